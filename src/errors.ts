@@ -1,0 +1,171 @@
+/** The one error type of the library, and the Linux error numbers it speaks in. */
+import type { Range } from './ranges.js';
+
+/**
+ * Linux error numbers (include/uapi/asm-generic/errno*.h). They are Linux's on every platform, because the kernel
+ * interfaces and the vfio-user protocol that this library speaks use no others.
+ */
+export const ERRNO = {
+  EPERM: 1,
+  ENOENT: 2,
+  EINTR: 4,
+  EIO: 5,
+  ENXIO: 6,
+  E2BIG: 7,
+  EBADF: 9,
+  EAGAIN: 11,
+  ENOMEM: 12,
+  EACCES: 13,
+  EFAULT: 14,
+  EBUSY: 16,
+  EEXIST: 17,
+  ENODEV: 19,
+  ENOTDIR: 20,
+  EISDIR: 21,
+  EINVAL: 22,
+  ENFILE: 23,
+  EMFILE: 24,
+  ENOTTY: 25,
+  EFBIG: 27,
+  ENOSPC: 28,
+  ESPIPE: 29,
+  EROFS: 30,
+  EPIPE: 32,
+  ERANGE: 34,
+  ENAMETOOLONG: 36,
+  ENOSYS: 38,
+  ELOOP: 40,
+  EPROTO: 71,
+  EOVERFLOW: 75,
+  ENOTSOCK: 88,
+  EDESTADDRREQ: 89,
+  EMSGSIZE: 90,
+  ENOTSUP: 95,
+  EADDRINUSE: 98,
+  ECONNABORTED: 103,
+  ECONNRESET: 104,
+  ENOTCONN: 107,
+  ETIMEDOUT: 110,
+  ECONNREFUSED: 111,
+  EALREADY: 114,
+  ECANCELED: 125,
+} as const;
+
+/** The name of a Linux error, such as `'EINVAL'`. */
+export type ErrorCode = keyof typeof ERRNO;
+
+const NAMES: ReadonlyMap<number, ErrorCode> = new Map(
+  (Object.keys(ERRNO) as ErrorCode[]).map((name) => [ERRNO[name], name]),
+);
+
+/** The name of error number `errno`; `'EIO'` for a number that is not in {@link ERRNO}. */
+export function errorCode(errno: number): ErrorCode {
+  return NAMES.get(errno) ?? 'EIO';
+}
+
+/** What a {@link DmaError} is made of. All but the code, the operation and the reason may be absent. */
+export interface DmaErrorDetails {
+  /** The cause by name. */
+  readonly code: ErrorCode;
+  /** The number behind `code`, when the system reported one that {@link ERRNO} does not name. */
+  readonly errno?: number;
+  /** What was being done, as the caller would name it: `'dmaMap'`, `'external.fromFd'`, `'mmap'`. */
+  readonly operation: string;
+  /** Why it failed, in a clause that can follow "operation: ". */
+  readonly reason: string;
+  /** The addresses it was done to. */
+  readonly range?: Range;
+  /** The device it was done on, by its name. */
+  readonly device?: string;
+  /** The error underneath. */
+  readonly cause?: unknown;
+  /** What to do next, made of live facts. */
+  readonly hint?: string;
+  /** Errors met while undoing what had been done before the failure. Empty when the undo was complete. */
+  readonly undo?: readonly unknown[];
+}
+
+/**
+ * Why an operation failed. Everything that this library throws or rejects with on purpose is one of these.
+ *
+ * The message reads `operation: reason [range] on device (hint: ...)`; each part is also a property for programs.
+ */
+export class DmaError extends Error {
+  override readonly name = 'DmaError';
+  /** The cause by name; one cause has one code. */
+  readonly code: ErrorCode;
+  /** The Linux number of the cause. */
+  readonly errno: number;
+  /** What was being done. */
+  readonly operation: string;
+  /** Why it failed, without the parts that have properties of their own. */
+  readonly reason: string;
+  /** The addresses it was done to, when there were any. */
+  readonly range: Range | undefined;
+  /** The name of the device it was done on, when there was one. */
+  readonly device: string | undefined;
+  /** The next step for who reads this. */
+  readonly hint: string | undefined;
+  /** Errors met while undoing; empty when nothing is left behind. */
+  readonly undo: readonly unknown[];
+
+  constructor(details: DmaErrorDetails) {
+    const { operation, reason, range, device, hint, undo = [] } = details;
+    super(
+      `${operation}: ${reason}` +
+        (range === undefined ? '' : ` ${range.toString()}`) +
+        (device === undefined ? '' : ` on ${device}`) +
+        (undo.length === 0 ? '' : `; undoing it failed too: ${undo.map(String).join('; ')}`) +
+        (hint === undefined ? '' : ` (hint: ${hint})`),
+      details.cause === undefined ? undefined : { cause: details.cause },
+    );
+    this.code = details.code;
+    this.errno = details.errno ?? ERRNO[details.code];
+    this.operation = operation;
+    this.reason = reason;
+    this.range = range;
+    this.device = device;
+    this.hint = hint;
+    this.undo = undo;
+  }
+
+  /** The same error with some parts replaced or added, as an outer layer that knows more would have thrown it. */
+  with(more: Partial<DmaErrorDetails>): DmaError {
+    const { code, errno, operation, reason, range, device, cause, hint, undo } = this;
+    return new DmaError({ code, errno, operation, reason, range, device, cause, hint, undo, ...more });
+  }
+}
+
+/** An invalid argument: code EINVAL. */
+export function invalid(operation: string, reason: string, more: Partial<DmaErrorDetails> = {}): DmaError {
+  return new DmaError({ code: 'EINVAL', operation, reason, ...more });
+}
+
+/** Is `error` a {@link DmaError}, with code `code` when one is given? */
+export function isDmaError(error: unknown, code?: ErrorCode): error is DmaError {
+  return error instanceof DmaError && (code === undefined || error.code === code);
+}
+
+/**
+ * Runs undo steps, all of them, in the order given, and collects what they throw.
+ *
+ * @returns the errors, to go into {@link DmaErrorDetails.undo}.
+ */
+export function undoAll(steps: Iterable<() => void>): unknown[] {
+  const errors: unknown[] = [];
+  for (const step of steps) {
+    try {
+      step();
+    } catch (error) {
+      errors.push(error);
+    }
+  }
+  return errors;
+}
+
+/** `error` as a {@link DmaError} that also carries what failed while undoing; other errors become its cause (EIO). */
+export function withUndo(error: unknown, operation: string, undo: readonly unknown[]): DmaError {
+  if (isDmaError(error)) return undo.length === 0 ? error : error.with({ undo: [...error.undo, ...undo] });
+  const reason = error instanceof Error ? error.message : String(error);
+  return new DmaError({ code: 'EIO', operation, reason, cause: error, undo });
+}

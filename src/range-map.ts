@@ -1,0 +1,506 @@
+/**
+ * An ordered map from address ranges to values: what is where, what is in the way, and what is next.
+ *
+ * It is a B+tree. The ranges, in address order, lie in leaves of up to {@link FAN_OUT}, which are chained in both
+ * directions; the inner nodes above hold for each child a *separator*: an address that is at most every start below that
+ * child and greater than every start below the child before it. The first separator of a node is the one that its parent
+ * has for it (-Infinity on the left edge), so entries can move between neighbours as they are. Addresses are kept in
+ * typed arrays beside the values, so that a search reads a few consecutive cache lines and no objects.
+ *
+ * Invariants: ranges do not overlap; all leaves have the same depth; every node but the root has at least
+ * {@link LEAST} entries, and an inner root at least two. So the depth grows with the logarithm of the size, memory with
+ * the size, and every operation on one range is O(log n): ranges of an overlap are found beside the place that the
+ * search ends at, never by scanning.
+ *
+ * For first-fit searches an inner node also knows the *room* below each child: the most bytes that any one range there
+ * offers from a multiple of an alignment on. It is kept for the alignments that {@link RangeMap.fit} was asked for, and
+ * costs nothing in a map that never was.
+ */
+
+/** Entries of a full node. */
+const FAN_OUT = 64;
+/** A node with fewer entries than this is filled up from, or merged into, a neighbour. */
+const LEAST = FAN_OUT / 4;
+/** Neighbours are merged when they have no more entries together: well below full, so that the next insert does not split. */
+const MERGED = (FAN_OUT / 4) * 3;
+
+class Node<V> {
+  /** How many entries there are. */
+  count = 0;
+  /** Leaf: where the ranges begin. Inner node: the separators. */
+  readonly starts = new Float64Array(FAN_OUT);
+  /** Leaf: where the ranges end. Inner node: nothing. */
+  readonly ends: Float64Array;
+  /** Leaf: the values, `count` of them. */
+  readonly values: V[] = [];
+  /** Inner node: the children, `count` of them. */
+  readonly children: Node<V>[] = [];
+  /** Inner node: for each alignment that room is kept for, the room below each child. */
+  readonly rooms: Float64Array[] = [];
+  /** Leaf: its neighbours. */
+  previous: Node<V> | undefined = undefined;
+  next: Node<V> | undefined = undefined;
+
+  /** @param level 0 for a leaf @param alignments how many alignments room is kept for */
+  constructor(
+    readonly level: number,
+    alignments: number,
+  ) {
+    this.ends = level === 0 ? new Float64Array(FAN_OUT) : NOTHING;
+    if (level > 0) for (let i = 0; i < alignments; i++) this.rooms.push(new Float64Array(FAN_OUT));
+  }
+
+  /** The last entry that starts at or below `address`; -1 when there is none. */
+  slotOf(address: number): number {
+    const { starts } = this;
+    let low = 0;
+    let high = this.count;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (starts[middle] <= address) low = middle + 1;
+      else high = middle;
+    }
+    return low - 1;
+  }
+
+  /** The most bytes that one range in or below this node offers from a multiple of `alignment` on. */
+  room(alignment: number, index: number): number {
+    let most = 0;
+    if (this.level === 0) {
+      for (let i = 0; i < this.count; i++) {
+        const room = this.ends[i] - roundUp(this.starts[i], alignment);
+        if (room > most) most = room;
+      }
+    } else {
+      const rooms = this.rooms[index];
+      for (let i = 0; i < this.count; i++) if (rooms[i] > most) most = rooms[i];
+    }
+    return most;
+  }
+
+  /** Leaf: puts a range at `slot`; there has to be space. */
+  put(slot: number, start: number, end: number, value: V): void {
+    const { starts, ends, values } = this;
+    values.push(value);
+    for (let i = this.count++; i > slot; i--) {
+      starts[i] = starts[i - 1];
+      ends[i] = ends[i - 1];
+      values[i] = values[i - 1];
+    }
+    starts[slot] = start;
+    ends[slot] = end;
+    values[slot] = value;
+  }
+
+  /** Leaf: removes the range at `slot`. */
+  drop(slot: number): void {
+    const { starts, ends, values } = this;
+    const last = --this.count;
+    for (let i = slot; i < last; i++) {
+      starts[i] = starts[i + 1];
+      ends[i] = ends[i + 1];
+      values[i] = values[i + 1];
+    }
+    values.pop();
+  }
+
+  /** Moves `count` entries, from `slot` on, to `target`, a node of the same level, at `at`. */
+  move(slot: number, count: number, target: Node<V>, at: number): void {
+    shift(this.starts, slot, this.count, target.starts, at, target.count, count);
+    if (this.level === 0) {
+      shift(this.ends, slot, this.count, target.ends, at, target.count, count);
+      target.values.splice(at, 0, ...this.values.splice(slot, count));
+    } else {
+      this.rooms.forEach((rooms, i) => shift(rooms, slot, this.count, target.rooms[i], at, target.count, count));
+      target.children.splice(at, 0, ...this.children.splice(slot, count));
+    }
+    this.count -= count;
+    target.count += count;
+  }
+
+  /** Inner node: puts a child at `slot`; there has to be space. Its room is not filled in. */
+  adopt(slot: number, separator: number, child: Node<V>): void {
+    this.starts.copyWithin(slot + 1, slot, this.count);
+    for (const rooms of this.rooms) rooms.copyWithin(slot + 1, slot, this.count);
+    this.children.splice(slot, 0, child);
+    this.starts[slot] = separator;
+    this.count++;
+  }
+
+  /** Inner node: removes the child at `slot`. */
+  abandon(slot: number): void {
+    this.starts.copyWithin(slot, slot + 1, this.count);
+    for (const rooms of this.rooms) rooms.copyWithin(slot, slot + 1, this.count);
+    this.children.splice(slot, 1);
+    this.count--;
+  }
+}
+
+const NOTHING = new Float64Array(0);
+
+/** Division by a power of two is exact, so this is, up to 2^53. */
+function roundUp(address: number, alignment: number): number {
+  return Math.ceil(address / alignment) * alignment;
+}
+
+/** Moves `count` numbers at `slot` of an array with `used` numbers into a gap that it opens at `at` of another. */
+function shift(
+  source: Float64Array,
+  slot: number,
+  used: number,
+  target: Float64Array,
+  at: number,
+  targetUsed: number,
+  count: number,
+): void {
+  target.copyWithin(at + count, at, targetUsed);
+  target.set(source.subarray(slot, slot + count), at);
+  source.copyWithin(slot, slot + count, used);
+}
+
+/**
+ * Half-open address ranges that do not overlap, each with a value, in address order.
+ *
+ * Addresses and lengths are trusted: integers, length at least 1, end at most 2^53 (a `Range` is all that). No operation
+ * but {@link entries} allocates, apart from the tree's own growth.
+ *
+ * @typeParam V anything but `undefined`, which stands for "none" in the answers.
+ */
+export class RangeMap<V> {
+  #root = new Node<V>(0, 0);
+  #size = 0;
+  /** Counts changes, so that an iteration notices them. */
+  #version = 0;
+  /** The alignments that room is kept for. */
+  readonly #alignments: number[] = [];
+  /** The nodes that the last descent passed, by level, and the slot it took in each (-1: before all in the leaf). */
+  readonly #path: Node<V>[] = [];
+  readonly #slots: number[] = [];
+
+  /** How many ranges there are. */
+  get size(): number {
+    return this.#size;
+  }
+
+  /**
+   * Adds `[start, start + length)`.
+   *
+   * @returns `undefined` when done; when something is in the way nothing changes, and the value of the lowest range
+   * in the way is returned
+   */
+  insert(start: number, length: number, value: V): V | undefined {
+    const end = start + length;
+    let leaf = this.#descend(start);
+    const obstacle = inTheWay(leaf, this.#slots[0], start, end);
+    if (obstacle !== undefined) return obstacle;
+    if (leaf.count === FAN_OUT) {
+      this.#split(0);
+      leaf = this.#path[0];
+    }
+    leaf.put(this.#slots[0] + 1, start, end, value);
+    this.#size++;
+    this.#version++;
+    this.#raiseRooms(start, end);
+    return undefined;
+  }
+
+  /** Removes the range that begins exactly at `start` and returns its value; `undefined` when none does. */
+  delete(start: number): V | undefined {
+    const leaf = this.#descend(start);
+    const slot = this.#slots[0];
+    if (slot < 0 || leaf.starts[slot] !== start) return undefined;
+    const value = leaf.values[slot];
+    const end = leaf.ends[slot];
+    leaf.drop(slot);
+    this.#size--;
+    this.#version++;
+    this.#lowerRooms(start, end);
+    if (leaf.count < LEAST) this.#fillUp();
+    return value;
+  }
+
+  /** Removes all ranges. */
+  clear(): void {
+    this.#root = new Node<V>(0, 0);
+    this.#path.length = 0;
+    this.#size = 0;
+    this.#version++;
+  }
+
+  /** The value of exactly this range. */
+  exact(start: number, length: number): V | undefined {
+    const leaf = this.#leafOf(start);
+    const slot = leaf.slotOf(start);
+    return slot >= 0 && leaf.starts[slot] === start && leaf.ends[slot] === start + length
+      ? leaf.values[slot]
+      : undefined;
+  }
+
+  /** The value of the range that contains `address`. */
+  at(address: number): V | undefined {
+    const leaf = this.#leafOf(address);
+    return inTheWay(leaf, leaf.slotOf(address), address, address);
+  }
+
+  /** The value of the lowest range that has an address in `[start, end)`. */
+  overlapping(start: number, end: number): V | undefined {
+    const leaf = this.#leafOf(start);
+    return inTheWay(leaf, leaf.slotOf(start), start, end);
+  }
+
+  /** The value of the range with the greatest start that is at most `address`. */
+  floor(address: number): V | undefined {
+    const leaf = this.#leafOf(address);
+    const slot = leaf.slotOf(address);
+    return slot >= 0 ? leaf.values[slot] : leaf.previous?.values[leaf.previous.count - 1];
+  }
+
+  /** The value of the range with the least start that is greater than `address`. */
+  above(address: number): V | undefined {
+    const leaf = this.#leafOf(address);
+    const slot = leaf.slotOf(address) + 1;
+    return slot < leaf.count ? leaf.values[slot] : leaf.next?.values[0];
+  }
+
+  /**
+   * The value of the lowest range that has `length` bytes from a multiple of `alignment` (a power of two) on.
+   *
+   * The first call with an alignment looks at every range, and from then on every change also costs the upkeep for it.
+   */
+  fit(length: number, alignment: number): V | undefined {
+    const index = this.#keepRoom(alignment);
+    let node = this.#root;
+    while (node.level > 0) {
+      const rooms = node.rooms[index];
+      let slot = 0;
+      while (slot < node.count && rooms[slot] < length) slot++;
+      if (slot === node.count) return undefined;
+      node = node.children[slot];
+    }
+    for (let slot = 0; slot < node.count; slot++) {
+      if (node.ends[slot] - roundUp(node.starts[slot], alignment) >= length) return node.values[slot];
+    }
+    return undefined;
+  }
+
+  /** The greatest length that {@link fit} finds a range for; 0 when none. */
+  room(alignment: number): number {
+    return this.#root.room(alignment, this.#keepRoom(alignment));
+  }
+
+  /**
+   * The values in address order. The map may be changed meanwhile: the iteration goes on with what is then behind the
+   * last range that it gave.
+   */
+  *values(): IterableIterator<V> {
+    for (const [, , value] of this.entries()) yield value;
+  }
+
+  /** `[start, length, value]` of every range in address order; the map may be changed meanwhile, as with {@link values}. */
+  *entries(): IterableIterator<[start: number, length: number, value: V]> {
+    let leaf: Node<V> | undefined = this.#leafOf(-Infinity);
+    let slot = 0;
+    while (leaf !== undefined) {
+      if (slot === leaf.count) {
+        leaf = leaf.next;
+        slot = 0;
+        continue;
+      }
+      const version = this.#version;
+      const start = leaf.starts[slot];
+      yield [start, leaf.ends[slot] - start, leaf.values[slot]];
+      if (version !== this.#version) {
+        leaf = this.#leafOf(start);
+        slot = leaf.slotOf(start);
+      }
+      slot++;
+    }
+  }
+
+  /** The leaf that a range starting at `address` is in, or would be put in. */
+  #leafOf(address: number): Node<V> {
+    let node = this.#root;
+    while (node.level > 0) {
+      node = node.children[node.slotOf(address)];
+    }
+    return node;
+  }
+
+  /** As `#leafOf`, and notes the way. */
+  #descend(address: number): Node<V> {
+    let node = this.#root;
+    while (node.level > 0) {
+      const slot = node.slotOf(address);
+      this.#path[node.level] = node;
+      this.#slots[node.level] = slot;
+      node = node.children[slot];
+    }
+    this.#path[0] = node;
+    this.#slots[0] = node.slotOf(address);
+    return node;
+  }
+
+  /** Splits the full node of the path at `level`, and those above it that are full too; the path stays right. */
+  #split(level: number): void {
+    const node = this.#path[level];
+    if (node === this.#root) {
+      this.#root = new Node<V>(level + 1, this.#alignments.length);
+      this.#root.adopt(0, -Infinity, node);
+      this.#path[level + 1] = this.#root;
+      this.#slots[level + 1] = 0;
+    } else if (this.#path[level + 1].count === FAN_OUT) {
+      this.#split(level + 1);
+    }
+    const half = FAN_OUT / 2;
+    const right = new Node<V>(level, this.#alignments.length);
+    node.move(half, FAN_OUT - half, right, 0);
+    if (level === 0) {
+      right.previous = node;
+      right.next = node.next;
+      if (node.next !== undefined) node.next.previous = right;
+      node.next = right;
+    }
+    const parent = this.#path[level + 1];
+    const slot = this.#slots[level + 1];
+    parent.adopt(slot + 1, right.starts[0], right);
+    this.#updateRoom(parent, slot);
+    this.#updateRoom(parent, slot + 1);
+    if (this.#slots[level] >= half) {
+      this.#path[level] = right;
+      this.#slots[level] -= half;
+      this.#slots[level + 1]++;
+    }
+  }
+
+  /** Gives the nodes of the path that have too few entries some of a neighbour's, or merges the two. */
+  #fillUp(): void {
+    for (let level = 0; this.#path[level] !== this.#root && this.#path[level].count < LEAST; level++) {
+      const parent = this.#path[level + 1];
+      const slot = Math.max(1, this.#slots[level + 1]);
+      const left = parent.children[slot - 1];
+      const right = parent.children[slot];
+      const total = left.count + right.count;
+      if (total <= MERGED) {
+        right.move(0, right.count, left, left.count);
+        if (level === 0) {
+          left.next = right.next;
+          if (right.next !== undefined) right.next.previous = left;
+        }
+        parent.abandon(slot);
+      } else {
+        const surplus = left.count - (total >>> 1);
+        if (surplus > 0) left.move(left.count - surplus, surplus, right, 0);
+        else right.move(0, -surplus, left, left.count);
+        parent.starts[slot] = right.starts[0];
+        this.#updateRoom(parent, slot);
+      }
+      this.#updateRoom(parent, slot - 1);
+    }
+    while (this.#root.level > 0 && this.#root.count === 1) this.#root = this.#root.children[0];
+  }
+
+  /** The index of `alignment` among those that room is kept for; it becomes one. */
+  #keepRoom(alignment: number): number {
+    const known = this.#alignments.indexOf(alignment);
+    if (known >= 0) return known;
+    const index = this.#alignments.push(alignment) - 1;
+    const add = (node: Node<V>): void => {
+      if (node.level === 0) return;
+      const rooms = new Float64Array(FAN_OUT);
+      node.rooms.push(rooms);
+      node.children.forEach((child, slot) => {
+        add(child);
+        rooms[slot] = child.room(alignment, index);
+      });
+    };
+    add(this.#root);
+    return index;
+  }
+
+  /** Brings the room below one child up to date. */
+  #updateRoom(parent: Node<V>, slot: number): void {
+    for (let i = 0; i < this.#alignments.length; i++) {
+      parent.rooms[i][slot] = parent.children[slot].room(this.#alignments[i], i);
+    }
+  }
+
+  /** After a range was added to the leaf of the path: brings the rooms above up to date. */
+  #raiseRooms(start: number, end: number): void {
+    for (let i = 0; i < this.#alignments.length; i++) {
+      const room = end - roundUp(start, this.#alignments[i]);
+      for (let level = 1; level <= this.#root.level; level++) {
+        const rooms = this.#path[level].rooms[i];
+        const slot = this.#slots[level];
+        if (room <= rooms[slot]) break;
+        rooms[slot] = room;
+      }
+    }
+  }
+
+  /** After a range was removed from the leaf of the path: brings the rooms above up to date. */
+  #lowerRooms(start: number, end: number): void {
+    for (let i = 0; i < this.#alignments.length; i++) {
+      const room = end - roundUp(start, this.#alignments[i]);
+      for (let level = 1; level <= this.#root.level; level++) {
+        const rooms = this.#path[level].rooms[i];
+        const slot = this.#slots[level];
+        if (room < rooms[slot]) break;
+        rooms[slot] = this.#path[level].children[slot].room(this.#alignments[i], i);
+      }
+    }
+  }
+
+  /**
+   * For tests: throws when an invariant of the tree does not hold.
+   * @internal
+   */
+  checkInvariants(): void {
+    const fail = (what: string): never => {
+      throw new Error(`RangeMap: ${what}`);
+    };
+    const leaves: Node<V>[] = [];
+    const check = (node: Node<V>, low: number, high: number): void => {
+      const { count, level, children, values, starts, ends } = node;
+      if (count > FAN_OUT || (node !== this.#root && count < LEAST)) fail(`${count} entries at level ${level}`);
+      if (level === 0) {
+        leaves.push(node);
+        if (values.length !== count) fail('values do not match the count');
+        for (let i = 0; i < count; i++) {
+          if (starts[i] < low || starts[i] >= high) fail('a start lies outside its separators');
+          if (ends[i] <= starts[i]) fail('an empty range');
+          if (i > 0 && starts[i] < ends[i - 1]) fail('ranges overlap');
+        }
+        return;
+      }
+      if (count < 2 || children.length !== count) fail('children do not match the count');
+      if (starts[0] !== low) fail("the first separator is not the parent's");
+      children.forEach((child, i) => {
+        if (child.level !== level - 1) fail('depth differs');
+        this.#alignments.forEach((alignment, a) => {
+          if (node.rooms[a][i] !== child.room(alignment, a)) fail('a room is out of date');
+        });
+        check(child, starts[i], i + 1 < count ? starts[i + 1] : high);
+      });
+    };
+    check(this.#root, -Infinity, Infinity);
+    leaves.forEach((leaf, i) => {
+      if (leaf.previous !== leaves[i - 1] || leaf.next !== leaves[i + 1]) fail('the chain of leaves is broken');
+      if (i > 0 && leaf.starts[0] < leaves[i - 1].ends[leaves[i - 1].count - 1]) fail('ranges of two leaves overlap');
+    });
+    if (leaves.reduce((sum, leaf) => sum + leaf.count, 0) !== this.#size) fail('the size is wrong');
+  }
+}
+
+/** The value of the lowest range that has an address in `[start, end)`, `slot` being the last of `leaf` up to `start`. */
+function inTheWay<V>(leaf: Node<V>, slot: number, start: number, end: number): V | undefined {
+  if (slot >= 0) {
+    if (leaf.ends[slot] > start) return leaf.values[slot];
+  } else if (leaf.previous !== undefined) {
+    const { ends, count, values } = leaf.previous;
+    if (ends[count - 1] > start) return values[count - 1];
+  }
+  const after = slot + 1;
+  if (after < leaf.count) return leaf.starts[after] < end ? leaf.values[after] : undefined;
+  const { next } = leaf;
+  return next !== undefined && next.starts[0] < end ? next.values[0] : undefined;
+}

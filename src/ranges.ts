@@ -1,0 +1,81 @@
+/** The one half-open address range. All range arithmetic of the library happens here, checked. */
+import { invalid } from './errors.js';
+import { ADDRESS_LIMIT, alignDown, alignUp, hex, isAddress } from './units.js';
+
+/**
+ * The addresses `start <= a < end`; never empty, never past 2^53. Immutable.
+ *
+ * @typeParam A what kind of address: `Va`, `Iova` or a plain offset.
+ */
+export class Range<A extends number = number> {
+  /** The first address. */
+  readonly start: A;
+  /** How many bytes; at least 1. */
+  readonly length: number;
+
+  /**
+   * @param operation named in the error when the range is impossible
+   * @throws DmaError EINVAL unless start is an address, length a positive safe integer, and the end at most 2^53
+   */
+  constructor(start: A, length: number, operation = 'range') {
+    if (!isAddress(start)) throw invalid(operation, `${start} is not an address (an integer from 0 to 2^53 - 1)`);
+    if (!isAddress(length) || length === 0) throw invalid(operation, `a length of ${length} bytes is not possible`);
+    if (length > ADDRESS_LIMIT - start) throw invalid(operation, `${length} bytes from ${hex(start)} pass 2^53`);
+    this.start = start;
+    this.length = length;
+  }
+
+  /** The range from `start` up to and without `end`. Throws EINVAL when that is empty. */
+  static between<A extends number>(start: A, end: number, operation = 'range'): Range<A> {
+    return new Range(start, end - start, operation);
+  }
+
+  /** One past the last address. */
+  get end(): number {
+    return this.start + this.length;
+  }
+
+  contains(address: number): boolean {
+    return address >= this.start && address < this.end;
+  }
+
+  covers(other: Range): boolean {
+    return other.start >= this.start && other.end <= this.end;
+  }
+
+  overlaps(other: Range): boolean {
+    return other.start < this.end && this.start < other.end;
+  }
+
+  /** The addresses that are in both; `undefined` when there are none. */
+  intersection(other: Range): Range<A> | undefined {
+    const start = Math.max(this.start, other.start);
+    const end = Math.min(this.end, other.end);
+    return start < end ? new Range(start as A, end - start) : undefined;
+  }
+
+  equals(other: Range): boolean {
+    return other.start === this.start && other.length === this.length;
+  }
+
+  /** Are start and length multiples of `granule`? */
+  isAligned(granule: number): boolean {
+    return this.start % granule === 0 && this.length % granule === 0;
+  }
+
+  /** The largest part that begins and ends on multiples of `granule`; `undefined` when there is none. */
+  alignedInside(granule: number): Range<A> | undefined {
+    const start = alignUp(this.start, granule);
+    const end = alignDown(this.end, granule);
+    return start < end ? new Range(start as A, end - start) : undefined;
+  }
+
+  /** `[0x1000, 0x3000)` */
+  toString(): string {
+    return `[${hex(this.start)}, ${hex(this.end)})`;
+  }
+
+  toJSON(): { start: string; length: number } {
+    return { start: hex(this.start), length: this.length };
+  }
+}

@@ -1,0 +1,83 @@
+/** Sizes and addresses: the units everything else is counted in. */
+
+declare const brand: unique symbol;
+
+/** A virtual address in this process, in bytes; an integer in [0, 2^53). */
+export type Va = number & { readonly [brand]: 'Va' };
+
+/** An address that a device uses, in bytes; an integer in [0, 2^53). */
+export type Iova = number & { readonly [brand]: 'Iova' };
+
+export const KiB = 1024;
+export const MiB = 1024 * KiB;
+export const GiB = 1024 * MiB;
+export const TiB = 1024 * GiB;
+
+/** One past the largest address that a Number holds exactly. */
+export const ADDRESS_LIMIT = 2 ** 53;
+
+/** Is `value` an integer in [0, 2^53), so that it can be an address or a length? */
+export function isAddress(value: number): boolean {
+  return Number.isSafeInteger(value) && value >= 0;
+}
+
+/** Is `value` a power of two (1 included)? Exact for every safe integer. */
+export function isPowerOfTwo(value: number): boolean {
+  return (
+    Number.isSafeInteger(value) && value > 0 && Number.isInteger(Math.log2(value)) && 2 ** Math.log2(value) === value
+  );
+}
+
+/** `value` rounded down to a multiple of `granule`. Addresses pass 2^32, so no bit operators here. */
+export function alignDown(value: number, granule: number): number {
+  return value - (value % granule);
+}
+
+/** `value` rounded up to a multiple of `granule`. */
+export function alignUp(value: number, granule: number): number {
+  const over = value % granule;
+  return over === 0 ? value : value + granule - over;
+}
+
+/** An address or length as the hexadecimal text that kernel logs and debuggers show, such as `0x7f00c0000000`. */
+export function hex(value: number): string {
+  return `0x${value.toString(16)}`;
+}
+
+const SUFFIXES: ReadonlyMap<string, number> = new Map([
+  ['', 1],
+  ['k', KiB],
+  ['m', MiB],
+  ['g', GiB],
+  ['t', TiB],
+]);
+
+/**
+ * The number of bytes that a text such as `64MiB`, `2M`, `4k`, `0x1000` or `4096` names. Suffixes are powers of 1024, in
+ * any case, with or without `B` or `iB`.
+ *
+ * @returns a safe integer, or `undefined` when the text is no size.
+ */
+export function parseSize(text: string): number | undefined {
+  if (/^0x[0-9a-f]+$/i.test(text)) {
+    const value = Number(text);
+    return isAddress(value) ? value : undefined;
+  }
+  const match = /^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$/i.exec(text.trim());
+  if (match === null) return undefined;
+  const bytes = Number(match[1]) * (SUFFIXES.get(match[2].toLowerCase()) ?? 1);
+  return isAddress(bytes) ? bytes : undefined;
+}
+
+/** A length for people: `64 MiB`, `4 KiB`, `17 bytes`. Exact when a whole number of the unit, else one decimal. */
+export function formatSize(bytes: number): string {
+  for (const [unit, name] of [
+    [TiB, 'TiB'],
+    [GiB, 'GiB'],
+    [MiB, 'MiB'],
+    [KiB, 'KiB'],
+  ] as const) {
+    if (bytes >= unit) return `${Number((bytes / unit).toFixed(1))} ${name}`;
+  }
+  return bytes === 1 ? '1 byte' : `${bytes} bytes`;
+}
