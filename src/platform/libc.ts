@@ -1,0 +1,186 @@
+/**
+ * The C library, through koffi. This is the only file that knows koffi; nothing is loaded before {@link loadLibc} is called.
+ *
+ * Addresses are plain Numbers. Every declaration has a fixed number of arguments, also of variadic functions: that is
+ * right on the architectures accepted here and saves half the cost of a call. koffi checks no ranges (NaN becomes 0, 2^40
+ * becomes an int of 0), so the ports check what they pass on, {@link checkFd} first of all.
+ */
+import { createRequire } from 'node:module';
+import { getSystemErrorMap } from 'node:util';
+import { DmaError, errorCode, invalid } from '../errors.js';
+import type { DmaErrorDetails } from '../errors.js';
+
+type Koffi = typeof import('koffi');
+
+/** What may stand for a pointer: an address, or an array whose first byte is meant and that stays put during the call. */
+export type Pointer = number | ArrayBufferView | null;
+
+/** The functions of the C library that the ports use, with -1 for failure as in C. See section 2 of the manual for each. */
+export interface Libc {
+  readonly getpagesize: () => number;
+  readonly mmap: (va: number, length: number, prot: number, flags: number, fd: number, offset: number) => number;
+  readonly munmap: (va: number, length: number) => number;
+  readonly memfd_create: (name: string, flags: number) => number;
+  readonly ftruncate: (fd: number, length: number) => number;
+
+  readonly open: (path: string, flags: number, mode: number) => number;
+  readonly close: (fd: number) => number;
+  readonly fcntl: (fd: number, command: number, argument: number) => number;
+  readonly statx: (dirFd: number, path: string, flags: number, mask: number, into: Pointer) => number;
+  readonly pread: (fd: number, into: Pointer, length: number, offset: number) => number;
+  readonly pwrite: (fd: number, from: Pointer, length: number, offset: number) => number;
+  readonly read: (fd: number, into: Pointer, length: number) => number;
+  readonly write: (fd: number, from: Pointer, length: number) => number;
+  readonly link: (from: string, to: string) => number;
+  readonly rename: (from: string, to: string) => number;
+  readonly unlink: (path: string) => number;
+
+  readonly socket: (domain: number, type: number, protocol: number) => number;
+  readonly socketpair: (domain: number, type: number, protocol: number, fds: Pointer) => number;
+  readonly connect: (fd: number, address: Pointer, length: number) => number;
+  readonly bind: (fd: number, address: Pointer, length: number) => number;
+  readonly listen: (fd: number, backlog: number) => number;
+  readonly accept4: (fd: number, address: Pointer, length: Pointer, flags: number) => number;
+  readonly send: (fd: number, from: Pointer, length: number, flags: number) => number;
+  readonly sendmsg: (fd: number, message: Pointer, flags: number) => number;
+  readonly recvmsg: (fd: number, message: Pointer, flags: number) => number;
+  readonly shutdown: (fd: number, how: number) => number;
+
+  readonly eventfd: (count: number, flags: number) => number;
+  readonly poll: (fds: Pointer, count: number, timeoutMs: number) => number;
+  readonly epoll_create1: (flags: number) => number;
+  readonly epoll_ctl: (epollFd: number, operation: number, fd: number, event: Pointer) => number;
+  readonly ioctl: (fd: number, request: number, argument: Pointer) => number;
+  /** ioctl(2) whose argument is a value. */
+  readonly ioctlValue: (fd: number, request: number, argument: number) => number;
+  readonly getrlimit: (resource: number, into: Pointer) => number;
+
+  /** `length` bytes from address `va` on as an ArrayBuffer that does not own them. Aborts the process when longer than V8 takes. */
+  readonly view: (va: number, length: number) => ArrayBuffer;
+  /** Where the first byte of a non-empty `view` is. */
+  readonly addressOf: (view: ArrayBufferView) => number;
+  /** libuv's uv_poll_t on `fd`. Aborts the process when the descriptor can not be polled or is already in this event loop. */
+  readonly pollHandle: (fd: number, interest: PollInterest, onEvent: (status: number) => void) => PollHandle;
+  /** The error number of the last call that failed in this thread. Good only until anything else is called. */
+  errno(): number;
+}
+
+/** What a {@link PollHandle} waits for. */
+export interface PollInterest {
+  readonly readable: boolean;
+  readonly writable: boolean;
+}
+
+/** A uv_poll_t that has been started. libuv stops it by itself when it reports a negative status. No method but `close` may be called after `close`: that would crash the process. */
+export interface PollHandle {
+  ref(): void;
+  unref(): void;
+  close(): void;
+}
+
+/** Where the numbers and layouts in `uapi/` hold: 64 bits, little-endian, the kernel's generic headers. */
+const ARCHITECTURES: readonly string[] = ['x64', 'arm64', 'riscv64', 'loong64'];
+
+let loaded: Libc | string | undefined;
+
+/**
+ * The C library of this process, or why it can not be had, in a clause. Loads it on the first call of a thread (about
+ * 15 ms); never throws.
+ */
+export function loadLibc(): Libc | string {
+  return (loaded ??= load());
+}
+
+function load(): Libc | string {
+  if (process.platform !== 'linux') return `the operating system is ${process.platform}, not Linux`;
+  if (!ARCHITECTURES.includes(process.arch)) return `no system calls are known for the ${process.arch} architecture`;
+  try {
+    return declare(createRequire(import.meta.url)('koffi') as Koffi);
+  } catch (error) {
+    return `koffi can not be loaded: ${error instanceof Error ? error.message.split('\n', 1)[0] : String(error)}`;
+  }
+}
+
+function declare(koffi: Koffi): Libc {
+  const c = koffi.load(null);
+  const int = (name: string, ...args: string[]) => c.func(name, 'int', args);
+  const long = (name: string, ...args: string[]) => c.func(name, 'intptr_t', args);
+
+  // Each thread has its own errno, and its own copy of this module.
+  const location: unknown = c.func('__errno_location', 'void *', [])();
+  const errno = new Int32Array(koffi.view(location, 4));
+
+  return {
+    getpagesize: int('getpagesize'),
+    mmap: long('mmap', 'intptr_t', 'size_t', 'int', 'int', 'int', 'int64_t'),
+    munmap: int('munmap', 'intptr_t', 'size_t'),
+    memfd_create: int('memfd_create', 'str', 'uint'),
+    ftruncate: int('ftruncate', 'int', 'int64_t'),
+    open: int('open', 'str', 'int', 'uint'),
+    close: int('close', 'int'),
+    fcntl: int('fcntl', 'int', 'int', 'long'),
+    statx: int('statx', 'int', 'str', 'int', 'uint', 'void *'),
+    pread: long('pread', 'int', 'void *', 'size_t', 'int64_t'),
+    pwrite: long('pwrite', 'int', 'void *', 'size_t', 'int64_t'),
+    read: long('read', 'int', 'void *', 'size_t'),
+    write: long('write', 'int', 'void *', 'size_t'),
+    link: int('link', 'str', 'str'),
+    rename: int('rename', 'str', 'str'),
+    unlink: int('unlink', 'str'),
+    socket: int('socket', 'int', 'int', 'int'),
+    socketpair: int('socketpair', 'int', 'int', 'int', 'void *'),
+    connect: int('connect', 'int', 'void *', 'uint'),
+    bind: int('bind', 'int', 'void *', 'uint'),
+    listen: int('listen', 'int', 'int'),
+    accept4: int('accept4', 'int', 'void *', 'void *', 'int'),
+    send: long('send', 'int', 'void *', 'size_t', 'int'),
+    sendmsg: long('sendmsg', 'int', 'void *', 'int'),
+    recvmsg: long('recvmsg', 'int', 'void *', 'int'),
+    shutdown: int('shutdown', 'int', 'int'),
+    eventfd: int('eventfd', 'uint', 'int'),
+    poll: int('poll', 'void *', 'ulong', 'int'),
+    epoll_create1: int('epoll_create1', 'int'),
+    epoll_ctl: int('epoll_ctl', 'int', 'int', 'int', 'void *'),
+    ioctl: int('ioctl', 'int', 'ulong', 'void *'),
+    ioctlValue: int('ioctl', 'int', 'ulong', 'intptr_t'),
+    getrlimit: int('getrlimit', 'int', 'void *'),
+    view: (va, length) => koffi.view(BigInt(va), length),
+    addressOf: (view) => Number(koffi.address(view)),
+    // koffi's types leave out the first argument of the callback, libuv's status.
+    pollHandle: (fd, interest, onEvent) =>
+      koffi.node.poll(fd, interest, (...args: unknown[]) => {
+        onEvent(Number(args[0]));
+      }),
+    errno: () => errno[0],
+  };
+}
+
+/**
+ * `result` of a system call that has just returned; -1 becomes a DmaError of errno. Nothing may run between the call and
+ * this: errno would be lost.
+ *
+ * @param operation the system call's name
+ * @param subject what it was done to, for the reason: a path, `fd 7`
+ */
+export function check(libc: Libc, result: number, operation: string, subject?: string): number {
+  return result === -1 ? fail(libc.errno(), operation, subject) : result;
+}
+
+/** Throws the DmaError of `errno`; see {@link check}. */
+export function fail(errno: number, operation: string, subject?: string, more?: Partial<DmaErrorDetails>): never {
+  const text = getSystemErrorMap().get(-errno)?.[1] ?? `error ${errno}`;
+  const reason = subject === undefined ? text : `${subject}: ${text}`;
+  throw new DmaError({ code: errorCode(errno), errno, operation, reason, ...more });
+}
+
+/** Throws EBADF unless `fd` can be a descriptor's number; koffi would take a wrong one for 0, the standard input. */
+export function checkFd(fd: number, operation: string): void {
+  if ((fd | 0) !== fd || fd < 0)
+    throw new DmaError({ code: 'EBADF', operation, reason: `${fd} is not a descriptor's number` });
+}
+
+/** Throws EINVAL when `text` would end early as a C string; ENOENT, as the kernel does, when it is empty. */
+export function checkPath(text: string, operation: string): void {
+  if (text === '') throw new DmaError({ code: 'ENOENT', operation, reason: 'the path is empty' });
+  if (text.includes('\0')) throw invalid(operation, `a path can not contain a NUL: ${JSON.stringify(text)}`);
+}

@@ -1,0 +1,128 @@
+/** Files and descriptors on Linux. */
+import { ERRNO, invalid } from '../errors.js';
+import { isAddress } from '../units.js';
+import { check, checkFd, checkPath, fail } from './libc.js';
+import type { Libc } from './libc.js';
+import type { FilesPort, FileStatus } from './ports.js';
+import {
+  AT_EMPTY_PATH,
+  F_ADD_SEALS,
+  F_DUPFD_CLOEXEC,
+  F_GET_SEALS,
+  F_GETFL,
+  F_SEAL_SHRINK,
+  O_ACCMODE,
+  O_CLOEXEC,
+  O_RDONLY,
+  O_RDWR,
+} from './uapi/fcntl.js';
+import {
+  S_IFBLK,
+  S_IFCHR,
+  S_IFDIR,
+  S_IFIFO,
+  S_IFMT,
+  S_IFREG,
+  S_IFSOCK,
+  STATX,
+  STATX_SIZE,
+  STATX_TYPE,
+} from './uapi/stat.js';
+
+/** The file types of stat.h in this library's words; a descriptor of the kernel's own making (anon_inode) has none. */
+const KINDS: ReadonlyMap<number, FileStatus['kind']> = new Map([
+  [S_IFREG, 'file'],
+  [S_IFSOCK, 'socket'],
+  [S_IFIFO, 'pipe'],
+  [S_IFDIR, 'directory'],
+  [S_IFCHR, 'device'],
+  [S_IFBLK, 'device'],
+]);
+
+/** The {@link FilesPort} that makes real system calls. */
+export function linuxFiles(libc: Libc): FilesPort {
+  const words = new Uint32Array(STATX.size / 4);
+  const halves = new Uint16Array(words.buffer);
+
+  /** Fills `words` with what `fd` is. */
+  const stat = (fd: number): void => {
+    check(libc, libc.statx(fd, '', AT_EMPTY_PATH, STATX_TYPE | STATX_SIZE, words), 'statx', `fd ${fd}`);
+  };
+  const statSize = (): number => words[STATX.stx_size / 4] + words[STATX.stx_size / 4 + 1] * 2 ** 32;
+  const statType = (): number => halves[STATX.stx_mode / 2] & S_IFMT;
+
+  return {
+    open(path, access) {
+      checkPath(path, 'open');
+      return check(libc, libc.open(path, O_CLOEXEC | (access === 'read' ? O_RDONLY : O_RDWR), 0), 'open', path);
+    },
+
+    close(fd) {
+      checkFd(fd, 'close');
+      check(libc, libc.close(fd), 'close', `fd ${fd}`);
+    },
+
+    duplicate(fd) {
+      checkFd(fd, 'fcntl');
+      return check(libc, libc.fcntl(fd, F_DUPFD_CLOEXEC, 0), 'fcntl', `F_DUPFD_CLOEXEC of fd ${fd}`);
+    },
+
+    status(fd) {
+      checkFd(fd, 'statx');
+      stat(fd);
+      const kind = KINDS.get(statType()) ?? 'other';
+      const size = statSize();
+      const flags = check(libc, libc.fcntl(fd, F_GETFL, 0), 'fcntl', `F_GETFL of fd ${fd}`);
+      return { kind, size, writable: (flags & O_ACCMODE) !== O_RDONLY };
+    },
+
+    sealedAgainstShrinking(fd, add) {
+      checkFd(fd, 'fcntl');
+      const seals = libc.fcntl(fd, F_GET_SEALS, 0);
+      if (seals === -1) {
+        const errno = libc.errno();
+        if (errno === ERRNO.EINVAL) return false; // no memfd
+        fail(errno, 'fcntl', `F_GET_SEALS of fd ${fd}`);
+      }
+      return (seals & F_SEAL_SHRINK) !== 0 || (add && libc.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) === 0);
+    },
+
+    readAt(fd, offset, into) {
+      checkFd(fd, 'pread');
+      if (!isAddress(offset)) throw invalid('pread', `the offset ${offset} is not possible`);
+      return readOrWriteAll(libc, 'pread', fd, offset, into, into.byteLength);
+    },
+
+    writeAt(fd, offset, from) {
+      checkFd(fd, 'pwrite');
+      if (!isAddress(offset)) throw invalid('pwrite', `the offset ${offset} is not possible`);
+      stat(fd);
+      // pwrite at the end of a file makes it longer; a device has an end of its own.
+      const room = statType() === S_IFREG ? Math.max(0, statSize() - offset) : Infinity;
+      return readOrWriteAll(libc, 'pwrite', fd, offset, from, Math.min(from.byteLength, room));
+    },
+  };
+}
+
+/** pread or pwrite of the first `length` bytes of `bytes`, in as many steps as it takes. Returns the bytes done before the end. */
+function readOrWriteAll(
+  libc: Libc,
+  operation: 'pread' | 'pwrite',
+  fd: number,
+  offset: number,
+  bytes: Uint8Array,
+  length: number,
+): number {
+  let done = 0;
+  while (done < length) {
+    const rest = done === 0 ? bytes : bytes.subarray(done);
+    const count = libc[operation](fd, rest, length - done, offset + done);
+    if (count === 0) break;
+    if (count > 0) done += count;
+    else {
+      const errno = libc.errno();
+      if (errno !== ERRNO.EINTR) fail(errno, operation, `fd ${fd} at offset ${offset + done}`);
+    }
+  }
+  return done;
+}

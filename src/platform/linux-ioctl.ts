@@ -1,0 +1,20 @@
+/** ioctl(2) on Linux. */
+import { invalid } from '../errors.js';
+import { check, checkFd } from './libc.js';
+import type { Libc } from './libc.js';
+import type { IoctlPort } from './ports.js';
+
+/** The {@link IoctlPort} that makes real system calls. */
+export function linuxIoctl(libc: Libc): IoctlPort {
+  return {
+    call(fd, request, argument, name) {
+      checkFd(fd, name);
+      if (!(request >= 0 && request < 2 ** 32)) throw invalid(name, `${request} is not the number of an ioctl`);
+      if (typeof argument === 'number' && !Number.isSafeInteger(argument))
+        throw invalid(name, `${argument} can not be passed by value`);
+      const result =
+        typeof argument === 'number' ? libc.ioctlValue(fd, request, argument) : libc.ioctl(fd, request, argument);
+      return check(libc, result, name, `ioctl of fd ${fd}`);
+    },
+  };
+}

@@ -1,0 +1,163 @@
+/** Mappings, memfds and views of raw memory on Linux. */
+import { constants } from 'node:buffer';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+import { DmaError, invalid } from '../errors.js';
+import { hex, isAddress, isPowerOfTwo, TiB } from '../units.js';
+import type { Va } from '../units.js';
+import { check, checkFd, checkPath } from './libc.js';
+import type { Libc } from './libc.js';
+import { readKernelText } from './linux-proc.js';
+import type { MapOptions, MemfdOptions, MemoryPort } from './ports.js';
+import { F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK } from './uapi/fcntl.js';
+import { MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB } from './uapi/memfd.js';
+import {
+  MAP_ANONYMOUS,
+  MAP_HUGE_SHIFT,
+  MAP_HUGETLB,
+  MAP_POPULATE,
+  MAP_PRIVATE,
+  MAP_SHARED,
+  PROT_READ,
+  PROT_WRITE,
+} from './uapi/mman.js';
+
+/** The {@link MemoryPort} that makes real system calls. */
+export function linuxMemory(libc: Libc): MemoryPort {
+  const pageSize = libc.getpagesize();
+  // V8 takes what it says up to Node 20 (4 GiB); later it says 2^53, but reserves address space for bookkeeping as it goes.
+  const maxView = Math.min(constants.MAX_LENGTH, TiB);
+
+  return {
+    pageSize,
+    maxView,
+
+    map(options: MapOptions): Va {
+      const { length, writable = true, fd, offset = 0, hugePageSize, populate = false } = options;
+      checkPages('mmap', 'length', length, pageSize);
+      if (length === 0) throw invalid('mmap', 'a mapping of no bytes is not possible');
+      checkPages('mmap', 'offset', offset, pageSize);
+      let flags = populate ? MAP_POPULATE : 0;
+      if (fd === undefined) flags |= MAP_PRIVATE | MAP_ANONYMOUS;
+      else {
+        checkFd(fd, 'mmap');
+        flags |= MAP_SHARED;
+      }
+      if (hugePageSize !== undefined) {
+        if (fd !== undefined)
+          throw invalid('mmap', 'the page size of a file is its own: hugePageSize is for anonymous memory');
+        checkPages('mmap', 'length', length, hugePageSize);
+        flags |= MAP_HUGETLB | hugePageFlag('mmap', hugePageSize, MAP_HUGE_SHIFT);
+      }
+      const prot = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+      return check(libc, libc.mmap(0, length, prot, flags, fd ?? -1, offset), 'mmap', `${length} bytes`) as Va;
+    },
+
+    unmap(va: Va, length: number): void {
+      checkPages('munmap', 'address', va, pageSize);
+      checkPages('munmap', 'length', length, pageSize);
+      check(libc, libc.munmap(va, length), 'munmap', `${length} bytes at ${hex(va)}`);
+    },
+
+    memfd(options: MemfdOptions): number {
+      const { name, length, hugePageSize, sealed = true } = options;
+      checkPath(name, 'memfd_create');
+      if (!isAddress(length)) throw invalid('ftruncate', `a length of ${length} bytes is not possible`);
+      let flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+      if (hugePageSize !== undefined) flags |= MFD_HUGETLB | hugePageFlag('memfd_create', hugePageSize, MFD_HUGE_SHIFT);
+      const fd = check(libc, libc.memfd_create(name, flags), 'memfd_create', name);
+      try {
+        check(libc, libc.ftruncate(fd, length), 'ftruncate', `${length} bytes`);
+        if (sealed) check(libc, libc.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 'fcntl', 'F_ADD_SEALS');
+      } catch (error) {
+        libc.close(fd);
+        throw error;
+      }
+      return fd;
+    },
+
+    view(va: Va, length: number): ArrayBuffer {
+      if (!isAddress(va) || va === 0 || !isAddress(length) || length === 0)
+        throw invalid('view', `${length} bytes at ${hex(va)} can not be viewed`);
+      if (length > maxView) {
+        const reason = `${length} bytes are more than an ArrayBuffer of Node ${process.versions.node} can hold (${maxView})`;
+        throw new DmaError({ code: 'ENOTSUP', operation: 'view', reason });
+      }
+      return libc.view(va, length);
+    },
+
+    detach,
+
+    addressOf(view: ArrayBufferView | ArrayBufferLike): Va {
+      if (isEmpty(view)) throw invalid('addressOf', 'the buffer is empty or detached, so it has no address');
+      return libc.addressOf(ArrayBuffer.isView(view) ? view : new Uint8Array(view)) as Va;
+    },
+
+    protection(va: Va, length: number): 'none' | 'read' | 'read-write' {
+      if (!isAddress(va) || !isAddress(length) || length === 0) return 'none';
+      const maps = readKernelText('/proc/self/maps');
+      if (maps === undefined)
+        throw new DmaError({ code: 'ENOTSUP', operation: 'protection', reason: '/proc/self/maps can not be read' });
+      return protectionIn(maps, va, va + length);
+    },
+  };
+}
+
+/** Has `view` no bytes? A DataView throws where others tell 0 once its buffer is detached. */
+function isEmpty(view: ArrayBufferView | ArrayBufferLike): boolean {
+  try {
+    return view.byteLength === 0;
+  } catch {
+    return true;
+  }
+}
+
+function checkPages(operation: string, what: string, value: number, pageSize: number): void {
+  if (!isAddress(value) || value % pageSize !== 0)
+    throw invalid(operation, `the ${what} ${value} is not a multiple of the page size ${pageSize}`);
+}
+
+function hugePageFlag(operation: string, pageSize: number, shift: number): number {
+  if (!isPowerOfTwo(pageSize)) throw invalid(operation, `a page size of ${pageSize} bytes is not possible`);
+  return Math.log2(pageSize) << shift;
+}
+
+/** What the lines of /proc/self/maps, which ascend, allow on all of [start, end). */
+function protectionIn(maps: string, start: number, end: number): 'none' | 'read' | 'read-write' {
+  let covered = start;
+  let writable = true;
+  for (const [, from, to, read, write] of maps.matchAll(/^([0-9a-f]+)-([0-9a-f]+) (.)(.)/gm)) {
+    if (parseInt(to, 16) <= covered) continue;
+    if (parseInt(from, 16) > covered || read !== 'r') return 'none';
+    if (write !== 'w') writable = false;
+    covered = parseInt(to, 16);
+    if (covered >= end) return writable ? 'read-write' : 'read';
+  }
+  return 'none';
+}
+
+/**
+ * `ArrayBuffer.prototype.transfer`, the one way to detach an ArrayBuffer that was made outside of V8 (structuredClone copies
+ * such a buffer on Node 20 and leaves it attached). Node 20 has the method behind a flag, in contexts that are made after the
+ * flag was set. The flag stays set, because another thread could be between the two steps when it is cleared; all it does
+ * is to give later contexts a method that newer versions have anyway.
+ */
+function findTransfer(): unknown {
+  const own: unknown = Reflect.get(ArrayBuffer.prototype, 'transfer');
+  if (typeof own === 'function') return own;
+  setFlagsFromString('--harmony-rab-gsab-transfer');
+  return runInNewContext('ArrayBuffer.prototype.transfer');
+}
+
+let transfer: unknown;
+
+/** See {@link MemoryPort.detach}. ENOTSUP when this version of Node has no way to do it. */
+function detach(buffer: ArrayBuffer): void {
+  if (buffer.byteLength === 0) return;
+  transfer ??= findTransfer();
+  if (typeof transfer === 'function') Reflect.apply(transfer, buffer, [0]);
+  if (buffer.byteLength !== 0) {
+    const reason = `Node ${process.versions.node} can not detach an ArrayBuffer`;
+    throw new DmaError({ code: 'ENOTSUP', operation: 'detach', reason });
+  }
+}

@@ -1,0 +1,25 @@
+/** All ports as Linux gives them. */
+import type { Libc } from './libc.js';
+import { linuxEvents } from './linux-events.js';
+import { linuxFiles } from './linux-files.js';
+import { linuxIoctl } from './linux-ioctl.js';
+import { linuxLimits } from './linux-limits.js';
+import { linuxMemory } from './linux-memory.js';
+import { linuxReadiness } from './linux-readiness.js';
+import { linuxSockets } from './linux-sockets.js';
+import type { Platform } from './ports.js';
+
+/** The platform of a Linux machine. It belongs to the thread that calls this: libc's errno does. */
+export function linuxPlatform(libc: Libc): Platform {
+  return {
+    name: 'linux',
+    limitation: undefined,
+    memory: linuxMemory(libc),
+    files: linuxFiles(libc),
+    sockets: linuxSockets(libc),
+    events: linuxEvents(libc),
+    readiness: linuxReadiness(libc),
+    ioctl: linuxIoctl(libc),
+    limits: linuxLimits(libc),
+  };
+}

@@ -1,0 +1,155 @@
+/**
+ * The platform where no system call can be made (macOS, Windows, no koffi binary): memory is ordinary ArrayBuffers at
+ * made-up addresses, which is enough for allocators, ledgers and tests; everything else is ENOTSUP with the reason.
+ */
+import { constants } from 'node:buffer';
+import { DmaError, invalid } from '../errors.js';
+import { alignUp, hex, isAddress, TiB } from '../units.js';
+import type { Va } from '../units.js';
+import type { MapOptions, MemoryPort, Platform } from './ports.js';
+
+/** @param reason why system calls can not be made, in a clause; becomes `limitation` and part of every ENOTSUP */
+export function portablePlatform(reason: string): Platform {
+  const refuse = (operation: string) => (): never => {
+    throw new DmaError({ code: 'ENOTSUP', operation, reason });
+  };
+  return {
+    name: 'portable',
+    limitation: reason,
+    memory: new PortableMemory(reason),
+    files: {
+      open: refuse('open'),
+      close: refuse('close'),
+      duplicate: refuse('fcntl'),
+      status: refuse('statx'),
+      sealedAgainstShrinking: refuse('fcntl'),
+      readAt: refuse('pread'),
+      writeAt: refuse('pwrite'),
+    },
+    sockets: {
+      connect: refuse('connect'),
+      listen: refuse('listen'),
+      accept: refuse('accept4'),
+      pair: refuse('socketpair'),
+      send: refuse('sendmsg'),
+      receive: refuse('recvmsg'),
+      shutdown: refuse('shutdown'),
+    },
+    events: { create: refuse('eventfd'), signal: refuse('write'), take: refuse('read') },
+    readiness: { watch: refuse('watch'), wait: refuse('poll') },
+    ioctl: { call: refuse('ioctl') },
+    limits: { lockedMemory: () => ({ limit: Infinity, used: 0 }), freeHugePages: () => undefined },
+  };
+}
+
+/** Addresses start where no process of an operating system would have anything by chance. */
+const FIRST_VA = 0x100000000000;
+
+/**
+ * Memory at made-up addresses. Each ArrayBuffer begins on a page of its own, with a hole after it, so that neighbours
+ * never look like one range. A buffer can only be viewed as a whole: JavaScript can not have two of one memory.
+ */
+class PortableMemory implements MemoryPort {
+  readonly pageSize = 4096;
+  readonly maxView = Math.min(constants.MAX_LENGTH, TiB);
+  readonly #reason: string;
+  #nextVa = FIRST_VA;
+  readonly #mappings = new Map<number, { readonly buffer: ArrayBuffer; readonly length: number }>();
+  readonly #addresses = new WeakMap<ArrayBufferLike, number>();
+  readonly #foreign = new Map<number, WeakRef<ArrayBuffer>>();
+  readonly #forget = new FinalizationRegistry<number>((va) => this.#foreign.delete(va));
+
+  constructor(reason: string) {
+    this.#reason = reason;
+  }
+
+  map(options: MapOptions): Va {
+    const { length, writable = true, fd, hugePageSize } = options;
+    if (!isAddress(length) || length === 0 || length % this.pageSize !== 0)
+      throw invalid('mmap', `the length ${length} is not a multiple of the page size ${this.pageSize}`);
+    if (fd !== undefined) throw this.#unsupported('mmap', 'a descriptor can not be mapped');
+    if (hugePageSize !== undefined) throw this.#unsupported('mmap', 'there are no huge pages');
+    if (!writable) throw this.#unsupported('mmap', 'memory can not be made read-only');
+    const buffer = allocate(length);
+    const va = this.#place(buffer);
+    this.#mappings.set(va, { buffer, length });
+    return va;
+  }
+
+  unmap(va: Va, length: number): void {
+    if (this.#mappings.get(va)?.length !== length)
+      throw invalid('munmap', `${length} bytes at ${hex(va)} are not what was mapped`);
+    this.#mappings.delete(va);
+  }
+
+  memfd(): never {
+    throw this.#unsupported('memfd_create', 'there are no files in memory');
+  }
+
+  /** The whole ArrayBuffer at `va`, which is the memory itself: once detached, what was in it is gone. */
+  view(va: Va, length: number): ArrayBuffer {
+    const buffer = this.#mappings.get(va)?.buffer ?? this.#foreign.get(va)?.deref();
+    if (buffer === undefined || buffer.byteLength !== length)
+      throw this.#unsupported('view', `${length} bytes at ${hex(va)} are not one whole ArrayBuffer`);
+    return buffer;
+  }
+
+  detach(buffer: ArrayBuffer): void {
+    if (buffer.byteLength !== 0) structuredClone(buffer, { transfer: [buffer] });
+  }
+
+  addressOf(view: ArrayBufferView | ArrayBufferLike): Va {
+    const { buffer, offset } = whole(view);
+    return ((this.#addresses.get(buffer) ?? this.#adopt(buffer)) + offset) as Va;
+  }
+
+  protection(va: Va, length: number): 'none' | 'read-write' {
+    for (const [start, { buffer }] of this.#mappings) if (covers(start, buffer, va, length)) return 'read-write';
+    for (const [start, buffer] of this.#foreign) if (covers(start, buffer.deref(), va, length)) return 'read-write';
+    return 'none';
+  }
+
+  #adopt(buffer: ArrayBufferLike): number {
+    const va = this.#place(buffer);
+    if (buffer instanceof ArrayBuffer) {
+      this.#foreign.set(va, new WeakRef(buffer));
+      this.#forget.register(buffer, va);
+    }
+    return va;
+  }
+
+  #place(buffer: ArrayBufferLike): Va {
+    const va = this.#nextVa;
+    this.#nextVa = va + alignUp(buffer.byteLength, this.pageSize) + this.pageSize;
+    this.#addresses.set(buffer, va);
+    return va as Va;
+  }
+
+  #unsupported(operation: string, reason: string): DmaError {
+    return new DmaError({ code: 'ENOTSUP', operation, reason: `${reason}: ${this.#reason}` });
+  }
+}
+
+/** Are all of [va, va + length) bytes of `buffer`, which begins at `start`? */
+function covers(start: number, buffer: ArrayBuffer | undefined, va: number, length: number): boolean {
+  return buffer !== undefined && length > 0 && va >= start && va + length <= start + buffer.byteLength;
+}
+
+function allocate(length: number): ArrayBuffer {
+  try {
+    return new ArrayBuffer(length);
+  } catch (error) {
+    throw new DmaError({ code: 'ENOMEM', operation: 'mmap', reason: `${length} bytes can not be had`, cause: error });
+  }
+}
+
+/** The buffer that `view` is on, and where in it; EINVAL when there is no byte. */
+function whole(view: ArrayBufferView | ArrayBufferLike): { buffer: ArrayBufferLike; offset: number } {
+  try {
+    if (view.byteLength > 0)
+      return ArrayBuffer.isView(view) ? { buffer: view.buffer, offset: view.byteOffset } : { buffer: view, offset: 0 };
+  } catch {
+    // A DataView of a detached buffer throws instead of telling 0.
+  }
+  throw invalid('addressOf', 'the buffer is empty or detached, so it has no address');
+}

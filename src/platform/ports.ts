@@ -1,0 +1,182 @@
+/**
+ * What the library asks of the operating system: one small interface a facility. `linux.ts` answers with real system
+ * calls, `portable.ts` with what plain JavaScript can do, `testing.ts` wraps either so that a test can make the Nth call
+ * fail or see what was left behind.
+ *
+ * Every method either does what it says or throws a `DmaError` whose `operation` is the system call's name and whose
+ * `code` is the kernel's errno; what this machine can not do is ENOTSUP, with the reason. Descriptors are plain numbers,
+ * owned by the caller until it closes them; every one that is made here has close-on-exec set.
+ */
+import type { Va } from '../units.js';
+
+/** How a new mapping gets its pages. */
+export interface MapOptions {
+  /** bytes, a multiple of the page size */
+  readonly length: number;
+  /** May the process write? Default true. */
+  readonly writable?: boolean;
+  /** The descriptor behind a shared mapping; absent for private anonymous memory. */
+  readonly fd?: number;
+  /** Bytes into the descriptor, a multiple of the page size. Default 0. */
+  readonly offset?: number;
+  /** Anonymous hugetlb memory of this page size in bytes, a power of two. */
+  readonly hugePageSize?: number;
+  /** Fault every page in now. */
+  readonly populate?: boolean;
+}
+
+/** Options of a new memfd. */
+export interface MemfdOptions {
+  /** Shows up in /proc/self/maps and /proc/self/fd. */
+  readonly name: string;
+  /** bytes */
+  readonly length: number;
+  /** hugetlb page size in bytes; ordinary pages when absent. */
+  readonly hugePageSize?: number;
+  /** Seal against shrinking and growing, so that nobody who maps it can be killed by SIGBUS. Default true. */
+  readonly sealed?: boolean;
+}
+
+/** Memory mappings, and JavaScript's views of them. */
+export interface MemoryPort {
+  /** bytes a page of ordinary memory has */
+  readonly pageSize: number;
+  /** mmap(2). Returns the address of the mapping, which the caller owns until `unmap`. */
+  map(options: MapOptions): Va;
+  /** munmap(2) of exactly what `map` returned. Every view must have been detached before. */
+  unmap(va: Va, length: number): void;
+  /** memfd_create(2) + ftruncate(2) + seals. Returns a descriptor that the caller owns. */
+  memfd(options: MemfdOptions): number;
+  /**
+   * The bytes at [va, va + length) as an ArrayBuffer that does not own them. The caller must `detach` it before the memory
+   * goes away. Longer than `maxView` bytes is ENOTSUP.
+   */
+  view(va: Va, length: number): ArrayBuffer;
+  /** The largest `length` that `view` takes, in bytes (4 GiB on Node 20). */
+  readonly maxView: number;
+  /** Makes `buffer`, and all made on it, empty: later reads give undefined or throw and never fault. */
+  detach(buffer: ArrayBuffer): void;
+  /** Where the first byte of `view` is. EINVAL for a detached or empty one. The address stays good while `view` is alive. */
+  addressOf(view: ArrayBufferView | ArrayBufferLike): Va;
+  /** What this process may do with all of [va, va + length), by /proc/self/maps; `'none'` when any page is not mapped. */
+  protection(va: Va, length: number): 'none' | 'read' | 'read-write';
+}
+
+/** What kind of thing a descriptor is, and how long. */
+export interface FileStatus {
+  readonly kind: 'file' | 'socket' | 'pipe' | 'directory' | 'device' | 'other';
+  /** bytes; 0 for what has no length */
+  readonly size: number;
+  /** May it be written through this descriptor? */
+  readonly writable: boolean;
+}
+
+/** Files and descriptors. */
+export interface FilesPort {
+  open(path: string, access: 'read' | 'read-write'): number;
+  close(fd: number): void;
+  /** A second descriptor for the same open file (F_DUPFD_CLOEXEC). */
+  duplicate(fd: number): number;
+  status(fd: number): FileStatus;
+  /** Is it sealed against shrinking (F_SEAL_SHRINK)? With `add`, tries to add that seal when it is not. Never throws for want of seals. */
+  sealedAgainstShrinking(fd: number, add: boolean): boolean;
+  /** pread(2) into `into` until it is full or the file ends. Returns the bytes read. */
+  readAt(fd: number, offset: number, into: Uint8Array): number;
+  /** pwrite(2) of all of `from`, without ever making a file longer. Returns the bytes written. */
+  writeAt(fd: number, offset: number, from: Uint8Array): number;
+}
+
+/** What one `receive` brought. */
+export interface Received {
+  /** Bytes put into the buffer; 0 at the end of the stream. */
+  readonly bytes: number;
+  /** Descriptors that came along; the receiver owns them. They belong to the last message that begins in these bytes. */
+  readonly fds: readonly number[];
+  /** More descriptors were sent than were taken; the rest is lost. */
+  readonly truncated: boolean;
+}
+
+/** UNIX stream sockets with SCM_RIGHTS. Every socket is non-blocking; "would block" is a value, not an error. */
+export interface SocketsPort {
+  /** Connects to a listening socket. ENOENT, ECONNREFUSED, EACCES, ENAMETOOLONG (paths of 108 bytes and more), EAGAIN (its queue is full). */
+  connect(path: string): number;
+  /**
+   * Listens at `path`, which appears only once connections are accepted (bind under another name, then rename).
+   * EADDRINUSE when somebody listens there already; a dead socket file is replaced.
+   */
+  listen(path: string, backlog: number): number;
+  /** The next waiting connection, or `undefined` when there is none. */
+  accept(fd: number): number | undefined;
+  /** Two connected sockets. */
+  pair(): [number, number];
+  /**
+   * sendmsg(2) of `bytes.subarray(offset)`, descriptors on the first byte.
+   * @returns bytes taken by the kernel, 0 when it would block (then no descriptor went either)
+   */
+  send(fd: number, bytes: Uint8Array, offset: number, fds: readonly number[]): number;
+  /** recvmsg(2) into `into`, with at most `maxFds` descriptors. `undefined` when it would block. */
+  receive(fd: number, into: Uint8Array, maxFds: number): Received | undefined;
+  /** Tells the other side that no more comes, either way. */
+  shutdown(fd: number): void;
+}
+
+/** Event counters: how devices interrupt a program. */
+export interface EventsPort {
+  /** A new non-blocking eventfd(2) with count 0. */
+  create(): number;
+  /** Adds 1. EAGAIN when that would block, which is said without blocking. */
+  signal(fd: number): void;
+  /** Takes the count and sets it to 0. Returns 0 when nothing was signalled. Does not block. */
+  take(fd: number): number;
+}
+
+/** A watch on a descriptor; closing it is idempotent and does not close the descriptor. */
+export interface Watch {
+  /** Should this watch keep the process alive? A new one does. */
+  setRef(keepAlive: boolean): void;
+  close(): void;
+}
+
+/** Readiness of raw descriptors. */
+export interface ReadinessPort {
+  /**
+   * Calls `onReady` from the event loop whenever the descriptor is readable (or, with `writable`, can be written). Level
+   * triggered: drain until it would block. EPERM for what can not be polled (files, memfds).
+   */
+  watch(fd: number, interest: { readable?: boolean; writable?: boolean }, onReady: () => void): Watch;
+  /**
+   * poll(2): blocks this thread until one is ready or the time is over.
+   * @param timeoutMs milliseconds; 0 only looks
+   * @returns whether any is ready (errors and hang-ups count as ready)
+   */
+  wait(fds: readonly { fd: number; readable: boolean; writable: boolean }[], timeoutMs: number): boolean;
+}
+
+/** ioctl(2). */
+export interface IoctlPort {
+  /** Returns ioctl's non-negative result. `argument` is in and out; a number is passed by value. */
+  call(fd: number, request: number, argument: Uint8Array | number, name: string): number;
+}
+
+/** Limits of this process. */
+export interface LimitsPort {
+  /** RLIMIT_MEMLOCK's soft limit and what is locked now, in bytes; `limit` is Infinity when there is none. */
+  lockedMemory(): { readonly limit: number; readonly used: number };
+  /** Hugepages of `pageSize` bytes that are free now, by sysfs; `undefined` when the kernel has none of that size. */
+  freeHugePages(pageSize: number): number | undefined;
+}
+
+/** All ports of one machine. */
+export interface Platform {
+  /** `linux`, or `portable` when no system call can be made */
+  readonly name: string;
+  /** Why system calls can not be made here; `undefined` where they can. */
+  readonly limitation: string | undefined;
+  readonly memory: MemoryPort;
+  readonly files: FilesPort;
+  readonly sockets: SocketsPort;
+  readonly events: EventsPort;
+  readonly readiness: ReadinessPort;
+  readonly ioctl: IoctlPort;
+  readonly limits: LimitsPort;
+}

@@ -1,0 +1,109 @@
+/**
+ * Device registers. The one way drivers reach them, because a naked `view[i]` is not safe: V8 narrows a masked load to one
+ * byte, drops a load whose value is unused and may merge two loads of a DataView, and DataView and Buffer stores are split
+ * into bytes until the code is optimised. Devices that want 32-bit accesses then see something else.
+ */
+import { DmaError, invalid } from '../errors.js';
+import { hex, isAddress } from '../units.js';
+
+/** The registers of one region of a device. Offsets in bytes, naturally aligned; values are little-endian unsigned. */
+export interface Registers {
+  /** bytes in the region */
+  readonly size: number;
+  /** One 32-bit load. */
+  read32(offset: number): number;
+  /** One 32-bit store of the low 32 bits of `value`. */
+  write32(offset: number, value: number): void;
+  /** One 64-bit load. ERANGE when the value does not fit a Number (2^53 and more). */
+  read64(offset: number): number;
+  /** One 64-bit store of `value`, an integer in [0, 2^53). */
+  write64(offset: number, value: number): void;
+  /** Makes sure that earlier stores have reached the device, by a load from `offset` that is not optimised away. */
+  flush(offset: number): void;
+}
+
+/** Throws EINVAL unless `offset` is a multiple of `width` and the access lies inside `size` bytes. */
+export function checkRegister(offset: number, width: number, size: number): void {
+  if (!Number.isInteger(offset) || offset < 0 || offset % width !== 0 || offset + width > size)
+    throw invalid('registers', `${width * 8}-bit access at ${hex(offset)} of a region of ${hex(size)} bytes`);
+}
+
+/**
+ * Where every register value that was read is put, whole. This second use of a load keeps V8 from narrowing it to the bits
+ * that the caller looks at, and from leaving it out when the caller looks at none.
+ */
+const seen32 = new Uint32Array(1);
+
+/**
+ * 64-bit values pass through here as doubles: a load or store of a double is one access of 8 bytes and makes no BigInt. All
+ * values below 2^53 have the bit patterns of tiny positive doubles, which no copy changes; what a copy may change, NaNs, is
+ * out of range anyway.
+ */
+const double = new Float64Array(1);
+const doubleWords = new Uint32Array(double.buffer);
+
+/**
+ * Registers in mapped memory: a device's region, or ordinary memory that plays one. Reads and writes are single accesses
+ * of the register's width, from the first call on. Does not own the memory; once `buffer` is detached every access is EINVAL.
+ */
+export class MappedRegisters implements Registers {
+  readonly #words: Uint32Array;
+  readonly #doubles: Float64Array;
+
+  /**
+   * @param buffer a view of the region
+   * @param offset where the registers begin in it, in bytes; a multiple of 8
+   * @param length bytes, a multiple of 4
+   * @throws DmaError EINVAL when these are not inside the buffer
+   */
+  constructor(buffer: ArrayBuffer, offset = 0, length = buffer.byteLength - offset) {
+    const isInside = offset >= 0 && length >= 0 && offset + length <= buffer.byteLength;
+    if (!isInside || offset % 8 !== 0 || length % 4 !== 0)
+      throw invalid('registers', `${length} bytes from offset ${offset} of a buffer of ${buffer.byteLength}`);
+    this.#words = new Uint32Array(buffer, offset, length / 4);
+    this.#doubles = new Float64Array(buffer, offset, Math.floor(length / 8));
+  }
+
+  get size(): number {
+    return this.#words.byteLength;
+  }
+
+  read32(offset: number): number {
+    const words = this.#words;
+    checkRegister(offset, 4, words.byteLength);
+    const value = words[offset / 4];
+    seen32[0] = value;
+    return value;
+  }
+
+  write32(offset: number, value: number): void {
+    const words = this.#words;
+    checkRegister(offset, 4, words.byteLength);
+    words[offset / 4] = value;
+  }
+
+  read64(offset: number): number {
+    const doubles = this.#doubles;
+    checkRegister(offset, 8, doubles.byteLength);
+    double[0] = doubles[offset / 8];
+    const high = doubleWords[1];
+    if (high >= 2 ** 21) {
+      const reason = `the 64-bit register at ${hex(offset)} holds 2^53 or more, which a Number can not hold exactly`;
+      throw new DmaError({ code: 'ERANGE', operation: 'registers', reason });
+    }
+    return high * 2 ** 32 + doubleWords[0];
+  }
+
+  write64(offset: number, value: number): void {
+    const doubles = this.#doubles;
+    checkRegister(offset, 8, doubles.byteLength);
+    if (!isAddress(value)) throw invalid('registers', `${value} is no integer from 0 to 2^53 - 1`);
+    doubleWords[0] = value >>> 0;
+    doubleWords[1] = value / 2 ** 32;
+    doubles[offset / 8] = double[0];
+  }
+
+  flush(offset: number): void {
+    this.read32(offset);
+  }
+}

@@ -1,0 +1,158 @@
+/** Platforms for tests: one whose calls fail on demand, one that knows what was left behind. Either wraps any platform. */
+import { DmaError } from '../errors.js';
+import type { ErrorCode } from '../errors.js';
+import { hex } from '../units.js';
+import type { Platform } from './ports.js';
+
+/** One call of a port's method, or of a watch's, on its way. */
+interface Call {
+  /** `port.method`, such as `memory.map`; `Watch.close` and `Watch.setRef` for those of a watch. */
+  readonly name: string;
+  readonly args: readonly unknown[];
+  /** The port or watch itself. */
+  readonly target: object;
+  /** Does it. */
+  run(): unknown;
+}
+
+/** `platform` with every call of a port, and of the watches it hands out, going through `around`. */
+function intercept<P extends Platform>(platform: P, around: (call: Call) => unknown): P {
+  const wrap = <T extends object>(target: T, owner: string): T => {
+    const methods = new Map<PropertyKey, unknown>();
+    return new Proxy(target, {
+      get(object, key): unknown {
+        const value: unknown = Reflect.get(object, key);
+        if (typeof value !== 'function') return value;
+        if (!methods.has(key))
+          methods.set(key, (...args: unknown[]) => {
+            const name = `${owner}.${String(key)}`;
+            const result = around({
+              name,
+              args,
+              target: object,
+              run: (): unknown => Reflect.apply(value, object, args),
+            });
+            return name === 'readiness.watch' ? wrap(result as object, 'Watch') : result;
+          });
+        return methods.get(key);
+      },
+    });
+  };
+  const ports = Object.entries(platform).map(([key, value]: [string, unknown]) => [
+    key,
+    typeof value === 'object' && value !== null ? wrap(value, key) : value,
+  ]);
+  return Object.fromEntries(ports) as P;
+}
+
+/** A platform whose calls fail when a test says so. Calls are named `port.method` (`memory.map`, `Watch.close`). */
+export interface FailingPlatform extends Platform {
+  /**
+   * The `n`th call from now (1 is the next one) is not made but throws a DmaError of `code`; calls after it work again.
+   * Takes the place of what was asked for before.
+   *
+   * @param name count only the calls of this name, which may be one of a clean-up; without it, all that may fail
+   */
+  failCall(n: number, code: ErrorCode, name?: string): void;
+  /** The name of the call that {@link failCall} made fail; `undefined` as long as none did. */
+  failed(): string | undefined;
+  /** How many calls of this name there were; without a name, how many that may fail. */
+  calls(name?: string): number;
+}
+
+/** Calls that undo. A program can not do anything about their failure, so they do not fail unless asked to by name. */
+const CLEANUP: readonly string[] = ['files.close', 'memory.unmap', 'memory.detach', 'Watch.close'];
+
+/**
+ * Wraps `platform` so that single calls can be made to fail.
+ *
+ * @param options.cleanup may calls that undo (close, unmap, detach, Watch.close) fail as well? Default false.
+ */
+export function failingPlatform(platform: Platform, options: { readonly cleanup?: boolean } = {}): FailingPlatform {
+  const mayFail = (name: string): boolean => options.cleanup === true || !CLEANUP.includes(name);
+  const counts = new Map<string, number>();
+  let armed: { left: number; readonly code: ErrorCode; readonly name: string | undefined } | undefined;
+  let failed: string | undefined;
+
+  const controls: FailingPlatform = {
+    ...platform,
+    failCall(n, code, name) {
+      armed = { left: n, code, name };
+      failed = undefined;
+    },
+    failed: () => failed,
+    calls(name) {
+      if (name !== undefined) return counts.get(name) ?? 0;
+      return [...counts].reduce((sum, [each, count]) => (mayFail(each) ? sum + count : sum), 0);
+    },
+  };
+  return intercept(controls, ({ name, run }) => {
+    counts.set(name, (counts.get(name) ?? 0) + 1);
+    if (armed !== undefined && (armed.name === undefined ? mayFail(name) : armed.name === name) && --armed.left === 0) {
+      const { code } = armed;
+      armed = undefined;
+      failed = name;
+      throw new DmaError({ code, operation: name, reason: 'made to fail by the test' });
+    }
+    return run();
+  });
+}
+
+/** A platform that knows what is open. */
+export interface TrackingPlatform extends Platform {
+  /** A line for each mapping, descriptor, view and watch that was made and has not been given back, oldest first. */
+  leaks(): string[];
+}
+
+/** Calls that return descriptors: a number, several, or a `Received`. */
+const MAKES_DESCRIPTORS: readonly string[] = [
+  'memory.memfd',
+  'files.open',
+  'files.duplicate',
+  'sockets.connect',
+  'sockets.listen',
+  'sockets.accept',
+  'sockets.pair',
+  'sockets.receive',
+  'events.create',
+];
+
+/** Wraps `platform` so that a test can assert that `leaks()` is empty. */
+export function trackingPlatform(platform: Platform): TrackingPlatform {
+  /** What is open, under the object or text that its release will name. */
+  const open = new Map<unknown, string>();
+
+  return intercept({ ...platform, leaks: () => [...open.values()] }, ({ name, args, target, run }) => {
+    const result = run();
+    if (MAKES_DESCRIPTORS.includes(name)) {
+      for (const fd of descriptorsIn(result)) open.set(`fd ${fd}`, `fd ${fd} of ${name}(${describe(args[0])})`);
+    } else if (name === 'files.close') {
+      open.delete(`fd ${String(args[0])}`);
+    } else if (name === 'memory.map') {
+      open.set(`mapping ${String(result)}`, `mapping at ${describe(result)} of ${describe(args[0])}`);
+    } else if (name === 'memory.unmap') {
+      open.delete(`mapping ${String(args[0])}`);
+    } else if (name === 'memory.view') {
+      open.set(result, `view of ${describe(args[1])} bytes at ${describe(args[0])}`);
+    } else if (name === 'memory.detach') {
+      open.delete(args[0]);
+    } else if (name === 'readiness.watch') {
+      open.set(result, `watch on fd ${String(args[0])}`);
+    } else if (name === 'Watch.close') {
+      open.delete(target);
+    }
+    return result;
+  });
+}
+
+function descriptorsIn(result: unknown): readonly number[] {
+  if (typeof result === 'number') return [result];
+  if (Array.isArray(result)) return result.filter((each) => typeof each === 'number');
+  if (typeof result === 'object' && result !== null && 'fds' in result) return descriptorsIn(result.fds);
+  return [];
+}
+
+function describe(value: unknown): string {
+  if (typeof value === 'number') return value < 65536 ? String(value) : hex(value);
+  return value === undefined ? '' : JSON.stringify(value);
+}

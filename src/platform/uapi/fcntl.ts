@@ -1,0 +1,20 @@
+/** Descriptors and seals: include/uapi/asm-generic/fcntl.h and include/uapi/linux/fcntl.h. */
+
+export const O_ACCMODE = 0o3;
+export const O_RDONLY = 0o0;
+export const O_RDWR = 0o2;
+export const O_CLOEXEC = 0o2000000;
+
+export const F_GETFL = 3;
+export const F_DUPFD_CLOEXEC = 1030;
+export const F_ADD_SEALS = 1033;
+export const F_GET_SEALS = 1034;
+
+export const F_SEAL_SHRINK = 0x2;
+export const F_SEAL_GROW = 0x4;
+
+/** "Relative to the working directory", where a system call takes a directory's descriptor. */
+export const AT_FDCWD = -100;
+export const AT_SYMLINK_NOFOLLOW = 0x100;
+/** With an empty path: the file behind the descriptor itself. */
+export const AT_EMPTY_PATH = 0x1000;

@@ -1,0 +1,9 @@
+/** Limits of a process: include/uapi/asm-generic/resource.h and include/uapi/linux/capability.h. */
+
+export const RLIMIT_MEMLOCK = 8;
+
+/** `struct rlimit`: both u64; all bits set means no limit. */
+export const RLIMIT = { size: 16, rlim_cur: 0, rlim_max: 8 } as const;
+
+/** The capability that lifts RLIMIT_MEMLOCK: a bit number. */
+export const CAP_IPC_LOCK = 14;

@@ -1,0 +1,41 @@
+/** Sockets: include/linux/socket.h, include/uapi/linux/un.h and uio.h; all as 64-bit little-endian machines lay them out. */
+
+export const AF_UNIX = 1;
+export const SOCK_STREAM = 1;
+export const SOCK_NONBLOCK = 0o4000;
+export const SOCK_CLOEXEC = 0o2000000;
+
+export const SOL_SOCKET = 1;
+/** The control message that carries descriptors. */
+export const SCM_RIGHTS = 1;
+
+/** In received flags: control data was cut off, so descriptors were lost. */
+export const MSG_CTRUNC = 0x8;
+export const MSG_DONTWAIT = 0x40;
+export const MSG_NOSIGNAL = 0x4000;
+export const MSG_CMSG_CLOEXEC = 0x40000000;
+
+export const SHUT_RDWR = 2;
+
+/** Most descriptors in one message (SCM_MAX_FD of include/net/scm.h, which is not exported to user space). */
+export const MOST_FDS = 253;
+
+/** `struct sockaddr_un`: sun_family u16, then the path, ended by a NUL here. */
+export const SOCKADDR_UN = { size: 110, sun_family: 0, sun_path: 2 } as const;
+
+/** `struct msghdr`: msg_name, msg_iov, msg_iovlen, msg_control and msg_controllen are u64, msg_flags is int. */
+export const MSGHDR = {
+  size: 56,
+  msg_name: 0,
+  msg_iov: 16,
+  msg_iovlen: 24,
+  msg_control: 32,
+  msg_controllen: 40,
+  msg_flags: 48,
+} as const;
+
+/** `struct iovec`: both u64. */
+export const IOVEC = { size: 16, iov_base: 0, iov_len: 8 } as const;
+
+/** `struct cmsghdr`: cmsg_len is u64 and counts this header, the rest int; the data follow, and the next header at a multiple of 8. */
+export const CMSGHDR = { size: 16, cmsg_len: 0, cmsg_level: 8, cmsg_type: 12 } as const;
