@@ -1,0 +1,283 @@
+/** One vfio-user socket: whole messages in, whole messages out, never blocking, with bounded memory. */
+import { DmaError, isDmaError } from '../errors.js';
+import type { Platform, Received, Watch } from '../platform/ports.js';
+import { Framer, protocolError } from './framing.js';
+import { MAX_FDS, MAX_MESSAGE } from './messages.js';
+import type { Message } from './messages.js';
+
+/** Bytes that may wait for a peer that does not read; a few of the largest messages. */
+const MAX_QUEUED = 8 * MAX_MESSAGE;
+
+/** Receives in one turn of the event loop, so that a flood leaves time for others. */
+const RECEIVES_A_TURN = 4;
+
+/** What a channel tells its owner. */
+export interface ChannelOwner {
+  /**
+   * A whole message. The payload is good until this returns; descriptors that are not taken out of it are closed then. What
+   * this throws closes the channel.
+   */
+  onMessage(message: Message): void;
+  /** The channel has closed, for this reason. Called once. */
+  onClose(error: DmaError): void;
+}
+
+interface Waiting {
+  readonly bytes: Uint8Array;
+  offset: number;
+  /** Descriptors of our own, closed when they are sent. */
+  fds: number[];
+}
+
+/** See the head of the file. Owns its socket. */
+export class Channel {
+  /** What {@link pump} has to wait for. */
+  readonly interest: { readonly fd: number; readonly readable: boolean; writable: boolean };
+  readonly #framer = new Framer(MAX_MESSAGE);
+  #queue: Waiting[] = [];
+  #queued = 0;
+  #watch: Watch | undefined;
+  #keepAlive = true;
+  #paused = false;
+  #dispatching = false;
+  #failure: DmaError | undefined;
+
+  /** @param fd a connected socket, the channel's from here on */
+  constructor(
+    private readonly platform: Platform,
+    readonly fd: number,
+    private readonly owner: ChannelOwner,
+  ) {
+    this.interest = { fd, readable: true, writable: false };
+    try {
+      this.#rewatch();
+    } catch (error) {
+      platform.files.close(fd);
+      throw error;
+    }
+  }
+
+  /** Why the channel is closed; `undefined` while it is open. */
+  get failure(): DmaError | undefined {
+    return this.#failure;
+  }
+
+  /** Is a message being handled right now? Then nothing can wait for another one. */
+  get dispatching(): boolean {
+    return this.#dispatching;
+  }
+
+  /** Should the open channel keep the process alive? It does at first. */
+  setRef(keepAlive: boolean): void {
+    this.#keepAlive = keepAlive;
+    this.#watch?.setRef(keepAlive);
+  }
+
+  /**
+   * Sends one message, or queues what the socket does not take now. `bytes` can be used again at once, and `fds` stay the
+   * caller's and can be closed at once.
+   *
+   * @returns false when too much is waiting already: nothing was sent. On a closed channel nothing happens.
+   */
+  send(bytes: Uint8Array, fds: readonly number[] = []): boolean {
+    if (this.#failure !== undefined) return true;
+    if (this.#queued + bytes.length > MAX_QUEUED) return false;
+    try {
+      const sent = this.#queue.length === 0 ? this.platform.sockets.send(this.fd, bytes, 0, fds) : 0;
+      if (sent < bytes.length) this.#enqueue(bytes.slice(sent), sent === 0 ? fds : []);
+    } catch (error) {
+      this.#sendFailed(error);
+    }
+    return true;
+  }
+
+  /** Takes no more messages from the socket, nor from what was read ahead, until {@link resume}. */
+  pause(): void {
+    this.#paused = true;
+    this.#tryRewatch();
+  }
+
+  /** Handles what was read ahead, and then goes on receiving. */
+  resume(): void {
+    if (!this.#paused) return;
+    this.#paused = false;
+    this.#tryRewatch();
+    if (!this.#dispatching) this.#dispatch();
+  }
+
+  /** Sends what can be sent and handles what has come. Called when the socket is ready; harmless at any time. */
+  service(): void {
+    if (this.interest.writable) this.#flush();
+    for (let i = 0; i < RECEIVES_A_TURN && this.#receive(); i++);
+  }
+
+  /** Closes the socket and all descriptors that are queued or not taken. Idempotent; only the first error counts. */
+  close(error: DmaError): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = error;
+    this.#watch?.close();
+    this.#watch = undefined;
+    try {
+      this.platform.sockets.shutdown(this.fd);
+    } catch {
+      // The other side was faster.
+    }
+    this.#closeAll([this.fd]);
+    this.#closeAll(this.#framer.takeFds());
+    for (const { fds } of this.#queue) this.#closeAll(fds);
+    this.#queue = [];
+    this.#queued = 0;
+    this.owner.onClose(error);
+  }
+
+  #enqueue(bytes: Uint8Array, fds: readonly number[]): void {
+    const waiting: Waiting = { bytes, offset: 0, fds: [] };
+    this.#queue.push(waiting);
+    this.#queued += bytes.length;
+    for (const fd of fds) waiting.fds.push(this.platform.files.duplicate(fd));
+    this.#setWritable(true);
+  }
+
+  #flush(): void {
+    try {
+      for (let first = this.#queue.at(0); first !== undefined; first = this.#queue.at(0)) {
+        const sent = this.platform.sockets.send(this.fd, first.bytes, first.offset, first.fds);
+        if (sent === 0) return;
+        this.#closeAll(first.fds);
+        first.fds = [];
+        first.offset += sent;
+        if (first.offset === first.bytes.length) {
+          this.#queue.shift();
+          this.#queued -= first.bytes.length;
+        }
+      }
+      this.#setWritable(false);
+    } catch (error) {
+      this.#sendFailed(error);
+    }
+  }
+
+  /** The other side may have said why before it went: listen first. */
+  #sendFailed(error: unknown): void {
+    if (!this.#dispatching) while (this.#failure === undefined && this.#receive());
+    this.#lost(error);
+  }
+
+  /** Receives once. Returns whether there may be more. */
+  #receive(): boolean {
+    if (this.#failure !== undefined || this.#paused || this.#dispatching) return false;
+    let received: Received | undefined;
+    const space = this.#framer.space();
+    try {
+      received = this.platform.sockets.receive(this.fd, space, MAX_FDS);
+    } catch (error) {
+      this.#lost(error);
+      return false;
+    }
+    if (received === undefined) return false;
+    const { bytes, fds, truncated } = received;
+    if (bytes === 0 || truncated) {
+      this.#closeAll(fds);
+      if (truncated) this.close(protocolError(`more than ${MAX_FDS} descriptors with a message`));
+      else this.#lost(undefined);
+      return false;
+    }
+    try {
+      this.#framer.received(bytes, fds);
+    } catch (error) {
+      this.#broken(error);
+      return false;
+    }
+    this.#dispatch();
+    return bytes === space.length || fds.length > 0;
+  }
+
+  /** Handles the whole messages that are there. */
+  #dispatch(): void {
+    this.#dispatching = true;
+    try {
+      while (this.#failure === undefined && !this.#paused) {
+        const message = this.#framer.next();
+        if (message === undefined) break;
+        try {
+          this.owner.onMessage(message);
+        } finally {
+          if (message.fds.length > 0) this.#closeAll(message.fds);
+        }
+      }
+    } catch (error) {
+      this.#broken(error);
+    } finally {
+      this.#dispatching = false;
+    }
+  }
+
+  #broken(error: unknown): void {
+    this.close(isDmaError(error) ? error : protocolError('what could not be handled', error));
+  }
+
+  #lost(cause: unknown): void {
+    const reason = 'the other side has closed the connection';
+    this.close(new DmaError({ code: 'ECONNRESET', operation: 'vfio-user', reason, cause }));
+  }
+
+  #setWritable(writable: boolean): void {
+    if (this.interest.writable === writable) return;
+    this.interest.writable = writable;
+    this.#rewatch();
+  }
+
+  #tryRewatch(): void {
+    try {
+      this.#rewatch();
+    } catch (error) {
+      this.#broken(error);
+    }
+  }
+
+  #rewatch(): void {
+    if (this.#failure !== undefined) return;
+    this.#watch?.close();
+    this.#watch = undefined;
+    const readable = !this.#paused;
+    const { writable } = this.interest;
+    if (!readable && !writable) return;
+    this.#watch = this.platform.readiness.watch(this.fd, { readable, writable }, () => {
+      this.service();
+    });
+    if (!this.#keepAlive) this.#watch.setRef(false);
+  }
+
+  #closeAll(fds: readonly number[]): void {
+    for (const fd of fds) {
+      try {
+        this.platform.files.close(fd);
+      } catch {
+        // A descriptor that can not be closed is gone.
+      }
+    }
+  }
+}
+
+/**
+ * Waits, without the event loop, until `call.done`: serves the channels in both directions meanwhile, so that the other
+ * side can ask for memory before it answers. Not while one of them handles a message.
+ *
+ * @param timeoutMs milliseconds
+ * @returns false when the time is over
+ */
+export function pump(
+  platform: Platform,
+  channels: readonly Channel[],
+  call: { readonly done: boolean },
+  timeoutMs: number,
+): boolean {
+  const deadline = performance.now() + timeoutMs;
+  const interests = channels.map((channel) => channel.interest);
+  for (;;) {
+    if (call.done) return true;
+    const left = deadline - performance.now();
+    if (left <= 0 || !platform.readiness.wait(interests, Math.ceil(left))) return call.done;
+    for (const channel of channels) channel.service();
+  }
+}

@@ -1,0 +1,740 @@
+/** The client's end of vfio-user: works a device that another process serves. */
+import { setTimeout as delay } from 'node:timers/promises';
+import type { DmaAccess, Backing } from '../dma/backend.js';
+import { DmaError, invalid, isDmaError } from '../errors.js';
+import type { ErrorCode } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import type { Registers } from '../platform/registers.js';
+import { Range } from '../ranges.js';
+import { isAddress, KiB } from '../units.js';
+import { Channel, pump } from './channel.js';
+import { protocolError } from './framing.js';
+import {
+  COMMAND,
+  DEFAULT_CAPABILITIES,
+  DMA_UNMAP_SIZE,
+  FLAG,
+  HEADER_SIZE,
+  MAX_DATA,
+  MAX_FDS,
+  PROTOCOL_VERSION,
+  REGION_ACCESS_SIZE,
+  decodeDeviceInfo,
+  decodeDmaAccess,
+  decodeIrqInfo,
+  decodeRegionAccess,
+  decodeRegionInfo,
+  decodeVersion,
+  encodeDeviceInfoRequest,
+  encodeDmaMap,
+  encodeDmaReadReply,
+  encodeDmaUnmap,
+  encodeDmaWriteReply,
+  encodeIrqInfoRequest,
+  encodeRegionInfoRequest,
+  encodeRegionRead,
+  encodeRegionWrite,
+  encodeSetIrqs,
+  encodeVersion,
+  errorOfReply,
+  get64,
+  isCommand,
+  needPayload,
+  operationOf,
+  putCommand,
+  putErrorReply,
+} from './messages.js';
+import type { Capabilities, DeviceInfo, IrqDescription, Message, RegionDescription, SetIrqs } from './messages.js';
+import { OutBuffer } from './out-buffer.js';
+import { RegionRegisters, mapAreas } from './region-registers.js';
+import type { MappedArea } from './region-registers.js';
+
+/**
+ * Data of one REGION_WRITE, in bytes. Servers are seen that announce 1 MiB but need a message to arrive in one piece, which
+ * ends at the size of a socket's send buffer.
+ */
+const WRITE_CHUNK = 64 * KiB;
+
+/** argsz of GET_REGION_INFO: room for the areas, so that one round trip is enough. */
+const REGION_INFO_ROOM = 4096;
+
+/** More regions or interrupt kinds than any device has. */
+const MAX_INDEXES = 64;
+
+/**
+ * Memory for a device that asks for it by message: the bytes at [iova, iova + length), or the error to answer. It is called
+ * while a message is handled, so it must not call the client.
+ */
+export type DmaTarget = (iova: number, length: number, access: 'read' | 'write') => Uint8Array | ErrorCode;
+
+/** How to connect, and what for. Times in milliseconds. */
+export interface ClientOptions {
+  /** Answers what the device reads and writes by message; without it, such accesses are answered with EFAULT. */
+  readonly dmaTarget?: DmaTarget;
+  /** For connecting and learning about the device. Default 5000. */
+  readonly handshakeTimeoutMs?: number;
+  /** For each call. Default 5000. */
+  readonly timeoutMs?: number;
+  /** Map regions even from files that the server could make shorter, which would kill this process. Default false. */
+  readonly trustServer?: boolean;
+  /** The connection has ended, other than by `close`. */
+  readonly onDisconnect?: (error: DmaError) => void;
+}
+
+/** One DMA region for the server. */
+export interface DmaRegion {
+  readonly iova: number;
+  /** bytes */
+  readonly length: number;
+  readonly access: DmaAccess;
+  /** Where the memory is. Without it the server has to ask for each access by message. */
+  readonly backing?: Backing | undefined;
+}
+
+/** What to do to interrupt vectors `start` and on. */
+export interface InterruptRequest {
+  /** Kind of interrupt, see `IRQ`. */
+  readonly index: number;
+  readonly action: 'mask' | 'unmask' | 'trigger';
+  /** Default 0. */
+  readonly start?: number;
+  /** Connects vector `start + i` to `eventfds[i]`, which stay the caller's. */
+  readonly eventfds?: readonly number[];
+  /** Vectors; with neither this nor `eventfds` (and action `trigger`) the whole kind is switched off. */
+  readonly count?: number;
+  /** Disconnects `count` vectors from their eventfds, instead of acting on them. */
+  readonly detach?: boolean;
+}
+
+/** A region of the device. */
+export interface ClientRegion extends RegionDescription {
+  /** The file to map it from; the client's. */
+  readonly fd: number | undefined;
+}
+
+/** Options of a single call. */
+export interface CallOptions {
+  /** milliseconds; default: the client's */
+  readonly timeoutMs?: number;
+}
+
+/** One command that waits for its reply. */
+class Call<T> {
+  done = false;
+  value: T | undefined;
+  error: DmaError | undefined;
+  onDone: (() => void) | undefined;
+
+  constructor(
+    readonly command: number,
+    /** Takes what is wanted out of a good reply; what it throws means that the reply is nonsense. */
+    readonly decode: (reply: Message) => T,
+  ) {}
+
+  settle(error: DmaError | undefined): void {
+    this.error = error;
+    this.done = true;
+    this.onDone?.();
+  }
+
+  /** The outcome of a call that is done. */
+  result(): T {
+    // Each caller gets an error of its own, with its own stack.
+    if (this.error !== undefined) throw this.error.with({ operation: operationOf(this.command) });
+    return this.value as T;
+  }
+}
+
+const nothing = (): void => undefined;
+
+/** At most `chunk` of the bytes from `at` on. */
+function piece(bytes: Uint8Array, at: number, chunk: number): Uint8Array {
+  return bytes.length <= chunk ? bytes : bytes.subarray(at, at + chunk);
+}
+
+/**
+ * A connection to a vfio-user server. Close it when done; nothing of it stays behind then.
+ *
+ * Every call comes in two forms: one blocks this thread in poll(2), serving the device's own requests meanwhile; the other
+ * (`...Async`) does not. Errors of the server are `DmaError`s with the server's error as `code`.
+ *
+ * When a call is not answered in time (ETIMEDOUT) the connection is closed: whether the server did what it was asked is
+ * unknown then, and for memory the only safe answer is to take it all away, which closing does. A server that dies
+ * (ECONNRESET) or breaks the protocol (EPROTO) ends the connection, all running calls and all later ones in the same way.
+ */
+export class VfioUserClient {
+  /** What the server announced, defaults filled in; transfer sizes already limited to what both ends take. */
+  capabilities: Capabilities = DEFAULT_CAPABILITIES;
+  info: DeviceInfo = { resettable: false, pci: false, regionCount: 0, interruptKinds: 0 };
+  /** By index. Those that the device does not have have size 0. */
+  regions: readonly ClientRegion[] = [];
+  /** By index. Those that the device does not have have count 0. */
+  interrupts: readonly IrqDescription[] = [];
+
+  readonly #main: Channel;
+  #twin: Channel | undefined;
+  #channels: readonly Channel[];
+  readonly #out = new OutBuffer();
+  /** Apart from the commands, because the server may ask while one is being made. */
+  readonly #replies = new OutBuffer();
+  readonly #pending = new Map<number, Call<unknown>>();
+  readonly #registers = new Map<number, Registers>();
+  readonly #mapped: MappedArea[] = [];
+  /** Files of the regions. */
+  readonly #fds = new Set<number>();
+  readonly #timeoutMs: number;
+  #nextId = 0;
+  #connected = false;
+  #dmaMaps = 0;
+  #failure: DmaError | undefined;
+
+  private constructor(
+    private readonly platform: Platform,
+    fd: number,
+    private readonly options: ClientOptions,
+  ) {
+    this.#timeoutMs = options.timeoutMs ?? 5000;
+    this.#main = this.#channel(fd, true);
+    this.#channels = [this.#main];
+  }
+
+  /**
+   * Connects to the server at `path` and learns about its device.
+   *
+   * @throws DmaError ENOENT, ECONNREFUSED, EACCES (from the socket), ETIMEDOUT, ECONNRESET, EPROTO, or what it answers
+   */
+  static async connect(platform: Platform, path: string, options: ClientOptions = {}): Promise<VfioUserClient> {
+    const deadline = performance.now() + (options.handshakeTimeoutMs ?? 5000);
+    for (;;) {
+      try {
+        return await VfioUserClient.attach(platform, platform.sockets.connect(path), options, deadline);
+      } catch (error) {
+        // EAGAIN: its queue of connections is full, as it is at once for servers that listen with a backlog of 0.
+        if (!isDmaError(error, 'EAGAIN') || performance.now() >= deadline) throw error;
+        await delay(20);
+      }
+    }
+  }
+
+  /**
+   * As {@link connect}, over a socket that is connected already and becomes the client's.
+   *
+   * @param deadline for the handshake, on the clock of `performance.now()`
+   */
+  static async attach(
+    platform: Platform,
+    fd: number,
+    options: ClientOptions = {},
+    deadline = performance.now() + (options.handshakeTimeoutMs ?? 5000),
+  ): Promise<VfioUserClient> {
+    const client = new VfioUserClient(platform, fd, options);
+    try {
+      await client.#handshake(() => ({ timeoutMs: Math.max(1, deadline - performance.now()) }));
+      client.#connected = true;
+      return client;
+    } catch (error) {
+      client.close();
+      if (!isDmaError(error, 'ETIMEDOUT') && !isDmaError(error, 'ECONNRESET')) throw error;
+      throw error.with({ hint: 'the server may have another client already: most serve one at a time' });
+    }
+  }
+
+  /** Why the connection has ended; `undefined` while it is open. */
+  get failure(): DmaError | undefined {
+    return this.#failure;
+  }
+
+  /** Should the connection keep the process alive? It does at first. */
+  setRef(keepAlive: boolean): void {
+    for (const channel of this.#channels) channel.setRef(keepAlive);
+  }
+
+  /** Fills `into` from `offset` of a region; long reads take several messages. */
+  regionRead(region: number, offset: number, into: Uint8Array, options?: CallOptions): void {
+    this.#blocking();
+    this.#checkAccess(region, offset, into.length);
+    const chunk = this.capabilities.maxDataXferSize;
+    for (let at = 0; at < into.length; at += chunk)
+      this.#wait(this.#startRead(region, offset + at, piece(into, at, chunk)), options);
+  }
+
+  /** See {@link regionRead}. */
+  async regionReadAsync(region: number, offset: number, into: Uint8Array, options?: CallOptions): Promise<void> {
+    this.#checkAccess(region, offset, into.length);
+    const chunk = this.capabilities.maxDataXferSize;
+    for (let at = 0; at < into.length; at += chunk)
+      await this.#promise(this.#startRead(region, offset + at, piece(into, at, chunk)), options);
+  }
+
+  /**
+   * Stores `from` at `offset` of a region; long writes take several messages.
+   *
+   * @param options `posted`: do not wait for the server, which then can not report errors either
+   */
+  regionWrite(region: number, offset: number, from: Uint8Array, options?: CallOptions & { posted?: boolean }): void {
+    const posted = options?.posted === true;
+    if (!posted) this.#blocking();
+    this.#checkAccess(region, offset, from.length);
+    const chunk = Math.min(this.capabilities.maxDataXferSize, WRITE_CHUNK);
+    for (let at = 0; at < from.length; at += chunk) {
+      if (posted) this.#post(region, offset + at, piece(from, at, chunk));
+      else this.#wait(this.#startWrite(region, offset + at, piece(from, at, chunk)), options);
+    }
+  }
+
+  /** See {@link regionWrite}. */
+  async regionWriteAsync(region: number, offset: number, from: Uint8Array, options?: CallOptions): Promise<void> {
+    this.#checkAccess(region, offset, from.length);
+    const chunk = Math.min(this.capabilities.maxDataXferSize, WRITE_CHUNK);
+    for (let at = 0; at < from.length; at += chunk)
+      await this.#promise(this.#startWrite(region, offset + at, piece(from, at, chunk)), options);
+  }
+
+  /** Makes memory reachable for the device. */
+  dmaMap(region: DmaRegion, options?: CallOptions): void {
+    this.#blocking();
+    try {
+      this.#wait(this.#startMap(region), options);
+    } catch (error) {
+      throw this.#explainMap(error, region);
+    }
+    this.#dmaMaps++;
+  }
+
+  /** See {@link dmaMap}. Many may run at once. */
+  async dmaMapAsync(region: DmaRegion, options?: CallOptions): Promise<void> {
+    try {
+      await this.#promise(this.#startMap(region), options);
+    } catch (error) {
+      throw this.#explainMap(error, region);
+    }
+    this.#dmaMaps++;
+  }
+
+  /**
+   * Takes away exactly what one `dmaMap` made reachable. When it returns the device uses it no more.
+   *
+   * @returns the bytes that the server says it unmapped
+   */
+  dmaUnmap(iova: number, length: number, options?: CallOptions): number {
+    this.#blocking();
+    const bytes = this.#wait(this.#startUnmap(iova, length), options);
+    this.#dmaMaps--;
+    return bytes;
+  }
+
+  /** See {@link dmaUnmap}. Many may run at once. */
+  async dmaUnmapAsync(iova: number, length: number, options?: CallOptions): Promise<number> {
+    const bytes = await this.#promise(this.#startUnmap(iova, length), options);
+    this.#dmaMaps--;
+    return bytes;
+  }
+
+  /** Connects interrupt vectors to eventfds, or masks, unmasks or triggers them. */
+  setInterrupts(request: InterruptRequest, options?: CallOptions): void {
+    this.#blocking();
+    for (const part of this.#interruptParts(request)) this.#wait(this.#startSetIrqs(part.irqs, part.fds), options);
+  }
+
+  /** See {@link setInterrupts}. */
+  async setInterruptsAsync(request: InterruptRequest, options?: CallOptions): Promise<void> {
+    for (const part of this.#interruptParts(request))
+      await this.#promise(this.#startSetIrqs(part.irqs, part.fds), options);
+  }
+
+  /** Resets the device; DMA regions and interrupts stay. ENOTSUP when it has no reset. */
+  reset(options?: CallOptions): void {
+    this.#blocking();
+    this.#wait(this.#startReset(), options);
+  }
+
+  /** See {@link reset}. */
+  async resetAsync(options?: CallOptions): Promise<void> {
+    await this.#promise(this.#startReset(), options);
+  }
+
+  /**
+   * The registers of a region: by load and store where it can be mapped, by message elsewhere. The same object each time;
+   * it ends with the client. EINVAL for a region that the device does not have.
+   */
+  registers(region: number): Registers {
+    const known = this.#registers.get(region);
+    if (known !== undefined) return known;
+    if (this.#failure !== undefined) throw this.#failure.with({ operation: 'vfio-user registers' });
+    const described = this.regions.at(region);
+    if (region < 0 || described === undefined || described.size === 0)
+      throw invalid('vfio-user registers', `the device has no region ${region}`);
+    const areas = mapAreas(this.platform, described, this.options.trustServer ?? false);
+    this.#mapped.push(...areas);
+    const registers = new RegionRegisters(this, region, described.size, areas);
+    this.#registers.set(region, registers);
+    return registers;
+  }
+
+  /** Ends the connection: the server takes all memory and interrupts away from the device. Running calls fail. Idempotent. */
+  close(): void {
+    this.#end(new DmaError({ code: 'ENOTCONN', operation: 'vfio-user', reason: 'the client has been closed' }), true);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #channel(fd: number, main: boolean): Channel {
+    const channel: Channel = new Channel(this.platform, fd, {
+      onMessage: (message) => {
+        if (isCommand(message)) this.#serve(channel, message);
+        else if (main) this.#settle(message);
+        else throw protocolError('a reply on the twin socket');
+      },
+      onClose: (error) => {
+        this.#end(error, false);
+      },
+    });
+    return channel;
+  }
+
+  async #handshake(options: () => CallOptions): Promise<void> {
+    const offer = encodeVersion({
+      ...PROTOCOL_VERSION,
+      capabilities: { ...DEFAULT_CAPABILITIES, maxMsgFds: MAX_FDS, twinSocket: { fdIndex: undefined } },
+    });
+    this.#out.bytes.set(offer, HEADER_SIZE);
+    await this.#promise(
+      this.#send(
+        COMMAND.VERSION,
+        putCommand(this.#out.bytes, this.#id(), COMMAND.VERSION, offer.length),
+        [],
+        (reply) => {
+          const { major, minor, capabilities } = decodeVersion(reply);
+          if (major !== PROTOCOL_VERSION.major || minor > PROTOCOL_VERSION.minor)
+            throw protocolError(
+              `version ${major}.${minor} in answer to ${PROTOCOL_VERSION.major}.${PROTOCOL_VERSION.minor}`,
+            );
+          this.capabilities = { ...capabilities, maxDataXferSize: Math.min(capabilities.maxDataXferSize, MAX_DATA) };
+          const { twinSocket } = capabilities;
+          if (twinSocket === undefined) return;
+          const index = twinSocket.fdIndex ?? 0;
+          const fd = reply.fds.at(index);
+          if (fd === undefined) throw protocolError('a twin socket without its descriptor');
+          if (this.platform.files.status(fd).kind !== 'socket') throw protocolError('a twin socket that is no socket');
+          reply.fds.splice(index, 1);
+          this.#twin = this.#channel(fd, false);
+          this.#channels = [this.#main, this.#twin];
+        },
+      ),
+      options(),
+    );
+    this.info = await this.#promise(
+      this.#send(COMMAND.GET_INFO, encodeDeviceInfoRequest(this.#out.bytes, this.#id()), [], decodeDeviceInfo),
+      options(),
+    );
+    const { regionCount, interruptKinds } = this.info;
+    if (regionCount > MAX_INDEXES || interruptKinds > MAX_INDEXES)
+      throw protocolError(`a device of ${regionCount} regions and ${interruptKinds} kinds of interrupt`);
+    for (let index = 0; index < regionCount; index++) {
+      let region = await this.#describe(index, REGION_INFO_ROOM, options());
+      if (region.argsz > REGION_INFO_ROOM && region.argsz <= MAX_DATA && region.mappable) {
+        this.#release(region.fd);
+        region = await this.#describe(index, region.argsz, options());
+      }
+      this.regions = [...this.regions, region];
+    }
+    for (let index = 0; index < interruptKinds; index++) {
+      const call = this.#send(
+        COMMAND.GET_IRQ_INFO,
+        encodeIrqInfoRequest(this.#out.bytes, this.#id(), index),
+        [],
+        decodeIrqInfo,
+      );
+      const none = { index, count: 0, eventfd: false, maskable: false, automasked: false };
+      this.interrupts = [...this.interrupts, { ...(await this.#promiseOr(call, none, options())), index }];
+    }
+  }
+
+  #describe(index: number, room: number, options: CallOptions): Promise<ClientRegion> {
+    const call = this.#send(
+      COMMAND.GET_REGION_INFO,
+      encodeRegionInfoRequest(this.#out.bytes, this.#id(), index, room),
+      [],
+      (reply): ClientRegion => {
+        const region = decodeRegionInfo(reply);
+        const fd = region.mappable ? reply.fds.shift() : undefined;
+        if (fd !== undefined) this.#fds.add(fd);
+        return { ...region, index, fd };
+      },
+    );
+    const none = { index, size: 0, fdOffset: 0, argsz: 0, areas: [], fd: undefined };
+    return this.#promiseOr(call, { ...none, readable: false, writable: false, mappable: false }, options);
+  }
+
+  /** The call's outcome, or `otherwise` when the server refuses: so servers answer for what the device does not have. */
+  async #promiseOr<T>(call: Call<T>, otherwise: T, options: CallOptions): Promise<T> {
+    try {
+      return await this.#promise(call, options);
+    } catch (error) {
+      if (this.#failure !== undefined) throw error;
+      return otherwise;
+    }
+  }
+
+  #id(): number {
+    // Ids of calls that are still running are skipped; there are never 65536 of them.
+    do this.#nextId = (this.#nextId + 1) & 0xffff;
+    while (this.#pending.has(this.#nextId));
+    return this.#nextId;
+  }
+
+  /** Sends `#out`, whose id is that of the last `#id()`, as a command. */
+  #send<T>(command: number, size: number, fds: readonly number[], decode: (reply: Message) => T): Call<T> {
+    const call = new Call(command, decode);
+    if (this.#failure !== undefined) {
+      call.settle(this.#failure);
+      return call;
+    }
+    if (this.#pending.size >= 0x8000 || !this.#main.send(this.#out.message(size), fds)) {
+      const reason = 'too much is waiting for the server already';
+      call.settle(new DmaError({ code: 'EAGAIN', operation: operationOf(command), reason }));
+      return call;
+    }
+    // Sending may have found the connection dead.
+    if (this.#failure !== undefined) call.settle(this.#failure);
+    else this.#pending.set(this.#nextId, call);
+    return call;
+  }
+
+  #wait<T>(call: Call<T>, options: CallOptions | undefined): T {
+    const timeoutMs = options?.timeoutMs ?? this.#timeoutMs;
+    if (!call.done && !pump(this.platform, this.#channels, call, timeoutMs)) this.#expire(call, timeoutMs);
+    return call.result();
+  }
+
+  #promise<T>(call: Call<T>, options: CallOptions | undefined): Promise<T> {
+    return new Promise<void>((resolve) => {
+      if (call.done) {
+        resolve();
+        return;
+      }
+      const timeoutMs = options?.timeoutMs ?? this.#timeoutMs;
+      const timer = setTimeout(() => {
+        // The answer may be here already, only not read yet, when this thread was busy.
+        this.#main.service();
+        if (!call.done) this.#expire(call, timeoutMs);
+      }, timeoutMs);
+      call.onDone = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    }).then(() => call.result());
+  }
+
+  #expire(call: Call<unknown>, timeoutMs: number): void {
+    const operation = operationOf(call.command);
+    const reason = `no answer within ${Math.round(timeoutMs)} ms`;
+    const error = new DmaError({ code: 'ETIMEDOUT', operation, reason });
+    for (const [id, other] of this.#pending) {
+      if (other !== call) continue;
+      this.#pending.delete(id);
+      call.settle(error);
+    }
+    this.#end(
+      error.with({ code: 'ECONNABORTED', reason: `the connection was given up: ${operation}: ${reason}` }),
+      false,
+    );
+  }
+
+  /** Ends everything, once. */
+  #end(error: DmaError, wanted: boolean): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = error;
+    for (const channel of this.#channels) channel.close(error);
+    for (const fd of this.#fds) this.#release(fd);
+    for (const area of this.#mapped) area.close();
+    const calls = [...this.#pending.values()];
+    this.#pending.clear();
+    for (const call of calls) call.settle(error);
+    if (!wanted && this.#connected) this.options.onDisconnect?.(error);
+  }
+
+  #release(fd: number | undefined): void {
+    if (fd !== undefined && this.#fds.delete(fd)) this.platform.files.close(fd);
+  }
+
+  #settle(reply: Message): void {
+    const call = this.#pending.get(reply.id);
+    if (call === undefined || call.command !== reply.command || (reply.flags & FLAG.TYPE) !== FLAG.REPLY)
+      throw protocolError(`an answer to ${operationOf(reply.command)}, id ${reply.id}, which was not asked`);
+    const error = errorOfReply(reply);
+    if (error === undefined) {
+      try {
+        call.value = call.decode(reply);
+      } catch (cause) {
+        throw isDmaError(cause, 'EPROTO')
+          ? cause
+          : protocolError(`a reply that makes no sense (${String(cause)})`, cause);
+      }
+    }
+    if (reply.fds.length > 0 && call.command !== COMMAND.VERSION && call.command !== COMMAND.GET_REGION_INFO)
+      throw protocolError(`descriptors with the reply to ${operationOf(reply.command)}`);
+    this.#pending.delete(reply.id);
+    call.settle(error);
+  }
+
+  /** Answers a command of the server: only DMA accesses are possible. */
+  #serve(channel: Channel, message: Message): void {
+    const { command } = message;
+    if (message.fds.length > 0) throw protocolError(`descriptors with ${operationOf(command)}`);
+    const size = this.#answer(message);
+    // A server that asks without reading the answers is broken.
+    if (!channel.send(this.#replies.message(size))) throw protocolError('the server asks but does not read');
+  }
+
+  /** Writes the answer into `#replies` and returns its size. */
+  #answer(message: Message): number {
+    const { command, id } = message;
+    if (command !== COMMAND.DMA_READ && command !== COMMAND.DMA_WRITE)
+      return putErrorReply(this.#replies.bytes, id, command, 'EINVAL');
+    let access;
+    try {
+      access = decodeDmaAccess(message);
+    } catch {
+      return putErrorReply(this.#replies.bytes, id, command, 'EINVAL');
+    }
+    const { iova, count } = access;
+    let bytes: Uint8Array | ErrorCode = 'EFAULT';
+    try {
+      if (isAddress(iova) && isAddress(iova + count))
+        bytes = this.options.dmaTarget?.(iova, count, command === COMMAND.DMA_READ ? 'read' : 'write') ?? 'EFAULT';
+      if (typeof bytes !== 'string' && bytes.length !== count) bytes = 'EFAULT';
+    } catch (error) {
+      bytes = isDmaError(error) ? error.code : 'EFAULT';
+    }
+    if (typeof bytes === 'string') return putErrorReply(this.#replies.bytes, id, command, bytes);
+    if (command === COMMAND.DMA_WRITE) {
+      bytes.set(message.payload.subarray(REGION_ACCESS_SIZE, REGION_ACCESS_SIZE + count));
+      return encodeDmaWriteReply(this.#replies.bytes, message, access);
+    }
+    this.#replies.reserve(HEADER_SIZE + REGION_ACCESS_SIZE + count);
+    return encodeDmaReadReply(this.#replies.bytes, message, iova, bytes);
+  }
+
+  /** EBUSY when a message is being handled: nobody would take the answer to a blocking call. */
+  #blocking(): void {
+    if (this.#channels.some((channel) => channel.dispatching))
+      throw new DmaError({
+        code: 'EBUSY',
+        operation: 'vfio-user',
+        reason: 'a blocking call from within a DMA callback',
+      });
+  }
+
+  #checkAccess(region: number, offset: number, length: number): void {
+    const size = this.regions.at(region)?.size ?? 0;
+    if (!isAddress(region) || !isAddress(offset) || offset + length > size)
+      throw invalid('vfio-user region', `${length} bytes at ${offset} of region ${region}, which has ${size} bytes`);
+  }
+
+  #startRead(region: number, offset: number, into: Uint8Array): Call<void> {
+    const size = encodeRegionRead(this.#out.bytes, this.#id(), region, offset, into.length);
+    return this.#send(COMMAND.REGION_READ, size, [], (reply) => {
+      const { count } = decodeRegionAccess(reply);
+      needPayload(reply, REGION_ACCESS_SIZE + into.length);
+      if (count !== into.length) throw protocolError(`${count} bytes where ${into.length} were asked for`);
+      into.set(
+        reply.payload.length === REGION_ACCESS_SIZE + count
+          ? reply.payload.subarray(REGION_ACCESS_SIZE)
+          : reply.payload.subarray(REGION_ACCESS_SIZE, REGION_ACCESS_SIZE + count),
+      );
+    });
+  }
+
+  #startWrite(region: number, offset: number, from: Uint8Array): Call<void> {
+    const size = encodeRegionWrite(
+      this.#out.reserve(HEADER_SIZE + REGION_ACCESS_SIZE + from.length),
+      this.#id(),
+      region,
+      offset,
+      from,
+      false,
+    );
+    return this.#send(COMMAND.REGION_WRITE, size, [], nothing);
+  }
+
+  #post(region: number, offset: number, from: Uint8Array): void {
+    const operation = operationOf(COMMAND.REGION_WRITE);
+    if (this.#failure === undefined) {
+      const size = encodeRegionWrite(
+        this.#out.reserve(HEADER_SIZE + REGION_ACCESS_SIZE + from.length),
+        this.#id(),
+        region,
+        offset,
+        from,
+        true,
+      );
+      if (this.#main.send(this.#out.message(size))) return;
+      throw new DmaError({ code: 'EAGAIN', operation, reason: 'too much is waiting for the server already' });
+    }
+    throw this.#failure.with({ operation });
+  }
+
+  #startMap(region: DmaRegion): Call<void> {
+    const { iova, length, access, backing } = region;
+    const operation = operationOf(COMMAND.DMA_MAP);
+    new Range(iova, length, operation);
+    if (backing !== undefined && !isAddress(backing.offset)) throw invalid(operation, `offset ${backing.offset}`);
+    const size = encodeDmaMap(this.#out.bytes, this.#id(), iova, length, access, backing?.offset ?? 0);
+    return this.#send(COMMAND.DMA_MAP, size, backing === undefined ? [] : [backing.fd], nothing);
+  }
+
+  #explainMap(error: unknown, { iova, length }: DmaRegion): unknown {
+    if (!isDmaError(error) || error.range !== undefined) return error;
+    const { maxDmaMaps } = this.capabilities;
+    const few =
+      error.code === 'EINVAL' && this.#dmaMaps > 15
+        ? `${this.#dmaMaps} regions are mapped; servers are known that take no more than 16 or 64 but announce ${maxDmaMaps}: ` +
+          'map fewer, larger pieces'
+        : undefined;
+    return error.with({ range: new Range(iova, length), hint: few ?? error.hint });
+  }
+
+  #startUnmap(iova: number, length: number): Call<number> {
+    new Range(iova, length, operationOf(COMMAND.DMA_UNMAP));
+    const size = encodeDmaUnmap(this.#out.bytes, this.#id(), iova, length);
+    // Servers echo the request; one that sends only a header has nothing else to say than "done".
+    return this.#send(COMMAND.DMA_UNMAP, size, [], ({ payload }) =>
+      payload.length >= DMA_UNMAP_SIZE ? get64(payload, 16) : length,
+    );
+  }
+
+  #interruptParts(request: InterruptRequest): { irqs: SetIrqs; fds: readonly number[] }[] {
+    const { index, action, start = 0, eventfds, detach = false } = request;
+    const operation = operationOf(COMMAND.SET_IRQS);
+    const count = request.count ?? eventfds?.length ?? 0;
+    const have = this.interrupts.at(index)?.count ?? 0;
+    if (!isAddress(index) || index >= this.interrupts.length)
+      throw invalid(operation, `no interrupts of kind ${index}`);
+    if (!isAddress(start) || !isAddress(count) || start + count > have)
+      throw invalid(operation, `vectors ${start} to ${start + count - 1} of ${have}`);
+    if (eventfds === undefined || eventfds.length === 0)
+      return [{ irqs: { index, action, start, count, data: detach ? 'eventfd' : 'none' }, fds: [] }];
+    if (eventfds.length !== count) throw invalid(operation, `${eventfds.length} eventfds for ${count} vectors`);
+    const atOnce = Math.min(this.capabilities.maxMsgFds, 253);
+    if (atOnce === 0) throw new DmaError({ code: 'ENOTSUP', operation, reason: 'the server takes no descriptors' });
+    const parts = [];
+    for (let i = 0; i < count; i += atOnce) {
+      const fds = eventfds.slice(i, i + atOnce);
+      parts.push({ irqs: { index, action, start: start + i, count: fds.length, data: 'eventfd' as const }, fds });
+    }
+    return parts;
+  }
+
+  #startSetIrqs(irqs: SetIrqs, fds: readonly number[]): Call<void> {
+    return this.#send(COMMAND.SET_IRQS, encodeSetIrqs(this.#out.bytes, this.#id(), irqs), fds, nothing);
+  }
+
+  #startReset(): Call<void> {
+    const operation = operationOf(COMMAND.RESET);
+    if (!this.info.resettable) throw new DmaError({ code: 'ENOTSUP', operation, reason: 'the device has no reset' });
+    return this.#send(COMMAND.RESET, putCommand(this.#out.bytes, this.#id(), COMMAND.RESET, 0), [], nothing);
+  }
+}

@@ -1,0 +1,45 @@
+/** The program of a device process: serves one device, and ends with the process that started it. See device-process.ts. */
+import { rmSync } from 'node:fs';
+import { openPlatform } from '../platform/open.js';
+import { deviceModel } from './devices/catalog.js';
+import type { DeviceName, DeviceOptions } from './devices/catalog.js';
+import { serve } from './server.js';
+
+/** What the parent passes, as JSON, in the first argument. */
+export interface DeviceProcessArguments<N extends DeviceName = DeviceName> {
+  readonly name: N;
+  /** Private to the two; removed by whoever ends last. */
+  readonly directory: string;
+  readonly socketPath: string;
+  readonly options: DeviceOptions[N];
+  readonly maxDmaMaps?: number;
+}
+
+/** What the child says once: undefined `error` means that the socket can be connected to. */
+export interface DeviceProcessReport {
+  readonly error?: string;
+}
+
+function report(message: DeviceProcessReport): void {
+  process.send?.(message);
+}
+
+const { name, directory, socketPath, options, maxDmaMaps } = JSON.parse(
+  process.argv[2] ?? '',
+) as DeviceProcessArguments;
+try {
+  const server = serve(openPlatform(), { socketPath, model: deviceModel(name, options), maxDmaMaps });
+  // The channel to the parent closes when the parent lets go of this process, and when it dies in whatever way.
+  process.on('disconnect', () => {
+    rmSync(directory, { recursive: true, force: true });
+    setTimeout(() => process.exit(1), 1000);
+    void server.close().then(() => process.exit(0));
+  });
+  // The terminal's interrupt goes to the whole group; the parent decides.
+  process.on('SIGINT', () => undefined);
+  report({});
+} catch (error) {
+  report({ error: error instanceof Error ? error.message : String(error) });
+  process.exitCode = 1;
+  process.disconnect();
+}

@@ -1,0 +1,72 @@
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { existsSync, statSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { describe, test } from 'node:test';
+import { isDmaError } from '../errors.js';
+import { openPlatform } from '../platform/open.js';
+import { VfioUserClient } from './client.js';
+import { spawnDevice } from './device-process.js';
+import { DEVICE_NAMES, deviceModel, isDeviceName } from './devices/catalog.js';
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+async function until(condition: () => boolean): Promise<boolean> {
+  for (let n = 0; n < 300 && !condition(); n++) await new Promise((resolve) => setTimeout(resolve, 10));
+  return condition();
+}
+
+describe('device process', { skip: openPlatform().limitation ?? false }, () => {
+  for (const name of DEVICE_NAMES)
+    test(`${name} serves, and leaves nothing`, async () => {
+      const device = await spawnDevice(name, { maxDmaMaps: 5 });
+      assert.equal(statSync(dirname(device.socketPath)).mode & 0o777, 0o700);
+      const client = await VfioUserClient.connect(openPlatform(), device.socketPath);
+      assert.equal(client.capabilities.maxDmaMaps, 5);
+      await Promise.all([device.close(), device.close()]);
+      assert.ok(!isRunning(device.pid));
+      assert.ok(!existsSync(dirname(device.socketPath)));
+      await assert.rejects(client.regionReadAsync(0, 0, new Uint8Array(4)), (error) => isDmaError(error, 'ECONNRESET'));
+      client.close();
+    });
+
+  test('options that are refused are told', async () => {
+    await assert.rejects(spawnDevice('edu', { device: { dmaMaskBits: 99 } }), (error) => {
+      assert.ok(isDmaError(error, 'EIO'));
+      assert.match(error.reason, /dmaMaskBits/);
+      return true;
+    });
+  });
+
+  for (const end of ['kills', 'exits', 'runs dry'])
+    test(`ends when its parent ${end}`, async () => {
+      const what =
+        { kills: "process.kill(process.pid, 'SIGKILL')", exits: 'process.exit(3)', 'runs dry': '0' }[end] ?? '';
+      const module = JSON.stringify(new URL('./device-process.js', import.meta.url).href);
+      const program = `const { spawnDevice } = await import(${module});
+        const d = await spawnDevice('edu');
+        await new Promise((done) => process.stdout.write(JSON.stringify([d.pid, d.socketPath]), done));
+        ${what};`;
+      const parent = spawn(process.execPath, ['--input-type=module', '-e', program], {
+        stdio: ['ignore', 'pipe', 'inherit'],
+      });
+      let text = '';
+      parent.stdout.on('data', (data) => (text += String(data)));
+      await new Promise((resolve) => parent.once('close', resolve));
+      const [pid, socketPath] = JSON.parse(text) as [number, string];
+      assert.ok(await until(() => !isRunning(pid)), 'the device process lives on');
+      assert.ok(await until(() => !existsSync(dirname(socketPath))), 'its directory is left');
+    });
+});
+
+test('devices by name', () => {
+  assert.ok(isDeviceName('edu') && !isDeviceName('toString') && !isDeviceName(''));
+  assert.equal(typeof deviceModel('copy'), 'function');
+});

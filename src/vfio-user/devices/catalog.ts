@@ -1,0 +1,40 @@
+/** The devices that can be served, by name. */
+import { invalid } from '../../errors.js';
+import { copyEngineModel } from './copy-engine.js';
+import type { CopyEngineModelOptions } from './copy-engine.js';
+import { eduModel } from './edu.js';
+import type { EduModelOptions } from './edu.js';
+import type { ModelFactory } from './model.js';
+
+/** The options of each device. */
+export interface DeviceOptions {
+  readonly edu: EduModelOptions;
+  readonly copy: CopyEngineModelOptions;
+}
+
+/** The name of a device. */
+export type DeviceName = keyof DeviceOptions;
+
+const FACTORIES: { readonly [N in DeviceName]: (options?: DeviceOptions[N]) => ModelFactory } = {
+  edu: eduModel,
+  copy: copyEngineModel,
+};
+
+/** All names, for messages to people. */
+export const DEVICE_NAMES = Object.keys(FACTORIES) as readonly DeviceName[];
+
+/** Is `name` the name of a device? */
+export function isDeviceName(name: string): name is DeviceName {
+  return Object.hasOwn(FACTORIES, name);
+}
+
+/**
+ * Makes the device that has this name.
+ *
+ * @throws DmaError EINVAL for a name that is not known, or options out of range
+ */
+export function deviceModel<N extends DeviceName>(name: N, options?: DeviceOptions[N]): ModelFactory {
+  if (!isDeviceName(name))
+    throw invalid('deviceModel', `no device is called ${String(name)}; there are ${DEVICE_NAMES.join(' and ')}`);
+  return FACTORIES[name](options);
+}

@@ -1,0 +1,248 @@
+/** What one client has mapped for the device, on the server's side: how the device's accesses find the client's memory. */
+import { DmaError, invalid, isDmaError } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { Range } from '../ranges.js';
+import { RangeMap } from '../range-map.js';
+import { alignDown, alignUp, formatSize, isAddress, MiB, GiB } from '../units.js';
+import type { Va } from '../units.js';
+import type { DeviceDma } from './devices/model.js';
+import { COMMAND, operationOf } from './messages.js';
+import type { DmaMapRequest } from './messages.js';
+
+/** Files of regions that can not be mapped safely are kept open; more than this many would starve the process. */
+const MAX_KEPT_FILES = 256;
+
+/** Carries accesses to regions whose memory only the client can reach. */
+export interface DmaMessages {
+  read(iova: number, into: Uint8Array): Promise<void>;
+  write(iova: number, from: Uint8Array): Promise<void>;
+}
+
+/** One region of the client, by how its memory is reached. */
+class Region {
+  #view: { readonly buffer: ArrayBuffer; readonly bytes: Uint8Array } | undefined;
+
+  constructor(
+    private readonly platform: Platform,
+    readonly request: DmaMapRequest,
+    /** A mapping of `mapped` bytes; the region begins `skip` bytes into it. */
+    readonly mapping: { readonly va: Va; readonly mapped: number; readonly skip: number } | undefined,
+    /** The file, the region's own. */
+    readonly file: number | undefined,
+  ) {}
+
+  get end(): number {
+    return this.request.iova + this.request.length;
+  }
+
+  /** The bytes, made on first use: views of much memory cost garbage collections. Only with a mapping. */
+  bytes(): Uint8Array | undefined {
+    if (this.mapping === undefined) return undefined;
+    if (this.#view === undefined) {
+      const { va, mapped, skip } = this.mapping;
+      const buffer = this.platform.memory.view(va, mapped);
+      this.#view = { buffer, bytes: new Uint8Array(buffer, skip, this.request.length) };
+    }
+    return this.#view.bytes;
+  }
+
+  close(): void {
+    if (this.#view !== undefined) this.platform.memory.detach(this.#view.buffer);
+    this.#view = undefined;
+    if (this.mapping !== undefined) unmapFile(this.platform, this.mapping.va, this.mapping.mapped);
+    if (this.file !== undefined) this.platform.files.close(this.file);
+  }
+}
+
+function notMapped(range: Range): DmaError {
+  return new DmaError({ code: 'EFAULT', operation: 'device DMA', reason: 'not all of it is mapped', range });
+}
+
+/**
+ * munmap(2) of a file mapping. Hugetlb files are mapped by whole pages, however little was asked for, and unmapped only by
+ * whole pages; the first length that the kernel takes is the right one, because each is a multiple of those before.
+ */
+function unmapFile(platform: Platform, va: Va, mapped: number): void {
+  const lengths = [mapped, alignUp(mapped, 2 * MiB), alignUp(mapped, GiB)];
+  for (const [i, length] of lengths.entries()) {
+    try {
+      platform.memory.unmap(va, length);
+      return;
+    } catch (error) {
+      if (i === lengths.length - 1 || !isDmaError(error, 'EINVAL')) throw error;
+    }
+  }
+}
+
+/**
+ * See the head of the file. Looking an address up takes O(log n).
+ *
+ * A region with a descriptor is mapped, when the file is sealed against becoming shorter: otherwise the client could kill
+ * this process by truncating it, so that it is read and written by system calls instead. A region without a descriptor is
+ * reached by messages.
+ */
+export class DmaTable implements DeviceDma {
+  /** Set while a client is there that can be asked. */
+  messages: DmaMessages | undefined;
+  readonly #regions = new RangeMap<Region>();
+  #keptFiles = 0;
+
+  /** @param maxMaps regions at once */
+  constructor(
+    private readonly platform: Platform,
+    private readonly maxMaps: number,
+  ) {}
+
+  get size(): number {
+    return this.#regions.size;
+  }
+
+  /**
+   * Adds a region.
+   *
+   * @param fd the descriptor that came along, if any; it is the table's from here on, error or not
+   * @throws DmaError EEXIST (overlaps another), ENOSPC (too many), EINVAL (past the end of the file, or no file), EACCES
+   *   (the descriptor does not allow it), EMFILE (too many files that can not be mapped), or what mmap says
+   */
+  map(request: DmaMapRequest, fd: number | undefined): void {
+    let keep = false;
+    try {
+      this.#checkNew(request);
+      const mapping = fd === undefined ? undefined : this.#mapFile(request, fd);
+      keep = fd !== undefined && mapping === undefined;
+      const region = new Region(this.platform, request, mapping, keep ? fd : undefined);
+      this.#regions.insert(request.iova, request.length, region);
+      if (keep) this.#keptFiles++;
+    } finally {
+      if (fd !== undefined && !keep) this.platform.files.close(fd);
+    }
+  }
+
+  /** Removes a region. ENOENT unless exactly this one was mapped. Views of it are empty afterwards. */
+  unmap(iova: number, length: number): void {
+    const region = isAddress(iova) ? this.#regions.exact(iova, length) : undefined;
+    if (region === undefined) {
+      const reason = 'no region was mapped exactly so';
+      throw new DmaError({ code: 'ENOENT', operation: operationOf(COMMAND.DMA_UNMAP), reason });
+    }
+    this.#regions.delete(iova);
+    if (region.file !== undefined) this.#keptFiles--;
+    region.close();
+  }
+
+  /** Removes all regions. */
+  clear(): void {
+    const regions = [...this.#regions.values()];
+    this.#regions.clear();
+    this.#keptFiles = 0;
+    for (const region of regions) region.close();
+  }
+
+  direct(iova: number, length: number, access: 'read' | 'write'): Uint8Array | undefined {
+    const region = this.#check(iova, length, access);
+    const bytes = region?.bytes();
+    return region === undefined
+      ? undefined
+      : bytes?.subarray(iova - region.request.iova, iova - region.request.iova + length);
+  }
+
+  read(iova: number, into: Uint8Array): Promise<void> | undefined {
+    return this.#transfer(iova, into, 'read');
+  }
+
+  write(iova: number, from: Uint8Array): Promise<void> | undefined {
+    return this.#transfer(iova, from, 'write');
+  }
+
+  #checkNew({ iova, length }: DmaMapRequest): void {
+    const operation = operationOf(COMMAND.DMA_MAP);
+    const range = new Range(iova, length, operation);
+    const other = this.#regions.overlapping(iova, range.end)?.request;
+    if (other !== undefined) {
+      const there = new Range(other.iova, other.length).toString();
+      throw new DmaError({ code: 'EEXIST', operation, range, reason: `${there} is mapped there` });
+    }
+    if (this.#regions.size >= this.maxMaps)
+      throw new DmaError({ code: 'ENOSPC', operation, range, reason: `${this.maxMaps} regions are mapped already` });
+  }
+
+  /** Maps the file for a region; `undefined` when it has to be read and written instead. */
+  #mapFile({ offset, length, writable }: DmaMapRequest, fd: number): Region['mapping'] {
+    const { files, memory } = this.platform;
+    const operation = operationOf(COMMAND.DMA_MAP);
+    const status = files.status(fd);
+    if (status.kind !== 'file') throw invalid(operation, `a descriptor that is no file but a ${status.kind}`);
+    if (offset + length > alignUp(status.size, memory.pageSize))
+      throw invalid(operation, `${formatSize(length)} from ${offset} on of a file of ${formatSize(status.size)}`);
+    if (writable && !status.writable)
+      throw new DmaError({
+        code: 'EACCES',
+        operation,
+        reason: 'a region to write to, of a file that can only be read',
+      });
+    const start = alignDown(offset, memory.pageSize);
+    const mapped = alignUp(offset + length, memory.pageSize) - start;
+    if (mapped <= memory.maxView && files.sealedAgainstShrinking(fd, true))
+      return { va: memory.map({ fd, offset: start, length: mapped, writable }), mapped, skip: offset - start };
+    if (this.#keptFiles >= MAX_KEPT_FILES) {
+      const reason = `${MAX_KEPT_FILES} files are open that can not be sealed against shrinking`;
+      throw new DmaError({ code: 'EMFILE', operation, reason, hint: 'use memory from a memfd' });
+    }
+    return undefined;
+  }
+
+  /** Checks a whole access. Returns the region when it lies in one. */
+  #check(iova: number, length: number, access: 'read' | 'write'): Region | undefined {
+    const range = new Range(iova, length, 'device DMA');
+    const first = this.#regions.at(iova);
+    for (let region = first, at = iova; ; region = this.#regions.at(at)) {
+      if (region === undefined) throw notMapped(range);
+      if (!(access === 'read' ? region.request.readable : region.request.writable))
+        throw new DmaError({ code: 'EACCES', operation: 'device DMA', reason: `mapped, but not for ${access}`, range });
+      at = region.end;
+      if (at >= range.end) return region === first ? region : undefined;
+    }
+  }
+
+  #transfer(iova: number, data: Uint8Array, access: 'read' | 'write'): Promise<void> | undefined {
+    if (data.length === 0) return undefined;
+    const whole = this.#check(iova, data.length, access);
+    if (whole !== undefined) return this.#transferIn(whole, iova, data, access);
+    return this.#transferPieces(iova, data, access);
+  }
+
+  /** An access that has been checked and spans regions: one after the other. */
+  #transferPieces(iova: number, data: Uint8Array, access: 'read' | 'write'): Promise<void> | undefined {
+    for (let at = 0; at < data.length;) {
+      const region = this.#regions.at(iova + at);
+      if (region === undefined) throw notMapped(new Range(iova + at, data.length - at));
+      const end = Math.min(data.length, region.end - iova);
+      const wait = this.#transferIn(region, iova + at, data.subarray(at, end), access);
+      if (wait !== undefined) return wait.then(() => this.#transferPieces(iova + end, data.subarray(end), access));
+      at = end;
+    }
+    return undefined;
+  }
+
+  #transferIn(region: Region, iova: number, data: Uint8Array, access: 'read' | 'write'): Promise<void> | undefined {
+    const at = iova - region.request.iova;
+    const bytes = region.bytes();
+    if (bytes !== undefined) {
+      if (access === 'read') data.set(bytes.subarray(at, at + data.length));
+      else bytes.set(data, at);
+      return undefined;
+    }
+    if (region.file !== undefined) {
+      const { files } = this.platform;
+      const offset = region.request.offset + at;
+      const moved =
+        access === 'read' ? files.readAt(region.file, offset, data) : files.writeAt(region.file, offset, data);
+      if (moved === data.length) return undefined;
+      const reason = 'the file behind it has become shorter';
+      throw new DmaError({ code: 'EFAULT', operation: 'device DMA', reason, range: new Range(iova, data.length) });
+    }
+    if (this.messages !== undefined)
+      return access === 'read' ? this.messages.read(iova, data) : this.messages.write(iova, data);
+    throw new DmaError({ code: 'ENOTCONN', operation: 'device DMA', reason: 'the client is gone' });
+  }
+}

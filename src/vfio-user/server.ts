@@ -1,0 +1,169 @@
+/** Serves one emulated device over vfio-user, to one client at a time. */
+import { DmaError, invalid, isDmaError } from '../errors.js';
+import type { Platform, Watch } from '../platform/ports.js';
+import type { ModelFactory } from './devices/model.js';
+import { HostedDevice } from './hosted-device.js';
+import { Session } from './session.js';
+
+/** What happens at a server, for logs and tests. */
+export type ServerEvent =
+  | { readonly kind: 'connected' }
+  /** Somebody came while a client was there, and was sent away. */
+  | { readonly kind: 'refused' }
+  /** The client is gone and all it had is taken back; why. */
+  | { readonly kind: 'disconnected'; readonly error: DmaError }
+  /** A client could not be accepted. */
+  | { readonly kind: 'failed'; readonly error: DmaError };
+
+/** What to serve, and where. Times in milliseconds. */
+export interface ServeOptions {
+  /** Where the socket appears. */
+  readonly socketPath: string;
+  readonly model: ModelFactory;
+  /** DMA regions that the client may have at once, 1 to 65535; announced. Default 65535, which is the protocol's. */
+  readonly maxDmaMaps?: number;
+  /** End when the first client leaves. Default false. */
+  readonly once?: boolean;
+  /** Until a new client has sent VERSION. Default 5000. */
+  readonly handshakeTimeoutMs?: number;
+  /** Until the client answers a DMA access by message. Default 5000. */
+  readonly dmaTimeoutMs?: number;
+  readonly onEvent?: (event: ServerEvent) => void;
+}
+
+/** A running server. */
+export interface Server {
+  /** Sends the client away, frees everything and removes nothing of others. Idempotent. Resolves when all is done. */
+  close(): Promise<void>;
+  /** Resolves when the server has ended, by `close` or because it was to serve `once`. */
+  readonly closed: Promise<void>;
+}
+
+/** The connection ended because this end wanted it. */
+function ended(): DmaError {
+  return new DmaError({ code: 'ECONNABORTED', operation: 'vfio-user serve', reason: 'the server ends' });
+}
+
+/**
+ * Listens at `socketPath` and serves the device that `model` makes, until closed. A client that comes while another one is
+ * there is accepted and closed at once, so that it fails instead of waiting. When the client leaves, or dies, all that it
+ * mapped and connected is taken back, the device is reset, and the next one can come.
+ *
+ * @throws DmaError EADDRINUSE (somebody serves there), EINVAL (the options, or no possible device), what the system says
+ */
+export function serve(platform: Platform, options: ServeOptions): Server {
+  const { maxDmaMaps = 65535 } = options;
+  if (!Number.isInteger(maxDmaMaps) || maxDmaMaps < 1 || maxDmaMaps > 65535)
+    throw invalid('vfio-user serve', `maxDmaMaps is ${maxDmaMaps}, not an integer from 1 to 65535`);
+  const device = new HostedDevice(platform, options.model, maxDmaMaps);
+  try {
+    return new DeviceServer(platform, device, options);
+  } catch (error) {
+    device.close();
+    throw error;
+  }
+}
+
+class DeviceServer implements Server {
+  readonly closed: Promise<void>;
+  readonly #listener: number;
+  #watch: Watch | undefined;
+  #session: Session | undefined;
+  /** The last client's things are being taken back. */
+  #releasing: Promise<void> | undefined;
+  #closing = false;
+  #resolveClosed: () => void = () => undefined;
+
+  constructor(
+    private readonly platform: Platform,
+    private readonly device: HostedDevice,
+    private readonly options: ServeOptions,
+  ) {
+    this.closed = new Promise((resolve) => (this.#resolveClosed = resolve));
+    this.#listener = platform.sockets.listen(options.socketPath, 8);
+    try {
+      this.#listen();
+    } catch (error) {
+      platform.files.close(this.#listener);
+      throw error;
+    }
+  }
+
+  close(): Promise<void> {
+    if (this.#closing) return this.closed;
+    this.#closing = true;
+    this.#watch?.close();
+    this.#watch = undefined;
+    this.platform.files.close(this.#listener);
+    this.#session?.close(ended());
+    void Promise.resolve(this.#releasing).then(() => {
+      this.device.close();
+      this.#resolveClosed();
+    });
+    return this.closed;
+  }
+
+  #listen(): void {
+    this.#watch = this.platform.readiness.watch(this.#listener, { readable: true }, () => {
+      this.#accept();
+    });
+  }
+
+  /** A server that can not watch its socket any more is no use: it ends. */
+  #listenAgain(): void {
+    try {
+      this.#listen();
+    } catch (error) {
+      if (!isDmaError(error)) throw error;
+      this.options.onEvent?.({ kind: 'failed', error });
+      void this.close();
+    }
+  }
+
+  #accept(): void {
+    try {
+      // The next client may be faster than the news that the last one left.
+      this.#session?.service();
+      // While things are taken back nobody is accepted: who comes waits, and is told nothing wrong.
+      for (let n = 0; n < 8 && !this.#closing && this.#releasing === undefined; n++) {
+        const fd = this.platform.sockets.accept(this.#listener);
+        if (fd === undefined) return;
+        if (this.#session !== undefined) {
+          this.platform.files.close(fd);
+          this.options.onEvent?.({ kind: 'refused' });
+          continue;
+        }
+        const { handshakeTimeoutMs = 5000, dmaTimeoutMs = 5000 } = this.options;
+        this.#session = new Session(this.platform, fd, this.device, { handshakeTimeoutMs, dmaTimeoutMs }, (error) => {
+          this.#leave(error);
+        });
+        this.options.onEvent?.({ kind: 'connected' });
+      }
+    } catch (error) {
+      if (!isDmaError(error)) throw error;
+      this.options.onEvent?.({ kind: 'failed', error });
+    }
+  }
+
+  /** The client is gone. */
+  #leave(error: DmaError): void {
+    const session = this.#session;
+    const finish = (): void => {
+      this.#session = undefined;
+      this.#releasing = undefined;
+      this.options.onEvent?.({ kind: 'disconnected', error });
+      if (this.options.once === true) void this.close();
+      else if (!this.#closing && this.#watch === undefined) this.#listenAgain();
+    };
+    const release = (): Promise<void> | undefined => this.device.release();
+    const running = session?.idle;
+    const releasing = running === undefined ? release() : running.then(release);
+    if (releasing === undefined) {
+      finish();
+      return;
+    }
+    this.#watch?.close();
+    this.#watch = undefined;
+    this.#releasing = releasing.then(finish);
+  }
+}

@@ -1,0 +1,441 @@
+/** One client at a vfio-user device: reads its commands, strictly in order, and answers them. */
+import { DmaError, invalid, isDmaError } from '../errors.js';
+import type { ErrorCode } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { Channel } from './channel.js';
+import { REGION_COUNT } from './hosted-device.js';
+import type { HostedDevice } from './hosted-device.js';
+import { protocolError } from './framing.js';
+import {
+  COMMAND,
+  DEFAULT_CAPABILITIES,
+  DMA_ACCESS_SIZE,
+  DMA_UNMAP_SIZE,
+  FLAG,
+  HEADER_SIZE,
+  IO_FDS_SIZE,
+  IRQ_INFO_SIZE,
+  DEVICE_INFO_SIZE,
+  MAX_DATA,
+  MAX_FDS,
+  MAX_MESSAGE,
+  PROTOCOL_VERSION,
+  REGION_ACCESS_SIZE,
+  REGION_INFO_SIZE,
+  decodeDmaMap,
+  decodeDmaUnmap,
+  decodeRegionAccess,
+  decodeSetIrqs,
+  decodeVersion,
+  encodeDeviceInfo,
+  encodeDmaRead,
+  encodeDmaWrite,
+  encodeIrqInfo,
+  encodeNoIoFds,
+  encodeRegionInfo,
+  encodeRegionReply,
+  encodeVersion,
+  errorOfReply,
+  get32,
+  isCommand,
+  needPayload,
+  needStruct,
+  operationOf,
+  putErrorReply,
+  putReply,
+} from './messages.js';
+import type { Message } from './messages.js';
+import { IRQ_KINDS } from './interrupts.js';
+import { OutBuffer } from './out-buffer.js';
+import type { DmaMessages } from './dma-table.js';
+
+/** Commands that wait while one is being carried out and answers to us have to be read past them. */
+const MAX_BACKLOG = 256;
+/** bytes in them */
+const MAX_BACKLOG_BYTES = 4 * MAX_MESSAGE;
+
+/** Times in milliseconds, after which a client that does not answer is sent away. */
+export interface SessionOptions {
+  /** Until it has sent VERSION. */
+  readonly handshakeTimeoutMs: number;
+  /** Until it answers a DMA access. */
+  readonly dmaTimeoutMs: number;
+}
+
+/** A DMA access by message that waits for its reply. */
+interface Asked {
+  readonly command: number;
+  readonly settle: (error: DmaError | undefined) => void;
+  /** Where the data of a DMA_READ goes. */
+  readonly into: Uint8Array | undefined;
+  readonly count: number;
+}
+
+/**
+ * See the head of the file. When it has ended, `onEnd` is called once, and what the client had mapped is gone already or
+ * goes when the running command is through: see {@link Session.idle}.
+ */
+export class Session implements DmaMessages {
+  readonly #main: Channel;
+  #twin: Channel | undefined;
+  #version = false;
+  /** The client takes descriptors, and this much data in one message. */
+  #takesFds = false;
+  #maxData = MAX_DATA;
+  readonly #replies = new OutBuffer();
+  /** Apart from the replies, because a device may ask while a reply is being made. */
+  readonly #asks = new OutBuffer();
+  /** The command that is being carried out, when that takes more than this turn. */
+  #running: Promise<void> | undefined;
+  readonly #backlog: Message[] = [];
+  #backlogBytes = 0;
+  readonly #asked = new Map<number, Asked>();
+  #nextId = 0;
+  #timer: NodeJS.Timeout | undefined;
+  #failure: DmaError | undefined;
+
+  /** @param fd the client's connection, the session's from here on */
+  constructor(
+    private readonly platform: Platform,
+    fd: number,
+    private readonly device: HostedDevice,
+    private readonly options: SessionOptions,
+    private readonly onEnd: (error: DmaError) => void,
+  ) {
+    this.#main = this.#channel(fd, true);
+    this.#startTimer(options.handshakeTimeoutMs, 'VERSION');
+  }
+
+  /** Why it has ended; `undefined` while the client is there. */
+  get failure(): DmaError | undefined {
+    return this.#failure;
+  }
+
+  /** Resolves when no command is being carried out; `undefined` when none is. */
+  get idle(): Promise<void> | undefined {
+    return this.#running;
+  }
+
+  /** Handles what has come in already. */
+  service(): void {
+    this.#main.service();
+  }
+
+  /** Sends the client away. Idempotent. */
+  close(error: DmaError): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = error;
+    clearTimeout(this.#timer);
+    this.#main.close(error);
+    this.#twin?.close(error);
+    for (const { fds } of this.#backlog) for (const fd of fds) this.platform.files.close(fd);
+    this.#backlog.length = 0;
+    const asked = [...this.#asked.values()];
+    this.#asked.clear();
+    for (const { settle } of asked) settle(error);
+    this.onEnd(error);
+  }
+
+  /** DMA_READ, in as many messages as the client's limit needs. */
+  async read(iova: number, into: Uint8Array): Promise<void> {
+    for (let at = 0; at < into.length; at += this.#maxData) {
+      const piece = into.subarray(at, at + this.#maxData);
+      const size = encodeDmaRead(this.#asks.bytes, this.#id(), iova + at, piece.length);
+      await this.#ask(COMMAND.DMA_READ, size, piece.length, piece);
+    }
+  }
+
+  /** DMA_WRITE, in as many messages as the client's limit needs. */
+  async write(iova: number, from: Uint8Array): Promise<void> {
+    for (let at = 0; at < from.length; at += this.#maxData) {
+      const piece = from.subarray(at, at + this.#maxData);
+      const out = this.#asks.reserve(HEADER_SIZE + DMA_ACCESS_SIZE + piece.length);
+      await this.#ask(COMMAND.DMA_WRITE, encodeDmaWrite(out, this.#id(), iova + at, piece), piece.length, undefined);
+    }
+  }
+
+  #channel(fd: number, main: boolean): Channel {
+    return new Channel(this.platform, fd, {
+      onMessage: (message) => {
+        if (!isCommand(message)) this.#answered(message);
+        else if (main) this.#command(message);
+        else throw protocolError('a command on the twin socket');
+      },
+      onClose: (error) => {
+        this.close(error);
+      },
+    });
+  }
+
+  #startTimer(ms: number, what: string): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      const reason = `the client did not send ${what} within ${ms} ms`;
+      this.close(new DmaError({ code: 'ETIMEDOUT', operation: 'vfio-user', reason }));
+    }, ms);
+  }
+
+  /** A command: carried out now, or after the one that is running. */
+  #command(message: Message): void {
+    if (message.fds.length > 0) checkFds(message);
+    if (this.#running === undefined) {
+      this.#start(message);
+      return;
+    }
+    this.#backlogBytes += message.payload.length;
+    if (this.#backlog.length >= MAX_BACKLOG || this.#backlogBytes > MAX_BACKLOG_BYTES)
+      throw protocolError('it sends commands, but does not answer');
+    this.#backlog.push({ ...message, payload: message.payload.slice(), fds: message.fds.splice(0) });
+  }
+
+  #start(message: Message): void {
+    const running = this.#carryOut(message);
+    if (running === undefined) return;
+    this.#running = running.then(() => {
+      this.#running = undefined;
+      this.#proceed();
+    });
+    // Replies to us come on the same socket unless there is a twin; only then can the socket rest.
+    if (this.#twin !== undefined) this.#main.pause();
+  }
+
+  /** The running command is through: on with those that wait. */
+  #proceed(): void {
+    try {
+      while (this.#failure === undefined && this.#running === undefined) {
+        const message = this.#backlog.shift();
+        if (message === undefined) break;
+        this.#backlogBytes -= message.payload.length;
+        try {
+          this.#start(message);
+        } finally {
+          for (const fd of message.fds) this.platform.files.close(fd);
+        }
+      }
+    } catch (error) {
+      this.close(isDmaError(error) ? error : protocolError('what could not be handled', error));
+    }
+    if (this.#running === undefined) this.#main.resume();
+  }
+
+  /** Carries a command out and answers it, now or when the promise resolves; it never rejects. */
+  #carryOut(message: Message): Promise<void> | undefined {
+    const { id, command, flags } = message;
+    const wantsReply = (flags & FLAG.NO_REPLY) === 0;
+    const done = (size: number, fds?: readonly number[]): void => {
+      if (wantsReply) this.#reply(size, fds);
+    };
+    const failed = (error: unknown): void => {
+      const code: ErrorCode = isDmaError(error) ? error.code : 'EIO';
+      done(putErrorReply(this.#replies.bytes, id, command, code));
+      // Without a version there is nothing to talk about.
+      if (!this.#version) this.close(isDmaError(error) ? error : protocolError('what could not be handled', error));
+    };
+    try {
+      const later = this.#execute(message, done);
+      return later?.catch(failed);
+    } catch (error) {
+      failed(error);
+      return undefined;
+    }
+  }
+
+  #execute(message: Message, done: (size: number, fds?: readonly number[]) => void): Promise<void> | undefined {
+    const { id, command, payload } = message;
+    const { device } = this;
+    const out = this.#replies.bytes;
+    if (!this.#version && command !== COMMAND.VERSION) throw invalid(operationOf(command), 'before VERSION');
+    switch (command) {
+      case COMMAND.VERSION:
+        this.#negotiate(message, done);
+        return undefined;
+      case COMMAND.REGION_READ: {
+        const access = decodeRegionAccess(message);
+        const at = HEADER_SIZE + REGION_ACCESS_SIZE;
+        const room = this.#replies.reserve(at + access.count);
+        device.readRegion(access.region, access.offset, room.subarray(at, at + access.count));
+        done(encodeRegionReply(room, message, access));
+        return undefined;
+      }
+      case COMMAND.REGION_WRITE: {
+        const access = decodeRegionAccess(message);
+        needPayload(message, REGION_ACCESS_SIZE + access.count);
+        const from = payload.subarray(REGION_ACCESS_SIZE, REGION_ACCESS_SIZE + access.count);
+        device.writeRegion(access.region, access.offset, from);
+        done(encodeRegionReply(out, message, access));
+        return undefined;
+      }
+      case COMMAND.DMA_MAP:
+        device.dma.map(decodeDmaMap(message), message.fds.shift());
+        done(putReply(out, id, command, 0));
+        return undefined;
+      case COMMAND.DMA_UNMAP: {
+        const what = decodeDmaUnmap(message);
+        const echo = payload.slice(0, DMA_UNMAP_SIZE);
+        return this.#quietly(() => {
+          if (what === 'all') device.dma.clear();
+          else device.dma.unmap(what.iova, what.length);
+          this.#replies.bytes.set(echo, HEADER_SIZE);
+          done(putReply(this.#replies.bytes, id, command, DMA_UNMAP_SIZE));
+        });
+      }
+      case COMMAND.GET_INFO:
+        needStruct(message, DEVICE_INFO_SIZE);
+        done(
+          encodeDeviceInfo(out, id, {
+            resettable: true,
+            pci: true,
+            regionCount: REGION_COUNT,
+            interruptKinds: IRQ_KINDS,
+          }),
+        );
+        return undefined;
+      case COMMAND.GET_REGION_INFO: {
+        const room = get32(needStruct(message, REGION_INFO_SIZE), 0);
+        const { fd, ...region } = device.describeRegion(get32(payload, 8));
+        const reply = this.#replies.reserve(HEADER_SIZE + REGION_INFO_SIZE + 16 + region.areas.length * 16);
+        const size = encodeRegionInfo(
+          reply,
+          id,
+          this.#takesFds ? region : { ...region, mappable: false, areas: [] },
+          room,
+        );
+        // The descriptor goes with the whole answer only.
+        done(size, fd !== undefined && size > HEADER_SIZE + REGION_INFO_SIZE ? [fd] : undefined);
+        return undefined;
+      }
+      case COMMAND.GET_REGION_IO_FDS: {
+        const request = needStruct(message, IO_FDS_SIZE);
+        const region = get32(request, 8);
+        if (get32(request, 4) !== 0 || get32(request, 12) !== 0 || region >= REGION_COUNT)
+          throw invalid(operationOf(command), `flags, a count, or no region ${region}`);
+        done(encodeNoIoFds(out, id, region));
+        return undefined;
+      }
+      case COMMAND.GET_IRQ_INFO:
+        done(encodeIrqInfo(out, id, device.interrupts.describe(get32(needStruct(message, IRQ_INFO_SIZE), 8))));
+        return undefined;
+      case COMMAND.SET_IRQS:
+        device.interrupts.set(decodeSetIrqs(message), message.fds);
+        done(putReply(out, id, command, 0));
+        return undefined;
+      case COMMAND.RESET:
+        return this.#quietly(() => {
+          device.reset();
+          done(putReply(this.#replies.bytes, id, command, 0));
+        });
+      default:
+        throw invalid(operationOf(command), 'not served here');
+    }
+  }
+
+  /** Does `work` while the device transfers nothing, so that no memory is taken away under it. */
+  #quietly(work: () => void): Promise<void> | undefined {
+    const { model } = this.device;
+    const finish = (): void => {
+      try {
+        if (this.#failure === undefined) work();
+      } finally {
+        model.resume();
+      }
+    };
+    const quiet = model.quiesce();
+    if (quiet !== undefined) return quiet.then(finish);
+    finish();
+    return undefined;
+  }
+
+  #negotiate(message: Message, done: (size: number, fds?: readonly number[]) => void): void {
+    const operation = operationOf(COMMAND.VERSION);
+    if (this.#version) throw invalid(operation, 'a second time');
+    const { major, minor, capabilities } = decodeVersion(message);
+    if (major !== PROTOCOL_VERSION.major) throw invalid(operation, `version ${major}.${minor}`);
+    this.#takesFds = capabilities.maxMsgFds > 0;
+    this.#maxData = Math.min(MAX_DATA, capabilities.maxDataXferSize);
+    const ends = capabilities.twinSocket !== undefined && this.#takesFds ? this.platform.sockets.pair() : undefined;
+    try {
+      if (ends !== undefined) {
+        const [ours] = ends;
+        this.#twin = this.#channel(ours, false);
+      }
+      const answer = encodeVersion({
+        major,
+        minor: Math.min(minor, PROTOCOL_VERSION.minor),
+        capabilities: {
+          ...DEFAULT_CAPABILITIES,
+          maxMsgFds: MAX_FDS,
+          maxDmaMaps: this.device.maxDmaMaps,
+          twinSocket: ends === undefined ? undefined : { fdIndex: 0 },
+        },
+      });
+      this.#version = true;
+      clearTimeout(this.#timer);
+      this.device.dma.messages = this;
+      this.#replies.bytes.set(answer, HEADER_SIZE);
+      done(
+        putReply(this.#replies.bytes, message.id, message.command, answer.length),
+        ends === undefined ? [] : [ends[1]],
+      );
+    } finally {
+      if (ends !== undefined) this.platform.files.close(ends[1]);
+    }
+  }
+
+  #reply(size: number, fds?: readonly number[]): void {
+    if (!this.#main.send(this.#replies.message(size), fds))
+      this.close(protocolError('it asks, but does not read the answers'));
+  }
+
+  #id(): number {
+    do this.#nextId = (this.#nextId + 1) & 0xffff;
+    while (this.#asked.has(this.#nextId));
+    return this.#nextId;
+  }
+
+  /** Sends what is in `#asks` as a command and waits for the reply. */
+  #ask(command: number, size: number, count: number, into: Uint8Array | undefined): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const channel = this.#twin ?? this.#main;
+      const settle: Asked['settle'] = (error) => {
+        if (error === undefined) resolve();
+        else reject(error);
+      };
+      if (this.#failure === undefined) {
+        this.#asked.set(this.#nextId, { command, settle, into, count });
+        if (this.#asked.size === 1) this.#startTimer(this.options.dmaTimeoutMs, 'the answer to a DMA access');
+        if (channel.send(this.#asks.message(size))) return;
+        this.close(protocolError('it does not read what the device asks for'));
+        return;
+      }
+      settle(this.#failure);
+    });
+  }
+
+  #answered(message: Message): void {
+    const asked = this.#asked.get(message.id);
+    if (asked === undefined || asked.command !== message.command || (message.flags & FLAG.TYPE) !== FLAG.REPLY)
+      throw protocolError(`an answer to ${operationOf(message.command)}, id ${message.id}, which was not asked`);
+    if (message.fds.length > 0) throw protocolError('descriptors with the answer to a DMA access');
+    const error = errorOfReply(message);
+    if (error === undefined) {
+      const { into, count } = asked;
+      if (into !== undefined) {
+        needPayload(message, DMA_ACCESS_SIZE + count);
+        into.set(message.payload.subarray(DMA_ACCESS_SIZE, DMA_ACCESS_SIZE + count));
+      } else {
+        // A count of 4 bytes, as one table of the specification has it, or of 8, as everybody sends it.
+        needPayload(message, 12);
+      }
+    }
+    this.#asked.delete(message.id);
+    if (this.#asked.size > 0) this.#startTimer(this.options.dmaTimeoutMs, 'the answer to a DMA access');
+    else clearTimeout(this.#timer);
+    asked.settle(error);
+  }
+}
+
+/** Only DMA_MAP (one) and SET_IRQS bring descriptors; a client that sends others is not to be trusted further. */
+function checkFds({ command, fds }: Message): void {
+  const most = command === COMMAND.DMA_MAP ? 1 : command === COMMAND.SET_IRQS ? MAX_FDS : 0;
+  if (fds.length > most) throw protocolError(`${fds.length} descriptors with ${operationOf(command)}`);
+}
