@@ -131,7 +131,9 @@ export class DmaError extends Error {
 
   /** The same error with some parts replaced or added, as an outer layer that knows more would have thrown it. */
   with(more: Partial<DmaErrorDetails>): DmaError {
-    const { code, errno, operation, reason, range, device, cause, hint, undo } = this;
+    const { code, operation, reason, range, device, cause, hint, undo } = this;
+    // The number belongs to the code.
+    const errno = more.code === undefined ? this.errno : undefined;
     return new DmaError({ code, errno, operation, reason, range, device, cause, hint, undo, ...more });
   }
 }

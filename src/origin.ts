@@ -5,24 +5,37 @@ export interface Origin {
   readonly stack?: string;
 }
 
-/** Where the program is now. Costs about a microsecond: frames are kept, the text is made on first use. */
-export function captureOrigin(): Origin {
+/** Frames that are kept: what there is of the library between the program and the call, and one or more of the program. */
+const DEPTH = 5;
+
+/**
+ * Where the program is now. Costs some microseconds: frames are kept, the text is made on first use. The cost grows with
+ * the frames, so that only a few are kept.
+ *
+ * @param below a function that the program is in: its own frame and those inside of it are left out
+ */
+export function captureOrigin(below: (...args: never[]) => unknown = captureOrigin): Origin {
   const origin: Origin = {};
-  Error.captureStackTrace(origin, captureOrigin);
+  const { stackTraceLimit } = Error;
+  Error.stackTraceLimit = DEPTH;
+  Error.captureStackTrace(origin, below);
+  Error.stackTraceLimit = stackTraceLimit;
   return origin;
 }
 
 const LIBRARY = new URL('.', import.meta.url).href;
 
 /**
- * The innermost place of a stack that is not in this library, such as `main (app.js:3:7)`; the innermost of all when every
- * one is; `an unknown place` when there is none.
+ * The innermost place of a stack that is neither in this library nor in Node, such as `main (app.js:3:7)`; the innermost of
+ * all when there is none such; `an unknown place` when there is none at all.
  */
 export function placeOf(origin: Origin | undefined): string {
   const frames = (origin?.stack?.split('\n') ?? [])
     .map((line) => line.trim())
     .filter((line) => line.startsWith('at '))
     .map((line) => line.slice('at '.length));
-  const outside = frames.find((frame) => !frame.includes(LIBRARY) || frame.includes('.test.'));
+  const outside = frames.find(
+    (frame) => (!frame.includes(LIBRARY) && !/(^|\()node:/.test(frame)) || frame.includes('.test.'),
+  );
   return outside ?? frames[0] ?? 'an unknown place';
 }

@@ -36,7 +36,7 @@ export function alignDown(value: number, granule: number): number {
 /** `value` rounded up to a multiple of `granule`. */
 export function alignUp(value: number, granule: number): number {
   const over = value % granule;
-  return over === 0 ? value : value + granule - over;
+  return over === 0 ? value : value - over + granule;
 }
 
 /** An address or length as the hexadecimal text that kernel logs and debuggers show, such as `0x7f00c0000000`. */

@@ -52,10 +52,10 @@ test('check turns -1 into the error of errno, with words', (t) => {
     (error) =>
       isDmaError(error, 'EBADF') && error.operation === 'close' && error.reason === 'fd 99999: bad file descriptor',
   );
-  // ENOTDIR is a number that the library has no name for.
+  // EXDEV is a number that the library has no name for.
   assert.throws(
-    () => check(libc, libc.open('/dev/null/x', 0, 0), 'open'),
-    (error) => isDmaError(error, 'EIO') && error.errno === 20 && error.reason === 'not a directory',
+    () => check({ ...libc, errno: () => 18 }, -1, 'link'),
+    (error) => isDmaError(error, 'EIO') && error.errno === 18 && error.reason === 'cross-device link not permitted',
   );
 });
 
