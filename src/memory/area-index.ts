@@ -1,0 +1,66 @@
+/** All areas by address. Any overlap is refused; look-up is O(log n) in the number of areas, which has no limit. */
+import { DmaError, invalid } from '../errors.js';
+import { RangeMap } from '../range-map.js';
+import type { Range } from '../ranges.js';
+import { formatSize, type Va } from '../units.js';
+import type { Area } from './area.js';
+
+/** The areas of one `Eal`. */
+export class AreaIndex {
+  readonly #areas = new RangeMap<Area>();
+
+  /** How many areas there are. */
+  get size(): number {
+    return this.#areas.size;
+  }
+
+  /** @throws DmaError EEXIST when any byte of it is in an area already; the error names that area */
+  add(area: Area, operation = 'register'): void {
+    const { range } = area;
+    const other = this.#areas.insert(range.start, range.length, area);
+    if (other === undefined) return;
+    throw new DmaError({
+      code: 'EEXIST',
+      operation,
+      range,
+      reason: `it overlaps the ${other.owner} area ${other.label} ${other.range.toString()}`,
+      hint: 'unregister that area first, or register a range beside it',
+    });
+  }
+
+  /** Takes out an area that `add` took. */
+  remove(area: Area): void {
+    this.#areas.delete(area.range.start);
+  }
+
+  /** The area that holds `va`. */
+  at(va: number): Area | undefined {
+    return this.#areas.at(va);
+  }
+
+  /** The area that is exactly `range`. */
+  exact(range: Range<Va>): Area | undefined {
+    return this.#areas.exact(range.start, range.length);
+  }
+
+  /** The area that all of `range` is in. @throws DmaError EINVAL when there is none, or the range goes past its end */
+  covering(range: Range<Va>, operation: string): Area {
+    const area = this.#areas.at(range.start);
+    if (area === undefined) {
+      throw invalid(operation, 'the memory is not registered', {
+        range,
+        hint: 'register it first: eal.external.register, .allocate, .fromFd or .fromAddress',
+      });
+    }
+    if (area.range.covers(range)) return area;
+    throw invalid(operation, `the range goes ${formatSize(range.end - area.range.end)} past the end of ${area.label}`, {
+      range,
+      hint: `that area is ${area.range.toString()}; a mapping stays inside one area`,
+    });
+  }
+
+  /** All areas, in address order. */
+  [Symbol.iterator](): IterableIterator<Area> {
+    return this.#areas.values();
+  }
+}

@@ -1,0 +1,137 @@
+/** An area: one VA range that the library knows. DPDK calls it a memseg list. */
+import { invalid } from '../errors.js';
+import type { Range } from '../ranges.js';
+import { hex, isAddress, isPowerOfTwo, type Iova, type Va } from '../units.js';
+
+/** Whose memory an area is: the library's, a heap's over user memory, or the user's alone. */
+export type AreaOwner = 'owned' | 'heap' | 'external';
+
+/** The descriptor behind a piece of memory, for devices that are reached by passing it. It stays the area's. */
+export interface Backing {
+  readonly fd: number;
+  /** bytes into the descriptor where the piece begins */
+  readonly offset: number;
+}
+
+/** What an area is made of. */
+export interface AreaDetails {
+  readonly range: Range<Va>;
+  /** bytes, a power of two; the range begins and ends on multiples of it */
+  readonly pageSize: number;
+  readonly owner: AreaOwner;
+  /** What people see it called in messages. */
+  readonly label: string;
+  /** NUMA node; -1 when not known */
+  readonly node?: number;
+  /** May the process, and so a device, write it? Default true. */
+  readonly writable?: boolean;
+  /** One IOVA a page, multiples of the page size, for memory whose device addresses are given. Copied. */
+  readonly iovas?: ArrayLike<number>;
+  /** The descriptor that the whole range is a shared mapping of. */
+  readonly backing?: Backing;
+}
+
+/** A run of pages of an area that is contiguous in VA and in IOVA. */
+export interface IovaRun {
+  readonly va: Va;
+  readonly iova: Iova;
+  /** bytes */
+  readonly length: number;
+}
+
+/** One VA range with its page size, owner and, if given, its IOVAs; and who holds it. Nothing is ever written into it. */
+export class Area {
+  readonly range: Range<Va>;
+  /** bytes */
+  readonly pageSize: number;
+  readonly owner: AreaOwner;
+  readonly label: string;
+  /** NUMA node; -1 when not known */
+  readonly node: number;
+  readonly writable: boolean;
+  readonly backing: Backing | undefined;
+  /** One IOVA a page; `undefined` when the area has no table of its own. */
+  readonly iovas: Float64Array | undefined;
+  readonly #holds = new Map<string, number>();
+
+  /**
+   * @throws DmaError EINVAL: page size no power of two, range not on page boundaries, a table whose length is not the
+   *   number of pages, or an entry in it that is no multiple of the page size
+   */
+  constructor(details: AreaDetails, operation = 'register') {
+    const { range, pageSize, iovas } = details;
+    if (!isPowerOfTwo(pageSize)) throw invalid(operation, `a page size of ${pageSize} bytes is no power of two`);
+    if (!range.isAligned(pageSize)) throw invalid(operation, misalignment(range, pageSize), { range });
+    if (iovas !== undefined) checkTable(iovas, range, pageSize, operation);
+    this.range = range;
+    this.pageSize = pageSize;
+    this.owner = details.owner;
+    this.label = details.label;
+    this.node = details.node ?? -1;
+    this.writable = details.writable ?? true;
+    this.backing = details.backing;
+    this.iovas = iovas === undefined ? undefined : Float64Array.from(iovas);
+  }
+
+  /** The descriptor and offset behind `va`, an address of this area. */
+  backingAt(va: Va): Backing | undefined {
+    if (this.backing === undefined) return undefined;
+    return { fd: this.backing.fd, offset: this.backing.offset + (va - this.range.start) };
+  }
+
+  /**
+   * The runs of `part` (inside this area) that are contiguous in the area's own IOVAs, in VA order; `undefined` when the
+   * area has no table.
+   */
+  iovaRuns(part: Range<Va>): IovaRun[] | undefined {
+    const { iovas, pageSize } = this;
+    if (iovas === undefined) return undefined;
+    const runs: IovaRun[] = [];
+    let va: number = part.start;
+    while (va < part.end) {
+      const first = Math.floor((va - this.range.start) / pageSize);
+      let page = first;
+      while (this.range.start + (page + 1) * pageSize < part.end && iovas[page + 1] === iovas[page] + pageSize) page++;
+      const end = Math.min(part.end, this.range.start + (page + 1) * pageSize);
+      const within = va - (this.range.start + first * pageSize);
+      runs.push({ va: va as Va, iova: (iovas[first] + within) as Iova, length: end - va });
+      va = end;
+    }
+    return runs;
+  }
+
+  /** Notes that `holder` (a device's name) uses this memory. Counted: each hold needs its own release. */
+  hold(holder: string): void {
+    this.#holds.set(holder, (this.#holds.get(holder) ?? 0) + 1);
+  }
+
+  /** Takes back one hold of `holder`. */
+  release(holder: string): void {
+    const count = this.#holds.get(holder) ?? 0;
+    if (count > 1) this.#holds.set(holder, count - 1);
+    else this.#holds.delete(holder);
+  }
+
+  /** Who holds this memory now, and how many times. While anyone does it must not go away. */
+  get holders(): ReadonlyMap<string, number> {
+    return this.#holds;
+  }
+}
+
+function misalignment(range: Range, pageSize: number): string {
+  const which = range.start % pageSize === 0 ? `length ${hex(range.length)}` : `start ${hex(range.start)}`;
+  return `the ${which} is no multiple of the page size ${hex(pageSize)}`;
+}
+
+function checkTable(iovas: ArrayLike<number>, range: Range, pageSize: number, operation: string): void {
+  const pages = range.length / pageSize;
+  if (iovas.length !== pages)
+    throw invalid(operation, `the IOVA table has ${iovas.length} entries for ${pages} pages`, { range });
+  for (let page = 0; page < pages; page++) {
+    const iova = iovas[page];
+    if (!isAddress(iova) || iova % pageSize !== 0 || !isAddress(iova + pageSize))
+      throw invalid(operation, `entry ${page} of the IOVA table, ${iova}, is no multiple of ${hex(pageSize)}`, {
+        range,
+      });
+  }
+}

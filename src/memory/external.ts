@@ -1,0 +1,409 @@
+/**
+ * External memory: the user's, registered so that it can be mapped for DMA, device by device, by the user. Nothing is
+ * written into it and no allocator works in it. DPDK: rte_extmem_*.
+ */
+import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import { captureOrigin, type Origin } from '../origin.js';
+import type { FileStatus, Platform } from '../platform/ports.js';
+import { Range } from '../ranges.js';
+import { alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
+import { Area, type Backing } from './area.js';
+import type { AreaIndex } from './area-index.js';
+import { checkPart, Views } from './views.js';
+
+/** Where external memory comes from. */
+export type ExternalSource = 'memfd' | 'anonymous' | 'file' | 'buffer' | 'address';
+
+/** What every way to register memory takes. */
+export interface RegisterOptions {
+  /** Page size in bytes, a power of two; the memory begins and ends on multiples. Default: the system's. */
+  readonly pageSize?: number;
+  /** One IOVA a page, for memory whose device addresses are given: mappings then use these. */
+  readonly iovas?: ArrayLike<number>;
+  /** NUMA node it is on, when known. */
+  readonly node?: number;
+  /** What messages call it. Default: its source and address. */
+  readonly label?: string;
+}
+
+/** Options of {@link External.allocate}. */
+export interface AllocateOptions extends Omit<RegisterOptions, 'pageSize'> {
+  /**
+   * `'memfd'` (the default) can be passed to devices in other processes by descriptor; `'anonymous'` memory is reached by
+   * them through messages only.
+   */
+  readonly source?: 'memfd' | 'anonymous';
+  /** Take hugetlb pages of this size in bytes (2 MiB, 1 GiB ...) instead of ordinary ones. */
+  readonly hugePageSize?: number;
+}
+
+/** Options of {@link External.fromFd}. */
+export interface FromFdOptions extends RegisterOptions {
+  /** Where in the file the memory begins; bytes, a multiple of the page size. Default 0. */
+  readonly offset?: number;
+  /** bytes. Default: up to the end of the file, rounded up to a page. */
+  readonly length?: number;
+  /** Map it writable? Default: as the descriptor was opened. */
+  readonly writable?: boolean;
+}
+
+/** Options of {@link External.fromAddress}. */
+export interface FromAddressOptions extends RegisterOptions {
+  /** May it be written? Default true. */
+  readonly writable?: boolean;
+}
+
+/** Keeps memory from being freed while something works on it; disposing is idempotent. */
+export interface Pin extends Disposable {
+  readonly reason: string;
+}
+
+interface Parts {
+  readonly area: Area;
+  readonly source: ExternalSource;
+  /** What the process may touch through views; for a Buffer, the user's own bytes. */
+  readonly views: Views | Uint8Array;
+  /** Gives the memory back, when it is the library's to give back. Each step runs. */
+  readonly release: readonly (() => void)[];
+  readonly origin: Origin;
+}
+
+/** One piece of registered external memory. Disposing it unregisters it; see {@link ExternalMemory.unregister}. */
+export class ExternalMemory implements Disposable {
+  readonly area: Area;
+  readonly source: ExternalSource;
+  /** Where in the program it was registered. */
+  readonly origin: Origin;
+  readonly #index: AreaIndex;
+  readonly #views: Views | Uint8Array;
+  readonly #release: readonly (() => void)[];
+  readonly #pins = new Set<Pin>();
+  readonly #gone: (memory: ExternalMemory) => void;
+  #registered = true;
+
+  /** Made by {@link External}. */
+  constructor(parts: Parts, index: AreaIndex, gone: (memory: ExternalMemory) => void) {
+    this.area = parts.area;
+    this.source = parts.source;
+    this.origin = parts.origin;
+    this.#views = parts.views;
+    this.#release = parts.release;
+    this.#index = index;
+    this.#gone = gone;
+  }
+
+  /** Address of the first byte. */
+  get va(): Va {
+    return this.area.range.start;
+  }
+
+  /** bytes */
+  get length(): number {
+    return this.area.range.length;
+  }
+
+  /** The descriptor behind it, for `memfd` and `file`; it stays the memory's. */
+  get fd(): number | undefined {
+    return this.area.backing?.fd;
+  }
+
+  /** Is it still registered? */
+  get registered(): boolean {
+    return this.#registered;
+  }
+
+  /**
+   * The memory as bytes. The view can not outlive the memory: once that is freed the view is empty, reads give
+   * `undefined`, and nothing faults. (For a registered Buffer it is the Buffer's own bytes, which live as long as anybody
+   * refers to them.)
+   *
+   * @param offset bytes from the start
+   * @param length bytes; default: all that follow `offset`
+   * @throws DmaError EINVAL when the part is not inside, or the memory is gone; ENOTSUP when it is longer than one
+   *   ArrayBuffer can be (4 GiB on Node 20): ask for parts
+   */
+  bytes(offset = 0, length = this.length - offset): Uint8Array {
+    this.#mustBeRegistered('bytes');
+    checkPart(offset, length, this.length, 'bytes');
+    if (this.#views instanceof Views) return this.#views.bytes(offset, length);
+    return this.#views.subarray(offset, offset + length);
+  }
+
+  /**
+   * Holds the memory while something works on its views: unregistering is EBUSY until the pin is disposed.
+   *
+   * @param reason shows up in that error
+   */
+  pin(reason = 'a running transfer'): Pin {
+    this.#mustBeRegistered('pin');
+    const pin: Pin = { reason, [Symbol.dispose]: () => void this.#pins.delete(pin) };
+    this.#pins.add(pin);
+    return pin;
+  }
+
+  /**
+   * Forgets the memory, detaches its views, and gives back what the library had taken (its mapping, its descriptor). The
+   * bytes of a Buffer or of `fromAddress` stay what they are.
+   *
+   * @throws DmaError EBUSY while a device has it mapped (the error names the devices) or a view is pinned; EINVAL when it
+   *   was unregistered before
+   */
+  unregister(): void {
+    this.#mustBeRegistered('unregister');
+    const { area } = this;
+    const refuse = (reason: string, hint: string): DmaError =>
+      new DmaError({ code: 'EBUSY', operation: 'unregister', range: area.range, reason, hint });
+    if (area.holders.size > 0)
+      throw refuse(`${area.label} is mapped by ${[...area.holders.keys()].join(', ')}`, 'unmap it there first');
+    const [pin] = this.#pins;
+    if (pin !== undefined) throw refuse(`${area.label} is in use: ${pin.reason}`, 'wait until it ends, then free it');
+    // When this fails, a view could still reach the memory, so that it has to stay.
+    if (this.#views instanceof Views) this.#views.detach();
+    this.#registered = false;
+    this.#index.remove(area);
+    this.#gone(this);
+    const errors = undoAll(this.#release);
+    if (errors.length > 0) throw withUndo(errors[0], 'unregister', errors.slice(1));
+  }
+
+  /** Unregisters; does nothing when that was done before. @throws DmaError EBUSY as {@link ExternalMemory.unregister} */
+  [Symbol.dispose](): void {
+    if (this.#registered) this.unregister();
+  }
+
+  #mustBeRegistered(operation: string): void {
+    if (!this.#registered)
+      throw invalid(operation, `${this.area.label} is not registered any more`, { range: this.area.range });
+  }
+}
+
+/** The external memory of one `Eal`: every way to get some, and what there is now. */
+export class External {
+  readonly #platform: Platform;
+  readonly #index: AreaIndex;
+  readonly #live = new Map<Area, ExternalMemory>();
+  readonly #changed: (change: 'registered' | 'unregistered', memory: ExternalMemory) => void;
+
+  /** @param changed told after every registration and removal */
+  constructor(
+    platform: Platform,
+    index: AreaIndex,
+    changed: (change: 'registered' | 'unregistered', memory: ExternalMemory) => void = () => undefined,
+  ) {
+    this.#platform = platform;
+    this.#index = index;
+    this.#changed = changed;
+  }
+
+  /** All that is registered now, in the order of registration. */
+  get live(): Iterable<ExternalMemory> {
+    return this.#live.values();
+  }
+
+  /**
+   * New zeroed memory of at least `length` bytes, rounded up to whole pages; freed when it is unregistered.
+   *
+   * @param length bytes
+   * @throws DmaError EINVAL for an impossible length, page size or table; ENOMEM when the system has no such memory, which
+   *   for hugetlb pages says how many are free; ENOTSUP where memory of that kind can not be had
+   */
+  allocate(length: number, options: AllocateOptions = {}): ExternalMemory {
+    const operation = 'external.allocate';
+    const { memory, files } = this.#platform;
+    const { hugePageSize, source = this.#platform.limitation === undefined ? 'memfd' : 'anonymous' } = options;
+    const pageSize = hugePageSize ?? memory.pageSize;
+    if (!isPowerOfTwo(pageSize)) throw invalid(operation, `a page size of ${pageSize} bytes is no power of two`);
+    if (!isAddress(length) || length === 0 || !isAddress(length + pageSize))
+      throw invalid(operation, `a length of ${length} bytes is not possible`);
+    const whole = alignUp(length, pageSize);
+    const release: (() => void)[] = [];
+    try {
+      let backing: Backing | undefined;
+      if (source === 'memfd') {
+        const fd = memory.memfd({ name: 'anydma', length: whole, hugePageSize });
+        release.unshift(() => files.close(fd));
+        backing = { fd, offset: 0 };
+      }
+      // A hugetlb memfd has its page size already.
+      const va = memory.map(
+        backing === undefined ? { length: whole, hugePageSize } : { length: whole, fd: backing.fd },
+      );
+      release.unshift(() => memory.unmap(va, whole));
+      const range = new Range(va, whole, operation);
+      return this.#register(source, range, { ...options, pageSize }, { backing, release, operation });
+    } catch (error) {
+      const failure = withUndo(error, operation, undoAll(release));
+      if (hugePageSize === undefined || failure.code !== 'ENOMEM') throw failure;
+      throw failure.with({ operation, hint: this.#hugePageHint(whole, hugePageSize) });
+    }
+  }
+
+  /**
+   * Memory that is a memfd or file. The descriptor is duplicated; the caller keeps its own.
+   *
+   * What can be made shorter by others is not safe to look at: touching a page past the new end kills the process
+   * (SIGBUS). Seal memfds (F_SEAL_SHRINK), and do not truncate files while they are registered.
+   *
+   * @throws DmaError EINVAL: no file or memfd, offset not on a page boundary, the range not inside the file, impossible
+   *   page size or table; EACCES: writable asked of a read-only descriptor; EBADF
+   */
+  fromFd(fd: number, options: FromFdOptions = {}): ExternalMemory {
+    const operation = 'external.fromFd';
+    const { memory, files } = this.#platform;
+    const status = files.status(fd);
+    const { offset = 0, writable = status.writable, pageSize = memory.pageSize } = options;
+    const length = options.length ?? alignUp(Math.max(status.size - offset, 0), memory.pageSize);
+    checkFilePart(status, offset, length, memory.pageSize, operation);
+    if (writable && !status.writable) {
+      const reason = `descriptor ${fd} is open for reading only`;
+      throw new DmaError({ code: 'EACCES', operation, reason, hint: 'open it read-write, or pass writable: false' });
+    }
+    const release: (() => void)[] = [];
+    try {
+      const own = files.duplicate(fd);
+      release.unshift(() => files.close(own));
+      const va = memory.map({ length, fd: own, offset, writable });
+      release.unshift(() => memory.unmap(va, length));
+      const range = new Range(va, length, operation);
+      const backing = { fd: own, offset };
+      return this.#register('file', range, { ...options, pageSize }, { backing, release, operation, writable });
+    } catch (error) {
+      throw withUndo(error, operation, undoAll(release));
+    }
+  }
+
+  /**
+   * A page-aligned part of an existing Buffer, typed array or ArrayBuffer. It is kept alive while it is registered; do not
+   * transfer or detach its ArrayBuffer meanwhile.
+   *
+   * @throws DmaError EINVAL when it does not begin and end on page boundaries; the hint says which part of it would do.
+   *   EINVAL for a resizable ArrayBuffer, whose memory can go away
+   */
+  register(view: ArrayBufferView | ArrayBufferLike, options: RegisterOptions = {}): ExternalMemory {
+    const operation = 'external.register';
+    const va = this.#platform.memory.addressOf(view);
+    const bytes = ArrayBuffer.isView(view)
+      ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
+      : new Uint8Array(view);
+    if ((bytes.buffer as { resizable?: boolean }).resizable === true)
+      throw invalid(operation, 'the memory of a resizable ArrayBuffer can go away while a device uses it');
+    const range = new Range(va, bytes.byteLength, operation);
+    const { pageSize = this.#platform.memory.pageSize } = options;
+    if (isPowerOfTwo(pageSize) && !range.isAligned(pageSize)) throw misalignedView(range, pageSize, operation);
+    return this.#register('buffer', range, { ...options, pageSize }, { bytes, operation });
+  }
+
+  /**
+   * Memory that is mapped at `va` already, by whatever means: the caller keeps it mapped and owns it.
+   *
+   * @throws DmaError EINVAL for address 0, or when it is not on page boundaries; EFAULT when not all of it is mapped in this process
+   */
+  fromAddress(va: Va, length: number, options: FromAddressOptions = {}): ExternalMemory {
+    const operation = 'external.fromAddress';
+    const range = rangeAt(va, length, operation);
+    const { pageSize = this.#platform.memory.pageSize, writable = true } = options;
+    if (isPowerOfTwo(pageSize) && range.isAligned(pageSize)) {
+      const allowed = this.#platform.memory.protection(va, length);
+      if (allowed === 'none' || (writable && allowed === 'read')) {
+        const reason = allowed === 'none' ? 'not all of it is mapped readable' : 'some of it is not writable';
+        const hint = 'see /proc/self/maps; pass writable: false for read-only memory';
+        throw new DmaError({ code: 'EFAULT', operation, range, reason, hint });
+      }
+    }
+    return this.#register('address', range, { ...options, pageSize }, { operation, writable });
+  }
+
+  /**
+   * Unregisters by address, for who has no handle.
+   *
+   * @throws DmaError EINVAL for an impossible range; ENOENT unless exactly that range is registered as external memory;
+   *   EBUSY as {@link ExternalMemory.unregister}
+   */
+  unregister(va: Va, length: number): void {
+    this.find(va, length, 'external.unregister').unregister();
+  }
+
+  /** The external memory that is exactly [va, va + length). @throws DmaError EINVAL, ENOENT */
+  find(va: Va, length: number, operation = 'external.find'): ExternalMemory {
+    const range = rangeAt(va, length, operation);
+    const area = this.#index.exact(range);
+    const memory = area === undefined ? undefined : this.#live.get(area);
+    if (memory !== undefined) return memory;
+    const near = this.#index.at(va);
+    throw new DmaError({
+      code: 'ENOENT',
+      operation,
+      range,
+      reason: 'no external memory is exactly this range',
+      hint: near === undefined ? undefined : `the ${near.owner} area ${near.label} is ${near.range.toString()}`,
+    });
+  }
+
+  /** The bytes at [va, va + length), when they are all in one piece of external memory. */
+  bytesAt(va: Va, length: number): Uint8Array | undefined {
+    const area = this.#index.at(va);
+    if (area === undefined || va + length > area.range.end) return undefined;
+    return this.#live.get(area)?.bytes(va - area.range.start, length);
+  }
+
+  #register(
+    source: ExternalSource,
+    range: Range<Va>,
+    options: RegisterOptions & { pageSize: number },
+    extra: {
+      operation: string;
+      backing?: Backing;
+      bytes?: Uint8Array;
+      writable?: boolean;
+      release?: readonly (() => void)[];
+    },
+  ): ExternalMemory {
+    const { backing, writable, bytes, release = [], operation } = extra;
+    const { pageSize, iovas, node, label = `${source} memory at ${hex(range.start)}` } = options;
+    const area = new Area({ range, pageSize, owner: 'external', label, node, writable, iovas, backing }, operation);
+    this.#index.add(area, operation);
+    const views = bytes ?? new Views(this.#platform.memory, range.start, range.length);
+    const origin = captureOrigin();
+    const memory = new ExternalMemory({ area, source, views, release, origin }, this.#index, (gone) => {
+      this.#live.delete(gone.area);
+      this.#changed('unregistered', gone);
+    });
+    this.#live.set(area, memory);
+    this.#changed('registered', memory);
+    return memory;
+  }
+
+  #hugePageHint(length: number, pageSize: number): string {
+    const free = this.#platform.limits.freeHugePages(pageSize);
+    const have = free === undefined ? 'this kernel has no hugepages of that size' : `${free} are free`;
+    return `${length / pageSize} hugepages of ${formatSize(pageSize)} are needed, ${have}: reserve more as root through /sys/kernel/mm/hugepages`;
+  }
+}
+
+function rangeAt(va: Va, length: number, operation: string): Range<Va> {
+  if (va === 0) throw invalid(operation, 'there is no memory at address 0');
+  return new Range(va, length, operation);
+}
+
+function checkFilePart(status: FileStatus, offset: number, length: number, pageSize: number, operation: string): void {
+  if (status.kind !== 'file') throw invalid(operation, `the descriptor is a ${status.kind}, not a file or memfd`);
+  if (!isAddress(offset) || offset % pageSize !== 0)
+    throw invalid(operation, `offset ${offset} is no multiple of the page size ${hex(pageSize)}`);
+  if (!isAddress(length) || length === 0 || offset + length > alignUp(status.size, pageSize)) {
+    throw invalid(operation, `${length} bytes at offset ${offset} are not inside the file`, {
+      hint: `the file has ${status.size} bytes; touching memory past its end would kill the process`,
+    });
+  }
+}
+
+function misalignedView(range: Range<Va>, pageSize: number, operation: string): DmaError {
+  const inside = range.alignedInside(pageSize);
+  const from = inside === undefined ? 0 : inside.start - range.start;
+  return invalid(operation, `the view does not begin and end on ${formatSize(pageSize)} pages`, {
+    range,
+    hint:
+      inside === undefined
+        ? 'no whole page of it is inside; allocate more, or use external.allocate'
+        : `bytes ${from} up to ${from + inside.length} of it would do: view.subarray(${from}, ${from + inside.length})`,
+  });
+}
