@@ -1,0 +1,72 @@
+/** What a new kind of DMA address space has to bring. Everything it does not bring is done once, above it, in domain.ts. */
+import type { Backing } from '../memory/area.js';
+import type { Range } from '../ranges.js';
+import type { Iova, Va } from '../units.js';
+
+export type { Backing };
+
+/** What a device may do with mapped memory, seen from the device: `read` is memory to device. */
+export type DmaAccess = 'read' | 'write' | 'read-write';
+
+/** Does `have` include all that `want` asks for? */
+export function grants(have: DmaAccess, want: DmaAccess): boolean {
+  return have === want || have === 'read-write';
+}
+
+/** What holds for every mapping of one domain. May change while the domain lives; it is read anew for each mapping. */
+export interface DomainConstraints {
+  /** Bytes; a power of two. VA, IOVA and length of every mapping are multiples of it. */
+  readonly granule: number;
+  /** Where IOVAs can be; ascending, disjoint. Ignored when `iova` is `'ignored'`. */
+  readonly windows: readonly Range<Iova>[];
+  /** How many mappings the domain takes at once; `Infinity` when it tells no limit. */
+  readonly entryLimit: number;
+  /**
+   * Who chooses the IOVA: `'free'`, anyone, inside the windows; `'identity'`, nobody, it is the VA; `'ignored'`, the
+   * backend pays no attention and devices use the VA (verbs), so that asking for another one is refused.
+   */
+  readonly iova: 'free' | 'identity' | 'ignored';
+  /** Can a part of a mapping be unmapped? */
+  readonly partialUnmap: boolean;
+  /** Does mapping pin pages, so that they count against RLIMIT_MEMLOCK? */
+  readonly pins: boolean;
+}
+
+/** One contiguous piece to map: what one call of the backend does. */
+export interface Segment {
+  readonly va: Va;
+  readonly iova: Iova;
+  /** bytes */
+  readonly length: number;
+  readonly access: DmaAccess;
+  /** `undefined` for memory that has no descriptor */
+  readonly backing: Backing | undefined;
+}
+
+/** Keys that some backends give out for a mapping (verbs): what the device wants instead of, or besides, the IOVA. */
+export interface MapKeys {
+  readonly lkey: number;
+  readonly rkey: number;
+}
+
+/**
+ * The mapping calls of one domain. They are called with arguments that have been checked against the constraints and
+ * against all that is mapped, so that they only do the work: throw a `DmaError` when it failed and nothing was mapped.
+ */
+export interface DomainBackend {
+  /** `vfio-user`, `vfio-type1`, `iommufd`, `verbs`, `emulated`, `identity` */
+  readonly kind: string;
+  readonly constraints: DomainConstraints;
+  map(segment: Segment): MapKeys | undefined;
+  /**
+   * Unmaps a segment that `map` was given (or, with `partialUnmap`, a part of one).
+   * @returns the bytes that the other side says it unmapped; compared with the segment's length
+   */
+  unmap(segment: Segment): number;
+  /** As `map`, without blocking the event loop. Absent: `map` is called between turns of the loop. */
+  mapAsync?(segment: Segment): Promise<MapKeys | undefined>;
+  /** As `unmap`, without blocking the event loop. */
+  unmapAsync?(segment: Segment): Promise<number>;
+  /** Lets go of the address space; called once, after the last device left and all is unmapped. */
+  close(): void;
+}

@@ -1,0 +1,703 @@
+/**
+ * A domain: one DMA address space, with one or more devices in it. This is where a mapping is made: every rule that holds
+ * for all kinds of devices is here, once; the backend below only does the calls.
+ *
+ * The life of a mapping: plan (check everything, find what is shared) → reserve IOVAs and ledger entries → backend →
+ * publish (translation table, hold on the area). Unmapping goes the other way. Each step undoes itself when a later fails.
+ */
+import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import type { Area } from '../memory/area.js';
+import type { AreaIndex } from '../memory/area-index.js';
+import { captureOrigin } from '../origin.js';
+import type { LimitsPort } from '../platform/ports.js';
+import { Range } from '../ranges.js';
+import { alignUp, formatSize, hex, KiB, MiB, type Iova, type Va } from '../units.js';
+import { grants, type DmaAccess, type DomainBackend, type DomainConstraints } from './backend.js';
+import { explain, type Explanation } from './explain.js';
+import { IovaAllocator } from './iova-allocator.js';
+import { Entry, Ledger } from './ledger.js';
+import { Mapping } from './mapping.js';
+import { planMapping, type MapOptions, type MapTarget, type Plan, type PlannedPiece } from './plan.js';
+import { RetiredMappings } from './retired.js';
+import { TranslationTable } from './translation-table.js';
+
+/** How to map it without blocking. */
+export interface MapAsyncOptions extends MapOptions {
+  /** Told how far it is, after each piece. */
+  readonly onProgress?: (progress: { readonly doneBytes: number; readonly totalBytes: number }) => void;
+  /** Gives up: what is mapped so far is unmapped, and the promise rejects with ECANCELED. */
+  readonly signal?: AbortSignal;
+  /**
+   * bytes a piece, rounded up to whole pages; each is a mapping entry of its own. Default: 256 MiB where mapping pins pages
+   * (it takes time then), else all at once (`Infinity`).
+   */
+  readonly chunkBytes?: number;
+}
+
+/** Settings of a domain. */
+export interface DomainOptions {
+  /** What messages call it. */
+  readonly name: string;
+  readonly backend: DomainBackend;
+  readonly areas: AreaIndex;
+  readonly limits: Pick<LimitsPort, 'lockedMemory'>;
+  /** How long a freed IOVA is held back before reuse, in milliseconds. Default 100. */
+  readonly holdBackMs?: number;
+  /** How many retired mappings `explain` remembers. Default 1024. */
+  readonly remember?: number;
+  /** Note where each mapping was made? Default true; costs some microseconds a mapping. */
+  readonly origins?: boolean;
+  /** The clock, in milliseconds. Default `performance.now`. */
+  readonly now?: () => number;
+}
+
+/** Pieces of async maps of memory that gets pinned, in bytes. */
+const PINNED_CHUNK = 256 * MiB;
+
+/** The unit of the translation table, which every granule is a multiple of. bytes */
+const TRANSLATION_PAGE = 4 * KiB;
+
+/** One DMA address space. */
+export class Domain {
+  readonly name: string;
+  /** VA to IOVA and key, for hot paths. */
+  readonly table = new TranslationTable();
+  readonly #backend: DomainBackend;
+  readonly #areas: AreaIndex;
+  readonly #limits: Pick<LimitsPort, 'lockedMemory'>;
+  readonly #ledger = new Ledger();
+  readonly #retired: RetiredMappings;
+  readonly #allocator: IovaAllocator;
+  readonly #origins: boolean;
+  readonly #now: () => number;
+  /** Devices in this domain, and what each has mapped. */
+  readonly #devices = new Map<string, Set<Mapping>>();
+  /** Async calls that are running, and how to make them give up. */
+  readonly #running = new Map<Promise<unknown>, { device: string; giveUp?: AbortController }>();
+  /** Entries that the backend would not undo, and the device whose hold on the memory stays because of that. */
+  readonly #stuck: { readonly entry: Entry; readonly device: string }[] = [];
+  #windows: readonly Range<Iova>[];
+  #failure: DmaError | undefined;
+  #closed = false;
+
+  /** @throws DmaError EINVAL when the granule is no power of two, or less than 4 KiB */
+  constructor(options: DomainOptions) {
+    const { backend, now = () => performance.now() } = options;
+    const { windows, granule } = backend.constraints;
+    if (granule % TRANSLATION_PAGE !== 0)
+      throw invalid('domain', `${options.name} has a granule of ${formatSize(granule)}; 4 KiB is the least`);
+    this.name = options.name;
+    this.#backend = backend;
+    this.#areas = options.areas;
+    this.#limits = options.limits;
+    this.#retired = new RetiredMappings(options.remember ?? 1024);
+    this.#windows = windows;
+    this.#allocator = new IovaAllocator({ windows, granule, holdBackMs: options.holdBackMs, now });
+    this.#origins = options.origins ?? true;
+    this.#now = now;
+  }
+
+  /** `vfio-user`, `emulated`, `identity` ... */
+  get kind(): string {
+    return this.#backend.kind;
+  }
+
+  /** What holds for mappings here, now. */
+  get constraints(): DomainConstraints {
+    return this.#backend.constraints;
+  }
+
+  /** Names of the devices in it. */
+  get devices(): Iterable<string> {
+    return this.#devices.keys();
+  }
+
+  /** How many calls of the backend are outstanding: what counts against `constraints.entryLimit`. */
+  get entries(): number {
+    return this.#ledger.size;
+  }
+
+  /** Bytes that are mapped. */
+  get bytes(): number {
+    return this.#ledger.bytes;
+  }
+
+  /** Every live mapping, device by device. */
+  *mappings(): Generator<Mapping> {
+    for (const mappings of this.#devices.values()) yield* mappings;
+  }
+
+  /** A device joins. */
+  attach(device: string): void {
+    if (!this.#devices.has(device)) this.#devices.set(device, new Set());
+  }
+
+  /**
+   * A device leaves: async maps it has running are given up, all it has mapped is unmapped, and after the last device the
+   * backend is closed and the domain is no more.
+   *
+   * @throws DmaError of the first thing that could not be undone, once all of it was tried; the device is gone all the same
+   */
+  async detach(device: string): Promise<void> {
+    await this.#endRuns(device);
+    const errors: unknown[] = [];
+    for (const mapping of [...(this.#devices.get(device) ?? [])].reverse()) {
+      const [failed] = undoAll([() => this.#release(mapping, 'detach')]);
+      if (failed === undefined) continue;
+      errors.push(failed);
+      this.#abandon(mapping, 'stick');
+    }
+    this.#devices.delete(device);
+    if (this.#devices.size === 0 && !this.#closed) {
+      this.#closed = true;
+      errors.push(...undoAll([() => this.#backend.close()]));
+      this.fail(
+        new DmaError({ code: 'ENODEV', operation: 'dmaMap', reason: `${this.name} is closed: no device is left` }),
+      );
+    }
+    if (errors.length > 0) throw withUndo(errors[0], 'detach', errors.slice(1));
+  }
+
+  /**
+   * The other side is gone (the process that served the device died, the device was pulled), and all mappings with it: the
+   * books are cleared, memory is free again, and every later call throws `error`.
+   */
+  fail(error: DmaError): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = error;
+    for (const { giveUp } of this.#running.values()) giveUp?.abort(error);
+    for (const mapping of [...this.mappings()]) this.#abandon(mapping, 'forget');
+    for (const { entry, device } of this.#stuck.splice(0)) entry.area.release(device);
+    this.#ledger.clear();
+  }
+
+  /**
+   * Maps `target` for `device`.
+   *
+   * @throws DmaError, before any side effect: EINVAL (impossible, misaligned or unregistered range, or an IOVA that the
+   *   domain would ignore or that contradicts the area's table), EACCES (writing to read-only memory), ERANGE (IOVA
+   *   outside the windows), EEXIST (other mapping in the way, by VA or IOVA), EBUSY (the mapping in the way is just being
+   *   made or undone), ENOSPC (entry limit, or no free IOVA), ENOMEM (locked-memory limit), ENODEV (the domain failed);
+   *   after undoing: what the backend says
+   */
+  map(device: string, target: MapTarget, options: MapOptions = {}, operation = 'dmaMap'): Mapping {
+    const plan = this.#plan(device, target, options, operation, this.map);
+    if (plan.shared !== undefined) return this.#publish(plan, [...plan.shared.entries]);
+    const entries = this.#reserve(plan, plan.pieces);
+    let mapped = 0;
+    try {
+      for (const entry of entries) {
+        entry.keys = this.#backend.map(entry);
+        mapped++;
+      }
+      this.#mustNotHaveFailed(operation);
+      return this.#publish(plan, entries);
+    } catch (error) {
+      throw this.#unwind(plan, entries, mapped, error);
+    }
+  }
+
+  /**
+   * As {@link Domain.map}, without blocking the event loop: in pieces, with progress, and everything undone on abort.
+   *
+   * @throws DmaError as `map`, and EINVAL for impossible `chunkBytes`, ECANCELED when `options.signal` is aborted or the
+   *   device leaves meanwhile
+   */
+  async mapAsync(
+    device: string,
+    target: MapTarget,
+    options: MapAsyncOptions = {},
+    operation = 'dmaMapAsync',
+  ): Promise<Mapping> {
+    const { chunkBytes = Infinity } = options;
+    if (!(chunkBytes >= 1)) throw invalid(operation, `pieces of ${chunkBytes} bytes are not possible`, { device });
+    const plan = this.#plan(device, target, options, operation, this.mapAsync);
+    const giveUp = new AbortController();
+    const signals = options.signal === undefined ? [giveUp.signal] : [giveUp.signal, options.signal];
+    const run = this.#mapPieces(plan, options, AbortSignal.any(signals));
+    this.#running.set(run, { device, giveUp });
+    try {
+      return await run;
+    } finally {
+      this.#running.delete(run);
+    }
+  }
+
+  /**
+   * Unmaps by address what `device` mapped: exactly one whole mapping, or, where the domain can, a part of one.
+   *
+   * @param iova what the mapping has, to be sure; not compared when absent
+   * @throws DmaError EINVAL: impossible or misaligned range, nothing of this device mapped exactly there, or another IOVA;
+   *   ENOTSUP: a part, and the domain can not cut; EBUSY: a part of what another device maps too; ENOSPC: cutting would
+   *   pass the entry limit; EIO: the other side unmapped a different number of bytes
+   */
+  unmap(device: string, target: MapTarget & { readonly iova?: Iova }, operation = 'dmaUnmap'): void {
+    const range = naming(device, () => new Range(target.va, target.length, operation));
+    const mapping = this.#claimOf(device, range, operation);
+    const part = mapping.range.equals(range) ? undefined : range;
+    if (target.iova !== undefined && mapping.iovaOf(range.start) !== target.iova) {
+      const reason = `it is mapped at IOVA ${hex(mapping.iovaOf(range.start))}, not ${hex(target.iova)}`;
+      throw invalid(operation, reason, { range, device });
+    }
+    if (part === undefined) this.#release(mapping, operation);
+    else this.#cut(mapping, part, operation);
+  }
+
+  /** @internal for `Mapping` */
+  release(mapping: Mapping): void {
+    this.#release(mapping, 'unmap');
+  }
+
+  /** @internal for `Mapping` */
+  async releaseAsync(mapping: Mapping): Promise<void> {
+    this.#mustNotBeBusy(mapping, 'unmap');
+    const run = this.#releasePieces(mapping);
+    this.#running.set(run, { device: mapping.device });
+    try {
+      await run;
+    } finally {
+      this.#running.delete(run);
+    }
+  }
+
+  /** The device's address of `va`; -1 when it is not mapped. For hot paths: no checks, no allocation. */
+  iovaOf(va: number): number {
+    return this.table.iovaOf(va);
+  }
+
+  /** The address in this process of a device's address; `undefined` when it is not mapped. O(log n). */
+  vaOf(iova: number): Va | undefined {
+    const entry = this.#ledger.atIova(iova);
+    return entry === undefined ? undefined : ((entry.va + (iova - entry.iova)) as Va);
+  }
+
+  /**
+   * Where a device's access goes.
+   *
+   * @returns the address in this process, or the reason why there is none: `EFAULT` when not all of it is in one mapping,
+   *   `EACCES` when the mapping does not grant it
+   */
+  resolve(iova: number, length: number, access: DmaAccess): { va: Va; area: Area } | 'EFAULT' | 'EACCES' {
+    const entry = this.#ledger.atIova(iova);
+    if (entry === undefined || iova + length > entry.iova + entry.length || entry.state === 'unmapping')
+      return 'EFAULT';
+    if (!grants(entry.access, access)) return 'EACCES';
+    return { va: (entry.va + (iova - entry.iova)) as Va, area: entry.area };
+  }
+
+  /**
+   * What a device address is: mapped, mapped until a moment ago and by whom, just past the end of something, or never
+   * mapped. For the moment after a DMA fault.
+   *
+   * @param access what the device tried, when that is known
+   */
+  explain(iova: Iova, length = 1, access?: DmaAccess): Explanation {
+    const range = new Range(iova, length, 'explain');
+    const evidence = { ledger: this.#ledger, retired: this.#retired, windows: this.#windows, now: this.#now() };
+    return explain(evidence, range.start, range.length, access);
+  }
+
+  /** Gives up what `device` is mapping and waits for what it is unmapping, and for what it begins meanwhile. */
+  async #endRuns(device: string): Promise<void> {
+    for (;;) {
+      const runs = [...this.#running].filter(([, run]) => run.device === device);
+      if (runs.length === 0) return;
+      for (const [, { giveUp }] of runs) giveUp?.abort(new Error(`${device} is leaving`));
+      await Promise.allSettled(runs.map(([run]) => run));
+    }
+  }
+
+  // --- mapping ---
+
+  /** @param called what the program called, for the origin */
+  #plan(
+    device: string,
+    target: MapTarget,
+    options: MapOptions,
+    operation: string,
+    called: Domain['map'] | Domain['mapAsync'],
+  ): Plan {
+    this.#mustNotHaveFailed(operation);
+    const { constraints } = this.#backend;
+    this.#refreshWindows(constraints);
+    const books = { name: this.name, constraints, areas: this.#areas, ledger: this.#ledger, limits: this.#limits };
+    const origin = this.#origins ? captureOrigin(called) : undefined;
+    return naming(device, () => planMapping(books, { device, target, options, operation, origin }));
+  }
+
+  /** Books IOVAs and ledger entries for all pieces, or none. */
+  #reserve(plan: Plan, pieces: readonly PlannedPiece[]): Entry[] {
+    const entries: Entry[] = [];
+    for (const piece of pieces) {
+      const iova = this.#reserveIova(plan.area, piece);
+      if (iova === undefined) {
+        for (const entry of entries) this.#unreserve(entry);
+        throw this.#noIova(plan, piece);
+      }
+      const entry = new Entry(plan.area, piece.va, iova, piece.length, plan.access);
+      this.#ledger.add(entry);
+      entries.push(entry);
+    }
+    return entries;
+  }
+
+  /** The IOVA of a piece: as given, else the VA where that is free, else the lowest that is. */
+  #reserveIova(area: Area, { va, length, iova }: PlannedPiece): Iova | undefined {
+    const { granule, iova: chosenBy } = this.#backend.constraints;
+    const wish = iova ?? (Number(va) as Iova);
+    // Where IOVAs are ignored there are no windows to take them from; they are VAs, which the ledger keeps apart.
+    if (chosenBy === 'ignored' || this.#allocator.take(wish, length)) return wish;
+    if (iova !== undefined) return undefined;
+    return this.#allocator.allocate(length, va % area.pageSize === 0 ? Math.max(area.pageSize, granule) : granule);
+  }
+
+  #unreserve(entry: Entry): void {
+    this.#ledger.remove(entry);
+    if (this.#backend.constraints.iova !== 'ignored') this.#allocator.release(entry.iova, entry.length);
+  }
+
+  #noIova(plan: Plan, piece: PlannedPiece): DmaError {
+    const { operation, range, device } = plan;
+    if (piece.iova !== undefined) {
+      // Windows and ledger have been checked, so that only another piece of this very mapping can have taken it.
+      const reason = `the IOVA table gives ${hex(piece.iova)} to two parts of it`;
+      return invalid(operation, reason, { range, device });
+    }
+    const { freeBytes, heldBackBytes, largestFree } = this.#allocator;
+    return new DmaError({
+      code: 'ENOSPC',
+      operation,
+      range,
+      device,
+      reason: `no ${formatSize(piece.length)} of IOVAs are free in one piece`,
+      hint: `${formatSize(freeBytes)} are free, at most ${formatSize(largestFree)} in one piece, and ${formatSize(heldBackBytes)} held back; the windows are ${this.#windows.map(String).join(', ')}`,
+    });
+  }
+
+  /** Undoes a map that failed half-way, in reverse; the first `mapped` entries have been mapped. */
+  #unwind(plan: Plan, entries: readonly Entry[], mapped: number, error: unknown): DmaError {
+    const undo: unknown[] = [];
+    for (let i = entries.length - 1; i >= 0 && this.#failure === undefined; i--) {
+      const entry = entries[i];
+      const failed = i < mapped ? undoAll([() => this.#backendUnmap(entry, plan.device, plan.operation)]) : [];
+      this.#undone(entry, plan.device, i < mapped, failed);
+      undo.push(...failed);
+    }
+    return this.#named(withUndo(error, plan.operation, undo), plan);
+  }
+
+  async #unwindAsync(plan: Plan, entries: readonly Entry[], mapped: number, error: unknown): Promise<DmaError> {
+    const undo: unknown[] = [];
+    for (let i = entries.length - 1; i >= 0 && this.#failure === undefined; i--) {
+      const entry = entries[i];
+      const failed: unknown[] = [];
+      if (i < mapped)
+        await this.#backendUnmapAsync(entry, plan.device, plan.operation).catch((why: unknown) => failed.push(why));
+      this.#undone(entry, plan.device, i < mapped, failed);
+      undo.push(...failed);
+    }
+    return this.#named(withUndo(error, plan.operation, undo), plan);
+  }
+
+  /** Takes an entry off the books after an undo, unless that failed. A domain that failed has no books any more. */
+  #undone(entry: Entry, device: string, wasMapped: boolean, failed: readonly unknown[]): void {
+    if (this.#failure !== undefined) return;
+    if (this.table.iovaOf(entry.va) >= 0) this.table.remove(entry.va, entry.length);
+    if (failed.length > 0) return this.#stick(entry, device);
+    if (wasMapped) this.#retired.add(entry, device, this.#now());
+    this.#unreserve(entry);
+  }
+
+  /** An error of the backend, told as the failure of the call that it made fail. */
+  #named(error: DmaError, { operation, range, device }: Pick<Plan, 'operation' | 'range' | 'device'>): DmaError {
+    const reason = error.operation === operation ? error.reason : `${error.operation}: ${error.reason}`;
+    return error.with({ operation, reason, range: error.range ?? range, device, cause: error });
+  }
+
+  #publish(plan: Plan, entries: Entry[]): Mapping {
+    const { device, range, access, area, origin } = plan;
+    // This may fail for want of memory, before anything else has changed.
+    for (const entry of entries)
+      if (entry.state !== 'live') this.table.add(entry.va, entry.length, entry.iova, entry.keys?.lkey ?? -1);
+    const mapping = new Mapping(this, device, range, access, entries, origin);
+    for (const entry of entries) {
+      entry.claims.push(mapping);
+      entry.state = 'live';
+    }
+    area.hold(device);
+    this.attach(device);
+    this.#devices.get(device)?.add(mapping);
+    return mapping;
+  }
+
+  async #mapPieces(plan: Plan, options: MapAsyncOptions, signal: AbortSignal): Promise<Mapping> {
+    const { range, operation, area, device } = plan;
+    const report = (doneBytes: number): void => options.onProgress?.({ doneBytes, totalBytes: range.length });
+    this.#mustGoOn(signal, plan);
+    if (plan.shared !== undefined) {
+      const mapping = this.#publish(plan, [...plan.shared.entries]);
+      try {
+        report(range.length);
+      } catch (error) {
+        throw this.#named(withUndo(error, operation, undoAll([() => mapping[Symbol.dispose]()])), plan);
+      }
+      return mapping;
+    }
+    const entries = this.#chunks(this.#reserve(plan, plan.pieces), options.chunkBytes, plan);
+    let mapped = 0;
+    area.hold(device);
+    try {
+      let done = 0;
+      for (const entry of entries) {
+        entry.keys = await this.#backendMapAsync(entry, operation);
+        mapped++;
+        done += entry.length;
+        report(done);
+        this.#mustNotHaveFailed(operation);
+        this.#mustGoOn(signal, plan);
+      }
+      return this.#publish(plan, entries);
+    } catch (error) {
+      throw await this.#unwindAsync(plan, entries, mapped, error);
+    } finally {
+      area.release(device);
+    }
+  }
+
+  #mustGoOn(signal: AbortSignal, { operation, range, device }: Plan): void {
+    if (!signal.aborted) return;
+    const cause: unknown = signal.reason;
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new DmaError({ code: 'ECANCELED', operation, range, device, reason: `given up: ${why}`, cause });
+  }
+
+  /** Cuts reserved entries into pieces of `chunkBytes`, as far as the entry limit allows. */
+  #chunks(entries: Entry[], chunkBytes: number | undefined, { area, range }: Plan): Entry[] {
+    const { entryLimit, pins, granule } = this.#backend.constraints;
+    const wanted = Math.ceil(chunkBytes ?? (pins ? PINNED_CHUNK : Infinity));
+    if (wanted >= range.length) return entries;
+    const spare = entryLimit - this.#ledger.size;
+    const least = spare === Infinity ? 1 : Math.ceil(range.length / (spare + 1));
+    const step = alignUp(Math.max(wanted, least), Math.max(area.pageSize, granule));
+    return entries.flatMap((entry) => {
+      if (entry.length <= step) return [entry];
+      this.#ledger.remove(entry);
+      const parts: Entry[] = [];
+      for (let at = 0; at < entry.length; at += step)
+        parts.push(entry.part((entry.va + at) as Va, Math.min(step, entry.length - at)));
+      for (const part of parts) this.#ledger.add(part);
+      return parts;
+    });
+  }
+
+  // --- unmapping ---
+
+  #release(mapping: Mapping, operation: string): void {
+    this.#mustNotBeBusy(mapping, operation);
+    for (let entry = mapping.entries.at(-1); entry !== undefined; entry = mapping.entries.at(-1)) {
+      if (entry.claims.length === 1) this.#backendUnmap(entry, mapping.device, operation);
+      // The backend may have found out that the other side is gone, which ends the mapping as well.
+      if (mapping.live) this.#drop(mapping, entry);
+    }
+  }
+
+  async #releasePieces(mapping: Mapping): Promise<void> {
+    const own = mapping.entries.filter((entry) => entry.claims.length === 1);
+    for (const entry of own) entry.state = 'unmapping';
+    try {
+      for (let entry = mapping.entries.at(-1); entry !== undefined; entry = mapping.entries.at(-1)) {
+        if (entry.state === 'unmapping') await this.#backendUnmapAsync(entry, mapping.device, 'unmap');
+        if (mapping.live) this.#drop(mapping, entry);
+      }
+    } catch (error) {
+      for (const entry of mapping.entries) if (entry.state === 'unmapping') entry.state = 'live';
+      throw error;
+    }
+  }
+
+  /** Takes the last entry of a mapping off its books, and off the domain's when nobody else claims it. */
+  #drop(mapping: Mapping, entry: Entry): void {
+    mapping.entries.pop();
+    mapping.whole = false;
+    if (entry.claims.length > 1) entry.unclaim(mapping);
+    else this.#retire(entry, mapping.device);
+    this.#endIfEmpty(mapping, entry.area);
+  }
+
+  #endIfEmpty(mapping: Mapping, area: Area): void {
+    if (mapping.live) return;
+    this.#devices.get(mapping.device)?.delete(mapping);
+    area.release(mapping.device);
+  }
+
+  /** Off the books: an entry that the backend has unmapped. Its last claim stays on it, for `explain`. */
+  #retire(entry: Entry, device: string): void {
+    this.table.remove(entry.va, entry.length);
+    this.#unreserve(entry);
+    this.#retired.add(entry, device, this.#now());
+  }
+
+  /** Ends a mapping without the backend. `stick`: what only it claimed stays booked, since the device may still reach it. */
+  #abandon(mapping: Mapping, what: 'stick' | 'forget'): void {
+    const entries = mapping.entries.splice(0);
+    this.#endIfEmpty(mapping, entries[0].area);
+    for (const entry of entries) {
+      if (entry.claims.length > 1) entry.unclaim(mapping);
+      else {
+        this.table.remove(entry.va, entry.length);
+        if (what === 'stick') this.#stick(entry, mapping.device);
+        else this.#retired.add(entry, mapping.device, this.#now());
+      }
+    }
+  }
+
+  /** Keeps an entry on the books that the backend will not undo: its addresses are never reused, its memory not freed. */
+  #stick(entry: Entry, device: string): void {
+    entry.state = 'stuck';
+    entry.area.hold(device);
+    this.#stuck.push({ entry, device });
+  }
+
+  /** The mapping of `device` that is `range`, or that all of `range` is a part of. @throws DmaError EINVAL */
+  #claimOf(device: string, range: Range<Va>, operation: string): Mapping {
+    const entry = this.#ledger.atVa(range.start);
+    // What sticks has a claim that has ended.
+    const mine = (entry?.claims ?? []).filter(
+      (claim): claim is Mapping => claim instanceof Mapping && claim.device === device && claim.live,
+    );
+    const mapping = mine.find((each) => each.range.equals(range)) ?? mine.find((each) => each.range.covers(range));
+    if (mapping !== undefined) return mapping;
+    throw invalid(operation, 'this device has nothing mapped at exactly this range', {
+      range,
+      device,
+      hint: this.#unmapHint(entry, device),
+    });
+  }
+
+  #unmapHint(entry: Entry | undefined, device: string): string {
+    if (entry === undefined) return 'nothing is mapped at its first byte: it was unmapped, or never mapped';
+    if (entry.state === 'stuck') return 'it could not be unmapped before, and stays mapped as long as the domain lives';
+    const [claim] = entry.claims;
+    const whose = entry.devices.includes(device) ? 'this device' : entry.devices.join(', ');
+    return `${whose} has ${(claim?.range ?? entry.vaRange).toString()} mapped there: unmap exactly that, mapping by mapping`;
+  }
+
+  /** Unmaps a part of a mapping; what is left of it stays, as up to two entries in place of each that was cut. */
+  #cut(mapping: Mapping, part: Range<Va>, operation: string): void {
+    const { device } = mapping;
+    const cuts = this.#planCut(mapping, part, operation);
+    for (const { entry, cut } of cuts) {
+      this.#backendUnmap(cut, device, operation);
+      // The backend may have found out that the other side is gone, which ends the mapping as well.
+      if (!mapping.live) return;
+      const end = cut.va + cut.length;
+      const left: Entry[] = [];
+      if (cut.va > entry.va) left.push(entry.part(entry.va, cut.va - entry.va));
+      if (end < entry.va + entry.length) left.push(entry.part(end as Va, entry.va + entry.length - end));
+      this.#ledger.remove(entry);
+      for (const rest of [cut, ...left]) {
+        rest.claims.push(mapping);
+        this.#ledger.add(rest);
+      }
+      this.#retire(cut, device);
+      mapping.whole = false;
+      mapping.entries.splice(mapping.entries.indexOf(entry), 1, ...left);
+    }
+    this.#endIfEmpty(mapping, cuts[0].entry.area);
+  }
+
+  /** The entries that a cut touches, each with the part to unmap. Every check, no side effect. */
+  #planCut(mapping: Mapping, part: Range<Va>, operation: string): { entry: Entry; cut: Entry }[] {
+    const { partialUnmap, granule, entryLimit } = this.#backend.constraints;
+    const refuse = (code: 'ENOTSUP' | 'EINVAL' | 'EBUSY' | 'ENOSPC', reason: string): DmaError => {
+      const hint = `the mapping is ${mapping.range.toString()}`;
+      return new DmaError({ code, operation, range: part, device: mapping.device, reason, hint });
+    };
+    this.#mustNotBeBusy(mapping, operation);
+    if (!part.isAligned(granule)) throw refuse('EINVAL', `the part is not aligned to ${formatSize(granule)}`);
+    if (!partialUnmap) throw refuse('ENOTSUP', `${this.name} can not unmap a part of a mapping`);
+    const cuts = mapping.entries.flatMap((entry) => {
+      const inside = entry.vaRange.intersection(part);
+      return inside === undefined ? [] : [{ entry, cut: entry.part(inside.start, inside.length) }];
+    });
+    if (cuts.reduce((bytes, { cut }) => bytes + cut.length, 0) !== part.length)
+      throw refuse('EINVAL', 'some of the part is unmapped already');
+    const shared = cuts.find(({ entry }) => entry.claims.length > 1);
+    if (shared !== undefined)
+      throw refuse('EBUSY', `it is mapped ${shared.entry.claims.length} times, by ${shared.entry.devices.join(', ')}`);
+    // Only a cut out of the middle of an entry leaves more than there were, and only one that does can be in a range.
+    const middle = cuts.some(({ entry, cut }) => cut.va > entry.va && cut.va + cut.length < entry.va + entry.length);
+    if (middle && this.#ledger.size >= entryLimit)
+      throw refuse('ENOSPC', `${this.name} takes ${entryLimit} mappings, and cutting in the middle needs one more`);
+    return cuts;
+  }
+
+  // --- the backend, with what its answers mean ---
+
+  #backendUnmap(entry: Entry, device: string, operation: string): void {
+    try {
+      this.#mustHaveUnmapped(entry, this.#backend.unmap(entry), device, operation);
+    } catch (error) {
+      this.#mayBeOver(error);
+    }
+  }
+
+  async #backendUnmapAsync(entry: Entry, device: string, operation: string): Promise<void> {
+    const { unmapAsync } = this.#backend;
+    try {
+      const bytes = unmapAsync === undefined ? this.#backend.unmap(entry) : await unmapAsync.call(this.#backend, entry);
+      this.#mustHaveUnmapped(entry, bytes, device, operation);
+    } catch (error) {
+      this.#mayBeOver(error);
+    }
+  }
+
+  /** What an unmap was to bring about has come about all the same when the domain failed meanwhile. */
+  #mayBeOver(error: unknown): void {
+    if (this.#failure === undefined) throw error;
+  }
+
+  async #backendMapAsync(entry: Entry, operation: string): Promise<Entry['keys']> {
+    if (this.#backend.mapAsync !== undefined) return this.#backend.mapAsync(entry);
+    await new Promise((resolve) => setImmediate(resolve));
+    this.#mustNotHaveFailed(operation);
+    return this.#backend.map(entry);
+  }
+
+  #mustHaveUnmapped(entry: Entry, bytes: number, device: string, operation: string): void {
+    if (bytes === entry.length) return;
+    throw new DmaError({
+      code: 'EIO',
+      operation,
+      device,
+      range: entry.iovaRange,
+      reason: `${this.name} says that it unmapped ${bytes} bytes instead of ${entry.length}`,
+      hint: 'the device may still reach this memory; reset or detach it before the memory is reused',
+    });
+  }
+
+  #mustNotBeBusy(mapping: Mapping, operation: string): void {
+    if (mapping.entries.every((entry) => entry.state === 'live')) return;
+    const { range, device } = mapping;
+    throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped' });
+  }
+
+  #mustNotHaveFailed(operation: string): void {
+    if (this.#failure !== undefined) throw this.#failure.with({ operation, cause: this.#failure });
+  }
+
+  #refreshWindows({ windows }: DomainConstraints): void {
+    if (windows === this.#windows) return;
+    this.#windows = windows;
+    this.#allocator.setWindows(windows);
+  }
+}
+
+/** What `work` returns; an error that it throws names `device`. */
+function naming<T>(device: string, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw isDmaError(error) && error.device === undefined ? error.with({ device }) : error;
+  }
+}

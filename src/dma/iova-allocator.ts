@@ -1,0 +1,293 @@
+/**
+ * Which IOVAs of a domain are in use, and where the next mapping goes when nobody says where.
+ *
+ * Every address of the windows is *allocated*, *held back* or *free*. What is released is held back for a moment before
+ * `allocate` gives it out again: a device that still writes to memory that was unmapped a moment ago then meets an IOMMU
+ * fault, which is seen, and not the next owner's memory, which would be silent corruption.
+ */
+import { invalid } from '../errors.js';
+import { RangeMap } from '../range-map.js';
+import { Range } from '../ranges.js';
+import { ADDRESS_LIMIT, alignUp, isPowerOfTwo } from '../units.js';
+import type { Iova } from '../units.js';
+
+/** What an {@link IovaAllocator} works with. */
+export interface IovaAllocatorOptions {
+  /** Where IOVAs can be. Windows that touch are one; what is not a whole granule at their ends is left out. */
+  readonly windows: readonly Range<Iova>[];
+  /** Bytes, a power of two: the unit of allocation. */
+  readonly granule: number;
+  /** For how many milliseconds a released range is held back; 100 unless told. */
+  readonly holdBackMs?: number;
+  /** The time in milliseconds, never going back; the process's monotonic clock unless told. */
+  readonly now?: () => number;
+}
+
+/**
+ * First-fit allocation of IOVAs in the windows of one domain.
+ *
+ * Every operation on one range is O(log n) in the number of ranges, amortised; the first request for an alignment and
+ * `setWindows` look at every range. Lengths and starts are multiples of the granule, and anything else is EINVAL.
+ */
+export class IovaAllocator {
+  readonly #granule: number;
+  readonly #holdBackMs: number;
+  readonly #now: () => number;
+  #windows: AddressSet;
+  #free: AddressSet;
+  /** All that is not free: allocated or held back, as it was asked for. What comes and goes at one place changes no tree. */
+  readonly #taken = new RangeMap<Taken>();
+  #heldBackBytes = 0;
+  /** The held-back ranges as a ring: `next` of this one, which stands for no range, is the oldest. */
+  readonly #queue = new Taken(0, 0);
+
+  /** @throws DmaError EINVAL when the granule is no power of two */
+  constructor({ windows, granule, holdBackMs = 100, now = () => performance.now() }: IovaAllocatorOptions) {
+    if (!isPowerOfTwo(granule)) throw invalid('iova', `a granule of ${granule} bytes is no power of two`);
+    this.#granule = granule;
+    this.#holdBackMs = holdBackMs;
+    this.#now = now;
+    this.#windows = this.#union(windows);
+    this.#free = this.#unused();
+  }
+
+  /** Bytes that `allocate` can give out without touching what is held back. The first granule at 0 is none of them. */
+  get freeBytes(): number {
+    this.#giveBackExpired();
+    return this.#free.bytes;
+  }
+
+  /** Bytes that are held back, whether inside the windows of today or not. */
+  get heldBackBytes(): number {
+    this.#giveBackExpired();
+    return this.#heldBackBytes;
+  }
+
+  /** Bytes of the largest free range; 0 when nothing is free. */
+  get largestFree(): number {
+    this.#giveBackExpired();
+    return this.#free.ranges.room(this.#granule);
+  }
+
+  /**
+   * Allocates the lowest range that is free.
+   *
+   * When nothing free fits, ranges that are held back become free before their time, oldest first, until it fits: a
+   * certain failure now is worse than a possible fault that goes unseen. A request that is larger than all there is leaves
+   * them alone. The first granule at 0 is never given out, since an IOVA of 0 looks like none.
+   *
+   * @param length bytes, a multiple of the granule
+   * @param alignment bytes, a power of two; the granule unless told, and at least that
+   * @returns where the range starts; `undefined` when it does not fit
+   * @throws DmaError EINVAL for an impossible length or alignment
+   */
+  allocate(length: number, alignment: number = this.#granule): Iova | undefined {
+    const { length: bytes } = this.#checked(0, length, 'iova.allocate');
+    if (!isPowerOfTwo(alignment)) throw invalid('iova.allocate', `an alignment of ${alignment} is no power of two`);
+    const boundary = Math.max(alignment, this.#granule);
+    this.#giveBackExpired();
+    let range = this.#free.ranges.fit(bytes, boundary);
+    while (range === undefined && this.#heldBackBytes > 0 && bytes <= this.#free.bytes + this.#heldBackBytes) {
+      this.#giveBack(this.#queue.next);
+      range = this.#free.ranges.fit(bytes, boundary);
+    }
+    if (range === undefined) return undefined;
+    const start = alignUp(range.start, boundary);
+    this.#free.remove(start, start + bytes);
+    this.#insert(start, start + bytes);
+    return start as Iova;
+  }
+
+  /**
+   * Allocates exactly this range, held back or not, 0 or not; what is left of a held-back range stays held back.
+   *
+   * @returns false, with nothing changed, when a part of it is allocated or outside the windows
+   * @throws DmaError EINVAL when start or length is not a multiple of the granule
+   */
+  take(start: Iova, length: number): boolean {
+    const { end } = this.#checked(start, length, 'iova.take');
+    if (!this.#windows.covers(start, end)) return false;
+    const first = this.#taken.overlapping(start, end);
+    if (first?.start === start && first.end === end) {
+      if (!first.heldBack) return false;
+      this.#unhold(first);
+      return true;
+    }
+    for (let taken = first; taken !== undefined && taken.start < end; taken = this.#taken.above(taken.start))
+      if (!taken.heldBack) return false;
+    for (let held = first; held !== undefined; held = this.#taken.overlapping(start, end))
+      this.#cutOut(held, start, end);
+    this.#free.remove(start, end);
+    this.#insert(start, end);
+    return true;
+  }
+
+  /**
+   * Ends the allocation of a range, which may be a part of one that was allocated, or several that touch. It is held back
+   * from now on.
+   *
+   * @throws DmaError EINVAL when not all of it is allocated, or start or length is not a multiple of the granule
+   */
+  release(start: Iova, length: number): void {
+    const range = this.#checked(start, length, 'iova.release');
+    const until = this.#now() + this.#holdBackMs;
+    const first = this.#taken.at(start);
+    if (first?.start === start && first.end === range.end && !first.heldBack) {
+      this.#hold(first, until, this.#queue.previous);
+      return;
+    }
+    const pieces: Taken[] = [];
+    let at: number = start;
+    for (let taken = first; taken !== undefined && taken.start <= at && !taken.heldBack && at < range.end;) {
+      pieces.push(taken);
+      at = taken.end;
+      taken = this.#taken.above(taken.start);
+    }
+    if (at < range.end) throw invalid('iova.release', 'not allocated', { range });
+    for (const taken of pieces) {
+      this.#taken.delete(taken.start);
+      if (taken.start < start) this.#insert(taken.start, start);
+      if (taken.end > range.end) this.#insert(range.end, taken.end);
+    }
+    this.#hold(this.#insert(start, range.end), until, this.#queue.previous);
+  }
+
+  /** From now on these are the windows. What is allocated stays so, wherever it is. */
+  setWindows(windows: readonly Range<Iova>[]): void {
+    this.#windows = this.#union(windows);
+    this.#free = this.#unused();
+  }
+
+  #checked(start: number, length: number, operation: string): Range {
+    const range = new Range(start, length, operation);
+    if (range.isAligned(this.#granule)) return range;
+    throw invalid(operation, `not aligned to the granule of ${this.#granule} bytes`, { range });
+  }
+
+  #union(windows: readonly Range<Iova>[]): AddressSet {
+    const union = new AddressSet();
+    for (const window of windows) {
+      const inside = window.alignedInside(this.#granule);
+      if (inside === undefined) continue;
+      union.remove(inside.start, inside.end);
+      union.add(inside.start, inside.end);
+    }
+    return union;
+  }
+
+  /** What is in the windows and neither allocated nor held back. */
+  #unused(): AddressSet {
+    const unused = new AddressSet();
+    this.#addInsideWindows(unused, 0, ADDRESS_LIMIT);
+    for (const { start, end } of this.#taken.values()) unused.remove(start, end);
+    return unused;
+  }
+
+  /** Adds those addresses of `[start, end)` that `allocate` may give out. */
+  #addInsideWindows(set: AddressSet, start: number, end: number): void {
+    for (let at = Math.max(start, this.#granule); at < end;) {
+      const window = this.#windows.ranges.overlapping(at, end);
+      if (window === undefined) return;
+      set.add(Math.max(at, window.start), Math.min(end, window.end));
+      at = window.end;
+    }
+  }
+
+  #insert(start: number, end: number): Taken {
+    const taken = new Taken(start, end);
+    this.#taken.insert(start, end - start, taken);
+    return taken;
+  }
+
+  /** Frees `[start, end)` of a range that is held back; the rest takes its place in the queue: no younger one goes before it. */
+  #cutOut(held: Taken, start: number, end: number): void {
+    const { until } = held;
+    let place = held.previous;
+    this.#unhold(held);
+    this.#taken.delete(held.start);
+    if (held.start < start) place = this.#hold(this.#insert(held.start, start), until, place);
+    if (held.end > end) this.#hold(this.#insert(end, held.end), until, place);
+  }
+
+  /** Holds a taken range back; its place in the queue is right behind `place`. */
+  #hold(taken: Taken, until: number, place: Taken): Taken {
+    taken.heldBack = true;
+    taken.until = until;
+    taken.previous = place;
+    taken.next = place.next;
+    taken.previous.next = taken;
+    taken.next.previous = taken;
+    this.#heldBackBytes += taken.end - taken.start;
+    return taken;
+  }
+
+  /** Takes a range out of the queue: it is allocated again. */
+  #unhold(held: Taken): void {
+    held.heldBack = false;
+    held.previous.next = held.next;
+    held.next.previous = held.previous;
+    this.#heldBackBytes -= held.end - held.start;
+  }
+
+  #giveBack(held: Taken): void {
+    this.#unhold(held);
+    this.#taken.delete(held.start);
+    this.#addInsideWindows(this.#free, held.start, held.end);
+  }
+
+  #giveBackExpired(): void {
+    if (this.#queue.next === this.#queue) return;
+    const now = this.#now();
+    while (this.#queue.next !== this.#queue && this.#queue.next.until <= now) this.#giveBack(this.#queue.next);
+  }
+}
+
+/** A range that is not free; while it is held back, a link of the queue. */
+class Taken {
+  heldBack = false;
+  /** On the allocator's clock, in milliseconds: for how long it is held back. */
+  until = 0;
+  previous: Taken = this;
+  next: Taken = this;
+
+  constructor(
+    readonly start: number,
+    readonly end: number,
+  ) {}
+}
+
+/** A set of addresses, as ranges that neither overlap nor touch. */
+class AddressSet {
+  readonly ranges = new RangeMap<{ readonly start: number; readonly end: number }>();
+  /** How many addresses there are. */
+  bytes = 0;
+
+  covers(start: number, end: number): boolean {
+    const range = this.ranges.at(start);
+    return range !== undefined && range.end >= end;
+  }
+
+  /** Adds `[start, end)`, of which nothing is in the set. */
+  add(start: number, end: number): void {
+    this.bytes += end - start;
+    const below = this.ranges.at(start - 1);
+    if (below !== undefined) this.ranges.delete(below.start);
+    const above = this.ranges.delete(end);
+    this.#insert(below?.start ?? start, above?.end ?? end);
+  }
+
+  /** Removes what there is of `[start, end)`. */
+  remove(start: number, end: number): void {
+    let range;
+    while ((range = this.ranges.overlapping(start, end)) !== undefined) {
+      this.ranges.delete(range.start);
+      if (range.start < start) this.#insert(range.start, start);
+      if (range.end > end) this.#insert(end, range.end);
+      this.bytes -= Math.min(end, range.end) - Math.max(start, range.start);
+    }
+  }
+
+  #insert(start: number, end: number): void {
+    this.ranges.insert(start, end - start, { start, end });
+  }
+}

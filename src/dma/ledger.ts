@@ -1,0 +1,151 @@
+/**
+ * The book of what is mapped in one domain. It only keeps the book: rules are in domain.ts.
+ *
+ * Each entry is one call of the backend, found by VA and by IOVA in O(log n). No two entries overlap, in either.
+ * The claims on an entry are its reference count, by name: the entry goes when the last claim does.
+ */
+import type { Area } from '../memory/area.js';
+import type { Origin } from '../origin.js';
+import { RangeMap } from '../range-map.js';
+import { Range } from '../ranges.js';
+import type { Iova, Va } from '../units.js';
+import type { Backing, DmaAccess, MapKeys, Segment } from './backend.js';
+
+/** One device's use of one range: what a `Mapping` is to the ledger. */
+export interface Claim {
+  /** name of the device */
+  readonly device: string;
+  /** What the caller asked for. */
+  readonly range: Range<Va>;
+  readonly access: DmaAccess;
+  /** Entries that serve it, in VA order; fewer than at first once a part was cut out. */
+  readonly entries: readonly Entry[];
+  /** Is it mapped still as it was asked for, nothing cut out? */
+  readonly whole: boolean;
+  /** Is anything of it mapped? */
+  readonly live: boolean;
+  /** Where in the program it was made. */
+  readonly origin: Origin | undefined;
+}
+
+/** What an entry goes through. Only `live` ones can be shared. `stuck`: undoing it failed, so its addresses stay taken. */
+export type EntryState = 'mapping' | 'live' | 'unmapping' | 'stuck';
+
+/** One segment that the backend has mapped, or is about to. */
+export class Entry implements Segment {
+  readonly va: Va;
+  readonly iova: Iova;
+  readonly length: number;
+  readonly access: DmaAccess;
+  readonly area: Area;
+  /** Who uses it, in the order they came; one, nearly always. */
+  readonly claims: Claim[] = [];
+  state: EntryState = 'mapping';
+  keys: MapKeys | undefined;
+
+  constructor(area: Area, va: Va, iova: Iova, length: number, access: DmaAccess) {
+    this.area = area;
+    this.va = va;
+    this.iova = iova;
+    this.length = length;
+    this.access = access;
+  }
+
+  get backing(): Backing | undefined {
+    return this.area.backingAt(this.va);
+  }
+
+  get vaRange(): Range<Va> {
+    return new Range(this.va, this.length);
+  }
+
+  get iovaRange(): Range<Iova> {
+    return new Range(this.iova, this.length);
+  }
+
+  /** The part [va, va + length) of this entry, as an entry of its own. */
+  part(va: Va, length: number): Entry {
+    const entry = new Entry(this.area, va, (this.iova + (va - this.va)) as Iova, length, this.access);
+    entry.state = this.state;
+    entry.keys = this.keys;
+    return entry;
+  }
+
+  /** Devices that claim it, for messages. */
+  get devices(): string[] {
+    return [...new Set(this.claims.map((claim) => claim.device))];
+  }
+
+  /** Takes back one claim. */
+  unclaim(claim: Claim): void {
+    this.claims.splice(this.claims.indexOf(claim), 1);
+  }
+}
+
+/** Entries by VA and by IOVA. */
+export class Ledger {
+  readonly #byVa = new RangeMap<Entry>();
+  readonly #byIova = new RangeMap<Entry>();
+  #bytes = 0;
+
+  /** How many entries there are: mapping calls that the backend has outstanding. */
+  get size(): number {
+    return this.#byVa.size;
+  }
+
+  /** Bytes that all entries cover. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** Adds an entry. @returns the entry in the way, by VA or else by IOVA, when nothing was added */
+  add(entry: Entry): Entry | undefined {
+    const sameVa = this.#byVa.insert(entry.va, entry.length, entry);
+    if (sameVa !== undefined) return sameVa;
+    const sameIova = this.#byIova.insert(entry.iova, entry.length, entry);
+    if (sameIova !== undefined) this.#byVa.delete(entry.va);
+    else this.#bytes += entry.length;
+    return sameIova;
+  }
+
+  /** Takes out an entry that `add` took. */
+  remove(entry: Entry): void {
+    this.#byVa.delete(entry.va);
+    this.#byIova.delete(entry.iova);
+    this.#bytes -= entry.length;
+  }
+
+  clear(): void {
+    this.#byVa.clear();
+    this.#byIova.clear();
+    this.#bytes = 0;
+  }
+
+  atVa(va: number): Entry | undefined {
+    return this.#byVa.at(va);
+  }
+
+  atIova(iova: number): Entry | undefined {
+    return this.#byIova.at(iova);
+  }
+
+  /** The first entry with a byte in [va, va + length). */
+  overlappingVa(va: number, length: number): Entry | undefined {
+    return this.#byVa.overlapping(va, va + length);
+  }
+
+  /** The first entry with a byte in [iova, iova + length). */
+  overlappingIova(iova: number, length: number): Entry | undefined {
+    return this.#byIova.overlapping(iova, iova + length);
+  }
+
+  /** The entry whose IOVAs begin at or before `iova`, and the one after: who an address near them may belong to. */
+  besideIova(iova: number): { below: Entry | undefined; above: Entry | undefined } {
+    return { below: this.#byIova.floor(iova), above: this.#byIova.above(iova) };
+  }
+
+  /** All entries in VA order. */
+  [Symbol.iterator](): IterableIterator<Entry> {
+    return this.#byVa.values();
+  }
+}

@@ -1,0 +1,151 @@
+/** The handle that `dmaMap` returns. */
+import { DmaError, invalid } from '../errors.js';
+import type { Origin } from '../origin.js';
+import type { Range } from '../ranges.js';
+import type { Iova, Va } from '../units.js';
+import type { DmaAccess } from './backend.js';
+import type { Claim, Entry } from './ledger.js';
+
+/** A contiguous piece of a mapping: `length` bytes at `va` are `length` bytes at `iova` for the device. */
+export interface MappedSegment {
+  readonly va: Va;
+  readonly iova: Iova;
+  readonly length: number;
+}
+
+/** The domain behind a mapping, as far as the handle needs it. */
+export interface MappingOwner {
+  release(mapping: Mapping): void;
+  releaseAsync(mapping: Mapping): Promise<void>;
+}
+
+/**
+ * A range of memory that a device can reach. Disposing it (`using`, `await using`) unmaps it, once; so does `unmap`.
+ *
+ * It stays mapped for as long as any device of the same domain has the same range mapped, and for this device until this
+ * handle is unmapped, the device goes, or its domain fails.
+ */
+export class Mapping implements Claim, Disposable, AsyncDisposable {
+  readonly device: string;
+  /** The range that was asked for. */
+  readonly range: Range<Va>;
+  /** What the device may do with it. */
+  readonly access: DmaAccess;
+  readonly origin: Origin | undefined;
+  /** @internal entries of the ledger that serve it, in VA order; the domain's to change */
+  entries: Entry[];
+  /** @internal set by the domain when a part was unmapped */
+  whole = true;
+  readonly #owner: MappingOwner;
+  #unmapping: Promise<void> | undefined;
+
+  /** @internal made by a domain */
+  constructor(
+    owner: MappingOwner,
+    device: string,
+    range: Range<Va>,
+    access: DmaAccess,
+    entries: Entry[],
+    origin: Origin | undefined,
+  ) {
+    this.#owner = owner;
+    this.device = device;
+    this.range = range;
+    this.access = access;
+    this.entries = entries;
+    this.origin = origin;
+  }
+
+  get va(): Va {
+    return this.range.start;
+  }
+
+  /** bytes */
+  get length(): number {
+    return this.range.length;
+  }
+
+  /**
+   * The address that the device uses for the first byte. When the memory is not contiguous for the device (an area with an
+   * IOVA table of its own), later bytes are elsewhere: see `segments` and `iovaOf`.
+   *
+   * @throws DmaError EINVAL once it is unmapped
+   */
+  get iova(): Iova {
+    return this.#first('iova').iova;
+  }
+
+  /** Local key of the memory region, for devices that use keys (verbs); `undefined` for others. */
+  get lkey(): number | undefined {
+    return this.#first('lkey').keys?.lkey;
+  }
+
+  /** Remote key of the memory region, for devices that use keys (verbs); `undefined` for others. */
+  get rkey(): number | undefined {
+    return this.#first('rkey').keys?.rkey;
+  }
+
+  /** Is it mapped? */
+  get live(): boolean {
+    return this.entries.length > 0;
+  }
+
+  /** What is mapped, in VA order: neighbours that are contiguous for the device too are one. Empty once unmapped. */
+  get segments(): readonly MappedSegment[] {
+    const segments: MappedSegment[] = [];
+    for (const { va, iova, length } of this.entries) {
+      const last = segments.at(-1);
+      if (last !== undefined && last.va + last.length === va && last.iova + last.length === iova)
+        segments[segments.length - 1] = { ...last, length: last.length + length };
+      else segments.push({ va, iova, length });
+    }
+    return segments;
+  }
+
+  /** The device's address of the byte at `va`. @throws DmaError EINVAL when that byte is not mapped by this handle */
+  iovaOf(va: Va): Iova {
+    const entry = this.entries.find((each) => va >= each.va && va < each.va + each.length);
+    if (entry === undefined) throw invalid('iovaOf', 'the address is not in this mapping', { range: this.range });
+    return (entry.iova + (va - entry.va)) as Iova;
+  }
+
+  /**
+   * Unmaps it. When this throws, what is still mapped stays on the books and `unmap` can be tried again.
+   *
+   * @throws DmaError EINVAL when it is unmapped already; EBUSY while `unmapAsync` runs; EIO when the other side unmapped a
+   *   different number of bytes; else what the backend says
+   */
+  unmap(): void {
+    if (this.#unmapping !== undefined)
+      throw new DmaError({ code: 'EBUSY', operation: 'unmap', range: this.range, reason: 'it is being unmapped' });
+    this.#first('unmap');
+    this.#owner.release(this);
+  }
+
+  /** As {@link Mapping.unmap}, without blocking the event loop where the backend can. */
+  async unmapAsync(): Promise<void> {
+    this.#first('unmap');
+    this.#unmapping ??= this.#owner.releaseAsync(this).finally(() => (this.#unmapping = undefined));
+    await this.#unmapping;
+  }
+
+  /** Unmaps it, unless that was done. */
+  [Symbol.dispose](): void {
+    if (this.live) this.unmap();
+  }
+
+  /** Unmaps it, unless that was done. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.live) await this.unmapAsync();
+  }
+
+  #first(operation: string): Entry {
+    const [entry] = this.entries;
+    if (entry === undefined)
+      throw invalid(operation, 'the mapping is gone: it was unmapped, or its device left', {
+        range: this.range,
+        device: this.device,
+      });
+    return entry;
+  }
+}

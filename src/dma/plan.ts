@@ -1,0 +1,211 @@
+/**
+ * Plans a mapping: every check that can be made before anything is done, in one order for all kinds of domains. Arguments
+ * first, then what is mapped already, then limits.
+ */
+import { DmaError, type ErrorCode } from '../errors.js';
+import type { Area } from '../memory/area.js';
+import type { AreaIndex } from '../memory/area-index.js';
+import type { Origin } from '../origin.js';
+import type { LimitsPort } from '../platform/ports.js';
+import { Range } from '../ranges.js';
+import { formatSize, hex, isAddress, type Iova, type Va } from '../units.js';
+import type { DmaAccess, DomainConstraints } from './backend.js';
+import type { Claim, Entry, Ledger } from './ledger.js';
+
+/** What to map. `ExternalMemory` is one. */
+export interface MapTarget {
+  readonly va: Va;
+  /** bytes */
+  readonly length: number;
+}
+
+/** How to map it. */
+export interface MapOptions {
+  /**
+   * The address that the device shall use. Default: the area's own IOVA table, else the VA where the windows allow it,
+   * else an address from the domain's allocator.
+   */
+  readonly iova?: Iova;
+  /** What the device may do. Default `read-write`, or `read` for memory that is not writable. */
+  readonly access?: DmaAccess;
+}
+
+/** What a plan is made from: the state of a domain, which planning does not change. */
+export interface Books {
+  /** the domain's name, for messages */
+  readonly name: string;
+  readonly constraints: DomainConstraints;
+  readonly areas: AreaIndex;
+  readonly ledger: Ledger;
+  readonly limits: Pick<LimitsPort, 'lockedMemory'>;
+}
+
+/** Who asks for what. */
+export interface MapRequest {
+  readonly device: string;
+  readonly target: MapTarget;
+  readonly options: MapOptions;
+  /** what the caller called, for messages */
+  readonly operation: string;
+  readonly origin: Origin | undefined;
+}
+
+/** A piece of a planned mapping, contiguous for the device; `iova` is open when the domain is to choose it. */
+export interface PlannedPiece {
+  readonly va: Va;
+  readonly length: number;
+  readonly iova: Iova | undefined;
+}
+
+/** A mapping that has passed every check and has had no effect yet. */
+export interface Plan {
+  readonly operation: string;
+  readonly device: string;
+  readonly range: Range<Va>;
+  readonly area: Area;
+  readonly access: DmaAccess;
+  /** The very same mapping, when it exists: its entries are to be shared, and the pieces not needed. */
+  readonly shared: Claim | undefined;
+  readonly pieces: readonly PlannedPiece[];
+  readonly origin: Origin | undefined;
+}
+
+/** Plans `request`. @throws DmaError EINVAL, EACCES, ERANGE, EEXIST, EBUSY, ENOSPC, ENOMEM: see `Domain.map` */
+export function planMapping(books: Books, request: MapRequest): Plan {
+  const { device, operation, options, origin } = request;
+  const { constraints, name } = books;
+  const range = new Range(request.target.va, request.target.length, operation);
+  const refuse: Refuse = (code, reason, hint) => new DmaError({ code, operation, range, device, reason, hint });
+
+  if (options.access !== undefined && !ACCESSES.includes(options.access))
+    throw refuse('EINVAL', `there is no access "${options.access}"`, `it is ${ACCESSES.join(', ')}`);
+  if (!range.isAligned(constraints.granule)) {
+    const unit = formatSize(constraints.granule);
+    throw refuse(
+      'EINVAL',
+      'the range is not aligned',
+      `${name} maps in units of ${unit}: start and length are multiples`,
+    );
+  }
+  const area = books.areas.covering(range, operation);
+  const access = options.access ?? (area.writable ? 'read-write' : 'read');
+  const pieces = place(books, range, area, options.iova, refuse);
+  if (access !== 'read' && !area.writable)
+    throw refuse(
+      'EACCES',
+      `${area.label} is read-only, so that no device can get ${access} access`,
+      "pass access: 'read'",
+    );
+  if (constraints.iova !== 'ignored') for (const piece of pieces) mustBeInWindows(books, piece, refuse);
+
+  const shared = findSame(books.ledger, range, access, options.iova, refuse);
+  // A device that joined the domain later may reach fewer addresses than those before it.
+  if (shared !== undefined && constraints.iova !== 'ignored')
+    for (const entry of shared.entries) mustBeInWindows(books, entry, refuse);
+  if (shared === undefined) {
+    for (const piece of pieces) mustBeFree(books.ledger, piece, refuse);
+    checkLimits(books, pieces.length, range.length, refuse);
+  }
+  return { operation, device, range, area, access, shared, pieces, origin };
+}
+
+const ACCESSES: readonly DmaAccess[] = ['read', 'write', 'read-write'];
+
+type Refuse = (code: ErrorCode, reason: string, hint?: string) => DmaError;
+
+/** Where the pieces of a range go, as far as that is given: by the caller, the area's table, or the kind of domain. */
+function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefined, refuse: Refuse): PlannedPiece[] {
+  const { granule, iova: chosenBy } = books.constraints;
+  if (iova !== undefined && (!isAddress(iova) || !isAddress(iova + range.length - 1)))
+    throw refuse('EINVAL', `${iova} is not an IOVA that ${formatSize(range.length)} fit at`);
+  if (iova !== undefined && iova % granule !== 0)
+    throw refuse('EINVAL', `the IOVA ${hex(iova)} is no multiple of ${hex(granule)}`);
+  if (chosenBy !== 'free') {
+    const identity = Number(range.start) as Iova;
+    const habit = chosenBy === 'identity' ? 'uses VAs as IOVAs' : 'pays no attention to IOVAs and uses VAs';
+    if (iova !== undefined && iova !== identity)
+      throw refuse(
+        'EINVAL',
+        `${books.name} ${habit}: the IOVA ${hex(iova)} would have no effect`,
+        'leave the IOVA out',
+      );
+    return [{ va: range.start, length: range.length, iova: identity }];
+  }
+  const runs = area.iovaRuns(range);
+  if (runs === undefined) return [{ va: range.start, length: range.length, iova }];
+  if (iova !== undefined && (runs.length > 1 || runs[0].iova !== iova)) {
+    const says = `${area.label} has an IOVA table, which says ${hex(runs[0].iova)}, not ${hex(iova)}`;
+    throw refuse('EINVAL', says, 'leave the IOVA out, or register the memory without a table');
+  }
+  if (runs.some((run) => run.iova % granule !== 0 || run.length % granule !== 0))
+    throw refuse('EINVAL', `the IOVA table of ${area.label} breaks inside a unit of ${hex(granule)}`);
+  return runs;
+}
+
+function mustBeInWindows({ constraints, name }: Books, piece: PlannedPiece, refuse: Refuse): void {
+  if (piece.iova === undefined) return;
+  const iovas = new Range(piece.iova, piece.length);
+  if (constraints.windows.some((window) => window.covers(iovas))) return;
+  const windows = constraints.windows.map(String).join(', ');
+  throw refuse(
+    'ERANGE',
+    `the IOVAs ${iovas.toString()} are not inside a window of the domain`,
+    `${name} has ${windows}`,
+  );
+}
+
+/** The very same mapping; `undefined` when nothing is mapped at these VAs. @throws EEXIST when something else is, EBUSY */
+function findSame(
+  ledger: Ledger,
+  range: Range<Va>,
+  access: DmaAccess,
+  iova: Iova | undefined,
+  refuse: Refuse,
+): Claim | undefined {
+  const other = ledger.overlappingVa(range.start, range.length);
+  if (other === undefined) return undefined;
+  const [claim] = other.claims;
+  if (claim === undefined || !claim.whole || !claim.range.equals(range)) throw inTheWay(other, 'it overlaps', refuse);
+  // All entries of a whole claim are in the same state.
+  if (other.state !== 'live') throw inTheWay(other, 'it is', refuse);
+  if (claim.access !== access) throw inTheWay(other, `it is asked for with ${access} access, but is`, refuse);
+  if (iova !== undefined && claim.entries[0].iova !== iova)
+    throw inTheWay(other, `it is asked for at IOVA ${hex(iova)}, but is`, refuse);
+  return claim;
+}
+
+function mustBeFree(ledger: Ledger, { iova, length }: PlannedPiece, refuse: Refuse): void {
+  const other = iova === undefined ? undefined : ledger.overlappingIova(iova, length);
+  if (iova !== undefined && other !== undefined) throw inTheWay(other, `IOVA ${hex(iova)} is taken by`, refuse);
+}
+
+/** The error that names the mapping in the way; EBUSY when that is just being made or undone. */
+function inTheWay(entry: Entry, how: string, refuse: Refuse): DmaError {
+  const passing = entry.state === 'mapping' || entry.state === 'unmapping';
+  const whose = entry.devices.length === 0 ? '' : ` of ${entry.devices.join(', ')}`;
+  const where = `VA ${entry.vaRange.toString()}, IOVA ${entry.iovaRange.toString()}, ${entry.access}, ${entry.state}`;
+  return refuse(
+    passing ? 'EBUSY' : 'EEXIST',
+    `${how} the mapping${whose} of ${entry.area.label} (${where})`,
+    passing ? 'wait until that has ended' : 'only the very same mapping can be made again; unmap that one first',
+  );
+}
+
+function checkLimits(
+  { constraints, ledger, limits, name }: Books,
+  pieces: number,
+  bytes: number,
+  refuse: Refuse,
+): void {
+  const left = constraints.entryLimit - ledger.size;
+  if (pieces > left) {
+    const reason = `${name} takes ${constraints.entryLimit} mappings; ${left} are left, and this needs ${pieces}`;
+    throw refuse('ENOSPC', reason, 'map fewer and larger ranges: one large area instead of many small ones');
+  }
+  if (!constraints.pins) return;
+  const { limit, used } = limits.lockedMemory();
+  if (used + bytes <= limit) return;
+  const facts = `RLIMIT_MEMLOCK is ${formatSize(limit)}, ${formatSize(used)} of it are used`;
+  const next = `this map needs ${formatSize(bytes)} more: raise it with "ulimit -l" or LimitMEMLOCK= of the service`;
+  throw refuse('ENOMEM', 'mapping it would pass the locked-memory limit', `${facts}, ${next}`);
+}

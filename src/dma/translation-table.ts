@@ -1,0 +1,237 @@
+/**
+ * From a virtual address to what a device needs in its place: the hot path of every driver.
+ *
+ * It is a page table, as a processor has one, of three levels. A directory has one entry for each GiB, the offset of a
+ * leaf; a leaf has one *pair* for each of the 512 huge slots (2 MiB) of its GiB; and where a huge slot is not covered by
+ * one mapping, its pair leads to a second leaf with one pair for each of its 512 pages (4 KiB). A pair is the *delta* (what
+ * to add to the VA to have the IOVA) and the key (for verbs, the lkey), side by side in one array of doubles, so that both
+ * are in one cache line. Leaf 0 is empty for ever and stands for every leaf that is not there, so a look-up tests for
+ * nothing but the second leaf. It allocates nothing and takes some nanoseconds, however much is mapped.
+ *
+ * Sums and differences of addresses below 2^53 are exact in doubles, and so are products with powers of two.
+ */
+import { DmaError, invalid } from '../errors.js';
+import { Range } from '../ranges.js';
+import { KiB, MiB } from '../units.js';
+
+const PAGE = 4 * KiB;
+const HUGE = 2 * MiB;
+/** Numbers in a leaf: 512 pairs. */
+const LEAF = 1024;
+/** Offsets are 32-bit integers, so there can not be more leaves than this. */
+const LEAF_LIMIT = 2 ** 31 / LEAF;
+
+/** The delta of what is not mapped: any sum with it is negative. */
+const UNMAPPED = -Infinity;
+/** The key of what has none. */
+const NO_KEY = -1;
+/** In place of a key: the delta is the offset of a second leaf. */
+const SPLIT = -2;
+
+/**
+ * What is mapped in one domain, by page, for look-ups by VA. The addresses are plain numbers, since this is the place
+ * where the two kinds meet.
+ *
+ * Its memory grows with what is mapped: 8 KiB for each GiB, and 8 KiB more for each 2 MiB that are not mapped as a whole.
+ * What a removal leaves empty is used again.
+ */
+export class TranslationTable {
+  /** Where the leaf of each GiB is; as long as the highest address so far asked for. */
+  #directory = new Int32Array(0);
+  #pairs = new Float64Array(LEAF);
+  /** How many pairs of each leaf are in use. */
+  #used = new Int32Array(1);
+  /** How many leaves there are in `#pairs`, in use or not. */
+  #leaves = 1;
+  /** Offsets of the leaves that became empty: all of their pairs are unmapped again. */
+  readonly #spare: number[] = [];
+  #generation = 0;
+
+  constructor() {
+    for (let slot = 0; slot < LEAF; slot += 2) {
+      this.#pairs[slot] = UNMAPPED;
+      this.#pairs[slot + 1] = NO_KEY;
+    }
+  }
+
+  /**
+   * Changes with every {@link remove}. Who keeps an answer of this table asks again when this is not what it was then.
+   */
+  get generation(): number {
+    return this.#generation;
+  }
+
+  /** The pairs; {@link slotOf} tells which. Another array after each {@link add} or {@link remove}: do not keep it. */
+  get pairs(): Float64Array {
+    return this.#pairs;
+  }
+
+  /** Bytes of memory that the table has reserved for itself; the system backs only what was touched. */
+  get bytes(): number {
+    return this.#directory.byteLength + this.#pairs.byteLength + this.#used.byteLength;
+  }
+
+  /**
+   * The IOVA of an address; exact to the byte. It says nothing about the next page, which can be anywhere.
+   *
+   * @param va in [0, 2^53); check it at the edge, it is not checked here
+   * @returns -1 when it is not mapped
+   */
+  iovaOf(va: number): number {
+    const iova = va + this.#pairs[this.slotOf(va)];
+    return iova >= 0 ? iova : -1;
+  }
+
+  /** The key of the mapping that an address, in [0, 2^53), is in; -1 when it has none or is not mapped. */
+  keyOf(va: number): number {
+    return this.#pairs[this.slotOf(va) + 1];
+  }
+
+  /**
+   * Both answers from one look-up: with `slot = slotOf(va)`, the IOVA is `va + pairs[slot]`, which is negative (-Infinity)
+   * when the address is not mapped, and the key is `pairs[slot + 1]`.
+   *
+   * @param va in [0, 2^53)
+   */
+  slotOf(va: number): number {
+    const huge = (va * 2 ** -21) >>> 0;
+    const gib = huge >>> 9;
+    const directory = this.#directory;
+    const pairs = this.#pairs;
+    const slot = (gib < directory.length ? directory[gib] : 0) + ((huge & 511) << 1);
+    if (pairs[slot + 1] !== SPLIT) return slot;
+    return (pairs[slot] | 0) + (((va * 2 ** -12 - huge * 512) | 0) << 1);
+  }
+
+  /**
+   * Enters a mapping. Nothing of it may be mapped already; the ledger sees to that.
+   *
+   * @param va a multiple of 4096, as are `length` and `iova`
+   * @param key a key from 0 to 2^32 - 1, or -1 for none
+   * @throws DmaError EINVAL for impossible arguments, ENOMEM when there is no memory for it; nothing has changed then
+   */
+  add(va: number, length: number, iova: number, key: number = NO_KEY): void {
+    const operation = 'translation.add';
+    const range = checked(va, length, operation);
+    checked(iova, length, operation);
+    if (!Number.isInteger(key) || key < NO_KEY) throw invalid(operation, `${key} is no key`, { range });
+    const first = Math.floor(va / (512 * HUGE));
+    const last = Math.floor((range.end - 1) / (512 * HUGE));
+    // A leaf for each GiB, and second leaves for the two ends.
+    this.#reserve(last - first + 3, last + 1, operation, range);
+    this.#set(va, range.end, iova - va, key);
+  }
+
+  /**
+   * Takes out what is mapped of a range, which need not be what was added: it may be a part or more.
+   *
+   * @param va a multiple of 4096, as is `length`
+   * @throws DmaError EINVAL for impossible arguments, ENOMEM when there is no memory to keep the rest of a huge slot by
+   * page; nothing has changed then
+   */
+  remove(va: number, length: number): void {
+    const range = checked(va, length, 'translation.remove');
+    this.#reserve(2, 0, 'translation.remove', range);
+    this.#set(va, range.end, UNMAPPED, NO_KEY);
+    this.#generation++;
+  }
+
+  #set(start: number, end: number, delta: number, key: number): void {
+    const pairs = this.#pairs;
+    for (let at = start, next = 0; at < end; at = next) {
+      const huge = (at * 2 ** -21) >>> 0;
+      const gib = huge >>> 9;
+      next = Math.min(end, (huge + 1) * HUGE);
+      let leaf = gib < this.#directory.length ? this.#directory[gib] : 0;
+      if (leaf === 0) {
+        if (delta === UNMAPPED) continue;
+        leaf = this.#directory[gib] = this.#newLeaf();
+      }
+      const slot = leaf + ((huge & 511) << 1);
+      if (next - at === HUGE) {
+        if (pairs[slot + 1] === SPLIT) this.#dropLeaf(pairs[slot]);
+        this.#put(slot, delta, key);
+      } else if (delta !== pairs[slot] || key !== pairs[slot + 1]) {
+        const second = this.#split(slot);
+        const offset = (at - huge * HUGE) / PAGE;
+        const pages = (next - at) / PAGE;
+        for (let page = offset; page < offset + pages; page++) this.#put(second + 2 * page, delta, key);
+        if (this.#used[second / LEAF] === 0) {
+          this.#dropLeaf(second);
+          this.#put(slot, UNMAPPED, NO_KEY);
+        }
+      }
+      if (this.#used[leaf / LEAF] === 0) {
+        this.#dropLeaf(leaf);
+        this.#directory[gib] = 0;
+      }
+    }
+  }
+
+  #put(slot: number, delta: number, key: number): void {
+    const leaf = Math.floor(slot / LEAF);
+    if (this.#pairs[slot] !== UNMAPPED) this.#used[leaf]--;
+    if (delta !== UNMAPPED) this.#used[leaf]++;
+    this.#pairs[slot] = delta;
+    this.#pairs[slot + 1] = key;
+  }
+
+  /** The second leaf of a huge slot; made, and saying of each page what was said of the slot, when there is none. */
+  #split(slot: number): number {
+    const [delta, key] = [this.#pairs[slot], this.#pairs[slot + 1]];
+    if (key === SPLIT) return delta;
+    const second = this.#newLeaf();
+    if (delta !== UNMAPPED) for (let i = second; i < second + LEAF; i += 2) this.#put(i, delta, key);
+    this.#put(slot, second, SPLIT);
+    return second;
+  }
+
+  /** An empty leaf; there is one, because it was reserved. */
+  #newLeaf(): number {
+    const spare = this.#spare.pop();
+    if (spare !== undefined) return spare;
+    const leaf = this.#leaves++ * LEAF;
+    this.#pairs.copyWithin(leaf, 0, LEAF);
+    return leaf;
+  }
+
+  #dropLeaf(leaf: number): void {
+    if (this.#used[leaf / LEAF] > 0) this.#pairs.copyWithin(leaf, 0, LEAF);
+    this.#used[leaf / LEAF] = 0;
+    this.#spare.push(leaf);
+  }
+
+  /**
+   * Makes sure that `count` leaves can be had and the directory has `gibs` entries. Done before a change, which then can
+   * not fail halfway.
+   */
+  #reserve(count: number, gibs: number, operation: string, range: Range): void {
+    try {
+      const needed = this.#leaves + Math.max(0, count - this.#spare.length);
+      if (needed > LEAF_LIMIT) throw new RangeError(`${needed} leaves are more than ${LEAF_LIMIT}`);
+      if (gibs > this.#directory.length) {
+        const directory = new Int32Array(2 ** Math.ceil(Math.log2(gibs)));
+        directory.set(this.#directory);
+        this.#directory = directory;
+      }
+      if (needed > this.#used.length) {
+        const leaves = Math.min(Math.max(needed, 2 * this.#used.length), LEAF_LIMIT);
+        const pairs = new Float64Array(leaves * LEAF);
+        const used = new Int32Array(leaves);
+        pairs.set(this.#pairs);
+        used.set(this.#used);
+        this.#pairs = pairs;
+        this.#used = used;
+      }
+    } catch (cause) {
+      const reason = 'no memory for the translation table';
+      throw new DmaError({ code: 'ENOMEM', operation, reason, range, cause });
+    }
+  }
+}
+
+function checked(start: number, length: number, operation: string): Range {
+  const range = new Range(start, length, operation);
+  if (range.isAligned(PAGE)) return range;
+  throw invalid(operation, `not aligned to ${PAGE} bytes`, { range });
+}
