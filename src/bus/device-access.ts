@@ -1,0 +1,53 @@
+/** What a driver works a device through, the same for vfio-user, VFIO and devices emulated in this process. */
+import { isDmaError, type ErrorCode } from '../errors.js';
+import type { Registers } from '../platform/registers.js';
+
+/** PCI region indexes, as VFIO numbers them (include/uapi/linux/vfio.h, VFIO_PCI_BAR0_REGION_INDEX ...). */
+export const PCI_REGION = { BAR0: 0, BAR1: 1, BAR2: 2, BAR3: 3, BAR4: 4, BAR5: 5, ROM: 6, CONFIG: 7 } as const;
+
+/** One region of a device. */
+export interface RegionInfo {
+  readonly index: number;
+  /** bytes; 0 when the device does not have this region */
+  readonly size: number;
+  readonly readable: boolean;
+  readonly writable: boolean;
+}
+
+/** A kind of PCI interrupt. */
+export type InterruptKind = 'intx' | 'msi' | 'msix';
+
+/** Interrupts that are enabled; closing is idempotent and disables them. */
+export interface Interrupts {
+  close(): void;
+}
+
+/**
+ * An open PCI device. All calls may throw what the way to the device throws; once the device is gone they all do (ENODEV, or
+ * ECONNRESET and its like for a device behind a socket).
+ */
+export interface DeviceAccess {
+  readonly regions: readonly RegionInfo[];
+  /** The registers of a region. EINVAL for a region that the device does not have. The same object each time. */
+  registers(region: number): Registers;
+  /** Loads bytes from a region, configuration space included. */
+  readRegion(region: number, offset: number, length: number): Uint8Array;
+  /** Stores bytes to a region, configuration space included. */
+  writeRegion(region: number, offset: number, bytes: Uint8Array): void;
+  /** How many vectors of a kind the device has. */
+  interruptCount(kind: InterruptKind): number;
+  /**
+   * Calls `handlers[v]` from the event loop whenever vector `v` was signalled. One kind at a time; enabling another
+   * replaces it. EINVAL for more handlers than vectors.
+   */
+  enableInterrupts(kind: InterruptKind, handlers: readonly (() => void)[]): Interrupts;
+  /** Resets the device; mappings and interrupts stay. ENOTSUP when it has no reset. */
+  reset(): void;
+}
+
+const GONE: readonly ErrorCode[] = ['ENODEV', 'ECONNRESET', 'ECONNABORTED', 'ENOTCONN', 'EPIPE', 'EPROTO'];
+
+/** Does `error`, of a call of {@link DeviceAccess}, say that the device can not be reached any more? */
+export function isGone(error: unknown): boolean {
+  return isDmaError(error) && GONE.includes(error.code);
+}

@@ -1,0 +1,80 @@
+/**
+ * How devices are named: `bus:name[,key=value...]`, and DPDK's layered form `bus=pci,addr=...[,key=value]/driver=x[,...]`.
+ * The layered form is also a filter, since it may leave parts out.
+ */
+import { DmaError, invalid } from '../errors.js';
+
+/** What a text says about a device. Parts that it leaves out are `undefined`, or empty. */
+export interface DeviceSpec {
+  readonly bus: string | undefined;
+  /** The name in the bus, as written. */
+  readonly name: string | undefined;
+  readonly driver: string | undefined;
+  /** The class of device that its driver makes of it (`dma`, `net` ...). */
+  readonly deviceClass: string | undefined;
+  /** All other keys. */
+  readonly args: ReadonlyMap<string, string>;
+}
+
+const LAYERS = ['bus', 'class', 'driver'];
+/** The keys that name a device in the bus layer. */
+const NAME_KEYS = ['name', 'addr'];
+
+/**
+ * Reads a device name or filter of either form.
+ *
+ * A `/` begins a layer only before `bus=`, `class=` or `driver=`; others belong to values, so that paths can be names.
+ *
+ * @throws DmaError EINVAL for a malformed text, E2BIG for more than three layers
+ */
+export function parseDeviceSpec(text: string): DeviceSpec {
+  return /^(?:bus|class|driver)=/.test(text) ? parseLayers(text) : parsePlain(text);
+}
+
+function parsePlain(text: string): DeviceSpec {
+  const [head, ...rest] = text.split(',');
+  const match = /^([a-z][a-z0-9-]*):(.*)$/s.exec(head);
+  const name = checkName(match === null ? head : match[2], text);
+  return { bus: match?.[1], name, driver: undefined, deviceClass: undefined, args: parsePairs(rest, text) };
+}
+
+function parseLayers(text: string): DeviceSpec {
+  const layers = text.split(/\/(?=(?:bus|class|driver)=)/);
+  if (layers.length > LAYERS.length)
+    throw new DmaError({ code: 'E2BIG', operation: 'device name', reason: `"${text}" has more than three layers` });
+  const heads = new Map<string, string>();
+  const pairs: string[] = [];
+  let name: string | undefined;
+  for (const layer of layers) {
+    const [head, ...rest] = layer.split(',');
+    const [kind, value] = splitPair(head, text);
+    if (heads.has(kind)) throw invalid('device name', `"${text}" has two layers ${kind}`);
+    heads.set(kind, value);
+    const nameAt = kind === 'bus' ? rest.findIndex((part) => NAME_KEYS.includes(splitPair(part, text)[0])) : -1;
+    if (nameAt >= 0) name = checkName(splitPair(rest.splice(nameAt, 1)[0], text)[1], text);
+    pairs.push(...rest);
+  }
+  const args = parsePairs(pairs, text);
+  return { bus: heads.get('bus'), name, driver: heads.get('driver'), deviceClass: heads.get('class'), args };
+}
+
+function checkName(name: string, text: string): string {
+  if (name !== '') return name;
+  throw invalid('device name', `"${text}" names no device`, { hint: 'write bus:name[,key=value...]' });
+}
+
+function parsePairs(parts: readonly string[], text: string): Map<string, string> {
+  const pairs = new Map<string, string>();
+  for (const part of parts) {
+    const [key, value] = splitPair(part, text);
+    if (pairs.has(key)) throw invalid('device name', `"${text}" gives ${key} twice`);
+    pairs.set(key, value);
+  }
+  return pairs;
+}
+
+function splitPair(part: string, text: string): [key: string, value: string] {
+  const at = part.indexOf('=');
+  if (at <= 0) throw invalid('device name', `"${part}" in "${text}" is no key=value`);
+  return [part.slice(0, at), part.slice(at + 1)];
+}

@@ -1,0 +1,101 @@
+/** The devices of a registry: where a call of a device finds its domain. */
+import { DmaError, invalid } from '../errors.js';
+import type { Domain, MapAsyncOptions } from '../dma/domain.js';
+import type { Explanation } from '../dma/explain.js';
+import { Mapping } from '../dma/mapping.js';
+import type { DmaAccess } from '../dma/backend.js';
+import type { MapOptions, MapTarget } from '../dma/plan.js';
+import type { Iova } from '../units.js';
+import type { DeviceAccess } from './device-access.js';
+import type { Bus, Device, DeviceState, Driver, IdMatch, OpenedDevice } from './model.js';
+
+/** A device that a registry has opened. See {@link Device} for what its members do. */
+export class BoundDevice implements Device {
+  readonly name: string;
+  readonly bus: Bus;
+  readonly busName: string;
+  readonly args: ReadonlyMap<string, string>;
+  // What the registry changes.
+  binding: { readonly driver: Driver; readonly domain: Domain | undefined; instance?: unknown } | undefined;
+  state: DeviceState = 'opening';
+  lost: DmaError | undefined;
+  readonly #opened: OpenedDevice;
+
+  constructor(bus: Bus, busName: string, args: ReadonlyMap<string, string>, opened: OpenedDevice) {
+    this.name = `${bus.name}:${busName}`;
+    this.bus = bus;
+    this.busName = busName;
+    this.args = args;
+    this.#opened = opened;
+  }
+
+  get ids(): Required<IdMatch> | undefined {
+    return this.#opened.ids;
+  }
+
+  get access(): DeviceAccess {
+    const { access } = this.#opened;
+    if (access !== undefined) return access;
+    throw new DmaError({ code: 'ENOTSUP', operation: 'access', device: this.name, reason: 'it has no registers' });
+  }
+
+  get driver(): Driver | undefined {
+    return this.binding?.driver;
+  }
+
+  get domain(): Domain | undefined {
+    return this.binding?.domain;
+  }
+
+  use<T>(driver: Driver<T>): T {
+    const { binding } = this;
+    if (binding?.driver === driver && this.state === 'probed') return binding.instance as T;
+    const has = binding === undefined ? 'has no driver' : `is driven by ${binding.driver.name}, not by ${driver.name}`;
+    const reason = this.state === 'probed' ? has : this.state === 'gone' ? 'is gone' : 'is still being probed';
+    throw invalid('use', `the device ${reason}`, { device: this.name });
+  }
+
+  dmaMap(target: MapTarget, options?: MapOptions): Mapping {
+    return this.#mustTakeMappings('dmaMap').map(this.name, target, options);
+  }
+
+  async dmaMapAsync(target: MapTarget, options?: MapAsyncOptions): Promise<Mapping> {
+    return this.#mustTakeMappings('dmaMapAsync').mapAsync(this.name, target, options);
+  }
+
+  dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: Iova })): void {
+    const domain = this.#mustHaveDomain('dmaUnmap');
+    if (!(target instanceof Mapping)) return domain.unmap(this.name, target);
+    if (target.device !== this.name)
+      throw invalid('dmaUnmap', `this is a mapping of ${target.device}`, { range: target.range, device: this.name });
+    target.unmap();
+  }
+
+  explain(iova: Iova, length?: number, access?: DmaAccess): Explanation {
+    return this.#mustHaveDomain('explain').explain(iova, length, access);
+  }
+
+  /** Closes it on its bus. */
+  async close(): Promise<void> {
+    await this.#opened.close();
+  }
+
+  /** While it is taken away, mappings can be undone but not made. */
+  #mustTakeMappings(operation: string): Domain {
+    if (this.state === 'gone') throw this.#hasNoDriver(operation);
+    return this.#mustHaveDomain(operation);
+  }
+
+  #mustHaveDomain(operation: string): Domain {
+    const { binding } = this;
+    if (binding === undefined) throw this.#hasNoDriver(operation);
+    if (binding.domain !== undefined) return binding.domain;
+    const reason = `neither its driver ${binding.driver.name} nor the bus ${this.bus.name} can map memory`;
+    throw new DmaError({ code: 'ENOTSUP', operation, device: this.name, reason });
+  }
+
+  #hasNoDriver(operation: string): DmaError {
+    const reason = this.state === 'gone' ? 'the device is gone' : 'no driver has the device';
+    return invalid(operation, reason, { device: this.name, hint: 'eal.probe(name) opens a device' });
+  }
+}

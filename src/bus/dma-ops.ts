@@ -1,0 +1,41 @@
+/** Checks and helpers for the DMA calls that a bus has, and that a driver may bring instead. */
+import type { DomainBackend } from '../dma/backend.js';
+import { invalid } from '../errors.js';
+import type { Device, DmaOps } from './model.js';
+
+/** Checks the calls that `owner` brings. @throws DmaError EINVAL when there is one without the others */
+export function checkDmaOps(owner: string, dma: Partial<DmaOps> | undefined): void {
+  if (dma === undefined) return;
+  const required = ['dmaDomain', 'dmaMap', 'dmaUnmap'] as const;
+  const missing = required.filter((call) => typeof dma[call] !== 'function');
+  if (missing.length === 0) return;
+  const hint = 'bring dmaDomain, dmaMap and dmaUnmap, or none of them to use those of the bus';
+  throw invalid('register', `${owner} brings DMA calls of its own, but no ${missing.join(' and no ')}`, { hint });
+}
+
+/** The DMA calls of a bus whose devices each have an address space of their own, that `backendOf` tells. */
+export function spacePerDevice(backendOf: (device: Device) => DomainBackend): DmaOps {
+  return {
+    dmaDomain: (device) => {
+      const backend = backendOf(device);
+      return {
+        key: device.name,
+        kind: backend.kind,
+        get constraints() {
+          return backend.constraints;
+        },
+        close: () => backend.close(),
+      };
+    },
+    dmaMap: (device, segment) => backendOf(device).map(segment),
+    dmaUnmap: (device, segment) => backendOf(device).unmap(segment),
+    dmaMapAsync: async (device, segment) => {
+      const backend = backendOf(device);
+      return backend.mapAsync === undefined ? backend.map(segment) : backend.mapAsync(segment);
+    },
+    dmaUnmapAsync: async (device, segment) => {
+      const backend = backendOf(device);
+      return backend.unmapAsync === undefined ? backend.unmap(segment) : backend.unmapAsync(segment);
+    },
+  };
+}

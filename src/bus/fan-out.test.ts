@@ -1,0 +1,210 @@
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { isDmaError } from '../errors.js';
+import type { Iova } from '../units.js';
+import { bench, dmaError, sharedKey } from './testing.js';
+
+describe('one range on a list of devices', () => {
+  it('is mapped on each, and unmapped in reverse', async () => {
+    const { registry, script, memory } = bench();
+    const devices = [await registry.probe('fake:a'), await registry.probe('fake:b'), await registry.probe('fake:c')];
+    script.take();
+    const group = registry.mapAll(memory, [...devices, devices[0]], { access: 'read' });
+    assert.deepEqual(script.take(), ['map a', 'map b', 'map c']);
+    assert.deepEqual(
+      group.mappings.map(({ device, access }) => [device, access]),
+      [
+        ['fake:a', 'read'],
+        ['fake:b', 'read'],
+        ['fake:c', 'read'],
+      ],
+    );
+    assert.equal(group.of(devices[1])?.device, 'fake:b');
+    group[Symbol.dispose]();
+    assert.deepEqual(script.take(), ['unmap c', 'unmap b', 'unmap a']);
+    group[Symbol.dispose]();
+    assert.deepEqual(script.take(), []);
+    assert.deepEqual(group.mappings, []);
+    memory.unregister();
+  });
+
+  for (const [nth, name] of ['a', 'b', 'c'].entries())
+    it(`when it fails on device ${nth + 1}, it is on none`, async () => {
+      const { registry, script, memory, ops } = bench();
+      const devices = [await registry.probe('fake:a'), await registry.probe('fake:b'), await registry.probe('fake:c')];
+      script.take();
+      script.failing.set(`map ${name}`, 'EPERM');
+      assert.throws(
+        () => registry.mapAll(memory, devices),
+        (error) => isDmaError(error, 'EPERM') && error.device === `fake:${name}` && error.undo.length === 0,
+      );
+      assert.equal(ops.mapped.size, 0);
+      const undone = script.take().filter((step) => step.startsWith('unmap'));
+      assert.deepEqual(undone, ['unmap b', 'unmap a'].slice(2 - nth));
+      memory.unregister();
+    });
+
+  it('tells what could not be undone, and undoes the rest', async () => {
+    const { registry, script, memory } = bench();
+    const devices = [await registry.probe('fake:a'), await registry.probe('fake:b'), await registry.probe('fake:c')];
+    script.failing.set('map c', 'EPERM');
+    script.failing.set('unmap b', 'EIO');
+    assert.throws(
+      () => registry.mapAll(memory, devices),
+      (error) => {
+        assert.ok(isDmaError(error, 'EPERM'));
+        assert.equal(error.undo.length, 1);
+        assert.ok(isDmaError(error.undo[0], 'EIO'));
+        assert.match(error.message, /undoing it failed too/);
+        return true;
+      },
+    );
+    assert.throws(() => memory.unregister(), dmaError('EBUSY', /by fake:b$|by fake:b /));
+    script.failing.clear();
+    devices[1].dmaUnmap(memory);
+    memory.unregister();
+  });
+
+  it('what was there before stays, when it fails', async () => {
+    const { registry, memory } = bench({ keyOf: sharedKey });
+    const devices = [await registry.probe('fake:a'), await registry.probe('fake:b')];
+    const before = devices[0].dmaMap(memory);
+    const other = registry.external.allocate(4096);
+    devices[1].dmaMap(other, { iova: 0x5000 as Iova });
+    assert.throws(() => registry.mapAll(other, devices, { iova: 0x6000 as Iova }), dmaError('EEXIST'));
+    assert.equal(before.live, true);
+    assert.deepEqual(registry.mapAll(memory, devices).mappings.length, 2);
+  });
+
+  it('a device that is not probed is EINVAL, and it is on none', async () => {
+    const { registry, memory, ops } = bench();
+    const a = await registry.probe('fake:a');
+    const b = await registry.probe('fake:b');
+    await registry.remove(b);
+    assert.throws(() => registry.mapAll(memory, [a, b]), dmaError('EINVAL', /fake:b/));
+    assert.equal(ops.mapped.size, 0);
+  });
+
+  it('a device that goes is no longer in it, and does not come back by itself', async () => {
+    const { registry, memory } = bench();
+    const a = await registry.probe('fake:a');
+    const b = await registry.probe('fake:b');
+    const group = registry.mapAll(memory, [a, b]);
+    await registry.remove(b);
+    assert.equal(group.of(b), undefined);
+    const again = await registry.probe('fake:b');
+    assert.equal(group.of(again), undefined);
+    group.unmap();
+    memory.unregister();
+  });
+
+  it('what could not be unmapped can be tried again', async () => {
+    const { registry, script, memory } = bench();
+    const devices = [await registry.probe('fake:a'), await registry.probe('fake:b'), await registry.probe('fake:c')];
+    const group = registry.mapAll(memory, devices);
+    script.failing.set('unmap b', 'EIO');
+    assert.throws(() => group.unmap(), dmaError('EIO'));
+    assert.deepEqual(
+      group.mappings.map(({ device }) => device),
+      ['fake:b'],
+    );
+    script.failing.clear();
+    group.unmap();
+    memory.unregister();
+  });
+
+  it('a mapping that was unmapped alone is no hindrance', async () => {
+    const { registry, script, memory } = bench();
+    const devices = [await registry.probe('fake:a'), await registry.probe('fake:b')];
+    const group = registry.mapAll(memory, devices);
+    group.of(devices[0])?.unmap();
+    script.take();
+    group.unmap();
+    assert.deepEqual(script.take(), ['unmap b']);
+  });
+});
+
+describe('what is mapped for every device', () => {
+  it('is mapped for late devices, before they are probed, and goes with them', async () => {
+    const { registry, script, memory } = bench();
+    const a = await registry.probe('fake:a');
+    const group = registry.mapAll(memory, undefined, { access: 'read' });
+    assert.deepEqual([...registry.standing], [group]);
+    script.take();
+    const b = await registry.probe('fake:b');
+    assert.deepEqual(script.take(), ['open b', 'domain b', 'one.probe b', 'map b']);
+    assert.equal(group.of(b)?.access, 'read');
+    await registry.remove(a);
+    assert.deepEqual(script.take(), ['unmap a', 'one.remove a', 'closeDomain fake:a', 'close a']);
+    assert.equal(group.of(a), undefined);
+    const again = await registry.probe('fake:a');
+    assert.equal(group.of(again)?.live, true);
+    group.unmap();
+    assert.deepEqual([...registry.standing], []);
+    script.take();
+    await registry.probe('fake:c');
+    assert.deepEqual(script.take(), ['open c', 'domain c', 'one.probe c'], 'it is not replayed any more');
+    memory.unregister();
+  });
+
+  it('when it can not be mapped for a late device, that is not probed, and the others keep theirs', async () => {
+    const { registry, script, memory } = bench();
+    const other = registry.external.allocate(4096);
+    const a = await registry.probe('fake:a');
+    const first = registry.mapAll(memory);
+    const second = registry.mapAll(other);
+    script.take();
+    script.during.set('map b', () => {
+      // The first group goes well, the second does not.
+      if (script.log.filter((step) => step === 'map b').length === 2) script.failing.set('map b', 'ENOMEM');
+    });
+    await assert.rejects(registry.probe('fake:b'), dmaError('ENOMEM', /fake:b/));
+    assert.deepEqual(script.take(), [
+      'open b',
+      'domain b',
+      'one.probe b',
+      'map b',
+      'map b',
+      'unmap b',
+      'one.remove b',
+      'closeDomain fake:b',
+      'close b',
+    ]);
+    assert.equal(registry.find('fake:b'), undefined);
+    assert.deepEqual([first.of(a)?.live, second.of(a)?.live], [true, true]);
+    assert.deepEqual([...registry.standing], [first, second]);
+    script.failing.clear();
+    script.during.clear();
+    const b = await registry.probe('fake:b');
+    assert.deepEqual([first.of(b)?.live, second.of(b)?.live], [true, true]);
+    first.unmap();
+    second.unmap();
+    memory.unregister();
+    other.unregister();
+  });
+
+  it('when it fails for one of those that are there, it stands for none', async () => {
+    const { registry, script, memory, ops } = bench();
+    await registry.probe('fake:a');
+    await registry.probe('fake:b');
+    script.failing.set('map b', 'EPERM');
+    assert.throws(() => registry.mapAll(memory), dmaError('EPERM'));
+    assert.deepEqual([...registry.standing], []);
+    assert.equal(ops.mapped.size, 0);
+    script.failing.clear();
+    await registry.probe('fake:c');
+    assert.equal(ops.mapped.size, 0);
+    memory.unregister();
+  });
+
+  it('a lost device is dropped from it, and gets it again when it comes back', async () => {
+    const { registry, bus, memory } = bench();
+    const a = await registry.probe('fake:a');
+    const group = registry.mapAll(memory);
+    bus.lose('a');
+    assert.equal(group.of(a), undefined);
+    await new Promise(setImmediate);
+    const again = await registry.probe('fake:a');
+    assert.equal(group.of(again)?.live, true);
+  });
+});

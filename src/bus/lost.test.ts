@@ -1,0 +1,161 @@
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { DmaError } from '../errors.js';
+import type { Iova } from '../units.js';
+import { bench, dmaError, gate, Script, ScriptedBus, scriptedDriver, scriptedOps, TestRegistry } from './testing.js';
+
+const turn = (): Promise<void> => new Promise(setImmediate);
+
+describe('a device that is lost', () => {
+  it('has no mappings any more, its driver lets go, and it can come back', async () => {
+    const { registry, script, bus, memory } = bench();
+    const device = await registry.probe('fake:a');
+    const mapping = device.dmaMap(memory);
+    const { domain } = device;
+    script.take();
+    bus.lose('a');
+    assert.equal(mapping.live, false);
+    assert.equal(domain?.iovaOf(memory.va), -1);
+    memory.unregister();
+    assert.throws(() => device.dmaMap(memory), dmaError('EINVAL', /gone/));
+    await assert.rejects(registry.probe('fake:a'), dmaError('EBUSY'));
+    await turn();
+    assert.deepEqual(script.take(), ['one.remove a', 'closeDomain fake:a', 'close a']);
+    assert.deepEqual(registry.events, ['probed fake:a', 'lost fake:a']);
+    assert.equal(device.state, 'gone');
+    assert.deepEqual(registry.devices(), []);
+    assert.throws(() => domain?.map('fake:a', memory), dmaError('ECONNRESET', /a was pulled/));
+    await assert.rejects(registry.remove(device), dmaError('EINVAL'));
+    mapping[Symbol.dispose]();
+
+    const again = await registry.probe('fake:a');
+    const next = registry.external.allocate(4096);
+    again.dmaMap(next).unmap();
+    bus.lose('a');
+    await turn();
+    assert.deepEqual(registry.events.slice(2), ['probed fake:a', 'lost fake:a']);
+  });
+
+  it('tells why, once all of it is gone, so that a listener can probe it again', async () => {
+    const script = new Script();
+    let why: DmaError | undefined;
+    let again: Promise<unknown> | undefined;
+    const registry: TestRegistry = new TestRegistry(script, {
+      changed: (change, device, error) => {
+        if (change !== 'lost') return;
+        why = error;
+        again = registry.probe(device.name);
+      },
+    });
+    const bus = new ScriptedBus(script, { dma: scriptedOps(script) });
+    registry.registerBus(bus);
+    registry.registerDriver(scriptedDriver(script, 'one'));
+    await registry.probe('fake:a');
+    bus.lose('a');
+    await turn();
+    assert.equal(why?.code, 'ECONNRESET');
+    await again;
+    assert.equal(registry.devices().length, 1);
+  });
+
+  it('is taken away whatever fails', async () => {
+    const { registry, script, bus } = bench();
+    await registry.probe('fake:a');
+    for (const step of ['one.remove a', 'closeDomain fake:a', 'close a']) script.failing.set(step, 'EIO');
+    bus.lose('a');
+    await turn();
+    assert.deepEqual(registry.events, ['probed fake:a', 'lost fake:a']);
+  });
+
+  it('while it is being probed: that fails, and leaves nothing', async () => {
+    const wait = gate();
+    const { registry, script, bus, memory } = bench({
+      drivers: (script) => [
+        scriptedDriver(script, 'slow', {
+          probe: async (device) => {
+            device.dmaMap(memory);
+            await wait.opened;
+          },
+        }),
+      ],
+    });
+    const probing = registry.probe('fake:a');
+    await turn();
+    bus.lose('a');
+    memory.unregister();
+    wait.open();
+    await assert.rejects(probing, dmaError('ECONNRESET', /a was pulled on fake:a/));
+    assert.deepEqual(script.take(), [
+      'open a',
+      'domain a',
+      'slow.probe a',
+      'map a',
+      'slow.remove a',
+      'closeDomain fake:a',
+      'close a',
+    ]);
+    assert.deepEqual(registry.events, []);
+    assert.deepEqual(registry.devices(), []);
+  });
+
+  it('while it is being opened, before anybody listens', async () => {
+    const { registry, script, bus } = bench();
+    const { open } = bus;
+    bus.open = async (name) => ({
+      ...(await open.call(bus, name)),
+      onLost: (lost) => lost(new DmaError({ code: 'ENODEV', operation: 'fake', reason: 'it went at once' })),
+    });
+    await assert.rejects(registry.probe('fake:a'), dmaError('ENODEV', /went at once/));
+    assert.ok(script.take().includes('close a'));
+  });
+
+  it('while it is being removed: it is removed, not lost', async () => {
+    const { registry, script, bus } = bench();
+    const device = await registry.probe('fake:a');
+    script.during.set('one.remove a', () => bus.lose('a'));
+    await registry.remove(device);
+    await turn();
+    assert.deepEqual(registry.events, ['probed fake:a', 'removed fake:a']);
+  });
+
+  it('while a replay maps for it', async () => {
+    const { registry, script, bus, memory } = bench();
+    const group = registry.mapAll(memory);
+    script.during.set('map a', () => bus.lose('a'));
+    await assert.rejects(registry.probe('fake:a'), dmaError('ECONNRESET'));
+    assert.deepEqual(registry.devices(), []);
+    group.unmap();
+    memory.unregister();
+  });
+
+  it('in the middle of a map, and of an asynchronous one', async () => {
+    const { registry, script, bus, memory } = bench();
+    const device = await registry.probe('fake:a');
+    let maps = 0;
+    script.during.set('map a', () => {
+      if (++maps === 2) bus.lose('a');
+    });
+    await assert.rejects(device.dmaMapAsync(memory, { chunkBytes: 4096 }), dmaError('ECONNRESET'));
+    await turn();
+    assert.ok(!script.take().includes('unmap a'), 'nobody is there to be asked');
+    memory.unregister();
+
+    const again = await registry.probe('fake:a');
+    const next = registry.external.allocate(4096);
+    maps = 1;
+    assert.throws(() => again.dmaMap(next), dmaError('ECONNRESET'));
+    await turn();
+    next.unregister();
+    assert.deepEqual(registry.devices(), []);
+  });
+
+  it('in the middle of an unmap: what was asked for has come about', async () => {
+    const { registry, script, bus, memory } = bench();
+    const device = await registry.probe('fake:a');
+    const mapping = device.dmaMap(memory, { iova: 0x1000 as Iova });
+    script.during.set('unmap a', () => bus.lose('a'));
+    mapping.unmap();
+    assert.equal(mapping.live, false);
+    memory.unregister();
+  });
+});

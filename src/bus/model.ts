@@ -1,0 +1,165 @@
+/** What a bus, a device and a driver are to each other. */
+import type { DmaAccess, DomainConstraints, MapKeys, Segment } from '../dma/backend.js';
+import type { Domain, MapAsyncOptions } from '../dma/domain.js';
+import type { Explanation } from '../dma/explain.js';
+import type { Mapping } from '../dma/mapping.js';
+import type { MapOptions, MapTarget } from '../dma/plan.js';
+import type { DmaError } from '../errors.js';
+import type { External } from '../memory/external.js';
+import type { Iova } from '../units.js';
+import type { DeviceAccess } from './device-access.js';
+
+/** A device that its bus has opened. */
+export interface OpenedDevice {
+  /** Its PCI ids, when it has any. */
+  readonly ids: Required<IdMatch> | undefined;
+  /** What drivers work it through; `undefined` for devices without registers. */
+  readonly access: DeviceAccess | undefined;
+  /** Calls back, once, when the device is gone without having been asked to go. */
+  onLost(lost: (error: DmaError) => void): void;
+  /** Closes it. Idempotent. */
+  close(): Promise<void> | void;
+}
+
+/** A bus. */
+export interface Bus {
+  readonly name: string;
+  /** The full name of the device that `name` names, or `undefined` when no device of this bus can be called so. */
+  parse(name: string): string | undefined;
+  /** Names of the devices that are there without being asked for. Absent: devices are only opened by name. */
+  scan?(): Promise<readonly string[]>;
+  /**
+   * Opens the device `name` (as `parse` gave it).
+   *
+   * @param args keys given with the name; unknown ones are the driver's
+   * @throws DmaError ENODEV or what else keeps it from being opened; nothing is left open then
+   */
+  open(name: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice>;
+  /** Does the driver match, beyond its bus name and ids? Default: yes. */
+  match?(opened: OpenedDevice, driver: Driver): boolean;
+  /** How its devices are mapped. Absent: not at all, unless the driver brings calls of its own. */
+  readonly dma?: DmaOps;
+}
+
+/**
+ * `opening`: its driver is being looked for; `probed`: it has one, and works; `gone`: it was removed or lost. Mapping works
+ * while a driver probes, too.
+ */
+export type DeviceState = 'opening' | 'probed' | 'gone';
+
+/** A device that was opened, and the vendor-agnostic way to map memory for it. Made by `Eal.probe`. */
+export interface Device {
+  /** `bus:name` */
+  readonly name: string;
+  readonly bus: Bus;
+  /** Its name in the bus. */
+  readonly busName: string;
+  /** Keys that were given with its name. */
+  readonly args: ReadonlyMap<string, string>;
+  readonly state: DeviceState;
+  /** Why it went without being asked to; `undefined` when it did not. */
+  readonly lost: DmaError | undefined;
+  /** Its PCI ids; `undefined` when it has none. */
+  readonly ids: Required<IdMatch> | undefined;
+  /** Its registers and interrupts. Reading this throws a DmaError ENOTSUP for a device without. */
+  readonly access: DeviceAccess;
+  /** Its driver; `undefined` before one took it, and after it is gone. */
+  readonly driver: Driver | undefined;
+  /** The domain it is in; `undefined` when it can not be mapped. */
+  readonly domain: Domain | undefined;
+  /** What `driver` made of it. @throws DmaError EINVAL when it has another driver, or none */
+  use<T>(driver: Driver<T>): T;
+  /**
+   * Makes memory reachable by the device: the same call for every kind. The rules are those of `Domain.map`.
+   *
+   * @param target registered memory, or a part of it as `{ va, length }`
+   * @throws DmaError EINVAL when no driver has the device; ENOTSUP when neither its driver nor its bus can map; and all that
+   *   `Domain.map` throws
+   */
+  dmaMap(target: MapTarget, options?: MapOptions): Mapping;
+  /** As {@link Device.dmaMap}, without blocking, with progress and abort: see `Domain.mapAsync`. */
+  dmaMapAsync(target: MapTarget, options?: MapAsyncOptions): Promise<Mapping>;
+  /**
+   * Undoes {@link Device.dmaMap}: by the handle, or by exactly what was mapped; a part, where the domain can cut.
+   *
+   * @throws DmaError as `Domain.unmap` and `Mapping.unmap`; EINVAL for the mapping of another device
+   */
+  dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: Iova })): void;
+  /** What is known about an address that this device used: see `Domain.explain`. */
+  explain(iova: Iova, length?: number, access?: DmaAccess): Explanation;
+}
+
+/** PCI ids that a driver takes; what is left out matches any. */
+export interface IdMatch {
+  readonly vendor?: number;
+  readonly device?: number;
+  readonly subsystemVendor?: number;
+  readonly subsystem?: number;
+  /** 24 bits: base class, sub-class, programming interface */
+  readonly classCode?: number;
+}
+
+/** What a driver's `probe` returns when the device is not for it after all, so that the next matching driver is tried. */
+export const TRY_NEXT: unique symbol = Symbol('try the next driver');
+
+/** What drivers may use while they probe. */
+export interface ProbeContext {
+  /** For memory of the driver's own: rings and such. */
+  readonly external: External;
+}
+
+/**
+ * A driver.
+ *
+ * @typeParam T what it makes of a device: the object that the program then works with
+ */
+export interface Driver<T = unknown> {
+  readonly name: string;
+  /** Names of the buses it works on. */
+  readonly buses: readonly string[];
+  /** Ids it takes; absent: every device of those buses. */
+  readonly ids?: readonly IdMatch[];
+  /** What its devices are: `dma`, `net`, `storage`, `test` ... */
+  readonly deviceClass?: string;
+  /**
+   * Address bits that the device can emit: IOVAs are kept below 2^bits. Absent, or `undefined`: all.
+   *
+   * @param args keys that were given with the device's name
+   */
+  dmaAddressBits?(args: ReadonlyMap<string, string>): number | undefined;
+  /** Its own DMA calls, to be used instead of the bus's. */
+  readonly dma?: DmaOps;
+  /**
+   * Takes the device. It can be mapped already. What it throws ends the probing, and the device is closed.
+   *
+   * @returns what the program works with, or {@link TRY_NEXT}
+   */
+  probe(device: Device, context: ProbeContext): Promise<T | typeof TRY_NEXT> | T | typeof TRY_NEXT;
+  /** Lets go of the device, which may be gone already. All that `probe` took is given back. */
+  remove?(device: Device, instance: T): Promise<void> | void;
+}
+
+/** The address space that a device is in. */
+export interface DmaSpace {
+  /** Devices whose spaces have the same key share one domain. */
+  readonly key: string;
+  /** `vfio-user`, `vfio-type1`, `emulated` ... */
+  readonly kind: string;
+  /** Read anew for each mapping. */
+  readonly constraints: DomainConstraints;
+  /** Lets go of it, after its last device. */
+  close?(): void;
+}
+
+/**
+ * How devices of a bus, or of a driver, are mapped. All three calls or none: whoever maps also unmaps. What they are given
+ * has been checked; see `DomainBackend`, whose calls these become.
+ */
+export interface DmaOps {
+  dmaDomain(device: Device): DmaSpace;
+  dmaMap(device: Device, segment: Segment): MapKeys | undefined;
+  /** @returns the bytes that the other side says it unmapped */
+  dmaUnmap(device: Device, segment: Segment): number;
+  dmaMapAsync?(device: Device, segment: Segment): Promise<MapKeys | undefined>;
+  dmaUnmapAsync?(device: Device, segment: Segment): Promise<number>;
+}

@@ -1,0 +1,562 @@
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { DmaError, isDmaError } from '../errors.js';
+import type { ExternalMemory } from '../memory/external.js';
+import { MiB, type Iova, type Va } from '../units.js';
+import { type DmaOps, type Driver, TRY_NEXT } from './model.js';
+import { matchesIds } from './match.js';
+import {
+  bench,
+  dmaError,
+  gate,
+  Script,
+  ScriptedBus,
+  scriptedDriver,
+  scriptedOps,
+  sharedKey,
+  TestRegistry,
+} from './testing.js';
+
+const IDS = { vendor: 0x1234, device: 0x11e8, subsystemVendor: 1, subsystem: 2, classCode: 0x00ff00 };
+
+describe('registering', () => {
+  it('refuses a second bus or driver of the same name', () => {
+    const { registry, script } = bench();
+    assert.throws(() => registry.registerBus(new ScriptedBus(script)), dmaError('EEXIST', /bus fake/));
+    assert.throws(() => registry.registerDriver(scriptedDriver(script, 'one')), dmaError('EEXIST', /driver one/));
+    assert.deepEqual([...registry.buses].length, 1);
+    assert.deepEqual(registry.drivers.length, 1);
+  });
+
+  const whole = scriptedOps(new Script());
+  const parts: [missing: string, dma: Partial<DmaOps>][] = [
+    ['dmaUnmap', { dmaDomain: whole.dmaDomain, dmaMap: whole.dmaMap }],
+    ['dmaMap', { dmaDomain: whole.dmaDomain, dmaUnmap: whole.dmaUnmap }],
+    ['dmaDomain', { dmaMap: whole.dmaMap, dmaUnmap: whole.dmaUnmap }],
+    ['dmaDomain and no dmaMap and no dmaUnmap', {}],
+  ];
+  for (const [missing, dma] of parts)
+    it(`DM-23: refuses DMA calls without ${missing}, of a bus or a driver`, () => {
+      const { registry, script } = bench();
+      const driver = { ...scriptedDriver(script, 'two'), dma: dma as DmaOps };
+      const bus = new ScriptedBus(script, { name: 'other', dma: dma as DmaOps });
+      assert.throws(
+        () => registry.registerDriver(driver),
+        dmaError('EINVAL', new RegExp(`driver two .*no ${missing}`)),
+      );
+      assert.throws(() => registry.registerBus(bus), dmaError('EINVAL', new RegExp(`bus other .*no ${missing}`)));
+      assert.equal(registry.drivers.length, 1, 'nothing is registered');
+      assert.equal([...registry.buses].length, 1, 'nothing is registered');
+    });
+});
+
+describe('matching', () => {
+  const driver = (ids?: Driver['ids']): Driver => ({ name: 'd', buses: ['fake'], ids, probe: () => undefined });
+  const cases: [what: string, ids: Driver['ids'], device: Required<typeof IDS> | undefined, matches: boolean][] = [
+    ['no ids asked for, none there', undefined, undefined, true],
+    ['no ids asked for', undefined, IDS, true],
+    ['ids asked for, none there', [{}], undefined, false],
+    ['a wildcard', [{}], IDS, true],
+    ['vendor and device', [{ vendor: 0x1234, device: 0x11e8 }], IDS, true],
+    ['another device', [{ vendor: 0x1234, device: 0x11e9 }], IDS, false],
+    ['an undefined field', [{ vendor: undefined, device: 0x11e8 }], IDS, true],
+    ['the second of two', [{ vendor: 1 }, { classCode: 0x00ff00 }], IDS, true],
+    ['subsystem', [{ subsystemVendor: 1, subsystem: 3 }], IDS, false],
+    ['an empty list', [], IDS, false],
+  ];
+  for (const [what, ids, device, matches] of cases)
+    it(`by ids: ${what}`, () => {
+      assert.equal(matchesIds(driver(ids), device), matches);
+    });
+
+  it('tries drivers in the order they were registered, and the next one after TRY_NEXT', async () => {
+    const { registry, script } = bench({
+      drivers: (script) => [
+        scriptedDriver(script, 'otherBus', { buses: ['else'] }),
+        scriptedDriver(script, 'otherIds', { ids: [{ vendor: 1 }] }),
+        scriptedDriver(script, 'declines', { probe: () => TRY_NEXT }),
+        scriptedDriver(script, 'takes'),
+        scriptedDriver(script, 'late'),
+      ],
+    });
+    const device = await registry.probe('fake:a');
+    assert.equal(device.driver?.name, 'takes');
+    assert.deepEqual(script.take(), [
+      'open a',
+      'domain a',
+      'declines.probe a',
+      'closeDomain fake:a',
+      'domain a',
+      'takes.probe a',
+    ]);
+  });
+
+  it('memory that a driver mapped before it declined is unmapped', async () => {
+    const { registry, memory, ops } = bench({
+      drivers: (script) => [
+        scriptedDriver(script, 'declines', {
+          probe: (device) => {
+            device.dmaMap(memory);
+            return TRY_NEXT;
+          },
+        }),
+        scriptedDriver(script, 'takes'),
+      ],
+    });
+    const device = await registry.probe('fake:a');
+    assert.equal(ops.mapped.size, 0);
+    assert.equal(device.domain?.entries, 0);
+    memory.unregister();
+  });
+
+  it('asks the bus, too', async () => {
+    const { registry, bus } = bench({
+      drivers: (script) => [scriptedDriver(script, 'one'), scriptedDriver(script, 'two')],
+    });
+    bus.match = (_opened, { name }) => name === 'two';
+    assert.equal((await registry.probe('fake:a')).driver?.name, 'two');
+  });
+
+  it('takes the driver and the class that the name asks for', async () => {
+    const { registry } = bench({
+      drivers: (script) => [scriptedDriver(script, 'one'), scriptedDriver(script, 'two', { deviceClass: 'dma' })],
+    });
+    assert.equal((await registry.probe('bus=fake,name=a/driver=two')).driver?.name, 'two');
+    assert.equal((await registry.probe('bus=fake,name=b/class=dma')).driver?.name, 'two');
+    await assert.rejects(registry.probe('bus=fake,name=c/class=net'), dmaError('ENOTSUP'));
+    await assert.rejects(registry.probe('bus=fake,name=c/driver=three'), dmaError('ENOTSUP', /drivers here: one, two/));
+  });
+});
+
+describe('probing', () => {
+  it('tells what it made of a device, to its own driver only', async () => {
+    const { registry, script } = bench();
+    const device = await registry.probe('fake:a,k=v');
+    const [driver] = registry.drivers;
+    assert.equal(device.name, 'fake:a');
+    assert.equal(device.state, 'probed');
+    assert.deepEqual([...device.args], [['k', 'v']]);
+    assert.equal(device.use(driver), 'one of a');
+    assert.throws(() => device.use(scriptedDriver(script, 'two')), dmaError('EINVAL', /driven by one, not by two/));
+    assert.deepEqual(registry.events, ['probed fake:a']);
+    await registry.remove(device);
+    assert.throws(() => device.use(driver), dmaError('EINVAL', /is gone/));
+    assert.equal(device.driver, undefined);
+    assert.deepEqual(registry.events, ['probed fake:a', 'removed fake:a']);
+  });
+
+  it('refuses names that name nothing', async () => {
+    const { registry } = bench();
+    await assert.rejects(registry.probe('nobus:a'), dmaError('ENODEV', /no bus "nobus".*buses here: fake/));
+    await assert.rejects(registry.probe('fake:x'), dmaError('ENODEV', /could be called "x"/));
+    await assert.rejects(registry.probe('x'), dmaError('ENODEV'));
+    await assert.rejects(registry.probe('fake:'), dmaError('EINVAL'));
+    await assert.rejects(registry.probe('bus=fake'), dmaError('EINVAL', /names no device/));
+    assert.throws(() => registry.find('nobus:a'), dmaError('ENODEV'));
+  });
+
+  it('finds the bus by itself', async () => {
+    const { registry } = bench();
+    const device = await registry.probe('a');
+    assert.equal(device.name, 'fake:a');
+    assert.equal(registry.find('a'), device);
+    assert.equal(registry.find('bus=fake,name=a'), device);
+    assert.equal(registry.find('b'), undefined);
+  });
+
+  it('refuses a device that is probed, and one that is being probed or removed', async () => {
+    const wait = gate();
+    const { registry, script } = bench({
+      drivers: (script) => [scriptedDriver(script, 'slow', { probe: async () => wait.opened })],
+    });
+    const first = registry.probe('fake:a');
+    await assert.rejects(registry.probe('fake:a'), dmaError('EBUSY'));
+    assert.equal(registry.find('fake:a'), undefined, 'it is not there yet');
+    assert.deepEqual(registry.devices(), []);
+    wait.open();
+    const device = await first;
+    await assert.rejects(registry.probe('fake:a'), dmaError('EEXIST', /fake:a/));
+    await assert.rejects(registry.probe('bus=fake,name=a'), dmaError('EEXIST'));
+    const removal = registry.remove(device);
+    await assert.rejects(registry.remove(device), dmaError('EBUSY'));
+    await assert.rejects(registry.probe('fake:a'), dmaError('EBUSY'));
+    assert.deepEqual(registry.devices(), [], 'it is on its way out');
+    await removal;
+    await assert.rejects(registry.remove(device), dmaError('EINVAL'));
+    script.take();
+    await registry.probe('fake:a');
+    assert.deepEqual(script.take(), ['open a', 'domain a', 'slow.probe a']);
+    await assert.rejects(registry.remove(device), dmaError('EINVAL'), 'the old one is not the new one');
+  });
+
+  it('a device without a driver is closed', async () => {
+    const { registry, script } = bench({ drivers: () => [] });
+    await assert.rejects(registry.probe('fake:a'), dmaError('ENOTSUP', /no driver matches/));
+    assert.deepEqual(script.take(), ['open a', 'close a']);
+  });
+
+  it('a device that every driver declines is closed, and so is its domain', async () => {
+    const { registry, script } = bench({
+      drivers: (script) => [scriptedDriver(script, 'declines', { probe: () => TRY_NEXT })],
+    });
+    await assert.rejects(registry.probe('fake:a'), dmaError('ENOTSUP', /declined/));
+    assert.deepEqual(script.take(), ['open a', 'domain a', 'declines.probe a', 'closeDomain fake:a', 'close a']);
+  });
+
+  it('a driver that fails leaves nothing', async () => {
+    let mine: ExternalMemory | undefined;
+    const { registry, script, memory, ops } = bench({
+      drivers: (script) => [
+        scriptedDriver(script, 'fails', {
+          probe: (device, { external }) => {
+            mine = external.allocate(4096);
+            device.dmaMap(mine);
+            device.dmaMap(memory);
+            throw new RangeError('nonsense');
+          },
+        }),
+      ],
+    });
+    await assert.rejects(registry.probe('fake:a'), (error) => {
+      assert.ok(isDmaError(error, 'EIO'));
+      assert.equal(error.device, 'fake:a');
+      assert.match(error.message, /nonsense/);
+      return true;
+    });
+    assert.deepEqual(script.take(), [
+      'open a',
+      'domain a',
+      'fails.probe a',
+      'map a',
+      'map a',
+      'unmap a',
+      'unmap a',
+      'closeDomain fake:a',
+      'close a',
+    ]);
+    assert.equal(ops.mapped.size, 0);
+    assert.deepEqual(registry.events, []);
+    mine?.unregister();
+    memory.unregister();
+  });
+
+  it('what fails while it is opened is a DmaError that names the device', async () => {
+    const { registry, script, bus } = bench();
+    script.failing.set('open a', 'EACCES');
+    await assert.rejects(registry.probe('fake:a'), (error) => {
+      assert.ok(isDmaError(error, 'EACCES'));
+      assert.equal(error.device, 'fake:a');
+      return true;
+    });
+    bus.open = () => Promise.reject(new TypeError('oops'));
+    await assert.rejects(registry.probe('fake:a'), dmaError('EIO', /oops on fake:a/));
+  });
+
+  it('a domain that can not be opened leaves nothing', async () => {
+    const { registry, script } = bench();
+    script.failing.set('domain a', 'EPERM');
+    await assert.rejects(registry.probe('fake:a'), dmaError('EPERM'));
+    assert.deepEqual(script.take(), ['open a', 'domain a', 'close a']);
+  });
+
+  it('a driver that does not know its address bits leaves no domain behind', async () => {
+    const { registry, script } = bench({
+      drivers: (script) => [
+        scriptedDriver(script, 'one', {
+          dmaAddressBits: (args) => {
+            if (args.has('bad')) throw new DmaError({ code: 'ERANGE', operation: 'bits', reason: 'bad' });
+            return undefined;
+          },
+        }),
+      ],
+    });
+    await assert.rejects(registry.probe('fake:a,bad=1'), dmaError('ERANGE'));
+    assert.ok(!script.take().includes('domain a'));
+    const device = await registry.probe('fake:a');
+    assert.deepEqual(script.take(), ['open a', 'domain a', 'one.probe a']);
+    await registry.remove(device);
+    assert.deepEqual(script.take(), ['one.remove a', 'closeDomain fake:a', 'close a']);
+  });
+
+  it('tells what could not be undone', async () => {
+    const { registry, script, memory } = bench({
+      drivers: (script) => [
+        scriptedDriver(script, 'fails', {
+          probe: (device) => {
+            device.dmaMap(memory);
+            throw new DmaError({ code: 'EPROTO', operation: 'probe', reason: 'no' });
+          },
+        }),
+      ],
+    });
+    script.failing.set('unmap a', 'EIO');
+    script.failing.set('close a', 'EBADF');
+    await assert.rejects(registry.probe('fake:a'), (error) => {
+      assert.ok(isDmaError(error, 'EPROTO'));
+      assert.deepEqual(
+        error.undo.map((each) => isDmaError(each) && each.code),
+        ['EIO', 'EBADF'],
+      );
+      return true;
+    });
+    assert.ok(script.take().includes('close a'), 'all of it was tried');
+    memory.unregister();
+  });
+
+  it('scans bus by bus', async () => {
+    const { registry, script, bus } = bench();
+    const other = new ScriptedBus(script, { name: 'other' });
+    registry.registerBus(other);
+    other.scan = async () => ['c', 'd'];
+    assert.deepEqual(await registry.scan(), ['other:c', 'other:d']);
+    bus.scan = async () => ['b'];
+    assert.deepEqual(await registry.scan(), ['fake:b', 'other:c', 'other:d']);
+  });
+});
+
+describe('removing', () => {
+  it('goes in reverse, tries all, and throws the first failure', async () => {
+    const { registry, script, memory } = bench();
+    const device = await registry.probe('fake:a');
+    const mapping = device.dmaMap(memory);
+    script.take();
+    script.failing.set('one.remove a', 'ETIMEDOUT');
+    script.failing.set('closeDomain fake:a', 'EBADF');
+    await assert.rejects(registry.remove(device), (error) => {
+      assert.ok(isDmaError(error, 'ETIMEDOUT'));
+      assert.deepEqual(
+        error.undo.map((each) => isDmaError(each) && each.code),
+        ['EBADF'],
+      );
+      return true;
+    });
+    assert.deepEqual(script.take(), ['one.remove a', 'unmap a', 'closeDomain fake:a', 'close a']);
+    assert.equal(mapping.live, false);
+    assert.equal(device.state, 'gone');
+    assert.equal(registry.find('fake:a'), undefined);
+    memory.unregister();
+  });
+
+  it('lets a driver unmap, and nobody map any more', async () => {
+    const wait = gate();
+    const { registry, memory, script } = bench({
+      drivers: (script) => [
+        {
+          ...scriptedDriver(script, 'slow'),
+          remove: async (device) => {
+            device.dmaUnmap(memory);
+            await wait.opened;
+          },
+        },
+      ],
+    });
+    const device = await registry.probe('fake:a');
+    const mapping = device.dmaMap(memory);
+    const removal = registry.remove(device);
+    assert.equal(mapping.live, false);
+    assert.throws(() => device.dmaMap(memory), dmaError('EINVAL', /gone/));
+    await assert.rejects(device.dmaMapAsync(memory), dmaError('EINVAL', /gone/));
+    registry.mapAll(memory);
+    wait.open();
+    await removal;
+    script.take();
+    await registry.probe('fake:a');
+    assert.ok(script.take().includes('map a'), 'what was mapped for all meanwhile is mapped when it comes back');
+  });
+
+  it('listeners may probe and remove', async () => {
+    const script = new Script();
+    const done: Promise<unknown>[] = [];
+    let again = true;
+    const registry: TestRegistry = new TestRegistry(script, {
+      changed: (change, device) => {
+        script.log.push(change);
+        if (change === 'probed') done.push(registry.remove(device));
+        if (change === 'removed' && again) done.push(registry.probe(device.name));
+        if (change === 'removed') again = false;
+      },
+    });
+    registry.registerBus(new ScriptedBus(script));
+    registry.registerDriver(scriptedDriver(script, 'one'));
+    await registry.probe('fake:a');
+    for (let n = 0; n < done.length; n++) await done[n];
+    assert.deepEqual(
+      script.take().filter((step) => !step.includes(' ')),
+      ['probed', 'removed', 'probed', 'removed'],
+    );
+  });
+
+  it('close takes all away, last first, also what is still being probed', async () => {
+    const wait = gate();
+    const { registry, script } = bench({
+      drivers: (script) => [
+        scriptedDriver(script, 'one', { probe: (device) => (device.busName === 'c' ? wait.opened : undefined) }),
+      ],
+    });
+    await registry.probe('fake:a');
+    const b = await registry.probe('fake:b');
+    const pending = registry.probe('fake:c');
+    const removal = registry.remove(b);
+    script.take();
+    const closing = registry.close();
+    const rejection = assert.rejects(pending, dmaError('ECANCELED'));
+    await assert.rejects(registry.probe('fake:d'), dmaError('ECANCELED'));
+    wait.open();
+    assert.deepEqual(await closing, []);
+    await removal;
+    await rejection;
+    assert.deepEqual(registry.devices(), []);
+    assert.deepEqual(
+      script.take().filter((step) => step.startsWith('close ')),
+      ['close b', 'close c', 'close a'],
+    );
+  });
+});
+
+describe('finding devices', () => {
+  it('in the order they were probed, filtered in either form', async () => {
+    const { registry, script } = bench({
+      drivers: (script) => [
+        scriptedDriver(script, 'net', { ids: [{ vendor: 1 }], deviceClass: 'net' }),
+        scriptedDriver(script, 'any', { buses: ['fake', 'other'], deviceClass: 'raw' }),
+      ],
+    });
+    const other = new ScriptedBus(script, { name: 'other' });
+    registry.registerBus(other);
+    const [bus] = registry.buses;
+    assert.ok(bus instanceof ScriptedBus);
+    bus.ids.set('b', { ...IDS, vendor: 1 });
+    for (const name of ['fake:c', 'other:c', 'fake:b,k=1', 'fake:a']) await registry.probe(name);
+    const names = (filter?: string): string[] => registry.devices(filter).map((device) => device.name);
+    assert.deepEqual(names(), ['fake:c', 'other:c', 'fake:b', 'fake:a']);
+    assert.deepEqual(names('bus=fake'), ['fake:c', 'fake:b', 'fake:a']);
+    assert.deepEqual(names('bus=other'), ['other:c']);
+    assert.deepEqual(names('driver=net'), ['fake:b']);
+    assert.deepEqual(names('class=raw'), ['fake:c', 'other:c', 'fake:a']);
+    assert.deepEqual(names('bus=fake/class=raw'), ['fake:c', 'fake:a']);
+    assert.deepEqual(names('bus=fake/class=raw/driver=net'), []);
+    assert.deepEqual(names('bus=fake,name=b'), ['fake:b']);
+    assert.deepEqual(names('bus=fake,k=1'), ['fake:b']);
+    assert.deepEqual(names('bus=fake,k=2'), []);
+    assert.deepEqual(names('other:c'), ['other:c']);
+    assert.deepEqual(names('c'), ['fake:c']);
+    assert.deepEqual(names('fake:nothing'), []);
+    assert.throws(() => names('bus=nobus'), dmaError('ENODEV', /nobus/));
+    assert.throws(() => names('nobus:a'), dmaError('ENODEV'));
+    assert.throws(() => names('bus=fake,k'), dmaError('EINVAL'));
+    assert.throws(() => names(''), dmaError('EINVAL'));
+  });
+});
+
+describe('who maps', () => {
+  const nowhere = { va: 0x1000 as Va, length: 0 };
+
+  it('DM-01, DM-09: a device that is not probed is EINVAL, whatever is asked for', async () => {
+    const { registry, memory } = bench();
+    const device = await registry.probe('fake:a');
+    await registry.remove(device);
+    for (const target of [memory, nowhere]) {
+      assert.throws(() => device.dmaMap(target), dmaError('EINVAL', /gone/));
+      assert.throws(() => device.dmaUnmap(target), dmaError('EINVAL', /gone/));
+      await assert.rejects(device.dmaMapAsync(target), dmaError('EINVAL', /gone/));
+    }
+    assert.throws(() => device.explain(0 as Iova), dmaError('EINVAL'));
+  });
+
+  it('DM-02, DM-22, DM-25: neither bus nor driver can map: ENOTSUP, also to unmap', async () => {
+    const { registry, memory } = bench({ mappable: false });
+    const device = await registry.probe('fake:a');
+    assert.equal(device.domain, undefined);
+    assert.throws(() => device.dmaMap(memory), dmaError('ENOTSUP', /neither its driver one nor the bus fake/));
+    assert.throws(() => device.dmaUnmap(memory), dmaError('ENOTSUP'));
+    await assert.rejects(device.dmaMapAsync(memory), dmaError('ENOTSUP'));
+    assert.throws(() => device.access, dmaError('ENOTSUP', /no registers/));
+    memory.unregister();
+  });
+
+  it('DM-03, DM-09: a length of 0 is EINVAL', async () => {
+    const { registry, memory } = bench();
+    const device = await registry.probe('fake:a');
+    for (const target of [nowhere, { va: memory.va, length: 0 }]) {
+      assert.throws(() => device.dmaMap(target), dmaError('EINVAL'));
+      assert.throws(() => device.dmaUnmap(target), dmaError('EINVAL'));
+    }
+  });
+
+  it('DM-04, DM-09: unregistered memory is EINVAL, and nothing is called', async () => {
+    const { registry, script } = bench();
+    const device = await registry.probe('fake:a');
+    script.take();
+    const target = { va: (16 * MiB) as Va, length: 4096 };
+    assert.throws(() => device.dmaMap(target), dmaError('EINVAL'));
+    assert.throws(() => device.dmaUnmap(target), dmaError('EINVAL'));
+    assert.deepEqual(script.take(), []);
+  });
+
+  it('DM-10: what is mapped can not be unregistered; unmapped and unregistered, it can not be unmapped', async () => {
+    const { registry, memory } = bench();
+    const device = await registry.probe('fake:a');
+    device.dmaMap(memory);
+    assert.throws(() => memory.unregister(), dmaError('EBUSY', /fake:a/));
+    device.dmaUnmap(memory);
+    memory.unregister();
+    assert.throws(() => device.dmaUnmap(memory), dmaError('EINVAL'));
+  });
+
+  it("DM-20: the driver's own calls are used, and the bus's are not", async () => {
+    const script = new Script();
+    const own = scriptedOps(script, { prefix: 'own ' });
+    const { registry, memory, ops } = bench({ drivers: () => [scriptedDriver(script, 'one', { dma: own })] });
+    const device = await registry.probe('fake:a');
+    const mapping = device.dmaMap(memory, { iova: 0x8000 as Iova });
+    const [segment] = own.mapped.values();
+    assert.deepEqual([segment.va, segment.iova, segment.length], [memory.va, 0x8000, memory.length]);
+    assert.equal(ops.mapped.size, 0);
+    mapping.unmap();
+    assert.deepEqual(script.take(), ['own domain a', 'one.probe a', 'own map a', 'own unmap a']);
+    await registry.remove(device);
+  });
+
+  it("DM-21: without calls of the driver's, the bus maps", async () => {
+    const { registry, script, memory, ops } = bench();
+    const device = await registry.probe('fake:a');
+    script.take();
+    const mapping = device.dmaMap(memory);
+    assert.deepEqual(script.take(), ['map a']);
+    assert.equal(ops.mapped.get(mapping.iova)?.va, memory.va);
+    device.dmaUnmap(mapping);
+    assert.deepEqual(script.take(), ['unmap a']);
+  });
+
+  it('the mapping of another device is refused', async () => {
+    const { registry, memory } = bench();
+    const a = await registry.probe('fake:a');
+    const b = await registry.probe('fake:b');
+    const mapping = a.dmaMap(memory);
+    assert.throws(() => b.dmaUnmap(mapping), dmaError('EINVAL', /mapping of fake:a/));
+    assert.equal(mapping.live, true);
+    assert.throws(() => b.dmaUnmap(memory), dmaError('EINVAL'));
+  });
+
+  it('equal keys of bus and driver are different domains', async () => {
+    const script = new Script();
+    const own = scriptedOps(script, { prefix: 'own ', keyOf: sharedKey });
+    const { registry, memory, ops } = bench({
+      keyOf: sharedKey,
+      drivers: (script) => [
+        scriptedDriver(script, 'special', { dma: own, ids: [{ vendor: 0x1234 }] }),
+        scriptedDriver(script, 'one'),
+      ],
+    });
+    const [bus] = registry.buses;
+    assert.ok(bus instanceof ScriptedBus);
+    bus.ids.set('a', IDS);
+    const a = await registry.probe('fake:a');
+    const b = await registry.probe('fake:b');
+    a.dmaMap(memory);
+    b.dmaMap(memory);
+    assert.notEqual(a.domain, b.domain);
+    assert.equal(own.mapped.size, 1);
+    assert.equal(ops.mapped.size, 1);
+  });
+});

@@ -1,0 +1,464 @@
+/**
+ * Buses, drivers and devices of one `Eal`: registering, scanning, probing, removing, iterating, and what is mapped for
+ * every device, present and future.
+ */
+import { Domain, type DomainOptions } from '../dma/domain.js';
+import type { DomainBackend, DomainConstraints } from '../dma/backend.js';
+import type { MapOptions, MapTarget } from '../dma/plan.js';
+import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import type { AreaIndex } from '../memory/area-index.js';
+import type { LimitsPort } from '../platform/ports.js';
+import { Range } from '../ranges.js';
+import type { Iova } from '../units.js';
+import {
+  TRY_NEXT,
+  type Bus,
+  type Device,
+  type DmaOps,
+  type DmaSpace,
+  type Driver,
+  type OpenedDevice,
+  type ProbeContext,
+} from './model.js';
+import { BoundDevice } from './device.js';
+import { checkDmaOps } from './dma-ops.js';
+import { matchesIds } from './match.js';
+import { parseDeviceSpec, type DeviceSpec } from './device-name.js';
+import { GroupMapping, mapOnAll } from './fan-out.js';
+
+/** What happened to a device. `lost`: it went without being asked to. */
+export type DeviceChange = 'probed' | 'removed' | 'lost';
+
+/** What a registry works with. */
+export interface RegistryOptions extends Pick<DomainOptions, 'holdBackMs' | 'remember' | 'origins' | 'now'> {
+  readonly areas: AreaIndex;
+  readonly limits: Pick<LimitsPort, 'lockedMemory'>;
+  readonly context: ProbeContext;
+  /** Told after every change. */
+  readonly changed?: (change: DeviceChange, device: Device, error?: DmaError) => void;
+}
+
+/** A domain, and the devices in it. */
+interface SharedDomain {
+  readonly space: DmaSpace;
+  /** Whose calls map in it. Equal keys of different owners are different spaces. */
+  readonly ops: DmaOps;
+  readonly domain: Domain;
+  readonly members: Map<BoundDevice, Member>;
+  /** IOVA bits that every member can emit. */
+  readonly reach: { bits: number };
+}
+
+/** A device's place in a domain. */
+interface Member {
+  /** How many bits of an IOVA it can emit. */
+  readonly bits: number;
+  /** It is gone, so that calls are made through another device. */
+  lost: boolean;
+}
+
+/** All buses, drivers and devices. */
+export class Registry {
+  readonly #options: RegistryOptions;
+  readonly #buses = new Map<string, Bus>();
+  readonly #drivers: Driver[] = [];
+  readonly #devices = new Map<string, BoundDevice>();
+  readonly #domains = new Set<SharedDomain>();
+  readonly #standing = new Set<GroupMapping>();
+  /** Devices that are being opened or removed, by name, and what resolves when that has ended. */
+  readonly #inTransition = new Map<string, Promise<void>>();
+  #closed = false;
+
+  constructor(options: RegistryOptions) {
+    this.#options = options;
+  }
+
+  // --- registering ---
+
+  /** @throws DmaError EEXIST for a bus of the same name; EINVAL when it has only some of the DMA calls */
+  registerBus(bus: Bus): void {
+    checkDmaOps(`the bus ${bus.name}`, bus.dma);
+    if (this.#buses.has(bus.name)) throw twice('bus', bus.name);
+    this.#buses.set(bus.name, bus);
+  }
+
+  /** Drivers are tried in the order they are registered. @throws DmaError EEXIST, EINVAL as `registerBus` */
+  registerDriver(driver: Driver): void {
+    checkDmaOps(`the driver ${driver.name}`, driver.dma);
+    if (this.#drivers.some((other) => other.name === driver.name)) throw twice('driver', driver.name);
+    this.#drivers.push(driver);
+  }
+
+  /** All buses, in the order they were registered. */
+  get buses(): Iterable<Bus> {
+    return this.#buses.values();
+  }
+
+  /** All drivers, in the order they are tried. */
+  get drivers(): readonly Driver[] {
+    return this.#drivers;
+  }
+
+  // --- finding ---
+
+  /** Names (`bus:name`) of the devices that buses find by themselves, bus by bus. */
+  async scan(): Promise<string[]> {
+    const found: string[] = [];
+    for (const bus of this.#buses.values())
+      for (const name of (await bus.scan?.()) ?? []) found.push(`${bus.name}:${name}`);
+    return found;
+  }
+
+  /**
+   * The devices that are probed, in the order they were.
+   *
+   * @param filter a device name, or DPDK's layered form with parts left out: `bus=vfio-user`, `driver=edu`, `class=dma`;
+   *   other keys are compared with those that the device was probed with
+   * @throws DmaError EINVAL for a malformed filter; ENODEV for a bus that does not exist
+   */
+  devices(filter?: string): Device[] {
+    const all = [...this.#devices.values()].filter((device) => device.state === 'probed');
+    if (filter === undefined) return all;
+    const spec = parseDeviceSpec(filter);
+    const named = spec.name === undefined ? undefined : this.#locate(spec, filter, 'devices');
+    const bus = spec.bus === undefined ? undefined : this.#busNamed(spec.bus, 'devices');
+    return all.filter(
+      (device) =>
+        (named === undefined || device.name === `${named.bus.name}:${named.name}`) &&
+        (bus === undefined || device.bus === bus) &&
+        (spec.driver === undefined || device.driver?.name === spec.driver) &&
+        (spec.deviceClass === undefined || device.driver?.deviceClass === spec.deviceClass) &&
+        [...spec.args].every(([key, value]) => device.args.get(key) === value),
+    );
+  }
+
+  /** The probed device called `text`, if there is one. @throws DmaError EINVAL, ENODEV for a text that can name none */
+  find(text: string): Device | undefined {
+    const { bus, name } = this.#locate(parseDeviceSpec(text), text, 'find');
+    const device = this.#devices.get(`${bus.name}:${name}`);
+    return device?.state === 'probed' ? device : undefined;
+  }
+
+  // --- plug and unplug ---
+
+  /**
+   * Opens the device called `text` and gives it to the first driver that takes it; then maps for it what is mapped for
+   * every device. When any of that fails, everything is undone.
+   *
+   * @throws DmaError EINVAL for a malformed name; ENODEV when no bus knows such devices, or it is not there; EEXIST when it
+   *   is probed already; EBUSY while it is being probed or removed; ENOTSUP when no driver takes it; ECANCELED when the
+   *   registry is closed meanwhile; and what bus, driver and mappings throw
+   */
+  async probe(text: string): Promise<Device> {
+    const spec = parseDeviceSpec(text);
+    const { bus, name } = this.#locate(spec, text, 'probe');
+    const fullName = `${bus.name}:${name}`;
+    if (this.#devices.has(fullName) && !this.#inTransition.has(fullName))
+      throw new DmaError({
+        code: 'EEXIST',
+        operation: 'probe',
+        device: fullName,
+        reason: 'the device is probed already',
+      });
+    const device = await this.#exclusively(fullName, 'probe', () => this.#open(bus, name, spec));
+    this.#options.changed?.('probed', device);
+    return device;
+  }
+
+  /**
+   * Takes a device away: its driver lets go, its mappings are unmapped, it is closed.
+   *
+   * @throws DmaError EINVAL when it is not probed; EBUSY while it is being probed or removed; the first thing that could not
+   *   be undone, once all was tried: the device is gone all the same
+   */
+  async remove(device: Device): Promise<void> {
+    const { name } = device;
+    const own = this.#devices.get(name);
+    if (own === undefined || own !== device || (own.state !== 'probed' && !this.#inTransition.has(name)))
+      throw invalid('remove', 'the device is not probed', { device: name });
+    const errors = await this.#exclusively(name, 'remove', () => this.#takeDown(own));
+    this.#options.changed?.('removed', device);
+    if (errors.length > 0) throw withUndo(errors[0], 'remove', errors.slice(1));
+  }
+
+  /**
+   * Takes all devices away, last first, also those that are still being probed. No device is probed afterwards.
+   *
+   * @returns what could not be undone
+   */
+  async close(): Promise<unknown[]> {
+    this.#closed = true;
+    const errors: unknown[] = [];
+    for (;;) {
+      await Promise.all(this.#inTransition.values());
+      const last = this.devices().at(-1);
+      if (last === undefined && this.#inTransition.size === 0) return errors;
+      if (last !== undefined) await this.remove(last).catch((error: unknown) => errors.push(error));
+    }
+  }
+
+  // --- one range on many devices ---
+
+  /**
+   * Maps a range on each of `devices`, or on none. Without a list: on every device there is and every one that is probed
+   * from now on, until the group is unmapped; a device on which that fails is not probed.
+   *
+   * @throws DmaError of the device that failed; what was mapped before is unmapped again
+   */
+  mapAll(target: MapTarget, devices?: Iterable<Device>, options?: MapOptions): GroupMapping {
+    if (devices !== undefined) return mapOnAll(new GroupMapping(target, options), devices);
+    const group: GroupMapping = new GroupMapping(target, options, () => this.#standing.delete(group));
+    mapOnAll(group, this.devices());
+    this.#standing.add(group);
+    return group;
+  }
+
+  /** The groups that are mapped for every device. */
+  get standing(): Iterable<GroupMapping> {
+    return this.#standing;
+  }
+
+  // --- inside ---
+
+  /** What `probe` does, while it has the device to itself. */
+  async #open(bus: Bus, name: string, spec: DeviceSpec): Promise<BoundDevice> {
+    this.#mustBeOpen(bus, name);
+    let device: BoundDevice | undefined;
+    try {
+      const opened = await bus.open(name, spec.args);
+      device = new BoundDevice(bus, name, spec.args, opened);
+      this.#devices.set(device.name, device);
+      await this.#bringUp(device, opened, spec);
+      return device;
+    } catch (error) {
+      const failure = withUndo(error, 'probe', device === undefined ? [] : await this.#takeDown(device));
+      if (failure.device !== undefined) throw failure;
+      throw failure.with({ device: `${bus.name}:${name}`, cause: failure });
+    }
+  }
+
+  async #bringUp(device: BoundDevice, opened: OpenedDevice, spec: DeviceSpec): Promise<void> {
+    opened.onLost((error) => {
+      device.lost = error;
+      this.#cutOff(device, error);
+      if (device.state === 'probed') void this.#lose(device, error);
+    });
+    await this.#bind(device, opened, spec);
+    if (device.lost !== undefined) throw device.lost;
+    this.#mustBeOpen(device.bus, device.busName);
+    for (const group of this.#standing) mapOnAll(group, [device]);
+    device.state = 'probed';
+  }
+
+  #mustBeOpen(bus: Bus, name: string): void {
+    if (!this.#closed) return;
+    const device = `${bus.name}:${name}`;
+    throw new DmaError({ code: 'ECANCELED', operation: 'probe', device, reason: 'all devices are being taken away' });
+  }
+
+  /** Finds the driver, and the domain that goes with it. */
+  async #bind(device: BoundDevice, opened: OpenedDevice, spec: DeviceSpec): Promise<void> {
+    const { bus } = device;
+    const candidates = this.#drivers.filter(
+      (driver) =>
+        driver.buses.includes(bus.name) &&
+        (spec.driver === undefined || driver.name === spec.driver) &&
+        (spec.deviceClass === undefined || driver.deviceClass === spec.deviceClass) &&
+        matchesIds(driver, opened.ids) &&
+        (bus.match?.(opened, driver) ?? true),
+    );
+    for (const driver of candidates) {
+      device.binding = { driver, domain: this.#join(device, driver) };
+      const instance = await driver.probe(device, this.#options.context);
+      if (instance !== TRY_NEXT) {
+        device.binding = { ...device.binding, instance };
+        return;
+      }
+      await this.#leave(device);
+      device.binding = undefined;
+    }
+    throw new DmaError({
+      code: 'ENOTSUP',
+      operation: 'probe',
+      device: device.name,
+      reason: candidates.length === 0 ? 'no driver matches the device' : 'every driver that matches declined it',
+      hint: `drivers here: ${this.#drivers.map((driver) => driver.name).join(', ')}`,
+    });
+  }
+
+  /**
+   * Undoes all that probing did, as far as it got.
+   *
+   * @returns what failed; nothing for a device that is lost, where that says nothing that the loss does not
+   */
+  async #takeDown(device: BoundDevice): Promise<unknown[]> {
+    const errors: unknown[] = [];
+    const attempt = async (step: () => Promise<void> | void): Promise<void> => {
+      try {
+        await step();
+      } catch (error) {
+        errors.push(error);
+      }
+    };
+    const { binding } = device;
+    // From here on nothing new is mapped for it.
+    device.state = 'gone';
+    for (const group of this.#standing) errors.push(...group.drop([device.name]));
+    if (binding !== undefined && 'instance' in binding)
+      await attempt(() => binding.driver.remove?.(device, binding.instance));
+    await attempt(() => this.#leave(device));
+    device.binding = undefined;
+    await attempt(() => device.close());
+    this.#devices.delete(device.name);
+    return device.lost === undefined ? errors : [];
+  }
+
+  /** The device is gone, and its mappings with it. Other devices of its domain, if there are any, keep theirs. */
+  #cutOff(device: BoundDevice, error: DmaError): void {
+    const shared = this.#sharedOf(device);
+    const member = shared?.members.get(device);
+    if (shared === undefined || member === undefined) return;
+    member.lost = true;
+    if ([...shared.members.values()].every(({ lost }) => lost)) shared.domain.fail(error);
+  }
+
+  async #lose(device: BoundDevice, error: DmaError): Promise<void> {
+    await this.#exclusively(device.name, 'remove', () => this.#takeDown(device));
+    this.#options.changed?.('lost', device, error);
+  }
+
+  /** Puts the device into its domain; `undefined` when neither driver nor bus can map. */
+  #join(device: BoundDevice, driver: Driver): Domain | undefined {
+    const ops = driver.dma ?? device.bus.dma;
+    if (ops === undefined) return undefined;
+    const bits = driver.dmaAddressBits?.(device.args) ?? Infinity;
+    const space = ops.dmaDomain(device);
+    const known = [...this.#domains].find((each) => each.ops === ops && each.space.key === space.key);
+    const shared = known ?? this.#openDomain(space, ops);
+    shared.members.set(device, { bits, lost: false });
+    shared.reach.bits = narrowest(shared.members);
+    shared.domain.attach(device.name);
+    return shared.domain;
+  }
+
+  #openDomain(space: DmaSpace, ops: DmaOps): SharedDomain {
+    const members: SharedDomain['members'] = new Map();
+    const reach = { bits: Infinity };
+    let clipped:
+      { from: DomainConstraints['windows']; bits: number; windows: DomainConstraints['windows'] } | undefined;
+    const backend = opsBackend(space, ops, members, () => {
+      const { constraints } = space;
+      const { bits } = reach;
+      if (bits === Infinity) return constraints;
+      if (clipped?.from !== constraints.windows || clipped.bits !== bits)
+        clipped = { from: constraints.windows, bits, windows: clip(constraints.windows, bits) };
+      return withWindows(constraints, clipped.windows);
+    });
+    try {
+      const domain = new Domain({ ...this.#options, name: space.key, backend });
+      const shared: SharedDomain = { space, ops, domain, members, reach };
+      this.#domains.add(shared);
+      return shared;
+    } catch (error) {
+      throw withUndo(error, 'dmaDomain', undoAll([() => space.close?.()]));
+    }
+  }
+
+  async #leave(device: BoundDevice): Promise<void> {
+    const shared = this.#sharedOf(device);
+    if (shared === undefined) return;
+    const errors: unknown[] = [];
+    await shared.domain.detach(device.name).catch((error: unknown) => errors.push(error));
+    shared.members.delete(device);
+    shared.reach.bits = narrowest(shared.members);
+    if (shared.members.size === 0) {
+      this.#domains.delete(shared);
+      errors.push(...undoAll([() => shared.space.close?.()]));
+    }
+    if (errors.length > 0) throw withUndo(errors[0], 'leave', errors.slice(1));
+  }
+
+  #sharedOf(device: BoundDevice): SharedDomain | undefined {
+    return [...this.#domains].find(({ domain }) => domain === device.domain);
+  }
+
+  async #exclusively<T>(name: string, operation: string, work: () => Promise<T>): Promise<T> {
+    if (this.#inTransition.has(name))
+      throw new DmaError({ code: 'EBUSY', operation, device: name, reason: 'it is being probed or removed' });
+    let ended = (): void => undefined;
+    this.#inTransition.set(name, new Promise((resolve) => (ended = resolve)));
+    try {
+      return await work();
+    } finally {
+      this.#inTransition.delete(name);
+      ended();
+    }
+  }
+
+  #busNamed(name: string, operation: string): Bus {
+    const bus = this.#buses.get(name);
+    if (bus !== undefined) return bus;
+    const hint = `buses here: ${[...this.#buses.keys()].join(', ')}`;
+    throw new DmaError({ code: 'ENODEV', operation, reason: `there is no bus "${name}"`, hint });
+  }
+
+  /** The bus and full name that a text speaks of; without a bus, the first one that can have such a device. */
+  #locate(spec: DeviceSpec, text: string, operation: string): { bus: Bus; name: string } {
+    if (spec.name === undefined)
+      throw invalid(operation, `"${text}" names no device`, { hint: 'add name=... or addr=...' });
+    const buses = spec.bus === undefined ? [...this.#buses.values()] : [this.#busNamed(spec.bus, operation)];
+    for (const bus of buses) {
+      const name = bus.parse(spec.name);
+      if (name !== undefined) return { bus, name };
+    }
+    const reason = `no bus has a device that could be called "${spec.name}"`;
+    const hint = 'write bus:name, such as vfio-user:/run/device.sock or vdev:edu0';
+    throw new DmaError({ code: 'ENODEV', operation, reason, hint });
+  }
+}
+
+/** How many bits of an IOVA every member can emit. */
+function narrowest(members: SharedDomain['members']): number {
+  return Math.min(...[...members.values()].map((member) => member.bits));
+}
+
+/** DMA calls as the backend of a domain. Any of its devices will do to make a call; they share the address space. */
+function opsBackend(
+  space: DmaSpace,
+  dma: DmaOps,
+  members: ReadonlyMap<BoundDevice, Member>,
+  constraints: () => DomainConstraints,
+): DomainBackend {
+  const one = (): BoundDevice => {
+    for (const [device, { lost }] of members) if (!lost) return device;
+    throw new DmaError({ code: 'ENODEV', operation: 'dma', reason: `no device is in ${space.key}` });
+  };
+  const { dmaMapAsync, dmaUnmapAsync } = dma;
+  return {
+    kind: space.kind,
+    get constraints() {
+      return constraints();
+    },
+    map: (segment) => dma.dmaMap(one(), segment),
+    unmap: (segment) => dma.dmaUnmap(one(), segment),
+    mapAsync: dmaMapAsync && ((segment) => dmaMapAsync.call(dma, one(), segment)),
+    unmapAsync: dmaUnmapAsync && ((segment) => dmaUnmapAsync.call(dma, one(), segment)),
+    // The registry closes the space after its last device, also when the domain has failed.
+    close: () => undefined,
+  };
+}
+
+function withWindows(constraints: DomainConstraints, windows: DomainConstraints['windows']): DomainConstraints {
+  const { granule, entryLimit, iova, partialUnmap, pins } = constraints;
+  return { granule, windows, entryLimit, iova, partialUnmap, pins };
+}
+
+/** The parts of `windows` that an address of `bits` bits can name. */
+function clip(windows: readonly Range<Iova>[], bits: number): Range<Iova>[] {
+  const reach = new Range(0 as Iova, 2 ** Math.min(bits, 52));
+  return windows.flatMap((window) => window.intersection(reach) ?? []);
+}
+
+function twice(what: string, name: string): DmaError {
+  return new DmaError({ code: 'EEXIST', operation: 'register', reason: `there is a ${what} ${name} already` });
+}

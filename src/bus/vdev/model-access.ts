@@ -1,0 +1,194 @@
+/** A device model in this process, worked as drivers work any device. */
+import { DmaError, invalid } from '../../errors.js';
+import { checkRegister, type Registers } from '../../platform/registers.js';
+import { hex } from '../../units.js';
+import { ConfigSpace, CONFIG_SPACE_SIZE } from '../../vfio-user/config-space.js';
+import type { DeviceDma, DeviceModel, ModelFactory, ModelHost } from '../../vfio-user/devices/model.js';
+import {
+  PCI_REGION,
+  type DeviceAccess,
+  type InterruptKind,
+  type Interrupts,
+  type RegionInfo,
+} from '../device-access.js';
+
+/** Hosts a model, and gives access to it. */
+export class ModelAccess implements DeviceAccess, ModelHost {
+  readonly dma: DeviceDma;
+  readonly regions: readonly RegionInfo[];
+  readonly model: DeviceModel;
+  readonly #config: ConfigSpace;
+  readonly #memory = new Map<string, Uint8Array>();
+  readonly #registers = new Map<number, Registers>();
+  #handlers: readonly (() => void)[] = [];
+  readonly #signalled = new Set<number>();
+  #closed = false;
+
+  constructor(factory: ModelFactory, dma: DeviceDma) {
+    this.dma = dma;
+    this.model = factory(this);
+    this.#config = new ConfigSpace(this.model, undefined);
+    const config = { index: PCI_REGION.CONFIG, size: CONFIG_SPACE_SIZE };
+    this.regions = [...this.model.regions, config].map(({ index, size }) => ({
+      index,
+      size,
+      readable: true,
+      writable: true,
+    }));
+  }
+
+  // --- for the driver ---
+
+  registers(region: number): Registers {
+    const known = this.#registers.get(region);
+    if (known !== undefined) return known;
+    const registers = new ModelRegisters(this, region, this.#sizeOf(region));
+    this.#registers.set(region, registers);
+    return registers;
+  }
+
+  readRegion(region: number, offset: number, length: number): Uint8Array {
+    const bytes = new Uint8Array(length);
+    this.load(region, offset, bytes);
+    return bytes;
+  }
+
+  /** Fills `into` from a region. */
+  load(region: number, offset: number, into: Uint8Array): void {
+    this.#check(region, offset, into.length);
+    const memory = this.#memoryAt(region, offset, into.length);
+    if (region === PCI_REGION.CONFIG) this.#config.read(offset, into);
+    else if (memory !== undefined) into.set(memory);
+    else this.model.read(region, offset, into);
+  }
+
+  writeRegion(region: number, offset: number, bytes: Uint8Array): void {
+    this.#check(region, offset, bytes.length);
+    const memory = this.#memoryAt(region, offset, bytes.length);
+    if (region === PCI_REGION.CONFIG) this.#config.write(offset, bytes);
+    else if (memory !== undefined) memory.set(bytes);
+    else this.model.write(region, offset, bytes);
+  }
+
+  interruptCount(kind: InterruptKind): number {
+    return this.model.interrupts[kind];
+  }
+
+  enableInterrupts(kind: InterruptKind, handlers: readonly (() => void)[]): Interrupts {
+    const count = this.interruptCount(kind);
+    if (handlers.length > count)
+      throw invalid('enableInterrupts', `${handlers.length} handlers for ${count} vectors of ${kind}`);
+    this.#handlers = handlers;
+    return {
+      close: () => {
+        if (this.#handlers === handlers) this.#handlers = [];
+      },
+    };
+  }
+
+  reset(): void {
+    this.model.reset();
+    this.#config.reset();
+  }
+
+  /** Ends all access; running transfers write nothing more. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#handlers = [];
+    this.model.reset();
+  }
+
+  // --- for the model ---
+
+  interrupt(vector: number): void {
+    if (this.#signalled.has(vector)) return;
+    this.#signalled.add(vector);
+    setImmediate(() => {
+      this.#signalled.delete(vector);
+      this.#handlers[vector]?.();
+    });
+  }
+
+  regionMemory(region: number, offset: number): Uint8Array {
+    const key = `${region}:${offset}`;
+    const known = this.#memory.get(key);
+    if (known !== undefined) return known;
+    const part = this.#partsOf(region).find((each) => each.offset === offset);
+    if (part === undefined) throw invalid('regionMemory', `region ${region} has no memory at ${hex(offset)}`);
+    const memory = new Uint8Array(part.length);
+    this.#memory.set(key, memory);
+    return memory;
+  }
+
+  #partsOf(region: number): readonly { readonly offset: number; readonly length: number }[] {
+    return this.model.regions.find(({ index }) => index === region)?.memory ?? [];
+  }
+
+  #memoryAt(region: number, offset: number, length: number): Uint8Array | undefined {
+    const part = this.#partsOf(region).find(
+      (each) => offset >= each.offset && offset + length <= each.offset + each.length,
+    );
+    if (part === undefined) return undefined;
+    const from = offset - part.offset;
+    return this.regionMemory(region, part.offset).subarray(from, from + length);
+  }
+
+  #sizeOf(region: number): number {
+    const info = this.regions.find(({ index }) => index === region);
+    if (info === undefined) throw invalid('registers', `the device has no region ${region}`);
+    return info.size;
+  }
+
+  #check(region: number, offset: number, length: number): void {
+    if (this.#closed) throw new DmaError({ code: 'ENODEV', operation: 'registers', reason: 'the device is closed' });
+    const size = this.#sizeOf(region);
+    if (!Number.isInteger(offset) || offset < 0 || length < 1 || offset + length > size)
+      throw invalid('registers', `${length} bytes at ${hex(offset)} of region ${region}, which has ${hex(size)}`);
+  }
+}
+
+/** Registers by calls of the model. */
+class ModelRegisters implements Registers {
+  readonly #words = new Uint32Array(2);
+  readonly #one = new Uint8Array(this.#words.buffer, 0, 4);
+  readonly #two = new Uint8Array(this.#words.buffer, 0, 8);
+
+  constructor(
+    private readonly access: ModelAccess,
+    private readonly region: number,
+    readonly size: number,
+  ) {}
+
+  read32(offset: number): number {
+    checkRegister(offset, 4, this.size);
+    this.access.load(this.region, offset, this.#one);
+    return this.#words[0];
+  }
+
+  write32(offset: number, value: number): void {
+    checkRegister(offset, 4, this.size);
+    this.#words[0] = value;
+    this.access.writeRegion(this.region, offset, this.#one);
+  }
+
+  read64(offset: number): number {
+    checkRegister(offset, 8, this.size);
+    this.access.load(this.region, offset, this.#two);
+    const value = this.#words[1] * 2 ** 32 + this.#words[0];
+    if (Number.isSafeInteger(value)) return value;
+    const reason = `the register at ${hex(offset)} holds more than 2^53 - 1`;
+    throw new DmaError({ code: 'ERANGE', operation: 'read64', reason });
+  }
+
+  write64(offset: number, value: number): void {
+    checkRegister(offset, 8, this.size);
+    this.#words[0] = value;
+    this.#words[1] = value / 2 ** 32;
+    this.access.writeRegion(this.region, offset, this.#two);
+  }
+
+  flush(offset: number): void {
+    this.read32(offset);
+  }
+}

@@ -1,0 +1,88 @@
+/** The bus of software devices in this process: `vdev:edu0`, `vdev:copy1,iommu=identity`. */
+import type { DomainBackend } from '../../dma/backend.js';
+import { DmaError, invalid } from '../../errors.js';
+import type { DeviceDma, ModelFactory } from '../../vfio-user/devices/model.js';
+import type { Bus, Device, DmaOps, OpenedDevice } from '../model.js';
+import { spacePerDevice } from '../dma-ops.js';
+import { ModelAccess } from './model-access.js';
+
+/** The address space that a software device is put into: the side of the program, and the side of the device. */
+export interface VdevSpace {
+  readonly backend: DomainBackend;
+  readonly dma: DeviceDma;
+}
+
+/** What the bus is made of. */
+export interface VdevBusOptions {
+  /** The model of devices whose names begin with `kind` (`edu` for `edu0`); `undefined` for unknown kinds. */
+  readonly model: (kind: string, args: ReadonlyMap<string, string>) => ModelFactory | undefined;
+  /** Makes the address space of a device. */
+  readonly space: (args: ReadonlyMap<string, string>) => VdevSpace;
+}
+
+/** See the head of the file. Names are letters and dashes, which say the kind, and then a number. */
+export class VdevBus implements Bus {
+  readonly name = 'vdev';
+  readonly dma: DmaOps;
+  readonly #options: VdevBusOptions;
+  readonly #kinds = new Map<string, ModelFactory>();
+  readonly #spaces = new Map<string, VdevSpace>();
+
+  constructor(options: VdevBusOptions) {
+    this.#options = options;
+    this.dma = spacePerDevice((device) => this.#backendOf(device));
+  }
+
+  /**
+   * Adds a kind of device, made by `factory`; devices of this kind are called `<kind><number>`.
+   *
+   * @throws DmaError EINVAL for a kind that is not lower-case letters and dashes, EEXIST for one that there is
+   */
+  define(kind: string, factory: ModelFactory): void {
+    if (kindOf(`${kind}0`) !== kind)
+      throw invalid('define', `"${kind}" is no kind of device: it is lower-case letters and dashes`);
+    if (this.#has(kind))
+      throw new DmaError({ code: 'EEXIST', operation: 'define', reason: `there is a kind of vdev called ${kind}` });
+    this.#kinds.set(kind, factory);
+  }
+
+  parse(name: string): string | undefined {
+    const kind = kindOf(name);
+    if (kind === undefined) return undefined;
+    return this.#has(kind) ? name : undefined;
+  }
+
+  async open(name: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice> {
+    const kind = kindOf(name) ?? name;
+    const factory = this.#kinds.get(kind) ?? this.#options.model(kind, args);
+    if (factory === undefined)
+      throw new DmaError({ code: 'ENODEV', operation: 'open', reason: `there is no kind of vdev called ${kind}` });
+    const space = this.#options.space(args);
+    const access = new ModelAccess(factory, space.dma);
+    this.#spaces.set(name, space);
+    const { vendor, device, subsystemVendor, subsystem, classCode } = access.model.identity;
+    return {
+      ids: { vendor, device, subsystemVendor, subsystem, classCode },
+      access,
+      onLost: () => undefined,
+      close: () => {
+        access.close();
+        this.#spaces.delete(name);
+      },
+    };
+  }
+
+  #has(kind: string): boolean {
+    return this.#kinds.has(kind) || this.#options.model(kind, new Map()) !== undefined;
+  }
+
+  #backendOf(device: Device): DomainBackend {
+    const space = this.#spaces.get(device.busName);
+    if (space !== undefined) return space.backend;
+    throw new DmaError({ code: 'ENODEV', operation: 'dma', device: device.name, reason: 'the device is closed' });
+  }
+}
+
+function kindOf(name: string): string | undefined {
+  return /^([a-z][a-z-]*)\d+$/.exec(name)?.[1];
+}

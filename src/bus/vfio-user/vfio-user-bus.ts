@@ -1,0 +1,130 @@
+/** The bus of devices in other processes, each behind the UNIX socket of a vfio-user server: `vfio-user:/run/device.sock`. */
+import { resolve } from 'node:path';
+import type { DomainBackend } from '../../dma/backend.js';
+import { DmaError, invalid } from '../../errors.js';
+import type { Platform } from '../../platform/ports.js';
+import type { Va } from '../../units.js';
+import { VfioUserClient, type DmaTarget } from '../../vfio-user/client.js';
+import type { Bus, Device, DmaOps, IdMatch, OpenedDevice } from '../model.js';
+import { spacePerDevice } from '../dma-ops.js';
+import { PCI_REGION } from '../device-access.js';
+import { ClientAccess } from './client-access.js';
+import { enableFunction } from './enable-function.js';
+
+/** What the bus is made of. */
+export interface VfioUserBusOptions {
+  readonly platform: Platform;
+  /** Makes the address space of a connection. */
+  readonly backend: (client: VfioUserClient) => DomainBackend;
+  /** Registered memory, for what a device reads and writes by message. */
+  readonly bytesAt: (va: Va, length: number, access: 'read' | 'write') => Uint8Array | undefined;
+}
+
+interface Connection {
+  readonly client: VfioUserClient;
+  readonly backend: DomainBackend;
+  /** Known once the device is being probed. */
+  device: Device | undefined;
+}
+
+/**
+ * See the head of the file. Keys of device names: `timeout=MS` for each call (default 5000), `mmap=trust` to map device
+ * regions even when the server could make their file shorter, which would kill this process.
+ */
+export class VfioUserBus implements Bus {
+  readonly name = 'vfio-user';
+  readonly dma: DmaOps;
+  readonly #options: VfioUserBusOptions;
+  readonly #connections = new Map<string, Connection>();
+
+  constructor(options: VfioUserBusOptions) {
+    this.#options = options;
+    this.dma = spacePerDevice((device) => this.#connectionOf(device).backend);
+  }
+
+  /** Anything with a slash in it can be the path of a socket. */
+  parse(name: string): string | undefined {
+    return name.includes('/') ? resolve(name) : undefined;
+  }
+
+  async open(path: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice> {
+    const { platform } = this.#options;
+    let lost: ((error: DmaError) => void) | undefined;
+    let early: DmaError | undefined;
+    const client = await VfioUserClient.connect(platform, path, {
+      ...readArgs(args),
+      dmaTarget: this.#target(path),
+      onDisconnect: (error) => {
+        if (lost === undefined) early = error;
+        else lost(error);
+      },
+    });
+    try {
+      const isPci = client.info.pci && (client.regions.at(PCI_REGION.CONFIG)?.size ?? 0) > 0;
+      if (isPci) enableFunction(client);
+      const ids = isPci ? readIds(client) : undefined;
+      const access = new ClientAccess(platform, client);
+      this.#connections.set(path, { client, backend: this.#options.backend(client), device: undefined });
+      return {
+        ids,
+        access,
+        onLost: (callback) => {
+          lost = callback;
+          if (early !== undefined) callback(early);
+        },
+        close: () => {
+          this.#connections.delete(path);
+          try {
+            access.close();
+          } finally {
+            client.close();
+          }
+        },
+      };
+    } catch (error) {
+      client.close();
+      throw error;
+    }
+  }
+
+  /** Where the device's own accesses by message go: what its domain has mapped. */
+  #target(path: string): DmaTarget {
+    return (iova, length, access) => {
+      const where = this.#connections.get(path)?.device?.domain?.resolve(iova, length, access) ?? 'EFAULT';
+      if (typeof where === 'string') return where;
+      return this.#options.bytesAt(where.va, length, access) ?? 'EFAULT';
+    };
+  }
+
+  #connectionOf(device: Device): Connection {
+    const connection = this.#connections.get(device.busName);
+    if (connection === undefined)
+      throw new DmaError({ code: 'ENODEV', operation: 'dma', device: device.name, reason: 'the device is closed' });
+    connection.device = device;
+    return connection;
+  }
+}
+
+function readArgs(args: ReadonlyMap<string, string>): { timeoutMs?: number; trustServer?: boolean } {
+  const timeout = args.get('timeout');
+  const mmap = args.get('mmap');
+  if (timeout !== undefined && !(Number(timeout) > 0 && Number(timeout) < 2 ** 31))
+    throw invalid('open', `timeout=${timeout}: it is a number of milliseconds below 2^31`);
+  if (mmap !== undefined && mmap !== 'trust' && mmap !== 'sealed')
+    throw invalid('open', `mmap=${mmap}: it is trust or sealed`);
+  return { timeoutMs: timeout === undefined ? undefined : Number(timeout), trustServer: mmap === 'trust' };
+}
+
+/** Type 0 configuration header (PCI Local Bus Specification 3.0, 6.1). */
+function readIds(client: VfioUserClient): Required<IdMatch> {
+  const header = new Uint8Array(0x30);
+  client.regionRead(PCI_REGION.CONFIG, 0, header);
+  const word = (offset: number): number => header[offset] + header[offset + 1] * 256;
+  return {
+    vendor: word(0x00),
+    device: word(0x02),
+    classCode: word(0x0a) * 256 + header[0x09],
+    subsystemVendor: word(0x2c),
+    subsystem: word(0x2e),
+  };
+}

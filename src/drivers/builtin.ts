@@ -1,0 +1,8 @@
+/** The drivers that come with the library, in the order they are tried. A new one is a file beside this, and a line here. */
+import type { Driver } from '../bus/model.js';
+import { copyEngineDriver } from './copy-engine-driver.js';
+import { eduDriver } from './edu-driver.js';
+import { rawDriver } from './raw-driver.js';
+
+/** `raw` takes what is left, so it is last. */
+export const builtinDrivers: readonly Driver[] = [copyEngineDriver, eduDriver, rawDriver];

@@ -1,0 +1,65 @@
+/** Makes a {@link CopyEngine} of a device: allocates and maps its rings, and gives them back. */
+import type { Device, Driver } from '../bus/model.js';
+import type { Mapping } from '../dma/mapping.js';
+import { undoAll, withUndo } from '../errors.js';
+import type { External, ExternalMemory } from '../memory/external.js';
+import { COPY_ENTRY } from '../vfio-user/devices/copy-engine-layout.js';
+import { CopyEngine, type RingMemory } from './copy-engine.js';
+
+/** Entries of each ring: thousands of descriptors in flight. */
+const RING_ENTRIES = 4096;
+
+/** Memory that the driver and its device share, one ring after the other in one mapping. */
+class Rings implements Disposable {
+  readonly #memory: ExternalMemory;
+  readonly #mapping: Mapping;
+  readonly #ringBytes = RING_ENTRIES * COPY_ENTRY.BYTES;
+
+  constructor(device: Device, external: External) {
+    this.#memory = external.allocate(2 * this.#ringBytes, { label: `rings of ${device.name}` });
+    try {
+      this.#mapping = device.dmaMap(this.#memory);
+    } catch (error) {
+      this.#memory.unregister();
+      throw error;
+    }
+  }
+
+  ring(index: 0 | 1): RingMemory {
+    const offset = index * this.#ringBytes;
+    return { bytes: this.#memory.bytes(offset, this.#ringBytes), iova: this.#mapping.iova + offset };
+  }
+
+  [Symbol.dispose](): void {
+    const errors = undoAll([() => this.#mapping[Symbol.dispose](), () => this.#memory[Symbol.dispose]()]);
+    if (errors.length > 0) throw withUndo(errors[0], 'rings', errors.slice(1));
+  }
+}
+
+const ringsOf = new WeakMap<CopyEngine, Rings>();
+
+/** The driver of the embedded copy engine, on any bus. */
+export const copyEngineDriver: Driver<CopyEngine> = {
+  name: 'copy',
+  buses: ['vdev', 'vfio-user'],
+  ids: [CopyEngine.matches],
+  deviceClass: 'dma',
+  async probe(device, { external }) {
+    const rings = new Rings(device, external);
+    try {
+      const engine = await CopyEngine.open(device.access, { descriptors: rings.ring(0), completions: rings.ring(1) });
+      ringsOf.set(engine, rings);
+      return engine;
+    } catch (error) {
+      undoAll([() => rings[Symbol.dispose]()]);
+      throw error;
+    }
+  },
+  async remove(device, engine) {
+    try {
+      await engine.close(device.lost);
+    } finally {
+      ringsOf.get(engine)?.[Symbol.dispose]();
+    }
+  },
+};

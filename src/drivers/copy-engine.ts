@@ -1,0 +1,563 @@
+/** A driver for the copy engine, the emulated device of `copy-engine-layout.ts`. */
+import { isGone, type DeviceAccess, type InterruptKind, type Interrupts } from '../bus/device-access.js';
+import type { ErrorCode } from '../errors.js';
+import { DmaError, invalid, withUndo } from '../errors.js';
+import type { Registers } from '../platform/registers.js';
+import { Range } from '../ranges.js';
+import { alignDown, hex, KiB } from '../units.js';
+import {
+  COMPLETION,
+  completionPhase,
+  COPY_CODE,
+  COPY_CONTROL,
+  COPY_ENTRY,
+  COPY_FLAG,
+  COPY_ID,
+  COPY_IDENTITY,
+  COPY_INTERRUPT,
+  COPY_REGION,
+  COPY_REGISTER as REG,
+  COPY_STATUS,
+  COPY_VERSION,
+  DESCRIPTOR,
+} from '../vfio-user/devices/copy-engine-layout.js';
+import { Bell, SPIN_TURNS, until } from './wait.js';
+
+/** Memory that is mapped for the device. */
+export interface RingMemory {
+  /** The memory, at a multiple of 4 bytes in its ArrayBuffer. */
+  readonly bytes: Uint8Array;
+  /** Where the device finds the first byte; a multiple of 32. */
+  readonly iova: number;
+}
+
+/**
+ * The memory that a driver and its device share. The largest power of two of 32-byte entries that fits in both, and that the
+ * device takes, is the capacity. It stays the caller's, and must stay mapped until the driver is closed.
+ */
+export interface CopyEngineRings {
+  /** Descriptors; the device reads it. */
+  readonly descriptors: RingMemory;
+  /** Completions; the device writes it. */
+  readonly completions: RingMemory;
+}
+
+/** How a copy engine is used. */
+export interface CopyEngineOptions {
+  /** Wait for interrupts, by MSI when the device has it, rather than look every millisecond. Default true. */
+  readonly interrupts?: boolean;
+  /** Completions for one interrupt. Default 1. */
+  readonly coalesce?: number;
+  /** How long the device may take without finishing any descriptor before it is given up, in milliseconds. Default 10000. */
+  readonly timeoutMs?: number;
+}
+
+/** Options of one copy. */
+export interface CopyOptions {
+  /** Called with the bytes that are done, in order from the start, and the length; what it throws ends the copy. */
+  readonly onProgress?: (done: number, length: number) => void;
+  /** Ends the copy early: no more is started, and it rejects when nothing of it is under way any more. */
+  readonly signal?: AbortSignal;
+}
+
+/** What `copy` is cut into: large enough to cost nothing, small enough to report progress. */
+const PIECE_BYTES = 1024 * KiB;
+/** Descriptors that one `copy` has under way at most, which bounds how long it takes to abort. */
+const PIECES_UNDER_WAY = 64;
+/** Every so many descriptors one asks for an interrupt, so that the ring is refilled before it is empty. */
+const INTERRUPT_STRIDE = 16;
+/** How long a wait sleeps before it looks by itself, in milliseconds: with interrupts only in case one was lost. */
+const SLEEP_MS = { polling: 1, interrupts: 20 } as const;
+
+/** One `copy` that has not settled. */
+interface Copy {
+  readonly source: number;
+  readonly destination: number;
+  readonly length: number;
+  readonly onProgress: ((done: number, length: number) => void) | undefined;
+  /** Bytes handed to the device. */
+  sent: number;
+  /** Bytes that the device has finished. */
+  done: number;
+  /** Descriptors that the device has. */
+  underWay: number;
+  /** Why it will fail; no more is handed out then. */
+  error: unknown;
+  readonly settle: (error: unknown) => void;
+}
+
+/**
+ * A copy engine. Two ways to use it, which may be mixed: {@link copy}, a promise for a copy of any length, and {@link submit},
+ * {@link ring} and {@link poll}, which allocate nothing.
+ *
+ * Copies run in the order of submission. What they touch must stay mapped until they have completed.
+ */
+export class CopyEngine implements AsyncDisposable {
+  /** The PCI identity of the devices that this driver is for. */
+  static readonly matches = COPY_IDENTITY;
+
+  /** Copies that can be under way at once: the entries of the rings. */
+  readonly capacity: number;
+  /** Most bytes that {@link submit} takes. */
+  readonly maxTransfer: number;
+
+  // What `poll` found, entry by entry. Good until the caller gives control back to the event loop.
+  /** Cookies, as `submit` returned them. */
+  readonly cookies: Uint32Array;
+  /** How they ended: `COPY_CODE`, 0 is success; {@link copyError} explains the others. */
+  readonly codes: Uint8Array;
+  /** Bytes copied; less than asked for after a failure. */
+  readonly bytes: Uint32Array;
+  /** The IOVAs that could not be reached; 0 after success. */
+  readonly faults: Float64Array;
+
+  readonly #registers: Registers;
+  readonly #descriptorWords: Uint32Array;
+  readonly #completionWords: Uint32Array;
+  /** Bytes in one descriptor of `copy` at most. */
+  readonly #pieceBytes: number;
+  readonly #timeoutMs: number;
+  readonly #interruptMask: number;
+  readonly #bell = new Bell();
+  #interrupts: Interrupts | undefined;
+
+  /** Descriptors written, completions taken and descriptors announced, modulo 2^32. */
+  #tail = 0;
+  #head = 0;
+  #rung = 0;
+  /** Entries of the result arrays that `poll` has not returned yet. */
+  #found = 0;
+
+  readonly #copies = new Set<Copy>();
+  /** Which copy an entry belongs to; `undefined` for those of `submit`. */
+  readonly #owners: (Copy | undefined)[];
+  /** Where in its copy an entry begins. */
+  readonly #offsets: Float64Array;
+  #driving = false;
+  /** Why nothing can be submitted any more. */
+  #dead: DmaError | undefined;
+  #closing: Promise<void> | undefined;
+
+  private constructor(registers: Registers, rings: CopyEngineRings, capacity: number, options: CopyEngineOptions) {
+    const words = ({ bytes }: RingMemory): Uint32Array =>
+      new Uint32Array(bytes.buffer, bytes.byteOffset, capacity * COPY_ENTRY.WORDS);
+    this.capacity = capacity;
+    this.maxTransfer = registers.read32(REG.MAX_TRANSFER);
+    this.#pieceBytes = Math.min(PIECE_BYTES, this.maxTransfer);
+    this.cookies = new Uint32Array(capacity);
+    this.codes = new Uint8Array(capacity);
+    this.bytes = new Uint32Array(capacity);
+    this.faults = new Float64Array(capacity);
+    this.#registers = registers;
+    this.#descriptorWords = words(rings.descriptors);
+    this.#completionWords = words(rings.completions);
+    this.#timeoutMs = options.timeoutMs ?? 10_000;
+    this.#interruptMask = Math.min(INTERRUPT_STRIDE, capacity / 2) - 1;
+    this.#owners = new Array<Copy | undefined>(capacity).fill(undefined);
+    this.#offsets = new Float64Array(capacity);
+  }
+
+  /**
+   * Resets the device and starts it on the given rings, whose content is lost. `access` stays the caller's, and must be open
+   * as long as this driver is used.
+   *
+   * Rejects with ENODEV when it is no copy engine of this version, EINVAL for memory that can not be a ring, ETIMEDOUT when
+   * the reset does not end.
+   */
+  static async open(
+    access: DeviceAccess,
+    rings: CopyEngineRings,
+    options: CopyEngineOptions = {},
+  ): Promise<CopyEngine> {
+    const operation = 'copyEngine.open';
+    const registers = access.registers(COPY_REGION.INDEX);
+    const known = registers.size >= COPY_REGION.SIZE && registers.read32(REG.ID) === COPY_ID;
+    const version = known ? registers.read32(REG.VERSION) : 0;
+    if (version >>> 16 !== COPY_VERSION >>> 16)
+      throw new DmaError({
+        code: 'ENODEV',
+        operation,
+        reason: known ? `its version is ${hex(version)}` : 'it is no copy engine',
+      });
+    const maxRing = registers.read32(REG.MAX_RING);
+    if (maxRing < 2 || registers.read32(REG.MAX_TRANSFER) === 0)
+      throw new DmaError({ code: 'ENODEV', operation, reason: 'it can not copy anything, by its own account' });
+    const capacity = ringCapacity(rings, maxRing, operation);
+
+    const engine = new CopyEngine(registers, rings, capacity, options);
+    await engine.#reset(operation);
+    try {
+      rings.completions.bytes.fill(0);
+      engine.#start(access, rings, options);
+      engine.check();
+    } catch (error) {
+      const undo: unknown[] = [];
+      await engine.close().catch((failure: unknown) => undo.push(failure));
+      throw withUndo(error, operation, undo);
+    }
+    return engine;
+  }
+
+  /**
+   * Copies `length` bytes, any number, from IOVA `source` to IOVA `destination`; resolves when all is there.
+   *
+   * Rejects, when nothing of it is under way any more, with
+   * - EINVAL: impossible ranges, or ranges that overlap (nothing was started);
+   * - EFAULT, EACCES: memory is not mapped there, or not for that; `range` starts at the first such IOVA. Parts of up to 64
+   *   descriptors behind it may have been copied all the same;
+   * - ECANCELED: `signal` was aborted (its reason is the cause), or the driver was closed;
+   * - EIO, ETIMEDOUT and what the way to the device throws: the engine is dead, reset and takes nothing more.
+   */
+  copy(source: number, destination: number, length: number, options: CopyOptions = {}): Promise<void> {
+    const { signal, onProgress } = options;
+    return new Promise((resolve, reject) => {
+      const from = new Range(source, length, 'copy');
+      const to = new Range(destination, length, 'copy');
+      if (from.overlaps(to)) throw invalid('copy', `source ${from.toString()} overlaps the destination`, { range: to });
+      if (this.#dead !== undefined) throw this.#dead;
+      if (signal?.aborted === true) throw aborted(signal);
+
+      const onAbort = (): void => {
+        if (signal !== undefined) copy.error ??= aborted(signal);
+        this.#bell.ring();
+      };
+      const settle = (error: unknown): void => {
+        signal?.removeEventListener('abort', onAbort);
+        this.#copies.delete(copy);
+        if (error === undefined) resolve();
+        else reject(error instanceof Error ? error : withUndo(error, 'copy', []));
+      };
+      const copy: Copy = {
+        source,
+        destination,
+        length,
+        onProgress,
+        sent: 0,
+        done: 0,
+        underWay: 0,
+        error: undefined,
+        settle,
+      };
+      signal?.addEventListener('abort', onAbort);
+      this.#copies.add(copy);
+      if (this.#driving) this.#bell.ring();
+      else void this.#drive();
+    });
+  }
+
+  /**
+   * Writes one copy of at most {@link maxTransfer} bytes into the ring; the device sees it at the next {@link ring}. Addresses
+   * are for the device to judge: {@link poll} tells what it found. Allocates nothing.
+   *
+   * @param interrupt whether its completion counts for interrupts
+   * @returns a cookie, different from those of all copies under way, and equal modulo {@link capacity} to no other's; -1
+   *   when the ring is full, or when {@link poll} has not fetched enough
+   * @throws DmaError EINVAL for an impossible length or negative addresses; what killed the engine once it is dead or closed
+   */
+  submit(source: number, destination: number, length: number, interrupt = false): number {
+    if (this.#dead !== undefined) throw this.#dead;
+    if (!(length > 0 && length <= this.maxTransfer && source >= 0 && destination >= 0))
+      throw invalid(
+        'copyEngine.submit',
+        `${length} bytes from ${source} to ${destination}; the device takes 1 to ${this.maxTransfer} bytes`,
+      );
+    return this.#put(source, destination, length, interrupt, undefined, 0);
+  }
+
+  /** Tells the device about what was submitted since the last time: one register store, none when there is nothing new. */
+  ring(): void {
+    if (this.#rung === this.#tail) return;
+    this.#rung = this.#tail;
+    // Stores to memory and to registers leave the processor in program order on x86, and JavaScript engines keep it.
+    this.#registers.write32(REG.PRODUCER, this.#tail);
+  }
+
+  /**
+   * Takes what has completed since the last time into {@link cookies}, {@link codes}, {@link bytes} and {@link faults}, in
+   * order of submission. Reads memory only; see {@link check} when nothing comes.
+   *
+   * @returns how many entries of the arrays are filled
+   * @throws DmaError what killed the engine once it is dead or closed
+   */
+  poll(): number {
+    if (this.#dead !== undefined) throw this.#dead;
+    this.#reap();
+    const found = this.#found;
+    this.#found = 0;
+    // A copy may wait for room, or for what was just taken for it.
+    if (this.#copies.size > 0) this.#bell.ring();
+    return found;
+  }
+
+  /**
+   * Reads the device's status register.
+   *
+   * @throws DmaError what halted it: EFAULT or EACCES when it can not reach a ring (`range` starts there), EINVAL for an
+   *   impossible ring, EPROTO for an impossible doorbell
+   */
+  check(): void {
+    const registers = this.#registers;
+    if ((registers.read32(REG.STATUS) & COPY_STATUS.HALTED) === 0) return;
+    const iova = registers.read32(REG.ERROR_HIGH) * 2 ** 32 + registers.read32(REG.ERROR_LOW);
+    throw copyError(registers.read32(REG.ERROR_KIND), new Range(iova, COPY_ENTRY.BYTES), 'copyEngine').with({
+      hint: 'the engine has halted; are both rings mapped for the device, for as long as it is open?',
+    });
+  }
+
+  /**
+   * Resets the device and ends the driver. When it resolves, the device does not touch memory any more. Idempotent. Rejects
+   * with ETIMEDOUT when the reset does not end; a device that is gone is no error.
+   *
+   * @param why what has not completed rejects with this. Default: ECANCELED
+   */
+  close(why?: DmaError): Promise<void> {
+    this.#closing ??= this.#end(
+      why ?? new DmaError({ code: 'ECANCELED', operation: 'copyEngine', reason: 'the driver is closed' }),
+    );
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #start(access: DeviceAccess, { descriptors, completions }: CopyEngineRings, options: CopyEngineOptions): void {
+    const registers = this.#registers;
+    registers.write32(REG.RING_LOW, descriptors.iova);
+    registers.write32(REG.RING_HIGH, descriptors.iova / 2 ** 32);
+    registers.write32(REG.DONE_LOW, completions.iova);
+    registers.write32(REG.DONE_HIGH, completions.iova / 2 ** 32);
+    registers.write32(REG.RING_SIZE, this.capacity);
+    registers.write32(REG.COALESCE, options.coalesce ?? 1);
+    const kind = options.interrupts === false ? undefined : interruptKind(access);
+    if (kind !== undefined) {
+      this.#interrupts = access.enableInterrupts(kind, [
+        () => {
+          try {
+            registers.write32(REG.INTERRUPT_ACK, COPY_INTERRUPT.COMPLETION | COPY_INTERRUPT.ERROR);
+          } catch {
+            // The device is gone; who waits finds that out for himself.
+          }
+          this.#bell.ring();
+        },
+      ]);
+      registers.write32(REG.INTERRUPT_ENABLE, COPY_INTERRUPT.COMPLETION | COPY_INTERRUPT.ERROR);
+    }
+    registers.write32(REG.CONTROL, COPY_CONTROL.ENABLE);
+  }
+
+  #put(
+    source: number,
+    destination: number,
+    length: number,
+    interrupt: boolean,
+    owner: Copy | undefined,
+    offset: number,
+  ): number {
+    const tail = this.#tail;
+    if (((tail - this.#head) >>> 0) + this.#found >= this.capacity) return -1;
+    const slot = tail & (this.capacity - 1);
+    const at = slot * COPY_ENTRY.WORDS;
+    // Small integers only, so that no cookie becomes an object.
+    const cookie = tail & 0x3fff_ffff;
+    const words = this.#descriptorWords;
+    words[at + DESCRIPTOR.SOURCE_LOW] = source;
+    words[at + DESCRIPTOR.SOURCE_HIGH] = source / 4294967296;
+    words[at + DESCRIPTOR.DESTINATION_LOW] = destination;
+    words[at + DESCRIPTOR.DESTINATION_HIGH] = destination / 4294967296;
+    words[at + DESCRIPTOR.LENGTH] = length;
+    words[at + DESCRIPTOR.FLAGS] = interrupt ? COPY_FLAG.INTERRUPT : 0;
+    words[at + DESCRIPTOR.COOKIE] = cookie;
+    words[at + DESCRIPTOR.RESERVED] = 0;
+    this.#owners[slot] = owner;
+    this.#offsets[slot] = offset;
+    this.#tail = (tail + 1) >>> 0;
+    return cookie;
+  }
+
+  /** Takes all new completions: those of `submit` into the result arrays, those of `copy` to their copies. */
+  #reap(): number {
+    const words = this.#completionWords;
+    const size = this.capacity;
+    // Reads of memory that was taken away give nothing, which must not look like a completion.
+    if (words.length === 0)
+      throw new DmaError({ code: 'EBADF', operation: 'copyEngine', reason: 'its rings are gone' });
+    let head = this.#head;
+    let taken = 0;
+    for (; head !== this.#tail; taken++) {
+      const slot = head & (size - 1);
+      const at = slot * COPY_ENTRY.WORDS;
+      const last = words[at + COMPLETION.CODE];
+      if (last >>> 31 !== completionPhase(head, size)) break;
+      head = (head + 1) >>> 0;
+      this.#head = head;
+      const owner = this.#owners[slot];
+      if (owner === undefined) {
+        const found = this.#found++;
+        this.cookies[found] = words[at + COMPLETION.COOKIE];
+        this.codes[found] = last;
+        this.bytes[found] = words[at + COMPLETION.BYTES];
+        this.faults[found] = words[at + COMPLETION.FAULT_HIGH] * 4294967296 + words[at + COMPLETION.FAULT_LOW];
+      } else {
+        this.#owners[slot] = undefined;
+        this.#completed(owner, this.#offsets[slot], at);
+      }
+    }
+    return taken;
+  }
+
+  #completed(copy: Copy, offset: number, at: number): void {
+    copy.underWay--;
+    if (copy.error !== undefined) return;
+    const words = this.#completionWords;
+    const code = words[at + COMPLETION.CODE] & 0xff;
+    const piece = Math.min(this.#pieceBytes, copy.length - offset);
+    const bytes = Math.min(words[at + COMPLETION.BYTES], piece);
+    copy.done = offset + bytes;
+    if (code !== COPY_CODE.OK) {
+      const writing = code >= COPY_CODE.WRITE_UNMAPPED;
+      // What a wrong device says must not make an impossible range.
+      const done = Math.min(copy.done, offset + piece - 1);
+      const fault = (writing ? copy.destination : copy.source) + done;
+      copy.error = copyError(code, new Range(fault, copy.length - done), 'copy');
+    } else if (bytes < piece) {
+      copy.error = new DmaError({
+        code: 'EPROTO',
+        operation: 'copy',
+        reason: `the device reports success after ${bytes} of ${piece} bytes`,
+      });
+    } else {
+      try {
+        copy.onProgress?.(copy.done, copy.length);
+      } catch (error) {
+        copy.error = error;
+      }
+    }
+  }
+
+  /** Works for the copies until there are none. */
+  async #drive(): Promise<void> {
+    this.#driving = true;
+    const sleepMs = this.#interrupts === undefined ? SLEEP_MS.polling : SLEEP_MS.interrupts;
+    try {
+      let idleTurns = 0;
+      let lastTaken = performance.now();
+      while (this.#copies.size > 0 && this.#dead === undefined) {
+        const taken = this.#reap();
+        this.#settleFinished();
+        this.#feed();
+        const fed = this.#rung !== this.#tail;
+        this.ring();
+        // While the ring is full of what `poll` has to fetch, it is not the device that is slow.
+        if (taken > 0 || this.#head === this.#tail) lastTaken = performance.now();
+        if (taken > 0 || fed) idleTurns = 0;
+        else if (++idleTurns > SPIN_TURNS) {
+          this.check();
+          if (performance.now() - lastTaken >= this.#timeoutMs) throw this.#timedOut();
+        }
+        if (this.#copies.size > 0) await this.#bell.sleep(idleTurns <= SPIN_TURNS ? 0 : sleepMs);
+      }
+    } catch (error) {
+      await this.#end(withUndo(error, 'copyEngine', [])).catch(() => {});
+    } finally {
+      this.#driving = false;
+    }
+  }
+
+  #timedOut(): DmaError {
+    return new DmaError({
+      code: 'ETIMEDOUT',
+      operation: 'copyEngine',
+      reason: `nothing has completed for ${this.#timeoutMs} ms`,
+    });
+  }
+
+  #settleFinished(): void {
+    for (const copy of this.#copies) {
+      if (copy.underWay > 0) continue;
+      if (copy.error !== undefined || copy.done === copy.length) copy.settle(copy.error);
+    }
+  }
+
+  /** Hands out as much of the copies as the ring takes. */
+  #feed(): void {
+    for (const copy of this.#copies) {
+      while (copy.error === undefined && copy.sent < copy.length && copy.underWay < PIECES_UNDER_WAY) {
+        const { sent } = copy;
+        const length = Math.min(this.#pieceBytes, copy.length - sent);
+        const interrupt = sent + length === copy.length || (this.#tail & this.#interruptMask) === 0;
+        if (this.#put(copy.source + sent, copy.destination + sent, length, interrupt, copy, sent) < 0) return;
+        copy.sent += length;
+        copy.underWay++;
+      }
+    }
+  }
+
+  /** Stops the device, then ends the copies, whose memory is then untouched. */
+  async #end(error: DmaError): Promise<void> {
+    this.#dead ??= error;
+    try {
+      await this.#reset('copyEngine.close');
+    } catch (failure) {
+      if (!isGone(failure)) throw failure;
+    } finally {
+      this.#bell.ring();
+      for (const copy of this.#copies) copy.settle(copy.error ?? error);
+      this.#interrupts?.close();
+      this.#interrupts = undefined;
+    }
+  }
+
+  #reset(operation: string): Promise<void> {
+    const registers = this.#registers;
+    registers.write32(REG.CONTROL, COPY_CONTROL.RESET);
+    return until(() => (registers.read32(REG.CONTROL) & COPY_CONTROL.RESET) === 0, {
+      operation,
+      what: 'the reset',
+      timeoutMs: this.#timeoutMs,
+    });
+  }
+}
+
+const CODES: ReadonlyMap<number, readonly [ErrorCode, string]> = new Map([
+  [COPY_CODE.BAD_DESCRIPTOR, ['EINVAL', 'the device refuses the descriptor']],
+  [COPY_CODE.READ_UNMAPPED, ['EFAULT', 'the device can not read memory that is not mapped']],
+  [COPY_CODE.READ_DENIED, ['EACCES', 'the device may not read this memory']],
+  [COPY_CODE.READ_FAILED, ['EIO', 'the device failed to read memory']],
+  [COPY_CODE.WRITE_UNMAPPED, ['EFAULT', 'the device can not write memory that is not mapped']],
+  [COPY_CODE.WRITE_DENIED, ['EACCES', 'the device may not write this memory']],
+  [COPY_CODE.WRITE_FAILED, ['EIO', 'the device failed to write memory']],
+  [COPY_CODE.BAD_RING, ['EINVAL', 'the device refuses the ring']],
+  [COPY_CODE.BAD_DOORBELL, ['EPROTO', 'the device refuses the doorbell']],
+]);
+
+/** What a code other than OK (`COPY_CODE`, as in {@link CopyEngine.codes}) means, as an error about `range`. */
+export function copyError(code: number, range: Range, operation: string): DmaError {
+  const [name, reason] = CODES.get(code) ?? ['EPROTO', `the device ended with the unknown code ${code}`];
+  return new DmaError({ code: name, operation, reason, range });
+}
+
+function aborted(signal: AbortSignal): DmaError {
+  return new DmaError({ code: 'ECANCELED', operation: 'copy', reason: 'aborted', cause: signal.reason });
+}
+
+function interruptKind(access: DeviceAccess): InterruptKind | undefined {
+  const kinds: readonly InterruptKind[] = ['msix', 'msi', 'intx'];
+  return kinds.find((kind) => access.interruptCount(kind) > 0);
+}
+
+/** The entries that both rings have room for, at most `max`; EINVAL for memory that can not be a ring. */
+function ringCapacity({ descriptors, completions }: CopyEngineRings, max: number, operation: string): number {
+  for (const { bytes, iova } of [descriptors, completions]) {
+    const range = new Range(iova, bytes.length, operation);
+    if (iova % COPY_ENTRY.BYTES !== 0 || bytes.byteOffset % 4 !== 0)
+      throw invalid(operation, `a ring begins at a multiple of ${COPY_ENTRY.BYTES} for the device, and of 4 here`, {
+        range,
+      });
+    if (bytes.length < 2 * COPY_ENTRY.BYTES)
+      throw invalid(operation, `a ring has room for at least 2 entries of ${COPY_ENTRY.BYTES} bytes`, { range });
+  }
+  const bytes = Math.min(descriptors.bytes.length, completions.bytes.length);
+  const entries = Math.min(alignDown(bytes, COPY_ENTRY.BYTES) / COPY_ENTRY.BYTES, max);
+  return 2 ** Math.floor(Math.log2(entries));
+}

@@ -1,0 +1,24 @@
+/** Makes an {@link Edu} of a device. */
+import { invalid } from '../errors.js';
+import type { Driver } from '../bus/model.js';
+import { EDU_DMA_MASK_BITS } from '../vfio-user/devices/edu-layout.js';
+import { Edu } from './edu.js';
+
+/** Key `dma-mask=BITS` of the device's name: IOVA bits that it uses, when that was set otherwise than the 28 of QEMU. */
+function maskBits(args: ReadonlyMap<string, string>): number {
+  const text = args.get('dma-mask');
+  const bits = text === undefined ? EDU_DMA_MASK_BITS : Number(text);
+  if (Number.isInteger(bits) && bits >= 12 && bits <= 52) return bits;
+  throw invalid('edu', `dma-mask=${text}: it is a number of bits from 12 to 52`);
+}
+
+/** The driver of QEMU's teaching device, on any bus. */
+export const eduDriver: Driver<Edu> = {
+  name: 'edu',
+  buses: ['vdev', 'vfio-user', 'pci'],
+  ids: [Edu.matches],
+  deviceClass: 'test',
+  dmaAddressBits: maskBits,
+  probe: (device) => Edu.open(device.access, { dmaMaskBits: maskBits(device.args) }),
+  remove: (_device, edu) => edu.close(),
+};

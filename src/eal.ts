@@ -1,0 +1,275 @@
+/**
+ * The environment abstraction layer: one object that everything hangs off. It starts what there is, ties the rooms
+ * together, and gives everything back when it stops. Two can live in one process; they share nothing.
+ */
+import { EventEmitter } from 'node:events';
+import { EmulatedIommu } from './backends/emulated.js';
+import { IdentityBackend } from './backends/identity.js';
+import { translatedDma } from './backends/translated-dma.js';
+import { VfioUserBackend } from './backends/vfio-user.js';
+import type { Bus, Device, Driver } from './bus/model.js';
+import type { GroupMapping } from './bus/fan-out.js';
+import { Registry, type RegistryOptions } from './bus/registry.js';
+import { VdevBus, type VdevSpace } from './bus/vdev/vdev-bus.js';
+import { VfioUserBus } from './bus/vfio-user/vfio-user-bus.js';
+import type { MapOptions, MapTarget } from './dma/plan.js';
+import { builtinDrivers } from './drivers/builtin.js';
+import { invalid, withUndo, type DmaError } from './errors.js';
+import { AreaIndex } from './memory/area-index.js';
+import { External, type ExternalMemory } from './memory/external.js';
+import { placeOf } from './origin.js';
+import type { Va } from './units.js';
+import { openPlatform } from './platform/open.js';
+import type { Platform } from './platform/ports.js';
+import { deviceModel, isDeviceName } from './vfio-user/devices/catalog.js';
+import type { ModelFactory } from './vfio-user/devices/model.js';
+
+/** How to start. All may be left out. */
+export interface EalOptions extends Pick<RegistryOptions, 'holdBackMs' | 'remember' | 'origins'> {
+  /** System calls; another platform than this machine's is for tests. */
+  readonly platform?: Platform;
+  /** More buses, besides `vdev` and `vfio-user`. */
+  readonly buses?: readonly Bus[];
+  /** More drivers; they are tried before the built-in ones. */
+  readonly drivers?: readonly Driver[];
+  /**
+   * What to do with what the program forgot to unmap or unregister, each named with the place that made it. Default: a
+   * process warning (code `ANYDMA_FORGOTTEN`). It is given back in any case.
+   */
+  readonly onForgotten?: (forgotten: readonly string[]) => void;
+}
+
+/** What `Eal.events` tells, after it happened. */
+export interface EalEvents {
+  /** A device was probed. */
+  probed: [device: Device];
+  /** A device was removed. */
+  removed: [device: Device];
+  /** A device went without being asked to; its mappings are gone. */
+  lost: [device: Device, error: DmaError];
+  /** External memory was registered. */
+  registered: [memory: ExternalMemory];
+  /** External memory was unregistered. */
+  unregistered: [memory: ExternalMemory];
+}
+
+/** See the head of the file. Made by {@link Eal.start}. */
+export class Eal implements AsyncDisposable {
+  /** What system calls this machine has. */
+  readonly platform: Platform;
+  /** Memory of the user's: allocate, register and find it. */
+  readonly external: External;
+  /** What happens to devices and memory. A listener that throws is an uncaught exception, and disturbs nothing here. */
+  readonly events: Pick<EventEmitter<EalEvents>, 'on' | 'once' | 'off'>;
+  /** The bus of software devices in this process. */
+  readonly vdev: VdevBus;
+  readonly #emitter = new EventEmitter<EalEvents>();
+  readonly #areas = new AreaIndex();
+  /** Memory of drivers: rings and such, which go with their devices and are nothing that a program can forget. */
+  readonly #driverMemory: External;
+  readonly #registry: Registry;
+  readonly #onForgotten: ((forgotten: readonly string[]) => void) | undefined;
+  readonly #onExit = (): void => this.#report(tell);
+  #stopping: Promise<void> | undefined;
+
+  private constructor(options: EalOptions) {
+    this.platform = options.platform ?? openPlatform();
+    this.events = this.#emitter;
+    this.#onForgotten = options.onForgotten;
+    this.external = new External(this.platform, this.#areas, (change, memory) => this.#tell(change, memory));
+    this.#driverMemory = new External(this.platform, this.#areas);
+    this.#registry = new Registry({
+      ...options,
+      areas: this.#areas,
+      limits: this.platform.limits,
+      context: { external: this.#driverMemory },
+      changed: (change, device, error) => {
+        if (change === 'lost' && error !== undefined) this.#tell('lost', device, error);
+        else if (change !== 'lost') this.#tell(change, device);
+      },
+    });
+    const { platform } = this;
+    const bytesAt = (va: Va, length: number, access: 'read' | 'write'): Uint8Array | undefined => {
+      // Storing to a page that is mapped read-only would kill this process.
+      if (access === 'write' && this.#areas.at(va)?.writable !== true) return undefined;
+      return this.external.bytesAt(va, length) ?? this.#driverMemory.bytesAt(va, length);
+    };
+    const space = (args: ReadonlyMap<string, string>): VdevSpace => {
+      const backend = softwareSpace(args.get('iommu') ?? 'emulated', platform.memory.pageSize);
+      return { backend, dma: translatedDma(backend, bytesAt) };
+    };
+    this.vdev = new VdevBus({ model: softwareModel, space });
+    const vfioUser = new VfioUserBus({ platform, backend: (client) => new VfioUserBackend(client), bytesAt });
+    for (const bus of [this.vdev, vfioUser, ...(options.buses ?? [])]) this.#registry.registerBus(bus);
+    for (const driver of [...(options.drivers ?? []), ...builtinDrivers]) this.#registry.registerDriver(driver);
+    process.on('exit', this.#onExit);
+  }
+
+  /**
+   * Starts. Stop it with {@link Eal.stop}, or hold it with `await using`.
+   *
+   * Where system calls can not be made (no Linux, no koffi binary) it starts all the same: devices in this process work,
+   * and all else says ENOTSUP, with the reason that is in `platform.limitation`.
+   *
+   * @throws DmaError EEXIST, EINVAL for buses and drivers that can not be registered
+   */
+  static async start(options: EalOptions = {}): Promise<Eal> {
+    return new Eal(options);
+  }
+
+  /**
+   * Opens the device called `name` and gives it to the first driver that takes it: see `Registry.probe` for the steps and
+   * errors.
+   *
+   * @param name `bus:name[,key=value...]`, such as `vfio-user:/run/device.sock` or `vdev:edu0`; DPDK's layered form
+   *   (`bus=vfio-user,name=/run/device.sock/driver=edu`) works too
+   */
+  async probe(name: string): Promise<Device> {
+    this.#mustRun('probe');
+    return this.#registry.probe(name);
+  }
+
+  /** Takes a device away: its driver lets go, its mappings are unmapped. @throws DmaError as `Registry.remove` */
+  async remove(device: Device): Promise<void> {
+    await this.#registry.remove(device);
+  }
+
+  /** The devices that are probed, or those that match `filter` (`bus=vdev`, `driver=edu`, or a name). */
+  devices(filter?: string): Device[] {
+    return this.#registry.devices(filter);
+  }
+
+  /** The probed device of that name, if there is one. */
+  find(name: string): Device | undefined {
+    return this.#registry.find(name);
+  }
+
+  /** Names of the devices that buses find by themselves; `probe` opens them. */
+  async scan(): Promise<string[]> {
+    return this.#registry.scan();
+  }
+
+  /** Buses, in the order they are asked. */
+  get buses(): Iterable<Bus> {
+    return this.#registry.buses;
+  }
+
+  /** Drivers, in the order they are tried. */
+  get drivers(): readonly Driver[] {
+    return this.#registry.drivers;
+  }
+
+  /** Adds a driver; it is tried after those there are. @throws DmaError EEXIST, EINVAL (only some of the DMA calls) */
+  registerDriver(driver: Driver): void {
+    this.#registry.registerDriver(driver);
+  }
+
+  /** Adds a bus. @throws DmaError EEXIST, EINVAL (only some of the DMA calls) */
+  registerBus(bus: Bus): void {
+    this.#registry.registerBus(bus);
+  }
+
+  /**
+   * Maps memory on each of `devices`, or on none of them. Without a list: on every device there is, and on every one that
+   * is probed later, until the result is unmapped.
+   *
+   * @throws DmaError of the device that failed, with what could not be undone in `undo`
+   */
+  dmaMapAll(target: MapTarget, devices?: Iterable<Device>, options?: MapOptions): GroupMapping {
+    this.#mustRun('dmaMapAll');
+    return this.#registry.mapAll(target, devices, options);
+  }
+
+  /**
+   * Stops: removes the devices, last first, and unregisters all memory. What the program still held is reported. Idempotent.
+   *
+   * @throws DmaError of the first thing that could not be given back, once all was tried
+   */
+  async stop(): Promise<void> {
+    this.#stopping ??= this.#stop();
+    await this.#stopping;
+  }
+
+  /** As {@link Eal.stop}. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop();
+  }
+
+  async #stop(): Promise<void> {
+    process.off('exit', this.#onExit);
+    const errors: unknown[] = [];
+    attempt(() => this.#report(warn), errors);
+    for (const group of [...this.#registry.standing]) attempt(() => group.unmap(), errors);
+    errors.push(...(await this.#registry.close()));
+    for (const { live } of [this.external, this.#driverMemory])
+      for (const memory of [...live].reverse()) attempt(() => memory.unregister(), errors);
+    if (errors.length > 0) throw withUndo(errors[0], 'stop', errors.slice(1));
+  }
+
+  /** Tells what the program still holds, if anything. */
+  #report(otherwise: (forgotten: readonly string[]) => void): void {
+    const forgotten = this.#held();
+    if (forgotten.length > 0) (this.#onForgotten ?? otherwise)(forgotten);
+  }
+
+  /** Mappings of the program's memory, and that memory. What is mapped for every device is held by nobody in particular. */
+  #held(): string[] {
+    const standing = new Set([...this.#registry.standing].flatMap((group) => [...group.mappings]));
+    const domains = new Set(this.devices().flatMap((device) => device.domain ?? []));
+    const areas = new Set([...this.external.live].map((memory) => memory.area));
+    const mappings = [...domains]
+      .flatMap((domain) => [...domain.mappings()])
+      .filter((mapping) => !standing.has(mapping) && mapping.entries.some(({ area }) => areas.has(area)));
+    return [
+      ...mappings.map((each) => `mapping ${each.range.toString()} on ${each.device}, made at ${placeOf(each.origin)}`),
+      ...[...this.external.live].map((each) => `${each.area.label}, registered at ${placeOf(each.origin)}`),
+    ];
+  }
+
+  #tell<K extends keyof EalEvents>(event: K, ...args: EalEvents[K]): void {
+    for (const listener of this.#emitter.rawListeners(event)) {
+      try {
+        Reflect.apply(listener, this.#emitter, args);
+      } catch (error) {
+        queueMicrotask(() => {
+          throw error;
+        });
+      }
+    }
+  }
+
+  #mustRun(operation: string): void {
+    if (this.#stopping !== undefined) throw invalid(operation, 'the Eal was stopped');
+  }
+}
+
+/** The embedded devices, as kinds of software devices. The edu driver has the same key, for the same setting. */
+function softwareModel(kind: string, args: ReadonlyMap<string, string>): ModelFactory | undefined {
+  const mask = args.get('dma-mask');
+  if (kind === 'edu' && mask !== undefined) return deviceModel(kind, { dmaMaskBits: Number(mask) });
+  return isDeviceName(kind) ? deviceModel(kind) : undefined;
+}
+
+/** The address space of a software device: behind an emulated IOMMU, or none. */
+function softwareSpace(kind: string, pageSize: number): EmulatedIommu | IdentityBackend {
+  if (kind === 'emulated') return new EmulatedIommu({ granule: pageSize });
+  if (kind === 'identity') return new IdentityBackend(pageSize);
+  throw invalid('open', `iommu=${kind}: it is emulated or identity`);
+}
+
+function attempt(step: () => void, errors: unknown[]): void {
+  try {
+    step();
+  } catch (error) {
+    errors.push(error);
+  }
+}
+
+/** At exit warnings are not printed any more. */
+function tell(forgotten: readonly string[]): void {
+  for (const each of forgotten) process.stderr.write(`anydma: forgotten: ${each}\n`);
+}
+
+function warn(forgotten: readonly string[]): void {
+  for (const each of forgotten) process.emitWarning(`forgotten: ${each}`, { code: 'ANYDMA_FORGOTTEN' });
+}

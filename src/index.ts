@@ -1,0 +1,68 @@
+/** Map any memory for DMA on any device. Start with {@link Eal.start}. */
+export { Eal, type EalEvents, type EalOptions } from './eal.js';
+
+export { DmaError, ERRNO, errorCode, isDmaError, type DmaErrorDetails, type ErrorCode } from './errors.js';
+export { GiB, KiB, MiB, TiB, formatSize, hex, parseSize, type Iova, type Va } from './units.js';
+export { Range } from './ranges.js';
+
+export type { Area, AreaOwner, Backing, IovaRun } from './memory/area.js';
+export type {
+  AllocateOptions,
+  External,
+  ExternalMemory,
+  ExternalSource,
+  FromAddressOptions,
+  FromFdOptions,
+  Pin,
+  RegisterOptions,
+} from './memory/external.js';
+
+export type { DmaAccess, DomainBackend, DomainConstraints, MapKeys, Segment } from './dma/backend.js';
+export { Domain, type DomainOptions, type MapAsyncOptions } from './dma/domain.js';
+export type { Explanation, ExplanationKind } from './dma/explain.js';
+export { Mapping, type MappedSegment } from './dma/mapping.js';
+export type { MapOptions, MapTarget } from './dma/plan.js';
+export type { TranslationTable } from './dma/translation-table.js';
+
+export {
+  type Bus,
+  type Device,
+  type DeviceState,
+  type DmaOps,
+  type DmaSpace,
+  type Driver,
+  type IdMatch,
+  type OpenedDevice,
+  type ProbeContext,
+  TRY_NEXT,
+} from './bus/model.js';
+export {
+  PCI_REGION,
+  type DeviceAccess,
+  type InterruptKind,
+  type Interrupts,
+  type RegionInfo,
+} from './bus/device-access.js';
+export type { GroupMapping } from './bus/fan-out.js';
+export type { VdevBus } from './bus/vdev/vdev-bus.js';
+
+export { CopyEngine, copyError, type CopyOptions } from './drivers/copy-engine.js';
+export { copyEngineDriver } from './drivers/copy-engine-driver.js';
+export { Edu } from './drivers/edu.js';
+export { eduDriver } from './drivers/edu-driver.js';
+export { rawDriver } from './drivers/raw-driver.js';
+
+export type { Platform } from './platform/ports.js';
+export type { Registers } from './platform/registers.js';
+export type {
+  DeviceDma,
+  DeviceModel,
+  InterruptCounts,
+  ModelFactory,
+  ModelHost,
+  ModelRegion,
+  PciIdentity,
+} from './vfio-user/devices/model.js';
+export { serve, type ServeOptions } from './vfio-user/server.js';
+export { spawnDevice, type DeviceProcess } from './vfio-user/device-process.js';
+export { VfioUserClient } from './vfio-user/client.js';
