@@ -1,0 +1,167 @@
+import assert from 'node:assert/strict';
+import { createHash, randomBytes } from 'node:crypto';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { describe, test } from 'node:test';
+import { documentOf, Room, type Ended } from './testing.js';
+
+interface Area {
+  name: string;
+  mode: string;
+  va: string;
+  iova: string;
+  length: number;
+  mapMicroseconds: number;
+  bytesMoved: number;
+  gigabytesPerSecond: number;
+  sha256: string;
+  verified: boolean;
+}
+
+const areasOf = (ended: Ended): Area[] => documentOf(ended)['areas'] as Area[];
+
+/** A file in `room` with random content. */
+function makeFile(room: Room, name: string, bytes: number): { path: string; sha256: string } {
+  const content = randomBytes(bytes);
+  const path = room.file(name);
+  writeFileSync(path, content);
+  return { path, sha256: createHash('sha256').update(content).digest('hex') };
+}
+
+/** Makes koffi impossible to load, as on machines that it has no binary for. */
+function withoutKoffi(room: Room): Record<string, string> {
+  const hook = room.file('hook.cjs');
+  writeFileSync(
+    hook,
+    `const M = require('node:module'); const load = M._load;
+     M._load = function (name, ...rest) { if (name === 'koffi') throw new Error('none'); return load.call(this, name, ...rest); };`,
+  );
+  return { NODE_OPTIONS: `--require ${hook}` };
+}
+
+describe('anydma demo', { concurrency: 2 }, () => {
+  test('shows the whole way, and leaves nothing behind', async () => {
+    using room = new Room();
+    const { status, stdout, stderr } = await room.run(['demo', '--size', '3MiB']);
+    assert.equal(status, 0, stderr);
+    assert.equal(stderr, '');
+    assert.match(stdout, /copy\.sock, a copy engine that runs in process \d+/);
+    assert.match(stdout, /^AREA +VA +IOVA +LENGTH +MAP TIME +BYTES MOVED +GB\/s +VERIFIED$/m);
+    assert.match(stdout, /^memory \(memfd\) +0x[0-9a-f]+ +0x[0-9a-f]+ +3 MiB .* 3145728 .* yes$/m);
+    assert.match(stdout, /was refused:\n {2}0x[0-9a-f]+ was unmapped .* of 3 MiB of memory/);
+    assert.ok(!stdout.includes('\x1b'));
+    assert.deepEqual(room.leftovers(), []);
+    assert.deepEqual(room.processes(), []);
+  });
+
+  test('--json is one document with everything in it', async () => {
+    using room = new Room();
+    const file = makeFile(room, 'data.bin', 5001);
+    const ended = await room.run(['demo', '--size', '1MiB', '--file', file.path, '--json']);
+    assert.equal(ended.status, 0, ended.stderr);
+    assert.equal(ended.stderr, '');
+    const { ok, device, areas, afterUnmap, ...rest } = documentOf(ended);
+    assert.equal(ok, true);
+    assert.match(device as string, /^vfio-user:.*copy\.sock$/);
+    assert.deepEqual(rest, {});
+    const { refused, explain } = afterUnmap as { refused: boolean; explain: string };
+    assert.equal(refused, true);
+    const [memory, second] = areas as Area[];
+    assert.ok(explain.startsWith(`${memory.iova} was unmapped`), explain);
+    for (const area of [memory, second]) {
+      const keys = Object.keys(area).join();
+      assert.equal(keys, 'name,mode,va,iova,length,mapMicroseconds,bytesMoved,gigabytesPerSecond,sha256,verified');
+      assert.match(area.va, /^0x[0-9a-f]+$/);
+      assert.match(area.iova, /^0x[0-9a-f]+$/);
+      assert.ok(area.mapMicroseconds > 0 && area.gigabytesPerSecond > 0);
+      assert.equal(area.verified, true);
+    }
+    assert.equal(memory.mode, 'memfd');
+    assert.deepEqual([memory.length, memory.bytesMoved], [1048576, 1048576]);
+    assert.equal(second.mode, 'file');
+    assert.equal(second.name, file.path);
+    assert.deepEqual([second.length, second.bytesMoved], [8192, 5001]);
+    assert.equal(second.sha256, file.sha256);
+    assert.deepEqual(room.leftovers('data.bin'), []);
+    assert.deepEqual(room.processes(), []);
+  });
+
+  for (const bytes of [1, 4095, 4096, 4097, 3_000_001])
+    test(`takes files of any length: ${bytes}`, async () => {
+      using room = new Room();
+      const file = makeFile(room, 'data.bin', bytes);
+      const ended = await room.run(['demo', '--device', 'vdev:copy0', '--size', '1', '--file', file.path, '--json']);
+      assert.equal(ended.status, 0, ended.stderr);
+      const [, area] = areasOf(ended);
+      assert.deepEqual(
+        [area.sha256, area.verified, area.bytesMoved, area.length],
+        [file.sha256, true, bytes, Math.ceil(bytes / 4096) * 4096],
+      );
+    });
+
+  const bad: [what: string, name: string, make: (path: string) => void, code: string, says: RegExp][] = [
+    ['an empty file', 'empty', (path) => writeFileSync(path, ''), 'EINVAL', /empty is empty: there is nothing to map/],
+    ['a directory', 'folder', (path) => mkdirSync(path), 'EINVAL', /folder is not a regular file/],
+    ['no file', 'missing', () => {}, 'ENOENT', /missing: no such file or directory/],
+  ];
+  for (const [what, name, make, code, says] of bad)
+    test(`refuses ${what}`, async () => {
+      using room = new Room();
+      const path = room.file(name);
+      make(path);
+      const ended = await room.run(['demo', '--file', path, '--json']);
+      assert.equal(ended.status, 1);
+      const { ok, error } = documentOf(ended);
+      assert.equal(ok, false);
+      assert.equal((error as { code: string }).code, code);
+      assert.match(ended.stderr, says);
+      assert.deepEqual(room.leftovers(name), []);
+    });
+
+  test('refuses a device that can not copy, with a hint', async () => {
+    using room = new Room();
+    const { status, stdout, stderr } = await room.run(['demo', '--device', 'vdev:edu0']);
+    assert.equal(status, 1);
+    assert.equal(stdout, '');
+    assert.match(stderr, /^anydma: demo: the device is no copy engine.* on vdev:edu0\nhint: .*anydma map/);
+  });
+
+  test('a device that nothing keeps out is a failure', async () => {
+    using room = new Room();
+    const ended = await room.run(['demo', '--device', 'vdev:copy0,iommu=identity', '--size', '64k', '--json']);
+    assert.equal(ended.status, 1);
+    const { ok, afterUnmap } = documentOf(ended);
+    assert.equal(ok, false);
+    assert.equal((afterUnmap as { refused: boolean }).refused, false);
+    assert.match(ended.stderr, /still reaches memory that was unmapped/);
+  });
+
+  test('without system calls it uses what there is, and says so', async () => {
+    using room = new Room();
+    const file = makeFile(room, 'data.bin', 10_000);
+    const args = ['demo', '--size', '1MiB', '--file', file.path, '--json'];
+    const ended = await room.run(args, withoutKoffi(room));
+    assert.equal(ended.status, 0, ended.stderr);
+    assert.match(ended.stderr, /koffi can not be loaded/);
+    assert.equal(documentOf(ended)['device'], 'vdev:copy0');
+    const [memory, second] = areasOf(ended);
+    assert.deepEqual([memory.mode, memory.verified], ['anonymous', true]);
+    assert.deepEqual([second.mode, second.verified, second.sha256], ['anonymous', true, file.sha256]);
+  });
+
+  for (const [signal, status] of [
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const)
+    test(`cleans up after ${signal}`, async () => {
+      using room = new Room();
+      const running = room.start(['demo', '--size', '4GiB']);
+      await running.saying('a copy engine that runs in process');
+      assert.equal(room.processes().length, 1);
+      running.child.kill(signal);
+      const ended = await running.ended;
+      assert.equal(ended.status, status);
+      assert.match(ended.stderr, new RegExp(`^anydma: demo: interrupted by ${signal}\n$`));
+      assert.deepEqual(room.leftovers(), []);
+      assert.deepEqual(room.processes(), []);
+    });
+});

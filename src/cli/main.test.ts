@@ -1,0 +1,146 @@
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { describe, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { ERRNO } from '../errors.js';
+import type { CodeGuide } from './error-codes.js';
+import { documentOf, Room } from './testing.js';
+
+const COMMANDS = ['demo', 'map', 'devices', 'serve', 'explain'];
+
+describe('anydma', { concurrency: 4 }, () => {
+  test('lists its commands, and only those that there are', async () => {
+    using room = new Room();
+    const { status, stdout, stderr } = await room.run(['--help']);
+    assert.equal(status, 0);
+    assert.equal(stderr, '');
+    const listed = [...stdout.matchAll(/^ {2}([a-z]+) (?:\[|<)/gm)].map((match) => match[1]);
+    assert.deepEqual(listed, [...COMMANDS, 'help']);
+  });
+
+  for (const command of COMMANDS)
+    test(`${command} --help teaches by examples`, async () => {
+      using room = new Room();
+      const { status, stdout } = await room.run([command, '--help']);
+      assert.equal(status, 0);
+      assert.match(stdout, /--json/);
+      assert.match(stdout, new RegExp(`Examples:\n {2}\\$ anydma ${command}`));
+    });
+
+  test('says its version', async () => {
+    using room = new Room();
+    const { status, stdout } = await room.run(['--version']);
+    assert.equal(status, 0);
+    assert.match(stdout, /^\d+\.\d+\.\d+\n$/);
+  });
+
+  const wrong: [why: string, args: string[], says: RegExp][] = [
+    ['no command', [], /Usage: anydma/],
+    ['an unknown command', ['dance'], /unknown command 'dance'[^]*anydma --help/],
+    ['an unknown option', ['demo', '--loud'], /unknown option '--loud'[^]*anydma demo --help/],
+    ['a size that is none', ['demo', '--size', 'huge'], /'huge' is invalid[^]*64MiB[^]*anydma demo --help/],
+    ['no size at all', ['demo', '--size', '0'], /'0' is invalid/],
+    ['no device to map on', ['map', '--size', '4k'], /required option '--device <name>'/],
+    ['nothing to map', ['map', '--device', 'vdev:edu0'], /one of --size and --file/],
+    ['two things to map', ['map', '--device', 'vdev:edu0', '--size', '4k', '--file', 'x'], /cannot be used with/],
+    ['a device that can not be served', ['serve', 'nic', '--socket', 's'], /Allowed choices are edu, copy/],
+    ['a server without a socket', ['serve', 'edu'], /required option '--socket <path>'/],
+    ['an option of another device', ['serve', 'copy', '--socket', 's', '--dma-mask', '28'], /--dma-mask is for edu/],
+    ['bits that no address has', ['serve', 'edu', '--socket', 's', '--dma-mask', '64'], /from 1 to 53/],
+    ['an unknown code', ['explain', 'EWHAT'], /EWHAT/],
+  ];
+  for (const [why, args, says] of wrong)
+    test(`wrong usage is status 2: ${why}`, async () => {
+      using room = new Room();
+      const { status, stdout, stderr } = await room.run(args);
+      assert.equal(status, 2, stderr);
+      assert.equal(stdout, '');
+      assert.match(stderr, says);
+      assert.deepEqual(room.leftovers(), []);
+    });
+
+  test('does not mind that nobody reads its output', () => {
+    const main = fileURLToPath(new URL('./main.js', import.meta.url));
+    const script = `"$0" "$1" explain | true; "$0" "$1" devices --json | head -c 1; echo "\${PIPESTATUS[*]}"`;
+    const { stdout, stderr } = spawnSync('bash', ['-c', script, process.execPath, main], { encoding: 'utf8' });
+    assert.equal(stderr, '');
+    assert.equal(stdout, '{0 0\n');
+  });
+});
+
+describe('anydma explain', { concurrency: 4 }, () => {
+  test('knows every code', async () => {
+    using room = new Room();
+    const { status, stdout } = await room.run(['explain', '--json']);
+    assert.equal(status, 0);
+    const { ok, codes } = JSON.parse(stdout) as { ok: boolean; codes: (CodeGuide & { code: string; errno: number })[] };
+    assert.equal(ok, true);
+    assert.deepEqual(Object.fromEntries(codes.map(({ code, errno }) => [code, errno])), ERRNO);
+    for (const { code, meaning, causes, next } of codes)
+      assert.ok(meaning !== '' && causes.length > 0 && next.length > 0, code);
+  });
+
+  test('takes names and numbers', async () => {
+    using room = new Room();
+    const ended = await room.run(['explain', 'eexist', '14', '-19', '--json']);
+    assert.equal(ended.status, 0, ended.stderr);
+    const codes = documentOf(ended)['codes'] as { code: string }[];
+    assert.deepEqual(
+      codes.map(({ code }) => code),
+      ['EEXIST', 'EFAULT', 'ENODEV'],
+    );
+  });
+
+  test('is text for people', async () => {
+    using room = new Room();
+    const { stdout } = await room.run(['explain', 'EBUSY']);
+    assert.match(stdout, /^EBUSY \(16\): .+\ncauses:\n {2}- [^]+what to do:\n {2}- /);
+  });
+});
+
+describe('anydma devices', { concurrency: 4 }, () => {
+  test('lists buses and drivers', async () => {
+    using room = new Room();
+    const ended = await room.run(['devices', '--json']);
+    assert.equal(ended.status, 0, ended.stderr);
+    assert.equal(ended.stderr, '');
+    const { ok, platform, buses, drivers, devices } = documentOf(ended);
+    assert.equal(ok, true);
+    assert.equal(platform, 'linux');
+    const names = (list: unknown): string[] => (list as { name: string }[]).map(({ name }) => name);
+    assert.ok(['vdev', 'vfio-user'].every((bus) => names(buses).includes(bus)));
+    assert.ok(['copy', 'edu', 'raw'].every((driver) => names(drivers).includes(driver)));
+    assert.deepEqual(devices, []);
+  });
+
+  test('shows devices', async () => {
+    using room = new Room();
+    const ended = await room.run(['devices', '--device', 'vdev:edu0', 'vdev:copy1', '--json']);
+    assert.equal(ended.status, 0, ended.stderr);
+    const [edu, copy] = documentOf(ended)['devices'] as Record<string, never>[];
+    assert.equal(edu['name'], 'vdev:edu0');
+    assert.equal(edu['driver'], 'edu');
+    assert.equal(edu['ids']['vendor'], '0x1234');
+    assert.deepEqual(edu['domain']['windows'], [{ start: '0x0', end: '0x10000000' }]);
+    assert.equal(edu['domain']['entryLimit'], null);
+    assert.equal(copy['interrupts']['msi'], 1);
+    assert.ok((copy['regions'] as { name: string }[]).some(({ name }) => name === 'BAR0'));
+  });
+
+  test('shows those that there are, and fails for those that are not', async () => {
+    using room = new Room();
+    const args = ['devices', '--device', 'vfio-user:/nowhere/x.sock', 'vdev:edu0'];
+    const { status, stdout, stderr } = await room.run(args);
+    assert.equal(status, 1);
+    assert.match(stdout, /vdev:edu0, driven by edu/);
+    assert.match(stderr, /^anydma: .*\/nowhere\/x\.sock/);
+    const ended = await room.run([...args, '--json']);
+    assert.equal(ended.status, 1);
+    const { ok, devices } = documentOf(ended);
+    assert.equal(ok, false);
+    const [lost, edu] = devices as Record<string, never>[];
+    assert.equal(lost['ok'], false);
+    assert.equal(lost['error']['code'], 'ENOENT');
+    assert.equal(edu['ok'], true);
+  });
+});

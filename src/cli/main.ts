@@ -1,0 +1,46 @@
+#!/usr/bin/env node
+/** The `anydma` command. */
+import { createRequire } from 'node:module';
+import { Command, CommanderError } from 'commander';
+import { addCommand, STATUS } from './command.js';
+import { demo } from './demo.js';
+import { devices } from './devices.js';
+import { explain } from './explain.js';
+import { map } from './map.js';
+import { serve } from './serve.js';
+
+const { version } = createRequire(import.meta.url)('anydma/package.json') as { version: string };
+
+// Who reads the output may have seen enough: `anydma devices | head -1`.
+for (const stream of [process.stdout, process.stderr])
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error;
+  });
+
+const program = new Command('anydma')
+  .description('Map any memory for DMA on any device.')
+  .version(version)
+  .exitOverride()
+  .showHelpAfterError('"anydma --help" lists the commands.')
+  .addHelpText(
+    'after',
+    `
+Devices are named bus:name[,key=value...]: vfio-user:/run/device.sock, vdev:copy0.
+Exit status: 0 done; 1 failed, with the reason and a hint on standard error; 2 wrong usage.
+
+Start with: anydma demo`,
+  );
+
+addCommand(program, demo);
+addCommand(program, map);
+addCommand(program, devices);
+addCommand(program, serve);
+addCommand(program, explain);
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  // Commander has told the user what is wrong.
+  if (!(error instanceof CommanderError)) throw error;
+  process.exitCode = error.exitCode === 0 ? STATUS.OK : STATUS.USAGE;
+}

@@ -1,0 +1,152 @@
+/** What a command says: tables and text for people, or one JSON document for programs; never both. */
+import { SingleBar } from 'cli-progress';
+import Table from 'cli-table3';
+import { DmaError, isDmaError } from '../errors.js';
+import { formatSize } from '../units.js';
+
+/** Work that takes less than this shows no progress bar. milliseconds */
+const PATIENCE = 300;
+
+/** How far a long piece of work is. Disposing it takes the bar away. */
+export interface Progress extends Disposable {
+  /** @param done bytes so far */
+  update(done: number): void;
+}
+
+/** A column of a table; numbers are aligned to the right. */
+export interface TableColumn {
+  readonly head: string;
+  readonly align?: 'left' | 'right';
+}
+
+/** Where a command says what it has to say. With `json`, text and tables go nowhere, and documents to standard output. */
+export class Output {
+  readonly json: boolean;
+  /** Was anything complained about? */
+  failed = false;
+  readonly #colour: boolean;
+
+  constructor(json: boolean) {
+    this.json = json;
+    const { NO_COLOR, TERM } = process.env;
+    this.#colour = process.stdout.isTTY && (NO_COLOR === undefined || NO_COLOR === '') && TERM !== 'dumb';
+  }
+
+  /** A line for people. */
+  text(line = ''): void {
+    if (!this.json) process.stdout.write(`${line}\n`);
+  }
+
+  /** A table for people. */
+  table(columns: readonly TableColumn[], rows: readonly (readonly string[])[]): void {
+    if (this.json) return;
+    const table = new Table({
+      head: columns.map(({ head }) => this.strong(head)),
+      colAligns: columns.map(({ align = 'left' }) => align),
+      style: { head: [], border: [], 'padding-left': 0, 'padding-right': 0 },
+      chars: NO_LINES,
+    });
+    for (const row of rows) table.push([...row]);
+    for (const line of table.toString().split('\n')) this.text(line.trimEnd());
+  }
+
+  /** The document for programs, and the only one. */
+  document(value: object): void {
+    if (this.json) process.stdout.write(`${JSON.stringify(value, undefined, 2)}\n`);
+  }
+
+  /** A document on one line, for a command that goes on running: who waits for it can read up to the line's end. */
+  line(value: object): void {
+    if (this.json) process.stdout.write(`${JSON.stringify(value)}\n`);
+  }
+
+  /** A remark for people that does not belong to the result; on standard error, with or without `json`. */
+  note(line: string): void {
+    process.stderr.write(`anydma: ${line}\n`);
+  }
+
+  /** Says what failed, and what to do about it, on standard error. The command will end with status 1. */
+  complain(error: unknown): void {
+    this.failed = true;
+    if (!isDmaError(error)) {
+      const stack = error instanceof Error ? (error.stack ?? error.message) : String(error);
+      this.note(`internal error, please report it: ${stack}`);
+      return;
+    }
+    this.note(error.with({ hint: undefined }).message);
+    // Who interrupted it knows why.
+    if (error.code === 'ECANCELED') return;
+    process.stderr.write(`hint: ${error.hint ?? `"anydma explain ${error.code}" tells what that usually means`}\n`);
+  }
+
+  /** A bar on standard error, when that is a terminal and the work takes long. @param total bytes */
+  progress(what: string, total: number): Progress {
+    if (!process.stderr.isTTY) return { update: () => undefined, [Symbol.dispose]: () => undefined };
+    const started = performance.now();
+    let bar: SingleBar | undefined;
+    return {
+      update: (done) => {
+        if (bar === undefined) {
+          if (performance.now() - started < PATIENCE) return;
+          bar = new SingleBar({
+            format: `${what} [{bar}] {percentage}% of ${formatSize(total)}, {eta_formatted} left`,
+            barCompleteChar: '#',
+            barIncompleteChar: '.',
+            stream: process.stderr,
+            hideCursor: true,
+            clearOnComplete: true,
+          });
+          bar.start(total, done);
+        }
+        bar.update(done);
+      },
+      [Symbol.dispose]: () => bar?.stop(),
+    };
+  }
+
+  strong(text: string): string {
+    return this.#paint('1', text);
+  }
+
+  good(text: string): string {
+    return this.#paint('32', text);
+  }
+
+  bad(text: string): string {
+    return this.#paint('31', text);
+  }
+
+  #paint(code: string, text: string): string {
+    return this.#colour ? `\x1b[${code}m${text}\x1b[0m` : text;
+  }
+}
+
+/** The document that a failed command gives to programs. */
+export function failureDocument(error: unknown): object {
+  const { code, operation, reason, hint, device, range } = isDmaError(error) ? error : internal(error);
+  return { ok: false, error: { code, operation, reason, hint, device, range } };
+}
+
+function internal(error: unknown): DmaError {
+  const reason = error instanceof Error ? error.message : String(error);
+  return new DmaError({ code: 'EIO', operation: 'anydma', reason: `internal error: ${reason}`, cause: error });
+}
+
+/** Columns are told apart by two spaces. */
+const NO_LINES = {
+  top: '',
+  'top-mid': '',
+  'top-left': '',
+  'top-right': '',
+  bottom: '',
+  'bottom-mid': '',
+  'bottom-left': '',
+  'bottom-right': '',
+  left: '',
+  'left-mid': '',
+  mid: '',
+  'mid-mid': '',
+  right: '',
+  'right-mid': '',
+  middle: '  ',
+};

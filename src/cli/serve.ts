@@ -1,0 +1,99 @@
+/** `anydma serve`: an embedded device for any vfio-user client. */
+import { rmSync, statSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { Argument } from 'commander';
+import { DmaError, serve as serveDevice } from '../index.js';
+import { openPlatform } from '../platform/open.js';
+import { DEVICE_NAMES, deviceModel, isDeviceName } from '../vfio-user/devices/catalog.js';
+import type { ModelFactory } from '../vfio-user/devices/model.js';
+import type { ServerEvent } from '../vfio-user/server.js';
+import { paragraphs, type CommandSpec, type Context } from './command.js';
+import { integerValue } from './values.js';
+
+interface ServeOptions {
+  readonly socket: string;
+  readonly dmaMask?: number;
+  readonly maxDmaMaps?: number;
+  readonly once?: boolean;
+}
+
+export const serve: CommandSpec<ServeOptions> = {
+  name: 'serve',
+  summary: 'serve an embedded device over vfio-user, to any client',
+  description: paragraphs(
+    `Serves a device at a UNIX socket, to one client at a time, until it is interrupted. Clients are programs that use
+    anydma, QEMU, or whatever speaks vfio-user.`,
+    `When the device can be connected to, one line says so on standard output (with --json it is a document); clients that
+    come and go are told on standard error. The socket is removed at the end.`,
+  ),
+  options: (command) =>
+    command
+      .addArgument(
+        new Argument(
+          '<device>',
+          'copy: copies memory, by descriptor rings; edu: the teaching device of QEMU, with interrupts and DMA through 4 KiB',
+        ).choices(DEVICE_NAMES),
+      )
+      .requiredOption('--socket <path>', 'where the socket shall appear')
+      .option('--dma-mask <bits>', 'edu: bits of an IOVA that the device uses (default: 28)', integerValue(1, 53))
+      .option('--max-dma-maps <n>', 'mappings that a client may have at once', integerValue(1, 65535))
+      .option('--once', 'end when the first client leaves'),
+  examples: [
+    [
+      'anydma serve copy --socket /tmp/copy.sock',
+      'then, in another terminal: anydma demo --device vfio-user:/tmp/copy.sock',
+    ],
+    [
+      'anydma serve edu --socket /tmp/edu.sock --dma-mask 40 --once',
+      'an edu device with 40 address bits, for one client',
+    ],
+  ],
+  async run(options, context) {
+    const { output, signal, args } = context;
+    const [device] = args;
+    const socketPath = resolve(options.socket);
+    const platform = openPlatform();
+    if (platform.limitation !== undefined)
+      throw new DmaError({ code: 'ENOTSUP', operation: 'serve', reason: platform.limitation });
+    const server = serveDevice(platform, {
+      socketPath,
+      model: modelOf(device, options, context),
+      maxDmaMaps: options.maxDmaMaps,
+      once: options.once,
+      onEvent: (event) => output.note(describe(event)),
+    });
+    const mine = statSync(socketPath, { throwIfNoEntry: false });
+    const end = (): void => {
+      // While the server listens nobody else can have taken the path, unless somebody removed the socket.
+      const now = statSync(socketPath, { throwIfNoEntry: false });
+      if (now?.ino === mine?.ino && now?.dev === mine?.dev) rmSync(socketPath, { force: true });
+      void server.close();
+    };
+    signal.addEventListener('abort', end, { once: true });
+    if (signal.aborted) end();
+    output.text(`${device} is at ${socketPath}, served by process ${process.pid} until it is interrupted (Ctrl-C)`);
+    output.line({ ready: true, socket: socketPath, device, pid: process.pid });
+    await server.closed;
+    end();
+  },
+};
+
+function modelOf(device: string, { dmaMask }: ServeOptions, { usage }: Context): ModelFactory {
+  if (!isDeviceName(device)) return usage(`there is no device ${device}`);
+  if (dmaMask === undefined) return deviceModel(device);
+  if (device !== 'edu') return usage(`--dma-mask is for edu; ${device} uses all address bits`);
+  return deviceModel(device, { dmaMaskBits: dmaMask });
+}
+
+function describe(event: ServerEvent): string {
+  switch (event.kind) {
+    case 'connected':
+      return 'a client has connected';
+    case 'refused':
+      return 'another client was sent away: one is served at a time';
+    case 'disconnected':
+      return `the client is gone (${event.error.reason}); all that it had is taken back`;
+    case 'failed':
+      return `a client could not be accepted: ${event.error.message}`;
+  }
+}

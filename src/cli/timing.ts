@@ -1,0 +1,13 @@
+/** How long things take, and how that is told. */
+
+/** What `work` returns, and how long it took in microseconds, to a tenth. */
+export function timed<T>(work: () => T): [value: T, microseconds: number] {
+  const started = performance.now();
+  const value = work();
+  return [value, Math.round((performance.now() - started) * 1e4) / 10];
+}
+
+/** `950 µs`, `1.2 ms` */
+export function formatMicroseconds(microseconds: number): string {
+  return microseconds < 1000 ? `${Math.round(microseconds)} µs` : `${(microseconds / 1000).toFixed(1)} ms`;
+}

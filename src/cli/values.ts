@@ -1,0 +1,31 @@
+/** The values of options: read from what the user typed, refused when they make no sense. */
+import { InvalidArgumentError } from 'commander';
+import { hex, isAddress, parseSize } from '../units.js';
+
+/** A length: `64MiB`, `2M`, `0x1000`, `4096`. @returns bytes, at least 1 */
+export function sizeValue(text: string): number {
+  const bytes = parseSize(text);
+  if (bytes === undefined || bytes === 0) throw new InvalidArgumentError('A size is written like 64MiB, 4k or 4096.');
+  return bytes;
+}
+
+/** An address: `0x100000`, or decimal. */
+export function addressValue(text: string): number {
+  const address = /^(0x[0-9a-f]+|\d+)$/i.test(text) ? Number(text) : NaN;
+  if (!isAddress(address)) throw new InvalidArgumentError('An address is written like 0x100000, and is below 2^53.');
+  return address;
+}
+
+/** Whole numbers from `least` to `most`. */
+export function integerValue(least: number, most: number): (text: string) => number {
+  return (text) => {
+    const value = /^\d+$/.test(text) ? Number(text) : NaN;
+    if (value >= least && value <= most) return value;
+    throw new InvalidArgumentError(`It is a whole number from ${least} to ${most}.`);
+  };
+}
+
+/** `[0x1000, 0x3000)`, as a document tells it. */
+export function rangeDocument({ start, end }: { readonly start: number; readonly end: number }): object {
+  return { start: hex(start), end: hex(end) };
+}
