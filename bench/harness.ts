@@ -1,0 +1,122 @@
+/**
+ * Measures cases against each other. All cases of one call take turns, one round each, forwards and then backwards, so that
+ * whatever else the machine does hits all of them alike; and the ratio of two cases is taken round by round.
+ */
+
+import { workClock } from './clock.js';
+
+/** What a value is in: things per second, time per thing, or (counting bytes) throughput. */
+export type Unit = '/s' | 'ns' | 'us' | 'GB/s';
+
+/** One thing to measure. */
+export interface Case {
+  readonly name: string;
+  readonly unit: Unit;
+  /** How many things one round does: calls, look-ups or, for GB/s, bytes. */
+  readonly count: number;
+  /** Does one round. @returns the milliseconds that its `count` things took; preparations are left out */
+  round(): number | Promise<number>;
+  /** Name of the case that this one is compared with. */
+  readonly to?: string;
+  /** Something to know about it, such as why there is nothing to compare it with. */
+  readonly note?: string;
+}
+
+/** What was measured. Values are in `unit`, over all rounds. */
+export interface Result {
+  readonly name: string;
+  readonly unit: Unit;
+  readonly median: number;
+  readonly min: number;
+  readonly max: number;
+  /** How many times the time of `to` one thing takes, whatever the unit: 1 is the same, 2 takes twice as long. */
+  readonly ratio?: { readonly to: string; readonly value: number; readonly min: number; readonly max: number };
+  readonly note?: string;
+}
+
+/** How much to measure. */
+export interface Effort {
+  /** A few seconds for all there is? */
+  readonly quick: boolean;
+  /** Told what is being done. */
+  readonly progress: (text: string) => void;
+}
+
+/** Rounds that count, and those before them that only warm up. */
+export interface Rounds {
+  readonly warmUp: number;
+  readonly measured: number;
+}
+
+/** Measures all `cases`, interleaved. Results are in the order of the cases. */
+export async function measure(cases: readonly Case[], { warmUp, measured }: Rounds): Promise<Result[]> {
+  const times = new Map<string, number[]>(cases.map(({ name }) => [name, []]));
+  for (let round = 0; round < warmUp + measured; round++) {
+    for (const each of round % 2 === 0 ? cases : cases.toReversed()) {
+      const ms = await each.round();
+      if (round >= warmUp) times.get(each.name)?.push(ms / each.count);
+    }
+  }
+  return cases.map(({ name, unit, to, note }) => {
+    const own = times.get(name) ?? [];
+    const theirs = to === undefined ? undefined : times.get(to);
+    const ratios = theirs === undefined ? [] : own.map((ms, round) => ms / theirs[round]);
+    return {
+      name,
+      unit,
+      ...spread(own.map((ms) => inUnit(ms, unit))),
+      ...(to !== undefined && theirs !== undefined ? { ratio: ratioOf(to, ratios) } : {}),
+      ...(note === undefined ? {} : { note }),
+    };
+  });
+}
+
+/** The milliseconds of this thread's work that `work` takes; see `workClock`. */
+export function timeWork(work: () => void): number {
+  const start = workClock();
+  work();
+  return workClock() - start;
+}
+
+/** The milliseconds that go by while `work` is done. */
+export function time(work: () => void): number {
+  const start = performance.now();
+  work();
+  return performance.now() - start;
+}
+
+/** As {@link time}, for what is not done at once. */
+export async function timeAsync(work: () => Promise<unknown>): Promise<number> {
+  const start = performance.now();
+  await work();
+  return performance.now() - start;
+}
+
+/** @param ms milliseconds for one thing, or for one byte */
+function inUnit(ms: number, unit: Unit): number {
+  switch (unit) {
+    case '/s':
+      return 1e3 / ms;
+    case 'us':
+      return ms * 1e3;
+    case 'ns':
+      return ms * 1e6;
+    case 'GB/s':
+      return 1e-6 / ms;
+  }
+}
+
+function ratioOf(to: string, ratios: readonly number[]): NonNullable<Result['ratio']> {
+  const { median, min, max } = spread(ratios);
+  return { to, value: median, min, max };
+}
+
+function spread(values: readonly number[]): { median: number; min: number; max: number } {
+  const sorted = values.toSorted((a, b) => a - b);
+  const middle = (sorted.length - 1) / 2;
+  return {
+    median: (sorted[Math.floor(middle)] + sorted[Math.ceil(middle)]) / 2,
+    min: sorted[0],
+    max: sorted[sorted.length - 1],
+  };
+}
