@@ -1,7 +1,7 @@
 /** The address space of a device behind a vfio-user connection: mapping is sending DMA_MAP, with the memory's descriptor. */
 import type { DomainBackend, DomainConstraints, Segment } from '../dma/backend.js';
 import { Range } from '../ranges.js';
-import { ADDRESS_LIMIT, type Iova } from '../units.js';
+import { ADDRESS_LIMIT, KiB, type Iova } from '../units.js';
 import type { VfioUserClient } from '../vfio-user/client.js';
 
 /** See the head of the file. Closing it leaves the connection open: that is the device's. */
@@ -14,7 +14,7 @@ export class VfioUserBackend implements DomainBackend {
     this.#client = client;
     const { pgsizes, maxDmaMaps } = client.capabilities;
     this.constraints = {
-      granule: lowestBit(pgsizes),
+      granule: Math.max(4 * KiB, lowestBit(pgsizes)),
       windows: [new Range(0 as Iova, ADDRESS_LIMIT - 1)],
       entryLimit: maxDmaMaps,
       iova: 'free',

@@ -345,15 +345,17 @@ export class Domain {
   #reserveIova(area: Area, { va, length, iova }: PlannedPiece): Iova | undefined {
     const { granule, iova: chosenBy } = this.#backend.constraints;
     const wish = iova ?? (Number(va) as Iova);
+    // Who asks for an IOVA gets it. Otherwise what another area has just left is held back from this one.
+    const tenant = iova === undefined ? area : undefined;
     // Where IOVAs are ignored there are no windows to take them from; they are VAs, which the ledger keeps apart.
-    if (chosenBy === 'ignored' || this.#allocator.take(wish, length)) return wish;
+    if (chosenBy === 'ignored' || this.#allocator.take(wish, length, tenant)) return wish;
     if (iova !== undefined) return undefined;
     return this.#allocator.allocate(length, va % area.pageSize === 0 ? Math.max(area.pageSize, granule) : granule);
   }
 
   #unreserve(entry: Entry): void {
     this.#ledger.remove(entry);
-    if (this.#backend.constraints.iova !== 'ignored') this.#allocator.release(entry.iova, entry.length);
+    if (this.#backend.constraints.iova !== 'ignored') this.#allocator.release(entry.iova, entry.length, entry.area);
   }
 
   #noIova(plan: Plan, piece: PlannedPiece): DmaError {

@@ -173,6 +173,22 @@ test('a freed IOVA is held back: it is not what the next mapping gets', () => {
   assert.equal(domain.map('d0', part(A + 3 * PAGE, PAGE)).iova, freed);
 });
 
+test('memory that comes to be where other memory was does not get its IOVA at once', () => {
+  const made = new Bench();
+  const { domain } = made;
+  const old = made.area(A, 1);
+  domain.map('d0', part(A, PAGE)).unmap();
+  domain.map('d0', part(A, PAGE)).unmap();
+  made.areas.remove(old);
+  made.area(A, 1);
+  const other = domain.map('d0', part(A, PAGE));
+  assert.notEqual(Number(other.iova), A, 'a device that still writes there would hit the new owner');
+  other.unmap();
+  domain.map('d0', part(A, PAGE), { iova: iova(A) }).unmap();
+  made.ms += 100;
+  assert.equal(Number(domain.map('d0', part(A, PAGE)).iova), A);
+});
+
 test('who asks for a freed IOVA gets it, and nobody fails for want of others', () => {
   const windows = [Range.between(iova(MiB), MiB + 2 * PAGE)];
   const made = new Bench({ constraints: { windows } });

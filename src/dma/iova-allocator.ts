@@ -99,22 +99,24 @@ export class IovaAllocator {
   }
 
   /**
-   * Allocates exactly this range, held back or not, 0 or not; what is left of a held-back range stays held back.
+   * Allocates exactly this range, 0 or not; what is left of a held-back range stays held back.
    *
-   * @returns false, with nothing changed, when a part of it is allocated or outside the windows
+   * @param tenant whose the range is to be: addresses that are held back are taken only when they were its own. Without one
+   *   they are taken in any case.
+   * @returns false, with nothing changed, when a part of it is allocated, held back from this tenant or outside the windows
    * @throws DmaError EINVAL when start or length is not a multiple of the granule
    */
-  take(start: Iova, length: number): boolean {
+  take(start: Iova, length: number, tenant?: object): boolean {
     const { end } = this.#checked(start, length, 'iova.take');
     if (!this.#windows.covers(start, end)) return false;
     const first = this.#taken.overlapping(start, end);
     if (first?.start === start && first.end === end) {
-      if (!first.heldBack) return false;
+      if (!first.isFor(tenant)) return false;
       this.#unhold(first);
       return true;
     }
     for (let taken = first; taken !== undefined && taken.start < end; taken = this.#taken.above(taken.start))
-      if (!taken.heldBack) return false;
+      if (!taken.isFor(tenant)) return false;
     for (let held = first; held !== undefined; held = this.#taken.overlapping(start, end))
       this.#cutOut(held, start, end);
     this.#free.remove(start, end);
@@ -126,14 +128,17 @@ export class IovaAllocator {
    * Ends the allocation of a range, which may be a part of one that was allocated, or several that touch. It is held back
    * from now on.
    *
+   * @param tenant whose it was, see {@link take}
    * @throws DmaError EINVAL when not all of it is allocated, or start or length is not a multiple of the granule
    */
-  release(start: Iova, length: number): void {
+  release(start: Iova, length: number, tenant?: object): void {
     const range = this.#checked(start, length, 'iova.release');
+    // Two go for one that comes, so that the queue is short even when nobody ever allocates.
+    this.#giveBackExpired(2);
     const until = this.#now() + this.#holdBackMs;
     const first = this.#taken.at(start);
     if (first?.start === start && first.end === range.end && !first.heldBack) {
-      this.#hold(first, until, this.#queue.previous);
+      this.#hold(first, until, this.#queue.previous, tenant);
       return;
     }
     const pieces: Taken[] = [];
@@ -149,7 +154,7 @@ export class IovaAllocator {
       if (taken.start < start) this.#insert(taken.start, start);
       if (taken.end > range.end) this.#insert(range.end, taken.end);
     }
-    this.#hold(this.#insert(start, range.end), until, this.#queue.previous);
+    this.#hold(this.#insert(start, range.end), until, this.#queue.previous, tenant);
   }
 
   /** From now on these are the windows. What is allocated stays so, wherever it is. */
@@ -201,18 +206,19 @@ export class IovaAllocator {
 
   /** Frees `[start, end)` of a range that is held back; the rest takes its place in the queue: no younger one goes before it. */
   #cutOut(held: Taken, start: number, end: number): void {
-    const { until } = held;
+    const { until, tenant } = held;
     let place = held.previous;
     this.#unhold(held);
     this.#taken.delete(held.start);
-    if (held.start < start) place = this.#hold(this.#insert(held.start, start), until, place);
-    if (held.end > end) this.#hold(this.#insert(end, held.end), until, place);
+    if (held.start < start) place = this.#hold(this.#insert(held.start, start), until, place, tenant);
+    if (held.end > end) this.#hold(this.#insert(end, held.end), until, place, tenant);
   }
 
   /** Holds a taken range back; its place in the queue is right behind `place`. */
-  #hold(taken: Taken, until: number, place: Taken): Taken {
+  #hold(taken: Taken, until: number, place: Taken, tenant: object | undefined): Taken {
     taken.heldBack = true;
     taken.until = until;
+    taken.tenant = tenant;
     taken.previous = place;
     taken.next = place.next;
     taken.previous.next = taken;
@@ -235,10 +241,12 @@ export class IovaAllocator {
     this.#addInsideWindows(this.#free, held.start, held.end);
   }
 
-  #giveBackExpired(): void {
+  /** Frees what has been held back long enough, oldest first, and at most so many ranges. */
+  #giveBackExpired(most = Infinity): void {
     if (this.#queue.next === this.#queue) return;
     const now = this.#now();
-    while (this.#queue.next !== this.#queue && this.#queue.next.until <= now) this.#giveBack(this.#queue.next);
+    for (let given = 0; given < most && this.#queue.next !== this.#queue && this.#queue.next.until <= now; given++)
+      this.#giveBack(this.#queue.next);
   }
 }
 
@@ -247,6 +255,8 @@ class Taken {
   heldBack = false;
   /** On the allocator's clock, in milliseconds: for how long it is held back. */
   until = 0;
+  /** Whose it was, while it is held back. */
+  tenant: object | undefined = undefined;
   previous: Taken = this;
   next: Taken = this;
 
@@ -254,6 +264,11 @@ class Taken {
     readonly start: number,
     readonly end: number,
   ) {}
+
+  /** Is it held back, and may `tenant` have it all the same? */
+  isFor(tenant: object | undefined): boolean {
+    return this.heldBack && (tenant === undefined || tenant === this.tenant);
+  }
 }
 
 /** A set of addresses, as ranges that neither overlap nor touch. */

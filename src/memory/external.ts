@@ -43,13 +43,19 @@ export interface FromFdOptions extends RegisterOptions {
   readonly offset?: number;
   /** bytes. Default: up to the end of the file, rounded up to a page. */
   readonly length?: number;
-  /** Map it writable? Default: as the descriptor was opened. */
+  /**
+   * May devices write it, and do stores through views reach the file? Default: as the descriptor was opened. Otherwise such
+   * stores stay in this process, and devices can not see them.
+   */
   readonly writable?: boolean;
 }
 
 /** Options of {@link External.fromAddress}. */
 export interface FromAddressOptions extends RegisterOptions {
-  /** May it be written? Default true. */
+  /**
+   * May it be written? Default true. Give false for memory that is mapped read-only: devices may only read it then, and a
+   * store through a view of it kills the process, as it would in C.
+   */
   readonly writable?: boolean;
 }
 

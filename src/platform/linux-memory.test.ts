@@ -52,7 +52,9 @@ test('two mappings of one memfd are one memory', { skip }, () => {
     withMapping({ fd, length: PAGE, offset: PAGE }, (other) => assert.equal(other[1], 42));
     withMapping({ fd, length: PAGE, offset: PAGE, writable: false }, (other, va) => {
       assert.equal(other[1], 42);
-      assert.equal(memory.protection(va, PAGE), 'read');
+      assert.equal(memory.protection(va, PAGE), 'read-write');
+      other[1] = 43;
+      assert.equal(bytes[PAGE + 1], 42, 'what is written to a mapping that is not writable stays in it');
     });
   });
   files.close(fd);

@@ -41,7 +41,7 @@ export function linuxMemory(libc: Libc): MemoryPort {
       if (fd === undefined) flags |= MAP_PRIVATE | MAP_ANONYMOUS;
       else {
         checkFd(fd, 'mmap');
-        flags |= MAP_SHARED;
+        flags |= writable ? MAP_SHARED : MAP_PRIVATE;
       }
       if (hugePageSize !== undefined) {
         if (fd !== undefined)
@@ -49,7 +49,7 @@ export function linuxMemory(libc: Libc): MemoryPort {
         checkPages('mmap', 'length', length, hugePageSize);
         flags |= MAP_HUGETLB | hugePageFlag('mmap', hugePageSize, MAP_HUGE_SHIFT);
       }
-      const prot = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+      const prot = PROT_READ | PROT_WRITE;
       return check(libc, libc.mmap(0, length, prot, flags, fd ?? -1, offset), 'mmap', `${length} bytes`) as Va;
     },
 

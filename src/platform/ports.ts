@@ -13,7 +13,10 @@ import type { Va } from '../units.js';
 export interface MapOptions {
   /** bytes, a multiple of the page size */
   readonly length: number;
-  /** May the process write? Default true. */
+  /**
+   * Does what the process writes reach the descriptor? Default true. Otherwise it stays in pages of the process's own
+   * (MAP_PRIVATE): JavaScript can not make a view read-only, and a store to read-only memory would kill the process.
+   */
   readonly writable?: boolean;
   /** The descriptor behind a shared mapping; absent for private anonymous memory. */
   readonly fd?: number;
