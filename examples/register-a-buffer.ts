@@ -25,7 +25,7 @@ part.write('through the device and back');
 const iova = group.of(edu)?.iova ?? 0;
 await edu.use(eduDriver).copyIn(iova, 0, 32);
 part.fill(0);
-await edu.use(eduDriver).copyOut(0, iova, 32);
+await edu.use(eduDriver).copyOut(iova, 0, 32);
 console.log(part.toString('latin1', 0, 27));
 
 try {

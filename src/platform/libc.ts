@@ -6,7 +6,6 @@
  * becomes an int of 0), so the ports check what they pass on, {@link checkFd} first of all.
  */
 import { createRequire } from 'node:module';
-import { getSystemErrorMap } from 'node:util';
 import { DmaError, errorCode, invalid } from '../errors.js';
 import type { DmaErrorDetails } from '../errors.js';
 
@@ -168,6 +167,8 @@ export function check(libc: Libc, result: number, operation: string, subject?: s
 
 /** Throws the DmaError of `errno`; see {@link check}. */
 export function fail(errno: number, operation: string, subject?: string, more?: Partial<DmaErrorDetails>): never {
+  // Importing node:util reads all it exports, and on Node 26 that opens standard input.
+  const { getSystemErrorMap } = createRequire(import.meta.url)('node:util') as typeof import('node:util');
   const text = getSystemErrorMap().get(-errno)?.[1] ?? `error ${errno}`;
   const reason = subject === undefined ? text : `${subject}: ${text}`;
   throw new DmaError({ code: errorCode(errno), errno, operation, reason, ...more });

@@ -6,7 +6,7 @@ import type { ErrorCode } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import type { Registers } from '../platform/registers.js';
 import { Range } from '../ranges.js';
-import { isAddress, KiB } from '../units.js';
+import { isAddress } from '../units.js';
 import { Channel, pump } from './channel.js';
 import { protocolError } from './framing.js';
 import {
@@ -19,6 +19,7 @@ import {
   MAX_FDS,
   PROTOCOL_VERSION,
   REGION_ACCESS_SIZE,
+  SAFE_TRANSFER,
   decodeDeviceInfo,
   decodeDmaAccess,
   decodeIrqInfo,
@@ -48,12 +49,6 @@ import type { Capabilities, DeviceInfo, IrqDescription, Message, RegionDescripti
 import { OutBuffer } from './out-buffer.js';
 import { RegionRegisters, mapAreas } from './region-registers.js';
 import type { MappedArea } from './region-registers.js';
-
-/**
- * Data of one REGION_WRITE, in bytes. Servers are seen that announce 1 MiB but need a message to arrive in one piece, which
- * ends at the size of a socket's send buffer.
- */
-const WRITE_CHUNK = 64 * KiB;
 
 /** argsz of GET_REGION_INFO: room for the areas, so that one round trip is enough. */
 const REGION_INFO_ROOM = 4096;
@@ -275,7 +270,7 @@ export class VfioUserClient {
     const posted = options?.posted === true;
     if (!posted) this.#blocking();
     this.#checkAccess(region, offset, from.length);
-    const chunk = Math.min(this.capabilities.maxDataXferSize, WRITE_CHUNK);
+    const chunk = Math.min(this.capabilities.maxDataXferSize, SAFE_TRANSFER);
     for (let at = 0; at < from.length; at += chunk) {
       if (posted) this.#post(region, offset + at, piece(from, at, chunk));
       else this.#wait(this.#startWrite(region, offset + at, piece(from, at, chunk)), options);
@@ -285,7 +280,7 @@ export class VfioUserClient {
   /** See {@link regionWrite}. */
   async regionWriteAsync(region: number, offset: number, from: Uint8Array, options?: CallOptions): Promise<void> {
     this.#checkAccess(region, offset, from.length);
-    const chunk = Math.min(this.capabilities.maxDataXferSize, WRITE_CHUNK);
+    const chunk = Math.min(this.capabilities.maxDataXferSize, SAFE_TRANSFER);
     for (let at = 0; at < from.length; at += chunk)
       await this.#promise(this.#startWrite(region, offset + at, piece(from, at, chunk)), options);
   }

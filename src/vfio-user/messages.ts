@@ -8,7 +8,7 @@
  */
 import { DmaError, ERRNO, errorCode, invalid } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
-import { isAddress, MiB } from '../units.js';
+import { isAddress, KiB, MiB } from '../units.js';
 import type { DmaAccess } from '../dma/backend.js';
 
 /** The version that both ends here speak. */
@@ -19,6 +19,13 @@ export const HEADER_SIZE = 16;
 
 /** The largest `count` of region and DMA accesses that both ends here accept, in bytes; also the protocol's default. */
 export const MAX_DATA = 1 * MiB;
+
+/**
+ * Data that one message carries to the other side at most, in bytes, whatever that announces. libvfio-user and QEMU announce
+ * 1 MiB, but the one needs a message to arrive in one piece and the other forgets what the socket's send buffer (208 KiB)
+ * did not take at once.
+ */
+export const SAFE_TRANSFER = 64 * KiB;
 
 /** The largest message that both ends here accept, in bytes: an access of {@link MAX_DATA} bytes. */
 export const MAX_MESSAGE = HEADER_SIZE + 16 + MAX_DATA;

@@ -494,6 +494,20 @@ test('by message: in pieces of the client’s size, on the twin socket, errors a
   }),
 );
 
+test('by message: in pieces that peers can send at once, whatever they announce', options, () =>
+  withServer({}, async ({ connect, model, platform }) => {
+    const client = connect();
+    client.version({ maxMsgFds: 1, maxDataXferSize: 2 ** 20, twinSocket: undefined });
+    assert.equal(client.map(0x100000, 2 ** 18, 'read'), undefined);
+    const reading = model.host.dma.read(0x100000, new Uint8Array(2 ** 18));
+    platform.run();
+    assert.deepEqual(m.decodeDmaAccess(client.asked[0]), { iova: 0x100000, count: m.SAFE_TRANSFER });
+    client.close();
+    platform.run();
+    await assert.rejects(reading ?? Promise.resolve(), (error) => isDmaError(error, 'ECONNRESET'));
+  }),
+);
+
 test('an answer that is short, twice given or not asked for ends the connection', options, () =>
   withServer({}, async ({ connect, model, platform }) => {
     for (const wrong of ['short', 'not asked', 'command'] as const) {

@@ -2,7 +2,6 @@
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
-import { KiB } from '../units.js';
 import { Channel } from './channel.js';
 import { REGION_COUNT } from './hosted-device.js';
 import type { HostedDevice } from './hosted-device.js';
@@ -22,6 +21,7 @@ import {
   PROTOCOL_VERSION,
   REGION_ACCESS_SIZE,
   REGION_INFO_SIZE,
+  SAFE_TRANSFER,
   decodeDmaMap,
   decodeDmaUnmap,
   decodeRegionAccess,
@@ -54,12 +54,6 @@ const MAX_BACKLOG = 256;
 /** bytes in them */
 const MAX_BACKLOG_BYTES = 4 * MAX_MESSAGE;
 
-/**
- * Data of one DMA access by message, in bytes, whatever the client announces. QEMU 11.1 says 1 MiB, but sends an answer with
- * one sendmsg(2) and forgets what the socket's send buffer (208 KiB) did not take; others receive only what fits there.
- */
-const DMA_CHUNK = 64 * KiB;
-
 /** Times in milliseconds, after which a client that does not answer is sent away. */
 export interface SessionOptions {
   /** Until it has sent VERSION. */
@@ -87,7 +81,7 @@ export class Session implements DmaMessages {
   #version = false;
   /** The client takes descriptors, and this much data in one message. */
   #takesFds = false;
-  #maxData = DMA_CHUNK;
+  #maxData = SAFE_TRANSFER;
   readonly #replies = new OutBuffer();
   /** Apart from the replies, because a device may ask while a reply is being made. */
   readonly #asks = new OutBuffer();
@@ -357,7 +351,7 @@ export class Session implements DmaMessages {
     const { major, minor, capabilities } = decodeVersion(message);
     if (major !== PROTOCOL_VERSION.major) throw invalid(operation, `version ${major}.${minor}`);
     this.#takesFds = capabilities.maxMsgFds > 0;
-    this.#maxData = Math.min(DMA_CHUNK, capabilities.maxDataXferSize);
+    this.#maxData = Math.min(SAFE_TRANSFER, capabilities.maxDataXferSize);
     const ends = capabilities.twinSocket !== undefined && this.#takesFds ? this.platform.sockets.pair() : undefined;
     try {
       if (ends !== undefined) {

@@ -1,0 +1,39 @@
+/**
+ * Proves both ends of vfio-user against peers that are not ours: `node dist/test/peers/main.js` (`npm run peers`).
+ *
+ * - QEMU's vfio-user-pci as the client of `anydma serve`: qemu-client.ts;
+ * - the samples of libvfio-user as servers of our client, and as a client of our server: libvfio-user.ts.
+ *
+ * They run in a small Debian of their own, which is made at the first run in $ANYDMA_PEERS_CACHE, or else in anydma-peers
+ * below $XDG_CACHE_HOME or /var/tmp, and kept there. That takes a few minutes, 700 MB of disk, and Debian packages from the
+ * mirror that apt-get uses; later runs take some seconds. It needs Linux on x86-64, root (for chroot), setpriv and
+ * debootstrap; no KVM and no guest system.
+ *
+ * Exit status: 0 all is well, 1 a test failed, 77 it can not be run here, and the reason is on standard error.
+ */
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { prepareMachine, Unavailable } from './machine.js';
+
+const { ANYDMA_PEERS_CACHE, XDG_CACHE_HOME } = process.env;
+const filled = (text: string | undefined): text is string => text !== undefined && text !== '';
+const cache = filled(ANYDMA_PEERS_CACHE)
+  ? ANYDMA_PEERS_CACHE
+  : join(filled(XDG_CACHE_HOME) ? XDG_CACHE_HOME : '/var/tmp', 'anydma-peers');
+
+try {
+  const machine = await prepareMachine(cache, (line) => console.log(`getting ${line} ...`));
+  console.log(`QEMU ${machine.qemu}, libvfio-user of QEMU ${machine.samples}, in ${machine.root}`);
+  const files = ['qemu-client.js', 'libvfio-user.js'].map((name) => fileURLToPath(new URL(name, import.meta.url)));
+  const { status } = spawnSync(
+    process.execPath,
+    ['--test', '--test-reporter=spec', '--test-concurrency=1', '--test-timeout=120000', ...files],
+    { stdio: 'inherit', env: { ...process.env, ANYDMA_PEERS_ROOT: machine.root } },
+  );
+  process.exitCode = status ?? 1;
+} catch (error) {
+  if (!(error instanceof Unavailable)) throw error;
+  console.error(`the peers can not be run here: ${error.message}`);
+  process.exitCode = 77;
+}
