@@ -13,11 +13,12 @@ const DEPTH = 5;
  * the frames, so that only a few are kept.
  *
  * @param below a function that the program is in: its own frame and those inside of it are left out
+ * @param depth frames to keep, where the library is deeper than usual
  */
-export function captureOrigin(below: (...args: never[]) => unknown = captureOrigin): Origin {
+export function captureOrigin(below: (...args: never[]) => unknown = captureOrigin, depth = DEPTH): Origin {
   const origin: Origin = {};
   const { stackTraceLimit } = Error;
-  Error.stackTraceLimit = DEPTH;
+  Error.stackTraceLimit = depth;
   Error.captureStackTrace(origin, below);
   Error.stackTraceLimit = stackTraceLimit;
   return origin;

@@ -8,6 +8,7 @@
 import { createRequire } from 'node:module';
 import { DmaError, errorCode, invalid } from '../errors.js';
 import type { DmaErrorDetails } from '../errors.js';
+import { syscallNumbers } from './uapi/unistd.js';
 
 type Koffi = typeof import('koffi');
 
@@ -21,6 +22,27 @@ export interface Libc {
   readonly munmap: (va: number, length: number) => number;
   readonly memfd_create: (name: string, flags: number) => number;
   readonly ftruncate: (fd: number, length: number) => number;
+  readonly madvise: (va: number, length: number, advice: number) => number;
+  readonly mlock: (va: number, length: number) => number;
+  /** syscall(2) of mbind(2), whose wrapper is not in the C library. */
+  readonly mbind: (va: number, length: number, mode: number, nodes: Pointer, maxNode: number, flags: number) => number;
+  /** syscall(2) of move_pages(2), whose wrapper is not in the C library. */
+  readonly move_pages: (
+    pid: number,
+    count: number,
+    pages: Pointer,
+    nodes: Pointer,
+    status: Pointer,
+    flags: number,
+  ) => number;
+  readonly process_vm_readv: (
+    pid: number,
+    into: Pointer,
+    intoCount: number,
+    from: Pointer,
+    fromCount: number,
+    flags: number,
+  ) => number;
 
   readonly open: (path: string, flags: number, mode: number) => number;
   readonly close: (fd: number) => number;
@@ -33,6 +55,10 @@ export interface Libc {
   readonly link: (from: string, to: string) => number;
   readonly rename: (from: string, to: string) => number;
   readonly unlink: (path: string) => number;
+  readonly fallocate: (fd: number, mode: number, offset: number, length: number) => number;
+  readonly flock: (fd: number, operation: number) => number;
+  readonly mount: (source: string, target: string, type: string, flags: number, options: string) => number;
+  readonly umount2: (target: string, flags: number) => number;
 
   readonly socket: (domain: number, type: number, protocol: number) => number;
   readonly socketpair: (domain: number, type: number, protocol: number, fds: Pointer) => number;
@@ -108,6 +134,10 @@ function declare(koffi: Koffi): Libc {
   // Each thread has its own errno, and its own copy of this module.
   const location: unknown = c.func('__errno_location', 'void *', [])();
   const errno = new Int32Array(koffi.view(location, 4));
+  const { mbind, move_pages } = syscallNumbers(process.arch);
+  const syscall = (...args: string[]) => c.func('syscall', 'long', ['long', ...args]);
+  const callMbind = syscall('intptr_t', 'ulong', 'long', 'void *', 'ulong', 'ulong');
+  const callMovePages = syscall('long', 'ulong', 'void *', 'void *', 'void *', 'long');
 
   return {
     getpagesize: int('getpagesize'),
@@ -115,6 +145,11 @@ function declare(koffi: Koffi): Libc {
     munmap: int('munmap', 'intptr_t', 'size_t'),
     memfd_create: int('memfd_create', 'str', 'uint'),
     ftruncate: int('ftruncate', 'int', 'int64_t'),
+    madvise: int('madvise', 'intptr_t', 'size_t', 'int'),
+    mlock: int('mlock', 'intptr_t', 'size_t'),
+    mbind: (...args) => Number(callMbind(mbind, ...args)),
+    move_pages: (...args) => Number(callMovePages(move_pages, ...args)),
+    process_vm_readv: long('process_vm_readv', 'int', 'void *', 'ulong', 'void *', 'ulong', 'ulong'),
     open: int('open', 'str', 'int', 'uint'),
     close: int('close', 'int'),
     fcntl: int('fcntl', 'int', 'int', 'long'),
@@ -126,6 +161,10 @@ function declare(koffi: Koffi): Libc {
     link: int('link', 'str', 'str'),
     rename: int('rename', 'str', 'str'),
     unlink: int('unlink', 'str'),
+    fallocate: int('fallocate', 'int', 'int', 'int64_t', 'int64_t'),
+    flock: int('flock', 'int', 'int'),
+    mount: int('mount', 'str', 'str', 'str', 'ulong', 'str'),
+    umount2: int('umount2', 'str', 'int'),
     socket: int('socket', 'int', 'int', 'int'),
     socketpair: int('socketpair', 'int', 'int', 'int', 'void *'),
     connect: int('connect', 'int', 'void *', 'uint'),

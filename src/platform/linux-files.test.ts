@@ -1,4 +1,4 @@
-import { ftruncateSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { fstatSync, ftruncateSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -123,6 +123,81 @@ test('readAt and writeAt move all there is, and never make a file longer', { ski
   assert.throws(() => files.readAt(a, 0, new Uint8Array(1)), /pread/);
   files.close(a);
   files.close(b);
+});
+
+test('files are made for this user alone, and only anew when asked to', { skip }, () => {
+  const path = join(directory, 'made');
+  using(files.create(path, { exclusive: true }), (fd) => {
+    assert.ok(isCloseOnExec(fd));
+    assert.equal(statSync(path).mode & 0o777, 0o600);
+    files.truncate(fd, 10);
+    files.writeAt(fd, 0, new Uint8Array([1]));
+    throws('EEXIST', 'open', () => files.create(path, { exclusive: true }));
+    using(files.create(path), (second) => assert.deepEqual(files.status(second).size, 10));
+    assert.equal(files.hasName(fd), true);
+    files.remove(path);
+    assert.equal(files.hasName(fd), false);
+    throws('ENOENT', 'unlink', () => files.remove(path));
+    throws('EINVAL', 'ftruncate', () => files.truncate(fd, -1));
+  });
+  throws('ENOENT', 'open', () => files.create(join(directory, 'no', 'directory')));
+  throws('EINVAL', 'open', () => files.create('a\0b'));
+  throws('ENOENT', 'unlink', () => files.remove(''));
+  throws('EISDIR', 'unlink', () => files.remove(directory));
+  throws('EBADF', 'ftruncate', () => files.truncate(99999, 1));
+  throws('EBADF', 'statx', () => files.hasName(99999));
+  using(memory.memfd({ name: 'm', length: 1 }), (fd) => assert.equal(files.hasName(fd), false));
+  assert.deepEqual(platform.leaks(), []);
+});
+
+test('pages are put into a file and taken out again, seals against shrinking or not', { skip }, () => {
+  const page = memory.pageSize;
+  const blocks = (fd: number): number => fstatSync(fd).blocks * 512;
+  using(memory.memfd({ name: 'sparse', length: 8 * page }), (fd) => {
+    assert.equal(blocks(fd), 0);
+    files.allocateRange(fd, 2 * page, 3 * page);
+    assert.equal(blocks(fd), 3 * page);
+    files.writeAt(fd, 2 * page, new Uint8Array([7]));
+    files.punch(fd, 2 * page, 2 * page);
+    assert.equal(blocks(fd), page);
+    assert.equal(files.status(fd).size, 8 * page);
+    const into = new Uint8Array([1]);
+    files.readAt(fd, 2 * page, into);
+    assert.equal(into[0], 0);
+    throws('EPERM', 'fallocate', () => files.allocateRange(fd, 8 * page, page));
+    for (const [offset, length] of [
+      [-1, page],
+      [0, 0],
+      [0, NaN],
+      [2 ** 52, 2 ** 52],
+    ])
+      for (const call of [files.allocateRange, files.punch])
+        throws('EINVAL', 'fallocate', () => call(fd, offset, length));
+  });
+  throws('EBADF', 'fallocate', () => files.punch(99999, 0, page));
+});
+
+test('a lock keeps others out until the last descriptor of its file is closed', { skip }, () => {
+  const path = join(directory, 'lock');
+  const first = files.create(path);
+  const second = files.create(path);
+  assert.equal(files.lock(first, 'exclusive'), true);
+  assert.equal(files.lock(first, 'exclusive'), true);
+  assert.equal(files.lock(second, 'shared'), false);
+  assert.equal(files.lock(second, 'exclusive'), false);
+  const copy = files.duplicate(first);
+  files.close(first);
+  assert.equal(files.lock(second, 'shared'), false);
+  files.close(copy);
+  assert.equal(files.lock(second, 'shared'), true);
+  using(files.create(path), (third) => {
+    assert.equal(files.lock(third, 'shared'), true);
+    assert.equal(files.lock(third, 'exclusive'), false);
+  });
+  files.close(second);
+  throws('EBADF', 'flock', () => files.lock(99999, 'shared'));
+  throws('EBADF', 'flock', () => files.lock(NaN, 'shared'));
+  assert.deepEqual(platform.leaks(), []);
 });
 
 test('offsets past 2^32 arrive whole', { skip }, () => {

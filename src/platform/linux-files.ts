@@ -4,6 +4,7 @@ import { isAddress } from '../units.js';
 import { check, checkFd, checkPath, fail } from './libc.js';
 import type { Libc } from './libc.js';
 import type { FilesPort, FileStatus } from './ports.js';
+import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE } from './uapi/falloc.js';
 import {
   AT_EMPTY_PATH,
   F_ADD_SEALS,
@@ -11,8 +12,13 @@ import {
   F_GET_SEALS,
   F_GETFL,
   F_SEAL_SHRINK,
+  LOCK_EX,
+  LOCK_NB,
+  LOCK_SH,
   O_ACCMODE,
   O_CLOEXEC,
+  O_CREAT,
+  O_EXCL,
   O_RDONLY,
   O_RDWR,
 } from './uapi/fcntl.js';
@@ -25,6 +31,7 @@ import {
   S_IFREG,
   S_IFSOCK,
   STATX,
+  STATX_NLINK,
   STATX_SIZE,
   STATX_TYPE,
 } from './uapi/stat.js';
@@ -46,15 +53,59 @@ export function linuxFiles(libc: Libc): FilesPort {
 
   /** Fills `words` with what `fd` is. */
   const stat = (fd: number): void => {
-    check(libc, libc.statx(fd, '', AT_EMPTY_PATH, STATX_TYPE | STATX_SIZE, words), 'statx', `fd ${fd}`);
+    check(libc, libc.statx(fd, '', AT_EMPTY_PATH, STATX_TYPE | STATX_NLINK | STATX_SIZE, words), 'statx', `fd ${fd}`);
   };
   const statSize = (): number => words[STATX.stx_size / 4] + words[STATX.stx_size / 4 + 1] * 2 ** 32;
+  const fallocate = (fd: number, mode: number, offset: number, length: number): void => {
+    checkFd(fd, 'fallocate');
+    if (!isAddress(offset) || !isAddress(length) || !isAddress(offset + length) || length === 0)
+      throw invalid('fallocate', `${length} bytes at offset ${offset} are not possible`);
+    check(
+      libc,
+      libc.fallocate(fd, mode, offset, length),
+      'fallocate',
+      `${length} bytes at offset ${offset} of fd ${fd}`,
+    );
+  };
   const statType = (): number => halves[STATX.stx_mode / 2] & S_IFMT;
 
   return {
     open(path, access) {
       checkPath(path, 'open');
       return check(libc, libc.open(path, O_CLOEXEC | (access === 'read' ? O_RDONLY : O_RDWR), 0), 'open', path);
+    },
+
+    create(path, { exclusive = false } = {}) {
+      checkPath(path, 'open');
+      const flags = O_CLOEXEC | O_RDWR | O_CREAT | (exclusive ? O_EXCL : 0);
+      return check(libc, libc.open(path, flags, 0o600), 'open', path);
+    },
+
+    remove(path) {
+      checkPath(path, 'unlink');
+      check(libc, libc.unlink(path), 'unlink', path);
+    },
+
+    hasName(fd) {
+      checkFd(fd, 'statx');
+      stat(fd);
+      return words[STATX.stx_nlink / 4] > 0;
+    },
+
+    truncate(fd, length) {
+      checkFd(fd, 'ftruncate');
+      if (!isAddress(length)) throw invalid('ftruncate', `a length of ${length} bytes is not possible`);
+      check(libc, libc.ftruncate(fd, length), 'ftruncate', `fd ${fd} to ${length} bytes`);
+    },
+
+    allocateRange: (fd, offset, length) => fallocate(fd, 0, offset, length),
+    punch: (fd, offset, length) => fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length),
+
+    lock(fd, kind) {
+      checkFd(fd, 'flock');
+      if (libc.flock(fd, LOCK_NB | (kind === 'shared' ? LOCK_SH : LOCK_EX)) === 0) return true;
+      const errno = libc.errno();
+      return errno === ERRNO.EAGAIN ? false : fail(errno, 'flock', `fd ${fd}`);
     },
 
     close(fd) {

@@ -3,11 +3,14 @@ import { constants } from 'node:buffer';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { DmaError, invalid } from '../errors.js';
-import { hex, isAddress, isPowerOfTwo, TiB } from '../units.js';
+import { hex, isAddress, TiB } from '../units.js';
 import type { Va } from '../units.js';
 import { check, checkFd, checkPath } from './libc.js';
 import type { Libc } from './libc.js';
+import { checkPages, hugePageFlag } from './linux-page-checks.js';
+import { linuxPages } from './linux-pages.js';
 import { readKernelText } from './linux-proc.js';
+import { linuxReservations } from './linux-reservations.js';
 import type { MapOptions, MemfdOptions, MemoryPort } from './ports.js';
 import { F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK } from './uapi/fcntl.js';
 import { MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB } from './uapi/memfd.js';
@@ -31,6 +34,8 @@ export function linuxMemory(libc: Libc): MemoryPort {
   return {
     pageSize,
     maxView,
+    ...linuxReservations(libc, pageSize),
+    ...linuxPages(libc, pageSize),
 
     map(options: MapOptions): Va {
       const { length, writable = true, fd, offset = 0, hugePageSize, populate = false } = options;
@@ -51,12 +56,6 @@ export function linuxMemory(libc: Libc): MemoryPort {
       }
       const prot = PROT_READ | PROT_WRITE;
       return check(libc, libc.mmap(0, length, prot, flags, fd ?? -1, offset), 'mmap', `${length} bytes`) as Va;
-    },
-
-    unmap(va: Va, length: number): void {
-      checkPages('munmap', 'address', va, pageSize);
-      checkPages('munmap', 'length', length, pageSize);
-      check(libc, libc.munmap(va, length), 'munmap', `${length} bytes at ${hex(va)}`);
     },
 
     memfd(options: MemfdOptions): number {
@@ -110,16 +109,6 @@ function isEmpty(view: ArrayBufferView | ArrayBufferLike): boolean {
   } catch {
     return true;
   }
-}
-
-function checkPages(operation: string, what: string, value: number, pageSize: number): void {
-  if (!isAddress(value) || value % pageSize !== 0)
-    throw invalid(operation, `the ${what} ${value} is not a multiple of the page size ${pageSize}`);
-}
-
-function hugePageFlag(operation: string, pageSize: number, shift: number): number {
-  if (!isPowerOfTwo(pageSize)) throw invalid(operation, `a page size of ${pageSize} bytes is not possible`);
-  return Math.log2(pageSize) << shift;
 }
 
 /** What the lines of /proc/self/maps, which ascend, allow on all of [start, end). */

@@ -3,6 +3,7 @@ import type { Libc } from './libc.js';
 import { linuxEvents } from './linux-events.js';
 import { linuxFiles } from './linux-files.js';
 import { linuxIoctl } from './linux-ioctl.js';
+import { linuxKernel } from './linux-kernel.js';
 import { linuxLimits } from './linux-limits.js';
 import { linuxMemory } from './linux-memory.js';
 import { linuxReadiness } from './linux-readiness.js';
@@ -21,5 +22,6 @@ export function linuxPlatform(libc: Libc): Platform {
     readiness: linuxReadiness(libc),
     ioctl: linuxIoctl(libc),
     limits: linuxLimits(libc),
+    kernel: linuxKernel(libc),
   };
 }

@@ -12,9 +12,26 @@ const PAGE = 4096;
 test('what needs a system call is ENOTSUP with the reason', () => {
   const platform = portable();
   assert.deepEqual([platform.name, platform.limitation], ['portable', REASON]);
-  const { memory, files, sockets, events, readiness, ioctl, limits } = platform;
+  const { memory, files, sockets, events, readiness, ioctl, limits, kernel } = platform;
   for (const action of [
     () => files.open('/', 'read'),
+    () => files.create('x'),
+    () => files.remove('x'),
+    () => files.hasName(0),
+    () => files.truncate(0, 0),
+    () => files.allocateRange(0, 0, 1),
+    () => files.punch(0, 0, 1),
+    () => files.lock(0, 'shared'),
+    () => kernel.writeText('/x', '1'),
+    () => kernel.makeDirectory('/x'),
+    () => kernel.mount({ source: 'x', target: '/x', type: 'x', options: '' }),
+    () => kernel.unmount('/x'),
+    () => memory.reserve(PAGE, PAGE),
+    () => memory.commit(0 as Va, { length: PAGE }),
+    () => memory.populate(0 as Va, PAGE),
+    () => memory.decommit(0 as Va, PAGE),
+    () => memory.bind(0 as Va, PAGE, 0),
+    () => memory.lock(0 as Va, PAGE),
     () => files.close(0),
     () => files.duplicate(0),
     () => files.status(0),
@@ -42,6 +59,10 @@ test('what needs a system call is ENOTSUP with the reason', () => {
     assert.throws(action, (error) => isDmaError(error, 'ENOTSUP') && error.reason.includes(REASON), String(action));
   assert.deepEqual(limits.lockedMemory(), { limit: Infinity, used: 0 });
   assert.equal(limits.freeHugePages(2 ** 21), undefined);
+  assert.equal(kernel.readText('/proc/self/status'), undefined);
+  assert.deepEqual(kernel.list('/'), []);
+  assert.deepEqual([...memory.nodesOf(0 as Va, PAGE, 2)], [-1, -1]);
+  assert.equal(memory.frames(0 as Va, PAGE, 2), undefined);
 });
 
 test('memory has made-up addresses on pages of its own, with holes between', () => {

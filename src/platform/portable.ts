@@ -19,6 +19,13 @@ export function portablePlatform(reason: string): Platform {
     memory: new PortableMemory(reason),
     files: {
       open: refuse('open'),
+      create: refuse('open'),
+      remove: refuse('unlink'),
+      hasName: refuse('statx'),
+      truncate: refuse('ftruncate'),
+      allocateRange: refuse('fallocate'),
+      punch: refuse('fallocate'),
+      lock: refuse('flock'),
       close: refuse('close'),
       duplicate: refuse('fcntl'),
       status: refuse('statx'),
@@ -39,6 +46,14 @@ export function portablePlatform(reason: string): Platform {
     readiness: { watch: refuse('watch'), wait: refuse('poll') },
     ioctl: { call: refuse('ioctl') },
     limits: { lockedMemory: () => ({ limit: Infinity, used: 0 }), freeHugePages: () => undefined },
+    kernel: {
+      readText: () => undefined,
+      writeText: refuse('write'),
+      list: () => [],
+      makeDirectory: refuse('mkdir'),
+      mount: refuse('mount'),
+      unmount: refuse('umount2'),
+    },
   };
 }
 
@@ -84,6 +99,38 @@ class PortableMemory implements MemoryPort {
 
   memfd(): never {
     throw this.#unsupported('memfd_create', 'there are no files in memory');
+  }
+
+  reserve(): never {
+    throw this.#unsupported('mmap', 'addresses can not be reserved without memory');
+  }
+
+  commit(): never {
+    throw this.#unsupported('mmap', 'nothing can be mapped at a given address');
+  }
+
+  populate(): never {
+    throw this.#unsupported('madvise', 'pages can not be faulted in');
+  }
+
+  decommit(): never {
+    throw this.#unsupported('mmap', 'nothing can be mapped at a given address');
+  }
+
+  bind(): never {
+    throw this.#unsupported('mbind', 'memory can not be bound to a node');
+  }
+
+  nodesOf(_va: Va, _pageSize: number, count: number): Int32Array {
+    return new Int32Array(count).fill(-1);
+  }
+
+  frames(): undefined {
+    return undefined;
+  }
+
+  lock(): never {
+    throw this.#unsupported('mlock', 'memory can not be locked');
   }
 
   /** The whole ArrayBuffer at `va`, which is the memory itself: once detached, what was in it is gone. */

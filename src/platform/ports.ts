@@ -40,14 +40,67 @@ export interface MemfdOptions {
   readonly sealed?: boolean;
 }
 
+/** What a part of a reservation becomes. */
+export interface CommitOptions {
+  /** bytes, a multiple of the page size of what is mapped */
+  readonly length: number;
+  /** May the process write? Default true. */
+  readonly writable?: boolean;
+  /** The descriptor behind a shared mapping; absent for private anonymous memory, which a forked child does not inherit. */
+  readonly fd?: number;
+  /** Bytes into the descriptor, a multiple of its page size. Default 0. */
+  readonly offset?: number;
+  /** Anonymous hugetlb memory of this page size in bytes, a power of two. */
+  readonly hugePageSize?: number;
+}
+
 /** Memory mappings, and JavaScript's views of them. */
 export interface MemoryPort {
   /** bytes a page of ordinary memory has */
   readonly pageSize: number;
   /** mmap(2). Returns the address of the mapping, which the caller owns until `unmap`. */
   map(options: MapOptions): Va;
-  /** munmap(2) of exactly what `map` returned. Every view must have been detached before. */
+  /** munmap(2) of exactly what `map` or `reserve` returned. Every view must have been detached before. */
   unmap(va: Va, length: number): void;
+  /**
+   * Reserves addresses and nothing else: no page can be touched, none is counted (PROT_NONE, MAP_NORESERVE). The caller
+   * owns them until `unmap`, which also takes all that was committed inside.
+   *
+   * @param length bytes, a multiple of the page size
+   * @param alignment bytes, a power of two; below the page size it means the page size
+   */
+  reserve(length: number, alignment: number): Va;
+  /**
+   * Maps memory over a part of a reservation (mmap with MAP_FIXED). Its pages are promised by nobody (MAP_NORESERVE): touch
+   * none before `populate`, because a missing hugepage would kill the process. When it fails the part is reserved as
+   * before. EINVAL unless the part is inside one reservation of this port.
+   */
+  commit(va: Va, options: CommitOptions): void;
+  /**
+   * Faults in all pages of committed memory, for writing, and keeps what is in them. ENOMEM when a page can not be had, and
+   * then some may be there and others not: `decommit` them (and `punch` the file behind them).
+   */
+  populate(va: Va, length: number): void;
+  /**
+   * Makes a part of a reservation a bare reservation again. Private pages go back to the system; those of a descriptor stay
+   * in it. EINVAL unless the part is inside one reservation of this port. Every view must have been detached before.
+   */
+  decommit(va: Va, length: number): void;
+  /**
+   * Lets the pages of committed memory come from NUMA node `node` only (mbind, MPOL_BIND). Call it before `populate`: pages
+   * that are there stay where they are. Does nothing where the system has no such call, or refuses it to this process, and
+   * `node` is the only node there is. EINVAL when the machine has no such node.
+   */
+  bind(va: Va, length: number, node: number): void;
+  /** The NUMA node of each of `count` pages from `va` on (move_pages, which moves none here); -1 where it is not known. */
+  nodesOf(va: Va, pageSize: number, count: number): Int32Array;
+  /**
+   * The physical address of each of `count` pages from `va` on, by /proc/self/pagemap; -1 for a page that is not there.
+   * `undefined` when the kernel does not tell this process (without CAP_SYS_ADMIN it shows zeros).
+   */
+  frames(va: Va, pageSize: number, count: number): Float64Array | undefined;
+  /** mlock(2): the pages stay in memory until they are unmapped. ENOMEM or EPERM beyond RLIMIT_MEMLOCK. */
+  lock(va: Va, length: number): void;
   /** memfd_create(2) + ftruncate(2) + seals. Returns a descriptor that the caller owns. */
   memfd(options: MemfdOptions): number;
   /**
@@ -77,6 +130,29 @@ export interface FileStatus {
 /** Files and descriptors. */
 export interface FilesPort {
   open(path: string, access: 'read' | 'read-write'): number;
+  /**
+   * Opens `path` for reading and writing and makes it when it is not there, for this user alone (mode 0600).
+   *
+   * @param options.exclusive EEXIST when it is there. Default false.
+   */
+  create(path: string, options?: { readonly exclusive?: boolean }): number;
+  /** unlink(2). The file itself lives on as long as anybody has it open or mapped. */
+  remove(path: string): void;
+  /** Does any name still lead to the open file (st_nlink)? False for memfds, and for files that were removed. */
+  hasName(fd: number): boolean;
+  /** ftruncate(2) to `length` bytes. */
+  truncate(fd: number, length: number): void;
+  /** fallocate(2): puts pages under [offset, offset + length). ENOSPC when there are not enough. Makes the file longer if needed. */
+  allocateRange(fd: number, offset: number, length: number): void;
+  /** Takes the pages under [offset, offset + length) out of the file, which keeps its size (FALLOC_FL_PUNCH_HOLE). Seals against shrinking allow it. */
+  punch(fd: number, offset: number, length: number): void;
+  /**
+   * flock(2) without waiting: the lock belongs to the open file, so that it ends when its last descriptor is closed or its
+   * last process dies.
+   *
+   * @returns false when somebody else's lock is in the way
+   */
+  lock(fd: number, kind: 'shared' | 'exclusive'): boolean;
   close(fd: number): void;
   /** A second descriptor for the same open file (F_DUPFD_CLOEXEC). */
   duplicate(fd: number): number;
@@ -169,6 +245,34 @@ export interface LimitsPort {
   freeHugePages(pageSize: number): number | undefined;
 }
 
+/** What is mounted by {@link KernelPort.mount}. */
+export interface MountOptions {
+  /** The device; any text for file systems that have none. */
+  readonly source: string;
+  /** An existing directory. */
+  readonly target: string;
+  /** The file system, such as `hugetlbfs`. */
+  readonly type: string;
+  /** The file system's own options, such as `pagesize=2M`. */
+  readonly options: string;
+}
+
+/** The kernel's settings, which are files of /proc and /sys, and its mounts. */
+export interface KernelPort {
+  /** The text of a file; `undefined` when it can not be read (not there, not allowed, no such kernel). */
+  readText(path: string): string | undefined;
+  /** Puts `text` into a file that is there, in place of what is in it, by one write(2). The kernel's refusal of the value is thrown. */
+  writeText(path: string, text: string): void;
+  /** The names in a directory, in ascending order; none when it can not be read. */
+  list(directory: string): string[];
+  /** Makes a directory and those above it; nothing happens when it is there. */
+  makeDirectory(path: string): void;
+  /** mount(2). */
+  mount(options: MountOptions): void;
+  /** umount2(2). EBUSY while a file in it is open or mapped. */
+  unmount(target: string): void;
+}
+
 /** All ports of one machine. */
 export interface Platform {
   /** `linux`, or `portable` when no system call can be made */
@@ -182,4 +286,5 @@ export interface Platform {
   readonly readiness: ReadinessPort;
   readonly ioctl: IoctlPort;
   readonly limits: LimitsPort;
+  readonly kernel: KernelPort;
 }

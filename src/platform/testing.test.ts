@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
 import { isDmaError } from '../errors.js';
+import type { Va } from '../units.js';
 import { openPlatform } from './open.js';
 import { portablePlatform } from './portable.js';
 import type { Platform } from './ports.js';
@@ -149,4 +150,45 @@ test('each thing that is left open is told, oldest first', { skip }, () => {
   for (const each of [fd, second, event, a, b, server, ...received]) files.close(each);
   rmSync(directory, { recursive: true });
   assert.deepEqual(platform.leaks(), []);
+});
+
+test('what is committed inside a reservation is told in the pieces that are left', { skip }, () => {
+  const platform = trackingPlatform(openPlatform());
+  const { memory, files } = platform;
+  const page = memory.pageSize;
+  const va = memory.reserve(8 * page, page);
+  memory.commit(va, { length: 6 * page });
+  memory.decommit((va + page) as Va, page);
+  memory.decommit((va + 4 * page) as Va, 4 * page);
+  const [reservation, ...parts] = platform.leaks();
+  assert.match(reservation, /^mapping at 0x/);
+  assert.deepEqual(
+    parts.map((line) => Number(/^\d+/.exec(line)?.[0])),
+    [page, 2 * page],
+  );
+  memory.unmap(va, 8 * page);
+  assert.deepEqual(platform.leaks(), []);
+  const directory = mkdtempSync(join(tmpdir(), 'made-'));
+  const fd = files.create(join(directory, 'file'));
+  assert.match(platform.leaks()[0], /^fd \d+ of files.create/);
+  files.close(fd);
+  rmSync(directory, { recursive: true });
+  assert.deepEqual(platform.leaks(), []);
+});
+
+test('decommit, punch and remove are clean-up', { skip }, () => {
+  const platform = failingPlatform(openPlatform());
+  const { memory, files } = platform;
+  const page = memory.pageSize;
+  const fd = memory.memfd({ name: 'x', length: page });
+  const va = memory.reserve(page, page);
+  memory.commit(va, { length: page, fd });
+  platform.failCall(1, 'EIO');
+  memory.decommit(va, page);
+  files.punch(fd, 0, page);
+  assert.equal(platform.failed(), undefined);
+  platform.failCall(1, 'EIO', 'files.punch');
+  assert.throws(() => files.punch(fd, 0, page), { code: 'EIO', operation: 'files.punch' });
+  memory.unmap(va, page);
+  files.close(fd);
 });

@@ -2,7 +2,7 @@
 import { DmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import { hex } from '../units.js';
-import type { Platform } from './ports.js';
+import type { MemoryPort, Platform } from './ports.js';
 
 /** One call of a port's method, or of a watch's, on its way. */
 interface Call {
@@ -61,12 +61,20 @@ export interface FailingPlatform extends Platform {
 }
 
 /** Calls that undo. A program can not do anything about their failure, so they do not fail unless asked to by name. */
-const CLEANUP: readonly string[] = ['files.close', 'memory.unmap', 'memory.detach', 'Watch.close'];
+const CLEANUP: readonly string[] = [
+  'files.close',
+  'files.remove',
+  'files.punch',
+  'memory.unmap',
+  'memory.decommit',
+  'memory.detach',
+  'Watch.close',
+];
 
 /**
  * Wraps `platform` so that single calls can be made to fail.
  *
- * @param options.cleanup may calls that undo (close, unmap, detach, Watch.close) fail as well? Default false.
+ * @param options.cleanup may calls that undo (close, remove, punch, unmap, decommit, detach, Watch.close) fail as well? Default false.
  */
 export function failingPlatform(platform: Platform, options: { readonly cleanup?: boolean } = {}): FailingPlatform {
   const mayFail = (name: string): boolean => options.cleanup === true || !CLEANUP.includes(name);
@@ -100,7 +108,10 @@ export function failingPlatform(platform: Platform, options: { readonly cleanup?
 
 /** A platform that knows what is open. */
 export interface TrackingPlatform extends Platform {
-  /** A line for each mapping, descriptor, view and watch that was made and has not been given back, oldest first. */
+  /**
+   * A line for each mapping, reservation, descriptor, view and watch that was made and has not been given back, oldest
+   * first; then one for each stretch of a reservation that is committed.
+   */
   leaks(): string[];
 }
 
@@ -108,6 +119,7 @@ export interface TrackingPlatform extends Platform {
 const MAKES_DESCRIPTORS: readonly string[] = [
   'memory.memfd',
   'files.open',
+  'files.create',
   'files.duplicate',
   'sockets.connect',
   'sockets.listen',
@@ -121,28 +133,65 @@ const MAKES_DESCRIPTORS: readonly string[] = [
 export function trackingPlatform(platform: Platform): TrackingPlatform {
   /** What is open, under the object or text that its release will name. */
   const open = new Map<unknown, string>();
+  const committed = new Committed();
 
-  return intercept({ ...platform, leaks: () => [...open.values()] }, ({ name, args, target, run }) => {
-    const result = run();
-    if (MAKES_DESCRIPTORS.includes(name)) {
-      for (const fd of descriptorsIn(result)) open.set(`fd ${fd}`, `fd ${fd} of ${name}(${describe(args[0])})`);
-    } else if (name === 'files.close') {
-      open.delete(`fd ${String(args[0])}`);
-    } else if (name === 'memory.map') {
-      open.set(`mapping ${String(result)}`, `mapping at ${describe(result)} of ${describe(args[0])}`);
-    } else if (name === 'memory.unmap') {
-      open.delete(`mapping ${String(args[0])}`);
-    } else if (name === 'memory.view') {
-      open.set(result, `view of ${describe(args[1])} bytes at ${describe(args[0])}`);
-    } else if (name === 'memory.detach') {
-      open.delete(args[0]);
-    } else if (name === 'readiness.watch') {
-      open.set(result, `watch on fd ${String(args[0])}`);
-    } else if (name === 'Watch.close') {
-      open.delete(target);
-    }
-    return result;
-  });
+  return intercept(
+    { ...platform, leaks: () => [...open.values(), ...committed.lines()] },
+    ({ name, args, target, run }) => {
+      const result = run();
+      if (MAKES_DESCRIPTORS.includes(name)) {
+        for (const fd of descriptorsIn(result)) open.set(`fd ${fd}`, `fd ${fd} of ${name}(${describe(args[0])})`);
+      } else if (name === 'files.close') {
+        open.delete(`fd ${String(args[0])}`);
+      } else if (name === 'memory.map' || name === 'memory.reserve') {
+        open.set(`mapping ${String(result)}`, `mapping at ${describe(result)} of ${describe(args[0])}`);
+      } else if (name === 'memory.commit') {
+        const [va, options] = args as Parameters<MemoryPort['commit']>;
+        committed.add(va, va + options.length, `memory at ${hex(va)} of ${describe(options)}`);
+      } else if (name === 'memory.decommit') {
+        const [va, length] = args as Parameters<MemoryPort['decommit']>;
+        committed.remove(va, va + length);
+      } else if (name === 'memory.unmap') {
+        const [va, length] = args as Parameters<MemoryPort['unmap']>;
+        open.delete(`mapping ${va}`);
+        committed.remove(va, va + length);
+      } else if (name === 'memory.view') {
+        open.set(result, `view of ${describe(args[1])} bytes at ${describe(args[0])}`);
+      } else if (name === 'memory.detach') {
+        open.delete(args[0]);
+      } else if (name === 'readiness.watch') {
+        open.set(result, `watch on fd ${String(args[0])}`);
+      } else if (name === 'Watch.close') {
+        open.delete(target);
+      }
+      return result;
+    },
+  );
+}
+
+/** The parts of reservations that have memory. One can be taken back in other pieces than it was given. */
+class Committed {
+  #parts: { readonly start: number; readonly end: number; readonly text: string }[] = [];
+
+  add(start: number, end: number, text: string): void {
+    this.remove(start, end);
+    this.#parts.push({ start, end, text });
+  }
+
+  remove(start: number, end: number): void {
+    this.#parts = this.#parts.flatMap((part) =>
+      part.end <= start || part.start >= end
+        ? [part]
+        : [
+            { ...part, end: start },
+            { ...part, start: end },
+          ].filter((rest) => rest.start < rest.end),
+    );
+  }
+
+  lines(): string[] {
+    return this.#parts.map(({ start, end, text }) => `${end - start} bytes at ${hex(start)} of the ${text}`);
+  }
 }
 
 function descriptorsIn(result: unknown): readonly number[] {

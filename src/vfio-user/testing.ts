@@ -215,13 +215,11 @@ export function inMemoryPlatform(base: Platform, options: { readonly chunk?: num
     sockets,
     readiness,
     files: {
-      open: (path, access) => base.files.open(path, access),
+      ...base.files,
       close,
       duplicate,
       status: (fd) => (ends.has(fd) ? { kind: 'socket', size: 0, writable: true } : base.files.status(fd)),
       sealedAgainstShrinking: (fd, add) => !ends.has(fd) && base.files.sealedAgainstShrinking(fd, add),
-      readAt: (fd, offset, into) => base.files.readAt(fd, offset, into),
-      writeAt: (fd, offset, from) => base.files.writeAt(fd, offset, from),
     },
     run(rounds = 10_000) {
       for (let n = 0; n < rounds && turn(); n++);

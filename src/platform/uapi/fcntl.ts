@@ -3,6 +3,8 @@
 export const O_ACCMODE = 0o3;
 export const O_RDONLY = 0o0;
 export const O_RDWR = 0o2;
+export const O_CREAT = 0o100;
+export const O_EXCL = 0o200;
 export const O_CLOEXEC = 0o2000000;
 
 export const F_GETFL = 3;
@@ -18,3 +20,8 @@ export const AT_FDCWD = -100;
 export const AT_SYMLINK_NOFOLLOW = 0x100;
 /** With an empty path: the file behind the descriptor itself. */
 export const AT_EMPTY_PATH = 0x1000;
+
+/** flock(2). */
+export const LOCK_SH = 1;
+export const LOCK_EX = 2;
+export const LOCK_NB = 4;

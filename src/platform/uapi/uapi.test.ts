@@ -7,13 +7,16 @@ import { test } from 'node:test';
 import assert from 'node:assert/strict';
 import * as eventfd from './eventfd.js';
 import * as eventpoll from './eventpoll.js';
+import * as falloc from './falloc.js';
 import * as fcntl from './fcntl.js';
 import * as memfd from './memfd.js';
+import * as mempolicy from './mempolicy.js';
 import * as mman from './mman.js';
 import * as poll from './poll.js';
 import * as resource from './resource.js';
 import * as socket from './socket.js';
 import * as stat from './stat.js';
+import { syscallNumbers } from './unistd.js';
 
 const HEADERS = `
 #define _GNU_SOURCE
@@ -22,13 +25,17 @@ const HEADERS = `
 #include <fcntl.h>
 #include <poll.h>
 #include <linux/capability.h>
+#include <linux/falloc.h>
 #include <linux/memfd.h>
+#include <linux/mempolicy.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 `;
@@ -53,7 +60,7 @@ const hasCompiler = process.platform === 'linux' && spawnSync('gcc', ['--version
 
 test('constants and layouts are those of the C headers', { skip: hasCompiler ? false : 'no gcc on Linux here' }, () => {
   const expected = new Map<string, number>();
-  for (const module of [eventfd, eventpoll, fcntl, memfd, mman, poll, resource, socket, stat]) {
+  for (const module of [eventfd, eventpoll, falloc, fcntl, memfd, mempolicy, mman, poll, resource, socket, stat]) {
     for (const [name, value] of Object.entries(module) as [string, number | Record<string, number>][]) {
       if (typeof value === 'number') expected.set(OWN_NAMES.get(name) ?? name, value);
       else {
@@ -63,7 +70,8 @@ test('constants and layouts are those of the C headers', { skip: hasCompiler ? f
       }
     }
   }
-  assert.ok(expected.size > 70);
+  for (const [name, number] of Object.entries(syscallNumbers(process.arch))) expected.set(`__NR_${name}`, number);
+  assert.ok(expected.size > 85);
   assert.equal(OWN_NAMES.size, 2);
 
   const prints = [...expected.keys()].map((each) => `printf("%lld\\n", (long long)(${each}));`);

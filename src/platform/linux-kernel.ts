@@ -1,0 +1,61 @@
+/** The kernel's settings and mounts on Linux. */
+import { closeSync, constants, mkdirSync, openSync, readdirSync, writeSync } from 'node:fs';
+import { invalid } from '../errors.js';
+import { check, checkPath, fail } from './libc.js';
+import type { Libc } from './libc.js';
+import { readKernelText } from './linux-proc.js';
+import type { KernelPort } from './ports.js';
+
+/** The {@link KernelPort} that asks the kernel. */
+export function linuxKernel(libc: Libc): KernelPort {
+  return {
+    readText: readKernelText,
+
+    writeText(path, text) {
+      checkPath(path, 'write');
+      const subject = `${JSON.stringify(text)} into ${path}`;
+      const fd = node('open', path, () => openSync(path, constants.O_WRONLY | constants.O_TRUNC));
+      try {
+        node('write', subject, () => writeSync(fd, text));
+      } finally {
+        closeSync(fd);
+      }
+    },
+
+    list(directory) {
+      try {
+        return readdirSync(directory).sort();
+      } catch {
+        return [];
+      }
+    },
+
+    makeDirectory(path) {
+      checkPath(path, 'mkdir');
+      node('mkdir', path, () => mkdirSync(path, { recursive: true }));
+    },
+
+    mount({ source, target, type, options }) {
+      checkPath(target, 'mount');
+      for (const text of [source, type, options])
+        if (text.includes('\0')) throw invalid('mount', `an option can not contain a NUL: ${JSON.stringify(text)}`);
+      check(libc, libc.mount(source, target, type, 0, options), 'mount', `${type} at ${target} (${options})`);
+    },
+
+    unmount(target) {
+      checkPath(target, 'umount2');
+      check(libc, libc.umount2(target, 0), 'umount2', target);
+    },
+  };
+}
+
+/** Runs a function of node:fs; its errors become a DmaError with the kernel's code. */
+function node<T>(operation: string, subject: string, call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    const errno = error instanceof Error && 'errno' in error ? Number(error.errno) : NaN;
+    if (!(errno < 0)) throw error;
+    return fail(-errno, operation, subject, { cause: error });
+  }
+}

@@ -1,0 +1,13 @@
+/**
+ * Numbers of the system calls that the C library has no function for: arch/x86/entry/syscalls/syscall_64.tbl and
+ * include/uapi/asm-generic/unistd.h, which the other architectures that `libc.ts` accepts share.
+ */
+interface SyscallNumbers {
+  readonly mbind: number;
+  readonly move_pages: number;
+}
+
+/** @param arch `process.arch` */
+export function syscallNumbers(arch: string): SyscallNumbers {
+  return arch === 'x64' ? { mbind: 237, move_pages: 279 } : { mbind: 235, move_pages: 239 };
+}
