@@ -44,7 +44,8 @@ export class Area {
   readonly range: Range<Va>;
   /** bytes */
   readonly pageSize: number;
-  readonly owner: AreaOwner;
+  /** Changes when external memory comes into a heap, and when it leaves. */
+  owner: AreaOwner;
   readonly label: string;
   /** NUMA node; -1 when not known */
   readonly node: number;

@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { after, describe, test } from 'node:test';
 import { isDmaError, type ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
+import { hugePagesForTest } from '../platform/testing-hugepages.js';
 import { portablePlatform } from '../platform/portable.js';
 import type { Platform } from '../platform/ports.js';
 import { failingPlatform, trackingPlatform } from '../platform/testing.js';
@@ -317,30 +318,22 @@ describe('allocate', { skip }, () => {
   });
 
   test('real hugepages', (context) => {
-    const knob = '/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages';
-    let before: string;
+    const { platform, external, mustBeEmpty } = setup();
+    const pages = hugePagesForTest(platform, 3);
+    if (typeof pages === 'string') return context.skip(pages);
     try {
-      before = readFileSync(knob, 'utf8').trim();
-      writeFileSync(knob, String(Number(before) + 4));
-    } catch {
-      return context.skip('nr_hugepages can not be written here');
-    }
-    try {
-      if ((real.limits.freeHugePages(2 * MiB) ?? 0) < 3)
-        return context.skip('this machine has no memory for hugepages');
-      const { external, mustBeEmpty } = setup();
       for (const source of ['memfd', 'anonymous'] as const) {
         const memory = external.allocate(3 * MiB, { hugePageSize: 2 * MiB, source });
         assert.deepEqual([memory.length, memory.area.pageSize, memory.va % (2 * MiB)], [4 * MiB, 2 * MiB, 0]);
         memory.bytes().fill(7);
         assert.equal(memory.bytes()[4 * MiB - 1], 7);
         memory.unregister();
-        mustBeEmpty();
       }
-      return undefined;
     } finally {
-      writeFileSync(knob, before);
+      pages.giveBack();
     }
+    mustBeEmpty();
+    return undefined;
   });
 
   test('new memory is zero, and two pieces are apart', () => {

@@ -135,6 +135,12 @@ export class ExternalMemory implements Disposable {
     return this.#views.subarray(offset, offset + length);
   }
 
+  /** Why it can not be unregistered now, when something holds it by a pin; `undefined` when nothing does. */
+  get pinned(): string | undefined {
+    const [pin] = this.#pins;
+    return pin?.reason;
+  }
+
   /**
    * Holds the memory while something works on its views: unregistering is EBUSY until the pin is disposed.
    *
@@ -161,8 +167,8 @@ export class ExternalMemory implements Disposable {
       new DmaError({ code: 'EBUSY', operation: 'unregister', range: area.range, reason, hint });
     if (area.holders.size > 0)
       throw refuse(`${area.label} is mapped by ${[...area.holders.keys()].join(', ')}`, 'unmap it there first');
-    const [pin] = this.#pins;
-    if (pin !== undefined) throw refuse(`${area.label} is in use: ${pin.reason}`, 'wait until it ends, then free it');
+    const { pinned } = this;
+    if (pinned !== undefined) throw refuse(`${area.label} is in use: ${pinned}`, 'wait until it ends, then free it');
     // When this fails, a view could still reach the memory, so that it has to stay.
     if (this.#views instanceof Views) this.#views.detach();
     this.#registered = false;

@@ -1,0 +1,49 @@
+/** Which heaps an allocation may come from, in the words that programs have for them. */
+import { invalid, isDmaError } from '../errors.js';
+import type { Block, Heap } from './heap.js';
+import type { Heaps } from './heaps.js';
+import type { OwnedMallocOptions, OwnedMemory } from './owned.js';
+
+/** The memory of one `Eal` that allocations come from. */
+export interface HeapSources {
+  readonly memory: OwnedMemory;
+  readonly heap: Heaps;
+}
+
+/** Where to allocate, and what the block has to be like. */
+export interface PlacedMallocOptions extends OwnedMallocOptions {
+  /** The heap of that name. Default: the library's own memory, of `node` or any. */
+  readonly heap?: string;
+}
+
+/**
+ * The heaps that these options name, in the order they are tried.
+ *
+ * @throws DmaError EINVAL for no name of a heap, and for a node there is not, or that the heap is not on; ENOENT for a heap
+ *   there is not
+ */
+export function chooseHeaps(
+  sources: HeapSources,
+  { heap, node }: Pick<PlacedMallocOptions, 'heap' | 'node'>,
+  operation: string,
+): readonly Heap[] {
+  const { memory } = sources;
+  if (heap === undefined) return node === undefined ? memory.heaps : [memory.heapOf(node)];
+  const found = sources.heap.find(heap, operation);
+  if (node === undefined || node === found.node) return [found];
+  throw invalid(operation, `the heap ${heap} is not on NUMA node ${node}`);
+}
+
+/** What `allocate` makes of the first heap that has room. @throws DmaError ENOMEM of the first one when none has; all others at once */
+export function allocateFrom(heaps: readonly Heap[], allocate: (heap: Heap) => Block): Block {
+  let failure: unknown;
+  for (const heap of heaps) {
+    try {
+      return allocate(heap);
+    } catch (error) {
+      if (!isDmaError(error, 'ENOMEM')) throw error;
+      failure ??= error;
+    }
+  }
+  throw failure;
+}

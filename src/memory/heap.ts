@@ -1,0 +1,594 @@
+/**
+ * A heap: blocks of memory, handed out and taken back. What is free and what is not is known outside of the memory, so
+ * that nothing is written into it but what the program and its devices write.
+ *
+ * Every piece of memory that a heap was given is a region of its own: a block is always inside one, so that a piece can be
+ * taken away once nothing in it is used, and a block is one range for a device wherever the piece is.
+ */
+import { DmaError, invalid, isDmaError } from '../errors.js';
+import { captureOrigin, type Origin } from '../origin.js';
+import type { MemoryPort } from '../platform/ports.js';
+import { RangeMap } from '../range-map.js';
+import type { Range } from '../ranges.js';
+import { alignDown, formatSize, hex, isAddress, isPowerOfTwo, MiB, type Iova, type Va } from '../units.js';
+import type { Area } from './area.js';
+import type { AreaIndex } from './area-index.js';
+import { BlockAllocator } from './block-allocator.js';
+import type { Pin } from './external.js';
+import type { IovaMode } from './iova-mode.js';
+import { checkPart, Views } from './views.js';
+
+/** Memory that a heap serves from. */
+export interface HeapMemory {
+  readonly range: Range<Va>;
+  /** bytes */
+  readonly pageSize: number;
+  /** What covers the range, without holes. */
+  readonly areas: readonly Area[];
+  /** The bytes at [va, va + length), which are inside. */
+  bytes(va: Va, length: number): Uint8Array;
+}
+
+/** What a block has to be like. */
+export interface MallocOptions {
+  /** Its address is a multiple of this power of two, in bytes. Default (and 0): 64, which is also the least. */
+  readonly align?: number;
+  /** Fill it with zeros? Default false: what is in it then is whatever was there before. */
+  readonly zero?: boolean;
+  /** Contiguous for every device, whatever addresses it uses? Default false. */
+  readonly contiguous?: boolean;
+  /** It does not reach over a multiple of this power of two, in bytes; at least the size. Default 0: it may. */
+  readonly boundary?: number;
+  /** It is on pages of one of these sizes, in bytes. Default: any. A heap over the user's memory takes it as a wish. */
+  readonly pageSizes?: readonly number[];
+  /** With `pageSizes`: others will do when there are none of these. Default false. */
+  readonly pageSizeHint?: boolean;
+}
+
+/** What is needed when a heap has no room. */
+export interface RoomRequest {
+  /** bytes */
+  readonly size: number;
+  /** bytes */
+  readonly align: number;
+  /** bytes; 0 for none */
+  readonly boundary: number;
+  /** bytes; absent: any */
+  readonly pageSizes: readonly number[] | undefined;
+}
+
+/** The state of a heap. All in bytes, but for the counts. */
+export interface HeapStatistics {
+  readonly total: number;
+  readonly free: number;
+  /** The rounding of blocks to 64 included. */
+  readonly allocated: number;
+  /** The largest block that there is room for. */
+  readonly greatestFree: number;
+  readonly allocatedBlocks: number;
+  /** How many pieces the free memory is in. */
+  readonly freeBlocks: number;
+}
+
+/** What a heap is made of. */
+export interface HeapOptions {
+  readonly name: string;
+  readonly id: number;
+  readonly node: number;
+  readonly memory: MemoryPort;
+  readonly areas: AreaIndex;
+  readonly iovaMode: () => IovaMode;
+  /** Note where each block was made? */
+  readonly origins: boolean;
+  /** Can views of parts of memory be made? */
+  readonly ownViews: boolean;
+  /**
+   * Adds memory until `fits`, which takes what is wanted if there is room for it, says yes; what did not help goes again.
+   * Absent: the heap does not grow by itself. @throws DmaError ENOMEM, with what was tried
+   */
+  readonly grow?: (request: RoomRequest, fits: () => boolean) => void;
+  /** Called when nothing in a piece of memory is used any more. */
+  readonly emptied?: (memory: HeapMemory) => void;
+}
+
+const NONE: MallocOptions = {};
+/** How much is cleared or copied at once, in bytes. */
+const AT_ONCE = 256 * MiB;
+/** Blocks begin at multiples of this, in bytes. */
+const LINE = 64;
+
+/** All memory of one page size. @internal */
+export interface Room {
+  /** bytes */
+  readonly pageSize: number;
+  readonly allocator: BlockAllocator;
+  /** What is allocated, by the allocator's numbers. */
+  readonly blocks: (Block | undefined)[];
+}
+
+/** A block of memory. Disposing it frees it. */
+export class Block implements Disposable {
+  readonly heap: Heap;
+  /** Address of the first byte. */
+  readonly va: Va;
+  /** bytes, as asked for */
+  readonly length: number;
+  /** Where in the program it was made, if that was to be noted. */
+  readonly origin: Origin | undefined;
+  /** @internal */
+  readonly room: Room;
+  /** @internal the allocator's */
+  readonly number: number;
+  #views: Views | undefined;
+  #pins: Set<Pin> | undefined;
+  #live = true;
+
+  /** @internal made by a heap */
+  constructor(heap: Heap, room: Room, number: number, va: Va, length: number, origin: Origin | undefined) {
+    this.heap = heap;
+    this.room = room;
+    this.number = number;
+    this.va = va;
+    this.length = length;
+    this.origin = origin;
+  }
+
+  /** Can it be used? Not once it was freed, or made another block by `realloc`, or its `Eal` stopped. */
+  get live(): boolean {
+    return this.#live;
+  }
+
+  /** The area that it begins in. @throws DmaError EINVAL once it is freed */
+  get area(): Area {
+    this.#mustBeLive('area');
+    return this.heap.areaAt(this.va);
+  }
+
+  /**
+   * What devices use for the first byte: by the area's own table, or the VA in IOVA mode `va`. Two exceptions: a device
+   * whose domain can not have that address has another one, which `device.domain.iovaOf(block.va)` tells; and when only
+   * domains know, because the area has no table and the mode is `pa`, this is `undefined`.
+   *
+   * @throws DmaError EINVAL once it is freed
+   */
+  get iova(): Iova | undefined {
+    this.#mustBeLive('iova');
+    return this.heap.iovaAt(this.va);
+  }
+
+  /**
+   * The block as bytes, or a part of it. The view can not outlive the block: once that is freed the view is empty. (Without
+   * system calls it is a part of the view of the whole memory, and lives as long as that.)
+   *
+   * @param offset bytes from the start
+   * @param length bytes; default: all that follow `offset`
+   * @throws DmaError EINVAL when the part is not inside, or the block is freed
+   */
+  bytes(offset = 0, length = this.length - offset): Uint8Array {
+    this.#mustBeLive('bytes');
+    checkPart(offset, length, this.length, 'bytes');
+    this.#views ??= this.heap.viewsOf(this);
+    if (this.#views !== undefined) return this.#views.bytes(offset, length);
+    return this.heap.bytesAt((this.va + offset) as Va, length);
+  }
+
+  /**
+   * Holds the block while something works on its views: freeing it is EBUSY until the pin is disposed.
+   *
+   * @param reason shows up in that error
+   */
+  pin(reason = 'a running transfer'): Pin {
+    this.#mustBeLive('pin');
+    const pins = (this.#pins ??= new Set());
+    const pin: Pin = { reason, [Symbol.dispose]: () => void pins.delete(pin) };
+    pins.add(pin);
+    return pin;
+  }
+
+  /**
+   * Gives the block back, and empties its views.
+   *
+   * @param options.wipe fill it with zeros before? Default false; others may then see what was in it
+   * @throws DmaError EINVAL when it was freed before; EBUSY while it is pinned
+   */
+  free(options?: { readonly wipe?: boolean }): void {
+    this.heap.free(this, options?.wipe ?? false);
+  }
+
+  /** Frees it, unless that was done. */
+  [Symbol.dispose](): void {
+    if (this.#live) this.free();
+  }
+
+  /** @internal Ends it, whoever uses it. */
+  expire(): void {
+    // When this fails, a view could still reach the memory.
+    this.#views?.detach();
+    this.#views = undefined;
+    this.#live = false;
+  }
+
+  /** @internal @throws DmaError EINVAL when it has ended, EBUSY while it is pinned */
+  mustBeIdle(operation: string): void {
+    this.#mustBeLive(operation);
+    if (this.#pins === undefined) return;
+    const [pin] = this.#pins;
+    if (pin === undefined) return;
+    const reason = `the block at ${hex(this.va)} is in use: ${pin.reason}`;
+    throw new DmaError({ code: 'EBUSY', operation, reason, hint: 'wait until it ends, then free it' });
+  }
+
+  #mustBeLive(operation: string): void {
+    if (!this.#live) throw invalid(operation, `the block at ${hex(this.va)} was freed`);
+  }
+}
+
+/** See the head of the file. Heaps are made by `Eal.heap` and `Eal.memory`. */
+export class Heap {
+  readonly name: string;
+  /** The NUMA node for a heap of the library's own memory; 256, 257, ... for others. Never used again. */
+  readonly id: number;
+  /** NUMA node; -1 for a heap over the user's memory */
+  readonly node: number;
+  readonly #options: HeapOptions;
+  /** By page size, in ascending order. */
+  #rooms: Room[] = [];
+  readonly #memory = new RangeMap<HeapMemory>();
+
+  /** @internal */
+  constructor(options: HeapOptions) {
+    this.#options = options;
+    this.name = options.name;
+    this.id = options.id;
+    this.node = options.node;
+  }
+
+  /**
+   * Allocates a block of `size` bytes.
+   *
+   * @throws DmaError EINVAL for a size or boundary that is not possible, or an alignment or boundary that is no power of two;
+   *   ENOMEM when there is no room, with the state of the heap; EBUSY when the heap would have to grow and is called from a
+   *   handler of memory events; ENOTSUP for the library's own memory where no system call can be made
+   */
+  malloc(size: number, options: MallocOptions = NONE): Block {
+    const operation = 'malloc';
+    const request = checked(size, options, operation);
+    const runOf = options.contiguous === true ? this.#runOf : undefined;
+    const block = this.#place(request, runOf) ?? this.#makeRoom(this.#alternatives(request), runOf, operation);
+    if (options.zero === true) this.#clear(block);
+    return block;
+  }
+
+  /** As {@link Heap.malloc} for `count` times `size` bytes, zeroed. @throws DmaError EINVAL also when the product is no size */
+  calloc(count: number, size: number, options: MallocOptions = NONE): Block {
+    return this.malloc(checkedProduct(count, size), { ...options, zero: true });
+  }
+
+  /**
+   * The largest block that there is room for now; the heap does not grow for it.
+   *
+   * @throws DmaError EINVAL as `malloc`; ENOMEM when there is none
+   */
+  mallocLargest(options: MallocOptions = NONE): Block {
+    const operation = 'mallocLargest';
+    const request = checked(1, options, operation);
+    const runOf = options.contiguous === true ? this.#runOf : undefined;
+    for (const { align, boundary, pageSizes } of this.#alternatives(request)) {
+      const candidates = this.#rooms
+        .filter(({ pageSize }) => pageSizes?.includes(pageSize) !== false)
+        .map((room) => ({ room, va: room.allocator.allocateLargest(align, boundary, runOf) }))
+        .filter(({ va }) => va >= 0)
+        .map(({ room, va }) => ({ room, va, size: room.allocator.sizeOf(va) }))
+        .sort((a, b) => b.size - a.size);
+      const [best, ...others] = candidates;
+      for (const { room, va } of others) room.allocator.free(va);
+      if (best === undefined) continue;
+      const block = this.#publish(best.room, best.va, best.size);
+      if (options.zero === true) this.#clear(block);
+      return block;
+    }
+    throw this.#noRoom(1, operation);
+  }
+
+  /**
+   * Makes a block longer or shorter, where it is if there is room behind it and it suits, else somewhere else. What is in it
+   * stays, as far as it fits; with `zero` the rest is zeros. The old object is no block any more, and its views are empty.
+   * When it fails, the old one is as before.
+   *
+   * @param block may be of another heap: it comes to this one
+   * @throws DmaError EINVAL, ENOMEM as {@link Heap.malloc}; EINVAL for a block that was freed; EBUSY for one that is pinned
+   */
+  realloc(block: Block, size: number, options: MallocOptions = NONE): Block {
+    const operation = 'realloc';
+    const request = checked(size, options, operation);
+    block.mustBeIdle(operation);
+    const kept = Math.min(block.length, size);
+    let next: Block;
+    if (this.#resized(block, request, options.contiguous === true)) {
+      next = this.#publish(block.room, block.va, size);
+    } else {
+      next = this.malloc(size, { ...options, zero: false });
+      try {
+        for (let at = 0; at < kept; at += AT_ONCE) {
+          const length = Math.min(AT_ONCE, kept - at);
+          const from = block.heap.bytesAt((block.va + at) as Va, length);
+          this.bytesAt((next.va + at) as Va, length).set(from);
+        }
+        block.free();
+      } catch (error) {
+        next.free();
+        throw error;
+      }
+    }
+    if (options.zero === true) this.#fill(next.va + kept, size - kept);
+    return next;
+  }
+
+  /**
+   * Is this a block of this heap, and what the heap thinks it is?
+   *
+   * @returns bytes that it may use, at least what was asked for
+   * @throws DmaError EINVAL when it is not
+   */
+  validate(block: Block): number {
+    const size = block.room.allocator.sizeOf(block.va);
+    if (block.live && this.blockAt(block.va) === block && size >= block.length) return size;
+    throw invalid('validate', `what is at ${hex(block.va)} is no block of the heap ${this.name}`);
+  }
+
+  /** The block that holds `va`, an address anywhere in it; `undefined` when none does. */
+  blockAt(va: number): Block | undefined {
+    for (const { allocator, blocks } of this.#rooms) {
+      const start = allocator.blockAt(va);
+      if (start >= 0) return blocks[allocator.numberOf(start)];
+    }
+    return undefined;
+  }
+
+  /** All blocks, in no particular order. */
+  get blocks(): Iterable<Block> {
+    return this.#rooms.flatMap(({ blocks }) => blocks.filter((block) => block !== undefined));
+  }
+
+  /** What it serves from, in address order. */
+  get memory(): Iterable<HeapMemory> {
+    return this.#memory.values();
+  }
+
+  /** Exact at any time. */
+  statistics(): HeapStatistics {
+    const sum = { total: 0, free: 0, allocated: 0, greatestFree: 0, allocatedBlocks: 0, freeBlocks: 0 };
+    for (const { allocator } of this.#rooms) {
+      sum.total += allocator.totalBytes;
+      sum.free += allocator.freeBytes;
+      sum.allocated += allocator.allocatedBytes;
+      sum.greatestFree = Math.max(sum.greatestFree, allocator.greatestFree);
+      sum.allocatedBlocks += allocator.allocatedBlocks;
+      sum.freeBlocks += allocator.freeBlocks;
+    }
+    return sum;
+  }
+
+  /** bytes that it has */
+  get total(): number {
+    return this.#rooms.reduce((sum, { allocator }) => sum + allocator.totalBytes, 0);
+  }
+
+  // --- for who feeds it ---
+
+  /** @internal Adds memory, all of it free. */
+  add(memory: HeapMemory): void {
+    const { range, pageSize } = memory;
+    let room = this.#rooms.find((each) => each.pageSize === pageSize);
+    if (room === undefined) {
+      room = { pageSize, allocator: new BlockAllocator(), blocks: [] };
+      this.#rooms = [...this.#rooms, room].sort((a, b) => a.pageSize - b.pageSize);
+    }
+    // Its address makes it a region that nothing merges with.
+    room.allocator.addRange(range.start, range.length, range.start);
+    this.#memory.insert(range.start, range.length, memory);
+  }
+
+  /** @internal Takes memory away. @throws DmaError EBUSY while a block is in it */
+  remove(memory: HeapMemory): void {
+    const { range, pageSize } = memory;
+    const room = this.#rooms.find((each) => each.pageSize === pageSize);
+    if (room?.allocator.removeRange(range.start, range.length) !== true) {
+      const inside = [...this.blocks].filter((block) => range.contains(block.va)).length;
+      const reason = `${inside === 1 ? '1 block' : `${inside} blocks`} of the heap ${this.name} are in it`;
+      throw new DmaError({ code: 'EBUSY', operation: 'remove', range, reason, hint: 'free them first' });
+    }
+    this.#memory.delete(range.start);
+    if (room.allocator.totalBytes === 0) this.#rooms = this.#rooms.filter((each) => each !== room);
+  }
+
+  /** @internal Is nothing in it used? */
+  isEmpty({ range, pageSize }: HeapMemory): boolean {
+    const room = this.#rooms.find((each) => each.pageSize === pageSize);
+    return room?.allocator.freeSizeOf(range.start) === range.length;
+  }
+
+  /** @internal Ends all blocks: the memory goes. */
+  expire(): void {
+    for (const room of this.#rooms) {
+      for (const block of room.blocks) block?.expire();
+      room.blocks.length = 0;
+    }
+  }
+
+  // --- for blocks ---
+
+  /** @internal */
+  free(block: Block, wipe: boolean): void {
+    const { room, va } = block;
+    block.mustBeIdle('free');
+    if (wipe) this.#fill(va, block.length);
+    block.expire();
+    room.blocks[block.number] = undefined;
+    room.allocator.free(va);
+    if (this.#options.emptied !== undefined) this.#noticeEmpty(room, va, this.#options.emptied);
+  }
+
+  /** @internal */
+  areaAt(va: Va): Area {
+    const area = this.#options.areas.at(va);
+    if (area === undefined) throw invalid('area', `the heap ${this.name} has nothing at ${hex(va)}`);
+    return area;
+  }
+
+  /** @internal */
+  iovaAt(va: Va): Iova | undefined {
+    const { range, iovas, pageSize } = this.areaAt(va);
+    if (iovas === undefined) return this.#options.iovaMode() === 'va' ? (Number(va) as Iova) : undefined;
+    const offset = va - range.start;
+    return (iovas[Math.floor(offset / pageSize)] + (offset % pageSize)) as Iova;
+  }
+
+  /** @internal Views of exactly this block; `undefined` where there can be none of parts. */
+  viewsOf(block: Block): Views | undefined {
+    return this.#options.ownViews ? new Views(this.#options.memory, block.va, block.length) : undefined;
+  }
+
+  /** @internal */
+  bytesAt(va: Va, length: number): Uint8Array {
+    const memory = this.#memory.at(va);
+    if (memory === undefined) throw invalid('bytes', `the heap ${this.name} has nothing at ${hex(va)}`);
+    return memory.bytes(va, length);
+  }
+
+  // --- inside ---
+
+  #place(request: RoomRequest, runOf: BlockRun | undefined): Block | undefined {
+    const { size, align, boundary, pageSizes } = request;
+    for (const room of this.#rooms) {
+      if (pageSizes?.includes(room.pageSize) === false) continue;
+      const va = room.allocator.allocate(size, align, boundary, runOf);
+      if (va >= 0) return this.#publish(room, va, size);
+    }
+    return undefined;
+  }
+
+  /** `request`, and what will do when it can not be had. Nothing grows to serve a wish of a heap over the user's memory. */
+  #alternatives(request: WishfulRequest): RoomRequest[] {
+    const isWish = request.pageSizes !== undefined && (request.pageSizeHint || this.#options.grow === undefined);
+    return isWish ? [request, { ...request, pageSizes: undefined }] : [request];
+  }
+
+  #publish(room: Room, va: number, length: number): Block {
+    const origin = this.#options.origins ? captureOrigin(undefined, 12) : undefined;
+    const number = room.allocator.numberOf(va);
+    const block = new Block(this, room, number, va as Va, length, origin);
+    room.blocks[number] = block;
+    return block;
+  }
+
+  /** What `requests`, in this order, ask for, if need be from new memory. */
+  #makeRoom(requests: readonly RoomRequest[], runOf: BlockRun | undefined, operation: string): Block {
+    let failure: unknown;
+    for (const request of requests) {
+      let block = this.#place(request, runOf);
+      if (block !== undefined) return block;
+      try {
+        this.#options.grow?.(request, () => (block = this.#place(request, runOf)) !== undefined);
+      } catch (error) {
+        if (!isDmaError(error, 'ENOMEM')) throw error;
+        failure = error;
+      }
+      if (block !== undefined) return block;
+    }
+    throw this.#noRoom(requests[0].size, operation, failure);
+  }
+
+  #noRoom(size: number, operation: string, failure?: unknown): DmaError {
+    const { total, free, greatestFree } = this.statistics();
+    const has =
+      total === 0
+        ? 'it has no memory'
+        : `it has ${formatSize(total)}, ${formatSize(free)} of them free, at most ${formatSize(greatestFree)} in one piece`;
+    const more = failure instanceof Error ? `; ${failure.message}` : '';
+    const reason = `the heap ${this.name} has no room for ${formatSize(size)}`;
+    return new DmaError({ code: 'ENOMEM', operation, reason, hint: `${has}${more}`, cause: failure });
+  }
+
+  /** Makes the block in place what is asked for and empties its views, if it can be. */
+  #resized(block: Block, request: WishfulRequest, contiguous: boolean): boolean {
+    const { size, align, boundary } = request;
+    const { va, room, length } = block;
+    if (block.heap !== this || va % Math.max(align, LINE) !== 0) return false;
+    if (boundary !== 0 && alignDown(va, boundary) !== alignDown(va + size - 1, boundary)) return false;
+    if (contiguous && this.#runOf(va, size) < size) return false;
+    if (!this.#alternatives(request).some(({ pageSizes }) => pageSizes?.includes(room.pageSize) !== false))
+      return false;
+    if (!room.allocator.resize(va, size)) return false;
+    try {
+      block.expire();
+    } catch (error) {
+      room.allocator.resize(va, length);
+      throw error;
+    }
+    return true;
+  }
+
+  /** How many bytes from `start` on are contiguous for every device. */
+  readonly #runOf: BlockRun = (start, length) => {
+    const area = this.#options.areas.at(start);
+    if (area === undefined) return 0;
+    const { range, iovas, pageSize } = area;
+    const end = Math.min(start + length, range.end);
+    if (iovas === undefined && this.#options.iovaMode() === 'va') return end - start;
+    let page = Math.floor((start - range.start) / pageSize);
+    let at = range.start + (page + 1) * pageSize;
+    for (; at < end && iovas !== undefined && iovas[page + 1] === iovas[page] + pageSize; page++) at += pageSize;
+    return Math.min(at, end) - start;
+  };
+
+  #clear(block: Block): void {
+    try {
+      this.#fill(block.va, block.length);
+    } catch (error) {
+      block.free();
+      throw error;
+    }
+  }
+
+  #fill(va: number, length: number): void {
+    for (let at = 0; at < length; at += AT_ONCE) this.bytesAt((va + at) as Va, Math.min(AT_ONCE, length - at)).fill(0);
+  }
+
+  #noticeEmpty({ pageSize, allocator }: Room, va: number, emptied: (memory: HeapMemory) => void): void {
+    const start = allocator.freeAt(va);
+    const size = allocator.freeSizeOf(start);
+    if (size % pageSize !== 0) return;
+    const memory = this.#memory.exact(start, size);
+    if (memory !== undefined) emptied(memory);
+  }
+}
+
+type BlockRun = (start: number, length: number) => number;
+
+/** `count * size`. @throws DmaError EINVAL when it is no size */
+export function checkedProduct(count: number, size: number): number {
+  if (isAddress(count) && isAddress(size) && isAddress(count * size)) return count * size;
+  throw invalid('calloc', `${count} times ${size} bytes are not possible`);
+}
+
+/** As {@link RoomRequest}, from the options of a caller. */
+interface WishfulRequest extends RoomRequest {
+  readonly pageSizeHint: boolean;
+}
+
+function checked(size: number, options: MallocOptions, operation: string): WishfulRequest {
+  const { align = LINE, boundary = 0, pageSizes, pageSizeHint = false } = options;
+  if (!(Number.isSafeInteger(size + LINE) && size > 0 && Number.isInteger(size)))
+    throw invalid(operation, `a block of ${size} bytes is not possible`);
+  if (align !== LINE && align !== 0) {
+    if (!isPowerOfTwo(align)) throw invalid(operation, `an alignment of ${align} bytes is no power of two`);
+    if (!isAddress(size + align)) throw invalid(operation, `an alignment of ${align} bytes is not possible`);
+  }
+  if (boundary === 0) return { size, align, boundary, pageSizes, pageSizeHint };
+  if (!isPowerOfTwo(boundary)) throw invalid(operation, `a boundary of ${boundary} bytes is no power of two`);
+  if (boundary < size)
+    throw invalid(operation, `${formatSize(size)} do not fit between two multiples of ${formatSize(boundary)}`);
+  // What begins on a line and is not longer than this does not reach over any of them.
+  return { size, align, boundary: boundary < LINE ? 0 : boundary, pageSizes, pageSizeHint };
+}

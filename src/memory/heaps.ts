@@ -1,0 +1,280 @@
+/**
+ * Heaps by name: those over the user's memory, which are made, fed and removed here, and those of the library's own. The
+ * user's memory is left as it is when it comes into a heap, unless the user wants it cleared.
+ */
+import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { Range } from '../ranges.js';
+import type { Va } from '../units.js';
+import { Area } from './area.js';
+import type { AreaIndex } from './area-index.js';
+import { External, ExternalMemory, type Pin, type RegisterOptions } from './external.js';
+import { Heap, type HeapMemory } from './heap.js';
+import type { IovaMode } from './iova-mode.js';
+import type { MemoryChange, MemoryHandlers, Reach } from './memory-events.js';
+
+/** Ids of heaps over the user's memory begin here; below are NUMA nodes. */
+const FIRST_ID = 256;
+/** Names are shorter than this, in bytes. */
+const NAME_LIMIT = 32;
+
+/** Memory at an address, to be given to a heap without registering it before. */
+export interface RawMemory extends RegisterOptions {
+  readonly va: Va;
+  /** bytes */
+  readonly length: number;
+}
+
+/** What heaps are made with. */
+export interface HeapsOptions {
+  readonly platform: Platform;
+  readonly areas: AreaIndex;
+  readonly handlers: MemoryHandlers;
+  readonly reach: Reach;
+  readonly iovaMode: () => IovaMode;
+  readonly origins: boolean;
+  /** The heaps of the library's own memory. */
+  readonly native: () => readonly Heap[];
+}
+
+/** One area in a heap. */
+interface Part extends HeapMemory {
+  readonly memory: ExternalMemory;
+  readonly area: Area;
+  readonly change: MemoryChange;
+  readonly pin: Pin;
+  release: () => void;
+}
+
+/** See the head of the file. */
+export class Heaps {
+  readonly #options: HeapsOptions;
+  /** Memory that was given by address. */
+  readonly #adopted: External;
+  readonly #heaps = new Map<string, Heap>();
+  readonly #parts = new Map<Area, Part>();
+  #nextId = FIRST_ID;
+
+  /** @internal */
+  constructor(options: HeapsOptions) {
+    this.#options = options;
+    this.#adopted = new External(options.platform, options.areas);
+  }
+
+  /** All heaps: the library's own first, then the others as they were made. */
+  *[Symbol.iterator](): IterableIterator<Heap> {
+    yield* this.#options.native();
+    yield* this.#heaps.values();
+  }
+
+  /** Those over the user's memory, as they were made. */
+  get made(): Iterable<Heap> {
+    return this.#heaps.values();
+  }
+
+  /** The heap of that name. @throws DmaError EINVAL for a name that is empty or has 32 bytes or more; ENOENT */
+  find(name: string, operation = 'heap.find'): Heap {
+    checkName(name, operation);
+    const heap = this.#heaps.get(name) ?? this.#native(name);
+    if (heap !== undefined) return heap;
+    const names = [...this].map((each) => each.name).join(', ');
+    const hint = `heaps here: ${names}`;
+    throw new DmaError({ code: 'ENOENT', operation, reason: `there is no heap ${JSON.stringify(name)}`, hint });
+  }
+
+  /** A new heap without memory. Its id is 256 or more, and no other ever has it. @throws DmaError EINVAL as `find`; EEXIST */
+  create(name: string): Heap {
+    const operation = 'heap.create';
+    checkName(name, operation);
+    if (this.#heaps.has(name) || this.#native(name) !== undefined)
+      throw new DmaError({ code: 'EEXIST', operation, reason: `there is a heap ${JSON.stringify(name)} already` });
+    const { platform, areas, iovaMode, origins } = this.#options;
+    const { memory } = platform;
+    const ownViews = platform.limitation === undefined;
+    const heap = new Heap({ name, id: this.#nextId++, node: -1, memory, areas, iovaMode, origins, ownViews });
+    this.#heaps.set(name, heap);
+    return heap;
+  }
+
+  /**
+   * Removes a heap.
+   *
+   * @throws DmaError EINVAL as `find`; ENOENT; EPERM for the library's own; EBUSY while it has memory
+   */
+  destroy(name: string): void {
+    const operation = 'heap.destroy';
+    const heap = this.#users(name, operation);
+    const parts = [...heap.memory];
+    if (parts.length > 0) {
+      const { allocatedBlocks } = heap.statistics();
+      const reason = `the heap ${name} has ${allocatedBlocks} blocks in ${parts.length} pieces of memory`;
+      throw new DmaError({ code: 'EBUSY', operation, reason, hint: 'free the blocks, then removeMemory' });
+    }
+    this.#heaps.delete(name);
+  }
+
+  /**
+   * Gives memory to a heap, which serves from it until `removeMemory`. Every device gets it, now and later. It stays the
+   * user's, who can neither unregister nor free it meanwhile, and what is in it is kept.
+   *
+   * @param memory external memory of the same `Eal`, or memory at an address, which stays mapped as long as it is in the heap
+   * @param options.clear fill it with zeros. Default false
+   * @throws DmaError EINVAL as `find`, for impossible addresses, page sizes and tables, and for memory of another `Eal`;
+   *   ENOENT, EPERM for the heap; EEXIST for memory that is in a heap, or overlaps an area; EACCES for memory that can not be
+   *   written; EFAULT for addresses that are not mapped; of the device or handler that does not take it, and then it is as
+   *   it was before
+   */
+  addMemory(name: string, memory: ExternalMemory | RawMemory, options: { readonly clear?: boolean } = {}): void {
+    const operation = 'heap.addMemory';
+    checkName(name, operation);
+    if (!(memory instanceof ExternalMemory)) this.#checkRaw(memory, operation);
+    const heap = this.#users(name, operation);
+    if (memory instanceof ExternalMemory) return this.#add(heap, memory, options.clear === true, operation);
+    const registered = this.#adopted.fromAddress(memory.va, memory.length, memory);
+    try {
+      this.#add(heap, registered, options.clear === true, operation);
+    } catch (error) {
+      throw withUndo(error, operation, undoAll([() => registered.unregister()]));
+    }
+  }
+
+  /**
+   * Takes memory out of a heap, and from all devices: exactly what was added.
+   *
+   * @throws DmaError EINVAL as `find`, and for impossible ranges; ENOENT for the heap, or when this is not what was added to
+   *   it; EPERM; EBUSY while a block is in it; of the device or handler that does not let it go, and then it is as before
+   */
+  removeMemory(name: string, va: Va, length: number): void {
+    const operation = 'heap.removeMemory';
+    checkName(name, operation);
+    const range = rangeOf(va, length, operation);
+    const heap = this.#users(name, operation);
+    const area = this.#options.areas.exact(range);
+    const part = area === undefined ? undefined : this.#parts.get(area);
+    if (part === undefined || part.change.heap !== name) {
+      const pieces = [...heap.memory].map((each) => each.range.toString());
+      const hint = pieces.length === 0 ? 'it has no memory' : `it has: ${pieces.join(', ')}`;
+      throw new DmaError({ code: 'ENOENT', operation, range, reason: `the heap ${name} was not given this`, hint });
+    }
+    this.#remove(heap, part, operation);
+  }
+
+  /** @internal The bytes at [va, va + length) of memory that was given by address, when they are all in one piece. */
+  bytesAt(va: Va, length: number): Uint8Array | undefined {
+    return this.#adopted.bytesAt(va, length);
+  }
+
+  /** @internal Ends all blocks, and gives all memory back to the user. @returns what failed */
+  close(): unknown[] {
+    const errors: unknown[] = [];
+    for (const heap of this.#heaps.values()) errors.push(...undoAll([() => heap.expire()]));
+    for (const part of [...this.#parts.values()].reverse()) {
+      errors.push(...undoAll([() => part.release()]));
+      this.#forget(part);
+    }
+    this.#heaps.clear();
+    for (const memory of [...this.#adopted.live].reverse()) errors.push(...undoAll([() => memory.unregister()]));
+    return errors;
+  }
+
+  #native(name: string): Heap | undefined {
+    return /^socket_\d+$/.test(name) ? this.#options.native().find((heap) => heap.name === name) : undefined;
+  }
+
+  /** A heap that users may change. */
+  #users(name: string, operation: string): Heap {
+    const heap = this.find(name, operation);
+    if (this.#heaps.get(name) === heap) return heap;
+    throw new DmaError({ code: 'EPERM', operation, reason: `the heap ${name} is the library's own` });
+  }
+
+  /** Every check of raw memory that needs no look at it, in the order of the other checks: arguments first. */
+  #checkRaw(memory: RawMemory, operation: string): void {
+    const { pageSize = this.#options.platform.memory.pageSize } = memory;
+    const range = rangeOf(memory.va, memory.length, operation);
+    new Area({ ...memory, range, pageSize, owner: 'heap', label: 'memory for a heap' }, operation);
+  }
+
+  #add(heap: Heap, memory: ExternalMemory, clear: boolean, operation: string): void {
+    const { area } = memory;
+    const { range } = area;
+    const { areas, handlers, reach } = this.#options;
+    if (!memory.registered || areas.exact(range) !== area)
+      throw invalid(operation, `${area.label} is not registered here`, { range });
+    const other = this.#parts.get(area);
+    if (other !== undefined) {
+      const reason = `${area.label} is in the heap ${other.change.heap} already`;
+      throw new DmaError({ code: 'EEXIST', operation, range, reason });
+    }
+    if (!area.writable)
+      throw new DmaError({ code: 'EACCES', operation, range, reason: `${area.label} can not be written` });
+    if (memory.pinned !== undefined)
+      throw new DmaError({ code: 'EBUSY', operation, range, reason: `${area.label} is in use: ${memory.pinned}` });
+    const change = { heap: heap.name, range, areas: [area], pageSize: area.pageSize, node: area.node };
+    const pin = memory.pin(`it is in the heap ${heap.name}`);
+    const part: Part = {
+      memory,
+      area,
+      range,
+      pageSize: area.pageSize,
+      areas: [area],
+      change,
+      pin,
+      release: () => undefined,
+      bytes: (va, length) => memory.bytes(va - range.start, length),
+    };
+    const undo: (() => void)[] = [() => this.#forget(part)];
+    try {
+      area.owner = 'heap';
+      undo.unshift(handlers.ask('grow', change));
+      part.release = reach([area]);
+      undo.unshift(() => part.release());
+      if (clear) zero(memory);
+      heap.add(part);
+    } catch (error) {
+      throw withUndo(error, operation, undoAll(undo)).with({ operation });
+    }
+    this.#parts.set(area, part);
+    handlers.tell('grown', change);
+  }
+
+  #remove(heap: Heap, part: Part, operation: string): void {
+    const { handlers } = this.#options;
+    const undo: (() => void)[] = [];
+    if (!heap.isEmpty(part)) heap.remove(part);
+    try {
+      undo.unshift(handlers.ask('shrink', part.change));
+      heap.remove(part);
+      undo.unshift(() => heap.add(part));
+      part.release();
+    } catch (error) {
+      throw withUndo(error, operation, undoAll(undo)).with({ operation });
+    }
+    this.#forget(part);
+    handlers.tell('shrunk', part.change);
+    if ([...this.#adopted.live].includes(part.memory)) part.memory.unregister();
+  }
+
+  /** It is the user's alone again. */
+  #forget({ area, pin }: Part): void {
+    area.owner = 'external';
+    pin[Symbol.dispose]();
+    this.#parts.delete(area);
+  }
+}
+
+/** Fills all of it with zeros, in parts that can be viewed. */
+function zero(memory: ExternalMemory): void {
+  const atOnce = 2 ** 28;
+  for (let at = 0; at < memory.length; at += atOnce) memory.bytes(at, Math.min(atOnce, memory.length - at)).fill(0);
+}
+
+function checkName(name: string, operation: string): void {
+  if (typeof name === 'string' && name !== '' && Buffer.byteLength(name) < NAME_LIMIT) return;
+  throw invalid(operation, `${JSON.stringify(name)} is no name of a heap: it has 1 to ${NAME_LIMIT - 1} bytes`);
+}
+
+function rangeOf(va: Va, length: number, operation: string): Range<Va> {
+  if (va === 0) throw invalid(operation, 'there is no memory at address 0');
+  return new Range(va, length, operation);
+}

@@ -1,0 +1,134 @@
+/** How the library gets memory of its own: the options, with DPDK's names and rules, and what they come to. */
+import { invalid } from '../errors.js';
+import { formatSize, isAddress, isPowerOfTwo } from '../units.js';
+import type { HugeUnlink } from './hugepage-files.js';
+import type { IovaMode } from './iova-mode.js';
+
+/** Options of the memory that the library owns. All sizes are bytes. DPDK's option is named where the name differs. */
+export interface MemoryOptions {
+  /** Take so much at the start, from whichever node has it, and keep it to the end (`-m`). */
+  readonly size?: number;
+  /** The same, for each node (`--numa-mem`, `--socket-mem`). */
+  readonly numaMem?: readonly number[];
+  /** Never have more than so much on each node; 0 for no limit (`--numa-limit`). */
+  readonly numaLimit?: readonly number[];
+  /** Page sizes to use, the system's own included. Default: all hugepages there are, then ordinary pages. */
+  readonly pageSizes?: readonly number[];
+  /** Never have more than `limit` of pages of this size on each node; 0 for none of them (`--pagesz-mem`). The last of a size counts. */
+  readonly pageSizeLimits?: readonly { readonly pageSize: number; readonly limit: number }[];
+  /**
+   * Keep it in memfds, without any file or mount. Default true, unless one of the options about files is given: `hugeDir`,
+   * `filePrefix`, `hugeUnlink`, `singleFileSegments`.
+   */
+  readonly inMemory?: boolean;
+  /** Use ordinary pages only. */
+  readonly noHuge?: boolean;
+  /** The hugetlbfs to keep files in. Default: every one that is mounted. */
+  readonly hugeDir?: string;
+  /** What names of files begin with: each process has its own. Default `anydma`. */
+  readonly filePrefix?: string;
+  /** What happens to files; see {@link HugeUnlink}. Default `existing`. */
+  readonly hugeUnlink?: HugeUnlink;
+  /** One file for each list of pages instead of one for each page? Then a device needs fewer mappings. Default false. */
+  readonly singleFileSegments?: boolean;
+  /** Never take more than an allocation needs, and give memory back with the allocation that it was taken for. Default false. */
+  readonly matchAllocations?: boolean;
+  /** What devices use as addresses. Default: decided at the first use; see `eal.memory.iova`. */
+  readonly iovaMode?: IovaMode;
+  /** Note where each block is allocated, to report those that are forgotten? Default false: it costs a microsecond each. */
+  readonly origins?: boolean;
+  /** Told once what a program may want to know, such as that there are no hugepages. Default: a process warning. */
+  readonly onNotice?: (text: string) => void;
+}
+
+/** Options that were checked, and defaults in the place of what was left out. */
+export interface MemorySettings {
+  readonly size: number;
+  readonly numaMem: readonly number[];
+  readonly numaLimit: readonly number[];
+  /** `undefined`: all */
+  readonly pageSizes: readonly number[] | undefined;
+  readonly pageSizeLimits: ReadonlyMap<number, number>;
+  /** How files are kept; `undefined` for memfds. */
+  readonly files: FileSettings | undefined;
+  readonly noHuge: boolean;
+  readonly matchAllocations: boolean;
+  readonly iovaMode: IovaMode | undefined;
+  readonly origins: boolean;
+  readonly onNotice: (text: string) => void;
+}
+
+/** How hugepages are kept in files. */
+export interface FileSettings {
+  readonly directory: string | undefined;
+  readonly prefix: string;
+  readonly unlink: HugeUnlink;
+  readonly singleFile: boolean;
+}
+
+const OPERATION = 'start';
+const FILE_OPTIONS = ['hugeDir', 'filePrefix', 'hugeUnlink', 'singleFileSegments'] as const;
+
+/** @throws DmaError EINVAL for what is not possible, and for options that contradict each other */
+export function memorySettings(options: MemoryOptions): MemorySettings {
+  checkConflicts(options);
+  const { size = 0, numaMem = [], numaLimit = [], pageSizes, pageSizeLimits = [], filePrefix = 'anydma' } = options;
+  for (const [name, bytes] of [
+    ['size', [size]],
+    ['numaMem', numaMem],
+    ['numaLimit', numaLimit],
+  ] as const)
+    for (const each of bytes) if (!isAddress(each)) throw invalid(OPERATION, `memory.${name}: ${each} is no size`);
+  for (const pageSize of pageSizes ?? []) checkPageSize('pageSizes', pageSize);
+  if (pageSizes?.length === 0) throw invalid(OPERATION, 'memory.pageSizes: there has to be one');
+  for (const { pageSize, limit } of pageSizeLimits) {
+    checkPageSize('pageSizeLimits', pageSize);
+    if (!isAddress(limit) || limit % pageSize !== 0)
+      throw invalid(OPERATION, `memory.pageSizeLimits: ${limit} is no multiple of ${formatSize(pageSize)}`);
+  }
+  if (filePrefix === '' || /[/\0]/.test(filePrefix))
+    throw invalid(OPERATION, `memory.filePrefix: ${JSON.stringify(filePrefix)} can not begin a file's name`);
+  const { hugeDir, hugeUnlink = 'existing', singleFileSegments = false, iovaMode } = options;
+  if (!['existing', 'always', 'never'].includes(hugeUnlink))
+    throw invalid(OPERATION, `memory.hugeUnlink: there is no "${hugeUnlink}"`);
+  if (iovaMode !== undefined && iovaMode !== 'va' && iovaMode !== 'pa')
+    throw invalid(OPERATION, `memory.iovaMode: there is no "${String(iovaMode)}"`);
+  const files = { directory: hugeDir, prefix: filePrefix, unlink: hugeUnlink, singleFile: singleFileSegments };
+  const usesFiles = !(options.inMemory ?? FILE_OPTIONS.every((name) => options[name] === undefined));
+  return {
+    size,
+    numaMem,
+    numaLimit,
+    pageSizes,
+    pageSizeLimits: new Map(pageSizeLimits.map(({ pageSize, limit }) => [pageSize, limit])),
+    files: usesFiles && options.noHuge !== true ? files : undefined,
+    noHuge: options.noHuge ?? false,
+    matchAllocations: options.matchAllocations ?? false,
+    iovaMode,
+    origins: options.origins ?? false,
+    onNotice: options.onNotice ?? ((text) => process.emitWarning(text, { code: 'ANYDMA_NOTICE' })),
+  };
+}
+
+/** Options that can not be given together: the name of one, and of those that contradict it. */
+const CONFLICTS: readonly (readonly [keyof MemoryOptions, readonly (keyof MemoryOptions)[]])[] = [
+  ['size', ['numaMem']],
+  [
+    'noHuge',
+    ['numaMem', 'matchAllocations', 'hugeUnlink', 'singleFileSegments', 'hugeDir', 'pageSizes', 'pageSizeLimits'],
+  ],
+  ['hugeUnlink', ['singleFileSegments']],
+  ['inMemory', FILE_OPTIONS],
+];
+
+function checkConflicts(options: MemoryOptions): void {
+  const isGiven = (name: keyof MemoryOptions): boolean => options[name] !== undefined && options[name] !== false;
+  for (const [name, others] of CONFLICTS) {
+    const other = isGiven(name) ? others.find(isGiven) : undefined;
+    if (other !== undefined) throw invalid(OPERATION, `memory.${name} and memory.${other} contradict each other`);
+  }
+}
+
+function checkPageSize(name: string, pageSize: number): void {
+  if (!isPowerOfTwo(pageSize)) throw invalid(OPERATION, `memory.${name}: ${pageSize} is no power of two`);
+}

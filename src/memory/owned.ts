@@ -1,0 +1,493 @@
+/**
+ * Memory that the library owns: one heap a NUMA node, which grows when it has no room and gives back what nobody uses.
+ *
+ * Growing is, in this order: validators are asked, pages are taken, handlers are asked, every device gets them, the heap
+ * gets them, handlers are told. Whatever fails undoes what came before it. Shrinking is the same in reverse. A mapping is
+ * never coarser than what is given back by itself: both are one extent.
+ */
+import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { RangeMap } from '../range-map.js';
+import { formatSize, MiB, type Va } from '../units.js';
+import type { AreaIndex } from './area-index.js';
+import { planGrowth, type GrowthStep, type Need } from './growth.js';
+import {
+  checkedProduct,
+  Heap,
+  type Block,
+  type HeapMemory,
+  type HeapStatistics,
+  type MallocOptions,
+  type RoomRequest,
+} from './heap.js';
+import type { IovaDecision, IovaMode } from './iova-mode.js';
+import {
+  MemoryValidators,
+  type MemoryChange,
+  type MemoryHandler,
+  type MemoryHandlers,
+  type MemoryValidator,
+  type Reach,
+} from './memory-events.js';
+import type { MemorySettings } from './memory-settings.js';
+import { PageLists } from './page-lists.js';
+import type { Extent } from './segment-list.js';
+import { Views } from './views.js';
+
+/** Memory of this size that became empty is kept for the next allocation, in bytes, however little the heap has otherwise. */
+const KEPT = 64 * MiB;
+
+/** What the library's own memory is made with. */
+export interface OwnedMemoryOptions {
+  readonly platform: Platform;
+  readonly areas: AreaIndex;
+  readonly settings: MemorySettings;
+  readonly handlers: MemoryHandlers;
+  readonly reach: Reach;
+  /** Decides what devices use as addresses; asked once, when it first matters. */
+  readonly decideIova: () => IovaDecision;
+}
+
+/** How to allocate from the library's own memory. */
+export interface OwnedMallocOptions extends MallocOptions {
+  /** From this NUMA node, and no other. Default: any, the first that has room. */
+  readonly node?: number;
+}
+
+/** What one list of pages is, for people. */
+export interface PageListFacts {
+  readonly kind: 'memfd' | 'hugetlbfs' | 'anonymous';
+  /** bytes */
+  readonly pageSize: number;
+  readonly node: number;
+  /** pages it has */
+  readonly pages: number;
+  /** In how many extents; each is a mapping for a device, or one a page where each has a file of its own. */
+  readonly extents: number;
+  readonly va: Va;
+  /** bytes of addresses that it can grow in */
+  readonly reserved: number;
+}
+
+/** What the library owns, for people. */
+export interface OwnedMemoryFacts {
+  /** Absent as long as nothing needed it. */
+  readonly iova?: IovaDecision;
+  readonly heaps: readonly ({ readonly name: string; readonly node: number } & HeapStatistics)[];
+  readonly lists: readonly PageListFacts[];
+}
+
+/** An extent in a heap. */
+class Part implements HeapMemory {
+  readonly range;
+  readonly pageSize;
+  readonly areas;
+  readonly views: Views;
+  /** Takes it from the devices, wholly or not at all. Set once they have it. */
+  release: () => void = () => undefined;
+
+  /** @param kept to the end, also when nothing in it is used */
+  constructor(
+    readonly heap: Heap,
+    readonly extent: Extent,
+    readonly kept: boolean,
+    platform: Platform,
+  ) {
+    this.range = extent.range;
+    this.pageSize = extent.list.source.pageSize;
+    this.areas = extent.areas;
+    this.views = new Views(platform.memory, this.range.start, this.range.length);
+  }
+
+  bytes(va: Va, length: number): Uint8Array {
+    return this.views.bytes(va - this.range.start, length);
+  }
+
+  get change(): MemoryChange {
+    const { heap, range, areas, pageSize } = this;
+    return { heap: heap.name, range, areas, pageSize, node: heap.node };
+  }
+}
+
+/** See the head of the file. Costs nothing until it is first used. Made by `Eal.start`. */
+export class OwnedMemory {
+  readonly #platform: Platform;
+  readonly #areas: AreaIndex;
+  readonly #settings: MemorySettings;
+  readonly #handlers: MemoryHandlers;
+  readonly #validators = new MemoryValidators();
+  readonly #reach: Reach;
+  readonly #lists: PageLists;
+  readonly #parts = new RangeMap<Part>();
+  /** The empty part of each heap that was not given back. */
+  readonly #spare = new Map<Heap, Part>();
+  readonly #decideIova: () => IovaDecision;
+  #iova: IovaDecision | undefined;
+  #heaps: readonly Heap[] | undefined;
+  /** Pages are being taken or given back. */
+  #changing = false;
+  #closed = false;
+  #noticed = false;
+
+  /** @internal */
+  constructor(options: OwnedMemoryOptions) {
+    const { platform, areas, settings } = options;
+    this.#platform = platform;
+    this.#areas = areas;
+    this.#settings = settings;
+    this.#handlers = options.handlers;
+    this.#reach = options.reach;
+    this.#decideIova = options.decideIova;
+    this.#lists = new PageLists(platform, areas, settings, () => this.iova.mode === 'pa');
+    settings.numaLimit.forEach((limit, node) => {
+      if (limit > 0) this.#validators.add({ name: 'numaLimit', node, limit });
+    });
+  }
+
+  /**
+   * What devices use as addresses, and why. Decided when it is first asked for, at the latest by the first allocation.
+   *
+   * @throws DmaError EINVAL when physical addresses were asked for or voted for, and the kernel does not tell them
+   */
+  get iova(): IovaDecision {
+    return (this.#iova ??= this.#decideIova());
+  }
+
+  /** One heap a NUMA node, called `socket_<node>`, in ascending order. */
+  get heaps(): readonly Heap[] {
+    this.#heaps ??= this.#lists.nodes.map((node) => this.#newHeap(node));
+    return this.#heaps;
+  }
+
+  /** The heaps, if anything needed them yet. */
+  get heapsInUse(): readonly Heap[] {
+    return this.#heaps ?? [];
+  }
+
+  /** The heap of a node. @throws DmaError EINVAL when there is no such node */
+  heapOf(node: number): Heap {
+    const heap = this.heaps.find((each) => each.node === node);
+    if (heap !== undefined) return heap;
+    const hint = `the nodes are: ${this.heaps.map((each) => each.node).join(', ')}`;
+    throw invalid('malloc', `there is no NUMA node ${node}`, { hint });
+  }
+
+  /** @throws DmaError as `Heap.malloc`, and EINVAL for a node there is not */
+  malloc(size: number, options?: OwnedMallocOptions): Block {
+    const node = options?.node;
+    if (node !== undefined) return this.heapOf(node).malloc(size, options);
+    const [first, ...others] = this.heaps;
+    try {
+      return first.malloc(size, options);
+    } catch (error) {
+      if (!isDmaError(error, 'ENOMEM')) throw error;
+      for (const heap of others) {
+        try {
+          return heap.malloc(size, options);
+        } catch (another) {
+          if (!isDmaError(another, 'ENOMEM')) throw another;
+        }
+      }
+      throw error;
+    }
+  }
+
+  /** As {@link OwnedMemory.malloc} for `count` times `size` bytes, zeroed. @throws DmaError also EINVAL when the product is no size */
+  calloc(count: number, size: number, options?: OwnedMallocOptions): Block {
+    return this.malloc(checkedProduct(count, size), { ...options, zero: true });
+  }
+
+  /** Lets `handler` follow memory that comes into heaps and goes; until the result is disposed. @throws DmaError EEXIST */
+  addHandler(handler: MemoryHandler): Disposable {
+    return this.#handlers.add(handler);
+  }
+
+  /**
+   * Asks `validator` before this memory grows; until the result is disposed. What it does not allow is ENOMEM for who
+   * allocates, with its name in the hint.
+   *
+   * @throws DmaError EINVAL for one without a name, EEXIST
+   */
+  addValidator(validator: MemoryValidator): Disposable {
+    return this.#validators.add(validator);
+  }
+
+  /**
+   * Gives back all memory that nothing is in, but for what was taken at the start. What a device or handler does not let
+   * go stays.
+   *
+   * @returns bytes given back
+   */
+  trim(): number {
+    const before = this.#total();
+    for (const part of [...this.#parts.values()]) {
+      if (!this.#changing && !part.kept && part.heap.isEmpty(part)) this.#giveBackQuietly(part);
+    }
+    return before - this.#total();
+  }
+
+  /** What there is. */
+  facts(): OwnedMemoryFacts {
+    return {
+      ...(this.#iova === undefined ? {} : { iova: this.#iova }),
+      heaps: this.heapsInUse.map((heap) => ({ name: heap.name, node: heap.node, ...heap.statistics() })),
+      lists: this.#lists.lists.map((list) => ({
+        kind: list.source.kind,
+        pageSize: list.source.pageSize,
+        node: list.source.node,
+        pages: list.pages,
+        extents: [...list.extents].length,
+        va: list.reserved.start,
+        reserved: list.reserved.length,
+      })),
+    };
+  }
+
+  /** @internal The bytes at [va, va + length), when they are all in one extent. */
+  bytesAt(va: Va, length: number): Uint8Array | undefined {
+    const part = this.#parts.at(va);
+    return part === undefined || va + length > part.range.end ? undefined : part.bytes(va, length);
+  }
+
+  /**
+   * @internal Checks the settings against the machine, removes what a dead process left, and takes what is wanted at the
+   * start.
+   *
+   * @throws DmaError EINVAL for settings that this machine can not have; ENOMEM when there is not so much memory; ENOTSUP
+   *   where there can be none
+   */
+  start(): void {
+    const { size, numaMem, iovaMode } = this.#settings;
+    this.#lists.start();
+    if (iovaMode === 'pa') this.#iova = this.#decideIova();
+    numaMem.forEach((bytes, node) => {
+      if (bytes > 0) this.#preallocate([this.heapOf(node)], bytes);
+    });
+    if (size > 0) this.#preallocate(this.heaps, size);
+  }
+
+  /** @internal Gives everything back, blocks that are in use included. No device may be left. @returns what failed */
+  close(): unknown[] {
+    this.#closed = true;
+    const errors: unknown[] = [];
+    for (const part of [...this.#parts.values()].reverse()) {
+      errors.push(...undoAll([() => part.release()]));
+      part.release = () => undefined;
+    }
+    for (const heap of this.heapsInUse) errors.push(...undoAll([() => heap.expire()]));
+    for (const part of this.#parts.values()) errors.push(...undoAll([() => part.views.detach()]));
+    // A view that is left would fault.
+    if (errors.length > 0) return errors;
+    this.#parts.clear();
+    return this.#lists.close();
+  }
+
+  // --- growing ---
+
+  #newHeap(node: number): Heap {
+    const heap: Heap = new Heap({
+      name: `socket_${node}`,
+      id: node,
+      node,
+      memory: this.#platform.memory,
+      areas: this.#areas,
+      iovaMode: (): IovaMode => this.iova.mode,
+      origins: this.#settings.origins,
+      ownViews: true,
+      grow: (request, fits) => this.#growFor(heap, request, fits),
+      emptied: (memory) => this.#emptied(memory),
+    });
+    return heap;
+  }
+
+  /** Adds memory to `heap` until `fits`. @throws DmaError ENOMEM, with what was tried */
+  #growFor(heap: Heap, request: RoomRequest, fits: () => boolean): void {
+    this.#mustBeIdle();
+    const { matchAllocations } = this.#settings;
+    const steps = this.#plan(heap, request, matchAllocations, request.pageSizes);
+    const failures: unknown[] = [];
+    for (const { pageSize, pages } of steps) {
+      try {
+        const part = this.#extend(heap, pageSize, pages, false);
+        if (fits()) return;
+        this.#giveBack(part);
+        const reason = `${pages} pages of ${formatSize(pageSize)} were no help: they are not contiguous`;
+        failures.push(new DmaError({ code: 'ENOMEM', operation: 'grow', reason }));
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+    throw this.#canNotGrow(request.pageSizes, failures);
+  }
+
+  #plan(heap: Heap, need: Need, exact: boolean, pageSizes: readonly number[] | undefined): GrowthStep[] {
+    const choices = this.#lists.choices(heap.node).filter(({ pageSize }) => pageSizes?.includes(pageSize) !== false);
+    const steps = planGrowth(need, heap.total, choices, exact);
+    this.#noticeOrdinary(steps[0]);
+    return steps;
+  }
+
+  /** Tells once that there are no hugepages. */
+  #noticeOrdinary(first: GrowthStep | undefined): void {
+    const { noHuge, pageSizes, onNotice } = this.#settings;
+    if (this.#noticed || noHuge || pageSizes !== undefined) return;
+    if (first === undefined || first.pageSize !== this.#platform.memory.pageSize) return;
+    this.#noticed = true;
+    const sizes = this.#lists.hugeSizes.map(formatSize).join(', ');
+    const hint = sizes === '' ? 'this machine has none' : `as root, reserve some of ${sizes}: anydma hugepages`;
+    onNotice(`no hugepages are free, so that ordinary pages are used (${hint}; memory.noHuge says that this is meant)`);
+  }
+
+  #canNotGrow(pageSizes: readonly number[] | undefined, failures: readonly unknown[]): DmaError {
+    const told = failures.map((error) => {
+      if (isDmaError(error)) return `${error.reason}${error.device === undefined ? '' : ` on ${error.device}`}`;
+      return String(error);
+    });
+    const wanted = pageSizes === undefined ? '' : ` of ${pageSizes.map(formatSize).join(' or ')}`;
+    const reason =
+      told.length === 0
+        ? `it can not grow: not so many pages${wanted} are free, or allowed`
+        : `it can not grow: ${[...new Set(told)].join('; ')}`;
+    return new DmaError({ code: 'ENOMEM', operation: 'grow', reason, cause: failures.at(-1) });
+  }
+
+  #mustBeIdle(): void {
+    const { limitation } = this.#platform;
+    if (limitation !== undefined) throw new DmaError({ code: 'ENOTSUP', operation: 'grow', reason: limitation });
+    if (this.#closed) throw new DmaError({ code: 'ECANCELED', operation: 'grow', reason: 'the Eal was stopped' });
+    if (!this.#changing) return;
+    const reason = 'memory can not grow while it changes: this is a handler of memory events';
+    throw new DmaError({ code: 'EBUSY', operation: 'grow', reason });
+  }
+
+  /** Takes pages, and gives them to all devices and to the heap; or nothing has happened. */
+  #extend(heap: Heap, pageSize: number, pages: number, kept: boolean): Part {
+    const { node } = heap;
+    return this.#alone(() => {
+      const undo: (() => void)[] = [];
+      try {
+        this.#validators.check({ node, pageSize, bytes: pages * pageSize, total: heap.total });
+        const extent = this.#lists.take(pageSize, node, pages);
+        undo.unshift(() => extent.list.giveBack(extent));
+        const part = new Part(heap, extent, kept, this.#platform);
+        undo.unshift(() => part.views.detach());
+        const { change } = part;
+        undo.unshift(this.#handlers.ask('grow', change));
+        part.release = this.#reach(part.areas);
+        this.#parts.insert(part.range.start, part.range.length, part);
+        heap.add(part);
+        this.#handlers.tell('grown', change);
+        return part;
+      } catch (error) {
+        throw withUndo(error, 'grow', undoAll(undo));
+      }
+    });
+  }
+
+  /** Takes `bytes` from the first of `heaps` that have it, to keep. */
+  #preallocate(heaps: readonly Heap[], bytes: number): void {
+    const failures: unknown[] = [];
+    let left = bytes;
+    this.#mustBeIdle();
+    for (const heap of heaps) {
+      // As many of the largest pages as fill it, then of smaller ones; what remains is rounded up.
+      for (let steps = this.#parting(heap, left); left > 0 && steps.length > 0;) {
+        const [{ pageSize, pages }] = steps;
+        try {
+          this.#extend(heap, pageSize, pages, true);
+          left -= pages * pageSize;
+          steps = this.#parting(heap, left);
+        } catch (error) {
+          failures.push(error);
+          steps = steps.slice(1);
+        }
+      }
+    }
+    if (left <= 0) return;
+    const error = this.#canNotGrow(this.#settings.pageSizes, failures);
+    const reason = `${formatSize(left)} of the ${formatSize(bytes)} to have at the start are missing`;
+    throw error.with({ operation: 'start', reason, hint: error.reason });
+  }
+
+  /** Ways to get closer to `bytes` with pages that are free now, the best first. */
+  #parting(heap: Heap, bytes: number): GrowthStep[] {
+    if (bytes <= 0) return [];
+    const choices = this.#lists.choices(heap.node).reverse();
+    const ways = choices.flatMap(({ pageSize, free, left, huge }) => {
+      const most = Math.min(free, Math.floor(left / pageSize));
+      const whole = Math.min(most, Math.floor(bytes / pageSize));
+      const step = { pageSize, pages: whole > 0 ? whole : Math.min(most, 1), fills: whole > 0, huge };
+      return step.pages > 0 ? [step] : [];
+    });
+    const huge = ways.filter((way) => way.huge);
+    const ordinary = ways.filter((way) => !way.huge);
+    const over = huge.filter((way) => !way.fills).reverse();
+    const steps = [...huge.filter((way) => way.fills), ...over, ...ordinary];
+    this.#noticeOrdinary(steps[0]);
+    return steps;
+  }
+
+  // --- shrinking ---
+
+  /** Nothing in `memory` is used any more: the heap keeps what became empty last, if that is not out of proportion. */
+  #emptied(memory: HeapMemory): void {
+    const part = this.#parts.at(memory.range.start);
+    if (part === undefined || part.kept || this.#changing || this.#closed) return;
+    const { heap } = part;
+    const spare = this.#spare.get(heap);
+    if (spare !== part) {
+      this.#spare.delete(heap);
+      if (spare !== undefined && heap.isEmpty(spare)) this.#giveBackQuietly(spare);
+    }
+    const { length } = part.range;
+    const isModest = length <= Math.max(KEPT, heap.total - length);
+    if (isModest && !this.#settings.matchAllocations) this.#spare.set(heap, part);
+    else this.#giveBackQuietly(part);
+  }
+
+  /** Memory that does not go stays in its heap, as good as before; the program that freed a block is not to blame. */
+  #giveBackQuietly(part: Part): void {
+    try {
+      this.#giveBack(part);
+    } catch (error) {
+      if (isDmaError(error, 'ECANCELED')) return;
+      this.#settings.onNotice(`memory could not be given back, and stays: ${String(error)}`);
+    }
+  }
+
+  /** Takes an empty part from the heap, the devices and this process; or nothing has happened. */
+  #giveBack(part: Part): void {
+    const { heap, extent, change } = part;
+    this.#alone(() => {
+      const undo: (() => void)[] = [];
+      try {
+        undo.unshift(this.#handlers.ask('shrink', change));
+        heap.remove(part);
+        undo.unshift(() => heap.add(part));
+        part.views.detach();
+        part.release();
+        undo.unshift(() => (part.release = this.#reach(part.areas)));
+        extent.list.giveBack(extent);
+      } catch (error) {
+        throw withUndo(error, 'shrink', undoAll(undo));
+      }
+      this.#parts.delete(part.range.start);
+      if (this.#spare.get(heap) === part) this.#spare.delete(heap);
+      this.#handlers.tell('shrunk', change);
+    });
+  }
+
+  #alone<T>(work: () => T): T {
+    const before = this.#changing;
+    this.#changing = true;
+    try {
+      return work();
+    } finally {
+      this.#changing = before;
+    }
+  }
+
+  #total(): number {
+    return this.heapsInUse.reduce((sum, heap) => sum + heap.total, 0);
+  }
+}

@@ -1,0 +1,190 @@
+/**
+ * Every page that the library owns: a list for each page size and node, made when the first page of it is wanted, and one
+ * more whenever one is full.
+ */
+import { DmaError, invalid, isDmaError, undoAll } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { formatSize, GiB } from '../units.js';
+import type { AreaIndex } from './area-index.js';
+import type { PageChoice } from './growth.js';
+import { removeStale } from './hugepage-files.js';
+import { HugePages, type HugetlbfsMount } from './hugepages.js';
+import type { FileSettings, MemorySettings } from './memory-settings.js';
+import { hugetlbfsPages, memfdPages, type PageSource } from './page-source.js';
+import { SegmentList, type Extent } from './segment-list.js';
+
+/** A list has so many pages, or so many bytes of pages if that is less; DPDK's numbers. Who needs more gets a longer one. */
+const LIST_PAGES = 32768;
+const LIST_BYTES = 64 * GiB;
+
+/** See the head of the file. */
+export class PageLists {
+  readonly #platform: Platform;
+  readonly #areas: AreaIndex;
+  readonly #settings: MemorySettings;
+  readonly #physical: () => boolean;
+  readonly #huge: HugePages;
+  readonly #lists = new Map<string, SegmentList[]>();
+  /** The number of the next file, by directory. */
+  readonly #nextFile = new Map<string, number>();
+  #nodes: number[] | undefined;
+  #hugeSizes: number[] | undefined;
+
+  /** @param physical do devices use physical addresses? */
+  constructor(platform: Platform, areas: AreaIndex, settings: MemorySettings, physical: () => boolean) {
+    this.#platform = platform;
+    this.#areas = areas;
+    this.#settings = settings;
+    this.#physical = physical;
+    this.#huge = new HugePages(platform.kernel);
+  }
+
+  /** NUMA nodes that have memory, in ascending order. */
+  get nodes(): readonly number[] {
+    return (this.#nodes ??= this.#huge.nodes());
+  }
+
+  /** All lists there are. */
+  get lists(): readonly SegmentList[] {
+    return [...this.#lists.values()].flat();
+  }
+
+  /** Sizes of hugepages that may be used, in ascending order; whether there are any is another matter. */
+  get hugeSizes(): readonly number[] {
+    if (this.#hugeSizes !== undefined) return this.#hugeSizes;
+    const { noHuge, pageSizes, files } = this.#settings;
+    const sizes = noHuge ? [] : this.#huge.sizes().map(({ pageSize }) => pageSize);
+    const mounted = files === undefined ? sizes : this.#mounts(files).map(({ pageSize }) => pageSize);
+    this.#hugeSizes = sizes.filter((size) => pageSizes?.includes(size) !== false && mounted.includes(size));
+    return this.#hugeSizes;
+  }
+
+  /** Are ordinary pages allowed? Not where physical addresses count: the kernel moves ordinary pages, even locked ones. */
+  get ordinary(): boolean {
+    return this.#settings.pageSizes?.includes(this.#platform.memory.pageSize) !== false && !this.#physical();
+  }
+
+  /** What could be taken on a node now. */
+  choices(node: number): PageChoice[] {
+    const choices = this.hugeSizes.map((pageSize) => {
+      return { pageSize, free: this.#free(pageSize, node), left: this.#left(pageSize, node), huge: true };
+    });
+    const { pageSize } = this.#platform.memory;
+    if (!this.ordinary) return choices;
+    return [...choices, { pageSize, free: Infinity, left: this.#left(pageSize, node), huge: false }];
+  }
+
+  /**
+   * Takes neighbouring pages from a list that has room for them, or a new one.
+   *
+   * @throws DmaError ENOMEM when there are not so many pages, or no addresses for them; EBUSY when another process has this
+   *   file prefix; EPERM when physical addresses are wanted and not shown
+   */
+  take(pageSize: number, node: number, pages: number): Extent {
+    const key = `${pageSize}@${node}`;
+    const lists = this.#lists.get(key) ?? [];
+    for (const list of lists) {
+      const extent = list.take(pages);
+      if (extent !== undefined) return extent;
+    }
+    const list = this.#newList(pageSize, node, pages);
+    const extent = this.#firstOf(list, pages);
+    this.#lists.set(key, [...lists, list]);
+    return extent;
+  }
+
+  /**
+   * Checks what the settings say about this machine, and removes the files that processes with this prefix left when they
+   * died.
+   *
+   * @throws DmaError EINVAL for a node there is not, or a directory that no hugetlbfs is mounted on
+   */
+  start(): void {
+    const { files, numaMem, numaLimit } = this.#settings;
+    const most = Math.max(numaMem.length, numaLimit.length);
+    // Numbers of nodes have gaps on some machines.
+    if (most > 0 && most > Math.max(...this.nodes) + 1)
+      throw invalid('start', `sizes for ${most} NUMA nodes were given, and there are ${this.nodes.length}`);
+    if (files === undefined) return;
+    const mounts = this.#mounts(files);
+    if (files.directory !== undefined && mounts.length === 0)
+      throw invalid('start', `no hugetlbfs is mounted at ${files.directory}`, {
+        hint: 'anydma hugepages mounts one; without hugeDir every mount is used',
+      });
+    if (files.unlink === 'never') return;
+    for (const { path } of mounts) removeStale(this.#platform, path, files.prefix);
+  }
+
+  /** Gives all pages and addresses back. @returns what failed */
+  close(): unknown[] {
+    const errors = undoAll(this.lists.map((list) => () => list.close()));
+    this.#lists.clear();
+    return errors;
+  }
+
+  #mounts({ directory }: FileSettings): HugetlbfsMount[] {
+    return this.#huge.mounts().filter(({ path }) => directory === undefined || path === directory);
+  }
+
+  /** Free hugepages of a size on a node. */
+  #free(pageSize: number, node: number): number {
+    const free = this.#platform.limits.freeHugePages(pageSize) ?? 0;
+    if (free === 0 || this.nodes.length === 1) return free;
+    const counts = this.#huge.sizes().find((each) => each.pageSize === pageSize);
+    return Math.min(free, counts?.nodes.find((each) => each.node === node)?.free ?? 0);
+  }
+
+  /** How many bytes of a page size may still be taken on a node. */
+  #left(pageSize: number, node: number): number {
+    const limit = this.#settings.pageSizeLimits.get(pageSize);
+    if (limit === undefined) return Infinity;
+    const lists = this.#lists.get(`${pageSize}@${node}`) ?? [];
+    return limit - lists.reduce((bytes, list) => bytes + list.pages * pageSize, 0);
+  }
+
+  /** The first extent of a list that nobody has yet, and that does not stay when this fails. */
+  #firstOf(list: SegmentList, pages: number): Extent {
+    try {
+      const extent = list.take(pages);
+      if (extent !== undefined) return extent;
+      throw new DmaError({ code: 'ENOMEM', operation: 'take', reason: `a new list has no room for ${pages} pages` });
+    } catch (error) {
+      const undo = undoAll([() => list.close()]);
+      throw undo.length > 0 && isDmaError(error) ? error.with({ undo: [...error.undo, ...undo] }) : error;
+    }
+  }
+
+  #newList(pageSize: number, node: number, least: number): SegmentList {
+    const platform = this.#platform;
+    const pages = Math.max(least, Math.min(LIST_PAGES, Math.floor(LIST_BYTES / pageSize)));
+    const make = (length: number): SegmentList => {
+      const source = this.#source(pageSize, node, length);
+      return new SegmentList({ platform, areas: this.#areas, source, pages: length, physical: this.#physical() });
+    };
+    try {
+      return make(pages);
+    } catch (error) {
+      // Addresses can be limited (RLIMIT_AS).
+      if (!isDmaError(error, 'ENOMEM') || pages === least) throw error;
+      return make(least);
+    }
+  }
+
+  #source(pageSize: number, node: number, pages: number): PageSource {
+    const { files } = this.#settings;
+    const platform = this.#platform;
+    const mount =
+      files === undefined || pageSize === platform.memory.pageSize
+        ? undefined
+        : this.#mounts(files).find((each) => each.pageSize === pageSize);
+    if (files === undefined || mount === undefined) {
+      const name = `anydma ${formatSize(pageSize)}`;
+      return memfdPages(platform, { pageSize, pages, node, name });
+    }
+    const { prefix, unlink, singleFile } = files;
+    const directory = mount.path;
+    const firstFile = this.#nextFile.get(directory) ?? 0;
+    this.#nextFile.set(directory, firstFile + (singleFile ? 1 : pages));
+    return hugetlbfsPages(platform, { pageSize, pages, node, directory, prefix, unlink, singleFile, firstFile });
+  }
+}

@@ -1,0 +1,365 @@
+/**
+ * A pool: memory cut into elements of one size, which are handed out and taken back by number, in bursts, by any number of
+ * threads. Where each element is, for the program and for devices, stands in tables by number. Drivers draw the buffers
+ * for their rings from pools. DPDK calls it a mempool.
+ *
+ * Nothing is written into the elements: what is free is known outside of them (element-stack.ts), and each thread has a
+ * stock of its own (pool-cache.ts).
+ */
+import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { Range } from '../ranges.js';
+import type { Va } from '../units.js';
+import type { AreaOwner } from './area.js';
+import { ElementStack, type ElementNumbers } from './element-stack.js';
+import { PoolCache } from './pool-cache.js';
+import { NO_IOVA, type ElementShape, type PoolChunk } from './pool-layout.js';
+import { Views } from './views.js';
+
+/** What another thread needs to use the pool. It can be sent there (`workerData`, `postMessage`), as often as wanted. */
+export interface PoolDescription {
+  readonly name: string;
+  readonly shape: ElementShape;
+  /** {@link Pool.forDevices} */
+  readonly forDevices: boolean;
+  /** {@link Pool.owner} */
+  readonly owner: AreaOwner;
+  readonly chunks: readonly PoolChunk[];
+  /** {@link Pool.cacheSize} */
+  readonly cacheSize: number;
+  /** Which elements are free. */
+  readonly stack: SharedArrayBuffer;
+  /** How many threads have attached; -1 once it is freed. */
+  readonly threads: SharedArrayBuffer;
+}
+
+/** A device, as far as a pool needs it. */
+export interface PoolDevice {
+  readonly name: string;
+  readonly domain:
+    | {
+        /** -1 when it is not mapped */
+        iovaOf(va: number): number;
+        /** The generation changes when something is unmapped. */
+        readonly table: { readonly generation: number };
+      }
+    | undefined;
+}
+
+/** What belongs to one thread. */
+interface PoolParts {
+  readonly description: PoolDescription;
+  readonly stack: ElementStack;
+  readonly cache: PoolCache | undefined;
+  readonly view: (chunk: number) => Uint8Array;
+  /** Gives everything back; what it throws is thrown by `free`. */
+  readonly end: () => void;
+  /** Did this thread make it? */
+  readonly made: boolean;
+}
+
+const FREED = -1;
+
+/** See the head of the file. Made by `Pools.create`, and for other threads by {@link Pool.attach}. Disposing it frees it. */
+export class Pool implements Disposable {
+  readonly name: string;
+  /** How many elements it has; their numbers are 0 and up. */
+  readonly elements: number;
+  /** bytes */
+  readonly elementSize: number;
+  /** bytes in front of each element that belong to it */
+  readonly headroom: number;
+  /** How many elements a thread keeps for itself; 0 for none. */
+  readonly cacheSize: number;
+  /**
+   * Are the elements meant for devices? It is what the program said when it made the pool, and never guessed from the
+   * memory (DPDK: the flag RTE_MEMPOOL_F_NON_IO is not set).
+   */
+  readonly forDevices: boolean;
+  /** Whose memory it is: the library's, of a heap over the user's, or external; `chunks` tell where. */
+  readonly owner: AreaOwner;
+  /** Where the elements are: those of the first chunk have the first numbers. */
+  readonly chunks: readonly PoolChunk[];
+  /** The address of each element, behind its headroom. */
+  readonly vas: Float64Array;
+  /**
+   * What devices use for each element by the memory itself: its area's table, or the VA in IOVA mode `va`. -1 where there
+   * is no such address: {@link Pool.iovasFor} tells what a device has. All -1 unless the pool is for devices.
+   */
+  readonly iovas: Float64Array;
+  /** The chunk that each element is in. */
+  readonly chunkOf: Int32Array;
+  /** Where in the bytes of its chunk each element begins. Its headroom ends there. */
+  readonly offsetOf: Int32Array;
+  readonly #description: PoolDescription;
+  readonly #stack: ElementStack;
+  readonly #cache: PoolCache | undefined;
+  readonly #threads: Int32Array;
+  readonly #view: (chunk: number) => Uint8Array;
+  readonly #end: () => void;
+  readonly #made: boolean;
+  /** By chunk and by element, once they were asked for. */
+  #chunkBytes: (Uint8Array | undefined)[] = [];
+  #bytes: (Uint8Array | undefined)[] = [];
+  readonly #iovasFor = new WeakMap<object, { readonly generation: number; readonly iovas: Float64Array }>();
+  #live = true;
+
+  /** @internal */
+  constructor({ description, stack, cache, view, end, made }: PoolParts) {
+    const { shape, chunks, cacheSize } = description;
+    const { elements } = stack;
+    this.#cache = cache;
+    this.name = description.name;
+    this.elements = elements;
+    this.elementSize = shape.size;
+    this.headroom = shape.headroom;
+    this.cacheSize = cacheSize;
+    this.forDevices = description.forDevices;
+    this.owner = description.owner;
+    this.chunks = chunks;
+    this.vas = new Float64Array(elements);
+    this.iovas = new Float64Array(elements);
+    this.chunkOf = new Int32Array(elements);
+    this.offsetOf = new Int32Array(elements);
+    this.#description = description;
+    this.#stack = stack;
+    this.#threads = new Int32Array(description.threads);
+    this.#view = view;
+    this.#end = end;
+    this.#made = made;
+    let element = 0;
+    chunks.forEach(({ va, iova, count }, chunk) => {
+      let offset = shape.headroom;
+      for (const last = element + count; element < last; element++, offset += shape.stride) {
+        this.vas[element] = va + offset;
+        this.iovas[element] = iova < 0 ? NO_IOVA : iova + offset;
+        this.chunkOf[element] = chunk;
+        this.offsetOf[element] = offset;
+      }
+    });
+  }
+
+  /**
+   * The pool in another thread, from what {@link Pool.share} gave there. Elements have the same numbers and addresses; views
+   * are made anew. Free it before the thread ends: that gives back what is in this thread's cache, and lets the maker of
+   * the pool free the memory.
+   *
+   * @param platform of this thread
+   * @throws DmaError EINVAL when the pool was freed, or this describes none
+   */
+  static attach(description: PoolDescription, platform: Pick<Platform, 'memory'>): Pool {
+    const { cacheSize } = description;
+    const stack = ElementStack.attach(description.stack);
+    const cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize);
+    const placed = description.chunks.reduce((sum, { count }) => sum + count, 0);
+    if (placed !== stack.elements)
+      throw invalid('pool.attach', `the chunks have ${placed} elements, the pool ${stack.elements} elements`);
+    const threads = new Int32Array(description.threads);
+    for (let seen = Atomics.load(threads, 0); ;) {
+      if (seen === FREED) throw invalid('pool.attach', `the pool ${description.name} was freed`);
+      const now = Atomics.compareExchange(threads, 0, seen, seen + 1);
+      if (now === seen) break;
+      seen = now;
+    }
+    const views = new Map<number, Views>();
+    const view = (chunk: number): Uint8Array => {
+      const { va, length } = description.chunks[chunk];
+      const made = new Views(platform.memory, va, length);
+      views.set(chunk, made);
+      return made.bytes(0, length);
+    };
+    const end = (): void => {
+      const errors = undoAll([...views.values()].map((each) => () => each.detach()));
+      // Views that are left would fault once the memory is freed.
+      if (errors.length > 0) throw withUndo(errors[0], 'pool.free', errors.slice(1));
+      leave(threads);
+    };
+    return new Pool({ description, stack, cache, view, end, made: false });
+  }
+
+  /** Can it be used? Not once it was freed. */
+  get live(): boolean {
+    return this.#live;
+  }
+
+  /** How many elements this thread could get now. What is in the caches of other threads does not count. */
+  get available(): number {
+    return this.#stack.available + (this.#cache?.length ?? 0);
+  }
+
+  /** How many threads have attached, besides the one that made it. */
+  get threads(): number {
+    return Math.max(0, Atomics.load(this.#threads, 0));
+  }
+
+  /**
+   * Takes `count` elements, all or none, to `into[at]` and on. Makes no garbage.
+   *
+   * @returns false when fewer are available, and when the pool is freed
+   * @throws DmaError EINVAL when `into` has no room for them; ETIMEDOUT when a worker was ended inside of `get` or `put`
+   */
+  get(into: ElementNumbers, count: number, at = 0): boolean {
+    if (!this.#live) return false;
+    const cache = this.#cache;
+    return cache === undefined ? this.#stack.get(into, count, at) : cache.get(into, count, at);
+  }
+
+  /**
+   * Gives back `count` elements, `from[at]` and on. Makes no garbage. Any thread may give back what another one took.
+   *
+   * @throws DmaError EINVAL when `from` has not as many, and when the pool would have more elements than it has; in a pool
+   *   made with `checked`, for every element that is free already or does not exist. ETIMEDOUT as `get`
+   */
+  put(from: ElementNumbers, count: number, at = 0): void {
+    const cache = this.#cache;
+    if (cache === undefined) this.#stack.put(from, count, at);
+    else cache.put(from, count, at);
+  }
+
+  /**
+   * The bytes of an element, without its headroom: the same view each time. It is empty once the pool is freed, unless the
+   * memory is external, which is the user's.
+   *
+   * @throws DmaError EINVAL when there is no such element, or the pool is freed
+   */
+  bytes(element: number): Uint8Array {
+    return this.#bytes[element] ?? this.#newBytes(element);
+  }
+
+  /**
+   * The bytes of a chunk: the same view each time, as {@link Pool.bytes}. With `chunkOf` and `offsetOf` it shows all
+   * elements of the chunk, headrooms included.
+   *
+   * @throws DmaError EINVAL when there is no such chunk, or the pool is freed
+   */
+  chunkBytes(chunk: number): Uint8Array {
+    return this.#chunkBytes[chunk] ?? this.#newChunkBytes(chunk);
+  }
+
+  /**
+   * What a device uses for each element, in the domain that it is in. Asked once and kept until something is unmapped there,
+   * so that a call costs next to nothing; do not keep the result over a change of mappings.
+   *
+   * @throws DmaError EINVAL when the pool is freed or not for devices, when an element is not mapped for that device, or
+   *   mapped in pieces; ENOTSUP for a device that has no domain
+   */
+  iovasFor(device: PoolDevice): Float64Array {
+    const operation = 'pool.iovasFor';
+    const { domain } = device;
+    if (domain === undefined) {
+      const reason = 'its memory can not be mapped for a device without a domain';
+      throw new DmaError({ code: 'ENOTSUP', operation, device: device.name, reason });
+    }
+    const { generation } = domain.table;
+    const known = this.#iovasFor.get(domain);
+    if (known?.generation === generation && this.#live) return known.iovas;
+    this.#mustBeLive(operation);
+    if (!this.forDevices) throw invalid(operation, `the pool ${this.name} is not for devices`, { device: device.name });
+    const { vas, headroom, elementSize } = this;
+    const iovas = vas.map((va) => domain.iovaOf(va));
+    for (let element = 0; element < iovas.length; element++) {
+      const va = vas[element];
+      const iova = iovas[element];
+      if (
+        iova >= 0 &&
+        domain.iovaOf(va - headroom) === iova - headroom &&
+        domain.iovaOf(va + elementSize - 1) === iova + elementSize - 1
+      )
+        continue;
+      throw invalid(operation, `element ${element} of the pool ${this.name} is not mapped in one piece`, {
+        device: device.name,
+        range: new Range((va - headroom) as Va, headroom + elementSize),
+        hint: this.owner === 'external' ? 'map the external memory on that device first' : undefined,
+      });
+    }
+    this.#iovasFor.set(domain, { generation, iovas });
+    return iovas;
+  }
+
+  /** What other threads need for {@link Pool.attach}. @throws DmaError EINVAL when it is freed */
+  share(): PoolDescription {
+    this.#mustBeLive('pool.share');
+    return this.#description;
+  }
+
+  /**
+   * Frees the pool: views of elements are empty, and heap memory goes back; external memory can be unregistered again. In
+   * a thread that attached, this gives back its cache and leaves the pool, which goes on.
+   *
+   * @param options.force although elements are out or threads are attached, which the program has to know will use it no
+   *   more, because they were terminated: a thread that touches an element afterwards would fault. Default false
+   * @throws DmaError EINVAL when it was freed before; EBUSY while other threads are attached, and while elements are out:
+   *   with whoever got them, or in caches of other threads
+   */
+  free(options?: { readonly force?: boolean }): void {
+    const operation = 'pool.free';
+    this.#mustBeLive(operation);
+    if (this.#made) this.#close(options?.force === true, operation);
+    this.#live = false;
+    this.#chunkBytes = [];
+    this.#bytes = [];
+    const errors = undoAll([() => this.#cache?.flush(), this.#end]);
+    if (errors.length > 0) throw withUndo(errors[0], operation, errors.slice(1));
+  }
+
+  /** Frees it, unless that was done. @throws DmaError EBUSY as {@link Pool.free} */
+  [Symbol.dispose](): void {
+    if (this.#live) this.free();
+  }
+
+  /** Lets no more threads attach. @throws DmaError EBUSY */
+  #close(force: boolean, operation: string): void {
+    const { name, elements } = this;
+    const busy = (reason: string, hint: string): DmaError => new DmaError({ code: 'EBUSY', operation, reason, hint });
+    const out = elements - this.available;
+    if (out > 0 && !force && this.threads === 0) {
+      const which = out === 1 ? '1 element' : `${out} elements`;
+      throw busy(`${which} of the pool ${name} are out`, 'put them back first');
+    }
+    const attached = Atomics.compareExchange(this.#threads, 0, 0, FREED);
+    if (attached === 0) return;
+    if (!force) {
+      const which = attached === 1 ? '1 thread has' : `${attached} threads have`;
+      throw busy(
+        `${which} attached to the pool ${name}`,
+        'free it there first; { force: true } if they were terminated',
+      );
+    }
+    Atomics.store(this.#threads, 0, FREED);
+  }
+
+  #newBytes(element: number): Uint8Array {
+    this.#mustBeLive('pool.bytes');
+    if (!(Number.isInteger(element) && element >= 0 && element < this.elements))
+      throw invalid('pool.bytes', `the pool ${this.name} has no element ${element}`);
+    const offset = this.offsetOf[element];
+    const bytes = this.chunkBytes(this.chunkOf[element]).subarray(offset, offset + this.elementSize);
+    // Filled at once: an array with holes that large would become a dictionary.
+    if (this.#bytes.length === 0) this.#bytes = Array.from(this.vas, () => undefined);
+    this.#bytes[element] = bytes;
+    return bytes;
+  }
+
+  #newChunkBytes(chunk: number): Uint8Array {
+    this.#mustBeLive('pool.bytes');
+    if (!(Number.isInteger(chunk) && chunk >= 0 && chunk < this.chunks.length))
+      throw invalid('pool.bytes', `the pool ${this.name} has no chunk ${chunk}`);
+    const bytes = this.#view(chunk);
+    if (this.#chunkBytes.length === 0) this.#chunkBytes = this.chunks.map(() => undefined);
+    this.#chunkBytes[chunk] = bytes;
+    return bytes;
+  }
+
+  #mustBeLive(operation: string): void {
+    if (!this.#live) throw invalid(operation, `the pool ${this.name} was freed`);
+  }
+}
+
+/** One thread less has attached, unless the pool was freed by force meanwhile. */
+function leave(threads: Int32Array): void {
+  for (let seen = Atomics.load(threads, 0); seen !== FREED;) {
+    const now = Atomics.compareExchange(threads, 0, seen, seen - 1);
+    if (now === seen) return;
+    seen = now;
+  }
+}

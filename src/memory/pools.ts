@@ -1,0 +1,205 @@
+/** The pools of one `Eal`: makes them, finds them by name, and tells who wants to know when they come and go. */
+import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import type { Area } from './area.js';
+import { ElementStack } from './element-stack.js';
+import type { ExternalMemory } from './external.js';
+import { chooseHeaps, type HeapSources, type PlacedMallocOptions } from './heap-choice.js';
+import type { IovaMode } from './iova-mode.js';
+import { PoolCache } from './pool-cache.js';
+import { Pool } from './pool.js';
+import { elementShape } from './pool-layout.js';
+import {
+  poolMemoryFromBlocks,
+  poolMemoryFromExternal,
+  type PoolMemory,
+  type PoolMemoryRequest,
+} from './pool-memory.js';
+
+/** What a pool is to be like, and where its memory comes from: the library's own, a heap, or external memory. */
+export interface PoolOptions extends Pick<PlacedMallocOptions, 'heap' | 'node' | 'pageSizes' | 'pageSizeHint'> {
+  /** No other pool has it meanwhile. Default: made up. */
+  readonly name?: string;
+  /** How many, 1 to 2^28. */
+  readonly elements: number;
+  /** bytes */
+  readonly elementSize: number;
+  /** Elements begin at multiples of this power of two, in bytes. Default 64. */
+  readonly align?: number;
+  /** Bytes in front of each element that are its own, for headers that are put before what is in it. Default 0. */
+  readonly headroom?: number;
+  /** How many free elements each thread keeps for itself, 1 to 512, or 0 for none. Default 0. */
+  readonly cache?: number;
+  /** The user's memory, as much of it as it takes, instead of that of a heap. It can be in no other pool, and in no heap. */
+  readonly external?: readonly ExternalMemory[];
+  /**
+   * Will devices use the elements? Then each is contiguous for them. Default true. Without, elements may lie where no device
+   * would find them in one piece, and `iovas` are unknown.
+   */
+  readonly forDevices?: boolean;
+  /** Fill them with zeros? Default false: what is in them then is whatever was there before. */
+  readonly zero?: boolean;
+  /** For debugging: refuse at once what is put twice. Default false. */
+  readonly checked?: boolean;
+}
+
+/** Told of pools, in the order handlers were added. */
+export interface PoolHandler {
+  /** The pool has all its elements, and nobody has it yet. What this throws refuses it: all is undone. */
+  ready?(pool: Pool): void;
+  /** Nobody can use it any more, and its memory is about to go. What this throws is an uncaught exception. */
+  destroy?(pool: Pool): void;
+}
+
+const OPERATION = 'pool.create';
+
+/** See the head of the file. */
+export class Pools {
+  readonly #sources: HeapSources;
+  readonly #pools = new Map<string, Pool>();
+  readonly #handlers = new Set<PoolHandler>();
+  /** External memory that is in a pool, and the name of that. */
+  readonly #external = new Map<Area, string>();
+  #made = 0;
+
+  /** @internal */
+  constructor(sources: HeapSources) {
+    this.#sources = sources;
+  }
+
+  /** All pools, in the order they were made. */
+  [Symbol.iterator](): IterableIterator<Pool> {
+    return this.#pools.values();
+  }
+
+  /** The pool of that name, if there is one. */
+  find(name: string): Pool | undefined {
+    return this.#pools.get(name);
+  }
+
+  /**
+   * Makes a pool; all of its elements are free.
+   *
+   * @throws DmaError EINVAL for what is not possible, and for external memory that is not registered any more; EEXIST for a
+   *   name that is in use, and for external memory that is in a heap or another pool; EACCES for external memory that can
+   *   not be written; ENOENT for a heap there is not; ENOMEM when not all elements have room; of the handler that refuses.
+   *   When it throws, nothing has happened.
+   */
+  create(options: PoolOptions): Pool {
+    const { elements, elementSize, align = 64, headroom = 0, cache: cacheSize = 0, forDevices = true } = options;
+    const { name = this.#newName() } = options;
+    if (name === '') throw invalid(OPERATION, 'a pool has a name');
+    const shape = elementShape(elementSize, headroom, align, OPERATION);
+    const stack = ElementStack.create(elements, options);
+    const cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize);
+    checkSource(options);
+    if (this.#pools.has(name)) throw exists(`there is a pool ${JSON.stringify(name)} already`);
+    const iovaMode = (): IovaMode => this.#sources.memory.iova.mode;
+    const memory = this.#memoryFor(options, { elements, shape, forDevices, iovaMode }, name);
+    const { chunks } = memory;
+    /** Who has to know when it does not come after all. */
+    let told: PoolHandler[] | undefined = [];
+    let pool: Pool;
+    try {
+      const owner = options.external === undefined ? memory.areas[0].owner : 'external';
+      const threads = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
+      const description = { name, shape, forDevices, owner, chunks, cacheSize, stack: stack.shared, threads };
+      const end = (): void => {
+        for (const handler of told ?? this.#current()) tellDestroyed(handler, pool);
+        this.#pools.delete(name);
+        this.#release(memory);
+      };
+      pool = new Pool({ description, stack, cache, view: (chunk) => memory.view(chunk), end, made: true });
+    } catch (error) {
+      throw withUndo(error, OPERATION, undoAll([() => this.#release(memory)]));
+    }
+    this.#pools.set(name, pool);
+    try {
+      if (options.zero === true) chunks.forEach((_, chunk) => pool.chunkBytes(chunk).fill(0));
+      for (const handler of this.#current()) {
+        handler.ready?.(pool);
+        told.unshift(handler);
+      }
+      told = undefined;
+      return pool;
+    } catch (error) {
+      const undo = pool.live ? undoAll([() => pool.free({ force: true })]) : [];
+      if (isDmaError(error)) throw withUndo(error, OPERATION, undo);
+      const reason = `a handler refused: ${error instanceof Error ? error.message : String(error)}`;
+      throw new DmaError({ code: 'ECANCELED', operation: OPERATION, reason, cause: error, undo });
+    }
+  }
+
+  /** Lets `handler` follow pools that come and go, until the result is disposed. @throws DmaError EEXIST */
+  addHandler(handler: PoolHandler): Disposable {
+    if (this.#handlers.has(handler)) throw exists('this handler was added already');
+    this.#handlers.add(handler);
+    return { [Symbol.dispose]: () => void this.#handlers.delete(handler) };
+  }
+
+  /**
+   * @internal Frees all pools, whoever has their elements, but for those that other threads have attached to.
+   *
+   * @returns what failed; while that is not nothing, the memory has to stay
+   */
+  close(): unknown[] {
+    return [...this.#pools.values()]
+      .reverse()
+      .flatMap((pool) => undoAll([() => pool.free({ force: pool.threads === 0 })]));
+  }
+
+  #memoryFor(options: PoolOptions, request: PoolMemoryRequest, name: string): PoolMemory {
+    const { external } = options;
+    if (external === undefined) {
+      const heaps = chooseHeaps(this.#sources, options, OPERATION);
+      const { pageSizes, pageSizeHint } = options;
+      return poolMemoryFromBlocks(request, heaps, { pageSizes, pageSizeHint });
+    }
+    const seen = new Set<Area>();
+    for (const { area } of external) {
+      const other = this.#external.get(area) ?? (seen.has(area) ? name : undefined);
+      if (other !== undefined) throw exists(`${area.label} is in the pool ${other} already`);
+      seen.add(area);
+    }
+    const memory = poolMemoryFromExternal(request, external, name);
+    for (const area of memory.areas) this.#external.set(area, name);
+    return memory;
+  }
+
+  #release(memory: PoolMemory): void {
+    for (const area of memory.areas) this.#external.delete(area);
+    const errors = memory.release();
+    if (errors.length > 0) throw withUndo(errors[0], 'pool.free', errors.slice(1));
+  }
+
+  /** The handlers there are now, without those that are removed meanwhile. */
+  *#current(): Iterable<PoolHandler> {
+    for (const handler of [...this.#handlers]) if (this.#handlers.has(handler)) yield handler;
+  }
+
+  #newName(): string {
+    for (;;) {
+      const name = `pool_${this.#made++}`;
+      if (!this.#pools.has(name)) return name;
+    }
+  }
+}
+
+function tellDestroyed(handler: PoolHandler, pool: Pool): void {
+  try {
+    handler.destroy?.(pool);
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error;
+    });
+  }
+}
+
+function checkSource({ external, heap, node, pageSizes, pageSizeHint }: PoolOptions): void {
+  if (external === undefined) return;
+  for (const [name, value] of Object.entries({ heap, node, pageSizes, pageSizeHint }))
+    if (value !== undefined) throw invalid(OPERATION, `external memory and ${name} contradict each other`);
+}
+
+function exists(reason: string): DmaError {
+  return new DmaError({ code: 'EEXIST', operation: OPERATION, reason });
+}

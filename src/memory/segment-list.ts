@@ -1,0 +1,155 @@
+/**
+ * A list of pages that the library owns: addresses reserved up front without any memory, and memory that comes and goes
+ * inside them. DPDK calls it a memseg list; a page is its memseg.
+ *
+ * Pages come and go in *extents*: neighbouring pages that were taken together. An extent is the unit of everything that
+ * costs a call: it is mapped for devices as a whole, and goes back as a whole, so that a mapping is never coarser than what
+ * can be freed by itself. Only what an extent covers is in the area index; the rest of the reservation is no memory.
+ */
+import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { Range } from '../ranges.js';
+import { formatSize, type Va } from '../units.js';
+import { Area } from './area.js';
+import type { AreaIndex } from './area-index.js';
+import { BlockAllocator } from './block-allocator.js';
+import type { PageSource } from './page-source.js';
+
+/** Pages that were taken together, and go back together. */
+export interface Extent {
+  readonly list: SegmentList;
+  readonly range: Range<Va>;
+  /** The areas that cover it: one, or one a page where each page has a file of its own. */
+  readonly areas: readonly Area[];
+  /** May it hold what an earlier process left? Otherwise it was all zeros when it was taken. */
+  readonly dirty: boolean;
+}
+
+/** What a list is made of. */
+export interface SegmentListOptions {
+  readonly platform: Platform;
+  readonly areas: AreaIndex;
+  /** Where its pages come from; the list's, which closes it. */
+  readonly source: PageSource;
+  /** How many pages it can have: addresses are reserved for them. */
+  readonly pages: number;
+  /** Do devices use physical addresses? Then each page's is read when it is taken, and locked in place. */
+  readonly physical: boolean;
+}
+
+/** See the head of the file. */
+export class SegmentList {
+  readonly source: PageSource;
+  /** The addresses it has reserved. */
+  readonly reserved: Range<Va>;
+  readonly #platform: Platform;
+  readonly #index: AreaIndex;
+  readonly #physical: boolean;
+  /** Which of the reserved addresses have pages. */
+  readonly #room = new BlockAllocator();
+  readonly #extents = new Map<number, Extent>();
+
+  /** @throws DmaError ENOMEM when so many addresses can not be reserved */
+  constructor(options: SegmentListOptions) {
+    const { platform, source, pages } = options;
+    this.#platform = platform;
+    this.#index = options.areas;
+    this.#physical = options.physical;
+    this.source = source;
+    const length = pages * source.pageSize;
+    this.reserved = new Range(platform.memory.reserve(length, source.pageSize), length, 'reserve');
+    this.#room.addRange(this.reserved.start, length);
+  }
+
+  /** Pages that it has now. */
+  get pages(): number {
+    return this.#room.allocatedBytes / this.source.pageSize;
+  }
+
+  /** What it has now, in the order it was taken. */
+  get extents(): Iterable<Extent> {
+    return this.#extents.values();
+  }
+
+  /**
+   * Takes `pages` neighbouring pages: they are there, on the right node, and in the area index.
+   *
+   * @returns `undefined` when the reservation has no room for so many in one piece
+   * @throws DmaError ENOMEM when the machine does not have so many; EPERM when physical addresses are wanted and not shown
+   */
+  take(pages: number): Extent | undefined {
+    const { pageSize } = this.source;
+    const length = pages * pageSize;
+    const va = this.#room.allocate(length, pageSize) as Va;
+    if (va < 0) return undefined;
+    const undo: (() => void)[] = [() => void this.#room.free(va)];
+    try {
+      const runs = this.source.take(va, pages, this.#pageIndex(va));
+      undo.unshift(() => this.source.giveBack(va, pages, this.#pageIndex(va)));
+      const areas = runs.map((run) => this.#area(new Range(run.va, run.length), run.backing));
+      for (const area of areas) {
+        this.#index.add(area, 'take');
+        undo.unshift(() => this.#index.remove(area));
+      }
+      const dirty = runs.some((run) => run.dirty);
+      const extent: Extent = { list: this, range: new Range(va, length), areas, dirty };
+      this.#extents.set(va, extent);
+      return extent;
+    } catch (error) {
+      throw withUndo(error, 'take', undoAll(undo));
+    }
+  }
+
+  /**
+   * Gives an extent back to the system. No view of it may be left, and no device may have it mapped.
+   *
+   * @throws DmaError EBUSY while a device has it mapped; EINVAL for an extent that is not (any more) of this list
+   */
+  giveBack(extent: Extent): void {
+    const { range, areas } = extent;
+    if (this.#extents.get(range.start) !== extent) throw invalid('giveBack', 'no such extent', { range });
+    const held = areas.flatMap((area) => [...area.holders.keys()]);
+    if (held.length > 0)
+      throw new DmaError({ code: 'EBUSY', operation: 'giveBack', range, reason: `it is mapped by ${held.join(', ')}` });
+    this.source.giveBack(range.start, range.length / this.source.pageSize, this.#pageIndex(range.start));
+    for (const area of areas) this.#index.remove(area);
+    this.#extents.delete(range.start);
+    this.#room.free(range.start);
+  }
+
+  /** Gives everything back, and the addresses too. @throws the first error, once all was tried */
+  close(): void {
+    const errors = undoAll([
+      ...[...this.#extents.values()].map((extent) => () => this.giveBack(extent)),
+      () => this.source.close(),
+      () => this.#platform.memory.unmap(this.reserved.start, this.reserved.length),
+    ]);
+    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+  }
+
+  #pageIndex(va: number): number {
+    return (va - this.reserved.start) / this.source.pageSize;
+  }
+
+  #area(range: Range<Va>, backing: Area['backing']): Area {
+    const { pageSize, node, kind } = this.source;
+    const label = `owned memory (${kind}, ${formatSize(pageSize)} pages${node < 0 ? '' : `, node ${node}`})`;
+    const iovas = this.#physical ? this.#frames(range) : undefined;
+    return new Area({ range, pageSize, owner: 'owned', label, node, backing, iovas }, 'take');
+  }
+
+  #frames(range: Range<Va>): Float64Array {
+    const { memory } = this.#platform;
+    const { pageSize } = this.source;
+    memory.lock(range.start, range.length);
+    const frames = memory.frames(range.start, pageSize, range.length / pageSize);
+    if (frames !== undefined && !frames.includes(-1)) return frames;
+    throw new DmaError({
+      code: 'EPERM',
+      operation: 'take',
+      range,
+      reason: 'the kernel does not show physical addresses',
+      hint: 'reading them from /proc/self/pagemap needs CAP_SYS_ADMIN; with an IOMMU use IOVA mode va',
+    });
+  }
+}

@@ -1,0 +1,69 @@
+/** For tests of what is built on heaps: the memory of one `Eal`, without devices, on a machine that seems to have hugepages. */
+import assert from 'node:assert/strict';
+import { isDmaError, type ErrorCode } from '../errors.js';
+import { openPlatform } from '../platform/open.js';
+import type { Platform } from '../platform/ports.js';
+import { trackingPlatform, type TrackingPlatform } from '../platform/testing.js';
+import { MiB } from '../units.js';
+import type { Area } from './area.js';
+import { AreaIndex } from './area-index.js';
+import { External } from './external.js';
+import type { HeapSources } from './heap-choice.js';
+import { Heaps } from './heaps.js';
+import { decideIovaMode, type IovaMode } from './iova-mode.js';
+import { MemoryHandlers } from './memory-events.js';
+import { memorySettings, type MemoryOptions } from './memory-settings.js';
+import { OwnedMemory } from './owned.js';
+import { pretendHugePages, type PretendedPages } from './testing.js';
+
+/** {@link testSources} */
+export interface TestSources extends HeapSources {
+  readonly platform: Platform;
+  readonly external: External;
+  readonly areas: AreaIndex;
+  readonly handlers: MemoryHandlers;
+  /** Gives everything back, and checks that nothing is left. */
+  close(): void;
+}
+
+/** How {@link testSources} are. */
+export interface TestSourcesOptions {
+  readonly pages?: readonly PretendedPages[];
+  readonly memory?: MemoryOptions;
+  readonly mode?: IovaMode;
+  readonly wrap?: (platform: TrackingPlatform) => Platform;
+}
+
+/** Memory as an `Eal` has it. */
+export function testSources(options: TestSourcesOptions = {}): TestSources {
+  const { pages = [{ pageSize: 2 * MiB, pages: [256] }], mode = 'va', wrap } = options;
+  const tracking = trackingPlatform(openPlatform());
+  const platform = pretendHugePages(wrap?.(tracking) ?? tracking, pages);
+  const areas = new AreaIndex();
+  const handlers = new MemoryHandlers();
+  const own = { platform, areas, handlers, reach: (_areas: readonly Area[]) => () => undefined };
+  const memory = new OwnedMemory({
+    ...own,
+    settings: memorySettings({ onNotice: () => undefined, ...options.memory }),
+    decideIova: () => decideIovaMode({ forced: mode, votes: [], physicalAddresses: true, iommu: true }),
+  });
+  memory.start();
+  const heap = new Heaps({ ...own, iovaMode: () => mode, origins: false, native: () => memory.heaps });
+  const external = new External(platform, areas);
+  const close = (): void => {
+    assert.deepEqual([...heap.close(), ...memory.close()], []);
+    for (const each of [...external.live]) each.unregister();
+    assert.equal(areas.size, 0);
+    assert.deepEqual(tracking.leaks(), []);
+  };
+  return { memory, heap, platform, external, areas, handlers, close };
+}
+
+/** Asserts that `work` throws a `DmaError` of this code. */
+export function throwsDma(code: ErrorCode, work: () => unknown, says = /(?:)/): void {
+  assert.throws(work, (error) => {
+    assert.ok(isDmaError(error, code), String(error));
+    assert.match(error.message, says);
+    return true;
+  });
+}
