@@ -14,11 +14,21 @@ import { VdevBus, type VdevSpace } from './bus/vdev/vdev-bus.js';
 import { VfioUserBus } from './bus/vfio-user/vfio-user-bus.js';
 import type { MapOptions, MapTarget } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
-import { invalid, withUndo, type DmaError } from './errors.js';
+import { invalid, undoAll, withUndo, type DmaError } from './errors.js';
+import type { Area } from './memory/area.js';
 import { AreaIndex } from './memory/area-index.js';
 import { External, type ExternalMemory } from './memory/external.js';
+import type { Block, Heap, MallocOptions } from './memory/heap.js';
+import { chooseHeaps, type PlacedMallocOptions } from './memory/heap-choice.js';
+import { Pools } from './memory/pools.js';
+import { Zones } from './memory/zones.js';
+import { Heaps } from './memory/heaps.js';
+import { hasPhysicalAddresses, decideIovaMode, hasIommuGroups, type IovaDecision } from './memory/iova-mode.js';
+import { MemoryHandlers } from './memory/memory-events.js';
+import { memorySettings, type MemoryOptions } from './memory/memory-settings.js';
+import { OwnedMemory } from './memory/owned.js';
 import { placeOf } from './origin.js';
-import type { Va } from './units.js';
+import { formatSize, type Va } from './units.js';
 import { openPlatform } from './platform/open.js';
 import type { Platform } from './platform/ports.js';
 import { deviceModel, isDeviceName } from './vfio-user/devices/catalog.js';
@@ -32,6 +42,8 @@ export interface EalOptions extends Pick<RegistryOptions, 'holdBackMs' | 'rememb
   readonly buses?: readonly Bus[];
   /** More drivers; they are tried before the built-in ones. */
   readonly drivers?: readonly Driver[];
+  /** Memory that the library owns: how much, of which pages, kept where. */
+  readonly memory?: MemoryOptions;
   /**
    * What to do with what the program forgot to unmap or unregister, each named with the place that made it. Default: a
    * process warning (code `ANYDMA_FORGOTTEN`). It is given back in any case.
@@ -59,6 +71,14 @@ export class Eal implements AsyncDisposable {
   readonly platform: Platform;
   /** Memory of the user's: allocate, register and find it. */
   readonly external: External;
+  /** Heaps by name: those over memory of the user's, and the library's own. */
+  readonly heap: Heaps;
+  /** Named allocations, for who has only the name. */
+  readonly zones: Zones;
+  /** Pools of elements of one size, such as packet buffers. */
+  readonly pools: Pools;
+  /** Memory of the library's own: what there is, and who follows and limits it. */
+  readonly memory: OwnedMemory;
   /** What happens to devices and memory. A listener that throws is an uncaught exception, and disturbs nothing here. */
   readonly events: Pick<EventEmitter<EalEvents>, 'on' | 'once' | 'off'>;
   /** The bus of software devices in this process. */
@@ -68,6 +88,8 @@ export class Eal implements AsyncDisposable {
   /** Memory of drivers: rings and such, which go with their devices and are nothing that a program can forget. */
   readonly #driverMemory: External;
   readonly #registry: Registry;
+  /** What of the standing groups is memory of heaps. */
+  readonly #reached = new Set<GroupMapping>();
   readonly #onForgotten: ((forgotten: readonly string[]) => void) | undefined;
   readonly #onExit = (): void => this.#report(tell);
   #stopping: Promise<void> | undefined;
@@ -78,6 +100,23 @@ export class Eal implements AsyncDisposable {
     this.#onForgotten = options.onForgotten;
     this.external = new External(this.platform, this.#areas, (change, memory) => this.#tell(change, memory));
     this.#driverMemory = new External(this.platform, this.#areas);
+    const settings = memorySettings(options.memory ?? {});
+    const own = {
+      platform: this.platform,
+      areas: this.#areas,
+      handlers: new MemoryHandlers(),
+      reach: (areas: readonly Area[]) => this.#reach(areas),
+    };
+    this.memory = new OwnedMemory({ ...own, settings, decideIova: () => this.#decideIova(settings) });
+    this.heap = new Heaps({
+      ...own,
+      iovaMode: () => this.memory.iova.mode,
+      origins: settings.origins,
+      native: () => this.memory.heaps,
+    });
+    const sources = { memory: this.memory, heap: this.heap };
+    this.zones = new Zones(sources);
+    this.pools = new Pools(sources);
     this.#registry = new Registry({
       ...options,
       areas: this.#areas,
@@ -92,7 +131,12 @@ export class Eal implements AsyncDisposable {
     const bytesAt = (va: Va, length: number, access: 'read' | 'write'): Uint8Array | undefined => {
       // Storing to a page that is mapped read-only would kill this process.
       if (access === 'write' && this.#areas.at(va)?.writable !== true) return undefined;
-      return this.external.bytesAt(va, length) ?? this.#driverMemory.bytesAt(va, length);
+      return (
+        this.memory.bytesAt(va, length) ??
+        this.external.bytesAt(va, length) ??
+        this.#driverMemory.bytesAt(va, length) ??
+        this.heap.bytesAt(va, length)
+      );
     };
     const space = (args: ReadonlyMap<string, string>): VdevSpace => {
       const backend = softwareSpace(args.get('iommu') ?? 'emulated', platform.memory.pageSize);
@@ -111,10 +155,21 @@ export class Eal implements AsyncDisposable {
    * Where system calls can not be made (no Linux, no koffi binary) it starts all the same: devices in this process work,
    * and all else says ENOTSUP, with the reason that is in `platform.limitation`.
    *
-   * @throws DmaError EEXIST, EINVAL for buses and drivers that can not be registered
+   * @throws DmaError EEXIST, EINVAL for buses and drivers that can not be registered; EINVAL for options about memory that
+   *   are not possible; ENOMEM when there is not so much memory as they want at the start
    */
   static async start(options: EalOptions = {}): Promise<Eal> {
-    return new Eal(options);
+    const eal = new Eal(options);
+    try {
+      eal.memory.start();
+      return eal;
+    } catch (error) {
+      const undo = await eal.stop().then(
+        () => [],
+        (failure: unknown) => [failure],
+      );
+      throw withUndo(error, 'start', undo);
+    }
   }
 
   /**
@@ -181,6 +236,38 @@ export class Eal implements AsyncDisposable {
   }
 
   /**
+   * Allocates a block of memory that every device can reach, now and later. It grows the library's own memory when there
+   * is no room in it.
+   *
+   * @throws DmaError EINVAL for what is not possible; ENOMEM when it can not be had, with what there is and what was tried;
+   *   ENOENT for a heap there is not; see `Heap.malloc`
+   */
+  malloc(size: number, options?: PlacedMallocOptions): Block {
+    this.#mustRun('malloc');
+    if (options?.heap === undefined) return this.memory.malloc(size, options);
+    return this.#heapFor(options).malloc(size, options);
+  }
+
+  /** As {@link Eal.malloc} for `count` times `size` bytes, zeroed. @throws DmaError also EINVAL when the product is no size */
+  calloc(count: number, size: number, options?: PlacedMallocOptions): Block {
+    this.#mustRun('calloc');
+    if (options?.heap === undefined) return this.memory.calloc(count, size, options);
+    return this.#heapFor(options).calloc(count, size, options);
+  }
+
+  /**
+   * Makes a block longer or shorter: see `Heap.realloc`. With `heap` or `node` it comes from there afterwards, else from the
+   * heap that it is of.
+   *
+   * @throws DmaError as `Heap.realloc`; ENOENT or EINVAL for a heap or node there is not
+   */
+  realloc(block: Block, size: number, options?: MallocOptions & Pick<PlacedMallocOptions, 'heap' | 'node'>): Block {
+    this.#mustRun('realloc');
+    const elsewhere = options?.heap !== undefined || options?.node !== undefined;
+    return (elsewhere ? this.#heapFor(options) : block.heap).realloc(block, size, options);
+  }
+
+  /**
    * Stops: removes the devices, last first, and unregisters all memory. What the program still held is reported. Idempotent.
    *
    * @throws DmaError of the first thing that could not be given back, once all was tried
@@ -199,8 +286,13 @@ export class Eal implements AsyncDisposable {
     process.off('exit', this.#onExit);
     const errors: unknown[] = [];
     attempt(() => this.#report(warn), errors);
-    for (const group of [...this.#registry.standing]) attempt(() => group.unmap(), errors);
+    for (const group of [...this.#registry.standing])
+      if (!this.#reached.has(group)) attempt(() => group.unmap(), errors);
     errors.push(...(await this.#registry.close()));
+    const pools = this.pools.close();
+    errors.push(...pools);
+    // A pool that other threads still use keeps its memory: taking it away would kill them.
+    if (pools.length === 0) errors.push(...this.heap.close(), ...this.memory.close());
     for (const { live } of [this.external, this.#driverMemory])
       for (const memory of [...live].reverse()) attempt(() => memory.unregister(), errors);
     if (errors.length > 0) throw withUndo(errors[0], 'stop', errors.slice(1));
@@ -223,7 +315,43 @@ export class Eal implements AsyncDisposable {
     return [
       ...mappings.map((each) => `mapping ${each.range.toString()} on ${each.device}, made at ${placeOf(each.origin)}`),
       ...[...this.external.live].map((each) => `${each.area.label}, registered at ${placeOf(each.origin)}`),
+      ...[...this.memory.heapsInUse, ...this.heap.made].flatMap(forgottenBlocks),
     ];
+  }
+
+  /** The heap that options name. */
+  #heapFor({ heap, node }: Pick<PlacedMallocOptions, 'heap' | 'node'>): Heap {
+    if (heap === undefined) return this.memory.heapOf(node ?? -1);
+    return chooseHeaps({ memory: this.memory, heap: this.heap }, { heap, node }, 'malloc')[0];
+  }
+
+  /** Maps areas for every device, now and later; all or nothing, and so back. */
+  #reach(areas: readonly Area[]): () => void {
+    const groups: GroupMapping[] = [];
+    const release = (): void => {
+      this.#registry.unmapAll(groups);
+      for (const group of groups) this.#reached.delete(group);
+    };
+    try {
+      for (const { range } of areas) {
+        const group = this.#registry.mapAll({ va: range.start, length: range.length });
+        groups.push(group);
+        this.#reached.add(group);
+      }
+    } catch (error) {
+      throw withUndo(error, 'reach', undoAll([release]));
+    }
+    return release;
+  }
+
+  #decideIova({ iovaMode, noHuge }: Pick<MemoryOptions, 'iovaMode' | 'noHuge'>): IovaDecision {
+    const { platform } = this;
+    return decideIovaMode({
+      forced: iovaMode,
+      votes: [...this.#registry.buses].map((bus) => ({ bus: bus.name, wish: bus.iovaWish?.() ?? 'any' })),
+      physicalAddresses: noHuge !== true && hasPhysicalAddresses(platform),
+      iommu: hasIommuGroups(platform),
+    });
   }
 
   #tell<K extends keyof EalEvents>(event: K, ...args: EalEvents[K]): void {
@@ -255,6 +383,22 @@ function softwareSpace(kind: string, pageSize: number): EmulatedIommu | Identity
   if (kind === 'emulated') return new EmulatedIommu({ granule: pageSize });
   if (kind === 'identity') return new IdentityBackend(pageSize);
   throw invalid('open', `iommu=${kind}: it is emulated or identity`);
+}
+
+/** What blocks of a heap the program still has: each with its place when that was noted, else how many. */
+function forgottenBlocks(heap: Heap): string[] {
+  const blocks = [...heap.blocks];
+  const placed = blocks.filter(({ origin }) => origin !== undefined);
+  if (placed.length > 0)
+    return placed.map(
+      ({ length, origin }) => `${formatSize(length)} of the heap ${heap.name}, made at ${placeOf(origin)}`,
+    );
+  if (blocks.length === 0) return [];
+  const bytes = formatSize(blocks.reduce((sum, { length }) => sum + length, 0));
+  const count = blocks.length === 1 ? '1 block' : `${blocks.length} blocks`;
+  return [
+    `${count} of the heap ${heap.name}, ${bytes} (with memory: { origins: true } this says where they were made)`,
+  ];
 }
 
 function attempt(step: () => void, errors: unknown[]): void {

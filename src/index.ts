@@ -17,6 +17,19 @@ export type {
   RegisterOptions,
 } from './memory/external.js';
 
+export type { Block, Heap, HeapMemory, HeapStatistics, MallocOptions } from './memory/heap.js';
+export type { PlacedMallocOptions } from './memory/heap-choice.js';
+export type { Heaps, RawMemory } from './memory/heaps.js';
+export type { HugeUnlink } from './memory/hugepage-files.js';
+export type { IovaDecision, IovaMode, IovaVote } from './memory/iova-mode.js';
+export type { GrowthRequest, MemoryChange, MemoryHandler, MemoryValidator } from './memory/memory-events.js';
+export type { MemoryOptions } from './memory/memory-settings.js';
+export type { PoolChunk } from './memory/pool-layout.js';
+export { Pool, type PoolDescription, type PoolDevice } from './memory/pool.js';
+export type { PoolHandler, PoolOptions, Pools } from './memory/pools.js';
+export type { Zone, Zones } from './memory/zones.js';
+export type { OwnedMallocOptions, OwnedMemory, OwnedMemoryFacts, PageListFacts } from './memory/owned.js';
+
 export type { DmaAccess, DomainBackend, DomainConstraints, MapKeys, Segment } from './dma/backend.js';
 export { Domain, type DomainOptions, type MapAsyncOptions } from './dma/domain.js';
 export type { Explanation, ExplanationKind } from './dma/explain.js';

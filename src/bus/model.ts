@@ -6,6 +6,7 @@ import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { DmaError } from '../errors.js';
 import type { External } from '../memory/external.js';
+import type { IovaMode } from '../memory/iova-mode.js';
 import type { Iova } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
 
@@ -37,6 +38,11 @@ export interface Bus {
   open(name: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice>;
   /** Does the driver match, beyond its bus name and ids? Default: yes. */
   match?(opened: OpenedDevice, driver: Driver): boolean;
+  /**
+   * What its devices need as addresses of the library's own memory: `pa` without an IOMMU, `va` where only that works. One
+   * vote in the decision on the IOVA mode. Absent, or `undefined`: either will do.
+   */
+  iovaWish?(): IovaMode | undefined;
   /** How its devices are mapped. Absent: not at all, unless the driver brings calls of its own. */
   readonly dma?: DmaOps;
 }

@@ -201,16 +201,33 @@ export class Registry {
 
   /**
    * Maps a range on each of `devices`, or on none. Without a list: on every device there is and every one that is probed
-   * from now on, until the group is unmapped; a device on which that fails is not probed.
+   * from now on, until the group is unmapped; a device on which that fails is not probed. Those that can not be mapped for
+   * at all, because neither their driver nor their bus can do it, are left out then.
    *
    * @throws DmaError of the device that failed; what was mapped before is unmapped again
    */
   mapAll(target: MapTarget, devices?: Iterable<Device>, options?: MapOptions): GroupMapping {
     if (devices !== undefined) return mapOnAll(new GroupMapping(target, options), devices);
     const group: GroupMapping = new GroupMapping(target, options, () => this.#standing.delete(group));
-    mapOnAll(group, this.devices());
-    this.#standing.add(group);
+    this.#stand(group);
     return group;
+  }
+
+  /**
+   * Unmaps groups that `mapAll` made for every device, last first.
+   *
+   * @throws DmaError of the device that failed; what was unmapped before is mapped again
+   */
+  unmapAll(groups: readonly GroupMapping[]): void {
+    const undo: (() => void)[] = [];
+    try {
+      for (const group of [...groups].reverse()) {
+        undo.unshift(() => this.#stand(group));
+        group.unmap();
+      }
+    } catch (error) {
+      throw withUndo(error, 'dmaUnmapAll', undoAll(undo));
+    }
   }
 
   /** The groups that are mapped for every device. */
@@ -219,6 +236,15 @@ export class Registry {
   }
 
   // --- inside ---
+
+  /** Maps a group on every device that it is not on, and on those to come. */
+  #stand(group: GroupMapping): void {
+    mapOnAll(
+      group,
+      this.devices().filter((device) => device.domain !== undefined),
+    );
+    this.#standing.add(group);
+  }
 
   /** What `probe` does, while it has the device to itself. */
   async #open(bus: Bus, name: string, spec: DeviceSpec): Promise<BoundDevice> {
@@ -246,7 +272,7 @@ export class Registry {
     await this.#bind(device, opened, spec);
     if (device.lost !== undefined) throw device.lost;
     this.#mustBeOpen(device.bus, device.busName);
-    for (const group of this.#standing) mapOnAll(group, [device]);
+    if (device.domain !== undefined) for (const group of this.#standing) mapOnAll(group, [device]);
     device.state = 'probed';
   }
 

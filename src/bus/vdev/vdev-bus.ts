@@ -72,6 +72,11 @@ export class VdevBus implements Bus {
     };
   }
 
+  /** Their IOMMU is software: every address will do, and few devices could reach physical ones. */
+  iovaWish(): 'va' {
+    return 'va';
+  }
+
   #has(kind: string): boolean {
     return this.#kinds.has(kind) || this.#options.model(kind, new Map()) !== undefined;
   }

@@ -87,6 +87,11 @@ export class VfioUserBus implements Bus {
     }
   }
 
+  /** Devices in other processes get descriptors: a physical address says nothing there. */
+  iovaWish(): 'va' {
+    return 'va';
+  }
+
   /** Where the device's own accesses by message go: what its domain has mapped. */
   #target(path: string): DmaTarget {
     return (iova, length, access) => {
