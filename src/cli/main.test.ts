@@ -6,7 +6,7 @@ import { ERRNO } from '../errors.js';
 import type { CodeGuide } from './error-codes.js';
 import { documentOf, Room } from './testing.js';
 
-const COMMANDS = ['demo', 'map', 'devices', 'serve', 'explain'];
+const COMMANDS = ['demo', 'map', 'devices', 'hugepages', 'serve', 'explain'];
 
 describe('anydma', { concurrency: 4 }, () => {
   test('lists its commands, and only those that there are', async () => {

@@ -6,6 +6,7 @@ import { addCommand, STATUS } from './command.js';
 import { demo } from './demo.js';
 import { devices } from './devices.js';
 import { explain } from './explain.js';
+import { hugepages } from './hugepages.js';
 import { map } from './map.js';
 import { serve } from './serve.js';
 
@@ -34,6 +35,7 @@ Start with: anydma demo`,
 addCommand(program, demo);
 addCommand(program, map);
 addCommand(program, devices);
+addCommand(program, hugepages);
 addCommand(program, serve);
 addCommand(program, explain);
 
