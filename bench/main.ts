@@ -8,6 +8,7 @@ import Table from 'cli-table3';
 import { benchCopy } from './copy.js';
 import type { Effort, Result } from './harness.js';
 import { benchMap } from './map.js';
+import { benchMemory } from './memory.js';
 import { benchTranslate } from './translate.js';
 import { benchVfioUser } from './vfio-user.js';
 
@@ -16,6 +17,7 @@ const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new
   ['translate', benchTranslate],
   ['vfio-user', benchVfioUser],
   ['copy', benchCopy],
+  ['memory', benchMemory],
 ]);
 
 const USAGE = `npm run bench -- [options]
@@ -69,7 +71,8 @@ function tableOf(results: readonly Result[]): string {
   const machine = `Node.js ${process.version}, ${cpus().length} x ${cpus()[0]?.model ?? 'unknown CPU'}`;
   const reading =
     'Median, minimum and maximum of all rounds. "Time against": how many times the time of that row it takes.\n' +
-    'Mapping and look-ups: processor time of the thread. The rest waits for others and is in time that goes by.';
+    'Mapping, look-ups, and memory once it is started: processor time of the thread. The rest waits for others and is in\n' +
+    'time that goes by.';
   return `${machine}\n${table.toString()}\n${reading}`;
 }
 

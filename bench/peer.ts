@@ -30,9 +30,10 @@ export class Peer implements AsyncDisposable {
   /**
    * Compiles and starts `peers/NAME.c`.
    *
+   * @param flags what the compiler needs to be told: directories and libraries
    * @returns the peer, which the caller closes; or the reason why there is none
    */
-  static start(name: string): Peer | string {
+  static start(name: string, flags: readonly string[] = []): Peer | string {
     const { CC } = process.env;
     const compiler = [...(CC === undefined ? [] : [CC]), 'cc', 'gcc', 'clang'].find(
       (command) => spawnSync(command, ['--version']).status === 0,
@@ -41,7 +42,7 @@ export class Peer implements AsyncDisposable {
     const directory = mkdtempSync(join(tmpdir(), 'anydma-bench-'));
     const program = join(directory, name);
     const source = fileURLToPath(new URL(`${name}.c`, SOURCES));
-    const { status, stderr } = spawnSync(compiler, ['-O2', '-o', program, source], { encoding: 'utf8' });
+    const { status, stderr } = spawnSync(compiler, ['-O2', '-o', program, source, ...flags], { encoding: 'utf8' });
     if (status !== 0) {
       rmSync(directory, { recursive: true, force: true });
       return `${compiler} can not compile ${name}.c: ${stderr.split('\n')[0]}`;
