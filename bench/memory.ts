@@ -153,6 +153,23 @@ function poolCases(peer: Peer | string, pages: string): Case[] {
           }
         }),
     },
+    {
+      ...common,
+      ...against(peer, c),
+      name: `pool get + put of ${burst} in place, each read, ${pages}`,
+      round: () =>
+        timeWork(() => {
+          const { numbers } = cache;
+          let sum = 0;
+          for (let i = 0; i < count; i++) {
+            const start = cache.getInPlace(burst);
+            if (start < 0) throw new Error('the pool is empty');
+            for (let at = start; at < start + burst; at++) sum += numbers[at];
+            cache.putInPlace(cache.roomFor(burst), burst);
+          }
+          if (sum < 0) throw new Error('no numbers');
+        }),
+    },
     ...peerCase(peer, { ...common, name: c }, `pool ${count} ${burst}`),
   ];
 }

@@ -495,6 +495,15 @@ describe('zones and pools of an Eal', SKIP, () => {
       pool.iovasFor(early).every((iova) => iova < 2 ** 28),
       'edu reaches 28 bits only',
     );
+    const { cache } = pool;
+    assert.ok(cache !== undefined);
+    const first = cache.getInPlace(4);
+    const burst = cache.numbers.slice(first, first + 4);
+    assert.equal(new Set(burst).size, 4);
+    assert.equal(pool.available, 60);
+    cache.numbers.set(burst, cache.roomFor(4));
+    cache.putInPlace(cache.roomFor(4), 4);
+    assert.equal(pool.available, 64);
     assert.equal(eal.zones.lookup('rings'), zone);
     const bytes = zone.bytes();
     zone.free();

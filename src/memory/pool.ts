@@ -187,6 +187,14 @@ export class Pool implements Disposable {
     return this.#stack.available + (this.#cache?.length ?? 0);
   }
 
+  /**
+   * The cache of this thread, whose `getInPlace` and `putInPlace` hand out bursts without copying them: for the loops of
+   * drivers. `undefined` in a pool made without caches.
+   */
+  get cache(): PoolCache | undefined {
+    return this.#cache;
+  }
+
   /** How many threads have attached, besides the one that made it. */
   get threads(): number {
     return Math.max(0, Atomics.load(this.#threads, 0));
