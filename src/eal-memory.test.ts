@@ -238,6 +238,8 @@ describe('heaps of an Eal', SKIP, () => {
     const content = fill(from, 5);
     await device.use(copyEngineDriver).copy(from.va, to.va, 1000);
     assert.deepEqual(to.bytes(), content);
+    const last = eal.heap.find('h').mallocLargest();
+    assert.equal(last.bytes(last.length).length, 0, 'an empty part at the very end of the heap');
     assert.throws(() => eal.malloc(64), dmaError('ENOTSUP', /a test/));
     await eal.stop();
     await assert.rejects(

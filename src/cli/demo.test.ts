@@ -46,7 +46,7 @@ describe('anydma demo', { concurrency: 2 }, () => {
     assert.equal(stderr, '');
     assert.match(stdout, /copy\.sock, a copy engine that runs in process \d+/);
     assert.match(stdout, /^AREA +VA +IOVA +LENGTH +MAP TIME +BYTES MOVED +GB\/s +VERIFIED$/m);
-    assert.match(stdout, /^memory \(memfd\) +0x[0-9a-f]+ +0x[0-9a-f]+ +3 MiB .* 3145728 .* yes$/m);
+    assert.match(stdout, /^memory \(external\) +0x[0-9a-f]+ +0x[0-9a-f]+ +3 MiB .* 3145728 .* yes$/m);
     assert.match(stdout, /was refused:\n {2}0x[0-9a-f]+ was unmapped .* of 3 MiB of memory/);
     assert.ok(!stdout.includes('\x1b'));
     assert.deepEqual(room.leftovers(), []);
@@ -75,9 +75,9 @@ describe('anydma demo', { concurrency: 2 }, () => {
       assert.ok(area.mapMicroseconds > 0 && area.gigabytesPerSecond > 0);
       assert.equal(area.verified, true);
     }
-    assert.equal(memory.mode, 'memfd');
+    assert.equal(memory.mode, 'external');
     assert.deepEqual([memory.length, memory.bytesMoved], [1048576, 1048576]);
-    assert.equal(second.mode, 'file');
+    assert.equal(second.mode, 'external');
     assert.equal(second.name, file.path);
     assert.deepEqual([second.length, second.bytesMoved], [8192, 5001]);
     assert.equal(second.sha256, file.sha256);
@@ -97,6 +97,81 @@ describe('anydma demo', { concurrency: 2 }, () => {
         [file.sha256, true, bytes, Math.ceil(bytes / 4096) * 4096],
       );
     });
+
+  // In bytes; blocks of the library's own are as long as was asked for, the others are whole pages.
+  for (const [mode, length] of [
+    ['external', 12288],
+    ['heap', 12288],
+    ['owned', 10001],
+  ] as const)
+    for (const device of [undefined, 'vdev:copy0'])
+      test(`--mode ${mode} on ${device ?? 'a device in another process'}`, async () => {
+        using room = new Room();
+        const where = device === undefined ? [] : ['--device', device];
+        const ended = await room.run(['demo', '--mode', mode, '--size', '10001', ...where, '--json']);
+        assert.equal(ended.status, 0, ended.stderr);
+        assert.equal(ended.stderr, '');
+        const { ok, afterUnmap } = documentOf(ended);
+        const areas = areasOf(ended);
+        const [area] = areas;
+        assert.deepEqual(
+          [ok, areas.length, area.name, area.mode, area.length, area.bytesMoved, area.verified],
+          [true, 1, 'memory', mode, length, 10001, true],
+        );
+        assert.match(area.sha256, /^[0-9a-f]{64}$/);
+        assert.ok(area.mapMicroseconds > 0);
+        const { refused, explain } = afterUnmap as { refused: boolean; explain: string };
+        assert.equal(refused, true);
+        assert.ok(explain.startsWith(`${area.iova} was unmapped`), explain);
+        assert.deepEqual(room.leftovers(), []);
+        assert.deepEqual(room.processes(), []);
+      });
+
+  test('--mode all is an area for each mode, and one for the file', async () => {
+    using room = new Room();
+    const file = makeFile(room, 'data.bin', 5001);
+    const args = ['demo', '--mode', 'all', '--size', '3MiB', '--file', file.path];
+    const ended = await room.run([...args, '--json']);
+    assert.equal(ended.status, 0, ended.stderr);
+    const areas = areasOf(ended);
+    assert.deepEqual(
+      areas.map(({ name, mode, verified }) => [name, mode, verified]),
+      [
+        ['memory', 'external', true],
+        ['memory', 'heap', true],
+        ['memory', 'owned', true],
+        [file.path, 'external', true],
+      ],
+    );
+    assert.equal(areas[3].sha256, file.sha256);
+    const shapes = new Set(areas.map((area) => Object.keys(area).join()));
+    assert.deepEqual(
+      [...shapes],
+      ['name,mode,va,iova,length,mapMicroseconds,bytesMoved,gigabytesPerSecond,sha256,verified'],
+    );
+    assert.equal((documentOf(ended)['afterUnmap'] as { refused: boolean }).refused, true);
+
+    const { status, stdout } = await room.run(args);
+    assert.equal(status, 0);
+    for (const mode of ['external', 'heap', 'owned'])
+      assert.match(stdout, new RegExp(`^memory \\(${mode}\\) +0x.* yes$`, 'm'));
+    assert.equal(stdout.match(/ was refused:\n {2}0x[0-9a-f]+ was unmapped/g)?.length, 4, stdout);
+    assert.deepEqual(room.leftovers('data.bin'), []);
+    assert.deepEqual(room.processes(), []);
+  });
+
+  test("the library's own memory needs system calls; a heap does not", async () => {
+    using room = new Room();
+    const heap = await room.run(['demo', '--mode', 'heap', '--size', '64k', '--json'], withoutKoffi(room));
+    assert.equal(heap.status, 0, heap.stderr);
+    assert.deepEqual(
+      areasOf(heap).map(({ mode, verified }) => [mode, verified]),
+      [['heap', true]],
+    );
+    const owned = await room.run(['demo', '--mode', 'owned', '--size', '64k', '--json'], withoutKoffi(room));
+    assert.equal(owned.status, 1);
+    assert.equal((documentOf(owned)['error'] as { code: string }).code, 'ENOTSUP');
+  });
 
   const bad: [what: string, name: string, make: (path: string) => void, code: string, says: RegExp][] = [
     ['an empty file', 'empty', (path) => writeFileSync(path, ''), 'EINVAL', /empty is empty: there is nothing to map/],
@@ -144,17 +219,19 @@ describe('anydma demo', { concurrency: 2 }, () => {
     assert.match(ended.stderr, /koffi can not be loaded/);
     assert.equal(documentOf(ended)['device'], 'vdev:copy0');
     const [memory, second] = areasOf(ended);
-    assert.deepEqual([memory.mode, memory.verified], ['anonymous', true]);
-    assert.deepEqual([second.mode, second.verified, second.sha256], ['anonymous', true, file.sha256]);
+    assert.deepEqual([memory.mode, memory.verified], ['external', true]);
+    assert.deepEqual([second.mode, second.verified, second.sha256], ['external', true, file.sha256]);
   });
 
-  for (const [signal, status] of [
-    ['SIGINT', 130],
-    ['SIGTERM', 143],
+  for (const [signal, status, mode] of [
+    ['SIGINT', 130, 'external'],
+    ['SIGTERM', 143, 'external'],
+    ['SIGINT', 130, 'heap'],
+    ['SIGTERM', 143, 'owned'],
   ] as const)
-    test(`cleans up after ${signal}`, async () => {
+    test(`cleans up after ${signal}: ${mode}`, async () => {
       using room = new Room();
-      const running = room.start(['demo', '--size', '4GiB']);
+      const running = room.start(['demo', '--size', '4GiB', '--mode', mode]);
       await running.saying('a copy engine that runs in process');
       assert.equal(room.processes().length, 1);
       running.child.kill(signal);

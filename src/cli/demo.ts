@@ -15,19 +15,21 @@ import {
   type Device,
   type DeviceProcess,
   type ExternalMemory,
-  type Iova,
 } from '../index.js';
 import { openPlatform } from '../platform/open.js';
 import { paragraphs, type CommandSpec, type Context } from './command.js';
 import { openInput, type InputFile } from './input-file.js';
+import { modeOption, MODES_TEXT, modesOf, reachExternal, takeMemory, TIMES_TEXT } from './modes.js';
+import type { Mode, ModeChoice, Reached, Reacher } from './modes.js';
 import type { Output } from './output.js';
 import { inPieces } from './pieces.js';
-import { formatMicroseconds, timed } from './timing.js';
+import { formatMicroseconds } from './timing.js';
 import { sizeValue } from './values.js';
 
 interface DemoOptions {
   /** bytes */
   readonly size: number;
+  readonly mode: ModeChoice;
   readonly file?: string;
   readonly device?: string;
 }
@@ -35,12 +37,13 @@ interface DemoOptions {
 /** What happened to one area, as the document tells it. */
 interface AreaReport {
   readonly name: string;
-  /** What the memory is: `memfd`, `file`, `anonymous`. */
-  readonly mode: string;
+  /** Which way the memory was had. */
+  readonly mode: Mode;
   readonly va: string;
   readonly iova: string;
-  /** bytes that are mapped */
+  /** bytes that the device reaches: of external memory and heaps whole pages, of the library's own what was asked for */
   readonly length: number;
+  /** How long it took to let the device reach it; see {@link Reached.mapMicroseconds}. */
   readonly mapMicroseconds: number;
   /** bytes of the copy that is measured */
   readonly bytesMoved: number;
@@ -52,21 +55,35 @@ interface AreaReport {
   readonly verified: boolean;
 }
 
-/** What the device's access to an address that is not mapped any more came to. */
+/** What the device's access to memory that was taken from it came to. */
 interface Afterwards {
   readonly refused: boolean;
   readonly explain: string;
 }
 
-/** Memory for the device to read. */
+/** What the device shall copy. */
 interface Source {
   readonly name: string;
-  readonly memory: ExternalMemory;
+  readonly mode: Mode;
   /** bytes of it that count: files do not end on page boundaries */
   readonly bytes: number;
-  /** SHA-256 of those bytes, which this makes up or reads. */
-  readonly digest: () => Promise<string>;
+  readonly open: (reacher: Reacher) => Reached;
+  /** Fills or reads a piece of the memory: the bytes at `offset` of what is copied. */
+  readonly fill: (piece: Uint8Array, offset: number) => void;
 }
+
+/** What happened to one area, and what came after that. */
+interface Moved {
+  readonly report: AreaReport;
+  readonly after: Afterwards;
+}
+
+/** What takes memory of each mode from the device, for people. */
+const WITHDRAWAL = {
+  external: 'unmapping',
+  heap: 'taking it out of the heap',
+  owned: 'freeing it and giving it back',
+} as const;
 
 /** What destinations are filled with, so that what the device did not write is noticed. */
 const UNTOUCHED = 0xa5;
@@ -76,11 +93,13 @@ const LATE_ACCESS = 4096;
 
 export const demo: CommandSpec<DemoOptions> = {
   name: 'demo',
-  summary: 'show the whole way: register, map, copy by a device, verify, unmap',
+  summary: 'show the whole way of memory to a device: map, copy by the device, verify, unmap',
   description: paragraphs(
-    `Starts a device in a process of its own and lets it copy memory of this process: registers the memory, maps it,
-    has the device copy it, compares SHA-256 of both ends, and unmaps it. Then the device tries once more: it is
-    refused, and anydma tells which mapping used to be there.`,
+    `Starts a device in a process of its own and lets it copy memory of this process: takes the memory so that the device
+    can reach it, has the device copy it into memory of the same mode, compares SHA-256 of both ends, and takes it from the
+    device. Then the device tries once more: it is refused, and anydma tells which mapping used to be there.`,
+    MODES_TEXT,
+    TIMES_TEXT,
     `GB/s is of the second copy: during the first one the device's process meets each page for the first time.`,
   ),
   options: (command) =>
@@ -88,10 +107,16 @@ export const demo: CommandSpec<DemoOptions> = {
       .addOption(
         new Option('--size <size>', 'how much memory to copy').argParser(sizeValue).default(64 * MiB, '64 MiB'),
       )
-      .option('--file <path>', 'copy this file too; it is only read, and must not be made shorter meanwhile')
+      .addOption(modeOption())
+      .option(
+        '--file <path>',
+        'copy this file too, as external memory; it is only read, and must not be made shorter meanwhile',
+      )
       .option('--device <name>', 'use this copy engine; default: start one in a process of its own'),
   examples: [
     ['anydma demo', 'copies 64 MiB by an embedded device in another process'],
+    ['anydma demo --mode all', 'the same in each mode: external, heap and owned'],
+    ['anydma demo --mode owned --size 1GiB', "copies memory of the library's own, which needs no mapping call"],
     ['anydma demo --size 1GiB --file ./data.bin', 'copies 1 GiB of memory, and then the file'],
     ['anydma demo --device vfio-user:/tmp/copy.sock', 'uses the device of "anydma serve copy --socket /tmp/copy.sock"'],
     ['anydma demo --json | jq .areas[0].gigabytesPerSecond', 'the same for programs'],
@@ -104,27 +129,24 @@ export const demo: CommandSpec<DemoOptions> = {
     if (platform.limitation !== undefined)
       output.note(`${platform.limitation}: this is anonymous memory, and a device in this process`);
     await using served = isolated ? await spawnDevice('copy') : undefined;
-    await using eal = await Eal.start({ platform, origins: false, onForgotten: () => undefined });
+    const onNotice = (text: string): void => output.text(`Note: ${text}.`);
+    await using eal = await Eal.start({ platform, origins: false, onForgotten: () => undefined, memory: { onNotice } });
     context.signal.throwIfAborted();
     const embedded = served === undefined ? 'vdev:copy0' : `vfio-user:${served.socketPath}`;
     const device = await eal.probe(options.device ?? embedded);
     const engine = engineOf(device);
     output.text(`The device is ${output.strong(device.name)}, ${whereIs(served)}.`);
 
-    const sources = [() => memorySource(eal, options.size, context)];
-    if (input !== undefined) sources.push(() => fileSource(eal, options.file ?? '', input, context));
-    const reports: AreaReport[] = [];
-    const afterwards: Afterwards[] = [];
-    for (const open of sources) {
-      const { report, after } = await moveArea({ eal, device, engine, context }, open);
-      reports.push(report);
-      afterwards.push(after);
-    }
+    const sources = modesOf(options.mode).map((mode) => memorySource(mode, options.size));
+    if (input !== undefined) sources.push(fileSource(eal, options.file ?? '', input));
+    const moves: Moved[] = [];
+    for (const source of sources) moves.push(await moveArea({ eal, device, engine, context }, source));
 
-    const afterUnmap = afterwards.find(({ refused }) => !refused) ?? afterwards[0];
-    const wrong = reports.find(({ verified }) => !verified);
-    printReport(output, reports, afterUnmap);
-    output.document({ ok: wrong === undefined && afterUnmap.refused, device: device.name, areas: reports, afterUnmap });
+    const areas = moves.map(({ report }) => report);
+    const { after: afterUnmap } = moves.find(({ after }) => !after.refused) ?? moves[0];
+    const wrong = areas.find(({ verified }) => !verified);
+    printReport(output, moves);
+    output.document({ ok: wrong === undefined && afterUnmap.refused, device: device.name, areas, afterUnmap });
     if (wrong !== undefined) output.complain(notVerified(wrong, device));
     if (!afterUnmap.refused) output.complain(notRefused(device));
   },
@@ -147,67 +169,55 @@ function whereIs(served: DeviceProcess | undefined): string {
 }
 
 /** New memory, filled with random bytes. */
-function memorySource(eal: Eal, bytes: number, context: Context): Source {
-  const memory = eal.external.allocate(bytes, { label: `${formatSize(bytes)} of memory` });
-  const digest = async (): Promise<string> => {
-    const hash = createHash('sha256');
-    await inPieces('filling memory', bytes, context, (offset, length) => {
-      hash.update(randomFillSync(memory.bytes(offset, length)));
-    });
-    return hash.digest('hex');
-  };
-  return { name: 'memory', memory, bytes, digest };
+function memorySource(mode: Mode, bytes: number): Source {
+  const label = `${formatSize(bytes)} of memory`;
+  const open = (reacher: Reacher): Reached => takeMemory(mode, reacher, bytes, { label, access: 'read' });
+  return { name: 'memory', mode, bytes, open, fill: (piece) => void randomFillSync(piece) };
 }
 
 /** A file, itself where it can be mapped, else a copy of it. */
-function fileSource(eal: Eal, path: string, input: InputFile, context: Context): Source {
-  const { fd, size: bytes } = input;
-  const mapped = eal.platform.limitation === undefined;
+function fileSource({ external, platform }: Eal, path: string, { fd, size: bytes }: InputFile): Source {
+  const mapped = platform.limitation === undefined;
   const label = `the file ${path}`;
-  const memory = mapped
-    ? eal.external.fromFd(fd, { writable: false, label })
-    : eal.external.allocate(bytes, { label: `a copy of ${label}` });
-  const digest = async (): Promise<string> => {
-    const hash = createHash('sha256');
-    await inPieces(`reading ${path}`, bytes, context, (offset, length) => {
-      const piece = memory.bytes(offset, length);
-      if (!mapped) readSync(fd, piece, 0, length, offset);
-      hash.update(piece);
-    });
-    return hash.digest('hex');
+  const take = (): ExternalMemory =>
+    mapped
+      ? external.fromFd(fd, { writable: false, label })
+      : external.allocate(bytes, { label: `a copy of ${label}` });
+  return {
+    ...{ name: path, mode: 'external', bytes },
+    open: (reacher) => reachExternal(reacher, take(), { access: 'read' }),
+    fill: (piece, offset) => {
+      if (!mapped) readSync(fd, piece, 0, piece.length, offset);
+    },
   };
-  return { name: path, memory, bytes, digest };
 }
 
 /** What areas are moved with. */
-interface Mover {
-  readonly eal: Eal;
-  readonly device: Device;
+interface Mover extends Reacher {
   readonly engine: CopyEngine;
   readonly context: Context;
 }
 
-/** The way of one area: maps it and as much new memory, lets the device copy, verifies, unmaps, and tries again. */
-async function moveArea(
-  { eal, device, engine, context }: Mover,
-  open: () => Source,
-): Promise<{ report: AreaReport; after: Afterwards }> {
+/** The way of one area: lets the device reach it and as much new memory, and copy; verifies, takes it back, and tries again. */
+async function moveArea(mover: Mover, { name, mode, bytes, open, fill }: Source): Promise<Moved> {
+  const { engine, context } = mover;
   const { output, signal } = context;
-  const source = open();
-  using memory = source.memory;
-  const { name, bytes } = source;
-  using destination = eal.external.allocate(memory.length, { label: 'the destination' });
-  const sha256 = await source.digest();
-  const [mapped, mapMicroseconds] = timed(() => device.dmaMap(memory, { access: 'read' }));
-  using mapping = mapped;
-  const { va, length, iova } = mapping;
-  using target = device.dmaMap(destination, { access: 'write' });
+  using memory = open(mover);
+  const { va, iova, length, mapMicroseconds } = memory;
+  using destination = takeMemory(mode, mover, length, { label: 'the destination', access: 'write' });
+  const hash = createHash('sha256');
+  await inPieces(`filling ${name}`, bytes, context, (offset, part) => {
+    const piece = memory.bytes(offset, part);
+    fill(piece, offset);
+    hash.update(piece);
+  });
+  const sha256 = hash.digest('hex');
 
   const copy = async (what: string): Promise<number> => {
     using progress = output.progress(what, bytes);
     const onProgress = (done: number): void => progress.update(done);
     const started = performance.now();
-    await engine.copy(iova, target.iova, bytes, { onProgress, signal });
+    await engine.copy(iova, destination.iova, bytes, { onProgress, signal });
     return performance.now() - started;
   };
 
@@ -218,7 +228,7 @@ async function moveArea(
   const milliseconds = await copy(`copying ${name}`);
   const report: AreaReport = {
     name,
-    mode: memory.source,
+    mode,
     va: hex(va),
     iova: hex(iova),
     length,
@@ -228,12 +238,11 @@ async function moveArea(
     sha256,
     verified: (await digestOf(destination, bytes, context)) === sha256 && isUntouched(destination, bytes),
   };
-  mapping.unmap();
-  return { report, after: await tryAgain({ device, engine }, iova, target.iova, Math.min(bytes, LATE_ACCESS)) };
+  return { report, after: await tryAgain(mover, memory, destination, Math.min(bytes, LATE_ACCESS)) };
 }
 
 /** SHA-256 of the first `bytes` bytes. */
-async function digestOf(memory: ExternalMemory, bytes: number, context: Context): Promise<string> {
+async function digestOf(memory: Reached, bytes: number, context: Context): Promise<string> {
   const hash = createHash('sha256');
   await inPieces('verifying', bytes, context, (offset, length) => {
     hash.update(memory.bytes(offset, length));
@@ -242,24 +251,26 @@ async function digestOf(memory: ExternalMemory, bytes: number, context: Context)
 }
 
 /** Is everything from `end` on as it was before the copy? */
-function isUntouched(memory: ExternalMemory, end: number): boolean {
-  return memory.bytes(end).every((byte) => byte === UNTOUCHED);
+function isUntouched(memory: Reached, end: number): boolean {
+  return end === memory.length || memory.bytes(end).every((byte) => byte === UNTOUCHED);
 }
 
-/** Lets the device read what is not mapped any more. */
-async function tryAgain(
-  { device, engine }: Pick<Mover, 'device' | 'engine'>,
-  iova: Iova,
-  target: Iova,
-  length: number,
-): Promise<Afterwards> {
+/** Takes both from the device, and lets it read `source` once more. */
+async function tryAgain(mover: Mover, source: Reached, destination: Reached, length: number): Promise<Afterwards> {
+  const { device, engine } = mover;
+  const { iova } = source;
+  // Of its own: blocks can share the pages that go, so that both have to be freed.
+  using target = takeMemory('external', mover, length, { access: 'write' });
+  source.withdraw();
+  destination.withdraw();
+  let refused = false;
   try {
-    await engine.copy(iova, target, length);
-    return { refused: false, explain: device.explain(iova, length).text };
+    await engine.copy(iova, target.iova, length);
   } catch (error) {
     if (!isDmaError(error, 'EFAULT')) throw error;
-    return { refused: true, explain: device.explain(iova, length).text };
+    refused = true;
   }
+  return { refused, explain: device.explain(iova, length).text };
 }
 
 function notVerified({ name, sha256 }: AreaReport, device: Device): DmaError {
@@ -274,7 +285,7 @@ function notRefused(device: Device): DmaError {
   return new DmaError({ code: 'EIO', operation: 'demo', device: device.name, reason, hint });
 }
 
-function printReport(output: Output, reports: readonly AreaReport[], after: Afterwards): void {
+function printReport(output: Output, moves: readonly Moved[]): void {
   output.text();
   output.table(
     [
@@ -287,8 +298,8 @@ function printReport(output: Output, reports: readonly AreaReport[], after: Afte
       { head: 'GB/s', align: 'right' },
       { head: 'VERIFIED' },
     ],
-    reports.map((each) => [
-      `${each.name} (${each.mode})`,
+    moves.map(({ report: each }) => [
+      nameOf(each),
       each.va,
       each.iova,
       formatSize(each.length),
@@ -299,10 +310,18 @@ function printReport(output: Output, reports: readonly AreaReport[], after: Afte
     ]),
   );
   output.text();
-  for (const { name, sha256, verified } of reports)
-    output.text(`SHA-256 of ${name}${verified ? ', at both ends' : ' is not what arrived'}: ${sha256}`);
-  output.text();
-  const verdict = after.refused ? output.good('was refused') : output.bad('was NOT refused');
-  output.text(`After unmapping, the next access of the device ${verdict}:`);
-  output.text(`  ${after.explain}`);
+  for (const { report } of moves)
+    output.text(
+      `SHA-256 of ${nameOf(report)}${report.verified ? ', at both ends' : ' is not what arrived'}: ${report.sha256}`,
+    );
+  for (const { report, after } of moves) {
+    const verdict = after.refused ? output.good('was refused') : output.bad('was NOT refused');
+    output.text();
+    output.text(`${nameOf(report)}: after ${WITHDRAWAL[report.mode]}, the next access of the device ${verdict}:`);
+    output.text(`  ${after.explain}`);
+  }
+}
+
+function nameOf({ name, mode }: AreaReport): string {
+  return `${name} (${mode})`;
 }

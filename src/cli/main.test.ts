@@ -42,6 +42,13 @@ describe('anydma', { concurrency: 4 }, () => {
     ['no size at all', ['demo', '--size', '0'], /'0' is invalid/],
     ['no device to map on', ['map', '--size', '4k'], /required option '--device <name>'/],
     ['nothing to map', ['map', '--device', 'vdev:edu0'], /one of --size and --file/],
+    ['a mode that there is not', ['demo', '--mode', 'rented'], /Allowed choices are external, heap, owned, all/],
+    [
+      'an address for memory that the library maps',
+      ['map', '--device', 'vdev:edu0', '--size', '4k', '--mode', 'owned', '--iova', '0x1000'],
+      /--iova is for --mode external/,
+    ],
+    ['a file that is in every mode', ['map', '--device', 'vdev:edu0', '--mode', 'all', '--file', 'x'], /--file is for/],
     ['two things to map', ['map', '--device', 'vdev:edu0', '--size', '4k', '--file', 'x'], /cannot be used with/],
     ['a device that can not be served', ['serve', 'nic', '--socket', 's'], /Allowed choices are edu, copy/],
     ['a server without a socket', ['serve', 'edu'], /required option '--socket <path>'/],

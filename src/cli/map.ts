@@ -1,9 +1,11 @@
 /** `anydma map`: maps memory for a device, tells what happened, and unmaps it. */
 import { Option } from 'commander';
-import { Eal, formatSize, hex, type DmaAccess, type ExternalMemory, type Iova, type Mapping } from '../index.js';
+import { Eal, formatSize, hex, type Device, type DmaAccess, type Iova } from '../index.js';
 import { paragraphs, type CommandSpec } from './command.js';
 import { domainDocument, domainLines } from './domain-facts.js';
 import { openInput, type InputFile } from './input-file.js';
+import { modeOption, MODES_TEXT, modesOf, reachExternal, takeMemory, TIMES_TEXT } from './modes.js';
+import type { Mode, ModeChoice, Reached, Reacher } from './modes.js';
 import type { Output } from './output.js';
 import { formatMicroseconds, timed } from './timing.js';
 import { addressValue, integerValue, sizeValue } from './values.js';
@@ -12,6 +14,7 @@ interface MapCommandOptions {
   readonly device: string;
   /** bytes */
   readonly size?: number;
+  readonly mode: ModeChoice;
   readonly file?: string;
   readonly iova?: number;
   readonly access?: DmaAccess;
@@ -19,17 +22,32 @@ interface MapCommandOptions {
   readonly count: number;
 }
 
-/** One mapping, as the document tells it. */
+/** One piece of memory, as the document tells it. */
 interface Row {
+  readonly mode: Mode;
   readonly va: string;
+  /** Of the first byte. */
   readonly iova: string;
+  /** Of each run of addresses that follow each other, for the device. */
+  readonly iovas: readonly string[];
   /** bytes */
   readonly length: number;
+  /** bytes */
+  readonly pageSize: number;
   readonly access: DmaAccess;
+  /** What it is, such as `memfd`. */
   readonly source: string;
+  /** Mapping entries of the domain that were made for it. */
+  readonly entries: number;
   readonly mapMicroseconds: number;
   unmapMicroseconds?: number;
 }
+
+/** Why the program maps nothing in these modes. */
+const UNMAPPED = {
+  heap: 'nothing had to be mapped by the program; heap.addMemory maps for every device, now and later',
+  owned: 'nothing had to be mapped by the program; every device can reach what malloc returns',
+} as const;
 
 /** Rows of the table; a document has all. */
 const MOST_ROWS = 16;
@@ -38,13 +56,17 @@ export const map: CommandSpec<MapCommandOptions> = {
   name: 'map',
   summary: 'map memory for a device, say what happened, and unmap it',
   description: paragraphs(
-    `Takes memory, registers it, maps it for the device, tells what came of it, and unmaps it. It works on any device that
-    anydma can open; of vfio-user servers it needs nothing but the protocol.`,
+    `Takes memory so that the device can reach it, tells what came of it, and takes it from the device. It works on any
+    device that anydma can open; of vfio-user servers it needs nothing but the protocol.`,
+    MODES_TEXT,
+    TIMES_TEXT,
+    `ENTRIES are mapping entries of the device's domain that were made for it: none where the device could reach it already.`,
   ),
   options: (command) =>
     command
       .requiredOption('--device <name>', 'the device, such as vfio-user:/run/device.sock')
       .option('--size <size>', 'how much memory', sizeValue)
+      .addOption(modeOption())
       .addOption(new Option('--file <path>', 'map this file instead of new memory').conflicts(['size', 'source']))
       .option('--iova <address>', 'the address for the device to use; default: the domain chooses', addressValue)
       .addOption(
@@ -64,12 +86,17 @@ export const map: CommandSpec<MapCommandOptions> = {
   examples: [
     ['anydma map --device vfio-user:/tmp/edu.sock --size 64MiB', 'maps 64 MiB on the device that is served there'],
     ['anydma map --device vdev:edu0 --size 4k --iova 0x100000 --access read', 'at a chosen address, for reading only'],
+    ['anydma map --device vfio-user:/tmp/edu.sock --size 64MiB --mode all', 'in each mode: external, heap and owned'],
+    ['anydma map --device vdev:edu0 --size 4k --mode owned --count 3', 'three blocks, and how little there is to map'],
     ['anydma map --device vfio-user:/tmp/edu.sock --size 4k --count 100 --json', 'measures 100 small mappings'],
   ],
   async run(options, { output, usage, signal }) {
     if (options.size === undefined && options.file === undefined) usage('one of --size and --file is needed');
+    for (const name of ['file', 'iova', 'access', 'source'] as const)
+      if (options.mode !== 'external' && options[name] !== undefined) usage(`--${name} is for --mode external`);
     using input = openNamed(options);
-    await using eal = await Eal.start({ origins: false, onForgotten: () => undefined });
+    const onNotice = (text: string): void => output.text(`Note: ${text}.`);
+    await using eal = await Eal.start({ origins: false, onForgotten: () => undefined, memory: { onNotice } });
     const device = await eal.probe(options.device);
     output.text(`${output.strong(device.name)}, driven by ${device.driver?.name ?? 'nothing'}`);
     const { domain } = device;
@@ -78,27 +105,26 @@ export const map: CommandSpec<MapCommandOptions> = {
     output.text();
 
     const rows: Row[] = [];
-    const pieces: { readonly memory: ExternalMemory; readonly mapping: Mapping; readonly row: Row }[] = [];
+    const pieces: { readonly memory: Reached; readonly row: Row }[] = [];
     try {
-      for (let n = 0; n < options.count; n++) {
-        await new Promise((resolve) => setImmediate(resolve));
-        signal.throwIfAborted();
-        const memory = takeMemory(eal, options, input);
-        const iova = options.iova === undefined ? undefined : ((options.iova + n * memory.length) as Iova);
-        const [mapping, mapMicroseconds] = timed(() => device.dmaMap(memory, { iova, access: options.access }));
-        const { va, length, access } = mapping;
-        const { source } = memory;
-        const row = { va: hex(va), iova: hex(mapping.iova), length, access, source, mapMicroseconds };
-        rows.push(row);
-        pieces.push({ memory, mapping, row });
-      }
-      for (const { memory, mapping, row } of pieces.reverse()) {
-        row.unmapMicroseconds = timed(() => mapping.unmap())[1];
-        memory.unregister();
+      for (const mode of modesOf(options.mode))
+        for (let n = 0; n < options.count; n++) {
+          await new Promise((resolve) => setImmediate(resolve));
+          signal.throwIfAborted();
+          const memory = reach(mode, { eal, device }, options, input, n);
+          const row = rowOf(memory, device);
+          rows.push(row);
+          pieces.push({ memory, row });
+        }
+      for (const { memory, row } of pieces.reverse()) {
+        row.unmapMicroseconds = timed(() => memory.withdraw())[1];
+        memory[Symbol.dispose]();
       }
     } finally {
       printRows(output, rows);
     }
+    for (const [mode, how] of Object.entries(UNMAPPED))
+      if (rows.some((row) => row.mode === mode)) output.text(`${mode}: ${how}`);
     output.document({ ok: true, device: device.name, driver: device.driver?.name, domain: facts, mappings: rows });
   },
 };
@@ -108,17 +134,49 @@ function openNamed({ file, access = 'read' }: MapCommandOptions): InputFile | un
   return file === undefined ? undefined : openInput(file, access !== 'read');
 }
 
-function takeMemory(eal: Eal, { size = 0, source }: MapCommandOptions, input: InputFile | undefined): ExternalMemory {
-  return input === undefined ? eal.external.allocate(size, { source }) : eal.external.fromFd(input.fd);
+/** Piece `n`. */
+function reach(
+  mode: Mode,
+  reacher: Reacher,
+  { size = 0, source, access, iova }: MapCommandOptions,
+  input: InputFile | undefined,
+  n: number,
+): Reached {
+  const { external } = reacher.eal;
+  const at = (length: number): Iova | undefined => (iova === undefined ? undefined : ((iova + n * length) as Iova));
+  if (mode !== 'external') return takeMemory(mode, reacher, size);
+  const memory = input === undefined ? external.allocate(size, { source }) : external.fromFd(input.fd);
+  return reachExternal(reacher, memory, { access, iova: at(memory.length) });
+}
+
+function rowOf(memory: Reached, device: Device): Row {
+  const { mode, va, iova, length, pageSize, access, source, entries, mapMicroseconds } = memory;
+  const iovas = runsOf(memory, device).map(hex);
+  return { mode, va: hex(va), iova: hex(iova), iovas, length, pageSize, access, source, entries, mapMicroseconds };
+}
+
+/** Where the device's addresses of `memory` begin, and where they begin anew. */
+function runsOf({ va, iova, length, pageSize }: Reached, { domain }: Device): number[] {
+  const runs: number[] = [iova];
+  let next = iova + pageSize - (va % pageSize);
+  for (let at = va - (va % pageSize) + pageSize; at < va + length; at += pageSize, next += pageSize) {
+    const found = domain?.iovaOf(at) ?? next;
+    if (found !== next) runs.push(found);
+    next = found;
+  }
+  return runs;
 }
 
 function printRows(output: Output, rows: readonly Row[]): void {
   if (rows.length === 0) return;
   output.table(
     [
+      { head: 'MODE' },
       { head: 'VA' },
       { head: 'IOVA' },
       { head: 'LENGTH', align: 'right' },
+      { head: 'PAGES OF', align: 'right' },
+      { head: 'ENTRIES', align: 'right' },
       { head: 'ACCESS' },
       { head: 'MEMORY' },
       { head: 'MAP TIME', align: 'right' },
@@ -126,10 +184,13 @@ function printRows(output: Output, rows: readonly Row[]): void {
     ],
     rows
       .slice(0, MOST_ROWS)
-      .map(({ va, iova, length, access, source, mapMicroseconds, unmapMicroseconds }) => [
+      .map(({ mode, va, iovas, length, pageSize, entries, access, source, mapMicroseconds, unmapMicroseconds }) => [
+        mode,
         va,
-        iova,
+        iovas.length === 1 ? iovas[0] : `${iovas[0]} and ${iovas.length - 1} more`,
         formatSize(length),
+        formatSize(pageSize),
+        String(entries),
         access,
         source,
         formatMicroseconds(mapMicroseconds),

@@ -14,6 +14,10 @@ interface Row {
   va: string;
   iova: string;
   length: number;
+  mode: string;
+  iovas: string[];
+  pageSize: number;
+  entries: number;
   access: string;
   source: string;
   mapMicroseconds: number;
@@ -95,6 +99,37 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
     assert.equal(writing.status, 0, writing.stderr);
     const [other] = documentOf(writing)['mappings'] as Row[];
     assert.equal(other.access, 'read-write');
+  });
+
+  test('each mode says what had to be mapped', async () => {
+    using room = new Room();
+    const { server, device } = await served(room, 'edu');
+    const args = ['map', '--device', device, '--size', '64k', '--mode', 'all', '--count', '2'];
+    const ended = await room.run([...args, '--json']);
+    assert.equal(ended.status, 0, ended.stderr);
+    assert.equal(ended.stderr, '');
+    const rows = documentOf(ended)['mappings'] as Row[];
+    assert.deepEqual(
+      rows.map(({ mode, length, source }) => [mode, length, source]),
+      ['external', 'external', 'heap', 'heap', 'owned', 'owned'].map((mode) => [mode, 65536, 'memfd']),
+    );
+    // The second block is where the first one's memory is, which the device reaches already.
+    assert.deepEqual(
+      rows.map(({ entries }) => entries),
+      [1, 1, 1, 1, 1, 0],
+    );
+    for (const { iova, iovas, pageSize, unmapMicroseconds } of rows) {
+      assert.deepEqual(iovas, [iova]);
+      assert.ok(pageSize >= 4096 && unmapMicroseconds > 0);
+    }
+    const { status, stdout } = await room.run(args);
+    assert.equal(status, 0);
+    assert.match(stdout, /^MODE +VA +IOVA +LENGTH +PAGES OF +ENTRIES +ACCESS +MEMORY +MAP TIME +UNMAP TIME$/m);
+    assert.match(stdout, /^heap: nothing had to be mapped by the program.*\nowned: nothing had to be mapped/m);
+    server.child.kill('SIGTERM');
+    await server.ended;
+    assert.deepEqual(room.leftovers(), []);
+    assert.deepEqual(room.processes(), []);
   });
 
   test('the demo works on a served device; --once ends with the client', async () => {

@@ -169,7 +169,7 @@ export class Block implements Disposable {
     checkPart(offset, length, this.length, 'bytes');
     this.#views ??= this.heap.viewsOf(this);
     if (this.#views !== undefined) return this.#views.bytes(offset, length);
-    return this.heap.bytesAt((this.va + offset) as Va, length);
+    return this.heap.bytesAt(this.va, this.length).subarray(offset, offset + length);
   }
 
   /**

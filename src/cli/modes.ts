@@ -1,0 +1,161 @@
+/** The three ways to have memory for DMA, each from taking memory to a device that reaches it, and back. */
+import { Option } from 'commander';
+import {
+  DmaError,
+  type Block,
+  type Device,
+  type DmaAccess,
+  type Eal,
+  type ExternalMemory,
+  type Iova,
+  type MapOptions,
+  type Va,
+} from '../index.js';
+import { timed } from './timing.js';
+
+const MODES = ['external', 'heap', 'owned'] as const;
+
+/** A way to have memory for DMA; `--help` says what each is. */
+export type Mode = (typeof MODES)[number];
+
+/** What `--mode` takes. */
+export type ModeChoice = Mode | 'all';
+
+/** The heap for memory of mode `heap`. */
+const HEAP = 'demo';
+
+/** What each mode is, for help pages. */
+export const MODES_TEXT = `Modes: external is memory of the program's, which it registers and maps for the device itself
+  (external.allocate, dmaMap). heap is such memory given to a heap, which the library maps for every device, and hands out
+  in blocks (heap.addMemory, malloc). owned is memory of the library's own, which every device can reach already (malloc):
+  nothing is left to map.`;
+
+/** What is measured in each mode, for help pages. */
+export const TIMES_TEXT = `MAP TIME is of dmaMap for external memory; for heap and owned it is of getting a block ready
+  (addMemory and malloc, or malloc alone), with all the mapping that the library does for it.`;
+
+/** `--mode`, which is `external` unless it is given. */
+export function modeOption(): Option {
+  return new Option('--mode <mode>', 'how to have the memory').choices([...MODES, 'all']).default('external');
+}
+
+/** The modes that are chosen, in the order they are shown. */
+export function modesOf(choice: ModeChoice): readonly Mode[] {
+  return choice === 'all' ? MODES : [choice];
+}
+
+/** Memory that a device reaches. Disposing it takes it from the device, unless that was done, and gives it back. */
+export interface Reached extends Disposable {
+  readonly mode: Mode;
+  readonly va: Va;
+  /** Where the device finds the first byte. */
+  readonly iova: Iova;
+  /** bytes, at least what was asked for */
+  readonly length: number;
+  readonly access: DmaAccess;
+  /** bytes */
+  readonly pageSize: number;
+  /** What the memory is, such as `memfd`. */
+  readonly source: string;
+  /** How long the step took that let the device reach it. */
+  readonly mapMicroseconds: number;
+  /** Entries of the device's domain that were made for it: none when it could be reached already. */
+  readonly entries: number;
+  /** The bytes [offset, offset + length); see `ExternalMemory.bytes` and `Block.bytes`. */
+  bytes(offset?: number, length?: number): Uint8Array;
+  /** Takes it from the device. Of blocks nothing is left then. */
+  withdraw(): void;
+}
+
+/** What memory is taken for. */
+export interface Reacher {
+  readonly eal: Eal;
+  readonly device: Device;
+}
+
+/** How external memory is taken. The library maps memory of the other modes as it needs to. */
+export interface ExternalOptions extends MapOptions {
+  readonly source?: 'memfd' | 'anonymous';
+  /** What messages call it. */
+  readonly label?: string;
+}
+
+/**
+ * New memory in `mode` that the device reaches. What fails half-way goes with the `Eal`.
+ *
+ * @param bytes how much, at least
+ */
+export function takeMemory(mode: Mode, reacher: Reacher, bytes: number, options: ExternalOptions = {}): Reached {
+  const { eal } = reacher;
+  if (mode === 'owned') {
+    const take = (): Block => eal.malloc(bytes);
+    // Else the library would keep the memory, for the next block.
+    return reachBlock(mode, reacher, take, () => void eal.memory.trim());
+  }
+  const memory = eal.external.allocate(bytes, options);
+  if (mode === 'external') return reachExternal(reacher, memory, options);
+  if (![...eal.heap.made].some(({ name }) => name === HEAP)) eal.heap.create(HEAP);
+  const take = (): Block => {
+    eal.heap.addMemory(HEAP, memory);
+    // All of it, so that no other block comes into this piece.
+    return eal.malloc(memory.length, { heap: HEAP });
+  };
+  return reachBlock(mode, reacher, take, () => eal.heap.removeMemory(HEAP, memory.va, memory.length), memory);
+}
+
+/** Maps external memory, and owns it from then on. */
+export function reachExternal({ device }: Reacher, memory: ExternalMemory, options?: MapOptions): Reached {
+  const [mapping, mapMicroseconds, entries] = measured(device, () => device.dmaMap(memory, options));
+  const { va, iova, length, access } = mapping;
+  const { source, area } = memory;
+  return {
+    ...{ mode: 'external', va, iova, length, access, pageSize: area.pageSize, source, mapMicroseconds, entries },
+    bytes: (offset, part) => memory.bytes(offset, part),
+    withdraw: () => mapping.unmap(),
+    [Symbol.dispose]: () => {
+      mapping[Symbol.dispose]();
+      memory[Symbol.dispose]();
+    },
+  };
+}
+
+/**
+ * @param takeAway takes from the device what the block was in, once that is freed
+ * @param memory what the heap was given, which is unregistered at the end
+ */
+function reachBlock(
+  mode: Mode,
+  { device }: Reacher,
+  take: () => Block,
+  takeAway: () => void,
+  memory?: ExternalMemory,
+): Reached {
+  const [block, mapMicroseconds, entries] = measured(device, take);
+  const { va, length } = block;
+  const { pageSize, backing } = block.area;
+  const source = backing === undefined ? 'anonymous' : 'memfd';
+  const iova = device.domain?.iovaOf(va) ?? -1;
+  if (iova < 0) {
+    const reason = `the device can not reach memory of mode ${mode}: nothing maps memory for it`;
+    throw new DmaError({ code: 'ENOTSUP', operation: 'malloc', device: device.name, reason });
+  }
+  const withdraw = (): void => {
+    block.free();
+    takeAway();
+  };
+  return {
+    ...{ mode, va, iova: iova as Iova, length, access: 'read-write', pageSize, source, mapMicroseconds, entries },
+    bytes: (offset, part) => block.bytes(offset, part),
+    withdraw,
+    [Symbol.dispose]: () => {
+      if (block.live) withdraw();
+      memory?.[Symbol.dispose]();
+    },
+  };
+}
+
+/** What `take` returns, its time in microseconds, and how many entries of the device's domain it made. */
+function measured<T>({ domain }: Device, take: () => T): [value: T, microseconds: number, entries: number] {
+  const before = domain?.entries ?? 0;
+  return [...timed(take), (domain?.entries ?? 0) - before];
+}
