@@ -284,17 +284,16 @@ export class Eal implements AsyncDisposable {
 
   async #stop(): Promise<void> {
     process.off('exit', this.#onExit);
-    const errors: unknown[] = [];
-    attempt(() => this.#report(warn), errors);
+    const errors = undoAll([() => this.#report(warn)]);
     for (const group of [...this.#registry.standing])
-      if (!this.#reached.has(group)) attempt(() => group.unmap(), errors);
+      if (!this.#reached.has(group)) errors.push(...undoAll([() => group.unmap()]));
     errors.push(...(await this.#registry.close()));
     const pools = this.pools.close();
     errors.push(...pools);
     // A pool that other threads still use keeps its memory: taking it away would kill them.
     if (pools.length === 0) errors.push(...this.heap.close(), ...this.memory.close());
     for (const { live } of [this.external, this.#driverMemory])
-      for (const memory of [...live].reverse()) attempt(() => memory.unregister(), errors);
+      errors.push(...undoAll([...live].reverse().map((memory) => () => memory.unregister())));
     if (errors.length > 0) throw withUndo(errors[0], 'stop', errors.slice(1));
   }
 
@@ -399,14 +398,6 @@ function forgottenBlocks(heap: Heap): string[] {
   return [
     `${count} of the heap ${heap.name}, ${bytes} (with memory: { origins: true } this says where they were made)`,
   ];
-}
-
-function attempt(step: () => void, errors: unknown[]): void {
-  try {
-    step();
-  } catch (error) {
-    errors.push(error);
-  }
 }
 
 /** At exit warnings are not printed any more. */
