@@ -55,6 +55,8 @@ export interface EalOptions extends Pick<RegistryOptions, 'holdBackMs' | 'rememb
 export interface EalEvents {
   /** A device was probed. */
   probed: [device: Device];
+  /** A device reported an error of its own, such as a failed access; it is still there. See `Device.explainFaults`. */
+  failed: [device: Device, error: DmaError];
   /** A device was removed. */
   removed: [device: Device];
   /** A device went without being asked to; its mappings are gone. */
@@ -123,8 +125,8 @@ export class Eal implements AsyncDisposable {
       limits: this.platform.limits,
       context: { external: this.#driverMemory },
       changed: (change, device, error) => {
-        if (change === 'lost' && error !== undefined) this.#tell('lost', device, error);
-        else if (change !== 'lost') this.#tell(change, device);
+        if (change === 'probed' || change === 'removed') this.#tell(change, device);
+        else if (error !== undefined) this.#tell(change, device, error);
       },
     });
     const { platform } = this;

@@ -7,7 +7,7 @@ import type { DmaAccess } from '../dma/backend.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { Iova } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
-import type { Bus, Device, DeviceState, Driver, IdMatch, OpenedDevice } from './model.js';
+import type { Bus, Device, DeviceState, Driver, ExplainedFault, IdMatch, OpenedDevice } from './model.js';
 
 /** A device that a registry has opened. See {@link Device} for what its members do. */
 export class BoundDevice implements Device {
@@ -56,16 +56,16 @@ export class BoundDevice implements Device {
   }
 
   dmaMap(target: MapTarget, options?: MapOptions): Mapping {
-    return this.#mustTakeMappings('dmaMap').map(this.name, target, options);
+    return this.#mustTakeMappings('dmaMap').mapFor(this.name, target, options);
   }
 
   async dmaMapAsync(target: MapTarget, options?: MapAsyncOptions): Promise<Mapping> {
-    return this.#mustTakeMappings('dmaMapAsync').mapAsync(this.name, target, options);
+    return this.#mustTakeMappings('dmaMapAsync').mapForAsync(this.name, target, options);
   }
 
   dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: Iova })): void {
     const domain = this.#mustHaveDomain('dmaUnmap');
-    if (!(target instanceof Mapping)) return domain.unmap(this.name, target);
+    if (!(target instanceof Mapping)) return domain.unmapFor(this.name, target);
     if (target.device !== this.name)
       throw invalid('dmaUnmap', `this is a mapping of ${target.device}`, { range: target.range, device: this.name });
     target.unmap();
@@ -73,6 +73,12 @@ export class BoundDevice implements Device {
 
   explain(iova: Iova, length?: number, access?: DmaAccess): Explanation {
     return this.#mustHaveDomain('explain').explain(iova, length, access);
+  }
+
+  explainFaults(): ExplainedFault[] {
+    const domain = this.#mustHaveDomain('explainFaults');
+    const faults = this.#opened.faults?.() ?? [];
+    return faults.map((fault) => ({ ...fault, explanation: domain.explain(fault.iova, 1, fault.access) }));
   }
 
   /** Closes it on its bus. */

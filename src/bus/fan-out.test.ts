@@ -135,7 +135,7 @@ describe('what is mapped for every device', () => {
     assert.deepEqual(script.take(), ['open b', 'domain b', 'one.probe b', 'map b']);
     assert.equal(group.of(b)?.access, 'read');
     await registry.remove(a);
-    assert.deepEqual(script.take(), ['unmap a', 'one.remove a', 'closeDomain fake:a', 'close a']);
+    assert.deepEqual(script.take(), ['one.remove a', 'unmap a', 'closeDomain fake:a', 'close a']);
     assert.equal(group.of(a), undefined);
     const again = await registry.probe('fake:a');
     assert.equal(group.of(again)?.live, true);
@@ -165,8 +165,8 @@ describe('what is mapped for every device', () => {
       'one.probe b',
       'map b',
       'map b',
-      'unmap b',
       'one.remove b',
+      'unmap b',
       'closeDomain fake:b',
       'close b',
     ]);

@@ -24,7 +24,7 @@ describe('a device that is lost', () => {
     assert.deepEqual(registry.events, ['probed fake:a', 'lost fake:a']);
     assert.equal(device.state, 'gone');
     assert.deepEqual(registry.devices(), []);
-    assert.throws(() => domain?.map('fake:a', memory), dmaError('ECONNRESET', /a was pulled/));
+    assert.throws(() => domain?.mapFor('fake:a', memory), dmaError('ECONNRESET', /a was pulled/));
     await assert.rejects(registry.remove(device), dmaError('EINVAL'));
     mapping[Symbol.dispose]();
 

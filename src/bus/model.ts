@@ -10,12 +10,26 @@ import type { IovaMode } from '../memory/iova-mode.js';
 import type { Iova } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
 
+/** An access of a device that its IOMMU, or the device itself, reported as failed. */
+export interface DeviceFault {
+  /** The address that the device used. */
+  readonly iova: Iova;
+  /** What it tried; `undefined` when that was not told. */
+  readonly access: DmaAccess | undefined;
+  /** Who told: `kernel log`, `iommufd` ... */
+  readonly source: string;
+}
+
 /** A device that its bus has opened. */
 export interface OpenedDevice {
   /** Its PCI ids, when it has any. */
   readonly ids: Required<IdMatch> | undefined;
   /** What drivers work it through; `undefined` for devices without registers. */
   readonly access: DeviceAccess | undefined;
+  /** The failed accesses that were reported since it was opened, oldest first. Absent where nobody reports them. */
+  faults?(): readonly DeviceFault[];
+  /** Calls back when the device reports an error of its own that it may survive. Absent where devices do not. */
+  onError?(failed: (error: DmaError) => void): void;
   /** Calls back, once, when the device is gone without having been asked to go. */
   onLost(lost: (error: DmaError) => void): void;
   /** Closes it. Idempotent. */
@@ -76,23 +90,33 @@ export interface Device {
   /** What `driver` made of it. @throws DmaError EINVAL when it has another driver, or none */
   use<T>(driver: Driver<T>): T;
   /**
-   * Makes memory reachable by the device: the same call for every kind. The rules are those of `Domain.map`.
+   * Makes memory reachable by the device: the same call for every kind. The rules are those of `Domain.mapFor`.
    *
    * @param target registered memory, or a part of it as `{ va, length }`
    * @throws DmaError EINVAL when no driver has the device; ENOTSUP when neither its driver nor its bus can map; and all that
-   *   `Domain.map` throws
+   *   `Domain.mapFor` throws
    */
   dmaMap(target: MapTarget, options?: MapOptions): Mapping;
-  /** As {@link Device.dmaMap}, without blocking, with progress and abort: see `Domain.mapAsync`. */
+  /** As {@link Device.dmaMap}, without blocking, with progress and abort: see `Domain.mapForAsync`. */
   dmaMapAsync(target: MapTarget, options?: MapAsyncOptions): Promise<Mapping>;
   /**
    * Undoes {@link Device.dmaMap}: by the handle, or by exactly what was mapped; a part, where the domain can cut.
    *
-   * @throws DmaError as `Domain.unmap` and `Mapping.unmap`; EINVAL for the mapping of another device
+   * @throws DmaError as `Domain.unmapFor` and `Mapping.unmap`; EINVAL for the mapping of another device
    */
   dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: Iova })): void;
   /** What is known about an address that this device used: see `Domain.explain`. */
   explain(iova: Iova, length?: number, access?: DmaAccess): Explanation;
+  /**
+   * What is known about the accesses of this device that failed, oldest first: those that its IOMMU reported since it was
+   * opened, each explained. Empty when there were none, or nobody here can tell (reading the kernel's log is a privilege).
+   */
+  explainFaults(): ExplainedFault[];
+}
+
+/** A failed access, and what is known about its address. */
+export interface ExplainedFault extends DeviceFault {
+  readonly explanation: Explanation;
 }
 
 /** PCI ids that a driver takes; what is left out matches any. */

@@ -26,8 +26,8 @@ import { matchesIds } from './match.js';
 import { parseDeviceSpec, type DeviceSpec } from './device-name.js';
 import { GroupMapping, mapOnAll } from './fan-out.js';
 
-/** What happened to a device. `lost`: it went without being asked to. */
-export type DeviceChange = 'probed' | 'removed' | 'lost';
+/** What happened to a device. `failed`: it reported an error of its own; `lost`: it went without being asked to. */
+export type DeviceChange = 'probed' | 'failed' | 'removed' | 'lost';
 
 /** What a registry works with. */
 export interface RegistryOptions extends Pick<DomainOptions, 'holdBackMs' | 'remember' | 'origins' | 'now'> {
@@ -269,6 +269,7 @@ export class Registry {
       this.#cutOff(device, error);
       if (device.state === 'probed') void this.#lose(device, error);
     });
+    opened.onError?.((error) => this.#options.changed?.('failed', device, error));
     await this.#bind(device, opened, spec);
     if (device.lost !== undefined) throw device.lost;
     this.#mustBeOpen(device.bus, device.busName);
@@ -329,9 +330,10 @@ export class Registry {
     const { binding } = device;
     // From here on nothing new is mapped for it.
     device.state = 'gone';
-    for (const group of this.#standing) errors.push(...group.drop([device.name]));
+    // The driver goes first, so that a device which still works its rings does not lose them under it.
     if (binding !== undefined && 'instance' in binding)
       await attempt(() => binding.driver.remove?.(device, binding.instance));
+    for (const group of this.#standing) errors.push(...group.drop([device.name]));
     await attempt(() => this.#leave(device));
     device.binding = undefined;
     await attempt(() => device.close());

@@ -338,13 +338,13 @@ class World {
     if (op.unmapFault > 0) backend.fail('unmap', op.unmapFault, this.#fault(op.mode));
     const result = await this.#observe(() =>
       async
-        ? domain.mapAsync(op.device, part(va, length), {
+        ? domain.mapForAsync(op.device, part(va, length), {
             ...options,
             onProgress,
             signal: stop.signal,
             chunkBytes: op.chunk === 0 ? undefined : op.chunk * PAGE,
           })
-        : domain.map(op.device, part(va, length), options),
+        : domain.mapFor(op.device, part(va, length), options),
     );
     backend.calm();
     if (typeof expected === 'string') {
@@ -395,7 +395,7 @@ class World {
     const stop = new AbortController();
     const proceed = backend.hold();
     backend.calls.length = 0;
-    const mapping = domain.mapAsync(op.device, target, { ...options, signal: stop.signal });
+    const mapping = domain.mapForAsync(op.device, target, { ...options, signal: stop.signal });
     const settled = mapping.then(
       (value) => value,
       (error: unknown) => (isDmaError(error) ? error.code : String(error)),
@@ -523,7 +523,7 @@ class World {
     }
     if (op.fault > 0) backend.fail('unmap', op.fault, this.#fault(op.mode));
     const result = await this.#observe(() =>
-      domain.unmap(device, { ...part(va, length), iova: iova as Iova | undefined }),
+      domain.unmapFor(device, { ...part(va, length), iova: iova as Iova | undefined }),
     );
     backend.calm();
     if (code !== undefined || claim === undefined) return assert.deepEqual([result.code, result.unmaps], [code, 0]);
@@ -585,7 +585,7 @@ class World {
     for (const { handle } of this.claims) assert.equal(handle.live, false);
     this.entries.length = 0;
     this.claims.length = 0;
-    assert.throws(() => this.bench.domain.map('d0', part(this.areas[0].range.start, PAGE)));
+    assert.throws(() => this.bench.domain.mapFor('d0', part(this.areas[0].range.start, PAGE)));
   }
 
   // --- the comparison ---
@@ -664,7 +664,7 @@ class World {
       // Every IOVA was given back: all of the low window can be taken, as one.
       bench.ms += 1e6;
       domain
-        .map(
+        .mapFor(
           'd0',
           this.areas[0].range.length === LOW.length ? part(this.areas[0].range.start, LOW.length) : assert.fail(),
           { iova: LOW.start },

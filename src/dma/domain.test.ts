@@ -36,8 +36,8 @@ function bench(options: ConstructorParameters<typeof Bench>[0] = {}): Bench {
 
 test('DM-04 memory that is not registered is EINVAL, with a hint', () => {
   const { domain, backend } = bench();
-  assert.throws(() => domain.map('d0', part(A + 64 * PAGE, PAGE)), error('EINVAL', 'not registered', 'register it'));
-  assert.throws(() => domain.map('d0', part(A - PAGE, 2 * PAGE)), error('EINVAL', 'not registered'));
+  assert.throws(() => domain.mapFor('d0', part(A + 64 * PAGE, PAGE)), error('EINVAL', 'not registered', 'register it'));
+  assert.throws(() => domain.mapFor('d0', part(A - PAGE, 2 * PAGE)), error('EINVAL', 'not registered'));
   assert.deepEqual(backend.calls, []);
 });
 
@@ -46,23 +46,23 @@ test('DM-05 a range that ends outside of its area is EINVAL', () => {
   made.area(A + 16 * PAGE, 1, { label: 'neighbour' });
   const { domain, backend } = made;
   const past = error('EINVAL', '4 KiB past the end of the area', 'stays inside one area');
-  assert.throws(() => domain.map('d0', part(A, 17 * PAGE)), past);
+  assert.throws(() => domain.mapFor('d0', part(A, 17 * PAGE)), past);
   assert.deepEqual(backend.calls, []);
-  domain.map('d0', part(A, 16 * PAGE));
+  domain.mapFor('d0', part(A, 16 * PAGE));
 });
 
 test('DM-06 memory that the library owns is mapped in the same way', () => {
   const made = new Bench();
   made.area(A, 4, { owner: 'owned' });
   made.area(2 * A, 4, { owner: 'heap' });
-  assert.equal(made.domain.map('d0', part(A, 4 * PAGE)).iova, A);
-  assert.equal(made.domain.map('d0', part(2 * A, PAGE)).length, PAGE);
+  assert.equal(made.domain.mapFor('d0', part(A, 4 * PAGE)).iova, A);
+  assert.equal(made.domain.mapFor('d0', part(2 * A, PAGE)).length, PAGE);
 });
 
 test('DM-07 an address of no area is EINVAL, even when areas are around it', () => {
   const made = bench();
   made.area(A + 32 * PAGE, 1);
-  assert.throws(() => made.domain.map('d0', part(A + 20 * PAGE, PAGE)), error('EINVAL', 'not registered'));
+  assert.throws(() => made.domain.mapFor('d0', part(A + 20 * PAGE, PAGE)), error('EINVAL', 'not registered'));
 });
 
 test("DM-08 an IOVA that contradicts the area's table is EINVAL; the table is the default", () => {
@@ -71,10 +71,10 @@ test("DM-08 an IOVA that contradicts the area's table is EINVAL; the table is th
   made.area(A, 8, { iovas, label: 'tabled' });
   const { domain } = made;
   const says = error('EINVAL', 'tabled has an IOVA table, which says 0x100001000, not 0x10001000');
-  assert.throws(() => domain.map('d0', part(A + PAGE, PAGE), { iova: iova(A + PAGE) }), says);
-  using mapping = domain.map('d0', part(A + PAGE, 2 * PAGE));
+  assert.throws(() => domain.mapFor('d0', part(A + PAGE, PAGE), { iova: iova(A + PAGE) }), says);
+  using mapping = domain.mapFor('d0', part(A + PAGE, 2 * PAGE));
   assert.equal(mapping.iova, 2 ** 32 + PAGE);
-  using same = domain.map('d1', part(A + PAGE, 2 * PAGE), { iova: iova(2 ** 32 + PAGE) });
+  using same = domain.mapFor('d1', part(A + PAGE, 2 * PAGE), { iova: iova(2 ** 32 + PAGE) });
   assert.equal(same.iova, mapping.iova);
 });
 
@@ -82,7 +82,7 @@ test('arguments are checked first, each cause with one code', () => {
   const made = bench({ constraints: { windows: [window(A, A + GiB)] } });
   made.area(2 * A, 2, { writable: false, label: 'a picture' });
   const { domain, backend } = made;
-  const map = (va: number, length: number, options = {}) => domain.map('d0', part(va, length), options);
+  const map = (va: number, length: number, options = {}) => domain.mapFor('d0', part(va, length), options);
   assert.throws(() => map(A, 0), error('EINVAL', 'a length of 0 bytes'));
   assert.throws(() => map(A, -PAGE), error('EINVAL'));
   assert.throws(() => map(NaN, PAGE), error('EINVAL'));
@@ -107,12 +107,12 @@ test('an error names operation, range and device', () => {
   const { domain } = bench();
   for (const wrong of [part(A, 0), part(A + 1, PAGE), part(2 * A, PAGE), part(A, 99 * PAGE)])
     assert.throws(
-      () => domain.map('vdev:x', wrong),
+      () => domain.mapFor('vdev:x', wrong),
       (thrown) => isDmaError(thrown, 'EINVAL') && thrown.device === 'vdev:x' && thrown.operation === 'dmaMap',
     );
-  const mapping = domain.map('vdev:x', part(A, PAGE));
+  const mapping = domain.mapFor('vdev:x', part(A, PAGE));
   assert.throws(
-    () => domain.map('vdev:y', part(A, 2 * PAGE)),
+    () => domain.mapFor('vdev:y', part(A, 2 * PAGE)),
     (thrown) =>
       isDmaError(thrown, 'EEXIST') && thrown.range?.length === 2 * PAGE && /vdev:x of the area/.test(thrown.message),
   );
@@ -123,25 +123,25 @@ test('an error names operation, range and device', () => {
 
 test('DM-30 a length of 0 is EINVAL for map and unmap', () => {
   const { domain } = bench();
-  assert.throws(() => domain.map('d0', part(A, 0)), error('EINVAL'));
-  assert.throws(() => domain.unmap('d0', part(A, 0)), error('EINVAL'));
+  assert.throws(() => domain.mapFor('d0', part(A, 0)), error('EINVAL'));
+  assert.throws(() => domain.unmapFor('d0', part(A, 0)), error('EINVAL'));
 });
 
 test('DM-31 DM-32 a domain that is closed or failed takes nothing: ENODEV, nothing recorded', async () => {
   const { domain, backend } = bench();
   domain.attach('d0');
   await domain.detach('d0');
-  assert.throws(() => domain.map('d0', part(A, PAGE)), error('ENODEV', 'closed'));
-  await assert.rejects(domain.mapAsync('d0', part(A, PAGE)), error('ENODEV', 'closed'));
+  assert.throws(() => domain.mapFor('d0', part(A, PAGE)), error('ENODEV', 'closed'));
+  await assert.rejects(domain.mapForAsync('d0', part(A, PAGE)), error('ENODEV', 'closed'));
   assert.deepEqual([domain.entries, backend.calls.length, backend.closed], [0, 0, 1]);
 });
 
 test('DM-33 the same mapping twice is one entry with two claims', () => {
   const made = bench();
   const { domain, backend } = made;
-  const first = domain.map('d0', part(A, 4 * PAGE));
-  const second = domain.map('d1', part(A, 4 * PAGE));
-  const third = domain.map('d0', part(A, 4 * PAGE), { iova: first.iova, access: 'read-write' });
+  const first = domain.mapFor('d0', part(A, 4 * PAGE));
+  const second = domain.mapFor('d1', part(A, 4 * PAGE));
+  const third = domain.mapFor('d0', part(A, 4 * PAGE), { iova: first.iova, access: 'read-write' });
   assert.deepEqual([domain.entries, backend.calls.length, [...domain.mappings()].length], [1, 1, 3]);
   assert.equal(second.iova, first.iova);
   first.unmap();
@@ -156,13 +156,13 @@ test('DM-33 the same mapping twice is one entry with two claims', () => {
 test("DM-34 the backend's EEXIST is an error like any other", () => {
   const { domain, backend } = bench();
   backend.fail('map', 1, 'EEXIST');
-  assert.throws(() => domain.map('d0', part(A, PAGE)), error('EEXIST', 'fake map', 'on d0'));
+  assert.throws(() => domain.mapFor('d0', part(A, PAGE)), error('EEXIST', 'fake map', 'on d0'));
   assert.deepEqual([domain.entries, domain.iovaOf(A)], [0, -1]);
 });
 
 test('DM-34 overlaps that are not the very same mapping are EEXIST and name what is in the way', () => {
   const { domain } = bench();
-  const inTheWay = domain.map('d0', part(A + 4 * PAGE, 4 * PAGE));
+  const inTheWay = domain.mapFor('d0', part(A + 4 * PAGE, 4 * PAGE));
   const overlaps = error('EEXIST', 'of d0 of the area', 'VA [0x10004000, 0x10008000)');
   for (const [page, pages] of [
     [3, 2],
@@ -172,16 +172,16 @@ test('DM-34 overlaps that are not the very same mapping are EEXIST and name what
     [5, 3],
     [0, 16],
   ])
-    assert.throws(() => domain.map('d1', part(A + page * PAGE, pages * PAGE)), overlaps);
-  assert.throws(() => domain.map('d1', inTheWay, { access: 'read' }), error('EEXIST', 'with read access'));
-  assert.throws(() => domain.map('d1', inTheWay, { iova: iova(0x5000) }), error('EEXIST', 'at IOVA 0x5000'));
+    assert.throws(() => domain.mapFor('d1', part(A + page * PAGE, pages * PAGE)), overlaps);
+  assert.throws(() => domain.mapFor('d1', inTheWay, { access: 'read' }), error('EEXIST', 'with read access'));
+  assert.throws(() => domain.mapFor('d1', inTheWay, { iova: iova(0x5000) }), error('EEXIST', 'at IOVA 0x5000'));
   // Another VA, the same IOVA.
   assert.throws(
-    () => domain.map('d1', part(A, PAGE), { iova: iova(A + 7 * PAGE) }),
+    () => domain.mapFor('d1', part(A, PAGE), { iova: iova(A + 7 * PAGE) }),
     error('EEXIST', 'IOVA 0x10007000'),
   );
-  domain.map('d1', part(A + 3 * PAGE, PAGE));
-  domain.map('d1', part(A + 8 * PAGE, PAGE));
+  domain.mapFor('d1', part(A + 3 * PAGE, PAGE));
+  domain.mapFor('d1', part(A + 8 * PAGE, PAGE));
 });
 
 test('DM-35 what the backend refuses is not recorded, and its IOVA is free again', () => {
@@ -189,19 +189,19 @@ test('DM-35 what the backend refuses is not recorded, and its IOVA is free again
   const { domain, backend } = made;
   for (let round = 0; round < 4; round++) {
     backend.fail('map', 1, 'EFAULT');
-    assert.throws(() => domain.map('d0', part(A, 2 * PAGE)), error('EFAULT', 'fake map: as told'));
+    assert.throws(() => domain.mapFor('d0', part(A, 2 * PAGE)), error('EFAULT', 'fake map: as told'));
   }
   assert.deepEqual([domain.entries, domain.bytes, made.areas.at(A)?.holders.size], [0, 0, 0]);
-  assert.equal(domain.map('d0', part(A, 2 * PAGE)).iova, PAGE);
+  assert.equal(domain.mapFor('d0', part(A, 2 * PAGE)).iova, PAGE);
 });
 
 test('DM-36 DM-37 neighbours are never merged: each is unmapped alone', () => {
   const made = bench();
   const { domain } = made;
-  const left = domain.map('d0', part(A, PAGE));
-  const right = domain.map('d0', part(A + PAGE, PAGE));
-  domain.map('d0', part(A + 2 * PAGE, PAGE), { iova: iova(0x1000) });
-  domain.map('d0', part(A + 4 * PAGE, PAGE), { iova: iova(0x2000) });
+  const left = domain.mapFor('d0', part(A, PAGE));
+  const right = domain.mapFor('d0', part(A + PAGE, PAGE));
+  domain.mapFor('d0', part(A + 2 * PAGE, PAGE), { iova: iova(0x1000) });
+  domain.mapFor('d0', part(A + 4 * PAGE, PAGE), { iova: iova(0x2000) });
   assert.equal(domain.entries, 4);
   right.unmap();
   assert.deepEqual([left.live, domain.entries], [true, 3]);
@@ -210,16 +210,16 @@ test('DM-36 DM-37 neighbours are never merged: each is unmapped alone', () => {
 
 test('DM-38 the entry limit of the backend is ENOSPC, and the backend is not called', () => {
   const { domain, backend } = bench({ constraints: { entryLimit: 3 } });
-  for (let i = 0; i < 3; i++) domain.map('d0', part(A + i * PAGE, PAGE));
-  assert.throws(() => domain.map('d0', part(A + 3 * PAGE, PAGE)), error('ENOSPC', 'takes 3 mappings; 0 are left'));
-  domain.map('d1', part(A, PAGE));
+  for (let i = 0; i < 3; i++) domain.mapFor('d0', part(A + i * PAGE, PAGE));
+  assert.throws(() => domain.mapFor('d0', part(A + 3 * PAGE, PAGE)), error('ENOSPC', 'takes 3 mappings; 0 are left'));
+  domain.mapFor('d1', part(A, PAGE));
   assert.deepEqual([domain.entries, backend.calls.length], [3, 3]);
 });
 
 test('DM-38 there is no limit of the library: 2,000 mappings, neither shared nor merged', () => {
   const made = new Bench();
   made.area(A, 4000);
-  const mappings = Array.from({ length: 2000 }, (_, i) => made.domain.map('d0', part(A + i * 2 * PAGE, PAGE)));
+  const mappings = Array.from({ length: 2000 }, (_, i) => made.domain.mapFor('d0', part(A + i * 2 * PAGE, PAGE)));
   assert.equal(made.domain.entries, 2000);
   for (const mapping of mappings) mapping.unmap();
   assert.deepEqual([made.domain.entries, made.differences()], [0, []]);
@@ -227,21 +227,21 @@ test('DM-38 there is no limit of the library: 2,000 mappings, neither shared nor
 
 test('DM-39 unmapping exactly what was mapped, by handle or by range', () => {
   const { domain, backend, areas } = bench();
-  domain.map('d0', part(A, 2 * PAGE));
-  domain.unmap('d0', { ...part(A, 2 * PAGE), iova: iova(A) });
-  const mapping = domain.map('d0', part(A, 2 * PAGE));
-  domain.unmap('d0', mapping);
+  domain.mapFor('d0', part(A, 2 * PAGE));
+  domain.unmapFor('d0', { ...part(A, 2 * PAGE), iova: iova(A) });
+  const mapping = domain.mapFor('d0', part(A, 2 * PAGE));
+  domain.unmapFor('d0', mapping);
   assert.deepEqual([mapping.live, domain.entries, backend.table, areas.at(A)?.holders.size], [false, 0, [], 0]);
 });
 
 test('DM-40 unmapping what was never mapped, or twice, is EINVAL', () => {
   const { domain, backend } = bench();
-  assert.throws(() => domain.unmap('d0', part(A, PAGE)), error('EINVAL', 'nothing is mapped at its first byte'));
-  const mapping = domain.map('d0', part(A, PAGE));
-  assert.throws(() => domain.unmap('d1', part(A, PAGE)), error('EINVAL', 'd0 has [0x10000000, 0x10001000) mapped'));
+  assert.throws(() => domain.unmapFor('d0', part(A, PAGE)), error('EINVAL', 'nothing is mapped at its first byte'));
+  const mapping = domain.mapFor('d0', part(A, PAGE));
+  assert.throws(() => domain.unmapFor('d1', part(A, PAGE)), error('EINVAL', 'd0 has [0x10000000, 0x10001000) mapped'));
   mapping.unmap();
   assert.throws(() => mapping.unmap(), error('EINVAL', 'the mapping is gone'));
-  assert.throws(() => domain.unmap('d0', part(A, PAGE)), error('EINVAL'));
+  assert.throws(() => domain.unmapFor('d0', part(A, PAGE)), error('EINVAL'));
   for (const read of [() => mapping.iova, () => mapping.lkey, () => mapping.rkey, () => mapping.iovaOf(A as Va)])
     assert.throws(read, error('EINVAL'));
   mapping[Symbol.dispose]();
@@ -250,42 +250,45 @@ test('DM-40 unmapping what was never mapped, or twice, is EINVAL', () => {
 
 test('DM-41 the right VA with the wrong IOVA is EINVAL', () => {
   const { domain } = bench();
-  const mapping = domain.map('d0', part(A, PAGE), { iova: iova(0x7000) });
-  assert.throws(() => domain.unmap('d0', { ...part(A, PAGE), iova: iova(A) }), error('EINVAL', 'at IOVA 0x7000, not'));
+  const mapping = domain.mapFor('d0', part(A, PAGE), { iova: iova(0x7000) });
+  assert.throws(
+    () => domain.unmapFor('d0', { ...part(A, PAGE), iova: iova(A) }),
+    error('EINVAL', 'at IOVA 0x7000, not'),
+  );
   assert.equal(mapping.live, true);
-  domain.unmap('d0', { ...part(A, PAGE), iova: iova(0x7000) });
+  domain.unmapFor('d0', { ...part(A, PAGE), iova: iova(0x7000) });
 });
 
 test('DM-42 a backend that can not cut: a part is ENOTSUP', () => {
   const { domain } = bench();
-  const mapping = domain.map('d0', part(A, 4 * PAGE));
+  const mapping = domain.mapFor('d0', part(A, 4 * PAGE));
   for (const [page, pages] of [
     [0, 1],
     [1, 1],
     [3, 1],
   ])
     assert.throws(
-      () => domain.unmap('d0', part(A + page * PAGE, pages * PAGE)),
+      () => domain.unmapFor('d0', part(A + page * PAGE, pages * PAGE)),
       error('ENOTSUP', 'can not unmap a part'),
     );
-  assert.throws(() => domain.unmap('d0', part(A + 1, PAGE)), error('EINVAL', 'not aligned'));
+  assert.throws(() => domain.unmapFor('d0', part(A + 1, PAGE)), error('EINVAL', 'not aligned'));
   assert.equal(mapping.segments.length, 1);
 });
 
 test('DM-43 unmapping across two mappings is EINVAL: unmap them one by one', () => {
   const { domain } = bench({ constraints: { partialUnmap: true } });
-  domain.map('d0', part(A, 2 * PAGE));
-  domain.map('d0', part(A + 2 * PAGE, 2 * PAGE));
-  assert.throws(() => domain.unmap('d0', part(A, 4 * PAGE)), error('EINVAL', 'mapping by mapping'));
-  assert.throws(() => domain.unmap('d0', part(A + PAGE, 2 * PAGE)), error('EINVAL', 'mapping by mapping'));
+  domain.mapFor('d0', part(A, 2 * PAGE));
+  domain.mapFor('d0', part(A + 2 * PAGE, 2 * PAGE));
+  assert.throws(() => domain.unmapFor('d0', part(A, 4 * PAGE)), error('EINVAL', 'mapping by mapping'));
+  assert.throws(() => domain.unmapFor('d0', part(A + PAGE, 2 * PAGE)), error('EINVAL', 'mapping by mapping'));
   assert.equal(domain.entries, 2);
 });
 
 test('DM-44 a backend that can cut: head, middle and tail, and what is left stays', () => {
   const made = bench({ constraints: { partialUnmap: true } });
   const { domain, backend } = made;
-  const mapping = domain.map('d0', part(A, 8 * PAGE), { iova: iova(0x100000) });
-  domain.unmap('d0', part(A + 2 * PAGE, 2 * PAGE));
+  const mapping = domain.mapFor('d0', part(A, 8 * PAGE), { iova: iova(0x100000) });
+  domain.unmapFor('d0', part(A + 2 * PAGE, 2 * PAGE));
   assert.deepEqual(mapping.segments, [
     { ...part(A, 2 * PAGE), iova: 0x100000 },
     { ...part(A + 4 * PAGE, 4 * PAGE), iova: 0x104000 },
@@ -294,8 +297,8 @@ test('DM-44 a backend that can cut: head, middle and tail, and what is left stay
     [domain.iovaOf(A + PAGE), domain.iovaOf(A + 2 * PAGE), domain.vaOf(0x103000)],
     [0x101000, -1, undefined],
   );
-  domain.unmap('d0', part(A, PAGE));
-  domain.unmap('d0', part(A + 7 * PAGE, PAGE));
+  domain.unmapFor('d0', part(A, PAGE));
+  domain.unmapFor('d0', part(A + 7 * PAGE, PAGE));
   assert.deepEqual(
     mapping.segments.map((each) => [each.va - A, each.length]),
     [
@@ -303,11 +306,11 @@ test('DM-44 a backend that can cut: head, middle and tail, and what is left stay
       [4 * PAGE, 3 * PAGE],
     ],
   );
-  assert.throws(() => domain.unmap('d0', part(A + PAGE, 2 * PAGE)), error('EINVAL', 'unmapped already'));
-  assert.throws(() => domain.map('d0', part(A, 8 * PAGE)), error('EEXIST'));
+  assert.throws(() => domain.unmapFor('d0', part(A + PAGE, 2 * PAGE)), error('EINVAL', 'unmapped already'));
+  assert.throws(() => domain.mapFor('d0', part(A, 8 * PAGE)), error('EEXIST'));
   assert.deepEqual(made.differences(), []);
   // The hole can be mapped again, and the whole handle unmaps only what is its own.
-  const hole = domain.map('d1', part(A + 2 * PAGE, 2 * PAGE));
+  const hole = domain.mapFor('d1', part(A + 2 * PAGE, 2 * PAGE));
   mapping.unmap();
   assert.deepEqual(
     backend.table.map(({ va }) => va),
@@ -318,30 +321,30 @@ test('DM-44 a backend that can cut: head, middle and tail, and what is left stay
 
 test('DM-44 cutting all parts off one by one ends the mapping', () => {
   const made = bench({ constraints: { partialUnmap: true } });
-  const mapping = made.domain.map('d0', part(A, 3 * PAGE));
-  for (const page of [0, 2, 1]) made.domain.unmap('d0', part(A + page * PAGE, PAGE));
+  const mapping = made.domain.mapFor('d0', part(A, 3 * PAGE));
+  for (const page of [0, 2, 1]) made.domain.unmapFor('d0', part(A + page * PAGE, PAGE));
   assert.deepEqual([mapping.live, made.domain.entries, made.areas.at(A)?.holders.size], [false, 0, 0]);
   assert.deepEqual([...made.domain.mappings()], []);
 });
 
 test('DM-44 a part of what another device maps too is EBUSY', () => {
   const { domain } = bench({ constraints: { partialUnmap: true } });
-  domain.map('d0', part(A, 4 * PAGE));
-  const other = domain.map('d1', part(A, 4 * PAGE));
-  assert.throws(() => domain.unmap('d0', part(A, PAGE)), error('EBUSY', '2 times', 'd0, d1'));
+  domain.mapFor('d0', part(A, 4 * PAGE));
+  const other = domain.mapFor('d1', part(A, 4 * PAGE));
+  assert.throws(() => domain.unmapFor('d0', part(A, PAGE)), error('EBUSY', '2 times', 'd0, d1'));
   other.unmap();
-  domain.unmap('d0', part(A, PAGE));
+  domain.unmapFor('d0', part(A, PAGE));
 });
 
 test('DM-45 a cut that would need more entries than there are is ENOSPC; one that needs none is done', () => {
   const made = bench({ constraints: { partialUnmap: true, entryLimit: 2 } });
   const { domain } = made;
-  const mapping = domain.map('d0', part(A, 8 * PAGE));
-  domain.map('d0', part(A + 8 * PAGE, PAGE));
-  assert.throws(() => domain.unmap('d0', part(A + PAGE, PAGE)), error('ENOSPC', '2'));
+  const mapping = domain.mapFor('d0', part(A, 8 * PAGE));
+  domain.mapFor('d0', part(A + 8 * PAGE, PAGE));
+  assert.throws(() => domain.unmapFor('d0', part(A + PAGE, PAGE)), error('ENOSPC', '2'));
   assert.equal(mapping.segments[0].length, 8 * PAGE);
-  domain.unmap('d0', part(A, PAGE));
-  domain.unmap('d0', part(A + 7 * PAGE, PAGE));
+  domain.unmapFor('d0', part(A, PAGE));
+  domain.unmapFor('d0', part(A + 7 * PAGE, PAGE));
   assert.equal(mapping.segments[0].length, 6 * PAGE);
   assert.deepEqual(made.differences(), []);
 });
@@ -349,7 +352,7 @@ test('DM-45 a cut that would need more entries than there are is ENOSPC; one tha
 test('DM-46 a wrong number of unmapped bytes is EIO; the mapping stays on the books and can be unmapped again', () => {
   const made = bench();
   const { domain, backend, areas } = made;
-  const mapping = domain.map('d0', part(A, 2 * PAGE));
+  const mapping = domain.mapFor('d0', part(A, 2 * PAGE));
   for (const bytes of [0, PAGE, 3 * PAGE]) {
     backend.fail('unmap', 1, { bytes });
     assert.throws(() => mapping.unmap(), error('EIO', `unmapped ${bytes} bytes instead of 8192`, 'may still reach'));
@@ -361,19 +364,19 @@ test('DM-46 a wrong number of unmapped bytes is EIO; the mapping stays on the bo
 
 test('DM-47 a domain without IOMMU keeps the same books', () => {
   const { domain } = bench({ constraints: { iova: 'identity' } });
-  using mapping = domain.map('d0', part(A, PAGE));
+  using mapping = domain.mapFor('d0', part(A, PAGE));
   assert.equal(mapping.iova, A);
-  assert.throws(() => domain.map('d1', part(A, 2 * PAGE)), error('EEXIST'));
+  assert.throws(() => domain.mapFor('d1', part(A, 2 * PAGE)), error('EEXIST'));
   assert.throws(
-    () => domain.map('d1', part(A + PAGE, PAGE), { iova: iova(0x1000) }),
+    () => domain.mapFor('d1', part(A + PAGE, PAGE), { iova: iova(0x1000) }),
     error('EINVAL', 'uses VAs as IOVAs'),
   );
-  domain.map('d1', part(A + PAGE, PAGE), { iova: iova(A + PAGE) });
+  domain.mapFor('d1', part(A + PAGE, PAGE), { iova: iova(A + PAGE) });
 });
 
 test('DM-48 nothing is replayed into a new domain by itself: the old one is empty, and so is the new one', async () => {
   const old = bench();
-  old.domain.map('d0', part(A, PAGE));
+  old.domain.mapFor('d0', part(A, PAGE));
   await old.domain.detach('d0');
   assert.deepEqual([old.domain.entries, old.backend.table, old.areas.at(A)?.holders.size], [0, [], 0]);
   const next = new Bench({ areas: old.areas });
@@ -386,11 +389,11 @@ test('DM-48 nothing is replayed into a new domain by itself: the old one is empt
 test('without an IOVA: the VA where the windows allow it, else what is free, never twice', () => {
   const made = bench({ constraints: { windows: [window(0, 0x100000), window(A + 8 * PAGE, A + 16 * PAGE)] } });
   const { domain } = made;
-  assert.equal(domain.map('d0', part(A + 8 * PAGE, PAGE)).iova, A + 8 * PAGE);
-  const low = domain.map('d0', part(A, 4 * PAGE));
+  assert.equal(domain.mapFor('d0', part(A + 8 * PAGE, PAGE)).iova, A + 8 * PAGE);
+  const low = domain.mapFor('d0', part(A, 4 * PAGE));
   assert.ok(low.iova > 0 && low.iova < 0x100000);
-  domain.map('d0', part(A + 4 * PAGE, PAGE), { iova: iova(A + 9 * PAGE) });
-  const moved = domain.map('d0', part(A + 9 * PAGE, PAGE));
+  domain.mapFor('d0', part(A + 4 * PAGE, PAGE), { iova: iova(A + 9 * PAGE) });
+  const moved = domain.mapFor('d0', part(A + 9 * PAGE, PAGE));
   assert.notEqual(moved.iova, A + 9 * PAGE);
   assert.deepEqual(made.differences(), []);
 });
@@ -399,19 +402,19 @@ test('IOVAs of hugepage memory are on boundaries of its pages', () => {
   const made = new Bench({ constraints: { windows: [window(PAGE, GiB)] } });
   made.area(2 * GiB, 4, { pageSize: 2 * MiB });
   made.area(A, 1);
-  made.domain.map('d0', part(A, PAGE), { iova: iova(PAGE) });
-  assert.equal(made.domain.map('d0', part(2 * GiB, 4 * MiB)).iova % (2 * MiB), 0);
+  made.domain.mapFor('d0', part(A, PAGE), { iova: iova(PAGE) });
+  assert.equal(made.domain.mapFor('d0', part(2 * GiB, 4 * MiB)).iova % (2 * MiB), 0);
 });
 
 test('no IOVA left is ENOSPC, and says what there is', () => {
   const { domain, backend } = bench({ constraints: { windows: [window(PAGE, 5 * PAGE)] } });
-  domain.map('d0', part(A, 3 * PAGE));
+  domain.mapFor('d0', part(A, 3 * PAGE));
   assert.throws(
-    () => domain.map('d0', part(A + 8 * PAGE, 2 * PAGE)),
+    () => domain.mapFor('d0', part(A + 8 * PAGE, 2 * PAGE)),
     error('ENOSPC', 'no 8 KiB of IOVAs', '4 KiB are free', '[0x1000, 0x5000)'),
   );
   assert.equal(backend.calls.length, 1);
-  domain.map('d0', part(A + 8 * PAGE, PAGE));
+  domain.mapFor('d0', part(A + 8 * PAGE, PAGE));
 });
 
 test('no IOVA left for a later piece: those before it are given back', () => {
@@ -419,9 +422,9 @@ test('no IOVA left for a later piece: those before it are given back', () => {
   made.area(A, 2, { iovas: [0x4000, 0x4000], label: 'twice' });
   made.area(2 * A, 1);
   const { domain } = made;
-  assert.throws(() => domain.map('d0', part(A, 2 * PAGE)), error('EINVAL', '0x4000 to two parts'));
+  assert.throws(() => domain.mapFor('d0', part(A, 2 * PAGE)), error('EINVAL', '0x4000 to two parts'));
   assert.deepEqual([domain.entries, domain.bytes], [0, 0]);
-  assert.equal(domain.map('d0', part(2 * A, PAGE), { iova: iova(0x4000) }).iova, 0x4000);
+  assert.equal(domain.mapFor('d0', part(2 * A, PAGE), { iova: iova(0x4000) }).iova, 0x4000);
 });
 
 test('a table with breaks becomes one entry a run; the handle tells each address', () => {
@@ -429,7 +432,7 @@ test('a table with breaks becomes one entry a run; the handle tells each address
   const iovas = [0x100000, 0x101000, 0x300000, 0x200000].map(Number);
   made.area(A, 4, { iovas });
   const { domain, backend } = made;
-  const mapping = domain.map('d0', part(A, 4 * PAGE));
+  const mapping = domain.mapFor('d0', part(A, 4 * PAGE));
   assert.deepEqual(
     mapping.segments.map((each) => [each.va - A, each.iova, each.length]),
     [
@@ -444,7 +447,7 @@ test('a table with breaks becomes one entry a run; the handle tells each address
       [mapping.iovaOf((A + at) as Va), domain.iovaOf(A + at), domain.vaOf(iovas[Math.floor(at / PAGE)] + (at % PAGE))],
       [iovas[Math.floor(at / PAGE)] + (at % PAGE), iovas[Math.floor(at / PAGE)] + (at % PAGE), A + at],
     );
-  const share = domain.map('d1', part(A, 4 * PAGE));
+  const share = domain.mapFor('d1', part(A, 4 * PAGE));
   mapping.unmap();
   assert.equal(share.segments.length, 3);
   share.unmap();
@@ -456,7 +459,7 @@ test('when the third of three pieces fails, two are undone, the last first', () 
   made.area(A, 3, { iovas: [0x30000, 0x20000, 0x10000] });
   const { domain, backend, areas } = made;
   backend.fail('map', 3, 'EFAULT');
-  assert.throws(() => domain.map('d0', part(A, 3 * PAGE)), error('EFAULT'));
+  assert.throws(() => domain.mapFor('d0', part(A, 3 * PAGE)), error('EFAULT'));
   assert.deepEqual(
     backend.calls.map(({ call, segment }) => [call, segment.iova]),
     [
@@ -477,13 +480,13 @@ test('an undo that fails is told, stays on the books, and keeps the memory', asy
   backend.fail('map', 3, 'EFAULT');
   backend.fail('unmap', 1, { bytes: 0 });
   assert.throws(
-    () => domain.map('d0', part(A, 3 * PAGE)),
+    () => domain.mapFor('d0', part(A, 3 * PAGE)),
     (thrown) => isDmaError(thrown, 'EFAULT') && thrown.undo.length === 1 && isDmaError(thrown.undo[0], 'EIO'),
   );
   assert.deepEqual([domain.entries, backend.table.length, area.holders.get('d0')], [1, 1, 1]);
-  assert.throws(() => domain.map('d0', part(A, 3 * PAGE)), error('EEXIST', 'stuck'));
-  assert.throws(() => domain.map('d0', part(A + PAGE, PAGE)), error('EEXIST', 'stuck'));
-  assert.throws(() => domain.unmap('d0', part(A + PAGE, PAGE)), error('EINVAL'));
+  assert.throws(() => domain.mapFor('d0', part(A, 3 * PAGE)), error('EEXIST', 'stuck'));
+  assert.throws(() => domain.mapFor('d0', part(A + PAGE, PAGE)), error('EEXIST', 'stuck'));
+  assert.throws(() => domain.unmapFor('d0', part(A + PAGE, PAGE)), error('EINVAL'));
   domain.attach('d1');
   await domain.detach('d0');
   assert.equal(area.holders.get('d0'), 1);
@@ -494,12 +497,12 @@ test('an undo that fails is told, stays on the books, and keeps the memory', asy
 test('windows that change are used from the next mapping on', () => {
   const made = bench({ constraints: { windows: [window(0x100000, 0x200000)] } });
   const { domain, backend } = made;
-  const before = domain.map('d0', part(A, PAGE));
+  const before = domain.mapFor('d0', part(A, PAGE));
   assert.equal(before.iova, 0x100000);
   backend.constraints = { ...backend.constraints, windows: [window(0x800000, 0x900000)] };
-  assert.equal(domain.map('d0', part(A + PAGE, PAGE)).iova, 0x800000);
+  assert.equal(domain.mapFor('d0', part(A + PAGE, PAGE)).iova, 0x800000);
   before.unmap();
-  assert.throws(() => domain.map('d0', part(A, PAGE), { iova: iova(0x100000) }), error('ERANGE'));
+  assert.throws(() => domain.mapFor('d0', part(A, PAGE), { iova: iova(0x100000) }), error('ERANGE'));
 });
 
 test('keys come with the mapping, and into the table', () => {
@@ -507,10 +510,13 @@ test('keys come with the mapping, and into the table', () => {
     constraints: { iova: 'ignored', windows: [] },
     keys: ({ va }) => ({ lkey: va / PAGE, rkey: 7 }),
   });
-  const mapping = domain.map('d0', part(A, 2 * PAGE));
+  const mapping = domain.mapFor('d0', part(A, 2 * PAGE));
   assert.deepEqual([mapping.iova, mapping.lkey, mapping.rkey], [A, A / PAGE, 7]);
   assert.equal(domain.table.keyOf(A + PAGE), A / PAGE);
-  assert.throws(() => domain.map('d0', part(A + 2 * PAGE, PAGE), { iova: iova(0x1000) }), error('EINVAL', 'no effect'));
+  assert.throws(
+    () => domain.mapFor('d0', part(A + 2 * PAGE, PAGE), { iova: iova(0x1000) }),
+    error('EINVAL', 'no effect'),
+  );
   mapping.unmap();
   assert.equal(domain.table.keyOf(A), -1);
 });
@@ -519,13 +525,13 @@ test('the locked-memory limit is checked before, with live facts', () => {
   const made = bench({ constraints: { pins: true } });
   made.locked = { limit: 8 * KiB, used: 4 * KiB };
   assert.throws(
-    () => made.domain.map('d0', part(A, 2 * PAGE)),
+    () => made.domain.mapFor('d0', part(A, 2 * PAGE)),
     error('ENOMEM', 'RLIMIT_MEMLOCK is 8 KiB, 4 KiB of it are used, this map needs 8 KiB more', 'ulimit -l'),
   );
   assert.equal(made.backend.calls.length, 0);
-  made.domain.map('d0', part(A, PAGE));
+  made.domain.mapFor('d0', part(A, PAGE));
   made.locked = { limit: 8 * KiB, used: 8 * KiB };
-  made.domain.map('d1', part(A, PAGE));
+  made.domain.mapFor('d1', part(A, PAGE));
 });
 
 test('a granule that translation can not hold is refused when the domain is made', () => {
@@ -536,16 +542,19 @@ test('a granule that translation can not hold is refused when the domain is made
 test('a translation table that can not grow is ENOMEM, and nothing is left in the backend', async () => {
   const made = new Bench({ constraints: { windows: [new Range(iova(0), 2 ** 53 - 1)] } });
   const area = made.area(0x1000, 2 ** 40 - 1, { label: 'more than all memory' });
-  await assert.rejects(made.domain.mapAsync('d0', part(0x1000, 2 ** 52 - PAGE)), error('ENOMEM', 'translation table'));
-  assert.throws(() => made.domain.map('d0', part(0x1000, 2 ** 52 - PAGE)), error('ENOMEM', 'translation table'));
+  await assert.rejects(
+    made.domain.mapForAsync('d0', part(0x1000, 2 ** 52 - PAGE)),
+    error('ENOMEM', 'translation table'),
+  );
+  assert.throws(() => made.domain.mapFor('d0', part(0x1000, 2 ** 52 - PAGE)), error('ENOMEM', 'translation table'));
   assert.deepEqual([made.domain.entries, made.backend.table, area.holders.size, made.differences()], [0, [], 0, []]);
   assert.equal(made.backend.calls.length, 4);
 });
 
 test('IOVAs past what a number holds are refused by the windows', () => {
   const made = bench({ constraints: { windows: [new Range(iova(0), 2 ** 53 - 1)] } });
-  assert.throws(() => made.domain.map('d0', part(A, PAGE), { iova: iova(2 ** 53 - PAGE) }), error('ERANGE'));
-  assert.equal(made.domain.map('d0', part(A, PAGE), { iova: iova(2 ** 53 - 2 * PAGE) }).iova, 2 ** 53 - 2 * PAGE);
+  assert.throws(() => made.domain.mapFor('d0', part(A, PAGE), { iova: iova(2 ** 53 - PAGE) }), error('ERANGE'));
+  assert.equal(made.domain.mapFor('d0', part(A, PAGE), { iova: iova(2 ** 53 - 2 * PAGE) }).iova, 2 ** 53 - 2 * PAGE);
   assert.equal(made.domain.iovaOf(A + 1), 2 ** 53 - 2 * PAGE + 1);
 });
 
@@ -553,7 +562,7 @@ test('IOVAs past what a number holds are refused by the windows', () => {
 
 test('resolve: the address, or why not', () => {
   const made = bench();
-  made.domain.map('d0', part(A, 2 * PAGE), { iova: iova(0x8000), access: 'read' });
+  made.domain.mapFor('d0', part(A, 2 * PAGE), { iova: iova(0x8000), access: 'read' });
   const { domain } = made;
   const there = domain.resolve(0x8010, 16, 'read');
   assert.ok(typeof there === 'object' && there.va === A + 0x10 && there.area === made.areas.at(A));
@@ -567,10 +576,10 @@ test('resolve: the address, or why not', () => {
 test('a device that leaves takes its mappings along, the last one first; shared ones stay', async () => {
   const made = bench();
   const { domain, backend, areas } = made;
-  domain.map('d0', part(A, PAGE));
-  const shared = domain.map('d1', part(A, PAGE));
-  const own = domain.map('d0', part(A + PAGE, PAGE));
-  domain.map('d0', part(A + 2 * PAGE, PAGE));
+  domain.mapFor('d0', part(A, PAGE));
+  const shared = domain.mapFor('d1', part(A, PAGE));
+  const own = domain.mapFor('d0', part(A + PAGE, PAGE));
+  domain.mapFor('d0', part(A + 2 * PAGE, PAGE));
   backend.calls.length = 0;
   await domain.detach('d0');
   assert.deepEqual(
@@ -591,23 +600,26 @@ test('a device that leaves while the backend refuses: it is gone, the rest is tr
   const made = bench();
   const { domain, backend, areas } = made;
   domain.attach('d1');
-  domain.map('d0', part(A, PAGE));
-  domain.map('d0', part(A + PAGE, PAGE));
-  domain.map('d0', part(A + 2 * PAGE, PAGE));
+  domain.mapFor('d0', part(A, PAGE));
+  domain.mapFor('d0', part(A + PAGE, PAGE));
+  domain.mapFor('d0', part(A + 2 * PAGE, PAGE));
   backend.fail('unmap', 2, 'EIO');
   await assert.rejects(domain.detach('d0'), error('EIO'));
   assert.deepEqual([[...domain.devices], domain.entries, backend.table.length], [['d1'], 1, 1]);
   assert.deepEqual([...(areas.at(A)?.holders ?? [])], [['d0', 1]]);
   // What sticks is nobody's any more: it is in the way, can not be shared, and can not be unmapped by range.
-  assert.throws(() => domain.map('d1', part(A + PAGE, PAGE)), error('EEXIST', 'stuck'));
-  assert.throws(() => domain.map('d1', part(A + PAGE, PAGE), { iova: iova(A + PAGE) }), error('EEXIST', 'stuck'));
-  await assert.rejects(domain.mapAsync('d1', part(A + PAGE, PAGE)), error('EEXIST', 'stuck'));
-  assert.throws(() => domain.unmap('d0', part(A + PAGE, PAGE)), error('EINVAL'));
-  assert.throws(() => domain.map('d1', part(A + 2 * PAGE, PAGE), { iova: iova(A + PAGE) }), error('EEXIST', 'stuck'));
+  assert.throws(() => domain.mapFor('d1', part(A + PAGE, PAGE)), error('EEXIST', 'stuck'));
+  assert.throws(() => domain.mapFor('d1', part(A + PAGE, PAGE), { iova: iova(A + PAGE) }), error('EEXIST', 'stuck'));
+  await assert.rejects(domain.mapForAsync('d1', part(A + PAGE, PAGE)), error('EEXIST', 'stuck'));
+  assert.throws(() => domain.unmapFor('d0', part(A + PAGE, PAGE)), error('EINVAL'));
+  assert.throws(
+    () => domain.mapFor('d1', part(A + 2 * PAGE, PAGE), { iova: iova(A + PAGE) }),
+    error('EEXIST', 'stuck'),
+  );
   assert.match(domain.explain(iova(A + PAGE)).text, /stuck/);
   assert.deepEqual(made.differences(), []);
   domain.attach('d0');
-  assert.throws(() => domain.unmap('d0', part(A + PAGE, PAGE)), error('EINVAL'));
+  assert.throws(() => domain.unmapFor('d0', part(A + PAGE, PAGE)), error('EINVAL'));
   await domain.detach('d0');
   await domain.detach('d1');
   assert.deepEqual([areas.at(A)?.holders.size, backend.closed], [0, 1]);
@@ -615,12 +627,12 @@ test('a device that leaves while the backend refuses: it is gone, the rest is tr
 
 test('when the other side dies, the books are cleared and memory is free', () => {
   const { domain, areas } = bench();
-  const mapping = domain.map('d0', part(A, PAGE));
-  domain.map('d1', part(A, PAGE));
+  const mapping = domain.mapFor('d0', part(A, PAGE));
+  domain.mapFor('d1', part(A, PAGE));
   domain.fail(new DmaError({ code: 'ECONNRESET', operation: 'dma', reason: 'the server died' }));
   assert.deepEqual([domain.entries, domain.bytes, [...domain.mappings()], mapping.live], [0, 0, [], false]);
   assert.deepEqual([areas.at(A)?.holders.size, domain.iovaOf(A), domain.vaOf(A)], [0, -1, undefined]);
-  assert.throws(() => domain.map('d0', part(A, PAGE)), error('ECONNRESET', 'the server died'));
+  assert.throws(() => domain.mapFor('d0', part(A, PAGE)), error('ECONNRESET', 'the server died'));
   assert.throws(() => mapping.unmap(), error('EINVAL', 'gone'));
 });
 
@@ -643,8 +655,8 @@ for (const asynchronous of [false, true]) {
     const made = bench({ asynchronous, constraints: { partialUnmap: true } });
     const { domain, backend, areas } = made;
     const dies = (): void => domain.fail(new DmaError({ code: 'ECONNRESET', operation: 'dma', reason: 'died' }));
-    const mapping = domain.map('d0', part(A, 4 * PAGE));
-    domain.map('d0', part(A + 8 * PAGE, PAGE));
+    const mapping = domain.mapFor('d0', part(A, 4 * PAGE));
+    domain.mapFor('d0', part(A + 8 * PAGE, PAGE));
     backend.fail('unmap', 1, { dies });
     if (asynchronous) await mapping.unmapAsync();
     else mapping.unmap();
@@ -659,8 +671,8 @@ for (const asynchronous of [false, true]) {
     const { domain, backend } = made;
     const dies = (): void => domain.fail(new DmaError({ code: 'ECONNRESET', operation: 'dma', reason: 'died' }));
     backend.fail('map', 2, { dies });
-    if (asynchronous) await assert.rejects(domain.mapAsync('d0', part(A, 3 * PAGE)), error('ECONNRESET'));
-    else assert.throws(() => domain.map('d0', part(A, 3 * PAGE)), error('ECONNRESET'));
+    if (asynchronous) await assert.rejects(domain.mapForAsync('d0', part(A, 3 * PAGE)), error('ECONNRESET'));
+    else assert.throws(() => domain.mapFor('d0', part(A, 3 * PAGE)), error('ECONNRESET'));
     assert.deepEqual([domain.entries, area.holders.size, [...domain.mappings()]], [0, 0, []]);
   });
 }
@@ -669,10 +681,10 @@ test('the other side dies in the middle of a cut, and of a detach', async () => 
   for (const how of ['cut', 'detach']) {
     const { domain, backend, areas } = bench({ constraints: { partialUnmap: true } });
     const dies = (): void => domain.fail(new DmaError({ code: 'ECONNRESET', operation: 'dma', reason: 'died' }));
-    domain.map('d0', part(A, 4 * PAGE));
-    domain.map('d0', part(A + 8 * PAGE, PAGE));
+    domain.mapFor('d0', part(A, 4 * PAGE));
+    domain.mapFor('d0', part(A + 8 * PAGE, PAGE));
     backend.fail('unmap', 1, { dies });
-    if (how === 'cut') domain.unmap('d0', part(A, PAGE));
+    if (how === 'cut') domain.unmapFor('d0', part(A, PAGE));
     else await domain.detach('d0');
     assert.deepEqual([domain.entries, areas.at(A)?.holders.size], [0, 0]);
   }
@@ -685,7 +697,7 @@ test('mapAsync maps in pieces, tells how far it is, and unmaps as one', async ()
     const made = bench({ asynchronous });
     const { domain, backend } = made;
     const progress: number[] = [];
-    const mapping = await domain.mapAsync('d0', part(A, 16 * PAGE), {
+    const mapping = await domain.mapForAsync('d0', part(A, 16 * PAGE), {
       chunkBytes: 5 * PAGE,
       onProgress: ({ doneBytes, totalBytes }) => progress.push(doneBytes / totalBytes),
     });
@@ -693,7 +705,7 @@ test('mapAsync maps in pieces, tells how far it is, and unmaps as one', async ()
     assert.deepEqual([domain.entries, backend.calls.length, mapping.segments.length], [4, 4, 1]);
     assert.equal(mapping.segments[0].length, 16 * PAGE);
     assert.deepEqual(made.differences(), []);
-    const share = await domain.mapAsync('d1', part(A, 16 * PAGE), {
+    const share = await domain.mapForAsync('d1', part(A, 16 * PAGE), {
       onProgress: ({ doneBytes }) => progress.push(doneBytes),
     });
     assert.equal(progress.at(-1), 16 * PAGE);
@@ -708,29 +720,29 @@ test('mapAsync maps in pieces, tells how far it is, and unmaps as one', async ()
 
 test('pieces: whole pages and granules, as many as fit into the entry limit, by default 256 MiB of pinned memory', async () => {
   const made = bench({ constraints: { entryLimit: 5 } });
-  made.domain.map('d0', part(A, PAGE));
-  const mapping = await made.domain.mapAsync('d0', part(A + PAGE, 15 * PAGE), { chunkBytes: 1 });
+  made.domain.mapFor('d0', part(A, PAGE));
+  const mapping = await made.domain.mapForAsync('d0', part(A + PAGE, 15 * PAGE), { chunkBytes: 1 });
   assert.ok(made.domain.entries <= 5 && made.domain.entries > 2);
   await mapping.unmapAsync();
 
   const coarse = new Bench({ constraints: { granule: 64 * KiB } });
   coarse.area(16 * MiB, 64);
-  const rough = await coarse.domain.mapAsync('d0', part(16 * MiB, 64 * PAGE), { chunkBytes: 5 * PAGE });
+  const rough = await coarse.domain.mapForAsync('d0', part(16 * MiB, 64 * PAGE), { chunkBytes: 5 * PAGE });
   assert.deepEqual([coarse.domain.entries, coarse.differences()], [4, []]);
   rough.unmap();
 
   const pinned = new Bench({ constraints: { pins: true } });
   pinned.area(4 * GiB, 512, { pageSize: 2 * MiB });
-  await pinned.domain.mapAsync('d0', part(4 * GiB, GiB));
+  await pinned.domain.mapForAsync('d0', part(4 * GiB, GiB));
   assert.equal(pinned.domain.entries, 4);
 
   const free = new Bench();
   free.area(4 * GiB, 512, { pageSize: 2 * MiB });
-  await free.domain.mapAsync('d0', part(4 * GiB, GiB), { chunkBytes: Infinity });
+  await free.domain.mapForAsync('d0', part(4 * GiB, GiB), { chunkBytes: Infinity });
   assert.equal(free.domain.entries, 1);
   for (const chunkBytes of [0, -1, NaN])
     await assert.rejects(
-      free.domain.mapAsync('d0', part(4 * GiB, GiB), { chunkBytes }),
+      free.domain.mapForAsync('d0', part(4 * GiB, GiB), { chunkBytes }),
       error('EINVAL', `${chunkBytes}`),
     );
 });
@@ -746,7 +758,7 @@ test('an aborted mapAsync leaves nothing', async () => {
       const signal = stop.signal;
       const onProgress = (): void => (--left === 0 ? stop.abort(new Error('enough')) : undefined);
       await assert.rejects(
-        domain.mapAsync('d0', part(A, 16 * PAGE), { chunkBytes: 4 * PAGE, signal, onProgress }),
+        domain.mapForAsync('d0', part(A, 16 * PAGE), { chunkBytes: 4 * PAGE, signal, onProgress }),
         error('ECANCELED', 'given up', 'on d0'),
       );
       assert.deepEqual([domain.entries, made.differences(), areas.at(A)?.holders.size], [0, [], 0]);
@@ -761,7 +773,7 @@ test('a mapAsync whose backend fails, or whose listener throws, leaves nothing',
     for (const at of [1, 2, 3, 4]) {
       backend.fail('map', at, 'ENOMEM');
       await assert.rejects(
-        domain.mapAsync('d0', part(A, 16 * PAGE), { chunkBytes: 4 * PAGE }),
+        domain.mapForAsync('d0', part(A, 16 * PAGE), { chunkBytes: 4 * PAGE }),
         error('ENOMEM', 'fake map'),
       );
       assert.deepEqual([domain.entries, made.differences(), areas.at(A)?.holders.size], [0, [], 0]);
@@ -769,10 +781,10 @@ test('a mapAsync whose backend fails, or whose listener throws, leaves nothing',
     const boom = (): never => {
       throw new TypeError('boom');
     };
-    await assert.rejects(domain.mapAsync('d0', part(A, PAGE), { onProgress: boom }), error('EIO', 'boom'));
+    await assert.rejects(domain.mapForAsync('d0', part(A, PAGE), { onProgress: boom }), error('EIO', 'boom'));
     assert.deepEqual([domain.entries, areas.at(A)?.holders.size], [0, 0]);
-    const shared = domain.map('d1', part(A, PAGE));
-    await assert.rejects(domain.mapAsync('d0', part(A, PAGE), { onProgress: boom }), error('EIO', 'boom'));
+    const shared = domain.mapFor('d1', part(A, PAGE));
+    await assert.rejects(domain.mapForAsync('d0', part(A, PAGE), { onProgress: boom }), error('EIO', 'boom'));
     assert.deepEqual(
       [domain.entries, [...domain.mappings()], [...(areas.at(A)?.holders ?? [])]],
       [1, [shared], [['d1', 1]]],
@@ -787,7 +799,7 @@ test('an undo of a mapAsync that fails sticks', async () => {
     backend.fail('map', 3, 'ENOMEM');
     backend.fail('unmap', 2, 'EIO');
     await assert.rejects(
-      domain.mapAsync('d0', part(A, 16 * PAGE), { chunkBytes: 4 * PAGE }),
+      domain.mapForAsync('d0', part(A, 16 * PAGE), { chunkBytes: 4 * PAGE }),
       (thrown) => isDmaError(thrown, 'ENOMEM') && thrown.undo.length === 1,
     );
     assert.deepEqual([domain.entries, backend.table.length, areas.at(A)?.holders.get('d0')], [1, 1, 1]);
@@ -799,13 +811,13 @@ test('what is just being mapped or unmapped is EBUSY, for everything that touche
   const made = bench({ asynchronous: true, constraints: { partialUnmap: true } });
   const { domain, backend, areas } = made;
   let proceed = backend.hold();
-  const mapping = domain.mapAsync('d0', part(A, 4 * PAGE));
+  const mapping = domain.mapForAsync('d0', part(A, 4 * PAGE));
   const busy = error('EBUSY', 'wait until that has ended');
-  assert.throws(() => domain.map('d1', part(A, 4 * PAGE)), busy);
-  assert.throws(() => domain.map('d1', part(A + PAGE, PAGE)), busy);
-  assert.throws(() => domain.map('d1', part(A + 8 * PAGE, PAGE), { iova: iova(A) }), busy);
-  await assert.rejects(domain.mapAsync('d0', part(A, 4 * PAGE)), busy);
-  assert.throws(() => domain.unmap('d0', part(A, 4 * PAGE)), error('EINVAL'));
+  assert.throws(() => domain.mapFor('d1', part(A, 4 * PAGE)), busy);
+  assert.throws(() => domain.mapFor('d1', part(A + PAGE, PAGE)), busy);
+  assert.throws(() => domain.mapFor('d1', part(A + 8 * PAGE, PAGE), { iova: iova(A) }), busy);
+  await assert.rejects(domain.mapForAsync('d0', part(A, 4 * PAGE)), busy);
+  assert.throws(() => domain.unmapFor('d0', part(A, 4 * PAGE)), error('EINVAL'));
   assert.equal(areas.at(A)?.holders.get('d0'), 1);
   assert.deepEqual([domain.iovaOf(A), [...domain.mappings()]], [-1, []]);
   proceed();
@@ -816,9 +828,9 @@ test('what is just being mapped or unmapped is EBUSY, for everything that touche
   const gone = mapped.unmapAsync();
   const again = mapped.unmapAsync();
   assert.throws(() => mapped.unmap(), error('EBUSY'));
-  assert.throws(() => domain.unmap('d0', part(A, 4 * PAGE)), error('EBUSY'));
-  assert.throws(() => domain.unmap('d0', part(A, PAGE)), error('EBUSY'));
-  assert.throws(() => domain.map('d1', part(A, 4 * PAGE)), busy);
+  assert.throws(() => domain.unmapFor('d0', part(A, 4 * PAGE)), error('EBUSY'));
+  assert.throws(() => domain.unmapFor('d0', part(A, PAGE)), error('EBUSY'));
+  assert.throws(() => domain.mapFor('d1', part(A, 4 * PAGE)), busy);
   assert.equal(domain.resolve(A, 1, 'read'), 'EFAULT');
   proceed();
   await Promise.all([gone, again]);
@@ -828,11 +840,11 @@ test('what is just being mapped or unmapped is EBUSY, for everything that touche
 test('an unmapAsync that fails leaves the rest mapped, and can be tried again', async () => {
   const made = bench({ asynchronous: true });
   const { domain, backend } = made;
-  const mapping = await domain.mapAsync('d0', part(A, 16 * PAGE), { chunkBytes: 4 * PAGE });
+  const mapping = await domain.mapForAsync('d0', part(A, 16 * PAGE), { chunkBytes: 4 * PAGE });
   backend.fail('unmap', 2, 'EIO');
   await assert.rejects(mapping.unmapAsync(), error('EIO'));
   assert.deepEqual([mapping.live, domain.entries, mapping.segments[0].length], [true, 3, 12 * PAGE]);
-  assert.throws(() => domain.map('d1', part(A, 16 * PAGE)), error('EEXIST'));
+  assert.throws(() => domain.mapFor('d1', part(A, 16 * PAGE)), error('EEXIST'));
   assert.deepEqual([made.differences(), domain.iovaOf(A), domain.iovaOf(A + 15 * PAGE)], [[], A, -1]);
   await mapping.unmapAsync();
   assert.deepEqual([domain.entries, made.differences()], [0, []]);
@@ -842,9 +854,9 @@ test('a device that leaves gives up what it is mapping, and waits for what it is
   const made = bench({ asynchronous: true });
   const { domain, backend, areas } = made;
   domain.attach('d1');
-  const old = domain.map('d0', part(A + 8 * PAGE, PAGE));
+  const old = domain.mapFor('d0', part(A + 8 * PAGE, PAGE));
   const proceed = backend.hold();
-  const mapping = domain.mapAsync('d0', part(A, 8 * PAGE), { chunkBytes: PAGE });
+  const mapping = domain.mapForAsync('d0', part(A, 8 * PAGE), { chunkBytes: PAGE });
   const unmapping = old.unmapAsync();
   const left = domain.detach('d0');
   proceed();
@@ -860,9 +872,9 @@ test('what a device begins to map while it leaves is given up, too', async () =>
   const { domain, backend } = made;
   domain.attach('d1');
   const proceed = backend.hold();
-  const first = domain.mapAsync('d0', part(A, PAGE));
+  const first = domain.mapForAsync('d0', part(A, PAGE));
   const left = domain.detach('d0');
-  const second = domain.mapAsync('d0', part(A + PAGE, 8 * PAGE), { chunkBytes: PAGE });
+  const second = domain.mapForAsync('d0', part(A + PAGE, 8 * PAGE), { chunkBytes: PAGE });
   proceed();
   const results = await Promise.allSettled([first, second, left]);
   assert.deepEqual(
@@ -876,9 +888,9 @@ test('a domain that fails ends what is running', async () => {
   for (const asynchronous of [false, true]) {
     const made = bench({ asynchronous });
     const { domain, backend, areas } = made;
-    const old = domain.map('d0', part(A + 8 * PAGE, PAGE));
+    const old = domain.mapFor('d0', part(A + 8 * PAGE, PAGE));
     const proceed = backend.hold();
-    const mapping = domain.mapAsync('d0', part(A, 8 * PAGE), { chunkBytes: PAGE });
+    const mapping = domain.mapForAsync('d0', part(A, 8 * PAGE), { chunkBytes: PAGE });
     const unmapping = asynchronous ? old.unmapAsync() : undefined;
     const calls = backend.calls.length;
     domain.fail(new DmaError({ code: 'ECONNRESET', operation: 'dma', reason: 'died' }));
@@ -899,19 +911,19 @@ test('two Domains do not know each other: the same memory in both', () => {
     areas: one.areas,
     limits: { lockedMemory: () => one.locked },
   });
-  const mapping = one.domain.map('d0', part(A, PAGE));
-  other.map('d9', part(A, PAGE), { iova: iova(0x1000) });
+  const mapping = one.domain.mapFor('d0', part(A, PAGE));
+  other.mapFor('d9', part(A, PAGE), { iova: iova(0x1000) });
   mapping.unmap();
   assert.deepEqual([...(one.areas.at(A)?.holders ?? [])], [['d9', 1]]);
-  other.unmap('d9', part(A, PAGE));
+  other.unmapFor('d9', part(A, PAGE));
 });
 
 test('using: a mapping lives as long as its block, and what is disposed twice is unmapped once', async () => {
   const made = bench({ asynchronous: true });
   const { domain, backend } = made;
   {
-    using first = domain.map('d0', part(A, PAGE));
-    await using second = await domain.mapAsync('d0', part(A + PAGE, PAGE));
+    using first = domain.mapFor('d0', part(A, PAGE));
+    await using second = await domain.mapForAsync('d0', part(A + PAGE, PAGE));
     assert.deepEqual([first.live, second.live, domain.entries], [true, true, 2]);
   }
   assert.deepEqual([domain.entries, backend.calls.filter(({ call }) => call === 'unmap').length], [0, 2]);

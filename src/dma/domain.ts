@@ -5,6 +5,7 @@
  * The life of a mapping: plan (check everything, find what is shared) → reserve IOVAs and ledger entries → backend →
  * publish (translation table, hold on the area). Unmapping goes the other way. Each step undoes itself when a later fails.
  */
+import { deprecate } from 'node:util';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
@@ -16,6 +17,7 @@ import { grants, type DmaAccess, type DomainBackend, type DomainConstraints } fr
 import { explain, type Explanation } from './explain.js';
 import { IovaAllocator } from './iova-allocator.js';
 import { Entry, Ledger } from './ledger.js';
+import { LockedBudget } from './locked-budget.js';
 import { Mapping } from './mapping.js';
 import { planMapping, type MapOptions, type MapTarget, type Plan, type PlannedPiece } from './plan.js';
 import { RetiredMappings } from './retired.js';
@@ -54,6 +56,12 @@ export interface DomainOptions {
 /** Pieces of async maps of memory that gets pinned, in bytes. */
 const PINNED_CHUNK = 256 * MiB;
 
+const warnOldWay = deprecate(
+  () => undefined,
+  'domain.map and domain.unmap are the old way: map for a device, with device.dmaMap',
+  'ANYDMA_DOMAIN_MAP',
+);
+
 /** The unit of the translation table, which every granule is a multiple of. bytes */
 const TRANSLATION_PAGE = 4 * KiB;
 
@@ -64,7 +72,7 @@ export class Domain {
   readonly table = new TranslationTable();
   readonly #backend: DomainBackend;
   readonly #areas: AreaIndex;
-  readonly #limits: Pick<LimitsPort, 'lockedMemory'>;
+  readonly #locked: LockedBudget;
   readonly #ledger = new Ledger();
   readonly #retired: RetiredMappings;
   readonly #allocator: IovaAllocator;
@@ -72,6 +80,8 @@ export class Domain {
   readonly #now: () => number;
   /** Devices in this domain, and what each has mapped. */
   readonly #devices = new Map<string, Set<Mapping>>();
+  /** What {@link Domain.map} made. */
+  readonly #own = new Set<Mapping>();
   /** Async calls that are running, and how to make them give up. */
   readonly #running = new Map<Promise<unknown>, { device: string; giveUp?: AbortController }>();
   /** Entries that the backend would not undo, and the device whose hold on the memory stays because of that. */
@@ -89,7 +99,7 @@ export class Domain {
     this.name = options.name;
     this.#backend = backend;
     this.#areas = options.areas;
-    this.#limits = options.limits;
+    this.#locked = new LockedBudget(options.limits);
     this.#retired = new RetiredMappings(options.remember ?? 1024);
     this.#windows = windows;
     this.#allocator = new IovaAllocator({ windows, granule, holdBackMs: options.holdBackMs, now });
@@ -122,9 +132,10 @@ export class Domain {
     return this.#ledger.bytes;
   }
 
-  /** Every live mapping, device by device. */
+  /** Every live mapping, device by device; last those of the domain's own. */
   *mappings(): Generator<Mapping> {
     for (const mappings of this.#devices.values()) yield* mappings;
+    yield* this.#own;
   }
 
   /** A device joins. */
@@ -141,7 +152,8 @@ export class Domain {
   async detach(device: string): Promise<void> {
     await this.#endRuns(device);
     const errors: unknown[] = [];
-    for (const mapping of [...(this.#devices.get(device) ?? [])].reverse()) {
+    const isLast = this.#devices.size === 1 && this.#devices.has(device);
+    for (const mapping of [...(isLast ? this.#own : []), ...(this.#devices.get(device) ?? [])].reverse()) {
       const [failed] = undoAll([() => this.#release(mapping, 'detach')]);
       if (failed === undefined) continue;
       errors.push(failed);
@@ -180,8 +192,8 @@ export class Domain {
    *   made or undone), ENOSPC (entry limit, or no free IOVA), ENOMEM (locked-memory limit), ENODEV (the domain failed);
    *   after undoing: what the backend says
    */
-  map(device: string, target: MapTarget, options: MapOptions = {}, operation = 'dmaMap'): Mapping {
-    const plan = this.#plan(device, target, options, operation, this.map);
+  mapFor(device: string, target: MapTarget, options: MapOptions = {}, operation = 'dmaMap'): Mapping {
+    const plan = this.#plan(device, target, options, operation, this.mapFor);
     if (plan.shared !== undefined) return this.#publish(plan, [...plan.shared.entries]);
     const entries = this.#reserve(plan, plan.pieces);
     let mapped = 0;
@@ -198,12 +210,12 @@ export class Domain {
   }
 
   /**
-   * As {@link Domain.map}, without blocking the event loop: in pieces, with progress, and everything undone on abort.
+   * As {@link Domain.mapFor}, without blocking the event loop: in pieces, with progress, and everything undone on abort.
    *
-   * @throws DmaError as `map`, and EINVAL for impossible `chunkBytes`, ECANCELED when `options.signal` is aborted or the
+   * @throws DmaError as `mapFor`, and EINVAL for impossible `chunkBytes`, ECANCELED when `options.signal` is aborted or the
    *   device leaves meanwhile
    */
-  async mapAsync(
+  async mapForAsync(
     device: string,
     target: MapTarget,
     options: MapAsyncOptions = {},
@@ -211,7 +223,7 @@ export class Domain {
   ): Promise<Mapping> {
     const { chunkBytes = Infinity } = options;
     if (!(chunkBytes >= 1)) throw invalid(operation, `pieces of ${chunkBytes} bytes are not possible`, { device });
-    const plan = this.#plan(device, target, options, operation, this.mapAsync);
+    const plan = this.#plan(device, target, options, operation, this.mapForAsync);
     const giveUp = new AbortController();
     const signals = options.signal === undefined ? [giveUp.signal] : [giveUp.signal, options.signal];
     const run = this.#mapPieces(plan, options, AbortSignal.any(signals));
@@ -231,7 +243,7 @@ export class Domain {
    *   ENOTSUP: a part, and the domain can not cut; EBUSY: a part of what another device maps too; ENOSPC: cutting would
    *   pass the entry limit; EIO: the other side unmapped a different number of bytes
    */
-  unmap(device: string, target: MapTarget & { readonly iova?: Iova }, operation = 'dmaUnmap'): void {
+  unmapFor(device: string, target: MapTarget & { readonly iova?: Iova }, operation = 'dmaUnmap'): void {
     const range = naming(device, () => new Range(target.va, target.length, operation));
     const mapping = this.#claimOf(device, range, operation);
     const part = mapping.range.equals(range) ? undefined : range;
@@ -241,6 +253,31 @@ export class Domain {
     }
     if (part === undefined) this.#release(mapping, operation);
     else this.#cut(mapping, part, operation);
+  }
+
+  /**
+   * Maps for the address space itself and not for one of its devices, until {@link Domain.unmap} or the end of the domain. This
+   * is how VFIO containers are used; it is here for programs that are being ported.
+   *
+   * @deprecated `device.dmaMap` does the same for every kind of device, and knows whose mapping it is
+   * @throws DmaError as `mapFor`
+   */
+  map(target: MapTarget, options: MapOptions = {}): Mapping {
+    warnOldWay();
+    return this.mapFor(this.#self, target, options, 'domain.map');
+  }
+
+  /**
+   * Undoes {@link Domain.map}.
+   *
+   * @deprecated with {@link Domain.map}
+   * @throws DmaError as `unmapFor`
+   */
+  unmap(target: Mapping | (MapTarget & { readonly iova?: Iova })): void {
+    warnOldWay();
+    if (!(target instanceof Mapping)) return this.unmapFor(this.#self, target, 'domain.unmap');
+    if (!this.#own.has(target)) throw invalid('domain.unmap', 'domain.map did not make this mapping', { range: target.range });
+    target.unmap();
   }
 
   /** @internal for `Mapping` */
@@ -297,6 +334,15 @@ export class Domain {
     return explain(evidence, range.start, range.length, access);
   }
 
+  /** Who has the mappings of {@link Domain.map}. Not a name that a device can have. */
+  get #self(): string {
+    return `the domain ${this.name}`;
+  }
+
+  #mappingsOf(device: string): Set<Mapping> | undefined {
+    return device === this.#self ? this.#own : this.#devices.get(device);
+  }
+
   /** Gives up what `device` is mapping and waits for what it is unmapping, and for what it begins meanwhile. */
   async #endRuns(device: string): Promise<void> {
     for (;;) {
@@ -315,12 +361,12 @@ export class Domain {
     target: MapTarget,
     options: MapOptions,
     operation: string,
-    called: Domain['map'] | Domain['mapAsync'],
+    called: (this: Domain, ...args: never[]) => unknown,
   ): Plan {
     this.#mustNotHaveFailed(operation);
     const { constraints } = this.#backend;
     this.#refreshWindows(constraints);
-    const books = { name: this.name, constraints, areas: this.#areas, ledger: this.#ledger, limits: this.#limits };
+    const books = { name: this.name, constraints, areas: this.#areas, ledger: this.#ledger, locked: this.#locked };
     const origin = this.#origins ? captureOrigin(called) : undefined;
     return naming(device, () => planMapping(books, { device, target, options, operation, origin }));
   }
@@ -427,8 +473,8 @@ export class Domain {
       entry.state = 'live';
     }
     area.hold(device);
-    this.attach(device);
-    this.#devices.get(device)?.add(mapping);
+    if (device !== this.#self) this.attach(device);
+    this.#mappingsOf(device)?.add(mapping);
     return mapping;
   }
 
@@ -528,7 +574,7 @@ export class Domain {
 
   #endIfEmpty(mapping: Mapping, area: Area): void {
     if (mapping.live) return;
-    this.#devices.get(mapping.device)?.delete(mapping);
+    this.#mappingsOf(mapping.device)?.delete(mapping);
     area.release(mapping.device);
   }
 

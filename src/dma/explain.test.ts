@@ -17,8 +17,8 @@ function bench(options: { remember?: number; origins?: boolean } = {}): Bench {
 
 test('what is mapped', () => {
   const { domain } = bench();
-  domain.map('vdev:a', part(A, 2 * PAGE), { iova: iova(0x200000), access: 'read' });
-  domain.map('vdev:b', part(A, 2 * PAGE), { access: 'read' });
+  domain.mapFor('vdev:a', part(A, 2 * PAGE), { iova: iova(0x200000), access: 'read' });
+  domain.mapFor('vdev:b', part(A, 2 * PAGE), { access: 'read' });
   const there = domain.explain(iova(0x200010), 16, 'read');
   assert.equal(there.kind, 'mapped');
   assert.match(
@@ -33,7 +33,7 @@ test('what is mapped', () => {
 
 test('access that was not granted', () => {
   const { domain } = bench();
-  domain.map('d0', part(A, PAGE), { iova: iova(0x200000), access: 'read' });
+  domain.mapFor('d0', part(A, PAGE), { iova: iova(0x200000), access: 'read' });
   const refused = domain.explain(iova(0x200000), 4, 'write');
   assert.equal(refused.kind, 'wrong-access');
   assert.match(refused.text, /^0x200000 may not be used for write: it is in the read mapping \[0x200000, 0x201000\)/);
@@ -42,7 +42,7 @@ test('access that was not granted', () => {
 
 test('past the end, wholly or with its last bytes', () => {
   const { domain } = bench();
-  domain.map('d0', part(A, PAGE), { iova: iova(0x200000) });
+  domain.mapFor('d0', part(A, PAGE), { iova: iova(0x200000) });
   const beyond = domain.explain(iova(0x201010));
   assert.deepEqual([beyond.kind, beyond.distance, beyond.mapping?.end], ['past-end', 17, 0x201000]);
   assert.match(
@@ -59,8 +59,8 @@ test('past the end, wholly or with its last bytes', () => {
 
 test('before the start, when that is nearer', () => {
   const { domain } = bench();
-  domain.map('d0', part(A, PAGE), { iova: iova(0x200000) });
-  domain.map('d0', part(A + PAGE, PAGE), { iova: iova(0x210000) });
+  domain.mapFor('d0', part(A, PAGE), { iova: iova(0x200000) });
+  domain.mapFor('d0', part(A + PAGE, PAGE), { iova: iova(0x210000) });
   const before = domain.explain(iova(0x20fff8), 4);
   assert.deepEqual([before.kind, before.distance, before.mapping?.start], ['before-start', 8, 0x210000]);
   assert.match(before.text, /^0x20fff8 is 8 bytes before the read-write mapping \[0x210000, 0x211000\)/);
@@ -70,7 +70,7 @@ test('before the start, when that is nearer', () => {
 test('unmapped: when, and by whom', () => {
   const made = bench();
   const { domain } = made;
-  domain.map('vdev:a', part(A, 4 * PAGE), { iova: iova(0x200000) }).unmap();
+  domain.mapFor('vdev:a', part(A, 4 * PAGE), { iova: iova(0x200000) }).unmap();
   made.ms += 12;
   const late = domain.explain(iova(0x200800), 64, 'write');
   assert.deepEqual([late.kind, late.agoMs, late.devices], ['unmapped', 12, ['vdev:a']]);
@@ -81,9 +81,9 @@ test('unmapped: when, and by whom', () => {
   made.ms += 60_000;
   assert.match(domain.explain(iova(0x200800)).text, /unmapped 60 s ago/);
   // What is mapped there now comes first, and of two that were, the later one.
-  domain.map('d1', part(A, PAGE), { iova: iova(0x200000) });
+  domain.mapFor('d1', part(A, PAGE), { iova: iova(0x200000) });
   assert.equal(domain.explain(iova(0x200800)).kind, 'mapped');
-  domain.unmap('d1', part(A, PAGE));
+  domain.unmapFor('d1', part(A, PAGE));
   assert.deepEqual(domain.explain(iova(0x200800)).devices, ['d1']);
   assert.deepEqual(domain.explain(iova(0x201800)).devices, ['vdev:a']);
 });
@@ -92,11 +92,11 @@ test('unmapped asynchronously, in part, by leaving, by failing to be mapped: all
   const made = bench();
   const { domain, backend } = made;
   domain.attach('d1');
-  const mapping = await domain.mapAsync('d0', part(A, PAGE), { iova: iova(0x200000) });
+  const mapping = await domain.mapForAsync('d0', part(A, PAGE), { iova: iova(0x200000) });
   await mapping.unmapAsync();
-  domain.map('d0', part(A + 4 * PAGE, 4 * PAGE), { iova: iova(0x400000) });
-  domain.unmap('d0', part(A + 5 * PAGE, PAGE));
-  domain.map('d0', part(A + PAGE, PAGE), { iova: iova(0x600000) });
+  domain.mapFor('d0', part(A + 4 * PAGE, 4 * PAGE), { iova: iova(0x400000) });
+  domain.unmapFor('d0', part(A + 5 * PAGE, PAGE));
+  domain.mapFor('d0', part(A + PAGE, PAGE), { iova: iova(0x600000) });
   await domain.detach('d0');
   for (const at of [0x200000, 0x401000, 0x400000, 0x403000, 0x600000]) {
     const { kind, text } = domain.explain(iova(at + 5));
@@ -107,7 +107,7 @@ test('unmapped asynchronously, in part, by leaving, by failing to be mapped: all
     );
   }
   backend.fail('map', 2, 'EIO');
-  await assert.rejects(domain.mapAsync('d1', part(A, 2 * PAGE), { iova: iova(0x800000), chunkBytes: PAGE }));
+  await assert.rejects(domain.mapForAsync('d1', part(A, 2 * PAGE), { iova: iova(0x800000), chunkBytes: PAGE }));
   assert.match(
     domain.explain(iova(0x800000)).text,
     /unmapped 0 ms ago by d1: .* mapping \[0x800000, 0x801000\) of the ring$/,
@@ -119,7 +119,7 @@ test('what is just being made or undone says so', async () => {
   const made = new Bench({ asynchronous: true });
   made.area(A, 2, { label: 'the ring' });
   const proceed = made.backend.hold();
-  const mapping = made.domain.mapAsync('d0', part(A, PAGE));
+  const mapping = made.domain.mapForAsync('d0', part(A, PAGE));
   assert.match(made.domain.explain(iova(A)).text, /mapping \[0x10000000, 0x10001000\) \(mapping\) of the ring/);
   proceed();
   await mapping;
@@ -133,7 +133,7 @@ test('outside of the windows, and never mapped', () => {
   const never = domain.explain(iova(0x300000));
   assert.equal(never.kind, 'never-mapped');
   assert.match(never.text, /^0x300000 was never mapped in this domain/);
-  domain.map('d0', part(A, PAGE), { iova: iova(0x200000) });
+  domain.mapFor('d0', part(A, PAGE), { iova: iova(0x200000) });
   assert.equal(domain.explain(iova(0x200000 + PAGE + MiB - 1)).kind, 'past-end');
   assert.equal(domain.explain(iova(0x200000 + PAGE + MiB)).kind, 'never-mapped');
   assert.throws(() => domain.explain(iova(-1)), { code: 'EINVAL' });
@@ -143,7 +143,7 @@ test('outside of the windows, and never mapped', () => {
 test('it remembers as many as it was told to, the last ones', () => {
   for (const remember of [0, 3]) {
     const { domain } = bench({ remember, origins: false });
-    for (let i = 0; i < 5; i++) domain.map('d0', part(A, PAGE), { iova: iova((2 + 4 * i) * MiB) }).unmap();
+    for (let i = 0; i < 5; i++) domain.mapFor('d0', part(A, PAGE), { iova: iova((2 + 4 * i) * MiB) }).unmap();
     const kinds = [0, 1, 2, 3, 4].map((i) => domain.explain(iova((2 + 4 * i) * MiB)).kind === 'unmapped');
     assert.deepEqual(
       kinds,
@@ -151,50 +151,50 @@ test('it remembers as many as it was told to, the last ones', () => {
     );
   }
   const { domain } = bench({ origins: false });
-  const mapping = domain.map('d0', part(A, PAGE));
+  const mapping = domain.mapFor('d0', part(A, PAGE));
   assert.doesNotMatch(domain.explain(mapping.iova).text, /made at/);
 });
 
 test('a freed IOVA is held back: it is not what the next mapping gets', () => {
   const made = bench();
   const { domain } = made;
-  const first = domain.map('d0', part(A, PAGE));
+  const first = domain.mapFor('d0', part(A, PAGE));
   const { iova: freed } = first;
   first.unmap();
-  const second = domain.map('d0', part(A + PAGE, PAGE));
+  const second = domain.mapFor('d0', part(A + PAGE, PAGE));
   assert.notEqual(second.iova, freed);
   // The same memory neither: its late writer is as wrong as any other.
-  const third = domain.map('d0', part(A, PAGE));
+  const third = domain.mapFor('d0', part(A, PAGE));
   assert.notEqual(third.iova, freed);
   made.ms += 99;
-  assert.notEqual(domain.map('d0', part(A + 2 * PAGE, PAGE)).iova, freed);
+  assert.notEqual(domain.mapFor('d0', part(A + 2 * PAGE, PAGE)).iova, freed);
   assert.equal(domain.explain(freed).kind, 'unmapped');
   made.ms += 1;
-  assert.equal(domain.map('d0', part(A + 3 * PAGE, PAGE)).iova, freed);
+  assert.equal(domain.mapFor('d0', part(A + 3 * PAGE, PAGE)).iova, freed);
 });
 
 test('memory that comes to be where other memory was does not get its IOVA at once', () => {
   const made = new Bench();
   const { domain } = made;
   const old = made.area(A, 1);
-  domain.map('d0', part(A, PAGE)).unmap();
-  domain.map('d0', part(A, PAGE)).unmap();
+  domain.mapFor('d0', part(A, PAGE)).unmap();
+  domain.mapFor('d0', part(A, PAGE)).unmap();
   made.areas.remove(old);
   made.area(A, 1);
-  const other = domain.map('d0', part(A, PAGE));
+  const other = domain.mapFor('d0', part(A, PAGE));
   assert.notEqual(Number(other.iova), A, 'a device that still writes there would hit the new owner');
   other.unmap();
-  domain.map('d0', part(A, PAGE), { iova: iova(A) }).unmap();
+  domain.mapFor('d0', part(A, PAGE), { iova: iova(A) }).unmap();
   made.ms += 100;
-  assert.equal(Number(domain.map('d0', part(A, PAGE)).iova), A);
+  assert.equal(Number(domain.mapFor('d0', part(A, PAGE)).iova), A);
 });
 
 test('who asks for a freed IOVA gets it, and nobody fails for want of others', () => {
   const windows = [Range.between(iova(MiB), MiB + 2 * PAGE)];
   const made = new Bench({ constraints: { windows } });
   made.area(A, 4);
-  made.domain.map('d0', part(A, PAGE)).unmap();
-  made.domain.map('d0', part(A, PAGE), { iova: iova(MiB) }).unmap();
-  made.domain.map('d0', part(A, 2 * PAGE)).unmap();
-  made.domain.map('d0', part(A + PAGE, 2 * PAGE)).unmap();
+  made.domain.mapFor('d0', part(A, PAGE)).unmap();
+  made.domain.mapFor('d0', part(A, PAGE), { iova: iova(MiB) }).unmap();
+  made.domain.mapFor('d0', part(A, 2 * PAGE)).unmap();
+  made.domain.mapFor('d0', part(A + PAGE, 2 * PAGE)).unmap();
 });

@@ -6,11 +6,11 @@ import { DmaError, type ErrorCode } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { Origin } from '../origin.js';
-import type { LimitsPort } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { formatSize, hex, isAddress, type Iova, type Va } from '../units.js';
 import type { DmaAccess, DomainConstraints } from './backend.js';
 import type { Claim, Entry, Ledger } from './ledger.js';
+import type { LockedBudget } from './locked-budget.js';
 
 /** What to map. `ExternalMemory` is one. */
 export interface MapTarget {
@@ -30,14 +30,15 @@ export interface MapOptions {
   readonly access?: DmaAccess;
 }
 
-/** What a plan is made from: the state of a domain, which planning does not change. */
+/** What a plan is made from: the state of a domain. */
 export interface Books {
   /** the domain's name, for messages */
   readonly name: string;
   readonly constraints: DomainConstraints;
   readonly areas: AreaIndex;
   readonly ledger: Ledger;
-  readonly limits: Pick<LimitsPort, 'lockedMemory'>;
+  /** What may still be pinned; the one thing that planning takes from. */
+  readonly locked: LockedBudget;
 }
 
 /** Who asks for what. */
@@ -70,7 +71,7 @@ export interface Plan {
   readonly origin: Origin | undefined;
 }
 
-/** Plans `request`. @throws DmaError EINVAL, EACCES, ERANGE, EEXIST, EBUSY, ENOSPC, ENOMEM: see `Domain.map` */
+/** Plans `request`. @throws DmaError EINVAL, EACCES, ERANGE, EEXIST, EBUSY, ENOSPC, ENOMEM: see `Domain.mapFor` */
 export function planMapping(books: Books, request: MapRequest): Plan {
   const { device, operation, options, origin } = request;
   const { constraints, name } = books;
@@ -192,7 +193,7 @@ function inTheWay(entry: Entry, how: string, refuse: Refuse): DmaError {
 }
 
 function checkLimits(
-  { constraints, ledger, limits, name }: Books,
+  { constraints, ledger, locked, name }: Books,
   pieces: number,
   bytes: number,
   refuse: Refuse,
@@ -203,9 +204,9 @@ function checkLimits(
     throw refuse('ENOSPC', reason, 'map fewer and larger ranges: one large area instead of many small ones');
   }
   if (!constraints.pins) return;
-  const { limit, used } = limits.lockedMemory();
-  if (used + bytes <= limit) return;
-  const facts = `RLIMIT_MEMLOCK is ${formatSize(limit)}, ${formatSize(used)} of it are used`;
+  const short = locked.take(bytes);
+  if (short === undefined) return;
+  const facts = `RLIMIT_MEMLOCK is ${formatSize(short.limit)}, ${formatSize(short.used)} of it are used`;
   const next = `this map needs ${formatSize(bytes)} more: raise it with "ulimit -l" or LimitMEMLOCK= of the service`;
   throw refuse('ENOMEM', 'mapping it would pass the locked-memory limit', `${facts}, ${next}`);
 }

@@ -1,0 +1,83 @@
+/** The old way: mappings of the domain itself. */
+/* eslint-disable @typescript-eslint/no-deprecated -- this is what they test */
+import { once } from 'node:events';
+import { test } from 'node:test';
+import assert from 'node:assert/strict';
+import { isDmaError } from '../errors.js';
+import { Bench, PAGE, part } from './testing.js';
+
+test('a mapping of the domain belongs to no device, and is shared with them', async () => {
+  const bench = new Bench();
+  const { domain, backend } = bench;
+  const area = bench.area(16 * PAGE, 4);
+  domain.attach('a');
+  domain.attach('b');
+  const warned = once(process, 'warning') as Promise<[Error & { code?: string }]>;
+  const mapping = domain.map(part(16 * PAGE, 2 * PAGE));
+  const [warning] = await warned;
+  assert.equal(warning.name, 'DeprecationWarning');
+  assert.equal(warning.code, 'ANYDMA_DOMAIN_MAP');
+  assert.deepEqual([...domain.devices], ['a', 'b']);
+
+  const same = domain.mapFor('a', part(16 * PAGE, 2 * PAGE));
+  assert.equal(backend.calls.length, 1);
+  same.unmap();
+  await domain.detach('a');
+  assert.equal(backend.table.length, 1, 'a device that leaves takes only what is its own');
+  assert.ok(mapping.live);
+  domain.unmap(part(16 * PAGE, 2 * PAGE));
+  assert.equal(backend.table.length, 0);
+  assert.deepEqual(area.holders.size, 0);
+});
+
+test('mappings of the domain end with its last device', async () => {
+  const bench = new Bench();
+  const { domain, backend } = bench;
+  bench.area(16 * PAGE, 4);
+  domain.attach('a');
+  const mapping = domain.map(part(16 * PAGE, PAGE));
+  await domain.detach('a');
+  assert.equal(mapping.live, false);
+  assert.equal(backend.table.length, 0);
+  assert.equal(backend.closed, 1);
+  assert.deepEqual(backend.violations, []);
+});
+
+test('only what the domain mapped can be unmapped as its own', () => {
+  const bench = new Bench();
+  const { domain } = bench;
+  bench.area(16 * PAGE, 4);
+  const mapping = domain.mapFor('a', part(16 * PAGE, PAGE));
+  for (const target of [mapping, part(16 * PAGE, PAGE)])
+    assert.throws(
+      () => domain.unmap(target),
+      (error) => isDmaError(error, 'EINVAL'),
+    );
+  assert.ok(mapping.live);
+});
+
+test('what may be locked is asked anew only when what was read is used up', () => {
+  let asked = 0;
+  let used = 0;
+  const limits = {
+    lockedMemory: () => {
+      asked++;
+      return { limit: 10 * PAGE, used };
+    },
+  };
+  const bench = new Bench({ constraints: { pins: true }, domain: { limits } });
+  const { domain } = bench;
+  bench.area(16 * PAGE, 64);
+  const pages = Array.from({ length: 10 }, (_, i) => domain.mapFor('a', part((16 + i) * PAGE, PAGE)));
+  assert.equal(asked, 1);
+  used = 10 * PAGE;
+  assert.throws(
+    () => domain.mapFor('a', part(40 * PAGE, PAGE)),
+    (error) => isDmaError(error, 'ENOMEM') && error.hint?.includes('RLIMIT_MEMLOCK is 40 KiB, 40 KiB of it') === true,
+  );
+  assert.equal(asked, 2);
+  pages[0].unmap();
+  used = 9 * PAGE;
+  domain.mapFor('a', part(40 * PAGE, PAGE));
+  assert.equal(asked, 3);
+});
