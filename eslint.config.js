@@ -11,6 +11,7 @@ const ROOMS = [
   ['memory'],
   ['dma'],
   ['vfio-user'],
+  ['vfio'],
   ['bus'],
   ['backends'],
   ['drivers'],

@@ -59,6 +59,7 @@ export interface Libc {
   readonly flock: (fd: number, operation: number) => number;
   readonly mount: (source: string, target: string, type: string, flags: number, options: string) => number;
   readonly umount2: (target: string, flags: number) => number;
+  readonly klogctl: (action: number, into: Pointer, length: number) => number;
 
   readonly socket: (domain: number, type: number, protocol: number) => number;
   readonly socketpair: (domain: number, type: number, protocol: number, fds: Pointer) => number;
@@ -165,6 +166,7 @@ function declare(koffi: Koffi): Libc {
     flock: int('flock', 'int', 'int'),
     mount: int('mount', 'str', 'str', 'str', 'ulong', 'str'),
     umount2: int('umount2', 'str', 'int'),
+    klogctl: int('klogctl', 'int', 'void *', 'int'),
     socket: int('socket', 'int', 'int', 'int'),
     socketpair: int('socketpair', 'int', 'int', 'int', 'void *'),
     connect: int('connect', 'int', 'void *', 'uint'),

@@ -10,7 +10,7 @@ import { EFD_CLOEXEC, EFD_NONBLOCK } from './uapi/eventfd.js';
 export function linuxEvents(libc: Libc): EventsPort {
   const one = new Uint32Array([1, 0]);
   const count = new Uint32Array(2);
-  const pollfd = new Uint32Array(POLLFD.size / 4);
+  const pollfd = new Uint32Array(POLLFD.sizeof / 4);
 
   /** Asked first, because descriptors that came from another process may be blocking ones. */
   const isReady = (fd: number, events: number): boolean => {

@@ -125,6 +125,19 @@ test('readAt and writeAt move all there is, and never make a file longer', { ski
   files.close(b);
 });
 
+test('read and write are for what has no offsets', { skip }, () => {
+  const fd = events.create();
+  const into = new Uint8Array(16);
+  throws('EAGAIN', 'read', () => files.read(fd, into));
+  assert.equal(files.write(fd, new Uint8Array([3, 0, 0, 0, 0, 0, 0, 0])), 8);
+  assert.equal(files.read(fd, into), 8);
+  assert.deepEqual([...into.subarray(0, 9)], [3, 0, 0, 0, 0, 0, 0, 0, 0]);
+  throws('EINVAL', 'write', () => files.write(fd, new Uint8Array(3)));
+  files.close(fd);
+  throws('EBADF', 'read', () => files.read(NaN, into));
+  throws('EBADF', 'write', () => files.write(-1, into));
+});
+
 test('files are made for this user alone, and only anew when asked to', { skip }, () => {
   const path = join(directory, 'made');
   using(files.create(path, { exclusive: true }), (fd) => {

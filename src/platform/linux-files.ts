@@ -48,7 +48,7 @@ const KINDS: ReadonlyMap<number, FileStatus['kind']> = new Map([
 
 /** The {@link FilesPort} that makes real system calls. */
 export function linuxFiles(libc: Libc): FilesPort {
-  const words = new Uint32Array(STATX.size / 4);
+  const words = new Uint32Array(STATX.sizeof / 4);
   const halves = new Uint16Array(words.buffer);
 
   /** Fills `words` with what `fd` is. */
@@ -151,6 +151,16 @@ export function linuxFiles(libc: Libc): FilesPort {
       // pwrite at the end of a file makes it longer; a device has an end of its own.
       const room = statType() === S_IFREG ? Math.max(0, statSize() - offset) : Infinity;
       return readOrWriteAll(libc, 'pwrite', fd, offset, from, Math.min(from.byteLength, room));
+    },
+
+    read(fd, into) {
+      checkFd(fd, 'read');
+      return check(libc, libc.read(fd, into, into.byteLength), 'read', `fd ${fd}`);
+    },
+
+    write(fd, from) {
+      checkFd(fd, 'write');
+      return check(libc, libc.write(fd, from, from.byteLength), 'write', `fd ${fd}`);
     },
   };
 }

@@ -14,7 +14,8 @@ export function linuxIoctl(libc: Libc): IoctlPort {
         throw invalid(name, `${argument} can not be passed by value`);
       const result =
         typeof argument === 'number' ? libc.ioctlValue(fd, request, argument) : libc.ioctl(fd, request, argument);
-      return check(libc, result, name, `ioctl of fd ${fd}`);
+      // The text would be made for every call that succeeds.
+      return result === -1 ? check(libc, result, name, `ioctl of fd ${fd}`) : result;
     },
   };
 }

@@ -1,4 +1,14 @@
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import {
+  chmodSync,
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -49,6 +59,57 @@ test('directories are listed in order, and made with those above them', { skip }
   for (const name of ['2', '10', '1']) writeFileSync(join(path, name), '');
   assert.deepEqual(kernel.list(path), ['1', '10', '2']);
   throws('ENOTDIR', 'mkdir', () => kernel.makeDirectory(join(path, '1', 'x')));
+});
+
+test('links are read, and nothing else is one', { skip }, () => {
+  const path = join(directory, 'link');
+  symlinkSync('../not/there', path);
+  assert.equal(kernel.readLink(path), '../not/there');
+  assert.equal(kernel.readLink(directory), undefined);
+  assert.equal(kernel.readLink(join(directory, 'nothing')), undefined);
+  assert.equal(kernel.readLink('a\0b'), undefined);
+});
+
+test('what may be opened is told without opening it', { skip }, (t) => {
+  const path = join(directory, 'node');
+  assert.equal(kernel.mayOpen(path), 'no-such-file');
+  writeFileSync(path, '');
+  assert.equal(kernel.mayOpen(path), 'yes');
+  assert.equal(kernel.mayOpen(join(path, 'x')), 'no-such-file');
+  chmodSync(path, 0o400);
+  if (process.getuid?.() !== 0) return assert.equal(kernel.mayOpen(path), 'no-permission');
+  // Root may open everything: ask as somebody else, who must be able to get here and to read this library.
+  const url = new URL('./open.js', import.meta.url).href;
+  const code = `import { openPlatform } from '${url}'; console.log(openPlatform().kernel.mayOpen('${path}'))`;
+  chmodSync(directory, 0o755);
+  const capabilities = ['--bounding-set', '-all', '--inh-caps', '-all'];
+  const args = [...capabilities, '--reuid', '65534', process.execPath, '--input-type=module', '-e', code];
+  const child = spawnSync('setpriv', args, { encoding: 'utf8' });
+  if (child.status !== 0) return t.skip(`another user can not run this: ${child.stderr || String(child.error)}`);
+  assert.equal(child.stdout.trim(), 'no-permission');
+});
+
+test('the log of the kernel is text', { skip }, (t) => {
+  const log = kernel.log();
+  if (log === undefined) return t.skip('the kernel does not show its log to this process');
+  assert.match(log, /^<\d+>/);
+});
+
+test('owners are changed, and -1 leaves them', { skip }, (t) => {
+  const path = join(directory, 'owned');
+  throws('ENOENT', 'chown', () => kernel.changeOwner(path, -1, -1));
+  writeFileSync(path, '');
+  const { uid, gid } = statSync(path);
+  kernel.changeOwner(path, uid, -1);
+  if (uid !== 0) return throws('EPERM', 'chown', () => kernel.changeOwner(path, 0, -1));
+  try {
+    kernel.changeOwner(path, 65534, -1);
+  } catch (error) {
+    return t.skip(String(error));
+  }
+  assert.deepEqual([statSync(path).uid, statSync(path).gid], [65534, gid]);
+  kernel.changeOwner(path, -1, 12);
+  assert.deepEqual([statSync(path).uid, statSync(path).gid], [65534, 12]);
 });
 
 test('file systems are mounted and unmounted by who may', { skip }, () => {

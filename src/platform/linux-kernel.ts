@@ -1,10 +1,21 @@
 /** The kernel's settings and mounts on Linux. */
-import { closeSync, constants, mkdirSync, openSync, readdirSync, writeSync } from 'node:fs';
-import { invalid } from '../errors.js';
+import {
+  accessSync,
+  chownSync,
+  closeSync,
+  constants,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readlinkSync,
+  writeSync,
+} from 'node:fs';
+import { ERRNO, invalid } from '../errors.js';
 import { check, checkPath, fail } from './libc.js';
 import type { Libc } from './libc.js';
 import { readKernelText } from './linux-proc.js';
 import type { KernelPort } from './ports.js';
+import { SYSLOG_ACTION_READ_ALL, SYSLOG_ACTION_SIZE_BUFFER } from './uapi/syslog.js';
 
 /** The {@link KernelPort} that asks the kernel. */
 export function linuxKernel(libc: Libc): KernelPort {
@@ -30,6 +41,36 @@ export function linuxKernel(libc: Libc): KernelPort {
       }
     },
 
+    readLink(path) {
+      try {
+        return readlinkSync(path);
+      } catch {
+        return undefined;
+      }
+    },
+
+    mayOpen(path) {
+      try {
+        accessSync(path, constants.R_OK | constants.W_OK);
+        return 'yes';
+      } catch (error) {
+        return isMissing(error) ? 'no-such-file' : 'no-permission';
+      }
+    },
+
+    log() {
+      const room = libc.klogctl(SYSLOG_ACTION_SIZE_BUFFER, null, 0);
+      if (room <= 0) return undefined;
+      const bytes = Buffer.alloc(room);
+      const length = libc.klogctl(SYSLOG_ACTION_READ_ALL, bytes, room);
+      return length < 0 ? undefined : bytes.toString('latin1', 0, length);
+    },
+
+    changeOwner(path, user, group) {
+      checkPath(path, 'chown');
+      node('chown', path, () => chownSync(path, user, group));
+    },
+
     makeDirectory(path) {
       checkPath(path, 'mkdir');
       node('mkdir', path, () => mkdirSync(path, { recursive: true }));
@@ -47,6 +88,12 @@ export function linuxKernel(libc: Libc): KernelPort {
       check(libc, libc.umount2(target, 0), 'umount2', target);
     },
   };
+}
+
+/** Does an error of node:fs say that a path leads nowhere? */
+function isMissing(error: unknown): boolean {
+  const errno = error instanceof Error && 'errno' in error ? -Number(error.errno) : NaN;
+  return errno === ERRNO.ENOENT || errno === ERRNO.ENOTDIR;
 }
 
 /** Runs a function of node:fs; its errors become a DmaError with the kernel's code. */

@@ -2,16 +2,36 @@ import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
+import { isDmaError } from '../errors.js';
 import { openPlatform } from './open.js';
 
 const platform = openPlatform();
-const { limits } = platform;
+const { limits, memory } = platform;
 const skip = platform.limitation ?? false;
 
 test('the limit is a number of bytes or Infinity, and use is within it', { skip }, () => {
   const { limit, used } = limits.lockedMemory();
   assert.ok(limit === Infinity || Number.isSafeInteger(limit));
   assert.ok(used >= 0 && used % 1024 === 0 && used <= limit);
+});
+
+test('what is locked is used, and is not pinned', { skip }, (t) => {
+  const length = 4 * memory.pageSize;
+  const { used } = limits.lockedMemory();
+  const pinned = limits.pinnedMemory();
+  assert.match(readFileSync('/proc/self/status', 'utf8'), new RegExp(`^VmPin:\\s*${pinned / 1024} kB$`, 'm'));
+  const va = memory.map({ length });
+  try {
+    memory.lock(va, length);
+    assert.equal(limits.lockedMemory().used, used + length);
+    assert.equal(limits.pinnedMemory(), pinned);
+  } catch (error) {
+    if (!isDmaError(error)) throw error;
+    t.skip(error.message);
+  } finally {
+    memory.unmap(va, length);
+  }
+  assert.equal(limits.lockedMemory().used, used);
 });
 
 test('a process that may not lock more has the limit it was started with', { skip }, (t) => {

@@ -10,14 +10,16 @@ import { CAP_IPC_LOCK, RLIMIT, RLIMIT_MEMLOCK } from './uapi/resource.js';
 export function linuxLimits(libc: Libc): LimitsPort {
   return {
     lockedMemory() {
-      const words = new Uint32Array(RLIMIT.size / 4);
+      const words = new Uint32Array(RLIMIT.sizeof / 4);
       check(libc, libc.getrlimit(RLIMIT_MEMLOCK, words), 'getrlimit', 'RLIMIT_MEMLOCK');
       const [low, high] = words;
       const isInfinite = low === 0xffffffff && high === 0xffffffff;
       const status = readKernelText('/proc/self/status') ?? '';
       const limit = isInfinite || mayLockAnyAmount(status) ? Infinity : low + high * 2 ** 32;
-      return { limit, used: Number(/^VmLck:\s*(\d+) kB/m.exec(status)?.[1] ?? 0) * KiB };
+      return { limit, used: bytesOf(status, 'VmLck') };
     },
+
+    pinnedMemory: () => bytesOf(readKernelText('/proc/self/status') ?? '', 'VmPin'),
 
     freeHugePages(pageSize) {
       const directory = `/sys/kernel/mm/hugepages/hugepages-${pageSize / KiB}kB`;
@@ -27,6 +29,11 @@ export function linuxLimits(libc: Libc): LimitsPort {
       return free === undefined ? undefined : Math.max(0, Number(free) - Number(reserved ?? 0));
     },
   };
+}
+
+/** A line of /proc/self/status that is in kB, in bytes. */
+function bytesOf(status: string, name: string): number {
+  return Number(new RegExp(`^${name}:\\s*(\\d+) kB`, 'm').exec(status)?.[1] ?? 0) * KiB;
 }
 
 /** Does CAP_IPC_LOCK lift the limit? Only in the first user namespace, which is told by its mapping all users to themselves. */

@@ -62,6 +62,21 @@ test('two mappings of one memfd are one memory', { skip }, () => {
   assert.deepEqual(platform.leaks(), []);
 });
 
+test('a descriptor is mapped at offsets as large as those of device regions', { skip }, () => {
+  for (const index of [1, 7, 4000]) {
+    const offset = 2 ** 40 * index + PAGE;
+    const fd = memory.memfd({ name: 'regions', length: offset + 2 * PAGE });
+    withMapping({ fd, offset, length: 2 * PAGE }, (bytes) => {
+      bytes[PAGE + 5] = index % 256;
+      const back = new Uint8Array(1);
+      assert.equal(files.readAt(fd, offset + PAGE + 5, back), 1);
+      assert.equal(back[0], index % 256);
+    });
+    files.close(fd);
+  }
+  assert.deepEqual(platform.leaks(), []);
+});
+
 test('a detached view and all made on it is empty, and the memory stays', { skip }, () => {
   const va = memory.map({ length: PAGE });
   const buffer = memory.view(va, PAGE);

@@ -203,3 +203,12 @@ test('wait goes on after a signal', { skip }, () => {
   `);
   assert.equal(stdout.trim(), 'false true');
 });
+
+test('a process that ends with an open watch just ends, also when something happens at that moment', { skip }, () => {
+  const { status, stderr } = child(`
+    const fd = events.create();
+    const watch = readiness.watch(fd, { readable: true }, () => events.take(fd));
+    watch.setRef(false);
+    process.on('exit', () => events.signal(fd));`);
+  assert.deepEqual([status, stderr], [0, '']);
+});

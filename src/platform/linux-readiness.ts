@@ -11,7 +11,11 @@ import { POLLFD, POLLIN, POLLOUT } from './uapi/poll.js';
 export function linuxReadiness(libc: Libc): ReadinessPort {
   // koffi stops a watch whose handle is collected, so the open ones are held here.
   const open = new Set<Watch>();
-  let pollfds = new Uint32Array((8 * POLLFD.size) / 4);
+  // libuv runs once more when the process ends, and a call into JavaScript aborts it then.
+  const closeAll = (): void => {
+    for (const watch of [...open]) watch.close();
+  };
+  let pollfds = new Uint32Array((8 * POLLFD.sizeof) / 4);
 
   return {
     watch(fd, interest, onReady) {
@@ -53,6 +57,7 @@ export function linuxReadiness(libc: Libc): ReadinessPort {
         close() {
           if (handle === undefined) return;
           open.delete(watch);
+          if (open.size === 0) process.off('exit', closeAll);
           handle.close();
           handle = undefined;
           libc.close(own);
@@ -64,13 +69,15 @@ export function linuxReadiness(libc: Libc): ReadinessPort {
         libc.close(own);
         throw error;
       }
+      if (open.size === 0) process.on('exit', closeAll);
       open.add(watch);
       return watch;
     },
 
     wait(fds, timeoutMs) {
       if (!(timeoutMs >= 0)) throw invalid('poll', `a time of ${timeoutMs} ms is not possible`);
-      if (fds.length * POLLFD.size > pollfds.byteLength) pollfds = new Uint32Array((fds.length * 2 * POLLFD.size) / 4);
+      if (fds.length * POLLFD.sizeof > pollfds.byteLength)
+        pollfds = new Uint32Array((fds.length * 2 * POLLFD.sizeof) / 4);
       for (let i = 0; i < fds.length; i++) {
         const { fd, readable, writable } = fds[i];
         checkFd(fd, 'poll');

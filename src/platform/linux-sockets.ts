@@ -139,7 +139,7 @@ export function linuxSockets(libc: Libc): SocketsPort {
 function socketAddress(path: string, operation: string): Uint8Array {
   checkPath(path, operation);
   const bytes = Buffer.from(path);
-  const most = SOCKADDR_UN.size - SOCKADDR_UN.sun_path - 1;
+  const most = SOCKADDR_UN.sizeof - SOCKADDR_UN.sun_path - 1;
   if (bytes.byteLength > most) {
     const reason = `${path} has ${bytes.byteLength} bytes, the path of a socket at most ${most}`;
     throw new DmaError({ code: 'ENAMETOOLONG', operation, reason });
@@ -151,7 +151,7 @@ function socketAddress(path: string, operation: string): Uint8Array {
 }
 
 function isSocket(libc: Libc, path: string): boolean {
-  const into = new Uint16Array(STATX.size / 2);
+  const into = new Uint16Array(STATX.sizeof / 2);
   return (
     libc.statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_TYPE, into) === 0 &&
     (into[STATX.stx_mode / 2] & S_IFMT) === S_IFSOCK
@@ -161,7 +161,7 @@ function isSocket(libc: Libc, path: string): boolean {
 /** Where the parts of the one message are in its memory, in bytes. */
 const VECTOR_AT = 64;
 const CONTROL_AT = 80;
-const FDS_AT = CONTROL_AT + CMSGHDR.size;
+const FDS_AT = CONTROL_AT + CMSGHDR.sizeof;
 
 /** A msghdr with its one iovec and its control data, used again for every sendmsg and recvmsg. */
 class SocketMessage {
@@ -189,9 +189,9 @@ class SocketMessage {
     this.#setBuffer(bytes, offset, length);
     if (fds.length === 0) this.#setControl(0);
     else {
-      this.#setControl(CMSGHDR.size + fds.length * 4);
+      this.#setControl(CMSGHDR.sizeof + fds.length * 4);
       const words = this.#words;
-      words[(CONTROL_AT + CMSGHDR.cmsg_len) / 4] = CMSGHDR.size + fds.length * 4;
+      words[(CONTROL_AT + CMSGHDR.cmsg_len) / 4] = CMSGHDR.sizeof + fds.length * 4;
       words[(CONTROL_AT + CMSGHDR.cmsg_len) / 4 + 1] = 0;
       words[(CONTROL_AT + CMSGHDR.cmsg_level) / 4] = SOL_SOCKET;
       words[(CONTROL_AT + CMSGHDR.cmsg_type) / 4] = SCM_RIGHTS;
@@ -216,7 +216,7 @@ class SocketMessage {
       throw invalid('recvmsg', `${maxFds} descriptors: 0 to ${MOST_FDS} are possible`);
     this.#setBuffer(into, 0, into.byteLength);
     // Not a byte more than asked for: the kernel would put another descriptor into the padding.
-    this.#setControl(maxFds === 0 ? 0 : CMSGHDR.size + maxFds * 4);
+    this.#setControl(maxFds === 0 ? 0 : CMSGHDR.sizeof + maxFds * 4);
     for (;;) {
       const bytes = this.#libc.recvmsg(fd, this.#address, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
       if (bytes !== -1) return { bytes, fds: this.#fds(), truncated: this.#isTruncated() };
@@ -242,7 +242,7 @@ class SocketMessage {
   /** The descriptors in the control data that recvmsg left. Nothing but SCM_RIGHTS is ever asked for. */
   #fds(): readonly number[] {
     const words = this.#words;
-    if (words[MSGHDR.msg_controllen / 4] < CMSGHDR.size) return NO_FDS;
+    if (words[MSGHDR.msg_controllen / 4] < CMSGHDR.sizeof) return NO_FDS;
     const end = (CONTROL_AT + words[(CONTROL_AT + CMSGHDR.cmsg_len) / 4]) / 4;
     const isRights =
       words[(CONTROL_AT + CMSGHDR.cmsg_level) / 4] === SOL_SOCKET &&

@@ -23,6 +23,7 @@ test('what needs a system call is ENOTSUP with the reason', () => {
     () => files.punch(0, 0, 1),
     () => files.lock(0, 'shared'),
     () => kernel.writeText('/x', '1'),
+    () => kernel.changeOwner('/x', 0, 0),
     () => kernel.makeDirectory('/x'),
     () => kernel.mount({ source: 'x', target: '/x', type: 'x', options: '' }),
     () => kernel.unmount('/x'),
@@ -38,6 +39,8 @@ test('what needs a system call is ENOTSUP with the reason', () => {
     () => files.sealedAgainstShrinking(0, false),
     () => files.readAt(0, 0, new Uint8Array(1)),
     () => files.writeAt(0, 0, new Uint8Array(1)),
+    () => files.read(0, new Uint8Array(1)),
+    () => files.write(0, new Uint8Array(1)),
     () => sockets.connect('x'),
     () => sockets.listen('x', 1),
     () => sockets.accept(0),
@@ -58,9 +61,13 @@ test('what needs a system call is ENOTSUP with the reason', () => {
   ])
     assert.throws(action, (error) => isDmaError(error, 'ENOTSUP') && error.reason.includes(REASON), String(action));
   assert.deepEqual(limits.lockedMemory(), { limit: Infinity, used: 0 });
+  assert.equal(limits.pinnedMemory(), 0);
   assert.equal(limits.freeHugePages(2 ** 21), undefined);
   assert.equal(kernel.readText('/proc/self/status'), undefined);
   assert.deepEqual(kernel.list('/'), []);
+  assert.equal(kernel.readLink('/proc/self'), undefined);
+  assert.equal(kernel.mayOpen('/'), 'no-such-file');
+  assert.equal(kernel.log(), undefined);
   assert.deepEqual([...memory.nodesOf(0 as Va, PAGE, 2)], [-1, -1]);
   assert.equal(memory.frames(0 as Va, PAGE, 2), undefined);
 });

@@ -163,6 +163,10 @@ export interface FilesPort {
   readAt(fd: number, offset: number, into: Uint8Array): number;
   /** pwrite(2) of all of `from`, without ever making a file longer. Returns the bytes written. */
   writeAt(fd: number, offset: number, from: Uint8Array): number;
+  /** One read(2), of what has no offsets: a queue of the kernel's. Returns the bytes read, 0 when there are none. */
+  read(fd: number, into: Uint8Array): number;
+  /** One write(2), to what has no offsets. Returns the bytes written. */
+  write(fd: number, from: Uint8Array): number;
 }
 
 /** What one `receive` brought. */
@@ -239,8 +243,17 @@ export interface IoctlPort {
 
 /** Limits of this process. */
 export interface LimitsPort {
-  /** RLIMIT_MEMLOCK's soft limit and what is locked now, in bytes; `limit` is Infinity when there is none. */
+  /**
+   * RLIMIT_MEMLOCK's soft limit and what is locked now (VmLck), in bytes; `limit` is Infinity when there is none. Pages that
+   * VFIO's containers pin count here, as those of mlock(2) do.
+   */
   lockedMemory(): { readonly limit: number; readonly used: number };
+  /**
+   * Bytes that are pinned for devices without being locked (VmPin). RDMA drivers hold this against the limit, apart from
+   * what is locked; iommufd counts here too, but holds against the limit what all processes of the user have, which nobody
+   * tells: it is no less than this.
+   */
+  pinnedMemory(): number;
   /** Hugepages of `pageSize` bytes that are free now, by sysfs; `undefined` when the kernel has none of that size. */
   freeHugePages(pageSize: number): number | undefined;
 }
@@ -265,6 +278,17 @@ export interface KernelPort {
   writeText(path: string, text: string): void;
   /** The names in a directory, in ascending order; none when it can not be read. */
   list(directory: string): string[];
+  /** readlink(2): what the symbolic link says, which may be relative to where it is; `undefined` when there is none to be read. */
+  readLink(path: string): string | undefined;
+  /**
+   * Do the permissions of `path` let this process open it for reading and writing? access(2), which opens nothing: a device
+   * may still refuse (EBUSY, or EPERM by the device rules of a container).
+   */
+  mayOpen(path: string): 'yes' | 'no-such-file' | 'no-permission';
+  /** The kernel's log as it is now, oldest line first, lines with their level and time as dmesg shows; `undefined` when the kernel does not show it to this process. */
+  log(): string | undefined;
+  /** chown(2) by the numbers of a user and a group, of which -1 stays as it is. */
+  changeOwner(path: string, user: number, group: number): void;
   /** Makes a directory and those above it; nothing happens when it is there. */
   makeDirectory(path: string): void;
   /** mount(2). */

@@ -7,8 +7,10 @@ import { isDmaError } from '../errors.js';
 import type { Va } from '../units.js';
 import { openPlatform } from './open.js';
 import { portablePlatform } from './portable.js';
-import type { Platform } from './ports.js';
+import type { IoctlPort, Platform } from './ports.js';
+import { Struct } from './struct.js';
 import { failingPlatform, trackingPlatform } from './testing.js';
+import { IOMMU_FAULT_ALLOC } from './uapi/iommufd.js';
 
 const skip = openPlatform().limitation ?? false;
 
@@ -55,6 +57,40 @@ test('clean-up fails only when asked for', () => {
   strict.failCall(1, 'EIO');
   assert.throws(() => strict.memory.unmap(other, 4096), { code: 'EIO' });
   assert.equal(strict.calls(), 2);
+});
+
+test('ioctls have their own names, and those that undo are clean-up', () => {
+  const calls: string[] = [];
+  const call: IoctlPort['call'] = (_fd, _request, _argument, name) => calls.push(name);
+  const platform = failingPlatform({ ...portablePlatform('a test'), ioctl: { call } });
+  platform.failCall(1, 'ENOSPC', 'ioctl.VFIO_IOMMU_MAP_DMA');
+  platform.ioctl.call(7, 1, 0, 'VFIO_SET_IOMMU');
+  assert.throws(() => platform.ioctl.call(7, 2, 0, 'VFIO_IOMMU_MAP_DMA'), { code: 'ENOSPC' });
+  platform.failCall(1, 'EIO');
+  platform.ioctl.call(7, 3, 0, 'VFIO_IOMMU_UNMAP_DMA');
+  assert.equal(platform.failed(), undefined);
+  assert.throws(() => platform.ioctl.call(7, 1, 0, 'VFIO_SET_IOMMU'), { code: 'EIO' });
+  assert.deepEqual(calls, ['VFIO_SET_IOMMU', 'VFIO_IOMMU_UNMAP_DMA']);
+  assert.equal(platform.calls('ioctl.VFIO_SET_IOMMU'), 2);
+});
+
+test('descriptors that ioctls make are told', () => {
+  const portable = portablePlatform('a test');
+  const call: IoctlPort['call'] = (_fd, _request, argument, name) => {
+    if (name !== 'IOMMU_FAULT_QUEUE_ALLOC') return 40;
+    if (typeof argument !== 'number') argument[IOMMU_FAULT_ALLOC.out_fault_fd] = 41;
+    return 0;
+  };
+  const platform = trackingPlatform({ ...portable, files: { ...portable.files, close: () => {} }, ioctl: { call } });
+  platform.ioctl.call(3, 1, new Uint8Array(8), 'VFIO_GROUP_GET_DEVICE_FD');
+  platform.ioctl.call(4, 1, new Struct(IOMMU_FAULT_ALLOC.sizeof).bytes, 'IOMMU_FAULT_QUEUE_ALLOC');
+  platform.ioctl.call(4, 1, 0, 'VFIO_CHECK_EXTENSION');
+  assert.deepEqual(
+    platform.leaks().map((line) => line.split('(')[0]),
+    ['fd 40 of ioctl.VFIO_GROUP_GET_DEVICE_FD', 'fd 41 of ioctl.IOMMU_FAULT_QUEUE_ALLOC'],
+  );
+  for (const fd of [40, 41]) platform.files.close(fd);
+  assert.deepEqual(platform.leaks(), []);
 });
 
 /** Makes one of everything, and gives all back that it made, whatever fails. */

@@ -2,11 +2,12 @@
 import { DmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import { hex } from '../units.js';
-import type { MemoryPort, Platform } from './ports.js';
+import type { IoctlPort, MemoryPort, Platform } from './ports.js';
+import { IOMMU_FAULT_ALLOC } from './uapi/iommufd.js';
 
 /** One call of a port's method, or of a watch's, on its way. */
 interface Call {
-  /** `port.method`, such as `memory.map`; `Watch.close` and `Watch.setRef` for those of a watch. */
+  /** `port.method`, such as `memory.map`; `Watch.close` for a method of a watch; `ioctl.VFIO_SET_IOMMU` for that ioctl. */
   readonly name: string;
   readonly args: readonly unknown[];
   /** The port or watch itself. */
@@ -25,7 +26,8 @@ function intercept<P extends Platform>(platform: P, around: (call: Call) => unkn
         if (typeof value !== 'function') return value;
         if (!methods.has(key))
           methods.set(key, (...args: unknown[]) => {
-            const name = `${owner}.${String(key)}`;
+            // Which ioctl it is says more than that it is one.
+            const name = `${owner}.${String(owner === 'ioctl' ? args[3] : key)}`;
             const result = around({
               name,
               args,
@@ -45,7 +47,10 @@ function intercept<P extends Platform>(platform: P, around: (call: Call) => unkn
   return Object.fromEntries(ports) as P;
 }
 
-/** A platform whose calls fail when a test says so. Calls are named `port.method` (`memory.map`, `Watch.close`). */
+/**
+ * A platform whose calls fail when a test says so. Calls are named `port.method` (`memory.map`, `Watch.close`), ioctls by
+ * the name they are called with (`ioctl.VFIO_SET_IOMMU`).
+ */
 export interface FailingPlatform extends Platform {
   /**
    * The `n`th call from now (1 is the next one) is not made but throws a DmaError of `code`; calls after it work again.
@@ -69,12 +74,19 @@ const CLEANUP: readonly string[] = [
   'memory.decommit',
   'memory.detach',
   'Watch.close',
+  'ioctl.VFIO_GROUP_UNSET_CONTAINER',
+  'ioctl.VFIO_IOMMU_UNMAP_DMA',
+  'ioctl.VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY',
+  'ioctl.VFIO_DEVICE_DETACH_IOMMUFD_PT',
+  'ioctl.IOMMU_IOAS_UNMAP',
+  'ioctl.IOMMU_DESTROY',
 ];
 
 /**
  * Wraps `platform` so that single calls can be made to fail.
  *
- * @param options.cleanup may calls that undo (close, remove, punch, unmap, decommit, detach, Watch.close) fail as well? Default false.
+ * @param options.cleanup may calls that undo (close, remove, punch, unmap, decommit, detach, Watch.close, and the ioctls that
+ *   do such) fail as well? Default false.
  */
 export function failingPlatform(platform: Platform, options: { readonly cleanup?: boolean } = {}): FailingPlatform {
   const mayFail = (name: string): boolean => options.cleanup === true || !CLEANUP.includes(name);
@@ -127,6 +139,7 @@ const MAKES_DESCRIPTORS: readonly string[] = [
   'sockets.pair',
   'sockets.receive',
   'events.create',
+  'ioctl.VFIO_GROUP_GET_DEVICE_FD',
 ];
 
 /** Wraps `platform` so that a test can assert that `leaks()` is empty. */
@@ -141,6 +154,11 @@ export function trackingPlatform(platform: Platform): TrackingPlatform {
       const result = run();
       if (MAKES_DESCRIPTORS.includes(name)) {
         for (const fd of descriptorsIn(result)) open.set(`fd ${fd}`, `fd ${fd} of ${name}(${describe(args[0])})`);
+      } else if (name === 'ioctl.IOMMU_FAULT_QUEUE_ALLOC') {
+        const [, , struct] = args as Parameters<IoctlPort['call']>;
+        if (typeof struct === 'number') return result;
+        const fd = new DataView(struct.buffer, struct.byteOffset).getInt32(IOMMU_FAULT_ALLOC.out_fault_fd, true);
+        open.set(`fd ${fd}`, `fd ${fd} of ${name}(${describe(args[0])})`);
       } else if (name === 'files.close') {
         open.delete(`fd ${String(args[0])}`);
       } else if (name === 'memory.map' || name === 'memory.reserve') {

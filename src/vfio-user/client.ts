@@ -4,11 +4,14 @@ import type { DmaAccess, Backing } from '../dma/backend.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
+import { RegionRegisters } from '../platform/region-registers.js';
+import type { MappedArea } from '../platform/region-registers.js';
 import type { Registers } from '../platform/registers.js';
 import { Range } from '../ranges.js';
 import { isAddress } from '../units.js';
 import { Channel, pump } from './channel.js';
 import { protocolError } from './framing.js';
+import { mapAreas } from './map-areas.js';
 import {
   COMMAND,
   DEFAULT_CAPABILITIES,
@@ -47,8 +50,6 @@ import {
 } from './messages.js';
 import type { Capabilities, DeviceInfo, IrqDescription, Message, RegionDescription, SetIrqs } from './messages.js';
 import { OutBuffer } from './out-buffer.js';
-import { RegionRegisters, mapAreas } from './region-registers.js';
-import type { MappedArea } from './region-registers.js';
 
 /** argsz of GET_REGION_INFO: room for the areas, so that one round trip is enough. */
 const REGION_INFO_ROOM = 4096;

@@ -13,8 +13,8 @@ import type { DeviceModel, ModelHost } from '../../src/vfio-user/devices/model.j
 import { IRQ } from '../../src/vfio-user/messages.js';
 import { serve } from '../../src/vfio-user/server.js';
 import { SAMPLES } from './machine.js';
-import { spawnTied } from './tied.js';
-import { until } from './until.js';
+import { spawnTied } from '../shared/tied.js';
+import { until } from '../shared/until.js';
 
 const root = process.env.ANYDMA_PEERS_ROOT ?? '';
 const platform = openPlatform();

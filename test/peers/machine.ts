@@ -2,22 +2,12 @@
  * The machine that the peers run in: a small Debian in a directory, entered by chroot(2). It has QEMU as Debian packages it,
  * and the sample programs of libvfio-user, built from the copy that is in the source package of an older QEMU.
  */
-import { spawn, spawnSync } from 'node:child_process';
-import {
-  chmodSync,
-  closeSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { once } from 'node:events';
+import { madeOnce, Unavailable } from '../shared/cached.js';
+import type { Run } from '../shared/cached.js';
+import { debianMirror } from '../shared/debian.js';
 
 /** The first Debian release that has a QEMU with vfio-user, in its backports; its own QEMU's source has libvfio-user. */
 const SUITE = 'trixie';
@@ -47,9 +37,6 @@ ls qemu_*.orig.tar.xz | sed 's/qemu_//; s/.orig.*//' >${SAMPLES}/version
 cd / && rm -rf /tmp/* /var/cache/apt/archives/*.deb
 `;
 
-/** The peers can not be had on this machine, and why. */
-export class Unavailable extends Error {}
-
 /** Where the peers are. */
 export interface Machine {
   /** Its root directory. */
@@ -68,8 +55,7 @@ export interface Machine {
 export async function prepareMachine(cache: string, say: (line: string) => void): Promise<Machine> {
   if (process.platform !== 'linux') throw new Unavailable('it needs Linux');
   if (process.getuid?.() !== 0) throw new Unavailable('it needs root, for chroot(2)');
-  const root = join(cache, 'root');
-  if (!existsSync(root)) await make(cache, root, say);
+  const root = await madeOnce(cache, 'root', make, (what) => say(`getting ${what} ...`));
   return {
     root,
     qemu: readFileSync(join(root, 'version-qemu'), 'utf8').trim(),
@@ -77,65 +63,26 @@ export async function prepareMachine(cache: string, say: (line: string) => void)
   };
 }
 
-async function make(cache: string, root: string, say: (line: string) => void): Promise<void> {
+async function make(directory: string, run: Run): Promise<void> {
   if (spawnSync('debootstrap', ['--version']).status !== 0)
     throw new Unavailable('it needs debootstrap (Debian package: debootstrap)');
   const mirror = debianMirror();
-  mkdirSync(cache, { recursive: true, mode: 0o755 });
-  const { uid, mode } = statSync(cache);
-  if (uid !== 0 || (mode & 0o022) !== 0)
-    throw new Unavailable(`${cache} must belong to root, and only root may write it`);
-
-  const directory = mkdtempSync(join(cache, 'new-'));
-  // It becomes a root directory, which apt-get's own user has to pass.
-  chmodSync(directory, 0o755);
-  const log = join(cache, 'log');
-  writeFileSync(log, '');
-  const run = async (what: string, command: string, ...args: string[]): Promise<void> => {
-    say(what);
-    const out = openSync(log, 'a');
-    try {
-      const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C' };
-      const child = spawn(command, args, { stdio: ['ignore', out, out], env });
-      const [status] = (await once(child, 'close')) as [number | null];
-      if (status !== 0) throw new Unavailable(`${what}: ${lastWords(log)} (all of it is in ${log})`);
-    } finally {
-      closeSync(out);
-    }
-  };
+  const step = (what: string, ...command: string[]): Promise<void> => run({ what, command });
   const install = ['apt-get', 'install', '-y', '--no-install-recommends'];
   try {
-    await run(`a minimal Debian ${SUITE}`, 'debootstrap', '--variant=minbase', SUITE, directory, mirror);
+    await step(`a minimal Debian ${SUITE}`, 'debootstrap', '--variant=minbase', SUITE, directory, mirror);
     writeFileSync(
       join(directory, 'etc/apt/sources.list.d/peers.list'),
       `deb ${mirror} ${SUITE}-backports main\ndeb-src ${mirror} ${SUITE} main\n`,
     );
     writeFileSync(join(directory, 'etc/apt/apt.conf.d/peers'), 'Acquire::Retries "5";\n');
-    await run('its package lists', 'chroot', directory, 'apt-get', 'update');
+    await step('its package lists', 'chroot', directory, 'apt-get', 'update');
     const backports = ['-t', `${SUITE}-backports`, 'qemu-system-x86', 'seabios'];
-    await run('QEMU', 'chroot', directory, ...install, ...backports);
-    await run('a compiler', 'chroot', directory, ...install, ...COMPILER);
-    await run('the samples of libvfio-user', 'chroot', directory, 'sh', '-c', BUILD_SAMPLES);
-    renameSync(directory, root);
+    await step('QEMU', 'chroot', directory, ...install, ...backports);
+    await step('a compiler', 'chroot', directory, ...install, ...COMPILER);
+    await step('the samples of libvfio-user', 'chroot', directory, 'sh', '-c', BUILD_SAMPLES);
   } finally {
     // What debootstrap leaves mounted when it fails must not be removed with the rest.
     for (const place of ['proc', 'sys']) spawnSync('umount', ['--lazy', join(directory, place)]);
-    rmSync(directory, { recursive: true, force: true });
   }
-}
-
-/** Where this machine gets Debian's packages from. */
-function debianMirror(): string {
-  const format = '$(ORIGIN) $(LABEL) $(REPO_URI)';
-  const { stdout } = spawnSync('apt-get', ['indextargets', '--format', format, 'Created-By: Packages'], {
-    encoding: 'utf8',
-  });
-  const uri = /^Debian Debian (\S+)$/m.exec(stdout ?? '')?.[1];
-  if (uri === undefined) throw new Unavailable('it needs apt-get with a mirror of Debian (and: apt-get update)');
-  return uri;
-}
-
-/** What stands last in a log, and is the reason, mostly. */
-function lastWords(log: string): string {
-  return readFileSync(log, 'utf8').trim().split('\n').at(-1) ?? '';
 }

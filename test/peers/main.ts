@@ -12,18 +12,13 @@
  * Exit status: 0 all is well, 1 a test failed, 77 it can not be run here, and the reason is on standard error.
  */
 import { spawnSync } from 'node:child_process';
-import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { prepareMachine, Unavailable } from './machine.js';
-
-const { ANYDMA_PEERS_CACHE, XDG_CACHE_HOME } = process.env;
-const filled = (text: string | undefined): text is string => text !== undefined && text !== '';
-const cache = filled(ANYDMA_PEERS_CACHE)
-  ? ANYDMA_PEERS_CACHE
-  : join(filled(XDG_CACHE_HOME) ? XDG_CACHE_HOME : '/var/tmp', 'anydma-peers');
+import { cacheDirectory, Unavailable } from '../shared/cached.js';
+import { prepareMachine } from './machine.js';
 
 try {
-  const machine = await prepareMachine(cache, (line) => console.log(`getting ${line} ...`));
+  const cache = cacheDirectory('ANYDMA_PEERS_CACHE', 'anydma-peers');
+  const machine = await prepareMachine(cache, (line) => console.log(line));
   console.log(`QEMU ${machine.qemu}, libvfio-user of QEMU ${machine.samples}, in ${machine.root}`);
   const files = ['qemu-client.js', 'libvfio-user.js'].map((name) => fileURLToPath(new URL(name, import.meta.url)));
   const { status } = spawnSync(

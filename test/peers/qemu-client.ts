@@ -28,7 +28,7 @@ import {
 import { GUEST_MEMORY, Qemu, QemuFailure } from './qemu.js';
 import type { MemoryKind } from './qemu.js';
 import { SAID, ServedDevice } from './served.js';
-import { until } from './until.js';
+import { until } from '../shared/until.js';
 
 const root = process.env.ANYDMA_PEERS_ROOT ?? '';
 

@@ -7,7 +7,7 @@ import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
 import { MiB } from '../../src/units.js';
-import { spawnTied } from './tied.js';
+import { spawnTied } from '../shared/tied.js';
 
 /** Guest memory, in bytes. */
 export const GUEST_MEMORY = 128 * MiB;

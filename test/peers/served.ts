@@ -4,8 +4,8 @@ import { once } from 'node:events';
 import { readFileSync, readdirSync, rmSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
-import { spawnTied } from './tied.js';
-import { until } from './until.js';
+import { spawnTied } from '../shared/tied.js';
+import { until } from '../shared/until.js';
 
 const CLI = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 

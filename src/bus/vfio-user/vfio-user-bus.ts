@@ -8,7 +8,7 @@ import { VfioUserClient, type DmaTarget } from '../../vfio-user/client.js';
 import type { Bus, Device, DmaOps, IdMatch, OpenedDevice } from '../model.js';
 import { spacePerDevice } from '../dma-ops.js';
 import { PCI_REGION } from '../device-access.js';
-import { ClientAccess } from './client-access.js';
+import { VfioAccess } from '../vfio-access.js';
 import { enableFunction } from './enable-function.js';
 
 /** What the bus is made of. */
@@ -63,7 +63,7 @@ export class VfioUserBus implements Bus {
       const isPci = client.info.pci && (client.regions.at(PCI_REGION.CONFIG)?.size ?? 0) > 0;
       if (isPci) enableFunction(client);
       const ids = isPci ? readIds(client) : undefined;
-      const access = new ClientAccess(platform, client);
+      const access = new VfioAccess(platform, client);
       this.#connections.set(path, { client, backend: this.#options.backend(client), device: undefined });
       return {
         ids,

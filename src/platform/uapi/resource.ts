@@ -3,7 +3,7 @@
 export const RLIMIT_MEMLOCK = 8;
 
 /** `struct rlimit`: both u64; all bits set means no limit. */
-export const RLIMIT = { size: 16, rlim_cur: 0, rlim_max: 8 } as const;
+export const RLIMIT = { sizeof: 16, rlim_cur: 0, rlim_max: 8 } as const;
 
 /** The capability that lifts RLIMIT_MEMLOCK: a bit number. */
 export const CAP_IPC_LOCK = 14;

@@ -21,11 +21,11 @@ export const SHUT_RDWR = 2;
 export const MOST_FDS = 253;
 
 /** `struct sockaddr_un`: sun_family u16, then the path, ended by a NUL here. */
-export const SOCKADDR_UN = { size: 110, sun_family: 0, sun_path: 2 } as const;
+export const SOCKADDR_UN = { sizeof: 110, sun_family: 0, sun_path: 2 } as const;
 
 /** `struct msghdr`: msg_name, msg_iov, msg_iovlen, msg_control and msg_controllen are u64, msg_flags is int. */
 export const MSGHDR = {
-  size: 56,
+  sizeof: 56,
   msg_name: 0,
   msg_iov: 16,
   msg_iovlen: 24,
@@ -35,7 +35,7 @@ export const MSGHDR = {
 } as const;
 
 /** `struct iovec`: both u64. */
-export const IOVEC = { size: 16, iov_base: 0, iov_len: 8 } as const;
+export const IOVEC = { sizeof: 16, iov_base: 0, iov_len: 8 } as const;
 
 /** `struct cmsghdr`: cmsg_len is u64 and counts this header, the rest int; the data follow, and the next header at a multiple of 8. */
-export const CMSGHDR = { size: 16, cmsg_len: 0, cmsg_level: 8, cmsg_type: 12 } as const;
+export const CMSGHDR = { sizeof: 16, cmsg_len: 0, cmsg_level: 8, cmsg_type: 12 } as const;

@@ -13,4 +13,4 @@ export const S_IFCHR = 0o020000;
 export const S_IFIFO = 0o010000;
 
 /** `struct statx`: its size, and the offsets of the members used here (stx_nlink u32, stx_mode u16, stx_size u64), in bytes. */
-export const STATX = { size: 256, stx_nlink: 16, stx_mode: 28, stx_size: 40 } as const;
+export const STATX = { sizeof: 256, stx_nlink: 16, stx_mode: 28, stx_size: 40 } as const;

@@ -1,0 +1,148 @@
+/** A device that speaks VFIO, by a vfio-user connection or the kernel, worked as drivers work any device. */
+import { DmaError, invalid, undoAll } from '../errors.js';
+import type { EventsPort, Platform } from '../platform/ports.js';
+import type { Registers } from '../platform/registers.js';
+import type { DeviceAccess, InterruptKind, Interrupts, RegionInfo } from './device-access.js';
+
+/** What `VfioUserClient` and `VfioDevice` have in common. */
+export interface VfioLike {
+  readonly info: { readonly resettable: boolean };
+  /** By index. Those that the device does not have have size 0. */
+  readonly regions: readonly RegionInfo[];
+  /** By index. */
+  readonly interrupts: readonly { readonly count: number; readonly automasked: boolean }[];
+  /** Why it can not be worked any more. */
+  readonly failure: DmaError | undefined;
+  registers(region: number): Registers;
+  regionRead(region: number, offset: number, into: Uint8Array): void;
+  regionWrite(region: number, offset: number, from: Uint8Array): void;
+  /** With neither `eventfds` nor `count`, `trigger` switches the whole kind off. */
+  setInterrupts(request: {
+    readonly index: number;
+    readonly action: 'trigger' | 'unmask';
+    readonly eventfds?: readonly number[];
+    readonly count?: number;
+  }): void;
+  reset(): void;
+}
+
+/** VFIO_PCI_INTX_IRQ_INDEX and on (include/uapi/linux/vfio.h). */
+const IRQ_INDEX: Record<InterruptKind, number> = { intx: 0, msi: 1, msix: 2 };
+
+/** See the head of the file. */
+export class VfioAccess implements DeviceAccess {
+  readonly regions: readonly RegionInfo[];
+  readonly #platform: Platform;
+  readonly #device: VfioLike;
+  #enabled: Interrupts | undefined;
+
+  constructor(platform: Platform, device: VfioLike) {
+    this.#platform = platform;
+    this.#device = device;
+    this.regions = device.regions
+      .filter((region) => region.size > 0)
+      .map(({ index, size, readable, writable }) => ({ index, size, readable, writable }));
+  }
+
+  registers(region: number): Registers {
+    if (!this.regions.some((info) => info.index === region))
+      throw invalid('registers', `the device has no region ${region}`);
+    return this.#device.registers(region);
+  }
+
+  readRegion(region: number, offset: number, length: number): Uint8Array {
+    const bytes = new Uint8Array(length);
+    this.#device.regionRead(region, offset, bytes);
+    return bytes;
+  }
+
+  writeRegion(region: number, offset: number, bytes: Uint8Array): void {
+    this.#device.regionWrite(region, offset, bytes);
+  }
+
+  interruptCount(kind: InterruptKind): number {
+    return this.#device.interrupts[IRQ_INDEX[kind]]?.count ?? 0;
+  }
+
+  enableInterrupts(kind: InterruptKind, handlers: readonly (() => void)[]): Interrupts {
+    const index = IRQ_INDEX[kind];
+    const count = this.interruptCount(kind);
+    if (handlers.length > count || handlers.length === 0)
+      throw invalid('enableInterrupts', `${handlers.length} handlers for ${count} vectors of ${kind}`);
+    this.#enabled?.close();
+    const undo: (() => void)[] = [];
+    const isOn = (): boolean => undo.length > 0 && this.#device.failure === undefined;
+    const afterwards = this.#device.interrupts[index].automasked
+      ? () => {
+          // The handler has made the device take its interrupt back, or switched interrupts off.
+          if (isOn()) this.#unmask(index);
+        }
+      : undefined;
+    try {
+      const eventfds = handlers.map((handler) => this.#listen(handler, afterwards, undo));
+      this.#device.setInterrupts({ index, action: 'trigger', eventfds });
+      undo.push(() => {
+        if (this.#device.failure === undefined) this.#device.setInterrupts({ index, action: 'trigger' });
+      });
+    } catch (error) {
+      undoAll(undo.splice(0).reverse());
+      throw error;
+    }
+    const enabled: Interrupts = {
+      close: () => {
+        const errors = undoAll(undo.splice(0).reverse());
+        if (this.#enabled === enabled) this.#enabled = undefined;
+        if (errors.length > 0) throw errors[0];
+      },
+    };
+    this.#enabled = enabled;
+    return enabled;
+  }
+
+  reset(): void {
+    if (!this.#device.info.resettable)
+      throw new DmaError({ code: 'ENOTSUP', operation: 'reset', reason: 'the device has no reset' });
+    this.#device.reset();
+  }
+
+  /** Gives back what interrupts took. The connection, or the device, is the bus's to close. */
+  close(): void {
+    this.#enabled?.close();
+  }
+
+  /** A new eventfd whose signals call `handler`, and then `afterwards`, whatever the handler throws. */
+  #listen(handler: () => void, afterwards: (() => void) | undefined, undo: (() => void)[]): number {
+    const { events, files, readiness } = this.#platform;
+    const fd = events.create();
+    undo.push(() => files.close(fd));
+    const watch = readiness.watch(fd, { readable: true }, () => {
+      if (!signalled(events, fd)) return;
+      try {
+        handler();
+      } finally {
+        afterwards?.();
+      }
+    });
+    undo.push(() => watch.close());
+    return fd;
+  }
+
+  /** Lets a kind that is masked with each signal be signalled again. */
+  #unmask(index: number): void {
+    try {
+      this.#device.setInterrupts({ index, action: 'unmask', count: 1 });
+    } catch (error) {
+      // A device that went away meanwhile is reported by who watches it.
+      if (this.#device.failure === undefined) throw error;
+    }
+  }
+}
+
+/** Was it signalled? When that can not be told, an interrupt too many does less harm than one that is missed. */
+function signalled(events: EventsPort, fd: number): boolean {
+  try {
+    return events.take(fd) > 0;
+  } catch {
+    return true;
+  }
+}

@@ -1,0 +1,362 @@
+/** A device that the kernel's VFIO lets this process work: regions, interrupts and reset, by its descriptor. */
+import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { MappedArea, RegionRegisters } from '../platform/region-registers.js';
+import type { Area } from '../platform/region-registers.js';
+import type { Registers } from '../platform/registers.js';
+import { Struct } from '../platform/struct.js';
+import {
+  IOCTL,
+  VFIO_IRQ_SET,
+  VFIO_IRQ_SET_ACTION_MASK,
+  VFIO_IRQ_SET_ACTION_TRIGGER,
+  VFIO_IRQ_SET_ACTION_UNMASK,
+  VFIO_IRQ_SET_DATA_EVENTFD,
+  VFIO_IRQ_SET_DATA_NONE,
+  VFIO_PCI_CONFIG_REGION_INDEX,
+  VFIO_PCI_MSIX_IRQ_INDEX,
+} from '../platform/uapi/vfio.js';
+import { hex, isAddress } from '../units.js';
+import { readDeviceInfo } from './device-info.js';
+import type { VfioDeviceInfo, VfioIrq, VfioRegion } from './device-info.js';
+import { MemoryDecoding } from './memory-decoding.js';
+
+export type { VfioIrq, VfioRegion } from './device-info.js';
+
+/** What to do to interrupt vectors `start` and on. */
+export interface VfioInterruptRequest {
+  /** Kind of interrupt. */
+  readonly index: number;
+  readonly action: 'trigger' | 'mask' | 'unmask';
+  /** Default 0. */
+  readonly start?: number;
+  /** Connects vector `start + i` to `eventfds[i]`, which stay the caller's. */
+  readonly eventfds?: readonly number[];
+  /**
+   * Vectors, where there are no `eventfds`. Default: 1 to mask or unmask; 0 to trigger, and this switches the whole kind
+   * off. EINVAL when it is not the number of `eventfds`.
+   */
+  readonly count?: number;
+}
+
+const ACTION = {
+  mask: VFIO_IRQ_SET_ACTION_MASK,
+  unmask: VFIO_IRQ_SET_ACTION_UNMASK,
+  trigger: VFIO_IRQ_SET_ACTION_TRIGGER,
+} as const;
+
+/** INTx, MSI and MSI-X: a PCI function uses one of them at a time. */
+const KINDS = ['INTx', 'MSI', 'MSI-X'] as const;
+
+/**
+ * See the head of the file. It owns the descriptor and what it maps. While any of its regions is mapped, stores to its
+ * configuration space that would make an access to them kill this process are EBUSY: see `memory-decoding.ts`.
+ */
+export class VfioDevice {
+  readonly info: VfioDeviceInfo['info'];
+  /** By index. Those that the device does not have have size 0. */
+  readonly regions: readonly VfioRegion[];
+  /** By index. Those that the device does not have have count 0. */
+  readonly interrupts: readonly VfioIrq[];
+
+  readonly #platform: Platform;
+  readonly #registers = new Map<number, Registers>();
+  readonly #mapped: MappedArea[] = [];
+  /** Absent for devices that are not PCI's. */
+  readonly #decoding: MemoryDecoding | undefined;
+  /** One struct vfio_irq_set that is large enough for all requests. */
+  readonly #irqSet: Struct;
+  /** Vectors that the kernel has set up, by index, as long as the kind is enabled. */
+  readonly #enabled = new Map<number, number>();
+  #failure: DmaError | undefined;
+  #closed = false;
+
+  private constructor(
+    platform: Platform,
+    readonly fd: number,
+    /** For messages. */
+    readonly name: string,
+    described: VfioDeviceInfo,
+  ) {
+    this.#platform = platform;
+    this.info = described.info;
+    this.regions = described.regions;
+    this.interrupts = described.interrupts;
+    this.#irqSet = new Struct(VFIO_IRQ_SET.sizeof + 4 * Math.max(1, ...this.interrupts.map(({ count }) => count)));
+    const config = this.regions.at(VFIO_PCI_CONFIG_REGION_INDEX)?.size ?? 0;
+    if (this.info.pci && config > 0)
+      this.#decoding = new MemoryDecoding({
+        read: (offset, into) => this.regionRead(VFIO_PCI_CONFIG_REGION_INDEX, offset, into),
+        write: (offset, from) => this.regionWrite(VFIO_PCI_CONFIG_REGION_INDEX, offset, from),
+      });
+  }
+
+  /**
+   * Learns about the device behind `fd`, which it takes over, also when it throws: then it is closed.
+   *
+   * @param name for messages
+   * @throws DmaError what the kernel says
+   */
+  static fromFd(platform: Platform, fd: number, name: string): VfioDevice {
+    try {
+      return new VfioDevice(platform, fd, name, readDeviceInfo(platform.ioctl, fd));
+    } catch (error) {
+      throw withUndo(error, 'vfio device', undoAll([() => platform.files.close(fd)])).with({ device: name });
+    }
+  }
+
+  /** Why it can not be worked any more: it is gone, or was closed; `undefined` while it works. */
+  get failure(): DmaError | undefined {
+    return this.#failure;
+  }
+
+  /**
+   * The registers of a region: loads and stores where it can be mapped, calls of the kernel elsewhere. The same object each
+   * time; once the device is gone or closed all its accesses throw why. By calls, a 64-bit access may reach the device as two
+   * of 32 bits (before Linux 6.11).
+   *
+   * A PCI function whose memory decoding is off gets it switched on when one of its regions is mapped.
+   *
+   * @throws DmaError EINVAL for a region that the device does not have; EIO for a device in a low power state; ENODEV for
+   *   one that does not answer; what mapping throws
+   */
+  registers(index: number): Registers {
+    this.#usable('registers');
+    const known = this.#registers.get(index);
+    if (known !== undefined) return known;
+    const region = this.#region('registers', index);
+    const areas = region.mappable.filter((area) => this.#canMap(region, area));
+    const mapped: MappedArea[] = [];
+    try {
+      if (areas.length > 0) this.#decoding?.switchOn();
+      for (const area of areas) mapped.push(new MappedArea(this.#platform.memory, this.fd, region.offset, area));
+    } catch (error) {
+      const undo = undoAll(mapped.reverse().map((area) => () => area.close()));
+      throw withUndo(error, 'registers', undo).with({ device: this.name });
+    }
+    this.#mapped.push(...mapped);
+    const registers = new RegionRegisters(this, index, region.size, mapped);
+    this.#registers.set(index, registers);
+    return registers;
+  }
+
+  /** Fills `into` from `offset` of a region, configuration space included. */
+  regionRead(index: number, offset: number, into: Uint8Array): void {
+    const operation = 'vfio region read';
+    const region = this.#part(operation, index, offset, into.length);
+    if (!region.readable) throw invalid(operation, `region ${index} can not be read`, { device: this.name });
+    const { files } = this.#platform;
+    this.#done(operation, into.length, () => files.readAt(this.fd, region.offset + offset, into));
+  }
+
+  /**
+   * Stores `from` at `offset` of a region, configuration space included.
+   *
+   * @throws DmaError EBUSY for a store to configuration space that would end this process's access to mapped regions
+   */
+  regionWrite(index: number, offset: number, from: Uint8Array): void {
+    const operation = 'vfio region write';
+    const region = this.#part(operation, index, offset, from.length);
+    if (!region.writable) throw invalid(operation, `region ${index} can not be written`, { device: this.name });
+    if (index === VFIO_PCI_CONFIG_REGION_INDEX && this.#mapped.length > 0)
+      this.#explained(operation, () => this.#decoding?.check(offset, from));
+    const { files } = this.#platform;
+    this.#done(operation, from.length, () => files.writeAt(this.fd, region.offset + offset, from));
+  }
+
+  /**
+   * Connects interrupt vectors to eventfds, triggers them, or masks or unmasks them. Switching off what is off does nothing.
+   *
+   * A kind that can not grow while it is enabled (MSI, and MSI-X before Linux 6.5) is switched off and on again by a request
+   * that begins at vector 0, which tells all there is to know; vectors signalled in between are lost.
+   *
+   * @throws DmaError EINVAL for vectors that are not there, and where more are asked for than can be added; EBUSY while
+   *   another of INTx, MSI and MSI-X is enabled; ENOTSUP for what this kind can not do; ENOSPC when the machine has not
+   *   that many vectors. When the kernel refuses, some of the vectors may be connected and others not: connect them
+   *   anew, or switch the kind off
+   */
+  setInterrupts(request: VfioInterruptRequest): void {
+    const operation = 'VFIO_DEVICE_SET_IRQS';
+    this.#usable(operation);
+    const { index, action, start = 0, eventfds = [] } = request;
+    const irq = isAddress(index) ? this.interrupts.at(index) : undefined;
+    const details = { device: this.name };
+    if (irq === undefined) throw invalid(operation, `no interrupts of kind ${index}`, details);
+    const count = eventfds.length > 0 ? eventfds.length : (request.count ?? (action === 'trigger' ? 0 : 1));
+    if (request.count !== undefined && request.count !== count)
+      throw invalid(operation, `${eventfds.length} eventfds for ${request.count} vectors`, details);
+    if (!isAddress(start) || !isAddress(count) || start + count > irq.count)
+      throw invalid(operation, `vectors ${start} to ${start + count - 1} of ${irq.count}`, details);
+    const can = (eventfds.length === 0 || irq.eventfd) && (action === 'trigger' || irq.maskable);
+    if (!can)
+      throw new DmaError({ code: 'ENOTSUP', operation, reason: `interrupts of kind ${index} can not`, ...details });
+    if (action !== 'trigger') this.#setIrqs(action, irq, start, count, eventfds);
+    else if (count === 0) this.#disable(irq);
+    else if (eventfds.length === 0) this.#setIrqs(action, irq, start, count, eventfds);
+    else this.#connect(irq, start, eventfds);
+  }
+
+  /**
+   * Resets the device; registers, mappings and interrupts stay. An access to a mapped region from anywhere waits until it
+   * is over.
+   *
+   * @throws DmaError ENOTSUP when it has no reset; EAGAIN while the kernel does something else to it, such as removing it
+   */
+  reset(): void {
+    const operation = 'VFIO_DEVICE_RESET';
+    this.#usable(operation);
+    if (!this.info.resettable)
+      throw new DmaError({ code: 'ENOTSUP', operation, reason: 'the device has no reset', device: this.name });
+    this.#explained(operation, () => this.#platform.ioctl.call(this.fd, IOCTL.VFIO_DEVICE_RESET, 0, operation));
+  }
+
+  /**
+   * The device is gone, or must be given back: its regions are unmapped and every later call throws `error`. The
+   * descriptor stays open until {@link close}, and the kernel waits for that.
+   */
+  fail(error: DmaError): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = error;
+    // What could not be unmapped can not be reached all the same, and is nothing that the caller could do about.
+    this.#failure = withUndo(error, error.operation, this.#unmap());
+  }
+
+  /** Unmaps its regions and closes the descriptor, which takes its interrupts away and stops its DMA. Idempotent. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    const { files } = this.#platform;
+    this.#failure ??= new DmaError({ code: 'ENODEV', operation: 'vfio device', reason: 'the device has been closed' });
+    const errors = [...this.#unmap(), ...undoAll([() => files.close(this.fd)])];
+    if (errors.length > 0) throw errors[0];
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #unmap(): unknown[] {
+    return undoAll(this.#mapped.splice(0).map((area) => () => area.close()));
+  }
+
+  /** Can this area be mapped and viewed? One that can not is reached by calls. */
+  #canMap({ offset, size }: VfioRegion, area: Area): boolean {
+    const { pageSize, maxView } = this.#platform.memory;
+    // The last page of a region that is smaller than a page is the region's alone: the kernel sees to that.
+    const isWhole = area.length % pageSize === 0 || (area.offset + area.length === size && area.length % 4 === 0);
+    return (offset + area.offset) % pageSize === 0 && area.offset % pageSize === 0 && isWhole && area.length <= maxView;
+  }
+
+  #usable(operation: string): void {
+    if (this.#failure !== undefined) throw this.#failure.with({ operation, device: this.name });
+  }
+
+  #region(operation: string, index: number): VfioRegion {
+    const region = isAddress(index) ? this.regions.at(index) : undefined;
+    if (region === undefined || region.size === 0)
+      throw invalid(operation, `the device has no region ${index}`, { device: this.name });
+    return region;
+  }
+
+  /** The region, of which `length` bytes from `offset` are there. */
+  #part(operation: string, index: number, offset: number, length: number): VfioRegion {
+    this.#usable(operation);
+    const region = this.#region(operation, index);
+    if (!isAddress(offset) || offset + length > region.size) {
+      const reason = `${length} bytes at ${hex(offset)} of region ${index}, which has ${hex(region.size)}`;
+      throw invalid(operation, reason, { device: this.name });
+    }
+    return region;
+  }
+
+  /** Does a transfer, which must be of all `length` bytes. */
+  #done(operation: string, length: number, transfer: () => number): void {
+    const bytes = this.#explained(operation, transfer);
+    if (bytes !== length)
+      throw new DmaError({
+        code: 'EIO',
+        operation,
+        reason: `the kernel transferred ${bytes} of ${length} bytes`,
+        device: this.name,
+      });
+  }
+
+  #connect(irq: VfioIrq, start: number, eventfds: readonly number[]): void {
+    const operation = 'VFIO_DEVICE_SET_IRQS';
+    const { index } = irq;
+    const end = start + eventfds.length;
+    const other = [...this.#enabled.keys()].find((each) => each !== index && each <= VFIO_PCI_MSIX_IRQ_INDEX);
+    if (this.info.pci && index <= VFIO_PCI_MSIX_IRQ_INDEX && other !== undefined)
+      throw new DmaError({
+        code: 'EBUSY',
+        operation,
+        reason: `${KINDS[index]} can not be used while ${KINDS[other]} is`,
+        device: this.name,
+      });
+    const have = this.#enabled.get(index);
+    if (have !== undefined && end > have && !irq.resizable) {
+      if (start > 0)
+        throw invalid(operation, `vector ${end - 1} can not be added to the ${have} that are enabled`, {
+          device: this.name,
+          hint: 'connect all vectors in one request, from vector 0 on',
+        });
+      this.#disable(irq);
+    }
+    this.#setIrqs('trigger', irq, start, eventfds.length, eventfds);
+    this.#enabled.set(index, Math.max(end, this.#enabled.get(index) ?? 0));
+  }
+
+  #disable(irq: VfioIrq): void {
+    // The kernel calls it EINVAL to switch off what is off.
+    if (!this.#enabled.has(irq.index)) return;
+    this.#setIrqs('trigger', irq, 0, 0, []);
+    this.#enabled.delete(irq.index);
+  }
+
+  #setIrqs(
+    action: keyof typeof ACTION,
+    { index }: VfioIrq,
+    start: number,
+    count: number,
+    eventfds: readonly number[],
+  ): void {
+    const operation = 'VFIO_DEVICE_SET_IRQS';
+    const set = this.#irqSet;
+    set
+      .set32(VFIO_IRQ_SET.argsz, VFIO_IRQ_SET.sizeof + 4 * eventfds.length)
+      .set32(
+        VFIO_IRQ_SET.flags,
+        ACTION[action] | (eventfds.length > 0 ? VFIO_IRQ_SET_DATA_EVENTFD : VFIO_IRQ_SET_DATA_NONE),
+      )
+      .set32(VFIO_IRQ_SET.index, index)
+      .set32(VFIO_IRQ_SET.start, start)
+      .set32(VFIO_IRQ_SET.count, count);
+    for (let i = 0; i < eventfds.length; i++) set.set32(VFIO_IRQ_SET.data + 4 * i, eventfds[i]);
+    const { ioctl } = this.#platform;
+    const possible = this.#explained(operation, () =>
+      ioctl.call(this.fd, IOCTL.VFIO_DEVICE_SET_IRQS, set.bytes, operation),
+    );
+    // Nothing was done then.
+    if (possible > 0)
+      throw new DmaError({
+        code: 'ENOSPC',
+        operation,
+        reason: `the machine has ${possible} vectors for the ${start + count} that were asked for`,
+        device: this.name,
+      });
+  }
+
+  /** What `call` returns; what it throws says which operation of which device this was. */
+  #explained<T>(operation: string, call: () => T): T {
+    try {
+      return call();
+    } catch (error) {
+      if (!isDmaError(error)) throw error;
+      const hint =
+        error.code === 'EAGAIN'
+          ? 'the kernel does something else to it at the moment, such as removing it'
+          : error.hint;
+      throw error.with({ operation, device: this.name, hint });
+    }
+  }
+}
