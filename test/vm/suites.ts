@@ -1,0 +1,32 @@
+/**
+ * The suites, and where each runs: the file of that name in suites/ holds its tests (node:test), which are run in the guest
+ * with nothing but that file. What they can count on there is in guest.ts, and what they can ask for in host.ts.
+ */
+import type { KernelName } from './kernels.js';
+import type { IommuName } from './machine.js';
+
+/** How a process gets at devices and their IOMMU. */
+export type BackendName = 'type1' | 'iommufd' | 'noiommu';
+
+/** A suite runs on every combination of these that exists. */
+export interface Suite {
+  readonly name: string;
+  /** Default: both. */
+  readonly kernels?: readonly KernelName[];
+  /** Default: 48 and 39. */
+  readonly iommus?: readonly IommuName[];
+  /**
+   * It runs once for each. `iommufd` exists on the built kernel only; so does `noiommu`, and only where the machine has no
+   * IOMMU. Default: it runs once in each guest.
+   */
+  readonly backends?: readonly BackendName[];
+  /** It is ended after so many seconds. Default: 300. */
+  readonly seconds?: number;
+}
+
+/** In the order that they run in. */
+export const SUITES: readonly Suite[] = [
+  { name: 'machine', iommus: ['48', '39', 'none'] },
+  { name: 'dma', backends: ['type1', 'iommufd'] },
+  { name: 'ledger', backends: ['type1', 'iommufd'], seconds: 600 },
+];
