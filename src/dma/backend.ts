@@ -23,9 +23,10 @@ export interface DomainConstraints {
   readonly entryLimit: number;
   /**
    * Who chooses the IOVA: `'free'`, anyone, inside the windows; `'identity'`, nobody, it is the VA; `'ignored'`, the
-   * backend pays no attention and devices use the VA (verbs), so that asking for another one is refused.
+   * backend pays no attention and devices use the VA (verbs), so that asking for another one is refused; `'table'`, the
+   * area's IOVA table alone, since nothing translates and IOVAs are physical addresses.
    */
-  readonly iova: 'free' | 'identity' | 'ignored';
+  readonly iova: 'free' | 'identity' | 'ignored' | 'table';
   /** Can a part of a mapping be unmapped? */
   readonly partialUnmap: boolean;
   /** Does mapping pin pages, so that they count against RLIMIT_MEMLOCK? */

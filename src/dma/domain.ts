@@ -551,14 +551,22 @@ export class Domain {
 
   async #releasePieces(mapping: Mapping): Promise<void> {
     const own = mapping.entries.filter((entry) => entry.claims.length === 1);
-    for (const entry of own) entry.state = 'unmapping';
+    // From here on nobody is told an address or a key of it that will soon be wrong.
+    for (const entry of own) {
+      entry.state = 'unmapping';
+      this.table.remove(entry.va, entry.length);
+    }
     try {
       for (let entry = mapping.entries.at(-1); entry !== undefined; entry = mapping.entries.at(-1)) {
         if (entry.state === 'unmapping') await this.#backendUnmapAsync(entry, mapping.device, 'unmap');
         if (mapping.live) this.#drop(mapping, entry);
       }
     } catch (error) {
-      for (const entry of mapping.entries) if (entry.state === 'unmapping') entry.state = 'live';
+      for (const entry of mapping.entries)
+        if (entry.state === 'unmapping') {
+          entry.state = 'live';
+          this.table.add(entry.va, entry.length, entry.iova, entry.keys?.lkey ?? -1);
+        }
       throw error;
     }
   }

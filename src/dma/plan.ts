@@ -121,7 +121,7 @@ function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefine
     throw refuse('EINVAL', `${iova} is not an IOVA that ${formatSize(range.length)} fit at`);
   if (iova !== undefined && iova % granule !== 0)
     throw refuse('EINVAL', `the IOVA ${hex(iova)} is no multiple of ${hex(granule)}`);
-  if (chosenBy !== 'free') {
+  if (chosenBy === 'identity' || chosenBy === 'ignored') {
     const identity = Number(range.start) as Iova;
     const habit = chosenBy === 'identity' ? 'uses VAs as IOVAs' : 'pays no attention to IOVAs and uses VAs';
     if (iova !== undefined && iova !== identity)
@@ -133,6 +133,12 @@ function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefine
     return [{ va: range.start, length: range.length, iova: identity }];
   }
   const runs = area.iovaRuns(range);
+  if (runs === undefined && chosenBy === 'table')
+    throw refuse(
+      'EINVAL',
+      `${books.name} has no IOMMU: its devices take physical addresses, and ${area.label} has no table of them`,
+      'take memory of the library with physical addresses as IOVAs, or register the memory with the physical address of each page as iovas',
+    );
   if (runs === undefined) return [{ va: range.start, length: range.length, iova }];
   if (iova !== undefined && (runs.length > 1 || runs[0].iova !== iova)) {
     const says = `${area.label} has an IOVA table, which says ${hex(runs[0].iova)}, not ${hex(iova)}`;

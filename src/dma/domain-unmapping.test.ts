@@ -1,0 +1,25 @@
+/** What the translation table says while a mapping is being undone. */
+import { test } from 'node:test';
+import assert from 'node:assert/strict';
+import { isDmaError } from '../errors.js';
+import { Bench, PAGE, part } from './testing.js';
+
+for (const outcome of ['works', 'fails'] as const)
+  test(`nobody is told an address while it is being unmapped, whether that then ${outcome}`, async () => {
+    const bench = new Bench({ asynchronous: true });
+    const { domain, backend } = bench;
+    bench.area(16 * PAGE, 4);
+    const mapping = domain.mapFor('a', part(16 * PAGE, 2 * PAGE));
+    const { iova } = mapping;
+    const before = domain.table.generation;
+    if (outcome === 'fails') backend.fail('unmap', 1, 'EIO');
+    const letGo = backend.hold();
+    const unmapping = mapping.unmapAsync();
+    assert.equal(domain.iovaOf(16 * PAGE), -1);
+    assert.notEqual(domain.table.generation, before);
+    letGo();
+    if (outcome === 'works') await unmapping;
+    else await assert.rejects(unmapping, (error) => isDmaError(error, 'EIO'));
+    assert.equal(domain.iovaOf(16 * PAGE), outcome === 'works' ? -1 : iova);
+    assert.equal(mapping.live, outcome === 'fails');
+  });
