@@ -164,6 +164,7 @@ describe('memory for every device', SKIP, () => {
     assert.deepEqual(votes, [
       { bus: 'vdev', wish: 'va' },
       { bus: 'vfio-user', wish: 'va' },
+      { bus: 'pci', wish: 'any' },
       { bus: 'fake', wish: 'pa' },
     ]);
     assert.ok(mode === 'pa' || mode === 'va');

@@ -6,7 +6,9 @@ import { EventEmitter } from 'node:events';
 import { EmulatedIommu } from './backends/emulated.js';
 import { IdentityBackend } from './backends/identity.js';
 import { translatedDma } from './backends/translated-dma.js';
+import { vfioBackend } from './backends/vfio.js';
 import { VfioUserBackend } from './backends/vfio-user.js';
+import { PciBus } from './bus/pci/pci-bus.js';
 import type { Bus, Device, Driver } from './bus/model.js';
 import type { GroupMapping } from './bus/fan-out.js';
 import { Registry, type RegistryOptions } from './bus/registry.js';
@@ -31,6 +33,7 @@ import { placeOf } from './origin.js';
 import { formatSize, type Va } from './units.js';
 import { openPlatform } from './platform/open.js';
 import type { Platform } from './platform/ports.js';
+import { Containers, type Container, type ContainerChoice } from './vfio/containers.js';
 import { deviceModel, isDeviceName } from './vfio-user/devices/catalog.js';
 import type { ModelFactory } from './vfio-user/devices/model.js';
 
@@ -38,7 +41,12 @@ import type { ModelFactory } from './vfio-user/devices/model.js';
 export interface EalOptions extends Pick<RegistryOptions, 'holdBackMs' | 'remember' | 'origins'> {
   /** System calls; another platform than this machine's is for tests. */
   readonly platform?: Platform;
-  /** More buses, besides `vdev` and `vfio-user`. */
+  /**
+   * How PCI devices get at their IOMMU, where a container does not say it. Default `auto`: iommufd where there is one, else
+   * VFIO's older containers. `noiommu` has to be asked for: devices then reach all memory of the machine.
+   */
+  readonly iommu?: ContainerChoice;
+  /** More buses, besides `vdev`, `vfio-user` and `pci`. */
   readonly buses?: readonly Bus[];
   /** More drivers; they are tried before the built-in ones. */
   readonly drivers?: readonly Driver[];
@@ -49,6 +57,12 @@ export interface EalOptions extends Pick<RegistryOptions, 'holdBackMs' | 'rememb
    * process warning (code `ANYDMA_FORGOTTEN`). It is given back in any case.
    */
   readonly onForgotten?: (forgotten: readonly string[]) => void;
+}
+
+/** How to probe a device. */
+export interface ProbeOptions {
+  /** The container that a PCI device is put in; `container=NAME` in its name says the same. Default: the default one. */
+  readonly container?: Container;
 }
 
 /** What `Eal.events` tells, after it happened. */
@@ -83,6 +97,8 @@ export class Eal implements AsyncDisposable {
   readonly memory: OwnedMemory;
   /** What happens to devices and memory. A listener that throws is an uncaught exception, and disturbs nothing here. */
   readonly events: Pick<EventEmitter<EalEvents>, 'on' | 'once' | 'off'>;
+  /** Address spaces of the IOMMU that PCI devices can be put in: the default one, and those that the program makes. */
+  readonly containers: Containers;
   /** The bus of software devices in this process. */
   readonly vdev: VdevBus;
   readonly #emitter = new EventEmitter<EalEvents>();
@@ -146,7 +162,9 @@ export class Eal implements AsyncDisposable {
     };
     this.vdev = new VdevBus({ model: softwareModel, space });
     const vfioUser = new VfioUserBus({ platform, backend: (client) => new VfioUserBackend(client), bytesAt });
-    for (const bus of [this.vdev, vfioUser, ...(options.buses ?? [])]) this.#registry.registerBus(bus);
+    this.containers = new Containers(platform, { choice: options.iommu });
+    const pci = new PciBus({ platform, containers: this.containers, backend: vfioBackend });
+    for (const bus of [this.vdev, vfioUser, pci, ...(options.buses ?? [])]) this.#registry.registerBus(bus);
     for (const driver of [...(options.drivers ?? []), ...builtinDrivers]) this.#registry.registerDriver(driver);
     process.on('exit', this.#onExit);
   }
@@ -181,9 +199,9 @@ export class Eal implements AsyncDisposable {
    * @param name `bus:name[,key=value...]`, such as `vfio-user:/run/device.sock` or `vdev:edu0`; DPDK's layered form
    *   (`bus=vfio-user,name=/run/device.sock/driver=edu`) works too
    */
-  async probe(name: string): Promise<Device> {
+  async probe(name: string, { container }: ProbeOptions = {}): Promise<Device> {
     this.#mustRun('probe');
-    return this.#registry.probe(name);
+    return this.#registry.probe(container === undefined ? name : `${name},container=${container.name}`);
   }
 
   /** Takes a device away: its driver lets go, its mappings are unmapped. @throws DmaError as `Registry.remove` */
@@ -289,7 +307,7 @@ export class Eal implements AsyncDisposable {
     const errors = undoAll([() => this.#report(warn)]);
     for (const group of [...this.#registry.standing])
       if (!this.#reached.has(group)) errors.push(...undoAll([() => group.unmap()]));
-    errors.push(...(await this.#registry.close()));
+    errors.push(...(await this.#registry.close()), ...this.containers.close());
     const pools = this.pools.close();
     errors.push(...pools);
     // A pool that other threads still use keeps its memory: taking it away would kill them.

@@ -1,5 +1,5 @@
 /** Map any memory for DMA on any device. Start with {@link Eal.start}. */
-export { Eal, type EalEvents, type EalOptions } from './eal.js';
+export { Eal, type EalEvents, type EalOptions, type ProbeOptions } from './eal.js';
 
 export { DmaError, ERRNO, errorCode, isDmaError, type DmaErrorDetails, type ErrorCode } from './errors.js';
 export { GiB, KiB, MiB, TiB, formatSize, hex, parseSize, type Iova, type Va } from './units.js';
@@ -40,10 +40,12 @@ export type { TranslationTable } from './dma/translation-table.js';
 export {
   type Bus,
   type Device,
+  type DeviceFault,
   type DeviceState,
   type DmaOps,
   type DmaSpace,
   type Driver,
+  type ExplainedFault,
   type IdMatch,
   type OpenedDevice,
   type ProbeContext,
@@ -58,6 +60,8 @@ export {
 } from './bus/device-access.js';
 export type { GroupMapping } from './bus/fan-out.js';
 export type { VdevBus } from './bus/vdev/vdev-bus.js';
+
+export type { Container, ContainerChoice, ContainerKind, ContainerOptions, Containers } from './vfio/containers.js';
 
 export { CopyEngine, copyError, type CopyOptions } from './drivers/copy-engine.js';
 export { copyEngineDriver } from './drivers/copy-engine-driver.js';

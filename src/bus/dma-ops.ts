@@ -13,13 +13,19 @@ export function checkDmaOps(owner: string, dma: Partial<DmaOps> | undefined): vo
   throw invalid('register', `${owner} brings DMA calls of its own, but no ${missing.join(' and no ')}`, { hint });
 }
 
-/** The DMA calls of a bus whose devices each have an address space of their own, that `backendOf` tells. */
-export function spacePerDevice(backendOf: (device: Device) => DomainBackend): DmaOps {
+/**
+ * The DMA calls of a bus whose devices are in the address spaces that `backendOf` tells: each in one of its own, unless
+ * `keyOf` gives several the same key, and `backendOf` the same space.
+ */
+export function spacePerDevice(
+  backendOf: (device: Device) => DomainBackend,
+  keyOf: (device: Device) => string = (device) => device.name,
+): DmaOps {
   return {
     dmaDomain: (device) => {
       const backend = backendOf(device);
       return {
-        key: device.name,
+        key: keyOf(device),
         kind: backend.kind,
         get constraints() {
           return backend.constraints;

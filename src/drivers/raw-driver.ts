@@ -8,7 +8,7 @@ import type { Driver } from '../bus/model.js';
  */
 export const rawDriver: Driver<DeviceAccess> = {
   name: 'raw',
-  buses: ['vdev', 'vfio-user'],
+  buses: ['vdev', 'vfio-user', 'pci'],
   deviceClass: 'raw',
   probe: (device) => device.access,
 };

@@ -1,0 +1,339 @@
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { DmaError } from '../../errors.js';
+import { dmaError } from '../testing.js';
+import { PciBinder, type BindOptions, type BindResult } from './bind.js';
+import { routeThrough } from './routes.js';
+import { TestMachine, type TestFunction, type TestMachineOptions } from './testing.js';
+
+const A = '0000:00:02.0';
+const B = '0000:00:03.0';
+const C = '0000:01:00.0';
+const BRIDGE = '0000:00:1c.0';
+
+const GROUPED: readonly TestFunction[] = [
+  { address: A, group: 5, interfaces: ['eth0'] },
+  { address: B, group: 5, driver: 'ahci' },
+  { address: BRIDGE, group: 5, driver: 'pcieport', classCode: 0x060400 },
+  { address: C, group: 6, driver: null },
+];
+
+function setUp(options: TestMachineOptions = {}): { machine: TestMachine; binder: PciBinder } {
+  const machine = new TestMachine({ functions: GROUPED, ...options });
+  return { machine, binder: new PciBinder(machine) };
+}
+
+/** Binds what texts name. */
+function bind(binder: PciBinder, texts: readonly string[], options?: BindOptions): BindResult[] {
+  return binder.bind(binder.resolve(texts), options);
+}
+
+function only<T>(results: readonly T[]): T {
+  assert.equal(results.length, 1);
+  return results[0];
+}
+
+function errorOf(result: BindResult): DmaError {
+  assert.ok(result.error !== undefined);
+  return result.error;
+}
+
+/** eth0 has the default route. */
+const ROUTE = [
+  'Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT',
+  'eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0',
+].join('\n');
+
+describe('binding', () => {
+  it('from the kernel to vfio-pci: override, unbind, probe, and no override afterwards', () => {
+    const { machine, binder } = setUp();
+    assert.deepEqual(only(bind(binder, [A])), { address: A, from: 'e1000e', to: 'vfio-pci', error: undefined });
+    assert.deepEqual(machine.writes, [
+      `vfio-pci > /sys/bus/pci/devices/${A}/driver_override`,
+      `${A} > /sys/bus/pci/drivers/e1000e/unbind`,
+      `${A} > /sys/bus/pci/drivers_probe`,
+      ` > /sys/bus/pci/devices/${A}/driver_override`,
+    ]);
+    assert.equal(machine.driver(A), 'vfio-pci');
+    assert.equal(machine.driver(B), 'ahci');
+  });
+
+  it('what has no driver', () => {
+    const { machine, binder } = setUp();
+    const { from, to } = only(bind(binder, ['01:00.0']));
+    assert.deepEqual([from, to, machine.override(C)], [undefined, 'vfio-pci', undefined]);
+  });
+
+  it('what has the driver already is fine, and left alone', () => {
+    const { machine, binder } = setUp();
+    bind(binder, [A]);
+    machine.writes.length = 0;
+    assert.deepEqual(only(bind(binder, [A])), { address: A, from: 'vfio-pci', to: 'vfio-pci', error: undefined });
+    assert.deepEqual(machine.writes, []);
+  });
+
+  it('several, and each once', () => {
+    const { binder } = setUp();
+    const results = bind(binder, ['00:02.0', A, 'eth0', '0000:01:*']);
+    assert.deepEqual(
+      results.map(({ address, to }) => [address, to]),
+      [
+        [A, 'vfio-pci'],
+        [C, 'vfio-pci'],
+      ],
+    );
+  });
+
+  it('to any other driver, and to none', () => {
+    const { machine, binder } = setUp({ drivers: ['vfio-pci', 'uio_pci_generic'] });
+    assert.equal(only(bind(binder, [A], { driver: 'uio_pci_generic' })).to, 'uio_pci_generic');
+    assert.equal(only(bind(binder, [A], { driver: 'none' })).to, undefined);
+    assert.equal(only(bind(binder, [A], { driver: 'none' })).error, undefined);
+    assert.equal(machine.driver(A), undefined);
+  });
+
+  it('a whole group, without its bridges', () => {
+    const { machine, binder } = setUp();
+    const results = bind(binder, [A], { wholeGroup: true });
+    assert.deepEqual(
+      results.map(({ address, from, to }) => [address, from, to]),
+      [
+        [A, 'e1000e', 'vfio-pci'],
+        [B, 'ahci', 'vfio-pci'],
+      ],
+    );
+    assert.equal(machine.driver(BRIDGE), 'pcieport');
+    assert.equal(machine.driver(C), undefined);
+  });
+
+  it('the owner of the device files', () => {
+    const { machine, binder } = setUp();
+    bind(binder, [A], { owner: { user: 1000 } });
+    const chowns = (): string[] => machine.writes.filter((line) => line.startsWith('chown'));
+    assert.equal(chowns().length, 2);
+    assert.match(chowns()[0], /^chown 1000:-1 \/dev\/vfio\/devices\/vfio\d+$/);
+    assert.equal(chowns()[1], 'chown 1000:-1 /dev/vfio/5');
+    machine.writes.length = 0;
+    bind(binder, [A], { owner: { user: 1, group: 2 } });
+    assert.equal(chowns()[1], 'chown 1:2 /dev/vfio/5', 'also for one that was bound before');
+  });
+});
+
+describe('a driver that does not take the device', () => {
+  it('the old one has it again; the error is what the new one said', () => {
+    const { machine, binder } = setUp();
+    machine.failing.set(`vfio-pci ${A}`, 'EBUSY');
+    const result = only(bind(binder, [A]));
+    assert.deepEqual([result.from, result.to, machine.override(A)], ['e1000e', 'e1000e', undefined]);
+    const error = errorOf(result);
+    assert.deepEqual([error.code, error.device, error.undo], ['EBUSY', `pci:${A}`, []]);
+    assert.match(error.hint ?? '', /sriov_numvfs/);
+  });
+
+  it('and the old one does not take it back: the error says that, too', () => {
+    const { machine, binder } = setUp();
+    machine.failing.set(`vfio-pci ${A}`, 'EINVAL').set(`e1000e ${A}`, 'ENOMEM');
+    const result = only(bind(binder, [A]));
+    assert.deepEqual([result.to, machine.override(A)], [undefined, undefined]);
+    assert.equal(errorOf(result).code, 'EINVAL');
+    assert.match(errorOf(result).message, /undoing it failed too/);
+    assert.equal(errorOf(result).undo.length, 1);
+  });
+
+  it('others are bound all the same', () => {
+    const { machine, binder } = setUp();
+    machine.failing.set(`vfio-pci ${A}`, 'EINVAL');
+    assert.deepEqual(
+      bind(binder, [A, B]).map(({ to, error }) => [to, error?.code]),
+      [
+        ['e1000e', 'EINVAL'],
+        ['vfio-pci', undefined],
+      ],
+    );
+  });
+
+  for (const n of [1, 2, 3, 4])
+    it(`write ${n} of 4 fails: no override is left, and a driver has it`, () => {
+      const { machine, binder } = setUp();
+      const write = machine.writeText.bind(machine);
+      let left = n;
+      machine.writeText = (path, text) => {
+        write(--left === 0 ? '/sys/nothing' : path, text);
+      };
+      const result = only(bind(binder, [A]));
+      assert.equal(errorOf(result).code, 'ENOENT');
+      assert.equal(result.to, n === 4 ? 'vfio-pci' : 'e1000e');
+      if (n !== 4) assert.equal(machine.override(A), undefined);
+    });
+
+  it('without being root: the hint says so', () => {
+    const { machine, binder } = setUp();
+    machine.writeText = (path) => {
+      throw new DmaError({ code: 'EACCES', operation: 'open', reason: `${path}: permission denied` });
+    };
+    const error = errorOf(only(bind(binder, [A])));
+    assert.deepEqual([error.code, error.hint], ['EACCES', 'changing drivers takes root']);
+  });
+
+  it('a bridge is refused for VFIO', () => {
+    const { machine, binder } = setUp();
+    assert.equal(errorOf(only(bind(binder, [BRIDGE]))).code, 'ENOTSUP');
+    assert.deepEqual(machine.writes, []);
+  });
+});
+
+describe('what is refused before anything is changed', () => {
+  const cases: [what: string, options: BindOptions, machine: TestMachineOptions, code: string, says: RegExp][] = [
+    ['a driver that is a device', { driver: '00:02.0' }, {}, 'EINVAL', /is a device, not a driver/],
+    ['a driver that is an interface', { driver: 'eth0' }, {}, 'EINVAL', /is a device, not a driver/],
+    ['a driver that is a path', { driver: '../x' }, {}, 'EINVAL', /no name of a driver/],
+    ['vfio-pci, not loaded', {}, { drivers: [] }, 'ENOTSUP', /vfio-pci is not loaded .*modprobe vfio-pci/],
+    ['another driver, not loaded', { driver: 'igb_uio' }, {}, 'ENOTSUP', /hint: modprobe igb_uio/],
+    ['no IOMMU', {}, { iommu: false }, 'ENODEV', /no IOMMU.*--noiommu-mode/],
+  ];
+  for (const [what, options, more, code, says] of cases)
+    it(what, () => {
+      const { machine, binder } = setUp(more);
+      assert.throws(() => bind(binder, [A], options), dmaError(code as 'EINVAL', says));
+      assert.deepEqual(machine.writes, []);
+    });
+
+  it('a device that is not there', () => {
+    const { binder } = setUp();
+    for (const text of ['0000:00:09.0', 'eth9', '0000:7?:*', '', '*x'])
+      assert.throws(
+        () => binder.resolve([A, text]),
+        dmaError('ENODEV', new RegExp(`"${text.replace(/[*?]/g, '\\$&')}"`)),
+      );
+  });
+
+  it('no-IOMMU mode is switched on when asked for, and is not needed for other drivers', () => {
+    const { machine, binder } = setUp({ iommu: false, drivers: ['vfio-pci', 'uio_pci_generic'] });
+    bind(binder, [A], { noIommuMode: true });
+    assert.match(machine.writes[0], /^1 > .*enable_unsafe_noiommu_mode$/);
+    assert.equal(machine.driver(A), 'vfio-pci');
+    machine.writes.length = 0;
+    bind(binder, [B]);
+    assert.equal(machine.driver(B), 'vfio-pci', 'it is on already');
+    const other = setUp({ iommu: false, drivers: ['uio_pci_generic'] });
+    assert.equal(only(bind(other.binder, [A], { driver: 'uio_pci_generic' })).error, undefined);
+  });
+});
+
+describe('patterns', () => {
+  const cases: [pattern: string, addresses: string[]][] = [
+    ['0000:00:*', [A, B]],
+    ['00:0[23].?', [A, B]],
+    ['eth?', [A]],
+    ['*', [A, B, C]],
+    [BRIDGE, [BRIDGE]],
+  ];
+  for (const [pattern, addresses] of cases)
+    it(`${pattern} is ${addresses.join(' ')}`, () => {
+      const { binder } = setUp();
+      assert.deepEqual(
+        binder.resolve([pattern]).map(({ address }) => address),
+        addresses,
+      );
+    });
+});
+
+describe('an interface that carries a route', () => {
+  it('is refused, and the others are not', () => {
+    const { machine, binder } = setUp({ files: { '/proc/net/route': ROUTE } });
+    const [a, b] = bind(binder, [A, B]);
+    assert.equal(errorOf(a).code, 'EBUSY');
+    assert.match(errorOf(a).message, /eth0 carries the default route.*--force/);
+    assert.deepEqual([a.to, b.to], ['e1000e', 'vfio-pci']);
+    assert.ok(machine.writes.every((line) => !line.includes(A)));
+    assert.equal(only(bind(binder, [A], { driver: 'none' })).to, 'e1000e');
+  });
+
+  it('unless it is forced', () => {
+    const { binder } = setUp({ files: { '/proc/net/route': ROUTE } });
+    assert.equal(only(bind(binder, [A], { force: true })).to, 'vfio-pci');
+  });
+
+  const line6 = (destination: string, prefix: string, flags: string, name: string): string =>
+    `${destination} ${prefix} ${'0'.repeat(32)} 00 ${'0'.repeat(32)} 00000100 00000001 00000000 ${flags} ${name}`;
+  const zeros = '0'.repeat(32);
+  const cases: [what: string, files: Record<string, string>, says: string | undefined][] = [
+    ['nothing', {}, undefined],
+    ['the default route', { '/proc/net/route': ROUTE }, 'the default route'],
+    [
+      'a net',
+      { '/proc/net/route': 'Iface\neth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n' },
+      'the route to 192.0.2.0/24',
+    ],
+    ['a route that is down', { '/proc/net/route': ROUTE.replace('0003', '0002') }, undefined],
+    ['link-local', { '/proc/net/route': 'eth0\t0000FEA9\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n' }, undefined],
+    ['of another interface', { '/proc/net/route': ROUTE.replace('eth0', 'eth1') }, undefined],
+    ['cut short', { '/proc/net/route': 'eth0\t000200C0\n', '/proc/net/ipv6_route': `${zeros} 00\n` }, undefined],
+    ['IPv6 default', { '/proc/net/ipv6_route': line6(zeros, '00', '00000003', 'eth0') }, 'the IPv6 default route'],
+    [
+      'an IPv6 net',
+      { '/proc/net/ipv6_route': line6(`fd00${'0'.repeat(28)}`, '40', '00000001', 'eth0') },
+      'the route to fd00::/64',
+    ],
+    [
+      'IPv6 link-local',
+      { '/proc/net/ipv6_route': line6(`fe80${'0'.repeat(28)}`, '40', '00000001', 'eth0') },
+      undefined,
+    ],
+    ['IPv6 multicast', { '/proc/net/ipv6_route': line6(`ff00${'0'.repeat(28)}`, '08', '00000001', 'eth0') }, undefined],
+    [
+      'its own address',
+      { '/proc/net/ipv6_route': line6(`fd00${'0'.repeat(28)}`, '80', '80200001', 'eth0') },
+      undefined,
+    ],
+    ['a reject route', { '/proc/net/ipv6_route': line6(zeros, '00', '00200200', 'eth0') }, undefined],
+    [
+      'a bond above a VLAN above it',
+      {
+        '/proc/net/route': ROUTE.replace('eth0', 'bond0.7'),
+        '/sys/class/net/eth0/upper_bond0/mtu': '',
+        '/sys/class/net/bond0/upper_bond0.7/mtu': '',
+        '/sys/class/net/bond0.7/upper_eth0/mtu': '',
+      },
+      'the default route by bond0.7',
+    ],
+  ];
+  for (const [what, files, says] of cases)
+    it(`routes: ${what}`, () => {
+      assert.equal(routeThrough(new TestMachine({ files }), 'eth0'), says);
+    });
+});
+
+describe('unbinding', () => {
+  it('gives it back to the driver of the kernel', () => {
+    const { machine, binder } = setUp();
+    bind(binder, [A]);
+    const { from, to } = only(binder.unbind(binder.resolve([A])));
+    assert.deepEqual([from, to, machine.override(A)], ['vfio-pci', 'e1000e', undefined]);
+  });
+
+  it('also after somebody else has set an override', () => {
+    const { machine, binder } = setUp();
+    bind(binder, [A]);
+    machine.writeText(`/sys/bus/pci/devices/${A}/driver_override`, 'vfio-pci\n');
+    assert.equal(only(binder.unbind(binder.resolve([A]))).to, 'e1000e');
+  });
+
+  it('what the kernel has is left alone; what nobody wants is no error', () => {
+    const { machine, binder } = setUp();
+    const [a, c] = binder.unbind(binder.resolve([A, C]));
+    assert.deepEqual(
+      [a.from, a.to, a.error, c.from, c.to, c.error],
+      ['e1000e', 'e1000e', undefined, undefined, undefined, undefined],
+    );
+    assert.ok(machine.writes.every((line) => !line.includes(`${A} >`)));
+  });
+
+  it('a device that goes away meanwhile is an error of its own', () => {
+    const { machine, binder } = setUp();
+    const functions = binder.resolve([A, B]);
+    machine.unplug(A);
+    const [a, b] = binder.bind(functions);
+    assert.deepEqual([a.error?.code, a.to, b.to], ['ENOENT', undefined, 'vfio-pci']);
+  });
+});

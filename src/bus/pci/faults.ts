@@ -1,0 +1,113 @@
+/** Faults that IOMMUs report in the kernel log: which device touched which address. */
+import { isAddress, type Iova } from '../../units.js';
+import type { DeviceFault } from '../model.js';
+import { requesterId } from './address.js';
+
+/**
+ * The faults of one function among those in the kernel log. IOMMUs are known whose lines name function and address: Intel's,
+ * AMD's, Arm's SMMU v3 (kernels that write its events in words) and virtio's. The kernel leaves lines out when there are many.
+ */
+export function faultsInLog(log: string, address: string): DeviceFault[] {
+  return FORMATS.flatMap(({ pattern, read }) =>
+    [...log.matchAll(pattern)].flatMap(({ index, groups = {} }) => {
+      const fault = names(groups, address) ? read(groups) : undefined;
+      return fault === undefined ? [] : [{ index, fault }];
+    }),
+  )
+    .sort((a, b) => a.index - b.index)
+    .map(({ fault }) => fault);
+}
+
+type Groups = Readonly<Record<string, string | undefined>>;
+
+/** How one kind of IOMMU writes a fault. */
+interface Format {
+  /** Groups: `function` or `endpoint` for who it was, `iova`, `access` or `flags` */
+  readonly pattern: RegExp;
+  readonly read: (groups: Groups) => DeviceFault | undefined;
+}
+
+const AMD_FLAG_WRITE = 0x20;
+
+const FORMATS: readonly Format[] = [
+  {
+    // drivers/iommu/intel/dmar.c; older kernels write neither the domain nor 0x.
+    pattern:
+      /DMAR: \[DMA (?<access>Read|Write)[^\]]*\] Request device \[(?<function>[\da-f:.]+)\] fault addr (?:0x)?(?<iova>[\da-f]+)/gi,
+    read: ({ iova, access }) => fault(iova, access?.toLowerCase()),
+  },
+  {
+    // drivers/iommu/amd/iommu.c: the function is before or inside of the brackets.
+    pattern:
+      /(?:(?<function>[\da-f]{4,}:[\da-f]{2}:[\da-f]{2}\.\d): )?AMD-Vi: Event logged \[IO_PAGE_FAULT (?:device=(?<inside>[\da-f:.]+) )?(?:domain|pasid)=\S+ address=(?:0x)?(?<iova>[\da-f]+) flags=(?:0x)?(?<flags>[\da-f]+)/gi,
+    read: ({ iova, flags }) => fault(iova, (parseInt(flags ?? '0', 16) & AMD_FLAG_WRITE) !== 0 ? 'write' : 'read'),
+  },
+  {
+    // drivers/iommu/arm/arm-smmu-v3: two lines, of which the second says what it was.
+    pattern:
+      /event: F_\w+ client: (?<function>[\da-f:.]+) sid: \S+ ssid: \S+ iova: 0x(?<iova>[\da-f]+)(?:[^\n]*\n[^\n]*(?:un)?priv (?:inst|data) (?<access>read|write))?/gi,
+    read: ({ iova, access }) => fault(iova, access),
+  },
+  {
+    // drivers/iommu/virtio-iommu.c: endpoints of PCI are requester IDs, below the domain.
+    pattern: /fault from EP (?<endpoint>\d+) at 0x(?<iova>[\da-f]+) \[(?<flags>[RWX]*)\]/g,
+    read: ({ iova, flags = '' }) => fault(iova, flags.includes('W') ? 'write' : flags === '' ? undefined : 'read'),
+  },
+];
+
+/** `undefined` for an address that no mapping can have. */
+function fault(iova: string | undefined, access: string | undefined): DeviceFault | undefined {
+  const address = parseInt(iova ?? '', 16);
+  if (!isAddress(address)) return undefined;
+  return {
+    iova: address as Iova,
+    access: access === 'read' || access === 'write' ? access : undefined,
+    source: 'kernel log',
+  };
+}
+
+/** Is it this function that a line speaks of? Lines that name no PCI domain mean any. */
+function names({ function: before, inside, endpoint }: Groups, address: string): boolean {
+  if (endpoint !== undefined)
+    return Number(endpoint) === requesterId(address) + parseInt(address.split(':')[0], 16) * 2 ** 16;
+  const name = (before ?? inside)?.toLowerCase();
+  return name === address || (name !== undefined && address.endsWith(`:${name}`));
+}
+
+/** The end of a log, long enough to be there only once. bytes */
+const MARK = 512;
+
+/**
+ * What was written to the kernel log since the mark was made. The kernel keeps only so much: what was pushed out is lost, and
+ * when the mark itself was, lines are told by their time.
+ */
+export class LogMark {
+  readonly #end: string;
+
+  /** @param log the kernel log now */
+  constructor(log: string | undefined) {
+    this.#end = (log ?? '').slice(-MARK);
+  }
+
+  /** @param log the kernel log, later */
+  newer(log: string): string {
+    if (this.#end === '') return log;
+    const at = log.lastIndexOf(this.#end);
+    if (at >= 0) return log.slice(at + this.#end.length);
+    const until = timeOf(
+      this.#end
+        .split('\n')
+        .reverse()
+        .find((line) => timeOf(line) >= 0) ?? '',
+    );
+    return log
+      .split('\n')
+      .filter((line) => timeOf(line) > until)
+      .join('\n');
+  }
+}
+
+/** `<6>[   12.345678] text`: seconds since the start of the machine; -1 where the kernel does not write that. */
+function timeOf(line: string): number {
+  return Number(/^(?:<\d+>)?\[ *(\d+\.\d+)/.exec(line)?.[1] ?? -1);
+}

@@ -1,0 +1,41 @@
+/** Kernel modules on disk: which are there, and which of them are for a device (modprobe's files, modules.dep(5)). */
+import type { KernelPort } from '../../platform/ports.js';
+import { escaped, glob } from './glob.js';
+
+/** The modules of the running kernel. Its files are read once, when they are first asked for. */
+export class KernelModules {
+  readonly #kernel: KernelPort;
+  #directory: string | undefined;
+  #names: string | undefined;
+  #aliases: readonly (readonly [pattern: string, module: string])[] | undefined;
+
+  constructor(kernel: KernelPort) {
+    this.#kernel = kernel;
+  }
+
+  /** Could `modprobe name` work, or is it built in? `undefined` when that can not be told. */
+  has(name: string): boolean | undefined {
+    this.#names ??= ['modules.dep', 'modules.builtin'].map((file) => this.#read(file)).join('\n');
+    if (this.#names.trim() === '') return undefined;
+    return new RegExp(`/${escaped(name).replace(/[-_]/g, '[-_]')}\\.ko`).test(this.#names);
+  }
+
+  /** Names of modules for a device with this modalias, in the order of the file. */
+  forModalias(modalias: string): string[] {
+    if (modalias === '') return [];
+    this.#aliases ??= [...this.#read('modules.alias').matchAll(/^alias (pci:\S+) (\S+)$/gm)].map(
+      ([, pattern, module]) => [pattern, module] as const,
+    );
+    // Most patterns begin with the vendor, so that few have to be compared in full.
+    const vendor = modalias.slice(0, 'pci:v00001234'.length);
+    const fits = this.#aliases.filter(
+      ([pattern]) => (pattern.startsWith(vendor) || pattern.startsWith('pci:v*')) && glob(pattern).test(modalias),
+    );
+    return [...new Set(fits.map(([, module]) => module))];
+  }
+
+  #read(file: string): string {
+    this.#directory ??= `/lib/modules/${this.#kernel.readText('/proc/sys/kernel/osrelease')?.trim() ?? ''}`;
+    return this.#kernel.readText(`${this.#directory}/${file}`) ?? '';
+  }
+}

@@ -1,0 +1,297 @@
+/** The bus of PCI functions that VFIO hands to this process: `pci:0000:00:02.0`, `pci:00:02.0,container=mine`. */
+import type { DomainBackend } from '../../dma/backend.js';
+import { DmaError, isDmaError, undoAll, withUndo, type DmaErrorDetails } from '../../errors.js';
+import type { Platform } from '../../platform/ports.js';
+import { PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from '../../platform/uapi/pci-regs.js';
+import {
+  VFIO_PCI_CONFIG_REGION_INDEX,
+  VFIO_PCI_ERR_IRQ_INDEX,
+  VFIO_PCI_REQ_IRQ_INDEX,
+} from '../../platform/uapi/vfio.js';
+import type { Container, Containers, KernelSpace, VfioNode } from '../../vfio/containers.js';
+import type { VfioDevice } from '../../vfio/device.js';
+import { spacePerDevice } from '../dma-ops.js';
+import type { Bus, Device, DmaOps, OpenedDevice } from '../model.js';
+import { VfioAccess } from '../vfio-access.js';
+import { parsePciAddress } from './address.js';
+import { faultsInLog, LogMark } from './faults.js';
+import { isBridge, isVfio, PciSysfs, type PciFunction } from './sysfs.js';
+import { usability } from './usable.js';
+
+/** What the bus is made of. */
+export interface PciBusOptions {
+  readonly platform: Platform;
+  readonly containers: Pick<Containers, 'default' | 'find' | 'all' | 'open'>;
+  /** Makes the backend of a domain over an address space of VFIO's. */
+  readonly backend: (space: KernelSpace) => DomainBackend;
+}
+
+interface Connection {
+  readonly container: Container;
+  readonly space: KernelSpace;
+}
+
+/**
+ * See the head of the file. Key of device names: `container=NAME`, the container that the device is put into; without it,
+ * the default one. Devices of one container share what is mapped.
+ */
+export class PciBus implements Bus {
+  readonly name = 'pci';
+  readonly dma: DmaOps;
+  readonly #options: PciBusOptions;
+  readonly #sysfs: PciSysfs;
+  readonly #connections = new Map<string, Connection>();
+  readonly #backends = new WeakMap<KernelSpace, DomainBackend>();
+
+  constructor(options: PciBusOptions) {
+    this.#options = options;
+    this.#sysfs = new PciSysfs(options.platform.kernel);
+    this.dma = spacePerDevice(
+      (device) => this.#backendOf(this.#connectionOf(device).space),
+      (device) => this.#connectionOf(device).container.name,
+    );
+  }
+
+  /** An address, with or without the domain. */
+  parse(name: string): string | undefined {
+    return parsePciAddress(name);
+  }
+
+  /** All functions but bridges, whichever driver has them. */
+  async scan(): Promise<readonly string[]> {
+    return this.#sysfs
+      .scan()
+      .filter((fn) => !isBridge(fn))
+      .map(({ address }) => address);
+  }
+
+  /**
+   * Opens a function that a VFIO driver has, and lets it answer to loads and stores and be a bus master.
+   *
+   * @throws DmaError ENODEV: it is not there, or no driver has it; EBUSY: a driver of the kernel's has it, or its IOMMU group
+   *   is not viable; ENOENT: there is no such container; ENOTSUP: it is a bridge; and all that `Containers.open` throws;
+   *   each with what to do about it
+   */
+  async open(address: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice> {
+    const { platform, containers } = this.#options;
+    const container = this.#containerOf(args);
+    const fn = this.#find(address);
+    const mark = new LogMark(platform.kernel.log());
+    const undo: (() => void)[] = [];
+    try {
+      const { device, space, release } = this.#explained(fn, () => containers.open(container, nodeOf(fn)));
+      undo.unshift(release);
+      const config = new Command(device);
+      undo.unshift(() => config.stop());
+      config.start();
+      const access = new VfioAccess(platform, device);
+      undo.unshift(() => access.close());
+      const notices = new Notices(platform, device, config);
+      undo.unshift(() => notices.close());
+      notices.listen();
+      this.#connections.set(address, { container, space });
+      undo.unshift(() => void this.#connections.delete(address));
+      return {
+        ids: fn.ids,
+        access,
+        faults: () => faultsInLog(mark.newer(platform.kernel.log() ?? ''), address),
+        onError: (failed) => notices.onError(failed),
+        onLost: (lost) => notices.onLost(lost),
+        close: () => {
+          const [first, ...others] = undoAll(undo.splice(0));
+          if (first !== undefined) throw withUndo(first, 'close', others);
+        },
+      };
+    } catch (error) {
+      throw withUndo(error, 'open', undoAll(undo)).with({ device: `pci:${address}` });
+    }
+  }
+
+  /** Without an IOMMU devices use physical addresses. */
+  iovaWish(): 'pa' | undefined {
+    if (this.#options.containers.default.choice !== 'noiommu') return undefined;
+    const exposed = (fn: PciFunction): boolean =>
+      isVfio(fn) && fn.group !== undefined && this.#sysfs.isNoIommuGroup(fn.group);
+    return this.#sysfs.scan().some(exposed) ? 'pa' : undefined;
+  }
+
+  #containerOf(args: ReadonlyMap<string, string>): Container {
+    const { containers } = this.#options;
+    const name = args.get('container');
+    if (name === undefined) return containers.default;
+    const container = containers.find(name);
+    if (container !== undefined) return container;
+    const hint = `there are: ${[...containers.all].map((each) => each.name).join(', ')}; others have to be made first`;
+    throw new DmaError({ code: 'ENOENT', operation: 'open', reason: `there is no container "${name}"`, hint });
+  }
+
+  /** The function, when a VFIO driver has it. */
+  #find(address: string): PciFunction {
+    const fn = this.#sysfs.read(address);
+    const details = { operation: 'open', device: `pci:${address}` };
+    if (fn === undefined) {
+      const hint = 'anydma devices lists what there is';
+      throw new DmaError({ code: 'ENODEV', reason: 'there is no such PCI device', hint, ...details });
+    }
+    if (!isVfio(fn)) throw new DmaError({ ...details, ...this.#advice(fn) });
+    return fn;
+  }
+
+  #explained<T>(fn: PciFunction, call: () => T): T {
+    try {
+      return call();
+    } catch (error) {
+      if (!isDmaError(error) || error.hint !== undefined) throw error;
+      throw error.with({ cause: error, hint: this.#advice(fn).hint });
+    }
+  }
+
+  /** What keeps the function from being used, as far as can be seen. */
+  #advice(fn: PciFunction): Pick<DmaErrorDetails, 'code' | 'reason' | 'hint'> {
+    const { problems } = usability(this.#sysfs, fn);
+    if (problems.length === 0) return { code: 'EIO', reason: 'it can not be used', hint: undefined };
+    const [{ code }] = problems;
+    const hint = [...new Set(problems.map(({ todo }) => todo))].join('; then: ');
+    return { code, reason: problems.map(({ reason }) => reason).join(', and '), hint };
+  }
+
+  #backendOf(space: KernelSpace): DomainBackend {
+    let backend = this.#backends.get(space);
+    if (backend === undefined) {
+      backend = this.#options.backend(space);
+      this.#backends.set(space, backend);
+    }
+    return backend;
+  }
+
+  #connectionOf(device: Device): Connection {
+    const connection = this.#connections.get(device.busName);
+    if (connection !== undefined) return connection;
+    throw new DmaError({ code: 'ENODEV', operation: 'dma', device: device.name, reason: 'the device is closed' });
+  }
+}
+
+function nodeOf({ address, group, vfioName }: PciFunction): VfioNode {
+  // A character device without an IOMMU is of no use to iommufd as it is used here.
+  const named = vfioName !== undefined && !vfioName.startsWith('noiommu-');
+  return { name: address, group, device: named ? `/dev/vfio/devices/${vfioName}` : undefined };
+}
+
+/** The command register: whether the function answers to loads and stores, and may do DMA. */
+class Command {
+  readonly #device: VfioDevice;
+  readonly #word = new Uint8Array(2);
+
+  constructor(device: VfioDevice) {
+    this.#device = device;
+  }
+
+  /** @throws DmaError ENODEV when the function does not answer */
+  start(): void {
+    const command = this.#read();
+    if (command === 0xffff)
+      throw new DmaError({
+        code: 'ENODEV',
+        operation: 'open',
+        reason: 'the device does not answer: its configuration space reads as all ones',
+        hint: 'it may have lost its power or its link; write 1 into its "remove" and then into /sys/bus/pci/rescan',
+      });
+    this.#write(command | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+  }
+
+  /** Ends its DMA. Nothing happens when it can not be reached any more. */
+  stop(): void {
+    if (this.#device.failure !== undefined) return;
+    const command = this.#read();
+    if (command !== 0xffff) this.#write(command & ~PCI_COMMAND_MASTER);
+  }
+
+  #read(): number {
+    this.#device.regionRead(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, this.#word);
+    return this.#word[0] + this.#word[1] * 256;
+  }
+
+  #write(command: number): void {
+    this.#word[0] = command & 0xff;
+    this.#word[1] = command >>> 8;
+    this.#device.regionWrite(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, this.#word);
+  }
+}
+
+/** What the kernel tells about a device by interrupts of VFIO's own: that it wants it back, and that it reported an error. */
+class Notices {
+  readonly #platform: Platform;
+  readonly #device: VfioDevice;
+  readonly #command: Command;
+  readonly #undo: (() => void)[] = [];
+  #lost: DmaError | undefined;
+  #tellLost: ((error: DmaError) => void) | undefined;
+  #tellError: ((error: DmaError) => void) | undefined;
+
+  constructor(platform: Platform, device: VfioDevice, command: Command) {
+    this.#platform = platform;
+    this.#device = device;
+    this.#command = command;
+  }
+
+  /** Begins to listen. What it took when it throws is given back by `close`. */
+  listen(): void {
+    this.#connect(VFIO_PCI_REQ_IRQ_INDEX, () => this.#givenBack());
+    this.#connect(VFIO_PCI_ERR_IRQ_INDEX, () =>
+      this.#tellError?.(
+        new DmaError({
+          code: 'EIO',
+          operation: 'pci',
+          device: `pci:${this.#device.name}`,
+          reason: 'the device reported an error that the bus could not correct (PCI Express AER)',
+          hint: 'the kernel log says which; reset the device before it is used again',
+        }),
+      ),
+    );
+  }
+
+  onLost(lost: (error: DmaError) => void): void {
+    this.#tellLost = lost;
+    if (this.#lost !== undefined) lost(this.#lost);
+  }
+
+  onError(failed: (error: DmaError) => void): void {
+    this.#tellError = failed;
+  }
+
+  /** Idempotent. */
+  close(): void {
+    const errors = undoAll(this.#undo.splice(0).reverse());
+    if (errors.length > 0) throw errors[0];
+  }
+
+  /** The kernel repeats this until the device is closed, and waits for that. */
+  #givenBack(): void {
+    if (this.#lost !== undefined) return;
+    const device = `pci:${this.#device.name}`;
+    const reason = 'the kernel wants the device back: it is being unplugged, or taken from its driver';
+    this.#lost = new DmaError({ code: 'ENODEV', operation: 'pci', device, reason });
+    // Its memory will be taken from it. What is gone already can not be stopped.
+    undoAll([() => this.#command.stop(), () => this.close()]);
+    this.#device.fail(this.#lost);
+    this.#tellLost?.(this.#lost);
+  }
+
+  #connect(index: number, notice: () => void): void {
+    const irq = this.#device.interrupts.at(index);
+    if (irq === undefined || irq.count === 0 || !irq.eventfd) return;
+    const { events, files, readiness } = this.#platform;
+    const fd = events.create();
+    this.#undo.push(() => files.close(fd));
+    const watch = readiness.watch(fd, { readable: true }, () => {
+      if (events.take(fd) > 0) notice();
+    });
+    this.#undo.push(() => watch.close());
+    // A program that has nothing left to do may end.
+    watch.setRef(false);
+    this.#device.setInterrupts({ index, action: 'trigger', eventfds: [fd] });
+    this.#undo.push(() => {
+      if (this.#device.failure === undefined) this.#device.setInterrupts({ index, action: 'trigger' });
+    });
+  }
+}

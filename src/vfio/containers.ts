@@ -1,0 +1,281 @@
+/**
+ * Containers: what a user holds of the kernel's address spaces. Devices are put into one by name; those in one share what
+ * is mapped. Which kind it is shows with its first device, and can be another one after its last.
+ */
+import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import type { VfioDevice } from './device.js';
+import { groupMembers } from './facts.js';
+import { IommufdContext, IOMMUFD } from './iommufd-context.js';
+import { IommufdSpace } from './iommufd.js';
+import { NoIommuSpace } from './noiommu.js';
+import { SpaprSpace } from './spapr.js';
+import type { ContainerChoice, ContainerKind, KernelSpace, VfioNode } from './space.js';
+import { Type1Space } from './type1.js';
+
+export type { ContainerChoice, ContainerKind, KernelSpace, VfioNode } from './space.js';
+
+/** Settings of a new container. */
+export interface ContainerOptions {
+  /** Default: `container-1` and on. */
+  readonly name?: string;
+  /** Default: what {@link Containers} were made with. */
+  readonly kind?: ContainerChoice;
+  /** For iommufd: see `IommufdOptions.pageRequests`. Default false. */
+  readonly pageRequests?: boolean;
+}
+
+/** A device that was opened in a container. */
+export interface OpenedNode {
+  readonly device: VfioDevice;
+  /** The address space that it is in. */
+  readonly space: KernelSpace;
+  /** Closes the device and takes it out of the container. Idempotent. */
+  release(): void;
+}
+
+/** See the head of the file. Made by {@link Containers.create}. */
+export class Container {
+  readonly name: string;
+  /** Which kind was asked for. */
+  readonly choice: ContainerChoice;
+  /** @internal */
+  readonly pageRequests: boolean;
+  /** @internal */
+  space: KernelSpace | undefined;
+  /** @internal by name */
+  readonly nodes = new Map<string, VfioNode>();
+  /** @internal */
+  closed = false;
+  readonly #forget: (container: Container) => void;
+
+  /** @internal */
+  constructor(name: string, choice: ContainerChoice, pageRequests: boolean, forget: (container: Container) => void) {
+    this.name = name;
+    this.choice = choice;
+    this.pageRequests = pageRequests;
+    this.#forget = forget;
+  }
+
+  /** What it is; `undefined` while no device is in it. */
+  get kind(): ContainerKind | undefined {
+    return this.space?.kind;
+  }
+
+  /** Names of the devices in it. */
+  get devices(): readonly string[] {
+    return [...this.nodes.keys()];
+  }
+
+  /** No device can be put into it any more. Idempotent. @throws DmaError EBUSY while devices are in it */
+  close(): void {
+    if (this.nodes.size > 0)
+      throw new DmaError({
+        code: 'EBUSY',
+        operation: 'close',
+        reason: `container "${this.name}" has devices: ${this.devices.join(', ')}`,
+      });
+    this.closed = true;
+    this.#forget(this);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** Name of the container that devices are in when nothing else was asked for. */
+const DEFAULT = 'default';
+
+/** All containers of one program. Groups are kept apart here: all devices of one IOMMU group have to be in one container. */
+export class Containers {
+  /** Where devices go when nothing else was asked for. */
+  readonly default: Container;
+  readonly #platform: Platform;
+  readonly #choice: ContainerChoice;
+  readonly #containers = new Map<string, Container>();
+  /** Containers by the numbers of the IOMMU groups that have open devices. */
+  readonly #groups = new Map<number, Container>();
+  readonly #iommufd: IommufdContext<IommufdSpace>;
+  /** What {@link open} gave out, and has not been released. */
+  readonly #opened = new Set<OpenedNode>();
+  #made = 0;
+
+  constructor(platform: Platform, options: { readonly choice?: ContainerChoice } = {}) {
+    this.#platform = platform;
+    this.#choice = options.choice ?? 'auto';
+    this.#iommufd = new IommufdContext(platform);
+    this.default = this.create({ name: DEFAULT });
+  }
+
+  /** A new container. Nothing is opened before its first device. @throws DmaError EEXIST when there is one of this name */
+  create(options: ContainerOptions = {}): Container {
+    const { name = this.#freeName(), kind = this.#choice, pageRequests = false } = options;
+    if (name === '') throw invalid('container', 'a container needs a name');
+    if (this.#containers.has(name))
+      throw new DmaError({ code: 'EEXIST', operation: 'container', reason: `there is a container "${name}" already` });
+    const container = new Container(name, kind, pageRequests, (closed) => {
+      if (this.#containers.get(name) === closed) this.#containers.delete(name);
+    });
+    this.#containers.set(name, container);
+    return container;
+  }
+
+  find(name: string): Container | undefined {
+    return this.#containers.get(name);
+  }
+
+  /** All that were not closed, in the order they were made. */
+  get all(): Iterable<Container> {
+    return this.#containers.values();
+  }
+
+  /**
+   * Opens a device in a container.
+   *
+   * @throws DmaError EBUSY: its IOMMU group is in another container, or in use elsewhere, or not viable; EEXIST: it is open
+   *   already; ENODEV: it is not there for VFIO; ENOTSUP: the kernel does not have this kind of container; EACCES; EPERM;
+   *   EINVAL: the container is closed, or not of these; nothing is left open then
+   */
+  open(container: Container, node: VfioNode): OpenedNode {
+    this.#mustTake(container, node);
+    const isFirst = container.space === undefined;
+    const { space, device } = naming(node.name, () => {
+      const space = container.space ?? this.#makeSpace(container, node);
+      try {
+        return { space, device: space.open(node) };
+      } catch (error) {
+        throw withUndo(error, 'open', isFirst ? undoAll([() => space.close()]) : []);
+      }
+    });
+    container.space = space;
+    container.nodes.set(node.name, node);
+    if (node.group !== undefined) this.#groups.set(node.group, container);
+    const opened: OpenedNode = {
+      device,
+      space,
+      release: () => {
+        if (this.#opened.delete(opened)) this.#release(container, node, opened);
+      },
+    };
+    this.#opened.add(opened);
+    return opened;
+  }
+
+  /** Releases all devices and closes all containers. @returns what failed */
+  close(): unknown[] {
+    return undoAll([
+      ...[...this.#opened].reverse().map((opened) => () => opened.release()),
+      ...[...this.#containers.values()].map((container) => () => container.close()),
+    ]);
+  }
+
+  #release(container: Container, node: VfioNode, { device, space }: OpenedNode): void {
+    container.nodes.delete(node.name);
+    const { group } = node;
+    if (group !== undefined && ![...container.nodes.values()].some((other) => other.group === group))
+      this.#groups.delete(group);
+    const isLast = container.nodes.size === 0;
+    if (isLast) container.space = undefined;
+    const [first, ...others] = undoAll([
+      () => device.close(),
+      () => space.release(node),
+      ...(isLast ? [() => space.close()] : []),
+    ]);
+    if (first !== undefined) throw withUndo(first, 'close', others);
+  }
+
+  #mustTake(container: Container, { name, group }: VfioNode): void {
+    const refuse = (code: 'EINVAL' | 'EEXIST' | 'EBUSY', reason: string, hint?: string): DmaError =>
+      new DmaError({ code, operation: 'open', device: name, reason, hint });
+    if (container.closed || this.#containers.get(container.name) !== container)
+      throw refuse('EINVAL', `container "${container.name}" is closed`);
+    for (const each of this.#containers.values())
+      if (each.nodes.has(name)) throw refuse('EEXIST', `it is open already, in container "${each.name}"`);
+    const owner = group === undefined ? undefined : this.#groups.get(group);
+    if (group === undefined || owner === undefined || owner === container) return;
+    const there = [...owner.nodes.values()].filter((node) => node.group === group).map((node) => node.name);
+    throw refuse(
+      'EBUSY',
+      `its IOMMU group ${group} is in container "${owner.name}", with ${there.join(', ')}`,
+      `devices of one group reach the same memory: open it in that container too. The group has ${groupMembers(
+        this.#platform.kernel,
+        group,
+      )
+        .map((member) => member.name)
+        .join(', ')}`,
+    );
+  }
+
+  #makeSpace(container: Container, node: VfioNode): KernelSpace {
+    const platform = this.#platform;
+    const { choice } = container;
+    switch (choice) {
+      case 'iommufd':
+        return new IommufdSpace(platform, this.#iommufd, container);
+      case 'type1':
+        return new Type1Space(platform);
+      case 'spapr':
+        return new SpaprSpace(platform);
+      case 'noiommu':
+        return new NoIommuSpace(platform);
+      case 'auto':
+        this.#mustHaveIommu(node);
+        return this.#prefersIommufd(node)
+          ? new IommufdSpace(platform, this.#iommufd, container)
+          : this.#makeGroupSpace();
+    }
+    throw invalid('container', `there is no kind of container "${String(choice)}"`);
+  }
+
+  /** Both are there; unless this user may use only the group, which is older and so more often allowed. */
+  #prefersIommufd({ device, group }: VfioNode): boolean {
+    const { kernel } = this.#platform;
+    if (device === undefined) return false;
+    const nodes = [kernel.mayOpen(IOMMUFD), kernel.mayOpen(device)];
+    if (nodes.includes('no-such-file')) return false;
+    return !nodes.includes('no-permission') || group === undefined || kernel.mayOpen(`/dev/vfio/${group}`) !== 'yes';
+  }
+
+  #makeGroupSpace(): KernelSpace {
+    try {
+      return new Type1Space(this.#platform);
+    } catch (error) {
+      if (!isDmaError(error, 'ENOTSUP')) throw error;
+      try {
+        return new SpaprSpace(this.#platform);
+      } catch (second) {
+        throw isDmaError(second, 'ENOTSUP') ? error : second;
+      }
+    }
+  }
+
+  #mustHaveIommu({ name, group }: VfioNode): void {
+    const made =
+      group === undefined ? undefined : this.#platform.kernel.readText(`/sys/kernel/iommu_groups/${group}/name`);
+    if (made?.trim() !== 'vfio-noiommu') return;
+    throw new DmaError({
+      code: 'ENODEV',
+      operation: 'open',
+      device: name,
+      reason: 'no IOMMU translates for it: it would reach all memory of this machine',
+      hint: 'switch the IOMMU on; or, if that is what you want, ask for a container of kind "noiommu"',
+    });
+  }
+
+  #freeName(): string {
+    for (;;) {
+      const name = `container-${++this.#made}`;
+      if (!this.#containers.has(name)) return name;
+    }
+  }
+}
+
+/** What `work` returns; an error that it throws names the device. */
+function naming<T>(device: string, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw isDmaError(error) && error.device === undefined ? error.with({ device }) : error;
+  }
+}

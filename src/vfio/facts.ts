@@ -1,0 +1,102 @@
+/** Why the kernel refused, told by what can be seen of the machine at that moment. */
+import { DmaError, isDmaError, type DmaErrorDetails, type ErrorCode } from '../errors.js';
+import type { KernelPort, Platform } from '../platform/ports.js';
+import { formatSize } from '../units.js';
+
+/** A device of an IOMMU group. */
+export interface GroupMember {
+  /** its name in sysfs */
+  readonly name: string;
+  /** the kernel driver that has it */
+  readonly driver: string | undefined;
+}
+
+/** The devices of IOMMU group `group`, by sysfs. */
+export function groupMembers(kernel: Pick<KernelPort, 'list' | 'readLink'>, group: number): GroupMember[] {
+  const directory = `/sys/kernel/iommu_groups/${group}/devices`;
+  return kernel.list(directory).map((name) => {
+    const driver = kernel.readLink(`${directory}/${name}/driver`);
+    return { name, driver: driver?.slice(driver.lastIndexOf('/') + 1) };
+  });
+}
+
+/**
+ * Does a device with this kernel driver keep its group from being handed to a program? Not without a driver, and not with
+ * one that leaves DMA to others: VFIO's own, pci-stub, and that of PCIe ports (Documentation/driver-api/vfio.rst).
+ */
+export function blocksGroup(driver: string | undefined): boolean {
+  return driver !== undefined && !driver.includes('vfio') && driver !== 'pci-stub' && driver !== 'pcieport';
+}
+
+/** The members of the group that keep it from being used, as text: `0000:00:03.0 (driver e1000e)`; empty when none does. */
+export function blockers(kernel: Pick<KernelPort, 'list' | 'readLink'>, group: number): string {
+  const blocking = groupMembers(kernel, group).filter(({ driver }) => blocksGroup(driver));
+  return blocking.map(({ name, driver }) => `${name} (driver ${driver ?? ''})`).join(', ');
+}
+
+/** What to add to an error, by its code. */
+export type Reasons = Partial<Record<ErrorCode, () => Partial<DmaErrorDetails>>>;
+
+/** `error` with what `reasons` say of its code, in their words; other errors as they are. */
+export function explained(error: unknown, reasons: Reasons): unknown {
+  if (!isDmaError(error)) return error;
+  const more = reasons[error.code]?.();
+  return more === undefined ? error : error.with({ cause: error, ...more });
+}
+
+/** Runs `call`; an error of it is {@link explained}. */
+export function explaining<T>(reasons: Reasons, call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    throw explained(error, reasons);
+  }
+}
+
+/** Opens a node of /dev for reading and writing. `absent`: why it is not there, and what to do about that. */
+export function openNode(platform: Platform, path: string, absent: string, more: Reasons = {}): number {
+  const reasons: Reasons = {
+    ENOENT: () => ({ reason: `${path} is not there`, hint: absent }),
+    // A node without a driver behind it.
+    ENXIO: () => ({ code: 'ENODEV', reason: `nothing is behind ${path}`, hint: absent }),
+    ENODEV: () => ({ reason: `nothing is behind ${path}`, hint: absent }),
+    EACCES: () => ({
+      reason: `no permission for ${path}`,
+      hint: `this user has to be able to read and write it: "chown USER ${path}", or a udev rule for SUBSYSTEM "vfio"`,
+    }),
+    ...more,
+  };
+  return explaining(reasons, () => platform.files.open(path, 'read-write'));
+}
+
+/** ENOMEM of a call that pins `length` bytes: the limit, what is used of it, and how to raise it. */
+export function lockedMemoryFacts(platform: Platform, length: number): Partial<DmaErrorDetails> {
+  const { limit, used: locked } = platform.limits.lockedMemory();
+  // VFIO's containers count as locked what they pin; iommufd, apart from that, what all processes of a user pin.
+  const used = Math.max(locked, platform.limits.pinnedMemory());
+  if (limit - used >= length)
+    return { reason: 'the kernel has no memory for it', hint: 'RLIMIT_MEMLOCK is not what is in the way' };
+  return {
+    reason: 'mapping it would pass the locked-memory limit',
+    hint:
+      `RLIMIT_MEMLOCK is ${formatSize(limit)}, ${formatSize(used)} of it are used, this map needs ${formatSize(length)} ` +
+      'more: raise it with "ulimit -l" or LimitMEMLOCK= of the service',
+  };
+}
+
+/** "The device can not be used by itself": what to do about neighbours in its group. */
+export function notViable(kernel: Pick<KernelPort, 'list' | 'readLink'>, group: number, operation: string): DmaError {
+  const who = blockers(kernel, group);
+  return new DmaError({
+    code: 'EBUSY',
+    operation,
+    reason:
+      who === ''
+        ? `IOMMU group ${group} is not viable: somebody else has its DMA`
+        : `IOMMU group ${group} is not viable because of ${who}`,
+    hint:
+      who === ''
+        ? 'all devices of the group must be without a driver, or have vfio-pci, and no other program may have them'
+        : 'every device of a group is handed over together: bind these to vfio-pci too, or unbind them from their drivers',
+  });
+}

@@ -1,0 +1,230 @@
+/**
+ * A container of VFIO's: /dev/vfio/vfio, with IOMMU groups in it (include/uapi/linux/vfio.h). The kernel gives it an IOMMU
+ * with its first group and takes it back, with all that is mapped, with its last; so all here begins and ends with devices.
+ */
+import { DmaError, undoAll, withUndo } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { Struct } from '../platform/struct.js';
+import { IOCTL, VFIO_API_VERSION, VFIO_GROUP_FLAGS_VIABLE, VFIO_GROUP_STATUS } from '../platform/uapi/vfio.js';
+import { VfioDevice } from './device.js';
+import { explaining, notViable, openNode, type Reasons } from './facts.js';
+import type { VfioNode } from './space.js';
+
+/** Which IOMMU driver of the kernel's a container is for. */
+export interface ContainerType {
+  /** What VFIO_CHECK_EXTENSION and VFIO_SET_IOMMU call it. */
+  readonly extension: number;
+  /** for messages */
+  readonly name: string;
+  /** The kernel module that has it. */
+  readonly module: string;
+  /** Where the groups are: this, and the number. */
+  readonly groupPath: string;
+}
+
+interface OpenGroup {
+  readonly fd: number;
+  /** names of the devices that are open */
+  readonly devices: Set<string>;
+}
+
+const CONTAINER = '/dev/vfio/vfio';
+const NO_MODULE = 'load the module: "modprobe vfio-pci" (the kernel needs CONFIG_VFIO and CONFIG_VFIO_GROUP)';
+
+/** See the head of the file. */
+export class GroupContainer {
+  readonly #platform: Platform;
+  readonly #type: ContainerType;
+  readonly #fd: number;
+  readonly #groups = new Map<number, OpenGroup>();
+  readonly #status = new Struct(VFIO_GROUP_STATUS.sizeof);
+  #closed = false;
+
+  /** @throws DmaError ENOENT, EACCES: /dev/vfio/vfio; ENOTSUP: this kernel does not have this type */
+  constructor(platform: Platform, type: ContainerType) {
+    this.#platform = platform;
+    this.#type = type;
+    this.#fd = openNode(platform, CONTAINER, NO_MODULE);
+    try {
+      this.#mustBeSupported();
+    } catch (error) {
+      throw withUndo(error, 'container', undoAll([() => platform.files.close(this.#fd)]));
+    }
+  }
+
+  /** The container's descriptor, for the calls of its IOMMU driver. */
+  get fd(): number {
+    return this.#fd;
+  }
+
+  /** Has it an IOMMU? That begins with the first device and ends with the last. */
+  get hasIommu(): boolean {
+    return this.#groups.size > 0;
+  }
+
+  /** Does the kernel know `extension` (VFIO_CHECK_EXTENSION)? */
+  supports(extension: number): boolean {
+    return this.#call(IOCTL.VFIO_CHECK_EXTENSION, extension, 'VFIO_CHECK_EXTENSION') > 0;
+  }
+
+  /** Opens a device; its group comes into the container when it is not in it. Undone when it fails. */
+  open(node: VfioNode): VfioDevice {
+    const { group: number, name } = node;
+    if (number === undefined) throw this.#noGroup(name);
+    const known = this.#groups.get(number);
+    const group = known ?? this.#join(number, name);
+    try {
+      const device = VfioDevice.fromFd(this.#platform, this.#deviceFd(group, name), name);
+      group.devices.add(name);
+      return device;
+    } catch (error) {
+      throw withUndo(error, 'open', known === undefined ? undoAll([() => this.#leave(number)]) : []);
+    }
+  }
+
+  /** Takes out a device that was closed, and with the last one of a group the group. */
+  release({ group: number, name }: VfioNode): void {
+    if (number === undefined) return;
+    const group = this.#groups.get(number);
+    if (group?.devices.delete(name) === true && group.devices.size === 0) this.#leave(number);
+  }
+
+  /** Idempotent. @throws DmaError EBUSY while devices are in it */
+  close(): void {
+    if (this.#closed) return;
+    const devices = [...this.#groups.values()].flatMap((group) => [...group.devices]);
+    if (devices.length > 0)
+      throw new DmaError({ code: 'EBUSY', operation: 'close', reason: `it has devices: ${devices.join(', ')}` });
+    this.#closed = true;
+    this.#platform.files.close(this.#fd);
+  }
+
+  #mustBeSupported(): void {
+    const { extension, name, module } = this.#type;
+    const version = this.#call(IOCTL.VFIO_GET_API_VERSION, 0, 'VFIO_GET_API_VERSION');
+    const refuse = (reason: string, hint?: string): DmaError =>
+      new DmaError({ code: 'ENOTSUP', operation: 'container', reason, hint });
+    if (version !== VFIO_API_VERSION)
+      throw refuse(`the kernel has version ${version} of VFIO, not ${VFIO_API_VERSION}`);
+    if (!this.supports(extension))
+      throw refuse(`the kernel has no IOMMU driver of type ${name} for VFIO`, `"modprobe ${module}"`);
+  }
+
+  #join(number: number, device: string): OpenGroup {
+    const path = `${this.#type.groupPath}${number}`;
+    const fd = openNode(
+      this.#platform,
+      path,
+      `the device has to be bound to vfio-pci ("anydma bind ${device}"), and the kernel needs CONFIG_VFIO_GROUP`,
+      {
+        EBUSY: () => ({
+          reason: `IOMMU group ${number} is in use`,
+          hint: `another program has ${path} open, or a device of the group through iommufd; a group serves one at a time`,
+        }),
+        EPERM: () => ({
+          reason: `${path} may only be opened with CAP_SYS_RAWIO`,
+          hint: 'a device without an IOMMU reaches all memory: run as root',
+        }),
+      },
+    );
+    try {
+      this.#mustBeViable(fd, number);
+      this.#putInto(fd, number);
+    } catch (error) {
+      throw withUndo(error, 'open', undoAll([() => this.#platform.files.close(fd)]));
+    }
+    const group = { fd, devices: new Set<string>() };
+    this.#groups.set(number, group);
+    return group;
+  }
+
+  #leave(number: number): void {
+    const group = this.#groups.get(number);
+    if (group === undefined) return;
+    this.#groups.delete(number);
+    // That takes it out of the container as well, once all its devices are closed.
+    this.#platform.files.close(group.fd);
+  }
+
+  #mustBeViable(fd: number, number: number): void {
+    this.#status.clear().set32(VFIO_GROUP_STATUS.argsz, VFIO_GROUP_STATUS.sizeof);
+    this.#platform.ioctl.call(fd, IOCTL.VFIO_GROUP_GET_STATUS, this.#status.bytes, 'VFIO_GROUP_GET_STATUS');
+    if ((this.#status.u32(VFIO_GROUP_STATUS.flags) & VFIO_GROUP_FLAGS_VIABLE) === 0)
+      throw notViable(this.#platform.kernel, number, 'open');
+  }
+
+  #putInto(fd: number, number: number): void {
+    const { kernel, ioctl } = this.#platform;
+    const container = new Struct(4).set32(0, this.#fd);
+    const taken: Reasons = {
+      EPERM: () => notViable(kernel, number, 'open'),
+      EBUSY: () => notViable(kernel, number, 'open'),
+      EINVAL: () => ({
+        reason: `IOMMU group ${number} can not be in one container with what is there`,
+        hint: 'its IOMMU reaches too few addresses for what is mapped already: open this device first, or in a container of its own',
+      }),
+    };
+    explaining({ ...taken, ...this.#mapFailures() }, () =>
+      ioctl.call(fd, IOCTL.VFIO_GROUP_SET_CONTAINER, container.bytes, 'VFIO_GROUP_SET_CONTAINER'),
+    );
+    if (this.#groups.size > 0) return;
+    explaining({ ...this.#iommuRefused(number), ...this.#mapFailures() }, () =>
+      this.#call(IOCTL.VFIO_SET_IOMMU, this.#type.extension, 'VFIO_SET_IOMMU'),
+    );
+  }
+
+  /** A group that joins has all mapped for it that the container has. */
+  #mapFailures(): Reasons {
+    return {
+      ENOMEM: () => ({
+        reason: 'the kernel has no memory for the page tables of another IOMMU',
+        hint: 'what is mapped in a container is mapped anew for a group of another kind',
+      }),
+    };
+  }
+
+  #iommuRefused(number: number): Reasons {
+    const { name, module } = this.#type;
+    return {
+      EPERM: () => ({
+        reason: `the kernel does not hand IOMMU group ${number} to a program: interrupts are not isolated on this machine`,
+        hint:
+          'its devices could raise any interrupt. Enable interrupt remapping (firmware, or "intremap=on" in QEMU); ' +
+          'or take the risk with "echo Y > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"',
+      }),
+      ENODEV: () => ({
+        reason: `the kernel has no IOMMU driver of type ${name} for this group`,
+        hint: `"modprobe ${module}"`,
+      }),
+      EBUSY: () => notViable(this.#platform.kernel, number, 'open'),
+    };
+  }
+
+  #deviceFd(group: OpenGroup, name: string): number {
+    const bytes = new Struct(name.length + 1);
+    bytes.bytes.set(Buffer.from(name, 'latin1'));
+    const reasons: Reasons = {
+      ENODEV: () => ({
+        reason: `the kernel has no VFIO device ${name} in this group`,
+        hint: `it has to be bound to vfio-pci: "anydma bind ${name}"`,
+      }),
+      EBUSY: () => ({ reason: `${name} is in use`, hint: 'another program has it open' }),
+    };
+    return explaining(reasons, () =>
+      this.#platform.ioctl.call(group.fd, IOCTL.VFIO_GROUP_GET_DEVICE_FD, bytes.bytes, 'VFIO_GROUP_GET_DEVICE_FD'),
+    );
+  }
+
+  #noGroup(name: string): DmaError {
+    return new DmaError({
+      code: 'ENODEV',
+      operation: 'open',
+      reason: `${name} is in no IOMMU group: no IOMMU translates for it`,
+      hint: 'switch the IOMMU on in the firmware and the kernel ("intel_iommu=on"); without one, only no-IOMMU mode is left',
+    });
+  }
+
+  #call(request: number, value: number, name: string): number {
+    return this.#platform.ioctl.call(this.#fd, request, value, name);
+  }
+}

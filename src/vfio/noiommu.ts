@@ -1,0 +1,71 @@
+/**
+ * VFIO without an IOMMU: groups that the kernel makes up for devices that nothing translates for. Such a device reaches all
+ * memory of the machine, by physical addresses; there is nothing to map. Unsafe by design, and told so whenever it is used.
+ */
+import { DmaError, withUndo, undoAll } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { VFIO_NOIOMMU_IOMMU } from '../platform/uapi/vfio.js';
+import type { VfioDevice } from './device.js';
+import { GroupContainer, type ContainerType } from './group-container.js';
+import type { KernelSpace, VfioNode } from './space.js';
+
+const NOIOMMU: ContainerType = {
+  extension: VFIO_NOIOMMU_IOMMU,
+  name: 'no-IOMMU',
+  module: 'vfio enable_unsafe_noiommu_mode=1',
+  groupPath: '/dev/vfio/noiommu-',
+};
+
+/** Does VFIO hand out devices without an IOMMU now? It is a parameter of the kernel's, off unless somebody switched it on. */
+export function isNoIommuEnabled(platform: Platform): boolean {
+  const text = platform.kernel.readText('/sys/module/vfio/parameters/enable_unsafe_noiommu_mode') ?? '';
+  return /^[Y1]/.test(text);
+}
+
+/** See the head of the file. */
+export class NoIommuSpace implements KernelSpace {
+  readonly kind = 'vfio-noiommu';
+  /** bytes a page of memory has */
+  readonly pageSize: number;
+  readonly #container: GroupContainer;
+
+  /**
+   * Each device that is opened is a warning to the user of the process, with code ANYDMA_NOIOMMU.
+   *
+   * @throws DmaError ENOTSUP: the mode is off, or this kernel does not have it; ENOENT, EACCES: /dev/vfio/vfio
+   */
+  constructor(platform: Platform) {
+    if (!isNoIommuEnabled(platform))
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation: 'container',
+        reason: 'no-IOMMU mode is off',
+        hint:
+          'switch the IOMMU on instead; or, if the device may reach all memory of this machine, ' +
+          '"echo Y > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode" and bind the device again (the kernel needs CONFIG_VFIO_NOIOMMU)',
+      });
+    this.pageSize = platform.memory.pageSize;
+    this.#container = new GroupContainer(platform, NOIOMMU);
+  }
+
+  open(node: VfioNode): VfioDevice {
+    const device = this.#container.open(node);
+    try {
+      process.emitWarning(
+        `${node.name} is used without an IOMMU: it can read and write all memory of this machine, and so can who controls it`,
+        { code: 'ANYDMA_NOIOMMU' },
+      );
+      return device;
+    } catch (error) {
+      throw withUndo(error, 'open', undoAll([() => device.close(), () => this.release(node)]));
+    }
+  }
+
+  release(node: VfioNode): void {
+    this.#container.release(node);
+  }
+
+  close(): void {
+    this.#container.close();
+  }
+}

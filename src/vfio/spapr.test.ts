@@ -1,0 +1,155 @@
+/** sPAPR v2: the calls in their order, windows, and registration of memory, on the kernel model. */
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { DmaError, isDmaError, type ErrorCode } from '../errors.js';
+import { openPlatform } from '../platform/open.js';
+import type { Platform } from '../platform/ports.js';
+import { GiB, type Iova, type Va } from '../units.js';
+import { SpaprSpace, type SpaprOptions } from './spapr.js';
+import { SPAPR_MACHINE } from './testing-spapr.js';
+import { vfioKernel, type VfioKernel } from './testing.js';
+
+const real = openPlatform();
+const skip = real.limitation ?? false;
+const PAGE = real.memory.pageSize;
+const A = '0000:00:02.0';
+const B = '0000:00:03.0';
+
+function codeOf(action: () => unknown): ErrorCode | undefined {
+  try {
+    action();
+    return undefined;
+  } catch (error) {
+    assert.ok(isDmaError(error), String(error));
+    return error.code;
+  }
+}
+
+function world(
+  use: (kernel: VfioKernel, space: SpaprSpace, calls: string[], va: Va) => void,
+  options?: SpaprOptions,
+): void {
+  using kernel = vfioKernel({ iommu: 'spapr', devices: [{ name: A }, { name: B }] });
+  const calls: string[] = [];
+  const { ioctl } = kernel.platform;
+  const platform: Platform = {
+    ...kernel.platform,
+    ioctl: {
+      call: (fd, request, argument, name) => {
+        if (name.includes('IOMMU')) calls.push(name.replace('VFIO_IOMMU_', '').replace('SPAPR_', ''));
+        return ioctl.call(fd, request, argument, name);
+      },
+    },
+  };
+  const space = new SpaprSpace(platform, options);
+  const length = 8 * PAGE;
+  const va = real.memory.map({ length });
+  const node = kernel.node(A);
+  const device = space.open(node);
+  try {
+    use(kernel, space, calls, va);
+  } finally {
+    device.close();
+    space.release(node);
+    space.close();
+    real.memory.unmap(va, length);
+  }
+  assert.deepEqual(kernel.leaks(), []);
+}
+
+describe('sPAPR v2', { skip }, () => {
+  it('replaces the default window by one that takes all, with as few levels as possible', () => {
+    world(
+      (kernel, space, calls) => {
+        assert.deepEqual(calls, ['VFIO_SET_IOMMU', 'TCE_GET_INFO', 'TCE_REMOVE', 'TCE_CREATE', 'TCE_CREATE']);
+        assert.deepEqual(kernel.spapr(A).windows, [{ start: 0, size: 64 * GiB, pageSize: 4096, levels: 2 }]);
+        assert.deepEqual([String(space.window.range), space.window.pageSize], ['[0x0, 0x1000000000)', PAGE]);
+        calls.length = 0;
+        const node = kernel.node(B);
+        const device = space.open(node);
+        assert.deepEqual(calls, [], 'the window is the new group’s as well');
+        device.close();
+        space.release(node);
+      },
+      { windowBytes: 48 * GiB },
+    );
+    world((_kernel, space) => assert.ok(space.window.range.length >= GiB));
+  });
+
+  it('registers memory before the first mapping of it, and unregisters it after the last', () => {
+    world(
+      (kernel, space, calls, va) => {
+        calls.length = 0;
+        const at = (page: number): Va => (va + page * PAGE) as Va;
+        space.map(at(0), 0x10000 as Iova, 4 * PAGE, 'read-write');
+        assert.deepEqual(calls, ['REGISTER_MEMORY', 'MAP_DMA']);
+        kernel.write(A, 0x10000 + PAGE - 1, Uint8Array.of(1, 2));
+        assert.deepEqual([...kernel.read(A, 0x10000 + PAGE - 1, 2)], [1, 2]);
+        // A part of it elsewhere needs no registration of its own.
+        space.map(at(1), 0x80000 as Iova, PAGE, 'read');
+        assert.deepEqual([space.registrations, kernel.spapr(A).registrations, kernel.pinned], [1, 1, 4 * PAGE]);
+        assert.equal(
+          codeOf(() => space.map(at(3), 0x90000 as Iova, 2 * PAGE, 'read')),
+          'EBUSY',
+        );
+        calls.length = 0;
+        assert.equal(space.unmap(at(1), (0x10000 + PAGE) as Iova, 2 * PAGE), 2 * PAGE);
+        assert.equal(space.unmap(at(1), 0x80000 as Iova, PAGE), PAGE);
+        assert.equal(space.unmap(at(0), 0x10000 as Iova, PAGE), PAGE);
+        assert.deepEqual(calls, ['UNMAP_DMA', 'UNMAP_DMA', 'UNMAP_DMA']);
+        assert.equal(space.unmap(at(3), (0x10000 + 3 * PAGE) as Iova, PAGE), PAGE);
+        assert.deepEqual(calls.slice(3), ['UNMAP_DMA', 'UNREGISTER_MEMORY']);
+        assert.equal(kernel.pinned, 0);
+        assert.equal(
+          codeOf(() => space.unmap(at(0), 0x10000 as Iova, PAGE)),
+          'EINVAL',
+        );
+        // A map that fails leaves no registration.
+        assert.equal(
+          codeOf(() => space.map(at(0), (2 ** 40) as Iova, PAGE, 'read')),
+          'EINVAL',
+        );
+        assert.equal(
+          codeOf(() => space.map(at(0), 0x10001 as Iova, PAGE, 'read')),
+          'EINVAL',
+        );
+        assert.deepEqual([space.registrations, kernel.pinned], [0, 0]);
+        space.map(at(0), 0x10000 as Iova, PAGE, 'write');
+        space.map(at(2), 0x20000 as Iova, PAGE, 'write');
+        assert.equal(space.unmapAll(), 2 * PAGE);
+        assert.equal(space.unmapAll(), 0);
+        assert.deepEqual([space.registrations, kernel.pinned], [0, 0]);
+        space.map(at(2), 0x20000 as Iova, PAGE, 'write');
+      },
+      { windowBytes: 4 * GiB },
+    );
+  });
+
+  it('refuses windows that it can not have', () => {
+    using kernel = vfioKernel({ iommu: 'spapr', devices: [{ name: A }] });
+    for (const windowBytes of [0, -1, NaN, 2 ** 53])
+      assert.equal(
+        codeOf(() => new SpaprSpace(kernel.platform, { windowBytes })),
+        'EINVAL',
+      );
+    let tries = 0;
+    const platform: Platform = {
+      ...kernel.platform,
+      ioctl: {
+        call: (fd, request, argument, name) => {
+          if (name !== 'VFIO_IOMMU_SPAPR_TCE_CREATE') return kernel.platform.ioctl.call(fd, request, argument, name);
+          tries++;
+          throw new DmaError({ code: 'ENOMEM', operation: name, reason: 'as told' });
+        },
+      },
+    };
+    const space = new SpaprSpace(platform);
+    assert.equal(
+      codeOf(() => space.open(kernel.node(A))),
+      'ENOMEM',
+    );
+    assert.equal(tries, SPAPR_MACHINE.maxLevels);
+    space.close();
+    assert.deepEqual(kernel.leaks(), []);
+  });
+});

@@ -1,0 +1,296 @@
+/**
+ * An address space of the sPAPR IOMMU driver, version 2 (POWER; drivers/vfio/vfio_iommu_spapr_tce.c). IOVAs are in windows
+ * that are made on demand, each with pages of one size; memory is registered (and so pinned) before any of it is mapped.
+ */
+import type { DmaAccess } from '../dma/backend.js';
+import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { Struct } from '../platform/struct.js';
+import * as vfio from '../platform/uapi/vfio.js';
+import { RangeMap } from '../range-map.js';
+import { Range } from '../ranges.js';
+import { ADDRESS_LIMIT, formatSize, GiB, hex, type Iova, type Va } from '../units.js';
+import type { VfioDevice } from './device.js';
+import { explained, explaining, lockedMemoryFacts } from './facts.js';
+import { GroupContainer, type ContainerType } from './group-container.js';
+import { pageSizesOf, type KernelSpace, type VfioNode } from './space.js';
+import { MAP_FLAGS } from './type1.js';
+
+const {
+  IOCTL,
+  VFIO_IOMMU_SPAPR_REGISTER_MEMORY: REGISTER,
+  VFIO_IOMMU_SPAPR_TCE_CREATE: CREATE,
+  VFIO_IOMMU_SPAPR_TCE_INFO: INFO,
+  VFIO_IOMMU_SPAPR_TCE_DDW_INFO: DYNAMIC,
+  VFIO_IOMMU_SPAPR_TCE_REMOVE: REMOVE,
+  VFIO_IOMMU_TYPE1_DMA_MAP: MAP,
+  VFIO_IOMMU_TYPE1_DMA_UNMAP: UNMAP,
+} = vfio;
+
+const SPAPR: ContainerType = {
+  extension: vfio.VFIO_SPAPR_TCE_v2_IOMMU,
+  name: 'sPAPR v2',
+  module: 'vfio_iommu_spapr_tce',
+  groupPath: '/dev/vfio/',
+};
+
+/** Memory that is registered, and how much of it is mapped. */
+interface Registration {
+  readonly va: Va;
+  readonly length: number;
+  /** bytes that are mapped now */
+  mapped: number;
+}
+
+/** The one window of a container. */
+export interface SpaprWindow {
+  readonly range: Range<Iova>;
+  /** bytes; what is mapped are multiples of it */
+  readonly pageSize: number;
+}
+
+/** Settings of a {@link SpaprSpace}. */
+export interface SpaprOptions {
+  /**
+   * bytes of the window, rounded up to a power of two. Default: twice the memory of the machine, so that all of it can be
+   * mapped at once; the kernel pays 8 bytes a page for it.
+   */
+  readonly windowBytes?: number;
+}
+
+/** See the head of the file. */
+export class SpaprSpace implements KernelSpace {
+  readonly kind = 'vfio-spapr';
+  readonly #platform: Platform;
+  readonly #container: GroupContainer;
+  readonly #windowBytes: number;
+  readonly #map = new Struct(MAP.sizeof).set32(MAP.argsz, MAP.sizeof);
+  readonly #unmap = new Struct(UNMAP.sizeof).set32(UNMAP.argsz, UNMAP.sizeof);
+  readonly #register = new Struct(REGISTER.sizeof).set32(REGISTER.argsz, REGISTER.sizeof);
+  /** By VA. Registrations of one process must not overlap. */
+  readonly #registered = new RangeMap<Registration>();
+  #window: SpaprWindow | undefined;
+
+  /** @throws DmaError EINVAL: impossible options; ENOENT, EACCES: /dev/vfio/vfio; ENOTSUP: this kernel has no sPAPR v2 */
+  constructor(platform: Platform, options: SpaprOptions = {}) {
+    this.#platform = platform;
+    const { windowBytes = 2 * memoryOfMachine(platform) } = options;
+    this.#windowBytes = 2 ** Math.ceil(Math.log2(windowBytes));
+    if (!(windowBytes >= 1 && this.#windowBytes < ADDRESS_LIMIT))
+      throw invalid('container', `a DMA window of ${windowBytes} bytes is not possible`);
+    this.#container = new GroupContainer(platform, SPAPR);
+  }
+
+  /** @throws DmaError ENODEV while no device is in it */
+  get window(): SpaprWindow {
+    if (this.#window === undefined)
+      throw new DmaError({
+        code: 'ENODEV',
+        operation: 'container',
+        reason: 'it has no window before its first device',
+      });
+    return this.#window;
+  }
+
+  /** How many ranges are registered now. */
+  get registrations(): number {
+    return this.#registered.size;
+  }
+
+  open(node: VfioNode): VfioDevice {
+    const device = this.#container.open(node);
+    try {
+      // Groups that come later get the windows that are there.
+      this.#window ??= this.#makeWindow();
+      return device;
+    } catch (error) {
+      throw withUndo(error, 'open', undoAll([() => device.close(), () => this.release(node)]));
+    }
+  }
+
+  release(node: VfioNode): void {
+    this.#container.release(node);
+    if (this.#container.hasIommu) return;
+    // The kernel has taken back the windows, and the registrations with them.
+    this.#window = undefined;
+    this.#registered.clear();
+  }
+
+  /**
+   * Registers the memory when it is not yet, and maps it. All numbers are multiples of the window's page size.
+   *
+   * @throws DmaError EBUSY: only a part of it is registered, or more than it; ENOMEM: the locked-memory limit; ENXIO:
+   *   outside of the window; EINVAL: misaligned; what is mapped at these IOVAs already is replaced, so that the caller must know
+   */
+  map(va: Va, iova: Iova, length: number, access: DmaAccess): void {
+    const known = this.#registrationOf(va, length);
+    const registration = known ?? this.#registerMemory(va, length);
+    this.#map.set32(MAP.flags, MAP_FLAGS[access]).set64(MAP.vaddr, va).set64(MAP.iova, iova).set64(MAP.size, length);
+    try {
+      this.#call(IOCTL.VFIO_IOMMU_MAP_DMA, this.#map, 'VFIO_IOMMU_MAP_DMA');
+    } catch (error) {
+      const undo = known === undefined ? undoAll([() => this.#unregister(registration)]) : [];
+      throw withUndo(this.#notMapped(error, iova, length), 'map', undo);
+    }
+    registration.mapped += length;
+  }
+
+  /**
+   * Unmaps, and unregisters the memory with the last of it.
+   *
+   * @param va what is mapped there
+   * @returns `length`: this driver of the kernel's reports nothing
+   */
+  unmap(va: Va, iova: Iova, length: number): number {
+    const registration = this.#registrationOf(va, length);
+    if (registration === undefined) throw invalid('unmap', `nothing is mapped at ${hex(va)}`);
+    this.#unmap.set32(UNMAP.flags, 0).set64(UNMAP.iova, iova).set64(UNMAP.size, length);
+    this.#call(IOCTL.VFIO_IOMMU_UNMAP_DMA, this.#unmap, 'VFIO_IOMMU_UNMAP_DMA');
+    registration.mapped -= length;
+    if (registration.mapped === 0) this.#unregister(registration);
+    return length;
+  }
+
+  /** Unmaps the whole window and unregisters all memory. @returns the bytes that were mapped */
+  unmapAll(): number {
+    if (this.#window === undefined || this.#registered.size === 0) return 0;
+    const { range } = this.#window;
+    this.#unmap.set32(UNMAP.flags, 0).set64(UNMAP.iova, range.start).set64(UNMAP.size, range.length);
+    this.#call(IOCTL.VFIO_IOMMU_UNMAP_DMA, this.#unmap, 'VFIO_IOMMU_UNMAP_DMA');
+    let bytes = 0;
+    for (const registration of [...this.#registered.values()]) {
+      bytes += registration.mapped;
+      this.#unregister(registration);
+    }
+    return bytes;
+  }
+
+  close(): void {
+    this.#container.close();
+  }
+
+  /** Replaces the window that is there by itself, which is small, by one that takes all. */
+  #makeWindow(): SpaprWindow {
+    const info = new Struct(INFO.sizeof).set32(INFO.argsz, INFO.sizeof);
+    this.#call(IOCTL.VFIO_IOMMU_SPAPR_TCE_GET_INFO, info, 'VFIO_IOMMU_SPAPR_TCE_GET_INFO');
+    if ((info.u32(INFO.flags) & vfio.VFIO_IOMMU_SPAPR_INFO_DDW) === 0)
+      throw new DmaError({ code: 'ENOTSUP', operation: 'open', reason: 'this platform can not make DMA windows' });
+    const sizes = pageSizesOf(info.u32(INFO.ddw + DYNAMIC.pgsizes), info.u32(INFO.ddw + DYNAMIC.pgsizes + 4));
+    const { pageSize: systemPage } = this.#platform.memory;
+    // A page of the IOMMU has to be inside a page of memory.
+    const pageSize = sizes.filter((size) => size <= systemPage).at(-1);
+    if (pageSize === undefined)
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation: 'open',
+        reason: `the IOMMU has no pages of ${formatSize(systemPage)} or less`,
+      });
+    const remove = new Struct(REMOVE.sizeof)
+      .set32(REMOVE.argsz, REMOVE.sizeof)
+      .set64(REMOVE.start_addr, info.u32(INFO.dma32_window_start));
+    this.#call(IOCTL.VFIO_IOMMU_SPAPR_TCE_REMOVE, remove, 'VFIO_IOMMU_SPAPR_TCE_REMOVE');
+    const start = this.#createWindow(pageSize, info.u32(INFO.ddw + DYNAMIC.levels));
+    return { range: new Range(start as Iova, this.#windowBytes), pageSize: Math.max(pageSize, systemPage) };
+  }
+
+  /** With as few levels as the kernel has memory for: it wants the table of a level in one piece. @returns the first IOVA */
+  #createWindow(pageSize: number, maxLevels: number): number {
+    const create = new Struct(CREATE.sizeof);
+    for (let levels = 1; ; levels++) {
+      create
+        .clear()
+        .set32(CREATE.argsz, CREATE.sizeof)
+        .set32(CREATE.page_shift, Math.log2(pageSize))
+        .set64(CREATE.window_size, this.#windowBytes)
+        .set32(CREATE.levels, levels);
+      try {
+        this.#call(IOCTL.VFIO_IOMMU_SPAPR_TCE_CREATE, create, 'VFIO_IOMMU_SPAPR_TCE_CREATE');
+        break;
+      } catch (error) {
+        if (levels < maxLevels) continue;
+        throw explained(error, {
+          ENOMEM: () => ({
+            reason: `the kernel has no memory for a window of ${formatSize(this.#windowBytes)}`,
+            hint: 'its tables count as locked memory too: raise RLIMIT_MEMLOCK ("ulimit -l"), or ask for a smaller window',
+          }),
+        });
+      }
+    }
+    const start = create.u64(CREATE.start_addr);
+    if (start + this.#windowBytes <= ADDRESS_LIMIT) return start;
+    const remove = new Struct(REMOVE.sizeof).set32(REMOVE.argsz, REMOVE.sizeof);
+    remove.bytes.set(create.bytes.subarray(CREATE.start_addr, CREATE.start_addr + 8), REMOVE.start_addr);
+    const error = new DmaError({
+      code: 'ERANGE',
+      operation: 'open',
+      reason: `the kernel made a DMA window at ${hex(start)}, which no address of this library reaches`,
+    });
+    throw withUndo(
+      error,
+      'open',
+      undoAll([() => this.#call(IOCTL.VFIO_IOMMU_SPAPR_TCE_REMOVE, remove, 'VFIO_IOMMU_SPAPR_TCE_REMOVE')]),
+    );
+  }
+
+  /** The registration that [va, va + length) is all in. @throws DmaError EBUSY when some of it is registered, but not as a whole */
+  #registrationOf(va: Va, length: number): Registration | undefined {
+    const found = this.#registered.overlapping(va, va + length);
+    if (found === undefined || (found.va <= va && va + length <= found.va + found.length)) return found;
+    throw new DmaError({
+      code: 'EBUSY',
+      operation: 'map',
+      range: new Range(va, length),
+      reason: `some of it is registered already, as ${new Range(found.va, found.length).toString()}`,
+      hint: 'this kernel takes no memory that overlaps what it has: unmap that first',
+    });
+  }
+
+  #registerMemory(va: Va, length: number): Registration {
+    this.#register.set64(REGISTER.vaddr, va).set64(REGISTER.size, length);
+    explaining(
+      {
+        ENOMEM: () => lockedMemoryFacts(this.#platform, length),
+        EINVAL: () => ({
+          range: new Range(va, length),
+          reason: 'the kernel does not register this memory',
+          hint: 'another container of this process has registered an overlapping range, not the same',
+        }),
+      },
+      () => this.#call(IOCTL.VFIO_IOMMU_SPAPR_REGISTER_MEMORY, this.#register, 'VFIO_IOMMU_SPAPR_REGISTER_MEMORY'),
+    );
+    const registration = { va, length, mapped: 0 };
+    this.#registered.insert(va, length, registration);
+    return registration;
+  }
+
+  #unregister({ va, length }: Registration): void {
+    this.#register.set64(REGISTER.vaddr, va).set64(REGISTER.size, length);
+    this.#call(IOCTL.VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY, this.#register, 'VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY');
+    this.#registered.delete(va);
+  }
+
+  #notMapped(error: unknown, iova: Iova, length: number): unknown {
+    return explained(error, {
+      ENXIO: () => ({
+        code: 'EINVAL',
+        range: new Range(iova, length),
+        reason: 'no DMA window is at these IOVAs',
+        hint: `the window is ${this.window.range.toString()}`,
+      }),
+      EPERM: () => ({
+        reason: 'the IOMMU has larger pages than the memory',
+        hint: `mappings have to be in pages of ${formatSize(this.window.pageSize)}`,
+      }),
+    });
+  }
+
+  #call(request: number, argument: Struct, name: string): void {
+    this.#platform.ioctl.call(this.#container.fd, request, argument.bytes, name);
+  }
+}
+
+/** bytes, by /proc/meminfo; 32 GiB where that can not be read */
+function memoryOfMachine(platform: Platform): number {
+  const match = /^MemTotal:\s+(\d+) kB/m.exec(platform.kernel.readText('/proc/meminfo') ?? '');
+  return match === null ? 32 * GiB : Number(match[1]) * 1024;
+}

@@ -1,0 +1,312 @@
+/**
+ * An address space of the type1 IOMMU driver, version 2 (drivers/vfio/vfio_iommu_type1.c): a container whose groups are
+ * behind an ordinary IOMMU. A mapping can only be unmapped as a whole; the kernel says how many bytes that were.
+ */
+import type { DmaAccess } from '../dma/backend.js';
+import { DmaError, undoAll, withUndo } from '../errors.js';
+import type { IoctlPort, Platform } from '../platform/ports.js';
+import { Struct } from '../platform/struct.js';
+import * as vfio from '../platform/uapi/vfio.js';
+import { Range } from '../ranges.js';
+import { ADDRESS_LIMIT, type Iova, type Va } from '../units.js';
+import type { VfioDevice } from './device.js';
+import { DirtyPages, type DirtyTracking } from './dirty.js';
+import { explained, lockedMemoryFacts } from './facts.js';
+import { GroupContainer, type ContainerType } from './group-container.js';
+import { pageSizesOf, sameWindows, windowsOf, type KernelSpace, type VfioNode } from './space.js';
+
+const { IOCTL, VFIO_IOMMU_TYPE1_DMA_MAP: MAP, VFIO_IOMMU_TYPE1_DMA_UNMAP: UNMAP, VFIO_IOMMU_TYPE1_INFO: INFO } = vfio;
+
+const TYPE1: ContainerType = {
+  extension: vfio.VFIO_TYPE1v2_IOMMU,
+  name: 'type1 v2',
+  module: 'vfio_iommu_type1',
+  groupPath: '/dev/vfio/',
+};
+
+/** The access of a device in flags of VFIO_IOMMU_MAP_DMA. */
+export const MAP_FLAGS: Readonly<Record<DmaAccess, number>> = {
+  read: vfio.VFIO_DMA_MAP_FLAG_READ,
+  write: vfio.VFIO_DMA_MAP_FLAG_WRITE,
+  'read-write': vfio.VFIO_DMA_MAP_FLAG_READ | vfio.VFIO_DMA_MAP_FLAG_WRITE,
+};
+
+/** What VFIO_IOMMU_GET_INFO tells, in this library's words. */
+export interface Type1Info {
+  /** bytes, ascending */
+  readonly pageSizes: readonly number[];
+  /** Where IOVAs can be. The same array as long as it says the same. */
+  readonly windows: readonly Range<Iova>[];
+  /** How many mappings it takes at once (the module's parameter `dma_entry_limit`). */
+  readonly entryLimit: number;
+  /** Can it track dirty pages? */
+  readonly tracksDirtyPages: boolean;
+}
+
+/** See the head of the file. It has constraints from its first device on. */
+export class Type1Space implements KernelSpace, DirtyTracking {
+  readonly kind = 'vfio-type1';
+  readonly #platform: Platform;
+  readonly #ioctl: IoctlPort;
+  readonly #container: GroupContainer;
+  readonly #unmapAllFlag: boolean;
+  readonly #map = new Struct(MAP.sizeof).set32(MAP.argsz, MAP.sizeof);
+  readonly #unmap = new Struct(UNMAP.sizeof).set32(UNMAP.argsz, UNMAP.sizeof);
+  #info: Type1Info | undefined;
+
+  /** @throws DmaError ENOENT, EACCES: /dev/vfio/vfio; ENOTSUP: this kernel has no type1 */
+  constructor(platform: Platform) {
+    this.#platform = platform;
+    this.#ioctl = platform.ioctl;
+    this.#container = new GroupContainer(platform, TYPE1);
+    try {
+      this.#unmapAllFlag = this.#container.supports(vfio.VFIO_UNMAP_ALL);
+    } catch (error) {
+      throw withUndo(error, 'container', undoAll([() => this.#container.close()]));
+    }
+  }
+
+  /** @throws DmaError ENODEV while no device is in it */
+  get info(): Type1Info {
+    if (this.#info === undefined)
+      throw new DmaError({ code: 'ENODEV', operation: 'container', reason: 'it has no IOMMU before its first device' });
+    return this.#info;
+  }
+
+  open(node: VfioNode): VfioDevice {
+    // With a new IOMMU all begins anew.
+    if (!this.#container.hasIommu) this.#info = undefined;
+    const device = this.#container.open(node);
+    try {
+      this.#refresh();
+      return device;
+    } catch (error) {
+      throw withUndo(error, 'open', undoAll([() => device.close(), () => this.release(node)]));
+    }
+  }
+
+  release(node: VfioNode): void {
+    this.#container.release(node);
+    // A device that leaves only makes windows wider: what could not be read again is still true.
+    if (this.#container.hasIommu) undoAll([() => this.#refresh()]);
+  }
+
+  /**
+   * VFIO_IOMMU_MAP_DMA. All numbers are multiples of the smallest page size.
+   *
+   * @throws DmaError EEXIST: an IOVA of it is mapped already; EINVAL: misaligned, or outside the windows; ENOSPC: the entry
+   *   limit; ENOMEM: the locked-memory limit; EFAULT: there is no memory at the VA, or none that can be pinned
+   */
+  map(va: Va, iova: Iova, length: number, access: DmaAccess): void {
+    this.#map.set32(MAP.flags, MAP_FLAGS[access]).set64(MAP.vaddr, va).set64(MAP.iova, iova).set64(MAP.size, length);
+    try {
+      this.#ioctl.call(this.#container.fd, IOCTL.VFIO_IOMMU_MAP_DMA, this.#map.bytes, 'VFIO_IOMMU_MAP_DMA');
+    } catch (error) {
+      throw this.#notMapped(error, iova, length);
+    }
+  }
+
+  /**
+   * VFIO_IOMMU_UNMAP_DMA: all mappings inside the range, none of which may reach out of it.
+   *
+   * @returns the bytes that the kernel unmapped; 0 when nothing was mapped there
+   * @throws DmaError EINVAL: misaligned, or it cuts a mapping
+   */
+  unmap(iova: Iova, length: number): number {
+    return this.#unmapWith(0, iova, length);
+  }
+
+  /** Unmaps all there is. @returns the bytes */
+  unmapAll(): number {
+    if (!this.#container.hasIommu) return 0;
+    return this.#unmapAllFlag
+      ? this.#unmapWith(vfio.VFIO_DMA_UNMAP_FLAG_ALL, 0, 0)
+      : this.#unmapWith(0, 0, ADDRESS_LIMIT);
+  }
+
+  /** How many more mappings the kernel takes now; `undefined` when it does not tell (Linux before 5.10). */
+  available(): number | undefined {
+    return this.#readInfo().available;
+  }
+
+  get pageSize(): number {
+    return this.info.pageSizes[0];
+  }
+
+  start(): void {
+    this.#dirty(vfio.VFIO_IOMMU_DIRTY_PAGES_FLAG_START);
+  }
+
+  stop(): void {
+    this.#dirty(vfio.VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP);
+  }
+
+  /** Behind an IOMMU the kernel tells all that is mapped as dirty, since any device may have written it at any time. */
+  read(range: Range<Iova>, options: { readonly keep?: boolean } = {}): DirtyPages {
+    if (options.keep === true)
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation: 'dirty pages',
+        reason: 'type1 always takes what it tells as known',
+      });
+    this.#mustTrack();
+    const pages = new DirtyPages(range, this.pageSize);
+    const { VFIO_IOMMU_TYPE1_DIRTY_BITMAP: HEAD, VFIO_IOMMU_TYPE1_DIRTY_BITMAP_GET: GET, VFIO_BITMAP: BITS } = vfio;
+    const argument = new Struct(HEAD.sizeof + GET.sizeof)
+      .set32(HEAD.argsz, HEAD.sizeof + GET.sizeof)
+      .set32(HEAD.flags, vfio.VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP)
+      .set64(HEAD.data + GET.iova, range.start)
+      .set64(HEAD.data + GET.size, range.length)
+      .set64(HEAD.data + GET.bitmap + BITS.pgsize, pages.pageSize)
+      .set64(HEAD.data + GET.bitmap + BITS.size, pages.bitmap.length)
+      .set64(HEAD.data + GET.bitmap + BITS.data, this.#platform.memory.addressOf(pages.bitmap));
+    this.#call(IOCTL.VFIO_IOMMU_DIRTY_PAGES, argument, 'VFIO_IOMMU_DIRTY_PAGES');
+    return pages;
+  }
+
+  close(): void {
+    this.#container.close();
+  }
+
+  #dirty(flag: number): void {
+    this.#mustTrack();
+    const { VFIO_IOMMU_TYPE1_DIRTY_BITMAP: HEAD } = vfio;
+    const argument = new Struct(HEAD.sizeof).set32(HEAD.argsz, HEAD.sizeof).set32(HEAD.flags, flag);
+    this.#call(IOCTL.VFIO_IOMMU_DIRTY_PAGES, argument, 'VFIO_IOMMU_DIRTY_PAGES');
+  }
+
+  #mustTrack(): void {
+    if (!this.info.tracksDirtyPages)
+      throw new DmaError({ code: 'ENOTSUP', operation: 'dirty pages', reason: 'this kernel can not track them' });
+  }
+
+  #unmapWith(flags: number, iova: number, length: number): number {
+    this.#unmap.set32(UNMAP.flags, flags).set64(UNMAP.iova, iova).set64(UNMAP.size, length);
+    this.#call(IOCTL.VFIO_IOMMU_UNMAP_DMA, this.#unmap, 'VFIO_IOMMU_UNMAP_DMA');
+    return this.#unmap.u64(UNMAP.size);
+  }
+
+  #notMapped(error: unknown, iova: Iova, length: number): unknown {
+    const range = (): Range<Iova> => new Range(iova, length);
+    return explained(error, {
+      ENOMEM: () => lockedMemoryFacts(this.#platform, length),
+      ENOSPC: () => {
+        const { entryLimit } = this.info;
+        return {
+          reason: `the container has no room for another mapping: ${this.#used()} of ${entryLimit} are used`,
+          hint: 'map fewer and larger ranges, or raise the parameter dma_entry_limit of vfio_iommu_type1 before opening the device',
+        };
+      },
+      EEXIST: () => ({ range: range(), reason: 'the kernel has some of these IOVAs mapped already' }),
+      EFAULT: () => ({
+        reason: 'the kernel can not pin this memory',
+        hint: 'it is not mapped in this process, or read-only and mapped for writing, or memory of a device',
+      }),
+      EINVAL: () => ({
+        range: range(),
+        reason: 'the kernel takes no mapping at these IOVAs',
+        hint: `the windows are ${this.info.windows.map(String).join(', ')}`,
+      }),
+    });
+  }
+
+  /** How many mappings the kernel counts now. */
+  #used(): number | string {
+    try {
+      return this.info.entryLimit - (this.available() ?? 0);
+    } catch {
+      return 'all';
+    }
+  }
+
+  #call(request: number, argument: Struct, name: string): void {
+    this.#ioctl.call(this.#container.fd, request, argument.bytes, name);
+  }
+
+  /** Reads the constraints anew: a group that joins or leaves may change the windows. */
+  #refresh(): void {
+    const before = this.#info;
+    const { pageSizes, ranges, available, tracksDirtyPages } = this.#readInfo();
+    // Before version 5.4 the kernel did not tell; it refuses what its IOMMU can not reach.
+    const windows = windowsOf(ranges ?? [{ start: 0, last: ADDRESS_LIMIT }]);
+    this.#info = {
+      pageSizes,
+      windows: before === undefined ? windows : sameWindows(before.windows, windows),
+      // Nothing is mapped when the first device comes, and the limit itself never changes after that.
+      entryLimit: before?.entryLimit ?? available ?? this.#parameter('dma_entry_limit') ?? Infinity,
+      tracksDirtyPages,
+    };
+  }
+
+  #parameter(name: string): number | undefined {
+    const text = this.#platform.kernel.readText(`/sys/module/vfio_iommu_type1/parameters/${name}`);
+    const value = Number.parseInt(text ?? '', 10);
+    return value > 0 ? value : undefined;
+  }
+
+  #readInfo(): InfoFacts {
+    const info = this.#askInfo();
+    const facts: InfoFacts = {
+      pageSizes: [this.#platform.memory.pageSize],
+      ranges: undefined,
+      available: undefined,
+      tracksDirtyPages: false,
+    };
+    const flags = info.u32(INFO.flags);
+    if ((flags & vfio.VFIO_IOMMU_INFO_PGSIZES) !== 0) {
+      const sizes = pageSizesOf(info.u32(INFO.iova_pgsizes), info.u32(INFO.iova_pgsizes + 4));
+      if (sizes.length > 0) facts.pageSizes = sizes;
+    }
+    if ((flags & vfio.VFIO_IOMMU_INFO_CAPS) === 0) return facts;
+    const { VFIO_INFO_CAP_HEADER: HEADER } = vfio;
+    let last = 0;
+    // Each capability is behind the one before it.
+    for (let at = info.u32(INFO.cap_offset); at > last; at = info.u32(last + HEADER.next)) {
+      takeCapability(info, at, facts);
+      last = at;
+    }
+    return facts;
+  }
+
+  #askInfo(): Struct {
+    for (let size = 256; ;) {
+      const info = new Struct(size).set32(INFO.argsz, size);
+      this.#call(IOCTL.VFIO_IOMMU_GET_INFO, info, 'VFIO_IOMMU_GET_INFO');
+      const needed = info.u32(INFO.argsz);
+      if (needed <= size) return info;
+      size = needed;
+    }
+  }
+}
+
+/** What one answer to VFIO_IOMMU_GET_INFO says; `undefined` for what the kernel does not tell. */
+interface InfoFacts {
+  pageSizes: readonly number[];
+  ranges: { readonly start: number; readonly last: number }[] | undefined;
+  /** how many mappings more */
+  available: number | undefined;
+  tracksDirtyPages: boolean;
+}
+
+function takeCapability(info: Struct, at: number, facts: InfoFacts): void {
+  const {
+    TYPE1_CAP,
+    VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE: RANGES,
+    VFIO_IOVA_RANGE: RANGE,
+    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL: AVAILABLE,
+  } = vfio;
+  switch (info.u16(at + vfio.VFIO_INFO_CAP_HEADER.id)) {
+    case TYPE1_CAP.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE:
+      facts.ranges = Array.from({ length: info.u32(at + RANGES.nr_iovas) }, (_, i) => {
+        const range = at + RANGES.iova_ranges + i * RANGE.sizeof;
+        return { start: info.u64(range + RANGE.start), last: info.u64(range + RANGE.end) };
+      });
+      break;
+    case TYPE1_CAP.VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION:
+      facts.tracksDirtyPages = true;
+      break;
+    case TYPE1_CAP.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL:
+      facts.available = info.u32(at + AVAILABLE.avail);
+      break;
+  }
+}
