@@ -1,11 +1,22 @@
 /** `anydma devices`: buses, drivers, what there is, and what a device is like. */
-import { Eal, formatSize, hex, type Device, type Driver, type IdMatch, type InterruptKind } from '../index.js';
+import {
+  Eal,
+  formatSize,
+  type ContainerChoice,
+  type Device,
+  type Driver,
+  type IdMatch,
+  type InterruptKind,
+} from '../index.js';
 import { paragraphs, type CommandSpec } from './command.js';
 import { domainDocument, domainLines } from './domain-facts.js';
+import { iommuOption } from './iommu.js';
 import { failureDocument, type Output } from './output.js';
+import { idsDocument, pciDocument, PciReader, printPci } from './pci-facts.js';
 
 interface DevicesOptions {
   readonly device?: readonly string[];
+  readonly iommu: ContainerChoice;
 }
 
 const INTERRUPT_KINDS: readonly InterruptKind[] = ['intx', 'msi', 'msix'];
@@ -17,22 +28,27 @@ export const devices: CommandSpec<DevicesOptions> = {
   name: 'devices',
   summary: 'list buses, drivers and devices; with --device, show all about some',
   description: paragraphs(
-    `Lists the buses and drivers that there are, and the devices that buses find by themselves. Devices of other buses are
-    opened by name: with --device they are probed, and shown with their ids, regions, interrupts, and what holds for
+    `Lists the buses and drivers that there are, and the PCI devices of the machine by kind: which kernel driver has each,
+    its IOMMU group, who shares that, its NUMA node, and whether it can be used now; below, what to do for those that can
+    not. Looking changes nothing, and takes no privileges.`,
+    `With --device, devices of any bus are probed, and shown with their ids, regions, interrupts, and what holds for
     mapping memory on them. Probing a device gives it to its driver, which may reset it.`,
   ),
-  options: (command) => command.option('--device <name...>', 'probe these devices, and show them'),
+  options: (command) =>
+    command.option('--device <name...>', 'probe these devices, and show them').addOption(iommuOption()),
   examples: [
-    ['anydma devices', 'lists buses, drivers and devices'],
+    ['anydma devices', 'lists buses, drivers and PCI devices'],
+    ['anydma devices --device pci:0000:00:02.0', 'shows all about a PCI device'],
     ['anydma devices --device vfio-user:/tmp/edu.sock vdev:copy0', 'shows all about two devices'],
     ['anydma devices --device bus=vfio-user,name=/tmp/edu.sock/driver=raw', 'with a driver of your choice'],
   ],
-  async run({ device: names = [] }, { output, signal }) {
-    await using eal = await Eal.start({ origins: false });
+  async run({ device: names = [], iommu }, { output, signal }) {
+    await using eal = await Eal.start({ iommu, origins: false });
     const { name, limitation } = eal.platform;
     const buses = [...eal.buses].map((bus) => ({ name: bus.name, scans: bus.scan !== undefined }));
     const found = await eal.scan();
     const drivers = eal.drivers.map(driverDocument);
+    const pci = limitation === undefined ? new PciReader(eal.platform.kernel).all() : [];
     if (names.length === 0) {
       output.text(limitation === undefined ? `platform: ${name}` : `platform: ${name} (${limitation})`);
       output.text();
@@ -50,6 +66,10 @@ export const devices: CommandSpec<DevicesOptions> = {
           driver.ids === undefined ? 'any' : driver.ids.map(idText).join(', '),
         ]),
       );
+      if (pci.length > 0) {
+        output.text();
+        printPci(output, pci);
+      }
     }
     const shown: object[] = [];
     for (const each of names) {
@@ -63,23 +83,27 @@ export const devices: CommandSpec<DevicesOptions> = {
         shown.push({ name: each, ...failureDocument(error) });
       }
     }
-    output.document({ ok: !output.failed, platform: name, limitation, buses, found, drivers, devices: shown });
+    output.document({
+      ok: !output.failed,
+      platform: name,
+      limitation,
+      buses,
+      found,
+      drivers,
+      pci: pci.map(pciDocument),
+      devices: shown,
+    });
   },
 };
 
 function foundOn(bus: string, found: readonly string[]): string {
   const names = found.filter((name) => name.startsWith(`${bus}:`));
-  return names.length === 0 ? 'none' : names.join(', ');
+  if (names.length === 0) return 'none';
+  return bus === 'pci' ? `${names.length}, see below` : names.join(', ');
 }
 
 function driverDocument({ name, deviceClass, buses, ids }: Driver): object {
   return { name, class: deviceClass, buses, ids: ids?.map(idsDocument) };
-}
-
-/** `{ vendor: '0x1234', ... }` */
-function idsDocument(ids: IdMatch): object {
-  const entries = Object.entries<number | undefined>({ ...ids });
-  return Object.fromEntries(entries.map(([key, value]) => [key, value === undefined ? undefined : hex(value)]));
 }
 
 /** `1234:11e8` */

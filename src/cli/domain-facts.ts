@@ -29,6 +29,7 @@ export function domainLines(domain: Domain): string[] {
 }
 
 const IOVA_CHOICE = {
+  table: "those of the memory's own table",
   free: 'free to choose',
   identity: 'always the virtual addresses',
   ignored: 'paid no attention to; devices use virtual addresses',

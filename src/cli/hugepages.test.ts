@@ -9,38 +9,10 @@ import type { KernelPort } from '../platform/ports.js';
 import { hugePagesForTest } from '../platform/testing-hugepages.js';
 import { GiB, KiB, MiB } from '../units.js';
 import { carryOut, type HugePagesOptions } from './hugepages.js';
-import { Output } from './output.js';
-import { documentOf, Room, type Ended } from './testing.js';
+import { documentOf, Listener, Room, type Ended } from './testing.js';
 
 const platform = openPlatform();
 const skip = platform.limitation ?? false;
-
-/** Keeps what is said to people, and the documents. */
-class Listener extends Output {
-  readonly documents: object[] = [];
-  #text = '';
-  #notes = '';
-
-  get said(): string {
-    return this.#text;
-  }
-
-  get notes(): string {
-    return this.#notes;
-  }
-
-  override text(line = ''): void {
-    this.#text += `${line}\n`;
-  }
-
-  override note(line: string): void {
-    this.#notes += `${line}\n`;
-  }
-
-  override document(value: object): void {
-    this.documents.push(value);
-  }
-}
 
 /** How many pages of each size there are, node by node. */
 type Counts = readonly (readonly [pageSize: number, nodes: readonly number[]])[];

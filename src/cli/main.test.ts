@@ -6,7 +6,7 @@ import { ERRNO } from '../errors.js';
 import type { CodeGuide } from './error-codes.js';
 import { documentOf, Room } from './testing.js';
 
-const COMMANDS = ['demo', 'map', 'devices', 'hugepages', 'serve', 'explain'];
+const COMMANDS = ['demo', 'map', 'devices', 'bind', 'unbind', 'hugepages', 'serve', 'explain'];
 
 describe('anydma', { concurrency: 4 }, () => {
   test('lists its commands, and only those that there are', async () => {
@@ -54,6 +54,8 @@ describe('anydma', { concurrency: 4 }, () => {
     ['a server without a socket', ['serve', 'edu'], /required option '--socket <path>'/],
     ['an option of another device', ['serve', 'copy', '--socket', 's', '--dma-mask', '28'], /--dma-mask is for edu/],
     ['bits that no address has', ['serve', 'edu', '--socket', 's', '--dma-mask', '64'], /from 1 to 53/],
+    ['no device to bind', ['bind'], /missing required argument 'device'/],
+    ['a user by name', ['bind', '--uid', 'me', '0000:00:02.0'], /'me' is invalid/],
     ['an unknown code', ['explain', 'EWHAT'], /EWHAT/],
   ];
   for (const [why, args, says] of wrong)

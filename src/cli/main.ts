@@ -2,6 +2,7 @@
 /** The `anydma` command. */
 import { createRequire } from 'node:module';
 import { Command, CommanderError } from 'commander';
+import { bind } from './bind.js';
 import { addCommand, STATUS } from './command.js';
 import { demo } from './demo.js';
 import { devices } from './devices.js';
@@ -9,6 +10,7 @@ import { explain } from './explain.js';
 import { hugepages } from './hugepages.js';
 import { map } from './map.js';
 import { serve } from './serve.js';
+import { unbind } from './unbind.js';
 
 const { version } = createRequire(import.meta.url)('anydma/package.json') as { version: string };
 
@@ -26,7 +28,7 @@ const program = new Command('anydma')
   .addHelpText(
     'after',
     `
-Devices are named bus:name[,key=value...]: vfio-user:/run/device.sock, vdev:copy0.
+Devices are named bus:name[,key=value...]: pci:0000:00:02.0, vfio-user:/run/device.sock, vdev:copy0.
 Exit status: 0 done; 1 failed, with the reason and a hint on standard error; 2 wrong usage.
 
 Start with: anydma demo`,
@@ -35,6 +37,8 @@ Start with: anydma demo`,
 addCommand(program, demo);
 addCommand(program, map);
 addCommand(program, devices);
+addCommand(program, bind);
+addCommand(program, unbind);
 addCommand(program, hugepages);
 addCommand(program, serve);
 addCommand(program, explain);

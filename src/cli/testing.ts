@@ -1,9 +1,10 @@
-/** Runs the compiled command as users do, and finds what it left behind. For tests. */
+/** Runs the compiled command as users do, and finds what it left behind; listens to commands run in this process. For tests. */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { Output } from './output.js';
 
 /** How a command ended. */
 export interface Ended {
@@ -84,6 +85,33 @@ export class Room implements Disposable {
   [Symbol.dispose](): void {
     for (const child of this.#children) if (child.exitCode === null) child.kill('SIGKILL');
     rmSync(this.path, { recursive: true, force: true });
+  }
+}
+
+/** Keeps what a command says to people, and its documents. */
+export class Listener extends Output {
+  readonly documents: object[] = [];
+  #text = '';
+  #notes = '';
+
+  get said(): string {
+    return this.#text;
+  }
+
+  get notes(): string {
+    return this.#notes;
+  }
+
+  override text(line = ''): void {
+    this.#text += `${line}\n`;
+  }
+
+  override note(line: string): void {
+    this.#notes += `${line}\n`;
+  }
+
+  override document(value: object): void {
+    this.documents.push(value);
   }
 }
 
