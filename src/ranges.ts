@@ -1,6 +1,6 @@
 /** The one half-open address range. All range arithmetic of the library happens here, checked. */
 import { invalid } from './errors.js';
-import { ADDRESS_LIMIT, alignDown, alignUp, hex, isAddress } from './units.js';
+import { ADDRESS_LIMIT, alignDown, alignUp, hex, isAddress, isMultiple } from './units.js';
 
 /**
  * The addresses `start <= a < end`; never empty, never past 2^53. Immutable.
@@ -60,7 +60,7 @@ export class Range<A extends number = number> {
 
   /** Are start and length multiples of `granule`? */
   isAligned(granule: number): boolean {
-    return this.start % granule === 0 && this.length % granule === 0;
+    return isMultiple(this.start, granule) && isMultiple(this.length, granule);
   }
 
   /** The largest part that begins and ends on multiples of `granule`; `undefined` when there is none. */

@@ -9,6 +9,7 @@ import {
   GiB,
   hex,
   isAddress,
+  isMultiple,
   isPowerOfTwo,
   KiB,
   MiB,
@@ -44,6 +45,12 @@ test('alignment is exact up to 2^53', () => {
       assert.equal(up === value, value % granule === 0);
     }),
   );
+});
+
+test('multiples up to 2^53, also of what is no power of two', () => {
+  for (const unit of [1, 3, 4 * KiB, 5 * MiB, 2 ** 52, 2 ** 52 + 1])
+    for (const value of [0, 1, unit - 1, unit, unit + 1, 3 * unit, 2 ** 53 - 1, 2 ** 53 - 4 * KiB, 2 ** 52 - 1])
+      if (value < ADDRESS_LIMIT) assert.equal(isMultiple(value, unit), value % unit === 0, `${value} of ${unit}`);
 });
 
 test('hex', () => {

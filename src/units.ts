@@ -28,6 +28,14 @@ export function isPowerOfTwo(value: number): boolean {
   );
 }
 
+/**
+ * Is `value`, in [0, 2^53), a multiple of `unit`? A quotient that is no integer is at least `1 / unit` away from one, which
+ * is more than rounding moves it; and dividing is much faster than `%`, which is no instruction for such numbers.
+ */
+export function isMultiple(value: number, unit: number): boolean {
+  return Number.isInteger(value / unit);
+}
+
 /** `value` rounded down to a multiple of `granule`. Addresses pass 2^32, so no bit operators here. */
 export function alignDown(value: number, granule: number): number {
   return value - (value % granule);

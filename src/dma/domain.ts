@@ -12,7 +12,7 @@ import type { AreaIndex } from '../memory/area-index.js';
 import { captureOrigin } from '../origin.js';
 import type { LimitsPort } from '../platform/ports.js';
 import { Range } from '../ranges.js';
-import { alignUp, formatSize, hex, KiB, MiB, type Iova, type Va } from '../units.js';
+import { alignUp, formatSize, hex, isMultiple, KiB, MiB, type Iova, type Va } from '../units.js';
 import { grants, type DmaAccess, type DomainBackend, type DomainConstraints } from './backend.js';
 import { explain, type Explanation } from './explain.js';
 import { IovaAllocator } from './iova-allocator.js';
@@ -276,7 +276,8 @@ export class Domain {
   unmap(target: Mapping | (MapTarget & { readonly iova?: Iova })): void {
     warnOldWay();
     if (!(target instanceof Mapping)) return this.unmapFor(this.#self, target, 'domain.unmap');
-    if (!this.#own.has(target)) throw invalid('domain.unmap', 'domain.map did not make this mapping', { range: target.range });
+    if (!this.#own.has(target))
+      throw invalid('domain.unmap', 'domain.map did not make this mapping', { range: target.range });
     target.unmap();
   }
 
@@ -396,7 +397,7 @@ export class Domain {
     // Where IOVAs are ignored there are no windows to take them from; they are VAs, which the ledger keeps apart.
     if (chosenBy === 'ignored' || this.#allocator.take(wish, length, tenant)) return wish;
     if (iova !== undefined) return undefined;
-    return this.#allocator.allocate(length, va % area.pageSize === 0 ? Math.max(area.pageSize, granule) : granule);
+    return this.#allocator.allocate(length, isMultiple(va, area.pageSize) ? Math.max(area.pageSize, granule) : granule);
   }
 
   #unreserve(entry: Entry): void {

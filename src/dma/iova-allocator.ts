@@ -133,9 +133,11 @@ export class IovaAllocator {
    */
   release(start: Iova, length: number, tenant?: object): void {
     const range = this.#checked(start, length, 'iova.release');
+    // Asked once for everything: the time is not free.
+    const now = this.#now();
     // Two go for one that comes, so that the queue is short even when nobody ever allocates.
-    this.#giveBackExpired(2);
-    const until = this.#now() + this.#holdBackMs;
+    this.#giveBackExpired(2, now);
+    const until = now + this.#holdBackMs;
     const first = this.#taken.at(start);
     if (first?.start === start && first.end === range.end && !first.heldBack) {
       this.#hold(first, until, this.#queue.previous, tenant);
@@ -242,9 +244,9 @@ export class IovaAllocator {
   }
 
   /** Frees what has been held back long enough, oldest first, and at most so many ranges. */
-  #giveBackExpired(most = Infinity): void {
+  #giveBackExpired(most = Infinity, now?: number): void {
     if (this.#queue.next === this.#queue) return;
-    const now = this.#now();
+    now ??= this.#now();
     for (let given = 0; given < most && this.#queue.next !== this.#queue && this.#queue.next.until <= now; given++)
       this.#giveBack(this.#queue.next);
   }

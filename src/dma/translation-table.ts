@@ -155,7 +155,7 @@ export class TranslationTable {
         const second = this.#split(slot);
         const offset = (at - huge * HUGE) / PAGE;
         const pages = (next - at) / PAGE;
-        for (let page = offset; page < offset + pages; page++) this.#put(second + 2 * page, delta, key);
+        this.#putAll(second + 2 * offset, second + 2 * (offset + pages), delta, key);
         if (this.#used[second / LEAF] === 0) {
           this.#dropLeaf(second);
           this.#put(slot, UNMAPPED, NO_KEY);
@@ -176,12 +176,24 @@ export class TranslationTable {
     this.#pairs[slot + 1] = key;
   }
 
+  /** As `#put`, of all pairs from `slot` up to `end`, which are in one leaf. */
+  #putAll(slot: number, end: number, delta: number, key: number): void {
+    const pairs = this.#pairs;
+    let gone = 0;
+    for (let at = slot; at < end; at += 2) {
+      if (pairs[at] !== UNMAPPED) gone++;
+      pairs[at] = delta;
+      pairs[at + 1] = key;
+    }
+    this.#used[Math.floor(slot / LEAF)] += (delta === UNMAPPED ? 0 : (end - slot) / 2) - gone;
+  }
+
   /** The second leaf of a huge slot; made, and saying of each page what was said of the slot, when there is none. */
   #split(slot: number): number {
     const [delta, key] = [this.#pairs[slot], this.#pairs[slot + 1]];
     if (key === SPLIT) return delta;
     const second = this.#newLeaf();
-    if (delta !== UNMAPPED) for (let i = second; i < second + LEAF; i += 2) this.#put(i, delta, key);
+    if (delta !== UNMAPPED) this.#putAll(second, second + LEAF, delta, key);
     this.#put(slot, second, SPLIT);
     return second;
   }
