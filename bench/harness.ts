@@ -20,6 +20,8 @@ export interface Case {
   readonly to?: string;
   /** Something to know about it, such as why there is nothing to compare it with. */
   readonly note?: string;
+  /** What it depends on besides Node.js, such as `Linux 7.3.4`. */
+  readonly versions?: string;
 }
 
 /** What was measured. Values are in `unit`, over all rounds. */
@@ -32,6 +34,7 @@ export interface Result {
   /** How many times the time of `to` one thing takes, whatever the unit: 1 is the same, 2 takes twice as long. */
   readonly ratio?: { readonly to: string; readonly value: number; readonly min: number; readonly max: number };
   readonly note?: string;
+  readonly versions?: string;
 }
 
 /** How much to measure. */
@@ -57,7 +60,7 @@ export async function measure(cases: readonly Case[], { warmUp, measured }: Roun
       if (round >= warmUp) times.get(each.name)?.push(ms / each.count);
     }
   }
-  return cases.map(({ name, unit, to, note }) => {
+  return cases.map(({ name, unit, to, note, versions }) => {
     const own = times.get(name) ?? [];
     const theirs = to === undefined ? undefined : times.get(to);
     const ratios = theirs === undefined ? [] : own.map((ms, round) => ms / theirs[round]);
@@ -67,6 +70,7 @@ export async function measure(cases: readonly Case[], { warmUp, measured }: Roun
       ...spread(own.map((ms) => inUnit(ms, unit))),
       ...(to !== undefined && theirs !== undefined ? { ratio: ratioOf(to, ratios) } : {}),
       ...(note === undefined ? {} : { note }),
+      ...(versions === undefined ? {} : { versions }),
     };
   });
 }

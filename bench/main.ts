@@ -10,12 +10,14 @@ import type { Effort, Result } from './harness.js';
 import { benchMap } from './map.js';
 import { benchMemory } from './memory.js';
 import { benchTranslate } from './translate.js';
+import { benchVfio } from './vfio.js';
 import { benchVfioUser } from './vfio-user.js';
 
 const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new Map([
   ['map', benchMap],
   ['translate', benchTranslate],
   ['vfio-user', benchVfioUser],
+  ['vfio', benchVfio],
   ['copy', benchCopy],
   ['memory', benchMemory],
 ]);
@@ -23,7 +25,7 @@ const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new
 const USAGE = `npm run bench -- [options]
 
   --quick      a few seconds in all, for a look and for CI
-  --json       an array of { name, unit, median, min, max, ratio? } on standard output
+  --json       an array of { name, unit, median, min, max, ratio?, versions? } on standard output
   --only NAME  one subject: ${[...SUBJECTS.keys()].join(', ')}
   --help       this
 `;
@@ -58,15 +60,17 @@ async function run({ quick, json, only }: Options): Promise<void> {
 }
 
 function tableOf(results: readonly Result[]): string {
+  const versioned = results.some(({ versions }) => versions !== undefined);
   const table = new Table({
-    head: ['#', 'benchmark', 'median', 'min', 'max', '', 'time against'],
-    colAligns: ['right', 'left', 'right', 'right', 'right', 'left', 'left'],
+    head: ['#', 'benchmark', 'median', 'min', 'max', '', 'time against', ...(versioned ? ['versions'] : [])],
+    colAligns: ['right', 'left', 'right', 'right', 'right', 'left', 'left', ...(versioned ? ['left' as const] : [])],
     style: { head: [], border: [], compact: true },
   });
-  for (const [i, { name, unit, median, min, max, ratio, note = '' }] of results.entries()) {
+  for (const [i, { name, unit, median, min, max, ratio, note = '', versions = '' }] of results.entries()) {
     const row = results.findIndex((other) => other.name === ratio?.to) + 1;
     const against = ratio && `#${row}: ${short(ratio.value)} (${short(ratio.min)} to ${short(ratio.max)})`;
-    table.push([i + 1, name, short(median), short(min), short(max), unit, against ?? note]);
+    const columns = [i + 1, name, short(median), short(min), short(max), unit, against ?? note];
+    table.push(versioned ? [...columns, versions] : columns);
   }
   const machine = `Node.js ${process.version}, ${cpus().length} x ${cpus()[0]?.model ?? 'unknown CPU'}`;
   const reading =

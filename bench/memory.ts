@@ -4,7 +4,7 @@
  *
  * Without hugepages, and without the right to reserve some for the time of the run, ordinary pages are measured.
  */
-import { execFileSync, spawnSync } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { Eal, formatSize, GiB, KiB, MiB } from '../src/index.js';
 import { ElementStack } from '../src/memory/element-stack.js';
@@ -13,13 +13,6 @@ import { openPlatform } from '../src/platform/open.js';
 import { hugePagesForTest } from '../src/platform/testing-hugepages.js';
 import { measure, timeWork, type Case, type Effort, type Result, type Rounds } from './harness.js';
 import { Peer } from './peer.js';
-
-/** What the peer needs of DPDK, linked into it: with shared libraries it would load every driver there is when it starts. */
-const LIBRARIES = [
-  '-Wl,--whole-archive,-l:librte_mempool_ring.a,--no-whole-archive',
-  ...['mempool', 'ring', 'eal', 'telemetry', 'kvargs'].map((name) => `-l:librte_${name}.a`),
-  ...['numa', 'bsd', 'dl', 'm', 'pthread'].map((name) => `-l${name}`),
-];
 
 /** Memory that both have from the start for blocks and pools, in bytes. */
 const STOCK = 256 * MiB;
@@ -81,9 +74,7 @@ export async function benchMemory({ quick, progress }: Effort): Promise<Result[]
  * @returns the peer, which the caller closes; or the reason why there is none
  */
 async function startPeer(order?: string): Promise<Peer | string> {
-  const { status, stdout } = spawnSync('pkg-config', ['--cflags', 'libdpdk'], { encoding: 'utf8' });
-  if (status !== 0) return 'no DPDK (Debian: dpdk-dev, pkg-config)';
-  const peer = Peer.start('dpdk-memory', [...stdout.trim().split(/\s+/), ...LIBRARIES]);
+  const peer = Peer.start('dpdk-memory');
   if (typeof peer === 'string' || order === undefined) return peer;
   try {
     await peer.ask(order);
