@@ -116,8 +116,10 @@ export class Eal implements AsyncDisposable {
     this.platform = options.platform ?? openPlatform();
     this.events = this.#emitter;
     this.#onForgotten = options.onForgotten;
-    this.external = new External(this.platform, this.#areas, (change, memory) => this.#tell(change, memory));
-    this.#driverMemory = new External(this.platform, this.#areas);
+    const tellChange = (change: 'registered' | 'unregistered', memory: ExternalMemory): void =>
+      this.#tell(change, memory);
+    this.external = new External(this.platform, this.#areas, tellChange, options.origins);
+    this.#driverMemory = new External(this.platform, this.#areas, undefined, options.origins);
     const settings = memorySettings(options.memory ?? {});
     const own = {
       platform: this.platform,

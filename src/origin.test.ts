@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { captureOrigin, placeOf, type Origin } from './origin.js';
+import { captureOrigin, OriginNotes, placeOf, type Origin } from './origin.js';
 
 function somewhere(): Origin {
   return captureOrigin();
@@ -43,4 +43,14 @@ test('the innermost place outside of the library and of node', () => {
   ];
   assert.equal(placeOf({ stack: stack.join('\n') }), 'main (file:///app/main.js:3:7)');
   assert.equal(placeOf({ stack: stack.slice(0, 5).join('\n') }), `Domain.map (${library}dma/domain.js:1:1)`);
+});
+
+test('some places are noted by default: the first thousand, then one in 64', () => {
+  const noted = (all: boolean | undefined, count: number): number[] => {
+    const notes = new OriginNotes(all);
+    return Array.from({ length: count }, (_, i) => (notes.note(noted) === undefined ? -1 : i)).filter((i) => i >= 0);
+  };
+  assert.deepEqual(noted(undefined, 1200).slice(998), [998, 999, 1024, 1088, 1152]);
+  assert.equal(noted(true, 1200).length, 1200);
+  assert.deepEqual(noted(false, 1200), []);
 });

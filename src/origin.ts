@@ -24,6 +24,29 @@ export function captureOrigin(below: (...args: never[]) => unknown = captureOrig
   return origin;
 }
 
+/**
+ * What to note: every place, none, or by default some, at a cost that does not count: the first {@link FIRST}, and from then
+ * on one of {@link SAMPLE}. A program that maps in a loop does not pay for each, and what it forgot shows up all the same.
+ */
+export class OriginNotes {
+  readonly #all: boolean | undefined;
+  #asked = 0;
+
+  /** @param all true: every place; false: none; `undefined`: some */
+  constructor(all: boolean | undefined) {
+    this.#all = all;
+  }
+
+  /** Where the program is now, when that is to be noted; see {@link captureOrigin}. */
+  note(below: (...args: never[]) => unknown): Origin | undefined {
+    const asked = this.#asked++;
+    return (this.#all ?? (asked < FIRST || asked % SAMPLE === 0)) ? captureOrigin(below) : undefined;
+  }
+}
+
+const FIRST = 1000;
+const SAMPLE = 64;
+
 const LIBRARY = new URL('.', import.meta.url).href;
 
 /**

@@ -9,7 +9,7 @@ import { deprecate } from 'node:util';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
-import { captureOrigin } from '../origin.js';
+import { OriginNotes } from '../origin.js';
 import type { LimitsPort } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { alignUp, formatSize, hex, isMultiple, KiB, MiB, type Iova, type Va } from '../units.js';
@@ -47,7 +47,9 @@ export interface DomainOptions {
   readonly holdBackMs?: number;
   /** How many retired mappings `explain` remembers. Default 1024. */
   readonly remember?: number;
-  /** Note where each mapping was made? Default true; costs some microseconds a mapping. */
+  /**
+   * Note where each mapping was made, which costs some microseconds? Default: of the first 1000, and from then on of one in 64.
+   */
   readonly origins?: boolean;
   /** The clock, in milliseconds. Default `performance.now`. */
   readonly now?: () => number;
@@ -76,7 +78,7 @@ export class Domain {
   readonly #ledger = new Ledger();
   readonly #retired: RetiredMappings;
   readonly #allocator: IovaAllocator;
-  readonly #origins: boolean;
+  readonly #origins: OriginNotes;
   readonly #now: () => number;
   /** Devices in this domain, and what each has mapped. */
   readonly #devices = new Map<string, Set<Mapping>>();
@@ -103,7 +105,7 @@ export class Domain {
     this.#retired = new RetiredMappings(options.remember ?? 1024);
     this.#windows = windows;
     this.#allocator = new IovaAllocator({ windows, granule, holdBackMs: options.holdBackMs, now });
-    this.#origins = options.origins ?? true;
+    this.#origins = new OriginNotes(options.origins);
     this.#now = now;
   }
 
@@ -368,7 +370,7 @@ export class Domain {
     const { constraints } = this.#backend;
     this.#refreshWindows(constraints);
     const books = { name: this.name, constraints, areas: this.#areas, ledger: this.#ledger, locked: this.#locked };
-    const origin = this.#origins ? captureOrigin(called) : undefined;
+    const origin = this.#origins.note(called);
     return naming(device, () => planMapping(books, { device, target, options, operation, origin }));
   }
 

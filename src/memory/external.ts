@@ -3,7 +3,7 @@
  * written into it and no allocator works in it. DPDK: rte_extmem_*.
  */
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
-import { captureOrigin, type Origin } from '../origin.js';
+import { OriginNotes, type Origin } from '../origin.js';
 import type { FileStatus, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
@@ -71,15 +71,15 @@ interface Parts {
   readonly views: Views | Uint8Array;
   /** Gives the memory back, when it is the library's to give back. Each step runs. */
   readonly release: readonly (() => void)[];
-  readonly origin: Origin;
+  readonly origin: Origin | undefined;
 }
 
 /** One piece of registered external memory. Disposing it unregisters it; see {@link ExternalMemory.unregister}. */
 export class ExternalMemory implements Disposable {
   readonly area: Area;
   readonly source: ExternalSource;
-  /** Where in the program it was registered. */
-  readonly origin: Origin;
+  /** Where in the program it was registered; `undefined` when that was not noted (see `DomainOptions.origins`). */
+  readonly origin: Origin | undefined;
   readonly #index: AreaIndex;
   readonly #views: Views | Uint8Array;
   readonly #release: readonly (() => void)[];
@@ -195,13 +195,19 @@ export class External {
   readonly #index: AreaIndex;
   readonly #live = new Map<Area, ExternalMemory>();
   readonly #changed: (change: 'registered' | 'unregistered', memory: ExternalMemory) => void;
+  readonly #origins: OriginNotes;
 
-  /** @param changed told after every registration and removal */
+  /**
+   * @param changed told after every registration and removal
+   * @param origins note where each was registered? Default: as `DomainOptions.origins`
+   */
   constructor(
     platform: Platform,
     index: AreaIndex,
     changed: (change: 'registered' | 'unregistered', memory: ExternalMemory) => void = () => undefined,
+    origins?: boolean,
   ) {
+    this.#origins = new OriginNotes(origins);
     this.#platform = platform;
     this.#index = index;
     this.#changed = changed;
@@ -375,7 +381,7 @@ export class External {
     const area = new Area({ range, pageSize, owner: 'external', label, node, writable, iovas, backing }, operation);
     this.#index.add(area, operation);
     const views = bytes ?? new Views(this.#platform.memory, range.start, range.length);
-    const origin = captureOrigin();
+    const origin = this.#origins.note(this.#register);
     const memory = new ExternalMemory({ area, source, views, release, origin }, this.#index, (gone) => {
       this.#live.delete(gone.area);
       this.#changed('unregistered', gone);

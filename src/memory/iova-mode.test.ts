@@ -4,7 +4,7 @@ import { isDmaError } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import { portablePlatform } from '../platform/portable.js';
 import { trackingPlatform } from '../platform/testing.js';
-import { decideIovaMode, hasPhysicalAddresses, type IovaFacts, type IovaVote } from './iova-mode.js';
+import { decideIovaMode, hasIommuGroups, hasPhysicalAddresses, type IovaFacts, type IovaVote } from './iova-mode.js';
 
 const votes = (...wishes: IovaVote['wish'][]): IovaVote[] => wishes.map((wish, n) => ({ bus: `bus${n}`, wish }));
 const facts = (more: Partial<IovaFacts>): IovaFacts => ({ votes: [], physicalAddresses: true, iommu: false, ...more });
@@ -39,6 +39,21 @@ describe('the decision on the IOVA mode', () => {
         (error) => isDmaError(error, 'EINVAL') && /pagemap/.test(error.message),
       );
     }
+  });
+
+  it('groups that VFIO makes up without an IOMMU are none', () => {
+    const base = portablePlatform('a test').kernel;
+    const withGroups = (...names: (string | undefined)[]): boolean =>
+      hasIommuGroups({
+        kernel: {
+          ...base,
+          list: () => names.map((_, n) => String(n)),
+          readText: (path) => names[Number(/groups\/(\d+)\/name$/.exec(path)?.[1])],
+        },
+      });
+    assert.equal(withGroups(), false);
+    assert.equal(withGroups('vfio-noiommu\n', 'vfio-noiommu\n'), false);
+    assert.equal(withGroups('vfio-noiommu\n', undefined), true);
   });
 
   it('1.2.5 asks the kernel, and leaves nothing', { skip: openPlatform().limitation ?? false }, () => {

@@ -58,9 +58,12 @@ function choose({ forced, votes, physicalAddresses, iommu }: IovaFacts): Pick<Io
   return { mode: 'pa', reason: `${split}physical addresses can be had, and there is no IOMMU` };
 }
 
-/** Has the machine any IOMMU group? */
-export function hasIommuGroups(platform: Platform): boolean {
-  return platform.kernel.list('/sys/kernel/iommu_groups').length > 0;
+/** Has the machine any IOMMU group? Those that VFIO makes up for devices without an IOMMU are none. */
+export function hasIommuGroups({ kernel }: Pick<Platform, 'kernel'>): boolean {
+  const directory = '/sys/kernel/iommu_groups';
+  return kernel
+    .list(directory)
+    .some((group) => kernel.readText(`${directory}/${group}/name`)?.trim() !== 'vfio-noiommu');
 }
 
 /** Are there hugepages, and does the kernel tell this process physical addresses? Asks about a page of its own. */
