@@ -194,10 +194,33 @@ describe('anydma demo', { concurrency: 2 }, () => {
 
   test('refuses a device that can not copy, with a hint', async () => {
     using room = new Room();
-    const { status, stdout, stderr } = await room.run(['demo', '--device', 'vdev:edu0']);
+    const name = 'bus=vdev,name=edu0/driver=raw';
+    const { status, stdout, stderr } = await room.run(['demo', '--device', name]);
     assert.equal(status, 1);
     assert.equal(stdout, '');
-    assert.match(stderr, /^anydma: demo: the device is no copy engine.* on vdev:edu0\nhint: .*anydma map/);
+    assert.match(
+      stderr,
+      /^anydma: demo: nothing is known .* copies; its driver is raw on vdev:edu0\nhint: .*anydma map/,
+    );
+  });
+
+  test('an edu device copies by its buffer, a little unless more is asked for', async () => {
+    using room = new Room();
+    const { status, stdout, stderr } = await room.run(['demo', '--device', 'vdev:edu0', '--mode', 'all']);
+    assert.equal(status, 0, stderr);
+    assert.match(stdout, /^The device is vdev:edu0, an edu device, which copies 2 KiB at a time/);
+    for (const mode of ['external', 'heap', 'owned'])
+      assert.match(stdout, new RegExp(`^memory \\(${mode}\\) .* 8 KiB .* 8192 .* yes$`, 'm'));
+    assert.equal(stdout.match(/the next access of the device was refused:$/gm)?.length, 3);
+    const more = await room.run(['demo', '--device', 'vdev:edu0', '--size', '20k', '--json']);
+    assert.equal(areasOf(more)[0].bytesMoved, 20480);
+  });
+
+  test('an edu device that nothing keeps out is found out by what it moved', async () => {
+    using room = new Room();
+    const ended = await room.run(['demo', '--device', 'vdev:edu0,iommu=identity,dma-mask=48', '--json']);
+    assert.equal(ended.status, 1, ended.stdout);
+    assert.match(ended.stderr, /still reaches memory that was unmapped/);
   });
 
   test('a device that nothing keeps out is a failure', async () => {

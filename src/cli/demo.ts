@@ -3,22 +3,21 @@ import { createHash, randomFillSync } from 'node:crypto';
 import { readSync } from 'node:fs';
 import { Option } from 'commander';
 import {
-  copyEngineDriver,
   DmaError,
   Eal,
   formatSize,
   hex,
-  isDmaError,
-  MiB,
   spawnDevice,
-  type CopyEngine,
+  type ContainerChoice,
   type Device,
   type DeviceProcess,
   type ExternalMemory,
 } from '../index.js';
 import { openPlatform } from '../platform/open.js';
 import { paragraphs, type CommandSpec, type Context } from './command.js';
+import { copierOf, type Copier } from './copier.js';
 import { openInput, type InputFile } from './input-file.js';
+import { iommuOption } from './iommu.js';
 import { modeOption, MODES_TEXT, modesOf, reachExternal, takeMemory, TIMES_TEXT } from './modes.js';
 import type { Mode, ModeChoice, Reached, Reacher } from './modes.js';
 import type { Output } from './output.js';
@@ -27,11 +26,12 @@ import { formatMicroseconds } from './timing.js';
 import { sizeValue } from './values.js';
 
 interface DemoOptions {
-  /** bytes */
-  readonly size: number;
+  /** bytes; default: what suits the device */
+  readonly size?: number;
   readonly mode: ModeChoice;
   readonly file?: string;
   readonly device?: string;
+  readonly iommu: ContainerChoice;
 }
 
 /** What happened to one area, as the document tells it. */
@@ -59,6 +59,8 @@ interface AreaReport {
 interface Afterwards {
   readonly refused: boolean;
   readonly explain: string;
+  /** Who reported it; `undefined` when the device moved nothing, and that was all. */
+  readonly reportedBy: string | undefined;
 }
 
 /** What the device shall copy. */
@@ -101,24 +103,31 @@ export const demo: CommandSpec<DemoOptions> = {
     MODES_TEXT,
     TIMES_TEXT,
     `GB/s is of the second copy: during the first one the device's process meets each page for the first time.`,
+    `With --device, a device of your choice copies: a copy engine, or QEMU's edu device behind a real IOMMU. That one copies
+    a few KiB a second, so that it copies 8 KiB unless --size says more; and it does not notice when an access fails, which
+    shows in the memory and, where the kernel's log can be read, in that.`,
   ),
   options: (command) =>
     command
       .addOption(
-        new Option('--size <size>', 'how much memory to copy').argParser(sizeValue).default(64 * MiB, '64 MiB'),
+        new Option('--size <size>', 'how much memory to copy; default: 64 MiB, and 8 KiB by an edu device').argParser(
+          sizeValue,
+        ),
       )
       .addOption(modeOption())
       .option(
         '--file <path>',
         'copy this file too, as external memory; it is only read, and must not be made shorter meanwhile',
       )
-      .option('--device <name>', 'use this copy engine; default: start one in a process of its own'),
+      .option('--device <name>', 'let this device copy; default: start one in a process of its own')
+      .addOption(iommuOption()),
   examples: [
     ['anydma demo', 'copies 64 MiB by an embedded device in another process'],
     ['anydma demo --mode all', 'the same in each mode: external, heap and owned'],
     ['anydma demo --mode owned --size 1GiB', "copies memory of the library's own, which needs no mapping call"],
     ['anydma demo --size 1GiB --file ./data.bin', 'copies 1 GiB of memory, and then the file'],
     ['anydma demo --device vfio-user:/tmp/copy.sock', 'uses the device of "anydma serve copy --socket /tmp/copy.sock"'],
+    ['anydma demo --device pci:0000:00:02.0 --mode all', 'uses a PCI device, behind the IOMMU of this machine'],
     ['anydma demo --json | jq .areas[0].gigabytesPerSecond', 'the same for programs'],
   ],
   async run(options, context) {
@@ -130,17 +139,20 @@ export const demo: CommandSpec<DemoOptions> = {
       output.note(`${platform.limitation}: this is anonymous memory, and a device in this process`);
     await using served = isolated ? await spawnDevice('copy') : undefined;
     const onNotice = (text: string): void => output.text(`Note: ${text}.`);
-    await using eal = await Eal.start({ platform, origins: false, onForgotten: () => undefined, memory: { onNotice } });
+    const { iommu } = options;
+    const memory = { onNotice };
+    await using eal = await Eal.start({ platform, iommu, origins: false, onForgotten: () => undefined, memory });
     context.signal.throwIfAborted();
     const embedded = served === undefined ? 'vdev:copy0' : `vfio-user:${served.socketPath}`;
     const device = await eal.probe(options.device ?? embedded);
-    const engine = engineOf(device);
-    output.text(`The device is ${output.strong(device.name)}, ${whereIs(served)}.`);
+    const copier = copierOf(device);
+    output.text(`The device is ${output.strong(device.name)}, ${copier.kind}${whereIs(served, device)}.`);
 
-    const sources = modesOf(options.mode).map((mode) => memorySource(mode, options.size));
+    const { size = copier.usualSize } = options;
+    const sources = modesOf(options.mode).map((mode) => memorySource(mode, size));
     if (input !== undefined) sources.push(fileSource(eal, options.file ?? '', input));
     const moves: Moved[] = [];
-    for (const source of sources) moves.push(await moveArea({ eal, device, engine, context }, source));
+    for (const source of sources) moves.push(await moveArea({ eal, device, copier, context }, source));
 
     const areas = moves.map(({ report }) => report);
     const { after: afterUnmap } = moves.find(({ after }) => !after.refused) ?? moves[0];
@@ -152,20 +164,10 @@ export const demo: CommandSpec<DemoOptions> = {
   },
 };
 
-/** The copy engine that the device is. @throws DmaError ENOTSUP when it is something else */
-function engineOf(device: Device): CopyEngine {
-  if (device.driver === copyEngineDriver) return device.use(copyEngineDriver);
-  throw new DmaError({
-    code: 'ENOTSUP',
-    operation: 'demo',
-    device: device.name,
-    reason: `the device is no copy engine; its driver is ${device.driver?.name ?? 'none'}`,
-    hint: `"anydma map --device ${device.name} --size 64MiB" maps memory on any device; "anydma serve copy" serves a copy engine`,
-  });
-}
-
-function whereIs(served: DeviceProcess | undefined): string {
-  return served === undefined ? 'a copy engine' : `a copy engine that runs in process ${served.pid}`;
+/** Where the device is, and what stands between it and memory. */
+function whereIs(served: DeviceProcess | undefined, { domain, bus }: Device): string {
+  if (served !== undefined) return ` that runs in process ${served.pid}`;
+  return bus.name === 'pci' && domain !== undefined ? `; its memory accesses go by ${domain.kind}` : '';
 }
 
 /** New memory, filled with random bytes. */
@@ -194,13 +196,13 @@ function fileSource({ external, platform }: Eal, path: string, { fd, size: bytes
 
 /** What areas are moved with. */
 interface Mover extends Reacher {
-  readonly engine: CopyEngine;
+  readonly copier: Copier;
   readonly context: Context;
 }
 
 /** The way of one area: lets the device reach it and as much new memory, and copy; verifies, takes it back, and tries again. */
 async function moveArea(mover: Mover, { name, mode, bytes, open, fill }: Source): Promise<Moved> {
-  const { engine, context } = mover;
+  const { copier, context } = mover;
   const { output, signal } = context;
   using memory = open(mover);
   const { va, iova, length, mapMicroseconds } = memory;
@@ -217,7 +219,7 @@ async function moveArea(mover: Mover, { name, mode, bytes, open, fill }: Source)
     using progress = output.progress(what, bytes);
     const onProgress = (done: number): void => progress.update(done);
     const started = performance.now();
-    await engine.copy(iova, destination.iova, bytes, { onProgress, signal });
+    await copier.copy(iova, destination.iova, bytes, { onProgress, signal });
     return performance.now() - started;
   };
 
@@ -257,20 +259,29 @@ function isUntouched(memory: Reached, end: number): boolean {
 
 /** Takes both from the device, and lets it read `source` once more. */
 async function tryAgain(mover: Mover, source: Reached, destination: Reached, length: number): Promise<Afterwards> {
-  const { device, engine } = mover;
+  const { device, copier } = mover;
   const { iova } = source;
   // Of its own: blocks can share the pages that go, so that both have to be freed.
   using target = takeMemory('external', mover, length, { access: 'write' });
+  target.bytes().fill(UNTOUCHED);
+  const content = Buffer.from(source.bytes(0, length));
+  const earlier = device.explainFaults().length;
   source.withdraw();
   destination.withdraw();
-  let refused = false;
+  let isTold = false;
   try {
-    await engine.copy(iova, target.iova, length);
+    await copier.copy(iova, target.iova, length);
   } catch (error) {
-    if (!isDmaError(error, 'EFAULT')) throw error;
-    refused = true;
+    if (!copier.isRefusal(error)) throw error;
+    isTold = true;
   }
-  return { refused, explain: device.explain(iova, length).text };
+  const faults = device.explainFaults().slice(earlier);
+  const fault = faults.find((each) => each.iova >= iova && each.iova < iova + length);
+  return {
+    refused: isTold || fault !== undefined || !content.equals(target.bytes(0, length)),
+    explain: fault?.explanation.text ?? device.explain(iova, length).text,
+    reportedBy: isTold ? 'device' : fault?.source,
+  };
 }
 
 function notVerified({ name, sha256 }: AreaReport, device: Device): DmaError {
@@ -305,7 +316,7 @@ function printReport(output: Output, moves: readonly Moved[]): void {
       formatSize(each.length),
       formatMicroseconds(each.mapMicroseconds),
       String(each.bytesMoved),
-      each.gigabytesPerSecond.toFixed(2),
+      rateText(each.gigabytesPerSecond),
       each.verified ? output.good('yes') : output.bad('NO'),
     ]),
   );
@@ -316,10 +327,18 @@ function printReport(output: Output, moves: readonly Moved[]): void {
     );
   for (const { report, after } of moves) {
     const verdict = after.refused ? output.good('was refused') : output.bad('was NOT refused');
+    const teller = after.reportedBy === undefined || after.reportedBy === 'device' ? '' : ` (${after.reportedBy})`;
     output.text();
-    output.text(`${nameOf(report)}: after ${WITHDRAWAL[report.mode]}, the next access of the device ${verdict}:`);
+    output.text(
+      `${nameOf(report)}: after ${WITHDRAWAL[report.mode]}, the next access of the device ${verdict}${teller}:`,
+    );
     output.text(`  ${after.explain}`);
   }
+}
+
+/** Slow devices have more zeros behind the point. */
+function rateText(gigabytesPerSecond: number): string {
+  return gigabytesPerSecond >= 0.01 ? gigabytesPerSecond.toFixed(2) : String(Number(gigabytesPerSecond.toPrecision(2)));
 }
 
 function nameOf({ name, mode }: AreaReport): string {

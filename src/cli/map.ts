@@ -1,9 +1,10 @@
 /** `anydma map`: maps memory for a device, tells what happened, and unmaps it. */
 import { Option } from 'commander';
-import { Eal, formatSize, hex, type Device, type DmaAccess, type Iova } from '../index.js';
+import { Eal, formatSize, hex, type ContainerChoice, type Device, type DmaAccess, type Iova } from '../index.js';
 import { paragraphs, type CommandSpec } from './command.js';
 import { domainDocument, domainLines } from './domain-facts.js';
 import { openInput, type InputFile } from './input-file.js';
+import { iommuOption } from './iommu.js';
 import { modeOption, MODES_TEXT, modesOf, reachExternal, takeMemory, TIMES_TEXT } from './modes.js';
 import type { Mode, ModeChoice, Reached, Reacher } from './modes.js';
 import type { Output } from './output.js';
@@ -20,6 +21,7 @@ interface MapCommandOptions {
   readonly access?: DmaAccess;
   readonly source?: 'memfd' | 'anonymous';
   readonly count: number;
+  readonly iommu: ContainerChoice;
 }
 
 /** One piece of memory, as the document tells it. */
@@ -82,12 +84,14 @@ export const map: CommandSpec<MapCommandOptions> = {
           'where memory comes from: memfd goes to the device by descriptor, anonymous is reached by messages (default: memfd)',
         ).choices(['memfd', 'anonymous']),
       )
-      .option('--count <n>', 'how many such pieces, one after the other', integerValue(1, 1_000_000), 1),
+      .option('--count <n>', 'how many such pieces, one after the other', integerValue(1, 1_000_000), 1)
+      .addOption(iommuOption()),
   examples: [
     ['anydma map --device vfio-user:/tmp/edu.sock --size 64MiB', 'maps 64 MiB on the device that is served there'],
     ['anydma map --device vdev:edu0 --size 4k --iova 0x100000 --access read', 'at a chosen address, for reading only'],
     ['anydma map --device vfio-user:/tmp/edu.sock --size 64MiB --mode all', 'in each mode: external, heap and owned'],
     ['anydma map --device vdev:edu0 --size 4k --mode owned --count 3', 'three blocks, and how little there is to map'],
+    ['anydma map --device pci:0000:00:02.0 --size 1GiB', 'maps a GiB for a PCI device, by the IOMMU of this machine'],
     ['anydma map --device vfio-user:/tmp/edu.sock --size 4k --count 100 --json', 'measures 100 small mappings'],
   ],
   async run(options, { output, usage, signal }) {
@@ -96,7 +100,8 @@ export const map: CommandSpec<MapCommandOptions> = {
       if (options.mode !== 'external' && options[name] !== undefined) usage(`--${name} is for --mode external`);
     using input = openNamed(options);
     const onNotice = (text: string): void => output.text(`Note: ${text}.`);
-    await using eal = await Eal.start({ origins: false, onForgotten: () => undefined, memory: { onNotice } });
+    const { iommu } = options;
+    await using eal = await Eal.start({ iommu, origins: false, onForgotten: () => undefined, memory: { onNotice } });
     const device = await eal.probe(options.device);
     output.text(`${output.strong(device.name)}, driven by ${device.driver?.name ?? 'nothing'}`);
     const { domain } = device;

@@ -4,9 +4,20 @@
  */
 import { SHARES } from './initramfs.js';
 
-/** Address bits of the IOMMU; `none`: there is none. 39 is what many desktop machines have. */
-export const IOMMUS = ['48', '39', 'none'] as const;
+/**
+ * Address bits of the IOMMU: 39 is what many desktop machines have. `unsafe`: it has 48, and does not remap interrupts, so
+ * that a device can raise any. `none`: there is no IOMMU.
+ */
+export const IOMMUS = ['48', '39', 'unsafe', 'none'] as const;
 export type IommuName = (typeof IOMMUS)[number];
+
+/** What QEMU's IOMMU is to be like. Without caching mode a guest's VFIO does not work with it. */
+const IOMMU_DEVICE: Readonly<Record<IommuName, string | undefined>> = {
+  48: 'intel-iommu,intremap=on,caching-mode=on,aw-bits=48',
+  39: 'intel-iommu,intremap=on,caching-mode=on,aw-bits=39',
+  unsafe: 'intel-iommu,intremap=off,caching-mode=on,aw-bits=48',
+  none: undefined,
+};
 
 /** Memory of a guest, in MiB. */
 export const GUEST_MEMORY_MIB = 3072;
@@ -59,6 +70,8 @@ const KERNEL_ARGUMENTS = [
   'random.trust_cpu=on',
   'cryptomgr.notests=1',
   'audit=0',
+  // On a busy host the timer's interrupt may come too late for the kernel's check of it, which would be the end.
+  'no_timer_check',
   'apparmor=0',
   'nowatchdog',
 ];
@@ -70,8 +83,8 @@ export function machineArguments({ iommu, image, initramfs, share, disk, monitor
     return `id=${name},addr=${slot ?? ''}`;
   };
   const devices = [
-    // Before the devices that it is for. Without caching mode a guest's VFIO does not work with it.
-    ...(iommu === 'none' ? [] : [`intel-iommu,intremap=on,caching-mode=on,aw-bits=${iommu}`]),
+    // Before the devices that it is for.
+    ...(IOMMU_DEVICE[iommu] === undefined ? [] : [IOMMU_DEVICE[iommu]]),
     `edu,${at('edu0')}`,
     `edu,${at('edu1')}`,
     `e1000e,${at('net0')},netdev=nowhere,romfile=`,

@@ -29,4 +29,10 @@ export const SUITES: readonly Suite[] = [
   { name: 'machine', iommus: ['48', '39', 'none'] },
   { name: 'dma', backends: ['type1', 'iommufd'] },
   { name: 'ledger', backends: ['type1', 'iommufd'], seconds: 600 },
+  { name: 'cli', kernels: ['built'], iommus: ['48'], backends: ['type1', 'iommufd'], seconds: 900 },
+  { name: 'containers', backends: ['type1', 'iommufd'] },
+  { name: 'explained', iommus: ['48'], backends: ['type1', 'iommufd'] },
+  { name: 'unsafe', kernels: ['built'], iommus: ['unsafe'], backends: ['type1', 'iommufd'] },
+  { name: 'noiommu', kernels: ['built'], iommus: ['none'], backends: ['noiommu'] },
+  { name: 'model', backends: ['type1', 'iommufd'], seconds: 600 },
 ];

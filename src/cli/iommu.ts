@@ -1,0 +1,15 @@
+/** `--iommu`: which way PCI devices get at their IOMMU. */
+import { Option } from 'commander';
+import type { ContainerChoice } from '../index.js';
+
+const CHOICES: readonly ContainerChoice[] = ['auto', 'iommufd', 'type1', 'spapr', 'noiommu'];
+
+/** Commands that open devices take it. */
+export function iommuOption(): Option {
+  return new Option(
+    '--iommu <way>',
+    'how PCI devices get at their IOMMU; auto is iommufd where there is one, else type1 or spapr; noiommu protects nothing',
+  )
+    .choices(CHOICES)
+    .default('auto');
+}
