@@ -85,10 +85,28 @@ export interface Libc {
   readonly view: (va: number, length: number) => ArrayBuffer;
   /** Where the first byte of a non-empty `view` is. */
   readonly addressOf: (view: ArrayBufferView) => number;
+  /** The 32 bits at `va`, which must be there. */
+  readonly peek: (va: number) => number;
+  /** A shared library by its file name. Throws an Error with the loader's reason. */
+  readonly library: (name: string) => SharedLibrary;
+  /** What makes the C function of these types at an address callable. */
+  readonly callable: (result: CType, ...args: readonly CType[]) => (va: number) => CFunction;
   /** libuv's uv_poll_t on `fd`. Aborts the process when the descriptor can not be polled or is already in this event loop. */
   readonly pollHandle: (fd: number, interest: PollInterest, onEvent: (status: number) => void) => PollHandle;
   /** The error number of the last call that failed in this thread. Good only until anything else is called. */
   errno(): number;
+}
+
+/** Types of C as koffi names them, those that this library's declarations need. */
+export type CType = 'void' | 'int' | 'uint' | 'uint8_t' | 'uint64_t' | 'size_t' | 'intptr_t' | 'void *';
+
+/** A C function; the arguments must be in the ranges of their types. */
+export type CFunction = (...args: readonly (Pointer | bigint)[]) => number;
+
+/** A shared library that has been loaded. It stays for good. */
+export interface SharedLibrary {
+  /** Its function of this name; throws an Error when it has none. */
+  func(name: string, result: CType, ...args: readonly CType[]): CFunction;
 }
 
 /** What a {@link PollHandle} waits for. */
@@ -186,6 +204,15 @@ function declare(koffi: Koffi): Libc {
     getrlimit: int('getrlimit', 'int', 'void *'),
     view: (va, length) => koffi.view(BigInt(va), length),
     addressOf: (view) => Number(koffi.address(view)),
+    peek: (va) => koffi.decode.uint32(va),
+    library(name) {
+      const library = koffi.load(name);
+      return { func: (symbol, result, ...args) => library.func(symbol, result, [...args]) as CFunction };
+    },
+    callable(result, ...args) {
+      const prototype = koffi.proto(result, [...args]);
+      return (va) => koffi.decode(BigInt(va), prototype) as CFunction;
+    },
     // koffi's types leave out the first argument of the callback, libuv's status.
     pollHandle: (fd, interest, onEvent) =>
       koffi.node.poll(fd, interest, (...args: unknown[]) => {

@@ -6,8 +6,10 @@ import { linuxIoctl } from './linux-ioctl.js';
 import { linuxKernel } from './linux-kernel.js';
 import { linuxLimits } from './linux-limits.js';
 import { linuxMemory } from './linux-memory.js';
+import { linuxRdmaCm } from './linux-rdma-cm.js';
 import { linuxReadiness } from './linux-readiness.js';
 import { linuxSockets } from './linux-sockets.js';
+import { linuxVerbs } from './linux-verbs.js';
 import type { Platform } from './ports.js';
 
 /** The platform of a Linux machine. It belongs to the thread that calls this: libc's errno does. */
@@ -23,5 +25,7 @@ export function linuxPlatform(libc: Libc): Platform {
     ioctl: linuxIoctl(libc),
     limits: linuxLimits(libc),
     kernel: linuxKernel(libc),
+    verbs: linuxVerbs(libc),
+    rdmaCm: linuxRdmaCm(libc),
   };
 }

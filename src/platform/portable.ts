@@ -7,6 +7,8 @@ import { DmaError, invalid } from '../errors.js';
 import { alignUp, hex, isAddress, TiB } from '../units.js';
 import type { Va } from '../units.js';
 import type { MapOptions, MemoryPort, Platform } from './ports.js';
+import type { RdmaCmPort } from './rdma-cm-port.js';
+import type { VerbsPort } from './verbs-port.js';
 
 /** @param reason why system calls can not be made, in a clause; becomes `limitation` and part of every ENOTSUP */
 export function portablePlatform(reason: string): Platform {
@@ -64,6 +66,78 @@ export function portablePlatform(reason: string): Platform {
       mount: refuse('mount'),
       unmount: refuse('umount2'),
     },
+    verbs: absentVerbs(reason),
+    rdmaCm: absentRdmaCm(reason),
+  };
+}
+
+/** @param limitation why there is no connection manager, in a clause */
+function absentRdmaCm(limitation: string): RdmaCmPort {
+  const refuse = (operation: string) => (): never => {
+    throw new DmaError({ code: 'ENOTSUP', operation, reason: limitation });
+  };
+  return {
+    limitation,
+    createChannel: refuse('rdma_create_event_channel'),
+    destroyChannel: refuse('rdma_destroy_event_channel'),
+    nextEvent: refuse('rdma_get_cm_event'),
+    createId: refuse('rdma_create_id'),
+    destroyId: refuse('rdma_destroy_id'),
+    bind: refuse('rdma_bind_addr'),
+    listen: refuse('rdma_listen'),
+    resolveAddress: refuse('rdma_resolve_addr'),
+    resolveRoute: refuse('rdma_resolve_route'),
+    device: refuse('rdma_create_id'),
+    local: refuse('rdma_get_local_addr'),
+    remote: refuse('rdma_get_peer_addr'),
+    qpAttributes: refuse('rdma_init_qp_attr'),
+    connect: refuse('rdma_connect'),
+    accept: refuse('rdma_accept'),
+    establish: refuse('rdma_establish'),
+    reject: refuse('rdma_reject'),
+    disconnect: refuse('rdma_disconnect'),
+  };
+}
+
+/** @param limitation why there are no verbs, in a clause */
+function absentVerbs(limitation: string): VerbsPort {
+  const refuse = (operation: string) => (): never => {
+    throw new DmaError({ code: 'ENOTSUP', operation, reason: limitation });
+  };
+  return {
+    limitation,
+    devices: refuse('ibv_get_device_list'),
+    open: refuse('ibv_open_device'),
+    close: refuse('ibv_close_device'),
+    queryDevice: refuse('ibv_query_device'),
+    queryPort: refuse('ibv_query_port'),
+    gids: refuse('ibv_query_gid_table'),
+    nextAsyncEvent: refuse('ibv_get_async_event'),
+    allocatePd: refuse('ibv_alloc_pd'),
+    deallocatePd: refuse('ibv_dealloc_pd'),
+    registerMemory: refuse('ibv_reg_mr'),
+    registerDmabuf: refuse('ibv_reg_dmabuf_mr'),
+    deregisterMemory: refuse('ibv_dereg_mr'),
+    adviseMemory: refuse('ibv_advise_mr'),
+    allocateMw: refuse('ibv_alloc_mw'),
+    deallocateMw: refuse('ibv_dealloc_mw'),
+    bindMw: refuse('ibv_bind_mw'),
+    createChannel: refuse('ibv_create_comp_channel'),
+    destroyChannel: refuse('ibv_destroy_comp_channel'),
+    nextCqEvent: refuse('ibv_get_cq_event'),
+    createCq: refuse('ibv_create_cq'),
+    resizeCq: refuse('ibv_resize_cq'),
+    destroyCq: refuse('ibv_destroy_cq'),
+    requestNotify: refuse('ibv_req_notify_cq'),
+    pollCq: refuse('ibv_poll_cq'),
+    createQp: refuse('ibv_create_qp'),
+    modifyQp: refuse('ibv_modify_qp'),
+    queryQp: refuse('ibv_query_qp'),
+    destroyQp: refuse('ibv_destroy_qp'),
+    createAh: refuse('ibv_create_ah'),
+    destroyAh: refuse('ibv_destroy_ah'),
+    postSend: refuse('ibv_post_send'),
+    postReceive: refuse('ibv_post_recv'),
   };
 }
 

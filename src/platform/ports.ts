@@ -8,6 +8,8 @@
  * owned by the caller until it closes them; every one that is made here has close-on-exec set.
  */
 import type { Va } from '../units.js';
+import type { RdmaCmPort } from './rdma-cm-port.js';
+import type { VerbsPort } from './verbs-port.js';
 
 /** How a new mapping gets its pages. */
 export interface MapOptions {
@@ -311,4 +313,6 @@ export interface Platform {
   readonly ioctl: IoctlPort;
   readonly limits: LimitsPort;
   readonly kernel: KernelPort;
+  readonly verbs: VerbsPort;
+  readonly rdmaCm: RdmaCmPort;
 }

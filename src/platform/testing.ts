@@ -80,13 +80,23 @@ const CLEANUP: readonly string[] = [
   'ioctl.VFIO_DEVICE_DETACH_IOMMUFD_PT',
   'ioctl.IOMMU_IOAS_UNMAP',
   'ioctl.IOMMU_DESTROY',
+  'verbs.close',
+  'verbs.deallocatePd',
+  'verbs.deregisterMemory',
+  'verbs.deallocateMw',
+  'verbs.destroyChannel',
+  'verbs.destroyCq',
+  'verbs.destroyQp',
+  'verbs.destroyAh',
+  'rdmaCm.destroyId',
+  'rdmaCm.destroyChannel',
 ];
 
 /**
  * Wraps `platform` so that single calls can be made to fail.
  *
- * @param options.cleanup may calls that undo (close, remove, punch, unmap, decommit, detach, Watch.close, and the ioctls that
- *   do such) fail as well? Default false.
+ * @param options.cleanup may calls that undo (close, remove, punch, unmap, decommit, detach, Watch.close, and the ioctls and
+ * verbs that do such) fail as well? Default false.
  */
 export function failingPlatform(platform: Platform, options: { readonly cleanup?: boolean } = {}): FailingPlatform {
   const mayFail = (name: string): boolean => options.cleanup === true || !CLEANUP.includes(name);
@@ -121,7 +131,7 @@ export function failingPlatform(platform: Platform, options: { readonly cleanup?
 /** A platform that knows what is open. */
 export interface TrackingPlatform extends Platform {
   /**
-   * A line for each mapping, reservation, descriptor, view and watch that was made and has not been given back, oldest
+   * A line for each mapping, reservation, descriptor, view, watch and RDMA handle that was made and has not been given back, oldest
    * first; then one for each stretch of a reservation that is committed.
    */
   leaks(): string[];
@@ -141,6 +151,22 @@ const MAKES_DESCRIPTORS: readonly string[] = [
   'events.create',
   'ioctl.VFIO_GROUP_GET_DEVICE_FD',
 ];
+
+/** Calls that return handles of RDMA devices, and those that give them back. */
+const MAKES_HANDLES: readonly string[] = [
+  'verbs.open',
+  'verbs.allocatePd',
+  'verbs.registerMemory',
+  'verbs.registerDmabuf',
+  'verbs.allocateMw',
+  'verbs.createChannel',
+  'verbs.createCq',
+  'verbs.createQp',
+  'verbs.createAh',
+  'rdmaCm.createChannel',
+  'rdmaCm.createId',
+];
+const TAKES_HANDLES: readonly string[] = CLEANUP.filter((name) => /^(verbs|rdmaCm)\./.test(name));
 
 /** Wraps `platform` so that a test can assert that `leaks()` is empty. */
 export function trackingPlatform(platform: Platform): TrackingPlatform {
@@ -181,6 +207,10 @@ export function trackingPlatform(platform: Platform): TrackingPlatform {
         open.set(result, `watch on fd ${String(args[0])}`);
       } else if (name === 'Watch.close') {
         open.delete(target);
+      } else if (MAKES_HANDLES.includes(name)) {
+        open.set(result, `what ${name} made`);
+      } else if (TAKES_HANDLES.includes(name)) {
+        open.delete(args[0]);
       }
       return result;
     },

@@ -1,6 +1,8 @@
 /** Sockets: include/linux/socket.h, include/uapi/linux/un.h and uio.h; all as 64-bit little-endian machines lay them out. */
 
 export const AF_UNIX = 1;
+export const AF_INET = 2;
+export const AF_INET6 = 10;
 export const SOCK_STREAM = 1;
 export const SOCK_NONBLOCK = 0o4000;
 export const SOCK_CLOEXEC = 0o2000000;
@@ -22,6 +24,12 @@ export const MOST_FDS = 253;
 
 /** `struct sockaddr_un`: sun_family u16, then the path, ended by a NUL here. */
 export const SOCKADDR_UN = { sizeof: 110, sun_family: 0, sun_path: 2 } as const;
+
+/** `struct sockaddr_in`: sin_family u16, sin_port and sin_addr big-endian. */
+export const SOCKADDR_IN = { sizeof: 16, sin_family: 0, sin_port: 2, sin_addr: 4 } as const;
+
+/** `struct sockaddr_in6`: sin6_family u16, sin6_port and sin6_addr big-endian, sin6_scope_id u32: the index of an interface. */
+export const SOCKADDR_IN6 = { sizeof: 28, sin6_family: 0, sin6_port: 2, sin6_addr: 8, sin6_scope_id: 24 } as const;
 
 /** `struct msghdr`: msg_name, msg_iov, msg_iovlen, msg_control and msg_controllen are u64, msg_flags is int. */
 export const MSGHDR = {

@@ -30,6 +30,7 @@ const C_LIBRARY = `
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <poll.h>
+#include <netinet/in.h>
 #include <linux/capability.h>
 #include <linux/falloc.h>
 #include <linux/memfd.h>
