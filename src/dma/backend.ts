@@ -13,6 +13,21 @@ export function grants(have: DmaAccess, want: DmaAccess): boolean {
   return have === want || have === 'read-write';
 }
 
+/** What peers over the network may do with mapped memory, by its rkey. `read-write` includes atomics. */
+export type RemoteAccess = 'none' | 'read' | 'write' | 'read-write';
+
+/** Are the pages of a mapping held in memory as long as it lives, or fetched by the device as it needs them? */
+export type Paging = 'pinned' | 'on-demand';
+
+/** What a mapping is besides, where mappings are regions with keys (verbs). */
+export interface RegionTraits {
+  readonly remote: RemoteAccess;
+  readonly paging: Paging;
+}
+
+/** What mappings are unless they are asked to be otherwise: pinned, and nothing to peers. */
+export const LOCAL: RegionTraits = { remote: 'none', paging: 'pinned' };
+
 /** What holds for every mapping of one domain. May change while the domain lives; it is read anew for each mapping. */
 export interface DomainConstraints {
   /** Bytes; a power of two. VA, IOVA and length of every mapping are multiples of it. */
@@ -31,6 +46,14 @@ export interface DomainConstraints {
   readonly partialUnmap: boolean;
   /** Does mapping pin pages, so that they count against RLIMIT_MEMLOCK? */
   readonly pins: boolean;
+  /**
+   * Present where mappings are regions with keys (verbs): peers can have rights to them, and a mapping is one piece, since
+   * it has one key.
+   */
+  readonly regions?: {
+    /** Can the device page on demand? */
+    readonly onDemand: boolean;
+  };
 }
 
 /** One contiguous piece to map: what one call of the backend does. */
@@ -42,6 +65,8 @@ export interface Segment {
   readonly access: DmaAccess;
   /** `undefined` for memory that has no descriptor */
   readonly backing: Backing | undefined;
+  /** Absent: {@link LOCAL}. Anything else only where the constraints have `regions`. */
+  readonly region?: RegionTraits;
 }
 
 /** Keys that some backends give out for a mapping (verbs): what the device wants instead of, or besides, the IOVA. */

@@ -31,7 +31,7 @@ export interface MapAsyncOptions extends MapOptions {
   readonly signal?: AbortSignal;
   /**
    * bytes a piece, rounded up to whole pages; each is a mapping entry of its own. Default: 256 MiB where mapping pins pages
-   * (it takes time then), else all at once (`Infinity`).
+   * (it takes time then), else all at once (`Infinity`). It does nothing where a mapping has a key (verbs), and so is one.
    */
   readonly chunkBytes?: number;
 }
@@ -189,7 +189,8 @@ export class Domain {
    * Maps `target` for `device`.
    *
    * @throws DmaError, before any side effect: EINVAL (impossible, misaligned or unregistered range, or an IOVA that the
-   *   domain would ignore or that contradicts the area's table), EACCES (writing to read-only memory), ERANGE (IOVA
+   *   domain would ignore or that contradicts the area's table; remote writes to what the device may only read), ENOTSUP
+   *   (remote rights or paging that the domain has not), EACCES (writing to read-only memory), ERANGE (IOVA
    *   outside the windows), EEXIST (other mapping in the way, by VA or IOVA), EBUSY (the mapping in the way is just being
    *   made or undone), ENOSPC (entry limit, or no free IOVA), ENOMEM (locked-memory limit), ENODEV (the domain failed);
    *   after undoing: what the backend says
@@ -330,11 +331,12 @@ export class Domain {
    * mapped. For the moment after a DMA fault.
    *
    * @param access what the device tried, when that is known
+   * @param by who asked the device to: this program, or a peer over the network, who needs rights of its own
    */
-  explain(iova: Iova, length = 1, access?: DmaAccess): Explanation {
+  explain(iova: Iova, length = 1, access?: DmaAccess, by: 'device' | 'peer' = 'device'): Explanation {
     const range = new Range(iova, length, 'explain');
     const evidence = { ledger: this.#ledger, retired: this.#retired, windows: this.#windows, now: this.#now() };
-    return explain(evidence, range.start, range.length, access);
+    return explain(evidence, range.start, range.length, access, by);
   }
 
   /** Who has the mappings of {@link Domain.map}. Not a name that a device can have. */
@@ -383,7 +385,7 @@ export class Domain {
         for (const entry of entries) this.#unreserve(entry);
         throw this.#noIova(plan, piece);
       }
-      const entry = new Entry(plan.area, piece.va, iova, piece.length, plan.access);
+      const entry = new Entry(plan.area, piece.va, iova, piece.length, plan.access, plan.region);
       this.#ledger.add(entry);
       entries.push(entry);
     }
@@ -466,11 +468,11 @@ export class Domain {
   }
 
   #publish(plan: Plan, entries: Entry[]): Mapping {
-    const { device, range, access, area, origin } = plan;
+    const { device, range, area, origin } = plan;
     // This may fail for want of memory, before anything else has changed.
     for (const entry of entries)
       if (entry.state !== 'live') this.table.add(entry.va, entry.length, entry.iova, entry.keys?.lkey ?? -1);
-    const mapping = new Mapping(this, device, range, access, entries, origin);
+    const mapping = new Mapping(this, device, range, plan, entries, origin);
     for (const entry of entries) {
       entry.claims.push(mapping);
       entry.state = 'live';
@@ -524,7 +526,9 @@ export class Domain {
 
   /** Cuts reserved entries into pieces of `chunkBytes`, as far as the entry limit allows. */
   #chunks(entries: Entry[], chunkBytes: number | undefined, { area, range }: Plan): Entry[] {
-    const { entryLimit, pins, granule } = this.#backend.constraints;
+    const { entryLimit, pins, granule, regions } = this.#backend.constraints;
+    // A region has one key.
+    if (regions !== undefined) return entries;
     const wanted = Math.ceil(chunkBytes ?? (pins ? PINNED_CHUNK : Infinity));
     if (wanted >= range.length) return entries;
     const spare = entryLimit - this.#ledger.size;

@@ -37,11 +37,17 @@ export interface Evidence {
   readonly now: number;
 }
 
-/** Explains an access to `length` bytes at `iova`; `access` is what the device tried, when that is known. */
-export function explain(evidence: Evidence, iova: Iova, length: number, access: DmaAccess | undefined): Explanation {
+/** Explains an access to `length` bytes at `iova`; `access` is what the device tried, when that is known, and `by` who made it. */
+export function explain(
+  evidence: Evidence,
+  iova: Iova,
+  length: number,
+  access: DmaAccess | undefined,
+  by: 'device' | 'peer' = 'device',
+): Explanation {
   const { ledger, retired, windows } = evidence;
   const here = ledger.atIova(iova);
-  if (here !== undefined) return explainLive(here, iova, length, access);
+  if (here !== undefined) return explainLive(here, iova, length, access, by);
   const was = retired.latest(iova, length);
   if (was !== undefined) return explainRetired(was, iova, evidence.now);
   const { below, above } = ledger.besideIova(iova);
@@ -58,7 +64,20 @@ export function explain(evidence: Evidence, iova: Iova, length: number, access: 
   return nothing('never-mapped', `${hex(iova)} was never mapped in this domain, as far as it remembers`);
 }
 
-function explainLive(entry: Entry, iova: Iova, length: number, access: DmaAccess | undefined): Explanation {
+function explainLive(
+  entry: Entry,
+  iova: Iova,
+  length: number,
+  access: DmaAccess | undefined,
+  by: 'device' | 'peer',
+): Explanation {
+  const { remote } = entry.region;
+  if (by === 'peer' && (remote === 'none' || (access !== undefined && !grants(remote, access))))
+    return about(
+      'wrong-access',
+      entry,
+      `${hex(iova)} may not be used for ${access ?? 'access'} by peers, who have ${remote === 'none' ? 'no' : remote} access: it is in ${describe(entry)}`,
+    );
   if (access !== undefined && !grants(entry.access, access))
     return about('wrong-access', entry, `${hex(iova)} may not be used for ${access}: it is in ${describe(entry)}`);
   const past = iova + length - (entry.iova + entry.length);

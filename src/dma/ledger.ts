@@ -9,7 +9,7 @@ import type { Origin } from '../origin.js';
 import { RangeMap } from '../range-map.js';
 import { Range } from '../ranges.js';
 import type { Iova, Va } from '../units.js';
-import type { Backing, DmaAccess, MapKeys, Segment } from './backend.js';
+import { LOCAL, type Backing, type DmaAccess, type MapKeys, type RegionTraits, type Segment } from './backend.js';
 
 /** One device's use of one range: what a `Mapping` is to the ledger. */
 export interface Claim {
@@ -18,6 +18,7 @@ export interface Claim {
   /** What the caller asked for. */
   readonly range: Range<Va>;
   readonly access: DmaAccess;
+  readonly region: RegionTraits;
   /** Entries that serve it, in VA order; fewer than at first once a part was cut out. */
   readonly entries: readonly Entry[];
   /** Is it mapped still as it was asked for, nothing cut out? */
@@ -37,18 +38,20 @@ export class Entry implements Segment {
   readonly iova: Iova;
   readonly length: number;
   readonly access: DmaAccess;
+  readonly region: RegionTraits;
   readonly area: Area;
   /** Who uses it, in the order they came; one, nearly always. */
   readonly claims: Claim[] = [];
   state: EntryState = 'mapping';
   keys: MapKeys | undefined;
 
-  constructor(area: Area, va: Va, iova: Iova, length: number, access: DmaAccess) {
+  constructor(area: Area, va: Va, iova: Iova, length: number, access: DmaAccess, region: RegionTraits = LOCAL) {
     this.area = area;
     this.va = va;
     this.iova = iova;
     this.length = length;
     this.access = access;
+    this.region = region;
   }
 
   get backing(): Backing | undefined {
@@ -65,7 +68,7 @@ export class Entry implements Segment {
 
   /** The part [va, va + length) of this entry, as an entry of its own. */
   part(va: Va, length: number): Entry {
-    const entry = new Entry(this.area, va, (this.iova + (va - this.va)) as Iova, length, this.access);
+    const entry = new Entry(this.area, va, (this.iova + (va - this.va)) as Iova, length, this.access, this.region);
     entry.state = this.state;
     entry.keys = this.keys;
     return entry;

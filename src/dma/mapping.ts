@@ -3,7 +3,7 @@ import { DmaError, invalid } from '../errors.js';
 import type { Origin } from '../origin.js';
 import type { Range } from '../ranges.js';
 import type { Iova, Va } from '../units.js';
-import type { DmaAccess } from './backend.js';
+import type { DmaAccess, RegionTraits } from './backend.js';
 import type { Claim, Entry } from './ledger.js';
 
 /** A contiguous piece of a mapping: `length` bytes at `va` are `length` bytes at `iova` for the device. */
@@ -31,6 +31,8 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   readonly range: Range<Va>;
   /** What the device may do with it. */
   readonly access: DmaAccess;
+  /** What it is as a region with keys (verbs): the rights of peers, and where its pages are. */
+  readonly region: RegionTraits;
   readonly origin: Origin | undefined;
   /** @internal entries of the ledger that serve it, in VA order; the domain's to change */
   entries: Entry[];
@@ -44,7 +46,7 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     owner: MappingOwner,
     device: string,
     range: Range<Va>,
-    access: DmaAccess,
+    { access, region }: { readonly access: DmaAccess; readonly region: RegionTraits },
     entries: Entry[],
     origin: Origin | undefined,
   ) {
@@ -52,6 +54,7 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     this.device = device;
     this.range = range;
     this.access = access;
+    this.region = region;
     this.entries = entries;
     this.origin = origin;
   }

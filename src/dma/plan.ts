@@ -8,7 +8,14 @@ import type { AreaIndex } from '../memory/area-index.js';
 import type { Origin } from '../origin.js';
 import { Range } from '../ranges.js';
 import { formatSize, hex, isAddress, type Iova, type Va } from '../units.js';
-import type { DmaAccess, DomainConstraints } from './backend.js';
+import {
+  LOCAL,
+  type DmaAccess,
+  type DomainConstraints,
+  type Paging,
+  type RegionTraits,
+  type RemoteAccess,
+} from './backend.js';
 import type { Claim, Entry, Ledger } from './ledger.js';
 import type { LockedBudget } from './locked-budget.js';
 
@@ -28,6 +35,10 @@ export interface MapOptions {
   readonly iova?: Iova;
   /** What the device may do. Default `read-write`, or `read` for memory that is not writable. */
   readonly access?: DmaAccess;
+  /** What peers over the network may do, by the rkey: for devices of verbs. Writing takes `access` that writes. Default `none`. */
+  readonly remote?: RemoteAccess;
+  /** Where its pages are: for devices of verbs, `on-demand` where the device can. Default `pinned`. */
+  readonly paging?: Paging;
 }
 
 /** What a plan is made from: the state of a domain. */
@@ -65,13 +76,14 @@ export interface Plan {
   readonly range: Range<Va>;
   readonly area: Area;
   readonly access: DmaAccess;
+  readonly region: RegionTraits;
   /** The very same mapping, when it exists: its entries are to be shared, and the pieces not needed. */
   readonly shared: Claim | undefined;
   readonly pieces: readonly PlannedPiece[];
   readonly origin: Origin | undefined;
 }
 
-/** Plans `request`. @throws DmaError EINVAL, EACCES, ERANGE, EEXIST, EBUSY, ENOSPC, ENOMEM: see `Domain.mapFor` */
+/** Plans `request`. @throws DmaError EINVAL, ENOTSUP, EACCES, ERANGE, EEXIST, EBUSY, ENOSPC, ENOMEM: see `Domain.mapFor` */
 export function planMapping(books: Books, request: MapRequest): Plan {
   const { device, operation, options, origin } = request;
   const { constraints, name } = books;
@@ -88,8 +100,11 @@ export function planMapping(books: Books, request: MapRequest): Plan {
       `${name} maps in units of ${unit}: start and length are multiples`,
     );
   }
+  const region = regionOf(books, options, refuse);
   const area = books.areas.covering(range, operation);
   const access = options.access ?? (area.writable ? 'read-write' : 'read');
+  if (access === 'read' && mayWrite(region.remote))
+    throw refuse('EINVAL', `peers can not get ${region.remote} access to what the device itself may only read`);
   const pieces = place(books, range, area, options.iova, refuse);
   if (access !== 'read' && !area.writable)
     throw refuse(
@@ -99,20 +114,48 @@ export function planMapping(books: Books, request: MapRequest): Plan {
     );
   if (constraints.iova !== 'ignored') for (const piece of pieces) mustBeInWindows(books, piece, refuse);
 
-  const shared = findSame(books.ledger, range, access, options.iova, refuse);
+  const shared = findSame(books.ledger, range, { access, region, iova: options.iova }, refuse);
   // A device that joined the domain later may reach fewer addresses than those before it.
   if (shared !== undefined && constraints.iova !== 'ignored')
     for (const entry of shared.entries) mustBeInWindows(books, entry, refuse);
   if (shared === undefined) {
     for (const piece of pieces) mustBeFree(books.ledger, piece, refuse);
-    checkLimits(books, pieces.length, range.length, refuse);
+    checkLimits(books, pieces.length, region.paging === 'pinned' ? range.length : 0, refuse);
   }
-  return { operation, device, range, area, access, shared, pieces, origin };
+  return { operation, device, range, area, access, region, shared, pieces, origin };
 }
 
 const ACCESSES: readonly DmaAccess[] = ['read', 'write', 'read-write'];
+const REMOTES: readonly RemoteAccess[] = ['none', ...ACCESSES];
+const PAGINGS: readonly Paging[] = ['pinned', 'on-demand'];
 
 type Refuse = (code: ErrorCode, reason: string, hint?: string) => DmaError;
+
+function mayWrite(remote: RemoteAccess): boolean {
+  return remote === 'write' || remote === 'read-write';
+}
+
+/** What is asked for of a region with keys. @throws EINVAL; ENOTSUP where mappings are no such thing */
+function regionOf(
+  { constraints, name }: Books,
+  { remote = 'none', paging = 'pinned' }: MapOptions,
+  refuse: Refuse,
+): RegionTraits {
+  if (!REMOTES.includes(remote))
+    throw refuse('EINVAL', `there is no remote access "${remote}"`, `it is ${REMOTES.join(', ')}`);
+  if (!PAGINGS.includes(paging))
+    throw refuse('EINVAL', `there is no paging "${paging}"`, `it is ${PAGINGS.join(', ')}`);
+  if (remote === LOCAL.remote && paging === LOCAL.paging) return LOCAL;
+  if (constraints.regions === undefined)
+    throw refuse(
+      'ENOTSUP',
+      `${name} has no peers over a network, and no paging of its own`,
+      'leave remote and paging out',
+    );
+  if (paging === 'on-demand' && !constraints.regions.onDemand)
+    throw refuse('ENOTSUP', `${name} can not page on demand`);
+  return { remote, paging };
+}
 
 /** Where the pieces of a range go, as far as that is given: by the caller, the area's table, or the kind of domain. */
 function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefined, refuse: Refuse): PlannedPiece[] {
@@ -165,8 +208,7 @@ function mustBeInWindows({ constraints, name }: Books, piece: PlannedPiece, refu
 function findSame(
   ledger: Ledger,
   range: Range<Va>,
-  access: DmaAccess,
-  iova: Iova | undefined,
+  { access, region, iova }: Pick<Plan, 'access' | 'region'> & Pick<MapOptions, 'iova'>,
   refuse: Refuse,
 ): Claim | undefined {
   const other = ledger.overlappingVa(range.start, range.length);
@@ -176,6 +218,9 @@ function findSame(
   // All entries of a whole claim are in the same state.
   if (other.state !== 'live') throw inTheWay(other, 'it is', refuse);
   if (claim.access !== access) throw inTheWay(other, `it is asked for with ${access} access, but is`, refuse);
+  if (claim.region.remote !== region.remote)
+    throw inTheWay(other, `it is asked for with ${region.remote} access for peers, but is`, refuse);
+  if (claim.region.paging !== region.paging) throw inTheWay(other, `it is asked for ${region.paging}, but is`, refuse);
   if (iova !== undefined && claim.entries[0].iova !== iova)
     throw inTheWay(other, `it is asked for at IOVA ${hex(iova)}, but is`, refuse);
   return claim;
@@ -190,7 +235,9 @@ function mustBeFree(ledger: Ledger, { iova, length }: PlannedPiece, refuse: Refu
 function inTheWay(entry: Entry, how: string, refuse: Refuse): DmaError {
   const passing = entry.state === 'mapping' || entry.state === 'unmapping';
   const whose = entry.devices.length === 0 ? '' : ` of ${entry.devices.join(', ')}`;
-  const where = `VA ${entry.vaRange.toString()}, IOVA ${entry.iovaRange.toString()}, ${entry.access}, ${entry.state}`;
+  const { remote, paging } = entry.region;
+  const region = entry.region === LOCAL ? '' : `, ${remote} for peers, ${paging}`;
+  const where = `VA ${entry.vaRange.toString()}, IOVA ${entry.iovaRange.toString()}, ${entry.access}${region}, ${entry.state}`;
   return refuse(
     passing ? 'EBUSY' : 'EEXIST',
     `${how} the mapping${whose} of ${entry.area.label} (${where})`,
@@ -209,7 +256,7 @@ function checkLimits(
     const reason = `${name} takes ${constraints.entryLimit} mappings; ${left} are left, and this needs ${pieces}`;
     throw refuse('ENOSPC', reason, 'map fewer and larger ranges: one large area instead of many small ones');
   }
-  if (!constraints.pins) return;
+  if (!constraints.pins || bytes === 0) return;
   const short = locked.take(bytes);
   if (short === undefined) return;
   const facts = `RLIMIT_MEMLOCK is ${formatSize(short.limit)}, ${formatSize(short.used)} of it are used`;

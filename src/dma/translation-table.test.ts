@@ -69,6 +69,15 @@ describe('TranslationTable', () => {
               }
             }
             for (const at of [first - 1, first, end - 1, end, (first + end) >>> 1]) compare(at);
+            for (const [from, to] of [
+              [first, end],
+              [first, Math.min(end + 1, PAGES)],
+              [Math.max(0, first - 1), first + 1],
+            ]) {
+              const wanted = keys.subarray(from, to).every((known) => known === keys[from]) ? keys[from] : -1;
+              const [va, length] = [base + from * PAGE + 7, (to - from) * PAGE - 7];
+              if (table.keyOfRange(va, length) !== wanted) assert.equal(table.keyOfRange(va, length), wanted);
+            }
           }
           for (let at = 0; at < PAGES; at++) compare(at);
           if (base > 0) assert.equal(table.iovaOf(base - 1), -1);

@@ -12,7 +12,7 @@
  */
 import { DmaError, invalid } from '../errors.js';
 import { Range } from '../ranges.js';
-import { KiB, MiB } from '../units.js';
+import { isAddress, KiB, MiB } from '../units.js';
 
 const PAGE = 4 * KiB;
 const HUGE = 2 * MiB;
@@ -88,19 +88,31 @@ export class TranslationTable {
   }
 
   /**
+   * The key that all of a range has; -1 when a byte of it has another, or none, or is not mapped. What stays in one page, or
+   * in one huge slot that is covered by one mapping, takes one look-up; more of it takes one a page or huge slot.
+   *
+   * @param va in [0, 2^53)
+   * @param length bytes, not negative; 0 is as 1
+   */
+  keyOfRange(va: number, length: number): number {
+    const pairs = this.#pairs;
+    const slot = this.#hugeSlotOf(va);
+    const key = pairs[slot + 1];
+    if (key !== SPLIT) {
+      if ((va & (HUGE - 1)) + length <= HUGE) return key;
+    } else if ((va & (PAGE - 1)) + length <= PAGE) return pairs[this.#pageSlotOf(va, slot) + 1];
+    return this.#keyOfSlots(va, va + length);
+  }
+
+  /**
    * Both answers from one look-up: with `slot = slotOf(va)`, the IOVA is `va + pairs[slot]`, which is negative (-Infinity)
    * when the address is not mapped, and the key is `pairs[slot + 1]`.
    *
    * @param va in [0, 2^53)
    */
   slotOf(va: number): number {
-    const huge = (va * 2 ** -21) >>> 0;
-    const gib = huge >>> 9;
-    const directory = this.#directory;
-    const pairs = this.#pairs;
-    const slot = (gib < directory.length ? directory[gib] : 0) + ((huge & 511) << 1);
-    if (pairs[slot + 1] !== SPLIT) return slot;
-    return (pairs[slot] | 0) + (((va * 2 ** -12 - huge * 512) | 0) << 1);
+    const slot = this.#hugeSlotOf(va);
+    return this.#pairs[slot + 1] === SPLIT ? this.#pageSlotOf(va, slot) : slot;
   }
 
   /**
@@ -134,6 +146,29 @@ export class TranslationTable {
     this.#reserve(2, 0, 'translation.remove', range);
     this.#set(va, range.end, UNMAPPED, NO_KEY);
     this.#generation++;
+  }
+
+  /** Where the pair of the huge slot is that an address is in. Bit operators see the low 32 bits of an address. */
+  #hugeSlotOf(va: number): number {
+    const gib = (va * 2 ** -30) | 0;
+    const directory = this.#directory;
+    return (gib < directory.length ? directory[gib] : 0) + ((va >>> 20) & 1022);
+  }
+
+  /** Where the pair of a page is whose huge slot, at `slot`, leads to a second leaf. */
+  #pageSlotOf(va: number, slot: number): number {
+    return (this.#pairs[slot] | 0) + ((va >>> 11) & 1022);
+  }
+
+  /** As {@link keyOfRange}, slot by slot; it ends where the key does, however much is asked for. */
+  #keyOfSlots(va: number, end: number): number {
+    const key = isAddress(va) && isAddress(end - 1) ? this.keyOf(va) : NO_KEY;
+    for (let at = va; at < end && key !== NO_KEY;) {
+      if (this.keyOf(at) !== key) return NO_KEY;
+      const unit = this.#pairs[this.#hugeSlotOf(at) + 1] === SPLIT ? PAGE : HUGE;
+      at += unit - (at & (unit - 1));
+    }
+    return key;
   }
 
   #set(start: number, end: number, delta: number, key: number): void {

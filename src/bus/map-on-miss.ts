@@ -1,0 +1,106 @@
+/**
+ * Memory that is mapped for a device when its data path meets it: registered external memory that the program has not mapped
+ * itself. DPDK does this silently for drivers with regions of their own (mlx5); here it is off unless it is asked for. (It
+ * has nothing to do with devices that page on demand.)
+ */
+import type { Mapping } from '../dma/mapping.js';
+import type { MapTarget } from '../dma/plan.js';
+import { isDmaError, undoAll, withUndo } from '../errors.js';
+import type { AreaIndex } from '../memory/area-index.js';
+import { RangeMap } from '../range-map.js';
+import { isAddress, alignDown, alignUp, type Va } from '../units.js';
+import type { Device } from './model.js';
+
+/**
+ * How much is mapped around an address that has no key: `area`, all of its area, as DPDK does, or, where a part of that is
+ * mapped already, only the pages of the I/O; `pages`, always only these. Pages that overlap with what is mapped already
+ * can not be mapped again, so that `pages` fits programs whose buffers do not overlap.
+ */
+export type MissUnit = 'area' | 'pages';
+
+/** What is mapped on demand for one device. It goes with the device's queues: close it after the last of them. */
+export class MapOnMiss implements Disposable {
+  readonly #device: Pick<Device, 'dmaMap' | 'domain'>;
+  readonly #areas: AreaIndex;
+  readonly #unit: MissUnit;
+  readonly #mappings = new RangeMap<Mapping>();
+
+  constructor(device: Pick<Device, 'dmaMap' | 'domain'>, areas: AreaIndex, unit: MissUnit = 'area') {
+    this.#device = device;
+    this.#areas = areas;
+    this.#unit = unit;
+  }
+
+  /** What is mapped now, in address order. */
+  get mappings(): readonly Mapping[] {
+    return [...this.#mappings.values()].filter(({ live }) => live);
+  }
+
+  /**
+   * Maps what a range is in. The memory can not be unregistered then, before {@link MapOnMiss.release} or `close`.
+   *
+   * @returns false when there is nothing to be mapped: it is not in one area, which is external, or it overlaps with what is
+   *   mapped already
+   * @throws DmaError as `Device.dmaMap`, but EEXIST
+   */
+  register(va: number, length: number): boolean {
+    const end = va + length;
+    const area = this.#areas.at(va);
+    // What is owned or in a heap is mapped for every device by the library.
+    if (area?.owner !== 'external' || !isAddress(end) || !(length > 0) || end > area.range.end) return false;
+    // Mapped on demand already, so that mapping it is not what is missing.
+    if (this.#mappings.at(va)?.live === true) return false;
+    const unit = Math.max(area.pageSize, this.#device.domain?.constraints.granule ?? 0);
+    const start = alignDown(va, unit);
+    const pages = { va: start as Va, length: alignUp(end, unit) - start };
+    const whole = { va: area.range.start, length: area.range.length };
+    return (this.#unit === 'area' && this.#map(whole)) || this.#map(pages);
+  }
+
+  /**
+   * Unmaps what was mapped on demand of this memory, so that it can be unregistered. Its address is mapped again when the
+   * data path meets it again.
+   *
+   * @throws the first error, once all was tried; what is still mapped then can be tried again
+   */
+  release({ va, length }: MapTarget): void {
+    const undo: (() => void)[] = [];
+    for (const mapping of this.#mappings.values())
+      if (mapping.va < va + length && va < mapping.range.end) undo.unshift(() => this.#unmap(mapping));
+    const errors = undoAll(undo);
+    if (errors.length > 0) throw withUndo(errors[0], 'unmap', errors.slice(1));
+  }
+
+  /** Unmaps all of it. @throws as {@link MapOnMiss.release} */
+  close(): void {
+    this.release({ va: 0 as Va, length: Infinity });
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #map(target: MapTarget): boolean {
+    let mapping: Mapping;
+    try {
+      mapping = this.#device.dmaMap(target);
+    } catch (error) {
+      if (isDmaError(error, 'EEXIST')) return false;
+      throw error;
+    }
+    // A mapping that has ended without being asked to may be in the way.
+    for (let old = this.#overlapping(target); old !== undefined; old = this.#overlapping(target))
+      this.#mappings.delete(old.va);
+    this.#mappings.insert(target.va, target.length, mapping);
+    return true;
+  }
+
+  #unmap(mapping: Mapping): void {
+    mapping[Symbol.dispose]();
+    this.#mappings.delete(mapping.va);
+  }
+
+  #overlapping({ va, length }: MapTarget): Mapping | undefined {
+    return this.#mappings.overlapping(va, va + length);
+  }
+}
