@@ -12,6 +12,7 @@ const ROOMS = [
   ['dma'],
   ['vfio-user'],
   ['vfio'],
+  ['rdma'],
   ['bus'],
   ['backends'],
   ['drivers'],

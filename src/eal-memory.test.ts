@@ -166,6 +166,7 @@ describe('memory for every device', SKIP, () => {
       { bus: 'vfio-user', wish: 'va' },
       { bus: 'pci', wish: 'any' },
       { bus: 'fake', wish: 'pa' },
+      { bus: 'rdma', wish: 'any' },
     ]);
     assert.ok(mode === 'pa' || mode === 'va');
     await stop();

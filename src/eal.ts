@@ -11,6 +11,7 @@ import { VfioUserBackend } from './backends/vfio-user.js';
 import { PciBus } from './bus/pci/pci-bus.js';
 import type { Bus, Device, Driver } from './bus/model.js';
 import type { GroupMapping } from './bus/fan-out.js';
+import { RdmaBus } from './bus/rdma/rdma-bus.js';
 import { Registry, type RegistryOptions } from './bus/registry.js';
 import { VdevBus, type VdevSpace } from './bus/vdev/vdev-bus.js';
 import { VfioUserBus } from './bus/vfio-user/vfio-user-bus.js';
@@ -30,6 +31,7 @@ import { MemoryHandlers } from './memory/memory-events.js';
 import { memorySettings, type MemoryOptions } from './memory/memory-settings.js';
 import { OwnedMemory } from './memory/owned.js';
 import { placeOf } from './origin.js';
+import { RdmaContexts } from './rdma/context.js';
 import { formatSize, type Va } from './units.js';
 import { openPlatform } from './platform/open.js';
 import type { Platform } from './platform/ports.js';
@@ -46,7 +48,7 @@ export interface EalOptions extends Pick<RegistryOptions, 'holdBackMs' | 'rememb
    * VFIO's older containers. `noiommu` has to be asked for: devices then reach all memory of the machine.
    */
   readonly iommu?: ContainerChoice;
-  /** More buses, besides `vdev`, `vfio-user` and `pci`. */
+  /** More buses, besides `vdev`, `vfio-user`, `pci` and `rdma`. */
   readonly buses?: readonly Bus[];
   /** More drivers; they are tried before the built-in ones. */
   readonly drivers?: readonly Driver[];
@@ -165,8 +167,12 @@ export class Eal implements AsyncDisposable {
     this.vdev = new VdevBus({ model: softwareModel, space });
     const vfioUser = new VfioUserBus({ platform, backend: (client) => new VfioUserBackend(client), bytesAt });
     this.containers = new Containers(platform, { choice: options.iommu });
-    const pci = new PciBus({ platform, containers: this.containers, backend: vfioBackend });
-    for (const bus of [this.vdev, vfioUser, pci, ...(options.buses ?? [])]) this.#registry.registerBus(bus);
+    // One for both buses, so that both names of a device are the same one.
+    const contexts = new RdmaContexts(platform);
+    const pci = new PciBus({ platform, containers: this.containers, backend: vfioBackend, rdma: contexts });
+    const rdma = new RdmaBus(contexts);
+    // A name without a bus can be that of any RDMA device, so that this one is asked last.
+    for (const bus of [this.vdev, vfioUser, pci, ...(options.buses ?? []), rdma]) this.#registry.registerBus(bus);
     for (const driver of [...(options.drivers ?? []), ...builtinDrivers]) this.#registry.registerDriver(driver);
     process.on('exit', this.#onExit);
   }

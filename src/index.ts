@@ -30,7 +30,16 @@ export type { PoolHandler, PoolOptions, Pools } from './memory/pools.js';
 export type { Zone, Zones } from './memory/zones.js';
 export type { OwnedMallocOptions, OwnedMemory, OwnedMemoryFacts, PageListFacts } from './memory/owned.js';
 
-export type { DmaAccess, DomainBackend, DomainConstraints, MapKeys, Segment } from './dma/backend.js';
+export type {
+  DmaAccess,
+  DomainBackend,
+  DomainConstraints,
+  MapKeys,
+  Paging,
+  RegionTraits,
+  RemoteAccess,
+  Segment,
+} from './dma/backend.js';
 export { Domain, type DomainOptions, type MapAsyncOptions } from './dma/domain.js';
 export type { Explanation, ExplanationKind } from './dma/explain.js';
 export { Mapping, type MappedSegment } from './dma/mapping.js';
@@ -68,8 +77,50 @@ export { copyEngineDriver } from './drivers/copy-engine-driver.js';
 export { Edu } from './drivers/edu.js';
 export { eduDriver } from './drivers/edu-driver.js';
 export { rawDriver } from './drivers/raw-driver.js';
+export { verbsDriver } from './drivers/verbs-driver.js';
+
+export type { AddressHandle } from './rdma/address-handle.js';
+export { PROMISE_IDS, type CompletionQueue, type CompletionQueueOptions } from './rdma/completion-queue.js';
+export type { DmabufOptions, RdmaDevice, RdmaGid, RdmaPort } from './rdma/device.js';
+export {
+  connectToPeer,
+  EXCHANGE_VERSION,
+  listenForPeers,
+  PeerServer,
+  PeerSession,
+  type AnnouncedMemory,
+  type Answer,
+  type ExchangeOptions,
+  type Hello,
+} from './rdma/exchange.js';
+export { ReceiveRing, type RingMessage } from './rdma/receive-ring.js';
+export type {
+  CmAcceptOptions,
+  CmConnectOptions,
+  CmListenOptions,
+  CmServe,
+  ConnectionRequest,
+  RdmaConnection,
+  RdmaListener,
+} from './rdma/connect-cm.js';
+export type { CmAddress } from './platform/rdma-cm-port.js';
+export type { ExtraRegion } from './rdma/extra-region.js';
+export type { MemoryWindow, WindowBinding } from './rdma/memory-window.js';
+export type {
+  ConnectOptions,
+  Destination,
+  LocalMemory,
+  PeerExplainer,
+  QueuePair,
+  QueuePairAddress,
+  QueuePairOptions,
+  Received,
+  RemoteMemory,
+} from './rdma/queue-pair.js';
 
 export type { Platform } from './platform/ports.js';
+export { completionStatusName, Completions, ReceiveRequests, SendRequests } from './platform/verbs-work.js';
+export type { VerbsAsyncEvent, VerbsDevice, VerbsDeviceAttributes } from './platform/verbs-types.js';
 export type { Registers } from './platform/registers.js';
 export type {
   DeviceDma,

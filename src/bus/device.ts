@@ -5,6 +5,7 @@ import type { Explanation } from '../dma/explain.js';
 import { Mapping } from '../dma/mapping.js';
 import type { DmaAccess } from '../dma/backend.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
+import type { RdmaContext } from '../rdma/context.js';
 import type { Iova } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
 import type { Bus, Device, DeviceState, Driver, ExplainedFault, IdMatch, OpenedDevice } from './model.js';
@@ -37,6 +38,10 @@ export class BoundDevice implements Device {
     const { access } = this.#opened;
     if (access !== undefined) return access;
     throw new DmaError({ code: 'ENOTSUP', operation: 'access', device: this.name, reason: 'it has no registers' });
+  }
+
+  get rdma(): RdmaContext | undefined {
+    return this.#opened.rdma;
   }
 
   get driver(): Driver | undefined {

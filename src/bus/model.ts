@@ -7,6 +7,7 @@ import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { DmaError } from '../errors.js';
 import type { External } from '../memory/external.js';
 import type { IovaMode } from '../memory/iova-mode.js';
+import type { RdmaContext } from '../rdma/context.js';
 import type { Iova } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
 
@@ -26,6 +27,8 @@ export interface OpenedDevice {
   readonly ids: Required<IdMatch> | undefined;
   /** What drivers work it through; `undefined` for devices without registers. */
   readonly access: DeviceAccess | undefined;
+  /** The kernel's RDMA device that it is or has; absent where it is none. */
+  readonly rdma?: RdmaContext;
   /** The failed accesses that were reported since it was opened, oldest first. Absent where nobody reports them. */
   faults?(): readonly DeviceFault[];
   /** Calls back when the device reports an error of its own that it may survive. Absent where devices do not. */
@@ -83,6 +86,8 @@ export interface Device {
   readonly ids: Required<IdMatch> | undefined;
   /** Its registers and interrupts. Reading this throws a DmaError ENOTSUP for a device without. */
   readonly access: DeviceAccess;
+  /** The kernel's RDMA device that it is or has; `undefined` when it is none. */
+  readonly rdma: RdmaContext | undefined;
   /** Its driver; `undefined` before one took it, and after it is gone. */
   readonly driver: Driver | undefined;
   /** The domain it is in; `undefined` when it can not be mapped. */
@@ -149,6 +154,8 @@ export interface Driver<T = unknown> {
   readonly buses: readonly string[];
   /** Ids it takes; absent: every device of those buses. */
   readonly ids?: readonly IdMatch[];
+  /** Does it take this device, of those buses and ids? Absent: yes. */
+  takes?(opened: OpenedDevice): boolean;
   /** What its devices are: `dma`, `net`, `storage`, `test` ... */
   readonly deviceClass?: string;
   /**

@@ -292,6 +292,7 @@ export class Registry {
         (spec.driver === undefined || driver.name === spec.driver) &&
         (spec.deviceClass === undefined || driver.deviceClass === spec.deviceClass) &&
         matchesIds(driver, opened.ids) &&
+        (driver.takes?.(opened) ?? true) &&
         (bus.match?.(opened, driver) ?? true),
     );
     for (const driver of candidates) {
@@ -477,8 +478,8 @@ function opsBackend(
 }
 
 function withWindows(constraints: DomainConstraints, windows: DomainConstraints['windows']): DomainConstraints {
-  const { granule, entryLimit, iova, partialUnmap, pins } = constraints;
-  return { granule, windows, entryLimit, iova, partialUnmap, pins };
+  const { granule, entryLimit, iova, partialUnmap, pins, regions } = constraints;
+  return { granule, windows, entryLimit, iova, partialUnmap, pins, regions };
 }
 
 /** The parts of `windows` that an address of `bits` bits can name. */

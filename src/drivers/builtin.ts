@@ -3,6 +3,7 @@ import type { Driver } from '../bus/model.js';
 import { copyEngineDriver } from './copy-engine-driver.js';
 import { eduDriver } from './edu-driver.js';
 import { rawDriver } from './raw-driver.js';
+import { verbsDriver } from './verbs-driver.js';
 
-/** `raw` takes what is left, so it is last. */
-export const builtinDrivers: readonly Driver[] = [copyEngineDriver, eduDriver, rawDriver];
+/** `verbs` takes functions that stay with their kernel driver, so it is first; `raw` takes what is left, so it is last. */
+export const builtinDrivers: readonly Driver[] = [verbsDriver, copyEngineDriver, eduDriver, rawDriver];

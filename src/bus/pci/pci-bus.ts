@@ -11,6 +11,9 @@ import {
 import type { Container, Containers, KernelSpace, VfioNode } from '../../vfio/containers.js';
 import type { VfioDevice } from '../../vfio/device.js';
 import { spacePerDevice } from '../dma-ops.js';
+import type { RdmaContexts } from '../../rdma/context.js';
+import { openRdma } from '../rdma/open-rdma.js';
+import { verbsDeviceOf } from '../rdma/verbs-device-of.js';
 import type { Bus, Device, DmaOps, OpenedDevice } from '../model.js';
 import { VfioAccess } from '../vfio-access.js';
 import { parsePciAddress } from './address.js';
@@ -24,6 +27,8 @@ export interface PciBusOptions {
   readonly containers: Pick<Containers, 'default' | 'find' | 'all' | 'open'>;
   /** Makes the backend of a domain over an address space of VFIO's. */
   readonly backend: (space: KernelSpace) => DomainBackend;
+  /** RDMA devices, for functions that are used through those and stay with their kernel drivers. Absent: none is. */
+  readonly rdma?: RdmaContexts;
 }
 
 interface Connection {
@@ -74,6 +79,8 @@ export class PciBus implements Bus {
    */
   async open(address: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice> {
     const { platform, containers } = this.#options;
+    const rdma = this.#openRdma(address);
+    if (rdma !== undefined) return rdma;
     const container = this.#containerOf(args);
     const fn = this.#find(address);
     const mark = new LogMark(platform.kernel.log());
@@ -126,6 +133,15 @@ export class PciBus implements Bus {
   }
 
   /** The function, when a VFIO driver has it. */
+  /** A function whose kernel driver offers an RDMA device is used through that. */
+  #openRdma(address: string): OpenedDevice | undefined {
+    const { platform, rdma } = this.#options;
+    const fn = this.#sysfs.read(address);
+    if (rdma === undefined || fn === undefined || isVfio(fn)) return undefined;
+    const name = verbsDeviceOf(platform.kernel, address);
+    return name === undefined ? undefined : openRdma(rdma, name, fn.ids);
+  }
+
   #find(address: string): PciFunction {
     const fn = this.#sysfs.read(address);
     const details = { operation: 'open', device: `pci:${address}` };

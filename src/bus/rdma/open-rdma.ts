@@ -1,0 +1,54 @@
+/** What a bus hands out for an RDMA device of the kernel. */
+import { DmaError } from '../../errors.js';
+import type { VerbsAsyncEvent } from '../../platform/verbs-types.js';
+import type { RdmaContexts } from '../../rdma/context.js';
+import type { IdMatch, OpenedDevice } from '../model.js';
+
+/** Events that a program should hear of, although the device is still there. */
+const ERRORS: readonly string[] = [
+  'PORT_ERR',
+  'CQ_ERR',
+  'QP_FATAL',
+  'QP_REQ_ERR',
+  'QP_ACCESS_ERR',
+  'SRQ_ERR',
+  'WQ_FATAL',
+];
+
+/**
+ * Opens the RDMA device `name`. It stays with its kernel driver, and whoever opens it again shares its protection domain.
+ *
+ * @param ids of the PCI function that it is, when it is one
+ * @throws DmaError as `RdmaContexts.open`
+ */
+export function openRdma(contexts: RdmaContexts, name: string, ids?: Required<IdMatch>): OpenedDevice {
+  const rdma = contexts.open(name);
+  const ends: (() => void)[] = [];
+  let open = true;
+  return {
+    ids,
+    access: undefined,
+    rdma,
+    onError(failed) {
+      const listener = (event: VerbsAsyncEvent): void => {
+        if (ERRORS.includes(event.name)) failed(asError(name, event));
+      };
+      ends.push(rdma.onEvent(listener));
+    },
+    onLost(lost) {
+      ends.push(rdma.onLost(lost));
+    },
+    close() {
+      if (!open) return;
+      open = false;
+      for (const end of ends) end();
+      rdma.release();
+    },
+  };
+}
+
+function asError(device: string, { name, port, qp }: VerbsAsyncEvent): DmaError {
+  const where = port === undefined ? (qp === undefined ? '' : ` on queue pair ${qp.number}`) : ` on port ${port}`;
+  const code = name === 'QP_ACCESS_ERR' ? 'EACCES' : 'EIO';
+  return new DmaError({ code, operation: 'rdma', device, reason: `the device reported ${name}${where}` });
+}

@@ -1,0 +1,47 @@
+/** The bus of the kernel's RDMA devices, by the names that the kernel gives them: `rdma:mlx5_0`, `rdma:rxe0`. */
+import { DmaError } from '../../errors.js';
+import type { RdmaContexts } from '../../rdma/context.js';
+import type { Bus, OpenedDevice } from '../model.js';
+import { openRdma } from './open-rdma.js';
+
+/**
+ * See the head of the file. It has no DMA calls of its own: how memory is registered is the driver's business.
+ */
+export class RdmaBus implements Bus {
+  readonly name = 'rdma';
+  readonly #contexts: RdmaContexts;
+
+  constructor(contexts: RdmaContexts) {
+    this.#contexts = contexts;
+  }
+
+  /** The name of a device that is there; after `rdma:` any name that one could have. */
+  parse(name: string): string | undefined {
+    return /^[A-Za-z][\w.-]{0,62}$/.test(name) ? name : undefined;
+  }
+
+  async scan(): Promise<readonly string[]> {
+    return this.#contexts.devices().map(({ name }) => name);
+  }
+
+  async open(name: string): Promise<OpenedDevice> {
+    const { limitation } = this.#contexts;
+    if (limitation !== undefined)
+      throw new DmaError({ code: 'ENOTSUP', operation: 'open', device: `rdma:${name}`, reason: limitation });
+    if (!this.#contexts.devices().some((device) => device.name === name)) {
+      const names = this.#contexts.devices().map((device) => device.name);
+      const hint =
+        names.length === 0
+          ? 'the kernel has no RDMA devices; "rdma link add rxe0 type rxe netdev NAME" makes one of a network interface'
+          : `RDMA devices here: ${names.join(', ')}`;
+      throw new DmaError({
+        code: 'ENODEV',
+        operation: 'open',
+        device: `rdma:${name}`,
+        reason: 'there is no such device',
+        hint,
+      });
+    }
+    return openRdma(this.#contexts, name);
+  }
+}

@@ -1,0 +1,39 @@
+/** Which RDMA device a PCI function has, by sysfs. */
+import type { KernelPort } from '../../platform/ports.js';
+
+const CLASS = '/sys/class/infiniband';
+
+/**
+ * The name of the RDMA device that the kernel's driver of a PCI function offers, or that software (rxe, siw) has made of its
+ * network interface; `undefined` when there is none. Such a function can stay with its kernel driver and still be used for
+ * RDMA from here.
+ *
+ * @param address such as `0000:03:00.0`
+ */
+export function verbsDeviceOf(kernel: Pick<KernelPort, 'list' | 'readText'>, address: string): string | undefined {
+  const device = `/sys/bus/pci/devices/${address}`;
+  const [own] = kernel.list(`${device}/infiniband`);
+  if (own !== undefined) return own;
+  // A virtio function has its interface one level down.
+  const below = kernel.list(device).filter((name) => /^virtio\d+$/.test(name));
+  const interfaces = ['', ...below.map((name) => `${name}/`)].flatMap((step) => kernel.list(`${device}/${step}net`));
+  if (interfaces.length === 0) return undefined;
+  return kernel.list(CLASS).find((name) => {
+    for (const netdev of netdevsOf(kernel, name)) if (interfaces.includes(netdev)) return true;
+    return false;
+  });
+}
+
+/** The network interfaces that an RDMA device works through. */
+function* netdevsOf(kernel: Pick<KernelPort, 'list' | 'readText'>, name: string): Generator<string> {
+  // rxe says it in one line; the tables of others have an entry for each address of an interface, and empty ones.
+  const parent = kernel.readText(`${CLASS}/${name}/parent`)?.trim();
+  if (parent !== undefined && parent !== '') yield parent;
+  for (const port of kernel.list(`${CLASS}/${name}/ports`)) {
+    const table = `${CLASS}/${name}/ports/${port}/gid_attrs/ndevs`;
+    for (const index of kernel.list(table)) {
+      const netdev = kernel.readText(`${table}/${index}`)?.trim();
+      if (netdev !== undefined && netdev !== '') yield netdev;
+    }
+  }
+}

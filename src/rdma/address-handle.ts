@@ -1,0 +1,29 @@
+/** Where datagrams go: the way to a port. */
+import type { VerbsAh, VerbsPath } from '../platform/verbs-types.js';
+import type { RdmaContext } from './context.js';
+
+/** Made by `RdmaDevice.createAddress`. Close it after the last send to it has ended. */
+export class AddressHandle implements Disposable {
+  /** @internal */
+  readonly handle: VerbsAh;
+  readonly #rdma: RdmaContext;
+  readonly #closed: (handle: AddressHandle) => void;
+
+  /** @internal */
+  constructor(rdma: RdmaContext, path: VerbsPath, closed: (handle: AddressHandle) => void) {
+    this.handle = rdma.verbs.createAh(rdma.pd, path);
+    this.#rdma = rdma;
+    this.#closed = closed;
+  }
+
+  /** Closes it. Idempotent. */
+  close(): void {
+    if (this.handle.address === 0) return;
+    this.#rdma.verbs.destroyAh(this.handle);
+    this.#closed(this);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

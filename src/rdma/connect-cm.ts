@@ -1,0 +1,485 @@
+/**
+ * Connections by the RDMA connection manager: to an IP address and a port, as with TCP, but in a space of ports of their own.
+ * Queue pairs of iWARP devices can be connected in no other way; those of InfiniBand and RoCE can be by this as well.
+ *
+ * The manager finds the device that leads to an address by itself, so it must be this very device's network. The side that
+ * listens is asked with each request, which may carry a few bytes from program to program, and accepts it for a queue pair.
+ */
+import { DmaError, errorCode, undoAll, withUndo, type ErrorCode } from '../errors.js';
+import type { Watch } from '../platform/ports.js';
+import type { CmAddress, CmChannel, CmEvent, CmId, CmParameters, RdmaCmPort } from '../platform/rdma-cm-port.js';
+import { IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/verbs-abi/queues.js';
+import type { RdmaContext } from './context.js';
+import type { ConnectOptions, QueuePair } from './queue-pair.js';
+
+/** Whom to connect to, and how. */
+export interface CmConnectOptions extends Pick<ConnectOptions, 'timeout' | 'retries' | 'rnrRetries'> {
+  /** An IP address of the other side, in the network of this device */
+  readonly host: string;
+  readonly port: number;
+  /** For the program there; 56 bytes at most on InfiniBand and RoCE. Default: none. */
+  readonly data?: Uint8Array;
+  /** How long each step may take: finding the way, and the answer; milliseconds. Default 10,000. */
+  readonly timeoutMs?: number;
+}
+
+/** How a request is accepted. */
+export type CmAcceptOptions = Pick<CmConnectOptions, 'data' | 'timeoutMs' | 'timeout' | 'rnrRetries'>;
+
+/** Where to listen. */
+export interface CmListenOptions {
+  /** An IP address of this device's network; `0.0.0.0` or `::` for all, of which those of other devices are refused */
+  readonly host: string;
+  /** Default 0: any that is free. */
+  readonly port?: number;
+  /** Requests that may wait. Default 64. */
+  readonly backlog?: number;
+}
+
+/** Answers one request. What was not answered when it returns or rejects is refused. */
+export type CmServe = (request: ConnectionRequest) => Promise<void> | void;
+
+const TIMEOUT_MS = 10_000;
+const NO_DATA = new Uint8Array(0);
+/** The time that a peer is told to wait when no receive is posted, as a code: 0.64 ms. */
+const RNR_TIMER = 12;
+/** The kernel chooses ports without a look at those of TCP, which the ports of iWARP are. */
+const PORTS_TO_TRY = 8;
+
+/** What happens to an id. */
+interface Listening {
+  event(event: CmEvent): void;
+  /** Nothing will happen to it any more. */
+  lost(error: DmaError): void;
+}
+
+/** @internal The events of one device's listeners and connections. Its channel is open as long as there are any. */
+export class CmHub {
+  readonly rdma: RdmaContext;
+  readonly #ids = new Map<CmId, Listening>();
+  /** Those that keep the process alive. */
+  readonly #awake = new Set<CmId>();
+  #channel: CmChannel | undefined;
+  #watch: Watch | undefined;
+
+  constructor(rdma: RdmaContext) {
+    this.rdma = rdma;
+  }
+
+  get cm(): RdmaCmPort {
+    return this.rdma.platform.rdmaCm;
+  }
+
+  create(listening: Listening): CmId {
+    const { cm } = this;
+    const channel = (this.#channel ??= cm.createChannel());
+    try {
+      this.#watch ??= this.rdma.platform.readiness.watch(channel.fd, { readable: true }, () => this.#takeEvents());
+      const id = cm.createId(channel);
+      this.adopt(id, listening);
+      return id;
+    } catch (error) {
+      throw withUndo(error, 'rdma_create_id', this.#rest());
+    }
+  }
+
+  adopt(id: CmId, listening: Listening): void {
+    this.#ids.set(id, listening);
+    this.#awake.add(id);
+    this.#watch?.setRef(true);
+  }
+
+  /** It need not keep the process alive any more. */
+  calm(id: CmId): void {
+    this.#awake.delete(id);
+    if (this.#awake.size === 0) this.#watch?.setRef(false);
+  }
+
+  /** @returns what failed */
+  destroy(id: CmId): unknown[] {
+    this.calm(id);
+    this.#ids.delete(id);
+    return [...undoAll([() => this.cm.destroyId(id)]), ...this.#rest()];
+  }
+
+  listen(
+    options: CmListenOptions,
+    serve: CmServe,
+    closed: (listener: RdmaListener) => void = () => undefined,
+  ): RdmaListener {
+    return new RdmaListener(this, options, serve, closed);
+  }
+
+  /** Closes the channel once nobody needs it. */
+  #rest(): unknown[] {
+    const channel = this.#channel;
+    if (channel === undefined || this.#ids.size > 0) return [];
+    const watch = this.#watch;
+    this.#channel = this.#watch = undefined;
+    return undoAll([() => watch?.close(), () => this.cm.destroyChannel(channel)]);
+  }
+
+  #takeEvents(): void {
+    while (this.#channel !== undefined) {
+      let event: CmEvent | undefined;
+      try {
+        event = this.cm.nextEvent(this.#channel);
+      } catch (cause) {
+        const reason = 'the events of the connection manager can not be read any more';
+        const error = new DmaError({ code: 'EIO', operation: 'rdma_get_cm_event', reason, cause });
+        for (const each of [...this.#ids.values()]) each.lost(error);
+        return;
+      }
+      if (event === undefined) return;
+      this.#ids.get(event.listener ?? event.id)?.event(event);
+    }
+  }
+}
+
+/** A connection of a queue pair. It goes with the queue pair. */
+export class RdmaConnection implements Disposable {
+  /** The other side. */
+  readonly peer: CmAddress | undefined;
+  /** Resolves, with the reason, when it has ended, however that came about. */
+  readonly ended: Promise<DmaError>;
+  /** What the program at the other side sent along; on InfiniBand and RoCE with zeros behind. */
+  data: Uint8Array = NO_DATA;
+  readonly #hub: CmHub;
+  readonly #id: CmId;
+  readonly #pair: QueuePair;
+  readonly #where: string;
+  #end: (error: DmaError) => void = () => undefined;
+  #failure: DmaError | undefined;
+  #awaited: { readonly name: string; resolve(event: CmEvent): void; reject(error: DmaError): void } | undefined;
+
+  /** @internal @param id a request's; else it makes one */
+  constructor(hub: CmHub, pair: QueuePair, where: string, id?: CmId) {
+    this.#hub = hub;
+    this.#pair = pair;
+    this.#where = where;
+    this.ended = new Promise((resolve) => (this.#end = resolve));
+    const listening = {
+      event: (event: CmEvent) => this.#heard(event),
+      lost: (error: DmaError) => this.#finish(error),
+    };
+    this.#id = id ?? hub.create(listening);
+    if (id !== undefined) hub.adopt(id, listening);
+    this.peer = id === undefined ? undefined : hub.cm.remote(id);
+    pair.connection = this;
+  }
+
+  /** Is it there? */
+  get live(): boolean {
+    return this.#failure === undefined;
+  }
+
+  /** Ends it; the other side is told. The queue pair can only be closed then. Idempotent. */
+  close(): void {
+    if (!this.live) return;
+    undoAll([() => this.#hub.cm.disconnect(this.#id)]);
+    const errors = this.#finish(this.#error('ECANCELED', 'the connection was closed'));
+    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /** @internal */
+  async connect(options: CmConnectOptions): Promise<void> {
+    const { host, port, data = NO_DATA, timeoutMs = TIMEOUT_MS } = options;
+    const { cm, rdma } = this.#hub;
+    const id = this.#id;
+    await this.#steps(async () => {
+      await this.#after('ADDR_RESOLVED', timeoutMs, () => cm.resolveAddress(id, { host, port }, timeoutMs));
+      const device = cm.device(id);
+      if (device !== rdma.name)
+        throw this.#error(
+          'ENODEV',
+          device === undefined ? 'no RDMA device leads there' : `${device} leads there`,
+          `connect to an address in the network of ${rdma.name}, or use the device that leads there`,
+        );
+      await this.#after('ROUTE_RESOLVED', timeoutMs, () => cm.resolveRoute(id, timeoutMs));
+      const parameters = this.#parameters(data, options);
+      if (rdma.isIwarp) {
+        const { data: answer } = await this.#after('ESTABLISHED', timeoutMs, () => cm.connect(id, parameters));
+        this.data = answer;
+        return;
+      }
+      const { data: answer } = await this.#after('CONNECT_RESPONSE', timeoutMs, () => cm.connect(id, parameters));
+      this.data = answer;
+      this.#ready(options);
+      cm.establish(id);
+    });
+  }
+
+  /** @internal */
+  async accept(request: CmEvent, options: CmAcceptOptions): Promise<void> {
+    const { data = NO_DATA, timeoutMs = TIMEOUT_MS } = options;
+    const { cm, rdma } = this.#hub;
+    const own = this.#parameters(data, options);
+    const parameters = {
+      ...own,
+      responderDepth: Math.min(own.responderDepth, request.responderDepth),
+      initiatorDepth: Math.min(own.initiatorDepth, request.initiatorDepth),
+    };
+    this.data = request.data;
+    await this.#steps(async () => {
+      if (!rdma.isIwarp) this.#ready(options);
+      await this.#after('ESTABLISHED', timeoutMs, () => cm.accept(this.#id, parameters));
+    });
+  }
+
+  async #steps(steps: () => Promise<void>): Promise<void> {
+    try {
+      await steps();
+      if (this.#failure !== undefined) throw this.#failure;
+      this.#hub.calm(this.#id);
+    } catch (error) {
+      const failure = error instanceof DmaError ? error : this.#error('EIO', String(error));
+      throw withUndo(failure, 'connect', this.#finish(failure));
+    }
+  }
+
+  /** Does `begin` and waits for the event that follows. */
+  async #after(name: string, timeoutMs: number, begin: () => void): Promise<CmEvent> {
+    if (this.#failure !== undefined) throw this.#failure;
+    begin();
+    let timer: NodeJS.Timeout | undefined;
+    try {
+      return await new Promise<CmEvent>((resolve, reject) => {
+        this.#awaited = { name, resolve, reject };
+        timer = setTimeout(() => reject(this.#error('ETIMEDOUT', `no answer within ${timeoutMs} ms`)), timeoutMs);
+      });
+    } finally {
+      clearTimeout(timer);
+      this.#awaited = undefined;
+    }
+  }
+
+  #heard(event: CmEvent): void {
+    const awaited = this.#awaited;
+    if (awaited?.name === event.name) {
+      this.#awaited = undefined;
+      awaited.resolve(event);
+    } else if (!HARMLESS.includes(event.name)) this.#finish(this.#refusal(event));
+  }
+
+  #refusal({ name, status }: CmEvent): DmaError {
+    const errno = status < 0 ? errorCode(-status) : 'EIO';
+    switch (name) {
+      case 'ADDR_ERROR':
+        return this.#error(errno, 'no RDMA device leads there, or nobody answers at that address');
+      case 'ROUTE_ERROR':
+        return this.#error(errno, 'there is no way there');
+      case 'REJECTED':
+        return this.#error('ECONNREFUSED', status === NOBODY_LISTENS ? 'nobody listens there' : 'the peer refused');
+      case 'UNREACHABLE':
+        return this.#error('ETIMEDOUT', 'the peer does not answer');
+      case 'DISCONNECTED':
+        return this.#error('ECONNRESET', 'the peer ended the connection');
+      case 'DEVICE_REMOVAL':
+        return this.#error('ENODEV', 'the device was removed');
+      default:
+        return this.#error(errno, `the connection failed: ${name}, status ${status}`);
+    }
+  }
+
+  /** Ends it for a reason. @returns what failed */
+  #finish(error: DmaError): unknown[] {
+    if (this.#failure !== undefined) return [];
+    this.#failure = error;
+    const pair = this.#pair;
+    pair.stop(error);
+    // The device of an iWARP connection has stopped it already, and some say so by an error.
+    if (pair.live) undoAll([() => pair.halt()]);
+    const errors = this.#hub.destroy(this.#id);
+    this.#awaited?.reject(error);
+    this.#end(error);
+    return errors;
+  }
+
+  /** Brings the queue pair into a state in which it sends and receives. */
+  #ready({ timeout, rnrRetries }: Pick<ConnectOptions, 'timeout' | 'rnrRetries'>): void {
+    const { cm, rdma } = this.#hub;
+    const attributes = (state: number) => cm.qpAttributes(this.#id, state);
+    const modify = (change: ReturnType<typeof attributes>) => rdma.verbs.modifyQp(this.#pair.qp, change);
+    // What the peer may do was set when it was made.
+    modify({ ...attributes(IBV_QPS_INIT), access: undefined });
+    modify({ ...attributes(IBV_QPS_RTR), minRnrTimer: RNR_TIMER });
+    const send = attributes(IBV_QPS_RTS);
+    modify({ ...send, timeout: timeout ?? send.timeout, rnrRetries: rnrRetries ?? send.rnrRetries });
+  }
+
+  #parameters(
+    data: Uint8Array,
+    { retries = 7, rnrRetries = 7 }: Pick<ConnectOptions, 'retries' | 'rnrRetries'>,
+  ): CmParameters {
+    const { reads } = this.#pair.address;
+    const initiatorDepth = Math.min(reads, this.#hub.rdma.attributes.maxInitiatorDepth);
+    return { queuePair: this.#pair.number, data, responderDepth: reads, initiatorDepth, retries, rnrRetries };
+  }
+
+  #error(code: ErrorCode, reason: string, hint?: string): DmaError {
+    const device = this.#hub.rdma.name;
+    return new DmaError({ code, operation: 'connect', device, reason: `${this.#where}: ${reason}`, hint });
+  }
+}
+
+/** The reason of a rejection on InfiniBand and RoCE: IB_CM_REJ_INVALID_SERVICE_ID. */
+const NOBODY_LISTENS = 8;
+/** Events that change nothing. */
+const HARMLESS: readonly string[] = ['ESTABLISHED', 'ADDR_CHANGE', 'TIMEWAIT_EXIT'];
+
+/** A request to connect, which waits for its answer. */
+export class ConnectionRequest {
+  /** Who asks. */
+  readonly peer: CmAddress | undefined;
+  readonly #hub: CmHub;
+  readonly #event: CmEvent;
+  #answered = false;
+
+  /** @internal */
+  constructor(hub: CmHub, event: CmEvent) {
+    this.#hub = hub;
+    this.#event = event;
+    this.peer = hub.cm.remote(event.id);
+    hub.adopt(event.id, { event: () => undefined, lost: () => undefined });
+  }
+
+  /** What the program there sent along; on InfiniBand and RoCE with zeros behind. */
+  get data(): Uint8Array {
+    return this.#event.data;
+  }
+
+  /**
+   * Connects a queue pair with the one that asks.
+   *
+   * @returns when both sides are ready
+   * @throws DmaError EINVAL when it was answered, or the queue pair can not be connected; ETIMEDOUT; ECONNRESET
+   */
+  async accept(pair: QueuePair, options: CmAcceptOptions = {}): Promise<RdmaConnection> {
+    const hub = this.#hub;
+    mustBeFree(hub, pair);
+    this.#answer();
+    const where = this.peer === undefined ? 'the peer' : `${this.peer.host} port ${this.peer.port}`;
+    const connection = new RdmaConnection(hub, pair, where, this.#event.id);
+    await connection.accept(this.#event, options);
+    return connection;
+  }
+
+  /** Refuses it. @param data for the program there. Default: none. */
+  reject(data: Uint8Array = NO_DATA): void {
+    this.#answer();
+    const { cm } = this.#hub;
+    const errors = undoAll([() => cm.reject(this.#event.id, data)]);
+    errors.push(...this.#hub.destroy(this.#event.id));
+    if (errors.length > 0) throw withUndo(errors[0], 'reject', errors.slice(1));
+  }
+
+  /** @internal Refuses it unless it was answered. */
+  settle(): void {
+    if (!this.#answered) undoAll([() => this.reject()]);
+  }
+
+  #answer(): void {
+    if (this.#answered)
+      throw new DmaError({ code: 'EINVAL', operation: 'accept', reason: 'the request was answered already' });
+    this.#answered = true;
+  }
+}
+
+/** Listens for requests. Connections that there are go on when it is closed. */
+export class RdmaListener implements Disposable {
+  /** Where: the port is the one that was chosen. */
+  readonly address: CmAddress;
+  readonly #hub: CmHub;
+  readonly #serve: CmServe;
+  readonly #requests = new Set<ConnectionRequest>();
+  readonly #id: CmId;
+  readonly #closed: (listener: RdmaListener) => void;
+  #open = true;
+
+  /** @internal */
+  constructor(hub: CmHub, options: CmListenOptions, serve: CmServe, closed: (listener: RdmaListener) => void) {
+    this.#hub = hub;
+    this.#serve = serve;
+    this.#closed = closed;
+    const { host, port = 0, backlog = 64 } = options;
+    const { cm, rdma } = hub;
+    for (let left = port === 0 ? PORTS_TO_TRY : 1; ; left--) {
+      const id = hub.create({ event: (event) => this.#heard(event), lost: () => this.close() });
+      try {
+        cm.bind(id, { host, port });
+        const device = cm.device(id);
+        if (device !== undefined && device !== rdma.name)
+          throw new DmaError({
+            code: 'ENODEV',
+            operation: 'listen',
+            device: rdma.name,
+            reason: `${host} is an address of ${device}`,
+            hint: `take an address of the network of ${rdma.name}`,
+          });
+        cm.listen(id, backlog);
+        this.#id = id;
+        this.address = cm.local(id) ?? { host, port };
+        return;
+      } catch (error) {
+        const failure = withUndo(error, 'listen', hub.destroy(id));
+        if (left === 1 || failure.code !== 'EADDRINUSE') throw failure;
+      }
+    }
+  }
+
+  /** Listens no more, and refuses what was not answered. Idempotent. */
+  close(): void {
+    if (!this.#open) return;
+    this.#open = false;
+    for (const request of this.#requests) request.settle();
+    this.#closed(this);
+    const errors = this.#hub.destroy(this.#id);
+    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #heard(event: CmEvent): void {
+    if (event.name !== 'CONNECT_REQUEST') return;
+    const request = new ConnectionRequest(this.#hub, event);
+    this.#requests.add(request);
+    void this.#ask(request, event.id);
+  }
+
+  async #ask(request: ConnectionRequest, id: CmId): Promise<void> {
+    try {
+      if (this.#hub.cm.device(id) === this.#hub.rdma.name) await this.#serve(request);
+    } catch {
+      // The peer is refused.
+    }
+    request.settle();
+    this.#requests.delete(request);
+  }
+}
+
+/** @internal */
+export async function connectByManager(
+  hub: CmHub,
+  pair: QueuePair,
+  options: CmConnectOptions,
+): Promise<RdmaConnection> {
+  mustBeFree(hub, pair);
+  const connection = new RdmaConnection(hub, pair, `${options.host} port ${options.port}`);
+  await connection.connect(options);
+  return connection;
+}
+
+function mustBeFree(hub: CmHub, pair: QueuePair): void {
+  const refuse = (reason: string): DmaError =>
+    new DmaError({ code: 'EINVAL', operation: 'connect', device: hub.rdma.name, reason });
+  if (!pair.live) throw refuse('the queue pair is closed');
+  if (pair.type !== 'rc') throw refuse('only reliable connections are made by the connection manager');
+  if (pair.rdma !== hub.rdma) throw refuse('the queue pair is of another device');
+  if (pair.connection !== undefined) throw refuse('the queue pair is, or was, connected');
+}

@@ -1,0 +1,210 @@
+/**
+ * An RDMA device of the kernel, open: its context, its one protection domain, and what is registered in that. Whoever comes
+ * to it by another name (its PCI address, a second port) shares all of that, so that what one has mapped the other reaches.
+ */
+import { DmaError, undoAll, withUndo } from '../errors.js';
+import type { Platform, Watch } from '../platform/ports.js';
+import type { VerbsPort } from '../platform/verbs-port.js';
+import type {
+  VerbsAsyncEvent,
+  VerbsContext,
+  VerbsDevice,
+  VerbsDeviceAttributes,
+  VerbsMr,
+  VerbsPd,
+} from '../platform/verbs-types.js';
+import { RangeMap } from '../range-map.js';
+import type { Range } from '../ranges.js';
+import { hex } from '../units.js';
+import { CmHub } from './connect-cm.js';
+
+/** The ports that RDMA is done with. */
+export type RdmaPlatform = Pick<Platform, 'memory' | 'readiness' | 'limits' | 'kernel' | 'rdmaCm'> & { readonly verbs: VerbsPort };
+
+/** Something that keeps a region from being unmapped: a window bound to it, or a part exposed to peers. For messages. */
+export interface RegionUser {
+  toString(): string;
+}
+
+/** A memory region that a mapping is. */
+export interface Region {
+  readonly mr: VerbsMr;
+  readonly range: Range;
+  /** What has to go before it does. */
+  readonly users: Set<RegionUser>;
+}
+
+/** The RDMA devices of one machine, each opened once however many hold it. */
+export class RdmaContexts {
+  readonly #platform: RdmaPlatform;
+  readonly #open = new Map<string, RdmaContext>();
+
+  constructor(platform: RdmaPlatform) {
+    this.#platform = platform;
+  }
+
+  /** Why there are no RDMA devices here, with what to install; `undefined` where there can be some. */
+  get limitation(): string | undefined {
+    return this.#platform.verbs.limitation;
+  }
+
+  /** The devices of this machine. Empty where there can be none. */
+  devices(): VerbsDevice[] {
+    return this.limitation === undefined ? this.#platform.verbs.devices() : [];
+  }
+
+  /**
+   * Opens the device, or takes a share in it when it is open. The caller gives it back by {@link RdmaContext.release}.
+   *
+   * @throws DmaError ENODEV when there is none of that name, ENOTSUP where there can be none, EACCES and ENOENT for its
+   *   character device
+   */
+  open(name: string): RdmaContext {
+    const known = this.#open.get(name);
+    if (known !== undefined && known.lost === undefined) {
+      known.share();
+      return known;
+    }
+    const context: RdmaContext = new RdmaContext(this.#platform, name, () => {
+      if (this.#open.get(name) === context) this.#open.delete(name);
+    });
+    this.#open.set(name, context);
+    return context;
+  }
+}
+
+/** See the head of the file. Made by {@link RdmaContexts.open}. */
+export class RdmaContext {
+  readonly platform: RdmaPlatform;
+  readonly context: VerbsContext;
+  readonly pd: VerbsPd;
+  readonly attributes: VerbsDeviceAttributes;
+  /** What the mappings of its domain are, by address. */
+  readonly regions = new RangeMap<Region>();
+  /** @internal Its listeners and connections. */
+  readonly connections = new CmHub(this);
+  readonly #listeners = new Set<(event: VerbsAsyncEvent) => void>();
+  readonly #losses = new Set<(error: DmaError) => void>();
+  readonly #watch: Watch;
+  readonly #closed: () => void;
+  #transport: VerbsDevice['transport'] | undefined;
+  #holders = 1;
+  #lost: DmaError | undefined;
+
+  /** @internal */
+  constructor(platform: RdmaPlatform, name: string, closed: () => void) {
+    const { verbs } = platform;
+    const undo: (() => void)[] = [];
+    try {
+      this.context = verbs.open(name);
+      undo.unshift(() => verbs.close(this.context));
+      this.attributes = verbs.queryDevice(this.context);
+      this.pd = verbs.allocatePd(this.context);
+      undo.unshift(() => verbs.deallocatePd(this.pd));
+      this.#watch = platform.readiness.watch(this.context.asyncFd, { readable: true }, () => this.#takeEvents());
+      undo.unshift(() => this.#watch.close());
+      // A program that waits for nothing else may end.
+      this.#watch.setRef(false);
+    } catch (error) {
+      throw withUndo(error, 'open', undoAll(undo));
+    }
+    this.platform = platform;
+    this.#closed = closed;
+  }
+
+  /** The kernel's name of the device. */
+  get name(): string {
+    return this.context.name;
+  }
+
+  get verbs(): VerbsPort {
+    return this.platform.verbs;
+  }
+
+  /** Why it is gone; `undefined` as long as it is there. */
+  get lost(): DmaError | undefined {
+    return this.#lost;
+  }
+
+  /** Is it an iWARP device, whose queue pairs only the connection manager can connect? */
+  get isIwarp(): boolean {
+    this.#transport ??= this.verbs.devices().find(({ name }) => name === this.name)?.transport;
+    return this.#transport === 'iwarp';
+  }
+
+  /** Can windows be bound to its regions? */
+  get hasWindows(): boolean {
+    return this.attributes.maxMws > 0;
+  }
+
+  /** Calls back for every event of the device, its ports and its queues. @returns ends that */
+  onEvent(listener: (event: VerbsAsyncEvent) => void): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  /** Calls back once, when the device is gone; now, when it is already. @returns ends that */
+  onLost(listener: (error: DmaError) => void): () => void {
+    if (this.#lost !== undefined) listener(this.#lost);
+    else this.#losses.add(listener);
+    return () => void this.#losses.delete(listener);
+  }
+
+  /** The region that all of [va, va + length) is in. @throws DmaError EINVAL when none has all of it */
+  regionOf(range: Range, operation: string): Region {
+    const region = this.regions.at(range.start);
+    if (region?.range.covers(range) === true) return region;
+    const reason =
+      region === undefined ? 'it is not mapped' : `it goes past the end of the mapping ${region.range.toString()}`;
+    const hint = 'map it first, as one range: device.dmaMap';
+    throw new DmaError({ code: 'EINVAL', operation, range, device: this.name, reason, hint });
+  }
+
+  /** @internal One more holder. */
+  share(): void {
+    this.#holders++;
+  }
+
+  /** One holder less; after the last one it is closed. @throws the first thing that failed, once all was tried */
+  release(): void {
+    if (--this.#holders > 0) return;
+    this.#closed();
+    this.#listeners.clear();
+    this.#losses.clear();
+    const { verbs } = this.platform;
+    const errors = undoAll([
+      () => this.#watch.close(),
+      () => verbs.deallocatePd(this.pd),
+      () => verbs.close(this.context),
+    ]);
+    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+  }
+
+  #takeEvents(): void {
+    for (;;) {
+      let event: VerbsAsyncEvent | undefined;
+      try {
+        event = this.verbs.nextAsyncEvent(this.context);
+      } catch (cause) {
+        this.#lose('its events can not be read any more', cause);
+        return;
+      }
+      if (event === undefined) return;
+      for (const listener of [...this.#listeners]) listener(event);
+      if (event.name === 'DEVICE_FATAL') this.#lose('it was removed, or has failed for good', undefined);
+    }
+  }
+
+  #lose(reason: string, cause: unknown): void {
+    if (this.#lost !== undefined) return;
+    this.#lost = new DmaError({ code: 'ENODEV', operation: 'rdma', device: this.name, reason, cause });
+    this.#watch.close();
+    for (const listener of [...this.#losses]) listener(this.#lost);
+    this.#losses.clear();
+  }
+}
+
+/** An rkey or lkey for people. */
+export function keyText(key: number): string {
+  return hex(key);
+}

@@ -1,0 +1,393 @@
+/** What the verbs driver makes of an RDMA device: its facts, its queues, and regions beside the mappings. */
+import type { DmaAccess, RemoteAccess } from '../dma/backend.js';
+import type { Domain } from '../dma/domain.js';
+import type { MapTarget } from '../dma/plan.js';
+import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import {
+  IBV_ACCESS_LOCAL_WRITE,
+  IBV_ACCESS_ON_DEMAND,
+  IBV_ADVISE_MR_ADVICE_PREFETCH,
+  IBV_ADVISE_MR_ADVICE_PREFETCH_WRITE,
+} from '../platform/verbs-abi/memory.js';
+import { IBV_ODP_SUPPORT_IMPLICIT } from '../platform/verbs-abi/devices.js';
+import type {
+  VerbsAsyncEvent,
+  VerbsDevice,
+  VerbsDeviceAttributes,
+  VerbsGid,
+  VerbsPortAttributes,
+} from '../platform/verbs-types.js';
+import { Range } from '../ranges.js';
+import { hex, isAddress, type Iova, type Va } from '../units.js';
+import { regionFlags } from './access.js';
+import { AddressHandle } from './address-handle.js';
+import { CompletionQueue, type CompletionQueueOptions } from './completion-queue.js';
+import type { RdmaContext } from './context.js';
+import { ExtraRegion } from './extra-region.js';
+import {
+  connectByManager,
+  type RdmaListener,
+  type CmConnectOptions,
+  type CmListenOptions,
+  type CmServe,
+  type RdmaConnection,
+} from './connect-cm.js';
+import { chooseGid, ipv4Of } from './gid.js';
+import { MemoryWindow } from './memory-window.js';
+import { pathTo, QueuePair, type QueuePairAddress, type QueuePairOptions } from './queue-pair.js';
+
+/** A port and what it is now. */
+export interface RdmaPort extends VerbsPortAttributes {
+  /** from 1 */
+  readonly number: number;
+}
+
+/** An address of a port. */
+export interface RdmaGid extends VerbsGid {
+  /** The IPv4 address that it is made of, if it is */
+  readonly ipv4: string | undefined;
+}
+
+/** A dma-buf to register. */
+export interface DmabufOptions {
+  /** Its descriptor, which is only needed during the call */
+  readonly fd: number;
+  /** bytes into it. Default 0. */
+  readonly offset?: number;
+  /** bytes */
+  readonly length: number;
+  /** The address that its first byte shall have in requests; the same place in its page as `offset`. Default: `offset`. */
+  readonly address?: number;
+  /** Default `read-write`. */
+  readonly access?: DmaAccess;
+  /** What peers may do. Default `none`. */
+  readonly remote?: RemoteAccess;
+}
+
+/** What `explainPeer` remembers of regions that are gone. */
+const REMEMBERED = 256;
+
+/** See the head of the file. `device.use(verbsDriver)` gives it; it goes with the device. */
+export class RdmaDevice {
+  /** The kernel's name, such as `mlx5_0`. */
+  readonly name: string;
+  /** What it can do, and how much of it. */
+  readonly attributes: VerbsDeviceAttributes;
+  /** @internal */
+  readonly rdma: RdmaContext;
+  readonly #device: string;
+  readonly #domain: Domain;
+  readonly #pairs = new Set<QueuePair>();
+  readonly #queues = new Set<CompletionQueue>();
+  /** Windows, regions and address handles. */
+  readonly #others = new Set<{ close(): void }>();
+  readonly #exposed = new Set<ExtraRegion>();
+  readonly #retired: { readonly region: ExtraRegion; readonly at: number }[] = [];
+  readonly #ends: (() => void)[];
+  readonly #listeners = new Set<(event: VerbsAsyncEvent) => void>();
+
+  /** @internal */
+  constructor(rdma: RdmaContext, { name, domain }: { readonly name: string; readonly domain: Domain }) {
+    this.rdma = rdma;
+    this.name = rdma.name;
+    this.attributes = rdma.attributes;
+    this.#device = name;
+    this.#domain = domain;
+    this.#ends = [
+      rdma.onEvent((event) => this.#heard(event)),
+      rdma.onLost((error) => {
+        for (const queue of this.#queues) queue.fail(error);
+      }),
+    ];
+  }
+
+  /** What kind of device it is, as the list of devices has it. */
+  get facts(): VerbsDevice | undefined {
+    return this.rdma.verbs.devices().find(({ name }) => name === this.name);
+  }
+
+  /** Its ports, asked for now. */
+  ports(): RdmaPort[] {
+    const { verbs, context } = this.rdma;
+    return Array.from({ length: this.attributes.ports }, (_, index) => ({
+      number: index + 1,
+      ...verbs.queryPort(context, index + 1),
+    }));
+  }
+
+  /** The addresses of its ports, asked for now. */
+  gids(): RdmaGid[] {
+    const { verbs, context } = this.rdma;
+    return verbs.gids(context).map((gid) => ({ ...gid, ipv4: ipv4Of(gid.gid) }));
+  }
+
+  /** Calls back for every event of the device, its ports and its queues. @returns ends that */
+  onEvent(listener: (event: VerbsAsyncEvent) => void): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  /** @throws DmaError EINVAL for what the device has not; ENOMEM; as `VerbsPort.createCq` */
+  createCompletionQueue(options: CompletionQueueOptions = {}): CompletionQueue {
+    const queue = new CompletionQueue(this.rdma, options, (closed) => this.#queues.delete(closed));
+    this.#queues.add(queue);
+    return queue;
+  }
+
+  /**
+   * Makes a queue pair. Those of connections are then connected ({@link QueuePair.connect}; of iWARP devices {@link RdmaDevice.connect}); those of datagrams are ready.
+   * Receives can be posted from now on.
+   *
+   * @throws DmaError EINVAL for what the device has not; ENODEV for a port without an address; ENOMEM; as `VerbsPort.createQp`
+   */
+  createQueuePair(options: QueuePairOptions = {}): QueuePair {
+    const operation = 'createQueuePair';
+    const { port, portAttributes, gid } = this.#portOf(options, operation);
+    const { sends = 128, receives = 128 } = options;
+    const owned: CompletionQueue[] = [];
+    try {
+      const own = (entries: number): CompletionQueue => {
+        const queue = this.createCompletionQueue({ entries });
+        owned.push(queue);
+        return queue;
+      };
+      const completions = options.completions ?? own(sends + receives);
+      const receiveCompletions = options.receiveCompletions ?? completions;
+      const pair = new QueuePair(
+        {
+          rdma: this.rdma,
+          device: this.#device,
+          domain: this.#domain,
+          port,
+          portAttributes,
+          gid,
+          completions,
+          receiveCompletions,
+          owned,
+          closed: (closed) => this.#pairs.delete(closed),
+        },
+        options,
+      );
+      this.#pairs.add(pair);
+      return pair;
+    } catch (error) {
+      throw withUndo(error, operation, undoAll(owned.map((queue) => () => queue.close())));
+    }
+  }
+
+  /**
+   * Connects a queue pair to one of the side that listens there, by the connection manager.
+   *
+   * @returns when both sides are ready
+   * @throws DmaError EINVAL for a queue pair that can not be connected (any more); ENODEV when another device, or none, leads
+   *   there; ECONNREFUSED when nobody listens there, or who does refused; ETIMEDOUT; ENOTSUP without librdmacm; ENOENT and
+   *   EACCES for `/dev/infiniband/rdma_cm`. The queue pair can only be closed then.
+   */
+  connect(pair: QueuePair, options: CmConnectOptions): Promise<RdmaConnection> {
+    return connectByManager(this.rdma.connections, pair, options);
+  }
+
+  /**
+   * Listens for those that {@link RdmaDevice.connect}.
+   *
+   * @param serve called with each request, which it accepts or refuses
+   * @throws DmaError EADDRINUSE; ENODEV when the address is not of this device's network; as {@link RdmaDevice.connect}
+   */
+  listen(options: CmListenOptions, serve: CmServe): RdmaListener {
+    const closed = (listener: RdmaListener) => void this.#others.delete(listener);
+    return this.#keep(this.rdma.connections.listen(options, serve, closed));
+  }
+
+  /** The way to another port, for datagrams. @throws DmaError as `VerbsPort.createAh` */
+  createAddress(
+    peer: Pick<QueuePairAddress, 'gid' | 'lid'>,
+    options: Pick<QueuePairOptions, 'port' | 'gidIndex'> = {},
+  ): AddressHandle {
+    const path = pathTo(this.#portOf(options, 'createAddress'), peer);
+    return this.#keep(new AddressHandle(this.rdma, path, (closed) => this.#others.delete(closed)));
+  }
+
+  /**
+   * Makes a memory window, to be bound by `QueuePair.bind`.
+   *
+   * @param type 1 (the default) or 2, as the specification of InfiniBand calls them
+   * @throws DmaError ENOTSUP when the device has none, ENOMEM
+   */
+  createWindow(type: 1 | 2 = 1): MemoryWindow {
+    if (!this.rdma.hasWindows)
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation: 'createWindow',
+        device: this.#device,
+        reason: 'it has no memory windows',
+      });
+    return this.#keep(new MemoryWindow(this.rdma, type, (closed) => this.#others.delete(closed)));
+  }
+
+  /**
+   * Gives peers a right to a part of what is mapped, by an rkey of its own: also to memory that the library has mapped for
+   * every device, such as that of heaps. The mapping can not be unmapped before this is closed.
+   *
+   * @param part inside one mapping
+   * @throws DmaError EINVAL when it is not mapped, or peers shall write what the device may not; as `Device.dmaMap`
+   */
+  expose({ va, length }: MapTarget, remote: Exclude<RemoteAccess, 'none'>): ExtraRegion {
+    const operation = 'expose';
+    const range = new Range(va, length, operation);
+    const within = this.rdma.regionOf(range, operation);
+    const entry = this.#domain.explain(Number(va) as Iova, length, remote === 'read' ? 'read' : 'write');
+    if (entry.kind !== 'mapped') throw invalid(operation, entry.text, { range, device: this.#device });
+    const { verbs, pd, attributes } = this.rdma;
+    const access = regionFlags(remote === 'read' ? 'read' : 'read-write', { remote, paging: 'pinned' }, attributes);
+    return this.#region({
+      mr: verbs.registerMemory(pd, { va, length, access }),
+      range,
+      within,
+      label: 'an exposed part',
+    });
+  }
+
+  /**
+   * Registers a dma-buf: memory of another device, or of udmabuf, that need not be mapped here.
+   *
+   * @throws DmaError EINVAL; ENOTSUP when library, kernel or device can not; as `VerbsPort.registerDmabuf`
+   */
+  registerDmabuf(options: DmabufOptions): ExtraRegion {
+    const { fd, offset = 0, length, address = offset, access = 'read-write', remote = 'none' } = options;
+    const range = new Range(address, length, 'registerDmabuf');
+    if (access === 'read' && remote !== 'none' && remote !== 'read')
+      throw invalid('registerDmabuf', 'peers can not write what the device may only read', { device: this.#device });
+    const { verbs, pd, attributes } = this.rdma;
+    const flags = regionFlags(access, { remote, paging: 'pinned' }, { ...attributes, maxMws: 0 });
+    const mr = verbs.registerDmabuf(pd, { fd, offset, length, iova: address, access: flags });
+    return this.#region({ mr, range, label: 'a dma-buf' });
+  }
+
+  /**
+   * Registers all memory of this process, now and later, for the device to fetch as it needs it (implicit on-demand paging).
+   * Its lkey is good for every address.
+   *
+   * @throws DmaError ENOTSUP when the device can not
+   */
+  registerEverything(access: DmaAccess = 'read-write'): ExtraRegion {
+    const { verbs, pd, attributes } = this.rdma;
+    if ((attributes.odp.general & IBV_ODP_SUPPORT_IMPLICIT) === 0)
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation: 'registerEverything',
+        device: this.#device,
+        reason: 'it has no implicit on-demand paging',
+      });
+    const flags = IBV_ACCESS_ON_DEMAND + (access === 'read' ? 0 : IBV_ACCESS_LOCAL_WRITE);
+    const mr = verbs.registerMemory(pd, { va: 0 as Va, length: Infinity, access: flags });
+    return this.#region({ mr, range: undefined, label: 'all memory' });
+  }
+
+  /**
+   * Lets the device fetch pages of a mapping with on-demand paging before it needs them.
+   *
+   * @param options.write for writing. Default true. @param options.wait return when they are there? Default true.
+   * @throws DmaError EINVAL when it is not in one such mapping; as `VerbsPort.adviseMemory`
+   */
+  prefetch(
+    { va, length }: MapTarget,
+    { write = true, wait = true }: { readonly write?: boolean; readonly wait?: boolean } = {},
+  ): void {
+    const range = new Range(va, length, 'prefetch');
+    const { mr } = this.rdma.regionOf(range, 'prefetch');
+    const advice = write ? IBV_ADVISE_MR_ADVICE_PREFETCH_WRITE : IBV_ADVISE_MR_ADVICE_PREFETCH;
+    this.rdma.verbs.adviseMemory(mr, va, length, advice, wait);
+  }
+
+  /**
+   * What is known about memory of this side that a peer was refused: for the answer to its question.
+   *
+   * @param access what it tried
+   */
+  explainPeer(
+    { address, length, rkey }: { readonly address: number; readonly length: number; readonly rkey: number },
+    access: DmaAccess,
+  ): string {
+    if (!isAddress(address) || !isAddress(length) || length === 0 || !isAddress(address + length))
+      return `${length} bytes at ${address} are no memory`;
+    const exposed = [...this.#exposed].find((region) => region.rkey === rkey);
+    if (exposed?.range !== undefined) {
+      if (exposed.range.covers(new Range(address, length)))
+        return `${hex(address)} is in ${exposed.toString()}, which allows less`;
+      return `${length} bytes at ${hex(address)} are not inside ${exposed.toString()}, which is ${exposed.range.toString()}`;
+    }
+    const gone = this.#retired.find(({ region }) => region.rkey === rkey && region.range?.contains(address) === true);
+    if (gone !== undefined) {
+      const ms = Math.round(performance.now() - gone.at);
+      return `${hex(address)} was in ${gone.region.toString()}, which was closed ${ms} ms ago`;
+    }
+    const mapping = [...this.#domain.mappings()].find(({ live, range }) => live && range.contains(address));
+    if (mapping !== undefined && mapping.rkey !== rkey)
+      return `${hex(address)} has another rkey now than 0x${rkey.toString(16)}: what had that one was unmapped, or never was here`;
+    return this.#domain.explain(address as Iova, length, access, 'peer').text;
+  }
+
+  /** @internal Closes all that was made of it, in an order that works. @returns what failed */
+  close(): unknown[] {
+    const close = (each: { close(): void }) => () => each.close();
+    return undoAll([
+      ...[...this.#pairs].reverse().map(close),
+      ...[...this.#others].reverse().map(close),
+      ...[...this.#queues].reverse().map(close),
+      ...this.#ends,
+    ]);
+  }
+
+  #heard(event: VerbsAsyncEvent): void {
+    if (event.qp !== undefined && event.name.startsWith('QP_') && event.name !== 'QP_LAST_WQE_REACHED') {
+      const pair = [...this.#pairs].find(({ qp }) => qp === event.qp);
+      const code = event.name === 'QP_ACCESS_ERR' ? 'EACCES' : 'EIO';
+      const reason = `the device reported ${event.name}`;
+      pair?.stop(new DmaError({ code, operation: 'queue pair', device: this.#device, reason }));
+    }
+    for (const listener of [...this.#listeners]) listener(event);
+  }
+
+  #region(parts: Omit<ConstructorParameters<typeof ExtraRegion>[1], 'closed'>): ExtraRegion {
+    const region = new ExtraRegion(this.rdma, {
+      ...parts,
+      closed: (closed) => {
+        this.#others.delete(closed);
+        this.#exposed.delete(closed);
+        this.#retired.unshift({ region: closed, at: performance.now() });
+        this.#retired.length = Math.min(this.#retired.length, REMEMBERED);
+      },
+    });
+    this.#exposed.add(region);
+    return this.#keep(region);
+  }
+
+  #keep<T extends { close(): void }>(thing: T): T {
+    this.#others.add(thing);
+    return thing;
+  }
+
+  #portOf(
+    { port, gidIndex }: Pick<QueuePairOptions, 'port' | 'gidIndex'>,
+    operation: string,
+  ): { port: number; portAttributes: VerbsPortAttributes; gid: VerbsGid | undefined } {
+    const ports = this.ports();
+    const chosen = port === undefined ? (ports.find(({ state }) => state === 'active') ?? ports[0]) : ports[port - 1];
+    const refuse = (code: 'EINVAL' | 'ENODEV', reason: string, hint?: string): DmaError =>
+      new DmaError({ code, operation, device: this.#device, reason, hint });
+    if (chosen === undefined) throw refuse('EINVAL', `it has no port ${port ?? 1}; its ports are 1 to ${ports.length}`);
+    const gids = this.gids().filter((gid) => gid.port === chosen.number);
+    const gid = gidIndex === undefined ? chooseGid(gids, chosen.number) : gids.find(({ index }) => index === gidIndex);
+    if (gid === undefined && gidIndex !== undefined) {
+      const there = gids.map(({ index }) => index).join(', ');
+      throw refuse('EINVAL', `port ${chosen.number} has no address of index ${gidIndex}; there are ${there}`);
+    }
+    if (gid === undefined && chosen.linkLayer === 'ethernet' && !this.rdma.isIwarp)
+      throw refuse(
+        'ENODEV',
+        `port ${chosen.number} has no address`,
+        'give its network interface one, and bring that up',
+      );
+    return { port: chosen.number, portAttributes: chosen, gid };
+  }
+}

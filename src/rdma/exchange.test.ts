@@ -1,0 +1,233 @@
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createServer, connect, type Socket, type AddressInfo } from 'node:net';
+import { describe, it } from 'node:test';
+import { DmaError, type ErrorCode } from '../errors.js';
+import {
+  connectToPeer,
+  listenForPeers,
+  type ExchangeOptions,
+  type Hello,
+  type PeerServer,
+  type PeerSession,
+} from './exchange.js';
+
+const PAIR = {
+  number: 17,
+  psn: 5,
+  gid: '0000:0000:0000:0000:0000:ffff:0a00:0001',
+  lid: 0,
+  mtu: 1024,
+  reads: 16,
+  qkey: 0,
+};
+const MEMORY = { address: 0x7f0000000000, length: 4096, rkey: 0x1234 };
+const HELLO: Hello = { pairs: [PAIR], memory: [MEMORY], data: { name: 'x' } };
+const HELLO_LINE = JSON.stringify({ 'anydma-rdma': 1, ...HELLO });
+
+function dmaError(code: ErrorCode, says = /(?:)/): (error: unknown) => boolean {
+  return (error) => {
+    assert.ok(error instanceof DmaError, String(error));
+    assert.equal(error.code, code, error.message);
+    assert.match(error.message, says);
+    return true;
+  };
+}
+
+/** A server and a session with it, from both ends. */
+async function both(options: ExchangeOptions = {}): Promise<{
+  server: PeerServer;
+  a: PeerSession;
+  b: PeerSession;
+  close: () => Promise<void>;
+}> {
+  let arrived: (session: PeerSession) => void = () => undefined;
+  const other = new Promise<PeerSession>((resolve) => (arrived = resolve));
+  const server = await listenForPeers({ host: '127.0.0.1', ...options }, (session) => {
+    session.greet({ pairs: [], memory: [] });
+    arrived(session);
+  });
+  const a = await connectToPeer({ host: '127.0.0.1', port: server.port, hello: HELLO, ...options });
+  const b = await other;
+  return {
+    server,
+    a,
+    b,
+    async close() {
+      a.close();
+      await b.ended;
+      await server.close();
+    },
+  };
+}
+
+/** What the server does with a peer that sends these bytes: why the session ended, if it began. */
+async function says(
+  bytes: string | Buffer,
+  options: ExchangeOptions = {},
+): Promise<{ reason: string | undefined; got: string }> {
+  let reason: Promise<DmaError> | undefined;
+  const server = await listenForPeers({ host: '127.0.0.1', timeoutMs: 200, ...options }, (session) => {
+    reason = session.ended;
+    session.greet({ pairs: [], memory: [] });
+  });
+  const socket = connect(server.port, '127.0.0.1');
+  let got = '';
+  socket.on('data', (chunk: Buffer) => (got += chunk.toString()));
+  socket.on('error', () => undefined);
+  socket.write(bytes);
+  await once(socket, 'close');
+  await server.close();
+  return { reason: (await reason)?.reason, got };
+}
+
+describe('a session', () => {
+  it('tells each side of the other', async () => {
+    const { a, b, close } = await both();
+    assert.deepEqual(b.hello, HELLO);
+    assert.deepEqual(a.hello, { pairs: [], memory: [], data: undefined });
+    await Promise.all([a.ready(), b.ready()]);
+    await close();
+    assert.equal(a.live, false);
+    assert.equal((await a.ended).code, 'ECANCELED');
+    assert.equal((await b.ended).code, 'ECONNRESET');
+    await assert.rejects(a.ask('x', 1), dmaError('ECANCELED'));
+  });
+
+  it('answers questions, with errors too', async () => {
+    const { a, b, close } = await both();
+    b.answer('double', (value) => Number(value) * 2);
+    b.answer('fail', () => {
+      throw new DmaError({ code: 'ENOSPC', operation: 'x', reason: 'full\u001b[31m' });
+    });
+    b.answer('throw', () => {
+      throw new TypeError('odd');
+    });
+    assert.deepEqual(await Promise.all([1, 2, 3].map((value) => a.ask('double', value))), [2, 4, 6]);
+    await assert.rejects(a.ask('fail', null), dmaError('ENOSPC', /full \[31m/));
+    await assert.rejects(a.ask('throw', null), dmaError('EIO', /odd/));
+    await assert.rejects(a.ask('unknown', null), dmaError('ENOTSUP', /nobody answers unknown/));
+    await assert.rejects(a.ask('big', 'x'.repeat(2 ** 20)), dmaError('E2BIG'));
+    assert.equal(a.live, true);
+    await close();
+  });
+
+  it('explains what a peer was refused', async () => {
+    const { a, b, close } = await both();
+    const asked: unknown[] = [];
+    b.explainFrom({
+      explainPeer: (memory, access) => {
+        asked.push(memory, access);
+        return 'it was unmapped';
+      },
+    });
+    assert.equal(await a.explain(MEMORY, 'write'), 'it was unmapped');
+    assert.deepEqual(asked, [MEMORY, 'write']);
+    await assert.rejects(a.ask('explain', { address: -1 }), dmaError('EINVAL'));
+    await assert.rejects(a.ask('explain', 'x'), dmaError('EIO', /no object/));
+    await close();
+  });
+
+  it('does not wait for ever', async () => {
+    const { a, b, close } = await both({ timeoutMs: 50 });
+    b.answer('never', () => new Promise(() => undefined));
+    await assert.rejects(a.ask('never', null), dmaError('ETIMEDOUT', /answer never/));
+    assert.equal(a.live, true);
+    await assert.rejects(a.ready(), dmaError('ETIMEDOUT', /get ready/));
+    assert.equal(a.live, false);
+    await close();
+  });
+
+  it('limits what is asked at once', async () => {
+    const { a, b, close } = await both();
+    b.answer('never', () => new Promise(() => undefined));
+    const asked = Array.from({ length: 256 }, () => a.ask('never', null).catch((error: unknown) => error));
+    await assert.rejects(a.ask('never', null), dmaError('EBUSY'));
+    await close();
+    for (const error of await Promise.all(asked)) dmaError('ECANCELED')(error);
+  });
+
+  it('is refused where nobody listens, or something else does', async () => {
+    const silent = createServer((socket: Socket) => void socket.resume().on('error', () => undefined));
+    await new Promise<void>((resolve) => silent.listen(0, '127.0.0.1', resolve));
+    const { port } = silent.address() as AddressInfo;
+    const options = { host: '127.0.0.1', port, hello: HELLO, timeoutMs: 50 };
+    await assert.rejects(connectToPeer(options), dmaError('ETIMEDOUT', /say hello/));
+    silent.close();
+    const http = createServer((socket: Socket) => void socket.resume().end('HTTP/1.1 400 Bad Request\r\n\r\n'));
+    await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve));
+    await assert.rejects(connectToPeer({ ...options, port: (http.address() as AddressInfo).port }), dmaError('EPROTO'));
+    http.close();
+    await once(http, 'close');
+    const gone = await listenForPeers({ host: '127.0.0.1' }, () => undefined);
+    await gone.close();
+    await assert.rejects(
+      connectToPeer({ ...options, port: gone.port || 1 }),
+      dmaError('ECONNREFUSED', /other side serving/),
+    );
+    const one = await listenForPeers({ host: '127.0.0.1' }, () => undefined);
+    await assert.rejects(
+      listenForPeers({ host: '127.0.0.1', port: one.port }, () => undefined),
+      dmaError('EADDRINUSE'),
+    );
+    await one.close();
+  });
+});
+
+describe('a hostile peer', () => {
+  const hello = (more: object): string => `${JSON.stringify({ 'anydma-rdma': 1, pairs: [], memory: [], ...more })}\n`;
+  for (const [name, bytes] of Object.entries({
+    'sends no JSON': 'GET / HTTP/1.1\r\n\r\n',
+    'sends an array': '[]\n',
+    'sends nothing of use': '{}\n',
+    'speaks another version': hello({ 'anydma-rdma': 2 }),
+    'has no lists': hello({ pairs: 5 }),
+    'has a bad queue pair': hello({ pairs: [{ ...PAIR, number: '17' }] }),
+    'has a bad gid': hello({ pairs: [{ ...PAIR, gid: { length: 39 } }] }),
+    'has memory past 2^53': hello({ memory: [{ ...MEMORY, address: 2 ** 53 - 2 }] }),
+    'has a bad key': hello({ memory: [{ ...MEMORY, rkey: 2 ** 32 }] }),
+    'has too much': hello({ pairs: new Array(1025).fill(PAIR) }),
+    'sends bytes': Buffer.from([0xff, 0xfe, 0, 10]),
+    'says nothing': '',
+    'begins a line and stops': '{"anydma-rdma": 1',
+  }))
+    it(`that ${name} is sent away`, async () => {
+      assert.deepEqual(await says(bytes), { reason: undefined, got: '' });
+    });
+
+  it('that sends an endless line is sent away', async () => {
+    assert.equal((await says('x'.repeat(5000), { maxLine: 1000 })).reason, undefined);
+    const { reason } = await says(`${HELLO_LINE}\n${'x'.repeat(5000)}`, { maxLine: 1000 });
+    assert.match(reason ?? '', /a line of more than 1000 bytes/);
+  });
+
+  it('that goes wrong later is sent away', async () => {
+    for (const line of ['{"id": -1}', '{"id": 1.5, "call": "x"}', 'null', '{"call": "x"}', HELLO_LINE])
+      assert.match((await says(`${HELLO_LINE}\n${line}\n`)).reason ?? '', /does not speak the protocol/, line);
+  });
+
+  it('that answers what nobody asked changes nothing', async () => {
+    const { a, b, close } = await both();
+    b.answer('x', () => 1);
+    const raw = connect(0);
+    raw.on('error', () => undefined);
+    raw.destroy();
+    assert.equal(await a.ask('x', null), 1);
+    await close();
+  });
+
+  it('of many is sent away when there are enough', async () => {
+    const server = await listenForPeers({ host: '127.0.0.1', maxSessions: 1, timeoutMs: 1000 }, (session) =>
+      session.greet({ pairs: [], memory: [] }),
+    );
+    const options = { host: '127.0.0.1', port: server.port, hello: HELLO, timeoutMs: 1000 };
+    const first = await connectToPeer(options);
+    await assert.rejects(connectToPeer(options), dmaError('ECONNRESET'));
+    first.close();
+    await first.ended;
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    const second = await connectToPeer(options);
+    second.close();
+    await server.close();
+  });
+});

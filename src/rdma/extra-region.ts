@@ -1,0 +1,70 @@
+/**
+ * A memory region beside the mappings: a part of a mapping that peers get rights to, a dma-buf, or all of this process's
+ * memory. It has keys of its own, and no place in the domain's translation table.
+ */
+import type { VerbsMr } from '../platform/verbs-types.js';
+import type { Range } from '../ranges.js';
+import type { RdmaContext, Region, RegionUser } from './context.js';
+
+/** Disposing it deregisters it: its keys stop working at once. */
+export class ExtraRegion implements Disposable, RegionUser {
+  /** The addresses that its bytes have in requests; `undefined` for all addresses of this process. */
+  readonly range: Range | undefined;
+  /** What messages call it. */
+  readonly label: string;
+  readonly #rdma: RdmaContext;
+  readonly #mr: VerbsMr;
+  readonly #within: Region | undefined;
+  readonly #closed: (region: ExtraRegion) => void;
+  #open = true;
+
+  /** @internal It owns `mr`. */
+  constructor(
+    rdma: RdmaContext,
+    parts: {
+      readonly mr: VerbsMr;
+      readonly range: Range | undefined;
+      readonly label: string;
+      readonly within?: Region;
+      readonly closed: (region: ExtraRegion) => void;
+    },
+  ) {
+    this.#rdma = rdma;
+    this.#mr = parts.mr;
+    this.range = parts.range;
+    this.label = parts.label;
+    this.#within = parts.within;
+    this.#closed = parts.closed;
+    parts.within?.users.add(this);
+  }
+
+  get lkey(): number {
+    return this.#mr.lkey;
+  }
+
+  get rkey(): number {
+    return this.#mr.rkey;
+  }
+
+  /** Is it registered? */
+  get live(): boolean {
+    return this.#open;
+  }
+
+  /** Deregisters it. Idempotent. @throws DmaError EBUSY while a window is bound to it */
+  close(): void {
+    if (!this.#open) return;
+    this.#rdma.verbs.deregisterMemory(this.#mr);
+    this.#open = false;
+    this.#within?.users.delete(this);
+    this.#closed(this);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  toString(): string {
+    return `${this.label} (rkey 0x${this.rkey.toString(16)})`;
+  }
+}

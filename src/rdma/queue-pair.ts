@@ -1,0 +1,833 @@
+/**
+ * A queue pair: where requests are posted. It has two faces. Requests that the program builds in arrays and posts in
+ * batches, whose completions it polls, cost no allocation and one call each batch. The methods that return promises do one
+ * request each, translate its address to a key, and explain what went wrong.
+ *
+ * All queue pairs of one completion queue should be used the same way.
+ */
+import { randomInt } from 'node:crypto';
+import type { DmaAccess, RemoteAccess } from '../dma/backend.js';
+import type { Domain } from '../dma/domain.js';
+import { KeyCache, type KeyCacheOptions } from '../dma/key-cache.js';
+import { DmaError, invalid, isDmaError, undoAll, withUndo, type DmaErrorDetails } from '../errors.js';
+import type {
+  VerbsPath,
+  VerbsPortAttributes,
+  VerbsQp,
+  VerbsQpAttributes,
+  VerbsQpStatus,
+} from '../platform/verbs-types.js';
+import { completionStatusName, ReceiveRequests, SendRequests, type Completions } from '../platform/verbs-work.js';
+import { IBV_MW_TYPE_1 } from '../platform/verbs-abi/memory.js';
+import { IBV_QPS_ERR, IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/verbs-abi/queues.js';
+import {
+  IBV_SEND_INLINE,
+  IBV_SEND_SIGNALED,
+  IBV_WC_GRH,
+  IBV_WC_WITH_IMM,
+  IBV_WC_WITH_INV,
+} from '../platform/verbs-abi/requests.js';
+import { Range } from '../ranges.js';
+import { isAddress, type Iova, type Va } from '../units.js';
+import { remoteFlags } from './access.js';
+import type { AddressHandle } from './address-handle.js';
+import { completionError, isProtectionError, wasFlushed } from './completion-error.js';
+import { succeeded, type CompletionQueue, type Promised } from './completion-queue.js';
+import type { RdmaContext } from './context.js';
+import { isGid } from './gid.js';
+import type { MemoryWindow } from './memory-window.js';
+
+/** Settings of a queue pair. */
+export interface QueuePairOptions {
+  /** Reliable connection (the default), unreliable connection, unreliable datagrams. */
+  readonly type?: 'rc' | 'uc' | 'ud';
+  /** Where its completions go. Default: a completion queue of its own, which goes with it. */
+  readonly completions?: CompletionQueue;
+  /** Where those of receives go. Default: where the others do. */
+  readonly receiveCompletions?: CompletionQueue;
+  /** Send requests that can be under way. Default 128. */
+  readonly sends?: number;
+  /** Receives that can be posted. Default 128. */
+  readonly receives?: number;
+  /** Segments of a request. Default 1. */
+  readonly sendSges?: number;
+  readonly receiveSges?: number;
+  /** Bytes up to which messages are copied into the request itself, which saves the device from fetching them. Default 0. */
+  readonly inline?: number;
+  /** Default: the first port that is active, else port 1. */
+  readonly port?: number;
+  /** Which of the port's addresses it has: an index of its table. Default: see `chooseGid`. */
+  readonly gidIndex?: number;
+  /** What the peer may do through it, where the memory allows that too. Default `read-write`, with atomics. */
+  readonly remote?: RemoteAccess;
+  /** Of datagrams: who sends must know it. Default 0x11111111. */
+  readonly qkey?: number;
+  /** Registers memory that has no key on demand; see `OnDemand.register`. Default: none. */
+  readonly miss?: KeyCacheOptions['miss'];
+}
+
+/** What the other side has to know of a queue pair. It goes over the network as it is. */
+export interface QueuePairAddress {
+  readonly number: number;
+  /** The first sequence number that it sends with, 24 bits */
+  readonly psn: number;
+  /** The port's address in the kernel's notation */
+  readonly gid: string;
+  /** The port's LID on InfiniBand, else 0 */
+  readonly lid: number;
+  /** bytes that a packet of its port has at most */
+  readonly mtu: number;
+  /** Reads and atomics that it answers at once */
+  readonly reads: number;
+  /** For datagrams; 0 for connections */
+  readonly qkey: number;
+}
+
+/** Memory of the other side, as it told us. */
+export interface RemoteMemory {
+  readonly address: number;
+  readonly rkey: number;
+}
+
+/** Memory of this side, all in one mapping. */
+export interface LocalMemory {
+  readonly va: number;
+  /** bytes */
+  readonly length: number;
+}
+
+/** How to connect. What is left out fits a network without trouble. */
+export interface ConnectOptions {
+  /** bytes: 256, 512, 1024, 2048 or 4096. Default: the least of both ports'. */
+  readonly mtu?: number;
+  /** The time for an acknowledgement is 4.096 µs * 2^timeout. Default 14, which is 67 ms; 0 waits forever. */
+  readonly timeout?: number;
+  /** How often it is tried again then. Default 7. */
+  readonly retries?: number;
+  /** How often it is tried again when the peer has no receive posted. Default 7, which means forever. */
+  readonly rnrRetries?: number;
+  /** Default 0. */
+  readonly serviceLevel?: number;
+  /** Default 0. */
+  readonly trafficClass?: number;
+}
+
+/** A message that came. */
+export interface Received {
+  /** Where its memory begins: what was posted. */
+  readonly va: number;
+  /** Where in that the message begins: 40 for datagrams, which have a header in front, else 0. */
+  readonly offset: number;
+  /** bytes of the message */
+  readonly length: number;
+  /** 32 bits that came along */
+  readonly immediate: number | undefined;
+  /** The key of a window that the peer took back */
+  readonly invalidated: number | undefined;
+  /** The number of the queue pair that it came from; of datagrams */
+  readonly sourceQp: number | undefined;
+}
+
+/** Where a datagram goes. */
+export interface Destination {
+  readonly address: AddressHandle;
+  /** Of the queue pair */
+  readonly number: number;
+  readonly qkey: number;
+}
+
+/** Asks the peer what an address of its memory is; `undefined` when it does not say. */
+export type PeerExplainer = (
+  memory: { readonly address: number; readonly length: number; readonly rkey: number },
+  access: DmaAccess,
+) => Promise<string | undefined>;
+
+/** What a queue pair is made with. */
+export interface QueuePairParts {
+  readonly rdma: RdmaContext;
+  /** The name of the device, for messages and the domain */
+  readonly device: string;
+  readonly domain: Domain;
+  readonly port: number;
+  readonly portAttributes: VerbsPortAttributes;
+  readonly gid: { readonly index: number; readonly gid: string } | undefined;
+  readonly completions: CompletionQueue;
+  readonly receiveCompletions: CompletionQueue;
+  /** Completion queues that go with it */
+  readonly owned: readonly CompletionQueue[];
+  readonly closed: (queue: QueuePair) => void;
+}
+
+/** A request whose promise waits. */
+interface Request {
+  readonly operation: string;
+  readonly local: LocalMemory;
+  /** What the device does with local memory: `read` when it is sent */
+  readonly access: DmaAccess;
+  readonly remote?: {
+    readonly address: number;
+    readonly length: number;
+    readonly rkey: number;
+    readonly access: DmaAccess;
+  };
+  readonly post: (slot: number, id: number) => void;
+  readonly done: (completions: Completions, index: number) => void;
+  readonly failed: (error: DmaError) => void;
+}
+
+/** One way: requests that are under way, and those that wait for a free slot. */
+class Lane {
+  readonly underWay: (Request | undefined)[];
+  readonly waiting: Request[] = [];
+  readonly #free: number[] = [];
+
+  constructor(slots: number) {
+    this.underWay = new Array<Request | undefined>(slots).fill(undefined);
+    for (let slot = slots - 1; slot >= 0; slot--) this.#free.push(slot);
+  }
+
+  take(request: Request): number | undefined {
+    const slot = this.#free.pop();
+    if (slot !== undefined) this.underWay[slot] = request;
+    return slot;
+  }
+
+  give(slot: number): Request | undefined {
+    const request = this.underWay[slot];
+    if (request === undefined) return undefined;
+    this.underWay[slot] = undefined;
+    this.#free.push(slot);
+    return request;
+  }
+
+  /** All there are, which are forgotten; in the order they were asked for as far as that is known. */
+  empty(): Request[] {
+    const all = [...this.underWay.filter((request) => request !== undefined), ...this.waiting.splice(0)];
+    for (let slot = 0; slot < this.underWay.length; slot++) this.give(slot);
+    return all;
+  }
+}
+
+/** Reads and atomics under way at once, at most. */
+const READS = 16;
+/** The time that a peer is told to wait when no receive is posted, as a code: 0.64 ms. */
+const RNR_TIMER = 12;
+/** The global route's header in front of a datagram. bytes */
+const GRH = 40;
+
+/** See the head of the file. Made by `RdmaDevice.createQueuePair`. */
+export class QueuePair implements Disposable {
+  readonly type: 'rc' | 'uc' | 'ud';
+  /** Where its completions go. */
+  readonly completions: CompletionQueue;
+  readonly receiveCompletions: CompletionQueue;
+  /** From addresses to keys, for requests that the program builds. */
+  readonly keys: KeyCache;
+  /** What the other side has to know of it. */
+  readonly address: QueuePairAddress;
+  /** Asks the peer about its memory when it refused an access; part of the error then. */
+  explainPeer: PeerExplainer | undefined;
+  /** @internal */
+  readonly qp: VerbsQp;
+  readonly #parts: QueuePairParts;
+  readonly #sendIds: number;
+  readonly #receiveIds: number;
+  readonly #sends: Lane;
+  readonly #receives: Lane;
+  #sendRequests: SendRequests | undefined;
+  #receiveRequests: ReceiveRequests | undefined;
+  /** @internal What the connection manager connected it by; it goes with the queue pair. */
+  connection: { close(): void } | undefined;
+  #failure: DmaError | undefined;
+  #open = true;
+
+  /** @internal */
+  constructor(parts: QueuePairParts, options: QueuePairOptions) {
+    const { rdma, device, domain, completions, receiveCompletions, port, portAttributes, gid } = parts;
+    const { verbs, pd, attributes } = rdma;
+    const { type = 'rc', sends = 128, receives = 128, sendSges = 1, receiveSges = 1, inline = 0 } = options;
+    const { remote = 'read-write', qkey = 0x11111111 } = options;
+    this.qp = verbs.createQp(pd, {
+      type,
+      sendCq: completions.cq,
+      receiveCq: receiveCompletions.cq,
+      sends,
+      receives,
+      sendSges,
+      receiveSges,
+      inline,
+    });
+    this.type = type;
+    this.completions = completions;
+    this.receiveCompletions = receiveCompletions;
+    this.keys = new KeyCache({ device, table: domain.table, miss: options.miss });
+    this.address = {
+      number: this.qp.number,
+      psn: randomInt(2 ** 24),
+      gid: gid?.gid ?? NO_GID,
+      lid: portAttributes.lid,
+      mtu: portAttributes.activeMtu,
+      reads: Math.min(READS, attributes.maxResponderDepth),
+      qkey: type === 'ud' ? qkey : 0,
+    };
+    this.#parts = parts;
+    // More may be had than was asked for, but completion queues are made for what was.
+    this.#sends = new Lane(sends);
+    this.#receives = new Lane(receives);
+    const begin = { state: IBV_QPS_INIT, pkeyIndex: 0, port };
+    try {
+      if (type === 'ud') {
+        verbs.modifyQp(this.qp, { ...begin, qkey });
+        verbs.modifyQp(this.qp, { state: IBV_QPS_RTR });
+        verbs.modifyQp(this.qp, { state: IBV_QPS_RTS, sendPsn: this.address.psn });
+      } else verbs.modifyQp(this.qp, { ...begin, access: remoteFlags(remote, attributes) });
+    } catch (error) {
+      throw withUndo(error, 'createQueuePair', undoAll([() => verbs.destroyQp(this.qp)]));
+    }
+    this.#sendIds = completions.promise(this.#settler(this.#sends, false));
+    this.#receiveIds = receiveCompletions.promise(this.#settler(this.#receives, true));
+  }
+
+  /** Its number on the device. */
+  get number(): number {
+    return this.qp.number;
+  }
+
+  /** @internal Its device. */
+  get rdma(): RdmaContext {
+    return this.#parts.rdma;
+  }
+
+  /** Is it open? */
+  get live(): boolean {
+    return this.#open;
+  }
+
+  /** The first thing that went wrong with it, after which it does nothing more; `undefined` as long as it works. */
+  get failure(): DmaError | undefined {
+    return this.#failure;
+  }
+
+  /** Its state and settings, from the device. */
+  status(): VerbsQpStatus {
+    this.#mustBeOpen('status');
+    return this.#parts.rdma.verbs.queryQp(this.qp);
+  }
+
+  /**
+   * Connects it to the queue pair at `peer`, which has to be connected to this one as well; only then send.
+   *
+   * @throws DmaError EINVAL for an address that can not be, or datagrams; ENOTSUP for iWARP devices; what the device says, such as ETIMEDOUT or ENETUNREACH
+   *   when there is no way to the peer
+   */
+  connect(peer: QueuePairAddress, options: ConnectOptions = {}): void {
+    this.#mustBeOpen('connect');
+    const { type } = this;
+    if (type === 'ud')
+      throw this.#error('EINVAL', 'connect', 'datagrams need no connection: give each send its destination');
+    checkAddress(peer);
+    const { verbs, attributes, isIwarp } = this.#parts.rdma;
+    if (isIwarp)
+      throw this.#error('ENOTSUP', 'connect', 'queue pairs of iWARP devices are connected by the connection manager', {
+        hint: 'take `PeerSession.join`, or `RdmaDevice.connect` and `RdmaDevice.listen`',
+      });
+    const { mtu = Math.min(this.address.mtu, peer.mtu), timeout = 14, retries = 7, rnrRetries = 7 } = options;
+    const ready: VerbsQpAttributes = {
+      state: IBV_QPS_RTR,
+      path: pathTo(this.#parts, peer, options),
+      mtu,
+      peer: peer.number,
+      receivePsn: peer.psn,
+    };
+    verbs.modifyQp(
+      this.qp,
+      type === 'uc' ? ready : { ...ready, responderDepth: this.address.reads, minRnrTimer: RNR_TIMER },
+    );
+    const send: VerbsQpAttributes = { state: IBV_QPS_RTS, sendPsn: this.address.psn };
+    const initiatorDepth = Math.min(READS, attributes.maxInitiatorDepth, peer.reads);
+    verbs.modifyQp(this.qp, type === 'uc' ? send : { ...send, timeout, retries, rnrRetries, initiatorDepth });
+  }
+
+  // --- requests that the program builds ---
+
+  /** Room for `slots` send requests, each of up to `sges` segments. Build them once, post them often. */
+  sendRequests(slots: number, sges = this.qp.sendSges): SendRequests {
+    return new SendRequests(this.#parts.rdma.platform.memory, slots, sges);
+  }
+
+  /** Room for `slots` receives, each of up to `sges` segments. */
+  receiveRequests(slots: number, sges = this.qp.receiveSges): ReceiveRequests {
+    return new ReceiveRequests(this.#parts.rdma.platform.memory, slots, sges);
+  }
+
+  /**
+   * Posts send requests in one call: slots `first` to `first + count - 1`, the last slot being followed by slot 0. Identifiers
+   * are below 2^52. For hot paths.
+   *
+   * @returns how many were taken; fewer when the queue is full
+   * @throws DmaError when the first one was refused: ENOMEM when the queue is full, EINVAL
+   */
+  post(requests: SendRequests, first = 0, count = requests.slots): number {
+    return this.#parts.rdma.verbs.postSend(this.qp, requests, first, count);
+  }
+
+  /** Posts receives, as {@link QueuePair.post} does sends. */
+  postReceives(requests: ReceiveRequests, first = 0, count = requests.slots): number {
+    return this.#parts.rdma.verbs.postReceive(this.qp, requests, first, count);
+  }
+
+  // --- requests by promise ---
+
+  /**
+   * Writes local memory to the peer's.
+   *
+   * @param request.immediate 32 bits that end a receive of the peer
+   * @returns when the peer has it
+   * @throws DmaError EFAULT when the local memory is not mapped; EACCES, with an explanation, when the peer does not allow it;
+   *   ETIMEDOUT; ECANCELED when the queue pair stopped before; ENODEV when the device went
+   */
+  write(request: {
+    readonly local: LocalMemory;
+    readonly remote: RemoteMemory;
+    readonly immediate?: number;
+  }): Promise<void> {
+    const { local, remote, immediate } = request;
+    return this.#send(
+      'write',
+      'read',
+      request,
+      (requests, slot, flags) => {
+        if (immediate === undefined) requests.write(slot, remote.address, remote.rkey, flags);
+        else requests.writeWithImmediate(slot, remote.address, remote.rkey, immediate, flags);
+      },
+      { ...remote, length: local.length, access: 'write' },
+    );
+  }
+
+  /** Reads the peer's memory to local memory. @throws DmaError as {@link QueuePair.write} */
+  read(request: { readonly local: LocalMemory; readonly remote: RemoteMemory }): Promise<void> {
+    const { local, remote } = request;
+    return this.#send(
+      'read',
+      'write',
+      request,
+      (requests, slot, flags) => requests.read(slot, remote.address, remote.rkey, flags & ~IBV_SEND_INLINE),
+      { ...remote, length: local.length, access: 'read' },
+    );
+  }
+
+  /**
+   * Sends a message, which takes a receive of the peer.
+   *
+   * @param request.immediate 32 bits that come along
+   * @param request.to for datagrams: where to
+   * @throws DmaError as {@link QueuePair.write}; EMSGSIZE, EINVAL when it is longer than what the peer has posted
+   */
+  send(request: {
+    readonly local: LocalMemory;
+    readonly immediate?: number;
+    readonly to?: Destination;
+  }): Promise<void> {
+    const { immediate, to } = request;
+    if ((to === undefined) === (this.type === 'ud'))
+      return Promise.reject(
+        this.#error(
+          'EINVAL',
+          'send',
+          to === undefined ? 'a datagram needs a destination' : 'it is connected, and has its destination',
+        ),
+      );
+    return this.#send('send', 'read', request, (requests, slot, flags) => {
+      if (immediate === undefined) requests.send(slot, flags);
+      else requests.sendWithImmediate(slot, immediate, flags);
+      if (to !== undefined) requests.setDestination(slot, to.address.handle, to.number, to.qkey);
+    });
+  }
+
+  /**
+   * The 8 bytes of the peer at `remote.address`, a multiple of 8, become `exchange` if they are `compare`. What they were comes
+   * to the 8 bytes at `local.va`.
+   *
+   * @throws DmaError as {@link QueuePair.write}
+   */
+  compareAndSwap(request: {
+    readonly local: Pick<LocalMemory, 'va'>;
+    readonly remote: RemoteMemory;
+    readonly compare: number | bigint;
+    readonly exchange: number | bigint;
+  }): Promise<void> {
+    const { local, remote, compare, exchange } = request;
+    return this.#atomic('compareAndSwap', local.va, remote, (requests, slot, flags) =>
+      requests.compareAndSwap(slot, remote.address, remote.rkey, compare, exchange, flags),
+    );
+  }
+
+  /** Adds `add` to the 8 bytes of the peer; else as {@link QueuePair.compareAndSwap}. */
+  fetchAndAdd(request: {
+    readonly local: Pick<LocalMemory, 'va'>;
+    readonly remote: RemoteMemory;
+    readonly add: number | bigint;
+  }): Promise<void> {
+    const { local, remote, add } = request;
+    return this.#atomic('fetchAndAdd', local.va, remote, (requests, slot, flags) =>
+      requests.fetchAndAdd(slot, remote.address, remote.rkey, add, flags),
+    );
+  }
+
+  /**
+   * Posts memory for one message and waits for that. Several may be posted; they are filled in that order.
+   *
+   * @throws DmaError EFAULT, ECANCELED, ENODEV as {@link QueuePair.write}; EMSGSIZE when the message is longer
+   */
+  receive(local: LocalMemory): Promise<Received> {
+    return new Promise((resolve, reject) => {
+      this.#begin(this.#receives, {
+        operation: 'receive',
+        local,
+        access: 'write',
+        post: (slot, id) => {
+          const requests = (this.#receiveRequests ??= this.receiveRequests(this.#receives.underWay.length, 1));
+          this.#setLocal(requests, slot, id, local, 'receive', 'write');
+          this.postReceives(requests, slot, 1);
+        },
+        done: (completions, index) => resolve(this.#received(local, completions, index)),
+        failed: reject,
+      });
+    });
+  }
+
+  /**
+   * Binds a window to a part of a mapping: the peer then may use that part by the window's rkey, until the window is unbound
+   * or closed. What was bound before is not any more.
+   *
+   * @returns the rkey
+   * @throws DmaError EINVAL when the part is not in one mapping that the device may write; EACCES when the device refuses
+   */
+  bind(window: MemoryWindow, part: LocalMemory, remote: Exclude<RemoteAccess, 'none'>): Promise<number> {
+    return this.#bind('bind', window, part, remote);
+  }
+
+  /** Takes back what a window gives. */
+  async unbind(window: MemoryWindow): Promise<void> {
+    if (window.bound !== undefined)
+      await this.#bind('unbind', window, { va: window.bound.range.start, length: 0 }, 'none');
+  }
+
+  /**
+   * Closes it: what is under way is given up (ECANCELED). Idempotent.
+   *
+   * @throws DmaError the first thing that failed, once all was tried
+   */
+  close(): void {
+    if (!this.#open) return;
+    this.#open = false;
+    const { rdma, owned, closed } = this.#parts;
+    const errors = undoAll([() => this.connection?.close(), () => rdma.verbs.destroyQp(this.qp)]);
+    this.#giveUp(rdma.lost ?? this.#error('ECANCELED', 'queue pair', 'it was closed'));
+    this.completions.forget(this.#sendIds);
+    this.receiveCompletions.forget(this.#receiveIds);
+    closed(this);
+    errors.push(...undoAll(owned.map((queue) => () => queue.close())));
+    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /** @internal The device says that it stopped. */
+  stop(error: DmaError): void {
+    this.#failure ??= error;
+  }
+
+  /** Puts it into the error state: what is under way comes back with ECANCELED, and nothing more is done. */
+  halt(): void {
+    this.#mustBeOpen('halt');
+    this.#parts.rdma.verbs.modifyQp(this.qp, { state: IBV_QPS_ERR });
+  }
+
+  // --- inside ---
+
+  #send(
+    operation: string,
+    access: DmaAccess,
+    { local }: { readonly local: LocalMemory },
+    fill: (requests: SendRequests, slot: number, flags: number) => void,
+    remote?: Request['remote'],
+  ): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (remote !== undefined && (!isAddress(remote.address) || !isKey(remote.rkey)))
+        throw this.#error('EINVAL', operation, 'the peer has no memory of that address and key');
+      this.#begin(this.#sends, {
+        operation,
+        local,
+        access,
+        remote,
+        post: (slot, id) => {
+          const requests = this.#sendSlots;
+          const inline = local.length <= this.qp.inline && access === 'read' ? IBV_SEND_INLINE : 0;
+          this.#setLocal(requests, slot, id, local, operation, access);
+          fill(requests, slot, IBV_SEND_SIGNALED | inline);
+          this.post(requests, slot, 1);
+        },
+        done: () => resolve(),
+        failed: reject,
+      });
+    });
+  }
+
+  #atomic(
+    operation: string,
+    va: number,
+    remote: RemoteMemory,
+    fill: (requests: SendRequests, slot: number, flags: number) => void,
+  ): Promise<void> {
+    if (remote.address % 8 !== 0)
+      return Promise.reject(this.#error('EINVAL', operation, 'the address of the peer is no multiple of 8'));
+    return this.#send(operation, 'write', { local: { va, length: 8 } }, fill, {
+      ...remote,
+      length: 8,
+      access: 'read-write',
+    });
+  }
+
+  #bind(operation: string, window: MemoryWindow, part: LocalMemory, remote: RemoteAccess): Promise<number> {
+    const { rdma } = this.#parts;
+    return new Promise((resolve, reject) => {
+      const unbinds = remote === 'none';
+      // Sound also to unbind from: the region can not go as long as the window is bound to it.
+      const region = unbinds
+        ? window.bound?.region
+        : rdma.regionOf(new Range(part.va, part.length, operation), operation);
+      if (region === undefined) throw this.#error('EINVAL', operation, 'the window is not bound');
+      let rkey = 0;
+      this.#begin(this.#sends, {
+        operation,
+        local: part,
+        access: 'write',
+        post: (slot, id) => {
+          const access = remoteFlags(remote, rdma.attributes);
+          if (window.mw.type === IBV_MW_TYPE_1) {
+            const binding = { mr: region.mr, va: part.va, length: part.length, access, id, flags: IBV_SEND_SIGNALED };
+            rkey = rdma.verbs.bindMw(this.qp, window.mw, binding);
+            return;
+          }
+          const requests = this.#sendSlots;
+          requests.clearLocal(slot);
+          requests.setId(slot, id);
+          rkey = window.nextKey();
+          if (unbinds) requests.invalidate(slot, window.rkey, IBV_SEND_SIGNALED);
+          else requests.bindWindow(slot, window.mw, rkey, region.mr, part.va, part.length, access, IBV_SEND_SIGNALED);
+          this.post(requests, slot, 1);
+        },
+        done: () => {
+          window.became(rkey, unbinds ? undefined : { region, range: new Range(part.va, part.length) });
+          resolve(rkey);
+        },
+        failed: reject,
+      });
+    });
+  }
+
+  get #sendSlots(): SendRequests {
+    return (this.#sendRequests ??= this.sendRequests(this.#sends.underWay.length, 1));
+  }
+
+  #setLocal(
+    requests: SendRequests | ReceiveRequests,
+    slot: number,
+    id: number,
+    { va, length }: LocalMemory,
+    operation: string,
+    access: DmaAccess,
+  ): void {
+    requests.setId(slot, id);
+    if (length === 0) {
+      requests.clearLocal(slot);
+      return;
+    }
+    if (!isAddress(va) || !isAddress(va + length) || length >= 2 ** 31)
+      throw this.#error('EINVAL', operation, `${length} bytes at ${va} can not be in one request`);
+    const key = this.keys.keyOf(va, length);
+    if (key < 0) throw this.#unmapped(operation, va, length, access);
+    requests.setLocal(slot, va, length, key);
+  }
+
+  #begin(lane: Lane, request: Request): void {
+    if (!this.#open) return request.failed(this.#error('EINVAL', request.operation, 'the queue pair is closed'));
+    if (this.#failure !== undefined)
+      return request.failed(
+        this.#failure.with({ code: 'ECANCELED', operation: request.operation, cause: this.#failure }),
+      );
+    const slot = lane.waiting.length > 0 ? undefined : lane.take(request);
+    if (slot === undefined) lane.waiting.push(request);
+    else this.#start(lane, slot, request);
+  }
+
+  #start(lane: Lane, slot: number, request: Request): void {
+    const isReceive = lane === this.#receives;
+    const queue = isReceive ? this.receiveCompletions : this.completions;
+    let isExpected = false;
+    try {
+      queue.expect(1);
+      isExpected = true;
+      request.post(slot, (isReceive ? this.#receiveIds : this.#sendIds) + slot);
+    } catch (error) {
+      lane.give(slot);
+      if (isExpected) queue.expect(-1);
+      const failure = isDmaError(error)
+        ? error
+        : this.#error('EIO', request.operation, String(error), { cause: error });
+      request.failed(failure.device === undefined ? failure.with({ device: this.#parts.device }) : failure);
+      this.#next(lane);
+    }
+  }
+
+  #next(lane: Lane): void {
+    const [request] = lane.waiting;
+    if (request === undefined) return;
+    const slot = lane.take(request);
+    if (slot === undefined) return;
+    lane.waiting.shift();
+    this.#start(lane, slot, request);
+  }
+
+  #settler(lane: Lane, isReceive: boolean): Promised {
+    return {
+      settle: (slot, completions, index) => {
+        const request = lane.give(slot);
+        if (request === undefined) return;
+        if (succeeded(completions, index)) request.done(completions, index);
+        else this.#fail(request, completions.status(index), completions.vendorError(index));
+        if (this.#failure === undefined) this.#next(lane);
+        else for (const late of lane.waiting.splice(0)) late.failed(this.#cancelled(late));
+        (isReceive ? this.receiveCompletions : this.completions).expect(-1);
+      },
+      fail: (error) => {
+        this.#failure ??= error;
+        for (const request of lane.empty()) request.failed(error.with({ operation: request.operation, cause: error }));
+      },
+    };
+  }
+
+  #fail(request: Request, status: number, vendorError: number): void {
+    const { operation, local, remote, access } = request;
+    const { device, domain } = this.#parts;
+    const name = completionStatusName(status);
+    if (wasFlushed(name)) {
+      this.#failure ??= completionError(status, vendorError, { operation, device });
+      request.failed(this.#cancelled(request));
+      return;
+    }
+    const range = local.length > 0 ? new Range(local.va, local.length) : undefined;
+    const byPeer = name === 'REM_ACCESS_ERR' && remote !== undefined;
+    const hint =
+      !byPeer && isProtectionError(name) && range !== undefined
+        ? domain.explain(range.start as Iova, range.length, access).text
+        : undefined;
+    const error = completionError(status, vendorError, {
+      operation,
+      device,
+      hint,
+      range: byPeer ? remoteRange(remote) : range,
+    });
+    this.#failure ??= error;
+    if (!byPeer || this.explainPeer === undefined) {
+      request.failed(error);
+      return;
+    }
+    void this.explainPeer(remote, remote.access).then(
+      (text) => request.failed(text === undefined ? error : error.with({ hint: `the peer says: ${text}` })),
+      () => request.failed(error),
+    );
+  }
+
+  #cancelled({ operation }: Request): DmaError {
+    const cause = this.#failure;
+    const why = cause === undefined ? '' : `: ${cause.reason}`;
+    return this.#error('ECANCELED', operation, `the queue pair has stopped${why}`, { cause });
+  }
+
+  #giveUp(error: DmaError): void {
+    this.#failure ??= error;
+    for (const [lane, queue] of [
+      [this.#sends, this.completions],
+      [this.#receives, this.receiveCompletions],
+    ] as const) {
+      const underWay = lane.underWay.filter((request) => request !== undefined).length;
+      for (const { operation, failed } of lane.empty()) failed(error.with({ operation }));
+      for (let i = 0; i < underWay; i++) queue.expect(-1);
+    }
+  }
+
+  #received(local: LocalMemory, completions: Completions, index: number): Received {
+    const flags = completions.flags(index);
+    const isDatagram = this.type === 'ud';
+    const header = isDatagram ? GRH : 0;
+    return {
+      va: local.va,
+      offset: header,
+      length: Math.max(0, completions.byteLength(index) - (isDatagram && (flags & IBV_WC_GRH) === 0 ? 0 : header)),
+      immediate: (flags & IBV_WC_WITH_IMM) === 0 ? undefined : completions.immediate(index),
+      invalidated: (flags & IBV_WC_WITH_INV) === 0 ? undefined : completions.invalidated(index),
+      sourceQp: isDatagram ? completions.sourceQp(index) : undefined,
+    };
+  }
+
+  #unmapped(operation: string, va: number, length: number, access: DmaAccess): DmaError {
+    const hint = this.#parts.domain.explain(va as Iova, length, access).text;
+    const range = new Range(va as Va, length);
+    return this.#error('EFAULT', operation, 'the local memory is not, or not all, in one mapping', { range, hint });
+  }
+
+  #mustBeOpen(operation: string): void {
+    if (!this.#open) throw this.#error('EINVAL', operation, 'the queue pair is closed');
+  }
+
+  #error(
+    code: DmaErrorDetails['code'],
+    operation: string,
+    reason: string,
+    more: Partial<DmaErrorDetails> = {},
+  ): DmaError {
+    return new DmaError({ code, operation, device: this.#parts.device, reason, ...more });
+  }
+}
+
+const NO_GID = '0000:0000:0000:0000:0000:0000:0000:0000';
+
+/** The way to a port, from the port of a queue pair. */
+export function pathTo(
+  { port, portAttributes, gid }: Pick<QueuePairParts, 'port' | 'portAttributes' | 'gid'>,
+  peer: Pick<QueuePairAddress, 'gid' | 'lid'>,
+  { serviceLevel = 0, trafficClass = 0 }: Pick<ConnectOptions, 'serviceLevel' | 'trafficClass'> = {},
+): VerbsPath {
+  const isRouted = portAttributes.linkLayer === 'ethernet' || portAttributes.grhRequired || peer.lid === 0;
+  const route = isRouted && gid !== undefined ? { gid: peer.gid, localIndex: gid.index, trafficClass } : undefined;
+  return { port, lid: peer.lid, serviceLevel, route };
+}
+
+/** Checks what came from the other side. @throws DmaError EINVAL when it can not be the address of a queue pair */
+export function checkAddress(peer: QueuePairAddress): void {
+  const { number, psn, gid, lid, mtu, reads, qkey } = peer;
+  const whole = (value: number, limit: number): boolean => Number.isInteger(value) && value >= 0 && value < limit;
+  const isSound =
+    whole(number, 2 ** 24) &&
+    whole(psn, 2 ** 24) &&
+    whole(lid, 2 ** 16) &&
+    whole(reads, 256) &&
+    isKey(qkey) &&
+    [256, 512, 1024, 2048, 4096].includes(mtu) &&
+    typeof gid === 'string' &&
+    isGid(gid);
+  if (!isSound) throw invalid('connect', 'this is not the address of a queue pair');
+}
+
+/** Is it 32 bits? */
+export function isKey(value: number): boolean {
+  return Number.isInteger(value) && value >= 0 && value < 2 ** 32;
+}
+
+function remoteRange({ address, length }: { readonly address: number; readonly length: number }): Range | undefined {
+  return length > 0 && isAddress(address + length) ? new Range(address, length) : undefined;
+}
