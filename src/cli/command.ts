@@ -51,12 +51,17 @@ export function addCommand<O extends object>(program: Command, spec: CommandSpec
   spec
     .options(command.summary(spec.summary).description(spec.description))
     .option('--json', 'print one JSON document on standard output, and nothing else there')
-    .showHelpAfterError(`"anydma ${command.name()} --help" shows how it is used.`)
+    .showHelpAfterError(`"${fullName(command)} --help" shows how it is used.`)
     .addHelpText('after', () => examplesText(spec.examples))
     .action(async () => {
       const { json = false, ...options } = command.opts<O & { json?: boolean }>();
       process.exitCode = await execute(command, json, (context) => spec.run(options as O, context));
     });
+}
+
+/** `anydma rdma serve` */
+function fullName(command: Command): string {
+  return command.parent === null ? command.name() : `${fullName(command.parent)} ${command.name()}`;
 }
 
 /** Runs what `run` does, tells its failure, and says which exit status that makes. */

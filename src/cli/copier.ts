@@ -1,5 +1,6 @@
 /** Devices that can copy memory, each in its own way. */
-import { copyEngineDriver, DmaError, eduDriver, isDmaError, KiB, MiB, type Device, type Edu } from '../index.js';
+import { copyEngineDriver, DmaError, eduDriver, isDmaError, KiB, MiB, verbsDriver, type Device, type Edu, type MapOptions } from '../index.js';
+import { rdmaCopier } from './copier-rdma.js';
 
 /** How a copy is followed. */
 export interface CopyWatch {
@@ -14,6 +15,8 @@ export interface Copier {
   readonly kind: string;
   /** How much to copy unless the user says it, in bytes: what takes no longer than a few seconds. */
   readonly usualSize: number;
+  /** How it wants external memory to be mapped that it shall write to. */
+  readonly destination?: MapOptions;
   /** Has the device copy `length` bytes from one of its addresses to another. */
   copy(from: number, to: number, length: number, watch?: CopyWatch): Promise<void>;
   /** Does an error of `copy` say that the device may not go there? Devices that say nothing of it move nothing. */
@@ -31,6 +34,7 @@ export function copierOf(device: Device): Copier {
       isRefusal: (error) => isDmaError(error, 'EFAULT'),
     };
   }
+  if (device.driver === verbsDriver) return rdmaCopier(device, device.use(verbsDriver));
   if (device.driver === eduDriver) {
     const edu = device.use(eduDriver);
     return {

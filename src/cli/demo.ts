@@ -128,6 +128,7 @@ export const demo: CommandSpec<DemoOptions> = {
     ['anydma demo --size 1GiB --file ./data.bin', 'copies 1 GiB of memory, and then the file'],
     ['anydma demo --device vfio-user:/tmp/copy.sock', 'uses the device of "anydma serve copy --socket /tmp/copy.sock"'],
     ['anydma demo --device pci:0000:00:02.0 --mode all', 'uses a PCI device, behind the IOMMU of this machine'],
+    ['anydma demo --device rdma:rxe0 --mode all', 'uses an RDMA device, which writes to this process itself'],
     ['anydma demo --json | jq .areas[0].gigabytesPerSecond', 'the same for programs'],
   ],
   async run(options, context) {
@@ -206,7 +207,11 @@ async function moveArea(mover: Mover, { name, mode, bytes, open, fill }: Source)
   const { output, signal } = context;
   using memory = open(mover);
   const { va, iova, length, mapMicroseconds } = memory;
-  using destination = takeMemory(mode, mover, length, { label: 'the destination', access: 'write' });
+  using destination = takeMemory(mode, mover, length, {
+    ...copier.destination,
+    label: 'the destination',
+    access: 'write',
+  });
   const hash = createHash('sha256');
   await inPieces(`filling ${name}`, bytes, context, (offset, part) => {
     const piece = memory.bytes(offset, part);
@@ -262,7 +267,7 @@ async function tryAgain(mover: Mover, source: Reached, destination: Reached, len
   const { device, copier } = mover;
   const { iova } = source;
   // Of its own: blocks can share the pages that go, so that both have to be freed.
-  using target = takeMemory('external', mover, length, { access: 'write' });
+  using target = takeMemory('external', mover, length, { ...copier.destination, access: 'write' });
   target.bytes().fill(UNTOUCHED);
   const content = Buffer.from(source.bytes(0, length));
   const earlier = device.explainFaults().length;

@@ -10,6 +10,7 @@ import {
 } from '../index.js';
 import { paragraphs, type CommandSpec } from './command.js';
 import { domainDocument, domainLines } from './domain-facts.js';
+import { printAllRdma, printRdma, rdmaDocument, rdmaFacts } from './devices-rdma.js';
 import { iommuOption } from './iommu.js';
 import { failureDocument, type Output } from './output.js';
 import { idsDocument, pciDocument, PciReader, printPci } from './pci-facts.js';
@@ -48,6 +49,7 @@ export const devices: CommandSpec<DevicesOptions> = {
     const buses = [...eal.buses].map((bus) => ({ name: bus.name, scans: bus.scan !== undefined }));
     const found = await eal.scan();
     const drivers = eal.drivers.map(driverDocument);
+    const rdma = rdmaFacts(eal.platform);
     const pci = limitation === undefined ? new PciReader(eal.platform.kernel).all() : [];
     if (names.length === 0) {
       output.text(limitation === undefined ? `platform: ${name}` : `platform: ${name} (${limitation})`);
@@ -70,6 +72,7 @@ export const devices: CommandSpec<DevicesOptions> = {
         output.text();
         printPci(output, pci);
       }
+      printAllRdma(output, eal.platform, rdma);
     }
     const shown: object[] = [];
     for (const each of names) {
@@ -77,7 +80,9 @@ export const devices: CommandSpec<DevicesOptions> = {
       try {
         const device = await eal.probe(each);
         printDevice(output, device);
-        shown.push(deviceDocument(device));
+        const about = rdmaFacts(eal.platform, device.rdma?.name ?? '');
+        if (about.length > 0) printRdma(output, about);
+        shown.push({ ...deviceDocument(device), rdma: about.map(rdmaDocument)[0] });
       } catch (error) {
         output.complain(error);
         shown.push({ name: each, ...failureDocument(error) });
@@ -90,6 +95,8 @@ export const devices: CommandSpec<DevicesOptions> = {
       buses,
       found,
       drivers,
+      rdma: rdma.map(rdmaDocument),
+      rdmaLimitation: eal.platform.verbs.limitation,
       pci: pci.map(pciDocument),
       devices: shown,
     });
@@ -112,34 +119,44 @@ function idText({ vendor, device }: IdMatch): string {
 }
 
 function deviceDocument(device: Device): object {
-  const { name, driver, ids, access, domain } = device;
+  const { name, driver, ids, domain } = device;
+  const access = registersOf(device);
   return {
     ok: true,
     name,
     driver: driver?.name,
     class: driver?.deviceClass,
     ids: ids && idsDocument(ids),
-    regions: access.regions.map((region) => ({ name: REGION_NAMES[region.index], ...region })),
-    interrupts: Object.fromEntries(INTERRUPT_KINDS.map((kind) => [kind, access.interruptCount(kind)])),
+    regions: access?.regions.map((region) => ({ name: REGION_NAMES[region.index], ...region })),
+    interrupts: access && Object.fromEntries(INTERRUPT_KINDS.map((kind) => [kind, access.interruptCount(kind)])),
     domain: domain && domainDocument(domain),
   };
 }
 
-function printDevice(output: Output, { name, driver, ids, access, domain }: Device): void {
+/** What a device has of registers; those of RDMA stay with their kernel driver, and give none. */
+function registersOf(device: Device): Device['access'] | undefined {
+  return device.rdma === undefined ? device.access : undefined;
+}
+
+function printDevice(output: Output, device: Device): void {
+  const { name, driver, ids, domain } = device;
+  const access = registersOf(device);
   output.text(`${output.strong(name)}, driven by ${driver?.name ?? 'nothing'}`);
   if (ids !== undefined) {
     const classCode = ids.classCode.toString(16).padStart(6, '0');
     const subsystem = idText({ vendor: ids.subsystemVendor, device: ids.subsystem });
     output.text(`  ids         ${idText(ids)}, subsystem ${subsystem}, class ${classCode}`);
   }
-  for (const [n, { index, size, readable, writable }] of access.regions.entries()) {
+  for (const [n, { index, size, readable, writable }] of (access?.regions ?? []).entries()) {
     const rights = `${readable ? 'r' : '-'}${writable ? 'w' : '-'}`;
     const region = `${(REGION_NAMES[index] ?? String(index)).padEnd(6)} ${rights} ${formatSize(size)}`;
     output.text(`  ${n === 0 ? 'regions   ' : '          '}  ${region}`);
   }
-  const interrupts = INTERRUPT_KINDS.filter((kind) => access.interruptCount(kind) > 0);
-  const kinds = interrupts.map((kind) => `${kind} ${access.interruptCount(kind)}`).join(', ');
-  output.text(`  interrupts  ${kinds === '' ? 'none' : kinds}`);
+  if (access !== undefined) {
+    const interrupts = INTERRUPT_KINDS.filter((kind) => access.interruptCount(kind) > 0);
+    const kinds = interrupts.map((kind) => `${kind} ${access.interruptCount(kind)}`).join(', ');
+    output.text(`  interrupts  ${kinds === '' ? 'none' : kinds}`);
+  }
   if (domain !== undefined)
     for (const [n, line] of domainLines(domain).entries())
       output.text(`  ${n === 0 ? 'domain    ' : '          '}  ${line}`);

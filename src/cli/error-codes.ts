@@ -72,9 +72,15 @@ export const ERROR_CODES: Readonly<Record<ErrorCode, CodeGuide>> = {
     causes: [
       'a device is to write memory that is read-only, such as a file that was opened for reading',
       'a device did what its mapping does not grant',
+      'a peer of RDMA was refused: memory that was unmapped, another key, past the end, or a right it does not have',
       'the socket or file belongs to another user',
     ],
-    next: ["map with access: 'read' (--access read)", 'map again with the access that the device needs', 'see "ls -l"'],
+    next: [
+      "map with access: 'read' (--access read)",
+      'map again with the access that the device needs, and with remote: for what peers need',
+      'the hint of a refused request of RDMA has what the other side knows: device.explainPeer',
+      'see "ls -l"',
+    ],
   },
   EFAULT: {
     meaning: 'memory is not there: an address that is not mapped',
@@ -165,6 +171,7 @@ export const ERROR_CODES: Readonly<Record<ErrorCode, CodeGuide>> = {
       'the domain takes no more mappings: its entry limit is reached',
       'its windows have no free range of that length, since others are mapped or were until a moment ago',
       'a device with few address bits, such as edu, has few IOVAs',
+      'a server of RDMA has given its memory to other clients',
     ],
     next: [
       'map fewer and larger ranges',
@@ -232,7 +239,7 @@ export const ERROR_CODES: Readonly<Record<ErrorCode, CodeGuide>> = {
   },
   EMSGSIZE: {
     meaning: 'a message is too long',
-    causes: ['more in one message than the other side takes'],
+    causes: ['more in one message than the other side takes', 'a message of RDMA is longer than the receive for it'],
     next: ['transfer less at once'],
   },
   ENOTSUP: {
@@ -269,13 +276,18 @@ export const ERROR_CODES: Readonly<Record<ErrorCode, CodeGuide>> = {
     causes: [
       'the process of the device hangs, is stopped, or is very busy',
       'the device lost its interrupt or its work',
+      'requests of RDMA were tried again as often as may be: the peer is gone, its queue pair has failed, or no network path leads there',
     ],
-    next: ['see what it does', 'give it more time: vfio-user:PATH,timeout=MS'],
+    next: [
+      'see what it does',
+      'give it more time: vfio-user:PATH,timeout=MS',
+      'see that both ports are active, and their GIDs in one network: "anydma devices"; UDP port 4791 must pass firewalls',
+    ],
   },
   ECONNREFUSED: {
     meaning: 'nobody serves there',
-    causes: ['the socket is there, but its server has ended'],
-    next: ['start the server again; a dead socket is replaced'],
+    causes: ['the socket is there, but its server has ended', 'nobody listens at that TCP port'],
+    next: ['start the server again; a dead socket is replaced', 'is "anydma rdma serve" running there, at that port?'],
   },
   EALREADY: {
     meaning: 'that is under way already',
@@ -284,7 +296,11 @@ export const ERROR_CODES: Readonly<Record<ErrorCode, CodeGuide>> = {
   },
   ECANCELED: {
     meaning: 'it was given up, and what it had done is undone',
-    causes: ['an AbortSignal was aborted, or the command interrupted', 'the device or its driver was closed meanwhile'],
-    next: ['nothing, if you wanted that'],
+    causes: [
+      'an AbortSignal was aborted, or the command interrupted',
+      'the device or its driver was closed meanwhile',
+      'an earlier request of that queue pair of RDMA failed, and it does nothing more since',
+    ],
+    next: ['nothing, if you wanted that', 'see what failed first: queuePair.failure, or the cause of the error'],
   },
 };

@@ -9,6 +9,7 @@ import { devices } from './devices.js';
 import { explain } from './explain.js';
 import { hugepages } from './hugepages.js';
 import { map } from './map.js';
+import { addRdma } from './rdma.js';
 import { serve } from './serve.js';
 import { unbind } from './unbind.js';
 
@@ -28,7 +29,7 @@ const program = new Command('anydma')
   .addHelpText(
     'after',
     `
-Devices are named bus:name[,key=value...]: pci:0000:00:02.0, vfio-user:/run/device.sock, vdev:copy0.
+Devices are named bus:name[,key=value...]: pci:0000:00:02.0, vfio-user:/run/device.sock, vdev:copy0, rdma:rxe0.
 Exit status: 0 done; 1 failed, with the reason and a hint on standard error; 2 wrong usage.
 
 Start with: anydma demo`,
@@ -41,6 +42,7 @@ addCommand(program, bind);
 addCommand(program, unbind);
 addCommand(program, hugepages);
 addCommand(program, serve);
+addRdma(program);
 addCommand(program, explain);
 
 try {

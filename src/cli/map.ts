@@ -41,6 +41,8 @@ interface Row {
   readonly source: string;
   /** Mapping entries of the domain that were made for it. */
   readonly entries: number;
+  /** What local requests of an RDMA device name it by. */
+  readonly lkey?: string;
   readonly mapMicroseconds: number;
   unmapMicroseconds?: number;
 }
@@ -92,6 +94,7 @@ export const map: CommandSpec<MapCommandOptions> = {
     ['anydma map --device vfio-user:/tmp/edu.sock --size 64MiB --mode all', 'in each mode: external, heap and owned'],
     ['anydma map --device vdev:edu0 --size 4k --mode owned --count 3', 'three blocks, and how little there is to map'],
     ['anydma map --device pci:0000:00:02.0 --size 1GiB', 'maps a GiB for a PCI device, by the IOMMU of this machine'],
+    ['anydma map --device rdma:rxe0 --size 64MiB', 'registers 64 MiB with an RDMA device'],
     ['anydma map --device vfio-user:/tmp/edu.sock --size 4k --count 100 --json', 'measures 100 small mappings'],
   ],
   async run(options, { output, usage, signal }) {
@@ -157,7 +160,21 @@ function reach(
 function rowOf(memory: Reached, device: Device): Row {
   const { mode, va, iova, length, pageSize, access, source, entries, mapMicroseconds } = memory;
   const iovas = runsOf(memory, device).map(hex);
-  return { mode, va: hex(va), iova: hex(iova), iovas, length, pageSize, access, source, entries, mapMicroseconds };
+  const key = device.domain?.table.keyOfRange(va, length) ?? -1;
+  const lkey = key < 0 ? undefined : hex(key);
+  return {
+    mode,
+    va: hex(va),
+    iova: hex(iova),
+    iovas,
+    length,
+    pageSize,
+    access,
+    source,
+    entries,
+    lkey,
+    mapMicroseconds,
+  };
 }
 
 /** Where the device's addresses of `memory` begin, and where they begin anew. */
@@ -174,6 +191,7 @@ function runsOf({ va, iova, length, pageSize }: Reached, { domain }: Device): nu
 
 function printRows(output: Output, rows: readonly Row[]): void {
   if (rows.length === 0) return;
+  const isKeyed = rows.some(({ lkey }) => lkey !== undefined);
   output.table(
     [
       { head: 'MODE' },
@@ -183,24 +201,28 @@ function printRows(output: Output, rows: readonly Row[]): void {
       { head: 'PAGES OF', align: 'right' },
       { head: 'ENTRIES', align: 'right' },
       { head: 'ACCESS' },
+      ...(isKeyed ? [{ head: 'LKEY' }] : []),
       { head: 'MEMORY' },
       { head: 'MAP TIME', align: 'right' },
       { head: 'UNMAP TIME', align: 'right' },
     ],
     rows
       .slice(0, MOST_ROWS)
-      .map(({ mode, va, iovas, length, pageSize, entries, access, source, mapMicroseconds, unmapMicroseconds }) => [
-        mode,
-        va,
-        iovas.length === 1 ? iovas[0] : `${iovas[0]} and ${iovas.length - 1} more`,
-        formatSize(length),
-        formatSize(pageSize),
-        String(entries),
-        access,
-        source,
-        formatMicroseconds(mapMicroseconds),
-        unmapMicroseconds === undefined ? '' : formatMicroseconds(unmapMicroseconds),
-      ]),
+      .map(
+        ({ mode, va, iovas, length, pageSize, entries, access, lkey, source, mapMicroseconds, unmapMicroseconds }) => [
+          mode,
+          va,
+          iovas.length === 1 ? iovas[0] : `${iovas[0]} and ${iovas.length - 1} more`,
+          formatSize(length),
+          formatSize(pageSize),
+          String(entries),
+          access,
+          ...(isKeyed ? [lkey ?? ''] : []),
+          source,
+          formatMicroseconds(mapMicroseconds),
+          unmapMicroseconds === undefined ? '' : formatMicroseconds(unmapMicroseconds),
+        ],
+      ),
   );
   if (rows.length > MOST_ROWS) output.text(`and ${rows.length - MOST_ROWS} more; --json tells all`);
 }

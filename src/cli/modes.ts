@@ -61,6 +61,8 @@ export interface Reached extends Disposable {
   readonly mapMicroseconds: number;
   /** Entries of the device's domain that were made for it: none when it could be reached already. */
   readonly entries: number;
+  /** What peers name it by, if they may use it: see `MapOptions.remote`. */
+  readonly rkey?: number;
   /** The bytes [offset, offset + length); see `ExternalMemory.bytes` and `Block.bytes`. */
   bytes(offset?: number, length?: number): Uint8Array;
   /** Takes it from the device. Of blocks nothing is left then. */
@@ -108,8 +110,9 @@ export function reachExternal({ device }: Reacher, memory: ExternalMemory, optio
   const [mapping, mapMicroseconds, entries] = measured(device, () => device.dmaMap(memory, options));
   const { va, iova, length, access } = mapping;
   const { source, area } = memory;
+  const rkey = options?.remote === undefined ? undefined : mapping.rkey;
   return {
-    ...{ mode: 'external', va, iova, length, access, pageSize: area.pageSize, source, mapMicroseconds, entries },
+    ...{ mode: 'external', va, iova, length, access, pageSize: area.pageSize, source, mapMicroseconds, entries, rkey },
     bytes: (offset, part) => memory.bytes(offset, part),
     withdraw: () => mapping.unmap(),
     [Symbol.dispose]: () => {

@@ -29,3 +29,15 @@ export function integerValue(least: number, most: number): (text: string) => num
 export function rangeDocument({ start, end }: { readonly start: number; readonly end: number }): object {
   return { start: hex(start), end: hex(end) };
 }
+
+/** A host, with or without a port: `node2`, `node2:7000`, `192.0.2.1`, `2001:db8::1`, `[2001:db8::1]:7000`. */
+export function placeValue(defaultPort: number): (text: string) => { readonly host: string; readonly port: number } {
+  return (text) => {
+    const match = /^(?:\[([^\]]+)\]|([^:[\]]+)|([^[\]]*:[^[\]]*:[^[\]]*))(?::(\d+))?$/.exec(text);
+    const [, bracketed, plain, bare, digits] = match ?? [];
+    const host = bracketed ?? plain ?? bare;
+    const port = digits === undefined ? defaultPort : Number(digits);
+    if (host !== undefined && host !== '' && port >= 1 && port <= 65535) return { host, port };
+    throw new InvalidArgumentError('A host is written like node2, node2:7000, 192.0.2.1 or [2001:db8::1]:7000.');
+  };
+}
