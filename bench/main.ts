@@ -7,8 +7,10 @@ import { parseArgs } from 'node:util';
 import Table from 'cli-table3';
 import { benchCopy } from './copy.js';
 import type { Effort, Result } from './harness.js';
+import { benchLkey } from './lkey.js';
 import { benchMap } from './map.js';
 import { benchMemory } from './memory.js';
+import { benchRdma } from './rdma.js';
 import { benchTranslate } from './translate.js';
 import { benchVfio } from './vfio.js';
 import { benchVfioUser } from './vfio-user.js';
@@ -16,8 +18,10 @@ import { benchVfioUser } from './vfio-user.js';
 const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new Map([
   ['map', benchMap],
   ['translate', benchTranslate],
+  ['lkey', benchLkey],
   ['vfio-user', benchVfioUser],
   ['vfio', benchVfio],
+  ['rdma', benchRdma],
   ['copy', benchCopy],
   ['memory', benchMemory],
 ]);

@@ -4,12 +4,10 @@
  */
 import { TranslationTable } from '../src/dma/translation-table.js';
 import { KiB, MiB } from '../src/index.js';
+import { ADDRESSES, areaStarts, randomNumbers } from './areas.js';
 import { measure, timeWork, type Case, type Effort, type Result } from './harness.js';
 import { Peer } from './peer.js';
 
-/** Where the first area is; peers/translate.c has these numbers too. */
-const BASE = 2 ** 46;
-const ADDRESSES = 65_536;
 const AREA_COUNTS = [1, 64, 1_000, 100_000];
 const ORDERS = ['sequential', 'random'] as const;
 
@@ -81,15 +79,11 @@ function sumOfIovas(table: TranslationTable, trace: Float64Array): number {
   return sum;
 }
 
-/** Areas of one page, one after the other with gaps of 0 to 2 pages; IOVAs without gaps. */
+/** Areas with gaps between them; IOVAs without gaps. */
 function mapAreas(page: number, areas: number): { table: TranslationTable; starts: Float64Array } {
   const table = new TranslationTable();
-  const starts = new Float64Array(areas);
-  const random = randomNumbers();
-  for (let i = 0, va = BASE; i < areas; i++, va += page * (1 + random(3))) {
-    starts[i] = va;
-    table.add(va, page, i * page);
-  }
+  const starts = areaStarts(page, areas);
+  starts.forEach((va, i) => table.add(va, page, i * page));
   return { table, starts };
 }
 
@@ -102,13 +96,4 @@ function traceOf(starts: Float64Array, page: number, order: Order): Float64Array
     trace[i] = starts[area] + random(page);
   }
   return trace;
-}
-
-/** Integers from 0 up to and without `limit`. */
-function randomNumbers(): (limit: number) => number {
-  let state = 1;
-  return (limit) => {
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-    return Math.floor((state * limit) / 2 ** 32);
-  };
 }
