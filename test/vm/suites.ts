@@ -35,4 +35,7 @@ export const SUITES: readonly Suite[] = [
   { name: 'unsafe', kernels: ['built'], iommus: ['unsafe'], backends: ['type1', 'iommufd'] },
   { name: 'noiommu', kernels: ['built'], iommus: ['none'], backends: ['noiommu'] },
   { name: 'model', backends: ['type1', 'iommufd'], seconds: 600 },
+  { name: 'rdma-device', kernels: ['built'], iommus: ['48'], seconds: 600 },
+  { name: 'rdma-cli', kernels: ['built'], iommus: ['48'], seconds: 900 },
+  { name: 'rdma-cm', kernels: ['built'], iommus: ['48'], seconds: 300 },
 ];
