@@ -12,8 +12,7 @@ import {
   type RemoteMemory,
   type SendRequests,
 } from '../src/index.js';
-import { IBV_SEND_SIGNALED } from '../src/platform/verbs-abi/requests.js';
-import { IBV_WC_SUCCESS } from '../src/platform/verbs-abi/requests.js';
+import { IBV_SEND_SIGNALED, IBV_WC_SUCCESS } from '../src/platform/verbs-abi/requests.js';
 
 /** What the two sides do together. */
 export interface Exchange {
@@ -28,6 +27,8 @@ export interface Exchange {
   readonly moderation: number;
   /** bytes */
   readonly mtu: number;
+  /** As `ConnectOptions.timeout`. */
+  readonly timeout: number;
 }
 
 /** What the other side has to know. */
@@ -77,8 +78,8 @@ class Round {
   }
 
   connect(peer: SideFacts): void {
-    const { mtu, depth, size, what, moderation } = this.#exchange;
-    this.pair.connect(peer.pair, { mtu });
+    const { mtu, timeout, depth, size, what, moderation } = this.#exchange;
+    this.pair.connect(peer.pair, { mtu, timeout });
     this.#peer = peer;
     const lkey = this.pair.keys.keyOf(memory.va, size);
     for (let slot = 0; slot < depth; slot++) {

@@ -59,7 +59,11 @@ for (const transport of ['iwarp', 'ib'] as const)
         async stop() {
           await a.stop();
           await b.stop();
-          for (const { platform } of [a, b]) assert.deepEqual(platform.leaks().filter((line) => line.includes('rdma')), []);
+          for (const { platform } of [a, b])
+            assert.deepEqual(
+              platform.leaks().filter((line) => line.includes('rdma')),
+              [],
+            );
         },
       };
     };
@@ -79,7 +83,12 @@ for (const transport of ['iwarp', 'ib'] as const)
       assert.deepEqual([heard, Buffer.from(connection.data).toString()], ['hello', 'welcome']);
       a.bytes().fill(7);
       await one.write({ local: { va: a.va, length: PAGE }, remote: { address: b.va, rkey: b.rkey } });
-      assert.ok(b.bytes().subarray(0, PAGE).every((byte) => byte === 7));
+      assert.ok(
+        b
+          .bytes()
+          .subarray(0, PAGE)
+          .every((byte) => byte === 7),
+      );
       other.close();
       assert.equal((await connection.ended).code, 'ECONNRESET');
       const request = { local: { va: a.va, length: PAGE }, remote: { address: b.va, rkey: b.rkey } };
@@ -139,7 +148,10 @@ it('sessions connect iWARP queue pairs by the connection manager', async () => {
   const b = await side(fabric, { name: 'dev0', ipv4: '127.0.0.1', transport: 'iwarp' });
   const server = await listenForPeers({ host: '127.0.0.1' }, async (session) => {
     const pairs = [b.rdma.createQueuePair(), b.rdma.createQueuePair()];
-    session.greet({ pairs: pairs.map(({ address }) => address), memory: [{ address: b.va, length: PAGE, rkey: b.rkey }] });
+    session.greet({
+      pairs: pairs.map(({ address }) => address),
+      memory: [{ address: b.va, length: PAGE, rkey: b.rkey }],
+    });
     await Promise.all(pairs.map((pair, i) => session.join(pair, session.hello.pairs[i])));
     await session.ended;
     for (const pair of pairs) pair.close();

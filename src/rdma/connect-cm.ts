@@ -6,8 +6,7 @@
  * listens is asked with each request, which may carry a few bytes from program to program, and accepts it for a queue pair.
  */
 import { DmaError, errorCode, undoAll, withUndo, type ErrorCode } from '../errors.js';
-import type { Watch } from '../platform/ports.js';
-import type { CmAddress, CmChannel, CmEvent, CmId, CmParameters, RdmaCmPort } from '../platform/rdma-cm-port.js';
+import type { CmAddress, CmEvent, CmId, CmParameters } from '../platform/rdma-cm-port.js';
 import { IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/verbs-abi/queues.js';
 import type { RdmaContext } from './context.js';
 import type { ConnectOptions, QueuePair } from './queue-pair.js';
@@ -46,96 +45,6 @@ const RNR_TIMER = 12;
 /** The kernel chooses ports without a look at those of TCP, which the ports of iWARP are. */
 const PORTS_TO_TRY = 8;
 
-/** What happens to an id. */
-interface Listening {
-  event(event: CmEvent): void;
-  /** Nothing will happen to it any more. */
-  lost(error: DmaError): void;
-}
-
-/** @internal The events of one device's listeners and connections. Its channel is open as long as there are any. */
-export class CmHub {
-  readonly rdma: RdmaContext;
-  readonly #ids = new Map<CmId, Listening>();
-  /** Those that keep the process alive. */
-  readonly #awake = new Set<CmId>();
-  #channel: CmChannel | undefined;
-  #watch: Watch | undefined;
-
-  constructor(rdma: RdmaContext) {
-    this.rdma = rdma;
-  }
-
-  get cm(): RdmaCmPort {
-    return this.rdma.platform.rdmaCm;
-  }
-
-  create(listening: Listening): CmId {
-    const { cm } = this;
-    const channel = (this.#channel ??= cm.createChannel());
-    try {
-      this.#watch ??= this.rdma.platform.readiness.watch(channel.fd, { readable: true }, () => this.#takeEvents());
-      const id = cm.createId(channel);
-      this.adopt(id, listening);
-      return id;
-    } catch (error) {
-      throw withUndo(error, 'rdma_create_id', this.#rest());
-    }
-  }
-
-  adopt(id: CmId, listening: Listening): void {
-    this.#ids.set(id, listening);
-    this.#awake.add(id);
-    this.#watch?.setRef(true);
-  }
-
-  /** It need not keep the process alive any more. */
-  calm(id: CmId): void {
-    this.#awake.delete(id);
-    if (this.#awake.size === 0) this.#watch?.setRef(false);
-  }
-
-  /** @returns what failed */
-  destroy(id: CmId): unknown[] {
-    this.calm(id);
-    this.#ids.delete(id);
-    return [...undoAll([() => this.cm.destroyId(id)]), ...this.#rest()];
-  }
-
-  listen(
-    options: CmListenOptions,
-    serve: CmServe,
-    closed: (listener: RdmaListener) => void = () => undefined,
-  ): RdmaListener {
-    return new RdmaListener(this, options, serve, closed);
-  }
-
-  /** Closes the channel once nobody needs it. */
-  #rest(): unknown[] {
-    const channel = this.#channel;
-    if (channel === undefined || this.#ids.size > 0) return [];
-    const watch = this.#watch;
-    this.#channel = this.#watch = undefined;
-    return undoAll([() => watch?.close(), () => this.cm.destroyChannel(channel)]);
-  }
-
-  #takeEvents(): void {
-    while (this.#channel !== undefined) {
-      let event: CmEvent | undefined;
-      try {
-        event = this.cm.nextEvent(this.#channel);
-      } catch (cause) {
-        const reason = 'the events of the connection manager can not be read any more';
-        const error = new DmaError({ code: 'EIO', operation: 'rdma_get_cm_event', reason, cause });
-        for (const each of [...this.#ids.values()]) each.lost(error);
-        return;
-      }
-      if (event === undefined) return;
-      this.#ids.get(event.listener ?? event.id)?.event(event);
-    }
-  }
-}
-
 /** A connection of a queue pair. It goes with the queue pair. */
 export class RdmaConnection implements Disposable {
   /** The other side. */
@@ -144,7 +53,7 @@ export class RdmaConnection implements Disposable {
   readonly ended: Promise<DmaError>;
   /** What the program at the other side sent along; on InfiniBand and RoCE with zeros behind. */
   data: Uint8Array = NO_DATA;
-  readonly #hub: CmHub;
+  readonly #rdma: RdmaContext;
   readonly #id: CmId;
   readonly #pair: QueuePair;
   readonly #where: string;
@@ -153,8 +62,8 @@ export class RdmaConnection implements Disposable {
   #awaited: { readonly name: string; resolve(event: CmEvent): void; reject(error: DmaError): void } | undefined;
 
   /** @internal @param id a request's; else it makes one */
-  constructor(hub: CmHub, pair: QueuePair, where: string, id?: CmId) {
-    this.#hub = hub;
+  constructor(rdma: RdmaContext, pair: QueuePair, where: string, id?: CmId) {
+    this.#rdma = rdma;
     this.#pair = pair;
     this.#where = where;
     this.ended = new Promise((resolve) => (this.#end = resolve));
@@ -162,9 +71,9 @@ export class RdmaConnection implements Disposable {
       event: (event: CmEvent) => this.#heard(event),
       lost: (error: DmaError) => this.#finish(error),
     };
-    this.#id = id ?? hub.create(listening);
-    if (id !== undefined) hub.adopt(id, listening);
-    this.peer = id === undefined ? undefined : hub.cm.remote(id);
+    this.#id = id ?? rdma.cm.create(listening);
+    if (id !== undefined) rdma.cm.adopt(id, listening);
+    this.peer = id === undefined ? undefined : rdma.cm.cm.remote(id);
     pair.connection = this;
   }
 
@@ -176,7 +85,7 @@ export class RdmaConnection implements Disposable {
   /** Ends it; the other side is told. The queue pair can only be closed then. Idempotent. */
   close(): void {
     if (!this.live) return;
-    undoAll([() => this.#hub.cm.disconnect(this.#id)]);
+    undoAll([() => this.#rdma.cm.cm.disconnect(this.#id)]);
     const errors = this.#finish(this.#error('ECANCELED', 'the connection was closed'));
     if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
   }
@@ -188,7 +97,8 @@ export class RdmaConnection implements Disposable {
   /** @internal */
   async connect(options: CmConnectOptions): Promise<void> {
     const { host, port, data = NO_DATA, timeoutMs = TIMEOUT_MS } = options;
-    const { cm, rdma } = this.#hub;
+    const rdma = this.#rdma;
+    const { cm } = rdma.cm;
     const id = this.#id;
     await this.#steps(async () => {
       await this.#after('ADDR_RESOLVED', timeoutMs, () => cm.resolveAddress(id, { host, port }, timeoutMs));
@@ -216,7 +126,8 @@ export class RdmaConnection implements Disposable {
   /** @internal */
   async accept(request: CmEvent, options: CmAcceptOptions): Promise<void> {
     const { data = NO_DATA, timeoutMs = TIMEOUT_MS } = options;
-    const { cm, rdma } = this.#hub;
+    const rdma = this.#rdma;
+    const { cm } = rdma.cm;
     const own = this.#parameters(data, options);
     const parameters = {
       ...own,
@@ -234,9 +145,9 @@ export class RdmaConnection implements Disposable {
     try {
       await steps();
       if (this.#failure !== undefined) throw this.#failure;
-      this.#hub.calm(this.#id);
+      this.#rdma.cm.calm(this.#id);
     } catch (error) {
-      const failure = error instanceof DmaError ? error : this.#error('EIO', String(error));
+      const failure = this.#failure ?? this.#described(error);
       throw withUndo(failure, 'connect', this.#finish(failure));
     }
   }
@@ -293,7 +204,7 @@ export class RdmaConnection implements Disposable {
     pair.stop(error);
     // The device of an iWARP connection has stopped it already, and some say so by an error.
     if (pair.live) undoAll([() => pair.halt()]);
-    const errors = this.#hub.destroy(this.#id);
+    const errors = this.#rdma.cm.destroy(this.#id);
     this.#awaited?.reject(error);
     this.#end(error);
     return errors;
@@ -301,11 +212,13 @@ export class RdmaConnection implements Disposable {
 
   /** Brings the queue pair into a state in which it sends and receives. */
   #ready({ timeout, rnrRetries }: Pick<ConnectOptions, 'timeout' | 'rnrRetries'>): void {
-    const { cm, rdma } = this.#hub;
+    const rdma = this.#rdma;
+    const { cm } = rdma.cm;
     const attributes = (state: number) => cm.qpAttributes(this.#id, state);
     const modify = (change: ReturnType<typeof attributes>) => rdma.verbs.modifyQp(this.#pair.qp, change);
     // What the peer may do was set when it was made.
-    modify({ ...attributes(IBV_QPS_INIT), access: undefined });
+    const { access: _, ...begin } = attributes(IBV_QPS_INIT);
+    modify(begin);
     modify({ ...attributes(IBV_QPS_RTR), minRnrTimer: RNR_TIMER });
     const send = attributes(IBV_QPS_RTS);
     modify({ ...send, timeout: timeout ?? send.timeout, rnrRetries: rnrRetries ?? send.rnrRetries });
@@ -316,12 +229,19 @@ export class RdmaConnection implements Disposable {
     { retries = 7, rnrRetries = 7 }: Pick<ConnectOptions, 'retries' | 'rnrRetries'>,
   ): CmParameters {
     const { reads } = this.#pair.address;
-    const initiatorDepth = Math.min(reads, this.#hub.rdma.attributes.maxInitiatorDepth);
+    const initiatorDepth = Math.min(reads, this.#rdma.attributes.maxInitiatorDepth);
     return { queuePair: this.#pair.number, data, responderDepth: reads, initiatorDepth, retries, rnrRetries };
   }
 
+  /** An error of a call, which does not know whom it was about. */
+  #described(error: unknown): DmaError {
+    if (!(error instanceof DmaError)) return this.#error('EIO', String(error));
+    if (error.device !== undefined) return error;
+    return error.with({ device: this.#rdma.name, reason: `${this.#where}: ${error.reason}` });
+  }
+
   #error(code: ErrorCode, reason: string, hint?: string): DmaError {
-    const device = this.#hub.rdma.name;
+    const device = this.#rdma.name;
     return new DmaError({ code, operation: 'connect', device, reason: `${this.#where}: ${reason}`, hint });
   }
 }
@@ -335,16 +255,16 @@ const HARMLESS: readonly string[] = ['ESTABLISHED', 'ADDR_CHANGE', 'TIMEWAIT_EXI
 export class ConnectionRequest {
   /** Who asks. */
   readonly peer: CmAddress | undefined;
-  readonly #hub: CmHub;
+  readonly #rdma: RdmaContext;
   readonly #event: CmEvent;
   #answered = false;
 
   /** @internal */
-  constructor(hub: CmHub, event: CmEvent) {
-    this.#hub = hub;
+  constructor(rdma: RdmaContext, event: CmEvent) {
+    this.#rdma = rdma;
     this.#event = event;
-    this.peer = hub.cm.remote(event.id);
-    hub.adopt(event.id, { event: () => undefined, lost: () => undefined });
+    this.peer = rdma.cm.cm.remote(event.id);
+    rdma.cm.adopt(event.id, { event: () => undefined, lost: () => undefined });
   }
 
   /** What the program there sent along; on InfiniBand and RoCE with zeros behind. */
@@ -359,11 +279,11 @@ export class ConnectionRequest {
    * @throws DmaError EINVAL when it was answered, or the queue pair can not be connected; ETIMEDOUT; ECONNRESET
    */
   async accept(pair: QueuePair, options: CmAcceptOptions = {}): Promise<RdmaConnection> {
-    const hub = this.#hub;
-    mustBeFree(hub, pair);
+    const rdma = this.#rdma;
+    mustBeFree(rdma, pair);
     this.#answer();
     const where = this.peer === undefined ? 'the peer' : `${this.peer.host} port ${this.peer.port}`;
-    const connection = new RdmaConnection(hub, pair, where, this.#event.id);
+    const connection = new RdmaConnection(rdma, pair, where, this.#event.id);
     await connection.accept(this.#event, options);
     return connection;
   }
@@ -371,9 +291,9 @@ export class ConnectionRequest {
   /** Refuses it. @param data for the program there. Default: none. */
   reject(data: Uint8Array = NO_DATA): void {
     this.#answer();
-    const { cm } = this.#hub;
+    const { cm } = this.#rdma.cm;
     const errors = undoAll([() => cm.reject(this.#event.id, data)]);
-    errors.push(...this.#hub.destroy(this.#event.id));
+    errors.push(...this.#rdma.cm.destroy(this.#event.id));
     if (errors.length > 0) throw withUndo(errors[0], 'reject', errors.slice(1));
   }
 
@@ -393,7 +313,7 @@ export class ConnectionRequest {
 export class RdmaListener implements Disposable {
   /** Where: the port is the one that was chosen. */
   readonly address: CmAddress;
-  readonly #hub: CmHub;
+  readonly #rdma: RdmaContext;
   readonly #serve: CmServe;
   readonly #requests = new Set<ConnectionRequest>();
   readonly #id: CmId;
@@ -401,12 +321,18 @@ export class RdmaListener implements Disposable {
   #open = true;
 
   /** @internal */
-  constructor(hub: CmHub, options: CmListenOptions, serve: CmServe, closed: (listener: RdmaListener) => void) {
-    this.#hub = hub;
+  constructor(
+    rdma: RdmaContext,
+    options: CmListenOptions,
+    serve: CmServe,
+    closed: (listener: RdmaListener) => void = () => undefined,
+  ) {
+    this.#rdma = rdma;
     this.#serve = serve;
     this.#closed = closed;
     const { host, port = 0, backlog = 64 } = options;
-    const { cm, rdma } = hub;
+    const hub = rdma.cm;
+    const { cm } = hub;
     for (let left = port === 0 ? PORTS_TO_TRY : 1; ; left--) {
       const id = hub.create({ event: (event) => this.#heard(event), lost: () => this.close() });
       try {
@@ -437,7 +363,7 @@ export class RdmaListener implements Disposable {
     this.#open = false;
     for (const request of this.#requests) request.settle();
     this.#closed(this);
-    const errors = this.#hub.destroy(this.#id);
+    const errors = this.#rdma.cm.destroy(this.#id);
     if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
   }
 
@@ -447,14 +373,14 @@ export class RdmaListener implements Disposable {
 
   #heard(event: CmEvent): void {
     if (event.name !== 'CONNECT_REQUEST') return;
-    const request = new ConnectionRequest(this.#hub, event);
+    const request = new ConnectionRequest(this.#rdma, event);
     this.#requests.add(request);
     void this.#ask(request, event.id);
   }
 
   async #ask(request: ConnectionRequest, id: CmId): Promise<void> {
     try {
-      if (this.#hub.cm.device(id) === this.#hub.rdma.name) await this.#serve(request);
+      if (this.#rdma.cm.cm.device(id) === this.#rdma.name) await this.#serve(request);
     } catch {
       // The peer is refused.
     }
@@ -465,21 +391,21 @@ export class RdmaListener implements Disposable {
 
 /** @internal */
 export async function connectByManager(
-  hub: CmHub,
+  rdma: RdmaContext,
   pair: QueuePair,
   options: CmConnectOptions,
 ): Promise<RdmaConnection> {
-  mustBeFree(hub, pair);
-  const connection = new RdmaConnection(hub, pair, `${options.host} port ${options.port}`);
+  mustBeFree(rdma, pair);
+  const connection = new RdmaConnection(rdma, pair, `${options.host} port ${options.port}`);
   await connection.connect(options);
   return connection;
 }
 
-function mustBeFree(hub: CmHub, pair: QueuePair): void {
+function mustBeFree(rdma: RdmaContext, pair: QueuePair): void {
   const refuse = (reason: string): DmaError =>
-    new DmaError({ code: 'EINVAL', operation: 'connect', device: hub.rdma.name, reason });
+    new DmaError({ code: 'EINVAL', operation: 'connect', device: rdma.name, reason });
   if (!pair.live) throw refuse('the queue pair is closed');
   if (pair.type !== 'rc') throw refuse('only reliable connections are made by the connection manager');
-  if (pair.rdma !== hub.rdma) throw refuse('the queue pair is of another device');
+  if (pair.rdma !== rdma) throw refuse('the queue pair is of another device');
   if (pair.connection !== undefined) throw refuse('the queue pair is, or was, connected');
 }

@@ -16,10 +16,12 @@ import type {
 import { RangeMap } from '../range-map.js';
 import type { Range } from '../ranges.js';
 import { hex } from '../units.js';
-import { CmHub } from './connect-cm.js';
+import { CmHub } from './cm-hub.js';
 
 /** The ports that RDMA is done with. */
-export type RdmaPlatform = Pick<Platform, 'memory' | 'readiness' | 'limits' | 'kernel' | 'rdmaCm'> & { readonly verbs: VerbsPort };
+export type RdmaPlatform = Pick<Platform, 'memory' | 'readiness' | 'limits' | 'kernel' | 'rdmaCm'> & {
+  readonly verbs: VerbsPort;
+};
 
 /** Something that keeps a region from being unmapped: a window bound to it, or a part exposed to peers. For messages. */
 export interface RegionUser {
@@ -81,8 +83,8 @@ export class RdmaContext {
   readonly attributes: VerbsDeviceAttributes;
   /** What the mappings of its domain are, by address. */
   readonly regions = new RangeMap<Region>();
-  /** @internal Its listeners and connections. */
-  readonly connections = new CmHub(this);
+  /** @internal Its part of the connection manager. */
+  readonly cm: CmHub;
   readonly #listeners = new Set<(event: VerbsAsyncEvent) => void>();
   readonly #losses = new Set<(error: DmaError) => void>();
   readonly #watch: Watch;
@@ -109,6 +111,7 @@ export class RdmaContext {
       throw withUndo(error, 'open', undoAll(undo));
     }
     this.platform = platform;
+    this.cm = new CmHub(platform);
     this.#closed = closed;
   }
 

@@ -26,7 +26,7 @@ import type { RdmaContext } from './context.js';
 import { ExtraRegion } from './extra-region.js';
 import {
   connectByManager,
-  type RdmaListener,
+  RdmaListener,
   type CmConnectOptions,
   type CmListenOptions,
   type CmServe,
@@ -184,7 +184,7 @@ export class RdmaDevice {
    *   EACCES for `/dev/infiniband/rdma_cm`. The queue pair can only be closed then.
    */
   connect(pair: QueuePair, options: CmConnectOptions): Promise<RdmaConnection> {
-    return connectByManager(this.rdma.connections, pair, options);
+    return connectByManager(this.rdma, pair, options);
   }
 
   /**
@@ -195,7 +195,7 @@ export class RdmaDevice {
    */
   listen(options: CmListenOptions, serve: CmServe): RdmaListener {
     const closed = (listener: RdmaListener) => void this.#others.delete(listener);
-    return this.#keep(this.rdma.connections.listen(options, serve, closed));
+    return this.#keep(new RdmaListener(this.rdma, options, serve, closed));
   }
 
   /** The way to another port, for datagrams. @throws DmaError as `VerbsPort.createAh` */

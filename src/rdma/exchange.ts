@@ -15,7 +15,7 @@ import { createConnection, createServer, type Server, type Socket } from 'node:n
 import type { DmaAccess } from '../dma/backend.js';
 import { DmaError, ERRNO, errorCode, invalid, isDmaError, type ErrorCode } from '../errors.js';
 import { isAddress } from '../units.js';
-import { connectByManager } from './connect-cm.js';
+import { connectByManager, RdmaListener } from './connect-cm.js';
 import {
   checkAddress,
   isKey,
@@ -214,12 +214,12 @@ export class PeerSession implements Disposable {
   /** Listens for the peer's queue pair, and tells the peer where. */
   async #offerTo(pair: QueuePair, peer: QueuePairAddress): Promise<void> {
     const token = randomBytes(16);
-    let end: (error?: unknown) => void = () => undefined;
+    let end: (error?: Error) => void = () => undefined;
     const connected = new Promise<void>((resolve, reject) => {
-      end = (error) => (error === undefined ? resolve() : reject(error as DmaError));
+      end = (error) => (error === undefined ? resolve() : reject(error));
     });
     const host = plain(this.#socket.localAddress ?? '');
-    using listener = pair.rdma.connections.listen({ host }, async (request) => {
+    using listener = new RdmaListener(pair.rdma, { host }, async (request) => {
       if (!token.equals(request.data.subarray(0, token.length))) return;
       await request.accept(pair, { timeoutMs: this.#timeoutMs }).then(() => end(), end);
     });
@@ -242,7 +242,7 @@ export class PeerSession implements Disposable {
     const { port, token } = this.#offers.get(key) ?? { port: 0, token: Buffer.alloc(0) };
     this.#offers.delete(key);
     const host = plain(this.#socket.remoteAddress ?? '');
-    await connectByManager(pair.rdma.connections, pair, { host, port, data: token, timeoutMs: this.#timeoutMs });
+    await connectByManager(pair.rdma, pair, { host, port, data: token, timeoutMs: this.#timeoutMs });
   }
 
   #offered(question: unknown): boolean {

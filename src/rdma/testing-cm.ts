@@ -1,16 +1,8 @@
 /** For tests: the connection manager of an emulated fabric. See testing.ts. */
 import { DmaError, type ErrorCode } from '../errors.js';
-import type {
-  CmAddress,
-  CmChannel,
-  CmEvent,
-  CmId,
-  CmParameters,
-  RdmaCmPort,
-} from '../platform/rdma-cm-port.js';
-import type { VerbsHandle } from '../platform/verbs-types.js';
+import type { CmAddress, CmChannel, CmEvent, CmId, CmParameters, RdmaCmPort } from '../platform/rdma-cm-port.js';
+import type { VerbsHandle, VerbsQpStatus } from '../platform/verbs-types.js';
 import { IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/verbs-abi/queues.js';
-import type { Fabric } from './testing.js';
 
 /** A device as the manager knows it. */
 export interface CmDevice {
@@ -22,6 +14,14 @@ export interface CmDevice {
 
 /** What a fabric's manager keeps: who listens, by host and port. */
 export type CmListeners = Map<string, FakeId>;
+
+/** What the manager needs of a fabric. */
+export interface CmFabric {
+  /** All queue pairs, by GID and number. */
+  readonly pairs: ReadonlyMap<string, { status: VerbsQpStatus; peerGid: string }>;
+  readonly listeners: CmListeners;
+  number(): number;
+}
 
 interface FakeChannel extends CmChannel {
   address: number;
@@ -47,7 +47,7 @@ export interface FakeId extends CmId {
  * @param signal makes a descriptor that is ready as long as the function says so; `ring` tells that it may be
  */
 export function fakeRdmaCm(
-  fabric: Fabric,
+  fabric: CmFabric,
   devices: readonly CmDevice[],
   signal: (isReady: () => boolean) => { readonly fd: number; ring(): void },
 ): RdmaCmPort {
@@ -138,9 +138,11 @@ export function fakeRdmaCm(
     remote: (handle) => need<FakeId>(handle).remote,
     qpAttributes(handle, state) {
       const { peer, device } = need<FakeId>(handle);
-      if (peer?.device === undefined || device === undefined) return fail('EINVAL', 'rdma_init_qp_attr', 'no connection');
+      if (peer?.device === undefined || device === undefined)
+        return fail('EINVAL', 'rdma_init_qp_attr', 'no connection');
       if (state === IBV_QPS_INIT) return { state, port: 1, pkeyIndex: 0, access: 0 };
-      if (state === IBV_QPS_RTS) return { state, sendPsn: 1, timeout: 14, retries: 7, rnrRetries: 7, initiatorDepth: 16 };
+      if (state === IBV_QPS_RTS)
+        return { state, sendPsn: 1, timeout: 14, retries: 7, rnrRetries: 7, initiatorDepth: 16 };
       if (state !== IBV_QPS_RTR) return { state };
       const path = { port: 1, route: { gid: peer.device.gid, localIndex: 1 } };
       const other = peer.parameters?.queuePair ?? 0;

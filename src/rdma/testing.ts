@@ -872,7 +872,12 @@ function fakeHost(fabric: Fabric, base: Platform, list: readonly FakeDeviceOptio
     verbs,
     rdmaCm: fakeRdmaCm(
       fabric,
-      devices.map(({ options: { name, ipv4, transport }, gid }) => ({ name, ipv4, gid, isIwarp: transport === 'iwarp' })),
+      devices.map(({ options: { name, ipv4, transport }, gid }) => ({
+        name,
+        ipv4,
+        gid,
+        isIwarp: transport === 'iwarp',
+      })),
       signal,
     ),
     verbsLeaks: () => [...open.values()].map(({ kind, address }) => `${kind} ${address}`),
@@ -1066,7 +1071,7 @@ function scatter(from: Uint8Array, parts: readonly Uint8Array[]): void {
 function mayBecome(qp: FakeQp, { state, port, peer, path }: VerbsQpAttributes): boolean {
   const now = qp.status.state;
   if (state === undefined || state === IBV_QPS_ERR || state === IBV_QPS_RESET) return true;
-  if (state === IBV_QPS_INIT) return now === IBV_QPS_RESET && port === 1;
+  if (state === IBV_QPS_INIT) return (now === IBV_QPS_RESET || now === IBV_QPS_INIT) && port === 1;
   if (state === IBV_QPS_RTR)
     return now === IBV_QPS_INIT && (qp.type === 'ud' || (peer !== undefined && path?.route !== undefined));
   return state === IBV_QPS_RTS && now === IBV_QPS_RTR;

@@ -42,6 +42,9 @@ async function main(name: string, host: string, kind: string): Promise<void> {
       pairs: [pair.address],
       memory: [{ address: memory.va, length: memory.length, rkey: opened.rkey }],
     });
+    let message: Promise<{ readonly length: number }> | undefined;
+    session.answer('post', () => void (message = pair.receive({ va: memory.va, length: memory.length })));
+    session.answer('received', async () => (await message)?.length);
     session.answer('leave', () => pair.close());
     await session.join(pair, undefined, manager === 'cm' ? { connectionManager: true } : {});
     await session.ended;

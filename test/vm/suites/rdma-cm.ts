@@ -20,7 +20,6 @@ import { BYTES, fill, wrongAt } from '../rdma-peer.js';
 /** Interfaces of their own: the manager finds the device by the address. */
 const SIW_NEAR = { device: 'siwnear', netdev: 'near1', ipv4: '10.78.0.1' } as const;
 const SIW_FAR = { device: 'siwfar', netdev: 'far1', ipv4: '10.78.0.2' } as const;
-const SIW_LOCAL = { device: 'siwlo', ipv4: '127.0.0.1' } as const;
 
 const KINDS = [
   { name: 'iWARP', own: SIW_NEAR, far: SIW_FAR, other: NEAR },
@@ -38,7 +37,6 @@ before(() => {
   run('rdma', 'link', 'add', SIW_NEAR.device, 'type', 'siw', 'netdev', SIW_NEAR.netdev);
   const add = ['rdma', 'link', 'add', SIW_FAR.device, 'type', 'siw', 'netdev', SIW_FAR.netdev];
   run('ip', 'netns', 'exec', FAR.namespace, ...add);
-  run('rdma', 'link', 'add', SIW_LOCAL.device, 'type', 'siw', 'netdev', 'lo');
 });
 
 const dmaError =
@@ -107,9 +105,10 @@ for (const { name, own, far, other } of KINDS)
       await pair.read({ local: local(), remote });
       assert.equal(wrongAt(memory.bytes(), 2), -1);
       fill(memory.bytes(), 3);
-      const received = session.ask('receive', null) as Promise<{ length: number }>;
+      // On iWARP nobody waits until a receive is posted.
+      await session.ask('post', null);
       await pair.send({ local: local() });
-      assert.equal((await received).length, BYTES);
+      assert.equal(await session.ask('received', null), BYTES);
       assert.equal(await session.ask('check', 3), -1);
     });
 
@@ -186,14 +185,14 @@ for (const { name, own, far, other } of KINDS)
     });
   });
 
-it('connects to itself on the loopback interface', async () => {
-  const { eal, device, rdma } = await near(SIW_LOCAL.device);
+it('connects to itself', async () => {
+  const { eal, device, rdma } = await near(SIW_NEAR.device);
   const memory = eal.external.allocate(8 * KiB);
   const { rkey } = device.dmaMap(memory, { remote: 'read-write' });
   using a = rdma.createQueuePair();
   using b = rdma.createQueuePair();
   let data = '';
-  using listener = rdma.listen({ host: SIW_LOCAL.ipv4 }, async (request) => {
+  using listener = rdma.listen({ host: SIW_NEAR.ipv4 }, async (request) => {
     data = Buffer.from(request.data).toString();
     await request.accept(b, { data: Buffer.from('welcome') });
   });
