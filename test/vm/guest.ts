@@ -64,3 +64,11 @@ export function release(addresses: readonly string[]): void {
     writeFileSync(`${sysfs(address)}/driver_override`, '\n');
   }
 }
+
+/** Gives the PCI devices back to the drivers that they had when the guest came up: a suite before may have taken them. */
+export function asBooted(): void {
+  const addresses = [EDU, EDU_SECOND, DEVICES.edu2, DEVICES.edu3, DEVICES.net0, DEVICES.disk0];
+  const taken = addresses.filter((address) => !['e1000e', 'nvme'].includes(driverOf(address) ?? ''));
+  release(taken);
+  for (const address of taken) writeFileSync('/sys/bus/pci/drivers_probe', address);
+}

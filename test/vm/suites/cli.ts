@@ -1,10 +1,22 @@
 /** The commands, as users type them: which driver has a device, the main job on a real one, and what is said when it can not be. */
 import { execFileSync } from 'node:child_process';
 import { readdirSync } from 'node:fs';
-import { afterEach, test } from 'node:test';
+import { afterEach, before, test } from 'node:test';
 import assert from 'node:assert/strict';
 import { documentOf, Room, type Ended } from '../../../src/cli/testing.js';
-import { bindToVfio, CHOICE, driverOf, EDU, EDU_SECOND, groupOf, KIND, release, sysfs, width } from '../guest.js';
+import {
+  asBooted,
+  bindToVfio,
+  CHOICE,
+  driverOf,
+  EDU,
+  EDU_SECOND,
+  groupOf,
+  KIND,
+  release,
+  sysfs,
+  width,
+} from '../guest.js';
 import { DEVICES } from '../machine.js';
 
 const NET = DEVICES.net0;
@@ -12,6 +24,7 @@ const NET = DEVICES.net0;
 /** The same by either way. */
 const once = CHOICE === 'type1' ? false : 'does not depend on the way to the IOMMU';
 
+before(asBooted);
 afterEach(() => release([EDU, EDU_SECOND]));
 
 async function anydma(...args: readonly string[]): Promise<Ended> {

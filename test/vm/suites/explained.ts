@@ -2,7 +2,7 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { chownSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
-import { afterEach, beforeEach, test } from 'node:test';
+import { afterEach, before, beforeEach, test } from 'node:test';
 import assert from 'node:assert/strict';
 import {
   Eal,
@@ -17,13 +17,14 @@ import {
 } from '../../../src/index.js';
 import { Type1Space } from '../../../src/vfio/type1.js';
 import { attempt, type Outcome } from '../attempt.js';
-import { bindToVfio, CHOICE, driverOf, EDU, groupOf, kernel, release, sysfs, width } from '../guest.js';
+import { asBooted, bindToVfio, CHOICE, driverOf, EDU, groupOf, kernel, release, sysfs, width } from '../guest.js';
 import { DEVICES } from '../machine.js';
 
 /** Some user without any rights. */
 const NOBODY = { uid: 65534, lockedKiB: 8 * 1024 };
 const PAGE = 4 * KiB;
 
+before(asBooted);
 beforeEach(() => bindToVfio([EDU]));
 afterEach(() => {
   release([EDU, DEVICES.edu2, DEVICES.edu3]);

@@ -2,20 +2,12 @@
 import { before, test } from 'node:test';
 import assert from 'node:assert/strict';
 import { Eal, isDmaError, KiB, type Device, type Iova, type Mapping, type Va } from '../../../src/index.js';
+import { dice } from '../dice.js';
 import { bindToVfio, CHOICE, EDU, EDU_SECOND, KIND } from '../guest.js';
 
 const PAGE = 4 * KiB;
 
 before(() => bindToVfio([EDU, EDU_SECOND]));
-
-/** Numbers from 0 to `below` - 1, the same ones for the same seed. */
-function dice(seed: number): (below: number) => number {
-  let state = seed >>> 0;
-  return (below) => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return Math.floor((state / 2 ** 32) * below);
-  };
-}
 
 /** What is mapped, page by page, as anybody would keep it. */
 class Model {
