@@ -54,10 +54,7 @@ try {
     if (reason !== undefined) process.stderr.write(`bench: without ${name}: ${reason}\n`);
   }
   const bench = [program('./main.js'), `--only ${only}`, ...(quick ? ['--quick'] : []), ...(json ? ['--json'] : [])];
-  const command = [
-    subject.before,
-    `ANYDMA_BENCH_PEERS='${peers}' ${bench.join(' ')}`,
-  ].join(' && ');
+  const command = [subject.before, `ANYDMA_BENCH_PEERS='${peers}' ${bench.join(' ')}`].join(' && ');
   const main = fileURLToPath(new URL('../test/vm/main.js', import.meta.url));
   const child = spawn(process.execPath, [main, '--only', guest, '--run', command], { stdio: 'inherit' });
   // It ends its guest then, and what was compiled goes as well.

@@ -11,7 +11,11 @@ import { connectToPeer, Eal, isDmaError, listenForPeers, verbsDriver } from 'any
 const PORT = 7471;
 const LENGTH = 2 ** 20;
 
-const [what = 'serve', name = 'rdma:rxe0'] = process.argv.slice(2);
+const [what, name = 'rdma:rxe0'] = process.argv.slice(2);
+if (what === undefined) {
+  console.log('It takes two: "serve" for one side, and for the other the host that serves.');
+  process.exit();
+}
 
 await using eal = await Eal.start();
 const device = await eal.probe(name);

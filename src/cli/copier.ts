@@ -1,5 +1,16 @@
 /** Devices that can copy memory, each in its own way. */
-import { copyEngineDriver, DmaError, eduDriver, isDmaError, KiB, MiB, verbsDriver, type Device, type Edu, type MapOptions } from '../index.js';
+import {
+  copyEngineDriver,
+  DmaError,
+  eduDriver,
+  isDmaError,
+  KiB,
+  MiB,
+  verbsDriver,
+  type Device,
+  type Edu,
+  type MapOptions,
+} from '../index.js';
 import { rdmaCopier } from './copier-rdma.js';
 
 /** How a copy is followed. */

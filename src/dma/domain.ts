@@ -58,11 +58,11 @@ export interface DomainOptions {
 /** Pieces of async maps of memory that gets pinned, in bytes. */
 const PINNED_CHUNK = 256 * MiB;
 
-const warnOldWay = deprecate(
-  () => undefined,
-  'domain.map and domain.unmap are the old way: map for a device, with device.dmaMap',
-  'ANYDMA_DOMAIN_MAP',
-);
+/** Warns, once a process. Made when it is needed: Node 26 listens to warnings as soon as there is such a function. */
+function warnOldWay(): void {
+  const text = 'domain.map and domain.unmap are the old way: map for a device, with device.dmaMap';
+  deprecate(() => undefined, text, 'ANYDMA_DOMAIN_MAP')();
+}
 
 /** The unit of the translation table, which every granule is a multiple of. bytes */
 const TRANSLATION_PAGE = 4 * KiB;

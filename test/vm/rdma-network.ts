@@ -1,6 +1,7 @@
 /** For suites in a guest: two hosts that are two network namespaces, joined by a pair of interfaces with Soft-RoCE on each. */
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 
@@ -9,9 +10,19 @@ export const NEAR = { device: 'rxenear', netdev: 'near0', ipv4: '10.77.0.1' } as
 /** The device of the other host. */
 export const FAR = { device: 'rxefar', netdev: 'far0', ipv4: '10.77.0.2', namespace: 'far' } as const;
 
-/** Makes both hosts. Once a guest. */
+/** Takes away all RDMA devices, and both hosts: a suite before may have made them. */
+export function clearNetwork(): void {
+  const links = JSON.parse(run('rdma', '-j', 'link')) as { readonly ifname: string }[];
+  for (const name of new Set(links.map(({ ifname }) => ifname))) run('rdma', 'link', 'delete', name);
+  // With the namespace it would go at some time later.
+  if (existsSync(`/sys/class/net/${NEAR.netdev}`)) ip('link', 'delete', NEAR.netdev);
+  if (existsSync(`/run/netns/${FAR.namespace}`)) ip('netns', 'delete', FAR.namespace);
+}
+
+/** Makes both hosts. */
 export function makeNetwork(): void {
   const inside = ['-n', FAR.namespace];
+  clearNetwork();
   ip('link', 'set', 'lo', 'up');
   ip('netns', 'add', FAR.namespace);
   ip('link', 'add', NEAR.netdev, 'type', 'veth', 'peer', 'name', FAR.netdev, 'netns', FAR.namespace);

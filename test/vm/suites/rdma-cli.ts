@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { after, before, test } from 'node:test';
 import { documentOf, Room, type Ended, type Running } from '../../../src/cli/testing.js';
+import { clearNetwork } from '../rdma-network.js';
 
 const NETDEV = 'anycl0';
 const ADDRESS = '192.0.2.11';
@@ -23,6 +24,7 @@ function sh(command: string, ...args: string[]): string {
 }
 
 before(() => {
+  clearNetwork();
   sh('ip', 'link', 'add', NETDEV, 'type', 'veth', 'peer', 'name', 'anycl1');
   sh('ip', 'addr', 'add', `${ADDRESS}/24`, 'dev', NETDEV);
   sh('ip', 'link', 'set', NETDEV, 'up');
