@@ -5,7 +5,6 @@
  * The life of a mapping: plan (check everything, find what is shared) → reserve IOVAs and ledger entries → backend →
  * publish (translation table, hold on the area). Unmapping goes the other way. Each step undoes itself when a later fails.
  */
-import { deprecate } from 'node:util';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
@@ -58,12 +57,6 @@ export interface DomainOptions {
 /** Pieces of async maps of memory that gets pinned, in bytes. */
 const PINNED_CHUNK = 256 * MiB;
 
-/** Warns, once a process. Made when it is needed: Node 26 listens to warnings as soon as there is such a function. */
-function warnOldWay(): void {
-  const text = 'domain.map and domain.unmap are the old way: map for a device, with device.dmaMap';
-  deprecate(() => undefined, text, 'ANYDMA_DOMAIN_MAP')();
-}
-
 /** The unit of the translation table, which every granule is a multiple of. bytes */
 const TRANSLATION_PAGE = 4 * KiB;
 
@@ -84,6 +77,8 @@ export class Domain {
   readonly #devices = new Map<string, Set<Mapping>>();
   /** What {@link Domain.map} made. */
   readonly #own = new Set<Mapping>();
+  /** Warnings of the old way come once. */
+  #hasWarned = false;
   /** Async calls that are running, and how to make them give up. */
   readonly #running = new Map<Promise<unknown>, { device: string; giveUp?: AbortController }>();
   /** Entries that the backend would not undo, and the device whose hold on the memory stays because of that. */
@@ -266,7 +261,7 @@ export class Domain {
    * @throws DmaError as `mapFor`
    */
   map(target: MapTarget, options: MapOptions = {}): Mapping {
-    warnOldWay();
+    this.#warnOldWay();
     return this.mapFor(this.#self, target, options, 'domain.map');
   }
 
@@ -277,7 +272,7 @@ export class Domain {
    * @throws DmaError as `unmapFor`
    */
   unmap(target: Mapping | (MapTarget & { readonly iova?: Iova })): void {
-    warnOldWay();
+    this.#warnOldWay();
     if (!(target instanceof Mapping)) return this.unmapFor(this.#self, target, 'domain.unmap');
     if (!this.#own.has(target))
       throw invalid('domain.unmap', 'domain.map did not make this mapping', { range: target.range });
@@ -337,6 +332,13 @@ export class Domain {
     const range = new Range(iova, length, 'explain');
     const evidence = { ledger: this.#ledger, retired: this.#retired, windows: this.#windows, now: this.#now() };
     return explain(evidence, range.start, range.length, access, by);
+  }
+
+  #warnOldWay(): void {
+    if (this.#hasWarned) return;
+    this.#hasWarned = true;
+    const warning = 'domain.map and domain.unmap are the old way: map for a device, with device.dmaMap';
+    process.emitWarning(warning, { type: 'DeprecationWarning', code: 'ANYDMA_DOMAIN_MAP' });
   }
 
   /** Who has the mappings of {@link Domain.map}. Not a name that a device can have. */
