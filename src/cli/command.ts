@@ -75,7 +75,10 @@ async function execute(command: Command, json: boolean, run: (context: Context) 
     if (again) process.exit(status);
     const reason = `interrupted by ${name}`;
     interruption.abort(new DmaError({ code: 'ECANCELED', operation: command.name(), reason }));
-    setTimeout(() => process.exit(status), GRACE).unref();
+    setTimeout(() => {
+      output.complain(interruption.signal.reason);
+      process.exit(status);
+    }, GRACE).unref();
   };
   const names = Object.keys(SIGNALS) as (keyof typeof SIGNALS)[];
   for (const name of names) process.on(name, onSignal);
