@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { isDmaError } from './errors.js';
-import { Range } from './ranges.js';
+import { joined, Range } from './ranges.js';
 
 const small = fc.tuple(fc.nat(40), fc.integer({ min: 1, max: 20 })).map(([start, length]) => new Range(start, length));
 const bytes = ({ start, end }: Range): number[] => Array.from({ length: end - start }, (_, i) => start + i);
@@ -67,4 +67,18 @@ test('text and JSON', () => {
   const range = new Range(0x1000, 0x2000);
   assert.equal(String(range), '[0x1000, 0x3000)');
   assert.equal(JSON.stringify(range), '{"start":"0x1000","length":8192}');
+});
+
+test('joined ranges have the same bytes, and neither overlap nor touch', () => {
+  fc.assert(
+    fc.property(fc.array(small), (ranges) => {
+      const result = joined(ranges);
+      const all = new Set(ranges.flatMap(bytes));
+      assert.deepEqual(
+        result.flatMap(bytes),
+        [...all].sort((a, b) => a - b),
+      );
+      result.slice(1).forEach((range, i) => assert.ok(range.start > result[i].end));
+    }),
+  );
 });

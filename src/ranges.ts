@@ -79,3 +79,14 @@ export class Range<A extends number = number> {
     return { start: hex(this.start), length: this.length };
   }
 }
+
+/** The same addresses in as few ranges as possible, in ascending order: those that overlap or touch are one. */
+export function joined<A extends number>(ranges: Iterable<Range<A>>): Range<A>[] {
+  const result: Range<A>[] = [];
+  for (const range of [...ranges].sort((a, b) => a.start - b.start)) {
+    const last = result.at(-1);
+    if (last === undefined || last.end < range.start) result.push(range);
+    else if (range.end > last.end) result[result.length - 1] = Range.between(last.start, range.end);
+  }
+  return result;
+}

@@ -406,6 +406,29 @@ test('IOVAs of hugepage memory are on boundaries of its pages', () => {
   assert.equal(made.domain.mapFor('d0', part(2 * GiB, 4 * MiB)).iova % (2 * MiB), 0);
 });
 
+test('windows that touch are one: for the IOVA that is asked for, and for the one that is chosen', () => {
+  const half = A + 8 * PAGE;
+  const made = bench({ constraints: { windows: [window(half, A + 16 * PAGE), window(A, half)] } });
+  const whole = part(A, 16 * PAGE);
+  for (const options of [{}, { iova: iova(A) }]) made.domain.mapFor('d0', whole, options).unmap();
+  made.area(2 * A, 16);
+  assert.equal(made.domain.mapFor('d0', part(2 * A, 16 * PAGE)).iova, A);
+});
+
+test('an IOVA is aligned to pages of memory where that can be had, and never refused because it can not', () => {
+  const pageSize = 256 * MiB;
+  const made = new Bench({ constraints: { windows: [window(0, 2 ** 28)] } });
+  made.area(2 ** 40, 1, { pageSize });
+  for (const offset of [0, PAGE, 4 * PAGE]) {
+    const mapping = made.domain.mapFor('d0', part(2 ** 40 + offset, PAGE));
+    assert.equal(made.domain.iovaOf(mapping.va), mapping.iova);
+    mapping.unmap();
+  }
+  const low = new Bench({ constraints: { windows: [window(0, 2 ** 30)] } });
+  low.area(2 ** 40, 1, { pageSize });
+  assert.equal(low.domain.mapFor('d0', part(2 ** 40, pageSize)).iova, pageSize);
+});
+
 test('no IOVA left is ENOSPC, and says what there is', () => {
   const { domain, backend } = bench({ constraints: { windows: [window(PAGE, 5 * PAGE)] } });
   domain.mapFor('d0', part(A, 3 * PAGE));

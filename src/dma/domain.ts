@@ -10,7 +10,7 @@ import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import { OriginNotes } from '../origin.js';
 import type { LimitsPort } from '../platform/ports.js';
-import { Range } from '../ranges.js';
+import { joined, Range } from '../ranges.js';
 import { alignUp, formatSize, hex, isMultiple, KiB, MiB, type Iova, type Va } from '../units.js';
 import { grants, type DmaAccess, type DomainBackend, type DomainConstraints } from './backend.js';
 import { explain, type Explanation } from './explain.js';
@@ -83,6 +83,8 @@ export class Domain {
   readonly #running = new Map<Promise<unknown>, { device: string; giveUp?: AbortController }>();
   /** Entries that the backend would not undo, and the device whose hold on the memory stays because of that. */
   readonly #stuck: { readonly entry: Entry; readonly device: string }[] = [];
+  /** Of the constraints, as the backend gave them when they were last looked at, and with those that touch joined. */
+  #given: readonly Range<Iova>[];
   #windows: readonly Range<Iova>[];
   #failure: DmaError | undefined;
   #closed = false;
@@ -98,7 +100,8 @@ export class Domain {
     this.#areas = options.areas;
     this.#locked = new LockedBudget(options.limits);
     this.#retired = new RetiredMappings(options.remember ?? 1024);
-    this.#windows = windows;
+    this.#given = windows;
+    this.#windows = joined(windows);
     this.#allocator = new IovaAllocator({ windows, granule, holdBackMs: options.holdBackMs, now });
     this.#origins = new OriginNotes(options.origins);
     this.#now = now;
@@ -373,7 +376,14 @@ export class Domain {
     this.#mustNotHaveFailed(operation);
     const { constraints } = this.#backend;
     this.#refreshWindows(constraints);
-    const books = { name: this.name, constraints, areas: this.#areas, ledger: this.#ledger, locked: this.#locked };
+    const books = {
+      name: this.name,
+      constraints,
+      windows: this.#windows,
+      areas: this.#areas,
+      ledger: this.#ledger,
+      locked: this.#locked,
+    };
     const origin = this.#origins.note(called);
     return naming(device, () => planMapping(books, { device, target, options, operation, origin }));
   }
@@ -403,7 +413,8 @@ export class Domain {
     // Where IOVAs are ignored there are no windows to take them from; they are VAs, which the ledger keeps apart.
     if (chosenBy === 'ignored' || this.#allocator.take(wish, length, tenant)) return wish;
     if (iova !== undefined) return undefined;
-    return this.#allocator.allocate(length, isMultiple(va, area.pageSize) ? Math.max(area.pageSize, granule) : granule);
+    // Pages that begin at multiples of their size take fewer entries in the tables of an IOMMU.
+    return this.#allocator.allocate(length, granule, isMultiple(va, area.pageSize) ? area.pageSize : granule);
   }
 
   #unreserve(entry: Entry): void {
@@ -752,8 +763,9 @@ export class Domain {
   }
 
   #refreshWindows({ windows }: DomainConstraints): void {
-    if (windows === this.#windows) return;
-    this.#windows = windows;
+    if (windows === this.#given) return;
+    this.#given = windows;
+    this.#windows = joined(windows);
     this.#allocator.setWindows(windows);
   }
 }

@@ -236,6 +236,43 @@ describe('IovaAllocator', () => {
     assert.equal(allocator.allocate(MiB, 512), 2 * PAGE, 'a smaller alignment than the granule asks for nothing');
   });
 
+  it('prefers an alignment where something free allows it, and gives nothing up for it', () => {
+    const clock = new Clock();
+    const allocator = new IovaAllocator({ windows: windows([PAGE, 8 * PAGE]), granule: PAGE, now: clock.now });
+    assert.equal(allocator.allocate(PAGE, PAGE, 4 * PAGE), 4 * PAGE);
+    allocator.release(iova(4 * PAGE), PAGE);
+    assert.equal(allocator.allocate(PAGE, PAGE, 4 * PAGE), PAGE, 'what is held back stays so');
+    assert.equal(allocator.allocate(PAGE, PAGE, 2 ** 40), 2 * PAGE, 'larger than all windows');
+    assert.equal(allocator.allocate(2 * PAGE, 2 * PAGE, 4 * PAGE), 6 * PAGE, 'the alignment that is needed is had');
+    assert.equal(allocator.heldBackBytes, PAGE);
+    assert.throws(() => allocator.allocate(PAGE, PAGE, 3 * PAGE), { code: 'EINVAL' });
+  });
+
+  it('lets anyone take what was held back from them, once its time is over', () => {
+    for (const holdBackMs of [0, 100]) {
+      const clock = new Clock();
+      const allocator = new IovaAllocator({
+        windows: windows([0, 8 * PAGE]),
+        granule: PAGE,
+        now: clock.now,
+        holdBackMs,
+      });
+      const [first, second] = [{}, {}];
+      assert.equal(allocator.take(iova(2 * PAGE), 2 * PAGE, first), true);
+      allocator.release(iova(2 * PAGE), 2 * PAGE, first);
+      if (holdBackMs > 0) {
+        clock.ms = holdBackMs - 1;
+        assert.equal(allocator.take(iova(2 * PAGE), 2 * PAGE, second), false, 'the same range');
+        assert.equal(allocator.take(iova(PAGE), 2 * PAGE, second), false, 'an overlapping one');
+        clock.ms = holdBackMs;
+      }
+      assert.equal(allocator.take(iova(PAGE), 2 * PAGE, second), true);
+      allocator.release(iova(PAGE), 2 * PAGE, second);
+      clock.ms += holdBackMs;
+      assert.equal(allocator.take(iova(PAGE), 2 * PAGE, first), true);
+    }
+  });
+
   it('joins windows that touch and leaves out what is no whole granule', () => {
     const allocator = new IovaAllocator({
       windows: windows([PAGE + 1, 4 * PAGE], [4 * PAGE, 6 * PAGE], [3 * PAGE, 5 * PAGE], [7 * PAGE, 8 * PAGE - 1]),

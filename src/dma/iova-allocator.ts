@@ -7,13 +7,13 @@
  */
 import { invalid } from '../errors.js';
 import { RangeMap } from '../range-map.js';
-import { Range } from '../ranges.js';
+import { joined, Range } from '../ranges.js';
 import { ADDRESS_LIMIT, alignUp, isPowerOfTwo } from '../units.js';
 import type { Iova } from '../units.js';
 
 /** What an {@link IovaAllocator} works with. */
 export interface IovaAllocatorOptions {
-  /** Where IOVAs can be. Windows that touch are one; what is not a whole granule at their ends is left out. */
+  /** Where IOVAs can be; what is not a whole granule at their ends is left out. */
   readonly windows: readonly Range<Iova>[];
   /** Bytes, a power of two: the unit of allocation. */
   readonly granule: number;
@@ -78,15 +78,20 @@ export class IovaAllocator {
    *
    * @param length bytes, a multiple of the granule
    * @param alignment bytes, a power of two; the granule unless told, and at least that
+   * @param preferred bytes, a power of two: an alignment that is nice to have. It is had when something free allows it, and
+   *   nothing that is held back is given up for it.
    * @returns where the range starts; `undefined` when it does not fit
    * @throws DmaError EINVAL for an impossible length or alignment
    */
-  allocate(length: number, alignment: number = this.#granule): Iova | undefined {
+  allocate(length: number, alignment: number = this.#granule, preferred = alignment): Iova | undefined {
     const { length: bytes } = this.#checked(0, length, 'iova.allocate');
-    if (!isPowerOfTwo(alignment)) throw invalid('iova.allocate', `an alignment of ${alignment} is no power of two`);
-    const boundary = Math.max(alignment, this.#granule);
+    for (const each of [alignment, preferred])
+      if (!isPowerOfTwo(each)) throw invalid('iova.allocate', `an alignment of ${each} is no power of two`);
+    const least = Math.max(alignment, this.#granule);
+    let boundary = Math.max(preferred, least);
     this.#giveBackExpired();
     let range = this.#free.ranges.fit(bytes, boundary);
+    if (range === undefined && boundary > least) range = this.#free.ranges.fit(bytes, (boundary = least));
     while (range === undefined && this.#heldBackBytes > 0 && bytes <= this.#free.bytes + this.#heldBackBytes) {
       this.#giveBack(this.#queue.next);
       range = this.#free.ranges.fit(bytes, boundary);
@@ -109,11 +114,14 @@ export class IovaAllocator {
   take(start: Iova, length: number, tenant?: object): boolean {
     const { end } = this.#checked(start, length, 'iova.take');
     if (!this.#windows.covers(start, end)) return false;
-    const first = this.#taken.overlapping(start, end);
-    if (first?.start === start && first.end === end) {
-      if (!first.isFor(tenant)) return false;
+    let first = this.#taken.overlapping(start, end);
+    if (first?.start === start && first.end === end && first.isFor(tenant)) {
       this.#unhold(first);
       return true;
+    }
+    if (first !== undefined) {
+      this.#giveBackExpired();
+      first = this.#taken.overlapping(start, end);
     }
     for (let taken = first; taken !== undefined && taken.start < end; taken = this.#taken.above(taken.start))
       if (!taken.isFor(tenant)) return false;
@@ -173,7 +181,7 @@ export class IovaAllocator {
 
   #union(windows: readonly Range<Iova>[]): AddressSet {
     const union = new AddressSet();
-    for (const window of windows) {
+    for (const window of joined(windows)) {
       const inside = window.alignedInside(this.#granule);
       if (inside === undefined) continue;
       union.remove(inside.start, inside.end);

@@ -46,6 +46,8 @@ export interface Books {
   /** the domain's name, for messages */
   readonly name: string;
   readonly constraints: DomainConstraints;
+  /** Of the constraints, those that touch joined. */
+  readonly windows: readonly Range<Iova>[];
   readonly areas: AreaIndex;
   readonly ledger: Ledger;
   /** What may still be pinned; the one thing that planning takes from. */
@@ -192,16 +194,12 @@ function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefine
   return runs;
 }
 
-function mustBeInWindows({ constraints, name }: Books, piece: PlannedPiece, refuse: Refuse): void {
+function mustBeInWindows({ windows, name }: Books, piece: PlannedPiece, refuse: Refuse): void {
   if (piece.iova === undefined) return;
   const iovas = new Range(piece.iova, piece.length);
-  if (constraints.windows.some((window) => window.covers(iovas))) return;
-  const windows = constraints.windows.map(String).join(', ');
-  throw refuse(
-    'ERANGE',
-    `the IOVAs ${iovas.toString()} are not inside a window of the domain`,
-    `${name} has ${windows}`,
-  );
+  if (windows.some((window) => window.covers(iovas))) return;
+  const reason = `the IOVAs ${iovas.toString()} are not inside a window of the domain`;
+  throw refuse('ERANGE', reason, `${name} has ${windows.map(String).join(', ')}`);
 }
 
 /** The very same mapping; `undefined` when nothing is mapped at these VAs. @throws EEXIST when something else is, EBUSY */
