@@ -280,8 +280,14 @@ describe('a device process that is killed', SKIP, () => {
       kill();
       await soon(() => losses.length === 1, 'it is noticed');
       assert.equal(mapping.live, false);
-      assert.throws(() => mapping.unmap(), dmaError('EINVAL', /device left/));
-      assert.throws(() => device.dmaMap([...eal.external.live][0]), dmaError('EINVAL', /gone/));
+      mapping.unmap();
+      device.dmaUnmap(mapping);
+      await eal.remove(device);
+      const gone = (error: unknown): boolean => isDmaError(error, 'ENODEV') && error.cause === device.lost;
+      assert.throws(() => device.dmaMap([...eal.external.live][0]), gone);
+      assert.throws(() => device.use(copyEngineDriver), gone);
+      assert.throws(() => device.access, gone);
+      assert.deepEqual(device.explainFaults(), []);
     }));
 
   it('while a blocking map waits for its answer', () =>

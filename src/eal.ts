@@ -361,7 +361,8 @@ export class Eal implements AsyncDisposable {
     };
     try {
       for (const { range } of areas) {
-        const group = this.#registry.mapAll({ va: range.start, length: range.length });
+        const target = { va: range.start, length: range.length };
+        const group = this.#registry.reach(target, 'the heap that this memory is in');
         groups.push(group);
         this.#reached.add(group);
       }

@@ -2,13 +2,20 @@
 import { DmaError, invalid } from '../errors.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
-import { Mapping } from '../dma/mapping.js';
+import { lostDevice, Mapping } from '../dma/mapping.js';
 import type { DmaAccess } from '../dma/backend.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { RdmaContext } from '../rdma/context.js';
 import type { Iova } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
 import type { Bus, Device, DeviceState, Driver, ExplainedFault, IdMatch, OpenedDevice } from './model.js';
+
+/** What has taken a device. */
+interface Binding {
+  readonly driver: Driver;
+  readonly domain: Domain | undefined;
+  instance?: unknown;
+}
 
 /** A device that a registry has opened. See {@link Device} for what its members do. */
 export class BoundDevice implements Device {
@@ -17,10 +24,12 @@ export class BoundDevice implements Device {
   readonly busName: string;
   readonly args: ReadonlyMap<string, string>;
   // What the registry changes.
-  binding: { readonly driver: Driver; readonly domain: Domain | undefined; instance?: unknown } | undefined;
   state: DeviceState = 'opening';
   lost: DmaError | undefined;
   readonly #opened: OpenedDevice;
+  #binding: Binding | undefined;
+  /** The domain that it was in last, which goes on explaining once the device is lost. */
+  #lastDomain: Domain | undefined;
 
   constructor(bus: Bus, busName: string, args: ReadonlyMap<string, string>, opened: OpenedDevice) {
     this.name = `${bus.name}:${busName}`;
@@ -34,7 +43,18 @@ export class BoundDevice implements Device {
     return this.#opened.ids;
   }
 
+  get binding(): Binding | undefined {
+    return this.#binding;
+  }
+
+  set binding(binding: Binding | undefined) {
+    this.#binding = binding;
+    if (binding !== undefined) this.#lastDomain = binding.domain;
+  }
+
   get access(): DeviceAccess {
+    // Its driver has it until it has let go.
+    if (this.lost !== undefined && this.binding === undefined) throw lostDevice('access', this.name, this.lost);
     const { access } = this.#opened;
     if (access !== undefined) return access;
     throw new DmaError({ code: 'ENOTSUP', operation: 'access', device: this.name, reason: 'it has no registers' });
@@ -55,6 +75,7 @@ export class BoundDevice implements Device {
   use<T>(driver: Driver<T>): T {
     const { binding } = this;
     if (binding?.driver === driver && this.state === 'probed') return binding.instance as T;
+    if (this.lost !== undefined) throw lostDevice('use', this.name, this.lost);
     const has = binding === undefined ? 'has no driver' : `is driven by ${binding.driver.name}, not by ${driver.name}`;
     const reason = this.state === 'probed' ? has : this.state === 'gone' ? 'is gone' : 'is still being probed';
     throw invalid('use', `the device ${reason}`, { device: this.name });
@@ -69,6 +90,8 @@ export class BoundDevice implements Device {
   }
 
   dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: Iova })): void {
+    // What was mapped went with it, so that there is nothing left to undo.
+    if (this.lost !== undefined && this.binding === undefined) return;
     const domain = this.#mustHaveDomain('dmaUnmap');
     if (!(target instanceof Mapping)) return domain.unmapFor(this.name, target);
     if (target.device !== this.name)
@@ -77,11 +100,11 @@ export class BoundDevice implements Device {
   }
 
   explain(iova: Iova, length?: number, access?: DmaAccess): Explanation {
-    return this.#mustHaveDomain('explain').explain(iova, length, access);
+    return this.#domainToExplain('explain').explain(iova, length, access);
   }
 
   explainFaults(): ExplainedFault[] {
-    const domain = this.#mustHaveDomain('explainFaults');
+    const domain = this.#domainToExplain('explainFaults');
     const faults = this.#opened.faults?.() ?? [];
     return faults.map((fault) => ({ ...fault, explanation: domain.explain(fault.iova, 1, fault.access) }));
   }
@@ -93,8 +116,15 @@ export class BoundDevice implements Device {
 
   /** While it is taken away, mappings can be undone but not made. */
   #mustTakeMappings(operation: string): Domain {
-    if (this.state === 'gone') throw this.#hasNoDriver(operation);
+    if (this.state === 'gone' || this.lost !== undefined) throw this.#hasNoDriver(operation);
     return this.#mustHaveDomain(operation);
+  }
+
+  /** After a loss too, for the post-mortem. */
+  #domainToExplain(operation: string): Domain {
+    return this.lost !== undefined && this.#lastDomain !== undefined
+      ? this.#lastDomain
+      : this.#mustHaveDomain(operation);
   }
 
   #mustHaveDomain(operation: string): Domain {
@@ -106,6 +136,7 @@ export class BoundDevice implements Device {
   }
 
   #hasNoDriver(operation: string): DmaError {
+    if (this.lost !== undefined) return lostDevice(operation, this.name, this.lost);
     const reason = this.state === 'gone' ? 'the device is gone' : 'no driver has the device';
     return invalid(operation, reason, { device: this.name, hint: 'eal.probe(name) opens a device' });
   }

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { isDmaError } from '../errors.js';
-import type { Iova } from '../units.js';
+import type { Iova, Va } from '../units.js';
 import { bench, dmaError, sharedKey } from './testing.js';
 
 describe('one range on a list of devices', () => {
@@ -194,6 +194,66 @@ describe('what is mapped for every device', () => {
     script.failing.clear();
     await registry.probe('fake:c');
     assert.equal(ops.mapped.size, 0);
+    memory.unregister();
+  });
+
+  it('holds its memory from the start, also where there is no device yet', async () => {
+    const { registry, memory } = bench();
+    const group = registry.mapAll(memory);
+    assert.throws(() => memory.unregister(), dmaError('EBUSY', /mapped by eal\.dmaMapAll/));
+    const a = await registry.probe('fake:a');
+    assert.equal(group.of(a)?.va, memory.va);
+    assert.throws(() => memory.unregister(), dmaError('EBUSY', /eal\.dmaMapAll.*fake:a/));
+    await registry.remove(a);
+    assert.throws(() => memory.unregister(), dmaError('EBUSY', /eal\.dmaMapAll/));
+    group.unmap();
+    group.unmap();
+    memory.unregister();
+    await registry.probe('fake:a');
+  });
+
+  it('is refused without any device when no device could ever get it', () => {
+    const { registry, memory } = bench();
+    const { va, length } = memory;
+    const beyond = { va, length: length + 4096 };
+    assert.throws(() => registry.mapAll(beyond), dmaError('EINVAL'));
+    assert.throws(() => registry.mapAll({ va, length: 0 }), dmaError('EINVAL'));
+    assert.throws(() => registry.mapAll(memory, undefined, { access: 'all' as 'read' }), dmaError('EINVAL'));
+    assert.throws(() => registry.mapAll(memory, undefined, { iova: -1 as Iova }), dmaError('EINVAL'));
+    const remote = { access: 'read', remote: 'write' } as const;
+    assert.throws(() => registry.mapAll(memory, undefined, remote), dmaError('EINVAL'));
+    assert.deepEqual([...registry.standing], []);
+    memory.unregister();
+  });
+
+  it('keeps what was asked for, and not the objects of the caller', async () => {
+    const { registry, memory } = bench();
+    const target = { va: memory.va, length: 4096 };
+    const options: { access: 'read' | 'write' } = { access: 'read' };
+    const first = registry.mapAll(target, undefined, options);
+    target.va = (memory.va + 4096) as Va;
+    options.access = 'write';
+    const second = registry.mapAll(target, undefined, options);
+    const a = await registry.probe('fake:a');
+    assert.deepEqual([first.of(a)?.va, first.of(a)?.access], [memory.va, 'read']);
+    assert.deepEqual([second.of(a)?.va, second.of(a)?.access], [memory.va + 4096, 'write']);
+  });
+
+  it('can not be taken from one device alone, by address or by handle; what the program mapped itself can', async () => {
+    const { registry, memory } = bench();
+    const a = await registry.probe('fake:a');
+    const standing = registry.mapAll(memory);
+    assert.throws(() => a.dmaUnmap(memory), dmaError('EINVAL', /for every device/));
+    const its = standing.of(a);
+    assert.throws(() => its?.unmap(), dmaError('EBUSY', /for every device/));
+    assert.throws(() => its?.[Symbol.dispose](), dmaError('EBUSY'));
+    await assert.rejects(async () => its?.unmapAsync(), dmaError('EBUSY'));
+    const own = a.dmaMap(memory);
+    a.dmaUnmap({ va: memory.va, length: memory.length });
+    assert.deepEqual([own.live, its?.live], [false, true], 'it took the younger one, which is its own');
+    assert.throws(() => a.dmaUnmap(memory), dmaError('EINVAL'));
+    standing.unmap();
+    assert.equal(its?.live, false);
     memory.unregister();
   });
 

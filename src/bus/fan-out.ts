@@ -4,18 +4,29 @@ import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { Device } from './model.js';
 
+/** What a group that is mapped for every device, now and later, is made with. */
+export interface Standing {
+  /** What ends it, for messages: its mappings are not for the program to unmap one by one. */
+  readonly keeper: string;
+  /** Called when it is unmapped, before it is taken from the devices. */
+  readonly ends: () => void;
+}
+
 /** One range, mapped on several devices. Disposing it unmaps it from all of them. */
 export class GroupMapping implements Disposable {
+  /** What was asked for, as it was then. */
   readonly target: MapTarget;
+  /** As {@link GroupMapping.target}. */
   readonly options: MapOptions | undefined;
   readonly #byDevice = new Map<string, Mapping>();
-  readonly #closed: (() => void) | undefined;
+  readonly #standing: Standing | undefined;
 
   /** @internal */
-  constructor(target: MapTarget, options: MapOptions | undefined, closed?: () => void) {
-    this.target = target;
-    this.options = options;
-    this.#closed = closed;
+  constructor({ va, length }: MapTarget, options: MapOptions | undefined, standing?: Standing) {
+    // Of objects of the caller, which he may change, the values are kept.
+    this.target = Object.freeze({ va, length });
+    this.options = options === undefined ? undefined : Object.freeze({ ...options });
+    this.#standing = standing;
   }
 
   /** The mapping of one device; `undefined` when that is not, or no longer, in the group. */
@@ -34,7 +45,7 @@ export class GroupMapping implements Disposable {
    * @throws the first error, once all were tried; what is still mapped then can be tried again
    */
   unmap(): void {
-    this.#closed?.();
+    this.#standing?.ends();
     const errors = this.drop(this.#byDevice.keys());
     if (errors.length > 0) throw withUndo(errors[0], 'unmap', errors.slice(1));
   }
@@ -45,14 +56,17 @@ export class GroupMapping implements Disposable {
 
   /** @internal */
   add(device: Device): void {
-    this.#byDevice.set(device.name, device.dmaMap(this.target, this.options));
+    const mapping = device.dmaMap(this.target, this.options);
+    mapping.keeper = this.#standing?.keeper;
+    this.#byDevice.set(device.name, mapping);
   }
 
   /** @internal Unmaps it from the devices of these names, in reverse order. @returns what failed */
   drop(names: Iterable<string>): unknown[] {
     return undoAll(
       [...names].reverse().map((name) => () => {
-        this.#byDevice.get(name)?.[Symbol.dispose]();
+        const mapping = this.#byDevice.get(name);
+        if (mapping?.live === true) mapping.end();
         this.#byDevice.delete(name);
       }),
     );

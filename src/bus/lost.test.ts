@@ -2,7 +2,17 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { DmaError } from '../errors.js';
 import type { Iova } from '../units.js';
-import { bench, dmaError, gate, Script, ScriptedBus, scriptedDriver, scriptedOps, TestRegistry } from './testing.js';
+import {
+  bench,
+  dmaError,
+  gate,
+  Script,
+  ScriptedBus,
+  scriptedDriver,
+  scriptedOps,
+  sharedKey,
+  TestRegistry,
+} from './testing.js';
 
 const turn = (): Promise<void> => new Promise(setImmediate);
 
@@ -17,15 +27,15 @@ describe('a device that is lost', () => {
     assert.equal(mapping.live, false);
     assert.equal(domain?.iovaOf(memory.va), -1);
     memory.unregister();
-    assert.throws(() => device.dmaMap(memory), dmaError('EINVAL', /gone/));
+    assert.throws(() => device.dmaMap(memory), dmaError('ENODEV', /a was pulled/));
     await assert.rejects(registry.probe('fake:a'), dmaError('EBUSY'));
     await turn();
     assert.deepEqual(script.take(), ['one.remove a', 'closeDomain fake:a', 'close a']);
     assert.deepEqual(registry.events, ['probed fake:a', 'lost fake:a']);
     assert.equal(device.state, 'gone');
     assert.deepEqual(registry.devices(), []);
-    assert.throws(() => domain?.mapFor('fake:a', memory), dmaError('ECONNRESET', /a was pulled/));
-    await assert.rejects(registry.remove(device), dmaError('EINVAL'));
+    assert.throws(() => domain?.mapFor('fake:a', memory), dmaError('ENODEV', /a was pulled/));
+    await registry.remove(device);
     mapping[Symbol.dispose]();
 
     const again = await registry.probe('fake:a');
@@ -34,6 +44,54 @@ describe('a device that is lost', () => {
     bus.lose('a');
     await turn();
     assert.deepEqual(registry.events.slice(2), ['probed fake:a', 'lost fake:a']);
+  });
+
+  it('has nothing left to clean up, and says so quietly; all other calls are ENODEV with the cause', async () => {
+    for (const keyOf of [undefined, sharedKey]) {
+      const { registry, bus, memory, script } = bench({ keyOf });
+      const device = await registry.probe('fake:a');
+      const other = await registry.probe('fake:b');
+      const driver = registry.drivers[0];
+      const mapping = device.dmaMap(memory);
+      const { iova } = mapping;
+      const target = { va: memory.va, length: memory.length };
+      const second = registry.mapAll(registry.external.allocate(4096), [device, other]);
+      bus.lose('a');
+      await Promise.all([registry.remove(device), registry.remove(device)]);
+      assert.equal(device.state, 'gone');
+      mapping.unmap();
+      mapping.unmap();
+      await mapping.unmapAsync();
+      mapping[Symbol.dispose]();
+      device.dmaUnmap(mapping);
+      device.dmaUnmap(target);
+      second.unmap();
+      await registry.remove(device);
+      assert.deepEqual(registry.events, ['probed fake:a', 'probed fake:b', 'lost fake:a']);
+      const gone = (error: unknown): boolean =>
+        error instanceof DmaError && error.code === 'ENODEV' && error.cause === device.lost;
+      assert.throws(() => device.dmaMap(memory), gone);
+      await assert.rejects(device.dmaMapAsync(memory), gone);
+      assert.throws(() => device.use(driver), gone);
+      assert.throws(() => device.access, gone);
+      assert.throws(() => registry.mapAll(memory, [other, device]), gone);
+      assert.throws(() => mapping.iova, gone);
+      assert.throws(() => mapping.lkey, gone);
+      assert.equal(device.explain(iova).kind, 'unmapped');
+      assert.deepEqual(device.explainFaults(), []);
+      assert.ok(!script.log.some((step) => step.startsWith('unmap a')), 'nobody is there to be asked');
+      memory.unregister();
+    }
+  });
+
+  it('that was removed on purpose is none: its mappings can not be unmapped twice', async () => {
+    const { registry, memory } = bench();
+    const device = await registry.probe('fake:a');
+    const mapping = device.dmaMap(memory);
+    await registry.remove(device);
+    assert.throws(() => mapping.unmap(), dmaError('EINVAL'));
+    assert.throws(() => device.dmaMap(memory), dmaError('EINVAL'));
+    await assert.rejects(registry.remove(device), dmaError('EINVAL'));
   });
 
   it('tells why, once all of it is gone, so that a listener can probe it again', async () => {

@@ -4,7 +4,7 @@
  */
 import { Domain, type DomainOptions } from '../dma/domain.js';
 import type { DomainBackend, DomainConstraints } from '../dma/backend.js';
-import type { MapOptions, MapTarget } from '../dma/plan.js';
+import { checkTarget, type MapOptions, type MapTarget } from '../dma/plan.js';
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { LimitsPort } from '../platform/ports.js';
@@ -57,6 +57,9 @@ interface Member {
   lost: boolean;
 }
 
+/** Who holds the memory of a group of {@link Registry.mapAll}, for messages. */
+const EVERY_DEVICE = 'eal.dmaMapAll (every device, now and later)';
+
 /** All buses, drivers and devices. */
 export class Registry {
   readonly #options: RegistryOptions;
@@ -67,6 +70,8 @@ export class Registry {
   readonly #standing = new Set<GroupMapping>();
   /** Devices that are being opened or removed, by name, and what resolves when that has ended. */
   readonly #inTransition = new Map<string, Promise<void>>();
+  /** Devices of this registry that were lost. */
+  readonly #lost = new WeakSet<Device>();
   #closed = false;
 
   constructor(options: RegistryOptions) {
@@ -168,12 +173,16 @@ export class Registry {
   /**
    * Takes a device away: its driver lets go, its mappings are unmapped, it is closed.
    *
+   * Does nothing but wait until it is gone when it was lost.
+   *
    * @throws DmaError EINVAL when it is not probed; EBUSY while it is being probed or removed; the first thing that could not
    *   be undone, once all was tried: the device is gone all the same
    */
   async remove(device: Device): Promise<void> {
     const { name } = device;
     const own = this.#devices.get(name);
+    // It goes, or has gone, by itself: what is asked for comes about.
+    if (this.#lost.has(device)) return own === device ? this.#inTransition.get(name) : undefined;
     if (own === undefined || own !== device || (own.state !== 'probed' && !this.#inTransition.has(name)))
       throw invalid('remove', 'the device is not probed', { device: name });
     const errors = await this.#exclusively(name, 'remove', () => this.#takeDown(own));
@@ -208,7 +217,26 @@ export class Registry {
    */
   mapAll(target: MapTarget, devices?: Iterable<Device>, options?: MapOptions): GroupMapping {
     if (devices !== undefined) return mapOnAll(new GroupMapping(target, options), devices);
-    const group: GroupMapping = new GroupMapping(target, options, () => this.#standing.delete(group));
+    const keeper = 'unmap() of what eal.dmaMapAll returned';
+    const ends = (): void => {
+      if (this.#standing.delete(group)) area.release(EVERY_DEVICE);
+    };
+    const group: GroupMapping = new GroupMapping(target, options, { keeper, ends });
+    const area = checkTarget(this.#options.areas, group.target, group.options, 'dmaMapAll');
+    this.#stand(group);
+    // Held also where there is no device yet: those to come get this memory, and not what is at its address by then.
+    area.hold(EVERY_DEVICE);
+    return group;
+  }
+
+  /**
+   * As {@link Registry.mapAll} on every device, for memory that something else keeps from going away.
+   *
+   * @param keeper what ends it, for messages
+   */
+  reach(target: MapTarget, keeper: string): GroupMapping {
+    const ends = (): void => void this.#standing.delete(group);
+    const group: GroupMapping = new GroupMapping(target, undefined, { keeper, ends });
     this.#stand(group);
     return group;
   }
@@ -266,6 +294,7 @@ export class Registry {
   async #bringUp(device: BoundDevice, opened: OpenedDevice, spec: DeviceSpec): Promise<void> {
     opened.onLost((error) => {
       device.lost = error;
+      this.#lost.add(device);
       this.#cutOff(device, error);
       if (device.state === 'probed') void this.#lose(device, error);
     });
@@ -397,7 +426,7 @@ export class Registry {
     const shared = this.#sharedOf(device);
     if (shared === undefined) return;
     const errors: unknown[] = [];
-    await shared.domain.detach(device.name).catch((error: unknown) => errors.push(error));
+    await shared.domain.detach(device.name, device.lost).catch((error: unknown) => errors.push(error));
     shared.members.delete(device);
     shared.reach.bits = narrowest(shared.members);
     if (shared.members.size === 0) {

@@ -17,7 +17,7 @@ import { explain, type Explanation } from './explain.js';
 import { IovaAllocator } from './iova-allocator.js';
 import { Entry, Ledger } from './ledger.js';
 import { LockedBudget } from './locked-budget.js';
-import { Mapping } from './mapping.js';
+import { lostDevice, Mapping } from './mapping.js';
 import { planMapping, type MapOptions, type MapTarget, type Plan, type PlannedPiece } from './plan.js';
 import { RetiredMappings } from './retired.js';
 import { TranslationTable } from './translation-table.js';
@@ -147,10 +147,12 @@ export class Domain {
    * A device leaves: async maps it has running are given up, all it has mapped is unmapped, and after the last device the
    * backend is closed and the domain is no more.
    *
+   * @param lost why it is gone, when it was not asked to leave
    * @throws DmaError of the first thing that could not be undone, once all of it was tried; the device is gone all the same
    */
-  async detach(device: string): Promise<void> {
+  async detach(device: string, lost?: DmaError): Promise<void> {
     await this.#endRuns(device);
+    for (const mapping of this.#devices.get(device) ?? []) mapping.lost ??= lost;
     const errors: unknown[] = [];
     const isLast = this.#devices.size === 1 && this.#devices.has(device);
     for (const mapping of [...(isLast ? this.#own : []), ...(this.#devices.get(device) ?? [])].reverse()) {
@@ -178,7 +180,10 @@ export class Domain {
     if (this.#failure !== undefined) return;
     this.#failure = error;
     for (const { giveUp } of this.#running.values()) giveUp?.abort(error);
-    for (const mapping of [...this.mappings()]) this.#abandon(mapping, 'forget');
+    for (const mapping of [...this.mappings()]) {
+      mapping.lost ??= error;
+      this.#abandon(mapping, 'forget');
+    }
     for (const { entry, device } of this.#stuck.splice(0)) entry.area.release(device);
     this.#ledger.clear();
   }
@@ -373,7 +378,7 @@ export class Domain {
     operation: string,
     called: (this: Domain, ...args: never[]) => unknown,
   ): Plan {
-    this.#mustNotHaveFailed(operation);
+    if (this.#failure !== undefined) throw lostDevice(operation, device, this.#failure);
     const { constraints } = this.#backend;
     this.#refreshWindows(constraints);
     const books = {
@@ -637,9 +642,10 @@ export class Domain {
   /** The mapping of `device` that is `range`, or that all of `range` is a part of. @throws DmaError EINVAL */
   #claimOf(device: string, range: Range<Va>, operation: string): Mapping {
     const entry = this.#ledger.atVa(range.start);
-    // What sticks has a claim that has ended.
+    // What sticks has a claim that has ended. What somebody keeps for every device is not the program's to take away.
     const mine = (entry?.claims ?? []).filter(
-      (claim): claim is Mapping => claim instanceof Mapping && claim.device === device && claim.live,
+      (claim): claim is Mapping =>
+        claim instanceof Mapping && claim.device === device && claim.live && claim.keeper === undefined,
     );
     const mapping = mine.find((each) => each.range.equals(range)) ?? mine.find((each) => each.range.covers(range));
     if (mapping !== undefined) return mapping;
@@ -654,6 +660,9 @@ export class Domain {
     if (entry === undefined) return 'nothing is mapped at its first byte: it was unmapped, or never mapped';
     if (entry.state === 'stuck') return 'it could not be unmapped before, and stays mapped as long as the domain lives';
     const [claim] = entry.claims;
+    const kept = entry.claims.find((each) => each instanceof Mapping && each.keeper !== undefined);
+    if (kept instanceof Mapping && kept.device === device)
+      return `${kept.range.toString()} is mapped there for every device: ${String(kept.keeper)} ends it on all of them together`;
     const whose = entry.devices.includes(device) ? 'this device' : entry.devices.join(', ');
     return `${whose} has ${(claim?.range ?? entry.vaRange).toString()} mapped there: unmap exactly that, mapping by mapping`;
   }
@@ -758,6 +767,7 @@ export class Domain {
     throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped' });
   }
 
+  /** For a call that was under way when the domain failed; those that begin afterwards are ENODEV. */
   #mustNotHaveFailed(operation: string): void {
     if (this.#failure !== undefined) throw this.#failure.with({ operation, cause: this.#failure });
   }

@@ -13,6 +13,13 @@ export interface MappedSegment {
   readonly length: number;
 }
 
+/** The error of a call for a device that was lost because of `cause`: the one code that all such calls have. */
+export function lostDevice(operation: string, device: string | undefined, cause: DmaError, range?: Range): DmaError {
+  const reason = `the device was lost: ${cause.reason}`;
+  const hint = 'explain() and explainFaults() still answer; eal.probe(name) opens it when it is back';
+  return new DmaError({ code: 'ENODEV', operation, device, range, reason, cause, hint });
+}
+
 /** The domain behind a mapping, as far as the handle needs it. */
 export interface MappingOwner {
   release(mapping: Mapping): void;
@@ -38,6 +45,10 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   entries: Entry[];
   /** @internal set by the domain when a part was unmapped */
   whole = true;
+  /** @internal set by a group that is mapped for every device: who may unmap it, for messages; `undefined`: the program */
+  keeper: string | undefined;
+  /** @internal set when it ended because its device was lost: why. Undoing it is done then, and no mistake. */
+  lost: DmaError | undefined;
   readonly #owner: MappingOwner;
   #unmapping: Promise<void> | undefined;
 
@@ -113,20 +124,31 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   }
 
   /**
-   * Unmaps it. When this throws, what is still mapped stays on the books and `unmap` can be tried again.
+   * Unmaps it. When this throws, what is still mapped stays on the books and `unmap` can be tried again. Does nothing when its
+   * device was lost, which has ended it.
    *
-   * @throws DmaError EINVAL when it is unmapped already; EBUSY while `unmapAsync` runs; EIO when the other side unmapped a
-   *   different number of bytes; else what the backend says
+   * @throws DmaError EINVAL when it is unmapped already; EBUSY while `unmapAsync` runs, and when it is mapped for every device
+   *   (`eal.dmaMapAll`, memory of the library and of heaps), which only all together ends; EIO when the other side unmapped
+   *   a different number of bytes; else what the backend says
    */
   unmap(): void {
+    this.#mustNotBeKept();
+    this.end();
+  }
+
+  /** @internal As {@link Mapping.unmap}, for who keeps it. */
+  end(): void {
     if (this.#unmapping !== undefined)
       throw new DmaError({ code: 'EBUSY', operation: 'unmap', range: this.range, reason: 'it is being unmapped' });
+    if (this.#endedByLoss) return;
     this.#first('unmap');
     this.#owner.release(this);
   }
 
   /** As {@link Mapping.unmap}, without blocking the event loop where the backend can. */
   async unmapAsync(): Promise<void> {
+    this.#mustNotBeKept();
+    if (this.#endedByLoss) return;
     this.#first('unmap');
     this.#unmapping ??= this.#owner.releaseAsync(this).finally(() => (this.#unmapping = undefined));
     await this.#unmapping;
@@ -142,8 +164,20 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     if (this.live) await this.unmapAsync();
   }
 
+  get #endedByLoss(): boolean {
+    return this.lost !== undefined && !this.live;
+  }
+
+  #mustNotBeKept(): void {
+    if (this.keeper === undefined || !this.live) return;
+    const { range, device, keeper } = this;
+    const reason = `it is mapped for every device: ${keeper} ends it on all of them together`;
+    throw new DmaError({ code: 'EBUSY', operation: 'unmap', range, device, reason });
+  }
+
   #first(operation: string): Entry {
     const [entry] = this.entries;
+    if (entry === undefined && this.lost !== undefined) throw lostDevice(operation, this.device, this.lost, this.range);
     if (entry === undefined)
       throw invalid(operation, 'the mapping is gone: it was unmapped, or its device left', {
         range: this.range,

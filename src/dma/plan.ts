@@ -2,6 +2,7 @@
  * Plans a mapping: every check that can be made before anything is done, in one order for all kinds of domains. Arguments
  * first, then what is mapped already, then limits.
  */
+import { show } from '../check.js';
 import { DmaError, type ErrorCode } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
@@ -92,8 +93,7 @@ export function planMapping(books: Books, request: MapRequest): Plan {
   const range = new Range(request.target.va, request.target.length, operation);
   const refuse: Refuse = (code, reason, hint) => new DmaError({ code, operation, range, device, reason, hint });
 
-  if (options.access !== undefined && !ACCESSES.includes(options.access))
-    throw refuse('EINVAL', `there is no access "${options.access}"`, `it is ${ACCESSES.join(', ')}`);
+  checkWords(options, refuse);
   if (!range.isAligned(constraints.granule)) {
     const unit = formatSize(constraints.granule);
     throw refuse(
@@ -105,15 +105,9 @@ export function planMapping(books: Books, request: MapRequest): Plan {
   const region = regionOf(books, options, refuse);
   const area = books.areas.covering(range, operation);
   const access = options.access ?? (area.writable ? 'read-write' : 'read');
-  if (access === 'read' && mayWrite(region.remote))
-    throw refuse('EINVAL', `peers can not get ${region.remote} access to what the device itself may only read`);
+  checkRemote(access, region.remote, refuse);
   const pieces = place(books, range, area, options.iova, refuse);
-  if (access !== 'read' && !area.writable)
-    throw refuse(
-      'EACCES',
-      `${area.label} is read-only, so that no device can get ${access} access`,
-      "pass access: 'read'",
-    );
+  checkAccess(area, access, region.remote, refuse);
   if (constraints.iova !== 'ignored') for (const piece of pieces) mustBeInWindows(books, piece, refuse);
 
   const shared = findSame(books.ledger, range, { access, region, iova: options.iova }, refuse);
@@ -127,6 +121,23 @@ export function planMapping(books: Books, request: MapRequest): Plan {
   return { operation, device, range, area, access, region, shared, pieces, origin };
 }
 
+/**
+ * Checks what can be checked of a mapping without a device: the values, that one area has all of it, and that it may be written
+ * if that is asked for.
+ *
+ * @returns the area
+ * @throws DmaError EINVAL, EACCES
+ */
+export function checkTarget(areas: AreaIndex, target: MapTarget, options: MapOptions = {}, operation: string): Area {
+  const range = new Range(target.va, target.length, operation);
+  const refuse: Refuse = (code, reason, hint) => new DmaError({ code, operation, range, reason, hint });
+  checkWords(options, refuse);
+  if (options.iova !== undefined) checkIova(options.iova, range, refuse);
+  const area = areas.covering(range, operation);
+  checkAccess(area, options.access ?? (area.writable ? 'read-write' : 'read'), options.remote, refuse);
+  return area;
+}
+
 const ACCESSES: readonly DmaAccess[] = ['read', 'write', 'read-write'];
 const REMOTES: readonly RemoteAccess[] = ['none', ...ACCESSES];
 const PAGINGS: readonly Paging[] = ['pinned', 'on-demand'];
@@ -137,16 +148,46 @@ function mayWrite(remote: RemoteAccess): boolean {
   return remote === 'write' || remote === 'read-write';
 }
 
-/** What is asked for of a region with keys. @throws EINVAL; ENOTSUP where mappings are no such thing */
+/** @throws EINVAL for words that are none of those there are */
+function checkWords({ access, remote, paging }: MapOptions, refuse: Refuse): void {
+  const check = (what: string, value: string | undefined, words: readonly string[]): void => {
+    if (value !== undefined && !words.includes(value))
+      throw refuse('EINVAL', `there is no ${what} ${show(value)}`, `it is ${words.join(', ')}`);
+  };
+  check('access', access, ACCESSES);
+  check('remote access', remote, REMOTES);
+  check('paging', paging, PAGINGS);
+}
+
+/** @throws EINVAL for what is no IOVA, or where the range would pass 2^53 */
+function checkIova(iova: Iova, range: Range, refuse: Refuse): void {
+  if (!isAddress(iova) || !isAddress(iova + range.length - 1))
+    throw refuse('EINVAL', `${show(iova)} is not an IOVA that ${formatSize(range.length)} fit at`);
+}
+
+/** @throws EINVAL for peers that would get more than the device */
+function checkRemote(access: DmaAccess, remote: RemoteAccess, refuse: Refuse): void {
+  if (access === 'read' && mayWrite(remote))
+    throw refuse('EINVAL', `peers can not get ${remote} access to what the device itself may only read`);
+}
+
+/** @throws EINVAL as {@link checkRemote}; EACCES for writes to what is read-only */
+function checkAccess(area: Area, access: DmaAccess, remote: RemoteAccess = 'none', refuse: Refuse): void {
+  checkRemote(access, remote, refuse);
+  if (access !== 'read' && !area.writable)
+    throw refuse(
+      'EACCES',
+      `${area.label} is read-only, so that no device can get ${access} access`,
+      "pass access: 'read'",
+    );
+}
+
+/** What is asked for of a region with keys. @throws ENOTSUP where mappings are no such thing */
 function regionOf(
   { constraints, name }: Books,
   { remote = 'none', paging = 'pinned' }: MapOptions,
   refuse: Refuse,
 ): RegionTraits {
-  if (!REMOTES.includes(remote))
-    throw refuse('EINVAL', `there is no remote access "${remote}"`, `it is ${REMOTES.join(', ')}`);
-  if (!PAGINGS.includes(paging))
-    throw refuse('EINVAL', `there is no paging "${paging}"`, `it is ${PAGINGS.join(', ')}`);
   if (remote === LOCAL.remote && paging === LOCAL.paging) return LOCAL;
   if (constraints.regions === undefined)
     throw refuse(
@@ -162,8 +203,7 @@ function regionOf(
 /** Where the pieces of a range go, as far as that is given: by the caller, the area's table, or the kind of domain. */
 function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefined, refuse: Refuse): PlannedPiece[] {
   const { granule, iova: chosenBy } = books.constraints;
-  if (iova !== undefined && (!isAddress(iova) || !isAddress(iova + range.length - 1)))
-    throw refuse('EINVAL', `${iova} is not an IOVA that ${formatSize(range.length)} fit at`);
+  if (iova !== undefined) checkIova(iova, range, refuse);
   if (iova !== undefined && iova % granule !== 0)
     throw refuse('EINVAL', `the IOVA ${hex(iova)} is no multiple of ${hex(granule)}`);
   if (chosenBy === 'identity' || chosenBy === 'ignored') {
