@@ -3,6 +3,20 @@
  * may be anything, also what throws when it is looked at.
  */
 
+import { DmaError } from './errors.js';
+
+/** A door: throws when nothing can be begun any more. */
+export type Gate = (operation: string) => void;
+
+/** A door that is always open. */
+export const open: Gate = () => undefined;
+
+/** The error of whatever is begun after `Eal.stop`. */
+export function stopped(operation: string): DmaError {
+  const hint = 'Eal.start() starts another one';
+  return new DmaError({ code: 'ECANCELED', operation, reason: 'the Eal was stopped', hint });
+}
+
 /** Any value as a short text for messages. Never throws. */
 export function show(value: unknown): string {
   try {

@@ -269,7 +269,7 @@ describe('starting and stopping with memory', SKIP, () => {
       const text = forgotten.join('\n');
       if (origins) assert.match(text, /64 bytes of the heap socket_0, made at .*eal-memory\.test/);
       else assert.match(text, /2 blocks of the heap socket_0, 128 bytes[^]*1 block of the heap h/);
-      assert.throws(() => eal.malloc(64), dmaError('EINVAL', /stopped/));
+      assert.throws(() => eal.malloc(64), dmaError('ECANCELED', /stopped/));
     }
   });
 

@@ -44,8 +44,8 @@ describe('starting and stopping', () => {
       script.take().filter((step) => step.startsWith('close ')),
       ['close b', 'close a'],
     );
-    await assert.rejects(eal.probe('fake:a'), dmaError('EINVAL', /stopped/));
-    assert.throws(() => eal.dmaMapAll({ va: 0 as never, length: 1 }), dmaError('EINVAL', /stopped/));
+    await assert.rejects(eal.probe('fake:a'), dmaError('ECANCELED', /stopped/));
+    assert.throws(() => eal.dmaMapAll({ va: 0 as never, length: 1 }), dmaError('ECANCELED', /stopped/));
     assert.deepEqual(eal.devices(), []);
   });
 

@@ -17,6 +17,7 @@ import { VdevBus, type VdevSpace } from './bus/vdev/vdev-bus.js';
 import { VfioUserBus } from './bus/vfio-user/vfio-user-bus.js';
 import type { MapOptions, MapTarget } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
+import { stopped } from './check.js';
 import { invalid, undoAll, withUndo, type DmaError } from './errors.js';
 import type { Area } from './memory/area.js';
 import { AreaIndex } from './memory/area-index.js';
@@ -112,7 +113,9 @@ export class Eal implements AsyncDisposable {
   readonly #reached = new Set<GroupMapping>();
   readonly #onForgotten: ((forgotten: readonly string[]) => void) | undefined;
   readonly #onExit = (): void => this.#report(tell);
+  /** Runs now, or ended well. */
   #stopping: Promise<void> | undefined;
+  #stopped = false;
 
   private constructor(options: EalOptions) {
     this.platform = options.platform ?? openPlatform();
@@ -120,12 +123,14 @@ export class Eal implements AsyncDisposable {
     this.#onForgotten = options.onForgotten;
     const tellChange = (change: 'registered' | 'unregistered', memory: ExternalMemory): void =>
       this.#tell(change, memory);
-    this.external = new External(this.platform, this.#areas, tellChange, options.origins);
+    const gate = (operation: string): void => this.#mustRun(operation);
+    this.external = new External(this.platform, this.#areas, tellChange, options.origins, gate);
     this.#driverMemory = new External(this.platform, this.#areas, undefined, options.origins);
     const settings = memorySettings(options.memory ?? {});
     const own = {
       platform: this.platform,
       areas: this.#areas,
+      gate,
       handlers: new MemoryHandlers(),
       reach: (areas: readonly Area[]) => this.#reach(areas),
     };
@@ -136,7 +141,7 @@ export class Eal implements AsyncDisposable {
       origins: settings.origins,
       native: () => this.memory.heaps,
     });
-    const sources = { memory: this.memory, heap: this.heap };
+    const sources = { memory: this.memory, heap: this.heap, gate };
     this.zones = new Zones(sources);
     this.pools = new Pools(sources);
     this.#registry = new Registry({
@@ -164,9 +169,9 @@ export class Eal implements AsyncDisposable {
       const backend = softwareSpace(args.get('iommu') ?? 'emulated', platform.memory.pageSize);
       return { backend, dma: translatedDma(backend, bytesAt) };
     };
-    this.vdev = new VdevBus({ model: softwareModel, space });
+    this.vdev = new VdevBus({ model: softwareModel, space, gate });
     const vfioUser = new VfioUserBus({ platform, backend: (client) => new VfioUserBackend(client), bytesAt });
-    this.containers = new Containers(platform, { choice: options.iommu });
+    this.containers = new Containers(platform, { choice: options.iommu, gate });
     // One for both buses, so that both names of a device are the same one.
     const contexts = new RdmaContexts(platform);
     const pci = new PciBus({ platform, containers: this.containers, backend: vfioBackend, rdma: contexts });
@@ -229,6 +234,7 @@ export class Eal implements AsyncDisposable {
 
   /** Names of the devices that buses find by themselves; `probe` opens them. */
   async scan(): Promise<string[]> {
+    this.#mustRun('scan');
     return this.#registry.scan();
   }
 
@@ -244,11 +250,13 @@ export class Eal implements AsyncDisposable {
 
   /** Adds a driver; it is tried after those there are. @throws DmaError EEXIST, EINVAL (only some of the DMA calls) */
   registerDriver(driver: Driver): void {
+    this.#mustRun('registerDriver');
     this.#registry.registerDriver(driver);
   }
 
   /** Adds a bus. @throws DmaError EEXIST, EINVAL (only some of the DMA calls) */
   registerBus(bus: Bus): void {
+    this.#mustRun('registerBus');
     this.#registry.registerBus(bus);
   }
 
@@ -298,10 +306,14 @@ export class Eal implements AsyncDisposable {
   /**
    * Stops: removes the devices, last first, and unregisters all memory. What the program still held is reported. Idempotent.
    *
-   * @throws DmaError of the first thing that could not be given back, once all was tried
+   * @throws DmaError of the first thing that could not be given back, once all was tried, such as EBUSY for memory that is
+   *   pinned. Nothing can be begun afterwards; another call tries what is left.
    */
   async stop(): Promise<void> {
-    this.#stopping ??= this.#stop();
+    this.#stopping ??= this.#stop().catch((error: unknown) => {
+      this.#stopping = undefined;
+      throw error;
+    });
     await this.#stopping;
   }
 
@@ -312,7 +324,8 @@ export class Eal implements AsyncDisposable {
 
   async #stop(): Promise<void> {
     process.off('exit', this.#onExit);
-    const errors = undoAll([() => this.#report(warn)]);
+    const errors = this.#stopped ? [] : undoAll([() => this.#report(warn)]);
+    this.#stopped = true;
     for (const group of [...this.#registry.standing])
       if (!this.#reached.has(group)) errors.push(...undoAll([() => group.unmap()]));
     errors.push(...(await this.#registry.close()), ...this.containers.close());
@@ -395,7 +408,7 @@ export class Eal implements AsyncDisposable {
   }
 
   #mustRun(operation: string): void {
-    if (this.#stopping !== undefined) throw invalid(operation, 'the Eal was stopped');
+    if (this.#stopped) throw stopped(operation);
   }
 }
 

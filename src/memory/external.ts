@@ -2,6 +2,7 @@
  * External memory: the user's, registered so that it can be mapped for DMA, device by device, by the user. Nothing is
  * written into it and no allocator works in it. DPDK: rte_extmem_*.
  */
+import { open, type Gate } from '../check.js';
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
 import { OriginNotes, type Origin } from '../origin.js';
 import type { FileStatus, Platform } from '../platform/ports.js';
@@ -196,17 +197,21 @@ export class External {
   readonly #live = new Map<Area, ExternalMemory>();
   readonly #changed: (change: 'registered' | 'unregistered', memory: ExternalMemory) => void;
   readonly #origins: OriginNotes;
+  readonly #gate: Gate;
 
   /**
    * @param changed told after every registration and removal
    * @param origins note where each was registered? Default: as `DomainOptions.origins`
+   * @param gate asked before each registration
    */
   constructor(
     platform: Platform,
     index: AreaIndex,
     changed: (change: 'registered' | 'unregistered', memory: ExternalMemory) => void = () => undefined,
     origins?: boolean,
+    gate: Gate = open,
   ) {
+    this.#gate = gate;
     this.#origins = new OriginNotes(origins);
     this.#platform = platform;
     this.#index = index;
@@ -227,6 +232,7 @@ export class External {
    */
   allocate(length: number, options: AllocateOptions = {}): ExternalMemory {
     const operation = 'external.allocate';
+    this.#gate(operation);
     const { memory, files } = this.#platform;
     const { hugePageSize, source = this.#platform.limitation === undefined ? 'memfd' : 'anonymous' } = options;
     const pageSize = hugePageSize ?? memory.pageSize;
@@ -267,6 +273,7 @@ export class External {
    */
   fromFd(fd: number, options: FromFdOptions = {}): ExternalMemory {
     const operation = 'external.fromFd';
+    this.#gate(operation);
     const { memory, files } = this.#platform;
     const status = files.status(fd);
     const { offset = 0, writable = status.writable, pageSize = memory.pageSize } = options;
@@ -299,6 +306,7 @@ export class External {
    */
   register(view: ArrayBufferView | ArrayBufferLike, options: RegisterOptions = {}): ExternalMemory {
     const operation = 'external.register';
+    this.#gate(operation);
     const va = this.#platform.memory.addressOf(view);
     const bytes = ArrayBuffer.isView(view)
       ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
@@ -318,6 +326,7 @@ export class External {
    */
   fromAddress(va: Va, length: number, options: FromAddressOptions = {}): ExternalMemory {
     const operation = 'external.fromAddress';
+    this.#gate(operation);
     const range = rangeAt(va, length, operation);
     const { pageSize = this.#platform.memory.pageSize, writable = true } = options;
     if (isPowerOfTwo(pageSize) && range.isAligned(pageSize)) {

@@ -1,4 +1,5 @@
 /** Which heaps an allocation may come from, in the words that programs have for them. */
+import type { Gate } from '../check.js';
 import { invalid, isDmaError } from '../errors.js';
 import type { Block, Heap } from './heap.js';
 import type { Heaps } from './heaps.js';
@@ -8,6 +9,8 @@ import type { OwnedMallocOptions, OwnedMemory } from './owned.js';
 export interface HeapSources {
   readonly memory: OwnedMemory;
   readonly heap: Heaps;
+  /** Asked before something is made of them. */
+  readonly gate?: Gate;
 }
 
 /** Where to allocate, and what the block has to be like. */

@@ -5,6 +5,7 @@
  * Every piece of memory that a heap was given is a region of its own: a block is always inside one, so that a piece can be
  * taken away once nothing in it is used, and a block is one range for a device wherever the piece is.
  */
+import { stopped } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import { captureOrigin, type Origin } from '../origin.js';
 import type { MemoryPort } from '../platform/ports.js';
@@ -234,6 +235,8 @@ export class Heap {
   /** By page size, in ascending order. */
   #rooms: Room[] = [];
   readonly #memory = new RangeMap<HeapMemory>();
+  /** It serves nothing any more: what it had has gone, or is about to. */
+  #closed = false;
 
   /** @internal */
   constructor(options: HeapOptions) {
@@ -252,6 +255,7 @@ export class Heap {
    */
   malloc(size: number, options: MallocOptions = NONE): Block {
     const operation = 'malloc';
+    if (this.#closed) throw stopped(operation);
     const request = checked(size, options, operation);
     const runOf = options.contiguous === true ? this.#runOf : undefined;
     const block = this.#place(request, runOf) ?? this.#makeRoom(this.#alternatives(request), runOf, operation);
@@ -271,6 +275,7 @@ export class Heap {
    */
   mallocLargest(options: MallocOptions = NONE): Block {
     const operation = 'mallocLargest';
+    if (this.#closed) throw stopped(operation);
     const request = checked(1, options, operation);
     const runOf = options.contiguous === true ? this.#runOf : undefined;
     for (const { align, boundary, pageSizes } of this.#alternatives(request)) {
@@ -410,6 +415,7 @@ export class Heap {
 
   /** @internal Ends all blocks: the memory goes. */
   expire(): void {
+    this.#closed = true;
     for (const room of this.#rooms) {
       for (const block of room.blocks) block?.expire();
       room.blocks.length = 0;

@@ -2,6 +2,7 @@
  * Heaps by name: those over the user's memory, which are made, fed and removed here, and those of the library's own. The
  * user's memory is left as it is when it comes into a heap, unless the user wants it cleared.
  */
+import type { Gate } from '../check.js';
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
@@ -32,6 +33,8 @@ export interface HeapsOptions {
   readonly handlers: MemoryHandlers;
   readonly reach: Reach;
   readonly iovaMode: () => IovaMode;
+  /** Asked before a heap is made or fed. */
+  readonly gate?: Gate;
   readonly origins: boolean;
   /** The heaps of the library's own memory. */
   readonly native: () => readonly Heap[];
@@ -85,6 +88,7 @@ export class Heaps {
   /** A new heap without memory. Its id is 256 or more, and no other ever has it. @throws DmaError EINVAL as `find`; EEXIST */
   create(name: string): Heap {
     const operation = 'heap.create';
+    this.#options.gate?.(operation);
     checkName(name, operation);
     if (this.#heaps.has(name) || this.#native(name) !== undefined)
       throw new DmaError({ code: 'EEXIST', operation, reason: `there is a heap ${JSON.stringify(name)} already` });
@@ -126,6 +130,7 @@ export class Heaps {
    */
   addMemory(name: string, memory: ExternalMemory | RawMemory, options: { readonly clear?: boolean } = {}): void {
     const operation = 'heap.addMemory';
+    this.#options.gate?.(operation);
     checkName(name, operation);
     if (!(memory instanceof ExternalMemory)) this.#checkRaw(memory, operation);
     const heap = this.#users(name, operation);

@@ -5,6 +5,7 @@
  * gets them, handlers are told. Whatever fails undoes what came before it. Shrinking is the same in reverse. A mapping is
  * never coarser than what is given back by itself: both are one extent.
  */
+import { open, type Gate } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { RangeMap } from '../range-map.js';
@@ -43,6 +44,8 @@ export interface OwnedMemoryOptions {
   readonly areas: AreaIndex;
   readonly settings: MemorySettings;
   readonly handlers: MemoryHandlers;
+  /** Asked before somebody is let in on changes. */
+  readonly gate?: Gate;
   readonly reach: Reach;
   /** Decides what devices use as addresses; asked once, when it first matters. */
   readonly decideIova: () => IovaDecision;
@@ -115,6 +118,7 @@ export class OwnedMemory {
   readonly #areas: AreaIndex;
   readonly #settings: MemorySettings;
   readonly #handlers: MemoryHandlers;
+  readonly #gate: Gate;
   readonly #validators = new MemoryValidators();
   readonly #reach: Reach;
   readonly #lists: PageLists;
@@ -136,6 +140,7 @@ export class OwnedMemory {
     this.#areas = areas;
     this.#settings = settings;
     this.#handlers = options.handlers;
+    this.#gate = options.gate ?? open;
     this.#reach = options.reach;
     this.#decideIova = options.decideIova;
     this.#lists = new PageLists(platform, areas, settings, () => this.iova.mode === 'pa');
@@ -199,6 +204,7 @@ export class OwnedMemory {
 
   /** Lets `handler` follow memory that comes into heaps and goes; until the result is disposed. @throws DmaError EEXIST */
   addHandler(handler: MemoryHandler): Disposable {
+    this.#gate('memory.addHandler');
     return this.#handlers.add(handler);
   }
 
@@ -209,6 +215,7 @@ export class OwnedMemory {
    * @throws DmaError EINVAL for one without a name, EEXIST
    */
   addValidator(validator: MemoryValidator): Disposable {
+    this.#gate('memory.addValidator');
     return this.#validators.add(validator);
   }
 

@@ -85,6 +85,7 @@ export class Pools {
    *   When it throws, nothing has happened.
    */
   create(options: PoolOptions): Pool {
+    this.#sources.gate?.(OPERATION);
     const { elements, elementSize, align = 64, headroom = 0, cache: cacheSize = 0, forDevices = true } = options;
     const { name = this.#newName() } = options;
     if (name === '') throw invalid(OPERATION, 'a pool has a name');
@@ -131,6 +132,7 @@ export class Pools {
 
   /** Lets `handler` follow pools that come and go, until the result is disposed. @throws DmaError EEXIST */
   addHandler(handler: PoolHandler): Disposable {
+    this.#sources.gate?.('pools.addHandler');
     if (this.#handlers.has(handler)) throw exists('this handler was added already');
     this.#handlers.add(handler);
     return { [Symbol.dispose]: () => void this.#handlers.delete(handler) };

@@ -124,6 +124,7 @@ export class Zones {
    */
   reserve(name: string, length: number, options: PlacedMallocOptions = {}): Zone {
     const operation = 'zones.reserve';
+    this.#sources.gate?.(operation);
     checkName(name, operation);
     this.#mustBeNew(name, operation);
     const { boundary = 0 } = options;
@@ -138,7 +139,10 @@ export class Zones {
     try {
       // A handler of the growth may have taken the name.
       this.#mustBeNew(name, operation);
-      const zone = new Zone(name, block, () => this.#zones.delete(name));
+      const zone = new Zone(name, block, (freed) => {
+        // A handler that heard of its end may have given the name to another one.
+        if (this.#zones.get(name) === freed) this.#zones.delete(name);
+      });
       this.#zones.set(name, zone);
       return zone;
     } catch (error) {

@@ -2,6 +2,7 @@
  * Containers: what a user holds of the kernel's address spaces. Devices are put into one by name; those in one share what
  * is mapped. Which kind it is shows with its first device, and can be another one after its last.
  */
+import { open, type Gate } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import type { VfioDevice } from './device.js';
@@ -100,16 +101,20 @@ export class Containers {
   /** What {@link open} gave out, and has not been released. */
   readonly #opened = new Set<OpenedNode>();
   #made = 0;
+  #gate: Gate = open;
 
-  constructor(platform: Platform, options: { readonly choice?: ContainerChoice } = {}) {
+  /** @param options.gate asked before a container is made */
+  constructor(platform: Platform, options: { readonly choice?: ContainerChoice; readonly gate?: Gate } = {}) {
     this.#platform = platform;
     this.#choice = options.choice ?? 'auto';
     this.#iommufd = new IommufdContext(platform);
     this.default = this.create({ name: DEFAULT });
+    this.#gate = options.gate ?? open;
   }
 
   /** A new container. Nothing is opened before its first device. @throws DmaError EEXIST when there is one of this name */
   create(options: ContainerOptions = {}): Container {
+    this.#gate('containers.create');
     const { name = this.#freeName(), kind = this.#choice, pageRequests = false } = options;
     if (name === '') throw invalid('container', 'a container needs a name');
     if (this.#containers.has(name))

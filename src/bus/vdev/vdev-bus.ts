@@ -1,5 +1,6 @@
 /** The bus of software devices in this process: `vdev:edu0`, `vdev:copy1,iommu=identity`. */
 import type { DomainBackend } from '../../dma/backend.js';
+import type { Gate } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
 import type { DeviceDma, ModelFactory } from '../../vfio-user/devices/model.js';
 import type { Bus, Device, DmaOps, OpenedDevice } from '../model.js';
@@ -18,6 +19,8 @@ export interface VdevBusOptions {
   readonly model: (kind: string, args: ReadonlyMap<string, string>) => ModelFactory | undefined;
   /** Makes the address space of a device. */
   readonly space: (args: ReadonlyMap<string, string>) => VdevSpace;
+  /** Asked before a kind is added. */
+  readonly gate?: Gate;
 }
 
 /** See the head of the file. Names are letters and dashes, which say the kind, and then a number. */
@@ -39,6 +42,7 @@ export class VdevBus implements Bus {
    * @throws DmaError EINVAL for a kind that is not lower-case letters and dashes, EEXIST for one that there is
    */
   define(kind: string, factory: ModelFactory): void {
+    this.#options.gate?.('vdev.define');
     if (kindOf(`${kind}0`) !== kind)
       throw invalid('define', `"${kind}" is no kind of device: it is lower-case letters and dashes`);
     if (this.#has(kind))
