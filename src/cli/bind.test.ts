@@ -70,7 +70,7 @@ describe('anydma bind on a made-up machine', () => {
 
   test('one that fails is told, and the others are done', () => {
     const machine = new TestMachine(MACHINE);
-    machine.files.set('/proc/net/route', 'eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n');
+    machine.routeTable.push({ family: 4, table: 254, type: 'unicast', destination: '0.0.0.0/0', interfaces: [2] });
     const output = bound(machine, [A, B]);
     assert.equal(output.failed, true);
     assert.match(output.notes, /eth0 carries the default route/);
@@ -79,9 +79,54 @@ describe('anydma bind on a made-up machine', () => {
     assert.equal(machine.driver(A), 'vfio-pci');
   });
 
+  test('the owner by name', () => {
+    const machine = new TestMachine(MACHINE);
+    machine.ids.set('user alice', 1001).set('group dma', 77);
+    bound(machine, [A], { uid: 'alice', gid: 'dma' });
+    assert.ok(machine.writes.includes('chown 1001:77 /dev/vfio/5'));
+    machine.writes.length = 0;
+    for (const options of [{ uid: 'bob' }, { gid: 'alice' }, { uid: '' }, { uid: '4294967295' }, { uid: '-1' }])
+      assert.throws(
+        () => bound(machine, [A], options),
+        (error) => isDmaError(error, 'EINVAL') && /there is no (?:user|group) "/.test(error.message),
+      );
+    assert.deepEqual(machine.writes, []);
+  });
+
+  test('a device in use: why not, what --dry-run says, and what is said before it is forced', () => {
+    const machine = new TestMachine(MACHINE);
+    machine.addNode({ number: '8:0', path: `${B}/ata1/block/sda`, held: true });
+    machine.files.set('/proc/self/mountinfo', '22 1 8:0 / /data rw - ext4 /dev/sda rw\n');
+    const refused = bound(machine, [B]);
+    assert.equal(refused.failed, true);
+    assert.match(
+      refused.notes,
+      /it is in use: its disk sda is mounted at \/data\nhint|it is in use: its disk sda is mounted at \/data/,
+    );
+    const dry = bound(machine, [A, B], { dryRun: true });
+    assert.match(
+      dry.said,
+      /02\.0 .* would get vfio-pci +-\n.*03\.0 .* ahci +would be refused +its disk sda is mounted at \/data\n/,
+    );
+    assert.match(dry.said, /Nothing was changed/);
+    const [{ ok, dryRun, devices }] = dry.documents as [
+      { ok: boolean; dryRun: boolean; devices: Record<string, unknown>[] },
+    ];
+    assert.deepEqual([ok, dryRun, devices.map(({ action }) => action)], [false, true, ['bind', 'refuse']]);
+    assert.deepEqual(devices[1]['usedBy'], ['its disk sda is mounted at /data']);
+    const forced = bound(machine, [B], { dryRun: true, force: true });
+    assert.equal(forced.failed, false);
+    assert.deepEqual(machine.writes, []);
+    assert.match(
+      bound(machine, [B], { force: true }).notes,
+      /03\.0 is taken although its disk sda is mounted at \/data/,
+    );
+    assert.equal(machine.driver(B), 'vfio-pci');
+  });
+
   test('the owner, and another driver', () => {
     const machine = new TestMachine(MACHINE);
-    bound(machine, [A], { uid: 1000 });
+    bound(machine, [A], { uid: '1000' });
     assert.ok(machine.writes.includes('chown 1000:-1 /dev/vfio/5'));
     const output = bound(machine, [A], { driver: 'none' });
     assert.match(output.said, /WAS WITH +IS WITH\n.* vfio-pci +no driver\n$/);
@@ -129,6 +174,28 @@ describe('anydma unbind on a made-up machine', () => {
   });
 });
 
+describe('anydma unbind of what is claimed or in use', () => {
+  test('a device that vfio-pci took again is no success', () => {
+    const machine = new TestMachine(MACHINE);
+    bound(machine, [A]);
+    machine.vfioClaims.add(A);
+    const output = released(machine, [A]);
+    assert.equal(output.failed, true);
+    assert.match(output.notes, /vfio-pci took it again/);
+  });
+
+  test('--dry-run changes nothing', () => {
+    const machine = new TestMachine(MACHINE);
+    bound(machine, [A]);
+    machine.writes.length = 0;
+    assert.match(
+      released(machine, [A, B], { dryRun: true }).said,
+      /would get one of the kernel's own drivers.*\n.*stays with ahci/,
+    );
+    assert.deepEqual(machine.writes, []);
+  });
+});
+
 describe('PCI devices as anydma devices lists them', () => {
   const list = (machine: TestMachine): string => {
     const output = new Listener(false);
@@ -157,6 +224,24 @@ describe('PCI devices as anydma devices lists them', () => {
     bound(machine, [A, B]);
     assert.match(list(machine), /02\.0 .*vfio-pci +5 .* yes, by iommufd or by its group/);
     assert.doesNotMatch(list(machine), /To use/);
+  });
+
+  test('what is in use says by whom, and nobody is told to bind it, nor its group', () => {
+    const machine = new TestMachine({
+      functions: [
+        { address: A, group: 5, interfaces: ['eth0'] },
+        { address: B, group: 5, driver: 'nvme', classCode: 0x010802 },
+        { address: '0000:00:04.0', group: 6 },
+      ],
+    });
+    machine.addNode({ number: '259:0', path: `${B}/nvme/nvme0/nvme0n1`, held: true });
+    machine.files.set('/proc/swaps', 'Filename Type Size Used Priority\n/dev/nvme0n1 partition 1 0 -2\n');
+    const text = list(machine);
+    assert.match(text, /03\.0 .* no: its disk nvme0n1 is swapped to\n/);
+    assert.match(text, /- swapoff \/dev\/nvme0n1 \(for/);
+    assert.deepEqual(text.match(/anydma bind.*/g), ['anydma bind 0000:00:04.0']);
+    const [, disk] = new PciReader(machine).all().map(pciDocument) as Record<string, unknown>[];
+    assert.deepEqual(disk['usedBy'], ['its disk nvme0n1 is swapped to']);
   });
 
   test('what is for some only says for which', () => {

@@ -55,7 +55,6 @@ describe('anydma', { concurrency: 4 }, () => {
     ['an option of another device', ['serve', 'copy', '--socket', 's', '--dma-mask', '28'], /--dma-mask is for edu/],
     ['bits that no address has', ['serve', 'edu', '--socket', 's', '--dma-mask', '64'], /from 1 to 53/],
     ['no device to bind', ['bind'], /missing required argument 'device'/],
-    ['a user by name', ['bind', '--uid', 'me', '0000:00:02.0'], /'me' is invalid/],
     ['an unknown code', ['explain', 'EWHAT'], /EWHAT/],
   ];
   for (const [why, args, says] of wrong)

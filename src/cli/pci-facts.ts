@@ -3,6 +3,7 @@ import { classKind, className, PciNames } from '../bus/pci/names.js';
 import { KernelModules } from '../bus/pci/modules.js';
 import { PciSysfs, type PciFunction } from '../bus/pci/sysfs.js';
 import { usability, type PciUsability, type PciWay } from '../bus/pci/usable.js';
+import { MachineUses } from '../bus/pci/uses.js';
 import { hex, type IdMatch } from '../index.js';
 import type { KernelPort } from '../platform/ports.js';
 import { groupMembers, type GroupMember } from '../vfio/facts.js';
@@ -24,12 +25,14 @@ export class PciReader {
   readonly #sysfs: PciSysfs;
   readonly #names: PciNames;
   readonly #modules: KernelModules;
+  readonly #uses: MachineUses;
 
   constructor(kernel: KernelPort) {
     this.#kernel = kernel;
     this.#sysfs = new PciSysfs(kernel);
     this.#names = new PciNames(kernel);
     this.#modules = new KernelModules(kernel);
+    this.#uses = new MachineUses(kernel);
   }
 
   /** All functions there are. */
@@ -51,13 +54,14 @@ export class PciReader {
       fn,
       name: this.#names.describe(fn.ids),
       neighbours: members.filter(({ name }) => name !== fn.address),
-      usability: usability(this.#sysfs, fn, this.#modules),
+      usability: usability(this.#sysfs, fn, this.#modules, this.#uses),
     };
   }
 }
 
 /** A function for programs. */
 export function pciDocument({ fn, name, neighbours, usability }: PciFacts): object {
+  const { uses, unknown, ...usable } = usability;
   const { address, ids, revision, driver, driverOverride, group, node, interfaces, vfioName, resources } = fn;
   return {
     address,
@@ -74,7 +78,9 @@ export function pciDocument({ fn, name, neighbours, usability }: PciFacts): obje
     interfaces,
     vfioDevice: vfioName,
     resources: resources.map(({ start, ...rest }) => ({ start: hex(start), ...rest })),
-    ...usability,
+    ...usable,
+    usedBy: uses.map(({ text }) => text),
+    usesNotKnown: unknown.map(({ reason }) => reason),
   };
 }
 

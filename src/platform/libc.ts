@@ -80,6 +80,10 @@ export interface Libc {
   /** ioctl(2) whose argument is a value. */
   readonly ioctlValue: (fd: number, request: number, argument: number) => number;
   readonly getrlimit: (resource: number, into: Pointer) => number;
+  /** The address of a `struct passwd`, 0 when there is none; good until the next call. */
+  readonly getpwnam: (name: string) => number;
+  /** The address of a `struct group`, as above. */
+  readonly getgrnam: (name: string) => number;
 
   /** `length` bytes from address `va` on as an ArrayBuffer that does not own them. Aborts the process when longer than V8 takes. */
   readonly view: (va: number, length: number) => ArrayBuffer;
@@ -202,6 +206,8 @@ function declare(koffi: Koffi): Libc {
     ioctl: int('ioctl', 'int', 'ulong', 'void *'),
     ioctlValue: int('ioctl', 'int', 'ulong', 'intptr_t'),
     getrlimit: int('getrlimit', 'int', 'void *'),
+    getpwnam: long('getpwnam', 'str'),
+    getgrnam: long('getgrnam', 'str'),
     view: (va, length) => koffi.view(BigInt(va), length),
     addressOf: (view) => Number(koffi.address(view)),
     peek: (va) => koffi.decode.uint32(va),

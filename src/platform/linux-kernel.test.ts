@@ -16,6 +16,7 @@ import assert from 'node:assert/strict';
 import { isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import { openPlatform } from './open.js';
+import type { KernelRoute } from './ports.js';
 
 const platform = openPlatform();
 const { kernel } = platform;
@@ -128,4 +129,84 @@ test('file systems are mounted and unmounted by who may', { skip }, () => {
   assert.equal(readFileSync('/proc/mounts', 'utf8').includes(` ${target} tmpfs `), mounted);
   if (mounted) kernel.unmount(target);
   assert.throws(() => kernel.unmount(target), { operation: 'umount2' });
+});
+
+test('nodes of devices are told by kind and number, and nothing else is one', { skip }, () => {
+  assert.deepEqual(kernel.nodeAt('/dev/null'), { kind: 'character', number: '1:3' });
+  assert.equal(kernel.nodeAt(directory), undefined);
+  assert.equal(kernel.nodeAt(join(directory, 'nothing')), undefined);
+});
+
+test('a claim is of the very device that was meant', { skip }, () => {
+  const node = { kind: 'character', number: '1:3' } as const;
+  const claim = kernel.claim('/dev/null', node);
+  claim[Symbol.dispose]();
+  claim[Symbol.dispose]();
+  throws('ENOENT', 'open', () => kernel.claim('/dev/null', { ...node, number: '1:5' }));
+  throws('ENOENT', 'open', () => kernel.claim('/dev/null', { ...node, kind: 'block' }));
+  throws('ENOENT', 'open', () => kernel.claim(join(directory, 'nothing'), node));
+});
+
+test('routes of all tables are read: those of the loopback interface are in the local one', { skip }, () => {
+  const index = Number(kernel.readText('/sys/class/net/lo/ifindex'));
+  const local = kernel.routes().filter(({ interfaces }) => interfaces.includes(index));
+  for (const { table, destination, family } of local) {
+    assert.ok(table > 0);
+    assert.match(destination, family === 4 ? /^\d+\.\d+\.\d+\.\d+\/\d+$/ : /^[\da-f:]+\/\d+$/);
+  }
+  if (/^127\.0\.0\.1$|0100007F/m.test(kernel.readText('/proc/net/fib_trie') ?? '') || local.length > 0)
+    assert.ok(
+      local.some(({ type, table, destination }) => type === 'local' && table === 255 && destination === '127.0.0.1/32'),
+    );
+});
+
+test('a network namespace of its own: another table, several hops, next hops with numbers, IPv6', { skip }, (t) => {
+  const script = `
+    import { openPlatform } from ${JSON.stringify(new URL('./open.js', import.meta.url).href)};
+    const { kernel } = openPlatform();
+    const indexOf = (name) => Number(kernel.readText('/sys/class/net/' + name + '/ifindex')) || undefined;
+    console.log(JSON.stringify(kernel.routes()));`;
+  const ip = [
+    'ip link add name one type dummy && ip link add name two type dummy && ip link set one up && ip link set two up',
+    'ip address add 192.0.2.1/24 dev one && ip address add 198.51.100.1/24 dev two',
+    'ip route add 10.0.0.0/8 dev one table 1234',
+    'ip route add 10.0.0.0/8 nexthop via 192.0.2.9 nexthop via 198.51.100.9',
+    'ip route add fd00:0:1::/48 dev two',
+    'ip route add unreachable 10.9.0.0/16',
+    'ip nexthop add id 7 dev two && ip route add 10.7.0.0/16 nhid 7 && sysctl -qw net.ipv4.nexthop_compat_mode=0',
+    '"$0" --input-type=module -e "$1"; ip -o link',
+  ].join('\n');
+  const { stdout, status } = spawnSync('unshare', ['--net', 'sh', '-ec', ip, process.execPath, script], {
+    encoding: 'utf8',
+  });
+  if (status !== 0) return t.skip('no network namespace can be made here, or dummy interfaces are missing');
+  const [json, ...links] = stdout.split('\n');
+  const indexOf = (name: string): number =>
+    Number(links.map((line) => /^(\d+): (\w+)/.exec(line)).find((m) => m?.[2] === name)?.[1]);
+  const routes = JSON.parse(json) as KernelRoute[];
+  const find = (destination: string): KernelRoute[] => routes.filter((route) => route.destination === destination);
+  const [a, b] = [indexOf('one'), indexOf('two')];
+  assert.deepEqual(
+    find('10.0.0.0/8').map(({ table, interfaces }) => [table, interfaces]),
+    [
+      [254, [a, b]],
+      [1234, [a]],
+    ],
+  );
+  assert.deepEqual(find('10.7.0.0/16')[0].interfaces, [b]);
+  assert.deepEqual(
+    find('fd00:0:1::/48').map(({ family, interfaces }) => [family, interfaces]),
+    [[6, [b]]],
+  );
+  assert.equal(find('10.9.0.0/16')[0].type, 'other');
+  assert.deepEqual(
+    find('198.51.100.1/32').map(({ type, interfaces }) => [type, interfaces]),
+    [['local', [b]]],
+  );
+});
+
+test('names of users and groups', { skip }, () => {
+  assert.deepEqual([kernel.idOf('user', 'root'), kernel.idOf('group', 'root')], [0, 0]);
+  assert.equal(kernel.idOf('user', 'no such user'), undefined);
+  throws('EINVAL', 'getpwnam', () => kernel.idOf('user', 'a\0b'));
 });

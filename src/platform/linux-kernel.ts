@@ -4,17 +4,21 @@ import {
   chownSync,
   closeSync,
   constants,
+  fstatSync,
   mkdirSync,
   openSync,
   readdirSync,
   readlinkSync,
+  statSync,
   writeSync,
+  type Stats,
 } from 'node:fs';
-import { ERRNO, invalid } from '../errors.js';
+import { DmaError, ERRNO, invalid } from '../errors.js';
 import { check, checkPath, fail } from './libc.js';
 import type { Libc } from './libc.js';
 import { readKernelText } from './linux-proc.js';
-import type { KernelPort } from './ports.js';
+import { readRoutes } from './linux-routes.js';
+import type { DeviceNode, KernelPort } from './ports.js';
 import { SYSLOG_ACTION_READ_ALL, SYSLOG_ACTION_SIZE_BUFFER } from './uapi/syslog.js';
 
 /** The {@link KernelPort} that asks the kernel. */
@@ -87,7 +91,60 @@ export function linuxKernel(libc: Libc): KernelPort {
       checkPath(target, 'umount2');
       check(libc, libc.umount2(target, 0), 'umount2', target);
     },
+
+    nodeAt,
+
+    claim(path, { kind, number }) {
+      const isIt = (found: DeviceNode | undefined): boolean => found?.kind === kind && found.number === number;
+      const absent = (): DmaError =>
+        new DmaError({ code: 'ENOENT', operation: 'open', reason: `${path} is not ${kind} device ${number}` });
+      // Before it is opened: what else is there may do something then.
+      if (!isIt(nodeAt(path))) throw absent();
+      // Without O_NONBLOCK a drive would wait for its medium.
+      const flags = kind === 'block' ? constants.O_RDONLY | constants.O_EXCL : constants.O_RDWR;
+      let fd: number | undefined = node('open', path, () => openSync(path, flags | constants.O_NONBLOCK));
+      const release = (): void => {
+        if (fd !== undefined) closeSync(fd);
+        fd = undefined;
+      };
+      if (isIt(nodeOf(fstatSync(fd)))) return { [Symbol.dispose]: release };
+      release();
+      throw absent();
+    },
+
+    routes() {
+      return readRoutes(libc);
+    },
+
+    idOf(kind, name) {
+      checkPath(name, kind === 'user' ? 'getpwnam' : 'getgrnam');
+      const va = kind === 'user' ? libc.getpwnam(name) : libc.getgrnam(name);
+      // In both structs the number comes after two pointers.
+      return va === 0 ? undefined : libc.peek(va + 16);
+    },
   };
+}
+
+/** See {@link KernelPort}. */
+function nodeAt(path: string): DeviceNode | undefined {
+  try {
+    return nodeOf(statSync(path));
+  } catch (error) {
+    if (isMissing(error)) return undefined;
+    return node('stat', path, () => {
+      throw error;
+    });
+  }
+}
+
+/** `undefined` for what is no node of a device. */
+function nodeOf(stats: Stats): DeviceNode | undefined {
+  if (!stats.isBlockDevice() && !stats.isCharacterDevice()) return undefined;
+  const device = BigInt(stats.rdev);
+  // As glibc's makedev(3) puts it together.
+  const major = ((device >> 8n) & 0xfffn) | ((device >> 32n) & ~0xfffn);
+  const minor = (device & 0xffn) | ((device >> 12n) & 0xffffff00n);
+  return { kind: stats.isBlockDevice() ? 'block' : 'character', number: `${major}:${minor}` };
 }
 
 /** Does an error of node:fs say that a path leads nowhere? */

@@ -297,6 +297,40 @@ export interface KernelPort {
   mount(options: MountOptions): void;
   /** umount2(2). EBUSY while a file in it is open or mapped. */
   unmount(target: string): void;
+  /** Which device a node is, links followed; `undefined` when `path` is not there or is no node of a device. */
+  nodeAt(path: string): DeviceNode | undefined;
+  /**
+   * Opens a node that only one can have: a block device (O_EXCL), so that until the claim is disposed of nobody can mount it,
+   * swap on it, or make it a part of an array or of a volume; or a character device whose driver is like that (VFIO's groups).
+   *
+   * @param node what has to be there, as `nodeAt` tells it
+   * @throws DmaError EBUSY when somebody has it; ENOENT when there is no such node, or it is another device
+   */
+  claim(path: string, node: DeviceNode): Disposable;
+  /** All routes of this process's network namespace, of every table and both families (rtnetlink(7)). */
+  routes(): KernelRoute[];
+  /** The number of a user or a group with this name, as the system's own programs look it up; `undefined` when there is none. */
+  idOf(kind: 'user' | 'group', name: string): number | undefined;
+}
+
+/** A node of /dev. */
+export interface DeviceNode {
+  readonly kind: 'block' | 'character';
+  /** Its number as sysfs writes it: `259:0`. */
+  readonly number: string;
+}
+
+/** A route that the kernel has. */
+export interface KernelRoute {
+  readonly family: 4 | 6;
+  /** 254 is the main one, 255 has the addresses of this machine; programs and VRFs have others. */
+  readonly table: number;
+  /** `local`: an address of this machine's own; `other`: multicast, unreachable and such, which lead nowhere. */
+  readonly type: 'unicast' | 'local' | 'other';
+  /** Where it leads: `192.0.2.0/24`, `::/0` */
+  readonly destination: string;
+  /** Indexes of the interfaces that it leads through. */
+  readonly interfaces: readonly number[];
 }
 
 /** All ports of one machine. */

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { DmaError } from '../../errors.js';
+import type { KernelRoute } from '../../platform/ports.js';
 import { dmaError } from '../testing.js';
 import { PciBinder, type BindOptions, type BindResult } from './bind.js';
-import { routeThrough } from './routes.js';
-import { TestMachine, type TestFunction, type TestMachineOptions } from './testing.js';
+import { TestMachine, type TestFunction, type TestMachineOptions, type TestNode } from './testing.js';
 
 const A = '0000:00:02.0';
 const B = '0000:00:03.0';
@@ -39,10 +39,7 @@ function errorOf(result: BindResult): DmaError {
 }
 
 /** eth0 has the default route. */
-const ROUTE = [
-  'Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT',
-  'eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0',
-].join('\n');
+const ROUTE: KernelRoute = { family: 4, table: 254, type: 'unicast', destination: '0.0.0.0/0', interfaces: [2] };
 
 describe('binding', () => {
   it('from the kernel to vfio-pci: override, unbind, probe, and no override afterwards', () => {
@@ -238,9 +235,20 @@ describe('patterns', () => {
     });
 });
 
-describe('an interface that carries a route', () => {
+describe('a device that is in use', () => {
+  /** The disk of B. */
+  const DISK: TestNode = { number: '8:0', path: `${B}/ata1/host0/target0:0:0/0:0:0:0/block/sda` };
+  const mount = (number: string): string => `22 1 ${number} / /data rw - ext4 /dev/sda rw\n`;
+  const inUse = (): { machine: TestMachine; binder: PciBinder } => {
+    const made = setUp();
+    made.machine.addNode({ ...DISK, held: true });
+    made.machine.files.set('/proc/self/mountinfo', mount('8:0'));
+    return made;
+  };
+
   it('is refused, and the others are not', () => {
-    const { machine, binder } = setUp({ files: { '/proc/net/route': ROUTE } });
+    const { machine, binder } = setUp();
+    machine.routeTable.push(ROUTE);
     const [a, b] = bind(binder, [A, B]);
     assert.equal(errorOf(a).code, 'EBUSY');
     assert.match(errorOf(a).message, /eth0 carries the default route.*--force/);
@@ -249,59 +257,105 @@ describe('an interface that carries a route', () => {
     assert.equal(only(bind(binder, [A], { driver: 'none' })).to, 'e1000e');
   });
 
-  it('unless it is forced', () => {
-    const { binder } = setUp({ files: { '/proc/net/route': ROUTE } });
-    assert.equal(only(bind(binder, [A], { force: true })).to, 'vfio-pci');
+  it('a disk: who uses it and what ends that; nothing is written', () => {
+    const { machine, binder } = inUse();
+    const { to, error } = only(bind(binder, [B]));
+    assert.equal(to, 'ahci');
+    assert.deepEqual([error?.code, error?.device], ['EBUSY', `pci:${B}`]);
+    assert.equal(error?.reason, 'it is in use: its disk sda is mounted at /data');
+    assert.match(error.hint ?? '', /umount \/data.*--force/);
+    assert.deepEqual([machine.writes, machine.claimed], [[], []]);
   });
 
-  const line6 = (destination: string, prefix: string, flags: string, name: string): string =>
-    `${destination} ${prefix} ${'0'.repeat(32)} 00 ${'0'.repeat(32)} 00000100 00000001 00000000 ${flags} ${name}`;
-  const zeros = '0'.repeat(32);
-  const cases: [what: string, files: Record<string, string>, says: string | undefined][] = [
-    ['nothing', {}, undefined],
-    ['the default route', { '/proc/net/route': ROUTE }, 'the default route'],
-    [
-      'a net',
-      { '/proc/net/route': 'Iface\neth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n' },
-      'the route to 192.0.2.0/24',
-    ],
-    ['a route that is down', { '/proc/net/route': ROUTE.replace('0003', '0002') }, undefined],
-    ['link-local', { '/proc/net/route': 'eth0\t0000FEA9\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n' }, undefined],
-    ['of another interface', { '/proc/net/route': ROUTE.replace('eth0', 'eth1') }, undefined],
-    ['cut short', { '/proc/net/route': 'eth0\t000200C0\n', '/proc/net/ipv6_route': `${zeros} 00\n` }, undefined],
-    ['IPv6 default', { '/proc/net/ipv6_route': line6(zeros, '00', '00000003', 'eth0') }, 'the IPv6 default route'],
-    [
-      'an IPv6 net',
-      { '/proc/net/ipv6_route': line6(`fd00${'0'.repeat(28)}`, '40', '00000001', 'eth0') },
-      'the route to fd00::/64',
-    ],
-    [
-      'IPv6 link-local',
-      { '/proc/net/ipv6_route': line6(`fe80${'0'.repeat(28)}`, '40', '00000001', 'eth0') },
-      undefined,
-    ],
-    ['IPv6 multicast', { '/proc/net/ipv6_route': line6(`ff00${'0'.repeat(28)}`, '08', '00000001', 'eth0') }, undefined],
-    [
-      'its own address',
-      { '/proc/net/ipv6_route': line6(`fd00${'0'.repeat(28)}`, '80', '80200001', 'eth0') },
-      undefined,
-    ],
-    ['a reject route', { '/proc/net/ipv6_route': line6(zeros, '00', '00200200', 'eth0') }, undefined],
-    [
-      'a bond above a VLAN above it',
-      {
-        '/proc/net/route': ROUTE.replace('eth0', 'bond0.7'),
-        '/sys/class/net/eth0/upper_bond0/mtu': '',
-        '/sys/class/net/bond0/upper_bond0.7/mtu': '',
-        '/sys/class/net/bond0.7/upper_eth0/mtu': '',
-      },
-      'the default route by bond0.7',
-    ],
-  ];
-  for (const [what, files, says] of cases)
-    it(`routes: ${what}`, () => {
-      assert.equal(routeThrough(new TestMachine({ files }), 'eth0'), says);
-    });
+  it('unless it is forced', () => {
+    const { machine, binder } = inUse();
+    machine.routeTable.push(ROUTE);
+    const results = bind(binder, [A, B], { force: true });
+    assert.deepEqual(
+      results.map(({ to }) => to),
+      ['vfio-pci', 'vfio-pci'],
+    );
+  });
+
+  it('what can not be asked is not "unused"; the code is that of the cause', () => {
+    for (const [path, code] of [
+      ['/proc/swaps', 'EACCES'],
+      ['/proc/self/mountinfo', 'EMFILE'],
+      ['/sys/dev/block', 'EMFILE'],
+      ['/dev/sda', 'EACCES'],
+      ['/proc', 'EACCES'],
+    ] as const) {
+      const { machine, binder } = setUp();
+      machine.addNode(DISK);
+      machine.unreadable.set(path, code);
+      const { to, error } = only(bind(binder, [B]));
+      assert.deepEqual([to, error?.code], ['ahci', code], path);
+      assert.match(error?.message ?? '', /can not be told whether it is in use: .*--force/, path);
+      assert.deepEqual(machine.writes, []);
+      assert.equal(only(bind(binder, [B], { force: true })).to, 'vfio-pci');
+    }
+    const { machine, binder } = setUp();
+    machine.unreadable.set('routes', 'EPERM');
+    assert.equal(errorOf(only(bind(binder, [A]))).code, 'EPERM');
+  });
+
+  it('a disk is nobody else’s from the last look until the driver has left it', () => {
+    const { machine, binder } = setUp();
+    machine.addNode(DISK);
+    const write = machine.writeText.bind(machine);
+    const claims: [string, number][] = [];
+    machine.writeText = (path, text) => {
+      claims.push([path.split('/').at(-1) ?? '', machine.claimed.length]);
+      write(path, text);
+    };
+    assert.equal(only(bind(binder, [B])).to, 'vfio-pci');
+    assert.deepEqual(claims, [
+      ['driver_override', 1],
+      ['unbind', 1],
+      ['drivers_probe', 0],
+      ['driver_override', 0],
+    ]);
+  });
+
+  it('somebody begins to use it after the plan was made: it is refused all the same', () => {
+    const { machine, binder } = setUp();
+    machine.addNode(DISK);
+    const functions = binder.resolve([B]);
+    const plans = binder.plan(functions);
+    assert.equal(plans[0].error, undefined);
+    machine.held.add('/dev/sda');
+    assert.equal(errorOf(only(binder.bind(functions, {}, plans))).code, 'EBUSY');
+    assert.deepEqual([machine.writes, machine.claimed], [[], []]);
+  });
+
+  it('of a whole group nothing is taken when one of it is in use', () => {
+    const { machine, binder } = inUse();
+    const [a, b] = bind(binder, [A], { wholeGroup: true });
+    assert.deepEqual([a.to, b.to, errorOf(a).code], ['e1000e', 'ahci', 'EBUSY']);
+    assert.match(errorOf(a).message, /0000:00:03\.0 can not be had: it is in use: its disk sda/);
+    assert.deepEqual(machine.writes, []);
+  });
+
+  it('a plan changes nothing, and says what would be done and why not', () => {
+    const { machine, binder } = inUse();
+    const plans = binder.plan(binder.resolve([A, B, C, BRIDGE]));
+    assert.deepEqual(
+      plans.map(({ action, to, error }) => [action, to, error?.code]),
+      [
+        ['bind', 'vfio-pci', undefined],
+        ['bind', 'vfio-pci', 'EBUSY'],
+        ['bind', 'vfio-pci', undefined],
+        ['bind', 'vfio-pci', 'ENOTSUP'],
+      ],
+    );
+    assert.deepEqual(
+      plans.map(({ uses }) => uses.map(({ text }) => text)),
+      [[], ['its disk sda is mounted at /data'], [], []],
+    );
+    const alone = new TestMachine({ functions: [{ address: A }] });
+    new PciBinder(alone).plan(new PciBinder(alone).resolve([A]), { noIommuMode: true });
+    assert.deepEqual([machine.writes, machine.claimed, alone.writes], [[], [], []]);
+  });
 });
 
 describe('unbinding', () => {
@@ -329,11 +383,56 @@ describe('unbinding', () => {
     assert.ok(machine.writes.every((line) => !line.includes(`${A} >`)));
   });
 
+  it('a device whose id vfio-pci was told is taken again: no success', () => {
+    const { machine, binder } = setUp();
+    bind(binder, [A]);
+    machine.vfioClaims.add(A);
+    const { to, error } = only(binder.unbind(binder.resolve([A])));
+    assert.deepEqual([to, error?.code], ['vfio-pci', 'EBUSY']);
+    assert.match(
+      error?.message ?? '',
+      /vfio-pci took it again.*8086:10d3.*echo "8086 10d3" > \S+\/vfio-pci\/remove_id/,
+    );
+    machine.vfioClaims.clear();
+    assert.equal(only(binder.unbind(binder.resolve([A]))).to, 'e1000e');
+  });
+
+  it('a device that a program has open is refused, unless it is forced', () => {
+    const { machine, binder } = setUp();
+    bind(binder, [A, B]);
+    machine.addProcess(77, 'qemu', ['/dev/vfio/5']);
+    const { to, error } = only(binder.unbind(binder.resolve([A])));
+    assert.deepEqual([to, error?.code], ['vfio-pci', 'EBUSY']);
+    assert.match(error?.message ?? '', /process 77 \(qemu\) has \/dev\/vfio\/5 open/);
+    assert.equal(only(binder.unbind(binder.resolve([A]), { force: true })).to, 'e1000e');
+  });
+
+  it('a group that is open somewhere out of sight is in use, too', () => {
+    const { machine, binder } = setUp();
+    bind(binder, [A]);
+    machine.held.add('/dev/vfio/5');
+    assert.match(errorOf(only(binder.unbind(binder.resolve([A])))).message, /another program has \/dev\/vfio\/5 open/);
+  });
+
+  it('a plan of it changes nothing', () => {
+    const { machine, binder } = setUp();
+    bind(binder, [A]);
+    machine.writes.length = 0;
+    assert.deepEqual(
+      binder.unbindPlan(binder.resolve([A, B])).map(({ action, to }) => [action, to]),
+      [
+        ['release', undefined],
+        ['leave', 'ahci'],
+      ],
+    );
+    assert.deepEqual(machine.writes, []);
+  });
+
   it('a device that goes away meanwhile is an error of its own', () => {
     const { machine, binder } = setUp();
     const functions = binder.resolve([A, B]);
     machine.unplug(A);
     const [a, b] = binder.bind(functions);
-    assert.deepEqual([a.error?.code, a.to, b.to], ['ENOENT', undefined, 'vfio-pci']);
+    assert.deepEqual([a.error?.code, a.to, b.to], ['ENODEV', undefined, 'vfio-pci']);
   });
 });

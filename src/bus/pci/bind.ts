@@ -2,22 +2,22 @@
  * Which kernel driver has a PCI function: handing it to vfio-pci, and back. By driver_override and drivers_probe
  * (Documentation/ABI/testing/sysfs-bus-pci), so that no other device is touched. What is done stays done when this process ends.
  */
-import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../../errors.js';
+import { DmaError, invalid, isDmaError, undoAll, withUndo, type ErrorCode } from '../../errors.js';
 import type { KernelPort } from '../../platform/ports.js';
 import { groupMembers } from '../../vfio/facts.js';
 import { parsePciAddress } from './address.js';
 import { glob } from './glob.js';
 import { KernelModules } from './modules.js';
 import { classKind } from './names.js';
-import { routeThrough } from './routes.js';
 import { isBridge, isVfioDriver, NO_IOMMU_MODE, PciSysfs, type PciFunction } from './sysfs.js';
 import { loadVfio, nodesOf } from './usable.js';
+import { MachineUses, usesText, usesTodo, type FunctionUses, type Unasked, type Use } from './uses.js';
 
 /** Options of {@link PciBinder.bind}. */
 export interface BindOptions {
   /** The driver that shall have them; `none` for no driver at all. Default `vfio-pci`. */
   readonly driver?: string;
-  /** Take a network interface away even when a route leads through it. */
+  /** Take a function away even when it is in use, or when that can not be told. */
   readonly force?: boolean;
   /** Bind the other members of their IOMMU groups as well. */
   readonly wholeGroup?: boolean;
@@ -25,6 +25,26 @@ export interface BindOptions {
   readonly noIommuMode?: boolean;
   /** Who shall own VFIO's device files, by number. What is left out stays as it is. */
   readonly owner?: { readonly user?: number; readonly group?: number };
+}
+
+/** What would be done with one function. */
+export interface BindPlan {
+  readonly address: string;
+  /** The driver now; `undefined` for none. */
+  readonly from: string | undefined;
+  /**
+   * `bind`: it would be given to `to`; `take`: it would be left without a driver; `release`: it would be given to whichever of
+   * the kernel's own drivers wants it; `leave`: nothing, it is as it should be.
+   */
+  readonly action: 'bind' | 'take' | 'release' | 'leave';
+  /** The driver that it would be given to. */
+  readonly to: string | undefined;
+  /** Who uses it: it would be taken from them. */
+  readonly uses: readonly Use[];
+  /** What could not be asked about who uses it. */
+  readonly unknown: readonly Unasked[];
+  /** Why nothing would be done. */
+  readonly error: DmaError | undefined;
 }
 
 /** What became of one function. */
@@ -40,6 +60,9 @@ export interface BindResult {
 
 const DEFAULT_DRIVER = 'vfio-pci';
 const NO_DRIVER = 'none';
+
+/** Who uses nothing, and nothing that could not be asked. */
+const UNUSED: FunctionUses = { uses: [], unknown: [] };
 
 /** Drivers that only hand a device to user space. */
 const USER_SPACE_DRIVERS: readonly string[] = ['uio_pci_generic', 'igb_uio', 'pci-stub'];
@@ -85,35 +108,96 @@ export class PciBinder {
    * Gives functions to a driver, one after the other; a function that has it already is left as it is. What can not be
    * done for one does not keep it from being done for the others.
    *
+   * @param plans what {@link plan} said to the same, when that was asked already
    * @throws DmaError, before anything was changed: EINVAL for a driver that is no name of one; ENOTSUP when there is no such
    *   driver; ENODEV when it is VFIO's, and the machine has no IOMMU
    */
-  bind(functions: readonly PciFunction[], options: BindOptions = {}): BindResult[] {
-    const { driver = DEFAULT_DRIVER, force = false, wholeGroup = false, owner } = options;
-    this.#checkDriver(driver);
-    if (isVfioDriver(driver)) this.#checkIommu(options.noIommuMode === true);
-    return (wholeGroup ? this.#withGroups(functions) : functions).map((fn) =>
-      this.#each(fn, () => {
-        if (driver === NO_DRIVER) this.#take(fn, force);
-        else this.#give(fn, driver, force);
+  bind(
+    functions: readonly PciFunction[],
+    options: BindOptions = {},
+    plans: readonly BindPlan[] = this.plan(functions, options),
+  ): BindResult[] {
+    const { driver = DEFAULT_DRIVER, force = false, owner } = options;
+    if (isVfioDriver(driver)) this.#checkIommu(options.noIommuMode === true, true);
+    return plans.map((plan) =>
+      this.#each(plan, (fn) => {
+        if (plan.action === 'take') this.#take(fn, force);
+        if (plan.action === 'bind') this.#give(fn, driver, force);
         if (owner !== undefined && isVfioDriver(driver)) this.#own(fn.address, owner);
       }),
     );
   }
 
   /**
-   * Gives functions back to whichever of the kernel's own drivers wants them. A function that such a driver has is left as
-   * it is. That no driver wants it is no error.
+   * What {@link bind} would do, and why not; nothing is changed. A function that is in use, or of which that can not be told,
+   * is refused (EBUSY, or what kept it from being asked) unless `force` is given; with `wholeGroup`, nothing is done to a group
+   * of which one is refused.
+   *
+   * @throws DmaError as `bind`
    */
-  unbind(functions: readonly PciFunction[], options: Pick<BindOptions, 'force'> = {}): BindResult[] {
-    return functions.map((fn) =>
-      this.#each(fn, () => {
-        const { address, driver } = fn;
-        if (driver !== undefined && !isVfioDriver(driver) && !USER_SPACE_DRIVERS.includes(driver)) return;
+  plan(functions: readonly PciFunction[], options: BindOptions = {}): BindPlan[] {
+    const { driver = DEFAULT_DRIVER, force = false, wholeGroup = false } = options;
+    this.#checkDriver(driver);
+    if (isVfioDriver(driver)) this.#checkIommu(options.noIommuMode === true, false);
+    const machine = new MachineUses(this.#kernel);
+    const plans = (wholeGroup ? this.#withGroups(functions) : functions).map((fn) => {
+      const to = driver === NO_DRIVER ? undefined : driver;
+      const { address, driver: from } = fn;
+      if (from === to) return { fn, address, from, to, action: 'leave' as const, ...UNUSED, error: undefined };
+      const action = to === undefined ? ('take' as const) : ('bind' as const);
+      const bridge = isBridge(fn) && isVfioDriver(to);
+      const about = bridge ? UNUSED : machine.of(fn);
+      const error = bridge
+        ? refused(fn, 'ENOTSUP', 'it is a bridge, which VFIO does not take')
+        : force
+          ? undefined
+          : refusal(fn, about);
+      return { fn, address, from, to, action, ...about, error };
+    });
+    return plans.map(({ fn, ...plan }) => {
+      const culprit = plans.find(
+        (other) => other.error !== undefined && !isBridge(other.fn) && other.fn.group === fn.group,
+      );
+      if (!wholeGroup || fn.group === undefined || plan.error !== undefined || culprit?.error === undefined)
+        return plan;
+      const { code, hint, reason } = culprit.error;
+      return {
+        ...plan,
+        error: refused(fn, code, `of its IOMMU group, ${culprit.address} can not be had: ${reason}`, hint),
+      };
+    });
+  }
+
+  /**
+   * Gives functions back to whichever of the kernel's own drivers wants them. A function that such a driver has is left as
+   * it is. That no driver wants it is no error; that a driver of VFIO's takes it again is EBUSY.
+   */
+  unbind(
+    functions: readonly PciFunction[],
+    options: Pick<BindOptions, 'force'> = {},
+    plans: readonly BindPlan[] = this.unbindPlan(functions, options),
+  ): BindResult[] {
+    return plans.map((plan) =>
+      this.#each(plan, (fn) => {
+        if (plan.action === 'leave') return;
         this.#take(fn, options.force === true);
-        this.#probe(address);
+        this.#probe(fn.address);
+        this.#mustBeReleased(fn);
       }),
     );
+  }
+
+  /** What {@link unbind} would do, and why not; nothing is changed. A function that a program has open is EBUSY, unless `force` is given. */
+  unbindPlan(functions: readonly PciFunction[], options: Pick<BindOptions, 'force'> = {}): BindPlan[] {
+    const machine = new MachineUses(this.#kernel);
+    return functions.map((fn) => {
+      const { address, driver: from } = fn;
+      const plan = { address, from, to: undefined, ...UNUSED, error: undefined };
+      if (from !== undefined && !isVfioDriver(from) && !USER_SPACE_DRIVERS.includes(from))
+        return { ...plan, to: from, action: 'leave' };
+      const about = from === undefined ? UNUSED : machine.of(fn);
+      return { ...plan, ...about, action: 'release', error: options.force === true ? undefined : refusal(fn, about) };
+    });
   }
 
   /** Modules that could drive a function, for who wonders why no driver took it. */
@@ -121,11 +205,13 @@ export class PciBinder {
     return this.#modules.forModalias(modalias);
   }
 
-  #each(fn: PciFunction, work: () => void): BindResult {
-    const { address, driver: from } = fn;
+  #each({ address, from, error: refusal }: BindPlan, work: (fn: PciFunction) => void): BindResult {
     const result = (error?: DmaError): BindResult => ({ address, from, to: this.#sysfs.driver(address), error });
+    if (refusal !== undefined) return result(refusal);
     try {
-      work();
+      const fn = this.#sysfs.read(address);
+      if (fn === undefined) throw new DmaError({ code: 'ENODEV', operation: 'bind', reason: 'it is gone' });
+      work(fn);
       return result();
     } catch (error) {
       if (!isDmaError(error)) throw error;
@@ -135,20 +221,25 @@ export class PciBinder {
 
   #give(fn: PciFunction, driver: string, force: boolean): void {
     const { address, driver: old } = fn;
-    if (old === driver) return;
-    if (isBridge(fn) && isVfioDriver(driver)) throw refused(fn, 'ENOTSUP', 'it is a bridge, which VFIO does not take');
-    this.#mayTake(fn, force);
     const undo: (() => void)[] = [];
     try {
+      // Until it has left its driver, nobody else gets its disks.
+      using claimed = force ? undefined : this.#claim(fn);
       undo.push(() => this.#override(address, undefined));
       this.#override(address, driver);
       if (old !== undefined) {
-        undo.push(() => this.#restore(address, old));
+        undo.push(() => {
+          // A driver can not have the names of its disks again while they are claimed.
+          claimed?.[Symbol.dispose]();
+          this.#restore(address, old);
+        });
         this.#unbindFrom(old, address);
       }
+      claimed?.[Symbol.dispose]();
       this.#probe(address);
       // The kernel does not tell why a driver that it tried did not take the device; binding by name does.
       if (this.#sysfs.driver(address) !== driver) this.#bindTo(driver, address);
+      this.#mustHave(fn, driver);
     } catch (error) {
       throw withUndo(error, 'bind', undoAll(undo));
     }
@@ -159,21 +250,45 @@ export class PciBinder {
   #take(fn: PciFunction, force: boolean): void {
     const { address, driver } = fn;
     if (driver !== undefined) {
-      this.#mayTake(fn, force);
+      using _claimed = force ? undefined : this.#claim(fn);
       this.#unbindFrom(driver, address);
+      this.#mustHave(fn, undefined);
     }
     this.#override(address, undefined);
   }
 
-  /** @throws DmaError EBUSY for an interface that the machine's network needs */
-  #mayTake(fn: PciFunction, force: boolean): void {
-    if (force) return;
-    for (const name of fn.interfaces) {
-      const route = routeThrough(this.#kernel, name);
-      if (route === undefined) continue;
-      const reason = `its interface ${name} carries ${route}`;
-      throw refused(fn, 'EBUSY', reason, 'take the route away first, or take the interface all the same with --force');
-    }
+  /** Its disks are nobody else's until this is disposed of. @throws DmaError as `bind` for who uses it */
+  #claim(fn: PciFunction): Disposable {
+    const claimed = new MachineUses(this.#kernel).claim(fn);
+    const error = refusal(fn, claimed);
+    if (error === undefined) return claimed;
+    claimed[Symbol.dispose]();
+    throw error;
+  }
+
+  /** The kernel took the command; this is what came of it. */
+  #mustHave(fn: PciFunction, driver: string | undefined): void {
+    const now = this.#sysfs.driver(fn.address);
+    if (now === driver) return;
+    throw refused(fn, 'EBUSY', `the kernel did as it was told, and ${now ?? 'no driver'} has it`);
+  }
+
+  /** A driver of VFIO's that was told its id takes it whenever it is free. */
+  #mustBeReleased(fn: PciFunction): void {
+    const { address, ids } = fn;
+    const now = this.#sysfs.driver(address);
+    if (now === undefined || (!isVfioDriver(now) && !USER_SPACE_DRIVERS.includes(now))) return;
+    const id = (number: number): string => number.toString(16).padStart(4, '0');
+    const module = now.replaceAll('-', '_');
+    throw refused(
+      fn,
+      'EBUSY',
+      `${now} took it again: it claims all devices with the id ${id(ids.vendor)}:${id(ids.device)}`,
+      `echo "${id(ids.vendor)} ${id(ids.device)}" > /sys/bus/pci/drivers/${now}/remove_id, when the id came by new_id; when it ` +
+        `came by an option (ids=), take it out of /etc/modprobe.d or of the kernel's command line (${now}.ids=) and load ${module} ` +
+        'anew; or name the driver: anydma bind --driver DRIVER ' +
+        address,
+    );
   }
 
   #checkDriver(driver: string): void {
@@ -186,11 +301,15 @@ export class PciBinder {
     throw new DmaError({ code: 'ENOTSUP', operation: 'bind', reason: `the driver ${driver} is not loaded`, hint });
   }
 
-  #checkIommu(switchOn: boolean): void {
+  /** @param change switch the mode on; else only see whether that could be done */
+  #checkIommu(switchOn: boolean, change: boolean): void {
     if (this.#sysfs.hasIommu()) return;
     const mode = this.#sysfs.noIommuMode();
     if (mode === true) return;
-    if (switchOn && mode === false) return this.#kernel.writeText(NO_IOMMU_MODE, '1');
+    if (switchOn && mode === false) {
+      if (change) this.#kernel.writeText(NO_IOMMU_MODE, '1');
+      return;
+    }
     throw new DmaError({
       code: 'ENODEV',
       operation: 'bind',
@@ -250,7 +369,27 @@ function matches({ address, interfaces }: PciFunction, pattern: RegExp): boolean
   return [address, address.replace(/^0000:/, ''), ...interfaces].some((name) => pattern.test(name));
 }
 
-function refused(fn: PciFunction, code: 'EBUSY' | 'ENOTSUP', reason: string, hint?: string): DmaError {
+/** Why a function with these uses is not taken; `undefined` when nobody uses it. */
+function refusal(fn: PciFunction, { uses, unknown }: FunctionUses): DmaError | undefined {
+  if (uses.length > 0)
+    return refused(
+      fn,
+      'EBUSY',
+      `it is in use: ${usesText(uses)}`,
+      `end that first (${usesTodo(uses)}), or take it all the same with --force`,
+    );
+  if (unknown.length === 0) return undefined;
+  const [{ code }] = unknown;
+  const reasons = unknown.map(({ reason }) => ({ text: reason }));
+  return refused(
+    fn,
+    code,
+    `it can not be told whether it is in use: ${usesText(reasons)}`,
+    'ask as root, on the machine itself rather than in a container; or take it all the same with --force',
+  );
+}
+
+function refused(fn: PciFunction, code: ErrorCode, reason: string, hint?: string): DmaError {
   return new DmaError({ code, operation: 'bind', device: `pci:${fn.address}`, reason, hint });
 }
 

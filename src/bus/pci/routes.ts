@@ -1,76 +1,105 @@
-/** Network interfaces that are in use: those that routes lead through (/proc/net/route, /proc/net/ipv6_route). */
-import type { KernelPort } from '../../platform/ports.js';
+/** Network interfaces that are in use: those that routes lead through, that have addresses, or that others are built upon. */
+import type { KernelPort, KernelRoute } from '../../platform/ports.js';
+import type { Asking, Facts, Use } from './found.js';
 
-const RTF_UP = 0x1;
-const RTF_REJECT = 0x200;
-/** A route to an address of this machine's own. */
-const RTF_LOCAL = 0x8000_0000;
+const CLASS = '/sys/class/net';
 
-/**
- * The route that makes `name` needed, as text; `undefined` when there is none. Routes of interfaces that sit on top of it
- * (bonds, bridges, VLANs) count; link-local and multicast ones, which every interface has, do not.
- */
-export function routeThrough(kernel: KernelPort, name: string): string | undefined {
-  const inUse = [...ipv4Routes(kernel), ...ipv6Routes(kernel)];
-  for (const each of withUppers(kernel, name)) {
-    const route = inUse.find(({ through }) => through === each);
-    if (route !== undefined) return each === name ? route.text : `${route.text} by ${each}`;
+/** What is asked once for all interfaces. */
+export interface NetworkFacts {
+  readonly routes: readonly KernelRoute[];
+  /** Indexes of the interfaces that programs receive raw packets of. */
+  readonly listened: ReadonlySet<number>;
+}
+
+/** See {@link NetworkFacts}. */
+export function readNetwork(kernel: KernelPort, asking: Asking): NetworkFacts {
+  const sockets = asking.ask(() => kernel.readText('/proc/net/packet') ?? '', '');
+  // Pointer, references, type, protocol, interface.
+  const rows = sockets
+    .split('\n')
+    .slice(1)
+    .map((line) => Number(line.trim().split(/\s+/)[4]));
+  return {
+    routes: asking.ask(() => kernel.routes(), []),
+    listened: new Set(rows.filter((index) => index > 0)),
+  };
+}
+
+/** Names of the interfaces below a directory of /sys/devices that has this part in its path. */
+export function interfacesBelow(kernel: KernelPort, part: string): string[] {
+  return kernel.list(CLASS).filter((name) => kernel.readLink(`${CLASS}/${name}`)?.includes(part) === true);
+}
+
+/** Who uses the interface `name`. */
+export function interfaceUses(
+  kernel: KernelPort,
+  asking: Asking,
+  { value: { routes, listened } }: Facts<NetworkFacts>,
+  name: string,
+): Use[] {
+  const uses: Use[] = [];
+  for (const each of withUppers(kernel, asking, name)) {
+    const by = each === name ? '' : ` by ${each}`;
+    const index = Number(asking.ask(() => kernel.readText(`${CLASS}/${each}/ifindex`), undefined) ?? NaN);
+    const best = mostTelling(routes.filter(({ interfaces }) => interfaces.includes(index)));
+    if (best !== undefined)
+      uses.push({
+        text: `its interface ${name} ${best}${by}`,
+        todo: `ip addr flush dev ${each}; ip link set ${each} down`,
+      });
+    const master = asking
+      .ask(() => kernel.readLink(`${CLASS}/${each}/master`), undefined)
+      ?.split('/')
+      .at(-1);
+    if (master !== undefined && !isVrf(kernel, asking, master))
+      uses.push({ text: `its interface ${name} is a port of ${master}${by}`, todo: `ip link set ${each} nomaster` });
+    if (listened.has(index))
+      uses.push({
+        text: `a program receives the packets of its interface ${name}${by}`,
+        todo: `end the program ("ss -0p" names it)`,
+      });
   }
-  return undefined;
+  return uses;
 }
 
 /** The interface, and those above it. */
-function withUppers(kernel: KernelPort, name: string): Set<string> {
+function withUppers(kernel: KernelPort, asking: Asking, name: string): Set<string> {
   const names = new Set([name]);
   // What is added is visited as well.
   for (const each of names)
-    for (const entry of kernel.list(`/sys/class/net/${each}`))
+    for (const entry of asking.ask(() => kernel.list(`${CLASS}/${each}`), []))
       if (entry.startsWith('upper_')) names.add(entry.slice('upper_'.length));
   return names;
 }
 
-interface Route {
-  readonly through: string;
-  readonly text: string;
+/** What is in one has routes of its own; being in it carries nothing. */
+function isVrf(kernel: KernelPort, asking: Asking, name: string): boolean {
+  return /^DEVTYPE=vrf$/m.test(asking.ask(() => kernel.readText(`${CLASS}/${name}/uevent`), undefined) ?? '');
 }
 
-function ipv4Routes(kernel: KernelPort): Route[] {
-  return rows(kernel, '/proc/net/route').flatMap(([through, destination, , flags, , , , mask]) => {
-    if (mask === undefined || (hexadecimal(flags) & RTF_UP) === 0) return [];
-    const address = ipv4(destination);
-    if (address.startsWith('169.254.')) return [];
-    const bits = hexadecimal(mask).toString(2).replaceAll('0', '').length;
-    return [{ through, text: bits === 0 ? 'the default route' : `the route to ${address}/${bits}` }];
-  });
+/** What the routes of one interface say, by the one that matters most; `undefined` when none does. */
+function mostTelling(routes: readonly KernelRoute[]): string | undefined {
+  const used = routes.filter((route) => route.type !== 'other' && !isOfEveryInterface(route));
+  const unicast = used.filter(({ type }) => type === 'unicast');
+  const route = unicast.find(isDefault) ?? unicast.at(0);
+  if (route !== undefined) return `carries ${textOf(route)}`;
+  const address = used.at(0);
+  return address === undefined ? undefined : `has the address ${address.destination.split('/')[0]}`;
 }
 
-function ipv6Routes(kernel: KernelPort): Route[] {
-  return rows(kernel, '/proc/net/ipv6_route').flatMap(([destination, width, , , , , , , flags, through]) => {
-    if (through === undefined || /^(?:fe[89ab]|ff)/.test(destination)) return [];
-    const bits = hexadecimal(flags);
-    if ((bits & RTF_UP) === 0 || (bits & RTF_REJECT) !== 0 || bits >= RTF_LOCAL) return [];
-    const prefix = hexadecimal(width);
-    const text = prefix === 0 ? 'the IPv6 default route' : `the route to ${ipv6(destination)}/${prefix}`;
-    return [{ through, text }];
-  });
+/** Link-local addresses, and multicast. */
+function isOfEveryInterface({ family, destination }: KernelRoute): boolean {
+  return family === 4 ? /^(?:169\.254|22[4-9]|23\d)\./.test(destination) : /^(?:fe[89ab]|ff)/.test(destination);
 }
 
-function rows(kernel: KernelPort, path: string): string[][] {
-  const lines = (kernel.readText(path) ?? '').split('\n');
-  return lines.filter((line) => line !== '').map((line) => line.trim().split(/\s+/));
+function isDefault({ destination }: KernelRoute): boolean {
+  return destination.endsWith('/0');
 }
 
-function hexadecimal(text: string | undefined): number {
-  return parseInt(text ?? '0', 16);
-}
+const MAIN_TABLE = 254;
 
-/** The kernel prints the four bytes as one little-endian number. */
-function ipv4(text: string): string {
-  return (text.match(/../g) ?? []).reverse().map(hexadecimal).join('.');
-}
-
-/** Without the shortening of zeros beyond the last group that is not zero. */
-function ipv6(text: string): string {
-  const groups = (text.match(/..../g) ?? []).map((group) => hexadecimal(group).toString(16));
-  return groups.join(':').replace(/(?::0)+$/, '::');
+function textOf(route: KernelRoute): string {
+  const { family, destination, table } = route;
+  const text = isDefault(route) ? `the ${family === 6 ? 'IPv6 ' : ''}default route` : `the route to ${destination}`;
+  return table === MAIN_TABLE ? text : `${text} of table ${table}`;
 }

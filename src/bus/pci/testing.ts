@@ -1,6 +1,6 @@
 /** A made-up machine with PCI functions, for tests: sysfs as a {@link KernelPort}, with what the kernel does when it is written. */
 import { DmaError, type ErrorCode } from '../../errors.js';
-import type { KernelPort } from '../../platform/ports.js';
+import type { DeviceNode, KernelPort, KernelRoute } from '../../platform/ports.js';
 
 /** A function of the machine. What is left out is what most functions have. */
 export interface TestFunction {
@@ -19,6 +19,21 @@ export interface TestFunction {
   readonly interfaces?: readonly string[];
   /** More files of its directory. */
   readonly files?: Readonly<Record<string, string>>;
+}
+
+/** A device with a number, in the tree of sysfs. */
+export interface TestNode {
+  readonly number: string;
+  /** Where it is: `0000:00:03.0/nvme/nvme0/nvme0n1` below a function, `virtual/block/dm-0` elsewhere. */
+  readonly path: string;
+  /** Default block */
+  readonly kind?: DeviceNode['kind'];
+  /** Names of the block devices upon it. */
+  readonly holders?: readonly string[];
+  /** Other files of its directory. */
+  readonly files?: Readonly<Record<string, string>>;
+  /** Does the kernel hold it for somebody? Default: when it has holders. */
+  readonly held?: boolean;
 }
 
 /** What the machine is like. */
@@ -42,6 +57,19 @@ export class TestMachine implements KernelPort {
   readonly links = new Map<string, string>();
   /** Files under /dev, and whether this process may open them. */
   readonly nodes = new Map<string, 'yes' | 'no-permission'>();
+  /** What `nodeAt` says, by path. */
+  readonly devices = new Map<string, DeviceNode>();
+  /** Paths of nodes that the kernel holds for somebody. */
+  readonly held = new Set<string>();
+  /** Paths of nodes that are claimed now. */
+  readonly claimed: string[] = [];
+  readonly routeTable: KernelRoute[] = [];
+  /** Functions whose ids vfio-pci was told (new_id). */
+  readonly vfioClaims = new Set<string>();
+  /** Names of users and groups: `user alice`. */
+  readonly ids = new Map<string, number>();
+  /** Paths that fail when they are read, listed, or opened; and `routes`. */
+  readonly unreadable = new Map<string, ErrorCode>();
   /** `driver address`: binding these fails. */
   readonly failing = new Map<string, ErrorCode>();
   /** The kernel log; `undefined` when it is not for this process. */
@@ -64,6 +92,8 @@ export class TestMachine implements KernelPort {
       if (iommufd) this.nodes.set('/dev/iommu', 'yes');
     }
     for (const fn of functions) this.plug(fn);
+    this.links.set('/proc/self', '4711').set('/proc/self/ns/mnt', 'mnt:[1]');
+    this.files.set('/proc/self/mountinfo', '22 1 0:20 / / rw - overlay overlay rw\n');
     for (const [path, text] of Object.entries(files)) this.files.set(path, text);
   }
 
@@ -101,6 +131,32 @@ export class TestMachine implements KernelPort {
         if (path.startsWith(`${directory(address)}/`) || path.endsWith(`/${address}`)) map.delete(path);
   }
 
+  /** Adds a device with a number. */
+  addNode({ number, path, kind = 'block', holders = [], files = {}, held = holders.length > 0 }: TestNode): void {
+    const directory = `/sys/dev/${kind === 'block' ? 'block' : 'char'}/${number}`;
+    this.links.set(
+      directory,
+      path.startsWith('virtual/') ? `../../devices/${path}` : `../../devices/pci0000:00/${path}`,
+    );
+    for (const name of holders) this.files.set(`${directory}/holders/${name}/dev`, '');
+    for (const [file, text] of Object.entries(files)) this.files.set(`${directory}/${file}`, text);
+    const node = `/dev/${path.split('/').at(-1) ?? ''}`;
+    this.devices.set(node, { kind, number });
+    if (held) this.held.add(node);
+  }
+
+  /** Adds a process that has nodes open, and sees these mounts in a namespace of its own. */
+  addProcess(id: number, name: string, open: readonly string[], mounts?: string): void {
+    this.files.set(`/proc/${id}/comm`, `${name}\n`);
+    this.links.set(`/proc/${id}/ns/mnt`, mounts === undefined ? 'mnt:[1]' : `mnt:[${id}]`);
+    if (mounts !== undefined) this.files.set(`/proc/${id}/mountinfo`, mounts);
+    for (const [fd, path] of open.entries()) {
+      this.links.set(`/proc/${id}/fd/${fd}`, path);
+      const node = this.devices.get(path);
+      if (node !== undefined) this.devices.set(`/proc/${id}/fd/${fd}`, node);
+    }
+  }
+
   /** The driver of a function. */
   driver(address: string): string | undefined {
     return this.links
@@ -118,6 +174,7 @@ export class TestMachine implements KernelPort {
   // --- the port ---
 
   readText(path: string): string | undefined {
+    this.#mayRead(path);
     return this.files.get(path);
   }
 
@@ -132,6 +189,7 @@ export class TestMachine implements KernelPort {
   }
 
   list(directory: string): string[] {
+    this.#mayRead(directory);
     const start = `${directory}/`;
     const names = [...this.files.keys(), ...this.links.keys(), ...this.nodes.keys()]
       .filter((path) => path.startsWith(start))
@@ -140,6 +198,7 @@ export class TestMachine implements KernelPort {
   }
 
   readLink(path: string): string | undefined {
+    this.#mayRead(path);
     // The members of a group are links to the devices.
     const member = /^\/sys\/kernel\/iommu_groups\/\d+\/devices\/([^/]+)\/driver$/.exec(path)?.[1];
     return this.links.get(path) ?? (member === undefined ? undefined : this.links.get(`${directory(member)}/driver`));
@@ -169,6 +228,38 @@ export class TestMachine implements KernelPort {
     throw failure('ENOTSUP', 'umount');
   }
 
+  nodeAt(path: string): DeviceNode | undefined {
+    return this.devices.get(path);
+  }
+
+  claim(path: string, { kind, number }: DeviceNode): Disposable {
+    this.#mayRead(path);
+    const node = this.devices.get(path);
+    if (node?.kind !== kind || node.number !== number) throw failure('ENOENT', path);
+    if (this.held.has(path)) throw failure('EBUSY', path);
+    this.claimed.push(path);
+    return {
+      [Symbol.dispose]: () => {
+        const at = this.claimed.indexOf(path);
+        if (at >= 0) this.claimed.splice(at, 1);
+      },
+    };
+  }
+
+  routes(): KernelRoute[] {
+    this.#mayRead('routes');
+    return this.routeTable;
+  }
+
+  idOf(kind: 'user' | 'group', name: string): number | undefined {
+    return this.ids.get(`${kind} ${name}`);
+  }
+
+  #mayRead(path: string): void {
+    const code = this.unreadable.get(path);
+    if (code !== undefined) throw failure(code, path);
+  }
+
   // --- what the kernel does ---
 
   #bind(driver: string, address: string): void {
@@ -185,7 +276,8 @@ export class TestMachine implements KernelPort {
     const fn = this.#functions.get(address);
     if (fn === undefined) throw failure('ENODEV', address);
     if (this.driver(address) !== undefined) return;
-    const wanted = this.override(address) ?? (fn.driver === undefined ? 'e1000e' : fn.driver);
+    const own = fn.driver === undefined ? 'e1000e' : fn.driver;
+    const wanted = this.override(address) ?? (this.vfioClaims.has(address) ? 'vfio-pci' : own);
     if (wanted === null || !this.files.has(`/sys/bus/pci/drivers/${wanted}/bind`)) return;
     // What a driver says when it is probed is told to nobody.
     if (!this.failing.has(`${wanted} ${address}`)) this.#attach(wanted, address);
@@ -198,10 +290,15 @@ export class TestMachine implements KernelPort {
       for (const name of interfaces) {
         this.files.set(`${directory(address)}/net/${name}/mtu`, '1500\n');
         this.files.set(`/sys/class/net/${name}/mtu`, '1500\n');
+        this.files.set(`/sys/class/net/${name}/ifindex`, `${interfaceIndex(name)}\n`);
+        this.links.set(`/sys/class/net/${name}`, `../../devices/pci0000:00/${address}/net/${name}`);
       }
       return;
     }
-    if (group !== undefined) this.nodes.set(`/dev/vfio/${group}`, 'yes');
+    if (group !== undefined) {
+      this.nodes.set(`/dev/vfio/${group}`, 'yes');
+      this.devices.set(`/dev/vfio/${group}`, { kind: 'character', number: `510:${group}` });
+    }
     if (!this.#iommufd) return;
     const name = `vfio${requester(address)}`;
     this.files.set(`${directory(address)}/vfio-dev/${name}/dev`, '511:0\n');
@@ -215,6 +312,9 @@ export class TestMachine implements KernelPort {
     const gone = [`${directory(address)}/vfio-dev/`, `${directory(address)}/net/`];
     gone.push(...interfaces.map((name) => `/sys/class/net/${name}/`));
     for (const path of this.files.keys()) if (gone.some((start) => path.startsWith(start))) this.files.delete(path);
+    for (const name of interfaces) this.links.delete(`/sys/class/net/${name}`);
+    for (const [path, target] of this.links)
+      if (path.startsWith('/sys/dev/') && target.includes(`/${address}/`)) this.links.delete(path);
     this.nodes.delete(`/dev/vfio/devices/vfio${requester(address)}`);
     if (group !== undefined && driver === 'vfio-pci') this.nodes.delete(`/dev/vfio/${group}`);
   }
@@ -231,6 +331,11 @@ const RESOURCE = [
 
 function directory(address: string): string {
   return `/sys/bus/pci/devices/${address}`;
+}
+
+/** The index that an interface has there: its name's last digit, and 2. */
+export function interfaceIndex(name: string): number {
+  return Number(/\d$/.exec(name)?.[0] ?? 7) + 2;
 }
 
 /** A number for a function. */

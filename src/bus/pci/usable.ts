@@ -3,6 +3,7 @@ import type { ErrorCode } from '../../errors.js';
 import { blocksGroup, groupMembers, type GroupMember } from '../../vfio/facts.js';
 import { KernelModules } from './modules.js';
 import { isBridge, isVfio, type PciFunction, type PciSysfs } from './sysfs.js';
+import { MachineUses, usesText, usesTodo, type Unasked, type Use } from './uses.js';
 
 /** One thing that keeps a function from being used. */
 export interface UseProblem {
@@ -23,21 +24,38 @@ export interface PciUsability {
   readonly ways: readonly PciWay[];
   /** What is in the way, the most basic first; empty when it is usable. */
   readonly problems: readonly UseProblem[];
+  /** Who uses it through the driver that it has, or has it open. */
+  readonly uses: readonly Use[];
+  /** What this user can not ask about who uses it. */
+  readonly unknown: readonly Unasked[];
 }
 
-/** Looks at all that VFIO will look at, without opening anything. */
+/** Looks at all that VFIO will look at, and at who uses the function now. */
 export function usability(
   sysfs: PciSysfs,
   fn: PciFunction,
   modules: KernelModules = new KernelModules(sysfs.kernel),
+  machine: MachineUses = new MachineUses(sysfs.kernel),
 ): PciUsability {
   const bridge = isBridge(fn);
+  const about = bridge ? { uses: [], unknown: [] } : machine.of(fn);
+  const neighbours = bridge ? [] : neighboursInTheWay(sysfs, fn, machine);
+  // Taking a device away would harm who uses it, so that nobody is told how to.
+  const uses = [...about.uses, ...neighbours.flatMap((each) => each.uses)];
+  const command = `anydma bind ${neighbours.length === 0 ? '' : '--group '}${fn.address}`;
+  const todo = uses.length === 0 ? command : usesTodo(uses);
   const problems = bridge
     ? [BRIDGE]
-    : [...iommuProblems(sysfs, fn), ...driverProblems(sysfs, fn, modules), ...groupProblems(sysfs, fn)];
-  if (problems.length > 0) return { usable: false, ways: [], problems };
+    : [
+        ...iommuProblems(sysfs, fn),
+        ...usesProblems(about.uses),
+        ...driverProblems(sysfs, fn, modules, todo),
+        ...neighbours.map((each) => neighbourProblem(fn, each, todo)),
+      ];
+  if (problems.length > 0) return { usable: false, ways: [], problems, ...about };
   const { ways, problem } = openWays(sysfs, fn);
-  return { usable: ways.length > 0, ways, problems: ways.length > 0 || problem === undefined ? [] : [problem] };
+  if (ways.length > 0) return { usable: true, ways, problems: [], ...about };
+  return { usable: false, ways, problems: problem === undefined ? [] : [problem], ...about };
 }
 
 const BRIDGE: UseProblem = {
@@ -68,30 +86,22 @@ function iommuProblems(sysfs: PciSysfs, { group, vfioName }: PciFunction): UsePr
   ];
 }
 
-function driverProblems(sysfs: PciSysfs, fn: PciFunction, modules: KernelModules): UseProblem[] {
+function driverProblems(sysfs: PciSysfs, fn: PciFunction, modules: KernelModules, todo: string): UseProblem[] {
   if (isVfio(fn)) return [];
-  const { address, driver, virtualFunctions } = fn;
+  const { driver } = fn;
   const problems: UseProblem[] = [];
   if (!sysfs.hasDriver('vfio-pci'))
     problems.push({ code: 'ENOTSUP', reason: 'the kernel module vfio-pci is not loaded', todo: loadVfio(modules) });
-  if (virtualFunctions > 0)
-    problems.push({
-      code: 'EBUSY',
-      reason: `${virtualFunctions} virtual ${virtualFunctions === 1 ? 'function is' : 'functions are'} switched on`,
-      todo: `echo 0 > ${sysfs.directory(address)}/sriov_numvfs`,
-    });
   problems.push({
     code: driver === undefined ? 'ENODEV' : 'EBUSY',
     reason: driver === undefined ? 'no driver has it' : `the driver ${driver} has it`,
-    todo: bindCommand(sysfs, fn),
+    todo,
   });
   return problems;
 }
 
-/** What binds as many functions as it takes. */
-function bindCommand(sysfs: PciSysfs, { address, group }: PciFunction): string {
-  const alone = group === undefined || blockingNeighbours(sysfs, address, group).length === 0;
-  return `anydma bind ${alone ? '' : '--group '}${address}`;
+function usesProblems(uses: readonly Use[]): UseProblem[] {
+  return uses.length === 0 ? [] : [{ code: 'EBUSY', reason: usesText(uses), todo: usesTodo(uses) }];
 }
 
 /** How to get vfio-pci. */
@@ -101,13 +111,22 @@ export function loadVfio(modules: KernelModules): string {
     : 'modprobe vfio-pci';
 }
 
-function groupProblems(sysfs: PciSysfs, { address, group }: PciFunction): UseProblem[] {
+/** A member of the same group that has to go along. */
+interface Neighbour extends GroupMember {
+  readonly uses: readonly Use[];
+}
+
+function neighboursInTheWay(sysfs: PciSysfs, { address, group }: PciFunction, machine: MachineUses): Neighbour[] {
   if (group === undefined) return [];
-  return blockingNeighbours(sysfs, address, group).map(({ name, driver }) => ({
-    code: 'EBUSY',
-    reason: `its IOMMU group ${group} is shared with ${name}, which the driver ${driver ?? ''} has`,
-    todo: `anydma bind --group ${address}`,
-  }));
+  return blockingNeighbours(sysfs, address, group).map((member) => {
+    const fn = sysfs.read(member.name);
+    return { ...member, uses: fn === undefined ? [] : machine.of(fn).uses };
+  });
+}
+
+function neighbourProblem({ group }: PciFunction, { name, driver, uses }: Neighbour, todo: string): UseProblem {
+  const has = uses.length === 0 ? `which the driver ${driver ?? ''} has` : `which is in use: ${usesText(uses)}`;
+  return { code: 'EBUSY', reason: `its IOMMU group ${group ?? ''} is shared with ${name}, ${has}`, todo };
 }
 
 /** The members of a group, besides `address`, whose drivers keep it from being given to user space. */

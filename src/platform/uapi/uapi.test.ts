@@ -20,6 +20,7 @@ import * as mman from './mman.js';
 import * as pciRegs from './pci-regs.js';
 import * as poll from './poll.js';
 import * as resource from './resource.js';
+import * as rtnetlink from './rtnetlink.js';
 import * as socket from './socket.js';
 import * as stat from './stat.js';
 import * as syslog from './syslog.js';
@@ -35,6 +36,9 @@ const C_LIBRARY = `
 #include <linux/falloc.h>
 #include <linux/memfd.h>
 #include <linux/mempolicy.h>
+#include <linux/netlink.h>
+#include <linux/nexthop.h>
+#include <linux/rtnetlink.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
@@ -73,7 +77,21 @@ const CHECKS: readonly Check[] = [
   {
     name: 'the C library',
     headers: C_LIBRARY,
-    modules: [eventfd, eventpoll, falloc, fcntl, memfd, mempolicy, mman, poll, resource, socket, stat, syslog],
+    modules: [
+      eventfd,
+      eventpoll,
+      falloc,
+      fcntl,
+      memfd,
+      mempolicy,
+      mman,
+      poll,
+      resource,
+      rtnetlink,
+      socket,
+      stat,
+      syslog,
+    ],
     more: Object.fromEntries(
       Object.entries(syscallNumbers(process.arch)).map(([name, number]) => [`__NR_${name}`, number]),
     ),

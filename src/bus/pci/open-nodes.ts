@@ -1,0 +1,46 @@
+/** Which processes have nodes of devices open, by /proc/PID/fd. */
+import type { KernelPort } from '../../platform/ports.js';
+import type { Asking } from './found.js';
+import { processes } from './mounts.js';
+
+/** A process that has a node open. */
+export interface Opener {
+  readonly process: number;
+  /** Its name; empty when it can not be read. */
+  readonly name: string;
+  /** What it opened, as it is called there. */
+  readonly path: string;
+}
+
+/** They look at every new device for a moment. */
+const PASSERS_BY: readonly string[] = ['systemd-udevd', '(udev-worker)', 'udevd', 'mdev'];
+
+/** Processes, besides this one, by the kind and the number of the node: `block 259:0`. */
+export function readOpenNodes(kernel: KernelPort, asking: Asking): Map<string, Opener[]> {
+  const found = new Map<string, Opener[]>();
+  const own = Number(asking.ask(() => kernel.readLink('/proc/self'), undefined));
+  for (const process of asking.ask(() => processes(kernel), [])) {
+    if (process === own) continue;
+    const directory = `/proc/${process}/fd`;
+    const paths = new Map<string, string>();
+    for (const fd of asking.ask(() => kernel.list(directory), [])) {
+      const path = asking.ask(() => kernel.readLink(`${directory}/${fd}`), undefined);
+      if (path?.startsWith('/dev/') === true) paths.set(path, `${directory}/${fd}`);
+    }
+    if (paths.size === 0) continue;
+    const name = asking.ask(() => kernel.readText(`/proc/${process}/comm`), undefined)?.trim() ?? '';
+    if (PASSERS_BY.includes(name)) continue;
+    for (const [path, link] of paths) {
+      const node = asking.ask(() => kernel.nodeAt(link), undefined);
+      if (node === undefined) continue;
+      const key = `${node.kind} ${node.number}`;
+      found.set(key, [...(found.get(key) ?? []), { process, name, path }]);
+    }
+  }
+  return found;
+}
+
+/** `process 123 (qemu)` */
+export function processText({ process, name }: Pick<Opener, 'process' | 'name'>): string {
+  return name === '' ? `process ${process}` : `process ${process} (${name})`;
+}
