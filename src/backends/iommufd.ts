@@ -28,6 +28,14 @@ export class IommufdBackend implements DomainBackend {
     return this.#space.remove(segment);
   }
 
+  async mapAsync(segment: Segment): Promise<undefined> {
+    await this.#space.placeAsync(segment);
+  }
+
+  async unmapAsync(segment: Segment): Promise<number> {
+    return this.#space.removeAsync(segment);
+  }
+
   close(): void {
     this.#space.unmapAll();
   }

@@ -26,6 +26,14 @@ export class NoIommuBackend implements DomainBackend {
     return length;
   }
 
+  async mapAsync(): Promise<undefined> {
+    return undefined;
+  }
+
+  async unmapAsync({ length }: Segment): Promise<number> {
+    return length;
+  }
+
   close(): void {
     // There is nothing behind it.
   }

@@ -30,6 +30,14 @@ export class SpaprBackend implements DomainBackend {
     return this.#space.unmap(va, iova, length);
   }
 
+  async mapAsync({ va, iova, length, access }: Segment): Promise<undefined> {
+    await this.#space.mapAsync(va, iova, length, access);
+  }
+
+  async unmapAsync({ va, iova, length }: Segment): Promise<number> {
+    return this.#space.unmapAsync(va, iova, length);
+  }
+
   close(): void {
     this.#space.unmapAll();
   }

@@ -2,6 +2,7 @@
 import { LOCAL, type DomainBackend, type DomainConstraints, type MapKeys, type Segment } from '../dma/backend.js';
 import { DmaError, isDmaError } from '../errors.js';
 import { IBV_ODP_SUPPORT } from '../platform/verbs-abi/devices.js';
+import type { VerbsMr, VerbsMrOptions } from '../platform/verbs-types.js';
 import { regionFlags } from '../rdma/access.js';
 import type { RdmaContext, Region } from '../rdma/context.js';
 import { Range } from '../ranges.js';
@@ -29,27 +30,48 @@ export class VerbsBackend implements DomainBackend {
   }
 
   /** @throws DmaError as `VerbsPort.registerMemory`; ENOMEM says what there is, and what is used of it */
-  map({ va, length, access, region = LOCAL }: Segment): MapKeys {
-    const { verbs, pd, attributes, regions } = this.#rdma;
+  map(segment: Segment): MapKeys {
+    const { verbs, pd } = this.#rdma;
     try {
-      const mr = verbs.registerMemory(pd, { va, length, access: regionFlags(access, region, attributes) });
-      regions.insert(va, length, { mr, range: new Range(va, length), users: new Set() });
-      if (region.paging === 'pinned') this.#pinned += length;
-      return { lkey: mr.lkey, rkey: mr.rkey };
+      return this.#registered(segment, verbs.registerMemory(pd, this.#options(segment)));
     } catch (error) {
-      throw isDmaError(error, 'ENOMEM') ? error.with({ hint: this.#memoryFacts(length) }) : error;
+      throw this.#notRegistered(error, segment);
+    }
+  }
+
+  async mapAsync(segment: Segment): Promise<MapKeys> {
+    const { verbs, pd } = this.#rdma;
+    try {
+      return this.#registered(segment, await verbs.registerMemoryAsync(pd, this.#options(segment)));
+    } catch (error) {
+      throw this.#notRegistered(error, segment);
     }
   }
 
   /** The keys stop working at once. @throws DmaError EBUSY while a window is bound to it, or it is exposed to peers */
-  unmap({ va, length, region = LOCAL }: Segment): number {
-    const { regions } = this.#rdma;
-    const mapped = regions.exact(va, length);
+  unmap(segment: Segment): number {
+    const mapped = this.#mustBeUnused(segment);
     if (mapped === undefined) return 0;
-    this.#deregister(mapped);
-    regions.delete(va);
-    if (region.paging === 'pinned') this.#pinned -= length;
-    return length;
+    try {
+      this.#rdma.verbs.deregisterMemory(mapped.mr);
+    } catch (error) {
+      throw this.#notDeregistered(error, mapped);
+    }
+    return this.#deregistered(segment);
+  }
+
+  async unmapAsync(segment: Segment): Promise<number> {
+    const mapped = this.#mustBeUnused(segment);
+    if (mapped === undefined) return 0;
+    // From here on nobody can begin to use it.
+    this.#rdma.regions.delete(segment.va);
+    try {
+      await this.#rdma.verbs.deregisterMemoryAsync(mapped.mr);
+    } catch (error) {
+      this.#rdma.regions.insert(segment.va, segment.length, mapped);
+      throw this.#notDeregistered(error, mapped);
+    }
+    return this.#deregistered(segment);
   }
 
   /** After a loss there may be regions that nobody has unmapped: they are given back as far as the system lets them. */
@@ -66,23 +88,35 @@ export class VerbsBackend implements DomainBackend {
     }
   }
 
-  #deregister({ mr, range, users }: Region): void {
-    const { verbs, name } = this.#rdma;
-    const busy = (cause?: unknown): DmaError =>
-      new DmaError({
-        code: 'EBUSY',
-        operation: 'unmap',
-        range,
-        reason: `it is in use by ${users.size === 0 ? 'a memory window' : [...users].map(String).join(' and ')}`,
-        hint: 'unbind or close that first',
-        cause,
-      });
-    if (users.size > 0) throw busy();
-    try {
-      verbs.deregisterMemory(mr);
-    } catch (error) {
-      throw isDmaError(error, 'EBUSY') ? busy(error).with({ device: name }) : error;
-    }
+  #options({ va, length, access, region = LOCAL }: Segment): VerbsMrOptions {
+    return { va, length, access: regionFlags(access, region, this.#rdma.attributes) };
+  }
+
+  #registered({ va, length, region = LOCAL }: Segment, mr: VerbsMr): MapKeys {
+    this.#rdma.regions.insert(va, length, { mr, range: new Range(va, length), users: new Set() });
+    if (region.paging === 'pinned') this.#pinned += length;
+    return { lkey: mr.lkey, rkey: mr.rkey };
+  }
+
+  #notRegistered(error: unknown, { length }: Segment): unknown {
+    return isDmaError(error, 'ENOMEM') ? error.with({ hint: this.#memoryFacts(length) }) : error;
+  }
+
+  /** What is registered there. @throws DmaError EBUSY */
+  #mustBeUnused({ va, length }: Segment): Region | undefined {
+    const mapped = this.#rdma.regions.exact(va, length);
+    if (mapped !== undefined && mapped.users.size > 0) throw busy(mapped);
+    return mapped;
+  }
+
+  #notDeregistered(error: unknown, mapped: Region): unknown {
+    return isDmaError(error, 'EBUSY') ? busy(mapped, error).with({ device: this.#rdma.name }) : error;
+  }
+
+  #deregistered({ va, length, region = LOCAL }: Segment): number {
+    this.#rdma.regions.delete(va);
+    if (region.paging === 'pinned') this.#pinned -= length;
+    return length;
   }
 
   #memoryFacts(length: number): string {
@@ -95,4 +129,15 @@ export class VerbsBackend implements DomainBackend {
         : `RLIMIT_MEMLOCK is ${formatSize(limit)}; ${pinned}: raise it with "ulimit -l" or LimitMEMLOCK= of the service`;
     return `${lock}; ${regions.size} of the device's ${attributes.maxMrs} memory regions are in use here`;
   }
+}
+
+function busy({ range, users }: Region, cause?: unknown): DmaError {
+  return new DmaError({
+    code: 'EBUSY',
+    operation: 'unmap',
+    range,
+    reason: `it is in use by ${users.size === 0 ? 'a memory window' : [...users].map(String).join(' and ')}`,
+    hint: 'unbind or close that first',
+    cause,
+  });
 }

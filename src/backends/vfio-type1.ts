@@ -33,6 +33,14 @@ export class VfioType1Backend implements DomainBackend {
     return this.#space.unmap(iova, length);
   }
 
+  async mapAsync({ va, iova, length, access }: Segment): Promise<undefined> {
+    await this.#space.mapAsync(va, iova, length, access);
+  }
+
+  async unmapAsync({ iova, length }: Segment): Promise<number> {
+    return this.#space.unmapAsync(iova, length);
+  }
+
   close(): void {
     this.#space.unmapAll();
   }

@@ -1,5 +1,5 @@
 /** Which backend maps for devices of VFIO. */
-import type { DomainBackend } from '../dma/backend.js';
+import type { AsyncDomainBackend } from '../dma/backend.js';
 import { invalid } from '../errors.js';
 import { IommufdSpace } from '../vfio/iommufd.js';
 import { NoIommuSpace } from '../vfio/noiommu.js';
@@ -12,7 +12,7 @@ import { SpaprBackend } from './spapr.js';
 import { VfioType1Backend } from './vfio-type1.js';
 
 /** The backend of a domain over `space`, which has a device in it and stays its owner's. EINVAL for a space of another make. */
-export function vfioBackend(space: KernelSpace): DomainBackend {
+export function vfioBackend(space: KernelSpace): AsyncDomainBackend {
   if (space instanceof Type1Space) return new VfioType1Backend(space);
   if (space instanceof IommufdSpace) return new IommufdBackend(space);
   if (space instanceof SpaprSpace) return new SpaprBackend(space);

@@ -1,5 +1,5 @@
 /** Checks and helpers for the DMA calls that a bus has, and that a driver may bring instead. */
-import type { DomainBackend } from '../dma/backend.js';
+import type { AsyncDomainBackend, DomainBackend } from '../dma/backend.js';
 import { invalid } from '../errors.js';
 import type { Device, DmaOps } from './model.js';
 
@@ -15,7 +15,7 @@ export function checkDmaOps(owner: string, dma: Partial<DmaOps> | undefined): vo
 
 /**
  * The DMA calls of a bus whose devices are in the address spaces that `backendOf` tells: each in one of its own, unless
- * `keyOf` gives several the same key, and `backendOf` the same space.
+ * `keyOf` gives several the same key, and `backendOf` the same space. For backends whose calls take no time.
  */
 export function spacePerDevice(
   backendOf: (device: Device) => DomainBackend,
@@ -35,13 +35,17 @@ export function spacePerDevice(
     },
     dmaMap: (device, segment) => backendOf(device).map(segment),
     dmaUnmap: (device, segment) => backendOf(device).unmap(segment),
-    dmaMapAsync: async (device, segment) => {
-      const backend = backendOf(device);
-      return backend.mapAsync === undefined ? backend.map(segment) : backend.mapAsync(segment);
-    },
-    dmaUnmapAsync: async (device, segment) => {
-      const backend = backendOf(device);
-      return backend.unmapAsync === undefined ? backend.unmap(segment) : backend.unmapAsync(segment);
-    },
+  };
+}
+
+/** As {@link spacePerDevice}, for backends whose calls take time. */
+export function asyncSpacePerDevice(
+  backendOf: (device: Device) => AsyncDomainBackend,
+  keyOf?: (device: Device) => string,
+): DmaOps {
+  return {
+    ...spacePerDevice(backendOf, keyOf),
+    dmaMapAsync: (device, segment) => backendOf(device).mapAsync(segment),
+    dmaUnmapAsync: (device, segment) => backendOf(device).unmapAsync(segment),
   };
 }

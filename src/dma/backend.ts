@@ -89,10 +89,16 @@ export interface DomainBackend {
    * @returns the bytes that the other side says it unmapped; compared with the segment's length
    */
   unmap(segment: Segment): number;
-  /** As `map`, without blocking the event loop. Absent: `map` is called between turns of the loop. */
+  /**
+   * As `map`, without blocking the event loop. Absent: `map` is called between turns of the loop, which is right where it
+   * takes no time.
+   */
   mapAsync?(segment: Segment): Promise<MapKeys | undefined>;
   /** As `unmap`, without blocking the event loop. */
   unmapAsync?(segment: Segment): Promise<number>;
   /** Lets go of the address space; called once, after the last device left and all is unmapped. */
   close(): void;
 }
+
+/** A backend whose calls take time, and that has the forms that do not block. */
+export type AsyncDomainBackend = DomainBackend & Required<Pick<DomainBackend, 'mapAsync' | 'unmapAsync'>>;

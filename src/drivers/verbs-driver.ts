@@ -35,6 +35,8 @@ const dma: DmaOps = {
   },
   dmaMap: (device, segment) => backendOf(device).map(segment),
   dmaUnmap: (device, segment) => backendOf(device).unmap(segment),
+  dmaMapAsync: (device, segment) => backendOf(device).mapAsync(segment),
+  dmaUnmapAsync: (device, segment) => backendOf(device).unmapAsync(segment),
 };
 
 /** See the head of the file. What it makes of a device is an {@link RdmaDevice}. */

@@ -8,6 +8,7 @@
 import { createRequire } from 'node:module';
 import { DmaError, errorCode, invalid } from '../errors.js';
 import type { DmaErrorDetails } from '../errors.js';
+import { Background, type Outcome } from './background.js';
 import { syscallNumbers } from './uapi/unistd.js';
 
 type Koffi = typeof import('koffi');
@@ -99,6 +100,20 @@ export interface Libc {
   readonly pollHandle: (fd: number, interest: PollInterest, onEvent: (status: number) => void) => PollHandle;
   /** The error number of the last call that failed in this thread. Good only until anything else is called. */
   errno(): number;
+  /** Functions of the above, on other threads. */
+  readonly later: LibcLater;
+}
+
+/**
+ * Functions of the C library that take long, made on other threads: see {@link Background}. Memory that they are given has to
+ * stay until they are done; arrays do.
+ */
+export interface LibcLater {
+  /** How many run at once. */
+  readonly lanes: number;
+  readonly ioctl: (fd: number, request: number, argument: Pointer) => Promise<Outcome>;
+  readonly madvise: (va: number, length: number, advice: number) => Promise<Outcome>;
+  readonly fallocate: (fd: number, mode: number, offset: number, length: number) => Promise<Outcome>;
 }
 
 /** Types of C as koffi names them, those that this library's declarations need. */
@@ -111,7 +126,12 @@ export type CFunction = (...args: readonly (Pointer | bigint)[]) => number;
 export interface SharedLibrary {
   /** Its function of this name; throws an Error when it has none. */
   func(name: string, result: CType, ...args: readonly CType[]): CFunction;
+  /** As `func`, called on another thread: see {@link LibcLater}. */
+  later(name: string, result: CType, ...args: readonly CType[]): CFunctionLater;
 }
+
+/** A {@link CFunction} on another thread. */
+export type CFunctionLater = (...args: readonly (Pointer | bigint)[]) => Promise<Outcome>;
 
 /** What a {@link PollHandle} waits for. */
 export interface PollInterest {
@@ -159,6 +179,21 @@ function declare(koffi: Koffi): Libc {
   const errno = new Int32Array(koffi.view(location, 4));
   const { mbind, move_pages } = syscallNumbers(process.arch);
   const syscall = (...args: string[]) => c.func('syscall', 'long', ['long', ...args]);
+  const background = new Background();
+  const later =
+    (called: { async(...args: unknown[]): void }) =>
+    (...args: readonly (Pointer | bigint)[]): Promise<Outcome> =>
+      background.run(
+        () =>
+          new Promise((resolve, reject) => {
+            called.async(...args, (error: unknown, result: unknown) => {
+              // koffi keeps the errno of the thread that made the call for as long as this function runs.
+              const number = errno[0];
+              if (error === null || error === undefined) resolve({ result: Number(result), errno: number });
+              else reject(error instanceof Error ? error : new Error(String(error)));
+            });
+          }),
+      );
   const callMbind = syscall('intptr_t', 'ulong', 'long', 'void *', 'ulong', 'ulong');
   const callMovePages = syscall('long', 'ulong', 'void *', 'void *', 'void *', 'long');
 
@@ -213,7 +248,10 @@ function declare(koffi: Koffi): Libc {
     peek: (va) => koffi.decode.uint32(va),
     library(name) {
       const library = koffi.load(name);
-      return { func: (symbol, result, ...args) => library.func(symbol, result, [...args]) as CFunction };
+      return {
+        func: (symbol, result, ...args) => library.func(symbol, result, [...args]) as CFunction,
+        later: (symbol, result, ...args) => later(library.func(symbol, result, [...args])),
+      };
     },
     callable(result, ...args) {
       const prototype = koffi.proto(result, [...args]);
@@ -225,6 +263,12 @@ function declare(koffi: Koffi): Libc {
         onEvent(Number(args[0]));
       }),
     errno: () => errno[0],
+    later: {
+      lanes: background.lanes,
+      ioctl: later(int('ioctl', 'int', 'ulong', 'void *')),
+      madvise: later(int('madvise', 'intptr_t', 'size_t', 'int')),
+      fallocate: later(int('fallocate', 'int', 'int', 'int64_t', 'int64_t')),
+    },
   };
 }
 

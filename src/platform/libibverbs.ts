@@ -1,5 +1,5 @@
 /** The functions that libibverbs exports, as its header declares them. Others are pointers in open devices: `verbs-context.ts`. */
-import type { CFunction, Libc } from './libc.js';
+import type { CFunction, CFunctionLater, Libc } from './libc.js';
 
 /** Those that are used; 0 is C's NULL, and addresses are Numbers. */
 export interface Libibverbs {
@@ -15,9 +15,11 @@ export interface Libibverbs {
   readonly allocPd: CFunction;
   readonly deallocPd: CFunction;
   readonly regMr: CFunction;
+  readonly regMrLater: CFunctionLater;
   /** Since version 34 of rdma-core. */
   readonly regDmabufMr: CFunction | undefined;
   readonly deregMr: CFunction;
+  readonly deregMrLater: CFunctionLater;
   readonly createCompChannel: CFunction;
   readonly destroyCompChannel: CFunction;
   readonly getCqEvent: CFunction;
@@ -44,7 +46,8 @@ export function loadLibibverbs(libc: Libc, name = 'libibverbs.so.1'): Libibverbs
 }
 
 function declare(libc: Libc, name: string): Libibverbs {
-  const { func } = libc.library(name);
+  const { func, later } = libc.library(name);
+  const regMr = ['ibv_reg_mr_iova2', 'intptr_t', 'intptr_t', 'intptr_t', 'size_t', 'uint64_t', 'uint'] as const;
   return {
     getDeviceList: func('ibv_get_device_list', 'intptr_t', 'void *'),
     freeDeviceList: func('ibv_free_device_list', 'void', 'intptr_t'),
@@ -58,11 +61,13 @@ function declare(libc: Libc, name: string): Libibverbs {
     allocPd: func('ibv_alloc_pd', 'intptr_t', 'intptr_t'),
     deallocPd: func('ibv_dealloc_pd', 'int', 'intptr_t'),
     // The header's ibv_reg_mr and ibv_reg_mr_iova lead here, unless the flags are constants of the first kernels.
-    regMr: func('ibv_reg_mr_iova2', 'intptr_t', 'intptr_t', 'intptr_t', 'size_t', 'uint64_t', 'uint'),
+    regMr: func(...regMr),
+    regMrLater: later(...regMr),
     regDmabufMr: optional(() =>
       func('ibv_reg_dmabuf_mr', 'intptr_t', 'intptr_t', 'uint64_t', 'size_t', 'uint64_t', 'int', 'int'),
     ),
     deregMr: func('ibv_dereg_mr', 'int', 'intptr_t'),
+    deregMrLater: later('ibv_dereg_mr', 'int', 'intptr_t'),
     createCompChannel: func('ibv_create_comp_channel', 'intptr_t', 'intptr_t'),
     destroyCompChannel: func('ibv_destroy_comp_channel', 'int', 'intptr_t'),
     getCqEvent: func('ibv_get_cq_event', 'int', 'intptr_t', 'void *', 'void *'),

@@ -46,6 +46,18 @@ const KINDS: ReadonlyMap<number, FileStatus['kind']> = new Map([
   [S_IFBLK, 'device'],
 ]);
 
+const PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+
+function checkPart(fd: number, offset: number, length: number): void {
+  checkFd(fd, 'fallocate');
+  if (!isAddress(offset) || !isAddress(length) || !isAddress(offset + length) || length === 0)
+    throw invalid('fallocate', `${length} bytes at offset ${offset} are not possible`);
+}
+
+function partText(fd: number, offset: number, length: number): string {
+  return `${length} bytes at offset ${offset} of fd ${fd}`;
+}
+
 /** The {@link FilesPort} that makes real system calls. */
 export function linuxFiles(libc: Libc): FilesPort {
   const words = new Uint32Array(STATX.sizeof / 4);
@@ -57,15 +69,8 @@ export function linuxFiles(libc: Libc): FilesPort {
   };
   const statSize = (): number => words[STATX.stx_size / 4] + words[STATX.stx_size / 4 + 1] * 2 ** 32;
   const fallocate = (fd: number, mode: number, offset: number, length: number): void => {
-    checkFd(fd, 'fallocate');
-    if (!isAddress(offset) || !isAddress(length) || !isAddress(offset + length) || length === 0)
-      throw invalid('fallocate', `${length} bytes at offset ${offset} are not possible`);
-    check(
-      libc,
-      libc.fallocate(fd, mode, offset, length),
-      'fallocate',
-      `${length} bytes at offset ${offset} of fd ${fd}`,
-    );
+    checkPart(fd, offset, length);
+    check(libc, libc.fallocate(fd, mode, offset, length), 'fallocate', partText(fd, offset, length));
   };
   const statType = (): number => halves[STATX.stx_mode / 2] & S_IFMT;
 
@@ -99,7 +104,12 @@ export function linuxFiles(libc: Libc): FilesPort {
     },
 
     allocateRange: (fd, offset, length) => fallocate(fd, 0, offset, length),
-    punch: (fd, offset, length) => fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length),
+    punch: (fd, offset, length) => fallocate(fd, PUNCH, offset, length),
+    async punchAsync(fd, offset, length) {
+      checkPart(fd, offset, length);
+      const { result, errno } = await libc.later.fallocate(fd, PUNCH, offset, length);
+      if (result === -1) fail(errno, 'fallocate', partText(fd, offset, length));
+    },
 
     lock(fd, kind) {
       checkFd(fd, 'flock');

@@ -8,7 +8,7 @@ import { readKernelText } from './linux-proc.js';
 import type { MemoryPort } from './ports.js';
 import { O_CLOEXEC, O_RDONLY } from './uapi/fcntl.js';
 import { MPOL_BIND } from './uapi/mempolicy.js';
-import { MADV_POPULATE_WRITE } from './uapi/mman.js';
+import { MADV_POPULATE_READ, MADV_POPULATE_WRITE } from './uapi/mman.js';
 
 /** More nodes than any kernel is built for (CONFIG_NODES_SHIFT is at most 10). */
 const MOST_NODES = 1024;
@@ -24,8 +24,16 @@ const ENTRIES_AT_ONCE = 512;
 export function linuxPages(
   libc: Libc,
   pageSize: number,
-): Pick<MemoryPort, 'populate' | 'bind' | 'nodesOf' | 'frames' | 'lock'> {
-  let populates: boolean | undefined;
+): Pick<MemoryPort, 'lanes' | 'populate' | 'populateAsync' | 'bind' | 'nodesOf' | 'frames' | 'lock'> {
+  let knowsPopulate: boolean | undefined;
+  // Of no bytes it only tells whether the kernel knows this advice.
+  const populates = (): boolean => (knowsPopulate ??= libc.madvise(0, 0, MADV_POPULATE_WRITE) === 0);
+  const checkPopulated = (result: number, errno: number, va: number, length: number): void => {
+    if (result === 0) return;
+    // EFAULT stands for the signal that touching the page would have been.
+    if (errno === ERRNO.EFAULT || errno === ERRNO.ENOMEM) throw missing('madvise', va, length);
+    fail(errno, 'madvise', `MADV_POPULATE of ${length} bytes at ${hex(va)}`);
+  };
 
   /**
    * Faults pages in as kernels before 5.14 can: the process reads one byte of every page from itself into itself, so that
@@ -49,14 +57,22 @@ export function linuxPages(
   return {
     populate(va, length) {
       checkRange('madvise', va, length, pageSize);
-      // Of no bytes it only tells whether the kernel knows this advice.
-      populates ??= libc.madvise(0, 0, MADV_POPULATE_WRITE) === 0;
-      if (!populates) return touch(va, length);
-      if (libc.madvise(va, length, MADV_POPULATE_WRITE) === 0) return;
-      const errno = libc.errno();
-      // EFAULT stands for the signal that touching the page would have been.
-      if (errno === ERRNO.EFAULT || errno === ERRNO.ENOMEM) throw missing('madvise', va, length);
-      fail(errno, 'madvise', `MADV_POPULATE_WRITE of ${length} bytes at ${hex(va)}`);
+      if (!populates()) return touch(va, length);
+      const result = libc.madvise(va, length, MADV_POPULATE_WRITE);
+      if (result !== 0) checkPopulated(result, libc.errno(), va, length);
+    },
+
+    lanes: libc.later.lanes,
+
+    async populateAsync(va, length, access = 'write') {
+      checkRange('madvise', va, length, pageSize);
+      if (!populates()) {
+        const reason = 'this kernel faults pages in on the calling thread only';
+        throw new DmaError({ code: 'ENOTSUP', operation: 'madvise', reason });
+      }
+      const advice = access === 'write' ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
+      const { result, errno } = await libc.later.madvise(va, length, advice);
+      checkPopulated(result, errno, va, length);
     },
 
     bind(va, length, node) {

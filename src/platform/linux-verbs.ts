@@ -201,18 +201,18 @@ class LinuxVerbs implements VerbsPort {
   registerMemory(handle: VerbsHandle, options: VerbsMrOptions): Mr {
     const operation = 'ibv_reg_mr';
     const pd = use(handle, Pd, operation);
-    const { va, length, access, iova = va } = options;
-    const implicit = length === Infinity && va === 0;
-    if (!implicit) checkRange(operation, va, length);
-    if (!isAddress(iova)) throw invalid(operation, `the iova ${iova} is not an address`);
-    checkNumber(operation, 'access', access, MAX_U32);
-    const { regMr } = this.#ibv(operation);
-    const bytes = implicit ? 2n ** 64n - 1n : length;
-    const address = regMr(pd.address, va, bytes, iova, access);
+    const address = this.#ibv(operation).regMr(...registerArguments(pd, options, operation));
     // The text costs more than the rest, and is only for errors.
-    if (address === 0)
-      refuse(this.#libc.errno(), operation, implicit ? 'the whole address space' : `${length} bytes at ${hex(va)}`);
+    if (address === 0) refuse(this.#libc.errno(), operation, registered(options));
     return this.#mr(address, pd);
+  }
+
+  async registerMemoryAsync(handle: VerbsHandle, options: VerbsMrOptions): Promise<Mr> {
+    const operation = 'ibv_reg_mr';
+    const pd = use(handle, Pd, operation);
+    const { result, errno } = await this.#ibv(operation).regMrLater(...registerArguments(pd, options, operation));
+    if (result === 0) refuse(errno, operation, registered(options));
+    return this.#mr(result, pd);
   }
 
   registerDmabuf(handle: VerbsHandle, options: Parameters<VerbsPort['registerDmabuf']>[1]): Mr {
@@ -236,10 +236,21 @@ class LinuxVerbs implements VerbsPort {
     try {
       this.#giveBack(mr, this.#ibv(operation).deregMr, operation);
     } catch (error) {
-      // Nothing else can be wrong with an open region: some drivers say EINVAL while a window is bound to it.
-      if (!isDmaError(error, 'EINVAL') || !hasWindows(mr.pd)) throw error;
-      throw error.with({ code: 'EBUSY', reason: 'a memory window is bound to the region', cause: error });
+      throw boundToWindow(error, mr);
     }
+  }
+
+  async deregisterMemoryAsync(handle: VerbsHandle): Promise<void> {
+    const operation = 'ibv_dereg_mr';
+    const mr = use(handle, Mr, operation);
+    const { address } = mr;
+    const { result, errno } = await this.#ibv(operation).deregMrLater(address);
+    try {
+      if (result !== 0) refuse(result === -1 ? errno : Math.abs(result), operation, mr.context.name);
+    } catch (error) {
+      throw boundToWindow(error, mr);
+    }
+    this.#forget(mr);
   }
 
   adviseMemory(handle: VerbsHandle, va: number, length: number, advice: number, flush: boolean): void {
@@ -541,9 +552,40 @@ class LinuxVerbs implements VerbsPort {
 
   #giveBack(part: Part, call: CFunction, operation: string): void {
     this.#check(operation, part.context.name, call(part.address));
+    this.#forget(part);
+  }
+
+  #forget(part: Part): void {
     part.context.parts.delete(part.address);
     part.address = 0;
   }
+}
+
+/** The checked arguments of ibv_reg_mr_iova2. */
+function registerArguments(
+  pd: Pd,
+  { va, length, access, iova = va }: VerbsMrOptions,
+  operation: string,
+): [pd: number, va: number, bytes: number | bigint, iova: number, access: number] {
+  const implicit = isImplicit(va, length);
+  if (!implicit) checkRange(operation, va, length);
+  if (!isAddress(iova)) throw invalid(operation, `the iova ${iova} is not an address`);
+  checkNumber(operation, 'access', access, MAX_U32);
+  return [pd.address, va, implicit ? 2n ** 64n - 1n : length, iova, access];
+}
+
+function isImplicit(va: number, length: number): boolean {
+  return length === Infinity && va === 0;
+}
+
+function registered({ va, length }: VerbsMrOptions): string {
+  return isImplicit(va, length) ? 'the whole address space' : `${length} bytes at ${hex(va)}`;
+}
+
+/** Nothing else can be wrong with an open region: some drivers say EINVAL while a window is bound to it. */
+function boundToWindow(error: unknown, mr: Mr): unknown {
+  if (!isDmaError(error, 'EINVAL') || !hasWindows(mr.pd)) return error;
+  return error.with({ code: 'EBUSY', reason: 'a memory window is bound to the region', cause: error });
 }
 
 function hasWindows(pd: Pd): boolean {

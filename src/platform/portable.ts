@@ -27,6 +27,7 @@ export function portablePlatform(reason: string): Platform {
       truncate: refuse('ftruncate'),
       allocateRange: refuse('fallocate'),
       punch: refuse('fallocate'),
+      punchAsync: refuse('fallocate'),
       lock: refuse('flock'),
       close: refuse('close'),
       duplicate: refuse('fcntl'),
@@ -48,7 +49,7 @@ export function portablePlatform(reason: string): Platform {
     },
     events: { create: refuse('eventfd'), signal: refuse('write'), take: refuse('read') },
     readiness: { watch: refuse('watch'), wait: refuse('poll') },
-    ioctl: { call: refuse('ioctl') },
+    ioctl: { call: refuse('ioctl'), callAsync: refuse('ioctl') },
     limits: {
       lockedMemory: () => ({ limit: Infinity, used: 0 }),
       pinnedMemory: () => 0,
@@ -120,8 +121,10 @@ function absentVerbs(limitation: string): VerbsPort {
     allocatePd: refuse('ibv_alloc_pd'),
     deallocatePd: refuse('ibv_dealloc_pd'),
     registerMemory: refuse('ibv_reg_mr'),
+    registerMemoryAsync: refuse('ibv_reg_mr'),
     registerDmabuf: refuse('ibv_reg_dmabuf_mr'),
     deregisterMemory: refuse('ibv_dereg_mr'),
+    deregisterMemoryAsync: refuse('ibv_dereg_mr'),
     adviseMemory: refuse('ibv_advise_mr'),
     allocateMw: refuse('ibv_alloc_mw'),
     deallocateMw: refuse('ibv_dealloc_mw'),
@@ -195,6 +198,12 @@ class PortableMemory implements MemoryPort {
 
   commit(): never {
     throw this.#unsupported('mmap', 'nothing can be mapped at a given address');
+  }
+
+  readonly lanes = 1;
+
+  async populateAsync(): Promise<never> {
+    throw this.#unsupported('madvise', 'pages can not be faulted in');
   }
 
   populate(): never {

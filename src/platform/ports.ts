@@ -83,6 +83,15 @@ export interface MemoryPort {
    * then some may be there and others not: `decommit` them (and `punch` the file behind them).
    */
   populate(va: Va, length: number): void;
+  /** How many calls of this library are made on other threads at once: half of libuv's pool (UV_THREADPOOL_SIZE). */
+  readonly lanes: number;
+  /**
+   * As `populate`, on another thread, of any memory that is mapped: the address range has to stay mapped until it is done.
+   *
+   * @param access `read`: what is missing is not made this process's own; for memory that is not to be written
+   * @throws DmaError also ENOTSUP where the kernel can not do it (Linux before 5.14)
+   */
+  populateAsync(va: Va, length: number, access?: 'read' | 'write'): Promise<void>;
   /**
    * Makes a part of a reservation a bare reservation again. Private pages go back to the system; those of a descriptor stay
    * in it. EINVAL unless the part is inside one reservation of this port. Every view must have been detached before.
@@ -148,6 +157,8 @@ export interface FilesPort {
   allocateRange(fd: number, offset: number, length: number): void;
   /** Takes the pages under [offset, offset + length) out of the file, which keeps its size (FALLOC_FL_PUNCH_HOLE). Seals against shrinking allow it. */
   punch(fd: number, offset: number, length: number): void;
+  /** As `punch`, on another thread. */
+  punchAsync(fd: number, offset: number, length: number): Promise<void>;
   /**
    * flock(2) without waiting: the lock belongs to the open file, so that it ends when its last descriptor is closed or its
    * last process dies.
@@ -241,6 +252,8 @@ export interface ReadinessPort {
 export interface IoctlPort {
   /** Returns ioctl's non-negative result. `argument` is in and out; a number is passed by value. */
   call(fd: number, request: number, argument: Uint8Array | number, name: string): number;
+  /** As `call`, on another thread. `argument` is the call's own until it is done, and so is the descriptor: do not close it. */
+  callAsync(fd: number, request: number, argument: Uint8Array, name: string): Promise<number>;
 }
 
 /** Limits of this process. */

@@ -9,7 +9,7 @@ import { openPlatform } from './open.js';
 import { portablePlatform } from './portable.js';
 import type { IoctlPort, Platform } from './ports.js';
 import { Struct } from './struct.js';
-import { failingPlatform, trackingPlatform } from './testing.js';
+import { failingPlatform, ioctlPort, trackingPlatform } from './testing.js';
 import { IOMMU_FAULT_ALLOC } from './uapi/iommufd.js';
 
 const skip = openPlatform().limitation ?? false;
@@ -62,7 +62,7 @@ test('clean-up fails only when asked for', () => {
 test('ioctls have their own names, and those that undo are clean-up', () => {
   const calls: string[] = [];
   const call: IoctlPort['call'] = (_fd, _request, _argument, name) => calls.push(name);
-  const platform = failingPlatform({ ...portablePlatform('a test'), ioctl: { call } });
+  const platform = failingPlatform({ ...portablePlatform('a test'), ioctl: ioctlPort(call) });
   platform.failCall(1, 'ENOSPC', 'ioctl.VFIO_IOMMU_MAP_DMA');
   platform.ioctl.call(7, 1, 0, 'VFIO_SET_IOMMU');
   assert.throws(() => platform.ioctl.call(7, 2, 0, 'VFIO_IOMMU_MAP_DMA'), { code: 'ENOSPC' });
@@ -81,7 +81,7 @@ test('descriptors that ioctls make are told', () => {
     if (typeof argument !== 'number') argument[IOMMU_FAULT_ALLOC.out_fault_fd] = 41;
     return 0;
   };
-  const platform = trackingPlatform({ ...portable, files: { ...portable.files, close: () => {} }, ioctl: { call } });
+  const platform = trackingPlatform({ ...portable, files: { ...portable.files, close: () => {} }, ioctl: ioctlPort(call) });
   platform.ioctl.call(3, 1, new Uint8Array(8), 'VFIO_GROUP_GET_DEVICE_FD');
   platform.ioctl.call(4, 1, new Struct(IOMMU_FAULT_ALLOC.sizeof).bytes, 'IOMMU_FAULT_QUEUE_ALLOC');
   platform.ioctl.call(4, 1, 0, 'VFIO_CHECK_EXTENSION');

@@ -5,6 +5,17 @@ import { hex } from '../units.js';
 import type { IoctlPort, MemoryPort, Platform } from './ports.js';
 import { IOMMU_FAULT_ALLOC } from './uapi/iommufd.js';
 
+/** An {@link IoctlPort} that answers by `call`; its asynchronous form a turn of the event loop later. */
+export function ioctlPort(call: IoctlPort['call']): IoctlPort {
+  return {
+    call,
+    async callAsync(...args) {
+      await new Promise((resolve) => setImmediate(resolve));
+      return call(...args);
+    },
+  };
+}
+
 /** One call of a port's method, or of a watch's, on its way. */
 interface Call {
   /** `port.method`, such as `memory.map`; `Watch.close` for a method of a watch; `ioctl.VFIO_SET_IOMMU` for that ioctl. */
@@ -70,6 +81,7 @@ const CLEANUP: readonly string[] = [
   'files.close',
   'files.remove',
   'files.punch',
+  'files.punchAsync',
   'memory.unmap',
   'memory.decommit',
   'memory.detach',
@@ -83,6 +95,7 @@ const CLEANUP: readonly string[] = [
   'verbs.close',
   'verbs.deallocatePd',
   'verbs.deregisterMemory',
+  'verbs.deregisterMemoryAsync',
   'verbs.deallocateMw',
   'verbs.destroyChannel',
   'verbs.destroyCq',
@@ -178,6 +191,13 @@ export function trackingPlatform(platform: Platform): TrackingPlatform {
     { ...platform, leaks: () => [...open.values(), ...committed.lines()] },
     ({ name, args, target, run }) => {
       const result = run();
+      if (name === 'verbs.registerMemoryAsync')
+        return (result as Promise<unknown>).then((mr) => {
+          open.set(mr, `what ${name} made`);
+          return mr;
+        });
+      if (name === 'verbs.deregisterMemoryAsync')
+        return (result as Promise<void>).then(() => void open.delete(args[0]));
       if (MAKES_DESCRIPTORS.includes(name)) {
         for (const fd of descriptorsIn(result)) open.set(`fd ${fd}`, `fd ${fd} of ${name}(${describe(args[0])})`);
       } else if (name === 'ioctl.IOMMU_FAULT_QUEUE_ALLOC') {

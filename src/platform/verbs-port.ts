@@ -58,10 +58,14 @@ export interface VerbsPort {
    * the region is given back.
    */
   registerMemory(pd: VerbsPd, options: VerbsMrOptions): VerbsMr;
+  /** As `registerMemory`, on another thread. The protection domain has to stay until it is done. */
+  registerMemoryAsync(pd: VerbsPd, options: VerbsMrOptions): Promise<VerbsMr>;
   /** ibv_reg_dmabuf_mr. ENOTSUP when library, kernel or device can not. */
   registerDmabuf(pd: VerbsPd, options: VerbsDmabufOptions): VerbsMr;
   /** ibv_dereg_mr: the keys stop working at once. EBUSY while a window is bound to it. */
   deregisterMemory(mr: VerbsMr): void;
+  /** As `deregisterMemory`, on another thread. */
+  deregisterMemoryAsync(mr: VerbsMr): Promise<void>;
   /**
    * ibv_advise_mr for [va, va + length) of a region with on-demand paging.
    *

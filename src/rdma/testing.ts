@@ -598,6 +598,14 @@ function fakeHost(fabric: Fabric, base: Platform, list: readonly FakeDeviceOptio
         },
       );
     },
+    async registerMemoryAsync(handle, options) {
+      await new Promise((resolve) => setImmediate(resolve));
+      return verbs.registerMemory(handle, options);
+    },
+    async deregisterMemoryAsync(handle) {
+      await new Promise((resolve) => setImmediate(resolve));
+      verbs.deregisterMemory(handle);
+    },
     deregisterMemory(handle) {
       const mr = need<FakeMr>(handle, 'ibv_dereg_mr');
       if (mr.bound > 0) fail('EBUSY', 'ibv_dereg_mr', 'a window is bound to it');

@@ -53,6 +53,15 @@ export function explaining<T>(reasons: Reasons, call: () => T): T {
   }
 }
 
+/** As {@link explaining}, of what takes its time. */
+export async function explainingAsync<T>(reasons: Reasons, call: () => Promise<T>): Promise<T> {
+  try {
+    return await call();
+  } catch (error) {
+    throw explained(error, reasons);
+  }
+}
+
 /** Opens a node of /dev for reading and writing. `absent`: why it is not there, and what to do about that. */
 export function openNode(platform: Platform, path: string, absent: string, more: Reasons = {}): number {
   const reasons: Reasons = {

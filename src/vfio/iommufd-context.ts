@@ -54,6 +54,11 @@ export class IommufdContext<Space> {
     this.#platform.ioctl.call(this.fd, request, argument.bytes, name);
   }
 
+  /** As {@link call}, on another thread. */
+  async callAsync(request: number, argument: Struct, name: string): Promise<void> {
+    await this.#platform.ioctl.callAsync(this.fd, request, argument.bytes, name);
+  }
+
   /** IOMMU_DESTROY. @throws DmaError EBUSY while something uses the object */
   destroy(id: number): void {
     const argument = new Struct(IOMMU_DESTROY.sizeof).set32(IOMMU_DESTROY.size, IOMMU_DESTROY.sizeof);

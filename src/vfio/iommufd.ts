@@ -2,13 +2,14 @@
  * An address space of iommufd: an IOAS (Documentation/userspace-api/iommufd.rst; drivers/iommu/iommufd), with devices that
  * are opened by their character devices. A mapping can only be unmapped as a whole; the kernel says how many bytes that were.
  */
-import type { DmaAccess, Segment } from '../dma/backend.js';
+import type { Backing, DmaAccess, Segment } from '../dma/backend.js';
 import { DmaError, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
 import * as iommufd from '../platform/uapi/iommufd.js';
 import { IOCTL as VFIO_IOCTL, VFIO_DEVICE_ATTACH_IOMMUFD_PT, VFIO_DEVICE_BIND_IOMMUFD } from '../platform/uapi/vfio.js';
 import { Range } from '../ranges.js';
+import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import type { Iova, Va } from '../units.js';
 import { VfioDevice } from './device.js';
 import { DirtyPages, type DirtyTracking } from './dirty.js';
@@ -64,10 +65,8 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   readonly #platform: Platform;
   readonly #context: SharedIommufd;
   readonly #id: number;
-  readonly #map = new Struct(MAP.sizeof).set32(MAP.size, MAP.sizeof);
-  readonly #mapFile = new Struct(MAP_FILE.sizeof).set32(MAP_FILE.size, MAP_FILE.sizeof);
-  readonly #copy = new Struct(COPY.sizeof).set32(COPY.size, COPY.sizeof);
-  readonly #unmap = new Struct(UNMAP.sizeof).set32(UNMAP.size, UNMAP.sizeof);
+  /** Of calls that are made at once; those on other threads have their own. */
+  readonly #arguments: Arguments;
   /** What {@link place} mapped, by VA. */
   readonly #placed = new Map<number, Segment>();
   readonly #pageTables: PageTable[] = [];
@@ -90,13 +89,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
       const id = alloc.u32(ALLOC.out_ioas_id);
       undo.unshift(() => context.destroy(id));
       this.#id = id;
-      for (const [struct, at] of [
-        [this.#map, MAP.ioas_id],
-        [this.#mapFile, MAP_FILE.ioas_id],
-        [this.#copy, COPY.dst_ioas_id],
-        [this.#unmap, UNMAP.ioas_id],
-      ] as const)
-        struct.set32(at, id);
+      this.#arguments = newArguments(id);
       this.#refresh();
       this.pageRequests = options.pageRequests === true ? new PageRequests(platform, context) : undefined;
     } catch (error) {
@@ -151,9 +144,18 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
    * @throws DmaError as {@link map}
    */
   place(segment: Segment): void {
-    if (!this.#placeAsCopy(segment) && !this.#placeByFile(segment))
-      this.map(segment.va, segment.iova, segment.length, segment.access);
-    this.#placed.set(segment.va, segment);
+    runSteps(this.#placing(segment, this.#arguments), (call) => this.#call(call));
+  }
+
+  /** As {@link place}, on another thread. */
+  async placeAsync(segment: Segment): Promise<void> {
+    await runStepsAsync(this.#placing(segment, newArguments(this.#id)), async ({ request, argument, name, mapped }) => {
+      try {
+        await this.#context.callAsync(request, argument, name);
+      } catch (error) {
+        throw this.#notMapped(error, mapped);
+      }
+    });
   }
 
   /** Undoes {@link place}, or all of what it did in a range. @returns the bytes that the kernel unmapped */
@@ -163,6 +165,15 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     return bytes;
   }
 
+  /** As {@link remove}, on another thread. */
+  async removeAsync({ va, iova, length }: Pick<Segment, 'va' | 'iova' | 'length'>): Promise<number> {
+    const { unmap } = newArguments(this.#id);
+    unmap.set64(UNMAP.iova, iova).set64(UNMAP.length, length);
+    await this.#context.callAsync(IOCTL.IOMMU_IOAS_UNMAP, unmap, 'IOMMU_IOAS_UNMAP');
+    this.#placed.delete(va);
+    return unmap.u64(UNMAP.length);
+  }
+
   /**
    * IOMMU_IOAS_MAP. All numbers are multiples of the granule.
    *
@@ -170,16 +181,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
    *   locked-memory limit; EFAULT: there is no memory at the VA, or none that can be pinned
    */
   map(va: Va, iova: Iova, length: number, access: DmaAccess): void {
-    this.#map
-      .set32(MAP.flags, MAP_FLAGS[access])
-      .set64(MAP.user_va, va)
-      .set64(MAP.iova, iova)
-      .set64(MAP.length, length);
-    try {
-      this.#context.call(IOCTL.IOMMU_IOAS_MAP, this.#map, 'IOMMU_IOAS_MAP');
-    } catch (error) {
-      throw this.#notMapped(error, iova, length);
-    }
+    this.#call(mapCall(this.#arguments, va, iova, length, access));
   }
 
   /**
@@ -188,17 +190,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
    * @throws DmaError ENOTTY: this kernel has it not (it came with Linux 6.13); EINVAL also for what is no memfd; as `map`
    */
   mapFile(fd: number, offset: number, iova: Iova, length: number, access: DmaAccess): void {
-    this.#mapFile
-      .set32(MAP_FILE.flags, MAP_FLAGS[access])
-      .set32(MAP_FILE.fd, fd)
-      .set64(MAP_FILE.start, offset)
-      .set64(MAP_FILE.iova, iova)
-      .set64(MAP_FILE.length, length);
-    try {
-      this.#context.call(IOCTL.IOMMU_IOAS_MAP_FILE, this.#mapFile, 'IOMMU_IOAS_MAP_FILE');
-    } catch (error) {
-      throw this.#notMapped(error, iova, length);
-    }
+    this.#call(mapFileCall(this.#arguments, { fd, offset }, iova, length, access));
   }
 
   /**
@@ -207,17 +199,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
    * @throws DmaError ENOENT: not all of it is mapped there; EPERM: writing is asked for, and not granted there; as `map`
    */
   copyFrom(source: IommufdSpace, from: Iova, iova: Iova, length: number, access: DmaAccess): void {
-    this.#copy
-      .set32(COPY.flags, MAP_FLAGS[access])
-      .set32(COPY.src_ioas_id, source.#id)
-      .set64(COPY.src_iova, from)
-      .set64(COPY.dst_iova, iova)
-      .set64(COPY.length, length);
-    try {
-      this.#context.call(IOCTL.IOMMU_IOAS_COPY, this.#copy, 'IOMMU_IOAS_COPY');
-    } catch (error) {
-      throw this.#notMapped(error, iova, length);
-    }
+    this.#call(copyCall(this.#arguments, source.#id, from, iova, length, access));
   }
 
   /**
@@ -227,24 +209,26 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
    * @throws DmaError ENOENT: nothing is mapped there, or it cuts a mapping
    */
   unmap(iova: Iova, length: number): number {
-    this.#unmap.set64(UNMAP.iova, iova).set64(UNMAP.length, length);
-    this.#context.call(IOCTL.IOMMU_IOAS_UNMAP, this.#unmap, 'IOMMU_IOAS_UNMAP');
-    return this.#unmap.u64(UNMAP.length);
+    const { unmap } = this.#arguments;
+    unmap.set64(UNMAP.iova, iova).set64(UNMAP.length, length);
+    this.#context.call(IOCTL.IOMMU_IOAS_UNMAP, unmap, 'IOMMU_IOAS_UNMAP');
+    return unmap.u64(UNMAP.length);
   }
 
   /** Unmaps all there is. @returns the bytes */
   unmapAll(): number {
     if (this.#closed) return 0;
-    this.#unmap.set64(UNMAP.iova, 0).set64(UNMAP.length, 2 ** 64);
+    const { unmap } = this.#arguments;
+    unmap.set64(UNMAP.iova, 0).set64(UNMAP.length, 2 ** 64);
     try {
-      this.#context.call(IOCTL.IOMMU_IOAS_UNMAP, this.#unmap, 'IOMMU_IOAS_UNMAP');
+      this.#context.call(IOCTL.IOMMU_IOAS_UNMAP, unmap, 'IOMMU_IOAS_UNMAP');
     } catch (error) {
       // Older kernels say so when there was nothing.
       if (isDmaError(error, 'ENOENT')) return 0;
       throw error;
     }
     this.#placed.clear();
-    return this.#unmap.u64(UNMAP.length);
+    return unmap.u64(UNMAP.length);
   }
 
   /**
@@ -339,15 +323,23 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
 
   // --- mapping ---
 
-  #placeAsCopy(segment: Segment): boolean {
+  /** The calls of {@link place}, each made unless those before it did it. */
+  *#placing(segment: Segment, structs: Arguments): Steps<MappingCall, void> {
+    const placed = (yield* this.#placingAsCopy(segment, structs)) || (yield* this.#placingByFile(segment, structs));
+    const { va, iova, length, access } = segment;
+    if (!placed) yield mapCall(structs, va, iova, length, access);
+    this.#placed.set(va, segment);
+  }
+
+  *#placingAsCopy(segment: Segment, structs: Arguments): Steps<MappingCall, boolean> {
     if (this.#context.spaces.size < 2) return false;
     const { va, iova, length, access } = segment;
-    for (const space of this.#context.spaces) {
+    for (const space of [...this.#context.spaces]) {
       if (space === this) continue;
       const there = space.#placed.get(va);
       if (there === undefined || !isSame(there, segment)) continue;
       try {
-        this.copyFrom(space, there.iova, iova, length, access);
+        yield copyCall(structs, space.#id, there.iova, iova, length, access);
         return true;
       } catch (error) {
         // It was unmapped behind our back, or mapped for less: pin it anew.
@@ -357,12 +349,10 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     return false;
   }
 
-  #placeByFile(segment: Segment): boolean {
-    if (this.#context.mapsFiles === false) return false;
-    const { backing } = segment;
-    if (backing === undefined) return false;
+  *#placingByFile({ backing, iova, length, access }: Segment, structs: Arguments): Steps<MappingCall, boolean> {
+    if (this.#context.mapsFiles === false || backing === undefined) return false;
     try {
-      this.mapFile(backing.fd, backing.offset, segment.iova, segment.length, segment.access);
+      yield mapFileCall(structs, backing, iova, length, access);
       this.#context.mapsFiles = true;
       return true;
     } catch (error) {
@@ -374,7 +364,15 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     }
   }
 
-  #notMapped(error: unknown, iova: Iova, length: number): unknown {
+  #call({ request, argument, name, mapped }: MappingCall): void {
+    try {
+      this.#context.call(request, argument, name);
+    } catch (error) {
+      throw this.#notMapped(error, mapped);
+    }
+  }
+
+  #notMapped(error: unknown, { iova, length }: MappingCall['mapped']): unknown {
     const range = (): Range<Iova> => new Range(iova, length);
     return explained(error, {
       ENOMEM: () => lockedMemoryFacts(this.#platform, length),
@@ -587,6 +585,70 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
       return;
     }
   }
+}
+
+/** The arguments of the calls that map and unmap in one IOAS. */
+interface Arguments {
+  readonly map: Struct;
+  readonly mapFile: Struct;
+  readonly copy: Struct;
+  readonly unmap: Struct;
+}
+
+/** One of the calls that map. */
+interface MappingCall {
+  readonly request: number;
+  readonly argument: Struct;
+  readonly name: string;
+  readonly mapped: { readonly iova: Iova; readonly length: number };
+}
+
+function newArguments(ioas: number): Arguments {
+  return {
+    map: new Struct(MAP.sizeof).set32(MAP.size, MAP.sizeof).set32(MAP.ioas_id, ioas),
+    mapFile: new Struct(MAP_FILE.sizeof).set32(MAP_FILE.size, MAP_FILE.sizeof).set32(MAP_FILE.ioas_id, ioas),
+    copy: new Struct(COPY.sizeof).set32(COPY.size, COPY.sizeof).set32(COPY.dst_ioas_id, ioas),
+    unmap: new Struct(UNMAP.sizeof).set32(UNMAP.size, UNMAP.sizeof).set32(UNMAP.ioas_id, ioas),
+  };
+}
+
+function mapCall({ map }: Arguments, va: Va, iova: Iova, length: number, access: DmaAccess): MappingCall {
+  map.set32(MAP.flags, MAP_FLAGS[access]).set64(MAP.user_va, va).set64(MAP.iova, iova).set64(MAP.length, length);
+  return { request: IOCTL.IOMMU_IOAS_MAP, argument: map, name: 'IOMMU_IOAS_MAP', mapped: { iova, length } };
+}
+
+function mapFileCall(
+  { mapFile }: Arguments,
+  { fd, offset }: Backing,
+  iova: Iova,
+  length: number,
+  access: DmaAccess,
+): MappingCall {
+  mapFile
+    .set32(MAP_FILE.flags, MAP_FLAGS[access])
+    .set32(MAP_FILE.fd, fd)
+    .set64(MAP_FILE.start, offset)
+    .set64(MAP_FILE.iova, iova)
+    .set64(MAP_FILE.length, length);
+  const mapped = { iova, length };
+  return { request: IOCTL.IOMMU_IOAS_MAP_FILE, argument: mapFile, name: 'IOMMU_IOAS_MAP_FILE', mapped };
+}
+
+function copyCall(
+  { copy }: Arguments,
+  source: number,
+  from: Iova,
+  iova: Iova,
+  length: number,
+  access: DmaAccess,
+): MappingCall {
+  copy
+    .set32(COPY.flags, MAP_FLAGS[access])
+    .set32(COPY.src_ioas_id, source)
+    .set64(COPY.src_iova, from)
+    .set64(COPY.dst_iova, iova)
+    .set64(COPY.length, length);
+  return { request: IOCTL.IOMMU_IOAS_COPY, argument: copy, name: 'IOMMU_IOAS_COPY', mapped: { iova, length } };
 }
 
 /** Are these the same bytes of the same memory, and does what is there grant what is wanted? */

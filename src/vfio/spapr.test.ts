@@ -4,6 +4,7 @@ import { describe, it } from 'node:test';
 import { DmaError, isDmaError, type ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import type { Platform } from '../platform/ports.js';
+import { ioctlPort } from '../platform/testing.js';
 import { GiB, type Iova, type Va } from '../units.js';
 import { SpaprSpace, type SpaprOptions } from './spapr.js';
 import { SPAPR_MACHINE } from './testing-spapr.js';
@@ -34,12 +35,10 @@ function world(
   const { ioctl } = kernel.platform;
   const platform: Platform = {
     ...kernel.platform,
-    ioctl: {
-      call: (fd, request, argument, name) => {
-        if (name.includes('IOMMU')) calls.push(name.replace('VFIO_IOMMU_', '').replace('SPAPR_', ''));
-        return ioctl.call(fd, request, argument, name);
-      },
-    },
+    ioctl: ioctlPort((fd, request, argument, name) => {
+      if (name.includes('IOMMU')) calls.push(name.replace('VFIO_IOMMU_', '').replace('SPAPR_', ''));
+      return ioctl.call(fd, request, argument, name);
+    }),
   };
   const space = new SpaprSpace(platform, options);
   const length = 8 * PAGE;
@@ -135,13 +134,11 @@ describe('sPAPR v2', { skip }, () => {
     let tries = 0;
     const platform: Platform = {
       ...kernel.platform,
-      ioctl: {
-        call: (fd, request, argument, name) => {
-          if (name !== 'VFIO_IOMMU_SPAPR_TCE_CREATE') return kernel.platform.ioctl.call(fd, request, argument, name);
-          tries++;
-          throw new DmaError({ code: 'ENOMEM', operation: name, reason: 'as told' });
-        },
-      },
+      ioctl: ioctlPort((fd, request, argument, name) => {
+        if (name !== 'VFIO_IOMMU_SPAPR_TCE_CREATE') return kernel.platform.ioctl.call(fd, request, argument, name);
+        tries++;
+        throw new DmaError({ code: 'ENOMEM', operation: name, reason: 'as told' });
+      }),
     };
     const space = new SpaprSpace(platform);
     assert.equal(

@@ -9,12 +9,13 @@ import { Struct } from '../platform/struct.js';
 import * as vfio from '../platform/uapi/vfio.js';
 import { RangeMap } from '../range-map.js';
 import { Range } from '../ranges.js';
+import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import { ADDRESS_LIMIT, formatSize, GiB, hex, type Iova, type Va } from '../units.js';
 import type { VfioDevice } from './device.js';
-import { explained, explaining, lockedMemoryFacts } from './facts.js';
+import { explained, lockedMemoryFacts } from './facts.js';
 import { GroupContainer, type ContainerType } from './group-container.js';
 import { pageSizesOf, type KernelSpace, type VfioNode } from './space.js';
-import { MAP_FLAGS } from './type1.js';
+import { fillMap, newMap, newUnmap } from './type1.js';
 
 const {
   IOCTL,
@@ -23,7 +24,6 @@ const {
   VFIO_IOMMU_SPAPR_TCE_INFO: INFO,
   VFIO_IOMMU_SPAPR_TCE_DDW_INFO: DYNAMIC,
   VFIO_IOMMU_SPAPR_TCE_REMOVE: REMOVE,
-  VFIO_IOMMU_TYPE1_DMA_MAP: MAP,
   VFIO_IOMMU_TYPE1_DMA_UNMAP: UNMAP,
 } = vfio;
 
@@ -64,9 +64,6 @@ export class SpaprSpace implements KernelSpace {
   readonly #platform: Platform;
   readonly #container: GroupContainer;
   readonly #windowBytes: number;
-  readonly #map = new Struct(MAP.sizeof).set32(MAP.argsz, MAP.sizeof);
-  readonly #unmap = new Struct(UNMAP.sizeof).set32(UNMAP.argsz, UNMAP.sizeof);
-  readonly #register = new Struct(REGISTER.sizeof).set32(REGISTER.argsz, REGISTER.sizeof);
   /** By VA. Registrations of one process must not overlap. */
   readonly #registered = new RangeMap<Registration>();
   #window: SpaprWindow | undefined;
@@ -123,16 +120,12 @@ export class SpaprSpace implements KernelSpace {
    *   outside of the window; EINVAL: misaligned; what is mapped at these IOVAs already is replaced, so that the caller must know
    */
   map(va: Va, iova: Iova, length: number, access: DmaAccess): void {
-    const known = this.#registrationOf(va, length);
-    const registration = known ?? this.#registerMemory(va, length);
-    this.#map.set32(MAP.flags, MAP_FLAGS[access]).set64(MAP.vaddr, va).set64(MAP.iova, iova).set64(MAP.size, length);
-    try {
-      this.#call(IOCTL.VFIO_IOMMU_MAP_DMA, this.#map, 'VFIO_IOMMU_MAP_DMA');
-    } catch (error) {
-      const undo = known === undefined ? undoAll([() => this.#unregister(registration)]) : [];
-      throw withUndo(this.#notMapped(error, iova, length), 'map', undo);
-    }
-    registration.mapped += length;
+    runSteps(this.#mapping(va, iova, length, access), (call) => this.#call(call.request, call.argument, call.name));
+  }
+
+  /** As {@link map}, on another thread. */
+  async mapAsync(va: Va, iova: Iova, length: number, access: DmaAccess): Promise<void> {
+    await runStepsAsync(this.#mapping(va, iova, length, access), (call) => this.#callAsync(call));
   }
 
   /**
@@ -142,12 +135,13 @@ export class SpaprSpace implements KernelSpace {
    * @returns `length`: this driver of the kernel's reports nothing
    */
   unmap(va: Va, iova: Iova, length: number): number {
-    const registration = this.#registrationOf(va, length);
-    if (registration === undefined) throw invalid('unmap', `nothing is mapped at ${hex(va)}`);
-    this.#unmap.set32(UNMAP.flags, 0).set64(UNMAP.iova, iova).set64(UNMAP.size, length);
-    this.#call(IOCTL.VFIO_IOMMU_UNMAP_DMA, this.#unmap, 'VFIO_IOMMU_UNMAP_DMA');
-    registration.mapped -= length;
-    if (registration.mapped === 0) this.#unregister(registration);
+    runSteps(this.#unmapping(va, iova, length), (call) => this.#call(call.request, call.argument, call.name));
+    return length;
+  }
+
+  /** As {@link unmap}, on another thread. */
+  async unmapAsync(va: Va, iova: Iova, length: number): Promise<number> {
+    await runStepsAsync(this.#unmapping(va, iova, length), (call) => this.#callAsync(call));
     return length;
   }
 
@@ -155,12 +149,12 @@ export class SpaprSpace implements KernelSpace {
   unmapAll(): number {
     if (this.#window === undefined || this.#registered.size === 0) return 0;
     const { range } = this.#window;
-    this.#unmap.set32(UNMAP.flags, 0).set64(UNMAP.iova, range.start).set64(UNMAP.size, range.length);
-    this.#call(IOCTL.VFIO_IOMMU_UNMAP_DMA, this.#unmap, 'VFIO_IOMMU_UNMAP_DMA');
+    const argument = newUnmap().set64(UNMAP.iova, range.start).set64(UNMAP.size, range.length);
+    this.#call(IOCTL.VFIO_IOMMU_UNMAP_DMA, argument, 'VFIO_IOMMU_UNMAP_DMA');
     let bytes = 0;
     for (const registration of [...this.#registered.values()]) {
       bytes += registration.mapped;
-      this.#unregister(registration);
+      runSteps(this.#unregistering(registration), (call) => this.#call(call.request, call.argument, call.name));
     }
     return bytes;
   }
@@ -245,27 +239,62 @@ export class SpaprSpace implements KernelSpace {
     });
   }
 
-  #registerMemory(va: Va, length: number): Registration {
-    this.#register.set64(REGISTER.vaddr, va).set64(REGISTER.size, length);
-    explaining(
-      {
+  *#mapping(va: Va, iova: Iova, length: number, access: DmaAccess): Steps<Call, void> {
+    const known = this.#registrationOf(va, length);
+    const registration = known ?? (yield* this.#registering(va, length));
+    const argument = newMap();
+    fillMap(argument, va, iova, length, access);
+    // Its memory has to stay registered meanwhile.
+    registration.mapped += length;
+    try {
+      yield { request: IOCTL.VFIO_IOMMU_MAP_DMA, argument, name: 'VFIO_IOMMU_MAP_DMA' };
+    } catch (error) {
+      registration.mapped -= length;
+      const undo: unknown[] = [];
+      if (registration.mapped === 0) {
+        try {
+          yield* this.#unregistering(registration);
+        } catch (why) {
+          undo.push(why);
+        }
+      }
+      throw withUndo(this.#notMapped(error, iova, length), 'map', undo);
+    }
+  }
+
+  *#unmapping(va: Va, iova: Iova, length: number): Steps<Call, void> {
+    const registration = this.#registrationOf(va, length);
+    if (registration === undefined) throw invalid('unmap', `nothing is mapped at ${hex(va)}`);
+    const argument = newUnmap().set64(UNMAP.iova, iova).set64(UNMAP.size, length);
+    yield { request: IOCTL.VFIO_IOMMU_UNMAP_DMA, argument, name: 'VFIO_IOMMU_UNMAP_DMA' };
+    registration.mapped -= length;
+    if (registration.mapped === 0) yield* this.#unregistering(registration);
+  }
+
+  *#registering(va: Va, length: number): Steps<Call, Registration> {
+    const registration = { va, length, mapped: 0 };
+    // From here on nothing else can register any of it.
+    this.#registered.insert(va, length, registration);
+    try {
+      const name = 'VFIO_IOMMU_SPAPR_REGISTER_MEMORY';
+      yield { request: IOCTL.VFIO_IOMMU_SPAPR_REGISTER_MEMORY, argument: memoryArgument(va, length), name };
+      return registration;
+    } catch (error) {
+      this.#registered.delete(va);
+      throw explained(error, {
         ENOMEM: () => lockedMemoryFacts(this.#platform, length),
         EINVAL: () => ({
           range: new Range(va, length),
           reason: 'the kernel does not register this memory',
           hint: 'another container of this process has registered an overlapping range, not the same',
         }),
-      },
-      () => this.#call(IOCTL.VFIO_IOMMU_SPAPR_REGISTER_MEMORY, this.#register, 'VFIO_IOMMU_SPAPR_REGISTER_MEMORY'),
-    );
-    const registration = { va, length, mapped: 0 };
-    this.#registered.insert(va, length, registration);
-    return registration;
+      });
+    }
   }
 
-  #unregister({ va, length }: Registration): void {
-    this.#register.set64(REGISTER.vaddr, va).set64(REGISTER.size, length);
-    this.#call(IOCTL.VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY, this.#register, 'VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY');
+  *#unregistering({ va, length }: Registration): Steps<Call, void> {
+    const name = 'VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY';
+    yield { request: IOCTL.VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY, argument: memoryArgument(va, length), name };
     this.#registered.delete(va);
   }
 
@@ -287,6 +316,22 @@ export class SpaprSpace implements KernelSpace {
   #call(request: number, argument: Struct, name: string): void {
     this.#platform.ioctl.call(this.#container.fd, request, argument.bytes, name);
   }
+
+  async #callAsync({ request, argument, name }: Call): Promise<void> {
+    await this.#platform.ioctl.callAsync(this.#container.fd, request, argument.bytes, name);
+  }
+}
+
+/** One call of the container. */
+interface Call {
+  readonly request: number;
+  readonly argument: Struct;
+  readonly name: string;
+}
+
+function memoryArgument(va: Va, length: number): Struct {
+  const argument = new Struct(REGISTER.sizeof).set32(REGISTER.argsz, REGISTER.sizeof);
+  return argument.set64(REGISTER.vaddr, va).set64(REGISTER.size, length);
 }
 
 /** bytes, by /proc/meminfo; 32 GiB where that can not be read */

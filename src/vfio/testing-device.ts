@@ -1,6 +1,7 @@
 /** For tests: a PCI function behind vfio-pci, by the rules of drivers/vfio/pci, whose BARs are memory of this process. */
 import { DmaError, type ErrorCode } from '../errors.js';
 import type { MapOptions, Platform } from '../platform/ports.js';
+import { ioctlPort } from '../platform/testing.js';
 import type { Area } from '../platform/region-registers.js';
 import { Struct } from '../platform/struct.js';
 import {
@@ -179,13 +180,11 @@ export class FakeKernelDevice {
         writeAt: (fd, offset, from) =>
           this.#open.has(fd) ? this.#write(offset, from) : files.writeAt(fd, offset, from),
       },
-      ioctl: {
-        call: (fd, request, argument, name) => {
-          if (!this.#open.has(fd)) return ioctl.call(fd, request, argument, name);
-          this.ioctls.push(name);
-          return this.#ioctl(request, argument, name);
-        },
-      },
+      ioctl: ioctlPort((fd, request, argument, name) => {
+        if (!this.#open.has(fd)) return ioctl.call(fd, request, argument, name);
+        this.ioctls.push(name);
+        return this.#ioctl(request, argument, name);
+      }),
       memory: {
         ...memory,
         map: (options) => {

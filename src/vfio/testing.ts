@@ -8,6 +8,7 @@ import type { DmaAccess } from '../dma/backend.js';
 import { grants } from '../dma/backend.js';
 import { openPlatform } from '../platform/open.js';
 import type { Platform } from '../platform/ports.js';
+import { ioctlPort } from '../platform/testing.js';
 import * as iommufdUapi from '../platform/uapi/iommufd.js';
 import * as vfio from '../platform/uapi/vfio.js';
 import { Range } from '../ranges.js';
@@ -454,15 +455,13 @@ class Model implements VfioKernel {
           return base.memory.map({ ...options, ...device.mapping(options.offset ?? 0, options.length) });
         },
       },
-      ioctl: {
-        call: (fd, request, argument, name) => {
-          const file = this.#files.get(fd);
-          if (file === undefined) return base.ioctl.call(fd, request, argument, name);
-          return named(name, () =>
-            this.#ioctl(file, request, typeof argument === 'number' ? argument : new Argument(argument)),
-          );
-        },
-      },
+      ioctl: ioctlPort((fd, request, argument, name) => {
+        const file = this.#files.get(fd);
+        if (file === undefined) return base.ioctl.call(fd, request, argument, name);
+        return named(name, () =>
+          this.#ioctl(file, request, typeof argument === 'number' ? argument : new Argument(argument)),
+        );
+      }),
       limits: {
         ...base.limits,
         lockedMemory: () => ({ limit: this.#memory.limit, used: this.#memory.pinned }),

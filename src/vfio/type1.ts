@@ -31,6 +31,21 @@ export const MAP_FLAGS: Readonly<Record<DmaAccess, number>> = {
   'read-write': vfio.VFIO_DMA_MAP_FLAG_READ | vfio.VFIO_DMA_MAP_FLAG_WRITE,
 };
 
+/** The argument of VFIO_IOMMU_MAP_DMA. */
+export function newMap(): Struct {
+  return new Struct(MAP.sizeof).set32(MAP.argsz, MAP.sizeof);
+}
+
+/** Fills what {@link newMap} made. */
+export function fillMap(argument: Struct, va: Va, iova: Iova, length: number, access: DmaAccess): void {
+  argument.set32(MAP.flags, MAP_FLAGS[access]).set64(MAP.vaddr, va).set64(MAP.iova, iova).set64(MAP.size, length);
+}
+
+/** The argument of VFIO_IOMMU_UNMAP_DMA. */
+export function newUnmap(): Struct {
+  return new Struct(UNMAP.sizeof).set32(UNMAP.argsz, UNMAP.sizeof);
+}
+
 /** What VFIO_IOMMU_GET_INFO tells, in this library's words. */
 export interface Type1Info {
   /** bytes, ascending */
@@ -50,8 +65,8 @@ export class Type1Space implements KernelSpace, DirtyTracking {
   readonly #ioctl: IoctlPort;
   readonly #container: GroupContainer;
   readonly #unmapAllFlag: boolean;
-  readonly #map = new Struct(MAP.sizeof).set32(MAP.argsz, MAP.sizeof);
-  readonly #unmap = new Struct(UNMAP.sizeof).set32(UNMAP.argsz, UNMAP.sizeof);
+  readonly #map = newMap();
+  readonly #unmap = newUnmap();
   #info: Type1Info | undefined;
 
   /** @throws DmaError ENOENT, EACCES: /dev/vfio/vfio; ENOTSUP: this kernel has no type1 */
@@ -98,9 +113,20 @@ export class Type1Space implements KernelSpace, DirtyTracking {
    *   limit; ENOMEM: the locked-memory limit; EFAULT: there is no memory at the VA, or none that can be pinned
    */
   map(va: Va, iova: Iova, length: number, access: DmaAccess): void {
-    this.#map.set32(MAP.flags, MAP_FLAGS[access]).set64(MAP.vaddr, va).set64(MAP.iova, iova).set64(MAP.size, length);
+    fillMap(this.#map, va, iova, length, access);
     try {
       this.#ioctl.call(this.#container.fd, IOCTL.VFIO_IOMMU_MAP_DMA, this.#map.bytes, 'VFIO_IOMMU_MAP_DMA');
+    } catch (error) {
+      throw this.#notMapped(error, iova, length);
+    }
+  }
+
+  /** As {@link map}, on another thread. */
+  async mapAsync(va: Va, iova: Iova, length: number, access: DmaAccess): Promise<void> {
+    const argument = newMap();
+    fillMap(argument, va, iova, length, access);
+    try {
+      await this.#callAsync(IOCTL.VFIO_IOMMU_MAP_DMA, argument, 'VFIO_IOMMU_MAP_DMA');
     } catch (error) {
       throw this.#notMapped(error, iova, length);
     }
@@ -114,6 +140,13 @@ export class Type1Space implements KernelSpace, DirtyTracking {
    */
   unmap(iova: Iova, length: number): number {
     return this.#unmapWith(0, iova, length);
+  }
+
+  /** As {@link unmap}, on another thread. */
+  async unmapAsync(iova: Iova, length: number): Promise<number> {
+    const argument = newUnmap().set64(UNMAP.iova, iova).set64(UNMAP.size, length);
+    await this.#callAsync(IOCTL.VFIO_IOMMU_UNMAP_DMA, argument, 'VFIO_IOMMU_UNMAP_DMA');
+    return argument.u64(UNMAP.size);
   }
 
   /** Unmaps all there is. @returns the bytes */
@@ -221,6 +254,10 @@ export class Type1Space implements KernelSpace, DirtyTracking {
 
   #call(request: number, argument: Struct, name: string): void {
     this.#ioctl.call(this.#container.fd, request, argument.bytes, name);
+  }
+
+  async #callAsync(request: number, argument: Struct, name: string): Promise<void> {
+    await this.#ioctl.callAsync(this.#container.fd, request, argument.bytes, name);
   }
 
   /** Reads the constraints anew: a group that joins or leaves may change the windows. */

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import type { DomainBackend, Segment } from '../../dma/backend.js';
+import type { AsyncDomainBackend, Segment } from '../../dma/backend.js';
 import { DmaError, type ErrorCode } from '../../errors.js';
 import { openPlatform } from '../../platform/open.js';
 import type { Platform } from '../../platform/ports.js';
@@ -106,16 +106,20 @@ class Bench {
     return { kind: 'vfio-type1', open: unused, release: unused, close: unused };
   }
 
-  #backend({ kind }: KernelSpace): DomainBackend {
+  #backend({ kind }: KernelSpace): AsyncDomainBackend {
     this.log.push('backend');
+    const map = ({ iova }: Segment): undefined => void this.log.push(`map ${iova}`);
+    const unmap = ({ length }: Segment): number => {
+      this.log.push('unmap');
+      return length;
+    };
     return {
       kind,
       constraints: FREE,
-      map: ({ iova }: Segment) => void this.log.push(`map ${iova}`),
-      unmap: ({ length }: Segment) => {
-        this.log.push('unmap');
-        return length;
-      },
+      map,
+      unmap,
+      mapAsync: async (segment) => map(segment),
+      unmapAsync: async (segment) => unmap(segment),
       close: () => void this.log.push('close backend'),
     };
   }

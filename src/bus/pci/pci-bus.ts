@@ -1,5 +1,5 @@
 /** The bus of PCI functions that VFIO hands to this process: `pci:0000:00:02.0`, `pci:00:02.0,container=mine`. */
-import type { DomainBackend } from '../../dma/backend.js';
+import type { AsyncDomainBackend } from '../../dma/backend.js';
 import { DmaError, isDmaError, undoAll, withUndo, type DmaErrorDetails } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import { PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from '../../platform/uapi/pci-regs.js';
@@ -10,7 +10,7 @@ import {
 } from '../../platform/uapi/vfio.js';
 import type { Container, Containers, KernelSpace, VfioNode } from '../../vfio/containers.js';
 import type { VfioDevice } from '../../vfio/device.js';
-import { spacePerDevice } from '../dma-ops.js';
+import { asyncSpacePerDevice } from '../dma-ops.js';
 import type { RdmaContexts } from '../../rdma/context.js';
 import { openRdma } from '../rdma/open-rdma.js';
 import { verbsDeviceOf } from '../rdma/verbs-device-of.js';
@@ -26,7 +26,7 @@ export interface PciBusOptions {
   readonly platform: Platform;
   readonly containers: Pick<Containers, 'default' | 'find' | 'all' | 'open'>;
   /** Makes the backend of a domain over an address space of VFIO's. */
-  readonly backend: (space: KernelSpace) => DomainBackend;
+  readonly backend: (space: KernelSpace) => AsyncDomainBackend;
   /** RDMA devices, for functions that are used through those and stay with their kernel drivers. Absent: none is. */
   readonly rdma?: RdmaContexts;
 }
@@ -46,12 +46,12 @@ export class PciBus implements Bus {
   readonly #options: PciBusOptions;
   readonly #sysfs: PciSysfs;
   readonly #connections = new Map<string, Connection>();
-  readonly #backends = new WeakMap<KernelSpace, DomainBackend>();
+  readonly #backends = new WeakMap<KernelSpace, AsyncDomainBackend>();
 
   constructor(options: PciBusOptions) {
     this.#options = options;
     this.#sysfs = new PciSysfs(options.platform.kernel);
-    this.dma = spacePerDevice(
+    this.dma = asyncSpacePerDevice(
       (device) => this.#backendOf(this.#connectionOf(device).space),
       (device) => this.#connectionOf(device).container.name,
     );
@@ -171,7 +171,7 @@ export class PciBus implements Bus {
     return { code, reason: problems.map(({ reason }) => reason).join(', and '), hint };
   }
 
-  #backendOf(space: KernelSpace): DomainBackend {
+  #backendOf(space: KernelSpace): AsyncDomainBackend {
     let backend = this.#backends.get(space);
     if (backend === undefined) {
       backend = this.#options.backend(space);

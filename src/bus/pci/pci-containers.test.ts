@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import type { DomainBackend, Segment } from '../../dma/backend.js';
+import type { AsyncDomainBackend, Segment } from '../../dma/backend.js';
 import { openPlatform } from '../../platform/open.js';
 import { failingPlatform, trackingPlatform } from '../../platform/testing.js';
 import { Containers, type KernelSpace } from '../../vfio/containers.js';
@@ -18,16 +18,17 @@ const C = '0000:00:04.0';
 const BUSY = '0000:00:05.0';
 
 /** The simplest backend that maps. */
-function backendOver(space: KernelSpace): DomainBackend {
+function backendOver(space: KernelSpace): AsyncDomainBackend {
   assert.ok(space instanceof Type1Space || space instanceof IommufdSpace);
+  const map = ({ va, iova, length, access }: Segment): undefined => void space.map(va, iova, length, access);
+  const unmap = ({ iova, length }: Segment): number => space.unmap(iova, length);
   return {
     kind: space.kind,
     constraints: FREE,
-    map: ({ va, iova, length, access }: Segment) => {
-      space.map(va, iova, length, access);
-      return undefined;
-    },
-    unmap: ({ iova, length }: Segment) => space.unmap(iova, length),
+    map,
+    unmap,
+    mapAsync: async (segment) => map(segment),
+    unmapAsync: async (segment) => unmap(segment),
     close: () => void space.unmapAll(),
   };
 }

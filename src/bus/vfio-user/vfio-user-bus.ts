@@ -1,12 +1,12 @@
 /** The bus of devices in other processes, each behind the UNIX socket of a vfio-user server: `vfio-user:/run/device.sock`. */
 import { resolve } from 'node:path';
-import type { DomainBackend } from '../../dma/backend.js';
+import type { AsyncDomainBackend } from '../../dma/backend.js';
 import { DmaError, invalid } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import type { Va } from '../../units.js';
 import { VfioUserClient, type DmaTarget } from '../../vfio-user/client.js';
 import type { Bus, Device, DmaOps, IdMatch, OpenedDevice } from '../model.js';
-import { spacePerDevice } from '../dma-ops.js';
+import { asyncSpacePerDevice } from '../dma-ops.js';
 import { PCI_REGION } from '../device-access.js';
 import { VfioAccess } from '../vfio-access.js';
 import { enableFunction } from './enable-function.js';
@@ -15,14 +15,14 @@ import { enableFunction } from './enable-function.js';
 export interface VfioUserBusOptions {
   readonly platform: Platform;
   /** Makes the address space of a connection. */
-  readonly backend: (client: VfioUserClient) => DomainBackend;
+  readonly backend: (client: VfioUserClient) => AsyncDomainBackend;
   /** Registered memory, for what a device reads and writes by message. */
   readonly bytesAt: (va: Va, length: number, access: 'read' | 'write') => Uint8Array | undefined;
 }
 
 interface Connection {
   readonly client: VfioUserClient;
-  readonly backend: DomainBackend;
+  readonly backend: AsyncDomainBackend;
   /** Known once the device is being probed. */
   device: Device | undefined;
 }
@@ -39,7 +39,7 @@ export class VfioUserBus implements Bus {
 
   constructor(options: VfioUserBusOptions) {
     this.#options = options;
-    this.dma = spacePerDevice((device) => this.#connectionOf(device).backend);
+    this.dma = asyncSpacePerDevice((device) => this.#connectionOf(device).backend);
   }
 
   /** Anything with a slash in it can be the path of a socket. */

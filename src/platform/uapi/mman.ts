@@ -18,4 +18,5 @@ export const MAP_HUGE_SHIFT = 26;
 
 export const MADV_DONTFORK = 10;
 /** Linux 5.14. */
+export const MADV_POPULATE_READ = 22;
 export const MADV_POPULATE_WRITE = 23;

@@ -84,6 +84,10 @@ function listened(): { platform: Platform; calls: string[] } {
       calls.push(name);
       return platform.ioctl.call(fd, request, argument, name);
     },
+    callAsync: (fd, request, argument, name) => {
+      calls.push(name);
+      return platform.ioctl.callAsync(fd, request, argument, name);
+    },
   };
   return { platform: { ...platform, ioctl }, calls };
 }
