@@ -148,6 +148,7 @@ export class Eal implements AsyncDisposable {
       ...options,
       areas: this.#areas,
       limits: this.platform.limits,
+      pages: this.platform.memory,
       context: { external: this.#driverMemory },
       changed: (change, device, error) => {
         if (change === 'probed' || change === 'removed') this.#tell(change, device);

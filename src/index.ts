@@ -4,6 +4,7 @@ export { Eal, type EalEvents, type EalOptions, type ProbeOptions } from './eal.j
 export { DmaError, ERRNO, errorCode, isDmaError, type DmaErrorDetails, type ErrorCode } from './errors.js';
 export { GiB, KiB, MiB, TiB, formatSize, hex, parseSize, type Iova, type Va } from './units.js';
 export { Range } from './ranges.js';
+export type { LongWorkOptions, Progress } from './long-work.js';
 
 export type { Area, AreaOwner, Backing, IovaRun } from './memory/area.js';
 export type {

@@ -10,6 +10,7 @@ import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import { invalid, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
+import { progressOf, type Progress } from '../long-work.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { PoolChunk } from '../memory/pool-layout.js';
 import { formatSize } from '../units.js';
@@ -88,13 +89,15 @@ export async function dmaMapPoolAsync(
   const mappings: Mapping[] = [];
   try {
     const targets = targetsOf(device, pool, areas);
-    const totalBytes = targets.reduce((sum, { length }) => sum + length, 0);
+    const report = progressOf(
+      onProgress,
+      targets.reduce((sum, { length }) => sum + length, 0),
+    );
     let before = 0;
     for (const target of targets) {
       const done = before;
-      const report = ({ doneBytes }: { doneBytes: number }): void =>
-        onProgress?.({ doneBytes: done + doneBytes, totalBytes });
-      mappings.push(await device.dmaMapAsync(target, { ...options, onProgress: report }));
+      const onPart = ({ doneBytes }: Progress): void => report(done + doneBytes);
+      mappings.push(await device.dmaMapAsync(target, { ...options, onProgress: onPart }));
       before += target.length;
     }
     return new PoolMapping(mappings);

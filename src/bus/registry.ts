@@ -30,7 +30,7 @@ import { GroupMapping, mapOnAll } from './fan-out.js';
 export type DeviceChange = 'probed' | 'failed' | 'removed' | 'lost';
 
 /** What a registry works with. */
-export interface RegistryOptions extends Pick<DomainOptions, 'holdBackMs' | 'remember' | 'origins' | 'now'> {
+export interface RegistryOptions extends Pick<DomainOptions, 'holdBackMs' | 'remember' | 'origins' | 'now' | 'pages'> {
   readonly areas: AreaIndex;
   readonly limits: Pick<LimitsPort, 'lockedMemory'>;
   readonly context: ProbeContext;

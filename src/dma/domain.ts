@@ -9,9 +9,10 @@ import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import { OriginNotes } from '../origin.js';
-import type { LimitsPort } from '../platform/ports.js';
+import { checkLongWork, inLanes, mustGoOn, Pace, progressOf, Turns, type LongWorkOptions } from '../long-work.js';
+import type { LimitsPort, MemoryPort } from '../platform/ports.js';
 import { joined, Range } from '../ranges.js';
-import { alignUp, formatSize, hex, isMultiple, KiB, MiB, type Iova, type Va } from '../units.js';
+import { alignUp, formatSize, GiB, hex, isMultiple, KiB, type Iova, type Va } from '../units.js';
 import { grants, type DmaAccess, type DomainBackend, type DomainConstraints } from './backend.js';
 import { explain, type Explanation } from './explain.js';
 import { IovaAllocator } from './iova-allocator.js';
@@ -23,14 +24,11 @@ import { RetiredMappings } from './retired.js';
 import { TranslationTable } from './translation-table.js';
 
 /** How to map it without blocking. */
-export interface MapAsyncOptions extends MapOptions {
-  /** Told how far it is, after each piece. */
-  readonly onProgress?: (progress: { readonly doneBytes: number; readonly totalBytes: number }) => void;
-  /** Gives up: what is mapped so far is unmapped, and the promise rejects with ECANCELED. */
-  readonly signal?: AbortSignal;
+export interface MapAsyncOptions extends MapOptions, LongWorkOptions {
   /**
-   * bytes a piece, rounded up to whole pages; each is a mapping entry of its own. Default: 256 MiB where mapping pins pages
-   * (it takes time then), else all at once (`Infinity`). It does nothing where a mapping has a key (verbs), and so is one.
+   * bytes a piece, rounded up to whole pages; each is a mapping entry of its own. Default: where mapping pins pages, 2 MiB and
+   * more, so that a piece takes some milliseconds; else all at once (`Infinity`). Where a mapping has a key (verbs) it is one
+   * entry in any case, and only its pages are got piece by piece.
    */
   readonly chunkBytes?: number;
 }
@@ -42,6 +40,11 @@ export interface DomainOptions {
   readonly backend: DomainBackend;
   readonly areas: AreaIndex;
   readonly limits: Pick<LimitsPort, 'lockedMemory'>;
+  /**
+   * Gets the pages of memory that is to be pinned, several pieces at once on other threads: most of the time of mapping goes
+   * there. Absent: pinning does.
+   */
+  readonly pages?: Pick<MemoryPort, 'populateAsync' | 'lanes'>;
   /** How long a freed IOVA is held back before reuse, in milliseconds. Default 100. */
   readonly holdBackMs?: number;
   /** How many retired mappings `explain` remembers. Default 1024. */
@@ -54,8 +57,8 @@ export interface DomainOptions {
   readonly now?: () => number;
 }
 
-/** Pieces of async maps of memory that gets pinned, in bytes. */
-const PINNED_CHUNK = 256 * MiB;
+/** How much of the translation table is changed at once, in bytes of what is mapped. */
+const TABLE_PIECE = 64 * GiB;
 
 /** The unit of the translation table, which every granule is a multiple of. bytes */
 const TRANSLATION_PAGE = 4 * KiB;
@@ -68,6 +71,7 @@ export class Domain {
   readonly #backend: DomainBackend;
   readonly #areas: AreaIndex;
   readonly #locked: LockedBudget;
+  readonly #pages: DomainOptions['pages'];
   readonly #ledger = new Ledger();
   readonly #retired: RetiredMappings;
   readonly #allocator: IovaAllocator;
@@ -99,6 +103,7 @@ export class Domain {
     this.#backend = backend;
     this.#areas = options.areas;
     this.#locked = new LockedBudget(options.limits);
+    this.#pages = options.pages;
     this.#retired = new RetiredMappings(options.remember ?? 1024);
     this.#given = windows;
     this.#windows = joined(windows);
@@ -151,15 +156,31 @@ export class Domain {
    * @throws DmaError of the first thing that could not be undone, once all of it was tried; the device is gone all the same
    */
   async detach(device: string, lost?: DmaError): Promise<void> {
-    await this.#endRuns(device);
-    for (const mapping of this.#devices.get(device) ?? []) mapping.lost ??= lost;
     const errors: unknown[] = [];
-    const isLast = this.#devices.size === 1 && this.#devices.has(device);
-    for (const mapping of [...(isLast ? this.#own : []), ...(this.#devices.get(device) ?? [])].reverse()) {
-      const [failed] = undoAll([() => this.#release(mapping, 'detach')]);
-      if (failed === undefined) continue;
-      errors.push(failed);
-      this.#abandon(mapping, 'stick');
+    const turns = new Turns();
+    for (;;) {
+      // No gap between the last look at what runs and is mapped, and the end: a call that comes meanwhile is seen here.
+      const isLast = this.#devices.size === 1 && this.#devices.has(device);
+      const names = isLast ? [device, this.#self] : [device];
+      const runs = [...this.#running].filter(([, run]) => names.includes(run.device));
+      if (runs.length > 0) {
+        for (const [, { giveUp }] of runs) giveUp?.abort(new Error(`${device} is leaving`));
+        await Promise.allSettled(runs.map(([run]) => run));
+        continue;
+      }
+      const mappings = [...(isLast ? this.#own : []), ...(this.#devices.get(device) ?? [])];
+      if (mappings.length === 0) break;
+      for (const mapping of mappings.reverse()) {
+        if (mapping.device === device) mapping.lost ??= lost;
+        if (turns.due) await turns.next();
+        if (!mapping.live) continue;
+        try {
+          await mapping.endAsync();
+        } catch (error) {
+          errors.push(error);
+          if (mapping.live) this.#abandon(mapping, 'stick');
+        }
+      }
     }
     this.#devices.delete(device);
     if (this.#devices.size === 0 && !this.#closed) {
@@ -185,6 +206,8 @@ export class Domain {
       this.#abandon(mapping, 'forget');
     }
     for (const { entry, device } of this.#stuck.splice(0)) entry.area.release(device);
+    // What is being mapped may be in the table already.
+    for (const entry of this.#ledger) if (entry.state === 'mapping') this.table.remove(entry.va, entry.length);
     this.#ledger.clear();
   }
 
@@ -227,8 +250,7 @@ export class Domain {
     options: MapAsyncOptions = {},
     operation = 'dmaMapAsync',
   ): Promise<Mapping> {
-    const { chunkBytes = Infinity } = options;
-    if (!(chunkBytes >= 1)) throw invalid(operation, `pieces of ${chunkBytes} bytes are not possible`, { device });
+    naming(device, () => checkAsync(options, operation));
     const plan = this.#plan(device, target, options, operation, this.mapForAsync);
     const giveUp = new AbortController();
     const signals = options.signal === undefined ? [giveUp.signal] : [giveUp.signal, options.signal];
@@ -358,16 +380,6 @@ export class Domain {
     return device === this.#self ? this.#own : this.#devices.get(device);
   }
 
-  /** Gives up what `device` is mapping and waits for what it is unmapping, and for what it begins meanwhile. */
-  async #endRuns(device: string): Promise<void> {
-    for (;;) {
-      const runs = [...this.#running].filter(([, run]) => run.device === device);
-      if (runs.length === 0) return;
-      for (const [, { giveUp }] of runs) giveUp?.abort(new Error(`${device} is leaving`));
-      await Promise.allSettled(runs.map(([run]) => run));
-    }
-  }
-
   // --- mapping ---
 
   /** @param called what the program called, for the origin */
@@ -393,20 +405,24 @@ export class Domain {
     return naming(device, () => planMapping(books, { device, target, options, operation, origin }));
   }
 
-  /** Books IOVAs and ledger entries for all pieces, or none. */
+  /** Books IOVAs and ledger entries for all pieces, or none, whatever throws. */
   #reserve(plan: Plan, pieces: readonly PlannedPiece[]): Entry[] {
     const entries: Entry[] = [];
-    for (const piece of pieces) {
-      const iova = this.#reserveIova(plan.area, piece);
-      if (iova === undefined) {
-        for (const entry of entries) this.#unreserve(entry);
-        throw this.#noIova(plan, piece);
-      }
-      const entry = new Entry(plan.area, piece.va, iova, piece.length, plan.access, plan.region);
-      this.#ledger.add(entry);
-      entries.push(entry);
+    try {
+      for (const piece of pieces) entries.push(this.#reservePiece(plan, piece));
+      return entries;
+    } catch (error) {
+      for (const entry of entries) this.#unreserve(entry);
+      throw error;
     }
-    return entries;
+  }
+
+  #reservePiece(plan: Plan, piece: PlannedPiece): Entry {
+    const iova = this.#reserveIova(plan.area, piece);
+    if (iova === undefined) throw this.#noIova(plan, piece);
+    const entry = new Entry(plan.area, piece.va, iova, piece.length, plan.access, plan.region);
+    this.#ledger.add(entry);
+    return entry;
   }
 
   /** The IOVA of a piece: as given, else the VA where that is free, else the lowest that is. */
@@ -457,14 +473,20 @@ export class Domain {
     return this.#named(withUndo(error, plan.operation, undo), plan);
   }
 
-  async #unwindAsync(plan: Plan, entries: readonly Entry[], mapped: number, error: unknown): Promise<DmaError> {
+  /** As {@link #unwind}: the entries of `mapped` have been mapped, those of `reserved` not. */
+  async #unwindAsync(plan: Plan, mapped: Entry[], reserved: readonly Entry[], error: unknown): Promise<DmaError> {
     const undo: unknown[] = [];
-    for (let i = entries.length - 1; i >= 0 && this.#failure === undefined; i--) {
-      const entry = entries[i];
+    const turns = new Turns();
+    for (const entry of reserved) {
+      if (turns.due) await turns.next();
+      this.#undone(entry, plan.device, false, []);
+    }
+    for (let entry = mapped.pop(); entry !== undefined && this.#failure === undefined; entry = mapped.pop()) {
+      if (turns.due) await turns.next();
+      await this.#withdraw(entry, turns);
       const failed: unknown[] = [];
-      if (i < mapped)
-        await this.#backendUnmapAsync(entry, plan.device, plan.operation).catch((why: unknown) => failed.push(why));
-      this.#undone(entry, plan.device, i < mapped, failed);
+      await this.#backendUnmapAsync(entry, plan.device, plan.operation).catch((why: unknown) => failed.push(why));
+      this.#undone(entry, plan.device, true, failed);
       undo.push(...failed);
     }
     return this.#named(withUndo(error, plan.operation, undo), plan);
@@ -485,11 +507,13 @@ export class Domain {
     return error.with({ operation, reason, range: error.range ?? range, device, cause: error });
   }
 
-  #publish(plan: Plan, entries: Entry[]): Mapping {
+  /** @param inTable is it in the translation table already? */
+  #publish(plan: Plan, entries: Entry[], inTable = false): Mapping {
     const { device, range, area, origin } = plan;
     // This may fail for want of memory, before anything else has changed.
     for (const entry of entries)
-      if (entry.state !== 'live') this.table.add(entry.va, entry.length, entry.iova, entry.keys?.lkey ?? -1);
+      if (!inTable && entry.state !== 'live')
+        this.table.add(entry.va, entry.length, entry.iova, entry.keys?.lkey ?? -1);
     const mapping = new Mapping(this, device, range, plan, entries, origin);
     for (const entry of entries) {
       entry.claims.push(mapping);
@@ -502,8 +526,9 @@ export class Domain {
   }
 
   async #mapPieces(plan: Plan, options: MapAsyncOptions, signal: AbortSignal): Promise<Mapping> {
-    const { range, operation, area, device } = plan;
-    const report = (doneBytes: number): void => options.onProgress?.({ doneBytes, totalBytes: range.length });
+    const { range, operation, area, device, region } = plan;
+    const { pins, regions } = this.#backend.constraints;
+    const report = progressOf(options.onProgress, range.length);
     this.#mustGoOn(signal, plan);
     if (plan.shared !== undefined) {
       const mapping = this.#publish(plan, [...plan.shared.entries]);
@@ -514,53 +539,129 @@ export class Domain {
       }
       return mapping;
     }
-    const entries = this.#chunks(this.#reserve(plan, plan.pieces), options.chunkBytes, plan);
-    let mapped = 0;
+    const turns = new Turns();
+    const pace = new Pace(area.pageSize);
+    const pages = pins && region.paging === 'pinned' ? this.#pages : undefined;
+    const mapped: Entry[] = [];
+    /** Reserved and not begun, the last first. */
+    let waiting: Entry[] = [];
+    /** Whose pages are being got, in order. */
+    const ahead: { readonly entry: Entry; readonly began: number; readonly ready: Promise<void> }[] = [];
     area.hold(device);
     try {
+      waiting = this.#reserve(plan, plan.pieces).reverse();
+      this.table.prepare(range.start, range.length);
+      // What has a key is one piece, and long: its pages come first, so that it can be given up.
+      if (regions !== undefined && pages !== undefined)
+        await inLanes({
+          ...{ length: range.length, lanes: pages.lanes, pace, signal, operation },
+          piece: (offset, bytes) => this.#getPages(pages, (range.start + offset) as Va, bytes, area),
+          done: (bytes) => {
+            if (bytes < range.length) report(bytes);
+          },
+        });
+      const pieceBytes = this.#pieceBytes(plan, options.chunkBytes, pace);
+      const lanes = regions === undefined ? (pages?.lanes ?? 1) : 1;
       let done = 0;
-      for (const entry of entries) {
-        entry.keys = await this.#backendMapAsync(entry, operation);
-        mapped++;
+      while (waiting.length + ahead.length > 0) {
+        while (waiting.length > 0 && ahead.length < lanes) {
+          const entry = this.#firstPiece(waiting, pieceBytes);
+          const ready =
+            pages === undefined || regions !== undefined
+              ? Promise.resolve()
+              : this.#getPages(pages, entry.va, entry.length, area);
+          ahead.push({ entry, began: performance.now(), ready });
+        }
+        const [{ entry, began, ready }] = ahead;
+        await ready;
+        this.#mustNotHaveFailed(operation);
+        this.#mustGoOn(signal, plan);
+        entry.keys = await this.#backendMapAsync(entry);
+        this.#mustNotHaveFailed(operation);
+        mapped.push(entry);
+        ahead.shift();
+        pace.took(entry.length, performance.now() - began);
+        await this.#announce(entry, turns, operation);
         done += entry.length;
         report(done);
+        if (turns.due) await turns.next();
         this.#mustNotHaveFailed(operation);
         this.#mustGoOn(signal, plan);
       }
-      return this.#publish(plan, entries);
+      return this.#publish(plan, mapped, true);
     } catch (error) {
-      throw await this.#unwindAsync(plan, entries, mapped, error);
+      await Promise.all(ahead.map(({ ready }) => ready));
+      throw await this.#unwindAsync(plan, mapped, [...ahead.map(({ entry }) => entry), ...waiting], error);
     } finally {
       area.release(device);
     }
   }
 
   #mustGoOn(signal: AbortSignal, { operation, range, device }: Plan): void {
-    if (!signal.aborted) return;
-    const cause: unknown = signal.reason;
-    const why = cause instanceof Error ? cause.message : String(cause);
-    throw new DmaError({ code: 'ECANCELED', operation, range, device, reason: `given up: ${why}`, cause });
+    try {
+      mustGoOn(signal, operation);
+    } catch (error) {
+      throw isDmaError(error) ? error.with({ range, device }) : error;
+    }
   }
 
-  /** Cuts reserved entries into pieces of `chunkBytes`, as far as the entry limit allows. */
-  #chunks(entries: Entry[], chunkBytes: number | undefined, { area, range }: Plan): Entry[] {
+  /** Never rejects: what pages can not be had, the call that pins them says better. */
+  async #getPages(
+    pages: NonNullable<DomainOptions['pages']>,
+    va: Va,
+    length: number,
+    { writable }: Area,
+  ): Promise<void> {
+    await pages.populateAsync(va, length, writable ? 'write' : 'read').catch(() => undefined);
+  }
+
+  /** Tells how large the piece at an address is to be: `chunkBytes`, or by the pace, as far as the entry limit allows; in bytes. */
+  #pieceBytes({ area, range }: Plan, chunkBytes: number | undefined, pace: Pace): (va: Va) => number {
     const { entryLimit, pins, granule, regions } = this.#backend.constraints;
     // A region has one key.
-    if (regions !== undefined) return entries;
-    const wanted = Math.ceil(chunkBytes ?? (pins ? PINNED_CHUNK : Infinity));
-    if (wanted >= range.length) return entries;
+    if (regions !== undefined || chunkBytes === Infinity || (chunkBytes === undefined && !pins)) return () => Infinity;
     const spare = entryLimit - this.#ledger.size;
-    const least = spare === Infinity ? 1 : Math.ceil(range.length / (spare + 1));
-    const step = alignUp(Math.max(wanted, least), Math.max(area.pageSize, granule));
-    return entries.flatMap((entry) => {
-      if (entry.length <= step) return [entry];
-      this.#ledger.remove(entry);
-      const parts: Entry[] = [];
-      for (let at = 0; at < entry.length; at += step)
-        parts.push(entry.part((entry.va + at) as Va, Math.min(step, entry.length - at)));
-      for (const part of parts) this.#ledger.add(part);
-      return parts;
-    });
+    // Who did not ask for pieces leaves most entries to others.
+    const most = chunkBytes === undefined ? Math.floor(spare / 4) : spare;
+    const least = spare === Infinity ? 1 : Math.ceil(range.length / (most + 1));
+    const unit = Math.max(area.pageSize, granule);
+    return (va) => {
+      const bytes = alignUp(Math.max(Math.ceil(chunkBytes ?? pace.bytes), least), unit);
+      // Pieces that begin at multiples of their size keep the large pages of an IOMMU whole.
+      return chunkBytes === undefined && least < pace.bytes ? bytes - (va % bytes) : bytes;
+    };
+  }
+
+  /** Takes the first piece off the reserved entries of `waiting`, which is in reverse; the rest stays there. */
+  #firstPiece(waiting: Entry[], pieceBytes: (va: Va) => number): Entry {
+    const entry = waiting[waiting.length - 1];
+    const bytes = pieceBytes(entry.va);
+    waiting.pop();
+    if (entry.length <= bytes) return entry;
+    const first = entry.part(entry.va, bytes);
+    const rest = entry.part((entry.va + bytes) as Va, entry.length - bytes);
+    this.#ledger.remove(entry);
+    this.#ledger.add(first);
+    this.#ledger.add(rest);
+    waiting.push(rest);
+    return first;
+  }
+
+  /** Enters what is mapped into the translation table, in as many turns as that takes. */
+  async #announce({ va, iova, length, keys }: Entry, turns: Turns, operation: string): Promise<void> {
+    for (let at = 0; at < length; at += TABLE_PIECE) {
+      if (at > 0 && turns.due) await turns.next();
+      this.#mustNotHaveFailed(operation);
+      this.table.add(va + at, Math.min(TABLE_PIECE, length - at), iova + at, keys?.lkey ?? -1);
+    }
+  }
+
+  /** Takes it out of the translation table. */
+  async #withdraw({ va, length }: Entry, turns: Turns): Promise<void> {
+    for (let at = 0; at < length; at += TABLE_PIECE) {
+      if (at > 0 && turns.due) await turns.next();
+      this.table.remove(va + at, Math.min(TABLE_PIECE, length - at));
+    }
   }
 
   // --- unmapping ---
@@ -575,14 +676,17 @@ export class Domain {
   }
 
   async #releasePieces(mapping: Mapping): Promise<void> {
+    const turns = new Turns();
     const own = mapping.entries.filter((entry) => entry.claims.length === 1);
     // From here on nobody is told an address or a key of it that will soon be wrong.
     for (const entry of own) {
       entry.state = 'unmapping';
-      this.table.remove(entry.va, entry.length);
+      this.table.remove(entry.va, Math.min(entry.length, TABLE_PIECE));
     }
     try {
+      for (const entry of own) if (entry.length > TABLE_PIECE) await this.#withdraw(entry, turns);
       for (let entry = mapping.entries.at(-1); entry !== undefined; entry = mapping.entries.at(-1)) {
+        if (turns.due) await turns.next();
         if (entry.state === 'unmapping') await this.#backendUnmapAsync(entry, mapping.device, 'unmap');
         if (mapping.live) this.#drop(mapping, entry);
       }
@@ -742,11 +846,8 @@ export class Domain {
     if (this.#failure === undefined) throw error;
   }
 
-  async #backendMapAsync(entry: Entry, operation: string): Promise<Entry['keys']> {
-    if (this.#backend.mapAsync !== undefined) return this.#backend.mapAsync(entry);
-    await new Promise((resolve) => setImmediate(resolve));
-    this.#mustNotHaveFailed(operation);
-    return this.#backend.map(entry);
+  async #backendMapAsync(entry: Entry): Promise<Entry['keys']> {
+    return this.#backend.mapAsync === undefined ? this.#backend.map(entry) : this.#backend.mapAsync(entry);
   }
 
   #mustHaveUnmapped(entry: Entry, bytes: number, device: string, operation: string): void {
@@ -787,4 +888,12 @@ function naming<T>(device: string, work: () => T): T {
   } catch (error) {
     throw isDmaError(error) && error.device === undefined ? error.with({ device }) : error;
   }
+}
+
+/** @throws DmaError EINVAL */
+function checkAsync(options: MapAsyncOptions, operation: string): void {
+  const { chunkBytes = Infinity } = options;
+  checkLongWork(options, operation);
+  if (typeof chunkBytes !== 'number' || !(chunkBytes >= 1))
+    throw invalid(operation, `pieces of ${String(chunkBytes)} bytes are not possible`);
 }

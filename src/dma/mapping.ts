@@ -148,6 +148,11 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   /** As {@link Mapping.unmap}, without blocking the event loop where the backend can. */
   async unmapAsync(): Promise<void> {
     this.#mustNotBeKept();
+    await this.endAsync();
+  }
+
+  /** @internal As {@link Mapping.unmapAsync}, for who keeps it. Whoever calls it while it runs waits for the same. */
+  async endAsync(): Promise<void> {
     if (this.#endedByLoss) return;
     this.#first('unmap');
     this.#unmapping ??= this.#owner.releaseAsync(this).finally(() => (this.#unmapping = undefined));

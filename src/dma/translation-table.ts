@@ -127,11 +127,25 @@ export class TranslationTable {
     const range = checked(va, length, operation);
     checked(iova, length, operation);
     if (!Number.isInteger(key) || key < NO_KEY) throw invalid(operation, `${key} is no key`, { range });
-    const first = Math.floor(va / (512 * HUGE));
+    this.#prepare(range, operation);
+    this.#set(va, range.end, iova - va, key);
+  }
+
+  /**
+   * Makes room for a range, for who {@link add}s it part by part: each of these finds it, if nothing else took it meanwhile.
+   *
+   * @throws DmaError as `add`
+   */
+  prepare(va: number, length: number): void {
+    const operation = 'translation.add';
+    this.#prepare(checked(va, length, operation), operation);
+  }
+
+  #prepare(range: Range, operation: string): void {
+    const first = Math.floor(range.start / (512 * HUGE));
     const last = Math.floor((range.end - 1) / (512 * HUGE));
     // A leaf for each GiB, and second leaves for the two ends.
     this.#reserve(last - first + 3, last + 1, operation, range);
-    this.#set(va, range.end, iova - va, key);
   }
 
   /**
@@ -179,7 +193,10 @@ export class TranslationTable {
       next = Math.min(end, (huge + 1) * HUGE);
       let leaf = gib < this.#directory.length ? this.#directory[gib] : 0;
       if (leaf === 0) {
-        if (delta === UNMAPPED) continue;
+        if (delta === UNMAPPED) {
+          next = Math.min(end, (gib + 1) * (512 * HUGE));
+          continue;
+        }
         leaf = this.#directory[gib] = this.#newLeaf();
       }
       const slot = leaf + ((huge & 511) << 1);

@@ -186,11 +186,11 @@ function declare(koffi: Koffi): Libc {
       background.run(
         () =>
           new Promise((resolve, reject) => {
-            called.async(...args, (error: unknown, result: unknown) => {
+            called.async(...args, (error: Error | null, result: unknown) => {
               // koffi keeps the errno of the thread that made the call for as long as this function runs.
               const number = errno[0];
-              if (error === null || error === undefined) resolve({ result: Number(result), errno: number });
-              else reject(error instanceof Error ? error : new Error(String(error)));
+              if (error === null) resolve({ result: Number(result), errno: number });
+              else reject(error);
             });
           }),
       );

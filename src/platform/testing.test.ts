@@ -81,7 +81,11 @@ test('descriptors that ioctls make are told', () => {
     if (typeof argument !== 'number') argument[IOMMU_FAULT_ALLOC.out_fault_fd] = 41;
     return 0;
   };
-  const platform = trackingPlatform({ ...portable, files: { ...portable.files, close: () => {} }, ioctl: ioctlPort(call) });
+  const platform = trackingPlatform({
+    ...portable,
+    files: { ...portable.files, close: () => {} },
+    ioctl: ioctlPort(call),
+  });
   platform.ioctl.call(3, 1, new Uint8Array(8), 'VFIO_GROUP_GET_DEVICE_FD');
   platform.ioctl.call(4, 1, new Struct(IOMMU_FAULT_ALLOC.sizeof).bytes, 'IOMMU_FAULT_QUEUE_ALLOC');
   platform.ioctl.call(4, 1, 0, 'VFIO_CHECK_EXTENSION');

@@ -20,7 +20,9 @@ const BUSY = '0000:00:05.0';
 /** The simplest backend that maps. */
 function backendOver(space: KernelSpace): AsyncDomainBackend {
   assert.ok(space instanceof Type1Space || space instanceof IommufdSpace);
-  const map = ({ va, iova, length, access }: Segment): undefined => void space.map(va, iova, length, access);
+  const map = ({ va, iova, length, access }: Segment): undefined => {
+    space.map(va, iova, length, access);
+  };
   const unmap = ({ iova, length }: Segment): number => space.unmap(iova, length);
   return {
     kind: space.kind,

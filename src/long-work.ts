@@ -1,0 +1,145 @@
+/**
+ * Long work that lets the event loop go on: how its progress is told and how it is given up, how much of it is done at a
+ * time, and several parts at once.
+ */
+import { DmaError, invalid } from './errors.js';
+import { MiB } from './units.js';
+
+/** How far long work is. */
+export interface Progress {
+  readonly doneBytes: number;
+  readonly totalBytes: number;
+  /** How long the rest takes if it goes on as it has, in milliseconds; `undefined` before anything is done. */
+  readonly remainingMs: number | undefined;
+}
+
+/** How to do long work. */
+export interface LongWorkOptions {
+  /** Told how far it is, after each piece. What it throws ends the work, and undoes it. */
+  readonly onProgress?: (progress: Progress) => void;
+  /** Gives up, within one piece: what was done is undone, and the promise rejects with ECANCELED. */
+  readonly signal?: AbortSignal;
+}
+
+/** @throws DmaError EINVAL when these are no options for long work */
+export function checkLongWork({ onProgress, signal }: LongWorkOptions, operation: string): void {
+  if (onProgress !== undefined && typeof onProgress !== 'function')
+    throw invalid(operation, 'onProgress is no function');
+  if (signal !== undefined && !(signal instanceof AbortSignal)) throw invalid(operation, 'signal is no AbortSignal');
+}
+
+/** @throws DmaError ECANCELED once `signal` is aborted */
+export function mustGoOn(signal: AbortSignal | undefined, operation: string): void {
+  if (signal?.aborted !== true) return;
+  const cause: unknown = signal.reason;
+  const why = cause instanceof Error ? cause.message : String(cause);
+  throw new DmaError({ code: 'ECANCELED', operation, reason: `given up: ${why}`, cause });
+}
+
+/** Tells `onProgress` of `totalBytes`. @returns what is called with the bytes that are done so far */
+export function progressOf(onProgress: LongWorkOptions['onProgress'], totalBytes: number): (doneBytes: number) => void {
+  const began = performance.now();
+  return (doneBytes) => {
+    const remainingMs =
+      doneBytes > 0 ? ((performance.now() - began) * (totalBytes - doneBytes)) / doneBytes : undefined;
+    onProgress?.({ doneBytes, totalBytes, remainingMs });
+  };
+}
+
+/** Programs may replace timers, in tests; this library's own go on. */
+const { setImmediate: nextTurn } = globalThis;
+
+/** How long work may keep the event loop, in milliseconds. */
+const LONGEST_TURN = 4;
+
+/** Turns of the event loop, for work in this thread that is long in all and short step by step. */
+export class Turns {
+  #since = performance.now();
+
+  /** Has this turn been long enough? Asking costs a look at the clock. */
+  get due(): boolean {
+    return performance.now() - this.#since > LONGEST_TURN;
+  }
+
+  /** Lets timers and sockets go on. */
+  async next(): Promise<void> {
+    await new Promise<void>((resolve) => nextTurn(resolve));
+    this.#since = performance.now();
+  }
+}
+
+/** How long a piece of work on another thread should take, in milliseconds: giving up takes as long, and so may a look at memory. */
+const PIECE_MS = 8;
+/** What pieces begin with, and the largest. bytes */
+const FIRST_PIECE = 4 * MiB;
+const LARGEST_PIECE = 1024 * MiB;
+/** Pages of IOMMUs and of memory are of this size; pieces are no smaller. bytes */
+const SMALLEST_PIECE = 2 * MiB;
+
+/** How large pieces are, by the time that those before them took. */
+export class Pace {
+  readonly #least: number;
+  #bytes: number;
+
+  /** @param least bytes, a power of two */
+  constructor(least = SMALLEST_PIECE) {
+    this.#least = Math.max(least, SMALLEST_PIECE);
+    this.#bytes = Math.max(this.#least, FIRST_PIECE);
+  }
+
+  /** bytes, a power of two */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** A piece of `bytes` took so many milliseconds. */
+  took(bytes: number, ms: number): void {
+    if (ms > 2 * PIECE_MS) this.#bytes = Math.max(this.#least, this.#bytes / 2);
+    else if (bytes >= this.#bytes && ms < PIECE_MS / 2) this.#bytes = Math.min(LARGEST_PIECE, this.#bytes * 2);
+  }
+}
+
+/** What {@link inLanes} works on. */
+export interface LaneWork {
+  /** bytes in all */
+  readonly length: number;
+  /** How many pieces at once. */
+  readonly lanes: number;
+  readonly pace: Pace;
+  readonly signal?: AbortSignal | undefined;
+  readonly operation: string;
+  /** Does one piece. */
+  piece(offset: number, bytes: number): Promise<void>;
+  /** So many bytes are done in all. */
+  done?(bytes: number): void;
+}
+
+/**
+ * Works through `length` bytes piece by piece, several at once. When it throws, no piece is running any more.
+ *
+ * @throws DmaError ECANCELED; the first thing that a piece, or `done`, throws
+ */
+export async function inLanes({ length, lanes, pace, signal, operation, piece, done }: LaneWork): Promise<void> {
+  let next = 0;
+  let finished = 0;
+  const failures: unknown[] = [];
+  const lane = async (): Promise<void> => {
+    while (next < length && failures.length === 0) {
+      try {
+        mustGoOn(signal, operation);
+        const offset = next;
+        const bytes = Math.min(pace.bytes, length - offset);
+        next += bytes;
+        const began = performance.now();
+        await piece(offset, bytes);
+        pace.took(bytes, performance.now() - began);
+        finished += bytes;
+        done?.(finished);
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: lanes }, lane));
+  if (failures.length > 0) throw failures[0];
+}
