@@ -159,7 +159,7 @@ function poolCase(size: number, adjacent: boolean): Case {
   if (adjacent) add(POOL_BASE, size);
   else for (let page = 0; page < pages; page++) add(POOL_BASE + page * step, HUGE);
   const chunks = Array.from({ length: pages }, (_, page) => {
-    return { va: (POOL_BASE + page * step) as Va, length: HUGE, iova: -1, count: 1 };
+    return { va: (POOL_BASE + page * step) as Va, length: HUGE, iova: undefined, count: 1 };
   });
   const pool: MappablePool = { name: 'a pool', forDevices: true, live: true, chunks };
   const limits = { lockedMemory: () => ({ limit: Infinity, used: 0 }) };

@@ -1,5 +1,5 @@
 /** Memory that every device reaches without being told: the library's own, a heap over the program's, and a pool. */
-import { Eal, KiB, MiB } from 'anydma';
+import { Eal, hex, KiB, MiB } from 'anydma';
 
 await using eal = await Eal.start({ memory: { noHuge: true } });
 const early = await eal.probe('vdev:copy0');
@@ -13,9 +13,9 @@ using packets = eal.pools.create({ elements: 256, elementSize: 2 * KiB, cache: 3
 
 const late = await eal.probe('vdev:edu0'); // what is there is mapped for it before it is handed out
 for (const device of [early, late]) {
-  const at = [block.va, own.va].map((va) => device.domain?.iovaOf(va).toString(16));
-  const iovas = packets.iovasFor(device);
-  console.log(`${device.name}: block 0x${at[0]}, own 0x${at[1]}, first packet 0x${iovas[0].toString(16)}`);
+  const [first = 0] = packets.iovasFor(device);
+  const at = [device.iovaOf(block), device.iovaOf(own), first].map(hex);
+  console.log(`${device.name}: block, own and first packet at ${at.join(', ')}`);
 }
 
 const burst = new Int32Array(32);

@@ -20,7 +20,7 @@ export type {
 
 export type { Block, Heap, HeapMemory, HeapStatistics, MallocOptions } from './memory/heap.js';
 export type { PlacedMallocOptions } from './memory/heap-choice.js';
-export type { Heaps, RawMemory } from './memory/heaps.js';
+export type { Heaps, HeapSettings, RawMemory } from './memory/heaps.js';
 export type { HugeUnlink } from './memory/hugepage-files.js';
 export type { IovaDecision, IovaMode, IovaVote } from './memory/iova-mode.js';
 export type { GrowthRequest, MemoryChange, MemoryHandler, MemoryValidator } from './memory/memory-events.js';
@@ -48,6 +48,7 @@ export type { MapOptions, MapTarget } from './dma/plan.js';
 export type { TranslationTable } from './dma/translation-table.js';
 
 export {
+  type AddressedMemory,
   type Bus,
   type Device,
   type DeviceFault,

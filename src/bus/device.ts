@@ -6,9 +6,19 @@ import { lostDevice, Mapping } from '../dma/mapping.js';
 import type { DmaAccess } from '../dma/backend.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { RdmaContext } from '../rdma/context.js';
-import type { Iova } from '../units.js';
+import { Range } from '../ranges.js';
+import { isAddress, type Iova, type Va } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
-import type { Bus, Device, DeviceState, Driver, ExplainedFault, IdMatch, OpenedDevice } from './model.js';
+import type {
+  AddressedMemory,
+  Bus,
+  Device,
+  DeviceState,
+  Driver,
+  ExplainedFault,
+  IdMatch,
+  OpenedDevice,
+} from './model.js';
 
 /** What has taken a device. */
 interface Binding {
@@ -99,6 +109,19 @@ export class BoundDevice implements Device {
     target.unmap();
   }
 
+  iovaOf(memory: AddressedMemory | Va): Iova {
+    const domain = this.#mustHaveDomain('iovaOf');
+    const isAt = typeof memory === 'number';
+    const va = isAt ? memory : memory.va;
+    const length = isAt ? 1 : memory.length;
+    const isLive = isAt || (memory.live !== false && memory.registered !== false);
+    if (isLive && isAddress(va) && length > 0) {
+      const iova = domain.table.iovaOfRange(va, length);
+      if (iova >= 0) return iova as Iova;
+    }
+    throw this.#noIova(domain, new Range(va, length, 'iovaOf'), isLive);
+  }
+
   explain(iova: Iova, length?: number, access?: DmaAccess): Explanation {
     return this.#domainToExplain('explain').explain(iova, length, access);
   }
@@ -112,6 +135,21 @@ export class BoundDevice implements Device {
   /** Closes it on its bus. */
   async close(): Promise<void> {
     await this.#opened.close();
+  }
+
+  #noIova({ table }: Domain, range: Range<Va>, isLive: boolean): DmaError {
+    const [reason, hint] = !isLive
+      ? ['it was freed', undefined]
+      : table.iovaOf(range.start) < 0
+        ? [
+            'it is not mapped for the device',
+            'device.dmaMap(memory) maps it; heaps and blocks of eal.malloc are mapped',
+          ]
+        : [
+            'not all of it is mapped for the device in one piece',
+            'ask for memory that is contiguous, or for the address of each page',
+          ];
+    return invalid('iovaOf', reason, { range, device: this.name, hint });
   }
 
   /** While it is taken away, mappings can be undone but not made. */

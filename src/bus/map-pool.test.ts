@@ -33,7 +33,7 @@ function deviceOf({ domain }: Bench) {
 /** A pool whose chunks are `[page, pages]` from A. */
 function poolOf(...chunks: [page: number, pages: number][]): MappablePool {
   const chunkOf = ([page, pages]: [number, number]): PoolChunk => {
-    return { va: (A + page * PAGE) as Va, length: pages * PAGE - 1, iova: -1, count: pages };
+    return { va: (A + page * PAGE) as Va, length: pages * PAGE - 1, iova: undefined, count: pages };
   };
   return { name: 'packets', forDevices: true, live: true, chunks: chunks.map(chunkOf) };
 }

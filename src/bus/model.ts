@@ -8,7 +8,7 @@ import type { DmaError } from '../errors.js';
 import type { External } from '../memory/external.js';
 import type { IovaMode } from '../memory/iova-mode.js';
 import type { RdmaContext } from '../rdma/context.js';
-import type { Iova } from '../units.js';
+import type { Iova, Va } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
 
 /** An access of a device that its IOMMU, or the device itself, reported as failed. */
@@ -70,6 +70,14 @@ export interface Bus {
  */
 export type DeviceState = 'opening' | 'probed' | 'gone';
 
+/** What a device can be asked the address of: a block, a zone, external memory, a mapping, or a part as `{ va, length }`. */
+export interface AddressedMemory extends MapTarget {
+  /** Absent: yes. What was freed has no address, whoever has the memory now. */
+  readonly live?: boolean;
+  /** As `live`, of external memory. */
+  readonly registered?: boolean;
+}
+
 /** A device that was opened, and the vendor-agnostic way to map memory for it. Made by `Eal.probe`. */
 export interface Device {
   /** `bus:name` */
@@ -110,6 +118,16 @@ export interface Device {
    * @throws DmaError as `Domain.unmapFor` and `Mapping.unmap`; EINVAL for the mapping of another device
    */
   dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: Iova })): void;
+  /**
+   * What this device uses for the first byte of some memory, the rest of which follows there; or for one byte at a VA. Exact
+   * as long as the memory stays mapped for it, which blocks, zones and pools are from the moment they are made: so ask once,
+   * and keep it. It takes some nanoseconds and allocates nothing. (For a device of verbs, it is the VA.)
+   *
+   * @throws DmaError EINVAL when some of it is not mapped for the device, when it is in pieces for the device (ask for a block
+   *   that is `contiguous`, or page by page), when it was freed, and for what is no address; EINVAL, ENOTSUP for a device
+   *   that has no domain
+   */
+  iovaOf(memory: AddressedMemory | Va): Iova;
   /** What is known about an address that this device used: see `Domain.explain`. */
   explain(iova: Iova, length?: number, access?: DmaAccess): Explanation;
   /**

@@ -172,6 +172,11 @@ class World {
     let pieces: Piece[] = [{ va, length, iova }];
     if (constraints.iova !== 'free') {
       if (iova !== undefined && iova !== va) return 'EINVAL';
+      // No page of the table is its VA.
+      if (constraints.iova === 'identity' && area.iovas !== undefined) return 'EINVAL';
+      pieces = [{ va, length, iova: va }];
+    } else if (area.sameIova) {
+      if (iova !== undefined && iova !== va) return 'EINVAL';
       pieces = [{ va, length, iova: va }];
     } else if (area.iovas !== undefined) {
       pieces = [];
@@ -696,7 +701,7 @@ const mapOp: fc.Arbitrary<Op> = fc.record({
   kind: fc.constant('map' as const),
   form: fc.constantFrom('sync' as const, 'sync' as const, 'async' as const, 'start' as const),
   device,
-  area: fc.constantFrom(0, 0, 0, 1, 1, 2),
+  area: fc.constantFrom(0, 0, 0, 1, 1, 2, 3),
   page: fc.oneof({ weight: 3, arbitrary: fc.constantFrom(0, 4, 8) }, { weight: 1, arbitrary: fc.nat(16) }),
   pages: fc.oneof(
     { weight: 3, arbitrary: fc.constantFrom(1, 4) },
@@ -764,6 +769,7 @@ test('a domain does what its model does, whatever the backend does', async () =>
           made.area(0x10000000, 16),
           made.area(0x20000000, 8, { iovas: TABLE }),
           made.area(0x30000000, 4, { writable: false }),
+          made.area(0x40000000, 8, { sameIova: true }),
         ];
         let world = new World(settings, areas, index);
         for (const each of ops) {

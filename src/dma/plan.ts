@@ -108,9 +108,10 @@ export function planMapping(books: Books, request: MapRequest): Plan {
   checkRemote(access, region.remote, refuse);
   const pieces = place(books, range, area, options.iova, refuse);
   checkAccess(area, access, region.remote, refuse);
-  if (constraints.iova !== 'ignored') for (const piece of pieces) mustBeInWindows(books, piece, refuse);
+  if (constraints.iova !== 'ignored') for (const piece of pieces) mustBeInWindows(books, piece, refuse, area);
 
-  const shared = findSame(books.ledger, range, { access, region, iova: options.iova }, refuse);
+  const wanted = options.iova ?? (constraints.iova === 'ignored' ? undefined : pieces[0].iova);
+  const shared = findSame(books.ledger, range, { access, region, iova: wanted }, refuse);
   // A device that joined the domain later may reach fewer addresses than those before it.
   if (shared !== undefined && constraints.iova !== 'ignored')
     for (const entry of shared.entries) mustBeInWindows(books, entry, refuse);
@@ -206,6 +207,7 @@ function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefine
   if (iova !== undefined) checkIova(iova, range, refuse);
   if (iova !== undefined && iova % granule !== 0)
     throw refuse('EINVAL', `the IOVA ${hex(iova)} is no multiple of ${hex(granule)}`);
+  const runs = area.iovaRuns(range);
   if (chosenBy === 'identity' || chosenBy === 'ignored') {
     const identity = Number(range.start) as Iova;
     const habit = chosenBy === 'identity' ? 'uses VAs as IOVAs' : 'pays no attention to IOVAs and uses VAs';
@@ -215,10 +217,18 @@ function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefine
         `${books.name} ${habit}: the IOVA ${hex(iova)} would have no effect`,
         'leave the IOVA out',
       );
+    // Devices with keys have no IOVAs that could differ from a table, unless one for all devices was asked for.
+    const other =
+      chosenBy === 'identity' || area.sameIova ? runs?.find((run) => Number(run.va) !== run.iova) : undefined;
+    if (other !== undefined)
+      throw refuse(
+        'EINVAL',
+        `${books.name} ${habit}, and ${area.label} has other IOVAs: ${hex(other.iova)} for VA ${hex(other.va)}`,
+        'take memory without an IOVA table, or IOVA mode va',
+      );
     return [{ va: range.start, length: range.length, iova: identity }];
   }
-  const runs = area.iovaRuns(range);
-  if (runs === undefined && chosenBy === 'table')
+  if (area.iovas === undefined && chosenBy === 'table')
     throw refuse(
       'EINVAL',
       `${books.name} has no IOMMU: its devices take physical addresses, and ${area.label} has no table of them`,
@@ -226,20 +236,22 @@ function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefine
     );
   if (runs === undefined) return [{ va: range.start, length: range.length, iova }];
   if (iova !== undefined && (runs.length > 1 || runs[0].iova !== iova)) {
-    const says = `${area.label} has an IOVA table, which says ${hex(runs[0].iova)}, not ${hex(iova)}`;
-    throw refuse('EINVAL', says, 'leave the IOVA out, or register the memory without a table');
+    const has = area.iovas === undefined ? 'the same IOVA for every device' : 'an IOVA table';
+    const says = `${area.label} has ${has}, which says ${hex(runs[0].iova)}, not ${hex(iova)}`;
+    throw refuse('EINVAL', says, 'leave the IOVA out, or take memory without such a rule');
   }
   if (runs.some((run) => run.iova % granule !== 0 || run.length % granule !== 0))
     throw refuse('EINVAL', `the IOVA table of ${area.label} breaks inside a unit of ${hex(granule)}`);
   return runs;
 }
 
-function mustBeInWindows({ windows, name }: Books, piece: PlannedPiece, refuse: Refuse): void {
+function mustBeInWindows({ windows, name }: Books, piece: PlannedPiece, refuse: Refuse, area?: Area): void {
   if (piece.iova === undefined) return;
   const iovas = new Range(piece.iova, piece.length);
   if (windows.some((window) => window.covers(iovas))) return;
   const reason = `the IOVAs ${iovas.toString()} are not inside a window of the domain`;
-  throw refuse('ERANGE', reason, `${name} has ${windows.map(String).join(', ')}`);
+  const hint = area?.sameIova === true ? '; without sameIova, the domain would choose others' : '';
+  throw refuse('ERANGE', reason, `${name} has ${windows.map(String).join(', ')}${hint}`);
 }
 
 /** The very same mapping; `undefined` when nothing is mapped at these VAs. @throws EEXIST when something else is, EBUSY */

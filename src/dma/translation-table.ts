@@ -82,6 +82,27 @@ export class TranslationTable {
     return iova >= 0 ? iova : -1;
   }
 
+  /**
+   * The IOVA of the first byte of a range that is contiguous for the device; -1 when it is not, or not all of it is mapped.
+   * What stays in one page, or in one huge slot that is covered by one mapping, takes one look-up; more of it takes one a
+   * page or huge slot.
+   *
+   * @param va in [0, 2^53)
+   * @param length bytes, not negative; 0 is as 1
+   */
+  iovaOfRange(va: number, length: number): number {
+    const pairs = this.#pairs;
+    let slot = this.#hugeSlotOf(va);
+    let unit = HUGE;
+    if (pairs[slot + 1] === SPLIT) {
+      slot = this.#pageSlotOf(va, slot);
+      unit = PAGE;
+    }
+    const iova = va + pairs[slot];
+    if (!(iova >= 0)) return -1;
+    return (va & (unit - 1)) + length <= unit || this.#hasDelta(va, va + length, pairs[slot]) ? iova : -1;
+  }
+
   /** The key of the mapping that an address, in [0, 2^53), is in; -1 when it has none or is not mapped. */
   keyOf(va: number): number {
     return this.#pairs[this.slotOf(va) + 1];
@@ -183,6 +204,17 @@ export class TranslationTable {
       at += unit - (at & (unit - 1));
     }
     return key;
+  }
+
+  /** Is this the delta of all pages of [va, end)? */
+  #hasDelta(va: number, end: number, delta: number): boolean {
+    if (!isAddress(va) || !isAddress(end - 1)) return false;
+    for (let at = va; at < end;) {
+      if (this.#pairs[this.slotOf(at)] !== delta) return false;
+      const unit = this.#pairs[this.#hugeSlotOf(at) + 1] === SPLIT ? PAGE : HUGE;
+      at += unit - (at & (unit - 1));
+    }
+    return true;
   }
 
   #set(start: number, end: number, delta: number, key: number): void {

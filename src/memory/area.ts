@@ -27,6 +27,8 @@ export interface AreaDetails {
   readonly writable?: boolean;
   /** One IOVA a page, multiples of the page size, for memory whose device addresses are given. Copied. */
   readonly iovas?: ArrayLike<number>;
+  /** See {@link Area.sameIova}. Default false. */
+  readonly sameIova?: boolean;
   /** The descriptor that the whole range is a shared mapping of. */
   readonly backing?: Backing;
 }
@@ -53,6 +55,11 @@ export class Area {
   readonly backing: Backing | undefined;
   /** One IOVA a page; `undefined` when the area has no table of its own. */
   readonly iovas: Float64Array | undefined;
+  /**
+   * Is its IOVA to be the same for every device: by its own table, or without one the VA? A device that can not have that is
+   * refused. Changes when external memory comes into a heap that asks for it, and when it leaves.
+   */
+  sameIova: boolean;
   readonly #holds = new Map<string, number>();
 
   /**
@@ -72,6 +79,18 @@ export class Area {
     this.writable = details.writable ?? true;
     this.backing = details.backing;
     this.iovas = iovas === undefined ? undefined : Float64Array.from(iovas);
+    this.sameIova = details.sameIova ?? false;
+  }
+
+  /**
+   * What every device uses for `va`, an address of this area, and for what follows up to the end of its page; `undefined`
+   * when that is for each domain to choose.
+   */
+  iovaAt(va: Va): Iova | undefined {
+    const { iovas, pageSize } = this;
+    if (iovas === undefined) return this.sameIova ? (Number(va) as Iova) : undefined;
+    const offset = va - this.range.start;
+    return (iovas[Math.floor(offset / pageSize)] + (offset % pageSize)) as Iova;
   }
 
   /** The descriptor and offset behind `va`, an address of this area. */
@@ -81,12 +100,15 @@ export class Area {
   }
 
   /**
-   * The runs of `part` (inside this area) that are contiguous in the area's own IOVAs, in VA order; `undefined` when the
-   * area has no table.
+   * The runs of `part` (inside this area) that are contiguous in the area's own IOVAs, in VA order; `undefined` when it has
+   * none, because each domain chooses.
    */
   iovaRuns(part: Range<Va>): IovaRun[] | undefined {
     const { iovas, pageSize } = this;
-    if (iovas === undefined) return undefined;
+    if (iovas === undefined) {
+      if (!this.sameIova) return undefined;
+      return [{ va: part.start, iova: Number(part.start) as Iova, length: part.length }];
+    }
     const runs: IovaRun[] = [];
     let va: number = part.start;
     while (va < part.end) {

@@ -32,6 +32,7 @@ class Bench {
       areas: this.areas,
       iovaMode: () => this.mode,
       origins: false,
+      sameIova: false,
       ownViews: false,
       ...more,
     });
@@ -300,10 +301,27 @@ describe('contiguity, and IOVAs', () => {
     assert.equal(last.iova, [0x100000, 0x200000, 0x201000, 0x300000][(last.va - part.range.start) / P]);
   });
 
-  it('without a table it is the VA, or only a domain knows', () => {
+  it('a block that is in pieces for devices has no IOVA', () => {
+    const made = new Bench();
+    const part = made.add(4 * P, { iovas: [0x100000, 0x200000, 0x201000, 0x300000] });
+    const all = made.heap.malloc(4 * P);
+    assert.equal(all.va, part.range.start);
+    assert.equal(all.iova, undefined);
+    all.free();
+    const inside = [made.heap.malloc(P), made.heap.malloc(P), made.heap.malloc(64)];
+    assert.deepEqual(
+      inside.map(({ iova }) => iova),
+      [0x100000, 0x200000, 0x201000],
+    );
+  });
+
+  it('without a table only domains know, unless all are to have the same', () => {
     const made = bench();
     const block = made.heap.malloc(3 * P, { contiguous: true });
-    assert.equal(block.iova, block.va);
+    assert.equal(block.iova, undefined);
+    block.area.sameIova = true;
+    assert.equal(block.iova, Number(block.va));
+    block.area.sameIova = false;
     made.mode = 'pa';
     assert.equal(block.iova, undefined);
     throws('ENOMEM', () => made.heap.malloc(P + 1, { contiguous: true }));
@@ -413,7 +431,16 @@ describe('views of blocks', { skip: openPlatform().limitation ?? false }, () => 
     const external = new External(openPlatform(), areas);
     const port: MemoryPort = openPlatform().memory;
     const source = external.allocate(64 * KiB);
-    const options = { name: 'h', id: 256, node: -1, memory: port, areas, origins: false, ownViews: true };
+    const options = {
+      name: 'h',
+      id: 256,
+      node: -1,
+      memory: port,
+      areas,
+      origins: false,
+      sameIova: false,
+      ownViews: true,
+    };
     const heap = new Heap({ ...options, iovaMode: () => 'va' });
     const { range } = source.area;
     heap.add({

@@ -79,6 +79,7 @@ export interface HeapOptions {
   readonly memory: MemoryPort;
   readonly areas: AreaIndex;
   readonly iovaMode: () => IovaMode;
+  readonly sameIova: boolean;
   /** Note where each block was made? */
   readonly origins: boolean;
   /** Can views of parts of memory be made? */
@@ -146,15 +147,17 @@ export class Block implements Disposable {
   }
 
   /**
-   * What devices use for the first byte: by the area's own table, or the VA in IOVA mode `va`. Two exceptions: a device
-   * whose domain can not have that address has another one, which `device.domain.iovaOf(block.va)` tells; and when only
-   * domains know, because the area has no table and the mode is `pa`, this is `undefined`.
+   * What every device uses for the block, where that is one address: its memory has physical addresses (IOVA mode `pa`) or
+   * a table of its own, or the option `sameIova` asks for it, and the block is in one piece (`contiguous`). In all other
+   * cases, as usual with an IOMMU, this is `undefined`, because each device may have another one: `device.iovaOf(block)`.
+   *
+   * RDMA devices have no IOVAs: they take the VA and a key.
    *
    * @throws DmaError EINVAL once it is freed
    */
   get iova(): Iova | undefined {
     this.#mustBeLive('iova');
-    return this.heap.iovaAt(this.va);
+    return this.heap.iovaOf(this.va, this.length);
   }
 
   /**
@@ -231,6 +234,8 @@ export class Heap {
   readonly id: number;
   /** NUMA node; -1 for a heap over the user's memory */
   readonly node: number;
+  /** Has every device to use the same IOVAs for its memory? */
+  readonly sameIova: boolean;
   readonly #options: HeapOptions;
   /** By page size, in ascending order. */
   #rooms: Room[] = [];
@@ -244,6 +249,7 @@ export class Heap {
     this.name = options.name;
     this.id = options.id;
     this.node = options.node;
+    this.sameIova = options.sameIova;
   }
 
   /**
@@ -442,12 +448,13 @@ export class Heap {
     return area;
   }
 
-  /** @internal */
-  iovaAt(va: Va): Iova | undefined {
-    const { range, iovas, pageSize } = this.areaAt(va);
-    if (iovas === undefined) return this.#options.iovaMode() === 'va' ? (Number(va) as Iova) : undefined;
-    const offset = va - range.start;
-    return (iovas[Math.floor(offset / pageSize)] + (offset % pageSize)) as Iova;
+  /** @internal What every device uses for [va, va + length), when there is such an address. */
+  iovaOf(va: Va, length: number): Iova | undefined {
+    const iova = this.areaAt(va).iovaAt(va);
+    if (iova === undefined) return undefined;
+    for (let done = 0; done < length; done += this.#runOf(va + done, length - done))
+      if (this.areaAt((va + done) as Va).iovaAt((va + done) as Va) !== iova + done) return undefined;
+    return iova;
   }
 
   /** @internal Views of exactly this block; `undefined` where there can be none of parts. */
@@ -539,9 +546,9 @@ export class Heap {
   readonly #runOf: BlockRun = (start, length) => {
     const area = this.#options.areas.at(start);
     if (area === undefined) return 0;
-    const { range, iovas, pageSize } = area;
+    const { range, iovas, pageSize, sameIova } = area;
     const end = Math.min(start + length, range.end);
-    if (iovas === undefined && this.#options.iovaMode() === 'va') return end - start;
+    if (iovas === undefined && (sameIova || this.#options.iovaMode() === 'va')) return end - start;
     let page = Math.floor((start - range.start) / pageSize);
     let at = range.start + (page + 1) * pageSize;
     for (; at < end && iovas !== undefined && iovas[page + 1] === iovas[page] + pageSize; page++) at += pageSize;

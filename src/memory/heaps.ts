@@ -26,6 +26,15 @@ export interface RawMemory extends RegisterOptions {
   readonly length: number;
 }
 
+/** How a heap over the user's memory is to be. */
+export interface HeapSettings {
+  /**
+   * Has every device to use the same IOVAs for its memory: those of the memory's own table, else the VAs? See
+   * `MemoryOptions.sameIova`. Memory that a device can not have there is not added. Default false
+   */
+  readonly sameIova?: boolean;
+}
+
 /** What heaps are made with. */
 export interface HeapsOptions {
   readonly platform: Platform;
@@ -85,8 +94,12 @@ export class Heaps {
     throw new DmaError({ code: 'ENOENT', operation, reason: `there is no heap ${JSON.stringify(name)}`, hint });
   }
 
-  /** A new heap without memory. Its id is 256 or more, and no other ever has it. @throws DmaError EINVAL as `find`; EEXIST */
-  create(name: string): Heap {
+  /**
+   * A new heap without memory. Its id is 256 or more, and no other ever has it.
+   *
+   * @throws DmaError EINVAL as `find`; EEXIST
+   */
+  create(name: string, { sameIova = false }: HeapSettings = {}): Heap {
     const operation = 'heap.create';
     this.#options.gate?.(operation);
     checkName(name, operation);
@@ -95,7 +108,8 @@ export class Heaps {
     const { platform, areas, iovaMode, origins } = this.#options;
     const { memory } = platform;
     const ownViews = platform.limitation === undefined;
-    const heap = new Heap({ name, id: this.#nextId++, node: -1, memory, areas, iovaMode, origins, ownViews });
+    const id = this.#nextId++;
+    const heap = new Heap({ name, id, node: -1, memory, areas, iovaMode, sameIova, origins, ownViews });
     this.#heaps.set(name, heap);
     return heap;
   }
@@ -231,6 +245,7 @@ export class Heaps {
     const undo: (() => void)[] = [() => this.#forget(part)];
     try {
       area.owner = 'heap';
+      area.sameIova = heap.sameIova;
       undo.unshift(handlers.ask('grow', change));
       part.release = reach([area]);
       undo.unshift(() => part.release());
@@ -263,6 +278,7 @@ export class Heaps {
   /** It is the user's alone again. */
   #forget({ area, pin }: Part): void {
     area.owner = 'external';
+    area.sameIova = false;
     pin[Symbol.dispose]();
     this.#parts.delete(area);
   }

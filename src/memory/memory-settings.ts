@@ -35,6 +35,14 @@ export interface MemoryOptions {
   readonly matchAllocations?: boolean;
   /** What devices use as addresses. Default: decided at the first use; see `eal.memory.iova`. */
   readonly iovaMode?: IovaMode;
+  /**
+   * Has every device to use the same IOVAs for it, so that `block.iova`, `zone.iova` and `pool.iovas` exist? They are the VAs
+   * then (what DPDK promises with `--iova-mode=va`), or physical addresses in IOVA mode `pa`. A device that can not use them
+   * (too few address bits, or something else there) is not probed while there is memory, and memory does not grow once there is
+   * such a device; the error says why. Addresses are not held back from reuse then. Default false: each domain chooses, and
+   * `device.iovaOf` tells.
+   */
+  readonly sameIova?: boolean;
   /** Note where each block is allocated, to report those that are forgotten? Default false: it costs a microsecond each. */
   readonly origins?: boolean;
   /** Told once what a program may want to know, such as that there are no hugepages. Default: a process warning. */
@@ -54,6 +62,7 @@ export interface MemorySettings {
   readonly noHuge: boolean;
   readonly matchAllocations: boolean;
   readonly iovaMode: IovaMode | undefined;
+  readonly sameIova: boolean;
   readonly origins: boolean;
   readonly onNotice: (text: string) => void;
 }
@@ -105,6 +114,7 @@ export function memorySettings(options: MemoryOptions): MemorySettings {
     noHuge: options.noHuge ?? false,
     matchAllocations: options.matchAllocations ?? false,
     iovaMode,
+    sameIova: options.sameIova ?? false,
     origins: options.origins ?? false,
     onNotice: options.onNotice ?? ((text) => process.emitWarning(text, { code: 'ANYDMA_NOTICE' })),
   };

@@ -299,6 +299,7 @@ export class OwnedMemory {
       memory: this.#platform.memory,
       areas: this.#areas,
       iovaMode: (): IovaMode => this.iova.mode,
+      sameIova: this.#settings.sameIova,
       origins: this.#settings.origins,
       ownViews: true,
       grow: (request, fits) => this.#growFor(heap, request, fits),

@@ -159,7 +159,9 @@ export class PageLists {
     const pages = Math.max(least, Math.min(LIST_PAGES, Math.floor(LIST_BYTES / pageSize)));
     const make = (length: number): SegmentList => {
       const source = this.#source(pageSize, node, length);
-      return new SegmentList({ platform, areas: this.#areas, source, pages: length, physical: this.#physical() });
+      const { sameIova } = this.#settings;
+      const physical = this.#physical();
+      return new SegmentList({ platform, areas: this.#areas, source, pages: length, physical, sameIova });
     };
     try {
       return make(pages);

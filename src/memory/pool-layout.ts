@@ -5,15 +5,12 @@
  */
 import { invalid } from '../errors.js';
 import { Range } from '../ranges.js';
-import { alignUp, formatSize, GiB, isAddress, isPowerOfTwo, type Va } from '../units.js';
+import { alignUp, formatSize, GiB, isAddress, isPowerOfTwo, type Iova, type Va } from '../units.js';
 import type { Area } from './area.js';
 import type { IovaMode } from './iova-mode.js';
 
 /** No chunk is longer, so that offsets in it are 32-bit integers and one view can show all of it. bytes */
 const LONGEST_CHUNK = GiB;
-
-/** The IOVA of what has none, or none that is known. */
-export const NO_IOVA = -1;
 
 /** How the elements of a pool are cut; all in bytes. */
 export interface ElementShape {
@@ -33,8 +30,8 @@ export interface PoolChunk {
   readonly va: Va;
   /** bytes */
   readonly length: number;
-  /** What devices use for the first byte, by the memory itself; -1 when there is no such address. */
-  readonly iova: number;
+  /** What every device uses for the first byte; `undefined` unless it is the same for all of them, see `Block.iova`. */
+  readonly iova: Iova | undefined;
   /** How many elements are in it. */
   readonly count: number;
 }
@@ -66,7 +63,7 @@ export function countIn({ size, headroom, align, stride }: ElementShape, bytes: 
  * The parts of `range` that elements may lie in, in address order.
  *
  * @param areaAt the area of an address in the range
- * @param mode what areas without a table have for IOVAs
+ * @param mode the IOVA mode: with `va`, an area without IOVAs of its own is in one piece for every device
  * @param forDevices false: elements may cross anything, and no IOVA is known
  */
 export function* runsIn(
@@ -76,7 +73,7 @@ export function* runsIn(
   forDevices: boolean,
 ): Iterable<Run> {
   if (!forDevices) {
-    yield { va: range.start, length: range.length, iova: NO_IOVA };
+    yield { va: range.start, length: range.length, iova: undefined };
     return;
   }
   let at = range.start;
@@ -85,7 +82,8 @@ export function* runsIn(
     const part = Range.between(at, Math.min(range.end, area.range.end));
     const runs = area.iovaRuns(part);
     if (runs !== undefined) yield* runs;
-    else if (mode() === 'va') yield { va: at, length: part.length, iova: at };
+    // A domain has it in one piece, wherever that is.
+    else if (mode() === 'va') yield { va: at, length: part.length, iova: undefined };
     else yield* pagesIn(part, area.pageSize);
     at = part.end as Va;
   }
@@ -95,7 +93,7 @@ export function* runsIn(
 function* pagesIn(part: Range<Va>, pageSize: number): Iterable<Run> {
   for (let va = part.start, next: number; va < part.end; va = next as Va) {
     next = Math.min(part.end, va - (va % pageSize) + pageSize);
-    yield { va, length: next - va, iova: NO_IOVA };
+    yield { va, length: next - va, iova: undefined };
   }
 }
 
@@ -112,7 +110,8 @@ export function* chunksIn(runs: Iterable<Run>, shape: ElementShape, most: number
       if (count < 1) break;
       const va = element - headroom;
       const length = headroom + (count - 1) * stride + size;
-      yield { va: va as Va, length, iova: run.iova < 0 ? NO_IOVA : run.iova + (va - run.va), count };
+      const iova = run.iova === undefined ? undefined : ((run.iova + (va - run.va)) as Iova);
+      yield { va: va as Va, length, iova, count };
       left -= count;
       at = va + length;
     }

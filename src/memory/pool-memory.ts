@@ -14,7 +14,7 @@ export interface PoolMemoryRequest {
   readonly elements: number;
   readonly shape: ElementShape;
   readonly forDevices: boolean;
-  /** What areas without a table of their own have for IOVAs. */
+  /** See {@link runsIn}. */
   readonly iovaMode: () => IovaMode;
 }
 

@@ -13,7 +13,7 @@ import type { Va } from '../units.js';
 import type { AreaOwner } from './area.js';
 import { ElementStack, type ElementNumbers } from './element-stack.js';
 import { PoolCache } from './pool-cache.js';
-import { NO_IOVA, type ElementShape, type PoolChunk } from './pool-layout.js';
+import type { ElementShape, PoolChunk } from './pool-layout.js';
 import { Views } from './views.js';
 
 /** What another thread needs to use the pool. It can be sent there (`workerData`, `postMessage`), as often as wanted. */
@@ -38,10 +38,12 @@ export interface PoolDevice {
   readonly name: string;
   readonly domain:
     | {
-        /** -1 when it is not mapped */
-        iovaOf(va: number): number;
-        /** The generation changes when something is unmapped. */
-        readonly table: { readonly generation: number };
+        readonly table: {
+          /** Changes when something is unmapped. */
+          readonly generation: number;
+          /** -1 when not all of it is mapped, or not in one piece. */
+          iovaOfRange(va: number, length: number): number;
+        };
       }
     | undefined;
 }
@@ -83,10 +85,11 @@ export class Pool implements Disposable {
   /** The address of each element, behind its headroom. */
   readonly vas: Float64Array;
   /**
-   * What devices use for each element by the memory itself: its area's table, or the VA in IOVA mode `va`. -1 where there
-   * is no such address: {@link Pool.iovasFor} tells what a device has. All -1 unless the pool is for devices.
+   * What every device uses for each element, where that is one address for all devices: see `Block.iova`. In all other cases,
+   * as usual with an IOMMU, this is `undefined`, and {@link Pool.iovasFor} tells what a device uses. So it is unless the pool
+   * is for devices.
    */
-  readonly iovas: Float64Array;
+  readonly iovas: Float64Array | undefined;
   /** The chunk that each element is in. */
   readonly chunkOf: Int32Array;
   /** Where in the bytes of its chunk each element begins. Its headroom ends there. */
@@ -118,7 +121,8 @@ export class Pool implements Disposable {
     this.owner = description.owner;
     this.chunks = chunks;
     this.vas = new Float64Array(elements);
-    this.iovas = new Float64Array(elements);
+    const isSame = chunks.every(({ iova }) => iova !== undefined);
+    const iovas = (this.iovas = isSame ? new Float64Array(elements) : undefined);
     this.chunkOf = new Int32Array(elements);
     this.offsetOf = new Int32Array(elements);
     this.#description = description;
@@ -132,7 +136,7 @@ export class Pool implements Disposable {
       let offset = shape.headroom;
       for (const last = element + count; element < last; element++, offset += shape.stride) {
         this.vas[element] = va + offset;
-        this.iovas[element] = iova < 0 ? NO_IOVA : iova + offset;
+        if (iovas !== undefined && iova !== undefined) iovas[element] = iova + offset;
         this.chunkOf[element] = chunk;
         this.offsetOf[element] = offset;
       }
@@ -264,21 +268,17 @@ export class Pool implements Disposable {
     this.#mustBeLive(operation);
     if (!this.forDevices) throw invalid(operation, `the pool ${this.name} is not for devices`, { device: device.name });
     const { vas, headroom, elementSize } = this;
-    const iovas = vas.map((va) => domain.iovaOf(va));
+    const iovas = new Float64Array(vas.length);
     for (let element = 0; element < iovas.length; element++) {
-      const va = vas[element];
-      const iova = iovas[element];
-      if (
-        iova >= 0 &&
-        domain.iovaOf(va - headroom) === iova - headroom &&
-        domain.iovaOf(va + elementSize - 1) === iova + elementSize - 1
-      )
-        continue;
-      throw invalid(operation, `element ${element} of the pool ${this.name} is not mapped in one piece`, {
-        device: device.name,
-        range: new Range((va - headroom) as Va, headroom + elementSize),
-        hint: this.owner === 'external' ? 'map the external memory on that device first' : undefined,
-      });
+      const va = vas[element] - headroom;
+      const iova = domain.table.iovaOfRange(va, headroom + elementSize);
+      if (iova < 0)
+        throw invalid(operation, `element ${element} of the pool ${this.name} is not mapped in one piece`, {
+          device: device.name,
+          range: new Range(va as Va, headroom + elementSize),
+          hint: this.owner === 'external' ? 'map the external memory on that device first' : undefined,
+        });
+      iovas[element] = iova + headroom;
     }
     this.#iovasFor.set(domain, { generation, iovas });
     return iovas;

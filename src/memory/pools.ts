@@ -33,7 +33,7 @@ export interface PoolOptions extends Pick<PlacedMallocOptions, 'heap' | 'node' |
   readonly external?: readonly ExternalMemory[];
   /**
    * Will devices use the elements? Then each is contiguous for them. Default true. Without, elements may lie where no device
-   * would find them in one piece, and `iovas` are unknown.
+   * would find them in one piece, and there are no IOVAs.
    */
   readonly forDevices?: boolean;
   /** Fill them with zeros? Default false: what is in them then is whatever was there before. */

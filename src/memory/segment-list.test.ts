@@ -14,7 +14,7 @@ const PAGES = 64;
 
 function listOn(platform: Platform, areas = new AreaIndex(), physical = false): SegmentList {
   const source = memfdPages(platform, { pageSize: P, pages: PAGES });
-  return new SegmentList({ platform, areas, source, pages: PAGES, physical });
+  return new SegmentList({ platform, areas, source, pages: PAGES, physical, sameIova: false });
 }
 
 describe('a list of pages', SKIP, () => {
@@ -129,7 +129,14 @@ describe('a list of pages', SKIP, () => {
   it('anonymous pages have no descriptor', () => {
     const platform = openPlatform();
     const source = anonymousPages(platform, { pageSize: P, pages: 4 });
-    const list = new SegmentList({ platform, areas: new AreaIndex(), source, pages: 4, physical: false });
+    const list = new SegmentList({
+      platform,
+      areas: new AreaIndex(),
+      source,
+      pages: 4,
+      physical: false,
+      sameIova: false,
+    });
     assert.equal(list.take(4)?.areas[0].backing, undefined);
     list.close();
   });

@@ -35,6 +35,8 @@ export interface SegmentListOptions {
   readonly pages: number;
   /** Do devices use physical addresses? Then each page's is read when it is taken, and locked in place. */
   readonly physical: boolean;
+  /** Has every device to use the same IOVAs for it? See `Area.sameIova`. */
+  readonly sameIova: boolean;
 }
 
 /** See the head of the file. */
@@ -45,6 +47,7 @@ export class SegmentList {
   readonly #platform: Platform;
   readonly #index: AreaIndex;
   readonly #physical: boolean;
+  readonly #sameIova: boolean;
   /** Which of the reserved addresses have pages. */
   readonly #room = new BlockAllocator();
   readonly #extents = new Map<number, Extent>();
@@ -55,9 +58,12 @@ export class SegmentList {
     this.#platform = platform;
     this.#index = options.areas;
     this.#physical = options.physical;
+    this.#sameIova = options.sameIova;
     this.source = source;
     const length = pages * source.pageSize;
-    this.reserved = new Range(platform.memory.reserve(length, source.pageSize), length, 'reserve');
+    // VAs that are to be IOVAs are such that IOMMUs of few address bits have them too.
+    const low = options.sameIova && !options.physical;
+    this.reserved = new Range(platform.memory.reserve(length, source.pageSize, low), length, 'reserve');
     this.#room.addRange(this.reserved.start, length);
   }
 
@@ -135,7 +141,8 @@ export class SegmentList {
     const { pageSize, node, kind } = this.source;
     const label = `owned memory (${kind}, ${formatSize(pageSize)} pages${node < 0 ? '' : `, node ${node}`})`;
     const iovas = this.#physical ? this.#frames(range) : undefined;
-    return new Area({ range, pageSize, owner: 'owned', label, node, backing, iovas }, 'take');
+    const sameIova = this.#sameIova;
+    return new Area({ range, pageSize, owner: 'owned', label, node, backing, iovas, sameIova }, 'take');
   }
 
   #frames(range: Range<Va>): Float64Array {

@@ -52,7 +52,7 @@ describe('memzone_autotest', SKIP, () => {
           [128, 1024, 1024, 1024],
         );
         for (const zone of made) {
-          assert.equal(zone.iova, zone.va);
+          assert.equal(zone.iova, undefined);
           assert.equal(zone.va % 64, 0);
           assert.equal(zones.lookup(zone.name), zone);
           zone.bytes().fill(7);
@@ -134,7 +134,6 @@ describe('memzone_autotest', SKIP, () => {
       const made = [32, 128, 256, 512, 1024].map((align) => zones.reserve(`${align}`, 100, { align }));
       for (const zone of made) {
         assert.equal(zone.va % Math.max(64, Number(zone.name)), 0);
-        assert.equal((zone.iova ?? NaN) % Math.max(64, Number(zone.name)), 0);
         assert.equal(zone.length % 64, 0);
       }
       assertDisjoint(made);

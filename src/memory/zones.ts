@@ -47,7 +47,7 @@ export class Zone implements Disposable {
     return this.#block.live;
   }
 
-  /** What devices use for the first byte, as `Block.iova`. @throws DmaError EINVAL once it is freed */
+  /** What every device uses for it, where that is one address: see `Block.iova`. @throws DmaError EINVAL once it is freed */
   get iova(): Iova | undefined {
     return this.#block.iova;
   }

@@ -1,7 +1,7 @@
 /** Addresses that are reserved first and get their memory piece by piece, on Linux. */
 import { invalid } from '../errors.js';
 import { RangeMap } from '../range-map.js';
-import { alignUp, hex, isAddress, isPowerOfTwo } from '../units.js';
+import { alignUp, GiB, hex, isAddress, isPowerOfTwo } from '../units.js';
 import type { Va } from '../units.js';
 import { check, checkFd, fail } from './libc.js';
 import type { Libc } from './libc.js';
@@ -22,6 +22,10 @@ import {
   PROT_WRITE,
 } from './uapi/mman.js';
 
+/** Where low reservations begin: above all that 32 bits can name, as DPDK's. */
+const LOWEST = 4 * GiB;
+/** How many places are tried for a low reservation. */
+const LOW_TRIES = 16;
 /** How addresses are held that nothing may be found at. */
 const BARE = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
@@ -48,22 +52,38 @@ export function linuxReservations(
     check(libc, libc.mmap(va, length, PROT_NONE, BARE | MAP_FIXED, -1, 0), 'mmap', subject);
   };
 
+  /** Takes bare addresses there, if all of them are free. */
+  const holds = (va: number, length: number): boolean => {
+    const at = libc.mmap(va, length, PROT_NONE, BARE | MAP_FIXED_NOREPLACE, -1, 0);
+    // A kernel that does not know the flag takes the address as a wish.
+    if (at !== -1 && at !== va) libc.munmap(at, length);
+    return at === va;
+  };
+
   /**
    * A failed mmap with MAP_FIXED may have unmapped what was there, so that another thread's mapping could come to lie
    * inside the reservation. This takes the addresses back, unless they were never lost.
    */
-  const restore = (va: number, length: number): void => {
-    const at = libc.mmap(va, length, PROT_NONE, BARE | MAP_FIXED_NOREPLACE, -1, 0);
-    if (at !== -1 && at !== va) libc.munmap(at, length);
+  const restore = (va: number, length: number): void => void holds(va, length);
+
+  const keep = (va: number, length: number): Va => {
+    reservations.insert(va, length, { start: va, length });
+    return va;
   };
 
   return {
-    reserve(length, alignment) {
+    reserve(length, alignment, low = false) {
       checkPages('mmap', 'length', length, pageSize);
       if (length === 0) throw invalid('mmap', 'a reservation of no bytes is not possible');
       if (!isPowerOfTwo(alignment)) throw invalid('mmap', `an alignment of ${alignment} bytes is not possible`);
       const slack = Math.max(alignment, pageSize) - pageSize;
       if (!isAddress(length + slack)) throw invalid('mmap', `${length} bytes can not be reserved`);
+      if (low) {
+        const unit = Math.max(alignment, pageSize);
+        const step = alignUp(length, unit);
+        for (let place = 0, va = LOWEST; place < LOW_TRIES; place++, va += step)
+          if (holds(alignUp(va, unit), length)) return keep(alignUp(va, unit), length);
+      }
       const subject = `${length} bytes to reserve`;
       const start = check(libc, libc.mmap(0, length + slack, PROT_NONE, BARE, -1, 0), 'mmap', subject);
       const va = alignUp(start, alignment);
@@ -71,8 +91,7 @@ export function linuxReservations(
       // Bare addresses at the edges can always be given back: no mapping is split.
       if (va > start) libc.munmap(start, va - start);
       if (tail > 0) libc.munmap(va + length, tail);
-      reservations.insert(va, length, { start: va, length });
-      return va as Va;
+      return keep(va, length);
     },
 
     commit(va, options: CommitOptions) {

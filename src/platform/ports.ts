@@ -70,8 +70,9 @@ export interface MemoryPort {
    *
    * @param length bytes, a multiple of the page size
    * @param alignment bytes, a power of two; below the page size it means the page size
+   * @param low near 4 GiB, if there is room? Default false
    */
-  reserve(length: number, alignment: number): Va;
+  reserve(length: number, alignment: number, low?: boolean): Va;
   /**
    * Maps memory over a part of a reservation (mmap with MAP_FIXED). Its pages are promised by nobody (MAP_NORESERVE): touch
    * none before `populate`, because a missing hugepage would kill the process. When it fails the part is reserved as
