@@ -38,7 +38,7 @@ class OpenBus implements Bus {
   readonly dma: DmaOps = {
     dmaDomain: ({ busName }) => {
       this.mapped.set(busName, new RangeMap());
-      const windows = [new Range<Iova>(0, 2 ** (BITS[busName[0]] ?? 48))];
+      const windows = [new Range(0 as Iova, 2 ** (BITS[busName[0]] ?? 48))];
       const iova = busName.startsWith('v') ? 'identity' : 'free';
       const constraints = { granule: PAGE, windows, entryLimit: 64, iova, partialUnmap: true, pins: false } as const;
       return { key: busName, kind: 'open', constraints };
@@ -369,12 +369,12 @@ describe('addresses', SKIP, () => {
     const device = await eal.probe('vdev:copy0');
     const block = eal.malloc(64);
     assert.equal(device.iovaOf(block.va), device.iovaOf(block));
-    assert.equal(device.iovaOf((block.va + 63) as Va), device.iovaOf(block) + 63);
+    assert.equal(device.iovaOf(block.va + 63), device.iovaOf(block) + 63);
     block.free();
     assert.throws(() => device.iovaOf(block), dmaError('EINVAL', /freed/));
     const memory = eal.external.allocate(3 * PAGE);
     assert.throws(() => device.iovaOf(memory), dmaError('EINVAL', /not mapped for the device.*dmaMap/));
-    const page = (n: number): { va: Va; length: number } => ({ va: memory.va + n * PAGE, length: PAGE });
+    const page = (n: number): { va: Va; length: number } => ({ va: (memory.va + n * PAGE) as Va, length: PAGE });
     const [first, last] = [device.dmaMap(page(0)), device.dmaMap(page(2))];
     assert.throws(() => device.iovaOf(memory), dmaError('EINVAL', /in one piece/));
     const middle = device.dmaMap(page(1), { iova: GiB });

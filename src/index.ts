@@ -2,7 +2,19 @@
 export { Eal, type EalEvents, type EalOptions, type ProbeOptions } from './eal.js';
 
 export { DmaError, ERRNO, errorCode, isDmaError, type DmaErrorDetails, type ErrorCode } from './errors.js';
-export { GiB, KiB, MiB, TiB, formatSize, hex, parseSize, type Iova, type Va } from './units.js';
+export {
+  GiB,
+  KiB,
+  MiB,
+  TiB,
+  formatSize,
+  hex,
+  parseSize,
+  type Iova,
+  type IovaLike,
+  type Va,
+  type VaLike,
+} from './units.js';
 export { Range } from './ranges.js';
 export type { LongWorkOptions, Progress } from './long-work.js';
 

@@ -2,17 +2,17 @@
 
 declare const brand: unique symbol;
 
-/**
- * A virtual address in this process, in bytes; an integer in [0, 2^53). Any number will do where one is wanted, but no
- * {@link Iova}: the two can not be swapped.
- */
-export type Va = number & { readonly [brand]?: 'Va' };
+/** A virtual address in this process, in bytes; an integer in [0, 2^53). */
+export type Va = number & { readonly [brand]: 'Va' };
 
-/**
- * An address that a device uses, in bytes; an integer in [0, 2^53). Any number will do where one is wanted, but no
- * {@link Va}: the two can not be swapped. Where they are known to be the same, `Number(va)` is an IOVA.
- */
-export type Iova = number & { readonly [brand]?: 'Iova' };
+/** An address that a device uses, in bytes; an integer in [0, 2^53). */
+export type Iova = number & { readonly [brand]: 'Iova' };
+
+/** A {@link Va} as callers give it: any number, such as a sum, but no {@link Iova}. */
+export type VaLike = number & { readonly [brand]?: 'Va' };
+
+/** An {@link Iova} as callers give it: any number, such as a sum or an element of an array, but no {@link Va}. */
+export type IovaLike = number & { readonly [brand]?: 'Iova' };
 
 export const KiB = 1024;
 export const MiB = 1024 * KiB;

@@ -7,7 +7,7 @@ import type { DmaAccess } from '../dma/backend.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { RdmaContext } from '../rdma/context.js';
 import { Range } from '../ranges.js';
-import { isAddress, type Iova, type Va } from '../units.js';
+import { isAddress, type Iova, type Va, type VaLike } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
 import type {
   AddressedMemory,
@@ -109,7 +109,7 @@ export class BoundDevice implements Device {
     target.unmap();
   }
 
-  iovaOf(memory: AddressedMemory | Va): Iova {
+  iovaOf(memory: AddressedMemory | VaLike): Iova {
     const domain = this.#mustHaveDomain('iovaOf');
     const isAt = typeof memory === 'number';
     const va = isAt ? memory : memory.va;
@@ -119,7 +119,7 @@ export class BoundDevice implements Device {
       const iova = domain.table.iovaOfRange(va, length);
       if (iova >= 0) return iova as Iova;
     }
-    throw this.#noIova(domain, new Range(va, length, 'iovaOf'), isLive);
+    throw this.#noIova(domain, new Range<Va>(va as Va, length, 'iovaOf'), isLive);
   }
 
   explain(iova: Iova, length?: number, access?: DmaAccess): Explanation {

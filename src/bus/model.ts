@@ -8,7 +8,7 @@ import type { DmaError } from '../errors.js';
 import type { External } from '../memory/external.js';
 import type { IovaMode } from '../memory/iova-mode.js';
 import type { RdmaContext } from '../rdma/context.js';
-import type { Iova, Va } from '../units.js';
+import type { Iova, VaLike } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
 
 /** An access of a device that its IOMMU, or the device itself, reported as failed. */
@@ -127,7 +127,7 @@ export interface Device {
    *   that is `contiguous`, or page by page), when it was freed, and for what is no address; EINVAL, ENOTSUP for a device
    *   that has no domain
    */
-  iovaOf(memory: AddressedMemory | Va): Iova;
+  iovaOf(memory: AddressedMemory | VaLike): Iova;
   /** What is known about an address that this device used: see `Domain.explain`. */
   explain(iova: Iova, length?: number, access?: DmaAccess): Explanation;
   /**

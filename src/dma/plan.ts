@@ -8,7 +8,7 @@ import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { Origin } from '../origin.js';
 import { Range } from '../ranges.js';
-import { formatSize, hex, isAddress, type Iova, type Va } from '../units.js';
+import { formatSize, hex, isAddress, type Iova, type IovaLike, type Va } from '../units.js';
 import {
   LOCAL,
   type DmaAccess,
@@ -33,7 +33,7 @@ export interface MapOptions {
    * The address that the device shall use. Default: the area's own IOVA table, else the VA where the windows allow it,
    * else an address from the domain's allocator.
    */
-  readonly iova?: Iova;
+  readonly iova?: IovaLike;
   /** What the device may do. Default `read-write`, or `read` for memory that is not writable. */
   readonly access?: DmaAccess;
   /** What peers over the network may do, by the rkey: for devices of verbs. Writing takes `access` that writes. Default `none`. */
@@ -106,11 +106,12 @@ export function planMapping(books: Books, request: MapRequest): Plan {
   const area = books.areas.covering(range, operation);
   const access = options.access ?? (area.writable ? 'read-write' : 'read');
   checkRemote(access, region.remote, refuse);
-  const pieces = place(books, range, area, options.iova, refuse);
+  const iova = options.iova as Iova | undefined;
+  const pieces = place(books, range, area, iova, refuse);
   checkAccess(area, access, region.remote, refuse);
   if (constraints.iova !== 'ignored') for (const piece of pieces) mustBeInWindows(books, piece, refuse, area);
 
-  const wanted = options.iova ?? (constraints.iova === 'ignored' ? undefined : pieces[0].iova);
+  const wanted = iova ?? (constraints.iova === 'ignored' ? undefined : pieces[0].iova);
   const shared = findSame(books.ledger, range, { access, region, iova: wanted }, refuse);
   // A device that joined the domain later may reach fewer addresses than those before it.
   if (shared !== undefined && constraints.iova !== 'ignored')
@@ -133,7 +134,7 @@ export function checkTarget(areas: AreaIndex, target: MapTarget, options: MapOpt
   const range = new Range(target.va, target.length, operation);
   const refuse: Refuse = (code, reason, hint) => new DmaError({ code, operation, range, reason, hint });
   checkWords(options, refuse);
-  if (options.iova !== undefined) checkIova(options.iova, range, refuse);
+  if (options.iova !== undefined) checkIova(options.iova as Iova, range, refuse);
   const area = areas.covering(range, operation);
   checkAccess(area, options.access ?? (area.writable ? 'read-write' : 'read'), options.remote, refuse);
   return area;

@@ -68,7 +68,7 @@ export function linuxReservations(
 
   const keep = (va: number, length: number): Va => {
     reservations.insert(va, length, { start: va, length });
-    return va;
+    return va as Va;
   };
 
   return {
