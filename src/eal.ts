@@ -18,7 +18,7 @@ import { VfioUserBus } from './bus/vfio-user/vfio-user-bus.js';
 import type { MapOptions, MapTarget } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
 import { stopped } from './check.js';
-import { invalid, undoAll, withUndo, type DmaError } from './errors.js';
+import { invalid, NO_PERMISSION, undoAll, unlessFails, withUndo, type DmaError } from './errors.js';
 import type { Area } from './memory/area.js';
 import { AreaIndex } from './memory/area-index.js';
 import { External, type ExternalMemory } from './memory/external.js';
@@ -392,7 +392,8 @@ export class Eal implements AsyncDisposable {
       forced: iovaMode,
       votes: [...this.#registry.buses].map((bus) => ({ bus: bus.name, wish: bus.iovaWish?.() ?? 'any' })),
       physicalAddresses: noHuge !== true && hasPhysicalAddresses(platform),
-      iommu: hasIommuGroups(platform),
+      // Where this user is not shown them: va, which gives out no physical address.
+      iommu: unlessFails(NO_PERMISSION, () => hasIommuGroups(platform)) ?? true,
     });
   }
 

@@ -148,6 +148,32 @@ export function isDmaError(error: unknown, code?: ErrorCode): error is DmaError 
   return error instanceof DmaError && (code === undefined || error.code === code);
 }
 
+/** No file can be opened now, whichever it is: neither this process nor the machine has a descriptor left. */
+export const NO_DESCRIPTORS: readonly ErrorCode[] = ['EMFILE', 'ENFILE'];
+
+/** This user may not. */
+export const NO_PERMISSION: readonly ErrorCode[] = ['EACCES', 'EPERM'];
+
+/** What `call` returns; `undefined` when it fails with one of `codes`: for who can go on without, and says so by this. */
+export function unlessFails<T>(codes: readonly ErrorCode[], call: () => T): T | undefined {
+  try {
+    return call();
+  } catch (error) {
+    if (isDmaError(error) && codes.includes(error.code)) return undefined;
+    throw error;
+  }
+}
+
+/** A fact for people, beside an error or in a hint; `undefined` when it can not be had now: it must not hide what it is about. */
+export function forPeople<T>(call: () => T): T | undefined {
+  try {
+    return call();
+  } catch (error) {
+    if (isDmaError(error)) return undefined;
+    throw error;
+  }
+}
+
 /**
  * Runs undo steps, all of them, in the order given, and collects what they throw.
  *

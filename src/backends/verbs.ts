@@ -1,6 +1,6 @@
 /** The address space of an RDMA device: mapping is registering a memory region in its protection domain. */
 import { LOCAL, type DomainBackend, type DomainConstraints, type MapKeys, type Segment } from '../dma/backend.js';
-import { DmaError, isDmaError } from '../errors.js';
+import { DmaError, forPeople, isDmaError } from '../errors.js';
 import { IBV_ODP_SUPPORT } from '../platform/verbs-abi/devices.js';
 import type { VerbsMr, VerbsMrOptions } from '../platform/verbs-types.js';
 import { regionFlags } from '../rdma/access.js';
@@ -99,7 +99,7 @@ export class VerbsBackend implements DomainBackend {
   }
 
   #notRegistered(error: unknown, { length }: Segment): unknown {
-    return isDmaError(error, 'ENOMEM') ? error.with({ hint: this.#memoryFacts(length) }) : error;
+    return isDmaError(error, 'ENOMEM') ? error.with({ hint: forPeople(() => this.#memoryFacts(length)) }) : error;
   }
 
   /** What is registered there. @throws DmaError EBUSY */

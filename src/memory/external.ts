@@ -3,7 +3,7 @@
  * written into it and no allocator works in it. DPDK: rte_extmem_*.
  */
 import { open, type Gate } from '../check.js';
-import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import { DmaError, forPeople, invalid, undoAll, withUndo } from '../errors.js';
 import { OriginNotes, type Origin } from '../origin.js';
 import type { FileStatus, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
@@ -258,7 +258,7 @@ export class External {
     } catch (error) {
       const failure = withUndo(error, operation, undoAll(release));
       if (hugePageSize === undefined || failure.code !== 'ENOMEM') throw failure;
-      throw failure.with({ operation, hint: this.#hugePageHint(whole, hugePageSize) });
+      throw failure.with({ operation, hint: forPeople(() => this.#hugePageHint(whole, hugePageSize)) });
     }
   }
 

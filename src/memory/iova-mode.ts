@@ -2,7 +2,7 @@
  * What devices use as addresses of the library's own memory: virtual addresses, which takes an IOMMU or software in its
  * place, or physical ones. One decision for an `Eal`, by the rules of DPDK (rte_eal_init, rte_bus_get_iommu_class).
  */
-import { DmaError } from '../errors.js';
+import { DmaError, NO_PERMISSION, unlessFails } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { HugePages } from './hugepages.js';
 
@@ -69,7 +69,9 @@ export function hasIommuGroups({ kernel }: Pick<Platform, 'kernel'>): boolean {
 /** Are there hugepages, and does the kernel tell this process physical addresses? Asks about a page of its own. */
 export function hasPhysicalAddresses(platform: Platform): boolean {
   if (platform.limitation !== undefined) return false;
-  if (!new HugePages(platform.kernel).sizes().some(({ total }) => total > 0)) return false;
+  // What shows no hugepages to this user shows no physical addresses either.
+  const sizes = unlessFails(NO_PERMISSION, () => new HugePages(platform.kernel).sizes()) ?? [];
+  if (!sizes.some(({ total }) => total > 0)) return false;
   const { memory } = platform;
   const length = memory.pageSize;
   const va = memory.map({ length, populate: true });

@@ -6,7 +6,7 @@
  * never coarser than what is given back by itself: both are one extent.
  */
 import { open, type Gate } from '../check.js';
-import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import { DmaError, invalid, isDmaError, NO_DESCRIPTORS, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { RangeMap } from '../range-map.js';
 import { formatSize, MiB, type Va } from '../units.js';
@@ -322,6 +322,7 @@ export class OwnedMemory {
         const reason = `${pages} pages of ${formatSize(pageSize)} were no help: they are not contiguous`;
         failures.push(new DmaError({ code: 'ENOMEM', operation: 'grow', reason }));
       } catch (error) {
+        mustBeAboutPages(error);
         failures.push(error);
       }
     }
@@ -342,7 +343,13 @@ export class OwnedMemory {
     if (first === undefined || first.pageSize !== this.#platform.memory.pageSize) return;
     this.#noticed = true;
     const sizes = this.#lists.hugeSizes.map(formatSize).join(', ');
-    const hint = sizes === '' ? 'this machine has none' : `as root, reserve some of ${sizes}: anydma hugepages`;
+    const { hidden } = this.#lists;
+    const hint =
+      hidden !== undefined
+        ? `whether there are any is hidden: ${hidden.reason}`
+        : sizes === ''
+          ? 'this machine has none'
+          : `as root, reserve some of ${sizes}: anydma hugepages`;
     onNotice(`no hugepages are free, so that ordinary pages are used (${hint}; memory.noHuge says that this is meant)`);
   }
 
@@ -406,6 +413,7 @@ export class OwnedMemory {
           left -= pages * pageSize;
           steps = this.#parting(heap, left);
         } catch (error) {
+          mustBeAboutPages(error);
           failures.push(error);
           steps = steps.slice(1);
         }
@@ -498,4 +506,9 @@ export class OwnedMemory {
   #total(): number {
     return this.heapsInUse.reduce((sum, heap) => sum + heap.total, 0);
   }
+}
+
+/** Pages of another size are no way out of a want of descriptors. */
+function mustBeAboutPages(error: unknown): void {
+  if (isDmaError(error) && NO_DESCRIPTORS.includes(error.code)) throw error;
 }

@@ -2,7 +2,7 @@
  * Every page that the library owns: a list for each page size and node, made when the first page of it is wanted, and one
  * more whenever one is full.
  */
-import { DmaError, invalid, isDmaError, undoAll } from '../errors.js';
+import { DmaError, invalid, isDmaError, NO_PERMISSION, undoAll } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { formatSize, GiB } from '../units.js';
 import type { AreaIndex } from './area-index.js';
@@ -27,7 +27,8 @@ export class PageLists {
   readonly #lists = new Map<string, SegmentList[]>();
   /** The number of the next file, by directory. */
   readonly #nextFile = new Map<string, number>();
-  #nodes: number[] | undefined;
+  #nodes: readonly number[] | undefined;
+  #hidden: DmaError | undefined;
   #hugeSizes: number[] | undefined;
 
   /** @param physical do devices use physical addresses? */
@@ -41,7 +42,12 @@ export class PageLists {
 
   /** NUMA nodes that have memory, in ascending order. */
   get nodes(): readonly number[] {
-    return (this.#nodes ??= this.#huge.nodes());
+    return (this.#nodes ??= this.#ifShown(() => this.#huge.nodes()) ?? [0]);
+  }
+
+  /** Why it is not known which hugepages there are: the system does not show them to this user. */
+  get hidden(): DmaError | undefined {
+    return this.#hidden;
   }
 
   /** All lists there are. */
@@ -53,7 +59,8 @@ export class PageLists {
   get hugeSizes(): readonly number[] {
     if (this.#hugeSizes !== undefined) return this.#hugeSizes;
     const { noHuge, pageSizes, files } = this.#settings;
-    const sizes = noHuge ? [] : this.#huge.sizes().map(({ pageSize }) => pageSize);
+    const all = (): number[] => this.#huge.sizes().map(({ pageSize }) => pageSize);
+    const sizes = noHuge ? [] : pageSizes === undefined && files === undefined ? (this.#ifShown(all) ?? []) : all();
     const mounted = files === undefined ? sizes : this.#mounts(files).map(({ pageSize }) => pageSize);
     this.#hugeSizes = sizes.filter((size) => pageSizes?.includes(size) !== false && mounted.includes(size));
     return this.#hugeSizes;
@@ -120,6 +127,17 @@ export class PageLists {
     const errors = undoAll(this.lists.map((list) => () => list.close()));
     this.#lists.clear();
     return errors;
+  }
+
+  /** Ordinary pages will do for who may not look, unless it was said which pages there have to be. */
+  #ifShown<T>(ask: () => T): T | undefined {
+    try {
+      return ask();
+    } catch (error) {
+      if (!isDmaError(error) || !NO_PERMISSION.includes(error.code)) throw error;
+      this.#hidden = error;
+      return undefined;
+    }
   }
 
   #mounts({ directory }: FileSettings): HugetlbfsMount[] {

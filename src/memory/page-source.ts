@@ -7,7 +7,7 @@
  * back is not cleared here but dropped, so that the kernel takes it: the kernel clears every page before any process gets
  * it, so clearing it twice would only cost time. Who keeps secrets clears them before.
  */
-import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import { DmaError, forPeople, invalid, undoAll, withUndo } from '../errors.js';
 import type { FilesPort, MemoryPort, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
@@ -194,7 +194,7 @@ class Source implements PageSource {
       return runs;
     } catch (error) {
       const failure = withUndo(error, operation, []);
-      throw failure.with({ operation, range, cause: error, hint: failure.hint ?? this.#hint(failure, pages) });
+      throw failure.with({ operation, range, cause: error, hint: failure.hint ?? forPeople(() => this.#hint(failure, pages)) });
     }
   }
 

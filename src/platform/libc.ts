@@ -5,10 +5,12 @@
  * right on the architectures accepted here and saves half the cost of a call. koffi checks no ranges (NaN becomes 0, 2^40
  * becomes an int of 0), so the ports check what they pass on, {@link checkFd} first of all.
  */
+import { closeSync, openSync, readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { DmaError, errorCode, invalid } from '../errors.js';
+import { DmaError, ERRNO, errorCode, invalid } from '../errors.js';
 import type { DmaErrorDetails } from '../errors.js';
 import { Background, type Outcome } from './background.js';
+import { RLIMIT, RLIMIT_NOFILE } from './uapi/resource.js';
 import { syscallNumbers } from './uapi/unistd.js';
 
 type Koffi = typeof import('koffi');
@@ -149,14 +151,20 @@ export interface PollHandle {
 /** Where the numbers and layouts in `uapi/` hold: 64 bits, little-endian, the kernel's generic headers. */
 const ARCHITECTURES: readonly string[] = ['x64', 'arm64', 'riscv64', 'loong64'];
 
-let loaded: Libc | string | undefined;
+let loaded: Libc | undefined;
 
 /**
  * The C library of this process, or why it can not be had, in a clause. Loads it on the first call of a thread (about
- * 15 ms); never throws.
+ * 15 ms); what failed is tried again by the next call.
+ *
+ * @throws DmaError EMFILE, ENFILE when no descriptor is left to load it with
  */
 export function loadLibc(): Libc | string {
-  return (loaded ??= load());
+  if (loaded !== undefined) return loaded;
+  const result = load();
+  if (typeof result === 'string') needDescriptors('dlopen');
+  else loaded = result;
+  return result;
 }
 
 function load(): Libc | string {
@@ -285,11 +293,78 @@ export function check(libc: Libc, result: number, operation: string, subject?: s
 
 /** Throws the DmaError of `errno`; see {@link check}. */
 export function fail(errno: number, operation: string, subject?: string, more?: Partial<DmaErrorDetails>): never {
+  throw systemFailure(errno, operation, subject, more);
+}
+
+/** The DmaError of `errno`; see {@link check}. */
+export function systemFailure(
+  errno: number,
+  operation: string,
+  subject?: string,
+  more?: Partial<DmaErrorDetails>,
+): DmaError {
   // Importing node:util reads all it exports, and on Node 26 that opens standard input.
   const { getSystemErrorMap } = createRequire(import.meta.url)('node:util') as typeof import('node:util');
   const text = getSystemErrorMap().get(-errno)?.[1] ?? `error ${errno}`;
   const reason = subject === undefined ? text : `${subject}: ${text}`;
-  throw new DmaError({ code: errorCode(errno), errno, operation, reason, ...more });
+  return new DmaError({ code: errorCode(errno), errno, operation, reason, hint: descriptorHint(errno), ...more });
+}
+
+/** What to do when there are no descriptors left. */
+function descriptorHint(errno: number): string | undefined {
+  if (errno === ERRNO.ENFILE)
+    return 'the whole machine has as many files open as fs.file-max allows: see /proc/sys/fs/file-nr, raise it with "sysctl fs.file-max"';
+  if (errno !== ERRNO.EMFILE || loaded === undefined) return undefined;
+  const { limit, most, open } = descriptorFacts(loaded);
+  return (
+    `${open} descriptors are open, and RLIMIT_NOFILE is ${limit} (at most ${most}): close what is not needed, or raise it with ` +
+    '"ulimit -n" or LimitNOFILE= of the service'
+  );
+}
+
+/** RLIMIT_NOFILE's soft and hard limit, and how many descriptors are open. */
+export function descriptorFacts(libc: Libc): {
+  readonly limit: number;
+  readonly most: number;
+  readonly open: number;
+} {
+  const [limit, most] = resourceLimit(libc, RLIMIT_NOFILE, 'RLIMIT_NOFILE');
+  try {
+    // One of them is what the directory is read through.
+    return { limit, most, open: readdirSync('/proc/self/fd').length - 1 };
+  } catch {
+    // No number below the limit is free, which is why this fails.
+    return { limit, most, open: limit };
+  }
+}
+
+/** The soft and the hard limit of a resource; Infinity when there is none. */
+export function resourceLimit(libc: Libc, resource: number, name: string): [soft: number, hard: number] {
+  const words = new Uint32Array(RLIMIT.sizeof / 4);
+  check(libc, libc.getrlimit(resource, words), 'getrlimit', name);
+  const at = (index: number): number =>
+    words[index] === 0xffffffff && words[index + 1] === 0xffffffff
+      ? Infinity
+      : words[index] + words[index + 1] * 2 ** 32;
+  return [at(RLIMIT.rlim_cur / 4), at(RLIMIT.rlim_max / 4)];
+}
+
+/**
+ * Throws EMFILE or ENFILE when a file can not be opened for want of descriptors: libraries that open files by themselves
+ * tell that as something else.
+ *
+ * @param count how many have to be left
+ */
+export function needDescriptors(operation: string, count = 1): void {
+  const fds: number[] = [];
+  try {
+    while (fds.length < count) fds.push(openSync('/', 'r'));
+  } catch (error) {
+    const errno = error instanceof Error && 'errno' in error ? -Number(error.errno) : 0;
+    if (errno === ERRNO.EMFILE || errno === ERRNO.ENFILE) fail(errno, operation, undefined, { cause: error });
+  } finally {
+    for (const fd of fds) closeSync(fd);
+  }
 }
 
 /** Throws EBADF unless `fd` can be a descriptor's number; koffi would take a wrong one for 0, the standard input. */

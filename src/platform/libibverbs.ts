@@ -1,4 +1,5 @@
 /** The functions that libibverbs exports, as its header declares them. Others are pointers in open devices: `verbs-context.ts`. */
+import { needDescriptors } from './libc.js';
 import type { CFunction, CFunctionLater, Libc } from './libc.js';
 
 /** Those that are used; 0 is C's NULL, and addresses are Numbers. */
@@ -35,11 +36,12 @@ export interface Libibverbs {
   readonly destroyAh: CFunction;
 }
 
-/** Loads libibverbs; or says why not, in a clause, and what to install. Never throws. */
+/** Loads libibverbs; or says why not, in a clause, and what to install. @throws DmaError EMFILE, ENFILE without a descriptor to load it with */
 export function loadLibibverbs(libc: Libc, name = 'libibverbs.so.1'): Libibverbs | string {
   try {
     return declare(libc, name);
   } catch (error) {
+    needDescriptors('dlopen');
     const reason = error instanceof Error ? error.message.split('\n', 1)[0] : String(error);
     return `${name} of rdma-core 33 or newer can not be used (${reason}): install libibverbs1 and ibverbs-providers (their names on Debian)`;
   }

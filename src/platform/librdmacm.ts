@@ -1,4 +1,5 @@
 /** The functions that librdmacm exports, as its header declares them. */
+import { needDescriptors } from './libc.js';
 import type { CFunction, Libc } from './libc.js';
 
 /** Those that are used; 0 is C's NULL, and addresses are Numbers. All but those that make something answer 0, or -1 and errno. */
@@ -21,11 +22,12 @@ export interface Librdmacm {
   readonly initQpAttr: CFunction;
 }
 
-/** Loads librdmacm; or says why not, in a clause, and what to install. Never throws. */
+/** Loads librdmacm; or says why not, in a clause, and what to install. @throws DmaError EMFILE, ENFILE without a descriptor to load it with */
 export function loadLibrdmacm(libc: Libc, name = 'librdmacm.so.1'): Librdmacm | string {
   try {
     return declare(libc, name);
   } catch (error) {
+    needDescriptors('dlopen');
     const reason = error instanceof Error ? error.message.split('\n', 1)[0] : String(error);
     return `${name} can not be used (${reason}): install librdmacm1 (its name on Debian)`;
   }

@@ -13,11 +13,12 @@ import {
   writeSync,
   type Stats,
 } from 'node:fs';
-import { DmaError, ERRNO, invalid } from '../errors.js';
-import { check, checkPath, fail } from './libc.js';
+import { DmaError, invalid, isDmaError, unlessFails } from '../errors.js';
+import { check, checkPath, needDescriptors } from './libc.js';
 import type { Libc } from './libc.js';
 import { readKernelText } from './linux-proc.js';
 import { readRoutes } from './linux-routes.js';
+import { callNode, ifPresent } from './node-errors.js';
 import type { DeviceNode, KernelPort } from './ports.js';
 import { SYSLOG_ACTION_READ_ALL, SYSLOG_ACTION_SIZE_BUFFER } from './uapi/syslog.js';
 
@@ -29,36 +30,34 @@ export function linuxKernel(libc: Libc): KernelPort {
     writeText(path, text) {
       checkPath(path, 'write');
       const subject = `${JSON.stringify(text)} into ${path}`;
-      const fd = node('open', path, () => openSync(path, constants.O_WRONLY | constants.O_TRUNC));
+      const fd = callNode(path, () => openSync(path, constants.O_WRONLY | constants.O_TRUNC));
       try {
-        node('write', subject, () => writeSync(fd, text));
+        callNode(subject, () => writeSync(fd, text));
       } finally {
         closeSync(fd);
       }
     },
 
     list(directory) {
-      try {
-        return readdirSync(directory).sort();
-      } catch {
-        return [];
-      }
+      return ifPresent(directory, () => readdirSync(directory).sort()) ?? [];
     },
 
     readLink(path) {
-      try {
-        return readlinkSync(path);
-      } catch {
-        return undefined;
-      }
+      // Of what is no link it is EINVAL.
+      return unlessFails(['EINVAL'], () => ifPresent(path, () => readlinkSync(path)));
     },
 
     mayOpen(path) {
       try {
-        accessSync(path, constants.R_OK | constants.W_OK);
-        return 'yes';
+        const call = (): 'yes' => {
+          accessSync(path, constants.R_OK | constants.W_OK);
+          return 'yes';
+        };
+        return ifPresent(path, call) ?? 'no-such-file';
       } catch (error) {
-        return isMissing(error) ? 'no-such-file' : 'no-permission';
+        if (['EACCES', 'EPERM', 'EROFS'].some((code) => isDmaError(error) && error.code === code))
+          return 'no-permission';
+        throw error;
       }
     },
 
@@ -72,12 +71,12 @@ export function linuxKernel(libc: Libc): KernelPort {
 
     changeOwner(path, user, group) {
       checkPath(path, 'chown');
-      node('chown', path, () => chownSync(path, user, group));
+      callNode(path, () => chownSync(path, user, group));
     },
 
     makeDirectory(path) {
       checkPath(path, 'mkdir');
-      node('mkdir', path, () => mkdirSync(path, { recursive: true }));
+      callNode(path, () => mkdirSync(path, { recursive: true }));
     },
 
     mount({ source, target, type, options }) {
@@ -102,7 +101,7 @@ export function linuxKernel(libc: Libc): KernelPort {
       if (!isIt(nodeAt(path))) throw absent();
       // Without O_NONBLOCK a drive would wait for its medium.
       const flags = kind === 'block' ? constants.O_RDONLY | constants.O_EXCL : constants.O_RDWR;
-      let fd: number | undefined = node('open', path, () => openSync(path, flags | constants.O_NONBLOCK));
+      let fd: number | undefined = callNode(path, () => openSync(path, flags | constants.O_NONBLOCK));
       const release = (): void => {
         if (fd !== undefined) closeSync(fd);
         fd = undefined;
@@ -118,6 +117,8 @@ export function linuxKernel(libc: Libc): KernelPort {
 
     idOf(kind, name) {
       checkPath(name, kind === 'user' ? 'getpwnam' : 'getgrnam');
+      // The C library looks into files, and tells that it can not as that there is none.
+      needDescriptors(kind === 'user' ? 'getpwnam' : 'getgrnam', 2);
       const va = kind === 'user' ? libc.getpwnam(name) : libc.getgrnam(name);
       // In both structs the number comes after two pointers.
       return va === 0 ? undefined : libc.peek(va + 16);
@@ -127,14 +128,8 @@ export function linuxKernel(libc: Libc): KernelPort {
 
 /** See {@link KernelPort}. */
 function nodeAt(path: string): DeviceNode | undefined {
-  try {
-    return nodeOf(statSync(path));
-  } catch (error) {
-    if (isMissing(error)) return undefined;
-    return node('stat', path, () => {
-      throw error;
-    });
-  }
+  const stats = ifPresent(path, () => statSync(path));
+  return stats && nodeOf(stats);
 }
 
 /** `undefined` for what is no node of a device. */
@@ -145,21 +140,4 @@ function nodeOf(stats: Stats): DeviceNode | undefined {
   const major = ((device >> 8n) & 0xfffn) | ((device >> 32n) & ~0xfffn);
   const minor = (device & 0xffn) | ((device >> 12n) & 0xffffff00n);
   return { kind: stats.isBlockDevice() ? 'block' : 'character', number: `${major}:${minor}` };
-}
-
-/** Does an error of node:fs say that a path leads nowhere? */
-function isMissing(error: unknown): boolean {
-  const errno = error instanceof Error && 'errno' in error ? -Number(error.errno) : NaN;
-  return errno === ERRNO.ENOENT || errno === ERRNO.ENOTDIR;
-}
-
-/** Runs a function of node:fs; its errors become a DmaError with the kernel's code. */
-function node<T>(operation: string, subject: string, call: () => T): T {
-  try {
-    return call();
-  } catch (error) {
-    const errno = error instanceof Error && 'errno' in error ? Number(error.errno) : NaN;
-    if (!(errno < 0)) throw error;
-    return fail(-errno, operation, subject, { cause: error });
-  }
 }

@@ -1,25 +1,23 @@
 /** Limits of this process on Linux. */
 import { KiB } from '../units.js';
-import { check } from './libc.js';
+import { descriptorFacts, resourceLimit } from './libc.js';
 import type { Libc } from './libc.js';
 import { readKernelText } from './linux-proc.js';
 import type { LimitsPort } from './ports.js';
-import { CAP_IPC_LOCK, RLIMIT, RLIMIT_MEMLOCK } from './uapi/resource.js';
+import { CAP_IPC_LOCK, RLIMIT_MEMLOCK } from './uapi/resource.js';
 
 /** The {@link LimitsPort} that asks the kernel. */
 export function linuxLimits(libc: Libc): LimitsPort {
   return {
     lockedMemory() {
-      const words = new Uint32Array(RLIMIT.sizeof / 4);
-      check(libc, libc.getrlimit(RLIMIT_MEMLOCK, words), 'getrlimit', 'RLIMIT_MEMLOCK');
-      const [low, high] = words;
-      const isInfinite = low === 0xffffffff && high === 0xffffffff;
+      const [limit] = resourceLimit(libc, RLIMIT_MEMLOCK, 'RLIMIT_MEMLOCK');
       const status = readKernelText('/proc/self/status') ?? '';
-      const limit = isInfinite || mayLockAnyAmount(status) ? Infinity : low + high * 2 ** 32;
-      return { limit, used: bytesOf(status, 'VmLck') };
+      return { limit: mayLockAnyAmount(status) ? Infinity : limit, used: bytesOf(status, 'VmLck') };
     },
 
     pinnedMemory: () => bytesOf(readKernelText('/proc/self/status') ?? '', 'VmPin'),
+
+    descriptors: () => descriptorFacts(libc),
 
     freeHugePages(pageSize) {
       const directory = `/sys/kernel/mm/hugepages/hugepages-${pageSize / KiB}kB`;

@@ -96,7 +96,7 @@ export function linuxMemory(libc: Libc): MemoryPort {
       if (!isAddress(va) || !isAddress(length) || length === 0) return 'none';
       const maps = readKernelText('/proc/self/maps');
       if (maps === undefined)
-        throw new DmaError({ code: 'ENOTSUP', operation: 'protection', reason: '/proc/self/maps can not be read' });
+        throw new DmaError({ code: 'ENOTSUP', operation: 'protection', reason: '/proc is not mounted' });
       return protectionIn(maps, va, va + length);
     },
   };

@@ -19,6 +19,8 @@ const MOST_PARTS = 1024;
 /** An entry of /proc/self/pagemap: 64 bits, the page is there when the top one is set, the frame number is in the low 55. */
 const ENTRY_SIZE = 8;
 const ENTRIES_AT_ONCE = 512;
+/** What opening it says where this process is not told: no such file in this kernel, or not for this user. */
+const HIDDEN: readonly number[] = [ERRNO.ENOENT, ERRNO.EACCES, ERRNO.EPERM];
 
 /** The part of the {@link MemoryPort} about single pages. */
 export function linuxPages(
@@ -108,7 +110,10 @@ export function linuxPages(
     frames(va, size, count) {
       checkSpan('pagemap', va, size, count, pageSize);
       const fd = libc.open('/proc/self/pagemap', O_CLOEXEC | O_RDONLY, 0);
-      if (fd === -1) return undefined;
+      if (fd === -1) {
+        const errno = libc.errno();
+        return HIDDEN.includes(errno) ? undefined : fail(errno, 'open', '/proc/self/pagemap');
+      }
       try {
         const addresses = new Float64Array(count).fill(-1);
         // Entries are one a system page; those of neighbours come in one read.

@@ -1,11 +1,8 @@
 /** What the kernel tells in text: files of /proc and /sys. */
 import { readFileSync } from 'node:fs';
+import { ifPresent } from './node-errors.js';
 
-/** The text of `path`, or `undefined` where it can not be read (not mounted, not there, not allowed). */
+/** The text of `path`; `undefined` where there is no such file. What keeps it from being read is thrown: EMFILE, EACCES ... */
 export function readKernelText(path: string): string | undefined {
-  try {
-    return readFileSync(path, 'latin1');
-  } catch {
-    return undefined;
-  }
+  return ifPresent(path, () => readFileSync(path, 'latin1'));
 }

@@ -225,7 +225,9 @@ class LinuxRdmaCm implements RdmaCmPort {
   }
 
   #loaded(): Librdmacm | string {
-    return (this.#library ??= this.#load(this.#libc));
+    if (typeof this.#library === 'object') return this.#library;
+    // What could not be loaded is tried again the next time.
+    return (this.#library = this.#load(this.#libc));
   }
 
   #cm(operation: string): Librdmacm {

@@ -1,10 +1,11 @@
 /** The list of RDMA devices on Linux. */
 import { realpathSync } from 'node:fs';
 import { DmaError, ERRNO } from '../errors.js';
-import { fail } from './libc.js';
+import { fail, needDescriptors } from './libc.js';
 import type { Libc } from './libc.js';
 import type { Libibverbs } from './libibverbs.js';
 import { readKernelText } from './linux-proc.js';
+import { ifPresent } from './node-errors.js';
 import { DEVICE } from './verbs-abi/devices.js';
 import { nodeType, readText, transportType } from './verbs-attributes.js';
 import { peekPointer } from './verbs-handles.js';
@@ -12,12 +13,17 @@ import type { VerbsDevice } from './verbs-types.js';
 
 const SYSFS = '/sys/class/infiniband';
 
+/** More files than libibverbs has open at once while it makes its list: two folders, a file, a socket. */
+const MOST_OPEN = 6;
+
 /** Calls `visit` with each device, and where its struct is; that is good only until `visit` returns. */
 export function eachVerbsDevice(
   libc: Libc,
   library: Libibverbs,
   visit: (device: VerbsDevice, address: number) => void,
 ): void {
+  // The library leaves out what it can not open.
+  needDescriptors('ibv_get_device_list', MOST_OPEN);
   const list = library.getDeviceList(0);
   if (list === 0) {
     const errno = libc.errno();
@@ -63,9 +69,5 @@ export function noVerbsDevice(name: string): DmaError {
 }
 
 function realPath(path: string): string | undefined {
-  try {
-    return realpathSync(path);
-  } catch {
-    return undefined;
-  }
+  return ifPresent(path, () => realpathSync(path));
 }

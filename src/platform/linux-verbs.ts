@@ -506,7 +506,9 @@ class LinuxVerbs implements VerbsPort {
   }
 
   #loaded(): Libibverbs | string {
-    return (this.#library ??= this.#load(this.#libc));
+    if (typeof this.#library === 'object') return this.#library;
+    // What could not be loaded is tried again the next time.
+    return (this.#library = this.#load(this.#libc));
   }
 
   #ibv(operation: string): Libibverbs {

@@ -6,7 +6,9 @@ import { portablePlatform } from './portable.js';
 
 /**
  * The ports of this machine: Linux's where system calls can be made, else the portable ones, whose `limitation` says why.
- * Never throws. Every call makes new ports, which hold nothing until they are used; they belong to the calling thread.
+ * Every call makes new ports, which hold nothing until they are used; they belong to the calling thread.
+ *
+ * @throws DmaError EMFILE, ENFILE when no descriptor is left to load them with
  */
 export function openPlatform(): Platform {
   const libc = loadLibc();

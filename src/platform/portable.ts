@@ -53,6 +53,7 @@ export function portablePlatform(reason: string): Platform {
     limits: {
       lockedMemory: () => ({ limit: Infinity, used: 0 }),
       pinnedMemory: () => 0,
+      descriptors: () => ({ limit: Infinity, most: Infinity, open: 0 }),
       freeHugePages: () => undefined,
     },
     kernel: {

@@ -270,6 +270,8 @@ export interface LimitsPort {
    * tells: it is no less than this.
    */
   pinnedMemory(): number;
+  /** RLIMIT_NOFILE's soft (`limit`) and hard (`most`) limit, and how many descriptors are open. */
+  descriptors(): { readonly limit: number; readonly most: number; readonly open: number };
   /** Hugepages of `pageSize` bytes that are free now, by sysfs; `undefined` when the kernel has none of that size. */
   freeHugePages(pageSize: number): number | undefined;
 }
@@ -286,15 +288,18 @@ export interface MountOptions {
   readonly options: string;
 }
 
-/** The kernel's settings, which are files of /proc and /sys, and its mounts. */
+/**
+ * The kernel's settings, which are files of /proc and /sys, and its mounts. "Is not there" (ENOENT, ENOTDIR, and ENODEV or
+ * ENXIO of what has nothing behind it) is an answer; whatever else keeps it from being asked (EMFILE, EACCES ...) is thrown.
+ */
 export interface KernelPort {
-  /** The text of a file; `undefined` when it can not be read (not there, not allowed, no such kernel). */
+  /** The text of a file; `undefined` when it is not there. */
   readText(path: string): string | undefined;
   /** Puts `text` into a file that is there, in place of what is in it, by one write(2). The kernel's refusal of the value is thrown. */
   writeText(path: string, text: string): void;
-  /** The names in a directory, in ascending order; none when it can not be read. */
+  /** The names in a directory, in ascending order; none when it is not there. */
   list(directory: string): string[];
-  /** readlink(2): what the symbolic link says, which may be relative to where it is; `undefined` when there is none to be read. */
+  /** readlink(2): what the symbolic link says, which may be relative to where it is; `undefined` when it is not there. */
   readLink(path: string): string | undefined;
   /**
    * Do the permissions of `path` let this process open it for reading and writing? access(2), which opens nothing: a device

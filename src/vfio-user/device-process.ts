@@ -5,13 +5,18 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { DmaError } from '../errors.js';
+import { DmaError, isDmaError } from '../errors.js';
+import { needDescriptors } from '../platform/libc.js';
+import { callNode, fromNode } from '../platform/node-errors.js';
 import type { DeviceName, DeviceOptions } from './devices/catalog.js';
 import type { DeviceProcessArguments, DeviceProcessReport } from './device-process-main.js';
 
 /** Milliseconds: until the socket is there, and until a child that was asked to end is made to. */
 const START_TIMEOUT = 15_000;
 const END_TIMEOUT = 2000;
+
+/** How many descriptors Node needs for a moment to start a process. */
+const FORK_DESCRIPTORS = 6;
 
 /** A running device process. */
 export interface DeviceProcess extends AsyncDisposable {
@@ -34,13 +39,21 @@ export interface SpawnOptions<N extends DeviceName> {
  * Starts a process that serves a device, and resolves when its socket can be connected to. The process never outlives this
  * one, and does not keep it alive.
  *
- * @throws DmaError EIO with what the child said, ETIMEDOUT when it said nothing
+ * @throws DmaError EIO with what the child said, ETIMEDOUT when it said nothing; EMFILE, ENOMEM, EAGAIN ... when no process
+ *   can be started; ENOENT, EACCES ... when the temporary folder can not be used
  */
 export async function spawnDevice<N extends DeviceName>(
   name: N,
   options: SpawnOptions<N> = {},
 ): Promise<DeviceProcess> {
-  const directory = mkdtempSync(join(tmpdir(), 'anydma-'));
+  const operation = `device process ${name}`;
+  // Node leaks some when they give out while it starts a process.
+  needDescriptors(operation, FORK_DESCRIPTORS);
+  const folder = tmpdir();
+  const directory = callNode(`a folder in ${folder}`, () => mkdtempSync(join(folder, 'anydma-')), {
+    operation,
+    hint: 'the socket of the device needs a temporary folder: set TMPDIR to one that is there and can be written',
+  });
   const socketPath = join(directory, `${name}.sock`);
   const { device = {}, maxDmaMaps } = options;
   let child: ChildProcess | undefined;
@@ -58,7 +71,7 @@ export async function spawnDevice<N extends DeviceName>(
     await started(child, name);
   } catch (error) {
     removeAll();
-    throw error;
+    throw isDmaError(error) ? error : fromNode(error, process.execPath, { operation });
   }
   const running = child;
   const exited = new Promise<void>((resolve) => running.once('exit', () => resolve()));
@@ -96,7 +109,10 @@ function started(child: ChildProcess, name: string): Promise<void> {
       finish();
       resolve();
     };
-    const onError = (error: Error): void => fail('EIO', 'it could not be started', error);
+    const onError = (error: Error): void => {
+      finish();
+      reject(fromNode(error, 'it could not be started', { operation }));
+    };
     const onExit = (status: number | null, signal: string | null): void =>
       fail('EIO', `it ended with ${signal ?? `status ${status}`}`);
     const timer = setTimeout(() => fail('ETIMEDOUT', `no sign of life within ${START_TIMEOUT} ms`), START_TIMEOUT);

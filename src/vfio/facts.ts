@@ -1,5 +1,5 @@
 /** Why the kernel refused, told by what can be seen of the machine at that moment. */
-import { DmaError, isDmaError, type DmaErrorDetails, type ErrorCode } from '../errors.js';
+import { DmaError, forPeople, isDmaError, type DmaErrorDetails, type ErrorCode } from '../errors.js';
 import type { KernelPort, Platform } from '../platform/ports.js';
 import { formatSize } from '../units.js';
 
@@ -40,7 +40,8 @@ export type Reasons = Partial<Record<ErrorCode, () => Partial<DmaErrorDetails>>>
 /** `error` with what `reasons` say of its code, in their words; other errors as they are. */
 export function explained(error: unknown, reasons: Reasons): unknown {
   if (!isDmaError(error)) return error;
-  const more = reasons[error.code]?.();
+  const reason = reasons[error.code];
+  const more = reason && forPeople(reason);
   return more === undefined ? error : error.with({ cause: error, ...more });
 }
 

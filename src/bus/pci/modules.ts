@@ -1,4 +1,5 @@
 /** Kernel modules on disk: which are there, and which of them are for a device (modprobe's files, modules.dep(5)). */
+import { NO_PERMISSION, unlessFails } from '../../errors.js';
 import type { KernelPort } from '../../platform/ports.js';
 import { escaped, glob } from './glob.js';
 
@@ -36,6 +37,7 @@ export class KernelModules {
 
   #read(file: string): string {
     this.#directory ??= `/lib/modules/${this.#kernel.readText('/proc/sys/kernel/osrelease')?.trim() ?? ''}`;
-    return this.#kernel.readText(`${this.#directory}/${file}`) ?? '';
+    // What they are read for is advice.
+    return unlessFails(NO_PERMISSION, () => this.#kernel.readText(`${this.#directory}/${file}`)) ?? '';
   }
 }

@@ -1,4 +1,5 @@
 /** Names for people: of vendors and devices by the system's pci.ids, of classes by what is built in. */
+import { NO_PERMISSION, unlessFails } from '../../errors.js';
 import type { KernelPort } from '../../platform/ports.js';
 import type { IdMatch } from '../model.js';
 
@@ -79,8 +80,7 @@ export class PciNames {
   /** Vendor and device; `undefined` where the system does not know it. */
   of({ vendor, device }: IdMatch): { readonly vendor: string | undefined; readonly device: string | undefined } {
     // The list was made with UTF-8; the kernel's files are not, so the port gives bytes.
-    this.#text ??= `\n${PLACES.map((path) => this.#kernel.readText(path)).find((text) => text !== undefined) ?? ''}`;
-    const text = this.#text;
+    const text = (this.#text ??= this.#read());
     const at = text.indexOf(`\n${id(vendor)}  `);
     if (at < 0) return { vendor: undefined, device: undefined };
     // A vendor's devices are the lines after it that begin with a tab.
@@ -92,6 +92,15 @@ export class PciNames {
       return decode(block.slice(found + width, end < 0 ? undefined : end).trim());
     };
     return { vendor: name(`\n${id(vendor)}  `, 7), device: name(`\n\t${id(device)}  `, 8) };
+  }
+
+  /** The first list that this user may read, after a line feed. Without one there are numbers. */
+  #read(): string {
+    for (const path of PLACES) {
+      const text = unlessFails(NO_PERMISSION, () => this.#kernel.readText(path));
+      if (text !== undefined) return `\n${text}`;
+    }
+    return '\n';
   }
 
   /** Vendor and device as one text: names where there are any, else ids. */

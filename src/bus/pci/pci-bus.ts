@@ -1,6 +1,6 @@
 /** The bus of PCI functions that VFIO hands to this process: `pci:0000:00:02.0`, `pci:00:02.0,container=mine`. */
 import type { AsyncDomainBackend } from '../../dma/backend.js';
-import { DmaError, isDmaError, undoAll, withUndo, type DmaErrorDetails } from '../../errors.js';
+import { DmaError, forPeople, isDmaError, undoAll, withUndo, type DmaErrorDetails } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import { PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from '../../platform/uapi/pci-regs.js';
 import {
@@ -158,7 +158,7 @@ export class PciBus implements Bus {
       return call();
     } catch (error) {
       if (!isDmaError(error) || error.hint !== undefined) throw error;
-      throw error.with({ cause: error, hint: this.#advice(fn).hint });
+      throw error.with({ cause: error, hint: forPeople(() => this.#advice(fn).hint) });
     }
   }
 

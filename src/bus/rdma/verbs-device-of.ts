@@ -1,4 +1,5 @@
 /** Which RDMA device a PCI function has, by sysfs. */
+import { unlessFails } from '../../errors.js';
 import type { KernelPort } from '../../platform/ports.js';
 
 const CLASS = '/sys/class/infiniband';
@@ -32,7 +33,8 @@ function* netdevsOf(kernel: Pick<KernelPort, 'list' | 'readText'>, name: string)
   for (const port of kernel.list(`${CLASS}/${name}/ports`)) {
     const table = `${CLASS}/${name}/ports/${port}/gid_attrs/ndevs`;
     for (const index of kernel.list(table)) {
-      const netdev = kernel.readText(`${table}/${index}`)?.trim();
+      // Reading an empty entry is EINVAL.
+      const netdev = unlessFails(['EINVAL'], () => kernel.readText(`${table}/${index}`))?.trim();
       if (netdev !== undefined && netdev !== '') yield netdev;
     }
   }

@@ -1,5 +1,6 @@
 /** Limits of a process: include/uapi/asm-generic/resource.h and include/uapi/linux/capability.h. */
 
+export const RLIMIT_NOFILE = 7;
 export const RLIMIT_MEMLOCK = 8;
 
 /** `struct rlimit`: both u64; all bits set means no limit. */
