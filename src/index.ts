@@ -69,6 +69,7 @@ export {
   type DmaSpace,
   type Driver,
   type ExplainedFault,
+  type FaultOptions,
   type IdMatch,
   type OpenedDevice,
   type ProbeContext,

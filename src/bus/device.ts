@@ -1,4 +1,5 @@
 /** The devices of a registry: where a call of a device finds its domain. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { DmaError, invalid } from '../errors.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
@@ -16,6 +17,7 @@ import type {
   DeviceState,
   Driver,
   ExplainedFault,
+  FaultOptions,
   IdMatch,
   OpenedDevice,
 } from './model.js';
@@ -26,6 +28,9 @@ interface Binding {
   readonly domain: Domain | undefined;
   instance?: unknown;
 }
+
+/** How often it is looked whether a fault was reported; nobody tells. */
+const FAULT_POLL_MS = 20;
 
 /** A device that a registry has opened. See {@link Device} for what its members do. */
 export class BoundDevice implements Device {
@@ -130,6 +135,19 @@ export class BoundDevice implements Device {
     const domain = this.#domainToExplain('explainFaults');
     const faults = this.#opened.faults?.() ?? [];
     return faults.map((fault) => ({ ...fault, explanation: domain.explain(fault.iova, 1, fault.access) }));
+  }
+
+  async explainFaultsAsync({ after = 0, timeoutMs = 1000, signal }: FaultOptions = {}): Promise<ExplainedFault[]> {
+    if (!(timeoutMs >= 0))
+      throw invalid('explainFaults', `timeoutMs is no time: ${String(timeoutMs)}`, { device: this.name });
+    const end = performance.now() + timeoutMs;
+    for (;;) {
+      signal?.throwIfAborted();
+      const faults = this.explainFaults();
+      const left = end - performance.now();
+      if (faults.length > after || left <= 0 || this.#opened.faults === undefined) return faults;
+      await sleep(Math.min(FAULT_POLL_MS, left), undefined, { signal });
+    }
   }
 
   /** Closes it on its bus. */

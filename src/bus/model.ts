@@ -135,6 +135,22 @@ export interface Device {
    * opened, each explained. Empty when there were none, or nobody here can tell (reading the kernel's log is a privilege).
    */
   explainFaults(): ExplainedFault[];
+  /**
+   * The same, once there are more than `after` of them, or the time is over: what an IOMMU blocked reaches the kernel's log
+   * some time after the device has gone on. Does not wait where nobody reports faults.
+   *
+   * @throws DmaError EINVAL for a time that is none; what `signal` was aborted with
+   */
+  explainFaultsAsync(options?: FaultOptions): Promise<ExplainedFault[]>;
+}
+
+/** How long to wait for the report of a failed access. */
+export interface FaultOptions {
+  /** So many had been reported before what is waited for. Default 0. */
+  readonly after?: number;
+  /** milliseconds. Default 1000 */
+  readonly timeoutMs?: number;
+  readonly signal?: AbortSignal;
 }
 
 /** A failed access, and what is known about its address. */

@@ -262,6 +262,9 @@ function isUntouched(memory: Reached, end: number): boolean {
   return end === memory.length || memory.bytes(end).every((byte) => byte === UNTOUCHED);
 }
 
+/** How long an IOMMU's report of a blocked access is waited for, milliseconds. Not every one comes. */
+const REPORT_MS = 500;
+
 /** Takes both from the device, and lets it read `source` once more. */
 async function tryAgain(mover: Mover, source: Reached, destination: Reached, length: number): Promise<Afterwards> {
   const { device, copier } = mover;
@@ -280,7 +283,9 @@ async function tryAgain(mover: Mover, source: Reached, destination: Reached, len
     if (!copier.isRefusal(error)) throw error;
     isTold = true;
   }
-  const faults = device.explainFaults().slice(earlier);
+  // The device tells at once, when it tells; the report of its IOMMU may be on its way.
+  const told = await device.explainFaultsAsync({ after: earlier, timeoutMs: isTold ? 0 : REPORT_MS });
+  const faults = told.slice(earlier);
   const fault = faults.find((each) => each.iova >= iova && each.iova < iova + length);
   return {
     refused: isTold || fault !== undefined || !content.equals(target.bytes(0, length)),

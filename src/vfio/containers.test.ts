@@ -202,9 +202,38 @@ describe('containers', { skip }, () => {
         const error = thrown('EPERM', () => containers.open(containers.default, kernel.node(A)));
         const parameter = `/sys/module/${module}/parameters/allow_unsafe_interrupts`;
         assert.ok(error.hint?.includes(`echo Y > ${parameter}`), error.message);
+        assert.match(error.message, /interrupts are not isolated/);
         kernel.platform.kernel.writeText(parameter, 'Y\n');
         containers.open(containers.default, kernel.node(A));
       });
+    for (const [iommu, firmware, showsLog] of [
+      ['type1', 'EPERM', true],
+      ['type1', 'EPERM', false],
+      ['type1', 'EINVAL', true],
+      ['type1', 'EINVAL', false],
+      ['iommufd', 'EINVAL', true],
+      ['iommufd', 'EINVAL', false],
+    ] as const)
+      world({ iommu, devices, firmware, showsLog }, (kernel, containers) => {
+        // Old kernels and new ones have another number for it, and one cause has one code.
+        const error = thrown('EPERM', () => containers.open(containers.default, kernel.node(A)));
+        assert.match(error.message, /the firmware keeps 0xbdf6f000 to 0xbdf7efff mapped for it/);
+        assert.match(error.hint ?? '', /reserved_regions/);
+        assert.doesNotMatch(error.message, /interrupt|allow_unsafe|in one container|in use/);
+        assert.deepEqual(containers.default.devices, []);
+      });
+    // Both: the log says which it was.
+    world({ iommu: 'type1', devices, firmware: 'EPERM', isolated: false }, (kernel, containers) => {
+      const open = (): unknown => containers.open(containers.default, kernel.node(A));
+      assert.match(thrown('EPERM', open).message, /interrupts are not isolated/);
+      kernel.platform.kernel.writeText('/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts', 'Y\n');
+      assert.match(thrown('EPERM', open).message, /the firmware keeps/);
+    });
+    // Without the log: nothing is kept for it, which leaves one cause.
+    world({ iommu: 'type1', devices, isolated: false, showsLog: false }, (kernel, containers) => {
+      const error = thrown('EPERM', () => containers.open(containers.default, kernel.node(A)));
+      assert.match(error.message, /interrupts are not isolated/);
+    });
     world({ iommu: 'iommufd', devices }, (kernel, containers) => {
       const node = { ...kernel.node(A), device: undefined };
       const { message } = thrown('ENODEV', () => containers.open(containers.create({ kind: 'iommufd' }), node));

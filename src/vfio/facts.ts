@@ -110,3 +110,76 @@ export function notViable(kernel: Pick<KernelPort, 'list' | 'readLink'>, group: 
         : 'every device of a group is handed over together: bind these to vfio-pci too, or unbind them from their drivers',
   });
 }
+
+/** How kernels say in their log that firmware keeps a device for itself: since Linux 6.6, and Intel's driver before. */
+const ONE_TO_ONE = /1:1 IOMMU mapping|platform RMRR requirement/;
+/** How they say that a device could raise any interrupt: type 1 and iommufd. */
+const NOT_ISOLATED = /No interrupt remapping support|MSI interrupts are not secure/;
+
+/**
+ * Why the kernel does not hand a device over: the same numbers (EPERM, and EINVAL since Linux 6.6) stand for several causes,
+ * so its log is asked, and what it says of the device's group. `undefined`: neither says anything.
+ *
+ * @param device its name in sysfs
+ * @param module whose parameter lets interrupts be
+ * @param only what else it can be when neither does: a group that firmware keeps nothing for is refused for its interrupts
+ */
+export function whyNotHanded(
+  { kernel }: Platform,
+  group: number | undefined,
+  device: string,
+  module: 'vfio_iommu_type1' | 'iommufd',
+  only?: 'interrupts',
+): Partial<DmaErrorDetails> | undefined {
+  const regions = group === undefined ? undefined : firmwareRegions(kernel, group);
+  const parameter = `/sys/module/${module}/parameters/allow_unsafe_interrupts`;
+  const isAllowed = /^[Yy1]/.test(factOf(() => kernel.readText(parameter)) ?? 'N');
+  // The last word is about what was tried last. Lines of the first kind name the device.
+  const last = (factOf(() => kernel.log()) ?? '')
+    .split('\n')
+    .reverse()
+    .find((line) => (ONE_TO_ONE.test(line) && line.includes(device)) || (!isAllowed && NOT_ISOLATED.test(line)));
+  if (last === undefined ? regions !== undefined && regions.length > 0 : ONE_TO_ONE.test(last))
+    return {
+      code: 'EPERM',
+      reason:
+        `the kernel does not hand ${device} to a program: the firmware keeps ` +
+        `${(regions ?? []).join(', ') || 'memory'} mapped for it at the same addresses (1:1; RMRR on Intel machines)`,
+      hint:
+        'nothing that is set in Linux changes that: look for a setting of the firmware (shared memory or management of this slot), ' +
+        'put the device into another slot, or ask the vendor of the machine; ' +
+        (group === undefined ? 'the kernel log has more' : `see /sys/kernel/iommu_groups/${group}/reserved_regions`),
+    };
+  if (last === undefined && (only === undefined || regions === undefined || isAllowed)) return undefined;
+  return {
+    code: 'EPERM',
+    reason: `the kernel does not hand ${device} to a program: interrupts are not isolated on this machine`,
+    hint:
+      'it could raise any interrupt. Enable interrupt remapping (firmware, or "intremap=on" in QEMU); ' +
+      `or take the risk with "echo Y > ${parameter}"`,
+  };
+}
+
+/** The ranges that have to stay mapped 1:1 for the devices of a group; those of `direct-relaxable` need not. `undefined`: it is not told. */
+function firmwareRegions(kernel: Pick<KernelPort, 'readText'>, group: number): string[] | undefined {
+  const text = factOf(() => kernel.readText(`/sys/kernel/iommu_groups/${group}/reserved_regions`));
+  return text?.split('\n').flatMap((line) => {
+    const [start, end, kind] = line.trim().split(/\s+/);
+    return kind === 'direct' ? [`${shortHex(start)} to ${shortHex(end)}`] : [];
+  });
+}
+
+/** Without the zeros in front that sysfs writes. */
+function shortHex(text: string): string {
+  return text.replace(/^0x0+(?=.)/, '0x');
+}
+
+/** `undefined` when it can not be asked now: facts for people do not hide what they are about. */
+function factOf<T>(call: () => T): T | undefined {
+  try {
+    return call();
+  } catch (error) {
+    if (isDmaError(error)) return undefined;
+    throw error;
+  }
+}

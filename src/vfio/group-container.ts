@@ -2,12 +2,12 @@
  * A container of VFIO's: /dev/vfio/vfio, with IOMMU groups in it (include/uapi/linux/vfio.h). The kernel gives it an IOMMU
  * with its first group and takes it back, with all that is mapped, with its last; so all here begins and ends with devices.
  */
-import { DmaError, undoAll, withUndo } from '../errors.js';
+import { DmaError, undoAll, withUndo, type DmaErrorDetails } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
 import { IOCTL, VFIO_API_VERSION, VFIO_GROUP_FLAGS_VIABLE, VFIO_GROUP_STATUS } from '../platform/uapi/vfio.js';
 import { VfioDevice } from './device.js';
-import { explaining, notViable, openNode, type Reasons } from './facts.js';
+import { explaining, notViable, openNode, whyNotHanded, type Reasons } from './facts.js';
 import type { VfioNode } from './space.js';
 
 /** Which IOMMU driver of the kernel's a container is for. */
@@ -129,7 +129,7 @@ export class GroupContainer {
     );
     try {
       this.#mustBeViable(fd, number);
-      this.#putInto(fd, number);
+      this.#putInto(fd, number, device);
     } catch (error) {
       throw withUndo(error, 'open', undoAll([() => this.#platform.files.close(fd)]));
     }
@@ -153,22 +153,23 @@ export class GroupContainer {
       throw notViable(this.#platform.kernel, number, 'open');
   }
 
-  #putInto(fd: number, number: number): void {
+  #putInto(fd: number, number: number, device: string): void {
     const { kernel, ioctl } = this.#platform;
     const container = new Struct(4).set32(0, this.#fd);
     const taken: Reasons = {
       EPERM: () => notViable(kernel, number, 'open'),
       EBUSY: () => notViable(kernel, number, 'open'),
-      EINVAL: () => ({
-        reason: `IOMMU group ${number} can not be in one container with what is there`,
-        hint: 'its IOMMU reaches too few addresses for what is mapped already: open this device first, or in a container of its own',
-      }),
+      EINVAL: () =>
+        whyNotHanded(this.#platform, number, device, 'vfio_iommu_type1') ?? {
+          reason: `IOMMU group ${number} can not be in one container with what is there`,
+          hint: 'its IOMMU reaches too few addresses for what is mapped already: open this device first, or in a container of its own',
+        },
     };
     explaining({ ...taken, ...this.#mapFailures() }, () =>
       ioctl.call(fd, IOCTL.VFIO_GROUP_SET_CONTAINER, container.bytes, 'VFIO_GROUP_SET_CONTAINER'),
     );
     if (this.#groups.size > 0) return;
-    explaining({ ...this.#iommuRefused(number), ...this.#mapFailures() }, () =>
+    explaining({ ...this.#iommuRefused(number, device), ...this.#mapFailures() }, () =>
       this.#call(IOCTL.VFIO_SET_IOMMU, this.#type.extension, 'VFIO_SET_IOMMU'),
     );
   }
@@ -183,15 +184,17 @@ export class GroupContainer {
     };
   }
 
-  #iommuRefused(number: number): Reasons {
+  #iommuRefused(number: number, device: string): Reasons {
     const { name, module } = this.#type;
+    const why = (only?: 'interrupts'): Partial<DmaErrorDetails> | undefined =>
+      whyNotHanded(this.#platform, number, device, 'vfio_iommu_type1', only);
+    const unknown = `the kernel does not hand IOMMU group ${number} to a program`;
+    const hint =
+      `the kernel log (dmesg) says why; usual causes: interrupts are not isolated (interrupt remapping is off), or the firmware ` +
+      `keeps memory of a device mapped (/sys/kernel/iommu_groups/${number}/reserved_regions)`;
     return {
-      EPERM: () => ({
-        reason: `the kernel does not hand IOMMU group ${number} to a program: interrupts are not isolated on this machine`,
-        hint:
-          'its devices could raise any interrupt. Enable interrupt remapping (firmware, or "intremap=on" in QEMU); ' +
-          'or take the risk with "echo Y > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"',
-      }),
+      EPERM: () => why('interrupts') ?? { reason: unknown, hint },
+      EINVAL: () => why() ?? { reason: unknown, hint },
       ENODEV: () => ({
         reason: `the kernel has no IOMMU driver of type ${name} for this group`,
         hint: `"modprobe ${module}"`,

@@ -13,7 +13,16 @@ import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import type { Iova, Va } from '../units.js';
 import { VfioDevice } from './device.js';
 import { DirtyPages, type DirtyTracking } from './dirty.js';
-import { blockers, explained, explaining, lockedMemoryFacts, notViable, openNode, type Reasons } from './facts.js';
+import {
+  blockers,
+  explained,
+  explaining,
+  lockedMemoryFacts,
+  notViable,
+  openNode,
+  whyNotHanded,
+  type Reasons,
+} from './facts.js';
 import type { IommufdContext } from './iommufd-context.js';
 import { PageRequests } from './page-requests.js';
 import { sameWindows, windowsOf, type KernelSpace, type VfioNode } from './space.js';
@@ -414,24 +423,27 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     const reasons: Reasons = {
       EPERM: () => {
         if (group !== undefined && blockers(kernel, group) !== '') return notViable(kernel, group, 'open');
-        return {
-          reason: `the kernel does not hand ${name} to this program`,
-          hint:
-            'another program has a device of its IOMMU group, or interrupts are not isolated on this machine: enable ' +
-            'interrupt remapping (firmware, or "intremap=on" in QEMU), or take the risk with ' +
-            '"echo Y > /sys/module/iommufd/parameters/allow_unsafe_interrupts"',
-        };
+        return (
+          whyNotHanded(this.#platform, group, name, 'iommufd') ?? {
+            reason: `the kernel does not hand ${name} to this program`,
+            hint:
+              'another program has a device of its IOMMU group, or interrupts are not isolated on this machine: enable ' +
+              'interrupt remapping (firmware, or "intremap=on" in QEMU), or take the risk with ' +
+              '"echo Y > /sys/module/iommufd/parameters/allow_unsafe_interrupts"; the kernel log (dmesg) says which it was',
+          }
+        );
       },
       EBUSY: () =>
         group !== undefined && blockers(kernel, group) !== ''
           ? notViable(kernel, group, 'open')
           : { reason: `${name} is in use`, hint: `a program has its IOMMU group open, as /dev/vfio/${group ?? 'N'}` },
       // What is asked is right, so that only who else has it, or the IOMMU, can be wrong.
-      EINVAL: () => ({
-        code: 'EBUSY',
-        reason: `${name} is in use, as far as the kernel tells`,
-        hint: `another program has ${device} open; if none has, its IOMMU can not keep caches coherent: use type1`,
-      }),
+      EINVAL: () =>
+        whyNotHanded(this.#platform, group, name, 'iommufd') ?? {
+          code: 'EBUSY',
+          reason: `${name} is in use, as far as the kernel tells`,
+          hint: `another program has ${device} open; if none has, its IOMMU can not keep caches coherent: use type1`,
+        },
     };
     explaining(reasons, () =>
       this.#platform.ioctl.call(fd, VFIO_IOCTL.VFIO_DEVICE_BIND_IOMMUFD, argument.bytes, 'VFIO_DEVICE_BIND_IOMMUFD'),
@@ -462,7 +474,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     }
   }
 
-  #attachTo(fd: number, pageTable: number, { name }: VfioNode): void {
+  #attachTo(fd: number, pageTable: number, { name, group }: VfioNode): void {
     const argument = new Struct(VFIO_DEVICE_ATTACH_IOMMUFD_PT.sizeof)
       .set32(VFIO_DEVICE_ATTACH_IOMMUFD_PT.argsz, VFIO_DEVICE_ATTACH_IOMMUFD_PT.sizeof)
       .set32(VFIO_DEVICE_ATTACH_IOMMUFD_PT.pt_id, pageTable);
@@ -471,6 +483,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
         reason: `${name} can not reach all that is mapped in this address space`,
         hint: 'open it before anything is mapped, or in a container of its own',
       }),
+      EPERM: () => whyNotHanded(this.#platform, group, name, 'iommufd') ?? {},
       ENOMEM: () => ({
         reason: 'the kernel has no memory for the page tables of another IOMMU',
         hint: 'what is mapped in an address space is mapped anew for a device behind another IOMMU',

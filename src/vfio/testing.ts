@@ -59,6 +59,13 @@ export interface KernelOptions {
   readonly mapsFiles?: boolean;
   /** Are interrupts isolated? When not, nothing is handed out. Default true. */
   readonly isolated?: boolean;
+  /**
+   * What firmware keeps mapped for all devices, which are not handed out then: the error of kernels before Linux 6.6 (EPERM of
+   * VFIO_SET_IOMMU), or of those since (EINVAL of whatever takes the DMA). Default: nothing.
+   */
+  readonly firmware?: 'EPERM' | 'EINVAL';
+  /** Does the kernel show its log? Default true. */
+  readonly showsLog?: boolean;
   /** Look at the memory that is mapped? When not, any address can be. Default true. */
   readonly realMemory?: boolean;
   /** Default: this machine's. */
@@ -335,6 +342,8 @@ class Model implements VfioKernel {
     const group = `/sys/kernel/iommu_groups/${machine.group.number}`;
     sysfs.link(`${real}/iommu_group`, () => group);
     sysfs.link(`${group}/devices/${name}`, () => real);
+    const regions = this.#options.firmware === undefined ? '' : FIRMWARE_REGION;
+    sysfs.file(`${group}/reserved_regions`, `${regions}0x00000000fee00000 0x00000000feefffff msi\n`);
     if (this.#options.iommu === 'noiommu') sysfs.file(`${group}/name`, 'vfio-noiommu\n');
     else sysfs.file(`${group}/type`, 'DMA-FQ\n');
     sysfs.link(`${real}/vfio-dev/vfio${index}`, () =>
@@ -469,6 +478,7 @@ class Model implements VfioKernel {
       },
       kernel: {
         ...base.kernel,
+        log: () => (this.#options.showsLog === false ? undefined : this.#logText),
         readText: (path) => (isOurs(path) ? this.sysfs.readText(path) : base.kernel.readText(path)),
         writeText: (path, text) => {
           if (!isOurs(path)) return base.kernel.writeText(path, text);
@@ -640,6 +650,7 @@ class Model implements VfioKernel {
     else if (iommu === 'spapr') container.driver = this.#newSpapr();
     else {
       this.#mustBeIsolated('vfio_iommu_type1');
+      for (const group of container.groups) this.#mustNotBeFirmwares(group, 'EPERM');
       const driver = new Type1Model(this.#memory, entryLimit);
       for (const group of container.groups) driver.attach(group.devices[0].iommu);
       container.driver = driver;
@@ -651,10 +662,26 @@ class Model implements VfioKernel {
     return new SpaprModel(this.#memory, this.#base.memory.pageSize, this.#spaprMemory);
   }
 
+  #logText = '';
+
+  #mustNotBeFirmwares(group: Group, code: 'EPERM' | 'EINVAL'): void {
+    if (this.#options.firmware !== code) return;
+    const { name } = group.devices[0].info;
+    const says =
+      code === 'EPERM'
+        ? 'DMAR: Device is ineligible for IOMMU domain attach due to platform RMRR requirement.'
+        : 'Firmware has requested this device have a 1:1 IOMMU mapping, rejecting configuring the device without a 1:1 mapping.';
+    this.#logText += `<4>[   12.000000] vfio-pci ${name}: ${says}\n`;
+    throw refuse(code, 'the firmware has it');
+  }
+
   #mustBeIsolated(module: string): void {
     const allowed = this.sysfs.readText(`/sys/module/${module}/parameters/allow_unsafe_interrupts`) ?? 'N';
-    if (this.#options.isolated === false && !allowed.startsWith('Y'))
+    if (this.#options.isolated === false && !allowed.startsWith('Y')) {
+      const says = module === 'iommufd' ? 'MSI interrupts are not secure' : 'No interrupt remapping support.';
+      this.#logText += `<4>[   12.000000] ${module}: ${says}\n`;
       throw refuse('EPERM', 'interrupts are not isolated');
+    }
   }
 
   /** Has somebody else the DMA of the group: a driver of the kernel's, another program, or the other way of having it? */
@@ -679,6 +706,7 @@ class Model implements VfioKernel {
         if (group.container !== undefined) throw refuse('EINVAL', 'it is in a container');
         if (file.kind !== 'container') throw refuse('EINVAL', 'no container');
         if (this.#isOwned(group)) throw refuse('EPERM', 'its DMA is owned');
+        this.#mustNotBeFirmwares(group, 'EINVAL');
         const { container } = file;
         if (container.driver instanceof Type1Model) {
           this.#mustBeIsolated('vfio_iommu_type1');
@@ -748,6 +776,7 @@ class Model implements VfioKernel {
     const { iommufd } = file;
     if (group.devices.some(({ driver }) => blocks(driver))) throw refuse('EPERM', 'its DMA is owned');
     if (group.owner !== undefined && group.owner !== iommufd) throw refuse('EPERM', 'its DMA is owned');
+    this.#mustNotBeFirmwares(group, 'EINVAL');
     const { name, tracksDirtyPages = false } = machine.info;
     const id = iommufd.bind({ name, group: group.number, iommu: machine.iommu, tracksDirtyPages });
     machine.bound = { iommufd, id };
@@ -789,3 +818,6 @@ function named<T>(operation: string, call: () => T): T {
 function blocks(driver: string): boolean {
   return driver !== '' && blocksGroup(driver);
 }
+
+const FIRMWARE_REGION =
+  '0x00000000000e0000 0x00000000000fffff direct-relaxable\n0x00000000bdf6f000 0x00000000bdf7efff direct\n';

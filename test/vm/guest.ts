@@ -52,8 +52,21 @@ export async function bindToVfio(addresses: readonly string[], { wait = false } 
     if (driverOf(address) === 'vfio-pci') continue;
     writeFileSync(`${sysfs(address)}/driver_override`, 'vfio-pci');
     if (driverOf(address) !== undefined) writeFileSync(`${sysfs(address)}/driver/unbind`, address);
-    writeFileSync('/sys/bus/pci/drivers_probe', address);
-    if (driverOf(address) !== 'vfio-pci') throw new Error(`vfio-pci does not take ${address}`);
+    const probe = (): boolean => {
+      writeFileSync('/sys/bus/pci/drivers_probe', address);
+      return driverOf(address) === 'vfio-pci';
+    };
+    // The kernel is not done with a device as soon as it can be seen: until then it may not even know it (ENODEV).
+    if (wait) await until(`vfio-pci takes ${address}`, () => succeeds(probe), 30_000);
+    else if (!probe()) throw new Error(`vfio-pci does not take ${address}`);
+  }
+}
+
+function succeeds(work: () => boolean): boolean {
+  try {
+    return work();
+  } catch {
+    return false;
   }
 }
 

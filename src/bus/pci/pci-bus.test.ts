@@ -338,6 +338,31 @@ describe('a PCI function in a registry', { skip }, () => {
       await registry.remove(again);
     }));
 
+  it('waiting for a fault: ends with its report, or with the time, or by a signal', () =>
+    withBus(async (bench) => {
+      const { machine } = bench;
+      const registry = registryOf(bench);
+      const device = await registry.probe(`pci:${A}`);
+      const report = (iova: string): void => {
+        machine.logText += `<3>[9.5] DMAR: [DMA Write NO_PASID] Request device [00:02.0] fault addr ${iova} [fault\n`;
+      };
+      assert.deepEqual(await device.explainFaultsAsync({ timeoutMs: 0 }), []);
+      assert.deepEqual(await device.explainFaultsAsync({ timeoutMs: 30 }), []);
+      setTimeout(() => report('0x1000'), 50);
+      const found = await device.explainFaultsAsync({ timeoutMs: 30_000 });
+      assert.deepEqual(
+        found.map(({ iova, access, explanation }) => [iova, access, explanation.kind]),
+        [[0x1000, 'write', 'never-mapped']],
+      );
+      assert.equal((await device.explainFaultsAsync({ after: 1, timeoutMs: 30 })).length, 1);
+      setTimeout(() => report('0x2000'), 50);
+      assert.equal((await device.explainFaultsAsync({ after: 1, timeoutMs: 30_000 })).length, 2);
+      const signal = AbortSignal.timeout(30);
+      await assert.rejects(device.explainFaultsAsync({ after: 9, timeoutMs: 30_000, signal }));
+      await assert.rejects(device.explainFaultsAsync({ timeoutMs: NaN }), dmaError('EINVAL', /timeoutMs/));
+      await registry.remove(device);
+    }));
+
   it('physical addresses are wished for only where functions are used without an IOMMU', () => {
     const files = { '/sys/kernel/iommu_groups/5/name': 'vfio-noiommu\n' };
     const wish = (choice: 'auto' | 'noiommu', machine: TestMachine): string | undefined => {

@@ -73,12 +73,21 @@ export class PciBus implements Bus {
   /**
    * Opens a function that a VFIO driver has, and lets it answer to loads and stores and be a bus master.
    *
-   * @throws DmaError ENODEV: it is not there, or no driver has it; EBUSY: a driver of the kernel's has it, or its IOMMU group
+   * @throws DmaError ENOTSUP: there is no VFIO in this build; ENODEV: it is not there, or no driver has it; EBUSY: a driver of the kernel's has it, or its IOMMU group
    *   is not viable; ENOENT: there is no such container; ENOTSUP: it is a bridge; and all that `Containers.open` throws;
    *   each with what to do about it
    */
   async open(address: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice> {
     const { platform, containers } = this.#options;
+    const { limitation } = platform;
+    if (limitation !== undefined)
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation: 'open',
+        device: `pci:${address}`,
+        reason: `PCI devices are opened through Linux's VFIO, which can not be had here: ${limitation}`,
+        hint: 'vdev devices work everywhere: "anydma demo" uses one',
+      });
     const rdma = this.#openRdma(address);
     if (rdma !== undefined) return rdma;
     const container = this.#containerOf(args);

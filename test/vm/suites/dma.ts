@@ -95,7 +95,7 @@ test('external memory: bytes go both ways, and after the unmap the device reache
   // The device does not notice that its write was blocked; the memory does not change, and the fault is explained.
   await edu.copyOut(iova, 0, LENGTH);
   assert.ok(bytes.subarray(0, LENGTH).every((byte) => byte === 0xee));
-  const [fault] = device.explainFaults();
+  const [fault] = await device.explainFaultsAsync({ timeoutMs: 30_000 });
   assert.equal(fault?.iova, iova);
   assert.equal(fault.access, 'write');
   assert.equal(fault.explanation.kind, 'unmapped');
@@ -115,7 +115,8 @@ test('memory that is only readable is not written', async () => {
   // To a page that the device has not read: for those that it has, QEMU refuses the write without telling of it.
   await edu.copyOut(mapping.iova + 32 * KiB, 0, LENGTH);
   assert.ok(bytes.every((byte) => byte === 8));
-  assert.equal(device.explainFaults().at(-1)?.explanation.kind, 'wrong-access');
+  const faults = await device.explainFaultsAsync({ timeoutMs: 30_000 });
+  assert.equal(faults.at(-1)?.explanation.kind, 'wrong-access');
 });
 
 for (const source of ['memfd', 'anonymous'] as const)
