@@ -534,3 +534,20 @@ describe('zones and pools of an Eal', SKIP, () => {
     await stop();
   });
 });
+
+it('mapping a block of the library’s own memory says that it is mapped, and not to unmap it', async () => {
+  await using eal = await Eal.start({ memory: { noHuge: true } });
+  const device = await eal.probe('vdev:copy0');
+  const block = eal.malloc(64 * KiB, { align: 4096 });
+  const other = device.iovaOf(block) + 2 ** 40;
+  assert.throws(
+    () => device.dmaMap({ va: block.va, length: 4096 }, { iova: other as Iova }),
+    (error) => {
+      assert.ok(isDmaError(error, 'EEXIST'), String(error));
+      assert.match(error.hint ?? '', /mapped for every device by itself: device\.iovaOf/);
+      assert.doesNotMatch(error.hint ?? '', /unmap/);
+      return true;
+    },
+  );
+  block.free();
+});

@@ -6,6 +6,11 @@ import { Range } from './ranges.js';
 test('names and numbers belong together', () => {
   for (const [name, number] of Object.entries(ERRNO)) assert.equal(errorCode(number), name);
   assert.deepEqual([errorCode(0), errorCode(9999)], ['EIO', 'EIO']);
+  // EWOULDBLOCK and EDEADLOCK are other names of numbers that are there; 41 and 58 belong to nobody.
+  const missing = Array.from({ length: 133 }, (_, n) => n + 1).filter((n) => errorCode(n) === 'EIO' && n !== ERRNO.EIO);
+  assert.deepEqual(missing, [41, 58]);
+  const names = { EREMOTEIO: 121, ENODATA: 61, EUCLEAN: 117, ESTALE: 116, ENOTSUP: 95, EHWPOISON: 133, ENOBUFS: 105 };
+  for (const [name, number] of Object.entries(names)) assert.equal(errorCode(number), name);
   assert.equal(new Set(Object.values(ERRNO)).size, Object.keys(ERRNO).length);
 });
 

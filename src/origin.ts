@@ -1,8 +1,8 @@
 /** Where in the program something was made, for reports of what was forgotten. */
 
-/** A place in the program; the text is made only when asked for. */
+/** A place in the program; the text is made only when asked for. It is whatever the program's own `Error.prepareStackTrace` makes. */
 export interface Origin {
-  readonly stack?: string;
+  readonly stack?: unknown;
 }
 
 /** Frames that are kept: what there is of the library between the program and the call, and one or more of the program. */
@@ -10,7 +10,7 @@ const DEPTH = 5;
 
 /**
  * Where the program is now. Costs some microseconds: frames are kept, the text is made on first use. The cost grows with
- * the frames, so that only a few are kept.
+ * the frames, so that only a few are kept. Where the program has changed or frozen what V8 does there, the place may be unknown.
  *
  * @param below a function that the program is in: its own frame and those inside of it are left out
  * @param depth frames to keep, where the library is deeper than usual
@@ -18,9 +18,17 @@ const DEPTH = 5;
 export function captureOrigin(below: (...args: never[]) => unknown = captureOrigin, depth = DEPTH): Origin {
   const origin: Origin = {};
   const { stackTraceLimit } = Error;
-  Error.stackTraceLimit = depth;
-  Error.captureStackTrace(origin, below);
-  Error.stackTraceLimit = stackTraceLimit;
+  try {
+    Error.stackTraceLimit = depth;
+    Error.captureStackTrace(origin, below);
+  } catch {
+    // Frozen, or without the function: there is no place then.
+  }
+  try {
+    Error.stackTraceLimit = stackTraceLimit;
+  } catch {
+    // Frozen: it was not changed either.
+  }
   return origin;
 }
 
@@ -54,7 +62,8 @@ const LIBRARY = new URL('.', import.meta.url).href;
  * all when there is none such; `an unknown place` when there is none at all.
  */
 export function placeOf(origin: Origin | undefined): string {
-  const frames = (origin?.stack?.split('\n') ?? [])
+  const frames = stackOf(origin)
+    .split('\n')
     .map((line) => line.trim())
     .filter((line) => line.startsWith('at '))
     .map((line) => line.slice('at '.length));
@@ -62,4 +71,14 @@ export function placeOf(origin: Origin | undefined): string {
     (frame) => (!frame.includes(LIBRARY) && !/(^|\()node:/.test(frame)) || frame.includes('.test.'),
   );
   return outside ?? frames[0] ?? 'an unknown place';
+}
+
+/** The stack as text; empty when it is none, or can not be made. */
+function stackOf(origin: Origin | undefined): string {
+  try {
+    const stack = origin?.stack;
+    return typeof stack === 'string' ? stack : '';
+  } catch {
+    return '';
+  }
 }

@@ -44,6 +44,10 @@ export interface Bus {
   readonly name: string;
   /** The full name of the device that `name` names, or `undefined` when no device of this bus can be called so. */
   parse(name: string): string | undefined;
+  /** How its devices are called, for who got a name wrong: a clause. */
+  readonly naming?: string;
+  /** Does `parse` take names that say nothing of the bus? Then a name without a bus can be meant otherwise. Default: no. */
+  readonly takesAnyName?: boolean;
   /** Names of the devices that are there without being asked for. Absent: devices are only opened by name. */
   scan?(): Promise<readonly string[]>;
   /**

@@ -5,7 +5,7 @@
 import { Domain, type DomainOptions } from '../dma/domain.js';
 import type { DomainBackend, DomainConstraints } from '../dma/backend.js';
 import { checkTarget, type MapOptions, type MapTarget } from '../dma/plan.js';
-import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { LimitsPort } from '../platform/ports.js';
 import { Range } from '../ranges.js';
@@ -165,7 +165,11 @@ export class Registry {
         device: fullName,
         reason: 'the device is probed already',
       });
-    const device = await this.#exclusively(fullName, 'probe', () => this.#open(bus, name, spec));
+    const device = await this.#exclusively(fullName, 'probe', () => this.#open(bus, name, spec)).catch(
+      (error: unknown) => {
+        throw spec.bus === undefined && bus.takesAnyName === true ? unnamed(error, name, bus) : error;
+      },
+    );
     this.#options.changed?.('probed', device);
     return device;
   }
@@ -469,10 +473,24 @@ export class Registry {
       const name = bus.parse(spec.name);
       if (name !== undefined) return { bus, name };
     }
-    const reason = `no bus has a device that could be called "${spec.name}"`;
-    const hint = 'write bus:name, such as vfio-user:/run/device.sock or vdev:edu0';
-    throw new DmaError({ code: 'ENODEV', operation, reason, hint });
+    const code = 'ENODEV';
+    if (spec.bus === undefined) {
+      const reason = `no bus has a device that could be called "${spec.name}"`;
+      throw new DmaError({ code, operation, reason, hint: WRITE_BUS });
+    }
+    const [{ name, naming }] = buses;
+    const reason = `the bus ${name} has no device that could be called "${spec.name}"`;
+    throw new DmaError({ code, operation, reason, hint: naming && `on ${name} a device is called ${naming}` });
   }
+}
+
+const WRITE_BUS = 'write bus:name, such as vfio-user:/run/device.sock or vdev:edu0';
+
+/** A name without a bus, which was tried on the bus that takes any: it need not have been meant for that one. */
+function unnamed(error: unknown, name: string, bus: Bus): unknown {
+  if (!isDmaError(error, 'ENODEV') && !isDmaError(error, 'ENOTSUP')) return error;
+  const reason = `"${name}" names no bus, and as a device of ${bus.name} it can not be had: ${error.reason}`;
+  return error.with({ code: 'ENODEV', operation: 'probe', device: undefined, reason, hint: WRITE_BUS, cause: error });
 }
 
 /** How many bits of an IOVA every member can emit. */

@@ -1,5 +1,6 @@
 /** What each error code means in this library, what usually causes it, and what helps. The one place that says so. */
-import type { ErrorCode } from '../errors.js';
+import { createRequire } from 'node:module';
+import { ERRNO, type ErrorCode } from '../errors.js';
 
 /** About one code. Sentences without a full stop. */
 export interface CodeGuide {
@@ -8,8 +9,23 @@ export interface CodeGuide {
   readonly next: readonly string[];
 }
 
-/** Every code that errors can have. */
-export const ERROR_CODES: Readonly<Record<ErrorCode, CodeGuide>> = {
+/** About any code: those that this library gives a meaning of its own, and the others of Linux in the system's words. */
+export function guideTo(code: ErrorCode): CodeGuide {
+  const known = ERROR_CODES[code];
+  if (known !== undefined) return known;
+  const { getSystemErrorMap } = createRequire(import.meta.url)('node:util') as typeof import('node:util');
+  return {
+    meaning: getSystemErrorMap().get(-ERRNO[code])?.[1] ?? 'a number of the kernel that has no words',
+    causes: ['the system, or a driver, said so; anydma adds nothing to it'],
+    next: [
+      'see which call it was: the error names it, and its manual page or driver knows more',
+      'look at the kernel log',
+    ],
+  };
+}
+
+/** Every code that errors of this library itself can have, and those of the system that are met most. */
+export const ERROR_CODES: Readonly<Partial<Record<ErrorCode, CodeGuide>>> = {
   EPERM: {
     meaning: 'the system does not permit it',
     causes: ['it needs a privilege that this process lacks', 'a file is sealed against it'],

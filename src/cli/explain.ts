@@ -1,10 +1,12 @@
 /** `anydma explain`: what an error code means in this library, and what to do next. Needs no hardware. */
 import { ERRNO, type ErrorCode } from '../errors.js';
 import { paragraphs, type CommandSpec } from './command.js';
-import { ERROR_CODES } from './error-codes.js';
+import { ERROR_CODES, guideTo } from './error-codes.js';
 import type { Output } from './output.js';
 
-const CODES = Object.keys(ERRNO) as ErrorCode[];
+const ALL = Object.keys(ERRNO) as ErrorCode[];
+/** Those that are listed. */
+const CODES = ALL.filter((code) => code in ERROR_CODES);
 
 export const explain: CommandSpec<object> = {
   name: 'explain [code...]',
@@ -20,9 +22,9 @@ export const explain: CommandSpec<object> = {
     ['anydma explain -- -14', 'what "error -14" of a log means'],
   ],
   async run(_options, { output, args, usage }) {
-    const wanted = args.map((text) => codeOf(text) ?? usage(`"${text}" is no error code that anydma uses`));
+    const wanted = args.map((text) => codeOf(text) ?? usage(`"${text}" is no error code of Linux`));
     const codes = wanted.length === 0 ? CODES : wanted;
-    const list = codes.map((code) => ({ code, errno: ERRNO[code], ...ERROR_CODES[code] }));
+    const list = codes.map((code) => ({ code, errno: ERRNO[code], ...guideTo(code) }));
     output.document({ ok: true, codes: list });
     if (wanted.length === 0) printList(output);
     else for (const [n, code] of codes.entries()) printCode(output, code, n === 0);
@@ -32,18 +34,20 @@ export const explain: CommandSpec<object> = {
 /** The code that `EEXIST`, `eexist`, `17` or `-17` names. */
 function codeOf(text: string): ErrorCode | undefined {
   const name = text.toUpperCase();
-  return CODES.find((code) => code === name || (/^-?\d+$/.test(text) && ERRNO[code] === Math.abs(Number(text))));
+  if (name === 'EOPNOTSUPP') return 'ENOTSUP';
+  if (name === 'EWOULDBLOCK') return 'EAGAIN';
+  return ALL.find((code) => code === name || (/^-?\d+$/.test(text) && ERRNO[code] === Math.abs(Number(text))));
 }
 
 function printList(output: Output): void {
   output.table(
     [{ head: 'CODE' }, { head: 'NUMBER', align: 'right' }, { head: 'MEANING' }],
-    CODES.map((code) => [code, String(ERRNO[code]), ERROR_CODES[code].meaning]),
+    CODES.map((code) => [code, String(ERRNO[code]), guideTo(code).meaning]),
   );
 }
 
 function printCode(output: Output, code: ErrorCode, first: boolean): void {
-  const { meaning, causes, next } = ERROR_CODES[code];
+  const { meaning, causes, next } = guideTo(code);
   if (!first) output.text();
   output.text(`${output.strong(code)} (${ERRNO[code]}): ${meaning}`);
   output.text('causes:');

@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import { describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { ERRNO } from '../errors.js';
+import { openPlatform } from '../platform/open.js';
 import type { CodeGuide } from './error-codes.js';
 import { documentOf, Room } from './testing.js';
 
@@ -51,6 +53,7 @@ describe('anydma', { concurrency: 4 }, () => {
     ['a file that is in every mode', ['map', '--device', 'vdev:edu0', '--mode', 'all', '--file', 'x'], /--file is for/],
     ['two things to map', ['map', '--device', 'vdev:edu0', '--size', '4k', '--file', 'x'], /cannot be used with/],
     ['a device that can not be served', ['serve', 'nic', '--socket', 's'], /Allowed choices are edu, copy/],
+    ['a server whose socket has no name', ['serve', 'edu', '--socket', ''], /--socket needs the path/],
     ['a server without a socket', ['serve', 'edu'], /required option '--socket <path>'/],
     ['an option of another device', ['serve', 'copy', '--socket', 's', '--dma-mask', '28'], /--dma-mask is for edu/],
     ['bits that no address has', ['serve', 'edu', '--socket', 's', '--dma-mask', '64'], /from 1 to 53/],
@@ -76,6 +79,41 @@ describe('anydma', { concurrency: 4 }, () => {
   });
 });
 
+describe(
+  'what keeps a command from its work is told as a reason and a hint, not as a stack',
+  { concurrency: 4 },
+  () => {
+    const main = fileURLToPath(new URL('./main.js', import.meta.url));
+    const run = (script: string): string => {
+      const { status, stderr } = spawnSync('bash', ['-c', script, process.execPath, main], { encoding: 'utf8' });
+      assert.equal(status, 1, stderr);
+      assert.doesNotMatch(stderr, /\n\s+at |internal error/);
+      return stderr;
+    };
+
+    test('standard output is full', { skip: existsSync('/dev/full') ? false : 'there is no /dev/full' }, () => {
+      assert.match(
+        run('"$0" "$1" devices > /dev/full'),
+        /^anydma: standard output can not be written: .*no space left/,
+      );
+      assert.match(run('"$0" "$1" devices --json > /dev/full'), /^anydma: standard output can not be written/);
+    });
+
+    test('there is no temporary folder', { skip: openPlatform().limitation ?? false }, () => {
+      assert.match(run('TMPDIR=/nonexistent "$0" "$1" demo'), /\/nonexistent: no such file[^]*hint: .*set TMPDIR/);
+    });
+
+    test('names of devices that can not be', () => {
+      const says = (name: string): string =>
+        run(`"$0" "$1" devices --device ${name} --json 2>&1 >/dev/null | cat >&2; exit 1`);
+      assert.match(says('vdev:nosuch'), /the bus vdev has no device .*"nosuch"\nhint: on vdev .*edu0, copy0/);
+      assert.match(says('pci:00:99.0'), /the bus pci has no device .*"00:99.0"\nhint: on pci .*at most 1f/);
+      assert.match(says('vfio-user:x.sock'), /the bus vfio-user .*\nhint: .*with a slash/);
+      assert.match(says('bogus'), /"bogus" names no bus, .*\nhint: write bus:name/);
+    });
+  },
+);
+
 describe('anydma explain', { concurrency: 4 }, () => {
   test('knows every code', async () => {
     using room = new Room();
@@ -83,7 +121,8 @@ describe('anydma explain', { concurrency: 4 }, () => {
     assert.equal(status, 0);
     const { ok, codes } = JSON.parse(stdout) as { ok: boolean; codes: (CodeGuide & { code: string; errno: number })[] };
     assert.equal(ok, true);
-    assert.deepEqual(Object.fromEntries(codes.map(({ code, errno }) => [code, errno])), ERRNO);
+    assert.ok(codes.length >= 40);
+    for (const { code, errno } of codes) assert.equal(new Map<string, number>(Object.entries(ERRNO)).get(code), errno);
     for (const { code, meaning, causes, next } of codes)
       assert.ok(meaning !== '' && causes.length > 0 && next.length > 0, code);
   });
@@ -97,6 +136,18 @@ describe('anydma explain', { concurrency: 4 }, () => {
       codes.map(({ code }) => code),
       ['EEXIST', 'EFAULT', 'ENODEV'],
     );
+  });
+
+  test('knows codes that only the system uses, by both of their names', async () => {
+    using room = new Room();
+    const ended = await room.run(['explain', 'EREMOTEIO', '61', 'EOPNOTSUPP', '--json']);
+    assert.equal(ended.status, 0, ended.stderr);
+    const codes = documentOf(ended)['codes'] as { code: string; meaning: string }[];
+    assert.deepEqual(
+      codes.map(({ code }) => code),
+      ['EREMOTEIO', 'ENODATA', 'ENOTSUP'],
+    );
+    assert.match(codes[0].meaning, /remote I\/O error/);
   });
 
   test('is text for people', async () => {

@@ -18,7 +18,11 @@ const { version } = createRequire(import.meta.url)('anydma/package.json') as { v
 // Who reads the output may have seen enough: `anydma devices | head -1`.
 for (const stream of [process.stdout, process.stderr])
   stream.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error;
+    if (error.code === 'EPIPE') return;
+    // Nobody can be told of the loss of standard error itself.
+    if (stream === process.stdout)
+      process.stderr.write(`anydma: standard output can not be written: ${error.message}\n`);
+    process.exit(STATUS.FAILED);
   });
 
 const program = new Command('anydma')

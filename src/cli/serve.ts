@@ -51,6 +51,7 @@ export const serve: CommandSpec<ServeOptions> = {
   async run(options, context) {
     const { output, signal, args } = context;
     const [device] = args;
+    if (options.socket === '') context.usage('--socket needs the path of a socket to be made');
     const socketPath = resolve(options.socket);
     const platform = openPlatform();
     if (platform.limitation !== undefined)

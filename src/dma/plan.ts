@@ -292,7 +292,11 @@ function inTheWay(entry: Entry, how: string, refuse: Refuse): DmaError {
   return refuse(
     passing ? 'EBUSY' : 'EEXIST',
     `${how} the mapping${whose} of ${entry.area.label} (${where})`,
-    passing ? 'wait until that has ended' : 'only the very same mapping can be made again; unmap that one first',
+    passing
+      ? 'wait until that has ended'
+      : entry.area.owner === 'external'
+        ? 'only the very same mapping can be made again; unmap that one first'
+        : 'memory of the library and of heaps is mapped for every device by itself: device.iovaOf(va) says where, and nothing has to be mapped',
   );
 }
 

@@ -15,6 +15,9 @@ export class RdmaBus implements Bus {
     this.#contexts = contexts;
   }
 
+  readonly naming = 'as the kernel calls it, such as rxe0 or mlx5_0: letters, digits, dots, dashes, up to 63';
+  readonly takesAnyName = true;
+
   /** The name of a device that is there; after `rdma:` any name that one could have. */
   parse(name: string): string | undefined {
     return /^[A-Za-z][\w.-]{0,62}$/.test(name) ? name : undefined;

@@ -2,6 +2,7 @@
 import type { DomainBackend } from '../../dma/backend.js';
 import type { Gate } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
+import { DEVICE_NAMES } from '../../vfio-user/devices/catalog.js';
 import type { DeviceDma, ModelFactory } from '../../vfio-user/devices/model.js';
 import type { Bus, Device, DmaOps, OpenedDevice } from '../model.js';
 import { spacePerDevice } from '../dma-ops.js';
@@ -48,6 +49,12 @@ export class VdevBus implements Bus {
     if (this.#has(kind))
       throw new DmaError({ code: 'EEXIST', operation: 'define', reason: `there is a kind of vdev called ${kind}` });
     this.#kinds.set(kind, factory);
+  }
+
+  /** Those of the program and those that are built in, each with a number. */
+  get naming(): string {
+    const kinds = [...new Set<string>([...DEVICE_NAMES, ...this.#kinds.keys()])];
+    return `by its kind and a number: ${kinds.map((kind) => `${kind}0`).join(', ')}`;
   }
 
   parse(name: string): string | undefined {

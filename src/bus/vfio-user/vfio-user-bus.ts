@@ -42,6 +42,8 @@ export class VfioUserBus implements Bus {
     this.dma = asyncSpacePerDevice((device) => this.#connectionOf(device).backend);
   }
 
+  readonly naming = 'by the path of its socket, with a slash in it: /run/device.sock, ./device.sock';
+
   /** Anything with a slash in it can be the path of a socket. */
   parse(name: string): string | undefined {
     return name.includes('/') ? resolve(name) : undefined;
