@@ -43,6 +43,7 @@ if (what === 'serve') {
   using session = await connectToPeer({ host: what, port: PORT, hello: { pairs: [pair.address], memory: [] } });
   await session.join(pair);
   const [remote] = session.hello.memory;
+  if (remote === undefined) throw new Error('the peer offers no memory');
   await pair.write({ local: { va: memory.va, length: LENGTH }, remote });
   console.log(`${LENGTH} bytes are in the memory of ${session.peer}`);
 

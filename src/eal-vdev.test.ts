@@ -178,7 +178,7 @@ describe('a software device without an IOMMU', () => {
     using mapping = device.dmaMap(memory);
     assert.equal(Number(mapping.iova), Number(memory.va));
     assert.throws(() => device.dmaMap(memory, { iova: 0 as Iova }), dmaError('EINVAL'));
-    await assert.rejects(engine.copy(memory.va + 8192, memory.va, 64), dmaError('EFAULT'));
+    await assert.rejects(engine.copy(memory.va + 8192, Number(memory.va), 64), dmaError('EFAULT'));
   });
 
   it('can not write read-only memory', async () => {
@@ -192,8 +192,8 @@ describe('a software device without an IOMMU', () => {
       using fixed = eal.external.fromFd(fd);
       using memory = eal.external.allocate(4096);
       const engine = device.use(copyEngineDriver);
-      await assert.rejects(engine.copy(memory.va, fixed.va, 64), dmaError('EFAULT'));
-      await engine.copy(fixed.va, memory.va, 64);
+      await assert.rejects(engine.copy(Number(memory.va), Number(fixed.va), 64), dmaError('EFAULT'));
+      await engine.copy(Number(fixed.va), Number(memory.va), 64);
       assert.equal(memory.bytes()[63], 7);
     } finally {
       closeSync(fd);

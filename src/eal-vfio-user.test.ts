@@ -91,7 +91,7 @@ describe('a device in another process', SKIP, () => {
       await engine.copy(here.iova, there.iova, 64 * KiB);
       assert.deepEqual(anonymous.bytes(), second);
       here.unmap();
-      await assert.rejects(engine.copy(there.iova, here.range.start, 64), dmaError('EFAULT'));
+      await assert.rejects(engine.copy(there.iova, Number(here.range.start), 64), dmaError('EFAULT'));
     }));
 
   it('computes, interrupts, and moves memory both ways', () =>

@@ -99,7 +99,7 @@ export class Eal implements AsyncDisposable {
   /** Memory of the library's own: what there is, and who follows and limits it. */
   readonly memory: OwnedMemory;
   /** What happens to devices and memory. A listener that throws is an uncaught exception, and disturbs nothing here. */
-  readonly events: Pick<EventEmitter<EalEvents>, 'on' | 'once' | 'off'>;
+  readonly events: EventEmitter<EalEvents>;
   /** Address spaces of the IOMMU that PCI devices can be put in: the default one, and those that the program makes. */
   readonly containers: Containers;
   /** The bus of software devices in this process. */

@@ -149,3 +149,32 @@ export type {
 export { serve, type ServeOptions } from './vfio-user/server.js';
 export { spawnDevice, type DeviceProcess } from './vfio-user/device-process.js';
 export { VfioUserClient } from './vfio-user/client.js';
+
+// What signatures of the above mention.
+export type { DeviceChange, RegistryOptions } from './bus/registry.js';
+export type { KeyCache, KeyCacheOptions, KeyOrder, KeyedPool } from './dma/key-cache.js';
+export type { Claim, Entry, EntryState } from './dma/ledger.js';
+export type { CopyEngineOptions, CopyEngineRings, RingMemory } from './drivers/copy-engine.js';
+export type { EduOptions } from './drivers/edu.js';
+export type { AreaIndex } from './memory/area-index.js';
+export type { ElementNumbers } from './memory/element-stack.js';
+export type { IovaFacts } from './memory/iova-mode.js';
+export type { PoolCache } from './memory/pool-cache.js';
+export type { ElementShape } from './memory/pool-layout.js';
+export type { Origin } from './origin.js';
+export type { RdmaContext, Region, RegionUser } from './rdma/context.js';
+export type { ReceiveRingOptions } from './rdma/receive-ring.js';
+export type {
+  CallOptions,
+  ClientOptions,
+  ClientRegion,
+  DmaRegion,
+  DmaTarget,
+  InterruptRequest,
+} from './vfio-user/client.js';
+export type { SpawnOptions } from './vfio-user/device-process.js';
+export type { DeviceName, DeviceOptions } from './vfio-user/devices/catalog.js';
+export type { CopyEngineModelOptions } from './vfio-user/devices/copy-engine.js';
+export type { EduModelOptions } from './vfio-user/devices/edu.js';
+export type { Capabilities, DeviceInfo, IrqDescription, RegionDescription, SparseArea } from './vfio-user/messages.js';
+export type { Server, ServerEvent } from './vfio-user/server.js';

@@ -8,7 +8,7 @@ import type { DmaAccess } from '../dma/backend.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { RdmaContext } from '../rdma/context.js';
 import { Range } from '../ranges.js';
-import { isAddress, type Iova, type Va, type VaLike } from '../units.js';
+import { isAddress, type Iova, type IovaLike, type Va, type VaLike } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
 import type {
   AddressedMemory,
@@ -104,7 +104,7 @@ export class BoundDevice implements Device {
     return this.#mustTakeMappings('dmaMapAsync').mapForAsync(this.name, target, options);
   }
 
-  dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: Iova })): void {
+  dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: IovaLike })): void {
     // What was mapped went with it, so that there is nothing left to undo.
     if (this.lost !== undefined && this.binding === undefined) return;
     const domain = this.#mustHaveDomain('dmaUnmap');
@@ -127,7 +127,7 @@ export class BoundDevice implements Device {
     throw this.#noIova(domain, new Range<Va>(va as Va, length, 'iovaOf'), isLive);
   }
 
-  explain(iova: Iova, length?: number, access?: DmaAccess): Explanation {
+  explain(iova: IovaLike, length?: number, access?: DmaAccess): Explanation {
     return this.#domainToExplain('explain').explain(iova, length, access);
   }
 

@@ -8,7 +8,7 @@ import type { DmaError } from '../errors.js';
 import type { External } from '../memory/external.js';
 import type { IovaMode } from '../memory/iova-mode.js';
 import type { RdmaContext } from '../rdma/context.js';
-import type { Iova, VaLike } from '../units.js';
+import type { Iova, IovaLike, VaLike } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
 
 /** An access of a device that its IOMMU, or the device itself, reported as failed. */
@@ -121,7 +121,7 @@ export interface Device {
    *
    * @throws DmaError as `Domain.unmapFor` and `Mapping.unmap`; EINVAL for the mapping of another device
    */
-  dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: Iova })): void;
+  dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: IovaLike })): void;
   /**
    * What this device uses for the first byte of some memory, the rest of which follows there; or for one byte at a VA. Exact
    * as long as the memory stays mapped for it, which blocks, zones and pools are from the moment they are made: so ask once,
@@ -133,7 +133,7 @@ export interface Device {
    */
   iovaOf(memory: AddressedMemory | VaLike): Iova;
   /** What is known about an address that this device used: see `Domain.explain`. */
-  explain(iova: Iova, length?: number, access?: DmaAccess): Explanation;
+  explain(iova: IovaLike, length?: number, access?: DmaAccess): Explanation;
   /**
    * What is known about the accesses of this device that failed, oldest first: those that its IOMMU reported since it was
    * opened, each explained. Empty when there were none, or nobody here can tell (reading the kernel's log is a privilege).

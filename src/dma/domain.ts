@@ -12,7 +12,7 @@ import { OriginNotes } from '../origin.js';
 import { checkLongWork, inLanes, mustGoOn, Pace, progressOf, Turns, type LongWorkOptions } from '../long-work.js';
 import type { LimitsPort, MemoryPort } from '../platform/ports.js';
 import { joined, Range } from '../ranges.js';
-import { alignUp, formatSize, GiB, hex, isMultiple, KiB, type Iova, type Va } from '../units.js';
+import { alignUp, formatSize, GiB, hex, isMultiple, KiB, type Iova, type IovaLike, type Va } from '../units.js';
 import { grants, type DmaAccess, type DomainBackend, type DomainConstraints } from './backend.js';
 import { explain, type Explanation } from './explain.js';
 import { IovaAllocator } from './iova-allocator.js';
@@ -271,8 +271,8 @@ export class Domain {
    *   ENOTSUP: a part, and the domain can not cut; EBUSY: a part of what another device maps too; ENOSPC: cutting would
    *   pass the entry limit; EIO: the other side unmapped a different number of bytes
    */
-  unmapFor(device: string, target: MapTarget & { readonly iova?: Iova }, operation = 'dmaUnmap'): void {
-    const range = naming(device, () => new Range(target.va, target.length, operation));
+  unmapFor(device: string, target: MapTarget & { readonly iova?: IovaLike }, operation = 'dmaUnmap'): void {
+    const range = naming(device, () => new Range(target.va as Va, target.length, operation));
     const mapping = this.#claimOf(device, range, operation);
     const part = mapping.range.equals(range) ? undefined : range;
     if (target.iova !== undefined && mapping.iovaOf(range.start) !== target.iova) {
@@ -301,7 +301,7 @@ export class Domain {
    * @deprecated with {@link Domain.map}
    * @throws DmaError as `unmapFor`
    */
-  unmap(target: Mapping | (MapTarget & { readonly iova?: Iova })): void {
+  unmap(target: Mapping | (MapTarget & { readonly iova?: IovaLike })): void {
     this.#warnOldWay();
     if (!(target instanceof Mapping)) return this.unmapFor(this.#self, target, 'domain.unmap');
     if (!this.#own.has(target))
@@ -358,8 +358,8 @@ export class Domain {
    * @param access what the device tried, when that is known
    * @param by who asked the device to: this program, or a peer over the network, who needs rights of its own
    */
-  explain(iova: Iova, length = 1, access?: DmaAccess, by: 'device' | 'peer' = 'device'): Explanation {
-    const range = new Range(iova, length, 'explain');
+  explain(iova: IovaLike, length = 1, access?: DmaAccess, by: 'device' | 'peer' = 'device'): Explanation {
+    const range = new Range(iova as Iova, length, 'explain');
     const evidence = { ledger: this.#ledger, retired: this.#retired, windows: this.#windows, now: this.#now() };
     return explain(evidence, range.start, range.length, access, by);
   }

@@ -8,7 +8,7 @@ import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { Origin } from '../origin.js';
 import { Range } from '../ranges.js';
-import { formatSize, hex, isAddress, type Iova, type IovaLike, type Va } from '../units.js';
+import { formatSize, hex, isAddress, type Iova, type IovaLike, type Va, type VaLike } from '../units.js';
 import {
   LOCAL,
   type DmaAccess,
@@ -22,7 +22,7 @@ import type { LockedBudget } from './locked-budget.js';
 
 /** What to map. `ExternalMemory` is one. */
 export interface MapTarget {
-  readonly va: Va;
+  readonly va: VaLike;
   /** bytes */
   readonly length: number;
 }
@@ -90,7 +90,7 @@ export interface Plan {
 export function planMapping(books: Books, request: MapRequest): Plan {
   const { device, operation, options, origin } = request;
   const { constraints, name } = books;
-  const range = new Range(request.target.va, request.target.length, operation);
+  const range = new Range(request.target.va as Va, request.target.length, operation);
   const refuse: Refuse = (code, reason, hint) => new DmaError({ code, operation, range, device, reason, hint });
 
   checkWords(options, refuse);
@@ -131,7 +131,7 @@ export function planMapping(books: Books, request: MapRequest): Plan {
  * @throws DmaError EINVAL, EACCES
  */
 export function checkTarget(areas: AreaIndex, target: MapTarget, options: MapOptions = {}, operation: string): Area {
-  const range = new Range(target.va, target.length, operation);
+  const range = new Range(target.va as Va, target.length, operation);
   const refuse: Refuse = (code, reason, hint) => new DmaError({ code, operation, range, reason, hint });
   checkWords(options, refuse);
   if (options.iova !== undefined) checkIova(options.iova as Iova, range, refuse);

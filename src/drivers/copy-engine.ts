@@ -4,7 +4,7 @@ import type { ErrorCode } from '../errors.js';
 import { DmaError, invalid, withUndo } from '../errors.js';
 import type { Registers } from '../platform/registers.js';
 import { Range } from '../ranges.js';
-import { alignDown, hex, KiB } from '../units.js';
+import { alignDown, hex, KiB, type IovaLike } from '../units.js';
 import {
   COMPLETION,
   completionPhase,
@@ -208,7 +208,7 @@ export class CopyEngine implements AsyncDisposable {
    * - ECANCELED: `signal` was aborted (its reason is the cause), or the driver was closed;
    * - EIO, ETIMEDOUT and what the way to the device throws: the engine is dead, reset and takes nothing more.
    */
-  copy(source: number, destination: number, length: number, options: CopyOptions = {}): Promise<void> {
+  copy(source: IovaLike, destination: IovaLike, length: number, options: CopyOptions = {}): Promise<void> {
     const { signal, onProgress } = options;
     return new Promise((resolve, reject) => {
       const from = new Range(source, length, 'copy');
@@ -254,7 +254,7 @@ export class CopyEngine implements AsyncDisposable {
    *   when the ring is full, or when {@link poll} has not fetched enough
    * @throws DmaError EINVAL for an impossible length or negative addresses; what killed the engine once it is dead or closed
    */
-  submit(source: number, destination: number, length: number, interrupt = false): number {
+  submit(source: IovaLike, destination: IovaLike, length: number, interrupt = false): number {
     if (this.#dead !== undefined) throw this.#dead;
     if (!(length > 0 && length <= this.maxTransfer && source >= 0 && destination >= 0))
       throw invalid(

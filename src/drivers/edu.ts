@@ -3,7 +3,7 @@ import type { DeviceAccess, Interrupts } from '../bus/device-access.js';
 import { DmaError, invalid } from '../errors.js';
 import type { Registers } from '../platform/registers.js';
 import { Range } from '../ranges.js';
-import { hex } from '../units.js';
+import { hex, type IovaLike } from '../units.js';
 import {
   EDU_BUFFER,
   EDU_COMMAND,
@@ -111,12 +111,12 @@ export class Edu implements Disposable {
    * range outside the first 4095 bytes of the buffer, ERANGE for memory that the device's DMA mask does not reach; with
    * ETIMEDOUT when the device does not finish (it may still do later), ECANCELED when the driver is closed meanwhile.
    */
-  copyIn(iova: number, bufferOffset: number, length: number): Promise<void> {
+  copyIn(iova: IovaLike, bufferOffset: number, length: number): Promise<void> {
     return this.#copy('edu.copyIn', iova, bufferOffset, length, false);
   }
 
   /** Has the device write `length` bytes of its buffer from `bufferOffset` on to memory at `iova`; otherwise as {@link copyIn}. */
-  copyOut(iova: number, bufferOffset: number, length: number): Promise<void> {
+  copyOut(iova: IovaLike, bufferOffset: number, length: number): Promise<void> {
     return this.#copy('edu.copyOut', iova, bufferOffset, length, true);
   }
 

@@ -233,14 +233,14 @@ export class RdmaDevice {
    */
   expose({ va, length }: MapTarget, remote: Exclude<RemoteAccess, 'none'>): ExtraRegion {
     const operation = 'expose';
-    const range = new Range(va, length, operation);
+    const range = new Range(va as Va, length, operation);
     const within = this.rdma.regionOf(range, operation);
     const entry = this.#domain.explain(Number(va) as Iova, length, remote === 'read' ? 'read' : 'write');
     if (entry.kind !== 'mapped') throw invalid(operation, entry.text, { range, device: this.#device });
     const { verbs, pd, attributes } = this.rdma;
     const access = regionFlags(remote === 'read' ? 'read' : 'read-write', { remote, paging: 'pinned' }, attributes);
     return this.#region({
-      mr: verbs.registerMemory(pd, { va, length, access }),
+      mr: verbs.registerMemory(pd, { va: range.start, length, access }),
       range,
       within,
       label: 'an exposed part',

@@ -136,7 +136,7 @@ export class Containers {
   }
 
   /**
-   * Opens a device in a container.
+   * @internal Opens a device in a container.
    *
    * @throws DmaError EBUSY: its IOMMU group is in another container, or in use elsewhere, or not viable; EEXIST: it is open
    *   already; ENODEV: it is not there for VFIO; ENOTSUP: the kernel does not have this kind of container; EACCES; EPERM;
