@@ -143,7 +143,7 @@ export class Eal implements AsyncDisposable {
     });
     const sources = { memory: this.memory, heap: this.heap, gate };
     this.zones = new Zones(sources);
-    this.pools = new Pools(sources);
+    this.pools = new Pools(sources, this.platform.memory);
     this.#registry = new Registry({
       ...options,
       areas: this.#areas,

@@ -31,6 +31,8 @@ export interface PoolDescription {
   readonly stack: SharedArrayBuffer;
   /** How many threads have attached; -1 once it is freed. */
   readonly threads: SharedArrayBuffer;
+  /** Who has them can use the memory, also when the thread that made the pool has ended. See `MemoryPort.keeper`. */
+  readonly keepers: readonly SharedArrayBuffer[];
 }
 
 /** A device, as far as a pool needs it. */
@@ -61,6 +63,9 @@ interface PoolParts {
 }
 
 const FREED = -1;
+
+/** The keepers of memory, held by views of it. */
+const kept = new WeakMap<ArrayBufferLike, readonly SharedArrayBuffer[]>();
 
 /** See the head of the file. Made by `Pools.create`, and for other threads by {@link Pool.attach}. Disposing it frees it. */
 export class Pool implements Disposable {
@@ -170,7 +175,9 @@ export class Pool implements Disposable {
       const { va, length } = description.chunks[chunk];
       const made = new Views(platform.memory, va, length);
       views.set(chunk, made);
-      return made.bytes(0, length);
+      const bytes = made.bytes(0, length);
+      kept.set(bytes.buffer, description.keepers);
+      return bytes;
     };
     const end = (): void => {
       const errors = undoAll([...views.values()].map((each) => () => each.detach()));

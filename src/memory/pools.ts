@@ -1,5 +1,6 @@
 /** The pools of one `Eal`: makes them, finds them by name, and tells who wants to know when they come and go. */
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import type { MemoryPort } from '../platform/ports.js';
 import type { Area } from './area.js';
 import { ElementStack } from './element-stack.js';
 import type { ExternalMemory } from './external.js';
@@ -55,6 +56,7 @@ const OPERATION = 'pool.create';
 /** See the head of the file. */
 export class Pools {
   readonly #sources: HeapSources;
+  readonly #port: Pick<MemoryPort, 'keeper'> | undefined;
   readonly #pools = new Map<string, Pool>();
   readonly #handlers = new Set<PoolHandler>();
   /** External memory that is in a pool, and the name of that. */
@@ -62,8 +64,9 @@ export class Pools {
   #made = 0;
 
   /** @internal */
-  constructor(sources: HeapSources) {
+  constructor(sources: HeapSources, port?: Pick<MemoryPort, 'keeper'>) {
     this.#sources = sources;
+    this.#port = port;
   }
 
   /** All pools, in the order they were made. */
@@ -103,7 +106,9 @@ export class Pools {
     try {
       const owner = options.external === undefined ? memory.areas[0].owner : 'external';
       const threads = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
-      const description = { name, shape, forDevices, owner, chunks, cacheSize, stack: stack.shared, threads };
+      const keepers = [...new Set(chunks.flatMap(({ va }) => this.#port?.keeper(va) ?? []))];
+      const shared = { stack: stack.shared, threads, keepers };
+      const description = { name, shape, forDevices, owner, chunks, cacheSize, ...shared };
       const end = (): void => {
         for (const handler of told ?? this.#current()) tellDestroyed(handler, pool);
         this.#pools.delete(name);

@@ -65,7 +65,7 @@ export interface Libc {
   readonly klogctl: (action: number, into: Pointer, length: number) => number;
 
   readonly socket: (domain: number, type: number, protocol: number) => number;
-  readonly socketpair: (domain: number, type: number, protocol: number, fds: Pointer) => number;
+  readonly socketpair: (domain: number, type: number, protocol: number, fds: Int32Array) => number;
   readonly connect: (fd: number, address: Pointer, length: number) => number;
   readonly bind: (fd: number, address: Pointer, length: number) => number;
   readonly listen: (fd: number, backlog: number) => number;
@@ -79,6 +79,8 @@ export interface Libc {
   readonly poll: (fds: Pointer, count: number, timeoutMs: number) => number;
   readonly epoll_create1: (flags: number) => number;
   readonly epoll_ctl: (epollFd: number, operation: number, fd: number, event: Pointer) => number;
+  readonly epoll_wait: (epollFd: number, into: Pointer, count: number, timeoutMs: number) => number;
+  readonly dup3: (fd: number, number: number, flags: number) => number;
   readonly ioctl: (fd: number, request: number, argument: Pointer) => number;
   /** ioctl(2) whose argument is a value. */
   readonly ioctlValue: (fd: number, request: number, argument: number) => number;
@@ -98,10 +100,24 @@ export interface Libc {
   readonly library: (name: string) => SharedLibrary;
   /** What makes the C function of these types at an address callable. */
   readonly callable: (result: CType, ...args: readonly CType[]) => (va: number) => CFunction;
-  /** libuv's uv_poll_t on `fd`. Aborts the process when the descriptor can not be polled or is already in this event loop. */
+  /**
+   * libuv's uv_poll_t on `fd`; in a worker thread see `worker-poll.ts`. Aborts the process when the descriptor can not be
+   * polled or is already in this event loop.
+   */
   readonly pollHandle: (fd: number, interest: PollInterest, onEvent: (status: number) => void) => PollHandle;
+  /**
+   * Takes a descriptor that no function above returned: that came with a message, or out of an ioctl. The result is the
+   * number to use from here on, or -1 (EMFILE), and then it is closed.
+   */
+  readonly own: (fd: number) => number;
+  /**
+   * In a worker thread: what keeps the memory at `va`, which the thread has mapped, in place when the thread ends, for as
+   * long as another thread holds it.
+   */
+  readonly keeper: (va: number) => readonly SharedArrayBuffer[] | undefined;
   /** The error number of the last call that failed in this thread. Good only until anything else is called. */
   errno(): number;
+  setErrno(errno: number): void;
   /** Functions of the above, on other threads. */
   readonly later: LibcLater;
 }
@@ -246,6 +262,8 @@ function declare(koffi: Koffi): Libc {
     poll: int('poll', 'void *', 'ulong', 'int'),
     epoll_create1: int('epoll_create1', 'int'),
     epoll_ctl: int('epoll_ctl', 'int', 'int', 'int', 'void *'),
+    epoll_wait: int('epoll_wait', 'int', 'void *', 'int', 'int'),
+    dup3: int('dup3', 'int', 'int', 'int'),
     ioctl: int('ioctl', 'int', 'ulong', 'void *'),
     ioctlValue: int('ioctl', 'int', 'ulong', 'intptr_t'),
     getrlimit: int('getrlimit', 'int', 'void *'),
@@ -270,7 +288,10 @@ function declare(koffi: Koffi): Libc {
       koffi.node.poll(fd, interest, (...args: unknown[]) => {
         onEvent(Number(args[0]));
       }),
+    own: (fd) => fd,
+    keeper: () => undefined,
     errno: () => errno[0],
+    setErrno: (value) => void (errno[0] = value),
     later: {
       lanes: background.lanes,
       ioctl: later(int('ioctl', 'int', 'ulong', 'void *')),

@@ -92,6 +92,8 @@ export function linuxMemory(libc: Libc): MemoryPort {
       return libc.addressOf(ArrayBuffer.isView(view) ? view : new Uint8Array(view)) as Va;
     },
 
+    keeper: (va) => libc.keeper(va),
+
     protection(va: Va, length: number): 'none' | 'read' | 'read-write' {
       if (!isAddress(va) || !isAddress(length) || length === 0) return 'none';
       const maps = readKernelText('/proc/self/maps');

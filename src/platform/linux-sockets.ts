@@ -219,11 +219,19 @@ class SocketMessage {
     this.#setControl(maxFds === 0 ? 0 : CMSGHDR.sizeof + maxFds * 4);
     for (;;) {
       const bytes = this.#libc.recvmsg(fd, this.#address, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-      if (bytes !== -1) return { bytes, fds: this.#fds(), truncated: this.#isTruncated() };
+      if (bytes !== -1) return this.#received(bytes);
       const errno = this.#libc.errno();
       if (errno === ERRNO.EAGAIN) return undefined;
       if (errno !== ERRNO.EINTR) fail(errno, 'recvmsg', `fd ${fd}`);
     }
+  }
+
+  #received(bytes: number): Received {
+    const truncated = this.#isTruncated();
+    const came = this.#fds();
+    if (came === NO_FDS) return { bytes, fds: NO_FDS, truncated };
+    const fds = came.map((each) => this.#libc.own(each)).filter((each) => each !== -1);
+    return { bytes, fds, truncated: truncated || fds.length < came.length };
   }
 
   #setBuffer(bytes: Uint8Array, offset: number, length: number): void {

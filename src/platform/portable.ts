@@ -248,6 +248,11 @@ class PortableMemory implements MemoryPort {
     return ((this.#addresses.get(buffer) ?? this.#adopt(buffer)) + offset) as Va;
   }
 
+  /** This memory is what a thread has of its own. */
+  keeper(): undefined {
+    return undefined;
+  }
+
   protection(va: Va, length: number): 'none' | 'read-write' {
     for (const [start, { buffer }] of this.#mappings) if (covers(start, buffer, va, length)) return 'read-write';
     for (const [start, buffer] of this.#foreign) if (covers(start, buffer.deref(), va, length)) return 'read-write';

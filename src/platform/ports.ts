@@ -126,6 +126,11 @@ export interface MemoryPort {
   detach(buffer: ArrayBuffer): void;
   /** Where the first byte of `view` is. EINVAL for a detached or empty one. The address stays good while `view` is alive. */
   addressOf(view: ArrayBufferView | ArrayBufferLike): Va;
+  /**
+   * For memory that was mapped in a worker thread, which is unmapped when that ends, in whatever way: what another thread
+   * has to hold for as long as it uses the memory. It can be sent there. `undefined` for all other memory.
+   */
+  keeper(va: Va): readonly SharedArrayBuffer[] | undefined;
   /** What this process may do with all of [va, va + length), by /proc/self/maps; `'none'` when any page is not mapped. */
   protection(va: Va, length: number): 'none' | 'read' | 'read-write';
 }

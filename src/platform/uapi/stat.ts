@@ -12,5 +12,5 @@ export const S_IFDIR = 0o040000;
 export const S_IFCHR = 0o020000;
 export const S_IFIFO = 0o010000;
 
-/** `struct statx`: its size, and the offsets of the members used here (stx_nlink u32, stx_mode u16, stx_size u64), in bytes. */
-export const STATX = { sizeof: 256, stx_nlink: 16, stx_mode: 28, stx_size: 40 } as const;
+/** `struct statx`: its size, and the offsets of the members used here (stx_blksize u32, stx_nlink u32, stx_mode u16, stx_size u64), in bytes. */
+export const STATX = { sizeof: 256, stx_blksize: 4, stx_nlink: 16, stx_mode: 28, stx_size: 40 } as const;
