@@ -1,12 +1,13 @@
 /**
  * Runs the compiled tests with Node's test runner: `node scripts/test.js [text...]`. With texts, only the files whose
- * path contains one of them.
+ * path contains one of them. At the end it says what was skipped, and why.
  *
  * The list is made of the sources, because dist/ may still have tests whose source is gone, and because Node 20 knows no
  * patterns in `--test` and later versions read a folder there differently.
  */
 import { spawnSync } from 'node:child_process';
-import { readdirSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 const wanted = process.argv.slice(2);
@@ -21,7 +22,23 @@ if (files.length === 0) {
   process.exit(1);
 }
 
-// No test takes minutes: a test that hangs ends as a failure.
-const options = ['--test', '--test-reporter=spec', '--test-timeout=300000'];
-const { status } = spawnSync(process.execPath, [...options, ...files], { stdio: 'inherit' });
-process.exit(status ?? 1);
+const folder = mkdtempSync(join(tmpdir(), 'anydma-tests-'));
+try {
+  const skipped = join(folder, 'skipped');
+  // No test takes minutes: a test that hangs ends as a failure.
+  const { status } = spawnSync(
+    process.execPath,
+    [
+      '--test',
+      '--test-timeout=300000',
+      ...['--test-reporter=spec', '--test-reporter-destination=stdout'],
+      ...['--test-reporter=./scripts/report-skipped.js', `--test-reporter-destination=${skipped}`],
+      ...files,
+    ],
+    { stdio: 'inherit' },
+  );
+  process.stdout.write(readFileSync(skipped, 'utf8'));
+  process.exitCode = status ?? 1;
+} finally {
+  rmSync(folder, { recursive: true, force: true });
+}
