@@ -3,13 +3,16 @@
  * written into it and no allocator works in it. DPDK: rte_extmem_*.
  */
 import { open, type Gate } from '../check.js';
-import { DmaError, forPeople, invalid, undoAll, withUndo } from '../errors.js';
+import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import { OriginNotes, type Origin } from '../origin.js';
 import type { FileStatus, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
 import { Area, type Backing } from './area.js';
 import type { AreaIndex } from './area-index.js';
+import { checkHugePageSizes, HugePages } from './hugepages.js';
+import { Room } from './room.js';
+import { explainShortage, settle } from './settle.js';
 import { checkPart, Views } from './views.js';
 
 /** Where external memory comes from. */
@@ -28,7 +31,7 @@ export interface RegisterOptions {
 }
 
 /** Options of {@link External.allocate}. */
-export interface AllocateOptions extends Omit<RegisterOptions, 'pageSize'> {
+export interface AllocateOptions extends Omit<RegisterOptions, 'pageSize' | 'node'>, PopulateOptions {
   /**
    * `'memfd'` (the default) can be passed to devices in other processes by descriptor; `'anonymous'` memory is reached by
    * them through messages only.
@@ -36,10 +39,22 @@ export interface AllocateOptions extends Omit<RegisterOptions, 'pageSize'> {
   readonly source?: 'memfd' | 'anonymous';
   /** Take hugetlb pages of this size in bytes (2 MiB, 1 GiB ...) instead of ordinary ones. */
   readonly hugePageSize?: number;
+  /** The NUMA node that all of it comes from. Default: any. */
+  readonly node?: number;
+}
+
+/** Whether pages are there from the start. */
+export interface PopulateOptions {
+  /**
+   * Get every page now? Default true: what is not there is an error. With false, pages come when they are touched, which is
+   * for memory that is much larger than what is used of it: a page that can not be had then ends the process (SIGBUS, or
+   * the kernel for want of memory).
+   */
+  readonly populate?: boolean;
 }
 
 /** Options of {@link External.fromFd}. */
-export interface FromFdOptions extends RegisterOptions {
+export interface FromFdOptions extends RegisterOptions, PopulateOptions {
   /** Where in the file the memory begins; bytes, a multiple of the page size. Default 0. */
   readonly offset?: number;
   /** bytes. Default: up to the end of the file, rounded up to a page. */
@@ -198,6 +213,7 @@ export class External {
   readonly #changed: (change: 'registered' | 'unregistered', memory: ExternalMemory) => void;
   readonly #origins: OriginNotes;
   readonly #gate: Gate;
+  readonly #room: Room;
 
   /**
    * @param changed told after every registration and removal
@@ -214,6 +230,7 @@ export class External {
     this.#gate = gate;
     this.#origins = new OriginNotes(origins);
     this.#platform = platform;
+    this.#room = new Room(platform);
     this.#index = index;
     this.#changed = changed;
   }
@@ -224,17 +241,20 @@ export class External {
   }
 
   /**
-   * New zeroed memory of at least `length` bytes, rounded up to whole pages; freed when it is unregistered.
+   * New zeroed memory of at least `length` bytes, rounded up to whole pages; freed when it is unregistered. Its pages are
+   * there when this returns.
    *
    * @param length bytes
-   * @throws DmaError EINVAL for an impossible length, page size or table; ENOMEM when the system has no such memory, which
-   *   for hugetlb pages says how many are free; ENOTSUP where memory of that kind can not be had
+   * @throws DmaError EINVAL for an impossible length, page size, node or table; ENOMEM when the system has no such memory, with
+   *   what it has; ENOTSUP where memory of that kind can not be had, such as hugepages of a size there is not
    */
   allocate(length: number, options: AllocateOptions = {}): ExternalMemory {
     const operation = 'external.allocate';
     this.#gate(operation);
     const { memory, files } = this.#platform;
-    const { hugePageSize, source = this.#platform.limitation === undefined ? 'memfd' : 'anonymous' } = options;
+    const { limitation } = this.#platform;
+    const { hugePageSize, source = limitation === undefined ? 'memfd' : 'anonymous' } = options;
+    const { node = -1, populate = limitation === undefined } = options;
     const pageSize = hugePageSize ?? memory.pageSize;
     if (!isPowerOfTwo(pageSize)) throw invalid(operation, `a page size of ${pageSize} bytes is no power of two`);
     if (!isAddress(length) || length === 0 || !isAddress(length + pageSize))
@@ -242,6 +262,9 @@ export class External {
     const whole = alignUp(length, pageSize);
     const release: (() => void)[] = [];
     try {
+      if (hugePageSize !== undefined) this.#checkHugePageSize(hugePageSize, operation);
+      this.#checkNode(node, operation);
+      if (populate && pageSize === memory.pageSize) this.#room.check(whole, node, operation);
       let backing: Backing | undefined;
       if (source === 'memfd') {
         const fd = memory.memfd({ name: 'anydma', length: whole, hugePageSize });
@@ -254,11 +277,13 @@ export class External {
       );
       release.unshift(() => memory.unmap(va, whole));
       const range = new Range(va, whole, operation);
+      if (populate) settle(this.#platform, this.#room, { va, length: whole, pageSize, node }, operation);
+      else if (node !== -1) memory.bind(va, whole, node);
       return this.#register(source, range, { ...options, pageSize }, { backing, release, operation });
     } catch (error) {
       const failure = withUndo(error, operation, undoAll(release));
-      if (hugePageSize === undefined || failure.code !== 'ENOMEM') throw failure;
-      throw failure.with({ operation, hint: forPeople(() => this.#hugePageHint(whole, hugePageSize)) });
+      if (hugePageSize === undefined) throw failure;
+      throw explainShortage(this.#platform, failure, { length: whole, pageSize, node }, operation);
     }
   }
 
@@ -266,19 +291,21 @@ export class External {
    * Memory that is a memfd or file. The descriptor is duplicated; the caller keeps its own.
    *
    * What can be made shorter by others is not safe to look at: touching a page past the new end kills the process
-   * (SIGBUS). Seal memfds (F_SEAL_SHRINK), and do not truncate files while they are registered.
+   * (SIGBUS). Seal memfds (F_SEAL_SHRINK), and do not truncate files while they are registered. Holes of the file get
+   * storage first, so that touching them does no harm; see {@link PopulateOptions.populate}.
    *
-   * @throws DmaError EINVAL: no file or memfd, offset not on a page boundary, the range not inside the file, impossible
-   *   page size or table; EACCES: writable asked of a read-only descriptor; EBADF
+   * @throws DmaError EINVAL: no file or memfd, offset or length no multiple of the page size (that of hugetlbfs is larger),
+   *   the range not inside the file, impossible page size or table; EACCES: writable asked of a read-only descriptor; ENOSPC,
+   *   ENOMEM: no room for what the file has holes for, with figures; EBADF
    */
   fromFd(fd: number, options: FromFdOptions = {}): ExternalMemory {
     const operation = 'external.fromFd';
     this.#gate(operation);
     const { memory, files } = this.#platform;
     const status = files.status(fd);
-    const { offset = 0, writable = status.writable, pageSize = memory.pageSize } = options;
-    const length = options.length ?? alignUp(Math.max(status.size - offset, 0), memory.pageSize);
-    checkFilePart(status, offset, length, memory.pageSize, operation);
+    const { offset = 0, writable = status.writable, pageSize = status.pageSize, populate = true } = options;
+    const length = options.length ?? alignUp(Math.max(status.size - offset, 0), status.pageSize);
+    checkFilePart(status, offset, length, operation);
     if (writable && !status.writable) {
       const reason = `descriptor ${fd} is open for reading only`;
       throw new DmaError({ code: 'EACCES', operation, reason, hint: 'open it read-write, or pass writable: false' });
@@ -287,9 +314,19 @@ export class External {
     try {
       const own = files.duplicate(fd);
       release.unshift(() => files.close(own));
+      const platform = this.#platform;
+      const isReady =
+        !populate ||
+        (writable
+          ? fillHoles(platform, this.#room, own, status, { offset, length }, operation)
+          : !readsNeedPages(platform, own, status));
       const va = memory.map({ length, fd: own, offset, writable });
       release.unshift(() => memory.unmap(va, length));
       const range = new Range(va, length, operation);
+      if (!isReady) {
+        const access = writable ? 'write' : 'read';
+        settle(platform, this.#room, { va, length, pageSize: status.pageSize, node: -1, access, fd: own }, operation);
+      }
       const backing = { fd: own, offset };
       return this.#register('file', range, { ...options, pageSize }, { backing, release, operation, writable });
     } catch (error) {
@@ -387,6 +424,7 @@ export class External {
   ): ExternalMemory {
     const { backing, writable, bytes, release = [], operation } = extra;
     const { pageSize, iovas, node, label = `${source} memory at ${hex(range.start)}` } = options;
+    this.#checkNode(node ?? -1, operation);
     const area = new Area({ range, pageSize, owner: 'external', label, node, writable, iovas, backing }, operation);
     this.#index.add(area, operation);
     const views = bytes ?? new Views(this.#platform.memory, range.start, range.length);
@@ -400,10 +438,19 @@ export class External {
     return memory;
   }
 
-  #hugePageHint(length: number, pageSize: number): string {
-    const free = this.#platform.limits.freeHugePages(pageSize);
-    const have = free === undefined ? 'this kernel has no hugepages of that size' : `${free} are free`;
-    return `${length / pageSize} hugepages of ${formatSize(pageSize)} are needed, ${have}: reserve more as root through /sys/kernel/mm/hugepages`;
+  /** Throws ENOTSUP for hugepages of a size there is not. */
+  #checkHugePageSize(pageSize: number, operation: string): void {
+    const { kernel, limitation } = this.#platform;
+    if (limitation !== undefined) throw new DmaError({ code: 'ENOTSUP', operation, reason: limitation });
+    checkHugePageSizes([pageSize], new HugePages(kernel).pageSizes(), operation);
+  }
+
+  /** Throws EINVAL for a NUMA node there is not; -1 stands for any. */
+  #checkNode(node: number, operation: string): void {
+    if (node === -1) return;
+    const nodes = new HugePages(this.#platform.kernel).nodes();
+    if (nodes.includes(node)) return;
+    throw invalid(operation, `there is no NUMA node ${node}`, { hint: `the nodes are: ${nodes.join(', ')}` });
   }
 }
 
@@ -412,10 +459,61 @@ function rangeAt(va: Va, length: number, operation: string): Range<Va> {
   return new Range(va, length, operation);
 }
 
-function checkFilePart(status: FileStatus, offset: number, length: number, pageSize: number, operation: string): void {
+/**
+ * Gives the holes of a file storage, so that a store does not find its file system full.
+ *
+ * @returns false when that can not be done here, so that only faulting in the pages shows whether there is room
+ * @throws DmaError ENOSPC when the file system has no room; ENOMEM when it is in memory and that has none
+ */
+function fillHoles(
+  { files }: Platform,
+  room: Room,
+  fd: number,
+  { size, allocated, pageSize }: FileStatus,
+  part: { readonly offset: number; readonly length: number },
+  operation: string,
+): boolean {
+  const length = Math.min(part.length, size - part.offset);
+  if (allocated >= size || length <= 0) return true;
+  const fileSystem = files.fileSystem(fd);
+  if (fileSystem.kind === 'hugetlbfs') return false;
+  const least = Math.max(0, length - allocated);
+  const figures = `${formatSize(fileSystem.left)} of its ${formatSize(fileSystem.size)} are left`;
+  const full = (cause?: unknown): DmaError =>
+    new DmaError({
+      code: 'ENOSPC',
+      operation,
+      reason: `the file has holes, and its file system has no room for the ${formatSize(least)} that are missing`,
+      hint: `${figures}; populate: false takes it as it is, and a store that finds no room then ends the process`,
+      cause,
+    });
+  if (least > alignUp(fileSystem.left, pageSize)) throw full();
+  if (fileSystem.kind === 'tmpfs') room.check(least, -1, operation);
+  try {
+    files.allocateRange(fd, part.offset, length);
+    return true;
+  } catch (error) {
+    if (isDmaError(error, 'ENOSPC')) throw full(error);
+    // A file system that can not do this (or a seal against it) is left to the kernel.
+    if (!isDmaError(error, 'ENOTSUP') && !isDmaError(error, 'EPERM')) throw error;
+    return false;
+  }
+}
+
+/** Does reading a file need memory for pages that it does not have? Only those that live in memory do: others read zeros. */
+function readsNeedPages({ files }: Platform, fd: number, { size, allocated }: FileStatus): boolean {
+  return allocated < size && files.fileSystem(fd).kind !== 'other';
+}
+
+function checkFilePart(status: FileStatus, offset: number, length: number, operation: string): void {
+  const { pageSize } = status;
   if (status.kind !== 'file') throw invalid(operation, `the descriptor is a ${status.kind}, not a file or memfd`);
   if (!isAddress(offset) || offset % pageSize !== 0)
     throw invalid(operation, `offset ${offset} is no multiple of the page size ${hex(pageSize)}`);
+  if (isAddress(length) && length % pageSize !== 0)
+    throw invalid(operation, `a length of ${length} bytes is no multiple of the page size ${hex(pageSize)}`, {
+      hint: `the file's pages have ${formatSize(pageSize)}, and are mapped as a whole: ${alignUp(length, pageSize)} would do`,
+    });
   if (!isAddress(length) || length === 0 || offset + length > alignUp(status.size, pageSize)) {
     throw invalid(operation, `${length} bytes at offset ${offset} are not inside the file`, {
       hint: `the file has ${status.size} bytes; touching memory past its end would kill the process`,

@@ -84,12 +84,16 @@ export class HugePages {
 
   /** The sizes that the kernel supports, with or without pages, in ascending order. None where it has no hugepages. */
   sizes(): HugePageSize[] {
+    return this.pageSizes().map((pageSize) => this.#size(pageSize));
+  }
+
+  /** Those sizes alone, in bytes. */
+  pageSizes(): number[] {
     return this.#kernel
       .list(this.#machine())
       .map((name) => Number(/^hugepages-(\d+)kB$/.exec(name)?.[1]) * KiB)
       .filter((pageSize) => isAddress(pageSize) && pageSize > 0)
-      .sort((a, b) => a - b)
-      .map((pageSize) => this.#size(pageSize));
+      .sort((a, b) => a - b);
   }
 
   /** The size, in bytes, that is meant where none is named; `undefined` where there are no hugepages. */
@@ -279,6 +283,18 @@ export class HugePages {
       throw explain(error, operation);
     }
   }
+}
+
+/**
+ * Is one of the page sizes that are wanted among those that there are?
+ *
+ * @throws DmaError ENOTSUP, with the sizes there are, when none is
+ */
+export function checkHugePageSizes(wanted: readonly number[], there: readonly number[], operation: string): void {
+  if (wanted.some((size) => there.includes(size))) return;
+  const reason = `the machine has no pages of ${wanted.map(formatSize).join(' or ')}`;
+  const hint = there.length === 0 ? 'it has no hugepages at all' : `it has: ${there.map(formatSize).join(', ')}`;
+  throw new DmaError({ code: 'ENOTSUP', operation, reason, hint });
 }
 
 function tooFew(

@@ -355,7 +355,10 @@ export class OwnedMemory {
 
   #canNotGrow(pageSizes: readonly number[] | undefined, failures: readonly unknown[]): DmaError {
     const told = failures.map((error) => {
-      if (isDmaError(error)) return `${error.reason}${error.device === undefined ? '' : ` on ${error.device}`}`;
+      if (isDmaError(error)) {
+        const hint = error.hint === undefined ? '' : ` (${error.hint})`;
+        return `${error.reason}${error.device === undefined ? '' : ` on ${error.device}`}${hint}`;
+      }
       return String(error);
     });
     const wanted = pageSizes === undefined ? '' : ` of ${pageSizes.map(formatSize).join(' or ')}`;

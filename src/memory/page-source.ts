@@ -7,12 +7,14 @@
  * back is not cleared here but dropped, so that the kernel takes it: the kernel clears every page before any process gets
  * it, so clearing it twice would only cost time. Who keeps secrets clears them before.
  */
-import { DmaError, forPeople, invalid, undoAll, withUndo } from '../errors.js';
+import { invalid, undoAll, withUndo } from '../errors.js';
 import type { FilesPort, MemoryPort, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
-import { formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
+import { hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
 import type { Backing } from './area.js';
 import { claimFile, hugePageFile, type HugeUnlink } from './hugepage-files.js';
+import { Room } from './room.js';
+import { settle } from './settle.js';
 
 /** Neighbouring pages that were handed out, with one descriptor behind them, if any. */
 export interface PageRun {
@@ -159,6 +161,7 @@ class Source implements PageSource {
   readonly node: number;
   readonly #platform: Platform;
   readonly #store: Store;
+  readonly #room: Room;
   /** 1 for each page that is taken, by its index. */
   readonly #taken: Uint8Array;
   #count = 0;
@@ -177,16 +180,20 @@ class Source implements PageSource {
     this.node = node;
     this.#platform = platform;
     this.#store = store;
+    this.#room = new Room(platform);
     this.#taken = new Uint8Array(pages);
   }
 
   take(va: Va, pages: number, index: number): PageRun[] {
     const operation = `${this.kind}.take`;
     const range = this.#check(operation, va, pages, index, 0);
+    const { pageSize, node } = this;
     try {
+      if (pageSize === this.#platform.memory.pageSize) this.#room.check(range.length, node, operation);
       const runs = this.#store.commit(va, pages, index);
+      const [{ backing }] = runs;
       try {
-        this.#settle(range, pages, operation);
+        settle(this.#platform, this.#room, { va, length: range.length, pageSize, node, fd: backing?.fd }, operation);
       } catch (error) {
         throw withUndo(error, operation, undoAll([() => this.#store.drop(va, pages, index, this.#count === 0)]));
       }
@@ -194,7 +201,7 @@ class Source implements PageSource {
       return runs;
     } catch (error) {
       const failure = withUndo(error, operation, []);
-      throw failure.with({ operation, range, cause: error, hint: failure.hint ?? forPeople(() => this.#hint(failure, pages)) });
+      throw failure.with({ operation, range, cause: error });
     }
   }
 
@@ -233,28 +240,6 @@ class Source implements PageSource {
   #mark(pages: number, index: number, taken: 0 | 1): void {
     this.#taken.fill(taken, index, index + pages);
     this.#count += taken === 1 ? pages : -pages;
-  }
-
-  /** Gets all pages of mapped addresses, on the right node. */
-  #settle(range: Range<Va>, pages: number, operation: string): void {
-    const { memory } = this.#platform;
-    if (this.node !== -1) memory.bind(range.start, range.length, this.node);
-    memory.populate(range.start, range.length);
-    if (this.node === -1) return;
-    // A file may have had pages from elsewhere. Unknown nodes (-1) are as good as the binding.
-    const nodes = memory.nodesOf(range.start, this.pageSize, pages);
-    const wrong = nodes.findIndex((node) => node !== this.node && node !== -1);
-    if (wrong === -1) return;
-    const reason = `page ${wrong} of ${pages} is on NUMA node ${nodes[wrong]}, not on ${this.node}`;
-    throw new DmaError({ code: 'ENOMEM', operation, reason });
-  }
-
-  #hint(failure: DmaError, pages: number): string | undefined {
-    if (failure.code !== 'ENOMEM' || this.pageSize === this.#platform.memory.pageSize) return undefined;
-    const free = this.#platform.limits.freeHugePages(this.pageSize);
-    const have = free === undefined ? 'this kernel has none of that size' : `${free} are free now`;
-    const where = this.node === -1 ? '' : ` on NUMA node ${this.node}`;
-    return `${pages} hugepages of ${formatSize(this.pageSize)} are needed${where}, ${have} on the machine: reserve more as root`;
   }
 }
 

@@ -50,6 +50,7 @@ export interface Libc {
   readonly open: (path: string, flags: number, mode: number) => number;
   readonly close: (fd: number) => number;
   readonly fcntl: (fd: number, command: number, argument: number) => number;
+  readonly fstatfs: (fd: number, into: Pointer) => number;
   readonly statx: (dirFd: number, path: string, flags: number, mask: number, into: Pointer) => number;
   readonly pread: (fd: number, into: Pointer, length: number, offset: number) => number;
   readonly pwrite: (fd: number, from: Pointer, length: number, offset: number) => number;
@@ -235,6 +236,7 @@ function declare(koffi: Koffi): Libc {
     open: int('open', 'str', 'int', 'uint'),
     close: int('close', 'int'),
     fcntl: int('fcntl', 'int', 'int', 'long'),
+    fstatfs: int('fstatfs', 'int', 'void *'),
     statx: int('statx', 'int', 'str', 'int', 'uint', 'void *'),
     pread: long('pread', 'int', 'void *', 'size_t', 'int64_t'),
     pwrite: long('pwrite', 'int', 'void *', 'size_t', 'int64_t'),

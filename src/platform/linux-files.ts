@@ -3,7 +3,7 @@ import { ERRNO, invalid } from '../errors.js';
 import { isAddress } from '../units.js';
 import { check, checkFd, checkPath, fail } from './libc.js';
 import type { Libc } from './libc.js';
-import type { FilesPort, FileStatus } from './ports.js';
+import type { FilesPort, FileStatus, FileSystem } from './ports.js';
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE } from './uapi/falloc.js';
 import {
   AT_EMPTY_PATH,
@@ -19,6 +19,8 @@ import {
   O_CLOEXEC,
   O_CREAT,
   O_EXCL,
+  O_NOFOLLOW,
+  O_NONBLOCK,
   O_RDONLY,
   O_RDWR,
 } from './uapi/fcntl.js';
@@ -30,11 +32,17 @@ import {
   S_IFMT,
   S_IFREG,
   S_IFSOCK,
+  S_PERMISSIONS,
+  STAT_BLOCK,
   STATX,
+  STATX_BLOCKS,
+  STATX_MODE,
   STATX_NLINK,
   STATX_SIZE,
   STATX_TYPE,
+  STATX_UID,
 } from './uapi/stat.js';
+import { HUGETLBFS_MAGIC, STATFS, TMPFS_MAGIC } from './uapi/statfs.js';
 
 /** The file types of stat.h in this library's words; a descriptor of the kernel's own making (anon_inode) has none. */
 const KINDS: ReadonlyMap<number, FileStatus['kind']> = new Map([
@@ -58,16 +66,25 @@ function partText(fd: number, offset: number, length: number): string {
   return `${length} bytes at offset ${offset} of fd ${fd}`;
 }
 
+const WANTED = STATX_TYPE | STATX_MODE | STATX_NLINK | STATX_UID | STATX_SIZE | STATX_BLOCKS;
+
 /** The {@link FilesPort} that makes real system calls. */
 export function linuxFiles(libc: Libc): FilesPort {
-  const words = new Uint32Array(STATX.sizeof / 4);
+  const systemPageSize = libc.getpagesize();
+  const words = new Uint32Array(Math.max(STATX.sizeof, STATFS.sizeof) / 4);
   const halves = new Uint16Array(words.buffer);
 
   /** Fills `words` with what `fd` is. */
   const stat = (fd: number): void => {
-    check(libc, libc.statx(fd, '', AT_EMPTY_PATH, STATX_TYPE | STATX_NLINK | STATX_SIZE, words), 'statx', `fd ${fd}`);
+    check(libc, libc.statx(fd, '', AT_EMPTY_PATH, WANTED, words), 'statx', `fd ${fd}`);
   };
-  const statSize = (): number => words[STATX.stx_size / 4] + words[STATX.stx_size / 4 + 1] * 2 ** 32;
+  /** A 64-bit number of `words`; -1, which stands for no limit, is one above 2^63. */
+  const long = (offset: number): number => words[offset / 4] + words[offset / 4 + 1] * 2 ** 32;
+  const statSize = (): number => long(STATX.stx_size);
+  /** statfs(2) of `fd`, into `words`. */
+  const statFileSystem = (fd: number): void => {
+    check(libc, libc.fstatfs(fd, words), 'fstatfs', `fd ${fd}`);
+  };
   const fallocate = (fd: number, mode: number, offset: number, length: number): void => {
     checkPart(fd, offset, length);
     check(libc, libc.fallocate(fd, mode, offset, length), 'fallocate', partText(fd, offset, length));
@@ -75,9 +92,10 @@ export function linuxFiles(libc: Libc): FilesPort {
   const statType = (): number => halves[STATX.stx_mode / 2] & S_IFMT;
 
   return {
-    open(path, access) {
+    open(path, access, { follow = true } = {}) {
       checkPath(path, 'open');
-      return check(libc, libc.open(path, O_CLOEXEC | (access === 'read' ? O_RDONLY : O_RDWR), 0), 'open', path);
+      const flags = O_CLOEXEC | (access === 'read' ? O_RDONLY : O_RDWR) | (follow ? 0 : O_NOFOLLOW | O_NONBLOCK);
+      return check(libc, libc.open(path, flags, 0), 'open', path);
     },
 
     create(path, { exclusive = false } = {}) {
@@ -133,8 +151,36 @@ export function linuxFiles(libc: Libc): FilesPort {
       stat(fd);
       const kind = KINDS.get(statType()) ?? 'other';
       const size = statSize();
+      const allocated = long(STATX.stx_blocks) * STAT_BLOCK;
+      const user = words[STATX.stx_uid / 4];
+      const mode = halves[STATX.stx_mode / 2] & S_PERMISSIONS;
       const flags = check(libc, libc.fcntl(fd, F_GETFL, 0), 'fcntl', `F_GETFL of fd ${fd}`);
-      return { kind, size, writable: (flags & O_ACCMODE) !== O_RDONLY };
+      const writable = (flags & O_ACCMODE) !== O_RDONLY;
+      let pageSize = systemPageSize;
+      if (kind === 'file') {
+        statFileSystem(fd);
+        if (words[STATFS.f_type / 4] === HUGETLBFS_MAGIC) pageSize = long(STATFS.f_bsize);
+      }
+      return { kind, size, writable, allocated, pageSize, user, mode };
+    },
+
+    fileSystem(fd): FileSystem {
+      checkFd(fd, 'fstatfs');
+      statFileSystem(fd);
+      const magic = words[STATFS.f_type / 4];
+      const kind = magic === HUGETLBFS_MAGIC ? 'hugetlbfs' : magic === TMPFS_MAGIC ? 'tmpfs' : 'other';
+      const blockSize = long(STATFS.f_bsize);
+      const blocks = long(STATFS.f_blocks);
+      const files = long(STATFS.f_files);
+      // hugetlbfs and tmpfs tell zeros where they have no limit, or -1.
+      const isLimited = kind === 'other' || (blocks > 0 && blocks < 2 ** 63);
+      return {
+        kind,
+        blockSize,
+        size: isLimited ? blocks * blockSize : Infinity,
+        left: isLimited ? long(STATFS.f_bavail) * blockSize : Infinity,
+        filesLeft: files > 0 && files < 2 ** 63 ? long(STATFS.f_ffree) : Infinity,
+      };
     },
 
     sealedAgainstShrinking(fd, add) {

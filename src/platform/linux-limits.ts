@@ -3,6 +3,7 @@ import { KiB } from '../units.js';
 import { descriptorFacts, resourceLimit } from './libc.js';
 import type { Libc } from './libc.js';
 import { readKernelText } from './linux-proc.js';
+import { hugePageRoom, memoryRoom } from './linux-room.js';
 import type { LimitsPort } from './ports.js';
 import { CAP_IPC_LOCK, RLIMIT_MEMLOCK } from './uapi/resource.js';
 
@@ -19,13 +20,18 @@ export function linuxLimits(libc: Libc): LimitsPort {
 
     descriptors: () => descriptorFacts(libc),
 
+    room: (node) => memoryRoom(node),
+
     freeHugePages(pageSize) {
       const directory = `/sys/kernel/mm/hugepages/hugepages-${pageSize / KiB}kB`;
-      const free = readKernelText(`${directory}/free_hugepages`);
+      const count = (name: string): number => Number(readKernelText(`${directory}/${name}`) ?? 0);
+      if (readKernelText(`${directory}/free_hugepages`) === undefined) return undefined;
       // Reserved pages count as free until they are touched, but are promised to a mapping already.
-      const reserved = readKernelText(`${directory}/resv_hugepages`);
-      return free === undefined ? undefined : Math.max(0, Number(free) - Number(reserved ?? 0));
+      const free = Math.max(0, count('free_hugepages') - count('resv_hugepages'));
+      return free + Math.max(0, count('nr_overcommit_hugepages') - count('surplus_hugepages'));
     },
+
+    hugePageRoom: (pageSize) => hugePageRoom(pageSize),
   };
 }
 

@@ -38,18 +38,24 @@ export function linuxPages(
   };
 
   /**
-   * Faults pages in as kernels before 5.14 can: the process reads one byte of every page from itself into itself, so that
-   * it is the kernel that touches the page, and a missing one is an error (EFAULT) and no signal.
+   * Faults pages in as kernels before 5.14 can: the process reads one byte of every page from itself, for writing into
+   * itself, so that it is the kernel that touches the page, and a missing one is an error (EFAULT) and no signal.
    */
-  const touch = (va: number, length: number): void => {
+  const touch = (va: number, length: number, access: 'read' | 'write'): void => {
     const parts = new Uint32Array(MOST_PARTS * 4);
+    const into = access === 'write' ? parts : new Uint32Array(MOST_PARTS * 4);
+    const bytes = new Uint8Array(MOST_PARTS);
+    const bytesAt = libc.addressOf(bytes);
     for (let from = va; from < va + length; from += MOST_PARTS * pageSize) {
       const count = Math.min(MOST_PARTS, (va + length - from) / pageSize);
       for (let i = 0; i < count; i++) {
         putAddress(parts, 2 * i, from + i * pageSize);
         parts[4 * i + 2] = 1;
+        if (access === 'write') continue;
+        putAddress(into, 2 * i, bytesAt + i);
+        into[4 * i + 2] = 1;
       }
-      const done = libc.process_vm_readv(process.pid, parts, count, parts, count, 0);
+      const done = libc.process_vm_readv(process.pid, into, count, parts, count, 0);
       const errno = done === -1 ? libc.errno() : ERRNO.EFAULT;
       if (errno !== ERRNO.EFAULT) fail(errno, 'process_vm_readv', 'faulting in pages');
       if (done !== count) throw missing('process_vm_readv', va, length);
@@ -57,10 +63,10 @@ export function linuxPages(
   };
 
   return {
-    populate(va, length) {
+    populate(va, length, access = 'write') {
       checkRange('madvise', va, length, pageSize);
-      if (!populates()) return touch(va, length);
-      const result = libc.madvise(va, length, MADV_POPULATE_WRITE);
+      if (!populates()) return touch(va, length, access);
+      const result = libc.madvise(va, length, access === 'write' ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
       if (result !== 0) checkPopulated(result, libc.errno(), va, length);
     },
 

@@ -32,6 +32,7 @@ export function portablePlatform(reason: string): Platform {
       close: refuse('close'),
       duplicate: refuse('fcntl'),
       status: refuse('statx'),
+      fileSystem: refuse('fstatfs'),
       sealedAgainstShrinking: refuse('fcntl'),
       readAt: refuse('pread'),
       writeAt: refuse('pwrite'),
@@ -54,7 +55,9 @@ export function portablePlatform(reason: string): Platform {
       lockedMemory: () => ({ limit: Infinity, used: 0 }),
       pinnedMemory: () => 0,
       descriptors: () => ({ limit: Infinity, most: Infinity, open: 0 }),
+      room: () => ({ bytes: Infinity, limit: reason }),
       freeHugePages: () => undefined,
+      hugePageRoom: () => ({ bytes: Infinity, limit: reason }),
     },
     kernel: {
       readText: () => undefined,

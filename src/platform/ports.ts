@@ -80,10 +80,13 @@ export interface MemoryPort {
    */
   commit(va: Va, options: CommitOptions): void;
   /**
-   * Faults in all pages of committed memory, for writing, and keeps what is in them. ENOMEM when a page can not be had, and
-   * then some may be there and others not: `decommit` them (and `punch` the file behind them).
+   * Faults in all pages of mapped memory, and keeps what is in them. ENOMEM when a page can not be had, and then some may be
+   * there and others not: give them back (and `punch` the file behind them).
+   *
+   * @param access what for. Default `write`. To `read`, pages that a file has are enough; holes of a tmpfs or hugetlbfs are
+   *   filled all the same.
    */
-  populate(va: Va, length: number): void;
+  populate(va: Va, length: number, access?: 'read' | 'write'): void;
   /** How many calls of this library are made on other threads at once: half of libuv's pool (UV_THREADPOOL_SIZE). */
   readonly lanes: number;
   /**
@@ -142,11 +145,37 @@ export interface FileStatus {
   readonly size: number;
   /** May it be written through this descriptor? */
   readonly writable: boolean;
+  /** bytes that the file has storage for; less than `size` when it has holes */
+  readonly allocated: number;
+  /** bytes of one of its pages, by its file system: more than the system's page size for hugetlbfs and hugetlb memfds */
+  readonly pageSize: number;
+  /** Number of the user who owns it. */
+  readonly user: number;
+  /** Permission bits, as of chmod(1). */
+  readonly mode: number;
+}
+
+/** A mounted file system. */
+export interface FileSystem {
+  readonly kind: 'tmpfs' | 'hugetlbfs' | 'other';
+  /** bytes of a block; for hugetlbfs, of a page */
+  readonly blockSize: number;
+  /** Bytes it may hold, and bytes left of them for this user; both Infinity where it has no limit of its own (hugetlbfs and tmpfs without `size=`). */
+  readonly size: number;
+  readonly left: number;
+  /** Files that can still be made; Infinity where it has no limit. */
+  readonly filesLeft: number;
 }
 
 /** Files and descriptors. */
 export interface FilesPort {
-  open(path: string, access: 'read' | 'read-write'): number;
+  /**
+   * open(2).
+   *
+   * @param options.follow go where a symbolic link at the end of `path` leads? Default true. Otherwise a link is ELOOP, and
+   *   what is no file (a pipe, a device) is opened without waiting for anybody.
+   */
+  open(path: string, access: 'read' | 'read-write', options?: { readonly follow?: boolean }): number;
   /**
    * Opens `path` for reading and writing and makes it when it is not there, for this user alone (mode 0600).
    *
@@ -176,6 +205,8 @@ export interface FilesPort {
   /** A second descriptor for the same open file (F_DUPFD_CLOEXEC). */
   duplicate(fd: number): number;
   status(fd: number): FileStatus;
+  /** fstatfs(2): the file system that the open file or directory is on. */
+  fileSystem(fd: number): FileSystem;
   /** Is it sealed against shrinking (F_SEAL_SHRINK)? With `add`, tries to add that seal when it is not. Never throws for want of seals. */
   sealedAgainstShrinking(fd: number, add: boolean): boolean;
   /** pread(2) into `into` until it is full or the file ends. Returns the bytes read. */
@@ -262,6 +293,14 @@ export interface IoctlPort {
   callAsync(fd: number, request: number, argument: Uint8Array, name: string): Promise<number>;
 }
 
+/** How much ordinary memory there is room for. */
+export interface MemoryRoom {
+  /** Bytes that can still be taken before the kernel would have to end a process, less a little that the process itself needs; Infinity where nobody tells. */
+  readonly bytes: number;
+  /** The figures of the limit that is next, in a clause. */
+  readonly limit: string;
+}
+
 /** Limits of this process. */
 export interface LimitsPort {
   /**
@@ -277,8 +316,18 @@ export interface LimitsPort {
   pinnedMemory(): number;
   /** RLIMIT_NOFILE's soft (`limit`) and hard (`most`) limit, and how many descriptors are open. */
   descriptors(): { readonly limit: number; readonly most: number; readonly open: number };
-  /** Hugepages of `pageSize` bytes that are free now, by sysfs; `undefined` when the kernel has none of that size. */
+  /**
+   * How much ordinary memory can be had: the least of what the machine has (swap included), what NUMA node `node` has (-1 for
+   * any), and what is left of memory.max and memory.high of the control groups that this process is in.
+   */
+  room(node: number): MemoryRoom;
+  /**
+   * Hugepages of `pageSize` bytes that can be had now, by sysfs: those that are free and not promised, and those that
+   * nr_overcommit_hugepages allows beyond. `undefined` when the kernel has none of that size.
+   */
   freeHugePages(pageSize: number): number | undefined;
+  /** What is left of the hugetlb limits of the control groups that this process is in; Infinity where there are none. */
+  hugePageRoom(pageSize: number): MemoryRoom;
 }
 
 /** What is mounted by {@link KernelPort.mount}. */

@@ -30,13 +30,16 @@ export class MappedArea {
   /**
    * Maps `area` of the region that begins at `regionOffset` of `fd`. What the last page has beyond the area can not be
    * reached.
+   *
+   * @param populate get its pages first? For hugepages, which may not be there for this process. Default false.
    */
-  constructor(memory: MemoryPort, fd: number, regionOffset: number, area: Area) {
+  constructor(memory: MemoryPort, fd: number, regionOffset: number, area: Area, populate = false) {
     const { offset, length } = area;
     const mapped = alignUp(length, memory.pageSize);
     const va = memory.map({ fd, offset: regionOffset + offset, length: mapped });
     let buffer: ArrayBuffer;
     try {
+      if (populate) memory.populate(va, mapped);
       buffer = memory.view(va, length);
     } catch (error) {
       memory.unmap(va, mapped);

@@ -1,9 +1,9 @@
 /** What one client has mapped for the device, on the server's side: how the device's accesses find the client's memory. */
-import { DmaError, invalid, isDmaError } from '../errors.js';
+import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { RangeMap } from '../range-map.js';
-import { alignDown, alignUp, formatSize, isAddress, MiB, GiB } from '../units.js';
+import { alignDown, alignUp, formatSize, isAddress } from '../units.js';
 import type { Va } from '../units.js';
 import type { DeviceDma } from './devices/model.js';
 import { COMMAND, operationOf } from './messages.js';
@@ -49,29 +49,13 @@ class Region {
   close(): void {
     if (this.#view !== undefined) this.platform.memory.detach(this.#view.buffer);
     this.#view = undefined;
-    if (this.mapping !== undefined) unmapFile(this.platform, this.mapping.va, this.mapping.mapped);
+    if (this.mapping !== undefined) this.platform.memory.unmap(this.mapping.va, this.mapping.mapped);
     if (this.file !== undefined) this.platform.files.close(this.file);
   }
 }
 
 function notMapped(range: Range): DmaError {
   return new DmaError({ code: 'EFAULT', operation: 'device DMA', reason: 'not all of it is mapped', range });
-}
-
-/**
- * munmap(2) of a file mapping. Hugetlb files are mapped by whole pages, however little was asked for, and unmapped only by
- * whole pages; the first length that the kernel takes is the right one, because each is a multiple of those before.
- */
-function unmapFile(platform: Platform, va: Va, mapped: number): void {
-  const lengths = [mapped, alignUp(mapped, 2 * MiB), alignUp(mapped, GiB)];
-  for (const [i, length] of lengths.entries()) {
-    try {
-      platform.memory.unmap(va, length);
-      return;
-    } catch (error) {
-      if (i === lengths.length - 1 || !isDmaError(error, 'EINVAL')) throw error;
-    }
-  }
 }
 
 /**
@@ -102,7 +86,7 @@ export class DmaTable implements DeviceDma {
    *
    * @param fd the descriptor that came along, if any; it is the table's from here on, error or not
    * @throws DmaError EEXIST (overlaps another), ENOSPC (too many), EINVAL (past the end of the file, or no file), EACCES
-   *   (the descriptor does not allow it), EMFILE (too many files that can not be mapped), or what mmap says
+   *   (the descriptor does not allow it), ENOMEM (its hugepages are not there for this process), EMFILE (too many files that can not be mapped), or what mmap says
    */
   map(request: DmaMapRequest, fd: number | undefined): void {
     let keep = false;
@@ -172,7 +156,8 @@ export class DmaTable implements DeviceDma {
     const operation = operationOf(COMMAND.DMA_MAP);
     const status = files.status(fd);
     if (status.kind !== 'file') throw invalid(operation, `a descriptor that is no file but a ${status.kind}`);
-    if (offset + length > alignUp(status.size, memory.pageSize))
+    const { pageSize } = status;
+    if (offset + length > alignUp(status.size, pageSize))
       throw invalid(operation, `${formatSize(length)} from ${offset} on of a file of ${formatSize(status.size)}`);
     if (writable && !status.writable)
       throw new DmaError({
@@ -180,10 +165,18 @@ export class DmaTable implements DeviceDma {
         operation,
         reason: 'a region to write to, of a file that can only be read',
       });
-    const start = alignDown(offset, memory.pageSize);
-    const mapped = alignUp(offset + length, memory.pageSize) - start;
-    if (mapped <= memory.maxView && files.sealedAgainstShrinking(fd, true))
-      return { va: memory.map({ fd, offset: start, length: mapped, writable }), mapped, skip: offset - start };
+    const start = alignDown(offset, pageSize);
+    const mapped = alignUp(offset + length, pageSize) - start;
+    if (mapped <= memory.maxView && files.sealedAgainstShrinking(fd, true)) {
+      const va = memory.map({ fd, offset: start, length: mapped, writable });
+      try {
+        // Hugepages that the client has not touched may not be there for this process (a limit of its control group).
+        if (pageSize > memory.pageSize) memory.populate(va, mapped, writable ? 'write' : 'read');
+      } catch (error) {
+        throw withUndo(error, operation, undoAll([() => memory.unmap(va, mapped)]));
+      }
+      return { va, mapped, skip: offset - start };
+    }
     if (this.#keptFiles >= MAX_KEPT_FILES) {
       const reason = `${MAX_KEPT_FILES} files are open that can not be sealed against shrinking`;
       throw new DmaError({ code: 'EMFILE', operation, reason, hint: 'use memory from a memfd' });

@@ -23,16 +23,15 @@ export function mapAreas(platform: Platform, region: Mappable, trust: boolean): 
   const mapped: MappedArea[] = [];
   if (fd === undefined) return mapped;
   try {
-    const { kind, size, writable } = files.status(fd);
+    const { kind, size, writable, pageSize: page } = files.status(fd);
     const safe = kind === 'file' && files.sealedAgainstShrinking(fd, true);
     if (!writable || (!safe && !trust)) return mapped;
     for (const area of areas) {
       const start = fdOffset + area.offset;
-      const page = memory.pageSize;
       if (start % page !== 0 || area.offset % page !== 0 || area.length % page !== 0 || area.length > memory.maxView)
         continue;
       if (kind === 'file' && start + area.length > alignUp(size, page)) continue;
-      mapped.push(new MappedArea(memory, fd, fdOffset, area));
+      mapped.push(new MappedArea(memory, fd, fdOffset, area, page > memory.pageSize));
     }
   } catch (error) {
     // What can not be mapped here (no memory, no system calls) still works by message.

@@ -6,6 +6,9 @@ import type { Platform, ReadinessPort, Received, SocketsPort, Watch } from '../p
 /** Numbers of in-memory sockets begin here, above those of real descriptors. */
 const FIRST = 1 << 24;
 
+/** What these sockets are. */
+const SOCKET = { kind: 'socket', size: 0, writable: true, allocated: 0, pageSize: 4096, user: 0, mode: 0o777 } as const;
+
 /** Bytes that a socket takes before its peer reads; Linux's default. */
 const CAPACITY = 212992;
 
@@ -218,7 +221,7 @@ export function inMemoryPlatform(base: Platform, options: { readonly chunk?: num
       ...base.files,
       close,
       duplicate,
-      status: (fd) => (ends.has(fd) ? { kind: 'socket', size: 0, writable: true } : base.files.status(fd)),
+      status: (fd) => (ends.has(fd) ? SOCKET : base.files.status(fd)),
       sealedAgainstShrinking: (fd, add) => !ends.has(fd) && base.files.sealedAgainstShrinking(fd, add),
     },
     run(rounds = 10_000) {

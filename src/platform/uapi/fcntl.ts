@@ -1,4 +1,5 @@
 /** Descriptors and seals: include/uapi/asm-generic/fcntl.h and include/uapi/linux/fcntl.h. */
+import { constants } from 'node:fs';
 
 export const O_ACCMODE = 0o3;
 export const O_RDONLY = 0o0;
@@ -6,6 +7,8 @@ export const O_RDWR = 0o2;
 export const O_CREAT = 0o100;
 export const O_EXCL = 0o200;
 export const O_NONBLOCK = 0o4000;
+/** Not the same on every architecture. */
+export const O_NOFOLLOW = constants.O_NOFOLLOW;
 export const O_CLOEXEC = 0o2000000;
 
 export const F_GETFL = 3;

@@ -19,4 +19,5 @@ export const MAP_HUGE_SHIFT = 26;
 export const MADV_DONTFORK = 10;
 /** Linux 5.14. */
 export const MADV_POPULATE_READ = 22;
+/** Linux 5.14. */
 export const MADV_POPULATE_WRITE = 23;

@@ -23,6 +23,7 @@ import * as resource from './resource.js';
 import * as rtnetlink from './rtnetlink.js';
 import * as socket from './socket.js';
 import * as stat from './stat.js';
+import * as statfs from './statfs.js';
 import * as syslog from './syslog.js';
 import { syscallNumbers } from './unistd.js';
 import * as vfio from './vfio.js';
@@ -49,12 +50,16 @@ const C_LIBRARY = `
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
+#include <linux/magic.h>
 `;
 
 /** Not names of the headers but this library's own, and what they must equal there. */
 const OWN_NAMES: ReadonlyMap<string, string> = new Map([
   ['MOST_FDS', '253'],
   ['EPOLL_EVENT_ROOM', '16'],
+  ['STAT_BLOCK', '512'],
+  ['S_PERMISSIONS', '07777'],
   ['SYSLOG_ACTION_READ_ALL', '3'],
   ['SYSLOG_ACTION_SIZE_BUFFER', '10'],
 ]);
@@ -90,6 +95,7 @@ const CHECKS: readonly Check[] = [
       rtnetlink,
       socket,
       stat,
+      statfs,
       syslog,
     ],
     more: Object.fromEntries(

@@ -1,0 +1,90 @@
+/**
+ * Room for ordinary memory. Where hugepages run out the kernel refuses; where ordinary memory runs out it ends a process. So
+ * before such pages are taken it is asked whether they are there, and again after each part of many, so that several
+ * processes that grow at the same time see each other.
+ */
+import { DmaError } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { formatSize, MiB, type Va } from '../units.js';
+
+/** Most that is taken without asking again, in bytes. */
+const MOST = 256 * MiB;
+/** At most this part of what is left is taken without asking again. */
+const PART = 1 / 16;
+/** What was found out holds for so many milliseconds. */
+const FRESH = 50;
+
+/** Asks whether ordinary memory is there. See the head of the file. */
+export class Room {
+  readonly #platform: Platform;
+  /** What may be taken without asking again, in bytes, by node; -1 for any. */
+  readonly #credits = new Map<number, { bytes: number; readonly until: number }>();
+
+  constructor(platform: Platform) {
+    this.#platform = platform;
+  }
+
+  /**
+   * Nothing is taken: it is only asked.
+   *
+   * @param bytes how much more memory is wanted
+   * @param node NUMA node it has to come from; -1 for any
+   * @throws DmaError ENOMEM, with figures, when the kernel would have to end a process for it
+   */
+  check(bytes: number, node: number, operation: string): void {
+    this.#ask(bytes, node, operation);
+  }
+
+  /**
+   * The parts to take `bytes` in, each to be taken before the next is asked for: they get small as the room does.
+   *
+   * @throws DmaError ENOMEM as {@link Room.check}, when the rest is not there (any more)
+   */
+  *parts(bytes: number, node: number, operation: string): Generator<number, void, undefined> {
+    for (let left = bytes; left > 0;) {
+      const credit = this.#ask(left, node, operation);
+      const part = Math.min(left, credit);
+      this.#spend(part, node);
+      yield part;
+      left -= part;
+    }
+  }
+
+  /**
+   * Faults in ordinary pages that have just been mapped, part by part.
+   *
+   * @throws DmaError ENOMEM; some pages may be there then
+   */
+  populate(va: Va, bytes: number, node: number, operation: string, access: 'read' | 'write' = 'write'): void {
+    let done = 0;
+    for (const part of this.parts(bytes, node, operation)) {
+      this.#platform.memory.populate((va + done) as Va, part, access);
+      done += part;
+    }
+  }
+
+  /** How much may be taken before it has to be asked again: whole pages, one at least. Throws when `bytes` are not there. */
+  #ask(bytes: number, node: number, operation: string): number {
+    const { memory, limits } = this.#platform;
+    const credit = this.#credits.get(node);
+    if (credit !== undefined && credit.bytes >= bytes && performance.now() < credit.until) return credit.bytes;
+    const room = limits.room(node);
+    if (room.bytes < bytes) {
+      throw new DmaError({
+        code: 'ENOMEM',
+        operation,
+        reason: `${formatSize(bytes)} of memory are needed, and ${formatSize(room.bytes)} can be had`,
+        hint: `${room.limit}; more would make the kernel end a process`,
+      });
+    }
+    const most = Math.min(MOST, room.bytes * PART);
+    const pages = Math.max(1, Math.floor(most / memory.pageSize)) * memory.pageSize;
+    this.#credits.set(node, { bytes: pages, until: performance.now() + FRESH });
+    return pages;
+  }
+
+  #spend(bytes: number, node: number): void {
+    const credit = this.#credits.get(node);
+    if (credit !== undefined) credit.bytes -= bytes;
+  }
+}

@@ -1,0 +1,76 @@
+/** Getting pages: they are there before anyone is given their addresses, so that touching them can not kill the process. */
+import { DmaError, isDmaError, withUndo } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
+import { formatSize, type Va } from '../units.js';
+import type { Room } from './room.js';
+
+/** Addresses that were mapped, and what is wanted of their pages. */
+export interface Unsettled {
+  readonly va: Va;
+  /** bytes */
+  readonly length: number;
+  /** bytes of one of its pages, as the kernel has them */
+  readonly pageSize: number;
+  /** NUMA node that all pages are to come from; -1 for any */
+  readonly node: number;
+  /** What the pages are faulted in for; see `MemoryPort.populate`. Default `write`. */
+  readonly access?: 'read' | 'write';
+  /** The descriptor behind them, if any, for the reasons of a failure. */
+  readonly fd?: number;
+}
+
+/**
+ * Gets all pages of mapped addresses, on the wanted node.
+ *
+ * @throws DmaError ENOMEM, with figures, when they can not be had; some may be there then
+ */
+export function settle(platform: Platform, room: Room, what: Unsettled, operation: string): void {
+  const { memory } = platform;
+  const { va, length, pageSize, node, access } = what;
+  if (node !== -1) memory.bind(va, length, node);
+  if (pageSize === memory.pageSize) room.populate(va, length, node, operation, access);
+  else
+    try {
+      memory.populate(va, length, access);
+    } catch (error) {
+      throw explainShortage(platform, error, what, operation);
+    }
+  if (node !== -1) checkNodes(platform, what, operation);
+}
+
+/** Throws ENOMEM unless all pages are on their node: a file may have had some from elsewhere. Unknown nodes (-1) are as good as the binding. */
+export function checkNodes(platform: Platform, { va, length, pageSize, node }: Unsettled, operation: string): void {
+  const pages = length / pageSize;
+  const nodes = platform.memory.nodesOf(va, pageSize, pages);
+  const wrong = nodes.findIndex((each) => each !== node && each !== -1);
+  if (wrong === -1) return;
+  const reason = `page ${wrong} of ${pages} is on NUMA node ${nodes[wrong]}, not on ${node}`;
+  throw new DmaError({ code: 'ENOMEM', operation, reason });
+}
+
+/** The error of hugepages that could not be had, as one of `operation`, with the limits that may be why. */
+export function explainShortage(
+  platform: Platform,
+  error: unknown,
+  { length, pageSize, node = -1, fd }: Partial<Unsettled> & Pick<Unsettled, 'length' | 'pageSize'>,
+  operation: string,
+): DmaError {
+  const failure = withUndo(error, operation, []);
+  if (!isDmaError(failure, 'ENOMEM') || failure.hint !== undefined) return failure;
+  const pages = length / pageSize;
+  const where = node === -1 ? '' : ` on NUMA node ${node}`;
+  const hint = `${pages} hugepages of ${formatSize(pageSize)} are needed${where}, ${hugePageFigures(platform, pageSize, fd)}`;
+  return failure.with({ operation, cause: error, hint });
+}
+
+/** How many hugepages there are and what limits them, in clauses. */
+function hugePageFigures({ limits, files }: Platform, pageSize: number, fd: number | undefined): string {
+  const free = limits.freeHugePages(pageSize);
+  const figures = [free === undefined ? 'this kernel has none of that size' : `${free} are free on the machine`];
+  const group = limits.hugePageRoom(pageSize);
+  if (group.bytes !== Infinity) figures.push(group.limit);
+  const mount = fd === undefined ? undefined : files.fileSystem(fd);
+  if (mount !== undefined && mount.size !== Infinity)
+    figures.push(`${formatSize(mount.left)} of the ${formatSize(mount.size)} of its mount (size=) are left`);
+  return `${figures.join(', ')}: reserve more as root, or raise the limit (see anydma hugepages)`;
+}
