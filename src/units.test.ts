@@ -70,6 +70,7 @@ test('sizes that are written', () => {
     ['1tib', TiB],
     ['17B', 17],
     ['8191t', 8191 * TiB],
+    ['1PiB', 1024 * TiB],
   ] as const)
     assert.equal(parseSize(text), bytes, text);
   for (const text of [
@@ -83,6 +84,7 @@ test('sizes that are written', () => {
     '1.2.3',
     '0.1k',
     '8192t',
+    '8p',
     '9007199254740992',
     'NaN',
     '1 2',

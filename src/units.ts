@@ -64,6 +64,7 @@ const SUFFIXES: ReadonlyMap<string, number> = new Map([
   ['m', MiB],
   ['g', GiB],
   ['t', TiB],
+  ['p', 1024 * TiB],
 ]);
 
 /**
@@ -77,7 +78,7 @@ export function parseSize(text: string): number | undefined {
     const value = Number(text);
     return isAddress(value) ? value : undefined;
   }
-  const match = /^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$/i.exec(text.trim());
+  const match = /^(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?$/i.exec(text.trim());
   if (match === null) return undefined;
   const bytes = Number(match[1]) * (SUFFIXES.get(match[2].toLowerCase()) ?? 1);
   return isAddress(bytes) ? bytes : undefined;

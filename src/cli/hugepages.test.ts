@@ -242,6 +242,8 @@ describe('anydma hugepages, the command', { concurrency: 4 }, () => {
   const wrong: [why: string, args: string[], says: RegExp][] = [
     ['a size that is none', ['--reserve', 'many'], /'many' is invalid/],
     ['no size at all', ['-r', '0'], /'0' is invalid/],
+    ['a size that no address reaches', ['-r', '8PiB'], /too large: sizes are below 2\^53 bytes/],
+    ['a size beyond all units', ['-r', '3EiB'], /too large/],
     ['two sizes to reserve', ['--setup', '1G', '--reserve', '1G'], /cannot be used with/],
     ['a page size for nothing', ['-p', '1G', '-s'], /--pagesize says nothing without --clear or --reserve/],
     ['a node for a mount', ['--mount', '--node', '0'], /--node says nothing without/],

@@ -106,7 +106,7 @@ export function carryOut(pages: HugePages, options: HugePagesOptions, output: Ou
     if (left > 0) output.note(`${left} of them are in use, and go when their users are done with them`);
   }
   // What is not mounted is as --setup wants it.
-  if (unmount && (!all || pages.mounts().some(({ path }) => path === directory))) {
+  if (unmount && (!all || pages.isMounted(directory))) {
     pages.unmount(directory);
     output.text(`unmounted ${directory}`);
   }

@@ -5,6 +5,9 @@ import { hex, isAddress, parseSize } from '../units.js';
 /** A length: `64MiB`, `2M`, `0x1000`, `4096`. @returns bytes, at least 1 */
 export function sizeValue(text: string): number {
   const bytes = parseSize(text);
+  // What is written as a size, and is none, is one that no address reaches.
+  if (bytes === undefined && /^(0x[0-9a-f]+|\d+\s*([kmgtpezy]i?)?b?)$/i.test(text.trim()))
+    throw new InvalidArgumentError('That is too large: sizes are below 2^53 bytes, which is 8 PiB.');
   if (bytes === undefined || bytes === 0) throw new InvalidArgumentError('A size is written like 64MiB, 4k or 4096.');
   return bytes;
 }

@@ -3,7 +3,7 @@
  * last descriptor is closed, so that a file without a lock is one that a process left behind when it died.
  */
 import { DmaError, isDmaError, undoAll, withUndo } from '../errors.js';
-import type { FilesPort, Platform } from '../platform/ports.js';
+import type { FilesPort, FileStatus, Platform } from '../platform/ports.js';
 
 /**
  * What happens to files of hugepages, by DPDK's names of `--huge-unlink`:
@@ -34,7 +34,8 @@ const PAUSE = 1;
  * Makes the file at `path`, or takes the one that is there as `unlink` says, and locks it exclusively: no two processes
  * ever have the same one.
  *
- * @throws DmaError EBUSY when somebody uses the file, which is waited for a few milliseconds; EACCES, ENOENT, EROFS ... when it can not be made
+ * @throws DmaError EBUSY when somebody uses the file, which is waited for a few milliseconds; EPERM when what has that name is
+ *   not this user's own file; EACCES, ENOENT, EROFS ... when it can not be made
  */
 export function claimFile(files: FilesPort, path: string, unlink: HugeUnlink): ClaimedFile {
   for (let attempt = 1; ; attempt++) {
@@ -57,7 +58,7 @@ function tryClaim(files: FilesPort, path: string, unlink: HugeUnlink): ClaimedFi
   let fd = openUnless('EEXIST', () => files.create(path, { exclusive: true }));
   if (fd === undefined && unlink === 'never') {
     reused = true;
-    fd = openUnless('ENOENT', () => files.open(path, 'read-write'));
+    fd = openUnless('ENOENT', () => openOwn(files, path));
   } else if (fd === undefined && removeUnlocked(files, path)) {
     fd = openUnless('EEXIST', () => files.create(path, { exclusive: true }));
   }
@@ -74,6 +75,51 @@ function tryClaim(files: FilesPort, path: string, unlink: HugeUnlink): ClaimedFi
   return undefined;
 }
 
+/**
+ * Opens a file that is there, if it can only be one that this user made: in a directory that others may write, anything can
+ * have its name.
+ *
+ * @throws DmaError EPERM for what is no file of this user's, or may be written by others
+ */
+function openOwn(files: FilesPort, path: string): number {
+  const refuse = (reason: string, cause?: unknown): DmaError =>
+    new DmaError({
+      code: 'EPERM',
+      operation: 'open',
+      reason: `${path} is ${reason}`,
+      hint: 'it is left alone: remove it, or take another file prefix or directory',
+      cause,
+    });
+  let fd: number;
+  try {
+    fd = files.open(path, 'read-write', { follow: false });
+  } catch (error) {
+    if (isDmaError(error, 'ELOOP')) throw refuse('a symbolic link', error);
+    if (isDmaError(error, 'EACCES')) throw refuse('not for this user to write', error);
+    throw error;
+  }
+  let why: string | undefined;
+  try {
+    why = strangeness(files.status(fd));
+  } catch (error) {
+    throw withUndo(error, 'open', undoAll([() => files.close(fd)]));
+  }
+  if (why === undefined) return fd;
+  files.close(fd);
+  throw refuse(why);
+}
+
+/** Why a file can not be one that this user made for hugepages. */
+function strangeness({ kind, links, user, mode }: FileStatus): string | undefined {
+  if (kind !== 'file') return `a ${kind}, not a file`;
+  if (user !== process.geteuid?.()) return `a file of user ${user}`;
+  if ((mode & OTHERS_WRITE) !== 0) return 'a file that others may write';
+  return links > 1 ? 'a file that has other names too' : undefined;
+}
+
+/** Permission bits: the group, or all, may write. */
+const OTHERS_WRITE = 0o022;
+
 function openUnless(code: 'EEXIST' | 'ENOENT', open: () => number): number | undefined {
   try {
     return open();
@@ -85,7 +131,7 @@ function openUnless(code: 'EEXIST' | 'ENOENT', open: () => number): number | und
 
 /** Removes the file at `path` unless a process has it locked. Returns whether it is gone. */
 function removeUnlocked(files: FilesPort, path: string): boolean {
-  const fd = openUnless('ENOENT', () => files.open(path, 'read-write'));
+  const fd = openUnless('ENOENT', () => openOwn(files, path));
   if (fd === undefined) return true;
   try {
     if (!files.lock(fd, 'exclusive')) return false;
@@ -99,7 +145,7 @@ function removeUnlocked(files: FilesPort, path: string): boolean {
 
 /**
  * Removes the hugepage files that processes with this prefix left in `directory` when they died: those named
- * `<prefix>map_<number>` that nobody has locked. Nothing else is touched, and what this process may not open stays. Their
+ * `<prefix>map_<number>`, of this user, that nobody has locked. Nothing else is touched, and what is not this user's stays. Their
  * pages are free then. Not for programs that start with `never` and count on what is left.
  *
  * @returns the paths that were removed

@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
@@ -177,6 +177,18 @@ test('a node that fails undoes those before it, whichever write it is', { skip }
   }
 });
 
+test('more than the machine has is refused before anything is written', { skip }, (t) => {
+  const { machine, node0, node1 } = numaMachine(t);
+  machine.put('proc/meminfo', 'MemTotal: 33554432 kB\nMemAvailable: 16777216 kB\nHugepagesize: 2048 kB\n');
+  const pages = machine.open();
+  const figures = /more are wanted, and 16 GiB of the machine's 32 GiB are available.*nothing was changed/;
+  throws('ENOMEM', 'hugepages.reserve', () => pages.reserve({ pageSize: 2 * MiB, pages: 2 ** 25 }), figures);
+  throws('ENOMEM', 'hugepages.reserve', () => pages.reserve({ pageSize: 2 * MiB, node: 0, pages: 8 + 8193 }), figures);
+  assert.deepEqual([numberIn(node0), numberIn(node1)], [8, 4]);
+  pages.reserve({ pageSize: 2 * MiB, node: 0, pages: 8 + 8192 });
+  assert.equal(numberIn(node0), 8200);
+});
+
 test('impossible choices are refused before anything is written', { skip }, (t) => {
   const { machine, node0 } = numaMachine(t);
   const pages = machine.open({
@@ -287,8 +299,16 @@ test('the real machine: reserve, mount, unmount, release', { skip }, (t) => {
       pages.mounts().filter((mount) => mount.path === path),
       [{ path, pageSize }],
     );
-    pages.unmount(path);
+    // One directory, however its name is written.
+    const link = join(directory, 'link');
+    symlinkSync(path, link);
+    for (const name of [link, `${link}/`, `${path}/`, join(directory, 'none', '..', 'mount')]) {
+      assert.equal(pages.mount(name, { pageSize }), false, name);
+      assert.ok(pages.isMounted(name), name);
+    }
+    pages.unmount(link);
     throws('ENOENT', 'hugepages.unmount', () => pages.unmount(path));
+    throws('ENOENT', 'hugepages.mount', () => pages.mount('/proc/x', { pageSize }));
   } finally {
     borrowed.giveBack();
     rmSync(directory, { recursive: true });

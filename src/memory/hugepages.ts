@@ -3,8 +3,9 @@
  * is the kernel's: nothing here belongs to this process, and what is changed stays changed when it ends.
  * Documentation/admin-guide/mm/hugetlbpage.rst has the files; the rules of use are those of dpdk-hugepages.py.
  */
+import { basename, dirname, join } from 'node:path';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
-import type { KernelPort } from '../platform/ports.js';
+import type { KernelPort, Platform } from '../platform/ports.js';
 import { formatSize, isAddress, KiB, parseSize } from '../units.js';
 
 /** The pages of one size on one NUMA node. */
@@ -138,6 +139,7 @@ export class HugePages {
     if (!isAddress(pages)) throw invalid(operation, `${pages} pages are not possible`);
     const undo: (() => void)[] = [];
     try {
+      this.#checkAmount(choice, operation);
       for (const node of this.#chosen(choice, operation)) {
         const file = `${this.#directory(pageSize, node)}/nr_hugepages`;
         const before = this.#number(file);
@@ -180,12 +182,13 @@ export class HugePages {
    */
   mount(path: string, options: HugetlbfsMountOptions): boolean {
     const operation = 'hugepages.mount';
+    const real = this.#realPath(path);
     const { pageSize, user, group } = options;
     this.#checkSize(pageSize, operation);
     for (const [name, id] of Object.entries({ user, group }))
       if (id !== undefined && !(isAddress(id) && id < 2 ** 32 - 1))
         throw invalid(operation, `${id} is no ${name}'s number`);
-    const there = this.mounts().find((each) => each.path === path);
+    const there = this.mounts().find((each) => each.path === real);
     if (there?.pageSize === pageSize) return false;
     if (there !== undefined) {
       const reason = `${path} has a hugetlbfs of ${formatSize(there.pageSize)} pages`;
@@ -195,7 +198,7 @@ export class HugePages {
     if (group !== undefined) text.push(`gid=${group}`);
     try {
       this.#kernel.makeDirectory(path);
-      this.#kernel.mount({ source: 'nodev', target: path, type: 'hugetlbfs', options: text.join(',') });
+      this.#kernel.mount({ source: 'nodev', target: real, type: 'hugetlbfs', options: text.join(',') });
     } catch (error) {
       throw explain(error, operation);
     }
@@ -210,16 +213,57 @@ export class HugePages {
   unmount(path: string): void {
     const operation = 'hugepages.unmount';
     const mounts = this.mounts();
-    if (!mounts.some((each) => each.path === path)) {
+    const real = this.#realPath(path);
+    if (!this.isMounted(path)) {
       const where =
         mounts.length === 0 ? 'none is mounted' : `mounted at: ${mounts.map((each) => each.path).join(', ')}`;
       throw new DmaError({ code: 'ENOENT', operation, reason: `no hugetlbfs is mounted at ${path}`, hint: where });
     }
     try {
-      this.#kernel.unmount(path);
+      this.#kernel.unmount(real);
     } catch (error) {
       throw explain(error, operation);
     }
+  }
+
+  /**
+   * Throws ENOMEM when the machine can not have so many pages: the kernel would take all memory there is before it finds
+   * that out. Processes that run then may be ended for want of memory.
+   */
+  #checkAmount({ pageSize, node, pages }: HugePageChoice & { readonly pages: number }, operation: string): void {
+    const nodes = this.#chosen({ pageSize, node }, operation);
+    const more = nodes.reduce((sum, each) => {
+      return sum + Math.max(0, pages - this.#number(`${this.#directory(pageSize, each)}/nr_hugepages`)) * pageSize;
+    }, 0);
+    const memory = this.#kernel.readText(`${this.#proc}/meminfo`) ?? '';
+    const amount = (name: string): number | undefined => {
+      const kilobytes = new RegExp(`^${name}:\\s*(\\d+) kB`, 'm').exec(memory)?.[1];
+      return kilobytes === undefined ? undefined : Number(kilobytes) * KiB;
+    };
+    const available = amount('MemAvailable');
+    if (available === undefined || more <= available) return;
+    const total = formatSize(amount('MemTotal') ?? available);
+    const reason = `${formatSize(more)} more are wanted, and ${formatSize(available)} of the machine's ${total} are available`;
+    throw new DmaError({
+      code: 'ENOMEM',
+      operation,
+      reason,
+      hint: 'nothing was changed: ask for less, or free memory first',
+    });
+  }
+
+  /** Is a hugetlbfs mounted at `path`, by whatever name it is called? */
+  isMounted(path: string): boolean {
+    const real = this.#realPath(path);
+    return this.mounts().some((each) => each.path === real);
+  }
+
+  /** `path` as the kernel's list of mounts has it: without symbolic links, as far as it is there. */
+  #realPath(path: string): string {
+    const real = this.#kernel.realPath(path);
+    if (real !== undefined) return real;
+    const parent = dirname(path);
+    return parent === path ? path : join(this.#realPath(parent), basename(path));
   }
 
   #machine(): string {
@@ -282,6 +326,25 @@ export class HugePages {
     } catch (error) {
       throw explain(error, operation);
     }
+  }
+}
+
+/**
+ * The hugetlbfs that the directory `path` is in, by what the file system says of itself; `undefined` when it is in none.
+ *
+ * @throws DmaError EACCES, EMFILE ... when that can not be found out
+ */
+export function hugetlbfsAt({ kernel, files }: Platform, path: string): HugetlbfsMount | undefined {
+  const real = kernel.realPath(path);
+  if (real === undefined) return undefined;
+  const fd = files.open(real, 'read');
+  try {
+    const { kind, blockSize } = files.fileSystem(fd);
+    return kind === 'hugetlbfs' && files.status(fd).kind === 'directory'
+      ? { path: real, pageSize: blockSize }
+      : undefined;
+  } finally {
+    files.close(fd);
   }
 }
 

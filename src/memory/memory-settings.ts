@@ -1,4 +1,5 @@
 /** How the library gets memory of its own: the options, with DPDK's names and rules, and what they come to. */
+import { resolve } from 'node:path';
 import { invalid } from '../errors.js';
 import { formatSize, isAddress, isPowerOfTwo } from '../units.js';
 import type { HugeUnlink } from './hugepage-files.js';
@@ -12,7 +13,11 @@ export interface MemoryOptions {
   readonly numaMem?: readonly number[];
   /** Never have more than so much on each node; 0 for no limit (`--numa-limit`). */
   readonly numaLimit?: readonly number[];
-  /** Page sizes to use, the system's own included. Default: all hugepages there are, then ordinary pages. */
+  /**
+   * Page sizes to use, the system's own included. Default: all hugepages there are, then ordinary pages, with a notice. What is
+   * asked for here, or by an option about files, is had or is an error that says why not: ordinary pages take its place only
+   * where their size is listed.
+   */
   readonly pageSizes?: readonly number[];
   /** Never have more than `limit` of pages of this size on each node; 0 for none of them (`--pagesz-mem`). The last of a size counts. */
   readonly pageSizeLimits?: readonly { readonly pageSize: number; readonly limit: number }[];
@@ -23,7 +28,7 @@ export interface MemoryOptions {
   readonly inMemory?: boolean;
   /** Use ordinary pages only. */
   readonly noHuge?: boolean;
-  /** The hugetlbfs to keep files in. Default: every one that is mounted. */
+  /** The directory of a hugetlbfs to keep files in. Default: every one that is mounted and that this process can use. */
   readonly hugeDir?: string;
   /** What names of files begin with: each process has its own. Default `anydma`. */
   readonly filePrefix?: string;
@@ -69,6 +74,7 @@ export interface MemorySettings {
 
 /** How hugepages are kept in files. */
 export interface FileSettings {
+  /** absolute */
   readonly directory: string | undefined;
   readonly prefix: string;
   readonly unlink: HugeUnlink;
@@ -102,7 +108,8 @@ export function memorySettings(options: MemoryOptions): MemorySettings {
     throw invalid(OPERATION, `memory.hugeUnlink: there is no "${hugeUnlink}"`);
   if (iovaMode !== undefined && iovaMode !== 'va' && iovaMode !== 'pa')
     throw invalid(OPERATION, `memory.iovaMode: there is no "${String(iovaMode)}"`);
-  const files = { directory: hugeDir, prefix: filePrefix, unlink: hugeUnlink, singleFile: singleFileSegments };
+  const directory = hugeDir === undefined ? undefined : resolve(hugeDir);
+  const files = { directory, prefix: filePrefix, unlink: hugeUnlink, singleFile: singleFileSegments };
   const usesFiles = !(options.inMemory ?? FILE_OPTIONS.every((name) => options[name] === undefined));
   return {
     size,

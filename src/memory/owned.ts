@@ -32,6 +32,7 @@ import {
 } from './memory-events.js';
 import type { MemorySettings } from './memory-settings.js';
 import { PageLists } from './page-lists.js';
+import { PAGE_OPERATIONS } from './page-source.js';
 import type { Extent } from './segment-list.js';
 import { Views } from './views.js';
 
@@ -317,7 +318,7 @@ export class OwnedMemory {
     for (const { pageSize, pages } of steps) {
       try {
         const part = this.#extend(heap, pageSize, pages, false);
-        if (fits()) return;
+        if (fits()) return this.#noticeFallback(pageSize, failures);
         this.#giveBack(part);
         const reason = `${pages} pages of ${formatSize(pageSize)} were no help: they are not contiguous`;
         failures.push(new DmaError({ code: 'ENOMEM', operation: 'grow', reason }));
@@ -353,20 +354,26 @@ export class OwnedMemory {
     onNotice(`no hugepages are free, so that ordinary pages are used (${hint}; memory.noHuge says that this is meant)`);
   }
 
+  /** Tells once why hugepages that seemed to be there could not be had, when ordinary pages took their place. */
+  #noticeFallback(pageSize: number, failures: readonly unknown[]): void {
+    const cause = failures.find(isAboutPages);
+    if (this.#noticed || cause === undefined || pageSize !== this.#platform.memory.pageSize) return;
+    this.#noticed = true;
+    this.#settings.onNotice(`hugepages could not be had, so that ordinary pages are used: ${describe(cause)}`);
+  }
+
   #canNotGrow(pageSizes: readonly number[] | undefined, failures: readonly unknown[]): DmaError {
-    const told = failures.map((error) => {
-      if (isDmaError(error)) {
-        const hint = error.hint === undefined ? '' : ` (${error.hint})`;
-        return `${error.reason}${error.device === undefined ? '' : ` on ${error.device}`}${hint}`;
-      }
-      return String(error);
-    });
+    const told = failures.map(describe);
     const wanted = pageSizes === undefined ? '' : ` of ${pageSizes.map(formatSize).join(' or ')}`;
     const reason =
       told.length === 0
         ? `it can not grow: not so many pages${wanted} are free, or allowed`
         : `it can not grow: ${[...new Set(told)].join('; ')}`;
-    return new DmaError({ code: 'ENOMEM', operation: 'grow', reason, cause: failures.at(-1) });
+    // Where certain pages were asked for, what is in the way of them is the cause.
+    const isWish = (pageSizes ?? this.#settings.pageSizes ?? this.#settings.files) !== undefined;
+    const own = isWish ? failures.find((error) => isAboutPages(error) && error.code !== 'ENOMEM') : undefined;
+    const code = isDmaError(own) ? own.code : 'ENOMEM';
+    return new DmaError({ code, operation: 'grow', reason, cause: own ?? failures.at(-1) });
   }
 
   #mustBeIdle(): void {
@@ -413,6 +420,7 @@ export class OwnedMemory {
         const [{ pageSize, pages }] = steps;
         try {
           this.#extend(heap, pageSize, pages, true);
+          this.#noticeFallback(pageSize, failures);
           left -= pages * pageSize;
           steps = this.#parting(heap, left);
         } catch (error) {
@@ -514,4 +522,15 @@ export class OwnedMemory {
 /** Pages of another size are no way out of a want of descriptors. */
 function mustBeAboutPages(error: unknown): void {
   if (isDmaError(error) && NO_DESCRIPTORS.includes(error.code)) throw error;
+}
+
+/** Is it the pages themselves that could not be had, and not a device, a handler or a validator that refused them? */
+function isAboutPages(error: unknown): error is DmaError {
+  return isDmaError(error) && PAGE_OPERATIONS.includes(error.operation);
+}
+
+function describe(error: unknown): string {
+  if (!isDmaError(error)) return String(error);
+  const hint = error.hint === undefined ? '' : ` (${error.hint})`;
+  return `${error.reason}${error.device === undefined ? '' : ` on ${error.device}`}${hint}`;
 }

@@ -8,7 +8,7 @@ import { formatSize, GiB } from '../units.js';
 import type { AreaIndex } from './area-index.js';
 import type { PageChoice } from './growth.js';
 import { removeStale } from './hugepage-files.js';
-import { HugePages, type HugetlbfsMount } from './hugepages.js';
+import { checkHugePageSizes, HugePages, hugetlbfsAt, type HugetlbfsMount } from './hugepages.js';
 import type { FileSettings, MemorySettings } from './memory-settings.js';
 import { hugetlbfsPages, memfdPages, type PageSource } from './page-source.js';
 import { SegmentList, type Extent } from './segment-list.js';
@@ -16,6 +16,15 @@ import { SegmentList, type Extent } from './segment-list.js';
 /** A list has so many pages, or so many bytes of pages if that is less; DPDK's numbers. Who needs more gets a longer one. */
 const LIST_PAGES = 32768;
 const LIST_BYTES = 64 * GiB;
+
+/** What makes it worth trying another mount, and which of that is about rights. */
+const ABOUT_RIGHTS: readonly string[] = ['EACCES', 'EPERM', 'EROFS'];
+const ABOUT_A_MOUNT: readonly string[] = [...ABOUT_RIGHTS, 'ENOSPC', 'ENOMEM', 'ENOENT'];
+const MOUNT_HINT = 'anydma hugepages --mount mounts one';
+
+function keyOf(pageSize: number, node: number, mount: HugetlbfsMount | undefined): string {
+  return `${pageSize}@${node} ${mount?.path ?? ''}`;
+}
 
 /** See the head of the file. */
 export class PageLists {
@@ -27,6 +36,8 @@ export class PageLists {
   readonly #lists = new Map<string, SegmentList[]>();
   /** The number of the next file, by directory. */
   readonly #nextFile = new Map<string, number>();
+  /** The hugetlbfs that the settings name. */
+  #directory: HugetlbfsMount | undefined;
   #nodes: readonly number[] | undefined;
   #hidden: DmaError | undefined;
   #hugeSizes: number[] | undefined;
@@ -66,9 +77,14 @@ export class PageLists {
     return this.#hugeSizes;
   }
 
-  /** Are ordinary pages allowed? Not where physical addresses count: the kernel moves ordinary pages, even locked ones. */
+  /**
+   * Are ordinary pages allowed? Not where other pages were asked for, and not where physical addresses count: the kernel moves
+   * ordinary pages, even locked ones.
+   */
   get ordinary(): boolean {
-    return this.#settings.pageSizes?.includes(this.#platform.memory.pageSize) !== false && !this.#physical();
+    const { pageSizes, files } = this.#settings;
+    const isWanted = pageSizes?.includes(this.#platform.memory.pageSize) ?? files === undefined;
+    return isWanted && !this.#physical();
   }
 
   /** What could be taken on a node now. */
@@ -88,23 +104,53 @@ export class PageLists {
    *   file prefix; EPERM when physical addresses are wanted and not shown
    */
   take(pageSize: number, node: number, pages: number): Extent {
-    const key = `${pageSize}@${node}`;
+    const errors: unknown[] = [];
+    for (const mount of this.#mountsFor(pageSize)) {
+      try {
+        return this.#takeIn(mount, pageSize, node, pages);
+      } catch (error) {
+        // Another mount may be this process's to use, or have room.
+        if (!isDmaError(error) || !ABOUT_A_MOUNT.includes(error.code)) throw error;
+        errors.push(error);
+      }
+    }
+    // Of several reasons the one that is not about rights: that mount could be used.
+    throw errors.find((error) => isDmaError(error) && !ABOUT_RIGHTS.includes(error.code)) ?? errors[0];
+  }
+
+  #takeIn(mount: HugetlbfsMount | undefined, pageSize: number, node: number, pages: number): Extent {
+    const key = keyOf(pageSize, node, mount);
     const lists = this.#lists.get(key) ?? [];
     for (const list of lists) {
       const extent = list.take(pages);
       if (extent !== undefined) return extent;
     }
-    const list = this.#newList(pageSize, node, pages);
+    const list = this.#newList(mount, pageSize, node, pages);
     const extent = this.#firstOf(list, pages);
     this.#lists.set(key, [...lists, list]);
     return extent;
+  }
+
+  /** The mounts that pages of a size are kept in; `undefined` stands for a memfd. */
+  #mountsFor(pageSize: number): (HugetlbfsMount | undefined)[] {
+    const { files } = this.#settings;
+    if (files === undefined || pageSize === this.#platform.memory.pageSize) return [undefined];
+    const mounts = this.#mounts(files).filter((each) => each.pageSize === pageSize);
+    if (mounts.length > 0) return mounts;
+    throw new DmaError({
+      code: 'ENOENT',
+      operation: 'take',
+      reason: `no hugetlbfs with pages of ${formatSize(pageSize)} is mounted any more`,
+      hint: MOUNT_HINT,
+    });
   }
 
   /**
    * Checks what the settings say about this machine, and removes the files that processes with this prefix left when they
    * died.
    *
-   * @throws DmaError EINVAL for a node there is not, or a directory that no hugetlbfs is mounted on
+   * @throws DmaError EINVAL for a node there is not, or a directory that no hugetlbfs is mounted on; ENOENT when files were asked
+   *   for and no hugetlbfs is mounted; ENOTSUP for page sizes there are not
    */
   start(): void {
     const { files, numaMem, numaLimit } = this.#settings;
@@ -112,14 +158,32 @@ export class PageLists {
     // Numbers of nodes have gaps on some machines.
     if (most > 0 && most > Math.max(...this.nodes) + 1)
       throw invalid('start', `sizes for ${most} NUMA nodes were given, and there are ${this.nodes.length}`);
+    const { pageSizes } = this.#settings;
+    const ordinary = this.#platform.memory.pageSize;
+    if (pageSizes !== undefined && !pageSizes.includes(ordinary))
+      checkHugePageSizes(pageSizes, this.#huge.pageSizes(), 'start');
     if (files === undefined) return;
-    const mounts = this.#mounts(files);
-    if (files.directory !== undefined && mounts.length === 0)
-      throw invalid('start', `no hugetlbfs is mounted at ${files.directory}`, {
-        hint: 'anydma hugepages mounts one; without hugeDir every mount is used',
-      });
+    const mounts = this.#mounts(files).filter(({ pageSize }) => pageSizes?.includes(pageSize) !== false);
+    if (mounts.length === 0 && !this.ordinary) throw this.#noMount(files);
     if (files.unlink === 'never') return;
     for (const { path } of mounts) removeStale(this.#platform, path, files.prefix);
+  }
+
+  /** Why no file can be kept: nothing fits is mounted. */
+  #noMount({ directory }: FileSettings): DmaError {
+    const { pageSizes } = this.#settings;
+    const sizes = pageSizes === undefined ? '' : ` with pages of ${pageSizes.map(formatSize).join(' or ')}`;
+    if (directory !== undefined)
+      return invalid('start', `no hugetlbfs${sizes} is mounted at ${directory}`, {
+        hint: `${MOUNT_HINT}; without hugeDir every mount is used`,
+      });
+    const reason = `no hugetlbfs${sizes} is mounted, and an option asks for files in one`;
+    return new DmaError({
+      code: 'ENOENT',
+      operation: 'start',
+      reason,
+      hint: `${MOUNT_HINT}; without filePrefix, hugeUnlink and singleFileSegments no mount is needed`,
+    });
   }
 
   /** Gives all pages and addresses back. @returns what failed */
@@ -141,7 +205,10 @@ export class PageLists {
   }
 
   #mounts({ directory }: FileSettings): HugetlbfsMount[] {
-    return this.#huge.mounts().filter(({ path }) => directory === undefined || path === directory);
+    if (directory === undefined) return this.#huge.mounts();
+    // Asked of the file system, so that any way to write its name will do; once, because names may change.
+    this.#directory ??= hugetlbfsAt(this.#platform, directory);
+    return this.#directory === undefined ? [] : [this.#directory];
   }
 
   /** Free hugepages of a size on a node. */
@@ -156,7 +223,7 @@ export class PageLists {
   #left(pageSize: number, node: number): number {
     const limit = this.#settings.pageSizeLimits.get(pageSize);
     if (limit === undefined) return Infinity;
-    const lists = this.#lists.get(`${pageSize}@${node}`) ?? [];
+    const lists = this.lists.filter(({ source }) => source.pageSize === pageSize && source.node === node);
     return limit - lists.reduce((bytes, list) => bytes + list.pages * pageSize, 0);
   }
 
@@ -172,11 +239,11 @@ export class PageLists {
     }
   }
 
-  #newList(pageSize: number, node: number, least: number): SegmentList {
+  #newList(mount: HugetlbfsMount | undefined, pageSize: number, node: number, least: number): SegmentList {
     const platform = this.#platform;
     const pages = Math.max(least, Math.min(LIST_PAGES, Math.floor(LIST_BYTES / pageSize)));
     const make = (length: number): SegmentList => {
-      const source = this.#source(pageSize, node, length);
+      const source = this.#source(mount, pageSize, node, length);
       const { sameIova } = this.#settings;
       const physical = this.#physical();
       return new SegmentList({ platform, areas: this.#areas, source, pages: length, physical, sameIova });
@@ -190,13 +257,9 @@ export class PageLists {
     }
   }
 
-  #source(pageSize: number, node: number, pages: number): PageSource {
+  #source(mount: HugetlbfsMount | undefined, pageSize: number, node: number, pages: number): PageSource {
     const { files } = this.#settings;
     const platform = this.#platform;
-    const mount =
-      files === undefined || pageSize === platform.memory.pageSize
-        ? undefined
-        : this.#mounts(files).find((each) => each.pageSize === pageSize);
     if (files === undefined || mount === undefined) {
       const name = `anydma ${formatSize(pageSize)}`;
       return memfdPages(platform, { pageSize, pages, node, name });

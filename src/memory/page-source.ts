@@ -16,6 +16,9 @@ import { claimFile, hugePageFile, type HugeUnlink } from './hugepage-files.js';
 import { Room } from './room.js';
 import { settle } from './settle.js';
 
+/** What errors of {@link PageSource.take} call their operation. */
+export const PAGE_OPERATIONS: readonly string[] = ['memfd.take', 'hugetlbfs.take', 'anonymous.take'];
+
 /** Neighbouring pages that were handed out, with one descriptor behind them, if any. */
 export interface PageRun {
   readonly va: Va;

@@ -152,6 +152,7 @@ export function linuxFiles(libc: Libc): FilesPort {
       const kind = KINDS.get(statType()) ?? 'other';
       const size = statSize();
       const allocated = long(STATX.stx_blocks) * STAT_BLOCK;
+      const links = words[STATX.stx_nlink / 4];
       const user = words[STATX.stx_uid / 4];
       const mode = halves[STATX.stx_mode / 2] & S_PERMISSIONS;
       const flags = check(libc, libc.fcntl(fd, F_GETFL, 0), 'fcntl', `F_GETFL of fd ${fd}`);
@@ -161,7 +162,7 @@ export function linuxFiles(libc: Libc): FilesPort {
         statFileSystem(fd);
         if (words[STATFS.f_type / 4] === HUGETLBFS_MAGIC) pageSize = long(STATFS.f_bsize);
       }
-      return { kind, size, writable, allocated, pageSize, user, mode };
+      return { kind, size, writable, allocated, pageSize, links, user, mode };
     },
 
     fileSystem(fd): FileSystem {

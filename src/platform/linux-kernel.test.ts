@@ -60,6 +60,22 @@ test('directories are listed in order, and made with those above them', { skip }
   for (const name of ['2', '10', '1']) writeFileSync(join(path, name), '');
   assert.deepEqual(kernel.list(path), ['1', '10', '2']);
   throws('ENOTDIR', 'mkdir', () => kernel.makeDirectory(join(path, '1', 'x')));
+  throws('ENOTDIR', 'mkdir', () => kernel.makeDirectory(join(path, '1')));
+});
+
+test('a directory that can not be made is an error, in /proc too, where none ever can', { skip }, () => {
+  throws('ENOENT', 'mkdir', () => kernel.makeDirectory('/proc/x'));
+  throws('ENOENT', 'mkdir', () => kernel.makeDirectory('/proc/x/y'));
+});
+
+test('a path has one real name', { skip }, () => {
+  const path = join(directory, 'real');
+  kernel.makeDirectory(path);
+  symlinkSync(path, join(directory, 'name'));
+  const real = kernel.realPath(path);
+  assert.equal(kernel.realPath(join(directory, 'name')), real);
+  assert.equal(kernel.realPath(`${path}/../real/`), real);
+  assert.equal(kernel.realPath(join(directory, 'nothing')), undefined);
 });
 
 test('links are read, and nothing else is one', { skip }, () => {

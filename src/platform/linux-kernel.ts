@@ -9,12 +9,14 @@ import {
   openSync,
   readdirSync,
   readlinkSync,
+  realpathSync,
   statSync,
   writeSync,
   type Stats,
 } from 'node:fs';
-import { DmaError, invalid, isDmaError, unlessFails } from '../errors.js';
-import { check, checkPath, needDescriptors } from './libc.js';
+import { dirname, resolve } from 'node:path';
+import { DmaError, ERRNO, invalid, isDmaError, unlessFails } from '../errors.js';
+import { check, checkPath, fail, needDescriptors } from './libc.js';
 import type { Libc } from './libc.js';
 import { readKernelText } from './linux-proc.js';
 import { readRoutes } from './linux-routes.js';
@@ -47,6 +49,11 @@ export function linuxKernel(libc: Libc): KernelPort {
       return unlessFails(['EINVAL'], () => ifPresent(path, () => readlinkSync(path)));
     },
 
+    realPath(path) {
+      checkPath(path, 'realpath');
+      return ifPresent(path, () => realpathSync.native(path));
+    },
+
     mayOpen(path) {
       try {
         const call = (): 'yes' => {
@@ -76,7 +83,7 @@ export function linuxKernel(libc: Libc): KernelPort {
 
     makeDirectory(path) {
       checkPath(path, 'mkdir');
-      callNode(path, () => mkdirSync(path, { recursive: true }));
+      makeAll(resolve(path));
     },
 
     mount({ source, target, type, options }) {
@@ -140,4 +147,23 @@ function nodeOf(stats: Stats): DeviceNode | undefined {
   const major = ((device >> 8n) & 0xfffn) | ((device >> 32n) & ~0xfffn);
   const minor = (device & 0xffn) | ((device >> 12n) & 0xffffff00n);
   return { kind: stats.isBlockDevice() ? 'block' : 'character', number: `${major}:${minor}` };
+}
+
+/**
+ * Makes the directory `path` and those above it. (mkdirSync with `recursive` never returns where a directory can not be made
+ * for a reason that reads as "no such file", as in /proc.)
+ */
+function makeAll(path: string): void {
+  const missing: string[] = [];
+  const statusOf = (at: string): Stats | undefined =>
+    callNode(path, () => statSync(at, { throwIfNoEntry: false }), { operation: 'mkdir' });
+  for (let at = path; statusOf(at) === undefined && at !== dirname(at); at = dirname(at)) missing.unshift(at);
+  for (const each of missing)
+    try {
+      callNode(each, () => mkdirSync(each));
+    } catch (error) {
+      // Somebody else may have made it meanwhile.
+      if (!isDmaError(error, 'EEXIST')) throw error;
+    }
+  if (statusOf(path)?.isDirectory() !== true) fail(ERRNO.ENOTDIR, 'mkdir', path);
 }

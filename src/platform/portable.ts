@@ -64,6 +64,7 @@ export function portablePlatform(reason: string): Platform {
       writeText: refuse('write'),
       list: () => [],
       readLink: () => undefined,
+      realPath: () => undefined,
       mayOpen: () => 'no-such-file',
       log: () => undefined,
       changeOwner: refuse('chown'),

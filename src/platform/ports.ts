@@ -149,6 +149,8 @@ export interface FileStatus {
   readonly allocated: number;
   /** bytes of one of its pages, by its file system: more than the system's page size for hugetlbfs and hugetlb memfds */
   readonly pageSize: number;
+  /** How many names lead to it; 0 for memfds and files that were removed. */
+  readonly links: number;
   /** Number of the user who owns it. */
   readonly user: number;
   /** Permission bits, as of chmod(1). */
@@ -364,7 +366,9 @@ export interface KernelPort {
   log(): string | undefined;
   /** chown(2) by the numbers of a user and a group, of which -1 stays as it is. */
   changeOwner(path: string, user: number, group: number): void;
-  /** Makes a directory and those above it; nothing happens when it is there. */
+  /** realpath(3): the absolute path without symbolic links; `undefined` when it leads nowhere. */
+  realPath(path: string): string | undefined;
+  /** Makes a directory and those above it; nothing happens when it is there. ENOTDIR when a file is there. */
   makeDirectory(path: string): void;
   /** mount(2). */
   mount(options: MountOptions): void;

@@ -204,6 +204,10 @@ export class TestMachine implements KernelPort {
     return this.links.get(path) ?? (member === undefined ? undefined : this.links.get(`${directory(member)}/driver`));
   }
 
+  realPath(path: string): string {
+    return path;
+  }
+
   mayOpen(path: string): 'yes' | 'no-such-file' | 'no-permission' {
     return this.nodes.get(path) ?? 'no-such-file';
   }
