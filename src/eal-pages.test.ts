@@ -335,3 +335,72 @@ test('a server in a control group without hugepages refuses them to its client a
     pages.giveBack();
   }
 });
+
+test(
+  'memory beyond the limit of a control group: ENOMEM with its figures, and the process lives',
+  { skip },
+  async (t) => {
+    const group = cgroupForTest('memory', { 'memory.max': 384 * MiB });
+    if (typeof group === 'string') return t.skip(group);
+    try {
+      const { status, signal, out, err } = await group.run(`
+      import { Eal, MiB } from ${PACKAGE};
+      const eal = await Eal.start({ memory: { noHuge: true } });
+      const told = [];
+      const attempt = (work) => {
+        try { work(); told.push('had'); } catch (error) { told.push(error.code + ' ' + error.message); }
+      };
+      attempt(() => eal.malloc(1024 * MiB));
+      attempt(() => eal.external.allocate(1024 * MiB));
+      attempt(() => eal.external.allocate(1024 * MiB, { source: 'anonymous' }));
+      attempt(() => { const block = eal.malloc(64 * MiB); block.bytes().fill(1); block.free(); });
+      attempt(() => { const memory = eal.external.allocate(64 * MiB); memory.bytes().fill(1); memory.unregister(); });
+      await eal.stop();
+      console.log(JSON.stringify(told));`);
+      assert.deepEqual([status, signal], [0, null], err);
+      const told = JSON.parse(out) as string[];
+      for (const each of told.slice(0, 3))
+        assert.match(each, /^ENOMEM .*of the 384 MiB of .*\/memory\.(max|limit_in_bytes)/);
+      assert.deepEqual(told.slice(3), ['had', 'had']);
+    } finally {
+      group.giveBack();
+    }
+  },
+);
+
+test('processes that grow at the same time: each ends in ENOMEM, and none is killed', { skip }, async (t) => {
+  const group = cgroupForTest('memory', { 'memory.max': 768 * MiB });
+  if (typeof group === 'string') return t.skip(group);
+  try {
+    const program = `
+      import { Eal, MiB } from ${PACKAGE};
+      const eal = await Eal.start({ memory: { noHuge: true }, onForgotten: () => undefined });
+      const kept = [];
+      let had = 0;
+      try {
+        for (;;) {
+          kept.push(had % 2 === 0 ? eal.malloc(4 * MiB) : eal.external.allocate(4 * MiB));
+          had++;
+          await new Promise((resolve) => setTimeout(resolve, 1));
+        }
+      } catch (error) {
+        console.log(error.code, had);
+      }
+      // The others are at their limit meanwhile.
+      await new Promise((resolve) => setTimeout(resolve, 500));
+      for (const each of kept) each.bytes().fill(1);
+      process.exit(0);`;
+    const ends = await Promise.all(Array.from({ length: 3 }, () => group.run(program)));
+    let pieces = 0;
+    for (const { status, signal, out, err } of ends) {
+      assert.deepEqual([status, signal], [0, null], err);
+      const [code, had] = out.trim().split(' ');
+      assert.equal(code, 'ENOMEM', out);
+      pieces += Number(had);
+    }
+    // They had most of it, one way or another.
+    assert.ok(pieces * 4 * MiB > 200 * MiB, `${pieces} pieces`);
+  } finally {
+    group.giveBack();
+  }
+});
