@@ -1,5 +1,5 @@
 /** Getting pages: they are there before anyone is given their addresses, so that touching them can not kill the process. */
-import { DmaError, isDmaError, withUndo } from '../errors.js';
+import { DmaError, forPeople, isDmaError, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { formatSize, type Va } from '../units.js';
 import type { Room } from './room.js';
@@ -59,7 +59,8 @@ export function explainShortage(
   if (!isDmaError(failure, 'ENOMEM') || failure.hint !== undefined) return failure;
   const pages = length / pageSize;
   const where = node === -1 ? '' : ` on NUMA node ${node}`;
-  const hint = `${pages} hugepages of ${formatSize(pageSize)} are needed${where}, ${hugePageFigures(platform, pageSize, fd)}`;
+  const figures = forPeople(() => `, ${hugePageFigures(platform, pageSize, fd)}`) ?? '';
+  const hint = `${pages} hugepages of ${formatSize(pageSize)} are needed${where}${figures}`;
   return failure.with({ operation, cause: error, hint });
 }
 

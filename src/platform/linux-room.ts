@@ -3,6 +3,7 @@
  * this process is in (version 1 and 2, with all those above it) leaves. Beyond the least of them the kernel does not
  * refuse: it ends a process.
  */
+import { NO_DESCRIPTORS, NO_PERMISSION, unlessFails } from '../errors.js';
 import { formatSize, GiB, KiB, MiB } from '../units.js';
 import { readKernelText } from './linux-proc.js';
 import type { MemoryRoom } from './ports.js';
@@ -24,6 +25,14 @@ interface Hierarchy {
   readonly root: string;
 }
 
+/**
+ * The text of a file. What is hidden, or can not be read for want of descriptors, counts as no limit: the kernel has the last
+ * word, and memory is no less there because nobody may look.
+ */
+function textOf(path: string): string | undefined {
+  return unlessFails([...NO_PERMISSION, ...NO_DESCRIPTORS], () => readKernelText(path));
+}
+
 /** Version 1 has a number near 2^63 for no limit. */
 const UNLIMITED = 2 ** 60;
 
@@ -35,7 +44,7 @@ function kept(total: number): number {
 /** What there is room for, by `node` (-1 for any). See {@link LimitsPort.room}. */
 export function memoryRoom(node: number, paths: RoomPaths = {}): MemoryRoom {
   const { proc = '/proc', sysfs = '/sys' } = paths;
-  const counts = countsOf(readKernelText(`${proc}/meminfo`), KiB);
+  const counts = countsOf(textOf(`${proc}/meminfo`), KiB);
   const swap = counts.get('SwapFree') ?? 0;
   const bounds = [
     machine(counts, swap),
@@ -59,7 +68,7 @@ function machine(counts: ReadonlyMap<string, number>, swap: number): MemoryRoom 
 /** The nodes that memory has to come from; `undefined` for all. */
 function allowedNodes(node: number, proc: string): readonly number[] | undefined {
   if (node >= 0) return [node];
-  const list = /^Mems_allowed_list:\s*(\S+)$/m.exec(readKernelText(`${proc}/self/status`) ?? '')?.[1];
+  const list = /^Mems_allowed_list:\s*(\S+)$/m.exec(textOf(`${proc}/self/status`) ?? '')?.[1];
   return list?.split(',').flatMap((range) => {
     const [first, last = first] = range.split('-').map(Number);
     return Array.from({ length: last - first + 1 }, (_, i) => first + i);
@@ -68,13 +77,13 @@ function allowedNodes(node: number, proc: string): readonly number[] | undefined
 
 /** What nodes have, unless they are all there are. */
 function ofNodes(directory: string, nodes: readonly number[] | undefined, swap: number): MemoryRoom | undefined {
-  const online = readKernelText(`${directory}/online`)?.trim();
+  const online = textOf(`${directory}/online`)?.trim();
   if (nodes === undefined || online === undefined || /^\d+$/.test(online) || online === rangesOf(nodes))
     return undefined;
   let bytes = swap;
   let total = 0;
   for (const node of nodes) {
-    const text = readKernelText(`${directory}/node${node}/meminfo`)?.replace(/^Node \d+ /gm, '');
+    const text = textOf(`${directory}/node${node}/meminfo`)?.replace(/^Node \d+ /gm, '');
     const counts = countsOf(text, KiB);
     total += counts.get('MemTotal') ?? 0;
     for (const name of ['MemFree', 'Active(file)', 'Inactive(file)', 'SReclaimable']) bytes += counts.get(name) ?? 0;
@@ -130,8 +139,8 @@ function groups(
   controller: 'memory' | 'hugetlb',
   look: (hierarchy: Hierarchy, directory: string) => MemoryRoom[],
 ): MemoryRoom[] {
-  const own = readKernelText(`${proc}/self/cgroup`) ?? '';
-  const mounts = readKernelText(`${proc}/self/mountinfo`) ?? '';
+  const own = textOf(`${proc}/self/cgroup`) ?? '';
+  const mounts = textOf(`${proc}/self/mountinfo`) ?? '';
   const groupOf = (version: 1 | 2): string | undefined => {
     for (const line of own.split('\n')) {
       const [id, controllers, ...group] = line.split(':');
@@ -176,7 +185,7 @@ function ofGroup2(directory: string, swap: number): MemoryRoom[] {
     const swapLimit = numberIn(`${directory}/memory.swap.max`) ?? Infinity;
     const more = Math.min(swap, Math.max(0, swapLimit - (numberIn(`${directory}/memory.swap.current`) ?? 0)));
     bounds.push(
-      groupRoom(`${directory}/${name}`, limit, used, more, countsOf(readKernelText(`${directory}/memory.stat`), 1)),
+      groupRoom(`${directory}/${name}`, limit, used, more, countsOf(textOf(`${directory}/memory.stat`), 1)),
     );
   }
   return bounds;
@@ -192,7 +201,7 @@ function ofGroup1(directory: string, swap: number): MemoryRoom[] {
     const limit = numberIn(`${directory}/${name}.limit_in_bytes`);
     const used = numberIn(`${directory}/${name}.usage_in_bytes`);
     if (limit === undefined || used === undefined) continue;
-    const counts = countsOf(readKernelText(`${directory}/memory.stat`), 1, 'total_');
+    const counts = countsOf(textOf(`${directory}/memory.stat`), 1, 'total_');
     bounds.push(groupRoom(`${directory}/${name}.limit_in_bytes`, limit, used, more, counts));
   }
   return bounds;
@@ -218,7 +227,7 @@ function groupRoom(
 
 /** The number in a file; `undefined` when there is none or it stands for no limit. */
 function numberIn(file: string): number | undefined {
-  const text = readKernelText(file)?.trim();
+  const text = textOf(file)?.trim();
   const value = text === undefined || text === '' || text === 'max' ? NaN : Number(text);
   return value < UNLIMITED ? value : undefined;
 }
