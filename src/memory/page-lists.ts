@@ -2,7 +2,7 @@
  * Every page that the library owns: a list for each page size and node, made when the first page of it is wanted, and one
  * more whenever one is full.
  */
-import { DmaError, invalid, isDmaError, NO_PERMISSION, undoAll } from '../errors.js';
+import { DmaError, invalid, isDmaError, NO_PERMISSION, undoAll, unlessFails } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { formatSize, GiB } from '../units.js';
 import type { AreaIndex } from './area-index.js';
@@ -166,7 +166,8 @@ export class PageLists {
     const mounts = this.#mounts(files).filter(({ pageSize }) => pageSizes?.includes(pageSize) !== false);
     if (mounts.length === 0 && !this.ordinary) throw this.#noMount(files);
     if (files.unlink === 'never') return;
-    for (const { path } of mounts) removeStale(this.#platform, path, files.prefix);
+    // A mount that this process may not look into has no files of its own.
+    for (const { path } of mounts) unlessFails(NO_PERMISSION, () => removeStale(this.#platform, path, files.prefix));
   }
 
   /** Why no file can be kept: nothing fits is mounted. */

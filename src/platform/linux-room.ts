@@ -184,9 +184,7 @@ function ofGroup2(directory: string, swap: number): MemoryRoom[] {
     if (limit === undefined || used === undefined) continue;
     const swapLimit = numberIn(`${directory}/memory.swap.max`) ?? Infinity;
     const more = Math.min(swap, Math.max(0, swapLimit - (numberIn(`${directory}/memory.swap.current`) ?? 0)));
-    bounds.push(
-      groupRoom(`${directory}/${name}`, limit, used, more, countsOf(textOf(`${directory}/memory.stat`), 1)),
-    );
+    bounds.push(groupRoom(`${directory}/${name}`, limit, used, more, countsOf(textOf(`${directory}/memory.stat`), 1)));
   }
   return bounds;
 }
