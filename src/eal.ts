@@ -39,6 +39,7 @@ import type { Platform } from './platform/ports.js';
 import { Containers, type Container, type ContainerChoice } from './vfio/containers.js';
 import { deviceModel, isDeviceName } from './vfio-user/devices/catalog.js';
 import type { ModelFactory } from './vfio-user/devices/model.js';
+import { shortForm } from './short-form.js';
 
 /** How to start. All may be left out. */
 export interface EalOptions extends Pick<RegistryOptions, 'holdBackMs' | 'remember' | 'origins'> {
@@ -413,6 +414,14 @@ export class Eal implements AsyncDisposable {
     if (this.#stopped) throw stopped(operation);
   }
 }
+
+shortForm(Eal, 'Eal', (eal) => ({
+  devices: eal.devices().map(({ name }) => name),
+  external: [...eal.external.live].length,
+  heaps: eal.memory.heapsInUse.length + [...eal.heap.made].length,
+  zones: eal.zones.size,
+  pools: [...eal.pools].map(({ name }) => name),
+}));
 
 /** The embedded devices, as kinds of software devices. The edu driver has the same key, for the same setting. */
 function softwareModel(kind: string, args: ReadonlyMap<string, string>): ModelFactory | undefined {

@@ -178,3 +178,4 @@ export type { CopyEngineModelOptions } from './vfio-user/devices/copy-engine.js'
 export type { EduModelOptions } from './vfio-user/devices/edu.js';
 export type { Capabilities, DeviceInfo, IrqDescription, RegionDescription, SparseArea } from './vfio-user/messages.js';
 export type { Server, ServerEvent } from './vfio-user/server.js';
+export type { PopulateOptions } from './memory/external.js';

@@ -21,6 +21,7 @@ import type {
   IdMatch,
   OpenedDevice,
 } from './model.js';
+import { shortForm } from '../short-form.js';
 
 /** What has taken a device. */
 interface Binding {
@@ -197,3 +198,11 @@ export class BoundDevice implements Device {
     return invalid(operation, reason, { device: this.name, hint: 'eal.probe(name) opens a device' });
   }
 }
+
+shortForm(BoundDevice, 'Device', ({ name, state, driver, domain, lost }) => ({
+  name,
+  state,
+  driver: driver?.name,
+  domain: domain?.name,
+  lost: lost?.message,
+}));

@@ -3,6 +3,8 @@ import { undoAll, withUndo } from '../errors.js';
 import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { Device } from './model.js';
+import { shortForm } from '../short-form.js';
+import { hex } from '../units.js';
 
 /** What a group that is mapped for every device, now and later, is made with. */
 export interface Standing {
@@ -72,6 +74,12 @@ export class GroupMapping implements Disposable {
     );
   }
 }
+
+shortForm(GroupMapping, 'GroupMapping', ({ target: { va, length }, mappings }) => ({
+  va: hex(va),
+  length,
+  devices: mappings.map(({ device }) => device),
+}));
 
 /**
  * Maps `group`'s range on each of `devices` that it is not on yet. When one fails, those of them before it are unmapped

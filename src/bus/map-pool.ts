@@ -15,6 +15,7 @@ import type { AreaIndex } from '../memory/area-index.js';
 import type { PoolChunk } from '../memory/pool-layout.js';
 import { formatSize } from '../units.js';
 import type { Device } from './model.js';
+import { shortForm } from '../short-form.js';
 
 /** A pool, as far as mapping it goes. */
 export interface MappablePool {
@@ -55,6 +56,11 @@ export class PoolMapping implements Disposable, AsyncDisposable {
     await this.unmapAsync();
   }
 }
+
+shortForm(PoolMapping, 'PoolMapping', ({ mappings }) => ({
+  mappings: mappings.length,
+  live: mappings.some(({ live }) => live),
+}));
 
 /**
  * Maps the memory of a pool for a device, all or nothing.

@@ -22,6 +22,7 @@ import { lostDevice, Mapping } from './mapping.js';
 import { planMapping, type MapOptions, type MapTarget, type Plan, type PlannedPiece } from './plan.js';
 import { RetiredMappings } from './retired.js';
 import { TranslationTable } from './translation-table.js';
+import { shortForm } from '../short-form.js';
 
 /** How to map it without blocking. */
 export interface MapAsyncOptions extends MapOptions, LongWorkOptions {
@@ -880,6 +881,14 @@ export class Domain {
     this.#allocator.setWindows(windows);
   }
 }
+
+shortForm(Domain, 'Domain', ({ name, kind, devices, entries, bytes }) => ({
+  name,
+  kind,
+  devices: [...devices],
+  entries,
+  bytes,
+}));
 
 /** What `work` returns; an error that it throws names `device`. */
 function naming<T>(device: string, work: () => T): T {

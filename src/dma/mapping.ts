@@ -2,9 +2,10 @@
 import { DmaError, invalid } from '../errors.js';
 import type { Origin } from '../origin.js';
 import type { Range } from '../ranges.js';
-import type { Iova, Va } from '../units.js';
+import { hex, type Iova, type Va } from '../units.js';
 import type { DmaAccess, RegionTraits } from './backend.js';
 import type { Claim, Entry } from './ledger.js';
+import { shortForm } from '../short-form.js';
 
 /** A contiguous piece of a mapping: `length` bytes at `va` are `length` bytes at `iova` for the device. */
 export interface MappedSegment {
@@ -191,3 +192,14 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     return entry;
   }
 }
+
+shortForm(Mapping, 'Mapping', ({ device, range, access, live, entries: [first] }) => ({
+  device,
+  va: hex(range.start),
+  length: range.length,
+  access,
+  live,
+  iova: first === undefined ? undefined : hex(first.iova),
+  lkey: first?.keys?.lkey,
+  rkey: first?.keys?.rkey,
+}));

@@ -13,6 +13,7 @@
 import { DmaError, invalid } from '../errors.js';
 import { Range } from '../ranges.js';
 import { isAddress, KiB, MiB } from '../units.js';
+import { shortForm } from '../short-form.js';
 
 const PAGE = 4 * KiB;
 const HUGE = 2 * MiB;
@@ -325,6 +326,8 @@ export class TranslationTable {
     }
   }
 }
+
+shortForm(TranslationTable, 'TranslationTable', ({ bytes, generation }) => ({ bytes, generation }));
 
 function checked(start: number, length: number, operation: string): Range {
   const range = new Range(start, length, operation);

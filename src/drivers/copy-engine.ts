@@ -22,6 +22,7 @@ import {
   DESCRIPTOR,
 } from '../vfio-user/devices/copy-engine-layout.js';
 import { Bell, SPIN_TURNS, until } from './wait.js';
+import { shortForm } from '../short-form.js';
 
 /** Memory that is mapped for the device. */
 export interface RingMemory {
@@ -518,6 +519,8 @@ export class CopyEngine implements AsyncDisposable {
     });
   }
 }
+
+shortForm(CopyEngine, 'CopyEngine', ({ capacity, maxTransfer }) => ({ capacity, maxTransfer }));
 
 const CODES: ReadonlyMap<number, readonly [ErrorCode, string]> = new Map([
   [COPY_CODE.BAD_DESCRIPTOR, ['EINVAL', 'the device refuses the descriptor']],

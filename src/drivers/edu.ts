@@ -14,6 +14,7 @@ import {
   EDU_STATUS,
 } from '../vfio-user/devices/edu-layout.js';
 import { Bell, until } from './wait.js';
+import { shortForm } from '../short-form.js';
 
 /** What a driver has to be told about its edu device. */
 export interface EduOptions {
@@ -243,3 +244,5 @@ export class Edu implements Disposable {
     return this.#registers;
   }
 }
+
+shortForm(Edu, 'Edu', () => ({}));

@@ -2,6 +2,7 @@
 import { invalid } from '../errors.js';
 import type { Range } from '../ranges.js';
 import { hex, isAddress, isPowerOfTwo, type Iova, type Va } from '../units.js';
+import { shortForm } from '../short-form.js';
 
 /** Whose memory an area is: the library's, a heap's over user memory, or the user's alone. */
 export type AreaOwner = 'owned' | 'heap' | 'external';
@@ -140,6 +141,19 @@ export class Area {
     return this.#holds;
   }
 }
+
+shortForm(Area, 'Area', ({ label, range, pageSize, owner, node, writable, iovas, sameIova, holders }) => ({
+  label,
+  va: hex(range.start),
+  length: range.length,
+  pageSize,
+  owner,
+  node,
+  writable,
+  iovas: iovas === undefined ? undefined : `${iovas.length} pages`,
+  sameIova,
+  holders: [...holders.keys()],
+}));
 
 function misalignment(range: Range, pageSize: number): string {
   const which = range.start % pageSize === 0 ? `length ${hex(range.length)}` : `start ${hex(range.start)}`;

@@ -14,6 +14,7 @@ import { checkHugePageSizes, HugePages } from './hugepages.js';
 import { Room } from './room.js';
 import { explainShortage, settle } from './settle.js';
 import { checkPart, Views } from './views.js';
+import { shortForm } from '../short-form.js';
 
 /** Where external memory comes from. */
 export type ExternalSource = 'memfd' | 'anonymous' | 'file' | 'buffer' | 'address';
@@ -204,6 +205,13 @@ export class ExternalMemory implements Disposable {
       throw invalid(operation, `${this.area.label} is not registered any more`, { range: this.area.range });
   }
 }
+
+shortForm(ExternalMemory, 'ExternalMemory', ({ area, registered }) => ({
+  label: area.label,
+  va: hex(area.range.start),
+  length: area.range.length,
+  registered,
+}));
 
 /** The external memory of one `Eal`: every way to get some, and what there is now. */
 export class External {
@@ -453,6 +461,8 @@ export class External {
     throw invalid(operation, `there is no NUMA node ${node}`, { hint: `the nodes are: ${nodes.join(', ')}` });
   }
 }
+
+shortForm(External, 'External', ({ live }) => ({ live: [...live].length }));
 
 function rangeAt(va: Va, length: number, operation: string): Range<Va> {
   if (va === 0) throw invalid(operation, 'there is no memory at address 0');

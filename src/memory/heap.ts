@@ -18,6 +18,7 @@ import { BlockAllocator } from './block-allocator.js';
 import type { Pin } from './external.js';
 import type { IovaMode } from './iova-mode.js';
 import { checkPart, Views } from './views.js';
+import { shortForm } from '../short-form.js';
 
 /** Memory that a heap serves from. */
 export interface HeapMemory {
@@ -226,6 +227,8 @@ export class Block implements Disposable {
     if (!this.#live) throw invalid(operation, `the block at ${hex(this.va)} was freed`);
   }
 }
+
+shortForm(Block, 'Block', ({ heap, va, length, live }) => ({ heap: heap.name, va: hex(va), length, live }));
 
 /** See the head of the file. Heaps are made by `Eal.heap` and `Eal.memory`. */
 export class Heap {
@@ -576,6 +579,8 @@ export class Heap {
     if (memory !== undefined) emptied(memory);
   }
 }
+
+shortForm(Heap, 'Heap', (heap) => ({ name: heap.name, id: heap.id, node: heap.node, ...heap.statistics() }));
 
 type BlockRun = (start: number, length: number) => number;
 

@@ -13,6 +13,7 @@ import { External, ExternalMemory, type Pin, type RegisterOptions } from './exte
 import { Heap, type HeapMemory } from './heap.js';
 import type { IovaMode } from './iova-mode.js';
 import type { MemoryChange, MemoryHandlers, Reach } from './memory-events.js';
+import { shortForm } from '../short-form.js';
 
 /** Ids of heaps over the user's memory begin here; below are NUMA nodes. */
 const FIRST_ID = 256;
@@ -283,6 +284,8 @@ export class Heaps {
     this.#parts.delete(area);
   }
 }
+
+shortForm(Heaps, 'Heaps', ({ made }) => ({ made: [...made].map(({ name }) => name) }));
 
 /** Fills all of it with zeros, in parts that can be viewed. */
 function zero(memory: ExternalMemory): void {

@@ -35,6 +35,7 @@ import { PageLists } from './page-lists.js';
 import { PAGE_OPERATIONS } from './page-source.js';
 import type { Extent } from './segment-list.js';
 import { Views } from './views.js';
+import { shortForm } from '../short-form.js';
 
 /** Memory of this size that became empty is kept for the next allocation, in bytes, however little the heap has otherwise. */
 const KEPT = 64 * MiB;
@@ -518,6 +519,15 @@ export class OwnedMemory {
     return this.heapsInUse.reduce((sum, heap) => sum + heap.total, 0);
   }
 }
+
+shortForm(OwnedMemory, 'OwnedMemory', (memory) => {
+  const { iova, heaps, lists } = memory.facts();
+  return {
+    iovaMode: iova?.mode,
+    heaps: heaps.map(({ name, total, free }) => ({ name, total, free })),
+    lists: lists.length,
+  };
+});
 
 /** Pages of another size are no way out of a want of descriptors. */
 function mustBeAboutPages(error: unknown): void {

@@ -15,6 +15,7 @@ import { ElementStack, type ElementNumbers } from './element-stack.js';
 import { PoolCache } from './pool-cache.js';
 import type { ElementShape, PoolChunk } from './pool-layout.js';
 import { Views } from './views.js';
+import { shortForm } from '../short-form.js';
 
 /** What another thread needs to use the pool. It can be sent there (`workerData`, `postMessage`), as often as wanted. */
 export interface PoolDescription {
@@ -369,6 +370,16 @@ export class Pool implements Disposable {
     if (!this.#live) throw invalid(operation, `the pool ${this.name} was freed`);
   }
 }
+
+shortForm(Pool, 'Pool', ({ name, elements, elementSize, headroom, cacheSize, owner, live }) => ({
+  name,
+  elements,
+  elementSize,
+  headroom,
+  cacheSize,
+  owner,
+  live,
+}));
 
 /** One thread less has attached, unless the pool was freed by force meanwhile. */
 function leave(threads: Int32Array): void {

@@ -15,6 +15,7 @@ import {
   type PoolMemory,
   type PoolMemoryRequest,
 } from './pool-memory.js';
+import { shortForm } from '../short-form.js';
 
 /** What a pool is to be like, and where its memory comes from: the library's own, a heap, or external memory. */
 export interface PoolOptions extends Pick<PlacedMallocOptions, 'heap' | 'node' | 'pageSizes' | 'pageSizeHint'> {
@@ -190,6 +191,8 @@ export class Pools {
     }
   }
 }
+
+shortForm(Pools, 'Pools', (pools) => ({ names: [...pools].map(({ name }) => name) }));
 
 function tellDestroyed(handler: PoolHandler, pool: Pool): void {
   try {

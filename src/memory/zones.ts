@@ -3,10 +3,11 @@
  * of a heap, so every device reaches it, now and later. DPDK calls it a memzone.
  */
 import { DmaError, invalid } from '../errors.js';
-import { alignUp, isAddress, type Iova, type Va } from '../units.js';
+import { alignUp, hex, isAddress, type Iova, type Va } from '../units.js';
 import type { Pin } from './external.js';
 import { allocateFrom, chooseHeaps, type HeapSources, type PlacedMallocOptions } from './heap-choice.js';
 import type { Block, Heap } from './heap.js';
+import { shortForm } from '../short-form.js';
 
 /** Names have at most so many bytes, as in DPDK (RTE_MEMZONE_NAMESIZE). */
 const LONGEST_NAME = 31;
@@ -84,6 +85,8 @@ export class Zone implements Disposable {
     if (this.live) this.free();
   }
 }
+
+shortForm(Zone, 'Zone', ({ name, heap, va, length, live }) => ({ name, heap: heap.name, va: hex(va), length, live }));
 
 /** The zones of one `Eal`; there can be any number. A look-up by name takes constant time. */
 export class Zones {
@@ -177,6 +180,8 @@ export class Zones {
     this.#zones.delete(name);
   }
 }
+
+shortForm(Zones, 'Zones', (zones) => ({ size: zones.size }));
 
 function checkName(name: string, operation: string): void {
   if (typeof name !== 'string' || name === '') throw invalid(operation, 'a zone has a name');

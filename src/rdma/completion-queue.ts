@@ -8,6 +8,7 @@ import type { VerbsChannel, VerbsCq } from '../platform/verbs-types.js';
 import { Completions } from '../platform/verbs-work.js';
 import { IBV_WC_SUCCESS } from '../platform/verbs-abi/requests.js';
 import type { RdmaContext } from './context.js';
+import { shortForm } from '../short-form.js';
 
 /** Settings of a completion queue. */
 export interface CompletionQueueOptions {
@@ -293,6 +294,8 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     return new DmaError({ code, operation: 'completion queue', device: this.#rdma.name, reason, cause });
   }
 }
+
+shortForm(CompletionQueue, 'CompletionQueue', () => ({}));
 
 /** Did the request of completion `index` do what it should? */
 export function succeeded(completions: Completions, index: number): boolean {

@@ -17,6 +17,7 @@ import { RangeMap } from '../range-map.js';
 import type { Range } from '../ranges.js';
 import { hex } from '../units.js';
 import { CmHub } from './cm-hub.js';
+import { shortForm } from '../short-form.js';
 
 /** The ports that RDMA is done with. */
 export type RdmaPlatform = Pick<Platform, 'memory' | 'readiness' | 'limits' | 'kernel' | 'rdmaCm'> & {
@@ -206,6 +207,8 @@ export class RdmaContext {
     this.#losses.clear();
   }
 }
+
+shortForm(RdmaContext, 'RdmaContext', ({ name }) => ({ name }));
 
 /** An rkey or lkey for people. */
 export function keyText(key: number): string {

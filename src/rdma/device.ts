@@ -35,6 +35,7 @@ import {
 import { chooseGid, ipv4Of } from './gid.js';
 import { MemoryWindow } from './memory-window.js';
 import { pathTo, QueuePair, type QueuePairAddress, type QueuePairOptions } from './queue-pair.js';
+import { shortForm } from '../short-form.js';
 
 /** A port and what it is now. */
 export interface RdmaPort extends VerbsPortAttributes {
@@ -391,3 +392,5 @@ export class RdmaDevice {
     return { port: chosen.number, portAttributes: chosen, gid };
   }
 }
+
+shortForm(RdmaDevice, 'RdmaDevice', ({ name }) => ({ name }));

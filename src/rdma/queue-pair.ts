@@ -36,6 +36,7 @@ import { succeeded, type CompletionQueue, type Promised } from './completion-que
 import type { RdmaContext } from './context.js';
 import { isGid } from './gid.js';
 import type { MemoryWindow } from './memory-window.js';
+import { shortForm } from '../short-form.js';
 
 /** Settings of a queue pair. */
 export interface QueuePairOptions {
@@ -793,6 +794,8 @@ export class QueuePair implements Disposable {
     return new DmaError({ code, operation, device: this.#parts.device, reason, ...more });
   }
 }
+
+shortForm(QueuePair, 'QueuePair', ({ type, address }) => ({ type, number: address.number }));
 
 const NO_GID = '0000:0000:0000:0000:0000:0000:0000:0000';
 

@@ -13,6 +13,7 @@ import { NoIommuSpace } from './noiommu.js';
 import { SpaprSpace } from './spapr.js';
 import type { ContainerChoice, ContainerKind, KernelSpace, VfioNode } from './space.js';
 import { Type1Space } from './type1.js';
+import { shortForm } from '../short-form.js';
 
 export type { ContainerChoice, ContainerKind, KernelSpace, VfioNode } from './space.js';
 
@@ -84,6 +85,8 @@ export class Container {
     this.close();
   }
 }
+
+shortForm(Container, 'Container', ({ name, kind, devices }) => ({ name, kind, devices }));
 
 /** Name of the container that devices are in when nothing else was asked for. */
 const DEFAULT = 'default';
@@ -275,6 +278,8 @@ export class Containers {
     }
   }
 }
+
+shortForm(Containers, 'Containers', (containers) => ({ names: [...containers.all].map(({ name }) => name) }));
 
 /** What `work` returns; an error that it throws names the device. */
 function naming<T>(device: string, work: () => T): T {

@@ -7,6 +7,7 @@ import type { DeviceDma, ModelFactory } from '../../vfio-user/devices/model.js';
 import type { Bus, Device, DmaOps, OpenedDevice } from '../model.js';
 import { spacePerDevice } from '../dma-ops.js';
 import { ModelAccess } from './model-access.js';
+import { shortForm } from '../../short-form.js';
 
 /** The address space that a software device is put into: the side of the program, and the side of the device. */
 export interface VdevSpace {
@@ -98,6 +99,8 @@ export class VdevBus implements Bus {
     throw new DmaError({ code: 'ENODEV', operation: 'dma', device: device.name, reason: 'the device is closed' });
   }
 }
+
+shortForm(VdevBus, 'VdevBus', ({ name }) => ({ name }));
 
 function kindOf(name: string): string | undefined {
   return /^([a-z][a-z-]*)\d+$/.exec(name)?.[1];
