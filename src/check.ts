@@ -1,9 +1,9 @@
 /**
  * Checks of arguments. They are made once, at the doors of the library: what is inside relies on them. What a caller hands over
- * may be anything, also what throws when it is looked at.
+ * may be anything, also what throws when it is looked at; of objects the values are taken, once.
  */
-
-import { DmaError } from './errors.js';
+import { DmaError, invalid, isDmaError } from './errors.js';
+import { show, thrown } from './show.js';
 
 /** A door: throws when nothing can be begun any more. */
 export type Gate = (operation: string) => void;
@@ -17,33 +17,147 @@ export function stopped(operation: string): DmaError {
   return new DmaError({ code: 'ECANCELED', operation, reason: 'the Eal was stopped', hint });
 }
 
-/** Any value as a short text for messages. Never throws. */
-export function show(value: unknown): string {
-  try {
-    switch (typeof value) {
-      case 'string':
-        return JSON.stringify(value.length > 64 ? `${value.slice(0, 64)}...` : value);
-      case 'bigint':
-        return `${value}n`;
-      case 'function':
-        return 'a function';
-      case 'object':
-        if (value === null) return 'null';
-        return Array.isArray(value) ? 'an array' : 'an object';
-      default:
-        return String(value);
+/** What an option has to be: a type, an array or what has elements as one (`list`), one of these words, an instance of a class, or what a function accepts. */
+export type Kind =
+  | 'number'
+  | 'boolean'
+  | 'string'
+  | 'function'
+  | 'object'
+  | 'array'
+  | 'list'
+  | 'any'
+  | readonly string[]
+  | (abstract new (...args: never[]) => unknown);
+
+/** The options of a call, each with what it has to be. */
+export type Shape<T> = { readonly [K in keyof Required<T>]: Kind };
+
+/**
+ * Options as a caller gave them, copied: what he changes later has no effect.
+ *
+ * @throws DmaError EINVAL for what is no object, for values of another kind, for options that there are not, and for what
+ *   throws when it is read
+ */
+export function optionsOf<T extends object>(value: T | undefined, shape: Shape<T>, operation: string): Partial<T> {
+  if (value === undefined) return {};
+  mustBeObject(value, 'options', operation);
+  return reading(operation, 'the options', () => {
+    const known = keysOf(shape);
+    const copy: Partial<T> = {};
+    for (const key of known) {
+      const given = value[key];
+      if (given === undefined) continue;
+      if (!isKind(given, shape[key])) throw wrong(String(key), given, shape[key], operation);
+      copy[key] = given;
     }
-  } catch {
-    return 'a value that can not be shown';
+    for (const key of Object.keys(value))
+      if (!Object.hasOwn(shape, key))
+        throw invalid(operation, `there is no option ${show(key)}`, { hint: `there are: ${known.join(', ')}` });
+    return copy;
+  });
+}
+
+/** What `read` takes from an object of a caller. @throws DmaError EINVAL when that throws something else */
+export function reading<T>(operation: string, what: string, read: () => T): T {
+  try {
+    return read();
+  } catch (error) {
+    if (isDmaError(error)) throw error;
+    throw invalid(operation, `${what} can not be read: ${thrown(error)}`, { cause: error });
   }
 }
 
-/** What somebody threw, as a text for messages: it may be no error at all. Never throws. */
-export function thrown(value: unknown): string {
+/** @throws DmaError EINVAL unless `value` is an object and no list */
+export function mustBeObject(value: unknown, what: string, operation: string): asserts value is object {
+  if (typeof value === 'object' && value !== null && !isList(value)) return;
+  throw invalid(operation, `${what} are given as an object, not as ${show(value)}`);
+}
+
+/** @throws DmaError EINVAL unless `value` is a number; of which kind is for others to say */
+export function mustBeNumber(value: unknown, what: string, operation: string): asserts value is number {
+  if (typeof value !== 'number') throw invalid(operation, `${what} is a number, not ${show(value)}`);
+}
+
+/** @throws DmaError EINVAL unless `value` is a text */
+export function mustBeString(value: unknown, what: string, operation: string): asserts value is string {
+  if (typeof value !== 'string') throw invalid(operation, `${what} is a string, not ${show(value)}`);
+}
+
+/** @throws DmaError EINVAL unless `value` is a function */
+export function mustBeFunction(value: unknown, what: string, operation: string): void {
+  if (typeof value !== 'function') throw invalid(operation, `${what} is a function, not ${show(value)}`);
+}
+
+/** @throws DmaError EINVAL unless `value` is of `kind` */
+export function mustBe<T>(
+  value: unknown,
+  kind: abstract new (...args: never[]) => T,
+  what: string,
+  operation: string,
+): asserts value is T {
+  if (!isKind(value, kind)) throw invalid(operation, `${what} is a ${kind.name}, not ${show(value)}`);
+}
+
+/** An object with methods, all optional, of which each is a function if it is there. @throws DmaError EINVAL */
+export function mustHandle(value: unknown, methods: readonly string[], operation: string): void {
+  if (typeof value !== 'object' || value === null || isList(value))
+    throw invalid(operation, `it takes an object with ${methods.join(', ')}, not ${show(value)}`);
+  reading(operation, 'it', () => {
+    for (const method of methods) {
+      const given: unknown = Reflect.get(value, method);
+      if (given !== undefined) mustBeFunction(given, method, operation);
+    }
+  });
+}
+
+/** What follows `offset` in `length` bytes; NaN, which no check lets pass, when the offset is no number. */
+export function rest(length: number, offset: unknown): number {
+  return typeof offset === 'number' ? length - offset : NaN;
+}
+
+function keysOf<T>(shape: Shape<T>): (keyof T & string)[] {
+  return Object.keys(shape) as (keyof T & string)[];
+}
+
+function isList(value: object): boolean {
   try {
-    if (value instanceof Error) return value.message;
+    return Array.isArray(value);
   } catch {
-    // It throws when it is looked at.
+    return false;
   }
-  return show(value);
+}
+
+/** As `instanceof`, for values that may throw when they are looked at. */
+export function isA<T>(value: unknown, kind: abstract new (...args: never[]) => T): value is T {
+  try {
+    return value instanceof kind;
+  } catch {
+    return false;
+  }
+}
+
+function isKind(value: unknown, kind: Kind): boolean {
+  if (typeof kind === 'string') {
+    if (kind === 'any') return true;
+    if (kind === 'list') return isListLike(value);
+    if (kind === 'array') return typeof value === 'object' && value !== null && isList(value);
+    if (kind === 'object') return typeof value === 'object' && value !== null;
+    return typeof value === kind;
+  }
+  if (typeof kind !== 'function') return typeof value === 'string' && kind.includes(value);
+  return isA(value, kind);
+}
+
+/** An array, or what has elements as one, such as a typed array. */
+function isListLike(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null) return false;
+  const length: unknown = Reflect.get(value, 'length');
+  return typeof length === 'number' && Number.isSafeInteger(length) && length >= 0;
+}
+
+function wrong(key: string, value: unknown, kind: Kind, operation: string): DmaError {
+  if (typeof kind === 'string') return invalid(operation, `${key}: ${show(value)} is no ${kind}`);
+  if (typeof kind === 'function') return invalid(operation, `${key}: ${show(value)} is no ${kind.name}`);
+  return invalid(operation, `${key}: there is no ${show(value)}`, { hint: `it is ${kind.join(', ')}` });
 }

@@ -17,12 +17,12 @@ import { VdevBus, type VdevSpace } from './bus/vdev/vdev-bus.js';
 import { VfioUserBus } from './bus/vfio-user/vfio-user-bus.js';
 import type { MapOptions, MapTarget } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
-import { stopped } from './check.js';
+import { mustBe, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
 import { invalid, NO_PERMISSION, undoAll, unlessFails, withUndo, type DmaError } from './errors.js';
 import type { Area } from './memory/area.js';
 import { AreaIndex } from './memory/area-index.js';
 import { External, type ExternalMemory } from './memory/external.js';
-import type { Block, Heap, MallocOptions } from './memory/heap.js';
+import { Block, MALLOC_OPTIONS, type Heap, type MallocOptions } from './memory/heap.js';
 import { chooseHeaps, type PlacedMallocOptions } from './memory/heap-choice.js';
 import { Pools } from './memory/pools.js';
 import { Zones } from './memory/zones.js';
@@ -33,10 +33,10 @@ import { memorySettings, type MemoryOptions } from './memory/memory-settings.js'
 import { OwnedMemory } from './memory/owned.js';
 import { placeOf } from './origin.js';
 import { RdmaContexts } from './rdma/context.js';
-import { formatSize, type Va } from './units.js';
+import { formatSize, isAddress, type Va } from './units.js';
 import { openPlatform } from './platform/open.js';
 import type { Platform } from './platform/ports.js';
-import { Containers, type Container, type ContainerChoice } from './vfio/containers.js';
+import { Container, CONTAINER_CHOICES, Containers, type ContainerChoice } from './vfio/containers.js';
 import { deviceModel, isDeviceName } from './vfio-user/devices/catalog.js';
 import type { ModelFactory } from './vfio-user/devices/model.js';
 import { shortForm } from './short-form.js';
@@ -193,8 +193,8 @@ export class Eal implements AsyncDisposable {
    * @throws DmaError EEXIST, EINVAL for buses and drivers that can not be registered; EINVAL for options about memory that
    *   are not possible; ENOMEM when there is not so much memory as they want at the start
    */
-  static async start(options: EalOptions = {}): Promise<Eal> {
-    const eal = new Eal(options);
+  static async start(options?: EalOptions): Promise<Eal> {
+    const eal = new Eal(checkedOptions(options));
     try {
       eal.memory.start();
       return eal;
@@ -214,8 +214,9 @@ export class Eal implements AsyncDisposable {
    * @param name `bus:name[,key=value...]`, such as `vfio-user:/run/device.sock` or `vdev:edu0`; DPDK's layered form
    *   (`bus=vfio-user,name=/run/device.sock/driver=edu`) works too
    */
-  async probe(name: string, { container }: ProbeOptions = {}): Promise<Device> {
+  async probe(name: string, options?: ProbeOptions): Promise<Device> {
     this.#mustRun('probe');
+    const { container } = optionsOf<ProbeOptions>(options, { container: Container }, 'probe');
     return this.#registry.probe(container === undefined ? name : `${name},container=${container.name}`);
   }
 
@@ -282,14 +283,14 @@ export class Eal implements AsyncDisposable {
    */
   malloc(size: number, options?: PlacedMallocOptions): Block {
     this.#mustRun('malloc');
-    if (options?.heap === undefined) return this.memory.malloc(size, options);
+    if (options === undefined || !isPlaced(options, 'malloc')) return this.memory.malloc(size, options);
     return this.#heapFor(options).malloc(size, options);
   }
 
   /** As {@link Eal.malloc} for `count` times `size` bytes, zeroed. @throws DmaError also EINVAL when the product is no size */
   calloc(count: number, size: number, options?: PlacedMallocOptions): Block {
     this.#mustRun('calloc');
-    if (options?.heap === undefined) return this.memory.calloc(count, size, options);
+    if (options === undefined || !isPlaced(options, 'calloc')) return this.memory.calloc(count, size, options);
     return this.#heapFor(options).calloc(count, size, options);
   }
 
@@ -301,6 +302,8 @@ export class Eal implements AsyncDisposable {
    */
   realloc(block: Block, size: number, options?: MallocOptions & Pick<PlacedMallocOptions, 'heap' | 'node'>): Block {
     this.#mustRun('realloc');
+    mustBe(block, Block, 'what is made longer or shorter', 'realloc');
+    if (options !== undefined) optionsOf<PlacedMallocOptions>(options, MALLOC_OPTIONS, 'realloc');
     const elsewhere = options?.heap !== undefined || options?.node !== undefined;
     return (elsewhere ? this.#heapFor(options) : block.heap).realloc(block, size, options);
   }
@@ -423,11 +426,45 @@ shortForm(Eal, 'Eal', (eal) => ({
   pools: [...eal.pools].map(({ name }) => name),
 }));
 
+/** Is a heap named in these options? @throws DmaError EINVAL when they are none */
+function isPlaced(options: PlacedMallocOptions, operation: string): boolean {
+  return optionsOf<PlacedMallocOptions>(options, MALLOC_OPTIONS, operation).heap !== undefined;
+}
+
+/** @throws DmaError EINVAL */
+function checkedOptions(options: EalOptions | undefined): EalOptions {
+  const checked = optionsOf<EalOptions>(options, OPTIONS, 'start');
+  const { holdBackMs = 0, remember = 0 } = checked;
+  if (!(holdBackMs >= 0)) throw invalid('start', `holdBackMs: ${holdBackMs} is no time in milliseconds`);
+  if (!isAddress(remember)) throw invalid('start', `remember: ${remember} is no number of mappings`);
+  const { platform } = checked;
+  if (platform !== undefined)
+    reading('start', 'the platform', () => {
+      for (const port of [platform.memory, platform.files, platform.limits])
+        mustBeObject(port, 'ports of a platform', 'start');
+    });
+  return checked;
+}
+
+const OPTIONS: Shape<EalOptions> = {
+  holdBackMs: 'number',
+  remember: 'number',
+  origins: 'boolean',
+  platform: 'object',
+  iommu: CONTAINER_CHOICES,
+  buses: 'array',
+  drivers: 'array',
+  memory: 'object',
+  onForgotten: 'function',
+};
+
 /** The embedded devices, as kinds of software devices. The edu driver has the same key, for the same setting. */
 function softwareModel(kind: string, args: ReadonlyMap<string, string>): ModelFactory | undefined {
   const mask = args.get('dma-mask');
   if (kind === 'edu' && mask !== undefined) return deviceModel(kind, { dmaMaskBits: Number(mask) });
-  return isDeviceName(kind) ? deviceModel(kind) : undefined;
+  if (!isDeviceName(kind)) return undefined;
+  if (mask !== undefined) throw invalid('open', `vdev devices of the kind ${kind} have no key dma-mask`);
+  return deviceModel(kind);
 }
 
 /** The address space of a software device: behind an emulated IOMMU, or none. */

@@ -1,5 +1,6 @@
 /** The one error type of the library, and the Linux error numbers it speaks in. */
 import type { Range } from './ranges.js';
+import { text, thrown } from './show.js';
 
 /**
  * All Linux error numbers (include/uapi/asm-generic/errno*.h; EOPNOTSUPP by its other name, ENOTSUP). They are Linux's on every platform, because the kernel
@@ -205,7 +206,7 @@ export class DmaError extends Error {
       `${operation}: ${reason}` +
         (range === undefined ? '' : ` ${range.toString()}`) +
         (device === undefined ? '' : ` on ${device}`) +
-        (undo.length === 0 ? '' : `; undoing it failed too: ${undo.map(String).join('; ')}`) +
+        (undo.length === 0 ? '' : `; undoing it failed too: ${undo.map(text).join('; ')}`) +
         (hint === undefined ? '' : ` (hint: ${hint})`),
       details.cause === undefined ? undefined : { cause: details.cause },
     );
@@ -235,7 +236,12 @@ export function invalid(operation: string, reason: string, more: Partial<DmaErro
 
 /** Is `error` a {@link DmaError}, with code `code` when one is given? */
 export function isDmaError(error: unknown, code?: ErrorCode): error is DmaError {
-  return error instanceof DmaError && (code === undefined || error.code === code);
+  try {
+    return error instanceof DmaError && (code === undefined || error.code === code);
+  } catch {
+    // What was thrown throws when it is looked at.
+    return false;
+  }
 }
 
 /** No file can be opened now, whichever it is: neither this process nor the machine has a descriptor left. */
@@ -284,6 +290,5 @@ export function undoAll(steps: Iterable<() => void>): unknown[] {
 /** `error` as a {@link DmaError} that also carries what failed while undoing; other errors become its cause (EIO). */
 export function withUndo(error: unknown, operation: string, undo: readonly unknown[]): DmaError {
   if (isDmaError(error)) return undo.length === 0 ? error : error.with({ undo: [...error.undo, ...undo] });
-  const reason = error instanceof Error ? error.message : String(error);
-  return new DmaError({ code: 'EIO', operation, reason, cause: error, undo });
+  return new DmaError({ code: 'EIO', operation, reason: thrown(error), cause: error, undo });
 }

@@ -3,6 +3,7 @@
  * time, and several parts at once.
  */
 import { DmaError, invalid } from './errors.js';
+import { thrown } from './show.js';
 import { MiB } from './units.js';
 
 /** How far long work is. */
@@ -32,7 +33,7 @@ export function checkLongWork({ onProgress, signal }: LongWorkOptions, operation
 export function mustGoOn(signal: AbortSignal | undefined, operation: string): void {
   if (signal?.aborted !== true) return;
   const cause: unknown = signal.reason;
-  const why = cause instanceof Error ? cause.message : String(cause);
+  const why = thrown(cause);
   throw new DmaError({ code: 'ECANCELED', operation, reason: `given up: ${why}`, cause });
 }
 

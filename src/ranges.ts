@@ -1,5 +1,6 @@
 /** The one half-open address range. All range arithmetic of the library happens here, checked. */
 import { invalid } from './errors.js';
+import { show } from './show.js';
 import { ADDRESS_LIMIT, alignDown, alignUp, hex, isAddress, isMultiple } from './units.js';
 
 /**
@@ -18,8 +19,9 @@ export class Range<A extends number = number> {
    * @throws DmaError EINVAL unless start is an address, length a positive safe integer, and the end at most 2^53
    */
   constructor(start: A, length: number, operation = 'range') {
-    if (!isAddress(start)) throw invalid(operation, `${start} is not an address (an integer from 0 to 2^53 - 1)`);
-    if (!isAddress(length) || length === 0) throw invalid(operation, `a length of ${length} bytes is not possible`);
+    if (!isAddress(start)) throw invalid(operation, `${show(start)} is not an address (an integer from 0 to 2^53 - 1)`);
+    if (!isAddress(length) || length === 0)
+      throw invalid(operation, `a length of ${show(length)} bytes is not possible`);
     if (length > ADDRESS_LIMIT - start) throw invalid(operation, `${length} bytes from ${hex(start)} pass 2^53`);
     this.start = start;
     this.length = length;

@@ -1,5 +1,7 @@
 /** Sizes and addresses: the units everything else is counted in. */
 
+import { show } from './show.js';
+
 declare const brand: unique symbol;
 
 /** A virtual address in this process, in bytes; an integer in [0, 2^53). */
@@ -55,6 +57,7 @@ export function alignUp(value: number, granule: number): number {
 
 /** An address or length as the hexadecimal text that kernel logs and debuggers show, such as `0x7f00c0000000`. */
 export function hex(value: number): string {
+  if (typeof value !== 'number') return show(value);
   return `0x${value.toString(16)}`;
 }
 
@@ -74,6 +77,7 @@ const SUFFIXES: ReadonlyMap<string, number> = new Map([
  * @returns a safe integer, or `undefined` when the text is no size.
  */
 export function parseSize(text: string): number | undefined {
+  if (typeof text !== 'string') return undefined;
   if (/^0x[0-9a-f]+$/i.test(text)) {
     const value = Number(text);
     return isAddress(value) ? value : undefined;
@@ -86,6 +90,7 @@ export function parseSize(text: string): number | undefined {
 
 /** A length for people: `64 MiB`, `4 KiB`, `17 bytes`. Exact when a whole number of the unit, else one decimal. */
 export function formatSize(bytes: number): string {
+  if (typeof bytes !== 'number') return show(bytes);
   for (const [unit, name] of [
     [TiB, 'TiB'],
     [GiB, 'GiB'],

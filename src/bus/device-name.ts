@@ -2,6 +2,7 @@
  * How devices are named: `bus:name[,key=value...]`, and DPDK's layered form `bus=pci,addr=...[,key=value]/driver=x[,...]`.
  * The layered form is also a filter, since it may leave parts out.
  */
+import { mustBeString } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 
 /** What a text says about a device. Parts that it leaves out are `undefined`, or empty. */
@@ -28,6 +29,7 @@ const NAME_KEYS = ['name', 'addr'];
  * @throws DmaError EINVAL for a malformed text, E2BIG for more than three layers
  */
 export function parseDeviceSpec(text: string): DeviceSpec {
+  mustBeString(text, 'a device name', 'device name');
   return /^(?:bus|class|driver)=/.test(text) ? parseLayers(text) : parsePlain(text);
 }
 

@@ -1,11 +1,13 @@
 /** The devices of a registry: where a call of a device finds its domain. */
 import { setTimeout as sleep } from 'node:timers/promises';
+import { isA, mustBeObject, reading } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
 import { lostDevice, Mapping } from '../dma/mapping.js';
 import type { DmaAccess } from '../dma/backend.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
+import { text } from '../show.js';
 import type { RdmaContext } from '../rdma/context.js';
 import { Range } from '../ranges.js';
 import { isAddress, type Iova, type IovaLike, type Va, type VaLike } from '../units.js';
@@ -91,8 +93,10 @@ export class BoundDevice implements Device {
   use<T>(driver: Driver<T>): T {
     const { binding } = this;
     if (binding?.driver === driver && this.state === 'probed') return binding.instance as T;
+    mustBeObject(driver, 'drivers', 'use');
     if (this.lost !== undefined) throw lostDevice('use', this.name, this.lost);
-    const has = binding === undefined ? 'has no driver' : `is driven by ${binding.driver.name}, not by ${driver.name}`;
+    const named = reading('use', 'the driver', () => text(driver.name));
+    const has = binding === undefined ? 'has no driver' : `is driven by ${binding.driver.name}, not by ${named}`;
     const reason = this.state === 'probed' ? has : this.state === 'gone' ? 'is gone' : 'is still being probed';
     throw invalid('use', `the device ${reason}`, { device: this.name });
   }
@@ -109,7 +113,7 @@ export class BoundDevice implements Device {
     // What was mapped went with it, so that there is nothing left to undo.
     if (this.lost !== undefined && this.binding === undefined) return;
     const domain = this.#mustHaveDomain('dmaUnmap');
-    if (!(target instanceof Mapping)) return domain.unmapFor(this.name, target);
+    if (!isA(target, Mapping)) return domain.unmapFor(this.name, target);
     if (target.device !== this.name)
       throw invalid('dmaUnmap', `this is a mapping of ${target.device}`, { range: target.range, device: this.name });
     target.unmap();

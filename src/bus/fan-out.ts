@@ -33,7 +33,7 @@ export class GroupMapping implements Disposable {
 
   /** The mapping of one device; `undefined` when that is not, or no longer, in the group. */
   of(device: Device): Mapping | undefined {
-    return this.mappings.find((mapping) => mapping.device === device.name);
+    return this.mappings.find((mapping) => mapping.device === device?.name);
   }
 
   /** All mappings, in the order they were made. */

@@ -42,6 +42,8 @@ export interface OpenedDevice {
 /** A bus. */
 export interface Bus {
   readonly name: string;
+  /** Keys of names that its `open` knows. When it and all its drivers say theirs, `probe` refuses others. */
+  readonly keys?: readonly string[];
   /** The full name of the device that `name` names, or `undefined` when no device of this bus can be called so. */
   parse(name: string): string | undefined;
   /** How its devices are called, for who got a name wrong: a clause. */
@@ -188,6 +190,8 @@ export interface ProbeContext {
  */
 export interface Driver<T = unknown> {
   readonly name: string;
+  /** Keys of names that it knows: see {@link Bus.keys}. */
+  readonly keys?: readonly string[];
   /** Names of the buses it works on. */
   readonly buses: readonly string[];
   /** Ids it takes; absent: every device of those buses. */

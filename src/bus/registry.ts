@@ -4,7 +4,8 @@
  */
 import { Domain, type DomainOptions } from '../dma/domain.js';
 import type { DomainBackend, DomainConstraints } from '../dma/backend.js';
-import { checkTarget, type MapOptions, type MapTarget } from '../dma/plan.js';
+import { checkTarget, MAP_OPTIONS, targetOf, type MapOptions, type MapTarget } from '../dma/plan.js';
+import { mustBe, mustBeFunction, mustBeString, mustHandle, optionsOf, reading } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { LimitsPort } from '../platform/ports.js';
@@ -20,6 +21,7 @@ import {
   type OpenedDevice,
   type ProbeContext,
 } from './model.js';
+import { show } from '../show.js';
 import { BoundDevice } from './device.js';
 import { checkDmaOps } from './dma-ops.js';
 import { matchesIds } from './match.js';
@@ -82,6 +84,10 @@ export class Registry {
 
   /** @throws DmaError EEXIST for a bus of the same name; EINVAL when it has only some of the DMA calls */
   registerBus(bus: Bus): void {
+    mustHandle(bus, ['parse', 'scan', 'open', 'match', 'iovaWish'], 'registerBus');
+    mustBeString(bus.name, 'the name of a bus', 'registerBus');
+    mustBeFunction(bus.parse, 'parse', 'registerBus');
+    mustBeFunction(bus.open, 'open', 'registerBus');
     checkDmaOps(`the bus ${bus.name}`, bus.dma);
     if (this.#buses.has(bus.name)) throw twice('bus', bus.name);
     this.#buses.set(bus.name, bus);
@@ -89,6 +95,10 @@ export class Registry {
 
   /** Drivers are tried in the order they are registered. @throws DmaError EEXIST, EINVAL as `registerBus` */
   registerDriver(driver: Driver): void {
+    mustHandle(driver, ['takes', 'dmaAddressBits', 'probe', 'remove'], 'registerDriver');
+    mustBeString(driver.name, 'the name of a driver', 'registerDriver');
+    mustBeFunction(driver.probe, 'probe', 'registerDriver');
+    if (!Array.isArray(driver.buses)) throw invalid('registerDriver', 'buses is a list of names of buses');
     checkDmaOps(`the driver ${driver.name}`, driver.dma);
     if (this.#drivers.some((other) => other.name === driver.name)) throw twice('driver', driver.name);
     this.#drivers.push(driver);
@@ -158,6 +168,7 @@ export class Registry {
     const spec = parseDeviceSpec(text);
     const { bus, name } = this.#locate(spec, text, 'probe');
     const fullName = `${bus.name}:${name}`;
+    this.#checkKeys(bus, fullName, spec);
     if (this.#devices.has(fullName) && !this.#inTransition.has(fullName))
       throw new DmaError({
         code: 'EEXIST',
@@ -183,6 +194,7 @@ export class Registry {
    *   be undone, once all was tried: the device is gone all the same
    */
   async remove(device: Device): Promise<void> {
+    mustBe(device, BoundDevice, 'what is removed', 'remove');
     const { name } = device;
     const own = this.#devices.get(name);
     // It goes, or has gone, by itself: what is asked for comes about.
@@ -220,13 +232,16 @@ export class Registry {
    * @throws DmaError of the device that failed; what was mapped before is unmapped again
    */
   mapAll(target: MapTarget, devices?: Iterable<Device>, options?: MapOptions): GroupMapping {
-    if (devices !== undefined) return mapOnAll(new GroupMapping(target, options), devices);
+    const operation = 'dmaMapAll';
+    const wanted = targetOf(target, operation);
+    const how = options === undefined ? undefined : optionsOf<MapOptions>(options, MAP_OPTIONS, operation);
+    if (devices !== undefined) return mapOnAll(new GroupMapping(wanted, how), listOf(devices, operation));
     const keeper = 'unmap() of what eal.dmaMapAll returned';
     const ends = (): void => {
       if (this.#standing.delete(group)) area.release(EVERY_DEVICE);
     };
-    const group: GroupMapping = new GroupMapping(target, options, { keeper, ends });
-    const area = checkTarget(this.#options.areas, group.target, group.options, 'dmaMapAll');
+    const group: GroupMapping = new GroupMapping(wanted, how, { keeper, ends });
+    const area = checkTarget(this.#options.areas, group.target, group.options, operation);
     this.#stand(group);
     // Held also where there is no device yet: those to come get this memory, and not what is at its address by then.
     area.hold(EVERY_DEVICE);
@@ -457,6 +472,20 @@ export class Registry {
     }
   }
 
+  /** @throws DmaError EINVAL for a key that neither the bus nor any driver of it knows, if they all say which they know */
+  #checkKeys(bus: Bus, device: string, { args, driver }: DeviceSpec): void {
+    const drivers = this.#drivers.filter(
+      (each) => each.buses.includes(bus.name) && (driver === undefined || each.name === driver),
+    );
+    const known = [...new Set([bus, ...drivers].flatMap(({ keys }) => keys ?? '*'))];
+    if (known.includes('*')) return;
+    for (const key of args.keys()) {
+      if (known.includes(key)) continue;
+      const hint = known.length === 0 ? 'such devices have none' : `there are: ${known.join(', ')}`;
+      throw invalid('probe', `there is no key ${show(key)} in names of such devices`, { device, hint });
+    }
+  }
+
   #busNamed(name: string, operation: string): Bus {
     const bus = this.#buses.get(name);
     if (bus !== undefined) return bus;
@@ -491,6 +520,13 @@ function unnamed(error: unknown, name: string, bus: Bus): unknown {
   if (!isDmaError(error, 'ENODEV') && !isDmaError(error, 'ENOTSUP')) return error;
   const reason = `"${name}" names no bus, and as a device of ${bus.name} it can not be had: ${error.reason}`;
   return error.with({ code: 'ENODEV', operation: 'probe', device: undefined, reason, hint: WRITE_BUS, cause: error });
+}
+
+/** The devices that a caller lists. @throws DmaError EINVAL when one is none */
+function listOf(devices: Iterable<Device>, operation: string): Device[] {
+  const list = reading(operation, 'the list of devices', () => [...devices]);
+  for (const device of list) mustBe(device, BoundDevice, 'what is in the list of devices', operation);
+  return list;
 }
 
 /** How many bits of an IOVA every member can emit. */

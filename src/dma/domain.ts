@@ -5,6 +5,7 @@
  * The life of a mapping: plan (check everything, find what is shared) → reserve IOVAs and ledger entries → backend →
  * publish (translation table, hold on the area). Unmapping goes the other way. Each step undoes itself when a later fails.
  */
+import { optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
@@ -12,14 +13,33 @@ import { OriginNotes } from '../origin.js';
 import { checkLongWork, inLanes, mustGoOn, Pace, progressOf, Turns, type LongWorkOptions } from '../long-work.js';
 import type { LimitsPort, MemoryPort } from '../platform/ports.js';
 import { joined, Range } from '../ranges.js';
-import { alignUp, formatSize, GiB, hex, isMultiple, KiB, type Iova, type IovaLike, type Va } from '../units.js';
+import {
+  alignUp,
+  formatSize,
+  GiB,
+  hex,
+  isAddress,
+  isMultiple,
+  KiB,
+  type Iova,
+  type IovaLike,
+  type Va,
+} from '../units.js';
 import { grants, type DmaAccess, type DomainBackend, type DomainConstraints } from './backend.js';
 import { explain, type Explanation } from './explain.js';
 import { IovaAllocator } from './iova-allocator.js';
 import { Entry, Ledger } from './ledger.js';
 import { LockedBudget } from './locked-budget.js';
 import { lostDevice, Mapping } from './mapping.js';
-import { planMapping, type MapOptions, type MapTarget, type Plan, type PlannedPiece } from './plan.js';
+import {
+  MAP_OPTIONS,
+  planMapping,
+  targetOf,
+  type MapOptions,
+  type MapTarget,
+  type Plan,
+  type PlannedPiece,
+} from './plan.js';
 import { RetiredMappings } from './retired.js';
 import { TranslationTable } from './translation-table.js';
 import { shortForm } from '../short-form.js';
@@ -60,6 +80,14 @@ export interface DomainOptions {
 
 /** How much of the translation table is changed at once, in bytes of what is mapped. */
 const TABLE_PIECE = 64 * GiB;
+
+const NONE: MapOptions = {};
+const MAP_ASYNC_OPTIONS: Shape<MapAsyncOptions> = {
+  ...MAP_OPTIONS,
+  onProgress: 'function',
+  signal: AbortSignal,
+  chunkBytes: 'number',
+};
 
 /** The unit of the translation table, which every granule is a multiple of. bytes */
 const TRANSLATION_PAGE = 4 * KiB;
@@ -222,8 +250,9 @@ export class Domain {
    *   made or undone), ENOSPC (entry limit, or no free IOVA), ENOMEM (locked-memory limit), ENODEV (the domain failed);
    *   after undoing: what the backend says
    */
-  mapFor(device: string, target: MapTarget, options: MapOptions = {}, operation = 'dmaMap'): Mapping {
-    const plan = this.#plan(device, target, options, operation, this.mapFor);
+  mapFor(device: string, target: MapTarget, options?: MapOptions, operation = 'dmaMap'): Mapping {
+    const checked = options === undefined ? NONE : optionsOf(options, MAP_OPTIONS, operation);
+    const plan = this.#plan(device, target, checked, operation, this.mapFor);
     if (plan.shared !== undefined) return this.#publish(plan, [...plan.shared.entries]);
     const entries = this.#reserve(plan, plan.pieces);
     let mapped = 0;
@@ -248,9 +277,10 @@ export class Domain {
   async mapForAsync(
     device: string,
     target: MapTarget,
-    options: MapAsyncOptions = {},
+    asked?: MapAsyncOptions,
     operation = 'dmaMapAsync',
   ): Promise<Mapping> {
+    const options: MapAsyncOptions = naming(device, () => optionsOf(asked, MAP_ASYNC_OPTIONS, operation));
     naming(device, () => checkAsync(options, operation));
     const plan = this.#plan(device, target, options, operation, this.mapForAsync);
     const giveUp = new AbortController();
@@ -273,11 +303,12 @@ export class Domain {
    *   pass the entry limit; EIO: the other side unmapped a different number of bytes
    */
   unmapFor(device: string, target: MapTarget & { readonly iova?: IovaLike }, operation = 'dmaUnmap'): void {
-    const range = naming(device, () => new Range(target.va as Va, target.length, operation));
+    const wanted = naming(device, () => targetOf(target, operation));
+    const range = naming(device, () => new Range(wanted.va as Va, wanted.length, operation));
     const mapping = this.#claimOf(device, range, operation);
     const part = mapping.range.equals(range) ? undefined : range;
-    if (target.iova !== undefined && mapping.iovaOf(range.start) !== target.iova) {
-      const reason = `it is mapped at IOVA ${hex(mapping.iovaOf(range.start))}, not ${hex(target.iova)}`;
+    if (wanted.iova !== undefined && mapping.iovaOf(range.start) !== wanted.iova) {
+      const reason = `it is mapped at IOVA ${hex(mapping.iovaOf(range.start))}, not ${hex(wanted.iova)}`;
       throw invalid(operation, reason, { range, device });
     }
     if (part === undefined) this.#release(mapping, operation);
@@ -334,6 +365,7 @@ export class Domain {
 
   /** The address in this process of a device's address; `undefined` when it is not mapped. O(log n). */
   vaOf(iova: number): Va | undefined {
+    if (!isAddress(iova)) return undefined;
     const entry = this.#ledger.atIova(iova);
     return entry === undefined ? undefined : ((entry.va + (iova - entry.iova)) as Va);
   }

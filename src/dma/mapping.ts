@@ -2,7 +2,7 @@
 import { DmaError, invalid } from '../errors.js';
 import type { Origin } from '../origin.js';
 import type { Range } from '../ranges.js';
-import { hex, type Iova, type Va } from '../units.js';
+import { hex, isAddress, type Iova, type Va } from '../units.js';
 import type { DmaAccess, RegionTraits } from './backend.js';
 import type { Claim, Entry } from './ledger.js';
 import { shortForm } from '../short-form.js';
@@ -119,7 +119,7 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
 
   /** The device's address of the byte at `va`. @throws DmaError EINVAL when that byte is not mapped by this handle */
   iovaOf(va: Va): Iova {
-    const entry = this.entries.find((each) => va >= each.va && va < each.va + each.length);
+    const entry = this.entries.find((each) => isAddress(va) && va >= each.va && va < each.va + each.length);
     if (entry === undefined) throw invalid('iovaOf', 'the address is not in this mapping', { range: this.range });
     return (entry.iova + (va - entry.va)) as Iova;
   }

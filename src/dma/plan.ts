@@ -2,8 +2,9 @@
  * Plans a mapping: every check that can be made before anything is done, in one order for all kinds of domains. Arguments
  * first, then what is mapped already, then limits.
  */
-import { show } from '../check.js';
-import { DmaError, type ErrorCode } from '../errors.js';
+
+import { mustBeNumber, reading, type Shape } from '../check.js';
+import { DmaError, invalid, type ErrorCode } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { Origin } from '../origin.js';
@@ -18,6 +19,7 @@ import {
   type RemoteAccess,
 } from './backend.js';
 import type { Claim, Entry, Ledger } from './ledger.js';
+import { show } from '../show.js';
 import type { LockedBudget } from './locked-budget.js';
 
 /** What to map. `ExternalMemory` is one. */
@@ -40,6 +42,23 @@ export interface MapOptions {
   readonly remote?: RemoteAccess;
   /** Where its pages are: for devices of verbs, `on-demand` where the device can. Default `pinned`. */
   readonly paging?: Paging;
+}
+
+/** @internal */
+export const MAP_OPTIONS: Shape<MapOptions> = { iova: 'number', access: 'any', remote: 'any', paging: 'any' };
+
+/** What a caller wants mapped or unmapped, read once. @throws DmaError EINVAL for what is no target, or has another type of IOVA */
+export function targetOf(
+  target: MapTarget & { readonly iova?: IovaLike },
+  operation: string,
+): MapTarget & { iova?: IovaLike } {
+  if (typeof target !== 'object' || target === null)
+    throw invalid(operation, `memory, or a part of it as { va, length }, is wanted, not ${show(target)}`);
+  return reading(operation, 'the range', () => {
+    const { va, length, iova } = target;
+    if (iova !== undefined) mustBeNumber(iova, 'an IOVA', operation);
+    return iova === undefined ? { va, length } : { va, length, iova };
+  });
 }
 
 /** What a plan is made from: the state of a domain. */
@@ -90,7 +109,8 @@ export interface Plan {
 export function planMapping(books: Books, request: MapRequest): Plan {
   const { device, operation, options, origin } = request;
   const { constraints, name } = books;
-  const range = new Range(request.target.va as Va, request.target.length, operation);
+  const target = targetOf(request.target, operation);
+  const range = new Range(target.va as Va, target.length, operation);
   const refuse: Refuse = (code, reason, hint) => new DmaError({ code, operation, range, device, reason, hint });
 
   checkWords(options, refuse);

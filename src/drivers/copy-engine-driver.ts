@@ -41,6 +41,7 @@ const ringsOf = new WeakMap<CopyEngine, Rings>();
 /** The driver of the embedded copy engine, on any bus. */
 export const copyEngineDriver: Driver<CopyEngine> = {
   name: 'copy',
+  keys: [],
   buses: ['vdev', 'vfio-user'],
   ids: [CopyEngine.matches],
   deviceClass: 'dma',

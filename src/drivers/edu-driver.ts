@@ -15,6 +15,7 @@ function maskBits(args: ReadonlyMap<string, string>): number {
 /** The driver of QEMU's teaching device, on any bus. */
 export const eduDriver: Driver<Edu> = {
   name: 'edu',
+  keys: ['dma-mask'],
   buses: ['vdev', 'vfio-user', 'pci'],
   ids: [Edu.matches],
   deviceClass: 'test',

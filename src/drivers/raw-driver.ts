@@ -8,6 +8,7 @@ import type { Driver } from '../bus/model.js';
  */
 export const rawDriver: Driver<DeviceAccess> = {
   name: 'raw',
+  keys: [],
   buses: ['vdev', 'vfio-user', 'pci'],
   deviceClass: 'raw',
   probe: (device) => device.access,

@@ -42,6 +42,7 @@ const dma: DmaOps = {
 /** See the head of the file. What it makes of a device is an {@link RdmaDevice}. */
 export const verbsDriver: Driver<RdmaDevice> = {
   name: 'verbs',
+  keys: [],
   buses: ['rdma', 'pci'],
   deviceClass: 'rdma',
   dma,

@@ -2,11 +2,12 @@
  * External memory: the user's, registered so that it can be mapped for DMA, device by device, by the user. Nothing is
  * written into it and no allocator works in it. DPDK: rte_extmem_*.
  */
-import { open, type Gate } from '../check.js';
+import { type Gate, isA, mustBeNumber, mustBeString, open, optionsOf, rest, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import { OriginNotes, type Origin } from '../origin.js';
 import type { FileStatus, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
+import { show } from '../show.js';
 import { alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
 import { Area, type Backing } from './area.js';
 import type { AreaIndex } from './area-index.js';
@@ -81,6 +82,29 @@ export interface Pin extends Disposable {
   readonly reason: string;
 }
 
+/** @internal */
+export const REGISTER_OPTIONS: Shape<RegisterOptions> = {
+  pageSize: 'number',
+  iovas: 'list',
+  node: 'number',
+  label: 'string',
+};
+const ALLOCATE_OPTIONS: Shape<AllocateOptions> = {
+  iovas: 'list',
+  node: 'number',
+  label: 'string',
+  source: ['memfd', 'anonymous'],
+  hugePageSize: 'number',
+  populate: 'boolean',
+};
+const ADDRESS_OPTIONS: Shape<FromAddressOptions> = { ...REGISTER_OPTIONS, writable: 'boolean' };
+const FD_OPTIONS: Shape<FromFdOptions> = {
+  ...ADDRESS_OPTIONS,
+  offset: 'number',
+  length: 'number',
+  populate: 'boolean',
+};
+
 interface Parts {
   readonly area: Area;
   readonly source: ExternalSource;
@@ -145,7 +169,7 @@ export class ExternalMemory implements Disposable {
    * @throws DmaError EINVAL when the part is not inside, or the memory is gone; ENOTSUP when it is longer than one
    *   ArrayBuffer can be (4 GiB on Node 20): ask for parts
    */
-  bytes(offset = 0, length = this.length - offset): Uint8Array {
+  bytes(offset = 0, length = rest(this.length, offset)): Uint8Array {
     this.#mustBeRegistered('bytes');
     checkPart(offset, length, this.length, 'bytes');
     if (this.#views instanceof Views) return this.#views.bytes(offset, length);
@@ -165,6 +189,7 @@ export class ExternalMemory implements Disposable {
    */
   pin(reason = 'a running transfer'): Pin {
     this.#mustBeRegistered('pin');
+    mustBeString(reason, 'the reason of a pin', 'pin');
     const pin: Pin = { reason, [Symbol.dispose]: () => void this.#pins.delete(pin) };
     this.#pins.add(pin);
     return pin;
@@ -256,9 +281,11 @@ export class External {
    * @throws DmaError EINVAL for an impossible length, page size, node or table; ENOMEM when the system has no such memory, with
    *   what it has; ENOTSUP where memory of that kind can not be had, such as hugepages of a size there is not
    */
-  allocate(length: number, options: AllocateOptions = {}): ExternalMemory {
+  allocate(length: number, asked?: AllocateOptions): ExternalMemory {
     const operation = 'external.allocate';
     this.#gate(operation);
+    mustBeNumber(length, 'the length', operation);
+    const options: AllocateOptions = optionsOf(asked, ALLOCATE_OPTIONS, operation);
     const { memory, files } = this.#platform;
     const { limitation } = this.#platform;
     const { hugePageSize, source = limitation === undefined ? 'memfd' : 'anonymous' } = options;
@@ -306,9 +333,11 @@ export class External {
    *   the range not inside the file, impossible page size or table; EACCES: writable asked of a read-only descriptor; ENOSPC,
    *   ENOMEM: no room for what the file has holes for, with figures; EBADF
    */
-  fromFd(fd: number, options: FromFdOptions = {}): ExternalMemory {
+  fromFd(fd: number, asked?: FromFdOptions): ExternalMemory {
     const operation = 'external.fromFd';
     this.#gate(operation);
+    if (!Number.isInteger(fd) || Math.abs(fd) >= 2 ** 31) throw invalid(operation, `${show(fd)} is no descriptor`);
+    const options: FromFdOptions = optionsOf(asked, FD_OPTIONS, operation);
     const { memory, files } = this.#platform;
     const status = files.status(fd);
     const { offset = 0, writable = status.writable, pageSize = status.pageSize, populate = true } = options;
@@ -349,9 +378,12 @@ export class External {
    * @throws DmaError EINVAL when it does not begin and end on page boundaries; the hint says which part of it would do.
    *   EINVAL for a resizable ArrayBuffer, whose memory can go away
    */
-  register(view: ArrayBufferView | ArrayBufferLike, options: RegisterOptions = {}): ExternalMemory {
+  register(view: ArrayBufferView | ArrayBufferLike, asked?: RegisterOptions): ExternalMemory {
     const operation = 'external.register';
     this.#gate(operation);
+    if (!ArrayBuffer.isView(view) && !isA(view, ArrayBuffer) && !isA(view, SharedArrayBuffer))
+      throw invalid(operation, `a Buffer, typed array or ArrayBuffer is wanted, not ${show(view)}`);
+    const options: RegisterOptions = optionsOf(asked, REGISTER_OPTIONS, operation);
     const va = this.#platform.memory.addressOf(view);
     const bytes = ArrayBuffer.isView(view)
       ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
@@ -369,9 +401,10 @@ export class External {
    *
    * @throws DmaError EINVAL for address 0, or when it is not on page boundaries; EFAULT when not all of it is mapped in this process
    */
-  fromAddress(va: Va, length: number, options: FromAddressOptions = {}): ExternalMemory {
+  fromAddress(va: Va, length: number, asked?: FromAddressOptions): ExternalMemory {
     const operation = 'external.fromAddress';
     this.#gate(operation);
+    const options: FromAddressOptions = optionsOf(asked, ADDRESS_OPTIONS, operation);
     const range = rangeAt(va, length, operation);
     const { pageSize = this.#platform.memory.pageSize, writable = true } = options;
     if (isPowerOfTwo(pageSize) && range.isAligned(pageSize)) {

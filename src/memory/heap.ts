@@ -5,11 +5,12 @@
  * Every piece of memory that a heap was given is a region of its own: a block is always inside one, so that a piece can be
  * taken away once nothing in it is used, and a block is one range for a device wherever the piece is.
  */
-import { stopped } from '../check.js';
+import { mustBe, mustBeString, optionsOf, rest, type Shape, stopped } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import { captureOrigin, type Origin } from '../origin.js';
 import type { MemoryPort } from '../platform/ports.js';
 import { RangeMap } from '../range-map.js';
+import { show } from '../show.js';
 import type { Range } from '../ranges.js';
 import { alignDown, formatSize, hex, isAddress, isPowerOfTwo, MiB, type Iova, type Va } from '../units.js';
 import type { Area } from './area.js';
@@ -95,6 +96,17 @@ export interface HeapOptions {
 }
 
 const NONE: MallocOptions = {};
+/** @internal Also those that say where, which callers look at. */
+export const MALLOC_OPTIONS: Shape<MallocOptions & { readonly heap?: string; readonly node?: number }> = {
+  align: 'number',
+  zero: 'boolean',
+  contiguous: 'boolean',
+  boundary: 'number',
+  pageSizes: 'array',
+  pageSizeHint: 'boolean',
+  heap: 'string',
+  node: 'number',
+};
 /** How much is cleared or copied at once, in bytes. */
 const AT_ONCE = 256 * MiB;
 /** Blocks begin at multiples of this, in bytes. */
@@ -169,7 +181,7 @@ export class Block implements Disposable {
    * @param length bytes; default: all that follow `offset`
    * @throws DmaError EINVAL when the part is not inside, or the block is freed
    */
-  bytes(offset = 0, length = this.length - offset): Uint8Array {
+  bytes(offset = 0, length = rest(this.length, offset)): Uint8Array {
     this.#mustBeLive('bytes');
     checkPart(offset, length, this.length, 'bytes');
     this.#views ??= this.heap.viewsOf(this);
@@ -184,6 +196,7 @@ export class Block implements Disposable {
    */
   pin(reason = 'a running transfer'): Pin {
     this.#mustBeLive('pin');
+    mustBeString(reason, 'the reason of a pin', 'pin');
     const pins = (this.#pins ??= new Set());
     const pin: Pin = { reason, [Symbol.dispose]: () => void pins.delete(pin) };
     pins.add(pin);
@@ -197,7 +210,9 @@ export class Block implements Disposable {
    * @throws DmaError EINVAL when it was freed before; EBUSY while it is pinned
    */
   free(options?: { readonly wipe?: boolean }): void {
-    this.heap.free(this, options?.wipe ?? false);
+    if (options === undefined) return this.heap.free(this, false);
+    const { wipe = false } = optionsOf<{ readonly wipe?: boolean }>(options, { wipe: 'boolean' }, 'free');
+    this.heap.free(this, wipe);
   }
 
   /** Frees it, unless that was done. */
@@ -274,7 +289,8 @@ export class Heap {
 
   /** As {@link Heap.malloc} for `count` times `size` bytes, zeroed. @throws DmaError EINVAL also when the product is no size */
   calloc(count: number, size: number, options: MallocOptions = NONE): Block {
-    return this.malloc(checkedProduct(count, size), { ...options, zero: true });
+    const product = checkedProduct(count, size);
+    return this.malloc(product, { ...optionsOf<MallocOptions>(options, MALLOC_OPTIONS, 'calloc'), zero: true });
   }
 
   /**
@@ -314,6 +330,7 @@ export class Heap {
    */
   realloc(block: Block, size: number, options: MallocOptions = NONE): Block {
     const operation = 'realloc';
+    mustBe(block, Block, 'what is made longer or shorter', operation);
     const request = checked(size, options, operation);
     block.mustBeIdle(operation);
     const kept = Math.min(block.length, size);
@@ -345,6 +362,7 @@ export class Heap {
    * @throws DmaError EINVAL when it is not
    */
   validate(block: Block): number {
+    mustBe(block, Block, 'what is validated', 'validate');
     const size = block.room.allocator.sizeOf(block.va);
     if (block.live && this.blockAt(block.va) === block && size >= block.length) return size;
     throw invalid('validate', `what is at ${hex(block.va)} is no block of the heap ${this.name}`);
@@ -352,6 +370,7 @@ export class Heap {
 
   /** The block that holds `va`, an address anywhere in it; `undefined` when none does. */
   blockAt(va: number): Block | undefined {
+    if (!isAddress(va)) return undefined;
     for (const { allocator, blocks } of this.#rooms) {
       const start = allocator.blockAt(va);
       if (start >= 0) return blocks[allocator.numberOf(start)];
@@ -587,7 +606,7 @@ type BlockRun = (start: number, length: number) => number;
 /** `count * size`. @throws DmaError EINVAL when it is no size */
 export function checkedProduct(count: number, size: number): number {
   if (isAddress(count) && isAddress(size) && isAddress(count * size)) return count * size;
-  throw invalid('calloc', `${count} times ${size} bytes are not possible`);
+  throw invalid('calloc', `${show(count)} times ${show(size)} bytes are not possible`);
 }
 
 /** As {@link RoomRequest}, from the options of a caller. */
@@ -596,9 +615,11 @@ interface WishfulRequest extends RoomRequest {
 }
 
 function checked(size: number, options: MallocOptions, operation: string): WishfulRequest {
-  const { align = LINE, boundary = 0, pageSizes, pageSizeHint = false } = options;
-  if (!(Number.isSafeInteger(size + LINE) && size > 0 && Number.isInteger(size)))
-    throw invalid(operation, `a block of ${size} bytes is not possible`);
+  if (!(isAddress(size) && size > 0 && isAddress(size + LINE)))
+    throw invalid(operation, `a block of ${show(size)} bytes is not possible`);
+  if (options === NONE) return { size, align: LINE, boundary: 0, pageSizes: undefined, pageSizeHint: false };
+  const given: MallocOptions = optionsOf<MallocOptions>(options, MALLOC_OPTIONS, operation);
+  const { align = LINE, boundary = 0, pageSizes, pageSizeHint = false } = given;
   if (align !== LINE && align !== 0) {
     if (!isPowerOfTwo(align)) throw invalid(operation, `an alignment of ${align} bytes is no power of two`);
     if (!isAddress(size + align)) throw invalid(operation, `an alignment of ${align} bytes is not possible`);

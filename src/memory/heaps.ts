@@ -2,14 +2,15 @@
  * Heaps by name: those over the user's memory, which are made, fed and removed here, and those of the library's own. The
  * user's memory is left as it is when it comes into a heap, unless the user wants it cleared.
  */
-import type { Gate } from '../check.js';
+import { type Gate, isA, mustBeObject, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
+import { show } from '../show.js';
 import type { Va } from '../units.js';
 import { Area } from './area.js';
 import type { AreaIndex } from './area-index.js';
-import { External, ExternalMemory, type Pin, type RegisterOptions } from './external.js';
+import { External, ExternalMemory, REGISTER_OPTIONS, type Pin, type RegisterOptions } from './external.js';
 import { Heap, type HeapMemory } from './heap.js';
 import type { IovaMode } from './iova-mode.js';
 import type { MemoryChange, MemoryHandlers, Reach } from './memory-events.js';
@@ -143,14 +144,16 @@ export class Heaps {
    *   written; EFAULT for addresses that are not mapped; of the device or handler that does not take it, and then it is as
    *   it was before
    */
-  addMemory(name: string, memory: ExternalMemory | RawMemory, options: { readonly clear?: boolean } = {}): void {
+  addMemory(name: string, given: ExternalMemory | RawMemory, asked?: { readonly clear?: boolean }): void {
     const operation = 'heap.addMemory';
     this.#options.gate?.(operation);
     checkName(name, operation);
+    const options = optionsOf<{ readonly clear?: boolean }>(asked, { clear: 'boolean' }, operation);
+    const memory = isA(given, ExternalMemory) ? given : rawOf(given, operation);
     if (!(memory instanceof ExternalMemory)) this.#checkRaw(memory, operation);
     const heap = this.#users(name, operation);
     if (memory instanceof ExternalMemory) return this.#add(heap, memory, options.clear === true, operation);
-    const registered = this.#adopted.fromAddress(memory.va, memory.length, memory);
+    const registered = this.#adopted.fromAddress(memory.va, memory.length, registrationOf(memory));
     try {
       this.#add(heap, registered, options.clear === true, operation);
     } catch (error) {
@@ -295,7 +298,20 @@ function zero(memory: ExternalMemory): void {
 
 function checkName(name: string, operation: string): void {
   if (typeof name === 'string' && name !== '' && Buffer.byteLength(name) < NAME_LIMIT) return;
-  throw invalid(operation, `${JSON.stringify(name)} is no name of a heap: it has 1 to ${NAME_LIMIT - 1} bytes`);
+  throw invalid(operation, `${show(name)} is no name of a heap: it has 1 to ${NAME_LIMIT - 1} bytes`);
+}
+
+const RAW_MEMORY: Shape<RawMemory> = { ...REGISTER_OPTIONS, va: 'number', length: 'number' };
+
+/** @throws DmaError EINVAL when it is no memory at an address */
+function rawOf(memory: RawMemory, operation: string): RawMemory {
+  mustBeObject(memory, 'addresses', operation);
+  const { va = 0 as Va, length = 0, ...options } = optionsOf(memory, RAW_MEMORY, operation);
+  return { va, length, ...options };
+}
+
+function registrationOf({ pageSize, iovas, node, label }: RawMemory): RegisterOptions {
+  return { pageSize, iovas, node, label };
 }
 
 function rangeOf(va: Va, length: number, operation: string): Range<Va> {

@@ -2,10 +2,12 @@
  * Who wants to know when the memory of a heap comes and goes, and who may refuse it: handlers, for what has to follow every
  * page (a device that the library knows nothing of), and validators, for policy.
  */
+import { mustBeNumber, mustBeString, reading } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { Range } from '../ranges.js';
 import { formatSize, type Va } from '../units.js';
 import type { Area } from './area.js';
+import { thrown } from '../show.js';
 
 /**
  * Makes areas reachable by every device, now and later; all of them by all devices, or none by any.
@@ -48,7 +50,10 @@ export class MemoryHandlers {
 
   /** @throws DmaError EEXIST for a handler that was added already */
   add(handler: MemoryHandler): Disposable {
-    return addTo(this.#handlers, handler, 'handler');
+    if (this.#handlers.has(handler))
+      throw new DmaError({ code: 'EEXIST', operation: 'add', reason: 'this handler was added already' });
+    this.#handlers.add(handler);
+    return { [Symbol.dispose]: () => void this.#handlers.delete(handler) };
   }
 
   /**
@@ -70,7 +75,7 @@ export class MemoryHandlers {
       } catch (error) {
         takeBack();
         if (isDmaError(error)) throw error;
-        const reason = `a handler refused: ${error instanceof Error ? error.message : String(error)}`;
+        const reason = `a handler refused: ${thrown(error)}`;
         throw new DmaError({ code: 'ECANCELED', operation: question, range: change.range, reason, cause: error });
       }
     }
@@ -119,18 +124,29 @@ export interface MemoryValidator {
 
 /** The validators of one `Eal`. */
 export class MemoryValidators {
-  readonly #validators = new Set<MemoryValidator>();
+  /** By the object that was added: its values as they were then. */
+  readonly #validators = new Map<MemoryValidator, MemoryValidator>();
 
   /** @throws DmaError EINVAL for one without a name, EEXIST for one that was added already */
   add(validator: MemoryValidator): Disposable {
-    if (validator.name === '') throw invalid('addValidator', 'a validator has a name');
-    return addTo(this.#validators, validator, 'validator');
+    const operation = 'memory.addValidator';
+    const kept = reading(operation, 'it', () => {
+      const { name, node, limit } = validator;
+      mustBeString(name, 'the name of a validator', operation);
+      if (name === '') throw invalid(operation, 'a validator has a name');
+      for (const value of [node, limit]) if (value !== undefined) mustBeNumber(value, 'a node or limit', operation);
+      return { name, node, limit, allows: (request: GrowthRequest) => validator.allows?.(request) === true };
+    });
+    if (this.#validators.has(validator))
+      throw new DmaError({ code: 'EEXIST', operation: 'add', reason: 'this validator was added already' });
+    this.#validators.set(validator, kept);
+    return { [Symbol.dispose]: () => void this.#validators.delete(validator) };
   }
 
   /** @throws DmaError ENOMEM, which names the first validator that does not allow it */
   check(request: GrowthRequest): void {
     const { node, bytes, total } = request;
-    for (const validator of this.#validators) {
+    for (const validator of this.#validators.values()) {
       const { limit = 0 } = validator;
       if ((validator.node ?? node) !== node || total + bytes <= limit) continue;
       if (validator.allows?.(request) === true) continue;
@@ -139,10 +155,4 @@ export class MemoryValidators {
       throw new DmaError({ code: 'ENOMEM', operation: 'grow', reason });
     }
   }
-}
-
-function addTo<T>(set: Set<T>, item: T, what: string): Disposable {
-  if (set.has(item)) throw new DmaError({ code: 'EEXIST', operation: 'add', reason: `this ${what} was added already` });
-  set.add(item);
-  return { [Symbol.dispose]: () => void set.delete(item) };
 }

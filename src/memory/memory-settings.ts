@@ -1,6 +1,8 @@
 /** How the library gets memory of its own: the options, with DPDK's names and rules, and what they come to. */
 import { resolve } from 'node:path';
+import { mustBeObject, optionsOf, type Shape } from '../check.js';
 import { invalid } from '../errors.js';
+import { show } from '../show.js';
 import { formatSize, isAddress, isPowerOfTwo } from '../units.js';
 import type { HugeUnlink } from './hugepage-files.js';
 import type { IovaMode } from './iova-mode.js';
@@ -82,10 +84,36 @@ export interface FileSettings {
 }
 
 const OPERATION = 'start';
+const OPTIONS: Shape<MemoryOptions> = {
+  size: 'number',
+  numaMem: 'array',
+  numaLimit: 'array',
+  pageSizes: 'array',
+  pageSizeLimits: 'array',
+  inMemory: 'boolean',
+  noHuge: 'boolean',
+  hugeDir: 'string',
+  filePrefix: 'string',
+  hugeUnlink: 'any',
+  singleFileSegments: 'boolean',
+  matchAllocations: 'boolean',
+  iovaMode: 'any',
+  sameIova: 'boolean',
+  origins: 'boolean',
+  onNotice: 'function',
+};
+type PageSizeLimit = NonNullable<MemoryOptions['pageSizeLimits']>[number];
+
+function limitsOf(limits: readonly PageSizeLimit[]): readonly PageSizeLimit[] {
+  for (const each of limits) mustBeObject(each, 'memory.pageSizeLimits', OPERATION);
+  return limits;
+}
+
 const FILE_OPTIONS = ['hugeDir', 'filePrefix', 'hugeUnlink', 'singleFileSegments'] as const;
 
 /** @throws DmaError EINVAL for what is not possible, and for options that contradict each other */
-export function memorySettings(options: MemoryOptions): MemorySettings {
+export function memorySettings(asked: MemoryOptions): MemorySettings {
+  const options: MemoryOptions = optionsOf(asked, OPTIONS, OPERATION);
   checkConflicts(options);
   const { size = 0, numaMem = [], numaLimit = [], pageSizes, pageSizeLimits = [], filePrefix = 'anydma' } = options;
   for (const [name, bytes] of [
@@ -93,30 +121,31 @@ export function memorySettings(options: MemoryOptions): MemorySettings {
     ['numaMem', numaMem],
     ['numaLimit', numaLimit],
   ] as const)
-    for (const each of bytes) if (!isAddress(each)) throw invalid(OPERATION, `memory.${name}: ${each} is no size`);
+    for (const each of bytes)
+      if (!isAddress(each)) throw invalid(OPERATION, `memory.${name}: ${show(each)} is no size`);
   for (const pageSize of pageSizes ?? []) checkPageSize('pageSizes', pageSize);
   if (pageSizes?.length === 0) throw invalid(OPERATION, 'memory.pageSizes: there has to be one');
-  for (const { pageSize, limit } of pageSizeLimits) {
+  for (const { pageSize, limit } of limitsOf(pageSizeLimits)) {
     checkPageSize('pageSizeLimits', pageSize);
     if (!isAddress(limit) || limit % pageSize !== 0)
-      throw invalid(OPERATION, `memory.pageSizeLimits: ${limit} is no multiple of ${formatSize(pageSize)}`);
+      throw invalid(OPERATION, `memory.pageSizeLimits: ${show(limit)} is no multiple of ${formatSize(pageSize)}`);
   }
   if (filePrefix === '' || /[/\0]/.test(filePrefix))
     throw invalid(OPERATION, `memory.filePrefix: ${JSON.stringify(filePrefix)} can not begin a file's name`);
   const { hugeDir, hugeUnlink = 'existing', singleFileSegments = false, iovaMode } = options;
   if (!['existing', 'always', 'never'].includes(hugeUnlink))
-    throw invalid(OPERATION, `memory.hugeUnlink: there is no "${hugeUnlink}"`);
+    throw invalid(OPERATION, `memory.hugeUnlink: there is no ${show(hugeUnlink)}`);
   if (iovaMode !== undefined && iovaMode !== 'va' && iovaMode !== 'pa')
-    throw invalid(OPERATION, `memory.iovaMode: there is no "${String(iovaMode)}"`);
+    throw invalid(OPERATION, `memory.iovaMode: there is no ${show(iovaMode)}`);
   const directory = hugeDir === undefined ? undefined : resolve(hugeDir);
   const files = { directory, prefix: filePrefix, unlink: hugeUnlink, singleFile: singleFileSegments };
   const usesFiles = !(options.inMemory ?? FILE_OPTIONS.every((name) => options[name] === undefined));
   return {
     size,
-    numaMem,
-    numaLimit,
-    pageSizes,
-    pageSizeLimits: new Map(pageSizeLimits.map(({ pageSize, limit }) => [pageSize, limit])),
+    numaMem: [...numaMem],
+    numaLimit: [...numaLimit],
+    pageSizes: pageSizes === undefined ? undefined : [...pageSizes],
+    pageSizeLimits: new Map(limitsOf(pageSizeLimits).map(({ pageSize, limit }) => [pageSize, limit])),
     files: usesFiles && options.noHuge !== true ? files : undefined,
     noHuge: options.noHuge ?? false,
     matchAllocations: options.matchAllocations ?? false,
@@ -147,5 +176,5 @@ function checkConflicts(options: MemoryOptions): void {
 }
 
 function checkPageSize(name: string, pageSize: number): void {
-  if (!isPowerOfTwo(pageSize)) throw invalid(OPERATION, `memory.${name}: ${pageSize} is no power of two`);
+  if (!isPowerOfTwo(pageSize)) throw invalid(OPERATION, `memory.${name}: ${show(pageSize)} is no power of two`);
 }

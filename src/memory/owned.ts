@@ -5,7 +5,7 @@
  * gets them, handlers are told. Whatever fails undoes what came before it. Shrinking is the same in reverse. A mapping is
  * never coarser than what is given back by itself: both are one extent.
  */
-import { open, type Gate } from '../check.js';
+import { type Gate, mustHandle, open, optionsOf } from '../check.js';
 import { DmaError, invalid, isDmaError, NO_DESCRIPTORS, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { RangeMap } from '../range-map.js';
@@ -15,6 +15,7 @@ import { planGrowth, type GrowthStep, type Need } from './growth.js';
 import {
   checkedProduct,
   Heap,
+  MALLOC_OPTIONS,
   type Block,
   type HeapMemory,
   type HeapStatistics,
@@ -36,6 +37,7 @@ import { PAGE_OPERATIONS } from './page-source.js';
 import type { Extent } from './segment-list.js';
 import { Views } from './views.js';
 import { shortForm } from '../short-form.js';
+import { show, thrown } from '../show.js';
 
 /** Memory of this size that became empty is kept for the next allocation, in bytes, however little the heap has otherwise. */
 const KEPT = 64 * MiB;
@@ -176,12 +178,13 @@ export class OwnedMemory {
     const heap = this.heaps.find((each) => each.node === node);
     if (heap !== undefined) return heap;
     const hint = `the nodes are: ${this.heaps.map((each) => each.node).join(', ')}`;
-    throw invalid('malloc', `there is no NUMA node ${node}`, { hint });
+    throw invalid('malloc', `there is no NUMA node ${show(node)}`, { hint });
   }
 
   /** @throws DmaError as `Heap.malloc`, and EINVAL for a node there is not */
   malloc(size: number, options?: OwnedMallocOptions): Block {
-    const node = options?.node;
+    const node =
+      options === undefined ? undefined : optionsOf<OwnedMallocOptions>(options, MALLOC_OPTIONS, 'malloc').node;
     if (node !== undefined) return this.heapOf(node).malloc(size, options);
     const [first, ...others] = this.heaps;
     try {
@@ -201,12 +204,14 @@ export class OwnedMemory {
 
   /** As {@link OwnedMemory.malloc} for `count` times `size` bytes, zeroed. @throws DmaError also EINVAL when the product is no size */
   calloc(count: number, size: number, options?: OwnedMallocOptions): Block {
-    return this.malloc(checkedProduct(count, size), { ...options, zero: true });
+    const product = checkedProduct(count, size);
+    return this.malloc(product, { ...optionsOf<OwnedMallocOptions>(options, MALLOC_OPTIONS, 'calloc'), zero: true });
   }
 
   /** Lets `handler` follow memory that comes into heaps and goes; until the result is disposed. @throws DmaError EEXIST */
   addHandler(handler: MemoryHandler): Disposable {
     this.#gate('memory.addHandler');
+    mustHandle(handler, ['grow', 'grown', 'shrink', 'shrunk'], 'memory.addHandler');
     return this.#handlers.add(handler);
   }
 
@@ -218,6 +223,7 @@ export class OwnedMemory {
    */
   addValidator(validator: MemoryValidator): Disposable {
     this.#gate('memory.addValidator');
+    mustHandle(validator, ['allows'], 'memory.addValidator');
     return this.#validators.add(validator);
   }
 
@@ -479,7 +485,7 @@ export class OwnedMemory {
       this.#giveBack(part);
     } catch (error) {
       if (isDmaError(error, 'ECANCELED')) return;
-      this.#settings.onNotice(`memory could not be given back, and stays: ${String(error)}`);
+      this.#settings.onNotice(`memory could not be given back, and stays: ${thrown(error)}`);
     }
   }
 
@@ -540,7 +546,7 @@ function isAboutPages(error: unknown): error is DmaError {
 }
 
 function describe(error: unknown): string {
-  if (!isDmaError(error)) return String(error);
+  if (!isDmaError(error)) return thrown(error);
   const hint = error.hint === undefined ? '' : ` (${error.hint})`;
   return `${error.reason}${error.device === undefined ? '' : ` on ${error.device}`}${hint}`;
 }

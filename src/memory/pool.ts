@@ -9,6 +9,7 @@
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
+import { show } from '../show.js';
 import type { Va } from '../units.js';
 import type { AreaOwner } from './area.js';
 import { ElementStack, type ElementNumbers } from './element-stack.js';
@@ -243,7 +244,7 @@ export class Pool implements Disposable {
    * @throws DmaError EINVAL when there is no such element, or the pool is freed
    */
   bytes(element: number): Uint8Array {
-    return this.#bytes[element] ?? this.#newBytes(element);
+    return (typeof element === 'number' ? this.#bytes[element] : undefined) ?? this.#newBytes(element);
   }
 
   /**
@@ -253,7 +254,7 @@ export class Pool implements Disposable {
    * @throws DmaError EINVAL when there is no such chunk, or the pool is freed
    */
   chunkBytes(chunk: number): Uint8Array {
-    return this.#chunkBytes[chunk] ?? this.#newChunkBytes(chunk);
+    return (typeof chunk === 'number' ? this.#chunkBytes[chunk] : undefined) ?? this.#newChunkBytes(chunk);
   }
 
   /**
@@ -347,7 +348,7 @@ export class Pool implements Disposable {
   #newBytes(element: number): Uint8Array {
     this.#mustBeLive('pool.bytes');
     if (!(Number.isInteger(element) && element >= 0 && element < this.elements))
-      throw invalid('pool.bytes', `the pool ${this.name} has no element ${element}`);
+      throw invalid('pool.bytes', `the pool ${this.name} has no element ${show(element)}`);
     const offset = this.offsetOf[element];
     const bytes = this.chunkBytes(this.chunkOf[element]).subarray(offset, offset + this.elementSize);
     // Filled at once: an array with holes that large would become a dictionary.
@@ -359,7 +360,7 @@ export class Pool implements Disposable {
   #newChunkBytes(chunk: number): Uint8Array {
     this.#mustBeLive('pool.bytes');
     if (!(Number.isInteger(chunk) && chunk >= 0 && chunk < this.chunks.length))
-      throw invalid('pool.bytes', `the pool ${this.name} has no chunk ${chunk}`);
+      throw invalid('pool.bytes', `the pool ${this.name} has no chunk ${show(chunk)}`);
     const bytes = this.#view(chunk);
     if (this.#chunkBytes.length === 0) this.#chunkBytes = this.chunks.map(() => undefined);
     this.#chunkBytes[chunk] = bytes;

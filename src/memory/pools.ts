@@ -1,9 +1,10 @@
 /** The pools of one `Eal`: makes them, finds them by name, and tells who wants to know when they come and go. */
+import { mustBe, mustBeObject, mustHandle, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { MemoryPort } from '../platform/ports.js';
 import type { Area } from './area.js';
 import { ElementStack } from './element-stack.js';
-import type { ExternalMemory } from './external.js';
+import { ExternalMemory } from './external.js';
 import { chooseHeaps, type HeapSources, type PlacedMallocOptions } from './heap-choice.js';
 import type { IovaMode } from './iova-mode.js';
 import { PoolCache } from './pool-cache.js';
@@ -16,6 +17,7 @@ import {
   type PoolMemoryRequest,
 } from './pool-memory.js';
 import { shortForm } from '../short-form.js';
+import { thrown } from '../show.js';
 
 /** What a pool is to be like, and where its memory comes from: the library's own, a heap, or external memory. */
 export interface PoolOptions extends Pick<PlacedMallocOptions, 'heap' | 'node' | 'pageSizes' | 'pageSizeHint'> {
@@ -53,6 +55,22 @@ export interface PoolHandler {
 }
 
 const OPERATION = 'pool.create';
+const POOL_OPTIONS: Shape<PoolOptions> = {
+  heap: 'string',
+  node: 'number',
+  pageSizes: 'array',
+  pageSizeHint: 'boolean',
+  name: 'string',
+  elements: 'number',
+  elementSize: 'number',
+  align: 'number',
+  headroom: 'number',
+  cache: 'number',
+  external: 'array',
+  forDevices: 'boolean',
+  zero: 'boolean',
+  checked: 'boolean',
+};
 
 /** See the head of the file. */
 export class Pools {
@@ -88,8 +106,12 @@ export class Pools {
    *   not be written; ENOENT for a heap there is not; ENOMEM when not all elements have room; of the handler that refuses.
    *   When it throws, nothing has happened.
    */
-  create(options: PoolOptions): Pool {
+  create(asked: PoolOptions): Pool {
     this.#sources.gate?.(OPERATION);
+    mustBeObject(asked, 'options', OPERATION);
+    const { elements: wanted, elementSize: size, ...others } = optionsOf(asked, POOL_OPTIONS, OPERATION);
+    const options: PoolOptions = { elements: wanted ?? 0, elementSize: size ?? 0, ...others };
+    for (const memory of options.external ?? []) mustBe(memory, ExternalMemory, 'external', OPERATION);
     const { elements, elementSize, align = 64, headroom = 0, cache: cacheSize = 0, forDevices = true } = options;
     const { name = this.#newName() } = options;
     if (name === '') throw invalid(OPERATION, 'a pool has a name');
@@ -131,7 +153,7 @@ export class Pools {
     } catch (error) {
       const undo = pool.live ? undoAll([() => pool.free({ force: true })]) : [];
       if (isDmaError(error)) throw withUndo(error, OPERATION, undo);
-      const reason = `a handler refused: ${error instanceof Error ? error.message : String(error)}`;
+      const reason = `a handler refused: ${thrown(error)}`;
       throw new DmaError({ code: 'ECANCELED', operation: OPERATION, reason, cause: error, undo });
     }
   }
@@ -139,6 +161,7 @@ export class Pools {
   /** Lets `handler` follow pools that come and go, until the result is disposed. @throws DmaError EEXIST */
   addHandler(handler: PoolHandler): Disposable {
     this.#sources.gate?.('pools.addHandler');
+    mustHandle(handler, ['ready', 'destroy'], 'pools.addHandler');
     if (this.#handlers.has(handler)) throw exists('this handler was added already');
     this.#handlers.add(handler);
     return { [Symbol.dispose]: () => void this.#handlers.delete(handler) };

@@ -1,12 +1,13 @@
 /** Views of raw memory that die with it: all that were handed out are detached before the memory goes away. */
 import { invalid } from '../errors.js';
 import type { MemoryPort } from '../platform/ports.js';
+import { show } from '../show.js';
 import { hex, isAddress, type Va } from '../units.js';
 
 /** Checks a part of `length` bytes of memory. @throws DmaError EINVAL when it is not inside */
 export function checkPart(offset: number, length: number, whole: number, operation: string): void {
   if (!isAddress(offset) || !isAddress(length) || offset + length > whole)
-    throw invalid(operation, `${length} bytes at offset ${offset} are not inside ${hex(whole)} bytes`);
+    throw invalid(operation, `${show(length)} bytes at offset ${show(offset)} are not inside ${hex(whole)} bytes`);
 }
 
 /** Makes the views of one mapping, and detaches them. */

@@ -2,11 +2,12 @@
  * Memory with names: a part of a program, or a driver, reserves a zone, and others find it by its name. A zone is a block
  * of a heap, so every device reaches it, now and later. DPDK calls it a memzone.
  */
+import { mustBe, mustBeNumber, optionsOf } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import { alignUp, hex, isAddress, type Iova, type Va } from '../units.js';
 import type { Pin } from './external.js';
 import { allocateFrom, chooseHeaps, type HeapSources, type PlacedMallocOptions } from './heap-choice.js';
-import type { Block, Heap } from './heap.js';
+import { MALLOC_OPTIONS, type Block, type Heap } from './heap.js';
 import { shortForm } from '../short-form.js';
 
 /** Names have at most so many bytes, as in DPDK (RTE_MEMZONE_NAMESIZE). */
@@ -125,11 +126,13 @@ export class Zones {
    *   `Heap.malloc`: EINVAL for lengths, alignments, boundaries, nodes and heaps' names that are not possible, ENOENT for a
    *   heap there is not, ENOMEM. When it throws, nothing was reserved.
    */
-  reserve(name: string, length: number, options: PlacedMallocOptions = {}): Zone {
+  reserve(name: string, length: number, asked?: PlacedMallocOptions): Zone {
     const operation = 'zones.reserve';
     this.#sources.gate?.(operation);
     checkName(name, operation);
     this.#mustBeNew(name, operation);
+    mustBeNumber(length, 'the length', operation);
+    const options: PlacedMallocOptions = optionsOf<PlacedMallocOptions>(asked, MALLOC_OPTIONS, operation);
     const { boundary = 0 } = options;
     const wanted = length === 0 ? boundary : length;
     if (!isAddress(wanted) || !isAddress(wanted + LINE))
@@ -163,6 +166,7 @@ export class Zones {
   free(zone: Zone | string): void {
     const operation = 'zones.free';
     if (typeof zone !== 'string') {
+      mustBe(zone, Zone, 'what is freed', operation);
       if (this.lookup(zone.name) !== zone)
         throw invalid(operation, `the zone ${zone.name} was freed, or is not of these`);
       zone.free();

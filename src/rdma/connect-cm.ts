@@ -10,6 +10,7 @@ import type { CmAddress, CmEvent, CmId, CmParameters } from '../platform/rdma-cm
 import { IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/verbs-abi/queues.js';
 import type { RdmaContext } from './context.js';
 import type { ConnectOptions, QueuePair } from './queue-pair.js';
+import { thrown } from '../show.js';
 
 /** Whom to connect to, and how. */
 export interface CmConnectOptions extends Pick<ConnectOptions, 'timeout' | 'retries' | 'rnrRetries'> {
@@ -235,7 +236,7 @@ export class RdmaConnection implements Disposable {
 
   /** An error of a call, which does not know whom it was about. */
   #described(error: unknown): DmaError {
-    if (!(error instanceof DmaError)) return this.#error('EIO', String(error));
+    if (!(error instanceof DmaError)) return this.#error('EIO', thrown(error));
     if (error.device !== undefined) return error;
     return error.with({ device: this.#rdma.name, reason: `${this.#where}: ${error.reason}` });
   }

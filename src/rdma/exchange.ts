@@ -24,6 +24,7 @@ import {
   type QueuePairAddress,
   type RemoteMemory,
 } from './queue-pair.js';
+import { thrown } from '../show.js';
 
 /** The version of the protocol that is spoken here. */
 export const EXCHANGE_VERSION = 1;
@@ -280,7 +281,7 @@ export class PeerSession implements Disposable {
     try {
       this.#understand(asObject(JSON.parse(line.toString('utf8'))));
     } catch (error) {
-      this.#refuse(error instanceof Error ? error.message : String(error));
+      this.#refuse(thrown(error));
     }
   }
 
@@ -305,7 +306,7 @@ export class PeerSession implements Disposable {
       const result: unknown = await answer(question);
       this.#write({ id, result: result ?? null });
     } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
+      const reason = thrown(error);
       if (this.live) this.#write({ id, error: isDmaError(error) ? error.code : 'EIO', reason });
     } finally {
       this.#answering--;

@@ -37,6 +37,7 @@ import type { RdmaContext } from './context.js';
 import { isGid } from './gid.js';
 import type { MemoryWindow } from './memory-window.js';
 import { shortForm } from '../short-form.js';
+import { thrown } from '../show.js';
 
 /** Settings of a queue pair. */
 export interface QueuePairOptions {
@@ -678,7 +679,7 @@ export class QueuePair implements Disposable {
       if (isExpected) queue.expect(-1);
       const failure = isDmaError(error)
         ? error
-        : this.#error('EIO', request.operation, String(error), { cause: error });
+        : this.#error('EIO', request.operation, thrown(error), { cause: error });
       request.failed(failure.device === undefined ? failure.with({ device: this.#parts.device }) : failure);
       this.#next(lane);
     }

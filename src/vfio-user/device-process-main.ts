@@ -4,6 +4,7 @@ import { openPlatform } from '../platform/open.js';
 import { deviceModel } from './devices/catalog.js';
 import type { DeviceName, DeviceOptions } from './devices/catalog.js';
 import { serve } from './server.js';
+import { thrown } from '../show.js';
 
 /** What the parent passes, as JSON, in the first argument. */
 export interface DeviceProcessArguments<N extends DeviceName = DeviceName> {
@@ -39,7 +40,7 @@ try {
   process.on('SIGINT', () => undefined);
   report({});
 } catch (error) {
-  report({ error: error instanceof Error ? error.message : String(error) });
+  report({ error: thrown(error) });
   process.exitCode = 1;
   process.disconnect();
 }

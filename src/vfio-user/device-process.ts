@@ -5,10 +5,13 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { mustBeString, optionsOf } from '../check.js';
 import { DmaError, isDmaError } from '../errors.js';
 import { needDescriptors } from '../platform/libc.js';
 import { callNode, fromNode } from '../platform/node-errors.js';
-import type { DeviceName, DeviceOptions } from './devices/catalog.js';
+import { show } from '../show.js';
+import { deviceModel, type DeviceName, type DeviceOptions } from './devices/catalog.js';
+import { checkMaxDmaMaps } from './server.js';
 import type { DeviceProcessArguments, DeviceProcessReport } from './device-process-main.js';
 
 /** Milliseconds: until the socket is there, and until a child that was asked to end is made to. */
@@ -27,6 +30,8 @@ export interface DeviceProcess extends AsyncDisposable {
   close(): Promise<void>;
 }
 
+const SPAWN_OPTIONS = { device: 'object', maxDmaMaps: 'number' } as const;
+
 /** How to run a device. */
 export interface SpawnOptions<N extends DeviceName> {
   /** The device's own options. */
@@ -39,14 +44,16 @@ export interface SpawnOptions<N extends DeviceName> {
  * Starts a process that serves a device, and resolves when its socket can be connected to. The process never outlives this
  * one, and does not keep it alive.
  *
- * @throws DmaError EIO with what the child said, ETIMEDOUT when it said nothing; EMFILE, ENOMEM, EAGAIN ... when no process
+ * @throws DmaError EINVAL for a device there is not, and for impossible options; EIO with what the child said, ETIMEDOUT when it said nothing; EMFILE, ENOMEM, EAGAIN ... when no process
  *   can be started; ENOENT, EACCES ... when the temporary folder can not be used
  */
-export async function spawnDevice<N extends DeviceName>(
-  name: N,
-  options: SpawnOptions<N> = {},
-): Promise<DeviceProcess> {
-  const operation = `device process ${name}`;
+export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOptions<N>): Promise<DeviceProcess> {
+  const operation = `device process ${show(name)}`;
+  mustBeString(name, 'the name of a device', operation);
+  const { device, maxDmaMaps } = optionsOf<SpawnOptions<N>>(asked, SPAWN_OPTIONS, operation);
+  // What the process would refuse is refused here: its model is made there.
+  deviceModel(name, device);
+  if (maxDmaMaps !== undefined) checkMaxDmaMaps(maxDmaMaps, operation);
   // Node leaks some when they give out while it starts a process.
   needDescriptors(operation, FORK_DESCRIPTORS);
   const folder = tmpdir();
@@ -55,7 +62,6 @@ export async function spawnDevice<N extends DeviceName>(
     hint: 'the socket of the device needs a temporary folder: set TMPDIR to one that is there and can be written',
   });
   const socketPath = join(directory, `${name}.sock`);
-  const { device = {}, maxDmaMaps } = options;
   let child: ChildProcess | undefined;
   const removeAll = (): void => {
     process.off('exit', removeAll);
@@ -64,7 +70,7 @@ export async function spawnDevice<N extends DeviceName>(
   };
   process.on('exit', removeAll);
   try {
-    const argument: DeviceProcessArguments = { name, directory, socketPath, options: device, maxDmaMaps };
+    const argument: DeviceProcessArguments = { name, directory, socketPath, options: device ?? {}, maxDmaMaps };
     const main = fileURLToPath(new URL('./device-process-main.js', import.meta.url));
     // Not the parent's own flags: an inspector or a test runner is not for the child.
     child = fork(main, [JSON.stringify(argument)], { execArgv: [], stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });

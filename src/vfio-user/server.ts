@@ -1,6 +1,7 @@
 /** Serves one emulated device over vfio-user, to one client at a time. */
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
+import { show } from '../show.js';
 import type { ModelFactory } from './devices/model.js';
 import { HostedDevice } from './hosted-device.js';
 import { Session } from './session.js';
@@ -53,8 +54,7 @@ function ended(): DmaError {
  */
 export function serve(platform: Platform, options: ServeOptions): Server {
   const { maxDmaMaps = 65535 } = options;
-  if (!Number.isInteger(maxDmaMaps) || maxDmaMaps < 1 || maxDmaMaps > 65535)
-    throw invalid('vfio-user serve', `maxDmaMaps is ${maxDmaMaps}, not an integer from 1 to 65535`);
+  checkMaxDmaMaps(maxDmaMaps, 'vfio-user serve');
   const device = new HostedDevice(platform, options.model, maxDmaMaps);
   try {
     return new DeviceServer(platform, device, options);
@@ -62,6 +62,12 @@ export function serve(platform: Platform, options: ServeOptions): Server {
     device.close();
     throw error;
   }
+}
+
+/** @throws DmaError EINVAL for a number of DMA regions that no server announces */
+export function checkMaxDmaMaps(maxDmaMaps: number, operation: string): void {
+  if (Number.isInteger(maxDmaMaps) && maxDmaMaps >= 1 && maxDmaMaps <= 65535) return;
+  throw invalid(operation, `maxDmaMaps is ${show(maxDmaMaps)}, not an integer from 1 to 65535`);
 }
 
 class DeviceServer implements Server {

@@ -2,7 +2,7 @@
  * Containers: what a user holds of the kernel's address spaces. Devices are put into one by name; those in one share what
  * is mapped. Which kind it is shows with its first device, and can be another one after its last.
  */
-import { open, type Gate } from '../check.js';
+import { type Gate, open, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import type { VfioDevice } from './device.js';
@@ -26,6 +26,11 @@ export interface ContainerOptions {
   /** For iommufd: see `IommufdOptions.pageRequests`. Default false. */
   readonly pageRequests?: boolean;
 }
+
+/** The words of {@link ContainerChoice}. */
+export const CONTAINER_CHOICES: readonly ContainerChoice[] = ['auto', 'iommufd', 'type1', 'spapr', 'noiommu'];
+
+const CONTAINER_OPTIONS: Shape<ContainerOptions> = { name: 'string', kind: CONTAINER_CHOICES, pageRequests: 'boolean' };
 
 /** A device that was opened in a container. */
 export interface OpenedNode {
@@ -116,9 +121,10 @@ export class Containers {
   }
 
   /** A new container. Nothing is opened before its first device. @throws DmaError EEXIST when there is one of this name */
-  create(options: ContainerOptions = {}): Container {
+  create(options?: ContainerOptions): Container {
     this.#gate('containers.create');
-    const { name = this.#freeName(), kind = this.#choice, pageRequests = false } = options;
+    const checked = optionsOf(options, CONTAINER_OPTIONS, 'containers.create');
+    const { name = this.#freeName(), kind = this.#choice, pageRequests = false } = checked;
     if (name === '') throw invalid('container', 'a container needs a name');
     if (this.#containers.has(name))
       throw new DmaError({ code: 'EEXIST', operation: 'container', reason: `there is a container "${name}" already` });

@@ -44,6 +44,7 @@ export class PciBus implements Bus {
   readonly name = 'pci';
   readonly naming =
     'by its address, domain:bus:device.function in hexadecimal, such as 0000:00:02.0 or 00:02.0: a device is at most 1f, a function at most 7';
+  readonly keys = ['container'];
   readonly dma: DmaOps;
   readonly #options: PciBusOptions;
   readonly #sysfs: PciSysfs;

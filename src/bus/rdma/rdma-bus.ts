@@ -9,6 +9,7 @@ import { openRdma } from './open-rdma.js';
  */
 export class RdmaBus implements Bus {
   readonly name = 'rdma';
+  readonly keys: readonly string[] = [];
   readonly #contexts: RdmaContexts;
 
   constructor(contexts: RdmaContexts) {

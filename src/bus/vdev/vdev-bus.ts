@@ -1,6 +1,6 @@
 /** The bus of software devices in this process: `vdev:edu0`, `vdev:copy1,iommu=identity`. */
 import type { DomainBackend } from '../../dma/backend.js';
-import type { Gate } from '../../check.js';
+import { mustBeFunction, mustBeString, type Gate } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
 import { DEVICE_NAMES } from '../../vfio-user/devices/catalog.js';
 import type { DeviceDma, ModelFactory } from '../../vfio-user/devices/model.js';
@@ -28,6 +28,7 @@ export interface VdevBusOptions {
 /** See the head of the file. Names are letters and dashes, which say the kind, and then a number. */
 export class VdevBus implements Bus {
   readonly name = 'vdev';
+  readonly keys = ['iommu', 'dma-mask'];
   readonly dma: DmaOps;
   readonly #options: VdevBusOptions;
   readonly #kinds = new Map<string, ModelFactory>();
@@ -45,6 +46,8 @@ export class VdevBus implements Bus {
    */
   define(kind: string, factory: ModelFactory): void {
     this.#options.gate?.('vdev.define');
+    mustBeString(kind, 'a kind of device', 'define');
+    mustBeFunction(factory, 'what makes a device', 'define');
     if (kindOf(`${kind}0`) !== kind)
       throw invalid('define', `"${kind}" is no kind of device: it is lower-case letters and dashes`);
     if (this.#has(kind))
@@ -69,6 +72,8 @@ export class VdevBus implements Bus {
     const factory = this.#kinds.get(kind) ?? this.#options.model(kind, args);
     if (factory === undefined)
       throw new DmaError({ code: 'ENODEV', operation: 'open', reason: `there is no kind of vdev called ${kind}` });
+    if (this.#kinds.has(kind) && args.has('dma-mask'))
+      throw invalid('open', `vdev devices of the kind ${kind} have no key dma-mask`);
     const space = this.#options.space(args);
     const access = new ModelAccess(factory, space.dma);
     this.#spaces.set(name, space);

@@ -33,6 +33,7 @@ interface Connection {
  */
 export class VfioUserBus implements Bus {
   readonly name = 'vfio-user';
+  readonly keys = ['timeout', 'mmap'];
   readonly dma: DmaOps;
   readonly #options: VfioUserBusOptions;
   readonly #connections = new Map<string, Connection>();
