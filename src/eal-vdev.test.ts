@@ -52,7 +52,7 @@ for (const platform of PLATFORMS)
   describe(`software devices, ${platform.name}`, () => {
     const source = platform.limitation === undefined ? 'memfd' : 'anonymous';
 
-    it('a copy engine copies between allocated memories, behind an IOMMU or not', async () => {
+    it('DM-24 a copy engine copies between allocated memories, behind an IOMMU or not', async () => {
       for (const iommu of ['emulated', 'identity']) {
         await using eal = await Eal.start({ platform });
         const device = await eal.probe(`vdev:copy0,iommu=${iommu}`);

@@ -70,6 +70,22 @@ class FakeDevice implements PoolDevice {
 function tests(): void {
   describe('mempool_autotest', SKIP, () => {
     it(
+      'MP-01 a pool is made with all of its elements: there is nothing to fill in later',
+      withPools((pools) => {
+        const pool = pools.create({ elements: 20, elementSize: 1000 });
+        assert.equal(pool.available, 20);
+        const taken = new Uint32Array(20);
+        assert.ok(pool.get(taken, 20));
+        assert.equal(new Set(taken).size, 20);
+        assert.equal(pool.get(new Uint32Array(1), 1), false);
+        pool.put(taken, 20);
+        assert.equal(pool.available, 20);
+        assert.equal('populate' in pool, false);
+        pool.free();
+      }),
+    );
+
+    it(
       'MP-02 the IOVA of every element is that of its memory, without a look-up',
       withPools((pools, { external, heap, areas }) => {
         const iovas = [9, 3, 4, 5, 100, 20, 21, 7].map((page) => page * PAGE);
