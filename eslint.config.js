@@ -6,7 +6,20 @@ import { roomsRule } from './scripts/eslint-rooms.js';
 
 /** The rooms of src/, from the ground up: a file or folder only imports from its own line and the lines above it. */
 const ROOMS = [
-  ['show', 'errors', 'check', 'units', 'ranges', 'range-map', 'origin', 'short-form', 'steps', 'long-work'],
+  [
+    'show',
+    'errors',
+    'check',
+    'units',
+    'ranges',
+    'range-map',
+    'origin',
+    'short-form',
+    'steps',
+    'long-work',
+    'forgotten',
+    'at-exit',
+  ],
   ['platform'],
   ['memory'],
   ['dma'],

@@ -1,6 +1,6 @@
 /** Devices in other processes, end to end: what a program does with them, and what it sees when they die. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { readdirSync } from 'node:fs';
 import { after, before, describe, it } from 'node:test';
 import type { Device } from './bus/model.js';
@@ -426,5 +426,59 @@ describe('when the Nth system call fails', SKIP, () => {
     assert.equal(outcome, 'success', `run ${runs}, without a failure`);
     assert.ok(runs > 50, String(runs));
     assert.equal(descriptors(), before);
+  });
+});
+
+describe('a program that forgets to stop', SKIP, () => {
+  let device: DeviceProcess;
+  before(async () => {
+    device = await spawnDevice('copy');
+  });
+  after(async () => {
+    await device.close();
+  });
+
+  /** Runs a program that has probed the device. */
+  const run = (code: string): { status: number | null; signal: string | null; stdout: string; stderr: string } => {
+    const program = `
+      import { Eal, copyEngineDriver, rawDriver } from ${JSON.stringify(new URL('./index.js', import.meta.url).href)};
+      const eal = await Eal.start();
+      const device = await eal.probe('vfio-user:${device.socketPath}');
+      ${code}`;
+    return spawnSync(process.execPath, ['--input-type=module', '-e', program], { encoding: 'utf8', timeout: 20_000 });
+  };
+
+  it('ends all the same when its device is idle, and says what was forgotten', () => {
+    const { status, stderr } = run('');
+    assert.equal(status, 0, stderr);
+    assert.match(stderr, /^anydma: forgotten: device vfio-user:.*, for want of eal.stop\(\), probed at .*\n$/);
+  });
+
+  it('goes on while an operation is pending, without and with a timer of its own', () => {
+    const { status, stdout } = run(`
+      const memory = eal.external.allocate(1 << 20), target = eal.external.allocate(1 << 20);
+      memory.bytes().fill(3);
+device.dmaMapAsync(memory).then(async (from) => {
+        const to = await device.dmaMapAsync(target);
+        await device.use(copyEngineDriver).copy(from.iova, to.iova, 1 << 20);
+        console.log(target.bytes()[77]);
+      });`);
+    assert.deepEqual([status, stdout], [0, '3\n']);
+  });
+
+  it('goes on while handlers of interrupts are switched on', () => {
+    const { stdout } = run(`
+      await eal.remove(device);
+      const raw = await eal.probe('bus=vfio-user,name=${device.socketPath}/driver=raw');
+      const interrupts = raw.use(rawDriver).enableInterrupts('msi', [() => undefined]);
+      let ticks = 0;
+      const timer = setInterval(() => {
+        if (++ticks < 5) return;
+        console.log('still here');
+        interrupts.close();
+        clearInterval(timer);
+      }, 50);
+      timer.unref();`);
+    assert.equal(stdout, 'still here\n');
   });
 });

@@ -72,7 +72,8 @@ describe('starting and stopping', () => {
     assert.equal(bytes.length, 0, 'views die with the memory');
     assert.ok(mappings.every((mapping) => !mapping.live));
     assert.deepEqual(all.mappings, []);
-    assert.equal(forgotten.length, 6 + 3);
+    assert.equal(forgotten.length, 1 + 3, 'one line a place');
+    assert.match(forgotten[0], /^6 mappings, 36 KiB, made at /);
     assert.ok(
       forgotten.every((each) => /eal\.test/.test(each)),
       forgotten.join('\n'),
@@ -198,6 +199,29 @@ describe('what was forgotten', () => {
       assert.match(warning.message, /^forgotten: .* at .*eal\.test/);
     }
     assert.match(warnings[0].message, /mapping .* on fake:a/);
+  });
+
+  it('is a few lines, whatever there is of it', async () => {
+    const forgotten: string[] = [];
+    const { eal } = await scripted({ onForgotten: (what) => void forgotten.push(...what) });
+    const device = await eal.probe('fake:a');
+    const memory = eal.external.allocate(1004 * 4096);
+    for (let i = 0; i < 1004; i++) device.dmaMap({ va: memory.va + i * 4096, length: 4096 });
+    await eal.stop();
+    assert.equal(forgotten.length, 3, forgotten.join('\n'));
+    assert.match(forgotten[0], /^1000 mappings, 3.9 MiB, made at .*eal\.test/);
+  });
+
+  it('is told of more than ten Eals at exit, and Node has nothing to warn of', () => {
+    const { status, err } = run(`
+      for (let i = 0; i < 12; i++) (await anydma.Eal.start()).external.allocate(4096);`);
+    assert.equal(status, 0);
+    const lines = err.trim().split('\n');
+    assert.equal(lines.length, 12, err);
+    assert.ok(
+      lines.every((line) => line.startsWith('anydma: forgotten: ')),
+      err,
+    );
   });
 
   it('is nothing when all was given back', async () => {

@@ -3,6 +3,7 @@
  * together, and gives everything back when it stops. Two can live in one process; they share nothing.
  */
 import { EventEmitter } from 'node:events';
+import { atExit } from './at-exit.js';
 import { EmulatedIommu } from './backends/emulated.js';
 import { IdentityBackend } from './backends/identity.js';
 import { translatedDma } from './backends/translated-dma.js';
@@ -19,6 +20,7 @@ import type { MapOptions, MapTarget } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
 import { mustBe, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
 import { invalid, NO_PERMISSION, undoAll, unlessFails, withUndo, type DmaError } from './errors.js';
+import { forgottenLines, type Forgotten } from './forgotten.js';
 import type { Area } from './memory/area.js';
 import { AreaIndex } from './memory/area-index.js';
 import { External, type ExternalMemory } from './memory/external.js';
@@ -31,7 +33,7 @@ import { hasPhysicalAddresses, decideIovaMode, hasIommuGroups, type IovaDecision
 import { MemoryHandlers } from './memory/memory-events.js';
 import { memorySettings, type MemoryOptions } from './memory/memory-settings.js';
 import { OwnedMemory } from './memory/owned.js';
-import { placeOf } from './origin.js';
+import { captureOrigin, type Origin } from './origin.js';
 import { RdmaContexts } from './rdma/context.js';
 import { formatSize, isAddress, type Va } from './units.js';
 import { openPlatform } from './platform/open.js';
@@ -113,7 +115,9 @@ export class Eal implements AsyncDisposable {
   /** What of the standing groups is memory of heaps. */
   readonly #reached = new Set<GroupMapping>();
   readonly #onForgotten: ((forgotten: readonly string[]) => void) | undefined;
-  readonly #onExit = (): void => this.#report(tell);
+  /** Where each device was probed. */
+  readonly #probed = new WeakMap<Device, Origin>();
+  #forgetExit: () => void = () => undefined;
   /** Runs now, or ended well. */
   #stopping: Promise<void> | undefined;
   #stopped = false;
@@ -181,7 +185,7 @@ export class Eal implements AsyncDisposable {
     // A name without a bus can be that of any RDMA device, so that this one is asked last.
     for (const bus of [this.vdev, vfioUser, pci, ...(options.buses ?? []), rdma]) this.#registry.registerBus(bus);
     for (const driver of [...(options.drivers ?? []), ...builtinDrivers]) this.#registry.registerDriver(driver);
-    process.on('exit', this.#onExit);
+    this.#forgetExit = atExit(() => this.#report(tell, [...this.#devicesLeft()]));
   }
 
   /**
@@ -217,7 +221,10 @@ export class Eal implements AsyncDisposable {
   async probe(name: string, options?: ProbeOptions): Promise<Device> {
     this.#mustRun('probe');
     const { container } = optionsOf<ProbeOptions>(options, { container: Container }, 'probe');
-    return this.#registry.probe(container === undefined ? name : `${name},container=${container.name}`);
+    const origin = captureOrigin(this.probe);
+    const device = await this.#registry.probe(container === undefined ? name : `${name},container=${container.name}`);
+    this.#probed.set(device, origin);
+    return device;
   }
 
   /** Takes a device away: its driver lets go, its mappings are unmapped. @throws DmaError as `Registry.remove` */
@@ -328,7 +335,7 @@ export class Eal implements AsyncDisposable {
   }
 
   async #stop(): Promise<void> {
-    process.off('exit', this.#onExit);
+    this.#forgetExit();
     const errors = this.#stopped ? [] : undoAll([() => this.#report(warn)]);
     this.#stopped = true;
     for (const group of [...this.#registry.standing])
@@ -344,24 +351,41 @@ export class Eal implements AsyncDisposable {
   }
 
   /** Tells what the program still holds, if anything. */
-  #report(otherwise: (forgotten: readonly string[]) => void): void {
-    const forgotten = this.#held();
+  #report(otherwise: (forgotten: readonly string[]) => void, more: readonly Forgotten[] = []): void {
+    const forgotten = forgottenLines([...this.#held(), ...more]);
     if (forgotten.length > 0) (this.#onForgotten ?? otherwise)(forgotten);
   }
 
   /** Mappings of the program's memory, and that memory. What is mapped for every device is held by nobody in particular. */
-  #held(): string[] {
+  *#held(): Iterable<Forgotten> {
     const standing = new Set([...this.#registry.standing].flatMap((group) => [...group.mappings]));
     const domains = new Set(this.devices().flatMap((device) => device.domain ?? []));
     const areas = new Set([...this.external.live].map((memory) => memory.area));
-    const mappings = [...domains]
-      .flatMap((domain) => [...domain.mappings()])
-      .filter((mapping) => !standing.has(mapping) && mapping.entries.some(({ area }) => areas.has(area)));
-    return [
-      ...mappings.map((each) => `mapping ${each.range.toString()} on ${each.device}, made at ${placeOf(each.origin)}`),
-      ...[...this.external.live].map((each) => `${each.area.label}, registered at ${placeOf(each.origin)}`),
-      ...[...this.memory.heapsInUse, ...this.heap.made].flatMap(forgottenBlocks),
-    ];
+    for (const domain of domains)
+      for (const mapping of domain.mappings()) {
+        if (standing.has(mapping) || !mapping.entries.some(({ area }) => areas.has(area))) continue;
+        const { range, device, origin } = mapping;
+        const text = `mapping ${range.toString()} on ${device}`;
+        yield { kind: ['mapping', 'mappings'], text, verb: 'made', bytes: range.length, origin };
+      }
+    for (const { area, length, origin } of this.external.live)
+      yield { kind: ['external area', 'external areas'], text: area.label, verb: 'registered', bytes: length, origin };
+    for (const heap of [...this.memory.heapsInUse, ...this.heap.made]) {
+      const kind = [`block of the heap ${heap.name}`, `blocks of the heap ${heap.name}`] as const;
+      for (const { length, origin } of heap.blocks) {
+        const text = `${formatSize(length)} of the heap ${heap.name}`;
+        yield { kind, text, verb: 'made', bytes: length, origin: origin ?? NOT_NOTED };
+      }
+    }
+  }
+
+  /** `stop` removes devices; who ends the program without it has forgotten them. Those of this process end with it. */
+  *#devicesLeft(): Iterable<Forgotten> {
+    for (const device of this.devices()) {
+      if (device.bus === this.vdev) continue;
+      const text = `device ${device.name}, for want of eal.stop()`;
+      yield { kind: ['device', 'devices'], text, verb: 'probed', bytes: 0, origin: this.#probed.get(device) };
+    }
   }
 
   /** The heap that options name. */
@@ -474,21 +498,7 @@ function softwareSpace(kind: string, pageSize: number): EmulatedIommu | Identity
   throw invalid('open', `iommu=${kind}: it is emulated or identity`);
 }
 
-/** What blocks of a heap the program still has: each with its place when that was noted, else how many. */
-function forgottenBlocks(heap: Heap): string[] {
-  const blocks = [...heap.blocks];
-  const placed = blocks.filter(({ origin }) => origin !== undefined);
-  if (placed.length > 0)
-    return placed.map(
-      ({ length, origin }) => `${formatSize(length)} of the heap ${heap.name}, made at ${placeOf(origin)}`,
-    );
-  if (blocks.length === 0) return [];
-  const bytes = formatSize(blocks.reduce((sum, { length }) => sum + length, 0));
-  const count = blocks.length === 1 ? '1 block' : `${blocks.length} blocks`;
-  return [
-    `${count} of the heap ${heap.name}, ${bytes} (with memory: { origins: true } this says where they were made)`,
-  ];
-}
+const NOT_NOTED = 'with memory: { origins: true } this says where they were made';
 
 /** At exit warnings are not printed any more. */
 function tell(forgotten: readonly string[]): void {

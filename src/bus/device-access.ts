@@ -19,6 +19,8 @@ export type InterruptKind = 'intx' | 'msi' | 'msix';
 
 /** Interrupts that are enabled; closing is idempotent and disables them. */
 export interface Interrupts {
+  /** Should they keep the process alive? They do at first. */
+  setRef(keepAlive: boolean): void;
   close(): void;
 }
 

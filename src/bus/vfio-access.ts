@@ -1,6 +1,6 @@
 /** A device that speaks VFIO, by a vfio-user connection or the kernel, worked as drivers work any device. */
 import { DmaError, invalid, undoAll } from '../errors.js';
-import type { EventsPort, Platform } from '../platform/ports.js';
+import type { EventsPort, Platform, Watch } from '../platform/ports.js';
 import type { Registers } from '../platform/registers.js';
 import type { DeviceAccess, InterruptKind, Interrupts, RegionInfo } from './device-access.js';
 
@@ -71,6 +71,7 @@ export class VfioAccess implements DeviceAccess {
       throw invalid('enableInterrupts', `${handlers.length} handlers for ${count} vectors of ${kind}`);
     this.#enabled?.close();
     const undo: (() => void)[] = [];
+    const watches: Watch[] = [];
     const isOn = (): boolean => undo.length > 0 && this.#device.failure === undefined;
     const afterwards = this.#device.interrupts[index].automasked
       ? () => {
@@ -79,7 +80,7 @@ export class VfioAccess implements DeviceAccess {
         }
       : undefined;
     try {
-      const eventfds = handlers.map((handler) => this.#listen(handler, afterwards, undo));
+      const eventfds = handlers.map((handler) => this.#listen(handler, afterwards, undo, watches));
       this.#device.setInterrupts({ index, action: 'trigger', eventfds });
       undo.push(() => {
         if (this.#device.failure === undefined) this.#device.setInterrupts({ index, action: 'trigger' });
@@ -89,6 +90,9 @@ export class VfioAccess implements DeviceAccess {
       throw error;
     }
     const enabled: Interrupts = {
+      setRef: (keepAlive) => {
+        for (const watch of watches) watch.setRef(keepAlive);
+      },
       close: () => {
         const errors = undoAll(undo.splice(0).reverse());
         if (this.#enabled === enabled) this.#enabled = undefined;
@@ -111,7 +115,7 @@ export class VfioAccess implements DeviceAccess {
   }
 
   /** A new eventfd whose signals call `handler`, and then `afterwards`, whatever the handler throws. */
-  #listen(handler: () => void, afterwards: (() => void) | undefined, undo: (() => void)[]): number {
+  #listen(handler: () => void, afterwards: (() => void) | undefined, undo: (() => void)[], watches: Watch[]): number {
     const { events, files, readiness } = this.#platform;
     const fd = events.create();
     undo.push(() => files.close(fd));
@@ -124,6 +128,7 @@ export class VfioAccess implements DeviceAccess {
       }
     });
     undo.push(() => watch.close());
+    watches.push(watch);
     return fd;
   }
 

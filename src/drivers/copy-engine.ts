@@ -342,6 +342,8 @@ export class CopyEngine implements AsyncDisposable {
           this.#bell.ring();
         },
       ]);
+      // Who waits for a copy has a timer; an idle engine does not keep the process alive.
+      this.#interrupts.setRef(false);
       registers.write32(REG.INTERRUPT_ENABLE, COPY_INTERRUPT.COMPLETION | COPY_INTERRUPT.ERROR);
     }
     registers.write32(REG.CONTROL, COPY_CONTROL.ENABLE);

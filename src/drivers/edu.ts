@@ -149,6 +149,7 @@ export class Edu implements Disposable {
       },
     ]);
     const interrupts: Interrupts = {
+      setRef: (keepAlive) => inner.setRef(keepAlive),
       close: () => {
         if (this.#interrupts === interrupts) this.#interrupts = undefined;
         inner.close();

@@ -79,6 +79,7 @@ export class TestAccess implements DeviceAccess {
     this.#host.onInterrupt = onInterrupt;
     this.enabled = kind;
     return {
+      setRef: () => undefined,
       close: () => {
         if (this.#host.onInterrupt !== onInterrupt) return;
         this.#host.onInterrupt = () => {};

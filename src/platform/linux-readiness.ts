@@ -1,4 +1,5 @@
 /** Readiness of raw descriptors on Linux: libuv's poll for the event loop, poll(2) for waiting in place. */
+import { atExit } from '../at-exit.js';
 import { ERRNO, invalid } from '../errors.js';
 import { check, checkFd, fail } from './libc.js';
 import type { Libc, PollHandle } from './libc.js';
@@ -12,6 +13,7 @@ export function linuxReadiness(libc: Libc): ReadinessPort {
   // koffi stops a watch whose handle is collected, so the open ones are held here.
   const open = new Set<Watch>();
   // libuv runs once more when the process ends, and a call into JavaScript aborts it then.
+  let forgetExit = (): void => undefined;
   const closeAll = (): void => {
     for (const watch of [...open]) watch.close();
   };
@@ -57,7 +59,7 @@ export function linuxReadiness(libc: Libc): ReadinessPort {
         close() {
           if (handle === undefined) return;
           open.delete(watch);
-          if (open.size === 0) process.off('exit', closeAll);
+          if (open.size === 0) forgetExit();
           handle.close();
           handle = undefined;
           libc.close(own);
@@ -69,7 +71,7 @@ export function linuxReadiness(libc: Libc): ReadinessPort {
         libc.close(own);
         throw error;
       }
-      if (open.size === 0) process.on('exit', closeAll);
+      if (open.size === 0) forgetExit = atExit(closeAll);
       open.add(watch);
       return watch;
     },

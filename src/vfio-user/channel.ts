@@ -37,21 +37,27 @@ export class Channel {
   #queue: Waiting[] = [];
   #queued = 0;
   #watch: Watch | undefined;
-  #keepAlive = true;
+  readonly #keepAlive: boolean;
   #paused = false;
   #dispatching = false;
   #failure: DmaError | undefined;
 
-  /** @param fd a connected socket, the channel's from here on */
+  /**
+   * @param fd a connected socket, the channel's from here on
+   * @param options.keepAlive shall the open channel keep the process alive? Default true
+   */
   constructor(
     private readonly platform: Platform,
     readonly fd: number,
     private readonly owner: ChannelOwner,
+    { keepAlive = true }: { readonly keepAlive?: boolean } = {},
   ) {
+    this.#keepAlive = keepAlive;
     this.interest = { fd, readable: true, writable: false };
     try {
       this.#rewatch();
     } catch (error) {
+      this.#watch?.close();
       platform.files.close(fd);
       throw error;
     }
@@ -65,12 +71,6 @@ export class Channel {
   /** Is a message being handled right now? Then nothing can wait for another one. */
   get dispatching(): boolean {
     return this.#dispatching;
-  }
-
-  /** Should the open channel keep the process alive? It does at first. */
-  setRef(keepAlive: boolean): void {
-    this.#keepAlive = keepAlive;
-    this.#watch?.setRef(keepAlive);
   }
 
   /**

@@ -9,7 +9,7 @@ import type { MappedArea } from '../platform/region-registers.js';
 import type { Registers } from '../platform/registers.js';
 import { Range } from '../ranges.js';
 import { isAddress } from '../units.js';
-import { Channel, pump } from './channel.js';
+import { Channel, pump, type ChannelOwner } from './channel.js';
 import { protocolError } from './framing.js';
 import { mapAreas } from './map-areas.js';
 import {
@@ -157,6 +157,8 @@ function piece(bytes: Uint8Array, at: number, chunk: number): Uint8Array {
  * When a call is not answered in time (ETIMEDOUT) the connection is closed: whether the server did what it was asked is
  * unknown then, and for memory the only safe answer is to take it all away, which closing does. A server that dies
  * (ECONNRESET) or breaks the protocol (EPROTO) ends the connection, all running calls and all later ones in the same way.
+ *
+ * Calls that wait for their answer keep the process alive; the connection itself does not.
  */
 export class VfioUserClient {
   /** What the server announced, defaults filled in; transfer sizes already limited to what both ends take. */
@@ -238,11 +240,6 @@ export class VfioUserClient {
   /** Why the connection has ended; `undefined` while it is open. */
   get failure(): DmaError | undefined {
     return this.#failure;
-  }
-
-  /** Should the connection keep the process alive? It does at first. */
-  setRef(keepAlive: boolean): void {
-    for (const channel of this.#channels) channel.setRef(keepAlive);
   }
 
   /** Fills `into` from `offset` of a region; long reads take several messages. */
@@ -377,7 +374,8 @@ export class VfioUserClient {
   }
 
   #channel(fd: number, main: boolean): Channel {
-    const channel: Channel = new Channel(this.platform, fd, {
+    // What waits for an answer has a timer; an idle connection does not keep the process alive.
+    const owner: ChannelOwner = {
       onMessage: (message) => {
         if (isCommand(message)) this.#serve(channel, message);
         else if (main) this.#settle(message);
@@ -386,7 +384,8 @@ export class VfioUserClient {
       onClose: (error) => {
         this.#end(error, false);
       },
-    });
+    };
+    const channel = new Channel(this.platform, fd, owner, { keepAlive: false });
     return channel;
   }
 

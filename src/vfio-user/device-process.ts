@@ -5,6 +5,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { atExit } from '../at-exit.js';
 import { mustBeString, optionsOf } from '../check.js';
 import { DmaError, isDmaError } from '../errors.js';
 import { needDescriptors } from '../platform/libc.js';
@@ -64,11 +65,11 @@ export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOp
   const socketPath = join(directory, `${name}.sock`);
   let child: ChildProcess | undefined;
   const removeAll = (): void => {
-    process.off('exit', removeAll);
+    forgetExit();
     child?.kill('SIGKILL');
     rmSync(directory, { recursive: true, force: true });
   };
-  process.on('exit', removeAll);
+  const forgetExit = atExit(removeAll);
   try {
     const argument: DeviceProcessArguments = { name, directory, socketPath, options: device ?? {}, maxDmaMaps };
     const main = fileURLToPath(new URL('./device-process-main.js', import.meta.url));

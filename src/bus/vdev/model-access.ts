@@ -80,6 +80,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
       throw invalid('enableInterrupts', `${handlers.length} handlers for ${count} vectors of ${kind}`);
     this.#handlers = handlers;
     return {
+      setRef: () => undefined,
       close: () => {
         if (this.#handlers === handlers) this.#handlers = [];
       },
