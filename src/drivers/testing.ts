@@ -25,8 +25,15 @@ export class TestAccess implements DeviceAccess {
       checkRegister(offset, width, size);
       if (this.gone) throw new DmaError({ code: 'ENODEV', operation: 'registers', reason: 'the device is gone' });
     };
+    const narrow = (): never => {
+      throw new DmaError({ code: 'ENOTSUP', operation: 'registers', reason: 'this test has no narrow registers' });
+    };
     this.#registers = {
       size,
+      read8: narrow,
+      write8: narrow,
+      read16: narrow,
+      write16: narrow,
       read32: (offset) => {
         check(offset, 4);
         return host.read32(offset);

@@ -1,8 +1,8 @@
 /** The registers of a region of a device of which some parts, or all, or none are mapped: the rest is reached by calls. */
-import { DmaError, invalid } from '../errors.js';
+import { DmaError } from '../errors.js';
 import { alignUp, hex, isAddress } from '../units.js';
 import type { MemoryPort } from './ports.js';
-import { MappedRegisters, checkRegister } from './registers.js';
+import { MappedRegisters, checkRegister, checkValue, checkValue64 } from './registers.js';
 import type { Registers } from './registers.js';
 
 /** How registers that are not mapped are reached. */
@@ -65,6 +65,9 @@ export class MappedArea {
 /** See the head of the file. */
 export class RegionRegisters implements Registers {
   readonly #words = new Uint32Array(new ArrayBuffer(8));
+  readonly #halves = new Uint16Array(this.#words.buffer, 0, 1);
+  readonly #bytes1 = new Uint8Array(this.#words.buffer, 0, 1);
+  readonly #bytes2 = new Uint8Array(this.#words.buffer, 0, 2);
   readonly #bytes4 = new Uint8Array(this.#words.buffer, 0, 4);
   readonly #bytes8 = new Uint8Array(this.#words.buffer);
 
@@ -80,6 +83,36 @@ export class RegionRegisters implements Registers {
     private readonly areas: readonly MappedArea[],
   ) {}
 
+  read8(offset: number): number {
+    const area = this.#areaOf(offset, 1);
+    if (area !== undefined) return area.registers.read8(offset - area.offset);
+    this.calls.regionRead(this.region, offset, this.#bytes1);
+    return this.#bytes1[0];
+  }
+
+  write8(offset: number, value: number): void {
+    const area = this.#areaOf(offset, 1);
+    if (area !== undefined) return area.registers.write8(offset - area.offset, value);
+    checkValue(value);
+    this.#bytes1[0] = value;
+    this.calls.regionWrite(this.region, offset, this.#bytes1);
+  }
+
+  read16(offset: number): number {
+    const area = this.#areaOf(offset, 2);
+    if (area !== undefined) return area.registers.read16(offset - area.offset);
+    this.calls.regionRead(this.region, offset, this.#bytes2);
+    return this.#halves[0];
+  }
+
+  write16(offset: number, value: number): void {
+    const area = this.#areaOf(offset, 2);
+    if (area !== undefined) return area.registers.write16(offset - area.offset, value);
+    checkValue(value);
+    this.#halves[0] = value;
+    this.calls.regionWrite(this.region, offset, this.#bytes2);
+  }
+
   read32(offset: number): number {
     const area = this.#areaOf(offset, 4);
     if (area !== undefined) return area.registers.read32(offset - area.offset);
@@ -93,6 +126,7 @@ export class RegionRegisters implements Registers {
       area.registers.write32(offset - area.offset, value);
       return;
     }
+    checkValue(value);
     this.#words[0] = value;
     this.calls.regionWrite(this.region, offset, this.#bytes4);
   }
@@ -112,7 +146,7 @@ export class RegionRegisters implements Registers {
       area.registers.write64(offset - area.offset, value);
       return;
     }
-    if (!isAddress(value)) throw invalid('registers', `${value} is no integer from 0 to 2^53 - 1`);
+    checkValue64(value);
     this.#words[0] = value;
     this.#words[1] = value / 2 ** 32;
     this.calls.regionWrite(this.region, offset, this.#bytes8);

@@ -4,15 +4,24 @@
  * into bytes until the code is optimised. Devices that want 32-bit accesses then see something else.
  */
 import { DmaError, invalid } from '../errors.js';
+import { show } from '../show.js';
 import { hex, isAddress } from '../units.js';
 
 /** The registers of one region of a device. Offsets in bytes, naturally aligned; values are little-endian unsigned. */
 export interface Registers {
   /** bytes in the region */
   readonly size: number;
+  /** One 8-bit load. */
+  read8(offset: number): number;
+  /** One 8-bit store of the low 8 bits of `value`. EINVAL for what is no integer. */
+  write8(offset: number, value: number): void;
+  /** One 16-bit load. */
+  read16(offset: number): number;
+  /** One 16-bit store of the low 16 bits of `value`. EINVAL for what is no integer. */
+  write16(offset: number, value: number): void;
   /** One 32-bit load. */
   read32(offset: number): number;
-  /** One 32-bit store of the low 32 bits of `value`. */
+  /** One 32-bit store of the low 32 bits of `value`. EINVAL for what is no integer. */
   write32(offset: number, value: number): void;
   /** One 64-bit load. ERANGE when the value does not fit a Number (2^53 and more). */
   read64(offset: number): number;
@@ -26,6 +35,16 @@ export interface Registers {
 export function checkRegister(offset: number, width: number, size: number): void {
   if (!Number.isInteger(offset) || offset < 0 || offset % width !== 0 || offset + width > size)
     throw invalid('registers', `${width * 8}-bit access at ${hex(offset)} of a region of ${hex(size)} bytes`);
+}
+
+/** Throws EINVAL unless `value` is an integer, whose low bits a register can take. */
+export function checkValue(value: number): void {
+  if (!Number.isSafeInteger(value)) throw invalid('registers', `${show(value)} is no integer`);
+}
+
+/** Throws EINVAL unless `value` is an integer in [0, 2^53), which a 64-bit register can take. */
+export function checkValue64(value: number): void {
+  if (!isAddress(value)) throw invalid('registers', `${show(value)} is no integer from 0 to 2^53 - 1`);
 }
 
 /**
@@ -47,6 +66,8 @@ const doubleWords = new Uint32Array(double.buffer);
  * of the register's width, from the first call on. Does not own the memory; once `buffer` is detached every access is EINVAL.
  */
 export class MappedRegisters implements Registers {
+  readonly #bytes: Uint8Array;
+  readonly #halves: Uint16Array;
   readonly #words: Uint32Array;
   readonly #doubles: Float64Array;
 
@@ -60,12 +81,44 @@ export class MappedRegisters implements Registers {
     const isInside = offset >= 0 && length >= 0 && offset + length <= buffer.byteLength;
     if (!isInside || offset % 8 !== 0 || length % 4 !== 0)
       throw invalid('registers', `${length} bytes from offset ${offset} of a buffer of ${buffer.byteLength}`);
+    this.#bytes = new Uint8Array(buffer, offset, length);
+    this.#halves = new Uint16Array(buffer, offset, length / 2);
     this.#words = new Uint32Array(buffer, offset, length / 4);
     this.#doubles = new Float64Array(buffer, offset, Math.floor(length / 8));
   }
 
   get size(): number {
     return this.#words.byteLength;
+  }
+
+  read8(offset: number): number {
+    const bytes = this.#bytes;
+    checkRegister(offset, 1, bytes.byteLength);
+    const value = bytes[offset];
+    seen32[0] = value;
+    return value;
+  }
+
+  write8(offset: number, value: number): void {
+    const bytes = this.#bytes;
+    checkRegister(offset, 1, bytes.byteLength);
+    checkValue(value);
+    bytes[offset] = value;
+  }
+
+  read16(offset: number): number {
+    const halves = this.#halves;
+    checkRegister(offset, 2, halves.byteLength);
+    const value = halves[offset / 2];
+    seen32[0] = value;
+    return value;
+  }
+
+  write16(offset: number, value: number): void {
+    const halves = this.#halves;
+    checkRegister(offset, 2, halves.byteLength);
+    checkValue(value);
+    halves[offset / 2] = value;
   }
 
   read32(offset: number): number {
@@ -79,6 +132,7 @@ export class MappedRegisters implements Registers {
   write32(offset: number, value: number): void {
     const words = this.#words;
     checkRegister(offset, 4, words.byteLength);
+    checkValue(value);
     words[offset / 4] = value;
   }
 
@@ -97,7 +151,7 @@ export class MappedRegisters implements Registers {
   write64(offset: number, value: number): void {
     const doubles = this.#doubles;
     checkRegister(offset, 8, doubles.byteLength);
-    if (!isAddress(value)) throw invalid('registers', `${value} is no integer from 0 to 2^53 - 1`);
+    checkValue64(value);
     doubleWords[0] = value >>> 0;
     doubleWords[1] = value / 2 ** 32;
     doubles[offset / 8] = double[0];

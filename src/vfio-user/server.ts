@@ -13,7 +13,7 @@ export type ServerEvent =
   | { readonly kind: 'refused' }
   /** The client is gone and all it had is taken back; why. */
   | { readonly kind: 'disconnected'; readonly error: DmaError }
-  /** A client could not be accepted. */
+  /** A client could not be accepted, or the device's model threw: its client got EIO, `error.cause` is what it threw. */
   | { readonly kind: 'failed'; readonly error: DmaError };
 
 /** What to serve, and where. Times in milliseconds. */
@@ -109,6 +109,13 @@ class DeviceServer implements Server {
     return this.closed;
   }
 
+  /** The model threw. Without anybody who listens it is a process warning. */
+  #fault(error: DmaError): void {
+    const { onEvent } = this.options;
+    if (onEvent === undefined) process.emitWarning(error.message, { code: 'ANYDMA_MODEL' });
+    else onEvent({ kind: 'failed', error });
+  }
+
   #listen(): void {
     this.#watch = this.platform.readiness.watch(this.#listener, { readable: true }, () => {
       this.#accept();
@@ -140,9 +147,15 @@ class DeviceServer implements Server {
           continue;
         }
         const { handshakeTimeoutMs = 5000, dmaTimeoutMs = 5000 } = this.options;
-        this.#session = new Session(this.platform, fd, this.device, { handshakeTimeoutMs, dmaTimeoutMs }, (error) => {
-          this.#leave(error);
-        });
+        this.#session = new Session(
+          this.platform,
+          fd,
+          this.device,
+          { handshakeTimeoutMs, dmaTimeoutMs, onFault: (error) => this.#fault(error) },
+          (error) => {
+            this.#leave(error);
+          },
+        );
         this.options.onEvent?.({ kind: 'connected' });
       }
     } catch (error) {

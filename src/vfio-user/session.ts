@@ -2,6 +2,7 @@
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
+import { modelFault } from './devices/model.js';
 import { Channel } from './channel.js';
 import { REGION_COUNT } from './hosted-device.js';
 import type { HostedDevice } from './hosted-device.js';
@@ -60,6 +61,8 @@ export interface SessionOptions {
   readonly handshakeTimeoutMs: number;
   /** Until it answers a DMA access. */
   readonly dmaTimeoutMs: number;
+  /** Told what the device itself threw, which no client is to blame for. */
+  readonly onFault?: (error: DmaError) => void;
 }
 
 /** A DMA access by message that waits for its reply. */
@@ -227,6 +230,7 @@ export class Session implements DmaMessages {
     };
     const failed = (error: unknown): void => {
       const code: ErrorCode = isDmaError(error) ? error.code : 'EIO';
+      if (!isDmaError(error)) this.options.onFault?.(modelFault(error, operationOf(command)));
       done(putErrorReply(this.#replies.bytes, id, command, code));
       // Without a version there is nothing to talk about.
       if (!this.#version) this.close(isDmaError(error) ? error : protocolError('what could not be handled', error));

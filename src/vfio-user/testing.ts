@@ -7,7 +7,16 @@ import type { Platform, ReadinessPort, Received, SocketsPort, Watch } from '../p
 const FIRST = 1 << 24;
 
 /** What these sockets are. */
-const SOCKET = { kind: 'socket', size: 0, writable: true, allocated: 0, pageSize: 4096, links: 0, user: 0, mode: 0o777 } as const;
+const SOCKET = {
+  kind: 'socket',
+  size: 0,
+  writable: true,
+  allocated: 0,
+  pageSize: 4096,
+  links: 0,
+  user: 0,
+  mode: 0o777,
+} as const;
 
 /** Bytes that a socket takes before its peer reads; Linux's default. */
 const CAPACITY = 212992;

@@ -1,9 +1,15 @@
 /** A device model in this process, worked as drivers work any device. */
 import { DmaError, invalid } from '../../errors.js';
-import { checkRegister, type Registers } from '../../platform/registers.js';
+import { checkRegister, checkValue, checkValue64, type Registers } from '../../platform/registers.js';
 import { hex } from '../../units.js';
 import { ConfigSpace, CONFIG_SPACE_SIZE } from '../../vfio-user/config-space.js';
-import type { DeviceDma, DeviceModel, ModelFactory, ModelHost } from '../../vfio-user/devices/model.js';
+import {
+  modelFault,
+  type DeviceDma,
+  type DeviceModel,
+  type ModelFactory,
+  type ModelHost,
+} from '../../vfio-user/devices/model.js';
 import {
   PCI_REGION,
   type DeviceAccess,
@@ -59,7 +65,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
     const memory = this.#memoryAt(region, offset, into.length);
     if (region === PCI_REGION.CONFIG) this.#config.read(offset, into);
     else if (memory !== undefined) into.set(memory);
-    else this.model.read(region, offset, into);
+    else this.#ask('read', () => this.model.read(region, offset, into));
   }
 
   writeRegion(region: number, offset: number, bytes: Uint8Array): void {
@@ -67,7 +73,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
     const memory = this.#memoryAt(region, offset, bytes.length);
     if (region === PCI_REGION.CONFIG) this.#config.write(offset, bytes);
     else if (memory !== undefined) memory.set(bytes);
-    else this.model.write(region, offset, bytes);
+    else this.#ask('write', () => this.model.write(region, offset, bytes));
   }
 
   interruptCount(kind: InterruptKind): number {
@@ -78,17 +84,19 @@ export class ModelAccess implements DeviceAccess, ModelHost {
     const count = this.interruptCount(kind);
     if (handlers.length > count)
       throw invalid('enableInterrupts', `${handlers.length} handlers for ${count} vectors of ${kind}`);
-    this.#handlers = handlers;
+    // The list is the caller's, who may change it.
+    const own = [...handlers];
+    this.#handlers = own;
     return {
       setRef: () => undefined,
       close: () => {
-        if (this.#handlers === handlers) this.#handlers = [];
+        if (this.#handlers === own) this.#handlers = [];
       },
     };
   }
 
   reset(): void {
-    this.model.reset();
+    this.#ask('reset', () => this.model.reset());
     this.#config.reset();
   }
 
@@ -122,6 +130,15 @@ export class ModelAccess implements DeviceAccess, ModelHost {
     return memory;
   }
 
+  /** @throws DmaError EIO for what the model throws, with that as the cause */
+  #ask(operation: string, call: () => void): void {
+    try {
+      call();
+    } catch (error) {
+      throw modelFault(error, operation);
+    }
+  }
+
   #partsOf(region: number): readonly { readonly offset: number; readonly length: number }[] {
     return this.model.regions.find(({ index }) => index === region)?.memory ?? [];
   }
@@ -152,6 +169,9 @@ export class ModelAccess implements DeviceAccess, ModelHost {
 /** Registers by calls of the model. */
 class ModelRegisters implements Registers {
   readonly #words = new Uint32Array(2);
+  readonly #halves = new Uint16Array(this.#words.buffer, 0, 1);
+  readonly #byte = new Uint8Array(this.#words.buffer, 0, 1);
+  readonly #half = new Uint8Array(this.#words.buffer, 0, 2);
   readonly #one = new Uint8Array(this.#words.buffer, 0, 4);
   readonly #two = new Uint8Array(this.#words.buffer, 0, 8);
 
@@ -161,6 +181,32 @@ class ModelRegisters implements Registers {
     readonly size: number,
   ) {}
 
+  read8(offset: number): number {
+    checkRegister(offset, 1, this.size);
+    this.access.load(this.region, offset, this.#byte);
+    return this.#byte[0];
+  }
+
+  write8(offset: number, value: number): void {
+    checkRegister(offset, 1, this.size);
+    checkValue(value);
+    this.#byte[0] = value;
+    this.access.writeRegion(this.region, offset, this.#byte);
+  }
+
+  read16(offset: number): number {
+    checkRegister(offset, 2, this.size);
+    this.access.load(this.region, offset, this.#half);
+    return this.#halves[0];
+  }
+
+  write16(offset: number, value: number): void {
+    checkRegister(offset, 2, this.size);
+    checkValue(value);
+    this.#halves[0] = value;
+    this.access.writeRegion(this.region, offset, this.#half);
+  }
+
   read32(offset: number): number {
     checkRegister(offset, 4, this.size);
     this.access.load(this.region, offset, this.#one);
@@ -169,6 +215,7 @@ class ModelRegisters implements Registers {
 
   write32(offset: number, value: number): void {
     checkRegister(offset, 4, this.size);
+    checkValue(value);
     this.#words[0] = value;
     this.access.writeRegion(this.region, offset, this.#one);
   }
@@ -184,6 +231,7 @@ class ModelRegisters implements Registers {
 
   write64(offset: number, value: number): void {
     checkRegister(offset, 8, this.size);
+    checkValue64(value);
     this.#words[0] = value;
     this.#words[1] = value / 2 ** 32;
     this.access.writeRegion(this.region, offset, this.#two);

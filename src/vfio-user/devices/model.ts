@@ -3,6 +3,9 @@
  * A model knows registers and descriptors; its host knows sockets, memory and interrupts.
  */
 
+import { DmaError, isDmaError } from '../../errors.js';
+import { thrown } from '../../show.js';
+
 /** PCI identity, as the first bytes of configuration space tell it (PCI Local Bus Specification 3.0, 6.1). */
 export interface PciIdentity {
   readonly vendor: number;
@@ -59,6 +62,13 @@ export interface ModelHost {
   interrupt(vector: number): void;
   /** The bytes of the region's memory part that begins at `offset` (see {@link ModelRegion.memory}). */
   regionMemory(region: number, offset: number): Uint8Array;
+}
+
+/** What a model threw, as the client's call fails: EIO, with what it threw as the cause. */
+export function modelFault(error: unknown, operation: string): DmaError {
+  if (isDmaError(error)) return error;
+  const reason = `the device's model threw: ${thrown(error)}`;
+  return new DmaError({ code: 'EIO', operation, reason, cause: error });
 }
 
 /** An emulated PCI device. Its methods never throw for what a client does: hardware ignores nonsense, or reads all ones. */
