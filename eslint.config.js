@@ -8,6 +8,7 @@ import { roomsRule } from './scripts/eslint-rooms.js';
 const ROOMS = [
   [
     'show',
+    'debug',
     'errors',
     'check',
     'units',

@@ -6,6 +6,7 @@ import { Domain, type DomainOptions } from '../dma/domain.js';
 import type { DomainBackend, DomainConstraints } from '../dma/backend.js';
 import { checkTarget, MAP_OPTIONS, targetOf, type MapOptions, type MapTarget } from '../dma/plan.js';
 import { mustBe, mustBeFunction, mustBeString, mustHandle, optionsOf, reading } from '../check.js';
+import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { LimitsPort } from '../platform/ports.js';
@@ -181,6 +182,7 @@ export class Registry {
         throw spec.bus === undefined && bus.takesAnyName === true ? unnamed(error, name, bus) : error;
       },
     );
+    debug?.(`probed: ${fullName}, driver ${device.driver?.name ?? 'none'}, ${device.domain?.kind ?? 'no DMA'}`);
     this.#options.changed?.('probed', device);
     return device;
   }
@@ -202,6 +204,7 @@ export class Registry {
     if (own === undefined || own !== device || (own.state !== 'probed' && !this.#inTransition.has(name)))
       throw invalid('remove', 'the device is not probed', { device: name });
     const errors = await this.#exclusively(name, 'remove', () => this.#takeDown(own));
+    debug?.(`removed: ${name}`);
     this.#options.changed?.('removed', device);
     if (errors.length > 0) throw withUndo(errors[0], 'remove', errors.slice(1));
   }
@@ -401,6 +404,7 @@ export class Registry {
 
   async #lose(device: BoundDevice, error: DmaError): Promise<void> {
     await this.#exclusively(device.name, 'remove', () => this.#takeDown(device));
+    debug?.(`lost: ${device.name}: ${String(error)}`);
     this.#options.changed?.('lost', device, error);
   }
 

@@ -6,6 +6,7 @@
  * publish (translation table, hold on the area). Unmapping goes the other way. Each step undoes itself when a later fails.
  */
 import { optionsOf, type Shape } from '../check.js';
+import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
@@ -555,6 +556,8 @@ export class Domain {
     area.hold(device);
     if (device !== this.#self) this.attach(device);
     this.#mappingsOf(device)?.add(mapping);
+    const how = plan.shared === undefined ? 'mapped' : 'mapped already, so counted and not mapped again';
+    debug?.(`${this.name}: ${how}: ${range.toString()} for ${device} at IOVA ${hex(entries[0].iova)}`);
     return mapping;
   }
 
@@ -859,6 +862,7 @@ export class Domain {
   #backendUnmap(entry: Entry, device: string, operation: string): void {
     try {
       this.#mustHaveUnmapped(entry, this.#backend.unmap(entry), device, operation);
+      debug?.(`${this.name}: unmapped: ${entry.vaRange.toString()} for ${device}, IOVA ${hex(entry.iova)}`);
     } catch (error) {
       this.#mayBeOver(error);
     }
@@ -869,6 +873,7 @@ export class Domain {
     try {
       const bytes = unmapAsync === undefined ? this.#backend.unmap(entry) : await unmapAsync.call(this.#backend, entry);
       this.#mustHaveUnmapped(entry, bytes, device, operation);
+      debug?.(`${this.name}: unmapped: ${entry.vaRange.toString()} for ${device}, IOVA ${hex(entry.iova)}`);
     } catch (error) {
       this.#mayBeOver(error);
     }

@@ -6,6 +6,7 @@
  * never coarser than what is given back by itself: both are one extent.
  */
 import { type Gate, mustHandle, open, optionsOf } from '../check.js';
+import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, NO_DESCRIPTORS, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { RangeMap } from '../range-map.js';
@@ -331,6 +332,7 @@ export class OwnedMemory {
         failures.push(new DmaError({ code: 'ENOMEM', operation: 'grow', reason }));
       } catch (error) {
         mustBeAboutPages(error);
+        debug?.(`${heap.name}: no ${pages} pages of ${formatSize(pageSize)}, others are tried: ${String(error)}`);
         failures.push(error);
       }
     }
@@ -408,6 +410,7 @@ export class OwnedMemory {
         part.release = this.#reach(part.areas);
         this.#parts.insert(part.range.start, part.range.length, part);
         heap.add(part);
+        debug?.(`${heap.name}: grown by ${pages} pages of ${formatSize(pageSize)} at ${part.range.toString()}`);
         this.#handlers.tell('grown', change);
         return part;
       } catch (error) {
@@ -502,6 +505,7 @@ export class OwnedMemory {
         part.release();
         undo.unshift(() => (part.release = this.#reach(part.areas)));
         extent.list.giveBack(extent);
+        debug?.(`${part.heap.name}: given back: ${part.range.toString()}`);
       } catch (error) {
         throw withUndo(error, 'shrink', undoAll(undo));
       }
