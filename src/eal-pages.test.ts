@@ -1,11 +1,23 @@
 /** Pages that are not there: an error before anyone is given their addresses, and no signal later. */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { closeSync, existsSync, ftruncateSync, mkdtempSync, openSync, rmdirSync, rmSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  ftruncateSync,
+  mkdtempSync,
+  openSync,
+  rmdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
+import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal, type EalOptions } from './eal.js';
 import { isDmaError, type ErrorCode } from './errors.js';
 import { openPlatform } from './platform/open.js';
@@ -13,6 +25,7 @@ import { failingPlatform, trackingPlatform } from './platform/testing.js';
 import { cgroupForTest } from './platform/testing-cgroups.js';
 import { hugePagesForTest } from './platform/testing-hugepages.js';
 import { alignUp, GiB, KiB, MiB } from './units.js';
+import { spawnDevice } from './vfio-user/device-process.js';
 
 const real = openPlatform();
 const skip = real.limitation ?? false;
@@ -404,3 +417,77 @@ test('processes that grow at the same time: each ends in ENOMEM, and none is kil
     group.giveBack();
   }
 });
+
+test(
+  'a file that may only be read: every device reads the file, and stores through bytes() stay here',
+  { skip },
+  async (t) => {
+    const directory = mkdtempSync(join(tmpdir(), 'read-only-'));
+    t.after(() => rmSync(directory, { recursive: true }));
+    const { eal, leaks } = await start();
+    const path = join(directory, 'file');
+    writeFileSync(path, Buffer.alloc(4 * PAGE, 'f'));
+    const writer = openSync(path, 'r+');
+    const reader = openSync(path, 'r');
+    const served = await spawnDevice('copy');
+    try {
+      for (const name of ['vdev:copy0', `vfio-user:${served.socketPath}`]) {
+        writeSync(writer, Buffer.alloc(4 * PAGE, 'f'), 0, 4 * PAGE, 0);
+        const device = await eal.probe(name);
+        for (const [fd, writable] of [
+          [reader, undefined],
+          [writer, false],
+        ] as const) {
+          const memory = eal.external.fromFd(fd, { writable });
+          const target = eal.external.allocate(4 * PAGE);
+          memory.bytes()[0] = 1;
+          const from = device.dmaMap(memory, { access: 'read' });
+          memory.bytes()[PAGE] = 2;
+          // Whoever may write the file is heard by the device, and here too but for what was stored to.
+          writeSync(writer, 'w', 2 * PAGE);
+          const to = device.dmaMap(target);
+          await device.use(copyEngineDriver).copy(from.iova, to.iova, 4 * PAGE);
+          const seen = target.bytes();
+          const letter = (text: string): number => text.charCodeAt(0);
+          assert.deepEqual([seen[0], seen[PAGE], seen[2 * PAGE]], [letter('f'), letter('f'), letter('w')], name);
+          const own = memory.bytes();
+          assert.deepEqual([own[0], own[PAGE], own[2 * PAGE], own[3 * PAGE]], [1, 2, letter('w'), letter('f')], name);
+          for (const each of [from, to]) each.unmap();
+          for (const each of [memory, target]) each.unregister();
+          assert.equal(own.length, 0);
+        }
+        await eal.remove(device);
+      }
+      assert.equal(readFileSync(path)[0], 'f'.charCodeAt(0));
+    } finally {
+      for (const fd of [reader, writer]) closeSync(fd);
+      await eal.stop();
+      await served[Symbol.asyncDispose]();
+    }
+    assert.deepEqual(leaks(), []);
+  },
+);
+
+test(
+  'a file of hugepages that may only be read: bytes() is a copy, or ENOMEM, and never a signal',
+  { skip },
+  async (t) => {
+    const { eal, leaks } = await start();
+    withHugetlbfs(t, 3, (directory) => {
+      const fd = openSync(join(directory, 'file'), 'w+');
+      ftruncateSync(fd, 2 * MiB);
+      const own = eal.external.fromFd(fd);
+      own.bytes().fill(7);
+      const memory = eal.external.fromFd(fd, { writable: false });
+      const bytes = memory.bytes();
+      assert.equal(bytes[1], 7);
+      bytes.fill(8);
+      assert.equal(own.bytes()[0], 7);
+      for (const each of [memory, own]) each.unregister();
+      closeSync(fd);
+      rmSync(join(directory, 'file'));
+    });
+    await eal.stop();
+    assert.deepEqual(leaks(), []);
+  },
+);

@@ -12,6 +12,7 @@ import { alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../u
 import { Area, type Backing } from './area.js';
 import type { AreaIndex } from './area-index.js';
 import { checkHugePageSizes, HugePages } from './hugepages.js';
+import { PrivateViews } from './private-views.js';
 import { Room } from './room.js';
 import { explainShortage, settle } from './settle.js';
 import { checkPart, Views } from './views.js';
@@ -62,8 +63,9 @@ export interface FromFdOptions extends RegisterOptions, PopulateOptions {
   /** bytes. Default: up to the end of the file, rounded up to a page. */
   readonly length?: number;
   /**
-   * May devices write it, and do stores through views reach the file? Default: as the descriptor was opened. Otherwise such
-   * stores stay in this process, and devices can not see them.
+   * May devices write it, and do stores through views reach the file? Default: as the descriptor was opened. Otherwise devices
+   * of every kind read the file, and a store through `bytes()` stays in this process: neither the file nor any device gets it.
+   * (Of hugepages `bytes()` is a copy then, made when it is first asked for: each page that is stored to needs another one.)
    */
   readonly writable?: boolean;
 }
@@ -174,6 +176,11 @@ export class ExternalMemory implements Disposable {
     checkPart(offset, length, this.length, 'bytes');
     if (this.#views instanceof Views) return this.#views.bytes(offset, length);
     return this.#views.subarray(offset, offset + length);
+  }
+
+  /** @internal What a device in this process reads and writes. */
+  bytesForDevice(offset: number, length: number): Uint8Array {
+    return this.#views instanceof PrivateViews ? this.#views.copy(offset, length) : this.bytes(offset, length);
   }
 
   /** Why it can not be unregistered now, when something holds it by a pin; `undefined` when nothing does. */
@@ -357,7 +364,7 @@ export class External {
         (writable
           ? fillHoles(platform, this.#room, own, status, { offset, length }, operation)
           : !readsNeedPages(platform, own, status));
-      const va = memory.map({ length, fd: own, offset, writable });
+      const va = memory.map({ length, fd: own, offset, readOnly: !writable });
       release.unshift(() => memory.unmap(va, length));
       const range = new Range(va, length, operation);
       if (!isReady) {
@@ -365,7 +372,11 @@ export class External {
         settle(platform, this.#room, { va, length, pageSize: status.pageSize, node: -1, access, fd: own }, operation);
       }
       const backing = { fd: own, offset };
-      return this.#register('file', range, { ...options, pageSize }, { backing, release, operation, writable });
+      const extra = { backing, release, operation, writable };
+      if (writable) return this.#register('file', range, { ...options, pageSize }, extra);
+      const views = new PrivateViews(memory, range, () => this.#mapPrivately(own, offset, length, status));
+      release.unshift(() => views.unmap());
+      return this.#register('file', range, { ...options, pageSize }, { ...extra, views });
     } catch (error) {
       throw withUndo(error, operation, undoAll(release));
     }
@@ -448,7 +459,20 @@ export class External {
   bytesAt(va: Va, length: number): Uint8Array | undefined {
     const area = this.#index.at(va);
     if (area === undefined || va + length > area.range.end) return undefined;
-    return this.#live.get(area)?.bytes(va - area.range.start, length);
+    return this.#live.get(area)?.bytesForDevice(va - area.range.start, length);
+  }
+
+  /** What the program may store to, of a file that it may not write. */
+  #mapPrivately(fd: number, offset: number, length: number, { pageSize }: FileStatus): Range<Va> {
+    const { memory } = this.#platform;
+    const va = memory.map({ length, fd, offset, writable: false });
+    if (pageSize === memory.pageSize) return new Range(va, length);
+    try {
+      settle(this.#platform, this.#room, { va, length, pageSize, node: -1, fd }, 'bytes');
+      return new Range(va, length);
+    } catch (error) {
+      throw withUndo(error, 'bytes', undoAll([() => memory.unmap(va, length)]));
+    }
   }
 
   #register(
@@ -459,6 +483,7 @@ export class External {
       operation: string;
       backing?: Backing;
       bytes?: Uint8Array;
+      views?: PrivateViews;
       writable?: boolean;
       release?: readonly (() => void)[];
     },
@@ -468,7 +493,7 @@ export class External {
     this.#checkNode(node ?? -1, operation);
     const area = new Area({ range, pageSize, owner: 'external', label, node, writable, iovas, backing }, operation);
     this.#index.add(area, operation);
-    const views = bytes ?? new Views(this.#platform.memory, range.start, range.length);
+    const views = bytes ?? extra.views ?? new Views(this.#platform.memory, range.start, range.length);
     const origin = this.#origins.note(this.#register);
     const memory = new ExternalMemory({ area, source, views, release, origin }, this.#index, (gone) => {
       this.#live.delete(gone.area);

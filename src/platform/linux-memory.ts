@@ -2,7 +2,7 @@
 import { constants } from 'node:buffer';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { DmaError, invalid } from '../errors.js';
+import { DmaError, ERRNO, invalid } from '../errors.js';
 import { hex, isAddress, TiB } from '../units.js';
 import type { Va } from '../units.js';
 import { check, checkFd, checkPath } from './libc.js';
@@ -38,7 +38,7 @@ export function linuxMemory(libc: Libc): MemoryPort {
     ...linuxPages(libc, pageSize),
 
     map(options: MapOptions): Va {
-      const { length, writable = true, fd, offset = 0, hugePageSize, populate = false } = options;
+      const { length, writable = true, readOnly = false, fd, offset = 0, hugePageSize, populate = false } = options;
       checkPages('mmap', 'length', length, pageSize);
       if (length === 0) throw invalid('mmap', 'a mapping of no bytes is not possible');
       checkPages('mmap', 'offset', offset, pageSize);
@@ -46,7 +46,7 @@ export function linuxMemory(libc: Libc): MemoryPort {
       if (fd === undefined) flags |= MAP_PRIVATE | MAP_ANONYMOUS;
       else {
         checkFd(fd, 'mmap');
-        flags |= writable ? MAP_SHARED : MAP_PRIVATE;
+        flags |= writable || readOnly ? MAP_SHARED : MAP_PRIVATE;
       }
       if (hugePageSize !== undefined) {
         if (fd !== undefined)
@@ -54,8 +54,14 @@ export function linuxMemory(libc: Libc): MemoryPort {
         checkPages('mmap', 'length', length, hugePageSize);
         flags |= MAP_HUGETLB | hugePageFlag('mmap', hugePageSize, MAP_HUGE_SHIFT);
       }
-      const prot = PROT_READ | PROT_WRITE;
-      return check(libc, libc.mmap(0, length, prot, flags, fd ?? -1, offset), 'mmap', `${length} bytes`) as Va;
+      const prot = readOnly ? PROT_READ : PROT_READ | PROT_WRITE;
+      const va = libc.mmap(0, length, prot, flags, fd ?? -1, offset);
+      // Kernels before 6.7 share nothing that is sealed against writing; nobody changes it, so that a private mapping is the same.
+      if (va === -1 && readOnly && libc.errno() === ERRNO.EPERM) {
+        const own = (flags & ~MAP_SHARED) | MAP_PRIVATE;
+        return check(libc, libc.mmap(0, length, prot, own, fd ?? -1, offset), 'mmap', `${length} bytes`) as Va;
+      }
+      return check(libc, va, 'mmap', `${length} bytes`) as Va;
     },
 
     memfd(options: MemfdOptions): number {

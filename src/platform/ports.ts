@@ -20,6 +20,11 @@ export interface MapOptions {
    * (MAP_PRIVATE): JavaScript can not make a view read-only, and a store to read-only memory would kill the process.
    */
   readonly writable?: boolean;
+  /**
+   * For reading only, and what others write to the descriptor is seen: what a device may read. A store ends the process, so no
+   * view of it may be handed out. Default false.
+   */
+  readonly readOnly?: boolean;
   /** The descriptor behind a shared mapping; absent for private anonymous memory. */
   readonly fd?: number;
   /** Bytes into the descriptor, a multiple of the page size. Default 0. */
