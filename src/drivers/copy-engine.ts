@@ -325,9 +325,9 @@ export class CopyEngine implements AsyncDisposable {
   #start(access: DeviceAccess, { descriptors, completions }: CopyEngineRings, options: CopyEngineOptions): void {
     const registers = this.#registers;
     registers.write32(REG.RING_LOW, descriptors.iova);
-    registers.write32(REG.RING_HIGH, descriptors.iova / 2 ** 32);
+    registers.write32(REG.RING_HIGH, Math.floor(descriptors.iova / 2 ** 32));
     registers.write32(REG.DONE_LOW, completions.iova);
-    registers.write32(REG.DONE_HIGH, completions.iova / 2 ** 32);
+    registers.write32(REG.DONE_HIGH, Math.floor(completions.iova / 2 ** 32));
     registers.write32(REG.RING_SIZE, this.capacity);
     registers.write32(REG.COALESCE, options.coalesce ?? 1);
     const kind = options.interrupts === false ? undefined : interruptKind(access);
