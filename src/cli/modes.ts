@@ -90,7 +90,7 @@ export interface ExternalOptions extends MapOptions {
 export function takeMemory(mode: Mode, reacher: Reacher, bytes: number, options: ExternalOptions = {}): Reached {
   const { eal } = reacher;
   if (mode === 'owned') {
-    const take = (): Block => eal.malloc(bytes);
+    const take = (): Block => eal.malloc(bytes, { contiguous: true });
     // Else the library would keep the memory, for the next block.
     return reachBlock(mode, reacher, take, () => void eal.memory.trim());
   }
@@ -100,7 +100,7 @@ export function takeMemory(mode: Mode, reacher: Reacher, bytes: number, options:
   const take = (): Block => {
     eal.heap.addMemory(HEAP, memory);
     // All of it, so that no other block comes into this piece.
-    return eal.malloc(memory.length, { heap: HEAP });
+    return eal.malloc(memory.length, { heap: HEAP, contiguous: true });
   };
   return reachBlock(mode, reacher, take, () => eal.heap.removeMemory(HEAP, memory.va, memory.length), memory);
 }
@@ -137,17 +137,17 @@ function reachBlock(
   const { va, length } = block;
   const { pageSize, backing } = block.area;
   const source = backing === undefined ? 'anonymous' : 'memfd';
-  const iova = device.domain?.iovaOf(va) ?? -1;
-  if (iova < 0) {
+  if (device.domain === undefined) {
     const reason = `the device can not reach memory of mode ${mode}: nothing maps memory for it`;
     throw new DmaError({ code: 'ENOTSUP', operation: 'malloc', device: device.name, reason });
   }
+  const iova = device.iovaOf(block);
   const withdraw = (): void => {
     block.free();
     takeAway();
   };
   return {
-    ...{ mode, va, iova: iova as Iova, length, access: 'read-write', pageSize, source, mapMicroseconds, entries },
+    ...{ mode, va, iova, length, access: 'read-write', pageSize, source, mapMicroseconds, entries },
     bytes: (offset, part) => block.bytes(offset, part),
     withdraw,
     [Symbol.dispose]: () => {

@@ -109,7 +109,7 @@ test(`with ${width()} bits, IOVAs are the virtual addresses where those fit`, as
   if (width() === 48) assert.equal(Number(mapping.iova), Number(memory.va));
   else assert.ok(mapping.iova < 2 ** width());
   const block = eal.malloc(MiB);
-  const iova = device.domain?.iovaOf(block.va) ?? -1;
+  const iova = device.iovaOf(block);
   assert.ok(width() === 48 ? iova === Number(block.va) : iova >= 0 && iova < 2 ** width());
   assert.equal(eal.memory.iova.mode, 'va');
   block.free();
@@ -179,7 +179,7 @@ test('DM-53: a new container has nothing but what is mapped for every device', a
   using own = eal.containers.create();
   const second = await eal.probe(`pci:${EDU_SECOND}`, { container: own });
   assert.equal(second.domain?.iovaOf(mapping.va), -1);
-  assert.ok((second.domain?.iovaOf(block.va) ?? -1) >= 0);
+  assert.ok(second.iovaOf(block) >= 0);
   block.free();
   await eal.remove(second);
 });
@@ -385,7 +385,7 @@ test('DM-48: the last device leaves, and another comes', async () => {
   assert.equal(mapping.live, false);
   const again = await eal.probe(`pci:${EDU}`);
   assert.equal(again.domain?.iovaOf(other.va), -1);
-  const iova = again.domain?.iovaOf(memory.va) ?? -1;
+  const iova = again.iovaOf(memory);
   await mustCopy(again, memory, [...all.mappings][0] ?? assert.fail('not mapped'));
   assert.ok(iova >= 0);
   all.unmap();
@@ -398,7 +398,7 @@ test('DM-49 to DM-51: memory of heaps, given before and after the device came, a
   eal.heap.create('mine');
   eal.heap.addMemory('mine', before);
   const device = await eal.probe(`pci:${EDU}`);
-  assert.ok((device.domain?.iovaOf(before.va) ?? -1) >= 0);
+  assert.ok(device.iovaOf(before) >= 0);
   // What is only registered is not mapped.
   assert.equal(device.domain?.iovaOf(plain.va), -1);
   using after = eal.external.allocate(MiB);

@@ -164,7 +164,7 @@ test('heap and owned memory are reached without a call, by hugepages', async () 
     const from = eal.malloc(LENGTH, { heap });
     const to = eal.malloc(LENGTH, { heap });
     from.bytes().set(pattern(LENGTH, 4));
-    const iovaOf = (va: number): number => device.domain?.iovaOf(va) ?? -1;
+    const iovaOf = (va: number): number => device.iovaOf(va);
     await copy(edu, iovaOf(from.va), iovaOf(to.va));
     assert.deepEqual(Uint8Array.from(to.bytes()), pattern(LENGTH, 4), heap ?? 'owned');
     from.free();
@@ -236,7 +236,7 @@ test('a late device gets what is mapped for every device, and takes it along', a
   bytes.set(pattern(LENGTH, 7));
   using own = eal.containers.create();
   const late = await eal.probe(`pci:${EDU_SECOND}`, { container: own });
-  const iova = late.domain?.iovaOf(memory.va) ?? -1;
+  const iova = late.iovaOf(memory);
   await copy(eduOf(late), iova, iova + 8 * KiB);
   assert.deepEqual(bytes.slice(8 * KiB, 8 * KiB + LENGTH), pattern(LENGTH, 7));
   assert.equal([...all.mappings].length, 2);

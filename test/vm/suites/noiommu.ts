@@ -69,13 +69,13 @@ test('a loud warning, and copies by physical addresses of owned memory', async (
   const sent = Uint8Array.from({ length: LENGTH }, (_, i) => (i * 7) & 0xff);
   from.bytes().set(sent);
   to.bytes().fill(0);
-  const iova = device.domain.iovaOf(from.va);
+  const iova = device.iovaOf(from);
   // What the kernel itself says of where the page is.
   const frames = eal.platform.memory.frames(from.va, 4 * KiB, 1);
   assert.equal(iova, (frames?.[0] ?? -1) + (from.va % (4 * KiB)));
   const edu = device.use(eduDriver);
   await edu.copyIn(iova, 0, LENGTH);
-  await edu.copyOut(device.domain.iovaOf(to.va), 0, LENGTH);
+  await edu.copyOut(device.iovaOf(to), 0, LENGTH);
   assert.deepEqual(Uint8Array.from(to.bytes()), sent);
   from.free();
   to.free();
@@ -103,7 +103,7 @@ test('a device that does not reach all memory says so', async () => {
   // Its domain ends at 28 bits. Whether memory is below depends on the kernel; what is handed out is reached.
   try {
     const block = eal.malloc(LENGTH);
-    assert.ok((device.domain?.iovaOf(block.va) ?? -1) + LENGTH <= 2 ** 28);
+    assert.ok(device.iovaOf(block) + LENGTH <= 2 ** 28);
     block.free();
   } catch (error) {
     assert.ok(isDmaError(error), String(error));
