@@ -388,6 +388,10 @@ describe('addresses', SKIP, () => {
     assert.throws(() => device.iovaOf(middle), dmaError('EINVAL', /freed/));
     for (const wrong of [-1, 1.5, NaN, Infinity, 2 ** 53, -(2 ** 31)])
       assert.throws(() => device.iovaOf(wrong), dmaError('EINVAL'));
+    for (const wrong of [undefined, null, 'memory', 5n, {}, { va: 4096 }, { va: 5n, length: 1n }])
+      assert.throws(() => Reflect.apply(device.iovaOf.bind(device), undefined, [wrong]), dmaError('EINVAL'));
+    const mapped = eal.malloc(64);
+    assert.throws(() => device.iovaOf({ va: mapped.va, length: 1.5 }), dmaError('EINVAL'));
     for (const length of [0, -1, NaN, 1.5, 2 ** 53])
       assert.throws(() => device.iovaOf({ va: memory.va, length }), dmaError('EINVAL'));
     await eal.remove(device);
@@ -443,6 +447,7 @@ describe('the same IOVA for every device', SKIP, () => {
   it('something else at that IOVA is in the way, and is named', async () => {
     const { eal } = await startSame();
     const device = await eal.probe('open:w0');
+    assert.throws(() => Reflect.apply(eal.heap.create.bind(eal.heap), undefined, ['x', null]), dmaError('EINVAL'));
     eal.heap.create('same', { sameIova: true });
     const [memory, other] = [eal.external.allocate(PAGE), eal.external.allocate(PAGE)];
     const inTheWay = device.dmaMap(other, { iova: Number(memory.va) });

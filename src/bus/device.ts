@@ -122,10 +122,11 @@ export class BoundDevice implements Device {
   iovaOf(memory: AddressedMemory | VaLike): Iova {
     const domain = this.#mustHaveDomain('iovaOf');
     const isAt = typeof memory === 'number';
+    if (!isAt) mustBeObject(memory, 'memory and VAs', 'iovaOf');
     const va = isAt ? memory : memory.va;
     const length = isAt ? 1 : memory.length;
     const isLive = isAt || (memory.live !== false && memory.registered !== false);
-    if (isLive && isAddress(va) && length > 0) {
+    if (isLive && isAddress(va) && isAddress(length) && length > 0) {
       const iova = domain.table.iovaOfRange(va, length);
       if (iova >= 0) return iova as Iova;
     }

@@ -94,8 +94,9 @@ export function takeMemory(mode: Mode, reacher: Reacher, bytes: number, options:
     // Else the library would keep the memory, for the next block.
     return reachBlock(mode, reacher, take, () => void eal.memory.trim());
   }
-  const memory = eal.external.allocate(bytes, options);
-  if (mode === 'external') return reachExternal(reacher, memory, options);
+  const { source, label, ...how } = options;
+  const memory = eal.external.allocate(bytes, { source, label });
+  if (mode === 'external') return reachExternal(reacher, memory, how);
   if (![...eal.heap.made].some(({ name }) => name === HEAP)) eal.heap.create(HEAP);
   const take = (): Block => {
     eal.heap.addMemory(HEAP, memory);

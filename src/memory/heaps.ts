@@ -101,9 +101,10 @@ export class Heaps {
    *
    * @throws DmaError EINVAL as `find`; EEXIST
    */
-  create(name: string, { sameIova = false }: HeapSettings = {}): Heap {
+  create(name: string, settings?: HeapSettings): Heap {
     const operation = 'heap.create';
     this.#options.gate?.(operation);
+    const { sameIova = false } = optionsOf<HeapSettings>(settings, { sameIova: 'boolean' }, operation);
     checkName(name, operation);
     if (this.#heaps.has(name) || this.#native(name) !== undefined)
       throw new DmaError({ code: 'EEXIST', operation, reason: `there is a heap ${JSON.stringify(name)} already` });

@@ -6,6 +6,7 @@
  * Nothing is written into the elements: what is free is known outside of them (element-stack.ts), and each thread has a
  * stock of its own (pool-cache.ts).
  */
+import { mustBeObject } from '../check.js';
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
@@ -266,6 +267,7 @@ export class Pool implements Disposable {
    */
   iovasFor(device: PoolDevice): Float64Array {
     const operation = 'pool.iovasFor';
+    mustBeObject(device, 'devices', operation);
     const { domain } = device;
     if (domain === undefined) {
       const reason = 'its memory can not be mapped for a device without a domain';
