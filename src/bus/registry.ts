@@ -176,6 +176,7 @@ export class Registry {
         operation: 'probe',
         device: fullName,
         reason: 'the device is probed already',
+        hint: 'eal.find(name) gives it; eal.remove(device) takes it away',
       });
     const device = await this.#exclusively(fullName, 'probe', () => this.#open(bus, name, spec)).catch(
       (error: unknown) => {
@@ -465,7 +466,13 @@ export class Registry {
 
   async #exclusively<T>(name: string, operation: string, work: () => Promise<T>): Promise<T> {
     if (this.#inTransition.has(name))
-      throw new DmaError({ code: 'EBUSY', operation, device: name, reason: 'it is being probed or removed' });
+      throw new DmaError({
+        code: 'EBUSY',
+        operation,
+        device: name,
+        reason: 'it is being probed or removed',
+        hint: 'wait for that first',
+      });
     let ended = (): void => undefined;
     this.#inTransition.set(name, new Promise((resolve) => (ended = resolve)));
     try {
