@@ -26,10 +26,12 @@ export type {
   ExternalSource,
   FromAddressOptions,
   FromFdOptions,
-  Pin,
+  RegisteredPages,
   RegisterOptions,
 } from './memory/external.js';
 
+export type { LendOptions, Pin } from './memory/pins.js';
+export type { RetiredCount, RetiredFacts } from './memory/retired.js';
 export type { Block, Heap, HeapMemory, HeapStatistics, MallocOptions } from './memory/heap.js';
 export type { PlacedMallocOptions } from './memory/heap-choice.js';
 export type { Heaps, HeapSettings, RawMemory } from './memory/heaps.js';

@@ -136,13 +136,15 @@ export class ElementStack {
     const header = this.#header;
     const stack = this.#stack;
     this.#lock();
-    const left = header[COUNT_AT] - count;
-    if (left >= 0) {
+    try {
+      const left = header[COUNT_AT] - count;
+      if (left < 0) return false;
       copyReversed(into, at, stack, left + count, count);
       header[COUNT_AT] = left;
+      return true;
+    } finally {
+      this.#unlock();
     }
-    this.#unlock();
-    return left >= 0;
   }
 
   /** As {@link put}, for elements that were free, in a cache. @internal */
@@ -151,14 +153,16 @@ export class ElementStack {
     const header = this.#header;
     const stack = this.#stack;
     this.#lock();
-    const before = header[COUNT_AT];
-    const fits = before + count <= stack.length;
-    if (fits) {
-      copyNumbers(stack, before, from, at, count);
-      header[COUNT_AT] = before + count;
+    try {
+      const before = header[COUNT_AT];
+      if (before + count <= stack.length) {
+        copyNumbers(stack, before, from, at, count);
+        header[COUNT_AT] = before + count;
+        return;
+      }
+    } finally {
+      this.#unlock();
     }
-    this.#unlock();
-    if (fits) return;
     throw invalid('pool.put', `the pool would have more than its ${stack.length} elements`, {
       hint: 'an element was put twice; create the pool with { checked: true } to find out which',
     });
@@ -222,6 +226,9 @@ function bitWords(elements: number, checked: boolean): number {
 
 /** A typed array ignores what is written past its end: elements would get lost. @throws DmaError EINVAL @internal */
 export function checkBurst(numbers: ElementNumbers, count: number, at: number): void {
+  // Other arrays would change the numbers, or throw.
+  if (!(numbers instanceof Int32Array || numbers instanceof Uint32Array))
+    throw invalid('pool', 'numbers of elements are kept in an Int32Array or Uint32Array');
   // Told by `|` that they are small integers, the compiler uses them as such from here on.
   if ((count | 0) === count && (at | 0) === at && count >= 0 && at >= 0 && at + count <= numbers.length) return;
   throw invalid('pool', `${count} elements from place ${at} on do not fit an array of ${numbers.length}`);

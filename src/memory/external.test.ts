@@ -14,6 +14,7 @@ import { failingPlatform, trackingPlatform } from '../platform/testing.js';
 import { alignUp, KiB, MiB, type Va } from '../units.js';
 import { AreaIndex } from './area-index.js';
 import { External, type ExternalMemory } from './external.js';
+import { collected } from './testing-gc.js';
 
 const real = openPlatform();
 const skip = real.limitation ?? false;
@@ -682,16 +683,30 @@ describe('views', { skip }, () => {
     assert.deepEqual(platform.leaks(), []);
   });
 
-  test('when giving back fails, all of it is tried, and all that failed is told', () => {
+  for (const call of ['memory.unmap', 'memory.retire'])
+    test(`when ${call} fails the memory is still registered, as it was, and it can be tried again`, async () => {
+      const failing = failingPlatform(real, { cleanup: true });
+      const { external, index, changes, platform, mustBeEmpty } = setup(failing);
+      const memory = external.allocate(PAGE);
+      if (call === 'memory.retire') memory.bytes().fill(5);
+      failing.failCall(1, 'ENOMEM', call);
+      assert.throws(() => memory.unregister(), error('ENOMEM', 'made to fail'));
+      assert.deepEqual([memory.registered, index.size, changes.length], [true, 1, 1]);
+      if (call === 'memory.retire') assert.equal(memory.bytes()[PAGE - 1], 5);
+      memory.unregister();
+      await collected(() => platform.retired().length === 0);
+      mustBeEmpty();
+    });
+
+  test('when a descriptor can not be closed the memory is gone all the same, and the error is told', () => {
     const failing = failingPlatform(real, { cleanup: true });
     const { external, index } = setup(failing);
     const memory = external.allocate(PAGE);
-    const { va, fd } = memory;
-    failing.failCall(1, 'EIO', 'memory.unmap');
+    const { fd = -1 } = memory;
+    failing.failCall(1, 'EIO', 'files.close');
     assert.throws(() => memory.unregister(), error('EIO', 'made to fail'));
     assert.deepEqual([memory.registered, index.size], [false, 0]);
-    assert.throws(() => real.files.status(fd ?? -1), error('EBADF'));
-    real.memory.unmap(va, PAGE);
+    real.files.close(fd);
   });
 });
 

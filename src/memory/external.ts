@@ -12,14 +12,23 @@ import { alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../u
 import { Area, type Backing } from './area.js';
 import type { AreaIndex } from './area-index.js';
 import { checkHugePageSizes, HugePages } from './hugepages.js';
+import { lend, pinnedError, Pins, type LendOptions, type Pin } from './pins.js';
 import { PrivateViews } from './private-views.js';
+import { giveMappingBack, HandedOut, retired, type RetiredFacts } from './retired.js';
 import { Room } from './room.js';
 import { explainShortage, settle } from './settle.js';
-import { checkPart, Views } from './views.js';
+import { checkPart, viewMoved, Views } from './views.js';
 import { shortForm } from '../short-form.js';
 
 /** Where external memory comes from. */
 export type ExternalSource = 'memfd' | 'anonymous' | 'file' | 'buffer' | 'address';
+
+/** What {@link External.registerPagesOf} gives. Disposing it unregisters the memory. */
+export interface RegisteredPages extends Disposable {
+  readonly memory: ExternalMemory;
+  /** The pages, as a part of what was given: the same bytes as `memory.bytes()`. */
+  readonly view: Uint8Array;
+}
 
 /** What every way to register memory takes. */
 export interface RegisterOptions {
@@ -79,11 +88,6 @@ export interface FromAddressOptions extends RegisterOptions {
   readonly writable?: boolean;
 }
 
-/** Keeps memory from being freed while something works on it; disposing is idempotent. */
-export interface Pin extends Disposable {
-  readonly reason: string;
-}
-
 /** @internal */
 export const REGISTER_OPTIONS: Shape<RegisterOptions> = {
   pageSize: 'number',
@@ -112,7 +116,11 @@ interface Parts {
   readonly source: ExternalSource;
   /** What the process may touch through views; for a Buffer, the user's own bytes. */
   readonly views: Views | Uint8Array;
-  /** Gives the memory back, when it is the library's to give back. Each step runs. */
+  /** What reaches the memory. */
+  readonly handedOut: HandedOut;
+  /** Gives the memory back, when it is the library's to give back. When it fails, nothing has happened. */
+  readonly giveBack: () => void;
+  /** What comes after that. Each step runs. */
   readonly release: readonly (() => void)[];
   readonly origin: Origin | undefined;
 }
@@ -123,10 +131,14 @@ export class ExternalMemory implements Disposable {
   readonly source: ExternalSource;
   /** Where in the program it was registered; `undefined` when that was not noted (see `DomainOptions.origins`). */
   readonly origin: Origin | undefined;
+  /** @internal what reaches it; the views of its blocks count while it is in a heap */
+  readonly handedOut: HandedOut;
   readonly #index: AreaIndex;
   readonly #views: Views | Uint8Array;
+  #forDevices: Views | undefined;
+  readonly #giveBack: () => void;
   readonly #release: readonly (() => void)[];
-  readonly #pins = new Set<Pin>();
+  readonly #pins = new Pins();
   readonly #gone: (memory: ExternalMemory) => void;
   #registered = true;
 
@@ -136,6 +148,8 @@ export class ExternalMemory implements Disposable {
     this.source = parts.source;
     this.origin = parts.origin;
     this.#views = parts.views;
+    this.handedOut = parts.handedOut;
+    this.#giveBack = parts.giveBack;
     this.#release = parts.release;
     this.#index = index;
     this.#gone = gone;
@@ -166,27 +180,48 @@ export class ExternalMemory implements Disposable {
    * `undefined`, and nothing faults. (For a registered Buffer it is the Buffer's own bytes, which live as long as anybody
    * refers to them.)
    *
+   * For what works on bytes in another thread (`crypto.randomFill`, `fs.read`, `zlib`), use {@link ExternalMemory.lend}.
+   * When the memory is freed under such work, what it still writes is lost, and zlib ends the process.
+   *
    * @param offset bytes from the start
    * @param length bytes; default: all that follow `offset`
-   * @throws DmaError EINVAL when the part is not inside, or the memory is gone; ENOTSUP when it is longer than one
-   *   ArrayBuffer can be (4 GiB on Node 20): ask for parts
+   * @throws DmaError EINVAL when the part is not inside, the memory is gone, or its ArrayBuffer was transferred away; ENOTSUP
+   *   when it is longer than one ArrayBuffer can be (4 GiB on Node 20): ask for parts
    */
   bytes(offset = 0, length = rest(this.length, offset)): Uint8Array {
     this.#mustBeRegistered('bytes');
     checkPart(offset, length, this.length, 'bytes');
     if (this.#views instanceof Views) return this.#views.bytes(offset, length);
+    if (this.#views.length === 0) throw viewMoved(this.area.range);
     return this.#views.subarray(offset, offset + length);
   }
 
-  /** @internal What a device in this process reads and writes. */
+  /**
+   * @internal What a device in this process reads and writes, in an ArrayBuffer of their own: what the program does with
+   * its own does not disturb them.
+   */
   bytesForDevice(offset: number, length: number): Uint8Array {
-    return this.#views instanceof PrivateViews ? this.#views.copy(offset, length) : this.bytes(offset, length);
+    if (this.#views instanceof PrivateViews) return this.#views.copy(offset, length);
+    if (!(this.#views instanceof Views)) return this.bytes(offset, length);
+    this.#forDevices ??= this.#views.another();
+    return this.#forDevices.bytes(offset, length);
+  }
+
+  /**
+   * Runs `work` on the bytes of the memory, or a part of them, and pins it meanwhile: unregistering is EBUSY until what
+   * `work` returns has settled. This is the way to give bytes to other threads:
+   * `await memory.lend((bytes) => file.read(bytes))`.
+   *
+   * @returns what `work` returns
+   * @throws DmaError as {@link ExternalMemory.bytes}; what `work` throws
+   */
+  async lend<T>(work: (bytes: Uint8Array) => T, options?: LendOptions): Promise<Awaited<T>> {
+    return lend(this, work, options);
   }
 
   /** Why it can not be unregistered now, when something holds it by a pin; `undefined` when nothing does. */
   get pinned(): string | undefined {
-    const [pin] = this.#pins;
-    return pin?.reason;
+    return this.#pins.reason;
   }
 
   /**
@@ -197,17 +232,19 @@ export class ExternalMemory implements Disposable {
   pin(reason = 'a running transfer'): Pin {
     this.#mustBeRegistered('pin');
     mustBeString(reason, 'the reason of a pin', 'pin');
-    const pin: Pin = { reason, [Symbol.dispose]: () => void this.#pins.delete(pin) };
-    this.#pins.add(pin);
-    return pin;
+    return this.#pins.add(reason);
   }
 
   /**
    * Forgets the memory, detaches its views, and gives back what the library had taken (its mapping, its descriptor). The
    * bytes of a Buffer or of `fromAddress` stay what they are.
    *
-   * @throws DmaError EBUSY while a device has it mapped (the error names the devices) or a view is pinned; EINVAL when it
-   *   was unregistered before
+   * When views were handed out, the memory goes back at once and the addresses once the views are collected, so that nothing
+   * that still works on them meets the next owner; `External.retired` has the figures.
+   *
+   * @throws DmaError EBUSY while a device has it mapped (the error names the devices) or a view is pinned, and when too many
+   *   addresses wait for views to be collected; EINVAL when it was unregistered before; ENOMEM when the system can not give
+   *   it back now (`vm.max_map_count`). It is still registered then, its views are empty, and it can be tried again.
    */
   unregister(): void {
     this.#mustBeRegistered('unregister');
@@ -217,13 +254,16 @@ export class ExternalMemory implements Disposable {
     if (area.holders.size > 0)
       throw refuse(`${area.label} is mapped by ${[...area.holders.keys()].join(', ')}`, 'unmap it there first');
     const { pinned } = this;
-    if (pinned !== undefined) throw refuse(`${area.label} is in use: ${pinned}`, 'wait until it ends, then free it');
+    if (pinned !== undefined) throw pinnedError('unregister', area.label, pinned, area.range);
     // When this fails, a view could still reach the memory, so that it has to stay.
     if (this.#views instanceof Views) this.#views.detach();
+    this.#forDevices?.detach();
+    this.#giveBack();
     this.#registered = false;
     this.#index.remove(area);
-    this.#gone(this);
     const errors = undoAll(this.#release);
+    // Told last: who hears it may use the addresses.
+    this.#gone(this);
     if (errors.length > 0) throw withUndo(errors[0], 'unregister', errors.slice(1));
   }
 
@@ -275,6 +315,14 @@ export class External {
     this.#changed = changed;
   }
 
+  /**
+   * Addresses of memory that was freed while views of it were about, in this thread (also by other `Eal`s). Those that wait
+   * go back when the views are collected; those that escaped stay, because a view was transferred away.
+   */
+  get retired(): RetiredFacts {
+    return retired.facts();
+  }
+
   /** All that is registered now, in the order of registration. */
   get live(): Iterable<ExternalMemory> {
     return this.#live.values();
@@ -286,7 +334,8 @@ export class External {
    *
    * @param length bytes
    * @throws DmaError EINVAL for an impossible length, page size, node or table; ENOMEM when the system has no such memory, with
-   *   what it has; ENOTSUP where memory of that kind can not be had, such as hugepages of a size there is not
+   *   what it has; EMFILE when the process has no descriptor left, of which each memfd takes one; ENOTSUP where memory of that
+   *   kind can not be had, such as hugepages of a size there is not
    */
   allocate(length: number, asked?: AllocateOptions): ExternalMemory {
     const operation = 'external.allocate';
@@ -317,13 +366,15 @@ export class External {
       const va = memory.map(
         backing === undefined ? { length: whole, hugePageSize } : { length: whole, fd: backing.fd },
       );
-      release.unshift(() => memory.unmap(va, whole));
       const range = new Range(va, whole, operation);
-      if (populate) settle(this.#platform, this.#room, { va, length: whole, pageSize, node }, operation);
-      else if (node !== -1) memory.bind(va, whole, node);
-      return this.#register(source, range, { ...options, pageSize }, { backing, release, operation });
+      return this.#adopt(range, () => {
+        if (populate) settle(this.#platform, this.#room, { va, length: whole, pageSize, node }, operation);
+        else if (node !== -1) memory.bind(va, whole, node);
+        return this.#register(source, range, { ...options, pageSize }, { backing, release, operation, owned: true });
+      });
     } catch (error) {
       const failure = withUndo(error, operation, undoAll(release));
+      if (failure.code === 'EMFILE') throw failure.with({ operation, hint: this.#descriptorHint() });
       if (hugePageSize === undefined) throw failure;
       throw explainShortage(this.#platform, failure, { length: whole, pageSize, node }, operation);
     }
@@ -365,20 +416,21 @@ export class External {
           ? fillHoles(platform, this.#room, own, status, { offset, length }, operation)
           : !readsNeedPages(platform, own, status));
       const va = memory.map({ length, fd: own, offset, readOnly: !writable });
-      release.unshift(() => memory.unmap(va, length));
       const range = new Range(va, length, operation);
-      if (!isReady) {
-        const access = writable ? 'write' : 'read';
-        settle(platform, this.#room, { va, length, pageSize: status.pageSize, node: -1, access, fd: own }, operation);
-      }
-      const backing = { fd: own, offset };
-      const extra = { backing, release, operation, writable };
-      if (writable) return this.#register('file', range, { ...options, pageSize }, extra);
-      const views = new PrivateViews(memory, range, () => this.#mapPrivately(own, offset, length, status));
-      release.unshift(() => views.unmap());
-      return this.#register('file', range, { ...options, pageSize }, { ...extra, views });
+      const views = writable
+        ? undefined
+        : new PrivateViews(memory, range, () => this.#mapPrivately(own, offset, length, status));
+      const extra = { backing: { fd: own, offset }, release, operation, writable, owned: true, views };
+      return this.#adopt(range, () => {
+        if (!isReady) {
+          const access = writable ? 'write' : 'read';
+          settle(platform, this.#room, { va, length, pageSize: status.pageSize, node: -1, access, fd: own }, operation);
+        }
+        return this.#register('file', range, { ...options, pageSize }, extra);
+      });
     } catch (error) {
-      throw withUndo(error, operation, undoAll(release));
+      const failure = withUndo(error, operation, undoAll(release));
+      throw failure.code === 'EMFILE' ? failure.with({ operation, hint: this.#descriptorHint() }) : failure;
     }
   }
 
@@ -386,25 +438,50 @@ export class External {
    * A page-aligned part of an existing Buffer, typed array or ArrayBuffer. It is kept alive while it is registered; do not
    * transfer or detach its ArrayBuffer meanwhile.
    *
-   * @throws DmaError EINVAL when it does not begin and end on page boundaries; the hint says which part of it would do.
+   * @throws DmaError EINVAL when it does not begin and end on page boundaries: `registerPagesOf` takes the part that does.
    *   EINVAL for a resizable ArrayBuffer, whose memory can go away
    */
   register(view: ArrayBufferView | ArrayBufferLike, asked?: RegisterOptions): ExternalMemory {
     const operation = 'external.register';
     this.#gate(operation);
-    if (!ArrayBuffer.isView(view) && !isA(view, ArrayBuffer) && !isA(view, SharedArrayBuffer))
-      throw invalid(operation, `a Buffer, typed array or ArrayBuffer is wanted, not ${show(view)}`);
+    checkView(view, operation);
     const options: RegisterOptions = optionsOf(asked, REGISTER_OPTIONS, operation);
     const va = this.#platform.memory.addressOf(view);
-    const bytes = ArrayBuffer.isView(view)
-      ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
-      : new Uint8Array(view);
+    const bytes = bytesOf(view);
     if ((bytes.buffer as { resizable?: boolean }).resizable === true)
       throw invalid(operation, 'the memory of a resizable ArrayBuffer can go away while a device uses it');
     const range = new Range(va, bytes.byteLength, operation);
     const { pageSize = this.#platform.memory.pageSize } = options;
     if (isPowerOfTwo(pageSize) && !range.isAligned(pageSize)) throw misalignedView(range, pageSize, operation);
     return this.#register('buffer', range, { ...options, pageSize }, { bytes, operation });
+  }
+
+  /**
+   * The whole pages of an existing Buffer, typed array or ArrayBuffer, wherever it begins and ends; otherwise as `register`.
+   *
+   * @returns the memory, and the part of the Buffer that it is
+   * @throws DmaError EINVAL when there is no whole page in it, or no such page size; EINVAL as `register`
+   */
+  registerPagesOf(view: ArrayBufferView | ArrayBufferLike, asked?: RegisterOptions): RegisteredPages {
+    const operation = 'external.registerPagesOf';
+    this.#gate(operation);
+    checkView(view, operation);
+    const options: RegisterOptions = optionsOf(asked, REGISTER_OPTIONS, operation);
+    const va = this.#platform.memory.addressOf(view);
+    const bytes = bytesOf(view);
+    const { pageSize = this.#platform.memory.pageSize } = options;
+    if (!isPowerOfTwo(pageSize)) throw invalid(operation, `a page size of ${pageSize} bytes is no power of two`);
+    const range = new Range(va, bytes.length, operation);
+    const inside = range.alignedInside(pageSize);
+    if (inside === undefined) {
+      const reason = `no whole page of ${formatSize(pageSize)} is in the ${bytes.length} bytes at ${hex(va)}`;
+      const hint = `${formatSize(2 * pageSize)} less 1 byte always hold one; external.allocate gives whole pages`;
+      throw invalid(operation, reason, { range, hint });
+    }
+    const from = inside.start - va;
+    const pages = bytes.subarray(from, from + inside.length);
+    const memory = this.register(pages, options);
+    return { memory, view: pages, [Symbol.dispose]: () => memory[Symbol.dispose]() };
   }
 
   /**
@@ -475,6 +552,17 @@ export class External {
     }
   }
 
+  /** Unmaps what was just mapped when it can not be registered. */
+  #adopt(range: Range<Va>, register: () => ExternalMemory): ExternalMemory {
+    try {
+      return register();
+    } catch (error) {
+      const undo = undoAll([() => this.#platform.memory.unmap(range.start, range.length)]);
+      if (undo.length > 0 && isDmaError(error)) throw error.with({ undo });
+      throw error;
+    }
+  }
+
   #register(
     source: ExternalSource,
     range: Range<Va>,
@@ -486,16 +574,25 @@ export class External {
       views?: PrivateViews;
       writable?: boolean;
       release?: readonly (() => void)[];
+      /** Is the mapping ours? */
+      owned?: boolean;
     },
   ): ExternalMemory {
-    const { backing, writable, bytes, release = [], operation } = extra;
+    const { backing, writable, bytes, release = [], operation, owned = false } = extra;
     const { pageSize, iovas, node, label = `${source} memory at ${hex(range.start)}` } = options;
     this.#checkNode(node ?? -1, operation);
     const area = new Area({ range, pageSize, owner: 'external', label, node, writable, iovas, backing }, operation);
     this.#index.add(area, operation);
-    const views = bytes ?? extra.views ?? new Views(this.#platform.memory, range.start, range.length);
+    const port = this.#platform.memory;
+    const handedOut = new HandedOut();
+    const views = bytes ?? extra.views ?? new Views(port, range.start, range.length, handedOut);
+    const giveBack = (): void => {
+      extra.views?.unmap();
+      if (owned) giveMappingBack(port, range, handedOut);
+    };
     const origin = this.#origins.note(this.#register);
-    const memory = new ExternalMemory({ area, source, views, release, origin }, this.#index, (gone) => {
+    const parts = { area, source, views, handedOut, giveBack, release, origin };
+    const memory = new ExternalMemory(parts, this.#index, (gone) => {
       this.#live.delete(gone.area);
       this.#changed('unregistered', gone);
     });
@@ -518,9 +615,27 @@ export class External {
     if (nodes.includes(node)) return;
     throw invalid(operation, `there is no NUMA node ${node}`, { hint: `the nodes are: ${nodes.join(', ')}` });
   }
+
+  #descriptorHint(): string {
+    const held = [...this.#live.values()].filter(({ fd }) => fd !== undefined).length;
+    return (
+      `${held} pieces of registered memory hold a descriptor each: raise the limit ("ulimit -n"), take one larger piece ` +
+      "(a heap over it hands out parts), or pass source: 'anonymous', which takes none"
+    );
+  }
 }
 
 shortForm(External, 'External', ({ live }) => ({ live: [...live].length }));
+
+function checkView(view: unknown, operation: string): void {
+  if (!ArrayBuffer.isView(view) && !isA(view, ArrayBuffer) && !isA(view, SharedArrayBuffer))
+    throw invalid(operation, `a Buffer, typed array or ArrayBuffer is wanted, not ${show(view)}`);
+}
+
+function bytesOf(view: ArrayBufferView | ArrayBufferLike): Uint8Array {
+  if (!ArrayBuffer.isView(view)) return new Uint8Array(view);
+  return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+}
 
 function rangeAt(va: Va, length: number, operation: string): Range<Va> {
   if (va === 0) throw invalid(operation, 'there is no memory at address 0');
@@ -597,6 +712,6 @@ function misalignedView(range: Range<Va>, pageSize: number, operation: string): 
     hint:
       inside === undefined
         ? 'no whole page of it is inside; allocate more, or use external.allocate'
-        : `bytes ${from} up to ${from + inside.length} of it would do: view.subarray(${from}, ${from + inside.length})`,
+        : `bytes ${from} up to ${from + inside.length} of it would do: external.registerPagesOf takes them`,
   });
 }

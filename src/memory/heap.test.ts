@@ -11,6 +11,7 @@ import { Area } from './area.js';
 import { AreaIndex } from './area-index.js';
 import { External } from './external.js';
 import { Heap, type Block, type HeapMemory, type HeapOptions, type MallocOptions } from './heap.js';
+import { HandedOut } from './retired.js';
 
 const { memory } = openPlatform();
 const BASE = 2 ** 40;
@@ -48,6 +49,7 @@ class Bench {
       range,
       pageSize,
       areas: [area],
+      handedOut: new HandedOut(),
       bytes: (va, size) => bytes.subarray(va - range.start, va - range.start + size),
     };
     this.heap.add(part);
@@ -193,6 +195,8 @@ describe('malloc', () => {
       allocated: 0,
       greatestFree: 4 * MiB,
       allocatedBlocks: 0,
+      escaped: 0,
+      escapedBlocks: 0,
       freeBlocks: 1,
     });
     heap.malloc(2048, { align: 1024 }).free();
@@ -447,6 +451,7 @@ describe('views of blocks', { skip: openPlatform().limitation ?? false }, () => 
       range,
       pageSize: 4096,
       areas: [source.area],
+      handedOut: source.handedOut,
       bytes: (va, length) => source.bytes(va - range.start, length),
     });
     const [first, second] = [heap.malloc(100, { zero: true }), heap.malloc(100)];

@@ -6,7 +6,7 @@
  * taken away once nothing in it is used, and a block is one range for a device wherever the piece is.
  */
 import { mustBe, mustBeString, optionsOf, rest, type Shape, stopped } from '../check.js';
-import { DmaError, invalid, isDmaError } from '../errors.js';
+import { DmaError, invalid, isDmaError, undoAll } from '../errors.js';
 import { captureOrigin, type Origin } from '../origin.js';
 import type { MemoryPort } from '../platform/ports.js';
 import { RangeMap } from '../range-map.js';
@@ -16,8 +16,9 @@ import { alignDown, formatSize, hex, isAddress, isPowerOfTwo, MiB, type Iova, ty
 import type { Area } from './area.js';
 import type { AreaIndex } from './area-index.js';
 import { BlockAllocator } from './block-allocator.js';
-import type { Pin } from './external.js';
 import type { IovaMode } from './iova-mode.js';
+import { lend, pinnedError, Pins, type LendOptions, type Pin } from './pins.js';
+import type { HandedOut } from './retired.js';
 import { checkPart, Views } from './views.js';
 import { shortForm } from '../short-form.js';
 
@@ -28,7 +29,9 @@ export interface HeapMemory {
   readonly pageSize: number;
   /** What covers the range, without holes. */
   readonly areas: readonly Area[];
-  /** The bytes at [va, va + length), which are inside. */
+  /** What reaches it; the views of blocks count. */
+  readonly handedOut: HandedOut;
+  /** The bytes at [va, va + length), which are inside. They do not leave the library. */
   bytes(va: Va, length: number): Uint8Array;
 }
 
@@ -69,6 +72,13 @@ export interface HeapStatistics {
   /** The largest block that there is room for. */
   readonly greatestFree: number;
   readonly allocatedBlocks: number;
+  /**
+   * Blocks that were freed, but are never handed out again, because a view of them was transferred away and reaches them for
+   * good. They count as allocated.
+   */
+  readonly escapedBlocks: number;
+  /** Bytes of those. */
+  readonly escaped: number;
   /** How many pieces the free memory is in. */
   readonly freeBlocks: number;
 }
@@ -119,6 +129,8 @@ export interface Room {
   readonly allocator: BlockAllocator;
   /** What is allocated, by the allocator's numbers. */
   readonly blocks: (Block | undefined)[];
+  /** Of blocks that were freed and stay allocated: where they begin, and their bytes. */
+  readonly escaped: Map<number, number>;
 }
 
 /** A block of memory. Disposing it frees it. */
@@ -135,7 +147,7 @@ export class Block implements Disposable {
   /** @internal the allocator's */
   readonly number: number;
   #views: Views | undefined;
-  #pins: Set<Pin> | undefined;
+  #pins: Pins | undefined;
   #live = true;
 
   /** @internal made by a heap */
@@ -177,9 +189,12 @@ export class Block implements Disposable {
    * The block as bytes, or a part of it. The view can not outlive the block: once that is freed the view is empty. (Without
    * system calls it is a part of the view of the whole memory, and lives as long as that.)
    *
+   * For what works on bytes in another thread (`crypto.randomFill`, `fs.read`, `zlib`), use {@link Block.lend}: when the block
+   * is freed under such work, the next owner of the memory meets what it still writes, and zlib ends the process.
+   *
    * @param offset bytes from the start
    * @param length bytes; default: all that follow `offset`
-   * @throws DmaError EINVAL when the part is not inside, or the block is freed
+   * @throws DmaError EINVAL when the part is not inside, the block is freed, or its ArrayBuffer was transferred away
    */
   bytes(offset = 0, length = rest(this.length, offset)): Uint8Array {
     this.#mustBeLive('bytes');
@@ -190,6 +205,17 @@ export class Block implements Disposable {
   }
 
   /**
+   * Runs `work` on the bytes of the block, or a part of them, and pins it meanwhile: freeing it is EBUSY until what `work`
+   * returns has settled. This is the way to give bytes to other threads.
+   *
+   * @returns what `work` returns
+   * @throws DmaError as {@link Block.bytes}; what `work` throws
+   */
+  async lend<T>(work: (bytes: Uint8Array) => T, options?: LendOptions): Promise<Awaited<T>> {
+    return lend(this, work, options);
+  }
+
+  /**
    * Holds the block while something works on its views: freeing it is EBUSY until the pin is disposed.
    *
    * @param reason shows up in that error
@@ -197,10 +223,7 @@ export class Block implements Disposable {
   pin(reason = 'a running transfer'): Pin {
     this.#mustBeLive('pin');
     mustBeString(reason, 'the reason of a pin', 'pin');
-    const pins = (this.#pins ??= new Set());
-    const pin: Pin = { reason, [Symbol.dispose]: () => void pins.delete(pin) };
-    pins.add(pin);
-    return pin;
+    return (this.#pins ??= new Pins()).add(reason);
   }
 
   /**
@@ -220,7 +243,12 @@ export class Block implements Disposable {
     if (this.#live) this.free();
   }
 
-  /** @internal Ends it, whoever uses it. */
+  /** @internal Was a view of it transferred away? */
+  get escaped(): boolean {
+    return this.#views?.escaped === true;
+  }
+
+  /** @internal Ends it. */
   expire(): void {
     // When this fails, a view could still reach the memory.
     this.#views?.detach();
@@ -231,11 +259,8 @@ export class Block implements Disposable {
   /** @internal @throws DmaError EINVAL when it has ended, EBUSY while it is pinned */
   mustBeIdle(operation: string): void {
     this.#mustBeLive(operation);
-    if (this.#pins === undefined) return;
-    const [pin] = this.#pins;
-    if (pin === undefined) return;
-    const reason = `the block at ${hex(this.va)} is in use: ${pin.reason}`;
-    throw new DmaError({ code: 'EBUSY', operation, reason, hint: 'wait until it ends, then free it' });
+    const reason = this.#pins?.reason;
+    if (reason !== undefined) throw pinnedError(operation, `the block at ${hex(this.va)}`, reason);
   }
 
   #mustBeLive(operation: string): void {
@@ -390,8 +415,11 @@ export class Heap {
 
   /** Exact at any time. */
   statistics(): HeapStatistics {
-    const sum = { total: 0, free: 0, allocated: 0, greatestFree: 0, allocatedBlocks: 0, freeBlocks: 0 };
-    for (const { allocator } of this.#rooms) {
+    const none = { total: 0, free: 0, allocated: 0, greatestFree: 0, allocatedBlocks: 0, freeBlocks: 0 };
+    const sum = { ...none, escaped: 0, escapedBlocks: 0 };
+    for (const { allocator, escaped } of this.#rooms) {
+      sum.escapedBlocks += escaped.size;
+      for (const bytes of escaped.values()) sum.escaped += bytes;
       sum.total += allocator.totalBytes;
       sum.free += allocator.freeBytes;
       sum.allocated += allocator.allocatedBytes;
@@ -414,7 +442,7 @@ export class Heap {
     const { range, pageSize } = memory;
     let room = this.#rooms.find((each) => each.pageSize === pageSize);
     if (room === undefined) {
-      room = { pageSize, allocator: new BlockAllocator(), blocks: [] };
+      room = { pageSize, allocator: new BlockAllocator(), blocks: [], escaped: new Map() };
       this.#rooms = [...this.#rooms, room].sort((a, b) => a.pageSize - b.pageSize);
     }
     // Its address makes it a region that nothing merges with.
@@ -428,8 +456,14 @@ export class Heap {
     const room = this.#rooms.find((each) => each.pageSize === pageSize);
     if (room?.allocator.removeRange(range.start, range.length) !== true) {
       const inside = [...this.blocks].filter((block) => range.contains(block.va)).length;
-      const reason = `${inside === 1 ? '1 block' : `${inside} blocks`} of the heap ${this.name} are in it`;
-      throw new DmaError({ code: 'EBUSY', operation: 'remove', range, reason, hint: 'free them first' });
+      const escaped = [...(room?.escaped.keys() ?? [])].filter((va) => range.contains(va)).length;
+      const blocks = (count: number): string => (count === 1 ? '1 block' : `${count} blocks`);
+      const reason =
+        inside > 0 || escaped === 0
+          ? `${blocks(inside)} of the heap ${this.name} are in it`
+          : `${blocks(escaped)} of the heap ${this.name} that were freed stay in it: views of them were transferred away`;
+      const hint = inside > 0 || escaped === 0 ? 'free them first' : undefined;
+      throw new DmaError({ code: 'EBUSY', operation: 'remove', range, reason, hint });
     }
     this.#memory.delete(range.start);
     if (room.allocator.totalBytes === 0) this.#rooms = this.#rooms.filter((each) => each !== room);
@@ -441,13 +475,22 @@ export class Heap {
     return room?.allocator.freeSizeOf(range.start) === range.length;
   }
 
-  /** @internal Ends all blocks: the memory goes. */
-  expire(): void {
+  /** @internal Ends all blocks that are not pinned: the memory goes. @returns what failed */
+  expire(): unknown[] {
     this.#closed = true;
-    for (const room of this.#rooms) {
-      for (const block of room.blocks) block?.expire();
-      room.blocks.length = 0;
+    const errors: unknown[] = [];
+    for (const { blocks } of this.#rooms) {
+      blocks.forEach((block, number) => {
+        if (block === undefined) return;
+        const expire = (): void => {
+          block.mustBeIdle('stop');
+          block.expire();
+          blocks[number] = undefined;
+        };
+        errors.push(...undoAll([expire]));
+      });
     }
+    return errors;
   }
 
   // --- for blocks ---
@@ -457,8 +500,13 @@ export class Heap {
     const { room, va } = block;
     block.mustBeIdle('free');
     if (wipe) this.#fill(va, block.length);
+    const { escaped } = block;
     block.expire();
     room.blocks[block.number] = undefined;
+    if (escaped) {
+      room.escaped.set(va, room.allocator.sizeOf(va));
+      return;
+    }
     room.allocator.free(va);
     if (this.#options.emptied !== undefined) this.#noticeEmpty(room, va, this.#options.emptied);
   }
@@ -481,7 +529,8 @@ export class Heap {
 
   /** @internal Views of exactly this block; `undefined` where there can be none of parts. */
   viewsOf(block: Block): Views | undefined {
-    return this.#options.ownViews ? new Views(this.#options.memory, block.va, block.length) : undefined;
+    if (!this.#options.ownViews) return undefined;
+    return new Views(this.#options.memory, block.va, block.length, this.#memory.at(block.va)?.handedOut);
   }
 
   /** @internal */
@@ -549,6 +598,8 @@ export class Heap {
   #resized(block: Block, request: WishfulRequest, contiguous: boolean): boolean {
     const { size, align, boundary } = request;
     const { va, room, length } = block;
+    // Whoever has the view that was moved away would see what comes into it.
+    if (block.escaped) return false;
     if (block.heap !== this || va % Math.max(align, LINE) !== 0) return false;
     if (boundary !== 0 && alignDown(va, boundary) !== alignDown(va + size - 1, boundary)) return false;
     if (contiguous && this.#runOf(va, size) < size) return false;

@@ -10,10 +10,11 @@ import { show } from '../show.js';
 import type { Va } from '../units.js';
 import { Area } from './area.js';
 import type { AreaIndex } from './area-index.js';
-import { External, ExternalMemory, REGISTER_OPTIONS, type Pin, type RegisterOptions } from './external.js';
+import { External, ExternalMemory, REGISTER_OPTIONS, type RegisterOptions } from './external.js';
 import { Heap, type HeapMemory } from './heap.js';
 import type { IovaMode } from './iova-mode.js';
 import type { MemoryChange, MemoryHandlers, Reach } from './memory-events.js';
+import type { Pin } from './pins.js';
 import { shortForm } from '../short-form.js';
 
 /** Ids of heaps over the user's memory begin here; below are NUMA nodes. */
@@ -67,6 +68,8 @@ export class Heaps {
   readonly #adopted: External;
   readonly #heaps = new Map<string, Heap>();
   readonly #parts = new Map<Area, Part>();
+  /** Those whose memory is being changed: their handlers are told of it now. */
+  readonly #changing = new Set<Heap>();
   #nextId = FIRST_ID;
 
   /** @internal */
@@ -120,11 +123,13 @@ export class Heaps {
   /**
    * Removes a heap.
    *
-   * @throws DmaError EINVAL as `find`; ENOENT; EPERM for the library's own; EBUSY while it has memory
+   * @throws DmaError EINVAL as `find`; ENOENT; EPERM for the library's own; EBUSY while it has memory, and in handlers of its
+   *   changes
    */
   destroy(name: string): void {
     const operation = 'heap.destroy';
     const heap = this.#users(name, operation);
+    this.#mustRest(heap, operation);
     const parts = [...heap.memory];
     if (parts.length > 0) {
       const { allocatedBlocks } = heap.statistics();
@@ -153,10 +158,11 @@ export class Heaps {
     const memory = isA(given, ExternalMemory) ? given : rawOf(given, operation);
     if (!(memory instanceof ExternalMemory)) this.#checkRaw(memory, operation);
     const heap = this.#users(name, operation);
-    if (memory instanceof ExternalMemory) return this.#add(heap, memory, options.clear === true, operation);
+    const clear = options.clear === true;
+    if (memory instanceof ExternalMemory) return this.#alone(heap, () => this.#add(heap, memory, clear, operation));
     const registered = this.#adopted.fromAddress(memory.va, memory.length, registrationOf(memory));
     try {
-      this.#add(heap, registered, options.clear === true, operation);
+      this.#alone(heap, () => this.#add(heap, registered, clear, operation));
     } catch (error) {
       throw withUndo(error, operation, undoAll([() => registered.unregister()]));
     }
@@ -166,7 +172,8 @@ export class Heaps {
    * Takes memory out of a heap, and from all devices: exactly what was added.
    *
    * @throws DmaError EINVAL as `find`, and for impossible ranges; ENOENT for the heap, or when this is not what was added to
-   *   it; EPERM; EBUSY while a block is in it; of the device or handler that does not let it go, and then it is as before
+   *   it; EPERM; EBUSY while a block is in it, and in handlers of changes of this heap; of the device or handler that does not
+   *   let it go, and then it is as before
    */
   removeMemory(name: string, va: Va, length: number): void {
     const operation = 'heap.removeMemory';
@@ -180,7 +187,8 @@ export class Heaps {
       const hint = pieces.length === 0 ? 'it has no memory' : `it has: ${pieces.join(', ')}`;
       throw new DmaError({ code: 'ENOENT', operation, range, reason: `the heap ${name} was not given this`, hint });
     }
-    this.#remove(heap, part, operation);
+    this.#mustRest(heap, operation);
+    this.#alone(heap, () => this.#remove(heap, part, operation));
   }
 
   /** @internal The bytes at [va, va + length) of memory that was given by address, when they are all in one piece. */
@@ -188,17 +196,44 @@ export class Heaps {
     return this.#adopted.bytesAt(va, length);
   }
 
-  /** @internal Ends all blocks, and gives all memory back to the user. @returns what failed */
+  /**
+   * @internal Ends all blocks, and gives all memory back to the user.
+   *
+   * @returns what failed, such as blocks that are pinned: their heaps keep their memory, and it can be tried again
+   */
   close(): unknown[] {
     const errors: unknown[] = [];
-    for (const heap of this.#heaps.values()) errors.push(...undoAll([() => heap.expire()]));
+    for (const [name, heap] of this.#heaps) {
+      const failed = heap.expire();
+      errors.push(...failed);
+      if (failed.length === 0) this.#heaps.delete(name);
+    }
     for (const part of [...this.#parts.values()].reverse()) {
+      if (this.#heaps.has(part.change.heap)) continue;
       errors.push(...undoAll([() => part.release()]));
       this.#forget(part);
     }
-    this.#heaps.clear();
-    for (const memory of [...this.#adopted.live].reverse()) errors.push(...undoAll([() => memory.unregister()]));
+    const left = new Set([...this.#parts.values()].map(({ memory }) => memory));
+    for (const memory of [...this.#adopted.live].reverse())
+      if (!left.has(memory)) errors.push(...undoAll([() => memory.unregister()]));
     return errors;
+  }
+
+  /** @throws DmaError EBUSY in handlers of changes of `heap` */
+  #mustRest(heap: Heap, operation: string): void {
+    if (!this.#changing.has(heap)) return;
+    const reason = `the memory of the heap ${heap.name} changes: this is a handler of that`;
+    throw new DmaError({ code: 'EBUSY', operation, reason });
+  }
+
+  #alone(heap: Heap, work: () => void): void {
+    const isOuter = !this.#changing.has(heap);
+    this.#changing.add(heap);
+    try {
+      work();
+    } finally {
+      if (isOuter) this.#changing.delete(heap);
+    }
   }
 
   #native(name: string): Heap | undefined {
@@ -242,6 +277,7 @@ export class Heaps {
       range,
       pageSize: area.pageSize,
       areas: [area],
+      handedOut: memory.handedOut,
       change,
       pin,
       release: () => undefined,

@@ -90,7 +90,11 @@ class Part implements HeapMemory {
   readonly range;
   readonly pageSize;
   readonly areas;
-  readonly views: Views;
+  readonly handedOut;
+  /** For the library itself. */
+  readonly #own: Views;
+  /** For devices of this process, whose models may keep them. */
+  readonly #lent: Views;
   /** Takes it from the devices, wholly or not at all. Set once they have it. */
   release: () => void = () => undefined;
 
@@ -104,11 +108,22 @@ class Part implements HeapMemory {
     this.range = extent.range;
     this.pageSize = extent.list.source.pageSize;
     this.areas = extent.areas;
-    this.views = new Views(platform.memory, this.range.start, this.range.length);
+    this.handedOut = extent.handedOut;
+    this.#own = new Views(platform.memory, this.range.start, this.range.length, undefined);
+    this.#lent = new Views(platform.memory, this.range.start, this.range.length, extent.handedOut);
   }
 
   bytes(va: Va, length: number): Uint8Array {
-    return this.views.bytes(va - this.range.start, length);
+    return this.#own.bytes(va - this.range.start, length);
+  }
+
+  lend(va: Va, length: number): Uint8Array {
+    return this.#lent.bytes(va - this.range.start, length);
+  }
+
+  detach(): void {
+    this.#own.detach();
+    this.#lent.detach();
   }
 
   get change(): MemoryChange {
@@ -262,7 +277,7 @@ export class OwnedMemory {
   /** @internal The bytes at [va, va + length), when they are all in one extent. */
   bytesAt(va: Va, length: number): Uint8Array | undefined {
     const part = this.#parts.at(va);
-    return part === undefined || va + length > part.range.end ? undefined : part.bytes(va, length);
+    return part === undefined || va + length > part.range.end ? undefined : part.lend(va, length);
   }
 
   /**
@@ -282,7 +297,11 @@ export class OwnedMemory {
     if (size > 0) this.#preallocate(this.heaps, size);
   }
 
-  /** @internal Gives everything back, blocks that are in use included. No device may be left. @returns what failed */
+  /**
+   * @internal Gives everything back, blocks that are in use included. No device may be left.
+   *
+   * @returns what failed, such as blocks that are pinned: then it can be tried again
+   */
   close(): unknown[] {
     this.#closed = true;
     const errors: unknown[] = [];
@@ -290,8 +309,8 @@ export class OwnedMemory {
       errors.push(...undoAll([() => part.release()]));
       part.release = () => undefined;
     }
-    for (const heap of this.heapsInUse) errors.push(...undoAll([() => heap.expire()]));
-    for (const part of this.#parts.values()) errors.push(...undoAll([() => part.views.detach()]));
+    for (const heap of this.heapsInUse) errors.push(...heap.expire());
+    for (const part of this.#parts.values()) errors.push(...undoAll([() => part.detach()]));
     // A view that is left would fault.
     if (errors.length > 0) return errors;
     this.#parts.clear();
@@ -404,7 +423,7 @@ export class OwnedMemory {
         const extent = this.#lists.take(pageSize, node, pages);
         undo.unshift(() => extent.list.giveBack(extent));
         const part = new Part(heap, extent, kept, this.#platform);
-        undo.unshift(() => part.views.detach());
+        undo.unshift(() => part.detach());
         const { change } = part;
         undo.unshift(this.#handlers.ask('grow', change));
         part.release = this.#reach(part.areas);
@@ -501,7 +520,7 @@ export class OwnedMemory {
         undo.unshift(this.#handlers.ask('shrink', change));
         heap.remove(part);
         undo.unshift(() => heap.add(part));
-        part.views.detach();
+        part.detach();
         part.release();
         undo.unshift(() => (part.release = this.#reach(part.areas)));
         extent.list.giveBack(extent);

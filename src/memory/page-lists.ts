@@ -187,10 +187,18 @@ export class PageLists {
     });
   }
 
-  /** Gives all pages and addresses back. @returns what failed */
+  /** Gives all pages and addresses back. @returns what failed; it can be tried again */
   close(): unknown[] {
-    const errors = undoAll(this.lists.map((list) => () => list.close()));
-    this.#lists.clear();
+    const errors: unknown[] = [];
+    for (const [key, lists] of this.#lists) {
+      const left = lists.filter((list) => {
+        const [failure] = undoAll([() => list.close()]);
+        if (failure !== undefined) errors.push(failure);
+        return failure !== undefined;
+      });
+      if (left.length > 0) this.#lists.set(key, left);
+      else this.#lists.delete(key);
+    }
     return errors;
   }
 

@@ -52,9 +52,10 @@ export interface PageSource {
    * Takes the memory away again; `va` and `index` as they were for {@link take}, whole runs or any pages of them. The
    * addresses stay reserved. No view may be left, and no device may know the pages. When it fails the pages are still taken.
    *
+   * @param retire leave addresses that can be touched (`MemoryPort.retire`)? Default false
    * @throws DmaError EINVAL for pages that are not taken
    */
-  giveBack(va: Va, pages: number, index: number): void;
+  giveBack(va: Va, pages: number, index: number, retire?: boolean): void;
   /**
    * Closes descriptors and removes files; with `never`, files that have pages stay. Pages that are still mapped live on
    * until their addresses are unmapped. Idempotent.
@@ -143,7 +144,7 @@ export function anonymousPages(platform: Platform, options: PageSourceOptions): 
       memory.commit(va, { length, hugePageSize });
       return [{ va, length, backing: undefined, dirty: false }];
     },
-    drop: (va, pages) => memory.decommit(va, pages * pageSize),
+    drop: (va, pages, _index, { retire }) => leave(memory, va, pages * pageSize, retire),
     close: () => undefined,
   });
 }
@@ -152,9 +153,23 @@ export function anonymousPages(platform: Platform, options: PageSourceOptions): 
 interface Store {
   /** Maps pages that need not be there yet. All or nothing. */
   commit(va: Va, pages: number, index: number): PageRun[];
-  /** Takes them away. When it fails they are there as before. `last`: no page of the list is taken afterwards. */
-  drop(va: Va, pages: number, index: number, last: boolean): void;
+  /** Takes them away. When it fails they are there as before. */
+  drop(va: Va, pages: number, index: number, how: DropOptions): void;
   close(): void;
+}
+
+/** How pages are taken away. */
+interface DropOptions {
+  /** Is no page of the list taken afterwards? */
+  readonly last: boolean;
+  /** Can the addresses still be touched afterwards? */
+  readonly retire: boolean;
+}
+
+/** Makes committed addresses bare ones, or such as can be touched without harm. */
+function leave(memory: MemoryPort, va: Va, length: number, retire: boolean): void {
+  if (retire) memory.retire(va, length);
+  else memory.decommit(va, length);
 }
 
 /** The bookkeeping that all kinds share, and what makes mapped pages good ones. */
@@ -198,7 +213,11 @@ class Source implements PageSource {
       try {
         settle(this.#platform, this.#room, { va, length: range.length, pageSize, node, fd: backing?.fd }, operation);
       } catch (error) {
-        throw withUndo(error, operation, undoAll([() => this.#store.drop(va, pages, index, this.#count === 0)]));
+        throw withUndo(
+          error,
+          operation,
+          undoAll([() => this.#store.drop(va, pages, index, { last: this.#count === 0, retire: false })]),
+        );
       }
       this.#mark(pages, index, 1);
       return runs;
@@ -208,11 +227,11 @@ class Source implements PageSource {
     }
   }
 
-  giveBack(va: Va, pages: number, index: number): void {
+  giveBack(va: Va, pages: number, index: number, retire = false): void {
     const operation = `${this.kind}.giveBack`;
     const range = this.#check(operation, va, pages, index, 1);
     try {
-      this.#store.drop(va, pages, index, this.#count === pages);
+      this.#store.drop(va, pages, index, { last: this.#count === pages, retire });
     } catch (error) {
       throw withUndo(error, operation, []).with({ operation, range, cause: error });
     }
@@ -289,14 +308,14 @@ class SingleFile implements Store {
     return [{ va, length, backing: { fd, offset }, dirty }];
   }
 
-  drop(va: Va, pages: number, index: number, last: boolean): void {
+  drop(va: Va, pages: number, index: number, { last, retire }: DropOptions): void {
     const file = this.#file;
     if (file === undefined) return;
     const length = pages * this.#pageSize;
     const offset = index * this.#pageSize;
     // What can fail without harm comes first: without its name the file works on.
     if (last) this.#removeName();
-    this.#memory.decommit(va, length);
+    leave(this.#memory, va, length, retire);
     try {
       this.#files.punch(file.fd, offset, length);
     } catch (error) {
@@ -374,10 +393,10 @@ class FilePerPage implements Store {
     return runs;
   }
 
-  drop(va: Va, pages: number, index: number): void {
+  drop(va: Va, pages: number, index: number, { retire }: DropOptions): void {
     // What can fail without harm comes first: without their names the files work on.
     for (let i = index; i < index + pages; i++) this.#removeName(i);
-    this.#memory.decommit(va, pages * this.#pageSize);
+    leave(this.#memory, va, pages * this.#pageSize, retire);
     for (let i = index; i < index + pages; i++) this.#close(i);
   }
 

@@ -16,6 +16,7 @@ import type { AreaOwner } from './area.js';
 import { ElementStack, type ElementNumbers } from './element-stack.js';
 import { PoolCache } from './pool-cache.js';
 import type { ElementShape, PoolChunk } from './pool-layout.js';
+import { HandedOut } from './retired.js';
 import { Views } from './views.js';
 import { shortForm } from '../short-form.js';
 
@@ -174,9 +175,10 @@ export class Pool implements Disposable {
       seen = now;
     }
     const views = new Map<number, Views>();
+    const handedOut = new HandedOut();
     const view = (chunk: number): Uint8Array => {
       const { va, length } = description.chunks[chunk];
-      const made = new Views(platform.memory, va, length);
+      const made = views.get(chunk) ?? new Views(platform.memory, va, length, handedOut);
       views.set(chunk, made);
       const bytes = made.bytes(0, length);
       kept.set(bytes.buffer, description.keepers);
@@ -186,7 +188,8 @@ export class Pool implements Disposable {
       const errors = undoAll([...views.values()].map((each) => () => each.detach()));
       // Views that are left would fault once the memory is freed.
       if (errors.length > 0) throw withUndo(errors[0], 'pool.free', errors.slice(1));
-      leave(threads);
+      // Who has a view that was moved away reaches the memory for good: its maker must not free it.
+      if (!handedOut.escaped) leave(threads);
     };
     return new Pool({ description, stack, cache, view, end, made: false });
   }
@@ -242,10 +245,15 @@ export class Pool implements Disposable {
    * The bytes of an element, without its headroom: the same view each time. It is empty once the pool is freed, unless the
    * memory is external, which is the user's.
    *
-   * @throws DmaError EINVAL when there is no such element, or the pool is freed
+   * Elements that are worked on in another thread stay with their owner meanwhile: whoever gets one that was put back too early
+   * meets what is still written.
+   *
+   * @throws DmaError EINVAL when there is no such element, the pool is freed, or its ArrayBuffer was transferred away
    */
   bytes(element: number): Uint8Array {
-    return (typeof element === 'number' ? this.#bytes[element] : undefined) ?? this.#newBytes(element);
+    const bytes = typeof element === 'number' ? this.#bytes[element] : undefined;
+    // Emptied without our doing when its ArrayBuffer was transferred away.
+    return bytes !== undefined && bytes.length !== 0 ? bytes : this.#newBytes(element);
   }
 
   /**
@@ -255,7 +263,8 @@ export class Pool implements Disposable {
    * @throws DmaError EINVAL when there is no such chunk, or the pool is freed
    */
   chunkBytes(chunk: number): Uint8Array {
-    return (typeof chunk === 'number' ? this.#chunkBytes[chunk] : undefined) ?? this.#newChunkBytes(chunk);
+    const bytes = typeof chunk === 'number' ? this.#chunkBytes[chunk] : undefined;
+    return bytes !== undefined && bytes.length !== 0 ? bytes : this.#newChunkBytes(chunk);
   }
 
   /**

@@ -2,20 +2,22 @@
 import type { MemoryPort } from '../platform/ports.js';
 import type { Range } from '../ranges.js';
 import type { Va } from '../units.js';
+import { giveMappingBack, HandedOut } from './retired.js';
 import { Views } from './views.js';
 
 /** See the head of the file. The mapping is made when it is first looked at. */
 export class PrivateViews extends Views {
   readonly #port: MemoryPort;
   readonly #map: () => Range<Va>;
-  #made: { readonly range: Range<Va>; readonly views: Views } | undefined;
+  #made: { readonly range: Range<Va>; readonly views: Views; readonly handedOut: HandedOut } | undefined;
 
   /**
    * @param shared the mapping of the file that devices read
    * @param map makes the private one
    */
   constructor(port: MemoryPort, shared: Range<Va>, map: () => Range<Va>) {
-    super(port, shared.start, shared.length);
+    // What devices read are copies.
+    super(port, shared.start, shared.length, undefined);
     this.#port = port;
     this.#map = map;
   }
@@ -23,7 +25,8 @@ export class PrivateViews extends Views {
   override bytes(offset: number, length: number): Uint8Array {
     if (this.#made === undefined) {
       const range = this.#map();
-      this.#made = { range, views: new Views(this.#port, range.start, range.length) };
+      const handedOut = new HandedOut();
+      this.#made = { range, handedOut, views: new Views(this.#port, range.start, range.length, handedOut) };
     }
     return this.#made.views.bytes(offset, length);
   }
@@ -41,7 +44,7 @@ export class PrivateViews extends Views {
   /** Gives the private mapping back, if there is one; views have been detached. */
   unmap(): void {
     const made = this.#made;
-    if (made !== undefined) this.#port.unmap(made.range.start, made.range.length);
+    if (made !== undefined) giveMappingBack(this.#port, made.range, made.handedOut);
     this.#made = undefined;
   }
 }

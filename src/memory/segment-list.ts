@@ -14,6 +14,7 @@ import { Area } from './area.js';
 import type { AreaIndex } from './area-index.js';
 import { BlockAllocator } from './block-allocator.js';
 import type { PageSource } from './page-source.js';
+import { HandedOut, retired } from './retired.js';
 
 /** Pages that were taken together, and go back together. */
 export interface Extent {
@@ -21,6 +22,8 @@ export interface Extent {
   readonly range: Range<Va>;
   /** The areas that cover it: one, or one a page where each page has a file of its own. */
   readonly areas: readonly Area[];
+  /** What reaches it by views. */
+  readonly handedOut: HandedOut;
   /** May it hold what an earlier process left? Otherwise it was all zeros when it was taken. */
   readonly dirty: boolean;
 }
@@ -51,6 +54,12 @@ export class SegmentList {
   /** Which of the reserved addresses have pages. */
   readonly #room = new BlockAllocator();
   readonly #extents = new Map<number, Extent>();
+  /** Addresses whose memory went back, and that something still reaches. */
+  readonly #retired = new Set<Range<Va>>();
+  #retiredBytes = 0;
+  #closed = false;
+  /** When closed: addresses that have to be given back. */
+  #left: readonly Range<Va>[] | undefined;
 
   /** @throws DmaError ENOMEM when so many addresses can not be reserved */
   constructor(options: SegmentListOptions) {
@@ -69,7 +78,7 @@ export class SegmentList {
 
   /** Pages that it has now. */
   get pages(): number {
-    return this.#room.allocatedBytes / this.source.pageSize;
+    return (this.#room.allocatedBytes - this.#retiredBytes) / this.source.pageSize;
   }
 
   /** What it has now, in the order it was taken. */
@@ -98,7 +107,13 @@ export class SegmentList {
         undo.unshift(() => this.#index.remove(area));
       }
       const dirty = runs.some((run) => run.dirty);
-      const extent: Extent = { list: this, range: new Range(va, length), areas, dirty };
+      const extent: Extent = {
+        list: this,
+        range: new Range(va, length),
+        areas,
+        handedOut: new HandedOut(),
+        dirty,
+      };
       this.#extents.set(va, extent);
       return extent;
     } catch (error) {
@@ -107,7 +122,8 @@ export class SegmentList {
   }
 
   /**
-   * Gives an extent back to the system. No view of it may be left, and no device may have it mapped.
+   * Gives an extent back to the system. No view of it may be left, and no device may have it mapped. Its addresses are used
+   * again when nothing reaches them any more.
    *
    * @throws DmaError EBUSY while a device has it mapped; EINVAL for an extent that is not (any more) of this list
    */
@@ -117,20 +133,49 @@ export class SegmentList {
     const held = areas.flatMap((area) => [...area.holders.keys()]);
     if (held.length > 0)
       throw new DmaError({ code: 'EBUSY', operation: 'giveBack', range, reason: `it is mapped by ${held.join(', ')}` });
-    this.source.giveBack(range.start, range.length / this.source.pageSize, this.#pageIndex(range.start));
+    const reachable = !extent.handedOut.unreachable;
+    if (reachable && !extent.handedOut.escaped) retired.mustHaveRoom(range.start, range.length, 'giveBack');
+    const pages = range.length / this.source.pageSize;
+    this.source.giveBack(range.start, pages, this.#pageIndex(range.start), reachable);
     for (const area of areas) this.#index.remove(area);
     this.#extents.delete(range.start);
-    this.#room.free(range.start);
+    if (reachable) this.#retire(extent);
+    else this.#room.free(range.start);
   }
 
-  /** Gives everything back, and the addresses too. @throws the first error, once all was tried */
+  /**
+   * Gives everything back, and the addresses too, as soon as nothing reaches them.
+   *
+   * @throws the first error, once all was tried; it can be tried again
+   */
   close(): void {
-    const errors = undoAll([
-      ...[...this.#extents.values()].map((extent) => () => this.giveBack(extent)),
-      () => this.source.close(),
-      () => this.#platform.memory.unmap(this.reserved.start, this.reserved.length),
-    ]);
+    const { memory } = this.#platform;
+    const errors = undoAll([...this.#extents.values()].map((extent) => () => this.giveBack(extent)));
+    if (errors.length === 0) errors.push(...undoAll([() => this.source.close()]));
+    if (errors.length === 0) {
+      this.#closed = true;
+      this.#left ??= without(this.reserved, this.#retired);
+      this.#left = this.#left.filter(({ start, length }) => {
+        const [failure] = undoAll([() => memory.unmap(start, length)]);
+        if (failure !== undefined) errors.push(failure);
+        return failure !== undefined;
+      });
+    }
     if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+  }
+
+  #retire({ range, handedOut }: Extent): void {
+    const { memory } = this.#platform;
+    const { start, length } = range;
+    this.#retired.add(range);
+    this.#retiredBytes += length;
+    retired.add(start, length, handedOut, () => {
+      if (this.#closed) memory.unmap(start, length);
+      else memory.decommit(start, length);
+      this.#retired.delete(range);
+      this.#retiredBytes -= length;
+      this.#room.free(start);
+    });
   }
 
   #pageIndex(va: number): number {
@@ -159,4 +204,15 @@ export class SegmentList {
       hint: 'reading them from /proc/self/pagemap needs CAP_SYS_ADMIN; with an IOMMU use IOVA mode va',
     });
   }
+}
+
+/** What is left of a range without some others inside of it. */
+function without(whole: Range<Va>, others: Iterable<Range<Va>>): Range<Va>[] {
+  const rest: Range<Va>[] = [];
+  let at: Va = whole.start;
+  for (const { start, end } of [...others].sort((a, b) => a.start - b.start)) {
+    if (start > at) rest.push(new Range(at, start - at));
+    at = end as Va;
+  }
+  return at < whole.end ? [...rest, new Range(at, whole.end - at)] : rest;
 }

@@ -87,6 +87,10 @@ export function pretendHugePages(platform: Platform, pools: readonly PretendedPa
         memory.decommit(va, length);
         drop(va, length);
       },
+      retire(va: Va, length: number) {
+        memory.retire(va, length);
+        drop(va, length);
+      },
       unmap(va: Va, length: number) {
         memory.unmap(va, length);
         drop(va, length);

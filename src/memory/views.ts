@@ -1,8 +1,13 @@
-/** Views of raw memory that die with it: all that were handed out are detached before the memory goes away. */
-import { invalid } from '../errors.js';
+/**
+ * Views of raw memory that die with it: all that were handed out are detached before the memory goes away. What can reach
+ * the memory nevertheless, retired.ts knows.
+ */
+import { invalid, type DmaError } from '../errors.js';
 import type { MemoryPort } from '../platform/ports.js';
+import { Range } from '../ranges.js';
 import { show } from '../show.js';
 import { hex, isAddress, type Va } from '../units.js';
+import type { HandedOut } from './retired.js';
 
 /** Checks a part of `length` bytes of memory. @throws DmaError EINVAL when it is not inside */
 export function checkPart(offset: number, length: number, whole: number, operation: string): void {
@@ -10,23 +15,40 @@ export function checkPart(offset: number, length: number, whole: number, operati
     throw invalid(operation, `${show(length)} bytes at offset ${show(offset)} are not inside ${hex(whole)} bytes`);
 }
 
+/** What `bytes` says when an ArrayBuffer that belongs to the memory is empty without our doing. */
+export function viewMoved(range: Range<Va>): DmaError {
+  return invalid('bytes', 'the ArrayBuffer of this memory was transferred away', {
+    range,
+    hint:
+      'ArrayBuffer.transfer, readers of byte streams and a WebAssembly.Memory that grows do that: ' +
+      'give such calls a copy, and register memory that stays',
+  });
+}
+
 /** Makes the views of one mapping, and detaches them. */
 export class Views {
   readonly #port: MemoryPort;
   readonly #va: Va;
   readonly #length: number;
+  readonly #handedOut: HandedOut | undefined;
   /** By where they begin. One, unless the memory is longer than one ArrayBuffer can be. */
   readonly #windows = new Map<number, ArrayBuffer>();
   /** Those of parts that are longer than half a window. */
   readonly #parts: ArrayBuffer[] = [];
 
-  constructor(port: MemoryPort, va: Va, length: number) {
+  /** @param handedOut told of what was handed out; `undefined` for views that never leave the library */
+  constructor(port: MemoryPort, va: Va, length: number, handedOut: HandedOut | undefined) {
     this.#port = port;
     this.#va = va;
     this.#length = length;
+    this.#handedOut = handedOut;
   }
 
-  /** The bytes [offset, offset + length); cheap after the first call. */
+  /**
+   * The bytes [offset, offset + length); cheap after the first call.
+   *
+   * @throws DmaError EINVAL when the ArrayBuffer was moved away
+   */
   bytes(offset: number, length: number): Uint8Array {
     if (length === 0) return new Uint8Array(0);
     const { maxView } = this.#port;
@@ -42,20 +64,37 @@ export class Views {
     if (window === undefined) {
       window = this.#view(start, Math.min(maxView, this.#length - start));
       this.#windows.set(start, window);
-    }
+    } else if (window.byteLength === 0) throw viewMoved(new Range(this.#va, this.#length));
     return new Uint8Array(window, offset - start, length);
+  }
+
+  /** Views of the same memory over ArrayBuffers of their own. */
+  another(): Views {
+    return new Views(this.#port, this.#va, this.#length, this.#handedOut);
+  }
+
+  /** Was a view moved away by somebody else? Then it reaches the memory for good. */
+  get escaped(): boolean {
+    for (const window of this.#windows.values()) if (window.byteLength === 0) return true;
+    return this.#parts.some((part) => part.byteLength === 0);
   }
 
   /** Makes every view that was handed out empty. New ones can be made afterwards. */
   detach(): void {
     for (const [start, window] of this.#windows) {
-      this.#port.detach(window);
+      this.#detach(window);
       this.#windows.delete(start);
     }
     for (let part = this.#parts.at(-1); part !== undefined; part = this.#parts.at(-1)) {
-      this.#port.detach(part);
+      this.#detach(part);
       this.#parts.pop();
     }
+  }
+
+  #detach(buffer: ArrayBuffer): void {
+    if (buffer.byteLength === 0) this.#handedOut?.escape();
+    this.#port.detach(buffer);
+    if (this.#handedOut?.escaped === false) this.#handedOut.emptied(buffer);
   }
 
   #view(offset: number, length: number): ArrayBuffer {

@@ -5,9 +5,9 @@
 import { mustBe, mustBeNumber, optionsOf } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import { alignUp, hex, isAddress, type Iova, type Va } from '../units.js';
-import type { Pin } from './external.js';
 import { allocateFrom, chooseHeaps, type HeapSources, type PlacedMallocOptions } from './heap-choice.js';
 import { MALLOC_OPTIONS, type Block, type Heap } from './heap.js';
+import type { LendOptions, Pin } from './pins.js';
 import { shortForm } from '../short-form.js';
 
 /** Names have at most so many bytes, as in DPDK (RTE_MEMZONE_NAMESIZE). */
@@ -55,14 +55,20 @@ export class Zone implements Disposable {
   }
 
   /**
-   * The zone as bytes, or a part of it. The view can not outlive the zone: once that is freed the view is empty.
+   * The zone as bytes, or a part of it. The view can not outlive the zone: once that is freed the view is empty. For work in
+   * other threads use {@link Zone.lend}.
    *
    * @param offset bytes from the start
    * @param length bytes; default: all that follow `offset`
-   * @throws DmaError EINVAL when the part is not inside, or the zone is freed
+   * @throws DmaError EINVAL when the part is not inside, the zone is freed, or its ArrayBuffer was transferred away
    */
   bytes(offset?: number, length?: number): Uint8Array {
     return this.#block.bytes(offset, length);
+  }
+
+  /** Runs `work` on the bytes of the zone, which is pinned meanwhile: see `Block.lend`. */
+  async lend<T>(work: (bytes: Uint8Array) => T, options?: LendOptions): Promise<Awaited<T>> {
+    return this.#block.lend(work, options);
   }
 
   /** Holds the zone while something works on its views: freeing it is EBUSY until the pin is disposed. */

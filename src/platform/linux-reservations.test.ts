@@ -126,9 +126,11 @@ test('nothing is mapped over what is not reserved here', { skip }, () => {
     throws('EBADF', 'mmap', () => memory.commit(va, { length: PAGE, fd: 99999 }));
     throws('EBADF', 'mmap', () => memory.commit(va, { length: PAGE, fd: NaN }));
     assert.equal(permissions(va), '---p');
-    throws('EINVAL', 'munmap', () => memory.unmap(va, PAGE));
-    throws('EINVAL', 'munmap', () => memory.unmap(at(va, PAGE), 3 * PAGE));
+    throws('EINVAL', 'munmap', () => memory.unmap(at(va, PAGE), 4 * PAGE));
     throws('EINVAL', 'munmap', () => memory.unmap(at(va, -PAGE), 5 * PAGE));
+    throws('EINVAL', 'mmap', () => memory.retire(at(va, PAGE), 4 * PAGE));
+    throws('EINVAL', 'mmap', () => memory.retire(at(va, 1), PAGE));
+    throws('EINVAL', 'mmap', () => memory.retire(va, 0));
     const second = openPlatform().memory;
     throws('EINVAL', 'mmap', () => second.commit(va, { length: PAGE }));
   });

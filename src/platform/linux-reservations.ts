@@ -36,7 +36,7 @@ const BARE = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 export function linuxReservations(
   libc: Libc,
   pageSize: number,
-): Pick<MemoryPort, 'reserve' | 'commit' | 'decommit' | 'unmap'> {
+): Pick<MemoryPort, 'reserve' | 'commit' | 'decommit' | 'retire' | 'unmap'> {
   const reservations = new RangeMap<{ readonly start: number; readonly length: number }>();
 
   const checkInside = (va: number, length: number): void => {
@@ -130,14 +130,30 @@ export function linuxReservations(
       clear(va, length);
     },
 
+    retire(va, length) {
+      checkRange('mmap', va, length, pageSize);
+      const reserved = reservations.overlapping(va, va + length);
+      if (reserved !== undefined) checkInside(va, length);
+      if (libc.mmap(va, length, PROT_READ | PROT_WRITE, BARE | MAP_FIXED, -1, 0) !== -1) return;
+      const errno = libc.errno();
+      restore(va, length);
+      fail(errno, 'mmap', `${length} bytes at ${hex(va)}`);
+    },
+
     unmap(va, length) {
       checkPages('munmap', 'address', va, pageSize);
       checkPages('munmap', 'length', length, pageSize);
-      const reserved = length === 0 ? undefined : reservations.overlapping(va, va + length);
-      if (reserved !== undefined && (reserved.start !== va || reserved.length !== length))
-        throw invalid('munmap', `${length} bytes at ${hex(va)} are not all of a reservation`);
+      const end = va + length;
+      const reserved = length === 0 ? undefined : reservations.overlapping(va, end);
+      if (reserved !== undefined && (reserved.start > va || reserved.start + reserved.length < end))
+        throw invalid('munmap', `${length} bytes at ${hex(va)} are not inside one reservation`);
       check(libc, libc.munmap(va, length), 'munmap', `${length} bytes at ${hex(va)}`);
-      if (reserved !== undefined) reservations.delete(va);
+      if (reserved === undefined) return;
+      const { start } = reserved;
+      const behind = start + reserved.length - end;
+      reservations.delete(start);
+      if (va > start) reservations.insert(start, va - start, { start, length: va - start });
+      if (behind > 0) reservations.insert(end, behind, { start: end, length: behind });
     },
   };
 }

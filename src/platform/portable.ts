@@ -193,6 +193,13 @@ class PortableMemory implements MemoryPort {
     this.#mappings.delete(va);
   }
 
+  /** Whoever still has the ArrayBuffer keeps it alive: there is nothing to protect. */
+  retire(va: Va, length: number): void {
+    if (this.#mappings.get(va)?.length !== length)
+      throw invalid('mmap', `${length} bytes at ${hex(va)} are not what was mapped`);
+    this.#mappings.set(va, { buffer: new ArrayBuffer(0), length });
+  }
+
   memfd(): never {
     throw this.#unsupported('memfd_create', 'there are no files in memory');
   }

@@ -67,8 +67,19 @@ export interface MemoryPort {
   readonly pageSize: number;
   /** mmap(2). Returns the address of the mapping, which the caller owns until `unmap`. */
   map(options: MapOptions): Va;
-  /** munmap(2) of exactly what `map` or `reserve` returned. Every view must have been detached before. */
+  /**
+   * munmap(2) of exactly what `map` returned, or of any part of one reservation, which goes on without it. Every view must
+   * have been detached before.
+   */
   unmap(va: Va, length: number): void;
+  /**
+   * Takes the memory away and leaves the addresses usable: fresh zeroed pages that are there once they are touched, and
+   * promised by nobody (mmap with MAP_FIXED, private, anonymous, MAP_NORESERVE), take the place of exactly what `map`
+   * returned or of a part of a reservation. The pages that were there go back to the system, hugepages too. Who still
+   * reaches the addresses neither faults nor meets anybody. `unmap` gives the addresses back; in a reservation `decommit`
+   * makes them bare again. When it fails, the addresses are still the caller's, and it can be tried again.
+   */
+  retire(va: Va, length: number): void;
   /**
    * Reserves addresses and nothing else: no page can be touched, none is counted (PROT_NONE, MAP_NORESERVE). The caller
    * owns them until `unmap`, which also takes all that was committed inside.

@@ -2,7 +2,7 @@
 import { DmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import { hex } from '../units.js';
-import type { IoctlPort, MemoryPort, Platform } from './ports.js';
+import type { IoctlPort, MapOptions, MemoryPort, Platform } from './ports.js';
 import { IOMMU_FAULT_ALLOC } from './uapi/iommufd.js';
 
 /** An {@link IoctlPort} that answers by `call`; its asynchronous form a turn of the event loop later. */
@@ -83,6 +83,7 @@ const CLEANUP: readonly string[] = [
   'files.punch',
   'files.punchAsync',
   'memory.unmap',
+  'memory.retire',
   'memory.decommit',
   'memory.detach',
   'Watch.close',
@@ -108,7 +109,7 @@ const CLEANUP: readonly string[] = [
 /**
  * Wraps `platform` so that single calls can be made to fail.
  *
- * @param options.cleanup may calls that undo (close, remove, punch, unmap, decommit, detach, Watch.close, and the ioctls and
+ * @param options.cleanup may calls that undo (close, remove, punch, unmap, retire, decommit, detach, Watch.close, and the ioctls and
  * verbs that do such) fail as well? Default false.
  */
 export function failingPlatform(platform: Platform, options: { readonly cleanup?: boolean } = {}): FailingPlatform {
@@ -145,9 +146,12 @@ export function failingPlatform(platform: Platform, options: { readonly cleanup?
 export interface TrackingPlatform extends Platform {
   /**
    * A line for each mapping, reservation, descriptor, view, watch and RDMA handle that was made and has not been given back, oldest
-   * first; then one for each stretch of a reservation that is committed.
+   * first; then one for each stretch of a reservation that is committed. Addresses that were retired are no leak: see
+   * {@link retired}.
    */
   leaks(): string[];
+  /** A line for each stretch of addresses that was retired, and waits until nothing reaches it (`MemoryPort.retire`). */
+  retired(): string[];
 }
 
 /** Calls that return descriptors: a number, several, or a `Received`. */
@@ -185,60 +189,76 @@ const TAKES_HANDLES: readonly string[] = CLEANUP.filter((name) => /^(verbs|rdmaC
 export function trackingPlatform(platform: Platform): TrackingPlatform {
   /** What is open, under the object or text that its release will name. */
   const open = new Map<unknown, string>();
-  const committed = new Committed();
+  const committed = new Stretches();
+  const retired = new Stretches();
+  /** Mappings and reservations, which have a place of their own in `open` as well: that keeps the order. */
+  const mapped = new Stretches();
+  const leaks = (): string[] => {
+    const unretired = new Set(mapped.without(retired).map(({ text }) => text));
+    return [
+      ...[...open.values()].filter((text) => !text.startsWith('mapping') || unretired.has(text)),
+      ...committed.lines(),
+    ];
+  };
 
-  return intercept(
-    { ...platform, leaks: () => [...open.values(), ...committed.lines()] },
-    ({ name, args, target, run }) => {
-      const result = run();
-      if (name === 'verbs.registerMemoryAsync')
-        return (result as Promise<unknown>).then((mr) => {
-          open.set(mr, `what ${name} made`);
-          return mr;
-        });
-      if (name === 'verbs.deregisterMemoryAsync')
-        return (result as Promise<void>).then(() => void open.delete(args[0]));
-      if (MAKES_DESCRIPTORS.includes(name)) {
-        for (const fd of descriptorsIn(result)) open.set(`fd ${fd}`, `fd ${fd} of ${name}(${describe(args[0])})`);
-      } else if (name === 'ioctl.IOMMU_FAULT_QUEUE_ALLOC') {
-        const [, , struct] = args as Parameters<IoctlPort['call']>;
-        if (typeof struct === 'number') return result;
-        const fd = new DataView(struct.buffer, struct.byteOffset).getInt32(IOMMU_FAULT_ALLOC.out_fault_fd, true);
-        open.set(`fd ${fd}`, `fd ${fd} of ${name}(${describe(args[0])})`);
-      } else if (name === 'files.close') {
-        open.delete(`fd ${String(args[0])}`);
-      } else if (name === 'memory.map' || name === 'memory.reserve') {
-        open.set(`mapping ${String(result)}`, `mapping at ${describe(result)} of ${describe(args[0])}`);
-      } else if (name === 'memory.commit') {
-        const [va, options] = args as Parameters<MemoryPort['commit']>;
-        committed.add(va, va + options.length, `memory at ${hex(va)} of ${describe(options)}`);
-      } else if (name === 'memory.decommit') {
-        const [va, length] = args as Parameters<MemoryPort['decommit']>;
-        committed.remove(va, va + length);
-      } else if (name === 'memory.unmap') {
-        const [va, length] = args as Parameters<MemoryPort['unmap']>;
-        open.delete(`mapping ${va}`);
-        committed.remove(va, va + length);
-      } else if (name === 'memory.view') {
-        open.set(result, `view of ${describe(args[1])} bytes at ${describe(args[0])}`);
-      } else if (name === 'memory.detach') {
-        open.delete(args[0]);
-      } else if (name === 'readiness.watch') {
-        open.set(result, `watch on fd ${String(args[0])}`);
-      } else if (name === 'Watch.close') {
-        open.delete(target);
-      } else if (MAKES_HANDLES.includes(name)) {
-        open.set(result, `what ${name} made`);
-      } else if (TAKES_HANDLES.includes(name)) {
-        open.delete(args[0]);
-      }
-      return result;
-    },
-  );
+  return intercept({ ...platform, leaks, retired: () => retired.lines() }, ({ name, args, target, run }) => {
+    const result = run();
+    if (name === 'verbs.registerMemoryAsync')
+      return (result as Promise<unknown>).then((mr) => {
+        open.set(mr, `what ${name} made`);
+        return mr;
+      });
+    if (name === 'verbs.deregisterMemoryAsync') return (result as Promise<void>).then(() => void open.delete(args[0]));
+    if (MAKES_DESCRIPTORS.includes(name)) {
+      for (const fd of descriptorsIn(result)) open.set(`fd ${fd}`, `fd ${fd} of ${name}(${describe(args[0])})`);
+    } else if (name === 'ioctl.IOMMU_FAULT_QUEUE_ALLOC') {
+      const [, , struct] = args as Parameters<IoctlPort['call']>;
+      if (typeof struct === 'number') return result;
+      const fd = new DataView(struct.buffer, struct.byteOffset).getInt32(IOMMU_FAULT_ALLOC.out_fault_fd, true);
+      open.set(`fd ${fd}`, `fd ${fd} of ${name}(${describe(args[0])})`);
+    } else if (name === 'files.close') {
+      open.delete(`fd ${String(args[0])}`);
+    } else if (name === 'memory.map' || name === 'memory.reserve') {
+      const [what] = args as [number | MapOptions];
+      const length = typeof what === 'number' ? what : what.length;
+      const text = `mapping at ${describe(result)} of ${describe(what)}`;
+      open.set(text, text);
+      mapped.add(Number(result), Number(result) + length, text);
+    } else if (name === 'memory.commit') {
+      const [va, options] = args as Parameters<MemoryPort['commit']>;
+      committed.add(va, va + options.length, `memory at ${hex(va)} of ${describe(options)}`);
+    } else if (name === 'memory.decommit') {
+      const [va, length] = args as Parameters<MemoryPort['decommit']>;
+      committed.remove(va, va + length);
+      retired.remove(va, va + length);
+    } else if (name === 'memory.retire') {
+      const [va, length] = args as Parameters<MemoryPort['retire']>;
+      committed.remove(va, va + length);
+      retired.add(va, va + length, 'retired addresses');
+    } else if (name === 'memory.unmap') {
+      const [va, length] = args as Parameters<MemoryPort['unmap']>;
+      const texts = mapped.textsIn(va, va + length);
+      for (const stretches of [mapped, committed, retired]) stretches.remove(va, va + length);
+      for (const text of texts) if (!mapped.has(text)) open.delete(text);
+    } else if (name === 'memory.view') {
+      open.set(result, `view of ${describe(args[1])} bytes at ${describe(args[0])}`);
+    } else if (name === 'memory.detach') {
+      open.delete(args[0]);
+    } else if (name === 'readiness.watch') {
+      open.set(result, `watch on fd ${String(args[0])}`);
+    } else if (name === 'Watch.close') {
+      open.delete(target);
+    } else if (MAKES_HANDLES.includes(name)) {
+      open.set(result, `what ${name} made`);
+    } else if (TAKES_HANDLES.includes(name)) {
+      open.delete(args[0]);
+    }
+    return result;
+  });
 }
 
-/** The parts of reservations that have memory. One can be taken back in other pieces than it was given. */
-class Committed {
+/** Stretches of addresses. One can be taken back in other pieces than it was given. */
+class Stretches {
   #parts: { readonly start: number; readonly end: number; readonly text: string }[] = [];
 
   add(start: number, end: number, text: string): void {
@@ -255,6 +275,22 @@ class Committed {
             { ...part, start: end },
           ].filter((rest) => rest.start < rest.end),
     );
+  }
+
+  textsIn(start: number, end: number): readonly string[] {
+    return this.#parts.filter((part) => part.end > start && part.start < end).map(({ text }) => text);
+  }
+
+  has(text: string): boolean {
+    return this.#parts.some((part) => part.text === text);
+  }
+
+  /** What is left of these without `others`. */
+  without(others: Stretches): readonly { readonly text: string }[] {
+    const rest = new Stretches();
+    rest.#parts = this.#parts;
+    for (const { start, end } of others.#parts) rest.remove(start, end);
+    return rest.#parts;
   }
 
   lines(): string[] {

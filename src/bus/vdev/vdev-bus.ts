@@ -1,7 +1,7 @@
 /** The bus of software devices in this process: `vdev:edu0`, `vdev:copy1,iommu=identity`. */
 import type { DomainBackend } from '../../dma/backend.js';
 import { mustBeFunction, mustBeString, type Gate } from '../../check.js';
-import { DmaError, invalid } from '../../errors.js';
+import { DmaError, invalid, isDmaError } from '../../errors.js';
 import { DEVICE_NAMES } from '../../vfio-user/devices/catalog.js';
 import type { DeviceDma, ModelFactory } from '../../vfio-user/devices/model.js';
 import type { Bus, Device, DmaOps, OpenedDevice } from '../model.js';
@@ -75,12 +75,17 @@ export class VdevBus implements Bus {
     if (this.#kinds.has(kind) && args.has('dma-mask'))
       throw invalid('open', `vdev devices of the kind ${kind} have no key dma-mask`);
     const space = this.#options.space(args);
-    const access = new ModelAccess(factory, space.dma);
+    let failed: (error: DmaError) => void = () => undefined;
+    const access = new ModelAccess(
+      factory,
+      telling(space.dma, (error) => failed(error)),
+    );
     this.#spaces.set(name, space);
     const { vendor, device, subsystemVendor, subsystem, classCode } = access.model.identity;
     return {
       ids: { vendor, device, subsystemVendor, subsystem, classCode },
       access,
+      onError: (tell) => (failed = tell),
       onLost: () => undefined,
       close: () => {
         access.close();
@@ -103,6 +108,23 @@ export class VdevBus implements Bus {
     if (space !== undefined) return space.backend;
     throw new DmaError({ code: 'ENODEV', operation: 'dma', device: device.name, reason: 'the device is closed' });
   }
+}
+
+/** `dma` that also tells why an access failed, other than for want of a mapping: models pass on codes of their own. */
+function telling(dma: DeviceDma, failed: (error: DmaError) => void): DeviceDma {
+  const told = <T>(access: () => T): T => {
+    try {
+      return access();
+    } catch (error) {
+      if (isDmaError(error) && error.code !== 'EFAULT' && error.code !== 'EACCES') failed(error);
+      throw error;
+    }
+  };
+  return {
+    direct: (iova, length, access) => told(() => dma.direct(iova, length, access)),
+    read: (iova, into) => told(() => dma.read(iova, into)),
+    write: (iova, from) => told(() => dma.write(iova, from)),
+  };
 }
 
 shortForm(VdevBus, 'VdevBus', ({ name }) => ({ name }));

@@ -1,0 +1,68 @@
+/** Pins: memory that something works on can not be freed. */
+import { mustBeFunction, optionsOf, type Shape } from '../check.js';
+import { DmaError } from '../errors.js';
+import type { Range } from '../ranges.js';
+import type { Va } from '../units.js';
+
+/** Keeps memory from being freed while something works on it; disposing is idempotent. */
+export interface Pin extends Disposable {
+  readonly reason: string;
+}
+
+/** What {@link Pinnable} memory lends. */
+export interface LendOptions {
+  /** bytes from the start of the memory. Default 0. */
+  readonly offset?: number;
+  /** bytes. Default: all that follow `offset`. */
+  readonly length?: number;
+  /** What errors say while it is lent. Default: `work on its bytes`. */
+  readonly reason?: string;
+}
+
+const LEND_OPTIONS: Shape<LendOptions> = { offset: 'number', length: 'number', reason: 'string' };
+
+/** The pins of one piece of memory. */
+export class Pins {
+  readonly #pins = new Set<Pin>();
+
+  /** Why it can not be freed now; `undefined` when nothing holds it. */
+  get reason(): string | undefined {
+    const [pin] = this.#pins;
+    return pin?.reason;
+  }
+
+  add(reason: string): Pin {
+    const pin: Pin = { reason, [Symbol.dispose]: () => void this.#pins.delete(pin) };
+    this.#pins.add(pin);
+    return pin;
+  }
+}
+
+/** EBUSY: `what` is pinned. */
+export function pinnedError(operation: string, what: string, reason: string, range?: Range<Va>): DmaError {
+  const hint = 'wait until it ends, then free it';
+  return new DmaError({ code: 'EBUSY', operation, range, reason: `${what} is in use: ${reason}`, hint });
+}
+
+/** Memory that can be pinned. */
+export interface Pinnable {
+  bytes(offset?: number, length?: number): Uint8Array;
+  pin(reason?: string): Pin;
+}
+
+/** Runs `work` on the bytes of `memory`, which is pinned until what it returns has settled. */
+export async function lend<T>(
+  memory: Pinnable,
+  work: (bytes: Uint8Array) => T,
+  options: LendOptions | undefined,
+): Promise<Awaited<T>> {
+  mustBeFunction(work, 'what to do with the bytes', 'lend');
+  const { offset = 0, length, reason = 'work on its bytes' } = optionsOf(options, LEND_OPTIONS, 'lend');
+  const bytes = memory.bytes(offset, length);
+  const pin = memory.pin(reason);
+  try {
+    return await work(bytes);
+  } finally {
+    pin[Symbol.dispose]();
+  }
+}
