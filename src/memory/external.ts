@@ -712,6 +712,6 @@ function misalignedView(range: Range<Va>, pageSize: number, operation: string): 
     hint:
       inside === undefined
         ? 'no whole page of it is inside; allocate more, or use external.allocate'
-        : `bytes ${from} up to ${from + inside.length} of it would do: external.registerPagesOf takes them`,
+        : `bytes ${from} up to ${from + inside.length} of it would do: view.subarray(${from}, ${from + inside.length}), or registerPagesOf`,
   });
 }
