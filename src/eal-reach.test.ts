@@ -2,9 +2,11 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { randomFill } from 'node:crypto';
+import { once } from 'node:events';
 import { describe, it } from 'node:test';
 import { promisify } from 'node:util';
 import { runInThisContext } from 'node:vm';
+import { MessageChannel, Worker } from 'node:worker_threads';
 import { dmaError } from './bus/testing.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal, type EalOptions } from './eal.js';
@@ -347,6 +349,54 @@ describe('pools', SKIP, () => {
       pool.free();
       await eal.stop();
     });
+});
+
+describe('threads', SKIP, () => {
+  it('share memory by its address, which is lent meanwhile', async () => {
+    const { eal } = await start();
+    const memory = eal.external.allocate(64 * KiB);
+    memory.bytes()[0] = 1;
+    const program = `
+      const { parentPort } = require('node:worker_threads');
+      parentPort.once('message', async ({ va, length }) => {
+        const { Eal } = await import(${JSON.stringify(new URL('./index.js', import.meta.url).href)});
+        const eal = await Eal.start();
+        const same = eal.external.fromAddress(va, length);
+        same.bytes()[1] = same.bytes()[0] + 1;
+        same.unregister();
+        await eal.stop();
+        parentPort.postMessage('done');
+      });
+    `;
+    const worker = new Worker(program, { eval: true });
+    const shared = memory.lend(async () => {
+      worker.postMessage({ va: memory.va, length: memory.length });
+      await once(worker, 'message');
+    });
+    assert.throws(() => memory.unregister(), dmaError('EBUSY'));
+    await shared;
+    assert.deepEqual([...memory.bytes(0, 2)], [1, 2]);
+    await worker.terminate();
+    await eal.stop();
+  });
+
+  it('do not share a view that is posted: it is refused, or on Node 20 a copy', async () => {
+    const { eal } = await start();
+    const memory = eal.external.allocate(64 * KiB);
+    const { port1, port2 } = new MessageChannel();
+    const view = memory.bytes();
+    const got = once(port2, 'message');
+    try {
+      port1.postMessage(view, [view.buffer as ArrayBuffer]);
+      const [copy] = (await got) as [Uint8Array];
+      copy[0] = 1;
+    } catch (error) {
+      assert.match(String(error), /DataCloneError/);
+    }
+    assert.deepEqual([memory.bytes()[0], view.length], [0, 64 * KiB]);
+    port1.close();
+    await eal.stop();
+  });
 });
 
 describe('external memory', SKIP, () => {

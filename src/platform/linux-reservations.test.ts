@@ -199,3 +199,37 @@ test('a child process does not get private committed memory', { skip }, () => {
     bytes(va, PAGE, (all) => assert.equal(all[0], 1));
   });
 });
+
+test(
+  'what is retired can be touched, is zero, costs nothing until then, and is bare or gone afterwards',
+  { skip },
+  () => {
+    const before = platform.leaks();
+    const va = memory.reserve(16 * PAGE, PAGE);
+    const fd = memory.memfd({ name: 'retired', length: 4 * PAGE });
+    memory.commit(at(va, 4 * PAGE), { length: 4 * PAGE, fd });
+    bytes(at(va, 4 * PAGE), 4 * PAGE, (all) => all.fill(7));
+    memory.retire(at(va, 4 * PAGE), 4 * PAGE);
+    assert.equal(permissions(at(va, 4 * PAGE)), 'rw-p');
+    assert.equal(platform.retired().length, 1);
+    bytes(at(va, 4 * PAGE), 4 * PAGE, (all) => assert.ok(all.every((each) => each === 0) && all.fill(1)));
+    const file = new Uint8Array(1);
+    files.readAt(fd, 0, file);
+    assert.equal(file[0], 7, 'the file keeps what was in it');
+    memory.decommit(at(va, 4 * PAGE), 2 * PAGE);
+    assert.equal(permissions(at(va, 4 * PAGE)), '---p');
+    // The reservation goes on without the parts that are unmapped.
+    memory.unmap(at(va, 6 * PAGE), 2 * PAGE);
+    assert.equal(permissions(at(va, 6 * PAGE)), undefined);
+    throws('EINVAL', 'mmap', () => memory.commit(at(va, 5 * PAGE), { length: 2 * PAGE }));
+    memory.commit(at(va, 8 * PAGE), { length: PAGE });
+    memory.unmap(va, 6 * PAGE);
+    memory.unmap(at(va, 8 * PAGE), 8 * PAGE);
+    const mapping = memory.map({ length: 2 * PAGE, fd });
+    memory.retire(mapping, 2 * PAGE);
+    bytes(mapping, 2 * PAGE, (all) => assert.ok(all.every((each) => each === 0)));
+    memory.unmap(mapping, 2 * PAGE);
+    files.close(fd);
+    assert.deepEqual([platform.retired(), platform.leaks()], [[], before]);
+  },
+);
