@@ -58,6 +58,16 @@ export function optionsOf<T extends object>(value: T | undefined, shape: Shape<T
   });
 }
 
+/** One option, before the others are looked at. @throws DmaError EINVAL as {@link optionsOf} */
+export function optionOf<T extends object, K extends keyof T>(options: T, key: K, operation: string): T[K] {
+  mustBeObject(options, 'options', operation);
+  try {
+    return options[key];
+  } catch (error) {
+    throw invalid(operation, `the options can not be read: ${thrown(error)}`, { cause: error });
+  }
+}
+
 /** What `read` takes from an object of a caller. @throws DmaError EINVAL when that throws something else */
 export function reading<T>(operation: string, what: string, read: () => T): T {
   try {

@@ -18,7 +18,7 @@ import { VdevBus, type VdevSpace } from './bus/vdev/vdev-bus.js';
 import { VfioUserBus } from './bus/vfio-user/vfio-user-bus.js';
 import type { MapOptions, MapTarget } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
-import { mustBe, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
+import { mustBe, mustBeObject, optionOf, optionsOf, reading, type Shape, stopped } from './check.js';
 import { invalid, NO_PERMISSION, undoAll, unlessFails, withUndo, type DmaError } from './errors.js';
 import { forgottenLines, type Forgotten } from './forgotten.js';
 import type { Area } from './memory/area.js';
@@ -452,7 +452,7 @@ shortForm(Eal, 'Eal', (eal) => ({
 
 /** Is a heap named in these options? @throws DmaError EINVAL when they are none */
 function isPlaced(options: PlacedMallocOptions, operation: string): boolean {
-  return optionsOf<PlacedMallocOptions>(options, MALLOC_OPTIONS, operation).heap !== undefined;
+  return optionOf(options, 'heap', operation) !== undefined;
 }
 
 /** @throws DmaError EINVAL */

@@ -5,7 +5,7 @@
  * gets them, handlers are told. Whatever fails undoes what came before it. Shrinking is the same in reverse. A mapping is
  * never coarser than what is given back by itself: both are one extent.
  */
-import { type Gate, mustHandle, open, optionsOf } from '../check.js';
+import { type Gate, mustHandle, open, optionOf, optionsOf } from '../check.js';
 import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, NO_DESCRIPTORS, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
@@ -199,8 +199,7 @@ export class OwnedMemory {
 
   /** @throws DmaError as `Heap.malloc`, and EINVAL for a node there is not */
   malloc(size: number, options?: OwnedMallocOptions): Block {
-    const node =
-      options === undefined ? undefined : optionsOf<OwnedMallocOptions>(options, MALLOC_OPTIONS, 'malloc').node;
+    const node = options === undefined ? undefined : optionOf(options, 'node', 'malloc');
     if (node !== undefined) return this.heapOf(node).malloc(size, options);
     const [first, ...others] = this.heaps;
     try {
