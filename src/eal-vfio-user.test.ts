@@ -1,7 +1,9 @@
 /** Devices in other processes, end to end: what a program does with them, and what it sees when they die. */
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
-import { readdirSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import type { Device } from './bus/model.js';
 import { dmaError } from './bus/testing.js';
@@ -16,6 +18,8 @@ import { openPlatform } from './platform/open.js';
 import { failingPlatform, trackingPlatform, type TrackingPlatform } from './platform/testing.js';
 import { KiB, MiB, type Iova } from './units.js';
 import { spawnDevice, type DeviceProcess } from './vfio-user/device-process.js';
+import { deviceModel } from './vfio-user/devices/catalog.js';
+import { serve } from './vfio-user/server.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false };
 
@@ -481,4 +485,67 @@ device.dmaMapAsync(memory).then(async (from) => {
       timer.unref();`);
     assert.equal(stdout, 'still here\n');
   });
+});
+
+describe('a device that is served in the same thread', SKIP, () => {
+  it('can be probed, mapped for and worked, and leaves no socket', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'anydma-test-'));
+    const socketPath = join(folder, 'copy.sock');
+    try {
+      const server = serve(openPlatform(), { socketPath, model: deviceModel('copy') });
+      {
+        await using eal = await Eal.start();
+        const device = await eal.probe(`vfio-user:${socketPath}`);
+        using source = eal.external.allocate(MiB);
+        using target = eal.external.allocate(MiB);
+        using from = device.dmaMap(source);
+        using to = await device.dmaMapAsync(target);
+        const bytes = fill(source, 5);
+        await device.use(copyEngineDriver).copy(from.iova, to.iova, MiB);
+        assert.deepEqual(target.bytes().slice(), bytes);
+      }
+      await server.close();
+      assert.deepEqual(readdirSync(folder), []);
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
+    }
+  });
+
+  it('removes only its own socket', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'anydma-test-'));
+    const socketPath = join(folder, 'edu.sock');
+    try {
+      const first = serve(openPlatform(), { socketPath, model: deviceModel('edu') });
+      rmSync(socketPath);
+      const second = serve(openPlatform(), { socketPath, model: deviceModel('edu') });
+      await first.close();
+      assert.deepEqual(readdirSync(folder), ['edu.sock']);
+      await second.close();
+      assert.deepEqual(readdirSync(folder), []);
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
+    }
+  });
+});
+
+it('a signal to the group of a program with a device process leaves nothing', SKIP, async () => {
+  const index = JSON.stringify(new URL('./index.js', import.meta.url).href);
+  const program = `
+    import { spawnDevice } from ${index};
+    console.log((await spawnDevice('edu')).socketPath);
+    setInterval(() => {}, 1000);`;
+  for (const signal of ['SIGTERM', 'SIGHUP', 'SIGINT'] as const) {
+    const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+      detached: true,
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    const path = await new Promise<string>((resolve) => {
+      child.stdout.setEncoding('utf8').once('data', (text: string) => resolve(text.trim()));
+    });
+    assert.ok(existsSync(path));
+    process.kill(-(child.pid ?? 0), signal);
+    await new Promise((resolve) => child.once('exit', resolve));
+    for (let n = 0; n < 500 && existsSync(dirname(path)); n++) await new Promise((resolve) => setTimeout(resolve, 10));
+    assert.equal(existsSync(dirname(path)), false, signal);
+  }
 });

@@ -21,6 +21,8 @@ export interface TableColumn {
 
 /** Where a command says what it has to say. With `json`, text and tables go nowhere, and documents to standard output. */
 export class Output {
+  /** Reasons of interruptions that were told. */
+  readonly #told = new Set<string>();
   readonly json: boolean;
   /** Was anything complained about? */
   failed = false;
@@ -68,6 +70,11 @@ export class Output {
   /** Says what failed, and what to do about it, on standard error. The command will end with status 1. */
   complain(error: unknown): void {
     this.failed = true;
+    // An interruption is the outcome of all that it ended: said once.
+    if (isDmaError(error, 'ECANCELED')) {
+      if (this.#told.has(error.reason)) return;
+      this.#told.add(error.reason);
+    }
     if (!isDmaError(error)) {
       const stack = error instanceof Error ? (error.stack ?? error.message) : String(error);
       this.note(`internal error, please report it: ${stack}`);

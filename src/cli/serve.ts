@@ -1,5 +1,4 @@
 /** `anydma serve`: an embedded device for any vfio-user client. */
-import { rmSync, statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { Argument } from 'commander';
 import { DmaError, serve as serveDevice } from '../index.js';
@@ -63,19 +62,12 @@ export const serve: CommandSpec<ServeOptions> = {
       once: options.once,
       onEvent: (event) => output.note(describe(event)),
     });
-    const mine = statSync(socketPath, { throwIfNoEntry: false });
-    const end = (): void => {
-      // While the server listens nobody else can have taken the path, unless somebody removed the socket.
-      const now = statSync(socketPath, { throwIfNoEntry: false });
-      if (now?.ino === mine?.ino && now?.dev === mine?.dev) rmSync(socketPath, { force: true });
-      void server.close();
-    };
+    const end = (): void => void server.close();
     signal.addEventListener('abort', end, { once: true });
     if (signal.aborted) end();
     output.text(`${device} is at ${socketPath}, served by process ${process.pid} until it is interrupted (Ctrl-C)`);
     output.line({ ready: true, socket: socketPath, device, pid: process.pid });
     await server.closed;
-    end();
   },
 };
 

@@ -8,6 +8,8 @@ import type { Message } from './messages.js';
 /** Bytes that may wait for a peer that does not read; a few of the largest messages. */
 const MAX_QUEUED = 8 * MAX_MESSAGE;
 
+const NONE: readonly Channel[] = [];
+
 /** Receives in one turn of the event loop, so that a flood leaves time for others. */
 const RECEIVES_A_TURN = 4;
 
@@ -22,6 +24,14 @@ export interface ChannelOwner {
   onClose(error: DmaError): void;
 }
 
+/** The servers' ends of this thread. */
+const servedHere = new Set<Channel>();
+
+/** Does this thread serve a client right now? */
+export function servesHere(): boolean {
+  return servedHere.size > 0;
+}
+
 interface Waiting {
   readonly bytes: Uint8Array;
   offset: number;
@@ -33,6 +43,7 @@ interface Waiting {
 export class Channel {
   /** What {@link pump} has to wait for. */
   readonly interest: { readonly fd: number; readonly readable: boolean; writable: boolean };
+  readonly #served: boolean;
   readonly #framer = new Framer(MAX_MESSAGE);
   #queue: Waiting[] = [];
   #queued = 0;
@@ -45,13 +56,15 @@ export class Channel {
   /**
    * @param fd a connected socket, the channel's from here on
    * @param options.keepAlive shall the open channel keep the process alive? Default true
+   * @param options.served is this a server's end? Then it goes on while a client of this thread waits: see {@link pump}
    */
   constructor(
     private readonly platform: Platform,
     readonly fd: number,
     private readonly owner: ChannelOwner,
-    { keepAlive = true }: { readonly keepAlive?: boolean } = {},
+    { keepAlive = true, served = false }: { readonly keepAlive?: boolean; readonly served?: boolean } = {},
   ) {
+    this.#served = served;
     this.#keepAlive = keepAlive;
     this.interest = { fd, readable: true, writable: false };
     try {
@@ -61,6 +74,7 @@ export class Channel {
       platform.files.close(fd);
       throw error;
     }
+    if (served) servedHere.add(this);
   }
 
   /** Why the channel is closed; `undefined` while it is open. */
@@ -91,6 +105,11 @@ export class Channel {
     return true;
   }
 
+  /** Would it take a message now? */
+  get receives(): boolean {
+    return this.#failure === undefined && !this.#paused && !this.#dispatching;
+  }
+
   /** Takes no more messages from the socket, nor from what was read ahead, until {@link resume}. */
   pause(): void {
     this.#paused = true;
@@ -115,6 +134,7 @@ export class Channel {
   close(error: DmaError): void {
     if (this.#failure !== undefined) return;
     this.#failure = error;
+    if (this.#served) servedHere.delete(this);
     this.#watch?.close();
     this.#watch = undefined;
     try {
@@ -261,7 +281,8 @@ export class Channel {
 
 /**
  * Waits, without the event loop, until `call.done`: serves the channels in both directions meanwhile, so that the other
- * side can ask for memory before it answers. Not while one of them handles a message.
+ * side can ask for memory before it answers. Not while one of them handles a message. Clients of servers in this very
+ * thread are served meanwhile, because they may be who waits.
  *
  * @param timeoutMs milliseconds
  * @returns false when the time is over
@@ -273,11 +294,15 @@ export function pump(
   timeoutMs: number,
 ): boolean {
   const deadline = performance.now() + timeoutMs;
-  const interests = channels.map((channel) => channel.interest);
+  const own = channels.map((channel) => channel.interest);
   for (;;) {
     if (call.done) return true;
     const left = deadline - performance.now();
+    // Looked up each time: a server's end may have closed. What handles a message now can not go on before this returns.
+    const served = servedHere.size === 0 ? NONE : [...servedHere].filter((channel) => channel.receives);
+    const interests = served === NONE ? own : [...own, ...served.map((channel) => channel.interest)];
     if (left <= 0 || !platform.readiness.wait(interests, Math.ceil(left))) return call.done;
     for (const channel of channels) channel.service();
+    for (const channel of served) channel.service();
   }
 }

@@ -9,7 +9,7 @@ import type { MappedArea } from '../platform/region-registers.js';
 import type { Registers } from '../platform/registers.js';
 import { Range } from '../ranges.js';
 import { isAddress } from '../units.js';
-import { Channel, pump, type ChannelOwner } from './channel.js';
+import { Channel, pump, servesHere, type ChannelOwner } from './channel.js';
 import { protocolError } from './framing.js';
 import { mapAreas } from './map-areas.js';
 import {
@@ -526,7 +526,11 @@ export class VfioUserClient {
   #expire(call: Call<unknown>, timeoutMs: number): void {
     const operation = operationOf(call.command);
     const reason = `no answer within ${Math.round(timeoutMs)} ms`;
-    const error = new DmaError({ code: 'ETIMEDOUT', operation, reason });
+    const hint = servesHere()
+      ? 'this thread serves a device too, and nothing asynchronous that its model does goes on while a call blocks: serve it ' +
+        'in another process (spawnDevice) or a worker'
+      : undefined;
+    const error = new DmaError({ code: 'ETIMEDOUT', operation, reason, hint });
     for (const [id, other] of this.#pending) {
       if (other !== call) continue;
       this.#pending.delete(id);

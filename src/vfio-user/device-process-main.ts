@@ -36,8 +36,8 @@ try {
     setTimeout(() => process.exit(1), 1000);
     void server.close().then(() => process.exit(0));
   });
-  // The terminal's interrupt goes to the whole group; the parent decides.
-  process.on('SIGINT', () => undefined);
+  // Signals to the whole group (a terminal's interrupt, a service manager's end): the parent decides. When it ends, so does this.
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined);
   report({});
 } catch (error) {
   report({ error: thrown(error) });

@@ -1,4 +1,5 @@
 /** Serves one emulated device over vfio-user, to one client at a time. */
+import { statSync, unlinkSync, type Stats } from 'node:fs';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
 import { show } from '../show.js';
@@ -34,7 +35,7 @@ export interface ServeOptions {
 
 /** A running server. */
 export interface Server {
-  /** Sends the client away, frees everything and removes nothing of others. Idempotent. Resolves when all is done. */
+  /** Sends the client away, frees everything, and removes the socket, unless it is another server's by now. Idempotent. Resolves when all is done. */
   close(): Promise<void>;
   /** Resolves when the server has ended, by `close` or because it was to serve `once`. */
   readonly closed: Promise<void>;
@@ -73,6 +74,7 @@ export function checkMaxDmaMaps(maxDmaMaps: number, operation: string): void {
 class DeviceServer implements Server {
   readonly closed: Promise<void>;
   readonly #listener: number;
+  readonly #socket: Stats | undefined;
   #watch: Watch | undefined;
   #session: Session | undefined;
   /** The last client's things are being taken back. */
@@ -87,9 +89,11 @@ class DeviceServer implements Server {
   ) {
     this.closed = new Promise((resolve) => (this.#resolveClosed = resolve));
     this.#listener = platform.sockets.listen(options.socketPath, 8);
+    this.#socket = statSync(options.socketPath, { throwIfNoEntry: false });
     try {
       this.#listen();
     } catch (error) {
+      this.#removeSocket();
       platform.files.close(this.#listener);
       throw error;
     }
@@ -100,6 +104,7 @@ class DeviceServer implements Server {
     this.#closing = true;
     this.#watch?.close();
     this.#watch = undefined;
+    this.#removeSocket();
     this.platform.files.close(this.#listener);
     this.#session?.close(ended());
     void Promise.resolve(this.#releasing).then(() => {
@@ -114,6 +119,17 @@ class DeviceServer implements Server {
     const { onEvent } = this.options;
     if (onEvent === undefined) process.emitWarning(error.message, { code: 'ANYDMA_MODEL' });
     else onEvent({ kind: 'failed', error });
+  }
+
+  /** While this listens nobody else can have taken the path, unless somebody removed the socket. */
+  #removeSocket(): void {
+    const { socketPath } = this.options;
+    try {
+      const now = statSync(socketPath, { throwIfNoEntry: false });
+      if (now !== undefined && now.ino === this.#socket?.ino && now.dev === this.#socket.dev) unlinkSync(socketPath);
+    } catch {
+      // The folder is gone, or may not be written any more: the next server replaces what is left.
+    }
   }
 
   #listen(): void {

@@ -3,7 +3,7 @@ import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { modelFault } from './devices/model.js';
-import { Channel } from './channel.js';
+import { Channel, type ChannelOwner } from './channel.js';
 import { REGION_COUNT } from './hosted-device.js';
 import type { HostedDevice } from './hosted-device.js';
 import { protocolError } from './framing.js';
@@ -158,7 +158,7 @@ export class Session implements DmaMessages {
   }
 
   #channel(fd: number, main: boolean): Channel {
-    return new Channel(this.platform, fd, {
+    const owner: ChannelOwner = {
       onMessage: (message) => {
         if (!isCommand(message)) this.#answered(message);
         else if (main) this.#command(message);
@@ -167,7 +167,8 @@ export class Session implements DmaMessages {
       onClose: (error) => {
         this.close(error);
       },
-    });
+    };
+    return new Channel(this.platform, fd, owner, { served: true });
   }
 
   #startTimer(ms: number, what: string): void {
