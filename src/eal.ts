@@ -21,6 +21,7 @@ import { builtinDrivers } from './drivers/builtin.js';
 import { mustBe, mustBeObject, optionOf, optionsOf, reading, type Shape, stopped } from './check.js';
 import { invalid, NO_PERMISSION, undoAll, unlessFails, withUndo, type DmaError } from './errors.js';
 import { forgottenLines, type Forgotten } from './forgotten.js';
+import { checkLongWork, type LongWorkOptions } from './long-work.js';
 import type { Area } from './memory/area.js';
 import { AreaIndex } from './memory/area-index.js';
 import { External, type ExternalMemory } from './memory/external.js';
@@ -44,7 +45,7 @@ import type { ModelFactory } from './vfio-user/devices/model.js';
 import { shortForm } from './short-form.js';
 
 /** How to start. All may be left out. */
-export interface EalOptions extends Pick<RegistryOptions, 'holdBackMs' | 'remember' | 'origins'> {
+export interface EalOptions extends Pick<RegistryOptions, 'holdBackMs' | 'remember' | 'origins'>, LongWorkOptions {
   /** System calls; another platform than this machine's is for tests. */
   readonly platform?: Platform;
   /**
@@ -138,6 +139,7 @@ export class Eal implements AsyncDisposable {
       gate,
       handlers: new MemoryHandlers(),
       reach: (areas: readonly Area[]) => this.#reach(areas),
+      reachAsync: (areas: readonly Area[], signal: AbortSignal | undefined) => this.#reachAsync(areas, signal),
     };
     this.memory = new OwnedMemory({ ...own, settings, decideIova: () => this.#decideIova(settings) });
     this.heap = new Heaps({
@@ -198,9 +200,10 @@ export class Eal implements AsyncDisposable {
    *   are not possible; ENOMEM when there is not so much memory as they want at the start
    */
   static async start(options?: EalOptions): Promise<Eal> {
-    const eal = new Eal(checkedOptions(options));
+    const checked = checkedOptions(options);
+    const eal = new Eal(checked);
     try {
-      eal.memory.start();
+      await eal.memory.startAsync(checked);
       return eal;
     } catch (error) {
       const undo = await eal.stop().then(
@@ -294,6 +297,21 @@ export class Eal implements AsyncDisposable {
     return this.#heapFor(options).malloc(size, options);
   }
 
+  /**
+   * As {@link Eal.malloc}, without blocking the event loop: memory that has to grow is got on other threads, and mapped for
+   * the devices piece by piece. Give `zero` for what `calloc` does.
+   *
+   * @throws DmaError as `malloc`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then all is
+   *   undone
+   */
+  async mallocAsync(size: number, options: PlacedMallocOptions & LongWorkOptions = {}): Promise<Block> {
+    this.#mustRun('mallocAsync');
+    const { onProgress: _onProgress, signal: _signal, ...placed } = options;
+    if (!isPlaced(placed, 'mallocAsync')) return this.memory.mallocAsync(size, options);
+    const { heap: _heap, node: _node, ...wanted } = options;
+    return this.#heapFor(options).mallocAsync(size, wanted);
+  }
+
   /** As {@link Eal.malloc} for `count` times `size` bytes, zeroed. @throws DmaError also EINVAL when the product is no size */
   calloc(count: number, size: number, options?: PlacedMallocOptions): Block {
     this.#mustRun('calloc');
@@ -338,8 +356,9 @@ export class Eal implements AsyncDisposable {
     this.#forgetExit();
     const errors = this.#stopped ? [] : undoAll([() => this.#report(warn)]);
     this.#stopped = true;
+    await this.memory.endGrowth();
     for (const group of [...this.#registry.standing])
-      if (!this.#reached.has(group)) errors.push(...undoAll([() => group.unmap()]));
+      if (!this.#reached.has(group)) await group.unmapAsync().catch((error: unknown) => errors.push(error));
     errors.push(...(await this.#registry.close()), ...this.containers.close());
     const pools = this.pools.close();
     errors.push(...pools);
@@ -404,7 +423,7 @@ export class Eal implements AsyncDisposable {
     try {
       for (const { range } of areas) {
         const target = { va: range.start, length: range.length };
-        const group = this.#registry.reach(target, 'the heap that this memory is in');
+        const group = this.#registry.reach(target, HEAP_KEEPER);
         groups.push(group);
         this.#reached.add(group);
       }
@@ -412,6 +431,26 @@ export class Eal implements AsyncDisposable {
       throw withUndo(error, 'reach', undoAll([release]));
     }
     return release;
+  }
+
+  /** As {@link #reach}, while the event loop goes on. */
+  async #reachAsync(areas: readonly Area[], signal: AbortSignal | undefined): Promise<() => void> {
+    const groups: GroupMapping[] = [];
+    const release = (): void => {
+      this.#registry.unmapAll(groups);
+      for (const group of groups) this.#reached.delete(group);
+    };
+    try {
+      for (const { range } of areas) {
+        const target = { va: range.start, length: range.length };
+        const group = await this.#registry.reachAsync(target, HEAP_KEEPER, signal);
+        groups.push(group);
+        this.#reached.add(group);
+      }
+      return release;
+    } catch (error) {
+      throw withUndo(error, 'reach', undoAll([release]));
+    }
   }
 
   #decideIova({ iovaMode, noHuge }: Pick<MemoryOptions, 'iovaMode' | 'noHuge'>): IovaDecision {
@@ -461,6 +500,7 @@ function checkedOptions(options: EalOptions | undefined): EalOptions {
   const { holdBackMs = 0, remember = 0 } = checked;
   if (!(holdBackMs >= 0)) throw invalid('start', `holdBackMs: ${holdBackMs} is no time in milliseconds`);
   if (!isAddress(remember)) throw invalid('start', `remember: ${remember} is no number of mappings`);
+  checkLongWork(checked, 'start');
   const { platform } = checked;
   if (platform !== undefined)
     reading('start', 'the platform', () => {
@@ -480,7 +520,12 @@ const OPTIONS: Shape<EalOptions> = {
   drivers: 'array',
   memory: 'object',
   onForgotten: 'function',
+  onProgress: 'function',
+  signal: 'object',
 };
+
+/** Whose the mappings of memory in heaps are, for messages. */
+const HEAP_KEEPER = 'the heap that this memory is in';
 
 /** The embedded devices, as kinds of software devices. The edu driver has the same key, for the same setting. */
 function softwareModel(kind: string, args: ReadonlyMap<string, string>): ModelFactory | undefined {

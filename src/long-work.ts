@@ -144,3 +144,19 @@ export async function inLanes({ length, lanes, pace, signal, operation, piece, d
   await Promise.all(Array.from({ length: lanes }, lane));
   if (failures.length > 0) throw failures[0];
 }
+
+/** A long step of work that can also be done at once: see `steps.ts`. */
+export interface LongStep {
+  /** Does it at once. */
+  now(): void;
+  /** Does it while the event loop goes on. */
+  later(work: RunningWork): Promise<void>;
+}
+
+/** What a step of long work is told about the whole. */
+export interface RunningWork {
+  /** Give up once it is aborted. Steps that undo do not look at it. */
+  readonly signal: AbortSignal | undefined;
+  /** So many bytes of `total` are done. */
+  readonly report: (done: number, total: number) => void;
+}

@@ -15,7 +15,7 @@ export interface Standing {
 }
 
 /** One range, mapped on several devices. Disposing it unmaps it from all of them. */
-export class GroupMapping implements Disposable {
+export class GroupMapping implements Disposable, AsyncDisposable {
   /** What was asked for, as it was then. */
   readonly target: MapTarget;
   /** As {@link GroupMapping.target}. */
@@ -61,6 +61,40 @@ export class GroupMapping implements Disposable {
     const mapping = device.dmaMap(this.target, this.options);
     mapping.keeper = this.#standing?.keeper;
     this.#byDevice.set(device.name, mapping);
+  }
+
+  /** @internal As {@link GroupMapping.add}, while the event loop goes on. */
+  async addAsync(device: Device, signal?: AbortSignal): Promise<void> {
+    const mapping = await device.dmaMapAsync(this.target, { ...this.options, signal });
+    mapping.keeper = this.#standing?.keeper;
+    this.#byDevice.set(device.name, mapping);
+  }
+
+  /** As {@link GroupMapping.unmap}, while the event loop goes on. What is being unmapped already is waited for. */
+  async unmapAsync(): Promise<void> {
+    this.#standing?.ends();
+    const errors = await this.dropAsync(this.#byDevice.keys());
+    if (errors.length > 0) throw withUndo(errors[0], 'unmap', errors.slice(1));
+  }
+
+  /** As {@link GroupMapping.unmapAsync}. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.unmapAsync();
+  }
+
+  /** @internal As {@link GroupMapping.drop}, while the event loop goes on. */
+  async dropAsync(names: Iterable<string>): Promise<unknown[]> {
+    const errors: unknown[] = [];
+    for (const name of [...names].reverse()) {
+      const mapping = this.#byDevice.get(name);
+      try {
+        if (mapping?.live === true) await mapping.endAsync();
+        if (this.#byDevice.get(name) === mapping) this.#byDevice.delete(name);
+      } catch (error) {
+        errors.push(error);
+      }
+    }
+    return errors;
   }
 
   /** @internal Unmaps it from the devices of these names, in reverse order. @returns what failed */

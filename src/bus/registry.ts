@@ -178,14 +178,9 @@ export class Registry {
         reason: 'the device is probed already',
         hint: 'eal.find(name) gives it; eal.remove(device) takes it away',
       });
-    const device = await this.#exclusively(fullName, 'probe', () => this.#open(bus, name, spec)).catch(
-      (error: unknown) => {
-        throw spec.bus === undefined && bus.takesAnyName === true ? unnamed(error, name, bus) : error;
-      },
-    );
-    debug?.(`probed: ${fullName}, driver ${device.driver?.name ?? 'none'}, ${device.domain?.kind ?? 'no DMA'}`);
-    this.#options.changed?.('probed', device);
-    return device;
+    return this.#exclusively(fullName, 'probe', (end) => this.#open(bus, name, spec, end)).catch((error: unknown) => {
+      throw spec.bus === undefined && bus.takesAnyName === true ? unnamed(error, name, bus) : error;
+    });
   }
 
   /**
@@ -264,6 +259,29 @@ export class Registry {
     return group;
   }
 
+  /** As {@link reach}, while the event loop goes on. @throws DmaError ECANCELED once `signal` is aborted */
+  async reachAsync(target: MapTarget, keeper: string, signal: AbortSignal | undefined): Promise<GroupMapping> {
+    const ends = (): void => void this.#standing.delete(group);
+    const group: GroupMapping = new GroupMapping(target, undefined, { keeper, ends });
+    // From here on devices that are probed get it.
+    this.#standing.add(group);
+    try {
+      const isOpen = (device: Device): boolean => device.domain !== undefined && group.of(device) === undefined;
+      for (let device = this.devices().find(isOpen); device !== undefined; device = this.devices().find(isOpen)) {
+        try {
+          await group.addAsync(device, signal);
+        } catch (error) {
+          // A device that goes meanwhile is none of those that have to have it.
+          if (device.state === 'probed' || signal?.aborted === true) throw error;
+        }
+      }
+      return group;
+    } catch (error) {
+      ends();
+      throw withUndo(error, 'reach', await group.dropAsync(group.mappings.map(({ device }) => device)));
+    }
+  }
+
   /**
    * Unmaps groups that `mapAll` made for every device, last first.
    *
@@ -298,7 +316,7 @@ export class Registry {
   }
 
   /** What `probe` does, while it has the device to itself. */
-  async #open(bus: Bus, name: string, spec: DeviceSpec): Promise<BoundDevice> {
+  async #open(bus: Bus, name: string, spec: DeviceSpec, end: () => void): Promise<BoundDevice> {
     this.#mustBeOpen(bus, name);
     let device: BoundDevice | undefined;
     try {
@@ -306,12 +324,17 @@ export class Registry {
       device = new BoundDevice(bus, name, spec.args, opened);
       this.#devices.set(device.name, device);
       await this.#bringUp(device, opened, spec);
-      return device;
     } catch (error) {
       const failure = withUndo(error, 'probe', device === undefined ? [] : await this.#takeDown(device));
       if (failure.device !== undefined) throw failure;
       throw failure.with({ device: `${bus.name}:${name}`, cause: failure });
     }
+    // All at once: a device that is lost from here on is one that was probed, and nothing is in the way of taking it down.
+    device.state = 'probed';
+    end();
+    debug?.(`probed: ${device.name}, driver ${device.driver?.name ?? 'none'}, ${device.domain?.kind ?? 'no DMA'}`);
+    this.#options.changed?.('probed', device);
+    return device;
   }
 
   async #bringUp(device: BoundDevice, opened: OpenedDevice, spec: DeviceSpec): Promise<void> {
@@ -323,10 +346,25 @@ export class Registry {
     });
     opened.onError?.((error) => this.#options.changed?.('failed', device, error));
     await this.#bind(device, opened, spec);
+    this.#mustGoOn(device);
+    // Groups come and go while the event loop goes on; the last look finds all that there are.
+    const isOpen = (group: GroupMapping): boolean => device.domain !== undefined && group.of(device) === undefined;
+    for (let group = this.#first(isOpen); group !== undefined; group = this.#first(isOpen)) {
+      await group.addAsync(device);
+      if (!this.#standing.has(group)) await group.dropAsync([device.name]);
+      this.#mustGoOn(device);
+    }
+  }
+
+  #first(wanted: (group: GroupMapping) => boolean): GroupMapping | undefined {
+    for (const group of this.#standing) if (wanted(group)) return group;
+    return undefined;
+  }
+
+  /** A device that is being probed. @throws why it can not be any more */
+  #mustGoOn(device: BoundDevice): void {
     if (device.lost !== undefined) throw device.lost;
     this.#mustBeOpen(device.bus, device.busName);
-    if (device.domain !== undefined) for (const group of this.#standing) mapOnAll(group, [device]);
-    device.state = 'probed';
   }
 
   #mustBeOpen(bus: Bus, name: string): void {
@@ -386,7 +424,7 @@ export class Registry {
     // The driver goes first, so that a device which still works its rings does not lose them under it.
     if (binding !== undefined && 'instance' in binding)
       await attempt(() => binding.driver.remove?.(device, binding.instance));
-    for (const group of this.#standing) errors.push(...group.drop([device.name]));
+    for (const group of [...this.#standing]) errors.push(...(await group.dropAsync([device.name])));
     await attempt(() => this.#leave(device));
     device.binding = undefined;
     await attempt(() => device.close());
@@ -464,7 +502,8 @@ export class Registry {
     return [...this.#domains].find(({ domain }) => domain === device.domain);
   }
 
-  async #exclusively<T>(name: string, operation: string, work: () => Promise<T>): Promise<T> {
+  /** @param work is given what ends the transition before it returns */
+  async #exclusively<T>(name: string, operation: string, work: (end: () => void) => Promise<T>): Promise<T> {
     if (this.#inTransition.has(name))
       throw new DmaError({
         code: 'EBUSY',
@@ -473,13 +512,17 @@ export class Registry {
         reason: 'it is being probed or removed',
         hint: 'wait for that first',
       });
-    let ended = (): void => undefined;
-    this.#inTransition.set(name, new Promise((resolve) => (ended = resolve)));
+    let resolve = (): void => undefined;
+    const transition = new Promise<void>((ended) => (resolve = ended));
+    this.#inTransition.set(name, transition);
+    const end = (): void => {
+      if (this.#inTransition.get(name) === transition) this.#inTransition.delete(name);
+      resolve();
+    };
     try {
-      return await work();
+      return await work(end);
     } finally {
-      this.#inTransition.delete(name);
-      ended();
+      end();
     }
   }
 

@@ -5,13 +5,15 @@
  * Every piece of memory that a heap was given is a region of its own: a block is always inside one, so that a piece can be
  * taken away once nothing in it is used, and a block is one range for a device wherever the piece is.
  */
-import { mustBe, mustBeString, optionsOf, rest, type Shape, stopped } from '../check.js';
+import { mustBe, mustBeObject, mustBeString, optionsOf, rest, type Shape, stopped } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll } from '../errors.js';
+import { checkLongWork, mustGoOn, Turns, type LongWorkOptions } from '../long-work.js';
 import { captureOrigin, type Origin } from '../origin.js';
 import type { MemoryPort } from '../platform/ports.js';
 import { RangeMap } from '../range-map.js';
 import { show } from '../show.js';
 import type { Range } from '../ranges.js';
+import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import { alignDown, formatSize, hex, isAddress, isPowerOfTwo, MiB, type Iova, type Va } from '../units.js';
 import type { Area } from './area.js';
 import type { AreaIndex } from './area-index.js';
@@ -101,6 +103,8 @@ export interface HeapOptions {
    * Absent: the heap does not grow by itself. @throws DmaError ENOMEM, with what was tried
    */
   readonly grow?: (request: RoomRequest, fits: () => boolean) => void;
+  /** As `grow`, while the event loop goes on. Absent with it. */
+  readonly growAsync?: (request: RoomRequest, fits: () => boolean, options: LongWorkOptions) => Promise<void>;
   /** Called when nothing in a piece of memory is used any more. */
   readonly emptied?: (memory: HeapMemory) => void;
 }
@@ -119,6 +123,8 @@ export const MALLOC_OPTIONS: Shape<MallocOptions & { readonly heap?: string; rea
 };
 /** How much is cleared or copied at once, in bytes. */
 const AT_ONCE = 256 * MiB;
+/** The same where the event loop goes on: some milliseconds. */
+const IN_A_TURN = 8 * MiB;
 /** Blocks begin at multiples of this, in bytes. */
 const LINE = 64;
 
@@ -309,6 +315,29 @@ export class Heap {
     const runOf = options.contiguous === true ? this.#runOf : undefined;
     const block = this.#place(request, runOf) ?? this.#makeRoom(this.#alternatives(request), runOf, operation);
     if (options.zero === true) this.#clear(block);
+    return block;
+  }
+
+  /**
+   * As {@link Heap.malloc}, without blocking the event loop: when the heap grows for it, pages are got on other threads and
+   * mapped for the devices piece by piece, with progress. With `zero` it is cleared in parts.
+   *
+   * @throws DmaError as `malloc`; ECANCELED when `options.signal` is aborted, within one piece: then all is undone
+   */
+  async mallocAsync(size: number, given: MallocOptions & LongWorkOptions = NONE): Promise<Block> {
+    const operation = 'mallocAsync';
+    if (this.#closed) throw stopped(operation);
+    mustBeObject(given, 'options', operation);
+    const { onProgress, signal, ...options } = given;
+    const work = { onProgress, signal };
+    const request = checked(size, options, operation);
+    checkLongWork(work, operation);
+    mustGoOn(signal, operation);
+    const runOf = options.contiguous === true ? this.#runOf : undefined;
+    const block =
+      this.#place(request, runOf) ??
+      (await runStepsAsync(this.#makingRoom(this.#alternatives(request), runOf, operation), (ask) => ask.later(work)));
+    if (options.zero === true) await this.#clearAsync(block, signal, operation);
     return block;
   }
 
@@ -568,12 +597,25 @@ export class Heap {
 
   /** What `requests`, in this order, ask for, if need be from new memory. */
   #makeRoom(requests: readonly RoomRequest[], runOf: BlockRun | undefined, operation: string): Block {
+    return runSteps(this.#makingRoom(requests, runOf, operation), (ask) => ask.now());
+  }
+
+  *#makingRoom(
+    requests: readonly RoomRequest[],
+    runOf: BlockRun | undefined,
+    operation: string,
+  ): Steps<{ now(): void; later(options: LongWorkOptions): Promise<void> }, Block> {
+    const { grow, growAsync } = this.#options;
     let failure: unknown;
     for (const request of requests) {
       let block = this.#place(request, runOf);
       if (block !== undefined) return block;
       try {
-        this.#options.grow?.(request, () => (block = this.#place(request, runOf)) !== undefined);
+        const fits = (): boolean => (block = this.#place(request, runOf)) !== undefined;
+        yield {
+          now: () => grow?.(request, fits),
+          later: async (options) => growAsync?.(request, fits, options),
+        };
       } catch (error) {
         if (!isDmaError(error, 'ENOMEM')) throw error;
         failure = error;
@@ -635,6 +677,23 @@ export class Heap {
       block.free();
       throw error;
     }
+  }
+
+  async #clearAsync(block: Block, signal: AbortSignal | undefined, operation: string): Promise<void> {
+    const pin = block.pin('it is being cleared');
+    try {
+      const turns = new Turns();
+      for (let at = 0; at < block.length; at += IN_A_TURN) {
+        if (turns.due) await turns.next();
+        mustGoOn(signal, operation);
+        this.#fill(block.va + at, Math.min(IN_A_TURN, block.length - at));
+      }
+    } catch (error) {
+      pin[Symbol.dispose]();
+      block.free();
+      throw error;
+    }
+    pin[Symbol.dispose]();
   }
 
   #fill(va: number, length: number): void {

@@ -16,6 +16,9 @@ import { thrown } from '../show.js';
  */
 export type Reach = (areas: readonly Area[]) => () => void;
 
+/** As {@link Reach}, while the event loop goes on. @throws DmaError ECANCELED once `signal` is aborted; then none is reached */
+export type ReachAsync = (areas: readonly Area[], signal: AbortSignal | undefined) => Promise<() => void>;
+
 /** Memory that comes into a heap, or goes out of it. */
 export interface MemoryChange {
   /** name of the heap */

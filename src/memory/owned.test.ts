@@ -44,6 +44,16 @@ function bench({ pools = [{ pageSize: P2, pages: [1000] }], options = {}, wrap =
   const log: string[] = [];
   const reached = new Set<Area>();
   const failing = { reach: false, release: false };
+  const reach = (wanted: readonly Area[]): (() => void) => {
+    log.push('reach');
+    if (failing.reach) throw new DmaError({ code: 'ENOSPC', operation: 'map', reason: 'the device is full' });
+    for (const area of wanted) reached.add(area);
+    return () => {
+      log.push('release');
+      if (failing.release) throw new DmaError({ code: 'EIO', operation: 'unmap', reason: 'the device is stuck' });
+      for (const area of wanted) reached.delete(area);
+    };
+  };
   const memory = new OwnedMemory({
     platform,
     areas,
@@ -51,16 +61,8 @@ function bench({ pools = [{ pageSize: P2, pages: [1000] }], options = {}, wrap =
     handlers: new MemoryHandlers(),
     decideIova: () =>
       decideIovaMode({ forced: options.iovaMode ?? 'va', votes: [], physicalAddresses: true, iommu: true }),
-    reach: (wanted) => {
-      log.push('reach');
-      if (failing.reach) throw new DmaError({ code: 'ENOSPC', operation: 'map', reason: 'the device is full' });
-      for (const area of wanted) reached.add(area);
-      return () => {
-        log.push('release');
-        if (failing.release) throw new DmaError({ code: 'EIO', operation: 'unmap', reason: 'the device is stuck' });
-        for (const area of wanted) reached.delete(area);
-      };
-    },
+    reach,
+    reachAsync: async (wanted) => reach(wanted),
   });
   /** Every page that is there can be reached, and the other way round. */
   const check = (): void => {

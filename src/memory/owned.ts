@@ -8,8 +8,10 @@
 import { type Gate, mustHandle, open, optionOf, optionsOf } from '../check.js';
 import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, NO_DESCRIPTORS, undoAll, withUndo } from '../errors.js';
+import { mustGoOn, progressOf, type LongStep, type LongWorkOptions, type RunningWork } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
 import { RangeMap } from '../range-map.js';
+import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import { formatSize, MiB, type Va } from '../units.js';
 import type { AreaIndex } from './area-index.js';
 import { planGrowth, type GrowthStep, type Need } from './growth.js';
@@ -31,6 +33,7 @@ import {
   type MemoryHandlers,
   type MemoryValidator,
   type Reach,
+  type ReachAsync,
 } from './memory-events.js';
 import type { MemorySettings } from './memory-settings.js';
 import { PageLists } from './page-lists.js';
@@ -52,6 +55,7 @@ export interface OwnedMemoryOptions {
   /** Asked before somebody is let in on changes. */
   readonly gate?: Gate;
   readonly reach: Reach;
+  readonly reachAsync: ReachAsync;
   /** Decides what devices use as addresses; asked once, when it first matters. */
   readonly decideIova: () => IovaDecision;
 }
@@ -145,7 +149,12 @@ export class OwnedMemory {
   readonly #parts = new RangeMap<Part>();
   /** The empty part of each heap that was not given back. */
   readonly #spare = new Map<Heap, Part>();
+  readonly #reachAsync: ReachAsync;
   readonly #decideIova: () => IovaDecision;
+  /** Growths that let the event loop go on, in the order they take. */
+  readonly #growing = new Set<{ readonly giveUp: AbortController; readonly ended: Promise<void> }>();
+  /** bytes that are on their way into a heap */
+  readonly #coming = new Map<Heap, number>();
   #iova: IovaDecision | undefined;
   #heaps: readonly Heap[] | undefined;
   /** Pages are being taken or given back. */
@@ -162,6 +171,7 @@ export class OwnedMemory {
     this.#handlers = options.handlers;
     this.#gate = options.gate ?? open;
     this.#reach = options.reach;
+    this.#reachAsync = options.reachAsync;
     this.#decideIova = options.decideIova;
     this.#lists = new PageLists(platform, areas, settings, () => this.iova.mode === 'pa');
     settings.numaLimit.forEach((limit, node) => {
@@ -215,6 +225,25 @@ export class OwnedMemory {
       }
       throw error;
     }
+  }
+
+  /**
+   * As {@link OwnedMemory.malloc}, without blocking the event loop: see `Heap.mallocAsync`.
+   *
+   * @throws DmaError as `Heap.mallocAsync`, and EINVAL for a node there is not
+   */
+  async mallocAsync(size: number, options: OwnedMallocOptions & LongWorkOptions = {}): Promise<Block> {
+    const { node } = options;
+    let failure: unknown;
+    for (const heap of node === undefined ? this.heaps : [this.heapOf(node)]) {
+      try {
+        return await heap.mallocAsync(size, options);
+      } catch (error) {
+        if (!isDmaError(error, 'ENOMEM')) throw error;
+        failure ??= error;
+      }
+    }
+    throw failure;
   }
 
   /** As {@link OwnedMemory.malloc} for `count` times `size` bytes, zeroed. @throws DmaError also EINVAL when the product is no size */
@@ -287,13 +316,42 @@ export class OwnedMemory {
    *   where there can be none
    */
   start(): void {
+    runSteps(this.#starting(), (step) => step.now());
+  }
+
+  /** @internal As {@link start}, while the event loop goes on. @throws DmaError also ECANCELED */
+  async startAsync({ onProgress, signal }: LongWorkOptions = {}): Promise<void> {
+    const { size, numaMem } = this.#settings;
+    const report = progressOf(
+      onProgress,
+      numaMem.reduce((sum, bytes) => sum + bytes, size),
+    );
+    await this.#inTurn(signal, async (either) => {
+      let before = 0;
+      const onPart = (done: number, total: number): void => {
+        report(before + done);
+        // Each extent is told from its beginning.
+        if (done === total) before += total;
+      };
+      await this.#later(this.#starting(either), { signal: either, report: onPart });
+    });
+  }
+
+  *#starting(signal?: AbortSignal): Steps<LongStep, void> {
     const { size, numaMem, iovaMode } = this.#settings;
     this.#lists.start();
     if (iovaMode === 'pa') this.#iova = this.#decideIova();
-    numaMem.forEach((bytes, node) => {
-      if (bytes > 0) this.#preallocate([this.heapOf(node)], bytes);
-    });
-    if (size > 0) this.#preallocate(this.heaps, size);
+    for (const [node, bytes] of numaMem.entries())
+      if (bytes > 0) yield* this.#preallocating([this.heapOf(node)], bytes, signal);
+    if (size > 0) yield* this.#preallocating(this.heaps, size, signal);
+  }
+
+  /** @internal Gives up what grows, and waits until that is undone. */
+  async endGrowth(): Promise<void> {
+    while (this.#growing.size > 0) {
+      for (const { giveUp } of this.#growing) giveUp.abort(new Error('the Eal stops'));
+      await Promise.allSettled([...this.#growing].map(({ ended }) => ended));
+    }
   }
 
   /**
@@ -330,6 +388,7 @@ export class OwnedMemory {
       origins: this.#settings.origins,
       ownViews: true,
       grow: (request, fits) => this.#growFor(heap, request, fits),
+      growAsync: (request, fits, options) => this.#growForAsync(heap, request, fits, options),
       emptied: (memory) => this.#emptied(memory),
     });
     return heap;
@@ -338,17 +397,70 @@ export class OwnedMemory {
   /** Adds memory to `heap` until `fits`. @throws DmaError ENOMEM, with what was tried */
   #growFor(heap: Heap, request: RoomRequest, fits: () => boolean): void {
     this.#mustBeIdle();
+    this.#alone(() => runSteps(this.#growingFor(heap, request, fits), (step) => step.now()));
+  }
+
+  /** As {@link #growFor}, while the event loop goes on; one growth after the other. @throws DmaError also ECANCELED */
+  async #growForAsync(
+    heap: Heap,
+    request: RoomRequest,
+    fits: () => boolean,
+    { onProgress, signal }: LongWorkOptions,
+  ): Promise<void> {
+    await this.#inTurn(signal, async (either) => {
+      // What came before may have left enough.
+      if (fits()) return;
+      this.#mustBeIdle();
+      const began = performance.now();
+      const report = (doneBytes: number, totalBytes: number): void => {
+        const ms = performance.now() - began;
+        onProgress?.({ doneBytes, totalBytes, remainingMs: (ms * (totalBytes - doneBytes)) / doneBytes });
+      };
+      await this.#later(this.#growingFor(heap, request, fits, either), { signal: either, report });
+    });
+  }
+
+  /** Does `work` after the growth before it, and lets it be given up by the end of this memory. */
+  async #inTurn(signal: AbortSignal | undefined, work: (signal: AbortSignal) => Promise<void>): Promise<void> {
+    const giveUp = new AbortController();
+    const either = signal === undefined ? giveUp.signal : AbortSignal.any([giveUp.signal, signal]);
+    const before = [...this.#growing].at(-1)?.ended;
+    const run = async (): Promise<void> => {
+      await before?.catch(() => undefined);
+      mustGoOn(either, 'grow');
+      await work(either);
+    };
+    const growth = { giveUp, ended: run() };
+    this.#growing.add(growth);
+    try {
+      await growth.ended;
+    } finally {
+      this.#growing.delete(growth);
+    }
+  }
+
+  /** Does the steps while the event loop goes on. Handlers are told as in the other form: memory can not change meanwhile. */
+  async #later<T>(steps: Steps<LongStep, T>, work: RunningWork): Promise<T> {
+    return runStepsAsync(
+      steps,
+      (step) => step.later(work),
+      (go) => this.#alone(go),
+    );
+  }
+
+  *#growingFor(heap: Heap, request: RoomRequest, fits: () => boolean, signal?: AbortSignal): Steps<LongStep, void> {
     const { matchAllocations } = this.#settings;
     const steps = this.#plan(heap, request, matchAllocations, request.pageSizes);
     const failures: unknown[] = [];
     for (const { pageSize, pages } of steps) {
       try {
-        const part = this.#extend(heap, pageSize, pages, false);
+        const part = yield* this.#extending(heap, pageSize, pages, false);
         if (fits()) return this.#noticeFallback(pageSize, failures);
         this.#giveBack(part);
         const reason = `${pages} pages of ${formatSize(pageSize)} were no help: they are not contiguous`;
         failures.push(new DmaError({ code: 'ENOMEM', operation: 'grow', reason }));
       } catch (error) {
+        if (signal?.aborted === true) throw error;
         mustBeAboutPages(error);
         debug?.(`${heap.name}: no ${pages} pages of ${formatSize(pageSize)}, others are tried: ${String(error)}`);
         failures.push(error);
@@ -403,9 +515,13 @@ export class OwnedMemory {
     return new DmaError({ code, operation: 'grow', reason, cause: own ?? failures.at(-1) });
   }
 
-  #mustBeIdle(): void {
+  #mustBePossible(): void {
     const { limitation } = this.#platform;
     if (limitation !== undefined) throw new DmaError({ code: 'ENOTSUP', operation: 'grow', reason: limitation });
+  }
+
+  #mustBeIdle(): void {
+    this.#mustBePossible();
     if (this.#closed) throw new DmaError({ code: 'ECANCELED', operation: 'grow', reason: 'the Eal was stopped' });
     if (!this.#changing) return;
     const reason = 'memory can not grow while it changes: this is a handler of memory events';
@@ -413,45 +529,60 @@ export class OwnedMemory {
   }
 
   /** Takes pages, and gives them to all devices and to the heap; or nothing has happened. */
-  #extend(heap: Heap, pageSize: number, pages: number, kept: boolean): Part {
+  *#extending(heap: Heap, pageSize: number, pages: number, kept: boolean): Steps<LongStep, Part> {
     const { node } = heap;
-    return this.#alone(() => {
-      const undo: (() => void)[] = [];
+    const bytes = pages * pageSize;
+    const coming = this.#coming.get(heap) ?? 0;
+    const undo: (() => void)[] = [];
+    let extent: Extent | undefined;
+    this.#validators.check({ node, pageSize, bytes, total: heap.total + coming });
+    this.#coming.set(heap, coming + bytes);
+    try {
+      extent = yield* this.#lists.taking(pageSize, node, pages);
+      const part = new Part(heap, extent, kept, this.#platform);
+      undo.unshift(() => part.detach());
+      const { change } = part;
+      undo.unshift(this.#handlers.ask('grow', change));
+      yield {
+        now: () => (part.release = this.#reach(part.areas)),
+        later: async ({ signal }) => {
+          part.release = await this.#reachAsync(part.areas, signal);
+        },
+      };
+      this.#parts.insert(part.range.start, part.range.length, part);
+      heap.add(part);
+      debug?.(`${heap.name}: grown by ${pages} pages of ${formatSize(pageSize)} at ${part.range.toString()}`);
+      this.#handlers.tell('grown', change);
+      return part;
+    } catch (error) {
+      const failed = undoAll(undo);
       try {
-        this.#validators.check({ node, pageSize, bytes: pages * pageSize, total: heap.total });
-        const extent = this.#lists.take(pageSize, node, pages);
-        undo.unshift(() => extent.list.giveBack(extent));
-        const part = new Part(heap, extent, kept, this.#platform);
-        undo.unshift(() => part.detach());
-        const { change } = part;
-        undo.unshift(this.#handlers.ask('grow', change));
-        part.release = this.#reach(part.areas);
-        this.#parts.insert(part.range.start, part.range.length, part);
-        heap.add(part);
-        debug?.(`${heap.name}: grown by ${pages} pages of ${formatSize(pageSize)} at ${part.range.toString()}`);
-        this.#handlers.tell('grown', change);
-        return part;
-      } catch (error) {
-        throw withUndo(error, 'grow', undoAll(undo));
+        if (extent !== undefined) yield* extent.list.givingBack(extent);
+      } catch (why) {
+        failed.push(why);
       }
-    });
+      throw withUndo(error, 'grow', failed);
+    } finally {
+      this.#coming.set(heap, (this.#coming.get(heap) ?? 0) - bytes);
+    }
   }
 
   /** Takes `bytes` from the first of `heaps` that have it, to keep. */
-  #preallocate(heaps: readonly Heap[], bytes: number): void {
+  *#preallocating(heaps: readonly Heap[], bytes: number, signal: AbortSignal | undefined): Steps<LongStep, void> {
+    this.#mustBePossible();
     const failures: unknown[] = [];
     let left = bytes;
-    this.#mustBeIdle();
     for (const heap of heaps) {
       // As many of the largest pages as fill it, then of smaller ones; what remains is rounded up.
       for (let steps = this.#parting(heap, left); left > 0 && steps.length > 0;) {
         const [{ pageSize, pages }] = steps;
         try {
-          this.#extend(heap, pageSize, pages, true);
+          yield* this.#extending(heap, pageSize, pages, true);
           this.#noticeFallback(pageSize, failures);
           left -= pages * pageSize;
           steps = this.#parting(heap, left);
         } catch (error) {
+          if (signal?.aborted === true) throw error;
           mustBeAboutPages(error);
           failures.push(error);
           steps = steps.slice(1);

@@ -3,7 +3,9 @@
  * more whenever one is full.
  */
 import { DmaError, invalid, isDmaError, NO_PERMISSION, undoAll, unlessFails } from '../errors.js';
+import type { LongStep } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
+import type { Steps } from '../steps.js';
 import { formatSize, GiB } from '../units.js';
 import type { AreaIndex } from './area-index.js';
 import type { PageChoice } from './growth.js';
@@ -98,16 +100,16 @@ export class PageLists {
   }
 
   /**
-   * Takes neighbouring pages from a list that has room for them, or a new one.
+   * Takes neighbouring pages from a list that has room for them, or a new one; step by step.
    *
    * @throws DmaError ENOMEM when there are not so many pages, or no addresses for them; EBUSY when another process has this
    *   file prefix; EPERM when physical addresses are wanted and not shown
    */
-  take(pageSize: number, node: number, pages: number): Extent {
+  *taking(pageSize: number, node: number, pages: number): Steps<LongStep, Extent> {
     const errors: unknown[] = [];
     for (const mount of this.#mountsFor(pageSize)) {
       try {
-        return this.#takeIn(mount, pageSize, node, pages);
+        return yield* this.#takingIn(mount, pageSize, node, pages);
       } catch (error) {
         // Another mount may be this process's to use, or have room.
         if (!isDmaError(error) || !ABOUT_A_MOUNT.includes(error.code)) throw error;
@@ -118,17 +120,35 @@ export class PageLists {
     throw errors.find((error) => isDmaError(error) && !ABOUT_RIGHTS.includes(error.code)) ?? errors[0];
   }
 
-  #takeIn(mount: HugetlbfsMount | undefined, pageSize: number, node: number, pages: number): Extent {
+  *#takingIn(
+    mount: HugetlbfsMount | undefined,
+    pageSize: number,
+    node: number,
+    pages: number,
+  ): Steps<LongStep, Extent> {
     const key = keyOf(pageSize, node, mount);
     const lists = this.#lists.get(key) ?? [];
     for (const list of lists) {
-      const extent = list.take(pages);
+      const extent = yield* list.taking(pages);
       if (extent !== undefined) return extent;
     }
     const list = this.#newList(mount, pageSize, node, pages);
-    const extent = this.#firstOf(list, pages);
-    this.#lists.set(key, [...lists, list]);
-    return extent;
+    // From here on others may take from it too.
+    this.#lists.set(key, [...(this.#lists.get(key) ?? []), list]);
+    try {
+      const extent = yield* list.taking(pages);
+      if (extent !== undefined) return extent;
+      throw new DmaError({ code: 'ENOMEM', operation: 'take', reason: `a new list has no room for ${pages} pages` });
+    } catch (error) {
+      // A list that nobody has anything of does not stay.
+      if (list.pages > 0) throw error;
+      this.#lists.set(
+        key,
+        (this.#lists.get(key) ?? []).filter((each) => each !== list),
+      );
+      const undo = undoAll([() => list.close()]);
+      throw undo.length > 0 && isDmaError(error) ? error.with({ undo: [...error.undo, ...undo] }) : error;
+    }
   }
 
   /** The mounts that pages of a size are kept in; `undefined` stands for a memfd. */
@@ -234,18 +254,6 @@ export class PageLists {
     if (limit === undefined) return Infinity;
     const lists = this.lists.filter(({ source }) => source.pageSize === pageSize && source.node === node);
     return limit - lists.reduce((bytes, list) => bytes + list.pages * pageSize, 0);
-  }
-
-  /** The first extent of a list that nobody has yet, and that does not stay when this fails. */
-  #firstOf(list: SegmentList, pages: number): Extent {
-    try {
-      const extent = list.take(pages);
-      if (extent !== undefined) return extent;
-      throw new DmaError({ code: 'ENOMEM', operation: 'take', reason: `a new list has no room for ${pages} pages` });
-    } catch (error) {
-      const undo = undoAll([() => list.close()]);
-      throw undo.length > 0 && isDmaError(error) ? error.with({ undo: [...error.undo, ...undo] }) : error;
-    }
   }
 
   #newList(mount: HugetlbfsMount | undefined, pageSize: number, node: number, least: number): SegmentList {

@@ -8,13 +8,15 @@
  * it, so clearing it twice would only cost time. Who keeps secrets clears them before.
  */
 import { invalid, undoAll, withUndo } from '../errors.js';
+import { inLanes, Pace, type LongStep } from '../long-work.js';
 import type { FilesPort, MemoryPort, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
+import { runSteps, type Steps } from '../steps.js';
 import { hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
 import type { Backing } from './area.js';
 import { claimFile, hugePageFile, type HugeUnlink } from './hugepage-files.js';
 import { Room } from './room.js';
-import { settle } from './settle.js';
+import { settling } from './settle.js';
 
 /** What errors of {@link PageSource.take} call their operation. */
 export const PAGE_OPERATIONS: readonly string[] = ['memfd.take', 'hugetlbfs.take', 'anonymous.take'];
@@ -48,6 +50,8 @@ export interface PageSource {
    *   have been taken already; EBUSY when another process uses the file behind it; what the system says otherwise
    */
   take(va: Va, pages: number, index: number): PageRun[];
+  /** {@link take}, step by step. From the first step on the pages are taken, until it fails. */
+  taking(va: Va, pages: number, index: number): Steps<LongStep, PageRun[]>;
   /**
    * Takes the memory away again; `va` and `index` as they were for {@link take}, whole runs or any pages of them. The
    * addresses stay reserved. No view may be left, and no device may know the pages. When it fails the pages are still taken.
@@ -56,6 +60,8 @@ export interface PageSource {
    * @throws DmaError EINVAL for pages that are not taken
    */
   giveBack(va: Va, pages: number, index: number, retire?: boolean): void;
+  /** {@link giveBack}, step by step. */
+  givingBack(va: Va, pages: number, index: number, retire?: boolean): Steps<LongStep, void>;
   /**
    * Closes descriptors and removes files; with `never`, files that have pages stay. Pages that are still mapped live on
    * until their addresses are unmapped. Idempotent.
@@ -153,6 +159,11 @@ export function anonymousPages(platform: Platform, options: PageSourceOptions): 
 interface Store {
   /** Maps pages that need not be there yet. All or nothing. */
   commit(va: Va, pages: number, index: number): PageRun[];
+  /**
+   * Drops what is in pages that nothing reaches and that are about to be taken away, which takes most of the time of that.
+   * Absent: nothing does.
+   */
+  empty?(pages: number, index: number): LongStep;
   /** Takes them away. When it fails they are there as before. */
   drop(va: Va, pages: number, index: number, how: DropOptions): void;
   close(): void;
@@ -203,34 +214,46 @@ class Source implements PageSource {
   }
 
   take(va: Va, pages: number, index: number): PageRun[] {
+    return runSteps(this.taking(va, pages, index), (step) => step.now());
+  }
+
+  giveBack(va: Va, pages: number, index: number, retire?: boolean): void {
+    runSteps(this.givingBack(va, pages, index, retire), (step) => step.now());
+  }
+
+  *taking(va: Va, pages: number, index: number): Steps<LongStep, PageRun[]> {
     const operation = `${this.kind}.take`;
     const range = this.#check(operation, va, pages, index, 0);
     const { pageSize, node } = this;
+    this.#mark(pages, index, 1);
     try {
       if (pageSize === this.#platform.memory.pageSize) this.#room.check(range.length, node, operation);
       const runs = this.#store.commit(va, pages, index);
       const [{ backing }] = runs;
       try {
-        settle(this.#platform, this.#room, { va, length: range.length, pageSize, node, fd: backing?.fd }, operation);
+        const wanted = { va, length: range.length, pageSize, node, fd: backing?.fd };
+        yield* settling(this.#platform, this.#room, wanted, operation);
       } catch (error) {
+        if (this.#store.empty !== undefined) yield this.#store.empty(pages, index);
         throw withUndo(
           error,
           operation,
-          undoAll([() => this.#store.drop(va, pages, index, { last: this.#count === 0, retire: false })]),
+          undoAll([() => this.#store.drop(va, pages, index, { last: this.#count === pages, retire: false })]),
         );
       }
-      this.#mark(pages, index, 1);
       return runs;
     } catch (error) {
+      this.#mark(pages, index, 0);
       const failure = withUndo(error, operation, []);
       throw failure.with({ operation, range, cause: error });
     }
   }
 
-  giveBack(va: Va, pages: number, index: number, retire = false): void {
+  *givingBack(va: Va, pages: number, index: number, retire = false): Steps<LongStep, void> {
     const operation = `${this.kind}.giveBack`;
     const range = this.#check(operation, va, pages, index, 1);
     try {
+      if (!retire && this.#store.empty !== undefined) yield this.#store.empty(pages, index);
       this.#store.drop(va, pages, index, { last: this.#count === pages, retire });
     } catch (error) {
       throw withUndo(error, operation, []).with({ operation, range, cause: error });
@@ -306,6 +329,20 @@ class SingleFile implements Store {
       throw withUndo(error, 'commit', undoAll(undo));
     }
     return [{ va, length, backing: { fd, offset }, dirty }];
+  }
+
+  empty(pages: number, index: number): LongStep {
+    const fd = this.#file?.fd;
+    const start = index * this.#pageSize;
+    const length = pages * this.#pageSize;
+    const piece = async (offset: number, bytes: number): Promise<void> => {
+      // What can not be dropped now is dropped with all of it, or that fails.
+      if (fd !== undefined) await this.#files.punchAsync(fd, start + offset, bytes).catch(() => undefined);
+    };
+    return {
+      now: () => undefined,
+      later: () => inLanes({ length, lanes: 1, pace: new Pace(this.#pageSize), operation: 'drop', piece }),
+    };
   }
 
   drop(va: Va, pages: number, index: number, { last, retire }: DropOptions): void {

@@ -3,8 +3,9 @@
  * before such pages are taken it is asked whether they are there, and again after each part of many, so that several
  * processes that grow at the same time see each other.
  */
-import { DmaError } from '../errors.js';
-import type { Platform } from '../platform/ports.js';
+import { DmaError, isDmaError } from '../errors.js';
+import { inLanes, Pace, Turns, type RunningWork } from '../long-work.js';
+import type { MemoryPort, Platform } from '../platform/ports.js';
 import { formatSize, MiB, type Va } from '../units.js';
 
 /** Most that is taken without asking again, in bytes. */
@@ -13,6 +14,28 @@ const MOST = 256 * MiB;
 const PART = 1 / 16;
 /** What was found out holds for so many milliseconds. */
 const FRESH = 50;
+
+/** Faults pages in on other threads, several pieces at once. @throws DmaError ECANCELED; ENOMEM; some pages may be there then */
+export async function populateInLanes(
+  memory: MemoryPort,
+  what: { va: Va; length: number; pageSize: number; access?: 'read' | 'write'; operation: string; pace?: Pace },
+  { signal, report }: RunningWork,
+): Promise<void> {
+  const { va, length, pageSize, access = 'write', operation, pace = new Pace(pageSize) } = what;
+  const piece = async (offset: number, bytes: number): Promise<void> => {
+    const at = (va + offset) as Va;
+    try {
+      await memory.populateAsync(at, bytes, access);
+    } catch (error) {
+      // Kernels that can do it on this thread only.
+      if (!isDmaError(error, 'ENOTSUP')) throw error;
+      await new Turns().next();
+      memory.populate(at, bytes, access);
+    }
+  };
+  const done = (bytes: number): void => report(bytes, length);
+  await inLanes({ length, lanes: memory.lanes, pace, signal, operation, piece, done });
+}
 
 /** Asks whether ordinary memory is there. See the head of the file. */
 export class Room {
@@ -59,6 +82,27 @@ export class Room {
     let done = 0;
     for (const part of this.parts(bytes, node, operation)) {
       this.#platform.memory.populate((va + done) as Va, part, access);
+      done += part;
+    }
+  }
+
+  /** As {@link Room.populate}, on other threads, several pieces of a part at once. */
+  async populateAsync(
+    va: Va,
+    bytes: number,
+    node: number,
+    operation: string,
+    work: RunningWork,
+    access: 'read' | 'write' = 'write',
+  ): Promise<void> {
+    const { memory } = this.#platform;
+    const pace = new Pace(memory.pageSize);
+    let done = 0;
+    for (const part of this.parts(bytes, node, operation)) {
+      const before = done;
+      const report = (some: number): void => work.report(before + some, bytes);
+      const what = { va: (va + done) as Va, length: part, pageSize: memory.pageSize, access, operation, pace };
+      await populateInLanes(memory, what, { ...work, report });
       done += part;
     }
   }

@@ -7,8 +7,10 @@
  * can be freed by itself. Only what an extent covers is in the area index; the rest of the reservation is no memory.
  */
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import type { LongStep } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
+import { runSteps, type Steps } from '../steps.js';
 import { formatSize, type Va } from '../units.js';
 import { Area } from './area.js';
 import type { AreaIndex } from './area-index.js';
@@ -93,13 +95,18 @@ export class SegmentList {
    * @throws DmaError ENOMEM when the machine does not have so many; EPERM when physical addresses are wanted and not shown
    */
   take(pages: number): Extent | undefined {
+    return runSteps(this.taking(pages), (step) => step.now());
+  }
+
+  /** {@link take}, step by step. */
+  *taking(pages: number): Steps<LongStep, Extent | undefined> {
     const { pageSize } = this.source;
     const length = pages * pageSize;
     const va = this.#room.allocate(length, pageSize) as Va;
     if (va < 0) return undefined;
     const undo: (() => void)[] = [() => void this.#room.free(va)];
     try {
-      const runs = this.source.take(va, pages, this.#pageIndex(va));
+      const runs = yield* this.source.taking(va, pages, this.#pageIndex(va));
       undo.unshift(() => this.source.giveBack(va, pages, this.#pageIndex(va)));
       const areas = runs.map((run) => this.#area(new Range(run.va, run.length), run.backing));
       for (const area of areas) {
@@ -128,6 +135,11 @@ export class SegmentList {
    * @throws DmaError EBUSY while a device has it mapped; EINVAL for an extent that is not (any more) of this list
    */
   giveBack(extent: Extent): void {
+    runSteps(this.givingBack(extent), (step) => step.now());
+  }
+
+  /** {@link giveBack}, step by step. */
+  *givingBack(extent: Extent): Steps<LongStep, void> {
     const { range, areas } = extent;
     if (this.#extents.get(range.start) !== extent) throw invalid('giveBack', 'no such extent', { range });
     const held = areas.flatMap((area) => [...area.holders.keys()]);
@@ -136,8 +148,14 @@ export class SegmentList {
     const reachable = !extent.handedOut.unreachable;
     if (reachable && !extent.handedOut.escaped) retired.mustHaveRoom(range.start, range.length, 'giveBack');
     const pages = range.length / this.source.pageSize;
-    this.source.giveBack(range.start, pages, this.#pageIndex(range.start), reachable);
+    // Nobody can begin to use it meanwhile.
     for (const area of areas) this.#index.remove(area);
+    try {
+      yield* this.source.givingBack(range.start, pages, this.#pageIndex(range.start), reachable);
+    } catch (error) {
+      for (const area of areas) this.#index.add(area, 'giveBack');
+      throw error;
+    }
     this.#extents.delete(range.start);
     if (reachable) this.#retire(extent);
     else this.#room.free(range.start);

@@ -1,8 +1,10 @@
 /** Getting pages: they are there before anyone is given their addresses, so that touching them can not kill the process. */
 import { DmaError, forPeople, isDmaError, withUndo } from '../errors.js';
+import { mustGoOn, Turns, type LongStep } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
+import { runSteps, type Steps } from '../steps.js';
 import { formatSize, type Va } from '../units.js';
-import type { Room } from './room.js';
+import { populateInLanes, type Room } from './room.js';
 
 /** Addresses that were mapped, and what is wanted of their pages. */
 export interface Unsettled {
@@ -25,18 +27,45 @@ export interface Unsettled {
  * @throws DmaError ENOMEM, with figures, when they can not be had; some may be there then
  */
 export function settle(platform: Platform, room: Room, what: Unsettled, operation: string): void {
+  runSteps(settling(platform, room, what, operation), (step) => step.now());
+}
+
+/** {@link settle}, step by step: later, several pieces are got at once, on other threads. */
+export function* settling(platform: Platform, room: Room, what: Unsettled, operation: string): Steps<LongStep, void> {
   const { memory } = platform;
   const { va, length, pageSize, node, access } = what;
   if (node !== -1) memory.bind(va, length, node);
-  if (pageSize === memory.pageSize) room.populate(va, length, node, operation, access);
-  else
+  if (pageSize === memory.pageSize) {
+    yield {
+      now: () => room.populate(va, length, node, operation, access),
+      later: async (work) => room.populateAsync(va, length, node, operation, work, access),
+    };
+  } else
     try {
-      memory.populate(va, length, access);
+      yield {
+        now: () => memory.populate(va, length, access),
+        later: async (work) => populateInLanes(memory, { va, length, pageSize, access, operation }, work),
+      };
     } catch (error) {
       throw explainShortage(platform, error, what, operation);
     }
-  if (node !== -1) checkNodes(platform, what, operation);
+  if (node === -1) return;
+  yield {
+    now: () => checkNodes(platform, what, operation),
+    later: async ({ signal }) => {
+      const turns = new Turns();
+      const step = NODES_AT_ONCE * pageSize;
+      for (let at = 0; at < length; at += step) {
+        if (turns.due) await turns.next();
+        mustGoOn(signal, operation);
+        checkNodes(platform, { ...what, va: (va + at) as Va, length: Math.min(step, length - at) }, operation);
+      }
+    },
+  };
 }
+
+/** How many pages' nodes are asked for in one turn. */
+const NODES_AT_ONCE = 4096;
 
 /** Throws ENOMEM unless all pages are on their node: a file may have had some from elsewhere. Unknown nodes (-1) are as good as the binding. */
 export function checkNodes(platform: Platform, { va, length, pageSize, node }: Unsettled, operation: string): void {

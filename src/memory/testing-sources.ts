@@ -41,7 +41,8 @@ export function testSources(options: TestSourcesOptions = {}): TestSources {
   const platform = pretendHugePages(wrap?.(tracking) ?? tracking, pages);
   const areas = new AreaIndex();
   const handlers = new MemoryHandlers();
-  const own = { platform, areas, handlers, reach: (_areas: readonly Area[]) => () => undefined };
+  const reach = (_areas: readonly Area[]) => () => undefined;
+  const own = { platform, areas, handlers, reach, reachAsync: async (wanted: readonly Area[]) => reach(wanted) };
   const memory = new OwnedMemory({
     ...own,
     settings: memorySettings({ onNotice: () => undefined, ...options.memory }),

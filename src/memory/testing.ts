@@ -83,6 +83,10 @@ export function pretendHugePages(platform: Platform, pools: readonly PretendedPa
           add(page.pageSize, page.node, -1);
         }
       },
+      async populateAsync(va: Va, length: number) {
+        await new Promise((resolve) => setImmediate(resolve));
+        this.populate(va, length);
+      },
       decommit(va: Va, length: number) {
         memory.decommit(va, length);
         drop(va, length);
