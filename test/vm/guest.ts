@@ -26,7 +26,7 @@ export const EDU_HOTPLUG = HOTPLUG;
 /** Bits of an IOVA that the IOMMU takes. */
 export function width(): number {
   if (iommu === 'none') throw new Error('there is no IOMMU in this guest');
-  return iommu === 'unsafe' ? 48 : Number(iommu);
+  return iommu === 'unsafe' || iommu === 'firmware' ? 48 : Number(iommu);
 }
 
 /** A PCI device's directory. */

@@ -4,9 +4,10 @@
  */
 import { spawnSync } from 'node:child_process';
 import { chmodSync, copyFileSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { Unavailable } from '../shared/cached.js';
+import { DMAR_PATH, dmarTable } from './dmar.js';
 import type { Kernel } from './kernels.js';
 
 /** The names that QEMU gives the two file systems it shares with the guest. */
@@ -67,6 +68,24 @@ export function makeInitramfs(kernel: Kernel, directory: string): string {
       writeFileSync(join(root, 'modules', name), unpacked(file));
     });
   }
+  const image = `${root}.gz`;
+  writeFileSync(image, gzipSync(archive(root), { level: 1 }));
+  return image;
+}
+
+/** The same for a guest whose firmware says what {@link dmarTable} does; returns its path. */
+export function withFirmwareTable(initramfs: string): string {
+  const root = `${initramfs}-acpi`;
+  mkdirSync(dirname(join(root, DMAR_PATH)), { recursive: true });
+  writeFileSync(join(root, DMAR_PATH), dmarTable());
+  const image = `${root}.img`;
+  // The kernel looks for tables in what comes first, before it can unpack anything.
+  writeFileSync(image, Buffer.concat([archive(root), readFileSync(initramfs)]));
+  return image;
+}
+
+/** A directory as a kernel's cpio archive. */
+function archive(root: string): Buffer {
   const entries = ['.', ...readdirSync(root, { recursive: true, encoding: 'utf8' })];
   const { status, stdout } = spawnSync('cpio', ['-o', '-H', 'newc', '--quiet'], {
     cwd: root,
@@ -74,9 +93,7 @@ export function makeInitramfs(kernel: Kernel, directory: string): string {
     maxBuffer: 1 << 28,
   });
   if (status !== 0) throw new Unavailable('cpio can not make an initramfs');
-  const image = `${root}.gz`;
-  writeFileSync(image, gzipSync(stdout, { level: 1 }));
-  return image;
+  return stdout;
 }
 
 function moduleFiles({ directory, release }: Kernel): string[] {

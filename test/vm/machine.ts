@@ -6,9 +6,10 @@ import { SHARES } from './initramfs.js';
 
 /**
  * Address bits of the IOMMU: 39 is what many desktop machines have. `unsafe`: it has 48, and does not remap interrupts, so
- * that a device can raise any. `none`: there is no IOMMU.
+ * that a device can raise any. `firmware`: it has 48, and the firmware keeps memory of a device mapped (dmar.ts). `none`: there
+ * is no IOMMU.
  */
-export const IOMMUS = ['48', '39', 'unsafe', 'none'] as const;
+export const IOMMUS = ['48', '39', 'unsafe', 'firmware', 'none'] as const;
 export type IommuName = (typeof IOMMUS)[number];
 
 /** What QEMU's IOMMU is to be like. Without caching mode a guest's VFIO does not work with it. */
@@ -16,6 +17,7 @@ const IOMMU_DEVICE: Readonly<Record<IommuName, string | undefined>> = {
   48: 'intel-iommu,intremap=on,caching-mode=on,aw-bits=48',
   39: 'intel-iommu,intremap=on,caching-mode=on,aw-bits=39',
   unsafe: 'intel-iommu,intremap=off,caching-mode=on,aw-bits=48',
+  firmware: 'intel-iommu,intremap=on,caching-mode=on,aw-bits=48',
   none: undefined,
 };
 

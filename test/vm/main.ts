@@ -24,7 +24,7 @@ import { MiB } from '../../src/units.js';
 import { cacheDirectory, Unavailable } from '../shared/cached.js';
 import { kernelLog, runGuest } from './boot.js';
 import type { JobResult } from './boot.js';
-import { makeInitramfs } from './initramfs.js';
+import { makeInitramfs, withFirmwareTable } from './initramfs.js';
 import { KERNELS, prepareKernel } from './kernels.js';
 import type { Kernel, KernelName } from './kernels.js';
 import { GUEST_MEMORY_MIB, IOMMUS } from './machine.js';
@@ -53,6 +53,9 @@ const NEEDS: readonly (readonly [string, string])[] = [
   ['xz', 'xz-utils'],
   ['setpriv', 'util-linux'],
   ['ip', 'iproute2'],
+  ['dmsetup', 'dmsetup'],
+  ['mkfs.ext4', 'e2fsprogs'],
+  ['losetup', 'mount'],
 ];
 
 /** One kind of guest, and what is to run in it. */
@@ -232,7 +235,13 @@ async function runAll(
   try {
     const ready = kernels.flatMap((kernel) => {
       const initramfs = makeInitramfs(kernel, directory);
-      return guests.filter((each) => each.kernel === kernel.name).map((each) => ({ ...each, kernel, initramfs }));
+      return guests
+        .filter((each) => each.kernel === kernel.name)
+        .map((each) => ({
+          ...each,
+          kernel,
+          initramfs: each.iommu === 'firmware' ? withFirmwareTable(initramfs) : initramfs,
+        }));
     });
     const width = Math.max(...ready.map(({ name }) => name.length));
     const next = async (): Promise<void> => {

@@ -31,16 +31,22 @@ export function processes(kernel: KernelPort): number[] {
     .map(Number);
 }
 
+/** Has the process ended? What is asked about it fails in many ways then. */
+export function hasEnded(kernel: KernelPort, process: number): () => boolean {
+  return () => !kernel.list('/proc').includes(String(process));
+}
+
 /** All mounts of this process, of the first one, and of one process of each other mount namespace. */
 export function readMounts(kernel: KernelPort, asking: Asking): Mount[] {
   const mounts = asking.ask(() => parse(kernel.readText('/proc/self/mountinfo') ?? '', undefined), []);
   const own = asking.ask(() => kernel.readLink('/proc/self/ns/mnt'), undefined);
   const seen = new Set([own]);
   for (const process of asking.ask(() => processes(kernel), [])) {
-    const space = asking.ask(() => kernel.readLink(`/proc/${process}/ns/mnt`), undefined);
+    const ended = hasEnded(kernel, process);
+    const space = asking.ask(() => kernel.readLink(`/proc/${process}/ns/mnt`), undefined, ended);
     // This process may be confined to a part of what the first one sees.
     if (space === undefined || (seen.has(space) && process !== 1)) continue;
-    const text = asking.ask(() => kernel.readText(`/proc/${process}/mountinfo`), undefined);
+    const text = asking.ask(() => kernel.readText(`/proc/${process}/mountinfo`), undefined, ended);
     if (text === undefined) continue;
     seen.add(space);
     mounts.push(...parse(text, space === own ? undefined : process));

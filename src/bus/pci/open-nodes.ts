@@ -1,7 +1,7 @@
 /** Which processes have nodes of devices open, by /proc/PID/fd. */
 import type { KernelPort } from '../../platform/ports.js';
 import type { Asking } from './found.js';
-import { processes } from './mounts.js';
+import { hasEnded, processes } from './mounts.js';
 
 /** A process that has a node open. */
 export interface Opener {
@@ -21,17 +21,18 @@ export function readOpenNodes(kernel: KernelPort, asking: Asking): Map<string, O
   const own = Number(asking.ask(() => kernel.readLink('/proc/self'), undefined));
   for (const process of asking.ask(() => processes(kernel), [])) {
     if (process === own) continue;
+    const ended = hasEnded(kernel, process);
     const directory = `/proc/${process}/fd`;
     const paths = new Map<string, string>();
-    for (const fd of asking.ask(() => kernel.list(directory), [])) {
-      const path = asking.ask(() => kernel.readLink(`${directory}/${fd}`), undefined);
+    for (const fd of asking.ask(() => kernel.list(directory), [], ended)) {
+      const path = asking.ask(() => kernel.readLink(`${directory}/${fd}`), undefined, ended);
       if (path?.startsWith('/dev/') === true) paths.set(path, `${directory}/${fd}`);
     }
     if (paths.size === 0) continue;
-    const name = asking.ask(() => kernel.readText(`/proc/${process}/comm`), undefined)?.trim() ?? '';
+    const name = asking.ask(() => kernel.readText(`/proc/${process}/comm`), undefined, ended)?.trim() ?? '';
     if (PASSERS_BY.includes(name)) continue;
     for (const [path, link] of paths) {
-      const node = asking.ask(() => kernel.nodeAt(link), undefined);
+      const node = asking.ask(() => kernel.nodeAt(link), undefined, ended);
       if (node === undefined) continue;
       const key = `${node.kind} ${node.number}`;
       found.set(key, [...(found.get(key) ?? []), { process, name, path }]);
