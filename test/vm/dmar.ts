@@ -3,11 +3,9 @@
  * region (RMRR), which QEMU can not make. The kernel takes it from its initrd in place of the other, because it is of the same
  * maker and a newer revision (Documentation/admin-guide/acpi/initrd_table_override.rst; Intel VT-d specification, section 8).
  */
-import { DEVICES } from './machine.js';
 
-/** What the firmware keeps for {@link RESERVED_FOR}: a part of what this machine's memory map calls reserved. */
+/** What the firmware keeps: a part of what this machine's memory map calls reserved. */
 export const RESERVED = { start: 0xfffc_0000, end: 0xfffc_0fff } as const;
-export const RESERVED_FOR = DEVICES.edu1;
 
 /** Where it has to be in the initrd's first, uncompressed archive. */
 export const DMAR_PATH = 'kernel/firmware/acpi/dmar.aml';
@@ -22,10 +20,10 @@ const RMRR = 1;
 const SCOPE_ENDPOINT = 1;
 const SCOPE_IOAPIC = 3;
 
-/** The table. */
-export function dmarTable(): Uint8Array {
+/** The table. @param device the PCI function on bus 0 that the region is for: `0000:00:03.0` */
+export function dmarTable(device: string): Uint8Array {
   const width = 48;
-  const [slot, func] = (RESERVED_FOR.split(':')[2] ?? '').split('.').map((text) => parseInt(text, 16));
+  const [slot, func] = (device.split(':')[2] ?? '').split('.').map((text) => parseInt(text, 16));
   const body = Buffer.concat([
     // Address width, interrupts can be remapped, nothing.
     Buffer.from([width - 1, 1, ...new Array<number>(10).fill(0)]),

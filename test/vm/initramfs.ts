@@ -74,10 +74,10 @@ export function makeInitramfs(kernel: Kernel, directory: string): string {
 }
 
 /** The same for a guest whose firmware says what {@link dmarTable} does; returns its path. */
-export function withFirmwareTable(initramfs: string): string {
+export function withFirmwareTable(initramfs: string, device: string): string {
   const root = `${initramfs}-acpi`;
   mkdirSync(dirname(join(root, DMAR_PATH)), { recursive: true });
-  writeFileSync(join(root, DMAR_PATH), dmarTable());
+  writeFileSync(join(root, DMAR_PATH), dmarTable(device));
   const image = `${root}.img`;
   // The kernel looks for tables in what comes first, before it can unpack anything.
   writeFileSync(image, Buffer.concat([archive(root), readFileSync(initramfs)]));

@@ -27,7 +27,7 @@ import type { JobResult } from './boot.js';
 import { makeInitramfs, withFirmwareTable } from './initramfs.js';
 import { KERNELS, prepareKernel } from './kernels.js';
 import type { Kernel, KernelName } from './kernels.js';
-import { GUEST_MEMORY_MIB, IOMMUS } from './machine.js';
+import { DEVICES, GUEST_MEMORY_MIB, IOMMUS } from './machine.js';
 import type { IommuName } from './machine.js';
 import type { GuestJob } from './start-script.js';
 import { SUITES } from './suites.js';
@@ -240,7 +240,7 @@ async function runAll(
         .map((each) => ({
           ...each,
           kernel,
-          initramfs: each.iommu === 'firmware' ? withFirmwareTable(initramfs) : initramfs,
+          initramfs: each.iommu === 'firmware' ? withFirmwareTable(initramfs, DEVICES.edu1) : initramfs,
         }));
     });
     const width = Math.max(...ready.map(({ name }) => name.length));

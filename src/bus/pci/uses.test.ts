@@ -251,6 +251,11 @@ describe('other uses', () => {
       mounted('30 20 0:33 / /host rw - 9p host rw', '31 20 0:34 / /o rw - 9p other rw'),
     );
     assert.deepEqual(usesOf(machine), ["the host's file system host, mounted at /host, comes through it"]);
+    machine.files.set('/proc/self/mountinfo', mounted());
+    const fn = new PciSysfs(machine).read(NVME);
+    assert.ok(fn !== undefined);
+    const { uses, unknown } = new MachineUses(machine).of(fn);
+    assert.deepEqual([uses, unknown.map(({ code }) => code)], [[], ['EBUSY']], 'it may be the root below the root');
   });
 
   it('a device of VFIO’s that is not open', () => {

@@ -108,7 +108,10 @@ export class MachineUses {
     return new Disks(this.#kernel, asking, facts, own);
   }
 
-  /** File systems that come from the host of a virtual machine: they have a tag in place of a disk. */
+  /**
+   * File systems that come from the host of a virtual machine: they have a tag in place of a disk, so that nothing can be
+   * claimed, and one that is mounted where nobody sees it (below the root, as an initramfs leaves it) shows nowhere.
+   */
   #tagUses(fn: PciFunction, asking: Asking): Use[] {
     const directory = '/sys/bus/virtio/devices';
     return this.#childrenOf(directory, fn, asking).flatMap((name) => {
@@ -116,18 +119,23 @@ export class MachineUses {
         .ask(() => this.#kernel.readLink(`${directory}/${name}/driver`), undefined)
         ?.split('/')
         .at(-1);
-      if (driver !== '9pnet_virtio' && driver !== 'virtiofs' && driver !== 'virtio_fs') return [];
+      const type = TAGGED.get(driver ?? '');
+      if (type === undefined) return [];
       const tag = asking
         .ask(() => this.#kernel.readText(`${directory}/${name}/mount_tag`), undefined)
         ?.replace(/\0|\n/g, '');
-      return this.#know(this.#mounts(), asking)
-        .filter(({ type, source }) =>
-          driver === '9pnet_virtio' ? type === '9p' && source === (tag ?? source) : type === 'virtiofs',
-        )
-        .map(({ target, source }) => ({
-          text: `the host's file system ${source}, mounted at ${target}, comes through it${driver === '9pnet_virtio' ? '' : ' or its like'}`,
-          todo: `umount ${target}`,
-        }));
+      const seen = this.#know(this.#mounts(), asking).filter(
+        (mount) => mount.type === type && mount.source === (tag ?? mount.source),
+      );
+      if (seen.length === 0)
+        asking.unknown.push({
+          code: 'EBUSY',
+          reason: `the host's file system ${tag ?? '(virtiofs)'} comes through it, and may be mounted where nobody sees it`,
+        });
+      return seen.map(({ target, source }) => ({
+        text: `the host's file system ${source}, mounted at ${target}, comes through it`,
+        todo: `umount ${target}`,
+      }));
     });
   }
 
@@ -268,6 +276,13 @@ export class MachineUses {
     return value;
   }
 }
+
+/** File systems by the drivers of virtio that bring them. */
+const TAGGED: ReadonlyMap<string, string> = new Map([
+  ['9pnet_virtio', '9p'],
+  ['virtiofs', 'virtiofs'],
+  ['virtio_fs', 'virtiofs'],
+]);
 
 /** What the path of all below it in /sys/devices has. */
 function part({ address }: PciFunction): string {

@@ -16,6 +16,8 @@ import {
   Range,
   rawDriver,
   type Device,
+  type DmaOps,
+  type Driver,
   type EalOptions,
   type ErrorCode,
   type ExternalMemory,
@@ -27,7 +29,7 @@ import {
 import { openPlatform } from '../../../src/platform/open.js';
 import { IommufdSpace } from '../../../src/vfio/iommufd.js';
 import { Type1Space } from '../../../src/vfio/type1.js';
-import { bindToVfio, CHOICE, EDU, EDU_HOTPLUG, EDU_SECOND, release, width } from '../guest.js';
+import { bindToVfio, CHOICE, EDU, EDU_HOTPLUG, EDU_SECOND, KIND, release, width } from '../guest.js';
 import { host } from '../host.js';
 import { DEVICES } from '../machine.js';
 
@@ -336,6 +338,17 @@ test('DM-30 to DM-46 on the real kernel', async () => {
   refused('EEXIST', () => device.dmaMap(part(0, 1), { iova: at(0) }), /kernel/);
   assert.equal(domain.entries, 0);
   assert.equal(space.unmap(at(0), PAGE), PAGE);
+  // DM-35: what the kernel refuses is not in the books, and its IOVA is free again.
+  const { memory: port } = eal.platform;
+  const gone = port.reserve(PAGE, PAGE);
+  port.commit(gone, { length: PAGE });
+  const absent = eal.external.fromAddress(gone, PAGE);
+  port.decommit(gone, PAGE);
+  refused('EFAULT', () => device.dmaMap(absent, { iova: at(0) }));
+  assert.deepEqual([domain.entries, domain.bytes], [0, 0]);
+  device.dmaMap(part(0, 1), { iova: at(0) }).unmap();
+  absent.unregister();
+  port.unmap(gone, PAGE);
   // DM-36, DM-37: neighbours stay what they are.
   const [low, high] = [device.dmaMap(part(0, 2), { iova: at(0) }), device.dmaMap(part(2, 2), { iova: at(2) })];
   assert.equal(domain.entries, 2);
@@ -362,6 +375,52 @@ test('DM-30 to DM-46 on the real kernel', async () => {
   space.map(part(0, 4).va, at(0), 4 * PAGE, 'read-write');
   lost.unmap();
   assert.deepEqual([domain.entries, domain.bytes], [0, 0]);
+});
+
+test('DM-31, DM-32: a domain whose last device has left takes nothing', async () => {
+  await using eal = await start();
+  const device = await raw(eal);
+  const { domain } = device;
+  assert.ok(domain !== undefined);
+  using memory = eal.external.allocate(64 * KiB);
+  await eal.remove(device);
+  refused('ENODEV', () => domain.map(memory));
+  assert.deepEqual([domain.entries, domain.bytes], [0, 0]);
+});
+
+test('DM-20, DM-23: on PCI, calls of the driver are used and those of the bus are not; half of them are refused', async () => {
+  const calls: string[] = [];
+  const dma: DmaOps = {
+    dmaDomain: ({ busName }) => ({
+      key: `own ${busName}`,
+      kind: 'own',
+      constraints: {
+        granule: PAGE,
+        windows: [new Range(0 as Iova, (2 ** 40) as Iova)],
+        entryLimit: Infinity,
+        iova: 'free',
+        partialUnmap: false,
+        pins: false,
+      },
+    }),
+    dmaMap: (_device, { length }) => void calls.push(`map ${length}`),
+    dmaUnmap: (_device, { length }) => {
+      calls.push(`unmap ${length}`);
+      return length;
+    },
+  };
+  const driver: Driver = { name: 'own', buses: ['pci'], dma, probe: () => 'taken' };
+  await using eal = await start({ drivers: [driver] });
+  const { dmaUnmap: _left, ...half } = dma;
+  refused('EINVAL', () => eal.registerDriver({ ...driver, name: 'half', dma: half as DmaOps }));
+  const device = await eal.probe(`bus=pci,addr=${EDU}/driver=own`);
+  using memory = eal.external.allocate(64 * KiB);
+  device.dmaMap(memory).unmap();
+  assert.deepEqual(calls, [`map ${64 * KiB}`, `unmap ${64 * KiB}`]);
+  await eal.remove(device);
+  // Nothing was left with the kernel, and the same device is mapped by its bus again.
+  const again = await raw(eal);
+  assert.equal(again.domain?.kind, KIND);
 });
 
 /** As {@link mustCopy}, within what the mapping has. */

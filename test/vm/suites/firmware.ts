@@ -3,19 +3,19 @@ import { readFileSync } from 'node:fs';
 import { before, test } from 'node:test';
 import assert from 'node:assert/strict';
 import { Eal, isDmaError, KiB } from '../../../src/index.js';
-import { RESERVED, RESERVED_FOR } from '../dmar.js';
-import { bindToVfio, CHOICE, EDU, groupOf } from '../guest.js';
+import { RESERVED } from '../dmar.js';
+import { bindToVfio, CHOICE, EDU, EDU_SECOND, groupOf } from '../guest.js';
 
-before(() => bindToVfio([EDU, RESERVED_FOR]));
+before(() => bindToVfio([EDU, EDU_SECOND]));
 
 test('the kernel took the table', () => {
-  const regions = readFileSync(`/sys/kernel/iommu_groups/${groupOf(RESERVED_FOR)}/reserved_regions`, 'utf8');
+  const regions = readFileSync(`/sys/kernel/iommu_groups/${groupOf(EDU_SECOND)}/reserved_regions`, 'utf8');
   assert.match(regions, /^0x0*fffc0000 0x0*fffc0fff direct$/m);
 });
 
 test('the error names what the firmware keeps, and not the interrupts', async () => {
   await using eal = await Eal.start({ iommu: CHOICE });
-  await assert.rejects(eal.probe(`pci:${RESERVED_FOR}`), (error) => {
+  await assert.rejects(eal.probe(`pci:${EDU_SECOND}`), (error) => {
     assert.ok(isDmaError(error), String(error));
     assert.equal(error.code, 'EPERM', error.message);
     assert.match(error.message, /the firmware keeps .* mapped for it/);

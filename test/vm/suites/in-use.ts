@@ -9,6 +9,7 @@ import { Room, type Ended } from '../../../src/cli/testing.js';
 import { openPlatform } from '../../../src/platform/open.js';
 import { until } from '../../shared/until.js';
 import { asBooted, bindToVfio, driverOf, EDU, release, sysfs } from '../guest.js';
+import { SHARES } from '../initramfs.js';
 import { DEVICES } from '../machine.js';
 
 const DISK = DEVICES.disk0;
@@ -55,7 +56,7 @@ function usesOf(address: string): string[] {
 
 async function anydma(...args: readonly string[]): Promise<Ended> {
   using room = new Room();
-  return room.run(args);
+  return await room.run(args);
 }
 
 /** A program that goes on until the test is over, once it has said so. */
@@ -167,12 +168,18 @@ test('a loop of the disk, a partition, and a program that has it open', async ()
   await end(control);
 });
 
-test('the file systems that this very guest lives on', () => {
+test('the file systems that this very guest lives on: one is seen, the other is below the root', () => {
   const directory = '/sys/bus/virtio/devices';
-  const [first] = readdirSync(directory);
-  const path = readlinkSync(`${directory}/${first ?? ''}`);
-  const address = path.split('/').at(-2) ?? '';
-  assert.match(refusal(address), /the host's file system \w+, mounted at \S+, comes through it/);
+  const addresses = new Map(
+    readdirSync(directory).map((name) => [
+      readFileSync(`${directory}/${name}/mount_tag`, 'latin1').replace(/\0|\n/g, ''),
+      readlinkSync(`${directory}/${name}`).split('/').at(-2) ?? '',
+    ]),
+  );
+  const guest = addresses.get(SHARES.GUEST) ?? assert.fail('no share');
+  assert.match(refusal(guest), /it is in use: the host's file system \w+, mounted at \S+, comes through it/);
+  const host = addresses.get(SHARES.HOST) ?? assert.fail('no root');
+  assert.match(refusal(host), /can not be told whether it is in use: the host's file system \w+ comes through it/);
 });
 
 test('routes of other tables and of VRFs, addresses, ports of bridges, other network namespaces', async () => {

@@ -399,6 +399,37 @@ describe('one host', () => {
     run('rdma', 'link', 'delete', 'rxepci');
   });
 
+  it('DM-61: unmaps exactly what was mapped, once', async () => {
+    const { eal, device } = await near();
+    const memory = eal.external.allocate(64 * KiB);
+    const { lkey } = device.dmaMap(memory);
+    const inner = { va: (memory.va + 4 * KiB) as Va, length: 4 * KiB };
+    assert.throws(() => device.dmaUnmap(inner), dmaError('ENOTSUP'));
+    assert.equal(device.domain?.table.keyOf(memory.va), lkey);
+    device.dmaUnmap(memory);
+    assert.equal(device.domain?.entries, 0);
+    assert.throws(() => device.dmaUnmap(memory), dmaError('EINVAL'));
+    memory.unregister();
+    await eal.stop();
+  });
+
+  it('DM-63: two devices map each for itself', async () => {
+    run('rdma', 'link', 'add', 'siw0', 'type', 'siw', 'netdev', NEAR.netdev);
+    const { eal, device } = await near();
+    const other = await eal.probe('rdma:siw0');
+    const memory = eal.external.allocate(64 * KiB);
+    const mapping = device.dmaMap(memory);
+    assert.notEqual(device.domain, other.domain);
+    assert.equal(other.domain?.iovaOf(memory.va), -1);
+    const also = other.dmaMap(memory);
+    mapping.unmap();
+    assert.deepEqual([also.live, other.domain.entries, device.domain?.entries], [true, 1, 0]);
+    also.unmap();
+    memory.unregister();
+    await eal.stop();
+    run('rdma', 'link', 'delete', 'siw0');
+  });
+
   it('maps, unmaps and closes without a trace', async () => {
     const count = (): string => run('rdma', 'resource', 'show').replace(/curr_mm_id \d+/g, '');
     const before = count();
