@@ -33,7 +33,7 @@ export const SUITES: readonly Suite[] = [
   { name: 'explained', kernels: ['built'], iommus: ['48'], backends: ['type1', 'iommufd'] },
   { name: 'unsafe', kernels: ['built'], iommus: ['unsafe'], backends: ['type1', 'iommufd'] },
   { name: 'firmware', kernels: ['built'], iommus: ['firmware'], backends: ['type1', 'iommufd'] },
-  { name: 'in-use', kernels: ['built'], iommus: ['48'] },
+  { name: 'in-use', kernels: ['built'], iommus: ['48'], seconds: 600 },
   { name: 'noiommu', kernels: ['built'], iommus: ['none'], backends: ['noiommu'] },
   { name: 'model', kernels: ['built'], iommus: ['48'], backends: ['type1', 'iommufd'], seconds: 600 },
   { name: 'cli', kernels: ['built'], iommus: ['39'], backends: ['type1', 'iommufd'], seconds: 600 },

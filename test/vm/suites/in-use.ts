@@ -8,7 +8,7 @@ import { PciBinder } from '../../../src/bus/pci/bind.js';
 import { Room, type Ended } from '../../../src/cli/testing.js';
 import { openPlatform } from '../../../src/platform/open.js';
 import { until } from '../../shared/until.js';
-import { asBooted, bindToVfio, driverOf, EDU, release, sysfs } from '../guest.js';
+import { asBooted, bindToVfio, driverOf, EDU, EDU_SECOND, release, sysfs } from '../guest.js';
 import { SHARES } from '../initramfs.js';
 import { DEVICES } from '../machine.js';
 
@@ -219,20 +219,6 @@ test('what nobody uses is taken, and comes back', async () => {
     ],
   );
   assert.equal(existsSync(NODE), false);
-  // Its id is known to vfio-pci from now on, so that nobody else gets it.
-  const id = ['vendor', 'device']
-    .map((file) =>
-      readFileSync(`${sysfs(NET)}/${file}`, 'utf8')
-        .trim()
-        .slice(2),
-    )
-    .join(' ');
-  writeFileSync('/sys/bus/pci/drivers/vfio-pci/new_id', id);
-  const claimed = await anydma('unbind', NET);
-  assert.equal(claimed.status, 1);
-  assert.match(claimed.stderr, /vfio-pci took it again.*remove_id/s);
-  assert.equal(driverOf(NET), 'vfio-pci');
-  writeFileSync('/sys/bus/pci/drivers/vfio-pci/remove_id', id);
   assert.deepEqual(
     binder.unbind(binder.resolve([DISK, NET])).map(({ to, error }) => [to, error]),
     [
@@ -241,6 +227,23 @@ test('what nobody uses is taken, and comes back', async () => {
     ],
   );
   await until('the disk is back', () => existsSync(NODE));
+});
+
+test('a device whose id vfio-pci was told is taken again: no success', () => {
+  const all = [EDU, EDU_SECOND, DEVICES.edu2, DEVICES.edu3];
+  // All that nobody has are taken at once.
+  writeFileSync('/sys/bus/pci/drivers/vfio-pci/new_id', '1234 11e8');
+  undo.push(() => release(all));
+  const binder = new PciBinder(openPlatform().kernel);
+  const unbind = (): [string | undefined, string | undefined, string] => {
+    const [{ to, error }] = binder.unbind(binder.resolve([EDU]));
+    return [to, error?.code, error?.message ?? ''];
+  };
+  const [to, code, message] = unbind();
+  assert.deepEqual([to, code], ['vfio-pci', 'EBUSY']);
+  assert.match(message, /vfio-pci took it again.*echo "1234 11e8" > \S+remove_id/);
+  writeFileSync('/sys/bus/pci/drivers/vfio-pci/remove_id', '1234 11e8');
+  assert.deepEqual(unbind(), [undefined, undefined, '']);
 });
 
 test('a device that a program drives by VFIO is not taken from it', async () => {
