@@ -159,7 +159,8 @@ function reach(
 
 function rowOf(memory: Reached, device: Device): Row {
   const { mode, va, iova, length, pageSize, access, source, entries, mapMicroseconds } = memory;
-  const iovas = runsOf(memory, device).map(hex);
+  // Entry by entry: memory can have any number of pages.
+  const iovas = [...(device.domain?.runsOf(va, length) ?? [iova])].map(hex);
   const key = device.domain?.table.keyOfRange(va, length) ?? -1;
   const lkey = key < 0 ? undefined : hex(key);
   return {
@@ -175,18 +176,6 @@ function rowOf(memory: Reached, device: Device): Row {
     lkey,
     mapMicroseconds,
   };
-}
-
-/** Where the device's addresses of `memory` begin, and where they begin anew. */
-function runsOf({ va, iova, length, pageSize }: Reached, { domain }: Device): number[] {
-  const runs: number[] = [iova];
-  let next = iova + pageSize - (va % pageSize);
-  for (let at = va - (va % pageSize) + pageSize; at < va + length; at += pageSize, next += pageSize) {
-    const found = domain?.iovaOf(at) ?? next;
-    if (found !== next) runs.push(found);
-    next = found;
-  }
-  return runs;
 }
 
 function printRows(output: Output, rows: readonly Row[]): void {

@@ -364,6 +364,21 @@ export class Domain {
     return this.table.iovaOf(va);
   }
 
+  /** Where the device's addresses of [va, va + length) begin, and where they begin anew: one look a mapping entry. */
+  *runsOf(va: Va, length: number): Generator<Iova, void> {
+    const end = va + length;
+    let next = -1;
+    for (let at: number = va; at < end;) {
+      const entry = this.#ledger.overlappingVa(at, end - at);
+      if (entry === undefined) return;
+      at = Math.max(at, entry.va);
+      const iova = (entry.iova + (at - entry.va)) as Iova;
+      if (iova !== next) yield iova;
+      at = entry.va + entry.length;
+      next = entry.iova + entry.length;
+    }
+  }
+
   /** The address in this process of a device's address; `undefined` when it is not mapped. O(log n). */
   vaOf(iova: number): Va | undefined {
     if (!isAddress(iova)) return undefined;
