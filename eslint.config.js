@@ -9,6 +9,8 @@ const ROOMS = [
   [
     'show',
     'debug',
+    'timers',
+    'here',
     'errors',
     'check',
     'units',

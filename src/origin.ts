@@ -1,5 +1,7 @@
 /** Where in the program something was made, for reports of what was forgotten. */
 
+import { HERE } from './here.js';
+
 /** A place in the program; the text is made only when asked for. It is whatever the program's own `Error.prepareStackTrace` makes. */
 export interface Origin {
   readonly stack?: unknown;
@@ -55,7 +57,7 @@ export class OriginNotes {
 const FIRST = 1000;
 const SAMPLE = 64;
 
-const LIBRARY = new URL('.', import.meta.url).href;
+const LIBRARY = new URL('.', HERE).href;
 
 /**
  * The innermost place of a stack that is neither in this library nor in Node, such as `main (app.js:3:7)`; the innermost of

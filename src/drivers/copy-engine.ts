@@ -23,6 +23,7 @@ import {
 } from '../vfio-user/devices/copy-engine-layout.js';
 import { Bell, SPIN_TURNS, until } from './wait.js';
 import { shortForm } from '../short-form.js';
+import { now } from '../timers.js';
 
 /** Memory that is mapped for the device. */
 export interface RingMemory {
@@ -444,7 +445,7 @@ export class CopyEngine implements AsyncDisposable {
     const sleepMs = this.#interrupts === undefined ? SLEEP_MS.polling : SLEEP_MS.interrupts;
     try {
       let idleTurns = 0;
-      let lastTaken = performance.now();
+      let lastTaken = now();
       while (this.#copies.size > 0 && this.#dead === undefined) {
         const taken = this.#reap();
         this.#settleFinished();
@@ -452,11 +453,11 @@ export class CopyEngine implements AsyncDisposable {
         const fed = this.#rung !== this.#tail;
         this.ring();
         // While the ring is full of what `poll` has to fetch, it is not the device that is slow.
-        if (taken > 0 || this.#head === this.#tail) lastTaken = performance.now();
+        if (taken > 0 || this.#head === this.#tail) lastTaken = now();
         if (taken > 0 || fed) idleTurns = 0;
         else if (++idleTurns > SPIN_TURNS) {
           this.check();
-          if (performance.now() - lastTaken >= this.#timeoutMs) throw this.#timedOut();
+          if (now() - lastTaken >= this.#timeoutMs) throw this.#timedOut();
         }
         if (this.#copies.size > 0) await this.#bell.sleep(idleTurns <= SPIN_TURNS ? 0 : sleepMs);
       }

@@ -1,5 +1,6 @@
 /** How drivers wait for a device without holding up the event loop. */
 import { DmaError } from '../errors.js';
+import { clearTimeout, now, setImmediate, setTimeout } from '../timers.js';
 
 /** Turns of the event loop that a wait spends before it sleeps: a device that is quick is met without a timer. */
 export const SPIN_TURNS = 50;
@@ -45,9 +46,9 @@ export async function until(
     bell = new Bell(),
   }: { operation: string; what: string; timeoutMs: number; bell?: Bell },
 ): Promise<void> {
-  const deadline = performance.now() + timeoutMs;
+  const deadline = now() + timeoutMs;
   for (let turns = 0; !condition(); turns++) {
-    if (performance.now() >= deadline)
+    if (now() >= deadline)
       throw new DmaError({ code: 'ETIMEDOUT', operation, reason: `${what} took longer than ${timeoutMs} ms` });
     await bell.sleep(turns < SPIN_TURNS ? 0 : 1);
   }

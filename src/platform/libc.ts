@@ -6,6 +6,7 @@
  * becomes an int of 0), so the ports check what they pass on, {@link checkFd} first of all.
  */
 import { closeSync, openSync, readdirSync } from 'node:fs';
+import { HERE } from '../here.js';
 import { createRequire } from 'node:module';
 import { DmaError, ERRNO, errorCode, invalid } from '../errors.js';
 import type { DmaErrorDetails } from '../errors.js';
@@ -188,7 +189,7 @@ function load(): Libc | string {
   if (process.platform !== 'linux') return `the operating system is ${process.platform}, not Linux`;
   if (!ARCHITECTURES.includes(process.arch)) return `no system calls are known for the ${process.arch} architecture`;
   try {
-    return declare(createRequire(import.meta.url)('koffi') as Koffi);
+    return declare(createRequire(HERE)('koffi') as Koffi);
   } catch (error) {
     return `koffi can not be loaded: ${error instanceof Error ? error.message.split('\n', 1)[0] : String(error)}`;
   }
@@ -327,7 +328,7 @@ export function systemFailure(
   more?: Partial<DmaErrorDetails>,
 ): DmaError {
   // Importing node:util reads all it exports, and on Node 26 that opens standard input.
-  const { getSystemErrorMap } = createRequire(import.meta.url)('node:util') as typeof import('node:util');
+  const { getSystemErrorMap } = createRequire(HERE)('node:util') as typeof import('node:util');
   const text = getSystemErrorMap().get(-errno)?.[1] ?? `error ${errno}`;
   const reason = subject === undefined ? text : `${subject}: ${text}`;
   return new DmaError({ code: errorCode(errno), errno, operation, reason, hint: descriptorHint(errno), ...more });

@@ -7,6 +7,7 @@ import type { ReadinessPort, Watch } from './ports.js';
 import { EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_EVENT_ROOM, EPOLLIN } from './uapi/eventpoll.js';
 import { F_DUPFD_CLOEXEC } from './uapi/fcntl.js';
 import { POLLFD, POLLIN, POLLOUT } from './uapi/poll.js';
+import { now, setImmediate } from '../timers.js';
 
 /** The {@link ReadinessPort} that makes real system calls. */
 export function linuxReadiness(libc: Libc): ReadinessPort {
@@ -86,8 +87,8 @@ export function linuxReadiness(libc: Libc): ReadinessPort {
         pollfds[2 * i] = fd;
         pollfds[2 * i + 1] = (readable ? POLLIN : 0) | (writable ? POLLOUT : 0); // and revents, in the upper half, is 0
       }
-      const end = timeoutMs === 0 ? 0 : performance.now() + timeoutMs;
-      for (let left = timeoutMs; ; left = Math.max(0, end - performance.now())) {
+      const end = timeoutMs === 0 ? 0 : now() + timeoutMs;
+      for (let left = timeoutMs; ; left = Math.max(0, end - now())) {
         const count = libc.poll(pollfds, fds.length, Math.min(Math.ceil(left), LONGEST_POLL));
         if (count > 0) return true;
         if (count === 0) {

@@ -7,6 +7,7 @@
  * in it is ready, fails to receive from it (ENOTSOCK), and says so, once a turn for as long as it is readable.
  */
 import { createRequire } from 'node:module';
+import { HERE } from '../here.js';
 import { ERRNO } from '../errors.js';
 import { check, fail } from './libc.js';
 import type { Libc, PollHandle } from './libc.js';
@@ -21,6 +22,7 @@ import {
 } from './uapi/eventpoll.js';
 import { O_CLOEXEC } from './uapi/fcntl.js';
 import { AF_INET, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK } from './uapi/socket.js';
+import { setImmediate } from '../timers.js';
 
 /** Descriptors that are reported in one turn of the event loop; the others have theirs in the next. */
 const EVENTS_A_TURN = 64;
@@ -55,7 +57,7 @@ class PollSet {
   constructor(libc: Libc, onEnd: () => void) {
     this.#libc = libc;
     this.#onEnd = onEnd;
-    const { createSocket } = createRequire(import.meta.url)('node:dgram') as typeof import('node:dgram');
+    const { createSocket } = createRequire(HERE)('node:dgram') as typeof import('node:dgram');
     const epoll = check(libc, libc.epoll_create1(EPOLL_CLOEXEC), 'epoll_create1');
     try {
       this.#fd = check(libc, libc.socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), 'socket');

@@ -4,6 +4,7 @@ import type { Platform, Received, Watch } from '../platform/ports.js';
 import { Framer, protocolError } from './framing.js';
 import { MAX_FDS, MAX_MESSAGE } from './messages.js';
 import type { Message } from './messages.js';
+import { now } from '../timers.js';
 
 /** Bytes that may wait for a peer that does not read; a few of the largest messages. */
 const MAX_QUEUED = 8 * MAX_MESSAGE;
@@ -293,11 +294,11 @@ export function pump(
   call: { readonly done: boolean },
   timeoutMs: number,
 ): boolean {
-  const deadline = performance.now() + timeoutMs;
+  const deadline = now() + timeoutMs;
   const own = channels.map((channel) => channel.interest);
   for (;;) {
     if (call.done) return true;
-    const left = deadline - performance.now();
+    const left = deadline - now();
     // Looked up each time: a server's end may have closed. What handles a message now can not go on before this returns.
     const served = servedHere.size === 0 ? NONE : [...servedHere].filter((channel) => channel.receives);
     const interests = served === NONE ? own : [...own, ...served.map((channel) => channel.interest)];

@@ -1,5 +1,4 @@
 /** The client's end of vfio-user: works a device that another process serves. */
-import { setTimeout as delay } from 'node:timers/promises';
 import type { DmaAccess, Backing } from '../dma/backend.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
@@ -50,6 +49,7 @@ import {
 } from './messages.js';
 import type { Capabilities, DeviceInfo, IrqDescription, Message, RegionDescription, SetIrqs } from './messages.js';
 import { OutBuffer } from './out-buffer.js';
+import { clearTimeout, delay, now, setTimeout } from '../timers.js';
 
 /** argsz of GET_REGION_INFO: room for the areas, so that one round trip is enough. */
 const REGION_INFO_ROOM = 4096;
@@ -202,13 +202,13 @@ export class VfioUserClient {
    * @throws DmaError ENOENT, ECONNREFUSED, EACCES (from the socket), ETIMEDOUT, ECONNRESET, EPROTO, or what it answers
    */
   static async connect(platform: Platform, path: string, options: ClientOptions = {}): Promise<VfioUserClient> {
-    const deadline = performance.now() + (options.handshakeTimeoutMs ?? 5000);
+    const deadline = now() + (options.handshakeTimeoutMs ?? 5000);
     for (;;) {
       try {
         return await VfioUserClient.attach(platform, platform.sockets.connect(path), options, deadline);
       } catch (error) {
         // EAGAIN: its queue of connections is full, as it is at once for servers that listen with a backlog of 0.
-        if (!isDmaError(error, 'EAGAIN') || performance.now() >= deadline) throw error;
+        if (!isDmaError(error, 'EAGAIN') || now() >= deadline) throw error;
         await delay(20);
       }
     }
@@ -217,17 +217,17 @@ export class VfioUserClient {
   /**
    * As {@link connect}, over a socket that is connected already and becomes the client's.
    *
-   * @param deadline for the handshake, on the clock of `performance.now()`
+   * @param deadline for the handshake, on the clock of `now()`
    */
   static async attach(
     platform: Platform,
     fd: number,
     options: ClientOptions = {},
-    deadline = performance.now() + (options.handshakeTimeoutMs ?? 5000),
+    deadline = now() + (options.handshakeTimeoutMs ?? 5000),
   ): Promise<VfioUserClient> {
     const client = new VfioUserClient(platform, fd, options);
     try {
-      await client.#handshake(() => ({ timeoutMs: Math.max(1, deadline - performance.now()) }));
+      await client.#handshake(() => ({ timeoutMs: Math.max(1, deadline - now()) }));
       client.#connected = true;
       return client;
     } catch (error) {

@@ -14,6 +14,7 @@ import { show } from '../show.js';
 import { deviceModel, type DeviceName, type DeviceOptions } from './devices/catalog.js';
 import { checkMaxDmaMaps } from './server.js';
 import type { DeviceProcessArguments, DeviceProcessReport } from './device-process-main.js';
+import { clearTimeout, setTimeout } from '../timers.js';
 
 /** Milliseconds: until the socket is there, and until a child that was asked to end is made to. */
 const START_TIMEOUT = 15_000;

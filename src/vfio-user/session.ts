@@ -49,6 +49,7 @@ import type { Message } from './messages.js';
 import { IRQ_KINDS } from './interrupts.js';
 import { OutBuffer } from './out-buffer.js';
 import type { DmaMessages } from './dma-table.js';
+import { clearTimeout, setTimeout } from '../timers.js';
 
 /** Commands that wait while one is being carried out and answers to us have to be read past them. */
 const MAX_BACKLOG = 256;

@@ -17,6 +17,7 @@ import {
   type Interrupts,
   type RegionInfo,
 } from '../device-access.js';
+import { setImmediate } from '../../timers.js';
 
 /** Hosts a model, and gives access to it. */
 export class ModelAccess implements DeviceAccess, ModelHost {

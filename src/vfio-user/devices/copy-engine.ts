@@ -19,6 +19,7 @@ import {
 } from './copy-engine-layout.js';
 import type { DeviceModel, InterruptCounts, ModelFactory, ModelHost, ModelRegion, PciIdentity } from './model.js';
 import { loadWord, storeWord } from './words.js';
+import { setImmediate } from '../../timers.js';
 
 /** Limits of a copy engine. */
 export interface CopyEngineModelOptions {

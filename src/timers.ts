@@ -1,0 +1,8 @@
+/** Node's timers and clock as they were at import: tests that switch on fake ones afterwards do not stop devices. */
+import { setTimeout as sleep } from 'node:timers/promises';
+
+export const { setTimeout, clearTimeout, setImmediate } = globalThis;
+/** `timers/promises.setTimeout` */
+export const delay = sleep;
+/** `performance.now` */
+export const now = performance.now.bind(performance);
