@@ -184,3 +184,28 @@ test('the time of a pump ends', { skip }, () => {
   assert.equal(pump(platform, [a], ofA, 5), false);
   end();
 });
+
+test(
+  'descriptors that this process has no room for are its own limit, and no nonsense of the other side',
+  { skip },
+  () => {
+    const base = openPlatform();
+    let short = false;
+    const receive: typeof base.sockets.receive = (fd, into, most) => {
+      const received = base.sockets.receive(fd, into, most);
+      if (!short || received === undefined || received.fds.length === 0) return received;
+      // As the kernel does when RLIMIT_NOFILE is reached: what came is lost, and it says that there was more.
+      received.fds.forEach((each) => base.files.close(each));
+      return { ...received, fds: [], truncated: true };
+    };
+    const { platform, a, b, ofB, end } = connected({ ...base, sockets: { ...base.sockets, receive } });
+    const fd = platform.memory.memfd({ name: 'test', length: 4096 });
+    short = true;
+    a.send(encode(1, 8), [fd]);
+    platform.files.close(fd);
+    pump(platform, [a, b], ofB, 5000);
+    assert.equal(ofB.error?.code, 'EMFILE');
+    assert.match(ofB.error.hint ?? '', /RLIMIT_NOFILE/);
+    end();
+  },
+);

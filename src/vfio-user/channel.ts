@@ -14,6 +14,15 @@ const NONE: readonly Channel[] = [];
 /** Receives in one turn of the event loop, so that a flood leaves time for others. */
 const RECEIVES_A_TURN = 4;
 
+const TOO_MANY = `more than ${MAX_FDS} descriptors with a message`;
+
+/** The kernel takes fewer descriptors out of a message than there is room for when this process can have no more of them. */
+function noDescriptors(): DmaError {
+  const reason = 'no descriptor is left for one that came with a message';
+  const hint = 'close what is not needed, or raise RLIMIT_NOFILE with "ulimit -n" or LimitNOFILE= of the service';
+  return new DmaError({ code: 'EMFILE', operation: 'recvmsg', reason, hint });
+}
+
 /** What a channel tells its owner. */
 export interface ChannelOwner {
   /**
@@ -199,7 +208,7 @@ export class Channel {
     const { bytes, fds, truncated } = received;
     if (bytes === 0 || truncated) {
       this.#closeAll(fds);
-      if (truncated) this.close(protocolError(`more than ${MAX_FDS} descriptors with a message`));
+      if (truncated) this.close(fds.length < MAX_FDS ? noDescriptors() : protocolError(TOO_MANY));
       else this.#lost(undefined);
       return false;
     }

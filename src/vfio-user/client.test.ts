@@ -14,6 +14,7 @@ import { VfioUserClient } from './client.js';
 import type { ClientOptions } from './client.js';
 import { spawnDevice } from './device-process.js';
 import type { DeviceProcess } from './device-process.js';
+import { deviceModel } from './devices/catalog.js';
 import {
   COMMAND,
   DEFAULT_CAPABILITIES,
@@ -35,6 +36,7 @@ import {
   putErrorReply,
   putReply,
 } from './messages.js';
+import { serve } from './server.js';
 import type { Capabilities, Message, RegionDescription } from './messages.js';
 
 const skip = openPlatform().limitation ?? false;
@@ -285,6 +287,25 @@ describe('handshake', { skip }, () => {
       ),
       code('EPROTO'),
     );
+  });
+
+  test('a twin socket that this process has no descriptors to watch for is its own limit', async () => {
+    const base = openPlatform();
+    const directory = mkdtempSync(join(tmpdir(), 'anydma-test-'));
+    const server = serve(base, { socketPath: join(directory, 's'), model: deviceModel('edu') });
+    let watches = 0;
+    const watch: typeof base.readiness.watch = (...args) => {
+      if (++watches === 2) throw new DmaError({ code: 'EMFILE', operation: 'epoll_create1', reason: 'too many' });
+      return base.readiness.watch(...args);
+    };
+    const platform = trackingPlatform({ ...base, readiness: { ...base.readiness, watch } });
+    try {
+      await assert.rejects(VfioUserClient.connect(platform, join(directory, 's')), code('EMFILE'));
+      assert.deepEqual(platform.leaks(), []);
+    } finally {
+      await server.close();
+      rmSync(directory, { recursive: true });
+    }
   });
 
   test('nobody listens', async () => {

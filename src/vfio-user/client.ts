@@ -1,6 +1,6 @@
 /** The client's end of vfio-user: works a device that another process serves. */
 import type { DmaAccess, Backing } from '../dma/backend.js';
-import { DmaError, invalid, isDmaError } from '../errors.js';
+import { DmaError, invalid, isDmaError, NO_DESCRIPTORS } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { RegionRegisters } from '../platform/region-registers.js';
@@ -50,6 +50,9 @@ import {
 import type { Capabilities, DeviceInfo, IrqDescription, Message, RegionDescription, SetIrqs } from './messages.js';
 import { OutBuffer } from './out-buffer.js';
 import { clearTimeout, delay, now, setTimeout } from '../timers.js';
+
+/** Errors while a reply is worked on that are what they say; all others are nonsense of the server's. */
+const GIVEN_ON: readonly ErrorCode[] = ['EPROTO', 'ENOMEM', ...NO_DESCRIPTORS];
 
 /** argsz of GET_REGION_INFO: room for the areas, so that one round trip is enough. */
 const REGION_INFO_ROOM = 4096;
@@ -568,7 +571,8 @@ export class VfioUserClient {
       try {
         call.value = call.decode(reply);
       } catch (cause) {
-        throw isDmaError(cause, 'EPROTO')
+        // What this process has no room for is not the server's fault.
+        throw isDmaError(cause) && GIVEN_ON.includes(cause.code)
           ? cause
           : protocolError(`a reply that makes no sense (${String(cause)})`, cause);
       }
