@@ -214,7 +214,7 @@ const NUMBERS = [
 const ADDRESSES = [...NUMBERS, 2 ** 32, 2 ** 40, 2 ** 52, 2 ** 53 - 4096, 2 ** 53 - 1];
 
 /** Changes a message at random: fields, bytes, length, the header's size. */
-function mutate(random: Random, message: Uint8Array): Uint8Array {
+export function mutate(random: Random, message: Uint8Array): Uint8Array {
   let bytes = message.slice();
   for (let n = 1 + random.below(3); n > 0; n--) {
     switch (random.below(7)) {
@@ -655,7 +655,7 @@ async function attackClient(platform: Platform, random: Random, arsenal: Arsenal
 }
 
 /** A good reply to the client's command; 0 when it wants none. */
-function serverReply(random: Random, message: m.Message, out: Uint8Array, version: Uint8Array): number {
+export function serverReply(random: Random, message: m.Message, out: Uint8Array, version: Uint8Array): number {
   const { id, command, payload } = message;
   if (random.oneIn(20) && command > m.COMMAND.GET_INFO) return m.putErrorReply(out, id, command, 'EINVAL');
   switch (command) {

@@ -1,0 +1,81 @@
+/** What a process has at one moment, to see whether any of it grows. */
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+
+/** One count of each kind of thing that can be left behind. Sizes in KiB. */
+export interface Figures {
+  readonly rss: number;
+  readonly heap: number;
+  readonly addresses: number;
+  readonly hugepages: number;
+  readonly mappings: number;
+  readonly descriptors: number;
+  readonly sockets: number;
+  readonly files: number;
+  readonly children: number;
+}
+
+export type Figure = keyof Figures;
+
+/** How much each may differ by the moment it was looked at: what V8 and the C library keep for later. Nothing else may. */
+export const NOISE: Figures = {
+  rss: 32 * 1024,
+  heap: 3 * 1024,
+  addresses: 192 * 1024,
+  hugepages: 0,
+  mappings: 160,
+  descriptors: 0,
+  sockets: 0,
+  files: 0,
+  children: 0,
+};
+
+export const FIGURES = Object.keys(NOISE) as readonly Figure[];
+
+/** The process's own, now. Its temporary folder is its own too. */
+export function figuresNow(): Figures {
+  const status = readFileSync('/proc/self/status', 'utf8');
+  const field = (name: string): number => Number(new RegExp(`^${name}:\\s*(\\d+)`, 'm').exec(status)?.[1] ?? 0);
+  const open = openDescriptors();
+  return {
+    rss: field('VmRSS'),
+    heap: Math.round(process.memoryUsage().heapUsed / 1024),
+    addresses: field('VmSize'),
+    hugepages: field('HugetlbPages'),
+    mappings: readFileSync('/proc/self/maps', 'utf8').split('\n').length - 1,
+    descriptors: open.length,
+    sockets: open.filter((link) => link.startsWith('socket:')).length,
+    files: readdirSync(tmpdir(), { recursive: true }).length,
+    children: childrenOf('self').length,
+  };
+}
+
+/** Processes that a process has started and not yet waited for, by all of its threads. */
+function childrenOf(process: string): string[] {
+  return readdirSync(`/proc/${process}/task`).flatMap((thread) => {
+    try {
+      return readFileSync(`/proc/${process}/task/${thread}/children`, 'utf8').split(' ').filter(Boolean);
+    } catch {
+      return []; // The thread has ended meanwhile.
+    }
+  });
+}
+
+/** What each open descriptor is. */
+export function openDescriptors(): string[] {
+  return readdirSync('/proc/self/fd').flatMap(linkOf);
+}
+
+/** What a descriptor is; nothing for the one that this very look has opened. */
+function linkOf(fd: string): string[] {
+  try {
+    return [readlinkSync(`/proc/self/fd/${fd}`)];
+  } catch {
+    return [];
+  }
+}
+
+/** What is higher than `before` by more than noise and `allowed`. */
+export function grown(before: Figures, after: Figures, allowed: Partial<Figures> = {}): Figure[] {
+  return FIGURES.filter((figure) => after[figure] - before[figure] > NOISE[figure] + (allowed[figure] ?? 0));
+}

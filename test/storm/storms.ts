@@ -1,0 +1,50 @@
+/** All storms, in the order they run. A new one is a file in storms/ and an entry here. */
+import type { StormEntry } from './storm.js';
+
+export const STORMS: readonly StormEntry[] = [
+  {
+    name: 'views',
+    what: 'register, view, map, unmap, unregister',
+    rounds: 1_000_000,
+    short: 20_000,
+    gc: true,
+  },
+  {
+    name: 'growth',
+    what: 'owned memory, heaps, pools and zones grow and shrink, with pins and moved views',
+    rounds: 60_000,
+    short: 2_000,
+    gc: true,
+  },
+  {
+    name: 'workers',
+    what: 'workers with devices, servers and memory that end in every way',
+    rounds: 600,
+    short: 14,
+  },
+  {
+    name: 'hostile-clients',
+    what: 'clients that lie, flood, stay silent, shrink their files and reset in the middle of a message',
+    rounds: 3_000,
+    short: 90,
+  },
+  {
+    name: 'hostile-servers',
+    what: 'servers that lie, flood, stay silent, shrink their files and die in the middle of a copy',
+    rounds: 1_500,
+    short: 40,
+  },
+  {
+    name: 'no-descriptors',
+    what: 'all calls with few or no descriptors left',
+    rounds: 6_000,
+    short: 200,
+    descriptors: 128,
+  },
+  {
+    name: 'no-mappings',
+    what: 'all calls near vm.max_map_count',
+    rounds: 2_000,
+    short: 100,
+  },
+];
