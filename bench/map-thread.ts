@@ -5,7 +5,7 @@
  * The live mappings, and the pages of the one more, are spread evenly over one large area; no page of it is ever touched.
  */
 import { parentPort, workerData } from 'node:worker_threads';
-import { Eal, type ExternalMemory, type MapTarget, type Va } from '../src/index.js';
+import { Eal, type ExternalMemory, type MapTarget } from '../src/index.js';
 import { benchBus, benchDriver } from './bus.js';
 import { timeWork } from './harness.js';
 
@@ -48,7 +48,7 @@ parentPort?.on('message', () => {
 parentPort?.postMessage(0);
 
 function pageOf({ va }: ExternalMemory, page: number): MapTarget {
-  return { va: (va + page * PAGE) as Va, length: PAGE };
+  return { va: va + page * PAGE, length: PAGE };
 }
 
 /** So many even pages, evenly over the area. */

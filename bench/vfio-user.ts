@@ -2,15 +2,7 @@
  * The vfio-user client against a client in C: the same messages to the same server, the embedded edu device in a process of
  * its own. The server takes one client at a time, so each round connects anew, which is not measured.
  */
-import {
-  Eal,
-  KiB,
-  spawnDevice,
-  VfioUserClient,
-  type DeviceProcess,
-  type ExternalMemory,
-  type Va,
-} from '../src/index.js';
+import { Eal, KiB, spawnDevice, VfioUserClient, type DeviceProcess, type ExternalMemory } from '../src/index.js';
 import { measure, time, timeAsync, type Case, type Effort, type Result, type Unit } from './harness.js';
 import { Peer } from './peer.js';
 import { onOneCpu } from './placement.js';
@@ -162,7 +154,7 @@ function wholeStack(setup: Setup, pair: string, where: string): Case {
       const device = await eal.probe(`bus=vfio-user,name=${server.socketPath}/driver=raw`);
       const ms = time(() => {
         for (let page = 0; page < counts.pairs; page++)
-          device.dmaMap({ va: (memory.va + page * PAGE) as Va, length: PAGE }).unmap();
+          device.dmaMap({ va: memory.va + page * PAGE, length: PAGE }).unmap();
       });
       await eal.remove(device);
       return ms;

@@ -48,7 +48,7 @@ export function optionsOf<T extends object>(value: T | undefined, shape: Shape<T
     for (const key of known) {
       const given = value[key];
       if (given === undefined) continue;
-      if (!isKind(given, shape[key])) throw wrong(String(key), given, shape[key], operation);
+      if (!isKind(given, shape[key])) throw wrong(key, given, shape[key], operation);
       copy[key] = given;
     }
     for (const key of Object.keys(value))

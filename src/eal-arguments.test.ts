@@ -115,7 +115,7 @@ const DOORS: readonly (readonly [door: string, right: readonly string[], call: C
   [
     'heap.addMemory options',
     [],
-    ({ eal, memory }, v) => eal.heap.addMemory('h', memory, { clear: v as never, bogus: 1 } as never),
+    ({ eal, memory }, v) => eal.heap.addMemory('h', memory, { clear: v, bogus: 1 } as never),
   ],
   ['heap.removeMemory va', [], ({ eal }, v) => eal.heap.removeMemory('h', v, 4096)],
   ['heap.removeMemory length', [], ({ eal, memory }, v) => eal.heap.removeMemory('h', memory.va, v)],

@@ -84,7 +84,7 @@ for (const platform of PLATFORMS)
       assert.deepEqual(memory.bytes(4096, 4000), expected.subarray(0, 4000));
       assert.ok(reasons.length > 0);
       interrupts.close();
-      assert.throws(() => device.dmaMap(memory, { iova: (2 ** 28) as Iova }), dmaError('ERANGE'));
+      assert.throws(() => device.dmaMap(memory, { iova: 2 ** 28 }), dmaError('ERANGE'));
     });
   });
 
@@ -177,7 +177,7 @@ describe('a software device without an IOMMU', () => {
     using memory = eal.external.allocate(8192);
     using mapping = device.dmaMap(memory);
     assert.equal(Number(mapping.iova), Number(memory.va));
-    assert.throws(() => device.dmaMap(memory, { iova: 0 as Iova }), dmaError('EINVAL'));
+    assert.throws(() => device.dmaMap(memory, { iova: 0 }), dmaError('EINVAL'));
     await assert.rejects(engine.copy(memory.va + 8192, Number(memory.va), 64), dmaError('EFAULT'));
   });
 
@@ -232,7 +232,7 @@ describe('names of software devices', () => {
     await using eal = await Eal.start();
     const device = await eal.probe('vdev:edu0,dma-mask=40');
     using memory = eal.external.allocate(4096);
-    using mapping = device.dmaMap(memory, { iova: (2 ** 39) as Iova });
+    using mapping = device.dmaMap(memory, { iova: 2 ** 39 });
     memory.bytes().fill(9, 0, 100);
     await device.use(eduDriver).copyIn(mapping.iova, 0, 100);
     await device.use(eduDriver).copyOut(mapping.iova + 100, 0, 100);

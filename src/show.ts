@@ -24,7 +24,10 @@ export function show(value: unknown): string {
 /** What somebody threw: it may be no error at all. Never throws. */
 export function thrown(value: unknown): string {
   try {
-    if (value instanceof Error) return String(value.message);
+    if (value instanceof Error) {
+      const message: unknown = value.message;
+      return String(message);
+    }
     if (typeof value === 'string') return value;
   } catch {
     // It throws when it is looked at.

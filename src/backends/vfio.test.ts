@@ -186,11 +186,11 @@ test('without an IOMMU only memory with a table can be mapped, at just these add
     'EINVAL',
   );
   assert.equal(
-    codeOf(() => domain.mapFor(A, { va: plain.range.start, length: PAGE }, { iova: 0x1000 as Iova })),
+    codeOf(() => domain.mapFor(A, { va: plain.range.start, length: PAGE }, { iova: 0x1000 })),
     'EINVAL',
   );
   assert.equal(
-    codeOf(() => domain.mapFor(A, { va: tabled.range.start, length: PAGE }, { iova: 0x2000 as Iova })),
+    codeOf(() => domain.mapFor(A, { va: tabled.range.start, length: PAGE }, { iova: 0x2000 })),
     'EINVAL',
   );
   const mapping = domain.mapFor(A, { va: tabled.range.start, length: 4 * PAGE });

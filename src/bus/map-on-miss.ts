@@ -73,7 +73,7 @@ export class MapOnMiss implements Disposable {
 
   /** Unmaps all of it. @throws as {@link MapOnMiss.release} */
   close(): void {
-    this.release({ va: 0 as Va, length: Infinity });
+    this.release({ va: 0, length: Infinity });
   }
 
   [Symbol.dispose](): void {

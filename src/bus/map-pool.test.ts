@@ -50,7 +50,7 @@ describe('dmaMapPool', () => {
     assert.deepEqual(calls(), ['map 100 4 read-write', 'map 0 8 read-write', 'map 8 4 read-write']);
     assert.equal(mapping.mappings.length, 3);
     // With the program's own mapping of the same memory it is one.
-    const own = device.dmaMap({ va: A as Va, length: 8 * PAGE });
+    const own = device.dmaMap({ va: A, length: 8 * PAGE });
     mapping.unmap();
     assert.deepEqual(calls(), ['unmap 8 4 read-write', 'unmap 100 4 read-write']);
     assert.equal(own.live, true);

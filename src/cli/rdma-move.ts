@@ -9,7 +9,6 @@ import {
   isDmaError,
   type AnnouncedMemory,
   type Device,
-  type Iova,
   type PeerSession,
   type Platform,
   type QueuePair,
@@ -297,7 +296,7 @@ class Transfer {
       }
       if (!isByPeer || remote === undefined) {
         if (error.code !== 'EACCES') throw named;
-        throw named.with({ hint: device.explain((memory.iova + offset) as Iova, length).text });
+        throw named.with({ hint: device.explain(memory.iova + offset, length).text });
       }
       const access = this.#plan.verb === 'read' ? 'read' : 'write';
       const part = { address: remote.address + offset, length, rkey: remote.rkey };

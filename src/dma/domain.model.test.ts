@@ -527,9 +527,7 @@ class World {
         code = 'ENOSPC';
     }
     if (op.fault > 0) backend.fail('unmap', op.fault, this.#fault(op.mode));
-    const result = await this.#observe(() =>
-      domain.unmapFor(device, { ...part(va, length), iova: iova as Iova | undefined }),
-    );
+    const result = await this.#observe(() => domain.unmapFor(device, { ...part(va, length), iova: iova }));
     backend.calm();
     if (code !== undefined || claim === undefined) return assert.deepEqual([result.code, result.unmaps], [code, 0]);
     const own = whole ? claim.entries.filter((entry) => entry.claims.length === 1).length : cuts.length;

@@ -18,7 +18,7 @@ import type {
   VerbsPortAttributes,
 } from '../platform/verbs-types.js';
 import { Range } from '../ranges.js';
-import { hex, isAddress, type Iova, type Va } from '../units.js';
+import { hex, isAddress, type Va } from '../units.js';
 import { regionFlags } from './access.js';
 import { AddressHandle } from './address-handle.js';
 import { CompletionQueue, type CompletionQueueOptions } from './completion-queue.js';
@@ -236,7 +236,7 @@ export class RdmaDevice {
     const operation = 'expose';
     const range = new Range(va as Va, length, operation);
     const within = this.rdma.regionOf(range, operation);
-    const entry = this.#domain.explain(Number(va) as Iova, length, remote === 'read' ? 'read' : 'write');
+    const entry = this.#domain.explain(Number(va), length, remote === 'read' ? 'read' : 'write');
     if (entry.kind !== 'mapped') throw invalid(operation, entry.text, { range, device: this.#device });
     const { verbs, pd, attributes } = this.rdma;
     const access = regionFlags(remote === 'read' ? 'read' : 'read-write', { remote, paging: 'pinned' }, attributes);
@@ -325,7 +325,7 @@ export class RdmaDevice {
     const mapping = [...this.#domain.mappings()].find(({ live, range }) => live && range.contains(address));
     if (mapping !== undefined && mapping.rkey !== rkey)
       return `${hex(address)} has another rkey now than 0x${rkey.toString(16)}: what had that one was unmapped, or never was here`;
-    return this.#domain.explain(address as Iova, length, access, 'peer').text;
+    return this.#domain.explain(address, length, access, 'peer').text;
   }
 
   /** @internal Closes all that was made of it, in an order that works. @returns what failed */

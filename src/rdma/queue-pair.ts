@@ -28,7 +28,7 @@ import {
   IBV_WC_WITH_INV,
 } from '../platform/verbs-abi/requests.js';
 import { Range } from '../ranges.js';
-import { isAddress, type Iova, type Va } from '../units.js';
+import { isAddress, type Va } from '../units.js';
 import { remoteFlags } from './access.js';
 import type { AddressHandle } from './address-handle.js';
 import { completionError, isProtectionError, wasFlushed } from './completion-error.js';
@@ -725,7 +725,7 @@ export class QueuePair implements Disposable {
     const byPeer = name === 'REM_ACCESS_ERR' && remote !== undefined;
     const hint =
       !byPeer && isProtectionError(name) && range !== undefined
-        ? domain.explain(range.start as Iova, range.length, access).text
+        ? domain.explain(range.start, range.length, access).text
         : undefined;
     const error = completionError(status, vendorError, {
       operation,
@@ -777,7 +777,7 @@ export class QueuePair implements Disposable {
   }
 
   #unmapped(operation: string, va: number, length: number, access: DmaAccess): DmaError {
-    const hint = this.#parts.domain.explain(va as Iova, length, access).text;
+    const hint = this.#parts.domain.explain(va, length, access).text;
     const range = new Range(va as Va, length);
     return this.#error('EFAULT', operation, 'the local memory is not, or not all, in one mapping', { range, hint });
   }

@@ -5,7 +5,7 @@ import { CHOICE } from './guest.js';
 const eal = await Eal.start({ iommu: CHOICE });
 const device = await eal.probe(`pci:${process.argv[2]}`);
 const memory = eal.external.allocate(MiB);
-const held: Mapping[] = [device.dmaMap(memory, { iova: 0x0100_0000 as Mapping['iova'] })];
+const held: Mapping[] = [device.dmaMap(memory, { iova: 0x0100_0000 })];
 eal.malloc(MiB);
 console.log(`holding ${held.length} mapping`);
 setInterval(() => undefined, 1000);

@@ -344,7 +344,7 @@ describe('a PCI function in a registry', { skip }, () => {
       const registry = registryOf(bench);
       const device = await registry.probe(`pci:${A}`);
       const report = (iova: string): void => {
-        machine.logText += `<3>[9.5] DMAR: [DMA Write NO_PASID] Request device [00:02.0] fault addr ${iova} [fault\n`;
+        machine.logText = `${machine.logText ?? ''}<3>[9.5] DMAR: [DMA Write NO_PASID] Request device [00:02.0] fault addr ${iova} [fault\n`;
       };
       assert.deepEqual(await device.explainFaultsAsync({ timeoutMs: 0 }), []);
       assert.deepEqual(await device.explainFaultsAsync({ timeoutMs: 30 }), []);

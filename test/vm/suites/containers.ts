@@ -130,7 +130,7 @@ test('a device that reaches more than 28 bits does DMA at such addresses', async
       if (width() === 48) assert.equal(Number(mapping.iova), Number(memory.va));
       await mustCopy(device, memory, mapping);
     }
-    using high = device.dmaMap(memory, { iova: (2 ** width() - MiB) as Iova });
+    using high = device.dmaMap(memory, { iova: 2 ** width() - MiB });
     await mustCopy(device, memory, high, 2);
   } finally {
     await host.deviceDel('wide');
@@ -300,7 +300,7 @@ test('the old way, for programs that are being ported', async () => {
   const { domain } = device;
   assert.ok(domain !== undefined);
   using memory = eal.external.allocate(64 * KiB);
-  const mapping = domain.map(memory, { iova: 0x80_0000 as Iova });
+  const mapping = domain.map(memory, { iova: 0x80_0000 });
   await mustCopy(device, memory, mapping);
   domain.unmap({ va: memory.va, length: memory.length, iova: mapping.iova });
   assert.equal(domain.entries, 0);
@@ -396,7 +396,7 @@ test('DM-20, DM-23: on PCI, calls of the driver are used and those of the bus ar
       kind: 'own',
       constraints: {
         granule: PAGE,
-        windows: [new Range(0 as Iova, (2 ** 40) as Iova)],
+        windows: [new Range(0 as Iova, 2 ** 40)],
         entryLimit: Infinity,
         iova: 'free',
         partialUnmap: false,

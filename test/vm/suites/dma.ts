@@ -16,7 +16,6 @@ import {
   type Device,
   type Edu,
   type EalOptions,
-  type Mapping,
 } from '../../../src/index.js';
 import { bindToVfio, CHOICE, EDU, EDU_HOTPLUG, EDU_SECOND, KIND, width } from '../guest.js';
 import { host } from '../host.js';
@@ -125,7 +124,7 @@ for (const source of ['memfd', 'anonymous'] as const)
     const device = await eal.probe(`pci:${EDU}`);
     using memory = eal.external.allocate(64 * KiB, { source });
     const iova = 0x0100_0000;
-    using mapping = device.dmaMap(memory, { iova: iova as Mapping['iova'] });
+    using mapping = device.dmaMap(memory, { iova: iova });
     assert.equal(mapping.iova, iova);
     const bytes = memory.bytes();
     bytes.set(pattern(LENGTH, 2));
@@ -295,7 +294,7 @@ test('a process that is killed in the middle leaves nothing', async (t) => {
   await using eal = await start();
   const device = await eal.probe(`pci:${EDU}`);
   using memory = eal.external.allocate(64 * KiB);
-  using mapping = device.dmaMap(memory, { iova: 0x0100_0000 as Mapping['iova'] });
+  using mapping = device.dmaMap(memory, { iova: 0x0100_0000 });
   memory.bytes().set(pattern(LENGTH, 9));
   await copy(eduOf(device), mapping.iova, mapping.iova + 8 * KiB);
   assert.deepEqual(memory.bytes().slice(8 * KiB, 8 * KiB + LENGTH), pattern(LENGTH, 9));

@@ -102,7 +102,7 @@ test(
     let refusal: unknown;
     for (let i = 0; i < wanted && refusal === undefined; i++) {
       try {
-        mappings.push(device.dmaMap({ va: (memory.va + i * PAGE) as Va, length: PAGE }));
+        mappings.push(device.dmaMap({ va: memory.va + i * PAGE, length: PAGE }));
       } catch (error) {
         refusal = error;
       }

@@ -345,7 +345,7 @@ describe('one host', () => {
         model.get(start)?.mapping.unmap();
         model.delete(start);
       } else if (Array.from({ length: count }, (_, i) => keyAt(page + i)).every((key) => key < 0)) {
-        const mapping = device.dmaMap({ va: (memory.va + page * 4096) as Va, length: count * 4096 });
+        const mapping = device.dmaMap({ va: memory.va + page * 4096, length: count * 4096 });
         model.set(page, { mapping, pages: count });
       }
       for (const queue of queues) {
