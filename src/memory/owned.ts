@@ -114,7 +114,7 @@ class Part implements HeapMemory {
     this.areas = extent.areas;
     this.handedOut = extent.handedOut;
     this.#own = new Views(platform.memory, this.range.start, this.range.length, undefined);
-    this.#lent = new Views(platform.memory, this.range.start, this.range.length, extent.handedOut);
+    this.#lent = new Views(platform.memory, this.range.start, this.range.length, extent.handedOut, true);
   }
 
   bytes(va: Va, length: number): Uint8Array {

@@ -31,13 +31,19 @@ export class Views {
   readonly #va: Va;
   readonly #length: number;
   readonly #handedOut: HandedOut | undefined;
+  readonly #forDevices: boolean;
   /** By where they begin. One, unless the memory is longer than one ArrayBuffer can be. */
   readonly #windows = new Map<number, ArrayBuffer>();
   /** Those of parts that are longer than half a window. */
   readonly #parts: ArrayBuffer[] = [];
 
-  /** @param handedOut told of what was handed out; `undefined` for views that never leave the library */
-  constructor(port: MemoryPort, va: Va, length: number, handedOut: HandedOut | undefined) {
+  /**
+   * @param handedOut told of what was handed out; `undefined` for views that never leave the library
+   * @param forDevices lent to models of devices, who reach the memory as long as it is mapped: a view that one of them has
+   *   moved away is replaced
+   */
+  constructor(port: MemoryPort, va: Va, length: number, handedOut: HandedOut | undefined, forDevices = false) {
+    this.#forDevices = forDevices;
     this.#port = port;
     this.#va = va;
     this.#length = length;
@@ -47,7 +53,7 @@ export class Views {
   /**
    * The bytes [offset, offset + length); cheap after the first call.
    *
-   * @throws DmaError EINVAL when the ArrayBuffer was moved away
+   * @throws DmaError EINVAL when the ArrayBuffer was moved away, but for devices
    */
   bytes(offset: number, length: number): Uint8Array {
     if (length === 0) return new Uint8Array(0);
@@ -61,6 +67,10 @@ export class Views {
     }
     const start = Math.floor(offset / half) * half;
     let window = this.#windows.get(start);
+    if (window?.byteLength === 0 && this.#forDevices) {
+      this.#handedOut?.escape();
+      window = undefined;
+    }
     if (window === undefined) {
       window = this.#view(start, Math.min(maxView, this.#length - start));
       this.#windows.set(start, window);
@@ -68,9 +78,9 @@ export class Views {
     return new Uint8Array(window, offset - start, length);
   }
 
-  /** Views of the same memory over ArrayBuffers of their own. */
+  /** Views of the same memory over ArrayBuffers of their own, for devices. */
   another(): Views {
-    return new Views(this.#port, this.#va, this.#length, this.#handedOut);
+    return new Views(this.#port, this.#va, this.#length, this.#handedOut, true);
   }
 
   /** Was a view moved away by somebody else? Then it reaches the memory for good. */

@@ -1,10 +1,10 @@
 /** What one client has mapped for the device, on the server's side: how the device's accesses find the client's memory. */
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
-import type { Platform } from '../platform/ports.js';
+import { LentMemory } from '../memory/lent-memory.js';
+import type { FilesPort, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { RangeMap } from '../range-map.js';
 import { alignDown, alignUp, formatSize, isAddress } from '../units.js';
-import type { Va } from '../units.js';
 import type { DeviceDma } from './devices/model.js';
 import { COMMAND, operationOf } from './messages.js';
 import type { DmaMapRequest } from './messages.js';
@@ -20,13 +20,10 @@ export interface DmaMessages {
 
 /** One region of the client, by how its memory is reached. */
 class Region {
-  #view: { readonly buffer: ArrayBuffer; readonly bytes: Uint8Array } | undefined;
-
   constructor(
-    private readonly platform: Platform,
     readonly request: DmaMapRequest,
-    /** A mapping of `mapped` bytes; the region begins `skip` bytes into it. */
-    readonly mapping: { readonly va: Va; readonly mapped: number; readonly skip: number } | undefined,
+    /** A mapping; the region begins `skip` bytes into it. */
+    private readonly mapping: { readonly memory: LentMemory; readonly skip: number } | undefined,
     /** The file, the region's own. */
     readonly file: number | undefined,
   ) {}
@@ -35,22 +32,30 @@ class Region {
     return this.request.iova + this.request.length;
   }
 
-  /** The bytes, made on first use: views of much memory cost garbage collections. Only with a mapping. */
-  bytes(): Uint8Array | undefined {
+  /** `length` bytes at `at`, for this side only; `undefined` without a mapping. */
+  bytes(at: number, length: number): Uint8Array | undefined {
     if (this.mapping === undefined) return undefined;
-    if (this.#view === undefined) {
-      const { va, mapped, skip } = this.mapping;
-      const buffer = this.platform.memory.view(va, mapped);
-      this.#view = { buffer, bytes: new Uint8Array(buffer, skip, this.request.length) };
-    }
-    return this.#view.bytes;
+    const start = this.mapping.skip + at;
+    return this.mapping.memory.bytes().subarray(start, start + length);
   }
 
-  close(): void {
-    if (this.#view !== undefined) this.platform.memory.detach(this.#view.buffer);
-    this.#view = undefined;
-    if (this.mapping !== undefined) this.platform.memory.unmap(this.mapping.va, this.mapping.mapped);
-    if (this.file !== undefined) this.platform.files.close(this.file);
+  /** As {@link bytes}, for a model. */
+  lend(at: number, length: number): Uint8Array | undefined {
+    if (this.mapping === undefined) return undefined;
+    const start = this.mapping.skip + at;
+    return this.mapping.memory.lend().subarray(start, start + length);
+  }
+
+  /** The client unmaps it. @throws DmaError of {@link LentMemory.close}; nothing has happened then */
+  close(files: FilesPort): void {
+    this.mapping?.memory.close();
+    if (this.file !== undefined) files.close(this.file);
+  }
+
+  /** The client is gone. */
+  abandon(files: FilesPort): void {
+    this.mapping?.memory.abandon();
+    if (this.file !== undefined) files.close(this.file);
   }
 }
 
@@ -94,7 +99,7 @@ export class DmaTable implements DeviceDma {
       this.#checkNew(request);
       const mapping = fd === undefined ? undefined : this.#mapFile(request, fd);
       keep = fd !== undefined && mapping === undefined;
-      const region = new Region(this.platform, request, mapping, keep ? fd : undefined);
+      const region = new Region(request, mapping, keep ? fd : undefined);
       this.#regions.insert(request.iova, request.length, region);
       if (keep) this.#keptFiles++;
     } finally {
@@ -102,16 +107,20 @@ export class DmaTable implements DeviceDma {
     }
   }
 
-  /** Removes a region. ENOENT unless exactly this one was mapped. Views of it are empty afterwards. */
+  /**
+   * Removes a region. Views of it are empty afterwards.
+   *
+   * @throws DmaError ENOENT unless exactly this one was mapped; EBUSY when a model keeps views of too many that are gone
+   */
   unmap(iova: number, length: number): void {
     const region = isAddress(iova) ? this.#regions.exact(iova, length) : undefined;
     if (region === undefined) {
       const reason = 'no region was mapped exactly so';
       throw new DmaError({ code: 'ENOENT', operation: operationOf(COMMAND.DMA_UNMAP), reason });
     }
+    region.close(this.platform.files);
     this.#regions.delete(iova);
     if (region.file !== undefined) this.#keptFiles--;
-    region.close();
   }
 
   /** Removes all regions. */
@@ -119,15 +128,12 @@ export class DmaTable implements DeviceDma {
     const regions = [...this.#regions.values()];
     this.#regions.clear();
     this.#keptFiles = 0;
-    for (const region of regions) region.close();
+    for (const region of regions) region.abandon(this.platform.files);
   }
 
   direct(iova: number, length: number, access: 'read' | 'write'): Uint8Array | undefined {
     const region = this.#check(iova, length, access);
-    const bytes = region?.bytes();
-    return region === undefined
-      ? undefined
-      : bytes?.subarray(iova - region.request.iova, iova - region.request.iova + length);
+    return region?.lend(iova - region.request.iova, length);
   }
 
   read(iova: number, into: Uint8Array): Promise<void> | undefined {
@@ -151,7 +157,10 @@ export class DmaTable implements DeviceDma {
   }
 
   /** Maps the file for a region; `undefined` when it has to be read and written instead. */
-  #mapFile({ offset, length, writable }: DmaMapRequest, fd: number): Region['mapping'] {
+  #mapFile(
+    { offset, length, writable }: DmaMapRequest,
+    fd: number,
+  ): { readonly memory: LentMemory; readonly skip: number } | undefined {
     const { files, memory } = this.platform;
     const operation = operationOf(COMMAND.DMA_MAP);
     const status = files.status(fd);
@@ -175,7 +184,7 @@ export class DmaTable implements DeviceDma {
       } catch (error) {
         throw withUndo(error, operation, undoAll([() => memory.unmap(va, mapped)]));
       }
-      return { va, mapped, skip: offset - start };
+      return { memory: new LentMemory(memory, new Range(va, mapped)), skip: offset - start };
     }
     if (this.#keptFiles >= MAX_KEPT_FILES) {
       const reason = `${MAX_KEPT_FILES} files are open that can not be sealed against shrinking`;
@@ -219,10 +228,10 @@ export class DmaTable implements DeviceDma {
 
   #transferIn(region: Region, iova: number, data: Uint8Array, access: 'read' | 'write'): Promise<void> | undefined {
     const at = iova - region.request.iova;
-    const bytes = region.bytes();
+    const bytes = region.bytes(at, data.length);
     if (bytes !== undefined) {
-      if (access === 'read') data.set(bytes.subarray(at, at + data.length));
-      else bytes.set(data, at);
+      if (access === 'read') data.set(bytes);
+      else bytes.set(data);
       return undefined;
     }
     if (region.file !== undefined) {

@@ -1,8 +1,9 @@
 /** An emulated device with all that a vfio-user client sees around it: configuration space, mappable memory, interrupts. */
 import { DmaError, invalid, undoAll } from '../errors.js';
+import { LentMemory } from '../memory/lent-memory.js';
 import type { Platform } from '../platform/ports.js';
+import { Range } from '../ranges.js';
 import { alignUp, hex, isAddress } from '../units.js';
-import type { Va } from '../units.js';
 import { CONFIG_SPACE_SIZE, ConfigSpace, placeMsix } from './config-space.js';
 import type { DeviceModel, ModelFactory, ModelHost } from './devices/model.js';
 import { DmaTable } from './dma-table.js';
@@ -18,9 +19,7 @@ interface MemoryPart {
   /** bytes, from the beginning of the region */
   readonly offset: number;
   readonly end: number;
-  readonly va: Va;
-  readonly buffer: ArrayBuffer;
-  readonly bytes: Uint8Array;
+  readonly memory: LentMemory;
 }
 
 /** One region as the client sees it. */
@@ -109,7 +108,7 @@ export class HostedDevice implements ModelHost {
       eachPiece(region.parts, offset, into.length, (from, to, part) => {
         const piece = into.subarray(from - offset, to - offset);
         if (part === undefined) this.model.read(index, from, piece);
-        else piece.set(part.bytes.subarray(from - part.offset, to - part.offset));
+        else piece.set(part.memory.bytes().subarray(from - part.offset, to - part.offset));
       });
   }
 
@@ -122,7 +121,7 @@ export class HostedDevice implements ModelHost {
       eachPiece(region.parts, offset, from.length, (start, to, part) => {
         const piece = from.subarray(start - offset, to - offset);
         if (part === undefined) this.model.write(index, start, piece);
-        else part.bytes.set(piece, start - part.offset);
+        else part.memory.bytes().set(piece, start - part.offset);
       });
   }
 
@@ -133,7 +132,7 @@ export class HostedDevice implements ModelHost {
   regionMemory(index: number, offset: number): Uint8Array {
     const part = this.#regions.at(index)?.parts.find((candidate) => candidate.offset === offset);
     if (part === undefined) throw invalid('regionMemory', `region ${index} has no memory at ${hex(offset)}`);
-    return part.bytes;
+    return part.memory.lend();
   }
 
   /** Back to power-on; what the client has mapped and connected stays. Only while no transfer is running. */
@@ -149,7 +148,7 @@ export class HostedDevice implements ModelHost {
     const finish = (): void => {
       this.dma.clear();
       this.interrupts.clear();
-      for (const { parts } of this.#regions) for (const { bytes } of parts) bytes.fill(0);
+      for (const { parts } of this.#regions) for (const { memory } of parts) memory.bytes().fill(0);
       this.reset();
       this.model.resume();
     };
@@ -161,14 +160,11 @@ export class HostedDevice implements ModelHost {
 
   /** Frees everything. */
   close(): void {
-    const { files, memory } = this.platform;
+    const { files } = this.platform;
     this.dma.clear();
     this.interrupts.clear();
     for (const { fd, parts } of this.#regions.splice(0)) {
-      for (const { buffer, va, offset, end } of parts) {
-        memory.detach(buffer);
-        memory.unmap(va, end - offset);
-      }
+      for (const { memory } of parts) memory.abandon();
       if (fd !== undefined) files.close(fd);
     }
   }
@@ -178,12 +174,12 @@ export class HostedDevice implements ModelHost {
     const isWhole = offset % memory.pageSize === 0 && length % memory.pageSize === 0 && length > 0;
     if (fd === undefined || !isWhole || offset + length > size)
       throw invalid('vfio-user device', `memory of ${length} bytes at ${hex(offset)} of a region of ${size} bytes`);
-    const va = memory.map({ fd, offset, length });
+    const lent = new LentMemory(memory, new Range(memory.map({ fd, offset, length }), length));
     try {
-      const buffer = memory.view(va, length);
-      return { offset, end: offset + length, va, buffer, bytes: new Uint8Array(buffer) };
+      lent.bytes();
+      return { offset, end: offset + length, memory: lent };
     } catch (error) {
-      memory.unmap(va, length);
+      lent.abandon();
       throw error;
     }
   }

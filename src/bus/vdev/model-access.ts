@@ -150,7 +150,15 @@ export class ModelAccess implements DeviceAccess, ModelHost {
     );
     if (part === undefined) return undefined;
     const from = offset - part.offset;
-    return this.regionMemory(region, part.offset).subarray(from, from + length);
+    const memory = this.regionMemory(region, part.offset);
+    if (memory.length === 0)
+      throw new DmaError({
+        code: 'EIO',
+        operation: 'registers',
+        reason: `the device's model transferred the memory of region ${region} away`,
+        hint: 'ArrayBuffer.transfer and readers of byte streams do that: the model has to give such calls a copy',
+      });
+    return memory.subarray(from, from + length);
   }
 
   #sizeOf(region: number): number {

@@ -46,7 +46,8 @@ export interface InterruptCounts {
 export interface DeviceDma {
   /**
    * The bytes at [iova, iova + length) themselves, when the host has them mapped in one piece; `undefined` when they can
-   * only be copied. Good until the model next gives control back to the host (returns or awaits).
+   * only be copied. Good until the model next gives control back to the host (returns or awaits): it is empty once the client
+   * has unmapped them, and what still reaches them then neither faults nor meets another owner.
    */
   direct(iova: number, length: number, access: 'read' | 'write'): Uint8Array | undefined;
   /** Fills `into` from memory at `iova`. Resolves when the bytes are there; `undefined` when they are there already. */
