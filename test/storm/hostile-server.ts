@@ -1,5 +1,5 @@
 /** A server of vfio-user that means no good, in a worker thread: each client meets one of its kinds. */
-import { ftruncateSync, unlinkSync } from 'node:fs';
+import { closeSync, ftruncateSync, unlinkSync } from 'node:fs';
 import { isMainThread, parentPort, workerData } from 'node:worker_threads';
 import { isDmaError } from '../../src/errors.js';
 import { openPlatform } from '../../src/platform/open.js';
@@ -53,7 +53,7 @@ function run({ socketPath, seed }: HostileServerOptions): void {
       client.close();
       for (const each of framer.takeFds()) files.close(each);
       files.close(fd);
-      files.close(file);
+      closeSync(file);
     };
     const send = (bytes: Uint8Array, fds: readonly number[] = []): void => {
       try {

@@ -21,7 +21,7 @@ interface Held {
 }
 
 export async function begin({ random, gc }: Weather): Promise<Storm> {
-  const eal = await Eal.start({ memory: { noHuge: random.oneIn(2), sameIova: false }, onForgotten: () => undefined });
+  const eal = await Eal.start({ memory: { noHuge: random.oneIn(2), onNotice: () => undefined }, onForgotten: () => undefined });
   const device = await eal.probe('vdev:copy0');
   const held: Held[] = [];
   const moved: Uint8Array[] = [];
@@ -58,8 +58,14 @@ export async function begin({ random, gc }: Weather): Promise<Storm> {
 
   return {
     seen,
-    // Addresses of what was moved away never come back; the pages do.
-    allowed: () => ({ addresses: (escapes * MiB) / 1024, mappings: escapes, rss: escapes * 1024 }),
+    // The heap keeps a block whose view was moved away, and with it the extent and the memfd that it is in.
+    allowed: () => ({
+      addresses: escapes * 2048,
+      mappings: escapes,
+      rss: escapes * 2048,
+      hugepages: escapes * 2048,
+      descriptors: escapes > 0 ? 2 : 0,
+    }),
     async round() {
       switch (random.below(40)) {
         case 0:

@@ -1,6 +1,6 @@
 /** Clients of a served device that mean no good. After each of them a good one is served. */
 import assert from 'node:assert/strict';
-import { ftruncateSync } from 'node:fs';
+import { closeSync, ftruncateSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises';
@@ -129,7 +129,7 @@ export async function begin({ random }: Weather): Promise<Storm> {
         seen.shrunk++;
       } finally {
         client.close();
-        files.close(file);
+        closeSync(file);
       }
     },
     // Many come at once.

@@ -1,6 +1,7 @@
 /** Every call near vm.max_map_count: it succeeds or says ENOMEM, loses nothing, and works again afterwards. */
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
+import { access } from 'node:fs/promises';
 import { setImmediate as turn } from 'node:timers/promises';
 import { Eal } from '../../../src/eal.js';
 import { isDmaError } from '../../../src/errors.js';
@@ -19,6 +20,8 @@ const HIGHEST = 2_000_000;
 export async function begin({ random }: Weather): Promise<Storm> {
   const limit = Number(readFileSync('/proc/sys/vm/max_map_count', 'utf8'));
   if (limit > HIGHEST) throw new Error(`vm.max_map_count is ${limit}, which is more than ${HIGHEST}`);
+  // libuv makes its threads with the first asynchronous call, and ends the process when it can not.
+  await access('/');
   const eal = await Eal.start({ memory: { noHuge: true }, onForgotten: () => undefined });
   const device = await eal.probe('vdev:copy0');
   const { memory } = eal.platform;
