@@ -93,6 +93,27 @@ export default defineConfig(
     },
   },
   {
+    // Programs that test themselves with fake timers go on using devices.
+    files: ['src/**/*.ts'],
+    ignores: ['src/cli/**', 'src/timers.ts', '**/*.test.ts', '**/testing*.ts'],
+    rules: {
+      'no-restricted-globals': [
+        'error',
+        ...[
+          'setTimeout',
+          'setInterval',
+          'setImmediate',
+          'clearTimeout',
+          'clearInterval',
+          'clearImmediate',
+          'queueMicrotask',
+          'performance',
+          'Date',
+        ].map((name) => ({ name, message: "Take it from src/timers.ts, which has Node's own." })),
+      ],
+    },
+  },
+  {
     files: ['src/cli/**', 'bench/**', 'examples/**', 'test/**', 'scripts/**'],
     rules: { 'no-console': 'off' },
   },

@@ -43,6 +43,7 @@ import { Container, CONTAINER_CHOICES, Containers, type ContainerChoice } from '
 import { deviceModel, isDeviceName } from './vfio-user/devices/catalog.js';
 import type { ModelFactory } from './vfio-user/devices/model.js';
 import { shortForm } from './short-form.js';
+import { queueMicrotask } from './timers.js';
 
 /** How to start. All may be left out. */
 export interface EalOptions extends Pick<RegistryOptions, 'holdBackMs' | 'remember' | 'origins'>, LongWorkOptions {

@@ -5,6 +5,7 @@
 import { DmaError, invalid } from './errors.js';
 import { thrown } from './show.js';
 import { MiB } from './units.js';
+import { now, setImmediate } from './timers.js';
 
 /** How far long work is. */
 export interface Progress {
@@ -39,33 +40,31 @@ export function mustGoOn(signal: AbortSignal | undefined, operation: string): vo
 
 /** Tells `onProgress` of `totalBytes`. @returns what is called with the bytes that are done so far */
 export function progressOf(onProgress: LongWorkOptions['onProgress'], totalBytes: number): (doneBytes: number) => void {
-  const began = performance.now();
+  const began = now();
   return (doneBytes) => {
-    const remainingMs =
-      doneBytes > 0 ? ((performance.now() - began) * (totalBytes - doneBytes)) / doneBytes : undefined;
+    const remainingMs = doneBytes > 0 ? ((now() - began) * (totalBytes - doneBytes)) / doneBytes : undefined;
     onProgress?.({ doneBytes, totalBytes, remainingMs });
   };
 }
 
 /** Programs may replace timers, in tests; this library's own go on. */
-const { setImmediate: nextTurn } = globalThis;
 
 /** How long work may keep the event loop, in milliseconds. */
 const LONGEST_TURN = 4;
 
 /** Turns of the event loop, for work in this thread that is long in all and short step by step. */
 export class Turns {
-  #since = performance.now();
+  #since = now();
 
   /** Has this turn been long enough? Asking costs a look at the clock. */
   get due(): boolean {
-    return performance.now() - this.#since > LONGEST_TURN;
+    return now() - this.#since > LONGEST_TURN;
   }
 
   /** Lets timers and sockets go on. */
   async next(): Promise<void> {
-    await new Promise<void>((resolve) => nextTurn(resolve));
-    this.#since = performance.now();
+    await new Promise<void>((resolve) => setImmediate(resolve));
+    this.#since = now();
   }
 }
 
@@ -131,9 +130,9 @@ export async function inLanes({ length, lanes, pace, signal, operation, piece, d
         const offset = next;
         const bytes = Math.min(pace.bytes, length - offset);
         next += bytes;
-        const began = performance.now();
+        const began = now();
         await piece(offset, bytes);
-        pace.took(bytes, performance.now() - began);
+        pace.took(bytes, now() - began);
         finished += bytes;
         done?.(finished);
       } catch (error) {

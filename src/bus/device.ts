@@ -24,6 +24,7 @@ import type {
   OpenedDevice,
 } from './model.js';
 import { shortForm } from '../short-form.js';
+import { now } from '../timers.js';
 
 /** What has taken a device. */
 interface Binding {
@@ -146,11 +147,11 @@ export class BoundDevice implements Device {
   async explainFaultsAsync({ after = 0, timeoutMs = 1000, signal }: FaultOptions = {}): Promise<ExplainedFault[]> {
     if (!(timeoutMs >= 0))
       throw invalid('explainFaults', `timeoutMs is no time: ${String(timeoutMs)}`, { device: this.name });
-    const end = performance.now() + timeoutMs;
+    const end = now() + timeoutMs;
     for (;;) {
       signal?.throwIfAborted();
       const faults = this.explainFaults();
-      const left = end - performance.now();
+      const left = end - now();
       if (faults.length > after || left <= 0 || this.#opened.faults === undefined) return faults;
       await sleep(Math.min(FAULT_POLL_MS, left), undefined, { signal });
     }

@@ -44,6 +44,7 @@ import {
 import { RetiredMappings } from './retired.js';
 import { TranslationTable } from './translation-table.js';
 import { shortForm } from '../short-form.js';
+import { now as clock } from '../timers.js';
 
 /** How to map it without blocking. */
 export interface MapAsyncOptions extends MapOptions, LongWorkOptions {
@@ -125,7 +126,7 @@ export class Domain {
 
   /** @throws DmaError EINVAL when the granule is no power of two, or less than 4 KiB */
   constructor(options: DomainOptions) {
-    const { backend, now = () => performance.now() } = options;
+    const { backend, now = clock } = options;
     const { windows, granule } = backend.constraints;
     if (granule % TRANSLATION_PAGE !== 0)
       throw invalid('domain', `${options.name} has a granule of ${formatSize(granule)}; 4 KiB is the least`);
@@ -621,7 +622,7 @@ export class Domain {
             pages === undefined || regions !== undefined
               ? Promise.resolve()
               : this.#getPages(pages, entry.va, entry.length, area);
-          ahead.push({ entry, began: performance.now(), ready });
+          ahead.push({ entry, began: clock(), ready });
         }
         const [{ entry, began, ready }] = ahead;
         await ready;
@@ -631,7 +632,7 @@ export class Domain {
         this.#mustNotHaveFailed(operation);
         mapped.push(entry);
         ahead.shift();
-        pace.took(entry.length, performance.now() - began);
+        pace.took(entry.length, clock() - began);
         await this.#announce(entry, turns, operation);
         done += entry.length;
         report(done);

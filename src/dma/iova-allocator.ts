@@ -10,6 +10,7 @@ import { RangeMap } from '../range-map.js';
 import { joined, Range } from '../ranges.js';
 import { ADDRESS_LIMIT, alignUp, isPowerOfTwo } from '../units.js';
 import type { Iova } from '../units.js';
+import { now as clock } from '../timers.js';
 
 /** What an {@link IovaAllocator} works with. */
 export interface IovaAllocatorOptions {
@@ -42,7 +43,7 @@ export class IovaAllocator {
   readonly #queue = new Taken(0, 0);
 
   /** @throws DmaError EINVAL when the granule is no power of two */
-  constructor({ windows, granule, holdBackMs = 100, now = () => performance.now() }: IovaAllocatorOptions) {
+  constructor({ windows, granule, holdBackMs = 100, now = clock }: IovaAllocatorOptions) {
     if (!isPowerOfTwo(granule)) throw invalid('iova', `a granule of ${granule} bytes is no power of two`);
     this.#granule = granule;
     this.#holdBackMs = holdBackMs;

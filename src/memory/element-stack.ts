@@ -7,6 +7,7 @@
  * Threads seldom meet here: each one has a `PoolCache`.
  */
 import { DmaError, invalid } from '../errors.js';
+import { now } from '../timers.js';
 
 // The header, in 32-bit words; what changes has a cache line of its own.
 const MAGIC_AT = 0;
@@ -199,10 +200,10 @@ export class ElementStack {
 
   #lockAsleep(): void {
     const header = this.#header;
-    const deadline = performance.now() + PATIENCE_MS;
+    const deadline = now() + PATIENCE_MS;
     // Who slept can not know whether others do, and so leaves the lock contended: at worst one needless wake-up.
     while (Atomics.exchange(header, LOCK_AT, CONTENDED) !== UNLOCKED) {
-      const left = deadline - performance.now();
+      const left = deadline - now();
       if (left > 0) Atomics.wait(header, LOCK_AT, CONTENDED, left);
       else {
         throw new DmaError({

@@ -8,6 +8,7 @@ import type { Range } from '../ranges.js';
 import { formatSize, type Va } from '../units.js';
 import type { Area } from './area.js';
 import { thrown } from '../show.js';
+import { queueMicrotask } from '../timers.js';
 
 /**
  * Makes areas reachable by every device, now and later; all of them by all devices, or none by any.

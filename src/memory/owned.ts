@@ -42,6 +42,7 @@ import type { Extent } from './segment-list.js';
 import { Views } from './views.js';
 import { shortForm } from '../short-form.js';
 import { show, thrown } from '../show.js';
+import { now } from '../timers.js';
 
 /** Memory of this size that became empty is kept for the next allocation, in bytes, however little the heap has otherwise. */
 const KEPT = 64 * MiB;
@@ -411,9 +412,9 @@ export class OwnedMemory {
       // What came before may have left enough.
       if (fits()) return;
       this.#mustBeIdle();
-      const began = performance.now();
+      const began = now();
       const report = (doneBytes: number, totalBytes: number): void => {
-        const ms = performance.now() - began;
+        const ms = now() - began;
         onProgress?.({ doneBytes, totalBytes, remainingMs: (ms * (totalBytes - doneBytes)) / doneBytes });
       };
       await this.#later(this.#growingFor(heap, request, fits, either), { signal: either, report });

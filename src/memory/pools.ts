@@ -18,6 +18,7 @@ import {
 } from './pool-memory.js';
 import { shortForm } from '../short-form.js';
 import { thrown } from '../show.js';
+import { queueMicrotask } from '../timers.js';
 
 /** What a pool is to be like, and where its memory comes from: the library's own, a heap, or external memory. */
 export interface PoolOptions extends Pick<PlacedMallocOptions, 'heap' | 'node' | 'pageSizes' | 'pageSizeHint'> {

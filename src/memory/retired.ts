@@ -13,6 +13,7 @@ import { DmaError, undoAll } from '../errors.js';
 import type { MemoryPort } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { formatSize, TiB, type Va } from '../units.js';
+import { queueMicrotask, setImmediate } from '../timers.js';
 
 /**
  * What may wait. Collecting takes turns of the event loop, so that a loop without any would fill the address space (128 TiB

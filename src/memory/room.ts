@@ -7,6 +7,7 @@ import { DmaError, isDmaError } from '../errors.js';
 import { inLanes, Pace, Turns, type RunningWork } from '../long-work.js';
 import type { MemoryPort, Platform } from '../platform/ports.js';
 import { formatSize, MiB, type Va } from '../units.js';
+import { now } from '../timers.js';
 
 /** Most that is taken without asking again, in bytes. */
 const MOST = 256 * MiB;
@@ -111,7 +112,7 @@ export class Room {
   #ask(bytes: number, node: number, operation: string): number {
     const { memory, limits } = this.#platform;
     const credit = this.#credits.get(node);
-    if (credit !== undefined && credit.bytes >= bytes && performance.now() < credit.until) return credit.bytes;
+    if (credit !== undefined && credit.bytes >= bytes && now() < credit.until) return credit.bytes;
     const room = limits.room(node);
     if (room.bytes < bytes) {
       throw new DmaError({
@@ -123,7 +124,7 @@ export class Room {
     }
     const most = Math.min(MOST, room.bytes * PART);
     const pages = Math.max(1, Math.floor(most / memory.pageSize)) * memory.pageSize;
-    this.#credits.set(node, { bytes: pages, until: performance.now() + FRESH });
+    this.#credits.set(node, { bytes: pages, until: now() + FRESH });
     return pages;
   }
 

@@ -9,6 +9,7 @@ import { Completions } from '../platform/verbs-work.js';
 import { IBV_WC_SUCCESS } from '../platform/verbs-abi/requests.js';
 import type { RdmaContext } from './context.js';
 import { shortForm } from '../short-form.js';
+import { queueMicrotask, setImmediate } from '../timers.js';
 
 /** Settings of a completion queue. */
 export interface CompletionQueueOptions {

@@ -11,6 +11,7 @@ import { IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/verbs-abi/qu
 import type { RdmaContext } from './context.js';
 import type { ConnectOptions, QueuePair } from './queue-pair.js';
 import { thrown } from '../show.js';
+import { clearTimeout, setTimeout } from '../timers.js';
 
 /** Whom to connect to, and how. */
 export interface CmConnectOptions extends Pick<ConnectOptions, 'timeout' | 'retries' | 'rnrRetries'> {

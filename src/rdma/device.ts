@@ -36,6 +36,7 @@ import { chooseGid, ipv4Of } from './gid.js';
 import { MemoryWindow } from './memory-window.js';
 import { pathTo, QueuePair, type QueuePairAddress, type QueuePairOptions } from './queue-pair.js';
 import { shortForm } from '../short-form.js';
+import { now } from '../timers.js';
 
 /** A port and what it is now. */
 export interface RdmaPort extends VerbsPortAttributes {
@@ -319,7 +320,7 @@ export class RdmaDevice {
     }
     const gone = this.#retired.find(({ region }) => region.rkey === rkey && region.range?.contains(address) === true);
     if (gone !== undefined) {
-      const ms = Math.round(performance.now() - gone.at);
+      const ms = Math.round(now() - gone.at);
       return `${hex(address)} was in ${gone.region.toString()}, which was closed ${ms} ms ago`;
     }
     const mapping = [...this.#domain.mappings()].find(({ live, range }) => live && range.contains(address));
@@ -355,7 +356,7 @@ export class RdmaDevice {
       closed: (closed) => {
         this.#others.delete(closed);
         this.#exposed.delete(closed);
-        this.#retired.unshift({ region: closed, at: performance.now() });
+        this.#retired.unshift({ region: closed, at: now() });
         this.#retired.length = Math.min(this.#retired.length, REMEMBERED);
       },
     });

@@ -25,6 +25,7 @@ import {
   type RemoteMemory,
 } from './queue-pair.js';
 import { thrown } from '../show.js';
+import { clearTimeout, now, setTimeout } from '../timers.js';
 
 /** The version of the protocol that is spoken here. */
 export const EXCHANGE_VERSION = 1;
@@ -334,10 +335,10 @@ export class PeerSession implements Disposable {
   }
 
   async #until(condition: () => boolean, what: string): Promise<void> {
-    const deadline = performance.now() + this.#timeoutMs;
+    const deadline = now() + this.#timeoutMs;
     while (!condition()) {
       if (this.#failure !== undefined) throw this.#failure;
-      const left = deadline - performance.now();
+      const left = deadline - now();
       if (left <= 0) {
         const error = this.#slow(what);
         this.#finish(error);

@@ -5,6 +5,7 @@ import { deviceModel } from './devices/catalog.js';
 import type { DeviceName, DeviceOptions } from './devices/catalog.js';
 import { serve } from './server.js';
 import { thrown } from '../show.js';
+import { setTimeout } from '../timers.js';
 
 /** What the parent passes, as JSON, in the first argument. */
 export interface DeviceProcessArguments<N extends DeviceName = DeviceName> {
