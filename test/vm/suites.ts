@@ -37,6 +37,7 @@ export const SUITES: readonly Suite[] = [
   { name: 'noiommu', kernels: ['built'], iommus: ['none'], backends: ['noiommu'] },
   { name: 'model', kernels: ['built'], iommus: ['48'], backends: ['type1', 'iommufd'], seconds: 600 },
   { name: 'cli', kernels: ['built'], iommus: ['39'], backends: ['type1', 'iommufd'], seconds: 600 },
+  { name: 'limits', kernels: ['built'], iommus: ['none'] },
   { name: 'verbs-platform', kernels: ['built'], iommus: ['none'] },
   { name: 'rdma-device', kernels: ['built'], iommus: ['none'], seconds: 600 },
   { name: 'rdma-cli', kernels: ['built'], iommus: ['none'], seconds: 600 },
