@@ -291,6 +291,57 @@ test('in pieces, with progress; and given up in the middle', async () => {
   assert.equal(space.unmapAll(), 0);
 });
 
+test(
+  'timers run while much is mapped, one of them gives it up, and nothing is left',
+  { skip: width() !== 48 },
+  async (t) => {
+    await using eal = await start();
+    const device = await raw(eal);
+    const space = spaceOf(eal);
+    const free = space instanceof Type1Space ? space.available() : undefined;
+    const before = pinned();
+    const [less, length] = [128 * MiB, 512 * MiB];
+    let last = performance.now();
+    let longest = 0;
+    let ticks = 0;
+    const timer = setInterval(() => {
+      const now = performance.now();
+      longest = Math.max(longest, now - last);
+      last = now;
+      ticks++;
+    }, 5);
+    t.after(() => clearInterval(timer));
+    // Its pages are not there yet: getting them is most of the work.
+    using memory = eal.external.allocate(less, { populate: false });
+    const began = performance.now();
+    [last, longest, ticks] = [began, 0, 0];
+    const mapping = await device.dmaMapAsync(memory);
+    const took = performance.now() - began;
+    t.diagnostic(`${took.toFixed()} ms, ${ticks} ticks, the longest delay ${longest.toFixed()} ms`);
+    assert.equal(pinned() - before, less);
+    assert.ok(longest < took / 4, `a delay of ${longest.toFixed()} ms in ${took.toFixed()} ms`);
+    ticks = 0;
+    await mapping.unmapAsync();
+    assert.ok(ticks > 0, 'the loop stood still while it was unmapped');
+    assert.equal(pinned(), before);
+
+    using more = eal.external.allocate(length, { populate: false });
+    const stop = new AbortController();
+    let doneBytes = 0;
+    const given = device.dmaMapAsync(more, {
+      signal: stop.signal,
+      onProgress: (progress) => ({ doneBytes } = progress),
+    });
+    setTimeout(() => stop.abort(), took / 2);
+    await assert.rejects(given, (error) => isDmaError(error, 'ECANCELED'));
+    t.diagnostic(`given up after ${doneBytes / MiB} MiB`);
+    assert.ok(doneBytes < length);
+    assert.deepEqual([device.domain?.entries, device.domain?.bytes, pinned()], [0, 0, before]);
+    if (space instanceof Type1Space) assert.equal(space.available(), free);
+    assert.equal(space.unmapAll(), 0);
+  },
+);
+
 test('the old way, for programs that are being ported', async () => {
   const warnings: string[] = [];
   const listen = (warning: Error & { code?: string }): void => void warnings.push(`${warning.name} ${warning.code}`);

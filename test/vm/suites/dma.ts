@@ -4,6 +4,7 @@
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { closeSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs';
 import { before, test } from 'node:test';
 import assert from 'node:assert/strict';
 import {
@@ -172,6 +173,71 @@ test('heap and owned memory are reached without a call, by hugepages', async () 
   assert.ok(eal.memory.facts().lists.some(({ pageSize, pages }) => pageSize === 2 * MiB && pages > 0));
   eal.heap.removeMemory('user', memory.va, memory.length);
   eal.heap.destroy('user');
+});
+
+test('where iovaOf says that blocks, zones and pools are, the device writes, however often memory comes and goes', async () => {
+  await using eal = await start();
+  const device = await eal.probe(`pci:${EDU}`);
+  const edu = eduOf(device);
+  const sent = pattern(LENGTH, 10);
+  {
+    using from = eal.malloc(LENGTH);
+    from.bytes().set(sent);
+    await edu.copyIn(device.iovaOf(from), 0, LENGTH);
+  }
+  /** Has the device write to `iova`, where `bytes` are to be. */
+  const mustWrite = async (iova: number, bytes: Uint8Array, what: string): Promise<void> => {
+    bytes.fill(0xee);
+    await edu.copyOut(iova, 0, bytes.length);
+    assert.deepEqual(Uint8Array.from(bytes), sent.slice(0, bytes.length), what);
+  };
+  for (let round = 0; round < 20; round++) {
+    const block = eal.malloc((4 + round) * MiB);
+    const tail = block.length - LENGTH;
+    await mustWrite(device.iovaOf(block) + tail, block.bytes(tail), `round ${round}`);
+    block.free();
+  }
+  using zone = eal.zones.reserve('zone', 3 * MiB);
+  await mustWrite(device.iovaOf(zone), zone.bytes(0, LENGTH), 'zone');
+  using pool = eal.pools.create({ elements: 3000, elementSize: LENGTH });
+  const iovas = pool.iovasFor(device);
+  for (const element of [0, 1234, 2999])
+    await mustWrite(iovas[element] ?? assert.fail(), pool.bytes(element), `element ${element}`);
+});
+
+test('of a file that may only be read the device reads the file, and what is stored through bytes() stays here', async (t) => {
+  const path = '/dev/shm/read-only';
+  const content = Buffer.alloc(64 * KiB, 'f');
+  writeFileSync(path, content);
+  const [reader, writer] = [openSync(path, 'r'), openSync(path, 'r+')];
+  t.after(() => {
+    for (const fd of [reader, writer]) closeSync(fd);
+    rmSync(path);
+  });
+  await using eal = await start();
+  const device = await eal.probe(`pci:${EDU}`);
+  using target = eal.external.allocate(4 * KiB);
+  using to = device.dmaMap(target);
+  for (const [fd, writable] of [
+    [reader, undefined],
+    [writer, false],
+  ] as const) {
+    writeSync(writer, content, 0, content.length, 0);
+    using memory = eal.external.fromFd(fd, { writable });
+    const bytes = memory.bytes();
+    bytes[0] = 1;
+    using from = device.dmaMap(memory, { access: 'read' });
+    bytes[1] = 2;
+    // Whoever may write the file is heard, by the program only in pages that it has not stored to.
+    writeSync(writer, 'w', 2);
+    writeSync(writer, 'w', 4 * KiB);
+    await copy(eduOf(device), from.iova, to.iova, 4);
+    assert.equal(Buffer.from(target.bytes(0, 4)).toString(), 'ffwf');
+    assert.deepEqual([...bytes.subarray(0, 4)], [1, 2, ...Buffer.from('ff')]);
+    await copy(eduOf(device), from.iova + 4 * KiB, to.iova, 4);
+    assert.equal(Buffer.from(target.bytes(0, 4)).toString(), 'wfff');
+    assert.equal(Buffer.from(bytes.subarray(4 * KiB, 4 * KiB + 4)).toString(), 'wfff');
+  }
 });
 
 test('two devices in one domain share a mapping; the last unmap takes it away', async () => {
