@@ -13,6 +13,7 @@ const ROOMS = [
     'here',
     'errors',
     'check',
+    'testing-arguments',
     'units',
     'ranges',
     'range-map',

@@ -99,6 +99,47 @@ export function mustBeFunction(value: unknown, what: string, operation: string):
   if (typeof value !== 'function') throw invalid(operation, `${what} is a function, not ${show(value)}`);
 }
 
+/** @throws DmaError EINVAL unless `value` is an integer from `least` to `most` */
+export function mustBeWhole(
+  value: unknown,
+  least: number,
+  most: number,
+  what: string,
+  operation: string,
+): asserts value is number {
+  if (typeof value === 'number' && Number.isInteger(value) && value >= least && value <= most) return;
+  throw invalid(operation, `${what} is ${show(value)}, not an integer from ${least} to ${most}`);
+}
+
+/** @throws DmaError EINVAL unless `value` is a time that a timer can wait, in milliseconds */
+export function mustBeMs(value: unknown, what: string, operation: string): asserts value is number {
+  if (typeof value === 'number' && value >= 0 && value < 2 ** 31) return;
+  throw invalid(operation, `${what} is ${show(value)}, not a number of milliseconds from 0 to 2^31 - 1`);
+}
+
+/** @throws DmaError EINVAL unless `value` is one of `words` */
+export function mustBeOneOf<T extends string>(
+  value: unknown,
+  words: readonly T[],
+  what: string,
+  operation: string,
+): asserts value is T {
+  if (words.some((word) => word === value)) return;
+  throw invalid(operation, `there is no ${what} ${show(value)}`, { hint: `it is ${words.join(', ')}` });
+}
+
+/** @throws DmaError EINVAL unless `value` is an object that has these members, each an object or a function */
+export function mustHave(value: unknown, members: readonly string[], what: string, operation: string): void {
+  if (typeof value !== 'object' || value === null) throw invalid(operation, `this is no ${what}: ${show(value)}`);
+  reading(operation, `the ${what}`, () => {
+    for (const name of members) {
+      const member: unknown = Reflect.get(value, name);
+      if ((typeof member !== 'object' || member === null) && typeof member !== 'function')
+        throw invalid(operation, `this is no ${what}: it has no ${name}`);
+    }
+  });
+}
+
 /** @throws DmaError EINVAL unless `value` is of `kind` */
 export function mustBe<T>(
   value: unknown,

@@ -8,42 +8,17 @@ import type { Device } from './bus/model.js';
 import { dmaError } from './bus/testing.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal } from './eal.js';
-import { DmaError, isDmaError } from './errors.js';
+import { DmaError } from './errors.js';
 import type { ExternalMemory } from './memory/external.js';
 import type { Block } from './memory/heap.js';
 import type { Pool } from './memory/pool.js';
 import type { Zone } from './memory/zones.js';
 import { openPlatform } from './platform/open.js';
 import { trackingPlatform } from './platform/testing.js';
+import { BATTERY, HOSTILE, knock, type Door } from './testing-arguments.js';
 import { spawnDevice } from './vfio-user/device-process.js';
 
 const skip = openPlatform().limitation ?? false;
-
-const throwing = (): never => {
-  throw new TypeError('it throws when it is looked at');
-};
-const HOSTILE = new Proxy({}, { get: throwing, has: throwing, ownKeys: throwing, getPrototypeOf: throwing });
-const GETTER = Object.defineProperty({}, 'va', { get: throwing, enumerable: true });
-
-/** Wrong values, by what they are. */
-const BATTERY: readonly (readonly [kind: string, value: unknown])[] = [
-  ['null', null],
-  ['number', NaN],
-  ['number', -1],
-  ['number', 1.5],
-  ['number', 2 ** 53],
-  ['bigint', 1n],
-  ['string', ''],
-  ['string', 'x'],
-  ['boolean', true],
-  ['object', {}],
-  ['object', Object.create(null)],
-  ['array', []],
-  ['symbol', Symbol('s')],
-  ['function', () => undefined],
-  ['hostile', HOSTILE],
-  ['getter', GETTER],
-];
 
 interface Scene {
   readonly eal: Eal;
@@ -54,10 +29,8 @@ interface Scene {
   readonly pool: Pool;
 }
 
-type Call = (scene: Scene, value: never) => unknown;
-
 /** What takes which kinds, besides what is left out; the values of these kinds may be refused, too. */
-const DOORS: readonly (readonly [door: string, right: readonly string[], call: Call])[] = [
+const DOORS: readonly Door<Scene>[] = [
   ['probe', ['string'], ({ eal }, v) => eal.probe(v)],
   ['probe options', ['object'], ({ eal }, v) => eal.probe('vdev:edu7', v).then((device) => eal.remove(device))],
   ['probe container', [], ({ eal }, v) => eal.probe('vdev:edu7', { container: v })],
@@ -260,22 +233,7 @@ describe('arguments that are none', { skip }, () => {
       containers: [...eal.containers.all].length,
     });
     const before = books();
-    const wrong: string[] = [];
-    for (const [door, right, call] of DOORS)
-      for (const [kind, value] of BATTERY) {
-        const what = `${door} with ${kind} ${kind === 'number' ? String(value) : ''}`;
-        try {
-          await call(scene, value as never);
-          if (!right.includes(kind)) wrong.push(`${what}: taken`);
-        } catch (error) {
-          if (!isDmaError(error))
-            wrong.push(
-              `${what}: ${error instanceof Error ? (error.stack ?? '').split('\n').slice(0, 4).join(' ') : 'no error'}`,
-            );
-          else if (!right.includes(kind) && error.code !== 'EINVAL') wrong.push(`${what}: ${error.message}`);
-        }
-      }
-    assert.deepEqual(wrong, []);
+    assert.deepEqual(await knock(scene, DOORS), []);
     assert.deepEqual(books(), before);
     for (const held of [scene.block, scene.zone, scene.pool, memory]) held[Symbol.dispose]();
     await eal.stop();

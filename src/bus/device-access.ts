@@ -1,5 +1,8 @@
 /** What a driver works a device through, the same for vfio-user, VFIO and devices emulated in this process. */
-import { isDmaError, type ErrorCode } from '../errors.js';
+import { mustBeFunction, reading } from '../check.js';
+import { invalid, isDmaError, type ErrorCode } from '../errors.js';
+import { show } from '../show.js';
+import { hex } from '../units.js';
 import type { Registers } from '../platform/registers.js';
 
 /** PCI region indexes, as VFIO numbers them (include/uapi/linux/vfio.h, VFIO_PCI_BAR0_REGION_INDEX ...). */
@@ -45,6 +48,38 @@ export interface DeviceAccess {
   enableInterrupts(kind: InterruptKind, handlers: readonly (() => void)[]): Interrupts;
   /** Resets the device; mappings and interrupts stay. ENOTSUP when it has no reset. */
   reset(): void;
+}
+
+/** All kinds of interrupts. */
+export const INTERRUPT_KINDS: readonly InterruptKind[] = ['intx', 'msi', 'msix'];
+
+/** @throws DmaError EINVAL unless the region is there, and has these bytes */
+export function checkRegionAccess(
+  regions: readonly RegionInfo[],
+  region: number,
+  offset: number,
+  length: number,
+): void {
+  const info = regions.find(({ index }) => index === region);
+  if (info === undefined) throw invalid('registers', `the device has no region ${show(region)}`);
+  const whole = Number.isInteger(offset) && Number.isInteger(length);
+  if (!whole || offset < 0 || length < 1 || offset + length > info.size)
+    throw invalid(
+      'registers',
+      `${show(length)} bytes at ${hex(offset)} of region ${region}, which has ${hex(info.size)}`,
+    );
+}
+
+/** The handlers of a caller, copied: the list is his to change. @throws DmaError EINVAL for more than there are vectors, and for what is no function */
+export function handlersOf(handlers: readonly (() => void)[], count: number, kind: InterruptKind): (() => void)[] {
+  const operation = 'enableInterrupts';
+  return reading(operation, 'the handlers', () => {
+    if (!Array.isArray(handlers)) throw invalid(operation, `handlers are given as an array, not as ${show(handlers)}`);
+    if (handlers.length > count)
+      throw invalid(operation, `${handlers.length} handlers for ${count} vectors of ${kind}`);
+    for (const handler of handlers) mustBeFunction(handler, 'a handler', operation);
+    return [...(handlers as readonly (() => void)[])];
+  });
 }
 
 const GONE: readonly ErrorCode[] = ['ENODEV', 'ECONNRESET', 'ECONNABORTED', 'ENOTCONN', 'EPIPE', 'EPROTO'];

@@ -1,6 +1,6 @@
 /** The devices of a registry: where a call of a device finds its domain. */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { isA, mustBeObject, reading } from '../check.js';
+import { isA, mustBeObject, optionsOf, reading, type Shape } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
@@ -32,6 +32,8 @@ interface Binding {
   readonly domain: Domain | undefined;
   instance?: unknown;
 }
+
+const FAULT_OPTIONS: Shape<FaultOptions> = { after: 'number', timeoutMs: 'number', signal: AbortSignal };
 
 /** How often it is looked whether a fault was reported; nobody tells. */
 const FAULT_POLL_MS = 20;
@@ -124,9 +126,16 @@ export class BoundDevice implements Device {
     const domain = this.#mustHaveDomain('iovaOf');
     const isAt = typeof memory === 'number';
     if (!isAt) mustBeObject(memory, 'memory and VAs', 'iovaOf');
-    const va = isAt ? memory : memory.va;
-    const length = isAt ? 1 : memory.length;
-    const isLive = isAt || (memory.live !== false && memory.registered !== false);
+    let va: number;
+    let length: number;
+    let isLive: boolean;
+    try {
+      va = isAt ? memory : memory.va;
+      length = isAt ? 1 : memory.length;
+      isLive = isAt || (memory.live !== false && memory.registered !== false);
+    } catch (cause) {
+      throw invalid('iovaOf', 'the memory can not be read', { device: this.name, cause });
+    }
     if (isLive && isAddress(va) && isAddress(length) && length > 0) {
       const iova = domain.table.iovaOfRange(va, length);
       if (iova >= 0) return iova as Iova;
@@ -144,7 +153,8 @@ export class BoundDevice implements Device {
     return faults.map((fault) => ({ ...fault, explanation: domain.explain(fault.iova, 1, fault.access) }));
   }
 
-  async explainFaultsAsync({ after = 0, timeoutMs = 1000, signal }: FaultOptions = {}): Promise<ExplainedFault[]> {
+  async explainFaultsAsync(options?: FaultOptions): Promise<ExplainedFault[]> {
+    const { after = 0, timeoutMs = 1000, signal } = optionsOf(options, FAULT_OPTIONS, 'explainFaults');
     if (!(timeoutMs >= 0))
       throw invalid('explainFaults', `timeoutMs is no time: ${String(timeoutMs)}`, { device: this.name });
     const end = now() + timeoutMs;

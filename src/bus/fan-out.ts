@@ -1,4 +1,5 @@
 /** One range on many devices: all or nothing. */
+import { reading } from '../check.js';
 import { undoAll, withUndo } from '../errors.js';
 import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
@@ -33,7 +34,9 @@ export class GroupMapping implements Disposable, AsyncDisposable {
 
   /** The mapping of one device; `undefined` when that is not, or no longer, in the group. */
   of(device: Device): Mapping | undefined {
-    return this.mappings.find((mapping) => mapping.device === device?.name);
+    if (typeof device !== 'object' || device === null) return undefined;
+    const name = reading('of', 'the device', () => device.name);
+    return this.mappings.find((mapping) => mapping.device === name);
   }
 
   /** All mappings, in the order they were made. */

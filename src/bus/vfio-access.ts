@@ -1,8 +1,18 @@
 /** A device that speaks VFIO, by a vfio-user connection or the kernel, worked as drivers work any device. */
+import { mustBe, mustBeOneOf } from '../check.js';
 import { DmaError, invalid, undoAll } from '../errors.js';
 import type { EventsPort, Platform, Watch } from '../platform/ports.js';
 import type { Registers } from '../platform/registers.js';
-import type { DeviceAccess, InterruptKind, Interrupts, RegionInfo } from './device-access.js';
+import { show } from '../show.js';
+import {
+  checkRegionAccess,
+  handlersOf,
+  INTERRUPT_KINDS,
+  type DeviceAccess,
+  type InterruptKind,
+  type Interrupts,
+  type RegionInfo,
+} from './device-access.js';
 
 /** What `VfioUserClient` and `VfioDevice` have in common. */
 export interface VfioLike {
@@ -46,29 +56,33 @@ export class VfioAccess implements DeviceAccess {
 
   registers(region: number): Registers {
     if (!this.regions.some((info) => info.index === region))
-      throw invalid('registers', `the device has no region ${region}`);
+      throw invalid('registers', `the device has no region ${show(region)}`);
     return this.#device.registers(region);
   }
 
   readRegion(region: number, offset: number, length: number): Uint8Array {
+    checkRegionAccess(this.regions, region, offset, length);
     const bytes = new Uint8Array(length);
     this.#device.regionRead(region, offset, bytes);
     return bytes;
   }
 
   writeRegion(region: number, offset: number, bytes: Uint8Array): void {
+    mustBe(bytes, Uint8Array, 'what is written', 'writeRegion');
+    checkRegionAccess(this.regions, region, offset, bytes.length);
     this.#device.regionWrite(region, offset, bytes);
   }
 
   interruptCount(kind: InterruptKind): number {
+    mustBeOneOf(kind, INTERRUPT_KINDS, 'kind of interrupt', 'interruptCount');
     return this.#device.interrupts[IRQ_INDEX[kind]]?.count ?? 0;
   }
 
   enableInterrupts(kind: InterruptKind, handlers: readonly (() => void)[]): Interrupts {
-    const index = IRQ_INDEX[kind];
     const count = this.interruptCount(kind);
-    if (handlers.length > count || handlers.length === 0)
-      throw invalid('enableInterrupts', `${handlers.length} handlers for ${count} vectors of ${kind}`);
+    const index = IRQ_INDEX[kind];
+    const own = handlersOf(handlers, count, kind);
+    if (own.length === 0) throw invalid('enableInterrupts', `no handlers for the ${count} vectors of ${kind}`);
     this.#enabled?.close();
     const undo: (() => void)[] = [];
     const watches: Watch[] = [];
@@ -80,7 +94,7 @@ export class VfioAccess implements DeviceAccess {
         }
       : undefined;
     try {
-      const eventfds = handlers.map((handler) => this.#listen(handler, afterwards, undo, watches));
+      const eventfds = own.map((handler) => this.#listen(handler, afterwards, undo, watches));
       this.#device.setInterrupts({ index, action: 'trigger', eventfds });
       undo.push(() => {
         if (this.#device.failure === undefined) this.#device.setInterrupts({ index, action: 'trigger' });

@@ -5,7 +5,7 @@
  * The life of a mapping: plan (check everything, find what is shared) → reserve IOVAs and ledger entries → backend →
  * publish (translation table, hold on the area). Unmapping goes the other way. Each step undoes itself when a later fails.
  */
-import { optionsOf, type Shape } from '../check.js';
+import { mustBeOneOf, optionsOf, type Shape } from '../check.js';
 import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
@@ -33,6 +33,7 @@ import { Entry, Ledger } from './ledger.js';
 import { LockedBudget } from './locked-budget.js';
 import { lostDevice, Mapping } from './mapping.js';
 import {
+  ACCESSES,
   MAP_OPTIONS,
   planMapping,
   targetOf,
@@ -410,6 +411,7 @@ export class Domain {
    */
   explain(iova: IovaLike, length = 1, access?: DmaAccess, by: 'device' | 'peer' = 'device'): Explanation {
     const range = new Range(iova as Iova, length, 'explain');
+    if (access !== undefined) mustBeOneOf(access, ACCESSES, 'access', 'explain');
     const evidence = { ledger: this.#ledger, retired: this.#retired, windows: this.#windows, now: this.#now() };
     return explain(evidence, range.start, range.length, access, by);
   }

@@ -160,8 +160,10 @@ export function checkTarget(areas: AreaIndex, target: MapTarget, options: MapOpt
   return area;
 }
 
-const ACCESSES: readonly DmaAccess[] = ['read', 'write', 'read-write'];
-const REMOTES: readonly RemoteAccess[] = ['none', ...ACCESSES];
+/** What a device can do with memory. */
+export const ACCESSES: readonly DmaAccess[] = ['read', 'write', 'read-write'];
+/** What peers can. */
+export const REMOTES: readonly RemoteAccess[] = ['none', ...ACCESSES];
 const PAGINGS: readonly Paging[] = ['pinned', 'on-demand'];
 
 type Refuse = (code: ErrorCode, reason: string, hint?: string) => DmaError;

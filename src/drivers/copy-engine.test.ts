@@ -45,7 +45,8 @@ async function open(
   setup: Setup = {},
 ): Promise<{ host: TestHost; access: TestAccess; engine: CopyEngine; memory: TestMemory }> {
   const { host, access, rings } = prepare(setup);
-  return { host, access, memory: host.dma, engine: await CopyEngine.open(access, rings, setup) };
+  const { entries: _e, model: _m, reach: _r, ...options } = setup;
+  return { host, access, memory: host.dma, engine: await CopyEngine.open(access, rings, options) };
 }
 
 /** Polls until `count` completions were found; their cookies, codes, byte counts and faults. */

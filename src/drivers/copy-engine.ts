@@ -1,6 +1,7 @@
 /** A driver for the copy engine, the emulated device of `copy-engine-layout.ts`. */
 import { isGone, type DeviceAccess, type InterruptKind, type Interrupts } from '../bus/device-access.js';
 import type { ErrorCode } from '../errors.js';
+import { mustBe, mustBeMs, mustBeObject, mustBeWhole, mustHave, optionsOf, reading, type Shape } from '../check.js';
 import { DmaError, invalid, withUndo } from '../errors.js';
 import type { Registers } from '../platform/registers.js';
 import { Range } from '../ranges.js';
@@ -23,6 +24,7 @@ import {
 } from '../vfio-user/devices/copy-engine-layout.js';
 import { Bell, SPIN_TURNS, until } from './wait.js';
 import { shortForm } from '../short-form.js';
+import { show } from '../show.js';
 import { now } from '../timers.js';
 
 /** Memory that is mapped for the device. */
@@ -61,6 +63,10 @@ export interface CopyOptions {
   /** Ends the copy early: no more is started, and it rejects when nothing of it is under way any more. */
   readonly signal?: AbortSignal;
 }
+
+const ENGINE_OPTIONS: Shape<CopyEngineOptions> = { interrupts: 'boolean', coalesce: 'number', timeoutMs: 'number' };
+const COPY_OPTIONS: Shape<CopyOptions> = { onProgress: 'function', signal: AbortSignal };
+const NO_OPTIONS: CopyOptions = {};
 
 /** What `copy` is cut into: large enough to cost nothing, small enough to report progress. */
 const PIECE_BYTES = 1024 * KiB;
@@ -166,12 +172,13 @@ export class CopyEngine implements AsyncDisposable {
    * Rejects with ENODEV when it is no copy engine of this version, EINVAL for memory that can not be a ring, ETIMEDOUT when
    * the reset does not end.
    */
-  static async open(
-    access: DeviceAccess,
-    rings: CopyEngineRings,
-    options: CopyEngineOptions = {},
-  ): Promise<CopyEngine> {
+  static async open(access: DeviceAccess, given: CopyEngineRings, asked?: CopyEngineOptions): Promise<CopyEngine> {
     const operation = 'copyEngine.open';
+    mustHave(access, ['registers', 'enableInterrupts', 'interruptCount'], 'access to a device', operation);
+    const options = optionsOf(asked, ENGINE_OPTIONS, operation);
+    if (options.coalesce !== undefined) mustBeWhole(options.coalesce, 1, 2 ** 32 - 1, 'coalesce', operation);
+    if (options.timeoutMs !== undefined) mustBeMs(options.timeoutMs, 'timeoutMs', operation);
+    const rings = ringsOf(given, operation);
     const registers = access.registers(COPY_REGION.INDEX);
     const known = registers.size >= COPY_REGION.SIZE && registers.read32(REG.ID) === COPY_ID;
     const version = known ? registers.read32(REG.VERSION) : 0;
@@ -210,9 +217,9 @@ export class CopyEngine implements AsyncDisposable {
    * - ECANCELED: `signal` was aborted (its reason is the cause), or the driver was closed;
    * - EIO, ETIMEDOUT and what the way to the device throws: the engine is dead, reset and takes nothing more.
    */
-  copy(source: IovaLike, destination: IovaLike, length: number, options: CopyOptions = {}): Promise<void> {
-    const { signal, onProgress } = options;
+  copy(source: IovaLike, destination: IovaLike, length: number, options?: CopyOptions): Promise<void> {
     return new Promise((resolve, reject) => {
+      const { signal, onProgress } = options === undefined ? NO_OPTIONS : optionsOf(options, COPY_OPTIONS, 'copy');
       const from = new Range(source, length, 'copy');
       const to = new Range(destination, length, 'copy');
       if (from.overlaps(to)) throw invalid('copy', `source ${from.toString()} overlaps the destination`, { range: to });
@@ -258,10 +265,16 @@ export class CopyEngine implements AsyncDisposable {
    */
   submit(source: IovaLike, destination: IovaLike, length: number, interrupt = false): number {
     if (this.#dead !== undefined) throw this.#dead;
-    if (!(length > 0 && length <= this.maxTransfer && source >= 0 && destination >= 0))
+    if (!(
+      Number.isInteger(length) &&
+      length > 0 &&
+      length <= this.maxTransfer &&
+      isWhole(source) &&
+      isWhole(destination)
+    ))
       throw invalid(
         'copyEngine.submit',
-        `${length} bytes from ${source} to ${destination}; the device takes 1 to ${this.maxTransfer} bytes`,
+        `${show(length)} bytes from ${show(source)} to ${show(destination)}; the device takes 1 to ${this.maxTransfer} bytes`,
       );
     return this.#put(source, destination, length, interrupt, undefined, 0);
   }
@@ -312,11 +325,12 @@ export class CopyEngine implements AsyncDisposable {
    *
    * @param why what has not completed rejects with this. Default: ECANCELED
    */
-  close(why?: DmaError): Promise<void> {
+  async close(why?: DmaError): Promise<void> {
+    if (why !== undefined) mustBe(why, DmaError, 'why it is closed', 'copyEngine.close');
     this.#closing ??= this.#end(
       why ?? new DmaError({ code: 'ECANCELED', operation: 'copyEngine', reason: 'the driver is closed' }),
     );
-    return this.#closing;
+    await this.#closing;
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -550,6 +564,25 @@ function aborted(signal: AbortSignal): DmaError {
 function interruptKind(access: DeviceAccess): InterruptKind | undefined {
   const kinds: readonly InterruptKind[] = ['msix', 'msi', 'intx'];
   return kinds.find((kind) => access.interruptCount(kind) > 0);
+}
+
+/** An integer that is not negative: which of them are addresses is for the device to judge. */
+function isWhole(value: unknown): boolean {
+  return typeof value === 'number' && Number.isInteger(value) && value >= 0;
+}
+
+/** The rings of a caller, whose objects are his. @throws DmaError EINVAL */
+function ringsOf(given: CopyEngineRings, operation: string): CopyEngineRings {
+  const ringOf = (ring: RingMemory): RingMemory => {
+    mustBeObject(ring, 'rings', operation);
+    const { bytes, iova } = ring;
+    mustBe(bytes, Uint8Array, 'the memory of a ring', operation);
+    return { bytes, iova };
+  };
+  return reading(operation, 'the rings', () => {
+    mustBeObject(given, 'rings', operation);
+    return { descriptors: ringOf(given.descriptors), completions: ringOf(given.completions) };
+  });
 }
 
 /** The entries that both rings have room for, at most `max`; EINVAL for memory that can not be a ring. */

@@ -1,5 +1,6 @@
 /** A driver for the `edu` PCI device: QEMU's own over VFIO, or the model of it. */
 import type { DeviceAccess, Interrupts } from '../bus/device-access.js';
+import { mustBeFunction, mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import type { Registers } from '../platform/registers.js';
 import { Range } from '../ranges.js';
@@ -26,6 +27,8 @@ export interface EduOptions {
   /** How long one step of the device may take, in milliseconds. A transfer takes 100 in QEMU. Default 5000. */
   readonly timeoutMs?: number;
 }
+
+const EDU_OPTIONS: Shape<EduOptions> = { dmaMaskBits: 'number', timeoutMs: 'number' };
 
 /** Bytes in one transfer at most. */
 const CHUNK = 2048;
@@ -64,13 +67,18 @@ export class Edu implements Disposable {
    *
    * @throws DmaError ENODEV when it is no edu device
    */
-  static open(access: DeviceAccess, options: EduOptions = {}): Edu {
+  static open(access: DeviceAccess, asked?: EduOptions): Edu {
+    const operation = 'edu.open';
+    mustHave(access, ['registers', 'enableInterrupts', 'interruptCount'], 'access to a device', operation);
+    const options = optionsOf(asked, EDU_OPTIONS, operation);
+    if (options.dmaMaskBits !== undefined) mustBeWhole(options.dmaMaskBits, 1, 53, 'dmaMaskBits', operation);
+    if (options.timeoutMs !== undefined) mustBeMs(options.timeoutMs, 'timeoutMs', operation);
     const registers = access.registers(EDU_REGION.INDEX);
     const id = registers.size >= EDU_REGION.SIZE ? registers.read32(EDU_REGISTER.IDENTIFICATION) : 0;
     if ((id & 0xffff) !== 0x00ed)
       throw new DmaError({
         code: 'ENODEV',
-        operation: 'edu.open',
+        operation,
         reason: `region 0 has ${hex(registers.size)} bytes and identification ${hex(id)}, which is no edu device`,
       });
     return new Edu(access, registers, options);
@@ -95,7 +103,7 @@ export class Edu implements Disposable {
    */
   factorial(n: number): Promise<number> {
     return this.#inTurn(async () => {
-      if (n >>> 0 !== n) throw invalid('edu.factorial', `${n} is not an integer from 0 to 2^32 - 1`);
+      mustBeWhole(n, 0, 2 ** 32 - 1, 'n', 'edu.factorial');
       await this.#computed();
       const registers = this.#open('edu.factorial');
       registers.write32(EDU_REGISTER.STATUS, this.#interrupts === undefined ? 0 : EDU_STATUS.INTERRUPT_AFTER);
@@ -132,6 +140,7 @@ export class Edu implements Disposable {
    * earlier handler; closing the result, or the driver, disables them.
    */
   enableInterrupt(handler: (reasons: number) => void): Interrupts {
+    mustBeFunction(handler, 'a handler', 'edu.enableInterrupt');
     const registers = this.#open('edu.enableInterrupt');
     this.#interrupts?.close();
     const kind = this.#access.interruptCount('msi') > 0 ? 'msi' : 'intx';

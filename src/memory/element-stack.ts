@@ -7,6 +7,7 @@
  * Threads seldom meet here: each one has a `PoolCache`.
  */
 import { DmaError, invalid } from '../errors.js';
+import { show } from '../show.js';
 import { now } from '../timers.js';
 
 // The header, in 32-bit words; what changes has a cache line of its own.
@@ -225,14 +226,31 @@ function bitWords(elements: number, checked: boolean): number {
   return checked ? Math.ceil(elements / 32) : 0;
 }
 
+function isNumbers(numbers: unknown): boolean {
+  try {
+    return numbers instanceof Int32Array || numbers instanceof Uint32Array;
+  } catch {
+    // It throws when it is asked.
+    return false;
+  }
+}
+
 /** A typed array ignores what is written past its end: elements would get lost. @throws DmaError EINVAL @internal */
 export function checkBurst(numbers: ElementNumbers, count: number, at: number): void {
   // Other arrays would change the numbers, or throw.
-  if (!(numbers instanceof Int32Array || numbers instanceof Uint32Array))
-    throw invalid('pool', 'numbers of elements are kept in an Int32Array or Uint32Array');
+  if (!isNumbers(numbers)) throw invalid('pool', 'numbers of elements are kept in an Int32Array or Uint32Array');
   // Told by `|` that they are small integers, the compiler uses them as such from here on.
-  if ((count | 0) === count && (at | 0) === at && count >= 0 && at >= 0 && at + count <= numbers.length) return;
-  throw invalid('pool', `${count} elements from place ${at} on do not fit an array of ${numbers.length}`);
+  if (
+    typeof count === 'number' &&
+    typeof at === 'number' &&
+    (count | 0) === count &&
+    (at | 0) === at &&
+    count >= 0 &&
+    at >= 0 &&
+    at + count <= numbers.length
+  )
+    return;
+  throw invalid('pool', `${show(count)} elements from place ${show(at)} on do not fit an array of ${numbers.length}`);
 }
 
 /**

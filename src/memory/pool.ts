@@ -6,7 +6,7 @@
  * Nothing is written into the elements: what is free is known outside of them (element-stack.ts), and each thread has a
  * stock of its own (pool-cache.ts).
  */
-import { mustBeObject } from '../check.js';
+import { mustBe, mustBeObject, mustBeString, mustBeWhole, mustHave, optionsOf, reading } from '../check.js';
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
@@ -67,6 +67,8 @@ interface PoolParts {
 }
 
 const FREED = -1;
+
+const FREE_OPTIONS = { force: 'boolean' } as const;
 
 /** The keepers of memory, held by views of it. */
 const kept = new WeakMap<ArrayBufferLike, readonly SharedArrayBuffer[]>();
@@ -161,6 +163,9 @@ export class Pool implements Disposable {
    * @throws DmaError EINVAL when the pool was freed, or this describes none
    */
   static attach(description: PoolDescription, platform: Pick<Platform, 'memory'>): Pool {
+    const operation = 'pool.attach';
+    mustHave(platform, ['memory'], 'platform', operation);
+    checkDescription(description, operation);
     const { cacheSize } = description;
     const stack = ElementStack.attach(description.stack);
     const cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize);
@@ -276,8 +281,7 @@ export class Pool implements Disposable {
    */
   iovasFor(device: PoolDevice): Float64Array {
     const operation = 'pool.iovasFor';
-    mustBeObject(device, 'devices', operation);
-    const { domain } = device;
+    const domain = domainOf(device, operation);
     if (domain === undefined) {
       const reason = 'its memory can not be mapped for a device without a domain';
       throw new DmaError({ code: 'ENOTSUP', operation, device: device.name, reason });
@@ -322,7 +326,8 @@ export class Pool implements Disposable {
   free(options?: { readonly force?: boolean }): void {
     const operation = 'pool.free';
     this.#mustBeLive(operation);
-    if (this.#made) this.#close(options?.force === true, operation);
+    const force = options !== undefined && optionsOf(options, FREE_OPTIONS, operation).force === true;
+    if (this.#made) this.#close(force, operation);
     this.#live = false;
     this.#chunkBytes = [];
     this.#bytes = [];
@@ -392,6 +397,41 @@ shortForm(Pool, 'Pool', ({ name, elements, elementSize, headroom, cacheSize, own
   owner,
   live,
 }));
+
+/** The domain of a device, as a pool needs it. @throws DmaError EINVAL for what is no device */
+function domainOf(device: PoolDevice, operation: string): PoolDevice['domain'] {
+  mustBeObject(device, 'devices', operation);
+  let isDomain: boolean;
+  try {
+    const { domain } = device;
+    if (domain === undefined) return undefined;
+    isDomain = typeof domain.table.iovaOfRange === 'function';
+    if (isDomain) return domain;
+  } catch (cause) {
+    throw invalid(operation, 'the device can not be asked for its domain', { cause });
+  }
+  throw invalid(operation, 'this is no device: it has no domain');
+}
+
+/** @throws DmaError EINVAL for what {@link Pool.share} has not given */
+function checkDescription(description: PoolDescription, operation: string): void {
+  mustBeObject(description, 'descriptions of pools', operation);
+  reading(operation, 'the description', () => {
+    const { name, shape, chunks, cacheSize, stack, threads } = description;
+    mustBeString(name, 'the name of a pool', operation);
+    mustBe(stack, SharedArrayBuffer, 'the stack of a pool', operation);
+    mustBe(threads, SharedArrayBuffer, 'the count of threads', operation);
+    mustBeWhole(threads.byteLength, 4, 4, 'the size of the count of threads', operation);
+    mustBeWhole(cacheSize, 0, 2 ** 28, 'the size of the cache', operation);
+    for (const size of [shape.size, shape.headroom, shape.stride])
+      mustBeWhole(size, 0, Number.MAX_SAFE_INTEGER, 'a size of the elements', operation);
+    if (!Array.isArray(chunks)) throw invalid(operation, 'the chunks of a pool are an array');
+    for (const { va, length, count } of chunks as PoolDescription['chunks']) {
+      void new Range(va, length, operation);
+      mustBeWhole(count, 1, 2 ** 28, 'the number of elements of a chunk', operation);
+    }
+  });
+}
 
 /** One thread less has attached, unless the pool was freed by force meanwhile. */
 function leave(threads: Int32Array): void {

@@ -1,5 +1,5 @@
 /** The pools of one `Eal`: makes them, finds them by name, and tells who wants to know when they come and go. */
-import { mustBe, mustBeObject, mustHandle, optionsOf, type Shape } from '../check.js';
+import { mustBe, mustBeObject, mustBeString, mustHandle, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { MemoryPort } from '../platform/ports.js';
 import type { Area } from './area.js';
@@ -94,8 +94,9 @@ export class Pools {
     return this.#pools.values();
   }
 
-  /** The pool of that name, if there is one. */
+  /** The pool of that name, if there is one. @throws DmaError EINVAL for what is no name */
   find(name: string): Pool | undefined {
+    mustBeString(name, 'the name of a pool', 'pools.find');
     return this.#pools.get(name);
   }
 

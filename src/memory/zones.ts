@@ -2,7 +2,7 @@
  * Memory with names: a part of a program, or a driver, reserves a zone, and others find it by its name. A zone is a block
  * of a heap, so every device reaches it, now and later. DPDK calls it a memzone.
  */
-import { mustBe, mustBeNumber, optionsOf } from '../check.js';
+import { mustBe, mustBeNumber, mustBeString, optionsOf } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import { alignUp, hex, isAddress, type Iova, type Va } from '../units.js';
 import { allocateFrom, chooseHeaps, type HeapSources, type PlacedMallocOptions } from './heap-choice.js';
@@ -116,8 +116,9 @@ export class Zones {
     for (const zone of this.#zones.values()) if (zone.live) yield zone;
   }
 
-  /** The zone of that name, if there is one. */
+  /** The zone of that name, if there is one. @throws DmaError EINVAL for what is no name */
   lookup(name: string): Zone | undefined {
+    mustBeString(name, 'the name of a zone', 'zones.lookup');
     const zone = this.#zones.get(name);
     return zone?.live === true ? zone : undefined;
   }

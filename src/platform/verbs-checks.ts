@@ -1,5 +1,6 @@
 /** What handles and numbers must be before libibverbs gets them: it follows any pointer, and checks little. */
 import { DmaError, ERRNO, invalid } from '../errors.js';
+import { show } from '../show.js';
 import { isAddress } from '../units.js';
 import { fail } from './libc.js';
 import { Cq, Qp } from './verbs-handles.js';
@@ -61,5 +62,5 @@ export function checkSlots(
     count >= 0 &&
     count <= slots
   ))
-    throw invalid(operation, `${count} from slot ${first} on are not among ${slots} slots`);
+    throw invalid(operation, `${show(count)} from slot ${show(first)} on are not among ${slots} slots`);
 }

@@ -6,6 +6,7 @@
  * that are not there. Identifiers and addresses are integers in [0, 2^53); lengths and keys are 32 bits wide.
  */
 import { invalid } from '../errors.js';
+import { show } from '../show.js';
 import type { Va } from '../units.js';
 import type { VerbsAh, VerbsMr, VerbsMw, VerbsPd } from './verbs-types.js';
 import * as abi from './verbs-abi/requests.js';
@@ -36,7 +37,7 @@ abstract class Requests {
   constructor(memory: Addresses, slots: number, sges: number, bytes: number) {
     for (const count of [slots, sges])
       if (!Number.isInteger(count) || count < 1 || count > 65536)
-        throw invalid('requests', `${count} is not a number of slots or segments between 1 and 65536`);
+        throw invalid('requests', `${show(count)} is not a number of slots or segments between 1 and 65536`);
     this.slots = slots;
     this.sges = sges;
     this.words = new Uint32Array(new ArrayBuffer(slots * bytes));

@@ -2,6 +2,7 @@
  * A completion queue. It is used in one of three ways: polled by the program (`poll`, for loops that wait for nothing),
  * awaited (`next`, or `for await`), or served by the event loop, for a handler and for the promises of queue pairs.
  */
+import { mustBeFunction, mustBeWhole, optionsOf, type Shape } from '../check.js';
 import { DmaError, undoAll, withUndo } from '../errors.js';
 import type { Watch } from '../platform/ports.js';
 import type { VerbsChannel, VerbsCq } from '../platform/verbs-types.js';
@@ -22,6 +23,13 @@ export interface CompletionQueueOptions {
   /** Completions that one poll takes at most. Default 64. */
   readonly batch?: number;
 }
+
+const QUEUE_OPTIONS: Shape<CompletionQueueOptions> = {
+  entries: 'number',
+  events: 'boolean',
+  vector: 'number',
+  batch: 'number',
+};
 
 /** Identifiers of requests from here on are those of promises. The program's own are below. */
 export const PROMISE_IDS = 2 ** 52;
@@ -61,9 +69,17 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
   #open = true;
 
   /** @internal */
-  constructor(rdma: RdmaContext, options: CompletionQueueOptions, closed: (queue: CompletionQueue) => void) {
-    const { entries = 256, events = true, vector = 0, batch = 64 } = options;
+  constructor(
+    rdma: RdmaContext,
+    options: CompletionQueueOptions | undefined,
+    closed: (queue: CompletionQueue) => void,
+  ) {
+    const operation = 'createCompletionQueue';
+    const { entries = 256, events = true, vector = 0, batch = 64 } = optionsOf(options, QUEUE_OPTIONS, operation);
     const { verbs, platform, context } = rdma;
+    mustBeWhole(entries, 1, rdma.attributes.maxCqEntries, 'entries', operation);
+    mustBeWhole(vector, 0, Math.max(1, context.vectors) - 1, 'vector', operation);
+    mustBeWhole(batch, 1, 65536, 'batch', operation);
     this.completions = new Completions(platform.memory, batch);
     const undo: (() => void)[] = [];
     try {
@@ -84,6 +100,11 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     }
     this.#rdma = rdma;
     this.#closed = closed;
+  }
+
+  /** @internal */
+  isOf(rdma: RdmaContext): boolean {
+    return this.#rdma === rdma;
   }
 
   /** Completions it holds. */
@@ -156,6 +177,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
    * @throws DmaError ENOTSUP for a queue without events; EBUSY while it is awaited
    */
   onCompletions(handler: ((completions: Completions, count: number) => void) | undefined): void {
+    if (handler !== undefined) mustBeFunction(handler, 'a handler', 'onCompletions');
     if (this.#channel === undefined) throw this.#error('ENOTSUP', 'it was made without events');
     if (this.#wake !== undefined) throw this.#error('EBUSY', 'somebody else takes its completions');
     this.#handler = handler;

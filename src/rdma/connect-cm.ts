@@ -5,11 +5,12 @@
  * The manager finds the device that leads to an address by itself, so it must be this very device's network. The side that
  * listens is asked with each request, which may carry a few bytes from program to program, and accepts it for a queue pair.
  */
-import { DmaError, errorCode, undoAll, withUndo, type ErrorCode } from '../errors.js';
+import { isA, mustBe, mustBeFunction, mustBeMs, mustBeString, mustBeWhole, optionsOf, type Shape } from '../check.js';
+import { DmaError, errorCode, invalid, undoAll, withUndo, type ErrorCode } from '../errors.js';
 import type { CmAddress, CmEvent, CmId, CmParameters } from '../platform/rdma-cm-port.js';
 import { IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/verbs-abi/queues.js';
 import type { RdmaContext } from './context.js';
-import type { ConnectOptions, QueuePair } from './queue-pair.js';
+import { checkTimes, QueuePair, type ConnectOptions } from './queue-pair.js';
 import { thrown } from '../show.js';
 import { clearTimeout, setTimeout } from '../timers.js';
 
@@ -39,6 +40,31 @@ export interface CmListenOptions {
 
 /** Answers one request. What was not answered when it returns or rejects is refused. */
 export type CmServe = (request: ConnectionRequest) => Promise<void> | void;
+
+const CONNECT_OPTIONS: Shape<CmConnectOptions> = {
+  host: 'string',
+  port: 'number',
+  data: Uint8Array,
+  timeoutMs: 'number',
+  timeout: 'number',
+  retries: 'number',
+  rnrRetries: 'number',
+};
+const ACCEPT_OPTIONS: Shape<CmAcceptOptions> = {
+  data: Uint8Array,
+  timeoutMs: 'number',
+  timeout: 'number',
+  rnrRetries: 'number',
+};
+const LISTEN_OPTIONS: Shape<CmListenOptions> = { host: 'string', port: 'number', backlog: 'number' };
+
+/** @throws DmaError EINVAL for what no connection is made with */
+function checkOptions(options: Partial<CmConnectOptions>, operation: string): void {
+  checkTimes(options, operation);
+  if (options.timeoutMs !== undefined) mustBeMs(options.timeoutMs, 'timeoutMs', operation);
+  if (options.data !== undefined && options.data.length > 196)
+    throw invalid(operation, `data has ${options.data.length} bytes, of which 196 can be sent at most`);
+}
 
 const TIMEOUT_MS = 10_000;
 const NO_DATA = new Uint8Array(0);
@@ -280,8 +306,10 @@ export class ConnectionRequest {
    * @returns when both sides are ready
    * @throws DmaError EINVAL when it was answered, or the queue pair can not be connected; ETIMEDOUT; ECONNRESET
    */
-  async accept(pair: QueuePair, options: CmAcceptOptions = {}): Promise<RdmaConnection> {
+  async accept(pair: QueuePair, asked?: CmAcceptOptions): Promise<RdmaConnection> {
     const rdma = this.#rdma;
+    const options = optionsOf(asked, ACCEPT_OPTIONS, 'accept');
+    checkOptions(options, 'accept');
     mustBeFree(rdma, pair);
     this.#answer();
     const where = this.peer === undefined ? 'the peer' : `${this.peer.host} port ${this.peer.port}`;
@@ -292,6 +320,7 @@ export class ConnectionRequest {
 
   /** Refuses it. @param data for the program there. Default: none. */
   reject(data: Uint8Array = NO_DATA): void {
+    mustBe(data, Uint8Array, 'the data', 'reject');
     this.#answer();
     const { cm } = this.#rdma.cm;
     const errors = undoAll([() => cm.reject(this.#event.id, data)]);
@@ -329,10 +358,15 @@ export class RdmaListener implements Disposable {
     serve: CmServe,
     closed: (listener: RdmaListener) => void = () => undefined,
   ) {
+    const operation = 'listen';
+    mustBeFunction(serve, 'what serves requests', operation);
+    const { host, port = 0, backlog = 64 } = optionsOf(options, LISTEN_OPTIONS, operation);
+    mustBeString(host, 'host', operation);
+    mustBeWhole(port, 0, 65535, 'port', operation);
+    mustBeWhole(backlog, 1, 65535, 'backlog', operation);
     this.#rdma = rdma;
     this.#serve = serve;
     this.#closed = closed;
-    const { host, port = 0, backlog = 64 } = options;
     const hub = rdma.cm;
     const { cm } = hub;
     for (let left = port === 0 ? PORTS_TO_TRY : 1; ; left--) {
@@ -343,7 +377,7 @@ export class RdmaListener implements Disposable {
         if (device !== undefined && device !== rdma.name)
           throw new DmaError({
             code: 'ENODEV',
-            operation: 'listen',
+            operation,
             device: rdma.name,
             reason: `${host} is an address of ${device}`,
             hint: `take an address of the network of ${rdma.name}`,
@@ -353,7 +387,7 @@ export class RdmaListener implements Disposable {
         this.address = cm.local(id) ?? { host, port };
         return;
       } catch (error) {
-        const failure = withUndo(error, 'listen', hub.destroy(id));
+        const failure = withUndo(error, operation, hub.destroy(id));
         if (left === 1 || failure.code !== 'EADDRINUSE') throw failure;
       }
     }
@@ -395,17 +429,24 @@ export class RdmaListener implements Disposable {
 export async function connectByManager(
   rdma: RdmaContext,
   pair: QueuePair,
-  options: CmConnectOptions,
+  asked: CmConnectOptions,
 ): Promise<RdmaConnection> {
+  const operation = 'connect';
   mustBeFree(rdma, pair);
-  const connection = new RdmaConnection(rdma, pair, `${options.host} port ${options.port}`);
-  await connection.connect(options);
+  const options = optionsOf(asked, CONNECT_OPTIONS, operation);
+  const { host, port } = options;
+  mustBeString(host, 'host', operation);
+  mustBeWhole(port, 1, 65535, 'port', operation);
+  checkOptions(options, operation);
+  const connection = new RdmaConnection(rdma, pair, `${host} port ${port}`);
+  await connection.connect({ ...options, host, port });
   return connection;
 }
 
 function mustBeFree(rdma: RdmaContext, pair: QueuePair): void {
   const refuse = (reason: string): DmaError =>
     new DmaError({ code: 'EINVAL', operation: 'connect', device: rdma.name, reason });
+  if (!isA(pair, QueuePair)) throw refuse('this is no queue pair');
   if (!pair.live) throw refuse('the queue pair is closed');
   if (pair.type !== 'rc') throw refuse('only reliable connections are made by the connection manager');
   if (pair.rdma !== rdma) throw refuse('the queue pair is of another device');

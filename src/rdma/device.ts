@@ -2,6 +2,8 @@
 import type { DmaAccess, RemoteAccess } from '../dma/backend.js';
 import type { Domain } from '../dma/domain.js';
 import type { MapTarget } from '../dma/plan.js';
+import { mustBeFunction, mustBeObject, mustBeOneOf, mustBeWhole, optionsOf, reading, type Shape } from '../check.js';
+import { ACCESSES, REMOTES } from '../dma/plan.js';
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
 import {
   IBV_ACCESS_LOCAL_WRITE,
@@ -32,10 +34,11 @@ import {
   type CmServe,
   type RdmaConnection,
 } from './connect-cm.js';
-import { chooseGid, ipv4Of } from './gid.js';
+import { chooseGid, ipv4Of, isGid } from './gid.js';
 import { MemoryWindow } from './memory-window.js';
-import { pathTo, QueuePair, type QueuePairAddress, type QueuePairOptions } from './queue-pair.js';
+import { pathTo, QueuePair, queuePairOptions, type QueuePairAddress, type QueuePairOptions } from './queue-pair.js';
 import { shortForm } from '../short-form.js';
+import { show } from '../show.js';
 import { now } from '../timers.js';
 
 /** A port and what it is now. */
@@ -64,6 +67,23 @@ export interface DmabufOptions {
   readonly access?: DmaAccess;
   /** What peers may do. Default `none`. */
   readonly remote?: RemoteAccess;
+}
+
+const PORT_OPTIONS = { port: 'number', gidIndex: 'number' } as const;
+const PREFETCH_OPTIONS = { write: 'boolean', wait: 'boolean' } as const;
+const DMABUF_OPTIONS: Shape<DmabufOptions> = {
+  fd: 'number',
+  offset: 'number',
+  length: 'number',
+  address: 'number',
+  access: ACCESSES,
+  remote: REMOTES,
+};
+
+/** A part of memory that a caller names. @throws DmaError EINVAL */
+function rangeOf(part: MapTarget, operation: string): Range<Va> {
+  mustBeObject(part, 'parts of memory', operation);
+  return reading(operation, 'the part', () => new Range(part.va as Va, part.length, operation));
 }
 
 /** What `explainPeer` remembers of regions that are gone. */
@@ -125,12 +145,13 @@ export class RdmaDevice {
 
   /** Calls back for every event of the device, its ports and its queues. @returns ends that */
   onEvent(listener: (event: VerbsAsyncEvent) => void): () => void {
+    mustBeFunction(listener, 'a listener', 'onEvent');
     this.#listeners.add(listener);
     return () => void this.#listeners.delete(listener);
   }
 
   /** @throws DmaError EINVAL for what the device has not; ENOMEM; as `VerbsPort.createCq` */
-  createCompletionQueue(options: CompletionQueueOptions = {}): CompletionQueue {
+  createCompletionQueue(options?: CompletionQueueOptions): CompletionQueue {
     const queue = new CompletionQueue(this.rdma, options, (closed) => this.#queues.delete(closed));
     this.#queues.add(queue);
     return queue;
@@ -142,8 +163,9 @@ export class RdmaDevice {
    *
    * @throws DmaError EINVAL for what the device has not; ENODEV for a port without an address; ENOMEM; as `VerbsPort.createQp`
    */
-  createQueuePair(options: QueuePairOptions = {}): QueuePair {
+  createQueuePair(asked?: QueuePairOptions): QueuePair {
     const operation = 'createQueuePair';
+    const options = queuePairOptions(asked, this.rdma, operation);
     const { port, portAttributes, gid } = this.#portOf(options, operation);
     const { sends = 128, receives = 128 } = options;
     const owned: CompletionQueue[] = [];
@@ -203,9 +225,16 @@ export class RdmaDevice {
   /** The way to another port, for datagrams. @throws DmaError as `VerbsPort.createAh` */
   createAddress(
     peer: Pick<QueuePairAddress, 'gid' | 'lid'>,
-    options: Pick<QueuePairOptions, 'port' | 'gidIndex'> = {},
+    options?: Pick<QueuePairOptions, 'port' | 'gidIndex'>,
   ): AddressHandle {
-    const path = pathTo(this.#portOf(options, 'createAddress'), peer);
+    const operation = 'createAddress';
+    const { gid, lid } = reading(operation, 'the address of the peer', () => {
+      mustBeObject(peer, 'addresses', operation);
+      return { gid: peer.gid, lid: peer.lid };
+    });
+    mustBeWhole(lid, 0, 65535, 'lid', operation);
+    if (typeof gid !== 'string' || !isGid(gid)) throw invalid(operation, `${show(gid)} is no GID`);
+    const path = pathTo(this.#portOf(optionsOf(options, PORT_OPTIONS, operation), operation), { gid, lid });
     return this.#keep(new AddressHandle(this.rdma, path, (closed) => this.#others.delete(closed)));
   }
 
@@ -216,6 +245,7 @@ export class RdmaDevice {
    * @throws DmaError ENOTSUP when the device has none, ENOMEM
    */
   createWindow(type: 1 | 2 = 1): MemoryWindow {
+    mustBeWhole(type, 1, 2, 'the type of a window', 'createWindow');
     if (!this.rdma.hasWindows)
       throw new DmaError({
         code: 'ENOTSUP',
@@ -233,16 +263,17 @@ export class RdmaDevice {
    * @param part inside one mapping
    * @throws DmaError EINVAL when it is not mapped, or peers shall write what the device may not; as `Device.dmaMap`
    */
-  expose({ va, length }: MapTarget, remote: Exclude<RemoteAccess, 'none'>): ExtraRegion {
+  expose(part: MapTarget, remote: Exclude<RemoteAccess, 'none'>): ExtraRegion {
     const operation = 'expose';
-    const range = new Range(va as Va, length, operation);
+    const range = rangeOf(part, operation);
+    mustBeOneOf(remote, ACCESSES, 'remote access', operation);
     const within = this.rdma.regionOf(range, operation);
-    const entry = this.#domain.explain(Number(va), length, remote === 'read' ? 'read' : 'write');
+    const entry = this.#domain.explain(Number(range.start), range.length, remote === 'read' ? 'read' : 'write');
     if (entry.kind !== 'mapped') throw invalid(operation, entry.text, { range, device: this.#device });
     const { verbs, pd, attributes } = this.rdma;
     const access = regionFlags(remote === 'read' ? 'read' : 'read-write', { remote, paging: 'pinned' }, attributes);
     return this.#region({
-      mr: verbs.registerMemory(pd, { va: range.start, length, access }),
+      mr: verbs.registerMemory(pd, { va: range.start, length: range.length, access }),
       range,
       within,
       label: 'an exposed part',
@@ -255,8 +286,12 @@ export class RdmaDevice {
    * @throws DmaError EINVAL; ENOTSUP when library, kernel or device can not; as `VerbsPort.registerDmabuf`
    */
   registerDmabuf(options: DmabufOptions): ExtraRegion {
-    const { fd, offset = 0, length, address = offset, access = 'read-write', remote = 'none' } = options;
-    const range = new Range(address, length, 'registerDmabuf');
+    const operation = 'registerDmabuf';
+    const given = optionsOf(options, DMABUF_OPTIONS, operation);
+    const { fd, offset = 0, length = NaN, address = offset, access = 'read-write', remote = 'none' } = given;
+    mustBeWhole(fd, 0, 2 ** 31 - 1, 'fd', operation);
+    const range = new Range(address, length, operation);
+    void new Range(offset, length, operation);
     if (access === 'read' && remote !== 'none' && remote !== 'read')
       throw invalid('registerDmabuf', 'peers can not write what the device may only read', { device: this.#device });
     const { verbs, pd, attributes } = this.rdma;
@@ -272,6 +307,7 @@ export class RdmaDevice {
    * @throws DmaError ENOTSUP when the device can not
    */
   registerEverything(access: DmaAccess = 'read-write'): ExtraRegion {
+    mustBeOneOf(access, ACCESSES, 'access', 'registerEverything');
     const { verbs, pd, attributes } = this.rdma;
     if ((attributes.odp.general & IBV_ODP_SUPPORT_IMPLICIT) === 0)
       throw new DmaError({
@@ -291,14 +327,12 @@ export class RdmaDevice {
    * @param options.write for writing. Default true. @param options.wait return when they are there? Default true.
    * @throws DmaError EINVAL when it is not in one such mapping; as `VerbsPort.adviseMemory`
    */
-  prefetch(
-    { va, length }: MapTarget,
-    { write = true, wait = true }: { readonly write?: boolean; readonly wait?: boolean } = {},
-  ): void {
-    const range = new Range(va, length, 'prefetch');
+  prefetch(part: MapTarget, options?: { readonly write?: boolean; readonly wait?: boolean }): void {
+    const range = rangeOf(part, 'prefetch');
+    const { write = true, wait = true } = optionsOf(options, PREFETCH_OPTIONS, 'prefetch');
     const { mr } = this.rdma.regionOf(range, 'prefetch');
     const advice = write ? IBV_ADVISE_MR_ADVICE_PREFETCH_WRITE : IBV_ADVISE_MR_ADVICE_PREFETCH;
-    this.rdma.verbs.adviseMemory(mr, va, length, advice, wait);
+    this.rdma.verbs.adviseMemory(mr, range.start, range.length, advice, wait);
   }
 
   /**
@@ -307,11 +341,18 @@ export class RdmaDevice {
    * @param access what it tried
    */
   explainPeer(
-    { address, length, rkey }: { readonly address: number; readonly length: number; readonly rkey: number },
+    memory: { readonly address: number; readonly length: number; readonly rkey: number },
     access: DmaAccess,
   ): string {
+    const operation = 'explainPeer';
+    mustBeOneOf(access, ACCESSES, 'access', operation);
+    const { address, length, rkey } = reading(operation, 'the memory', () => {
+      mustBeObject(memory, 'addresses of peers', operation);
+      return { address: memory.address, length: memory.length, rkey: memory.rkey };
+    });
+    mustBeWhole(rkey, 0, 2 ** 32 - 1, 'rkey', operation);
     if (!isAddress(address) || !isAddress(length) || length === 0 || !isAddress(address + length))
-      return `${length} bytes at ${address} are no memory`;
+      return `${show(length)} bytes at ${show(address)} are no memory`;
     const exposed = [...this.#exposed].find((region) => region.rkey === rkey);
     if (exposed?.range !== undefined) {
       if (exposed.range.covers(new Range(address, length)))

@@ -13,6 +13,18 @@
 import { randomBytes } from 'node:crypto';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import type { DmaAccess } from '../dma/backend.js';
+import {
+  mustBe,
+  mustBeFunction,
+  mustBeMs,
+  mustBeObject,
+  mustBeString,
+  mustBeWhole,
+  mustHave,
+  optionsOf,
+  reading,
+  type Shape,
+} from '../check.js';
 import { DmaError, ERRNO, errorCode, invalid, isDmaError, type ErrorCode } from '../errors.js';
 import { isAddress } from '../units.js';
 import { connectByManager, RdmaListener } from './connect-cm.js';
@@ -20,7 +32,7 @@ import {
   checkAddress,
   isKey,
   type PeerExplainer,
-  type QueuePair,
+  QueuePair,
   type QueuePairAddress,
   type RemoteMemory,
 } from './queue-pair.js';
@@ -50,6 +62,17 @@ export interface ExchangeOptions {
   readonly timeoutMs?: number;
   /** bytes of a line at most. Default 1 MiB. */
   readonly maxLine?: number;
+}
+
+const EXCHANGE_OPTIONS: Shape<ExchangeOptions> = { timeoutMs: 'number', maxLine: 'number' };
+const CONNECT_OPTIONS = { ...EXCHANGE_OPTIONS, host: 'string', port: 'number', hello: 'object' } as const;
+const LISTEN_OPTIONS = { ...EXCHANGE_OPTIONS, host: 'string', port: 'number', maxSessions: 'number' } as const;
+const JOIN_OPTIONS = { connectionManager: 'boolean' } as const;
+
+/** @throws DmaError EINVAL for limits that can not be */
+function checkLimits({ timeoutMs = 0, maxLine = 64 }: ExchangeOptions, operation: string): void {
+  mustBeMs(timeoutMs, 'timeoutMs', operation);
+  mustBeWhole(maxLine, 64, 2 ** 28, 'maxLine', operation);
 }
 
 /** Answers a question of the peer. What it throws is told to the peer. */
@@ -127,7 +150,7 @@ export class PeerSession implements Disposable {
 
   /** Tells the peer of this side: what the one that was connected to does, once. */
   greet(hello: Hello): void {
-    this.#write({ 'anydma-rdma': EXCHANGE_VERSION, ...hello });
+    this.#write({ 'anydma-rdma': EXCHANGE_VERSION, ...checkedHello(hello, 'greet') });
   }
 
   /**
@@ -152,9 +175,12 @@ export class PeerSession implements Disposable {
   async join(
     pair: QueuePair,
     peer: QueuePairAddress | undefined = this.hello.pairs[0],
-    { connectionManager = pair.rdma.isIwarp }: { readonly connectionManager?: boolean } = {},
+    options?: { readonly connectionManager?: boolean },
   ): Promise<void> {
+    mustBe(pair, QueuePair, 'the queue pair', 'join');
+    const { connectionManager = pair.rdma.isIwarp } = optionsOf(options, JOIN_OPTIONS, 'join');
     if (peer === undefined) throw this.#error('EPROTO', 'the peer has told of no queue pair');
+    checkAddress(peer);
     if (!connectionManager) pair.connect(peer);
     else if (this.#listens) await this.#offerTo(pair, peer);
     else await this.#takeOffer(pair, peer);
@@ -164,11 +190,14 @@ export class PeerSession implements Disposable {
 
   /** Lets `answer` answer the peer's questions of this name. */
   answer(name: string, answer: Answer): void {
+    mustBeString(name, 'the name of a question', 'answer');
+    mustBeFunction(answer, 'an answer', 'answer');
     this.#answers.set(name, answer);
   }
 
   /** Lets a device answer the peer's questions about memory that it was refused. */
   explainFrom(device: { explainPeer(memory: AnnouncedMemory, access: DmaAccess): string }): void {
+    mustHave(device, ['explainPeer'], 'RDMA device', 'explainFrom');
     this.answer('explain', (question) => {
       const { address, length, rkey, access } = asObject(question);
       if (!isWhole(address) || !isWhole(length) || !isWhole(rkey) || !isAccess(access))
@@ -186,6 +215,7 @@ export class PeerSession implements Disposable {
    *   the session
    */
   async ask(name: string, question: unknown): Promise<unknown> {
+    mustBeString(name, 'the name of a question', 'ask');
     if (this.#asked.size >= MOST.questions) throw this.#error('EBUSY', `${MOST.questions} questions are under way`);
     const id = this.#next++;
     const answer = new Promise((resolve, reject) => this.#asked.set(id, { resolve, reject }));
@@ -384,9 +414,16 @@ export class PeerSession implements Disposable {
  * @throws DmaError ECONNREFUSED, ETIMEDOUT and what else keeps it from being reached; EPROTO when something else listens there
  */
 export async function connectToPeer(
-  options: ExchangeOptions & { readonly host: string; readonly port: number; readonly hello: Hello },
+  asked: ExchangeOptions & { readonly host: string; readonly port: number; readonly hello: Hello },
 ): Promise<PeerSession> {
-  const { host, port, hello, timeoutMs = 10_000 } = options;
+  const operation = 'connectToPeer';
+  const options = optionsOf(asked, CONNECT_OPTIONS, operation);
+  checkLimits(options, operation);
+  const { host, port, timeoutMs = 10_000 } = options;
+  mustBeString(host, 'host', operation);
+  if (host === '') throw invalid(operation, 'the name of the host is empty');
+  mustBeWhole(port, 1, 65535, 'port', operation);
+  const hello = checkedHello(options.hello, operation);
   const socket = await connected(host, port, timeoutMs);
   const session = new PeerSession(socket, options, false);
   try {
@@ -434,10 +471,17 @@ export class PeerServer implements AsyncDisposable {
  * @throws DmaError EADDRINUSE, EACCES
  */
 export async function listenForPeers(
-  options: ExchangeOptions & { readonly host?: string; readonly port?: number; readonly maxSessions?: number },
+  asked: ExchangeOptions & { readonly host?: string; readonly port?: number; readonly maxSessions?: number },
   serve: (session: PeerSession) => Promise<void> | void,
 ): Promise<PeerServer> {
+  const operation = 'listenForPeers';
+  const options = optionsOf(asked, LISTEN_OPTIONS, operation);
+  checkLimits(options, operation);
   const { host, port = 0, maxSessions = 64 } = options;
+  if (host === '') throw invalid(operation, 'the name of the host is empty');
+  mustBeWhole(port, 0, 65535, 'port', operation);
+  mustBeWhole(maxSessions, 1, Number.MAX_SAFE_INTEGER, 'maxSessions', operation);
+  mustBeFunction(serve, 'what serves peers', operation);
   let sessions = 0;
   const server = createServer((socket) => {
     if (sessions >= maxSessions) {
@@ -464,6 +508,19 @@ export async function listenForPeers(
     server.listen(port, host, resolve);
   });
   return new PeerServer(server);
+}
+
+/** What a side tells of itself, as the peer will take it. @throws DmaError EINVAL for what it would refuse, or JSON has not */
+function checkedHello(hello: Hello | undefined, operation: string): Hello {
+  mustBeObject(hello, 'what is told of this side', operation);
+  return reading(operation, 'what is told of this side', () => {
+    const { pairs, memory, data } = hello;
+    const line = JSON.stringify({ data });
+    return {
+      ...readHello({ 'anydma-rdma': EXCHANGE_VERSION, pairs, memory }),
+      ...(JSON.parse(line) as { data?: unknown }),
+    };
+  });
 }
 
 function connected(host: string, port: number, timeoutMs: number): Promise<Socket> {

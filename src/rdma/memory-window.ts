@@ -29,6 +29,11 @@ export class MemoryWindow implements Disposable, RegionUser {
     this.#closed = closed;
   }
 
+  /** @internal */
+  isOf(rdma: RdmaContext): boolean {
+    return this.#rdma === rdma;
+  }
+
   /** What peers name it by; another one after each binding. */
   get rkey(): number {
     return this.#rkey;

@@ -6,9 +6,11 @@
  * All queue pairs of one completion queue should be used the same way.
  */
 import { randomInt } from 'node:crypto';
+import { isA, mustBe, mustBeObject, mustBeOneOf, mustBeWhole, optionsOf, reading, type Shape } from '../check.js';
 import type { DmaAccess, RemoteAccess } from '../dma/backend.js';
 import type { Domain } from '../dma/domain.js';
 import { KeyCache, type KeyCacheOptions } from '../dma/key-cache.js';
+import { ACCESSES, REMOTES } from '../dma/plan.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo, type DmaErrorDetails } from '../errors.js';
 import type {
   VerbsPath,
@@ -30,14 +32,14 @@ import {
 import { Range } from '../ranges.js';
 import { isAddress, type Va } from '../units.js';
 import { remoteFlags } from './access.js';
-import type { AddressHandle } from './address-handle.js';
+import { AddressHandle } from './address-handle.js';
 import { completionError, isProtectionError, wasFlushed } from './completion-error.js';
-import { succeeded, type CompletionQueue, type Promised } from './completion-queue.js';
+import { CompletionQueue, succeeded, type Promised } from './completion-queue.js';
 import type { RdmaContext } from './context.js';
 import { isGid } from './gid.js';
-import type { MemoryWindow } from './memory-window.js';
+import { MemoryWindow } from './memory-window.js';
 import { shortForm } from '../short-form.js';
-import { thrown } from '../show.js';
+import { show, thrown } from '../show.js';
 
 /** Settings of a queue pair. */
 export interface QueuePairOptions {
@@ -66,6 +68,46 @@ export interface QueuePairOptions {
   readonly qkey?: number;
   /** Registers memory that has no key on demand; see `OnDemand.register`. Default: none. */
   readonly miss?: KeyCacheOptions['miss'];
+}
+
+const QUEUE_PAIR_OPTIONS: Shape<QueuePairOptions> = {
+  type: ['rc', 'uc', 'ud'],
+  completions: CompletionQueue,
+  receiveCompletions: CompletionQueue,
+  sends: 'number',
+  receives: 'number',
+  sendSges: 'number',
+  receiveSges: 'number',
+  inline: 'number',
+  port: 'number',
+  gidIndex: 'number',
+  remote: REMOTES,
+  qkey: 'number',
+  miss: 'function',
+};
+
+/** @throws DmaError EINVAL for what a queue pair of this device can not be made with */
+export function queuePairOptions(
+  asked: QueuePairOptions | undefined,
+  rdma: RdmaContext,
+  operation: string,
+): QueuePairOptions {
+  const options = optionsOf(asked, QUEUE_PAIR_OPTIONS, operation);
+  const { sends = 128, receives = 128, sendSges = 1, receiveSges = 1, inline = 0, qkey = 0 } = options;
+  // More than the queues of promises hold, see `CompletionQueue.promise`.
+  mustBeWhole(sends, 0, 65536, 'sends', operation);
+  mustBeWhole(receives, 0, 65536, 'receives', operation);
+  mustBeWhole(sendSges, 1, 65536, 'sendSges', operation);
+  mustBeWhole(receiveSges, 1, 65536, 'receiveSges', operation);
+  mustBeWhole(inline, 0, 2 ** 31 - 1, 'inline', operation);
+  mustBeWhole(qkey, 0, 2 ** 32 - 1, 'qkey', operation);
+  for (const queue of [options.completions, options.receiveCompletions])
+    if (queue !== undefined && (!queue.live || !queue.isOf(rdma)))
+      throw invalid(
+        operation,
+        queue.live ? 'the completion queue is of another device' : 'the completion queue is closed',
+      );
+  return options;
 }
 
 /** What the other side has to know of a queue pair. It goes over the network as it is. */
@@ -112,6 +154,25 @@ export interface ConnectOptions {
   readonly serviceLevel?: number;
   /** Default 0. */
   readonly trafficClass?: number;
+}
+
+const CONNECT_OPTIONS: Shape<ConnectOptions> = {
+  mtu: 'number',
+  timeout: 'number',
+  retries: 'number',
+  rnrRetries: 'number',
+  serviceLevel: 'number',
+  trafficClass: 'number',
+};
+
+/** @throws DmaError EINVAL for numbers that a connection can not have */
+export function checkTimes(
+  { timeout, retries, rnrRetries }: Pick<ConnectOptions, 'timeout' | 'retries' | 'rnrRetries'>,
+  operation: string,
+): void {
+  if (timeout !== undefined) mustBeWhole(timeout, 0, 31, 'timeout', operation);
+  if (retries !== undefined) mustBeWhole(retries, 0, 7, 'retries', operation);
+  if (rnrRetries !== undefined) mustBeWhole(rnrRetries, 0, 7, 'rnrRetries', operation);
 }
 
 /** A message that came. */
@@ -322,12 +383,19 @@ export class QueuePair implements Disposable {
    * @throws DmaError EINVAL for an address that can not be, or datagrams; ENOTSUP for iWARP devices; what the device says, such as ETIMEDOUT or ENETUNREACH
    *   when there is no way to the peer
    */
-  connect(peer: QueuePairAddress, options: ConnectOptions = {}): void {
-    this.#mustBeOpen('connect');
+  connect(peer: QueuePairAddress, asked?: ConnectOptions): void {
+    const operation = 'connect';
+    this.#mustBeOpen(operation);
+    const options = optionsOf(asked, CONNECT_OPTIONS, operation);
     const { type } = this;
     if (type === 'ud')
       throw this.#error('EINVAL', 'connect', 'datagrams need no connection: give each send its destination');
     checkAddress(peer);
+    checkTimes(options, operation);
+    if (options.mtu !== undefined && !MTUS.includes(options.mtu))
+      throw invalid(operation, `mtu is ${options.mtu}`, { hint: `it is ${MTUS.join(', ')}` });
+    mustBeWhole(options.serviceLevel ?? 0, 0, 15, 'serviceLevel', operation);
+    mustBeWhole(options.trafficClass ?? 0, 0, 255, 'trafficClass', operation);
     const { verbs, attributes, isIwarp } = this.#parts.rdma;
     if (isIwarp)
       throw this.#error('ENOTSUP', 'connect', 'queue pairs of iWARP devices are connected by the connection manager', {
@@ -369,13 +437,15 @@ export class QueuePair implements Disposable {
    * @returns how many were taken; fewer when the queue is full
    * @throws DmaError when the first one was refused: ENOMEM when the queue is full, EINVAL
    */
-  post(requests: SendRequests, first = 0, count = requests.slots): number {
-    return this.#parts.rdma.verbs.postSend(this.qp, requests, first, count);
+  post(requests: SendRequests, first = 0, count?: number): number {
+    if (!isA(requests, SendRequests)) throw noRequests('post', 'sendRequests');
+    return this.#parts.rdma.verbs.postSend(this.qp, requests, first, count === undefined ? requests.slots : count);
   }
 
   /** Posts receives, as {@link QueuePair.post} does sends. */
-  postReceives(requests: ReceiveRequests, first = 0, count = requests.slots): number {
-    return this.#parts.rdma.verbs.postReceive(this.qp, requests, first, count);
+  postReceives(requests: ReceiveRequests, first = 0, count?: number): number {
+    if (!isA(requests, ReceiveRequests)) throw noRequests('postReceives', 'receiveRequests');
+    return this.#parts.rdma.verbs.postReceive(this.qp, requests, first, count === undefined ? requests.slots : count);
   }
 
   // --- requests by promise ---
@@ -388,16 +458,16 @@ export class QueuePair implements Disposable {
    * @throws DmaError EFAULT when the local memory is not mapped; EACCES, with an explanation, when the peer does not allow it;
    *   ETIMEDOUT; ECANCELED when the queue pair stopped before; ENODEV when the device went
    */
-  write(request: {
+  async write(request: {
     readonly local: LocalMemory;
     readonly remote: RemoteMemory;
     readonly immediate?: number;
   }): Promise<void> {
-    const { local, remote, immediate } = request;
+    const { local, remote, immediate } = checkedRequest('write', request, true);
     return this.#send(
       'write',
       'read',
-      request,
+      local,
       (requests, slot, flags) => {
         if (immediate === undefined) requests.write(slot, remote.address, remote.rkey, flags);
         else requests.writeWithImmediate(slot, remote.address, remote.rkey, immediate, flags);
@@ -407,12 +477,12 @@ export class QueuePair implements Disposable {
   }
 
   /** Reads the peer's memory to local memory. @throws DmaError as {@link QueuePair.write} */
-  read(request: { readonly local: LocalMemory; readonly remote: RemoteMemory }): Promise<void> {
-    const { local, remote } = request;
+  async read(request: { readonly local: LocalMemory; readonly remote: RemoteMemory }): Promise<void> {
+    const { local, remote } = checkedRequest('read', request, true);
     return this.#send(
       'read',
       'write',
-      request,
+      local,
       (requests, slot, flags) => requests.read(slot, remote.address, remote.rkey, flags & ~IBV_SEND_INLINE),
       { ...remote, length: local.length, access: 'read' },
     );
@@ -425,21 +495,17 @@ export class QueuePair implements Disposable {
    * @param request.to for datagrams: where to
    * @throws DmaError as {@link QueuePair.write}; EMSGSIZE, EINVAL when it is longer than what the peer has posted
    */
-  send(request: {
+  async send(request: {
     readonly local: LocalMemory;
     readonly immediate?: number;
     readonly to?: Destination;
   }): Promise<void> {
-    const { immediate, to } = request;
-    if ((to === undefined) === (this.type === 'ud'))
-      return Promise.reject(
-        this.#error(
-          'EINVAL',
-          'send',
-          to === undefined ? 'a datagram needs a destination' : 'it is connected, and has its destination',
-        ),
-      );
-    return this.#send('send', 'read', request, (requests, slot, flags) => {
+    const { local, immediate, to } = checkedRequest('send', request, false);
+    if ((to === undefined) === (this.type === 'ud')) {
+      const reason = to === undefined ? 'a datagram needs a destination' : 'it is connected, and has its destination';
+      throw this.#error('EINVAL', 'send', reason);
+    }
+    return this.#send('send', 'read', local, (requests, slot, flags) => {
       if (immediate === undefined) requests.send(slot, flags);
       else requests.sendWithImmediate(slot, immediate, flags);
       if (to !== undefined) requests.setDestination(slot, to.address.handle, to.number, to.qkey);
@@ -452,25 +518,30 @@ export class QueuePair implements Disposable {
    *
    * @throws DmaError as {@link QueuePair.write}
    */
-  compareAndSwap(request: {
+  async compareAndSwap(request: {
     readonly local: Pick<LocalMemory, 'va'>;
     readonly remote: RemoteMemory;
     readonly compare: number | bigint;
     readonly exchange: number | bigint;
   }): Promise<void> {
-    const { local, remote, compare, exchange } = request;
+    const { local, remote } = checkedRequest('compareAndSwap', request, true);
+    const { compare, exchange } = request;
+    mustBeWord(compare, 'compare', 'compareAndSwap');
+    mustBeWord(exchange, 'exchange', 'compareAndSwap');
     return this.#atomic('compareAndSwap', local.va, remote, (requests, slot, flags) =>
       requests.compareAndSwap(slot, remote.address, remote.rkey, compare, exchange, flags),
     );
   }
 
   /** Adds `add` to the 8 bytes of the peer; else as {@link QueuePair.compareAndSwap}. */
-  fetchAndAdd(request: {
+  async fetchAndAdd(request: {
     readonly local: Pick<LocalMemory, 'va'>;
     readonly remote: RemoteMemory;
     readonly add: number | bigint;
   }): Promise<void> {
-    const { local, remote, add } = request;
+    const { local, remote } = checkedRequest('fetchAndAdd', request, true);
+    const { add } = request;
+    mustBeWord(add, 'add', 'fetchAndAdd');
     return this.#atomic('fetchAndAdd', local.va, remote, (requests, slot, flags) =>
       requests.fetchAndAdd(slot, remote.address, remote.rkey, add, flags),
     );
@@ -481,7 +552,8 @@ export class QueuePair implements Disposable {
    *
    * @throws DmaError EFAULT, ECANCELED, ENODEV as {@link QueuePair.write}; EMSGSIZE when the message is longer
    */
-  receive(local: LocalMemory): Promise<Received> {
+  async receive(memory: LocalMemory): Promise<Received> {
+    const local = checkedLocal('receive', memory);
     return new Promise((resolve, reject) => {
       this.#begin(this.#receives, {
         operation: 'receive',
@@ -505,12 +577,15 @@ export class QueuePair implements Disposable {
    * @returns the rkey
    * @throws DmaError EINVAL when the part is not in one mapping that the device may write; EACCES when the device refuses
    */
-  bind(window: MemoryWindow, part: LocalMemory, remote: Exclude<RemoteAccess, 'none'>): Promise<number> {
-    return this.#bind('bind', window, part, remote);
+  async bind(window: MemoryWindow, part: LocalMemory, remote: Exclude<RemoteAccess, 'none'>): Promise<number> {
+    this.#mustTake(window, 'bind');
+    mustBeOneOf(remote, ACCESSES, 'remote access', 'bind');
+    return this.#bind('bind', window, checkedLocal('bind', part), remote);
   }
 
   /** Takes back what a window gives. */
   async unbind(window: MemoryWindow): Promise<void> {
+    this.#mustTake(window, 'unbind');
     if (window.bound !== undefined)
       await this.#bind('unbind', window, { va: window.bound.range.start, length: 0 }, 'none');
   }
@@ -553,7 +628,7 @@ export class QueuePair implements Disposable {
   #send(
     operation: string,
     access: DmaAccess,
-    { local }: { readonly local: LocalMemory },
+    local: LocalMemory,
     fill: (requests: SendRequests, slot: number, flags: number) => void,
     remote?: Request['remote'],
   ): Promise<void> {
@@ -586,7 +661,7 @@ export class QueuePair implements Disposable {
   ): Promise<void> {
     if (remote.address % 8 !== 0)
       return Promise.reject(this.#error('EINVAL', operation, 'the address of the peer is no multiple of 8'));
-    return this.#send(operation, 'write', { local: { va, length: 8 } }, fill, {
+    return this.#send(operation, 'write', { va, length: 8 }, fill, {
       ...remote,
       length: 8,
       access: 'read-write',
@@ -782,6 +857,11 @@ export class QueuePair implements Disposable {
     return this.#error('EFAULT', operation, 'the local memory is not, or not all, in one mapping', { range, hint });
   }
 
+  #mustTake(window: MemoryWindow, operation: string): void {
+    mustBe(window, MemoryWindow, 'the window', operation);
+    if (!window.isOf(this.#parts.rdma)) throw this.#error('EINVAL', operation, 'the window is of another device');
+  }
+
   #mustBeOpen(operation: string): void {
     if (!this.#open) throw this.#error('EINVAL', operation, 'the queue pair is closed');
   }
@@ -798,6 +878,8 @@ export class QueuePair implements Disposable {
 
 shortForm(QueuePair, 'QueuePair', ({ type, address }) => ({ type, number: address.number }));
 
+/** bytes */
+const MTUS: readonly number[] = [256, 512, 1024, 2048, 4096];
 const NO_GID = '0000:0000:0000:0000:0000:0000:0000:0000';
 
 /** The way to a port, from the port of a queue pair. */
@@ -811,9 +893,89 @@ export function pathTo(
   return { port, lid: peer.lid, serviceLevel, route };
 }
 
+/** What a request of a caller names, whose objects are his to change. */
+interface CheckedRequest {
+  readonly local: LocalMemory;
+  readonly remote: RemoteMemory;
+  readonly immediate: number | undefined;
+  readonly to: Destination | undefined;
+}
+
+const NO_REMOTE: RemoteMemory = { address: 0, rkey: 0 };
+
+/** @throws DmaError EINVAL for what is no request; `hasRemote`: does it name memory of the peer? */
+function checkedRequest(
+  operation: string,
+  request: {
+    readonly local: Pick<LocalMemory, 'va'> & Partial<LocalMemory>;
+    readonly remote?: RemoteMemory;
+    readonly immediate?: number;
+    readonly to?: Destination;
+  },
+  hasRemote: boolean,
+): CheckedRequest {
+  try {
+    mustBeObject(request, 'requests', operation);
+    const { local, remote, immediate, to } = request;
+    if (immediate !== undefined) mustBeWhole(immediate, 0, 2 ** 32 - 1, 'immediate', operation);
+    return {
+      local: checkedLocal(operation, local),
+      remote: hasRemote ? checkedRemote(operation, remote) : NO_REMOTE,
+      immediate,
+      to: to === undefined ? undefined : checkedDestination(operation, to),
+    };
+  } catch (error) {
+    throw isDmaError(error) ? error : unreadable(operation, error);
+  }
+}
+
+function checkedLocal(operation: string, local: Pick<LocalMemory, 'va'> & Partial<LocalMemory>): LocalMemory {
+  try {
+    mustBeObject(local, 'local memory', operation);
+    // Atomics take 8 bytes.
+    const { va, length = 8 } = local;
+    if (!isAddress(va) || !isAddress(length))
+      throw invalid(operation, `${show(length)} bytes at ${show(va)} are no local memory`);
+    return { va, length };
+  } catch (error) {
+    throw isDmaError(error) ? error : unreadable(operation, error);
+  }
+}
+
+function checkedRemote(operation: string, remote: RemoteMemory | undefined): RemoteMemory {
+  mustBeObject(remote, 'memory of the peer', operation);
+  const { address, rkey } = remote;
+  if (isAddress(address) && isKey(rkey)) return { address, rkey };
+  throw invalid(operation, `the peer has no memory of address ${show(address)} and key ${show(rkey)}`);
+}
+
+function checkedDestination(operation: string, to: Destination): Destination {
+  mustBeObject(to, 'destinations', operation);
+  const { address, number, qkey } = to;
+  mustBe(address, AddressHandle, 'the address of a destination', operation);
+  mustBeWhole(number, 0, 2 ** 24 - 1, 'the number of a queue pair', operation);
+  mustBeWhole(qkey, 0, 2 ** 32 - 1, 'qkey', operation);
+  return { address, number, qkey };
+}
+
+function unreadable(operation: string, cause: unknown): DmaError {
+  return invalid(operation, `the request can not be read: ${thrown(cause)}`, { cause });
+}
+
+/** @throws DmaError EINVAL for what is no 64-bit integer */
+function mustBeWord(value: number | bigint, what: string, operation: string): void {
+  if (typeof value === 'bigint' ? value < -(2n ** 63n) || value >= 2n ** 64n : !Number.isSafeInteger(value))
+    throw invalid(operation, `${what} is ${show(value)}, not an integer of 64 bits`);
+}
+
+function noRequests(operation: string, by: string): DmaError {
+  return invalid(operation, `it takes requests that ${by}() of a queue pair made`);
+}
+
 /** Checks what came from the other side. @throws DmaError EINVAL when it can not be the address of a queue pair */
 export function checkAddress(peer: QueuePairAddress): void {
-  const { number, psn, gid, lid, mtu, reads, qkey } = peer;
+  mustBeObject(peer, 'addresses of queue pairs', 'connect');
+  const { number, psn, gid, lid, mtu, reads, qkey } = reading('connect', 'the address', () => ({ ...peer }));
   const whole = (value: number, limit: number): boolean => Number.isInteger(value) && value >= 0 && value < limit;
   const isSound =
     whole(number, 2 ** 24) &&
@@ -821,7 +983,7 @@ export function checkAddress(peer: QueuePairAddress): void {
     whole(lid, 2 ** 16) &&
     whole(reads, 256) &&
     isKey(qkey) &&
-    [256, 512, 1024, 2048, 4096].includes(mtu) &&
+    MTUS.includes(mtu) &&
     typeof gid === 'string' &&
     isGid(gid);
   if (!isSound) throw invalid('connect', 'this is not the address of a queue pair');

@@ -1,7 +1,8 @@
 /** Receives that are always posted: messages come one after the other, and the memory of each is posted again once it is done with. */
+import { mustBe, optionsOf, type Shape } from '../check.js';
 import { invalid } from '../errors.js';
 import { isAddress } from '../units.js';
-import type { QueuePair, Received } from './queue-pair.js';
+import { QueuePair, type Received } from './queue-pair.js';
 
 /** Where the messages go. */
 export interface ReceiveRingOptions {
@@ -12,6 +13,8 @@ export interface ReceiveRingOptions {
   /** How many messages can come before the first is done with; at most what the queue pair receives */
   readonly count: number;
 }
+
+const RING_OPTIONS: Shape<ReceiveRingOptions> = { va: 'number', size: 'number', count: 'number' };
 
 /** A message in the ring. */
 export interface RingMessage extends Received {
@@ -27,10 +30,13 @@ export class ReceiveRing implements AsyncIterable<Received> {
   readonly #posted: Promise<Received>[] = [];
 
   /** @throws DmaError EINVAL for impossible sizes */
-  constructor(pair: QueuePair, { va, size, count }: ReceiveRingOptions) {
+  constructor(pair: QueuePair, options: ReceiveRingOptions) {
+    const operation = 'receive ring';
+    mustBe(pair, QueuePair, 'the queue pair', operation);
+    const { va = NaN, size = NaN, count = NaN } = optionsOf(options, RING_OPTIONS, operation);
     const whole = [va, size, count].every(isAddress) && isAddress(va + size * count);
     if (!whole || size === 0 || count === 0 || count > pair.qp.receives)
-      throw invalid('receive ring', `${count} messages of ${size} bytes are not possible`);
+      throw invalid(operation, `${count} messages of ${size} bytes are not possible`);
     this.#pair = pair;
     this.#size = size;
     for (let slot = 0; slot < count; slot++) this.#post(va + slot * size);

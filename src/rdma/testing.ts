@@ -28,6 +28,7 @@ import type {
   VerbsQpAttributes,
   VerbsQpStatus,
 } from '../platform/verbs-types.js';
+import { checkSlots } from '../platform/verbs-checks.js';
 import type { SendRequests } from '../platform/verbs-work.js';
 import { RangeMap } from '../range-map.js';
 import { hex, type Va } from '../units.js';
@@ -752,6 +753,7 @@ function fakeHost(fabric: Fabric, base: Platform, list: readonly FakeDeviceOptio
     },
 
     postSend(handle, requests, first, count) {
+      checkSlots('ibv_post_send', requests, first, count);
       const qp = need<FakeQp>(handle, 'ibv_post_send');
       let taken = 0;
       for (; taken < count; taken++) {
@@ -765,6 +767,7 @@ function fakeHost(fabric: Fabric, base: Platform, list: readonly FakeDeviceOptio
       return taken;
     },
     postReceive(handle, requests, first, count) {
+      checkSlots('ibv_post_recv', requests, first, count);
       const qp = need<FakeQp>(handle, 'ibv_post_recv');
       alive(qp.pd.context, 'ibv_post_recv');
       if (qp.status.state === IBV_QPS_RESET) fail('EINVAL', 'ibv_post_recv', 'the queue pair is not set up');

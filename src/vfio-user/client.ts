@@ -1,4 +1,5 @@
 /** The client's end of vfio-user: works a device that another process serves. */
+import { mustBeMs, mustBeString, mustHave, optionsOf, type Shape } from '../check.js';
 import type { DmaAccess, Backing } from '../dma/backend.js';
 import { DmaError, invalid, isDmaError, NO_DESCRIPTORS } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
@@ -79,6 +80,14 @@ export interface ClientOptions {
   /** The connection has ended, other than by `close`. */
   readonly onDisconnect?: (error: DmaError) => void;
 }
+
+const CLIENT_OPTIONS: Shape<ClientOptions> = {
+  dmaTarget: 'function',
+  handshakeTimeoutMs: 'number',
+  timeoutMs: 'number',
+  trustServer: 'boolean',
+  onDisconnect: 'function',
+};
 
 /** One DMA region for the server. */
 export interface DmaRegion {
@@ -204,7 +213,9 @@ export class VfioUserClient {
    *
    * @throws DmaError ENOENT, ECONNREFUSED, EACCES (from the socket), ETIMEDOUT, ECONNRESET, EPROTO, or what it answers
    */
-  static async connect(platform: Platform, path: string, options: ClientOptions = {}): Promise<VfioUserClient> {
+  static async connect(platform: Platform, path: string, asked?: ClientOptions): Promise<VfioUserClient> {
+    const options = checkedOptions(platform, asked);
+    mustBeString(path, 'the path of a socket', 'vfio-user connect');
     const deadline = now() + (options.handshakeTimeoutMs ?? 5000);
     for (;;) {
       try {
@@ -225,12 +236,14 @@ export class VfioUserClient {
   static async attach(
     platform: Platform,
     fd: number,
-    options: ClientOptions = {},
-    deadline = now() + (options.handshakeTimeoutMs ?? 5000),
+    asked?: ClientOptions,
+    deadline?: number,
   ): Promise<VfioUserClient> {
+    const options = checkedOptions(platform, asked);
+    const until = deadline ?? now() + (options.handshakeTimeoutMs ?? 5000);
     const client = new VfioUserClient(platform, fd, options);
     try {
-      await client.#handshake(() => ({ timeoutMs: Math.max(1, deadline - now()) }));
+      await client.#handshake(() => ({ timeoutMs: Math.max(1, until - now()) }));
       client.#connected = true;
       return client;
     } catch (error) {
@@ -740,4 +753,14 @@ export class VfioUserClient {
     if (!this.info.resettable) throw new DmaError({ code: 'ENOTSUP', operation, reason: 'the device has no reset' });
     return this.#send(COMMAND.RESET, putCommand(this.#out.bytes, this.#id(), COMMAND.RESET, 0), [], nothing);
   }
+}
+
+/** @throws DmaError EINVAL for what can be no options, or no platform */
+function checkedOptions(platform: Platform, asked: ClientOptions | undefined): ClientOptions {
+  const operation = 'vfio-user connect';
+  mustHave(platform, ['sockets', 'files', 'memory', 'readiness'], 'platform', operation);
+  const options = optionsOf(asked, CLIENT_OPTIONS, operation);
+  if (options.handshakeTimeoutMs !== undefined) mustBeMs(options.handshakeTimeoutMs, 'handshakeTimeoutMs', operation);
+  if (options.timeoutMs !== undefined) mustBeMs(options.timeoutMs, 'timeoutMs', operation);
+  return options;
 }

@@ -5,7 +5,7 @@ import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { alignUp, hex, isAddress } from '../units.js';
 import { CONFIG_SPACE_SIZE, ConfigSpace, placeMsix } from './config-space.js';
-import type { DeviceModel, ModelFactory, ModelHost } from './devices/model.js';
+import { makeModel, type DeviceModel, type ModelFactory, type ModelHost } from './devices/model.js';
 import { DmaTable } from './dma-table.js';
 import { InterruptLines } from './interrupts.js';
 import type { RegionDescription, SparseArea } from './messages.js';
@@ -52,7 +52,7 @@ export class HostedDevice implements ModelHost {
     readonly maxDmaMaps: number,
   ) {
     this.dma = new DmaTable(platform, maxDmaMaps);
-    this.model = factory(this);
+    this.model = makeModel(factory, this);
     this.interrupts = new InterruptLines(platform, this.model.interrupts);
     const msix = placeMsix(this.model);
     this.#config = new ConfigSpace(this.model, msix);

@@ -1,8 +1,8 @@
 /** Serves one emulated device over vfio-user, to one client at a time. */
 import { statSync, unlinkSync, type Stats } from 'node:fs';
+import { mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
-import { show } from '../show.js';
 import type { ModelFactory } from './devices/model.js';
 import { HostedDevice } from './hosted-device.js';
 import { Session } from './session.js';
@@ -33,6 +33,20 @@ export interface ServeOptions {
   readonly onEvent?: (event: ServerEvent) => void;
 }
 
+const SERVE_OPTIONS: Shape<ServeOptions> = {
+  socketPath: 'string',
+  model: 'function',
+  maxDmaMaps: 'number',
+  once: 'boolean',
+  handshakeTimeoutMs: 'number',
+  dmaTimeoutMs: 'number',
+  onEvent: 'function',
+};
+
+/** What a server keeps of its options. */
+type Settings = Pick<ServeOptions, 'socketPath' | 'once' | 'onEvent'> &
+  Required<Pick<ServeOptions, 'handshakeTimeoutMs' | 'dmaTimeoutMs'>>;
+
 /** A running server. */
 export interface Server {
   /** Sends the client away, frees everything, and removes the socket, unless it is another server's by now. Idempotent. Resolves when all is done. */
@@ -51,14 +65,30 @@ function ended(): DmaError {
  * there is accepted and closed at once, so that it fails instead of waiting. When the client leaves, or dies, all that it
  * mapped and connected is taken back, the device is reset, and the next one can come.
  *
+ * @param options copied: what is changed later has no effect
  * @throws DmaError EADDRINUSE (somebody serves there), EINVAL (the options, or no possible device), what the system says
  */
 export function serve(platform: Platform, options: ServeOptions): Server {
-  const { maxDmaMaps = 65535 } = options;
-  checkMaxDmaMaps(maxDmaMaps, 'vfio-user serve');
-  const device = new HostedDevice(platform, options.model, maxDmaMaps);
+  const operation = 'vfio-user serve';
+  mustHave(platform, ['sockets', 'files', 'memory', 'readiness'], 'platform', operation);
+  const given = optionsOf(options, SERVE_OPTIONS, operation);
+  const {
+    socketPath,
+    model,
+    maxDmaMaps = 65535,
+    handshakeTimeoutMs = 5000,
+    dmaTimeoutMs = 5000,
+    once,
+    onEvent,
+  } = given;
+  if (socketPath === undefined || model === undefined)
+    throw invalid(operation, 'it takes at least a socketPath and a model');
+  checkMaxDmaMaps(maxDmaMaps, operation);
+  mustBeMs(handshakeTimeoutMs, 'handshakeTimeoutMs', operation);
+  mustBeMs(dmaTimeoutMs, 'dmaTimeoutMs', operation);
+  const device = new HostedDevice(platform, model, maxDmaMaps);
   try {
-    return new DeviceServer(platform, device, options);
+    return new DeviceServer(platform, device, { socketPath, handshakeTimeoutMs, dmaTimeoutMs, once, onEvent });
   } catch (error) {
     device.close();
     throw error;
@@ -67,8 +97,7 @@ export function serve(platform: Platform, options: ServeOptions): Server {
 
 /** @throws DmaError EINVAL for a number of DMA regions that no server announces */
 export function checkMaxDmaMaps(maxDmaMaps: number, operation: string): void {
-  if (Number.isInteger(maxDmaMaps) && maxDmaMaps >= 1 && maxDmaMaps <= 65535) return;
-  throw invalid(operation, `maxDmaMaps is ${show(maxDmaMaps)}, not an integer from 1 to 65535`);
+  mustBeWhole(maxDmaMaps, 1, 65535, 'maxDmaMaps', operation);
 }
 
 class DeviceServer implements Server {
@@ -85,7 +114,7 @@ class DeviceServer implements Server {
   constructor(
     private readonly platform: Platform,
     private readonly device: HostedDevice,
-    private readonly options: ServeOptions,
+    private readonly options: Settings,
   ) {
     this.closed = new Promise((resolve) => (this.#resolveClosed = resolve));
     this.#listener = platform.sockets.listen(options.socketPath, 8);
@@ -162,7 +191,7 @@ class DeviceServer implements Server {
           this.options.onEvent?.({ kind: 'refused' });
           continue;
         }
-        const { handshakeTimeoutMs = 5000, dmaTimeoutMs = 5000 } = this.options;
+        const { handshakeTimeoutMs, dmaTimeoutMs } = this.options;
         this.#session = new Session(
           this.platform,
           fd,

@@ -1,9 +1,12 @@
 /** A device model in this process, worked as drivers work any device. */
+import { mustBe, mustBeOneOf } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
 import { checkRegister, checkValue, checkValue64, type Registers } from '../../platform/registers.js';
+import { show } from '../../show.js';
 import { hex } from '../../units.js';
 import { ConfigSpace, CONFIG_SPACE_SIZE } from '../../vfio-user/config-space.js';
 import {
+  makeModel,
   modelFault,
   type DeviceDma,
   type DeviceModel,
@@ -11,6 +14,9 @@ import {
   type ModelHost,
 } from '../../vfio-user/devices/model.js';
 import {
+  checkRegionAccess,
+  handlersOf,
+  INTERRUPT_KINDS,
   PCI_REGION,
   type DeviceAccess,
   type InterruptKind,
@@ -33,7 +39,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
 
   constructor(factory: ModelFactory, dma: DeviceDma) {
     this.dma = dma;
-    this.model = factory(this);
+    this.model = makeModel(factory, this);
     this.#config = new ConfigSpace(this.model, undefined);
     const config = { index: PCI_REGION.CONFIG, size: CONFIG_SPACE_SIZE };
     this.regions = [...this.model.regions, config].map(({ index, size }) => ({
@@ -55,6 +61,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
   }
 
   readRegion(region: number, offset: number, length: number): Uint8Array {
+    checkRegionAccess(this.regions, region, offset, length);
     const bytes = new Uint8Array(length);
     this.load(region, offset, bytes);
     return bytes;
@@ -70,6 +77,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
   }
 
   writeRegion(region: number, offset: number, bytes: Uint8Array): void {
+    mustBe(bytes, Uint8Array, 'what is written', 'writeRegion');
     this.#check(region, offset, bytes.length);
     const memory = this.#memoryAt(region, offset, bytes.length);
     if (region === PCI_REGION.CONFIG) this.#config.write(offset, bytes);
@@ -78,15 +86,13 @@ export class ModelAccess implements DeviceAccess, ModelHost {
   }
 
   interruptCount(kind: InterruptKind): number {
+    mustBeOneOf(kind, INTERRUPT_KINDS, 'kind of interrupt', 'interruptCount');
     return this.model.interrupts[kind];
   }
 
   enableInterrupts(kind: InterruptKind, handlers: readonly (() => void)[]): Interrupts {
     const count = this.interruptCount(kind);
-    if (handlers.length > count)
-      throw invalid('enableInterrupts', `${handlers.length} handlers for ${count} vectors of ${kind}`);
-    // The list is the caller's, who may change it.
-    const own = [...handlers];
+    const own = handlersOf(handlers, count, kind);
     this.#handlers = own;
     return {
       setRef: () => undefined,
@@ -163,7 +169,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
 
   #sizeOf(region: number): number {
     const info = this.regions.find(({ index }) => index === region);
-    if (info === undefined) throw invalid('registers', `the device has no region ${region}`);
+    if (info === undefined) throw invalid('registers', `the device has no region ${show(region)}`);
     return info.size;
   }
 
@@ -171,7 +177,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
     if (this.#closed) throw new DmaError({ code: 'ENODEV', operation: 'registers', reason: 'the device is closed' });
     const size = this.#sizeOf(region);
     if (!Number.isInteger(offset) || offset < 0 || length < 1 || offset + length > size)
-      throw invalid('registers', `${length} bytes at ${hex(offset)} of region ${region}, which has ${hex(size)}`);
+      throw invalid('registers', `${length} bytes at ${hex(offset)} of region ${show(region)}, which has ${hex(size)}`);
   }
 }
 

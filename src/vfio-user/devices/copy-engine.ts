@@ -1,4 +1,5 @@
 /** A model of the copy engine; `copy-engine-layout.ts` says what the device is. */
+import { mustBeWhole, optionsOf, type Shape } from '../../check.js';
 import { invalid, isDmaError } from '../../errors.js';
 import { ADDRESS_LIMIT, isPowerOfTwo, MiB } from '../../units.js';
 import {
@@ -29,6 +30,8 @@ export interface CopyEngineModelOptions {
   readonly maxTransfer?: number;
 }
 
+const MODEL_OPTIONS: Shape<CopyEngineModelOptions> = { maxRing: 'number', maxTransfer: 'number' };
+
 /** Most descriptors that are done before the host gets a turn. */
 const SLICE_DESCRIPTORS = 256;
 /** Most bytes that are copied before the host gets a turn. */
@@ -43,12 +46,11 @@ const FAILURE_BYTES = MiB;
  *
  * @throws DmaError EINVAL for options out of range
  */
-export function copyEngineModel(options: CopyEngineModelOptions = {}): ModelFactory {
-  const { maxRing = 65536, maxTransfer = SLICE_BYTES } = options;
+export function copyEngineModel(options?: CopyEngineModelOptions): ModelFactory {
+  const { maxRing = 65536, maxTransfer = SLICE_BYTES } = optionsOf(options, MODEL_OPTIONS, 'copyEngineModel');
   if (!isPowerOfTwo(maxRing) || maxRing < 2 || maxRing > 2 ** 20)
     throw invalid('copyEngineModel', `maxRing is ${maxRing}, not a power of two from 2 to 2^20`);
-  if (!Number.isInteger(maxTransfer) || maxTransfer < 1 || maxTransfer > SLICE_BYTES)
-    throw invalid('copyEngineModel', `maxTransfer is ${maxTransfer}, not an integer from 1 to ${SLICE_BYTES}`);
+  mustBeWhole(maxTransfer, 1, SLICE_BYTES, 'maxTransfer', 'copyEngineModel');
   return (host) => new CopyEngineModel(host, maxRing, maxTransfer);
 }
 

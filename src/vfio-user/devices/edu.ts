@@ -1,5 +1,5 @@
 /** A model of QEMU's `edu` PCI device; its registers are in `edu-layout.ts`. */
-import { invalid } from '../../errors.js';
+import { mustBeMs, mustBeWhole, optionsOf, type Shape } from '../../check.js';
 import {
   EDU_BUFFER,
   EDU_COMMAND,
@@ -23,6 +23,8 @@ export interface EduModelOptions {
   readonly dmaDelayMs?: number;
 }
 
+const EDU_MODEL_OPTIONS: Shape<EduModelOptions> = { dmaMaskBits: 'number', dmaDelayMs: 'number' };
+
 /**
  * Makes `edu` devices. They behave as QEMU's, except that
  * - a transfer that would leave the device's buffer moves nothing, where QEMU ends the machine or corrupts itself,
@@ -33,12 +35,10 @@ export interface EduModelOptions {
  *
  * @throws DmaError EINVAL for options out of range
  */
-export function eduModel(options: EduModelOptions = {}): ModelFactory {
-  const { dmaMaskBits = EDU_DMA_MASK_BITS, dmaDelayMs = 0 } = options;
-  if (!Number.isInteger(dmaMaskBits) || dmaMaskBits < 1 || dmaMaskBits > 53)
-    throw invalid('eduModel', `dmaMaskBits is ${dmaMaskBits}, not an integer from 1 to 53`);
-  if (!(dmaDelayMs >= 0 && dmaDelayMs < 2 ** 31))
-    throw invalid('eduModel', `dmaDelayMs is ${dmaDelayMs}, not a number of milliseconds`);
+export function eduModel(options?: EduModelOptions): ModelFactory {
+  const { dmaMaskBits = EDU_DMA_MASK_BITS, dmaDelayMs = 0 } = optionsOf(options, EDU_MODEL_OPTIONS, 'eduModel');
+  mustBeWhole(dmaMaskBits, 1, 53, 'dmaMaskBits', 'eduModel');
+  mustBeMs(dmaDelayMs, 'dmaDelayMs', 'eduModel');
   return (host) => new EduModel(host, 2 ** dmaMaskBits, dmaDelayMs);
 }
 

@@ -3,6 +3,7 @@
  * A model knows registers and descriptors; its host knows sockets, memory and interrupts.
  */
 
+import { mustHave, reading } from '../../check.js';
 import { DmaError, isDmaError } from '../../errors.js';
 import { thrown } from '../../show.js';
 
@@ -96,3 +97,16 @@ export interface DeviceModel {
 
 /** Makes a model for a host. */
 export type ModelFactory = (host: ModelHost) => DeviceModel;
+
+/**
+ * What `factory` makes.
+ *
+ * @throws DmaError EINVAL for what is no model, with what the factory threw as the cause
+ */
+export function makeModel(factory: ModelFactory, host: ModelHost): DeviceModel {
+  const operation = 'device model';
+  const model = reading(operation, 'what makes it', () => factory(host));
+  const members = ['identity', 'regions', 'interrupts', 'read', 'write', 'reset', 'quiesce', 'resume'];
+  mustHave(model, members, operation, operation);
+  return model;
+}
