@@ -15,6 +15,8 @@ export interface RegionInfo {
   readonly size: number;
   readonly readable: boolean;
   readonly writable: boolean;
+  /** Why its registers are reached by message although the server offers to map them; absent when they are not. */
+  readonly notMapped?: string;
 }
 
 /** A kind of PCI interrupt. */

@@ -21,6 +21,8 @@ export interface VfioLike {
   readonly regions: readonly RegionInfo[];
   /** By index. */
   readonly interrupts: readonly { readonly count: number; readonly automasked: boolean }[];
+  /** Why a region is reached by message although it could be mapped. Absent where all are mapped. */
+  notMapped?(region: number): string | undefined;
   /** Why it can not be worked any more. */
   readonly failure: DmaError | undefined;
   registers(region: number): Registers;
@@ -51,7 +53,10 @@ export class VfioAccess implements DeviceAccess {
     this.#device = device;
     this.regions = device.regions
       .filter((region) => region.size > 0)
-      .map(({ index, size, readable, writable }) => ({ index, size, readable, writable }));
+      .map(({ index, size, readable, writable }) => {
+        const notMapped = device.notMapped?.(index);
+        return { index, size, readable, writable, ...(notMapped === undefined ? {} : { notMapped }) };
+      });
   }
 
   registers(region: number): Registers {

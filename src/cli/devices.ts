@@ -147,9 +147,11 @@ function printDevice(output: Output, device: Device): void {
     const subsystem = idText({ vendor: ids.subsystemVendor, device: ids.subsystem });
     output.text(`  ids         ${idText(ids)}, subsystem ${subsystem}, class ${classCode}`);
   }
-  for (const [n, { index, size, readable, writable }] of (access?.regions ?? []).entries()) {
+  for (const [n, { index, size, readable, writable, notMapped }] of (access?.regions ?? []).entries()) {
     const rights = `${readable ? 'r' : '-'}${writable ? 'w' : '-'}`;
-    const region = `${(REGION_NAMES[index] ?? String(index)).padEnd(6)} ${rights} ${formatSize(size)}`;
+    const region = `${(REGION_NAMES[index] ?? String(index)).padEnd(6)} ${rights} ${formatSize(size)}${
+      notMapped === undefined ? '' : `, not mapped, so that each access is a message: ${notMapped}`
+    }`;
     output.text(`  ${n === 0 ? 'regions   ' : '          '}  ${region}`);
   }
   if (access !== undefined) {

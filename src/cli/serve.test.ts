@@ -34,7 +34,9 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
     const document = documentOf(ended);
     assert.deepEqual([document['ok'], document['device'], document['driver']], [true, device, 'edu']);
     const { kind, granule, entryLimit, windows } = document['domain'] as Record<string, never>;
-    assert.deepEqual([kind, granule, entryLimit], ['vfio-user', 4096, 65535]);
+    assert.deepEqual([kind, granule], ['vfio-user', 4096]);
+    // Half of the mappings that its process may still make.
+    assert.ok(entryLimit > 1000 && entryLimit < 65530 / 2, String(entryLimit));
     assert.ok(Array.isArray(windows));
     const [row] = document['mappings'] as Row[];
     assert.deepEqual([row.length, row.access, row.source], [2 ** 21, 'read-write', 'memfd']);

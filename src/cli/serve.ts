@@ -14,6 +14,7 @@ interface ServeOptions {
   readonly dmaMask?: number;
   readonly maxDmaMaps?: number;
   readonly once?: boolean;
+  readonly untrusted?: boolean;
 }
 
 export const serve: CommandSpec<ServeOptions> = {
@@ -36,6 +37,7 @@ export const serve: CommandSpec<ServeOptions> = {
       .requiredOption('--socket <path>', 'where the socket shall appear')
       .option('--dma-mask <bits>', 'edu: bits of an IOVA that the device uses (default: 28)', integerValue(1, 53))
       .option('--max-dma-maps <n>', 'mappings that a client may have at once', integerValue(1, 65535))
+      .option('--untrusted', 'touch nothing directly that a client can take away, not even of clients of this user')
       .option('--once', 'end when the first client leaves'),
   examples: [
     [
@@ -60,6 +62,7 @@ export const serve: CommandSpec<ServeOptions> = {
       model: modelOf(device, options, context),
       maxDmaMaps: options.maxDmaMaps,
       once: options.once,
+      untrusted: options.untrusted,
       onEvent: (event) => output.note(describe(event)),
     });
     const end = (): void => void server.close();

@@ -48,6 +48,12 @@ export interface Libc {
     flags: number,
   ) => number;
 
+  readonly process_vm_writev: Libc['process_vm_readv'];
+  /** syscall(2) of pidfd_open(2). */
+  readonly pidfd_open: (pid: number, flags: number) => number;
+  /** syscall(2) of preadv2(2), with the offset -1: where the file is. */
+  readonly preadv2: (fd: number, vectors: Pointer, count: number, flags: number) => number;
+
   readonly open: (path: string, flags: number, mode: number) => number;
   readonly close: (fd: number) => number;
   readonly fcntl: (fd: number, command: number, argument: number) => number;
@@ -76,6 +82,8 @@ export interface Libc {
   readonly sendmsg: (fd: number, message: Pointer, flags: number) => number;
   readonly recvmsg: (fd: number, message: Pointer, flags: number) => number;
   readonly shutdown: (fd: number, how: number) => number;
+  readonly getsockopt: (fd: number, level: number, name: number, into: Pointer, length: Pointer) => number;
+  readonly geteuid: () => number;
 
   readonly eventfd: (count: number, flags: number) => number;
   readonly poll: (fds: Pointer, count: number, timeoutMs: number) => number;
@@ -134,6 +142,8 @@ export interface LibcLater {
   readonly ioctl: (fd: number, request: number, argument: Pointer) => Promise<Outcome>;
   readonly madvise: (va: number, length: number, advice: number) => Promise<Outcome>;
   readonly fallocate: (fd: number, mode: number, offset: number, length: number) => Promise<Outcome>;
+  /** One at a time and apart from the others, because some never end: see {@link FilesPort.closeForeign}. */
+  readonly close: (fd: number) => Promise<Outcome>;
 }
 
 /** Types of C as koffi names them, those that this library's declarations need. */
@@ -203,13 +213,14 @@ function declare(koffi: Koffi): Libc {
   // Each thread has its own errno, and its own copy of this module.
   const location: unknown = c.func('__errno_location', 'void *', [])();
   const errno = new Int32Array(koffi.view(location, 4));
-  const { mbind, move_pages } = syscallNumbers(process.arch);
+  const { mbind, move_pages, pidfd_open, preadv2 } = syscallNumbers(process.arch);
   const syscall = (...args: string[]) => c.func('syscall', 'long', ['long', ...args]);
   const background = new Background();
+  const closing = new Background(1);
   const later =
-    (called: { async(...args: unknown[]): void }) =>
+    (called: { async(...args: unknown[]): void }, on = background) =>
     (...args: readonly (Pointer | bigint)[]): Promise<Outcome> =>
-      background.run(
+      on.run(
         () =>
           new Promise((resolve, reject) => {
             called.async(...args, (error: Error | null, result: unknown) => {
@@ -221,6 +232,8 @@ function declare(koffi: Koffi): Libc {
           }),
       );
   const callMbind = syscall('intptr_t', 'ulong', 'long', 'void *', 'ulong', 'ulong');
+  const callPidfdOpen = syscall('long', 'ulong');
+  const callPreadv2 = syscall('long', 'void *', 'ulong', 'long', 'long', 'long');
   const callMovePages = syscall('long', 'ulong', 'void *', 'void *', 'void *', 'long');
 
   return {
@@ -234,6 +247,9 @@ function declare(koffi: Koffi): Libc {
     mbind: (...args) => Number(callMbind(mbind, ...args)),
     move_pages: (...args) => Number(callMovePages(move_pages, ...args)),
     process_vm_readv: long('process_vm_readv', 'int', 'void *', 'ulong', 'void *', 'ulong', 'ulong'),
+    process_vm_writev: long('process_vm_writev', 'int', 'void *', 'ulong', 'void *', 'ulong', 'ulong'),
+    pidfd_open: (...args) => Number(callPidfdOpen(pidfd_open, ...args)),
+    preadv2: (fd, vectors, count, flags) => Number(callPreadv2(preadv2, fd, vectors, count, -1, -1, flags)),
     open: int('open', 'str', 'int', 'uint'),
     close: int('close', 'int'),
     fcntl: int('fcntl', 'int', 'int', 'long'),
@@ -261,6 +277,8 @@ function declare(koffi: Koffi): Libc {
     sendmsg: long('sendmsg', 'int', 'void *', 'int'),
     recvmsg: long('recvmsg', 'int', 'void *', 'int'),
     shutdown: int('shutdown', 'int', 'int'),
+    getsockopt: int('getsockopt', 'int', 'int', 'int', 'void *', 'void *'),
+    geteuid: int('geteuid'),
     eventfd: int('eventfd', 'uint', 'int'),
     poll: int('poll', 'void *', 'ulong', 'int'),
     epoll_create1: int('epoll_create1', 'int'),
@@ -300,6 +318,7 @@ function declare(koffi: Koffi): Libc {
       ioctl: later(int('ioctl', 'int', 'ulong', 'void *')),
       madvise: later(int('madvise', 'intptr_t', 'size_t', 'int')),
       fallocate: later(int('fallocate', 'int', 'int', 'int64_t', 'int64_t')),
+      close: later(int('close', 'int'), closing),
     },
   };
 }

@@ -1,9 +1,10 @@
 /** Files and descriptors on Linux. */
+import { readFileSync, readlinkSync } from 'node:fs';
 import { ERRNO, invalid } from '../errors.js';
 import { isAddress } from '../units.js';
 import { check, checkFd, checkPath, fail } from './libc.js';
 import type { Libc } from './libc.js';
-import type { FilesPort, FileStatus, FileSystem } from './ports.js';
+import type { FilesPort, FileStatus, FileSystem, Foreign } from './ports.js';
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE } from './uapi/falloc.js';
 import {
   AT_EMPTY_PATH,
@@ -141,6 +142,19 @@ export function linuxFiles(libc: Libc): FilesPort {
       check(libc, libc.close(fd), 'close', `fd ${fd}`);
     },
 
+    foreign(fd) {
+      checkFd(fd, 'fcntl');
+      return foreignKind(libc, fd);
+    },
+
+    closeForeign(fd) {
+      checkFd(fd, 'close');
+      const kind = foreignKind(libc, fd);
+      if (kind === 'memory' || kind === 'eventfd') libc.close(fd);
+      // A failure leaves nothing to do: the number is free, or was never used.
+      else void libc.later.close(fd).catch(() => undefined);
+    },
+
     duplicate(fd) {
       checkFd(fd, 'fcntl');
       return check(libc, libc.fcntl(fd, F_DUPFD_CLOEXEC, 0), 'fcntl', `F_DUPFD_CLOEXEC of fd ${fd}`);
@@ -220,6 +234,33 @@ export function linuxFiles(libc: Libc): FilesPort {
       return check(libc, libc.write(fd, from, from.byteLength), 'write', `fd ${fd}`);
     },
   };
+}
+
+/**
+ * File systems whose files are read and written by the kernel alone. Others (FUSE, NFS, 9p ...) wait for a process or for
+ * another machine, which may never answer.
+ */
+const LOCAL_FILE_SYSTEMS: ReadonlySet<string> = new Set(
+  'ext2 ext3 ext4 xfs btrfs f2fs zfs bcachefs tmpfs ramfs hugetlbfs erofs squashfs overlay'.split(' '),
+);
+
+/** See {@link FilesPort.foreign}: by what no file system is asked for. */
+function foreignKind(libc: Libc, fd: number): Foreign {
+  // Only files that live in memory have seals.
+  if (libc.fcntl(fd, F_GET_SEALS, 0) !== -1) return 'memory';
+  try {
+    const link = readlinkSync(`/proc/self/fd/${fd}`);
+    if (link === 'anon_inode:[eventfd]') return 'eventfd';
+    if (link.startsWith('socket:[')) return 'socket';
+    if (!link.startsWith('/')) return 'other';
+    const mount = /^mnt_id:\s*(\d+)/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'))?.[1];
+    const mounts = readFileSync('/proc/self/mountinfo', 'latin1');
+    const type = mount === undefined ? undefined : new RegExp(`^${mount} .* - (\\S+) `, 'm').exec(mounts)?.[1];
+    if (type === 'devtmpfs') return 'device';
+    return type !== undefined && LOCAL_FILE_SYSTEMS.has(type) ? 'file' : 'other';
+  } catch {
+    return 'other';
+  }
 }
 
 /** pread or pwrite of the first `length` bytes of `bytes`, in as many steps as it takes. Returns the bytes done before the end. */

@@ -18,6 +18,8 @@ export function linuxLimits(libc: Libc): LimitsPort {
 
     pinnedMemory: () => bytesOf(readKernelText('/proc/self/status') ?? '', 'VmPin'),
 
+    mappings: mappingFacts,
+
     descriptors: () => descriptorFacts(libc),
 
     room: (node) => memoryRoom(node),
@@ -33,6 +35,15 @@ export function linuxLimits(libc: Libc): LimitsPort {
 
     hugePageRoom: (pageSize) => hugePageRoom(pageSize),
   };
+}
+
+/** vm.max_map_count and how many mappings there are. Takes 0.1 ms and more for each 1000 of them. */
+export function mappingFacts(): { readonly limit: number; readonly used: number } {
+  const limit = Number(readKernelText('/proc/sys/vm/max_map_count') ?? Infinity);
+  const maps = readKernelText('/proc/self/maps') ?? '';
+  let used = 0;
+  for (let at = maps.indexOf('\n'); at >= 0; at = maps.indexOf('\n', at + 1)) used++;
+  return { limit, used };
 }
 
 /** A line of /proc/self/status that is in kB, in bytes. */

@@ -5,9 +5,10 @@ import { runInNewContext } from 'node:vm';
 import { DmaError, ERRNO, invalid } from '../errors.js';
 import { hex, isAddress, TiB } from '../units.js';
 import type { Va } from '../units.js';
-import { check, checkFd, checkPath } from './libc.js';
+import { check, checkFd, checkPath, fail } from './libc.js';
 import type { Libc } from './libc.js';
 import { checkPages, hugePageFlag } from './linux-page-checks.js';
+import { mappingFacts } from './linux-limits.js';
 import { linuxPages } from './linux-pages.js';
 import { readKernelText } from './linux-proc.js';
 import { linuxReservations } from './linux-reservations.js';
@@ -31,10 +32,35 @@ export function linuxMemory(libc: Libc): MemoryPort {
   // V8 takes what it says up to Node 20 (4 GiB); later it says 2^53, but reserves address space for bookkeeping as it goes.
   const maxView = Math.min(constants.MAX_LENGTH, TiB);
 
+  const needMappings = mappingGuard();
+  const reservations = linuxReservations(libc, pageSize);
+  /** The kernel copies, so that a page that is not there is an error and no signal. */
+  const copy = (call: 'process_vm_readv' | 'process_vm_writev', va: Va, bytes: Uint8Array): void => {
+    if (!isAddress(va) || va === 0) throw invalid(call, `${bytes.byteLength} bytes at ${hex(va)} can not be copied`);
+    for (let done = 0; done < bytes.byteLength;) {
+      const rest = bytes.byteLength - done;
+      const vectors = new BigUint64Array([
+        BigInt(libc.addressOf(bytes) + done),
+        BigInt(rest),
+        BigInt(va + done),
+        BigInt(rest),
+      ]);
+      const [ours, theirs] = [vectors.subarray(0, 2), vectors.subarray(2)];
+      const count = libc[call](process.pid, ours, 1, theirs, 1, 0);
+      const errno = count === -1 ? libc.errno() : ERRNO.EFAULT;
+      if (count <= 0) fail(errno, call, `${rest} bytes at ${hex(va + done)}`);
+      done += count;
+    }
+  };
+
   return {
     pageSize,
     maxView,
-    ...linuxReservations(libc, pageSize),
+    ...reservations,
+    reserve(...args) {
+      needMappings('mmap');
+      return reservations.reserve(...args);
+    },
     ...linuxPages(libc, pageSize),
 
     map(options: MapOptions): Va {
@@ -55,6 +81,7 @@ export function linuxMemory(libc: Libc): MemoryPort {
         flags |= MAP_HUGETLB | hugePageFlag('mmap', hugePageSize, MAP_HUGE_SHIFT);
       }
       const prot = readOnly ? PROT_READ : PROT_READ | PROT_WRITE;
+      needMappings('mmap');
       const va = libc.mmap(0, length, prot, flags, fd ?? -1, offset);
       // Kernels before 6.7 share nothing that is sealed against writing; nobody changes it, so that a private mapping is the same.
       if (va === -1 && readOnly && libc.errno() === ERRNO.EPERM) {
@@ -93,6 +120,9 @@ export function linuxMemory(libc: Libc): MemoryPort {
 
     detach,
 
+    copyFrom: (va, into) => copy('process_vm_readv', va, into),
+    copyTo: (va, from) => copy('process_vm_writev', va, from),
+
     addressOf(view: ArrayBufferView | ArrayBufferLike): Va {
       if (isEmpty(view)) throw invalid('addressOf', 'the buffer is empty or detached, so it has no address');
       return libc.addressOf(ArrayBuffer.isView(view) ? view : new Uint8Array(view)) as Va;
@@ -107,6 +137,31 @@ export function linuxMemory(libc: Libc): MemoryPort {
         throw new DmaError({ code: 'ENOTSUP', operation: 'protection', reason: '/proc is not mounted' });
       return protectionIn(maps, va, va + length);
     },
+  };
+}
+
+/** Mappings that are left to V8 and to everybody else in the process, who end it when they get none. */
+const SPARE_MAPPINGS = 4096;
+
+/**
+ * Keeps the process away from vm.max_map_count. Counting is dear, so that it is done again only after a quarter of what was left
+ * has been taken.
+ *
+ * @returns call it before a mapping is made. @throws DmaError ENOMEM
+ */
+function mappingGuard(): (operation: string) => void {
+  let unchecked = 0;
+  return (operation) => {
+    if (unchecked-- > 0) return;
+    const { limit, used } = mappingFacts();
+    const left = limit - used - SPARE_MAPPINGS;
+    unchecked = Math.min(Math.max(0, Math.floor(left / 4)), SPARE_MAPPINGS * 8);
+    if (left > 0) return;
+    const reason = `the process has ${used} mappings, and the kernel allows ${limit} (vm.max_map_count)`;
+    const hint =
+      `${SPARE_MAPPINGS} are left to the rest of the process: map fewer, larger pieces (a heap hands out parts of one), or raise ` +
+      'it with "sysctl vm.max_map_count"';
+    throw new DmaError({ code: 'ENOMEM', operation, reason, hint });
   };
 }
 

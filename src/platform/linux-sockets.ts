@@ -6,7 +6,7 @@ import { dirname, join } from 'node:path';
 import { DmaError, ERRNO, invalid, undoAll } from '../errors.js';
 import { check, checkFd, checkPath, fail } from './libc.js';
 import type { Libc } from './libc.js';
-import type { Received, SocketsPort } from './ports.js';
+import type { Peer, Received, SocketsPort } from './ports.js';
 import { AT_FDCWD, AT_SYMLINK_NOFOLLOW } from './uapi/fcntl.js';
 import {
   AF_UNIX,
@@ -20,6 +20,7 @@ import {
   MSGHDR,
   SCM_RIGHTS,
   SHUT_RDWR,
+  SO_PEERCRED,
   SOCK_CLOEXEC,
   SOCK_NONBLOCK,
   SOCK_STREAM,
@@ -27,6 +28,9 @@ import {
   SOL_SOCKET,
 } from './uapi/socket.js';
 import { S_IFMT, S_IFSOCK, STATX, STATX_TYPE } from './uapi/stat.js';
+
+/** {@link SO_PEERCRED} as a pidfd, since Linux 6.5, which the headers of older systems do not have (asm-generic/socket.h). */
+const SO_PEERPIDFD = 77;
 
 const STREAM = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
 const NO_FDS: readonly number[] = Object.freeze<number[]>([]);
@@ -71,9 +75,24 @@ export function linuxSockets(libc: Libc): SocketsPort {
         hint: 'choose another path or remove the file',
       });
     }
-    if (isLive(path))
-      throw new DmaError({ code: 'EADDRINUSE', operation: 'listen', reason: `${path} has a server already` });
-    check(libc, libc.rename(temporary, path), 'rename', path);
+    if (isLive(path)) throw inUse(path);
+    // It is moved away and looked at again before it goes: another server may have taken its place since.
+    const stale = temporaryBeside(path);
+    if (libc.rename(path, stale) === -1) {
+      const failed = libc.errno();
+      if (failed !== ERRNO.ENOENT) fail(failed, 'rename', path);
+    } else {
+      const live = isLive(stale);
+      if (live) libc.link(stale, path);
+      check(libc, libc.unlink(stale), 'unlink', stale);
+      if (live) throw inUse(path);
+    }
+    if (libc.link(temporary, path) === -1) {
+      const failed = libc.errno();
+      if (failed === ERRNO.EEXIST) throw inUse(path);
+      fail(failed, 'link', path);
+    }
+    check(libc, libc.unlink(temporary), 'unlink', temporary);
   };
 
   /** Does somebody listen at `path`? Only a refused connection says that nobody does. */
@@ -87,13 +106,23 @@ export function linuxSockets(libc: Libc): SocketsPort {
     }
   };
 
+  const peer = (fd: number): Peer => {
+    const value = new Int32Array(3);
+    const length = new Uint32Array([12]);
+    checkFd(fd, 'getsockopt');
+    check(libc, libc.getsockopt(fd, SOL_SOCKET, SO_PEERCRED, value, length), 'getsockopt', `SO_PEERCRED of fd ${fd}`);
+    const [pid, uid] = value;
+    const user = uid >>> 0;
+    return { pid, user, trusted: user === 0 || user === libc.geteuid() >>> 0 };
+  };
+
   return {
     connect,
 
     listen(path, backlog) {
       socketAddress(path, 'bind');
       // In the same directory, so that it can be linked, and short, so that it fits where most paths do.
-      const temporary = join(dirname(path), `.${Math.random().toString(36).slice(2, 8)}`);
+      const temporary = temporaryBeside(path);
       const address = socketAddress(temporary, 'bind');
       return withSocket((fd) => {
         check(libc, libc.bind(fd, address, address.byteLength), 'bind', path);
@@ -128,11 +157,35 @@ export function linuxSockets(libc: Libc): SocketsPort {
     send: (fd, bytes, offset, fds) => message.send(fd, bytes, offset, fds),
     receive: (fd, into, maxFds) => message.receive(fd, into, maxFds),
 
+    peer,
+
+    peerProcess(fd) {
+      const value = new Int32Array(1);
+      const length = new Uint32Array([4]);
+      checkFd(fd, 'getsockopt');
+      if (libc.getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, value, length) === 0) return libc.own(value[0]);
+      // Before Linux 6.5, by the number, which may be another process's by now; then it is only waited for too long.
+      const { pid } = peer(fd);
+      if (pid <= 0) return undefined;
+      const process = libc.pidfd_open(pid, 0);
+      if (process !== -1) return process;
+      const errno = libc.errno();
+      return errno === ERRNO.ESRCH ? 'ended' : fail(errno, 'pidfd_open', `process ${pid}`);
+    },
+
     shutdown(fd) {
       checkFd(fd, 'shutdown');
       check(libc, libc.shutdown(fd, SHUT_RDWR), 'shutdown', `fd ${fd}`);
     },
   };
+}
+
+function inUse(path: string): DmaError {
+  return new DmaError({ code: 'EADDRINUSE', operation: 'listen', reason: `${path} has a server already` });
+}
+
+function temporaryBeside(path: string): string {
+  return join(dirname(path), `.${Math.random().toString(36).slice(2, 8)}`);
 }
 
 /** `path` as a sockaddr_un. */

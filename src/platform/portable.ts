@@ -30,6 +30,8 @@ export function portablePlatform(reason: string): Platform {
       punchAsync: refuse('fallocate'),
       lock: refuse('flock'),
       close: refuse('close'),
+      foreign: refuse('fcntl'),
+      closeForeign: refuse('close'),
       duplicate: refuse('fcntl'),
       status: refuse('statx'),
       fileSystem: refuse('fstatfs'),
@@ -47,6 +49,8 @@ export function portablePlatform(reason: string): Platform {
       send: refuse('sendmsg'),
       receive: refuse('recvmsg'),
       shutdown: refuse('shutdown'),
+      peer: refuse('getsockopt'),
+      peerProcess: refuse('getsockopt'),
     },
     events: { create: refuse('eventfd'), signal: refuse('write'), take: refuse('read') },
     readiness: { watch: refuse('watch'), wait: refuse('poll') },
@@ -54,6 +58,7 @@ export function portablePlatform(reason: string): Platform {
     limits: {
       lockedMemory: () => ({ limit: Infinity, used: 0 }),
       pinnedMemory: () => 0,
+      mappings: () => ({ limit: Infinity, used: 0 }),
       descriptors: () => ({ limit: Infinity, most: Infinity, open: 0 }),
       room: () => ({ bytes: Infinity, limit: reason }),
       freeHugePages: () => undefined,
@@ -185,6 +190,14 @@ class PortableMemory implements MemoryPort {
     const va = this.#place(buffer);
     this.#mappings.set(va, { buffer, length });
     return va;
+  }
+
+  copyFrom(va: Va, into: Uint8Array): void {
+    into.set(new Uint8Array(this.view(va, into.byteLength)));
+  }
+
+  copyTo(va: Va, from: Uint8Array): void {
+    new Uint8Array(this.view(va, from.byteLength)).set(from);
   }
 
   unmap(va: Va, length: number): void {

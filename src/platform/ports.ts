@@ -150,6 +150,12 @@ export interface MemoryPort {
    * has to hold for as long as it uses the memory. It can be sent there. `undefined` for all other memory.
    */
   keeper(va: Va): readonly SharedArrayBuffer[] | undefined;
+  /**
+   * Copies between mapped memory and a buffer by a system call: a page that is not there any more (a hugepage that was taken out
+   * of its file) is EFAULT, where touching it would end the process.
+   */
+  copyFrom(va: Va, into: Uint8Array): void;
+  copyTo(va: Va, from: Uint8Array): void;
   /** What this process may do with all of [va, va + length), by /proc/self/maps; `'none'` when any page is not mapped. */
   protection(va: Va, length: number): 'none' | 'read' | 'read-write';
 }
@@ -172,6 +178,13 @@ export interface FileStatus {
   /** Permission bits, as of chmod(1). */
   readonly mode: number;
 }
+
+/**
+ * A descriptor of another process, by what it can do to this one: `memory` (a memfd, or a file of tmpfs or hugetlbfs) and
+ * `eventfd` never block; a `file` is one of a local file system; of `other` nothing is known, and it may block whoever touches
+ * it, even to close it.
+ */
+export type Foreign = 'memory' | 'file' | 'eventfd' | 'socket' | 'device' | 'other';
 
 /** A mounted file system. */
 export interface FileSystem {
@@ -220,6 +233,13 @@ export interface FilesPort {
    */
   lock(fd: number, kind: 'shared' | 'exclusive'): boolean;
   close(fd: number): void;
+  /** What a descriptor that came from another process is. Waits for nobody. */
+  foreign(fd: number): Foreign;
+  /**
+   * Closes a descriptor that came from another process, or a socket through which some may have come. What can block then (a
+   * socket that lingers, a file of a file system that a process serves) is closed on another thread. Never throws.
+   */
+  closeForeign(fd: number): void;
   /** A second descriptor for the same open file (F_DUPFD_CLOEXEC). */
   duplicate(fd: number): number;
   status(fd: number): FileStatus;
@@ -247,6 +267,16 @@ export interface Received {
   readonly truncated: boolean;
 }
 
+/** The process at the other end of a UNIX socket. */
+export interface Peer {
+  /** 0 for one that this process's namespace does not have. */
+  readonly pid: number;
+  /** Number of its user. */
+  readonly user: number;
+  /** Is that this process's user, or root? Then it could end this process by a signal anyway. */
+  readonly trusted: boolean;
+}
+
 /** UNIX stream sockets with SCM_RIGHTS. Every socket is non-blocking; "would block" is a value, not an error. */
 export interface SocketsPort {
   /** Connects to a listening socket. ENOENT, ECONNREFUSED, EACCES, ENAMETOOLONG (paths of 108 bytes and more), EAGAIN (its queue is full). */
@@ -269,6 +299,13 @@ export interface SocketsPort {
   receive(fd: number, into: Uint8Array, maxFds: number): Received | undefined;
   /** Tells the other side that no more comes, either way. */
   shutdown(fd: number): void;
+  /** Who connected, or, for who connected, who listens: as it was then (SO_PEERCRED). */
+  peer(fd: number): Peer;
+  /**
+   * A descriptor that is readable once the process of {@link SocketsPort.peer} has ended (a pidfd); `undefined` when it has ended
+   * already, or when its number says nothing here.
+   */
+  peerProcess(fd: number): number | 'ended' | undefined;
 }
 
 /** Event counters: how devices interrupt a program. */
@@ -332,6 +369,8 @@ export interface LimitsPort {
    * tells: it is no less than this.
    */
   pinnedMemory(): number;
+  /** How many mappings the kernel lets this process have (vm.max_map_count), and how many it has. Reads all of them. */
+  mappings(): { readonly limit: number; readonly used: number };
   /** RLIMIT_NOFILE's soft (`limit`) and hard (`most`) limit, and how many descriptors are open. */
   descriptors(): { readonly limit: number; readonly most: number; readonly open: number };
   /**

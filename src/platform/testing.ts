@@ -79,6 +79,7 @@ export interface FailingPlatform extends Platform {
 /** Calls that undo. A program can not do anything about their failure, so they do not fail unless asked to by name. */
 const CLEANUP: readonly string[] = [
   'files.close',
+  'files.closeForeign',
   'files.remove',
   'files.punch',
   'files.punchAsync',
@@ -165,6 +166,7 @@ const MAKES_DESCRIPTORS: readonly string[] = [
   'sockets.accept',
   'sockets.pair',
   'sockets.receive',
+  'sockets.peerProcess',
   'events.create',
   'ioctl.VFIO_GROUP_GET_DEVICE_FD',
 ];
@@ -216,7 +218,7 @@ export function trackingPlatform(platform: Platform): TrackingPlatform {
       if (typeof struct === 'number') return result;
       const fd = new DataView(struct.buffer, struct.byteOffset).getInt32(IOMMU_FAULT_ALLOC.out_fault_fd, true);
       open.set(`fd ${fd}`, `fd ${fd} of ${name}(${describe(args[0])})`);
-    } else if (name === 'files.close') {
+    } else if (name === 'files.close' || name === 'files.closeForeign') {
       open.delete(`fd ${String(args[0])}`);
     } else if (name === 'memory.map' || name === 'memory.reserve') {
       const [what] = args as [number | MapOptions];

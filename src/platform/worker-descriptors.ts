@@ -22,6 +22,7 @@ type Descriptors = Pick<
   | 'fcntl'
   | 'socketpair'
   | 'ioctl'
+  | 'pidfd_open'
   | 'close'
   | 'own'
 >;
@@ -58,6 +59,7 @@ export function descriptorsOfWorker(libc: Libc): Descriptors {
     memfd_create: (name, flags) => own(libc.memfd_create(name, flags)),
     socket: (domain, type, protocol) => own(libc.socket(domain, type, protocol)),
     accept4: (fd, address, length, flags) => own(libc.accept4(fd, address, length, flags)),
+    pidfd_open: (pid, flags) => own(libc.pidfd_open(pid, flags)),
     eventfd: (count, flags) => own(libc.eventfd(count, flags)),
     epoll_create1: (flags) => own(libc.epoll_create1(flags)),
     fcntl: (fd, command, argument) => {

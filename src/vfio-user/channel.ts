@@ -2,7 +2,7 @@
 import { DmaError, isDmaError } from '../errors.js';
 import type { Platform, Received, Watch } from '../platform/ports.js';
 import { Framer, protocolError } from './framing.js';
-import { MAX_FDS, MAX_MESSAGE } from './messages.js';
+import { FLAG, MAX_FDS, MAX_MESSAGE } from './messages.js';
 import type { Message } from './messages.js';
 import { now } from '../timers.js';
 
@@ -11,10 +11,14 @@ const MAX_QUEUED = 8 * MAX_MESSAGE;
 
 const NONE: readonly Channel[] = [];
 
+/** With more bytes of replies than this waiting, nothing more is taken from the other side, which would ask for more. */
+const MAX_REPLIES = MAX_MESSAGE;
+
+/** Descriptors that the kernel lets one message bring: all are taken, so that those that are not wanted are closed here and not by the kernel. */
+const ALL_FDS = 253;
+
 /** Receives in one turn of the event loop, so that a flood leaves time for others. */
 const RECEIVES_A_TURN = 4;
-
-const TOO_MANY = `more than ${MAX_FDS} descriptors with a message`;
 
 /** The kernel takes fewer descriptors out of a message than there is room for when this process can have no more of them. */
 function noDescriptors(): DmaError {
@@ -44,6 +48,7 @@ export function servesHere(): boolean {
 
 interface Waiting {
   readonly bytes: Uint8Array;
+  readonly isReply: boolean;
   offset: number;
   /** Descriptors of our own, closed when they are sent. */
   fds: number[];
@@ -52,13 +57,15 @@ interface Waiting {
 /** See the head of the file. Owns its socket. */
 export class Channel {
   /** What {@link pump} has to wait for. */
-  readonly interest: { readonly fd: number; readonly readable: boolean; writable: boolean };
+  readonly interest: { readonly fd: number; readable: boolean; writable: boolean };
   readonly #served: boolean;
   readonly #framer = new Framer(MAX_MESSAGE);
   #queue: Waiting[] = [];
   #queued = 0;
+  #queuedReplies = 0;
   #watch: Watch | undefined;
   readonly #keepAlive: boolean;
+  readonly #trusted: boolean;
   #paused = false;
   #dispatching = false;
   #failure: DmaError | undefined;
@@ -67,15 +74,22 @@ export class Channel {
    * @param fd a connected socket, the channel's from here on
    * @param options.keepAlive shall the open channel keep the process alive? Default true
    * @param options.served is this a server's end? Then it goes on while a client of this thread waits: see {@link pump}
+   * @param options.trusted is the other side not out to harm? Else its socket, in which descriptors may lie that nobody took, is
+   *   closed on another thread. Default false
    */
   constructor(
     private readonly platform: Platform,
     readonly fd: number,
     private readonly owner: ChannelOwner,
-    { keepAlive = true, served = false }: { readonly keepAlive?: boolean; readonly served?: boolean } = {},
+    {
+      keepAlive = true,
+      served = false,
+      trusted = false,
+    }: { readonly keepAlive?: boolean; readonly served?: boolean; readonly trusted?: boolean } = {},
   ) {
     this.#served = served;
     this.#keepAlive = keepAlive;
+    this.#trusted = trusted;
     this.interest = { fd, readable: true, writable: false };
     try {
       this.#rewatch();
@@ -108,7 +122,8 @@ export class Channel {
     if (this.#queued + bytes.length > MAX_QUEUED) return false;
     try {
       const sent = this.#queue.length === 0 ? this.platform.sockets.send(this.fd, bytes, 0, fds) : 0;
-      if (sent < bytes.length) this.#enqueue(bytes.slice(sent), sent === 0 ? fds : []);
+      const isReply = (bytes[8] & FLAG.TYPE) === FLAG.REPLY;
+      if (sent < bytes.length) this.#enqueue(bytes.slice(sent), isReply, sent === 0 ? fds : []);
     } catch (error) {
       this.#sendFailed(error);
     }
@@ -152,39 +167,49 @@ export class Channel {
     } catch {
       // The other side was faster.
     }
-    this.#closeAll([this.fd]);
+    if (this.#trusted) this.#closeOwn([this.fd]);
+    else this.#closeAll([this.fd]);
     this.#closeAll(this.#framer.takeFds());
-    for (const { fds } of this.#queue) this.#closeAll(fds);
+    for (const { fds } of this.#queue) this.#closeOwn(fds);
     this.#queue = [];
-    this.#queued = 0;
+    this.#queued = this.#queuedReplies = 0;
     this.owner.onClose(error);
   }
 
-  #enqueue(bytes: Uint8Array, fds: readonly number[]): void {
-    const waiting: Waiting = { bytes, offset: 0, fds: [] };
+  #enqueue(bytes: Uint8Array, isReply: boolean, fds: readonly number[]): void {
+    const waiting: Waiting = { bytes, isReply, offset: 0, fds: [] };
     this.#queue.push(waiting);
     this.#queued += bytes.length;
+    if (isReply) this.#queuedReplies += bytes.length;
     for (const fd of fds) waiting.fds.push(this.platform.files.duplicate(fd));
-    this.#setWritable(true);
+    this.#rewatchIfChanged();
+  }
+
+  /** Does it take nothing more at present? */
+  get #holds(): boolean {
+    return this.#paused || this.#queuedReplies > MAX_REPLIES;
   }
 
   #flush(): void {
     try {
       for (let first = this.#queue.at(0); first !== undefined; first = this.#queue.at(0)) {
         const sent = this.platform.sockets.send(this.fd, first.bytes, first.offset, first.fds);
-        if (sent === 0) return;
-        this.#closeAll(first.fds);
+        if (sent === 0) break;
+        this.#closeOwn(first.fds);
         first.fds = [];
         first.offset += sent;
         if (first.offset === first.bytes.length) {
           this.#queue.shift();
           this.#queued -= first.bytes.length;
+          if (first.isReply) this.#queuedReplies -= first.bytes.length;
         }
       }
-      this.#setWritable(false);
+      this.#rewatchIfChanged();
     } catch (error) {
       this.#sendFailed(error);
     }
+    // What was read ahead while too many replies were waiting.
+    if (!this.#dispatching && !this.#holds) this.#dispatch();
   }
 
   /** The other side may have said why before it went: listen first. */
@@ -195,11 +220,11 @@ export class Channel {
 
   /** Receives once. Returns whether there may be more. */
   #receive(): boolean {
-    if (this.#failure !== undefined || this.#paused || this.#dispatching) return false;
+    if (this.#failure !== undefined || this.#holds || this.#dispatching) return false;
     let received: Received | undefined;
     const space = this.#framer.space();
     try {
-      received = this.platform.sockets.receive(this.fd, space, MAX_FDS);
+      received = this.platform.sockets.receive(this.fd, space, ALL_FDS);
     } catch (error) {
       this.#lost(error);
       return false;
@@ -208,7 +233,7 @@ export class Channel {
     const { bytes, fds, truncated } = received;
     if (bytes === 0 || truncated) {
       this.#closeAll(fds);
-      if (truncated) this.close(fds.length < MAX_FDS ? noDescriptors() : protocolError(TOO_MANY));
+      if (truncated) this.close(noDescriptors());
       else this.#lost(undefined);
       return false;
     }
@@ -226,10 +251,11 @@ export class Channel {
   #dispatch(): void {
     this.#dispatching = true;
     try {
-      while (this.#failure === undefined && !this.#paused) {
+      while (this.#failure === undefined && !this.#holds) {
         const message = this.#framer.next();
         if (message === undefined) break;
         try {
+          if (message.fds.length > MAX_FDS) throw protocolError(`more than ${MAX_FDS} descriptors with a message`);
           this.owner.onMessage(message);
         } finally {
           if (message.fds.length > 0) this.#closeAll(message.fds);
@@ -251,10 +277,9 @@ export class Channel {
     this.close(new DmaError({ code: 'ECONNRESET', operation: 'vfio-user', reason, cause }));
   }
 
-  #setWritable(writable: boolean): void {
-    if (this.interest.writable === writable) return;
-    this.interest.writable = writable;
-    this.#rewatch();
+  #rewatchIfChanged(): void {
+    const { readable, writable } = this.interest;
+    if (readable === this.#holds || writable === (this.#queue.length === 0)) this.#rewatch();
   }
 
   #tryRewatch(): void {
@@ -269,8 +294,8 @@ export class Channel {
     if (this.#failure !== undefined) return;
     this.#watch?.close();
     this.#watch = undefined;
-    const readable = !this.#paused;
-    const { writable } = this.interest;
+    const readable = (this.interest.readable = !this.#holds);
+    const writable = (this.interest.writable = this.#queue.length > 0);
     if (!readable && !writable) return;
     this.#watch = this.platform.readiness.watch(this.fd, { readable, writable }, () => {
       this.service();
@@ -278,7 +303,12 @@ export class Channel {
     if (!this.#keepAlive) this.#watch.setRef(false);
   }
 
+  /** Descriptors of the other side. */
   #closeAll(fds: readonly number[]): void {
+    for (const fd of fds) this.platform.files.closeForeign(fd);
+  }
+
+  #closeOwn(fds: readonly number[]): void {
     for (const fd of fds) {
       try {
         this.platform.files.close(fd);

@@ -10,6 +10,7 @@ import { openPlatform } from '../platform/open.js';
 import { trackingPlatform } from '../platform/testing.js';
 import type { TrackingPlatform } from '../platform/testing.js';
 import { Channel } from './channel.js';
+import { isCommand } from './framing.js';
 import { VfioUserClient } from './client.js';
 import type { ClientOptions } from './client.js';
 import { spawnDevice } from './device-process.js';
@@ -31,8 +32,9 @@ import {
   decodeRegionAccess,
   get32,
   get64,
-  isCommand,
   putCommand,
+  put32,
+  put64,
   putErrorReply,
   putReply,
 } from './messages.js';
@@ -455,15 +457,49 @@ describe('calls', { skip }, () => {
     end();
   });
 
-  test('a reply with less data than asked for is nonsense', async () => {
-    for (const payload of [0, 16, 18]) {
+  test('a reply without a whole head is nonsense', async () => {
+    const { client, end } = await scripted((message, s) =>
+      message.command === COMMAND.REGION_READ ? s.ok(message, new Uint8Array(15)) : undefined,
+    );
+    await assert.rejects(client.regionReadAsync(0, 0, new Uint8Array(4)), code('EPROTO'));
+    assert.ok(isDmaError(client.failure, 'EPROTO'));
+    end();
+  });
+
+  test('a reply that is for less than was asked, or for something else, is EIO, and the connection goes on', async () => {
+    const head = (offset: number, region: number, count: number, data: number): Uint8Array => {
+      const payload = new Uint8Array(16 + data);
+      put64(payload, 0, offset);
+      put32(payload, 8, region);
+      put32(payload, 12, count);
+      return payload;
+    };
+    for (const answer of [head(0, 0, 0, 0), head(0, 0, 2, 2), head(8, 0, 4, 4), head(0, 1, 4, 4), head(0, 0, 4, 2)]) {
+      let wrong = true;
       const { client, end } = await scripted((message, s) =>
-        message.command === COMMAND.REGION_READ ? s.ok(message, new Uint8Array(payload)) : undefined,
+        wrong && (message.command === COMMAND.REGION_READ || message.command === COMMAND.REGION_WRITE)
+          ? s.ok(message, answer)
+          : undefined,
       );
-      await assert.rejects(client.regionReadAsync(0, 0, new Uint8Array(4)), code('EPROTO'));
-      assert.ok(isDmaError(client.failure, 'EPROTO'));
+      await assert.rejects(client.regionReadAsync(0, 0, new Uint8Array(4)), code('EIO'));
+      if (answer.length !== 18 || answer[12] !== 4)
+        await assert.rejects(client.regionWriteAsync(0, 0, new Uint8Array(answer[12] === 4 ? 4 : 8)), code('EIO'));
+      wrong = false;
+      await client.regionReadAsync(0, 0, new Uint8Array(4));
+      assert.equal(client.failure, undefined);
       end();
     }
+  });
+
+  test('an error that claims to be a command is nonsense at once', async () => {
+    const { client, end } = await scripted((message, s) => {
+      if (message.command !== COMMAND.RESET) return undefined;
+      const reply = s.error(message, 'EIO');
+      reply[8] = 0x20;
+      return reply;
+    });
+    await assert.rejects(client.resetAsync(), code('EPROTO'));
+    end();
   });
 
   test('descriptors with a reply that has none are nonsense, and are closed', async () => {
@@ -556,13 +592,13 @@ describe('what the device asks', { skip }, () => {
 });
 
 describe('mapped regions', { skip }, () => {
-  for (const [sealed, trustServer, mapped] of [
-    [true, false, true],
-    [false, true, true],
-    [false, false, true], // the seal can still be added to a memfd that allows it
+  for (const [sealed, mmap, mapped] of [
+    [true, 'sealed', true],
+    [false, 'trust', true],
+    [false, 'sealed', true], // the seal can still be added to a memfd that allows it
   ] as const) {
-    test(`sealed: ${sealed}, trusted: ${trustServer}`, async () => {
-      const { client, server, platform, end } = await scripted(undefined, { trustServer }, (s) => {
+    test(`sealed: ${sealed}, mmap: ${mmap}`, async () => {
+      const { client, server, platform, end } = await scripted(undefined, { mmap }, (s) => {
         s.regionFd = s.platform.memory.memfd({ name: 'test', length: 16384, sealed });
         s.region = { size: 16384, mappable: true, areas: [{ offset: 4096, length: 4096 }] };
       });
@@ -585,18 +621,32 @@ describe('mapped regions', { skip }, () => {
     });
   }
 
+  test('nothing is mapped with mmap: never, and the reason is told', async () => {
+    for (const [mmap, why] of [
+      ['never', 'mmap=never was asked for'],
+      ['auto', undefined],
+    ] as const) {
+      const { client, end } = await scripted(undefined, { mmap }, (s) => {
+        s.regionFd = s.platform.memory.memfd({ name: 'test', length: 16384 });
+        s.region = { size: 16384, mappable: true, areas: [{ offset: 4096, length: 4096 }] };
+      });
+      assert.equal(client.notMapped(0), why);
+      end();
+    }
+  });
+
   test('a file that can be made shorter is not mapped unless the server is trusted', async () => {
     const directory = mkdtempSync(join(tmpdir(), 'anydma-test-'));
     const path = join(directory, 'region');
     writeFileSync(path, new Uint8Array(4096));
-    for (const trustServer of [false, true]) {
-      const { client, server, end } = await scripted(undefined, { trustServer, timeoutMs: 10 }, (s) => {
+    for (const mmap of ['sealed', 'trust'] as const) {
+      const { client, server, end } = await scripted(undefined, { mmap, timeoutMs: 10 }, (s) => {
         s.regionFd = s.platform.files.open(path, 'read-write');
         s.region = { size: 4096, mappable: true, areas: [{ offset: 0, length: 4096 }] };
       });
       server.seen.length = 0;
       // By message it takes too long here, because the server needs this thread to answer.
-      if (trustServer) assert.equal(client.registers(0).read32(0), 0);
+      if (mmap === 'trust') assert.equal(client.registers(0).read32(0), 0);
       else assert.throws(() => client.registers(0).read32(0), code('ETIMEDOUT'));
       end();
     }

@@ -1,17 +1,18 @@
 /** The client's end of vfio-user: works a device that another process serves. */
+import { dirname } from 'node:path';
 import { mustBeMs, mustBeString, mustHave, optionsOf, type Shape } from '../check.js';
 import type { DmaAccess, Backing } from '../dma/backend.js';
 import { DmaError, invalid, isDmaError, NO_DESCRIPTORS } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
-import type { Platform } from '../platform/ports.js';
+import type { Peer, Platform } from '../platform/ports.js';
 import { RegionRegisters } from '../platform/region-registers.js';
 import type { MappedArea } from '../platform/region-registers.js';
 import type { Registers } from '../platform/registers.js';
 import { Range } from '../ranges.js';
 import { isAddress } from '../units.js';
 import { Channel, pump, servesHere, type ChannelOwner } from './channel.js';
-import { protocolError } from './framing.js';
-import { mapAreas } from './map-areas.js';
+import { isCommand, protocolError } from './framing.js';
+import { mapAreas, whyNotMapped } from './map-areas.js';
 import {
   COMMAND,
   DEFAULT_CAPABILITIES,
@@ -42,8 +43,6 @@ import {
   encodeVersion,
   errorOfReply,
   get64,
-  isCommand,
-  needPayload,
   operationOf,
   putCommand,
   putErrorReply,
@@ -67,6 +66,9 @@ const MAX_INDEXES = 64;
  */
 export type DmaTarget = (iova: number, length: number, access: 'read' | 'write') => Uint8Array | ErrorCode;
 
+/** See {@link ClientOptions.mmap}. */
+export type MmapChoice = 'auto' | 'trust' | 'sealed' | 'never';
+
 /** How to connect, and what for. Times in milliseconds. */
 export interface ClientOptions {
   /** Answers what the device reads and writes by message; without it, such accesses are answered with EFAULT. */
@@ -75,8 +77,18 @@ export interface ClientOptions {
   readonly handshakeTimeoutMs?: number;
   /** For each call. Default 5000. */
   readonly timeoutMs?: number;
-  /** Map regions even from files that the server could make shorter, which would kill this process. Default false. */
-  readonly trustServer?: boolean;
+  /**
+   * Which regions are mapped; the others are reached by message. A server can take pages away from what is mapped, and a touch of
+   * them then ends this process, unless the file is a sealed memfd of ordinary pages. `sealed`: only such; `trust`: all;
+   * `never`: none; `auto`: all of a server of this user or of root, who could end this process anyway, else as `sealed`.
+   * Default `auto`.
+   */
+  readonly mmap?: MmapChoice;
+  /**
+   * Number of the user who has to be at the other end (EACCES). Default: anybody, but where others may write to the folder of
+   * the socket, this user or root.
+   */
+  readonly user?: number;
   /** The connection has ended, other than by `close`. */
   readonly onDisconnect?: (error: DmaError) => void;
 }
@@ -85,7 +97,8 @@ const CLIENT_OPTIONS: Shape<ClientOptions> = {
   dmaTarget: 'function',
   handshakeTimeoutMs: 'number',
   timeoutMs: 'number',
-  trustServer: 'boolean',
+  mmap: 'string',
+  user: 'number',
   onDisconnect: 'function',
 };
 
@@ -155,6 +168,82 @@ class Call<T> {
 
 const nothing = (): void => undefined;
 
+function withRange(error: unknown, iova: number, length: number): unknown {
+  return isDmaError(error) && error.range === undefined ? error.with({ range: new Range(iova, length) }) : error;
+}
+
+/** EIO: a reply that is not for what was asked. */
+function answersOther({ command }: Message, how: string): DmaError {
+  return new DmaError({ code: 'EIO', operation: operationOf(command), reason: `the server answers ${how}` });
+}
+
+/** Checks that a reply is for all of a region access. Returns its count. @throws DmaError EIO */
+function accessed(reply: Message, region: number, offset: number, count: number): number {
+  const told = decodeRegionAccess(reply);
+  if (told.region !== region || told.offset !== offset)
+    throw answersOther(reply, `for offset ${told.offset} of region ${told.region}, not ${offset} of ${region}`);
+  if (told.count !== count) throw answersOther(reply, `for ${told.count} bytes where ${count} were asked for`);
+  return count;
+}
+
+/** Who is at the other end; `undefined` where that can not be told. */
+function peerOf({ sockets }: Platform, fd: number): Peer | undefined {
+  try {
+    return sockets.peer(fd);
+  } catch (error) {
+    if (isDmaError(error)) return undefined;
+    throw error;
+  }
+}
+
+/** Looks who listens, before anything is sent. @throws DmaError EACCES */
+function checkServer(platform: Platform, fd: number, path: string, user: number | undefined): void {
+  const peer = peerOf(platform, fd);
+  if (peer === undefined) return;
+  const refuse = (reason: string, hint: string): DmaError =>
+    new DmaError({ code: 'EACCES', operation: 'vfio-user', reason, hint });
+  const whose = `the server at ${path} is of the user with the number ${peer.user}`;
+  if (user !== undefined) {
+    if (peer.user === user) return;
+    throw refuse(`${whose}, not ${user}`, `user=${peer.user} connects to it all the same`);
+  }
+  if (peer.trusted || !othersMayWrite(platform, dirname(path))) return;
+  throw refuse(
+    `${whose}, and others may make sockets in its folder`,
+    `if that is who you mean, say so: user=${peer.user}; else use a folder that only you can write to`,
+  );
+}
+
+/** May anybody but its owner write to the folder? What can not be looked at is taken for such. */
+function othersMayWrite({ files }: Platform, folder: string): boolean {
+  let fd: number | undefined;
+  try {
+    fd = files.open(folder, 'read');
+    return (files.status(fd).mode & 0o022) !== 0;
+  } catch (error) {
+    if (isDmaError(error)) return true;
+    throw error;
+  } finally {
+    if (fd !== undefined) files.close(fd);
+  }
+}
+
+/** What is at `path`, where nobody took the connection. */
+function whoRefuses({ files }: Platform, path: string): string {
+  let fd: number | undefined;
+  try {
+    fd = files.open(path, 'read', { follow: false });
+    return files.status(fd).kind === 'directory'
+      ? `${path} is a directory: give the socket in it (SPDK calls it "cntrl")`
+      : `${path} is a file and no socket`;
+  } catch (error) {
+    if (!isDmaError(error)) throw error;
+    return 'nobody listens there any more: the server that made the socket has ended; start it again';
+  } finally {
+    if (fd !== undefined) files.close(fd);
+  }
+}
+
 /** At most `chunk` of the bytes from `at` on. */
 function piece(bytes: Uint8Array, at: number, chunk: number): Uint8Array {
   return bytes.length <= chunk ? bytes : bytes.subarray(at, at + chunk);
@@ -197,6 +286,7 @@ export class VfioUserClient {
   #connected = false;
   #dmaMaps = 0;
   #failure: DmaError | undefined;
+  readonly #peer: Peer | undefined;
 
   private constructor(
     private readonly platform: Platform,
@@ -204,6 +294,7 @@ export class VfioUserClient {
     private readonly options: ClientOptions,
   ) {
     this.#timeoutMs = options.timeoutMs ?? 5000;
+    this.#peer = peerOf(platform, fd);
     this.#main = this.#channel(fd, true);
     this.#channels = [this.#main];
   }
@@ -219,8 +310,16 @@ export class VfioUserClient {
     const deadline = now() + (options.handshakeTimeoutMs ?? 5000);
     for (;;) {
       try {
-        return await VfioUserClient.attach(platform, platform.sockets.connect(path), options, deadline);
+        const fd = platform.sockets.connect(path);
+        try {
+          checkServer(platform, fd, path, options.user);
+        } catch (error) {
+          platform.files.close(fd);
+          throw error;
+        }
+        return await VfioUserClient.attach(platform, fd, options, deadline);
       } catch (error) {
+        if (isDmaError(error, 'ECONNREFUSED')) throw error.with({ hint: whoRefuses(platform, path) });
         // EAGAIN: its queue of connections is full, as it is at once for servers that listen with a backlog of 0.
         if (!isDmaError(error, 'EAGAIN') || now() >= deadline) throw error;
         await delay(20);
@@ -256,6 +355,20 @@ export class VfioUserClient {
   /** Why the connection has ended; `undefined` while it is open. */
   get failure(): DmaError | undefined {
     return this.#failure;
+  }
+
+  /** Why accesses to region `index` go by message although it could be mapped; `undefined` when they do not. */
+  notMapped(index: number): string | undefined {
+    const region = this.regions.at(index);
+    if (region === undefined) return undefined;
+    return whyNotMapped(this.platform, region, this.#mmap);
+  }
+
+  /** `auto` is settled. */
+  get #mmap(): Exclude<MmapChoice, 'auto'> {
+    const { mmap = 'auto' } = this.options;
+    if (mmap !== 'auto') return mmap;
+    return this.#peer?.trusted === true ? 'trust' : 'sealed';
   }
 
   /** Fills `into` from `offset` of a region; long reads take several messages. */
@@ -327,16 +440,24 @@ export class VfioUserClient {
    */
   dmaUnmap(iova: number, length: number, options?: CallOptions): number {
     this.#blocking();
-    const bytes = this.#wait(this.#startUnmap(iova, length), options);
-    this.#dmaMaps--;
-    return bytes;
+    try {
+      const bytes = this.#wait(this.#startUnmap(iova, length), options);
+      this.#dmaMaps--;
+      return bytes;
+    } catch (error) {
+      throw withRange(error, iova, length);
+    }
   }
 
   /** See {@link dmaUnmap}. Many may run at once. */
   async dmaUnmapAsync(iova: number, length: number, options?: CallOptions): Promise<number> {
-    const bytes = await this.#promise(this.#startUnmap(iova, length), options);
-    this.#dmaMaps--;
-    return bytes;
+    try {
+      const bytes = await this.#promise(this.#startUnmap(iova, length), options);
+      this.#dmaMaps--;
+      return bytes;
+    } catch (error) {
+      throw withRange(error, iova, length);
+    }
   }
 
   /** Connects interrupt vectors to eventfds, or masks, unmasks or triggers them. */
@@ -373,7 +494,7 @@ export class VfioUserClient {
     const described = this.regions.at(region);
     if (region < 0 || described === undefined || described.size === 0)
       throw invalid('vfio-user registers', `the device has no region ${region}`);
-    const areas = mapAreas(this.platform, described, this.options.trustServer ?? false);
+    const areas = mapAreas(this.platform, described, this.#mmap);
     this.#mapped.push(...areas);
     const registers = new RegionRegisters(this, region, described.size, areas);
     this.#registers.set(region, registers);
@@ -401,7 +522,7 @@ export class VfioUserClient {
         this.#end(error, false);
       },
     };
-    const channel = new Channel(this.platform, fd, owner, { keepAlive: false });
+    const channel = new Channel(this.platform, fd, owner, { keepAlive: false, trusted: this.#peer?.trusted });
     return channel;
   }
 
@@ -428,7 +549,7 @@ export class VfioUserClient {
           const index = twinSocket.fdIndex ?? 0;
           const fd = reply.fds.at(index);
           if (fd === undefined) throw protocolError('a twin socket without its descriptor');
-          if (this.platform.files.status(fd).kind !== 'socket') throw protocolError('a twin socket that is no socket');
+          if (this.platform.files.foreign(fd) !== 'socket') throw protocolError('a twin socket that is no socket');
           reply.fds.splice(index, 1);
           this.#twin = this.#channel(fd, false);
           this.#channels = [this.#main, this.#twin];
@@ -572,20 +693,23 @@ export class VfioUserClient {
   }
 
   #release(fd: number | undefined): void {
-    if (fd !== undefined && this.#fds.delete(fd)) this.platform.files.close(fd);
+    if (fd !== undefined && this.#fds.delete(fd)) this.platform.files.closeForeign(fd);
   }
 
   #settle(reply: Message): void {
     const call = this.#pending.get(reply.id);
     if (call === undefined || call.command !== reply.command || (reply.flags & FLAG.TYPE) !== FLAG.REPLY)
       throw protocolError(`an answer to ${operationOf(reply.command)}, id ${reply.id}, which was not asked`);
-    const error = errorOfReply(reply);
+    let error = errorOfReply(reply);
     if (error === undefined) {
       try {
         call.value = call.decode(reply);
       } catch (cause) {
+        // An answer that is not for all that was asked for fails the call alone.
+        if (isDmaError(cause, 'EIO')) error = cause;
         // What this process has no room for is not the server's fault.
-        throw isDmaError(cause) && GIVEN_ON.includes(cause.code)
+        else
+          throw isDmaError(cause) && GIVEN_ON.includes(cause.code)
           ? cause
           : protocolError(`a reply that makes no sense (${String(cause)})`, cause);
       }
@@ -653,9 +777,9 @@ export class VfioUserClient {
   #startRead(region: number, offset: number, into: Uint8Array): Call<void> {
     const size = encodeRegionRead(this.#out.bytes, this.#id(), region, offset, into.length);
     return this.#send(COMMAND.REGION_READ, size, [], (reply) => {
-      const { count } = decodeRegionAccess(reply);
-      needPayload(reply, REGION_ACCESS_SIZE + into.length);
-      if (count !== into.length) throw protocolError(`${count} bytes where ${into.length} were asked for`);
+      const count = accessed(reply, region, offset, into.length);
+      if (reply.payload.length < REGION_ACCESS_SIZE + count)
+        throw answersOther(reply, `with ${reply.payload.length - REGION_ACCESS_SIZE} of ${count} bytes`);
       into.set(
         reply.payload.length === REGION_ACCESS_SIZE + count
           ? reply.payload.subarray(REGION_ACCESS_SIZE)
@@ -673,7 +797,8 @@ export class VfioUserClient {
       from,
       false,
     );
-    return this.#send(COMMAND.REGION_WRITE, size, [], nothing);
+    const { length } = from;
+    return this.#send(COMMAND.REGION_WRITE, size, [], (reply) => void accessed(reply, region, offset, length));
   }
 
   #post(region: number, offset: number, from: Uint8Array): void {
@@ -699,7 +824,9 @@ export class VfioUserClient {
     new Range(iova, length, operation);
     if (backing !== undefined && !isAddress(backing.offset)) throw invalid(operation, `offset ${backing.offset}`);
     const size = encodeDmaMap(this.#out.bytes, this.#id(), iova, length, access, backing?.offset ?? 0);
-    return this.#send(COMMAND.DMA_MAP, size, backing === undefined ? [] : [backing.fd], nothing);
+    // What takes no descriptors asks by message.
+    const fds = backing === undefined || this.capabilities.maxMsgFds === 0 ? [] : [backing.fd];
+    return this.#send(COMMAND.DMA_MAP, size, fds, nothing);
   }
 
   #explainMap(error: unknown, { iova, length }: DmaRegion): unknown {

@@ -1,10 +1,10 @@
 /** What one client has mapped for the device, on the server's side: how the device's accesses find the client's memory. */
-import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import { LentMemory } from '../memory/lent-memory.js';
 import type { FilesPort, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { RangeMap } from '../range-map.js';
-import { alignDown, alignUp, formatSize, isAddress } from '../units.js';
+import { alignDown, alignUp, formatSize, isAddress, type Va } from '../units.js';
 import type { DeviceDma } from './devices/model.js';
 import { COMMAND, operationOf } from './messages.js';
 import type { DmaMapRequest } from './messages.js';
@@ -18,12 +18,21 @@ export interface DmaMessages {
   write(iova: number, from: Uint8Array): Promise<void>;
 }
 
+interface RegionMapping {
+  readonly memory: LentMemory;
+  /** Where it begins; the region begins `skip` bytes into it. */
+  readonly va: Va;
+  readonly skip: number;
+  /** May pages go from under it, so that it is copied by system calls only? */
+  readonly guarded: boolean;
+}
+
 /** One region of the client, by how its memory is reached. */
 class Region {
   constructor(
     readonly request: DmaMapRequest,
     /** A mapping; the region begins `skip` bytes into it. */
-    private readonly mapping: { readonly memory: LentMemory; readonly skip: number } | undefined,
+    readonly mapping: RegionMapping | undefined,
     /** The file, the region's own. */
     readonly file: number | undefined,
   ) {}
@@ -34,14 +43,14 @@ class Region {
 
   /** `length` bytes at `at`, for this side only; `undefined` without a mapping. */
   bytes(at: number, length: number): Uint8Array | undefined {
-    if (this.mapping === undefined) return undefined;
+    if (this.mapping === undefined || this.mapping.guarded) return undefined;
     const start = this.mapping.skip + at;
     return this.mapping.memory.bytes().subarray(start, start + length);
   }
 
   /** As {@link bytes}, for a model. */
   lend(at: number, length: number): Uint8Array | undefined {
-    if (this.mapping === undefined) return undefined;
+    if (this.mapping === undefined || this.mapping.guarded) return undefined;
     const start = this.mapping.skip + at;
     return this.mapping.memory.lend().subarray(start, start + length);
   }
@@ -49,13 +58,13 @@ class Region {
   /** The client unmaps it. @throws DmaError of {@link LentMemory.close}; nothing has happened then */
   close(files: FilesPort): void {
     this.mapping?.memory.close();
-    if (this.file !== undefined) files.close(this.file);
+    if (this.file !== undefined) files.closeForeign(this.file);
   }
 
   /** The client is gone. */
   abandon(files: FilesPort): void {
     this.mapping?.memory.abandon();
-    if (this.file !== undefined) files.close(this.file);
+    if (this.file !== undefined) files.closeForeign(this.file);
   }
 }
 
@@ -67,20 +76,27 @@ function notMapped(range: Range): DmaError {
  * See the head of the file. Looking an address up takes O(log n).
  *
  * A region with a descriptor is mapped, when the file is sealed against becoming shorter: otherwise the client could kill
- * this process by truncating it, so that it is read and written by system calls instead. A region without a descriptor is
- * reached by messages.
+ * this process by truncating it, so that it is read and written by system calls instead. Hugepages can be taken out of a
+ * sealed file as well: those of a client that is not trusted are mapped, and copied by system calls. A region without a
+ * descriptor is reached by messages.
  */
 export class DmaTable implements DeviceDma {
   /** Set while a client is there that can be asked. */
   messages: DmaMessages | undefined;
+  /** Is the client trusted not to take pages away that it has given? */
+  trusted = false;
+  /** Regions at once, of this client. */
+  maxMaps: number;
   readonly #regions = new RangeMap<Region>();
   #keptFiles = 0;
 
   /** @param maxMaps regions at once */
   constructor(
     private readonly platform: Platform,
-    private readonly maxMaps: number,
-  ) {}
+    maxMaps: number,
+  ) {
+    this.maxMaps = maxMaps;
+  }
 
   get size(): number {
     return this.#regions.size;
@@ -103,7 +119,7 @@ export class DmaTable implements DeviceDma {
       this.#regions.insert(request.iova, request.length, region);
       if (keep) this.#keptFiles++;
     } finally {
-      if (fd !== undefined && !keep) this.platform.files.close(fd);
+      if (fd !== undefined && !keep) this.platform.files.closeForeign(fd);
     }
   }
 
@@ -160,9 +176,16 @@ export class DmaTable implements DeviceDma {
   #mapFile(
     { offset, length, writable }: DmaMapRequest,
     fd: number,
-  ): { readonly memory: LentMemory; readonly skip: number } | undefined {
+  ): RegionMapping | undefined {
     const { files, memory } = this.platform;
     const operation = operationOf(COMMAND.DMA_MAP);
+    const what = files.foreign(fd);
+    if (what !== 'memory' && what !== 'file') {
+      const hint = 'memory is a memfd, or a file of tmpfs, hugetlbfs or a local file system';
+      throw invalid(operation, `a descriptor that is no such file but a ${what}`, { hint });
+    }
+    // First the seal and then the size, which can not become less any more.
+    const sealed = files.sealedAgainstShrinking(fd, true);
     const status = files.status(fd);
     if (status.kind !== 'file') throw invalid(operation, `a descriptor that is no file but a ${status.kind}`);
     const { pageSize } = status;
@@ -176,15 +199,17 @@ export class DmaTable implements DeviceDma {
       });
     const start = alignDown(offset, pageSize);
     const mapped = alignUp(offset + length, pageSize) - start;
-    if (mapped <= memory.maxView && files.sealedAgainstShrinking(fd, true)) {
+    const huge = pageSize > memory.pageSize;
+    if (mapped <= memory.maxView && (huge || sealed)) {
       const va = memory.map({ fd, offset: start, length: mapped, writable });
       try {
         // Hugepages that the client has not touched may not be there for this process (a limit of its control group).
-        if (pageSize > memory.pageSize) memory.populate(va, mapped, writable ? 'write' : 'read');
+        if (huge) memory.populate(va, mapped, writable ? 'write' : 'read');
       } catch (error) {
         throw withUndo(error, operation, undoAll([() => memory.unmap(va, mapped)]));
       }
-      return { memory: new LentMemory(memory, new Range(va, mapped)), skip: offset - start };
+      const range = new Range(va, mapped);
+      return { memory: new LentMemory(memory, range), va, skip: offset - start, guarded: huge && !this.trusted };
     }
     if (this.#keptFiles >= MAX_KEPT_FILES) {
       const reason = `${MAX_KEPT_FILES} files are open that can not be sealed against shrinking`;
@@ -228,6 +253,7 @@ export class DmaTable implements DeviceDma {
 
   #transferIn(region: Region, iova: number, data: Uint8Array, access: 'read' | 'write'): Promise<void> | undefined {
     const at = iova - region.request.iova;
+    if (region.mapping?.guarded === true) return this.#copy(region.mapping, iova, at, data, access);
     const bytes = region.bytes(at, data.length);
     if (bytes !== undefined) {
       if (access === 'read') data.set(bytes);
@@ -246,5 +272,17 @@ export class DmaTable implements DeviceDma {
     if (this.messages !== undefined)
       return access === 'read' ? this.messages.read(iova, data) : this.messages.write(iova, data);
     throw new DmaError({ code: 'ENOTCONN', operation: 'device DMA', reason: 'the client is gone' });
+  }
+
+  #copy({ va, skip }: RegionMapping, iova: number, at: number, data: Uint8Array, access: 'read' | 'write'): undefined {
+    const { memory } = this.platform;
+    try {
+      if (access === 'read') memory.copyFrom((va + skip + at) as Va, data);
+      else memory.copyTo((va + skip + at) as Va, data);
+    } catch (cause) {
+      if (!isDmaError(cause)) throw cause;
+      const reason = 'the client has taken pages out of the memory that it gave';
+      throw new DmaError({ code: 'EFAULT', operation: 'device DMA', reason, range: new Range(iova, data.length), cause });
+    }
   }
 }

@@ -5,7 +5,7 @@
  * the bytes that carried descriptors. So those that a chunk brought belong to the last message that begins in it.
  */
 import { DmaError } from '../errors.js';
-import { get16, get32, HEADER_SIZE } from './messages.js';
+import { FLAG, get16, get32, HEADER_SIZE, operationOf } from './messages.js';
 import type { Message } from './messages.js';
 
 /** What is read ahead, in bytes: enough for many small messages a system call. */
@@ -21,6 +21,14 @@ export function protocolError(reason: string, cause?: unknown): DmaError {
     reason: `the other side sent nonsense: ${reason}`,
     cause,
   });
+}
+
+/** Is the message a command (and not a reply)? @throws DmaError EPROTO when its flags say neither */
+export function isCommand({ command, flags }: Message): boolean {
+  const type = flags & FLAG.TYPE;
+  if (type === FLAG.REPLY) return false;
+  if (type === FLAG.COMMAND && (flags & FLAG.ERROR) === 0) return true;
+  throw protocolError(`${operationOf(command)} with flags 0x${flags.toString(16)}, neither a command nor a reply`);
 }
 
 /**

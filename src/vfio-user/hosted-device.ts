@@ -43,15 +43,15 @@ export class HostedDevice implements ModelHost {
   readonly #msixTable: Uint8Array;
 
   /**
-   * @param maxDmaMaps DMA regions that a client may have at once
+   * @param mostDmaMaps DMA regions that a client may have at once
    * @throws DmaError EINVAL for a model that is no possible PCI device; what the system says for want of memory
    */
   constructor(
     private readonly platform: Platform,
     factory: ModelFactory,
-    readonly maxDmaMaps: number,
+    private readonly mostDmaMaps: number,
   ) {
-    this.dma = new DmaTable(platform, maxDmaMaps);
+    this.dma = new DmaTable(platform, mostDmaMaps);
     this.model = makeModel(factory, this);
     this.interrupts = new InterruptLines(platform, this.model.interrupts);
     const msix = placeMsix(this.model);
@@ -135,6 +135,17 @@ export class HostedDevice implements ModelHost {
     return part.memory.lend();
   }
 
+  /** A client comes. @param trusted not to take pages away that it has given */
+  admit(trusted: boolean): void {
+    this.dma.trusted = trusted;
+    this.dma.maxMaps = Math.max(1, Math.min(this.mostDmaMaps, this.#roomForMaps()));
+  }
+
+  /** DMA regions that the client may have at once. */
+  get maxDmaMaps(): number {
+    return this.dma.maxMaps;
+  }
+
   /** Back to power-on; what the client has mapped and connected stays. Only while no transfer is running. */
   reset(): void {
     this.model.reset();
@@ -167,6 +178,12 @@ export class HostedDevice implements ModelHost {
       for (const { memory } of parts) memory.abandon();
       if (fd !== undefined) files.close(fd);
     }
+  }
+
+  /** Each region may be a mapping of this process, which dies for want of them: half of what is left now is the client's. */
+  #roomForMaps(): number {
+    const { limit, used } = this.platform.limits.mappings();
+    return Math.floor((limit - used) / 2);
   }
 
   #mapPart(fd: number | undefined, size: number, offset: number, length: number): MemoryPart {

@@ -1,5 +1,5 @@
 /** The interrupts of an emulated device, as its vfio-user client connects them: eventfds by kind and vector. */
-import { DmaError, invalid } from '../errors.js';
+import { invalid } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
 import type { InterruptCounts } from './devices/model.js';
 import { COMMAND, IRQ, operationOf } from './messages.js';
@@ -106,9 +106,9 @@ export class InterruptLines {
   }
 
   #checkEventfd(fd: number): void {
-    const { kind } = this.platform.files.status(fd);
-    if (kind === 'file' || kind === 'directory' || kind === 'device')
-      throw invalid(operationOf(COMMAND.SET_IRQS), `a ${kind} where an eventfd is needed`);
+    // Nothing else is sure never to block, nor to end the event loop (an epoll descriptor that is nested does).
+    const kind = this.platform.files.foreign(fd);
+    if (kind !== 'eventfd') throw invalid(operationOf(COMMAND.SET_IRQS), `a ${kind} where an eventfd is needed`);
   }
 
   #setTrigger(vector: Vector, fd: number | undefined): void {
@@ -135,12 +135,7 @@ export class InterruptLines {
       vector.unmask = { fd, watch };
     } catch (error) {
       this.#close(fd);
-      throw new DmaError({
-        code: 'EINVAL',
-        operation: operationOf(COMMAND.SET_IRQS),
-        reason: 'no eventfd',
-        cause: error,
-      });
+      throw error;
     }
   }
 
@@ -173,6 +168,6 @@ export class InterruptLines {
   }
 
   #close(fd: number | undefined): void {
-    if (fd !== undefined) this.platform.files.close(fd);
+    if (fd !== undefined) this.platform.files.closeForeign(fd);
   }
 }

@@ -7,35 +7,67 @@ import type { SparseArea } from './messages.js';
 
 /** A region that may be mapped. */
 interface Mappable {
+  readonly mappable: boolean;
   readonly fd: number | undefined;
   readonly fdOffset: number;
   readonly areas: readonly SparseArea[];
 }
 
-/**
- * Maps the parts of a region that can be mapped, and leaves out those that can not: what is left out is reached by message.
- *
- * @param trust map also from a file that the server can make shorter; an access past its end would then kill this process
- */
-export function mapAreas(platform: Platform, region: Mappable, trust: boolean): MappedArea[] {
-  const { files, memory } = platform;
-  const { fd, fdOffset, areas } = region;
+/** What is mapped: see `ClientOptions.mmap`. */
+type Choice = 'trust' | 'sealed' | 'never';
+
+/** Maps the parts of a region that can be mapped, and leaves out those that can not: what is left out is reached by message. */
+export function mapAreas(platform: Platform, region: Mappable, choice: Choice): MappedArea[] {
+  const { memory } = platform;
+  const { fd, fdOffset } = region;
   const mapped: MappedArea[] = [];
-  if (fd === undefined) return mapped;
   try {
-    const { kind, size, writable, pageSize: page } = files.status(fd);
-    const safe = kind === 'file' && files.sealedAgainstShrinking(fd, true);
-    if (!writable || (!safe && !trust)) return mapped;
-    for (const area of areas) {
-      const start = fdOffset + area.offset;
-      if (start % page !== 0 || area.offset % page !== 0 || area.length % page !== 0 || area.length > memory.maxView)
-        continue;
-      if (kind === 'file' && start + area.length > alignUp(size, page)) continue;
-      mapped.push(new MappedArea(memory, fd, fdOffset, area, page > memory.pageSize));
-    }
+    const look = lookAt(platform, region, choice);
+    if (fd === undefined || typeof look === 'string') return mapped;
+    for (const area of region.areas)
+      if (look.takes(area)) mapped.push(new MappedArea(memory, fd, fdOffset, area, look.page > memory.pageSize));
   } catch (error) {
     // What can not be mapped here (no memory, no system calls) still works by message.
     if (!isDmaError(error)) throw error;
   }
   return mapped;
+}
+
+/** Why the region is reached by message although its server says that it can be mapped; `undefined` when it is not. */
+export function whyNotMapped(platform: Platform, region: Mappable, choice: Choice): string | undefined {
+  if (!region.mappable || region.fd === undefined) return undefined;
+  try {
+    const look = lookAt(platform, region, choice);
+    if (typeof look === 'string') return look;
+    return region.areas.some(look.takes) ? undefined : 'its parts do not begin and end on pages of its file';
+  } catch (error) {
+    if (!isDmaError(error)) throw error;
+    return error.reason;
+  }
+}
+
+/** What of a region can be mapped, or why nothing can. */
+function lookAt(
+  { files, memory }: Platform,
+  { fd, fdOffset }: Mappable,
+  choice: Choice,
+): string | { readonly page: number; readonly takes: (area: SparseArea) => boolean } {
+  if (fd === undefined) return 'it came without a descriptor';
+  if (choice === 'never') return 'mmap=never was asked for';
+  const what = files.foreign(fd);
+  if (choice === 'sealed' && what !== 'memory') return `its descriptor is no memfd but a ${what}`;
+  if (what === 'socket' || what === 'eventfd') return `its descriptor is a ${what}`;
+  // First the seal and then the size, which can not become less any more.
+  const sealed = what === 'memory' && files.sealedAgainstShrinking(fd, true);
+  const { kind, size, writable, pageSize: page } = files.status(fd);
+  if (!writable) return 'its descriptor is only for reading';
+  if (choice === 'sealed' && !sealed) return 'the server could make its file shorter';
+  if (choice === 'sealed' && page > memory.pageSize) return 'the server could take hugepages out of its file';
+  const takes = (area: SparseArea): boolean => {
+    const start = fdOffset + area.offset;
+    if (start % page !== 0 || area.offset % page !== 0 || area.length % page !== 0 || area.length > memory.maxView)
+      return false;
+    return kind !== 'file' || start + area.length <= alignUp(size, page);
+  };
+  return { page, takes };
 }

@@ -76,11 +76,6 @@ export interface Message {
   readonly fds: number[];
 }
 
-/** Is the message a command (and not a reply)? */
-export function isCommand(message: Message): boolean {
-  return (message.flags & FLAG.TYPE) === FLAG.COMMAND;
-}
-
 export function get16(bytes: Uint8Array, at: number): number {
   return bytes[at] | (bytes[at + 1] << 8);
 }
@@ -217,13 +212,15 @@ export function decodeVersion(message: Message): Version {
   return { major: get16(payload, 0), minor: get16(payload, 2), capabilities: decodeCapabilities(payload.subarray(4)) };
 }
 
-function decodeCapabilities(text: Uint8Array): Capabilities {
-  if (text.length === 0) return DEFAULT_CAPABILITIES;
-  if (text.length > MAX_VERSION) throw badVersion(`${text.length} bytes of capabilities`);
-  if (text[text.length - 1] !== 0) throw badVersion('the capabilities do not end with NUL');
+function decodeCapabilities(bytes: Uint8Array): Capabilities {
+  if (bytes.length === 0) return DEFAULT_CAPABILITIES;
+  if (bytes.length > MAX_VERSION) throw badVersion(`${bytes.length} bytes of capabilities`);
+  if (bytes[bytes.length - 1] !== 0) throw badVersion('the capabilities do not end with NUL');
+  let text: string;
   let json: unknown;
   try {
-    json = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(text.subarray(0, text.indexOf(0))));
+    text = new TextDecoder('utf-8', { fatal: true }).decode(bytes.subarray(0, bytes.indexOf(0)));
+    json = JSON.parse(text);
   } catch (cause) {
     throw badVersion('the capabilities are not JSON', cause);
   }
@@ -239,9 +236,19 @@ function decodeCapabilities(text: Uint8Array): Capabilities {
     maxMsgFds: number('max_msg_fds', 0, DEFAULT_CAPABILITIES.maxMsgFds),
     maxDataXferSize: number('max_data_xfer_size', 1, DEFAULT_CAPABILITIES.maxDataXferSize),
     maxDmaMaps: number('max_dma_maps', 1, DEFAULT_CAPABILITIES.maxDmaMaps),
-    pgsizes: number('pgsizes', 1, DEFAULT_CAPABILITIES.pgsizes),
+    pgsizes: pageSizes(names.pgsizes, text),
     twinSocket: Object.hasOwn(names, 'twin_socket') ? decodeTwinSocket(names.twin_socket) : undefined,
   };
+}
+
+/** Page sizes, or-ed: 64 bits, of which a Number may have lost the lowest, which then is what it has. */
+function pageSizes(value: unknown, text: string): number {
+  if (value === undefined) return DEFAULT_CAPABILITIES.pgsizes;
+  if (typeof value === 'number' && isAddress(value) && value > 0) return value;
+  const digits = /"pgsizes"\s*:\s*(\d{1,20})(?![\d.eE])/.exec(text)?.[1];
+  const lowest = digits === undefined ? 0 : Number(BigInt(digits) & -BigInt(digits));
+  if (!isAddress(lowest) || lowest === 0) throw badVersion('pgsizes has no page size');
+  return lowest;
 }
 
 function decodeTwinSocket(value: unknown): Capabilities['twinSocket'] {

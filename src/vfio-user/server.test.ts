@@ -6,6 +6,7 @@ import { openPlatform } from '../platform/open.js';
 import { trackingPlatform } from '../platform/testing.js';
 import type { TrackingPlatform } from '../platform/testing.js';
 import { Channel } from './channel.js';
+import { isCommand } from './framing.js';
 import type { DeviceModel, ModelHost } from './devices/model.js';
 import * as m from './messages.js';
 import { serve } from './server.js';
@@ -83,7 +84,7 @@ class RawClient {
   #open(fd: number): Channel {
     return new Channel(this.platform, fd, {
       onMessage: (message) => {
-        if (m.isCommand(message)) {
+        if (isCommand(message)) {
           this.asked.push({ ...message, payload: message.payload.slice() });
           return;
         }
@@ -508,20 +509,48 @@ test('by message: in pieces that peers can send at once, whatever they announce'
   }),
 );
 
-test('an answer that is short, twice given or not asked for ends the connection', options, () =>
+test('an answer that was not asked for ends the connection', options, () =>
   withServer({}, async ({ connect, model, platform }) => {
-    for (const wrong of ['short', 'not asked', 'command'] as const) {
+    for (const wrong of ['not asked', 'command'] as const) {
       const client = connect();
       client.version();
       client.map(0, 4096, 'read-write');
       const reading = model.host.dma.read(0, new Uint8Array(8));
       platform.run();
       const { id } = client.asked[0];
-      const size = wrong === 'short' ? 20 : 24;
-      client.post(m.putReply(client.out, wrong === 'not asked' ? id + 1 : id, wrong === 'command' ? 12 : 11, size));
+      client.post(m.putReply(client.out, wrong === 'not asked' ? id + 1 : id, wrong === 'command' ? 12 : 11, 24));
       assert.ok(client.closed !== undefined, wrong);
       await assert.rejects(reading ?? Promise.resolve());
     }
+  }),
+);
+
+test('an answer that is for less than the device asked for fails the access with EIO', options, () =>
+  withServer({}, async ({ connect, model, platform }) => {
+    const client = connect();
+    client.version();
+    client.map(0, 4096, 'read-write');
+    for (const write of [true, false])
+      for (const [count, size] of [
+        [0, 16],
+        [4, 16],
+        [4, 20],
+        [8, 20],
+        [4, 24],
+      ]) {
+        if (write && count === 8) continue;
+        const { dma } = model.host;
+        const access = write ? dma.write(0, new Uint8Array(8)) : dma.read(0, new Uint8Array(8));
+        platform.run();
+        const asked = client.asked.at(-1);
+        assert.ok(asked !== undefined && access !== undefined);
+        const reply = m.putReply(client.out, asked.id, asked.command, size);
+        m.put64(client.out, 16, 0);
+        m.put64(client.out, 24, count);
+        client.post(reply);
+        await assert.rejects(access, (error) => isDmaError(error, 'EIO'));
+      }
+    assert.equal(client.closed, undefined);
   }),
 );
 

@@ -4,6 +4,7 @@ import { mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
 import type { ModelFactory } from './devices/model.js';
+import { clearTimeout, setTimeout } from '../timers.js';
 import { HostedDevice } from './hosted-device.js';
 import { Session } from './session.js';
 
@@ -24,6 +25,11 @@ export interface ServeOptions {
   readonly model: ModelFactory;
   /** DMA regions that the client may have at once, 1 to 65535; announced. Default 65535, which is the protocol's. */
   readonly maxDmaMaps?: number;
+  /**
+   * Trust no client, not even those of this user and of root: nothing that one can take away again is touched directly. Other
+   * users' clients never are trusted. Default false.
+   */
+  readonly untrusted?: boolean;
   /** End when the first client leaves. Default false. */
   readonly once?: boolean;
   /** Until a new client has sent VERSION. Default 5000. */
@@ -38,13 +44,14 @@ const SERVE_OPTIONS: Shape<ServeOptions> = {
   model: 'function',
   maxDmaMaps: 'number',
   once: 'boolean',
+  untrusted: 'boolean',
   handshakeTimeoutMs: 'number',
   dmaTimeoutMs: 'number',
   onEvent: 'function',
 };
 
 /** What a server keeps of its options. */
-type Settings = Pick<ServeOptions, 'socketPath' | 'once' | 'onEvent'> &
+type Settings = Pick<ServeOptions, 'socketPath' | 'once' | 'untrusted' | 'onEvent'> &
   Required<Pick<ServeOptions, 'handshakeTimeoutMs' | 'dmaTimeoutMs'>>;
 
 /** A running server. */
@@ -79,6 +86,7 @@ export function serve(platform: Platform, options: ServeOptions): Server {
     handshakeTimeoutMs = 5000,
     dmaTimeoutMs = 5000,
     once,
+    untrusted,
     onEvent,
   } = given;
   if (socketPath === undefined || model === undefined)
@@ -88,7 +96,7 @@ export function serve(platform: Platform, options: ServeOptions): Server {
   mustBeMs(dmaTimeoutMs, 'dmaTimeoutMs', operation);
   const device = new HostedDevice(platform, model, maxDmaMaps);
   try {
-    return new DeviceServer(platform, device, { socketPath, handshakeTimeoutMs, dmaTimeoutMs, once, onEvent });
+    return new DeviceServer(platform, device, { socketPath, handshakeTimeoutMs, dmaTimeoutMs, once, untrusted, onEvent });
   } catch (error) {
     device.close();
     throw error;
@@ -100,6 +108,14 @@ export function checkMaxDmaMaps(maxDmaMaps: number, operation: string): void {
   mustBeWhole(maxDmaMaps, 1, 65535, 'maxDmaMaps', operation);
 }
 
+/** Until a server that had no descriptor for a connection looks again, in milliseconds. */
+const RETRY_MS = 100;
+
+/** Is something missing that may be there again soon? */
+function isShortage({ code }: DmaError): boolean {
+  return code === 'EMFILE' || code === 'ENFILE' || code === 'ENOMEM' || code === 'ENOBUFS';
+}
+
 class DeviceServer implements Server {
   readonly closed: Promise<void>;
   readonly #listener: number;
@@ -109,6 +125,8 @@ class DeviceServer implements Server {
   /** The last client's things are being taken back. */
   #releasing: Promise<void> | undefined;
   #closing = false;
+  /** Listens again when there may be descriptors or memory for another connection. */
+  #retry: NodeJS.Timeout | undefined;
   #resolveClosed: () => void = () => undefined;
 
   constructor(
@@ -134,6 +152,7 @@ class DeviceServer implements Server {
     this.#watch?.close();
     this.#watch = undefined;
     this.#removeSocket();
+    clearTimeout(this.#retry);
     this.platform.files.close(this.#listener);
     this.#session?.close(ended());
     void Promise.resolve(this.#releasing).then(() => {
@@ -173,39 +192,79 @@ class DeviceServer implements Server {
       this.#listen();
     } catch (error) {
       if (!isDmaError(error)) throw error;
+      if (isShortage(error)) return this.#listenLater(error);
       this.options.onEvent?.({ kind: 'failed', error });
       void this.close();
     }
   }
 
+  /** A connection that waits and can not be accepted would keep the event loop busy: look again in a while. Told once. */
+  #listenLater(error: DmaError): void {
+    this.#watch?.close();
+    this.#watch = undefined;
+    const isNews = this.#retry === undefined;
+    this.#retry = setTimeout(() => {
+      if (!this.#closing && this.#releasing === undefined) this.#listenAgain();
+    }, RETRY_MS);
+    if (isNews) this.options.onEvent?.({ kind: 'failed', error });
+  }
+
   #accept(): void {
     try {
-      // The next client may be faster than the news that the last one left.
-      this.#session?.service();
       // While things are taken back nobody is accepted: who comes waits, and is told nothing wrong.
       for (let n = 0; n < 8 && !this.#closing && this.#releasing === undefined; n++) {
         const fd = this.platform.sockets.accept(this.#listener);
         if (fd === undefined) return;
-        if (this.#session !== undefined) {
-          this.platform.files.close(fd);
-          this.options.onEvent?.({ kind: 'refused' });
-          continue;
-        }
-        const { handshakeTimeoutMs, dmaTimeoutMs } = this.options;
-        this.#session = new Session(
-          this.platform,
-          fd,
-          this.device,
-          { handshakeTimeoutMs, dmaTimeoutMs, onFault: (error) => this.#fault(error) },
-          (error) => {
-            this.#leave(error);
-          },
-        );
-        this.options.onEvent?.({ kind: 'connected' });
+        this.#retry = undefined;
+        // The next client may be faster than the news that the last one left.
+        this.#session?.service();
+        const releasing = this.#beingReleased();
+        if (releasing === undefined) this.#admit(fd);
+        else void releasing.then(() => this.#admit(fd));
       }
     } catch (error) {
-      if (!isDmaError(error)) throw error;
-      this.options.onEvent?.({ kind: 'failed', error });
+      this.#notAccepted(error);
+    }
+  }
+
+  #beingReleased(): Promise<void> | undefined {
+    return this.#releasing;
+  }
+
+  #notAccepted(error: unknown): void {
+    if (!isDmaError(error)) throw error;
+    if (isShortage(error)) this.#listenLater(error);
+    else this.options.onEvent?.({ kind: 'failed', error });
+  }
+
+  #admit(fd: number): void {
+    if (this.#session !== undefined || this.#closing) {
+      this.platform.files.closeForeign(fd);
+      if (!this.#closing) this.options.onEvent?.({ kind: 'refused' });
+      return;
+    }
+    const { handshakeTimeoutMs, dmaTimeoutMs } = this.options;
+    const trusted = this.options.untrusted !== true && this.#isTrusted(fd);
+    const options = { handshakeTimeoutMs, dmaTimeoutMs, trusted, onFault: (error: DmaError) => this.#fault(error) };
+    try {
+      this.device.admit(trusted);
+    } catch (error) {
+      this.platform.files.closeForeign(fd);
+      return this.#notAccepted(error);
+    }
+    try {
+      this.#session = new Session(this.platform, fd, this.device, options, (error) => this.#leave(error));
+    } catch (error) {
+      return this.#notAccepted(error);
+    }
+    this.options.onEvent?.({ kind: 'connected' });
+  }
+
+  #isTrusted(fd: number): boolean {
+    try {
+      return this.platform.sockets.peer(fd).trusted;
+    } catch {
+      return false;
     }
   }
 

@@ -6,7 +6,7 @@ import { modelFault } from './devices/model.js';
 import { Channel, type ChannelOwner } from './channel.js';
 import { REGION_COUNT } from './hosted-device.js';
 import type { HostedDevice } from './hosted-device.js';
-import { protocolError } from './framing.js';
+import { isCommand, protocolError } from './framing.js';
 import {
   COMMAND,
   DEFAULT_CAPABILITIES,
@@ -38,7 +38,7 @@ import {
   encodeVersion,
   errorOfReply,
   get32,
-  isCommand,
+  get64,
   needPayload,
   needStruct,
   operationOf,
@@ -55,6 +55,8 @@ import { clearTimeout, setTimeout } from '../timers.js';
 const MAX_BACKLOG = 256;
 /** bytes in them */
 const MAX_BACKLOG_BYTES = 4 * MAX_MESSAGE;
+/** descriptors with them */
+const MAX_BACKLOG_FDS = 4 * MAX_FDS;
 
 /** Times in milliseconds, after which a client that does not answer is sent away. */
 export interface SessionOptions {
@@ -62,6 +64,8 @@ export interface SessionOptions {
   readonly handshakeTimeoutMs: number;
   /** Until it answers a DMA access. */
   readonly dmaTimeoutMs: number;
+  /** Is the client trusted with memory that it can take pages from? */
+  readonly trusted: boolean;
   /** Told what the device itself threw, which no client is to blame for. */
   readonly onFault?: (error: DmaError) => void;
 }
@@ -93,6 +97,7 @@ export class Session implements DmaMessages {
   #running: Promise<void> | undefined;
   readonly #backlog: Message[] = [];
   #backlogBytes = 0;
+  #backlogFds = 0;
   readonly #asked = new Map<number, Asked>();
   #nextId = 0;
   #timer: NodeJS.Timeout | undefined;
@@ -132,7 +137,7 @@ export class Session implements DmaMessages {
     clearTimeout(this.#timer);
     this.#main.close(error);
     this.#twin?.close(error);
-    for (const { fds } of this.#backlog) for (const fd of fds) this.platform.files.close(fd);
+    for (const { fds } of this.#backlog) for (const fd of fds) this.platform.files.closeForeign(fd);
     this.#backlog.length = 0;
     const asked = [...this.#asked.values()];
     this.#asked.clear();
@@ -169,7 +174,7 @@ export class Session implements DmaMessages {
         this.close(error);
       },
     };
-    return new Channel(this.platform, fd, owner, { served: true });
+    return new Channel(this.platform, fd, owner, { served: true, trusted: this.options.trusted });
   }
 
   #startTimer(ms: number, what: string): void {
@@ -188,7 +193,12 @@ export class Session implements DmaMessages {
       return;
     }
     this.#backlogBytes += message.payload.length;
-    if (this.#backlog.length >= MAX_BACKLOG || this.#backlogBytes > MAX_BACKLOG_BYTES)
+    this.#backlogFds += message.fds.length;
+    if (
+      this.#backlog.length >= MAX_BACKLOG ||
+      this.#backlogBytes > MAX_BACKLOG_BYTES ||
+      this.#backlogFds > MAX_BACKLOG_FDS
+    )
       throw protocolError('it sends commands, but does not answer');
     this.#backlog.push({ ...message, payload: message.payload.slice(), fds: message.fds.splice(0) });
   }
@@ -211,10 +221,11 @@ export class Session implements DmaMessages {
         const message = this.#backlog.shift();
         if (message === undefined) break;
         this.#backlogBytes -= message.payload.length;
+        this.#backlogFds -= message.fds.length;
         try {
           this.#start(message);
         } finally {
-          for (const fd of message.fds) this.platform.files.close(fd);
+          for (const fd of message.fds) this.platform.files.closeForeign(fd);
         }
       }
     } catch (error) {
@@ -422,22 +433,27 @@ export class Session implements DmaMessages {
     if (asked === undefined || asked.command !== message.command || (message.flags & FLAG.TYPE) !== FLAG.REPLY)
       throw protocolError(`an answer to ${operationOf(message.command)}, id ${message.id}, which was not asked`);
     if (message.fds.length > 0) throw protocolError('descriptors with the answer to a DMA access');
-    const error = errorOfReply(message);
-    if (error === undefined) {
-      const { into, count } = asked;
-      if (into !== undefined) {
-        needPayload(message, DMA_ACCESS_SIZE + count);
-        into.set(message.payload.subarray(DMA_ACCESS_SIZE, DMA_ACCESS_SIZE + count));
-      } else {
-        // A count of 4 bytes, as one table of the specification has it, or of 8, as everybody sends it.
-        needPayload(message, 12);
-      }
-    }
+    const error = errorOfReply(message) ?? accessFault(message, asked);
+    const { into, count } = asked;
+    if (error === undefined && into !== undefined)
+      into.set(message.payload.subarray(DMA_ACCESS_SIZE, DMA_ACCESS_SIZE + count));
     this.#asked.delete(message.id);
     if (this.#asked.size > 0) this.#startTimer(this.options.dmaTimeoutMs, 'the answer to a DMA access');
     else clearTimeout(this.#timer);
     asked.settle(error);
   }
+}
+
+/** EIO when the answer to a DMA access is not for all of it. */
+function accessFault(message: Message, { into, count }: Asked): DmaError | undefined {
+  const { payload, command } = message;
+  // A count of 4 bytes, as one table of the specification has it, or of 8, as everybody sends it.
+  const least = into === undefined ? 12 : DMA_ACCESS_SIZE;
+  const told = payload.length < least ? -1 : payload.length < DMA_ACCESS_SIZE ? get32(payload, 8) : get64(payload, 8);
+  const came = into === undefined ? count : payload.length - DMA_ACCESS_SIZE;
+  if (told === count && came === count) return undefined;
+  const reason = `the client answers for ${told} bytes${into === undefined ? '' : ` with ${came}`} where ${count} were asked for`;
+  return new DmaError({ code: 'EIO', operation: operationOf(command), reason });
 }
 
 /** Only DMA_MAP (one) and SET_IRQS bring descriptors; a client that sends others is not to be trusted further. */

@@ -186,6 +186,8 @@ export function inMemoryPlatform(base: Platform, options: { readonly chunk?: num
       if (bytes > 0) return { bytes, fds, truncated: surplus.length > 0 };
       return end.ended ? { bytes: 0, fds, truncated: false } : undefined;
     },
+    peer: () => ({ pid: process.pid, user: 0, trusted: true }),
+    peerProcess: () => undefined,
     shutdown(fd) {
       endOf(fd, 'shutdown').shut = true;
       schedule();
@@ -230,6 +232,8 @@ export function inMemoryPlatform(base: Platform, options: { readonly chunk?: num
       ...base.files,
       close,
       duplicate,
+      foreign: (fd) => (ends.has(fd) ? 'socket' : base.files.foreign(fd)),
+      closeForeign: (fd) => (ends.has(fd) ? close(fd) : base.files.closeForeign(fd)),
       status: (fd) => (ends.has(fd) ? SOCKET : base.files.status(fd)),
       sealedAgainstShrinking: (fd, add) => !ends.has(fd) && base.files.sealedAgainstShrinking(fd, add),
     },

@@ -108,7 +108,7 @@ describe('libvfio-user as the server', () => {
       using memory = new Memory(64 * PAGE);
       const asked: string[] = [];
       const client = await connect(socket, {
-        trustServer: mapped,
+        mmap: mapped ? 'trust' : 'sealed',
         dmaTarget: (iova, length, access) => {
           asked.push(`${access} ${iova} ${length}`);
           return memory.bytes.subarray(iova, iova + length);

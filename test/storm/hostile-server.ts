@@ -3,7 +3,7 @@ import { closeSync, ftruncateSync, unlinkSync } from 'node:fs';
 import { isMainThread, parentPort, workerData } from 'node:worker_threads';
 import { isDmaError } from '../../src/errors.js';
 import { openPlatform } from '../../src/platform/open.js';
-import { Framer } from '../../src/vfio-user/framing.js';
+import { isCommand, Framer } from '../../src/vfio-user/framing.js';
 import * as m from '../../src/vfio-user/messages.js';
 import { mutate, Random, serverReply } from '../fuzz/vfio-user-fuzzer.js';
 import { shrinkable } from './shrinkable.js';
@@ -65,7 +65,7 @@ function run({ socketPath, seed }: HostileServerOptions): void {
     };
     const answer = (message: m.Message): void => {
       const bad = messages++ >= turnsAt;
-      if (!m.isCommand(message)) return;
+      if (!isCommand(message)) return;
       if (bad && kind === 'silent') return;
       if (bad && kind === 'shrinks') ftruncateSync(file, 0);
       if (bad && kind === 'flood') {

@@ -4,7 +4,7 @@ import type { AsyncDomainBackend } from '../../dma/backend.js';
 import { DmaError, invalid } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import type { Va } from '../../units.js';
-import { VfioUserClient, type DmaTarget } from '../../vfio-user/client.js';
+import { VfioUserClient, type ClientOptions, type DmaTarget, type MmapChoice } from '../../vfio-user/client.js';
 import type { Bus, Device, DmaOps, IdMatch, OpenedDevice } from '../model.js';
 import { asyncSpacePerDevice } from '../dma-ops.js';
 import { PCI_REGION } from '../device-access.js';
@@ -28,12 +28,12 @@ interface Connection {
 }
 
 /**
- * See the head of the file. Keys of device names: `timeout=MS` for each call (default 5000), `mmap=trust` to map device
- * regions even when the server could make their file shorter, which would kill this process.
+ * See the head of the file. Keys of device names: `timeout=MS` for each call and for connecting (default 5000), `mmap=` which
+ * regions are mapped (`auto`, `trust`, `sealed`, `never`: see `ClientOptions.mmap`), `user=NUMBER` who has to serve.
  */
 export class VfioUserBus implements Bus {
   readonly name = 'vfio-user';
-  readonly keys = ['timeout', 'mmap'];
+  readonly keys = ['timeout', 'mmap', 'user'];
   readonly dma: DmaOps;
   readonly #options: VfioUserBusOptions;
   readonly #connections = new Map<string, Connection>();
@@ -65,6 +65,7 @@ export class VfioUserBus implements Bus {
     try {
       const isPci = client.info.pci && (client.regions.at(PCI_REGION.CONFIG)?.size ?? 0) > 0;
       if (isPci) enableFunction(client);
+      if (args.get('mmap') !== 'never') noteUnmapped(path, client);
       const ids = isPci ? readIds(client) : undefined;
       const access = new VfioAccess(platform, client);
       this.#connections.set(path, { client, backend: this.#options.backend(client), device: undefined });
@@ -113,14 +114,40 @@ export class VfioUserBus implements Bus {
   }
 }
 
-function readArgs(args: ReadonlyMap<string, string>): { timeoutMs?: number; trustServer?: boolean } {
+const MMAP_CHOICES: readonly MmapChoice[] = ['auto', 'trust', 'sealed', 'never'];
+
+function readArgs(
+  args: ReadonlyMap<string, string>,
+): Pick<ClientOptions, 'timeoutMs' | 'handshakeTimeoutMs' | 'mmap' | 'user'> {
   const timeout = args.get('timeout');
   const mmap = args.get('mmap');
+  const user = args.get('user');
   if (timeout !== undefined && !(Number(timeout) > 0 && Number(timeout) < 2 ** 31))
     throw invalid('open', `timeout=${timeout}: it is a number of milliseconds below 2^31`);
-  if (mmap !== undefined && mmap !== 'trust' && mmap !== 'sealed')
-    throw invalid('open', `mmap=${mmap}: it is trust or sealed`);
-  return { timeoutMs: timeout === undefined ? undefined : Number(timeout), trustServer: mmap === 'trust' };
+  const choice = MMAP_CHOICES.find((each) => each === mmap);
+  if (mmap !== undefined && choice === undefined)
+    throw invalid('open', `mmap=${mmap}: it is ${MMAP_CHOICES.slice(0, -1).join(', ')} or ${MMAP_CHOICES[3]}`);
+  if (user !== undefined && !/^\d{1,10}$/.test(user)) throw invalid('open', `user=${user}: it is the number of a user`);
+  const timeoutMs = timeout === undefined ? undefined : Number(timeout);
+  return {
+    timeoutMs,
+    handshakeTimeoutMs: timeoutMs,
+    mmap: choice,
+    user: user === undefined ? undefined : Number(user),
+  };
+}
+
+/** Tells once which regions are slow, and what to do. */
+function noteUnmapped(path: string, client: VfioUserClient): void {
+  const refused = client.regions.flatMap(({ index }) => {
+    const why = client.notMapped(index);
+    return why === undefined ? [] : [`region ${index} (${why})`];
+  });
+  if (refused.length === 0) return;
+  const warning =
+    `vfio-user:${path}: not mapped: ${refused.join(', ')}. Every register access there is a message, some 100 us each; ` +
+    'mmap=trust in the name of the device maps it, and a server that makes its file shorter then ends this process';
+  process.emitWarning(warning, { code: 'ANYDMA_NOT_MAPPED' });
 }
 
 /** Type 0 configuration header (PCI Local Bus Specification 3.0, 6.1). */

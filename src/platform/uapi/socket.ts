@@ -9,6 +9,8 @@ export const SOCK_NONBLOCK = 0o4000;
 export const SOCK_CLOEXEC = 0o2000000;
 
 export const SOL_SOCKET = 1;
+/** Who is at the other end of a UNIX socket: a `struct ucred` of pid, uid and gid. */
+export const SO_PEERCRED = 17;
 /** The control message that carries descriptors. */
 export const SCM_RIGHTS = 1;
 

@@ -5,9 +5,13 @@
 interface SyscallNumbers {
   readonly mbind: number;
   readonly move_pages: number;
+  readonly preadv2: number;
+  readonly pidfd_open: number;
 }
 
 /** @param arch `process.arch` */
 export function syscallNumbers(arch: string): SyscallNumbers {
-  return arch === 'x64' ? { mbind: 237, move_pages: 279 } : { mbind: 235, move_pages: 239 };
+  return arch === 'x64'
+    ? { mbind: 237, move_pages: 279, preadv2: 327, pidfd_open: 434 }
+    : { mbind: 235, move_pages: 239, preadv2: 286, pidfd_open: 434 };
 }
