@@ -23,6 +23,20 @@ function isCanceled(error: unknown): boolean {
   return isDmaError(error, 'ECANCELED');
 }
 
+function isBusy(error: unknown): boolean {
+  return isDmaError(error, 'EBUSY');
+}
+
+/** A handler that does not let memory go when it is first asked. */
+function refuseOnce(): () => void {
+  let asked = false;
+  return () => {
+    if (asked) return;
+    asked = true;
+    throw new Error('not now');
+  };
+}
+
 describe('memory that grows without blocking', { skip }, () => {
   it('lets timers run, tells how far it is and how long the rest takes, and every device has it', async () => {
     await using eal = await Eal.start(QUIET);
@@ -99,6 +113,239 @@ describe('memory that grows without blocking', { skip }, () => {
     await using eal = await Eal.start(QUIET);
     for (const wrong of [{ signal: {} }, { onProgress: 1 }, { bogus: 1 }])
       await assert.rejects(eal.mallocAsync(64, wrong as never), (error) => isDmaError(error, 'EINVAL'));
+  });
+});
+
+describe('every call that takes long has a form that lets the event loop go on', { skip }, () => {
+  it('external.allocateAsync: its pages are there, and it is told how far it is', async () => {
+    await using eal = await Eal.start(QUIET);
+    const told: Progress[] = [];
+    const stop = ticking();
+    const memory = await eal.external.allocateAsync(256 * MiB, { onProgress: (progress) => told.push(progress) });
+    assert.ok(stop() > 2, 'the event loop stood still');
+    assert.equal(told.at(-1)?.doneBytes, 256 * MiB);
+    assert.ok(memory.bytes(0, MiB).every((byte) => byte === 0));
+    assert.ok(memory.origin !== undefined);
+    const going = memory.unregisterAsync();
+    assert.throws(() => memory.bytes(), isBusy);
+    assert.throws(() => memory.unregister(), isBusy);
+    await assert.rejects(eal.dmaMapAllAsync(memory), (error) => isDmaError(error, 'EINVAL'));
+    await going;
+    assert.equal(memory.registered, false);
+  });
+
+  for (const source of ['memfd', 'anonymous'] as const)
+    it(`external.allocateAsync is given up by a timer, or the end of the Eal, and undone: ${source}`, async () => {
+      const platform = trackingPlatform(openPlatform());
+      const eal = await Eal.start({ ...QUIET, platform });
+      const abort = new AbortController();
+      setTimeout(() => abort.abort(new Error('a timer')), 5);
+      await assert.rejects(eal.external.allocateAsync(1024 * MiB, { source, signal: abort.signal }), isCanceled);
+      assert.deepEqual([...eal.external.live], []);
+      assert.deepEqual(platform.leaks(), []);
+      const rejected = assert.rejects(eal.external.allocateAsync(1024 * MiB, { source }), isCanceled);
+      await new Promise((resolve) => setTimeout(resolve, 2));
+      await eal.stop();
+      await rejected;
+      assert.deepEqual(platform.leaks(), []);
+    });
+
+  it('memory that is mapped or pinned is not unregistered', async () => {
+    await using eal = await Eal.start(QUIET);
+    const device = await eal.probe('vdev:copy0');
+    const memory = eal.external.allocate(MiB);
+    const mapping = device.dmaMap(memory);
+    await assert.rejects(memory.unregisterAsync(), isBusy);
+    mapping.unmap();
+    const pin = memory.pin();
+    await assert.rejects(memory.unregisterAsync(), isBusy);
+    pin[Symbol.dispose]();
+    await memory.unregisterAsync();
+    await assert.rejects(memory.unregisterAsync(), (error) => isDmaError(error, 'EINVAL'));
+  });
+
+  it('eal.dmaMapAllAsync: every device has it, and later ones too; or none', async () => {
+    await using eal = await Eal.start(QUIET);
+    const [a, b] = [await eal.probe('vdev:copy0'), await eal.probe('vdev:copy1')];
+    const memory = eal.external.allocate(8 * MiB);
+    const told: Progress[] = [];
+    const some = await eal.dmaMapAllAsync(memory, [a, b], { onProgress: (progress) => told.push(progress) });
+    assert.deepEqual(told.at(-1), { doneBytes: 16 * MiB, totalBytes: 16 * MiB, remainingMs: 0 });
+    await some.unmapAsync();
+    const abort = new AbortController();
+    for (const devices of [[a, b], undefined]) {
+      let pieces = 0;
+      const onProgress = (): void => {
+        // In the second device.
+        if (++pieces === 6) abort.abort(new Error('enough'));
+      };
+      const options = { chunkBytes: 2 * MiB, onProgress, signal: abort.signal };
+      await assert.rejects(eal.dmaMapAllAsync(memory, devices, options), isCanceled);
+      assert.equal(memory.area.holders.size, 0);
+    }
+    const all = await eal.dmaMapAllAsync(memory);
+    const c = await eal.probe('vdev:copy2');
+    assert.deepEqual(
+      [a, b, c].map((device) => all.of(device)?.live),
+      [true, true, true],
+    );
+    assert.throws(() => memory.unregister(), isBusy);
+    await all.unmapAsync();
+    assert.equal(memory.area.holders.size, 0);
+  });
+
+  it('zones.reserveAsync, pools.createAsync and heap.addMemoryAsync do what the others do', async () => {
+    const platform = trackingPlatform(openPlatform());
+    const eal = await Eal.start({ ...QUIET, platform });
+    const device = await eal.probe('vdev:copy0');
+    const stop = ticking();
+    const zone = await eal.zones.reserveAsync('ring', 128 * MiB);
+    const pool = await eal.pools.createAsync({ elements: 1024, elementSize: 64 * 1024, zero: true });
+    assert.ok(stop() > 2, 'the event loop stood still');
+    assert.equal(eal.zones.lookup('ring'), zone);
+    assert.notEqual(device.domain?.iovaOf(zone.va), -1);
+    await assert.rejects(eal.zones.reserveAsync('ring', 64), (error) => isDmaError(error, 'EEXIST'));
+    assert.equal(pool.available, 1024);
+    const memory = await eal.external.allocateAsync(4 * MiB);
+    memory.bytes().fill(1);
+    const heap = eal.heap.create('mine');
+    await eal.heap.addMemoryAsync('mine', memory, { clear: true });
+    assert.ok(memory.bytes().every((byte) => byte === 0));
+    assert.notEqual(device.domain?.iovaOf(memory.va), -1);
+    assert.equal(heap.total, 4 * MiB);
+    await eal.heap.removeMemoryAsync('mine', memory.va, memory.length);
+    assert.equal(device.domain?.iovaOf(memory.va), -1);
+    assert.equal(heap.total, 0);
+    await eal.stop();
+    assert.deepEqual(platform.leaks(), []);
+  });
+
+  it('they are given up by a timer, and undone', async () => {
+    const platform = trackingPlatform(openPlatform());
+    const eal = await Eal.start({ ...QUIET, platform });
+    await eal.probe('vdev:copy0');
+    const begin: ((signal: AbortSignal) => Promise<unknown>)[] = [
+      (signal) => eal.zones.reserveAsync('ring', 1024 * MiB, { signal }),
+      (signal) => eal.pools.createAsync({ name: 'p', elements: 1024, elementSize: MiB, signal }),
+      (signal) => eal.mallocAsync(1024 * MiB, { signal, zero: true }),
+    ];
+    for (const work of begin) {
+      const abort = new AbortController();
+      setTimeout(() => abort.abort(new Error('a timer')), 5);
+      await assert.rejects(work(abort.signal), isCanceled);
+      await assert.rejects(work(AbortSignal.abort()), isCanceled);
+    }
+    assert.deepEqual([eal.zones.size, [...eal.pools].length], [0, 0]);
+    assert.equal(eal.memory.facts().heaps[0].total, 0);
+    const memory = eal.external.allocate(64 * MiB);
+    eal.heap.create('mine');
+    const abort = new AbortController();
+    const adding = eal.heap.addMemoryAsync('mine', memory, { clear: true, signal: abort.signal });
+    abort.abort();
+    await assert.rejects(adding, isCanceled);
+    eal.heap.destroy('mine');
+    memory.unregister();
+    await eal.stop();
+    assert.deepEqual(platform.leaks(), []);
+  });
+
+  it('a heap is not destroyed while memory is on its way into it', async () => {
+    await using eal = await Eal.start(QUIET);
+    const heap = eal.heap.create('mine');
+    const [one, two] = [eal.external.allocate(8 * MiB), eal.external.allocate(8 * MiB)];
+    const adding = [one, two].map((memory) => eal.heap.addMemoryAsync('mine', memory));
+    await assert.rejects(eal.heap.addMemoryAsync('mine', one), isBusy);
+    assert.throws(() => eal.heap.destroy('mine'), isBusy);
+    await Promise.all(adding);
+    assert.equal(heap.total, 16 * MiB);
+  });
+
+  it('refuse what are no options for it', async () => {
+    await using eal = await Eal.start(QUIET);
+    const isInvalid = (error: unknown): boolean => isDmaError(error, 'EINVAL');
+    const memory = eal.external.allocate(4096);
+    eal.heap.create('mine');
+    for (const wrong of [{ signal: {} }, { onProgress: 1 }, 7]) {
+      await assert.rejects(eal.external.allocateAsync(4096, wrong as never), isInvalid);
+      await assert.rejects(eal.dmaMapAllAsync(memory, undefined, wrong as never), isInvalid);
+      await assert.rejects(eal.zones.reserveAsync('ring', 64, wrong as never), isInvalid);
+      await assert.rejects(eal.pools.createAsync(wrong as never), isInvalid);
+      await assert.rejects(eal.heap.addMemoryAsync('mine', memory, wrong as never), isInvalid);
+      await assert.rejects(eal.memory.trimAsync(wrong as never), isInvalid);
+    }
+  });
+});
+
+describe('memory goes back without blocking', { skip }, () => {
+  const SIZE = 512 * MiB;
+
+  it('block.freeAsync, of the only block of its memory', async () => {
+    await using eal = await Eal.start(QUIET);
+    const device = await eal.probe('vdev:copy0');
+    const block = await eal.mallocAsync(SIZE);
+    const stop = ticking();
+    await block.freeAsync({ wipe: true });
+    assert.ok(stop() > 2, 'the event loop stood still');
+    assert.equal(block.live, false);
+    assert.equal(device.domain?.iovaOf(block.va), -1);
+    assert.equal(eal.memory.facts().heaps[0].total, 0);
+    await assert.rejects(block.freeAsync(), (error) => isDmaError(error, 'EINVAL'));
+    eal.malloc(64).free();
+  });
+
+  it('memory.trimAsync, what a handler did not let go when it became empty', async () => {
+    await using eal = await Eal.start(QUIET);
+    const device = await eal.probe('vdev:copy0');
+    const block = await eal.mallocAsync(SIZE);
+    using _handler = eal.memory.addHandler({ shrink: refuseOnce() });
+    await block.freeAsync();
+    assert.equal(eal.memory.facts().heaps[0].total, SIZE);
+    const told: Progress[] = [];
+    const stop = ticking();
+    assert.equal(await eal.memory.trimAsync({ onProgress: (progress) => told.push(progress) }), SIZE);
+    assert.ok(stop() > 2, 'the event loop stood still');
+    assert.equal(told.at(-1)?.doneBytes, SIZE);
+    assert.equal(device.domain?.iovaOf(block.va), -1);
+    assert.equal(eal.memory.facts().heaps[0].total, 0);
+  });
+
+  it('other blocks are allocated and freed meanwhile, and the end of the Eal waits for it', async () => {
+    const platform = trackingPlatform(openPlatform());
+    const eal = await Eal.start({ ...QUIET, platform });
+    await eal.probe('vdev:copy0');
+    const block = await eal.mallocAsync(SIZE);
+    const freed = block.freeAsync();
+    assert.equal(block.live, false);
+    const other = eal.malloc(MiB);
+    other.bytes().fill(1);
+    const stopping = eal.stop();
+    await freed;
+    await stopping;
+    assert.deepEqual(platform.leaks(), []);
+  });
+
+  it('the end of the Eal', async () => {
+    const platform = trackingPlatform(openPlatform());
+    const eal = await Eal.start({ ...QUIET, platform });
+    await eal.mallocAsync(SIZE / 2);
+    await eal.external.allocateAsync(SIZE / 2, { source: 'memfd' });
+    await eal.external.allocateAsync(SIZE / 2, { source: 'anonymous' });
+    const stop = ticking();
+    await eal.stop();
+    assert.ok(stop() > 2, 'the event loop stood still');
+    assert.deepEqual(platform.leaks(), []);
+  });
+
+  it('the end of the Eal gives up a block that is being cleared', async () => {
+    const platform = trackingPlatform(openPlatform());
+    const eal = await Eal.start({ ...QUIET, platform });
+    const held = eal.malloc(64);
+    const clearing = assert.rejects(eal.mallocAsync(SIZE, { zero: true }), isCanceled);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    await eal.stop();
+    await clearing;
+    assert.equal(held.live, false);
+    assert.deepEqual(platform.leaks(), []);
   });
 });
 

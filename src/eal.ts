@@ -16,12 +16,20 @@ import { RdmaBus } from './bus/rdma/rdma-bus.js';
 import { Registry, type RegistryOptions } from './bus/registry.js';
 import { VdevBus, type VdevSpace } from './bus/vdev/vdev-bus.js';
 import { VfioUserBus } from './bus/vfio-user/vfio-user-bus.js';
+import type { MapAsyncOptions } from './dma/domain.js';
 import type { MapOptions, MapTarget } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
 import { mustBe, mustBeObject, optionOf, optionsOf, reading, type Shape, stopped } from './check.js';
 import { invalid, NO_PERMISSION, undoAll, unlessFails, withUndo, type DmaError } from './errors.js';
 import { forgottenLines, type Forgotten } from './forgotten.js';
-import { checkLongWork, type LongWorkOptions } from './long-work.js';
+import {
+  checkLongWork,
+  longWorkOf,
+  RunningWorks,
+  UNATTENDED,
+  type LongStep,
+  type LongWorkOptions,
+} from './long-work.js';
 import type { Area } from './memory/area.js';
 import { AreaIndex } from './memory/area-index.js';
 import { External, type ExternalMemory } from './memory/external.js';
@@ -117,6 +125,8 @@ export class Eal implements AsyncDisposable {
   /** What of the standing groups is memory of heaps. */
   readonly #reached = new Set<GroupMapping>();
   readonly #onForgotten: ((forgotten: readonly string[]) => void) | undefined;
+  /** What goes on while the event loop does: the end of this gives it up. */
+  readonly #running = new RunningWorks();
   /** Where each device was probed. */
   readonly #probed = new WeakMap<Device, Origin>();
   #forgetExit: () => void = () => undefined;
@@ -131,16 +141,18 @@ export class Eal implements AsyncDisposable {
     const tellChange = (change: 'registered' | 'unregistered', memory: ExternalMemory): void =>
       this.#tell(change, memory);
     const gate = (operation: string): void => this.#mustRun(operation);
-    this.external = new External(this.platform, this.#areas, tellChange, options.origins, gate);
+    const running = this.#running;
+    this.external = new External(this.platform, this.#areas, tellChange, options.origins, gate, running);
     this.#driverMemory = new External(this.platform, this.#areas, undefined, options.origins);
     const settings = memorySettings(options.memory ?? {});
     const own = {
       platform: this.platform,
       areas: this.#areas,
       gate,
+      running,
       handlers: new MemoryHandlers(),
       reach: (areas: readonly Area[]) => this.#reach(areas),
-      reachAsync: (areas: readonly Area[], signal: AbortSignal | undefined) => this.#reachAsync(areas, signal),
+      reachAsync: (areas: readonly Area[], work: LongWorkOptions) => this.#reachAsync(areas, work),
     };
     this.memory = new OwnedMemory({ ...own, settings, decideIova: () => this.#decideIova(settings) });
     this.heap = new Heaps({
@@ -149,7 +161,7 @@ export class Eal implements AsyncDisposable {
       origins: settings.origins,
       native: () => this.memory.heaps,
     });
-    const sources = { memory: this.memory, heap: this.heap, gate };
+    const sources = { memory: this.memory, heap: this.heap, gate, running };
     this.zones = new Zones(sources);
     this.pools = new Pools(sources, this.platform.memory);
     this.#registry = new Registry({
@@ -286,6 +298,25 @@ export class Eal implements AsyncDisposable {
   }
 
   /**
+   * As {@link Eal.dmaMapAll}, without blocking the event loop: device by device, each piece by piece, with progress.
+   *
+   * @throws DmaError as `dmaMapAll`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then no
+   *   device has it
+   */
+  async dmaMapAllAsync(
+    target: MapTarget,
+    devices?: Iterable<Device>,
+    options: MapAsyncOptions = {},
+  ): Promise<GroupMapping> {
+    const operation = 'dmaMapAllAsync';
+    this.#mustRun(operation);
+    const [{ onProgress, signal }, how] = longWorkOf(options, operation);
+    return this.#running.run(signal, async (either) =>
+      this.#registry.mapAllAsync(target, devices, how, { onProgress, signal: either }),
+    );
+  }
+
+  /**
    * Allocates a block of memory that every device can reach, now and later. It grows the library's own memory when there
    * is no room in it.
    *
@@ -357,16 +388,18 @@ export class Eal implements AsyncDisposable {
     this.#forgetExit();
     const errors = this.#stopped ? [] : undoAll([() => this.#report(warn)]);
     this.#stopped = true;
-    await this.memory.endGrowth();
+    this.memory.end();
+    await this.#running.end();
     for (const group of [...this.#registry.standing])
       if (!this.#reached.has(group)) await group.unmapAsync().catch((error: unknown) => errors.push(error));
     errors.push(...(await this.#registry.close()), ...this.containers.close());
     const pools = this.pools.close();
     errors.push(...pools);
     // A pool that other threads still use keeps its memory: taking it away would kill them.
-    if (pools.length === 0) errors.push(...this.heap.close(), ...this.memory.close());
+    if (pools.length === 0) errors.push(...this.heap.close(), ...(await this.memory.closeAsync()));
     for (const { live } of [this.external, this.#driverMemory])
-      errors.push(...undoAll([...live].reverse().map((memory) => () => memory.unregister())));
+      for (const memory of [...live].reverse())
+        await memory.unregisterAsync().catch((error: unknown) => errors.push(error));
     if (errors.length > 0) throw withUndo(errors[0], 'stop', errors.slice(1));
   }
 
@@ -415,12 +448,9 @@ export class Eal implements AsyncDisposable {
   }
 
   /** Maps areas for every device, now and later; all or nothing, and so back. */
-  #reach(areas: readonly Area[]): () => void {
+  #reach(areas: readonly Area[]): LongStep {
     const groups: GroupMapping[] = [];
-    const release = (): void => {
-      this.#registry.unmapAll(groups);
-      for (const group of groups) this.#reached.delete(group);
-    };
+    const release = this.#releaseOf(groups);
     try {
       for (const { range } of areas) {
         const target = { va: range.start, length: range.length };
@@ -429,28 +459,42 @@ export class Eal implements AsyncDisposable {
         this.#reached.add(group);
       }
     } catch (error) {
-      throw withUndo(error, 'reach', undoAll([release]));
+      throw withUndo(error, 'reach', undoAll([() => release.now()]));
     }
     return release;
   }
 
-  /** As {@link #reach}, while the event loop goes on. */
-  async #reachAsync(areas: readonly Area[], signal: AbortSignal | undefined): Promise<() => void> {
-    const groups: GroupMapping[] = [];
-    const release = (): void => {
-      this.#registry.unmapAll(groups);
-      for (const group of groups) this.#reached.delete(group);
+  /** Takes them from the devices again. */
+  #releaseOf(groups: readonly GroupMapping[]): LongStep {
+    const forget = (): void => groups.forEach((group) => this.#reached.delete(group));
+    return {
+      now: () => {
+        this.#registry.unmapAll(groups);
+        forget();
+      },
+      later: async () => {
+        await this.#registry.unmapAllAsync(groups);
+        forget();
+      },
     };
+  }
+
+  /** As {@link #reach}, while the event loop goes on. */
+  async #reachAsync(areas: readonly Area[], { onProgress, signal }: LongWorkOptions): Promise<LongStep> {
+    const groups: GroupMapping[] = [];
+    const release = this.#releaseOf(groups);
     try {
       for (const { range } of areas) {
         const target = { va: range.start, length: range.length };
-        const group = await this.#registry.reachAsync(target, HEAP_KEEPER, signal);
+        const group = await this.#registry.reachAsync(target, HEAP_KEEPER, { onProgress, signal });
         groups.push(group);
         this.#reached.add(group);
       }
       return release;
     } catch (error) {
-      throw withUndo(error, 'reach', undoAll([release]));
+      const failures: unknown[] = [];
+      await release.later(UNATTENDED).catch((why: unknown) => failures.push(why));
+      throw withUndo(error, 'reach', failures);
     }
   }
 

@@ -2,6 +2,7 @@
  * Long work that lets the event loop go on: how its progress is told and how it is given up, how much of it is done at a
  * time, and several parts at once.
  */
+import { mustBeObject } from './check.js';
 import { DmaError, invalid } from './errors.js';
 import { thrown } from './show.js';
 import { MiB } from './units.js';
@@ -30,6 +31,23 @@ export function checkLongWork({ onProgress, signal }: LongWorkOptions, operation
   if (signal !== undefined && !(signal instanceof AbortSignal)) throw invalid(operation, 'signal is no AbortSignal');
 }
 
+/**
+ * Takes options apart: those about long work, and the others.
+ *
+ * @throws DmaError EINVAL when these are no options for long work; ECANCELED when it is given up already
+ */
+export function longWorkOf<T extends LongWorkOptions>(
+  given: T,
+  operation: string,
+): [work: LongWorkOptions, options: Omit<T, keyof LongWorkOptions>] {
+  mustBeObject(given, 'options', operation);
+  const { onProgress, signal, ...options } = given;
+  const work = { onProgress, signal };
+  checkLongWork(work, operation);
+  mustGoOn(signal, operation);
+  return [work, options];
+}
+
 /** @throws DmaError ECANCELED once `signal` is aborted */
 export function mustGoOn(signal: AbortSignal | undefined, operation: string): void {
   if (signal?.aborted !== true) return;
@@ -45,6 +63,31 @@ export function progressOf(onProgress: LongWorkOptions['onProgress'], totalBytes
     const remainingMs = doneBytes > 0 ? ((now() - began) * (totalBytes - doneBytes)) / doneBytes : undefined;
     onProgress?.({ doneBytes, totalBytes, remainingMs });
   };
+}
+
+/** Long work that is running for one owner, whose end gives it up. */
+export class RunningWorks {
+  readonly #running = new Map<Promise<unknown>, AbortController>();
+
+  /** Does `work`, which is given up by `signal` and by {@link RunningWorks.end}. */
+  async run<T>(signal: AbortSignal | undefined, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    const giveUp = new AbortController();
+    const run = work(signal === undefined ? giveUp.signal : AbortSignal.any([giveUp.signal, signal]));
+    this.#running.set(run, giveUp);
+    try {
+      return await run;
+    } finally {
+      this.#running.delete(run);
+    }
+  }
+
+  /** Gives up all that runs, and waits until it is undone. */
+  async end(): Promise<void> {
+    while (this.#running.size > 0) {
+      for (const giveUp of this.#running.values()) giveUp.abort(new Error('the Eal stops'));
+      await Promise.allSettled(this.#running.keys());
+    }
+  }
 }
 
 /** Programs may replace timers, in tests; this library's own go on. */
@@ -158,4 +201,18 @@ export interface RunningWork {
   readonly signal: AbortSignal | undefined;
   /** So many bytes of `total` are done. */
   readonly report: (done: number, total: number) => void;
+}
+
+/** Work that is not given up, and that nobody follows. */
+export const UNATTENDED: RunningWork = { signal: undefined, report: () => undefined };
+
+/** A step that takes no time worth telling. */
+export function briefStep(work: () => void): LongStep {
+  return { now: work, later: async () => work() };
+}
+
+/** What work reports to, for who asked for it. */
+export function followedBy({ onProgress, signal }: LongWorkOptions): RunningWork {
+  let report: ((doneBytes: number) => void) | undefined;
+  return { signal, report: (done, total) => (report ??= progressOf(onProgress, total))(done) };
 }

@@ -1,6 +1,7 @@
 /** One range on many devices: all or nothing. */
 import { reading } from '../check.js';
 import { undoAll, withUndo } from '../errors.js';
+import type { MapAsyncOptions } from '../dma/domain.js';
 import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { Device } from './model.js';
@@ -67,8 +68,8 @@ export class GroupMapping implements Disposable, AsyncDisposable {
   }
 
   /** @internal As {@link GroupMapping.add}, while the event loop goes on. */
-  async addAsync(device: Device, signal?: AbortSignal): Promise<void> {
-    const mapping = await device.dmaMapAsync(this.target, { ...this.options, signal });
+  async addAsync(device: Device, work: MapAsyncOptions = {}): Promise<void> {
+    const mapping = await device.dmaMapAsync(this.target, { ...this.options, ...work });
     mapping.keeper = this.#standing?.keeper;
     this.#byDevice.set(device.name, mapping);
   }

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { DmaError } from '../errors.js';
+import { DmaError, isDmaError } from '../errors.js';
 import {
   bench,
   dmaError,
@@ -164,6 +164,31 @@ describe('a device that is lost', () => {
     });
     await assert.rejects(registry.probe('fake:a'), dmaError('ENODEV', /went at once/));
     assert.ok(script.take().includes('close a'));
+  });
+
+  it('in any microtask around the one in which it becomes probed: it is told once, and can be probed again', async () => {
+    const seen = new Set<string>();
+    for (let gap = 0; gap < 40; gap++) {
+      const { registry, bus, memory } = bench();
+      const group = registry.mapAll(memory);
+      const probing = registry.probe('fake:a').then(
+        () => 'probed',
+        (error: unknown) => (assert.ok(isDmaError(error, 'ECONNRESET')), 'refused'),
+      );
+      for (let i = 0; i < gap; i++) await null;
+      bus.lose('a');
+      const outcome = await probing;
+      await turn();
+      const lost = registry.devices().length === 0;
+      if (outcome === 'refused') assert.deepEqual([registry.events, lost], [[], true]);
+      else assert.deepEqual(registry.events, lost ? ['probed fake:a', 'lost fake:a'] : ['probed fake:a']);
+      if (lost) await registry.probe('fake:a');
+      seen.add(`${outcome}, ${lost ? 'lost' : 'there'}`);
+      assert.deepEqual(await registry.close(), []);
+      group.unmap();
+      memory.unregister();
+    }
+    assert.ok(seen.has('refused, lost') && seen.has('probed, lost'), [...seen].join('; '));
   });
 
   it('while it is being removed: it is removed, not lost', async () => {

@@ -2,12 +2,14 @@
  * Buses, drivers and devices of one `Eal`: registering, scanning, probing, removing, iterating, and what is mapped for
  * every device, present and future.
  */
-import { Domain, type DomainOptions } from '../dma/domain.js';
+import { Domain, type DomainOptions, type MapAsyncOptions } from '../dma/domain.js';
 import type { DomainBackend, DomainConstraints } from '../dma/backend.js';
 import { checkTarget, MAP_OPTIONS, targetOf, type MapOptions, type MapTarget } from '../dma/plan.js';
 import { mustBe, mustBeFunction, mustBeString, mustHandle, optionsOf, reading } from '../check.js';
 import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import { progressOf, type LongWorkOptions } from '../long-work.js';
+import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { LimitsPort } from '../platform/ports.js';
 import { Range } from '../ranges.js';
@@ -235,16 +237,57 @@ export class Registry {
     const wanted = targetOf(target, operation);
     const how = options === undefined ? undefined : optionsOf<MapOptions>(options, MAP_OPTIONS, operation);
     if (devices !== undefined) return mapOnAll(new GroupMapping(wanted, how), listOf(devices, operation));
-    const keeper = 'unmap() of what eal.dmaMapAll returned';
-    const ends = (): void => {
-      if (this.#standing.delete(group)) area.release(EVERY_DEVICE);
-    };
-    const group: GroupMapping = new GroupMapping(wanted, how, { keeper, ends });
-    const area = checkTarget(this.#options.areas, group.target, group.options, operation);
+    const { group, area } = this.#standingGroup(wanted, how, operation);
     this.#stand(group);
     // Held also where there is no device yet: those to come get this memory, and not what is at its address by then.
     area.hold(EVERY_DEVICE);
     return group;
+  }
+
+  /** As {@link Registry.mapAll}, while the event loop goes on. @throws DmaError also ECANCELED once `work.signal` is aborted */
+  async mapAllAsync(
+    target: MapTarget,
+    devices: Iterable<Device> | undefined,
+    options: Omit<MapAsyncOptions, keyof LongWorkOptions>,
+    work: LongWorkOptions,
+  ): Promise<GroupMapping> {
+    const operation = 'dmaMapAllAsync';
+    const wanted = targetOf(target, operation);
+    const { chunkBytes, ...others } = options;
+    const how = optionsOf<MapOptions>(others, MAP_OPTIONS, operation);
+    const pieces = chunkBytes === undefined ? work : { ...work, chunkBytes };
+    if (devices === undefined) {
+      const { group, area } = this.#standingGroup(wanted, how, operation);
+      area.hold(EVERY_DEVICE);
+      return this.#standAsync(group, pieces, operation);
+    }
+    const list = new Set(listOf(devices, operation));
+    const group = new GroupMapping(wanted, how);
+    const report = progressOf(work.onProgress, list.size * wanted.length);
+    let before = 0;
+    try {
+      for (const device of list) {
+        await group.addAsync(device, { ...pieces, onProgress: ({ doneBytes }) => report(before + doneBytes) });
+        before += wanted.length;
+      }
+      return group;
+    } catch (error) {
+      throw withUndo(error, operation, await group.dropAsync(group.mappings.map(({ device }) => device)));
+    }
+  }
+
+  #standingGroup(
+    target: MapTarget,
+    options: MapOptions | undefined,
+    operation: string,
+  ): { readonly group: GroupMapping; readonly area: Area } {
+    const keeper = 'unmap() of what eal.dmaMapAll returned';
+    const ends = (): void => {
+      if (this.#standing.delete(group)) area.release(EVERY_DEVICE);
+    };
+    const group: GroupMapping = new GroupMapping(target, options, { keeper, ends });
+    const area = checkTarget(this.#options.areas, group.target, group.options, operation);
+    return { group, area };
   }
 
   /**
@@ -260,25 +303,35 @@ export class Registry {
   }
 
   /** As {@link reach}, while the event loop goes on. @throws DmaError ECANCELED once `signal` is aborted */
-  async reachAsync(target: MapTarget, keeper: string, signal: AbortSignal | undefined): Promise<GroupMapping> {
+  async reachAsync(target: MapTarget, keeper: string, work: LongWorkOptions): Promise<GroupMapping> {
     const ends = (): void => void this.#standing.delete(group);
     const group: GroupMapping = new GroupMapping(target, undefined, { keeper, ends });
+    return this.#standAsync(group, work, 'reach');
+  }
+
+  /** As {@link #stand}, while the event loop goes on; when it fails the group ends. */
+  async #standAsync(group: GroupMapping, work: MapAsyncOptions, operation: string): Promise<GroupMapping> {
     // From here on devices that are probed get it.
     this.#standing.add(group);
+    let before = 0;
     try {
       const isOpen = (device: Device): boolean => device.domain !== undefined && group.of(device) === undefined;
       for (let device = this.devices().find(isOpen); device !== undefined; device = this.devices().find(isOpen)) {
         try {
-          await group.addAsync(device, signal);
+          const report = progressOf(work.onProgress, group.target.length * (before + this.devices().filter(isOpen).length));
+          const done = before * group.target.length;
+          await group.addAsync(device, { ...work, onProgress: ({ doneBytes }) => report(done + doneBytes) });
+          before++;
         } catch (error) {
           // A device that goes meanwhile is none of those that have to have it.
-          if (device.state === 'probed' || signal?.aborted === true) throw error;
+          if (device.state === 'probed' || work.signal?.aborted === true) throw error;
         }
       }
       return group;
     } catch (error) {
-      ends();
-      throw withUndo(error, 'reach', await group.dropAsync(group.mappings.map(({ device }) => device)));
+      const failures: unknown[] = [];
+      await group.unmapAsync().catch((why: unknown) => failures.push(why));
+      throw withUndo(error, operation, failures);
     }
   }
 
@@ -293,6 +346,19 @@ export class Registry {
       for (const group of [...groups].reverse()) {
         undo.unshift(() => this.#stand(group));
         group.unmap();
+      }
+    } catch (error) {
+      throw withUndo(error, 'dmaUnmapAll', undoAll(undo));
+    }
+  }
+
+  /** As {@link unmapAll}, while the event loop goes on. */
+  async unmapAllAsync(groups: readonly GroupMapping[]): Promise<void> {
+    const undo: (() => void)[] = [];
+    try {
+      for (const group of [...groups].reverse()) {
+        undo.unshift(() => this.#stand(group));
+        await group.unmapAsync();
       }
     } catch (error) {
       throw withUndo(error, 'dmaUnmapAll', undoAll(undo));
@@ -324,6 +390,8 @@ export class Registry {
       device = new BoundDevice(bus, name, spec.args, opened);
       this.#devices.set(device.name, device);
       await this.#bringUp(device, opened, spec);
+      // It may have gone in the turn that this took to come back here.
+      this.#mustGoOn(device);
     } catch (error) {
       const failure = withUndo(error, 'probe', device === undefined ? [] : await this.#takeDown(device));
       if (failure.device !== undefined) throw failure;

@@ -4,10 +4,21 @@
  */
 import { type Gate, isA, mustBeNumber, mustBeString, open, optionsOf, rest, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import {
+  followedBy,
+  inLanes,
+  longWorkOf,
+  Pace,
+  RunningWorks,
+  UNATTENDED,
+  type LongStep,
+  type LongWorkOptions,
+} from '../long-work.js';
 import { OriginNotes, type Origin } from '../origin.js';
 import type { FileStatus, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { show } from '../show.js';
+import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import { alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
 import { Area, type Backing } from './area.js';
 import type { AreaIndex } from './area-index.js';
@@ -16,7 +27,7 @@ import { lend, pinnedError, Pins, type LendOptions, type Pin } from './pins.js';
 import { PrivateViews } from './private-views.js';
 import { giveMappingBack, HandedOut, retired, type RetiredFacts } from './retired.js';
 import { Room } from './room.js';
-import { explainShortage, settle } from './settle.js';
+import { explainShortage, settle, settling } from './settle.js';
 import { checkPart, viewMoved, Views } from './views.js';
 import { shortForm } from '../short-form.js';
 
@@ -118,6 +129,8 @@ interface Parts {
   readonly views: Views | Uint8Array;
   /** What reaches the memory. */
   readonly handedOut: HandedOut;
+  /** Drops what is in it, which takes most of the time of giving it back. Absent: it is not the library's to drop. */
+  readonly empty: LongStep | undefined;
   /** Gives the memory back, when it is the library's to give back. When it fails, nothing has happened. */
   readonly giveBack: () => void;
   /** What comes after that. Each step runs. */
@@ -136,22 +149,28 @@ export class ExternalMemory implements Disposable {
   readonly #index: AreaIndex;
   readonly #views: Views | Uint8Array;
   #forDevices: Views | undefined;
+  readonly #empty: LongStep | undefined;
   readonly #giveBack: () => void;
   readonly #release: readonly (() => void)[];
+  readonly #running: RunningWorks;
   readonly #pins = new Pins();
   readonly #gone: (memory: ExternalMemory) => void;
   #registered = true;
+  /** It is being unregistered. */
+  #leaving = false;
 
   /** Made by {@link External}. */
-  constructor(parts: Parts, index: AreaIndex, gone: (memory: ExternalMemory) => void) {
+  constructor(parts: Parts, index: AreaIndex, running: RunningWorks, gone: (memory: ExternalMemory) => void) {
     this.area = parts.area;
     this.source = parts.source;
     this.origin = parts.origin;
     this.#views = parts.views;
     this.handedOut = parts.handedOut;
+    this.#empty = parts.empty;
     this.#giveBack = parts.giveBack;
     this.#release = parts.release;
     this.#index = index;
+    this.#running = running;
     this.#gone = gone;
   }
 
@@ -247,24 +266,61 @@ export class ExternalMemory implements Disposable {
    *   it back now (`vm.max_map_count`). It is still registered then, its views are empty, and it can be tried again.
    */
   unregister(): void {
-    this.#mustBeRegistered('unregister');
-    const { area } = this;
-    const refuse = (reason: string, hint: string): DmaError =>
-      new DmaError({ code: 'EBUSY', operation: 'unregister', range: area.range, reason, hint });
-    if (area.holders.size > 0)
-      throw refuse(`${area.label} is mapped by ${[...area.holders.keys()].join(', ')}`, 'unmap it there first');
-    const { pinned } = this;
-    if (pinned !== undefined) throw pinnedError('unregister', area.label, pinned, area.range);
-    // When this fails, a view could still reach the memory, so that it has to stay.
+    this.#mustBeIdle('unregister');
+    this.#detach();
+    this.#giveBack();
+    this.#index.remove(this.area);
+    this.#end('unregister');
+  }
+
+  /**
+   * As {@link ExternalMemory.unregister}, without blocking the event loop: other threads give the pages back. From the call on
+   * nothing can be begun with it; when it fails after all, it is as after a failed `unregister`, and its content may be gone.
+   *
+   * @throws DmaError as `unregister`
+   */
+  async unregisterAsync(): Promise<void> {
+    const operation = 'unregisterAsync';
+    this.#mustBeIdle(operation);
+    this.#detach();
+    this.#index.remove(this.area);
+    this.#leaving = true;
+    try {
+      await this.#running.run(undefined, async () => this.#empty?.later(UNATTENDED));
+      this.#giveBack();
+    } catch (error) {
+      this.#index.add(this.area, operation);
+      throw error;
+    } finally {
+      this.#leaving = false;
+    }
+    this.#end(operation);
+  }
+
+  #mustBeIdle(operation: string): void {
+    this.#mustBeRegistered(operation);
+    const { area, pinned } = this;
+    const { range, label } = area;
+    if (area.holders.size > 0) {
+      const reason = `${label} is mapped by ${[...area.holders.keys()].join(', ')}`;
+      throw new DmaError({ code: 'EBUSY', operation, range, reason, hint: 'unmap it there first' });
+    }
+    if (pinned !== undefined) throw pinnedError(operation, label, pinned, range);
+  }
+
+  /** When this fails, a view could still reach the memory, so that it has to stay. */
+  #detach(): void {
     if (this.#views instanceof Views) this.#views.detach();
     this.#forDevices?.detach();
-    this.#giveBack();
+  }
+
+  /** It has gone. */
+  #end(operation: string): void {
     this.#registered = false;
-    this.#index.remove(area);
     const errors = undoAll(this.#release);
     // Told last: who hears it may use the addresses.
     this.#gone(this);
-    if (errors.length > 0) throw withUndo(errors[0], 'unregister', errors.slice(1));
+    if (errors.length > 0) throw withUndo(errors[0], operation, errors.slice(1));
   }
 
   /** Unregisters; does nothing when that was done before. @throws DmaError EBUSY as {@link ExternalMemory.unregister} */
@@ -273,6 +329,9 @@ export class ExternalMemory implements Disposable {
   }
 
   #mustBeRegistered(operation: string): void {
+    const { label, range } = this.area;
+    if (this.#leaving)
+      throw new DmaError({ code: 'EBUSY', operation, range, reason: `${label} is being unregistered` });
     if (!this.#registered)
       throw invalid(operation, `${this.area.label} is not registered any more`, { range: this.area.range });
   }
@@ -294,11 +353,13 @@ export class External {
   readonly #origins: OriginNotes;
   readonly #gate: Gate;
   readonly #room: Room;
+  readonly #running: RunningWorks;
 
   /**
    * @param changed told after every registration and removal
    * @param origins note where each was registered? Default: as `DomainOptions.origins`
    * @param gate asked before each registration
+   * @param running who gives up what goes on for long. Default: nobody
    */
   constructor(
     platform: Platform,
@@ -306,8 +367,10 @@ export class External {
     changed: (change: 'registered' | 'unregistered', memory: ExternalMemory) => void = () => undefined,
     origins?: boolean,
     gate: Gate = open,
+    running = new RunningWorks(),
   ) {
     this.#gate = gate;
+    this.#running = running;
     this.#origins = new OriginNotes(origins);
     this.#platform = platform;
     this.#room = new Room(platform);
@@ -340,6 +403,34 @@ export class External {
   allocate(length: number, asked?: AllocateOptions): ExternalMemory {
     const operation = 'external.allocate';
     this.#gate(operation);
+    const origin = this.#origins.note(this.allocate);
+    return runSteps(this.#allocating(length, asked, origin, operation), (step) => step.now());
+  }
+
+  /**
+   * As {@link External.allocate}, without blocking the event loop: its pages are got on other threads, several pieces at once,
+   * with progress.
+   *
+   * @throws DmaError as `allocate`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then all is
+   *   undone
+   */
+  async allocateAsync(length: number, asked: AllocateOptions & LongWorkOptions = {}): Promise<ExternalMemory> {
+    const operation = 'external.allocateAsync';
+    this.#gate(operation);
+    const [{ onProgress, signal }, options] = longWorkOf(asked, operation);
+    const origin = this.#origins.note(this.allocateAsync);
+    return this.#running.run(signal, async (either) => {
+      const work = followedBy({ onProgress, signal: either });
+      return runStepsAsync(this.#allocating(length, options, origin, operation), (step) => step.later(work));
+    });
+  }
+
+  *#allocating(
+    length: number,
+    asked: AllocateOptions | undefined,
+    origin: Origin | undefined,
+    operation: string,
+  ): Steps<LongStep, ExternalMemory> {
     mustBeNumber(length, 'the length', operation);
     const options: AllocateOptions = optionsOf(asked, ALLOCATE_OPTIONS, operation);
     const { memory, files } = this.#platform;
@@ -367,11 +458,16 @@ export class External {
         backing === undefined ? { length: whole, hugePageSize } : { length: whole, fd: backing.fd },
       );
       const range = new Range(va, whole, operation);
-      return this.#adopt(range, () => {
-        if (populate) settle(this.#platform, this.#room, { va, length: whole, pageSize, node }, operation);
+      const empty = emptying(this.#platform, range, pageSize, backing);
+      try {
+        if (populate) yield* settling(this.#platform, this.#room, { va, length: whole, pageSize, node }, operation);
         else if (node !== -1) memory.bind(va, whole, node);
-        return this.#register(source, range, { ...options, pageSize }, { backing, release, operation, owned: true });
-      });
+        const extra = { backing, empty, release, origin, operation, owned: true };
+        return this.#register(source, range, { ...options, pageSize }, extra);
+      } catch (error) {
+        yield empty;
+        throw withUndo(error, operation, undoAll([() => memory.unmap(va, whole)]));
+      }
     } catch (error) {
       const failure = withUndo(error, operation, undoAll(release));
       if (failure.code === 'EMFILE') throw failure.with({ operation, hint: this.#descriptorHint() });
@@ -570,6 +666,9 @@ export class External {
     extra: {
       operation: string;
       backing?: Backing;
+      empty?: LongStep;
+      /** Noted already. */
+      origin?: Origin;
       bytes?: Uint8Array;
       views?: PrivateViews;
       writable?: boolean;
@@ -590,9 +689,9 @@ export class External {
       extra.views?.unmap();
       if (owned) giveMappingBack(port, range, handedOut);
     };
-    const origin = this.#origins.note(this.#register);
-    const parts = { area, source, views, handedOut, giveBack, release, origin };
-    const memory = new ExternalMemory(parts, this.#index, (gone) => {
+    const origin = 'origin' in extra ? extra.origin : this.#origins.note(this.#register);
+    const parts = { area, source, views, handedOut, empty: extra.empty, giveBack, release, origin };
+    const memory = new ExternalMemory(parts, this.#index, this.#running, (gone) => {
       this.#live.delete(gone.area);
       this.#changed('unregistered', gone);
     });
@@ -640,6 +739,18 @@ function bytesOf(view: ArrayBufferView | ArrayBufferLike): Uint8Array {
 function rangeAt(va: Va, length: number, operation: string): Range<Va> {
   if (va === 0) throw invalid(operation, 'there is no memory at address 0');
   return new Range(va, length, operation);
+}
+
+/** Drops the pages of new memory, of a memfd or of nothing, piece by piece; later, on another thread. */
+function emptying({ memory, files }: Platform, range: Range<Va>, pageSize: number, backing?: Backing): LongStep {
+  const piece = async (offset: number, bytes: number): Promise<void> => {
+    const at = (range.start + offset) as Va;
+    const dropped = backing === undefined ? memory.dropAsync(at, bytes) : files.punchAsync(backing.fd, offset, bytes);
+    // What can not be dropped now goes with all of it.
+    await dropped.catch(() => undefined);
+  };
+  const work = { length: range.length, lanes: 1, pace: new Pace(pageSize), operation: 'drop', piece };
+  return { now: () => undefined, later: () => inLanes(work) };
 }
 
 /**

@@ -1,7 +1,9 @@
 /** Which heaps an allocation may come from, in the words that programs have for them. */
 import type { Gate } from '../check.js';
 import { invalid, isDmaError } from '../errors.js';
-import type { Block, Heap } from './heap.js';
+import type { LongWorkOptions, RunningWorks } from '../long-work.js';
+import type { Steps } from '../steps.js';
+import type { Block, Heap, MallocOptions } from './heap.js';
 import type { Heaps } from './heaps.js';
 import type { OwnedMallocOptions, OwnedMemory } from './owned.js';
 
@@ -11,6 +13,8 @@ export interface HeapSources {
   readonly heap: Heaps;
   /** Asked before something is made of them. */
   readonly gate?: Gate;
+  /** Who gives up what goes on for long. Default: nobody. */
+  readonly running?: RunningWorks;
 }
 
 /** Where to allocate, and what the block has to be like. */
@@ -37,12 +41,27 @@ export function chooseHeaps(
   throw invalid(operation, `the heap ${heap} is not on NUMA node ${node}`);
 }
 
-/** What `allocate` makes of the first heap that has room. @throws DmaError ENOMEM of the first one when none has; all others at once */
-export function allocateFrom(heaps: readonly Heap[], allocate: (heap: Heap) => Block): Block {
+/** An allocation that can be made at once, or while the event loop goes on. */
+export interface Allocation {
+  now(): void;
+  later(work: LongWorkOptions): Promise<void>;
+}
+
+/**
+ * The block of the first heap that has room.
+ *
+ * @throws DmaError ENOMEM of the first one when none has; all others at once
+ */
+export function* allocatingFrom(heaps: readonly Heap[], size: number, options: MallocOptions): Steps<Allocation, Block> {
   let failure: unknown;
   for (const heap of heaps) {
     try {
-      return allocate(heap);
+      let block: Block | undefined;
+      yield {
+        now: () => (block = heap.malloc(size, options)),
+        later: async (work) => void (block = await heap.mallocAsync(size, { ...options, ...work })),
+      };
+      if (block !== undefined) return block;
     } catch (error) {
       if (!isDmaError(error, 'ENOMEM')) throw error;
       failure ??= error;

@@ -5,9 +5,9 @@
  * Every piece of memory that a heap was given is a region of its own: a block is always inside one, so that a piece can be
  * taken away once nothing in it is used, and a block is one range for a device wherever the piece is.
  */
-import { mustBe, mustBeObject, mustBeString, optionsOf, rest, type Shape, stopped } from '../check.js';
+import { mustBe, mustBeString, optionsOf, rest, type Shape, stopped } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll } from '../errors.js';
-import { checkLongWork, mustGoOn, Turns, type LongWorkOptions } from '../long-work.js';
+import { longWorkOf, mustGoOn, RunningWorks, Turns, type LongWorkOptions } from '../long-work.js';
 import { captureOrigin, type Origin } from '../origin.js';
 import type { MemoryPort } from '../platform/ports.js';
 import { RangeMap } from '../range-map.js';
@@ -107,6 +107,10 @@ export interface HeapOptions {
   readonly growAsync?: (request: RoomRequest, fits: () => boolean, options: LongWorkOptions) => Promise<void>;
   /** Called when nothing in a piece of memory is used any more. */
   readonly emptied?: (memory: HeapMemory) => void;
+  /** As `emptied`, where what follows may let the event loop go on. */
+  readonly emptiedAsync?: (memory: HeapMemory) => Promise<void>;
+  /** Who gives up what goes on for long. Default: nobody. */
+  readonly running?: RunningWorks;
 }
 
 const NONE: MallocOptions = {};
@@ -244,6 +248,17 @@ export class Block implements Disposable {
     this.heap.free(this, wipe);
   }
 
+  /**
+   * As {@link Block.free}, without blocking the event loop: where much memory goes back to the system with it, other threads do
+   * that. The block ends at once.
+   *
+   * @throws DmaError as `free`
+   */
+  async freeAsync(options?: { readonly wipe?: boolean }): Promise<void> {
+    const { wipe = false } = optionsOf<{ readonly wipe?: boolean }>(options, { wipe: 'boolean' }, 'freeAsync');
+    await this.heap.freeAsync(this, wipe);
+  }
+
   /** Frees it, unless that was done. */
   [Symbol.dispose](): void {
     if (this.#live) this.free();
@@ -289,6 +304,7 @@ export class Heap {
   /** By page size, in ascending order. */
   #rooms: Room[] = [];
   readonly #memory = new RangeMap<HeapMemory>();
+  readonly #running: RunningWorks;
   /** It serves nothing any more: what it had has gone, or is about to. */
   #closed = false;
 
@@ -299,6 +315,7 @@ export class Heap {
     this.id = options.id;
     this.node = options.node;
     this.sameIova = options.sameIova;
+    this.#running = options.running ?? new RunningWorks();
   }
 
   /**
@@ -327,18 +344,25 @@ export class Heap {
   async mallocAsync(size: number, given: MallocOptions & LongWorkOptions = NONE): Promise<Block> {
     const operation = 'mallocAsync';
     if (this.#closed) throw stopped(operation);
-    mustBeObject(given, 'options', operation);
-    const { onProgress, signal, ...options } = given;
-    const work = { onProgress, signal };
+    const [{ onProgress, signal }, options] = longWorkOf(given, operation);
     const request = checked(size, options, operation);
-    checkLongWork(work, operation);
-    mustGoOn(signal, operation);
     const runOf = options.contiguous === true ? this.#runOf : undefined;
-    const block =
-      this.#place(request, runOf) ??
-      (await runStepsAsync(this.#makingRoom(this.#alternatives(request), runOf, operation), (ask) => ask.later(work)));
-    if (options.zero === true) await this.#clearAsync(block, signal, operation);
-    return block;
+    return this.#running.run(signal, async (either) => {
+      const work = { onProgress, signal: either };
+      const block =
+        this.#place(request, runOf) ??
+        (await runStepsAsync(this.#makingRoom(this.#alternatives(request), runOf, operation), (ask) =>
+          ask.later(work),
+        ));
+      if (options.zero !== true) return block;
+      try {
+        await this.#fillAsync(block, 'it is being cleared', either, operation);
+        return block;
+      } catch (error) {
+        block.free();
+        throw error;
+      }
+    });
   }
 
   /** As {@link Heap.malloc} for `count` times `size` bytes, zeroed. @throws DmaError EINVAL also when the product is no size */
@@ -526,18 +550,32 @@ export class Heap {
 
   /** @internal */
   free(block: Block, wipe: boolean): void {
-    const { room, va } = block;
     block.mustBeIdle('free');
-    if (wipe) this.#fill(va, block.length);
+    if (wipe) this.#fill(block.va, block.length);
+    const emptied = this.#release(block);
+    if (emptied !== undefined) this.#options.emptied?.(emptied);
+  }
+
+  /** @internal */
+  async freeAsync(block: Block, wipe: boolean): Promise<void> {
+    block.mustBeIdle('freeAsync');
+    if (wipe) await this.#fillAsync(block, 'it is being wiped', undefined, 'freeAsync');
+    const emptied = this.#release(block);
+    if (emptied !== undefined) await this.#options.emptiedAsync?.(emptied);
+  }
+
+  /** @returns the piece of memory in which nothing is used any more, when this was the last block there */
+  #release(block: Block): HeapMemory | undefined {
+    const { room, va } = block;
     const { escaped } = block;
     block.expire();
     room.blocks[block.number] = undefined;
     if (escaped) {
       room.escaped.set(va, room.allocator.sizeOf(va));
-      return;
+      return undefined;
     }
     room.allocator.free(va);
-    if (this.#options.emptied !== undefined) this.#noticeEmpty(room, va, this.#options.emptied);
+    return this.#options.emptied === undefined ? undefined : this.#emptyAt(room, va);
   }
 
   /** @internal */
@@ -679,33 +717,26 @@ export class Heap {
     }
   }
 
-  async #clearAsync(block: Block, signal: AbortSignal | undefined, operation: string): Promise<void> {
-    const pin = block.pin('it is being cleared');
-    try {
-      const turns = new Turns();
-      for (let at = 0; at < block.length; at += IN_A_TURN) {
-        if (turns.due) await turns.next();
-        mustGoOn(signal, operation);
-        this.#fill(block.va + at, Math.min(IN_A_TURN, block.length - at));
-      }
-    } catch (error) {
-      pin[Symbol.dispose]();
-      block.free();
-      throw error;
+  /** Fills a block with zeros, and pins it meanwhile. */
+  async #fillAsync(block: Block, why: string, signal: AbortSignal | undefined, operation: string): Promise<void> {
+    using _pin = block.pin(why);
+    const turns = new Turns();
+    for (let at = 0; at < block.length; at += IN_A_TURN) {
+      if (turns.due) await turns.next();
+      mustGoOn(signal, operation);
+      this.#fill(block.va + at, Math.min(IN_A_TURN, block.length - at));
     }
-    pin[Symbol.dispose]();
   }
 
   #fill(va: number, length: number): void {
     for (let at = 0; at < length; at += AT_ONCE) this.bytesAt((va + at) as Va, Math.min(AT_ONCE, length - at)).fill(0);
   }
 
-  #noticeEmpty({ pageSize, allocator }: Room, va: number, emptied: (memory: HeapMemory) => void): void {
+  /** The piece of memory around `va`, which is free, when all of it is. */
+  #emptyAt({ pageSize, allocator }: Room, va: number): HeapMemory | undefined {
     const start = allocator.freeAt(va);
     const size = allocator.freeSizeOf(start);
-    if (size % pageSize !== 0) return;
-    const memory = this.#memory.exact(start, size);
-    if (memory !== undefined) emptied(memory);
+    return size % pageSize === 0 ? this.#memory.exact(start, size) : undefined;
   }
 }
 

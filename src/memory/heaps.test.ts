@@ -6,6 +6,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { isDmaError, type ErrorCode } from '../errors.js';
+import { briefStep } from '../long-work.js';
 import { openPlatform } from '../platform/open.js';
 import { failingPlatform, trackingPlatform } from '../platform/testing.js';
 import { KiB, MiB, type Va } from '../units.js';
@@ -45,12 +46,13 @@ function bench(platform = openPlatform(), mode: 'va' | 'pa' = 'va') {
       log.push('reach');
       if (failing.reach) throw new Error('a device refuses');
       for (const area of wanted) reached.add(area);
-      return () => {
+      return briefStep(() => {
         log.push('release');
         if (failing.release) throw new Error('a device does not let go');
         for (const area of wanted) reached.delete(area);
-      };
+      });
     },
+    reachAsync: async () => assert.fail('not here'),
   });
   const external = new External(platform, areas);
   return { areas, heaps, external, reached, log, failing, handlers, P: platform.memory.pageSize };

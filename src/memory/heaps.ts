@@ -4,21 +4,36 @@
  */
 import { type Gate, isA, mustBeObject, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
+import {
+  briefStep,
+  followedBy,
+  longWorkOf,
+  mustGoOn,
+  RunningWorks,
+  Turns,
+  UNATTENDED,
+  type LongStep,
+  type LongWorkOptions,
+} from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { show } from '../show.js';
-import type { Va } from '../units.js';
+import { runSteps, runStepsAsync, type Steps } from '../steps.js';
+import { MiB, type Va } from '../units.js';
 import { Area } from './area.js';
 import type { AreaIndex } from './area-index.js';
 import { External, ExternalMemory, REGISTER_OPTIONS, type RegisterOptions } from './external.js';
 import { Heap, type HeapMemory } from './heap.js';
 import type { IovaMode } from './iova-mode.js';
-import type { MemoryChange, MemoryHandlers, Reach } from './memory-events.js';
+import type { MemoryChange, MemoryHandlers, Reach, ReachAsync } from './memory-events.js';
 import type { Pin } from './pins.js';
 import { shortForm } from '../short-form.js';
 
 /** Ids of heaps over the user's memory begin here; below are NUMA nodes. */
 const FIRST_ID = 256;
+/** How much is cleared at once, in bytes; and where the event loop goes on: some milliseconds. */
+const AT_ONCE = 256 * MiB;
+const IN_A_TURN = 8 * MiB;
 /** Names are shorter than this, in bytes. */
 const NAME_LIMIT = 32;
 
@@ -44,6 +59,9 @@ export interface HeapsOptions {
   readonly areas: AreaIndex;
   readonly handlers: MemoryHandlers;
   readonly reach: Reach;
+  readonly reachAsync: ReachAsync;
+  /** Who gives up what goes on for long. Default: nobody. */
+  readonly running?: RunningWorks;
   readonly iovaMode: () => IovaMode;
   /** Asked before a heap is made or fed. */
   readonly gate?: Gate;
@@ -58,7 +76,7 @@ interface Part extends HeapMemory {
   readonly area: Area;
   readonly change: MemoryChange;
   readonly pin: Pin;
-  release: () => void;
+  release: LongStep;
 }
 
 /** See the head of the file. */
@@ -68,13 +86,15 @@ export class Heaps {
   readonly #adopted: External;
   readonly #heaps = new Map<string, Heap>();
   readonly #parts = new Map<Area, Part>();
-  /** Those whose memory is being changed: their handlers are told of it now. */
-  readonly #changing = new Set<Heap>();
+  /** Those whose memory is being changed, which handlers may just be told of, and how often. */
+  readonly #changing = new Map<Heap, number>();
+  readonly #running: RunningWorks;
   #nextId = FIRST_ID;
 
   /** @internal */
   constructor(options: HeapsOptions) {
     this.#options = options;
+    this.#running = options.running ?? new RunningWorks();
     this.#adopted = new External(options.platform, options.areas);
   }
 
@@ -115,7 +135,8 @@ export class Heaps {
     const { memory } = platform;
     const ownViews = platform.limitation === undefined;
     const id = this.#nextId++;
-    const heap = new Heap({ name, id, node: -1, memory, areas, iovaMode, sameIova, origins, ownViews });
+    const running = this.#running;
+    const heap = new Heap({ name, id, node: -1, memory, areas, iovaMode, sameIova, origins, ownViews, running });
     this.#heaps.set(name, heap);
     return heap;
   }
@@ -153,16 +174,45 @@ export class Heaps {
   addMemory(name: string, given: ExternalMemory | RawMemory, asked?: { readonly clear?: boolean }): void {
     const operation = 'heap.addMemory';
     this.#options.gate?.(operation);
+    runSteps(this.#adding(name, given, asked, operation), (step) => step.now());
+  }
+
+  /**
+   * As {@link Heaps.addMemory}, without blocking the event loop: it is mapped for the devices, and cleared, piece by piece.
+   *
+   * @throws DmaError as `addMemory`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then it is
+   *   as it was before
+   */
+  async addMemoryAsync(
+    name: string,
+    given: ExternalMemory | RawMemory,
+    options: { readonly clear?: boolean } & LongWorkOptions = {},
+  ): Promise<void> {
+    const operation = 'heap.addMemoryAsync';
+    this.#options.gate?.(operation);
+    const [{ onProgress, signal }, asked] = longWorkOf(options, operation);
+    await this.#running.run(signal, async (either) => {
+      const work = followedBy({ onProgress, signal: either });
+      await runStepsAsync(this.#adding(name, given, asked, operation), (step) => step.later(work));
+    });
+  }
+
+  *#adding(
+    name: string,
+    given: ExternalMemory | RawMemory,
+    asked: { readonly clear?: boolean } | undefined,
+    operation: string,
+  ): Steps<LongStep, void> {
     checkName(name, operation);
     const options = optionsOf<{ readonly clear?: boolean }>(asked, { clear: 'boolean' }, operation);
     const memory = isA(given, ExternalMemory) ? given : rawOf(given, operation);
     if (!(memory instanceof ExternalMemory)) this.#checkRaw(memory, operation);
     const heap = this.#users(name, operation);
     const clear = options.clear === true;
-    if (memory instanceof ExternalMemory) return this.#alone(heap, () => this.#add(heap, memory, clear, operation));
+    if (memory instanceof ExternalMemory) return yield* this.#alone(heap, this.#add(heap, memory, clear, operation));
     const registered = this.#adopted.fromAddress(memory.va, memory.length, registrationOf(memory));
     try {
-      this.#alone(heap, () => this.#add(heap, registered, clear, operation));
+      yield* this.#alone(heap, this.#add(heap, registered, clear, operation));
     } catch (error) {
       throw withUndo(error, operation, undoAll([() => registered.unregister()]));
     }
@@ -176,7 +226,19 @@ export class Heaps {
    *   let it go, and then it is as before
    */
   removeMemory(name: string, va: Va, length: number): void {
-    const operation = 'heap.removeMemory';
+    runSteps(this.#removing(name, va, length, 'heap.removeMemory'), (step) => step.now());
+  }
+
+  /** As {@link Heaps.removeMemory}, without blocking the event loop. @throws DmaError as `removeMemory` */
+  async removeMemoryAsync(name: string, va: Va, length: number): Promise<void> {
+    await this.#running.run(undefined, async () =>
+      runStepsAsync(this.#removing(name, va, length, 'heap.removeMemoryAsync'), (step) =>
+        step.later(UNATTENDED),
+      ),
+    );
+  }
+
+  *#removing(name: string, va: Va, length: number, operation: string): Steps<LongStep, void> {
     checkName(name, operation);
     const range = rangeOf(va, length, operation);
     const heap = this.#users(name, operation);
@@ -188,7 +250,7 @@ export class Heaps {
       throw new DmaError({ code: 'ENOENT', operation, range, reason: `the heap ${name} was not given this`, hint });
     }
     this.#mustRest(heap, operation);
-    this.#alone(heap, () => this.#remove(heap, part, operation));
+    yield* this.#alone(heap, this.#remove(heap, part, operation));
   }
 
   /** @internal The bytes at [va, va + length) of memory that was given by address, when they are all in one piece. */
@@ -210,7 +272,7 @@ export class Heaps {
     }
     for (const part of [...this.#parts.values()].reverse()) {
       if (this.#heaps.has(part.change.heap)) continue;
-      errors.push(...undoAll([() => part.release()]));
+      errors.push(...undoAll([() => part.release.now()]));
       this.#forget(part);
     }
     const left = new Set([...this.#parts.values()].map(({ memory }) => memory));
@@ -222,17 +284,20 @@ export class Heaps {
   /** @throws DmaError EBUSY in handlers of changes of `heap` */
   #mustRest(heap: Heap, operation: string): void {
     if (!this.#changing.has(heap)) return;
-    const reason = `the memory of the heap ${heap.name} changes: this is a handler of that`;
-    throw new DmaError({ code: 'EBUSY', operation, reason });
+    const reason = `the memory of the heap ${heap.name} is being changed`;
+    const hint = 'wait for that, which handlers of memory events can not';
+    throw new DmaError({ code: 'EBUSY', operation, reason, hint });
   }
 
-  #alone(heap: Heap, work: () => void): void {
-    const isOuter = !this.#changing.has(heap);
-    this.#changing.add(heap);
+  /** From the first step of `work` to its last the heap is not destroyed, and gives nothing back. */
+  *#alone(heap: Heap, work: Steps<LongStep, void>): Steps<LongStep, void> {
+    this.#changing.set(heap, (this.#changing.get(heap) ?? 0) + 1);
     try {
-      work();
+      yield* work;
     } finally {
-      if (isOuter) this.#changing.delete(heap);
+      const left = (this.#changing.get(heap) ?? 1) - 1;
+      if (left > 0) this.#changing.set(heap, left);
+      else this.#changing.delete(heap);
     }
   }
 
@@ -254,10 +319,10 @@ export class Heaps {
     new Area({ ...memory, range, pageSize, owner: 'heap', label: 'memory for a heap' }, operation);
   }
 
-  #add(heap: Heap, memory: ExternalMemory, clear: boolean, operation: string): void {
+  *#add(heap: Heap, memory: ExternalMemory, clear: boolean, operation: string): Steps<LongStep, void> {
     const { area } = memory;
     const { range } = area;
-    const { areas, handlers, reach } = this.#options;
+    const { areas, handlers, reach, reachAsync } = this.#options;
     if (!memory.registered || areas.exact(range) !== area)
       throw invalid(operation, `${area.label} is not registered here`, { range });
     const other = this.#parts.get(area);
@@ -280,7 +345,7 @@ export class Heaps {
       handedOut: memory.handedOut,
       change,
       pin,
-      release: () => undefined,
+      release: briefStep(() => undefined),
       bytes: (va, length) => memory.bytes(va - range.start, length),
     };
     const undo: (() => void)[] = [() => this.#forget(part)];
@@ -288,9 +353,15 @@ export class Heaps {
       area.owner = 'heap';
       area.sameIova = heap.sameIova;
       undo.unshift(handlers.ask('grow', change));
-      part.release = reach([area]);
-      undo.unshift(() => part.release());
-      if (clear) zero(memory);
+      yield {
+        now: () => void (part.release = reach([area])),
+        later: async ({ signal, report }) => {
+          const onProgress: LongWorkOptions['onProgress'] = ({ doneBytes, totalBytes }) => report(doneBytes, totalBytes);
+          part.release = await reachAsync([area], { signal, onProgress });
+        },
+      };
+      undo.unshift(() => part.release.now());
+      if (clear) yield clearing(memory, operation);
       heap.add(part);
     } catch (error) {
       throw withUndo(error, operation, undoAll(undo)).with({ operation });
@@ -299,7 +370,7 @@ export class Heaps {
     handlers.tell('grown', change);
   }
 
-  #remove(heap: Heap, part: Part, operation: string): void {
+  *#remove(heap: Heap, part: Part, operation: string): Steps<LongStep, void> {
     const { handlers } = this.#options;
     const undo: (() => void)[] = [];
     if (!heap.isEmpty(part)) heap.remove(part);
@@ -307,7 +378,7 @@ export class Heaps {
       undo.unshift(handlers.ask('shrink', part.change));
       heap.remove(part);
       undo.unshift(() => heap.add(part));
-      part.release();
+      yield part.release;
     } catch (error) {
       throw withUndo(error, operation, undoAll(undo)).with({ operation });
     }
@@ -327,10 +398,23 @@ export class Heaps {
 
 shortForm(Heaps, 'Heaps', ({ made }) => ({ made: [...made].map(({ name }) => name) }));
 
-/** Fills all of it with zeros, in parts that can be viewed. */
-function zero(memory: ExternalMemory): void {
-  const atOnce = 2 ** 28;
-  for (let at = 0; at < memory.length; at += atOnce) memory.bytes(at, Math.min(atOnce, memory.length - at)).fill(0);
+/** Fills all of it with zeros, in parts that can be viewed; later, in turns. */
+function clearing(memory: ExternalMemory, operation: string): LongStep {
+  const clear = (at: number, most: number): void =>
+    void memory.bytes(at, Math.min(most, memory.length - at)).fill(0);
+  return {
+    now: () => {
+      for (let at = 0; at < memory.length; at += AT_ONCE) clear(at, AT_ONCE);
+    },
+    later: async ({ signal }) => {
+      const turns = new Turns();
+      for (let at = 0; at < memory.length; at += IN_A_TURN) {
+        if (turns.due) await turns.next();
+        mustGoOn(signal, operation);
+        clear(at, IN_A_TURN);
+      }
+    },
+  };
 }
 
 function checkName(name: string, operation: string): void {

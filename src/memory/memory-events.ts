@@ -4,6 +4,7 @@
  */
 import { mustBeNumber, mustBeString, reading } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
+import type { LongStep, LongWorkOptions } from '../long-work.js';
 import type { Range } from '../ranges.js';
 import { formatSize, type Va } from '../units.js';
 import type { Area } from './area.js';
@@ -15,10 +16,10 @@ import { queueMicrotask } from '../timers.js';
  *
  * @returns undoes it, wholly or not at all
  */
-export type Reach = (areas: readonly Area[]) => () => void;
+export type Reach = (areas: readonly Area[]) => LongStep;
 
 /** As {@link Reach}, while the event loop goes on. @throws DmaError ECANCELED once `signal` is aborted; then none is reached */
-export type ReachAsync = (areas: readonly Area[], signal: AbortSignal | undefined) => Promise<() => void>;
+export type ReachAsync = (areas: readonly Area[], work: LongWorkOptions) => Promise<LongStep>;
 
 /** Memory that comes into a heap, or goes out of it. */
 export interface MemoryChange {

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import { DmaError, isDmaError, type ErrorCode } from '../errors.js';
+import { briefStep, type LongStep } from '../long-work.js';
 import { openPlatform } from '../platform/open.js';
 import type { Platform } from '../platform/ports.js';
 import { failingPlatform, trackingPlatform } from '../platform/testing.js';
@@ -44,15 +45,15 @@ function bench({ pools = [{ pageSize: P2, pages: [1000] }], options = {}, wrap =
   const log: string[] = [];
   const reached = new Set<Area>();
   const failing = { reach: false, release: false };
-  const reach = (wanted: readonly Area[]): (() => void) => {
+  const reach = (wanted: readonly Area[]): LongStep => {
     log.push('reach');
     if (failing.reach) throw new DmaError({ code: 'ENOSPC', operation: 'map', reason: 'the device is full' });
     for (const area of wanted) reached.add(area);
-    return () => {
+    return briefStep(() => {
       log.push('release');
       if (failing.release) throw new DmaError({ code: 'EIO', operation: 'unmap', reason: 'the device is stuck' });
       for (const area of wanted) reached.delete(area);
-    };
+    });
   };
   const memory = new OwnedMemory({
     platform,

@@ -8,7 +8,17 @@
 import { type Gate, mustHandle, open, optionOf, optionsOf } from '../check.js';
 import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, NO_DESCRIPTORS, undoAll, withUndo } from '../errors.js';
-import { mustGoOn, progressOf, type LongStep, type LongWorkOptions, type RunningWork } from '../long-work.js';
+import {
+  briefStep,
+  longWorkOf,
+  mustGoOn,
+  progressOf,
+  RunningWorks,
+  UNATTENDED,
+  type LongStep,
+  type LongWorkOptions,
+  type RunningWork,
+} from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
 import { RangeMap } from '../range-map.js';
 import { runSteps, runStepsAsync, type Steps } from '../steps.js';
@@ -57,6 +67,8 @@ export interface OwnedMemoryOptions {
   readonly gate?: Gate;
   readonly reach: Reach;
   readonly reachAsync: ReachAsync;
+  /** Who gives up what goes on for long. Default: nobody. */
+  readonly running?: RunningWorks;
   /** Decides what devices use as addresses; asked once, when it first matters. */
   readonly decideIova: () => IovaDecision;
 }
@@ -90,6 +102,9 @@ export interface OwnedMemoryFacts {
   readonly lists: readonly PageListFacts[];
 }
 
+/** For memory that no device has. */
+const NOTHING = briefStep(() => undefined);
+
 /** An extent in a heap. */
 class Part implements HeapMemory {
   readonly range;
@@ -101,7 +116,7 @@ class Part implements HeapMemory {
   /** For devices of this process, whose models may keep them. */
   readonly #lent: Views;
   /** Takes it from the devices, wholly or not at all. Set once they have it. */
-  release: () => void = () => undefined;
+  release: LongStep = NOTHING;
 
   /** @param kept to the end, also when nothing in it is used */
   constructor(
@@ -152,8 +167,9 @@ export class OwnedMemory {
   readonly #spare = new Map<Heap, Part>();
   readonly #reachAsync: ReachAsync;
   readonly #decideIova: () => IovaDecision;
-  /** Growths that let the event loop go on, in the order they take. */
-  readonly #growing = new Set<{ readonly giveUp: AbortController; readonly ended: Promise<void> }>();
+  readonly #running: RunningWorks;
+  /** The last change of memory that lets the event loop go on: one comes after the other. Never rejects. */
+  #last: Promise<unknown> = Promise.resolve();
   /** bytes that are on their way into a heap */
   readonly #coming = new Map<Heap, number>();
   #iova: IovaDecision | undefined;
@@ -173,6 +189,7 @@ export class OwnedMemory {
     this.#gate = options.gate ?? open;
     this.#reach = options.reach;
     this.#reachAsync = options.reachAsync;
+    this.#running = options.running ?? new RunningWorks();
     this.#decideIova = options.decideIova;
     this.#lists = new PageLists(platform, areas, settings, () => this.iova.mode === 'pa');
     settings.numaLimit.forEach((limit, node) => {
@@ -286,6 +303,35 @@ export class OwnedMemory {
     return before - this.#total();
   }
 
+  /**
+   * As {@link OwnedMemory.trim}, without blocking the event loop: other threads give the pages back.
+   *
+   * @returns bytes given back
+   * @throws DmaError EINVAL for what are no options; ECANCELED when `options.signal` is aborted or the Eal stops: what is not
+   *   given back by then stays
+   */
+  async trimAsync(options: LongWorkOptions = {}): Promise<number> {
+    const operation = 'trimAsync';
+    this.#gate(operation);
+    const [{ onProgress, signal }] = longWorkOf(options, operation);
+    return this.#inTurn(signal, operation, async (either) => {
+      const parts = [...this.#parts.values()].filter((part) => !part.kept && part.heap.isEmpty(part));
+      const report = progressOf(
+        onProgress,
+        parts.reduce((sum, { range }) => sum + range.length, 0),
+      );
+      let done = 0;
+      let given = 0;
+      for (const part of parts) {
+        mustGoOn(either, operation);
+        if (part.heap.isEmpty(part) && (await this.#giveBackQuietlyAsync(part))) given += part.range.length;
+        done += part.range.length;
+        report(done);
+      }
+      return given;
+    });
+  }
+
   /** What there is. */
   facts(): OwnedMemoryFacts {
     return {
@@ -327,7 +373,7 @@ export class OwnedMemory {
       onProgress,
       numaMem.reduce((sum, bytes) => sum + bytes, size),
     );
-    await this.#inTurn(signal, async (either) => {
+    await this.#inTurn(signal, 'start', async (either) => {
       let before = 0;
       const onPart = (done: number, total: number): void => {
         report(before + done);
@@ -347,12 +393,9 @@ export class OwnedMemory {
     if (size > 0) yield* this.#preallocating(this.heaps, size, signal);
   }
 
-  /** @internal Gives up what grows, and waits until that is undone. */
-  async endGrowth(): Promise<void> {
-    while (this.#growing.size > 0) {
-      for (const { giveUp } of this.#growing) giveUp.abort(new Error('the Eal stops'));
-      await Promise.allSettled([...this.#growing].map(({ ended }) => ended));
-    }
+  /** @internal From here on it neither grows nor shrinks: it is about to be closed. */
+  end(): void {
+    this.#closed = true;
   }
 
   /**
@@ -361,18 +404,31 @@ export class OwnedMemory {
    * @returns what failed, such as blocks that are pinned: then it can be tried again
    */
   close(): unknown[] {
+    return runSteps(this.#closing(), (step) => step.now());
+  }
+
+  /** @internal As {@link close}, while the event loop goes on. */
+  async closeAsync(): Promise<unknown[]> {
+    return runStepsAsync(this.#closing(), (step) => step.later(UNATTENDED));
+  }
+
+  *#closing(): Steps<LongStep, unknown[]> {
     this.#closed = true;
     const errors: unknown[] = [];
     for (const part of [...this.#parts.values()].reverse()) {
-      errors.push(...undoAll([() => part.release()]));
-      part.release = () => undefined;
+      try {
+        yield part.release;
+      } catch (error) {
+        errors.push(error);
+      }
+      part.release = NOTHING;
     }
     for (const heap of this.heapsInUse) errors.push(...heap.expire());
     for (const part of this.#parts.values()) errors.push(...undoAll([() => part.detach()]));
     // A view that is left would fault.
     if (errors.length > 0) return errors;
     this.#parts.clear();
-    return this.#lists.close();
+    return yield* this.#lists.closing();
   }
 
   // --- growing ---
@@ -390,7 +446,11 @@ export class OwnedMemory {
       ownViews: true,
       grow: (request, fits) => this.#growFor(heap, request, fits),
       growAsync: (request, fits, options) => this.#growForAsync(heap, request, fits, options),
-      emptied: (memory) => this.#emptied(memory),
+      emptied: (memory) => {
+        for (const part of this.#surplus(memory)) this.#giveBackQuietly(part);
+      },
+      emptiedAsync: (memory) => this.#emptiedAsync(memory),
+      running: this.#running,
     });
     return heap;
   }
@@ -408,7 +468,7 @@ export class OwnedMemory {
     fits: () => boolean,
     { onProgress, signal }: LongWorkOptions,
   ): Promise<void> {
-    await this.#inTurn(signal, async (either) => {
+    await this.#inTurn(signal, 'grow', async (either) => {
       // What came before may have left enough.
       if (fits()) return;
       this.#mustBeIdle();
@@ -421,23 +481,24 @@ export class OwnedMemory {
     });
   }
 
-  /** Does `work` after the growth before it, and lets it be given up by the end of this memory. */
-  async #inTurn(signal: AbortSignal | undefined, work: (signal: AbortSignal) => Promise<void>): Promise<void> {
-    const giveUp = new AbortController();
-    const either = signal === undefined ? giveUp.signal : AbortSignal.any([giveUp.signal, signal]);
-    const before = [...this.#growing].at(-1)?.ended;
-    const run = async (): Promise<void> => {
-      await before?.catch(() => undefined);
-      mustGoOn(either, 'grow');
-      await work(either);
-    };
-    const growth = { giveUp, ended: run() };
-    this.#growing.add(growth);
-    try {
-      await growth.ended;
-    } finally {
-      this.#growing.delete(growth);
-    }
+  /** Does `work` after the change before it, unless it is given up by then. */
+  async #inTurn<T>(
+    signal: AbortSignal | undefined,
+    operation: string,
+    work: (signal: AbortSignal) => Promise<T>,
+  ): Promise<T> {
+    return this.#running.run(signal, async (either) => {
+      const before = this.#last;
+      const { promise, resolve } = settled();
+      this.#last = promise;
+      try {
+        await before;
+        mustGoOn(either, operation);
+        return await work(either);
+      } finally {
+        resolve();
+      }
+    });
   }
 
   /** Does the steps while the event loop goes on. Handlers are told as in the other form: memory can not change meanwhile. */
@@ -457,7 +518,7 @@ export class OwnedMemory {
       try {
         const part = yield* this.#extending(heap, pageSize, pages, false);
         if (fits()) return this.#noticeFallback(pageSize, failures);
-        this.#giveBack(part);
+        yield* this.#givingBack(part);
         const reason = `${pages} pages of ${formatSize(pageSize)} were no help: they are not contiguous`;
         failures.push(new DmaError({ code: 'ENOMEM', operation: 'grow', reason }));
       } catch (error) {
@@ -547,7 +608,7 @@ export class OwnedMemory {
       yield {
         now: () => (part.release = this.#reach(part.areas)),
         later: async ({ signal }) => {
-          part.release = await this.#reachAsync(part.areas, signal);
+          part.release = await this.#reachAsync(part.areas, { signal });
         },
       };
       this.#parts.insert(part.range.start, part.range.length, part);
@@ -616,53 +677,83 @@ export class OwnedMemory {
 
   // --- shrinking ---
 
-  /** Nothing in `memory` is used any more: the heap keeps what became empty last, if that is not out of proportion. */
-  #emptied(memory: HeapMemory): void {
+  /**
+   * Nothing in `memory` is used any more: the heap keeps what became empty last, if that is not out of proportion.
+   *
+   * @returns what goes, to be given back one by one
+   */
+  *#surplus(memory: HeapMemory): Generator<Part, void, undefined> {
     const part = this.#parts.at(memory.range.start);
     if (part === undefined || part.kept || this.#changing || this.#closed) return;
     const { heap } = part;
     const spare = this.#spare.get(heap);
     if (spare !== part) {
       this.#spare.delete(heap);
-      if (spare !== undefined && heap.isEmpty(spare)) this.#giveBackQuietly(spare);
+      if (spare !== undefined && heap.isEmpty(spare)) yield spare;
     }
     const { length } = part.range;
     const isModest = length <= Math.max(KEPT, heap.total - length);
     if (isModest && !this.#settings.matchAllocations) this.#spare.set(heap, part);
-    else this.#giveBackQuietly(part);
+    else yield part;
+  }
+
+  /** What of it does not go because the Eal stops, goes with that. */
+  async #emptiedAsync(memory: HeapMemory): Promise<void> {
+    for (const part of this.#surplus(memory)) {
+      const work = this.#inTurn(undefined, 'shrink', async () => {
+        if (part.heap.isEmpty(part)) await this.#giveBackQuietlyAsync(part);
+      });
+      await work.catch((error: unknown) => {
+        if (!isDmaError(error, 'ECANCELED')) throw error;
+      });
+    }
   }
 
   /** Memory that does not go stays in its heap, as good as before; the program that freed a block is not to blame. */
   #giveBackQuietly(part: Part): void {
     try {
-      this.#giveBack(part);
+      this.#alone(() => runSteps(this.#givingBack(part), (step) => step.now()));
     } catch (error) {
-      if (isDmaError(error, 'ECANCELED')) return;
-      this.#settings.onNotice(`memory could not be given back, and stays: ${thrown(error)}`);
+      this.#noticeStay(error);
     }
   }
 
+  /** @returns has it gone? */
+  async #giveBackQuietlyAsync(part: Part): Promise<boolean> {
+    try {
+      await this.#later(this.#givingBack(part), UNATTENDED);
+      return true;
+    } catch (error) {
+      this.#noticeStay(error);
+      return false;
+    }
+  }
+
+  #noticeStay(error: unknown): void {
+    // A handler did not want it to go.
+    if (isDmaError(error, 'ECANCELED')) return;
+    this.#settings.onNotice(`memory could not be given back, and stays: ${thrown(error)}`);
+  }
+
   /** Takes an empty part from the heap, the devices and this process; or nothing has happened. */
-  #giveBack(part: Part): void {
+  *#givingBack(part: Part): Steps<LongStep, void> {
     const { heap, extent, change } = part;
-    this.#alone(() => {
-      const undo: (() => void)[] = [];
-      try {
-        undo.unshift(this.#handlers.ask('shrink', change));
-        heap.remove(part);
-        undo.unshift(() => heap.add(part));
-        part.detach();
-        part.release();
-        undo.unshift(() => (part.release = this.#reach(part.areas)));
-        extent.list.giveBack(extent);
-        debug?.(`${part.heap.name}: given back: ${part.range.toString()}`);
-      } catch (error) {
-        throw withUndo(error, 'shrink', undoAll(undo));
-      }
-      this.#parts.delete(part.range.start);
-      if (this.#spare.get(heap) === part) this.#spare.delete(heap);
-      this.#handlers.tell('shrunk', change);
-    });
+    const undo: (() => void)[] = [];
+    try {
+      undo.unshift(this.#handlers.ask('shrink', change));
+      heap.remove(part);
+      undo.unshift(() => heap.add(part));
+      yield part.release;
+      undo.unshift(() => (part.release = this.#reach(part.areas)));
+      part.detach();
+      yield* extent.list.givingBack(extent);
+      debug?.(`${part.heap.name}: given back: ${part.range.toString()}`);
+    } catch (error) {
+      throw withUndo(error, 'shrink', undoAll(undo));
+    }
+    this.#parts.delete(part.range.start);
+    if (this.#spare.get(heap) === part) this.#spare.delete(heap);
+    this.#handlers.tell('shrunk', change);
   }
 
   #alone<T>(work: () => T): T {
@@ -688,6 +779,13 @@ shortForm(OwnedMemory, 'OwnedMemory', (memory) => {
     lists: lists.length,
   };
 });
+
+/** A promise, and what resolves it. */
+function settled(): { readonly promise: Promise<void>; readonly resolve: () => void } {
+  let resolve = (): void => undefined;
+  const promise = new Promise<void>((done) => (resolve = done));
+  return { promise, resolve };
+}
 
 /** Pages of another size are no way out of a want of descriptors. */
 function mustBeAboutPages(error: unknown): void {

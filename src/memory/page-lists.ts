@@ -208,14 +208,18 @@ export class PageLists {
   }
 
   /** Gives all pages and addresses back. @returns what failed; it can be tried again */
-  close(): unknown[] {
+  *closing(): Steps<LongStep, unknown[]> {
     const errors: unknown[] = [];
     for (const [key, lists] of this.#lists) {
-      const left = lists.filter((list) => {
-        const [failure] = undoAll([() => list.close()]);
-        if (failure !== undefined) errors.push(failure);
-        return failure !== undefined;
-      });
+      const left: SegmentList[] = [];
+      for (const list of lists) {
+        try {
+          yield* list.closing();
+        } catch (error) {
+          errors.push(error);
+          left.push(list);
+        }
+      }
       if (left.length > 0) this.#lists.set(key, left);
       else this.#lists.delete(key);
     }

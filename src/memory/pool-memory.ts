@@ -4,7 +4,8 @@ import { Range } from '../ranges.js';
 import { formatSize, type Va } from '../units.js';
 import type { Area } from './area.js';
 import type { ExternalMemory } from './external.js';
-import { allocateFrom } from './heap-choice.js';
+import type { Steps } from '../steps.js';
+import { allocatingFrom, type Allocation } from './heap-choice.js';
 import type { Block, Heap, MallocOptions } from './heap.js';
 import type { IovaMode } from './iova-mode.js';
 import { bytesFor, chunksIn, countIn, runsIn, type ElementShape, type PoolChunk } from './pool-layout.js';
@@ -75,11 +76,11 @@ class Pieces implements PoolMemory {
  * @param heaps to allocate from, in this order
  * @throws DmaError as `Heap.malloc`; nothing was allocated then
  */
-export function poolMemoryFromBlocks(
+export function* poolMemoryFromBlocks(
   request: PoolMemoryRequest,
   heaps: readonly Heap[],
   options: Pick<MallocOptions, 'pageSizes' | 'pageSizeHint'>,
-): PoolMemory {
+): Steps<Allocation, PoolMemory> {
   const { elements, shape, forDevices, iovaMode } = request;
   const { align } = shape;
   const memory = new Pieces();
@@ -89,7 +90,7 @@ export function poolMemoryFromBlocks(
       let block: Block;
       try {
         const how = { ...options, align, contiguous: forDevices && count === 1 };
-        block = allocateFrom(heaps, (heap) => heap.malloc(bytesFor(shape, count), how));
+        block = yield* allocatingFrom(heaps, bytesFor(shape, count), how);
       } catch (error) {
         if (!isDmaError(error, 'ENOMEM') || count === 1) throw error;
         // As many as the largest piece holds; when that was not it, half as many.

@@ -1,11 +1,12 @@
 /** The pools of one `Eal`: makes them, finds them by name, and tells who wants to know when they come and go. */
 import { mustBe, mustBeObject, mustBeString, mustHandle, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import { longWorkOf, mustGoOn, Turns, type LongWorkOptions } from '../long-work.js';
 import type { MemoryPort } from '../platform/ports.js';
 import type { Area } from './area.js';
 import { ElementStack } from './element-stack.js';
 import { ExternalMemory } from './external.js';
-import { chooseHeaps, type HeapSources, type PlacedMallocOptions } from './heap-choice.js';
+import { chooseHeaps, type Allocation, type HeapSources, type PlacedMallocOptions } from './heap-choice.js';
 import type { IovaMode } from './iova-mode.js';
 import { PoolCache } from './pool-cache.js';
 import { Pool } from './pool.js';
@@ -18,7 +19,9 @@ import {
 } from './pool-memory.js';
 import { shortForm } from '../short-form.js';
 import { thrown } from '../show.js';
+import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import { queueMicrotask } from '../timers.js';
+import { MiB } from '../units.js';
 
 /** What a pool is to be like, and where its memory comes from: the library's own, a heap, or external memory. */
 export interface PoolOptions extends Pick<PlacedMallocOptions, 'heap' | 'node' | 'pageSizes' | 'pageSizeHint'> {
@@ -56,6 +59,9 @@ export interface PoolHandler {
 }
 
 const OPERATION = 'pool.create';
+/** bytes that are cleared in a turn of the event loop: some milliseconds */
+const IN_A_TURN = 8 * MiB;
+
 const POOL_OPTIONS: Shape<PoolOptions> = {
   heap: 'string',
   node: 'number',
@@ -111,6 +117,24 @@ export class Pools {
   create(asked: PoolOptions): Pool {
     this.#sources.gate?.(OPERATION);
     mustBeObject(asked, 'options', OPERATION);
+    return runSteps(this.#creating(asked), (step) => step.now());
+  }
+
+  /**
+   * As {@link Pools.create}, without blocking the event loop: memory that has to grow for it is got on other threads.
+   *
+   * @throws DmaError as `create`; ECANCELED when `asked.signal` is aborted or the Eal stops, within one piece: then all is
+   *   undone
+   */
+  async createAsync(asked: PoolOptions & LongWorkOptions): Promise<Pool> {
+    this.#sources.gate?.(OPERATION);
+    const [{ onProgress, signal }, options] = longWorkOf(asked, OPERATION);
+    const run = async (either: AbortSignal | undefined): Promise<Pool> =>
+      runStepsAsync(this.#creating(options), (step) => step.later({ onProgress, signal: either }));
+    return this.#sources.running === undefined ? run(signal) : this.#sources.running.run(signal, run);
+  }
+
+  *#creating(asked: PoolOptions): Steps<Allocation, Pool> {
     const { elements: wanted, elementSize: size, ...others } = optionsOf(asked, POOL_OPTIONS, OPERATION);
     const options: PoolOptions = { elements: wanted ?? 0, elementSize: size ?? 0, ...others };
     for (const memory of options.external ?? []) mustBe(memory, ExternalMemory, 'external', OPERATION);
@@ -123,8 +147,17 @@ export class Pools {
     checkSource(options);
     if (this.#pools.has(name)) throw exists(`there is a pool ${JSON.stringify(name)} already`);
     const iovaMode = (): IovaMode => this.#sources.memory.iova.mode;
-    const memory = this.#memoryFor(options, { elements, shape, forDevices, iovaMode }, name);
+    const memory = yield* this.#memoryFor(options, { elements, shape, forDevices, iovaMode }, name);
     const { chunks } = memory;
+    try {
+      // Somebody may have taken the name meanwhile.
+      if (this.#pools.has(name)) throw exists(`there is a pool ${JSON.stringify(name)} already`);
+      if (options.zero === true)
+        for (let chunk = 0; chunk < chunks.length; chunk++) yield clearing(memory.view(chunk));
+      this.#sources.gate?.(OPERATION);
+    } catch (error) {
+      throw withUndo(error, OPERATION, undoAll([() => this.#release(memory)]));
+    }
     /** Who has to know when it does not come after all. */
     let told: PoolHandler[] | undefined = [];
     let pool: Pool;
@@ -145,7 +178,6 @@ export class Pools {
     }
     this.#pools.set(name, pool);
     try {
-      if (options.zero === true) chunks.forEach((_, chunk) => pool.chunkBytes(chunk).fill(0));
       for (const handler of this.#current()) {
         handler.ready?.(pool);
         told.unshift(handler);
@@ -180,12 +212,12 @@ export class Pools {
       .flatMap((pool) => undoAll([() => pool.free({ force: pool.threads === 0 })]));
   }
 
-  #memoryFor(options: PoolOptions, request: PoolMemoryRequest, name: string): PoolMemory {
+  *#memoryFor(options: PoolOptions, request: PoolMemoryRequest, name: string): Steps<Allocation, PoolMemory> {
     const { external } = options;
     if (external === undefined) {
       const heaps = chooseHeaps(this.#sources, options, OPERATION);
       const { pageSizes, pageSizeHint } = options;
-      return poolMemoryFromBlocks(request, heaps, { pageSizes, pageSizeHint });
+      return yield* poolMemoryFromBlocks(request, heaps, { pageSizes, pageSizeHint });
     }
     const seen = new Set<Area>();
     for (const { area } of external) {
@@ -218,6 +250,21 @@ export class Pools {
 }
 
 shortForm(Pools, 'Pools', (pools) => ({ names: [...pools].map(({ name }) => name) }));
+
+/** Fills bytes with zeros. */
+function clearing(bytes: Uint8Array): Allocation {
+  return {
+    now: () => void bytes.fill(0),
+    later: async ({ signal }) => {
+      const turns = new Turns();
+      for (let at = 0; at < bytes.length; at += IN_A_TURN) {
+        if (turns.due) await turns.next();
+        mustGoOn(signal, OPERATION);
+        bytes.subarray(at, at + IN_A_TURN).fill(0);
+      }
+    },
+  };
+}
 
 function tellDestroyed(handler: PoolHandler, pool: Pool): void {
   try {

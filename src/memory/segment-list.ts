@@ -167,8 +167,20 @@ export class SegmentList {
    * @throws the first error, once all was tried; it can be tried again
    */
   close(): void {
+    runSteps(this.closing(), (step) => step.now());
+  }
+
+  /** {@link close}, step by step. */
+  *closing(): Steps<LongStep, void> {
     const { memory } = this.#platform;
-    const errors = undoAll([...this.#extents.values()].map((extent) => () => this.giveBack(extent)));
+    const errors: unknown[] = [];
+    for (const extent of [...this.#extents.values()]) {
+      try {
+        yield* this.givingBack(extent);
+      } catch (error) {
+        errors.push(error);
+      }
+    }
     if (errors.length === 0) errors.push(...undoAll([() => this.source.close()]));
     if (errors.length === 0) {
       this.#closed = true;

@@ -1,6 +1,7 @@
 /** For tests of what is built on heaps: the memory of one `Eal`, without devices, on a machine that seems to have hugepages. */
 import assert from 'node:assert/strict';
 import { isDmaError, type ErrorCode } from '../errors.js';
+import { briefStep } from '../long-work.js';
 import { openPlatform } from '../platform/open.js';
 import type { Platform } from '../platform/ports.js';
 import { trackingPlatform, type TrackingPlatform } from '../platform/testing.js';
@@ -41,7 +42,7 @@ export function testSources(options: TestSourcesOptions = {}): TestSources {
   const platform = pretendHugePages(wrap?.(tracking) ?? tracking, pages);
   const areas = new AreaIndex();
   const handlers = new MemoryHandlers();
-  const reach = (_areas: readonly Area[]) => () => undefined;
+  const reach = (_areas: readonly Area[]) => briefStep(() => undefined);
   const own = { platform, areas, handlers, reach, reachAsync: async (wanted: readonly Area[]) => reach(wanted) };
   const memory = new OwnedMemory({
     ...own,

@@ -74,8 +74,8 @@ export function pretendHugePages(platform: Platform, pools: readonly PretendedPa
         const [page] = pagesIn(va, pageSize * count);
         return new Int32Array(count).fill(page?.node ?? -1);
       },
-      populate(va: Va, length: number) {
-        memory.populate(va, length);
+      populate(va: Va, length: number, access?: 'read' | 'write') {
+        memory.populate(va, length, access);
         for (const page of pagesIn(va, length)) {
           const left = free.get(poolOf(page.pageSize, page.node)) ?? 0;
           if (left === 0) throw new DmaError({ code: 'ENOMEM', operation: 'madvise', reason: 'no hugepage is free' });
@@ -83,9 +83,9 @@ export function pretendHugePages(platform: Platform, pools: readonly PretendedPa
           add(page.pageSize, page.node, -1);
         }
       },
-      async populateAsync(va: Va, length: number) {
+      async populateAsync(va: Va, length: number, access?: 'read' | 'write') {
         await new Promise((resolve) => setImmediate(resolve));
-        this.populate(va, length);
+        this.populate(va, length, access);
       },
       decommit(va: Va, length: number) {
         memory.decommit(va, length);

@@ -3,9 +3,11 @@
  * of a heap, so every device reaches it, now and later. DPDK calls it a memzone.
  */
 import { mustBe, mustBeNumber, mustBeString, optionsOf } from '../check.js';
-import { DmaError, invalid } from '../errors.js';
+import { DmaError, invalid, isDmaError } from '../errors.js';
+import { longWorkOf, type LongWorkOptions } from '../long-work.js';
+import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import { alignUp, hex, isAddress, type Iova, type Va } from '../units.js';
-import { allocateFrom, chooseHeaps, type HeapSources, type PlacedMallocOptions } from './heap-choice.js';
+import { allocatingFrom, chooseHeaps, type Allocation, type HeapSources, type PlacedMallocOptions } from './heap-choice.js';
 import { MALLOC_OPTIONS, type Block, type Heap } from './heap.js';
 import type { LendOptions, Pin } from './pins.js';
 import { shortForm } from '../short-form.js';
@@ -136,6 +138,31 @@ export class Zones {
   reserve(name: string, length: number, asked?: PlacedMallocOptions): Zone {
     const operation = 'zones.reserve';
     this.#sources.gate?.(operation);
+    return runSteps(this.#reserving(name, length, asked, operation), (allocation) => allocation.now());
+  }
+
+  /**
+   * As {@link Zones.reserve}, without blocking the event loop: see `Heap.mallocAsync`. The name is taken when it is done.
+   *
+   * @throws DmaError as `reserve`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece
+   */
+  async reserveAsync(name: string, length: number, options: PlacedMallocOptions & LongWorkOptions = {}): Promise<Zone> {
+    const operation = 'zones.reserveAsync';
+    this.#sources.gate?.(operation);
+    const [{ onProgress, signal }, asked] = longWorkOf(options, operation);
+    const run = async (either: AbortSignal | undefined): Promise<Zone> =>
+      runStepsAsync(this.#reserving(name, length, asked, operation), (allocation) =>
+        allocation.later({ onProgress, signal: either }),
+      );
+    return this.#sources.running === undefined ? run(signal) : this.#sources.running.run(signal, run);
+  }
+
+  *#reserving(
+    name: string,
+    length: number,
+    asked: PlacedMallocOptions | undefined,
+    operation: string,
+  ): Steps<Allocation, Zone> {
     checkName(name, operation);
     this.#mustBeNew(name, operation);
     mustBeNumber(length, 'the length', operation);
@@ -146,9 +173,7 @@ export class Zones {
       throw invalid(operation, `a zone of ${wanted} bytes is not possible`);
     const size = alignUp(wanted, LINE);
     const heaps = chooseHeaps(this.#sources, options, operation);
-    const block = allocateFrom(heaps, (heap) =>
-      size === 0 ? heap.mallocLargest(options) : heap.malloc(size, options),
-    );
+    const block = size === 0 ? largestOf(heaps, options) : yield* allocatingFrom(heaps, size, options);
     try {
       // A handler of the growth may have taken the name.
       this.#mustBeNew(name, operation);
@@ -193,6 +218,20 @@ export class Zones {
 }
 
 shortForm(Zones, 'Zones', (zones) => ({ size: zones.size }));
+
+/** @throws DmaError ENOMEM of the first heap when none has anything */
+function largestOf(heaps: readonly Heap[], options: PlacedMallocOptions): Block {
+  let failure: unknown;
+  for (const heap of heaps) {
+    try {
+      return heap.mallocLargest(options);
+    } catch (error) {
+      if (!isDmaError(error, 'ENOMEM')) throw error;
+      failure ??= error;
+    }
+  }
+  throw failure;
+}
 
 function checkName(name: string, operation: string): void {
   if (typeof name !== 'string' || name === '') throw invalid(operation, 'a zone has a name');

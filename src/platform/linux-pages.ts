@@ -8,7 +8,7 @@ import { readKernelText } from './linux-proc.js';
 import type { MemoryPort } from './ports.js';
 import { O_CLOEXEC, O_RDONLY } from './uapi/fcntl.js';
 import { MPOL_BIND } from './uapi/mempolicy.js';
-import { MADV_POPULATE_READ, MADV_POPULATE_WRITE } from './uapi/mman.js';
+import { MADV_DONTNEED, MADV_POPULATE_READ, MADV_POPULATE_WRITE } from './uapi/mman.js';
 
 /** More nodes than any kernel is built for (CONFIG_NODES_SHIFT is at most 10). */
 const MOST_NODES = 1024;
@@ -26,7 +26,7 @@ const HIDDEN: readonly number[] = [ERRNO.ENOENT, ERRNO.EACCES, ERRNO.EPERM];
 export function linuxPages(
   libc: Libc,
   pageSize: number,
-): Pick<MemoryPort, 'lanes' | 'populate' | 'populateAsync' | 'bind' | 'nodesOf' | 'frames' | 'lock'> {
+): Pick<MemoryPort, 'lanes' | 'populate' | 'populateAsync' | 'dropAsync' | 'bind' | 'nodesOf' | 'frames' | 'lock'> {
   let knowsPopulate: boolean | undefined;
   // Of no bytes it only tells whether the kernel knows this advice.
   const populates = (): boolean => (knowsPopulate ??= libc.madvise(0, 0, MADV_POPULATE_WRITE) === 0);
@@ -81,6 +81,12 @@ export function linuxPages(
       const advice = access === 'write' ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
       const { result, errno } = await libc.later.madvise(va, length, advice);
       checkPopulated(result, errno, va, length);
+    },
+
+    async dropAsync(va, length) {
+      checkRange('madvise', va, length, pageSize);
+      const { result, errno } = await libc.later.madvise(va, length, MADV_DONTNEED);
+      if (result !== 0) fail(errno, 'madvise', `MADV_DONTNEED of ${length} bytes at ${hex(va)}`);
     },
 
     bind(va, length, node) {

@@ -231,6 +231,10 @@ class PortableMemory implements MemoryPort {
     throw this.#unsupported('madvise', 'pages can not be faulted in');
   }
 
+  async dropAsync(): Promise<never> {
+    throw this.#unsupported('madvise', 'pages can not be given back one by one');
+  }
+
   populate(): never {
     throw this.#unsupported('madvise', 'pages can not be faulted in');
   }

@@ -112,6 +112,8 @@ export interface MemoryPort {
    * @throws DmaError also ENOTSUP where the kernel can not do it (Linux before 5.14)
    */
   populateAsync(va: Va, length: number, access?: 'read' | 'write'): Promise<void>;
+  /** On another thread: takes the pages out of private memory, which stays mapped and is zero then (MADV_DONTNEED). */
+  dropAsync(va: Va, length: number): Promise<void>;
   /**
    * Makes a part of a reservation a bare reservation again. Private pages go back to the system; those of a descriptor stay
    * in it. EINVAL unless the part is inside one reservation of this port. Every view must have been detached before.

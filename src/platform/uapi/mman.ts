@@ -16,6 +16,7 @@ export const MAP_FIXED_NOREPLACE = 0x100000;
 /** The binary logarithm of a hugetlb page size stands from this bit on in mmap's flags. */
 export const MAP_HUGE_SHIFT = 26;
 
+export const MADV_DONTNEED = 4;
 export const MADV_DONTFORK = 10;
 /** Linux 5.14. */
 export const MADV_POPULATE_READ = 22;
