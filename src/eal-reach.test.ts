@@ -172,6 +172,76 @@ describe('blocks whose view was transferred away', SKIP, () => {
   });
 });
 
+describe('pools in use elsewhere', SKIP, () => {
+  it('are not freed, also not by force, while a block of theirs is pinned, and go on', async () => {
+    const { platform, eal } = await start();
+    const pool = eal.pools.create({ elements: 8, elementSize: 64, name: 'pinned' });
+    const pin = eal.memory.heaps[0].blockAt(pool.vas[0])?.pin('the test works on it');
+    assert.ok(pin !== undefined);
+    const busy = dmaError('EBUSY', /the test works on it/);
+    assert.throws(() => pool.free(), busy);
+    assert.throws(() => pool.free({ force: true }), busy);
+    assert.deepEqual([pool.live, eal.pools.find('pinned'), pool.bytes(7).length], [true, pool, 64]);
+    assert.throws(() => eal.pools.create({ elements: 8, elementSize: 64, name: 'pinned' }), dmaError('EEXIST'));
+    await assert.rejects(eal.stop(), busy);
+    pin[Symbol.dispose]();
+    await eal.stop();
+    assert.deepEqual([pool.live, platform.leaks()], [false, []]);
+  });
+
+  for (const kind of ['heap', 'external'] as const)
+    it(`whose view was transferred away in another thread end, and their memory stays: ${kind}`, async () => {
+      const { eal } = await start();
+      const external = kind === 'external' ? [eal.external.allocate(64 * KiB)] : undefined;
+      const pool = eal.pools.create({ elements: 8, elementSize: 64, external });
+      const { escaped } = eal.external.retired;
+      const program = `
+        const { parentPort, workerData } = require('node:worker_threads');
+        (async () => {
+          const { Eal, Pool } = await import(${JSON.stringify(new URL('./index.js', import.meta.url).href)});
+          const eal = await Eal.start();
+          const pool = Pool.attach(workerData, eal.platform);
+          const stream = new ReadableStream({ type: 'bytes', pull: (controller) => controller.byobRequest?.respond(1) });
+          const { value } = await stream.getReader({ mode: 'byob' }).read(pool.bytes(0));
+          const view = new Uint8Array(value.buffer);
+          pool.free();
+          await eal.stop();
+          parentPort.on('message', () => {
+            view.fill(5);
+            parentPort.postMessage('done');
+            parentPort.close();
+          });
+          parentPort.postMessage('freed');
+        })();
+      `;
+      const worker = new Worker(program, { eval: true, workerData: pool.share() });
+      await once(worker, 'message');
+      assert.equal(pool.threads, 0);
+      pool.free();
+      if (external === undefined) assert.equal(eal.memory.heaps[0].statistics().escapedBlocks, 1);
+      external?.[0].unregister();
+      const others = Array.from({ length: 20 }, () => eal.external.allocate(64 * KiB));
+      const blocks = Array.from({ length: 20 }, () => eal.malloc(64));
+      worker.postMessage('fill');
+      await once(worker, 'message');
+      for (const each of [...others, ...blocks]) assert.ok(each.bytes().every((byte) => byte === 0));
+      await once(worker, 'exit');
+      await eal.stop();
+      assert.equal(eal.external.retired.escaped.ranges, escaped.ranges + 1);
+    });
+
+  it('memory whose view was transferred away is not taken into a heap', async () => {
+    const { eal } = await start();
+    eal.heap.create('mine');
+    for (const memory of [eal.external.allocate(64 * KiB), eal.external.registerPagesOf(new Uint8Array(MiB)).memory]) {
+      await moved(memory.bytes());
+      assert.throws(() => eal.heap.addMemory('mine', memory), dmaError('EBUSY', /transferred away/));
+      assert.equal(memory.area.owner, 'external');
+    }
+    await eal.stop();
+  });
+});
+
 describe('late work on memory of the library', SKIP, () => {
   it('meets nothing when the memory goes back: the addresses wait, and are used again afterwards', async () => {
     const { platform, eal } = await start({ memory: { matchAllocations: true, onNotice: () => undefined } });

@@ -238,6 +238,18 @@ export class ExternalMemory implements Disposable {
     return lend(this, work, options);
   }
 
+  /** Was a view of it transferred away, so that whoever has it now reaches the memory for good? */
+  get escaped(): boolean {
+    const views = this.#views;
+    const moved = views instanceof Views ? views.escaped : views.length === 0;
+    return moved || this.#forDevices?.escaped === true || this.handedOut.escaped;
+  }
+
+  /** @internal Somebody who is not seen from here reaches it for good. */
+  escape(): void {
+    this.handedOut.escape();
+  }
+
   /** Why it can not be unregistered now, when something holds it by a pin; `undefined` when nothing does. */
   get pinned(): string | undefined {
     return this.#pins.reason;

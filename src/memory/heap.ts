@@ -269,6 +269,11 @@ export class Block implements Disposable {
     return this.#views?.escaped === true;
   }
 
+  /** @internal Somebody who is not seen from here reaches it for good. */
+  escape(): void {
+    this.heap.escape(this);
+  }
+
   /** @internal Ends it. */
   expire(): void {
     // When this fails, a view could still reach the memory.
@@ -305,6 +310,8 @@ export class Heap {
   #rooms: Room[] = [];
   readonly #memory = new RangeMap<HeapMemory>();
   readonly #running: RunningWorks;
+  /** Live blocks that somebody reaches for good by a view of another thread. */
+  readonly #escapedElsewhere = new Set<Block>();
   /** It serves nothing any more: what it had has gone, or is about to. */
   #closed = false;
 
@@ -567,10 +574,11 @@ export class Heap {
   /** @returns the piece of memory in which nothing is used any more, when this was the last block there */
   #release(block: Block): HeapMemory | undefined {
     const { room, va } = block;
-    const { escaped } = block;
+    const escaped = this.#hasEscaped(block);
     block.expire();
     room.blocks[block.number] = undefined;
     if (escaped) {
+      this.#escapedElsewhere.delete(block);
       room.escaped.set(va, room.allocator.sizeOf(va));
       return undefined;
     }
@@ -592,6 +600,16 @@ export class Heap {
     for (let done = 0; done < length; done += this.#runOf(va + done, length - done))
       if (this.areaAt((va + done) as Va).iovaAt((va + done) as Va) !== iova + done) return undefined;
     return iova;
+  }
+
+  /** @internal A view of it that another thread had made was transferred away. */
+  escape(block: Block): void {
+    this.#escapedElsewhere.add(block);
+    this.#memory.at(block.va)?.handedOut.escape();
+  }
+
+  #hasEscaped(block: Block): boolean {
+    return block.escaped || (this.#escapedElsewhere.size > 0 && this.#escapedElsewhere.has(block));
   }
 
   /** @internal Views of exactly this block; `undefined` where there can be none of parts. */
@@ -679,7 +697,7 @@ export class Heap {
     const { size, align, boundary } = request;
     const { va, room, length } = block;
     // Whoever has the view that was moved away would see what comes into it.
-    if (block.escaped) return false;
+    if (this.#hasEscaped(block)) return false;
     if (block.heap !== this || va % Math.max(align, LINE) !== 0) return false;
     if (boundary !== 0 && alignDown(va, boundary) !== alignDown(va + size - 1, boundary)) return false;
     if (contiguous && this.#runOf(va, size) < size) return false;

@@ -168,8 +168,8 @@ export class Heaps {
    * @param options.clear fill it with zeros. Default false
    * @throws DmaError EINVAL as `find`, for impossible addresses, page sizes and tables, and for memory of another `Eal`;
    *   ENOENT, EPERM for the heap; EEXIST for memory that is in a heap, or overlaps an area; EACCES for memory that can not be
-   *   written; EFAULT for addresses that are not mapped; of the device or handler that does not take it, and then it is as
-   *   it was before
+   *   written; EFAULT for addresses that are not mapped; EBUSY for memory that is pinned, or of which a view was transferred away; of
+   *   the device or handler that does not take it, and then it is as it was before
    */
   addMemory(name: string, given: ExternalMemory | RawMemory, asked?: { readonly clear?: boolean }): void {
     const operation = 'heap.addMemory';
@@ -334,6 +334,11 @@ export class Heaps {
       throw new DmaError({ code: 'EACCES', operation, range, reason: `${area.label} can not be written` });
     if (memory.pinned !== undefined)
       throw new DmaError({ code: 'EBUSY', operation, range, reason: `${area.label} is in use: ${memory.pinned}` });
+    if (memory.escaped) {
+      const reason = `a view of ${area.label} was transferred away, and whoever has it would reach every block`;
+      const hint = 'add memory of which no view was given away';
+      throw new DmaError({ code: 'EBUSY', operation, range, reason, hint });
+    }
     const change = { heap: heap.name, range, areas: [area], pageSize: area.pageSize, node: area.node };
     const pin = memory.pin(`it is in the heap ${heap.name}`);
     const part: Part = {
@@ -346,7 +351,7 @@ export class Heaps {
       change,
       pin,
       release: briefStep(() => undefined),
-      bytes: (va, length) => memory.bytes(va - range.start, length),
+      bytes: (va, length) => memory.bytesForDevice(va - range.start, length),
     };
     const undo: (() => void)[] = [() => this.#forget(part)];
     try {

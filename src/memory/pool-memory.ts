@@ -27,6 +27,10 @@ export interface PoolMemory {
   readonly areas: readonly Area[];
   /** The bytes of a chunk. */
   view(chunk: number): Uint8Array;
+  /** @throws DmaError EBUSY while some of it is pinned, so that it can not be given back */
+  mustBeIdle(operation: string): void;
+  /** Somebody reaches it for good: nobody else may get it. */
+  escape(): void;
   /** Gives it back. Each step of it is tried. */
   release(): unknown[];
 }
@@ -35,6 +39,11 @@ export interface PoolMemory {
 interface Piece {
   readonly va: Va;
   bytes(offset: number, length: number): Uint8Array;
+  /** false once it has ended in another way */
+  readonly live?: boolean;
+  /** Only of what goes with the pool. */
+  mustBeIdle?(operation: string): void;
+  escape(): void;
 }
 
 class Pieces implements PoolMemory {
@@ -63,6 +72,14 @@ class Pieces implements PoolMemory {
     const { va, length } = this.chunks[chunk];
     const piece = this.#places[chunk];
     return piece.bytes(va - piece.va, length);
+  }
+
+  mustBeIdle(operation: string): void {
+    for (const place of new Set(this.#places)) if (place.live !== false) place.mustBeIdle?.(operation);
+  }
+
+  escape(): void {
+    for (const place of new Set(this.#places)) place.escape();
   }
 
   release(): unknown[] {

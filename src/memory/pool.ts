@@ -33,7 +33,7 @@ export interface PoolDescription {
   readonly cacheSize: number;
   /** Which elements are free. */
   readonly stack: SharedArrayBuffer;
-  /** How many threads have attached; -1 once it is freed. */
+  /** How many threads have attached; -1 once it is freed. Then, 1 once a view was transferred away in one of them. */
   readonly threads: SharedArrayBuffer;
   /** Who has them can use the memory, also when the thread that made the pool has ended. See `MemoryPort.keeper`. */
   readonly keepers: readonly SharedArrayBuffer[];
@@ -60,6 +60,8 @@ interface PoolParts {
   readonly stack: ElementStack;
   readonly cache: PoolCache | undefined;
   readonly view: (chunk: number) => Uint8Array;
+  /** @throws DmaError EBUSY while some of the memory is pinned */
+  readonly mustBeIdle?: (operation: string) => void;
   /** Gives everything back; what it throws is thrown by `free`. */
   readonly end: () => void;
   /** Did this thread make it? */
@@ -110,6 +112,7 @@ export class Pool implements Disposable {
   readonly #cache: PoolCache | undefined;
   readonly #threads: Int32Array;
   readonly #view: (chunk: number) => Uint8Array;
+  readonly #mustBeIdle: ((operation: string) => void) | undefined;
   readonly #end: () => void;
   readonly #made: boolean;
   /** By chunk and by element, once they were asked for. */
@@ -119,7 +122,7 @@ export class Pool implements Disposable {
   #live = true;
 
   /** @internal */
-  constructor({ description, stack, cache, view, end, made }: PoolParts) {
+  constructor({ description, stack, cache, view, mustBeIdle, end, made }: PoolParts) {
     const { shape, chunks, cacheSize } = description;
     const { elements } = stack;
     this.#cache = cache;
@@ -140,6 +143,7 @@ export class Pool implements Disposable {
     this.#stack = stack;
     this.#threads = new Int32Array(description.threads);
     this.#view = view;
+    this.#mustBeIdle = mustBeIdle;
     this.#end = end;
     this.#made = made;
     let element = 0;
@@ -193,8 +197,9 @@ export class Pool implements Disposable {
       const errors = undoAll([...views.values()].map((each) => () => each.detach()));
       // Views that are left would fault once the memory is freed.
       if (errors.length > 0) throw withUndo(errors[0], 'pool.free', errors.slice(1));
-      // Who has a view that was moved away reaches the memory for good: its maker must not free it.
-      if (!handedOut.escaped) leave(threads);
+      // Who has a view that was moved away reaches the memory for good: its maker has to keep it.
+      if (handedOut.escaped) Atomics.store(threads, 1, 1);
+      leave(threads);
     };
     return new Pool({ description, stack, cache, view, end, made: false });
   }
@@ -321,12 +326,13 @@ export class Pool implements Disposable {
    * @param options.force although elements are out or threads are attached, which the program has to know will use it no
    *   more, because they were terminated: a thread that touches an element afterwards would fault. Default false
    * @throws DmaError EINVAL when it was freed before; EBUSY while other threads are attached, and while elements are out:
-   *   with whoever got them, or in caches of other threads
+   *   with whoever got them, or in caches of other threads; EBUSY, also by force, while a block that it is in is pinned
    */
   free(options?: { readonly force?: boolean }): void {
     const operation = 'pool.free';
     this.#mustBeLive(operation);
     const force = options !== undefined && optionsOf(options, FREE_OPTIONS, operation).force === true;
+    this.#mustBeIdle?.(operation);
     if (this.#made) this.#close(force, operation);
     this.#live = false;
     this.#chunkBytes = [];
@@ -421,7 +427,7 @@ function checkDescription(description: PoolDescription, operation: string): void
     mustBeString(name, 'the name of a pool', operation);
     mustBe(stack, SharedArrayBuffer, 'the stack of a pool', operation);
     mustBe(threads, SharedArrayBuffer, 'the count of threads', operation);
-    mustBeWhole(threads.byteLength, 4, 4, 'the size of the count of threads', operation);
+    mustBeWhole(threads.byteLength, 8, 8, 'the size of the count of threads', operation);
     mustBeWhole(cacheSize, 0, 2 ** 28, 'the size of the cache', operation);
     for (const size of [shape.size, shape.headroom, shape.stride])
       mustBeWhole(size, 0, Number.MAX_SAFE_INTEGER, 'a size of the elements', operation);

@@ -163,16 +163,19 @@ export class Pools {
     let pool: Pool;
     try {
       const owner = options.external === undefined ? memory.areas[0].owner : 'external';
-      const threads = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
+      const threads = new SharedArrayBuffer(2 * Int32Array.BYTES_PER_ELEMENT);
       const keepers = [...new Set(chunks.flatMap(({ va }) => this.#port?.keeper(va) ?? []))];
       const shared = { stack: stack.shared, threads, keepers };
       const description = { name, shape, forDevices, owner, chunks, cacheSize, ...shared };
       const end = (): void => {
         for (const handler of told ?? this.#current()) tellDestroyed(handler, pool);
         this.#pools.delete(name);
+        if (Atomics.load(new Int32Array(threads), 1) === 1) memory.escape();
         this.#release(memory);
       };
-      pool = new Pool({ description, stack, cache, view: (chunk) => memory.view(chunk), end, made: true });
+      const view = (chunk: number): Uint8Array => memory.view(chunk);
+      const mustBeIdle = (operation: string): void => memory.mustBeIdle(operation);
+      pool = new Pool({ description, stack, cache, view, mustBeIdle, end, made: true });
     } catch (error) {
       throw withUndo(error, OPERATION, undoAll([() => this.#release(memory)]));
     }
