@@ -21,7 +21,10 @@ interface Held {
 }
 
 export async function begin({ random, gc }: Weather): Promise<Storm> {
-  const eal = await Eal.start({ memory: { noHuge: random.oneIn(2), onNotice: () => undefined }, onForgotten: () => undefined });
+  const eal = await Eal.start({
+    memory: { noHuge: random.oneIn(2), onNotice: () => undefined },
+    onForgotten: () => undefined,
+  });
   const device = await eal.probe('vdev:copy0');
   const held: Held[] = [];
   const moved: Uint8Array[] = [];
