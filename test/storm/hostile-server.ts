@@ -44,7 +44,7 @@ function run({ socketPath, seed }: HostileServerOptions): void {
     const framer = new Framer(m.MAX_MESSAGE);
     const file = shrinkable(REGION);
     // It turns bad with this message: in the handshake, or later.
-    const turnsAt = random.below(30);
+    const turnsAt = random.below(60);
     let messages = 0;
     let open = true;
     const close = (): void => {
