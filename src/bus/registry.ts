@@ -393,7 +393,7 @@ export class Registry {
       // It may have gone in the turn that this took to come back here.
       this.#mustGoOn(device);
     } catch (error) {
-      const failure = withUndo(error, 'probe', device === undefined ? [] : await this.#takeDown(device));
+      const failure = withUndo(device?.lost ?? error, 'probe', device === undefined ? [] : await this.#takeDown(device));
       if (failure.device !== undefined) throw failure;
       throw failure.with({ device: `${bus.name}:${name}`, cause: failure });
     }

@@ -365,7 +365,7 @@ class World {
       return;
     }
     if (result.value !== undefined) assert.fail('mapped in spite of all');
-    assert.equal(result.code, failed ? (op.mode === 'die' ? 'ECONNRESET' : 'EIO') : 'ECANCELED');
+    assert.equal(result.code, failed ? (op.mode === 'die' ? 'ENODEV' : 'EIO') : 'ECANCELED');
     if (failed && op.mode === 'die') return this.#die();
     if (expected.share !== undefined || (async && op.abortAt === 0)) return;
     const entries = this.#entriesOf(result.maps, expected, false);
@@ -446,7 +446,7 @@ class World {
     backend.calm();
     for (const entry of pending.entries) this.entries.splice(this.entries.indexOf(entry), 1);
     if (mapFault > 0 && mapFault <= pending.entries.length && !(abort && mapFault > 1)) {
-      assert.equal(result, mode === 'die' ? 'ECONNRESET' : 'EIO');
+      assert.equal(result, mode === 'die' ? 'ENODEV' : 'EIO');
       if (mode === 'die') await this.#die();
     } else if (abort) assert.equal(result, 'ECANCELED');
     else if (typeof result === 'string') assert.fail(result);
@@ -584,7 +584,7 @@ class World {
     this.dead = true;
     const { pending } = this;
     this.pending = undefined;
-    if (pending !== undefined) assert.equal(await pending.finish(false), 'ECONNRESET');
+    if (pending !== undefined) assert.equal(await pending.finish(false), 'ENODEV');
     for (const { handle } of this.claims) assert.equal(handle.live, false);
     this.entries.length = 0;
     this.claims.length = 0;

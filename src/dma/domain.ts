@@ -95,6 +95,13 @@ const MAP_ASYNC_OPTIONS: Shape<MapAsyncOptions> = {
 /** The unit of the translation table, which every granule is a multiple of. bytes */
 const TRANSLATION_PAGE = 4 * KiB;
 
+/** Why a call is given up whose device was lost. */
+class Lost extends Error {
+  constructor(override readonly cause: DmaError) {
+    super('the device was lost');
+  }
+}
+
 /** One DMA address space. */
 export class Domain {
   readonly name: string;
@@ -196,7 +203,8 @@ export class Domain {
       const names = isLast ? [device, this.#self] : [device];
       const runs = [...this.#running].filter(([, run]) => names.includes(run.device));
       if (runs.length > 0) {
-        for (const [, { giveUp }] of runs) giveUp?.abort(new Error(`${device} is leaving`));
+        for (const [, { giveUp }] of runs)
+          giveUp?.abort(lost === undefined ? new Error(`${device} is leaving`) : new Lost(lost));
         await Promise.allSettled(runs.map(([run]) => run));
         continue;
       }
@@ -232,7 +240,7 @@ export class Domain {
   fail(error: DmaError): void {
     if (this.#failure !== undefined) return;
     this.#failure = error;
-    for (const { giveUp } of this.#running.values()) giveUp?.abort(error);
+    for (const { giveUp } of this.#running.values()) giveUp?.abort(new Lost(error));
     for (const mapping of [...this.mappings()]) {
       mapping.lost ??= error;
       this.#abandon(mapping, 'forget');
@@ -555,6 +563,12 @@ export class Domain {
 
   /** An error of the backend, told as the failure of the call that it made fail. */
   #named(error: DmaError, { operation, range, device }: Pick<Plan, 'operation' | 'range' | 'device'>): DmaError {
+    const { undo, cause } = error;
+    const wasAborted = error.code === 'ECANCELED' && !(cause instanceof Lost);
+    if (this.#failure !== undefined && !wasAborted)
+      return lostDevice(operation, device, this.#failure, range).with({ undo });
+    // The device was lost, and says so.
+    if (error.code === 'ENODEV' && error.operation === operation && error.device === device) return error;
     const reason = error.operation === operation ? error.reason : `${error.operation}: ${error.reason}`;
     return error.with({ operation, reason, range: error.range ?? range, device, cause: error });
   }
@@ -652,6 +666,8 @@ export class Domain {
   }
 
   #mustGoOn(signal: AbortSignal, { operation, range, device }: Plan): void {
+    const reason: unknown = signal.reason;
+    if (reason instanceof Lost) throw lostDevice(operation, device, reason.cause, range);
     try {
       mustGoOn(signal, operation);
     } catch (error) {
@@ -924,9 +940,9 @@ export class Domain {
     throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped' });
   }
 
-  /** For a call that was under way when the domain failed; those that begin afterwards are ENODEV. */
+  /** For a call that was under way when the domain failed. */
   #mustNotHaveFailed(operation: string): void {
-    if (this.#failure !== undefined) throw this.#failure.with({ operation, cause: this.#failure });
+    if (this.#failure !== undefined) throw lostDevice(operation, undefined, this.#failure);
   }
 
   #refreshWindows({ windows }: DomainConstraints): void {

@@ -120,6 +120,7 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   /** The device's address of the byte at `va`. @throws DmaError EINVAL when that byte is not mapped by this handle */
   iovaOf(va: Va): Iova {
     const entry = this.entries.find((each) => isAddress(va) && va >= each.va && va < each.va + each.length);
+    if (entry === undefined && this.#endedByLoss) this.#first('iovaOf');
     if (entry === undefined) throw invalid('iovaOf', 'the address is not in this mapping', { range: this.range });
     return (entry.iova + (va - entry.va)) as Iova;
   }

@@ -1,6 +1,6 @@
 /** Makes a {@link CopyEngine} of a device: allocates and maps its rings, and gives them back. */
 import type { Device, Driver } from '../bus/model.js';
-import type { Mapping } from '../dma/mapping.js';
+import { lostDevice, type Mapping } from '../dma/mapping.js';
 import { undoAll, withUndo } from '../errors.js';
 import type { External, ExternalMemory } from '../memory/external.js';
 import { COPY_ENTRY } from '../vfio-user/devices/copy-engine-layout.js';
@@ -58,7 +58,8 @@ export const copyEngineDriver: Driver<CopyEngine> = {
   },
   async remove(device, engine) {
     try {
-      await engine.close(device.lost);
+      const { lost } = device;
+      await engine.close(lost === undefined ? undefined : lostDevice('copyEngine', device.name, lost));
     } finally {
       ringsOf.get(engine)?.[Symbol.dispose]();
     }

@@ -1,4 +1,5 @@
 /** Makes an {@link Edu} of a device. */
+import { lostDevice } from '../dma/mapping.js';
 import { invalid } from '../errors.js';
 import type { Driver } from '../bus/model.js';
 import { EDU_DMA_MASK_BITS } from '../vfio-user/devices/edu-layout.js';
@@ -21,5 +22,5 @@ export const eduDriver: Driver<Edu> = {
   deviceClass: 'test',
   dmaAddressBits: maskBits,
   probe: (device) => Edu.open(device.access, { dmaMaskBits: maskBits(device.args) }),
-  remove: (_device, edu) => edu.close(),
+  remove: ({ name, lost }, edu) => edu.close(lost === undefined ? undefined : lostDevice('edu', name, lost)),
 };

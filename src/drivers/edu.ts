@@ -1,6 +1,6 @@
 /** A driver for the `edu` PCI device: QEMU's own over VFIO, or the model of it. */
 import type { DeviceAccess, Interrupts } from '../bus/device-access.js';
-import { mustBeFunction, mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check.js';
+import { mustBe, mustBeFunction, mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import type { Registers } from '../platform/registers.js';
 import { Range } from '../ranges.js';
@@ -52,7 +52,8 @@ export class Edu implements Disposable {
   readonly #bell = new Bell();
   #last: Promise<unknown> = Promise.resolve();
   #interrupts: Interrupts | undefined;
-  #closed = false;
+  /** Why nothing can be begun any more. */
+  #closed: DmaError | undefined;
 
   private constructor(access: DeviceAccess, registers: Registers, options: EduOptions) {
     this.#access = access;
@@ -171,9 +172,12 @@ export class Edu implements Disposable {
   /**
    * Ends the use of the driver; what runs rejects with ECANCELED. The device itself can not be stopped: a transfer that has
    * begun goes on, so let operations settle first when their memory is to be used for something else.
+   *
+   * @param why what runs, and what comes later, fails with this. Default: ECANCELED
    */
-  close(): void {
-    this.#closed = true;
+  close(why?: DmaError): void {
+    if (why !== undefined) mustBe(why, DmaError, 'why it is closed', 'edu.close');
+    this.#closed ??= why ?? new DmaError({ code: 'ECANCELED', operation: 'edu', reason: 'the driver is closed' });
     this.#interrupts?.close();
     this.#bell.ring();
   }
@@ -250,7 +254,7 @@ export class Edu implements Disposable {
   }
 
   #open(operation: string): Registers {
-    if (this.#closed) throw new DmaError({ code: 'ECANCELED', operation, reason: 'the driver is closed' });
+    if (this.#closed !== undefined) throw this.#closed.with({ operation });
     return this.#registers;
   }
 }

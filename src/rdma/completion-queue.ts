@@ -3,6 +3,7 @@
  * awaited (`next`, or `for await`), or served by the event loop, for a handler and for the promises of queue pairs.
  */
 import { mustBeFunction, mustBeWhole, optionsOf, type Shape } from '../check.js';
+import { lostDevice } from '../dma/mapping.js';
 import { DmaError, undoAll, withUndo } from '../errors.js';
 import type { Watch } from '../platform/ports.js';
 import type { VerbsChannel, VerbsCq } from '../platform/verbs-types.js';
@@ -197,8 +198,12 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     this.#open = false;
     this.#closed(this);
     const channel = this.#channel;
+    const { lost, name } = this.#rdma;
     const errors = undoAll([
-      () => this.fail(this.#error('EINVAL', 'it is closed')),
+      () =>
+        this.fail(
+          lost === undefined ? this.#error('EINVAL', 'it is closed') : lostDevice('completion queue', name, lost),
+        ),
       () => this.#watch?.close(),
       () => {
         if (channel !== undefined) verbs.destroyChannel(channel);

@@ -1,6 +1,7 @@
 /** What the verbs driver makes of an RDMA device: its facts, its queues, and regions beside the mappings. */
 import type { DmaAccess, RemoteAccess } from '../dma/backend.js';
 import type { Domain } from '../dma/domain.js';
+import { lostDevice } from '../dma/mapping.js';
 import type { MapTarget } from '../dma/plan.js';
 import { mustBeFunction, mustBeObject, mustBeOneOf, mustBeWhole, optionsOf, reading, type Shape } from '../check.js';
 import { ACCESSES, REMOTES } from '../dma/plan.js';
@@ -118,7 +119,8 @@ export class RdmaDevice {
     this.#ends = [
       rdma.onEvent((event) => this.#heard(event)),
       rdma.onLost((error) => {
-        for (const queue of this.#queues) queue.fail(error);
+        const lost = lostDevice('rdma', name, error);
+        for (const queue of this.#queues) queue.fail(lost);
       }),
     ];
   }
@@ -130,6 +132,7 @@ export class RdmaDevice {
 
   /** Its ports, asked for now. */
   ports(): RdmaPort[] {
+    this.#mustBeThere('ports');
     const { verbs, context } = this.rdma;
     return Array.from({ length: this.attributes.ports }, (_, index) => ({
       number: index + 1,
@@ -139,6 +142,7 @@ export class RdmaDevice {
 
   /** The addresses of its ports, asked for now. */
   gids(): RdmaGid[] {
+    this.#mustBeThere('gids');
     const { verbs, context } = this.rdma;
     return verbs.gids(context).map((gid) => ({ ...gid, ipv4: ipv4Of(gid.gid) }));
   }
@@ -152,6 +156,7 @@ export class RdmaDevice {
 
   /** @throws DmaError EINVAL for what the device has not; ENOMEM; as `VerbsPort.createCq` */
   createCompletionQueue(options?: CompletionQueueOptions): CompletionQueue {
+    this.#mustBeThere('createCompletionQueue');
     const queue = new CompletionQueue(this.rdma, options, (closed) => this.#queues.delete(closed));
     this.#queues.add(queue);
     return queue;
@@ -165,6 +170,7 @@ export class RdmaDevice {
    */
   createQueuePair(asked?: QueuePairOptions): QueuePair {
     const operation = 'createQueuePair';
+    this.#mustBeThere(operation);
     const options = queuePairOptions(asked, this.rdma, operation);
     const { port, portAttributes, gid } = this.#portOf(options, operation);
     const { sends = 128, receives = 128 } = options;
@@ -207,7 +213,8 @@ export class RdmaDevice {
    *   there; ECONNREFUSED when nobody listens there, or who does refused; ETIMEDOUT; ENOTSUP without librdmacm; ENOENT and
    *   EACCES for `/dev/infiniband/rdma_cm`. The queue pair can only be closed then.
    */
-  connect(pair: QueuePair, options: CmConnectOptions): Promise<RdmaConnection> {
+  async connect(pair: QueuePair, options: CmConnectOptions): Promise<RdmaConnection> {
+    this.#mustBeThere('connect');
     return connectByManager(this.rdma, pair, options);
   }
 
@@ -218,6 +225,7 @@ export class RdmaDevice {
    * @throws DmaError EADDRINUSE; ENODEV when the address is not of this device's network; as {@link RdmaDevice.connect}
    */
   listen(options: CmListenOptions, serve: CmServe): RdmaListener {
+    this.#mustBeThere('listen');
     const closed = (listener: RdmaListener) => void this.#others.delete(listener);
     return this.#keep(new RdmaListener(this.rdma, options, serve, closed));
   }
@@ -228,6 +236,7 @@ export class RdmaDevice {
     options?: Pick<QueuePairOptions, 'port' | 'gidIndex'>,
   ): AddressHandle {
     const operation = 'createAddress';
+    this.#mustBeThere(operation);
     const { gid, lid } = reading(operation, 'the address of the peer', () => {
       mustBeObject(peer, 'addresses', operation);
       return { gid: peer.gid, lid: peer.lid };
@@ -246,6 +255,7 @@ export class RdmaDevice {
    */
   createWindow(type: 1 | 2 = 1): MemoryWindow {
     mustBeWhole(type, 1, 2, 'the type of a window', 'createWindow');
+    this.#mustBeThere('createWindow');
     if (!this.rdma.hasWindows)
       throw new DmaError({
         code: 'ENOTSUP',
@@ -265,6 +275,7 @@ export class RdmaDevice {
    */
   expose(part: MapTarget, remote: Exclude<RemoteAccess, 'none'>): ExtraRegion {
     const operation = 'expose';
+    this.#mustBeThere(operation);
     const range = rangeOf(part, operation);
     mustBeOneOf(remote, ACCESSES, 'remote access', operation);
     const within = this.rdma.regionOf(range, operation);
@@ -287,6 +298,7 @@ export class RdmaDevice {
    */
   registerDmabuf(options: DmabufOptions): ExtraRegion {
     const operation = 'registerDmabuf';
+    this.#mustBeThere(operation);
     const given = optionsOf(options, DMABUF_OPTIONS, operation);
     const { fd, offset = 0, length = NaN, address = offset, access = 'read-write', remote = 'none' } = given;
     mustBeWhole(fd, 0, 2 ** 31 - 1, 'fd', operation);
@@ -308,6 +320,7 @@ export class RdmaDevice {
    */
   registerEverything(access: DmaAccess = 'read-write'): ExtraRegion {
     mustBeOneOf(access, ACCESSES, 'access', 'registerEverything');
+    this.#mustBeThere('registerEverything');
     const { verbs, pd, attributes } = this.rdma;
     if ((attributes.odp.general & IBV_ODP_SUPPORT_IMPLICIT) === 0)
       throw new DmaError({
@@ -328,6 +341,7 @@ export class RdmaDevice {
    * @throws DmaError EINVAL when it is not in one such mapping; as `VerbsPort.adviseMemory`
    */
   prefetch(part: MapTarget, options?: { readonly write?: boolean; readonly wait?: boolean }): void {
+    this.#mustBeThere('prefetch');
     const range = rangeOf(part, 'prefetch');
     const { write = true, wait = true } = optionsOf(options, PREFETCH_OPTIONS, 'prefetch');
     const { mr } = this.rdma.regionOf(range, 'prefetch');
@@ -408,6 +422,11 @@ export class RdmaDevice {
   #keep<T extends { close(): void }>(thing: T): T {
     this.#others.add(thing);
     return thing;
+  }
+
+  #mustBeThere(operation: string): void {
+    const { lost } = this.rdma;
+    if (lost !== undefined) throw lostDevice(operation, this.#device, lost);
   }
 
   #portOf(

@@ -9,6 +9,7 @@ import { randomInt } from 'node:crypto';
 import { isA, mustBe, mustBeObject, mustBeOneOf, mustBeWhole, optionsOf, reading, type Shape } from '../check.js';
 import type { DmaAccess, RemoteAccess } from '../dma/backend.js';
 import type { Domain } from '../dma/domain.js';
+import { lostDevice } from '../dma/mapping.js';
 import { KeyCache, type KeyCacheOptions } from '../dma/key-cache.js';
 import { ACCESSES, REMOTES } from '../dma/plan.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo, type DmaErrorDetails } from '../errors.js';
@@ -439,12 +440,14 @@ export class QueuePair implements Disposable {
    */
   post(requests: SendRequests, first = 0, count?: number): number {
     if (!isA(requests, SendRequests)) throw noRequests('post', 'sendRequests');
+    this.#mustBeThere('post');
     return this.#parts.rdma.verbs.postSend(this.qp, requests, first, count === undefined ? requests.slots : count);
   }
 
   /** Posts receives, as {@link QueuePair.post} does sends. */
   postReceives(requests: ReceiveRequests, first = 0, count?: number): number {
     if (!isA(requests, ReceiveRequests)) throw noRequests('postReceives', 'receiveRequests');
+    this.#mustBeThere('postReceives');
     return this.#parts.rdma.verbs.postReceive(this.qp, requests, first, count === undefined ? requests.slots : count);
   }
 
@@ -580,6 +583,7 @@ export class QueuePair implements Disposable {
   async bind(window: MemoryWindow, part: LocalMemory, remote: Exclude<RemoteAccess, 'none'>): Promise<number> {
     this.#mustTake(window, 'bind');
     mustBeOneOf(remote, ACCESSES, 'remote access', 'bind');
+    this.#mustBeThere('bind');
     return this.#bind('bind', window, checkedLocal('bind', part), remote);
   }
 
@@ -600,7 +604,12 @@ export class QueuePair implements Disposable {
     this.#open = false;
     const { rdma, owned, closed } = this.#parts;
     const errors = undoAll([() => this.connection?.close(), () => rdma.verbs.destroyQp(this.qp)]);
-    this.#giveUp(rdma.lost ?? this.#error('ECANCELED', 'queue pair', 'it was closed'));
+    const { lost } = rdma;
+    this.#giveUp(
+      lost !== undefined
+        ? lostDevice('queue pair', this.#parts.device, lost)
+        : this.#error('ECANCELED', 'queue pair', 'it was closed'),
+    );
     this.completions.forget(this.#sendIds);
     this.receiveCompletions.forget(this.#receiveIds);
     closed(this);
@@ -731,6 +740,8 @@ export class QueuePair implements Disposable {
   }
 
   #begin(lane: Lane, request: Request): void {
+    const { rdma, device } = this.#parts;
+    if (rdma.lost !== undefined) return request.failed(lostDevice(request.operation, device, rdma.lost));
     if (!this.#open) return request.failed(this.#error('EINVAL', request.operation, 'the queue pair is closed'));
     if (this.#failure !== undefined)
       return request.failed(
@@ -782,7 +793,8 @@ export class QueuePair implements Disposable {
       },
       fail: (error) => {
         this.#failure ??= error;
-        for (const request of lane.empty()) request.failed(error.with({ operation: request.operation, cause: error }));
+        for (const request of lane.empty())
+          request.failed(error.with({ operation: request.operation, cause: error.cause ?? error }));
       },
     };
   }
@@ -862,7 +874,13 @@ export class QueuePair implements Disposable {
     if (!window.isOf(this.#parts.rdma)) throw this.#error('EINVAL', operation, 'the window is of another device');
   }
 
+  #mustBeThere(operation: string): void {
+    const { rdma, device } = this.#parts;
+    if (rdma.lost !== undefined) throw lostDevice(operation, device, rdma.lost);
+  }
+
   #mustBeOpen(operation: string): void {
+    this.#mustBeThere(operation);
     if (!this.#open) throw this.#error('EINVAL', operation, 'the queue pair is closed');
   }
 

@@ -91,6 +91,8 @@ export interface ClientOptions {
   readonly user?: number;
   /** The connection has ended, other than by `close`. */
   readonly onDisconnect?: (error: DmaError) => void;
+  /** The error of calls that such an end meets, and of all later ones. Default: the same. */
+  readonly lostAs?: (error: DmaError) => DmaError;
 }
 
 const CLIENT_OPTIONS: Shape<ClientOptions> = {
@@ -100,6 +102,7 @@ const CLIENT_OPTIONS: Shape<ClientOptions> = {
   mmap: 'string',
   user: 'number',
   onDisconnect: 'function',
+  lostAs: 'function',
 };
 
 /** One DMA region for the server. */
@@ -488,9 +491,9 @@ export class VfioUserClient {
    * it ends with the client. EINVAL for a region that the device does not have.
    */
   registers(region: number): Registers {
+    if (this.#failure !== undefined) throw this.#failure.with({ operation: 'vfio-user registers' });
     const known = this.#registers.get(region);
     if (known !== undefined) return known;
-    if (this.#failure !== undefined) throw this.#failure.with({ operation: 'vfio-user registers' });
     const described = this.regions.at(region);
     if (region < 0 || described === undefined || described.size === 0)
       throw invalid('vfio-user registers', `the device has no region ${region}`);
@@ -682,14 +685,16 @@ export class VfioUserClient {
   /** Ends everything, once. */
   #end(error: DmaError, wanted: boolean): void {
     if (this.#failure !== undefined) return;
-    this.#failure = error;
+    const isLost = !wanted && this.#connected;
+    const told = (isLost ? this.options.lostAs?.(error) : undefined) ?? error;
+    this.#failure = told;
     for (const channel of this.#channels) channel.close(error);
     for (const fd of this.#fds) this.#release(fd);
     for (const area of this.#mapped) area.close();
     const calls = [...this.#pending.values()];
     this.#pending.clear();
-    for (const call of calls) call.settle(error);
-    if (!wanted && this.#connected) this.options.onDisconnect?.(error);
+    for (const call of calls) call.settle(told);
+    if (isLost) this.options.onDisconnect?.(error);
   }
 
   #release(fd: number | undefined): void {

@@ -1,4 +1,5 @@
 /** A device that the kernel's VFIO lets this process work: regions, interrupts and reset, by its descriptor. */
+import { lostDevice } from '../dma/mapping.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { MappedArea, RegionRegisters } from '../platform/region-registers.js';
@@ -216,9 +217,10 @@ export class VfioDevice {
    */
   fail(error: DmaError): void {
     if (this.#failure !== undefined) return;
-    this.#failure = error;
+    const lost = lostDevice(error.operation, this.name, error);
+    this.#failure = lost;
     // What could not be unmapped can not be reached all the same, and is nothing that the caller could do about.
-    this.#failure = withUndo(error, error.operation, this.#unmap());
+    this.#failure = withUndo(lost, error.operation, this.#unmap());
   }
 
   /** Unmaps its regions and closes the descriptor, which takes its interrupts away and stops its DMA. Idempotent. */

@@ -1,6 +1,7 @@
 /** The bus of devices in other processes, each behind the UNIX socket of a vfio-user server: `vfio-user:/run/device.sock`. */
 import { resolve } from 'node:path';
 import type { AsyncDomainBackend } from '../../dma/backend.js';
+import { lostDevice } from '../../dma/mapping.js';
 import { DmaError, invalid } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import type { Va } from '../../units.js';
@@ -57,6 +58,7 @@ export class VfioUserBus implements Bus {
     const client = await VfioUserClient.connect(platform, path, {
       ...readArgs(args),
       dmaTarget: this.#target(path),
+      lostAs: (error) => lostDevice('vfio-user', `vfio-user:${path}`, error),
       onDisconnect: (error) => {
         if (lost === undefined) early = error;
         else lost(error);
