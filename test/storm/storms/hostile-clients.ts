@@ -21,7 +21,7 @@ export async function begin({ random }: Weather): Promise<Storm> {
   const platform = openPlatform();
   const { sockets, files, memory } = platform;
   const socketPath = join(tmpdir(), 'device');
-  const seen = { lies: 0, floods: 0, silent: 0, resets: 0, shrunk: 0, crowds: 0, refused: 0, 'good clients': 0 };
+  const seen = { lies: 0, floods: 0, silent: 0, resets: 0, shrunk: 0, crowds: 0, 'good clients': 0 };
   const failures: DmaError[] = [];
   const server = serve(platform, {
     socketPath,
@@ -29,7 +29,6 @@ export async function begin({ random }: Weather): Promise<Storm> {
     handshakeTimeoutMs: 30,
     dmaTimeoutMs: 30,
     onEvent: (event) => {
-      if (event.kind === 'refused') seen.refused++;
       if (event.kind === 'failed') failures.push(event.error);
     },
   });
