@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { createHash, randomBytes } from 'node:crypto';
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { describe, test } from 'node:test';
+import { GiB, KiB } from '../index.js';
 import { documentOf, Room, type Ended } from './testing.js';
 
 interface Area {
@@ -36,6 +37,16 @@ function withoutKoffi(room: Room): Record<string, string> {
      M._load = function (name, ...rest) { if (name === 'koffi') throw new Error('none'); return load.call(this, name, ...rest); };`,
   );
   return { NODE_OPTIONS: `--require ${hook}` };
+}
+
+/** The most bytes of memory that a process has had at once, while it is there. */
+function residentMost(pid = 0): number {
+  try {
+    const [, kib = '0'] = /^VmHWM:\s*(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8')) ?? [];
+    return Number(kib) * KiB;
+  } catch {
+    return 0;
+  }
 }
 
 describe('anydma demo', { concurrency: 2 }, () => {
@@ -251,19 +262,36 @@ describe('anydma demo', { concurrency: 2 }, () => {
     ['SIGTERM', 143, 'external'],
     ['SIGINT', 130, 'heap'],
     ['SIGTERM', 143, 'owned'],
+    ['SIGINT', 130, 'owned'],
   ] as const)
-    test(`cleans up after ${signal}: ${mode}`, async () => {
+    test(`cleans up after ${signal}, while it takes 4 GiB: ${mode}`, async () => {
       using room = new Room();
-      // Memory of the library's own is taken in one go, which no signal interrupts.
-      const size = mode === 'owned' ? '1GiB' : '4GiB';
-      const running = room.start(['demo', '--size', size, '--mode', mode]);
+      const running = room.start(['demo', '--size', '4GiB', '--mode', mode]);
       await running.saying('a copy engine that runs in process');
       assert.equal(room.processes().length, 1);
       running.child.kill(signal);
+      let most = 0;
+      const watch = setInterval(() => (most = Math.max(most, residentMost(running.child.pid))), 20);
       const ended = await running.ended;
+      clearInterval(watch);
+      assert.ok(most < 4 * GiB, `it took ${most} bytes before it heard the signal`);
       assert.equal(ended.status, status);
       assert.match(ended.stderr, new RegExp(`^anydma: demo: interrupted by ${signal}\n$`));
       assert.deepEqual(room.leftovers(), []);
       assert.deepEqual(room.processes(), []);
     });
+
+  test('anydma map hears a signal too, while it takes memory', async () => {
+    using room = new Room();
+    const running = room.start(['map', '--device', 'vdev:copy0', '--size', '4GiB']);
+    await running.saying('driven by');
+    running.child.kill('SIGTERM');
+    let most = 0;
+    const watch = setInterval(() => (most = Math.max(most, residentMost(running.child.pid))), 20);
+    const { status, stderr } = await running.ended;
+    clearInterval(watch);
+    assert.equal(status, 143);
+    assert.equal(stderr, 'anydma: map: interrupted by SIGTERM\n');
+    assert.ok(most < 4 * GiB, `it took ${most} bytes before it heard the signal`);
+  });
 });

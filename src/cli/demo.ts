@@ -69,7 +69,7 @@ interface Source {
   readonly mode: Mode;
   /** bytes of it that count: files do not end on page boundaries */
   readonly bytes: number;
-  readonly open: (reacher: Reacher) => Reached;
+  readonly open: (reacher: Reacher) => Promise<Reached>;
   /** Fills or reads a piece of the memory: the bytes at `offset` of what is copied. */
   readonly fill: (piece: Uint8Array, offset: number) => void;
 }
@@ -153,7 +153,7 @@ export const demo: CommandSpec<DemoOptions> = {
     const sources = modesOf(options.mode).map((mode) => memorySource(mode, size));
     if (input !== undefined) sources.push(fileSource(eal, options.file ?? '', input));
     const moves: Moved[] = [];
-    for (const source of sources) moves.push(await moveArea({ eal, device, copier, context }, source));
+    for (const source of sources) moves.push(await moveArea({ eal, device, copier, context, signal: context.signal }, source));
 
     const areas = moves.map(({ report }) => report);
     const { after: afterUnmap } = moves.find(({ after }) => !after.refused) ?? moves[0];
@@ -174,7 +174,8 @@ function whereIs(served: DeviceProcess | undefined, { domain, bus }: Device): st
 /** New memory, filled with random bytes. */
 function memorySource(mode: Mode, bytes: number): Source {
   const label = `${formatSize(bytes)} of memory`;
-  const open = (reacher: Reacher): Reached => takeMemory(mode, reacher, bytes, { label, access: 'read' });
+  const open = async (reacher: Reacher): Promise<Reached> =>
+    takeMemory(mode, reacher, bytes, { label, access: 'read' });
   return { name: 'memory', mode, bytes, open, fill: (piece) => void randomFillSync(piece) };
 }
 
@@ -182,13 +183,13 @@ function memorySource(mode: Mode, bytes: number): Source {
 function fileSource({ external, platform }: Eal, path: string, { fd, size: bytes }: InputFile): Source {
   const mapped = platform.limitation === undefined;
   const label = `the file ${path}`;
-  const take = (): ExternalMemory =>
+  const take = async (): Promise<ExternalMemory> =>
     mapped
       ? external.fromFd(fd, { writable: false, label })
-      : external.allocate(bytes, { label: `a copy of ${label}` });
+      : external.allocateAsync(bytes, { label: `a copy of ${label}` });
   return {
     ...{ name: path, mode: 'external', bytes },
-    open: (reacher) => reachExternal(reacher, take(), { access: 'read' }),
+    open: async (reacher) => reachExternal(reacher, await take(), { access: 'read' }),
     fill: (piece, offset) => {
       if (!mapped) readSync(fd, piece, 0, piece.length, offset);
     },
@@ -205,9 +206,9 @@ interface Mover extends Reacher {
 async function moveArea(mover: Mover, { name, mode, bytes, open, fill }: Source): Promise<Moved> {
   const { copier, context } = mover;
   const { output, signal } = context;
-  using memory = open(mover);
+  await using memory = await open(mover);
   const { va, iova, length, mapMicroseconds } = memory;
-  using destination = takeMemory(mode, mover, length, {
+  await using destination = await takeMemory(mode, mover, length, {
     ...copier.destination,
     label: 'the destination',
     access: 'write',
@@ -270,12 +271,12 @@ async function tryAgain(mover: Mover, source: Reached, destination: Reached, len
   const { device, copier } = mover;
   const { iova } = source;
   // Of its own: blocks can share the pages that go, so that both have to be freed.
-  using target = takeMemory('external', mover, length, { ...copier.destination, access: 'write' });
+  await using target = await takeMemory('external', mover, length, { ...copier.destination, access: 'write' });
   target.bytes().fill(UNTOUCHED);
   const content = Buffer.from(source.bytes(0, length));
   const earlier = device.explainFaults().length;
-  source.withdraw();
-  destination.withdraw();
+  await source.withdraw();
+  await destination.withdraw();
   let isTold = false;
   try {
     await copier.copy(iova, target.iova, length);

@@ -8,7 +8,7 @@ import { iommuOption } from './iommu.js';
 import { modeOption, MODES_TEXT, modesOf, reachExternal, takeMemory, TIMES_TEXT } from './modes.js';
 import type { Mode, ModeChoice, Reached, Reacher } from './modes.js';
 import type { Output } from './output.js';
-import { formatMicroseconds, timed } from './timing.js';
+import { formatMicroseconds, timedAsync } from './timing.js';
 import { addressValue, integerValue, sizeValue } from './values.js';
 
 interface MapCommandOptions {
@@ -119,14 +119,14 @@ export const map: CommandSpec<MapCommandOptions> = {
         for (let n = 0; n < options.count; n++) {
           await new Promise((resolve) => setImmediate(resolve));
           signal.throwIfAborted();
-          const memory = reach(mode, { eal, device }, options, input, n);
+          const memory = await reach(mode, { eal, device, signal }, options, input, n);
           const row = rowOf(memory, device);
           rows.push(row);
           pieces.push({ memory, row });
         }
       for (const { memory, row } of pieces.reverse()) {
-        row.unmapMicroseconds = timed(() => memory.withdraw())[1];
-        memory[Symbol.dispose]();
+        row.unmapMicroseconds = (await timedAsync(async () => memory.withdraw()))[1];
+        await memory[Symbol.asyncDispose]();
       }
     } finally {
       printRows(output, rows);
@@ -143,17 +143,18 @@ function openNamed({ file, access = 'read' }: MapCommandOptions): InputFile | un
 }
 
 /** Piece `n`. */
-function reach(
+async function reach(
   mode: Mode,
   reacher: Reacher,
   { size = 0, source, access, iova }: MapCommandOptions,
   input: InputFile | undefined,
   n: number,
-): Reached {
+): Promise<Reached> {
   const { external } = reacher.eal;
+  const { signal } = reacher;
   const at = (length: number): Iova | undefined => (iova === undefined ? undefined : ((iova + n * length) as Iova));
   if (mode !== 'external') return takeMemory(mode, reacher, size);
-  const memory = input === undefined ? external.allocate(size, { source }) : external.fromFd(input.fd);
+  const memory = input === undefined ? await external.allocateAsync(size, { source, signal }) : external.fromFd(input.fd);
   return reachExternal(reacher, memory, { access, iova: at(memory.length) });
 }
 

@@ -9,9 +9,10 @@ import {
   type ExternalMemory,
   type Iova,
   type MapOptions,
+  type Mapping,
   type Va,
 } from '../index.js';
-import { timed } from './timing.js';
+import { timedAsync } from './timing.js';
 
 const MODES = ['external', 'heap', 'owned'] as const;
 
@@ -26,13 +27,13 @@ const HEAP = 'demo';
 
 /** What each mode is, for help pages. */
 export const MODES_TEXT = `Modes: external is memory of the program's, which it registers and maps for the device itself
-  (external.allocate, dmaMap). heap is such memory given to a heap, which the library maps for every device, and hands out
-  in blocks (heap.addMemory, malloc). owned is memory of the library's own, which every device can reach already (malloc):
-  nothing is left to map.`;
+  (external.allocateAsync, dmaMapAsync). heap is such memory given to a heap, which the library maps for every device, and hands out
+  in blocks (heap.addMemoryAsync, malloc). owned is memory of the library's own, which every device can reach already
+  (mallocAsync): nothing is left to map.`;
 
 /** What is measured in each mode, for help pages. */
-export const TIMES_TEXT = `MAP TIME is of dmaMap for external memory; for heap and owned it is of getting a block ready
-  (addMemory and malloc, or malloc alone), with all the mapping that the library does for it.`;
+export const TIMES_TEXT = `MAP TIME is of dmaMapAsync for external memory; for heap and owned it is of getting a block ready
+  (addMemoryAsync and malloc, or mallocAsync alone), with all the mapping that the library does for it.`;
 
 /** `--mode`, which is `external` unless it is given. */
 export function modeOption(): Option {
@@ -45,7 +46,7 @@ export function modesOf(choice: ModeChoice): readonly Mode[] {
 }
 
 /** Memory that a device reaches. Disposing it takes it from the device, unless that was done, and gives it back. */
-export interface Reached extends Disposable {
+export interface Reached extends AsyncDisposable {
   readonly mode: Mode;
   readonly va: Va;
   /** Where the device finds the first byte. */
@@ -66,13 +67,15 @@ export interface Reached extends Disposable {
   /** The bytes [offset, offset + length); see `ExternalMemory.bytes` and `Block.bytes`. */
   bytes(offset?: number, length?: number): Uint8Array;
   /** Takes it from the device. Of blocks nothing is left then. */
-  withdraw(): void;
+  withdraw(): Promise<void>;
 }
 
 /** What memory is taken for. */
 export interface Reacher {
   readonly eal: Eal;
   readonly device: Device;
+  /** Gives up, within one piece of the work. */
+  readonly signal?: AbortSignal;
 }
 
 /** How external memory is taken. The library maps memory of the other modes as it needs to. */
@@ -87,38 +90,49 @@ export interface ExternalOptions extends MapOptions {
  *
  * @param bytes how much, at least
  */
-export function takeMemory(mode: Mode, reacher: Reacher, bytes: number, options: ExternalOptions = {}): Reached {
-  const { eal } = reacher;
+export async function takeMemory(
+  mode: Mode,
+  reacher: Reacher,
+  bytes: number,
+  options: ExternalOptions = {},
+): Promise<Reached> {
+  const { eal, signal } = reacher;
   if (mode === 'owned') {
-    const take = (): Block => eal.malloc(bytes, { contiguous: true });
+    const take = async (): Promise<Block> => eal.mallocAsync(bytes, { contiguous: true, signal });
     // Else the library would keep the memory, for the next block.
-    return reachBlock(mode, reacher, take, () => void eal.memory.trim());
+    return reachBlock(mode, reacher, take, async () => void (await eal.memory.trimAsync()));
   }
   const { source, label, ...how } = options;
-  const memory = eal.external.allocate(bytes, { source, label });
+  const memory = await eal.external.allocateAsync(bytes, { source, label, signal });
   if (mode === 'external') return reachExternal(reacher, memory, how);
   if (![...eal.heap.made].some(({ name }) => name === HEAP)) eal.heap.create(HEAP);
-  const take = (): Block => {
-    eal.heap.addMemory(HEAP, memory);
+  const take = async (): Promise<Block> => {
+    await eal.heap.addMemoryAsync(HEAP, memory, { signal });
     // All of it, so that no other block comes into this piece.
     return eal.malloc(memory.length, { heap: HEAP, contiguous: true });
   };
-  return reachBlock(mode, reacher, take, () => eal.heap.removeMemory(HEAP, memory.va, memory.length), memory);
+  const takeAway = async (): Promise<void> => eal.heap.removeMemoryAsync(HEAP, memory.va, memory.length);
+  return reachBlock(mode, reacher, take, takeAway, memory);
 }
 
 /** Maps external memory, and owns it from then on. */
-export function reachExternal({ device }: Reacher, memory: ExternalMemory, options?: MapOptions): Reached {
-  const [mapping, mapMicroseconds, entries] = measured(device, () => device.dmaMap(memory, options));
+export async function reachExternal(
+  { device, signal }: Reacher,
+  memory: ExternalMemory,
+  options?: MapOptions,
+): Promise<Reached> {
+  const map = async (): Promise<Mapping> => device.dmaMapAsync(memory, { ...options, signal });
+  const [mapping, mapMicroseconds, entries] = await measured(device, map);
   const { va, iova, length, access } = mapping;
   const { source, area } = memory;
   const rkey = options?.remote === undefined ? undefined : mapping.rkey;
   return {
     ...{ mode: 'external', va, iova, length, access, pageSize: area.pageSize, source, mapMicroseconds, entries, rkey },
     bytes: (offset, part) => memory.bytes(offset, part),
-    withdraw: () => mapping.unmap(),
-    [Symbol.dispose]: () => {
-      mapping[Symbol.dispose]();
-      memory[Symbol.dispose]();
+    withdraw: async () => mapping.unmapAsync(),
+    [Symbol.asyncDispose]: async () => {
+      if (mapping.live) await mapping.unmapAsync();
+      if (memory.registered) await memory.unregisterAsync();
     },
   };
 }
@@ -127,14 +141,14 @@ export function reachExternal({ device }: Reacher, memory: ExternalMemory, optio
  * @param takeAway takes from the device what the block was in, once that is freed
  * @param memory what the heap was given, which is unregistered at the end
  */
-function reachBlock(
+async function reachBlock(
   mode: Mode,
   { device }: Reacher,
-  take: () => Block,
-  takeAway: () => void,
+  take: () => Promise<Block>,
+  takeAway: () => Promise<void>,
   memory?: ExternalMemory,
-): Reached {
-  const [block, mapMicroseconds, entries] = measured(device, take);
+): Promise<Reached> {
+  const [block, mapMicroseconds, entries] = await measured(device, take);
   const { va, length } = block;
   const { pageSize, backing } = block.area;
   const source = backing === undefined ? 'anonymous' : 'memfd';
@@ -143,23 +157,26 @@ function reachBlock(
     throw new DmaError({ code: 'ENOTSUP', operation: 'malloc', device: device.name, reason });
   }
   const iova = device.iovaOf(block);
-  const withdraw = (): void => {
-    block.free();
-    takeAway();
+  const withdraw = async (): Promise<void> => {
+    await block.freeAsync();
+    await takeAway();
   };
   return {
     ...{ mode, va, iova, length, access: 'read-write', pageSize, source, mapMicroseconds, entries },
     bytes: (offset, part) => block.bytes(offset, part),
     withdraw,
-    [Symbol.dispose]: () => {
-      if (block.live) withdraw();
-      memory?.[Symbol.dispose]();
+    [Symbol.asyncDispose]: async () => {
+      if (block.live) await withdraw();
+      if (memory?.registered === true) await memory.unregisterAsync();
     },
   };
 }
 
 /** What `take` returns, its time in microseconds, and how many entries of the device's domain it made. */
-function measured<T>({ domain }: Device, take: () => T): [value: T, microseconds: number, entries: number] {
+async function measured<T>(
+  { domain }: Device,
+  take: () => Promise<T>,
+): Promise<[value: T, microseconds: number, entries: number]> {
   const before = domain?.entries ?? 0;
-  return [...timed(take), (domain?.entries ?? 0) - before];
+  return [...(await timedAsync(take)), (domain?.entries ?? 0) - before];
 }

@@ -3,42 +3,42 @@ import type { DmaAccess, ExtraRegion, RdmaDevice } from '../index.js';
 import { takeMemory, type Mode, type Reached, type Reacher } from './modes.js';
 
 /** See the head of the file. Disposing it takes it from peers and device, unless that was done, and gives it back. */
-export interface Shared extends Disposable {
+export interface Shared extends AsyncDisposable {
   readonly memory: Reached;
   /** What peers name it by. */
   readonly rkey: number;
   /** Takes it from peers and device. */
-  withdraw(): void;
+  withdraw(): Promise<void>;
 }
 
 /**
  * New memory in `mode` that peers may use as `remote` says. External memory is mapped so; of the other modes, whose memory
  * the library has mapped for every device but for no peer, the part is exposed.
  */
-export function shareMemory(
+export async function shareMemory(
   mode: Mode,
   reacher: Reacher & { readonly rdma: RdmaDevice },
   bytes: number,
   { remote, label }: { readonly remote: Exclude<DmaAccess, 'read-write'>; readonly label: string },
-): Shared {
-  const memory = takeMemory(mode, reacher, bytes, { access: remote, remote, label });
+): Promise<Shared> {
+  const memory = await takeMemory(mode, reacher, bytes, { access: remote, remote, label });
   let exposed: ExtraRegion | undefined;
   try {
     if (memory.rkey === undefined) exposed = reacher.rdma.expose({ va: memory.va, length: memory.length }, remote);
   } catch (error) {
-    memory[Symbol.dispose]();
+    await memory[Symbol.asyncDispose]();
     throw error;
   }
   return {
     memory,
     rkey: exposed?.rkey ?? memory.rkey ?? 0,
-    withdraw: () => {
+    withdraw: async () => {
       exposed?.close();
-      memory.withdraw();
+      await memory.withdraw();
     },
-    [Symbol.dispose]: () => {
+    [Symbol.asyncDispose]: async () => {
       exposed?.close();
-      memory[Symbol.dispose]();
+      await memory[Symbol.asyncDispose]();
     },
   };
 }

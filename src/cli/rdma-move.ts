@@ -87,7 +87,7 @@ export async function moveRdma(
   await using eal = await Eal.start({ platform, origins: false, onForgotten: () => undefined, memory: { onNotice } });
   const { device, rdma } = await openRdmaDevice(eal, options.device);
   const label = `${formatSize(size)} of memory`;
-  using memory = takeMemory(mode, { eal, device }, size, { label, access: LOCAL_ACCESS[verb] });
+  await using memory = await takeMemory(mode, { eal, device, signal }, size, { label, access: LOCAL_ACCESS[verb] });
   // The server can do nothing to memory here.
   using pair = rdma.createQueuePair({ sends: depth, receives: 1, gidIndex, remote: 'none' });
   using session = await connectToPeer({

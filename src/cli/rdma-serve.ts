@@ -138,7 +138,8 @@ class Host {
 
   /** Gives the client what it wants, until it leaves. @returns why it left */
   async #attend(session: PeerSession, wish: Wish): Promise<DmaError> {
-    using client = new Client(this.#eal, this.#opened, this.#options, wish, session);
+    await using memory = await memoryFor({ eal: this.#eal, ...this.#opened }, this.#options.mode, wish, session);
+    using client = new Client(this.#opened, this.#options, memory, wish, session);
     await client.join();
     const { verb, size, block } = wish;
     this.#tell(`${session.peer} ${DOES[verb]} ${formatSize(size)}, ${formatSize(block)} at a time`);
@@ -175,6 +176,18 @@ function refuse(session: PeerSession, error: DmaError): void {
   }
 }
 
+/** What a client works on: memory that it may reach by itself, or of messages what they are put into. */
+async function memoryFor(
+  reacher: OpenRdma & { readonly eal: Eal },
+  mode: Mode,
+  { verb, size }: Wish,
+  { peer }: PeerSession,
+): Promise<Reached | Shared> {
+  const label = `memory for ${peer}`;
+  if (verb === 'send') return takeMemory(mode, reacher, size, { label, access: 'write' });
+  return shareMemory(mode, reacher, size, { label, remote: verb });
+}
+
 /** One client, and what it has. */
 class Client implements Disposable {
   readonly #session: PeerSession;
@@ -188,25 +201,20 @@ class Client implements Disposable {
   /** Messages that have come. */
   #received = 0;
 
-  constructor(eal: Eal, opened: OpenRdma, { mode, gidIndex }: RdmaServeOptions, wish: Wish, session: PeerSession) {
-    const { verb, size, depth } = wish;
-    const { rdma } = opened;
-    const reacher = { eal, ...opened };
-    const label = `memory for ${session.peer}`;
+  constructor(
+    { rdma }: OpenRdma,
+    { gidIndex }: RdmaServeOptions,
+    memory: Reached | Shared,
+    wish: Wish,
+    session: PeerSession,
+  ) {
+    const { verb, depth } = wish;
     this.#session = session;
     this.#wish = wish;
-    if (verb === 'send') this.#memory = takeMemory(mode, reacher, size, { label, access: 'write' });
-    else {
-      this.#shared = shareMemory(mode, reacher, size, { label, remote: verb });
-      this.#memory = this.#shared.memory;
-    }
-    try {
-      const remote = verb === 'send' ? 'none' : verb;
-      this.#pair = rdma.createQueuePair({ sends: 1, receives: verb === 'send' ? depth : 1, gidIndex, remote });
-    } catch (error) {
-      this.#giveBack();
-      throw error;
-    }
+    this.#shared = 'memory' in memory ? memory : undefined;
+    this.#memory = 'memory' in memory ? memory.memory : memory;
+    const remote = verb === 'send' ? 'none' : verb;
+    this.#pair = rdma.createQueuePair({ sends: 1, receives: verb === 'send' ? depth : 1, gidIndex, remote });
     session.explainFrom(rdma);
     session.answer('fill', (question) =>
       this.#piece(question, ({ seed, offset, length }) => fillPattern(this.#bytes(offset, length), seed, offset)),
@@ -229,15 +237,7 @@ class Client implements Disposable {
 
   [Symbol.dispose](): void {
     this.#isLive = false;
-    try {
-      this.#pair.close();
-    } finally {
-      this.#giveBack();
-    }
-  }
-
-  #giveBack(): void {
-    (this.#shared ?? this.#memory)[Symbol.dispose]();
+    this.#pair.close();
   }
 
   #bytes(offset: number, length: number): Uint8Array {
@@ -267,10 +267,10 @@ class Client implements Disposable {
     }
   }
 
-  #withdraw(): void {
+  async #withdraw(): Promise<void> {
     if (this.#shared === undefined) throw invalid('withdraw', 'it has no memory of its own to reach');
     this.#isLive = false;
-    this.#shared.withdraw();
+    await this.#shared.withdraw();
   }
 
   /** Posts receives for the blocks of the memory, one after the other and from the first again, as they are used up. */

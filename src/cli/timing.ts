@@ -7,6 +7,13 @@ export function timed<T>(work: () => T): [value: T, microseconds: number] {
   return [value, Math.round((performance.now() - started) * 1e4) / 10];
 }
 
+/** As {@link timed}, of work that takes its time. */
+export async function timedAsync<T>(work: () => Promise<T>): Promise<[value: T, microseconds: number]> {
+  const started = performance.now();
+  const value = await work();
+  return [value, Math.round((performance.now() - started) * 1e4) / 10];
+}
+
 /** `950 µs`, `1.2 ms` */
 export function formatMicroseconds(microseconds: number): string {
   return microseconds < 1000 ? `${Math.round(microseconds)} µs` : `${(microseconds / 1000).toFixed(1)} ms`;
