@@ -1,13 +1,14 @@
 /** An embedded device in a process of its own: real DMA by another process, on any machine, without privileges. */
 import { fork } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { atExit } from '../at-exit.js';
 import { mustBeString, optionsOf } from '../check.js';
 import { DmaError, isDmaError } from '../errors.js';
+import { HERE } from '../here.js';
 import { needDescriptors } from '../platform/libc.js';
 import { callNode, fromNode } from '../platform/node-errors.js';
 import { show } from '../show.js';
@@ -19,6 +20,11 @@ import { clearTimeout, setTimeout } from '../timers.js';
 /** Milliseconds: until the socket is there, and until a child that was asked to end is made to. */
 const START_TIMEOUT = 15_000;
 const END_TIMEOUT = 2000;
+
+/** Where the program of a device process may be: in this library, and beside a bundle. */
+const PROGRAMS = ['./vfio-user/device-process-main.js', './device-process-main.js'].map((path) =>
+  fileURLToPath(new URL(path, HERE)),
+);
 
 /** How many descriptors Node needs for a moment to start a process. */
 const FORK_DESCRIPTORS = 6;
@@ -47,7 +53,7 @@ export interface SpawnOptions<N extends DeviceName> {
  * one, and does not keep it alive.
  *
  * @throws DmaError EINVAL for a device there is not, and for impossible options; EIO with what the child said, ETIMEDOUT when it said nothing; EMFILE, ENOMEM, EAGAIN ... when no process
- *   can be started; ENOENT, EACCES ... when the temporary folder can not be used
+ *   can be started; ENOTSUP in a bundle that has not its program beside it; ENOENT, EACCES ... when the temporary folder can not be used
  */
 export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOptions<N>): Promise<DeviceProcess> {
   const operation = `device process ${show(name)}`;
@@ -56,6 +62,16 @@ export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOp
   // What the process would refuse is refused here: its model is made there.
   deviceModel(name, device);
   if (maxDmaMaps !== undefined) checkMaxDmaMaps(maxDmaMaps, operation);
+  const main = PROGRAMS.find((path) => existsSync(path));
+  if (main === undefined)
+    throw new DmaError({
+      code: 'ENOTSUP',
+      operation,
+      reason: `the program of devices is not there (${PROGRAMS[1]}), as in a bundle`,
+      hint:
+        'leave anydma out of the bundle (esbuild --external:anydma), or bundle its dist/src/vfio-user/device-process-main.js ' +
+        'into the same folder as a program of its own',
+    });
   // Node leaks some when they give out while it starts a process.
   needDescriptors(operation, FORK_DESCRIPTORS);
   const folder = tmpdir();
@@ -73,7 +89,6 @@ export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOp
   const forgetExit = atExit(removeAll);
   try {
     const argument: DeviceProcessArguments = { name, directory, socketPath, options: device ?? {}, maxDmaMaps };
-    const main = fileURLToPath(new URL('./device-process-main.js', import.meta.url));
     // Not the parent's own flags: an inspector or a test runner is not for the child.
     child = fork(main, [JSON.stringify(argument)], { execArgv: [], stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
     await started(child, name);
