@@ -332,6 +332,20 @@ export class OwnedMemory {
     });
   }
 
+  /**
+   * @internal Bytes that `heaps` can not give more than: what is free in them, and what they could grow by now.
+   * Infinity for heaps of the user's memory: looking there for pieces takes nothing of the machine.
+   */
+  most(heaps: readonly Heap[]): number {
+    const nodes = heaps.filter((heap) => this.heaps.includes(heap)).map(({ node }) => node);
+    if (nodes.length === 0) return Infinity;
+    const choices = nodes.flatMap((node) => this.#lists.choices(node));
+    const hugepages = choices.reduce((bytes, { pageSize, free, huge }) => bytes + (huge ? free * pageSize : 0), 0);
+    const isOrdinary = choices.some(({ huge }) => !huge);
+    const room = isOrdinary ? this.#platform.limits.room(nodes.length === 1 ? nodes[0] : -1).bytes : 0;
+    return heaps.reduce((bytes, heap) => bytes + heap.statistics().free, hugepages + room);
+  }
+
   /** What there is. */
   facts(): OwnedMemoryFacts {
     return {

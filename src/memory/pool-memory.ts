@@ -17,6 +17,8 @@ export interface PoolMemoryRequest {
   readonly forDevices: boolean;
   /** See {@link runsIn}. */
   readonly iovaMode: () => IovaMode;
+  /** No more bytes than these can be allocated now. */
+  readonly most: () => number;
 }
 
 /** What there is. */
@@ -98,7 +100,7 @@ export function* poolMemoryFromBlocks(
   heaps: readonly Heap[],
   options: Pick<MallocOptions, 'pageSizes' | 'pageSizeHint'>,
 ): Steps<Allocation, PoolMemory> {
-  const { elements, shape, forDevices, iovaMode } = request;
+  const { elements, shape, forDevices, iovaMode, most: mostBytes } = request;
   const { align } = shape;
   const memory = new Pieces();
   try {
@@ -110,6 +112,8 @@ export function* poolMemoryFromBlocks(
         block = yield* allocatingFrom(heaps, bytesFor(shape, count), how);
       } catch (error) {
         if (!isDmaError(error, 'ENOMEM') || count === 1) throw error;
+        // Smaller pieces would take all that the machine has, and be given back in the end.
+        if (bytesFor(shape, elements - memory.elements) > mostBytes()) throw error;
         // As many as the largest piece holds; when that was not it, half as many.
         const greatest = Math.max(...heaps.map((heap) => heap.statistics().greatestFree));
         const fits = countIn(shape, greatest);
@@ -161,7 +165,7 @@ export function* poolMemoryFromBlocks(
  *   that can not be written; ENOMEM when not all elements have room
  */
 export function poolMemoryFromExternal(
-  request: PoolMemoryRequest,
+  request: Omit<PoolMemoryRequest, 'most'>,
   given: readonly ExternalMemory[],
   name: string,
 ): PoolMemory {

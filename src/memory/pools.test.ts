@@ -108,6 +108,16 @@ function tests(): void {
     );
 
     it(
+      'more elements than the machine has memory for are refused before any is taken',
+      withPools((pools, { memory }) => {
+        let grown = 0;
+        using _ = memory.addHandler({ grow: () => void grown++ });
+        throwsDma('ENOMEM', () => pools.create({ elements: 2 ** 20, elementSize: 64 * MiB }), /0 of the \d+ elements/);
+        assert.equal(grown, 0);
+      }),
+    );
+
+    it(
       'MP-03 names that are used twice, caches that are too large, and impossible shapes are refused',
       withPools((pools, { external, memory }) => {
         const good: PoolOptions = { elements: 100, elementSize: 64 };

@@ -215,12 +215,17 @@ export class Pools {
       .flatMap((pool) => undoAll([() => pool.free({ force: pool.threads === 0 })]));
   }
 
-  *#memoryFor(options: PoolOptions, request: PoolMemoryRequest, name: string): Steps<Allocation, PoolMemory> {
+  *#memoryFor(
+    options: PoolOptions,
+    request: Omit<PoolMemoryRequest, 'most'>,
+    name: string,
+  ): Steps<Allocation, PoolMemory> {
     const { external } = options;
     if (external === undefined) {
       const heaps = chooseHeaps(this.#sources, options, OPERATION);
       const { pageSizes, pageSizeHint } = options;
-      return yield* poolMemoryFromBlocks(request, heaps, { pageSizes, pageSizeHint });
+      const most = (): number => this.#sources.memory.most(heaps);
+      return yield* poolMemoryFromBlocks({ ...request, most }, heaps, { pageSizes, pageSizeHint });
     }
     const seen = new Set<Area>();
     for (const { area } of external) {
