@@ -2,6 +2,7 @@
  * Checks of arguments. They are made once, at the doors of the library: what is inside relies on them. What a caller hands over
  * may be anything, also what throws when it is looked at; of objects the values are taken, once.
  */
+import { resolve } from 'node:path';
 import { DmaError, invalid, isDmaError } from './errors.js';
 import { show, thrown } from './show.js';
 
@@ -211,4 +212,19 @@ function wrong(key: string, value: unknown, kind: Kind, operation: string): DmaE
   if (typeof kind === 'string') return invalid(operation, `${key}: ${show(value)} is no ${kind}`);
   if (typeof kind === 'function') return invalid(operation, `${key}: ${show(value)} is no ${kind.name}`);
   return invalid(operation, `${key}: there is no ${show(value)}`, { hint: `it is ${kind.join(', ')}` });
+}
+
+/** `path` from the root on. @throws DmaError ENOENT for a relative one when the working directory was removed */
+export function absolutePath(path: string, operation: string): string {
+  try {
+    return resolve(path);
+  } catch (cause) {
+    throw new DmaError({
+      code: 'ENOENT',
+      operation,
+      reason: `${show(path)} is relative to the working directory, which can not be told: was it removed?`,
+      hint: 'give a path that begins with /',
+      cause,
+    });
+  }
 }

@@ -549,3 +549,20 @@ it('a signal to the group of a program with a device process leaves nothing', SK
     assert.equal(existsSync(dirname(path)), false, signal);
   }
 });
+
+it('a relative path without a working directory is ENOENT and says so', SKIP, () => {
+  const index = JSON.stringify(new URL('./index.js', import.meta.url).href);
+  const program = `
+    import { mkdtempSync, rmdirSync } from 'node:fs';
+    import { tmpdir } from 'node:os';
+    import { Eal } from ${index};
+    const eal = await Eal.start();
+    const folder = mkdtempSync(tmpdir() + '/anydma-');
+    process.chdir(folder);
+    rmdirSync(folder);
+    await eal.probe('vfio-user:./device.sock').catch((error) => console.log(error.code, error.operation, error.reason));
+    await Eal.start({ memory: { hugeDir: 'huge' } }).catch((error) => console.log(error.code, error.operation));
+    await eal.stop();`;
+  const { stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], { encoding: 'utf8' });
+  assert.match(stdout, /^ENOENT probe .*working directory.*\nENOENT start\n$/, stderr);
+});

@@ -1,6 +1,6 @@
 /** `anydma hugepages`: shows, reserves and releases hugepages, and mounts their file system, as dpdk-hugepages.py does. */
-import { resolve } from 'node:path';
 import { Option } from 'commander';
+import { absolutePath } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import { HugePages } from '../memory/hugepages.js';
 import { openPlatform } from '../platform/open.js';
@@ -95,7 +95,7 @@ export function carryOut(pages: HugePages, options: HugePagesOptions, output: Ou
   const { setup, node, pagesize, user, group } = options;
   const all = setup !== undefined;
   const { clear = all, unmount = all, reserve = setup, mount = all } = options;
-  const directory = resolve(options.directory ?? DIRECTORY);
+  const directory = absolutePath(options.directory ?? DIRECTORY, 'hugepages');
   const changes = clear || unmount || reserve !== undefined || mount;
   const pageSize = changes ? checkChoice(pages, options) : 0;
   const where = node !== undefined ? ` on node ${node}` : pages.nodes().length > 1 ? ' on each node' : '';

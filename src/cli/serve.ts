@@ -1,6 +1,6 @@
 /** `anydma serve`: an embedded device for any vfio-user client. */
-import { resolve } from 'node:path';
 import { Argument } from 'commander';
+import { absolutePath } from '../check.js';
 import { DmaError, serve as serveDevice } from '../index.js';
 import { openPlatform } from '../platform/open.js';
 import { DEVICE_NAMES, deviceModel, isDeviceName } from '../vfio-user/devices/catalog.js';
@@ -53,7 +53,7 @@ export const serve: CommandSpec<ServeOptions> = {
     const { output, signal, args } = context;
     const [device] = args;
     if (options.socket === '') context.usage('--socket needs the path of a socket to be made');
-    const socketPath = resolve(options.socket);
+    const socketPath = absolutePath(options.socket, 'serve');
     const platform = openPlatform();
     if (platform.limitation !== undefined)
       throw new DmaError({ code: 'ENOTSUP', operation: 'serve', reason: platform.limitation });

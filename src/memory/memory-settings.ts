@@ -1,6 +1,5 @@
 /** How the library gets memory of its own: the options, with DPDK's names and rules, and what they come to. */
-import { resolve } from 'node:path';
-import { mustBeObject, optionsOf, type Shape } from '../check.js';
+import { absolutePath, mustBeObject, optionsOf, type Shape } from '../check.js';
 import { invalid } from '../errors.js';
 import { show } from '../show.js';
 import { formatSize, isAddress, isPowerOfTwo } from '../units.js';
@@ -137,7 +136,7 @@ export function memorySettings(asked: MemoryOptions): MemorySettings {
     throw invalid(OPERATION, `memory.hugeUnlink: there is no ${show(hugeUnlink)}`);
   if (iovaMode !== undefined && iovaMode !== 'va' && iovaMode !== 'pa')
     throw invalid(OPERATION, `memory.iovaMode: there is no ${show(iovaMode)}`);
-  const directory = hugeDir === undefined ? undefined : resolve(hugeDir);
+  const directory = hugeDir === undefined ? undefined : absolutePath(hugeDir, OPERATION);
   const files = { directory, prefix: filePrefix, unlink: hugeUnlink, singleFile: singleFileSegments };
   const usesFiles = !(options.inMemory ?? FILE_OPTIONS.every((name) => options[name] === undefined));
   return {

@@ -14,7 +14,8 @@ import {
   writeSync,
   type Stats,
 } from 'node:fs';
-import { dirname, resolve } from 'node:path';
+import { dirname } from 'node:path';
+import { absolutePath } from '../check.js';
 import { DmaError, ERRNO, invalid, isDmaError, unlessFails } from '../errors.js';
 import { check, checkPath, fail, needDescriptors } from './libc.js';
 import type { Libc } from './libc.js';
@@ -83,7 +84,7 @@ export function linuxKernel(libc: Libc): KernelPort {
 
     makeDirectory(path) {
       checkPath(path, 'mkdir');
-      makeAll(resolve(path));
+      makeAll(absolutePath(path, 'mkdir'));
     },
 
     mount({ source, target, type, options }) {

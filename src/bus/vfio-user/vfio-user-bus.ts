@@ -1,5 +1,5 @@
 /** The bus of devices in other processes, each behind the UNIX socket of a vfio-user server: `vfio-user:/run/device.sock`. */
-import { resolve } from 'node:path';
+import { absolutePath } from '../../check.js';
 import type { AsyncDomainBackend } from '../../dma/backend.js';
 import { lostDevice } from '../../dma/mapping.js';
 import { DmaError, invalid } from '../../errors.js';
@@ -46,9 +46,9 @@ export class VfioUserBus implements Bus {
 
   readonly naming = 'by the path of its socket, with a slash in it: /run/device.sock, ./device.sock';
 
-  /** Anything with a slash in it can be the path of a socket. */
+  /** Anything with a slash in it can be the path of a socket. @throws DmaError ENOENT, see {@link absolutePath} */
   parse(name: string): string | undefined {
-    return name.includes('/') ? resolve(name) : undefined;
+    return name.includes('/') ? absolutePath(name, 'probe') : undefined;
   }
 
   async open(path: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice> {
