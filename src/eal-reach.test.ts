@@ -496,13 +496,21 @@ describe('external memory', SKIP, () => {
 
   it('with all descriptors taken is EMFILE with a way out', () => {
     const program = `
+      import { closeSync, openSync } from 'node:fs';
       import { Eal } from ${JSON.stringify(new URL('./index.js', import.meta.url).href)};
       const eal = await Eal.start({ onForgotten: () => undefined });
       let error;
       try { for (;;) eal.external.allocate(4096); } catch (thrown) { error = thrown; }
       for (let i = 0; i < 2000; i++) eal.external.allocate(4096, { source: 'anonymous' });
+      for (const each of [...eal.external.live]) each.unregister();
+      const files = [];
+      try { for (;;) files.push(openSync('/dev/null')); } catch {}
+      let other;
+      try { eal.external.allocate(4096); } catch (thrown) { other = thrown; }
+      for (const file of files) closeSync(file);
       await eal.stop();
       console.log(error.code, error.operation, error.hint);
+      console.log(other.code, other.operation, other.hint);
     `;
     const run = `ulimit -n 256; exec ${JSON.stringify(process.execPath)} --input-type=module -e "$0"`;
     const { stdout, stderr, status } = spawnSync('bash', ['-c', run, program], { encoding: 'utf8' });
@@ -511,5 +519,6 @@ describe('external memory', SKIP, () => {
       stdout,
       /^EMFILE external.allocate \d\d\d pieces of registered memory hold a descriptor each: .*anonymous/,
     );
+    assert.match(stdout, /\nEMFILE external.allocate \d+ descriptors are open/, 'when others have them');
   });
 });

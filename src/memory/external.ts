@@ -482,7 +482,7 @@ export class External {
       }
     } catch (error) {
       const failure = withUndo(error, operation, undoAll(release));
-      if (failure.code === 'EMFILE') throw failure.with({ operation, hint: this.#descriptorHint() });
+      if (failure.code === 'EMFILE') throw failure.with({ operation, hint: this.#descriptorHint() ?? failure.hint });
       if (hugePageSize === undefined) throw failure;
       throw explainShortage(this.#platform, failure, { length: whole, pageSize, node }, operation);
     }
@@ -538,7 +538,7 @@ export class External {
       });
     } catch (error) {
       const failure = withUndo(error, operation, undoAll(release));
-      throw failure.code === 'EMFILE' ? failure.with({ operation, hint: this.#descriptorHint() }) : failure;
+      throw failure.code === 'EMFILE' ? failure.with({ operation, hint: this.#descriptorHint() ?? failure.hint }) : failure;
     }
   }
 
@@ -727,10 +727,12 @@ export class External {
     throw invalid(operation, `there is no NUMA node ${node}`, { hint: `the nodes are: ${nodes.join(', ')}` });
   }
 
-  #descriptorHint(): string {
+  /** A way out when descriptors are taken; `undefined` when it is not registered memory that holds them. */
+  #descriptorHint(): string | undefined {
     const held = [...this.#live.values()].filter(({ fd }) => fd !== undefined).length;
+    if (held === 0) return undefined;
     return (
-      `${held} pieces of registered memory hold a descriptor each: raise the limit ("ulimit -n"), take one larger piece ` +
+      `${held} piece${held === 1 ? '' : 's'} of registered memory ${held === 1 ? 'holds' : 'hold'} a descriptor each: raise the limit ("ulimit -n"), take one larger piece ` +
       "(a heap over it hands out parts), or pass source: 'anonymous', which takes none"
     );
   }

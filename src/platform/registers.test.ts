@@ -63,6 +63,13 @@ test('an access outside, or across registers, is refused', () => {
     refused(() => registers.read64(offset));
     refused(() => registers.write64(offset, 0));
   }
+  const says = (offset: number, hint: RegExp): void =>
+    assert.throws(
+      () => registers.read32(offset),
+      (error) => isDmaError(error, 'EINVAL') && hint.test(`${error.reason}: ${error.hint}`),
+    );
+  says(2, /at 0x2 of .*: it has to be inside, at a multiple of 4 bytes/);
+  says(-4, /at -4 of /);
   for (const [offset, length] of [
     [4, 8],
     [0, 6],

@@ -33,8 +33,12 @@ export interface Registers {
 
 /** Throws EINVAL unless `offset` is a multiple of `width` and the access lies inside `size` bytes. */
 export function checkRegister(offset: number, width: number, size: number): void {
-  if (!Number.isInteger(offset) || offset < 0 || offset % width !== 0 || offset + width > size)
-    throw invalid('registers', `${width * 8}-bit access at ${hex(offset)} of a region of ${hex(size)} bytes`);
+  if (!Number.isInteger(offset) || offset < 0 || offset % width !== 0 || offset + width > size) {
+    const at = isAddress(offset) ? hex(offset) : show(offset);
+    throw invalid('registers', `${width * 8}-bit access at ${at} of a region of ${hex(size)} bytes`, {
+      hint: width === 1 ? 'it has to be inside' : `it has to be inside, at a multiple of ${width} bytes`,
+    });
+  }
 }
 
 /** Throws EINVAL unless `value` is an integer, whose low bits a register can take. */
