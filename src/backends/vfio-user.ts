@@ -40,6 +40,10 @@ export class VfioUserBackend implements DomainBackend {
     return this.#client.dmaUnmapAsync(iova, length);
   }
 
+  lingering(): Promise<void> | undefined {
+    return this.#client.lingering();
+  }
+
   close(): void {
     // What was mapped is unmapped one by one, and what is not goes with the connection.
   }

@@ -30,6 +30,7 @@ export function spacePerDevice(
         get constraints() {
           return backend.constraints;
         },
+        lingering: () => backend.lingering?.(),
         close: () => backend.close(),
       };
     },

@@ -226,6 +226,8 @@ export interface DmaSpace {
   readonly kind: string;
   /** Read anew for each mapping. */
   readonly constraints: DomainConstraints;
+  /** What `DomainBackend.lingering` is. */
+  lingering?(): Promise<void> | undefined;
   /** Lets go of it, after its last device. */
   close?(): void;
 }

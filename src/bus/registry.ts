@@ -677,6 +677,7 @@ function opsBackend(
     unmap: (segment) => dma.dmaUnmap(one(), segment),
     mapAsync: dmaMapAsync && ((segment) => dmaMapAsync.call(dma, one(), segment)),
     unmapAsync: dmaUnmapAsync && ((segment) => dmaUnmapAsync.call(dma, one(), segment)),
+    lingering: () => space.lingering?.(),
     // The registry closes the space after its last device, also when the domain has failed.
     close: () => undefined,
   };

@@ -96,6 +96,11 @@ export interface DomainBackend {
   mapAsync?(segment: Segment): Promise<MapKeys | undefined>;
   /** As `unmap`, without blocking the event loop. */
   unmapAsync?(segment: Segment): Promise<number>;
+  /**
+   * For spaces whose other side holds on to memory by itself, asked when it has been lost: resolves when nothing is reached any
+   * more. `undefined`, or absent: nothing is.
+   */
+  lingering?(): Promise<void> | undefined;
   /** Lets go of the address space; called once, after the last device left and all is unmapped. */
   close(): void;
 }

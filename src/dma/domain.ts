@@ -130,6 +130,8 @@ export class Domain {
   #given: readonly Range<Iova>[];
   #windows: readonly Range<Iova>[];
   #failure: DmaError | undefined;
+  /** Did the other side keep memory when the domain failed? */
+  #lingers = false;
   #closed = false;
 
   /** @throws DmaError EINVAL when the granule is no power of two, or less than 4 KiB */
@@ -241,6 +243,7 @@ export class Domain {
     if (this.#failure !== undefined) return;
     this.#failure = error;
     for (const { giveUp } of this.#running.values()) giveUp?.abort(new Lost(error));
+    this.#noteLingering();
     for (const mapping of [...this.mappings()]) {
       mapping.lost ??= error;
       this.#abandon(mapping, 'forget');
@@ -249,6 +252,16 @@ export class Domain {
     // What is being mapped may be in the table already.
     for (const entry of this.#ledger) if (entry.state === 'mapping') this.table.remove(entry.va, entry.length);
     this.#ledger.clear();
+  }
+
+  /** What the other side was given by descriptor stays out of use until it can not reach it. */
+  #noteLingering(): void {
+    const shared = new Set([...this.#ledger].filter(({ area }) => area.backing !== undefined).map(({ area }) => area));
+    if (shared.size === 0) return;
+    const over = this.#backend.lingering?.();
+    if (over === undefined) return;
+    this.#lingers = true;
+    for (const area of shared) area.linger(over);
   }
 
   /**
@@ -898,7 +911,7 @@ export class Domain {
       this.#mustHaveUnmapped(entry, this.#backend.unmap(entry), device, operation);
       debug?.(`${this.name}: unmapped: ${entry.vaRange.toString()} for ${device}, IOVA ${hex(entry.iova)}`);
     } catch (error) {
-      this.#mayBeOver(error);
+      this.#mayBeOver(isDmaError(error) ? error.with({ device, range: error.range ?? entry.iovaRange }) : error);
     }
   }
 
@@ -909,13 +922,16 @@ export class Domain {
       this.#mustHaveUnmapped(entry, bytes, device, operation);
       debug?.(`${this.name}: unmapped: ${entry.vaRange.toString()} for ${device}, IOVA ${hex(entry.iova)}`);
     } catch (error) {
-      this.#mayBeOver(error);
+      this.#mayBeOver(isDmaError(error) ? error.with({ device, range: error.range ?? entry.iovaRange }) : error);
     }
   }
 
   /** What an unmap was to bring about has come about all the same when the domain failed meanwhile. */
   #mayBeOver(error: unknown): void {
     if (this.#failure === undefined) throw error;
+    if (!this.#lingers) return;
+    const hint = 'the other side may still write to this memory: nobody else gets it until its process has ended';
+    throw isDmaError(error) ? error.with({ hint }) : error;
   }
 
   async #backendMapAsync(entry: Entry): Promise<Entry['keys']> {

@@ -62,6 +62,9 @@ export class Area {
    */
   sameIova: boolean;
   readonly #holds = new Map<string, number>();
+  readonly #lingering = new Set<object>();
+  /** @internal Called when {@link lingers} changes: the heap that serves from it. */
+  onLinger: (() => void) | undefined;
 
   /**
    * @throws DmaError EINVAL: page size no power of two, range not on page boundaries, a table whose length is not the
@@ -122,6 +125,22 @@ export class Area {
       va = end;
     }
     return runs;
+  }
+
+  /** May a process that was lost still write to it? Then nothing of it is given to anybody new. */
+  get lingers(): boolean {
+    return this.#lingering.size > 0;
+  }
+
+  /** A process that was given its descriptor was lost, and may write to it until `over` resolves. */
+  linger(over: Promise<void>): void {
+    const token = {};
+    this.#lingering.add(token);
+    if (this.#lingering.size === 1) this.onLinger?.();
+    void over.then(() => {
+      this.#lingering.delete(token);
+      if (this.#lingering.size === 0) this.onLinger?.();
+    });
   }
 
   /** Notes that `holder` (a device's name) uses this memory. Counted: each hold needs its own release. */

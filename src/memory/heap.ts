@@ -141,6 +141,8 @@ export interface Room {
   readonly blocks: (Block | undefined)[];
   /** Of blocks that were freed and stay allocated: where they begin, and their bytes. */
   readonly escaped: Map<number, number>;
+  /** What is free, but that a process that was lost may still write to: where it begins, and its bytes. */
+  readonly withheld: Map<number, number>;
 }
 
 /** A block of memory. Disposing it frees it. */
@@ -502,18 +504,52 @@ export class Heap {
     const { range, pageSize } = memory;
     let room = this.#rooms.find((each) => each.pageSize === pageSize);
     if (room === undefined) {
-      room = { pageSize, allocator: new BlockAllocator(), blocks: [], escaped: new Map() };
+      room = { pageSize, allocator: new BlockAllocator(), blocks: [], escaped: new Map(), withheld: new Map() };
       this.#rooms = [...this.#rooms, room].sort((a, b) => a.pageSize - b.pageSize);
     }
     // Its address makes it a region that nothing merges with.
     room.allocator.addRange(range.start, range.length, range.start);
     this.#memory.insert(range.start, range.length, memory);
+    for (const area of memory.areas) {
+      area.onLinger = () => this.#lingers(area);
+      if (area.lingers) this.#lingers(area);
+    }
+  }
+
+  /** Keeps what is free of an area from being handed out, or ends that. */
+  #lingers(area: Area): void {
+    const memory = this.#memory.at(area.range.start);
+    const room = this.#rooms.find(({ pageSize }) => pageSize === memory?.pageSize);
+    if (memory === undefined || room === undefined) return;
+    const { allocator, withheld } = room;
+    if (!area.lingers) {
+      for (const va of [...withheld.keys()]) if (area.range.contains(va as Va)) this.#giveBack(room, va);
+      return;
+    }
+    for (const { start, size, free } of [...allocator.blocks()]) {
+      const from = Math.max(start, area.range.start);
+      const to = Math.min(start + size, area.range.end);
+      if (free && from < to && allocator.allocateAt(from, to - from)) withheld.set(from, to - from);
+    }
+  }
+
+  #giveBack(room: Room, va: number): void {
+    room.withheld.delete(va);
+    room.allocator.free(va);
+    const emptied = this.#options.emptied === undefined ? undefined : this.#emptyAt(room, va);
+    if (emptied !== undefined) this.#options.emptied?.(emptied);
   }
 
   /** @internal Takes memory away. @throws DmaError EBUSY while a block is in it */
   remove(memory: HeapMemory): void {
     const { range, pageSize } = memory;
     const room = this.#rooms.find((each) => each.pageSize === pageSize);
+    // What it is taken out for is its owner's to know.
+    for (const va of [...(room?.withheld.keys() ?? [])])
+      if (room !== undefined && range.contains(va as Va)) {
+        room.withheld.delete(va);
+        room.allocator.free(va);
+      }
     if (room?.allocator.removeRange(range.start, range.length) !== true) {
       const inside = [...this.blocks].filter((block) => range.contains(block.va)).length;
       const escaped = [...(room?.escaped.keys() ?? [])].filter((va) => range.contains(va)).length;
@@ -526,6 +562,7 @@ export class Heap {
       throw new DmaError({ code: 'EBUSY', operation: 'remove', range, reason, hint });
     }
     this.#memory.delete(range.start);
+    for (const area of memory.areas) area.onLinger = undefined;
     if (room.allocator.totalBytes === 0) this.#rooms = this.#rooms.filter((each) => each !== room);
   }
 
@@ -533,6 +570,16 @@ export class Heap {
   isEmpty({ range, pageSize }: HeapMemory): boolean {
     const room = this.#rooms.find((each) => each.pageSize === pageSize);
     return room?.allocator.freeSizeOf(range.start) === range.length;
+  }
+
+  /** @internal Is any block in it, live or escaped? */
+  isUsed(memory: HeapMemory): boolean {
+    const { range, pageSize } = memory;
+    const room = this.#rooms.find((each) => each.pageSize === pageSize);
+    if (room === undefined || this.isEmpty(memory)) return false;
+    for (const { start, free } of room.allocator.blocks())
+      if (!free && range.contains(start as Va) && !room.withheld.has(start)) return true;
+    return false;
   }
 
   /** @internal Ends all blocks that are not pinned: the memory goes. @returns what failed */
@@ -580,6 +627,10 @@ export class Heap {
     if (escaped) {
       this.#escapedElsewhere.delete(block);
       room.escaped.set(va, room.allocator.sizeOf(va));
+      return undefined;
+    }
+    if (this.areaAt(va).lingers) {
+      room.withheld.set(va, room.allocator.sizeOf(va));
       return undefined;
     }
     room.allocator.free(va);
@@ -698,6 +749,7 @@ export class Heap {
     const { va, room, length } = block;
     // Whoever has the view that was moved away would see what comes into it.
     if (this.#hasEscaped(block)) return false;
+    if (this.#memory.at(va)?.areas.some(({ lingers }) => lingers) === true) return false;
     if (block.heap !== this || va % Math.max(align, LINE) !== 0) return false;
     if (boundary !== 0 && alignDown(va, boundary) !== alignDown(va + size - 1, boundary)) return false;
     if (contiguous && this.#runOf(va, size) < size) return false;

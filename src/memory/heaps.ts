@@ -378,7 +378,7 @@ export class Heaps {
   *#remove(heap: Heap, part: Part, operation: string): Steps<LongStep, void> {
     const { handlers } = this.#options;
     const undo: (() => void)[] = [];
-    if (!heap.isEmpty(part)) heap.remove(part);
+    if (heap.isUsed(part)) heap.remove(part);
     try {
       undo.unshift(handlers.ask('shrink', part.change));
       heap.remove(part);

@@ -49,6 +49,7 @@ import {
 } from './messages.js';
 import type { Capabilities, DeviceInfo, IrqDescription, Message, RegionDescription, SetIrqs } from './messages.js';
 import { OutBuffer } from './out-buffer.js';
+import { ServerProcess } from './server-process.js';
 import { clearTimeout, delay, now, setTimeout } from '../timers.js';
 
 /** Errors while a reply is worked on that are what they say; all others are nonsense of the server's. */
@@ -56,6 +57,9 @@ const GIVEN_ON: readonly ErrorCode[] = ['EPROTO', 'ENOMEM', ...NO_DESCRIPTORS];
 
 /** argsz of GET_REGION_INFO: room for the areas, so that one round trip is enough. */
 const REGION_INFO_ROOM = 4096;
+
+/** How long after its socket a process that ends may take to be known to have, in milliseconds. */
+const END_MS = 50;
 
 /** More regions or interrupt kinds than any device has. */
 const MAX_INDEXES = 64;
@@ -290,6 +294,9 @@ export class VfioUserClient {
   #dmaMaps = 0;
   #failure: DmaError | undefined;
   readonly #peer: Peer | undefined;
+  readonly #process: ServerProcess;
+  /** Has any descriptor of memory been sent? It can not be taken back. */
+  #hasShared = false;
 
   private constructor(
     private readonly platform: Platform,
@@ -298,6 +305,7 @@ export class VfioUserClient {
   ) {
     this.#timeoutMs = options.timeoutMs ?? 5000;
     this.#peer = peerOf(platform, fd);
+    this.#process = new ServerProcess(platform, fd);
     this.#main = this.#channel(fd, true);
     this.#channels = [this.#main];
   }
@@ -504,6 +512,16 @@ export class VfioUserClient {
     return registers;
   }
 
+  /**
+   * For a connection that has ended: resolves when the server's process has. Until then it may reach all memory whose descriptor
+   * it was given and that it did not say it had unmapped. `undefined` when there is none, or the process has ended.
+   */
+  lingering(): Promise<void> | undefined {
+    // A process closes its sockets a moment before it is known to have ended.
+    if (!this.#hasShared || this.#process.ended(END_MS)) return undefined;
+    return this.#process.whenEnded();
+  }
+
   /** Ends the connection: the server takes all memory and interrupts away from the device. Running calls fail. Idempotent. */
   close(): void {
     this.#end(new DmaError({ code: 'ENOTCONN', operation: 'vfio-user', reason: 'the client has been closed' }), true);
@@ -695,6 +713,7 @@ export class VfioUserClient {
     this.#pending.clear();
     for (const call of calls) call.settle(told);
     if (isLost) this.options.onDisconnect?.(error);
+    this.#process.close();
   }
 
   #release(fd: number | undefined): void {
@@ -831,6 +850,7 @@ export class VfioUserClient {
     const size = encodeDmaMap(this.#out.bytes, this.#id(), iova, length, access, backing?.offset ?? 0);
     // What takes no descriptors asks by message.
     const fds = backing === undefined || this.capabilities.maxMsgFds === 0 ? [] : [backing.fd];
+    if (fds.length > 0) this.#hasShared = true;
     return this.#send(COMMAND.DMA_MAP, size, fds, nothing);
   }
 
