@@ -6,6 +6,7 @@ import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
 import Table from 'cli-table3';
 import { benchCopy } from './copy.js';
+import { benchDelay } from './delay.js';
 import type { Effort, Result } from './harness.js';
 import { benchLkey } from './lkey.js';
 import { benchMap } from './map.js';
@@ -24,6 +25,7 @@ const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new
   ['rdma', benchRdma],
   ['copy', benchCopy],
   ['memory', benchMemory],
+  ['delay', benchDelay],
 ]);
 
 const USAGE = `npm run bench -- [options]

@@ -318,7 +318,10 @@ export class Registry {
       const isOpen = (device: Device): boolean => device.domain !== undefined && group.of(device) === undefined;
       for (let device = this.devices().find(isOpen); device !== undefined; device = this.devices().find(isOpen)) {
         try {
-          const report = progressOf(work.onProgress, group.target.length * (before + this.devices().filter(isOpen).length));
+          const report = progressOf(
+            work.onProgress,
+            group.target.length * (before + this.devices().filter(isOpen).length),
+          );
           const done = before * group.target.length;
           await group.addAsync(device, { ...work, onProgress: ({ doneBytes }) => report(done + doneBytes) });
           before++;
@@ -393,7 +396,11 @@ export class Registry {
       // It may have gone in the turn that this took to come back here.
       this.#mustGoOn(device);
     } catch (error) {
-      const failure = withUndo(device?.lost ?? error, 'probe', device === undefined ? [] : await this.#takeDown(device));
+      const failure = withUndo(
+        device?.lost ?? error,
+        'probe',
+        device === undefined ? [] : await this.#takeDown(device),
+      );
       if (failure.device !== undefined) throw failure;
       throw failure.with({ device: `${bus.name}:${name}`, cause: failure });
     }

@@ -153,7 +153,8 @@ export const demo: CommandSpec<DemoOptions> = {
     const sources = modesOf(options.mode).map((mode) => memorySource(mode, size));
     if (input !== undefined) sources.push(fileSource(eal, options.file ?? '', input));
     const moves: Moved[] = [];
-    for (const source of sources) moves.push(await moveArea({ eal, device, copier, context, signal: context.signal }, source));
+    for (const source of sources)
+      moves.push(await moveArea({ eal, device, copier, context, signal: context.signal }, source));
 
     const areas = moves.map(({ report }) => report);
     const { after: afterUnmap } = moves.find(({ after }) => !after.refused) ?? moves[0];

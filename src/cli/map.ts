@@ -154,7 +154,8 @@ async function reach(
   const { signal } = reacher;
   const at = (length: number): Iova | undefined => (iova === undefined ? undefined : ((iova + n * length) as Iova));
   if (mode !== 'external') return takeMemory(mode, reacher, size);
-  const memory = input === undefined ? await external.allocateAsync(size, { source, signal }) : external.fromFd(input.fd);
+  const memory =
+    input === undefined ? await external.allocateAsync(size, { source, signal }) : external.fromFd(input.fd);
   return reachExternal(reacher, memory, { access, iova: at(memory.length) });
 }
 

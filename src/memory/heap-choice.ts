@@ -52,7 +52,11 @@ export interface Allocation {
  *
  * @throws DmaError ENOMEM of the first one when none has; all others at once
  */
-export function* allocatingFrom(heaps: readonly Heap[], size: number, options: MallocOptions): Steps<Allocation, Block> {
+export function* allocatingFrom(
+  heaps: readonly Heap[],
+  size: number,
+  options: MallocOptions,
+): Steps<Allocation, Block> {
   let failure: unknown;
   for (const heap of heaps) {
     try {

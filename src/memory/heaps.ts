@@ -232,9 +232,7 @@ export class Heaps {
   /** As {@link Heaps.removeMemory}, without blocking the event loop. @throws DmaError as `removeMemory` */
   async removeMemoryAsync(name: string, va: Va, length: number): Promise<void> {
     await this.#running.run(undefined, async () =>
-      runStepsAsync(this.#removing(name, va, length, 'heap.removeMemoryAsync'), (step) =>
-        step.later(UNATTENDED),
-      ),
+      runStepsAsync(this.#removing(name, va, length, 'heap.removeMemoryAsync'), (step) => step.later(UNATTENDED)),
     );
   }
 
@@ -361,7 +359,8 @@ export class Heaps {
       yield {
         now: () => void (part.release = reach([area])),
         later: async ({ signal, report }) => {
-          const onProgress: LongWorkOptions['onProgress'] = ({ doneBytes, totalBytes }) => report(doneBytes, totalBytes);
+          const onProgress: LongWorkOptions['onProgress'] = ({ doneBytes, totalBytes }) =>
+            report(doneBytes, totalBytes);
           part.release = await reachAsync([area], { signal, onProgress });
         },
       };
@@ -405,8 +404,7 @@ shortForm(Heaps, 'Heaps', ({ made }) => ({ made: [...made].map(({ name }) => nam
 
 /** Fills all of it with zeros, in parts that can be viewed; later, in turns. */
 function clearing(memory: ExternalMemory, operation: string): LongStep {
-  const clear = (at: number, most: number): void =>
-    void memory.bytes(at, Math.min(most, memory.length - at)).fill(0);
+  const clear = (at: number, most: number): void => void memory.bytes(at, Math.min(most, memory.length - at)).fill(0);
   return {
     now: () => {
       for (let at = 0; at < memory.length; at += AT_ONCE) clear(at, AT_ONCE);

@@ -152,8 +152,7 @@ export class Pools {
     try {
       // Somebody may have taken the name meanwhile.
       if (this.#pools.has(name)) throw exists(`there is a pool ${JSON.stringify(name)} already`);
-      if (options.zero === true)
-        for (let chunk = 0; chunk < chunks.length; chunk++) yield clearing(memory.view(chunk));
+      if (options.zero === true) for (let chunk = 0; chunk < chunks.length; chunk++) yield clearing(memory.view(chunk));
       this.#sources.gate?.(OPERATION);
     } catch (error) {
       throw withUndo(error, OPERATION, undoAll([() => this.#release(memory)]));

@@ -7,7 +7,13 @@ import { DmaError, invalid, isDmaError } from '../errors.js';
 import { longWorkOf, type LongWorkOptions } from '../long-work.js';
 import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import { alignUp, hex, isAddress, type Iova, type Va } from '../units.js';
-import { allocatingFrom, chooseHeaps, type Allocation, type HeapSources, type PlacedMallocOptions } from './heap-choice.js';
+import {
+  allocatingFrom,
+  chooseHeaps,
+  type Allocation,
+  type HeapSources,
+  type PlacedMallocOptions,
+} from './heap-choice.js';
 import { MALLOC_OPTIONS, type Block, type Heap } from './heap.js';
 import type { LendOptions, Pin } from './pins.js';
 import { shortForm } from '../short-form.js';

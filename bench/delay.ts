@@ -1,0 +1,101 @@
+/** How long the event loop is held up at most while much memory is got, mapped and given back; and getting it in one thread and in several. */
+import { freemem } from 'node:os';
+import { Eal, formatSize, GiB, MiB, spawnDevice, type Device } from '../src/index.js';
+import { measure, time, timeAsync, type Case, type Effort, type Result } from './harness.js';
+
+const SIZES = [512 * MiB, 2 * GiB, 8 * GiB];
+
+/** The longest time between two turns of a timer of 1 ms while `work` runs, in milliseconds. */
+async function longestDelay(work: () => Promise<unknown>): Promise<number> {
+  let last = performance.now();
+  let most = 0;
+  const look = (): void => {
+    const now = performance.now();
+    most = Math.max(most, now - last);
+    last = now;
+  };
+  const timer = setInterval(look, 1);
+  try {
+    await work();
+    look();
+    return most;
+  } finally {
+    clearInterval(timer);
+  }
+}
+
+export async function benchDelay({ quick, progress }: Effort): Promise<Result[]> {
+  await using eal = await Eal.start({ memory: { noHuge: true }, origins: false, onForgotten: () => undefined });
+  await using served = await spawnDevice('copy');
+  const devices = [await eal.probe('vdev:copy0'), await eal.probe(`vfio-user:${served.socketPath}`)];
+  const results: Result[] = [];
+  const rounds = { warmUp: 1, measured: quick ? 1 : 3 };
+  for (const size of SIZES.filter((each) => 2 * each < freemem() && !(quick && each > SIZES[0]))) {
+    progress(`delays of the event loop, ${formatSize(size)}`);
+    results.push(
+      ...(await measure([...devices.map((device) => mapping(eal, device, size)), growing(eal, size)], rounds)),
+    );
+  }
+  progress('getting pages in one thread and in several');
+  results.push(...(await measure(touching(eal, SIZES[0]), rounds)));
+  return results;
+}
+
+function mapping(eal: Eal, device: Device, size: number): Case {
+  return {
+    name: `longest delay: ${formatSize(size)} of external memory on ${device.bus.name}`,
+    unit: 'us',
+    count: 1,
+    round: () =>
+      longestDelay(async () => {
+        const memory = await eal.external.allocateAsync(size);
+        const map = await device.dmaMapAsync(memory);
+        await map.unmapAsync();
+        await memory.unregisterAsync();
+      }),
+  };
+}
+
+function growing(eal: Eal, size: number): Case {
+  return {
+    name: `longest delay: ${formatSize(size)} of memory that grows, and goes`,
+    unit: 'us',
+    count: 1,
+    round: () =>
+      longestDelay(async () => {
+        const block = await eal.mallocAsync(size);
+        await block.freeAsync();
+        await eal.memory.trimAsync();
+      }),
+  };
+}
+
+/** All pages of memory: what most of the time of mapping goes to. */
+function touching(eal: Eal, size: number): Case[] {
+  const one = `pages of ${formatSize(size)}, got in one thread`;
+  const common = { unit: 'GB/s', count: size } as const;
+  return [
+    {
+      ...common,
+      name: one,
+      round: () => {
+        using memory = eal.external.allocate(size, { populate: false });
+        return time(() => eal.platform.memory.populate(memory.va, size));
+      },
+    },
+    {
+      ...common,
+      name: `pages of ${formatSize(size)}, got in ${eal.platform.memory.lanes} threads`,
+      to: one,
+      round: async () => {
+        let unregister = async (): Promise<void> => undefined;
+        const ms = await timeAsync(async () => {
+          const memory = await eal.external.allocateAsync(size);
+          unregister = async () => memory.unregisterAsync();
+        });
+        await unregister();
+        return ms;
+      },
+    },
+  ];
+}
