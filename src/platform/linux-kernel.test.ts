@@ -15,6 +15,8 @@ import { after, test } from 'node:test';
 import assert from 'node:assert/strict';
 import { isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
+import { loadLibc } from './libc.js';
+import { linuxKernel } from './linux-kernel.js';
 import { openPlatform } from './open.js';
 import type { KernelRoute } from './ports.js';
 
@@ -225,4 +227,21 @@ test('names of users and groups', { skip }, () => {
   assert.deepEqual([kernel.idOf('user', 'root'), kernel.idOf('group', 'root')], [0, 0]);
   assert.equal(kernel.idOf('user', 'no such user'), undefined);
   throws('EINVAL', 'getpwnam', () => kernel.idOf('user', 'a\0b'));
+});
+
+test("a kernel's log that is not shown is none; every other failure is told", { skip }, () => {
+  const libc = loadLibc();
+  if (typeof libc === 'string') assert.fail(libc);
+  for (const [errno, code] of [
+    [1, undefined],
+    [38, undefined],
+    [24, 'EMFILE'],
+    [12, 'ENOMEM'],
+  ] as const)
+    for (const failsAt of [1, 2]) {
+      let calls = 0;
+      const asked = linuxKernel({ ...libc, klogctl: () => (++calls === failsAt ? -1 : 4096), errno: () => errno });
+      if (code === undefined) assert.equal(asked.log(), undefined);
+      else throws(code, 'syslog', () => asked.log());
+    }
 });

@@ -71,10 +71,11 @@ export function linuxKernel(libc: Libc): KernelPort {
 
     log() {
       const room = libc.klogctl(SYSLOG_ACTION_SIZE_BUFFER, null, 0);
-      if (room <= 0) return undefined;
+      if (room < 0) return unlessShown(libc);
+      if (room === 0) return undefined;
       const bytes = Buffer.alloc(room);
       const length = libc.klogctl(SYSLOG_ACTION_READ_ALL, bytes, room);
-      return length < 0 ? undefined : bytes.toString('latin1', 0, length);
+      return length < 0 ? unlessShown(libc) : bytes.toString('latin1', 0, length);
     },
 
     changeOwner(path, user, group) {
@@ -132,6 +133,13 @@ export function linuxKernel(libc: Libc): KernelPort {
       return va === 0 ? undefined : libc.peek(va + 16);
     },
   };
+}
+
+/** The log that the kernel does not show: to this user, or at all. @throws DmaError for every other reason */
+function unlessShown(libc: Libc): undefined {
+  const errno = libc.errno();
+  if (errno === ERRNO.EPERM || errno === ERRNO.EACCES || errno === ERRNO.ENOSYS) return undefined;
+  return fail(errno, 'syslog', "the kernel's log");
 }
 
 /** See {@link KernelPort}. */

@@ -419,7 +419,7 @@ export interface KernelPort {
    * may still refuse (EBUSY, or EPERM by the device rules of a container).
    */
   mayOpen(path: string): 'yes' | 'no-such-file' | 'no-permission';
-  /** The kernel's log as it is now, oldest line first, lines with their level and time as dmesg shows; `undefined` when the kernel does not show it to this process. */
+  /** The kernel's log as it is now, oldest line first, lines with their level and time as dmesg shows; `undefined` when the kernel does not show it to this process; what else is in the way is thrown. */
   log(): string | undefined;
   /** chown(2) by the numbers of a user and a group, of which -1 stays as it is. */
   changeOwner(path: string, user: number, group: number): void;

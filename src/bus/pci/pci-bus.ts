@@ -95,7 +95,7 @@ export class PciBus implements Bus {
     if (rdma !== undefined) return rdma;
     const container = this.#containerOf(args);
     const fn = this.#find(address);
-    const mark = new LogMark(platform.kernel.log());
+    const mark = new LogMark(forPeople(() => platform.kernel.log()));
     const undo: (() => void)[] = [];
     try {
       const { device, space, release } = this.#explained(fn, () => containers.open(container, nodeOf(fn)));
