@@ -90,8 +90,6 @@ export class RunningWorks {
   }
 }
 
-/** Programs may replace timers, in tests; this library's own go on. */
-
 /** How long work may keep the event loop, in milliseconds. */
 const LONGEST_TURN = 4;
 
