@@ -744,6 +744,18 @@ describe('against a device in another process', { skip }, () => {
     client.close();
   });
 
+  test('more reads at once than may wait in a queue are all answered', async () => {
+    const client = await VfioUserClient.connect(openPlatform(), device.socketPath);
+    const { size } = client.regions[0];
+    const reads = Array.from({ length: 20 }, () => new Uint8Array(size));
+    await Promise.all(reads.map((into) => client.regionReadAsync(0, 0, into)));
+    assert.ok(size >= 1024 * 1024 && client.failure === undefined);
+    const id = new Uint8Array(4);
+    await client.regionReadAsync(0, 0, id);
+    assert.deepEqual([...id], [0xed, 0, 0, 1]);
+    client.close();
+  });
+
   test('a second client is sent away, and the next one is served when the first has left', async () => {
     const platform = trackingPlatform(openPlatform());
     const first = await VfioUserClient.connect(platform, device.socketPath);

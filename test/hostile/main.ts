@@ -1,0 +1,14 @@
+/** The long form of the battery of hostile clients: every message torn at every byte. Takes about half a minute. */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { openPlatform } from '../../src/platform/open.js';
+import { attackServer } from './battery.js';
+
+const folder = mkdtempSync(join(tmpdir(), 'hostile-'));
+try {
+  await attackServer(openPlatform(), folder, 1);
+  console.log('the server outlived all of it');
+} finally {
+  rmSync(folder, { recursive: true });
+}
