@@ -1,6 +1,6 @@
 /** What a driver works a device through, the same for vfio-user, VFIO and devices emulated in this process. */
 import { mustBeFunction, reading } from '../check.js';
-import { invalid, isDmaError, type ErrorCode } from '../errors.js';
+import { invalid, isDmaError, type DmaError, type ErrorCode } from '../errors.js';
 import { show } from '../show.js';
 import { hex } from '../units.js';
 import type { Registers } from '../platform/registers.js';
@@ -55,6 +55,12 @@ export interface DeviceAccess {
 /** All kinds of interrupts. */
 export const INTERRUPT_KINDS: readonly InterruptKind[] = ['intx', 'msi', 'msix'];
 
+/** The error of a region that there is not. */
+export function noRegion(regions: readonly RegionInfo[], region: number): DmaError {
+  const there = regions.map(({ index }) => index).join(', ');
+  return invalid('registers', `the device has no region ${show(region)}`, { hint: `there are: ${there}` });
+}
+
 /** @throws DmaError EINVAL unless the region is there, and has these bytes */
 export function checkRegionAccess(
   regions: readonly RegionInfo[],
@@ -63,7 +69,7 @@ export function checkRegionAccess(
   length: number,
 ): void {
   const info = regions.find(({ index }) => index === region);
-  if (info === undefined) throw invalid('registers', `the device has no region ${show(region)}`);
+  if (info === undefined) throw noRegion(regions, region);
   const whole = Number.isInteger(offset) && Number.isInteger(length);
   if (!whole || offset < 0 || length < 1 || offset + length > info.size)
     throw invalid(

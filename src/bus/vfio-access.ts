@@ -3,11 +3,11 @@ import { mustBe, mustBeOneOf } from '../check.js';
 import { DmaError, invalid, undoAll } from '../errors.js';
 import type { EventsPort, Platform, Watch } from '../platform/ports.js';
 import type { Registers } from '../platform/registers.js';
-import { show } from '../show.js';
 import {
   checkRegionAccess,
   handlersOf,
   INTERRUPT_KINDS,
+  noRegion,
   type DeviceAccess,
   type InterruptKind,
   type Interrupts,
@@ -60,8 +60,7 @@ export class VfioAccess implements DeviceAccess {
   }
 
   registers(region: number): Registers {
-    if (!this.regions.some((info) => info.index === region))
-      throw invalid('registers', `the device has no region ${show(region)}`);
+    if (!this.regions.some((info) => info.index === region)) throw noRegion(this.regions, region);
     return this.#device.registers(region);
   }
 

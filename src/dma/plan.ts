@@ -229,7 +229,11 @@ function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefine
   const { granule, iova: chosenBy } = books.constraints;
   if (iova !== undefined) checkIova(iova, range, refuse);
   if (iova !== undefined && iova % granule !== 0)
-    throw refuse('EINVAL', `the IOVA ${hex(iova)} is no multiple of ${hex(granule)}`);
+    throw refuse(
+      'EINVAL',
+      `the IOVA ${hex(iova)} is no multiple of ${hex(granule)}`,
+      `${hex(iova - (iova % granule))} is one`,
+    );
   const runs = area.iovaRuns(range);
   if (chosenBy === 'identity' || chosenBy === 'ignored') {
     const identity = Number(range.start) as Iova;

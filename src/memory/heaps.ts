@@ -130,7 +130,12 @@ export class Heaps {
     const { sameIova = false } = optionsOf<HeapSettings>(settings, { sameIova: 'boolean' }, operation);
     checkName(name, operation);
     if (this.#heaps.has(name) || this.#native(name) !== undefined)
-      throw new DmaError({ code: 'EEXIST', operation, reason: `there is a heap ${JSON.stringify(name)} already` });
+      throw new DmaError({
+        code: 'EEXIST',
+        operation,
+        reason: `there is a heap ${JSON.stringify(name)} already`,
+        hint: 'heap.find(name) finds it; destroy it, or take another name',
+      });
     const { platform, areas, iovaMode, origins } = this.#options;
     const { memory } = platform;
     const ownViews = platform.limitation === undefined;
@@ -307,7 +312,12 @@ export class Heaps {
   #users(name: string, operation: string): Heap {
     const heap = this.find(name, operation);
     if (this.#heaps.get(name) === heap) return heap;
-    throw new DmaError({ code: 'EPERM', operation, reason: `the heap ${name} is the library's own` });
+    throw new DmaError({
+      code: 'EPERM',
+      operation,
+      reason: `the heap ${name} is the library's own`,
+      hint: 'only heaps of heap.create() can be changed',
+    });
   }
 
   /** Every check of raw memory that needs no look at it, in the order of the other checks: arguments first. */

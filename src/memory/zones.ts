@@ -212,15 +212,31 @@ export class Zones {
     }
     const found = this.lookup(zone);
     if (found === undefined)
-      throw new DmaError({ code: 'ENOENT', operation, reason: `there is no zone ${JSON.stringify(zone)}` });
+      throw new DmaError({
+        code: 'ENOENT',
+        operation,
+        reason: `there is no zone ${JSON.stringify(zone)}`,
+        hint: known('zones', this),
+      });
     found.free();
   }
 
   #mustBeNew(name: string, operation: string): void {
     if (this.lookup(name) !== undefined)
-      throw new DmaError({ code: 'EEXIST', operation, reason: `there is a zone ${JSON.stringify(name)} already` });
+      throw new DmaError({
+        code: 'EEXIST',
+        operation,
+        reason: `there is a zone ${JSON.stringify(name)} already`,
+        hint: 'zones.lookup(name) finds it; free it, or take another name',
+      });
     this.#zones.delete(name);
   }
+}
+
+/** The names that there are, for who asked for another. */
+function known(what: string, all: Iterable<{ readonly name: string }>): string {
+  const names = Array.from(all, ({ name }) => name).slice(0, 8);
+  return names.length === 0 ? `there are no ${what}` : `there are: ${names.join(', ')}`;
 }
 
 shortForm(Zones, 'Zones', (zones) => ({ size: zones.size }));

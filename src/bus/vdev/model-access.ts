@@ -17,6 +17,7 @@ import {
   checkRegionAccess,
   handlersOf,
   INTERRUPT_KINDS,
+  noRegion,
   PCI_REGION,
   type DeviceAccess,
   type InterruptKind,
@@ -169,7 +170,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
 
   #sizeOf(region: number): number {
     const info = this.regions.find(({ index }) => index === region);
-    if (info === undefined) throw invalid('registers', `the device has no region ${show(region)}`);
+    if (info === undefined) throw noRegion(this.regions, region);
     return info.size;
   }
 
