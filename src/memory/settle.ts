@@ -1,9 +1,10 @@
 /** Getting pages: they are there before anyone is given their addresses, so that touching them can not kill the process. */
-import { DmaError, forPeople, isDmaError, withUndo } from '../errors.js';
+import { DmaError, forPeople, isDmaError, NO_PERMISSION, unlessFails, withUndo } from '../errors.js';
 import { mustGoOn, Turns, type LongStep } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
 import { runSteps, type Steps } from '../steps.js';
 import { formatSize, type Va } from '../units.js';
+import { HugePages } from './hugepages.js';
 import { populateInLanes, type Room } from './room.js';
 
 /** Addresses that were mapped, and what is wanted of their pages. */
@@ -53,6 +54,7 @@ export function* settling(platform: Platform, room: Room, what: Unsettled, opera
   yield {
     now: () => checkNodes(platform, what, operation),
     later: async ({ signal }) => {
+      if (hasOneNode(platform)) return;
       const turns = new Turns();
       const step = NODES_AT_ONCE * pageSize;
       for (let at = 0; at < length; at += step) {
@@ -62,6 +64,11 @@ export function* settling(platform: Platform, room: Room, what: Unsettled, opera
       }
     },
   };
+}
+
+/** Is there but one node? Then asking for that of each page, which holds up the event loop for long, tells nothing. */
+function hasOneNode({ kernel }: Platform): boolean {
+  return unlessFails(NO_PERMISSION, () => new HugePages(kernel).nodes().length === 1) ?? false;
 }
 
 /** How many pages' nodes are asked for in one turn. */
