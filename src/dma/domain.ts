@@ -308,8 +308,8 @@ export class Domain {
     naming(device, () => checkAsync(options, operation));
     const plan = this.#plan(device, target, options, operation, this.mapForAsync);
     const giveUp = new AbortController();
-    const signals = options.signal === undefined ? [giveUp.signal] : [giveUp.signal, options.signal];
-    const run = this.#mapPieces(plan, options, AbortSignal.any(signals));
+    const signal = options.signal === undefined ? giveUp.signal : AbortSignal.any([giveUp.signal, options.signal]);
+    const run = this.#mapPieces(plan, options, signal);
     this.#running.set(run, { device, giveUp });
     try {
       return await run;

@@ -475,7 +475,7 @@ export class External {
         if (populate) yield* settling(this.#platform, this.#room, { va, length: whole, pageSize, node }, operation);
         else if (node !== -1) memory.bind(va, whole, node);
         const extra = { backing, empty, release, origin, operation, owned: true };
-        return this.#register(source, range, { ...options, pageSize }, extra);
+        return this.#register(source, range, registering(options, pageSize), extra);
       } catch (error) {
         yield empty;
         throw withUndo(error, operation, undoAll([() => memory.unmap(va, whole)]));
@@ -534,11 +534,13 @@ export class External {
           const access = writable ? 'write' : 'read';
           settle(platform, this.#room, { va, length, pageSize: status.pageSize, node: -1, access, fd: own }, operation);
         }
-        return this.#register('file', range, { ...options, pageSize }, extra);
+        return this.#register('file', range, registering(options, pageSize), extra);
       });
     } catch (error) {
       const failure = withUndo(error, operation, undoAll(release));
-      throw failure.code === 'EMFILE' ? failure.with({ operation, hint: this.#descriptorHint() ?? failure.hint }) : failure;
+      throw failure.code === 'EMFILE'
+        ? failure.with({ operation, hint: this.#descriptorHint() ?? failure.hint })
+        : failure;
     }
   }
 
@@ -561,7 +563,7 @@ export class External {
     const range = new Range(va, bytes.byteLength, operation);
     const { pageSize = this.#platform.memory.pageSize } = options;
     if (isPowerOfTwo(pageSize) && !range.isAligned(pageSize)) throw misalignedView(range, pageSize, operation);
-    return this.#register('buffer', range, { ...options, pageSize }, { bytes, operation });
+    return this.#register('buffer', range, registering(options, pageSize), { bytes, operation });
   }
 
   /**
@@ -611,7 +613,7 @@ export class External {
         throw new DmaError({ code: 'EFAULT', operation, range, reason, hint });
       }
     }
-    return this.#register('address', range, { ...options, pageSize }, { operation, writable });
+    return this.#register('address', range, registering(options, pageSize), { operation, writable });
   }
 
   /**
@@ -739,6 +741,14 @@ export class External {
 }
 
 shortForm(External, 'External', ({ live }) => ({ live: [...live].length }));
+
+/** What is common to all ways to register, with the page size. (V8 makes a new kind of object for each `registering(options, pageSize)`.) */
+function registering(
+  { iovas, node, label }: RegisterOptions,
+  pageSize: number,
+): RegisterOptions & { readonly pageSize: number } {
+  return { pageSize, iovas, node, label };
+}
 
 function checkView(view: unknown, operation: string): void {
   if (!ArrayBuffer.isView(view) && !isA(view, ArrayBuffer) && !isA(view, SharedArrayBuffer))

@@ -5,7 +5,7 @@
  * Every piece of memory that a heap was given is a region of its own: a block is always inside one, so that a piece can be
  * taken away once nothing in it is used, and a block is one range for a device wherever the piece is.
  */
-import { mustBe, mustBeString, optionsOf, rest, type Shape, stopped } from '../check.js';
+import { isPlain, mustBe, mustBeString, optionsOf, rest, type Shape, stopped } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll } from '../errors.js';
 import { longWorkOf, mustGoOn, RunningWorks, Turns, type LongWorkOptions } from '../long-work.js';
 import { captureOrigin, type Origin } from '../origin.js';
@@ -338,9 +338,9 @@ export class Heap {
     const operation = 'malloc';
     if (this.#closed) throw stopped(operation);
     const request = checked(size, options, operation);
-    const runOf = options.contiguous === true ? this.#runOf : undefined;
+    const runOf = request.contiguous ? this.#runOf : undefined;
     const block = this.#place(request, runOf) ?? this.#makeRoom(this.#alternatives(request), runOf, operation);
-    if (options.zero === true) this.#clear(block);
+    if (request.zero) this.#clear(block);
     return block;
   }
 
@@ -355,7 +355,7 @@ export class Heap {
     if (this.#closed) throw stopped(operation);
     const [{ onProgress, signal }, options] = longWorkOf(given, operation);
     const request = checked(size, options, operation);
-    const runOf = options.contiguous === true ? this.#runOf : undefined;
+    const runOf = request.contiguous ? this.#runOf : undefined;
     return this.#running.run(signal, async (either) => {
       const work = { onProgress, signal: either };
       const block =
@@ -363,7 +363,7 @@ export class Heap {
         (await runStepsAsync(this.#makingRoom(this.#alternatives(request), runOf, operation), (ask) =>
           ask.later(work),
         ));
-      if (options.zero !== true) return block;
+      if (!request.zero) return block;
       try {
         await this.#fillAsync(block, 'it is being cleared', either, operation);
         return block;
@@ -377,7 +377,7 @@ export class Heap {
   /** As {@link Heap.malloc} for `count` times `size` bytes, zeroed. @throws DmaError EINVAL also when the product is no size */
   calloc(count: number, size: number, options: MallocOptions = NONE): Block {
     const product = checkedProduct(count, size);
-    return this.malloc(product, { ...optionsOf<MallocOptions>(options, MALLOC_OPTIONS, 'calloc'), zero: true });
+    return this.malloc(product, zeroed(options));
   }
 
   /**
@@ -389,7 +389,7 @@ export class Heap {
     const operation = 'mallocLargest';
     if (this.#closed) throw stopped(operation);
     const request = checked(1, options, operation);
-    const runOf = options.contiguous === true ? this.#runOf : undefined;
+    const runOf = request.contiguous ? this.#runOf : undefined;
     for (const { align, boundary, pageSizes } of this.#alternatives(request)) {
       const candidates = this.#rooms
         .filter(({ pageSize }) => pageSizes?.includes(pageSize) !== false)
@@ -401,7 +401,7 @@ export class Heap {
       for (const { room, va } of others) room.allocator.free(va);
       if (best === undefined) continue;
       const block = this.#publish(best.room, best.va, best.size);
-      if (options.zero === true) this.#clear(block);
+      if (request.zero) this.#clear(block);
       return block;
     }
     throw this.#noRoom(1, operation);
@@ -422,7 +422,7 @@ export class Heap {
     block.mustBeIdle(operation);
     const kept = Math.min(block.length, size);
     let next: Block;
-    if (this.#resized(block, request, options.contiguous === true)) {
+    if (this.#resized(block, request, request.contiguous)) {
       next = this.#publish(block.room, block.va, size);
     } else {
       next = this.malloc(size, { ...options, zero: false });
@@ -438,7 +438,7 @@ export class Heap {
         throw error;
       }
     }
-    if (options.zero === true) this.#fill(next.va + kept, size - kept);
+    if (request.zero) this.#fill(next.va + kept, size - kept);
     return next;
   }
 
@@ -823,22 +823,70 @@ export function checkedProduct(count: number, size: number): number {
 /** As {@link RoomRequest}, from the options of a caller. */
 interface WishfulRequest extends RoomRequest {
   readonly pageSizeHint: boolean;
+  readonly contiguous: boolean;
+  readonly zero: boolean;
+}
+
+type Wishes = Omit<WishfulRequest, 'size'>;
+
+/** In the order in which {@link usual} and {@link whole} make theirs, so that V8 sees one kind of object. */
+const PLAIN: Wishes = {
+  align: LINE,
+  boundary: 0,
+  pageSizes: undefined,
+  pageSizeHint: false,
+  contiguous: false,
+  zero: false,
+};
+/** What most calls are made with. */
+const USUAL: ReadonlySet<string> = new Set(['align', 'boundary', 'contiguous', 'zero']);
+const ZEROED: MallocOptions = Object.freeze({ zero: true });
+
+/** These options of `calloc`, as those of `malloc`. @throws DmaError EINVAL */
+export function zeroed(options: MallocOptions | undefined): MallocOptions {
+  if (options === undefined || options === NONE) return ZEROED;
+  return { ...optionsOf<MallocOptions>(options, MALLOC_OPTIONS, 'calloc'), zero: true };
+}
+
+/** What options ask for; `undefined` where it takes a closer look, for which most calls have no time. Each is read once. */
+function usual(options: MallocOptions): Wishes | undefined {
+  try {
+    if (!isPlain(options)) return undefined;
+    const values: { readonly [K in keyof MallocOptions]: unknown } = options;
+    const { align = LINE, boundary = 0, contiguous = false, zero = false } = values;
+    for (const key of Object.keys(options)) if (!USUAL.has(key)) return undefined;
+    const isRight =
+      typeof align === 'number' &&
+      typeof boundary === 'number' &&
+      typeof contiguous === 'boolean' &&
+      typeof zero === 'boolean';
+    return isRight ? { align, boundary, pageSizes: undefined, pageSizeHint: false, contiguous, zero } : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** As {@link usual}, for all options. @throws DmaError EINVAL */
+function whole(options: MallocOptions, operation: string): Wishes {
+  const given: MallocOptions = optionsOf<MallocOptions>(options, MALLOC_OPTIONS, operation);
+  const { pageSizes, align = LINE, boundary = 0, pageSizeHint = false, contiguous = false, zero = false } = given;
+  return { align, boundary, pageSizes, pageSizeHint, contiguous, zero };
 }
 
 function checked(size: number, options: MallocOptions, operation: string): WishfulRequest {
   if (!(isAddress(size) && size > 0 && isAddress(size + LINE)))
     throw invalid(operation, `a block of ${show(size)} bytes is not possible`);
-  if (options === NONE) return { size, align: LINE, boundary: 0, pageSizes: undefined, pageSizeHint: false };
-  const given: MallocOptions = optionsOf<MallocOptions>(options, MALLOC_OPTIONS, operation);
-  const { align = LINE, boundary = 0, pageSizes, pageSizeHint = false } = given;
+  const given = options === NONE ? PLAIN : (usual(options) ?? whole(options, operation));
+  const { align, boundary, pageSizes, pageSizeHint, contiguous, zero } = given;
   if (align !== LINE && align !== 0) {
     if (!isPowerOfTwo(align)) throw invalid(operation, `an alignment of ${align} bytes is no power of two`);
     if (!isAddress(size + align)) throw invalid(operation, `an alignment of ${align} bytes is not possible`);
   }
-  if (boundary === 0) return { size, align, boundary, pageSizes, pageSizeHint };
-  if (!isPowerOfTwo(boundary)) throw invalid(operation, `a boundary of ${boundary} bytes is no power of two`);
-  if (boundary < size)
-    throw invalid(operation, `${formatSize(size)} do not fit between two multiples of ${formatSize(boundary)}`);
-  // What begins on a line and is not longer than this does not reach over any of them.
-  return { size, align, boundary: boundary < LINE ? 0 : boundary, pageSizes, pageSizeHint };
+  if (boundary !== 0) {
+    if (!isPowerOfTwo(boundary)) throw invalid(operation, `a boundary of ${boundary} bytes is no power of two`);
+    if (boundary < size)
+      throw invalid(operation, `${formatSize(size)} do not fit between two multiples of ${formatSize(boundary)}`);
+  }
+  // What begins on a line and is not longer than one does not reach over any.
+  return { size, align, boundary: boundary < LINE ? 0 : boundary, pageSizes, pageSizeHint, contiguous, zero };
 }

@@ -5,7 +5,7 @@
  * gets them, handlers are told. Whatever fails undoes what came before it. Shrinking is the same in reverse. A mapping is
  * never coarser than what is given back by itself: both are one extent.
  */
-import { type Gate, mustHandle, open, optionOf, optionsOf } from '../check.js';
+import { type Gate, mustHandle, open, optionOf } from '../check.js';
 import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, NO_DESCRIPTORS, undoAll, withUndo } from '../errors.js';
 import {
@@ -28,12 +28,12 @@ import { planGrowth, type GrowthStep, type Need } from './growth.js';
 import {
   checkedProduct,
   Heap,
-  MALLOC_OPTIONS,
   type Block,
   type HeapMemory,
   type HeapStatistics,
   type MallocOptions,
   type RoomRequest,
+  zeroed,
 } from './heap.js';
 import type { IovaDecision, IovaMode } from './iova-mode.js';
 import {
@@ -267,7 +267,7 @@ export class OwnedMemory {
   /** As {@link OwnedMemory.malloc} for `count` times `size` bytes, zeroed. @throws DmaError also EINVAL when the product is no size */
   calloc(count: number, size: number, options?: OwnedMallocOptions): Block {
     const product = checkedProduct(count, size);
-    return this.malloc(product, { ...optionsOf<OwnedMallocOptions>(options, MALLOC_OPTIONS, 'calloc'), zero: true });
+    return this.malloc(product, zeroed(options));
   }
 
   /** Lets `handler` follow memory that comes into heaps and goes; until the result is disposed. @throws DmaError EEXIST */

@@ -28,7 +28,10 @@ export interface Unsettled {
  * @throws DmaError ENOMEM, with figures, when they can not be had; some may be there then
  */
 export function settle(platform: Platform, room: Room, what: Unsettled, operation: string): void {
-  runSteps(settling(platform, room, what, operation), (step) => step.now());
+  const { va, length, pageSize, node, access } = what;
+  // Most calls, in one step.
+  if (node === -1 && pageSize === platform.memory.pageSize) room.populate(va, length, node, operation, access);
+  else runSteps(settling(platform, room, what, operation), (step) => step.now());
 }
 
 /** {@link settle}, step by step: later, several pieces are got at once, on other threads. */

@@ -74,8 +74,13 @@ export class Views {
     if (window === undefined) {
       window = this.#view(start, Math.min(maxView, this.#length - start));
       this.#windows.set(start, window);
-    } else if (window.byteLength === 0) throw viewMoved(new Range(this.#va, this.#length));
-    return new Uint8Array(window, offset - start, length);
+    }
+    try {
+      return new Uint8Array(window, offset - start, length);
+    } catch (error) {
+      // The constructor refuses an empty ArrayBuffer; asking it first would cost each call more than the view does.
+      throw window.byteLength === 0 ? viewMoved(new Range(this.#va, this.#length)) : error;
+    }
   }
 
   /** Views of the same memory over ArrayBuffers of their own, for devices. */
