@@ -34,39 +34,46 @@ async function withDeafServer(work: (eal: Eal, path: string, server: ChildProces
 }
 
 for (const form of ['unmap', 'unmapAsync'] as const)
-  test(`${form}: without an answer it is an error, and the memory of heaps stays out of use until the server has ended`, { skip }, () =>
-    withDeafServer(async (eal, path, server) => {
-      const given = eal.external.allocate(256 * KiB);
-      const heap = eal.heap.create('given');
-      eal.heap.addMemory('given', given);
-      const device = await eal.probe(`bus=vfio-user,name=${path},timeout=300/driver=raw`);
-      const before = heap.malloc(64 * KiB);
-      const own = eal.external.allocate(64 * KiB);
-      const mapping = device.dmaMap(own);
-      const failed = (error: unknown): boolean => {
-        assert.ok(isDmaError(error, 'ETIMEDOUT'), String(error));
-        assert.equal(error.device, device.name);
-        assert.ok(error.range !== undefined && /may still write/.test(error.hint ?? ''), String(error));
-        return true;
-      };
-      if (form === 'unmap') assert.throws(() => mapping.unmap(), failed);
-      else await assert.rejects(mapping.unmapAsync(), failed);
-      // Clean-up is quiet, and external memory lets its own file go.
-      mapping[Symbol.dispose]();
-      own.unregister();
-      const { va } = before;
-      before.free();
-      assert.throws(() => heap.malloc(64), (error) => isDmaError(error, 'ENOMEM'));
-      const others = Array.from({ length: 8 }, () => eal.external.allocate(256 * KiB));
-      server.send('write');
-      await once(server, 'message');
-      for (const other of others) assert.ok(other.bytes().every((byte) => byte === 0));
-      const exited = once(server, 'exit');
-      server.kill('SIGKILL');
-      await exited;
-      for (let n = 0; n < 200 && heap.statistics().free === 0; n++) await delay(5);
-      assert.equal(heap.malloc(64 * KiB, { zero: true }).va, va);
-    }));
+  test(
+    `${form}: without an answer it is an error, and the memory of heaps stays out of use until the server has ended`,
+    { skip },
+    () =>
+      withDeafServer(async (eal, path, server) => {
+        const given = eal.external.allocate(256 * KiB);
+        const heap = eal.heap.create('given');
+        eal.heap.addMemory('given', given);
+        const device = await eal.probe(`bus=vfio-user,name=${path},timeout=300/driver=raw`);
+        const before = heap.malloc(64 * KiB);
+        const own = eal.external.allocate(64 * KiB);
+        const mapping = device.dmaMap(own);
+        const failed = (error: unknown): boolean => {
+          assert.ok(isDmaError(error, 'ETIMEDOUT'), String(error));
+          assert.equal(error.device, device.name);
+          assert.ok(error.range !== undefined && /may still write/.test(error.hint ?? ''), String(error));
+          return true;
+        };
+        if (form === 'unmap') assert.throws(() => mapping.unmap(), failed);
+        else await assert.rejects(mapping.unmapAsync(), failed);
+        // Clean-up is quiet, and external memory lets its own file go.
+        mapping[Symbol.dispose]();
+        own.unregister();
+        const { va } = before;
+        before.free();
+        assert.throws(
+          () => heap.malloc(64),
+          (error) => isDmaError(error, 'ENOMEM'),
+        );
+        const others = Array.from({ length: 8 }, () => eal.external.allocate(256 * KiB));
+        server.send('write');
+        await once(server, 'message');
+        for (const other of others) assert.ok(other.bytes().every((byte) => byte === 0));
+        const exited = once(server, 'exit');
+        server.kill('SIGKILL');
+        await exited;
+        for (let n = 0; n < 200 && heap.statistics().free === 0; n++) await delay(5);
+        assert.equal(heap.malloc(64 * KiB, { zero: true }).va, va);
+      }),
+  );
 
 test('a server that has ended has given everything back', { skip }, () =>
   withDeafServer(async (eal, path, server) => {
@@ -79,4 +86,5 @@ test('a server that has ended has given everything back', { skip }, () =>
     for (let n = 0; n < 200 && device.lost === undefined; n++) await delay(5);
     heap.malloc(64 * KiB).free();
     assert.equal(heap.statistics().free, 256 * KiB);
-  }));
+  }),
+);

@@ -621,6 +621,11 @@ describe('mapped regions', { skip }, () => {
     });
   }
 
+  test('what is not a choice of mmap is refused before anything is sent', async () => {
+    const options: unknown = { mmap: 'trusted' };
+    await assert.rejects(VfioUserClient.connect(openPlatform(), '/nowhere', options as ClientOptions), code('EINVAL'));
+  });
+
   test('nothing is mapped with mmap: never, and the reason is told', async () => {
     for (const [mmap, why] of [
       ['never', 'mmap=never was asked for'],

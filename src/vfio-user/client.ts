@@ -9,6 +9,7 @@ import { RegionRegisters } from '../platform/region-registers.js';
 import type { MappedArea } from '../platform/region-registers.js';
 import type { Registers } from '../platform/registers.js';
 import { Range } from '../ranges.js';
+import { show } from '../show.js';
 import { isAddress } from '../units.js';
 import { Channel, pump, servesHere, type ChannelOwner } from './channel.js';
 import { isCommand, protocolError } from './framing.js';
@@ -72,6 +73,8 @@ export type DmaTarget = (iova: number, length: number, access: 'read' | 'write')
 
 /** See {@link ClientOptions.mmap}. */
 export type MmapChoice = 'auto' | 'trust' | 'sealed' | 'never';
+
+export const MMAP_CHOICES: readonly MmapChoice[] = ['auto', 'trust', 'sealed', 'never'];
 
 /** How to connect, and what for. Times in milliseconds. */
 export interface ClientOptions {
@@ -734,8 +737,8 @@ export class VfioUserClient {
         // What this process has no room for is not the server's fault.
         else
           throw isDmaError(cause) && GIVEN_ON.includes(cause.code)
-          ? cause
-          : protocolError(`a reply that makes no sense (${String(cause)})`, cause);
+            ? cause
+            : protocolError(`a reply that makes no sense (${String(cause)})`, cause);
       }
     }
     if (reply.fds.length > 0 && call.command !== COMMAND.VERSION && call.command !== COMMAND.GET_REGION_INFO)
@@ -914,5 +917,7 @@ function checkedOptions(platform: Platform, asked: ClientOptions | undefined): C
   const options = optionsOf(asked, CLIENT_OPTIONS, operation);
   if (options.handshakeTimeoutMs !== undefined) mustBeMs(options.handshakeTimeoutMs, 'handshakeTimeoutMs', operation);
   if (options.timeoutMs !== undefined) mustBeMs(options.timeoutMs, 'timeoutMs', operation);
+  if (options.mmap !== undefined && !MMAP_CHOICES.includes(options.mmap))
+    throw invalid(operation, `mmap is ${show(options.mmap)}: it is ${MMAP_CHOICES.join(', ')}`);
   return options;
 }

@@ -173,10 +173,7 @@ export class DmaTable implements DeviceDma {
   }
 
   /** Maps the file for a region; `undefined` when it has to be read and written instead. */
-  #mapFile(
-    { offset, length, writable }: DmaMapRequest,
-    fd: number,
-  ): RegionMapping | undefined {
+  #mapFile({ offset, length, writable }: DmaMapRequest, fd: number): RegionMapping | undefined {
     const { files, memory } = this.platform;
     const operation = operationOf(COMMAND.DMA_MAP);
     const what = files.foreign(fd);
@@ -282,7 +279,13 @@ export class DmaTable implements DeviceDma {
     } catch (cause) {
       if (!isDmaError(cause)) throw cause;
       const reason = 'the client has taken pages out of the memory that it gave';
-      throw new DmaError({ code: 'EFAULT', operation: 'device DMA', reason, range: new Range(iova, data.length), cause });
+      throw new DmaError({
+        code: 'EFAULT',
+        operation: 'device DMA',
+        reason,
+        range: new Range(iova, data.length),
+        cause,
+      });
     }
   }
 }

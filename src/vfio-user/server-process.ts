@@ -30,7 +30,10 @@ export class ServerProcess {
 
   /** Has it ended? @param waitMs milliseconds to wait for that, if need be */
   ended(waitMs = 0): boolean {
-    if (this.#fd !== undefined && this.#platform.readiness.wait([{ fd: this.#fd, readable: true, writable: false }], waitMs))
+    if (
+      this.#fd !== undefined &&
+      this.#platform.readiness.wait([{ fd: this.#fd, readable: true, writable: false }], waitMs)
+    )
       this.#end();
     return this.#ended;
   }

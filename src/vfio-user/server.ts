@@ -96,7 +96,14 @@ export function serve(platform: Platform, options: ServeOptions): Server {
   mustBeMs(dmaTimeoutMs, 'dmaTimeoutMs', operation);
   const device = new HostedDevice(platform, model, maxDmaMaps);
   try {
-    return new DeviceServer(platform, device, { socketPath, handshakeTimeoutMs, dmaTimeoutMs, once, untrusted, onEvent });
+    return new DeviceServer(platform, device, {
+      socketPath,
+      handshakeTimeoutMs,
+      dmaTimeoutMs,
+      once,
+      untrusted,
+      onEvent,
+    });
   } catch (error) {
     device.close();
     throw error;

@@ -116,7 +116,10 @@ export class Victim {
     const deadline = performance.now() + SOON;
     for (;;) {
       try {
-        const client = await VfioUserClient.connect(this.platform, this.path, { mmap: 'never', handshakeTimeoutMs: SOON });
+        const client = await VfioUserClient.connect(this.platform, this.path, {
+          mmap: 'never',
+          handshakeTimeoutMs: SOON,
+        });
         const id = new Uint8Array(4);
         await client.regionReadAsync(0, 0, id);
         client.close();
@@ -143,7 +146,11 @@ export class Victim {
 }
 
 /** The messages of a conversation, each made anew. */
-function messages(): { readonly name: string; readonly bytes: Uint8Array; readonly takes: 'memory' | 'eventfd' | undefined }[] {
+function messages(): {
+  readonly name: string;
+  readonly bytes: Uint8Array;
+  readonly takes: 'memory' | 'eventfd' | undefined;
+}[] {
   const out = new Uint8Array(4096);
   const cut = (size: number): Uint8Array => out.slice(0, size);
   const version = m.encodeVersion({ ...m.PROTOCOL_VERSION, capabilities: m.DEFAULT_CAPABILITIES });
@@ -164,7 +171,11 @@ function messages(): { readonly name: string; readonly bytes: Uint8Array; readon
 }
 
 /** One attack on the server: connects, sends, leaves. */
-async function attack(platform: Platform, path: string, steps: readonly (readonly [Uint8Array, readonly number[]])[]): Promise<void> {
+async function attack(
+  platform: Platform,
+  path: string,
+  steps: readonly (readonly [Uint8Array, readonly number[]])[],
+): Promise<void> {
   const { sockets, files, readiness } = platform;
   const fd = sockets.connect(path);
   try {

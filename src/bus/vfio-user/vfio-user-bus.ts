@@ -5,7 +5,7 @@ import { lostDevice } from '../../dma/mapping.js';
 import { DmaError, invalid } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import type { Va } from '../../units.js';
-import { VfioUserClient, type ClientOptions, type DmaTarget, type MmapChoice } from '../../vfio-user/client.js';
+import { MMAP_CHOICES, VfioUserClient, type ClientOptions, type DmaTarget } from '../../vfio-user/client.js';
 import type { Bus, Device, DmaOps, IdMatch, OpenedDevice } from '../model.js';
 import { asyncSpacePerDevice } from '../dma-ops.js';
 import { PCI_REGION } from '../device-access.js';
@@ -115,8 +115,6 @@ export class VfioUserBus implements Bus {
     return connection;
   }
 }
-
-const MMAP_CHOICES: readonly MmapChoice[] = ['auto', 'trust', 'sealed', 'never'];
 
 function readArgs(
   args: ReadonlyMap<string, string>,
