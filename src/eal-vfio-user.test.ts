@@ -112,8 +112,10 @@ describe('a device in another process', SKIP, () => {
       await edu.copyIn(mapping.iova, 0, 4000);
       await edu.copyOut(mapping.iova + 4096, 0, 4000);
       assert.deepEqual(memory.bytes(4096, 4000), expected.subarray(0, 4000));
-      const all = reasons.reduce((or, reason) => or | reason, 0);
-      assert.equal(all, 0x101, 'of the factorial and of the transfers');
+      const all = (): number => reasons.reduce((or, reason) => or | reason, 0);
+      // The driver looks at the registers as well, and may be done before the last interrupt is told.
+      for (let n = 0; n < 500 && all() !== 0x101; n++) await new Promise((resolve) => setTimeout(resolve, 10));
+      assert.equal(all(), 0x101, 'of the factorial and of the transfers');
       interrupts.close();
       const before = reasons.length;
       await edu.factorial(3);
@@ -565,4 +567,22 @@ it('a relative path without a working directory is ENOENT and says so', SKIP, ()
     await eal.stop();`;
   const { stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], { encoding: 'utf8' });
   assert.match(stdout, /^ENOENT probe .*working directory.*\nENOENT start\n$/, stderr);
+});
+
+it('any number of devices and Eals in one program leads to no warning', SKIP, () => {
+  const index = JSON.stringify(new URL('./index.js', import.meta.url).href);
+  const program = `
+    import { Eal, spawnDevice } from ${index};
+    const all = [];
+    for (let i = 0; i < 12; i++) {
+      const [device, eal] = [await spawnDevice('copy'), await Eal.start()];
+      await eal.probe('vfio-user:' + device.socketPath);
+      all.push([device, eal]);
+    }
+    for (const [device, eal] of all) {
+      await eal.stop();
+      await device.close();
+    }`;
+  const { status, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], { encoding: 'utf8' });
+  assert.deepEqual([status, stderr], [0, '']);
 });

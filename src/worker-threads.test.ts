@@ -22,7 +22,8 @@ const WORKER = `
   block.bytes().fill(8);
   globalThis.held = [eal, device, block, memory, mapping];
   parentPort.postMessage('ready');
-  setInterval(() => memory.bytes()[0]++, 1);
+  const timer = setInterval(() => memory.bytes()[0]++, 1);
+  if (how === 'nothing left to do') timer.unref();
   if (how === 'process.exit()') setTimeout(() => process.exit(3), 20);
   if (how === 'an uncaught error') setTimeout(() => { throw new Error('mine'); }, 20);
   // Some ways to run out end the process on Node 24 and 26, with nothing of this library in it.
@@ -97,6 +98,7 @@ describe('a worker thread that never stops its Eal', SKIP, () => {
   }
 
   const endings = [
+    'nothing left to do',
     'terminate()',
     'terminate() in a call of the device',
     'process.exit()',
@@ -135,6 +137,45 @@ describe('a worker thread that never stops its Eal', SKIP, () => {
       }
     });
   }
+
+  it('does not fault what is left of its memory: escaped views, work in other threads', async () => {
+    const source = `
+      import { randomFill } from 'node:crypto';
+      import { parentPort } from 'node:worker_threads';
+      import { Eal, MiB } from ${INDEX};
+      const eal = await Eal.start({ onForgotten: () => undefined });
+      const pull = (controller) => controller.byobRequest?.respond(1);
+      globalThis.kept = [];
+      for (let i = 0; i < 4; i++) {
+        const memory = eal.external.allocate(32 * MiB);
+        const view = memory.bytes();
+        if (i % 2 === 0) randomFill(view, () => undefined);
+        else {
+          const { value } = await new ReadableStream({ type: 'bytes', pull }).getReader({ mode: 'byob' }).read(view);
+          kept.push(new Uint8Array(value.buffer));
+        }
+        if (i < 2) memory.unregister();
+      }
+      parentPort.postMessage('ready');
+      setInterval(() => kept.forEach((view) => view.fill(1)), 1);`;
+    const { status, stdout, stderr } = await main(
+      '',
+      `
+      const source2 = ${JSON.stringify(source)};
+      const one = async () => {
+        const worker = new Worker(new URL('data:text/javascript,' + encodeURIComponent(source2)));
+        await once(worker, 'message');
+        await worker.terminate();
+      };
+      await one();
+      const before = now();
+      for (let i = 0; i < 5; i++) await one();
+      console.log(JSON.stringify([before, now()]));`,
+    );
+    assert.deepEqual([status, stderr], [0, '']);
+    const [first, last] = JSON.parse(stdout) as [Left, Left];
+    assert.deepEqual(last, first);
+  });
 
   it('does not take the memory of a pool from a thread that has attached to it', async () => {
     const maker = `

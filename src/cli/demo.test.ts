@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { describe, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { GiB, KiB } from '../index.js';
 import { documentOf, Room, type Ended } from './testing.js';
 
@@ -255,6 +257,29 @@ describe('anydma demo', { concurrency: 2 }, () => {
     const [memory, second] = areasOf(ended);
     assert.deepEqual([memory.mode, memory.verified], ['external', true]);
     assert.deepEqual([second.mode, second.verified, second.sha256], ['external', true, file.sha256]);
+  });
+
+  test('a signal to the whole group, as a terminal sends it, is told once', async () => {
+    using room = new Room();
+    const main = fileURLToPath(new URL('./main.js', import.meta.url));
+    for (const [signal, status] of [
+      ['SIGINT', 130],
+      ['SIGTERM', 143],
+    ] as const) {
+      const child = spawn(process.execPath, [main, 'demo', '--size', '4GiB'], {
+        env: { ...process.env, NO_COLOR: '1', TMPDIR: room.path },
+        stdio: ['ignore', 'pipe', 'pipe'],
+        detached: true,
+      });
+      let stderr = '';
+      child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
+      const closed = new Promise((resolve) => child.once('close', resolve));
+      await new Promise((resolve) => child.stdout.once('data', resolve));
+      process.kill(-(child.pid ?? 0), signal);
+      assert.equal(await closed, status, stderr);
+      assert.equal(stderr, `anydma: demo: interrupted by ${signal}\n`);
+      assert.deepEqual([room.leftovers(), room.processes()], [[], []]);
+    }
   });
 
   for (const [signal, status, mode] of [
