@@ -185,14 +185,15 @@ export function mustHave(value: unknown, members: readonly string[], what: strin
   });
 }
 
-/** @throws DmaError EINVAL unless `value` is of `kind` */
+/** @param name what users call `kind`. @throws DmaError EINVAL unless `value` is of `kind` */
 export function mustBe<T>(
   value: unknown,
   kind: abstract new (...args: never[]) => T,
   what: string,
   operation: string,
+  name = kind.name,
 ): asserts value is T {
-  if (!isKind(value, kind)) throw invalid(operation, `${what} is a ${kind.name}, not ${show(value)}`);
+  if (!isKind(value, kind)) throw invalid(operation, `${what} is a ${name}, not ${show(value)}`);
 }
 
 /** An object with methods, all optional, of which each is a function if it is there. @throws DmaError EINVAL */

@@ -194,7 +194,7 @@ export class Registry {
    *   be undone, once all was tried: the device is gone all the same
    */
   async remove(device: Device): Promise<void> {
-    mustBe(device, BoundDevice, 'what is removed', 'remove');
+    mustBe(device, BoundDevice, 'what is removed', 'remove', 'Device');
     const { name } = device;
     const own = this.#devices.get(name);
     // It goes, or has gone, by itself: what is asked for comes about.
@@ -654,7 +654,7 @@ function unnamed(error: unknown, name: string, bus: Bus): unknown {
 /** The devices that a caller lists. @throws DmaError EINVAL when one is none */
 function listOf(devices: Iterable<Device>, operation: string): Device[] {
   const list = reading(operation, 'the list of devices', () => [...devices]);
-  for (const device of list) mustBe(device, BoundDevice, 'what is in the list of devices', operation);
+  for (const device of list) mustBe(device, BoundDevice, 'what is in the list of devices', operation, 'Device');
   return list;
 }
 

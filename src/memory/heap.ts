@@ -362,7 +362,10 @@ export class Heap {
         this.#place(request, runOf) ??
         (await runStepsAsync(this.#makingRoom(this.#alternatives(request), runOf, operation), (ask) =>
           ask.later(work),
-        ));
+        ).catch((error: unknown) => {
+          // What was given up is this call, whatever it was doing.
+          throw isDmaError(error, 'ECANCELED') ? error.with({ operation, range: undefined }) : error;
+        }));
       if (!request.zero) return block;
       try {
         await this.#fillAsync(block, 'it is being cleared', either, operation);
