@@ -74,7 +74,7 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
     assert.equal(tooMany.status, 1);
     const { ok, error } = documentOf(tooMany);
     const { code, operation, hint, range } = error as Record<string, never>;
-    assert.deepEqual([ok, code, operation], [false, 'ENOSPC', 'dmaMap']);
+    assert.deepEqual([ok, code, operation], [false, 'ENOSPC', 'dmaMapAsync']);
     assert.deepEqual((error as { device: string }).device, device);
     assert.equal(typeof hint, 'string');
     assert.equal(range['length'], 4096);
@@ -83,7 +83,7 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
     assert.equal(people.status, 1);
     assert.match(people.stdout, /at most 3 mappings/);
     assert.match(people.stdout, /0x100000[^]*0x101000[^]*0x102000/);
-    assert.match(people.stderr, /^anydma: dmaMap: .*\nhint: .*\n$/);
+    assert.match(people.stderr, /^anydma: dmaMapAsync: .*\nhint: .*\n$/);
     server.child.kill('SIGINT');
     assert.equal((await server.ended).status, 130);
     assert.deepEqual(room.leftovers(), []);
