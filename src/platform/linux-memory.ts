@@ -142,10 +142,14 @@ export function linuxMemory(libc: Libc): MemoryPort {
 
 /** Mappings that are left to V8 and to everybody else in the process, who end it when they get none. */
 const SPARE_MAPPINGS = 4096;
+/** Calls without a count: at least, for who maps and unmaps close to the limit, and at most while mappings are few. */
+const LEAST_UNCHECKED = 32;
+const MOST_UNCHECKED = SPARE_MAPPINGS / 8;
 
 /**
- * Keeps the process away from vm.max_map_count. Counting is dear, so that it is done again only after a quarter of what was left
- * has been taken.
+ * Keeps the process away from vm.max_map_count. Counting takes time, the more the more mappings there are, so that it is done
+ * again only after a sixteenth of what was left may have been taken. Each thread counts for itself: 16 that saw the same room
+ * take no more than that, and one that counted long ago, when there was more, takes no more than an eighth of the spare ones.
  *
  * @returns call it before a mapping is made. @throws DmaError ENOMEM
  */
@@ -155,8 +159,12 @@ function mappingGuard(): (operation: string) => void {
     if (unchecked-- > 0) return;
     const { limit, used } = mappingFacts();
     const left = limit - used - SPARE_MAPPINGS;
-    unchecked = Math.min(Math.max(0, Math.floor(left / 4)), SPARE_MAPPINGS * 8);
-    if (left > 0) return;
+    if (left > 0) {
+      const most = Math.max(MOST_UNCHECKED, Math.floor(used / 128));
+      unchecked = Math.min(Math.max(LEAST_UNCHECKED, Math.floor(left / 16)), most);
+      return;
+    }
+    unchecked = 0;
     const reason = `the process has ${used} mappings, and the kernel allows ${limit} (vm.max_map_count)`;
     const hint =
       `${SPARE_MAPPINGS} are left to the rest of the process: map fewer, larger pieces (a heap hands out parts of one), or raise ` +
