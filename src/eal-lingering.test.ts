@@ -10,10 +10,15 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { Eal, isDmaError, KiB } from './index.js';
 import { openPlatform } from './platform/open.js';
+import type { Platform } from './platform/ports.js';
+import { failingPlatform, trackingPlatform } from './platform/testing.js';
 
 const skip = openPlatform().limitation ?? false;
 
-async function withDeafServer(work: (eal: Eal, path: string, server: ChildProcess) => Promise<void>): Promise<void> {
+async function withDeafServer(
+  work: (eal: Eal, path: string, server: ChildProcess) => Promise<void>,
+  platform?: Platform,
+): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), 'deaf-'));
   const path = join(directory, 's');
   const server = fork(fileURLToPath(new URL('../test/hostile/deaf-server.js', import.meta.url)), [path], {
@@ -21,7 +26,7 @@ async function withDeafServer(work: (eal: Eal, path: string, server: ChildProces
   });
   try {
     await once(server, 'message');
-    const eal = await Eal.start({ drivers: [] });
+    const eal = await Eal.start({ drivers: [], platform });
     try {
       await work(eal, path, server);
     } finally {
@@ -88,3 +93,43 @@ test('a server that has ended has given everything back', { skip }, () =>
     assert.equal(heap.statistics().free, 256 * KiB);
   }),
 );
+
+test('its process is watched until the last memory that it was given has gone', { skip }, () => {
+  const tracking = trackingPlatform(openPlatform());
+  const watched = (): boolean => tracking.leaks().some((line) => line.includes('peerProcess'));
+  return withDeafServer(async (eal, path) => {
+    const [first, second] = [eal.external.allocate(64 * KiB), eal.external.allocate(64 * KiB)];
+    const device = await eal.probe(`bus=vfio-user,name=${path},timeout=300/driver=raw`);
+    const mapping = device.dmaMap(first);
+    device.dmaMap(second);
+    assert.throws(() => mapping.unmap());
+    first.unregister();
+    assert.equal(watched(), true);
+    await second.unregisterAsync();
+    assert.equal(watched(), false);
+    await eal.stop();
+    assert.deepEqual(tracking.leaks(), []);
+  }, tracking);
+});
+
+for (const call of ['readiness.wait', 'readiness.watch', 'Watch.setRef'])
+  test(`${call} fails for its process: the memory stays out of use, and nothing is left`, { skip }, () => {
+    const tracking = trackingPlatform(openPlatform());
+    const platform = failingPlatform(tracking);
+    return withDeafServer(async (eal, path) => {
+      const given = eal.external.allocate(64 * KiB);
+      const heap = eal.heap.create('given');
+      eal.heap.addMemory('given', given);
+      const device = await eal.probe(`bus=vfio-user,name=${path},timeout=300/driver=raw`);
+      const unmapping = device.dmaMap(eal.external.allocate(64 * KiB)).unmapAsync();
+      platform.failCall(1, 'ENOMEM', call);
+      await assert.rejects(unmapping, (error) => isDmaError(error, 'ETIMEDOUT'));
+      assert.equal(platform.failed(), call);
+      assert.throws(
+        () => heap.malloc(64),
+        (error) => isDmaError(error, 'ENOMEM'),
+      );
+      await eal.stop();
+      assert.deepEqual(tracking.leaks(), []);
+    }, platform);
+  });

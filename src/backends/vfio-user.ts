@@ -40,8 +40,8 @@ export class VfioUserBackend implements DomainBackend {
     return this.#client.dmaUnmapAsync(iova, length);
   }
 
-  lingering(): Promise<void> | undefined {
-    return this.#client.lingering();
+  lingering(unneeded: AbortSignal): Promise<void> | undefined {
+    return this.#client.lingering(unneeded);
   }
 
   close(): void {

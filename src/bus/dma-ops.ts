@@ -30,7 +30,7 @@ export function spacePerDevice(
         get constraints() {
           return backend.constraints;
         },
-        lingering: () => backend.lingering?.(),
+        lingering: (unneeded) => backend.lingering?.(unneeded),
         close: () => backend.close(),
       };
     },

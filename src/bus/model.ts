@@ -227,7 +227,7 @@ export interface DmaSpace {
   /** Read anew for each mapping. */
   readonly constraints: DomainConstraints;
   /** What `DomainBackend.lingering` is. */
-  lingering?(): Promise<void> | undefined;
+  lingering?(unneeded: AbortSignal): Promise<void> | undefined;
   /** Lets go of it, after its last device. */
   close?(): void;
 }

@@ -684,7 +684,7 @@ function opsBackend(
     unmap: (segment) => dma.dmaUnmap(one(), segment),
     mapAsync: dmaMapAsync && ((segment) => dmaMapAsync.call(dma, one(), segment)),
     unmapAsync: dmaUnmapAsync && ((segment) => dmaUnmapAsync.call(dma, one(), segment)),
-    lingering: () => space.lingering?.(),
+    lingering: (unneeded) => space.lingering?.(unneeded),
     // The registry closes the space after its last device, also when the domain has failed.
     close: () => undefined,
   };

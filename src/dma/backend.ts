@@ -98,9 +98,10 @@ export interface DomainBackend {
   unmapAsync?(segment: Segment): Promise<number>;
   /**
    * For spaces whose other side holds on to memory by itself, asked when it has been lost: resolves when nothing is reached any
-   * more. `undefined`, or absent: nothing is.
+   * more. `undefined`, or absent: nothing is. `unneeded` is aborted when nobody has to know any more, because none of the memory
+   * can be given to anybody: what watches the other side can go then.
    */
-  lingering?(): Promise<void> | undefined;
+  lingering?(unneeded: AbortSignal): Promise<void> | undefined;
   /** Lets go of the address space; called once, after the last device left and all is unmapped. */
   close(): void;
 }

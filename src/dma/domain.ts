@@ -258,10 +258,14 @@ export class Domain {
   #noteLingering(): void {
     const shared = new Set([...this.#ledger].filter(({ area }) => area.backing !== undefined).map(({ area }) => area));
     if (shared.size === 0) return;
-    const over = this.#backend.lingering?.();
+    const unneeded = new AbortController();
+    const over = this.#backend.lingering?.(unneeded.signal);
     if (over === undefined) return;
     this.#lingers = true;
-    for (const area of shared) area.linger(over);
+    for (const area of [...shared])
+      area.linger(over, () => {
+        if (shared.delete(area) && shared.size === 0) unneeded.abort();
+      });
   }
 
   /**

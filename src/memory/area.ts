@@ -62,7 +62,8 @@ export class Area {
    */
   sameIova: boolean;
   readonly #holds = new Map<string, number>();
-  readonly #lingering = new Set<object>();
+  /** For each process that may still write to it, what says that nobody has to know any more when it ends. */
+  readonly #lingering = new Map<object, () => void>();
   /** @internal Called when {@link lingers} changes: the heap that serves from it. */
   onLinger: (() => void) | undefined;
 
@@ -132,15 +133,24 @@ export class Area {
     return this.#lingering.size > 0;
   }
 
-  /** A process that was given its descriptor was lost, and may write to it until `over` resolves. */
-  linger(over: Promise<void>): void {
+  /**
+   * A process that was given its descriptor was lost, and may write to it until `over` resolves.
+   *
+   * @param unneeded called when this memory goes before that: then nobody is given it, and nobody has to know
+   */
+  linger(over: Promise<void>, unneeded: () => void): void {
     const token = {};
-    this.#lingering.add(token);
+    this.#lingering.set(token, unneeded);
     if (this.#lingering.size === 1) this.onLinger?.();
     void over.then(() => {
       this.#lingering.delete(token);
       if (this.#lingering.size === 0) this.onLinger?.();
     });
+  }
+
+  /** @internal The memory has been given back: it is never handed out again, and what may still write to it is not waited for. */
+  gone(): void {
+    for (const unneeded of this.#lingering.values()) unneeded();
   }
 
   /** Notes that `holder` (a device's name) uses this memory. Counted: each hold needs its own release. */

@@ -330,6 +330,7 @@ export class ExternalMemory implements Disposable {
   #end(operation: string): void {
     this.#registered = false;
     const errors = undoAll(this.#release);
+    this.area.gone();
     // Told last: who hears it may use the addresses.
     this.#gone(this);
     if (errors.length > 0) throw withUndo(errors[0], operation, errors.slice(1));

@@ -157,6 +157,7 @@ export class SegmentList {
       throw error;
     }
     this.#extents.delete(range.start);
+    for (const area of areas) area.gone();
     if (reachable) this.#retire(extent);
     else this.#room.free(range.start);
   }

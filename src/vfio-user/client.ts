@@ -309,7 +309,12 @@ export class VfioUserClient {
     this.#timeoutMs = options.timeoutMs ?? 5000;
     this.#peer = peerOf(platform, fd);
     this.#process = new ServerProcess(platform, fd);
-    this.#main = this.#channel(fd, true);
+    try {
+      this.#main = this.#channel(fd, true);
+    } catch (error) {
+      this.#process.close();
+      throw error;
+    }
     this.#channels = [this.#main];
   }
 
@@ -518,11 +523,13 @@ export class VfioUserClient {
   /**
    * For a connection that has ended: resolves when the server's process has. Until then it may reach all memory whose descriptor
    * it was given and that it did not say it had unmapped. `undefined` when there is none, or the process has ended.
+   *
+   * @param unneeded aborted when nobody has to know any more, for none of that memory can be given to anybody
    */
-  lingering(): Promise<void> | undefined {
+  lingering(unneeded: AbortSignal): Promise<void> | undefined {
     // A process closes its sockets a moment before it is known to have ended.
     if (!this.#hasShared || this.#process.ended(END_MS)) return undefined;
-    return this.#process.whenEnded();
+    return this.#process.whenEnded(unneeded);
   }
 
   /** Ends the connection: the server takes all memory and interrupts away from the device. Running calls fail. Idempotent. */
@@ -715,8 +722,11 @@ export class VfioUserClient {
     const calls = [...this.#pending.values()];
     this.#pending.clear();
     for (const call of calls) call.settle(told);
-    if (isLost) this.options.onDisconnect?.(error);
-    this.#process.close();
+    try {
+      if (isLost) this.options.onDisconnect?.(error);
+    } finally {
+      this.#process.close();
+    }
   }
 
   #release(fd: number | undefined): void {

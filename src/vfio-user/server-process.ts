@@ -1,6 +1,7 @@
 /** The process that serves a device: what it was given by descriptor it may reach until it has ended. */
 import { isDmaError } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
+import { setImmediate } from '../timers.js';
 
 /** See the head of the file. */
 export class ServerProcess {
@@ -10,6 +11,8 @@ export class ServerProcess {
   #watch: Watch | undefined;
   #ended = false;
   #whenEnded: Promise<void> | undefined;
+  /** How many wait for its end. */
+  #waiting = 0;
 
   /** @param fd the connection */
   constructor(platform: Platform, fd: number) {
@@ -28,32 +31,54 @@ export class ServerProcess {
     }
   }
 
-  /** Has it ended? @param waitMs milliseconds to wait for that, if need be */
+  /** Has it ended? Where that can not be found out, it has not. @param waitMs milliseconds to wait for that, if need be */
   ended(waitMs = 0): boolean {
-    if (
-      this.#fd !== undefined &&
-      this.#platform.readiness.wait([{ fd: this.#fd, readable: true, writable: false }], waitMs)
-    )
-      this.#end();
+    if (this.#fd === undefined) return this.#ended;
+    try {
+      if (this.#platform.readiness.wait([{ fd: this.#fd, readable: true, writable: false }], waitMs)) this.#end();
+    } catch (error) {
+      if (!isDmaError(error)) throw error;
+    }
     return this.#ended;
   }
 
-  /** Resolves when it has ended; never, for one that is not seen from here. Does not keep this process alive. */
-  whenEnded(): Promise<void> {
+  /**
+   * Resolves when it has ended; never, for one that is not seen from here or can not be watched. Does not keep this process
+   * alive.
+   *
+   * @param unneeded aborted when nobody has to know any more: once all who asked have said so, it is forgotten
+   */
+  whenEnded(unneeded: AbortSignal): Promise<void> {
     if (this.#ended) return Promise.resolve();
-    return (this.#whenEnded ??= new Promise((resolve) => {
-      if (this.#fd === undefined) return;
-      this.#watch = this.#platform.readiness.watch(this.#fd, { readable: true }, () => {
-        this.#end();
-        resolve();
-      });
-      this.#watch.setRef(false);
-    }));
+    const promise = (this.#whenEnded ??= new Promise((resolve) => this.#startWatch(resolve)));
+    this.#waiting++;
+    unneeded.addEventListener(
+      'abort',
+      () => {
+        if (--this.#waiting === 0) this.#release();
+      },
+      { once: true },
+    );
+    return promise;
   }
 
   /** Forgets it, unless somebody waits for its end. */
   close(): void {
     if (this.#watch === undefined) this.#release();
+  }
+
+  #startWatch(resolve: () => void): void {
+    if (this.#fd === undefined) return;
+    try {
+      this.#watch = this.#platform.readiness.watch(this.#fd, { readable: true }, () => {
+        this.#end();
+        resolve();
+      });
+      this.#watch.setRef(false);
+    } catch (error) {
+      this.#release();
+      if (!isDmaError(error)) throw error;
+    }
   }
 
   #end(): void {
