@@ -143,13 +143,13 @@ export function linuxMemory(libc: Libc): MemoryPort {
 /** Mappings that are left to V8 and to everybody else in the process, who end it when they get none. */
 const SPARE_MAPPINGS = 4096;
 /** Calls without a count: at least, for who maps and unmaps close to the limit, and at most while mappings are few. */
-const LEAST_UNCHECKED = 32;
+const LEAST_UNCHECKED = SPARE_MAPPINGS / 16;
 const MOST_UNCHECKED = SPARE_MAPPINGS / 8;
 
 /**
- * Keeps the process away from vm.max_map_count. Counting takes time, the more the more mappings there are, so that it is done
- * again only after a sixteenth of what was left may have been taken. Each thread counts for itself: 16 that saw the same room
- * take no more than that, and one that counted long ago, when there was more, takes no more than an eighth of the spare ones.
+ * Keeps the process away from vm.max_map_count. Counting takes about 1 us for each mapping, so that it is done again only after
+ * a sixteenth of what was left may have been taken. Each thread counts for itself: 16 that saw the same room take no more than
+ * that, or than the spare ones when less is left. A thread that counted long ago, when there was more room, is held to `most`.
  *
  * @returns call it before a mapping is made. @throws DmaError ENOMEM
  */
@@ -160,7 +160,7 @@ function mappingGuard(): (operation: string) => void {
     const { limit, used } = mappingFacts();
     const left = limit - used - SPARE_MAPPINGS;
     if (left > 0) {
-      const most = Math.max(MOST_UNCHECKED, Math.floor(used / 128));
+      const most = Math.max(MOST_UNCHECKED, Math.floor(used / 16));
       unchecked = Math.min(Math.max(LEAST_UNCHECKED, Math.floor(left / 16)), most);
       return;
     }
