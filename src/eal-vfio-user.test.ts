@@ -12,7 +12,7 @@ import type { CopyEngine } from './drivers/copy-engine.js';
 import { eduDriver } from './drivers/edu-driver.js';
 import { rawDriver } from './drivers/raw-driver.js';
 import { Eal } from './eal.js';
-import { DmaError, isDmaError } from './errors.js';
+import { DmaError, isDmaError, type ErrorCode } from './errors.js';
 import type { ExternalMemory } from './memory/external.js';
 import { openPlatform } from './platform/open.js';
 import { failingPlatform, trackingPlatform, type TrackingPlatform } from './platform/testing.js';
@@ -252,6 +252,12 @@ describe('a device process that is killed', SKIP, () => {
     readonly pid: number;
   }
 
+  /** A call that was running when the device was lost says so; why, with this code, is its cause. */
+  const lostBy =
+    (code: ErrorCode) =>
+    (error: unknown): boolean =>
+      isDmaError(error, 'ENODEV') && isDmaError(error.cause, code);
+
   /** Plays `scene`, in which the device dies, and looks whether that was noticed and nothing is left. */
   async function play(work: (scene: Scene) => Promise<void>, code = 'ECONNRESET'): Promise<void> {
     const before = descriptors();
@@ -301,7 +307,7 @@ describe('a device process that is killed', SKIP, () => {
       const memory = eal.external.allocate(4096);
       process.kill(pid, 'SIGSTOP');
       spawn('sh', ['-c', `sleep 0.1; kill -9 ${pid}`], { stdio: 'ignore' });
-      assert.throws(() => device.dmaMap(memory), dmaError('ECONNRESET'));
+      assert.throws(() => device.dmaMap(memory), lostBy('ECONNRESET'));
       memory.unregister();
     }));
 
@@ -326,7 +332,7 @@ describe('a device process that is killed', SKIP, () => {
       process.kill(pid, 'SIGSTOP');
       const mapping = device.dmaMapAsync(memory, { chunkBytes: 4096 });
       setTimeout(kill, 20);
-      await assert.rejects(mapping, dmaError('ECONNRESET'));
+      await assert.rejects(mapping, lostBy('ECONNRESET'));
       memory.unregister();
     }));
 
@@ -357,7 +363,7 @@ describe('a device process that is killed', SKIP, () => {
       const again = await eal.probe(`${device.busName},timeout=100`);
       const memory = eal.external.allocate(4096);
       process.kill(pid, 'SIGSTOP');
-      assert.throws(() => again.dmaMap(memory), dmaError('ETIMEDOUT'));
+      assert.throws(() => again.dmaMap(memory), lostBy('ECONNABORTED'));
       memory.unregister();
       kill();
     }, 'ECONNABORTED'));

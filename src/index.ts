@@ -150,7 +150,7 @@ export type {
 } from './vfio-user/devices/model.js';
 export { serve, type ServeOptions } from './vfio-user/server.js';
 export { spawnDevice, type DeviceProcess } from './vfio-user/device-process.js';
-export { VfioUserClient } from './vfio-user/client.js';
+export { type MmapChoice, VfioUserClient } from './vfio-user/client.js';
 
 // What signatures of the above mention.
 export type { DeviceChange, RegistryOptions } from './bus/registry.js';

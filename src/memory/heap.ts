@@ -31,7 +31,7 @@ export interface HeapMemory {
   readonly pageSize: number;
   /** What covers the range, without holes. */
   readonly areas: readonly Area[];
-  /** What reaches it; the views of blocks count. */
+  /** @internal What reaches it; the views of blocks count. */
   readonly handedOut: HandedOut;
   /** The bytes at [va, va + length), which are inside. They do not leave the library. */
   bytes(va: Va, length: number): Uint8Array;

@@ -52,10 +52,14 @@ test('check turns -1 into the error of errno, with words', (t) => {
     (error) =>
       isDmaError(error, 'EBADF') && error.operation === 'close' && error.reason === 'fd 99999: bad file descriptor',
   );
-  // EXDEV is a number that the library has no name for.
   assert.throws(
     () => check({ ...libc, errno: () => 18 }, -1, 'link'),
-    (error) => isDmaError(error, 'EIO') && error.errno === 18 && error.reason === 'cross-device link not permitted',
+    (error) => isDmaError(error, 'EXDEV') && error.errno === 18 && error.reason === 'cross-device link not permitted',
+  );
+  // No kernel has this number.
+  assert.throws(
+    () => check({ ...libc, errno: () => 4000 }, -1, 'link'),
+    (error) => isDmaError(error, 'EIO') && error.errno === 4000,
   );
 });
 

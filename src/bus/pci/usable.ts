@@ -1,5 +1,5 @@
 /** Could a PCI function be used through VFIO now? If not: why, and exactly what to do about it. */
-import type { ErrorCode } from '../../errors.js';
+import { DmaError, NO_DESCRIPTORS, type ErrorCode } from '../../errors.js';
 import { blocksGroup, groupMembers, type GroupMember } from '../../vfio/facts.js';
 import { KernelModules } from './modules.js';
 import { isBridge, isVfio, type PciFunction, type PciSysfs } from './sysfs.js';
@@ -30,7 +30,11 @@ export interface PciUsability {
   readonly unknown: readonly Unasked[];
 }
 
-/** Looks at all that VFIO will look at, and at who uses the function now. */
+/**
+ * Looks at all that VFIO will look at, and at who uses the function now.
+ *
+ * @throws DmaError EMFILE, ENFILE: without descriptors nobody can tell who uses it; ask again later
+ */
 export function usability(
   sysfs: PciSysfs,
   fn: PciFunction,
@@ -40,6 +44,7 @@ export function usability(
   const bridge = isBridge(fn);
   const about = bridge ? { uses: [], unknown: [] } : machine.of(fn);
   const neighbours = bridge ? [] : neighboursInTheWay(sysfs, fn, machine);
+  mustHaveAsked([about, ...neighbours]);
   // Taking a device away would harm who uses it, so that nobody is told how to.
   const uses = [...about.uses, ...neighbours.flatMap((each) => each.uses)];
   const command = `anydma bind ${neighbours.length === 0 ? '' : '--group '}${fn.address}`;
@@ -56,6 +61,11 @@ export function usability(
   const { ways, problem } = openWays(sysfs, fn);
   if (ways.length > 0) return { usable: true, ways, problems: [], ...about };
   return { usable: false, ways, problems: problem === undefined ? [] : [problem], ...about };
+}
+
+function mustHaveAsked(asked: readonly { readonly unknown: readonly Unasked[] }[]): void {
+  for (const { code, reason } of asked.flatMap(({ unknown }) => unknown))
+    if (NO_DESCRIPTORS.includes(code)) throw new DmaError({ code, operation: 'pci', reason });
 }
 
 const BRIDGE: UseProblem = {
@@ -114,13 +124,14 @@ export function loadVfio(modules: KernelModules): string {
 /** A member of the same group that has to go along. */
 interface Neighbour extends GroupMember {
   readonly uses: readonly Use[];
+  readonly unknown: readonly Unasked[];
 }
 
 function neighboursInTheWay(sysfs: PciSysfs, { address, group }: PciFunction, machine: MachineUses): Neighbour[] {
   if (group === undefined) return [];
   return blockingNeighbours(sysfs, address, group).map((member) => {
     const fn = sysfs.read(member.name);
-    return { ...member, uses: fn === undefined ? [] : machine.of(fn).uses };
+    return { ...member, ...(fn === undefined ? { uses: [], unknown: [] } : machine.of(fn)) };
   });
 }
 

@@ -3,7 +3,7 @@
  * A model knows registers and descriptors; its host knows sockets, memory and interrupts.
  */
 
-import { mustHave, reading } from '../../check.js';
+import { mustHave } from '../../check.js';
 import { DmaError, isDmaError } from '../../errors.js';
 import { thrown } from '../../show.js';
 
@@ -101,11 +101,17 @@ export type ModelFactory = (host: ModelHost) => DeviceModel;
 /**
  * What `factory` makes.
  *
- * @throws DmaError EINVAL for what is no model, with what the factory threw as the cause
+ * @throws DmaError EIO with what the factory threw as the cause; EINVAL for what is no model
  */
 export function makeModel(factory: ModelFactory, host: ModelHost): DeviceModel {
   const operation = 'device model';
-  const model = reading(operation, 'what makes it', () => factory(host));
+  let model: DeviceModel;
+  try {
+    model = factory(host);
+  } catch (error) {
+    if (isDmaError(error)) throw error;
+    throw new DmaError({ code: 'EIO', operation, reason: `what makes it threw: ${thrown(error)}`, cause: error });
+  }
   const members = ['identity', 'regions', 'interrupts', 'read', 'write', 'reset', 'quiesce', 'resume'];
   mustHave(model, members, operation, operation);
   return model;
