@@ -142,7 +142,7 @@ const DOORS: readonly Door<Scene>[] = [
   ['pool.put count', [], ({ pool }, v) => pool.put(new Int32Array(4), v)],
   ['pool.put at', [], ({ pool }, v) => pool.put(new Int32Array(4), 1, v)],
   ['pool.iovasFor', ['object', 'getter'], ({ pool }, v) => pool.iovasFor(v)],
-  ['pool.iovasFor domain', [], ({ pool }, v) => pool.iovasFor({ name: 'x', domain: other(v) } as never)],
+  ['pool.iovasFor domain', [], ({ pool }, v) => pool.iovasFor({ name: 'x', domain: other(v) })],
   ['pool.free', ['object', 'getter'], (scene, v) => freeing(scene, v)],
   ['pool.free force', ['boolean'], (scene, v) => freeing(scene, { force: v })],
   ['Pool.attach', [], ({ platform }, v) => Pool.attach(v, platform)],
@@ -228,7 +228,7 @@ function eduAccess({ eal }: Scene): Parameters<typeof Edu.open>[0] {
   return (eal.find('vdev:edu1') ?? assert.fail()).access;
 }
 
-function copying({ device, memory }: Scene, options: never | object): Promise<void> {
+function copying({ device, memory }: Scene, options: object): Promise<void> {
   const iova = device.iovaOf(memory);
   return device.use(copyEngineDriver).copy(iova, iova + 2048, 64, options);
 }
@@ -243,7 +243,7 @@ async function closing({ raw, memory, mapping }: Scene, why: never): Promise<voi
   }
 }
 
-function freeing({ eal }: Scene, options: never | object): void {
+function freeing({ eal }: Scene, options: object): void {
   const pool = eal.pools.create({ elements: 1, elementSize: 64 });
   try {
     pool.free(options);
@@ -252,7 +252,7 @@ function freeing({ eal }: Scene, options: never | object): void {
   }
 }
 
-function reallocating({ eal }: Scene, options: never | object): void {
+function reallocating({ eal }: Scene, options: object): void {
   const block = eal.malloc(64);
   try {
     const moved = eal.realloc(block, 128, options);
@@ -503,7 +503,7 @@ function connectingTo(rdma: RdmaDevice, peer: never): void {
   pair.connect(peer);
 }
 
-async function binding({ rdma, pair }: RdmaScene, part: never | object, remote: never | string): Promise<void> {
+async function binding({ rdma, pair }: RdmaScene, part: object, remote: string): Promise<void> {
   using window = rdma.createWindow();
   await pair.bind(window, part as never, remote as never);
 }

@@ -1,7 +1,7 @@
 /** Node's timers and clock as they were at import: tests that switch on fake ones afterwards do not stop devices. */
 import { setTimeout as sleep } from 'node:timers/promises';
 
-export const { setTimeout, clearTimeout, setImmediate, queueMicrotask } = globalThis;
+export const { setTimeout, clearTimeout, setImmediate, clearImmediate, queueMicrotask } = globalThis;
 /** `timers/promises.setTimeout` */
 export const delay = sleep;
 /** `performance.now` */

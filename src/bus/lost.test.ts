@@ -175,7 +175,7 @@ describe('a device that is lost', () => {
         () => 'probed',
         (error: unknown) => (assert.ok(isDmaError(error, 'ECONNRESET')), 'refused'),
       );
-      for (let i = 0; i < gap; i++) await null;
+      for (let i = 0; i < gap; i++) await Promise.resolve();
       bus.lose('a');
       const outcome = await probing;
       await turn();

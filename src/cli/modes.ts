@@ -100,7 +100,9 @@ export async function takeMemory(
   if (mode === 'owned') {
     const take = async (): Promise<Block> => eal.mallocAsync(bytes, { contiguous: true, signal });
     // Else the library would keep the memory, for the next block.
-    return reachBlock(mode, reacher, take, async () => void (await eal.memory.trimAsync()));
+    return reachBlock(mode, reacher, take, async () => {
+      await eal.memory.trimAsync();
+    });
   }
   const { source, label, ...how } = options;
   const memory = await eal.external.allocateAsync(bytes, { source, label, signal });

@@ -526,7 +526,7 @@ export class Heap {
     if (memory === undefined || room === undefined) return;
     const { allocator, withheld } = room;
     if (!area.lingers) {
-      for (const va of [...withheld.keys()]) if (area.range.contains(va as Va)) this.#giveBack(room, va);
+      for (const va of [...withheld.keys()]) if (area.range.contains(va)) this.#giveBack(room, va);
       return;
     }
     for (const { start, size, free } of [...allocator.blocks()]) {
@@ -549,7 +549,7 @@ export class Heap {
     const room = this.#rooms.find((each) => each.pageSize === pageSize);
     // What it is taken out for is its owner's to know.
     for (const va of [...(room?.withheld.keys() ?? [])])
-      if (room !== undefined && range.contains(va as Va)) {
+      if (room !== undefined && range.contains(va)) {
         room.withheld.delete(va);
         room.allocator.free(va);
       }
@@ -581,7 +581,7 @@ export class Heap {
     const room = this.#rooms.find((each) => each.pageSize === pageSize);
     if (room === undefined || this.isEmpty(memory)) return false;
     for (const { start, free } of room.allocator.blocks())
-      if (!free && range.contains(start as Va) && !room.withheld.has(start)) return true;
+      if (!free && range.contains(start) && !room.withheld.has(start)) return true;
     return false;
   }
 

@@ -433,7 +433,7 @@ function checkDescription(description: PoolDescription, operation: string): void
       mustBeWhole(size, 0, Number.MAX_SAFE_INTEGER, 'a size of the elements', operation);
     if (!Array.isArray(chunks)) throw invalid(operation, 'the chunks of a pool are an array');
     for (const { va, length, count } of chunks as PoolDescription['chunks']) {
-      void new Range(va, length, operation);
+      new Range(va, length, operation);
       mustBeWhole(count, 1, 2 ** 28, 'the number of elements of a chunk', operation);
     }
   });

@@ -111,7 +111,11 @@ function tests(): void {
       'more elements than the machine has memory for are refused before any is taken',
       withPools((pools, { memory }) => {
         let grown = 0;
-        using _ = memory.addHandler({ grow: () => void grown++ });
+        using _ = memory.addHandler({
+          grow: () => {
+            grown++;
+          },
+        });
         throwsDma('ENOMEM', () => pools.create({ elements: 2 ** 20, elementSize: 64 * MiB }), /0 of the \d+ elements/);
         assert.equal(grown, 0);
       }),

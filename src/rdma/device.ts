@@ -303,7 +303,7 @@ export class RdmaDevice {
     const { fd, offset = 0, length = NaN, address = offset, access = 'read-write', remote = 'none' } = given;
     mustBeWhole(fd, 0, 2 ** 31 - 1, 'fd', operation);
     const range = new Range(address, length, operation);
-    void new Range(offset, length, operation);
+    new Range(offset, length, operation);
     if (access === 'read' && remote !== 'none' && remote !== 'read')
       throw invalid('registerDmabuf', 'peers can not write what the device may only read', { device: this.#device });
     const { verbs, pd, attributes } = this.rdma;

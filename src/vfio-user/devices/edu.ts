@@ -13,7 +13,7 @@ import {
 } from './edu-layout.js';
 import type { DeviceModel, InterruptCounts, ModelFactory, ModelHost, ModelRegion, PciIdentity } from './model.js';
 import { loadWord, storeWord } from './words.js';
-import { clearTimeout, setImmediate, setTimeout } from '../../timers.js';
+import { clearTimeout, clearImmediate, setImmediate, setTimeout } from '../../timers.js';
 
 /** How an edu device differs from QEMU's default. */
 export interface EduModelOptions {

@@ -139,7 +139,7 @@ export async function begin({ random, gc }: Weather): Promise<Storm> {
       type: 'bytes',
       pull(controller) {
         const { byobRequest } = controller;
-        if (byobRequest?.view == null) return;
+        if (byobRequest === null || byobRequest.view === null) return;
         const { buffer, byteOffset, byteLength } = byobRequest.view;
         new Uint8Array(buffer, byteOffset, byteLength).fill(MOVED);
         byobRequest.respond(byteLength);
