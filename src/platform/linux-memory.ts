@@ -2,7 +2,7 @@
 import { constants } from 'node:buffer';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { DmaError, ERRNO, invalid } from '../errors.js';
+import { DmaError, ERRNO, invalid, NO_DESCRIPTORS, unlessFails } from '../errors.js';
 import { hex, isAddress, TiB } from '../units.js';
 import type { Va } from '../units.js';
 import { check, checkFd, checkPath, fail } from './libc.js';
@@ -150,14 +150,20 @@ const MOST_UNCHECKED = SPARE_MAPPINGS / 8;
  * Keeps the process away from vm.max_map_count. Counting takes about 1 us for each mapping, so that it is done again only after
  * a sixteenth of what was left may have been taken. Each thread counts for itself: 16 that saw the same room take no more than
  * that, or than the spare ones when less is left. A thread that counted long ago, when there was more room, is held to `most`.
+ * A process without descriptors can not count: its calls since the last count are taken for as many mappings more.
  *
  * @returns call it before a mapping is made. @throws DmaError ENOMEM
  */
 function mappingGuard(): (operation: string) => void {
   let unchecked = 0;
+  let known = { limit: 0, used: 0 };
   return (operation) => {
+    known.used++;
     if (unchecked-- > 0) return;
-    const { limit, used } = mappingFacts();
+    known = unlessFails(NO_DESCRIPTORS, mappingFacts) ?? known;
+    // Nothing is known yet.
+    if (known.limit === 0) known = mappingFacts();
+    const { limit, used } = known;
     const left = limit - used - SPARE_MAPPINGS;
     if (left > 0) {
       const most = Math.max(MOST_UNCHECKED, Math.floor(used / 16));
