@@ -216,6 +216,58 @@ describe('an RDMA device', () => {
     await stop();
   });
 
+  it('says with figures what it has no more of, or never had', async () => {
+    const one = await side(new Fabric(), {
+      attributes: { maxMrLength: 2 * PAGE, maxQps: 2, maxCqs: 3, maxMws: 1, maxAhs: 1, maxRequests: 64, maxSges: 4 },
+    });
+    const memory = one.eal.external.allocate(4 * PAGE);
+    const tooLong = dmaError('EINVAL', /16 KiB are more than the 8 KiB.*max_mr_size.*parts of at most 8 KiB/);
+    assert.throws(() => one.device.dmaMap(memory), tooLong);
+    await assert.rejects(one.device.dmaMapAsync(memory), tooLong);
+    assert.throws(() => one.rdma.registerDmabuf({ fd: 0, length: 3 * PAGE }), dmaError('EINVAL', /12 KiB.*8 KiB/));
+    one.device.dmaMap({ va: memory.va, length: 2 * PAGE });
+
+    const { rdma } = one;
+    assert.throws(() => rdma.createQueuePair({ sends: 65 }), dmaError('EINVAL', /sends is 65.*0 to 64.*max_qp_wr/));
+    assert.throws(() => rdma.createQueuePair({ receives: 65 }), dmaError('EINVAL', /receives is 65.*max_qp_wr/));
+    assert.throws(() => rdma.createQueuePair({ sendSges: 5 }), dmaError('EINVAL', /sendSges is 5.*1 to 4.*max_sge/));
+    assert.throws(() => rdma.createQueuePair({ receiveSges: 5 }), dmaError('EINVAL', /receiveSges is 5.*max_sge/));
+    assert.throws(() => rdma.createCompletionQueue({ entries: 40_000 }), dmaError('EINVAL', /32767.*max_cqe/));
+    const few = { sends: 8, receives: 8 };
+    const pairs = [rdma.createQueuePair(few), rdma.createQueuePair(few)];
+    using _ = rdma.createCompletionQueue();
+    assert.throws(() => rdma.createCompletionQueue(), dmaError('ENOSPC', /3 completion queues \(max_cq\)/));
+    const completions = pairs[0]?.completions;
+    assert.throws(() => rdma.createQueuePair({ ...few, completions }), dmaError('ENOSPC', /room for.*16/));
+    pairs[1]?.close();
+    using shared = rdma.createCompletionQueue();
+    using _third = rdma.createQueuePair({ ...few, completions: shared });
+    const fourth = (): QueuePair => rdma.createQueuePair({ ...few, completions: shared });
+    assert.throws(fourth, dmaError('ENOSPC', /2 queue pairs \(max_qp\), and all are in use here/));
+    // What was refused has not taken room.
+    assert.equal(shared.room, 256 - 16);
+    using _window = rdma.createWindow();
+    assert.throws(() => rdma.createWindow(), dmaError('ENOSPC', /1 memory windows \(max_mw\)/));
+    const address = pairs[0]?.address ?? assert.fail();
+    using _address = rdma.createAddress(address);
+    assert.throws(() => rdma.createAddress(address), dmaError('ENOSPC', /1 address handles \(max_ah\)/));
+    await one.stop();
+  });
+
+  it('is reached at an address that leads somewhere', async () => {
+    const linkLocal = '0000:0000:0000:0000:0000:ffff:a9fe:0304';
+    const one = await side(new Fabric(), {
+      ipv4: '10.1.2.3',
+      gids: [linkLocal, 'febf:0000:0000:0000:0000:0000:0000:0001'],
+    });
+    using pair = one.rdma.createQueuePair();
+    assert.equal(pair.address.gid, '0000:0000:0000:0000:0000:ffff:0a01:0203');
+    const nobody = { ...pair.address, gid: 'ff02:0000:0000:0000:0000:0000:0000:0001' };
+    assert.throws(() => pair.connect(nobody), dmaError('EINVAL', /address of nobody/));
+    assert.throws(() => one.rdma.createAddress(nobody), dmaError('EINVAL', /address of nobody/));
+    await one.stop();
+  });
+
   it('gives peers rights only when asked to, and only such as can be', async () => {
     const one = await side();
     const memory = one.eal.external.allocate(2 * PAGE);
@@ -380,6 +432,63 @@ describe('queue pairs', () => {
       dmaError('EINVAL', /multiple of 8/),
     );
     await stop();
+  });
+
+  it('are refused where their completions have no room', async () => {
+    const one = await side();
+    const { rdma } = one;
+    const queue = rdma.createCompletionQueue({ entries: 16 });
+    const refused = (options: QueuePairOptions, says: RegExp): void =>
+      assert.throws(() => rdma.createQueuePair({ completions: queue, ...options }), dmaError('ENOSPC', says));
+    refused({}, /holds 16 completions, 0 of which.*256 sends and receives.*256 entries/);
+    refused({ sends: 9, receives: 8 }, /17 sends and receives/);
+    using receiveCompletions = rdma.createCompletionQueue({ entries: 4 });
+    refused({ sends: 8, receives: 5, receiveCompletions }, /holds 4 completions.*room for a queue pair of 5/);
+    refused({ sends: 17, receives: 4, receiveCompletions }, /holds 16 completions/);
+    assert.deepEqual([queue.room, receiveCompletions.room], [16, 4]);
+    const first = rdma.createQueuePair({ completions: queue, sends: 8, receives: 4, receiveCompletions });
+    const second = rdma.createQueuePair({ completions: queue, sends: 4, receives: 4 });
+    assert.deepEqual([queue.room, receiveCompletions.room], [0, 0]);
+    refused({ sends: 1, receives: 0 }, /holds 16 completions, 16 of which are for other queue pairs.*17 entries/);
+    first.close();
+    first.close();
+    assert.deepEqual([queue.room, receiveCompletions.room], [8, 4]);
+    using _third = rdma.createQueuePair({ completions: queue, sends: 4, receives: 4 });
+    second.close();
+    await one.stop();
+  });
+
+  it('settle all that waits when their completion queue stops, and say why they are of no use', async () => {
+    const fabric = new Fabric();
+    const a = await side(fabric, { cqHolds: 4 });
+    const b = await side(fabric, { ipv4: '10.0.0.2' });
+    const here = a.eal.external.allocate(PAGE);
+    const there = b.eal.external.allocate(PAGE);
+    a.device.dmaMap(here);
+    const rkey = b.device.dmaMap(there, { remote: 'write' }).rkey ?? assert.fail();
+    using receiveCompletions = a.rdma.createCompletionQueue();
+    const x = a.rdma.createQueuePair({ receiveCompletions });
+    const y = b.rdma.createQueuePair();
+    x.connect(y.address);
+    y.connect(x.address);
+    const codes: string[] = [];
+    const failed = (error: unknown): void => void codes.push(error instanceof DmaError ? error.code : String(error));
+    // One that waits in another queue, and more than there is room for in its own.
+    x.receive({ va: here.va, length: 8 }).catch(failed);
+    const write = (): Promise<void> =>
+      x.write({ local: { va: here.va, length: 8 }, remote: { address: there.va, rkey } });
+    for (let i = 0; i < 200; i++) write().catch(failed);
+    for (let i = 0; i < 50; i++) await turn();
+    assert.ok(codes.length > 190, `${codes.length} have failed`);
+    assert.deepEqual([...new Set(codes)].sort(), ['ECANCELED', 'EIO']);
+    assert.match(x.failure?.message ?? '', /CQ_ERR.*more completions came than the 256.*more entries/);
+    assert.equal(x.completions.failure?.code, 'EIO');
+    await assert.rejects(write(), dmaError('ECANCELED', /CQ_ERR/));
+    assert.throws(() => x.post(x.sendRequests(1)), dmaError('ECANCELED', /CQ_ERR/));
+    assert.throws(() => x.completions.poll(), dmaError('EIO', /CQ_ERR/));
+    x.close();
+    await a.stop();
+    await b.stop();
   });
 
   it('take more requests than they hold, in the order they were made', async () => {

@@ -82,6 +82,7 @@ export class VerbsBackend implements DomainBackend {
     for (const { mr } of left) {
       try {
         verbs.deregisterMemory(mr);
+        this.#rdma.limits.gave('regions');
       } catch {
         // The device is gone, and so is what it knew.
       }
@@ -89,11 +90,13 @@ export class VerbsBackend implements DomainBackend {
   }
 
   #options({ va, length, access, region = LOCAL }: Segment): VerbsMrOptions {
+    this.#rdma.limits.mustBeRegion(length, 'dmaMap');
     return { va, length, access: regionFlags(access, region, this.#rdma.attributes) };
   }
 
   #registered({ va, length, region = LOCAL }: Segment, mr: VerbsMr): MapKeys {
     this.#rdma.regions.insert(va, length, { mr, range: new Range(va, length), users: new Set() });
+    this.#rdma.limits.add('regions');
     if (region.paging === 'pinned') this.#pinned += length;
     return { lkey: mr.lkey, rkey: mr.rkey };
   }
@@ -115,19 +118,22 @@ export class VerbsBackend implements DomainBackend {
 
   #deregistered({ va, length, region = LOCAL }: Segment): number {
     this.#rdma.regions.delete(va);
+    this.#rdma.limits.gave('regions');
     if (region.paging === 'pinned') this.#pinned -= length;
     return length;
   }
 
   #memoryFacts(length: number): string {
-    const { attributes, platform, regions, name } = this.#rdma;
+    const { attributes, platform, regions, name, limits } = this.#rdma;
     const { limit } = platform.limits.lockedMemory();
     const pinned = `${formatSize(this.#pinned)} are pinned for ${name} by this process, and this needs ${formatSize(length)} more`;
     const lock =
       limit === Infinity
         ? `RLIMIT_MEMLOCK does not limit this process; ${pinned}`
         : `RLIMIT_MEMLOCK is ${formatSize(limit)}; ${pinned}: raise it with "ulimit -l" or LimitMEMLOCK= of the service`;
-    return `${lock}; ${regions.size} of the device's ${attributes.maxMrs} memory regions are in use here`;
+    const others = limits.used('regions') - regions.size;
+    const beside = others === 0 ? '' : `, and ${others} beside mappings`;
+    return `${lock}; ${regions.size} of the device's ${attributes.maxMrs} memory regions (max_mr) are in use here${beside}`;
   }
 }
 

@@ -11,7 +11,7 @@ export class AddressHandle implements Disposable {
 
   /** @internal */
   constructor(rdma: RdmaContext, path: VerbsPath, closed: (handle: AddressHandle) => void) {
-    this.handle = rdma.verbs.createAh(rdma.pd, path);
+    this.handle = rdma.limits.make('addresses', 'createAddress', () => rdma.verbs.createAh(rdma.pd, path));
     this.#rdma = rdma;
     this.#closed = closed;
   }
@@ -20,6 +20,7 @@ export class AddressHandle implements Disposable {
   close(): void {
     if (this.handle.address === 0) return;
     this.#rdma.verbs.destroyAh(this.handle);
+    this.#rdma.limits.gave('addresses');
     this.#closed(this);
   }
 

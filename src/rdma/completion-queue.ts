@@ -61,6 +61,8 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
   /** By tag. */
   readonly #promised = new Map<number, Promised>();
   #tags = 0;
+  /** Completions that its queue pairs can have waiting in it at once. */
+  #reserved = 0;
   /** How many promises wait. */
   #waiting = 0;
   #handler: ((completions: Completions, count: number) => void) | undefined;
@@ -77,8 +79,9 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
   ) {
     const operation = 'createCompletionQueue';
     const { entries = 256, events = true, vector = 0, batch = 64 } = optionsOf(options, QUEUE_OPTIONS, operation);
-    const { verbs, platform, context } = rdma;
-    mustBeWhole(entries, 1, rdma.attributes.maxCqEntries, 'entries', operation);
+    const { verbs, platform, context, limits } = rdma;
+    const { maxCqEntries } = rdma.attributes;
+    limits.mustHave(entries, 'entries', { least: 1, own: 2 ** 31 - 1, limit: maxCqEntries, c: 'max_cqe', operation });
     mustBeWhole(vector, 0, Math.max(1, context.vectors) - 1, 'vector', operation);
     mustBeWhole(batch, 1, 65536, 'batch', operation);
     this.completions = new Completions(platform.memory, batch);
@@ -89,8 +92,10 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
         this.#channel = channel;
         undo.unshift(() => verbs.destroyChannel(channel));
       }
-      this.cq = verbs.createCq(context, entries, this.#channel, vector);
-      undo.unshift(() => verbs.destroyCq(this.cq));
+      this.cq = limits.make('completionQueues', operation, () =>
+        verbs.createCq(context, entries, this.#channel, vector),
+      );
+      undo.unshift(() => this.#destroy(rdma));
       if (this.#channel !== undefined) {
         this.#watch = platform.readiness.watch(this.#channel.fd, { readable: true }, () => this.#takeEvents());
         undo.unshift(() => this.#watch?.close());
@@ -118,6 +123,16 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     return this.#open;
   }
 
+  /** Why no completions come any more, such as more of them than it holds; `undefined` as long as it works. */
+  get failure(): DmaError | undefined {
+    return this.#failure;
+  }
+
+  /** Completions that its queue pairs can still be made for: what it holds, less what those it has can have waiting in it. */
+  get room(): number {
+    return this.entries - this.#reserved;
+  }
+
   /**
    * Takes completions that are there, into {@link CompletionQueue.completions}, and settles the promises that are among
    * them. Does not wait, and allocates nothing when there are no promises: for loops.
@@ -127,8 +142,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
    */
   poll(): number {
     if (this.#failure !== undefined) throw this.#failure;
-    const { completions } = this;
-    const count = this.#rdma.verbs.pollCq(this.cq, completions);
+    const count = this.#poll();
     if (this.#waiting > 0) for (let index = 0; index < count; index++) this.#settle(index);
     return count;
   }
@@ -194,7 +208,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
   close(): void {
     if (!this.#open) return;
     const { verbs } = this.#rdma;
-    verbs.destroyCq(this.cq);
+    this.#destroy(this.#rdma);
     this.#open = false;
     this.#closed(this);
     const channel = this.#channel;
@@ -225,6 +239,23 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     this.#hold();
   }
 
+  /**
+   * @internal A queue pair that can have `count` completions waiting here at once is made; `-count`: it is gone.
+   *
+   * @throws DmaError ENOSPC when it does not hold so many: a device that has no room for a completion stops the queue
+   */
+  reserve(count: number, operation: string): void {
+    const { room, entries } = this;
+    if (count > room) {
+      const others = entries - room;
+      const needs = `a queue pair of ${count} sends and receives that end in it`;
+      const reason = `the completion queue holds ${entries} completions, ${others} of which are for other queue pairs, and has no room for ${needs}`;
+      const hint = `make it with ${others + count} entries, take another one, or fewer sends and receives`;
+      throw new DmaError({ code: 'ENOSPC', operation, device: this.#rdma.name, reason, hint });
+    }
+    this.#reserved += count;
+  }
+
   /** @internal A queue pair will wait by promise. @returns the identifier of its slot 0 */
   promise(who: Promised): number {
     const tag = ++this.#tags;
@@ -246,6 +277,21 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     }
     this.#waiting += count;
     if (this.#waiting === Math.max(0, count)) this.#hold();
+  }
+
+  #poll(): number {
+    try {
+      return this.#rdma.verbs.pollCq(this.cq, this.completions);
+    } catch (error) {
+      const failure = error instanceof DmaError ? error : this.#error('EIO', 'it can not be polled', error);
+      this.fail(failure);
+      throw failure;
+    }
+  }
+
+  #destroy({ verbs, limits }: RdmaContext): void {
+    verbs.destroyCq(this.cq);
+    limits.gave('completionQueues');
   }
 
   #settle(index: number): void {

@@ -17,6 +17,7 @@ import { RangeMap } from '../range-map.js';
 import type { Range } from '../ranges.js';
 import { hex } from '../units.js';
 import { CmHub } from './cm-hub.js';
+import { Limits } from './limits.js';
 import { shortForm } from '../short-form.js';
 
 /** The ports that RDMA is done with. */
@@ -82,6 +83,8 @@ export class RdmaContext {
   readonly context: VerbsContext;
   readonly pd: VerbsPd;
   readonly attributes: VerbsDeviceAttributes;
+  /** @internal What of its limits is used. */
+  readonly limits: Limits;
   /** What the mappings of its domain are, by address. */
   readonly regions = new RangeMap<Region>();
   /** @internal Its part of the connection manager. */
@@ -112,6 +115,7 @@ export class RdmaContext {
       throw withUndo(error, 'open', undoAll(undo));
     }
     this.platform = platform;
+    this.limits = new Limits(name, this.attributes);
     this.cm = new CmHub(platform);
     this.#closed = closed;
   }

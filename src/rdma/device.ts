@@ -18,6 +18,7 @@ import type {
   VerbsDevice,
   VerbsDeviceAttributes,
   VerbsGid,
+  VerbsMr,
   VerbsPortAttributes,
 } from '../platform/verbs-types.js';
 import { Range } from '../ranges.js';
@@ -166,14 +167,15 @@ export class RdmaDevice {
    * Makes a queue pair. Those of connections are then connected ({@link QueuePair.connect}; of iWARP devices {@link RdmaDevice.connect}); those of datagrams are ready.
    * Receives can be posted from now on.
    *
-   * @throws DmaError EINVAL for what the device has not; ENODEV for a port without an address; ENOMEM; as `VerbsPort.createQp`
+   * @throws DmaError EINVAL for what the device has not; ENOSPC when a completion queue has no room for it, or the device has no
+   *   more queue pairs; ENODEV for a port without an address; ENOMEM; as `VerbsPort.createQp`
    */
   createQueuePair(asked?: QueuePairOptions): QueuePair {
     const operation = 'createQueuePair';
     this.#mustBeThere(operation);
     const options = queuePairOptions(asked, this.rdma, operation);
     const { port, portAttributes, gid } = this.#portOf(options, operation);
-    const { sends = 128, receives = 128 } = options;
+    const { sends, receives } = options;
     const owned: CompletionQueue[] = [];
     try {
       const own = (entries: number): CompletionQueue => {
@@ -278,13 +280,14 @@ export class RdmaDevice {
     this.#mustBeThere(operation);
     const range = rangeOf(part, operation);
     mustBeOneOf(remote, ACCESSES, 'remote access', operation);
+    this.rdma.limits.mustBeRegion(range.length, operation);
     const within = this.rdma.regionOf(range, operation);
     const entry = this.#domain.explain(Number(range.start), range.length, remote === 'read' ? 'read' : 'write');
     if (entry.kind !== 'mapped') throw invalid(operation, entry.text, { range, device: this.#device });
     const { verbs, pd, attributes } = this.rdma;
     const access = regionFlags(remote === 'read' ? 'read' : 'read-write', { remote, paging: 'pinned' }, attributes);
     return this.#region({
-      mr: verbs.registerMemory(pd, { va: range.start, length: range.length, access }),
+      mr: this.#registered(() => verbs.registerMemory(pd, { va: range.start, length: range.length, access })),
       range,
       within,
       label: 'an exposed part',
@@ -304,11 +307,12 @@ export class RdmaDevice {
     mustBeWhole(fd, 0, 2 ** 31 - 1, 'fd', operation);
     const range = new Range(address, length, operation);
     new Range(offset, length, operation);
+    this.rdma.limits.mustBeRegion(length, operation);
     if (access === 'read' && remote !== 'none' && remote !== 'read')
       throw invalid('registerDmabuf', 'peers can not write what the device may only read', { device: this.#device });
     const { verbs, pd, attributes } = this.rdma;
     const flags = regionFlags(access, { remote, paging: 'pinned' }, { ...attributes, maxMws: 0 });
-    const mr = verbs.registerDmabuf(pd, { fd, offset, length, iova: address, access: flags });
+    const mr = this.#registered(() => verbs.registerDmabuf(pd, { fd, offset, length, iova: address, access: flags }));
     return this.#region({ mr, range, label: 'a dma-buf' });
   }
 
@@ -330,7 +334,7 @@ export class RdmaDevice {
         reason: 'it has no implicit on-demand paging',
       });
     const flags = IBV_ACCESS_ON_DEMAND + (access === 'read' ? 0 : IBV_ACCESS_LOCAL_WRITE);
-    const mr = verbs.registerMemory(pd, { va: 0 as Va, length: Infinity, access: flags });
+    const mr = this.#registered(() => verbs.registerMemory(pd, { va: 0 as Va, length: Infinity, access: flags }));
     return this.#region({ mr, range: undefined, label: 'all memory' });
   }
 
@@ -396,6 +400,12 @@ export class RdmaDevice {
   }
 
   #heard(event: VerbsAsyncEvent): void {
+    if (event.cq !== undefined && event.name === 'CQ_ERR') {
+      const queue = [...this.#queues].find(({ cq }) => cq === event.cq);
+      const reason = `the device reported CQ_ERR: it has stopped, most often because more completions came than the ${queue?.entries ?? 0} that it holds`;
+      const hint = 'make it with more entries, and post no more requests than its queue pairs were made for';
+      queue?.fail(new DmaError({ code: 'EIO', operation: 'completion queue', device: this.#device, reason, hint }));
+    }
     if (event.qp !== undefined && event.name.startsWith('QP_') && event.name !== 'QP_LAST_WQE_REACHED') {
       const pair = [...this.#pairs].find(({ qp }) => qp === event.qp);
       const code = event.name === 'QP_ACCESS_ERR' ? 'EACCES' : 'EIO';
@@ -417,6 +427,14 @@ export class RdmaDevice {
     });
     this.#exposed.add(region);
     return this.#keep(region);
+  }
+
+  /** A region beside the mappings. What there are too many of, or too much, is told with figures. */
+  #registered(register: () => VerbsMr): VerbsMr {
+    const { limits } = this.rdma;
+    const mr = limits.explained('regions', register);
+    limits.add('regions');
+    return mr;
   }
 
   #keep<T extends { close(): void }>(thing: T): T {

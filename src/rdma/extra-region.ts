@@ -55,6 +55,7 @@ export class ExtraRegion implements Disposable, RegionUser {
   close(): void {
     if (!this.#open) return;
     this.#rdma.verbs.deregisterMemory(this.#mr);
+    this.#rdma.limits.gave('regions');
     this.#open = false;
     this.#within?.users.delete(this);
     this.#closed(this);

@@ -1,18 +1,32 @@
-/** The addresses of ports. */
+/** The addresses of ports, which are IPv6 addresses in form. */
+import { BlockList } from 'node:net';
 import type { VerbsGid } from '../platform/verbs-types.js';
 
 /**
- * The address that a queue pair of a port uses when nobody says which: on Ethernet RoCE version 2 before version 1, since
- * only that is routed, of those an IPv4 address, then an IPv6 one that is not link-local; on InfiniBand the first.
+ * The address that a queue pair of a port uses when nobody says which. On Ethernet that is one of RoCE version 2 before one of
+ * version 1, since only version 2 is routed; of those one that leads beyond this link, IPv4 before IPv6; then one that is only
+ * good on this link; then a loopback address. On InfiniBand and iWARP it is the first. What is no address of a port (zero,
+ * broadcast, multicast) is never taken.
  */
 export function chooseGid(gids: readonly VerbsGid[], port: number): VerbsGid | undefined {
-  return gids.filter((gid) => gid.port === port).sort((a, b) => rank(a) - rank(b) || a.index - b.index)[0];
+  return gids
+    .filter((gid) => gid.port === port && isUnicast(gid.gid))
+    .sort((a, b) => rank(a) - rank(b) || a.index - b.index)[0];
 }
 
 function rank({ type, gid }: VerbsGid): number {
-  if (type !== 'roce-v2') return type === 'roce-v1' ? 3 : 4;
-  if (ipv4Of(gid) !== undefined) return 0;
-  return gid.startsWith('fe80') ? 2 : 1;
+  if (type !== 'roce-v1' && type !== 'roce-v2') return 16;
+  return (
+    (isIn(LOOPBACK, gid) ? 8 : 0) +
+    (type === 'roce-v1' ? 4 : 0) +
+    (isIn(LINK_LOCAL, gid) ? 2 : 0) +
+    (ipv4Of(gid) === undefined ? 1 : 0)
+  );
+}
+
+/** Can it be the address of one port: not zero, broadcast or multicast? */
+export function isUnicast(gid: string): boolean {
+  return isGid(gid) && !isIn(NOBODY, gid);
 }
 
 /** The IPv4 address that a GID is made of (`::ffff:a.b.c.d`), if it is. */
@@ -28,3 +42,19 @@ export function ipv4Of(gid: string): string | undefined {
 export function isGid(text: string): boolean {
   return /^[0-9a-f]{4}(:[0-9a-f]{4}){7}$/i.test(text);
 }
+
+function isIn(list: BlockList, gid: string): boolean {
+  const ipv4 = ipv4Of(gid);
+  return ipv4 === undefined ? list.check(gid, 'ipv6') : list.check(ipv4, 'ipv4');
+}
+
+function listOf(...subnets: readonly (readonly [address: string, prefix: number])[]): BlockList {
+  const list = new BlockList();
+  for (const [address, prefix] of subnets) list.addSubnet(address, prefix, address.includes(':') ? 'ipv6' : 'ipv4');
+  return list;
+}
+
+/** RFC 6890 and RFC 4291. */
+const LOOPBACK = listOf(['127.0.0.0', 8], ['::1', 128]);
+const LINK_LOCAL = listOf(['169.254.0.0', 16], ['fe80::', 10]);
+const NOBODY = listOf(['0.0.0.0', 8], ['224.0.0.0', 4], ['255.255.255.255', 32], ['::', 128], ['ff00::', 8]);

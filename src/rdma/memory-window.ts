@@ -23,7 +23,7 @@ export class MemoryWindow implements Disposable, RegionUser {
 
   /** @internal */
   constructor(rdma: RdmaContext, type: 1 | 2, closed: (window: MemoryWindow) => void) {
-    this.mw = rdma.verbs.allocateMw(rdma.pd, type);
+    this.mw = rdma.limits.make('windows', 'createWindow', () => rdma.verbs.allocateMw(rdma.pd, type));
     this.#rkey = this.mw.rkey;
     this.#rdma = rdma;
     this.#closed = closed;
@@ -61,6 +61,7 @@ export class MemoryWindow implements Disposable, RegionUser {
   close(): void {
     if (this.mw.address === 0) return;
     this.#rdma.verbs.deallocateMw(this.mw);
+    this.#rdma.limits.gave('windows');
     this.became(this.#rkey, undefined);
     this.#closed(this);
   }

@@ -37,7 +37,7 @@ import { AddressHandle } from './address-handle.js';
 import { completionError, isProtectionError, wasFlushed } from './completion-error.js';
 import { CompletionQueue, succeeded, type Promised } from './completion-queue.js';
 import type { RdmaContext } from './context.js';
-import { isGid } from './gid.js';
+import { isGid, isUnicast } from './gid.js';
 import { MemoryWindow } from './memory-window.js';
 import { shortForm } from '../short-form.js';
 import { show, thrown } from '../show.js';
@@ -46,13 +46,13 @@ import { show, thrown } from '../show.js';
 export interface QueuePairOptions {
   /** Reliable connection (the default), unreliable connection, unreliable datagrams. */
   readonly type?: 'rc' | 'uc' | 'ud';
-  /** Where its completions go. Default: a completion queue of its own, which goes with it. */
+  /** Where its completions go. It has to have room for all `sends`, and `receives`, of its queue pairs. Default: one of its own, which goes with it. */
   readonly completions?: CompletionQueue;
   /** Where those of receives go. Default: where the others do. */
   readonly receiveCompletions?: CompletionQueue;
-  /** Send requests that can be under way. Default 128. */
+  /** Send requests that can be under way. Default 128, or what the device has. */
   readonly sends?: number;
-  /** Receives that can be posted. Default 128. */
+  /** Receives that can be posted. Default 128, or what the device has. */
   readonly receives?: number;
   /** Segments of a request. Default 1. */
   readonly sendSges?: number;
@@ -87,19 +87,26 @@ const QUEUE_PAIR_OPTIONS: Shape<QueuePairOptions> = {
   miss: 'function',
 };
 
+/** Options with their numbers of requests. */
+export type CheckedQueuePairOptions = QueuePairOptions & Required<Pick<QueuePairOptions, 'sends' | 'receives'>>;
+
 /** @throws DmaError EINVAL for what a queue pair of this device can not be made with */
 export function queuePairOptions(
   asked: QueuePairOptions | undefined,
   rdma: RdmaContext,
   operation: string,
-): QueuePairOptions {
+): CheckedQueuePairOptions {
   const options = optionsOf(asked, QUEUE_PAIR_OPTIONS, operation);
-  const { sends = 128, receives = 128, sendSges = 1, receiveSges = 1, inline = 0, qkey = 0 } = options;
-  // More than the queues of promises hold, see `CompletionQueue.promise`.
-  mustBeWhole(sends, 0, 65536, 'sends', operation);
-  mustBeWhole(receives, 0, 65536, 'receives', operation);
-  mustBeWhole(sendSges, 1, 65536, 'sendSges', operation);
-  mustBeWhole(receiveSges, 1, 65536, 'receiveSges', operation);
+  const { limits, attributes } = rdma;
+  const byDefault = attributes.maxRequests > 0 ? Math.min(128, attributes.maxRequests) : 128;
+  const { sends = byDefault, receives = byDefault, sendSges = 1, receiveSges = 1, inline = 0, qkey = 0 } = options;
+  // 65536: more than the queues of promises hold, see `CompletionQueue.promise`.
+  const requests = { least: 0, own: 65536, limit: attributes.maxRequests, c: 'max_qp_wr', operation };
+  const segments = { least: 1, own: 65536, limit: attributes.maxSges, c: 'max_sge', operation };
+  limits.mustHave(sends, 'sends', requests);
+  limits.mustHave(receives, 'receives', requests);
+  limits.mustHave(sendSges, 'sendSges', segments);
+  limits.mustHave(receiveSges, 'receiveSges', segments);
   mustBeWhole(inline, 0, 2 ** 31 - 1, 'inline', operation);
   mustBeWhole(qkey, 0, 2 ** 32 - 1, 'qkey', operation);
   for (const queue of [options.completions, options.receiveCompletions])
@@ -108,7 +115,7 @@ export function queuePairOptions(
         operation,
         queue.live ? 'the completion queue is of another device' : 'the completion queue is closed',
       );
-  return options;
+  return { ...options, sends, receives };
 }
 
 /** What the other side has to know of a queue pair. It goes over the network as it is. */
@@ -294,6 +301,8 @@ export class QueuePair implements Disposable {
   /** @internal */
   readonly qp: VerbsQp;
   readonly #parts: QueuePairParts;
+  /** The completion queues, and how many completions it can have waiting in each. */
+  readonly #reserved: readonly (readonly [queue: CompletionQueue, count: number])[];
   readonly #sendIds: number;
   readonly #receiveIds: number;
   readonly #sends: Lane;
@@ -306,21 +315,37 @@ export class QueuePair implements Disposable {
   #open = true;
 
   /** @internal */
-  constructor(parts: QueuePairParts, options: QueuePairOptions) {
+  constructor(parts: QueuePairParts, options: CheckedQueuePairOptions) {
+    const operation = 'createQueuePair';
     const { rdma, device, domain, completions, receiveCompletions, port, portAttributes, gid } = parts;
     const { verbs, pd, attributes } = rdma;
-    const { type = 'rc', sends = 128, receives = 128, sendSges = 1, receiveSges = 1, inline = 0 } = options;
+    const { type = 'rc', sends, receives, sendSges = 1, receiveSges = 1, inline = 0 } = options;
     const { remote = 'read-write', qkey = 0x11111111 } = options;
-    this.qp = verbs.createQp(pd, {
-      type,
-      sendCq: completions.cq,
-      receiveCq: receiveCompletions.cq,
-      sends,
-      receives,
-      sendSges,
-      receiveSges,
-      inline,
-    });
+    this.#reserved =
+      completions === receiveCompletions
+        ? [[completions, sends + receives]]
+        : [
+            [completions, sends],
+            [receiveCompletions, receives],
+          ];
+    this.#reserve(operation);
+    try {
+      this.qp = rdma.limits.make('queuePairs', operation, () =>
+        verbs.createQp(pd, {
+          type,
+          sendCq: completions.cq,
+          receiveCq: receiveCompletions.cq,
+          sends,
+          receives,
+          sendSges,
+          receiveSges,
+          inline,
+        }),
+      );
+    } catch (error) {
+      this.#release();
+      throw error;
+    }
     this.type = type;
     this.completions = completions;
     this.receiveCompletions = receiveCompletions;
@@ -346,7 +371,7 @@ export class QueuePair implements Disposable {
         verbs.modifyQp(this.qp, { state: IBV_QPS_RTS, sendPsn: this.address.psn });
       } else verbs.modifyQp(this.qp, { ...begin, access: remoteFlags(remote, attributes) });
     } catch (error) {
-      throw withUndo(error, 'createQueuePair', undoAll([() => verbs.destroyQp(this.qp)]));
+      throw withUndo(error, operation, undoAll([() => this.#destroy(rdma)]));
     }
     this.#sendIds = completions.promise(this.#settler(this.#sends, false));
     this.#receiveIds = receiveCompletions.promise(this.#settler(this.#receives, true));
@@ -440,14 +465,14 @@ export class QueuePair implements Disposable {
    */
   post(requests: SendRequests, first = 0, count?: number): number {
     if (!isA(requests, SendRequests)) throw noRequests('post', 'sendRequests');
-    this.#mustBeThere('post');
+    this.#mustBeThere('post', this.completions);
     return this.#parts.rdma.verbs.postSend(this.qp, requests, first, count === undefined ? requests.slots : count);
   }
 
   /** Posts receives, as {@link QueuePair.post} does sends. */
   postReceives(requests: ReceiveRequests, first = 0, count?: number): number {
     if (!isA(requests, ReceiveRequests)) throw noRequests('postReceives', 'receiveRequests');
-    this.#mustBeThere('postReceives');
+    this.#mustBeThere('postReceives', this.receiveCompletions);
     return this.#parts.rdma.verbs.postReceive(this.qp, requests, first, count === undefined ? requests.slots : count);
   }
 
@@ -603,7 +628,7 @@ export class QueuePair implements Disposable {
     if (!this.#open) return;
     this.#open = false;
     const { rdma, owned, closed } = this.#parts;
-    const errors = undoAll([() => this.connection?.close(), () => rdma.verbs.destroyQp(this.qp)]);
+    const errors = undoAll([() => this.connection?.close(), () => this.#destroy(rdma)]);
     const { lost } = rdma;
     this.#giveUp(
       lost !== undefined
@@ -633,6 +658,30 @@ export class QueuePair implements Disposable {
   }
 
   // --- inside ---
+
+  /** Makes sure that its completions have room. @throws DmaError ENOSPC */
+  #reserve(operation: string): void {
+    const taken: (() => void)[] = [];
+    try {
+      for (const [queue, count] of this.#reserved) {
+        queue.reserve(count, operation);
+        taken.push(() => queue.reserve(-count, operation));
+      }
+    } catch (error) {
+      for (const release of taken) release();
+      throw error;
+    }
+  }
+
+  #release(): void {
+    for (const [queue, count] of this.#reserved) queue.reserve(-count, 'close');
+  }
+
+  #destroy({ verbs, limits }: RdmaContext): void {
+    verbs.destroyQp(this.qp);
+    limits.gave('queuePairs');
+    this.#release();
+  }
 
   #send(
     operation: string,
@@ -795,6 +844,8 @@ export class QueuePair implements Disposable {
         this.#failure ??= error;
         for (const request of lane.empty())
           request.failed(error.with({ operation: request.operation, cause: error.cause ?? error }));
+        // What goes to its other completion queue comes back then. A device that is gone has stopped it by itself.
+        if (this.#open) undoAll([() => this.halt()]);
       },
     };
   }
@@ -874,9 +925,12 @@ export class QueuePair implements Disposable {
     if (!window.isOf(this.#parts.rdma)) throw this.#error('EINVAL', operation, 'the window is of another device');
   }
 
-  #mustBeThere(operation: string): void {
+  /** @param queue where completions would have to come */
+  #mustBeThere(operation: string, queue?: CompletionQueue): void {
     const { rdma, device } = this.#parts;
     if (rdma.lost !== undefined) throw lostDevice(operation, device, rdma.lost);
+    const failure = queue?.failure;
+    if (failure !== undefined) throw failure.with({ code: 'ECANCELED', operation, device, cause: failure });
   }
 
   #mustBeOpen(operation: string): void {
@@ -907,6 +961,10 @@ export function pathTo(
   { serviceLevel = 0, trafficClass = 0 }: Pick<ConnectOptions, 'serviceLevel' | 'trafficClass'> = {},
 ): VerbsPath {
   const isRouted = portAttributes.linkLayer === 'ethernet' || portAttributes.grhRequired || peer.lid === 0;
+  if (isRouted && !isUnicast(peer.gid))
+    throw invalid('connect', `${peer.gid} is the address of nobody: zero, broadcast or multicast`, {
+      hint: 'the port of the peer has no address: give its network interface one',
+    });
   const route = isRouted && gid !== undefined ? { gid: peer.gid, localIndex: gid.index, trafficClass } : undefined;
   return { port, lid: peer.lid, serviceLevel, route };
 }

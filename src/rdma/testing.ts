@@ -42,6 +42,12 @@ export interface FakeDeviceOptions {
   readonly transport?: VerbsDevice['transport'];
   /** Default 1000. */
   readonly maxMrs?: number;
+  /** What it says of itself, where that is not what others say. */
+  readonly attributes?: Partial<VerbsDeviceAttributes>;
+  /** GIDs of its port in front of that of `ipv4`. Default: a link-local one. */
+  readonly gids?: readonly string[];
+  /** Completions that a queue really holds, whatever it was made with: a fault. Default: none. */
+  readonly cqHolds?: number;
   /** On-demand paging, explicit and implicit. Default false. */
   readonly onDemand?: boolean;
   /** The real path of what it belongs to in sysfs */
@@ -293,7 +299,7 @@ function fakeHost(fabric: Fabric, base: Platform, list: readonly FakeDeviceOptio
   };
 
   const push = (cq: FakeCq, done: Done): void => {
-    if (cq.done.length >= cq.entries)
+    if (cq.done.length >= (cq.context.device.options.cqHolds ?? cq.entries))
       return tell(cq.context, { name: 'CQ_ERR', type: 0, port: undefined, qp: undefined, cq });
     cq.done.push(done);
     if (!cq.armed || cq.channel === undefined) return;
@@ -989,12 +995,8 @@ function fakeDevice(fabric: Fabric, options: FakeDeviceOptions): FakeDevice {
   return { options, facts, gid, contexts: new Set(), mrs: new Map(), windows: new Map(), gone: false };
 }
 
-function gidsOf({ gid }: FakeDevice): VerbsGid[] {
-  const linkLocal = 'fe80:0000:0000:0000:0000:0000:0000:0001';
-  return [
-    { port: 1, index: 0, gid: linkLocal, type: 'roce-v2', interfaceIndex: 2 },
-    { port: 1, index: 1, gid, type: 'roce-v2', interfaceIndex: 2 },
-  ];
+function gidsOf({ gid, options: { gids = ['fe80:0000:0000:0000:0000:0000:0000:0001'] } }: FakeDevice): VerbsGid[] {
+  return [...gids, gid].map((each, index) => ({ port: 1, index, gid: each, type: 'roce-v2', interfaceIndex: 2 }));
 }
 
 function attributesOf({ facts, options }: FakeDevice): VerbsDeviceAttributes {
@@ -1024,6 +1026,7 @@ function attributesOf({ facts, options }: FakeDevice): VerbsDeviceAttributes {
     atomics: 'device',
     capabilities: IBV_DEVICE_MEM_WINDOW,
     odp: { general: odp === 0 ? 0 : IBV_ODP_SUPPORT + IBV_ODP_SUPPORT_IMPLICIT, rc: odp, uc: 0, ud: 0 },
+    ...options.attributes,
   };
 }
 

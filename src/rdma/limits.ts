@@ -1,0 +1,116 @@
+/** What an RDMA device has only so much of: refusals and hints that name the limit, its figure, and what is in use here. */
+import { DmaError, invalid, isDmaError, type ErrorCode } from '../errors.js';
+import type { VerbsDeviceAttributes } from '../platform/verbs-types.js';
+import { show } from '../show.js';
+import { formatSize } from '../units.js';
+
+/** What is counted: its name for people, the attribute, and the attribute's name in libibverbs. */
+const KINDS = {
+  regions: ['memory regions', 'maxMrs', 'max_mr'],
+  windows: ['memory windows', 'maxMws', 'max_mw'],
+  queuePairs: ['queue pairs', 'maxQps', 'max_qp'],
+  completionQueues: ['completion queues', 'maxCqs', 'max_cq'],
+  addresses: ['address handles', 'maxAhs', 'max_ah'],
+} as const satisfies Readonly<Record<string, readonly [name: string, limit: keyof VerbsDeviceAttributes, c: string]>>;
+
+/** A kind of things that a device has only so many of. */
+export type Limited = keyof typeof KINDS;
+
+/** What a device says when it has no more of something. */
+const FULL: readonly ErrorCode[] = ['ENOMEM', 'ENOSPC', 'EAGAIN', 'EINVAL'];
+
+/** The limits of one device, and what this process has of it. One for each context. */
+export class Limits {
+  readonly #device: string;
+  readonly #attributes: VerbsDeviceAttributes;
+  readonly #used: Record<Limited, number> = {
+    regions: 0,
+    windows: 0,
+    queuePairs: 0,
+    completionQueues: 0,
+    addresses: 0,
+  };
+
+  constructor(device: string, attributes: VerbsDeviceAttributes) {
+    this.#device = device;
+    this.#attributes = attributes;
+  }
+
+  /** How many of a kind are in use here. */
+  used(kind: Limited): number {
+    return this.#used[kind];
+  }
+
+  /**
+   * Makes one more, and counts it until {@link Limits.gave}.
+   *
+   * @throws DmaError ENOSPC when this process has all that the device has; what `make` throws, with the figures
+   */
+  make<T>(kind: Limited, operation: string, make: () => T): T {
+    const [name, key, c] = KINDS[kind];
+    const limit = this.#attributes[key];
+    // 0: the device does not say.
+    if (limit > 0 && this.#used[kind] >= limit)
+      throw new DmaError({
+        code: 'ENOSPC',
+        operation,
+        device: this.#device,
+        reason: `the device has ${limit} ${name} (${c}), and all are in use here`,
+        hint: 'close some that are not needed any more, or share them',
+      });
+    const made = this.explained(kind, make);
+    this.#used[kind]++;
+    return made;
+  }
+
+  /** One more. */
+  add(kind: Limited): void {
+    this.#used[kind]++;
+  }
+
+  /** One less. */
+  gave(kind: Limited): void {
+    this.#used[kind]--;
+  }
+
+  /** What `make` returns; what it throws for want of something has the figures. */
+  explained<T>(kind: Limited, make: () => T): T {
+    try {
+      return make();
+    } catch (error) {
+      if (!isDmaError(error) || error.hint !== undefined || !FULL.includes(error.code)) throw error;
+      throw error.with({ device: this.#device, hint: this.facts(kind) });
+    }
+  }
+
+  /** For hints: the limit of a kind, and what is in use of it. */
+  facts(kind: Limited): string {
+    const [name, key, c] = KINDS[kind];
+    return `${this.#used[kind]} of the device's ${this.#attributes[key]} ${name} (${c}) are in use by this process; others may have the rest`;
+  }
+
+  /** @throws DmaError EINVAL unless `value` is a whole number, not below `least`, that the device has; `own` is the library's limit */
+  mustHave(
+    value: unknown,
+    what: string,
+    { least, own, limit, c, operation }: { least: number; own: number; limit: number; c: string; operation: string },
+  ): void {
+    const most = limit > 0 ? Math.min(own, limit) : own;
+    if (typeof value === 'number' && Number.isInteger(value) && value >= least && value <= most) return;
+    const whose = most === limit ? `; ${limit} is what the device has (${c})` : '';
+    throw invalid(operation, `${what} is ${show(value)}, not an integer from ${least} to ${most}${whose}`, {
+      device: this.#device,
+    });
+  }
+
+  /** @throws DmaError EINVAL for more bytes than one region of the device has */
+  mustBeRegion(length: number, operation: string): void {
+    const { maxMrLength } = this.#attributes;
+    if (maxMrLength === 0 || length <= maxMrLength) return;
+    throw invalid(
+      operation,
+      `${formatSize(length)} are more than the ${formatSize(maxMrLength)} that a memory region of the device has at most (max_mr_size)`,
+      { device: this.#device, hint: `map parts of at most ${formatSize(maxMrLength)}; each has keys of its own` },
+    );
+  }
+}
