@@ -360,7 +360,7 @@ describe('a device process that is killed', SKIP, () => {
   it('while a device in it does not answer: the call ends by its time', () =>
     play(async ({ eal, device, pid, kill }) => {
       await eal.remove(device);
-      const again = await eal.probe(`${device.busName},timeout=100`);
+      const again = await eal.probe(`${device.busName},timeout=700`);
       const memory = eal.external.allocate(4096);
       process.kill(pid, 'SIGSTOP');
       assert.throws(() => again.dmaMap(memory), lostBy('ECONNABORTED'));

@@ -89,7 +89,9 @@ function describe(event: ServerEvent): string {
       return 'another client was sent away: one is served at a time';
     case 'disconnected':
       return `the client is gone (${event.error.reason}); all that it had is taken back`;
+    case 'rejected':
+      return `the client was not told, nor is it of more like this: ${event.error.message}`;
     case 'failed':
-      return `a client could not be accepted: ${event.error.message}`;
+      return `failed: ${event.error.message}`;
   }
 }

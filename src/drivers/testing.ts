@@ -51,6 +51,15 @@ export class TestAccess implements DeviceAccess {
         this.wideStores.push(offset);
         host.write64(offset, BigInt(value));
       },
+      readBig64: (offset) => {
+        check(offset, 8);
+        return host.read64(offset);
+      },
+      writeBig64: (offset, value) => {
+        check(offset, 8);
+        this.wideStores.push(offset);
+        host.write64(offset, value);
+      },
       flush: (offset) => {
         check(offset, 4);
       },

@@ -1,15 +1,14 @@
 /** The registers of a region of a device of which some parts, or all, or none are mapped: the rest is reached by calls. */
-import { DmaError } from '../errors.js';
-import { alignUp, hex, isAddress } from '../units.js';
+import { alignUp, isAddress } from '../units.js';
 import type { MemoryPort } from './ports.js';
-import { MappedRegisters, checkRegister, checkValue, checkValue64 } from './registers.js';
+import { MappedRegisters, checkBigValue, checkRegister, checkValue, checkValue64, tooWide } from './registers.js';
 import type { Registers } from './registers.js';
 
 /** How registers that are not mapped are reached. */
 export interface RegionCalls {
   /** Loads all of `into` from `offset` of a region. */
   regionRead(region: number, offset: number, into: Uint8Array): void;
-  /** Stores all of `from` at `offset` of a region. */
+  /** Stores all of `from` at `offset` of a region; may be on its way when it returns. */
   regionWrite(region: number, offset: number, from: Uint8Array): void;
 }
 
@@ -65,6 +64,7 @@ export class MappedArea {
 /** See the head of the file. */
 export class RegionRegisters implements Registers {
   readonly #words = new Uint32Array(new ArrayBuffer(8));
+  readonly #wide = new BigUint64Array(this.#words.buffer);
   readonly #halves = new Uint16Array(this.#words.buffer, 0, 1);
   readonly #bytes1 = new Uint8Array(this.#words.buffer, 0, 1);
   readonly #bytes2 = new Uint8Array(this.#words.buffer, 0, 2);
@@ -137,7 +137,7 @@ export class RegionRegisters implements Registers {
     this.calls.regionRead(this.region, offset, this.#bytes8);
     const value = this.#words[1] * 2 ** 32 + this.#words[0];
     if (isAddress(value)) return value;
-    throw new DmaError({ code: 'ERANGE', operation: 'registers', reason: `the value at ${hex(offset)} passes 2^53` });
+    throw tooWide(offset);
   }
 
   write64(offset: number, value: number): void {
@@ -149,6 +149,24 @@ export class RegionRegisters implements Registers {
     checkValue64(value);
     this.#words[0] = value;
     this.#words[1] = value / 2 ** 32;
+    this.calls.regionWrite(this.region, offset, this.#bytes8);
+  }
+
+  readBig64(offset: number): bigint {
+    const area = this.#areaOf(offset, 8);
+    if (area !== undefined) return area.registers.readBig64(offset - area.offset);
+    this.calls.regionRead(this.region, offset, this.#bytes8);
+    return this.#wide[0];
+  }
+
+  writeBig64(offset: number, value: bigint): void {
+    const area = this.#areaOf(offset, 8);
+    if (area !== undefined) {
+      area.registers.writeBig64(offset - area.offset, value);
+      return;
+    }
+    checkBigValue(value);
+    this.#wide[0] = value;
     this.calls.regionWrite(this.region, offset, this.#bytes8);
   }
 

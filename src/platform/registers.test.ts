@@ -45,10 +45,18 @@ test('64-bit values below 2^53 are exact both ways; larger ones are ERANGE', () 
       value64[0] = value;
       assert.throws(
         () => registers.read64(0),
-        (error) => isDmaError(error, 'ERANGE'),
+        (error) => isDmaError(error, 'ERANGE') && /readBig64\(0x0\)/.test(error.hint ?? ''),
       );
     }),
   );
+  fc.assert(
+    fc.property(fc.bigInt(0n, 2n ** 64n - 1n), (value) => {
+      registers.writeBig64(0, value);
+      assert.equal(value64[0], value);
+      assert.equal(registers.readBig64(0), value);
+    }),
+  );
+  for (const value of [-1n, 2n ** 64n, 5]) refused(() => registers.writeBig64(0, value as bigint));
   for (const value of [-1, 0.5, 2 ** 53, NaN, Infinity]) refused(() => registers.write64(0, value));
 });
 
@@ -62,6 +70,8 @@ test('an access outside, or across registers, is refused', () => {
   for (const offset of [-8, 4, 16, 24, NaN]) {
     refused(() => registers.read64(offset));
     refused(() => registers.write64(offset, 0));
+    refused(() => registers.readBig64(offset));
+    refused(() => registers.writeBig64(offset, 0n));
   }
   const says = (offset: number, hint: RegExp): void =>
     assert.throws(
@@ -112,9 +122,11 @@ const LOOPS = `
   function loopRead32(n) { let sum = 0; for (let i = 0; i < n; i++) if (registers.read32(${OFFSET}) & 1) sum++; return sum; }
   function loopFlush(n) { for (let i = 0; i < n; i++) registers.flush(${OFFSET}); }
   function loopRead64(n) { let sum = 0; for (let i = 0; i < n; i++) if (registers.read64(${OFFSET}) & 1) sum++; return sum; }
+  function loopReadBig64(n) { let sum = 0; for (let i = 0; i < n; i++) if (registers.readBig64(${OFFSET}) & 1n) sum++; return sum; }
+  function loopWriteBig64(n) { for (let i = 0; i < n; i++) registers.writeBig64(${OFFSET}, 1n); }
   function loopWrite32(n) { for (let i = 0; i < n; i++) registers.write32(${OFFSET}, i & 1); }
   function loopWrite64(n) { for (let i = 0; i < n; i++) registers.write64(${OFFSET}, i & 1); }
-  for (const loop of [naked, loopRead32, loopFlush, loopRead64, loopWrite32, loopWrite64])
+  for (const loop of [naked, loopRead32, loopFlush, loopRead64, loopReadBig64, loopWrite32, loopWrite64, loopWriteBig64])
     for (let i = 0; i < 400; i++) loop(3000);`;
 
 test('optimised code makes one access of the full width', (t) => {
@@ -141,6 +153,8 @@ test('optimised code makes one access of the full width', (t) => {
     ['loopFlush', /^movl r\w+,\[/],
     ['loopRead64', /^v?movsd xmm\d+,\[/],
     ['loopWrite32', /^movl \[.*\],r\w+$/],
+    ['loopReadBig64', /^REX\.W movq r\w+,\[/],
+    ['loopWriteBig64', /^REX\.W movq \[.*\],(r\w+|0x1)$/],
     ['loopWrite64', /^v?movsd \[.*\],xmm\d+$/],
   ] as const) {
     const found = accesses.get(loop) ?? [];

@@ -7,7 +7,12 @@ import { DmaError, invalid } from '../errors.js';
 import { show } from '../show.js';
 import { hex, isAddress } from '../units.js';
 
-/** The registers of one region of a device. Offsets in bytes, naturally aligned; values are little-endian unsigned. */
+/**
+ * The registers of one region of a device. Offsets in bytes, naturally aligned; values are little-endian unsigned.
+ *
+ * Stores are posted, as on a bus: they reach the device in order, and before what a later load or `flush` does. One that the
+ * device refuses is not told to who made it; `DeviceAccess.writeRegion` waits for the device and tells.
+ */
 export interface Registers {
   /** bytes in the region */
   readonly size: number;
@@ -23,10 +28,14 @@ export interface Registers {
   read32(offset: number): number;
   /** One 32-bit store of the low 32 bits of `value`. EINVAL for what is no integer. */
   write32(offset: number, value: number): void;
-  /** One 64-bit load. ERANGE when the value does not fit a Number (2^53 and more). */
+  /** One 64-bit load. ERANGE when the value does not fit a Number (2^53 and more): {@link Registers.readBig64} takes all. */
   read64(offset: number): number;
-  /** One 64-bit store of `value`, an integer in [0, 2^53). */
+  /** One 64-bit store of `value`, an integer in [0, 2^53). {@link Registers.writeBig64} takes all. */
   write64(offset: number, value: number): void;
+  /** One 64-bit load, of a register that needs all 64 bits. It makes a BigInt: not for hot paths. */
+  readBig64(offset: number): bigint;
+  /** One 64-bit store of `value`, in [0, 2^64). */
+  writeBig64(offset: number, value: bigint): void;
   /** Makes sure that earlier stores have reached the device, by a load from `offset` that is not optimised away. */
   flush(offset: number): void;
 }
@@ -48,7 +57,26 @@ export function checkValue(value: number): void {
 
 /** Throws EINVAL unless `value` is an integer in [0, 2^53), which a 64-bit register can take. */
 export function checkValue64(value: number): void {
-  if (!isAddress(value)) throw invalid('registers', `${show(value)} is no integer from 0 to 2^53 - 1`);
+  if (isAddress(value)) return;
+  const hint = 'writeBig64 takes a BigInt of up to 64 bits';
+  throw invalid('registers', `${show(value)} is no integer from 0 to 2^53 - 1`, { hint });
+}
+
+/** Throws EINVAL unless `value` is a BigInt in [0, 2^64). */
+export function checkBigValue(value: bigint): void {
+  if (typeof value !== 'bigint' || BigInt.asUintN(64, value) !== value)
+    throw invalid('registers', `${show(value)} is no BigInt from 0 to 2^64 - 1`);
+}
+
+/** The error of a 64-bit load that does not fit a Number. */
+export function tooWide(offset: number): DmaError {
+  const reason = `the 64-bit register at ${hex(offset)} holds 2^53 or more, which a Number can not hold exactly`;
+  return new DmaError({
+    code: 'ERANGE',
+    operation: 'registers',
+    reason,
+    hint: `readBig64(${hex(offset)}) gives a BigInt`,
+  });
 }
 
 /**
@@ -56,6 +84,7 @@ export function checkValue64(value: number): void {
  * that the caller looks at, and from leaving it out when the caller looks at none.
  */
 const seen32 = new Uint32Array(1);
+const seenBig = new BigUint64Array(1);
 
 /**
  * 64-bit values pass through here as doubles: a load or store of a double is one access of 8 bytes and makes no BigInt. All
@@ -74,6 +103,7 @@ export class MappedRegisters implements Registers {
   readonly #halves: Uint16Array;
   readonly #words: Uint32Array;
   readonly #doubles: Float64Array;
+  readonly #wides: BigUint64Array;
 
   /**
    * @param buffer a view of the region
@@ -89,6 +119,7 @@ export class MappedRegisters implements Registers {
     this.#halves = new Uint16Array(buffer, offset, length / 2);
     this.#words = new Uint32Array(buffer, offset, length / 4);
     this.#doubles = new Float64Array(buffer, offset, Math.floor(length / 8));
+    this.#wides = new BigUint64Array(buffer, offset, Math.floor(length / 8));
   }
 
   get size(): number {
@@ -145,10 +176,7 @@ export class MappedRegisters implements Registers {
     checkRegister(offset, 8, doubles.byteLength);
     double[0] = doubles[offset / 8];
     const high = doubleWords[1];
-    if (high >= 2 ** 21) {
-      const reason = `the 64-bit register at ${hex(offset)} holds 2^53 or more, which a Number can not hold exactly`;
-      throw new DmaError({ code: 'ERANGE', operation: 'registers', reason });
-    }
+    if (high >= 2 ** 21) throw tooWide(offset);
     return high * 2 ** 32 + doubleWords[0];
   }
 
@@ -159,6 +187,21 @@ export class MappedRegisters implements Registers {
     doubleWords[0] = value >>> 0;
     doubleWords[1] = value / 2 ** 32;
     doubles[offset / 8] = double[0];
+  }
+
+  readBig64(offset: number): bigint {
+    const wides = this.#wides;
+    checkRegister(offset, 8, wides.byteLength);
+    const value = wides[offset / 8];
+    seenBig[0] = value;
+    return value;
+  }
+
+  writeBig64(offset: number, value: bigint): void {
+    const wides = this.#wides;
+    checkRegister(offset, 8, wides.byteLength);
+    checkBigValue(value);
+    wides[offset / 8] = value;
   }
 
   flush(offset: number): void {

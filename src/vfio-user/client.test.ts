@@ -9,7 +9,7 @@ import type { ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import { trackingPlatform } from '../platform/testing.js';
 import type { TrackingPlatform } from '../platform/testing.js';
-import { Channel } from './channel.js';
+import { Channel, type ChannelOwner } from './channel.js';
 import { isCommand } from './framing.js';
 import { VfioUserClient } from './client.js';
 import type { ClientOptions } from './client.js';
@@ -60,8 +60,9 @@ class ScriptedServer {
     readonly platform: TrackingPlatform,
     fd: number,
     readonly script: Script,
+    served: boolean,
   ) {
-    this.channel = new Channel(platform, fd, {
+    const owner: ChannelOwner = {
       onMessage: (message) => {
         if (!isCommand(message)) {
           this.replies.push({ ...message, payload: message.payload.slice() });
@@ -79,7 +80,8 @@ class ScriptedServer {
         else this.channel.send(scripted);
       },
       onClose: () => undefined,
-    });
+    };
+    this.channel = new Channel(platform, fd, owner, { served });
   }
 
   error(message: Message, code: ErrorCode): Uint8Array {
@@ -159,10 +161,12 @@ async function scripted(
   script: Script = () => undefined,
   options: ClientOptions = {},
   prepare: (server: ScriptedServer) => void = () => undefined,
+  /** Does the server answer while a call blocks this thread? */
+  served = false,
 ): Promise<{ platform: TrackingPlatform; server: ScriptedServer; client: VfioUserClient; end: () => void }> {
   const platform = trackingPlatform(openPlatform());
   const [a, b] = platform.sockets.pair();
-  const server = new ScriptedServer(platform, b, script);
+  const server = new ScriptedServer(platform, b, script, served);
   prepare(server);
   const end = (): void => {
     server.close();
@@ -379,6 +383,40 @@ describe('calls', { skip }, () => {
       ],
     );
     end();
+  });
+
+  test('register stores by message are posted, and every so often one waits for the server', async () => {
+    const { client, server, end } = await scripted(undefined, {}, () => undefined, true);
+    const registers = client.registers(0);
+    server.seen.length = 0;
+    for (let n = 0; n < 200; n++) registers.write32(4 * n, n);
+    registers.flush(0);
+    assert.deepEqual(
+      server.seen.map(({ command, payload }) => [command, get64(payload, 0)]),
+      [...Array.from({ length: 200 }, (_, n) => [COMMAND.REGION_WRITE, 4 * n]), [COMMAND.REGION_READ, 0]],
+    );
+    const waited = server.seen.slice(0, 200).filter(({ flags }) => flags === 0);
+    assert.equal(waited.length, 3);
+    end();
+  });
+
+  test('a server that asks for memory on the same socket gets one command at a time', async () => {
+    const lastFlags = ({ seen }: ScriptedServer): number | undefined => seen.at(-1)?.flags;
+    for (const why of ['memory without a descriptor', 'it asks'] as const) {
+      const { client, server, end } = await scripted(undefined, {}, () => undefined, true);
+      const registers = client.registers(0);
+      registers.write32(0, 1);
+      registers.flush(0);
+      assert.equal(server.seen.at(-2)?.flags, FLAG.NO_REPLY);
+      if (why === 'it asks') {
+        const out = new Uint8Array(64);
+        server.channel.send(out.subarray(0, encodeDmaRead(out, 1, 0, 4)));
+        while (server.replies.length === 0) await new Promise((resolve) => setImmediate(resolve));
+      } else client.dmaMap({ iova: 0, length: 4096, access: 'read-write' });
+      registers.write32(0, 1);
+      assert.equal(lastFlags(server), 0, why);
+      end();
+    }
   });
 
   test('arguments are checked before anything is sent', async () => {

@@ -6,7 +6,7 @@ import { DmaError, invalid, isDmaError, NO_DESCRIPTORS } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import type { Peer, Platform } from '../platform/ports.js';
 import { RegionRegisters } from '../platform/region-registers.js';
-import type { MappedArea } from '../platform/region-registers.js';
+import type { MappedArea, RegionCalls } from '../platform/region-registers.js';
 import type { Registers } from '../platform/registers.js';
 import { Range } from '../ranges.js';
 import { show } from '../show.js';
@@ -58,6 +58,12 @@ const GIVEN_ON: readonly ErrorCode[] = ['EPROTO', 'ENOMEM', ...NO_DESCRIPTORS];
 
 /** argsz of GET_REGION_INFO: room for the areas, so that one round trip is enough. */
 const REGION_INFO_ROOM = 4096;
+
+/** The six base address registers of a PCI device are regions 0 to 5 (VFIO_PCI_BAR0_REGION_INDEX and on). */
+const LAST_BAR = 5;
+
+/** Register stores that may be on their way at once: so few fit in a socket that nobody reads, whatever its size. */
+const MAX_POSTED = 64;
 
 /** How long after its socket a process that ends may take to be known to have, in milliseconds. */
 const END_MS = 50;
@@ -178,6 +184,8 @@ class Call<T> {
 
 const nothing = (): void => undefined;
 
+const POSTED = { posted: true } as const;
+
 function withRange(error: unknown, iova: number, length: number): unknown {
   return isDmaError(error) && error.range === undefined ? error.with({ range: new Range(iova, length) }) : error;
 }
@@ -288,6 +296,13 @@ export class VfioUserClient {
   readonly #replies = new OutBuffer();
   readonly #pending = new Map<number, Call<unknown>>();
   readonly #registers = new Map<number, Registers>();
+  readonly #registerCalls: RegionCalls = {
+    regionRead: (region, offset, into) => {
+      this.regionRead(region, offset, into);
+      this.#posted = 0;
+    },
+    regionWrite: (region, offset, from) => this.#store(region, offset, from),
+  };
   readonly #mapped: MappedArea[] = [];
   /** Files of the regions. */
   readonly #fds = new Set<number>();
@@ -295,6 +310,13 @@ export class VfioUserClient {
   #nextId = 0;
   #connected = false;
   #dmaMaps = 0;
+  /** Register stores since the server has last answered. */
+  #posted = 0;
+  /**
+   * Does the server ask for memory by message? While it does, without a socket of its own for that, servers take the next command
+   * for the answer, so that only one can be on its way.
+   */
+  #asks = false;
   #failure: DmaError | undefined;
   readonly #peer: Peer | undefined;
   readonly #process: ServerProcess;
@@ -505,6 +527,8 @@ export class VfioUserClient {
   /**
    * The registers of a region: by load and store where it can be mapped, by message elsewhere. The same object each time;
    * it ends with the client. EINVAL for a region that the device does not have.
+   *
+   * Stores by message are posted, to base address registers and while the server can tell them from answers to what it asks.
    */
   registers(region: number): Registers {
     if (this.#failure !== undefined) throw this.#failure.with({ operation: 'vfio-user registers' });
@@ -515,7 +539,7 @@ export class VfioUserClient {
       throw invalid('vfio-user registers', `the device has no region ${region}`);
     const areas = mapAreas(this.platform, described, this.#mmap);
     this.#mapped.push(...areas);
-    const registers = new RegionRegisters(this, region, described.size, areas);
+    const registers = new RegionRegisters(this.#registerCalls, region, described.size, areas);
     this.#registers.set(region, registers);
     return registers;
   }
@@ -545,8 +569,10 @@ export class VfioUserClient {
     // What waits for an answer has a timer; an idle connection does not keep the process alive.
     const owner: ChannelOwner = {
       onMessage: (message) => {
-        if (isCommand(message)) this.#serve(channel, message);
-        else if (main) this.#settle(message);
+        if (isCommand(message)) {
+          if (main) this.#asks = true;
+          this.#serve(channel, message);
+        } else if (main) this.#settle(message);
         else throw protocolError('a reply on the twin socket');
       },
       onClose: (error) => {
@@ -849,10 +875,26 @@ export class VfioUserClient {
         from,
         true,
       );
-      if (this.#main.send(this.#out.message(size))) return;
-      throw new DmaError({ code: 'EAGAIN', operation, reason: 'too much is waiting for the server already' });
+      if (!this.#main.send(this.#out.message(size)))
+        throw new DmaError({ code: 'EAGAIN', operation, reason: 'too much is waiting for the server already' });
     }
-    throw this.#failure.with({ operation });
+    // Sending may have found the connection dead.
+    const failure = this.failure;
+    if (failure !== undefined) throw failure.with({ operation });
+  }
+
+  /** A store to a register. */
+  #store(region: number, offset: number, from: Uint8Array): void {
+    const isBar = region <= LAST_BAR || !this.info.pci;
+    const isQuiet = this.#twin !== undefined || !this.#asks;
+    const mayWait = this.#channels.every((channel) => !channel.dispatching);
+    if (isBar && isQuiet && (this.#posted < MAX_POSTED || !mayWait)) {
+      this.regionWrite(region, offset, from, POSTED);
+      this.#posted++;
+    } else {
+      this.regionWrite(region, offset, from);
+      this.#posted = 0;
+    }
   }
 
   #startMap(region: DmaRegion): Call<void> {
@@ -864,6 +906,7 @@ export class VfioUserClient {
     // What takes no descriptors asks by message.
     const fds = backing === undefined || this.capabilities.maxMsgFds === 0 ? [] : [backing.fd];
     if (fds.length > 0) this.#hasShared = true;
+    else this.#asks = true;
     return this.#send(COMMAND.DMA_MAP, size, fds, nothing);
   }
 

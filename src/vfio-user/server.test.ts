@@ -554,6 +554,16 @@ test('an answer that is for less than the device asked for fails the access with
   }),
 );
 
+test('what is refused of stores that are not answered is told to who serves, once a client', options, () =>
+  withServer({}, ({ connect, events }) => {
+    const client = connect();
+    client.version();
+    for (let n = 0; n < 3; n++) client.post(m.encodeRegionWrite(client.out, 4, 0, 4096, new Uint8Array(4), true));
+    assert.deepEqual(client.replies.length, 1, 'only that to VERSION');
+    assert.deepEqual(events, ['connected', 'rejected']);
+  }),
+);
+
 test('who does not answer the device has to go', options, () =>
   withServer({ dmaTimeoutMs: 20 }, async ({ connect, model, events }) => {
     const client = connect();

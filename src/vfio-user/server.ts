@@ -15,6 +15,8 @@ export type ServerEvent =
   | { readonly kind: 'refused' }
   /** The client is gone and all it had is taken back; why. */
   | { readonly kind: 'disconnected'; readonly error: DmaError }
+  /** A command was refused that the client wants no answer to, such as a store to a register: the first of this client. */
+  | { readonly kind: 'rejected'; readonly error: DmaError }
   /** A client could not be accepted, or the device's model threw: its client got EIO, `error.cause` is what it threw. */
   | { readonly kind: 'failed'; readonly error: DmaError };
 
@@ -252,7 +254,13 @@ class DeviceServer implements Server {
     }
     const { handshakeTimeoutMs, dmaTimeoutMs } = this.options;
     const trusted = this.options.untrusted !== true && this.#isTrusted(fd);
-    const options = { handshakeTimeoutMs, dmaTimeoutMs, trusted, onFault: (error: DmaError) => this.#fault(error) };
+    const options = {
+      handshakeTimeoutMs,
+      dmaTimeoutMs,
+      trusted,
+      onFault: (error: DmaError) => this.#fault(error),
+      onRefused: (error: DmaError) => this.options.onEvent?.({ kind: 'rejected', error }),
+    };
     try {
       this.device.admit(trusted);
     } catch (error) {

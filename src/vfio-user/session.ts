@@ -68,6 +68,8 @@ export interface SessionOptions {
   readonly trusted: boolean;
   /** Told what the device itself threw, which no client is to blame for. */
   readonly onFault?: (error: DmaError) => void;
+  /** Told why a command was refused that the client wants no answer to, such as a posted store: once a client. */
+  readonly onRefused?: (error: DmaError) => void;
 }
 
 /** A DMA access by message that waits for its reply. */
@@ -100,6 +102,7 @@ export class Session implements DmaMessages {
   #backlogFds = 0;
   readonly #asked = new Map<number, Asked>();
   #nextId = 0;
+  #toldRefused = false;
   #timer: NodeJS.Timeout | undefined;
   #failure: DmaError | undefined;
 
@@ -244,6 +247,8 @@ export class Session implements DmaMessages {
     const failed = (error: unknown): void => {
       const code: ErrorCode = isDmaError(error) ? error.code : 'EIO';
       if (!isDmaError(error)) this.options.onFault?.(modelFault(error, operationOf(command)));
+      // The client does not want to hear of it.
+      else if (!wantsReply) this.#tellRefused(error.with({ operation: operationOf(command) }));
       done(putErrorReply(this.#replies.bytes, id, command, code));
       // Without a version there is nothing to talk about.
       if (!this.#version) this.close(isDmaError(error) ? error : protocolError('what could not be handled', error));
@@ -255,6 +260,12 @@ export class Session implements DmaMessages {
       failed(error);
       return undefined;
     }
+  }
+
+  #tellRefused(error: DmaError): void {
+    if (this.#toldRefused) return;
+    this.#toldRefused = true;
+    this.options.onRefused?.(error);
   }
 
   #execute(message: Message, done: (size: number, fds?: readonly number[]) => void): Promise<void> | undefined {

@@ -1,7 +1,14 @@
 /** A device model in this process, worked as drivers work any device. */
 import { mustBe, mustBeOneOf } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
-import { checkRegister, checkValue, checkValue64, type Registers } from '../../platform/registers.js';
+import {
+  checkBigValue,
+  checkRegister,
+  checkValue,
+  checkValue64,
+  tooWide,
+  type Registers,
+} from '../../platform/registers.js';
 import { show } from '../../show.js';
 import { hex } from '../../units.js';
 import { ConfigSpace, CONFIG_SPACE_SIZE } from '../../vfio-user/config-space.js';
@@ -185,6 +192,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
 /** Registers by calls of the model. */
 class ModelRegisters implements Registers {
   readonly #words = new Uint32Array(2);
+  readonly #wide = new BigUint64Array(this.#words.buffer);
   readonly #halves = new Uint16Array(this.#words.buffer, 0, 1);
   readonly #byte = new Uint8Array(this.#words.buffer, 0, 1);
   readonly #half = new Uint8Array(this.#words.buffer, 0, 2);
@@ -241,8 +249,7 @@ class ModelRegisters implements Registers {
     this.access.load(this.region, offset, this.#two);
     const value = this.#words[1] * 2 ** 32 + this.#words[0];
     if (Number.isSafeInteger(value)) return value;
-    const reason = `the register at ${hex(offset)} holds more than 2^53 - 1`;
-    throw new DmaError({ code: 'ERANGE', operation: 'read64', reason });
+    throw tooWide(offset);
   }
 
   write64(offset: number, value: number): void {
@@ -250,6 +257,19 @@ class ModelRegisters implements Registers {
     checkValue64(value);
     this.#words[0] = value;
     this.#words[1] = value / 2 ** 32;
+    this.access.writeRegion(this.region, offset, this.#two);
+  }
+
+  readBig64(offset: number): bigint {
+    checkRegister(offset, 8, this.size);
+    this.access.load(this.region, offset, this.#two);
+    return this.#wide[0];
+  }
+
+  writeBig64(offset: number, value: bigint): void {
+    checkRegister(offset, 8, this.size);
+    checkBigValue(value);
+    this.#wide[0] = value;
     this.access.writeRegion(this.region, offset, this.#two);
   }
 
