@@ -117,6 +117,14 @@ describe('binding', () => {
 });
 
 describe('a driver that does not take the device', () => {
+  it('what was set as its only driver before is set again when the driver does not take it', () => {
+    const { machine, binder } = setUp();
+    machine.files.set(`/sys/bus/pci/devices/${A}/driver_override`, 'e1000e\n');
+    machine.failing.set(`vfio-pci ${A}`, 'EINVAL');
+    const [{ to, error }] = bind(binder, [A]);
+    assert.deepEqual([to, error?.code, machine.override(A)], ['e1000e', 'EINVAL', 'e1000e']);
+  });
+
   it('the old one has it again; the error is what the new one said', () => {
     const { machine, binder } = setUp();
     machine.failing.set(`vfio-pci ${A}`, 'EBUSY');
@@ -401,6 +409,7 @@ describe('unbinding', () => {
     const { machine, binder } = setUp();
     bind(binder, [A, B]);
     machine.addProcess(77, 'qemu', ['/dev/vfio/5']);
+    machine.held.add('/dev/vfio/5');
     const { to, error } = only(binder.unbind(binder.resolve([A])));
     assert.deepEqual([to, error?.code], ['vfio-pci', 'EBUSY']);
     assert.match(error?.message ?? '', /process 77 \(qemu\) has \/dev\/vfio\/5 open/);

@@ -220,15 +220,15 @@ export class PciBinder {
   }
 
   #give(fn: PciFunction, driver: string, force: boolean): void {
-    const { address, driver: old } = fn;
+    const { address, driver: old, driverOverride } = fn;
     const undo: (() => void)[] = [];
     try {
       // Until it has left its driver, nobody else gets its disks.
       using claimed = force ? undefined : this.#claim(fn);
-      undo.push(() => this.#override(address, undefined));
+      undo.unshift(() => this.#override(address, driverOverride));
       this.#override(address, driver);
       if (old !== undefined) {
-        undo.push(() => {
+        undo.unshift(() => {
           // A driver can not have the names of its disks again while they are claimed.
           claimed?.[Symbol.dispose]();
           this.#restore(address, old);
