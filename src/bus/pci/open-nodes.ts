@@ -15,9 +15,15 @@ export interface Opener {
 /** They look at every new device for a moment. */
 const PASSERS_BY: readonly string[] = ['systemd-udevd', '(udev-worker)', 'udevd', 'mdev'];
 
+/** The first PID namespace of every Linux since 3.8 (PID_NS_INIT_INO of include/uapi/linux/nsfs.h). */
+const FIRST_NAMESPACE = 'pid:[4026531836]';
+
 /** Processes, besides this one, by the kind and the number of the node: `block 259:0`. */
 export function readOpenNodes(kernel: KernelPort, asking: Asking): Map<string, Opener[]> {
   const found = new Map<string, Opener[]>();
+  const namespace = asking.ask(() => kernel.readLink('/proc/self/ns/pid'), undefined) ?? FIRST_NAMESPACE;
+  if (namespace !== FIRST_NAMESPACE)
+    asking.unknown.push({ code: 'EACCES', reason: 'processes outside of this container can not be seen' });
   const own = Number(asking.ask(() => kernel.readLink('/proc/self'), undefined));
   for (const process of asking.ask(() => processes(kernel), [])) {
     if (process === own) continue;
@@ -26,7 +32,8 @@ export function readOpenNodes(kernel: KernelPort, asking: Asking): Map<string, O
     const paths = new Map<string, string>();
     for (const fd of asking.ask(() => kernel.list(directory), [], ended)) {
       const path = asking.ask(() => kernel.readLink(`${directory}/${fd}`), undefined, ended);
-      if (path?.startsWith('/dev/') === true) paths.set(path, `${directory}/${fd}`);
+      // A process with another root has its nodes below that.
+      if (path?.includes('/dev/') === true) paths.set(path, `${directory}/${fd}`);
     }
     if (paths.size === 0) continue;
     const name = asking.ask(() => kernel.readText(`/proc/${process}/comm`), undefined, ended)?.trim() ?? '';

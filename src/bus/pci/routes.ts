@@ -9,19 +9,25 @@ export interface NetworkFacts {
   readonly routes: readonly KernelRoute[];
   /** Indexes of the interfaces that programs receive raw packets of. */
   readonly listened: ReadonlySet<number>;
+  /** Names of the interfaces that PPPoE runs over, which need neither addresses nor routes for that. */
+  readonly dialled: ReadonlySet<string>;
 }
 
 /** See {@link NetworkFacts}. */
 export function readNetwork(kernel: KernelPort, asking: Asking): NetworkFacts {
-  const sockets = asking.ask(() => kernel.readText('/proc/net/packet') ?? '', '');
+  const rowsOf = (path: string): string[][] =>
+    asking
+      .ask(() => kernel.readText(path) ?? '', '')
+      .split('\n')
+      .slice(1)
+      .map((line) => line.trim().split(/\s+/));
   // Pointer, references, type, protocol, interface.
-  const rows = sockets
-    .split('\n')
-    .slice(1)
-    .map((line) => Number(line.trim().split(/\s+/)[4]));
+  const listened = rowsOf('/proc/net/packet').map(([, , , , index]) => Number(index));
   return {
     routes: asking.ask(() => kernel.routes(), []),
-    listened: new Set(rows.filter((index) => index > 0)),
+    listened: new Set(listened.filter((index) => index > 0)),
+    // Session, address, interface.
+    dialled: new Set(rowsOf('/proc/net/pppoe').flatMap(([, , name]) => name ?? [])),
   };
 }
 
@@ -34,7 +40,7 @@ export function interfacesBelow(kernel: KernelPort, part: string): string[] {
 export function interfaceUses(
   kernel: KernelPort,
   asking: Asking,
-  { value: { routes, listened } }: Facts<NetworkFacts>,
+  { value: { routes, listened, dialled } }: Facts<NetworkFacts>,
   name: string,
 ): Use[] {
   const uses: Use[] = [];
@@ -58,6 +64,8 @@ export function interfaceUses(
         text: `a program receives the packets of its interface ${name}${by}`,
         todo: `end the program ("ss -0p" names it)`,
       });
+    if (dialled.has(each))
+      uses.push({ text: `PPPoE runs over its interface ${name}${by}`, todo: 'end that connection ("poff -a")' });
   }
   return uses;
 }

@@ -180,6 +180,48 @@ describe('what uses a disk', () => {
     assert.deepEqual(usesOf(machine), ['its disk nvme0n1 is held by the kernel for somebody']);
   });
 
+  it('NVMe over Fibre Channel, whose controllers are not below the adapter that they name', () => {
+    const machine = setUp([
+      { number: '242:0', path: 'virtual/nvme-fabrics/ctl/nvme4', kind: 'character' },
+      { number: '259:7', path: 'virtual/nvme-fabrics/ctl/nvme4/nvme4n1', held: true },
+      { number: '259:8', path: 'virtual/nvme-fabrics/ctl/nvme5/nvme5n1', held: true },
+    ]);
+    machine.links.set('/sys/class/fc_host/host2', `../../devices/pci0000:00/${NVME}/host2/fc_host/host2`);
+    machine.files
+      .set('/sys/class/fc_host/host2/port_name', '0x10000090fa945c1a\n')
+      .set(
+        '/sys/class/nvme/nvme4/address',
+        'traddr=nn-0x1:pn-0x2,host_traddr=nn-0x20000090FA945C1A:pn-0x10000090FA945C1A\n',
+      )
+      .set('/sys/class/nvme/nvme5/address', 'traddr=nn-0x1:pn-0x2,host_traddr=nn-0x3:pn-0x4\n');
+    assert.deepEqual(usesOf(machine), ['its disk nvme4n1 is held by the kernel for somebody']);
+  });
+
+  it('what the kernel serves to other machines without claiming it', () => {
+    const machine = setUp([
+      { ...DISK, held: false },
+      { ...PART, held: false },
+      { number: '242:0', path: `${NVME}/nvme/nvme0`, kind: 'character' },
+    ]);
+    const nvme = '/sys/kernel/config/nvmet/subsystems';
+    const scsi = '/sys/kernel/config/target/core/fileio_0/data';
+    machine.files
+      .set(`${nvme}/one/namespaces/1/device_path`, '/dev/nvme0n1p1\n')
+      .set(`${nvme}/one/namespaces/1/enable`, '0\n')
+      .set(`${nvme}/two/passthru/device_path`, '/dev/nvme0\n')
+      .set(`${nvme}/two/passthru/enable`, '0\n')
+      .set(`${nvme}/two/namespaces/1/device_path`, '(null)\n')
+      .set(`${scsi}/udev_path`, '/dev/nvme0n1\n')
+      .set(`${scsi}/enable`, '0\n');
+    assert.deepEqual(usesOf(machine), []);
+    for (const path of machine.files.keys()) if (path.endsWith('/enable')) machine.files.set(path, '1\n');
+    assert.deepEqual(usesOf(machine), [
+      'the NVMe target one serves /dev/nvme0n1p1 to other machines',
+      'the NVMe target two serves /dev/nvme0 to other machines',
+      "the SCSI target's backstore fileio_0/data serves /dev/nvme0n1 to other machines",
+    ]);
+  });
+
   it('a node of /dev that is not there, or is another device: that is not known', () => {
     for (const node of [undefined, { kind: 'block', number: '1:1' } as const]) {
       const machine = setUp([{ ...DISK, held: false }]);
@@ -209,6 +251,55 @@ describe('other uses', () => {
       'process 7 (qemu) has /dev/nvme0n1 open',
       'process 8 (smartd) has /dev/nvme0 open',
     ]);
+  });
+
+  it('a program with a root of its own', () => {
+    const machine = setUp([{ ...DISK, held: false }]);
+    machine.devices.set('/srv/root/dev/disk', { kind: 'block', number: '259:0' });
+    machine.addProcess(7, 'qemu', ['/srv/root/dev/disk']);
+    assert.deepEqual(usesOf(machine), ['process 7 (qemu) has /srv/root/dev/disk open']);
+  });
+
+  it('programs that work a graphics card by nodes that sysfs does not show', () => {
+    const machine = setUp();
+    machine.files.set(`/proc/driver/nvidia/gpus/${NVME}/information`, 'Model: \t X\nDevice Minor: \t 1\n');
+    for (const minor of [0, 1])
+      machine.devices.set(`/dev/nvidia${minor}`, { kind: 'character', number: `195:${minor}` });
+    machine.addProcess(7, 'python3', ['/dev/nvidia0']);
+    assert.deepEqual(usesOf(machine), []);
+    machine.addProcess(8, 'ollama', ['/dev/nvidia1']);
+    assert.deepEqual(usesOf(machine), ['process 8 (ollama) has /dev/nvidia1 open']);
+  });
+
+  it('the kernel itself, by channels of a DMA engine', () => {
+    const machine = setUp();
+    for (const [name, clients] of ['0', '2'].entries()) {
+      machine.links.set(`/sys/class/dma/dma0chan${name}`, `../../devices/pci0000:00/${NVME}/dma/dma0chan${name}`);
+      machine.files.set(`/sys/class/dma/dma0chan${name}/in_use`, `${clients}\n`);
+    }
+    machine.links.set('/sys/class/dma/dma1chan0', `../../devices/pci0000:00/${NET}/dma/dma1chan0`);
+    machine.files.set('/sys/class/dma/dma1chan0/in_use', '1\n');
+    assert.deepEqual(usesOf(machine), ['the kernel copies by its DMA channel dma0chan1']);
+  });
+
+  it('in a container: programs outside of it are not seen, which is said; what can be claimed is known all the same', () => {
+    const machine = setUp([{ ...DISK, held: false }]);
+    machine.links.set('/proc/self/ns/pid', 'pid:[4026532281]');
+    const unknownOf = (address: string): string[] => {
+      const fn = new PciSysfs(machine).read(address);
+      assert.ok(fn !== undefined);
+      return new MachineUses(machine).of(fn).unknown.map(({ reason }) => reason);
+    };
+    assert.deepEqual(unknownOf(NVME), ['processes outside of this container can not be seen']);
+    machine.writeText(`/sys/bus/pci/drivers/e1000e/unbind`, NET);
+    machine.writeText(`/sys/bus/pci/devices/${NET}/driver_override`, 'vfio-pci');
+    machine.writeText(`/sys/bus/pci/drivers_probe`, NET);
+    assert.deepEqual(unknownOf(NET), [], 'nobody has its group');
+    machine.devices.delete('/dev/vfio/5');
+    machine.devices.set('/dev/vfio/devices/vfio20', { kind: 'character', number: '511:0' });
+    assert.deepEqual(unknownOf(NET), ['processes outside of this container can not be seen']);
+    machine.links.set('/proc/self/ns/pid', 'pid:[4026531836]');
+    assert.deepEqual([unknownOf(NVME), unknownOf(NET)], [[], []]);
   });
 
   it('virtual functions, and what they are used for', () => {
@@ -327,6 +418,12 @@ describe('what uses an interface', () => {
     const machine = setUp();
     machine.files.set('/proc/net/packet', 'sk RefCnt Type Proto Iface R Rmem User Inode\n0000 3 3 0003 2 1 0 0 123\n');
     assert.deepEqual(usesOf(machine, NET), ['a program receives the packets of its interface eth0']);
+  });
+
+  it('PPPoE over it, which needs no address and no route', () => {
+    const machine = setUp();
+    machine.files.set('/proc/net/pppoe', 'Id       Address              Device\n01000000 00:11:22:33:44:55     eth0\n');
+    assert.deepEqual(usesOf(machine, NET), ['PPPoE runs over its interface eth0']);
   });
 
   it('an interface in another network namespace', () => {

@@ -4,11 +4,16 @@
  */
 import { isDmaError } from '../../errors.js';
 import type { DeviceNode, KernelPort } from '../../platform/ports.js';
+import { nodesOfFunction } from './belongings.js';
+import { channelUses } from './channels.js';
 import { Disks, readNodes, type SysNode } from './disks.js';
 import { Asking, once, type Unasked, type Use } from './found.js';
 import { readMounts, readSwaps } from './mounts.js';
 import { processText, readOpenNodes } from './open-nodes.js';
 import { interfacesBelow, interfaceUses, readNetwork } from './routes.js';
+import { screenUses } from './screens.js';
+import { readServed } from './served.js';
+import { shareUses } from './shares.js';
 import { isVfio, PciSysfs, type PciFunction } from './sysfs.js';
 
 export type { Unasked, Use } from './found.js';
@@ -31,6 +36,7 @@ export class MachineUses {
   readonly #nodes = once((asking) => readNodes(this.#kernel, asking));
   readonly #mounts = once((asking) => readMounts(this.#kernel, asking));
   readonly #swaps = once((asking) => asking.ask(() => readSwaps(this.#kernel), []));
+  readonly #served = once((asking) => readServed(this.#kernel, asking));
   readonly #openNodes = once((asking) => readOpenNodes(this.#kernel, asking));
   readonly #network = once((asking) => readNetwork(this.#kernel, asking));
 
@@ -57,16 +63,18 @@ export class MachineUses {
     const claims: Disposable[] = [];
     if (isVfio(fn)) uses.push(...this.#vfioUses(fn, asking));
     else {
-      const nodes = this.#nodesBelow(fn, asking);
+      const { address } = fn;
+      const nodes = nodesOfFunction(this.#kernel, asking, this.#know(this.#nodes(), asking), address);
       const disks = this.#disks(nodes, asking);
       claims.push(...disks.claim());
       uses.push(
         ...disks.uses,
-        ...this.#tagUses(fn, asking),
+        ...shareUses(this.#kernel, asking, address, () => this.#know(this.#mounts(), asking)),
         ...this.#networkUses(fn, asking),
-        ...this.#screenUses(fn, nodes, asking),
+        ...screenUses(this.#kernel, asking, address, nodes),
+        ...channelUses(this.#kernel, asking, address),
+        ...this.#openerUses([...nodes, ...disks.all], asking),
       );
-      uses.push(...this.#processUses([...nodes, ...disks.all], asking));
     }
     uses.push(...this.#virtualUses(fn, asking));
     return {
@@ -76,23 +84,6 @@ export class MachineUses {
         for (const each of claims.splice(0)) each[Symbol.dispose]();
       },
     };
-  }
-
-  /** What has a number and is below the function, whatever buses are between. */
-  #nodesBelow(fn: PciFunction, asking: Asking): SysNode[] {
-    const all = this.#know(this.#nodes(), asking);
-    const below = all.filter(({ path }) => path.includes(part(fn)));
-    // With several ways to one disk, NVMe puts it above its controllers.
-    const controllers = below.flatMap(({ path }) => /\/nvme\/(nvme\d+)$/.exec(path)?.[1] ?? []);
-    if (controllers.length === 0) return below;
-    const directory = '/sys/class/nvme-subsystem';
-    const subsystems = asking
-      .ask(() => this.#kernel.list(directory), [])
-      .filter((name) =>
-        asking.ask(() => this.#kernel.list(`${directory}/${name}`), []).some((each) => controllers.includes(each)),
-      );
-    const heads = all.filter(({ path }) => subsystems.some((name) => path.includes(`/nvme-subsystem/${name}/`)));
-    return [...below, ...heads];
   }
 
   #disks(nodes: readonly SysNode[], asking: Asking): Disks {
@@ -106,37 +97,6 @@ export class MachineUses {
             swaps: this.#know(this.#swaps(), asking),
           };
     return new Disks(this.#kernel, asking, facts, own);
-  }
-
-  /**
-   * File systems that come from the host of a virtual machine: they have a tag in place of a disk, so that nothing can be
-   * claimed, and one that is mounted where nobody sees it (below the root, as an initramfs leaves it) shows nowhere.
-   */
-  #tagUses(fn: PciFunction, asking: Asking): Use[] {
-    const directory = '/sys/bus/virtio/devices';
-    return this.#childrenOf(directory, fn, asking).flatMap((name) => {
-      const driver = asking
-        .ask(() => this.#kernel.readLink(`${directory}/${name}/driver`), undefined)
-        ?.split('/')
-        .at(-1);
-      const type = TAGGED.get(driver ?? '');
-      if (type === undefined) return [];
-      const tag = asking
-        .ask(() => this.#kernel.readText(`${directory}/${name}/mount_tag`), undefined)
-        ?.replace(/\0|\n/g, '');
-      const seen = this.#know(this.#mounts(), asking).filter(
-        (mount) => mount.type === type && mount.source === (tag ?? mount.source),
-      );
-      if (seen.length === 0)
-        asking.unknown.push({
-          code: 'EBUSY',
-          reason: `the host's file system ${tag ?? '(virtiofs)'} comes through it, and may be mounted where nobody sees it`,
-        });
-      return seen.map(({ target, source }) => ({
-        text: `the host's file system ${source}, mounted at ${target}, comes through it`,
-        todo: `umount ${target}`,
-      }));
-    });
   }
 
   #networkUses(fn: PciFunction, asking: Asking): Use[] {
@@ -163,47 +123,19 @@ export class MachineUses {
     );
   }
 
-  #screenUses(fn: PciFunction, nodes: readonly SysNode[], asking: Asking): Use[] {
-    const read = (path: string): string => asking.ask(() => this.#kernel.readText(path), undefined)?.trim() ?? '';
-    const uses: Use[] = [];
-    const force = 'see that the machine can be reached without it, and use --force';
-    if (read(`${this.#sysfs.directory(fn.address)}/boot_vga`) === '1')
-      uses.push({ text: "it is the machine's primary display", todo: force });
-    const frame = nodes.find(({ path }) => /\/graphics\/fb\d+$/.test(path));
-    if (frame !== undefined)
-      for (const name of asking.ask(() => this.#kernel.list('/sys/class/vtconsole'), [])) {
-        const directory = `/sys/class/vtconsole/${name}`;
-        if (/frame buffer/.test(read(`${directory}/name`)) && read(`${directory}/bind`) === '1')
-          uses.push({
-            text: `the text console is on its frame buffer ${frame.name}`,
-            todo: `echo 0 > ${directory}/bind`,
-          });
-      }
-    for (const name of read('/sys/class/tty/console/active').split(/\s+/)) {
-      const isIts = nodes.some((node) => node.path.endsWith(`/tty/${name}`)) || this.#isVirtioConsole(name, fn, asking);
-      if (name !== '' && isIts) uses.push({ text: `the machine's console is its ${name}`, todo: force });
-    }
-    return uses;
+  /** Who has them open: processes, and what the kernel serves to others. */
+  #openerUses(nodes: readonly DeviceNode[], asking: Asking): Use[] {
+    if (nodes.length === 0) return [];
+    const isAmong = (one: DeviceNode): boolean =>
+      nodes.some(({ kind, number }) => kind === one.kind && number === one.number);
+    const served = this.#know(this.#served(), asking).filter(({ node }) => isAmong(node));
+    return [
+      ...this.#processUses(nodes, asking),
+      ...served.map(({ path, by, todo }) => ({ text: `${by} serves ${path} to other machines`, todo })),
+    ];
   }
 
-  /** The kernel does not say which of them `hvc0` is. */
-  #isVirtioConsole(name: string, fn: PciFunction, asking: Asking): boolean {
-    const directory = '/sys/bus/virtio/devices';
-    return (
-      /^hvc\d+$/.test(name) &&
-      this.#childrenOf(directory, fn, asking).some(
-        (each) => Number(asking.ask(() => this.#kernel.readText(`${directory}/${each}/device`), undefined)) === 3,
-      )
-    );
-  }
-
-  #childrenOf(directory: string, fn: PciFunction, asking: Asking): string[] {
-    return asking
-      .ask(() => this.#kernel.list(directory), [])
-      .filter((name) => asking.ask(() => this.#kernel.readLink(`${directory}/${name}`), undefined)?.includes(part(fn)));
-  }
-
-  #processUses(nodes: readonly Pick<SysNode, 'kind' | 'number'>[], asking: Asking): Use[] {
+  #processUses(nodes: readonly DeviceNode[], asking: Asking): Use[] {
     if (nodes.length === 0) return [];
     const open = this.#know(this.#openNodes(), asking);
     return nodes.flatMap(({ kind, number }) =>
@@ -216,22 +148,27 @@ export class MachineUses {
 
   /** Programs that drive it. */
   #vfioUses({ group, vfioName, address }: PciFunction, asking: Asking): Use[] {
-    const names = [
-      ...(group === undefined ? [] : [`/dev/vfio/${group}`, `/dev/vfio/noiommu-${group}`]),
-      ...(vfioName === undefined ? [] : [`/dev/vfio/devices/${vfioName}`]),
+    const pathsOfGroup = group === undefined ? [] : [`/dev/vfio/${group}`, `/dev/vfio/noiommu-${group}`];
+    const ofGroup = this.#nodesAt(pathsOfGroup, asking);
+    // Processes may be out of sight, but a group is opened by one at a time, and not while its devices are open otherwise.
+    const states = ofGroup.map((node) => asking.ask(() => this.#isTaken(node), undefined));
+    if (states.length > 0 && states.every((isTaken) => isTaken === false)) return [];
+    const nodes = [
+      ...ofGroup,
+      ...this.#nodesAt(vfioName === undefined ? [] : [`/dev/vfio/devices/${vfioName}`], asking),
+      ...this.#know(this.#nodes(), asking).filter((node) => node.path.includes(`/${address}/`)),
     ];
-    const nodes = names.flatMap((path) => {
+    const uses = this.#processUses(nodes, asking);
+    const taken = ofGroup.find((_, n) => states[n] === true);
+    if (uses.length > 0 || taken === undefined) return uses;
+    return [{ text: `another program has ${taken.path} open, or the device by iommufd`, todo: 'end that program' }];
+  }
+
+  #nodesAt(paths: readonly string[], asking: Asking): (DeviceNode & { readonly path: string })[] {
+    return paths.flatMap((path) => {
       const node = asking.ask(() => this.#kernel.nodeAt(path), undefined);
       return node === undefined ? [] : [{ path, ...node }];
     });
-    const below = this.#know(this.#nodes(), asking).filter((node) => node.path.includes(`/${address}/`));
-    const uses = this.#processUses([...nodes, ...below], asking);
-    if (uses.length > 0) return uses;
-    // It may be a process that can not be seen from here: a group is opened by one at a time.
-    for (const node of nodes)
-      if (!node.path.startsWith('/dev/vfio/devices/') && asking.ask(() => this.#isTaken(node), false))
-        return [{ text: `another program has ${node.path} open, or the device by iommufd`, todo: 'end that program' }];
-    return [];
   }
 
   #isTaken({ path, ...node }: DeviceNode & { readonly path: string }): boolean {
@@ -276,13 +213,6 @@ export class MachineUses {
     return value;
   }
 }
-
-/** File systems by the drivers of virtio that bring them. */
-const TAGGED: ReadonlyMap<string, string> = new Map([
-  ['9pnet_virtio', '9p'],
-  ['virtiofs', 'virtiofs'],
-  ['virtio_fs', 'virtiofs'],
-]);
 
 /** What the path of all below it in /sys/devices has. */
 function part({ address }: PciFunction): string {
