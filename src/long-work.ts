@@ -109,8 +109,11 @@ export class Turns {
   }
 }
 
-/** How long a piece of work on another thread should take, in milliseconds: giving up takes as long, and so may a look at memory. */
-const PIECE_MS = 8;
+/**
+ * How long a piece of work on another thread should take, in milliseconds. The kernel lets nothing of a process be mapped or
+ * unmapped while a piece of its pages is being got, and V8 does that many times when it collects garbage.
+ */
+const PIECE_MS = 2;
 /** What pieces begin with, and the largest. bytes */
 const FIRST_PIECE = 4 * MiB;
 const LARGEST_PIECE = 1024 * MiB;
@@ -120,11 +123,16 @@ const SMALLEST_PIECE = 2 * MiB;
 /** How large pieces are, by the time that those before them took. */
 export class Pace {
   readonly #least: number;
+  readonly #ms: number;
   #bytes: number;
 
-  /** @param least bytes, a power of two */
-  constructor(least = SMALLEST_PIECE) {
+  /**
+   * @param least bytes, a power of two
+   * @param ms how long a piece should take: from half of it to twice as much
+   */
+  constructor(least = SMALLEST_PIECE, ms = PIECE_MS) {
     this.#least = Math.max(least, SMALLEST_PIECE);
+    this.#ms = ms;
     this.#bytes = Math.max(this.#least, FIRST_PIECE);
   }
 
@@ -135,8 +143,8 @@ export class Pace {
 
   /** A piece of `bytes` took so many milliseconds. */
   took(bytes: number, ms: number): void {
-    if (ms > 2 * PIECE_MS) this.#bytes = Math.max(this.#least, this.#bytes / 2);
-    else if (bytes >= this.#bytes && ms < PIECE_MS / 2) this.#bytes = Math.min(LARGEST_PIECE, this.#bytes * 2);
+    if (ms > 2 * this.#ms) this.#bytes = Math.max(this.#least, this.#bytes / 2);
+    else if (bytes >= this.#bytes && ms < this.#ms / 2) this.#bytes = Math.min(LARGEST_PIECE, this.#bytes * 2);
   }
 }
 

@@ -81,6 +81,8 @@ export interface DomainOptions {
   readonly now?: () => number;
 }
 
+/** How long a piece should take that is pinned, in milliseconds: each is a mapping entry, of which there may be few. */
+const PINNING_MS = 4;
 /** How much of the translation table is changed at once, in bytes of what is mapped. */
 const TABLE_PIECE = 64 * GiB;
 
@@ -625,7 +627,7 @@ export class Domain {
       return mapping;
     }
     const turns = new Turns();
-    const pace = new Pace(area.pageSize);
+    const pace = new Pace(area.pageSize, PINNING_MS);
     const pages = pins && region.paging === 'pinned' ? this.#pages : undefined;
     const mapped: Entry[] = [];
     /** Reserved and not begun, the last first. */
