@@ -1,8 +1,10 @@
 /** Limits of this process on Linux. */
+import { closeSync, openSync, readSync } from 'node:fs';
 import { KiB } from '../units.js';
 import { descriptorFacts, resourceLimit } from './libc.js';
 import type { Libc } from './libc.js';
 import { readKernelText } from './linux-proc.js';
+import { ifPresent } from './node-errors.js';
 import { hugePageRoom, memoryRoom } from './linux-room.js';
 import type { LimitsPort } from './ports.js';
 import { CAP_IPC_LOCK, RLIMIT_MEMLOCK } from './uapi/resource.js';
@@ -37,13 +39,24 @@ export function linuxLimits(libc: Libc): LimitsPort {
   };
 }
 
+/** What the mappings are read into. Near the limit there is no mapping left for the text of all of them, which has megabytes. */
+const lines = Buffer.alloc(4 * KiB);
+
 /** vm.max_map_count and how many mappings there are. Takes 0.1 ms and more for each 1000 of them. */
 export function mappingFacts(): { readonly limit: number; readonly used: number } {
   const limit = Number(readKernelText('/proc/sys/vm/max_map_count') ?? Infinity);
-  const maps = readKernelText('/proc/self/maps') ?? '';
-  let used = 0;
-  for (let at = maps.indexOf('\n'); at >= 0; at = maps.indexOf('\n', at + 1)) used++;
-  return { limit, used };
+  const used = ifPresent('/proc/self/maps', () => {
+    const fd = openSync('/proc/self/maps', 'r');
+    try {
+      let count = 0;
+      for (let length = readSync(fd, lines); length > 0; length = readSync(fd, lines))
+        for (let at = lines.indexOf(10); at >= 0 && at < length; at = lines.indexOf(10, at + 1)) count++;
+      return count;
+    } finally {
+      closeSync(fd);
+    }
+  });
+  return { limit, used: used ?? 0 };
 }
 
 /** A line of /proc/self/status that is in kB, in bytes. */

@@ -1,22 +1,19 @@
 /** Every call with few descriptors left, or none: it succeeds or says so, loses nothing, and works again afterwards. */
-import assert from 'node:assert/strict';
 import { closeSync, openSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Eal } from '../../../src/eal.js';
-import { isDmaError } from '../../../src/errors.js';
+import { NO_DESCRIPTORS } from '../../../src/errors.js';
 import { deviceModel } from '../../../src/vfio-user/devices/catalog.js';
 import { spawnDevice } from '../../../src/vfio-user/device-process.js';
 import { serve } from '../../../src/vfio-user/server.js';
+import { shortageRounds } from '../shortage.js';
 import type { Storm, Weather } from '../storm.js';
 
 const MiB = 2 ** 20;
 /** More than any of the calls needs. */
 const MOST = 24;
-
-/** What is short decides these: of descriptors, and what a peer says or does not say who has none either. */
-const CODES = ['EMFILE', 'ENFILE'];
 
 export async function begin({ random }: Weather): Promise<Storm> {
   const served = await spawnDevice('copy');
@@ -24,7 +21,7 @@ export async function begin({ random }: Weather): Promise<Storm> {
   const device = await eal.probe('vdev:copy0');
   const socketPath = join(tmpdir(), 'here');
   const file = openSync('/proc/self/exe', 'r');
-  const calls: Readonly<Record<string, () => unknown>> = {
+  const calls = {
     start: async () => {
       const another = await Eal.start({
         memory: { size: 4 * MiB, filePrefix: undefined },
@@ -52,45 +49,38 @@ export async function begin({ random }: Weather): Promise<Storm> {
     scan: () => eal.scan(),
     'spawn a device': async () => (await spawnDevice('edu')).close(),
   };
-  const names = Object.keys(calls);
-  const seen: Record<string, number> = { done: 0, refused: 0 };
-  for (const name of names) seen[name] = 0;
-
-  return {
-    seen,
-    async round() {
-      // Starting a process takes long: it has its turn less often.
-      const name = random.oneIn(30) ? 'spawn a device' : random.pick(names.slice(0, -1));
+  // Starting a process takes long: it has its turn less often.
+  const short = (Object.keys(calls) as (keyof typeof calls)[]).filter((name) => name !== 'spawn a device');
+  const rounds = shortageRounds({
+    calls,
+    pick: () => (random.oneIn(30) ? 'spawn a device' : random.pick(short)),
+    codes: NO_DESCRIPTORS,
+    begin() {
       const taken = takeAll();
       for (let left = random.below(MOST); left > 0; left--) {
         const fd = taken.pop();
         if (fd !== undefined) closeSync(fd);
       }
-      try {
-        await calls[name]();
-        seen.done++;
-      } catch (error) {
-        const text = error instanceof Error ? error.stack : String(error);
-        assert.ok(isDmaError(error), `${name}: ${text}`);
-        assert.ok(CODES.includes(error.code), `${name}: ${text}`);
-        seen.refused++;
-      } finally {
+      return () => {
         for (const fd of taken) closeSync(fd);
-      }
-      // With descriptors again, it works.
+      };
+    },
+    async again(call, name) {
       for (let tries = 1; ; tries++) {
         try {
-          await calls[name]();
-          break;
+          await call();
+          return;
         } catch (error) {
           // The device may not have seen yet that the last client has gone.
-          if (name !== 'vfio-user' || tries === 100)
-            throw new Error(`${name} does not work any more`, { cause: error });
+          if (name !== 'vfio-user' || tries === 100) throw error;
           await sleep(5);
         }
       }
-      seen[name]++;
     },
+  });
+
+  return {
+    ...rounds,
     async calm() {
       eal.memory.trim();
       await sleep(20);

@@ -1,48 +1,59 @@
-/** Every call near vm.max_map_count: it succeeds or says ENOMEM, loses nothing, and works again afterwards. */
+/**
+ * Every call near vm.max_map_count: near the kernel's line, where each mapping may be refused, and near the library's own, which
+ * leaves some to the rest of the process.
+ */
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
 import { access } from 'node:fs/promises';
 import { setImmediate as turn } from 'node:timers/promises';
 import { Eal } from '../../../src/eal.js';
-import { isDmaError } from '../../../src/errors.js';
+import { ERRNO } from '../../../src/errors.js';
 import type { ExternalMemory } from '../../../src/memory/external.js';
-import type { Va } from '../../../src/units.js';
+import { loadLibc } from '../../../src/platform/libc.js';
+import { MAP_SHARED, PROT_READ } from '../../../src/platform/uapi/mman.js';
+import { shortageRounds } from '../shortage.js';
 import type { Storm, Weather } from '../storm.js';
 
 const MiB = 2 ** 20;
-/** Enough for each call, and for V8 meanwhile. */
-const ROOM = 96;
 /** More than most calls need. */
 const MOST = 24;
+/** What the library leaves to others. */
+const SPARE = 4096;
+/** Enough for each call, and for V8 meanwhile. */
+const ROOM = 96;
 /** Where somebody has raised the limit, filling it would take more memory than it is worth. */
 const HIGHEST = 2_000_000;
 
 export async function begin({ random }: Weather): Promise<Storm> {
-  const limit = Number(readFileSync('/proc/sys/vm/max_map_count', 'utf8'));
-  if (limit > HIGHEST) throw new Error(`vm.max_map_count is ${limit}, which is more than ${HIGHEST}`);
   // libuv makes its threads with the first asynchronous call, and ends the process when it can not.
   await access('/');
   const eal = await Eal.start({ memory: { noHuge: true }, onForgotten: () => undefined });
   const device = await eal.probe('vdev:copy0');
-  const { memory } = eal.platform;
+  const { memory, limits } = eal.platform;
+  const { limit } = limits.mappings();
+  if (limit > HIGHEST) throw new Error(`vm.max_map_count is ${limit}, which is more than ${HIGHEST}`);
   const { pageSize } = memory;
   const buffer = new Uint8Array(new ArrayBuffer(64 * 1024));
 
-  // One page of one file again and again: neighbours never become one mapping, and each goes without a split.
+  // One page of one file again and again: neighbours never become one mapping, and each goes without a split. Past the port,
+  // which would stop at its own line.
+  const libc = loadLibc();
+  if (typeof libc === 'string') throw new Error(libc);
   const file = memory.memfd({ name: 'storm', length: pageSize });
-  const filled: Va[] = [];
-  /** Leaves room for `room` mappings, or a few more. */
+  const filled: number[] = [];
+  /** Leaves room for `room` mappings. */
   const fill = (room: number): void => {
-    const used = readFileSync('/proc/self/maps', 'utf8').split('\n').length - 1;
-    try {
-      for (let n = limit - used - room; n > 0; n--) filled.push(memory.map({ length: pageSize, fd: file }));
-    } catch (error) {
-      // Others took some meanwhile: it is full.
-      if (!isDmaError(error, 'ENOMEM')) throw error;
+    for (let n = limit - limits.mappings().used - room; n > 0; n--) {
+      const va = libc.mmap(0, pageSize, PROT_READ, MAP_SHARED, file, 0);
+      if (va === -1) {
+        // Others took some meanwhile: it is full.
+        assert.equal(libc.errno(), ERRNO.ENOMEM);
+        return;
+      }
+      filled.push(va);
     }
   };
   const empty = (most: number): void => {
-    for (const va of filled.splice(Math.max(0, filled.length - most))) memory.unmap(va, pageSize);
+    for (const va of filled.splice(Math.max(0, filled.length - most))) libc.munmap(va, pageSize);
   };
 
   /** What could not be given back for want of mappings: the next try has to do it. */
@@ -64,7 +75,7 @@ export async function begin({ random }: Weather): Promise<Storm> {
     }
   };
 
-  const calls: Readonly<Record<string, () => Promise<void>>> = {
+  const calls = {
     memfd: () => {
       const external = eal.external.allocate(64 * 1024);
       return withMemory(external, () => {
@@ -120,35 +131,24 @@ export async function begin({ random }: Weather): Promise<Storm> {
       await giveBack(() => another.stop());
     },
   };
-  const names = Object.keys(calls);
-  const seen: Record<string, number> = { done: 0, refused: 0 };
-  for (const name of names) seen[name] = 0;
-
-  return {
-    seen,
-    async round() {
-      const name = random.pick(names);
-      fill(random.below(MOST));
-      try {
-        await calls[name]();
-        seen.done++;
-      } catch (error) {
-        const text = error instanceof Error ? error.stack : String(error);
-        assert.ok(isDmaError(error), `${name}: ${text}`);
-        assert.equal(error.code, 'ENOMEM', `${name}: ${text}`);
-        seen.refused++;
-      } finally {
-        empty(ROOM);
-      }
-      try {
-        for (const step of again.splice(0)) await step();
-        await calls[name]();
-      } catch (cause) {
-        throw new Error(`${name} does not work any more`, { cause });
-      }
-      seen[name]++;
+  const names = Object.keys(calls) as (keyof typeof calls)[];
+  const rounds = shortageRounds({
+    calls,
+    pick: () => random.pick(names),
+    codes: ['ENOMEM'],
+    begin() {
+      fill(random.below(MOST) + (random.oneIn(4) ? SPARE : 0));
+      return () => empty(SPARE + ROOM);
+    },
+    async again(call) {
+      for (const step of again.splice(0)) await step();
+      await call();
       await turn();
     },
+  });
+
+  return {
+    ...rounds,
     async calm() {
       empty(filled.length);
       eal.memory.trim();
