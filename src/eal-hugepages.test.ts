@@ -24,14 +24,13 @@ import type { MemoryOptions } from './memory/memory-settings.js';
 import { openPlatform } from './platform/open.js';
 import type { Platform } from './platform/ports.js';
 import { hugePagesForTest } from './platform/testing-hugepages.js';
+import { NOBODY, runAsNobody, whyNotAsNobody } from './platform/testing-users.js';
 import { KiB, MiB } from './units.js';
 
 const real = openPlatform();
 const skip = real.limitation ?? false;
 const P2 = 2 * MiB;
 const PACKAGE = JSON.stringify(new URL('./index.js', import.meta.url).href);
-/** A user without rights. */
-const NOBODY = 65_534;
 
 const isError =
   (code: ErrorCode, ...texts: RegExp[]) =>
@@ -91,7 +90,7 @@ async function attempt(
 
 /** The same as a user without rights, in a process of its own: `ok` and the kind of memory, or the error's code and text. */
 function attemptAsNobody(memory: MemoryOptions): string {
-  const program = `
+  return runAsNobody(`
     import { Eal } from ${PACKAGE};
     try {
       const eal = await Eal.start({ memory: { ...${JSON.stringify(memory)}, onNotice: (text) => console.log('notice', text) } });
@@ -100,15 +99,7 @@ function attemptAsNobody(memory: MemoryOptions): string {
       await eal.stop();
     } catch (error) {
       console.log(error.code, error.message);
-    }`;
-  const { stdout, stderr, status } = spawnSync(process.execPath, ['--input-type=module', '-e', program], {
-    uid: NOBODY,
-    gid: NOBODY,
-    cwd: '/',
-    encoding: 'utf8',
-  });
-  assert.equal(status, 0, stderr);
-  return stdout;
+    }`);
 }
 
 const isRoot = process.geteuid?.() === 0;
@@ -188,7 +179,7 @@ describe('an explicit wish is had or fails with its own code', { skip }, () => {
     });
   });
 
-  test('a directory that is not for this user', { skip: !isRoot && 'it takes root to be another user' }, async (t) => {
+  test('a directory that is not for this user', { skip: whyNotAsNobody(tmpdir()) ?? false }, async (t) => {
     await withMounts(t, 4, [',mode=700', `,uid=${NOBODY},mode=700`], async ([roots, nobodys]) => {
       assert.match(attemptAsNobody({ hugeDir: roots }), /^EACCES/);
       assert.match(attemptAsNobody({ hugeDir: nobodys }), /^ok hugetlbfs/);
