@@ -25,4 +25,4 @@ packets.put(burst, burst.length);
 console.log(`${packets.available} of ${packets.elements} packets are free`);
 
 own.free();
-eal.heap.removeMemory('mine', memory.va, memory.length);
+eal.heap.removeMemory('mine', memory);

@@ -90,6 +90,7 @@ const DOORS: readonly Door<Scene>[] = [
     [],
     ({ eal, memory }, v) => eal.heap.addMemory('h', memory, { clear: v, bogus: 1 } as never),
   ],
+  ['heap.removeMemory memory', [], ({ eal }, v) => eal.heap.removeMemory('h', v)],
   ['heap.removeMemory va', [], ({ eal }, v) => eal.heap.removeMemory('h', v, 4096)],
   ['heap.removeMemory length', [], ({ eal, memory }, v) => eal.heap.removeMemory('h', memory.va, v)],
   ['external.allocate', ['number'], ({ eal }, v) => eal.external.allocate(v).unregister()],

@@ -154,7 +154,8 @@ export class Eal implements AsyncDisposable {
       reach: (areas: readonly Area[]) => this.#reach(areas),
       reachAsync: (areas: readonly Area[], work: LongWorkOptions) => this.#reachAsync(areas, work),
     };
-    this.memory = new OwnedMemory({ ...own, settings, decideIova: () => this.#decideIova(settings) });
+    const unit = (): number => this.#registry.granule;
+    this.memory = new OwnedMemory({ ...own, settings, decideIova: () => this.#decideIova(settings), unit });
     this.heap = new Heaps({
       ...own,
       iovaMode: () => this.memory.iova.mode,

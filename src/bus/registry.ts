@@ -72,6 +72,14 @@ export class Registry {
   readonly #drivers: Driver[] = [];
   readonly #devices = new Map<string, BoundDevice>();
   readonly #domains = new Set<SharedDomain>();
+
+  /** What every device maps comes in multiples of so many bytes, a power of two. */
+  get granule(): number {
+    let granule = 1;
+    for (const { domain } of this.#domains) granule = Math.max(granule, domain.constraints.granule);
+    return granule;
+  }
+
   readonly #standing = new Set<GroupMapping>();
   /** Devices that are being opened or removed, by name, and what resolves when that has ended. */
   readonly #inTransition = new Map<string, Promise<void>>();

@@ -9,7 +9,7 @@ import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { Origin } from '../origin.js';
 import { Range } from '../ranges.js';
-import { formatSize, hex, isAddress, type Iova, type IovaLike, type Va, type VaLike } from '../units.js';
+import { alignUp, formatSize, hex, isAddress, type Iova, type IovaLike, type Va, type VaLike } from '../units.js';
 import {
   LOCAL,
   type DmaAccess,
@@ -108,20 +108,14 @@ export interface Plan {
 /** Plans `request`. @throws DmaError EINVAL, ENOTSUP, EACCES, ERANGE, EEXIST, EBUSY, ENOSPC, ENOMEM: see `Domain.mapFor` */
 export function planMapping(books: Books, request: MapRequest): Plan {
   const { device, operation, options, origin } = request;
-  const { constraints, name } = books;
+  const { constraints } = books;
   const target = targetOf(request.target, operation);
   const range = new Range(target.va as Va, target.length, operation);
   const refuse: Refuse = (code, reason, hint) => new DmaError({ code, operation, range, device, reason, hint });
 
   checkWords(options, refuse);
-  if (!range.isAligned(constraints.granule)) {
-    const unit = formatSize(constraints.granule);
-    throw refuse(
-      'EINVAL',
-      'the range is not aligned',
-      `${name} maps in units of ${unit}: start and length are multiples`,
-    );
-  }
+  if (!range.isAligned(constraints.granule))
+    throw refuse('EINVAL', 'the range is not aligned', alignedHint(books, range));
   const region = regionOf(books, options, refuse);
   const area = books.areas.covering(range, operation);
   const access = options.access ?? (area.writable ? 'read-write' : 'read');
@@ -141,6 +135,15 @@ export function planMapping(books: Books, request: MapRequest): Plan {
     checkLimits(books, pieces.length, region.paging === 'pinned' ? range.length : 0, refuse);
   }
   return { operation, device, range, area, access, region, shared, pieces, origin };
+}
+
+/** How to have memory that a domain can map. */
+function alignedHint({ constraints: { granule }, name, areas }: Books, { start, length }: Range<Va>): string {
+  const fact = `${name} maps in units of ${formatSize(granule)}: start and length are multiples`;
+  const area = areas.at(start);
+  const isWhole = area?.range.start === start && area.range.length === length;
+  if (!isWhole || area.owner !== 'external' || granule <= area.pageSize) return fact;
+  return `${fact}, as external.allocate(${alignUp(length, granule)}, { align: ${granule} }) gives them`;
 }
 
 /**

@@ -15,7 +15,7 @@ import {
   type LongWorkOptions,
 } from '../long-work.js';
 import { OriginNotes, type Origin } from '../origin.js';
-import type { FileStatus, Platform } from '../platform/ports.js';
+import type { CommitOptions, FileStatus, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { show } from '../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../steps.js';
@@ -64,6 +64,8 @@ export interface AllocateOptions extends Omit<RegisterOptions, 'pageSize' | 'nod
   readonly hugePageSize?: number;
   /** The NUMA node that all of it comes from. Default: any. */
   readonly node?: number;
+  /** It begins at a multiple of so many bytes, a power of two, for devices that map in larger units. Default: its page size. */
+  readonly align?: number;
 }
 
 /** Whether pages are there from the start. */
@@ -112,6 +114,7 @@ const ALLOCATE_OPTIONS: Shape<AllocateOptions> = {
   label: 'string',
   source: ['memfd', 'anonymous'],
   hugePageSize: 'number',
+  align: 'number',
   populate: 'boolean',
 };
 const ADDRESS_OPTIONS: Shape<FromAddressOptions> = { ...REGISTER_OPTIONS, writable: 'boolean' };
@@ -409,7 +412,7 @@ export class External {
    * there when this returns.
    *
    * @param length bytes
-   * @throws DmaError EINVAL for an impossible length, page size, node or table; ENOMEM when the system has no such memory, with
+   * @throws DmaError EINVAL for an impossible length, page size, alignment, node or table; ENOMEM when the system has no such memory, with
    *   what it has; EMFILE when the process has no descriptor left, of which each memfd takes one; ENOTSUP where memory of that
    *   kind can not be had, such as hugepages of a size there is not
    */
@@ -451,8 +454,10 @@ export class External {
     const { hugePageSize, source = limitation === undefined ? 'memfd' : 'anonymous' } = options;
     const { node = -1, populate = limitation === undefined } = options;
     const pageSize = hugePageSize ?? memory.pageSize;
+    const { align = pageSize } = options;
     if (!isPowerOfTwo(pageSize)) throw invalid(operation, `a page size of ${pageSize} bytes is no power of two`);
-    if (!isAddress(length) || length === 0 || !isAddress(length + pageSize))
+    if (!isPowerOfTwo(align)) throw invalid(operation, `an alignment of ${align} bytes is no power of two`);
+    if (!isAddress(length) || length === 0 || !isAddress(length + pageSize + align))
       throw invalid(operation, `a length of ${length} bytes is not possible`);
     const whole = alignUp(length, pageSize);
     const release: (() => void)[] = [];
@@ -467,9 +472,8 @@ export class External {
         backing = { fd, offset: 0 };
       }
       // A hugetlb memfd has its page size already.
-      const va = memory.map(
-        backing === undefined ? { length: whole, hugePageSize } : { length: whole, fd: backing.fd },
-      );
+      const what = backing === undefined ? { length: whole, hugePageSize } : { length: whole, fd: backing.fd };
+      const va = align > pageSize ? this.#mapAligned(what, align, operation) : memory.map(what);
       const range = new Range(va, whole, operation);
       const empty = emptying(this.#platform, range, pageSize, backing);
       try {
@@ -648,6 +652,18 @@ export class External {
     const area = this.#index.at(va);
     if (area === undefined || va + length > area.range.end) return undefined;
     return this.#live.get(area)?.bytesForDevice(va - area.range.start, length);
+  }
+
+  /** Maps at a multiple of `align` bytes. */
+  #mapAligned(what: CommitOptions, align: number, operation: string): Va {
+    const { memory } = this.#platform;
+    const va = memory.reserve(what.length, align);
+    try {
+      memory.commit(va, what);
+      return va;
+    } catch (error) {
+      throw withUndo(error, operation, undoAll([() => memory.unmap(va, what.length)]));
+    }
   }
 
   /** What the program may store to, of a file that it may not write. */

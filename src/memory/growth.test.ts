@@ -2,22 +2,21 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import { GiB, KiB, MiB } from '../units.js';
-import { planGrowth, type Need, type PageChoice } from './growth.js';
+import { planGrowth, type GrowthStep, type Need, type PageChoice } from './growth.js';
 
 const need = (size: number, more: Partial<Need> = {}): Need => ({ size, align: 64, boundary: 0, ...more });
 const huge = (pageSize: number, free: number, left = Infinity): PageChoice => ({ pageSize, free, left, huge: true });
 const ordinary: PageChoice = { pageSize: 4 * KiB, free: Infinity, left: Infinity, huge: false };
 
 describe('how a heap grows', () => {
+  const huge2 = (pages: number): GrowthStep => ({ pageSize: 2 * MiB, pages, alignment: 2 * MiB });
+
   it('by as much as it has, and by what is needed if that is not granted', () => {
     const choices = [huge(2 * MiB, 1000)];
-    assert.deepEqual(planGrowth(need(64), 0, choices, false), [{ pageSize: 2 * MiB, pages: 1 }]);
-    assert.deepEqual(planGrowth(need(64), 16 * MiB, choices, false), [
-      { pageSize: 2 * MiB, pages: 8 },
-      { pageSize: 2 * MiB, pages: 1 },
-    ]);
-    assert.deepEqual(planGrowth(need(9 * MiB), 4 * MiB, choices, false), [{ pageSize: 2 * MiB, pages: 5 }]);
-    assert.deepEqual(planGrowth(need(64), 16 * MiB, choices, true), [{ pageSize: 2 * MiB, pages: 1 }], 'exact');
+    assert.deepEqual(planGrowth(need(64), 0, choices, false), [huge2(1)]);
+    assert.deepEqual(planGrowth(need(64), 16 * MiB, choices, false), [huge2(8), huge2(1)]);
+    assert.deepEqual(planGrowth(need(9 * MiB), 4 * MiB, choices, false), [huge2(5)]);
+    assert.deepEqual(planGrowth(need(64), 16 * MiB, choices, true), [huge2(1)], 'exact');
   });
 
   it('leaves half of what is free to others, as long as that is enough', () => {
@@ -52,6 +51,16 @@ describe('how a heap grows', () => {
       GiB / (4 * KiB),
       'and 1 GiB ahead at most',
     );
+  });
+
+  it('in units that devices map, and in 64 KiB for those that come later where that is allowed', () => {
+    const [first] = planGrowth(need(5 * MiB + 1), 0, [ordinary], false);
+    assert.deepEqual(first, { pageSize: 4 * KiB, pages: (5 * MiB + 64 * KiB) / (4 * KiB), alignment: 64 * KiB });
+    const [exact] = planGrowth(need(5 * MiB + 1), 0, [ordinary], true, 16 * KiB);
+    assert.deepEqual(exact, { pageSize: 4 * KiB, pages: (5 * MiB + 16 * KiB) / (4 * KiB), alignment: 16 * KiB });
+    const little = { ...ordinary, left: 5 * MiB + 4 * KiB };
+    assert.equal(planGrowth(need(5 * MiB + 1), 0, [little], false)[0].pages, (5 * MiB + 4 * KiB) / (4 * KiB));
+    assert.deepEqual(planGrowth(need(5 * MiB + 1), 0, [little], false, 16 * KiB), []);
   });
 
   it('is enough, wherever the pages begin', () => {

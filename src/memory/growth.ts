@@ -5,12 +5,14 @@
  * one mapping for a device. It leaves half of the free hugepages to others, and what it really needs is always asked for
  * when the larger wish is not granted.
  */
-import { alignUp, GiB, MiB } from '../units.js';
+import { alignUp, GiB, KiB, MiB } from '../units.js';
 
 /** Most that is taken beyond what is needed, in bytes: it is faulted in at once, which takes time. */
 const MOST_AHEAD = GiB;
 /** Least that is taken of ordinary pages, in bytes. */
 const LEAST = 2 * MiB;
+/** Memory is taken in multiples of the largest ordinary page that peers have, for the devices that come later, in bytes. */
+const COMMON_UNIT = 64 * KiB;
 
 /** What there has to be room for. */
 export interface Need {
@@ -38,6 +40,8 @@ export interface GrowthStep {
   /** bytes */
   readonly pageSize: number;
   readonly pages: number;
+  /** The first page is at a multiple of so many bytes. */
+  readonly alignment: number;
 }
 
 /**
@@ -46,8 +50,15 @@ export interface GrowthStep {
  *
  * @param total bytes that the heap has
  * @param exact never take more than is needed
+ * @param unit what devices map comes in multiples of so many bytes, a power of two
  */
-export function planGrowth(need: Need, total: number, choices: readonly PageChoice[], exact: boolean): GrowthStep[] {
+export function planGrowth(
+  need: Need,
+  total: number,
+  choices: readonly PageChoice[],
+  exact: boolean,
+  unit = 1,
+): GrowthStep[] {
   const ahead = exact ? 0 : Math.min(total, MOST_AHEAD);
   const volume = Math.max(need.size, ahead);
   const rank = ({ pageSize, huge }: PageChoice): number => {
@@ -58,19 +69,24 @@ export function planGrowth(need: Need, total: number, choices: readonly PageChoi
     .sort((a, b) => rank(a) - rank(b))
     .flatMap((choice) => {
       const { pageSize, free, left, huge } = choice;
-      const pages = pagesFor(need, pageSize);
       const most = Math.min(free, Math.floor(left / pageSize));
+      const exactly = pagesFor(need, pageSize);
+      const alignment = Math.max(unit, pageSize);
+      const common = exact ? alignment : Math.max(alignment, COMMON_UNIT);
+      const step = (wanted: number): GrowthStep => {
+        const pages = alignUp(wanted, common / pageSize);
+        return pages <= most
+          ? { pageSize, pages, alignment: common }
+          : { pageSize, pages: alignUp(wanted, alignment / pageSize), alignment };
+      };
+      const { pages } = step(exactly);
       if (pages > most) return [];
       const least = huge || exact ? 0 : LEAST;
       const wish = Math.floor(Math.max(ahead, least) / pageSize);
       const modest = huge ? Math.ceil(free / 2) : free;
       const more = Math.max(pages, Math.min(wish, modest, most));
-      return more > pages
-        ? [
-            { pageSize, pages: more },
-            { pageSize, pages },
-          ]
-        : [{ pageSize, pages }];
+      const steps = more > pages ? [step(more), step(exactly)] : [step(exactly)];
+      return steps.filter((each) => each.pages <= most);
     });
 }
 

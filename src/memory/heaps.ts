@@ -224,26 +224,37 @@ export class Heaps {
   }
 
   /**
-   * Takes memory out of a heap, and from all devices: exactly what was added.
+   * Takes memory out of a heap, and from all devices: exactly what was added, or its address and length in bytes.
    *
    * @throws DmaError EINVAL as `find`, and for impossible ranges; ENOENT for the heap, or when this is not what was added to
    *   it; EPERM; EBUSY while a block is in it, and in handlers of changes of this heap; of the device or handler that does not
    *   let it go, and then it is as before
    */
-  removeMemory(name: string, va: Va, length: number): void {
-    runSteps(this.#removing(name, va, length, 'heap.removeMemory'), (step) => step.now());
+  removeMemory(name: string, memory: ExternalMemory | RawMemory): void;
+  removeMemory(name: string, va: Va, length: number): void;
+  removeMemory(name: string, given: ExternalMemory | RawMemory | Va, length?: number): void {
+    runSteps(this.#removing(name, given, length, 'heap.removeMemory'), (step) => step.now());
   }
 
   /** As {@link Heaps.removeMemory}, without blocking the event loop. @throws DmaError as `removeMemory` */
-  async removeMemoryAsync(name: string, va: Va, length: number): Promise<void> {
+  removeMemoryAsync(name: string, memory: ExternalMemory | RawMemory): Promise<void>;
+  removeMemoryAsync(name: string, va: Va, length: number): Promise<void>;
+  async removeMemoryAsync(name: string, given: ExternalMemory | RawMemory | Va, length?: number): Promise<void> {
     await this.#running.run(undefined, async () =>
-      runStepsAsync(this.#removing(name, va, length, 'heap.removeMemoryAsync'), (step) => step.later(UNATTENDED)),
+      runStepsAsync(this.#removing(name, given, length, 'heap.removeMemoryAsync'), (step) => step.later(UNATTENDED)),
     );
   }
 
-  *#removing(name: string, va: Va, length: number, operation: string): Steps<LongStep, void> {
+  *#removing(
+    name: string,
+    given: ExternalMemory | RawMemory | Va,
+    bytes: number | undefined,
+    operation: string,
+  ): Steps<LongStep, void> {
     checkName(name, operation);
-    const range = rangeOf(va, length, operation);
+    const raw = typeof given === 'object' && !isA(given, ExternalMemory) ? rawOf(given, operation) : given;
+    const { va, length } = typeof raw === 'object' ? raw : { va: raw, length: bytes };
+    const range = rangeOf(va, length as number, operation);
     const heap = this.#users(name, operation);
     const area = this.#options.areas.exact(range);
     const part = area === undefined ? undefined : this.#parts.get(area);

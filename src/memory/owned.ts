@@ -71,6 +71,8 @@ export interface OwnedMemoryOptions {
   readonly running?: RunningWorks;
   /** Decides what devices use as addresses; asked once, when it first matters. */
   readonly decideIova: () => IovaDecision;
+  /** What all devices map comes in multiples of so many bytes, a power of two. Default 1. */
+  readonly unit?: () => number;
 }
 
 /** How to allocate from the library's own memory. */
@@ -167,6 +169,7 @@ export class OwnedMemory {
   readonly #spare = new Map<Heap, Part>();
   readonly #reachAsync: ReachAsync;
   readonly #decideIova: () => IovaDecision;
+  readonly #unit: () => number;
   readonly #running: RunningWorks;
   /** The last change of memory that lets the event loop go on: one comes after the other. Never rejects. */
   #last: Promise<unknown> = Promise.resolve();
@@ -191,6 +194,7 @@ export class OwnedMemory {
     this.#reachAsync = options.reachAsync;
     this.#running = options.running ?? new RunningWorks();
     this.#decideIova = options.decideIova;
+    this.#unit = options.unit ?? (() => 1);
     this.#lists = new PageLists(platform, areas, settings, () => this.iova.mode === 'pa');
     settings.numaLimit.forEach((limit, node) => {
       if (limit > 0) this.#validators.add({ name: 'numaLimit', node, limit });
@@ -528,9 +532,9 @@ export class OwnedMemory {
     const { matchAllocations } = this.#settings;
     const steps = this.#plan(heap, request, matchAllocations, request.pageSizes);
     const failures: unknown[] = [];
-    for (const { pageSize, pages } of steps) {
+    for (const { pageSize, pages, alignment } of steps) {
       try {
-        const part = yield* this.#extending(heap, pageSize, pages, false);
+        const part = yield* this.#extending(heap, { pageSize, pages, alignment }, false);
         if (fits()) return this.#noticeFallback(pageSize, failures);
         yield* this.#givingBack(part);
         const reason = `${pages} pages of ${formatSize(pageSize)} were no help: they are not contiguous`;
@@ -547,7 +551,7 @@ export class OwnedMemory {
 
   #plan(heap: Heap, need: Need, exact: boolean, pageSizes: readonly number[] | undefined): GrowthStep[] {
     const choices = this.#lists.choices(heap.node).filter(({ pageSize }) => pageSizes?.includes(pageSize) !== false);
-    const steps = planGrowth(need, heap.total, choices, exact);
+    const steps = planGrowth(need, heap.total, choices, exact, this.#unit());
     this.#noticeOrdinary(steps[0]);
     return steps;
   }
@@ -605,7 +609,7 @@ export class OwnedMemory {
   }
 
   /** Takes pages, and gives them to all devices and to the heap; or nothing has happened. */
-  *#extending(heap: Heap, pageSize: number, pages: number, kept: boolean): Steps<LongStep, Part> {
+  *#extending(heap: Heap, { pageSize, pages, alignment }: GrowthStep, kept: boolean): Steps<LongStep, Part> {
     const { node } = heap;
     const bytes = pages * pageSize;
     const coming = this.#coming.get(heap) ?? 0;
@@ -614,7 +618,7 @@ export class OwnedMemory {
     this.#validators.check({ node, pageSize, bytes, total: heap.total + coming });
     this.#coming.set(heap, coming + bytes);
     try {
-      extent = yield* this.#lists.taking(pageSize, node, pages);
+      extent = yield* this.#lists.taking(pageSize, node, pages, alignment);
       const part = new Part(heap, extent, kept, this.#platform);
       undo.unshift(() => part.detach());
       const { change } = part;
@@ -651,9 +655,10 @@ export class OwnedMemory {
     for (const heap of heaps) {
       // As many of the largest pages as fill it, then of smaller ones; what remains is rounded up.
       for (let steps = this.#parting(heap, left); left > 0 && steps.length > 0;) {
-        const [{ pageSize, pages }] = steps;
+        const [step] = steps;
+        const { pageSize, pages } = step;
         try {
-          yield* this.#extending(heap, pageSize, pages, true);
+          yield* this.#extending(heap, step, true);
           this.#noticeFallback(pageSize, failures);
           left -= pages * pageSize;
           steps = this.#parting(heap, left);
@@ -678,7 +683,8 @@ export class OwnedMemory {
     const ways = choices.flatMap(({ pageSize, free, left, huge }) => {
       const most = Math.min(free, Math.floor(left / pageSize));
       const whole = Math.min(most, Math.floor(bytes / pageSize));
-      const step = { pageSize, pages: whole > 0 ? whole : Math.min(most, 1), fills: whole > 0, huge };
+      const pages = whole > 0 ? whole : Math.min(most, 1);
+      const step = { pageSize, pages, alignment: pageSize, fills: whole > 0, huge };
       return step.pages > 0 ? [step] : [];
     });
     const huge = ways.filter((way) => way.huge);

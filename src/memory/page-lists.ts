@@ -102,14 +102,15 @@ export class PageLists {
   /**
    * Takes neighbouring pages from a list that has room for them, or a new one; step by step.
    *
+   * @param alignment the first is at a multiple of so many bytes, a power of two and at least the page size
    * @throws DmaError ENOMEM when there are not so many pages, or no addresses for them; EBUSY when another process has this
    *   file prefix; EPERM when physical addresses are wanted and not shown
    */
-  *taking(pageSize: number, node: number, pages: number): Steps<LongStep, Extent> {
+  *taking(pageSize: number, node: number, pages: number, alignment: number): Steps<LongStep, Extent> {
     const errors: unknown[] = [];
     for (const mount of this.#mountsFor(pageSize)) {
       try {
-        return yield* this.#takingIn(mount, pageSize, node, pages);
+        return yield* this.#takingIn(mount, pageSize, node, pages, alignment);
       } catch (error) {
         // Another mount may be this process's to use, or have room.
         if (!isDmaError(error) || !ABOUT_A_MOUNT.includes(error.code)) throw error;
@@ -125,18 +126,19 @@ export class PageLists {
     pageSize: number,
     node: number,
     pages: number,
+    alignment: number,
   ): Steps<LongStep, Extent> {
     const key = keyOf(pageSize, node, mount);
     const lists = this.#lists.get(key) ?? [];
     for (const list of lists) {
-      const extent = yield* list.taking(pages);
+      const extent = yield* list.taking(pages, alignment);
       if (extent !== undefined) return extent;
     }
-    const list = this.#newList(mount, pageSize, node, pages);
+    const list = this.#newList(mount, pageSize, node, pages + alignment / pageSize - 1);
     // From here on others may take from it too.
     this.#lists.set(key, [...(this.#lists.get(key) ?? []), list]);
     try {
-      const extent = yield* list.taking(pages);
+      const extent = yield* list.taking(pages, alignment);
       if (extent !== undefined) return extent;
       throw new DmaError({ code: 'ENOMEM', operation: 'take', reason: `a new list has no room for ${pages} pages` });
     } catch (error) {

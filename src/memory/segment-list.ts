@@ -11,12 +11,15 @@ import type { LongStep } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { runSteps, type Steps } from '../steps.js';
-import { formatSize, type Va } from '../units.js';
+import { formatSize, MiB, type Va } from '../units.js';
 import { Area } from './area.js';
 import type { AreaIndex } from './area-index.js';
 import { BlockAllocator } from './block-allocator.js';
 import type { PageSource } from './page-source.js';
 import { HandedOut, retired } from './retired.js';
+
+/** Lists begin at multiples of this, so that what is aligned in memory is in the files behind it too. bytes */
+const LIST_ALIGNMENT = 2 * MiB;
 
 /** Pages that were taken together, and go back together. */
 export interface Extent {
@@ -74,7 +77,11 @@ export class SegmentList {
     const length = pages * source.pageSize;
     // VAs that are to be IOVAs are such that IOMMUs of few address bits have them too.
     const low = options.sameIova && !options.physical;
-    this.reserved = new Range(platform.memory.reserve(length, source.pageSize, low), length, 'reserve');
+    this.reserved = new Range(
+      platform.memory.reserve(length, Math.max(source.pageSize, LIST_ALIGNMENT), low),
+      length,
+      'reserve',
+    );
     this.#room.addRange(this.reserved.start, length);
   }
 
@@ -91,18 +98,19 @@ export class SegmentList {
   /**
    * Takes `pages` neighbouring pages: they are there, on the right node, and in the area index.
    *
+   * @param alignment the first is at a multiple of so many bytes, a power of two. Default: the page size
    * @returns `undefined` when the reservation has no room for so many in one piece
    * @throws DmaError ENOMEM when the machine does not have so many; EPERM when physical addresses are wanted and not shown
    */
-  take(pages: number): Extent | undefined {
-    return runSteps(this.taking(pages), (step) => step.now());
+  take(pages: number, alignment?: number): Extent | undefined {
+    return runSteps(this.taking(pages, alignment), (step) => step.now());
   }
 
   /** {@link take}, step by step. */
-  *taking(pages: number): Steps<LongStep, Extent | undefined> {
+  *taking(pages: number, alignment?: number): Steps<LongStep, Extent | undefined> {
     const { pageSize } = this.source;
     const length = pages * pageSize;
-    const va = this.#room.allocate(length, pageSize) as Va;
+    const va = this.#room.allocate(length, alignment ?? pageSize) as Va;
     if (va < 0) return undefined;
     const undo: (() => void)[] = [() => void this.#room.free(va)];
     try {

@@ -9,8 +9,6 @@ import type { ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import { trackingPlatform } from '../platform/testing.js';
 import type { TrackingPlatform } from '../platform/testing.js';
-import { Channel, type ChannelOwner } from './channel.js';
-import { isCommand } from './framing.js';
 import { VfioUserClient } from './client.js';
 import type { ClientOptions } from './client.js';
 import { spawnDevice } from './device-process.js';
@@ -19,142 +17,21 @@ import { deviceModel } from './devices/catalog.js';
 import {
   COMMAND,
   DEFAULT_CAPABILITIES,
-  DMA_UNMAP_SIZE,
   FLAG,
-  HEADER_SIZE,
-  encodeDeviceInfo,
   encodeDmaRead,
   encodeDmaWrite,
-  encodeIrqInfo,
-  encodeRegionInfo,
-  encodeRegionReply,
   encodeVersion,
-  decodeRegionAccess,
   get32,
   get64,
   putCommand,
   put32,
   put64,
-  putErrorReply,
-  putReply,
 } from './messages.js';
 import { serve } from './server.js';
-import type { Capabilities, Message, RegionDescription } from './messages.js';
+import type { Message } from './messages.js';
+import { ScriptedServer, type Script } from './testing-server.js';
 
 const skip = openPlatform().limitation ?? false;
-
-/** What a scripted server answers: bytes, nothing at all, or (`undefined`) what a good one would. */
-type Script = (message: Message, server: ScriptedServer) => Uint8Array | 'nothing' | undefined;
-
-/** A server on one end of a socketpair that does what a test wants. */
-class ScriptedServer {
-  readonly channel: Channel;
-  readonly seen: { command: number; flags: number; payload: Uint8Array; fds: number }[] = [];
-  readonly replies: Message[] = [];
-  capabilities: Capabilities = DEFAULT_CAPABILITIES;
-  region: Partial<RegionDescription> = {};
-  regionFd: number | undefined;
-  readonly #out = new Uint8Array(2 ** 21);
-
-  constructor(
-    readonly platform: TrackingPlatform,
-    fd: number,
-    readonly script: Script,
-    served: boolean,
-  ) {
-    const owner: ChannelOwner = {
-      onMessage: (message) => {
-        if (!isCommand(message)) {
-          this.replies.push({ ...message, payload: message.payload.slice() });
-          return;
-        }
-        this.seen.push({
-          command: message.command,
-          flags: message.flags,
-          payload: message.payload.slice(),
-          fds: message.fds.length,
-        });
-        const scripted = this.script(message, this);
-        if (scripted === 'nothing') return;
-        if (scripted === undefined) this.#good(message);
-        else this.channel.send(scripted);
-      },
-      onClose: () => undefined,
-    };
-    this.channel = new Channel(platform, fd, owner, { served });
-  }
-
-  error(message: Message, code: ErrorCode): Uint8Array {
-    return this.#out.slice(0, putErrorReply(this.#out, message.id, message.command, code));
-  }
-
-  ok(message: Message, payload: Uint8Array): Uint8Array {
-    this.#out.set(payload, HEADER_SIZE);
-    return this.#out.slice(0, putReply(this.#out, message.id, message.command, payload.length));
-  }
-
-  close(): void {
-    this.channel.close(new DmaError({ code: 'ECONNABORTED', operation: 'test', reason: 'the test ends' }));
-  }
-
-  #good(message: Message): void {
-    const { id, command, payload } = message;
-    const out = this.#out;
-    const reply = (size: number, fds: readonly number[] = []): void => {
-      this.channel.send(out.subarray(0, size), fds);
-    };
-    switch (command) {
-      case COMMAND.VERSION: {
-        const answer = encodeVersion({ major: 0, minor: 1, capabilities: this.capabilities });
-        reply(this.ok(message, answer).length);
-        break;
-      }
-      case COMMAND.GET_INFO:
-        reply(encodeDeviceInfo(out, id, { resettable: true, pci: true, regionCount: 9, interruptKinds: 5 }));
-        break;
-      case COMMAND.GET_REGION_INFO: {
-        const index = get32(payload, 8);
-        const region = {
-          index,
-          size: index === 0 ? 2 ** 22 : 0,
-          readable: true,
-          writable: true,
-          mappable: false,
-          fdOffset: 0,
-          areas: [],
-          argsz: 0,
-          ...(index === 0 ? this.region : {}),
-        };
-        const fds = index === 0 && this.regionFd !== undefined ? [this.regionFd] : [];
-        reply(encodeRegionInfo(out, id, region, get32(payload, 0)), fds);
-        break;
-      }
-      case COMMAND.GET_IRQ_INFO:
-        reply(
-          encodeIrqInfo(out, id, {
-            index: get32(payload, 8),
-            count: 40,
-            eventfd: true,
-            maskable: false,
-            automasked: false,
-          }),
-        );
-        break;
-      case COMMAND.REGION_READ:
-        out.fill(0x5a, 32, 32 + decodeRegionAccess(message).count);
-        reply(encodeRegionReply(out, message, decodeRegionAccess(message)));
-        break;
-      case COMMAND.REGION_WRITE:
-        if ((message.flags & FLAG.NO_REPLY) === 0) reply(encodeRegionReply(out, message, decodeRegionAccess(message)));
-        break;
-      case COMMAND.DMA_UNMAP:
-        reply(this.ok(message, payload.slice(0, DMA_UNMAP_SIZE)).length);
-        break;
-      default:
-        reply(putReply(out, id, command, 0));
-    }
-  }
-}
 
 /** A client of a scripted server, both in this thread. */
 async function scripted(

@@ -129,8 +129,21 @@ test('VERSION is lenient with what it does not know and strict with what it does
   assert.deepEqual(decode('{}\0'), m.DEFAULT_CAPABILITIES);
   assert.deepEqual(decode('{"capabilities":{"migration":{"pgsize":4096},"x":[1]},"y":2}\0'), m.DEFAULT_CAPABILITIES);
   assert.deepEqual(decode('{"capabilities":{"twin_socket":{"supported":false}}}\0'), m.DEFAULT_CAPABILITIES);
+  // Sets of page sizes have 64 bits; the lowest is what counts.
+  for (const [digits, size] of [
+    [0xffff_ffff_ffff_f000n, 4096],
+    [2n ** 64n - 65536n, 65536],
+    [2n ** 63n + 2n ** 21n, 2 ** 21],
+    [2n ** 52n + 4096n, 2 ** 52 + 4096],
+  ] as const)
+    assert.equal(decode(`{"capabilities":{"pgsizes":${digits}}}\0`).pgsizes, size);
   for (const text of [
     '{}',
+    '{"capabilities":{"pgsizes":0}}\0',
+    '{"capabilities":{"pgsizes":-4096}}\0',
+    '{"capabilities":{"pgsizes":"4096"}}\0',
+    '{"capabilities":{"pgsizes":1e300}}\0',
+    `{"capabilities":{"pgsizes":${2n ** 63n}}}\0`,
     '{"capabilities":[]}\0',
     '[]\0',
     'null\0',

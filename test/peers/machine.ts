@@ -1,10 +1,12 @@
 /**
  * The machine that the peers run in: a small Debian in a directory, entered by chroot(2). It has QEMU as Debian packages it,
- * and the sample programs of libvfio-user, built from the copy that is in the source package of an older QEMU.
+ * and the sample programs of libvfio-user, built from the copy that is in the source package of an older QEMU, with a server of ours
+ * on it (doorbells.c).
  */
 import { spawnSync } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { madeOnce, Unavailable } from '../shared/cached.js';
 import type { Run } from '../shared/cached.js';
 import { debianMirror } from '../shared/debian.js';
@@ -18,6 +20,8 @@ const COMPILER = ['gcc', 'libc6-dev', 'libjson-c-dev', 'pkg-config', 'xz-utils']
 /** Where the samples are, inside the machine. */
 export const SAMPLES = '/opt/libvfio-user';
 
+const DOORBELLS = fileURLToPath(new URL('../../../test/peers/doorbells.c', import.meta.url));
+
 /** Runs inside the machine. The samples are few files, so that their own build system is not needed. */
 const BUILD_SAMPLES = `set -e
 cd /tmp
@@ -25,12 +29,12 @@ apt-get source --download-only qemu/${SUITE}
 tar xf qemu_*.orig.tar.xz --wildcards --strip-components=3 '*/subprojects/libvfio-user/*'
 library=$(ls lib/*.c | grep -v tran_pipe)
 flags="-O1 -w -D_GNU_SOURCE -Iinclude -Ilib $(pkg-config --cflags json-c)"
-mkdir -p ${SAMPLES}
 # It insists on the region for live migration that this old protocol had behind the nine of PCI.
 sed -i 's/num_regions != 10/num_regions != 9/' samples/client.c
 for sample in server gpio-pci-idio-16; do
   gcc $flags -o ${SAMPLES}/$sample samples/$sample.c $library -ljson-c
 done
+gcc $flags -o ${SAMPLES}/doorbells ${SAMPLES}/doorbells.c $library -ljson-c
 gcc $flags -o ${SAMPLES}/client samples/client.c lib/migration.c lib/tran.c lib/tran_sock.c -ljson-c
 dpkg-query -W -f '\${Version}' qemu-system-x86 >/version-qemu
 ls qemu_*.orig.tar.xz | sed 's/qemu_//; s/.orig.*//' >${SAMPLES}/version
@@ -55,7 +59,7 @@ export interface Machine {
 export async function prepareMachine(cache: string, say: (line: string) => void): Promise<Machine> {
   if (process.platform !== 'linux') throw new Unavailable('it needs Linux');
   if (process.getuid?.() !== 0) throw new Unavailable('it needs root, for chroot(2)');
-  const root = await madeOnce(cache, 'root', make, (what) => say(`getting ${what} ...`));
+  const root = await madeOnce(cache, 'root-2', make, (what) => say(`getting ${what} ...`));
   return {
     root,
     qemu: readFileSync(join(root, 'version-qemu'), 'utf8').trim(),
@@ -80,6 +84,8 @@ async function make(directory: string, run: Run): Promise<void> {
     const backports = ['-t', `${SUITE}-backports`, 'qemu-system-x86', 'seabios'];
     await step('QEMU', 'chroot', directory, ...install, ...backports);
     await step('a compiler', 'chroot', directory, ...install, ...COMPILER);
+    mkdirSync(join(directory, SAMPLES), { recursive: true });
+    copyFileSync(DOORBELLS, join(directory, SAMPLES, 'doorbells.c'));
     await step('the samples of libvfio-user', 'chroot', directory, 'sh', '-c', BUILD_SAMPLES);
   } finally {
     // What debootstrap leaves mounted when it fails must not be removed with the rest.
