@@ -163,6 +163,33 @@ const DOORS: readonly Door<Scene>[] = [
   ['dmaMap access', [], ({ device, memory }, v) => device.dmaMap(memory, { access: v })],
   ['dmaMap va', [], ({ device }, v) => device.dmaMap({ va: v, length: 4096 })],
   ['dmaMap length', [], ({ device, memory }, v) => device.dmaMap({ va: memory.va, length: v })],
+  ['dmaMapAllAsync target', [], ({ eal }, v) => eal.dmaMapAllAsync(v)],
+  [
+    'dmaMapAllAsync devices',
+    ['array', 'string'],
+    ({ eal, memory }, v) => eal.dmaMapAllAsync(memory, v).then((group) => group.unmap()),
+  ],
+  [
+    'dmaMapAllAsync options',
+    ['object'],
+    ({ eal, memory }, v) => eal.dmaMapAllAsync(memory, undefined, v).then((group) => group.unmap()),
+  ],
+  ['mallocAsync', ['number'], ({ eal }, v) => eal.mallocAsync(v).then((each) => each.free())],
+  ['mallocAsync options', ['object'], ({ eal }, v) => eal.mallocAsync(64, v).then((each) => each.free())],
+  ['mallocAsync heap', ['string'], ({ eal }, v) => eal.mallocAsync(64, { heap: v }).then((each) => each.free())],
+  ['mallocAsync signal', [], ({ eal }, v) => eal.mallocAsync(64, { signal: v })],
+  ['memory.mallocAsync options', ['object'], ({ eal }, v) => eal.memory.mallocAsync(64, v).then((each) => each.free())],
+  ['trimAsync options', ['object'], ({ eal }, v) => eal.memory.trimAsync(v)],
+  ['freeAsync options', ['object'], ({ eal }, v) => freeingAsync(eal, v)],
+  ['allocateAsync', ['number'], ({ eal }, v) => eal.external.allocateAsync(v).then((each) => each.unregister())],
+  [
+    'allocateAsync options',
+    ['object'],
+    ({ eal }, v) => eal.external.allocateAsync(4096, v).then((each) => each.unregister()),
+  ],
+  ['reserveAsync name', ['string'], ({ eal }, v) => eal.zones.reserveAsync(v, 64).then((each) => each.free())],
+  ['reserveAsync options', ['object'], ({ eal }, v) => eal.zones.reserveAsync('z', 64, v).then((each) => each.free())],
+  ['createAsync', ['object'], ({ eal }, v) => eal.pools.createAsync(v)],
   ['dmaMapAsync', [], ({ device }, v) => device.dmaMapAsync(v)],
   [
     'dmaMapAsync options',
@@ -191,6 +218,11 @@ const DOORS: readonly Door<Scene>[] = [
 ];
 
 /** `free` with these options, which gives the block back in any case. */
+async function freeingAsync(eal: Eal, options: never): Promise<void> {
+  using block = eal.malloc(64);
+  await block.freeAsync(options);
+}
+
 function freeing(eal: Eal, options: never): void {
   const block = eal.malloc(64);
   try {

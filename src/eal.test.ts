@@ -57,6 +57,24 @@ describe('starting and stopping', () => {
     assert.equal(process.listenerCount('exit'), before);
   });
 
+  it(
+    'names the place where lists of devices were mapped for',
+    { skip: openPlatform().limitation ?? false },
+    async () => {
+      const forgotten: string[] = [];
+      const eal = await Eal.start({ onForgotten: (what) => forgotten.push(...what) });
+      const devices = [await eal.probe('vdev:copy0'), await eal.probe('vdev:edu0')];
+      eal.dmaMapAll(eal.external.allocate(4096), devices);
+      await eal.dmaMapAllAsync(eal.external.allocate(4096), devices);
+      await eal.stop();
+      assert.equal(
+        forgotten.filter((each) => /^2 mappings, 8 KiB, made at .*eal\.test/.test(each)).length,
+        2,
+        forgotten.join(),
+      );
+    },
+  );
+
   it('with everything still mapped leaves nothing', { skip: openPlatform().limitation ?? false }, async () => {
     const platform = trackingPlatform(openPlatform());
     const forgotten: string[] = [];

@@ -339,8 +339,7 @@ export class Eal implements AsyncDisposable {
    */
   async mallocAsync(size: number, options: PlacedMallocOptions & LongWorkOptions = {}): Promise<Block> {
     this.#mustRun('mallocAsync');
-    const { onProgress: _onProgress, signal: _signal, ...placed } = options;
-    if (!isPlaced(placed, 'mallocAsync')) return this.memory.mallocAsync(size, options);
+    if (!isPlaced(options, 'mallocAsync')) return this.memory.mallocAsync(size, options);
     const { heap: _heap, node: _node, ...wanted } = options;
     return this.#heapFor(options).mallocAsync(size, wanted);
   }

@@ -2,7 +2,7 @@
  * Long work that lets the event loop go on: how its progress is told and how it is given up, how much of it is done at a
  * time, and several parts at once.
  */
-import { mustBeObject } from './check.js';
+import { isA, mustBeObject, reading } from './check.js';
 import { DmaError, invalid } from './errors.js';
 import { thrown } from './show.js';
 import { MiB } from './units.js';
@@ -28,20 +28,20 @@ export interface LongWorkOptions {
 export function checkLongWork({ onProgress, signal }: LongWorkOptions, operation: string): void {
   if (onProgress !== undefined && typeof onProgress !== 'function')
     throw invalid(operation, 'onProgress is no function');
-  if (signal !== undefined && !(signal instanceof AbortSignal)) throw invalid(operation, 'signal is no AbortSignal');
+  if (signal !== undefined && !isA(signal, AbortSignal)) throw invalid(operation, 'signal is no AbortSignal');
 }
 
 /**
  * Takes options apart: those about long work, and the others.
  *
- * @throws DmaError EINVAL when these are no options for long work; ECANCELED when it is given up already
+ * @throws DmaError EINVAL when these are no options for long work, or can not be read; ECANCELED when it is given up already
  */
 export function longWorkOf<T extends LongWorkOptions>(
   given: T,
   operation: string,
 ): [work: LongWorkOptions, options: Omit<T, keyof LongWorkOptions>] {
   mustBeObject(given, 'options', operation);
-  const { onProgress, signal, ...options } = given;
+  const { onProgress, signal, ...options } = reading(operation, 'the options', () => ({ ...given }));
   const work = { onProgress, signal };
   checkLongWork(work, operation);
   mustGoOn(signal, operation);

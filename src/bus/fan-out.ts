@@ -4,6 +4,7 @@ import { undoAll, withUndo } from '../errors.js';
 import type { MapAsyncOptions } from '../dma/domain.js';
 import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
+import type { Origin } from '../origin.js';
 import type { Device } from './model.js';
 import { shortForm } from '../short-form.js';
 import { hex } from '../units.js';
@@ -24,13 +25,15 @@ export class GroupMapping implements Disposable, AsyncDisposable {
   readonly options: MapOptions | undefined;
   readonly #byDevice = new Map<string, Mapping>();
   readonly #standing: Standing | undefined;
+  readonly #origin: Origin | undefined;
 
-  /** @internal */
-  constructor({ va, length }: MapTarget, options: MapOptions | undefined, standing?: Standing) {
+  /** @internal @param origin where the program asked for it, which its mappings say instead of places in this library */
+  constructor({ va, length }: MapTarget, options: MapOptions | undefined, standing?: Standing, origin?: Origin) {
     // Of objects of the caller, which he may change, the values are kept.
     this.target = Object.freeze({ va, length });
     this.options = options === undefined ? undefined : Object.freeze({ ...options });
     this.#standing = standing;
+    this.#origin = origin;
   }
 
   /** The mapping of one device; `undefined` when that is not, or no longer, in the group. */
@@ -62,15 +65,17 @@ export class GroupMapping implements Disposable, AsyncDisposable {
 
   /** @internal */
   add(device: Device): void {
-    const mapping = device.dmaMap(this.target, this.options);
-    mapping.keeper = this.#standing?.keeper;
-    this.#byDevice.set(device.name, mapping);
+    this.#add(device, device.dmaMap(this.target, this.options));
   }
 
   /** @internal As {@link GroupMapping.add}, while the event loop goes on. */
   async addAsync(device: Device, work: MapAsyncOptions = {}): Promise<void> {
-    const mapping = await device.dmaMapAsync(this.target, { ...this.options, ...work });
+    this.#add(device, await device.dmaMapAsync(this.target, { ...this.options, ...work }));
+  }
+
+  #add(device: Device, mapping: Mapping): void {
     mapping.keeper = this.#standing?.keeper;
+    if (this.#origin !== undefined) mapping.origin = this.#origin;
     this.#byDevice.set(device.name, mapping);
   }
 

@@ -11,6 +11,7 @@ import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import { progressOf, type LongWorkOptions } from '../long-work.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
+import { OriginNotes } from '../origin.js';
 import type { LimitsPort } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import type { Iova } from '../units.js';
@@ -85,10 +86,13 @@ export class Registry {
   readonly #inTransition = new Map<string, Promise<void>>();
   /** Devices of this registry that were lost. */
   readonly #lost = new WeakSet<Device>();
+  /** Where lists of devices were mapped for. */
+  readonly #origins: OriginNotes;
   #closed = false;
 
   constructor(options: RegistryOptions) {
     this.#options = options;
+    this.#origins = new OriginNotes(options.origins);
   }
 
   // --- registering ---
@@ -244,7 +248,10 @@ export class Registry {
     const operation = 'dmaMapAll';
     const wanted = targetOf(target, operation);
     const how = options === undefined ? undefined : optionsOf<MapOptions>(options, MAP_OPTIONS, operation);
-    if (devices !== undefined) return mapOnAll(new GroupMapping(wanted, how), listOf(devices, operation));
+    if (devices !== undefined) {
+      const origin = this.#origins.note(this.mapAll);
+      return mapOnAll(new GroupMapping(wanted, how, undefined, origin), listOf(devices, operation));
+    }
     const { group, area } = this.#standingGroup(wanted, how, operation);
     this.#stand(group);
     // Held also where there is no device yet: those to come get this memory, and not what is at its address by then.
@@ -270,7 +277,7 @@ export class Registry {
       return this.#standAsync(group, pieces, operation);
     }
     const list = new Set(listOf(devices, operation));
-    const group = new GroupMapping(wanted, how);
+    const group = new GroupMapping(wanted, how, undefined, this.#origins.note(this.mapAllAsync));
     const report = progressOf(work.onProgress, list.size * wanted.length);
     let before = 0;
     try {

@@ -41,7 +41,8 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   readonly access: DmaAccess;
   /** What it is as a region with keys (verbs): the rights of peers, and where its pages are. */
   readonly region: RegionTraits;
-  readonly origin: Origin | undefined;
+  /** Where the program asked for it, when that was noted. @internal set by a group, which was asked for in one place */
+  origin: Origin | undefined;
   /** @internal entries of the ledger that serve it, in VA order; the domain's to change */
   entries: Entry[];
   /** @internal set by the domain when a part was unmapped */

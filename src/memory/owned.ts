@@ -255,7 +255,7 @@ export class OwnedMemory {
    * @throws DmaError as `Heap.mallocAsync`, and EINVAL for a node there is not
    */
   async mallocAsync(size: number, options: OwnedMallocOptions & LongWorkOptions = {}): Promise<Block> {
-    const { node } = options;
+    const node = optionOf(options, 'node', 'mallocAsync');
     let failure: unknown;
     for (const heap of node === undefined ? this.heaps : [this.heapOf(node)]) {
       try {
