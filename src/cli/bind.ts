@@ -101,10 +101,18 @@ function identityOf(kernel: KernelPort, kind: 'user' | 'group', text: string | u
   throw invalid('bind', `there is no ${kind} "${text}"`, { hint });
 }
 
-/** Says what is taken from whom, before it is: there may be no time afterwards. */
+/** Says what is taken from whom, and what is taken unseen, before it is: there may be no time afterwards. */
 export function noteForced(plans: readonly BindPlan[], output: Output): void {
-  for (const { address, uses, error } of plans)
-    if (uses.length > 0 && error === undefined) output.note(`${address} is taken although ${usesText(uses)}`);
+  for (const { address, uses, unknown, error } of plans) {
+    if (error !== undefined) continue;
+    if (uses.length > 0) output.note(`${address} is taken although ${usesText(uses)}`);
+    if (unknown.length > 0) {
+      const reasons = usesText(unknown.map(({ reason }) => ({ text: reason })));
+      output.note(
+        `${address} is taken although it can not be told ${uses.length > 0 ? 'who else uses it' : 'whether it is in use'}: ${reasons}`,
+      );
+    }
+  }
 }
 
 const DOING: Readonly<Record<BindPlan['action'], string>> = {

@@ -1,5 +1,5 @@
 /** What each error code means in this library, what usually causes it, and what helps. The one place that says so. */
-import { createRequire } from 'node:module';
+import { getSystemErrorMap } from 'node:util';
 import { ERRNO, type ErrorCode } from '../errors.js';
 
 /** About one code. Sentences without a full stop. */
@@ -13,7 +13,6 @@ export interface CodeGuide {
 export function guideTo(code: ErrorCode): CodeGuide {
   const known = ERROR_CODES[code];
   if (known !== undefined) return known;
-  const { getSystemErrorMap } = createRequire(import.meta.url)('node:util') as typeof import('node:util');
   return {
     meaning: getSystemErrorMap().get(-ERRNO[code])?.[1] ?? 'a number of the kernel that has no words',
     causes: ['the system, or a driver, said so; anydma adds nothing to it'],

@@ -113,7 +113,14 @@ export function printPci(output: Output, all: readonly PciFacts[]): void {
       ]);
   }
   output.table(columns, rows);
-  printTodo(output, all);
+  // Nobody who only looks is told to unmount the root, or to take the network down.
+  const free = all.filter(({ usability }) => !usability.inUse);
+  printTodo(output, free);
+  if (free.length === all.length) return;
+  output.text();
+  output.text(
+    'Nothing is proposed for those that are in use: "anydma bind --dry-run DEVICE" says what would end that.',
+  );
 }
 
 /** Nobody wants to use one; what keeps others from being used says so itself. */

@@ -34,13 +34,21 @@ const todo = ({ problems }: PciUsability): string[] => problems.map((each) => `$
 
 describe('can a PCI function be used now?', () => {
   it('yes, by its group and by iommufd', () => {
-    assert.deepEqual(look(bound()), { usable: true, ways: ['iommufd', 'group'], problems: [], uses: [], unknown: [] });
+    assert.deepEqual(look(bound()), {
+      usable: true,
+      ways: ['iommufd', 'group'],
+      problems: [],
+      uses: [],
+      unknown: [],
+      inUse: false,
+    });
     assert.deepEqual(look(bound({}, { iommufd: false })), {
       usable: true,
       ways: ['group'],
       problems: [],
       uses: [],
       unknown: [],
+      inUse: false,
     });
   });
 
@@ -79,7 +87,14 @@ describe('can a PCI function be used now?', () => {
     machine.links.set(`/sys/bus/pci/devices/${A}/iommu_group`, '../../../kernel/iommu_groups/0');
     machine.files.set('/sys/kernel/iommu_groups/0/name', 'vfio-noiommu\n');
     machine.nodes.set('/dev/vfio/noiommu-0', 'yes');
-    assert.deepEqual(look(machine), { usable: true, ways: ['no-iommu'], problems: [], uses: [], unknown: [] });
+    assert.deepEqual(look(machine), {
+      usable: true,
+      ways: ['no-iommu'],
+      problems: [],
+      uses: [],
+      unknown: [],
+      inUse: false,
+    });
   });
 
   it('a neighbour that the kernel uses is named, with its driver', () => {

@@ -28,6 +28,8 @@ export interface PciUsability {
   readonly uses: readonly Use[];
   /** What this user can not ask about who uses it. */
   readonly unknown: readonly Unasked[];
+  /** Does somebody use it, or what would have to be taken along? */
+  readonly inUse: boolean;
 }
 
 /**
@@ -47,6 +49,7 @@ export function usability(
   mustHaveAsked([about, ...neighbours]);
   // Taking a device away would harm who uses it, so that nobody is told how to.
   const uses = [...about.uses, ...neighbours.flatMap((each) => each.uses)];
+  const facts = { ...about, inUse: uses.length > 0 };
   const command = `anydma bind ${neighbours.length === 0 ? '' : '--group '}${fn.address}`;
   const todo = uses.length === 0 ? command : usesTodo(uses);
   const problems = bridge
@@ -57,10 +60,10 @@ export function usability(
         ...driverProblems(sysfs, fn, modules, todo),
         ...neighbours.map((each) => neighbourProblem(fn, each, todo)),
       ];
-  if (problems.length > 0) return { usable: false, ways: [], problems, ...about };
+  if (problems.length > 0) return { usable: false, ways: [], problems, ...facts };
   const { ways, problem } = openWays(sysfs, fn);
-  if (ways.length > 0) return { usable: true, ways, problems: [], ...about };
-  return { usable: false, ways, problems: problem === undefined ? [] : [problem], ...about };
+  if (ways.length > 0) return { usable: true, ways, problems: [], ...facts };
+  return { usable: false, ways, problems: problem === undefined ? [] : [problem], ...facts };
 }
 
 function mustHaveAsked(asked: readonly { readonly unknown: readonly Unasked[] }[]): void {
