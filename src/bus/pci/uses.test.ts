@@ -282,6 +282,40 @@ describe('other uses', () => {
     assert.deepEqual(usesOf(machine), ['the kernel copies by its DMA channel dma0chan1']);
   });
 
+  it('the kernel itself, by memory of a CXL device', () => {
+    const machine = setUp();
+    machine.links
+      .set('/sys/bus/cxl/devices/mem0', `../../../devices/pci0000:00/${NVME}/mem0`)
+      .set('/sys/bus/cxl/devices/mem1', `../../../devices/pci0000:00/${NET}/mem1`)
+      .set('/sys/bus/cxl/devices/endpoint2/uport', `../../../pci0000:00/${NVME}/mem0`)
+      .set('/sys/bus/cxl/devices/endpoint22/uport', `../../../pci0000:00/${NET}/mem1`);
+    machine.files
+      .set('/sys/bus/cxl/devices/decoder2.0/region', '\n')
+      .set('/sys/bus/cxl/devices/decoder2.1/region', '\n')
+      .set('/sys/bus/cxl/devices/decoder22.0/region', 'region7\n');
+    assert.deepEqual(usesOf(machine), []);
+    machine.files.set('/sys/bus/cxl/devices/decoder2.1/region', 'region0\n');
+    assert.deepEqual(usesOf(machine), ['its memory is a part of region0']);
+  });
+
+  it('what is plugged into a Thunderbolt controller', () => {
+    const machine = setUp();
+    const domain = `../../../devices/pci0000:00/${NVME}/domain0`;
+    machine.links
+      .set('/sys/bus/thunderbolt/devices/domain0', domain)
+      .set('/sys/bus/thunderbolt/devices/0-0', `${domain}/0-0`)
+      .set('/sys/bus/thunderbolt/devices/0-0:1.1', `${domain}/0-0/usb4_port1/0-0:1.1`)
+      .set('/sys/bus/thunderbolt/devices/1-1', `../../../devices/pci0000:00/${NET}/domain1/1-0/1-1`);
+    assert.deepEqual(usesOf(machine), []);
+    machine.links.set('/sys/bus/thunderbolt/devices/0-301', `${domain}/0-0/0-1/0-301`);
+    machine.links.set('/sys/bus/thunderbolt/devices/0-1', `${domain}/0-0/0-1`);
+    machine.files.set('/sys/bus/thunderbolt/devices/0-1/device_name', 'Dock\n');
+    assert.deepEqual(usesOf(machine), [
+      'the Thunderbolt device 0-1 (Dock) is plugged into it',
+      'the Thunderbolt device 0-301 is plugged into it',
+    ]);
+  });
+
   it('in a container: programs outside of it are not seen, which is said; what can be claimed is known all the same', () => {
     const machine = setUp([{ ...DISK, held: false }]);
     machine.links.set('/proc/self/ns/pid', 'pid:[4026532281]');

@@ -6,6 +6,7 @@ import { isDmaError } from '../../errors.js';
 import type { DeviceNode, KernelPort } from '../../platform/ports.js';
 import { nodesOfFunction } from './belongings.js';
 import { channelUses } from './channels.js';
+import { cxlUses } from './cxl-memory.js';
 import { Disks, readNodes, type SysNode } from './disks.js';
 import { Asking, once, type Unasked, type Use } from './found.js';
 import { readMounts, readSwaps } from './mounts.js';
@@ -15,6 +16,7 @@ import { screenUses } from './screens.js';
 import { readServed } from './served.js';
 import { shareUses } from './shares.js';
 import { isVfio, PciSysfs, type PciFunction } from './sysfs.js';
+import { thunderboltUses } from './thunderbolt.js';
 
 export type { Unasked, Use } from './found.js';
 
@@ -73,6 +75,8 @@ export class MachineUses {
         ...this.#networkUses(fn, asking),
         ...screenUses(this.#kernel, asking, address, nodes),
         ...channelUses(this.#kernel, asking, address),
+        ...cxlUses(this.#kernel, asking, address),
+        ...thunderboltUses(this.#kernel, asking, address),
         ...this.#openerUses([...nodes, ...disks.all], asking),
       );
     }
