@@ -124,6 +124,43 @@ describe('sPAPR v2', { skip }, () => {
     );
   });
 
+  it('maps nothing of memory that is being registered or unregistered on another thread', async () => {
+    using kernel = vfioKernel({ iommu: 'spapr', devices: [{ name: A }] });
+    let meanwhile: (name: string) => void = () => undefined;
+    const { ioctl } = kernel.platform;
+    const platform: Platform = {
+      ...kernel.platform,
+      ioctl: ioctlPort((fd, request, argument, name) => {
+        meanwhile(name);
+        return ioctl.call(fd, request, argument, name);
+      }),
+    };
+    const space = new SpaprSpace(platform, { windowBytes: 4 * GiB });
+    const node = kernel.node(A);
+    const device = space.open(node);
+    const length = 2 * PAGE;
+    const va = real.memory.map({ length });
+    const codes: (string | undefined)[] = [];
+    meanwhile = (name) => {
+      if (!name.includes('REGISTER_MEMORY')) return;
+      meanwhile = () => undefined;
+      codes.push(codeOf(() => space.map((va + PAGE) as Va, 0x80000 as Iova, PAGE, 'read')));
+    };
+    const again = meanwhile;
+    await space.mapAsync(va, 0x10000 as Iova, length, 'read-write');
+    space.unmap((va + PAGE) as Va, (0x10000 + PAGE) as Iova, PAGE);
+    meanwhile = again;
+    assert.equal(await space.unmapAsync(va, 0x10000 as Iova, PAGE), PAGE);
+    assert.deepEqual(codes, ['EBUSY', 'EBUSY']);
+    assert.deepEqual([space.registrations, kernel.pinned], [0, 0]);
+    space.map((va + PAGE) as Va, 0x80000 as Iova, PAGE, 'read');
+    device.close();
+    space.release(node);
+    space.close();
+    real.memory.unmap(va, length);
+    assert.deepEqual(kernel.leaks(), []);
+  });
+
   it('refuses windows that it can not have', () => {
     using kernel = vfioKernel({ iommu: 'spapr', devices: [{ name: A }] });
     for (const windowBytes of [0, -1, NaN, 2 ** 53])

@@ -40,6 +40,8 @@ interface Registration {
   readonly length: number;
   /** bytes that are mapped now */
   mapped: number;
+  /** The kernel is being told of it, or that it ends: nothing can be mapped of it meanwhile. */
+  passing: boolean;
 }
 
 /** The one window of a container. */
@@ -226,16 +228,24 @@ export class SpaprSpace implements KernelSpace {
     );
   }
 
-  /** The registration that [va, va + length) is all in. @throws DmaError EBUSY when some of it is registered, but not as a whole */
+  /**
+   * The registration that [va, va + length) is all in.
+   *
+   * @throws DmaError EBUSY when some of it is registered, but not as a whole; or while it is being registered or unregistered
+   */
   #registrationOf(va: Va, length: number): Registration | undefined {
     const found = this.#registered.overlapping(va, va + length);
-    if (found === undefined || (found.va <= va && va + length <= found.va + found.length)) return found;
+    if (found === undefined) return undefined;
+    const isWhole = found.va <= va && va + length <= found.va + found.length;
+    if (isWhole && !found.passing) return found;
     throw new DmaError({
       code: 'EBUSY',
       operation: 'map',
       range: new Range(va, length),
-      reason: `some of it is registered already, as ${new Range(found.va, found.length).toString()}`,
-      hint: 'this kernel takes no memory that overlaps what it has: unmap that first',
+      reason: `some of it is registered ${found.passing ? 'or unregistered just now' : 'already'}, as ${new Range(found.va, found.length).toString()}`,
+      hint: found.passing
+        ? 'wait until that has ended'
+        : 'this kernel takes no memory that overlaps what it has: unmap that first',
     });
   }
 
@@ -272,12 +282,13 @@ export class SpaprSpace implements KernelSpace {
   }
 
   *#registering(va: Va, length: number): Steps<Call, Registration> {
-    const registration = { va, length, mapped: 0 };
+    const registration = { va, length, mapped: 0, passing: true };
     // From here on nothing else can register any of it.
     this.#registered.insert(va, length, registration);
     try {
       const name = 'VFIO_IOMMU_SPAPR_REGISTER_MEMORY';
       yield { request: IOCTL.VFIO_IOMMU_SPAPR_REGISTER_MEMORY, argument: memoryArgument(va, length), name };
+      registration.passing = false;
       return registration;
     } catch (error) {
       this.#registered.delete(va);
@@ -292,9 +303,15 @@ export class SpaprSpace implements KernelSpace {
     }
   }
 
-  *#unregistering({ va, length }: Registration): Steps<Call, void> {
+  *#unregistering(registration: Registration): Steps<Call, void> {
+    const { va, length } = registration;
     const name = 'VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY';
-    yield { request: IOCTL.VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY, argument: memoryArgument(va, length), name };
+    registration.passing = true;
+    try {
+      yield { request: IOCTL.VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY, argument: memoryArgument(va, length), name };
+    } finally {
+      registration.passing = false;
+    }
     this.#registered.delete(va);
   }
 
