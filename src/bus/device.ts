@@ -1,5 +1,4 @@
 /** The devices of a registry: where a call of a device finds its domain. */
-import { setTimeout as sleep } from 'node:timers/promises';
 import { isA, mustBeObject, optionsOf, reading, type Shape } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
@@ -8,6 +7,7 @@ import { lostDevice, Mapping } from '../dma/mapping.js';
 import type { DmaAccess } from '../dma/backend.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import { text } from '../show.js';
+import { mustGoOn } from '../long-work.js';
 import type { RdmaContext } from '../rdma/context.js';
 import { Range } from '../ranges.js';
 import { isAddress, type Iova, type IovaLike, type Va, type VaLike } from '../units.js';
@@ -24,7 +24,7 @@ import type {
   OpenedDevice,
 } from './model.js';
 import { shortForm } from '../short-form.js';
-import { now } from '../timers.js';
+import { delay, now } from '../timers.js';
 
 /** What has taken a device. */
 interface Binding {
@@ -159,11 +159,12 @@ export class BoundDevice implements Device {
       throw invalid('explainFaults', `timeoutMs is no time: ${String(timeoutMs)}`, { device: this.name });
     const end = now() + timeoutMs;
     for (;;) {
-      signal?.throwIfAborted();
+      mustGoOn(signal, 'explainFaults');
       const faults = this.explainFaults();
       const left = end - now();
       if (faults.length > after || left <= 0 || this.#opened.faults === undefined) return faults;
-      await sleep(Math.min(FAULT_POLL_MS, left), undefined, { signal });
+      // A look at the log later tells of an abort soon enough.
+      await delay(Math.min(FAULT_POLL_MS, left));
     }
   }
 

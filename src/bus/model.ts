@@ -145,7 +145,7 @@ export interface Device {
    * The same, once there are more than `after` of them, or the time is over: what an IOMMU blocked reaches the kernel's log
    * some time after the device has gone on. Does not wait where nobody reports faults.
    *
-   * @throws DmaError EINVAL for a time that is none; what `signal` was aborted with
+   * @throws DmaError EINVAL for a time that is none; ECANCELED once `signal` is aborted, its reason as the cause
    */
   explainFaultsAsync(options?: FaultOptions): Promise<ExplainedFault[]>;
 }

@@ -2,7 +2,6 @@
  * Plans a mapping: every check that can be made before anything is done, in one order for all kinds of domains. Arguments
  * first, then what is mapped already, then limits.
  */
-
 import { mustBeNumber, reading, type Shape } from '../check.js';
 import { DmaError, invalid, type ErrorCode } from '../errors.js';
 import type { Area } from '../memory/area.js';

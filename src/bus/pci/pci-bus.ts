@@ -144,7 +144,6 @@ export class PciBus implements Bus {
     throw new DmaError({ code: 'ENOENT', operation: 'open', reason: `there is no container "${name}"`, hint });
   }
 
-  /** The function, when a VFIO driver has it. */
   /** A function whose kernel driver offers an RDMA device is used through that. */
   #openRdma(address: string): OpenedDevice | undefined {
     const { platform, rdma } = this.#options;
@@ -154,6 +153,7 @@ export class PciBus implements Bus {
     return name === undefined ? undefined : openRdma(rdma, name, fn.ids);
   }
 
+  /** The function, when a VFIO driver has it. */
   #find(address: string): PciFunction {
     const fn = this.#sysfs.read(address);
     const details = { operation: 'open', device: `pci:${address}` };

@@ -10,14 +10,13 @@ import { openRdma } from './open-rdma.js';
 export class RdmaBus implements Bus {
   readonly name = 'rdma';
   readonly keys: readonly string[] = [];
+  readonly naming = 'as the kernel calls it, such as rxe0 or mlx5_0: letters, digits, dots, dashes, up to 63';
+  readonly takesAnyName = true;
   readonly #contexts: RdmaContexts;
 
   constructor(contexts: RdmaContexts) {
     this.#contexts = contexts;
   }
-
-  readonly naming = 'as the kernel calls it, such as rxe0 or mlx5_0: letters, digits, dots, dashes, up to 63';
-  readonly takesAnyName = true;
 
   /** The name of a device that is there; after `rdma:` any name that one could have. */
   parse(name: string): string | undefined {
