@@ -1,5 +1,6 @@
 /** `anydma bind`: gives PCI devices to vfio-pci, or another driver, as dpdk-devbind.py does. */
 import { PciBinder, type BindPlan, type BindResult } from '../bus/pci/bind.js';
+import { isVfioDriver } from '../bus/pci/sysfs.js';
 import { usesText } from '../bus/pci/uses.js';
 import { DmaError, invalid } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
@@ -86,7 +87,7 @@ export function bindDevices(
     output.note('no-IOMMU mode: a device that is used that way reaches all memory of the machine, and so who uses it');
   if (dryRun) return tellPlans(kernel, plans, output);
   noteForced(plans, output);
-  const todo = driver === undefined || driver.includes('vfio');
+  const todo = driver === undefined || isVfioDriver(driver);
   tell(kernel, binder.bind(functions, options, plans), output, { todo });
 }
 

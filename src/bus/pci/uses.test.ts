@@ -298,6 +298,14 @@ describe('other uses', () => {
     assert.deepEqual(usesOf(machine), ['its memory is a part of region0']);
   });
 
+  it('the kernel itself, by memory that a host gives', () => {
+    const machine = setUp();
+    machine.links.set('/sys/bus/virtio/devices/virtio2', `../../../devices/pci0000:00/${NVME}/virtio2`);
+    assert.deepEqual(usesOf(machine), []);
+    machine.links.set('/sys/bus/virtio/devices/virtio2/driver', '../../bus/virtio/drivers/virtio_mem');
+    assert.deepEqual(usesOf(machine), ['memory of this virtual machine comes through it']);
+  });
+
   it('what is plugged into a Thunderbolt controller', () => {
     const machine = setUp();
     const domain = `../../../devices/pci0000:00/${NVME}/domain0`;

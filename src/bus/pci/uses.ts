@@ -6,9 +6,9 @@ import { isDmaError } from '../../errors.js';
 import type { DeviceNode, KernelPort } from '../../platform/ports.js';
 import { nodesOfFunction } from './belongings.js';
 import { channelUses } from './channels.js';
-import { cxlUses } from './cxl-memory.js';
 import { Disks, readNodes, type SysNode } from './disks.js';
 import { Asking, once, type Unasked, type Use } from './found.js';
+import { memoryUses } from './machine-memory.js';
 import { readMounts, readSwaps } from './mounts.js';
 import { processText, readOpenNodes } from './open-nodes.js';
 import { interfacesBelow, interfaceUses, readNetwork } from './routes.js';
@@ -75,7 +75,7 @@ export class MachineUses {
         ...this.#networkUses(fn, asking),
         ...screenUses(this.#kernel, asking, address, nodes),
         ...channelUses(this.#kernel, asking, address),
-        ...cxlUses(this.#kernel, asking, address),
+        ...memoryUses(this.#kernel, asking, address),
         ...thunderboltUses(this.#kernel, asking, address),
         ...this.#openerUses([...nodes, ...disks.all], asking),
       );

@@ -1,11 +1,17 @@
-/** Memory of a CXL device that the kernel has in a region: as ordinary memory, or as persistent memory. Taking it ends the machine. */
+/** Memory of the machine that comes through a PCI function, and goes with it: of CXL devices, and what a host gives by virtio-mem. */
 import type { KernelPort } from '../../platform/ports.js';
 import type { Asking, Use } from './found.js';
+import { virtioBelow } from './virtio.js';
 
 const DEVICES = '/sys/bus/cxl/devices';
 
+/** What memory the kernel has through a function. */
+export function memoryUses(kernel: KernelPort, asking: Asking, address: string): Use[] {
+  return [...cxlUses(kernel, asking, address), ...virtioUses(kernel, asking, address)];
+}
+
 /** The regions that have memory of a function (Documentation/ABI/testing/sysfs-bus-cxl). */
-export function cxlUses(kernel: KernelPort, asking: Asking, address: string): Use[] {
+function cxlUses(kernel: KernelPort, asking: Asking, address: string): Use[] {
   const linkOf = (path: string): string => asking.ask(() => kernel.readLink(`${DEVICES}/${path}`), undefined) ?? '';
   const names = asking.ask(() => kernel.list(DEVICES), []);
   const memories = names.filter((name) => /^mem\d+$/.test(name) && linkOf(name).includes(`/${address}/`));
@@ -28,4 +34,19 @@ export function cxlUses(kernel: KernelPort, asking: Asking, address: string): Us
           },
         ],
   );
+}
+
+/** Its driver: with a reset of the device the host takes the memory back, whoever uses it. */
+const VIRTIO_MEMORY = 'virtio_mem';
+
+function virtioUses(kernel: KernelPort, asking: Asking, address: string): Use[] {
+  return virtioBelow(kernel, asking, address)
+    .filter((directory) => {
+      const driver = asking.ask(() => kernel.readLink(`${directory}/driver`), undefined);
+      return driver?.split('/').at(-1) === VIRTIO_MEMORY;
+    })
+    .map(() => ({
+      text: 'memory of this virtual machine comes through it',
+      todo: 'take that memory away on the host',
+    }));
 }
