@@ -88,7 +88,7 @@ function kindsOf<T>(shape: Shape<T>): ReadonlyMap<string, Kind> {
 }
 
 /** Has an object all that it has itself, as those that are written down in a program? */
-export function isPlain(value: object): boolean {
+function isPlain(value: object): boolean {
   const prototype: unknown = Object.getPrototypeOf(value);
   return prototype === Object.prototype || prototype === null;
 }
@@ -96,16 +96,6 @@ export function isPlain(value: object): boolean {
 function noOption<T>(key: string, shape: Shape<T>, operation: string): DmaError {
   const hint = `there are: ${keysOf(shape).join(', ')}`;
   return invalid(operation, `there is no option ${show(key)}`, { hint });
-}
-
-/** One option, before the others are looked at. @throws DmaError EINVAL as {@link optionsOf} */
-export function optionOf<T extends object, K extends keyof T>(options: T, key: K, operation: string): T[K] {
-  mustBeObject(options, 'options', operation);
-  try {
-    return options[key];
-  } catch (error) {
-    throw unreadable(error, operation, 'the options');
-  }
 }
 
 /** What `read` takes from an object of a caller. @throws DmaError EINVAL when that throws something else */

@@ -19,7 +19,7 @@ import { VfioUserBus } from './bus/vfio-user/vfio-user-bus.js';
 import type { MapAsyncOptions } from './dma/domain.js';
 import type { MapOptions, MapTarget } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
-import { mustBe, mustBeObject, optionOf, optionsOf, reading, type Shape, stopped } from './check.js';
+import { mustBe, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
 import { invalid, NO_PERMISSION, undoAll, unlessFails, withUndo, type DmaError } from './errors.js';
 import { forgottenLines, type Forgotten } from './forgotten.js';
 import {
@@ -536,7 +536,8 @@ shortForm(Eal, 'Eal', (eal) => ({
 
 /** Is a heap named in these options? @throws DmaError EINVAL when they are none */
 function isPlaced(options: PlacedMallocOptions, operation: string): boolean {
-  return optionOf(options, 'heap', operation) !== undefined;
+  mustBeObject(options, 'options', operation);
+  return reading(operation, 'the options', () => options.heap) !== undefined;
 }
 
 /** @throws DmaError EINVAL */

@@ -31,9 +31,10 @@ export function isAddress(value: number): boolean {
 
 /** Is `value` a power of two (1 included)? Exact for every safe integer. */
 export function isPowerOfTwo(value: number): boolean {
-  return (
-    Number.isSafeInteger(value) && value > 0 && Number.isInteger(Math.log2(value)) && 2 ** Math.log2(value) === value
-  );
+  if (!Number.isSafeInteger(value) || value <= 0) return false;
+  const high = Math.floor(value / 2 ** 32);
+  const low = value >>> 0;
+  return high === 0 ? (low & (low - 1)) === 0 : low === 0 && (high & (high - 1)) === 0;
 }
 
 /**

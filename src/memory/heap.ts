@@ -5,7 +5,7 @@
  * Every piece of memory that a heap was given is a region of its own: a block is always inside one, so that a piece can be
  * taken away once nothing in it is used, and a block is one range for a device wherever the piece is.
  */
-import { isPlain, mustBe, mustBeString, optionsOf, rest, type Shape, stopped } from '../check.js';
+import { mustBe, mustBeString, optionsOf, rest, type Shape, stopped } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll } from '../errors.js';
 import { longWorkOf, mustGoOn, RunningWorks, Turns, type LongWorkOptions } from '../long-work.js';
 import { captureOrigin, type Origin } from '../origin.js';
@@ -841,8 +841,6 @@ const PLAIN: Wishes = {
   contiguous: false,
   zero: false,
 };
-/** What most calls are made with. */
-const USUAL: ReadonlySet<string> = new Set(['align', 'boundary', 'contiguous', 'zero']);
 const ZEROED: MallocOptions = Object.freeze({ zero: true });
 
 /** These options of `calloc`, as those of `malloc`. @throws DmaError EINVAL */
@@ -854,10 +852,12 @@ export function zeroed(options: MallocOptions | undefined): MallocOptions {
 /** What options ask for; `undefined` where it takes a closer look, for which most calls have no time. Each is read once. */
 function usual(options: MallocOptions): Wishes | undefined {
   try {
-    if (!isPlain(options)) return undefined;
+    // Of a class it is another function, and an own member of that name is no option.
+    if (options.constructor !== Object) return undefined;
     const values: { readonly [K in keyof MallocOptions]: unknown } = options;
     const { align = LINE, boundary = 0, contiguous = false, zero = false } = values;
-    for (const key of Object.keys(options)) if (!USUAL.has(key)) return undefined;
+    for (const key in options)
+      if (key !== 'align' && key !== 'zero' && key !== 'contiguous' && key !== 'boundary') return undefined;
     const isRight =
       typeof align === 'number' &&
       typeof boundary === 'number' &&

@@ -5,7 +5,7 @@
  * gets them, handlers are told. Whatever fails undoes what came before it. Shrinking is the same in reverse. A mapping is
  * never coarser than what is given back by itself: both are one extent.
  */
-import { type Gate, mustHandle, open, optionOf } from '../check.js';
+import { type Gate, mustBeObject, mustHandle, open, reading } from '../check.js';
 import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, NO_DESCRIPTORS, undoAll, withUndo } from '../errors.js';
 import {
@@ -231,14 +231,14 @@ export class OwnedMemory {
 
   /** @throws DmaError as `Heap.malloc`, and EINVAL for a node there is not */
   malloc(size: number, options?: OwnedMallocOptions): Block {
-    const node = options === undefined ? undefined : optionOf(options, 'node', 'malloc');
+    const node = options === undefined ? undefined : nodeIn(options, 'malloc');
     if (node !== undefined) return this.heapOf(node).malloc(size, options);
-    const [first, ...others] = this.heaps;
+    const { heaps } = this;
     try {
-      return first.malloc(size, options);
+      return heaps[0].malloc(size, options);
     } catch (error) {
       if (!isDmaError(error, 'ENOMEM')) throw error;
-      for (const heap of others) {
+      for (const heap of heaps.slice(1)) {
         try {
           return heap.malloc(size, options);
         } catch (another) {
@@ -255,7 +255,7 @@ export class OwnedMemory {
    * @throws DmaError as `Heap.mallocAsync`, and EINVAL for a node there is not
    */
   async mallocAsync(size: number, options: OwnedMallocOptions & LongWorkOptions = {}): Promise<Block> {
-    const node = optionOf(options, 'node', 'mallocAsync');
+    const node = nodeIn(options, 'mallocAsync');
     let failure: unknown;
     for (const heap of node === undefined ? this.heaps : [this.heapOf(node)]) {
       try {
@@ -465,6 +465,8 @@ export class OwnedMemory {
       grow: (request, fits) => this.#growFor(heap, request, fits),
       growAsync: (request, fits, options) => this.#growForAsync(heap, request, fits, options),
       emptied: (memory) => {
+        // The same part again and again: a program that allocates one block and frees it.
+        if (memory === this.#spare.get(heap) && isModest(memory, heap)) return;
         for (const part of this.#surplus(memory)) this.#giveBackQuietly(part);
       },
       emptiedAsync: (memory) => this.#emptiedAsync(memory),
@@ -711,9 +713,7 @@ export class OwnedMemory {
       this.#spare.delete(heap);
       if (spare !== undefined && heap.isEmpty(spare)) yield spare;
     }
-    const { length } = part.range;
-    const isModest = length <= Math.max(KEPT, heap.total - length);
-    if (isModest && !this.#settings.matchAllocations) this.#spare.set(heap, part);
+    if (isModest(part, heap) && !this.#settings.matchAllocations) this.#spare.set(heap, part);
     else yield part;
   }
 
@@ -821,4 +821,15 @@ function describe(error: unknown): string {
   if (!isDmaError(error)) return thrown(error);
   const hint = error.hint === undefined ? '' : ` (${error.hint})`;
   return `${error.reason}${error.device === undefined ? '' : ` on ${error.device}`}${hint}`;
+}
+
+/** Is an empty part small enough to be kept: not much, or not more than all the rest of its heap? */
+function isModest({ range: { length } }: HeapMemory, heap: Heap): boolean {
+  return length <= Math.max(KEPT, heap.total - length);
+}
+
+/** The node in options. @throws DmaError EINVAL when they are none */
+function nodeIn(options: OwnedMallocOptions, operation: string): number | undefined {
+  mustBeObject(options, 'options', operation);
+  return reading(operation, 'the options', () => options.node);
 }

@@ -32,6 +32,8 @@ export class Views {
   readonly #length: number;
   readonly #handedOut: HandedOut | undefined;
   readonly #forDevices: boolean;
+  /** The only window there is: all of the memory. Not for devices, whose windows are looked at before each use. */
+  #whole: ArrayBuffer | undefined;
   /** By where they begin. One, unless the memory is longer than one ArrayBuffer can be. */
   readonly #windows = new Map<number, ArrayBuffer>();
   /** Those of parts that are longer than half a window. */
@@ -57,6 +59,7 @@ export class Views {
    */
   bytes(offset: number, length: number): Uint8Array {
     if (length === 0) return new Uint8Array(0);
+    if (this.#whole !== undefined) return this.#within(this.#whole, offset, length);
     const { maxView } = this.#port;
     // Windows overlap by half, so that whatever is not longer than that is inside of one.
     const half = this.#length <= maxView ? this.#length : maxView / 2;
@@ -67,16 +70,21 @@ export class Views {
     }
     const start = Math.floor(offset / half) * half;
     let window = this.#windows.get(start);
-    if (window?.byteLength === 0 && this.#forDevices) {
+    if (this.#forDevices && window?.byteLength === 0) {
       this.#handedOut?.escape();
       window = undefined;
     }
     if (window === undefined) {
       window = this.#view(start, Math.min(maxView, this.#length - start));
       this.#windows.set(start, window);
+      if (half === this.#length && !this.#forDevices) this.#whole = window;
     }
+    return this.#within(window, offset - start, length);
+  }
+
+  #within(window: ArrayBuffer, offset: number, length: number): Uint8Array {
     try {
-      return new Uint8Array(window, offset - start, length);
+      return new Uint8Array(window, offset, length);
     } catch (error) {
       // The constructor refuses an empty ArrayBuffer; asking it first would cost each call more than the view does.
       throw window.byteLength === 0 ? viewMoved(new Range(this.#va, this.#length)) : error;
@@ -96,6 +104,7 @@ export class Views {
 
   /** Makes every view that was handed out empty. New ones can be made afterwards. */
   detach(): void {
+    this.#whole = undefined;
     for (const [start, window] of this.#windows) {
       this.#detach(window);
       this.#windows.delete(start);
