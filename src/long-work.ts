@@ -209,6 +209,17 @@ export interface RunningWork {
   readonly report: (done: number, total: number) => void;
 }
 
+/**
+ * Drops what is in `length` bytes of memory piece by piece, on another thread. What that leaves goes with the memory, at once:
+ * as little as takes less than going to another thread is left to that.
+ */
+export function dropStep(length: number, pageSize: number, piece: LaneWork['piece']): LongStep {
+  const work = { length, lanes: 1, pace: new Pace(pageSize), operation: 'drop', piece };
+  return { now: () => undefined, later: async () => (length > LITTLE ? inLanes(work) : undefined) };
+}
+/** bytes */
+const LITTLE = 4 * MiB;
+
 /** Work that is not given up, and that nobody follows. */
 export const UNATTENDED: RunningWork = { signal: undefined, report: () => undefined };
 

@@ -6,9 +6,8 @@ import { type Gate, isA, mustBeNumber, mustBeString, open, optionsOf, rest, type
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import {
   followedBy,
-  inLanes,
+  dropStep,
   longWorkOf,
-  Pace,
   RunningWorks,
   UNATTENDED,
   type LongStep,
@@ -790,8 +789,7 @@ function emptying({ memory, files }: Platform, range: Range<Va>, pageSize: numbe
     // What can not be dropped now goes with all of it.
     await dropped.catch(() => undefined);
   };
-  const work = { length: range.length, lanes: 1, pace: new Pace(pageSize), operation: 'drop', piece };
-  return { now: () => undefined, later: () => inLanes(work) };
+  return dropStep(range.length, pageSize, piece);
 }
 
 /**

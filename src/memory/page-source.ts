@@ -8,7 +8,7 @@
  * it, so clearing it twice would only cost time. Who keeps secrets clears them before.
  */
 import { invalid, undoAll, withUndo } from '../errors.js';
-import { inLanes, Pace, type LongStep } from '../long-work.js';
+import { dropStep, type LongStep } from '../long-work.js';
 import type { FilesPort, MemoryPort, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { runSteps, type Steps } from '../steps.js';
@@ -339,10 +339,7 @@ class SingleFile implements Store {
       // What can not be dropped now is dropped with all of it, or that fails.
       if (fd !== undefined) await this.#files.punchAsync(fd, start + offset, bytes).catch(() => undefined);
     };
-    return {
-      now: () => undefined,
-      later: () => inLanes({ length, lanes: 1, pace: new Pace(this.#pageSize), operation: 'drop', piece }),
-    };
+    return dropStep(length, this.#pageSize, piece);
   }
 
   drop(va: Va, pages: number, index: number, { last, retire }: DropOptions): void {

@@ -32,7 +32,6 @@ export function linuxMemory(libc: Libc): MemoryPort {
   // V8 takes what it says up to Node 20 (4 GiB); later it says 2^53, but reserves address space for bookkeeping as it goes.
   const maxView = Math.min(constants.MAX_LENGTH, TiB);
 
-  const needMappings = mappingGuard();
   const reservations = linuxReservations(libc, pageSize);
   /** The kernel copies, so that a page that is not there is an error and no signal. */
   const copy = (call: 'process_vm_readv' | 'process_vm_writev', va: Va, bytes: Uint8Array): void => {
@@ -152,32 +151,31 @@ const MOST_UNCHECKED = SPARE_MAPPINGS / 8;
  * that, or than the spare ones when less is left. A thread that counted long ago, when there was more room, is held to `most`.
  * A process without descriptors can not count: its calls since the last count are taken for as many mappings more.
  *
- * @returns call it before a mapping is made. @throws DmaError ENOMEM
+ * Call it before a mapping is made. @throws DmaError ENOMEM
  */
-function mappingGuard(): (operation: string) => void {
-  let unchecked = 0;
-  let known = { limit: 0, used: 0 };
-  return (operation) => {
-    known.used++;
-    if (unchecked-- > 0) return;
-    known = unlessFails(NO_DESCRIPTORS, mappingFacts) ?? known;
-    // Nothing is known yet.
-    if (known.limit === 0) known = mappingFacts();
-    const { limit, used } = known;
-    const left = limit - used - SPARE_MAPPINGS;
-    if (left > 0) {
-      const most = Math.max(MOST_UNCHECKED, Math.floor(used / 16));
-      unchecked = Math.min(Math.max(LEAST_UNCHECKED, Math.floor(left / 16)), most);
-      return;
-    }
-    unchecked = 0;
-    const reason = `the process has ${used} mappings, and the kernel allows ${limit} (vm.max_map_count)`;
-    const hint =
-      `${SPARE_MAPPINGS} are left to the rest of the process: map fewer, larger pieces (a heap hands out parts of one), or raise ` +
-      'it with "sysctl vm.max_map_count"';
-    throw new DmaError({ code: 'ENOMEM', operation, reason, hint });
-  };
+function needMappings(operation: string): void {
+  known.used++;
+  if (unchecked-- > 0) return;
+  known = unlessFails(NO_DESCRIPTORS, mappingFacts) ?? known;
+  // Nothing is known yet.
+  if (known.limit === 0) known = mappingFacts();
+  const { limit, used } = known;
+  const left = limit - used - SPARE_MAPPINGS;
+  if (left > 0) {
+    const most = Math.max(MOST_UNCHECKED, Math.floor(used / 16));
+    unchecked = Math.min(Math.max(LEAST_UNCHECKED, Math.floor(left / 16)), most);
+    return;
+  }
+  unchecked = 0;
+  const reason = `the process has ${used} mappings, and the kernel allows ${limit} (vm.max_map_count)`;
+  const hint =
+    `${SPARE_MAPPINGS} are left to the rest of the process: map fewer, larger pieces (a heap hands out parts of one), or raise ` +
+    'it with "sysctl vm.max_map_count"';
+  throw new DmaError({ code: 'ENOMEM', operation, reason, hint });
 }
+/** How many mappings this thread may still make before it counts again, and what it knows. */
+let unchecked = 0;
+let known = { limit: 0, used: 0 };
 
 /** Has `view` no bytes? A DataView throws where others tell 0 once its buffer is detached. */
 function isEmpty(view: ArrayBufferView | ArrayBufferLike): boolean {

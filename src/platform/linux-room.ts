@@ -5,7 +5,8 @@
  */
 import { NO_DESCRIPTORS, NO_PERMISSION, unlessFails } from '../errors.js';
 import { formatSize, GiB, KiB, MiB } from '../units.js';
-import { readKernelText } from './linux-proc.js';
+import { now } from '../timers.js';
+import { readKernelText, readRareText } from './linux-proc.js';
 import type { MemoryRoom } from './ports.js';
 
 /** Where the kernel's files are; for tests. */
@@ -29,9 +30,10 @@ interface Hierarchy {
  * The text of a file. What is hidden, or can not be read for want of descriptors, counts as no limit: the kernel has the last
  * word, and memory is no less there because nobody may look.
  */
-function textOf(path: string): string | undefined {
-  return unlessFails([...NO_PERMISSION, ...NO_DESCRIPTORS], () => readKernelText(path));
+function textOf(path: string, read = readKernelText): string | undefined {
+  return unlessFails(UNREADABLE, () => read(path));
 }
+const UNREADABLE = [...NO_PERMISSION, ...NO_DESCRIPTORS];
 
 /** Version 1 has a number near 2^63 for no limit. */
 const UNLIMITED = 2 ** 60;
@@ -114,8 +116,9 @@ export function hugePageRoom(pageSize: number, paths: RoomPaths = {}): MemoryRoo
     ['', '.rsvd'].flatMap((kind) => {
       const file = `${directory}/${name}${kind}.${version === 2 ? 'max' : 'limit_in_bytes'}`;
       const limit = numberIn(file);
+      if (limit === undefined) return [];
       const used = numberIn(`${directory}/${name}${kind}.${version === 2 ? 'current' : 'usage_in_bytes'}`);
-      if (limit === undefined || used === undefined) return [];
+      if (used === undefined) return [];
       const bytes = Math.max(0, limit - used);
       return [{ bytes, limit: `${formatSize(bytes)} of the ${formatSize(limit)} of ${file} are left` }];
     }),
@@ -140,7 +143,6 @@ function groups(
   look: (hierarchy: Hierarchy, directory: string) => MemoryRoom[],
 ): MemoryRoom[] {
   const own = textOf(`${proc}/self/cgroup`) ?? '';
-  const mounts = textOf(`${proc}/self/mountinfo`) ?? '';
   const groupOf = (version: 1 | 2): string | undefined => {
     for (const line of own.split('\n')) {
       const [id, controllers, ...group] = line.split(':');
@@ -148,7 +150,7 @@ function groups(
     }
     return undefined;
   };
-  return hierarchies(mounts, controller).flatMap((hierarchy) => {
+  return mountedFor(proc, controller, own).flatMap((hierarchy) => {
     const { version, path, root } = hierarchy;
     const group = groupOf(version);
     if (group === undefined) return [];
@@ -162,6 +164,20 @@ function groups(
     }
     return bounds;
   });
+}
+
+/** What was found where, while this process was in these groups. */
+const found = new Map<string, { readonly own: string; readonly asked: number; readonly hierarchies: Hierarchy[] }>();
+/** For how long that holds, in milliseconds: mounts are many and change hardly ever. */
+const FRESH = 1000;
+
+function mountedFor(proc: string, controller: string, own: string): Hierarchy[] {
+  const key = `${proc} ${controller}`;
+  const before = found.get(key);
+  if (before?.own === own && now() < before.asked + FRESH) return before.hierarchies;
+  const there = hierarchies(textOf(`${proc}/self/mountinfo`) ?? '', controller);
+  found.set(key, { own, asked: now(), hierarchies: there });
+  return there;
 }
 
 function hierarchies(mounts: string, controller: string): Hierarchy[] {
@@ -180,8 +196,9 @@ function ofGroup2(directory: string, swap: number): MemoryRoom[] {
   const bounds: MemoryRoom[] = [];
   for (const name of ['memory.max', 'memory.high']) {
     const limit = numberIn(`${directory}/${name}`);
+    if (limit === undefined) continue;
     const used = numberIn(`${directory}/memory.current`);
-    if (limit === undefined || used === undefined) continue;
+    if (used === undefined) continue;
     const swapLimit = numberIn(`${directory}/memory.swap.max`) ?? Infinity;
     const more = Math.min(swap, Math.max(0, swapLimit - (numberIn(`${directory}/memory.swap.current`) ?? 0)));
     bounds.push(groupRoom(`${directory}/${name}`, limit, used, more, countsOf(textOf(`${directory}/memory.stat`), 1)));
@@ -197,8 +214,9 @@ function ofGroup1(directory: string, swap: number): MemoryRoom[] {
     ['memory.memsw', 0],
   ] as const) {
     const limit = numberIn(`${directory}/${name}.limit_in_bytes`);
+    if (limit === undefined) continue;
     const used = numberIn(`${directory}/${name}.usage_in_bytes`);
-    if (limit === undefined || used === undefined) continue;
+    if (used === undefined) continue;
     const counts = countsOf(textOf(`${directory}/memory.stat`), 1, 'total_');
     bounds.push(groupRoom(`${directory}/${name}.limit_in_bytes`, limit, used, more, counts));
   }
@@ -225,7 +243,7 @@ function groupRoom(
 
 /** The number in a file; `undefined` when there is none or it stands for no limit. */
 function numberIn(file: string): number | undefined {
-  const text = textOf(file)?.trim();
+  const text = textOf(file, readRareText)?.trim();
   const value = text === undefined || text === '' || text === 'max' ? NaN : Number(text);
   return value < UNLIMITED ? value : undefined;
 }

@@ -1,5 +1,5 @@
 /** Errors of Node's own system calls as those of this library, and which of them mean that something is not there. */
-import { DmaError, ERRNO, invalid } from '../errors.js';
+import { ERRNO, invalid } from '../errors.js';
 import type { DmaErrorDetails } from '../errors.js';
 import { systemFailure } from './libc.js';
 
@@ -38,8 +38,7 @@ export function ifPresent<T>(subject: string, call: () => T): T | undefined {
   try {
     return call();
   } catch (error) {
-    const failure = fromNode(error, subject);
-    if (failure instanceof DmaError && ABSENT.includes(failure.errno)) return undefined;
-    throw failure;
+    if (error instanceof Error && 'errno' in error && ABSENT.includes(-Number(error.errno))) return undefined;
+    throw fromNode(error, subject);
   }
 }
