@@ -685,8 +685,10 @@ function opsBackend(
   members: ReadonlyMap<BoundDevice, Member>,
   constraints: () => DomainConstraints,
 ): DomainBackend {
+  let last: BoundDevice | undefined;
   const one = (): BoundDevice => {
-    for (const [device, { lost }] of members) if (!lost) return device;
+    if (last !== undefined && members.get(last)?.lost === false) return last;
+    for (const [device, { lost }] of members) if (!lost) return (last = device);
     throw new DmaError({ code: 'ENODEV', operation: 'dma', reason: `no device is in ${space.key}` });
   };
   const { dmaMapAsync, dmaUnmapAsync } = dma;

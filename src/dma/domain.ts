@@ -31,7 +31,7 @@ import { explain, type Explanation } from './explain.js';
 import { IovaAllocator } from './iova-allocator.js';
 import { Entry, Ledger } from './ledger.js';
 import { LockedBudget } from './locked-budget.js';
-import { lostDevice, Mapping } from './mapping.js';
+import { lostDevice, Mapping, MappingList } from './mapping.js';
 import {
   ACCESSES,
   MAP_OPTIONS,
@@ -118,18 +118,20 @@ export class Domain {
   readonly #allocator: IovaAllocator;
   readonly #origins: OriginNotes;
   readonly #now: () => number;
+  /** Who has the mappings of {@link Domain.map}. Not a name that a device can have. */
+  readonly #self: string;
   /** Devices in this domain, and what each has mapped. */
-  readonly #devices = new Map<string, Set<Mapping>>();
+  readonly #devices = new Map<string, MappingList>();
   /** What {@link Domain.map} made. */
-  readonly #own = new Set<Mapping>();
+  readonly #own = new MappingList();
   /** Warnings of the old way come once. */
   #hasWarned = false;
   /** Async calls that are running, and how to make them give up. */
   readonly #running = new Map<Promise<unknown>, { device: string; giveUp?: AbortController }>();
   /** Entries that the backend would not undo, and the device whose hold on the memory stays because of that. */
   readonly #stuck: { readonly entry: Entry; readonly device: string }[] = [];
-  /** Of the constraints, as the backend gave them when they were last looked at, and with those that touch joined. */
-  #given: readonly Range<Iova>[];
+  /** As the backend gave them when it was last asked, and their windows, with those that touch joined. */
+  #constraints: DomainConstraints;
   #windows: readonly Range<Iova>[];
   #failure: DmaError | undefined;
   /** Did the other side keep memory when the domain failed? */
@@ -143,12 +145,13 @@ export class Domain {
     if (granule % TRANSLATION_PAGE !== 0)
       throw invalid('domain', `${options.name} has a granule of ${formatSize(granule)}; 4 KiB is the least`);
     this.name = options.name;
+    this.#self = `the domain ${options.name}`;
     this.#backend = backend;
     this.#areas = options.areas;
     this.#locked = new LockedBudget(options.limits);
     this.#pages = options.pages;
     this.#retired = new RetiredMappings(options.remember ?? 1024);
-    this.#given = windows;
+    this.#constraints = backend.constraints;
     this.#windows = joined(windows);
     this.#allocator = new IovaAllocator({ windows, granule, holdBackMs: options.holdBackMs, now });
     this.#origins = new OriginNotes(options.origins);
@@ -182,13 +185,13 @@ export class Domain {
 
   /** Every live mapping, device by device; last those of the domain's own. */
   *mappings(): Generator<Mapping> {
-    for (const mappings of this.#devices.values()) yield* mappings;
-    yield* this.#own;
+    for (const mappings of this.#devices.values()) yield* mappings.toArray();
+    yield* this.#own.toArray();
   }
 
   /** A device joins. */
   attach(device: string): void {
-    if (!this.#devices.has(device)) this.#devices.set(device, new Set());
+    if (!this.#devices.has(device)) this.#devices.set(device, new MappingList());
   }
 
   /**
@@ -212,7 +215,7 @@ export class Domain {
         await Promise.allSettled(runs.map(([run]) => run));
         continue;
       }
-      const mappings = [...(isLast ? this.#own : []), ...(this.#devices.get(device) ?? [])];
+      const mappings = [...(isLast ? this.#own.toArray() : []), ...(this.#devices.get(device)?.toArray() ?? [])];
       if (mappings.length === 0) break;
       for (const mapping of mappings.reverse()) {
         if (mapping.device === device) mapping.lost ??= lost;
@@ -366,7 +369,7 @@ export class Domain {
   unmap(target: Mapping | (MapTarget & { readonly iova?: IovaLike })): void {
     this.#warnOldWay();
     if (!(target instanceof Mapping)) return this.unmapFor(this.#self, target, 'domain.unmap');
-    if (!this.#own.has(target))
+    if (!this.#isOwn(target))
       throw invalid('domain.unmap', 'domain.map did not make this mapping', { range: target.range });
     target.unmap();
   }
@@ -450,12 +453,11 @@ export class Domain {
     process.emitWarning(warning, { type: 'DeprecationWarning', code: 'ANYDMA_DOMAIN_MAP' });
   }
 
-  /** Who has the mappings of {@link Domain.map}. Not a name that a device can have. */
-  get #self(): string {
-    return `the domain ${this.name}`;
+  #isOwn(mapping: Mapping): boolean {
+    return mapping.device === this.#self && mapping.live && mapping.isOf(this);
   }
 
-  #mappingsOf(device: string): Set<Mapping> | undefined {
+  #mappingsOf(device: string): MappingList | undefined {
     return device === this.#self ? this.#own : this.#devices.get(device);
   }
 
@@ -470,8 +472,7 @@ export class Domain {
     called: (this: Domain, ...args: never[]) => unknown,
   ): Plan {
     if (this.#failure !== undefined) throw lostDevice(operation, device, this.#failure);
-    const { constraints } = this.#backend;
-    this.#refreshWindows(constraints);
+    const constraints = this.#newConstraints();
     const books = {
       name: this.name,
       constraints,
@@ -486,6 +487,8 @@ export class Domain {
 
   /** Books IOVAs and ledger entries for all pieces, or none, whatever throws. */
   #reserve(plan: Plan, pieces: readonly PlannedPiece[]): Entry[] {
+    // Nearly always. An array that grows takes room for 17.
+    if (pieces.length === 1) return [this.#reservePiece(plan, pieces[0])];
     const entries: Entry[] = [];
     try {
       for (const piece of pieces) entries.push(this.#reservePiece(plan, piece));
@@ -506,7 +509,7 @@ export class Domain {
 
   /** The IOVA of a piece: as given, else the VA where that is free, else the lowest that is. */
   #reserveIova(area: Area, { va, length, iova }: PlannedPiece): Iova | undefined {
-    const { granule, iova: chosenBy } = this.#backend.constraints;
+    const { granule, iova: chosenBy } = this.#constraints;
     const wish = iova ?? (Number(va) as Iova);
     // Who asks for an IOVA gets it. Otherwise what another area has just left is held back from this one.
     const tenant = iova === undefined ? area : undefined;
@@ -517,9 +520,9 @@ export class Domain {
     return this.#allocator.allocate(length, granule, isMultiple(va, area.pageSize) ? area.pageSize : granule);
   }
 
-  #unreserve(entry: Entry): void {
+  #unreserve(entry: Entry, now = this.#now()): void {
     this.#ledger.remove(entry);
-    if (this.#backend.constraints.iova !== 'ignored') this.#allocator.release(entry.iova, entry.length, entry.area);
+    if (this.#constraints.iova !== 'ignored') this.#allocator.release(entry.iova, entry.length, entry.area, now);
   }
 
   #noIova(plan: Plan, piece: PlannedPiece): DmaError {
@@ -601,7 +604,7 @@ export class Domain {
         this.table.add(entry.va, entry.length, entry.iova, entry.keys?.lkey ?? -1);
     const mapping = new Mapping(this, device, range, plan, entries, origin);
     for (const entry of entries) {
-      entry.claims.push(mapping);
+      entry.claim(mapping);
       entry.state = 'live';
     }
     area.hold(device);
@@ -806,9 +809,11 @@ export class Domain {
 
   /** Off the books: an entry that the backend has unmapped. Its last claim stays on it, for `explain`. */
   #retire(entry: Entry, device: string): void {
+    // Asked once: the time is not free.
+    const now = this.#now();
     this.table.remove(entry.va, entry.length);
-    this.#unreserve(entry);
-    this.#retired.add(entry, device, this.#now());
+    this.#unreserve(entry, now);
+    this.#retired.add(entry, device, now);
   }
 
   /** Ends a mapping without the backend. `stick`: what only it claimed stays booked, since the device may still reach it. */
@@ -874,7 +879,7 @@ export class Domain {
       if (end < entry.va + entry.length) left.push(entry.part(end as Va, entry.va + entry.length - end));
       this.#ledger.remove(entry);
       for (const rest of [cut, ...left]) {
-        rest.claims.push(mapping);
+        rest.claim(mapping);
         this.#ledger.add(rest);
       }
       this.#retire(cut, device);
@@ -957,9 +962,10 @@ export class Domain {
   }
 
   #mustNotBeBusy(mapping: Mapping, operation: string): void {
-    if (mapping.entries.every((entry) => entry.state === 'live')) return;
     const { range, device } = mapping;
-    throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped' });
+    for (const { state } of mapping.entries)
+      if (state !== 'live')
+        throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped' });
   }
 
   /** For a call that was under way when the domain failed. */
@@ -967,11 +973,16 @@ export class Domain {
     if (this.#failure !== undefined) throw lostDevice(operation, undefined, this.#failure);
   }
 
-  #refreshWindows({ windows }: DomainConstraints): void {
-    if (windows === this.#given) return;
-    this.#given = windows;
-    this.#windows = joined(windows);
-    this.#allocator.setWindows(windows);
+  #newConstraints(): DomainConstraints {
+    const { constraints } = this.#backend;
+    const { windows } = constraints;
+    const hasMoved = windows !== this.#constraints.windows;
+    this.#constraints = constraints;
+    if (hasMoved) {
+      this.#windows = joined(windows);
+      this.#allocator.setWindows(windows);
+    }
+    return constraints;
   }
 }
 

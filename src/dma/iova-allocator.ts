@@ -8,7 +8,7 @@
 import { invalid } from '../errors.js';
 import { RangeMap } from '../range-map.js';
 import { joined, Range } from '../ranges.js';
-import { ADDRESS_LIMIT, alignUp, isPowerOfTwo } from '../units.js';
+import { ADDRESS_LIMIT, alignUp, isAddress, isMultiple, isPowerOfTwo } from '../units.js';
 import type { Iova } from '../units.js';
 import { now as clock } from '../timers.js';
 
@@ -85,7 +85,7 @@ export class IovaAllocator {
    * @throws DmaError EINVAL for an impossible length or alignment
    */
   allocate(length: number, alignment: number = this.#granule, preferred = alignment): Iova | undefined {
-    const { length: bytes } = this.#checked(0, length, 'iova.allocate');
+    const bytes = this.#endOf(0, length, 'iova.allocate');
     for (const each of [alignment, preferred])
       if (!isPowerOfTwo(each)) throw invalid('iova.allocate', `an alignment of ${each} is no power of two`);
     const least = Math.max(alignment, this.#granule);
@@ -113,7 +113,7 @@ export class IovaAllocator {
    * @throws DmaError EINVAL when start or length is not a multiple of the granule
    */
   take(start: Iova, length: number, tenant?: object): boolean {
-    const { end } = this.#checked(start, length, 'iova.take');
+    const end = this.#endOf(start, length, 'iova.take');
     if (!this.#windows.covers(start, end)) return false;
     let first = this.#taken.overlapping(start, end);
     if (first?.start === start && first.end === end && first.isFor(tenant)) {
@@ -138,34 +138,33 @@ export class IovaAllocator {
    * from now on.
    *
    * @param tenant whose it was, see {@link take}
+   * @param now on the allocator's clock, for who has asked it
    * @throws DmaError EINVAL when not all of it is allocated, or start or length is not a multiple of the granule
    */
-  release(start: Iova, length: number, tenant?: object): void {
-    const range = this.#checked(start, length, 'iova.release');
-    // Asked once for everything: the time is not free.
-    const now = this.#now();
+  release(start: Iova, length: number, tenant?: object, now = this.#now()): void {
+    const end = this.#endOf(start, length, 'iova.release');
     // Two go for one that comes, so that the queue is short even when nobody ever allocates.
     this.#giveBackExpired(2, now);
     const until = now + this.#holdBackMs;
     const first = this.#taken.at(start);
-    if (first?.start === start && first.end === range.end && !first.heldBack) {
+    if (first?.start === start && first.end === end && !first.heldBack) {
       this.#hold(first, until, this.#queue.previous, tenant);
       return;
     }
     const pieces: Taken[] = [];
     let at: number = start;
-    for (let taken = first; taken !== undefined && taken.start <= at && !taken.heldBack && at < range.end;) {
+    for (let taken = first; taken !== undefined && taken.start <= at && !taken.heldBack && at < end;) {
       pieces.push(taken);
       at = taken.end;
       taken = this.#taken.above(taken.start);
     }
-    if (at < range.end) throw invalid('iova.release', 'not allocated', { range });
+    if (at < end) throw invalid('iova.release', 'not allocated', { range: new Range(start, length) });
     for (const taken of pieces) {
       this.#taken.delete(taken.start);
       if (taken.start < start) this.#insert(taken.start, start);
-      if (taken.end > range.end) this.#insert(range.end, taken.end);
+      if (taken.end > end) this.#insert(end, taken.end);
     }
-    this.#hold(this.#insert(start, range.end), until, this.#queue.previous, tenant);
+    this.#hold(this.#insert(start, end), until, this.#queue.previous, tenant);
   }
 
   /** From now on these are the windows. What is allocated stays so, wherever it is. */
@@ -174,10 +173,14 @@ export class IovaAllocator {
     this.#free = this.#unused();
   }
 
-  #checked(start: number, length: number, operation: string): Range {
+  /** Where a range ends. @throws DmaError EINVAL when it is none, or not aligned */
+  #endOf(start: number, length: number, operation: string): number {
+    const granule = this.#granule;
+    const end = start + length;
+    if (isAddress(start) && isAddress(length) && length > 0 && end <= ADDRESS_LIMIT)
+      if (isMultiple(start, granule) && isMultiple(length, granule)) return end;
     const range = new Range(start, length, operation);
-    if (range.isAligned(this.#granule)) return range;
-    throw invalid(operation, `not aligned to the granule of ${this.#granule} bytes`, { range });
+    throw invalid(operation, `not aligned to the granule of ${granule} bytes`, { range });
   }
 
   #union(windows: readonly Range<Iova>[]): AddressSet {

@@ -32,6 +32,9 @@ export interface Claim {
 /** What an entry goes through. Only `live` ones can be shared. `stuck`: undoing it failed, so its addresses stay taken. */
 export type EntryState = 'mapping' | 'live' | 'unmapping' | 'stuck';
 
+/** Of entries that nobody uses yet; it stays empty. */
+const NOBODY: Claim[] = [];
+
 /** One segment that the backend has mapped, or is about to. */
 export class Entry implements Segment {
   readonly va: Va;
@@ -41,7 +44,7 @@ export class Entry implements Segment {
   readonly region: RegionTraits;
   readonly area: Area;
   /** Who uses it, in the order they came; one, nearly always. */
-  readonly claims: Claim[] = [];
+  claims: Claim[] = NOBODY;
   state: EntryState = 'mapping';
   keys: MapKeys | undefined;
 
@@ -77,6 +80,13 @@ export class Entry implements Segment {
   /** Devices that claim it, for messages. */
   get devices(): string[] {
     return [...new Set(this.claims.map((claim) => claim.device))];
+  }
+
+  /** One more uses it. */
+  claim(claim: Claim): void {
+    // An array that grows takes room for 17.
+    if (this.claims.length === 0) this.claims = [claim];
+    else this.claims.push(claim);
   }
 
   /** Takes back one claim. */

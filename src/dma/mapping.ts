@@ -51,6 +51,9 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   keeper: string | undefined;
   /** @internal set when it ended because its device was lost: why. Undoing it is done then, and no mistake. */
   lost: DmaError | undefined;
+  /** @internal its neighbours among those of its device, see {@link MappingList} */
+  previous: Mapping | undefined = undefined;
+  next: Mapping | undefined = undefined;
   readonly #owner: MappingOwner;
   #unmapping: Promise<void> | undefined;
 
@@ -162,6 +165,11 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     await this.#unmapping;
   }
 
+  /** @internal Did this domain make it? */
+  isOf(owner: MappingOwner): boolean {
+    return this.#owner === owner;
+  }
+
   /** Unmaps it, unless that was done. */
   [Symbol.dispose](): void {
     if (this.live) this.unmap();
@@ -192,6 +200,36 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
         device: this.device,
       });
     return entry;
+  }
+}
+
+/** Mappings in the order they came. One is in one list at most. Unlike a set it takes no memory of its own. */
+export class MappingList {
+  #first: Mapping | undefined;
+  #last: Mapping | undefined;
+
+  add(mapping: Mapping): void {
+    mapping.previous = this.#last;
+    if (this.#last === undefined) this.#first = mapping;
+    else this.#last.next = mapping;
+    this.#last = mapping;
+  }
+
+  /** Takes out one that is in this list. */
+  delete(mapping: Mapping): void {
+    const { previous, next } = mapping;
+    if (previous === undefined) this.#first = next;
+    else previous.next = next;
+    if (next === undefined) this.#last = previous;
+    else next.previous = previous;
+    mapping.previous = mapping.next = undefined;
+  }
+
+  /** All of them, as they are now. */
+  toArray(): Mapping[] {
+    const all: Mapping[] = [];
+    for (let mapping = this.#first; mapping !== undefined; mapping = mapping.next) all.push(mapping);
+    return all;
   }
 }
 

@@ -275,9 +275,10 @@ function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefine
 }
 
 function mustBeInWindows({ windows, name }: Books, piece: PlannedPiece, refuse: Refuse, area?: Area): void {
-  if (piece.iova === undefined) return;
-  const iovas = new Range(piece.iova, piece.length);
-  if (windows.some((window) => window.covers(iovas))) return;
+  const { iova, length } = piece;
+  if (iova === undefined) return;
+  for (const { start, end } of windows) if (iova >= start && iova + length <= end) return;
+  const iovas = new Range(iova, length);
   const reason = `the IOVAs ${iovas.toString()} are not inside a window of the domain`;
   const hint = area?.sameIova === true ? '; without sameIova, the domain would choose others' : '';
   throw refuse('ERANGE', reason, `${name} has ${windows.map(String).join(', ')}${hint}`);

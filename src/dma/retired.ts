@@ -14,7 +14,10 @@ export interface Retired {
 
 /** The last so many retired mappings: a ring that is looked through only when something went wrong. */
 export class RetiredMappings {
-  readonly #ring: Retired[] = [];
+  /** A ring, one array for each part: an object for each mapping would be one more that lives long. */
+  readonly #entries: Entry[] = [];
+  readonly #devices: string[] = [];
+  readonly #times: number[] = [];
   readonly #capacity: number;
   #next = 0;
 
@@ -25,16 +28,21 @@ export class RetiredMappings {
 
   add(entry: Entry, device: string, at: number): void {
     if (this.#capacity === 0) return;
-    this.#ring[this.#next] = { entry, device, at };
-    this.#next = (this.#next + 1) % this.#capacity;
+    const slot = this.#next;
+    this.#entries[slot] = entry;
+    this.#devices[slot] = device;
+    this.#times[slot] = at;
+    this.#next = slot + 1 === this.#capacity ? 0 : slot + 1;
   }
 
   /** The mapping that held any of [iova, iova + length) and was unmapped last. O(capacity). */
   latest(iova: Iova, length: number): Retired | undefined {
     const range = new Range(iova, length);
-    for (let back = 1; back <= this.#ring.length; back++) {
-      const retired = this.#ring[(this.#next - back + this.#ring.length) % this.#ring.length];
-      if (retired.entry.iovaRange.overlaps(range)) return retired;
+    const count = this.#entries.length;
+    for (let back = 1; back <= count; back++) {
+      const slot = (this.#next - back + count) % count;
+      const entry = this.#entries[slot];
+      if (entry.iovaRange.overlaps(range)) return { entry, device: this.#devices[slot], at: this.#times[slot] };
     }
     return undefined;
   }

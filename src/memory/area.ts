@@ -61,7 +61,10 @@ export class Area {
    * refused. Changes when external memory comes into a heap that asks for it, and when it leaves.
    */
   sameIova: boolean;
-  readonly #holds = new Map<string, number>();
+  /** Who held it first, nearly always the only one, and how many times; 0 when nobody does. */
+  #holder = '';
+  #holds = 0;
+  readonly #others = new Map<string, number>();
   /** For each process that may still write to it, what says that nobody has to know any more when it ends. */
   readonly #lingering = new Map<object, () => void>();
   /** @internal Called when {@link lingers} changes: the heap that serves from it. */
@@ -155,19 +158,26 @@ export class Area {
 
   /** Notes that `holder` (a device's name) uses this memory. Counted: each hold needs its own release. */
   hold(holder: string): void {
-    this.#holds.set(holder, (this.#holds.get(holder) ?? 0) + 1);
+    // Mapping and unmapping again and again changes no map.
+    if (this.#holds === 0 && !this.#others.has(holder)) this.#holder = holder;
+    if (holder === this.#holder) this.#holds++;
+    else this.#others.set(holder, (this.#others.get(holder) ?? 0) + 1);
   }
 
   /** Takes back one hold of `holder`. */
   release(holder: string): void {
-    const count = this.#holds.get(holder) ?? 0;
-    if (count > 1) this.#holds.set(holder, count - 1);
-    else this.#holds.delete(holder);
+    if (holder === this.#holder && this.#holds > 0) {
+      this.#holds--;
+      return;
+    }
+    const count = this.#others.get(holder) ?? 0;
+    if (count > 1) this.#others.set(holder, count - 1);
+    else this.#others.delete(holder);
   }
 
   /** Who holds this memory now, and how many times. While anyone does it must not go away. */
   get holders(): ReadonlyMap<string, number> {
-    return this.#holds;
+    return this.#holds === 0 ? this.#others : new Map([[this.#holder, this.#holds], ...this.#others]);
   }
 }
 
