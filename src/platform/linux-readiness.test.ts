@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
 import { openPlatform } from './open.js';
-import type { Watch } from './ports.js';
+import type { Polled, Watch } from './ports.js';
 import { trackingPlatform } from './testing.js';
 
 const platform = trackingPlatform(openPlatform());
@@ -164,13 +164,17 @@ test('a watch survives an error condition for as long as nobody deals with it', 
 
 test('wait tells whether any is ready, at once or in time', { skip }, () => {
   const fds = [events.create(), events.create()];
-  const readable = fds.map((fd) => ({ fd, readable: true, writable: false }));
+  const readable: Polled[] = fds.map((fd) => ({ fd, readable: true, writable: false }));
   assert.equal(readiness.wait(readable, 0), false);
   const before = performance.now();
   assert.equal(readiness.wait(readable, 30), false);
   assert.ok(performance.now() - before >= 29);
   events.signal(fds[1]);
   assert.equal(readiness.wait(readable, Infinity), true);
+  assert.deepEqual(
+    readable.map(({ ready }) => ready),
+    [false, true],
+  );
   assert.equal(readiness.wait([readable[0]], 0.5), false);
   assert.equal(readiness.wait([{ fd: fds[0], readable: false, writable: true }], 1000), true);
   assert.equal(readiness.wait([], 1), false);

@@ -90,7 +90,10 @@ export function linuxReadiness(libc: Libc): ReadinessPort {
       const end = timeoutMs === 0 ? 0 : now() + timeoutMs;
       for (let left = timeoutMs; ; left = Math.max(0, end - now())) {
         const count = libc.poll(pollfds, fds.length, Math.min(Math.ceil(left), LONGEST_POLL));
-        if (count > 0) return true;
+        if (count > 0) {
+          for (let i = 0; i < fds.length; i++) fds[i].ready = pollfds[2 * i + 1] >>> 16 !== 0;
+          return true;
+        }
         if (count === 0) {
           if (left <= LONGEST_POLL) return false;
         } else {

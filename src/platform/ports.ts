@@ -327,6 +327,14 @@ export interface Watch {
   close(): void;
 }
 
+/** One descriptor that is waited for. */
+export interface Polled {
+  readonly fd: number;
+  readonly readable: boolean;
+  readonly writable: boolean;
+  ready?: boolean;
+}
+
 /** Readiness of raw descriptors. */
 export interface ReadinessPort {
   /**
@@ -336,10 +344,11 @@ export interface ReadinessPort {
   watch(fd: number, interest: { readable?: boolean; writable?: boolean }, onReady: () => void): Watch;
   /**
    * poll(2): blocks this thread until one is ready or the time is over.
+   * @param fds each is told by `ready` whether it is (errors and hang-ups count as ready), when any is
    * @param timeoutMs milliseconds; 0 only looks
-   * @returns whether any is ready (errors and hang-ups count as ready)
+   * @returns whether any is ready
    */
-  wait(fds: readonly { fd: number; readable: boolean; writable: boolean }[], timeoutMs: number): boolean;
+  wait(fds: readonly Polled[], timeoutMs: number): boolean;
 }
 
 /** ioctl(2). */

@@ -57,7 +57,7 @@ interface Waiting {
 /** See the head of the file. Owns its socket. */
 export class Channel {
   /** What {@link pump} has to wait for. */
-  readonly interest: { readonly fd: number; readable: boolean; writable: boolean };
+  readonly interest: { readonly fd: number; readable: boolean; writable: boolean; ready?: boolean };
   readonly #served: boolean;
   readonly #framer = new Framer(MAX_MESSAGE);
   #queue: Waiting[] = [];
@@ -342,7 +342,7 @@ export function pump(
     const served = servedHere.size === 0 ? NONE : [...servedHere].filter((channel) => channel.receives);
     const interests = served === NONE ? own : [...own, ...served.map((channel) => channel.interest)];
     if (left <= 0 || !platform.readiness.wait(interests, Math.ceil(left))) return call.done;
-    for (const channel of channels) channel.service();
-    for (const channel of served) channel.service();
+    for (const channel of channels) if (channel.interest.ready !== false) channel.service();
+    for (const channel of served) if (channel.interest.ready !== false) channel.service();
   }
 }
