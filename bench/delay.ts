@@ -33,7 +33,10 @@ export async function benchDelay({ quick, progress }: Effort): Promise<Result[]>
   for (const size of SIZES.filter((each) => 2 * each < freemem() && !(quick && each > SIZES[0]))) {
     progress(`delays of the event loop, ${formatSize(size)}`);
     results.push(
-      ...(await measure([...devices.map((device) => mapping(eal, device, size)), growing(eal, size)], rounds)),
+      ...(await measure(
+        [...devices.map((device) => mapping(eal, device, size)), growing(eal, size), starting(size)],
+        rounds,
+      )),
     );
   }
   progress('getting pages in one thread and in several');
@@ -66,6 +69,19 @@ function growing(eal: Eal, size: number): Case {
         const block = await eal.mallocAsync(size);
         await block.freeAsync();
         await eal.memory.trimAsync();
+      }),
+  };
+}
+
+function starting(size: number): Case {
+  return {
+    name: `longest delay: a start with ${formatSize(size)}, and the stop`,
+    unit: 'us',
+    count: 1,
+    round: () =>
+      longestDelay(async () => {
+        const eal = await Eal.start({ memory: { noHuge: true, size } });
+        await eal.stop();
       }),
   };
 }

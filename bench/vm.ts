@@ -18,14 +18,20 @@ import { compilePeer } from './peer.js';
 /** The devices that are each alone in their IOMMU group; the network device is one that DPDK drives. */
 const GIVEN = [DEVICES.edu0, DEVICES.edu1, DEVICES.net0, DEVICES.disk0];
 
-const { only, guest, quick, json } = parseArgs({
+const { only, guest, quick, json, help } = parseArgs({
   options: {
+    help: { type: 'boolean', default: false },
     only: { type: 'string', default: 'vfio' },
     guest: { type: 'string', default: 'built-48' },
     quick: { type: 'boolean', default: false },
     json: { type: 'boolean', default: false },
   },
 }).values;
+
+if (help) {
+  process.stdout.write('npm run bench:vm -- [--only vfio|rdma] [--guest NAME] [--quick] [--json]\n');
+  process.exit();
+}
 
 const program = (path: string): string => `'${process.execPath}' '${fileURLToPath(new URL(path, import.meta.url))}'`;
 

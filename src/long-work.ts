@@ -210,6 +210,23 @@ export interface RunningWork {
 }
 
 /**
+ * A step between others that are short, and many: later it lets the event loop go on when that is due. One for each piece of
+ * work.
+ *
+ * @param operation what is given up there; absent: what undoes, and goes on
+ */
+export function pauseStep(operation?: string): LongStep {
+  const turns = new Turns();
+  return {
+    now: () => undefined,
+    later: async ({ signal }) => {
+      if (operation !== undefined) mustGoOn(signal, operation);
+      if (turns.due) await turns.next();
+    },
+  };
+}
+
+/**
  * Drops what is in `length` bytes of memory piece by piece, on another thread. What that leaves goes with the memory, at once:
  * as little as takes less than going to another thread is left to that.
  */

@@ -8,6 +8,7 @@ import assert from 'node:assert/strict';
 import fc from 'fast-check';
 import { isDmaError, type ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
+import type { LongStep } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
 import { portablePlatform } from '../platform/portable.js';
 import { failingPlatform, trackingPlatform } from '../platform/testing.js';
@@ -546,5 +547,30 @@ test('killed in the middle of growing: the next start cleans up and has all page
   } finally {
     if (typeof borrowed !== 'string') borrowed.giveBack();
   }
+  assert.deepEqual(platform.leaks(), []);
+});
+
+test('files of single pages are made and closed in steps, between which work is given up and undone', { skip }, (t) => {
+  const directory = newDirectory(t);
+  const source = open(platform, 'files', directory, 64);
+  withReservation(64, PAGE, (at) => {
+    const countSteps = (steps: Generator<LongStep, unknown, void>): number => {
+      let count = 0;
+      for (let next = steps.next(); next.done !== true; next = steps.next(), count++) next.value.now();
+      return count;
+    };
+    assert.ok(countSteps(source.taking(at(0), 64, 0)) >= 8);
+    assert.ok(countSteps(source.givingBack(at(0), 64, 0)) >= 8);
+    assert.deepEqual(readdirSync(directory), []);
+
+    const steps = source.taking(at(0), 64, 0);
+    steps.next();
+    assert.notDeepEqual(readdirSync(directory), []);
+    assert.throws(() => {
+      for (let next = steps.throw(new Error('given up')); next.done !== true; next = steps.next()) next.value.now();
+    }, /given up/);
+    assert.deepEqual(readdirSync(directory), []);
+  });
+  source.close();
   assert.deepEqual(platform.leaks(), []);
 });

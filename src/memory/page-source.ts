@@ -8,7 +8,7 @@
  * it, so clearing it twice would only cost time. Who keeps secrets clears them before.
  */
 import { invalid, undoAll, withUndo } from '../errors.js';
-import { dropStep, type LongStep } from '../long-work.js';
+import { dropStep, pauseStep, type LongStep } from '../long-work.js';
 import type { FilesPort, MemoryPort, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { runSteps, type Steps } from '../steps.js';
@@ -145,12 +145,16 @@ export function anonymousPages(platform: Platform, options: PageSourceOptions): 
   const { pageSize } = options;
   const hugePageSize = pageSize === memory.pageSize ? undefined : pageSize;
   return new Source('anonymous', platform, options, {
-    commit(va, pages) {
+    // eslint-disable-next-line require-yield -- it is one short step
+    *commit(va, pages) {
       const length = pages * pageSize;
       memory.commit(va, { length, hugePageSize });
       return [{ va, length, backing: undefined, dirty: false }];
     },
-    drop: (va, pages, _index, { retire }) => leave(memory, va, pages * pageSize, retire),
+    // eslint-disable-next-line require-yield -- it is one short step
+    *drop(va, pages, _index, { retire }) {
+      leave(memory, va, pages * pageSize, retire);
+    },
     close: () => undefined,
   });
 }
@@ -158,14 +162,14 @@ export function anonymousPages(platform: Platform, options: PageSourceOptions): 
 /** How one kind keeps its pages. */
 interface Store {
   /** Maps pages that need not be there yet. All or nothing. */
-  commit(va: Va, pages: number, index: number): PageRun[];
+  commit(va: Va, pages: number, index: number): Steps<LongStep, PageRun[]>;
   /**
    * Drops what is in pages that nothing reaches and that are about to be taken away, which takes most of the time of that.
    * Absent: nothing does.
    */
   empty?(pages: number, index: number): LongStep;
   /** Takes them away. When it fails they are there as before. */
-  drop(va: Va, pages: number, index: number, how: DropOptions): void;
+  drop(va: Va, pages: number, index: number, how: DropOptions): Steps<LongStep, void>;
   close(): void;
 }
 
@@ -228,18 +232,20 @@ class Source implements PageSource {
     this.#mark(pages, index, 1);
     try {
       if (pageSize === this.#platform.memory.pageSize) this.#room.check(range.length, node, operation);
-      const runs = this.#store.commit(va, pages, index);
+      const runs = yield* this.#store.commit(va, pages, index);
       const [{ backing }] = runs;
       try {
         const wanted = { va, length: range.length, pageSize, node, fd: backing?.fd };
         yield* settling(this.#platform, this.#room, wanted, operation);
       } catch (error) {
         if (this.#store.empty !== undefined) yield this.#store.empty(pages, index);
-        throw withUndo(
-          error,
-          operation,
-          undoAll([() => this.#store.drop(va, pages, index, { last: this.#count === pages, retire: false })]),
-        );
+        const undo: unknown[] = [];
+        try {
+          yield* this.#store.drop(va, pages, index, { last: this.#count === pages, retire: false });
+        } catch (failure) {
+          undo.push(failure);
+        }
+        throw withUndo(error, operation, undo);
       }
       return runs;
     } catch (error) {
@@ -254,7 +260,7 @@ class Source implements PageSource {
     const range = this.#check(operation, va, pages, index, 1);
     try {
       if (!retire && this.#store.empty !== undefined) yield this.#store.empty(pages, index);
-      this.#store.drop(va, pages, index, { last: this.#count === pages, retire });
+      yield* this.#store.drop(va, pages, index, { last: this.#count === pages, retire });
     } catch (error) {
       throw withUndo(error, operation, []).with({ operation, range, cause: error });
     }
@@ -317,7 +323,8 @@ class SingleFile implements Store {
     this.#keep = keep;
   }
 
-  commit(va: Va, pages: number, index: number): PageRun[] {
+  // eslint-disable-next-line require-yield -- it is one short step
+  *commit(va: Va, pages: number, index: number): Steps<LongStep, PageRun[]> {
     const length = pages * this.#pageSize;
     const isNew = this.#file === undefined;
     const { fd, dirty } = (this.#file ??= this.#open());
@@ -342,7 +349,8 @@ class SingleFile implements Store {
     return dropStep(length, this.#pageSize, piece);
   }
 
-  drop(va: Va, pages: number, index: number, { last, retire }: DropOptions): void {
+  // eslint-disable-next-line require-yield -- it is one short step
+  *drop(va: Va, pages: number, index: number, { last, retire }: DropOptions): Steps<LongStep, void> {
     const file = this.#file;
     if (file === undefined) return;
     const length = pages * this.#pageSize;
@@ -382,6 +390,9 @@ class SingleFile implements Store {
   }
 }
 
+/** So many files are made before others may go on. */
+const PAGES_A_STEP = 8;
+
 /** One file for each page. A page goes back with its file. */
 class FilePerPage implements Store {
   readonly #memory: MemoryPort;
@@ -403,11 +414,14 @@ class FilePerPage implements Store {
     this.#keep = keep;
   }
 
-  commit(va: Va, pages: number, index: number): PageRun[] {
+  *commit(va: Va, pages: number, index: number): Steps<LongStep, PageRun[]> {
     const length = this.#pageSize;
     const runs: PageRun[] = [];
+    const pause = pauseStep('commit');
+    const goingOn = pauseStep();
     try {
       for (let i = 0; i < pages; i++) {
+        if (i % PAGES_A_STEP === PAGES_A_STEP - 1) yield pause;
         const file = this.#open(index + i);
         this.#pages.set(index + i, file);
         const at = (va + i * length) as Va;
@@ -415,23 +429,31 @@ class FilePerPage implements Store {
         runs.push({ va: at, length, backing: { fd: file.fd, offset: 0 }, dirty: file.dirty });
       }
     } catch (error) {
-      const steps = [...Array(pages).keys()]
-        .reverse()
-        .flatMap((i) => [
-          ...(i < runs.length ? [() => this.#memory.decommit((va + i * length) as Va, length)] : []),
-          () => this.#removeName(index + i),
-          () => this.#close(index + i),
-        ]);
-      throw withUndo(error, 'commit', undoAll(steps));
+      const undo: unknown[] = [];
+      // The last may have a file, and not be mapped.
+      for (let i = Math.min(runs.length, pages - 1); i >= 0; i--) {
+        if (i % PAGES_A_STEP === 0) yield goingOn;
+        const decommit = (): void => this.#memory.decommit((va + i * length) as Va, length);
+        const steps = [() => this.#removeName(index + i), () => this.#close(index + i)];
+        undo.push(...undoAll(i < runs.length ? [decommit, ...steps] : steps));
+      }
+      throw withUndo(error, 'commit', undo);
     }
     return runs;
   }
 
-  drop(va: Va, pages: number, index: number, { retire }: DropOptions): void {
+  *drop(va: Va, pages: number, index: number, { retire }: DropOptions): Steps<LongStep, void> {
+    const pause = pauseStep();
     // What can fail without harm comes first: without their names the files work on.
-    for (let i = index; i < index + pages; i++) this.#removeName(i);
+    for (let i = index; i < index + pages; i++) {
+      if (i % PAGES_A_STEP === 0) yield pause;
+      this.#removeName(i);
+    }
     leave(this.#memory, va, pages * this.#pageSize, retire);
-    for (let i = index; i < index + pages; i++) this.#close(i);
+    for (let i = index; i < index + pages; i++) {
+      if (i % PAGES_A_STEP === 0) yield pause;
+      this.#close(i);
+    }
   }
 
   close(): void {

@@ -7,7 +7,7 @@
  * can be freed by itself. Only what an extent covers is in the area index; the rest of the reservation is no memory.
  */
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
-import type { LongStep } from '../long-work.js';
+import { pauseStep, type LongStep } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { runSteps, type Steps } from '../steps.js';
@@ -46,6 +46,9 @@ export interface SegmentListOptions {
   /** Has every device to use the same IOVAs for it? See `Area.sameIova`. */
   readonly sameIova: boolean;
 }
+
+/** Of so many pages the physical addresses are read before others may go on: each takes some microseconds. */
+const FRAMES_A_STEP = 128;
 
 /** See the head of the file. */
 export class SegmentList {
@@ -116,7 +119,9 @@ export class SegmentList {
     try {
       const runs = yield* this.source.taking(va, pages, this.#pageIndex(va));
       undo.unshift(() => this.source.giveBack(va, pages, this.#pageIndex(va)));
-      const areas = runs.map((run) => this.#area(new Range(run.va, run.length), run.backing));
+      const areas: Area[] = [];
+      const pause = pauseStep('take');
+      for (const run of runs) areas.push(yield* this.#area(new Range(run.va, run.length), run.backing, pause));
       for (const area of areas) {
         this.#index.add(area, 'take');
         undo.unshift(() => this.#index.remove(area));
@@ -221,27 +226,37 @@ export class SegmentList {
     return (va - this.reserved.start) / this.source.pageSize;
   }
 
-  #area(range: Range<Va>, backing: Area['backing']): Area {
+  *#area(range: Range<Va>, backing: Area['backing'], pause: LongStep): Steps<LongStep, Area> {
     const { pageSize, node, kind } = this.source;
     const label = `owned memory (${kind}, ${formatSize(pageSize)} pages${node < 0 ? '' : `, node ${node}`})`;
-    const iovas = this.#physical ? this.#frames(range) : undefined;
+    const iovas = this.#physical ? yield* this.#frames(range, pause) : undefined;
     const sameIova = this.#sameIova;
     return new Area({ range, pageSize, owner: 'owned', label, node, backing, iovas, sameIova }, 'take');
   }
 
-  #frames(range: Range<Va>): Float64Array {
+  /** Locks the pages in place, and reads where they are. */
+  *#frames(range: Range<Va>, pause: LongStep): Steps<LongStep, Float64Array> {
     const { memory } = this.#platform;
     const { pageSize } = this.source;
-    memory.lock(range.start, range.length);
-    const frames = memory.frames(range.start, pageSize, range.length / pageSize);
-    if (frames !== undefined && !frames.includes(-1)) return frames;
-    throw new DmaError({
-      code: 'EPERM',
-      operation: 'take',
-      range,
-      reason: 'the kernel does not show physical addresses',
-      hint: 'reading them from /proc/self/pagemap needs CAP_SYS_ADMIN; with an IOMMU use IOVA mode va',
-    });
+    const pages = range.length / pageSize;
+    const all = new Float64Array(pages);
+    for (let first = 0; first < pages; first += FRAMES_A_STEP) {
+      yield pause;
+      const some = Math.min(FRAMES_A_STEP, pages - first);
+      const va = (range.start + first * pageSize) as Va;
+      memory.lock(va, some * pageSize);
+      const frames = memory.frames(va, pageSize, some);
+      if (frames === undefined || frames.includes(-1))
+        throw new DmaError({
+          code: 'EPERM',
+          operation: 'take',
+          range,
+          reason: 'the kernel does not show physical addresses',
+          hint: 'reading them from /proc/self/pagemap needs CAP_SYS_ADMIN; with an IOMMU use IOVA mode va',
+        });
+      all.set(frames, first);
+    }
+    return all;
   }
 }
 
