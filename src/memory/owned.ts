@@ -387,16 +387,18 @@ export class OwnedMemory {
   /** @internal As {@link start}, while the event loop goes on. @throws DmaError also ECANCELED */
   async startAsync({ onProgress, signal }: LongWorkOptions = {}): Promise<void> {
     const { size, numaMem } = this.#settings;
-    const report = progressOf(
-      onProgress,
-      numaMem.reduce((sum, bytes) => sum + bytes, size),
-    );
+    const total = numaMem.reduce((sum, bytes) => sum + bytes, size);
+    if (total === 0) {
+      mustGoOn(signal, 'start');
+      return runSteps(this.#starting(), (step) => step.now());
+    }
+    const report = progressOf(onProgress, total);
     await this.#inTurn(signal, 'start', async (either) => {
       let before = 0;
-      const onPart = (done: number, total: number): void => {
+      const onPart = (done: number, length: number): void => {
         report(before + done);
         // Each extent is told from its beginning.
-        if (done === total) before += total;
+        if (done === length) before += length;
       };
       await this.#later(this.#starting(either), { signal: either, report: onPart });
     });
