@@ -3,7 +3,7 @@
  * may be anything, also what throws when it is looked at; of objects the values are taken, once.
  */
 import { resolve } from 'node:path';
-import { DmaError, invalid, isDmaError } from './errors.js';
+import { DmaError, type DmaErrorDetails, invalid, isDmaError } from './errors.js';
 import { show, thrown } from './show.js';
 
 /** A door: throws when nothing can be begun any more. */
@@ -16,6 +16,27 @@ export const open: Gate = () => undefined;
 export function stopped(operation: string): DmaError {
   const hint = 'Eal.start() starts another one';
   return new DmaError({ code: 'ECANCELED', operation, reason: 'the Eal was stopped', hint });
+}
+
+/**
+ * The error of a call for what has ended, such as freeing it twice.
+ *
+ * @param check what tells whether it is still there, as a program writes it
+ */
+export function ended(operation: string, reason: string, check: string, more?: Partial<DmaErrorDetails>): DmaError {
+  const hint = `${check} tells whether it can be used; held with "using" it ends once, whatever happens`;
+  return invalid(operation, reason, { hint, ...more });
+}
+
+/** What to do about a value of the wrong type; `undefined` where the reason says it all. */
+export function typeHint(value: unknown, wanted: string): string | undefined {
+  if (value === undefined) return 'it was left out';
+  if (wanted !== 'number') return undefined;
+  if (typeof value === 'object' && value !== null)
+    return 'of memory, blocks and mappings the numbers are .va and .length';
+  if (typeof value === 'bigint') return `sizes and addresses are Numbers here: Number(${show(value)})`;
+  if (typeof value === 'string') return 'parseSize makes bytes of a text such as "64M", Number() a number of any other';
+  return undefined;
 }
 
 /** What an option has to be: a type, an array or what has elements as one (`list`), one of these words, an instance of a class, or what a function accepts. */
@@ -121,7 +142,8 @@ export function mustBeObject(value: unknown, what: string, operation: string): a
 
 /** @throws DmaError EINVAL unless `value` is a number; of which kind is for others to say */
 export function mustBeNumber(value: unknown, what: string, operation: string): asserts value is number {
-  if (typeof value !== 'number') throw invalid(operation, `${what} is a number, not ${show(value)}`);
+  if (typeof value === 'number') return;
+  throw invalid(operation, `${what} is a number, not ${show(value)}`, { hint: typeHint(value, 'number') });
 }
 
 /** @throws DmaError EINVAL unless `value` is a text */
@@ -244,7 +266,8 @@ function isListLike(value: unknown): boolean {
 }
 
 function wrong(key: string, value: unknown, kind: Kind, operation: string): DmaError {
-  if (typeof kind === 'string') return invalid(operation, `${key}: ${show(value)} is no ${kind}`);
+  if (typeof kind === 'string')
+    return invalid(operation, `${key}: ${show(value)} is no ${kind}`, { hint: typeHint(value, kind) });
   if (typeof kind === 'function') return invalid(operation, `${key}: ${show(value)} is no ${kind.name}`);
   return invalid(operation, `${key}: there is no ${show(value)}`, { hint: `it is ${kind.join(', ')}` });
 }

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { Eal, isDmaError, MiB, type DmaError, type EalOptions, type Progress } from './index.js';
 import { openPlatform } from './platform/open.js';
-import { trackingPlatform } from './platform/testing.js';
+import { failingPlatform, trackingPlatform } from './platform/testing.js';
 import { vfioKernel } from './vfio/testing.js';
 
 const skip = openPlatform().limitation ?? false;
@@ -149,6 +149,76 @@ describe('every call that takes long has a form that lets the event loop go on',
       await rejected;
       assert.deepEqual(platform.leaks(), []);
     });
+
+  for (const [kind, holes] of [
+    ['with holes', true],
+    ['that has its pages', false],
+  ] as const)
+    it(`external.fromFdAsync of a file ${kind}: its pages are there, and the descriptor is its own`, async () => {
+      await using eal = await Eal.start(QUIET);
+      const { files, memory: pages } = eal.platform;
+      const fd = pages.memfd({ name: 'file', length: 256 * MiB });
+      if (!holes) files.allocateRange(fd, 0, 256 * MiB);
+      const told: Progress[] = [];
+      const stop = ticking();
+      const going = eal.external.fromFdAsync(fd, { onProgress: (progress) => told.push(progress) });
+      const { allocated } = files.status(fd);
+      files.close(fd);
+      const memory = await going;
+      const ticks = stop();
+      if (holes) {
+        assert.ok(allocated < 256 * MiB && ticks > 2, 'the event loop stood still');
+        assert.equal(told.at(-1)?.doneBytes, 256 * MiB);
+        assert.ok(
+          told.every(({ remainingMs }) => remainingMs !== undefined && remainingMs >= 0 && remainingMs < Infinity),
+        );
+      }
+      assert.equal(files.status(memory.fd ?? -1).allocated, 256 * MiB);
+      memory.bytes(255 * MiB).fill(1);
+      assert.ok(memory.origin !== undefined);
+    });
+
+  it('external.fromFdAsync is given up by a timer, or the end of the Eal: nothing is registered, no byte is changed', async () => {
+    const platform = trackingPlatform(openPlatform());
+    const eal = await Eal.start({ ...QUIET, platform });
+    const fd = platform.memory.memfd({ name: 'file', length: 1024 * MiB });
+    platform.files.writeAt(fd, 0, Uint8Array.of(1, 2, 3));
+    const abort = new AbortController();
+    const onProgress = (): void => abort.abort(new Error('enough'));
+    const given = eal.external.fromFdAsync(fd, { signal: abort.signal, onProgress });
+    await assert.rejects(given, { code: 'ECANCELED', operation: 'external.fromFdAsync' });
+    assert.deepEqual([...eal.external.live], []);
+    const rejected = assert.rejects(eal.external.fromFdAsync(fd), isCanceled);
+    await eal.stop();
+    await rejected;
+    const bytes = new Uint8Array(3);
+    platform.files.readAt(fd, 0, bytes);
+    assert.deepEqual([...bytes, platform.files.status(fd).size], [1, 2, 3, 1024 * MiB]);
+    platform.files.close(fd);
+    assert.deepEqual(platform.leaks(), []);
+  });
+
+  it('external.fromFdAsync: whatever step fails, nothing is left', async () => {
+    const failing = failingPlatform(openPlatform());
+    const platform = trackingPlatform(failing);
+    const eal = await Eal.start({ ...QUIET, platform });
+    const fd = platform.memory.memfd({ name: 'file', length: 8 * MiB });
+    const before = platform.leaks().length;
+    for (let n = 1, isDone = false; !isDone; n++) {
+      failing.failCall(n, 'EIO');
+      const made = await eal.external.fromFdAsync(fd).catch((error: unknown) => {
+        assert.ok(isDmaError(error), String(error));
+        return undefined;
+      });
+      isDone = failing.failed() === undefined;
+      assert.ok(!isDone || made !== undefined);
+      made?.unregister();
+      assert.equal(platform.leaks().length, before, `after call ${n} failed: ${String(failing.failed())}`);
+      platform.files.punch(fd, 0, 8 * MiB);
+    }
+    platform.files.close(fd);
+    await eal.stop();
+  });
 
   it('memory that is mapped or pinned is not unregistered', async () => {
     await using eal = await Eal.start(QUIET);

@@ -1,38 +1,375 @@
-/** Errors that a program meets first have a next step. */
+/** Errors that a program meets have a next step, one code a cause. */
 import assert from 'node:assert/strict';
-import { it } from 'node:test';
+import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, describe, it } from 'node:test';
+import { runInThisContext } from 'node:vm';
+import {
+  copyEngineDriver,
+  eduDriver,
+  type Device,
+  type ErrorCode,
+  type FromFdOptions,
+  GiB,
+  MiB,
+  Pool,
+  spawnDevice,
+  type Va,
+} from './index.js';
 import { Eal } from './eal.js';
 import { isDmaError } from './errors.js';
 import { openPlatform } from './platform/open.js';
 
-it('common mistakes have a hint that says what to do', { skip: openPlatform().limitation ?? false }, async () => {
-  await using eal = await Eal.start({ memory: { noHuge: true } });
+const skip = openPlatform().limitation ?? false;
+const QUIET = { memory: { noHuge: true }, onForgotten: () => undefined };
+
+/** What is done wrong, the code of its error, and what its hint has to say. */
+type Mistakes = Record<string, readonly [code: ErrorCode, call: () => unknown, hint?: RegExp]>;
+
+async function mustHaveHints(mistakes: Mistakes): Promise<void> {
+  for (const [what, [code, call, says]] of Object.entries(mistakes))
+    await assert.rejects(
+      async () => call(),
+      (error) => {
+        if (!isDmaError(error)) throw error;
+        assert.equal(error.code, code, `${what}: ${error.message}`);
+        assert.ok(error.hint !== undefined, `${what}: ${error.message}`);
+        if (says !== undefined) assert.match(error.hint, says, what);
+        return true;
+      },
+      what,
+    );
+}
+
+/** Does something that succeeds, and the same once more. */
+const twice = (call: () => unknown) => async (): Promise<void> => {
+  await call();
+  await call();
+};
+
+const text = (value: unknown): never => value as never;
+
+it('common mistakes have a hint that says what to do', { skip }, async () => {
+  await using eal = await Eal.start(QUIET);
   const device = await eal.probe('vdev:copy0');
   using memory = eal.external.allocate(8192);
   eal.heap.create('h');
   using _zone = eal.zones.reserve('z', 64);
-  const mistakes: Record<string, () => unknown> = {
-    'a name of no bus': () => eal.probe('bogus'),
-    'a device there is not': () => eal.probe('vdev:nosuch'),
-    'a device that is probed': () => eal.probe('vdev:copy0'),
-    'a misaligned range': () => device.dmaMap({ va: memory.va + 1, length: 4096 }),
-    'a range past the end': () => device.dmaMap({ va: memory.va, length: 65536 }),
-    'memory that is not registered': () => device.dmaMap({ va: 4096, length: 4096 }),
-    'a misaligned IOVA': () => device.dmaMap(memory, { iova: 4097 }),
-    'rights of peers on a device without keys': () => device.dmaMap(memory, { remote: 'read' }),
-    'more memory than there is': () => eal.malloc(2 ** 50),
-    'an empty heap': () => eal.malloc(64, { heap: 'h' }),
-    'a heap of that name': () => eal.heap.create('h'),
-    "the library's heap": () => eal.heap.destroy('socket_0'),
-    'a zone of that name': () => eal.zones.reserve('z', 64),
-    'a zone there is not': () => eal.zones.free('none'),
-    'a misaligned view': () => eal.external.register(new Uint8Array(5)),
-    'a region there is not': () => device.access.registers(3),
+  await mustHaveHints({
+    'a name of no bus': ['ENODEV', () => eal.probe('bogus')],
+    'a device there is not': ['ENODEV', () => eal.probe('vdev:nosuch')],
+    'a device that is probed': ['EEXIST', () => eal.probe('vdev:copy0')],
+    'a misaligned range': ['EINVAL', () => device.dmaMap({ va: memory.va + 1, length: 4096 })],
+    'a range past the end': ['EINVAL', () => device.dmaMap({ va: memory.va, length: 65536 })],
+    'memory that is not registered': ['EINVAL', () => device.dmaMap({ va: 4096, length: 4096 })],
+    'a misaligned IOVA': ['EINVAL', () => device.dmaMap(memory, { iova: 4097 })],
+    'rights of peers on a device without keys': ['ENOTSUP', () => device.dmaMap(memory, { remote: 'read' })],
+    'more memory than there is': ['ENOMEM', () => eal.malloc(2 ** 50)],
+    'an empty heap': ['ENOMEM', () => eal.malloc(64, { heap: 'h' })],
+    'a heap of that name': ['EEXIST', () => eal.heap.create('h')],
+    "the library's heap": ['EPERM', () => eal.heap.destroy('socket_0')],
+    'a zone of that name': ['EEXIST', () => eal.zones.reserve('z', 64), /zones\.lookup/],
+    'a zone there is not': ['ENOENT', () => eal.zones.free('none')],
+    'a misaligned view': ['EINVAL', () => eal.external.register(new Uint8Array(5))],
+    'a region there is not': ['EINVAL', () => device.access.registers(3)],
+  });
+});
+
+it('what has ended says how to know that', { skip }, async () => {
+  await using eal = await Eal.start(QUIET);
+  const device = await eal.probe('vdev:copy0');
+  const inHeap = eal.external.allocate(4096);
+  const memory = eal.external.allocate(4096);
+  const mapping = device.dmaMap(memory);
+  mapping.unmap();
+  memory.unregister();
+  const block = eal.malloc(64);
+  block.free();
+  const zone = eal.zones.reserve('z', 64);
+  zone.free();
+  const pool = eal.pools.create({ elements: 4, elementSize: 64 });
+  pool.free();
+  const shared = eal.pools.create({ elements: 4, elementSize: 64 });
+  const description = shared.share();
+  shared.free();
+  eal.heap.create('h');
+  await mustHaveHints({
+    'unmap twice': ['EINVAL', () => mapping.unmap(), /mapping\.live/],
+    'unmapAsync after unmap': ['EINVAL', () => mapping.unmapAsync(), /mapping\.live/],
+    'the IOVA of what is unmapped': ['EINVAL', () => mapping.iova, /mapping\.live/],
+    'iovaOf of what is unmapped': ['EINVAL', () => mapping.iovaOf(memory.va), /unmapped/],
+    'unmap by address twice': ['EINVAL', () => device.dmaUnmap(memory), /unmapped, or never mapped/],
+    'unregister twice': ['EINVAL', () => memory.unregister(), /memory\.registered/],
+    'unregisterAsync after unregister': ['EINVAL', () => memory.unregisterAsync(), /memory\.registered/],
+    'unregister by address twice': ['ENOENT', () => eal.external.unregister(memory.va, 4096), /external\.live/],
+    'bytes of freed memory': ['EINVAL', () => memory.bytes(), /memory\.registered/],
+    'pin of freed memory': ['EINVAL', () => memory.pin(), /memory\.registered/],
+    'lend of freed memory': ['EINVAL', () => memory.lend(() => 0), /memory\.registered/],
+    'map of freed memory': ['EINVAL', () => device.dmaMap(memory), /register it first/],
+    'freed memory into a heap': ['EINVAL', () => eal.heap.addMemory('h', memory), /unregistered/],
+    'free twice': ['EINVAL', () => block.free(), /block\.live/],
+    'freeAsync after free': ['EINVAL', () => block.freeAsync(), /block\.live/],
+    'bytes of a freed block': ['EINVAL', () => block.bytes(), /block\.live/],
+    'realloc of a freed block': ['EINVAL', () => eal.realloc(block, 128), /block\.live/],
+    'iovaOf of a freed block': ['EINVAL', () => device.iovaOf(block), /live/],
+    'zone.free twice': ['EINVAL', () => zone.free(), /live/],
+    'zones.free of a freed zone': ['EINVAL', () => eal.zones.free(zone), /zone\.live/],
+    'pool.free twice': ['EINVAL', () => pool.free(), /pool\.live/],
+    'bytes of a freed pool': ['EINVAL', () => pool.bytes(0), /pool\.live/],
+    'share of a freed pool': ['EINVAL', () => pool.share(), /pool\.live/],
+    'attach to a freed pool': ['EINVAL', () => Pool.attach(description, eal.platform), /pool\.threads/],
+    'heap.destroy twice': [
+      'ENOENT',
+      () => (eal.heap.create('i'), eal.heap.destroy('i'), eal.heap.destroy('i')),
+      /heaps here/,
+    ],
+    'removeMemory of what is not in it': ['ENOENT', () => eal.heap.removeMemory('h', inHeap.va, 4096), /no memory/],
+    'addMemory twice': ['EEXIST', twice(() => eal.heap.addMemory('h', inHeap)), /removeMemory/],
+    'unregister of what is in a heap': ['EBUSY', () => inHeap.unregister(), /heap h.*removeMemory first/],
+    'remove of a device twice': ['EINVAL', removeTwice(eal), /removed before/],
+    'map on a device that was removed': ['EINVAL', mapRemoved(eal, inHeap), /eal\.probe/],
+  });
+});
+
+function removeTwice(eal: Eal): () => Promise<void> {
+  return async () => {
+    const device = await eal.probe('vdev:copy7');
+    await eal.remove(device);
+    await eal.remove(device);
   };
-  for (const [what, call] of Object.entries(mistakes))
+}
+
+function mapRemoved(eal: Eal, memory: { readonly va: Va; readonly length: number }): () => Promise<void> {
+  return async () => {
+    const device = await eal.probe('vdev:copy7');
+    await eal.remove(device);
+    device.dmaMap(memory);
+  };
+}
+
+it('sizes that are not possible say which are', { skip }, async () => {
+  await using eal = await Eal.start(QUIET);
+  using memory = eal.external.allocate(4 * MiB);
+  using block = eal.malloc(100);
+  await mustHaveHints({
+    'bytes past the end': [
+      'EINVAL',
+      () => memory.bytes(0, 8 * MiB),
+      /4194304 bytes \(4 MiB\), of which 4194304 follow/,
+    ],
+    'bytes from past the end': ['EINVAL', () => memory.bytes(8 * MiB), /4 MiB/],
+    'an address that is an object': ['EINVAL', () => eal.external.find(text(memory), 4096), /\.va and \.length/],
+    'bytes from a bigint': ['EINVAL', () => memory.bytes(text(1n)), /Number\(1n\)/],
+    'bytes of a bigint': ['EINVAL', () => memory.bytes(0, text(1n)), /Number\(1n\)/],
+    'bytes from before the start': ['EINVAL', () => memory.bytes(-1), /4 MiB/],
+    'bytes from what is no number': ['EINVAL', () => memory.bytes(NaN), /4 MiB/],
+    'bytes of a block past its end': ['EINVAL', () => block.bytes(64, 64), /100 bytes.*36 follow offset 64/],
+    'malloc of nothing': ['EINVAL', () => eal.malloc(0), /1 or more/],
+    'malloc of less than nothing': ['EINVAL', () => eal.malloc(-1), /1 or more/],
+    'malloc of a text': ['EINVAL', () => eal.malloc(text('64M')), /parseSize/],
+    'malloc of a bigint': ['EINVAL', () => eal.malloc(text(64n)), /Number\(64n\)/],
+    'malloc of undefined': ['EINVAL', () => eal.malloc(text(undefined)), /left out/],
+    'malloc with an alignment of 100': ['EINVAL', () => eal.malloc(64, { align: 100 }), /64 and 128/],
+    'malloc with an alignment of -1': ['EINVAL', () => eal.malloc(64, { align: -1 }), /64, 128/],
+    'malloc with a boundary that is too small': ['EINVAL', () => eal.malloc(300, { boundary: 256 }), /as large as/],
+    'malloc on a node there is not': ['EINVAL', () => eal.malloc(64, { node: 99 }), /nodes are/],
+    'malloc from a heap there is not': ['ENOENT', () => eal.malloc(64, { heap: 'none' }), /heaps here: socket_0/],
+    'calloc of too much': ['EINVAL', () => eal.calloc(2 ** 40, 2 ** 40), /below 2\^53/],
+    'allocate of nothing': ['EINVAL', () => eal.external.allocate(0), /from 1 on/],
+    'allocate with a table of another length': [
+      'EINVAL',
+      () => eal.external.allocate(8192, { iovas: [0] }),
+      /each page/,
+    ],
+    'allocate with pages of 3 bytes': [
+      'EINVAL',
+      () => eal.external.allocate(8192, { hugePageSize: 3 }),
+      /anydma hugepages/,
+    ],
+    'a page size with a heap that has others': [
+      'ENOMEM',
+      () => eal.malloc(64, { pageSizes: [2 * MiB] }),
+      /\(4 KiB: .*\)/,
+    ],
+    'a zone without a name': ['EINVAL', () => eal.zones.reserve(text(5), 64), /first argument is a name/],
+    'a zone without a length': ['EINVAL', () => eal.zones.reserve('a', text(undefined)), /left out/],
+    'a zone with a long name': ['ENAMETOOLONG', () => eal.zones.reserve('x'.repeat(40), 64), /31/],
+    'a pool of no elements': ['EINVAL', () => eal.pools.create({ elements: 0, elementSize: 64 }), /1 to 2\^28/],
+    'a pool of elements of no size': ['EINVAL', () => eal.pools.create({ elements: 1, elementSize: 0 }), /elementSize/],
+    'pages of 3 bytes': ['EINVAL', () => Eal.start({ memory: { pageSizes: [3] } }), /powers? of|hugepages/],
+    'both of two options': ['EINVAL', () => Eal.start({ memory: { size: 1, numaMem: [1] } }), /leave one/],
+  });
+  assert.throws(() => memory.bytes(8 * MiB), { reason: 'offset 8388608 is past the end' });
+  assert.throws(() => memory.bytes(text(1n)), { reason: 'the offset is 1n, not a number of bytes from 0 to 4194304' });
+});
+
+it('pools say what is wrong with elements, names and memory', { skip }, async () => {
+  await using eal = await Eal.start(QUIET);
+  const pool = eal.pools.create({ name: 'p', elements: 2, elementSize: 64, checked: true });
+  const numbers = new Int32Array(4);
+  using memory = eal.external.allocate(8192);
+  assert.equal(pool.get(numbers, 2), true);
+  assert.equal(pool.get(numbers, 1, 2), false, 'none left: no error, and nothing is changed');
+  assert.equal(pool.available, 0);
+  await mustHaveHints({
+    'a name that is in use': [
+      'EEXIST',
+      () => eal.pools.create({ name: 'p', elements: 1, elementSize: 64 }),
+      /2 elements of 64/,
+    ],
+    'a burst that does not fit': ['EINVAL', () => pool.get(numbers, 5), /places 0 to 3/],
+    'an array of another type': ['EINVAL', () => pool.get(text(new Float64Array(1)), 1), /Int32Array/],
+    'put twice': ['EINVAL', twice(() => pool.put(numbers, 1)), /put twice/],
+    'put of what there is not': ['EINVAL', () => pool.put(Int32Array.of(9), 1), /0 to 1/],
+    'bytes of an element there is not': ['EINVAL', () => pool.bytes(2), /0 to 1/],
+    'freed while elements are out': ['EBUSY', () => pool.free(), /put them back/],
+    'memory twice': [
+      'EEXIST',
+      () => eal.pools.create({ elements: 1, elementSize: 64, external: [memory, memory] }),
+      /twice/,
+    ],
+    'memory and a heap': [
+      'EINVAL',
+      () => eal.pools.create({ elements: 1, elementSize: 64, external: [memory], heap: 'socket_0' }),
+      /leave heap out/,
+    ],
+  });
+  pool.put(numbers, 1, 1);
+});
+
+describe('descriptors', { skip }, () => {
+  const folder = mkdtempSync(join(tmpdir(), 'anydma-hints-'));
+  after(() => rmSync(folder, { recursive: true }));
+
+  it('that are none, or of the wrong kind, say what would do', async () => {
+    await using eal = await Eal.start(QUIET);
+    const path = join(folder, 'file');
+    writeFileSync(path, '');
+    const server = createServer().listen(0);
+    const fds = {
+      folder: openSync(folder, 'r'),
+      readable: openSync('/etc/passwd', 'r'),
+      writable: openSync(path, 'w'),
+      device: openSync('/dev/null', 'r+'),
+      closed: openSync('/dev/null', 'r'),
+    };
+    ftruncateSync(fds.writable, 8192);
+    closeSync(fds.closed);
+    const from = (fd: unknown, options?: FromFdOptions) => () => eal.external.fromFd(text(fd), options);
+    try {
+      await mustHaveHints({
+        'a closed one': ['EBADF', from(100_000), /closed/],
+        'what open returned when it failed': ['EBADF', from(-1), /failed/],
+        'a path': ['EINVAL', from(path), /fs\.openSync/],
+        'a folder': ['EINVAL', from(fds.folder), /external\.allocate/],
+        'a device': ['EINVAL', from(fds.device), /external\.allocate/],
+        'read-only, to be written': ['EACCES', from(fds.readable, { writable: true }), /writable: false/],
+        'write-only': ['EACCES', from(fds.writable), /'r\+'/],
+        'an offset inside a page': ['EINVAL', from(fds.readable, { offset: 5 }), /^0 would do/],
+        'the same without blocking': ['EBADF', () => eal.external.fromFdAsync(100_000), /closed/],
+      });
+    } finally {
+      server.close();
+      for (const [name, fd] of Object.entries(fds)) if (name !== 'closed') closeSync(fd);
+    }
+  });
+
+  it('sockets of servers that are not there say what is', async () => {
+    await using eal = await Eal.start(QUIET);
+    writeFileSync(join(folder, 'other.sock'), '');
+    await mustHaveHints({
+      'no socket': [
+        'ENOENT',
+        () => eal.probe(`vfio-user:${folder}/x.sock`),
+        /anydma serve.*start it first.*other\.sock/,
+      ],
+      'no folder': ['ENOENT', () => eal.probe(`vfio-user:${folder}/none/x.sock`), /no folder/],
+      'a file in the place of a folder': ['ENOTDIR', () => eal.probe(`vfio-user:${folder}/other.sock/x`), /no folder/],
+      'a file': ['ECONNREFUSED', () => eal.probe(`vfio-user:${folder}/other.sock`), /no socket/],
+      'a long path': ['ENAMETOOLONG', () => eal.probe(`vfio-user:${folder}/${'x'.repeat(120)}`), /shorter/],
+    });
+  });
+});
+
+it('devices and drivers say which would do', { skip }, async () => {
+  await using eal = await Eal.start(QUIET);
+  const device = await eal.probe('vdev:copy0');
+  const edu = await eal.probe('vdev:edu0,dma-mask=20');
+  using memory = eal.external.allocate(MiB);
+  using more = eal.external.allocate(MiB);
+  using mapped = mapSome(edu, memory);
+  await mustHaveHints({
+    'use of another driver': ['EINVAL', () => device.use(eduDriver), /device\.driver/],
+    'use of a name': ['EINVAL', () => device.use(text('copy')), /copyEngineDriver/],
+    'a mapping of another device': ['EINVAL', () => device.dmaUnmap(mapped), /mapping\.unmap/],
+    'no IOVAs left': ['ENOSPC', () => edu.dmaMap(more), /windows are.*unmap what/],
+    'no target': ['EINVAL', () => device.dmaMap(text('x')), /external\.register/],
+    'pieces of no size': ['EINVAL', () => device.dmaMapAsync(memory, { chunkBytes: 0 }), /1 or more/],
+    'spawnDevice of a device there is not': ['EINVAL', () => spawnDevice(text('bogus')), /edu and copy/],
+    'spawnDevice of a number': ['EINVAL', () => spawnDevice(text(5)), /edu and copy/],
+    'a bus twice': [
+      'EEXIST',
+      () => eal.registerBus(text({ name: 'vdev', parse: () => '', open: () => '' })),
+      /name of its own/,
+    ],
+    'a driver twice': ['EEXIST', () => eal.registerDriver(copyEngineDriver), /name of its own/],
+  });
+
+  function mapSome(on: Device, { va }: { readonly va: Va }): ReturnType<Device['dmaMap']> {
+    return on.dmaMap({ va, length: MiB / 2 });
+  }
+});
+
+it('what was given up says so, by the name of what was called', { skip }, async () => {
+  const boom = (): never => {
+    throw new Error('boom');
+  };
+  const started = Eal.start({ memory: { noHuge: true, size: GiB }, signal: AbortSignal.timeout(5) });
+  await assert.rejects(started, { code: 'ECANCELED', operation: 'Eal.start' });
+  await assert.rejects(Eal.start({ memory: { noHuge: true, size: 8 * MiB }, onProgress: boom }), {
+    code: 'ECANCELED',
+    operation: 'Eal.start',
+    reason: 'given up, because onProgress threw: boom',
+  });
+  await using eal = await Eal.start(QUIET);
+  const device = await eal.probe('vdev:copy0');
+  using memory = eal.external.allocate(MiB);
+  const threw = /given up, because onProgress threw: boom/;
+  for (const call of [
+    () => eal.mallocAsync(8 * MiB, { onProgress: boom }),
+    () => eal.zones.reserveAsync('z', 8 * MiB, { onProgress: boom }),
+    () => eal.pools.createAsync({ elements: 1024, elementSize: 8192, onProgress: boom }),
+    () => eal.external.allocateAsync(8 * MiB, { onProgress: boom }),
+    () => device.dmaMapAsync(memory, { onProgress: boom }),
+    () => eal.dmaMapAllAsync(memory, [device], { onProgress: boom }),
+  ])
     await assert.rejects(
-      async () => call(),
-      (error) => isDmaError(error) && error.hint !== undefined,
-      what,
+      call,
+      (error) => isDmaError(error, 'ECANCELED') && threw.test(error.reason) && error.hint !== undefined,
     );
+  const aborted = { signal: AbortSignal.timeout(2) };
+  await assert.rejects(eal.zones.reserveAsync('z', GiB, aborted), {
+    code: 'ECANCELED',
+    operation: 'zones.reserveAsync',
+  });
+  assert.equal(eal.memory.trim(), 0, 'nothing was kept');
+});
+
+it('a device says what it failed to reach', { skip }, async () => {
+  await using eal = await Eal.start(QUIET);
+  const device = await eal.probe('vdev:copy0');
+  const engine = device.use(copyEngineDriver);
+  const made: unknown = runInThisContext('new WebAssembly.Memory({ initial: 4, maximum: 64 })');
+  const wasm = made as { readonly buffer: ArrayBuffer; grow(pages: number): number };
+  using grown = eal.external.register(new Uint8Array(wasm.buffer));
+  using target = eal.external.allocate(4096);
+  using from = device.dmaMap(grown);
+  using to = device.dmaMap(target);
+  wasm.grow(1);
+  await mustHaveHints({
+    'memory that has moved': ['EIO', () => engine.copy(from.iova, to.iova, 64), /WebAssembly\.Memory that grew/],
+    'memory that is not mapped': ['EFAULT', () => engine.copy(0x1000, to.iova, 64), /never mapped|before/],
+  });
 });

@@ -572,7 +572,7 @@ it('a relative path without a working directory is ENOENT and says so', SKIP, ()
     await Eal.start({ memory: { hugeDir: 'huge' } }).catch((error) => console.log(error.code, error.operation));
     await eal.stop();`;
   const { stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], { encoding: 'utf8' });
-  assert.match(stdout, /^ENOENT probe .*working directory.*\nENOENT start\n$/, stderr);
+  assert.match(stdout, /^ENOENT probe .*working directory.*\nENOENT Eal.start\n$/, stderr);
 });
 
 it('any number of devices and Eals in one program leads to no warning', SKIP, () => {

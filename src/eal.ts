@@ -40,7 +40,7 @@ import { Zones } from './memory/zones.js';
 import { Heaps } from './memory/heaps.js';
 import { hasPhysicalAddresses, decideIovaMode, hasIommuGroups, type IovaDecision } from './memory/iova-mode.js';
 import { MemoryHandlers } from './memory/memory-events.js';
-import { memorySettings, type MemoryOptions } from './memory/memory-settings.js';
+import { memorySettings, START, type MemoryOptions } from './memory/memory-settings.js';
 import { OwnedMemory } from './memory/owned.js';
 import { captureOrigin, type Origin } from './origin.js';
 import { RdmaContexts } from './rdma/context.js';
@@ -224,7 +224,7 @@ export class Eal implements AsyncDisposable {
         () => [],
         (failure: unknown) => [failure],
       );
-      throw withUndo(error, 'start', undo);
+      throw withUndo(error, START, undo);
     }
   }
 
@@ -312,7 +312,7 @@ export class Eal implements AsyncDisposable {
     const operation = 'dmaMapAllAsync';
     this.#mustRun(operation);
     const [{ onProgress, signal }, how] = longWorkOf(options, operation);
-    return this.#running.run(signal, async (either) =>
+    return this.#running.run(signal, operation, async (either) =>
       this.#registry.mapAllAsync(target, devices, how, { onProgress, signal: either }),
     );
   }
@@ -542,16 +542,20 @@ function isPlaced(options: PlacedMallocOptions, operation: string): boolean {
 
 /** @throws DmaError EINVAL */
 function checkedOptions(options: EalOptions | undefined): EalOptions {
-  const checked = optionsOf<EalOptions>(options, OPTIONS, 'start');
+  const checked = optionsOf<EalOptions>(options, OPTIONS, START);
   const { holdBackMs = 0, remember = 0 } = checked;
-  if (!(holdBackMs >= 0)) throw invalid('start', `holdBackMs: ${holdBackMs} is no time in milliseconds`);
-  if (!isAddress(remember)) throw invalid('start', `remember: ${remember} is no number of mappings`);
-  checkLongWork(checked, 'start');
+  if (!(holdBackMs >= 0))
+    throw invalid(START, `holdBackMs: ${holdBackMs} is no time in milliseconds`, {
+      hint: 'it is 0 or more; Infinity holds back for good',
+    });
+  if (!isAddress(remember))
+    throw invalid(START, `remember: ${remember} is no number of mappings`, { hint: 'it is a whole number, 0 or more' });
+  checkLongWork(checked, START);
   const { platform } = checked;
   if (platform !== undefined)
-    reading('start', 'the platform', () => {
+    reading(START, 'the platform', () => {
       for (const port of [platform.memory, platform.files, platform.limits])
-        mustBeObject(port, 'ports of a platform', 'start');
+        mustBeObject(port, 'ports of a platform', START);
     });
   return checked;
 }
@@ -578,7 +582,10 @@ function softwareModel(kind: string, args: ReadonlyMap<string, string>): ModelFa
   const mask = args.get('dma-mask');
   if (kind === 'edu' && mask !== undefined) return deviceModel(kind, { dmaMaskBits: Number(mask) });
   if (!isDeviceName(kind)) return undefined;
-  if (mask !== undefined) throw invalid('open', `vdev devices of the kind ${kind} have no key dma-mask`);
+  if (mask !== undefined)
+    throw invalid('open', `vdev devices of the kind ${kind} have no key dma-mask`, {
+      hint: 'those of the kind edu have',
+    });
   return deviceModel(kind);
 }
 
@@ -586,7 +593,7 @@ function softwareModel(kind: string, args: ReadonlyMap<string, string>): ModelFa
 function softwareSpace(kind: string, pageSize: number): EmulatedIommu | IdentityBackend {
   if (kind === 'emulated') return new EmulatedIommu({ granule: pageSize });
   if (kind === 'identity') return new IdentityBackend(pageSize);
-  throw invalid('open', `iommu=${kind}: it is emulated or identity`);
+  throw invalid('open', `there is no iommu=${kind}`, { hint: 'it is emulated or identity' });
 }
 
 const NOT_NOTED = 'with memory: { origins: true } this says where they were made';

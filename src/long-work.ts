@@ -2,8 +2,8 @@
  * Long work that lets the event loop go on: how its progress is told and how it is given up, how much of it is done at a
  * time, and several parts at once.
  */
-import { isA, mustBeObject, reading } from './check.js';
-import { DmaError, invalid } from './errors.js';
+import { isA, mustBeObject, reading, stopped } from './check.js';
+import { DmaError, invalid, isDmaError } from './errors.js';
 import { thrown } from './show.js';
 import { MiB } from './units.js';
 import { now, setImmediate } from './timers.js';
@@ -12,13 +12,13 @@ import { now, setImmediate } from './timers.js';
 export interface Progress {
   readonly doneBytes: number;
   readonly totalBytes: number;
-  /** How long the rest takes if it goes on as it has, in milliseconds; `undefined` before anything is done. */
+  /** How long the rest takes if it goes on as it has, in milliseconds: 0 or more, and `undefined` before anything is done. */
   readonly remainingMs: number | undefined;
 }
 
 /** How to do long work. */
 export interface LongWorkOptions {
-  /** Told how far it is, after each piece. What it throws ends the work, and undoes it. */
+  /** Told how far it is, after each piece. What it throws ends the work, which is undone and rejects with ECANCELED. */
   readonly onProgress?: (progress: Progress) => void;
   /** Gives up, within one piece: what was done is undone, and the promise rejects with ECANCELED. */
   readonly signal?: AbortSignal;
@@ -52,16 +52,47 @@ export function longWorkOf<T extends LongWorkOptions>(
 export function mustGoOn(signal: AbortSignal | undefined, operation: string): void {
   if (signal?.aborted !== true) return;
   const cause: unknown = signal.reason;
+  if (isDmaError(cause) && cause.operation === ON_PROGRESS) throw cause.with({ operation });
   const why = thrown(cause);
-  throw new DmaError({ code: 'ECANCELED', operation, reason: `given up: ${why}`, cause });
+  const hint = isDmaError(cause) ? cause.hint : 'the signal was aborted; with another one it can be called again';
+  throw new DmaError({ code: 'ECANCELED', operation, reason: `given up: ${why}`, hint, cause });
+}
+
+/** See {@link Progress.remainingMs}. @param began on the clock of `now()` */
+export function remainingMs(began: number, doneBytes: number, totalBytes: number): number | undefined {
+  return doneBytes > 0 ? ((now() - began) * Math.max(0, totalBytes - doneBytes)) / doneBytes : undefined;
+}
+
+/** What errors of `onProgress` are told as, until it is known what they ended. */
+export const ON_PROGRESS = 'onProgress';
+
+/** Is this an error of who gave the work up: by `signal`, or by what `onProgress` threw? */
+export function isGivenUp(error: unknown, signal: AbortSignal | undefined): error is DmaError {
+  return isDmaError(error, 'ECANCELED') && (signal?.aborted === true || error.operation === ON_PROGRESS);
+}
+
+/** Calls `onProgress`. @throws DmaError ECANCELED for what that throws; a DmaError as it is */
+export function tellProgress(onProgress: LongWorkOptions['onProgress'], progress: Progress): void {
+  try {
+    onProgress?.(progress);
+  } catch (cause) {
+    if (isDmaError(cause)) throw cause;
+    const hint = 'what onProgress throws gives the work up: catch there what is not to';
+    throw new DmaError({
+      code: 'ECANCELED',
+      operation: ON_PROGRESS,
+      reason: `given up, because onProgress threw: ${thrown(cause)}`,
+      hint,
+      cause,
+    });
+  }
 }
 
 /** Tells `onProgress` of `totalBytes`. @returns what is called with the bytes that are done so far */
 export function progressOf(onProgress: LongWorkOptions['onProgress'], totalBytes: number): (doneBytes: number) => void {
   const began = now();
   return (doneBytes) => {
-    const remainingMs = doneBytes > 0 ? ((now() - began) * (totalBytes - doneBytes)) / doneBytes : undefined;
-    onProgress?.({ doneBytes, totalBytes, remainingMs });
+    tellProgress(onProgress, { doneBytes, totalBytes, remainingMs: remainingMs(began, doneBytes, totalBytes) });
   };
 }
 
@@ -69,13 +100,25 @@ export function progressOf(onProgress: LongWorkOptions['onProgress'], totalBytes
 export class RunningWorks {
   readonly #running = new Map<Promise<unknown>, AbortController>();
 
-  /** Does `work`, which is given up by `signal` and by {@link RunningWorks.end}. */
-  async run<T>(signal: AbortSignal | undefined, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  /**
+   * Does `work`, which is given up by `signal`, by what `onProgress` throws, and by {@link RunningWorks.end}.
+   *
+   * @param operation what the caller called: whatever was being done then, it is that call that was given up. `undefined` for
+   *   what is a part of another call
+   */
+  async run<T>(
+    signal: AbortSignal | undefined,
+    operation: string | undefined,
+    work: (signal: AbortSignal, giveUp: (why: unknown) => void) => Promise<T>,
+  ): Promise<T> {
     const giveUp = new AbortController();
-    const run = work(signal === undefined ? giveUp.signal : AbortSignal.any([giveUp.signal, signal]));
+    const either = signal === undefined ? giveUp.signal : AbortSignal.any([giveUp.signal, signal]);
+    const run = work(either, (why) => giveUp.abort(why));
     this.#running.set(run, giveUp);
     try {
       return await run;
+    } catch (error) {
+      throw operation !== undefined && isGivenUp(error, either) ? error.with({ operation }) : error;
     } finally {
       this.#running.delete(run);
     }
@@ -84,7 +127,7 @@ export class RunningWorks {
   /** Gives up all that runs, and waits until it is undone. */
   async end(): Promise<void> {
     while (this.#running.size > 0) {
-      for (const giveUp of this.#running.values()) giveUp.abort(new Error('the Eal stops'));
+      for (const giveUp of this.#running.values()) giveUp.abort(stopped('stop'));
       await Promise.allSettled(this.#running.keys());
     }
   }

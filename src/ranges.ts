@@ -1,4 +1,5 @@
 /** The one half-open address range. All range arithmetic of the library happens here, checked. */
+import { typeHint } from './check.js';
 import { invalid } from './errors.js';
 import { show } from './show.js';
 import { ADDRESS_LIMIT, alignDown, alignUp, hex, isAddress, isMultiple } from './units.js';
@@ -19,10 +20,18 @@ export class Range<A extends number = number> {
    * @throws DmaError EINVAL unless start is an address, length a positive safe integer, and the end at most 2^53
    */
   constructor(start: A, length: number, operation = 'range') {
-    if (!isAddress(start)) throw invalid(operation, `${show(start)} is not an address (an integer from 0 to 2^53 - 1)`);
+    if (!isAddress(start))
+      throw invalid(operation, `${show(start)} is not an address (an integer from 0 to 2^53 - 1)`, {
+        hint: typeHint(start, 'number'),
+      });
     if (!isAddress(length) || length === 0)
-      throw invalid(operation, `a length of ${show(length)} bytes is not possible`);
-    if (length > ADDRESS_LIMIT - start) throw invalid(operation, `${length} bytes from ${hex(start)} pass 2^53`);
+      throw invalid(operation, `a length of ${show(length)} bytes is not possible`, {
+        hint: typeHint(length, 'number') ?? 'it is a whole number of bytes, 1 or more',
+      });
+    if (length > ADDRESS_LIMIT - start)
+      throw invalid(operation, `${length} bytes from ${hex(start)} pass 2^53`, {
+        hint: 'addresses and lengths are below 2^53 here; is the length one in bytes?',
+      });
     this.start = start;
     this.length = length;
   }

@@ -1,12 +1,12 @@
 /** The devices of a registry: where a call of a device finds its domain. */
-import { isA, mustBeObject, optionsOf, reading, type Shape } from '../check.js';
+import { isA, mustBeObject, optionsOf, reading, type Shape, stopped } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
 import { lostDevice, Mapping } from '../dma/mapping.js';
 import type { DmaAccess } from '../dma/backend.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
-import { text } from '../show.js';
+import { show, text } from '../show.js';
 import { mustGoOn } from '../long-work.js';
 import type { RdmaContext } from '../rdma/context.js';
 import { Range } from '../ranges.js';
@@ -47,6 +47,8 @@ export class BoundDevice implements Device {
   // What the registry changes.
   state: DeviceState = 'opening';
   lost: DmaError | undefined;
+  /** Was it taken away because all were? */
+  stopped = false;
   readonly #opened: OpenedDevice;
   #binding: Binding | undefined;
   /** The domain that it was in last, which goes on explaining once the device is lost. */
@@ -78,7 +80,14 @@ export class BoundDevice implements Device {
     if (this.lost !== undefined && this.binding === undefined) throw lostDevice('access', this.name, this.lost);
     const { access } = this.#opened;
     if (access !== undefined) return access;
-    throw new DmaError({ code: 'ENOTSUP', operation: 'access', device: this.name, reason: 'it has no registers' });
+    const hint = 'device.rdma is what RDMA devices are used by; all others have registers';
+    throw new DmaError({
+      code: 'ENOTSUP',
+      operation: 'access',
+      device: this.name,
+      reason: 'it has no registers',
+      hint,
+    });
   }
 
   get rdma(): RdmaContext | undefined {
@@ -96,12 +105,23 @@ export class BoundDevice implements Device {
   use<T>(driver: Driver<T>): T {
     const { binding } = this;
     if (binding?.driver === driver && this.state === 'probed') return binding.instance as T;
-    mustBeObject(driver, 'drivers', 'use');
+    if (typeof driver !== 'object' || driver === null)
+      throw invalid('use', `drivers are given as an object, not as ${show(driver)}`, {
+        device: this.name,
+        hint: `such as device.use(copyEngineDriver), which anydma exports; it has ${binding?.driver.name ?? 'none'} now`,
+      });
     if (this.lost !== undefined) throw lostDevice('use', this.name, this.lost);
     const named = reading('use', 'the driver', () => text(driver.name));
     const has = binding === undefined ? 'has no driver' : `is driven by ${binding.driver.name}, not by ${named}`;
-    const reason = this.state === 'probed' ? has : this.state === 'gone' ? 'is gone' : 'is still being probed';
-    throw invalid('use', `the device ${reason}`, { device: this.name });
+    if (this.state === 'gone') throw this.#hasNoDriver('use');
+    const reason = this.state === 'probed' ? has : 'is still being probed';
+    const hint =
+      this.state !== 'probed'
+        ? 'await what eal.probe returned'
+        : binding === undefined
+          ? 'eal.remove(device), and probe it again with a driver for it registered'
+          : `device.driver is the one that it has; "bus=${this.bus.name},name=${this.busName}/driver=${named}" probes it with another`;
+    throw invalid('use', `the device ${reason}`, { device: this.name, hint });
   }
 
   dmaMap(target: MapTarget, options?: MapOptions): Mapping {
@@ -118,7 +138,11 @@ export class BoundDevice implements Device {
     const domain = this.#mustHaveDomain('dmaUnmap');
     if (!isA(target, Mapping)) return domain.unmapFor(this.name, target);
     if (target.device !== this.name)
-      throw invalid('dmaUnmap', `this is a mapping of ${target.device}`, { range: target.range, device: this.name });
+      throw invalid('dmaUnmap', `this is a mapping of ${target.device}`, {
+        range: target.range,
+        device: this.name,
+        hint: 'mapping.unmap() unmaps it where it is',
+      });
     target.unmap();
   }
 
@@ -175,7 +199,7 @@ export class BoundDevice implements Device {
 
   #noIova({ table }: Domain, range: Range<Va>, isLive: boolean): DmaError {
     const [reason, hint] = !isLive
-      ? ['it was freed', undefined]
+      ? ['it was freed', 'what is freed is mapped for no device: live, or registered, tells whether it can be used']
       : table.iovaOf(range.start) < 0
         ? [
             'it is not mapped for the device',
@@ -206,11 +230,13 @@ export class BoundDevice implements Device {
     if (binding === undefined) throw this.#hasNoDriver(operation);
     if (binding.domain !== undefined) return binding.domain;
     const reason = `neither its driver ${binding.driver.name} nor the bus ${this.bus.name} can map memory`;
-    throw new DmaError({ code: 'ENOTSUP', operation, device: this.name, reason });
+    const hint = 'a driver or bus with the member dma can';
+    throw new DmaError({ code: 'ENOTSUP', operation, device: this.name, reason, hint });
   }
 
   #hasNoDriver(operation: string): DmaError {
     if (this.lost !== undefined) return lostDevice(operation, this.name, this.lost);
+    if (this.stopped) return stopped(operation).with({ device: this.name });
     const reason = this.state === 'gone' ? 'the device is gone' : 'no driver has the device';
     return invalid(operation, reason, { device: this.name, hint: 'eal.probe(name) opens a device' });
   }

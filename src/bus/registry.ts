@@ -5,7 +5,7 @@
 import { Domain, type DomainOptions, type MapAsyncOptions } from '../dma/domain.js';
 import type { DomainBackend, DomainConstraints } from '../dma/backend.js';
 import { checkTarget, MAP_OPTIONS, targetOf, type MapOptions, type MapTarget } from '../dma/plan.js';
-import { mustBe, mustBeFunction, mustBeString, mustHandle, optionsOf, reading } from '../check.js';
+import { mustBe, mustBeFunction, mustBeString, mustHandle, optionsOf, reading, stopped } from '../check.js';
 import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import { progressOf, type LongWorkOptions } from '../long-work.js';
@@ -212,7 +212,13 @@ export class Registry {
     // It goes, or has gone, by itself: what is asked for comes about.
     if (this.#lost.has(device)) return own === device ? this.#inTransition.get(name) : undefined;
     if (own === undefined || own !== device || (own.state !== 'probed' && !this.#inTransition.has(name)))
-      throw invalid('remove', 'the device is not probed', { device: name });
+      throw invalid('remove', 'the device is not probed', {
+        device: name,
+        hint:
+          own === undefined
+            ? 'it was removed before, or not probed here'
+            : 'it was removed before, and probed again since',
+      });
     const errors = await this.#exclusively(name, 'remove', () => this.#takeDown(own));
     debug?.(`removed: ${name}`);
     this.#options.changed?.('removed', device);
@@ -229,9 +235,11 @@ export class Registry {
     const errors: unknown[] = [];
     for (;;) {
       await Promise.all(this.#inTransition.values());
-      const last = this.devices().at(-1);
+      const last = [...this.#devices.values()].filter(({ state }) => state === 'probed').at(-1);
       if (last === undefined && this.#inTransition.size === 0) return errors;
-      if (last !== undefined) await this.remove(last).catch((error: unknown) => errors.push(error));
+      if (last === undefined) continue;
+      last.stopped = true;
+      await this.remove(last).catch((error: unknown) => errors.push(error));
     }
   }
 
@@ -460,7 +468,7 @@ export class Registry {
   #mustBeOpen(bus: Bus, name: string): void {
     if (!this.#closed) return;
     const device = `${bus.name}:${name}`;
-    throw new DmaError({ code: 'ECANCELED', operation: 'probe', device, reason: 'all devices are being taken away' });
+    throw stopped('probe').with({ device });
   }
 
   /** Finds the driver, and the domain that goes with it. */
@@ -719,5 +727,6 @@ function clip(windows: readonly Range<Iova>[], bits: number): Range<Iova>[] {
 }
 
 function twice(what: string, name: string): DmaError {
-  return new DmaError({ code: 'EEXIST', operation: 'register', reason: `there is a ${what} ${name} already` });
+  const hint = `each ${what} has a name of its own; eal.${what === 'bus' ? 'buses' : 'drivers'} has those there are`;
+  return new DmaError({ code: 'EEXIST', operation: 'register', reason: `there is a ${what} ${name} already`, hint });
 }

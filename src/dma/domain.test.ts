@@ -808,10 +808,16 @@ test('a mapAsync whose backend fails, or whose listener throws, leaves nothing',
     const boom = (): never => {
       throw new TypeError('boom');
     };
-    await assert.rejects(domain.mapForAsync('d0', part(A, PAGE), { onProgress: boom }), error('EIO', 'boom'));
+    await assert.rejects(
+      domain.mapForAsync('d0', part(A, PAGE), { onProgress: boom }),
+      error('ECANCELED', 'onProgress threw: boom'),
+    );
     assert.deepEqual([domain.entries, areas.at(A)?.holders.size], [0, 0]);
     const shared = domain.mapFor('d1', part(A, PAGE));
-    await assert.rejects(domain.mapForAsync('d0', part(A, PAGE), { onProgress: boom }), error('EIO', 'boom'));
+    await assert.rejects(
+      domain.mapForAsync('d0', part(A, PAGE), { onProgress: boom }),
+      error('ECANCELED', 'onProgress threw: boom'),
+    );
     assert.deepEqual(
       [domain.entries, [...domain.mappings()], [...(areas.at(A)?.holders ?? [])]],
       [1, [shared], [['d1', 1]]],

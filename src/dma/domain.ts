@@ -5,13 +5,22 @@
  * The life of a mapping: plan (check everything, find what is shared) → reserve IOVAs and ledger entries → backend →
  * publish (translation table, hold on the area). Unmapping goes the other way. Each step undoes itself when a later fails.
  */
-import { mustBeOneOf, optionsOf, type Shape } from '../check.js';
+import { mustBeOneOf, optionsOf, type Shape, typeHint } from '../check.js';
 import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import { OriginNotes } from '../origin.js';
-import { checkLongWork, inLanes, mustGoOn, Pace, progressOf, Turns, type LongWorkOptions } from '../long-work.js';
+import {
+  checkLongWork,
+  inLanes,
+  mustGoOn,
+  ON_PROGRESS,
+  Pace,
+  progressOf,
+  Turns,
+  type LongWorkOptions,
+} from '../long-work.js';
 import type { LimitsPort, MemoryPort } from '../platform/ports.js';
 import { joined, Range } from '../ranges.js';
 import {
@@ -26,6 +35,7 @@ import {
   type IovaLike,
   type Va,
 } from '../units.js';
+import { show } from '../show.js';
 import { grants, type DmaAccess, type DomainBackend, type DomainConstraints } from './backend.js';
 import { explain, type Explanation } from './explain.js';
 import { IovaAllocator } from './iova-allocator.js';
@@ -342,7 +352,7 @@ export class Domain {
     const part = mapping.range.equals(range) ? undefined : range;
     if (wanted.iova !== undefined && mapping.iovaOf(range.start) !== wanted.iova) {
       const reason = `it is mapped at IOVA ${hex(mapping.iovaOf(range.start))}, not ${hex(wanted.iova)}`;
-      throw invalid(operation, reason, { range, device });
+      throw invalid(operation, reason, { range, device, hint: 'leave the IOVA out, or give what mapping.iova says' });
     }
     if (part === undefined) this.#release(mapping, operation);
     else this.#cut(mapping, part, operation);
@@ -530,7 +540,7 @@ export class Domain {
     if (piece.iova !== undefined) {
       // Windows and ledger have been checked, so that only another piece of this very mapping can have taken it.
       const reason = `the IOVA table gives ${hex(piece.iova)} to two parts of it`;
-      return invalid(operation, reason, { range, device });
+      return invalid(operation, reason, { range, device, hint: 'each page has an IOVA of its own' });
     }
     const { freeBytes, heldBackBytes, largestFree } = this.#allocator;
     return new DmaError({
@@ -539,7 +549,7 @@ export class Domain {
       range,
       device,
       reason: `no ${formatSize(piece.length)} of IOVAs are free in one piece`,
-      hint: `${formatSize(freeBytes)} are free, at most ${formatSize(largestFree)} in one piece, and ${formatSize(heldBackBytes)} held back; the windows are ${this.#windows.map(String).join(', ')}`,
+      hint: `${formatSize(freeBytes)} are free, at most ${formatSize(largestFree)} in one piece, and ${formatSize(heldBackBytes)} held back; the windows are ${this.#windows.map(String).join(', ')}: unmap what the device does not need, or map less of it at a time`,
     });
   }
 
@@ -591,7 +601,8 @@ export class Domain {
       return lostDevice(operation, device, this.#failure, range).with({ undo });
     // The device was lost, and says so.
     if (error.code === 'ENODEV' && error.operation === operation && error.device === device) return error;
-    const reason = error.operation === operation ? error.reason : `${error.operation}: ${error.reason}`;
+    const isOwn = [operation, ON_PROGRESS].includes(error.operation);
+    const reason = isOwn ? error.reason : `${error.operation}: ${error.reason}`;
     return error.with({ operation, reason, range: error.range ?? range, device, cause: error });
   }
 
@@ -860,7 +871,7 @@ export class Domain {
     const [claim] = entry.claims;
     const kept = entry.claims.find((each) => each instanceof Mapping && each.keeper !== undefined);
     if (kept instanceof Mapping && kept.device === device)
-      return `${kept.range.toString()} is mapped there for every device: ${String(kept.keeper)} ends it on all of them together`;
+      return `${kept.range.toString()} is mapped there for every device: ${String(kept.keeper)} ends it`;
     const whose = entry.devices.includes(device) ? 'this device' : entry.devices.join(', ');
     return `${whose} has ${(claim?.range ?? entry.vaRange).toString()} mapped there: unmap exactly that, mapping by mapping`;
   }
@@ -963,9 +974,10 @@ export class Domain {
 
   #mustNotBeBusy(mapping: Mapping, operation: string): void {
     const { range, device } = mapping;
+    const hint = 'await what unmapAsync returned';
     for (const { state } of mapping.entries)
       if (state !== 'live')
-        throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped' });
+        throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped', hint });
   }
 
   /** For a call that was under way when the domain failed. */
@@ -1008,5 +1020,9 @@ function checkAsync(options: MapAsyncOptions, operation: string): void {
   const { chunkBytes = Infinity } = options;
   checkLongWork(options, operation);
   if (typeof chunkBytes !== 'number' || !(chunkBytes >= 1))
-    throw invalid(operation, `pieces of ${String(chunkBytes)} bytes are not possible`);
+    throw invalid(operation, `pieces of ${show(chunkBytes)} bytes are not possible`, {
+      hint:
+        typeHint(chunkBytes, 'number') ??
+        'chunkBytes is 1 or more; without it pieces are as large as take some milliseconds',
+    });
 }

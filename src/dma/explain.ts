@@ -85,7 +85,11 @@ function explainLive(
     const text = `${formatSize(length)} at ${hex(iova)} end ${formatSize(past)} past the end of ${describe(entry)}`;
     return about('past-end', entry, text, past);
   }
-  return about('mapped', entry, `${hex(iova)} is in ${describe(entry)}`);
+  const emptied =
+    entry.area.isEmptied?.() === true
+      ? ', whose ArrayBuffer was transferred away, or is that of a WebAssembly.Memory that grew'
+      : '';
+  return about('mapped', entry, `${hex(iova)} is in ${describe(entry)}${emptied}`);
 }
 
 function explainRetired({ entry, device, at }: Retired, iova: Iova, now: number): Explanation {

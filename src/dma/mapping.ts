@@ -1,7 +1,9 @@
 /** The handle that `dmaMap` returns. */
+import { ended } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import type { Origin } from '../origin.js';
 import type { Range } from '../ranges.js';
+import { show } from '../show.js';
 import { hex, isAddress, type Iova, type Va } from '../units.js';
 import type { DmaAccess, RegionTraits } from './backend.js';
 import type { Claim, Entry } from './ledger.js';
@@ -125,7 +127,11 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   iovaOf(va: Va): Iova {
     const entry = this.entries.find((each) => isAddress(va) && va >= each.va && va < each.va + each.length);
     if (entry === undefined && this.#endedByLoss) this.#first('iovaOf');
-    if (entry === undefined) throw invalid('iovaOf', 'the address is not in this mapping', { range: this.range });
+    if (entry === undefined)
+      throw invalid('iovaOf', `${isAddress(va) ? hex(va) : show(va)} is not in this mapping`, {
+        range: this.range,
+        hint: this.live ? 'it takes a VA of the range; device.iovaOf knows all mappings' : 'it was unmapped',
+      });
     return (entry.iova + (va - entry.va)) as Iova;
   }
 
@@ -145,7 +151,14 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   /** @internal As {@link Mapping.unmap}, for who keeps it. */
   end(): void {
     if (this.#unmapping !== undefined)
-      throw new DmaError({ code: 'EBUSY', operation: 'unmap', range: this.range, reason: 'it is being unmapped' });
+      throw new DmaError({
+        code: 'EBUSY',
+        operation: 'unmap',
+        range: this.range,
+        device: this.device,
+        reason: 'it is being unmapped',
+        hint: 'await what unmapAsync returned',
+      });
     if (this.#endedByLoss) return;
     this.#first('unmap');
     this.#owner.release(this);
@@ -187,15 +200,15 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   #mustNotBeKept(): void {
     if (this.keeper === undefined || !this.live) return;
     const { range, device, keeper } = this;
-    const reason = `it is mapped for every device: ${keeper} ends it on all of them together`;
-    throw new DmaError({ code: 'EBUSY', operation: 'unmap', range, device, reason });
+    const reason = 'it is mapped for every device, and unmapped from all of them together';
+    throw new DmaError({ code: 'EBUSY', operation: 'unmap', range, device, reason, hint: `${keeper} ends it` });
   }
 
   #first(operation: string): Entry {
     const [entry] = this.entries;
     if (entry === undefined && this.lost !== undefined) throw lostDevice(operation, this.device, this.lost, this.range);
     if (entry === undefined)
-      throw invalid(operation, 'the mapping is gone: it was unmapped, or its device left', {
+      throw ended(operation, 'the mapping is gone: it was unmapped, or its device left', 'mapping.live', {
         range: this.range,
         device: this.device,
       });

@@ -52,7 +52,9 @@ export function targetOf(
   operation: string,
 ): MapTarget & { iova?: IovaLike } {
   if (typeof target !== 'object' || target === null)
-    throw invalid(operation, `memory, or a part of it as { va, length }, is wanted, not ${show(target)}`);
+    throw invalid(operation, `memory, or a part of it as { va, length }, is wanted, not ${show(target)}`, {
+      hint: 'external.register takes Buffers and typed arrays, and what it returns can be mapped',
+    });
   return reading(operation, 'the range', () => {
     const { va, length, iova } = target;
     if (iova !== undefined) mustBeNumber(iova, 'an IOVA', operation);
@@ -188,13 +190,21 @@ function checkWords({ access, remote, paging }: MapOptions, refuse: Refuse): voi
 /** @throws EINVAL for what is no IOVA, or where the range would pass 2^53 */
 function checkIova(iova: Iova, range: Range, refuse: Refuse): void {
   if (!isAddress(iova) || !isAddress(iova + range.length - 1))
-    throw refuse('EINVAL', `${show(iova)} is not an IOVA that ${formatSize(range.length)} fit at`);
+    throw refuse(
+      'EINVAL',
+      `${show(iova)} is not an IOVA that ${formatSize(range.length)} fit at`,
+      'leave the IOVA out, and the domain chooses one',
+    );
 }
 
 /** @throws EINVAL for peers that would get more than the device */
 function checkRemote(access: DmaAccess, remote: RemoteAccess, refuse: Refuse): void {
   if (access === 'read' && mayWrite(remote))
-    throw refuse('EINVAL', `peers can not get ${remote} access to what the device itself may only read`);
+    throw refuse(
+      'EINVAL',
+      `peers can not get ${remote} access to what the device itself may only read`,
+      "pass access: 'read-write', or remote: 'read'",
+    );
 }
 
 /** @throws EINVAL as {@link checkRemote}; EACCES for writes to what is read-only */
@@ -222,7 +232,7 @@ function regionOf(
       'leave remote and paging out',
     );
   if (paging === 'on-demand' && !constraints.regions.onDemand)
-    throw refuse('ENOTSUP', `${name} can not page on demand`);
+    throw refuse('ENOTSUP', `${name} can not page on demand`, "leave paging out, or pass 'pinned'");
   return { remote, paging };
 }
 
@@ -270,7 +280,11 @@ function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefine
     throw refuse('EINVAL', says, 'leave the IOVA out, or take memory without such a rule');
   }
   if (runs.some((run) => run.iova % granule !== 0 || run.length % granule !== 0))
-    throw refuse('EINVAL', `the IOVA table of ${area.label} breaks inside a unit of ${hex(granule)}`);
+    throw refuse(
+      'EINVAL',
+      `the IOVA table of ${area.label} breaks inside a unit of ${hex(granule)}`,
+      'its IOVAs are multiples of that unit',
+    );
   return runs;
 }
 

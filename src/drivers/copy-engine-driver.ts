@@ -1,7 +1,7 @@
 /** Makes a {@link CopyEngine} of a device: allocates and maps its rings, and gives them back. */
 import type { Device, Driver } from '../bus/model.js';
 import { lostDevice, type Mapping } from '../dma/mapping.js';
-import { undoAll, withUndo } from '../errors.js';
+import { forPeople, undoAll, withUndo } from '../errors.js';
 import type { External, ExternalMemory } from '../memory/external.js';
 import { COPY_ENTRY } from '../vfio-user/devices/copy-engine-layout.js';
 import { CopyEngine, type RingMemory } from './copy-engine.js';
@@ -47,8 +47,14 @@ export const copyEngineDriver: Driver<CopyEngine> = {
   deviceClass: 'dma',
   async probe(device, { external }) {
     const rings = new Rings(device, external);
+    const explain = (iova: number, access: 'read' | 'write'): string | undefined =>
+      forPeople(() => device.explain(iova, 1, access).text);
     try {
-      const engine = await CopyEngine.open(device.access, { descriptors: rings.ring(0), completions: rings.ring(1) });
+      const engine = await CopyEngine.open(
+        device.access,
+        { descriptors: rings.ring(0), completions: rings.ring(1) },
+        { explain },
+      );
       ringsOf.set(engine, rings);
       return engine;
     } catch (error) {

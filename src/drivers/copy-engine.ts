@@ -54,6 +54,8 @@ export interface CopyEngineOptions {
   readonly coalesce?: number;
   /** How long the device may take without finishing any descriptor before it is given up, in milliseconds. Default 10000. */
   readonly timeoutMs?: number;
+  /** Says what is at an IOVA that the device failed to reach, for the hint of that error. Default: nothing. */
+  readonly explain?: (iova: number, access: 'read' | 'write') => string | undefined;
 }
 
 /** Options of one copy. */
@@ -64,7 +66,12 @@ export interface CopyOptions {
   readonly signal?: AbortSignal;
 }
 
-const ENGINE_OPTIONS: Shape<CopyEngineOptions> = { interrupts: 'boolean', coalesce: 'number', timeoutMs: 'number' };
+const ENGINE_OPTIONS: Shape<CopyEngineOptions> = {
+  interrupts: 'boolean',
+  coalesce: 'number',
+  timeoutMs: 'number',
+  explain: 'function',
+};
 const COPY_OPTIONS: Shape<CopyOptions> = { onProgress: 'function', signal: AbortSignal };
 const NO_OPTIONS: CopyOptions = {};
 
@@ -126,6 +133,7 @@ export class CopyEngine implements AsyncDisposable {
   readonly #pieceBytes: number;
   readonly #timeoutMs: number;
   readonly #interruptMask: number;
+  readonly #explain: CopyEngineOptions['explain'];
   readonly #bell = new Bell();
   #interrupts: Interrupts | undefined;
 
@@ -160,6 +168,7 @@ export class CopyEngine implements AsyncDisposable {
     this.#descriptorWords = words(rings.descriptors);
     this.#completionWords = words(rings.completions);
     this.#timeoutMs = options.timeoutMs ?? 10_000;
+    this.#explain = options.explain;
     this.#interruptMask = Math.min(INTERRUPT_STRIDE, capacity / 2) - 1;
     this.#owners = new Array<Copy | undefined>(capacity).fill(undefined);
     this.#offsets = new Float64Array(capacity);
@@ -437,7 +446,9 @@ export class CopyEngine implements AsyncDisposable {
       // What a wrong device says must not make an impossible range.
       const done = Math.min(copy.done, offset + piece - 1);
       const fault = (writing ? copy.destination : copy.source) + done;
-      copy.error = copyError(code, new Range(fault, copy.length - done), 'copy');
+      copy.error = copyError(code, new Range(fault, copy.length - done), 'copy').with({
+        hint: this.#explain?.(fault, writing ? 'write' : 'read'),
+      });
     } else if (bytes < piece) {
       copy.error = new DmaError({
         code: 'EPROTO',

@@ -1,7 +1,7 @@
 /** An area: one VA range that the library knows. DPDK calls it a memseg list. */
-import { invalid } from '../errors.js';
+import { invalid, type DmaError } from '../errors.js';
 import type { Range } from '../ranges.js';
-import { hex, isAddress, isPowerOfTwo, type Iova, type Va } from '../units.js';
+import { formatSize, hex, isAddress, isPowerOfTwo, type Iova, type Va } from '../units.js';
 import { shortForm } from '../short-form.js';
 
 /** Whose memory an area is: the library's, a heap's over user memory, or the user's alone. */
@@ -67,6 +67,8 @@ export class Area {
   readonly #others = new Map<string, number>();
   /** For each process that may still write to it, what says that nobody has to know any more when it ends. */
   readonly #lingering = new Map<object, () => void>();
+  /** @internal For a Buffer: was its ArrayBuffer emptied by somebody else, so that nothing here reaches the memory? */
+  isEmptied: (() => boolean) | undefined;
   /** @internal Called when {@link lingers} changes: the heap that serves from it. */
   onLinger: (() => void) | undefined;
 
@@ -76,8 +78,8 @@ export class Area {
    */
   constructor(details: AreaDetails, operation = 'register') {
     const { range, pageSize, iovas } = details;
-    if (!isPowerOfTwo(pageSize)) throw invalid(operation, `a page size of ${pageSize} bytes is no power of two`);
-    if (!range.isAligned(pageSize)) throw invalid(operation, misalignment(range, pageSize), { range });
+    if (!isPowerOfTwo(pageSize)) throw noPageSize(pageSize, operation);
+    if (!range.isAligned(pageSize)) throw misaligned(range, pageSize, operation);
     if (iovas !== undefined) checkTable(iovas, range, pageSize, operation);
     this.range = range;
     this.pageSize = pageSize;
@@ -194,20 +196,33 @@ shortForm(Area, 'Area', ({ label, range, pageSize, owner, node, writable, iovas,
   holders: [...holders.keys()],
 }));
 
-function misalignment(range: Range, pageSize: number): string {
+/** @internal The error of a page size that can be none. */
+export function noPageSize(pageSize: number, operation: string): DmaError {
+  const hint = 'sizes of pages are 4 KiB, 2 MiB and the like: "anydma hugepages" lists those of the machine';
+  return invalid(operation, `a page size of ${pageSize} bytes is no power of two`, { hint });
+}
+
+function misaligned(range: Range, pageSize: number, operation: string): DmaError {
   const which = range.start % pageSize === 0 ? `length ${hex(range.length)}` : `start ${hex(range.start)}`;
-  return `the ${which} is no multiple of the page size ${hex(pageSize)}`;
+  const inside = range.alignedInside(pageSize);
+  const hint =
+    inside === undefined ? `no whole page of ${formatSize(pageSize)} is inside` : `${inside.toString()} would do`;
+  return invalid(operation, `the ${which} is no multiple of the page size ${hex(pageSize)}`, { range, hint });
 }
 
 function checkTable(iovas: ArrayLike<number>, range: Range, pageSize: number, operation: string): void {
   const pages = range.length / pageSize;
   if (iovas.length !== pages)
-    throw invalid(operation, `the IOVA table has ${iovas.length} entries for ${pages} pages`, { range });
+    throw invalid(operation, `the IOVA table has ${iovas.length} entries for ${pages} pages`, {
+      range,
+      hint: `it has one IOVA for each page of ${formatSize(pageSize)}`,
+    });
   for (let page = 0; page < pages; page++) {
     const iova = iovas[page];
     if (!isAddress(iova) || iova % pageSize !== 0 || !isAddress(iova + pageSize))
       throw invalid(operation, `entry ${page} of the IOVA table, ${iova}, is no multiple of ${hex(pageSize)}`, {
         range,
+        hint: 'each is where a device finds that page, and pages begin at multiples of their size',
       });
   }
 }

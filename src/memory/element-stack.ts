@@ -79,7 +79,9 @@ export class ElementStack {
    */
   static create(elements: number, { checked = false }: ElementStackOptions = {}): ElementStack {
     if (!Number.isInteger(elements) || elements < 1 || elements > 2 ** 28) {
-      throw invalid('pool', `${elements} elements are not possible (1 to 2^28)`);
+      throw invalid('pool', `${show(elements)} elements are not possible`, {
+        hint: 'a pool has 1 to 2^28 elements, all of them from the start: the option "elements" says how many',
+      });
     }
     const shared = new SharedArrayBuffer((HEADER_WORDS + elements + bitWords(elements, checked)) * 4);
     const header = new Int32Array(shared, 0, HEADER_WORDS);
@@ -99,7 +101,9 @@ export class ElementStack {
     const elements = header?.[ELEMENTS_AT] ?? 0;
     const words = HEADER_WORDS + elements + bitWords(elements, header?.[CHECKED_AT] === 1);
     if (header?.[MAGIC_AT] !== MAGIC || shared.byteLength !== words * 4) {
-      throw invalid('pool', 'the shared memory holds no pool');
+      throw invalid('pool', 'the shared memory holds no pool', {
+        hint: 'pool.share() gives what another thread attaches to',
+      });
     }
     return new ElementStack(shared);
   }
@@ -184,7 +188,11 @@ export class ElementStack {
       const bit = 1 << (number & 31);
       if (exists && (Atomics.or(this.#isFree, number >>> 5, bit) & bit) === 0) continue;
       this.markTaken(numbers, i - at, at);
-      throw invalid('pool.put', exists ? `element ${number} is free already` : `there is no element ${number}`);
+      throw invalid('pool.put', exists ? `element ${number} is free already` : `there is no element ${number}`, {
+        hint: exists
+          ? 'it was put twice: who puts an element has it no more'
+          : `elements have the numbers 0 to ${this.elements - 1}, which get() gives`,
+      });
     }
   }
 
@@ -238,7 +246,10 @@ function isNumbers(numbers: unknown): boolean {
 /** A typed array ignores what is written past its end: elements would get lost. @throws DmaError EINVAL @internal */
 export function checkBurst(numbers: ElementNumbers, count: number, at: number): void {
   // Other arrays would change the numbers, or throw.
-  if (!isNumbers(numbers)) throw invalid('pool', 'numbers of elements are kept in an Int32Array or Uint32Array');
+  if (!isNumbers(numbers)) {
+    const hint = 'new Int32Array(32) takes bursts of 32, and can be used again and again';
+    throw invalid('pool', 'numbers of elements are kept in an Int32Array or Uint32Array', { hint });
+  }
   // Told by `|` that they are small integers, the compiler uses them as such from here on.
   if (
     typeof count === 'number' &&
@@ -250,7 +261,10 @@ export function checkBurst(numbers: ElementNumbers, count: number, at: number): 
     at + count <= numbers.length
   )
     return;
-  throw invalid('pool', `${show(count)} elements from place ${show(at)} on do not fit an array of ${numbers.length}`);
+  const hint = `the array has places 0 to ${numbers.length - 1}: the second argument is how many, the third the first place`;
+  throw invalid('pool', `${show(count)} elements from place ${show(at)} on do not fit an array of ${numbers.length}`, {
+    hint,
+  });
 }
 
 /**

@@ -2,12 +2,14 @@
  * External memory: the user's, registered so that it can be mapped for DMA, device by device, by the user. Nothing is
  * written into it and no allocator works in it. DPDK: rte_extmem_*.
  */
-import { type Gate, isA, mustBeNumber, mustBeString, open, optionsOf, rest, type Shape } from '../check.js';
+import { ended, type Gate, isA, mustBeNumber, mustBeString, open, optionsOf, rest, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import {
   followedBy,
   dropStep,
+  inLanes,
   longWorkOf,
+  Pace,
   RunningWorks,
   UNATTENDED,
   type LongStep,
@@ -18,8 +20,8 @@ import type { CommitOptions, FileStatus, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { show } from '../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../steps.js';
-import { alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
-import { Area, type Backing } from './area.js';
+import { alignDown, alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
+import { Area, noPageSize, type Backing } from './area.js';
 import type { AreaIndex } from './area-index.js';
 import { checkHugePageSizes, HugePages } from './hugepages.js';
 import { lend, pinnedError, Pins, type LendOptions, type Pin } from './pins.js';
@@ -300,7 +302,7 @@ export class ExternalMemory implements Disposable {
     this.#index.remove(this.area);
     this.#leaving = true;
     try {
-      await this.#running.run(undefined, async () => this.#empty?.later(UNATTENDED));
+      await this.#running.run(undefined, operation, async () => this.#empty?.later(UNATTENDED));
       this.#giveBack();
     } catch (error) {
       this.#index.add(this.area, operation);
@@ -317,7 +319,9 @@ export class ExternalMemory implements Disposable {
     const { range, label } = area;
     if (area.holders.size > 0) {
       const reason = `${label} is mapped by ${[...area.holders.keys()].join(', ')}`;
-      throw new DmaError({ code: 'EBUSY', operation, range, reason, hint: 'unmap it there first' });
+      const hint =
+        area.owner === 'heap' ? `${pinned ?? 'it is in a heap'}: removeMemory first` : 'unmap it there first';
+      throw new DmaError({ code: 'EBUSY', operation, range, reason, hint });
     }
     if (pinned !== undefined) throw pinnedError(operation, label, pinned, range);
   }
@@ -345,10 +349,12 @@ export class ExternalMemory implements Disposable {
 
   #mustBeRegistered(operation: string): void {
     const { label, range } = this.area;
-    if (this.#leaving)
-      throw new DmaError({ code: 'EBUSY', operation, range, reason: `${label} is being unregistered` });
+    if (this.#leaving) {
+      const hint = 'await what unregisterAsync returned';
+      throw new DmaError({ code: 'EBUSY', operation, range, reason: `${label} is being unregistered`, hint });
+    }
     if (!this.#registered)
-      throw invalid(operation, `${this.area.label} is not registered any more`, { range: this.area.range });
+      throw ended(operation, `${label} is not registered any more`, 'memory.registered', { range });
   }
 }
 
@@ -434,7 +440,7 @@ export class External {
     this.#gate(operation);
     const [{ onProgress, signal }, options] = longWorkOf(asked, operation);
     const origin = this.#origins.note(this.allocateAsync);
-    return this.#running.run(signal, async (either) => {
+    return this.#running.run(signal, operation, async (either) => {
       const work = followedBy({ onProgress, signal: either });
       return runStepsAsync(this.#allocating(length, options, origin, operation), (step) => step.later(work));
     });
@@ -454,10 +460,15 @@ export class External {
     const { node = -1, populate = limitation === undefined } = options;
     const pageSize = hugePageSize ?? memory.pageSize;
     const { align = pageSize } = options;
-    if (!isPowerOfTwo(pageSize)) throw invalid(operation, `a page size of ${pageSize} bytes is no power of two`);
-    if (!isPowerOfTwo(align)) throw invalid(operation, `an alignment of ${align} bytes is no power of two`);
-    if (!isAddress(length) || length === 0 || !isAddress(length + pageSize + align))
-      throw invalid(operation, `a length of ${length} bytes is not possible`);
+    if (!isPowerOfTwo(pageSize)) throw noPageSize(pageSize, operation);
+    if (!isPowerOfTwo(align))
+      throw invalid(operation, `an alignment of ${align} bytes is no power of two`, {
+        hint: 'leave it out, and it begins on a page; 2 * MiB, GiB and the like are larger ones',
+      });
+    if (!isAddress(length) || length === 0 || !isAddress(length + pageSize + align)) {
+      const hint = `it is a whole number of bytes from 1 on, and is rounded up to pages of ${formatSize(pageSize)}`;
+      throw invalid(operation, `a length of ${length} bytes is not possible`, { hint });
+    }
     const whole = alignUp(length, pageSize);
     const release: (() => void)[] = [];
     try {
@@ -506,16 +517,53 @@ export class External {
   fromFd(fd: number, asked?: FromFdOptions): ExternalMemory {
     const operation = 'external.fromFd';
     this.#gate(operation);
-    if (!Number.isInteger(fd) || Math.abs(fd) >= 2 ** 31) throw invalid(operation, `${show(fd)} is no descriptor`);
+    const origin = this.#origins.note(this.fromFd);
+    return runSteps(this.#fromFd(fd, asked, origin, operation), (step) => step.now());
+  }
+
+  /**
+   * As {@link External.fromFd}, without blocking the event loop: holes get storage and pages are got on other threads, piece by
+   * piece, with progress. The descriptor is duplicated before this returns.
+   *
+   * @throws DmaError as `fromFd`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then nothing is
+   *   registered, and holes that have got storage keep it, which changes no byte of the file
+   */
+  async fromFdAsync(fd: number, asked: FromFdOptions & LongWorkOptions = {}): Promise<ExternalMemory> {
+    const operation = 'external.fromFdAsync';
+    this.#gate(operation);
+    const [{ onProgress, signal }, options] = longWorkOf(asked, operation);
+    const origin = this.#origins.note(this.fromFdAsync);
+    return this.#running.run(signal, operation, async (either) => {
+      const work = followedBy({ onProgress, signal: either });
+      return runStepsAsync(this.#fromFd(fd, options, origin, operation), (step) => step.later(work));
+    });
+  }
+
+  *#fromFd(
+    fd: number,
+    asked: FromFdOptions | undefined,
+    origin: Origin | undefined,
+    operation: string,
+  ): Steps<LongStep, ExternalMemory> {
+    mustBeDescriptor(fd, operation);
     const options: FromFdOptions = optionsOf(asked, FD_OPTIONS, operation);
     const { memory, files } = this.#platform;
-    const status = files.status(fd);
+    const status = statusOf(this.#platform, fd, operation);
     const { offset = 0, writable = status.writable, pageSize = status.pageSize, populate = true } = options;
     const length = options.length ?? alignUp(Math.max(status.size - offset, 0), status.pageSize);
     checkFilePart(status, offset, length, operation);
     if (writable && !status.writable) {
       const reason = `descriptor ${fd} is open for reading only`;
       throw new DmaError({ code: 'EACCES', operation, reason, hint: 'open it read-write, or pass writable: false' });
+    }
+    if (!status.readable) {
+      const reason = `descriptor ${fd} is open for writing only, and memory is read too`;
+      throw new DmaError({
+        code: 'EACCES',
+        operation,
+        reason,
+        hint: "open it for both, as with fs.openSync(path, 'r+')",
+      });
     }
     const release: (() => void)[] = [];
     try {
@@ -525,21 +573,24 @@ export class External {
       const isReady =
         !populate ||
         (writable
-          ? fillHoles(platform, this.#room, own, status, { offset, length }, operation)
+          ? yield* fillingHoles(platform, this.#room, own, status, { offset, length }, operation)
           : !readsNeedPages(platform, own, status));
       const va = memory.map({ length, fd: own, offset, readOnly: !writable });
       const range = new Range(va, length, operation);
       const views = writable
         ? undefined
         : new PrivateViews(memory, range, () => this.#mapPrivately(own, offset, length, status));
-      const extra = { backing: { fd: own, offset }, release, operation, writable, owned: true, views };
-      return this.#adopt(range, () => {
+      const extra = { backing: { fd: own, offset }, release, origin, operation, writable, owned: true, views };
+      try {
         if (!isReady) {
           const access = writable ? 'write' : 'read';
-          settle(platform, this.#room, { va, length, pageSize: status.pageSize, node: -1, access, fd: own }, operation);
+          const pages = { va, length, pageSize: status.pageSize, node: -1, access, fd: own } as const;
+          yield* settling(platform, this.#room, pages, operation);
         }
         return this.#register('file', range, registering(options, pageSize), extra);
-      });
+      } catch (error) {
+        throw withUndo(error, operation, undoAll([() => memory.unmap(va, length)]));
+      }
     } catch (error) {
       const failure = withUndo(error, operation, undoAll(release));
       throw failure.code === 'EMFILE'
@@ -584,7 +635,7 @@ export class External {
     const va = this.#platform.memory.addressOf(view);
     const bytes = bytesOf(view);
     const { pageSize = this.#platform.memory.pageSize } = options;
-    if (!isPowerOfTwo(pageSize)) throw invalid(operation, `a page size of ${pageSize} bytes is no power of two`);
+    if (!isPowerOfTwo(pageSize)) throw noPageSize(pageSize, operation);
     const range = new Range(va, bytes.length, operation);
     const inside = range.alignedInside(pageSize);
     if (inside === undefined) {
@@ -613,7 +664,10 @@ export class External {
       const allowed = this.#platform.memory.protection(va, length);
       if (allowed === 'none' || (writable && allowed === 'read')) {
         const reason = allowed === 'none' ? 'not all of it is mapped readable' : 'some of it is not writable';
-        const hint = 'see /proc/self/maps; pass writable: false for read-only memory';
+        const hint =
+          allowed === 'none'
+            ? '/proc/self/maps lists what is mapped; external.allocate gets new memory'
+            : 'pass writable: false, and devices may only read it';
         throw new DmaError({ code: 'EFAULT', operation, range, reason, hint });
       }
     }
@@ -642,7 +696,10 @@ export class External {
       operation,
       range,
       reason: 'no external memory is exactly this range',
-      hint: near === undefined ? undefined : `the ${near.owner} area ${near.label} is ${near.range.toString()}`,
+      hint:
+        near === undefined
+          ? 'nothing is registered there: it was unregistered, or never registered (eal.external.live lists what is)'
+          : `the ${near.owner} area ${near.label} is ${near.range.toString()}`,
     });
   }
 
@@ -678,17 +735,6 @@ export class External {
     }
   }
 
-  /** Unmaps what was just mapped when it can not be registered. */
-  #adopt(range: Range<Va>, register: () => ExternalMemory): ExternalMemory {
-    try {
-      return register();
-    } catch (error) {
-      const undo = undoAll([() => this.#platform.memory.unmap(range.start, range.length)]);
-      if (undo.length > 0 && isDmaError(error)) throw error.with({ undo });
-      throw error;
-    }
-  }
-
   #register(
     source: ExternalSource,
     range: Range<Va>,
@@ -712,6 +758,7 @@ export class External {
     this.#checkNode(node ?? -1, operation);
     const area = new Area({ range, pageSize, owner: 'external', label, node, writable, iovas, backing }, operation);
     this.#index.add(area, operation);
+    if (bytes !== undefined) area.isEmptied = () => bytes.length === 0;
     const port = this.#platform.memory;
     const handedOut = new HandedOut();
     const views = bytes ?? extra.views ?? new Views(port, range.start, range.length, handedOut);
@@ -768,7 +815,9 @@ function registering(
 
 function checkView(view: unknown, operation: string): void {
   if (!ArrayBuffer.isView(view) && !isA(view, ArrayBuffer) && !isA(view, SharedArrayBuffer))
-    throw invalid(operation, `a Buffer, typed array or ArrayBuffer is wanted, not ${show(view)}`);
+    throw invalid(operation, `a Buffer, typed array or ArrayBuffer is wanted, not ${show(view)}`, {
+      hint: 'external.fromFd takes descriptors, external.fromAddress addresses',
+    });
 }
 
 function bytesOf(view: ArrayBufferView | ArrayBufferLike): Uint8Array {
@@ -777,7 +826,7 @@ function bytesOf(view: ArrayBufferView | ArrayBufferLike): Uint8Array {
 }
 
 function rangeAt(va: Va, length: number, operation: string): Range<Va> {
-  if (va === 0) throw invalid(operation, 'there is no memory at address 0');
+  if (va === 0) throw invalid(operation, 'there is no memory at address 0', { hint: 'did what was to map it fail?' });
   return new Range(va, length, operation);
 }
 
@@ -792,20 +841,41 @@ function emptying({ memory, files }: Platform, range: Range<Va>, pageSize: numbe
   return dropStep(range.length, pageSize, piece);
 }
 
+function mustBeDescriptor(fd: unknown, operation: string): void {
+  if (typeof fd === 'number' && Number.isInteger(fd) && Math.abs(fd) < 2 ** 31) return;
+  const hint = "it is a number, such as fs.openSync(path, 'r+') returns, or the property fd of a FileHandle";
+  throw invalid(operation, `${show(fd)} is no descriptor`, { hint });
+}
+
+/** What a descriptor is. @throws DmaError EBADF when it is none */
+function statusOf({ files }: Platform, fd: number, operation: string): FileStatus {
+  try {
+    return files.status(fd);
+  } catch (cause) {
+    if (!isDmaError(cause, 'EBADF')) throw cause;
+    const reason = fd < 0 ? `${fd} is the number of no descriptor` : `this process has no descriptor ${fd}`;
+    const hint =
+      fd < 0
+        ? 'calls that open a file return 0 or more, and -1 when they failed'
+        : 'it was closed, or is one of another process: keep the FileHandle, which is closed when it is collected, until this returns';
+    throw new DmaError({ code: 'EBADF', operation, reason, hint, cause });
+  }
+}
+
 /**
  * Gives the holes of a file storage, so that a store does not find its file system full.
  *
  * @returns false when that can not be done here, so that only faulting in the pages shows whether there is room
  * @throws DmaError ENOSPC when the file system has no room; ENOMEM when it is in memory and that has none
  */
-function fillHoles(
+function* fillingHoles(
   { files }: Platform,
   room: Room,
   fd: number,
   { size, allocated, pageSize }: FileStatus,
   part: { readonly offset: number; readonly length: number },
   operation: string,
-): boolean {
+): Steps<LongStep, boolean> {
   const length = Math.min(part.length, size - part.offset);
   if (allocated >= size || length <= 0) return true;
   const fileSystem = files.fileSystem(fd);
@@ -822,8 +892,17 @@ function fillHoles(
     });
   if (least > alignUp(fileSystem.left, pageSize)) throw full();
   if (fileSystem.kind === 'tmpfs') room.check(least, -1, operation);
+  const piece = async (at: number, bytes: number): Promise<void> =>
+    files.allocateRangeAsync(fd, part.offset + at, bytes);
   try {
-    files.allocateRange(fd, part.offset, length);
+    yield {
+      now: () => files.allocateRange(fd, part.offset, length),
+      // One at a time: the kernel locks the file.
+      later: async ({ signal, report }) => {
+        const done = (bytes: number): void => report(bytes, length);
+        await inLanes({ length, lanes: 1, pace: new Pace(pageSize), signal, operation, piece, done });
+      },
+    };
     return true;
   } catch (error) {
     if (isDmaError(error, 'ENOSPC')) throw full(error);
@@ -840,9 +919,16 @@ function readsNeedPages({ files }: Platform, fd: number, { size, allocated }: Fi
 
 function checkFilePart(status: FileStatus, offset: number, length: number, operation: string): void {
   const { pageSize } = status;
-  if (status.kind !== 'file') throw invalid(operation, `the descriptor is a ${status.kind}, not a file or memfd`);
+  if (status.kind !== 'file')
+    throw invalid(operation, `the descriptor is a ${status.kind}, not a file or memfd`, {
+      hint: `what a ${status.kind} delivers can be read into the bytes of external.allocate(), which devices reach`,
+    });
   if (!isAddress(offset) || offset % pageSize !== 0)
-    throw invalid(operation, `offset ${offset} is no multiple of the page size ${hex(pageSize)}`);
+    throw invalid(operation, `offset ${offset} is no multiple of the page size ${hex(pageSize)}`, {
+      hint: isAddress(offset)
+        ? `${alignDown(offset, pageSize)} would do, and then byte ${offset % pageSize} of the memory is meant`
+        : undefined,
+    });
   if (isAddress(length) && length % pageSize !== 0)
     throw invalid(operation, `a length of ${length} bytes is no multiple of the page size ${hex(pageSize)}`, {
       hint: `the file's pages have ${formatSize(pageSize)}, and are mapped as a whole: ${alignUp(length, pageSize)} would do`,

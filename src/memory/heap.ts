@@ -5,7 +5,7 @@
  * Every piece of memory that a heap was given is a region of its own: a block is always inside one, so that a piece can be
  * taken away once nothing in it is used, and a block is one range for a device wherever the piece is.
  */
-import { mustBe, mustBeString, optionsOf, rest, type Shape, stopped } from '../check.js';
+import { ended, mustBe, mustBeString, optionsOf, rest, type Shape, stopped, typeHint } from '../check.js';
 import { DmaError, invalid, isDmaError, undoAll } from '../errors.js';
 import { longWorkOf, mustGoOn, RunningWorks, Turns, type LongWorkOptions } from '../long-work.js';
 import { captureOrigin, type Origin } from '../origin.js';
@@ -292,7 +292,7 @@ export class Block implements Disposable {
   }
 
   #mustBeLive(operation: string): void {
-    if (!this.#live) throw invalid(operation, `the block at ${hex(this.va)} was freed`);
+    if (!this.#live) throw ended(operation, `the block at ${hex(this.va)} was freed`, 'block.live');
   }
 }
 
@@ -356,16 +356,13 @@ export class Heap {
     const [{ onProgress, signal }, options] = longWorkOf(given, operation);
     const request = checked(size, options, operation);
     const runOf = request.contiguous ? this.#runOf : undefined;
-    return this.#running.run(signal, async (either) => {
+    return this.#running.run(signal, operation, async (either) => {
       const work = { onProgress, signal: either };
       const block =
         this.#place(request, runOf) ??
         (await runStepsAsync(this.#makingRoom(this.#alternatives(request), runOf, operation), (ask) =>
           ask.later(work),
-        ).catch((error: unknown) => {
-          // What was given up is this call, whatever it was doing.
-          throw isDmaError(error, 'ECANCELED') ? error.with({ operation, range: undefined }) : error;
-        }));
+        ));
       if (!request.zero) return block;
       try {
         await this.#fillAsync(block, 'it is being cleared', either, operation);
@@ -820,7 +817,9 @@ type BlockRun = (start: number, length: number) => number;
 /** `count * size`. @throws DmaError EINVAL when it is no size */
 export function checkedProduct(count: number, size: number): number {
   if (isAddress(count) && isAddress(size) && isAddress(count * size)) return count * size;
-  throw invalid('calloc', `${show(count)} times ${show(size)} bytes are not possible`);
+  throw invalid('calloc', `${show(count)} times ${show(size)} bytes are not possible`, {
+    hint: typeHint(count, 'number') ?? typeHint(size, 'number') ?? 'their product is a size, below 2^53 bytes',
+  });
 }
 
 /** As {@link RoomRequest}, from the options of a caller. */
@@ -876,19 +875,33 @@ function whole(options: MallocOptions, operation: string): Wishes {
   return { align, boundary, pageSizes, pageSizeHint, contiguous, zero };
 }
 
+/** The powers of two around a number that is none. */
+function powerHint(bytes: number): string {
+  if (!(bytes > LINE && bytes < 2 ** 52)) return `it is ${LINE}, ${2 * LINE}, ${4 * LINE} and so on, in bytes`;
+  const below = 2 ** Math.floor(Math.log2(bytes));
+  return `${below} and ${2 * below} are`;
+}
+
 function checked(size: number, options: MallocOptions, operation: string): WishfulRequest {
   if (!(isAddress(size) && size > 0 && isAddress(size + LINE)))
-    throw invalid(operation, `a block of ${show(size)} bytes is not possible`);
+    throw invalid(operation, `a block of ${show(size)} bytes is not possible`, {
+      hint: typeHint(size, 'number') ?? 'it has a whole number of bytes, 1 or more',
+    });
   const given = options === NONE ? PLAIN : (usual(options) ?? whole(options, operation));
   const { align, boundary, pageSizes, pageSizeHint, contiguous, zero } = given;
   if (align !== LINE && align !== 0) {
-    if (!isPowerOfTwo(align)) throw invalid(operation, `an alignment of ${align} bytes is no power of two`);
-    if (!isAddress(size + align)) throw invalid(operation, `an alignment of ${align} bytes is not possible`);
+    if (!isPowerOfTwo(align))
+      throw invalid(operation, `an alignment of ${align} bytes is no power of two`, { hint: powerHint(align) });
+    if (!isAddress(size + align))
+      throw invalid(operation, `an alignment of ${align} bytes is not possible`, { hint: 'addresses are below 2^53' });
   }
   if (boundary !== 0) {
-    if (!isPowerOfTwo(boundary)) throw invalid(operation, `a boundary of ${boundary} bytes is no power of two`);
+    if (!isPowerOfTwo(boundary))
+      throw invalid(operation, `a boundary of ${boundary} bytes is no power of two`, { hint: powerHint(boundary) });
     if (boundary < size)
-      throw invalid(operation, `${formatSize(size)} do not fit between two multiples of ${formatSize(boundary)}`);
+      throw invalid(operation, `${formatSize(size)} do not fit between two multiples of ${formatSize(boundary)}`, {
+        hint: 'the boundary is as large as the block, or larger',
+      });
   }
   // What begins on a line and is not longer than one does not reach over any.
   return { size, align, boundary: boundary < LINE ? 0 : boundary, pageSizes, pageSizeHint, contiguous, zero };

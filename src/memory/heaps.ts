@@ -26,7 +26,7 @@ import { External, ExternalMemory, REGISTER_OPTIONS, type RegisterOptions } from
 import { Heap, type HeapMemory } from './heap.js';
 import type { IovaMode } from './iova-mode.js';
 import type { MemoryChange, MemoryHandlers, Reach, ReachAsync } from './memory-events.js';
-import type { Pin } from './pins.js';
+import { pinnedError, type Pin } from './pins.js';
 import { shortForm } from '../short-form.js';
 
 /** Ids of heaps over the user's memory begin here; below are NUMA nodes. */
@@ -196,7 +196,7 @@ export class Heaps {
     const operation = 'heap.addMemoryAsync';
     this.#options.gate?.(operation);
     const [{ onProgress, signal }, asked] = longWorkOf(options, operation);
-    await this.#running.run(signal, async (either) => {
+    await this.#running.run(signal, operation, async (either) => {
       const work = followedBy({ onProgress, signal: either });
       await runStepsAsync(this.#adding(name, given, asked, operation), (step) => step.later(work));
     });
@@ -240,8 +240,9 @@ export class Heaps {
   removeMemoryAsync(name: string, memory: ExternalMemory | RawMemory): Promise<void>;
   removeMemoryAsync(name: string, va: Va, length: number): Promise<void>;
   async removeMemoryAsync(name: string, given: ExternalMemory | RawMemory | Va, length?: number): Promise<void> {
-    await this.#running.run(undefined, async () =>
-      runStepsAsync(this.#removing(name, given, length, 'heap.removeMemoryAsync'), (step) => step.later(UNATTENDED)),
+    const operation = 'heap.removeMemoryAsync';
+    await this.#running.run(undefined, operation, async () =>
+      runStepsAsync(this.#removing(name, given, length, operation), (step) => step.later(UNATTENDED)),
     );
   }
 
@@ -343,16 +344,27 @@ export class Heaps {
     const { range } = area;
     const { areas, handlers, reach, reachAsync } = this.#options;
     if (!memory.registered || areas.exact(range) !== area)
-      throw invalid(operation, `${area.label} is not registered here`, { range });
+      throw invalid(operation, `${area.label} is not registered here`, {
+        range,
+        hint: memory.registered
+          ? 'it is memory of another Eal: each has its own'
+          : 'it was unregistered: memory.registered tells, and external.allocate gets new memory',
+      });
     const other = this.#parts.get(area);
     if (other !== undefined) {
       const reason = `${area.label} is in the heap ${other.change.heap} already`;
-      throw new DmaError({ code: 'EEXIST', operation, range, reason });
+      const hint = `removeMemory(${JSON.stringify(other.change.heap)}, memory) takes it out there`;
+      throw new DmaError({ code: 'EEXIST', operation, range, reason, hint });
     }
     if (!area.writable)
-      throw new DmaError({ code: 'EACCES', operation, range, reason: `${area.label} can not be written` });
-    if (memory.pinned !== undefined)
-      throw new DmaError({ code: 'EBUSY', operation, range, reason: `${area.label} is in use: ${memory.pinned}` });
+      throw new DmaError({
+        code: 'EACCES',
+        operation,
+        range,
+        reason: `${area.label} can not be written`,
+        hint: 'blocks are for writing: register it writable, or map it on devices by itself',
+      });
+    if (memory.pinned !== undefined) throw pinnedError(operation, area.label, memory.pinned, range);
     if (memory.escaped) {
       const reason = `a view of ${area.label} was transferred away, and whoever has it would reach every block`;
       const hint = 'add memory of which no view was given away';
@@ -443,7 +455,7 @@ function clearing(memory: ExternalMemory, operation: string): LongStep {
 
 function checkName(name: string, operation: string): void {
   if (typeof name === 'string' && name !== '' && Buffer.byteLength(name) < NAME_LIMIT) return;
-  throw invalid(operation, `${show(name)} is no name of a heap: it has 1 to ${NAME_LIMIT - 1} bytes`);
+  throw invalid(operation, `${show(name)} is no name of a heap`, { hint: `a name has 1 to ${NAME_LIMIT - 1} bytes` });
 }
 
 const RAW_MEMORY: Shape<RawMemory> = { ...REGISTER_OPTIONS, va: 'number', length: 'number' };
@@ -460,6 +472,6 @@ function registrationOf({ pageSize, iovas, node, label }: RawMemory): RegisterOp
 }
 
 function rangeOf(va: Va, length: number, operation: string): Range<Va> {
-  if (va === 0) throw invalid(operation, 'there is no memory at address 0');
+  if (va === 0) throw invalid(operation, 'there is no memory at address 0', { hint: 'give the va of the memory' });
   return new Range(va, length, operation);
 }

@@ -1,5 +1,5 @@
 /** How the library gets memory of its own: the options, with DPDK's names and rules, and what they come to. */
-import { absolutePath, mustBeObject, optionsOf, type Shape } from '../check.js';
+import { absolutePath, mustBeObject, optionsOf, type Shape, typeHint } from '../check.js';
 import { invalid } from '../errors.js';
 import { show } from '../show.js';
 import { formatSize, isAddress, isPowerOfTwo } from '../units.js';
@@ -82,7 +82,8 @@ export interface FileSettings {
   readonly singleFile: boolean;
 }
 
-const OPERATION = 'start';
+/** What errors of the start are told as. */
+export const START = 'Eal.start';
 const OPTIONS: Shape<MemoryOptions> = {
   size: 'number',
   numaMem: 'array',
@@ -104,7 +105,7 @@ const OPTIONS: Shape<MemoryOptions> = {
 type PageSizeLimit = NonNullable<MemoryOptions['pageSizeLimits']>[number];
 
 function limitsOf(limits: readonly PageSizeLimit[]): readonly PageSizeLimit[] {
-  for (const each of limits) mustBeObject(each, 'memory.pageSizeLimits', OPERATION);
+  for (const each of limits) mustBeObject(each, 'memory.pageSizeLimits', START);
   return limits;
 }
 
@@ -112,7 +113,7 @@ const FILE_OPTIONS = ['hugeDir', 'filePrefix', 'hugeUnlink', 'singleFileSegments
 
 /** @throws DmaError EINVAL for what is not possible, and for options that contradict each other */
 export function memorySettings(asked: MemoryOptions): MemorySettings {
-  const options: MemoryOptions = optionsOf(asked, OPTIONS, OPERATION);
+  const options: MemoryOptions = optionsOf(asked, OPTIONS, START);
   checkConflicts(options);
   const { size = 0, numaMem = [], numaLimit = [], pageSizes, pageSizeLimits = [], filePrefix = 'anydma' } = options;
   for (const [name, bytes] of [
@@ -121,22 +122,32 @@ export function memorySettings(asked: MemoryOptions): MemorySettings {
     ['numaLimit', numaLimit],
   ] as const)
     for (const each of bytes)
-      if (!isAddress(each)) throw invalid(OPERATION, `memory.${name}: ${show(each)} is no size`);
+      if (!isAddress(each))
+        throw invalid(START, `memory.${name}: ${show(each)} is no size`, {
+          hint: typeHint(each, 'number') ?? 'it is a whole number of bytes, such as 64 * MiB',
+        });
   for (const pageSize of pageSizes ?? []) checkPageSize('pageSizes', pageSize);
-  if (pageSizes?.length === 0) throw invalid(OPERATION, 'memory.pageSizes: there has to be one');
+  if (pageSizes?.length === 0)
+    throw invalid(START, 'memory.pageSizes: there has to be one', { hint: 'leave it out for all there are' });
   for (const { pageSize, limit } of limitsOf(pageSizeLimits)) {
     checkPageSize('pageSizeLimits', pageSize);
     if (!isAddress(limit) || limit % pageSize !== 0)
-      throw invalid(OPERATION, `memory.pageSizeLimits: ${show(limit)} is no multiple of ${formatSize(pageSize)}`);
+      throw invalid(START, `memory.pageSizeLimits: ${show(limit)} is no multiple of ${formatSize(pageSize)}`, {
+        hint: 'it is bytes, not a number of pages; 0 for none of them',
+      });
   }
   if (filePrefix === '' || /[/\0]/.test(filePrefix))
-    throw invalid(OPERATION, `memory.filePrefix: ${JSON.stringify(filePrefix)} can not begin a file's name`);
+    throw invalid(START, `memory.filePrefix: ${JSON.stringify(filePrefix)} can not begin a file's name`, {
+      hint: 'it is one part of a name, without /; hugeDir is the folder',
+    });
   const { hugeDir, hugeUnlink = 'existing', singleFileSegments = false, iovaMode } = options;
   if (!['existing', 'always', 'never'].includes(hugeUnlink))
-    throw invalid(OPERATION, `memory.hugeUnlink: there is no ${show(hugeUnlink)}`);
+    throw invalid(START, `memory.hugeUnlink: there is no ${show(hugeUnlink)}`, {
+      hint: 'it is existing, always, never',
+    });
   if (iovaMode !== undefined && iovaMode !== 'va' && iovaMode !== 'pa')
-    throw invalid(OPERATION, `memory.iovaMode: there is no ${show(iovaMode)}`);
-  const directory = hugeDir === undefined ? undefined : absolutePath(hugeDir, OPERATION);
+    throw invalid(START, `memory.iovaMode: there is no ${show(iovaMode)}`, { hint: 'it is va or pa' });
+  const directory = hugeDir === undefined ? undefined : absolutePath(hugeDir, START);
   const files = { directory, prefix: filePrefix, unlink: hugeUnlink, singleFile: singleFileSegments };
   const usesFiles = !(options.inMemory ?? FILE_OPTIONS.every((name) => options[name] === undefined));
   return {
@@ -170,10 +181,18 @@ function checkConflicts(options: MemoryOptions): void {
   const isGiven = (name: keyof MemoryOptions): boolean => options[name] !== undefined && options[name] !== false;
   for (const [name, others] of CONFLICTS) {
     const other = isGiven(name) ? others.find(isGiven) : undefined;
-    if (other !== undefined) throw invalid(OPERATION, `memory.${name} and memory.${other} contradict each other`);
+    if (other !== undefined)
+      throw invalid(START, `memory.${name} and memory.${other} contradict each other`, {
+        hint: 'leave one of them out',
+      });
   }
 }
 
 function checkPageSize(name: string, pageSize: number): void {
-  if (!isPowerOfTwo(pageSize)) throw invalid(OPERATION, `memory.${name}: ${show(pageSize)} is no power of two`);
+  if (!isPowerOfTwo(pageSize))
+    throw invalid(START, `memory.${name}: ${show(pageSize)} is no power of two`, {
+      hint:
+        typeHint(pageSize, 'number') ??
+        'sizes of pages are 2 * MiB, GiB and the like: "anydma hugepages" lists those there are',
+    });
 }

@@ -10,10 +10,13 @@ import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, NO_DESCRIPTORS, undoAll, withUndo } from '../errors.js';
 import {
   briefStep,
+  isGivenUp,
   longWorkOf,
   mustGoOn,
   progressOf,
+  remainingMs,
   RunningWorks,
+  tellProgress,
   UNATTENDED,
   type LongStep,
   type LongWorkOptions,
@@ -45,7 +48,7 @@ import {
   type Reach,
   type ReachAsync,
 } from './memory-events.js';
-import type { MemorySettings } from './memory-settings.js';
+import { START, type MemorySettings } from './memory-settings.js';
 import { PageLists } from './page-lists.js';
 import { PAGE_OPERATIONS } from './page-source.js';
 import type { Extent } from './segment-list.js';
@@ -389,17 +392,17 @@ export class OwnedMemory {
     const { size, numaMem } = this.#settings;
     const total = numaMem.reduce((sum, bytes) => sum + bytes, size);
     if (total === 0) {
-      mustGoOn(signal, 'start');
+      mustGoOn(signal, START);
       return runSteps(this.#starting(), (step) => step.now());
     }
     const report = progressOf(onProgress, total);
-    await this.#inTurn(signal, 'start', async (either) => {
+    await this.#inTurn(signal, START, async (either, giveUp) => {
       let before = 0;
-      const onPart = (done: number, length: number): void => {
+      const onPart = orGiveUp(giveUp, (done, length) => {
         report(before + done);
         // Each extent is told from its beginning.
         if (done === length) before += length;
-      };
+      });
       await this.#later(this.#starting(either), { signal: either, report: onPart });
     });
   }
@@ -490,15 +493,14 @@ export class OwnedMemory {
     fits: () => boolean,
     { onProgress, signal }: LongWorkOptions,
   ): Promise<void> {
-    await this.#inTurn(signal, 'grow', async (either) => {
+    await this.#inTurn(signal, undefined, async (either, giveUp) => {
       // What came before may have left enough.
       if (fits()) return;
       this.#mustBeIdle();
       const began = now();
-      const report = (doneBytes: number, totalBytes: number): void => {
-        const ms = now() - began;
-        onProgress?.({ doneBytes, totalBytes, remainingMs: (ms * (totalBytes - doneBytes)) / doneBytes });
-      };
+      const report = orGiveUp(giveUp, (doneBytes, totalBytes) =>
+        tellProgress(onProgress, { doneBytes, totalBytes, remainingMs: remainingMs(began, doneBytes, totalBytes) }),
+      );
       await this.#later(this.#growingFor(heap, request, fits, either), { signal: either, report });
     });
   }
@@ -506,17 +508,22 @@ export class OwnedMemory {
   /** Does `work` after the change before it, unless it is given up by then. */
   async #inTurn<T>(
     signal: AbortSignal | undefined,
-    operation: string,
-    work: (signal: AbortSignal) => Promise<T>,
+    operation: string | undefined,
+    work: (signal: AbortSignal, giveUp: (why: unknown) => void) => Promise<T>,
   ): Promise<T> {
-    return this.#running.run(signal, async (either) => {
+    return this.#running.run(signal, operation, async (either, giveUp) => {
       const before = this.#last;
       const { promise, resolve } = settled();
       this.#last = promise;
       try {
         await before;
-        mustGoOn(either, operation);
-        return await work(either);
+        mustGoOn(either, operation ?? 'grow');
+        return await work(either, giveUp);
+      } catch (error) {
+        // The addresses that were to come say nothing to who gave it up.
+        const why: unknown = either.reason;
+        if (isGivenUp(why, undefined)) throw why;
+        throw isGivenUp(error, either) ? error.with({ range: undefined }) : error;
       } finally {
         resolve();
       }
@@ -550,7 +557,7 @@ export class OwnedMemory {
         failures.push(error);
       }
     }
-    throw this.#canNotGrow(request.pageSizes, failures);
+    throw this.#canNotGrow(heap, request.pageSizes, failures);
   }
 
   #plan(heap: Heap, need: Need, exact: boolean, pageSizes: readonly number[] | undefined): GrowthStep[] {
@@ -585,18 +592,27 @@ export class OwnedMemory {
     this.#settings.onNotice(`hugepages could not be had, so that ordinary pages are used: ${describe(cause)}`);
   }
 
-  #canNotGrow(pageSizes: readonly number[] | undefined, failures: readonly unknown[]): DmaError {
+  #canNotGrow(heap: Heap, pageSizes: readonly number[] | undefined, failures: readonly unknown[]): DmaError {
     const told = failures.map(describe);
     const wanted = pageSizes === undefined ? '' : ` of ${pageSizes.map(formatSize).join(' or ')}`;
     const reason =
       told.length === 0
-        ? `it can not grow: not so many pages${wanted} are free, or allowed`
+        ? `it can not grow: not so many pages${wanted} are free, or allowed (${this.#pageFigures(heap)})`
         : `it can not grow: ${[...new Set(told)].join('; ')}`;
     // Where certain pages were asked for, what is in the way of them is the cause.
     const isWish = (pageSizes ?? this.#settings.pageSizes ?? this.#settings.files) !== undefined;
     const own = isWish ? failures.find((error) => isAboutPages(error) && error.code !== 'ENOMEM') : undefined;
     const code = isDmaError(own) ? own.code : 'ENOMEM';
     return new DmaError({ code, operation: 'grow', reason, cause: own ?? failures.at(-1) });
+  }
+
+  /** What there is of each size of pages that a heap may grow by. */
+  #pageFigures(heap: Heap): string {
+    const figures = this.#lists.choices(heap.node).map(({ pageSize, free, left }) => {
+      const most = Math.min(free * pageSize, left);
+      return `${formatSize(pageSize)}: ${most === Infinity ? 'no limit' : `${formatSize(most)} can be had`}`;
+    });
+    return figures.length === 0 ? 'it may use no pages at all' : figures.join(', ');
   }
 
   #mustBePossible(): void {
@@ -606,10 +622,17 @@ export class OwnedMemory {
 
   #mustBeIdle(): void {
     this.#mustBePossible();
-    if (this.#closed) throw new DmaError({ code: 'ECANCELED', operation: 'grow', reason: 'the Eal was stopped' });
+    if (this.#closed)
+      throw new DmaError({
+        code: 'ECANCELED',
+        operation: 'grow',
+        reason: 'the Eal was stopped',
+        hint: 'Eal.start() starts another one',
+      });
     if (!this.#changing) return;
     const reason = 'memory can not grow while it changes: this is a handler of memory events';
-    throw new DmaError({ code: 'EBUSY', operation: 'grow', reason });
+    const hint = 'allocate before or after, as in setImmediate';
+    throw new DmaError({ code: 'EBUSY', operation: 'grow', reason, hint });
   }
 
   /** Takes pages, and gives them to all devices and to the heap; or nothing has happened. */
@@ -675,9 +698,9 @@ export class OwnedMemory {
       }
     }
     if (left <= 0) return;
-    const error = this.#canNotGrow(this.#settings.pageSizes, failures);
+    const error = this.#canNotGrow(heaps[0], this.#settings.pageSizes, failures);
     const reason = `${formatSize(left)} of the ${formatSize(bytes)} to have at the start are missing`;
-    throw error.with({ operation: 'start', reason, hint: error.reason });
+    throw error.with({ operation: START, reason, hint: error.reason });
   }
 
   /** Ways to get closer to `bytes` with pages that are free now, the best first. */
@@ -801,6 +824,18 @@ shortForm(OwnedMemory, 'OwnedMemory', (memory) => {
     lists: lists.length,
   };
 });
+
+/** As `report`; what that throws gives up the work, so that nothing else is tried in its place. */
+function orGiveUp(giveUp: (why: unknown) => void, report: RunningWork['report']): RunningWork['report'] {
+  return (done, total) => {
+    try {
+      report(done, total);
+    } catch (error) {
+      giveUp(error);
+      throw error;
+    }
+  };
+}
 
 /** A promise, and what resolves it. */
 function settled(): { readonly promise: Promise<void>; readonly resolve: () => void } {

@@ -11,7 +11,7 @@ import type { AreaIndex } from './area-index.js';
 import type { PageChoice } from './growth.js';
 import { removeStale } from './hugepage-files.js';
 import { checkHugePageSizes, HugePages, hugetlbfsAt, type HugetlbfsMount } from './hugepages.js';
-import type { FileSettings, MemorySettings } from './memory-settings.js';
+import { START, type FileSettings, type MemorySettings } from './memory-settings.js';
 import { hugetlbfsPages, memfdPages, type PageSource } from './page-source.js';
 import { SegmentList, type Extent } from './segment-list.js';
 
@@ -179,11 +179,13 @@ export class PageLists {
     const most = Math.max(numaMem.length, numaLimit.length);
     // Numbers of nodes have gaps on some machines.
     if (most > 0 && most > Math.max(...this.nodes) + 1)
-      throw invalid('start', `sizes for ${most} NUMA nodes were given, and there are ${this.nodes.length}`);
+      throw invalid(START, `sizes for ${most} NUMA nodes were given, and there are ${this.nodes.length}`, {
+        hint: `the nodes are: ${this.nodes.join(', ')}; the first number is of node 0`,
+      });
     const { pageSizes } = this.#settings;
     const ordinary = this.#platform.memory.pageSize;
     if (pageSizes !== undefined && !pageSizes.includes(ordinary))
-      checkHugePageSizes(pageSizes, this.#huge.pageSizes(), 'start');
+      checkHugePageSizes(pageSizes, this.#huge.pageSizes(), START);
     if (files === undefined) return;
     const mounts = this.#mounts(files).filter(({ pageSize }) => pageSizes?.includes(pageSize) !== false);
     if (mounts.length === 0 && !this.ordinary) throw this.#noMount(files);
@@ -197,13 +199,13 @@ export class PageLists {
     const { pageSizes } = this.#settings;
     const sizes = pageSizes === undefined ? '' : ` with pages of ${pageSizes.map(formatSize).join(' or ')}`;
     if (directory !== undefined)
-      return invalid('start', `no hugetlbfs${sizes} is mounted at ${directory}`, {
+      return invalid(START, `no hugetlbfs${sizes} is mounted at ${directory}`, {
         hint: `${MOUNT_HINT}; without hugeDir every mount is used`,
       });
     const reason = `no hugetlbfs${sizes} is mounted, and an option asks for files in one`;
     return new DmaError({
       code: 'ENOENT',
-      operation: 'start',
+      operation: START,
       reason,
       hint: `${MOUNT_HINT}; without filePrefix, hugeUnlink and singleFileSegments no mount is needed`,
     });

@@ -166,6 +166,8 @@ export class PoolCache {
 
   #checkInPlace(count: number): void {
     if ((count | 0) === count && count >= 0 && count <= this.size) return;
-    throw invalid('pool', `${count} elements are too many for a cache of ${this.size}`);
+    throw invalid('pool', `${count} elements are too many for a cache of ${this.size}`, {
+      hint: 'ask for as many as the cache has, or fewer; pool.get and pool.put take any number',
+    });
   }
 }

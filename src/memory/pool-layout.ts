@@ -41,12 +41,23 @@ export type Run = Omit<PoolChunk, 'count'>;
 
 /** @throws DmaError EINVAL for sizes that are not possible */
 export function elementShape(size: number, headroom: number, align: number, operation: string): ElementShape {
-  if (!isAddress(size) || size === 0) throw invalid(operation, `elements of ${size} bytes are not possible`);
-  if (!isAddress(headroom)) throw invalid(operation, `a headroom of ${headroom} bytes is not possible`);
-  if (!isPowerOfTwo(align)) throw invalid(operation, `an alignment of ${align} bytes is no power of two`);
+  if (!isAddress(size) || size === 0)
+    throw invalid(operation, `elements of ${size} bytes are not possible`, {
+      hint: 'the option "elementSize" is a whole number of bytes, 1 or more',
+    });
+  if (!isAddress(headroom))
+    throw invalid(operation, `a headroom of ${headroom} bytes is not possible`, {
+      hint: 'it is a whole number of bytes in front of each element, 0 or more',
+    });
+  if (!isPowerOfTwo(align))
+    throw invalid(operation, `an alignment of ${align} bytes is no power of two`, {
+      hint: 'it is 64, 128, 4096 and the like; elements are rounded up to multiples of it',
+    });
   const stride = alignUp(headroom + size, align);
   if (stride <= LONGEST_CHUNK) return { size, headroom, align, stride };
-  throw invalid(operation, `elements of ${stride} bytes are not possible; ${formatSize(LONGEST_CHUNK)} are the most`);
+  throw invalid(operation, `elements of ${stride} bytes are not possible`, {
+    hint: `${formatSize(LONGEST_CHUNK)} are the most, headroom and alignment included`,
+  });
 }
 
 /** bytes that `count` elements take where a multiple of their alignment begins */

@@ -6,7 +6,7 @@
  * Nothing is written into the elements: what is free is known outside of them (element-stack.ts), and each thread has a
  * stock of its own (pool-cache.ts).
  */
-import { mustBe, mustBeObject, mustBeString, mustBeWhole, mustHave, optionsOf, reading } from '../check.js';
+import { ended, mustBe, mustBeObject, mustBeString, mustBeWhole, mustHave, optionsOf, reading } from '../check.js';
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
@@ -178,7 +178,7 @@ export class Pool implements Disposable {
       throw invalid('pool.attach', `the chunks have ${placed} elements, the pool ${stack.elements} elements`);
     const threads = new Int32Array(description.threads);
     for (let seen = Atomics.load(threads, 0); ;) {
-      if (seen === FREED) throw invalid('pool.attach', `the pool ${description.name} was freed`);
+      if (seen === FREED) throw poolGone(description);
       const now = Atomics.compareExchange(threads, 0, seen, seen + 1);
       if (now === seen) break;
       seen = now;
@@ -295,7 +295,11 @@ export class Pool implements Disposable {
     const known = this.#iovasFor.get(domain);
     if (known?.generation === generation && this.#live) return known.iovas;
     this.#mustBeLive(operation);
-    if (!this.forDevices) throw invalid(operation, `the pool ${this.name} is not for devices`, { device: device.name });
+    if (!this.forDevices)
+      throw invalid(operation, `the pool ${this.name} is not for devices`, {
+        device: device.name,
+        hint: 'it was made with forDevices: false; elements of one that is for devices are contiguous for them',
+      });
     const { vas, headroom, elementSize } = this;
     const iovas = new Float64Array(vas.length);
     for (let element = 0; element < iovas.length; element++) {
@@ -370,7 +374,9 @@ export class Pool implements Disposable {
   #newBytes(element: number): Uint8Array {
     this.#mustBeLive('pool.bytes');
     if (!(Number.isInteger(element) && element >= 0 && element < this.elements))
-      throw invalid('pool.bytes', `the pool ${this.name} has no element ${show(element)}`);
+      throw invalid('pool.bytes', `the pool ${this.name} has no element ${show(element)}`, {
+        hint: `elements have the numbers 0 to ${this.elements - 1}, which get() gives`,
+      });
     const offset = this.offsetOf[element];
     const bytes = this.chunkBytes(this.chunkOf[element]).subarray(offset, offset + this.elementSize);
     // Filled at once: an array with holes that large would become a dictionary.
@@ -382,7 +388,9 @@ export class Pool implements Disposable {
   #newChunkBytes(chunk: number): Uint8Array {
     this.#mustBeLive('pool.bytes');
     if (!(Number.isInteger(chunk) && chunk >= 0 && chunk < this.chunks.length))
-      throw invalid('pool.bytes', `the pool ${this.name} has no chunk ${show(chunk)}`);
+      throw invalid('pool.bytes', `the pool ${this.name} has no chunk ${show(chunk)}`, {
+        hint: `chunks have the numbers 0 to ${this.chunks.length - 1}: chunkOf tells that of each element`,
+      });
     const bytes = this.#view(chunk);
     if (this.#chunkBytes.length === 0) this.#chunkBytes = this.chunks.map(() => undefined);
     this.#chunkBytes[chunk] = bytes;
@@ -390,7 +398,7 @@ export class Pool implements Disposable {
   }
 
   #mustBeLive(operation: string): void {
-    if (!this.#live) throw invalid(operation, `the pool ${this.name} was freed`);
+    if (!this.#live) throw ended(operation, `the pool ${this.name} was freed`, 'pool.live');
   }
 }
 
@@ -437,6 +445,12 @@ function checkDescription(description: PoolDescription, operation: string): void
       mustBeWhole(count, 1, 2 ** 28, 'the number of elements of a chunk', operation);
     }
   });
+}
+
+/** Another thread was given what describes a pool, and comes too late. */
+function poolGone({ name }: PoolDescription): DmaError {
+  const hint = 'it has to live until its threads have left it: pool.threads tells how many are attached';
+  return invalid('pool.attach', `the pool ${name} was freed`, { hint });
 }
 
 /** One thread less has attached, unless the pool was freed by force meanwhile. */

@@ -131,7 +131,7 @@ export class Pools {
     const [{ onProgress, signal }, options] = longWorkOf(asked, OPERATION);
     const run = async (either: AbortSignal | undefined): Promise<Pool> =>
       runStepsAsync(this.#creating(options), (step) => step.later({ onProgress, signal: either }));
-    return this.#sources.running === undefined ? run(signal) : this.#sources.running.run(signal, run);
+    return this.#sources.running === undefined ? run(signal) : this.#sources.running.run(signal, OPERATION, run);
   }
 
   *#creating(asked: PoolOptions): Steps<Allocation, Pool> {
@@ -140,18 +140,18 @@ export class Pools {
     for (const memory of options.external ?? []) mustBe(memory, ExternalMemory, 'external', OPERATION);
     const { elements, elementSize, align = 64, headroom = 0, cache: cacheSize = 0, forDevices = true } = options;
     const { name = this.#newName() } = options;
-    if (name === '') throw invalid(OPERATION, 'a pool has a name');
+    if (name === '') throw invalid(OPERATION, 'a pool has a name', { hint: 'leave it out, and one is made up' });
     const shape = elementShape(elementSize, headroom, align, OPERATION);
     const stack = ElementStack.create(elements, options);
     const cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize);
     checkSource(options);
-    if (this.#pools.has(name)) throw exists(`there is a pool ${JSON.stringify(name)} already`);
+    if (this.#pools.has(name)) throw this.#nameTaken(name);
     const iovaMode = (): IovaMode => this.#sources.memory.iova.mode;
     const memory = yield* this.#memoryFor(options, { elements, shape, forDevices, iovaMode }, name);
     const { chunks } = memory;
     try {
       // Somebody may have taken the name meanwhile.
-      if (this.#pools.has(name)) throw exists(`there is a pool ${JSON.stringify(name)} already`);
+      if (this.#pools.has(name)) throw this.#nameTaken(name);
       if (options.zero === true) for (let chunk = 0; chunk < chunks.length; chunk++) yield clearing(memory.view(chunk));
       this.#sources.gate?.(OPERATION);
     } catch (error) {
@@ -198,7 +198,8 @@ export class Pools {
   addHandler(handler: PoolHandler): Disposable {
     this.#sources.gate?.('pools.addHandler');
     mustHandle(handler, ['ready', 'destroy'], 'pools.addHandler');
-    if (this.#handlers.has(handler)) throw exists('this handler was added already');
+    if (this.#handlers.has(handler))
+      throw exists('this handler was added already', 'dispose what the first call returned before it is added again');
     this.#handlers.add(handler);
     return { [Symbol.dispose]: () => void this.#handlers.delete(handler) };
   }
@@ -229,7 +230,11 @@ export class Pools {
     const seen = new Set<Area>();
     for (const { area } of external) {
       const other = this.#external.get(area) ?? (seen.has(area) ? name : undefined);
-      if (other !== undefined) throw exists(`${area.label} is in the pool ${other} already`);
+      if (other !== undefined)
+        throw exists(
+          `${area.label} is in the pool ${other} already`,
+          seen.has(area) ? 'it is in the list twice' : `pools.find(${JSON.stringify(other)})?.free() lets it go`,
+        );
       seen.add(area);
     }
     const memory = poolMemoryFromExternal(request, external, name);
@@ -246,6 +251,14 @@ export class Pools {
   /** The handlers there are now, without those that are removed meanwhile. */
   *#current(): Iterable<PoolHandler> {
     for (const handler of [...this.#handlers]) if (this.#handlers.has(handler)) yield handler;
+  }
+
+  #nameTaken(name: string): DmaError {
+    const { elements, elementSize } = this.#pools.get(name) ?? {};
+    return exists(
+      `there is a pool ${JSON.stringify(name)} already`,
+      `it has ${elements} elements of ${elementSize} bytes: pools.find(name) finds it; free it, or take another name`,
+    );
   }
 
   #newName(): string {
@@ -286,9 +299,12 @@ function tellDestroyed(handler: PoolHandler, pool: Pool): void {
 function checkSource({ external, heap, node, pageSizes, pageSizeHint }: PoolOptions): void {
   if (external === undefined) return;
   for (const [name, value] of Object.entries({ heap, node, pageSizes, pageSizeHint }))
-    if (value !== undefined) throw invalid(OPERATION, `external memory and ${name} contradict each other`);
+    if (value !== undefined)
+      throw invalid(OPERATION, `external memory and ${name} contradict each other`, {
+        hint: `external memory is where it is: leave ${name} out, or external`,
+      });
 }
 
-function exists(reason: string): DmaError {
-  return new DmaError({ code: 'EEXIST', operation: OPERATION, reason });
+function exists(reason: string, hint: string): DmaError {
+  return new DmaError({ code: 'EEXIST', operation: OPERATION, reason, hint });
 }

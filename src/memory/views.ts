@@ -2,17 +2,34 @@
  * Views of raw memory that die with it: all that were handed out are detached before the memory goes away. What can reach
  * the memory nevertheless, retired.ts knows.
  */
+import { typeHint } from '../check.js';
 import { invalid, type DmaError } from '../errors.js';
 import type { MemoryPort } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { show } from '../show.js';
-import { hex, isAddress, type Va } from '../units.js';
+import { formatSize, isAddress, type Va } from '../units.js';
 import type { HandedOut } from './retired.js';
 
 /** Checks a part of `length` bytes of memory. @throws DmaError EINVAL when it is not inside */
 export function checkPart(offset: number, length: number, whole: number, operation: string): void {
-  if (!isAddress(offset) || !isAddress(length) || offset + length > whole)
-    throw invalid(operation, `${show(length)} bytes at offset ${show(offset)} are not inside ${hex(whole)} bytes`);
+  if (isAddress(offset) && isAddress(length) && offset + length <= whole) return;
+  throw notInside(offset, length, whole, operation);
+}
+
+function notInside(offset: number, length: number, whole: number, operation: string): DmaError {
+  const all = `it has ${whole} bytes (${formatSize(whole)})`;
+  if (!isAddress(offset)) {
+    const reason = `the offset is ${show(offset)}, not a number of bytes from 0 to ${whole}`;
+    return invalid(operation, reason, { hint: typeHint(offset, 'number') ?? all });
+  }
+  if (offset > whole) return invalid(operation, `offset ${offset} is past the end`, { hint: all });
+  const left = whole - offset;
+  if (!isAddress(length)) {
+    const reason = `the length is ${show(length)}, not a number of bytes from 0 to ${left}`;
+    return invalid(operation, reason, { hint: typeHint(length, 'number') ?? all });
+  }
+  const hint = `${all}, of which ${left} follow offset ${offset}`;
+  return invalid(operation, `${length} bytes at offset ${offset} reach past the end`, { hint });
 }
 
 /** What `bytes` says when an ArrayBuffer that belongs to the memory is empty without our doing. */

@@ -2,9 +2,10 @@
  * Memory with names: a part of a program, or a driver, reserves a zone, and others find it by its name. A zone is a block
  * of a heap, so every device reaches it, now and later. DPDK calls it a memzone.
  */
-import { mustBe, mustBeNumber, mustBeString, optionsOf } from '../check.js';
+import { ended, mustBe, mustBeNumber, mustBeString, optionsOf } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import { longWorkOf, type LongWorkOptions } from '../long-work.js';
+import { show } from '../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import { alignUp, hex, isAddress, type Iova, type Va } from '../units.js';
 import {
@@ -160,7 +161,7 @@ export class Zones {
       runStepsAsync(this.#reserving(name, length, asked, operation), (allocation) =>
         allocation.later({ onProgress, signal: either }),
       );
-    return this.#sources.running === undefined ? run(signal) : this.#sources.running.run(signal, run);
+    return this.#sources.running === undefined ? run(signal) : this.#sources.running.run(signal, operation, run);
   }
 
   *#reserving(
@@ -176,7 +177,9 @@ export class Zones {
     const { boundary = 0 } = options;
     const wanted = length === 0 ? boundary : length;
     if (!isAddress(wanted) || !isAddress(wanted + LINE))
-      throw invalid(operation, `a zone of ${wanted} bytes is not possible`);
+      throw invalid(operation, `a zone of ${wanted} bytes is not possible`, {
+        hint: 'it has a whole number of bytes; 0 takes the largest free block there is',
+      });
     const size = alignUp(wanted, LINE);
     const heaps = chooseHeaps(this.#sources, options, operation);
     const block = size === 0 ? largestOf(heaps, options) : yield* allocatingFrom(heaps, size, options);
@@ -206,7 +209,7 @@ export class Zones {
     if (typeof zone !== 'string') {
       mustBe(zone, Zone, 'what is freed', operation);
       if (this.lookup(zone.name) !== zone)
-        throw invalid(operation, `the zone ${zone.name} was freed, or is not of these`);
+        throw ended(operation, `the zone ${zone.name} was freed, or is not of these`, 'zone.live');
       zone.free();
       return;
     }
@@ -256,9 +259,12 @@ function largestOf(heaps: readonly Heap[], options: PlacedMallocOptions): Block 
 }
 
 function checkName(name: string, operation: string): void {
-  if (typeof name !== 'string' || name === '') throw invalid(operation, 'a zone has a name');
+  if (typeof name !== 'string' || name === '') {
+    const hint = `the first argument is a name of 1 to ${LONGEST_NAME} bytes, the second the length in bytes`;
+    throw invalid(operation, `${show(name)} is no name of a zone`, { hint });
+  }
   const bytes = Buffer.byteLength(name);
   if (bytes <= LONGEST_NAME) return;
-  const reason = `the name ${JSON.stringify(name)} has ${bytes} bytes, ${LONGEST_NAME} are the most`;
-  throw new DmaError({ code: 'ENAMETOOLONG', operation, reason });
+  const reason = `the name ${JSON.stringify(name)} has ${bytes} bytes`;
+  throw new DmaError({ code: 'ENAMETOOLONG', operation, reason, hint: `${LONGEST_NAME} are the most` });
 }

@@ -24,6 +24,7 @@ import {
   O_NONBLOCK,
   O_RDONLY,
   O_RDWR,
+  O_WRONLY,
 } from './uapi/fcntl.js';
 import {
   S_IFBLK,
@@ -123,6 +124,11 @@ export function linuxFiles(libc: Libc): FilesPort {
     },
 
     allocateRange: (fd, offset, length) => fallocate(fd, 0, offset, length),
+    async allocateRangeAsync(fd, offset, length) {
+      checkPart(fd, offset, length);
+      const { result, errno } = await libc.later.fallocate(fd, 0, offset, length);
+      if (result === -1) fail(errno, 'fallocate', partText(fd, offset, length));
+    },
     punch: (fd, offset, length) => fallocate(fd, PUNCH, offset, length),
     async punchAsync(fd, offset, length) {
       checkPart(fd, offset, length);
@@ -170,13 +176,14 @@ export function linuxFiles(libc: Libc): FilesPort {
       const user = words[STATX.stx_uid / 4];
       const mode = halves[STATX.stx_mode / 2] & S_PERMISSIONS;
       const flags = check(libc, libc.fcntl(fd, F_GETFL, 0), 'fcntl', `F_GETFL of fd ${fd}`);
+      const readable = (flags & O_ACCMODE) !== O_WRONLY;
       const writable = (flags & O_ACCMODE) !== O_RDONLY;
       let pageSize = systemPageSize;
       if (kind === 'file') {
         statFileSystem(fd);
         if (words[STATFS.f_type / 4] === HUGETLBFS_MAGIC) pageSize = long(STATFS.f_bsize);
       }
-      return { kind, size, writable, allocated, pageSize, links, user, mode };
+      return { kind, size, readable, writable, allocated, pageSize, links, user, mode };
     },
 
     fileSystem(fd): FileSystem {

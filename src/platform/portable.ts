@@ -27,6 +27,7 @@ export function portablePlatform(reason: string): Platform {
       truncate: refuse('ftruncate'),
       allocateRange: refuse('fallocate'),
       punch: refuse('fallocate'),
+      allocateRangeAsync: refuse('fallocate'),
       punchAsync: refuse('fallocate'),
       lock: refuse('flock'),
       close: refuse('close'),

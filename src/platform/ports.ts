@@ -167,7 +167,9 @@ export interface FileStatus {
   readonly kind: 'file' | 'socket' | 'pipe' | 'directory' | 'device' | 'other';
   /** bytes; 0 for what has no length */
   readonly size: number;
-  /** May it be written through this descriptor? */
+  /** May it be read through this descriptor? */
+  readonly readable: boolean;
+  /** May it be written through it? */
   readonly writable: boolean;
   /** bytes that the file has storage for; less than `size` when it has holes */
   readonly allocated: number;
@@ -223,6 +225,8 @@ export interface FilesPort {
   truncate(fd: number, length: number): void;
   /** fallocate(2): puts pages under [offset, offset + length). ENOSPC when there are not enough. Makes the file longer if needed. */
   allocateRange(fd: number, offset: number, length: number): void;
+  /** As `allocateRange`, on another thread. */
+  allocateRangeAsync(fd: number, offset: number, length: number): Promise<void>;
   /** Takes the pages under [offset, offset + length) out of the file, which keeps its size (FALLOC_FL_PUNCH_HOLE). Seals against shrinking allow it. */
   punch(fd: number, offset: number, length: number): void;
   /** As `punch`, on another thread. */

@@ -2,7 +2,7 @@
 import { dirname } from 'node:path';
 import { mustBeMs, mustBeString, mustHave, optionsOf, type Shape } from '../check.js';
 import type { DmaAccess, Backing } from '../dma/backend.js';
-import { DmaError, invalid, isDmaError, NO_DESCRIPTORS } from '../errors.js';
+import { DmaError, forPeople, invalid, isDmaError, NO_DESCRIPTORS } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import type { Peer, Platform } from '../platform/ports.js';
 import { RegionRegisters } from '../platform/region-registers.js';
@@ -262,6 +262,25 @@ function whoRefuses({ files }: Platform, path: string): string {
   }
 }
 
+/** What to do where there is no socket, or none that this user may connect to. */
+function whyNoSocket({ kernel }: Platform, path: string, { code }: DmaError): string | undefined {
+  if (code === 'EACCES' || code === 'EPERM')
+    return `this user may not write to the socket, or not enter its folder: "ls -l ${path}" shows whose it is`;
+  if (code === 'ENAMETOOLONG') return 'put the socket into a folder with a shorter path, or connect by a symbolic link';
+  const folder = dirname(path);
+  if (code === 'ENOTDIR') return `${folder} is a file and no folder`;
+  if (code !== 'ENOENT') return undefined;
+  const start =
+    'the server makes the socket when it starts, such as "anydma serve DEVICE --socket PATH": start it first';
+  if (forPeople(() => kernel.realPath(folder)) === undefined) return `there is no folder ${folder}; ${start}`;
+  const others = forPeople(() => kernel.list(folder).filter((name) => SOCKET_NAME.test(name))) ?? [];
+  const seen = others.length === 0 ? '' : `; ${folder} has ${others.slice(0, 4).join(', ')}`;
+  return `${start}${seen}`;
+}
+
+/** What sockets are usually called. */
+const SOCKET_NAME = /\.sock(et)?$|^cntrl$/;
+
 /** At most `chunk` of the bytes from `at` on. */
 function piece(bytes: Uint8Array, at: number, chunk: number): Uint8Array {
   return bytes.length <= chunk ? bytes : bytes.subarray(at, at + chunk);
@@ -361,6 +380,8 @@ export class VfioUserClient {
         return await VfioUserClient.attach(platform, fd, options, deadline);
       } catch (error) {
         if (isDmaError(error, 'ECONNREFUSED')) throw error.with({ hint: whoRefuses(platform, path) });
+        if (isDmaError(error) && error.hint === undefined && error.code !== 'EAGAIN')
+          throw error.with({ hint: whyNoSocket(platform, path, error) });
         // EAGAIN: its queue of connections is full, as it is at once for servers that listen with a backlog of 0.
         if (!isDmaError(error, 'EAGAIN') || now() >= deadline) throw error;
         await delay(20);

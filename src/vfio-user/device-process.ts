@@ -6,13 +6,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { atExit } from '../at-exit.js';
-import { mustBeString, optionsOf } from '../check.js';
-import { DmaError, isDmaError } from '../errors.js';
+import { optionsOf } from '../check.js';
+import { DmaError, invalid, isDmaError } from '../errors.js';
 import { HERE } from '../here.js';
 import { needDescriptors } from '../platform/libc.js';
 import { callNode, fromNode } from '../platform/node-errors.js';
 import { show } from '../show.js';
-import { deviceModel, type DeviceName, type DeviceOptions } from './devices/catalog.js';
+import { DEVICE_NAMES, deviceModel, type DeviceName, type DeviceOptions } from './devices/catalog.js';
 import { checkMaxDmaMaps } from './server.js';
 import type { DeviceProcessArguments, DeviceProcessReport } from './device-process-main.js';
 import { clearTimeout, setTimeout } from '../timers.js';
@@ -57,7 +57,10 @@ export interface SpawnOptions<N extends DeviceName> {
  */
 export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOptions<N>): Promise<DeviceProcess> {
   const operation = `device process ${show(name)}`;
-  mustBeString(name, 'the name of a device', operation);
+  if (typeof name !== 'string')
+    throw invalid(operation, `the name of a device is a string, not ${show(name)}`, {
+      hint: `there are ${DEVICE_NAMES.join(' and ')}`,
+    });
   const { device, maxDmaMaps } = optionsOf<SpawnOptions<N>>(asked, SPAWN_OPTIONS, operation);
   // What the process would refuse is refused here: its model is made there.
   deviceModel(name, device);
@@ -120,9 +123,10 @@ export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOp
 function started(child: ChildProcess, name: string): Promise<void> {
   const operation = `device process ${name}`;
   return new Promise((resolve, reject) => {
-    const fail = (code: 'EIO' | 'ETIMEDOUT', reason: string, cause?: unknown): void => {
+    const fail = (code: 'EIO' | 'ETIMEDOUT', reason: string): void => {
       finish();
-      reject(new DmaError({ code, operation, reason, cause }));
+      const hint = `what the process itself said is on standard error; "anydma serve ${name}" runs the same by hand`;
+      reject(new DmaError({ code, operation, reason, hint }));
     };
     const onMessage = ({ error }: DeviceProcessReport): void => {
       if (error !== undefined) {

@@ -10,6 +10,7 @@ const FIRST = 1 << 24;
 const SOCKET = {
   kind: 'socket',
   size: 0,
+  readable: true,
   writable: true,
   allocated: 0,
   pageSize: 4096,

@@ -195,7 +195,13 @@ export class PciBus implements Bus {
   #connectionOf(device: Device): Connection {
     const connection = this.#connections.get(device.busName);
     if (connection !== undefined) return connection;
-    throw new DmaError({ code: 'ENODEV', operation: 'dma', device: device.name, reason: 'the device is closed' });
+    throw new DmaError({
+      code: 'ENODEV',
+      operation: 'dma',
+      device: device.name,
+      reason: 'the device is closed',
+      hint: 'eal.probe(name) opens it',
+    });
   }
 }
 

@@ -182,7 +182,10 @@ export class ModelAccess implements DeviceAccess, ModelHost {
   }
 
   #check(region: number, offset: number, length: number): void {
-    if (this.#closed) throw new DmaError({ code: 'ENODEV', operation: 'registers', reason: 'the device is closed' });
+    if (this.#closed) {
+      const hint = 'it was removed, or its Eal stopped: eal.probe(name) opens it';
+      throw new DmaError({ code: 'ENODEV', operation: 'registers', reason: 'the device is closed', hint });
+    }
     const size = this.#sizeOf(region);
     if (!Number.isInteger(offset) || offset < 0 || length < 1 || offset + length > size)
       throw invalid('registers', `${length} bytes at ${hex(offset)} of region ${show(region)}, which has ${hex(size)}`);

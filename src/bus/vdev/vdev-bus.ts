@@ -106,7 +106,13 @@ export class VdevBus implements Bus {
   #backendOf(device: Device): DomainBackend {
     const space = this.#spaces.get(device.busName);
     if (space !== undefined) return space.backend;
-    throw new DmaError({ code: 'ENODEV', operation: 'dma', device: device.name, reason: 'the device is closed' });
+    throw new DmaError({
+      code: 'ENODEV',
+      operation: 'dma',
+      device: device.name,
+      reason: 'the device is closed',
+      hint: 'eal.probe(name) opens it',
+    });
   }
 }
 

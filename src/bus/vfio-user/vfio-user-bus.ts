@@ -110,7 +110,13 @@ export class VfioUserBus implements Bus {
   #connectionOf(device: Device): Connection {
     const connection = this.#connections.get(device.busName);
     if (connection === undefined)
-      throw new DmaError({ code: 'ENODEV', operation: 'dma', device: device.name, reason: 'the device is closed' });
+      throw new DmaError({
+        code: 'ENODEV',
+        operation: 'dma',
+        device: device.name,
+        reason: 'the device is closed',
+        hint: 'eal.probe(name) opens it',
+      });
     connection.device = device;
     return connection;
   }

@@ -3,6 +3,7 @@ import { constants } from 'node:fs';
 
 export const O_ACCMODE = 0o3;
 export const O_RDONLY = 0o0;
+export const O_WRONLY = 0o1;
 export const O_RDWR = 0o2;
 export const O_CREAT = 0o100;
 export const O_EXCL = 0o200;

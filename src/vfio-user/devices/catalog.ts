@@ -1,5 +1,6 @@
 /** The devices that can be served, by name. */
 import { invalid } from '../../errors.js';
+import { show } from '../../show.js';
 import { copyEngineModel } from './copy-engine.js';
 import type { CopyEngineModelOptions } from './copy-engine.js';
 import { eduModel } from './edu.js';
@@ -35,6 +36,8 @@ export function isDeviceName(name: string): name is DeviceName {
  */
 export function deviceModel<N extends DeviceName>(name: N, options?: DeviceOptions[N]): ModelFactory {
   if (!isDeviceName(name))
-    throw invalid('deviceModel', `no device is called ${String(name)}; there are ${DEVICE_NAMES.join(' and ')}`);
+    throw invalid('deviceModel', `no device is called ${show(name)}`, {
+      hint: `there are ${DEVICE_NAMES.join(' and ')}; a model of your own is served by serve()`,
+    });
   return FACTORIES[name](options);
 }
