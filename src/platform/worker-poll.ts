@@ -48,7 +48,11 @@ class PollSet {
   readonly #fd: number;
   readonly #socket: { ref(): unknown; unref(): unknown; close(): unknown };
   readonly #onEnd: () => void;
+  /** By the number that the set reports. Numbers of descriptors would not do: one that is closed is soon another one's. */
   readonly #entries = new Map<number, Entry>();
+  /** The entry of each descriptor. */
+  readonly #byFd = new Map<number, Entry>();
+  #lastNumber = 0;
   readonly #events = new Uint32Array((EVENTS_A_TURN * EPOLL_EVENT_ROOM) / 4);
   readonly #event = new Uint32Array(EPOLL_EVENT_ROOM / 4);
   #refs = 0;
@@ -82,23 +86,38 @@ class PollSet {
   }
 
   add(fd: number, events: number, onEvent: (status: number) => void): PollHandle {
+    const number = this.#newNumber();
     const event = this.#event.fill(0);
     event[0] = events;
-    event[EPOLL_EVENT.data / 4] = fd;
+    event[EPOLL_EVENT.data / 4] = number;
     check(this.#libc, this.#libc.epoll_ctl(this.#fd, EPOLL_CTL_ADD, fd, event), 'epoll_ctl', `fd ${fd}`);
     const entry: Entry = { onEvent, ref: false };
-    this.#entries.set(fd, entry);
+    this.#entries.set(number, entry);
+    this.#byFd.set(fd, entry);
     this.#setRef(entry, true);
     return {
-      ref: () => this.#setRef(entry, true),
+      ref: () => {
+        if (this.#entries.has(number)) this.#setRef(entry, true);
+      },
       unref: () => this.#setRef(entry, false),
       close: () => {
+        if (!this.#entries.delete(number)) return;
         this.#setRef(entry, false);
-        this.#entries.delete(fd);
-        this.#libc.epoll_ctl(this.#fd, EPOLL_CTL_DEL, fd, event);
+        // The descriptor may have been closed, and its number be that of another one that is in the set.
+        if (this.#byFd.get(fd) === entry) {
+          this.#byFd.delete(fd);
+          this.#libc.epoll_ctl(this.#fd, EPOLL_CTL_DEL, fd, event);
+        }
         this.#endSoon();
       },
     };
+  }
+
+  /** One that no entry has, and that none has had lately. */
+  #newNumber(): number {
+    do this.#lastNumber = (this.#lastNumber + 1) >>> 0;
+    while (this.#entries.has(this.#lastNumber));
+    return this.#lastNumber;
   }
 
   #setRef(entry: Entry, ref: boolean): void {
