@@ -78,7 +78,7 @@ export async function benchVfio({ quick, progress }: Effort): Promise<Result[]> 
       for (const { name } of WAYS.filter(({ way }) => devices.ways.has(way))) {
         progress(`vfio: ${name}, ${pages}`);
         const what = `${name}, ${pages}`;
-        await using ours = await Ours.open(devices.ours, name, fd, hugePageSize, true);
+        await using ours = await Ours.open(devices.ours, name, fd, hugePageSize, undefined);
         await using bare =
           devices.bare === undefined ? undefined : await Ours.open(devices.bare, name, fd, hugePageSize, false);
         if (typeof c !== 'string') {
@@ -159,7 +159,7 @@ class Ours implements AsyncDisposable {
     iommu: 'type1' | 'iommufd',
     fd: number,
     hugePageSize: number | undefined,
-    origins: boolean,
+    origins: boolean | undefined,
   ): Promise<Ours> {
     const eal = await Eal.start({ iommu, origins });
     const { memory: port } = eal.platform;
