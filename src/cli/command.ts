@@ -2,7 +2,7 @@
 import type { Command } from 'commander';
 import { CommanderError } from 'commander';
 import { DmaError } from '../errors.js';
-import { failureDocument, Output } from './output.js';
+import { failureDocument, Output, type Streams } from './output.js';
 
 /** Exit statuses; those of signals are 128 and the signal's number. */
 export const STATUS = { OK: 0, FAILED: 1, USAGE: 2 } as const;
@@ -22,6 +22,13 @@ export interface Context {
   readonly args: readonly string[];
   /** Ends the command as wrongly used. */
   usage(message: string): never;
+}
+
+/** The program while it runs one of its commands. */
+export interface Run {
+  readonly streams: Streams;
+  /** The exit status of the command, once it has run. */
+  status: number;
 }
 
 /** A command. @typeParam O its options, as commander collects them */
@@ -46,7 +53,7 @@ export function paragraphs(...texts: readonly string[]): string {
 }
 
 /** Adds a command to the program. */
-export function addCommand<O extends object>(program: Command, spec: CommandSpec<O>): void {
+export function addCommand<O extends object>(program: Command, spec: CommandSpec<O>, run: Run): void {
   const command = program.command(spec.name);
   spec
     .options(command.summary(spec.summary).description(spec.description))
@@ -55,7 +62,8 @@ export function addCommand<O extends object>(program: Command, spec: CommandSpec
     .addHelpText('after', () => examplesText(spec.examples))
     .action(async () => {
       const { json = false, ...options } = command.opts<O & { json?: boolean }>();
-      process.exitCode = await execute(command, json, (context) => spec.run(options as O, context));
+      const output = new Output(json, run.streams);
+      run.status = await execute(command, output, (context) => spec.run(options as O, context));
     });
 }
 
@@ -65,8 +73,7 @@ function fullName(command: Command): string {
 }
 
 /** Runs what `run` does, tells its failure, and says which exit status that makes. */
-async function execute(command: Command, json: boolean, run: (context: Context) => Promise<void>): Promise<number> {
-  const output = new Output(json);
+async function execute(command: Command, output: Output, run: (context: Context) => Promise<void>): Promise<number> {
   const interruption = new AbortController();
   let status: number = STATUS.OK;
   const onSignal = (name: keyof typeof SIGNALS): void => {

@@ -102,7 +102,7 @@ describe('anydma demo', { concurrency: 2 }, () => {
     test(`takes files of any length: ${bytes}`, async () => {
       using room = new Room();
       const file = makeFile(room, 'data.bin', bytes);
-      const ended = await room.run(['demo', '--device', 'vdev:copy0', '--size', '1', '--file', file.path, '--json']);
+      const ended = await room.call(['demo', '--device', 'vdev:copy0', '--size', '1', '--file', file.path, '--json']);
       assert.equal(ended.status, 0, ended.stderr);
       const [, area] = areasOf(ended);
       assert.deepEqual(
@@ -121,7 +121,7 @@ describe('anydma demo', { concurrency: 2 }, () => {
       test(`--mode ${mode} on ${device ?? 'a device in another process'}`, async () => {
         using room = new Room();
         const where = device === undefined ? [] : ['--device', device];
-        const ended = await room.run(['demo', '--mode', mode, '--size', '10001', ...where, '--json']);
+        const ended = await room.call(['demo', '--mode', mode, '--size', '10001', ...where, '--json']);
         assert.equal(ended.status, 0, ended.stderr);
         assert.equal(ended.stderr, '');
         const { ok, afterUnmap } = documentOf(ended);
@@ -144,7 +144,7 @@ describe('anydma demo', { concurrency: 2 }, () => {
     using room = new Room();
     const file = makeFile(room, 'data.bin', 5001);
     const args = ['demo', '--mode', 'all', '--size', '3MiB', '--file', file.path];
-    const ended = await room.run([...args, '--json']);
+    const ended = await room.call([...args, '--json']);
     assert.equal(ended.status, 0, ended.stderr);
     const areas = areasOf(ended);
     assert.deepEqual(
@@ -196,7 +196,7 @@ describe('anydma demo', { concurrency: 2 }, () => {
       using room = new Room();
       const path = room.file(name);
       make(path);
-      const ended = await room.run(['demo', '--file', path, '--json']);
+      const ended = await room.call(['demo', '--file', path, '--json']);
       assert.equal(ended.status, 1);
       const { ok, error } = documentOf(ended);
       assert.equal(ok, false);
@@ -208,7 +208,7 @@ describe('anydma demo', { concurrency: 2 }, () => {
   test('refuses a device that can not copy, with a hint', async () => {
     using room = new Room();
     const name = 'bus=vdev,name=edu0/driver=raw';
-    const { status, stdout, stderr } = await room.run(['demo', '--device', name]);
+    const { status, stdout, stderr } = await room.call(['demo', '--device', name]);
     assert.equal(status, 1);
     assert.equal(stdout, '');
     assert.match(
@@ -219,26 +219,26 @@ describe('anydma demo', { concurrency: 2 }, () => {
 
   test('an edu device copies by its buffer, a little unless more is asked for', async () => {
     using room = new Room();
-    const { status, stdout, stderr } = await room.run(['demo', '--device', 'vdev:edu0', '--mode', 'all']);
+    const { status, stdout, stderr } = await room.call(['demo', '--device', 'vdev:edu0', '--mode', 'all']);
     assert.equal(status, 0, stderr);
     assert.match(stdout, /^The device is vdev:edu0, an edu device, which copies 2 KiB at a time/);
     for (const mode of ['external', 'heap', 'owned'])
       assert.match(stdout, new RegExp(`^memory \\(${mode}\\) .* 8 KiB .* 8192 .* yes$`, 'm'));
     assert.equal(stdout.match(/the next access of the device was refused:$/gm)?.length, 3);
-    const more = await room.run(['demo', '--device', 'vdev:edu0', '--size', '20k', '--json']);
+    const more = await room.call(['demo', '--device', 'vdev:edu0', '--size', '20k', '--json']);
     assert.equal(areasOf(more)[0].bytesMoved, 20480);
   });
 
   test('an edu device that nothing keeps out is found out by what it moved', async () => {
     using room = new Room();
-    const ended = await room.run(['demo', '--device', 'vdev:edu0,iommu=identity,dma-mask=48', '--json']);
+    const ended = await room.call(['demo', '--device', 'vdev:edu0,iommu=identity,dma-mask=48', '--json']);
     assert.equal(ended.status, 1, ended.stdout);
     assert.match(ended.stderr, /still reaches memory that was unmapped/);
   });
 
   test('a device that nothing keeps out is a failure', async () => {
     using room = new Room();
-    const ended = await room.run(['demo', '--device', 'vdev:copy0,iommu=identity', '--size', '64k', '--json']);
+    const ended = await room.call(['demo', '--device', 'vdev:copy0,iommu=identity', '--size', '64k', '--json']);
     assert.equal(ended.status, 1);
     const { ok, afterUnmap } = documentOf(ended);
     assert.equal(ok, false);

@@ -255,7 +255,7 @@ describe('anydma hugepages, the command', { concurrency: 4 }, () => {
   for (const [why, args, says] of wrong)
     test(`wrong usage is status 2: ${why}`, async () => {
       using room = new Room();
-      const { status, stdout, stderr } = await room.run(['hugepages', ...args]);
+      const { status, stdout, stderr } = await room.call(['hugepages', ...args]);
       assert.equal(status, 2, stderr);
       assert.equal(stdout, '');
       assert.match(stderr, says);
@@ -263,7 +263,7 @@ describe('anydma hugepages, the command', { concurrency: 4 }, () => {
 
   test('shows this machine', { skip }, async () => {
     using room = new Room();
-    const [people, program] = await Promise.all([room.run(['hugepages']), room.run(['hugepages', '--json'])]);
+    const [people, program] = await Promise.all([room.run(['hugepages']), room.call(['hugepages', '--json'])]);
     assert.equal(people.status, 0, people.stderr);
     assert.match(
       people.stdout,
@@ -276,7 +276,7 @@ describe('anydma hugepages, the command', { concurrency: 4 }, () => {
   test('fails with a reason and a hint', { skip }, async () => {
     using room = new Room();
     const args = ['hugepages', '--unmount', '-d', room.file('nothing')];
-    const [people, program] = await Promise.all([room.run(args), room.run([...args, '--json'])]);
+    const [people, program] = await Promise.all([room.call(args), room.call([...args, '--json'])]);
     assert.equal(people.status, 1);
     assert.match(people.stderr, /^anydma: (hugepages.unmount: no hugetlbfs is mounted at|.*no hugepages).*\nhint: /);
     assert.equal(people.stdout, '');
@@ -300,7 +300,7 @@ describe('anydma hugepages, the command', { concurrency: 4 }, () => {
     const mountsOf = (ended: Ended): HugetlbfsMount[] =>
       (documentOf(ended)['mounts'] as HugetlbfsMount[]).filter(({ path }) => path === directory);
     try {
-      const before = ofSize(await room.run(['hugepages', '--json']));
+      const before = ofSize(await room.call(['hugepages', '--json']));
       const [{ node, total }] = before.nodes;
       const choice = ['-p', size, '-n', String(node)];
       const reserve = (pages: number): string[] => [
@@ -310,21 +310,21 @@ describe('anydma hugepages, the command', { concurrency: 4 }, () => {
         ...choice,
         '--json',
       ];
-      const first = await room.run(reserve(total + 2));
+      const first = await room.call(reserve(total + 2));
       if (first.status !== 0 && /it takes root/.test(first.stderr)) return t.skip('hugepages can not be reserved here');
       assert.equal(ofSize(first).nodes[0].total, total + 2);
 
       try {
-        const mounted = await room.run(['hugepages', '--mount', '-d', directory, '-p', size, '-U', '1', '--json']);
+        const mounted = await room.call(['hugepages', '--mount', '-d', directory, '-p', size, '-U', '1', '--json']);
         assert.equal(mounted.status, 0, mounted.stderr);
         assert.deepEqual(mountsOf(mounted), [{ path: directory, pageSize }]);
         assert.ok(existsSync(directory));
       } finally {
-        const unmounted = await room.run(['hugepages', '--unmount', '-d', directory, '--json']);
+        const unmounted = await room.call(['hugepages', '--unmount', '-d', directory, '--json']);
         assert.deepEqual(mountsOf(unmounted), []);
       }
       const after = ofSize(
-        await room.run(total === 0 ? ['hugepages', '--clear', ...choice, '--json'] : reserve(total)),
+        await room.call(total === 0 ? ['hugepages', '--clear', ...choice, '--json'] : reserve(total)),
       );
       assert.deepEqual(after, before);
     } finally {

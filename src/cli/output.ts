@@ -7,6 +7,14 @@ import { formatSize } from '../units.js';
 /** Work that takes less than this shows no progress bar. milliseconds */
 const PATIENCE = 300;
 
+/** Where a command says it: a process is one. */
+export interface Streams {
+  readonly stdout: Stream;
+  readonly stderr: Stream;
+}
+
+type Stream = NodeJS.WritableStream & { readonly isTTY?: boolean };
+
 /** How far a long piece of work is. Disposing it takes the bar away. */
 export interface Progress extends Disposable {
   /** @param done bytes so far */
@@ -26,17 +34,19 @@ export class Output {
   readonly json: boolean;
   /** Was anything complained about? */
   failed = false;
+  readonly #streams: Streams;
   readonly #colour: boolean;
 
-  constructor(json: boolean) {
+  constructor(json: boolean, streams: Streams = process) {
     this.json = json;
+    this.#streams = streams;
     const { NO_COLOR, TERM } = process.env;
-    this.#colour = process.stdout.isTTY && (NO_COLOR === undefined || NO_COLOR === '') && TERM !== 'dumb';
+    this.#colour = streams.stdout.isTTY === true && (NO_COLOR === undefined || NO_COLOR === '') && TERM !== 'dumb';
   }
 
   /** A line for people. */
   text(line = ''): void {
-    if (!this.json) process.stdout.write(`${line}\n`);
+    if (!this.json) this.#streams.stdout.write(`${line}\n`);
   }
 
   /** A table for people. */
@@ -54,17 +64,17 @@ export class Output {
 
   /** The document for programs, and the only one. */
   document(value: object): void {
-    if (this.json) process.stdout.write(`${JSON.stringify(value, undefined, 2)}\n`);
+    if (this.json) this.#streams.stdout.write(`${JSON.stringify(value, undefined, 2)}\n`);
   }
 
   /** A document on one line, for a command that goes on running: who waits for it can read up to the line's end. */
   line(value: object): void {
-    if (this.json) process.stdout.write(`${JSON.stringify(value)}\n`);
+    if (this.json) this.#streams.stdout.write(`${JSON.stringify(value)}\n`);
   }
 
   /** A remark for people that does not belong to the result; on standard error, with or without `json`. */
   note(line: string): void {
-    process.stderr.write(`anydma: ${line}\n`);
+    this.#streams.stderr.write(`anydma: ${line}\n`);
   }
 
   /** Says what failed, and what to do about it, on standard error. The command will end with status 1. */
@@ -83,12 +93,14 @@ export class Output {
     this.note(error.with({ hint: undefined }).message);
     // Who interrupted it knows why.
     if (error.code === 'ECANCELED') return;
-    process.stderr.write(`hint: ${error.hint ?? `"anydma explain ${error.code}" tells what that usually means`}\n`);
+    this.#streams.stderr.write(
+      `hint: ${error.hint ?? `"anydma explain ${error.code}" tells what that usually means`}\n`,
+    );
   }
 
   /** A bar on standard error, when that is a terminal and the work takes long. @param total bytes */
   progress(what: string, total: number): Progress {
-    if (!process.stderr.isTTY) return { update: () => undefined, [Symbol.dispose]: () => undefined };
+    if (!this.#streams.stderr.isTTY) return { update: () => undefined, [Symbol.dispose]: () => undefined };
     const started = performance.now();
     let bar: SingleBar | undefined;
     return {
@@ -99,7 +111,7 @@ export class Output {
             format: `${what} [{bar}] {percentage}% of ${formatSize(total)}, {eta_formatted} left`,
             barCompleteChar: '#',
             barIncompleteChar: '.',
-            stream: process.stderr,
+            stream: this.#streams.stderr,
             hideCursor: true,
             clearOnComplete: true,
           });

@@ -2,7 +2,7 @@
 import { Option, type Command } from 'commander';
 import { formatSize, GiB, KiB, MiB } from '../index.js';
 import { openPlatform } from '../platform/open.js';
-import { addCommand, paragraphs, type CommandSpec } from './command.js';
+import { addCommand, paragraphs, type CommandSpec, type Run } from './command.js';
 import { MODES_TEXT, modesOf } from './modes.js';
 import { rdmaDeviceOption } from './rdma-device.js';
 import { moveRdma, type RdmaMoveOptions } from './rdma-move.js';
@@ -11,7 +11,7 @@ import { serveRdma, type RdmaServeOptions } from './rdma-serve.js';
 import { integerValue, placeValue, sizeValue } from './values.js';
 
 /** Adds the commands of RDMA to the program, as one group. */
-export function addRdma(program: Command): void {
+export function addRdma(program: Command, run: Run): void {
   const group = program
     .command('rdma')
     .summary('move data between registered memories of two processes or hosts: serve, write, read, send')
@@ -26,10 +26,10 @@ export function addRdma(program: Command): void {
       ),
     )
     .showHelpAfterError('"anydma rdma --help" lists its commands.');
-  addCommand(group, rdmaServe);
-  addCommand(group, moveSpec('write'));
-  addCommand(group, moveSpec('read'));
-  addCommand(group, moveSpec('send'));
+  addCommand(group, rdmaServe, run);
+  addCommand(group, moveSpec('write'), run);
+  addCommand(group, moveSpec('read'), run);
+  addCommand(group, moveSpec('send'), run);
 }
 
 function gidOption(): Option {

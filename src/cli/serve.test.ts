@@ -28,7 +28,7 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
   test('a served device can be mapped, and nothing is left behind', async () => {
     using room = new Room();
     const { server, device } = await served(room, 'edu', '--dma-mask', '40');
-    const ended = await room.run(['map', '--device', device, '--size', '2MiB', '--json']);
+    const ended = await room.call(['map', '--device', device, '--size', '2MiB', '--json']);
     assert.equal(ended.status, 0, ended.stderr);
     assert.equal(ended.stderr, '');
     const document = documentOf(ended);
@@ -62,7 +62,7 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
     using room = new Room();
     const { server, device } = await served(room, 'edu', '--max-dma-maps', '3');
     const args = ['map', '--device', device, '--size', '4k', '--iova', '0x100000'];
-    const fits = await room.run([...args, '--count', '3', '--access', 'read', '--source', 'anonymous', '--json']);
+    const fits = await room.call([...args, '--count', '3', '--access', 'read', '--source', 'anonymous', '--json']);
     assert.equal(fits.status, 0, fits.stderr);
     const rows = documentOf(fits)['mappings'] as Row[];
     assert.deepEqual(
@@ -70,7 +70,7 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
       ['0x100000', '0x101000', '0x102000'].map((iova) => [iova, 'read', 'anonymous']),
     );
 
-    const tooMany = await room.run([...args, '--count', '4', '--json']);
+    const tooMany = await room.call([...args, '--count', '4', '--json']);
     assert.equal(tooMany.status, 1);
     const { ok, error } = documentOf(tooMany);
     const { code, operation, hint, range } = error as Record<string, never>;
@@ -79,7 +79,7 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
     assert.equal(typeof hint, 'string');
     assert.equal(range['length'], 4096);
 
-    const people = await room.run([...args, '--count', '4']);
+    const people = await room.call([...args, '--count', '4']);
     assert.equal(people.status, 1);
     assert.match(people.stdout, /at most 3 mappings/);
     assert.match(people.stdout, /0x100000[^]*0x101000[^]*0x102000/);
@@ -92,12 +92,12 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
   test('a file can be mapped', async () => {
     using room = new Room();
     writeFileSync(room.file('data.bin'), 'x'.repeat(5000));
-    const args = ['map', '--device', 'vdev:copy0', '--file', 'data.bin', '--json'];
-    const reading = await room.run(args);
+    const args = ['map', '--device', 'vdev:copy0', '--file', room.file('data.bin'), '--json'];
+    const reading = await room.call(args);
     assert.equal(reading.status, 0, reading.stderr);
     const [row] = documentOf(reading)['mappings'] as Row[];
     assert.deepEqual([row.length, row.access, row.source], [8192, 'read', 'file']);
-    const writing = await room.run([...args, '--access', 'read-write']);
+    const writing = await room.call([...args, '--access', 'read-write']);
     assert.equal(writing.status, 0, writing.stderr);
     const [other] = documentOf(writing)['mappings'] as Row[];
     assert.equal(other.access, 'read-write');
@@ -107,7 +107,7 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
     using room = new Room();
     const { server, device } = await served(room, 'edu');
     const args = ['map', '--device', device, '--size', '64k', '--mode', 'all', '--count', '2'];
-    const ended = await room.run([...args, '--json']);
+    const ended = await room.call([...args, '--json']);
     assert.equal(ended.status, 0, ended.stderr);
     assert.equal(ended.stderr, '');
     const rows = documentOf(ended)['mappings'] as Row[];
@@ -124,7 +124,7 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
       assert.deepEqual(iovas, [iova]);
       assert.ok(pageSize >= 4096 && unmapMicroseconds > 0);
     }
-    const { status, stdout } = await room.run(args);
+    const { status, stdout } = await room.call(args);
     assert.equal(status, 0);
     assert.match(stdout, /^MODE +VA +IOVA +LENGTH +PAGES OF +ENTRIES +ACCESS +MEMORY +MAP TIME +UNMAP TIME$/m);
     assert.match(stdout, /^heap: nothing had to be mapped by the program.*\nowned: nothing had to be mapped/m);
@@ -172,7 +172,13 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
 
   test('who nobody serves gets a reason and a hint', async () => {
     using room = new Room();
-    const { status, stdout, stderr } = await room.run(['map', '--device', 'vfio-user:/nowhere/x.sock', '--size', '4k']);
+    const { status, stdout, stderr } = await room.call([
+      'map',
+      '--device',
+      'vfio-user:/nowhere/x.sock',
+      '--size',
+      '4k',
+    ]);
     assert.equal(status, 1);
     assert.equal(stdout, '');
     assert.match(stderr, /^anydma: .*\/nowhere\/x\.sock.*\nhint: "anydma explain ENOENT" .*\n$/);

@@ -1,0 +1,62 @@
+/** The `anydma` command as a function: its arguments in, what it says on two streams, its exit status out. */
+import { createRequire } from 'node:module';
+import { Command, CommanderError } from 'commander';
+import { bind } from './bind.js';
+import { addCommand, STATUS, type Run } from './command.js';
+import { demo } from './demo.js';
+import { devices } from './devices.js';
+import { explain } from './explain.js';
+import { hugepages } from './hugepages.js';
+import { map } from './map.js';
+import type { Streams } from './output.js';
+import { addRdma } from './rdma.js';
+import { serve } from './serve.js';
+import { unbind } from './unbind.js';
+
+const { version } = createRequire(import.meta.url)('anydma/package.json') as { version: string };
+
+/**
+ * Runs one command. Signals to this process interrupt it meanwhile.
+ *
+ * @param args what follows the program's name
+ * @returns the exit status
+ */
+export async function runProgram(args: readonly string[], streams: Streams = process): Promise<number> {
+  const run: Run = { streams, status: STATUS.OK };
+  const program = new Command('anydma')
+    .description('Map any memory for DMA on any device.')
+    .version(version)
+    .exitOverride()
+    .configureOutput({
+      writeOut: (text) => void streams.stdout.write(text),
+      writeErr: (text) => void streams.stderr.write(text),
+    })
+    .showHelpAfterError('"anydma --help" lists the commands.')
+    .addHelpText(
+      'after',
+      `
+Devices are named bus:name[,key=value...]: pci:0000:00:02.0, vfio-user:/run/device.sock, vdev:copy0, rdma:rxe0.
+Exit status: 0 done; 1 failed, with the reason and a hint on standard error; 2 wrong usage.
+
+Start with: anydma demo`,
+    );
+
+  addCommand(program, demo, run);
+  addCommand(program, map, run);
+  addCommand(program, devices, run);
+  addCommand(program, bind, run);
+  addCommand(program, unbind, run);
+  addCommand(program, hugepages, run);
+  addCommand(program, serve, run);
+  addRdma(program, run);
+  addCommand(program, explain, run);
+
+  try {
+    await program.parseAsync(args, { from: 'user' });
+    return run.status;
+  } catch (error) {
+    // Commander has told the user what is wrong.
+    if (!(error instanceof CommanderError)) throw error;
+    return error.exitCode === 0 ? STATUS.OK : STATUS.USAGE;
+  }
+}
