@@ -1,20 +1,25 @@
 /**
  * Runs the compiled tests with Node's test runner: `node scripts/test.js [text...]`. With texts, only the files whose
- * path contains one of them. At the end it says what was skipped, and why.
+ * path contains one of them. After each run it says what was skipped, and why.
+ *
+ * There are two runs: files that change the machine (its hugepages, which every other file with memory would take or count)
+ * come alone, one after the other. All others come first, as many at a time as there are processors.
  *
  * The list is made of the sources, because dist/ may still have tests whose source is gone, and because Node 20 knows no
  * patterns in `--test` and later versions read a folder there differently.
  */
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
+
+/** What a file imports that changes the machine. */
+const CHANGES = '/testing-hugepages.js';
 
 const wanted = process.argv.slice(2);
 const files = readdirSync('src', { recursive: true, encoding: 'utf8' })
   .filter((file) => file.endsWith('.test.ts'))
   .filter((file) => wanted.length === 0 || wanted.some((text) => file.includes(text)))
-  .map((file) => join('dist', 'src', file.replace(/\.ts$/, '.js')))
   .sort();
 
 if (files.length === 0) {
@@ -22,23 +27,37 @@ if (files.length === 0) {
   process.exit(1);
 }
 
+/** @type {(file: string) => boolean} */
+const isAlone = (file) => readFileSync(join('src', file), 'utf8').includes(CHANGES);
 const folder = mkdtempSync(join(tmpdir(), 'anydma-tests-'));
 try {
+  run(
+    files.filter((file) => !isAlone(file)),
+    availableParallelism(),
+  );
+  run(files.filter(isAlone), 1);
+} finally {
+  rmSync(folder, { recursive: true, force: true });
+}
+
+/**
+ * @param {string[]} some sources
+ * @param {number} atOnce how many files run at the same time
+ */
+function run(some, atOnce) {
+  if (some.length === 0) return;
   const skipped = join(folder, 'skipped');
   // No test takes minutes: a test that hangs ends as a failure.
   const { status } = spawnSync(
     process.execPath,
     [
-      '--test',
-      '--test-timeout=300000',
+      ...['--test', '--test-timeout=300000', `--test-concurrency=${atOnce}`],
       ...['--test-reporter=spec', '--test-reporter-destination=stdout'],
       ...['--test-reporter=./scripts/report-skipped.js', `--test-reporter-destination=${skipped}`],
-      ...files,
+      ...some.map((file) => join('dist', 'src', file.replace(/\.ts$/, '.js'))),
     ],
     { stdio: 'inherit' },
   );
   process.stdout.write(readFileSync(skipped, 'utf8'));
-  process.exitCode = status ?? 1;
-} finally {
-  rmSync(folder, { recursive: true, force: true });
+  if (status !== 0) process.exitCode = status ?? 1;
 }

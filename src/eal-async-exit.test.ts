@@ -1,8 +1,8 @@
 /** A process or worker thread that ends, in every way, while calls of this library are running on other threads. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { describe, it } from 'node:test';
 import { openPlatform } from './platform/open.js';
+import { runModule, type Ended } from './platform/testing-programs.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false, concurrency: 2 };
 
@@ -42,20 +42,22 @@ const PROGRAM = `
     'an uncaught error': () => { throw new Error('not caught'); },
   };
   if (isMainThread && where === 'a worker') {
-    const worker = new Worker(new URL('data:text/javascript,' + encodeURIComponent(source)), {
-      workerData: { source, work, end, where },
-      stderr: true,
-    });
-    worker.on('error', () => undefined);
-    worker.on('message', () => {
-      if (end === 'worker.terminate') void worker.terminate();
-      if (end === 'process.exit of the main thread') process.exit(9);
-    });
-    worker.on('exit', (status) => {
-      console.log('the worker ended with', status);
+    for (const each of end.split(', ')) {
+      const worker = new Worker(new URL('data:text/javascript,' + encodeURIComponent(source)), {
+        workerData: { source, work, end: each, where },
+        stderr: true,
+      });
+      worker.on('error', () => undefined);
+      worker.on('message', () => {
+        if (each === 'worker.terminate') void worker.terminate();
+        if (each === 'process.exit of the main thread') process.exit(9);
+      });
+      const status = await new Promise((resolve) => worker.on('exit', resolve));
+      console.log(each + ': the worker ended with', status);
       // Whatever is still coming comes before this.
-      setTimeout(() => console.log('the process lives'), 50);
-    });
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      console.log('the process lives');
+    }
   } else {
     const eal = await Eal.start({ memory: { noHuge: true }, onForgotten: () => undefined });
     const device = await eal.probe('vdev:copy0');
@@ -65,26 +67,8 @@ const PROGRAM = `
   }
 `;
 
-interface Ended {
-  readonly status: unknown;
-  readonly stdout: string;
-  readonly stderr: string;
-}
-
-async function run(work: string, end: string, where: string): Promise<Ended> {
-  const child = spawn(process.execPath, ['--input-type=module', '-e', PROGRAM], {
-    env: { ...process.env, TEST_ARGUMENTS: JSON.stringify({ source: PROGRAM, work, end, where }) },
-    stdio: ['ignore', 'pipe', 'pipe'],
-    timeout: 120_000,
-    killSignal: 'SIGKILL',
-  });
-  let stdout = '';
-  let stderr = '';
-  child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text));
-  child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
-  const status = await new Promise((resolve) => child.on('close', (code, signal) => resolve(signal ?? code)));
-  return { status, stdout, stderr };
-}
+const run = (work: string, end: string, where: string): Promise<Ended> =>
+  runModule(PROGRAM, { source: PROGRAM, work, end, where });
 
 describe('the end, while other threads work for this library', SKIP, () => {
   for (const work of ['populate', 'grow', 'map', 'unmap']) {
@@ -97,15 +81,13 @@ describe('the end, while other threads work for this library', SKIP, () => {
     });
 
     it(`${work}: a worker ends in every way, and the process lives`, async () => {
-      for (const [end, status] of [
-        ['process.exit', 7],
-        ['an uncaught error', 1],
-        ['worker.terminate', 1],
-      ] as const) {
-        const { stdout, ...others } = await run(work, end, 'a worker');
-        assert.deepEqual(others, { status: 0, stderr: '' }, end);
-        assert.equal(stdout, `the worker ended with ${status}\nthe process lives\n`, end);
-      }
+      const { stdout, ...others } = await run(work, 'process.exit, an uncaught error, worker.terminate', 'a worker');
+      assert.deepEqual(others, { status: 0, stderr: '' });
+      const lines = [];
+      for (const ending of ['process.exit: the worker ended with 7', 'an uncaught error: the worker ended with 1'])
+        lines.push(ending, 'the process lives');
+      lines.push('worker.terminate: the worker ended with 1', 'the process lives', '');
+      assert.equal(stdout, lines.join('\n'));
       const ended = await run(work, 'process.exit of the main thread', 'a worker');
       assert.deepEqual(ended, { status: 9, stdout: '', stderr: '' });
     });

@@ -6,10 +6,10 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { Eal, isDmaError, KiB } from './index.js';
 import { openPlatform } from './platform/open.js';
+import { until } from './platform/testing-until.js';
 import type { Platform } from './platform/ports.js';
 import { failingPlatform, trackingPlatform } from './platform/testing.js';
 
@@ -75,7 +75,7 @@ for (const form of ['unmap', 'unmapAsync'] as const)
         const exited = once(server, 'exit');
         server.kill('SIGKILL');
         await exited;
-        for (let n = 0; n < 200 && heap.statistics().free === 0; n++) await delay(5);
+        await until(() => heap.statistics().free > 0);
         assert.equal(heap.malloc(64 * KiB, { zero: true }).va, va);
       }),
   );
@@ -88,7 +88,7 @@ test('a server that has ended has given everything back', { skip }, () =>
     const exited = once(server, 'exit');
     server.kill('SIGKILL');
     await exited;
-    for (let n = 0; n < 200 && device.lost === undefined; n++) await delay(5);
+    await until(() => device.lost !== undefined);
     heap.malloc(64 * KiB).free();
     assert.equal(heap.statistics().free, 256 * KiB);
   }),

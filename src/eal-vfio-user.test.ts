@@ -15,6 +15,7 @@ import { Eal } from './eal.js';
 import { DmaError, isDmaError, type ErrorCode } from './errors.js';
 import type { ExternalMemory } from './memory/external.js';
 import { openPlatform } from './platform/open.js';
+import { until } from './platform/testing-until.js';
 import { failingPlatform, trackingPlatform, type TrackingPlatform } from './platform/testing.js';
 import { KiB, MiB, type Iova } from './units.js';
 import { spawnDevice, type DeviceProcess } from './vfio-user/device-process.js';
@@ -27,12 +28,6 @@ function fill(memory: ExternalMemory, seed: number): Uint8Array {
   const bytes = memory.bytes();
   for (let i = 0; i < bytes.length; i++) bytes[i] = (i * 7 + seed) % 253;
   return bytes.slice();
-}
-
-/** Waits, for a second at most, until something holds. */
-async function soon(condition: () => boolean, what: string): Promise<void> {
-  for (let n = 0; n < 100 && !condition(); n++) await new Promise((resolve) => setTimeout(resolve, 10));
-  assert.ok(condition(), what);
 }
 
 function descriptors(): number {
@@ -114,8 +109,8 @@ describe('a device in another process', SKIP, () => {
       assert.deepEqual(memory.bytes(4096, 4000), expected.subarray(0, 4000));
       const all = (): number => reasons.reduce((or, reason) => or | reason, 0);
       // The driver looks at the registers as well, and may be done before the last interrupt is told.
-      for (let n = 0; n < 500 && all() !== 0x101; n++) await new Promise((resolve) => setTimeout(resolve, 10));
-      assert.equal(all(), 0x101, 'of the factorial and of the transfers');
+      // 0x101: of the factorial and of the transfers.
+      await until(() => all() === 0x101);
       interrupts.close();
       const before = reasons.length;
       await edu.factorial(3);
@@ -223,14 +218,14 @@ describe('a device in another process', SKIP, () => {
       const rung: string[] = [];
       const first = access.enableInterrupts('msi', [() => rung.push('first')]);
       access.registers(0).write32(0x60, 1);
-      await soon(() => rung.length === 1, 'the first handler');
+      await until(() => rung.length === 1, 'the first handler');
       const second = access.enableInterrupts('intx', [() => rung.push('second')]);
       access.registers(0).write32(0x60, 2);
-      await soon(() => rung.length === 2, 'the second handler');
+      await until(() => rung.length === 2, 'the second handler');
       assert.deepEqual(rung, ['first', 'second']);
       first.close();
       access.registers(0).write32(0x60, 4);
-      await soon(() => rung.length === 3, 'closing the first does not end the second');
+      await until(() => rung.length === 3, 'closing the first does not end the second');
       second.close();
       second.close();
       assert.throws(() => access.enableInterrupts('msix', [() => 0]), dmaError('EINVAL'));
@@ -276,7 +271,7 @@ describe('a device process that is killed', SKIP, () => {
       const kill = (): void => void process.kill(child.pid, 'SIGKILL');
       const engine = device.use(copyEngineDriver);
       await work({ eal, device, engine, platform, losses, kill, pid: child.pid });
-      await soon(() => losses.length === 1, 'the device is lost');
+      await until(() => losses.length === 1, 'the device is lost');
       assert.equal(losses[0].code, code);
       assert.equal(device.state, 'gone');
       assert.deepEqual(eal.devices(), []);
@@ -290,7 +285,7 @@ describe('a device process that is killed', SKIP, () => {
     play(async ({ eal, device, kill, losses }) => {
       const mapping = device.dmaMap(eal.external.allocate(4096));
       kill();
-      await soon(() => losses.length === 1, 'it is noticed');
+      await until(() => losses.length === 1, 'it is noticed');
       assert.equal(mapping.live, false);
       mapping.unmap();
       device.dmaUnmap(mapping);
@@ -353,7 +348,7 @@ describe('a device process that is killed', SKIP, () => {
     play(async ({ device, kill, losses }) => {
       const interrupts = device.access.enableInterrupts('msi', [() => undefined]);
       kill();
-      await soon(() => losses.length === 1, 'it is noticed');
+      await until(() => losses.length === 1, 'it is noticed');
       interrupts.close();
     }));
 
@@ -553,8 +548,7 @@ it('a signal to the group of a program with a device process leaves nothing', SK
     assert.ok(existsSync(path));
     process.kill(-(child.pid ?? 0), signal);
     await new Promise((resolve) => child.once('exit', resolve));
-    for (let n = 0; n < 500 && existsSync(dirname(path)); n++) await new Promise((resolve) => setTimeout(resolve, 10));
-    assert.equal(existsSync(dirname(path)), false, signal);
+    await until(() => !existsSync(dirname(path)), `the folder of the device goes after ${signal}`);
   }
 });
 

@@ -1,8 +1,8 @@
 /** Worker threads that end in every way, without `eal.stop()`: the process lives, and all that they had is given back. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { after, before, describe, it } from 'node:test';
 import { openPlatform } from './platform/open.js';
+import { runModule, type Ended } from './platform/testing-programs.js';
 import { spawnDevice, type DeviceProcess } from './vfio-user/device-process.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false };
@@ -79,23 +79,8 @@ describe('a worker thread that never stops its Eal', SKIP, () => {
   });
 
   /** Runs `code` in a process of its own, after {@link MAIN}. */
-  async function main(how: string, code: string): Promise<{ status: unknown; stdout: string; stderr: string }> {
-    const argument = { device: device.socketPath, source: WORKER, how };
-    const child = spawn(process.execPath, ['--input-type=module', '-e', MAIN + code], {
-      env: { ...process.env, TEST_ARGUMENTS: JSON.stringify(argument) },
-      stdio: ['ignore', 'pipe', 'pipe'],
-      timeout: 120_000,
-      killSignal: 'SIGKILL',
-    });
-    let stdout = '';
-    let stderr = '';
-    child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text));
-    child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
-    const status = await new Promise((resolve) => {
-      child.on('close', (code, signal) => resolve(signal ?? code));
-    });
-    return { status, stdout, stderr };
-  }
+  const main = (how: string, code: string): Promise<Ended> =>
+    runModule(MAIN + code, { device: device.socketPath, source: WORKER, how });
 
   const endings = [
     'nothing left to do',

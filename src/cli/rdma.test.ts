@@ -5,6 +5,7 @@ import { describe, test, type TestContext } from 'node:test';
 import { dmaError } from '../bus/testing.js';
 import { connectToPeer, Eal, KiB, MiB, verbsDriver } from '../index.js';
 import { openPlatform } from '../platform/open.js';
+import { until } from '../platform/testing-until.js';
 import { Fabric, type RdmaTestPlatform } from '../rdma/testing.js';
 import type { Context } from './command.js';
 import { copierOf } from './copier.js';
@@ -74,15 +75,6 @@ async function network(t: TestContext, options: Partial<RdmaServeOptions> = {}) 
     return { document: output.documents[0] as Moved, output };
   };
   return { here, there, port, said, move, end };
-}
-
-/** Waits until `condition` holds. */
-async function until(condition: () => boolean): Promise<void> {
-  const deadline = performance.now() + 5000;
-  while (!condition()) {
-    assert.ok(performance.now() < deadline, 'it does not come');
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
 }
 
 describe('anydma rdma, between two emulated hosts', () => {

@@ -5,6 +5,7 @@ import { dirname } from 'node:path';
 import { describe, test } from 'node:test';
 import { isDmaError } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
+import { until } from '../platform/testing-until.js';
 import { VfioUserClient } from './client.js';
 import { spawnDevice } from './device-process.js';
 import { DEVICE_NAMES, deviceModel, isDeviceName } from './devices/catalog.js';
@@ -16,11 +17,6 @@ function isRunning(pid: number): boolean {
   } catch {
     return false;
   }
-}
-
-async function until(condition: () => boolean): Promise<boolean> {
-  for (let n = 0; n < 300 && !condition(); n++) await new Promise((resolve) => setTimeout(resolve, 10));
-  return condition();
 }
 
 describe('device process', { skip: openPlatform().limitation ?? false }, () => {
@@ -61,8 +57,8 @@ describe('device process', { skip: openPlatform().limitation ?? false }, () => {
       parent.stdout.on('data', (data) => (text += String(data)));
       await new Promise((resolve) => parent.once('close', resolve));
       const [pid, socketPath] = JSON.parse(text) as [number, string];
-      assert.ok(await until(() => !isRunning(pid)), 'the device process lives on');
-      assert.ok(await until(() => !existsSync(dirname(socketPath))), 'its directory is left');
+      await until(() => !isRunning(pid));
+      await until(() => !existsSync(dirname(socketPath)));
     });
 });
 

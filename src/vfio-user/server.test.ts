@@ -3,6 +3,7 @@ import { test } from 'node:test';
 import { DmaError, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
+import { until } from '../platform/testing-until.js';
 import { trackingPlatform } from '../platform/testing.js';
 import type { TrackingPlatform } from '../platform/testing.js';
 import { Channel } from './channel.js';
@@ -669,10 +670,7 @@ test('interrupts: by kind, masked, triggered, and gone with the client', options
     assert.deepEqual(counts(), [0, 0, 0, 0]);
     platform.events.signal(unmask);
     let arrived = 0;
-    for (let n = 0; n < 1000 && arrived === 0; n++) {
-      await new Promise((resolve) => setImmediate(resolve));
-      arrived = counts()[3];
-    }
+    await until(() => (arrived += counts()[3]) > 0);
     assert.equal(arrived, 1);
     platform.files.close(unmask);
     for (const [irqs, descriptors] of [

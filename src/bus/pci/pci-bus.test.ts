@@ -5,6 +5,7 @@ import { DmaError, type ErrorCode } from '../../errors.js';
 import { openPlatform } from '../../platform/open.js';
 import type { Platform } from '../../platform/ports.js';
 import { failingPlatform, trackingPlatform, type TrackingPlatform } from '../../platform/testing.js';
+import { until } from '../../platform/testing-until.js';
 import { Containers, type KernelSpace, type OpenedNode, type VfioNode } from '../../vfio/containers.js';
 import { VfioDevice } from '../../vfio/device.js';
 import { FakeKernelDevice } from '../../vfio/testing-device.js';
@@ -140,12 +141,6 @@ async function withBus(
 }
 
 const turn = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 5));
-
-/** Waits until it is so. */
-async function until(what: () => boolean): Promise<void> {
-  for (let left = 200; left > 0 && !what(); left--) await turn();
-  assert.ok(what());
-}
 
 describe('opening a PCI function', { skip }, () => {
   it('lets it answer and do DMA; closing ends its DMA first, and gives everything back', () =>
