@@ -3,6 +3,7 @@ import { invalid } from '../errors.js';
 import { RangeMap } from '../range-map.js';
 import { alignUp, GiB, hex, isAddress, isPowerOfTwo } from '../units.js';
 import type { Va } from '../units.js';
+import { BARE, holdBare, makeBare } from './bare-addresses.js';
 import { check, checkFd, fail } from './libc.js';
 import type { Libc } from './libc.js';
 import { checkPages, checkRange, hugePageFlag } from './linux-page-checks.js';
@@ -11,7 +12,6 @@ import {
   MADV_DONTFORK,
   MAP_ANONYMOUS,
   MAP_FIXED,
-  MAP_FIXED_NOREPLACE,
   MAP_HUGE_SHIFT,
   MAP_HUGETLB,
   MAP_NORESERVE,
@@ -26,8 +26,6 @@ import {
 const LOWEST = 4 * GiB;
 /** How many places are tried for a low reservation. */
 const LOW_TRIES = 16;
-/** How addresses are held that nothing may be found at. */
-const BARE = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
 /**
  * The part of the {@link MemoryPort} about reservations. It knows which addresses it reserved, because mapping over any
@@ -48,23 +46,8 @@ export function linuxReservations(
 
   /** Replaces what is mapped by addresses without memory. */
   const clear = (va: number, length: number): void => {
-    const subject = `${length} bytes at ${hex(va)}`;
-    check(libc, libc.mmap(va, length, PROT_NONE, BARE | MAP_FIXED, -1, 0), 'mmap', subject);
+    check(libc, makeBare(libc, va, length), 'mmap', `${length} bytes at ${hex(va)}`);
   };
-
-  /** Takes bare addresses there, if all of them are free. */
-  const holds = (va: number, length: number): boolean => {
-    const at = libc.mmap(va, length, PROT_NONE, BARE | MAP_FIXED_NOREPLACE, -1, 0);
-    // A kernel that does not know the flag takes the address as a wish.
-    if (at !== -1 && at !== va) libc.munmap(at, length);
-    return at === va;
-  };
-
-  /**
-   * A failed mmap with MAP_FIXED may have unmapped what was there, so that another thread's mapping could come to lie
-   * inside the reservation. This takes the addresses back, unless they were never lost.
-   */
-  const restore = (va: number, length: number): void => void holds(va, length);
 
   const keep = (va: number, length: number): Va => {
     reservations.insert(va, length, { start: va, length });
@@ -82,7 +65,7 @@ export function linuxReservations(
         const unit = Math.max(alignment, pageSize);
         const step = alignUp(length, unit);
         for (let place = 0, va = LOWEST; place < LOW_TRIES; place++, va += step)
-          if (holds(alignUp(va, unit), length)) return keep(alignUp(va, unit), length);
+          if (holdBare(libc, alignUp(va, unit), length)) return keep(alignUp(va, unit), length);
       }
       const subject = `${length} bytes to reserve`;
       const start = check(libc, libc.mmap(0, length + slack, PROT_NONE, BARE, -1, 0), 'mmap', subject);
@@ -114,7 +97,7 @@ export function linuxReservations(
       const prot = writable ? PROT_READ | PROT_WRITE : PROT_READ;
       if (libc.mmap(va, length, prot, flags, fd ?? -1, offset) === -1) {
         const errno = libc.errno();
-        restore(va, length);
+        holdBare(libc, va, length);
         fail(errno, 'mmap', `${length} bytes at ${hex(va)}`);
       }
       // A fork would make the next write of this process go to a copy, while a device still uses the page it knows.
@@ -136,7 +119,7 @@ export function linuxReservations(
       if (reserved !== undefined) checkInside(va, length);
       if (libc.mmap(va, length, PROT_READ | PROT_WRITE, BARE | MAP_FIXED, -1, 0) !== -1) return;
       const errno = libc.errno();
-      restore(va, length);
+      holdBare(libc, va, length);
       fail(errno, 'mmap', `${length} bytes at ${hex(va)}`);
     },
 

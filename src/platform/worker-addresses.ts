@@ -12,16 +12,8 @@ import { Range } from '../ranges.js';
 import { alignUp, GiB, MiB } from '../units.js';
 import { ERRNO } from '../errors.js';
 import type { Libc } from './libc.js';
-import {
-  MAP_ANONYMOUS,
-  MAP_FIXED,
-  MAP_FIXED_NOREPLACE,
-  MAP_HUGE_SHIFT,
-  MAP_HUGETLB,
-  MAP_NORESERVE,
-  MAP_PRIVATE,
-  PROT_NONE,
-} from './uapi/mman.js';
+import { BARE, holdBare, makeBare } from './bare-addresses.js';
+import { MAP_FIXED, MAP_HUGE_SHIFT, MAP_HUGETLB, PROT_NONE } from './uapi/mman.js';
 import { AT_EMPTY_PATH } from './uapi/fcntl.js';
 import { STATX, STATX_TYPE } from './uapi/stat.js';
 
@@ -30,9 +22,6 @@ const ARENA = 4 * GiB;
 
 /** Node 20: how many buffers more than necessary are tried for neighbouring ones. */
 const SPARE_PIECES = 16;
-
-/** How V8 holds addresses that nothing may be found at, so that the kernel joins them to one mapping. */
-const BARE = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
 /** Addresses in a row, and the buffers that they are in. */
 interface Arena {
@@ -68,8 +57,7 @@ export class WorkerAddresses {
     if (prot === PROT_NONE && flags === BARE) return at;
     if (libc.mmap(at, length, prot, flags | MAP_FIXED, fd, offset) !== -1) return at;
     const errno = libc.errno();
-    // What failed may have unmapped what was there (as for missing hugepages).
-    libc.mmap(at, room, PROT_NONE, BARE | MAP_FIXED_NOREPLACE, -1, 0);
+    holdBare(libc, at, room);
     this.#give(at, room);
     libc.setErrno(errno);
     return -1;
@@ -79,7 +67,7 @@ export class WorkerAddresses {
   readonly munmap: Libc['munmap'] = (va, length) => {
     const arena = this.#arenas.at(va);
     if (arena === undefined || va + length > arena.range.end) return this.#libc.munmap(va, length);
-    if (this.#libc.mmap(va, length, PROT_NONE, BARE | MAP_FIXED, -1, 0) === -1) return -1;
+    if (makeBare(this.#libc, va, length) === -1) return -1;
     this.#give(va, length);
     return 0;
   };

@@ -625,9 +625,31 @@ function newArguments(ioas: number): Arguments {
   };
 }
 
+/** Where a call that maps has what all of them have. */
+interface PlaceFields {
+  readonly flags: number;
+  readonly iova: number;
+  readonly length: number;
+}
+
+const PLACE_OF_COPY: PlaceFields = { flags: COPY.flags, iova: COPY.dst_iova, length: COPY.length };
+
+/** Fills in what all calls that map have. */
+function place(
+  argument: Struct,
+  at: PlaceFields,
+  iova: Iova,
+  length: number,
+  access: DmaAccess,
+): MappingCall['mapped'] {
+  argument.set32(at.flags, MAP_FLAGS[access]).set64(at.iova, iova).set64(at.length, length);
+  return { iova, length };
+}
+
 function mapCall({ map }: Arguments, va: Va, iova: Iova, length: number, access: DmaAccess): MappingCall {
-  map.set32(MAP.flags, MAP_FLAGS[access]).set64(MAP.user_va, va).set64(MAP.iova, iova).set64(MAP.length, length);
-  return { request: IOCTL.IOMMU_IOAS_MAP, argument: map, name: 'IOMMU_IOAS_MAP', mapped: { iova, length } };
+  map.set64(MAP.user_va, va);
+  const mapped = place(map, MAP, iova, length, access);
+  return { request: IOCTL.IOMMU_IOAS_MAP, argument: map, name: 'IOMMU_IOAS_MAP', mapped };
 }
 
 function mapFileCall(
@@ -637,13 +659,8 @@ function mapFileCall(
   length: number,
   access: DmaAccess,
 ): MappingCall {
-  mapFile
-    .set32(MAP_FILE.flags, MAP_FLAGS[access])
-    .set32(MAP_FILE.fd, fd)
-    .set64(MAP_FILE.start, offset)
-    .set64(MAP_FILE.iova, iova)
-    .set64(MAP_FILE.length, length);
-  const mapped = { iova, length };
+  mapFile.set32(MAP_FILE.fd, fd).set64(MAP_FILE.start, offset);
+  const mapped = place(mapFile, MAP_FILE, iova, length, access);
   return { request: IOCTL.IOMMU_IOAS_MAP_FILE, argument: mapFile, name: 'IOMMU_IOAS_MAP_FILE', mapped };
 }
 
@@ -655,13 +672,9 @@ function copyCall(
   length: number,
   access: DmaAccess,
 ): MappingCall {
-  copy
-    .set32(COPY.flags, MAP_FLAGS[access])
-    .set32(COPY.src_ioas_id, source)
-    .set64(COPY.src_iova, from)
-    .set64(COPY.dst_iova, iova)
-    .set64(COPY.length, length);
-  return { request: IOCTL.IOMMU_IOAS_COPY, argument: copy, name: 'IOMMU_IOAS_COPY', mapped: { iova, length } };
+  copy.set32(COPY.src_ioas_id, source).set64(COPY.src_iova, from);
+  const mapped = place(copy, PLACE_OF_COPY, iova, length, access);
+  return { request: IOCTL.IOMMU_IOAS_COPY, argument: copy, name: 'IOMMU_IOAS_COPY', mapped };
 }
 
 /** Are these the same bytes of the same memory, and does what is there grant what is wanted? */
