@@ -14,6 +14,7 @@ import { connectToPeer, listenForPeers } from './rdma/exchange.js';
 import type { QueuePair, QueuePairOptions } from './rdma/queue-pair.js';
 import { ReceiveRing } from './rdma/receive-ring.js';
 import { Fabric, type FakeDeviceOptions, type RdmaTestPlatform } from './rdma/testing.js';
+import { IBV_QPS_ERR } from './platform/verbs-abi/queues.js';
 import { IBV_SEND_SIGNALED, IBV_WC_RECV, IBV_WC_SUCCESS } from './platform/verbs-abi/requests.js';
 import { KiB, type Va } from './units.js';
 
@@ -630,6 +631,87 @@ describe('queue pairs', () => {
     await assert.rejects(closed, dmaError('ECANCELED', /closed/));
     await end();
     await stop();
+  });
+
+  it('are connected in turn where the way to a peer has to be looked for, and hold up nobody', async () => {
+    const fabric = new Fabric();
+    fabric.resolveMs = 50;
+    const a = await side(fabric);
+    const bad = a.rdma.createQueuePair();
+    const nowhere = { ...bad.address, gid: bad.address.gid.replace('0a00', '0a63') };
+    const server = await listenForPeers({ host: '127.0.0.1' }, async (session) => {
+      using pair = a.rdma.createQueuePair({ sends: 1, receives: 1 });
+      session.greet({ pairs: [pair.address], memory: [] });
+      await session.join(pair);
+      await session.ended;
+    });
+    const options = { host: '127.0.0.1', port: server.port };
+    let failed = 0;
+    const all = Array.from({ length: 8 }, async () => {
+      const session = await connectToPeer({ ...options, hello: { pairs: [nowhere], memory: [] } });
+      await session.ended;
+      failed++;
+    });
+    while (fabric.looking === 0) await turn();
+    const pair = a.rdma.createQueuePair();
+    const session = await connectToPeer({ ...options, hello: { pairs: [pair.address], memory: [] } });
+    await session.join(pair);
+    assert.ok(failed < 8, 'the good one came last');
+    await Promise.all(all);
+    // Two: the good one does not wait for its turn.
+    assert.ok(fabric.mostLooking <= 2, `${fabric.mostLooking} at once`);
+    session.close();
+    await session.ended;
+    await server.close();
+    await assert.rejects(a.rdma.createAddressAsync(nowhere), dmaError('ETIMEDOUT'));
+    (await a.rdma.createAddressAsync(pair.address)).close();
+    await a.stop();
+  });
+
+  it('that are closed, halted or lost while they are being connected go when that is over', async () => {
+    const fabric = new Fabric();
+    fabric.resolveMs = 20;
+    const one = await side(fabric);
+    const connecting = async (): Promise<[QueuePair, Promise<void>]> => {
+      const pair = one.rdma.createQueuePair();
+      const connected = pair.connectAsync({ ...pair.address, gid: pair.address.gid.replace('0a00', '0a63') });
+      connected.catch(() => undefined);
+      while (fabric.looking === 0) await turn();
+      assert.throws(() => pair.connect(pair.address), dmaError('EBUSY', /being connected/));
+      return [pair, connected];
+    };
+    const [closed, first] = await connecting();
+    const waiting = closed.receive({ va: 0, length: 0 });
+    const leaks = one.platform.verbsLeaks().length;
+    closed.close();
+    closed.close();
+    assert.equal(closed.live, false);
+    assert.equal(one.platform.verbsLeaks().length, leaks);
+    await assert.rejects(first, dmaError('ETIMEDOUT'));
+    await assert.rejects(waiting, dmaError('ECANCELED'));
+    assert.ok(one.platform.verbsLeaks().length < leaks);
+
+    const [halted, second] = await connecting();
+    halted.halt();
+    await assert.rejects(second, dmaError('ETIMEDOUT'));
+    assert.equal(halted.status().state, IBV_QPS_ERR);
+
+    const [, third] = await connecting();
+    const late = one.rdma.createQueuePair();
+    const abort = new AbortController();
+    const gid = halted.address.gid.replace('0a00', '0a64');
+    const fourth = late.connectAsync({ ...late.address, gid }, { signal: abort.signal });
+    abort.abort(new Error('enough'));
+    await assert.rejects(fourth, dmaError('ECANCELED', /given up: enough/));
+    await assert.rejects(third, dmaError('ETIMEDOUT'));
+    late.close();
+
+    const [, fifth] = await connecting();
+    const address = one.rdma.createAddressAsync({ gid, lid: 0 });
+    address.catch(() => undefined);
+    await one.stop();
+    await assert.rejects(fifth, dmaError('ETIMEDOUT'));
+    await assert.rejects(address, DmaError);
   });
 
   it('of iWARP devices are not connected by addresses', async () => {

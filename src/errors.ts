@@ -154,6 +154,11 @@ export function errorCode(errno: number): ErrorCode {
   return NAMES.get(errno) ?? 'EIO';
 }
 
+/** Is `text`, which may come from anywhere, the name of a Linux error? */
+export function isErrorCode(text: unknown): text is ErrorCode {
+  return typeof text === 'string' && Object.hasOwn(ERRNO, text);
+}
+
 /** What a {@link DmaError} is made of. All but the code, the operation and the reason may be absent. */
 export interface DmaErrorDetails {
   /** The cause by name. */

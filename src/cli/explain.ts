@@ -6,7 +6,7 @@ import type { Output } from './output.js';
 
 const ALL = Object.keys(ERRNO) as ErrorCode[];
 /** Those that are listed. */
-const CODES = ALL.filter((code) => code in ERROR_CODES);
+const CODES = ALL.filter((code) => Object.hasOwn(ERROR_CODES, code));
 
 export const explain: CommandSpec<object> = {
   name: 'explain [code...]',

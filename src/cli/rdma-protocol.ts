@@ -3,7 +3,7 @@
  * wants to do, the server's hello where, or why not. Then the client asks the server to `fill` and `check` pieces of its
  * memory, and at the end perhaps to `withdraw` it. Whatever comes is checked here before it is used.
  */
-import { DmaError, ERRNO, invalid, type ErrorCode } from '../errors.js';
+import { DmaError, invalid, isErrorCode } from '../errors.js';
 import { formatSize, GiB, MiB } from '../units.js';
 
 /** The TCP port of a server when nobody says another. */
@@ -75,7 +75,7 @@ export function refusalOf(data: unknown, peer: string): DmaError | undefined {
   if (refused === undefined) return undefined;
   const { code, reason, hint } = fieldsOf(refused);
   return new DmaError({
-    code: typeof code === 'string' && code in ERRNO ? (code as ErrorCode) : 'EIO',
+    code: isErrorCode(code) ? code : 'EIO',
     operation: 'rdma',
     reason: `${peer} refused: ${printable(reason) ?? 'it does not say why'}`,
     hint: printable(hint),

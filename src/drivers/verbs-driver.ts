@@ -52,8 +52,8 @@ export const verbsDriver: Driver<RdmaDevice> = {
       throw new DmaError({ code: 'ENODEV', operation: 'probe', device: name, reason: 'it is no RDMA device' });
     return new RdmaDevice(rdma, { name, domain });
   },
-  remove(_device, rdma) {
-    const errors = rdma.close();
+  async remove(_device, rdma) {
+    const errors = await rdma.close();
     if (errors.length > 0) throw withUndo(errors[0], 'remove', errors.slice(1));
   },
 };

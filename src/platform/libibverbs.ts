@@ -30,9 +30,11 @@ export interface Libibverbs {
   readonly destroyCq: CFunction;
   readonly createQp: CFunction;
   readonly modifyQp: CFunction;
+  readonly modifyQpLater: CFunctionLater;
   readonly queryQp: CFunction;
   readonly destroyQp: CFunction;
   readonly createAh: CFunction;
+  readonly createAhLater: CFunctionLater;
   readonly destroyAh: CFunction;
 }
 
@@ -79,9 +81,11 @@ function declare(libc: Libc, name: string): Libibverbs {
     destroyCq: func('ibv_destroy_cq', 'int', 'intptr_t'),
     createQp: func('ibv_create_qp', 'intptr_t', 'intptr_t', 'void *'),
     modifyQp: func('ibv_modify_qp', 'int', 'intptr_t', 'void *', 'int'),
+    modifyQpLater: later('ibv_modify_qp', 'int', 'intptr_t', 'intptr_t', 'int'),
     queryQp: func('ibv_query_qp', 'int', 'intptr_t', 'void *', 'int', 'void *'),
     destroyQp: func('ibv_destroy_qp', 'int', 'intptr_t'),
     createAh: func('ibv_create_ah', 'intptr_t', 'intptr_t', 'void *'),
+    createAhLater: later('ibv_create_ah', 'intptr_t', 'intptr_t', 'intptr_t'),
     destroyAh: func('ibv_destroy_ah', 'int', 'intptr_t'),
   };
 }

@@ -562,6 +562,41 @@ test('queue pairs are set up with what is given, and no more', { skip }, () => {
   });
 });
 
+test('queue pairs are set up, and ways made, on other threads', { skip }, async () => {
+  const { platform, said, fail, live } = given();
+  const { verbs } = platform;
+  const context = verbs.open('fake0');
+  const undo: (() => void)[] = [];
+  const { pd, qp } = queuePair(
+    platform,
+    (made, giveBack) => {
+      undo.unshift(() => giveBack(made));
+      return made;
+    },
+    context,
+  );
+  said();
+  await verbs.modifyQpAsync(qp, { state: IBV_QPS_INIT, access: 7, pkeyIndex: 2, port: 1 });
+  assert.deepEqual(said(), ['modify 39 s1 a7 pk2 p1 q0 m0 peer0 rp0 sp0 t0 r0 rnr0 min0 i0 o0 g0 00..00 0 0 0 0 0 0']);
+  await assert.rejects(verbs.modifyQpAsync(qp, { mtu: 1500 }), { code: 'EINVAL', operation: 'ibv_modify_qp' });
+  for (const style of [0, 1, 2]) {
+    fail(ERRNO.ETIMEDOUT, style);
+    await assert.rejects(verbs.modifyQpAsync(qp, { state: IBV_QPS_INIT }), {
+      code: 'ETIMEDOUT',
+      operation: 'ibv_modify_qp',
+    });
+  }
+  fail(ERRNO.ENETUNREACH, 0);
+  await assert.rejects(verbs.createAhAsync(pd, { port: 1, lid: 7 }), {
+    code: 'ENETUNREACH',
+    operation: 'ibv_create_ah',
+  });
+  verbs.destroyAh(await verbs.createAhAsync(pd, { port: 1, lid: 7 }));
+  for (const step of undo) step();
+  verbs.close(context);
+  assert.equal(live(), 0);
+});
+
 test('every send request as the C struct has it, around the end of the slots', { skip }, () => {
   const { platform, said, libc } = given();
   const { verbs, memory } = platform;

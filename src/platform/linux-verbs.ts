@@ -434,6 +434,16 @@ class LinuxVerbs implements VerbsPort {
     this.#check('ibv_modify_qp', `queue pair ${number}`, modifyQp(address, struct, mask));
   }
 
+  async modifyQpAsync(handle: VerbsHandle, attributes: VerbsQpAttributes): Promise<void> {
+    const operation = 'ibv_modify_qp';
+    const { address, number } = use(handle, Qp, operation);
+    const struct = room(QP_ATTR.size);
+    const mask = writeQpAttributes(struct, attributes);
+    const outcome = this.#ibv(operation).modifyQpLater(address, this.#libc.addressOf(struct), mask);
+    const { result, errno } = await keeping(struct, outcome);
+    if (result !== 0) refuse(result === -1 ? errno : Math.abs(result), operation, `queue pair ${number}`);
+  }
+
   queryQp(handle: VerbsHandle): ReturnType<VerbsPort['queryQp']> {
     const { address, number } = use(handle, Qp, 'ibv_query_qp');
     const struct = room(QP_ATTR.size);
@@ -453,6 +463,17 @@ class LinuxVerbs implements VerbsPort {
     writePath(struct, path, 'ibv_create_ah');
     const { createAh } = this.#ibv('ibv_create_ah');
     return new Ah(this.#made('ibv_create_ah', path.route?.gid ?? `LID ${path.lid}`, createAh(pd.address, struct)), pd);
+  }
+
+  async createAhAsync(handle: VerbsHandle, path: VerbsPath): Promise<Ah> {
+    const operation = 'ibv_create_ah';
+    const pd = use(handle, Pd, operation);
+    const struct = room(AH_ATTR.size);
+    writePath(struct, path, operation);
+    const outcome = this.#ibv(operation).createAhLater(pd.address, this.#libc.addressOf(struct));
+    const { result, errno } = await keeping(struct, outcome);
+    if (result === 0) refuse(errno, operation, path.route?.gid ?? `LID ${path.lid}`);
+    return new Ah(result, pd);
   }
 
   destroyAh(ah: VerbsHandle): void {
@@ -592,6 +613,13 @@ function boundToWindow(error: unknown, mr: Mr): unknown {
 
 function hasWindows(pd: Pd): boolean {
   return [...pd.context.parts.values()].some((part) => part instanceof Mw && part.pd === pd);
+}
+
+/** Waits for a call on another thread that has only the address of `struct`: nothing may collect that before. */
+async function keeping<T>(struct: DataView, call: Promise<T>): Promise<T> {
+  const result = await call;
+  // What is read afterwards is held until then.
+  return struct.byteLength > 0 ? result : call;
 }
 
 /** A zeroed struct, at an address that does not change. */

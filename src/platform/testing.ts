@@ -205,10 +205,10 @@ export function trackingPlatform(platform: Platform): TrackingPlatform {
 
   return intercept({ ...platform, leaks, retired: () => retired.lines() }, ({ name, args, target, run }) => {
     const result = run();
-    if (name === 'verbs.registerMemoryAsync')
-      return (result as Promise<unknown>).then((mr) => {
-        open.set(mr, `what ${name} made`);
-        return mr;
+    if (name === 'verbs.registerMemoryAsync' || name === 'verbs.createAhAsync')
+      return (result as Promise<unknown>).then((made) => {
+        open.set(made, `what ${name} made`);
+        return made;
       });
     if (name === 'verbs.deregisterMemoryAsync') return (result as Promise<void>).then(() => void open.delete(args[0]));
     if (MAKES_DESCRIPTORS.includes(name)) {

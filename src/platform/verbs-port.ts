@@ -106,10 +106,16 @@ export interface VerbsPort {
   pollCq(cq: VerbsCq, into: Completions): number;
 
   createQp(pd: VerbsPd, options: VerbsQpOptions): VerbsQp;
+  /** ibv_modify_qp. On the way to RTR the kernel may look for the peer's link address, and wait for a second when nobody answers. */
   modifyQp(qp: VerbsQp, attributes: VerbsQpAttributes): void;
+  /** As `modifyQp`, on another thread. The queue pair has to stay, and nobody else may change it, until it is done. */
+  modifyQpAsync(qp: VerbsQp, attributes: VerbsQpAttributes): Promise<void>;
   queryQp(qp: VerbsQp): VerbsQpStatus;
   destroyQp(qp: VerbsQp): void;
+  /** ibv_create_ah. It may look for the peer's link address, as `modifyQp` does. */
   createAh(pd: VerbsPd, path: VerbsPath): VerbsAh;
+  /** As `createAh`, on another thread. The protection domain has to stay until it is done. */
+  createAhAsync(pd: VerbsPd, path: VerbsPath): Promise<VerbsAh>;
   destroyAh(ah: VerbsAh): void;
 
   /**

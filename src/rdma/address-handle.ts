@@ -1,5 +1,5 @@
 /** Where datagrams go: the way to a port. */
-import type { VerbsAh, VerbsPath } from '../platform/verbs-types.js';
+import type { VerbsAh } from '../platform/verbs-types.js';
 import type { RdmaContext } from './context.js';
 
 /** Made by `RdmaDevice.createAddress`. Close it after the last send to it has ended. */
@@ -9,9 +9,9 @@ export class AddressHandle implements Disposable {
   readonly #rdma: RdmaContext;
   readonly #closed: (handle: AddressHandle) => void;
 
-  /** @internal */
-  constructor(rdma: RdmaContext, path: VerbsPath, closed: (handle: AddressHandle) => void) {
-    this.handle = rdma.limits.make('addresses', 'createAddress', () => rdma.verbs.createAh(rdma.pd, path));
+  /** @internal It owns `handle`, which is counted. */
+  constructor(rdma: RdmaContext, handle: VerbsAh, closed: (handle: AddressHandle) => void) {
+    this.handle = handle;
     this.#rdma = rdma;
     this.#closed = closed;
   }

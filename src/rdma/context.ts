@@ -18,6 +18,8 @@ import type { Range } from '../ranges.js';
 import { hex } from '../units.js';
 import { CmHub } from './cm-hub.js';
 import { Limits } from './limits.js';
+import { ipv4Of } from './gid.js';
+import { Turns } from './turns.js';
 import { shortForm } from '../short-form.js';
 
 /** The ports that RDMA is done with. */
@@ -42,6 +44,7 @@ export interface Region {
 export class RdmaContexts {
   readonly #platform: RdmaPlatform;
   readonly #open = new Map<string, RdmaContext>();
+  readonly #turns = new Turns();
 
   constructor(platform: RdmaPlatform) {
     this.#platform = platform;
@@ -69,13 +72,16 @@ export class RdmaContexts {
       known.share();
       return known;
     }
-    const context: RdmaContext = new RdmaContext(this.#platform, name, () => {
+    const context: RdmaContext = new RdmaContext(this.#platform, name, this.#turns, () => {
       if (this.#open.get(name) === context) this.#open.delete(name);
     });
     this.#open.set(name, context);
     return context;
   }
 }
+
+/** The link address is known: include/uapi/linux/if_arp.h. */
+const ATF_COM = 2;
 
 /** See the head of the file. Made by {@link RdmaContexts.open}. */
 export class RdmaContext {
@@ -87,6 +93,8 @@ export class RdmaContext {
   readonly limits: Limits;
   /** What the mappings of its domain are, by address. */
   readonly regions = new RangeMap<Region>();
+  /** @internal For calls that wait until a peer is found. */
+  readonly turns: Turns;
   /** @internal Its part of the connection manager. */
   readonly cm: CmHub;
   readonly #listeners = new Set<(event: VerbsAsyncEvent) => void>();
@@ -98,7 +106,7 @@ export class RdmaContext {
   #lost: DmaError | undefined;
 
   /** @internal */
-  constructor(platform: RdmaPlatform, name: string, closed: () => void) {
+  constructor(platform: RdmaPlatform, name: string, turns: Turns, closed: () => void) {
     const { verbs } = platform;
     const undo: (() => void)[] = [];
     try {
@@ -115,6 +123,7 @@ export class RdmaContext {
       throw withUndo(error, 'open', undoAll(undo));
     }
     this.platform = platform;
+    this.turns = turns;
     this.limits = new Limits(name, this.attributes);
     this.cm = new CmHub(platform);
     this.#closed = closed;
@@ -138,6 +147,18 @@ export class RdmaContext {
   get isIwarp(): boolean {
     this.#transport ??= this.verbs.devices().find(({ name }) => name === this.name)?.transport;
     return this.#transport === 'iwarp';
+  }
+
+  /** @internal Does the kernel know the way to a port without asking around: its own, or that of a neighbour which has answered? */
+  isNear(gid: string): boolean {
+    if (this.verbs.gids(this.context).some((own) => own.gid === gid)) return true;
+    const ipv4 = ipv4Of(gid);
+    if (ipv4 === undefined) return false;
+    const [, ...lines] = (this.platform.kernel.readText('/proc/net/arp') ?? '').split('\n');
+    return lines.some((line) => {
+      const [address, , flags] = line.split(/\s+/);
+      return address === ipv4 && (Number(flags) & ATF_COM) !== 0;
+    });
   }
 
   /** Can windows be bound to its regions? */

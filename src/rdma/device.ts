@@ -14,11 +14,13 @@ import {
 } from '../platform/verbs-abi/memory.js';
 import { IBV_ODP_SUPPORT_IMPLICIT } from '../platform/verbs-abi/devices.js';
 import type {
+  VerbsAh,
   VerbsAsyncEvent,
   VerbsDevice,
   VerbsDeviceAttributes,
   VerbsGid,
   VerbsMr,
+  VerbsPath,
   VerbsPortAttributes,
 } from '../platform/verbs-types.js';
 import { Range } from '../ranges.js';
@@ -106,6 +108,9 @@ export class RdmaDevice {
   /** Windows, regions and address handles. */
   readonly #others = new Set<{ close(): void }>();
   readonly #exposed = new Set<ExtraRegion>();
+  #closed = false;
+  /** What is being made on another thread. */
+  readonly #making = new Set<Promise<unknown>>();
   readonly #retired: { readonly region: ExtraRegion; readonly at: number }[] = [];
   readonly #ends: (() => void)[];
   readonly #listeners = new Set<(event: VerbsAsyncEvent) => void>();
@@ -232,11 +237,49 @@ export class RdmaDevice {
     return this.#keep(new RdmaListener(this.rdma, options, serve, closed));
   }
 
-  /** The way to another port, for datagrams. @throws DmaError as `VerbsPort.createAh` */
+  /** The way to another port, for datagrams. @throws DmaError ENOSPC when the device has no more; as `VerbsPort.createAh` */
   createAddress(
     peer: Pick<QueuePairAddress, 'gid' | 'lid'>,
     options?: Pick<QueuePairOptions, 'port' | 'gidIndex'>,
   ): AddressHandle {
+    const { limits, verbs, pd } = this.rdma;
+    const path = this.#pathTo(peer, options);
+    return this.#address(limits.make('addresses', 'createAddress', () => verbs.createAh(pd, path)));
+  }
+
+  /**
+   * As {@link RdmaDevice.createAddress}, but the event loop goes on while the kernel looks for the port, which takes a second when
+   * there is none. One such look is under way at a time.
+   */
+  async createAddressAsync(
+    peer: Pick<QueuePairAddress, 'gid' | 'lid'>,
+    options?: Pick<QueuePairOptions, 'port' | 'gidIndex'>,
+  ): Promise<AddressHandle> {
+    const { rdma } = this;
+    const { limits, verbs, pd, turns } = rdma;
+    const path = this.#pathTo(peer, options);
+    const work = async (): Promise<AddressHandle> => {
+      this.#mustBeThere('createAddress');
+      if (this.#closed) throw invalid('createAddress', 'the device was removed', { device: this.#device });
+      const making = limits.makeAsync('addresses', 'createAddress', () => verbs.createAhAsync(pd, path));
+      this.#making.add(making);
+      try {
+        return this.#address(await making);
+      } finally {
+        this.#making.delete(making);
+      }
+    };
+    return rdma.isNear(peer.gid) ? work() : turns.run('', work);
+  }
+
+  #address(handle: VerbsAh): AddressHandle {
+    return this.#keep(new AddressHandle(this.rdma, handle, (closed) => this.#others.delete(closed)));
+  }
+
+  #pathTo(
+    peer: Pick<QueuePairAddress, 'gid' | 'lid'>,
+    options: Pick<QueuePairOptions, 'port' | 'gidIndex'> | undefined,
+  ): VerbsPath {
     const operation = 'createAddress';
     this.#mustBeThere(operation);
     const { gid, lid } = reading(operation, 'the address of the peer', () => {
@@ -245,8 +288,7 @@ export class RdmaDevice {
     });
     mustBeWhole(lid, 0, 65535, 'lid', operation);
     if (typeof gid !== 'string' || !isGid(gid)) throw invalid(operation, `${show(gid)} is no GID`);
-    const path = pathTo(this.#portOf(optionsOf(options, PORT_OPTIONS, operation), operation), { gid, lid });
-    return this.#keep(new AddressHandle(this.rdma, path, (closed) => this.#others.delete(closed)));
+    return pathTo(this.#portOf(optionsOf(options, PORT_OPTIONS, operation), operation), { gid, lid });
   }
 
   /**
@@ -389,14 +431,16 @@ export class RdmaDevice {
   }
 
   /** @internal Closes all that was made of it, in an order that works. @returns what failed */
-  close(): unknown[] {
+  async close(): Promise<unknown[]> {
+    this.#closed = true;
     const close = (each: { close(): void }) => () => each.close();
-    return undoAll([
-      ...[...this.#pairs].reverse().map(close),
-      ...[...this.#others].reverse().map(close),
-      ...[...this.#queues].reverse().map(close),
-      ...this.#ends,
-    ]);
+    const pairs = [...this.#pairs].reverse();
+    const errors = undoAll(pairs.map(close));
+    await Promise.allSettled([...pairs.map(({ gone }) => gone), ...this.#making]);
+    errors.push(
+      ...undoAll([...[...this.#others].reverse().map(close), ...[...this.#queues].reverse().map(close), ...this.#ends]),
+    );
+    return errors;
   }
 
   #heard(event: VerbsAsyncEvent): void {

@@ -2,7 +2,9 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { createServer, connect, type Socket, type AddressInfo } from 'node:net';
 import { describe, it } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { DmaError, type ErrorCode } from '../errors.js';
+import { show } from '../show.js';
 import {
   connectToPeer,
   listenForPeers,
@@ -24,6 +26,8 @@ const PAIR = {
 const MEMORY = { address: 0x7f0000000000, length: 4096, rkey: 0x1234 };
 const HELLO: Hello = { pairs: [PAIR], memory: [MEMORY], data: { name: 'x' } };
 const HELLO_LINE = JSON.stringify({ 'anydma-rdma': 1, ...HELLO });
+
+const turn = (): Promise<void> => new Promise(setImmediate);
 
 function dmaError(code: ErrorCode, says = /(?:)/): (error: unknown) => boolean {
   return (error) => {
@@ -129,12 +133,24 @@ describe('a session', () => {
   });
 
   it('does not wait for ever', async () => {
-    const { a, b, close } = await both({ timeoutMs: 50 });
+    const { a, b, close } = await both({ timeoutMs: 300 });
     b.answer('never', () => new Promise(() => undefined));
     await assert.rejects(a.ask('never', null), dmaError('ETIMEDOUT', /answer never/));
     assert.equal(a.live, true);
     await assert.rejects(a.ready(), dmaError('ETIMEDOUT', /get ready/));
     assert.equal(a.live, false);
+    await close();
+  });
+
+  it('keeps answers until they are read, however many there are', async () => {
+    const { a, b, close } = await both({ maxLine: 2 ** 16 });
+    b.answer('big', (n) => `${String(n)} ${'x'.repeat(2 ** 15)}`);
+    const all = await Promise.all(Array.from({ length: 200 }, (_, n) => a.ask('big', n)));
+    assert.deepEqual(
+      all.map((text) => parseInt(String(text))),
+      Array.from({ length: 200 }, (_, n) => n),
+    );
+    assert.equal(b.live, true);
     await close();
   });
 
@@ -151,7 +167,7 @@ describe('a session', () => {
     const silent = createServer((socket: Socket) => void socket.resume().on('error', () => undefined));
     await new Promise<void>((resolve) => silent.listen(0, '127.0.0.1', resolve));
     const { port } = silent.address() as AddressInfo;
-    const options = { host: '127.0.0.1', port, hello: HELLO, timeoutMs: 50 };
+    const options = { host: '127.0.0.1', port, hello: HELLO, timeoutMs: 500 };
     await assert.rejects(connectToPeer(options), dmaError('ETIMEDOUT', /say hello/));
     silent.close();
     const http = createServer((socket: Socket) => void socket.resume().end('HTTP/1.1 400 Bad Request\r\n\r\n'));
@@ -194,6 +210,169 @@ describe('a hostile peer', () => {
     it(`that ${name} is sent away`, async () => {
       assert.deepEqual(await says(bytes), { reason: undefined, got: '' });
     });
+
+  it('that names an error as Object.prototype names things gets no further', async () => {
+    const names = [
+      '__proto__',
+      'constructor',
+      'toString',
+      'hasOwnProperty',
+      'valueOf',
+      '__defineGetter__',
+      'einval',
+      '',
+    ];
+    for (const error of [...names, 5, null, [], {}, true, ['EINVAL']]) {
+      const liar = createServer((socket: Socket) => {
+        const answer = JSON.stringify({ id: 1, error, reason: error });
+        socket.on('error', () => undefined);
+        socket.write(`${HELLO_LINE}\n`);
+        socket.on('data', (data: Buffer) => {
+          if (data.includes('"call"')) socket.write(`${answer}\n`);
+        });
+      });
+      await new Promise<void>((resolve) => liar.listen(0, '127.0.0.1', resolve));
+      const { port } = liar.address() as AddressInfo;
+      const session = await connectToPeer({ host: '127.0.0.1', port, hello: HELLO });
+      const failure: unknown = await session.ask('x', null).catch((thrown: unknown) => thrown);
+      assert.ok(failure instanceof DmaError);
+      assert.deepEqual([failure.code, failure.errno, failure.operation], ['EIO', 5, 'exchange'], show(error));
+      session.close();
+      liar.close();
+      await once(liar, 'close');
+    }
+  });
+
+  it('asks what it likes: names, numbers and depths that can not be', async () => {
+    const { a, b, close } = await both();
+    b.answer('echo', (value) => value);
+    for (const name of ['__proto__', 'constructor', 'toString'])
+      await assert.rejects(a.ask(name, null), dmaError('ENOTSUP', /nobody answers/));
+    for (const port of [0, -1, 65536, 2 ** 53, 1.5, '1'])
+      await assert.rejects(
+        a.ask('rdma-cm', { pair: 1, to: 1, port, token: '0'.repeat(32) }),
+        dmaError('EINVAL', /takes pair, to, port/),
+      );
+    assert.deepEqual(await a.ask('echo', JSON.parse('{"__proto__": {"code": "x"}, "a": 1, "a": 2}')), {
+      a: 2,
+      ['__proto__']: { code: 'x' },
+    });
+    assert.equal(({} as { code?: unknown }).code, undefined);
+    await close();
+    const deep = (open: string, end: string): string => open.repeat(100_000) + end.repeat(100_000);
+    for (const data of [deep('[', ']'), deep('{"a":', '').slice(0, -1) + '1' + '}'.repeat(100_000)]) {
+      const { reason } = await says(`${HELLO_LINE}\n{"id":1,"call":"x","with":${data}}\nnonsense\n`, {
+        timeoutMs: 5000,
+      });
+      assert.match(reason ?? '', /does not speak the protocol/);
+    }
+  });
+
+  it('that does not read is not kept', async () => {
+    const sockets = (): number => process.getActiveResourcesInfo().filter((name) => name === 'TCPSocketWrap').length;
+    const before = sockets();
+    const ended: Promise<DmaError>[] = [];
+    const server = await listenForPeers({ host: '127.0.0.1', timeoutMs: 200, maxLine: 2 ** 20 }, (session) => {
+      session.answer('big', () => 'x'.repeat(2 ** 18));
+      ended.push(session.ended);
+      session.greet({ pairs: [], memory: [] });
+    });
+    const peers = Array.from({ length: 5 }, () => connect(server.port, '127.0.0.1'));
+    const asks = Array.from({ length: 200 }, (_, id) => `{"id":${id},"call":"big"}\n`).join('');
+    for (const peer of peers) {
+      peer.on('error', () => undefined);
+      peer.pause();
+      peer.write(`${HELLO_LINE}\n`);
+    }
+    while (ended.length < peers.length) await turn();
+    for (const peer of peers) peer.write(asks);
+    for (const { code, reason } of await Promise.all(ended)) assert.match(`${code} ${reason}`, /ETIMEDOUT .*read what/);
+    for (let n = 0; n < 100 && (server.sessions > 0 || sockets() > before + peers.length); n++) await delay(10);
+    assert.equal(server.sessions, 0);
+    assert.equal(sockets(), before + peers.length);
+    for (const peer of peers) peer.destroy();
+    await server.close();
+  });
+
+  it('that does not read what it was told at last is not kept either', async () => {
+    let closed: PeerSession | undefined;
+    const server = await listenForPeers({ host: '127.0.0.1', maxLine: 2 ** 26 }, (session) => {
+      session.greet({ pairs: [], memory: [], data: 'x'.repeat(2 ** 24) });
+      session.close();
+      closed = session;
+    });
+    const peer = connect(server.port, '127.0.0.1');
+    peer.on('error', () => undefined);
+    peer.pause();
+    peer.write(`${HELLO_LINE}\n`);
+    while (closed === undefined) await turn();
+    assert.equal(server.sessions, 1);
+    for (let n = 0; n < 200 && server.sessions > 0; n++) await delay(10);
+    assert.equal(server.sessions, 0);
+    peer.destroy();
+    await server.close();
+  });
+
+  it('that closes its half, or all, at any time is gone', async () => {
+    for (const end of ['end', 'destroy', 'resetAndDestroy'] as const)
+      for (const sent of ['', '{"anyd', `${HELLO_LINE}\n`, `${HELLO_LINE}\n{"id":`]) {
+        let ended: Promise<DmaError> | undefined;
+        const server = await listenForPeers({ host: '127.0.0.1' }, (session) => {
+          ended = session.ended;
+          session.greet({ pairs: [], memory: [], data: 'x'.repeat(2 ** 19) });
+        });
+        const peer = connect({ port: server.port, host: '127.0.0.1', allowHalfOpen: true });
+        peer.on('error', () => undefined);
+        peer.pause();
+        await once(peer, 'connect');
+        if (sent !== '') await new Promise((resolve) => peer.write(sent, resolve));
+        while (ended === undefined && sent.startsWith(HELLO_LINE)) await turn();
+        peer[end]();
+        if (ended !== undefined) assert.equal((await ended).code, 'ECONNRESET', `${end} after ${sent.length}`);
+        for (let n = 0; n < 100 && server.sessions > 0; n++) await delay(10);
+        assert.equal(server.sessions, 0);
+        peer.destroy();
+        await server.close();
+      }
+  });
+
+  it('that begins a line has to end it', async () => {
+    for (const open of ['{"id": 1', ' ', '\0'])
+      assert.match((await says(`${HELLO_LINE}\n${open}`)).reason ?? '', /longer than 200 ms to end a line/);
+  });
+
+  it('that says nothing keeps nobody out, nor does one address', async () => {
+    const server = await listenForPeers({ host: '127.0.0.1', timeoutMs: 30_000, maxSessions: 4 }, (session) =>
+      session.greet({ pairs: [], memory: [] }),
+    );
+    const silent = Array.from({ length: 30 }, () => connect(server.port, '127.0.0.1').on('error', () => undefined));
+    await Promise.all(silent.map((socket) => once(socket, 'connect')));
+    const options = { host: '127.0.0.1', port: server.port, hello: HELLO };
+    const sessions: PeerSession[] = [];
+    for (let n = 0; n < 3; n++) sessions.push(await connectToPeer(options));
+    assert.equal(server.sessions, 3);
+    await assert.rejects(connectToPeer(options), dmaError('ECONNRESET'));
+    const other = connect({ port: server.port, host: '127.0.0.1', localAddress: '127.0.0.2' });
+    other.write(`${HELLO_LINE}\n`);
+    await once(other, 'data');
+    assert.equal(server.sessions, 4);
+    for (const socket of [...silent, other]) socket.destroy();
+    for (const session of sessions) session.close();
+    for (let n = 0; n < 100 && server.sessions > 0; n++) await delay(10);
+    assert.equal(server.sessions, 0);
+    (await connectToPeer(options)).close();
+    await server.close();
+  });
+
+  it('that says nothing does not keep a server from closing', async () => {
+    const server = await listenForPeers({ host: '127.0.0.1', timeoutMs: 30_000 }, () => undefined);
+    const silent = connect(server.port, '127.0.0.1');
+    silent.on('error', () => undefined);
+    await once(silent, 'connect');
+    await turn();
+    await server.close();
+    await once(silent, 'close');
+  });
 
   it('that sends an endless line is sent away', async () => {
     assert.equal((await says('x'.repeat(5000), { maxLine: 1000 })).reason, undefined);

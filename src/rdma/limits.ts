@@ -47,20 +47,22 @@ export class Limits {
    * @throws DmaError ENOSPC when this process has all that the device has; what `make` throws, with the figures
    */
   make<T>(kind: Limited, operation: string, make: () => T): T {
-    const [name, key, c] = KINDS[kind];
-    const limit = this.#attributes[key];
-    // 0: the device does not say.
-    if (limit > 0 && this.#used[kind] >= limit)
-      throw new DmaError({
-        code: 'ENOSPC',
-        operation,
-        device: this.#device,
-        reason: `the device has ${limit} ${name} (${c}), and all are in use here`,
-        hint: 'close some that are not needed any more, or share them',
-      });
+    this.#mustHaveRoom(kind, operation);
     const made = this.explained(kind, make);
     this.#used[kind]++;
     return made;
+  }
+
+  /** As {@link Limits.make}, on another thread. */
+  async makeAsync<T>(kind: Limited, operation: string, make: () => Promise<T>): Promise<T> {
+    this.#mustHaveRoom(kind, operation);
+    this.#used[kind]++;
+    try {
+      return await make();
+    } catch (error) {
+      this.#used[kind]--;
+      throw this.#explained(kind, error);
+    }
   }
 
   /** One more. */
@@ -78,8 +80,7 @@ export class Limits {
     try {
       return make();
     } catch (error) {
-      if (!isDmaError(error) || error.hint !== undefined || !FULL.includes(error.code)) throw error;
-      throw error.with({ device: this.#device, hint: this.facts(kind) });
+      throw this.#explained(kind, error);
     }
   }
 
@@ -112,5 +113,24 @@ export class Limits {
       `${formatSize(length)} are more than the ${formatSize(maxMrLength)} that a memory region of the device has at most (max_mr_size)`,
       { device: this.#device, hint: `map parts of at most ${formatSize(maxMrLength)}; each has keys of its own` },
     );
+  }
+
+  #mustHaveRoom(kind: Limited, operation: string): void {
+    const [name, key, c] = KINDS[kind];
+    const limit = this.#attributes[key];
+    // 0: the device does not say.
+    if (limit === 0 || this.#used[kind] < limit) return;
+    throw new DmaError({
+      code: 'ENOSPC',
+      operation,
+      device: this.#device,
+      reason: `the device has ${limit} ${name} (${c}), and all are in use here`,
+      hint: 'close some that are not needed any more, or share them',
+    });
+  }
+
+  #explained(kind: Limited, error: unknown): unknown {
+    if (!isDmaError(error) || error.hint !== undefined || !FULL.includes(error.code)) return error;
+    return error.with({ device: this.#device, hint: this.facts(kind) });
   }
 }

@@ -173,6 +173,14 @@ const CONNECT_OPTIONS: Shape<ConnectOptions> = {
   trafficClass: 'number',
 };
 
+/** How to connect without blocking. */
+export interface ConnectAsyncOptions extends ConnectOptions {
+  /** Gives up while it waits for its turn. */
+  readonly signal?: AbortSignal;
+}
+
+const CONNECT_ASYNC_OPTIONS: Shape<ConnectAsyncOptions> = { ...CONNECT_OPTIONS, signal: AbortSignal };
+
 /** @throws DmaError EINVAL for numbers that a connection can not have */
 export function checkTimes(
   { timeout, retries, rnrRetries }: Pick<ConnectOptions, 'timeout' | 'retries' | 'rnrRetries'>,
@@ -312,6 +320,9 @@ export class QueuePair implements Disposable {
   /** @internal What the connection manager connected it by; it goes with the queue pair. */
   connection: { close(): void } | undefined;
   #failure: DmaError | undefined;
+  /** Resolves when another thread no longer changes its state; `undefined` when none does. */
+  #changing: Promise<void> | undefined;
+  #haltsLater = false;
   #open = true;
 
   /** @internal */
@@ -392,6 +403,11 @@ export class QueuePair implements Disposable {
     return this.#open;
   }
 
+  /** @internal Resolves when it, being closed, has gone: another thread may still change its state. */
+  get gone(): Promise<void> {
+    return this.#changing ?? Promise.resolve();
+  }
+
   /** The first thing that went wrong with it, after which it does nothing more; `undefined` as long as it works. */
   get failure(): DmaError | undefined {
     return this.#failure;
@@ -407,11 +423,85 @@ export class QueuePair implements Disposable {
    * Connects it to the queue pair at `peer`, which has to be connected to this one as well; only then send.
    *
    * @throws DmaError EINVAL for an address that can not be, or datagrams; ENOTSUP for iWARP devices; what the device says, such as ETIMEDOUT or ENETUNREACH
-   *   when there is no way to the peer
+   *   when there is no way to the peer; EBUSY while it is being connected
    */
   connect(peer: QueuePairAddress, asked?: ConnectOptions): void {
+    const { verbs } = this.#parts.rdma;
+    const { receiving, sending } = this.#connectSteps(peer, asked);
+    verbs.modifyQp(this.qp, receiving);
+    verbs.modifyQp(this.qp, sending);
+  }
+
+  /**
+   * As {@link QueuePair.connect}, but the event loop goes on while the kernel looks for the way to the peer, which takes a second
+   * when there is none. One such look is under way at a time. A queue pair that is closed meanwhile goes when it is over.
+   *
+   * @param options.signal gives up while it waits for its turn
+   * @throws DmaError as `connect`; ECANCELED when it was given up or closed
+   */
+  async connectAsync(peer: QueuePairAddress, options?: ConnectAsyncOptions): Promise<void> {
+    const { signal, ...others } = optionsOf(options, CONNECT_ASYNC_OPTIONS, 'connect');
+    return this.connectFor('', peer, others, signal);
+  }
+
+  /** @internal @param asker on whose behalf: those of different ones take turns */
+  async connectFor(
+    asker: string,
+    peer: QueuePairAddress,
+    options?: ConnectOptions,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const { rdma } = this.#parts;
+    const { verbs } = rdma;
+    const { receiving, sending } = this.#connectSteps(peer, options);
+    const work = async (): Promise<void> => {
+      this.#mustGoOn();
+      await this.#change(() => verbs.modifyQpAsync(this.qp, receiving));
+      this.#mustGoOn();
+      verbs.modifyQp(this.qp, sending);
+    };
+    if (rdma.isNear(peer.gid)) return work();
+    try {
+      await rdma.turns.run(asker, work, signal);
+    } catch (error) {
+      if (isDmaError(error) || signal?.aborted !== true) throw error;
+      throw this.#error('ECANCELED', 'connect', `given up: ${thrown(error)}`, { cause: error });
+    }
+  }
+
+  /** Has another thread change its state: it stays until that is over, and is not changed by anybody else. */
+  async #change(change: () => Promise<void>): Promise<void> {
+    let over: () => void = () => undefined;
+    this.#changing = new Promise((resolve) => (over = resolve));
+    let failure: unknown;
+    try {
+      await change();
+    } catch (error) {
+      failure = error;
+    }
+    this.#changing = undefined;
+    const after = this.#open ? undoAll(this.#haltsLater ? [() => this.halt()] : []) : this.#finish();
+    over();
+    if (failure !== undefined || after.length > 0) throw withUndo(failure ?? after.shift(), 'connect', after);
+  }
+
+  /** It may have been closed, or have stopped, meanwhile. */
+  #mustGoOn(): void {
+    const { rdma, device } = this.#parts;
+    if (rdma.lost !== undefined) throw lostDevice('connect', device, rdma.lost);
+    if (!this.#open) throw this.#error('ECANCELED', 'connect', 'the queue pair was closed');
+    if (this.#failure !== undefined)
+      throw this.#failure.with({ code: 'ECANCELED', operation: 'connect', cause: this.#failure });
+  }
+
+  /** What it becomes, one after the other. @throws DmaError as `connect` */
+  #connectSteps(
+    peer: QueuePairAddress,
+    asked: ConnectOptions | undefined,
+  ): { readonly receiving: VerbsQpAttributes; readonly sending: VerbsQpAttributes } {
     const operation = 'connect';
     this.#mustBeOpen(operation);
+    if (this.#changing !== undefined) throw this.#error('EBUSY', operation, 'it is being connected');
     const options = optionsOf(asked, CONNECT_OPTIONS, operation);
     const { type } = this;
     if (type === 'ud')
@@ -422,7 +512,7 @@ export class QueuePair implements Disposable {
       throw invalid(operation, `mtu is ${options.mtu}`, { hint: `it is ${MTUS.join(', ')}` });
     mustBeWhole(options.serviceLevel ?? 0, 0, 15, 'serviceLevel', operation);
     mustBeWhole(options.trafficClass ?? 0, 0, 255, 'trafficClass', operation);
-    const { verbs, attributes, isIwarp } = this.#parts.rdma;
+    const { attributes, isIwarp } = this.#parts.rdma;
     if (isIwarp)
       throw this.#error('ENOTSUP', 'connect', 'queue pairs of iWARP devices are connected by the connection manager', {
         hint: 'take `PeerSession.join`, or `RdmaDevice.connect` and `RdmaDevice.listen`',
@@ -435,13 +525,13 @@ export class QueuePair implements Disposable {
       peer: peer.number,
       receivePsn: peer.psn,
     };
-    verbs.modifyQp(
-      this.qp,
-      type === 'uc' ? ready : { ...ready, responderDepth: this.address.reads, minRnrTimer: RNR_TIMER },
-    );
     const send: VerbsQpAttributes = { state: IBV_QPS_RTS, sendPsn: this.address.psn };
+    if (type === 'uc') return { receiving: ready, sending: send };
     const initiatorDepth = Math.min(READS, attributes.maxInitiatorDepth, peer.reads);
-    verbs.modifyQp(this.qp, type === 'uc' ? send : { ...send, timeout, retries, rnrRetries, initiatorDepth });
+    return {
+      receiving: { ...ready, responderDepth: this.address.reads, minRnrTimer: RNR_TIMER },
+      sending: { ...send, timeout, retries, rnrRetries, initiatorDepth },
+    };
   }
 
   // --- requests that the program builds ---
@@ -620,13 +710,20 @@ export class QueuePair implements Disposable {
   }
 
   /**
-   * Closes it: what is under way is given up (ECANCELED). Idempotent.
+   * Closes it: what is under way is given up (ECANCELED). While it is being connected it goes when that is over. Idempotent.
    *
    * @throws DmaError the first thing that failed, once all was tried
    */
   close(): void {
     if (!this.#open) return;
     this.#open = false;
+    if (this.#changing !== undefined) return;
+    const errors = this.#finish();
+    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+  }
+
+  /** Gives back all that it is. @returns what failed */
+  #finish(): unknown[] {
     const { rdma, owned, closed } = this.#parts;
     const errors = undoAll([() => this.connection?.close(), () => this.#destroy(rdma)]);
     const { lost } = rdma;
@@ -639,7 +736,7 @@ export class QueuePair implements Disposable {
     this.receiveCompletions.forget(this.#receiveIds);
     closed(this);
     errors.push(...undoAll(owned.map((queue) => () => queue.close())));
-    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+    return errors;
   }
 
   [Symbol.dispose](): void {
@@ -654,6 +751,8 @@ export class QueuePair implements Disposable {
   /** Puts it into the error state: what is under way comes back with ECANCELED, and nothing more is done. */
   halt(): void {
     this.#mustBeOpen('halt');
+    this.#haltsLater = this.#changing !== undefined;
+    if (this.#haltsLater) return;
     this.#parts.rdma.verbs.modifyQp(this.qp, { state: IBV_QPS_ERR });
   }
 

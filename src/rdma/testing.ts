@@ -71,6 +71,13 @@ export class Fabric {
   readonly pairs = new Map<string, FakeQp>();
   /** Who listens by the connection manager. */
   readonly listeners: CmListeners = new Map();
+  /** The addresses of all ports. */
+  readonly gids = new Set<string>();
+  /** How long the kernel looks for a port that is not there, in milliseconds, before it says ETIMEDOUT. Default: it does not look. */
+  resolveMs: number | undefined;
+  /** Looks of that kind that are under way on other threads, and the most that were. */
+  looking = 0;
+  mostLooking = 0;
   #next = 1;
 
   /** A new host: `base` with emulated verbs in place of its own. */
@@ -260,6 +267,26 @@ function fakeHost(fabric: Fabric, base: Platform, list: readonly FakeDeviceOptio
 
   const fail = (code: ErrorCode, operation: string, reason: string): never => {
     throw new DmaError({ code, operation, reason });
+  };
+  for (const device of devices) for (const { gid } of gidsOf(device)) fabric.gids.add(gid);
+  /** How long nobody answers at the end of a path; `undefined` when somebody does at once. */
+  const silence = (path: VerbsPath | undefined): number | undefined =>
+    path?.route === undefined || fabric.gids.has(path.route.gid) ? undefined : fabric.resolveMs;
+  const resolve = (path: VerbsPath | undefined, operation: string): void => {
+    const ms = silence(path);
+    if (ms === undefined) return;
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+    fail('ETIMEDOUT', operation, 'nobody has that address');
+  };
+  const resolveLater = async (path: VerbsPath | undefined, operation: string): Promise<void> => {
+    const ms = silence(path);
+    fabric.mostLooking = Math.max(fabric.mostLooking, ++fabric.looking);
+    try {
+      await new Promise((done) => (ms === undefined ? setImmediate(done) : setTimeout(done, ms)));
+      if (ms !== undefined) fail('ETIMEDOUT', operation, 'nobody has that address');
+    } finally {
+      fabric.looking--;
+    }
   };
   const make = <T extends object>(kind: string, parts: T): T & { address: number } => {
     const handle = { ...parts, address: fabric.number() * 64 };
@@ -735,9 +762,14 @@ function fakeHost(fabric: Fabric, base: Platform, list: readonly FakeDeviceOptio
       const { path, ...rest } = attributes;
       if (!mayBecome(qp, attributes))
         fail('EINVAL', 'ibv_modify_qp', `not from state ${qp.status.state} to ${String(attributes.state)}`);
+      resolve(path, 'ibv_modify_qp');
       qp.status = { ...qp.status, ...rest };
       if (path?.route !== undefined) qp.peerGid = path.route.gid;
       if (attributes.state === IBV_QPS_ERR) stop(qp);
+    },
+    async modifyQpAsync(handle, attributes) {
+      await resolveLater(attributes.path, 'ibv_modify_qp');
+      verbs.modifyQp(handle, attributes);
     },
     queryQp: (handle) => need<FakeQp>(handle, 'ibv_query_qp').status,
     destroyQp(handle) {
@@ -749,8 +781,13 @@ function fakeHost(fabric: Fabric, base: Platform, list: readonly FakeDeviceOptio
     createAh(handle, path) {
       const pd = need<FakePd>(handle, 'ibv_create_ah');
       alive(pd.context, 'ibv_create_ah');
+      resolve(path, 'ibv_create_ah');
       pd.children++;
       return make('ah', { pd, path });
+    },
+    async createAhAsync(handle, path) {
+      await resolveLater(path, 'ibv_create_ah');
+      return verbs.createAh(handle, path);
     },
     destroyAh(handle) {
       const ah = need<FakeAh>(handle, 'ibv_destroy_ah');
