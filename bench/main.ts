@@ -12,6 +12,7 @@ import { benchLkey } from './lkey.js';
 import { benchMap } from './map.js';
 import { benchMemory } from './memory.js';
 import { benchRdma } from './rdma.js';
+import { benchRdmaCalls } from './rdma-calls.js';
 import { benchTranslate } from './translate.js';
 import { benchVfio } from './vfio.js';
 import { benchVfioUser } from './vfio-user.js';
@@ -23,6 +24,7 @@ const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new
   ['vfio-user', benchVfioUser],
   ['vfio', benchVfio],
   ['rdma', benchRdma],
+  ['rdma-calls', benchRdmaCalls],
   ['copy', benchCopy],
   ['memory', benchMemory],
   ['delay', benchDelay],

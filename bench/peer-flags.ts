@@ -16,6 +16,8 @@ const DPDK: Readonly<Record<string, { readonly whole: readonly string[]; readonl
 /** Flags for `peers/NAME.c`, or the reason why it can not be compiled here. */
 export function flagsOf(name: string): readonly string[] | string {
   if (name === 'rdma-reg') return ['-libverbs'];
+  // A library itself.
+  if (name === 'fake-verbs') return ['-shared', '-fPIC'];
   if (!(name in DPDK)) return [];
   const { status, stdout } = spawnSync('pkg-config', ['--cflags', 'libdpdk'], { encoding: 'utf8' });
   if (status !== 0) return 'no DPDK (Debian: dpdk-dev, pkg-config)';

@@ -35,6 +35,12 @@ export const STORMS: readonly StormEntry[] = [
     short: 40,
   },
   {
+    name: 'hostile-exchange',
+    what: 'peers of the RDMA exchange that lie, flood, do not read, stay silent, leave by halves and reset',
+    rounds: 5_000,
+    short: 100,
+  },
+  {
     name: 'no-descriptors',
     what: 'all calls with few or no descriptors left',
     rounds: 6_000,
