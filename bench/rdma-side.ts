@@ -45,6 +45,9 @@ export type Order =
   | { readonly order: 'answer' }
   | { readonly order: 'close' };
 
+/** More than a message ever takes. milliseconds */
+const SPIN = 60_000;
+
 /** The longest message. bytes */
 export const LONGEST = 2 ** 20;
 
@@ -154,7 +157,9 @@ function take(queue: CompletionQueue): number {
 }
 
 function await1(queue: CompletionQueue): void {
-  while (take(queue) === 0);
+  if (queue.spin(SPIN) === 0) throw new Error('nothing has come');
+  if (queue.completions.status(0) !== IBV_WC_SUCCESS)
+    throw new Error(`a request failed with status ${queue.completions.status(0)}`);
 }
 
 function obey(order: Order): SideFacts | number {

@@ -1,8 +1,8 @@
 /**
- * A completion queue. It is used in one of three ways: polled by the program (`poll`, for loops that wait for nothing),
- * awaited (`next`, or `for await`), or served by the event loop, for a handler and for the promises of queue pairs.
+ * A completion queue. It is used in one of three ways: polled by the program (`poll` and `spin`, for who can not wait for the
+ * event loop), awaited (`next`, or `for await`), or served by the event loop, for a handler and for the promises of queue pairs.
  */
-import { mustBeFunction, mustBeWhole, optionsOf, type Shape } from '../check.js';
+import { mustBeFunction, mustBeMs, mustBeWhole, optionsOf, type Shape } from '../check.js';
 import { lostDevice } from '../dma/mapping.js';
 import { DmaError, undoAll, withUndo } from '../errors.js';
 import type { Watch } from '../platform/ports.js';
@@ -11,7 +11,7 @@ import { Completions } from '../platform/verbs-work.js';
 import { IBV_WC_SUCCESS } from '../platform/verbs-abi/requests.js';
 import type { RdmaContext } from './context.js';
 import { shortForm } from '../short-form.js';
-import { queueMicrotask, setImmediate } from '../timers.js';
+import { now, queueMicrotask, setImmediate } from '../timers.js';
 
 /** Settings of a completion queue. */
 export interface CompletionQueueOptions {
@@ -47,6 +47,9 @@ export interface Promised {
 
 /** How many times the event loop is kept from its other work in a row, when completions keep coming. */
 const ROUNDS = 16;
+
+/** Polls between two looks at the clock: that costs as much as a few of them. */
+const POLLS = 64;
 
 /** See the head of the file. Made by `RdmaDevice.createCompletionQueue`. */
 export class CompletionQueue implements Disposable, AsyncIterable<number> {
@@ -145,6 +148,25 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     const count = this.#poll();
     if (this.#waiting > 0) for (let index = 0; index < count; index++) this.#settle(index);
     return count;
+  }
+
+  /**
+   * Polls until there are completions, and takes them as {@link CompletionQueue.poll} does: for who can not wait for the event
+   * loop, which stands still meanwhile.
+   *
+   * @param ms at most; the clock is looked at now and then
+   * @returns how many; 0 when the time is up
+   * @throws DmaError as `poll`; EINVAL for what is no time
+   */
+  spin(ms: number): number {
+    mustBeMs(ms, 'ms', 'spin');
+    for (const deadline = now() + ms; ;) {
+      for (let polls = 0; polls < POLLS; polls++) {
+        const count = this.poll();
+        if (count > 0) return count;
+      }
+      if (now() >= deadline) return 0;
+    }
   }
 
   /**
