@@ -5,19 +5,21 @@
 
 import { workClock } from './clock.js';
 
-/** What a value is in: things per second, time per thing, or (counting bytes) throughput. */
-export type Unit = '/s' | 'ns' | 'us' | 'GB/s';
+/** What a value is in: things per second, time per thing, (counting bytes) throughput, or bytes of memory per thing. */
+export type Unit = '/s' | 'ns' | 'us' | 'GB/s' | 'B';
 
 /** One thing to measure. */
 export interface Case {
   readonly name: string;
-  readonly unit: Unit;
+  readonly unit: Exclude<Unit, 'B'>;
   /** How many things one round does: calls, look-ups or, for GB/s, bytes. */
   readonly count: number;
   /** Does one round. @returns the milliseconds that its `count` things took; preparations are left out */
   round(): number | Promise<number>;
   /** Name of the case that this one is compared with. */
   readonly to?: string;
+  /** The ratio to that one that is wanted at most. */
+  readonly goal?: number;
   /** Something to know about it, such as why there is nothing to compare it with. */
   readonly note?: string;
   /** What it depends on besides Node.js, such as `Linux 7.3.4`. */
@@ -33,6 +35,8 @@ export interface Result {
   readonly max: number;
   /** How many times the time of `to` one thing takes, whatever the unit: 1 is the same, 2 takes twice as long. */
   readonly ratio?: { readonly to: string; readonly value: number; readonly min: number; readonly max: number };
+  /** What the ratio, or without one the median, is wanted to be at most. */
+  readonly goal?: { readonly value: number; readonly met: boolean };
   readonly note?: string;
   readonly versions?: string;
 }
@@ -60,19 +64,36 @@ export async function measure(cases: readonly Case[], { warmUp, measured }: Roun
       if (round >= warmUp) times.get(each.name)?.push(ms / each.count);
     }
   }
-  return cases.map(({ name, unit, to, note, versions }) => {
-    const own = times.get(name) ?? [];
-    const theirs = to === undefined ? undefined : times.get(to);
-    const ratios = theirs === undefined ? [] : own.map((ms, round) => ms / theirs[round]);
-    return {
-      name,
-      unit,
-      ...spread(own.map((ms) => inUnit(ms, unit))),
-      ...(to !== undefined && theirs !== undefined ? { ratio: ratioOf(to, ratios) } : {}),
-      ...(note === undefined ? {} : { note }),
-      ...(versions === undefined ? {} : { versions }),
-    };
-  });
+  return cases.map((each) => summary(each, times.get(each.name) ?? [], times.get(each.to ?? '')));
+}
+
+/**
+ * What was measured of one case.
+ *
+ * @param own milliseconds for one thing, of each round
+ * @param theirs the same of what it is compared with
+ */
+export function summary(
+  { name, unit, to, goal, note, versions }: Omit<Case, 'round' | 'count'>,
+  own: readonly number[],
+  theirs?: readonly number[],
+): Result {
+  const isCompared = to !== undefined && theirs !== undefined;
+  const ratio = isCompared
+    ? ratioOf(
+        to,
+        own.map((ms, round) => ms / theirs[round]),
+      )
+    : undefined;
+  return {
+    name,
+    unit,
+    ...spread(own.map((ms) => inUnit(ms, unit))),
+    ...(ratio === undefined ? {} : { ratio }),
+    ...(goal === undefined || ratio === undefined ? {} : { goal: { value: goal, met: ratio.value <= goal } }),
+    ...(note === undefined ? {} : { note }),
+    ...(versions === undefined ? {} : { versions }),
+  };
 }
 
 /** The milliseconds of this thread's work that `work` takes; see `workClock`. */
@@ -97,7 +118,7 @@ export async function timeAsync(work: () => Promise<unknown>): Promise<number> {
 }
 
 /** @param ms milliseconds for one thing, or for one byte */
-function inUnit(ms: number, unit: Unit): number {
+function inUnit(ms: number, unit: Exclude<Unit, 'B'>): number {
   switch (unit) {
     case '/s':
       return 1e3 / ms;

@@ -7,6 +7,7 @@ import { parseArgs } from 'node:util';
 import Table from 'cli-table3';
 import { benchCopy } from './copy.js';
 import { benchDelay } from './delay.js';
+import { benchGrowth } from './growth.js';
 import type { Effort, Result } from './harness.js';
 import { benchLkey } from './lkey.js';
 import { benchMap } from './map.js';
@@ -19,6 +20,7 @@ import { benchVfioUser } from './vfio-user.js';
 
 const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new Map([
   ['map', benchMap],
+  ['growth', benchGrowth],
   ['translate', benchTranslate],
   ['lkey', benchLkey],
   ['vfio-user', benchVfioUser],
@@ -33,7 +35,7 @@ const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new
 const USAGE = `npm run bench -- [options]
 
   --quick      a few seconds in all, for a look and for CI
-  --json       an array of { name, unit, median, min, max, ratio?, versions? } on standard output
+  --json       an array of { name, unit, median, min, max, ratio?, goal?, versions? } on standard output
   --only NAME  one subject: ${[...SUBJECTS.keys()].join(', ')}
   --help       this
 `;
@@ -69,16 +71,19 @@ async function run({ quick, json, only }: Options): Promise<void> {
 
 function tableOf(results: readonly Result[]): string {
   const versioned = results.some(({ versions }) => versions !== undefined);
+  const aimed = results.some(({ goal }) => goal !== undefined);
+  const more = [...(aimed ? ['goal'] : []), ...(versioned ? ['versions'] : [])];
   const table = new Table({
-    head: ['#', 'benchmark', 'median', 'min', 'max', '', 'time against', ...(versioned ? ['versions'] : [])],
-    colAligns: ['right', 'left', 'right', 'right', 'right', 'left', 'left', ...(versioned ? ['left' as const] : [])],
+    head: ['#', 'benchmark', 'median', 'min', 'max', '', 'time against', ...more],
+    colAligns: ['right', 'left', 'right', 'right', 'right', 'left', 'left', ...more.map(() => 'left' as const)],
     style: { head: [], border: [], compact: true },
   });
-  for (const [i, { name, unit, median, min, max, ratio, note = '', versions = '' }] of results.entries()) {
+  for (const [i, { name, unit, median, min, max, ratio, goal, note = '', versions = '' }] of results.entries()) {
     const row = results.findIndex((other) => other.name === ratio?.to) + 1;
     const against = ratio && `#${row}: ${short(ratio.value)} (${short(ratio.min)} to ${short(ratio.max)})`;
     const columns = [i + 1, name, short(median), short(min), short(max), unit, against ?? note];
-    table.push(versioned ? [...columns, versions] : columns);
+    const wanted = goal === undefined ? '' : `${short(goal.value)}${goal.met ? '' : ' MISSED'}`;
+    table.push([...columns, ...(aimed ? [wanted] : []), ...(versioned ? [versions] : [])]);
   }
   const machine = `Node.js ${process.version}, ${cpus().length} x ${cpus()[0]?.model ?? 'unknown CPU'}`;
   const reading =

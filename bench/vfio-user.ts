@@ -3,7 +3,7 @@
  * its own. The server takes one client at a time, so each round connects anew, which is not measured.
  */
 import { Eal, KiB, spawnDevice, VfioUserClient, type DeviceProcess, type ExternalMemory } from '../src/index.js';
-import { measure, time, timeAsync, type Case, type Effort, type Result, type Unit } from './harness.js';
+import { measure, time, timeAsync, type Case, type Effort, type Result } from './harness.js';
 import { Peer } from './peer.js';
 import { onOneCpu } from './placement.js';
 
@@ -165,7 +165,7 @@ function wholeStack(setup: Setup, pair: string, where: string): Case {
 /** The peer's case, if there is a peer. */
 function peerCase(
   { peer, server }: Setup,
-  one: { readonly name: string; readonly unit: Unit; readonly count: number },
+  one: { readonly name: string; readonly unit: Case['unit']; readonly count: number },
   order: string,
 ): Case[] {
   if (typeof peer === 'string') return [];

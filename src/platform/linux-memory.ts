@@ -10,7 +10,7 @@ import type { Libc } from './libc.js';
 import { checkPages, hugePageFlag } from './linux-page-checks.js';
 import { mappingFacts } from './linux-limits.js';
 import { linuxPages } from './linux-pages.js';
-import { readKernelText } from './linux-proc.js';
+import { linuxProtection } from './linux-protection.js';
 import { linuxReservations } from './linux-reservations.js';
 import type { MapOptions, MemfdOptions, MemoryPort } from './ports.js';
 import { F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK } from './uapi/fcntl.js';
@@ -129,13 +129,7 @@ export function linuxMemory(libc: Libc): MemoryPort {
 
     keeper: (va) => libc.keeper(va),
 
-    protection(va: Va, length: number): 'none' | 'read' | 'read-write' {
-      if (!isAddress(va) || !isAddress(length) || length === 0) return 'none';
-      const maps = readKernelText('/proc/self/maps');
-      if (maps === undefined)
-        throw new DmaError({ code: 'ENOTSUP', operation: 'protection', reason: '/proc is not mounted' });
-      return protectionIn(maps, va, va + length);
-    },
+    protection: linuxProtection(libc),
   };
 }
 
@@ -184,20 +178,6 @@ function isEmpty(view: ArrayBufferView | ArrayBufferLike): boolean {
   } catch {
     return true;
   }
-}
-
-/** What the lines of /proc/self/maps, which ascend, allow on all of [start, end). */
-function protectionIn(maps: string, start: number, end: number): 'none' | 'read' | 'read-write' {
-  let covered = start;
-  let writable = true;
-  for (const [, from, to, read, write] of maps.matchAll(/^([0-9a-f]+)-([0-9a-f]+) (.)(.)/gm)) {
-    if (parseInt(to, 16) <= covered) continue;
-    if (parseInt(from, 16) > covered || read !== 'r') return 'none';
-    if (write !== 'w') writable = false;
-    covered = parseInt(to, 16);
-    if (covered >= end) return writable ? 'read-write' : 'read';
-  }
-  return 'none';
 }
 
 /**

@@ -19,6 +19,7 @@ import * as mempolicy from './mempolicy.js';
 import * as mman from './mman.js';
 import * as pciRegs from './pci-regs.js';
 import * as poll from './poll.js';
+import * as procmap from './procmap.js';
 import * as resource from './resource.js';
 import * as rtnetlink from './rtnetlink.js';
 import * as socket from './socket.js';
@@ -63,6 +64,8 @@ const OWN_NAMES: ReadonlyMap<string, string> = new Map([
   ['SYSLOG_ACTION_READ_ALL', '3'],
   ['SYSLOG_ACTION_SIZE_BUFFER', '10'],
 ]);
+
+const OWN_STRUCTS: ReadonlyMap<string, string> = new Map([['PROCMAP_QUERY_ARGUMENT', 'struct procmap_query']]);
 
 /** One C program. */
 interface Check {
@@ -117,6 +120,13 @@ const CHECKS: readonly Check[] = [
     modules: [iommufd],
     least: 150,
   },
+  {
+    name: 'linux/fs.h',
+    headers: '#include <sys/ioctl.h>\n#include <linux/fs.h>',
+    needs: 'PROCMAP_QUERY',
+    modules: [procmap],
+    least: 10,
+  },
   { name: 'linux/pci_regs.h', headers: '#include <linux/pci_regs.h>', modules: [pciRegs], least: 70 },
 ];
 
@@ -125,7 +135,7 @@ function expectations(modules: Check['modules']): Map<string, number> {
   const expected = new Map<string, number>();
   for (const module of modules) {
     for (const [name, value] of Object.entries(module) as [string, number | Record<string, number>][]) {
-      const struct = `struct ${name.toLowerCase()}`;
+      const struct = OWN_STRUCTS.get(name) ?? `struct ${name.toLowerCase()}`;
       if (typeof value === 'number') expected.set(OWN_NAMES.get(name) ?? name, value);
       else if (!('sizeof' in value)) for (const [each, number] of Object.entries(value)) expected.set(each, number);
       else {

@@ -1,0 +1,63 @@
+/**
+ * What an operation costs when there is much already: for everything that keeps books, the time of one thing where there are
+ * 1,000, 10,000 and 100,000 of them, visited in order and at random. The time may grow by {@link GOALS} from one size to the
+ * next, which leaves room for the memory caches of the machine and for the steps of a tree, and for no walk over all there is.
+ * And what one of 100,000 objects takes of the JavaScript heap and of ArrayBuffers.
+ */
+import { execFile } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { GROWTH, HELD, type Order } from './growth-cases.js';
+import type { Times } from './growth-child.js';
+import { summary, type Effort, type Result } from './harness.js';
+
+/** How many times as long it may take with ten times as many things. */
+const GOALS: Readonly<Record<Order, number>> = { 'in order': 1.5, 'at random': 2 };
+const CHILD = fileURLToPath(new URL('./growth-child.js', import.meta.url));
+
+/** Measures times, and then memory. */
+export async function benchGrowth({ quick, progress }: Effort): Promise<Result[]> {
+  const results: Result[] = [];
+  for (const [name, { orders, sizes }] of GROWTH)
+    for (const order of orders) {
+      progress(`growth: ${name}, ${order}`);
+      const all = quick ? sizes.slice(0, 2) : sizes;
+      const [units, batches] = quick ? [10_000, 3] : [50_000, 5];
+      const times = (await child('time', name, order, all.join(), String(units), String(batches))) as Times;
+      for (const [phase, bySize] of Object.entries(times))
+        results.push(...resultsOf(`${name}: ${phase}, ${order}`, all, bySize, GOALS[order]));
+    }
+  const count = quick ? 10_000 : 100_000;
+  for (const [name, { goal }] of HELD) {
+    progress(`growth: memory, ${name}`);
+    const bytes = (await child('memory', name, String(count))) as number;
+    const title = `memory of ${name}, each of ${count.toLocaleString('en')}`;
+    results.push({
+      name: title,
+      unit: 'B',
+      median: bytes,
+      min: bytes,
+      max: bytes,
+      goal: { value: goal, met: bytes <= goal },
+    });
+  }
+  return results;
+}
+
+/** One result a size, each compared with the size before. */
+function resultsOf(name: string, sizes: readonly number[], bySize: Times[string], goal: number): Result[] {
+  const title = (n: number): string => `${name}, of ${n.toLocaleString('en')}`;
+  return sizes.map((n, i) => {
+    const own = bySize[n].map((ns) => ns / 1e6);
+    if (i === 0) return summary({ name: title(n), unit: 'ns' }, own);
+    const before = bySize[sizes[i - 1]].map((ns) => ns / 1e6);
+    return summary({ name: title(n), unit: 'ns', to: title(sizes[i - 1]), goal }, own, before);
+  });
+}
+
+async function child(...args: readonly string[]): Promise<unknown> {
+  const { stdout } = await promisify(execFile)(process.execPath, ['--expose-gc', CHILD, ...args], {
+    maxBuffer: 2 ** 26,
+  });
+  return JSON.parse(stdout) as unknown;
+}
