@@ -40,7 +40,8 @@ export class GroupMapping implements Disposable, AsyncDisposable {
   of(device: Device): Mapping | undefined {
     if (typeof device !== 'object' || device === null) return undefined;
     const name = reading('of', 'the device', () => device.name);
-    return this.mappings.find((mapping) => mapping.device === name);
+    const mapping = this.#byDevice.get(name);
+    return mapping?.live === true ? mapping : undefined;
   }
 
   /** All mappings, in the order they were made. */

@@ -31,6 +31,7 @@ import { checkDmaOps } from './dma-ops.js';
 import { matchesIds } from './match.js';
 import { parseDeviceSpec, type DeviceSpec } from './device-name.js';
 import { GroupMapping, mapOnAll } from './fan-out.js';
+import { Members } from './members.js';
 
 /** What happened to a device. `failed`: it reported an error of its own; `lost`: it went without being asked to. */
 export type DeviceChange = 'probed' | 'failed' | 'removed' | 'lost';
@@ -50,17 +51,7 @@ interface SharedDomain {
   /** Whose calls map in it. Equal keys of different owners are different spaces. */
   readonly ops: DmaOps;
   readonly domain: Domain;
-  readonly members: Map<BoundDevice, Member>;
-  /** IOVA bits that every member can emit. */
-  readonly reach: { bits: number };
-}
-
-/** A device's place in a domain. */
-interface Member {
-  /** How many bits of an IOVA it can emit. */
-  readonly bits: number;
-  /** It is gone, so that calls are made through another device. */
-  lost: boolean;
+  readonly members: Members;
 }
 
 /** Who holds the memory of a group of {@link Registry.mapAll}, for messages. */
@@ -72,13 +63,15 @@ export class Registry {
   readonly #buses = new Map<string, Bus>();
   readonly #drivers: Driver[] = [];
   readonly #devices = new Map<string, BoundDevice>();
-  readonly #domains = new Set<SharedDomain>();
+  /** By whose calls they are, and by key. */
+  readonly #spaces = new Map<DmaOps, Map<string, SharedDomain>>();
+  readonly #domains = new Map<Domain, SharedDomain>();
+  /** How many domains there are of each granule, of which there are few. */
+  readonly #granules = new Map<number, number>();
 
   /** What every device maps comes in multiples of so many bytes, a power of two. */
   get granule(): number {
-    let granule = 1;
-    for (const { domain } of this.#domains) granule = Math.max(granule, domain.constraints.granule);
-    return granule;
+    return Math.max(1, ...this.#granules.keys());
   }
 
   readonly #standing = new Set<GroupMapping>();
@@ -235,11 +228,14 @@ export class Registry {
     const errors: unknown[] = [];
     for (;;) {
       await Promise.all(this.#inTransition.values());
-      const last = [...this.#devices.values()].filter(({ state }) => state === 'probed').at(-1);
-      if (last === undefined && this.#inTransition.size === 0) return errors;
-      if (last === undefined) continue;
-      last.stopped = true;
-      await this.remove(last).catch((error: unknown) => errors.push(error));
+      const all = [...this.#devices.values()].filter(({ state }) => state === 'probed').reverse();
+      if (all.length === 0 && this.#inTransition.size === 0) return errors;
+      for (const device of all) {
+        // Those that go by themselves meanwhile are waited for in the next turn.
+        if (device.state !== 'probed') continue;
+        device.stopped = true;
+        await this.remove(device).catch((error: unknown) => errors.push(error));
+      }
     }
   }
 
@@ -338,19 +334,21 @@ export class Registry {
     this.#standing.add(group);
     let before = 0;
     try {
-      const isOpen = (device: Device): boolean => device.domain !== undefined && group.of(device) === undefined;
-      for (let device = this.devices().find(isOpen); device !== undefined; device = this.devices().find(isOpen)) {
-        try {
-          const report = progressOf(
-            work.onProgress,
-            group.target.length * (before + this.devices().filter(isOpen).length),
-          );
-          const done = before * group.target.length;
-          await group.addAsync(device, { ...work, onProgress: ({ doneBytes }) => report(done + doneBytes) });
-          before++;
-        } catch (error) {
-          // A device that goes meanwhile is none of those that have to have it.
-          if (device.state === 'probed' || work.signal?.aborted === true) throw error;
+      const isOpen = (device: Device): boolean =>
+        device.state === 'probed' && device.domain !== undefined && group.of(device) === undefined;
+      // Devices come and go while the event loop goes on; the last look finds all that there are.
+      for (let open = this.devices().filter(isOpen); open.length > 0; open = this.devices().filter(isOpen)) {
+        const report = progressOf(work.onProgress, group.target.length * (before + open.length));
+        for (const device of open) {
+          if (!isOpen(device)) continue;
+          try {
+            const done = before * group.target.length;
+            await group.addAsync(device, { ...work, onProgress: ({ doneBytes }) => report(done + doneBytes) });
+            before++;
+          } catch (error) {
+            // A device that goes meanwhile is none of those that have to have it.
+            if (device.state === 'probed' || work.signal?.aborted === true) throw error;
+          }
         }
       }
       return group;
@@ -533,10 +531,7 @@ export class Registry {
   /** The device is gone, and its mappings with it. Other devices of its domain, if there are any, keep theirs. */
   #cutOff(device: BoundDevice, error: DmaError): void {
     const shared = this.#sharedOf(device);
-    const member = shared?.members.get(device);
-    if (shared === undefined || member === undefined) return;
-    member.lost = true;
-    if ([...shared.members.values()].every(({ lost }) => lost)) shared.domain.fail(error);
+    if (shared?.members.lose(device) === true) shared.domain.fail(error);
   }
 
   async #lose(device: BoundDevice, error: DmaError): Promise<void> {
@@ -551,22 +546,19 @@ export class Registry {
     if (ops === undefined) return undefined;
     const bits = driver.dmaAddressBits?.(device.args) ?? Infinity;
     const space = ops.dmaDomain(device);
-    const known = [...this.#domains].find((each) => each.ops === ops && each.space.key === space.key);
-    const shared = known ?? this.#openDomain(space, ops);
-    shared.members.set(device, { bits, lost: false });
-    shared.reach.bits = narrowest(shared.members);
+    const shared = this.#spaces.get(ops)?.get(space.key) ?? this.#openDomain(space, ops);
+    shared.members.add(device, bits);
     shared.domain.attach(device.name);
     return shared.domain;
   }
 
   #openDomain(space: DmaSpace, ops: DmaOps): SharedDomain {
-    const members: SharedDomain['members'] = new Map();
-    const reach = { bits: Infinity };
+    const members = new Members();
     let clipped:
       { from: DomainConstraints['windows']; bits: number; windows: DomainConstraints['windows'] } | undefined;
     const backend = opsBackend(space, ops, members, () => {
       const { constraints } = space;
-      const { bits } = reach;
+      const { bits } = members;
       if (bits === Infinity) return constraints;
       if (clipped?.from !== constraints.windows || clipped.bits !== bits)
         clipped = { from: constraints.windows, bits, windows: clip(constraints.windows, bits) };
@@ -574,8 +566,12 @@ export class Registry {
     });
     try {
       const domain = new Domain({ ...this.#options, name: space.key, backend });
-      const shared: SharedDomain = { space, ops, domain, members, reach };
-      this.#domains.add(shared);
+      const shared: SharedDomain = { space, ops, domain, members };
+      this.#domains.set(domain, shared);
+      const { granule } = domain.constraints;
+      this.#granules.set(granule, (this.#granules.get(granule) ?? 0) + 1);
+      const spaces = this.#spaces.get(ops) ?? new Map<string, SharedDomain>();
+      this.#spaces.set(ops, spaces.set(space.key, shared));
       return shared;
     } catch (error) {
       throw withUndo(error, 'dmaDomain', undoAll([() => space.close?.()]));
@@ -588,16 +584,22 @@ export class Registry {
     const errors: unknown[] = [];
     await shared.domain.detach(device.name, device.lost).catch((error: unknown) => errors.push(error));
     shared.members.delete(device);
-    shared.reach.bits = narrowest(shared.members);
     if (shared.members.size === 0) {
-      this.#domains.delete(shared);
+      this.#domains.delete(shared.domain);
+      const { granule } = shared.domain.constraints;
+      const others = (this.#granules.get(granule) ?? 1) - 1;
+      if (others > 0) this.#granules.set(granule, others);
+      else this.#granules.delete(granule);
+      const spaces = this.#spaces.get(shared.ops);
+      spaces?.delete(shared.space.key);
+      if (spaces?.size === 0) this.#spaces.delete(shared.ops);
       errors.push(...undoAll([() => shared.space.close?.()]));
     }
     if (errors.length > 0) throw withUndo(errors[0], 'leave', errors.slice(1));
   }
 
   #sharedOf(device: BoundDevice): SharedDomain | undefined {
-    return [...this.#domains].find(({ domain }) => domain === device.domain);
+    return device.domain === undefined ? undefined : this.#domains.get(device.domain);
   }
 
   /** @param work is given what ends the transition before it returns */
@@ -681,22 +683,16 @@ function listOf(devices: Iterable<Device>, operation: string): Device[] {
   return list;
 }
 
-/** How many bits of an IOVA every member can emit. */
-function narrowest(members: SharedDomain['members']): number {
-  return Math.min(...[...members.values()].map((member) => member.bits));
-}
-
 /** DMA calls as the backend of a domain. Any of its devices will do to make a call; they share the address space. */
 function opsBackend(
   space: DmaSpace,
   dma: DmaOps,
-  members: ReadonlyMap<BoundDevice, Member>,
+  members: Members,
   constraints: () => DomainConstraints,
 ): DomainBackend {
-  let last: BoundDevice | undefined;
   const one = (): BoundDevice => {
-    if (last !== undefined && members.get(last)?.lost === false) return last;
-    for (const [device, { lost }] of members) if (!lost) return (last = device);
+    const device = members.able;
+    if (device !== undefined) return device;
     throw new DmaError({ code: 'ENODEV', operation: 'dma', reason: `no device is in ${space.key}` });
   };
   const { dmaMapAsync, dmaUnmapAsync } = dma;

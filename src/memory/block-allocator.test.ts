@@ -3,7 +3,8 @@ import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import { isDmaError } from '../errors.js';
 import { GiB, KiB, MiB, TiB } from '../units.js';
-import { BlockAllocator, type BlockInfo, type RunOf } from './block-allocator.js';
+import { BlockAllocator, type BlockInfo } from './block-allocator.js';
+import type { RunOf } from './examined.js';
 
 const up = (value: number, granule: number): number => Math.ceil(value / granule) * granule;
 const down = (value: number, granule: number): number => Math.floor(value / granule) * granule;

@@ -8,11 +8,13 @@
  * class, 32 classes between one power of two and the next (Masmano et al., "TLSF: a new dynamic memory allocator for
  * real-time systems", 2004), with a bit for each list that is not empty. So an allocation takes a block of nearly the
  * right size in constant time; it looks at all blocks that are large enough only when none of those suits, so that it
- * fails only when there is no room.
+ * fails only when there is no room. What it has looked at in vain it remembers ({@link Examined}), and does not look at again.
  */
 import { DmaError, invalid } from '../errors.js';
 import { Range } from '../ranges.js';
 import { isPowerOfTwo } from '../units.js';
+import { Examined, type RunOf, type Wanted } from './examined.js';
+import { LargestFirst } from './largest-first.js';
 import { LINE, StartIndex } from './start-index.js';
 
 /** How many classes lie between one power of two of lines and the next. */
@@ -24,18 +26,12 @@ const CLASSES = 64 + STEPS * 41;
  * among blocks that alignment makes unsuitable, at the price of the time for looking at them.
  */
 const PATIENCE = 8;
+/** The largest of so many blocks is found by looking at each; of more it is kept in order from then on. */
+const FEW = 64;
 
 /** Is the block in nobody's hands? */
 const FREE = 0;
 const ALLOCATED = 1;
-
-/**
- * Which bytes may be in one block, where not all neighbours may (IOVA contiguity).
- *
- * @returns of the `length` bytes from `start` on, how many, from the first on, may be in one block; `length` for all.
- *   The search goes on behind them.
- */
-export type RunOf = (start: number, length: number) => number;
 
 /** A block as a dump shows it. */
 export interface BlockInfo {
@@ -71,8 +67,13 @@ export class BlockAllocator {
   readonly #index = new StartIndex();
   /** The block with the lowest address, -1 when there is none. */
   #first = -1;
-  /** The newest free block of each class, -1 when it has none. */
+  /** The newest and the oldest free block of each class, -1 when it has none. */
   readonly #heads = new Int32Array(CLASSES).fill(-1);
+  readonly #tails = new Int32Array(CLASSES).fill(-1);
+  /** What was looked at in vain; absent until a search was long. */
+  #examined: Examined | undefined;
+  /** Blocks of a class in the order of their sizes, where the largest one was asked for. */
+  readonly #ordered = new Map<number, LargestFirst>();
   /** A bit for each class that has a free block, and a bit for each word of these that is not 0. */
   readonly #classBits = new Int32Array(CLASSES / 32);
   readonly #wordBits = new Int32Array(Math.ceil(CLASSES / 1024));
@@ -111,14 +112,11 @@ export class BlockAllocator {
     return this.#freeBlocks;
   }
 
-  /** Bytes of the largest free block. Constant time, but for a walk over the blocks of its class after that block was used. */
+  /** Bytes of the largest free block. O(log n), amortised. */
   get greatestFree(): number {
     if (this.#greatest < 0) {
-      let greatest = 0;
-      for (let block = this.#heads[this.#lastClass(CLASSES)]; block >= 0; block = this.#older[block]) {
-        if (this.#sizes[block] > greatest) greatest = this.#sizes[block];
-      }
-      this.#greatest = greatest;
+      const block = this.#largest();
+      this.#greatest = block < 0 ? 0 : this.#sizes[block];
     }
     return this.#greatest;
   }
@@ -228,6 +226,13 @@ export class BlockAllocator {
   allocateLargest(alignment = LINE, boundary = 0, runOf?: RunOf): number {
     if (!isGranule(alignment) || !isGranule(boundary) || (boundary !== 0 && boundary < LINE)) return -1;
     if (alignment < LINE) alignment = LINE;
+    if (alignment === LINE && boundary === 0 && runOf === undefined) {
+      const block = this.#largest();
+      if (block < 0) return -1;
+      const start = this.#starts[block];
+      this.#take(block, start, this.#sizes[block]);
+      return start;
+    }
     const limit = boundary === 0 ? Infinity : boundary;
     let best = -1;
     let bestStart = 0;
@@ -330,9 +335,15 @@ export class BlockAllocator {
     return block < 0 || this.#states[block] !== FREE ? -1 : this.#sizes[block];
   }
 
-  /** All blocks in address order. The allocator may be changed meanwhile: the next one is that behind the last one's start. */
-  *blocks(): IterableIterator<BlockInfo> {
-    for (let block = this.#first; block >= 0;) {
+  /**
+   * All blocks in address order, or those that have a byte in [from, to). The allocator may be changed meanwhile: the next one is
+   * that behind the last one's start.
+   */
+  *blocks(from = 0, to = Infinity): IterableIterator<BlockInfo> {
+    const before = this.#index.floor(from);
+    let block = before < 0 ? this.#first : before;
+    if (before >= 0 && this.#starts[before] + this.#sizes[before] <= from) block = this.#after[before];
+    while (block >= 0 && this.#starts[block] < to) {
       const start = this.#starts[block];
       const free = this.#states[block] === FREE;
       yield { start, size: this.#sizes[block], region: this.#regions[block], free };
@@ -359,13 +370,23 @@ export class BlockAllocator {
     const sure =
       boundary === 0 && runOf === undefined ? classOf((length + alignment - LINE) / LINE - 1) + 1 : Number.MAX_VALUE;
     let tried = 0;
+    let wanted: Wanted | undefined;
     for (let sizes = this.#nextClass(classOf(length / LINE)); sizes >= 0; sizes = this.#nextClass(sizes + 1)) {
-      for (let block = this.#heads[sizes]; block >= 0; block = this.#older[block]) {
+      let end = -1;
+      if (this.#examined !== undefined) {
+        wanted ??= { length, alignment, boundary, runOf };
+        if (this.#examined.covers(sizes, wanted)) end = this.#examined.from[sizes];
+      }
+      let passed = 0;
+      let found = -1;
+      for (let block = this.#heads[sizes]; block !== end; block = this.#older[block]) {
         const place = this.#placeIn(block, length, alignment, boundary, runOf);
         if (place >= 0) {
           this.#place = place;
-          return block;
+          found = block;
+          break;
         }
+        passed++;
         if (++tried === PATIENCE && sure < CLASSES) {
           const certain = this.#nextClass(sure);
           if (certain >= 0) {
@@ -374,8 +395,30 @@ export class BlockAllocator {
           }
         }
       }
+      if (passed > PATIENCE) this.#passOver(sizes, found, (wanted ??= { length, alignment, boundary, runOf }));
+      if (found >= 0) return found;
     }
     return -1;
+  }
+
+  /** Notes that the blocks of a class before `found` (-1: all) are unsuitable: they become older than those not looked at. */
+  #passOver(sizes: number, found: number, wanted: Wanted): void {
+    const examined = (this.#examined ??= new Examined(CLASSES));
+    if (!examined.covers(sizes, wanted)) examined.begin(sizes, wanted);
+    const first = this.#heads[sizes];
+    const end = examined.from[sizes];
+    if (found >= 0) {
+      const last = this.#newer[found];
+      const before = end < 0 ? this.#tails[sizes] : this.#newer[end];
+      this.#heads[sizes] = found;
+      this.#newer[found] = -1;
+      this.#older[before] = first;
+      this.#newer[first] = before;
+      this.#older[last] = end;
+      if (end < 0) this.#tails[sizes] = last;
+      else this.#newer[end] = last;
+    }
+    examined.from[sizes] = first;
   }
 
   /** The lowest place for `length` bytes in a block; -1 when it has none. */
@@ -471,6 +514,7 @@ export class BlockAllocator {
     else this.#after[previous] = next;
     if (next >= 0) this.#before[next] = previous;
     this.#index.delete(this.#starts[block]);
+    this.#sizes[block] = 0;
     this.#after[block] = this.#unused;
     this.#unused = block;
   }
@@ -487,11 +531,14 @@ export class BlockAllocator {
     if (head >= 0) {
       this.#newer[head] = block;
     } else {
+      this.#tails[sizes] = block;
       this.#classBits[sizes >>> 5] |= 1 << (sizes & 31);
       this.#wordBits[sizes >>> 10] |= 1 << ((sizes >>> 5) & 31);
     }
     this.#freeBlocks++;
     if (this.#greatest >= 0 && size > this.#greatest) this.#greatest = size;
+    // Most of what a full one has is gone: it is made anew when it is asked for.
+    if (this.#ordered.size > 0 && this.#ordered.get(sizes)?.add(block, size) === false) this.#ordered.delete(sizes);
   }
 
   /** Takes a free block out of the list of its class. */
@@ -499,7 +546,13 @@ export class BlockAllocator {
     const size = this.#sizes[block];
     const newer = this.#newer[block];
     const older = this.#older[block];
+    if (this.#examined !== undefined) {
+      const { from } = this.#examined;
+      const sizes = classOf(size / LINE);
+      if (from[sizes] === block) from[sizes] = older;
+    }
     if (older >= 0) this.#newer[older] = newer;
+    else this.#tails[classOf(size / LINE)] = newer;
     if (newer >= 0) {
       this.#older[newer] = older;
     } else {
@@ -540,6 +593,28 @@ export class BlockAllocator {
     }
     return -1;
   }
+
+  /** A free block than which none is larger; -1 when there is none. */
+  #largest(): number {
+    const sizes = this.#lastClass(CLASSES);
+    if (sizes < 0) return -1;
+    let ordered = this.#ordered.get(sizes);
+    if (ordered === undefined) {
+      let best = this.#heads[sizes];
+      let count = 0;
+      for (let block = best; block >= 0; block = this.#older[block], count++)
+        if (this.#sizes[block] > this.#sizes[best]) best = block;
+      if (count <= FEW) return best;
+      ordered = new LargestFirst(2 * count);
+      for (let block = this.#heads[sizes]; block >= 0; block = this.#older[block])
+        ordered.add(block, this.#sizes[block]);
+      this.#ordered.set(sizes, ordered);
+    }
+    return ordered.first(this.#isFree);
+  }
+
+  readonly #isFree = (block: number, size: number): boolean =>
+    this.#states[block] === FREE && this.#sizes[block] === size;
 
   /** Room for the two rows that one operation may need. */
   #makeRoom(): void {

@@ -703,6 +703,11 @@ export class External {
     });
   }
 
+  /** @internal Is this registered here now? */
+  has(memory: ExternalMemory): boolean {
+    return this.#live.get(memory.area) === memory;
+  }
+
   /** The bytes at [va, va + length), when they are all in one piece of external memory. */
   bytesAt(va: Va, length: number): Uint8Array | undefined {
     const area = this.#index.at(va);

@@ -522,14 +522,16 @@ export class Heap {
     const room = this.#rooms.find(({ pageSize }) => pageSize === memory?.pageSize);
     if (memory === undefined || room === undefined) return;
     const { allocator, withheld } = room;
+    const { start: first, end } = area.range;
+    const blocks = [...allocator.blocks(first, end)];
     if (!area.lingers) {
-      for (const va of [...withheld.keys()]) if (area.range.contains(va)) this.#giveBack(room, va);
+      for (const { start } of blocks) if (withheld.has(start)) this.#giveBack(room, start);
       return;
     }
-    for (const { start, size, free } of [...allocator.blocks()]) {
-      const from = Math.max(start, area.range.start);
-      const to = Math.min(start + size, area.range.end);
-      if (free && from < to && allocator.allocateAt(from, to - from)) withheld.set(from, to - from);
+    for (const { start, size, free } of blocks) {
+      const from = Math.max(start, first);
+      const to = Math.min(start + size, end);
+      if (free && allocator.allocateAt(from, to - from)) withheld.set(from, to - from);
     }
   }
 
@@ -545,14 +547,13 @@ export class Heap {
     const { range, pageSize } = memory;
     const room = this.#rooms.find((each) => each.pageSize === pageSize);
     // What it is taken out for is its owner's to know.
-    for (const va of [...(room?.withheld.keys() ?? [])])
-      if (room !== undefined && range.contains(va)) {
-        room.withheld.delete(va);
-        room.allocator.free(va);
-      }
+    if (room !== undefined && room.withheld.size > 0)
+      for (const { start } of [...room.allocator.blocks(range.start, range.end)])
+        if (room.withheld.delete(start)) room.allocator.free(start);
     if (room?.allocator.removeRange(range.start, range.length) !== true) {
-      const inside = [...this.blocks].filter((block) => range.contains(block.va)).length;
-      const escaped = [...(room?.escaped.keys() ?? [])].filter((va) => range.contains(va)).length;
+      const used = [...(room?.allocator.blocks(range.start, range.end) ?? [])].filter(({ free }) => !free);
+      const escaped = used.filter(({ start }) => room?.escaped.has(start)).length;
+      const inside = used.length - escaped;
       const blocks = (count: number): string => (count === 1 ? '1 block' : `${count} blocks`);
       const reason =
         inside > 0 || escaped === 0
@@ -577,8 +578,8 @@ export class Heap {
     const { range, pageSize } = memory;
     const room = this.#rooms.find((each) => each.pageSize === pageSize);
     if (room === undefined || this.isEmpty(memory)) return false;
-    for (const { start, free } of room.allocator.blocks())
-      if (!free && range.contains(start) && !room.withheld.has(start)) return true;
+    for (const { start, free } of room.allocator.blocks(range.start, range.end))
+      if (!free && !room.withheld.has(start)) return true;
     return false;
   }
 

@@ -260,8 +260,7 @@ export class Heaps {
     const area = this.#options.areas.exact(range);
     const part = area === undefined ? undefined : this.#parts.get(area);
     if (part === undefined || part.change.heap !== name) {
-      const pieces = [...heap.memory].map((each) => each.range.toString());
-      const hint = pieces.length === 0 ? 'it has no memory' : `it has: ${pieces.join(', ')}`;
+      const hint = firstOf(heap.memory);
       throw new DmaError({ code: 'ENOENT', operation, range, reason: `the heap ${name} was not given this`, hint });
     }
     this.#mustRest(heap, operation);
@@ -421,7 +420,7 @@ export class Heaps {
     }
     this.#forget(part);
     handlers.tell('shrunk', part.change);
-    if ([...this.#adopted.live].includes(part.memory)) part.memory.unregister();
+    if (this.#adopted.has(part.memory)) part.memory.unregister();
   }
 
   /** It is the user's alone again. */
@@ -451,6 +450,16 @@ function clearing(memory: ExternalMemory, operation: string): LongStep {
       }
     },
   };
+}
+
+/** What there is, for who asked for something else: as much of it as can be read. */
+function firstOf(memory: Iterable<HeapMemory>): string {
+  const pieces: string[] = [];
+  for (const { range } of memory) {
+    if (pieces.length === 8) return `it has: ${pieces.join(', ')} and more`;
+    pieces.push(range.toString());
+  }
+  return pieces.length === 0 ? 'it has no memory' : `it has: ${pieces.join(', ')}`;
 }
 
 function checkName(name: string, operation: string): void {

@@ -63,7 +63,7 @@ class Pieces implements PoolMemory {
       this.elements += chunk.count;
     }
     for (const area of areas) this.#areas.add(area);
-    this.#release.unshift(release);
+    this.#release.push(release);
   }
 
   get areas(): readonly Area[] {
@@ -85,7 +85,7 @@ class Pieces implements PoolMemory {
   }
 
   release(): unknown[] {
-    return undoAll(this.#release.splice(0));
+    return undoAll(this.#release.splice(0).reverse());
   }
 }
 

@@ -1,0 +1,58 @@
+/** The devices in one domain: what all of them can reach, and one that calls can be made through. Every operation is O(1). */
+import type { BoundDevice } from './device.js';
+
+/** See the head of the file. */
+export class Members {
+  /** How many bits of an IOVA each can emit. */
+  readonly #bits = new Map<BoundDevice, number>();
+  /** How many devices there are of so many bits: of a few kinds only, however many devices. */
+  readonly #widths = new Map<number, number>();
+  /** Those that are not lost. */
+  readonly #able = new Set<BoundDevice>();
+  #chosen: BoundDevice | undefined;
+  /** Where the next one to choose is; from the start, what was deleted there would be passed each time. */
+  #next = this.#able.values();
+
+  get size(): number {
+    return this.#bits.size;
+  }
+
+  /** IOVA bits that every member can emit. */
+  get bits(): number {
+    return Math.min(...this.#widths.keys());
+  }
+
+  add(device: BoundDevice, bits: number): void {
+    this.delete(device);
+    this.#bits.set(device, bits);
+    this.#widths.set(bits, (this.#widths.get(bits) ?? 0) + 1);
+    this.#able.add(device);
+  }
+
+  delete(device: BoundDevice): void {
+    const bits = this.#bits.get(device);
+    if (bits === undefined) return;
+    this.#bits.delete(device);
+    this.#able.delete(device);
+    const others = (this.#widths.get(bits) ?? 1) - 1;
+    if (others > 0) this.#widths.set(bits, others);
+    else this.#widths.delete(bits);
+  }
+
+  /** A member is gone, so that calls are made through others. @returns was it one, and is none left that is not? */
+  lose(device: BoundDevice): boolean {
+    if (!this.#bits.has(device)) return false;
+    this.#able.delete(device);
+    return this.#able.size === 0;
+  }
+
+  /** A member that is not lost; the same one as long as it can be. */
+  get able(): BoundDevice | undefined {
+    if (this.#chosen !== undefined && this.#able.has(this.#chosen)) return this.#chosen;
+    this.#chosen = undefined;
+    if (this.#able.size === 0) return undefined;
+    let next = this.#next.next();
+    if (next.done === true) next = (this.#next = this.#able.values()).next();
+    return (this.#chosen = next.done === true ? undefined : next.value);
+  }
+}
