@@ -55,10 +55,13 @@ import type { Extent } from './segment-list.js';
 import { Views } from './views.js';
 import { shortForm } from '../short-form.js';
 import { show, thrown } from '../show.js';
-import { now } from '../timers.js';
+import { clearTimeout, now, setTimeout } from '../timers.js';
 
 /** Memory of this size that became empty is kept for the next allocation, in bytes, however little the heap has otherwise. */
 const KEPT = 64 * MiB;
+
+/** How long memory that nothing is in stays, for who wants as much again, in milliseconds. */
+const IDLE_MS = 500;
 
 /** What the library's own memory is made with. */
 export interface OwnedMemoryOptions {
@@ -76,6 +79,8 @@ export interface OwnedMemoryOptions {
   readonly decideIova: () => IovaDecision;
   /** What all devices map comes in multiples of so many bytes, a power of two. Default 1. */
   readonly unit?: () => number;
+  /** How long memory that nothing is in stays, in milliseconds. Default 500. */
+  readonly idleMs?: number;
 }
 
 /** How to allocate from the library's own memory. */
@@ -170,6 +175,10 @@ export class OwnedMemory {
   readonly #parts = new RangeMap<Part>();
   /** The empty part of each heap that was not given back. */
   readonly #spare = new Map<Heap, Part>();
+  readonly #idleMs: number;
+  /** Parts that go unless they are used again, and when they became empty; those first that did so first. */
+  readonly #idle = new Map<Part, number>();
+  #timer: NodeJS.Timeout | undefined;
   readonly #reachAsync: ReachAsync;
   readonly #decideIova: () => IovaDecision;
   readonly #unit: () => number;
@@ -198,6 +207,7 @@ export class OwnedMemory {
     this.#running = options.running ?? new RunningWorks();
     this.#decideIova = options.decideIova;
     this.#unit = options.unit ?? (() => 1);
+    this.#idleMs = options.idleMs ?? IDLE_MS;
     this.#lists = new PageLists(platform, areas, settings, () => this.iova.mode === 'pa');
     settings.numaLimit.forEach((limit, node) => {
       if (limit > 0) this.#validators.add({ name: 'numaLimit', node, limit });
@@ -419,6 +429,7 @@ export class OwnedMemory {
   /** @internal From here on it neither grows nor shrinks: it is about to be closed. */
   end(): void {
     this.#closed = true;
+    clearTimeout(this.#timer);
   }
 
   /**
@@ -472,7 +483,9 @@ export class OwnedMemory {
       emptied: (memory) => {
         // The same part again and again: a program that allocates one block and frees it.
         if (memory === this.#spare.get(heap) && isModest(memory, heap)) return;
-        for (const part of this.#surplus(memory)) this.#giveBackQuietly(part);
+        for (const part of this.#surplus(memory))
+          if (this.#settings.matchAllocations) this.#giveBackQuietly(part);
+          else this.#letGo(part);
       },
       emptiedAsync: (memory) => this.#emptiedAsync(memory),
       running: this.#running,
@@ -541,6 +554,8 @@ export class OwnedMemory {
 
   *#growingFor(heap: Heap, request: RoomRequest, fits: () => boolean, signal?: AbortSignal): Steps<LongStep, void> {
     const { matchAllocations } = this.#settings;
+    // What is about to go is no reason to take less, or of other pages.
+    for (const part of [...this.#idle.keys()]) yield* this.#givingBackIdle(part);
     const steps = this.#plan(heap, request, matchAllocations, request.pageSizes);
     const failures: unknown[] = [];
     for (const { pageSize, pages, alignment } of steps) {
@@ -742,6 +757,47 @@ export class OwnedMemory {
     else yield part;
   }
 
+  /**
+   * Gives a part back in a while, on other threads, unless it is used again: who frees does not pay for it, and who allocates and
+   * frees in a loop does not get the same pages each time.
+   */
+  #letGo(part: Part): void {
+    this.#idle.delete(part);
+    this.#idle.set(part, now());
+    this.#timer ??= setTimeout(() => void this.#giveIdleBack(), this.#idleMs).unref();
+  }
+
+  async #giveIdleBack(): Promise<void> {
+    const work = this.#inTurn(undefined, 'shrink', async () => {
+      for (const [part, since] of this.#idle) {
+        if (now() - since < this.#idleMs) break;
+        this.#idle.delete(part);
+        if (this.#isSurplus(part)) await this.#giveBackQuietlyAsync(part);
+      }
+    });
+    // What does not go because the Eal stops, goes with that.
+    await work.catch(() => undefined);
+    this.#timer = undefined;
+    const [next] = this.#idle.values();
+    if (next === undefined || this.#closed) return;
+    this.#timer = setTimeout(() => void this.#giveIdleBack(), Math.max(1, next + this.#idleMs - now())).unref();
+  }
+
+  /** Is nothing in it, and is it not what its heap keeps? */
+  #isSurplus(part: Part): boolean {
+    return this.#spare.get(part.heap) !== part && part.heap.isEmpty(part);
+  }
+
+  *#givingBackIdle(part: Part): Steps<LongStep, void> {
+    this.#idle.delete(part);
+    if (!this.#isSurplus(part)) return;
+    try {
+      yield* this.#givingBack(part);
+    } catch (error) {
+      this.#noticeStay(error);
+    }
+  }
+
   /** What of it does not go because the Eal stops, goes with that. */
   async #emptiedAsync(memory: HeapMemory): Promise<void> {
     for (const part of this.#surplus(memory)) {
@@ -798,6 +854,7 @@ export class OwnedMemory {
     }
     this.#parts.delete(part.range.start);
     if (this.#spare.get(heap) === part) this.#spare.delete(heap);
+    this.#idle.delete(part);
     this.#handlers.tell('shrunk', change);
   }
 
