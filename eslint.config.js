@@ -16,6 +16,7 @@ const ROOMS = [
     'testing-arguments',
     'units',
     'ranges',
+    'any-of',
     'range-map',
     'origin',
     'short-form',

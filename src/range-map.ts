@@ -20,23 +20,24 @@
 /** Entries of a full node. */
 const FAN_OUT = 64;
 /** A node with fewer entries than this is filled up from, or merged into, a neighbour. */
-const LEAST = FAN_OUT / 4;
+const LEAST = FAN_OUT / 8;
 /** Neighbours are merged when they have no more entries together: well below full, so that the next insert does not split. */
 const MERGED = (FAN_OUT / 4) * 3;
+
+/** Where in the array of a leaf the ends begin. */
+const ENDS = FAN_OUT;
 
 class Node<V> {
   /** How many entries there are. */
   count = 0;
-  /** Leaf: where the ranges begin. Inner node: the separators. */
-  readonly starts = new Float64Array(FAN_OUT);
-  /** Leaf: where the ranges end. Inner node: nothing. */
-  readonly ends: Float64Array;
+  /** Leaf: where the ranges begin, and from {@link ENDS} on where they end. Inner node: the separators. */
+  readonly starts: Float64Array;
   /** Leaf: the values, `count` of them. */
-  readonly values: V[] = [];
+  readonly values: V[];
   /** Inner node: the children, `count` of them. */
-  readonly children: Node<V>[] = [];
+  readonly children: Node<V>[];
   /** Inner node: for each alignment that room is kept for, the room below each child. */
-  readonly rooms: Float64Array[] = [];
+  readonly rooms: Float64Array[];
   /** Leaf: its neighbours. */
   previous: Node<V> | undefined = undefined;
   next: Node<V> | undefined = undefined;
@@ -46,7 +47,10 @@ class Node<V> {
     readonly level: number,
     alignments: number,
   ) {
-    this.ends = level === 0 ? new Float64Array(FAN_OUT) : NOTHING;
+    this.starts = new Float64Array(level === 0 ? 2 * FAN_OUT : FAN_OUT);
+    this.values = level === 0 ? [] : NOTHING;
+    this.children = level === 0 ? NOTHING : [];
+    this.rooms = level === 0 ? NOTHING : [];
     if (level > 0) for (let i = 0; i < alignments; i++) this.rooms.push(new Float64Array(FAN_OUT));
   }
 
@@ -68,7 +72,7 @@ class Node<V> {
     let most = 0;
     if (this.level === 0) {
       for (let i = 0; i < this.count; i++) {
-        const room = this.ends[i] - roundUp(this.starts[i], alignment);
+        const room = this.starts[ENDS + i] - roundUp(this.starts[i], alignment);
         if (room > most) most = room;
       }
     } else {
@@ -80,25 +84,25 @@ class Node<V> {
 
   /** Leaf: puts a range at `slot`; there has to be space. */
   put(slot: number, start: number, end: number, value: V): void {
-    const { starts, ends, values } = this;
+    const { starts, values } = this;
     values.push(value);
     for (let i = this.count++; i > slot; i--) {
       starts[i] = starts[i - 1];
-      ends[i] = ends[i - 1];
+      starts[ENDS + i] = starts[ENDS + i - 1];
       values[i] = values[i - 1];
     }
     starts[slot] = start;
-    ends[slot] = end;
+    starts[ENDS + slot] = end;
     values[slot] = value;
   }
 
   /** Leaf: removes the range at `slot`. */
   drop(slot: number): void {
-    const { starts, ends, values } = this;
+    const { starts, values } = this;
     const last = --this.count;
     for (let i = slot; i < last; i++) {
       starts[i] = starts[i + 1];
-      ends[i] = ends[i + 1];
+      starts[ENDS + i] = starts[ENDS + i + 1];
       values[i] = values[i + 1];
     }
     values.pop();
@@ -106,12 +110,12 @@ class Node<V> {
 
   /** Moves `count` entries, from `slot` on, to `target`, a node of the same level, at `at`. */
   move(slot: number, count: number, target: Node<V>, at: number): void {
-    shift(this.starts, slot, this.count, target.starts, at, target.count, count);
+    shift(0, this.starts, slot, this.count, target.starts, at, target.count, count);
     if (this.level === 0) {
-      shift(this.ends, slot, this.count, target.ends, at, target.count, count);
+      shift(ENDS, this.starts, slot, this.count, target.starts, at, target.count, count);
       target.values.splice(at, 0, ...this.values.splice(slot, count));
     } else {
-      this.rooms.forEach((rooms, i) => shift(rooms, slot, this.count, target.rooms[i], at, target.count, count));
+      this.rooms.forEach((rooms, i) => shift(0, rooms, slot, this.count, target.rooms[i], at, target.count, count));
       target.children.splice(at, 0, ...this.children.splice(slot, count));
     }
     this.count -= count;
@@ -136,15 +140,17 @@ class Node<V> {
   }
 }
 
-const NOTHING = new Float64Array(0);
+/** What a node has none of; nothing is ever put in. */
+const NOTHING: never[] = [];
 
 /** Division by a power of two is exact, so this is, up to 2^53. */
 function roundUp(address: number, alignment: number): number {
   return Math.ceil(address / alignment) * alignment;
 }
 
-/** Moves `count` numbers at `slot` of an array with `used` numbers into a gap that it opens at `at` of another. */
+/** Moves `count` numbers at `slot` of an array with `used` numbers into a gap that it opens at `at` of another; all behind `base`. */
 function shift(
+  base: number,
   source: Float64Array,
   slot: number,
   used: number,
@@ -153,9 +159,9 @@ function shift(
   targetUsed: number,
   count: number,
 ): void {
-  target.copyWithin(at + count, at, targetUsed);
-  target.set(source.subarray(slot, slot + count), at);
-  source.copyWithin(slot, slot + count, used);
+  target.copyWithin(base + at + count, base + at, base + targetUsed);
+  target.set(source.subarray(base + slot, base + slot + count), base + at);
+  source.copyWithin(base + slot, base + slot + count, base + used);
 }
 
 /**
@@ -171,6 +177,9 @@ export class RangeMap<V> {
   #size = 0;
   /** Counts changes, so that an iteration notices them. */
   #version = 0;
+  /** What the last search found. */
+  #foundLeaf = this.#root;
+  #foundSlot = 0;
   /** The alignments that room is kept for. */
   readonly #alignments: number[] = [];
   /** The nodes that the last descent passed, by level, and the slot it took in each (-1: before all in the leaf). */
@@ -191,7 +200,7 @@ export class RangeMap<V> {
   insert(start: number, length: number, value: V): V | undefined {
     const end = start + length;
     let leaf = this.#descend(start);
-    const obstacle = inTheWay(leaf, this.#slots[0], start, end);
+    const obstacle = this.#inTheWay(leaf, this.#slots[0], start, end);
     if (obstacle !== undefined) return obstacle;
     if (leaf.count === FAN_OUT) {
       this.#split(0);
@@ -210,7 +219,7 @@ export class RangeMap<V> {
     const slot = this.#slots[0];
     if (slot < 0 || leaf.starts[slot] !== start) return undefined;
     const value = leaf.values[slot];
-    const end = leaf.ends[slot];
+    const end = leaf.starts[ENDS + slot];
     leaf.drop(slot);
     this.#size--;
     this.#version++;
@@ -231,7 +240,7 @@ export class RangeMap<V> {
   exact(start: number, length: number): V | undefined {
     const leaf = this.#leafOf(start);
     const slot = leaf.slotOf(start);
-    return slot >= 0 && leaf.starts[slot] === start && leaf.ends[slot] === start + length
+    return slot >= 0 && leaf.starts[slot] === start && leaf.starts[ENDS + slot] === start + length
       ? leaf.values[slot]
       : undefined;
   }
@@ -239,27 +248,44 @@ export class RangeMap<V> {
   /** The value of the range that contains `address`. */
   at(address: number): V | undefined {
     const leaf = this.#leafOf(address);
-    return inTheWay(leaf, leaf.slotOf(address), address, address);
+    return this.#inTheWay(leaf, leaf.slotOf(address), address, address);
   }
 
   /** The value of the lowest range that has an address in `[start, end)`. */
   overlapping(start: number, end: number): V | undefined {
     const leaf = this.#leafOf(start);
-    return inTheWay(leaf, leaf.slotOf(start), start, end);
+    return this.#inTheWay(leaf, leaf.slotOf(start), start, end);
   }
 
   /** The value of the range with the greatest start that is at most `address`. */
   floor(address: number): V | undefined {
     const leaf = this.#leafOf(address);
     const slot = leaf.slotOf(address);
-    return slot >= 0 ? leaf.values[slot] : leaf.previous?.values[leaf.previous.count - 1];
+    if (slot >= 0) return this.#found(leaf, slot);
+    return leaf.previous === undefined ? undefined : this.#found(leaf.previous, leaf.previous.count - 1);
   }
 
   /** The value of the range with the least start that is greater than `address`. */
   above(address: number): V | undefined {
     const leaf = this.#leafOf(address);
     const slot = leaf.slotOf(address) + 1;
-    return slot < leaf.count ? leaf.values[slot] : leaf.next?.values[0];
+    if (slot < leaf.count) return this.#found(leaf, slot);
+    return leaf.next === undefined ? undefined : this.#found(leaf.next, 0);
+  }
+
+  /** Where the range begins that the last search found (`at`, `overlapping`, `floor`, `above`, `fit`), until the next change. */
+  get foundStart(): number {
+    return this.#foundLeaf.starts[this.#foundSlot];
+  }
+
+  /** Where it ends. */
+  get foundEnd(): number {
+    return this.#foundLeaf.starts[ENDS + this.#foundSlot];
+  }
+
+  /** Gives the range that the last search found another value. */
+  replaceFound(value: V): void {
+    this.#foundLeaf.values[this.#foundSlot] = value;
   }
 
   /**
@@ -278,7 +304,7 @@ export class RangeMap<V> {
       node = node.children[slot];
     }
     for (let slot = 0; slot < node.count; slot++) {
-      if (node.ends[slot] - roundUp(node.starts[slot], alignment) >= length) return node.values[slot];
+      if (node.starts[ENDS + slot] - roundUp(node.starts[slot], alignment) >= length) return this.#found(node, slot);
     }
     return undefined;
   }
@@ -308,7 +334,7 @@ export class RangeMap<V> {
       }
       const version = this.#version;
       const start = leaf.starts[slot];
-      yield [start, leaf.ends[slot] - start, leaf.values[slot]];
+      yield [start, leaf.starts[ENDS + slot] - start, leaf.values[slot]];
       if (version !== this.#version) {
         leaf = this.#leafOf(start);
         slot = leaf.slotOf(start);
@@ -351,7 +377,9 @@ export class RangeMap<V> {
     } else if (this.#path[level + 1].count === FAN_OUT) {
       this.#split(level + 1);
     }
-    const half = FAN_OUT / 2;
+    // Who comes in order leaves nodes behind that get nothing more: they keep most.
+    const slotTaken = this.#slots[level];
+    const half = slotTaken === FAN_OUT - 1 ? FAN_OUT - LEAST : slotTaken < 0 ? LEAST : FAN_OUT / 2;
     const right = new Node<V>(level, this.#alignments.length);
     node.move(half, FAN_OUT - half, right, 0);
     if (level === 0) {
@@ -450,6 +478,27 @@ export class RangeMap<V> {
     }
   }
 
+  /** The value of the lowest range that has an address in `[start, end)`, `slot` being the last of `leaf` up to `start`. */
+  #inTheWay(leaf: Node<V>, slot: number, start: number, end: number): V | undefined {
+    if (slot >= 0) {
+      if (leaf.starts[ENDS + slot] > start) return this.#found(leaf, slot);
+    } else if (leaf.previous !== undefined) {
+      const { starts, count } = leaf.previous;
+      if (starts[ENDS + count - 1] > start) return this.#found(leaf.previous, count - 1);
+    }
+    const after = slot + 1;
+    if (after < leaf.count) return leaf.starts[after] < end ? this.#found(leaf, after) : undefined;
+    const { next } = leaf;
+    return next !== undefined && next.starts[0] < end ? this.#found(next, 0) : undefined;
+  }
+
+  /** Notes what a search gives. */
+  #found(leaf: Node<V>, slot: number): V {
+    this.#foundLeaf = leaf;
+    this.#foundSlot = slot;
+    return leaf.values[slot];
+  }
+
   /**
    * For tests: throws when an invariant of the tree does not hold.
    * @internal
@@ -460,7 +509,8 @@ export class RangeMap<V> {
     };
     const leaves: Node<V>[] = [];
     const check = (node: Node<V>, low: number, high: number): void => {
-      const { count, level, children, values, starts, ends } = node;
+      const { count, level, children, values, starts } = node;
+      const ends = starts.subarray(ENDS);
       if (count > FAN_OUT || (node !== this.#root && count < LEAST)) fail(`${count} entries at level ${level}`);
       if (level === 0) {
         leaves.push(node);
@@ -485,22 +535,9 @@ export class RangeMap<V> {
     check(this.#root, -Infinity, Infinity);
     leaves.forEach((leaf, i) => {
       if (leaf.previous !== leaves[i - 1] || leaf.next !== leaves[i + 1]) fail('the chain of leaves is broken');
-      if (i > 0 && leaf.starts[0] < leaves[i - 1].ends[leaves[i - 1].count - 1]) fail('ranges of two leaves overlap');
+      if (i > 0 && leaf.starts[0] < leaves[i - 1].starts[ENDS + leaves[i - 1].count - 1])
+        fail('ranges of two leaves overlap');
     });
     if (leaves.reduce((sum, leaf) => sum + leaf.count, 0) !== this.#size) fail('the size is wrong');
   }
-}
-
-/** The value of the lowest range that has an address in `[start, end)`, `slot` being the last of `leaf` up to `start`. */
-function inTheWay<V>(leaf: Node<V>, slot: number, start: number, end: number): V | undefined {
-  if (slot >= 0) {
-    if (leaf.ends[slot] > start) return leaf.values[slot];
-  } else if (leaf.previous !== undefined) {
-    const { ends, count, values } = leaf.previous;
-    if (ends[count - 1] > start) return values[count - 1];
-  }
-  const after = slot + 1;
-  if (after < leaf.count) return leaf.starts[after] < end ? leaf.values[after] : undefined;
-  const { next } = leaf;
-  return next !== undefined && next.starts[0] < end ? next.values[0] : undefined;
 }

@@ -1,4 +1,5 @@
 /** The devices in one domain: what all of them can reach, and one that calls can be made through. Every operation is O(1). */
+import { AnyOf } from '../any-of.js';
 import type { BoundDevice } from './device.js';
 
 /** See the head of the file. */
@@ -8,10 +9,7 @@ export class Members {
   /** How many devices there are of so many bits: of a few kinds only, however many devices. */
   readonly #widths = new Map<number, number>();
   /** Those that are not lost. */
-  readonly #able = new Set<BoundDevice>();
-  #chosen: BoundDevice | undefined;
-  /** Where the next one to choose is; from the start, what was deleted there would be passed each time. */
-  #next = this.#able.values();
+  readonly #able = new AnyOf<BoundDevice>();
 
   get size(): number {
     return this.#bits.size;
@@ -48,11 +46,6 @@ export class Members {
 
   /** A member that is not lost; the same one as long as it can be. */
   get able(): BoundDevice | undefined {
-    if (this.#chosen !== undefined && this.#able.has(this.#chosen)) return this.#chosen;
-    this.#chosen = undefined;
-    if (this.#able.size === 0) return undefined;
-    let next = this.#next.next();
-    if (next.done === true) next = (this.#next = this.#able.values()).next();
-    return (this.#chosen = next.done === true ? undefined : next.value);
+    return this.#able.any;
   }
 }

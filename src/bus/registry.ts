@@ -51,6 +51,8 @@ interface SharedDomain {
   /** Whose calls map in it. Equal keys of different owners are different spaces. */
   readonly ops: DmaOps;
   readonly domain: Domain;
+  /** bytes */
+  readonly granule: number;
   readonly members: Members;
 }
 
@@ -566,9 +568,9 @@ export class Registry {
     });
     try {
       const domain = new Domain({ ...this.#options, name: space.key, backend });
-      const shared: SharedDomain = { space, ops, domain, members };
-      this.#domains.set(domain, shared);
       const { granule } = domain.constraints;
+      const shared: SharedDomain = { space, ops, domain, granule, members };
+      this.#domains.set(domain, shared);
       this.#granules.set(granule, (this.#granules.get(granule) ?? 0) + 1);
       const spaces = this.#spaces.get(ops) ?? new Map<string, SharedDomain>();
       this.#spaces.set(ops, spaces.set(space.key, shared));
@@ -586,7 +588,7 @@ export class Registry {
     shared.members.delete(device);
     if (shared.members.size === 0) {
       this.#domains.delete(shared.domain);
-      const { granule } = shared.domain.constraints;
+      const { granule } = shared;
       const others = (this.#granules.get(granule) ?? 1) - 1;
       if (others > 0) this.#granules.set(granule, others);
       else this.#granules.delete(granule);

@@ -689,7 +689,7 @@ export class Domain {
         this.#mustNotHaveFailed(operation);
         this.#mustGoOn(signal, plan);
       }
-      return this.#publish(plan, mapped, true);
+      return this.#publish(plan, [...mapped], true);
     } catch (error) {
       await Promise.all(ahead.map(({ ready }) => ready));
       throw await this.#unwindAsync(plan, mapped, [...ahead.map(({ entry }) => entry), ...waiting], error);
@@ -772,7 +772,7 @@ export class Domain {
   #release(mapping: Mapping, operation: string): void {
     this.#mustNotBeBusy(mapping, operation);
     for (let entry = mapping.entries.at(-1); entry !== undefined; entry = mapping.entries.at(-1)) {
-      if (entry.claims.length === 1) this.#backendUnmap(entry, mapping.device, operation);
+      if (entry.uses === 1) this.#backendUnmap(entry, mapping.device, operation);
       // The backend may have found out that the other side is gone, which ends the mapping as well.
       if (mapping.live) this.#drop(mapping, entry);
     }
@@ -780,7 +780,7 @@ export class Domain {
 
   async #releasePieces(mapping: Mapping): Promise<void> {
     const turns = new Turns();
-    const own = mapping.entries.filter((entry) => entry.claims.length === 1);
+    const own = mapping.entries.filter((entry) => entry.uses === 1);
     // From here on nobody is told an address or a key of it that will soon be wrong.
     for (const entry of own) {
       entry.state = 'unmapping';
@@ -807,7 +807,7 @@ export class Domain {
   #drop(mapping: Mapping, entry: Entry): void {
     mapping.entries.pop();
     mapping.whole = false;
-    if (entry.claims.length > 1) entry.unclaim(mapping);
+    if (entry.uses > 1) entry.unclaim(mapping);
     else this.#retire(entry, mapping.device);
     this.#endIfEmpty(mapping, entry.area);
   }
@@ -832,7 +832,7 @@ export class Domain {
     const entries = mapping.entries.splice(0);
     this.#endIfEmpty(mapping, entries[0].area);
     for (const entry of entries) {
-      if (entry.claims.length > 1) entry.unclaim(mapping);
+      if (entry.uses > 1) entry.unclaim(mapping);
       else {
         this.table.remove(entry.va, entry.length);
         if (what === 'stick') this.#stick(entry, mapping.device);
@@ -852,7 +852,8 @@ export class Domain {
   #claimOf(device: string, range: Range<Va>, operation: string): Mapping {
     const entry = this.#ledger.atVa(range.start);
     // What sticks has a claim that has ended. What somebody keeps for every device is not the program's to take away.
-    const mine = (entry?.claims ?? []).filter(
+    const claims = [...(entry?.claims ?? [])];
+    const mine = claims.filter(
       (claim): claim is Mapping =>
         claim instanceof Mapping && claim.device === device && claim.live && claim.keeper === undefined,
     );
@@ -868,8 +869,8 @@ export class Domain {
   #unmapHint(entry: Entry | undefined, device: string): string {
     if (entry === undefined) return 'nothing is mapped at its first byte: it was unmapped, or never mapped';
     if (entry.state === 'stuck') return 'it could not be unmapped before, and stays mapped as long as the domain lives';
-    const [claim] = entry.claims;
-    const kept = entry.claims.find((each) => each instanceof Mapping && each.keeper !== undefined);
+    const claim = entry.user;
+    const kept = [...entry.claims].find((each) => each instanceof Mapping && each.keeper !== undefined);
     if (kept instanceof Mapping && kept.device === device)
       return `${kept.range.toString()} is mapped there for every device: ${String(kept.keeper)} ends it`;
     const whose = entry.devices.includes(device) ? 'this device' : entry.devices.join(', ');
@@ -916,9 +917,9 @@ export class Domain {
     });
     if (cuts.reduce((bytes, { cut }) => bytes + cut.length, 0) !== part.length)
       throw refuse('EINVAL', 'some of the part is unmapped already');
-    const shared = cuts.find(({ entry }) => entry.claims.length > 1);
+    const shared = cuts.find(({ entry }) => entry.uses > 1);
     if (shared !== undefined)
-      throw refuse('EBUSY', `it is mapped ${shared.entry.claims.length} times, by ${shared.entry.devices.join(', ')}`);
+      throw refuse('EBUSY', `it is mapped ${shared.entry.uses} times, by ${shared.entry.devices.join(', ')}`);
     // Only a cut out of the middle of an entry leaves more than there were, and only one that does can be in a range.
     const middle = cuts.some(({ entry, cut }) => cut.va > entry.va && cut.va + cut.length < entry.va + entry.length);
     if (middle && this.#ledger.size >= entryLimit)

@@ -100,7 +100,7 @@ function explainRetired({ entry, device, at }: Retired, iova: Iova, now: number)
 
 /** `the read-write mapping [0x.., 0x..) of memfd memory at 0x.. by vdev:a, made at main (app.js:3:7)` */
 function describe(entry: Entry, state: EntryState | 'retired' = entry.state): string {
-  const [claim] = entry.claims;
+  const claim = entry.user;
   const by = entry.devices.length === 0 ? '' : ` by ${entry.devices.join(' and ')}`;
   const made = claim?.origin === undefined ? '' : `, made at ${placeOf(claim.origin)}`;
   const passing = state === 'live' || state === 'retired' ? '' : ` (${state})`;

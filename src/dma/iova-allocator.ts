@@ -36,11 +36,16 @@ export class IovaAllocator {
   readonly #now: () => number;
   #windows: AddressSet;
   #free: AddressSet;
-  /** All that is not free: allocated or held back, as it was asked for. What comes and goes at one place changes no tree. */
-  readonly #taken = new RangeMap<Taken>();
+  /**
+   * All that is not free: allocated, or held back, as it was asked for. What comes and goes at one place changes no tree. That
+   * something is allocated takes no object of its own.
+   */
+  readonly #taken = new RangeMap<Held>();
   #heldBackBytes = 0;
   /** The held-back ranges as a ring: `next` of this one, which stands for no range, is the oldest. */
-  readonly #queue = new Taken(0, 0);
+  readonly #queue = new Held();
+  /** A Held that stands for no range any more: the next one is not made anew. */
+  #spare: Held | undefined;
 
   /** @throws DmaError EINVAL when the granule is no power of two */
   constructor({ windows, granule, holdBackMs = 100, now = clock }: IovaAllocatorOptions) {
@@ -98,9 +103,9 @@ export class IovaAllocator {
       range = this.#free.ranges.fit(bytes, boundary);
     }
     if (range === undefined) return undefined;
-    const start = alignUp(range.start, boundary);
+    const start = alignUp(this.#free.ranges.foundStart, boundary);
     this.#free.remove(start, start + bytes);
-    this.#insert(start, start + bytes);
+    this.#taken.insert(start, bytes, ALLOCATED);
     return start as Iova;
   }
 
@@ -115,21 +120,22 @@ export class IovaAllocator {
   take(start: Iova, length: number, tenant?: object): boolean {
     const end = this.#endOf(start, length, 'iova.take');
     if (!this.#windows.covers(start, end)) return false;
-    let first = this.#taken.overlapping(start, end);
-    if (first?.start === start && first.end === end && first.isFor(tenant)) {
+    const taken = this.#taken;
+    let first = taken.overlapping(start, end);
+    if (first !== undefined && isFor(first, tenant) && taken.foundStart === start && taken.foundEnd === end) {
+      taken.replaceFound(ALLOCATED);
       this.#unhold(first);
       return true;
     }
     if (first !== undefined) {
       this.#giveBackExpired();
-      first = this.#taken.overlapping(start, end);
+      first = taken.overlapping(start, end);
     }
-    for (let taken = first; taken !== undefined && taken.start < end; taken = this.#taken.above(taken.start))
-      if (!taken.isFor(tenant)) return false;
-    for (let held = first; held !== undefined; held = this.#taken.overlapping(start, end))
-      this.#cutOut(held, start, end);
+    for (let each = first; each !== undefined && taken.foundStart < end; each = taken.above(taken.foundStart))
+      if (!isFor(each, tenant)) return false;
+    for (let held = first; held !== undefined; held = taken.overlapping(start, end)) this.#cutOut(held, start, end);
     this.#free.remove(start, end);
-    this.#insert(start, end);
+    taken.insert(start, length, ALLOCATED);
     return true;
   }
 
@@ -146,25 +152,26 @@ export class IovaAllocator {
     // Two go for one that comes, so that the queue is short even when nobody ever allocates.
     this.#giveBackExpired(2, now);
     const until = now + this.#holdBackMs;
-    const first = this.#taken.at(start);
-    if (first?.start === start && first.end === end && !first.heldBack) {
-      this.#hold(first, until, this.#queue.previous, tenant);
+    const taken = this.#taken;
+    let found = taken.at(start);
+    if (found === ALLOCATED && taken.foundStart === start && taken.foundEnd === end) {
+      taken.replaceFound(this.#hold(start, end, until, this.#queue.previous, tenant));
       return;
     }
-    const pieces: Taken[] = [];
+    const pieces: [start: number, end: number][] = [];
     let at: number = start;
-    for (let taken = first; taken !== undefined && taken.start <= at && !taken.heldBack && at < end;) {
-      pieces.push(taken);
-      at = taken.end;
-      taken = this.#taken.above(taken.start);
+    while (found === ALLOCATED && taken.foundStart <= at && at < end) {
+      pieces.push([taken.foundStart, taken.foundEnd]);
+      at = taken.foundEnd;
+      found = taken.above(taken.foundStart);
     }
     if (at < end) throw invalid('iova.release', 'not allocated', { range: new Range(start, length) });
-    for (const taken of pieces) {
-      this.#taken.delete(taken.start);
-      if (taken.start < start) this.#insert(taken.start, start);
-      if (taken.end > end) this.#insert(end, taken.end);
+    for (const [from, to] of pieces) {
+      taken.delete(from);
+      if (from < start) taken.insert(from, start - from, ALLOCATED);
+      if (to > end) taken.insert(end, to - end, ALLOCATED);
     }
-    this.#hold(this.#insert(start, end), until, this.#queue.previous, tenant);
+    taken.insert(start, length, this.#hold(start, end, until, this.#queue.previous, tenant));
   }
 
   /** From now on these are the windows. What is allocated stays so, wherever it is. */
@@ -198,61 +205,65 @@ export class IovaAllocator {
   #unused(): AddressSet {
     const unused = new AddressSet();
     this.#addInsideWindows(unused, 0, ADDRESS_LIMIT);
-    for (const { start, end } of this.#taken.values()) unused.remove(start, end);
+    for (const [start, length] of this.#taken.entries()) unused.remove(start, start + length);
     return unused;
   }
 
   /** Adds those addresses of `[start, end)` that `allocate` may give out. */
   #addInsideWindows(set: AddressSet, start: number, end: number): void {
     for (let at = Math.max(start, this.#granule); at < end;) {
-      const window = this.#windows.ranges.overlapping(at, end);
-      if (window === undefined) return;
-      set.add(Math.max(at, window.start), Math.min(end, window.end));
-      at = window.end;
+      const { ranges } = this.#windows;
+      if (ranges.overlapping(at, end) === undefined) return;
+      const { foundStart, foundEnd } = ranges;
+      set.add(Math.max(at, foundStart), Math.min(end, foundEnd));
+      at = foundEnd;
     }
   }
 
-  #insert(start: number, end: number): Taken {
-    const taken = new Taken(start, end);
-    this.#taken.insert(start, end - start, taken);
-    return taken;
-  }
-
   /** Frees `[start, end)` of a range that is held back; the rest takes its place in the queue: no younger one goes before it. */
-  #cutOut(held: Taken, start: number, end: number): void {
-    const { until, tenant } = held;
+  #cutOut(held: Held, start: number, end: number): void {
+    const { start: from, end: to, until, tenant } = held;
     let place = held.previous;
     this.#unhold(held);
-    this.#taken.delete(held.start);
-    if (held.start < start) place = this.#hold(this.#insert(held.start, start), until, place, tenant);
-    if (held.end > end) this.#hold(this.#insert(end, held.end), until, place, tenant);
+    this.#taken.delete(from);
+    if (from < start) {
+      place = this.#hold(from, start, until, place, tenant);
+      this.#taken.insert(from, start - from, place);
+    }
+    if (to > end) this.#taken.insert(end, to - end, this.#hold(end, to, until, place, tenant));
   }
 
-  /** Holds a taken range back; its place in the queue is right behind `place`. */
-  #hold(taken: Taken, until: number, place: Taken, tenant: object | undefined): Taken {
-    taken.heldBack = true;
-    taken.until = until;
-    taken.tenant = tenant;
-    taken.previous = place;
-    taken.next = place.next;
-    taken.previous.next = taken;
-    taken.next.previous = taken;
-    this.#heldBackBytes += taken.end - taken.start;
-    return taken;
+  /** Holds a range back; its place in the queue is right behind `place`. */
+  #hold(start: number, end: number, until: number, place: Held, tenant: object | undefined): Held {
+    const held = this.#spare ?? new Held();
+    this.#spare = undefined;
+    held.start = start;
+    held.end = end;
+    held.until = until;
+    held.tenant = tenant;
+    held.previous = place;
+    held.next = place.next;
+    held.previous.next = held;
+    held.next.previous = held;
+    this.#heldBackBytes += end - start;
+    return held;
   }
 
-  /** Takes a range out of the queue: it is allocated again. */
-  #unhold(held: Taken): void {
-    held.heldBack = false;
+  /** Takes a range out of the queue. */
+  #unhold(held: Held): void {
     held.previous.next = held.next;
     held.next.previous = held.previous;
     this.#heldBackBytes -= held.end - held.start;
+    held.tenant = undefined;
+    held.previous = held.next = held;
+    this.#spare = held;
   }
 
-  #giveBack(held: Taken): void {
+  #giveBack(held: Held): void {
+    const { start, end } = held;
     this.#unhold(held);
-    this.#taken.delete(held.start);
-    this.#addInsideWindows(this.#free, held.start, held.end);
+    this.#taken.delete(start);
+    this.#addInsideWindows(this.#free, start, end);
   }
 
   /** Frees what has been held back long enough, oldest first, and at most so many ranges. */
@@ -264,59 +275,60 @@ export class IovaAllocator {
   }
 }
 
-/** A range that is not free; while it is held back, a link of the queue. */
-class Taken {
-  heldBack = false;
-  /** On the allocator's clock, in milliseconds: for how long it is held back. */
+/** A range that is held back: a link of the queue. */
+class Held {
+  start = 0;
+  end = 0;
+  /** On the allocator's clock, in milliseconds: for how long. */
   until = 0;
-  /** Whose it was, while it is held back. */
+  /** Whose it was. */
   tenant: object | undefined = undefined;
-  previous: Taken = this;
-  next: Taken = this;
+  previous: Held = this;
+  next: Held = this;
+}
 
-  constructor(
-    readonly start: number,
-    readonly end: number,
-  ) {}
+/** Stands for every range that is allocated. */
+const ALLOCATED = new Held();
 
-  /** Is it held back, and may `tenant` have it all the same? */
-  isFor(tenant: object | undefined): boolean {
-    return this.heldBack && (tenant === undefined || tenant === this.tenant);
-  }
+/** Is it held back, and may `tenant` have it all the same? */
+function isFor(taken: Held, tenant: object | undefined): boolean {
+  return taken !== ALLOCATED && (tenant === undefined || tenant === taken.tenant);
 }
 
 /** A set of addresses, as ranges that neither overlap nor touch. */
 class AddressSet {
-  readonly ranges = new RangeMap<{ readonly start: number; readonly end: number }>();
+  readonly ranges = new RangeMap<true>();
   /** How many addresses there are. */
   bytes = 0;
 
   covers(start: number, end: number): boolean {
-    const range = this.ranges.at(start);
-    return range !== undefined && range.end >= end;
+    return this.ranges.at(start) !== undefined && this.ranges.foundEnd >= end;
   }
 
   /** Adds `[start, end)`, of which nothing is in the set. */
   add(start: number, end: number): void {
+    const { ranges } = this;
     this.bytes += end - start;
-    const below = this.ranges.at(start - 1);
-    if (below !== undefined) this.ranges.delete(below.start);
-    const above = this.ranges.delete(end);
-    this.#insert(below?.start ?? start, above?.end ?? end);
+    let from = start;
+    let to = end;
+    if (ranges.at(start - 1) !== undefined) ranges.delete((from = ranges.foundStart));
+    if (ranges.at(end) !== undefined) {
+      to = ranges.foundEnd;
+      ranges.delete(end);
+    }
+    ranges.insert(from, to - from, true);
   }
 
   /** Removes what there is of `[start, end)`. */
   remove(start: number, end: number): void {
-    let range;
-    while ((range = this.ranges.overlapping(start, end)) !== undefined) {
-      this.ranges.delete(range.start);
-      if (range.start < start) this.#insert(range.start, start);
-      if (range.end > end) this.#insert(end, range.end);
-      this.bytes -= Math.min(end, range.end) - Math.max(start, range.start);
+    const { ranges } = this;
+    while (ranges.overlapping(start, end) !== undefined) {
+      const from = ranges.foundStart;
+      const to = ranges.foundEnd;
+      ranges.delete(from);
+      if (from < start) ranges.insert(from, start - from, true);
+      if (to > end) ranges.insert(end, to - end, true);
+      this.bytes -= Math.min(end, to) - Math.max(start, from);
     }
-  }
-
-  #insert(start: number, end: number): void {
-    this.ranges.insert(start, end - start, { start, end });
   }
 }

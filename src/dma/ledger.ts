@@ -4,6 +4,7 @@
  * Each entry is one call of the backend, found by VA and by IOVA in O(log n). No two entries overlap, in either.
  * The claims on an entry are its reference count, by name: the entry goes when the last claim does.
  */
+import { AnyOf } from '../any-of.js';
 import type { Area } from '../memory/area.js';
 import type { Origin } from '../origin.js';
 import { RangeMap } from '../range-map.js';
@@ -32,19 +33,32 @@ export interface Claim {
 /** What an entry goes through. Only `live` ones can be shared. `stuck`: undoing it failed, so its addresses stay taken. */
 export type EntryState = 'mapping' | 'live' | 'unmapping' | 'stuck';
 
-/** Of entries that nobody uses yet; it stays empty. */
-const NOBODY: Claim[] = [];
+/** What may be done with what is mapped. */
+export interface Terms {
+  readonly access: DmaAccess;
+  readonly region: RegionTraits;
+}
+
+/** Those of nearly all mappings: one object for each access, and not one a mapping. */
+const USUAL: Readonly<Record<DmaAccess, Terms>> = {
+  read: { access: 'read', region: LOCAL },
+  write: { access: 'write', region: LOCAL },
+  'read-write': { access: 'read-write', region: LOCAL },
+};
+
+export function termsOf(access: DmaAccess, region: RegionTraits): Terms {
+  return region === LOCAL ? USUAL[access] : { access, region };
+}
 
 /** One segment that the backend has mapped, or is about to. */
 export class Entry implements Segment {
   readonly va: Va;
   readonly iova: Iova;
   readonly length: number;
-  readonly access: DmaAccess;
-  readonly region: RegionTraits;
   readonly area: Area;
-  /** Who uses it, in the order they came; one, nearly always. */
-  claims: Claim[] = NOBODY;
+  readonly #terms: Terms;
+  /** The one who uses it, or when several do: all of them. It is one nearly always. */
+  #users: Claim | AnyOf<Claim> | undefined;
   state: EntryState = 'mapping';
   keys: MapKeys | undefined;
 
@@ -53,8 +67,15 @@ export class Entry implements Segment {
     this.va = va;
     this.iova = iova;
     this.length = length;
-    this.access = access;
-    this.region = region;
+    this.#terms = termsOf(access, region);
+  }
+
+  get access(): DmaAccess {
+    return this.#terms.access;
+  }
+
+  get region(): RegionTraits {
+    return this.#terms.region;
   }
 
   get backing(): Backing | undefined {
@@ -79,19 +100,43 @@ export class Entry implements Segment {
 
   /** Devices that claim it, for messages. */
   get devices(): string[] {
-    return [...new Set(this.claims.map((claim) => claim.device))];
+    return [...new Set(Array.from(this.claims, (claim) => claim.device))];
   }
 
-  /** One more uses it. */
+  /** Who uses it, in the order they came. */
+  get claims(): Iterable<Claim> {
+    const users = this.#users;
+    return users instanceof AnyOf ? users : users === undefined ? [] : [users];
+  }
+
+  /** How many use it. */
+  get uses(): number {
+    const users = this.#users;
+    return users instanceof AnyOf ? users.size : users === undefined ? 0 : 1;
+  }
+
+  /** One of those who use it; the last one stays on it once it is gone. */
+  get user(): Claim | undefined {
+    const users = this.#users;
+    return users instanceof AnyOf ? users.any : users;
+  }
+
   claim(claim: Claim): void {
-    // An array that grows takes room for 17.
-    if (this.claims.length === 0) this.claims = [claim];
-    else this.claims.push(claim);
+    const users = this.#users;
+    if (users === undefined) this.#users = claim;
+    else if (users instanceof AnyOf) users.add(claim);
+    else {
+      const all = (this.#users = new AnyOf<Claim>());
+      all.add(users);
+      all.add(claim);
+    }
   }
 
-  /** Takes back one claim. */
+  /** Takes back one of several claims. */
   unclaim(claim: Claim): void {
-    this.claims.splice(this.claims.indexOf(claim), 1);
+    if (!(this.#users instanceof AnyOf)) return;
+    this.#users.delete(claim);
+    if (this.#users.size === 1) this.#users = this.#users.any;
   }
 }
 

@@ -2,11 +2,11 @@
 import { ended } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import type { Origin } from '../origin.js';
-import type { Range } from '../ranges.js';
+import { Range } from '../ranges.js';
 import { show } from '../show.js';
 import { hex, isAddress, type Iova, type Va } from '../units.js';
 import type { DmaAccess, RegionTraits } from './backend.js';
-import type { Claim, Entry } from './ledger.js';
+import { termsOf, type Claim, type Entry, type Terms } from './ledger.js';
 import { shortForm } from '../short-form.js';
 
 /** A contiguous piece of a mapping: `length` bytes at `va` are `length` bytes at `iova` for the device. */
@@ -23,6 +23,13 @@ export function lostDevice(operation: string, device: string | undefined, cause:
   return new DmaError({ code: 'ENODEV', operation, device, range, reason, cause, hint });
 }
 
+/** What few mappings have. */
+interface Seldom {
+  readonly keeper?: string;
+  readonly lost?: DmaError;
+  readonly unmapping?: Promise<void>;
+}
+
 /** The domain behind a mapping, as far as the handle needs it. */
 export interface MappingOwner {
   release(mapping: Mapping): void;
@@ -37,27 +44,22 @@ export interface MappingOwner {
  */
 export class Mapping implements Claim, Disposable, AsyncDisposable {
   readonly device: string;
-  /** The range that was asked for. */
-  readonly range: Range<Va>;
-  /** What the device may do with it. */
-  readonly access: DmaAccess;
-  /** What it is as a region with keys (verbs): the rights of peers, and where its pages are. */
-  readonly region: RegionTraits;
+  /** Address of the first byte. */
+  readonly va: Va;
+  /** bytes */
+  readonly length: number;
+  readonly #terms: Terms;
   /** Where the program asked for it, when that was noted. @internal set by a group, which was asked for in one place */
   origin: Origin | undefined;
   /** @internal entries of the ledger that serve it, in VA order; the domain's to change */
   entries: Entry[];
   /** @internal set by the domain when a part was unmapped */
   whole = true;
-  /** @internal set by a group that is mapped for every device: who may unmap it, for messages; `undefined`: the program */
-  keeper: string | undefined;
-  /** @internal set when it ended because its device was lost: why. Undoing it is done then, and no mistake. */
-  lost: DmaError | undefined;
   /** @internal its neighbours among those of its device, see {@link MappingList} */
   previous: Mapping | undefined = undefined;
   next: Mapping | undefined = undefined;
   readonly #owner: MappingOwner;
-  #unmapping: Promise<void> | undefined;
+  #seldom: Seldom | undefined;
 
   /** @internal made by a domain */
   constructor(
@@ -70,20 +72,44 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   ) {
     this.#owner = owner;
     this.device = device;
-    this.range = range;
-    this.access = access;
-    this.region = region;
+    this.va = range.start;
+    this.length = range.length;
+    this.#terms = termsOf(access, region);
     this.entries = entries;
     this.origin = origin;
   }
 
-  get va(): Va {
-    return this.range.start;
+  /** The range that was asked for. */
+  get range(): Range<Va> {
+    return new Range(this.va, this.length);
   }
 
-  /** bytes */
-  get length(): number {
-    return this.range.length;
+  /** What the device may do with it. */
+  get access(): DmaAccess {
+    return this.#terms.access;
+  }
+
+  /** What it is as a region with keys (verbs): the rights of peers, and where its pages are. */
+  get region(): RegionTraits {
+    return this.#terms.region;
+  }
+
+  /** @internal set by a group that is mapped for every device: who may unmap it, for messages; `undefined`: the program */
+  get keeper(): string | undefined {
+    return this.#seldom?.keeper;
+  }
+
+  set keeper(keeper: string | undefined) {
+    if (keeper !== this.keeper) this.#seldom = { ...this.#seldom, keeper };
+  }
+
+  /** @internal set when it ended because its device was lost: why. Undoing it is done then, and no mistake. */
+  get lost(): DmaError | undefined {
+    return this.#seldom?.lost;
+  }
+
+  set lost(lost: DmaError | undefined) {
+    if (lost !== this.lost) this.#seldom = { ...this.#seldom, lost };
   }
 
   /**
@@ -150,7 +176,7 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
 
   /** @internal As {@link Mapping.unmap}, for who keeps it. */
   end(): void {
-    if (this.#unmapping !== undefined)
+    if (this.#seldom?.unmapping !== undefined)
       throw new DmaError({
         code: 'EBUSY',
         operation: 'unmap',
@@ -174,8 +200,14 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   async endAsync(): Promise<void> {
     if (this.#endedByLoss) return;
     this.#first('unmap');
-    this.#unmapping ??= this.#owner.releaseAsync(this).finally(() => (this.#unmapping = undefined));
-    await this.#unmapping;
+    let unmapping = this.#seldom?.unmapping;
+    if (unmapping === undefined) {
+      unmapping = this.#owner.releaseAsync(this).finally(() => {
+        this.#seldom = { ...this.#seldom, unmapping: undefined };
+      });
+      this.#seldom = { ...this.#seldom, unmapping };
+    }
+    await unmapping;
   }
 
   /** @internal Did this domain make it? */

@@ -307,7 +307,7 @@ function findSame(
 ): Claim | undefined {
   const other = ledger.overlappingVa(range.start, range.length);
   if (other === undefined) return undefined;
-  const [claim] = other.claims;
+  const claim = other.user;
   if (claim === undefined || !claim.whole || !claim.range.equals(range)) throw inTheWay(other, 'it overlaps', refuse);
   // All entries of a whole claim are in the same state.
   if (other.state !== 'live') throw inTheWay(other, 'it is', refuse);
