@@ -95,18 +95,12 @@ export class Pool implements Disposable {
   readonly owner: AreaOwner;
   /** Where the elements are: those of the first chunk have the first numbers. */
   readonly chunks: readonly PoolChunk[];
-  /** The address of each element, behind its headroom. */
-  readonly vas: Float64Array;
-  /**
-   * What every device uses for each element, where that is one address for all devices: see `Block.iova`. In all other cases,
-   * as usual with an IOMMU, this is `undefined`, and {@link Pool.iovasFor} tells what a device uses. So it is unless the pool
-   * is for devices.
-   */
-  readonly iovas: Float64Array | undefined;
-  /** The chunk that each element is in. */
-  readonly chunkOf: Int32Array;
-  /** Where in the bytes of its chunk each element begins. Its headroom ends there. */
-  readonly offsetOf: Int32Array;
+  /** What of the tables by element was asked for. */
+  readonly #tables: { vas?: Float64Array; iovas?: Float64Array; chunkOf?: Int32Array; offsetOf?: Int32Array } = {};
+  /** The first element of each chunk. */
+  readonly #firsts: Int32Array;
+  /** Has every element one IOVA for all devices? */
+  readonly #isSame: boolean;
   readonly #description: PoolDescription;
   readonly #stack: ElementStack;
   readonly #cache: PoolCache | undefined;
@@ -134,11 +128,8 @@ export class Pool implements Disposable {
     this.forDevices = description.forDevices;
     this.owner = description.owner;
     this.chunks = chunks;
-    this.vas = new Float64Array(elements);
-    const isSame = chunks.every(({ iova }) => iova !== undefined);
-    const iovas = (this.iovas = isSame ? new Float64Array(elements) : undefined);
-    this.chunkOf = new Int32Array(elements);
-    this.offsetOf = new Int32Array(elements);
+    this.#firsts = new Int32Array(chunks.length);
+    this.#isSame = chunks.every(({ iova }) => iova !== undefined);
     this.#description = description;
     this.#stack = stack;
     this.#threads = new Int32Array(description.threads);
@@ -146,16 +137,61 @@ export class Pool implements Disposable {
     this.#mustBeIdle = mustBeIdle;
     this.#end = end;
     this.#made = made;
-    let element = 0;
-    chunks.forEach(({ va, iova, count }, chunk) => {
-      let offset = shape.headroom;
-      for (const last = element + count; element < last; element++, offset += shape.stride) {
-        this.vas[element] = va + offset;
-        if (iovas !== undefined && iova !== undefined) iovas[element] = iova + offset;
-        this.chunkOf[element] = chunk;
-        this.offsetOf[element] = offset;
-      }
+    let first = 0;
+    chunks.forEach(({ count }, chunk) => {
+      this.#firsts[chunk] = first;
+      first += count;
     });
+  }
+
+  /** The address of each element, behind its headroom. A table that is made when it is first asked for, as the next ones. */
+  get vas(): Float64Array {
+    return (this.#tables.vas ??= this.#table(Float64Array, ({ va }, _, offset) => va + offset));
+  }
+
+  /**
+   * What every device uses for each element, where that is one address for all devices: see `Block.iova`. In all other cases,
+   * as usual with an IOMMU, this is `undefined`, and {@link Pool.iovasFor} tells what a device uses. So it is unless the pool
+   * is for devices.
+   */
+  get iovas(): Float64Array | undefined {
+    if (!this.#isSame) return undefined;
+    return (this.#tables.iovas ??= this.#table(Float64Array, ({ iova }, _, offset) => Number(iova) + offset));
+  }
+
+  /** The chunk that each element is in. */
+  get chunkOf(): Int32Array {
+    return (this.#tables.chunkOf ??= this.#table(Int32Array, (_, chunk) => chunk));
+  }
+
+  /** Where in the bytes of its chunk each element begins. Its headroom ends there. */
+  get offsetOf(): Int32Array {
+    return (this.#tables.offsetOf ??= this.#table(Int32Array, (_, _chunk, offset) => offset));
+  }
+
+  #table<T extends Float64Array | Int32Array>(
+    kind: new (length: number) => T,
+    valueOf: (chunk: PoolChunk, index: number, offset: number) => number,
+  ): T {
+    const table = new kind(this.elements);
+    const { headroom, stride } = this.#description.shape;
+    let element = 0;
+    this.chunks.forEach((chunk, index) => {
+      for (let i = 0; i < chunk.count; i++) table[element++] = valueOf(chunk, index, headroom + i * stride);
+    });
+    return table;
+  }
+
+  /** The chunk of an element that there is. */
+  #chunkOf(element: number): number {
+    const firsts = this.#firsts;
+    let low = 0;
+    for (let high = firsts.length; high - low > 1;) {
+      const middle = (low + high) >>> 1;
+      if (firsts[middle] <= element) low = middle;
+      else high = middle;
+    }
+    return low;
   }
 
   /**
@@ -300,18 +336,22 @@ export class Pool implements Disposable {
         device: device.name,
         hint: 'it was made with forDevices: false; elements of one that is for devices are contiguous for them',
       });
-    const { vas, headroom, elementSize } = this;
-    const iovas = new Float64Array(vas.length);
-    for (let element = 0; element < iovas.length; element++) {
-      const va = vas[element] - headroom;
-      const iova = domain.table.iovaOfRange(va, headroom + elementSize);
-      if (iova < 0)
-        throw invalid(operation, `element ${element} of the pool ${this.name} is not mapped in one piece`, {
-          device: device.name,
-          range: new Range(va as Va, headroom + elementSize),
-          hint: this.owner === 'external' ? 'map the external memory on that device first' : undefined,
-        });
-      iovas[element] = iova + headroom;
+    const { headroom, elementSize } = this;
+    const { stride } = this.#description.shape;
+    const iovas = new Float64Array(this.elements);
+    let element = 0;
+    for (const chunk of this.chunks) {
+      for (let i = 0; i < chunk.count; i++, element++) {
+        const va = chunk.va + i * stride;
+        const iova = domain.table.iovaOfRange(va, headroom + elementSize);
+        if (iova < 0)
+          throw invalid(operation, `element ${element} of the pool ${this.name} is not mapped in one piece`, {
+            device: device.name,
+            range: new Range(va as Va, headroom + elementSize),
+            hint: this.owner === 'external' ? 'map the external memory on that device first' : undefined,
+          });
+        iovas[element] = iova + headroom;
+      }
     }
     this.#iovasFor.set(domain, { generation, iovas });
     return iovas;
@@ -377,10 +417,12 @@ export class Pool implements Disposable {
       throw invalid('pool.bytes', `the pool ${this.name} has no element ${show(element)}`, {
         hint: `elements have the numbers 0 to ${this.elements - 1}, which get() gives`,
       });
-    const offset = this.offsetOf[element];
-    const bytes = this.chunkBytes(this.chunkOf[element]).subarray(offset, offset + this.elementSize);
+    const chunk = this.#chunkOf(element);
+    const { headroom, stride } = this.#description.shape;
+    const offset = headroom + (element - this.#firsts[chunk]) * stride;
+    const bytes = this.chunkBytes(chunk).subarray(offset, offset + this.elementSize);
     // Filled at once: an array with holes that large would become a dictionary.
-    if (this.#bytes.length === 0) this.#bytes = Array.from(this.vas, () => undefined);
+    if (this.#bytes.length === 0) this.#bytes = Array.from({ length: this.elements }, () => undefined);
     this.#bytes[element] = bytes;
     return bytes;
   }
