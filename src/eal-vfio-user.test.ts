@@ -1,7 +1,7 @@
 /** Devices in other processes, end to end: what a program does with them, and what it sees when they die. */
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -194,11 +194,57 @@ describe('a device in another process', SKIP, () => {
   it('keys of its name', () =>
     tidy(async (eal) => {
       const path = eduProcess.socketPath;
-      for (const args of ['timeout=0', 'timeout=x', 'timeout=Infinity', 'timeout=1e12', 'mmap=maybe', 'dma-mask=3'])
+      for (const args of [
+        ...['timeout=0', 'timeout=x', 'timeout=Infinity', 'timeout=1e12', 'mmap=maybe', 'mmap=', 'dma-mask=3'],
+        ...['share=maybe', 'share', 'user=root', 'user=-1', 'trust=1', 'mmaps=never'],
+      ])
         await assert.rejects(eal.probe(`${path},${args}`), dmaError('EINVAL'), args);
       const device = await eal.probe(`${path},timeout=900,mmap=trust,dma-mask=30`);
       assert.equal(device.domain?.constraints.windows.at(-1)?.end, 2 ** 30);
     }));
+
+  it('that gets no descriptors asks for memory by message, and for what is mapped only', () =>
+    tidy(async (eal) => {
+      const device = await eal.probe(`${copyProcess.socketPath},share=never`);
+      const engine = device.use(copyEngineDriver);
+      const [source, target] = [eal.external.allocate(64 * KiB), eal.external.allocate(64 * KiB)];
+      source.bytes().fill(7);
+      const [from, to] = [device.dmaMap(source, { access: 'read' }), device.dmaMap(target)];
+      await engine.copy(from.iova, to.iova, 64 * KiB);
+      assert.ok(target.bytes().every((byte) => byte === 7));
+      const maps = readFileSync(`/proc/${copyProcess.pid}/maps`, 'latin1').split('\n');
+      const given = maps.filter((line) => line.includes('/memfd:anydma'));
+      assert.deepEqual(given, [], 'the server has no file of this process');
+      await assert.rejects(engine.copy(to.iova, from.iova, 64));
+      from.unmap();
+      to.unmap();
+      source.unregister();
+      target.unregister();
+    }));
+
+  for (const [what, make, why] of [
+    ['a folder', (path: string) => mkdirSync(path), /is a directory: give the socket in it/],
+    ['a plain file', (path: string) => writeFileSync(path, ''), /is a file and no socket/],
+    [
+      'a socket that nobody listens at any more',
+      (path: string) => {
+        const { sockets, files } = openPlatform();
+        files.close(sockets.listen(path, 1));
+      },
+      /nobody listens there any more/,
+    ],
+  ] as const)
+    it(`that is ${what} is ECONNREFUSED, and says so`, () =>
+      tidy(async (eal) => {
+        const folder = mkdtempSync(join(tmpdir(), 'anydma-refused-'));
+        make(join(folder, 'x'));
+        await assert.rejects(eal.probe(`vfio-user:${folder}/x`), (error) => {
+          assert.ok(isDmaError(error, 'ECONNREFUSED'), String(error));
+          assert.match(error.hint ?? '', why);
+          return true;
+        });
+        rmSync(folder, { recursive: true });
+      }));
 
   it('that is not there, or no such thing, says so and leaves nothing', () =>
     tidy(async (eal) => {
@@ -355,7 +401,7 @@ describe('a device process that is killed', SKIP, () => {
   it('while a device in it does not answer: the call ends by its time', () =>
     play(async ({ eal, device, pid, kill }) => {
       await eal.remove(device);
-      const again = await eal.probe(`${device.busName},timeout=700`);
+      const again = await eal.probe(`${device.busName},timeout=1500`);
       const memory = eal.external.allocate(4096);
       process.kill(pid, 'SIGSTOP');
       assert.throws(() => again.dmaMap(memory), lostBy('ECONNABORTED'));

@@ -14,6 +14,7 @@ import {
   type ExternalMemory,
 } from '../index.js';
 import { openPlatform } from '../platform/open.js';
+import { DEVICE_KEYS_TEXT } from './device-keys.js';
 import { paragraphs, type CommandSpec, type Context } from './command.js';
 import { copierOf, type Copier } from './copier.js';
 import { openInput, type InputFile } from './input-file.js';
@@ -106,6 +107,7 @@ export const demo: CommandSpec<DemoOptions> = {
     `With --device, a device of your choice copies: a copy engine, or QEMU's edu device behind a real IOMMU. That one copies
     a few KiB a second, so that it copies 8 KiB unless --size says more; and it does not notice when an access fails, which
     shows in the memory and, where the kernel's log can be read, in that.`,
+    DEVICE_KEYS_TEXT,
   ),
   options: (command) =>
     command

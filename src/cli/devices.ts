@@ -10,6 +10,7 @@ import {
 } from '../index.js';
 import { paragraphs, type CommandSpec } from './command.js';
 import { domainDocument, domainLines } from './domain-facts.js';
+import { DEVICE_KEYS_TEXT } from './device-keys.js';
 import { printAllRdma, printRdma, rdmaDocument, rdmaFacts } from './devices-rdma.js';
 import { iommuOption } from './iommu.js';
 import { failureDocument, type Output } from './output.js';
@@ -34,6 +35,7 @@ export const devices: CommandSpec<DevicesOptions> = {
     not. Looking changes nothing, and takes no privileges.`,
     `With --device, devices of any bus are probed, and shown with their ids, regions, interrupts, and what holds for
     mapping memory on them. Probing a device gives it to its driver, which may reset it.`,
+    DEVICE_KEYS_TEXT,
   ),
   options: (command) =>
     command.option('--device <name...>', 'probe these devices, and show them').addOption(iommuOption()),

@@ -89,12 +89,14 @@ export const ERROR_CODES: Readonly<Partial<Record<ErrorCode, CodeGuide>>> = {
       'a device did what its mapping does not grant',
       'a peer of RDMA was refused: memory that was unmapped, another key, past the end, or a right it does not have',
       'the socket or file belongs to another user',
+      'another user serves at a socket of vfio-user, in a folder that others may write to',
     ],
     next: [
       "map with access: 'read' (--access read)",
       'map again with the access that the device needs, and with remote: for what peers need',
       'the hint of a refused request of RDMA has what the other side knows: device.explainPeer',
       'see "ls -l"',
+      'if that user is meant: vfio-user:PATH,user=NUMBER',
     ],
   },
   EFAULT: {
@@ -295,14 +297,22 @@ export const ERROR_CODES: Readonly<Partial<Record<ErrorCode, CodeGuide>>> = {
     ],
     next: [
       'see what it does',
-      'give it more time: vfio-user:PATH,timeout=MS',
+      'give it more time, for connecting as well: vfio-user:PATH,timeout=MS',
       'see that both ports are active, and their GIDs in one network: "anydma devices"; UDP port 4791 must pass firewalls',
     ],
   },
   ECONNREFUSED: {
     meaning: 'nobody serves there',
-    causes: ['the socket is there, but its server has ended', 'nobody listens at that TCP port'],
-    next: ['start the server again; a dead socket is replaced', 'is "anydma rdma serve" running there, at that port?'],
+    causes: [
+      'the socket is there, but its server has ended',
+      'what is there is a folder or a plain file, and no socket',
+      'nobody listens at that TCP port',
+    ],
+    next: [
+      'start the server again; a dead socket is replaced',
+      'name the socket itself: vfio-user:FOLDER/cntrl for SPDK',
+      'is "anydma rdma serve" running there, at that port?',
+    ],
   },
   EALREADY: {
     meaning: 'that is under way already',

@@ -2,6 +2,7 @@
 import { Option } from 'commander';
 import { Eal, formatSize, hex, type ContainerChoice, type Device, type DmaAccess, type Iova } from '../index.js';
 import { paragraphs, type CommandSpec } from './command.js';
+import { DEVICE_KEYS_TEXT } from './device-keys.js';
 import { domainDocument, domainLines } from './domain-facts.js';
 import { openInput, type InputFile } from './input-file.js';
 import { iommuOption } from './iommu.js';
@@ -62,6 +63,7 @@ export const map: CommandSpec<MapCommandOptions> = {
   description: paragraphs(
     `Takes memory so that the device can reach it, tells what came of it, and takes it from the device. It works on any
     device that anydma can open; of vfio-user servers it needs nothing but the protocol.`,
+    DEVICE_KEYS_TEXT,
     MODES_TEXT,
     TIMES_TEXT,
     `ENTRIES are mapping entries of the device's domain that were made for it: none where the device could reach it already.`,

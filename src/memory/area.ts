@@ -71,6 +71,8 @@ export class Area {
   isEmptied: (() => boolean) | undefined;
   /** @internal Called when {@link lingers} changes: the heap that serves from it. */
   onLinger: (() => void) | undefined;
+  /** @internal The same, for the list of pages that it is of: more (1), or less (-1). */
+  onLingerInList: ((by: 1 | -1) => void) | undefined;
 
   /**
    * @throws DmaError EINVAL: page size no power of two, range not on page boundaries, a table whose length is not the
@@ -146,10 +148,15 @@ export class Area {
   linger(over: Promise<void>, unneeded: () => void): void {
     const token = {};
     this.#lingering.set(token, unneeded);
-    if (this.#lingering.size === 1) this.onLinger?.();
+    if (this.#lingering.size === 1) {
+      this.onLinger?.();
+      this.onLingerInList?.(1);
+    }
     void over.then(() => {
       this.#lingering.delete(token);
-      if (this.#lingering.size === 0) this.onLinger?.();
+      if (this.#lingering.size > 0) return;
+      this.onLinger?.();
+      this.onLingerInList?.(-1);
     });
   }
 

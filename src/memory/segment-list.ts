@@ -65,6 +65,8 @@ export class SegmentList {
   /** Addresses whose memory went back, and that something still reaches. */
   readonly #retired = new Set<Range<Va>>();
   #retiredBytes = 0;
+  /** How many areas a process that was lost may still write to: their descriptor gave it the whole file. */
+  #lingering = 0;
   #closed = false;
   /** When closed: addresses that have to be given back. */
   #left: readonly Range<Va>[] | undefined;
@@ -102,7 +104,8 @@ export class SegmentList {
    * Takes `pages` neighbouring pages: they are there, on the right node, and in the area index.
    *
    * @param alignment the first is at a multiple of so many bytes, a power of two. Default: the page size
-   * @returns `undefined` when the reservation has no room for so many in one piece
+   * @returns `undefined` when the reservation has no room for so many in one piece, and while a process that was lost may write to
+   *   its file
    * @throws DmaError ENOMEM when the machine does not have so many; EPERM when physical addresses are wanted and not shown
    */
   take(pages: number, alignment?: number): Extent | undefined {
@@ -111,6 +114,7 @@ export class SegmentList {
 
   /** {@link take}, step by step. */
   *taking(pages: number, alignment?: number): Steps<LongStep, Extent | undefined> {
+    if (this.#lingering > 0) return undefined;
     const { pageSize } = this.source;
     const length = pages * pageSize;
     const va = this.#room.allocate(length, alignment ?? pageSize) as Va;
@@ -231,7 +235,10 @@ export class SegmentList {
     const label = `owned memory (${kind}, ${formatSize(pageSize)} pages${node < 0 ? '' : `, node ${node}`})`;
     const iovas = this.#physical ? yield* this.#frames(range, pause) : undefined;
     const sameIova = this.#sameIova;
-    return new Area({ range, pageSize, owner: 'owned', label, node, backing, iovas, sameIova }, 'take');
+    const area = new Area({ range, pageSize, owner: 'owned', label, node, backing, iovas, sameIova }, 'take');
+    // What is given back before that process has ended is not waited for, so that the file then is never used again.
+    area.onLingerInList = (by) => void (this.#lingering += by);
+    return area;
   }
 
   /** Locks the pages in place, and reads where they are. */

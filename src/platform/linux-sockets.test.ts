@@ -1,3 +1,4 @@
+import { spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -224,5 +225,50 @@ test('paths: 107 bytes fit, 108 do not, and bad ones are refused before anything
   const other = sockets.listen(umlaut, 1);
   assert.ok(existsSync(umlaut));
   closeAll(other);
+  assert.deepEqual(platform.leaks(), []);
+});
+
+test('of servers that begin at once on a socket whose server has ended, one serves and stays', { skip }, async () => {
+  const folder = mkdtempSync(join(directory, 'begin-'));
+  const path = join(folder, 'stale');
+  const script = `
+    const { openPlatform } = await import(${JSON.stringify(new URL('./open.js', import.meta.url).href)});
+    const { sockets, files } = openPlatform();
+    let fd;
+    process.on('message', ({ at, path }) => {
+      if (fd !== undefined) files.close(fd);
+      fd = undefined;
+      if (at === undefined) return process.disconnect();
+      while (Date.now() < at);
+      try {
+        fd = sockets.listen(path, 4);
+      } catch (error) {
+        return process.send(error.code);
+      }
+      process.send('serves');
+    });
+    process.send('ready');`;
+  const servers = Array.from({ length: 3 }, () =>
+    spawn(process.execPath, ['--input-type=module', '-e', script], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] }),
+  );
+  const answers = (): Promise<unknown[]> =>
+    Promise.all(servers.map((server) => new Promise((resolve) => server.once('message', resolve))));
+  try {
+    await answers();
+    platform.files.close(sockets.listen(path, 4));
+    for (let round = 0; round < 25; round++) {
+      const outcome = answers();
+      for (const server of servers) server.send({ at: Date.now() + 8, path });
+      assert.deepEqual((await outcome).sort(), ['EADDRINUSE', 'EADDRINUSE', 'serves'], `round ${round}`);
+      platform.files.close(sockets.connect(path));
+      assert.deepEqual(readdirSync(folder), ['stale']);
+      // The one that serves closes its socket at the next round, and the others find it stale.
+    }
+  } finally {
+    const ended = servers.map((server) => new Promise((resolve) => server.once('exit', resolve)));
+    for (const server of servers) server.send({});
+    await Promise.all(ended);
+    rmSync(folder, { recursive: true });
+  }
   assert.deepEqual(platform.leaks(), []);
 });

@@ -7,7 +7,7 @@ import { DmaError, ERRNO, invalid, undoAll } from '../errors.js';
 import { check, checkFd, checkPath, fail } from './libc.js';
 import type { Libc } from './libc.js';
 import type { Peer, Received, SocketsPort } from './ports.js';
-import { AT_FDCWD, AT_SYMLINK_NOFOLLOW } from './uapi/fcntl.js';
+import { AT_FDCWD, AT_SYMLINK_NOFOLLOW, LOCK_EX, LOCK_NB, O_CLOEXEC, O_RDONLY } from './uapi/fcntl.js';
 import {
   AF_UNIX,
   CMSGHDR,
@@ -33,6 +33,10 @@ import { S_IFMT, S_IFSOCK, STATX, STATX_TYPE } from './uapi/stat.js';
 const SO_PEERPIDFD = 77;
 
 const STREAM = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+/** How often, a millisecond apart, a lock is asked for that others hold for as long as some system calls take. */
+const LOCK_TRIES = 2000;
+const sleeper = new Int32Array(new SharedArrayBuffer(4));
+
 const NO_FDS: readonly number[] = Object.freeze<number[]>([]);
 
 /** The {@link SocketsPort} that makes real system calls. */
@@ -66,6 +70,12 @@ export function linuxSockets(libc: Libc): SocketsPort {
     }
     const errno = libc.errno();
     if (errno !== ERRNO.EEXIST) fail(errno, 'link', path);
+    // What is there is looked at by one after the other: who replaces it moves it away for a moment.
+    alone(dirname(path), () => replace(temporary, path));
+  };
+
+  /** Takes the place of the socket of a server that has ended. */
+  const replace = (temporary: string, path: string): void => {
     if (!isSocket(libc, path)) {
       const reason = `${path} exists and is not a socket`;
       throw new DmaError({
@@ -76,7 +86,7 @@ export function linuxSockets(libc: Libc): SocketsPort {
       });
     }
     if (isLive(path)) throw inUse(path);
-    // It is moved away and looked at again before it goes: another server may have taken its place since.
+    // It is moved away and looked at again before it goes: a server that knows nothing of locks may have taken its place since.
     const stale = temporaryBeside(path);
     if (libc.rename(path, stale) === -1) {
       const failed = libc.errno();
@@ -93,6 +103,21 @@ export function linuxSockets(libc: Libc): SocketsPort {
       fail(failed, 'link', path);
     }
     check(libc, libc.unlink(temporary), 'unlink', temporary);
+  };
+
+  /**
+   * Does `work` while no other server of this library replaces a socket in the folder. Who holds the lock for long is not one, and is
+   * waited for no longer than that takes.
+   */
+  const alone = (folder: string, work: () => void): void => {
+    const fd = libc.open(folder, O_RDONLY | O_CLOEXEC, 0);
+    try {
+      for (let tries = 0; fd !== -1 && tries < LOCK_TRIES && libc.flock(fd, LOCK_EX | LOCK_NB) !== 0; tries++)
+        Atomics.wait(sleeper, 0, 0, 1);
+      work();
+    } finally {
+      if (fd !== -1) libc.close(fd);
+    }
   };
 
   /** Does somebody listen at `path`? Only a refused connection says that nobody does. */

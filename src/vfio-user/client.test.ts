@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { ftruncateSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -71,6 +71,15 @@ const code = (wanted: ErrorCode) => (error: unknown) => {
   assert.ok(isDmaError(error, wanted), `${wanted} expected: ${String(error)}`);
   return true;
 };
+
+/** Makes a file shorter, if that can still be done. */
+function truncated(fd: number): void {
+  try {
+    ftruncateSync(fd, 0);
+  } catch {
+    // It is sealed.
+  }
+}
 
 describe('handshake', { skip }, () => {
   test('offers what it can and takes what the server can', async () => {
@@ -260,6 +269,31 @@ describe('calls', { skip }, () => {
       ],
     );
     end();
+  });
+
+  test('descriptors of memory are not sent to who takes none, nor by who gives none', async () => {
+    for (const [maxMsgFds, share, sent] of [
+      [8, 'always', 1],
+      [8, undefined, 1],
+      [8, 'never', 0],
+      [0, 'always', 0],
+    ] as const) {
+      const { client, server, platform, end } = await scripted(undefined, { share }, (s) => {
+        s.capabilities = { ...DEFAULT_CAPABILITIES, maxMsgFds };
+      });
+      const fd = platform.memory.memfd({ name: 'given', length: 4096 });
+      await client.dmaMapAsync({ iova: 0, length: 4096, access: 'read', backing: { fd, offset: 0 } });
+      assert.equal(server.seen.at(-1)?.command, COMMAND.DMA_MAP);
+      assert.equal(server.seen.at(-1)?.fds, sent);
+      // Nothing that it does not have is out of use once it is lost.
+      client.close();
+      const over = client.lingering(new AbortController().signal);
+      assert.equal(over, undefined);
+      platform.files.close(fd);
+      end();
+    }
+    const options: unknown = { share: 'sometimes' };
+    await assert.rejects(VfioUserClient.connect(openPlatform(), '/nowhere', options as ClientOptions), code('EINVAL'));
   });
 
   test('register stores by message are posted, and every so often one waits for the server', async () => {
@@ -535,6 +569,29 @@ describe('mapped regions', { skip }, () => {
       end();
     });
   }
+
+  test('the size of a file is read once it is sealed: one that shrinks meanwhile is not mapped', async () => {
+    const { client, platform, end } = await scripted(
+      undefined,
+      { mmap: 'sealed' },
+      (s) => {
+        s.regionFd = s.platform.memory.memfd({ name: 'race', length: 8192, sealed: false });
+        s.region = { size: 8192, mappable: true, areas: [{ offset: 0, length: 8192 }] };
+      },
+      true,
+    );
+    const { status } = platform.files;
+    platform.files.status = (fd) => {
+      const seen = status(fd);
+      // The other side, which is faster.
+      truncated(fd);
+      return seen;
+    };
+    const registers = client.registers(0);
+    registers.write32(4096, 7);
+    assert.equal(registers.read32(4096), 7);
+    end();
+  });
 
   test('what is not a choice of mmap is refused before anything is sent', async () => {
     const options: unknown = { mmap: 'trusted' };

@@ -82,6 +82,11 @@ export type MmapChoice = 'auto' | 'trust' | 'sealed' | 'never';
 
 export const MMAP_CHOICES: readonly MmapChoice[] = ['auto', 'trust', 'sealed', 'never'];
 
+/** See {@link ClientOptions.share}. */
+export type ShareChoice = 'always' | 'never';
+
+export const SHARE_CHOICES: readonly ShareChoice[] = ['always', 'never'];
+
 /** How to connect, and what for. Times in milliseconds. */
 export interface ClientOptions {
   /** Answers what the device reads and writes by message; without it, such accesses are answered with EFAULT. */
@@ -98,6 +103,11 @@ export interface ClientOptions {
    */
   readonly mmap?: MmapChoice;
   /**
+   * Does the server get the descriptors of memory that is mapped? With one it reaches the whole file, for good. `never`: it gets none,
+   * and asks for each access by message. Default `always`.
+   */
+  readonly share?: ShareChoice;
+  /**
    * Number of the user who has to be at the other end (EACCES). Default: anybody, but where others may write to the folder of
    * the socket, this user or root.
    */
@@ -113,6 +123,7 @@ const CLIENT_OPTIONS: Shape<ClientOptions> = {
   handshakeTimeoutMs: 'number',
   timeoutMs: 'number',
   mmap: 'string',
+  share: 'string',
   user: 'number',
   onDisconnect: 'function',
   lostAs: 'function',
@@ -925,7 +936,8 @@ export class VfioUserClient {
     if (backing !== undefined && !isAddress(backing.offset)) throw invalid(operation, `offset ${backing.offset}`);
     const size = encodeDmaMap(this.#out.bytes, this.#id(), iova, length, access, backing?.offset ?? 0);
     // What takes no descriptors asks by message.
-    const fds = backing === undefined || this.capabilities.maxMsgFds === 0 ? [] : [backing.fd];
+    const isSent = this.options.share !== 'never' && this.capabilities.maxMsgFds > 0;
+    const fds = backing === undefined || !isSent ? [] : [backing.fd];
     if (fds.length > 0) this.#hasShared = true;
     else this.#asks = true;
     return this.#send(COMMAND.DMA_MAP, size, fds, nothing);
@@ -993,5 +1005,7 @@ function checkedOptions(platform: Platform, asked: ClientOptions | undefined): C
   if (options.timeoutMs !== undefined) mustBeMs(options.timeoutMs, 'timeoutMs', operation);
   if (options.mmap !== undefined && !MMAP_CHOICES.includes(options.mmap))
     throw invalid(operation, `mmap is ${show(options.mmap)}: it is ${MMAP_CHOICES.join(', ')}`);
+  if (options.share !== undefined && !SHARE_CHOICES.includes(options.share))
+    throw invalid(operation, `share is ${show(options.share)}: it is ${SHARE_CHOICES.join(', ')}`);
   return options;
 }

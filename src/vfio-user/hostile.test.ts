@@ -1,22 +1,23 @@
-/** The short form of the battery of hostile clients; `every` 1 tears messages at every byte. */
+/** The short form of the battery of hostile peers: a sample of all attacks, another one each time. `npm run hostile` does all. */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { attackServer } from '../../test/hostile/battery.js';
+import { attackClient } from '../../test/hostile/servers.js';
 import { openPlatform } from '../platform/open.js';
 
 const platform = openPlatform();
 
-test(
-  'a served device outlives every kind of descriptor, and every message torn, repeated and too early',
-  { skip: platform.limitation ?? false },
-  async () => {
+for (const [what, attack] of [
+  ['a served device outlives hostile clients', attackServer],
+  ['a client outlives hostile servers', attackClient],
+] as const)
+  test(what, { skip: platform.limitation ?? false }, async (t) => {
     const folder = mkdtempSync(join(tmpdir(), 'hostile-'));
     try {
-      await attackServer(platform, folder, 7);
+      t.diagnostic(`${await attack(platform, folder, { every: 29, some: 23 })} attacks`);
     } finally {
       rmSync(folder, { recursive: true });
     }
-  },
-);
+  });

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { ftruncateSync } from 'node:fs';
 import { test } from 'node:test';
 import { DmaError, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
@@ -10,6 +11,8 @@ import { Channel } from './channel.js';
 import { isCommand } from './framing.js';
 import type { DeviceModel, ModelHost } from './devices/model.js';
 import * as m from './messages.js';
+import { hugePagesForTest } from '../platform/testing-hugepages.js';
+import { DmaTable } from './dma-table.js';
 import { serve } from './server.js';
 import type { Server, ServeOptions } from './server.js';
 import { inMemoryPlatform } from './testing.js';
@@ -199,6 +202,15 @@ async function withServer(
 }
 
 const options = { skip };
+
+/** Makes a file shorter, if that can still be done. */
+function truncated(fd: number): void {
+  try {
+    ftruncateSync(fd, 0);
+  } catch {
+    // It is sealed.
+  }
+}
 
 test('VERSION: the smaller minor, few capabilities, a twin socket when it is wanted', options, () =>
   withServer({ maxDmaMaps: 7 }, ({ connect }) => {
@@ -403,6 +415,93 @@ test('DMA regions: limits, overlaps, files', options, () =>
     );
   }),
 );
+
+test('the size of a client’s file is read once it is sealed', options, () =>
+  withServer({}, ({ platform, connect, memfd, model }) => {
+    const client = connect();
+    client.version();
+    const { status } = platform.files;
+    platform.files.status = (fd) => {
+      const seen = status(fd);
+      // The client, which is faster.
+      truncated(fd);
+      return seen;
+    };
+    assert.equal(client.map(0, 8192, 'read-write', memfd(8192, false)), undefined);
+    const there = model.host.dma.direct(4096, 4096, 'write');
+    assert.ok(there !== undefined);
+    there.fill(1);
+    platform.files.status = status;
+  }),
+);
+
+test('at the limit of descriptors it says so once, waits, and goes on', options, async () => {
+  const memory = inMemoryPlatform(openPlatform());
+  let left = 3;
+  const accept = (fd: number): number | undefined => {
+    if (left-- <= 0) return memory.sockets.accept(fd);
+    throw new DmaError({ code: 'EMFILE', operation: 'accept4', reason: 'made to fail' });
+  };
+  const platform = { ...memory, sockets: { ...memory.sockets, accept } };
+  const events: string[] = [];
+  const server = serve(platform, {
+    socketPath: '/full',
+    model: (host) => new TestModel(host),
+    onEvent: (event) => events.push(event.kind === 'failed' ? event.error.code : event.kind),
+  });
+  const fd = platform.sockets.connect('/full');
+  // It would be called as often as the event loop turns, if it still listened.
+  memory.run(100);
+  assert.equal(left, 2);
+  while (!events.includes('connected')) await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.deepEqual(events, ['EMFILE', 'connected']);
+  platform.files.close(fd);
+  await server.close();
+});
+
+test('hugepages of a client that is not trusted are copied, and EFAULT once it has taken them back', options, (t) => {
+  const platform = openPlatform();
+  const huge = hugePagesForTest(platform, 1);
+  if (typeof huge === 'string') return t.skip(huge);
+  const { memory, files } = platform;
+  const { pageSize } = huge;
+  const taken: number[] = [];
+  try {
+    const table = new DmaTable(platform, 8);
+    const request = { iova: 0, length: pageSize, offset: 0, readable: true, writable: true };
+    const fd = memory.memfd({ name: 'huge', length: pageSize, hugePageSize: pageSize });
+    table.map(request, files.duplicate(fd));
+    assert.equal(table.direct(0, 4096, 'write'), undefined);
+    const bytes = new Uint8Array(64);
+    assert.equal(table.write(8, bytes.fill(5)), undefined);
+    assert.equal(table.read(8, bytes.fill(0)), undefined);
+    assert.ok(bytes.every((byte) => byte === 5));
+    files.punch(fd, 0, pageSize);
+    // The last ones that are free, as long as they last.
+    for (let isLast = false; !isLast;) {
+      const other = memory.memfd({ name: 'taken', length: pageSize, hugePageSize: pageSize });
+      taken.push(other);
+      try {
+        const va = memory.map({ fd: other, length: pageSize });
+        try {
+          memory.populate(va, pageSize);
+        } finally {
+          memory.unmap(va, pageSize);
+        }
+      } catch (error) {
+        assert.ok(isDmaError(error, 'ENOMEM'), String(error));
+        isLast = true;
+      }
+    }
+    for (const access of [() => table.read(8, bytes), () => table.write(8, bytes)])
+      assert.throws(access, (error) => isDmaError(error, 'EFAULT') && /taken pages out/.test(error.reason));
+    table.clear();
+    files.close(fd);
+  } finally {
+    for (const other of taken) files.close(other);
+    huge.giveBack();
+  }
+});
 
 test('the device’s accesses: whole ranges, permissions, borders, views that die', options, () =>
   withServer({}, ({ connect, memfd, model, platform }) => {

@@ -54,7 +54,7 @@ export class ScriptedServer {
         });
         const scripted = this.script(message, this);
         if (scripted === 'nothing') return;
-        if (scripted === undefined) this.#good(message);
+        if (scripted === undefined) this.#answer(message);
         else this.channel.send(scripted);
       },
       onClose: () => undefined,
@@ -75,21 +75,17 @@ export class ScriptedServer {
     this.channel.close(new DmaError({ code: 'ECONNABORTED', operation: 'test', reason: 'the test ends' }));
   }
 
-  #good(message: Message): void {
+  /** What a good server answers. */
+  good(message: Message): Uint8Array {
     const { id, command, payload } = message;
     const out = this.#out;
-    const reply = (size: number, fds: readonly number[] = []): void => {
-      this.channel.send(out.subarray(0, size), fds);
-    };
     switch (command) {
-      case COMMAND.VERSION: {
-        const answer = encodeVersion({ major: 0, minor: 1, capabilities: this.capabilities });
-        reply(this.ok(message, answer).length);
-        break;
+      case COMMAND.VERSION:
+        return this.ok(message, encodeVersion({ major: 0, minor: 1, capabilities: this.capabilities }));
+      case COMMAND.GET_INFO: {
+        const info = { resettable: true, pci: true, regionCount: 9, interruptKinds: 5 };
+        return out.slice(0, encodeDeviceInfo(out, id, info));
       }
-      case COMMAND.GET_INFO:
-        reply(encodeDeviceInfo(out, id, { resettable: true, pci: true, regionCount: 9, interruptKinds: 5 }));
-        break;
       case COMMAND.GET_REGION_INFO: {
         const index = get32(payload, 8);
         const region = {
@@ -103,34 +99,28 @@ export class ScriptedServer {
           argsz: 0,
           ...(index === 0 ? this.region : {}),
         };
-        const fds = index === 0 && this.regionFd !== undefined ? [this.regionFd] : [];
-        reply(encodeRegionInfo(out, id, region, get32(payload, 0)), fds);
-        break;
+        return out.slice(0, encodeRegionInfo(out, id, region, get32(payload, 0)));
       }
-      case COMMAND.GET_IRQ_INFO:
-        reply(
-          encodeIrqInfo(out, id, {
-            index: get32(payload, 8),
-            count: 40,
-            eventfd: true,
-            maskable: false,
-            automasked: false,
-          }),
-        );
-        break;
+      case COMMAND.GET_IRQ_INFO: {
+        const kind = { index: get32(payload, 8), count: 40, eventfd: true, maskable: false, automasked: false };
+        return out.slice(0, encodeIrqInfo(out, id, kind));
+      }
       case COMMAND.REGION_READ:
         out.fill(0x5a, 32, 32 + decodeRegionAccess(message).count);
-        reply(encodeRegionReply(out, message, decodeRegionAccess(message)));
-        break;
+        return out.slice(0, encodeRegionReply(out, message, decodeRegionAccess(message)));
       case COMMAND.REGION_WRITE:
-        if ((message.flags & FLAG.NO_REPLY) === 0) reply(encodeRegionReply(out, message, decodeRegionAccess(message)));
-        break;
+        return out.slice(0, encodeRegionReply(out, message, decodeRegionAccess(message)));
       case COMMAND.DMA_UNMAP:
-        reply(this.ok(message, payload.slice(0, DMA_UNMAP_SIZE)).length);
-        break;
+        return this.ok(message, payload.slice(0, DMA_UNMAP_SIZE));
       default:
-        reply(putReply(out, id, command, 0));
+        return out.slice(0, putReply(out, id, command, 0));
     }
+  }
+
+  #answer(message: Message): void {
+    if ((message.flags & FLAG.NO_REPLY) !== 0) return;
+    const isRegion = message.command === COMMAND.GET_REGION_INFO && get32(message.payload, 8) === 0;
+    this.channel.send(this.good(message), isRegion && this.regionFd !== undefined ? [this.regionFd] : []);
   }
 }
 

@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
+import { setImmediate as turn } from 'node:timers/promises';
 import { isDmaError } from '../../src/errors.js';
 import { openPlatform } from '../../src/platform/open.js';
 import { KiB } from '../../src/units.js';
@@ -186,6 +187,37 @@ describe('libvfio-user as the server', () => {
       assert.equal(await sample.ended(), 0, sample.printed);
     });
   }
+
+  for (const mmap of ['auto', 'never'] as const)
+    it(`rings the doorbells of a stand-in for an NVMe target, ${mmap === 'auto' ? 'mapped' : 'by messages'}`, async (t) => {
+      // It looks at its socket as often as SPDK's does.
+      await using sample = new Sample('doorbells', inside(`doorbells-${mmap}.sock`), '1000');
+      using memory = new Memory(PAGE);
+      const client = await connect(`doorbells-${mmap}.sock`, { mmap });
+      assert.equal(client.notMapped(0) === undefined, mmap === 'auto');
+      client.dmaMap({ iova: 0, length: PAGE, access: 'read-write', backing: { fd: memory.fd, offset: 0 } });
+      const registers = client.registers(0);
+      const completed = new Int32Array(memory.bytes.buffer, memory.bytes.byteOffset, 1);
+      let tail = 0;
+      for (const depth of [1, 8]) {
+        const count = mmap === 'auto' ? 4000 : 200;
+        const began = performance.now();
+        for (let n = 0; n < count; n += depth) {
+          for (let i = 0; i < depth; i++) registers.write32(PAGE, ++tail);
+          const deadline = performance.now() + 10_000;
+          while (Atomics.load(completed, 0) !== tail) {
+            assert.ok(performance.now() < deadline, `no completion of ${tail}`);
+            await turn();
+          }
+        }
+        const ms = performance.now() - began;
+        t.diagnostic(`depth ${depth}: ${Math.round((count / ms) * 1000)} I/Os a second`);
+      }
+      assert.equal(registers.read32(PAGE), tail);
+      assert.equal(client.dmaUnmap(0, PAGE), PAGE);
+      client.close();
+      assert.equal(await sample.ended(), 0, sample.printed);
+    });
 
   it('maps and unmaps thousands of times, many at once', async () => {
     await using sample = new Sample('gpio-pci-idio-16', inside('gpio.sock'));

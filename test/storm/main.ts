@@ -1,6 +1,6 @@
 /** Storms: `node dist/test/storm/main.js [--short] [--only NAME] [--seed S] [--node PATH] [--list] [--json]`. */
 import { spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { chmodSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -131,6 +131,8 @@ async function run(entry: StormEntry, node: { path: string; version: string }, g
   const started = performance.now();
   const seconds = (): number => Math.round((performance.now() - started) / 100) / 10;
   const folder = mkdtempSync(join(tmpdir(), 'anydma-storm-'));
+  // Peers of other users get through to what is theirs.
+  chmodSync(folder, 0o711);
   const main = fileURLToPath(new URL('./child.js', import.meta.url));
   const command = [node.path, FLAG, ...(gc ? ['--expose-gc'] : []), main, entry.name, String(seed), String(rounds)];
   // Both limits, because Node raises the soft one to the hard one.

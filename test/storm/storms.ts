@@ -41,6 +41,12 @@ export const STORMS: readonly StormEntry[] = [
     short: 100,
   },
   {
+    name: 'hostile-peers',
+    what: 'descriptors of every kind, and messages torn, repeated, late and wrong, at both ends',
+    rounds: 30,
+    short: 2,
+  },
+  {
     name: 'no-descriptors',
     what: 'all calls with few or no descriptors left',
     rounds: 6_000,

@@ -5,7 +5,13 @@ import { lostDevice } from '../../dma/mapping.js';
 import { DmaError, invalid } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import type { Va } from '../../units.js';
-import { MMAP_CHOICES, VfioUserClient, type ClientOptions, type DmaTarget } from '../../vfio-user/client.js';
+import {
+  MMAP_CHOICES,
+  SHARE_CHOICES,
+  VfioUserClient,
+  type ClientOptions,
+  type DmaTarget,
+} from '../../vfio-user/client.js';
 import type { Bus, Device, DmaOps, IdMatch, OpenedDevice } from '../model.js';
 import { asyncSpacePerDevice } from '../dma-ops.js';
 import { PCI_REGION } from '../device-access.js';
@@ -30,11 +36,12 @@ interface Connection {
 
 /**
  * See the head of the file. Keys of device names: `timeout=MS` for each call and for connecting (default 5000), `mmap=` which
- * regions are mapped (`auto`, `trust`, `sealed`, `never`: see `ClientOptions.mmap`), `user=NUMBER` who has to serve.
+ * regions are mapped (`auto`, `trust`, `sealed`, `never`: see `ClientOptions.mmap`), `share=` whether it gets descriptors of memory
+ * (`always`, `never`), `user=NUMBER` who has to serve.
  */
 export class VfioUserBus implements Bus {
   readonly name = 'vfio-user';
-  readonly keys = ['timeout', 'mmap', 'user'];
+  readonly keys = ['timeout', 'mmap', 'share', 'user'];
   readonly dma: DmaOps;
   readonly #options: VfioUserBusOptions;
   readonly #connections = new Map<string, Connection>();
@@ -124,23 +131,32 @@ export class VfioUserBus implements Bus {
 
 function readArgs(
   args: ReadonlyMap<string, string>,
-): Pick<ClientOptions, 'timeoutMs' | 'handshakeTimeoutMs' | 'mmap' | 'user'> {
+): Pick<ClientOptions, 'timeoutMs' | 'handshakeTimeoutMs' | 'mmap' | 'share' | 'user'> {
   const timeout = args.get('timeout');
-  const mmap = args.get('mmap');
   const user = args.get('user');
   if (timeout !== undefined && !(Number(timeout) > 0 && Number(timeout) < 2 ** 31))
     throw invalid('open', `timeout=${timeout}: it is a number of milliseconds below 2^31`);
-  const choice = MMAP_CHOICES.find((each) => each === mmap);
-  if (mmap !== undefined && choice === undefined)
-    throw invalid('open', `mmap=${mmap}: it is ${MMAP_CHOICES.slice(0, -1).join(', ')} or ${MMAP_CHOICES[3]}`);
   if (user !== undefined && !/^\d{1,10}$/.test(user)) throw invalid('open', `user=${user}: it is the number of a user`);
   const timeoutMs = timeout === undefined ? undefined : Number(timeout);
   return {
     timeoutMs,
     handshakeTimeoutMs: timeoutMs,
-    mmap: choice,
+    mmap: choiceOf(args, 'mmap', MMAP_CHOICES),
+    share: choiceOf(args, 'share', SHARE_CHOICES),
     user: user === undefined ? undefined : Number(user),
   };
+}
+
+/** @throws DmaError EINVAL for another value than these */
+function choiceOf<T extends string>(
+  args: ReadonlyMap<string, string>,
+  key: string,
+  choices: readonly T[],
+): T | undefined {
+  const value = args.get(key);
+  const choice = choices.find((each) => each === value);
+  if (value === undefined || choice !== undefined) return choice;
+  throw invalid('open', `${key}=${value}: it is ${choices.slice(0, -1).join(', ')} or ${choices.at(-1) ?? ''}`);
 }
 
 /** Tells once which regions are slow, and what to do. */
