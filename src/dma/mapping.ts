@@ -149,9 +149,22 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     return segments;
   }
 
+  /** The entry that holds `va`, of however many there are in VA order. */
+  #entryAt(va: Va): Entry | undefined {
+    const { entries } = this;
+    let low = 0;
+    for (let high = entries.length; low < high;) {
+      const middle = (low + high) >>> 1;
+      if (entries[middle].va <= va) low = middle + 1;
+      else high = middle;
+    }
+    const entry = low === 0 ? undefined : entries[low - 1];
+    return entry !== undefined && va < entry.va + entry.length ? entry : undefined;
+  }
+
   /** The device's address of the byte at `va`. @throws DmaError EINVAL when that byte is not mapped by this handle */
   iovaOf(va: Va): Iova {
-    const entry = this.entries.find((each) => isAddress(va) && va >= each.va && va < each.va + each.length);
+    const entry = isAddress(va) ? this.#entryAt(va) : undefined;
     if (entry === undefined && this.#endedByLoss) this.#first('iovaOf');
     if (entry === undefined)
       throw invalid('iovaOf', `${isAddress(va) ? hex(va) : show(va)} is not in this mapping`, {
