@@ -124,6 +124,7 @@ export type { CmAddress } from './platform/rdma-cm-port.js';
 export type { ExtraRegion } from './rdma/extra-region.js';
 export type { MemoryWindow, WindowBinding } from './rdma/memory-window.js';
 export type {
+  ConnectAsyncOptions,
   ConnectOptions,
   Destination,
   LocalMemory,
@@ -150,7 +151,7 @@ export type {
 } from './vfio-user/devices/model.js';
 export { serve, type ServeOptions } from './vfio-user/server.js';
 export { spawnDevice, type DeviceProcess } from './vfio-user/device-process.js';
-export { type MmapChoice, VfioUserClient } from './vfio-user/client.js';
+export { type MmapChoice, type ShareChoice, VfioUserClient } from './vfio-user/client.js';
 
 // What signatures of the above mention.
 export type { DeviceChange, RegistryOptions } from './bus/registry.js';

@@ -181,6 +181,6 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
     ]);
     assert.equal(status, 1);
     assert.equal(stdout, '');
-    assert.match(stderr, /^anydma: .*\/nowhere\/x\.sock.*\nhint: "anydma explain ENOENT" .*\n$/);
+    assert.match(stderr, /^anydma: .*\/nowhere\/x\.sock.*\nhint: there is no folder \/nowhere; .*"anydma serve .*\n$/);
   });
 });
