@@ -118,8 +118,8 @@ function machine(asked: (call: string, path: string) => void = () => undefined):
 }
 
 /**
- * Which calls have to fail. A probe asks every process and every disk: of the calls that ask the same of another number, the first
- * two stand for all.
+ * Which calls have to fail. A probe asks every process and every disk: of the calls that ask the same of another number, the
+ * first stands for all.
  */
 class Kinds {
   readonly #seen = new Map<string, number>();
@@ -130,11 +130,11 @@ class Kinds {
     const before = this.#seen.get(kind) ?? 0;
     this.#seen.set(kind, before + 1);
     const calls = this.#repeated.get(call) ?? [];
-    calls.push(before >= 2);
+    calls.push(before >= 1);
     this.#repeated.set(call, calls);
   }
 
-  /** Whether the n-th call (from 1) asks what two before it have asked. */
+  /** Whether the n-th call (from 1) asks what one before it has asked. */
   isRepeated(call: string, n: number): boolean {
     return this.#repeated.get(call)?.[n - 1] ?? false;
   }
