@@ -66,6 +66,7 @@ export const GROWTH: ReadonlyMap<string, Growth> = new Map<string, Growth>([
   ['mappings of a lost device', { orders: ONCE, sizes: SIZES, run: lostMappings }],
   ['devices', { orders: BOTH, sizes: SIZES, run: (round) => devices(round, '') }],
   ['devices of one domain', { orders: BOTH, sizes: SIZES, run: (round) => devices(round, ',domain=one') }],
+  ['fresh devices', { orders: ONCE, sizes: SIZES, run: freshDevices }],
   ['dmaMapAll on devices', { orders: BOTH, sizes: SIZES, run: groups }],
   ['memory of a heap on devices', { orders: ONCE, sizes: SIZES, run: heapOnDevices }],
   ['heaps', { orders: BOTH, sizes: SIZES, run: heaps }],
@@ -257,6 +258,17 @@ async function manyDevices(eal: Eal, n: number): Promise<Device[]> {
   const found: Device[] = [];
   for (let i = 0; i < n; i++) found.push(await eal.probe(`bench:${i},iovas=any`));
   return found;
+}
+
+/** The first mapping of each device, which makes what its domain keeps books in; and the next. */
+async function freshDevices({ n, each }: Round): Promise<void> {
+  await using eal = await Eal.start(BARE);
+  const found = await manyDevices(eal, n);
+  const memory = eal.external.allocate(PAGE);
+  const mappings: Disposable[] = [];
+  each('first dmaMap', (i) => (mappings[i] = found[i].dmaMap(memory)));
+  each('unmap', (i) => mappings[i][Symbol.dispose]());
+  each('second dmaMap', (i) => found[i].dmaMap(memory));
 }
 
 async function groups({ n, each, all }: Round): Promise<void> {

@@ -89,6 +89,80 @@ describe('TranslationTable', () => {
     });
   }
 
+  it('does as a map does for addresses far apart, whichever comes first', () => {
+    // GiBs around the ends and in the middle of where a process has memory.
+    const gib = fc
+      .tuple(fc.constantFrom(0, 0x5555, 0x15555, 2 ** 17), fc.integer({ min: -40, max: 40 }))
+      .map(([around, off]) => Math.min(Math.max(around + off, 0), 2 ** 18));
+    const change = fc.tuple(fc.constantFrom('add', 'add', 'remove'), gib, fc.constantFrom(0, 1, 511, 2 ** 18 - 1));
+    fc.assert(
+      fc.property(fc.array(change, { maxLength: 120, size: 'max' }), (changes) => {
+        const table = new TranslationTable();
+        const known = new Map<number, number>();
+        changes.forEach(([kind, gib, page], i) => {
+          const va = gib * GiB + page * PAGE;
+          if (kind === 'remove') {
+            table.remove(gib * GiB, GiB);
+            for (const other of known.keys()) if (Math.floor(other / GiB) === gib) known.set(other, -1);
+          } else if ((known.get(va) ?? -1) < 0) {
+            table.add(va, PAGE, i * PAGE, i);
+            known.set(va, i);
+          }
+          if (!known.has(va)) known.set(va, -1);
+          for (const [at, number] of known) {
+            if (table.iovaOf(at + 5) !== (number < 0 ? -1 : number * PAGE + 5)) assert.fail(`iovaOf(${at}) is wrong`);
+            if (table.keyOf(at + 5) !== number) assert.fail(`keyOf(${at}) is wrong`);
+          }
+        });
+      }),
+      { numRuns: 40 },
+    );
+  });
+
+  it('takes memory for what is mapped, and not for the distances', () => {
+    const lowest = 0x1000;
+    const highest = 0x7fff_ffff_f000;
+    const tables = Array.from({ length: 500 }, (_, i) => {
+      const table = new TranslationTable();
+      assert.equal(table.bytes, 0);
+      for (const va of i % 2 === 0 ? [lowest, highest] : [highest, lowest]) table.add(va, PAGE, i * PAGE, i);
+      return table;
+    });
+    tables.forEach((table, i) => {
+      assert.ok(table.bytes <= 64 * KiB, `${table.bytes} bytes`);
+      assert.equal(table.keyOf(lowest), i);
+      assert.equal(table.keyOf(highest), i);
+      for (const va of [0, lowest + PAGE, GiB, 2 ** 46, highest - PAGE, highest + PAGE])
+        assert.equal(table.keyOf(va), -1);
+    });
+  });
+
+  for (const [direction, step] of [
+    ['upwards', 1],
+    ['downwards', -1],
+  ] as const)
+    it(`grows ${direction}, GiB by GiB`, () => {
+      const table = new TranslationTable();
+      const va = (i: number): number => 2 ** 46 + step * i * GiB;
+      for (let i = 0; i < 600; i++) {
+        table.add(va(i), HUGE_PAGES * PAGE, i * GiB, i);
+        assert.equal(table.keyOf(va(i) - PAGE), -1);
+        assert.equal(table.keyOf(va(i >>> 1)), i >>> 1);
+      }
+      for (let i = 0; i < 600; i++) assert.equal(table.iovaOf(va(i) + 1), i * GiB + 1);
+      // Twice what the leaves take, which grow by doubling.
+      assert.ok(table.bytes < 2 * 601 * 8.1 * KiB, `${table.bytes} bytes`);
+      for (let i = 0; i < 600; i++) table.remove(va(i), GiB);
+      for (let i = 0; i < 600; i++) assert.equal(table.iovaOf(va(i)), -1);
+    });
+
+  it('shares nothing with other tables', () => {
+    const [table, other] = [new TranslationTable(), new TranslationTable()];
+    table.pairs.fill(0);
+    assert.equal(other.iovaOf(MiB), -1);
+    assert.equal(new TranslationTable().keyOf(MiB), -1);
+  });
+
   it('knows nothing at first, anywhere', () => {
     const table = new TranslationTable();
     for (const va of [0, 4095, 2 ** 47, 2 ** 48, 2 ** 53 - 1]) {
@@ -144,6 +218,16 @@ describe('TranslationTable', () => {
     cycle(0);
     const { bytes } = table;
     for (let i = 1; i < 500; i++) cycle(i);
+    assert.equal(table.bytes, bytes);
+  });
+
+  it('needs no memory to take out what was added', () => {
+    const table = new TranslationTable();
+    table.add(PAGE, GiB, 0);
+    table.add(2 ** 46, 4 * MiB, 0);
+    const { bytes } = table;
+    table.remove(PAGE, GiB);
+    table.remove(2 ** 46, 4 * MiB);
     assert.equal(table.bytes, bytes);
   });
 

@@ -1,19 +1,20 @@
 /**
  * From a virtual address to what a device needs in its place: the hot path of every driver.
  *
- * It is a page table, as a processor has one, of three levels. A directory has one entry for each GiB, the offset of a
- * leaf; a leaf has one *pair* for each of the 512 huge slots (2 MiB) of its GiB; and where a huge slot is not covered by
- * one mapping, its pair leads to a second leaf with one pair for each of its 512 pages (4 KiB). A pair is the *delta* (what
- * to add to the VA to have the IOVA) and the key (for verbs, the lkey), side by side in one array of doubles, so that both
- * are in one cache line. Leaf 0 is empty for ever and stands for every leaf that is not there, so a look-up tests for
- * nothing but the second leaf. It allocates nothing and takes some nanoseconds, however much is mapped.
+ * It is a page table, as a processor has one, of three levels. A directory has one entry for each GiB that something is
+ * mapped in, the offset of a leaf; a leaf has one *pair* for each of the 512 huge slots (2 MiB) of its GiB; and where a huge
+ * slot is not covered by one mapping, its pair leads to a second leaf with one pair for each of its 512 pages (4 KiB). A
+ * pair is the *delta* (what to add to the VA to have the IOVA) and the key (for verbs, the lkey), side by side in one array
+ * of doubles, so that both are in one cache line. Leaf 0 is empty for ever and stands for every leaf that is not there, so
+ * a look-up tests for nothing but the second leaf. It allocates nothing and takes some nanoseconds, however much is mapped.
  *
  * Sums and differences of addresses below 2^53 are exact in doubles, and so are products with powers of two.
  */
 import { DmaError, invalid } from '../errors.js';
 import { Range } from '../ranges.js';
-import { isAddress, KiB, MiB } from '../units.js';
+import { GiB, isAddress, KiB, MiB } from '../units.js';
 import { shortForm } from '../short-form.js';
+import { GibWindow } from './gib-window.js';
 
 const PAGE = 4 * KiB;
 const HUGE = 2 * MiB;
@@ -21,6 +22,8 @@ const HUGE = 2 * MiB;
 const LEAF = 1024;
 /** Offsets are 32-bit integers, so there can not be more leaves than this. */
 const LEAF_LIMIT = 2 ** 31 / LEAF;
+/** How many GiBs the first window may span for each leaf, so that it takes no more memory than the leaves do. */
+const SPAN = 1024;
 
 /** The delta of what is not mapped: any sum with it is negative. */
 const UNMAPPED = -Infinity;
@@ -29,31 +32,32 @@ const NO_KEY = -1;
 /** In place of a key: the delta is the offset of a second leaf. */
 const SPLIT = -2;
 
+/** Leaf 0 of every table that nothing was mapped in yet. Nobody else gets to see it. */
+const EMPTY_LEAF = new Float64Array(LEAF);
+for (let slot = 0; slot < LEAF; slot += 2) {
+  EMPTY_LEAF[slot] = UNMAPPED;
+  EMPTY_LEAF[slot + 1] = NO_KEY;
+}
+
 /**
  * What is mapped in one domain, by page, for look-ups by VA. The addresses are plain numbers, since this is the place
  * where the two kinds meet.
  *
- * Its memory grows with what is mapped: 8 KiB for each GiB, and 8 KiB more for each 2 MiB that are not mapped as a whole.
- * What a removal leaves empty is used again.
+ * Its memory grows with what is mapped: 8 KiB for each GiB that something is mapped in, and 8 KiB more for each 2 MiB that
+ * are not mapped as a whole. A table that nothing was mapped in takes next to none. What a removal leaves empty is used again.
  */
 export class TranslationTable {
-  /** Where the leaf of each GiB is; as long as the highest address so far asked for. */
-  #directory = new Int32Array(0);
-  #pairs = new Float64Array(LEAF);
-  /** How many pairs of each leaf are in use. */
-  #used = new Int32Array(1);
+  /** The directory: where the leaf of each GiB is. Most of what is mapped lies together, and so does what is far from it. */
+  readonly #near = new GibWindow();
+  readonly #far = new GibWindow();
+  #pairs = EMPTY_LEAF;
+  /** How many pairs of each leaf are in use; as long as there is room for leaves in `#pairs`, and 0 while that is shared. */
+  #used = new Int32Array(0);
   /** How many leaves there are in `#pairs`, in use or not. */
   #leaves = 1;
   /** Offsets of the leaves that became empty: all of their pairs are unmapped again. */
   readonly #spare: number[] = [];
   #generation = 0;
-
-  constructor() {
-    for (let slot = 0; slot < LEAF; slot += 2) {
-      this.#pairs[slot] = UNMAPPED;
-      this.#pairs[slot + 1] = NO_KEY;
-    }
-  }
 
   /**
    * Changes with every {@link remove}. Who keeps an answer of this table asks again when this is not what it was then.
@@ -64,12 +68,18 @@ export class TranslationTable {
 
   /** The pairs; {@link slotOf} tells which. Another array after each {@link add} or {@link remove}: do not keep it. */
   get pairs(): Float64Array {
+    if (this.#pairs === EMPTY_LEAF) this.#growTo(1);
     return this.#pairs;
   }
 
   /** Bytes of memory that the table has reserved for itself; the system backs only what was touched. */
   get bytes(): number {
-    return this.#directory.byteLength + this.#pairs.byteLength + this.#used.byteLength;
+    return (
+      this.#near.bytes +
+      this.#far.bytes +
+      this.#used.length * LEAF * Float64Array.BYTES_PER_ELEMENT +
+      this.#used.byteLength
+    );
   }
 
   /**
@@ -149,7 +159,7 @@ export class TranslationTable {
     const range = checked(va, length, operation);
     checked(iova, length, operation);
     if (!Number.isInteger(key) || key < NO_KEY) throw invalid(operation, `${key} is no key`, { range });
-    this.#prepare(range, operation);
+    this.#reserve(range, operation);
     this.#set(va, range.end, iova - va, key);
   }
 
@@ -160,14 +170,7 @@ export class TranslationTable {
    */
   prepare(va: number, length: number): void {
     const operation = 'translation.add';
-    this.#prepare(checked(va, length, operation), operation);
-  }
-
-  #prepare(range: Range, operation: string): void {
-    const first = Math.floor(range.start / (512 * HUGE));
-    const last = Math.floor((range.end - 1) / (512 * HUGE));
-    // A leaf for each GiB, and second leaves for the two ends.
-    this.#reserve(last - first + 3, last + 1, operation, range);
+    this.#reserve(checked(va, length, operation), operation);
   }
 
   /**
@@ -178,17 +181,26 @@ export class TranslationTable {
    * page; nothing has changed then
    */
   remove(va: number, length: number): void {
-    const range = checked(va, length, 'translation.remove');
-    this.#reserve(2, 0, 'translation.remove', range);
+    const operation = 'translation.remove';
+    const range = checked(va, length, operation);
+    try {
+      this.#needLeaves(this.#splits(range, UNMAPPED));
+    } catch (cause) {
+      throw noMemory(operation, range, cause);
+    }
     this.#set(va, range.end, UNMAPPED, NO_KEY);
     this.#generation++;
   }
 
   /** Where the pair of the huge slot is that an address is in. Bit operators see the low 32 bits of an address. */
   #hugeSlotOf(va: number): number {
-    const gib = (va * 2 ** -30) | 0;
-    const directory = this.#directory;
-    return (gib < directory.length ? directory[gib] : 0) + ((va >>> 20) & 1022);
+    return this.#leafOf((va * 2 ** -30) | 0) + ((va >>> 20) & 1022);
+  }
+
+  /** Where the leaf of a GiB is; that is leaf 0, at 0, when it has none. */
+  #leafOf(gib: number): number {
+    const leaf = this.#near.get(gib);
+    return leaf === 0 ? this.#far.get(gib) : leaf;
   }
 
   /** Where the pair of a page is whose huge slot, at `slot`, leads to a second leaf. */
@@ -224,13 +236,14 @@ export class TranslationTable {
       const huge = (at * 2 ** -21) >>> 0;
       const gib = huge >>> 9;
       next = Math.min(end, (huge + 1) * HUGE);
-      let leaf = gib < this.#directory.length ? this.#directory[gib] : 0;
+      let leaf = this.#leafOf(gib);
       if (leaf === 0) {
         if (delta === UNMAPPED) {
-          next = Math.min(end, (gib + 1) * (512 * HUGE));
+          next = Math.min(end, (gib + 1) * GiB);
           continue;
         }
-        leaf = this.#directory[gib] = this.#newLeaf();
+        leaf = this.#newLeaf();
+        (this.#near.reaches(gib) ? this.#near : this.#far).set(gib, leaf);
       }
       const slot = leaf + ((huge & 511) << 1);
       if (next - at === HUGE) {
@@ -248,7 +261,7 @@ export class TranslationTable {
       }
       if (this.#used[leaf / LEAF] === 0) {
         this.#dropLeaf(leaf);
-        this.#directory[gib] = 0;
+        (this.#near.get(gib) === leaf ? this.#near : this.#far).set(gib, 0);
       }
     }
   }
@@ -298,32 +311,53 @@ export class TranslationTable {
     this.#spare.push(leaf);
   }
 
-  /**
-   * Makes sure that `count` leaves can be had and the directory has `gibs` entries. Done before a change, which then can
-   * not fail halfway.
-   */
-  #reserve(count: number, gibs: number, operation: string, range: Range): void {
+  /** Makes sure that a range can be entered. Done before a change, which then can not fail halfway. */
+  #reserve(range: Range, operation: string): void {
+    const first = Math.floor(range.start / GiB);
+    const last = Math.floor((range.end - 1) / GiB);
+    let gibs = 0;
+    for (let gib = first; gib <= last && gibs <= LEAF_LIMIT; gib++) if (this.#leafOf(gib) === 0) gibs++;
     try {
-      const needed = this.#leaves + Math.max(0, count - this.#spare.length);
-      if (needed > LEAF_LIMIT) throw new RangeError(`${needed} leaves are more than ${LEAF_LIMIT}`);
-      if (gibs > this.#directory.length) {
-        const directory = new Int32Array(2 ** Math.ceil(Math.log2(gibs)));
-        directory.set(this.#directory);
-        this.#directory = directory;
-      }
-      if (needed > this.#used.length) {
-        const leaves = Math.min(Math.max(needed, 2 * this.#used.length), LEAF_LIMIT);
-        const pairs = new Float64Array(leaves * LEAF);
-        const used = new Int32Array(leaves);
-        pairs.set(this.#pairs);
-        used.set(this.#used);
-        this.#pairs = pairs;
-        this.#used = used;
-      }
+      this.#needLeaves(gibs + this.#splits(range));
+      if (gibs > 0 && !this.#near.widen(first, last, SPAN * (this.#leaves + gibs)))
+        this.#far.widen(first, last, Infinity);
     } catch (cause) {
-      const reason = 'no memory for the translation table';
-      throw new DmaError({ code: 'ENOMEM', operation, reason, range, cause });
+      throw noMemory(operation, range, cause);
     }
+  }
+
+  /**
+   * How many second leaves it takes to change a range: for each of its ends that is inside of a huge slot, if that has none.
+   *
+   * @param same what the range becomes: a slot that says so already stays as it is
+   */
+  #splits({ start, end }: Range, same = NaN): number {
+    const first = this.#needsSplit(start, same) ? 1 : 0;
+    const inOne = Math.floor(start / HUGE) === Math.floor(end / HUGE);
+    return first + (!(inOne && first === 1) && this.#needsSplit(end, same) ? 1 : 0);
+  }
+
+  #needsSplit(end: number, same: number): boolean {
+    if ((end & (HUGE - 1)) === 0) return false;
+    const slot = this.#hugeSlotOf(end);
+    return this.#pairs[slot + 1] !== SPLIT && this.#pairs[slot] !== same;
+  }
+
+  /** Makes sure that so many leaves can be had. */
+  #needLeaves(count: number): void {
+    const needed = this.#leaves + count - this.#spare.length;
+    if (needed <= this.#used.length) return;
+    if (needed > LEAF_LIMIT) throw new RangeError(`${needed} leaves are more than ${LEAF_LIMIT}`);
+    this.#growTo(Math.min(Math.max(needed, 2 * this.#used.length), LEAF_LIMIT));
+  }
+
+  #growTo(leaves: number): void {
+    const pairs = new Float64Array(leaves * LEAF);
+    const used = new Int32Array(leaves);
+    pairs.set(this.#pairs);
+    used.set(this.#used);
+    this.#pairs = pairs;
+    this.#used = used;
   }
 }
 
@@ -333,4 +367,8 @@ function checked(start: number, length: number, operation: string): Range {
   const range = new Range(start, length, operation);
   if (range.isAligned(PAGE)) return range;
   throw invalid(operation, `not aligned to ${PAGE} bytes`, { range });
+}
+
+function noMemory(operation: string, range: Range, cause: unknown): DmaError {
+  return new DmaError({ code: 'ENOMEM', operation, reason: 'no memory for the translation table', range, cause });
 }
