@@ -184,7 +184,7 @@ export class TranslationTable {
     const operation = 'translation.remove';
     const range = checked(va, length, operation);
     try {
-      this.#needLeaves(this.#splits(range, UNMAPPED));
+      if (this.#leavesLeft < 2) this.#needLeaves(this.#splits(range, UNMAPPED));
     } catch (cause) {
       throw noMemory(operation, range, cause);
     }
@@ -315,6 +315,8 @@ export class TranslationTable {
   #reserve(range: Range, operation: string): void {
     const first = Math.floor(range.start / GiB);
     const last = Math.floor((range.end - 1) / GiB);
+    // Mostly there is more than enough, and nothing needs to be counted.
+    if (this.#leavesLeft >= last - first + 3 && this.#near.reaches(first) && this.#near.reaches(last)) return;
     let gibs = 0;
     for (let gib = first; gib <= last && gibs <= LEAF_LIMIT; gib++) if (this.#leafOf(gib) === 0) gibs++;
     try {
@@ -343,10 +345,15 @@ export class TranslationTable {
     return this.#pairs[slot + 1] !== SPLIT && this.#pairs[slot] !== same;
   }
 
+  /** How many leaves can be had without more memory; -1 while there is not even a leaf 0 of its own. */
+  get #leavesLeft(): number {
+    return this.#used.length - this.#leaves + this.#spare.length;
+  }
+
   /** Makes sure that so many leaves can be had. */
   #needLeaves(count: number): void {
+    if (count === 0 || count <= this.#leavesLeft) return;
     const needed = this.#leaves + count - this.#spare.length;
-    if (needed <= this.#used.length) return;
     if (needed > LEAF_LIMIT) throw new RangeError(`${needed} leaves are more than ${LEAF_LIMIT}`);
     this.#growTo(Math.min(Math.max(needed, 2 * this.#used.length), LEAF_LIMIT));
   }
