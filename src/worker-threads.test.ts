@@ -13,7 +13,8 @@ const WORKER = `
   import { parentPort, workerData } from 'node:worker_threads';
   import { Eal, MiB } from ${INDEX};
   const { device: name, how } = workerData;
-  const eal = await Eal.start({ onForgotten: () => undefined });
+  // What a worker writes to a stream that nobody reads keeps the main thread's loop: Node's doing.
+  const eal = await Eal.start({ onForgotten: () => undefined, memory: { onNotice: () => undefined } });
   const device = await eal.probe('vfio-user:' + name);
   const block = eal.malloc(3 * MiB);
   const memory = eal.external.allocate(4 * MiB);
@@ -166,14 +167,14 @@ describe('a worker thread that never stops its Eal', SKIP, () => {
     const maker = `
       import { parentPort } from 'node:worker_threads';
       import { Eal } from ${INDEX};
-      const eal = await Eal.start();
+      const eal = await Eal.start({ memory: { onNotice: () => undefined } });
       parentPort.postMessage(eal.pools.create({ elements: 1000, elementSize: 2048, name: 'packets' }).share());
       setInterval(() => {}, 1000);`;
     const { status, stdout, stderr } = await main(
       '',
       `
       const { Eal, Pool } = await import(${INDEX});
-      const { platform } = await Eal.start();
+      const { platform } = await Eal.start({ memory: { onNotice: () => undefined } });
       const worker = new Worker(new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(maker)})));
       const [description] = await once(worker, 'message');
       const pool = Pool.attach(description, platform);
