@@ -10,6 +10,7 @@ import {
 } from '../../platform/uapi/vfio.js';
 import type { Container, Containers, KernelSpace, VfioNode } from '../../vfio/containers.js';
 import type { VfioDevice } from '../../vfio/device.js';
+import { closedDevice } from '../closed-device.js';
 import { asyncSpacePerDevice } from '../dma-ops.js';
 import type { RdmaContexts } from '../../rdma/context.js';
 import { openRdma } from '../rdma/open-rdma.js';
@@ -195,13 +196,7 @@ export class PciBus implements Bus {
   #connectionOf(device: Device): Connection {
     const connection = this.#connections.get(device.busName);
     if (connection !== undefined) return connection;
-    throw new DmaError({
-      code: 'ENODEV',
-      operation: 'dma',
-      device: device.name,
-      reason: 'the device is closed',
-      hint: 'eal.probe(name) opens it',
-    });
+    throw closedDevice(device.name);
   }
 }
 

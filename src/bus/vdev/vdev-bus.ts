@@ -4,6 +4,7 @@ import { mustBeFunction, mustBeString, type Gate } from '../../check.js';
 import { DmaError, invalid, isDmaError } from '../../errors.js';
 import { DEVICE_NAMES } from '../../vfio-user/devices/catalog.js';
 import type { DeviceDma, ModelFactory } from '../../vfio-user/devices/model.js';
+import { closedDevice } from '../closed-device.js';
 import type { Bus, Device, DmaOps, OpenedDevice } from '../model.js';
 import { spacePerDevice } from '../dma-ops.js';
 import { ModelAccess } from './model-access.js';
@@ -106,13 +107,7 @@ export class VdevBus implements Bus {
   #backendOf(device: Device): DomainBackend {
     const space = this.#spaces.get(device.busName);
     if (space !== undefined) return space.backend;
-    throw new DmaError({
-      code: 'ENODEV',
-      operation: 'dma',
-      device: device.name,
-      reason: 'the device is closed',
-      hint: 'eal.probe(name) opens it',
-    });
+    throw closedDevice(device.name);
   }
 }
 

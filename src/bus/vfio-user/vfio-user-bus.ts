@@ -2,7 +2,8 @@
 import { absolutePath } from '../../check.js';
 import type { AsyncDomainBackend } from '../../dma/backend.js';
 import { lostDevice } from '../../dma/mapping.js';
-import { DmaError, invalid } from '../../errors.js';
+import type { DmaError } from '../../errors.js';
+import { invalid } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import type { Va } from '../../units.js';
 import {
@@ -12,6 +13,7 @@ import {
   type ClientOptions,
   type DmaTarget,
 } from '../../vfio-user/client.js';
+import { closedDevice } from '../closed-device.js';
 import type { Bus, Device, DmaOps, IdMatch, OpenedDevice } from '../model.js';
 import { asyncSpacePerDevice } from '../dma-ops.js';
 import { PCI_REGION } from '../device-access.js';
@@ -116,14 +118,7 @@ export class VfioUserBus implements Bus {
 
   #connectionOf(device: Device): Connection {
     const connection = this.#connections.get(device.busName);
-    if (connection === undefined)
-      throw new DmaError({
-        code: 'ENODEV',
-        operation: 'dma',
-        device: device.name,
-        reason: 'the device is closed',
-        hint: 'eal.probe(name) opens it',
-      });
+    if (connection === undefined) throw closedDevice(device.name);
     connection.device = device;
     return connection;
   }
