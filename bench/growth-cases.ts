@@ -381,7 +381,7 @@ async function unsuitableBlocks({ n, each }: Round): Promise<void> {
 
 /** Pages of the library's own, an extent each. */
 async function extents({ n, all }: Round): Promise<void> {
-  await using eal = await Eal.start({ ...BARE, memory: { noHuge: true, matchAllocations: true } });
+  await using eal = await Eal.start({ ...BARE, memory: { matchAllocations: true, onNotice: () => undefined } });
   const held: ReturnType<Eal['malloc']>[] = [];
   await all('malloc of an extent', () => {
     for (let i = 0; i < n; i++) held.push(eal.malloc(PAGE));
