@@ -1,0 +1,33 @@
+/** What documents say about the sources: it has to be there. */
+import assert from 'node:assert/strict';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+
+function read(...path: string[]): string {
+  return readFileSync(join(ROOT, ...path), 'utf8');
+}
+
+/** The text of all sources below `folder` whose name ends with `end`. */
+function sources(folder: string, end: string): string {
+  return readdirSync(join(ROOT, folder), { recursive: true, encoding: 'utf8' })
+    .filter((file) => file.endsWith(end))
+    .map((file) => read(folder, file))
+    .join('\n');
+}
+
+test('each test that SECURITY.md names is there, in a virtual machine where it says so', () => {
+  const here = sources('src', '.test.ts');
+  const guests = sources(join('test', 'vm', 'suites'), '.ts');
+  const tables = read('SECURITY.md').match(/^\| guarantee .*\| test +\|(\n\|.*)+/gm) ?? [];
+  const named = tables
+    .flatMap((table) => table.split('\n').map((line) => line.split('|').at(-2) ?? ''))
+    .flatMap((cell) => [...cell.matchAll(/`([^`]+)`( \(VM\))?/g)].map(([, name, vm]) => ({ name, vm })));
+  const tests = named.filter(({ name }) => !name.startsWith('npm run '));
+  assert.ok(tests.length > 30, `${tests.length} tests are named`);
+  const missing = tests.filter(({ name, vm }) => !(vm === undefined ? here : guests).includes(name));
+  assert.deepEqual(missing, []);
+});
