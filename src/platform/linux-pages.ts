@@ -16,6 +16,9 @@ const MOST_NODES = 1024;
 /** Most parts of one vectored read (UIO_MAXIOV of include/uapi/linux/uio.h). */
 const MOST_PARTS = 1024;
 
+/** Linux refuses mbind to nobody; the seccomp profiles of containers do. */
+const SANDBOXED =
+  'a sandbox denies the system call mbind: give the container CAP_SYS_NICE (docker run --cap-add SYS_NICE), or allow mbind in its seccomp profile';
 /** An entry of /proc/self/pagemap: 64 bits, the page is there when the top one is set, the frame number is in the low 55. */
 const ENTRY_SIZE = 8;
 const ENTRIES_AT_ONCE = 512;
@@ -100,6 +103,7 @@ export function linuxPages(
       const subject = `${length} bytes at ${hex(va)} to node ${node}`;
       const refused = errno === ERRNO.ENOSYS || errno === ERRNO.EPERM;
       if (refused && node === 0 && hasOneNode()) return;
+      if (errno === ERRNO.EPERM) fail(errno, 'mbind', subject, { hint: SANDBOXED });
       if (errno !== ERRNO.ENOSYS) fail(errno, 'mbind', subject);
       const reason = `${subject}: this kernel knows nothing of NUMA nodes`;
       throw new DmaError({ code: 'ENOTSUP', operation: 'mbind', reason });
