@@ -1,5 +1,6 @@
 /** What documents say about the sources: it has to be there. */
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -30,4 +31,12 @@ test('each test that SECURITY.md names is there, in a virtual machine where it s
   assert.ok(tests.length > 30, `${tests.length} tests are named`);
   const missing = tests.filter(({ name, vm }) => !(vm === undefined ? here : guests).includes(name));
   assert.deepEqual(missing, []);
+});
+
+test('the pages that are made of the command are as it would make them now', () => {
+  const { status, stderr } = spawnSync(process.execPath, ['scripts/make-pages.js', '--check'], {
+    cwd: ROOT,
+    encoding: 'utf8',
+  });
+  assert.equal(status, 0, stderr);
 });
