@@ -137,7 +137,9 @@ function unreadable(error: unknown, operation: string, what: string): DmaError {
 /** @throws DmaError EINVAL unless `value` is an object and no list */
 export function mustBeObject(value: unknown, what: string, operation: string): asserts value is object {
   if (typeof value === 'object' && value !== null && !isList(value)) return;
-  throw invalid(operation, `${what} are given as an object, not as ${show(value)}`);
+  throw invalid(operation, `${what} are given as an object, not as ${show(value)}`, {
+    hint: typeHint(value, 'object') ?? 'as in { name: value }',
+  });
 }
 
 /** @throws DmaError EINVAL unless `value` is a number; of which kind is for others to say */
@@ -148,12 +150,14 @@ export function mustBeNumber(value: unknown, what: string, operation: string): a
 
 /** @throws DmaError EINVAL unless `value` is a text */
 export function mustBeString(value: unknown, what: string, operation: string): asserts value is string {
-  if (typeof value !== 'string') throw invalid(operation, `${what} is a string, not ${show(value)}`);
+  if (typeof value !== 'string')
+    throw invalid(operation, `${what} is a string, not ${show(value)}`, { hint: typeHint(value, 'string') });
 }
 
 /** @throws DmaError EINVAL unless `value` is a function */
 export function mustBeFunction(value: unknown, what: string, operation: string): void {
-  if (typeof value !== 'function') throw invalid(operation, `${what} is a function, not ${show(value)}`);
+  if (typeof value !== 'function')
+    throw invalid(operation, `${what} is a function, not ${show(value)}`, { hint: typeHint(value, 'function') });
 }
 
 /** @throws DmaError EINVAL unless `value` is an integer from `least` to `most` */
@@ -186,13 +190,20 @@ export function mustBeOneOf<T extends string>(
 }
 
 /** @throws DmaError EINVAL unless `value` is an object that has these members, each an object or a function */
-export function mustHave(value: unknown, members: readonly string[], what: string, operation: string): void {
-  if (typeof value !== 'object' || value === null) throw invalid(operation, `this is no ${what}: ${show(value)}`);
+export function mustHave(
+  value: unknown,
+  members: readonly string[],
+  what: string,
+  operation: string,
+  hint?: string,
+): void {
+  if (typeof value !== 'object' || value === null)
+    throw invalid(operation, `this is no ${what}: ${show(value)}`, { hint });
   reading(operation, `the ${what}`, () => {
     for (const name of members) {
       const member: unknown = Reflect.get(value, name);
       if ((typeof member !== 'object' || member === null) && typeof member !== 'function')
-        throw invalid(operation, `this is no ${what}: it has no ${name}`);
+        throw invalid(operation, `this is no ${what}: it has no ${name}`, { hint });
     }
   });
 }
@@ -205,7 +216,8 @@ export function mustBe<T>(
   operation: string,
   name = kind.name,
 ): asserts value is T {
-  if (!isKind(value, kind)) throw invalid(operation, `${what} is a ${name}, not ${show(value)}`);
+  if (!isKind(value, kind))
+    throw invalid(operation, `${what} is ${aOrAn(name)} ${name}, not ${show(value)}`, { hint: typeHint(value, name) });
 }
 
 /** An object with methods, all optional, of which each is a function if it is there. @throws DmaError EINVAL */
@@ -235,6 +247,10 @@ function isList(value: object): boolean {
   } catch {
     return false;
   }
+}
+
+function aOrAn(name: string): string {
+  return /^[AEIOU]/i.test(name) ? 'an' : 'a';
 }
 
 /** As `instanceof`, for values that may throw when they are looked at. */

@@ -322,6 +322,129 @@ it('devices and drivers say which would do', { skip }, async () => {
   }
 });
 
+it('device names, registers and kinds of devices say which values there are', { skip }, async () => {
+  await using eal = await Eal.start(QUIET);
+  const device = await eal.probe('vdev:copy0');
+  const registers = device.access.registers(0);
+  const model = (): never => text(undefined);
+  eal.vdev.define('nic', model);
+  const socket = `vfio-user:${tmpdir()}/anydma-none.sock`;
+  await mustHaveHints({
+    'an address mask of 99 bits': ['EINVAL', () => eal.probe('vdev:edu0,dma-mask=99'), /from 12 to 52.*28/],
+    'an address mask of nothing': ['EINVAL', () => eal.probe('vdev:edu0,dma-mask='), /from 12 to 52/],
+    'an address mask for another kind': ['EINVAL', () => eal.probe('vdev:copy1,dma-mask=20'), /kind edu/],
+    'the same for a kind of the program': ['EINVAL', () => eal.probe('vdev:nic0,dma-mask=20'), /kind edu/],
+    'an IOMMU there is not': ['EINVAL', () => eal.probe('vdev:copy1,iommu=maybe'), /emulated or identity/],
+    'another way to map regions': ['EINVAL', () => eal.probe(`${socket},mmap=maybe`), /auto, trust, sealed or never/],
+    'another way to share memory': ['EINVAL', () => eal.probe(`${socket},share=maybe`), /always or never/],
+    'a time that is none': ['EINVAL', () => eal.probe(`${socket},timeout=soon`), /milliseconds/],
+    'a user that is none': ['EINVAL', () => eal.probe(`${socket},user=root`), /id -u/],
+    'a key of nothing': ['EINVAL', () => eal.probe('vdev:edu0,dma-mask'), /key=value/],
+    'a key twice': ['EINVAL', () => eal.probe('vdev:edu0,dma-mask=20,dma-mask=21'), /leave one out/],
+    'a key of a name without a bus': ['EINVAL', () => eal.probe('undefined,mmap=maybe'), /write bus:name/],
+    'a kind without a name': ['EINVAL', () => eal.vdev.define('', model), /my-nic/],
+    'a kind that is a number': ['EINVAL', () => eal.vdev.define('nic0', model), /my-nic/],
+    'a kind twice': ['EEXIST', () => eal.vdev.define('nic', model), /there are: edu, .*nic$/],
+    'a kind that is built in': ['EEXIST', () => eal.vdev.define('copy', model), /there are: edu/],
+    'a kind that nothing makes': ['EINVAL', () => eal.vdev.define('x', text(undefined)), /left out/],
+    'a model that is none': ['EINVAL', () => eal.probe('vdev:nic0'), /DeviceModel/],
+    'a driver that is none': ['EINVAL', () => device.use(text({})), /copyEngineDriver/],
+    'a driver with a number for a name': ['EINVAL', () => device.use(text({ name: 5 })), /copyEngineDriver/],
+    'a store of NaN': ['EINVAL', () => registers.write32(0, NaN), /low bits/],
+    'a store of a half': ['EINVAL', () => registers.write16(0, 0.5), /low bits/],
+    'a store of a text': ['EINVAL', () => registers.write8(0, text('1')), /Number\(\)/],
+    'a store of a bigint': ['EINVAL', () => registers.write32(0, text(5n)), /Number\(5n\)/],
+    'a wide store of NaN': ['EINVAL', () => registers.write64(0, NaN), /write64 takes an integer/],
+    'a wide store of 2^53': ['EINVAL', () => registers.write64(0, 2 ** 53), /writeBig64/],
+    'a wide store of a bigint': ['EINVAL', () => registers.write64(0, text(5n)), /writeBig64/],
+    'a wide store of a text': ['EINVAL', () => registers.write64(0, text('5')), /Number\(\)/],
+    'a big store of a number': ['EINVAL', () => registers.writeBig64(0, text(5)), /write64 takes/],
+    'a big store that is too big': ['EINVAL', () => registers.writeBig64(0, 2n ** 64n), /asUintN/],
+    'a range of registers that is none': ['EINVAL', () => device.access.readRegion(0, 4090, 8), /inside/],
+    'progress for nobody': ['EINVAL', () => eal.mallocAsync(64, { onProgress: text(5) }), /doneBytes/],
+    'a signal that is none': ['EINVAL', () => eal.mallocAsync(64, { signal: text({}) }), /AbortSignal\.timeout/],
+    'options that are none': ['EINVAL', () => eal.pools.create(text(null)), /\{ name: value \}/],
+  });
+  await assert.rejects(eal.probe('undefined,mmap=maybe'), { device: undefined, reason: /"undefined" names no bus/ });
+  assert.throws(() => device.use(text({})), { reason: 'this is no driver: it has no name' });
+});
+
+it('errors are named by what was called', { skip }, async () => {
+  await using eal = await Eal.start(QUIET);
+  const device = await eal.probe('vdev:copy0');
+  const pool = eal.pools.create({ elements: 4, elementSize: 64 });
+  const boom = { onProgress: (): never => assert.fail('boom') };
+  const wrong = { elements: 1, elementSize: 0 };
+  const large = { elements: 2 ** 20, elementSize: 2 ** 29 };
+  const calls: Record<string, readonly (() => unknown)[]> = {
+    'zones.reserve': [
+      () => eal.zones.reserve('z', 2 ** 50),
+      () => eal.zones.reserve('z', 64, { align: 3 }),
+      () => eal.zones.reserve('z', 64, { node: 99 }),
+      () => eal.zones.reserve('z', 0, { align: 3 }),
+    ],
+    'zones.reserveAsync': [
+      () => eal.zones.reserveAsync('z', 8 * MiB, boom),
+      () => eal.zones.reserveAsync('z', 2 ** 50),
+      () => eal.zones.reserveAsync('z', 64, { align: 3 }),
+    ],
+    'pools.create': [
+      () => eal.pools.create(wrong),
+      () => eal.pools.create(large),
+      () => eal.pools.create({ elements: 0, elementSize: 64 }),
+      () => eal.pools.create({ elements: 4, elementSize: 64, cache: 4 }),
+      () => eal.pools.create({ elements: 4, elementSize: 64, node: 99 }),
+    ],
+    'pools.createAsync': [
+      () => eal.pools.createAsync(wrong),
+      () => eal.pools.createAsync(large),
+      () => eal.pools.createAsync({ elements: 1024, elementSize: 8192, ...boom }),
+      () => eal.pools.createAsync({ elements: 4, elementSize: 64, name: pool.name }),
+      () => eal.pools.createAsync({ elements: 4, elementSize: 64, external: [], heap: 'socket_0' }),
+    ],
+    mallocAsync: [() => eal.mallocAsync(64, { node: 99 }), () => eal.mallocAsync(8 * MiB, boom)],
+    'vdev.define': [
+      () =>
+        eal.vdev.define(
+          'copy',
+          text(() => undefined),
+        ),
+    ],
+  };
+  for (const [operation, wrongCalls] of Object.entries(calls))
+    for (const call of wrongCalls) await assert.rejects(async () => call(), { operation }, String(call));
+  // 1.5 times a cache, rounded down, is at most what the pool has.
+  assert.throws(() => eal.pools.create({ elements: 4, elementSize: 64, cache: 4 }), { hint: /1 to 3/ });
+  eal.pools.create({ elements: 4, elementSize: 64, cache: 3 }).free();
+  await eal.remove(device);
+  pool.free();
+  assert.throws(() => pool.iovasFor(device), { operation: 'pool.iovasFor', hint: /pool\.live/ });
+});
+
+it('more memory than there can be is told with figures, and costs nothing', { skip }, async () => {
+  await using eal = await Eal.start(QUIET);
+  for (const size of [2 ** 43, 2 ** 45, 2 ** 50, 2 ** 52]) {
+    const before = process.resourceUsage().maxRSS;
+    assert.throws(() => eal.malloc(size), { code: 'ENOMEM', hint: /can be had \(.*available/ });
+    await assert.rejects(eal.mallocAsync(size), { code: 'ENOMEM', hint: /can be had \(.*available/ });
+    assert.ok(process.resourceUsage().maxRSS - before < 256 * 1024, 'KiB: no list of its pages was made');
+  }
+});
+
+it('a driver whose device has gone says what opens it again', { skip }, async () => {
+  await using eal = await Eal.start(QUIET);
+  const copy = await eal.probe('vdev:copy0');
+  const engine = copy.use(copyEngineDriver);
+  const edu = await eal.probe('vdev:edu0');
+  const eduEngine = edu.use(eduDriver);
+  await eal.remove(copy);
+  await eal.remove(edu);
+  await mustHaveHints({
+    copy: ['ECANCELED', () => engine.copy(0x1000, 0x2000, 64), /eal\.probe/],
+    edu: ['ECANCELED', () => eduEngine.factorial(3), /eal\.probe/],
+  });
+});
+
 it('what was given up says so, by the name of what was called', { skip }, async () => {
   const boom = (): never => {
     throw new Error('boom');

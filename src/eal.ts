@@ -19,6 +19,7 @@ import { VfioUserBus } from './bus/vfio-user/vfio-user-bus.js';
 import type { MapAsyncOptions } from './dma/domain.js';
 import type { MapOptions, MapTarget } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
+import { eduMaskBits } from './drivers/edu-driver.js';
 import { mustBe, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
 import { invalid, NO_PERMISSION, undoAll, unlessFails, withUndo, type DmaError } from './errors.js';
 import { forgottenLines, type Forgotten } from './forgotten.js';
@@ -579,14 +580,8 @@ const HEAP_KEEPER = 'the heap that this memory is in';
 
 /** The embedded devices, as kinds of software devices. The edu driver has the same key, for the same setting. */
 function softwareModel(kind: string, args: ReadonlyMap<string, string>): ModelFactory | undefined {
-  const mask = args.get('dma-mask');
-  if (kind === 'edu' && mask !== undefined) return deviceModel(kind, { dmaMaskBits: Number(mask) });
-  if (!isDeviceName(kind)) return undefined;
-  if (mask !== undefined)
-    throw invalid('open', `vdev devices of the kind ${kind} have no key dma-mask`, {
-      hint: 'those of the kind edu have',
-    });
-  return deviceModel(kind);
+  if (kind === 'edu') return deviceModel(kind, { dmaMaskBits: eduMaskBits(args) });
+  return isDeviceName(kind) ? deviceModel(kind) : undefined;
 }
 
 /** The address space of a software device: behind an emulated IOMMU, or none. */

@@ -27,8 +27,13 @@ export interface LongWorkOptions {
 /** @throws DmaError EINVAL when these are no options for long work */
 export function checkLongWork({ onProgress, signal }: LongWorkOptions, operation: string): void {
   if (onProgress !== undefined && typeof onProgress !== 'function')
-    throw invalid(operation, 'onProgress is no function');
-  if (signal !== undefined && !isA(signal, AbortSignal)) throw invalid(operation, 'signal is no AbortSignal');
+    throw invalid(operation, 'onProgress is no function', {
+      hint: 'such as ({ doneBytes }) => console.log(doneBytes)',
+    });
+  if (signal !== undefined && !isA(signal, AbortSignal))
+    throw invalid(operation, 'signal is no AbortSignal', {
+      hint: 'such as AbortSignal.timeout(1000), or the signal of an AbortController',
+    });
 }
 
 /**

@@ -1,7 +1,7 @@
-/** The error of a bus that is asked for the DMA of a device which is not open, or not any more. */
+/** The errors of what is asked of a device, or of its driver, that is not open any more. */
 import { DmaError } from '../errors.js';
 
-/** @param device its name, with the bus */
+/** Of a bus that is asked for the DMA of a device which is not open. @param device its name, with the bus */
 export function closedDevice(device: string): DmaError {
   return new DmaError({
     code: 'ENODEV',
@@ -10,4 +10,10 @@ export function closedDevice(device: string): DmaError {
     reason: 'the device is closed',
     hint: 'eal.probe(name) opens it',
   });
+}
+
+/** Of a driver that has let its device go. */
+export function closedDriver(operation: string): DmaError {
+  const hint = 'the device was removed, or its Eal stopped: eal.probe(name) opens it';
+  return new DmaError({ code: 'ECANCELED', operation, reason: 'the driver is closed', hint });
 }

@@ -74,7 +74,8 @@ export function checkRegionAccess(
   if (!whole || offset < 0 || length < 1 || offset + length > info.size)
     throw invalid(
       'registers',
-      `${show(length)} bytes at ${hex(offset)} of region ${region}, which has ${hex(info.size)}`,
+      `${show(length)} bytes at ${typeof offset === 'number' ? hex(offset) : show(offset)} of region ${region}, which has ${hex(info.size)}`,
+      { hint: 'what is read and written is 1 byte or more, and inside the region' },
     );
 }
 

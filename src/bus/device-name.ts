@@ -17,6 +17,8 @@ export interface DeviceSpec {
   readonly args: ReadonlyMap<string, string>;
 }
 
+const FORM = 'write bus:name[,key=value...]';
+
 const LAYERS = ['bus', 'class', 'driver'];
 /** The keys that name a device in the bus layer. */
 const NAME_KEYS = ['name', 'addr'];
@@ -62,14 +64,14 @@ function parseLayers(text: string): DeviceSpec {
 
 function checkName(name: string, text: string): string {
   if (name !== '') return name;
-  throw invalid('device name', `"${text}" names no device`, { hint: 'write bus:name[,key=value...]' });
+  throw invalid('device name', `"${text}" names no device`, { hint: FORM });
 }
 
 function parsePairs(parts: readonly string[], text: string): Map<string, string> {
   const pairs = new Map<string, string>();
   for (const part of parts) {
     const [key, value] = splitPair(part, text);
-    if (pairs.has(key)) throw invalid('device name', `"${text}" gives ${key} twice`);
+    if (pairs.has(key)) throw invalid('device name', `"${text}" gives ${key} twice`, { hint: 'leave one out' });
     pairs.set(key, value);
   }
   return pairs;
@@ -77,6 +79,6 @@ function parsePairs(parts: readonly string[], text: string): Map<string, string>
 
 function splitPair(part: string, text: string): [key: string, value: string] {
   const at = part.indexOf('=');
-  if (at <= 0) throw invalid('device name', `"${part}" in "${text}" is no key=value`);
+  if (at <= 0) throw invalid('device name', `"${part}" in "${text}" is no key=value`, { hint: FORM });
   return [part.slice(0, at), part.slice(at + 1)];
 }

@@ -6,7 +6,7 @@ import type { Explanation } from '../dma/explain.js';
 import { lostDevice, Mapping } from '../dma/mapping.js';
 import type { DmaAccess } from '../dma/backend.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
-import { show, text } from '../show.js';
+import { show } from '../show.js';
 import { mustGoOn } from '../long-work.js';
 import type { RdmaContext } from '../rdma/context.js';
 import { Range } from '../ranges.js';
@@ -108,10 +108,13 @@ export class BoundDevice implements Device {
     if (typeof driver !== 'object' || driver === null)
       throw invalid('use', `drivers are given as an object, not as ${show(driver)}`, {
         device: this.name,
-        hint: `such as device.use(copyEngineDriver), which anydma exports; it has ${binding?.driver.name ?? 'none'} now`,
+        hint: driverHint(binding),
       });
     if (this.lost !== undefined) throw lostDevice('use', this.name, this.lost);
-    const named = reading('use', 'the driver', () => text(driver.name));
+    const name: unknown = reading('use', 'the driver', () => driver.name);
+    if (typeof name !== 'string')
+      throw invalid('use', 'this is no driver: it has no name', { device: this.name, hint: driverHint(binding) });
+    const named = show(name).slice(1, -1);
     const has = binding === undefined ? 'has no driver' : `is driven by ${binding.driver.name}, not by ${named}`;
     if (this.state === 'gone') throw this.#hasNoDriver('use');
     const reason = this.state === 'probed' ? has : 'is still being probed';
@@ -240,6 +243,11 @@ export class BoundDevice implements Device {
     const reason = this.state === 'gone' ? 'the device is gone' : 'no driver has the device';
     return invalid(operation, reason, { device: this.name, hint: 'eal.probe(name) opens a device' });
   }
+}
+
+/** What to give `use`. */
+function driverHint(binding: BoundDevice['binding']): string {
+  return `such as device.use(copyEngineDriver), which anydma exports; it has ${binding?.driver.name ?? 'none'} now`;
 }
 
 shortForm(BoundDevice, 'Device', ({ name, state, driver, domain, lost }) => ({

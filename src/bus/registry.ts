@@ -178,7 +178,7 @@ export class Registry {
     const spec = parseDeviceSpec(text);
     const { bus, name } = this.#locate(spec, text, 'probe');
     const fullName = `${bus.name}:${name}`;
-    this.#checkKeys(bus, fullName, spec);
+    this.#checkKeys(bus, name, spec);
     if (this.#devices.has(fullName) && !this.#inTransition.has(fullName))
       throw new DmaError({
         code: 'EEXIST',
@@ -188,7 +188,8 @@ export class Registry {
         hint: 'eal.find(name) gives it; eal.remove(device) takes it away',
       });
     return this.#exclusively(fullName, 'probe', (end) => this.#open(bus, name, spec, end)).catch((error: unknown) => {
-      throw spec.bus === undefined && bus.takesAnyName === true ? unnamed(error, name, bus) : error;
+      const isAbsent = isDmaError(error, 'ENODEV') || isDmaError(error, 'ENOTSUP');
+      throw isAbsent && isGuess(spec, bus) ? unnamed(error, name, bus).with({ code: 'ENODEV' }) : error;
     });
   }
 
@@ -629,7 +630,8 @@ export class Registry {
   }
 
   /** @throws DmaError EINVAL for a key that neither the bus nor any driver of it knows, if they all say which they know */
-  #checkKeys(bus: Bus, device: string, { args, driver }: DeviceSpec): void {
+  #checkKeys(bus: Bus, name: string, spec: DeviceSpec): void {
+    const { args, driver } = spec;
     const drivers = this.#drivers.filter(
       (each) => each.buses.includes(bus.name) && (driver === undefined || each.name === driver),
     );
@@ -638,7 +640,9 @@ export class Registry {
     for (const key of args.keys()) {
       if (known.includes(key)) continue;
       const hint = known.length === 0 ? 'such devices have none' : `there are: ${known.join(', ')}`;
-      throw invalid('probe', `there is no key ${show(key)} in names of such devices`, { device, hint });
+      const device = `${bus.name}:${name}`;
+      const error = invalid('probe', `there is no key ${show(key)} in names of such devices`, { device, hint });
+      throw isGuess(spec, bus) ? unnamed(error, name, bus) : error;
     }
   }
 
@@ -671,11 +675,15 @@ export class Registry {
 
 const WRITE_BUS = 'write bus:name, such as vfio-user:/run/device.sock or vdev:edu0';
 
-/** A name without a bus, which was tried on the bus that takes any: it need not have been meant for that one. */
-function unnamed(error: unknown, name: string, bus: Bus): unknown {
-  if (!isDmaError(error, 'ENODEV') && !isDmaError(error, 'ENOTSUP')) return error;
+/** Was a bus that takes any name tried because none was named? Then it need not have been meant. */
+function isGuess(spec: DeviceSpec, bus: Bus): boolean {
+  return spec.bus === undefined && bus.takesAnyName === true;
+}
+
+/** What a bus said of a name that need not have been meant for it. */
+function unnamed(error: DmaError, name: string, bus: Bus): DmaError {
   const reason = `"${name}" names no bus, and as a device of ${bus.name} it can not be had: ${error.reason}`;
-  return error.with({ code: 'ENODEV', operation: 'probe', device: undefined, reason, hint: WRITE_BUS, cause: error });
+  return error.with({ operation: 'probe', device: undefined, reason, hint: WRITE_BUS, cause: error });
 }
 
 /** The devices that a caller lists. @throws DmaError EINVAL when one is none */

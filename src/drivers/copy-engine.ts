@@ -1,4 +1,5 @@
 /** A driver for the copy engine, the emulated device of `copy-engine-layout.ts`. */
+import { closedDriver } from '../bus/closed-device.js';
 import { isGone, type DeviceAccess, type InterruptKind, type Interrupts } from '../bus/device-access.js';
 import type { ErrorCode } from '../errors.js';
 import { mustBe, mustBeMs, mustBeObject, mustBeWhole, mustHave, optionsOf, reading, type Shape } from '../check.js';
@@ -336,9 +337,7 @@ export class CopyEngine implements AsyncDisposable {
    */
   async close(why?: DmaError): Promise<void> {
     if (why !== undefined) mustBe(why, DmaError, 'why it is closed', 'copyEngine.close');
-    this.#closing ??= this.#end(
-      why ?? new DmaError({ code: 'ECANCELED', operation: 'copyEngine', reason: 'the driver is closed' }),
-    );
+    this.#closing ??= this.#end(why ?? closedDriver('copyEngine'));
     await this.#closing;
   }
 

@@ -6,11 +6,13 @@ import { EDU_DMA_MASK_BITS } from '../vfio-user/devices/edu-layout.js';
 import { Edu } from './edu.js';
 
 /** Key `dma-mask=BITS` of the device's name: IOVA bits that it uses, when that was set otherwise than the 28 of QEMU. */
-function maskBits(args: ReadonlyMap<string, string>): number {
+export function eduMaskBits(args: ReadonlyMap<string, string>): number {
   const text = args.get('dma-mask');
   const bits = text === undefined ? EDU_DMA_MASK_BITS : Number(text);
   if (Number.isInteger(bits) && bits >= 12 && bits <= 52) return bits;
-  throw invalid('edu', `dma-mask=${text}: it is a number of bits from 12 to 52`);
+  throw invalid('open', `there is no dma-mask=${text}`, {
+    hint: `it is a number of address bits from 12 to 52, ${EDU_DMA_MASK_BITS} when left out`,
+  });
 }
 
 /** The driver of QEMU's teaching device, on any bus. */
@@ -20,7 +22,7 @@ export const eduDriver: Driver<Edu> = {
   buses: ['vdev', 'vfio-user', 'pci'],
   ids: [Edu.matches],
   deviceClass: 'test',
-  dmaAddressBits: maskBits,
-  probe: (device) => Edu.open(device.access, { dmaMaskBits: maskBits(device.args) }),
+  dmaAddressBits: eduMaskBits,
+  probe: (device) => Edu.open(device.access, { dmaMaskBits: eduMaskBits(device.args) }),
   remove: ({ name, lost }, edu) => edu.close(lost === undefined ? undefined : lostDevice('edu', name, lost)),
 };

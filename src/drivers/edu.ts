@@ -1,4 +1,5 @@
 /** A driver for the `edu` PCI device: QEMU's own over VFIO, or the model of it. */
+import { closedDriver } from '../bus/closed-device.js';
 import type { DeviceAccess, Interrupts } from '../bus/device-access.js';
 import { mustBe, mustBeFunction, mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
@@ -177,7 +178,7 @@ export class Edu implements Disposable {
    */
   close(why?: DmaError): void {
     if (why !== undefined) mustBe(why, DmaError, 'why it is closed', 'edu.close');
-    this.#closed ??= why ?? new DmaError({ code: 'ECANCELED', operation: 'edu', reason: 'the driver is closed' });
+    this.#closed ??= why ?? closedDriver('edu');
     this.#interrupts?.close();
     this.#bell.ring();
   }

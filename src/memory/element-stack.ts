@@ -77,9 +77,9 @@ export class ElementStack {
    * @param elements how many, 1 to 2^28
    * @throws DmaError EINVAL for another number
    */
-  static create(elements: number, { checked = false }: ElementStackOptions = {}): ElementStack {
+  static create(elements: number, { checked = false }: ElementStackOptions = {}, operation = 'pool'): ElementStack {
     if (!Number.isInteger(elements) || elements < 1 || elements > 2 ** 28) {
-      throw invalid('pool', `${show(elements)} elements are not possible`, {
+      throw invalid(operation, `${show(elements)} elements are not possible`, {
         hint: 'a pool has 1 to 2^28 elements, all of them from the start: the option "elements" says how many',
       });
     }

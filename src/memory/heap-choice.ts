@@ -35,10 +35,18 @@ export function chooseHeaps(
   operation: string,
 ): readonly Heap[] {
   const { memory } = sources;
-  if (heap === undefined) return node === undefined ? memory.heaps : [memory.heapOf(node)];
+  if (heap === undefined) return node === undefined ? memory.heaps : [memory.heapOf(node, operation)];
   const found = sources.heap.find(heap, operation);
   if (node === undefined || node === found.node) return [found];
   throw invalid(operation, `the heap ${heap} is not on NUMA node ${node}`);
+}
+
+/** What heaps call their operations. */
+const OF_HEAPS = ['malloc', 'mallocAsync', 'mallocLargest'];
+
+/** An error of a heap as one of the call that needed a block of it; all others as they are. */
+export function toldOf(operation: string, error: unknown): unknown {
+  return isDmaError(error) && OF_HEAPS.includes(error.operation) ? error.with({ operation }) : error;
 }
 
 /** An allocation that can be made at once, or while the event loop goes on. */
@@ -50,12 +58,14 @@ export interface Allocation {
 /**
  * The block of the first heap that has room.
  *
+ * @param operation what the caller called: what a heap says of a block is told of that
  * @throws DmaError ENOMEM of the first one when none has; all others at once
  */
 export function* allocatingFrom(
   heaps: readonly Heap[],
   size: number,
   options: MallocOptions,
+  operation: string,
 ): Steps<Allocation, Block> {
   let failure: unknown;
   for (const heap of heaps) {
@@ -67,8 +77,9 @@ export function* allocatingFrom(
       };
       if (block !== undefined) return block;
     } catch (error) {
-      if (!isDmaError(error, 'ENOMEM')) throw error;
-      failure ??= error;
+      const told = toldOf(operation, error);
+      if (!isDmaError(told, 'ENOMEM')) throw told;
+      failure ??= told;
     }
   }
   throw failure;

@@ -235,11 +235,11 @@ export class OwnedMemory {
   }
 
   /** The heap of a node. @throws DmaError EINVAL when there is no such node */
-  heapOf(node: number): Heap {
+  heapOf(node: number, operation = 'malloc'): Heap {
     const heap = this.heaps.find((each) => each.node === node);
     if (heap !== undefined) return heap;
     const hint = `the nodes are: ${this.heaps.map((each) => each.node).join(', ')}`;
-    throw invalid('malloc', `there is no NUMA node ${show(node)}`, { hint });
+    throw invalid(operation, `there is no NUMA node ${show(node)}`, { hint });
   }
 
   /** @throws DmaError as `Heap.malloc`, and EINVAL for a node there is not */
@@ -270,7 +270,7 @@ export class OwnedMemory {
   async mallocAsync(size: number, options: OwnedMallocOptions & LongWorkOptions = {}): Promise<Block> {
     const node = nodeIn(options, 'mallocAsync');
     let failure: unknown;
-    for (const heap of node === undefined ? this.heaps : [this.heapOf(node)]) {
+    for (const heap of node === undefined ? this.heaps : [this.heapOf(node, 'mallocAsync')]) {
       try {
         return await heap.mallocAsync(size, options);
       } catch (error) {

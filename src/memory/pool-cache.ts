@@ -3,6 +3,7 @@
  * `rte_mempool_cache`).
  */
 import { invalid } from '../errors.js';
+import { show } from '../show.js';
 import { checkBurst, copyNumbers, copyReversed, type ElementNumbers, type ElementStack } from './element-stack.js';
 
 /** The largest cache (DPDK: `RTE_MEMPOOL_CACHE_MAX_SIZE`). */
@@ -29,11 +30,16 @@ export class PoolCache {
    * @param size elements, 1 to 512; 1.5 times that is at most what the pool has
    * @throws DmaError EINVAL for another size
    */
-  constructor(stack: ElementStack, size: number) {
+  constructor(stack: ElementStack, size: number, operation = 'pool.cache') {
     const threshold = Math.floor(size * 1.5);
     if (!Number.isInteger(size) || size < 1 || size > MOST || threshold > stack.elements) {
-      throw invalid('pool.cache', `a cache of ${size} elements is not possible for a pool of ${stack.elements}`, {
-        hint: `1 to ${Math.min(MOST, Math.floor((stack.elements * 2) / 3))}`,
+      // The largest whole number of which 1.5 times, rounded down, is not more than the pool has.
+      const most = Math.min(MOST, Math.floor((stack.elements * 2 + 1) / 3));
+      throw invalid(operation, `a cache of ${show(size)} elements is not possible for a pool of ${stack.elements}`, {
+        hint:
+          most === 1
+            ? '0, for none, or 1'
+            : `0, for none, or 1 to ${most}: 1.5 times that is at most what the pool has`,
       });
     }
     this.size = size;

@@ -19,6 +19,8 @@ export interface PoolMemoryRequest {
   readonly iovaMode: () => IovaMode;
   /** No more bytes than these can be allocated now. */
   readonly most: () => number;
+  /** What the caller called. */
+  readonly operation: string;
 }
 
 /** What there is. */
@@ -100,7 +102,7 @@ export function* poolMemoryFromBlocks(
   heaps: readonly Heap[],
   options: Pick<MallocOptions, 'pageSizes' | 'pageSizeHint'>,
 ): Steps<Allocation, PoolMemory> {
-  const { elements, shape, forDevices, iovaMode, most: mostBytes } = request;
+  const { elements, shape, forDevices, iovaMode, most: mostBytes, operation } = request;
   const { align } = shape;
   const memory = new Pieces();
   try {
@@ -109,7 +111,7 @@ export function* poolMemoryFromBlocks(
       let block: Block;
       try {
         const how = { ...options, align, contiguous: forDevices && count === 1 };
-        block = yield* allocatingFrom(heaps, bytesFor(shape, count), how);
+        block = yield* allocatingFrom(heaps, bytesFor(shape, count), how, operation);
       } catch (error) {
         if (!isDmaError(error, 'ENOMEM') || count === 1) throw error;
         // Smaller pieces would take all that the machine has, and be given back in the end.
@@ -144,14 +146,14 @@ export function* poolMemoryFromBlocks(
           continue;
         }
         const reason = `no element of ${shape.size} bytes is contiguous for devices`;
-        throw new DmaError({ code: 'ENOMEM', operation: 'pool.create', reason });
+        throw new DmaError({ code: 'ENOMEM', operation, reason });
       }
       memory.add(block, chunks, areasOf(heap, range), () => block[Symbol.dispose]());
     }
     return memory;
   } catch (error) {
     const hint = `${memory.elements} of the ${elements} elements had room`;
-    const failure = withUndo(error, 'pool.create', memory.release());
+    const failure = withUndo(error, operation, memory.release());
     if (failure.code !== 'ENOMEM') throw failure;
     throw failure.with({ hint: failure.hint === undefined ? hint : `${hint}; ${failure.hint}` });
   }
@@ -169,8 +171,7 @@ export function poolMemoryFromExternal(
   given: readonly ExternalMemory[],
   name: string,
 ): PoolMemory {
-  const operation = 'pool.create';
-  const { elements, shape, forDevices, iovaMode } = request;
+  const { elements, shape, forDevices, iovaMode, operation } = request;
   for (const each of given) checkExternal(each, operation);
   const memory = new Pieces();
   try {

@@ -324,8 +324,10 @@ export class Pool implements Disposable {
     const operation = 'pool.iovasFor';
     const domain = domainOf(device, operation);
     if (domain === undefined) {
+      this.#mustBeLive(operation);
       const reason = 'its memory can not be mapped for a device without a domain';
-      throw new DmaError({ code: 'ENOTSUP', operation, device: device.name, reason });
+      const hint = 'device.state is "probed" while it can be used, and device.domain is what memory is mapped in';
+      throw new DmaError({ code: 'ENOTSUP', operation, device: device.name, reason, hint });
     }
     const { generation } = domain.table;
     const known = this.#iovasFor.get(domain);

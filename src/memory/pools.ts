@@ -58,7 +58,6 @@ export interface PoolHandler {
   destroy?(pool: Pool): void;
 }
 
-const OPERATION = 'pool.create';
 /** bytes that are cleared in a turn of the event loop: some milliseconds */
 const IN_A_TURN = 8 * MiB;
 
@@ -115,9 +114,10 @@ export class Pools {
    *   When it throws, nothing has happened.
    */
   create(asked: PoolOptions): Pool {
-    this.#sources.gate?.(OPERATION);
-    mustBeObject(asked, 'options', OPERATION);
-    return runSteps(this.#creating(asked), (step) => step.now());
+    const operation = 'pools.create';
+    this.#sources.gate?.(operation);
+    mustBeObject(asked, 'options', operation);
+    return runSteps(this.#creating(asked, operation), (step) => step.now());
   }
 
   /**
@@ -127,35 +127,37 @@ export class Pools {
    *   undone
    */
   async createAsync(asked: PoolOptions & LongWorkOptions): Promise<Pool> {
-    this.#sources.gate?.(OPERATION);
-    const [{ onProgress, signal }, options] = longWorkOf(asked, OPERATION);
+    const operation = 'pools.createAsync';
+    this.#sources.gate?.(operation);
+    const [{ onProgress, signal }, options] = longWorkOf(asked, operation);
     const run = async (either: AbortSignal | undefined): Promise<Pool> =>
-      runStepsAsync(this.#creating(options), (step) => step.later({ onProgress, signal: either }));
-    return this.#sources.running === undefined ? run(signal) : this.#sources.running.run(signal, OPERATION, run);
+      runStepsAsync(this.#creating(options, operation), (step) => step.later({ onProgress, signal: either }));
+    return this.#sources.running === undefined ? run(signal) : this.#sources.running.run(signal, operation, run);
   }
 
-  *#creating(asked: PoolOptions): Steps<Allocation, Pool> {
-    const { elements: wanted, elementSize: size, ...others } = optionsOf(asked, POOL_OPTIONS, OPERATION);
+  *#creating(asked: PoolOptions, operation: string): Steps<Allocation, Pool> {
+    const { elements: wanted, elementSize: size, ...others } = optionsOf(asked, POOL_OPTIONS, operation);
     const options: PoolOptions = { elements: wanted ?? 0, elementSize: size ?? 0, ...others };
-    for (const memory of options.external ?? []) mustBe(memory, ExternalMemory, 'external', OPERATION);
+    for (const memory of options.external ?? []) mustBe(memory, ExternalMemory, 'external', operation);
     const { elements, elementSize, align = 64, headroom = 0, cache: cacheSize = 0, forDevices = true } = options;
     const { name = this.#newName() } = options;
-    if (name === '') throw invalid(OPERATION, 'a pool has a name', { hint: 'leave it out, and one is made up' });
-    const shape = elementShape(elementSize, headroom, align, OPERATION);
-    const stack = ElementStack.create(elements, options);
-    const cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize);
-    checkSource(options);
-    if (this.#pools.has(name)) throw this.#nameTaken(name);
+    if (name === '') throw invalid(operation, 'a pool has a name', { hint: 'leave it out, and one is made up' });
+    const shape = elementShape(elementSize, headroom, align, operation);
+    const stack = ElementStack.create(elements, options, operation);
+    const cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize, operation);
+    checkSource(options, operation);
+    if (this.#pools.has(name)) throw this.#nameTaken(name, operation);
     const iovaMode = (): IovaMode => this.#sources.memory.iova.mode;
-    const memory = yield* this.#memoryFor(options, { elements, shape, forDevices, iovaMode }, name);
+    const memory = yield* this.#memoryFor(options, { elements, shape, forDevices, iovaMode, operation }, name);
     const { chunks } = memory;
     try {
       // Somebody may have taken the name meanwhile.
-      if (this.#pools.has(name)) throw this.#nameTaken(name);
-      if (options.zero === true) for (let chunk = 0; chunk < chunks.length; chunk++) yield clearing(memory.view(chunk));
-      this.#sources.gate?.(OPERATION);
+      if (this.#pools.has(name)) throw this.#nameTaken(name, operation);
+      if (options.zero === true)
+        for (let chunk = 0; chunk < chunks.length; chunk++) yield clearing(memory.view(chunk), operation);
+      this.#sources.gate?.(operation);
     } catch (error) {
-      throw withUndo(error, OPERATION, undoAll([() => this.#release(memory)]));
+      throw withUndo(error, operation, undoAll([() => this.#release(memory)]));
     }
     /** Who has to know when it does not come after all. */
     let told: PoolHandler[] | undefined = [];
@@ -173,10 +175,10 @@ export class Pools {
         this.#release(memory);
       };
       const view = (chunk: number): Uint8Array => memory.view(chunk);
-      const mustBeIdle = (operation: string): void => memory.mustBeIdle(operation);
+      const mustBeIdle = (of: string): void => memory.mustBeIdle(of);
       pool = new Pool({ description, stack, cache, view, mustBeIdle, end, made: true });
     } catch (error) {
-      throw withUndo(error, OPERATION, undoAll([() => this.#release(memory)]));
+      throw withUndo(error, operation, undoAll([() => this.#release(memory)]));
     }
     this.#pools.set(name, pool);
     try {
@@ -188,18 +190,23 @@ export class Pools {
       return pool;
     } catch (error) {
       const undo = pool.live ? undoAll([() => pool.free({ force: true })]) : [];
-      if (isDmaError(error)) throw withUndo(error, OPERATION, undo);
+      if (isDmaError(error)) throw withUndo(error, operation, undo);
       const reason = `a handler refused: ${thrown(error)}`;
-      throw new DmaError({ code: 'ECANCELED', operation: OPERATION, reason, cause: error, undo });
+      throw new DmaError({ code: 'ECANCELED', operation, reason, cause: error, undo });
     }
   }
 
   /** Lets `handler` follow pools that come and go, until the result is disposed. @throws DmaError EEXIST */
   addHandler(handler: PoolHandler): Disposable {
-    this.#sources.gate?.('pools.addHandler');
-    mustHandle(handler, ['ready', 'destroy'], 'pools.addHandler');
+    const operation = 'pools.addHandler';
+    this.#sources.gate?.(operation);
+    mustHandle(handler, ['ready', 'destroy'], operation);
     if (this.#handlers.has(handler))
-      throw exists('this handler was added already', 'dispose what the first call returned before it is added again');
+      throw exists(
+        operation,
+        'this handler was added already',
+        'dispose what the first call returned before it is added again',
+      );
     this.#handlers.add(handler);
     return { [Symbol.dispose]: () => void this.#handlers.delete(handler) };
   }
@@ -222,7 +229,7 @@ export class Pools {
   ): Steps<Allocation, PoolMemory> {
     const { external } = options;
     if (external === undefined) {
-      const heaps = chooseHeaps(this.#sources, options, OPERATION);
+      const heaps = chooseHeaps(this.#sources, options, request.operation);
       const { pageSizes, pageSizeHint } = options;
       const most = (): number => this.#sources.memory.most(heaps);
       return yield* poolMemoryFromBlocks({ ...request, most }, heaps, { pageSizes, pageSizeHint });
@@ -232,6 +239,7 @@ export class Pools {
       const other = this.#external.get(area) ?? (seen.has(area) ? name : undefined);
       if (other !== undefined)
         throw exists(
+          request.operation,
           `${area.label} is in the pool ${other} already`,
           seen.has(area) ? 'it is in the list twice' : `pools.find(${JSON.stringify(other)})?.free() lets it go`,
         );
@@ -253,9 +261,10 @@ export class Pools {
     for (const handler of [...this.#handlers]) if (this.#handlers.has(handler)) yield handler;
   }
 
-  #nameTaken(name: string): DmaError {
+  #nameTaken(name: string, operation: string): DmaError {
     const { elements, elementSize } = this.#pools.get(name) ?? {};
     return exists(
+      operation,
       `there is a pool ${JSON.stringify(name)} already`,
       `it has ${elements} elements of ${elementSize} bytes: pools.find(name) finds it; free it, or take another name`,
     );
@@ -272,14 +281,14 @@ export class Pools {
 shortForm(Pools, 'Pools', (pools) => ({ names: [...pools].map(({ name }) => name) }));
 
 /** Fills bytes with zeros. */
-function clearing(bytes: Uint8Array): Allocation {
+function clearing(bytes: Uint8Array, operation: string): Allocation {
   return {
     now: () => void bytes.fill(0),
     later: async ({ signal }) => {
       const turns = new Turns();
       for (let at = 0; at < bytes.length; at += IN_A_TURN) {
         if (turns.due) await turns.next();
-        mustGoOn(signal, OPERATION);
+        mustGoOn(signal, operation);
         bytes.subarray(at, at + IN_A_TURN).fill(0);
       }
     },
@@ -296,15 +305,15 @@ function tellDestroyed(handler: PoolHandler, pool: Pool): void {
   }
 }
 
-function checkSource({ external, heap, node, pageSizes, pageSizeHint }: PoolOptions): void {
+function checkSource({ external, heap, node, pageSizes, pageSizeHint }: PoolOptions, operation: string): void {
   if (external === undefined) return;
   for (const [name, value] of Object.entries({ heap, node, pageSizes, pageSizeHint }))
     if (value !== undefined)
-      throw invalid(OPERATION, `external memory and ${name} contradict each other`, {
+      throw invalid(operation, `external memory and ${name} contradict each other`, {
         hint: `external memory is where it is: leave ${name} out, or external`,
       });
 }
 
-function exists(reason: string, hint: string): DmaError {
-  return new DmaError({ code: 'EEXIST', operation: OPERATION, reason, hint });
+function exists(operation: string, reason: string, hint: string): DmaError {
+  return new DmaError({ code: 'EEXIST', operation, reason, hint });
 }

@@ -11,6 +11,7 @@ import { alignUp, hex, isAddress, type Iova, type Va } from '../units.js';
 import {
   allocatingFrom,
   chooseHeaps,
+  toldOf,
   type Allocation,
   type HeapSources,
   type PlacedMallocOptions,
@@ -182,7 +183,8 @@ export class Zones {
       });
     const size = alignUp(wanted, LINE);
     const heaps = chooseHeaps(this.#sources, options, operation);
-    const block = size === 0 ? largestOf(heaps, options) : yield* allocatingFrom(heaps, size, options);
+    const block =
+      size === 0 ? largestOf(heaps, options, operation) : yield* allocatingFrom(heaps, size, options, operation);
     try {
       // A handler of the growth may have taken the name.
       this.#mustBeNew(name, operation);
@@ -245,14 +247,15 @@ function known(what: string, all: Iterable<{ readonly name: string }>): string {
 shortForm(Zones, 'Zones', (zones) => ({ size: zones.size }));
 
 /** @throws DmaError ENOMEM of the first heap when none has anything */
-function largestOf(heaps: readonly Heap[], options: PlacedMallocOptions): Block {
+function largestOf(heaps: readonly Heap[], options: PlacedMallocOptions, operation: string): Block {
   let failure: unknown;
   for (const heap of heaps) {
     try {
       return heap.mallocLargest(options);
     } catch (error) {
-      if (!isDmaError(error, 'ENOMEM')) throw error;
-      failure ??= error;
+      const told = toldOf(operation, error);
+      if (!isDmaError(told, 'ENOMEM')) throw told;
+      failure ??= told;
     }
   }
   throw failure;

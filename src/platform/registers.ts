@@ -3,6 +3,7 @@
  * byte, drops a load whose value is unused and may merge two loads of a DataView, and DataView and Buffer stores are split
  * into bytes until the code is optimised. Devices that want 32-bit accesses then see something else.
  */
+import { typeHint } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import { show } from '../show.js';
 import { hex, isAddress } from '../units.js';
@@ -52,20 +53,30 @@ export function checkRegister(offset: number, width: number, size: number): void
 
 /** Throws EINVAL unless `value` is an integer, whose low bits a register can take. */
 export function checkValue(value: number): void {
-  if (!Number.isSafeInteger(value)) throw invalid('registers', `${show(value)} is no integer`);
+  if (Number.isSafeInteger(value)) return;
+  throw invalid('registers', `${show(value)} is no integer`, {
+    hint:
+      typeHint(value, 'number') ??
+      'a store takes an integer from -2^53 + 1 to 2^53 - 1, of which it keeps the low bits',
+  });
 }
 
 /** Throws EINVAL unless `value` is an integer in [0, 2^53), which a 64-bit register can take. */
 export function checkValue64(value: number): void {
   if (isAddress(value)) return;
-  const hint = 'writeBig64 takes a BigInt of up to 64 bits';
+  const hint =
+    typeof value === 'bigint' || Number.isInteger(value)
+      ? 'writeBig64 takes a BigInt of up to 64 bits'
+      : (typeHint(value, 'number') ?? 'write64 takes an integer, writeBig64 a BigInt of up to 64 bits');
   throw invalid('registers', `${show(value)} is no integer from 0 to 2^53 - 1`, { hint });
 }
 
 /** Throws EINVAL unless `value` is a BigInt in [0, 2^64). */
 export function checkBigValue(value: bigint): void {
   if (typeof value !== 'bigint' || BigInt.asUintN(64, value) !== value)
-    throw invalid('registers', `${show(value)} is no BigInt from 0 to 2^64 - 1`);
+    throw invalid('registers', `${show(value)} is no BigInt from 0 to 2^64 - 1`, {
+      hint: typeof value === 'bigint' ? 'BigInt.asUintN(64, value) keeps the low 64 bits' : 'write64 takes a Number',
+    });
 }
 
 /** The error of a 64-bit load that does not fit a Number. */

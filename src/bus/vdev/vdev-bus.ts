@@ -9,6 +9,7 @@ import type { Bus, Device, DmaOps, OpenedDevice } from '../model.js';
 import { spacePerDevice } from '../dma-ops.js';
 import { ModelAccess } from './model-access.js';
 import { shortForm } from '../../short-form.js';
+import { show } from '../../show.js';
 
 /** The address space that a software device is put into: the side of the program, and the side of the device. */
 export interface VdevSpace {
@@ -46,20 +47,25 @@ export class VdevBus implements Bus {
    * @throws DmaError EINVAL for a kind that is not lower-case letters and dashes, EEXIST for one that there is
    */
   define(kind: string, factory: ModelFactory): void {
-    this.#options.gate?.('vdev.define');
-    mustBeString(kind, 'a kind of device', 'define');
-    mustBeFunction(factory, 'what makes a device', 'define');
+    const operation = 'vdev.define';
+    this.#options.gate?.(operation);
+    mustBeString(kind, 'a kind of device', operation);
+    mustBeFunction(factory, 'what makes a device', operation);
     if (kindOf(`${kind}0`) !== kind)
-      throw invalid('define', `"${kind}" is no kind of device: it is lower-case letters and dashes`);
-    if (this.#has(kind))
-      throw new DmaError({ code: 'EEXIST', operation: 'define', reason: `there is a kind of vdev called ${kind}` });
+      throw invalid(operation, `${show(kind)} is no kind of device: it is lower-case letters and dashes`, {
+        hint: 'such as "my-nic", whose devices are vdev:my-nic0, vdev:my-nic1 and so on',
+      });
+    if (this.#has(kind)) {
+      const reason = `there is a kind of vdev called ${kind}`;
+      throw new DmaError({ code: 'EEXIST', operation, reason, hint: `there are: ${this.#allKinds().join(', ')}` });
+    }
     this.#kinds.set(kind, factory);
   }
 
   /** Those of the program and those that are built in, each with a number. */
   get naming(): string {
-    const kinds = [...new Set<string>([...DEVICE_NAMES, ...this.#kinds.keys()])];
-    return `by its kind and a number: ${kinds.map((kind) => `${kind}0`).join(', ')}`;
+    const kinds = this.#allKinds().map((kind) => `${kind}0`);
+    return `by its kind and a number: ${kinds.join(', ')}`;
   }
 
   parse(name: string): string | undefined {
@@ -70,11 +76,13 @@ export class VdevBus implements Bus {
 
   async open(name: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice> {
     const kind = kindOf(name) ?? name;
+    if (kind !== 'edu' && args.has('dma-mask'))
+      throw invalid('open', `vdev devices of the kind ${kind} have no key dma-mask`, {
+        hint: 'those of the kind edu have',
+      });
     const factory = this.#kinds.get(kind) ?? this.#options.model(kind, args);
     if (factory === undefined)
       throw new DmaError({ code: 'ENODEV', operation: 'open', reason: `there is no kind of vdev called ${kind}` });
-    if (this.#kinds.has(kind) && args.has('dma-mask'))
-      throw invalid('open', `vdev devices of the kind ${kind} have no key dma-mask`);
     const space = this.#options.space(args);
     let failed: (error: DmaError) => void = () => undefined;
     const access = new ModelAccess(
@@ -98,6 +106,10 @@ export class VdevBus implements Bus {
   /** Their IOMMU is software: every address will do, and few devices could reach physical ones. */
   iovaWish(): 'va' {
     return 'va';
+  }
+
+  #allKinds(): string[] {
+    return [...new Set<string>([...DEVICE_NAMES, ...this.#kinds.keys()])];
   }
 
   #has(kind: string): boolean {

@@ -130,8 +130,11 @@ function readArgs(
   const timeout = args.get('timeout');
   const user = args.get('user');
   if (timeout !== undefined && !(Number(timeout) > 0 && Number(timeout) < 2 ** 31))
-    throw invalid('open', `timeout=${timeout}: it is a number of milliseconds below 2^31`);
-  if (user !== undefined && !/^\d{1,10}$/.test(user)) throw invalid('open', `user=${user}: it is the number of a user`);
+    throw invalid('open', `there is no timeout=${timeout}`, {
+      hint: 'it is a number of milliseconds, above 0 and below 2^31',
+    });
+  if (user !== undefined && !/^\d{1,10}$/.test(user))
+    throw invalid('open', `there is no user=${user}`, { hint: 'it is the number of a user, as "id -u NAME" tells' });
   const timeoutMs = timeout === undefined ? undefined : Number(timeout);
   return {
     timeoutMs,
@@ -151,7 +154,9 @@ function choiceOf<T extends string>(
   const value = args.get(key);
   const choice = choices.find((each) => each === value);
   if (value === undefined || choice !== undefined) return choice;
-  throw invalid('open', `${key}=${value}: it is ${choices.slice(0, -1).join(', ')} or ${choices.at(-1) ?? ''}`);
+  throw invalid('open', `there is no ${key}=${value}`, {
+    hint: `it is ${choices.slice(0, -1).join(', ')} or ${choices.at(-1) ?? ''}`,
+  });
 }
 
 /** Tells once which regions are slow, and what to do. */

@@ -113,6 +113,6 @@ export function makeModel(factory: ModelFactory, host: ModelHost): DeviceModel {
     throw new DmaError({ code: 'EIO', operation, reason: `what makes it threw: ${thrown(error)}`, cause: error });
   }
   const members = ['identity', 'regions', 'interrupts', 'read', 'write', 'reset', 'quiesce', 'resume'];
-  mustHave(model, members, operation, operation);
+  mustHave(model, members, operation, operation, 'return a DeviceModel from the function that makes devices');
   return model;
 }
