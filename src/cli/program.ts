@@ -3,6 +3,7 @@ import { createRequire } from 'node:module';
 import { Command, CommanderError } from 'commander';
 import { bind } from './bind.js';
 import { addCommand, STATUS, type Run } from './command.js';
+import { completion } from './completion/completion.js';
 import { demo } from './demo.js';
 import { devices } from './devices.js';
 import { explain } from './explain.js';
@@ -50,6 +51,7 @@ Start with: anydma demo`,
   addCommand(program, serve, run);
   addRdma(program, run);
   addCommand(program, explain, run);
+  addCommand(program, completion(program), run);
 
   try {
     await program.parseAsync(args, { from: 'user' });
