@@ -336,6 +336,23 @@ describe('a device that is in use', () => {
     assert.deepEqual([machine.writes, machine.claimed], [[], []]);
   });
 
+  it('another device has taken its place after the plan was made: that one is left alone', () => {
+    const { machine, binder } = setUp();
+    const functions = binder.resolve([A, B]);
+    const plans = binder.plan(functions);
+    const back = binder.unbindPlan(functions);
+    for (const other of [{ device: 0x1234 }, { vendor: 0x1af4 }, { classCode: 0x010802 }]) {
+      machine.unplug(A);
+      machine.plug({ address: A, group: 5, ...other });
+      const [refused, done] = binder.bind(functions, {}, plans);
+      assert.match(errorOf(refused).reason, /another device is there now: .*, and 8086:10d3 .* was meant/);
+      assert.deepEqual([errorOf(refused).code, refused.to, done.error], ['ENODEV', 'e1000e', undefined]);
+      assert.match(errorOf(refused).hint ?? '', /anydma devices/);
+      assert.equal(errorOf(binder.unbind(functions, {}, back)[0]).code, 'ENODEV');
+      assert.ok(!machine.writes.some((write) => write.includes(A)));
+    }
+  });
+
   it('of a whole group nothing is taken when one of it is in use', () => {
     const { machine, binder } = inUse();
     const [a, b] = bind(binder, [A], { wholeGroup: true });

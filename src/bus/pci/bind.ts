@@ -30,6 +30,8 @@ export interface BindOptions {
 /** What would be done with one function. */
 export interface BindPlan {
   readonly address: string;
+  /** The device that was there when the plan was made. */
+  readonly ids: PciFunction['ids'];
   /** The driver now; `undefined` for none. */
   readonly from: string | undefined;
   /**
@@ -142,8 +144,8 @@ export class PciBinder {
     const machine = new MachineUses(this.#kernel);
     const plans = (wholeGroup ? this.#withGroups(functions) : functions).map((fn) => {
       const to = driver === NO_DRIVER ? undefined : driver;
-      const { address, driver: from } = fn;
-      if (from === to) return { fn, address, from, to, action: 'leave' as const, ...UNUSED, error: undefined };
+      const { address, ids, driver: from } = fn;
+      if (from === to) return { fn, address, ids, from, to, action: 'leave' as const, ...UNUSED, error: undefined };
       const action = to === undefined ? ('take' as const) : ('bind' as const);
       const bridge = isBridge(fn) && isVfioDriver(to);
       const about = bridge ? UNUSED : machine.of(fn);
@@ -152,7 +154,7 @@ export class PciBinder {
         : force
           ? undefined
           : refusal(fn, about);
-      return { fn, address, from, to, action, ...about, error };
+      return { fn, address, ids, from, to, action, ...about, error };
     });
     return plans.map(({ fn, ...plan }) => {
       const culprit = plans.find(
@@ -191,8 +193,8 @@ export class PciBinder {
   unbindPlan(functions: readonly PciFunction[], options: Pick<BindOptions, 'force'> = {}): BindPlan[] {
     const machine = new MachineUses(this.#kernel);
     return functions.map((fn) => {
-      const { address, driver: from } = fn;
-      const plan = { address, from, to: undefined, ...UNUSED, error: undefined };
+      const { address, ids, driver: from } = fn;
+      const plan = { address, ids, from, to: undefined, ...UNUSED, error: undefined };
       if (from !== undefined && !isVfioDriver(from) && !USER_SPACE_DRIVERS.includes(from))
         return { ...plan, to: from, action: 'leave' };
       const about = from === undefined ? UNUSED : machine.of(fn);
@@ -205,12 +207,17 @@ export class PciBinder {
     return this.#modules.forModalias(modalias);
   }
 
-  #each({ address, from, error: refusal }: BindPlan, work: (fn: PciFunction) => void): BindResult {
+  #each({ address, ids, from, error: refusal }: BindPlan, work: (fn: PciFunction) => void): BindResult {
     const result = (error?: DmaError): BindResult => ({ address, from, to: this.#sysfs.driver(address), error });
     if (refusal !== undefined) return result(refusal);
     try {
       const fn = this.#sysfs.read(address);
       if (fn === undefined) throw new DmaError({ code: 'ENODEV', operation: 'bind', reason: 'it is gone' });
+      if (modelOf(fn.ids) !== modelOf(ids)) {
+        const reason = `another device is there now: ${modelOf(fn.ids)}, and ${modelOf(ids)} was meant`;
+        const hint = 'look at what is there with "anydma devices", and name it again';
+        throw new DmaError({ code: 'ENODEV', operation: 'bind', reason, hint });
+      }
       work(fn);
       return result();
     } catch (error) {
@@ -278,13 +285,12 @@ export class PciBinder {
     const { address, ids } = fn;
     const now = this.#sysfs.driver(address);
     if (now === undefined || (!isVfioDriver(now) && !USER_SPACE_DRIVERS.includes(now))) return;
-    const id = (number: number): string => number.toString(16).padStart(4, '0');
     const module = now.replaceAll('-', '_');
     throw refused(
       fn,
       'EBUSY',
-      `${now} took it again: it claims all devices with the id ${id(ids.vendor)}:${id(ids.device)}`,
-      `echo "${id(ids.vendor)} ${id(ids.device)}" > /sys/bus/pci/drivers/${now}/remove_id, when the id came by new_id; when it ` +
+      `${now} took it again: it claims all devices with the id ${hex4(ids.vendor)}:${hex4(ids.device)}`,
+      `echo "${hex4(ids.vendor)} ${hex4(ids.device)}" > /sys/bus/pci/drivers/${now}/remove_id, when the id came by new_id; when it ` +
         `came by an option (ids=), take it out of /etc/modprobe.d or of the kernel's command line (${now}.ids=) and load ${module} ` +
         'anew; or name the driver: anydma bind --driver DRIVER ' +
         address,
@@ -397,4 +403,14 @@ function hintFor({ code }: DmaError): string | undefined {
   if (code === 'EACCES' || code === 'EPERM') return 'changing drivers takes root';
   if (code === 'EBUSY') return 'is SR-IOV switched on for it? Then write 0 into its sriov_numvfs first';
   return undefined;
+}
+
+function hex4(number: number): string {
+  return number.toString(16).padStart(4, '0');
+}
+
+/** What a device is, as lspci writes it: its ids, those of its maker's subsystem, and its class. */
+function modelOf({ vendor, device, subsystemVendor, subsystem, classCode }: PciFunction['ids']): string {
+  const whose = `${hex4(subsystemVendor)}:${hex4(subsystem)}`;
+  return `${hex4(vendor)}:${hex4(device)} (${whose}, class ${classCode.toString(16).padStart(6, '0')})`;
 }
