@@ -57,6 +57,7 @@ export class VerbsBackend implements DomainBackend {
     } catch (error) {
       throw this.#notDeregistered(error, mapped);
     }
+    this.#rdma.regions.delete(segment.va);
     return this.#deregistered(segment);
   }
 
@@ -116,8 +117,7 @@ export class VerbsBackend implements DomainBackend {
     return isDmaError(error, 'EBUSY') ? busy(mapped, error).with({ device: this.#rdma.name }) : error;
   }
 
-  #deregistered({ va, length, region = LOCAL }: Segment): number {
-    this.#rdma.regions.delete(va);
+  #deregistered({ length, region = LOCAL }: Segment): number {
     this.#rdma.limits.gave('regions');
     if (region.paging === 'pinned') this.#pinned -= length;
     return length;

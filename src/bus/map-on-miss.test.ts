@@ -9,7 +9,10 @@ import { dmaError } from './testing.js';
 const A = 0x10000000;
 
 /** A device in a domain with keys, over an area of 16 pages at A; what its queue does about misses. */
-function bench(unit?: MissUnit): {
+function bench(
+  unit?: MissUnit,
+  granule?: number,
+): {
   made: Bench;
   area: Area;
   onMiss: MapOnMiss;
@@ -17,7 +20,10 @@ function bench(unit?: MissUnit): {
   calls(): string[];
 } {
   let key = 100;
-  const made = new Bench({ constraints: { iova: 'ignored' }, keys: () => ({ lkey: ++key, rkey: key }) });
+  const made = new Bench({
+    constraints: { iova: 'ignored', ...(granule !== undefined && { granule }) },
+    keys: () => ({ lkey: ++key, rkey: key }),
+  });
   const area = made.area(A, 16, { label: 'the area' });
   const { domain } = made;
   const onMiss = new MapOnMiss(
@@ -70,6 +76,24 @@ describe('MapOnMiss', () => {
     made.area(A + 64 * PAGE, 4, { pageSize: 8 * PAGE });
     queue.keyOf(A + 73 * PAGE, 10);
     assert.deepEqual(calls(), ['map 72 8']);
+  });
+
+  it('stays inside the area, of which the pages of the device need not be multiples', () => {
+    for (const unit of ['area', 'pages'] as const) {
+      const { made, queue, calls } = bench(unit, 16 * PAGE);
+      made.area(A + 33 * PAGE, 47);
+      made.area(A + 113 * PAGE, 2);
+      for (const [page, length] of [
+        [33, PAGE],
+        [47, PAGE + 1],
+        [113, 1],
+      ])
+        assert.equal(queue.keyOf(A + page * PAGE, length), -1, `page ${page}`);
+      assert.deepEqual(calls(), []);
+      assert.equal(queue.keyOf(A + 50 * PAGE, PAGE), 101);
+      assert.deepEqual(calls(), [unit === 'area' ? 'map 48 32' : 'map 48 16']);
+      assert.equal(queue.keyOf(A + 79 * PAGE, PAGE), unit === 'area' ? 101 : 102);
+    }
   });
 
   it('leaves alone what is not registered, not external, or not in one area', () => {

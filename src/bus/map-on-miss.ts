@@ -39,8 +39,8 @@ export class MapOnMiss implements Disposable {
   /**
    * Maps what a range is in. The memory can not be unregistered then, before {@link MapOnMiss.release} or `close`.
    *
-   * @returns false when there is nothing to be mapped: it is not in one area, which is external, or it overlaps with what is
-   *   mapped already
+   * @returns false when there is nothing to be mapped: it is not in one area, which is external, it overlaps with what is
+   *   mapped already, or it is on a page of the device that is not all in that area
    * @throws DmaError as `Device.dmaMap`, but EEXIST
    */
   register(va: number, length: number): boolean {
@@ -51,10 +51,13 @@ export class MapOnMiss implements Disposable {
     // Mapped on demand already, so that mapping it is not what is missing.
     if (this.#mappings.at(va)?.live === true) return false;
     const unit = Math.max(area.pageSize, this.#device.domain?.constraints.granule ?? 0);
-    const start = alignDown(va, unit);
-    const pages = { va: start as Va, length: alignUp(end, unit) - start };
-    const whole = { va: area.range.start, length: area.range.length };
-    return (this.#unit === 'area' && this.#map(whole)) || this.#map(pages);
+    // Pages of the device that are only in part of this area can not be mapped.
+    const first = alignUp(area.range.start, unit);
+    const last = alignDown(area.range.end, unit);
+    const from = alignDown(va, unit);
+    const to = alignUp(end, unit);
+    if (from < first || to > last) return false;
+    return (this.#unit === 'area' && this.#map(first, last)) || this.#map(from, to);
   }
 
   /**
@@ -80,7 +83,8 @@ export class MapOnMiss implements Disposable {
     this.close();
   }
 
-  #map(target: MapTarget): boolean {
+  #map(start: number, end: number): boolean {
+    const target = { va: start as Va, length: end - start };
     let mapping: Mapping;
     try {
       mapping = this.#device.dmaMap(target);

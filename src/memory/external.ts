@@ -437,12 +437,28 @@ export class External {
    */
   async allocateAsync(length: number, asked: AllocateOptions & LongWorkOptions = {}): Promise<ExternalMemory> {
     const operation = 'external.allocateAsync';
+    return this.#later(operation, this.allocateAsync, asked, (options, origin) =>
+      this.#allocating(length, options, origin, operation),
+    );
+  }
+
+  /**
+   * Gets memory while the event loop goes on.
+   *
+   * @param call what the program called, which `operation` names: the places where memory was made are above it
+   */
+  async #later<T extends LongWorkOptions>(
+    operation: string,
+    call: (...args: never[]) => unknown,
+    asked: T,
+    getting: (options: Omit<T, keyof LongWorkOptions>, origin: Origin | undefined) => Steps<LongStep, ExternalMemory>,
+  ): Promise<ExternalMemory> {
     this.#gate(operation);
     const [{ onProgress, signal }, options] = longWorkOf(asked, operation);
-    const origin = this.#origins.note(this.allocateAsync);
+    const origin = this.#origins.note(call);
     return this.#running.run(signal, operation, async (either) => {
       const work = followedBy({ onProgress, signal: either });
-      return runStepsAsync(this.#allocating(length, options, origin, operation), (step) => step.later(work));
+      return runStepsAsync(getting(options, origin), (step) => step.later(work));
     });
   }
 
@@ -530,13 +546,9 @@ export class External {
    */
   async fromFdAsync(fd: number, asked: FromFdOptions & LongWorkOptions = {}): Promise<ExternalMemory> {
     const operation = 'external.fromFdAsync';
-    this.#gate(operation);
-    const [{ onProgress, signal }, options] = longWorkOf(asked, operation);
-    const origin = this.#origins.note(this.fromFdAsync);
-    return this.#running.run(signal, operation, async (either) => {
-      const work = followedBy({ onProgress, signal: either });
-      return runStepsAsync(this.#fromFd(fd, options, origin, operation), (step) => step.later(work));
-    });
+    return this.#later(operation, this.fromFdAsync, asked, (options, origin) =>
+      this.#fromFd(fd, options, origin, operation),
+    );
   }
 
   *#fromFd(
