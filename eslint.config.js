@@ -13,7 +13,6 @@ const ROOMS = [
     'here',
     'errors',
     'check',
-    'testing-arguments',
     'units',
     'ranges',
     'any-of',
@@ -32,7 +31,6 @@ const ROOMS = [
   ['vfio'],
   ['rdma'],
   ['bus'],
-  ['backends'],
   ['drivers'],
   ['eal'],
   ['index'],
@@ -97,7 +95,7 @@ export default defineConfig(
   {
     // Programs that test themselves with fake timers go on using devices.
     files: ['src/**/*.ts'],
-    ignores: ['src/cli/**', 'src/timers.ts', '**/*.test.ts', '**/testing*.ts'],
+    ignores: ['src/cli/**', 'src/timers.ts', '**/*.test.ts'],
     rules: {
       'no-restricted-globals': [
         'error',

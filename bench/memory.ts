@@ -7,10 +7,10 @@
 import { execFileSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { Eal, formatSize, GiB, KiB, MiB } from '../src/index.js';
-import { ElementStack } from '../src/memory/element-stack.js';
-import { PoolCache } from '../src/memory/pool-cache.js';
+import { ElementStack } from '../src/memory/pool/element-stack.js';
+import { PoolCache } from '../src/memory/pool/pool-cache.js';
 import { openPlatform } from '../src/platform/open.js';
-import { hugePagesForTest } from '../src/platform/testing-hugepages.js';
+import { hugePagesForTest } from '../test/shared/real-hugepages.js';
 import { measure, timeWork, type Case, type Effort, type Result, type Rounds } from './harness.js';
 import { Peer } from './peer.js';
 

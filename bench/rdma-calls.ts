@@ -6,11 +6,11 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Eal, verbsDriver, type Device } from '../src/index.js';
-import { loadLibc } from '../src/platform/libc.js';
-import { loadLibibverbs } from '../src/platform/libibverbs.js';
-import { linuxVerbs } from '../src/platform/linux-verbs.js';
+import { loadLibc } from '../src/platform/linux/libc.js';
+import { loadLibibverbs } from '../src/platform/rdma/libibverbs.js';
+import { linuxVerbs } from '../src/platform/rdma/linux-verbs.js';
 import { openPlatform } from '../src/platform/open.js';
-import { IBV_SEND_SIGNALED } from '../src/platform/verbs-abi/requests.js';
+import { IBV_SEND_SIGNALED } from '../src/platform/rdma/abi/requests.js';
 import { measure, time, type Case, type Effort, type Result } from './harness.js';
 import { compilePeer } from './peer.js';
 

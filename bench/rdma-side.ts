@@ -12,7 +12,7 @@ import {
   type RemoteMemory,
   type SendRequests,
 } from '../src/index.js';
-import { IBV_SEND_SIGNALED, IBV_WC_SUCCESS } from '../src/platform/verbs-abi/requests.js';
+import { IBV_SEND_SIGNALED, IBV_WC_SUCCESS } from '../src/platform/rdma/abi/requests.js';
 
 /** What the two sides do together. */
 export interface Exchange {

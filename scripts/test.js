@@ -14,21 +14,22 @@ import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 /** What a file imports that changes the machine. */
-const CHANGES = '/testing-hugepages.js';
+const CHANGES = '/real-hugepages.js';
 
 const wanted = process.argv.slice(2);
-const files = readdirSync('src', { recursive: true, encoding: 'utf8' })
+const files = ['src', 'test']
+  .flatMap((folder) => readdirSync(folder, { recursive: true, encoding: 'utf8' }).map((file) => join(folder, file)))
   .filter((file) => file.endsWith('.test.ts'))
   .filter((file) => wanted.length === 0 || wanted.some((text) => file.includes(text)))
   .sort();
 
 if (files.length === 0) {
-  console.error(`no test file in src/ matches: ${wanted.join(' ')}`);
+  console.error(`no test file in src/ or test/ matches: ${wanted.join(' ')}`);
   process.exit(1);
 }
 
 /** @type {(file: string) => boolean} */
-const isAlone = (file) => readFileSync(join('src', file), 'utf8').includes(CHANGES);
+const isAlone = (file) => readFileSync(file, 'utf8').includes(CHANGES);
 const folder = mkdtempSync(join(tmpdir(), 'anydma-tests-'));
 try {
   run(
@@ -54,7 +55,7 @@ function run(some, atOnce) {
       ...['--test', '--test-timeout=300000', `--test-concurrency=${atOnce}`],
       ...['--test-reporter=spec', '--test-reporter-destination=stdout'],
       ...['--test-reporter=./scripts/report-skipped.js', `--test-reporter-destination=${skipped}`],
-      ...some.map((file) => join('dist', 'src', file.replace(/\.ts$/, '.js'))),
+      ...some.map((file) => join('dist', file.replace(/\.ts$/, '.js'))),
     ],
     { stdio: 'inherit' },
   );

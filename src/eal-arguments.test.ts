@@ -5,17 +5,17 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import type { Device } from './bus/model.js';
-import { dmaError } from './bus/testing.js';
+import { dmaError } from '../test/fakes/bus/scripted-bus.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal } from './eal.js';
 import { DmaError } from './errors.js';
 import type { ExternalMemory } from './memory/external.js';
-import type { Block } from './memory/heap.js';
-import type { Pool } from './memory/pool.js';
-import type { Zone } from './memory/zones.js';
+import type { Block } from './memory/heap/heap.js';
+import type { Pool } from './memory/pool/pool.js';
+import type { Zone } from './memory/heap/zones.js';
 import { openPlatform } from './platform/open.js';
-import { trackingPlatform } from './platform/testing.js';
-import { BATTERY, HOSTILE, knock, type Door } from './testing-arguments.js';
+import { trackingPlatform } from '../test/fakes/platform/platforms.js';
+import { BATTERY, HOSTILE, knock, type Door } from '../test/shared/arguments.js';
 import { spawnDevice } from './vfio-user/device-process.js';
 
 const skip = openPlatform().limitation ?? false;

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { openPlatform } from './platform/open.js';
-import { runModule, type Ended } from './platform/testing-programs.js';
+import { runModule, type Ended } from '../test/shared/programs.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false, concurrency: 2 };
 

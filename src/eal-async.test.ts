@@ -3,8 +3,8 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { Eal, isDmaError, MiB, type DmaError, type EalOptions, type Progress } from './index.js';
 import { openPlatform } from './platform/open.js';
-import { failingPlatform, trackingPlatform } from './platform/testing.js';
-import { vfioKernel } from './vfio/testing.js';
+import { failingPlatform, trackingPlatform } from '../test/fakes/platform/platforms.js';
+import { vfioKernel } from '../test/fakes/vfio/kernel.js';
 
 const skip = openPlatform().limitation ?? false;
 const QUIET: EalOptions = { memory: { noHuge: true }, onForgotten: () => undefined };

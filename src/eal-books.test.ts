@@ -4,11 +4,11 @@ import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
-import { dmaError } from './bus/testing.js';
+import { dmaError } from '../test/fakes/bus/scripted-bus.js';
 import { Eal } from './eal.js';
 import { isDmaError } from './errors.js';
 import { openPlatform } from './platform/open.js';
-import { trackingPlatform } from './platform/testing.js';
+import { trackingPlatform } from '../test/fakes/platform/platforms.js';
 import { MiB, type Va } from './units.js';
 
 const skip = openPlatform().limitation ?? false;

@@ -5,11 +5,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { dmaError } from './bus/testing.js';
+import { dmaError } from '../test/fakes/bus/scripted-bus.js';
 import { Eal } from './eal.js';
 import { openPlatform } from './platform/open.js';
-import { cgroupForTest } from './platform/testing-cgroups.js';
-import { hugePagesForTest } from './platform/testing-hugepages.js';
+import { cgroupForTest } from '../test/shared/cgroups.js';
+import { hugePagesForTest } from '../test/shared/real-hugepages.js';
 import { MiB } from './units.js';
 
 const real = openPlatform();

@@ -20,11 +20,11 @@ import { join, relative } from 'node:path';
 import { describe, test, type TestContext } from 'node:test';
 import { Eal } from './eal.js';
 import { DmaError, isDmaError, type ErrorCode } from './errors.js';
-import type { MemoryOptions } from './memory/memory-settings.js';
+import type { MemoryOptions } from './memory/owned/memory-settings.js';
 import { openPlatform } from './platform/open.js';
 import type { Platform } from './platform/ports.js';
-import { hugePagesForTest } from './platform/testing-hugepages.js';
-import { NOBODY, runAsNobody, whyNotAsNobody } from './platform/testing-users.js';
+import { hugePagesForTest } from '../test/shared/real-hugepages.js';
+import { NOBODY, runAsNobody, whyNotAsNobody } from '../test/shared/users.js';
 import { KiB, MiB } from './units.js';
 
 const real = openPlatform();

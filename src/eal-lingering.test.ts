@@ -9,9 +9,9 @@ import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { Eal, isDmaError, KiB, type MemoryOptions } from './index.js';
 import { openPlatform } from './platform/open.js';
-import { until } from './platform/testing-until.js';
+import { until } from '../test/shared/eventually.js';
 import type { Platform } from './platform/ports.js';
-import { failingPlatform, trackingPlatform } from './platform/testing.js';
+import { failingPlatform, trackingPlatform } from '../test/fakes/platform/platforms.js';
 
 const skip = openPlatform().limitation ?? false;
 

@@ -8,7 +8,7 @@ import { verbsDriver } from './drivers/verbs-driver.js';
 import { Eal } from './eal.js';
 import { DmaError } from './errors.js';
 import { openPlatform } from './platform/open.js';
-import { Fabric } from './rdma/testing.js';
+import { Fabric } from '../test/fakes/rdma/fabric.js';
 import { MiB } from './units.js';
 import { spawnDevice } from './vfio-user/device-process.js';
 

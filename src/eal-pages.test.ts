@@ -19,8 +19,8 @@ import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal, type EalOptions } from './eal.js';
 import { isDmaError, type ErrorCode } from './errors.js';
 import { openPlatform } from './platform/open.js';
-import { failingPlatform, trackingPlatform } from './platform/testing.js';
-import { hugePagesForTest } from './platform/testing-hugepages.js';
+import { failingPlatform, trackingPlatform } from '../test/fakes/platform/platforms.js';
+import { hugePagesForTest } from '../test/shared/real-hugepages.js';
 import { alignUp, GiB, KiB, MiB } from './units.js';
 import { spawnDevice } from './vfio-user/device-process.js';
 

@@ -1,21 +1,21 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import type { Device } from './bus/model.js';
-import { TestMachine } from './bus/pci/testing.js';
-import { dmaError } from './bus/testing.js';
+import { TestMachine } from '../test/fakes/bus/pci-machine.js';
+import { dmaError } from '../test/fakes/bus/scripted-bus.js';
 import { verbsDriver } from './drivers/verbs-driver.js';
 import { Eal, type EalOptions } from './eal.js';
 import { DmaError } from './errors.js';
 import type { ExternalMemory } from './memory/external.js';
 import { openPlatform } from './platform/open.js';
-import { failingPlatform, trackingPlatform } from './platform/testing.js';
+import { failingPlatform, trackingPlatform } from '../test/fakes/platform/platforms.js';
 import type { RdmaDevice } from './rdma/device.js';
 import { connectToPeer, listenForPeers } from './rdma/exchange.js';
 import type { QueuePair, QueuePairOptions } from './rdma/queue-pair.js';
 import { ReceiveRing } from './rdma/receive-ring.js';
-import { Fabric, type FakeDeviceOptions, type RdmaTestPlatform } from './rdma/testing.js';
-import { IBV_QPS_ERR } from './platform/verbs-abi/queues.js';
-import { IBV_SEND_SIGNALED, IBV_WC_RECV, IBV_WC_SUCCESS } from './platform/verbs-abi/requests.js';
+import { Fabric, type FakeDeviceOptions, type RdmaTestPlatform } from '../test/fakes/rdma/fabric.js';
+import { IBV_QPS_ERR } from './platform/rdma/abi/queues.js';
+import { IBV_SEND_SIGNALED, IBV_WC_RECV, IBV_WC_SUCCESS } from './platform/rdma/abi/requests.js';
 import { KiB, type Va } from './units.js';
 
 const PAGE = 4 * KiB;

@@ -7,12 +7,12 @@ import { describe, it } from 'node:test';
 import { promisify } from 'node:util';
 import { runInThisContext } from 'node:vm';
 import { MessageChannel, Worker } from 'node:worker_threads';
-import { dmaError } from './bus/testing.js';
+import { dmaError } from '../test/fakes/bus/scripted-bus.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal, type EalOptions } from './eal.js';
-import { collected } from './memory/testing-gc.js';
+import { collected } from '../test/shared/garbage.js';
 import { openPlatform } from './platform/open.js';
-import { trackingPlatform } from './platform/testing.js';
+import { trackingPlatform } from '../test/fakes/platform/platforms.js';
 import { KiB, MiB } from './units.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false };

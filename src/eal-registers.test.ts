@@ -4,12 +4,12 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
-import { dmaError } from './bus/testing.js';
+import { dmaError } from '../test/fakes/bus/scripted-bus.js';
 import { rawDriver } from './drivers/raw-driver.js';
 import { Eal } from './eal.js';
 import { isDmaError, type DmaError } from './errors.js';
 import { openPlatform } from './platform/open.js';
-import { MappedRegisters, type Registers } from './platform/registers.js';
+import { MappedRegisters, type Registers } from './platform/registers/registers.js';
 import type { ModelFactory } from './vfio-user/devices/model.js';
 
 const skip = openPlatform().limitation ?? false;

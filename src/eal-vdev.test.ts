@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import type { Device } from './bus/model.js';
-import { dmaError } from './bus/testing.js';
+import { dmaError } from '../test/fakes/bus/scripted-bus.js';
 import { PCI_REGION } from './bus/device-access.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import type { CopyEngine } from './drivers/copy-engine.js';

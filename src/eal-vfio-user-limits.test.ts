@@ -8,10 +8,10 @@ import type { Device } from './bus/model.js';
 import { Eal } from './eal.js';
 import { isDmaError, type DmaError } from './errors.js';
 import { openPlatform } from './platform/open.js';
-import { trackingPlatform } from './platform/testing.js';
+import { trackingPlatform } from '../test/fakes/platform/platforms.js';
 import { KiB, MiB } from './units.js';
 import { COMMAND, decodeDmaMap, DEFAULT_CAPABILITIES, type DmaMapRequest } from './vfio-user/messages.js';
-import { serveScripted, type ScriptedServer } from './vfio-user/testing-server.js';
+import { serveScripted, type ScriptedServer } from '../test/fakes/vfio-user/scripted-server.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false };
 const UNIT = 64 * KiB;

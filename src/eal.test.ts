@@ -1,14 +1,14 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
-import { dmaError, gate, Script, ScriptedBus, scriptedDriver, scriptedOps } from './bus/testing.js';
+import { dmaError, gate, Script, ScriptedBus, scriptedDriver, scriptedOps } from '../test/fakes/bus/scripted-bus.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal, type EalOptions } from './eal.js';
 import { isDmaError } from './errors.js';
 import type { ExternalMemory } from './memory/external.js';
 import { openPlatform } from './platform/open.js';
 import { portablePlatform } from './platform/portable.js';
-import { failingPlatform, trackingPlatform } from './platform/testing.js';
+import { failingPlatform, trackingPlatform } from '../test/fakes/platform/platforms.js';
 
 /** An Eal with a scripted bus and driver. */
 async function scripted(options: EalOptions = {}): Promise<{ eal: Eal; script: Script; bus: ScriptedBus }> {

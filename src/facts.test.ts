@@ -8,12 +8,12 @@ import { closeSync, openSync, readdirSync } from 'node:fs';
 import { describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { TestMachine } from './bus/pci/testing.js';
+import { TestMachine } from '../test/fakes/bus/pci-machine.js';
 import { Eal } from './eal.js';
 import { isDmaError, type ErrorCode } from './errors.js';
-import { HugePages } from './memory/hugepages.js';
+import { HugePages } from './memory/owned/hugepages.js';
 import { openPlatform } from './platform/open.js';
-import { failingPlatform, type FailingPlatform } from './platform/testing.js';
+import { failingPlatform, type FailingPlatform } from '../test/fakes/platform/platforms.js';
 import { KiB, MiB } from './units.js';
 import { spawnDevice } from './vfio-user/device-process.js';
 

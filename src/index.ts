@@ -32,18 +32,18 @@ export type {
 
 export type { LendOptions, Pin } from './memory/pins.js';
 export type { RetiredCount, RetiredFacts } from './memory/retired.js';
-export type { Block, Heap, HeapMemory, HeapStatistics, MallocOptions } from './memory/heap.js';
-export type { PlacedMallocOptions } from './memory/heap-choice.js';
-export type { Heaps, HeapSettings, RawMemory } from './memory/heaps.js';
-export type { HugeUnlink } from './memory/hugepage-files.js';
-export type { IovaDecision, IovaMode, IovaVote } from './memory/iova-mode.js';
-export type { GrowthRequest, MemoryChange, MemoryHandler, MemoryValidator } from './memory/memory-events.js';
-export type { MemoryOptions } from './memory/memory-settings.js';
-export type { PoolChunk } from './memory/pool-layout.js';
-export { Pool, type PoolDescription, type PoolDevice } from './memory/pool.js';
-export type { PoolHandler, PoolOptions, Pools } from './memory/pools.js';
-export type { Zone, Zones } from './memory/zones.js';
-export type { OwnedMallocOptions, OwnedMemory, OwnedMemoryFacts, PageListFacts } from './memory/owned.js';
+export type { Block, Heap, HeapMemory, HeapStatistics, MallocOptions } from './memory/heap/heap.js';
+export type { PlacedMallocOptions } from './memory/heap/heap-choice.js';
+export type { Heaps, HeapSettings, RawMemory } from './memory/heap/heaps.js';
+export type { HugeUnlink } from './memory/owned/hugepage-files.js';
+export type { IovaDecision, IovaMode, IovaVote } from './memory/owned/iova-mode.js';
+export type { GrowthRequest, MemoryChange, MemoryHandler, MemoryValidator } from './memory/owned/memory-events.js';
+export type { MemoryOptions } from './memory/owned/memory-settings.js';
+export type { PoolChunk } from './memory/pool/pool-layout.js';
+export { Pool, type PoolDescription, type PoolDevice } from './memory/pool/pool.js';
+export type { PoolHandler, PoolOptions, Pools } from './memory/pool/pools.js';
+export type { Zone, Zones } from './memory/heap/zones.js';
+export type { OwnedMallocOptions, OwnedMemory, OwnedMemoryFacts, PageListFacts } from './memory/owned/owned.js';
 
 export type {
   DmaAccess,
@@ -120,7 +120,7 @@ export type {
   RdmaConnection,
   RdmaListener,
 } from './rdma/connect-cm.js';
-export type { CmAddress } from './platform/rdma-cm-port.js';
+export type { CmAddress } from './platform/rdma/rdma-cm-port.js';
 export type { ExtraRegion } from './rdma/extra-region.js';
 export type { MemoryWindow, WindowBinding } from './rdma/memory-window.js';
 export type {
@@ -137,9 +137,9 @@ export type {
 } from './rdma/queue-pair.js';
 
 export type { Platform } from './platform/ports.js';
-export { completionStatusName, Completions, ReceiveRequests, SendRequests } from './platform/verbs-work.js';
-export type { VerbsAsyncEvent, VerbsDevice, VerbsDeviceAttributes } from './platform/verbs-types.js';
-export type { Registers } from './platform/registers.js';
+export { completionStatusName, Completions, ReceiveRequests, SendRequests } from './platform/rdma/verbs-work.js';
+export type { VerbsAsyncEvent, VerbsDevice, VerbsDeviceAttributes } from './platform/rdma/verbs-types.js';
+export type { Registers } from './platform/registers/registers.js';
 export type {
   DeviceDma,
   DeviceModel,
@@ -160,10 +160,10 @@ export type { Claim, Entry, EntryState } from './dma/ledger.js';
 export type { CopyEngineOptions, CopyEngineRings, RingMemory } from './drivers/copy-engine.js';
 export type { EduOptions } from './drivers/edu.js';
 export type { AreaIndex } from './memory/area-index.js';
-export type { ElementNumbers } from './memory/element-stack.js';
-export type { IovaFacts } from './memory/iova-mode.js';
-export type { PoolCache } from './memory/pool-cache.js';
-export type { ElementShape } from './memory/pool-layout.js';
+export type { ElementNumbers } from './memory/pool/element-stack.js';
+export type { IovaFacts } from './memory/owned/iova-mode.js';
+export type { PoolCache } from './memory/pool/pool-cache.js';
+export type { ElementShape } from './memory/pool/pool-layout.js';
 export type { Origin } from './origin.js';
 export type { RdmaContext, Region, RegionUser } from './rdma/context.js';
 export type { ReceiveRingOptions } from './rdma/receive-ring.js';

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
 import { openPlatform } from './platform/open.js';
-import { runModule, type Ended } from './platform/testing-programs.js';
+import { runModule, type Ended } from '../test/shared/programs.js';
 import { spawnDevice, type DeviceProcess } from './vfio-user/device-process.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false };

@@ -3,7 +3,7 @@ import { mustBeFunction, reading } from '../check.js';
 import { invalid, isDmaError, type DmaError, type ErrorCode } from '../errors.js';
 import { show } from '../show.js';
 import { hex } from '../units.js';
-import type { Registers } from '../platform/registers.js';
+import type { Registers } from '../platform/registers/registers.js';
 
 /** PCI region indexes, as VFIO numbers them (include/uapi/linux/vfio.h, VFIO_PCI_BAR0_REGION_INDEX ...). */
 export const PCI_REGION = { BAR0: 0, BAR1: 1, BAR2: 2, BAR3: 3, BAR4: 4, BAR5: 5, ROM: 6, CONFIG: 7 } as const;

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { isDmaError } from '../errors.js';
 import type { Va } from '../units.js';
-import { bench, dmaError, sharedKey } from './testing.js';
+import { bench, dmaError, sharedKey } from '../../test/fakes/bus/scripted-bus.js';
 
 describe('one range on a list of devices', () => {
   it('is mapped on each, and unmapped in reverse', async () => {

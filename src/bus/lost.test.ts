@@ -11,7 +11,7 @@ import {
   scriptedOps,
   sharedKey,
   TestRegistry,
-} from './testing.js';
+} from '../../test/fakes/bus/scripted-bus.js';
 
 const turn = (): Promise<void> => new Promise(setImmediate);
 

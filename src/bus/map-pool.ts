@@ -12,7 +12,7 @@ import { invalid, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import { progressOf, type Progress } from '../long-work.js';
 import type { AreaIndex } from '../memory/area-index.js';
-import type { PoolChunk } from '../memory/pool-layout.js';
+import type { PoolChunk } from '../memory/pool/pool-layout.js';
 import { formatSize } from '../units.js';
 import type { Device } from './model.js';
 import { shortForm } from '../short-form.js';

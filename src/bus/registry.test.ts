@@ -15,7 +15,7 @@ import {
   scriptedOps,
   sharedKey,
   TestRegistry,
-} from './testing.js';
+} from '../../test/fakes/bus/scripted-bus.js';
 
 const IDS = { vendor: 0x1234, device: 0x11e8, subsystemVendor: 1, subsystem: 2, classCode: 0x00ff00 };
 

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { Range } from '../ranges.js';
 import { GiB, type Iova } from '../units.js';
-import { bench, dmaError, FREE, gate, scriptedDriver, sharedKey } from './testing.js';
+import { bench, dmaError, FREE, gate, scriptedDriver, sharedKey } from '../../test/fakes/bus/scripted-bus.js';
 
 /** A driver whose devices `narrow...` emit 28 bits. */
 const BITS = { dmaAddressBits: (args: ReadonlyMap<string, string>) => (args.has('narrow') ? 28 : undefined) };

@@ -2,7 +2,7 @@
 import { mustBe, mustBeOneOf } from '../check.js';
 import { DmaError, invalid, undoAll } from '../errors.js';
 import type { EventsPort, Platform, Watch } from '../platform/ports.js';
-import type { Registers } from '../platform/registers.js';
+import type { Registers } from '../platform/registers/registers.js';
 import {
   checkRegionAccess,
   handlersOf,

@@ -3,13 +3,13 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { describe, test, type TestContext } from 'node:test';
 import { isDmaError, type ErrorCode } from '../errors.js';
-import { HugePages, type HugePageSize, type HugetlbfsMount } from '../memory/hugepages.js';
+import { HugePages, type HugePageSize, type HugetlbfsMount } from '../memory/owned/hugepages.js';
 import { openPlatform } from '../platform/open.js';
 import type { KernelPort } from '../platform/ports.js';
-import { hugePagesForTest } from '../platform/testing-hugepages.js';
+import { hugePagesForTest } from '../../test/shared/real-hugepages.js';
 import { GiB, KiB, MiB } from '../units.js';
 import { carryOut, type HugePagesOptions } from './hugepages.js';
-import { documentOf, Listener, Room, type Ended } from './testing.js';
+import { documentOf, Listener, Room, type Ended } from '../../test/shared/command.js';
 
 const platform = openPlatform();
 const skip = platform.limitation ?? false;

@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { ERRNO } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import type { CodeGuide } from './error-codes.js';
-import { documentOf, Room } from './testing.js';
+import { documentOf, Room } from '../../test/shared/command.js';
 
 const COMMANDS = ['demo', 'map', 'devices', 'bind', 'unbind', 'hugepages', 'serve', 'explain', 'completion'];
 

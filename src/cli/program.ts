@@ -1,18 +1,18 @@
 /** The `anydma` command as a function: its arguments in, what it says on two streams, its exit status out. */
 import { createRequire } from 'node:module';
 import { Command, CommanderError } from 'commander';
-import { bind } from './bind.js';
+import { bind } from './devices/bind.js';
 import { addCommand, STATUS, type Run } from './command.js';
 import { completion } from './completion/completion.js';
-import { demo } from './demo.js';
-import { devices } from './devices.js';
+import { demo } from './demo/demo.js';
+import { devices } from './devices/devices.js';
 import { explain } from './explain.js';
 import { hugepages } from './hugepages.js';
 import { map } from './map.js';
 import type { Streams } from './output.js';
-import { addRdma } from './rdma.js';
+import { addRdma } from './rdma/rdma.js';
 import { serve } from './serve.js';
-import { unbind } from './unbind.js';
+import { unbind } from './devices/unbind.js';
 
 const { version } = createRequire(import.meta.url)('anydma/package.json') as { version: string };
 

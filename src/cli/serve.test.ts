@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { existsSync, writeFileSync } from 'node:fs';
 import { describe, test } from 'node:test';
-import { documentOf, Room, type Running } from './testing.js';
+import { documentOf, Room, type Running } from '../../test/shared/command.js';
 
 /** Starts a server in `room`, and waits until it is ready. */
 async function served(room: Room, ...args: readonly string[]): Promise<{ server: Running; device: string }> {

@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
 import { isDmaError } from '../errors.js';
-import { Bench, PAGE, part } from './testing.js';
+import { Bench, PAGE, part } from '../../test/fakes/dma/address-space.js';
 
 test('a mapping of the domain belongs to no device, and is shared with them', async () => {
   const bench = new Bench();

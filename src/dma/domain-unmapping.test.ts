@@ -2,7 +2,7 @@
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
 import { isDmaError } from '../errors.js';
-import { Bench, PAGE, part } from './testing.js';
+import { Bench, PAGE, part } from '../../test/fakes/dma/address-space.js';
 
 for (const outcome of ['works', 'fails'] as const)
   test(`nobody is told an address while it is being unmapped, whether that then ${outcome}`, async () => {

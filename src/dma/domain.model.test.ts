@@ -13,7 +13,7 @@ import { Range } from '../ranges.js';
 import type { Iova, Va } from '../units.js';
 import { grants, type DmaAccess } from './backend.js';
 import type { Mapping } from './mapping.js';
-import { Bench, PAGE, part, type Fault } from './testing.js';
+import { Bench, PAGE, part, type Fault } from '../../test/fakes/dma/address-space.js';
 
 const DEVICES = ['d0', 'd1', 'd2'];
 const LOW = Range.between(PAGE as Iova, 17 * PAGE);

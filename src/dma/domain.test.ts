@@ -5,7 +5,7 @@ import { DmaError, isDmaError, type ErrorCode } from '../errors.js';
 import { Range } from '../ranges.js';
 import { GiB, KiB, MiB, type Iova, type Va } from '../units.js';
 import { Domain } from './domain.js';
-import { Bench, PAGE, part } from './testing.js';
+import { Bench, PAGE, part } from '../../test/fakes/dma/address-space.js';
 
 /** An assertion on an error: its code and parts of its text. */
 function error(code: ErrorCode, ...texts: (string | RegExp)[]): (thrown: unknown) => true {

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Range } from '../ranges.js';
 import { MiB, type Iova } from '../units.js';
-import { Bench, PAGE, part } from './testing.js';
+import { Bench, PAGE, part } from '../../test/fakes/dma/address-space.js';
 
 const A = 0x10000000;
 const iova = (value: number): Iova => value as Iova;

@@ -9,9 +9,9 @@ import { AreaIndex } from '../memory/area-index.js';
 import { External } from '../memory/external.js';
 import { openPlatform } from '../platform/open.js';
 import type { Platform } from '../platform/ports.js';
-import { failingPlatform, trackingPlatform } from '../platform/testing.js';
+import { failingPlatform, trackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { alignUp } from '../units.js';
-import { Bench, FakeBackend } from './testing.js';
+import { Bench, FakeBackend } from '../../test/fakes/dma/address-space.js';
 import { Domain } from './domain.js';
 
 const real = openPlatform();

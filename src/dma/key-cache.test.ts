@@ -6,7 +6,7 @@ import { MiB } from '../units.js';
 import type { MapKeys } from './backend.js';
 import { KeyCache, type KeyCacheOptions, type KeyedPool } from './key-cache.js';
 import type { Mapping } from './mapping.js';
-import { Bench, PAGE, part } from './testing.js';
+import { Bench, PAGE, part } from '../../test/fakes/dma/address-space.js';
 
 const HUGE = 2 * MiB;
 /** An area of three huge slots and a bit, at the middle of a page below the first. */

@@ -9,11 +9,11 @@ import { COPY_CODE, COPY_CONTROL, COPY_REGISTER as REG } from '../vfio-user/devi
 import type { CopyEngineModelOptions } from '../vfio-user/devices/copy-engine.js';
 import { copyEngineModel } from '../vfio-user/devices/copy-engine.js';
 import { eduModel } from '../vfio-user/devices/edu.js';
-import type { Reach } from '../vfio-user/devices/testing.js';
-import { pattern, TestHost, TestMemory, turn } from '../vfio-user/devices/testing.js';
+import type { Reach } from '../../test/fakes/vfio-user/model-host.js';
+import { pattern, TestHost, TestMemory, turn } from '../../test/fakes/vfio-user/model-host.js';
 import type { CopyEngineOptions, CopyEngineRings } from './copy-engine.js';
 import { copyError, CopyEngine } from './copy-engine.js';
-import { TestAccess } from './testing.js';
+import { TestAccess } from '../../test/fakes/drivers/device-access.js';
 
 const RING = 0x10000000;
 const DONE = 0x2_20000000;

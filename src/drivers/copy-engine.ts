@@ -4,7 +4,7 @@ import { isGone, type DeviceAccess, type InterruptKind, type Interrupts } from '
 import type { ErrorCode } from '../errors.js';
 import { mustBe, mustBeMs, mustBeObject, mustBeWhole, mustHave, optionsOf, reading, type Shape } from '../check.js';
 import { DmaError, invalid, withUndo } from '../errors.js';
-import type { Registers } from '../platform/registers.js';
+import type { Registers } from '../platform/registers/registers.js';
 import { Range } from '../ranges.js';
 import { alignDown, hex, KiB, type IovaLike } from '../units.js';
 import {

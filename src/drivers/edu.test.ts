@@ -6,11 +6,11 @@ import { copyEngineModel } from '../vfio-user/devices/copy-engine.js';
 import { EDU_COMMAND, EDU_INTERRUPT, EDU_REGISTER } from '../vfio-user/devices/edu-layout.js';
 import type { EduModelOptions } from '../vfio-user/devices/edu.js';
 import { eduModel } from '../vfio-user/devices/edu.js';
-import type { Reach } from '../vfio-user/devices/testing.js';
-import { pattern, TestHost, TestMemory, turn } from '../vfio-user/devices/testing.js';
+import type { Reach } from '../../test/fakes/vfio-user/model-host.js';
+import { pattern, TestHost, TestMemory, turn } from '../../test/fakes/vfio-user/model-host.js';
 import type { EduOptions } from './edu.js';
 import { Edu } from './edu.js';
-import { TestAccess } from './testing.js';
+import { TestAccess } from '../../test/fakes/drivers/device-access.js';
 
 const code = (name: ErrorCode) => (error: unknown) => isDmaError(error, name);
 

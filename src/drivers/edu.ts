@@ -3,7 +3,7 @@ import { closedDriver } from '../bus/closed-device.js';
 import type { DeviceAccess, Interrupts } from '../bus/device-access.js';
 import { mustBe, mustBeFunction, mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
-import type { Registers } from '../platform/registers.js';
+import type { Registers } from '../platform/registers/registers.js';
 import { Range } from '../ranges.js';
 import { hex, type IovaLike } from '../units.js';
 import {

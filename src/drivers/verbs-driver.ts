@@ -3,7 +3,7 @@
  * way to map, which is no IOMMU's: memory is registered in the protection domain of the device. The device stays with its
  * kernel driver, so that a network interface on it goes on working.
  */
-import { VerbsBackend } from '../backends/verbs.js';
+import { VerbsBackend } from '../rdma/protection-domain.js';
 import type { Device, DmaOps, Driver } from '../bus/model.js';
 import { DmaError, withUndo } from '../errors.js';
 import type { RdmaContext } from '../rdma/context.js';

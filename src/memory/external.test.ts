@@ -7,14 +7,14 @@ import { join } from 'node:path';
 import { after, describe, test } from 'node:test';
 import { isDmaError, type ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
-import { hugePagesForTest } from '../platform/testing-hugepages.js';
+import { hugePagesForTest } from '../../test/shared/real-hugepages.js';
 import { portablePlatform } from '../platform/portable.js';
 import type { Platform } from '../platform/ports.js';
-import { failingPlatform, trackingPlatform } from '../platform/testing.js';
+import { failingPlatform, trackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { alignUp, KiB, MiB, type Va } from '../units.js';
 import { AreaIndex } from './area-index.js';
 import { External, type ExternalMemory } from './external.js';
-import { collected } from './testing-gc.js';
+import { collected } from '../../test/shared/garbage.js';
 
 const real = openPlatform();
 const skip = real.limitation ?? false;

@@ -1,10 +1,10 @@
 /** Chooses the platform of this machine. */
 import { isMainThread } from 'node:worker_threads';
-import { loadLibc } from './libc.js';
-import { linuxPlatform } from './linux.js';
+import { loadLibc } from './linux/libc.js';
+import { linuxPlatform } from './linux/linux.js';
 import type { Platform } from './ports.js';
 import { portablePlatform } from './portable.js';
-import { libcOfWorker } from './worker-libc.js';
+import { libcOfWorker } from './linux/worker-libc.js';
 
 /**
  * The ports of this machine: Linux's where system calls can be made, else the portable ones, whose `limitation` says why.

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { isDmaError } from '../errors.js';
 import type { Va } from '../units.js';
 import { portablePlatform } from './portable.js';
-import { trackingPlatform } from './testing.js';
+import { trackingPlatform } from '../../test/fakes/platform/platforms.js';
 
 const REASON = 'this is a test';
 const portable = (): ReturnType<typeof trackingPlatform> => trackingPlatform(portablePlatform(REASON));

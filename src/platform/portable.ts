@@ -7,8 +7,8 @@ import { DmaError, invalid } from '../errors.js';
 import { alignUp, hex, isAddress, TiB } from '../units.js';
 import type { Va } from '../units.js';
 import type { MapOptions, MemoryPort, Platform } from './ports.js';
-import type { RdmaCmPort } from './rdma-cm-port.js';
-import type { VerbsPort } from './verbs-port.js';
+import type { RdmaCmPort } from './rdma/rdma-cm-port.js';
+import type { VerbsPort } from './rdma/verbs-port.js';
 
 /** @param reason why system calls can not be made, in a clause; becomes `limitation` and part of every ENOTSUP */
 export function portablePlatform(reason: string): Platform {

@@ -1,6 +1,6 @@
 /**
  * What the library asks of the operating system: one small interface a facility. `linux.ts` answers with real system
- * calls, `portable.ts` with what plain JavaScript can do, `testing.ts` wraps either so that a test can make the Nth call
+ * calls, `portable.ts` with what plain JavaScript can do, `test/fakes/platform/` wraps either so that a test can make the Nth call
  * fail or see what was left behind.
  *
  * Every method either does what it says or throws a `DmaError` whose `operation` is the system call's name and whose
@@ -8,8 +8,8 @@
  * owned by the caller until it closes them; every one that is made here has close-on-exec set.
  */
 import type { Va } from '../units.js';
-import type { RdmaCmPort } from './rdma-cm-port.js';
-import type { VerbsPort } from './verbs-port.js';
+import type { RdmaCmPort } from './rdma/rdma-cm-port.js';
+import type { VerbsPort } from './rdma/verbs-port.js';
 
 /** How a new mapping gets its pages. */
 export interface MapOptions {

@@ -1,6 +1,6 @@
 /** What rights are in the words of libibverbs. */
 import type { DmaAccess, RegionTraits, RemoteAccess } from '../dma/backend.js';
-import type { VerbsDeviceAttributes } from '../platform/verbs-types.js';
+import type { VerbsDeviceAttributes } from '../platform/rdma/verbs-types.js';
 import {
   IBV_ACCESS_LOCAL_WRITE,
   IBV_ACCESS_MW_BIND,
@@ -8,7 +8,7 @@ import {
   IBV_ACCESS_REMOTE_ATOMIC,
   IBV_ACCESS_REMOTE_READ,
   IBV_ACCESS_REMOTE_WRITE,
-} from '../platform/verbs-abi/memory.js';
+} from '../platform/rdma/abi/memory.js';
 
 /** The flags for what peers may do. Reading and writing together include atomics, where the device has them. */
 export function remoteFlags(remote: RemoteAccess, { atomics }: Pick<VerbsDeviceAttributes, 'atomics'>): number {

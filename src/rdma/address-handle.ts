@@ -1,5 +1,5 @@
 /** Where datagrams go: the way to a port. */
-import type { VerbsAh } from '../platform/verbs-types.js';
+import type { VerbsAh } from '../platform/rdma/verbs-types.js';
 import type { RdmaContext } from './context.js';
 
 /** Made by `RdmaDevice.createAddress`. Close it after the last send to it has ended. */

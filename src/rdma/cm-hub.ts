@@ -1,7 +1,7 @@
 /** The connection manager of one device: its channel of events, and who is told of them. */
 import { DmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
-import type { CmChannel, CmEvent, CmId, RdmaCmPort } from '../platform/rdma-cm-port.js';
+import type { CmChannel, CmEvent, CmId, RdmaCmPort } from '../platform/rdma/rdma-cm-port.js';
 
 /** @internal Who is told what happens to an id. */
 export interface CmListening {

@@ -1,6 +1,6 @@
 /** What went wrong with a request, as an error. */
 import { DmaError, type DmaErrorDetails, type ErrorCode } from '../errors.js';
-import { completionStatusName } from '../platform/verbs-work.js';
+import { completionStatusName } from '../platform/rdma/verbs-work.js';
 
 /** What each status means; what is not here is EIO. Names are those of `enum ibv_wc_status` (infiniband/verbs.h). */
 const MEANINGS: Readonly<Record<string, readonly [code: ErrorCode, reason: string]>> = {

@@ -6,9 +6,9 @@ import { mustBeFunction, mustBeMs, mustBeWhole, optionsOf, type Shape } from '..
 import { lostDevice } from '../dma/mapping.js';
 import { DmaError, undoAll, withUndo } from '../errors.js';
 import type { Watch } from '../platform/ports.js';
-import type { VerbsChannel, VerbsCq } from '../platform/verbs-types.js';
-import { Completions } from '../platform/verbs-work.js';
-import { IBV_WC_SUCCESS } from '../platform/verbs-abi/requests.js';
+import type { VerbsChannel, VerbsCq } from '../platform/rdma/verbs-types.js';
+import { Completions } from '../platform/rdma/verbs-work.js';
+import { IBV_WC_SUCCESS } from '../platform/rdma/abi/requests.js';
 import type { RdmaContext } from './context.js';
 import { shortForm } from '../short-form.js';
 import { now, queueMicrotask, setImmediate } from '../timers.js';

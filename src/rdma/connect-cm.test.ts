@@ -5,11 +5,11 @@ import { verbsDriver } from '../drivers/verbs-driver.js';
 import { Eal } from '../eal.js';
 import { DmaError, type ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
-import { trackingPlatform, type TrackingPlatform } from '../platform/testing.js';
+import { trackingPlatform, type TrackingPlatform } from '../../test/fakes/platform/platforms.js';
 import type { Va } from '../units.js';
 import type { RdmaDevice } from './device.js';
 import { connectToPeer, listenForPeers } from './exchange.js';
-import { Fabric, type FakeDeviceOptions } from './testing.js';
+import { Fabric, type FakeDeviceOptions } from '../../test/fakes/rdma/fabric.js';
 
 const PAGE = 4096;
 

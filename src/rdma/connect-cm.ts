@@ -7,8 +7,8 @@
  */
 import { isA, mustBe, mustBeFunction, mustBeMs, mustBeString, mustBeWhole, optionsOf, type Shape } from '../check.js';
 import { DmaError, errorCode, invalid, undoAll, withUndo, type ErrorCode } from '../errors.js';
-import type { CmAddress, CmEvent, CmId, CmParameters } from '../platform/rdma-cm-port.js';
-import { IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/verbs-abi/queues.js';
+import type { CmAddress, CmEvent, CmId, CmParameters } from '../platform/rdma/rdma-cm-port.js';
+import { IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/rdma/abi/queues.js';
 import type { RdmaContext } from './context.js';
 import { checkTimes, QueuePair, type ConnectOptions } from './queue-pair.js';
 import { thrown } from '../show.js';

@@ -4,7 +4,7 @@
  */
 import { DmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
-import type { VerbsPort } from '../platform/verbs-port.js';
+import type { VerbsPort } from '../platform/rdma/verbs-port.js';
 import type {
   VerbsAsyncEvent,
   VerbsContext,
@@ -12,7 +12,7 @@ import type {
   VerbsDeviceAttributes,
   VerbsMr,
   VerbsPd,
-} from '../platform/verbs-types.js';
+} from '../platform/rdma/verbs-types.js';
 import { RangeMap } from '../range-map.js';
 import type { Range } from '../ranges.js';
 import { hex } from '../units.js';

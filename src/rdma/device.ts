@@ -11,8 +11,8 @@ import {
   IBV_ACCESS_ON_DEMAND,
   IBV_ADVISE_MR_ADVICE_PREFETCH,
   IBV_ADVISE_MR_ADVICE_PREFETCH_WRITE,
-} from '../platform/verbs-abi/memory.js';
-import { IBV_ODP_SUPPORT_IMPLICIT } from '../platform/verbs-abi/devices.js';
+} from '../platform/rdma/abi/memory.js';
+import { IBV_ODP_SUPPORT_IMPLICIT } from '../platform/rdma/abi/devices.js';
 import type {
   VerbsAh,
   VerbsAsyncEvent,
@@ -22,7 +22,7 @@ import type {
   VerbsMr,
   VerbsPath,
   VerbsPortAttributes,
-} from '../platform/verbs-types.js';
+} from '../platform/rdma/verbs-types.js';
 import { Range } from '../ranges.js';
 import { hex, isAddress, type Va } from '../units.js';
 import { regionFlags } from './access.js';

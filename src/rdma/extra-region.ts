@@ -2,7 +2,7 @@
  * A memory region beside the mappings: a part of a mapping that peers get rights to, a dma-buf, or all of this process's
  * memory. It has keys of its own, and no place in the domain's translation table.
  */
-import type { VerbsMr } from '../platform/verbs-types.js';
+import type { VerbsMr } from '../platform/rdma/verbs-types.js';
 import type { Range } from '../ranges.js';
 import type { RdmaContext, Region, RegionUser } from './context.js';
 

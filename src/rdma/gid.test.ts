@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import type { VerbsGid } from '../platform/verbs-types.js';
+import type { VerbsGid } from '../platform/rdma/verbs-types.js';
 import { chooseGid, isUnicast } from './gid.js';
 
 /** A GID of an IPv4 address, or of an IPv6 one that is written in full. */

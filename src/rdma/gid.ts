@@ -1,6 +1,6 @@
 /** The addresses of ports, which are IPv6 addresses in form. */
 import { BlockList } from 'node:net';
-import type { VerbsGid } from '../platform/verbs-types.js';
+import type { VerbsGid } from '../platform/rdma/verbs-types.js';
 
 /**
  * The address that a queue pair of a port uses when nobody says which. On Ethernet that is one of RoCE version 2 before one of

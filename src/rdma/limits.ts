@@ -1,6 +1,6 @@
 /** What an RDMA device has only so much of: refusals and hints that name the limit, its figure, and what is in use here. */
 import { DmaError, invalid, isDmaError, type ErrorCode } from '../errors.js';
-import type { VerbsDeviceAttributes } from '../platform/verbs-types.js';
+import type { VerbsDeviceAttributes } from '../platform/rdma/verbs-types.js';
 import { show } from '../show.js';
 import { formatSize } from '../units.js';
 

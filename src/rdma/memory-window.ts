@@ -2,7 +2,7 @@
  * A memory window: a right of peers to a part of a mapping, with an rkey of its own, that is given and taken without
  * registering anything. A mapping can not be unmapped while a window is bound to it.
  */
-import type { VerbsMw } from '../platform/verbs-types.js';
+import type { VerbsMw } from '../platform/rdma/verbs-types.js';
 import type { Range } from '../ranges.js';
 import type { RdmaContext, Region, RegionUser } from './context.js';
 

@@ -19,17 +19,17 @@ import type {
   VerbsQp,
   VerbsQpAttributes,
   VerbsQpStatus,
-} from '../platform/verbs-types.js';
-import { completionStatusName, ReceiveRequests, SendRequests, type Completions } from '../platform/verbs-work.js';
-import { IBV_MW_TYPE_1 } from '../platform/verbs-abi/memory.js';
-import { IBV_QPS_ERR, IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/verbs-abi/queues.js';
+} from '../platform/rdma/verbs-types.js';
+import { completionStatusName, ReceiveRequests, SendRequests, type Completions } from '../platform/rdma/verbs-work.js';
+import { IBV_MW_TYPE_1 } from '../platform/rdma/abi/memory.js';
+import { IBV_QPS_ERR, IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/rdma/abi/queues.js';
 import {
   IBV_SEND_INLINE,
   IBV_SEND_SIGNALED,
   IBV_WC_GRH,
   IBV_WC_WITH_IMM,
   IBV_WC_WITH_INV,
-} from '../platform/verbs-abi/requests.js';
+} from '../platform/rdma/abi/requests.js';
 import { Range } from '../ranges.js';
 import { isAddress, type Va } from '../units.js';
 import { remoteFlags } from './access.js';

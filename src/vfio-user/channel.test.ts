@@ -3,12 +3,12 @@ import { test } from 'node:test';
 import { DmaError, isDmaError } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import type { Platform } from '../platform/ports.js';
-import { trackingPlatform } from '../platform/testing.js';
+import { trackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { Channel, pump } from './channel.js';
 import type { ChannelOwner } from './channel.js';
 import { HEADER_SIZE, MAX_MESSAGE, put16, put32 } from './messages.js';
 import type { Message } from './messages.js';
-import { inMemoryPlatform } from './testing.js';
+import { inMemoryPlatform } from '../../test/fakes/vfio-user/sockets.js';
 
 const skip = openPlatform().limitation ?? false;
 

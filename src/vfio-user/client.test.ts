@@ -7,8 +7,8 @@ import { after, before, describe, test } from 'node:test';
 import { DmaError, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
-import { trackingPlatform } from '../platform/testing.js';
-import type { TrackingPlatform } from '../platform/testing.js';
+import { trackingPlatform } from '../../test/fakes/platform/platforms.js';
+import type { TrackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { VfioUserClient } from './client.js';
 import type { ClientOptions } from './client.js';
 import { spawnDevice } from './device-process.js';
@@ -29,7 +29,7 @@ import {
 } from './messages.js';
 import { serve } from './server.js';
 import type { Message } from './messages.js';
-import { ScriptedServer, type Script } from './testing-server.js';
+import { ScriptedServer, type Script } from '../../test/fakes/vfio-user/scripted-server.js';
 
 const skip = openPlatform().limitation ?? false;
 

@@ -9,7 +9,7 @@ import { atExit } from '../at-exit.js';
 import { optionsOf } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import { HERE } from '../here.js';
-import { needDescriptors } from '../platform/libc.js';
+import { needDescriptors } from '../platform/linux/libc.js';
 import { callNode, fromNode } from '../platform/node-errors.js';
 import { show } from '../show.js';
 import { DEVICE_NAMES, deviceModel, type DeviceName, type DeviceOptions } from './devices/catalog.js';

@@ -2,12 +2,12 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { isDmaError } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
-import { failingPlatform, trackingPlatform } from '../platform/testing.js';
-import type { FailingPlatform } from '../platform/testing.js';
+import { failingPlatform, trackingPlatform } from '../../test/fakes/platform/platforms.js';
+import type { FailingPlatform } from '../../test/fakes/platform/platforms.js';
 import { VfioUserClient } from './client.js';
 import type { DeviceModel, ModelHost } from './devices/model.js';
 import { serve } from './server.js';
-import { inMemoryPlatform } from './testing.js';
+import { inMemoryPlatform } from '../../test/fakes/vfio-user/sockets.js';
 
 /** A device with memory of its own that fills the client's. */
 function model(host: ModelHost): DeviceModel {

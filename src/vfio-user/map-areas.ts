@@ -1,7 +1,7 @@
 /** Mapping the regions of a vfio-user device from the descriptors that its server sent. */
 import { isDmaError } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
-import { MappedArea } from '../platform/region-registers.js';
+import { MappedArea } from '../platform/registers/region-registers.js';
 import { alignUp } from '../units.js';
 import type { SparseArea } from './messages.js';
 

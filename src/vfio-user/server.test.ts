@@ -4,19 +4,19 @@ import { test } from 'node:test';
 import { DmaError, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
-import { until } from '../platform/testing-until.js';
-import { trackingPlatform } from '../platform/testing.js';
-import type { TrackingPlatform } from '../platform/testing.js';
+import { until } from '../../test/shared/eventually.js';
+import { trackingPlatform } from '../../test/fakes/platform/platforms.js';
+import type { TrackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { Channel } from './channel.js';
 import { isCommand } from './framing.js';
 import type { DeviceModel, ModelHost } from './devices/model.js';
 import * as m from './messages.js';
-import { hugePagesForTest } from '../platform/testing-hugepages.js';
+import { hugePagesForTest } from '../../test/shared/real-hugepages.js';
 import { DmaTable } from './dma-table.js';
 import { serve } from './server.js';
 import type { Server, ServeOptions } from './server.js';
-import { inMemoryPlatform } from './testing.js';
-import type { InMemoryPlatform } from './testing.js';
+import { inMemoryPlatform } from '../../test/fakes/vfio-user/sockets.js';
+import type { InMemoryPlatform } from '../../test/fakes/vfio-user/sockets.js';
 
 const skip = openPlatform().limitation ?? false;
 

@@ -4,12 +4,12 @@ import { describe, it } from 'node:test';
 import { DmaError, isDmaError, type ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import type { Platform } from '../platform/ports.js';
-import { failingPlatform, trackingPlatform } from '../platform/testing.js';
+import { failingPlatform, trackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { KiB, type Iova, type Va } from '../units.js';
 import { Containers, type ContainerChoice, type KernelSpace } from './containers.js';
 import { IommufdSpace } from './iommufd.js';
 import { SpaprSpace } from './spapr.js';
-import { vfioKernel, type KernelOptions, type VfioKernel } from './testing.js';
+import { vfioKernel, type KernelOptions, type VfioKernel } from '../../test/fakes/vfio/kernel.js';
 import { Type1Space } from './type1.js';
 
 const real = openPlatform();

@@ -1,7 +1,7 @@
 /** What VFIO tells of a device: its kind, regions and interrupts (include/uapi/linux/vfio.h). */
 import { isDmaError } from '../errors.js';
 import type { IoctlPort } from '../platform/ports.js';
-import type { Area } from '../platform/region-registers.js';
+import type { Area } from '../platform/registers/region-registers.js';
 import { Struct } from '../platform/struct.js';
 import {
   IOCTL,

@@ -4,12 +4,12 @@ import fc from 'fast-check';
 import { DmaError, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
-import { failingPlatform, trackingPlatform } from '../platform/testing.js';
-import type { FailingPlatform, TrackingPlatform } from '../platform/testing.js';
+import { failingPlatform, trackingPlatform } from '../../test/fakes/platform/platforms.js';
+import type { FailingPlatform, TrackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { PCI_CAP_ID_PM, PCI_COMMAND } from '../platform/uapi/pci-regs.js';
 import { VfioDevice } from './device.js';
-import { FAKE_PM, FakeKernelDevice } from './testing-device.js';
-import type { FakeRegion } from './testing-device.js';
+import { FAKE_PM, FakeKernelDevice } from '../../test/fakes/vfio/device.js';
+import type { FakeRegion } from '../../test/fakes/vfio/device.js';
 
 const skip = openPlatform().limitation ?? false;
 const PAGE = openPlatform().memory.pageSize;

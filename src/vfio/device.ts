@@ -2,9 +2,9 @@
 import { lostDevice } from '../dma/mapping.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
-import { MappedArea, RegionRegisters } from '../platform/region-registers.js';
-import type { Area } from '../platform/region-registers.js';
-import type { Registers } from '../platform/registers.js';
+import { MappedArea, RegionRegisters } from '../platform/registers/region-registers.js';
+import type { Area } from '../platform/registers/region-registers.js';
+import type { Registers } from '../platform/registers/registers.js';
 import { Struct } from '../platform/struct.js';
 import {
   IOCTL,

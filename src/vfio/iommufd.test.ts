@@ -8,7 +8,7 @@ import { Range } from '../ranges.js';
 import type { Iova, Va } from '../units.js';
 import { Containers, type ContainerOptions } from './containers.js';
 import { IommufdSpace } from './iommufd.js';
-import { vfioKernel, type KernelOptions, type VfioKernel } from './testing.js';
+import { vfioKernel, type KernelOptions, type VfioKernel } from '../../test/fakes/vfio/kernel.js';
 import { Type1Space } from './type1.js';
 
 const real = openPlatform();

@@ -4,11 +4,11 @@ import { describe, it } from 'node:test';
 import { DmaError, isDmaError, type ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import type { Platform } from '../platform/ports.js';
-import { ioctlPort } from '../platform/testing.js';
+import { ioctlPort } from '../../test/fakes/platform/platforms.js';
 import { GiB, type Iova, type Va } from '../units.js';
 import { SpaprSpace, type SpaprOptions } from './spapr.js';
-import { SPAPR_MACHINE } from './testing-spapr.js';
-import { vfioKernel, type VfioKernel } from './testing.js';
+import { SPAPR_MACHINE } from '../../test/fakes/vfio/spapr.js';
+import { vfioKernel, type VfioKernel } from '../../test/fakes/vfio/kernel.js';
 
 const real = openPlatform();
 const skip = real.limitation ?? false;

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { DmaError, isDmaError } from '../../src/errors.js';
 import { openPlatform } from '../../src/platform/open.js';
 import type { Platform } from '../../src/platform/ports.js';
-import { trackingPlatform } from '../../src/platform/testing.js';
+import { trackingPlatform } from '../fakes/platform/platforms.js';
 import { VfioUserClient } from '../../src/vfio-user/client.js';
 import { deviceModel } from '../../src/vfio-user/devices/catalog.js';
 import type { DeviceModel, ModelFactory, ModelHost } from '../../src/vfio-user/devices/model.js';
@@ -17,7 +17,7 @@ import { delay } from '../../src/timers.js';
 import { Framer, isCommand } from '../../src/vfio-user/framing.js';
 import * as m from '../../src/vfio-user/messages.js';
 import { serve } from '../../src/vfio-user/server.js';
-import { inMemoryPlatform } from '../../src/vfio-user/testing.js';
+import { inMemoryPlatform } from '../fakes/vfio-user/sockets.js';
 
 /** A repeatable source of random numbers (mulberry32). */
 export class Random {

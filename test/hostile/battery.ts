@@ -13,7 +13,7 @@ import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { isDmaError } from '../../src/errors.js';
 import type { Platform } from '../../src/platform/ports.js';
-import { hugePagesForTest } from '../../src/platform/testing-hugepages.js';
+import { hugePagesForTest } from '../shared/real-hugepages.js';
 import type { Va } from '../../src/units.js';
 import { VfioUserClient } from '../../src/vfio-user/client.js';
 import { EDU_BUFFER, EDU_REGISTER } from '../../src/vfio-user/devices/edu-layout.js';

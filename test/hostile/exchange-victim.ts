@@ -7,7 +7,7 @@ import { verbsDriver } from '../../src/drivers/verbs-driver.js';
 import { Eal } from '../../src/eal.js';
 import { openPlatform } from '../../src/platform/open.js';
 import { listenForPeers } from '../../src/rdma/exchange.js';
-import { Fabric } from '../../src/rdma/testing.js';
+import { Fabric } from '../fakes/rdma/fabric.js';
 
 /** What it says of itself. */
 export interface VictimFacts {

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { constants, mkdirSync, openSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { loadLibc, type Libc } from '../../src/platform/libc.js';
+import { loadLibc, type Libc } from '../../src/platform/linux/libc.js';
 import type { Platform } from '../../src/platform/ports.js';
 
 /** A descriptor to send, and what it is after all. */

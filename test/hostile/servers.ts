@@ -13,7 +13,7 @@ import { fileURLToPath } from 'node:url';
 import { isDmaError } from '../../src/errors.js';
 import type { Platform } from '../../src/platform/ports.js';
 import * as m from '../../src/vfio-user/messages.js';
-import { serveScripted, type ScriptedServer } from '../../src/vfio-user/testing-server.js';
+import { serveScripted, type ScriptedServer } from '../fakes/vfio-user/scripted-server.js';
 import type { Thoroughness } from './battery.js';
 import { descriptorKinds } from './kinds.js';
 import { asNobody, NOBODY } from './nobody.js';

@@ -2,9 +2,14 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { DmaError } from '../../errors.js';
 import type { KernelRoute } from '../../platform/ports.js';
-import { dmaError } from '../testing.js';
+import { dmaError } from '../../../test/fakes/bus/scripted-bus.js';
 import { PciBinder, type BindOptions, type BindResult } from './bind.js';
-import { TestMachine, type TestFunction, type TestMachineOptions, type TestNode } from './testing.js';
+import {
+  TestMachine,
+  type TestFunction,
+  type TestMachineOptions,
+  type TestNode,
+} from '../../../test/fakes/bus/pci-machine.js';
 
 const A = '0000:00:02.0';
 const B = '0000:00:03.0';

@@ -3,7 +3,7 @@ import { describe, it } from 'node:test';
 import { glob } from './glob.js';
 import { KernelModules } from './modules.js';
 import { classKind, className, PciNames } from './names.js';
-import { TestMachine } from './testing.js';
+import { TestMachine } from '../../../test/fakes/bus/pci-machine.js';
 
 const PCI_IDS = [
   '# a comment',

@@ -2,12 +2,12 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import type { AsyncDomainBackend, Segment } from '../../dma/backend.js';
 import { openPlatform } from '../../platform/open.js';
-import { failingPlatform, trackingPlatform } from '../../platform/testing.js';
+import { failingPlatform, trackingPlatform } from '../../../test/fakes/platform/platforms.js';
 import { Containers, type KernelSpace } from '../../vfio/containers.js';
 import { IommufdSpace } from '../../vfio/iommufd.js';
-import { vfioKernel, type VfioKernel } from '../../vfio/testing.js';
+import { vfioKernel, type VfioKernel } from '../../../test/fakes/vfio/kernel.js';
 import { Type1Space } from '../../vfio/type1.js';
-import { dmaError, FREE, Script, scriptedDriver, TestRegistry } from '../testing.js';
+import { dmaError, FREE, Script, scriptedDriver, TestRegistry } from '../../../test/fakes/bus/scripted-bus.js';
 import { PciBus } from './pci-bus.js';
 
 const skip = openPlatform().limitation ?? false;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { isBridge, isVfio, isVfioDriver, PciSysfs, type PciFunction } from './sysfs.js';
-import { TestMachine, type TestFunction } from './testing.js';
+import { TestMachine, type TestFunction } from '../../../test/fakes/bus/pci-machine.js';
 
 const A = '0000:00:02.0';
 const B = '0000:00:03.0';

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { PciBinder } from './bind.js';
 import { PciSysfs } from './sysfs.js';
-import { TestMachine, type TestFunction, type TestMachineOptions } from './testing.js';
+import { TestMachine, type TestFunction, type TestMachineOptions } from '../../../test/fakes/bus/pci-machine.js';
 import { usability, type PciUsability } from './usable.js';
 
 const A = '0000:00:02.0';

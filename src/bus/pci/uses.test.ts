@@ -2,7 +2,12 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import type { KernelRoute } from '../../platform/ports.js';
 import { PciSysfs } from './sysfs.js';
-import { interfaceIndex, TestMachine, type TestMachineOptions, type TestNode } from './testing.js';
+import {
+  interfaceIndex,
+  TestMachine,
+  type TestMachineOptions,
+  type TestNode,
+} from '../../../test/fakes/bus/pci-machine.js';
 import { MachineUses } from './uses.js';
 
 const NVME = '0000:00:03.0';

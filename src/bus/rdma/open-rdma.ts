@@ -1,6 +1,6 @@
 /** What a bus hands out for an RDMA device of the kernel. */
 import { DmaError } from '../../errors.js';
-import type { VerbsAsyncEvent } from '../../platform/verbs-types.js';
+import type { VerbsAsyncEvent } from '../../platform/rdma/verbs-types.js';
 import type { RdmaContexts } from '../../rdma/context.js';
 import type { IdMatch, OpenedDevice } from '../model.js';
 

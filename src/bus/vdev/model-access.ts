@@ -8,7 +8,7 @@ import {
   checkValue64,
   tooWide,
   type Registers,
-} from '../../platform/registers.js';
+} from '../../platform/registers/registers.js';
 import { show } from '../../show.js';
 import { hex } from '../../units.js';
 import { ConfigSpace, CONFIG_SPACE_SIZE } from '../../vfio-user/config-space.js';

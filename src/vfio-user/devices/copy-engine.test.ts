@@ -14,8 +14,8 @@ import {
 } from './copy-engine-layout.js';
 import type { CopyEngineModelOptions } from './copy-engine.js';
 import { copyEngineModel } from './copy-engine.js';
-import type { Reach } from './testing.js';
-import { pattern, TestHost, TestMemory, turn } from './testing.js';
+import type { Reach } from '../../../test/fakes/vfio-user/model-host.js';
+import { pattern, TestHost, TestMemory, turn } from '../../../test/fakes/vfio-user/model-host.js';
 
 const RING = 0x10000000;
 const DONE = 0x20000000;

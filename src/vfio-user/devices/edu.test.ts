@@ -5,7 +5,7 @@ import { isDmaError } from '../../errors.js';
 import { EDU_COMMAND, EDU_REGISTER as REG } from './edu-layout.js';
 import type { EduModelOptions } from './edu.js';
 import { eduModel } from './edu.js';
-import { pattern, TestHost, TestMemory, turn } from './testing.js';
+import { pattern, TestHost, TestMemory, turn } from '../../../test/fakes/vfio-user/model-host.js';
 
 const BUFFER = 0x40000;
 

@@ -6,7 +6,7 @@ import assert from 'node:assert/strict';
 import { setImmediate as turn } from 'node:timers/promises';
 import { Eal } from '../../../src/eal.js';
 import { isDmaError } from '../../../src/errors.js';
-import type { Block } from '../../../src/memory/heap.js';
+import type { Block } from '../../../src/memory/heap/heap.js';
 import type { Storm, Weather } from '../storm.js';
 
 const MiB = 2 ** 20;

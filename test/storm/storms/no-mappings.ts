@@ -8,7 +8,7 @@ import { setImmediate as turn } from 'node:timers/promises';
 import { Eal } from '../../../src/eal.js';
 import { ERRNO } from '../../../src/errors.js';
 import type { ExternalMemory } from '../../../src/memory/external.js';
-import { loadLibc } from '../../../src/platform/libc.js';
+import { loadLibc } from '../../../src/platform/linux/libc.js';
 import { MAP_SHARED, PROT_READ } from '../../../src/platform/uapi/mman.js';
 import { shortageRounds } from '../shortage.js';
 import type { Storm, Weather } from '../storm.js';

@@ -3,7 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { readdirSync } from 'node:fs';
 import { afterEach, before, test } from 'node:test';
 import assert from 'node:assert/strict';
-import { documentOf, Room, type Ended } from '../../../src/cli/testing.js';
+import { documentOf, Room, type Ended } from '../../shared/command.js';
 import {
   asBooted,
   bindToVfio,

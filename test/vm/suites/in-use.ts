@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync,
 import { afterEach, before, test } from 'node:test';
 import assert from 'node:assert/strict';
 import { PciBinder } from '../../../src/bus/pci/bind.js';
-import { Room, type Ended } from '../../../src/cli/testing.js';
+import { Room, type Ended } from '../../shared/command.js';
 import { openPlatform } from '../../../src/platform/open.js';
 import { until } from '../../shared/until.js';
 import { asBooted, bindToVfio, driverOf, EDU, EDU_SECOND, release, sysfs } from '../guest.js';

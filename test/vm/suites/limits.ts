@@ -1,7 +1,7 @@
 /** The limits of control groups: the tests beside the source, which are skipped where no groups can be made. Here they can. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { cgroupForTest } from '../../../src/platform/testing-cgroups.js';
+import { cgroupForTest } from '../../shared/cgroups.js';
 import { MiB } from '../../../src/units.js';
 import '../../../src/eal-cgroups.test.js';
 

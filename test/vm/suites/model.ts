@@ -1,5 +1,5 @@
 /**
- * The kernel's model (src/vfio/testing.ts), which the tests that need no privileges run on, against this kernel: the same
+ * The kernel's model (test/fakes/vfio/kernel.ts), which the tests that need no privileges run on, against this kernel: the same
  * calls on both, in the same random order, and every errno, byte count and window compared.
  */
 import { before, test } from 'node:test';
@@ -8,7 +8,7 @@ import { Eal, isDmaError, KiB, Range, type DmaAccess, type Iova, type Platform, 
 import { PciSysfs } from '../../../src/bus/pci/sysfs.js';
 import { Containers, type KernelSpace, type VfioNode } from '../../../src/vfio/containers.js';
 import { IommufdSpace } from '../../../src/vfio/iommufd.js';
-import { vfioKernel } from '../../../src/vfio/testing.js';
+import { vfioKernel } from '../../fakes/vfio/kernel.js';
 import { Type1Space } from '../../../src/vfio/type1.js';
 import { bindToVfio, CHOICE, EDU, EDU_SECOND, width } from '../guest.js';
 import { dice } from '../dice.js';

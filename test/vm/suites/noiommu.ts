@@ -2,7 +2,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { before, test } from 'node:test';
 import assert from 'node:assert/strict';
-import { Room } from '../../../src/cli/testing.js';
+import { Room } from '../../shared/command.js';
 import { Eal, eduDriver, isDmaError, KiB, MiB, type Device, type ErrorCode, type Va } from '../../../src/index.js';
 import { bindToVfio, EDU, EDU_HOTPLUG } from '../guest.js';
 import { host } from '../host.js';

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { after, before, test } from 'node:test';
-import { documentOf, Room, type Ended, type Running } from '../../../src/cli/testing.js';
+import { documentOf, Room, type Ended, type Running } from '../../shared/command.js';
 import { clearNetwork } from '../rdma-network.js';
 
 const NETDEV = 'anycl0';

@@ -4,16 +4,16 @@ import { after, before, test } from 'node:test';
 import assert from 'node:assert/strict';
 import { isDmaError } from '../../../src/errors.js';
 import { openPlatform } from '../../../src/platform/open.js';
-import { trackingPlatform } from '../../../src/platform/testing.js';
-import * as devices from '../../../src/platform/verbs-abi/devices.js';
+import { trackingPlatform } from '../../fakes/platform/platforms.js';
+import * as devices from '../../../src/platform/rdma/abi/devices.js';
 import {
   IBV_EVENT_DEVICE_FATAL,
   IBV_EVENT_PORT_ACTIVE,
   IBV_EVENT_PORT_ERR,
-} from '../../../src/platform/verbs-abi/events.js';
-import * as memoryAbi from '../../../src/platform/verbs-abi/memory.js';
-import * as queues from '../../../src/platform/verbs-abi/queues.js';
-import * as work from '../../../src/platform/verbs-abi/requests.js';
+} from '../../../src/platform/rdma/abi/events.js';
+import * as memoryAbi from '../../../src/platform/rdma/abi/memory.js';
+import * as queues from '../../../src/platform/rdma/abi/queues.js';
+import * as work from '../../../src/platform/rdma/abi/requests.js';
 import type {
   VerbsAsyncEvent,
   VerbsChannel,
@@ -22,8 +22,13 @@ import type {
   VerbsMr,
   VerbsPd,
   VerbsQp,
-} from '../../../src/platform/verbs-types.js';
-import { Completions, completionStatusName, ReceiveRequests, SendRequests } from '../../../src/platform/verbs-work.js';
+} from '../../../src/platform/rdma/verbs-types.js';
+import {
+  Completions,
+  completionStatusName,
+  ReceiveRequests,
+  SendRequests,
+} from '../../../src/platform/rdma/verbs-work.js';
 import type { Va } from '../../../src/units.js';
 
 const NETDEV = 'anyrx0';

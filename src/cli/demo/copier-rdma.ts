@@ -1,0 +1,82 @@
+/** An RDMA device as one that copies: it writes memory of this process to memory of this process. */
+import { isDmaError, MiB, type Device, type QueuePair, type RdmaDevice, type Va } from '../../index.js';
+import { Range } from '../../ranges.js';
+import { Pump, type PumpWatch } from '../rdma/pump.js';
+
+/** Bytes of a request, and requests under way. */
+const BLOCK = MiB;
+const DEPTH = 16;
+
+/** Two queue pairs of one device, connected with each other; only the second lets itself be written through. */
+class Loop {
+  readonly #from: QueuePair;
+  readonly #to: QueuePair;
+
+  constructor(rdma: RdmaDevice) {
+    this.#from = rdma.createQueuePair({ sends: DEPTH, receives: 1, remote: 'none' });
+    this.#to = rdma.createQueuePair({ sends: 1, receives: 1, remote: 'write' });
+    this.#from.connect(this.#to.address);
+    this.#to.connect(this.#from.address);
+  }
+
+  get pair(): QueuePair {
+    return this.#from;
+  }
+
+  close(): void {
+    this.#from.close();
+    this.#to.close();
+  }
+}
+
+/** Makes a `Copier` (copier.ts) of it. The queue pairs go with the device. */
+export function rdmaCopier(device: Device, rdma: RdmaDevice) {
+  let loop: Loop | undefined;
+  // By address: what the device was given for memory when it still had it.
+  const keys = new Map<number, number>();
+
+  const copy = async (from: number, to: number, length: number, watch: PumpWatch = {}): Promise<void> => {
+    loop ??= new Loop(rdma);
+    const { pair } = loop;
+    const known = pair.keys.keyOf(from, length);
+    if (known >= 0) keys.set(from, known);
+    // Of memory that was unmapped the key is tried that it had: so it is the device that refuses.
+    const lkey = keys.get(from);
+    const access = { verb: 'write', block: BLOCK, depth: DEPTH, lkey } as const;
+    using target = targetAt(device, rdma, to, length);
+    try {
+      const remote = { address: to, rkey: target.rkey };
+      await new Pump(pair, { ...access, local: { va: from, length }, remote }).run(1, watch);
+    } catch (error) {
+      // After a failure a queue pair does nothing more.
+      loop.close();
+      loop = undefined;
+      if (!isDmaError(error)) throw error;
+      // Soft-RoCE stops the queue pair for a key that is not good, and does not say which request had it.
+      const isStale = known < 0 && isDmaError(error, 'ECANCELED') && watch.signal?.aborted !== true;
+      const code = isStale ? 'EACCES' : error.code;
+      throw error.with({ device: device.name, code });
+    }
+  };
+  return {
+    kind: 'an RDMA device, which writes through a queue pair that is connected to another one of its own',
+    usualSize: 64 * MiB,
+    destination: { remote: 'write' } as const,
+    copy,
+    isRefusal: (error: unknown) => isDmaError(error, 'EACCES') || isDmaError(error, 'EFAULT'),
+  };
+}
+
+/** The key for writing to memory: that of its mapping, or of a region just for this, where the library has mapped it. */
+function targetAt(
+  device: Device,
+  rdma: RdmaDevice,
+  va: number,
+  length: number,
+): Disposable & { readonly rkey: number } {
+  const wanted = new Range<Va>(va as Va, length);
+  for (const { entries, range, rkey } of [...(device.domain?.mappings() ?? [])].filter(({ live }) => live))
+    if (range.covers(wanted) && rkey !== undefined && entries.every(({ region }) => region.remote === 'write'))
+      return { rkey, [Symbol.dispose]: () => undefined };
+  return rdma.expose({ va: wanted.start, length }, 'write');
+}

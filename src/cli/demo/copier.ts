@@ -1,0 +1,84 @@
+/** Devices that can copy memory, each in its own way. */
+import {
+  copyEngineDriver,
+  DmaError,
+  eduDriver,
+  isDmaError,
+  KiB,
+  MiB,
+  verbsDriver,
+  type Device,
+  type Edu,
+  type MapOptions,
+} from '../../index.js';
+import { rdmaCopier } from './copier-rdma.js';
+
+/** How a copy is followed. */
+export interface CopyWatch {
+  /** bytes so far */
+  readonly onProgress?: (done: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** A device that copies. */
+export interface Copier {
+  /** What it is. */
+  readonly kind: string;
+  /** How much to copy unless the user says it, in bytes: what takes no longer than a few seconds. */
+  readonly usualSize: number;
+  /** How it wants external memory to be mapped that it shall write to. */
+  readonly destination?: MapOptions;
+  /** Has the device copy `length` bytes from one of its addresses to another. */
+  copy(from: number, to: number, length: number, watch?: CopyWatch): Promise<void>;
+  /** Does an error of `copy` say that the device may not go there? Devices that say nothing of it move nothing. */
+  isRefusal(error: unknown): boolean;
+}
+
+/** The device as one that copies. @throws DmaError ENOTSUP when it can not */
+export function copierOf(device: Device): Copier {
+  if (device.driver === copyEngineDriver) {
+    const engine = device.use(copyEngineDriver);
+    return {
+      kind: 'a copy engine',
+      usualSize: 64 * MiB,
+      copy: (from, to, length, watch) => engine.copy(from, to, length, watch),
+      isRefusal: (error) => isDmaError(error, 'EFAULT'),
+    };
+  }
+  if (device.driver === verbsDriver) return rdmaCopier(device, device.use(verbsDriver));
+  if (device.driver === eduDriver) {
+    const edu = device.use(eduDriver);
+    return {
+      kind: "an edu device, which copies 2 KiB at a time by its own buffer (QEMU's takes 0.2 s for that)",
+      usualSize: 8 * KiB,
+      copy: (from, to, length, watch) => copyByBuffer(edu, from, to, length, watch),
+      isRefusal: () => false,
+    };
+  }
+  throw new DmaError({
+    code: 'ENOTSUP',
+    operation: 'demo',
+    device: device.name,
+    reason: `nothing is known of how this device copies; its driver is ${device.driver?.name ?? 'none'}`,
+    hint: `"anydma map --device ${device.name} --size 64MiB" maps memory on any device; "anydma serve copy" serves a copy engine`,
+  });
+}
+
+/** Bytes that an edu device moves in one go. */
+const EDU_PIECE = 2 * KiB;
+
+async function copyByBuffer(
+  edu: Edu,
+  from: number,
+  to: number,
+  length: number,
+  { onProgress, signal }: CopyWatch = {},
+): Promise<void> {
+  for (let at = 0; at < length; at += EDU_PIECE) {
+    signal?.throwIfAborted();
+    const piece = Math.min(EDU_PIECE, length - at);
+    await edu.copyIn(from + at, 0, piece);
+    await edu.copyOut(to + at, 0, piece);
+    onProgress?.(at + piece);
+  }
+}

@@ -1,0 +1,360 @@
+/** `anydma demo`: the whole way of memory to a device and back, each step checked. */
+import { createHash, randomFillSync } from 'node:crypto';
+import { readSync } from 'node:fs';
+import { Option } from 'commander';
+import {
+  DmaError,
+  Eal,
+  formatSize,
+  hex,
+  spawnDevice,
+  type ContainerChoice,
+  type Device,
+  type DeviceProcess,
+  type ExternalMemory,
+} from '../../index.js';
+import { openPlatform } from '../../platform/open.js';
+import { DEVICE_KEYS_TEXT } from '../device-keys.js';
+import { paragraphs, type CommandSpec, type Context } from '../command.js';
+import { copierOf, type Copier } from './copier.js';
+import { openInput, type InputFile } from './input-file.js';
+import { iommuOption } from '../iommu.js';
+import { modeOption, MODES_TEXT, modesOf, reachExternal, takeMemory, TIMES_TEXT } from './modes.js';
+import type { Mode, ModeChoice, Reached, Reacher } from './modes.js';
+import type { Output } from '../output.js';
+import { inPieces } from './pieces.js';
+import { formatMicroseconds } from './timing.js';
+import { sizeValue } from '../values.js';
+
+interface DemoOptions {
+  /** bytes; default: what suits the device */
+  readonly size?: number;
+  readonly mode: ModeChoice;
+  readonly file?: string;
+  readonly device?: string;
+  readonly iommu: ContainerChoice;
+}
+
+/** What happened to one area, as the document tells it. */
+interface AreaReport {
+  readonly name: string;
+  /** Which way the memory was had. */
+  readonly mode: Mode;
+  readonly va: string;
+  readonly iova: string;
+  /** bytes that the device reaches: of external memory and heaps whole pages, of the library's own what was asked for */
+  readonly length: number;
+  /** How long it took to let the device reach it; see {@link Reached.mapMicroseconds}. */
+  readonly mapMicroseconds: number;
+  /** bytes of the copy that is measured */
+  readonly bytesMoved: number;
+  /** 10^9 bytes a second */
+  readonly gigabytesPerSecond: number;
+  /** of what the device read */
+  readonly sha256: string;
+  /** Is what the device wrote the very same, and nothing else was written? */
+  readonly verified: boolean;
+}
+
+/** What the device's access to memory that was taken from it came to. */
+interface Afterwards {
+  readonly refused: boolean;
+  readonly explain: string;
+  /** Who reported it; `undefined` when the device moved nothing, and that was all. */
+  readonly reportedBy: string | undefined;
+}
+
+/** What the device shall copy. */
+interface Source {
+  readonly name: string;
+  readonly mode: Mode;
+  /** bytes of it that count: files do not end on page boundaries */
+  readonly bytes: number;
+  readonly open: (reacher: Reacher) => Promise<Reached>;
+  /** Fills or reads a piece of the memory: the bytes at `offset` of what is copied. */
+  readonly fill: (piece: Uint8Array, offset: number) => void;
+}
+
+/** What happened to one area, and what came after that. */
+interface Moved {
+  readonly report: AreaReport;
+  readonly after: Afterwards;
+}
+
+/** What takes memory of each mode from the device, for people. */
+const WITHDRAWAL = {
+  external: 'unmapping',
+  heap: 'taking it out of the heap',
+  owned: 'freeing it and giving it back',
+} as const;
+
+/** What destinations are filled with, so that what the device did not write is noticed. */
+const UNTOUCHED = 0xa5;
+
+/** Bytes of the access that has to be refused, at most. */
+const LATE_ACCESS = 4096;
+
+export const demo: CommandSpec<DemoOptions> = {
+  name: 'demo',
+  summary: 'show the whole way of memory to a device: map, copy by the device, verify, unmap',
+  description: paragraphs(
+    `Starts a device in a process of its own and lets it copy memory of this process: takes the memory so that the device
+    can reach it, has the device copy it into memory of the same mode, compares SHA-256 of both ends, and takes it from the
+    device. Then the device tries once more: it is refused, and anydma tells which mapping used to be there.`,
+    MODES_TEXT,
+    TIMES_TEXT,
+    `GB/s is of the second copy: during the first one the device's process meets each page for the first time.`,
+    `With --device, a device of your choice copies: a copy engine, or QEMU's edu device behind a real IOMMU. That one copies
+    a few KiB a second, so that it copies 8 KiB unless --size says more; and it does not notice when an access fails, which
+    shows in the memory and, where the kernel's log can be read, in that.`,
+    DEVICE_KEYS_TEXT,
+  ),
+  options: (command) =>
+    command
+      .addOption(
+        new Option('--size <size>', 'how much memory to copy; default: 64 MiB, and 8 KiB by an edu device').argParser(
+          sizeValue,
+        ),
+      )
+      .addOption(modeOption())
+      .option(
+        '--file <path>',
+        'copy this file too, as external memory; it is only read, and must not be made shorter meanwhile',
+      )
+      .option('--device <name>', 'let this device copy; default: start one in a process of its own')
+      .addOption(iommuOption()),
+  examples: [
+    ['anydma demo', 'copies 64 MiB by an embedded device in another process'],
+    ['anydma demo --mode all', 'the same in each mode: external, heap and owned'],
+    ['anydma demo --mode owned --size 1GiB', "copies memory of the library's own, which needs no mapping call"],
+    ['anydma demo --size 1GiB --file ./data.bin', 'copies 1 GiB of memory, and then the file'],
+    ['anydma demo --device vfio-user:/tmp/copy.sock', 'uses the device of "anydma serve copy --socket /tmp/copy.sock"'],
+    ['anydma demo --device pci:0000:00:02.0 --mode all', 'uses a PCI device, behind the IOMMU of this machine'],
+    ['anydma demo --device rdma:rxe0 --mode all', 'uses an RDMA device, which writes to this process itself'],
+    ['anydma demo --json | jq .areas[0].gigabytesPerSecond', 'the same for programs'],
+  ],
+  async run(options, context) {
+    const { output } = context;
+    using input = options.file === undefined ? undefined : openInput(options.file);
+    const platform = openPlatform();
+    const isolated = options.device === undefined && platform.limitation === undefined;
+    if (platform.limitation !== undefined)
+      output.note(`${platform.limitation}: this is anonymous memory, and a device in this process`);
+    await using served = isolated ? await spawnDevice('copy') : undefined;
+    const onNotice = (text: string): void => output.text(`Note: ${text}.`);
+    const { iommu } = options;
+    const memory = { onNotice };
+    await using eal = await Eal.start({ platform, iommu, origins: false, onForgotten: () => undefined, memory });
+    context.signal.throwIfAborted();
+    const embedded = served === undefined ? 'vdev:copy0' : `vfio-user:${served.socketPath}`;
+    const device = await eal.probe(options.device ?? embedded);
+    const copier = copierOf(device);
+    output.text(`The device is ${output.strong(device.name)}, ${copier.kind}${whereIs(served, device)}.`);
+
+    const { size = copier.usualSize } = options;
+    const sources = modesOf(options.mode).map((mode) => memorySource(mode, size));
+    if (input !== undefined) sources.push(fileSource(eal, options.file ?? '', input));
+    const moves: Moved[] = [];
+    for (const source of sources)
+      moves.push(await moveArea({ eal, device, copier, context, signal: context.signal }, source));
+
+    const areas = moves.map(({ report }) => report);
+    const { after: afterUnmap } = moves.find(({ after }) => !after.refused) ?? moves[0];
+    const wrong = areas.find(({ verified }) => !verified);
+    printReport(output, moves);
+    output.document({ ok: wrong === undefined && afterUnmap.refused, device: device.name, areas, afterUnmap });
+    if (wrong !== undefined) output.complain(notVerified(wrong, device));
+    if (!afterUnmap.refused) output.complain(notRefused(device));
+  },
+};
+
+/** Where the device is, and what stands between it and memory. */
+function whereIs(served: DeviceProcess | undefined, { domain, bus }: Device): string {
+  if (served !== undefined) return ` that runs in process ${served.pid}`;
+  return bus.name === 'pci' && domain !== undefined ? `; its memory accesses go by ${domain.kind}` : '';
+}
+
+/** New memory, filled with random bytes. */
+function memorySource(mode: Mode, bytes: number): Source {
+  const label = `${formatSize(bytes)} of memory`;
+  const open = async (reacher: Reacher): Promise<Reached> =>
+    takeMemory(mode, reacher, bytes, { label, access: 'read' });
+  return { name: 'memory', mode, bytes, open, fill: (piece) => void randomFillSync(piece) };
+}
+
+/** A file, itself where it can be mapped, else a copy of it. */
+function fileSource({ external, platform }: Eal, path: string, { fd, size: bytes }: InputFile): Source {
+  const mapped = platform.limitation === undefined;
+  const label = `the file ${path}`;
+  const take = async (): Promise<ExternalMemory> =>
+    mapped
+      ? external.fromFd(fd, { writable: false, label })
+      : external.allocateAsync(bytes, { label: `a copy of ${label}` });
+  return {
+    ...{ name: path, mode: 'external', bytes },
+    open: async (reacher) => reachExternal(reacher, await take(), { access: 'read' }),
+    fill: (piece, offset) => {
+      if (!mapped) readSync(fd, piece, 0, piece.length, offset);
+    },
+  };
+}
+
+/** What areas are moved with. */
+interface Mover extends Reacher {
+  readonly copier: Copier;
+  readonly context: Context;
+}
+
+/** The way of one area: lets the device reach it and as much new memory, and copy; verifies, takes it back, and tries again. */
+async function moveArea(mover: Mover, { name, mode, bytes, open, fill }: Source): Promise<Moved> {
+  const { copier, context } = mover;
+  const { output, signal } = context;
+  await using memory = await open(mover);
+  const { va, iova, length, mapMicroseconds } = memory;
+  await using destination = await takeMemory(mode, mover, length, {
+    ...copier.destination,
+    label: 'the destination',
+    access: 'write',
+  });
+  const hash = createHash('sha256');
+  await inPieces(`filling ${name}`, bytes, context, (offset, part) => {
+    const piece = memory.bytes(offset, part);
+    fill(piece, offset);
+    hash.update(piece);
+  });
+  const sha256 = hash.digest('hex');
+
+  const copy = async (what: string): Promise<number> => {
+    using progress = output.progress(what, bytes);
+    const onProgress = (done: number): void => progress.update(done);
+    const started = performance.now();
+    await copier.copy(iova, destination.iova, bytes, { onProgress, signal });
+    return performance.now() - started;
+  };
+
+  await copy(`copying ${name} for the first time`);
+  await inPieces('clearing the destination', length, context, (offset, piece) => {
+    destination.bytes(offset, piece).fill(UNTOUCHED);
+  });
+  const milliseconds = await copy(`copying ${name}`);
+  const report: AreaReport = {
+    name,
+    mode,
+    va: hex(va),
+    iova: hex(iova),
+    length,
+    mapMicroseconds,
+    bytesMoved: bytes,
+    gigabytesPerSecond: Number((bytes / milliseconds / 1e6).toPrecision(4)),
+    sha256,
+    verified: (await digestOf(destination, bytes, context)) === sha256 && isUntouched(destination, bytes),
+  };
+  return { report, after: await tryAgain(mover, memory, destination, Math.min(bytes, LATE_ACCESS)) };
+}
+
+/** SHA-256 of the first `bytes` bytes. */
+async function digestOf(memory: Reached, bytes: number, context: Context): Promise<string> {
+  const hash = createHash('sha256');
+  await inPieces('verifying', bytes, context, (offset, length) => {
+    hash.update(memory.bytes(offset, length));
+  });
+  return hash.digest('hex');
+}
+
+/** Is everything from `end` on as it was before the copy? */
+function isUntouched(memory: Reached, end: number): boolean {
+  return end === memory.length || memory.bytes(end).every((byte) => byte === UNTOUCHED);
+}
+
+/** How long an IOMMU's report of a blocked access is waited for, milliseconds. Not every one comes. */
+const REPORT_MS = 500;
+
+/** Takes both from the device, and lets it read `source` once more. */
+async function tryAgain(mover: Mover, source: Reached, destination: Reached, length: number): Promise<Afterwards> {
+  const { device, copier } = mover;
+  const { iova } = source;
+  // Of its own: blocks can share the pages that go, so that both have to be freed.
+  await using target = await takeMemory('external', mover, length, { ...copier.destination, access: 'write' });
+  target.bytes().fill(UNTOUCHED);
+  const content = Buffer.from(source.bytes(0, length));
+  const earlier = device.explainFaults().length;
+  await source.withdraw();
+  await destination.withdraw();
+  let isTold = false;
+  try {
+    await copier.copy(iova, target.iova, length);
+  } catch (error) {
+    if (!copier.isRefusal(error)) throw error;
+    isTold = true;
+  }
+  // The device tells at once, when it tells; the report of its IOMMU may be on its way.
+  const told = await device.explainFaultsAsync({ after: earlier, timeoutMs: isTold ? 0 : REPORT_MS });
+  const faults = told.slice(earlier);
+  const fault = faults.find((each) => each.iova >= iova && each.iova < iova + length);
+  return {
+    refused: isTold || fault !== undefined || !content.equals(target.bytes(0, length)),
+    explain: fault?.explanation.text ?? device.explain(iova, length).text,
+    reportedBy: isTold ? 'device' : fault?.source,
+  };
+}
+
+function notVerified({ name, sha256 }: AreaReport, device: Device): DmaError {
+  const reason = `what the device wrote is not what ${name} is, whose SHA-256 is ${sha256}`;
+  const hint = 'if the file was written meanwhile, that is why; else the device, or the way to it, is broken';
+  return new DmaError({ code: 'EIO', operation: 'demo', device: device.name, reason, hint });
+}
+
+function notRefused(device: Device): DmaError {
+  const reason = 'the device still reaches memory that was unmapped';
+  const hint = `its domain is ${device.domain?.kind ?? 'none'}: without an IOMMU nothing keeps devices out`;
+  return new DmaError({ code: 'EIO', operation: 'demo', device: device.name, reason, hint });
+}
+
+function printReport(output: Output, moves: readonly Moved[]): void {
+  output.text();
+  output.table(
+    [
+      { head: 'AREA' },
+      { head: 'VA' },
+      { head: 'IOVA' },
+      { head: 'LENGTH', align: 'right' },
+      { head: 'MAP TIME', align: 'right' },
+      { head: 'BYTES MOVED', align: 'right' },
+      { head: 'GB/s', align: 'right' },
+      { head: 'VERIFIED' },
+    ],
+    moves.map(({ report: each }) => [
+      nameOf(each),
+      each.va,
+      each.iova,
+      formatSize(each.length),
+      formatMicroseconds(each.mapMicroseconds),
+      String(each.bytesMoved),
+      rateText(each.gigabytesPerSecond),
+      each.verified ? output.good('yes') : output.bad('NO'),
+    ]),
+  );
+  output.text();
+  for (const { report } of moves)
+    output.text(
+      `SHA-256 of ${nameOf(report)}${report.verified ? ', at both ends' : ' is not what arrived'}: ${report.sha256}`,
+    );
+  for (const { report, after } of moves) {
+    const verdict = after.refused ? output.good('was refused') : output.bad('was NOT refused');
+    const teller = after.reportedBy === undefined || after.reportedBy === 'device' ? '' : ` (${after.reportedBy})`;
+    output.text();
+    output.text(
+      `${nameOf(report)}: after ${WITHDRAWAL[report.mode]}, the next access of the device ${verdict}${teller}:`,
+    );
+    output.text(`  ${after.explain}`);
+  }
+}
+
+/** Slow devices have more zeros behind the point. */
+function rateText(gigabytesPerSecond: number): string {
+  return gigabytesPerSecond >= 0.01 ? gigabytesPerSecond.toFixed(2) : String(Number(gigabytesPerSecond.toPrecision(2)));
+}
+
+function nameOf({ name, mode }: AreaReport): string {
+  return `${name} (${mode})`;
+}

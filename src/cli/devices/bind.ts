@@ -1,0 +1,202 @@
+/** `anydma bind`: gives PCI devices to vfio-pci, or another driver, as dpdk-devbind.py does. */
+import { PciBinder, type BindPlan, type BindResult } from '../../bus/pci/bind.js';
+import { isVfioDriver } from '../../bus/pci/sysfs.js';
+import { usesText } from '../../bus/pci/uses.js';
+import { DmaError, invalid } from '../../errors.js';
+import { openPlatform } from '../../platform/open.js';
+import type { KernelPort } from '../../platform/ports.js';
+import { paragraphs, type CommandSpec } from '../command.js';
+import { failureDocument, type Output } from '../output.js';
+import { pciDocument, PciReader, printTodo, usableText } from './pci-facts.js';
+
+/** Options of the command. */
+export interface BindCommandOptions {
+  readonly driver?: string;
+  readonly force?: boolean;
+  readonly group?: boolean;
+  /** A number, or a name. */
+  readonly uid?: string;
+  readonly gid?: string;
+  readonly noiommuMode?: boolean;
+  readonly dryRun?: boolean;
+}
+
+export const bind: CommandSpec<BindCommandOptions> = {
+  name: 'bind <device...>',
+  summary: 'give PCI devices to vfio-pci, so that programs can use them',
+  description: paragraphs(
+    `Gives PCI devices to a kernel driver: to vfio-pci, which hands them to programs, unless --driver says another. A device
+    is named by its address, with or without the domain; by its network interface; or by a shell-style pattern, which leaves
+    bridges out. This takes root, and stays until "anydma unbind" or until the machine starts anew.`,
+    `A device that is in use is refused, and by whom it is used is said: mounted file systems, swap, arrays and volumes upon its
+    disks, routes and addresses of its interfaces, the console, programs that have it open, virtual functions. So is one of which
+    that can not be told. --force takes it all the same, and what was not written is lost then. --dry-run only says what would
+    be done, and why not.`,
+    `A device that has the driver already is left as it is. When the driver does not take a device, the driver that had it gets
+    it back. What fails for one device is done for the others all the same, except within one IOMMU group with --group; the exit
+    status is 1 then.`,
+  ),
+  options: (command) =>
+    command
+      .option('-b, --driver <name>', 'the driver that shall have them; none: no driver at all', 'vfio-pci')
+      .option('--force', 'take devices away even when they are in use, or when that can not be told')
+      .option('-n, --dry-run', 'change nothing: say what would be done, and why not')
+      .option('--group', 'all members of their IOMMU groups, which can only be used together')
+      .option('-U, --uid <user>', 'who is to own the device files of VFIO: the name of a user, or the number')
+      .option('-G, --gid <group>', 'the group that is to own the device files of VFIO: its name, or its number')
+      .option('--noiommu-mode', 'without an IOMMU: switch the mode on that protects nothing, and taints the kernel'),
+  examples: [
+    ['anydma bind 0000:00:02.0', 'gives one device to vfio-pci'],
+    ['anydma bind --dry-run 0000:00:02.0', 'says whether that would work, and what is in the way'],
+    ['anydma bind --group -U alice 03:00.0', 'all of its IOMMU group, to be used by the user alice'],
+    ["anydma bind eth1 '0000:81:*'", 'a device by its interface, and all of a bus'],
+    ['anydma bind --driver e1000e 0000:00:02.0', 'back to a driver of your choice'],
+  ],
+  async run(options, { output, args }) {
+    bindDevices(kernelOf('bind'), args, options, output);
+  },
+};
+
+/** The kernel of this machine. @throws DmaError ENOTSUP where there is none that could be asked */
+export function kernelOf(operation: string): KernelPort {
+  const { kernel, limitation } = openPlatform();
+  if (limitation !== undefined) throw new DmaError({ code: 'ENOTSUP', operation, reason: limitation });
+  return kernel;
+}
+
+/** Does what the options say, and tells it. @throws DmaError before anything was changed: see `PciBinder` */
+export function bindDevices(
+  kernel: KernelPort,
+  names: readonly string[],
+  { driver, force, group, uid, gid, noiommuMode, dryRun = false }: BindCommandOptions,
+  output: Output,
+): void {
+  const binder = new PciBinder(kernel);
+  const user = identityOf(kernel, 'user', uid);
+  const owner = { user, group: identityOf(kernel, 'group', gid) };
+  const options = {
+    driver,
+    force,
+    wholeGroup: group,
+    noIommuMode: noiommuMode,
+    owner: owner.user === undefined && owner.group === undefined ? undefined : owner,
+  };
+  const functions = binder.resolve(names);
+  const plans = binder.plan(functions, options);
+  if (noiommuMode === true)
+    output.note('no-IOMMU mode: a device that is used that way reaches all memory of the machine, and so who uses it');
+  if (dryRun) return tellPlans(kernel, plans, output);
+  noteForced(plans, output);
+  const todo = driver === undefined || isVfioDriver(driver);
+  tell(kernel, binder.bind(functions, options, plans), output, { todo });
+}
+
+const LARGEST_ID = 2 ** 32 - 2;
+
+/** The number of a user or a group that is named, or given by number. @throws DmaError EINVAL when there is none */
+function identityOf(kernel: KernelPort, kind: 'user' | 'group', text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const number = /^\d+$/.test(text) ? Number(text) : text === '' ? undefined : kernel.idOf(kind, text);
+  if (number !== undefined && number <= LARGEST_ID) return number;
+  const hint = `"getent ${kind === 'user' ? 'passwd' : 'group'}" lists them; a number will do as well`;
+  throw invalid('bind', `there is no ${kind} "${text}"`, { hint });
+}
+
+/** Says what is taken from whom, and what is taken unseen, before it is: there may be no time afterwards. */
+export function noteForced(plans: readonly BindPlan[], output: Output): void {
+  for (const { address, uses, unknown, error } of plans) {
+    if (error !== undefined) continue;
+    if (uses.length > 0) output.note(`${address} is taken although ${usesText(uses)}`);
+    if (unknown.length > 0) {
+      const reasons = usesText(unknown.map(({ reason }) => ({ text: reason })));
+      output.note(
+        `${address} is taken although it can not be told ${uses.length > 0 ? 'who else uses it' : 'whether it is in use'}: ${reasons}`,
+      );
+    }
+  }
+}
+
+const DOING: Readonly<Record<BindPlan['action'], string>> = {
+  bind: 'would get',
+  take: 'would be without a driver',
+  release: "would get one of the kernel's own drivers",
+  leave: 'stays with',
+};
+
+/** Tells what would be done with devices. */
+export function tellPlans(kernel: KernelPort, plans: readonly BindPlan[], output: Output): void {
+  const facts = new PciReader(kernel).some(plans.map(({ address }) => address));
+  const nameOf = (address: string): string => facts.find(({ fn }) => fn.address === address)?.name ?? 'is gone';
+  output.table(
+    ['PCI', 'NAME', 'IS WITH', 'OUTCOME', 'USED BY'].map((head) => ({ head })),
+    plans.map(({ address, from, action, to, uses, error }) => [
+      address,
+      nameOf(address),
+      from ?? 'no driver',
+      error === undefined ? [DOING[action], ...(to === undefined ? [] : [to])].join(' ') : 'would be refused',
+      uses.length === 0 ? '-' : usesText(uses),
+    ]),
+  );
+  output.text();
+  output.text('Nothing was changed.');
+  for (const { error } of plans) if (error !== undefined) output.complain(error);
+  output.document({
+    ok: !output.failed,
+    dryRun: true,
+    devices: plans.map(({ address, from, to, action, uses, unknown, error }) => ({
+      ...(error === undefined ? { ok: true } : failureDocument(error)),
+      address,
+      from,
+      to,
+      action: error === undefined ? action : 'refuse',
+      usedBy: uses.map(({ text }) => text),
+      usesNotKnown: unknown.map(({ reason }) => reason),
+    })),
+  });
+}
+
+/**
+ * Tells what became of devices.
+ *
+ * @param options.todo also say what else it takes to use them
+ */
+export function tell(
+  kernel: KernelPort,
+  results: readonly BindResult[],
+  output: Output,
+  { todo }: { readonly todo: boolean },
+): void {
+  const facts = new PciReader(kernel).some(results.map(({ address }) => address));
+  const factsOf = (address: string): (typeof facts)[number] | undefined =>
+    facts.find(({ fn }) => fn.address === address);
+  const heads = ['PCI', 'NAME', 'WAS WITH', 'IS WITH', ...(todo ? ['USABLE NOW'] : [])];
+  output.table(
+    heads.map((head) => ({ head })),
+    results.map(({ address, from, to }) => {
+      const about = factsOf(address);
+      const row = [address, about?.name ?? 'is gone', from ?? 'no driver', to ?? 'no driver'];
+      return todo ? [...row, about === undefined ? '' : usableText(about.usability)] : row;
+    }),
+  );
+  const done = results.filter(({ error }) => error === undefined).map(({ address }) => address);
+  if (todo)
+    printTodo(
+      output,
+      facts.filter(({ fn }) => done.includes(fn.address)),
+    );
+  for (const { error } of results) if (error !== undefined) output.complain(error);
+  output.document({
+    ok: !output.failed,
+    devices: results.map(({ address, from, to, error }) => {
+      const about = factsOf(address);
+      return {
+        ...(error === undefined ? { ok: true } : failureDocument(error)),
+        address,
+        from,
+        to,
+        changed: from !== to,
+        device: about && pciDocument(about),
+      };
+    }),
+  });
+}

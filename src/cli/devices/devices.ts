@@ -1,0 +1,168 @@
+/** `anydma devices`: buses, drivers, what there is, and what a device is like. */
+import {
+  Eal,
+  formatSize,
+  type ContainerChoice,
+  type Device,
+  type Driver,
+  type IdMatch,
+  type InterruptKind,
+} from '../../index.js';
+import { paragraphs, type CommandSpec } from '../command.js';
+import { domainDocument, domainLines } from './domain-facts.js';
+import { DEVICE_KEYS_TEXT } from '../device-keys.js';
+import { printAllRdma, printRdma, rdmaDocument, rdmaFacts } from './devices-rdma.js';
+import { iommuOption } from '../iommu.js';
+import { failureDocument, type Output } from '../output.js';
+import { idsDocument, pciDocument, PciReader, printPci } from './pci-facts.js';
+
+interface DevicesOptions {
+  readonly device?: readonly string[];
+  readonly iommu: ContainerChoice;
+}
+
+const INTERRUPT_KINDS: readonly InterruptKind[] = ['intx', 'msi', 'msix'];
+
+/** Names of regions, by the index that VFIO gives them. */
+const REGION_NAMES = ['BAR0', 'BAR1', 'BAR2', 'BAR3', 'BAR4', 'BAR5', 'ROM', 'config', 'VGA'];
+
+export const devices: CommandSpec<DevicesOptions> = {
+  name: 'devices',
+  summary: 'list buses, drivers and devices; with --device, show all about some',
+  description: paragraphs(
+    `Lists the buses and drivers that there are, and the PCI devices of the machine by kind: which kernel driver has each,
+    its IOMMU group, who shares that, its NUMA node, and whether it can be used now; below, what to do for those that can
+    not. Looking changes nothing, and takes no privileges.`,
+    `With --device, devices of any bus are probed, and shown with their ids, regions, interrupts, and what holds for
+    mapping memory on them. Probing a device gives it to its driver, which may reset it.`,
+    DEVICE_KEYS_TEXT,
+  ),
+  options: (command) =>
+    command.option('--device <name...>', 'probe these devices, and show them').addOption(iommuOption()),
+  examples: [
+    ['anydma devices', 'lists buses, drivers and PCI devices'],
+    ['anydma devices --device pci:0000:00:02.0', 'shows all about a PCI device'],
+    ['anydma devices --device vfio-user:/tmp/edu.sock vdev:copy0', 'shows all about two devices'],
+    ['anydma devices --device bus=vfio-user,name=/tmp/edu.sock/driver=raw', 'with a driver of your choice'],
+  ],
+  async run({ device: names = [], iommu }, { output, signal }) {
+    await using eal = await Eal.start({ iommu, origins: false });
+    const { name, limitation } = eal.platform;
+    const buses = [...eal.buses].map((bus) => ({ name: bus.name, scans: bus.scan !== undefined }));
+    const found = await eal.scan();
+    const drivers = eal.drivers.map(driverDocument);
+    const rdma = rdmaFacts(eal.platform);
+    const pci = limitation === undefined ? new PciReader(eal.platform.kernel).all() : [];
+    if (names.length === 0) {
+      output.text(limitation === undefined ? `platform: ${name}` : `platform: ${name} (${limitation})`);
+      output.text();
+      output.table(
+        [{ head: 'BUS' }, { head: 'DEVICES' }],
+        buses.map((bus) => [bus.name, bus.scans ? foundOn(bus.name, found) : 'are opened by name']),
+      );
+      output.text();
+      output.table(
+        [{ head: 'DRIVER' }, { head: 'CLASS' }, { head: 'BUSES' }, { head: 'IDS' }],
+        eal.drivers.map((driver) => [
+          driver.name,
+          driver.deviceClass ?? '',
+          driver.buses.join(', '),
+          driver.ids === undefined ? 'any' : driver.ids.map(idText).join(', '),
+        ]),
+      );
+      if (pci.length > 0) {
+        output.text();
+        printPci(output, pci);
+      }
+      printAllRdma(output, eal.platform, rdma);
+    }
+    const shown: object[] = [];
+    for (const each of names) {
+      signal.throwIfAborted();
+      try {
+        const device = await eal.probe(each);
+        printDevice(output, device);
+        const about = rdmaFacts(eal.platform, device.rdma?.name ?? '');
+        if (about.length > 0) printRdma(output, about);
+        shown.push({ ...deviceDocument(device), rdma: about.map(rdmaDocument)[0] });
+      } catch (error) {
+        output.complain(error);
+        shown.push({ name: each, ...failureDocument(error) });
+      }
+    }
+    output.document({
+      ok: !output.failed,
+      platform: name,
+      limitation,
+      buses,
+      found,
+      drivers,
+      rdma: rdma.map(rdmaDocument),
+      rdmaLimitation: eal.platform.verbs.limitation,
+      pci: pci.map(pciDocument),
+      devices: shown,
+    });
+  },
+};
+
+function foundOn(bus: string, found: readonly string[]): string {
+  const names = found.filter((name) => name.startsWith(`${bus}:`));
+  if (names.length === 0) return 'none';
+  return bus === 'pci' ? `${names.length}, see below` : names.join(', ');
+}
+
+function driverDocument({ name, deviceClass, buses, ids }: Driver): object {
+  return { name, class: deviceClass, buses, ids: ids?.map(idsDocument) };
+}
+
+/** `1234:11e8` */
+function idText({ vendor, device }: IdMatch): string {
+  return [vendor, device].map((id) => id?.toString(16).padStart(4, '0') ?? '*').join(':');
+}
+
+function deviceDocument(device: Device): object {
+  const { name, driver, ids, domain } = device;
+  const access = registersOf(device);
+  return {
+    ok: true,
+    name,
+    driver: driver?.name,
+    class: driver?.deviceClass,
+    ids: ids && idsDocument(ids),
+    regions: access?.regions.map((region) => ({ name: REGION_NAMES[region.index], ...region })),
+    interrupts: access && Object.fromEntries(INTERRUPT_KINDS.map((kind) => [kind, access.interruptCount(kind)])),
+    domain: domain && domainDocument(domain),
+  };
+}
+
+/** What a device has of registers; those of RDMA stay with their kernel driver, and give none. */
+function registersOf(device: Device): Device['access'] | undefined {
+  return device.rdma === undefined ? device.access : undefined;
+}
+
+function printDevice(output: Output, device: Device): void {
+  const { name, driver, ids, domain } = device;
+  const access = registersOf(device);
+  output.text(`${output.strong(name)}, driven by ${driver?.name ?? 'nothing'}`);
+  if (ids !== undefined) {
+    const classCode = ids.classCode.toString(16).padStart(6, '0');
+    const subsystem = idText({ vendor: ids.subsystemVendor, device: ids.subsystem });
+    output.text(`  ids         ${idText(ids)}, subsystem ${subsystem}, class ${classCode}`);
+  }
+  for (const [n, { index, size, readable, writable, notMapped }] of (access?.regions ?? []).entries()) {
+    const rights = `${readable ? 'r' : '-'}${writable ? 'w' : '-'}`;
+    const region = `${(REGION_NAMES[index] ?? String(index)).padEnd(6)} ${rights} ${formatSize(size)}${
+      notMapped === undefined ? '' : `, not mapped, so that each access is a message: ${notMapped}`
+    }`;
+    output.text(`  ${n === 0 ? 'regions   ' : '          '}  ${region}`);
+  }
+  if (access !== undefined) {
+    const interrupts = INTERRUPT_KINDS.filter((kind) => access.interruptCount(kind) > 0);
+    const kinds = interrupts.map((kind) => `${kind} ${access.interruptCount(kind)}`).join(', ');
+    output.text(`  interrupts  ${kinds === '' ? 'none' : kinds}`);
+  }
+  if (domain !== undefined)
+    for (const [n, line] of domainLines(domain).entries())
+      output.text(`  ${n === 0 ? 'domain    ' : '          '}  ${line}`);
+  output.text();
+}

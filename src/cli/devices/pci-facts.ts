@@ -1,0 +1,164 @@
+/** PCI functions, as commands tell them to people and to programs. */
+import { classKind, className, PciNames } from '../../bus/pci/names.js';
+import { KernelModules } from '../../bus/pci/modules.js';
+import { PciSysfs, type PciFunction } from '../../bus/pci/sysfs.js';
+import { usability, type PciUsability, type PciWay } from '../../bus/pci/usable.js';
+import { MachineUses } from '../../bus/pci/uses.js';
+import { hex, type IdMatch } from '../../index.js';
+import type { KernelPort } from '../../platform/ports.js';
+import { groupMembers, type GroupMember } from '../../vfio/facts.js';
+import type { Output } from '../output.js';
+
+/** All that is told about a function. */
+export interface PciFacts {
+  readonly fn: PciFunction;
+  /** Of its vendor and device, as far as they are known. */
+  readonly name: string;
+  /** The other members of its IOMMU group. */
+  readonly neighbours: readonly GroupMember[];
+  readonly usability: PciUsability;
+}
+
+/** Collects facts; what the system's lists say is read once. */
+export class PciReader {
+  readonly #kernel: KernelPort;
+  readonly #sysfs: PciSysfs;
+  readonly #names: PciNames;
+  readonly #modules: KernelModules;
+  readonly #uses: MachineUses;
+
+  constructor(kernel: KernelPort) {
+    this.#kernel = kernel;
+    this.#sysfs = new PciSysfs(kernel);
+    this.#names = new PciNames(kernel);
+    this.#modules = new KernelModules(kernel);
+    this.#uses = new MachineUses(kernel);
+  }
+
+  /** All functions there are. */
+  all(): PciFacts[] {
+    return this.#sysfs.scan().map((fn) => this.#about(fn));
+  }
+
+  /** Those of these addresses, as they are now; one that is not there any more is left out. */
+  some(addresses: readonly string[]): PciFacts[] {
+    return addresses.flatMap((address) => {
+      const fn = this.#sysfs.read(address);
+      return fn === undefined ? [] : [this.#about(fn)];
+    });
+  }
+
+  #about(fn: PciFunction): PciFacts {
+    const members = fn.group === undefined ? [] : groupMembers(this.#kernel, fn.group);
+    return {
+      fn,
+      name: this.#names.describe(fn.ids),
+      neighbours: members.filter(({ name }) => name !== fn.address),
+      usability: usability(this.#sysfs, fn, this.#modules, this.#uses),
+    };
+  }
+}
+
+/** A function for programs. */
+export function pciDocument({ fn, name, neighbours, usability }: PciFacts): object {
+  const { uses, unknown, ...usable } = usability;
+  const { address, ids, revision, driver, driverOverride, group, node, interfaces, vfioName, resources } = fn;
+  return {
+    address,
+    kind: classKind(ids.classCode),
+    class: className(ids.classCode),
+    name,
+    ids: idsDocument(ids),
+    revision,
+    driver,
+    driverOverride,
+    group,
+    sharesGroupWith: neighbours,
+    numaNode: node,
+    interfaces,
+    vfioDevice: vfioName,
+    resources: resources.map(({ start, ...rest }) => ({ start: hex(start), ...rest })),
+    ...usable,
+    usedBy: uses.map(({ text }) => text),
+    usesNotKnown: unknown.map(({ reason }) => reason),
+  };
+}
+
+/** `{ vendor: '0x1234', ... }` */
+export function idsDocument(ids: IdMatch): object {
+  const entries = Object.entries<number | undefined>({ ...ids });
+  return Object.fromEntries(entries.map(([key, value]) => [key, value === undefined ? undefined : hex(value)]));
+}
+
+/** Functions by kind, each with what it takes to use it; bridges come last. */
+export function printPci(output: Output, all: readonly PciFacts[]): void {
+  const kinds = new Map<string, PciFacts[]>();
+  for (const each of [...all].sort((a, b) => Number(isBridge(a)) - Number(isBridge(b)))) {
+    const kind = classKind(each.fn.ids.classCode);
+    kinds.set(kind, [...(kinds.get(kind) ?? []), each]);
+  }
+  const columns = ['PCI', 'NAME', 'DRIVER', 'GROUP', 'SHARED WITH', 'NODE', 'USABLE NOW'].map((head) => ({ head }));
+  const rows: string[][] = [];
+  for (const [kind, members] of kinds) {
+    rows.push([output.strong(kind)]);
+    for (const { fn, name, neighbours, usability } of members)
+      rows.push([
+        `  ${fn.address}`,
+        [name, ...fn.interfaces.map((each) => `(${each})`)].join(' '),
+        fn.driver ?? '-',
+        String(fn.group ?? '-'),
+        neighbours.map((each) => each.name).join(' ') || '-',
+        String(fn.node ?? '-'),
+        usableText(usability),
+      ]);
+  }
+  output.table(columns, rows);
+  // Nobody who only looks is told to unmount the root, or to take the network down.
+  const free = all.filter(({ usability }) => !usability.inUse);
+  printTodo(output, free);
+  if (free.length === all.length) return;
+  output.text();
+  output.text(
+    'Nothing is proposed for those that are in use: "anydma bind --dry-run DEVICE" says what would end that.',
+  );
+}
+
+/** Nobody wants to use one; what keeps others from being used says so itself. */
+function isBridge({ fn }: PciFacts): boolean {
+  return classKind(fn.ids.classCode) === 'bridge';
+}
+
+const WAYS: Readonly<Record<PciWay, string>> = {
+  iommufd: 'by iommufd',
+  group: 'by its group',
+  'no-iommu': 'without any protection',
+};
+
+/** `yes, by iommufd or by its group`, or `no: ` and why. */
+export function usableText({ usable, ways, problems }: PciUsability): string {
+  if (usable) return `yes, ${ways.map((way) => WAYS[way]).join(' or ')}`;
+  return `no: ${problems[0]?.reason ?? 'it is not known why'}`;
+}
+
+/** What there is to do before the functions can be used: each thing once, with the functions that it is for. */
+export function printTodo(output: Output, all: readonly PciFacts[]): void {
+  const unusable = all.filter((each) => !each.usability.usable && !isBridge(each));
+  const steps = new Map<string, string[]>();
+  for (const { fn, usability } of unusable)
+    for (const { todo } of usability.problems) {
+      const step = todo.replaceAll(fn.address, 'DEVICE');
+      const addresses = steps.get(step) ?? [];
+      if (!addresses.includes(fn.address)) steps.set(step, [...addresses, fn.address]);
+    }
+  if (steps.size === 0) return;
+  output.text();
+  output.text('To use those that can not be used now:');
+  for (const [step, addresses] of steps) output.text(`  - ${stepText(step, addresses, unusable.length)}`);
+}
+
+/** `anydma bind DEVICE, for DEVICE 0000:00:02.0 0000:00:03.0`; nobody is named where it is for all. */
+function stepText(step: string, addresses: readonly string[], all: number): string {
+  const [first] = addresses;
+  if (!step.includes('DEVICE')) return addresses.length === all ? step : `${step} (for ${addresses.join(' ')})`;
+  return addresses.length === 1 ? step.replaceAll('DEVICE', first) : `${step}, for DEVICE ${addresses.join(' ')}`;
+}

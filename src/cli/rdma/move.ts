@@ -1,0 +1,386 @@
+/** `anydma rdma write`, `read` and `send`: the client's side. */
+import { randomInt } from 'node:crypto';
+import {
+  connectToPeer,
+  DmaError,
+  Eal,
+  formatSize,
+  hex,
+  isDmaError,
+  type AnnouncedMemory,
+  type Device,
+  type PeerSession,
+  type Platform,
+  type QueuePair,
+} from '../../index.js';
+import { KiB } from '../../units.js';
+import type { Context } from '../command.js';
+import { takeMemory, type Mode, type Reached } from '../demo/modes.js';
+import type { Output } from '../output.js';
+import { openRdmaDevice } from './device.js';
+import { fillPattern, wrongAt } from './pattern.js';
+import { MOST, PATIENCE, refusalOf, type Verb } from './protocol.js';
+import { LOCAL_ACCESS, Pump } from './pump.js';
+import { formatMicroseconds } from '../demo/timing.js';
+
+/** Where a server is. */
+export interface Place {
+  readonly host: string;
+  readonly port: number;
+}
+
+export interface RdmaMoveOptions {
+  readonly to: Place;
+  readonly device?: string;
+  readonly gidIndex?: number;
+  readonly mode: Mode;
+  /** bytes of memory */
+  readonly size: number;
+  /** bytes of a request */
+  readonly block: number;
+  readonly depth: number;
+  readonly iterations: number;
+  readonly afterUnmap?: boolean;
+}
+
+/** How long single requests take, as the document tells it; microseconds. */
+interface Latency {
+  readonly requests: number;
+  readonly least: number;
+  readonly median: number;
+  readonly average: number;
+  readonly percentile99: number;
+}
+
+/** What trying once more came to, after the server had unmapped its memory. */
+interface AfterUnmap {
+  readonly refused: boolean;
+  readonly code?: string;
+  readonly reason?: string;
+  readonly explain?: string;
+}
+
+/** Blocks up to this size have their latency measured. bytes */
+const SMALL = 64 * KiB;
+/** By so many requests. */
+const SAMPLES = 1000;
+/** Bytes of the access that has to be refused, at most. */
+const LATE_ACCESS = 4 * KiB;
+
+/** How much later than its queue pair's the end of a server is heard of, in milliseconds. */
+const PARTING = 500;
+
+/** What each does, for people. */
+const DID: Readonly<Record<Verb, string>> = { write: 'written to', read: 'read from', send: 'sent to' };
+
+/** Moves data between memory of this process and memory of the server, checks it, and tells how fast that was. */
+export async function moveRdma(
+  verb: Verb,
+  options: RdmaMoveOptions,
+  context: Context,
+  platform: Platform,
+): Promise<void> {
+  const { output, signal } = context;
+  const { size, depth, iterations, mode, gidIndex } = options;
+  const block = Math.min(options.block, size, MOST.block);
+  const onNotice = (text: string): void => output.text(`Note: ${text}.`);
+  await using eal = await Eal.start({ platform, origins: false, onForgotten: () => undefined, memory: { onNotice } });
+  const { device, rdma } = await openRdmaDevice(eal, options.device);
+  const label = `${formatSize(size)} of memory`;
+  await using memory = await takeMemory(mode, { eal, device, signal }, size, { label, access: LOCAL_ACCESS[verb] });
+  // The server can do nothing to memory here.
+  using pair = rdma.createQueuePair({ sends: depth, receives: 1, gidIndex, remote: 'none' });
+  using session = await connectToPeer({
+    ...options.to,
+    timeoutMs: PATIENCE,
+    hello: { pairs: [pair.address], memory: [], data: { verb, size, block, depth } },
+  });
+  const { peer } = session;
+  const refused = refusalOf(session.hello.data, peer);
+  if (refused !== undefined) throw refused;
+  const remote = remoteMemory(verb, session, size);
+  await session.join(pair);
+  output.text(`${output.strong(device.name)} (${pair.address.gid}) is connected with ${peer}.`);
+
+  const stop = new AbortController();
+  signal.addEventListener('abort', () => stop.abort(signal.reason), { once: true });
+  void session.ended.then((error) => stop.abort(error));
+  const transfer = new Transfer(
+    { verb, size, block, depth, iterations },
+    { device, memory, pair, remote, session },
+    { ...context, signal: stop.signal },
+  );
+  const result = await transfer.run();
+  const after = options.afterUnmap === true ? await transfer.tryAfterUnmap() : undefined;
+  signal.throwIfAborted();
+
+  const { verified, seconds, gigabytesPerSecond, requestsPerSecond, latency } = result;
+  const ok = verified && after?.refused !== false;
+  output.text();
+  printResult(output, { verb, mode, size, block, depth, iterations }, result);
+  if (after !== undefined) printAfter(output, after);
+  output.document({
+    ok,
+    verb,
+    device: rdma.name,
+    gid: pair.address.gid,
+    peer,
+    ...{ mode, size, block, depth, iterations },
+    local: {
+      va: hex(memory.va),
+      length: memory.length,
+      source: memory.source,
+      mapMicroseconds: memory.mapMicroseconds,
+    },
+    remote: remote && { address: hex(remote.address), length: remote.length, rkey: hex(remote.rkey) },
+    bytesMoved: size * iterations,
+    ...{ seconds, gigabytesPerSecond, requestsPerSecond, latency, verified },
+    afterUnmap: after,
+  });
+  if (!verified) output.complain(notVerified(verb, device, result.wrongAt));
+  if (after?.refused === false) output.complain(notRefused(device));
+}
+
+/** Where the server's memory is. @throws DmaError EPROTO when it does not say, or says too little */
+function remoteMemory(verb: Verb, { hello, peer }: PeerSession, size: number): AnnouncedMemory | undefined {
+  const [memory] = hello.memory;
+  if (verb === 'send') return undefined;
+  if (memory !== undefined && memory.length >= size) return memory;
+  throw new DmaError({
+    code: 'EPROTO',
+    operation: 'rdma',
+    reason: `${peer} has not told of memory of ${formatSize(size)}`,
+  });
+}
+
+/** What a transfer came to. */
+interface Result {
+  readonly verified: boolean;
+  /** The first byte that is not as it should be; -1 when there is none */
+  readonly wrongAt: number;
+  readonly seconds: number;
+  /** 10^9 bytes a second */
+  readonly gigabytesPerSecond: number;
+  readonly requestsPerSecond: number;
+  /** Of small requests only. */
+  readonly latency: Latency | undefined;
+}
+
+/** How a transfer is done. */
+interface Plan {
+  readonly verb: Verb;
+  readonly size: number;
+  readonly block: number;
+  readonly depth: number;
+  readonly iterations: number;
+}
+
+/** What a transfer is done with. */
+interface Means {
+  readonly device: Device;
+  readonly memory: Reached;
+  readonly pair: QueuePair;
+  readonly remote: AnnouncedMemory | undefined;
+  readonly session: PeerSession;
+}
+
+/** One transfer over a connected queue pair. */
+class Transfer {
+  readonly #plan: Plan;
+  readonly #means: Means;
+  readonly #context: Context;
+  readonly #pump: Pump;
+  readonly #seed = randomInt(2 ** 32);
+
+  /** @param context its signal is also that of the server's leaving */
+  constructor(plan: Plan, means: Means, context: Context) {
+    this.#plan = plan;
+    this.#means = means;
+    this.#context = context;
+    const { memory, pair, remote } = means;
+    this.#pump = new Pump(pair, { ...plan, local: { va: memory.va, length: plan.size }, remote });
+  }
+
+  async run(): Promise<Result> {
+    const { verb, size, block, iterations } = this.#plan;
+    const { output, signal } = this.#context;
+    const isRead = verb === 'read';
+    if (isRead) await this.#pieces('filling', (offset, length) => this.#ask('fill', offset, length));
+    else
+      await this.#pieces('filling', (offset, length) => fillPattern(this.#bytes(offset, length), this.#seed, offset));
+
+    const before = this.#pump.requests;
+    let milliseconds: number;
+    {
+      using progress = output.progress(verb, size * iterations);
+      const started = performance.now();
+      await this.#explained(this.#pump.run(iterations, { onProgress: (done) => progress.update(done), signal }));
+      milliseconds = performance.now() - started;
+    }
+    const requests = this.#pump.requests - before;
+
+    let wrong = -1;
+    await this.#pieces('checking', async (offset, length) => {
+      if (wrong >= 0) return;
+      wrong = isRead
+        ? wrongAt(this.#bytes(offset, length), this.#seed, offset)
+        : Number(await this.#ask('check', offset, length));
+    });
+    const latency =
+      block <= SMALL ? latencyOf(await this.#explained(this.#pump.latencies(SAMPLES, { signal }))) : undefined;
+    return {
+      verified: wrong === -1,
+      wrongAt: wrong,
+      seconds: Number((milliseconds / 1000).toPrecision(4)),
+      gigabytesPerSecond: Number(((size * iterations) / milliseconds / 1e6).toPrecision(4)),
+      requestsPerSecond: Math.round((requests / milliseconds) * 1000),
+      latency,
+    };
+  }
+
+  /** Has the server unmap its memory, and tries it once more. */
+  async tryAfterUnmap(): Promise<AfterUnmap> {
+    const { verb, size } = this.#plan;
+    const { memory, remote, pair, session } = this.#means;
+    if (remote === undefined) return { refused: false };
+    await session.ask('withdraw', {});
+    const local = { va: memory.va, length: Math.min(size, LATE_ACCESS) };
+    try {
+      if (verb === 'read') await pair.read({ local, remote });
+      else await pair.write({ local, remote });
+      return { refused: false };
+    } catch (error) {
+      if (!isDmaError(error, 'EACCES')) throw error;
+      return { refused: true, code: error.code, reason: error.reason, explain: error.hint };
+    }
+  }
+
+  #bytes(offset: number, length: number): Uint8Array {
+    return this.#means.memory.bytes(offset, length);
+  }
+
+  #ask(name: 'fill' | 'check', offset: number, length: number): Promise<unknown> {
+    const messages = this.#plan.verb === 'send' ? this.#pump.requests : 0;
+    return this.#means.session.ask(name, { seed: this.#seed, offset, length, messages });
+  }
+
+  /** Works on the memory piece by piece, so that signals are heard and progress is seen. */
+  async #pieces(what: string, work: (offset: number, length: number) => unknown): Promise<void> {
+    const { size } = this.#plan;
+    const { output, signal } = this.#context;
+    using progress = output.progress(what, size);
+    for (let offset = 0; offset < size; offset += MOST.piece) {
+      await new Promise((resolve) => setImmediate(resolve));
+      signal.throwIfAborted();
+      const length = Math.min(MOST.piece, size - offset);
+      await work(offset, length);
+      progress.update(offset + length);
+    }
+  }
+
+  /** Adds to the failure of a request what is known about the memory: by the server, when it was the one that refused. */
+  async #explained<T>(work: Promise<T>): Promise<T> {
+    try {
+      return await work;
+    } catch (error) {
+      const { failed } = this.#pump;
+      if (failed === undefined || !isDmaError(error)) throw error;
+      const { device, memory, remote, session } = this.#means;
+      const { offset, length, isByPeer } = failed;
+      const named = error.with({ device: device.name });
+      if (error.code === 'ETIMEDOUT') {
+        // Was it the server that left? It may be heard of a little later.
+        const late = new Promise<undefined>((resolve) => setTimeout(resolve, PARTING, undefined));
+        const gone = await Promise.race([session.ended, late]);
+        if (gone !== undefined) throw gone.with({ cause: named });
+      }
+      if (!isByPeer || remote === undefined) {
+        if (error.code !== 'EACCES') throw named;
+        throw named.with({ hint: device.explain(memory.iova + offset, length).text });
+      }
+      const access = this.#plan.verb === 'read' ? 'read' : 'write';
+      const part = { address: remote.address + offset, length, rkey: remote.rkey };
+      const text = await session.explain(part, access).catch(() => undefined);
+      throw text === undefined ? named : named.with({ hint: `the server says: ${text}` });
+    }
+  }
+}
+
+function latencyOf(times: Float64Array): Latency {
+  const sorted = times.slice().sort();
+  const at = (part: number): number => tenths(sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * part))]);
+  const average = sorted.reduce((sum, each) => sum + each, 0) / sorted.length;
+  return { requests: sorted.length, least: at(0), median: at(0.5), average: tenths(average), percentile99: at(0.99) };
+}
+
+function tenths(value: number): number {
+  return Math.round(value * 10) / 10;
+}
+
+function printResult(output: Output, plan: Plan & { readonly mode: Mode }, result: Result): void {
+  const { verb, mode, size, block, depth, iterations } = plan;
+  const { gigabytesPerSecond, requestsPerSecond, verified, latency, seconds } = result;
+  output.table(
+    [
+      { head: 'VERB' },
+      { head: 'MODE' },
+      { head: 'MEMORY', align: 'right' },
+      { head: 'BLOCK', align: 'right' },
+      { head: 'AT ONCE', align: 'right' },
+      { head: 'BYTES MOVED', align: 'right' },
+      { head: 'SECONDS', align: 'right' },
+      { head: 'GB/s', align: 'right' },
+      { head: 'REQUESTS/s', align: 'right' },
+      { head: 'VERIFIED' },
+    ],
+    [
+      [
+        verb,
+        mode,
+        formatSize(size),
+        formatSize(block),
+        String(depth),
+        String(size * iterations),
+        String(seconds),
+        gigabytesPerSecond >= 0.1 ? gigabytesPerSecond.toFixed(2) : String(Number(gigabytesPerSecond.toPrecision(2))),
+        String(requestsPerSecond),
+        verified ? output.good('yes') : output.bad('NO'),
+      ],
+    ],
+  );
+  output.text();
+  if (verified)
+    output.text(
+      verb === 'read'
+        ? 'All that was read is what the server had put there.'
+        : `All that was ${DID[verb]} the server is there, as the server finds.`,
+    );
+  if (latency === undefined) return;
+  const { requests, least, median, average, percentile99 } = latency;
+  const [a, b, c, d] = [least, median, average, percentile99].map(formatMicroseconds);
+  output.text(`Latency of ${requests} single requests: least ${a}, median ${b}, average ${c}, 99% within ${d}.`);
+}
+
+function printAfter(output: Output, { refused, reason, explain }: AfterUnmap): void {
+  const verdict = refused ? output.good('was refused') : output.bad('was NOT refused');
+  output.text();
+  output.text(
+    `After the server had unmapped its memory, the next access ${verdict}${reason === undefined ? '' : `: ${reason}`}`,
+  );
+  if (explain !== undefined) output.text(`  ${explain}`);
+}
+
+function notVerified(verb: Verb, device: Device, at: number): DmaError {
+  return new DmaError({
+    code: 'EIO',
+    operation: verb,
+    device: device.name,
+    reason: `byte ${at} of what arrived is not what it should be`,
+    hint: 'requests were acknowledged, so that a device, or the way to memory on either side, is broken',
+  });
+}
+
+function notRefused(device: Device): DmaError {
+  const reason = 'the server still lets its memory be used after it was unmapped';
+  return new DmaError({ code: 'EIO', operation: 'rdma', device: device.name, reason });
+}

@@ -1,0 +1,682 @@
+/**
+ * Hands out blocks of the address ranges that it was given. It knows addresses only: no pages, no devices, and not the
+ * memory itself, into which nothing is ever written; what a program or a device writes outside of its block can not
+ * harm the allocator.
+ *
+ * Every byte that was given is in one *block*, free or allocated. Blocks are rows of typed arrays, chained in address
+ * order; {@link StartIndex} finds a block by its start and by an address inside. Free blocks are also in lists by size
+ * class, 32 classes between one power of two and the next (Masmano et al., "TLSF: a new dynamic memory allocator for
+ * real-time systems", 2004), with a bit for each list that is not empty. So an allocation takes a block of nearly the
+ * right size in constant time; it looks at all blocks that are large enough only when none of those suits, so that it
+ * fails only when there is no room. What it has looked at in vain it remembers ({@link Examined}), and does not look at again.
+ */
+import { DmaError, invalid } from '../../errors.js';
+import { Range } from '../../ranges.js';
+import { isPowerOfTwo } from '../../units.js';
+import { Examined, type RunOf, type Wanted } from './examined.js';
+import { LargestFirst } from './largest-first.js';
+import { LINE, StartIndex } from './start-index.js';
+
+/** How many classes lie between one power of two of lines and the next. */
+const STEPS = 32;
+/** Classes of every size up to 2^53 bytes: one for each size below {@link STEPS} lines, then STEPS for each doubling. */
+const CLASSES = 64 + STEPS * 41;
+/**
+ * So many blocks near the right size are tried before one is taken that is surely large enough. More finds a tighter fit
+ * among blocks that alignment makes unsuitable, at the price of the time for looking at them.
+ */
+const PATIENCE = 8;
+/** The largest of so many blocks is found by looking at each; of more it is kept in order from then on. */
+const FEW = 64;
+
+/** Is the block in nobody's hands? */
+const FREE = 0;
+const ALLOCATED = 1;
+
+/** A block as a dump shows it. */
+export interface BlockInfo {
+  readonly start: number;
+  /** bytes */
+  readonly size: number;
+  /** What {@link BlockAllocator.addRange} was told. */
+  readonly region: number;
+  readonly free: boolean;
+}
+
+/**
+ * An allocator over address ranges. Blocks begin at multiples of 64 and have lengths that are multiples of 64.
+ *
+ * All sizes are bytes, all addresses integers in [0, 2^53). The hot calls ({@link allocate}, {@link free}, {@link resize},
+ * the look-ups) never throw and make no garbage: what can not be done gives -1 or false and changes nothing.
+ */
+export class BlockAllocator {
+  // One row a block. `before` and `after` are the neighbours in address order, -1 at the ends; `newer` and `older` those in
+  // the list of its class. Rows that no block has are chained by `after`.
+  #starts = new Float64Array(64);
+  #sizes = new Float64Array(64);
+  #regions = new Float64Array(64);
+  #states = new Uint8Array(64);
+  #before = new Int32Array(64);
+  #after = new Int32Array(64);
+  #newer = new Int32Array(64);
+  #older = new Int32Array(64);
+  /** The first row of the chain of unused rows, -1 when it is empty; rows from `#rows` on were never used. */
+  #unused = -1;
+  #rows = 0;
+
+  readonly #index = new StartIndex();
+  /** The block with the lowest address, -1 when there is none. */
+  #first = -1;
+  /** The newest and the oldest free block of each class, -1 when it has none. */
+  readonly #heads = new Int32Array(CLASSES).fill(-1);
+  readonly #tails = new Int32Array(CLASSES).fill(-1);
+  /** What was looked at in vain; absent until a search was long. */
+  #examined: Examined | undefined;
+  /** Blocks of a class in the order of their sizes, where the largest one was asked for. */
+  readonly #ordered = new Map<number, LargestFirst>();
+  /** A bit for each class that has a free block, and a bit for each word of these that is not 0. */
+  readonly #classBits = new Int32Array(CLASSES / 32);
+  readonly #wordBits = new Int32Array(Math.ceil(CLASSES / 1024));
+
+  #total = 0;
+  #free = 0;
+  #freeBlocks = 0;
+  #allocatedBlocks = 0;
+  /** Bytes of the largest free block, -1 when that has to be found out. */
+  #greatest = 0;
+  /** Where in the block that `#find` found. */
+  #place = 0;
+
+  /** Bytes that were added and not removed. */
+  get totalBytes(): number {
+    return this.#total;
+  }
+
+  /** Bytes that are not allocated. */
+  get freeBytes(): number {
+    return this.#free;
+  }
+
+  /** Bytes in allocated blocks, the rounding to 64 included. */
+  get allocatedBytes(): number {
+    return this.#total - this.#free;
+  }
+
+  /** How many blocks are allocated. */
+  get allocatedBlocks(): number {
+    return this.#allocatedBlocks;
+  }
+
+  /** How many pieces the free memory is in. */
+  get freeBlocks(): number {
+    return this.#freeBlocks;
+  }
+
+  /** Bytes of the largest free block. O(log n), amortised. */
+  get greatestFree(): number {
+    if (this.#greatest < 0) {
+      const block = this.#largest();
+      this.#greatest = block < 0 ? 0 : this.#sizes[block];
+    }
+    return this.#greatest;
+  }
+
+  /**
+   * Adds free memory. It merges with free memory beside it that has the same `region`, and no other: a block never
+   * reaches over two regions (DPDK: memory of two memseg lists never merges).
+   *
+   * @param start a multiple of 64 @param length bytes, a multiple of 64 @param region any number
+   * @throws DmaError EINVAL for impossible ranges, EEXIST when some of it was added already
+   */
+  addRange(start: number, length: number, region = 0): void {
+    const { end } = checkedRange('addRange', start, length);
+    const below = this.#index.floor(end - 1);
+    if (below >= 0 && this.#starts[below] + this.#sizes[below] > start) {
+      throw new DmaError({
+        code: 'EEXIST',
+        operation: 'addRange',
+        reason: 'some of it was added already',
+        range: new Range(start, length),
+      });
+    }
+    this.#makeRoom();
+    const block = this.#insert(below, start, length, region);
+    this.#total += length;
+    this.#free += length;
+    this.#release(block);
+  }
+
+  /**
+   * Takes free memory away. A free block that reaches beyond the range is cut.
+   *
+   * @returns false, and nothing changes, unless all of the range is free memory
+   * @throws DmaError EINVAL for impossible ranges
+   */
+  removeRange(start: number, length: number): boolean {
+    const { end } = checkedRange('removeRange', start, length);
+    let block = this.#index.floor(start);
+    for (let at = start, next = block; at < end; next = this.#after[next]) {
+      if (next < 0 || this.#states[next] !== FREE || this.#starts[next] > at) return false;
+      at = this.#starts[next] + this.#sizes[next];
+    }
+    this.#makeRoom();
+    while (block >= 0 && this.#starts[block] < end) {
+      const next = this.#after[block];
+      const from = this.#starts[block];
+      const rest = from + this.#sizes[block] - end;
+      this.#unlist(block);
+      if (rest > 0) this.#list(this.#insert(block, end, rest, this.#regions[block]));
+      if (from < start) {
+        this.#sizes[block] = start - from;
+        this.#list(block);
+      } else {
+        this.#drop(block);
+      }
+      block = next;
+    }
+    this.#total -= length;
+    this.#free -= length;
+    return true;
+  }
+
+  /**
+   * Allocates a block.
+   *
+   * @param size bytes; rounded up to a multiple of 64
+   * @param alignment of the start: a power of two; less than 64 (0 included) means 64
+   * @param boundary the block does not reach over a multiple of this power of two; 0 for none
+   * @param runOf the block lies within one run
+   * @returns the start of the block, -1 when there is no room or the arguments are impossible
+   */
+  allocate(size: number, alignment = LINE, boundary = 0, runOf?: RunOf): number {
+    // So written that NaN is refused, and no sum of what remains can pass 2^53 unnoticed.
+    if (!(size > 0 && size <= this.#free)) return -1;
+    const length = upToLine(size);
+    if (alignment !== LINE || boundary !== 0) {
+      if (!isGranule(alignment) || !isGranule(boundary) || (boundary !== 0 && boundary < length)) return -1;
+      if (alignment < LINE) alignment = LINE;
+    }
+    const block = this.#find(length, alignment, boundary, runOf);
+    if (block < 0) return -1;
+    const start = this.#place;
+    this.#take(block, start, length);
+    return start;
+  }
+
+  /**
+   * Allocates the block at `start`.
+   *
+   * @param start a multiple of 64 @param size bytes; rounded up to a multiple of 64
+   * @returns false when that memory is not all free, or lies in two regions
+   */
+  allocateAt(start: number, size: number): boolean {
+    if (!(size > 0 && size <= this.#free) || start % LINE !== 0) return false;
+    const length = upToLine(size);
+    const block = this.#index.floor(start);
+    if (block < 0 || this.#states[block] !== FREE) return false;
+    if (start > this.#starts[block] + this.#sizes[block] - length) return false;
+    this.#take(block, start, length);
+    return true;
+  }
+
+  /**
+   * Allocates the largest block that there is room for; {@link sizeOf} tells how large that is. Arguments and result are
+   * those of {@link allocate}.
+   */
+  allocateLargest(alignment = LINE, boundary = 0, runOf?: RunOf): number {
+    if (!isGranule(alignment) || !isGranule(boundary) || (boundary !== 0 && boundary < LINE)) return -1;
+    if (alignment < LINE) alignment = LINE;
+    if (alignment === LINE && boundary === 0 && runOf === undefined) {
+      const block = this.#largest();
+      if (block < 0) return -1;
+      const start = this.#starts[block];
+      this.#take(block, start, this.#sizes[block]);
+      return start;
+    }
+    const limit = boundary === 0 ? Infinity : boundary;
+    let best = -1;
+    let bestStart = 0;
+    let bestLength = 0;
+    for (let sizes = this.#lastClass(CLASSES); sizes >= 0; sizes = this.#lastClass(sizes)) {
+      if (bestLength === limit || bestLength >= leastOf(sizes + 1) - LINE) break;
+      for (let block = this.#heads[sizes]; block >= 0; block = this.#older[block]) {
+        const end = this.#starts[block] + this.#sizes[block];
+        let at = alignUp(this.#starts[block], alignment);
+        while (bestLength < limit && end - at > bestLength) {
+          const stop = boundary === 0 ? end : Math.min(end, alignDown(at, boundary) + boundary);
+          const run = runOf === undefined ? stop - at : Math.min(stop - at, runOf(at, stop - at));
+          const length = alignDown(run, LINE);
+          if (length > bestLength) {
+            best = block;
+            bestStart = at;
+            bestLength = length;
+          }
+          at = alignUp(at + Math.max(run, LINE), alignment);
+        }
+      }
+    }
+    if (best < 0) return -1;
+    this.#take(best, bestStart, bestLength);
+    return bestStart;
+  }
+
+  /**
+   * Frees the block that starts at `start`, and merges it with the free memory beside it.
+   *
+   * @returns bytes freed; -1, and nothing changes, when no allocated block starts there (a second free, a wild address)
+   */
+  free(start: number): number {
+    const block = this.#allocatedAt(start);
+    if (block < 0) return -1;
+    const size = this.#sizes[block];
+    this.#free += size;
+    this.#allocatedBlocks--;
+    this.#release(block);
+    return size;
+  }
+
+  /**
+   * Makes the block at `start` shorter, or longer when the memory behind it is free and of the same region. The boundary
+   * and the runs that it was allocated with are not looked at: who wants them kept asks first.
+   *
+   * @param size bytes; rounded up to a multiple of 64
+   * @returns false, and nothing changes, when no allocated block starts there or it can not grow in place
+   */
+  resize(start: number, size: number): boolean {
+    const block = this.#allocatedAt(start);
+    if (block < 0 || !(size > 0 && size <= this.#total)) return false;
+    const length = upToLine(size);
+    const old = this.#sizes[block];
+    if (length === old) return true;
+    const next = this.#after[block];
+    const neighbour = next >= 0 && this.#states[next] === FREE && this.#areJoined(block, next) ? next : -1;
+    const rest = old - length + (neighbour < 0 ? 0 : this.#sizes[neighbour]);
+    if (rest < 0) return false;
+    if (neighbour >= 0) {
+      this.#unlist(neighbour);
+      this.#drop(neighbour);
+    }
+    this.#sizes[block] = length;
+    this.#free += old - length;
+    if (rest > 0) {
+      this.#makeRoom();
+      this.#list(this.#insert(block, start + length, rest, this.#regions[block]));
+    }
+    return true;
+  }
+
+  /** Bytes of the allocated block that starts at `start`, at least what was asked for; -1 when there is none. */
+  sizeOf(start: number): number {
+    const block = this.#allocatedAt(start);
+    return block < 0 ? -1 : this.#sizes[block];
+  }
+
+  /**
+   * A number of the allocated block that starts at `start`, for tables beside the allocator: small, and the block's alone
+   * until it is freed, also when it is resized. -1 when there is none.
+   */
+  numberOf(start: number): number {
+    return this.#allocatedAt(start);
+  }
+
+  /** The start of the allocated block that holds `address`; -1 when there is none. */
+  blockAt(address: number): number {
+    return this.#startAround(address, ALLOCATED);
+  }
+
+  /** The start of the free block that holds `address`: as much as is free around it in its region. -1 when there is none. */
+  freeAt(address: number): number {
+    return this.#startAround(address, FREE);
+  }
+
+  /** Bytes of the free block that starts at `start`; -1 when there is none. */
+  freeSizeOf(start: number): number {
+    const block = this.#index.get(start);
+    return block < 0 || this.#states[block] !== FREE ? -1 : this.#sizes[block];
+  }
+
+  /**
+   * All blocks in address order, or those that have a byte in [from, to). The allocator may be changed meanwhile: the next one is
+   * that behind the last one's start.
+   */
+  *blocks(from = 0, to = Infinity): IterableIterator<BlockInfo> {
+    const before = this.#index.floor(from);
+    let block = before < 0 ? this.#first : before;
+    if (before >= 0 && this.#starts[before] + this.#sizes[before] <= from) block = this.#after[before];
+    while (block >= 0 && this.#starts[block] < to) {
+      const start = this.#starts[block];
+      const free = this.#states[block] === FREE;
+      yield { start, size: this.#sizes[block], region: this.#regions[block], free };
+      const below = this.#index.floor(start);
+      block = below < 0 ? this.#first : this.#after[below];
+    }
+  }
+
+  #allocatedAt(start: number): number {
+    const block = this.#index.get(start);
+    return block >= 0 && this.#states[block] === ALLOCATED ? block : -1;
+  }
+
+  #startAround(address: number, state: number): number {
+    const block = this.#index.floor(address);
+    if (block < 0 || this.#states[block] !== state) return -1;
+    const start = this.#starts[block];
+    return address < start + this.#sizes[block] ? start : -1;
+  }
+
+  /** A free block with room for `length` bytes, which is at `#place`; -1 when there is none. */
+  #find(length: number, alignment: number, boundary: number, runOf: RunOf | undefined): number {
+    // Classes from this one on have room whatever the start of the block is.
+    const sure =
+      boundary === 0 && runOf === undefined ? classOf((length + alignment - LINE) / LINE - 1) + 1 : Number.MAX_VALUE;
+    let tried = 0;
+    let wanted: Wanted | undefined;
+    for (let sizes = this.#nextClass(classOf(length / LINE)); sizes >= 0; sizes = this.#nextClass(sizes + 1)) {
+      let end = -1;
+      if (this.#examined !== undefined) {
+        wanted ??= { length, alignment, boundary, runOf };
+        if (this.#examined.covers(sizes, wanted)) end = this.#examined.from[sizes];
+      }
+      let passed = 0;
+      let found = -1;
+      for (let block = this.#heads[sizes]; block !== end; block = this.#older[block]) {
+        const place = this.#placeIn(block, length, alignment, boundary, runOf);
+        if (place >= 0) {
+          this.#place = place;
+          found = block;
+          break;
+        }
+        passed++;
+        if (++tried === PATIENCE && sure < CLASSES) {
+          const certain = this.#nextClass(sure);
+          if (certain >= 0) {
+            this.#place = alignUp(this.#starts[this.#heads[certain]], alignment);
+            return this.#heads[certain];
+          }
+        }
+      }
+      if (passed > PATIENCE) this.#passOver(sizes, found, (wanted ??= { length, alignment, boundary, runOf }));
+      if (found >= 0) return found;
+    }
+    return -1;
+  }
+
+  /** Notes that the blocks of a class before `found` (-1: all) are unsuitable: they become older than those not looked at. */
+  #passOver(sizes: number, found: number, wanted: Wanted): void {
+    const examined = (this.#examined ??= new Examined(CLASSES));
+    if (!examined.covers(sizes, wanted)) examined.begin(sizes, wanted);
+    const first = this.#heads[sizes];
+    const end = examined.from[sizes];
+    if (found >= 0) {
+      const last = this.#newer[found];
+      const before = end < 0 ? this.#tails[sizes] : this.#newer[end];
+      this.#heads[sizes] = found;
+      this.#newer[found] = -1;
+      this.#older[before] = first;
+      this.#newer[first] = before;
+      this.#older[last] = end;
+      if (end < 0) this.#tails[sizes] = last;
+      else this.#newer[end] = last;
+    }
+    examined.from[sizes] = first;
+  }
+
+  /** The lowest place for `length` bytes in a block; -1 when it has none. */
+  #placeIn(block: number, length: number, alignment: number, boundary: number, runOf: RunOf | undefined): number {
+    const start = this.#starts[block];
+    const last = start + this.#sizes[block] - length;
+    let at = alignment === LINE ? start : alignUp(start, alignment);
+    while (at <= last) {
+      if (boundary !== 0) {
+        const edge = alignDown(at, boundary) + boundary;
+        if (edge - at < length) {
+          at = alignUp(edge, alignment);
+          continue;
+        }
+      }
+      if (runOf === undefined) return at;
+      const run = runOf(at, length);
+      if (run >= length) return at;
+      at = alignUp(at + Math.max(run, LINE), alignment);
+    }
+    return -1;
+  }
+
+  /** Allocates [at, at + length) of a free block; what is left before and behind becomes free blocks. */
+  #take(block: number, at: number, length: number): void {
+    this.#makeRoom();
+    const region = this.#regions[block];
+    const lead = at - this.#starts[block];
+    const rest = this.#sizes[block] - lead - length;
+    this.#unlist(block);
+    let taken = block;
+    if (lead > 0) {
+      this.#sizes[block] = lead;
+      this.#list(block);
+      taken = this.#insert(block, at, length, region);
+    } else {
+      this.#sizes[block] = length;
+    }
+    this.#states[taken] = ALLOCATED;
+    if (rest > 0) this.#list(this.#insert(taken, at + length, rest, region));
+    this.#free -= length;
+    this.#allocatedBlocks++;
+  }
+
+  /** Lists a block that is in no list, after merging it with its free neighbours. */
+  #release(block: number): void {
+    const next = this.#after[block];
+    if (next >= 0 && this.#states[next] === FREE && this.#areJoined(block, next)) {
+      this.#unlist(next);
+      this.#sizes[block] += this.#sizes[next];
+      this.#drop(next);
+    }
+    const previous = this.#before[block];
+    if (previous >= 0 && this.#states[previous] === FREE && this.#areJoined(previous, block)) {
+      this.#unlist(previous);
+      this.#sizes[previous] += this.#sizes[block];
+      this.#drop(block);
+      block = previous;
+    }
+    this.#list(block);
+  }
+
+  /** Does the second block begin where the first ends, in the same region? */
+  #areJoined(block: number, next: number): boolean {
+    return (
+      this.#starts[block] + this.#sizes[block] === this.#starts[next] && this.#regions[block] === this.#regions[next]
+    );
+  }
+
+  /** A new block, in no list, behind block `previous` in address order (-1: before all). There has to be room for a row. */
+  #insert(previous: number, start: number, size: number, region: number): number {
+    let block = this.#unused;
+    if (block >= 0) this.#unused = this.#after[block];
+    else block = this.#rows++;
+    const next = previous < 0 ? this.#first : this.#after[previous];
+    this.#starts[block] = start;
+    this.#sizes[block] = size;
+    this.#regions[block] = region;
+    this.#before[block] = previous;
+    this.#after[block] = next;
+    if (previous < 0) this.#first = block;
+    else this.#after[previous] = block;
+    if (next >= 0) this.#before[next] = block;
+    this.#index.set(start, block);
+    return block;
+  }
+
+  /** Forgets a block that is in no list. */
+  #drop(block: number): void {
+    const previous = this.#before[block];
+    const next = this.#after[block];
+    if (previous < 0) this.#first = next;
+    else this.#after[previous] = next;
+    if (next >= 0) this.#before[next] = previous;
+    this.#index.delete(this.#starts[block]);
+    this.#sizes[block] = 0;
+    this.#after[block] = this.#unused;
+    this.#unused = block;
+  }
+
+  /** Makes a block free and the newest of its class. */
+  #list(block: number): void {
+    const size = this.#sizes[block];
+    const sizes = classOf(size / LINE);
+    const head = this.#heads[sizes];
+    this.#states[block] = FREE;
+    this.#newer[block] = -1;
+    this.#older[block] = head;
+    this.#heads[sizes] = block;
+    if (head >= 0) {
+      this.#newer[head] = block;
+    } else {
+      this.#tails[sizes] = block;
+      this.#classBits[sizes >>> 5] |= 1 << (sizes & 31);
+      this.#wordBits[sizes >>> 10] |= 1 << ((sizes >>> 5) & 31);
+    }
+    this.#freeBlocks++;
+    if (this.#greatest >= 0 && size > this.#greatest) this.#greatest = size;
+    // Most of what a full one has is gone: it is made anew when it is asked for.
+    if (this.#ordered.size > 0 && this.#ordered.get(sizes)?.add(block, size) === false) this.#ordered.delete(sizes);
+  }
+
+  /** Takes a free block out of the list of its class. */
+  #unlist(block: number): void {
+    const size = this.#sizes[block];
+    const newer = this.#newer[block];
+    const older = this.#older[block];
+    if (this.#examined !== undefined) {
+      const { from } = this.#examined;
+      const sizes = classOf(size / LINE);
+      if (from[sizes] === block) from[sizes] = older;
+    }
+    if (older >= 0) this.#newer[older] = newer;
+    else this.#tails[classOf(size / LINE)] = newer;
+    if (newer >= 0) {
+      this.#older[newer] = older;
+    } else {
+      const sizes = classOf(size / LINE);
+      this.#heads[sizes] = older;
+      if (older < 0) {
+        const word = sizes >>> 5;
+        if ((this.#classBits[word] &= ~(1 << (sizes & 31))) === 0) this.#wordBits[word >>> 5] &= ~(1 << (word & 31));
+      }
+    }
+    this.#freeBlocks--;
+    if (size === this.#greatest) this.#greatest = -1;
+  }
+
+  /** The first class from `sizes` on that has a block; -1 when there is none. */
+  #nextClass(sizes: number): number {
+    if (sizes >= CLASSES) return -1;
+    let word = sizes >>> 5;
+    const bits = this.#classBits[word] & (-1 << (sizes & 31));
+    if (bits !== 0) return word * 32 + lowestBit(bits);
+    if (++word >= this.#classBits.length) return -1;
+    let group = word >>> 5;
+    let words = this.#wordBits[group] & (-1 << (word & 31));
+    while (words === 0) {
+      if (++group === this.#wordBits.length) return -1;
+      words = this.#wordBits[group];
+    }
+    word = group * 32 + lowestBit(words);
+    return word * 32 + lowestBit(this.#classBits[word]);
+  }
+
+  /** The last class below `sizes` that has a block; -1 when there is none. */
+  #lastClass(sizes: number): number {
+    while (--sizes >= 0) {
+      const bits = this.#classBits[sizes >>> 5] & (-1 >>> (31 - (sizes & 31)));
+      if (bits !== 0) return (sizes & ~31) + 31 - Math.clz32(bits);
+      sizes &= ~31;
+    }
+    return -1;
+  }
+
+  /** A free block than which none is larger; -1 when there is none. */
+  #largest(): number {
+    const sizes = this.#lastClass(CLASSES);
+    if (sizes < 0) return -1;
+    let ordered = this.#ordered.get(sizes);
+    if (ordered === undefined) {
+      let best = this.#heads[sizes];
+      let count = 0;
+      for (let block = best; block >= 0; block = this.#older[block], count++)
+        if (this.#sizes[block] > this.#sizes[best]) best = block;
+      if (count <= FEW) return best;
+      ordered = new LargestFirst(2 * count);
+      for (let block = this.#heads[sizes]; block >= 0; block = this.#older[block])
+        ordered.add(block, this.#sizes[block]);
+      this.#ordered.set(sizes, ordered);
+    }
+    return ordered.first(this.#isFree);
+  }
+
+  readonly #isFree = (block: number, size: number): boolean =>
+    this.#states[block] === FREE && this.#sizes[block] === size;
+
+  /** Room for the two rows that one operation may need. */
+  #makeRoom(): void {
+    const capacity = this.#starts.length;
+    if (this.#rows + 2 <= capacity) return;
+    this.#starts = grown(this.#starts, new Float64Array(capacity * 2));
+    this.#sizes = grown(this.#sizes, new Float64Array(capacity * 2));
+    this.#regions = grown(this.#regions, new Float64Array(capacity * 2));
+    this.#states = grown(this.#states, new Uint8Array(capacity * 2));
+    this.#before = grown(this.#before, new Int32Array(capacity * 2));
+    this.#after = grown(this.#after, new Int32Array(capacity * 2));
+    this.#newer = grown(this.#newer, new Int32Array(capacity * 2));
+    this.#older = grown(this.#older, new Int32Array(capacity * 2));
+  }
+}
+
+/** The class of a block of `lines` lines: the number itself below 32, then its leading 6 bits under its power of two. */
+function classOf(lines: number): number {
+  if (lines < STEPS) return lines;
+  if (lines < 2 ** 31) {
+    const power = 26 - Math.clz32(lines);
+    return (power << 5) + (lines >>> power);
+  }
+  const high = Math.floor(lines / 2 ** 17);
+  const power = 26 - Math.clz32(high);
+  return ((power + 17) << 5) + (high >>> power);
+}
+
+/** Bytes of the smallest block of a class. */
+function leastOf(sizes: number): number {
+  return sizes < STEPS ? sizes * LINE : (STEPS + (sizes & 31)) * 2 ** ((sizes >>> 5) - 1) * LINE;
+}
+
+function lowestBit(bits: number): number {
+  return 31 - Math.clz32(bits & -bits);
+}
+
+// The remainder of Numbers past 2^31 is a slow call; division by a power of two is exact and fast.
+function upToLine(size: number): number {
+  return Math.ceil(size / LINE) * LINE;
+}
+
+function alignUp(value: number, granule: number): number {
+  return Math.ceil(value / granule) * granule;
+}
+
+function alignDown(value: number, granule: number): number {
+  return Math.floor(value / granule) * granule;
+}
+
+/** Is it 0 or a power of two? */
+function isGranule(value: number): boolean {
+  return (value | 0) === value ? value >= 0 && (value & (value - 1)) === 0 : isPowerOfTwo(value);
+}
+
+function checkedRange(operation: string, start: number, length: number): Range {
+  const range = new Range(start, length, operation);
+  if (!range.isAligned(LINE)) throw invalid(operation, `it does not begin and end at multiples of ${LINE}`, { range });
+  return range;
+}
+
+function grown<T extends Float64Array | Int32Array | Uint8Array>(array: T, larger: T): T {
+  larger.set(array);
+  return larger;
+}

@@ -1,0 +1,909 @@
+/**
+ * A heap: blocks of memory, handed out and taken back. What is free and what is not is known outside of the memory, so
+ * that nothing is written into it but what the program and its devices write.
+ *
+ * Every piece of memory that a heap was given is a region of its own: a block is always inside one, so that a piece can be
+ * taken away once nothing in it is used, and a block is one range for a device wherever the piece is.
+ */
+import { ended, mustBe, mustBeString, optionsOf, rest, type Shape, stopped, typeHint } from '../../check.js';
+import { DmaError, invalid, isDmaError, undoAll } from '../../errors.js';
+import { longWorkOf, mustGoOn, RunningWorks, Turns, type LongWorkOptions } from '../../long-work.js';
+import { captureOrigin, type Origin } from '../../origin.js';
+import type { MemoryPort } from '../../platform/ports.js';
+import { RangeMap } from '../../range-map.js';
+import { show } from '../../show.js';
+import type { Range } from '../../ranges.js';
+import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
+import { alignDown, formatSize, hex, isAddress, isPowerOfTwo, MiB, type Iova, type Va } from '../../units.js';
+import type { Area } from '../area.js';
+import type { AreaIndex } from '../area-index.js';
+import { BlockAllocator } from './block-allocator.js';
+import type { IovaMode } from '../owned/iova-mode.js';
+import { lend, pinnedError, Pins, type LendOptions, type Pin } from '../pins.js';
+import type { HandedOut } from '../retired.js';
+import { checkPart, Views } from '../views.js';
+import { shortForm } from '../../short-form.js';
+
+/** Memory that a heap serves from. */
+export interface HeapMemory {
+  readonly range: Range<Va>;
+  /** bytes */
+  readonly pageSize: number;
+  /** What covers the range, without holes. */
+  readonly areas: readonly Area[];
+  /** @internal What reaches it; the views of blocks count. */
+  readonly handedOut: HandedOut;
+  /** The bytes at [va, va + length), which are inside. They do not leave the library. */
+  bytes(va: Va, length: number): Uint8Array;
+}
+
+/** What a block has to be like. */
+export interface MallocOptions {
+  /** Its address is a multiple of this power of two, in bytes. Default (and 0): 64, which is also the least. */
+  readonly align?: number;
+  /** Fill it with zeros? Default false: what is in it then is whatever was there before. */
+  readonly zero?: boolean;
+  /** Contiguous for every device, whatever addresses it uses? Default false. */
+  readonly contiguous?: boolean;
+  /** It does not reach over a multiple of this power of two, in bytes; at least the size. Default 0: it may. */
+  readonly boundary?: number;
+  /** It is on pages of one of these sizes, in bytes. Default: any. A heap over the user's memory takes it as a wish. */
+  readonly pageSizes?: readonly number[];
+  /** With `pageSizes`: others will do when there are none of these. Default false. */
+  readonly pageSizeHint?: boolean;
+}
+
+/** What is needed when a heap has no room. */
+export interface RoomRequest {
+  /** bytes */
+  readonly size: number;
+  /** bytes */
+  readonly align: number;
+  /** bytes; 0 for none */
+  readonly boundary: number;
+  /** bytes; absent: any */
+  readonly pageSizes: readonly number[] | undefined;
+}
+
+/** The state of a heap. All in bytes, but for the counts. */
+export interface HeapStatistics {
+  readonly total: number;
+  readonly free: number;
+  /** The rounding of blocks to 64 included. */
+  readonly allocated: number;
+  /** The largest block that there is room for. */
+  readonly greatestFree: number;
+  readonly allocatedBlocks: number;
+  /**
+   * Blocks that were freed, but are never handed out again, because a view of them was transferred away and reaches them for
+   * good. They count as allocated.
+   */
+  readonly escapedBlocks: number;
+  /** Bytes of those. */
+  readonly escaped: number;
+  /** How many pieces the free memory is in. */
+  readonly freeBlocks: number;
+}
+
+/** What a heap is made of. */
+export interface HeapOptions {
+  readonly name: string;
+  readonly id: number;
+  readonly node: number;
+  readonly memory: MemoryPort;
+  readonly areas: AreaIndex;
+  readonly iovaMode: () => IovaMode;
+  readonly sameIova: boolean;
+  /** Note where each block was made? */
+  readonly origins: boolean;
+  /** Can views of parts of memory be made? */
+  readonly ownViews: boolean;
+  /**
+   * Adds memory until `fits`, which takes what is wanted if there is room for it, says yes; what did not help goes again.
+   * Absent: the heap does not grow by itself. @throws DmaError ENOMEM, with what was tried
+   */
+  readonly grow?: (request: RoomRequest, fits: () => boolean) => void;
+  /** As `grow`, while the event loop goes on. Absent with it. */
+  readonly growAsync?: (request: RoomRequest, fits: () => boolean, options: LongWorkOptions) => Promise<void>;
+  /** Called when nothing in a piece of memory is used any more. */
+  readonly emptied?: (memory: HeapMemory) => void;
+  /** As `emptied`, where what follows may let the event loop go on. */
+  readonly emptiedAsync?: (memory: HeapMemory) => Promise<void>;
+  /** Who gives up what goes on for long. Default: nobody. */
+  readonly running?: RunningWorks;
+}
+
+const NONE: MallocOptions = {};
+/** @internal Also those that say where, which callers look at. */
+export const MALLOC_OPTIONS: Shape<MallocOptions & { readonly heap?: string; readonly node?: number }> = {
+  align: 'number',
+  zero: 'boolean',
+  contiguous: 'boolean',
+  boundary: 'number',
+  pageSizes: 'array',
+  pageSizeHint: 'boolean',
+  heap: 'string',
+  node: 'number',
+};
+/** How much is cleared or copied at once, in bytes. */
+const AT_ONCE = 256 * MiB;
+/** The same where the event loop goes on: some milliseconds. */
+const IN_A_TURN = 8 * MiB;
+/** Blocks begin at multiples of this, in bytes. */
+const LINE = 64;
+
+/** All memory of one page size. @internal */
+export interface Room {
+  /** bytes */
+  readonly pageSize: number;
+  readonly allocator: BlockAllocator;
+  /** What is allocated, by the allocator's numbers. */
+  readonly blocks: (Block | undefined)[];
+  /** Of blocks that were freed and stay allocated: where they begin, and their bytes. */
+  readonly escaped: Map<number, number>;
+  /** What is free, but that a process that was lost may still write to: where it begins, and its bytes. */
+  readonly withheld: Map<number, number>;
+}
+
+/** A block of memory. Disposing it frees it. */
+export class Block implements Disposable {
+  readonly heap: Heap;
+  /** Address of the first byte. */
+  readonly va: Va;
+  /** bytes, as asked for */
+  readonly length: number;
+  /** Where in the program it was made, if that was to be noted. */
+  readonly origin: Origin | undefined;
+  /** @internal */
+  readonly room: Room;
+  /** @internal the allocator's */
+  readonly number: number;
+  #views: Views | undefined;
+  #pins: Pins | undefined;
+  #live = true;
+
+  /** @internal made by a heap */
+  constructor(heap: Heap, room: Room, number: number, va: Va, length: number, origin: Origin | undefined) {
+    this.heap = heap;
+    this.room = room;
+    this.number = number;
+    this.va = va;
+    this.length = length;
+    this.origin = origin;
+  }
+
+  /** Can it be used? Not once it was freed, or made another block by `realloc`, or its `Eal` stopped. */
+  get live(): boolean {
+    return this.#live;
+  }
+
+  /** The area that it begins in. @throws DmaError EINVAL once it is freed */
+  get area(): Area {
+    this.#mustBeLive('area');
+    return this.heap.areaAt(this.va);
+  }
+
+  /**
+   * What every device uses for the block, where that is one address: its memory has physical addresses (IOVA mode `pa`) or
+   * a table of its own, or the option `sameIova` asks for it, and the block is in one piece (`contiguous`). In all other
+   * cases, as usual with an IOMMU, this is `undefined`, because each device may have another one: `device.iovaOf(block)`.
+   *
+   * RDMA devices have no IOVAs: they take the VA and a key.
+   *
+   * @throws DmaError EINVAL once it is freed
+   */
+  get iova(): Iova | undefined {
+    this.#mustBeLive('iova');
+    return this.heap.iovaOf(this.va, this.length);
+  }
+
+  /**
+   * The block as bytes, or a part of it. The view can not outlive the block: once that is freed the view is empty. (Without
+   * system calls it is a part of the view of the whole memory, and lives as long as that.)
+   *
+   * For what works on bytes in another thread (`crypto.randomFill`, `fs.read`, `zlib`), use {@link Block.lend}: when the block
+   * is freed under such work, the next owner of the memory meets what it still writes, and zlib ends the process.
+   *
+   * @param offset bytes from the start
+   * @param length bytes; default: all that follow `offset`
+   * @throws DmaError EINVAL when the part is not inside, the block is freed, or its ArrayBuffer was transferred away
+   */
+  bytes(offset = 0, length = rest(this.length, offset)): Uint8Array {
+    this.#mustBeLive('bytes');
+    checkPart(offset, length, this.length, 'bytes');
+    this.#views ??= this.heap.viewsOf(this);
+    if (this.#views !== undefined) return this.#views.bytes(offset, length);
+    return this.heap.bytesAt(this.va, this.length).subarray(offset, offset + length);
+  }
+
+  /**
+   * Runs `work` on the bytes of the block, or a part of them, and pins it meanwhile: freeing it is EBUSY until what `work`
+   * returns has settled. This is the way to give bytes to other threads.
+   *
+   * @returns what `work` returns
+   * @throws DmaError as {@link Block.bytes}; what `work` throws
+   */
+  async lend<T>(work: (bytes: Uint8Array) => T, options?: LendOptions): Promise<Awaited<T>> {
+    return lend(this, work, options);
+  }
+
+  /**
+   * Holds the block while something works on its views: freeing it is EBUSY until the pin is disposed.
+   *
+   * @param reason shows up in that error
+   */
+  pin(reason = 'a running transfer'): Pin {
+    this.#mustBeLive('pin');
+    mustBeString(reason, 'the reason of a pin', 'pin');
+    return (this.#pins ??= new Pins()).add(reason);
+  }
+
+  /**
+   * Gives the block back, and empties its views.
+   *
+   * @param options.wipe fill it with zeros before? Default false; others may then see what was in it
+   * @throws DmaError EINVAL when it was freed before; EBUSY while it is pinned
+   */
+  free(options?: { readonly wipe?: boolean }): void {
+    if (options === undefined) return this.heap.free(this, false);
+    const { wipe = false } = optionsOf<{ readonly wipe?: boolean }>(options, { wipe: 'boolean' }, 'free');
+    this.heap.free(this, wipe);
+  }
+
+  /**
+   * As {@link Block.free}, without blocking the event loop: where much memory goes back to the system with it, other threads do
+   * that. The block ends at once.
+   *
+   * @throws DmaError as `free`
+   */
+  async freeAsync(options?: { readonly wipe?: boolean }): Promise<void> {
+    const { wipe = false } = optionsOf<{ readonly wipe?: boolean }>(options, { wipe: 'boolean' }, 'freeAsync');
+    await this.heap.freeAsync(this, wipe);
+  }
+
+  /** Frees it, unless that was done. */
+  [Symbol.dispose](): void {
+    if (this.#live) this.free();
+  }
+
+  /** @internal Was a view of it transferred away? */
+  get escaped(): boolean {
+    return this.#views?.escaped === true;
+  }
+
+  /** @internal Somebody who is not seen from here reaches it for good. */
+  escape(): void {
+    this.heap.escape(this);
+  }
+
+  /** @internal Ends it. */
+  expire(): void {
+    // When this fails, a view could still reach the memory.
+    this.#views?.detach();
+    this.#views = undefined;
+    this.#live = false;
+  }
+
+  /** @internal @throws DmaError EINVAL when it has ended, EBUSY while it is pinned */
+  mustBeIdle(operation: string): void {
+    this.#mustBeLive(operation);
+    const reason = this.#pins?.reason;
+    if (reason !== undefined) throw pinnedError(operation, `the block at ${hex(this.va)}`, reason);
+  }
+
+  #mustBeLive(operation: string): void {
+    if (!this.#live) throw ended(operation, `the block at ${hex(this.va)} was freed`, 'block.live');
+  }
+}
+
+shortForm(Block, 'Block', ({ heap, va, length, live }) => ({ heap: heap.name, va: hex(va), length, live }));
+
+/** See the head of the file. Heaps are made by `Eal.heap` and `Eal.memory`. */
+export class Heap {
+  readonly name: string;
+  /** The NUMA node for a heap of the library's own memory; 256, 257, ... for others. Never used again. */
+  readonly id: number;
+  /** NUMA node; -1 for a heap over the user's memory */
+  readonly node: number;
+  /** Has every device to use the same IOVAs for its memory? */
+  readonly sameIova: boolean;
+  readonly #options: HeapOptions;
+  /** By page size, in ascending order. */
+  #rooms: Room[] = [];
+  readonly #memory = new RangeMap<HeapMemory>();
+  readonly #running: RunningWorks;
+  /** Live blocks that somebody reaches for good by a view of another thread. */
+  readonly #escapedElsewhere = new Set<Block>();
+  /** It serves nothing any more: what it had has gone, or is about to. */
+  #closed = false;
+
+  /** @internal */
+  constructor(options: HeapOptions) {
+    this.#options = options;
+    this.name = options.name;
+    this.id = options.id;
+    this.node = options.node;
+    this.sameIova = options.sameIova;
+    this.#running = options.running ?? new RunningWorks();
+  }
+
+  /**
+   * Allocates a block of `size` bytes.
+   *
+   * @throws DmaError EINVAL for a size or boundary that is not possible, or an alignment or boundary that is no power of two;
+   *   ENOMEM when there is no room, with the state of the heap; EBUSY when the heap would have to grow and is called from a
+   *   handler of memory events; ENOTSUP for the library's own memory where no system call can be made
+   */
+  malloc(size: number, options: MallocOptions = NONE): Block {
+    const operation = 'malloc';
+    if (this.#closed) throw stopped(operation);
+    const request = checked(size, options, operation);
+    const runOf = request.contiguous ? this.#runOf : undefined;
+    const block = this.#place(request, runOf) ?? this.#makeRoom(this.#alternatives(request), runOf, operation);
+    if (request.zero) this.#clear(block);
+    return block;
+  }
+
+  /**
+   * As {@link Heap.malloc}, without blocking the event loop: when the heap grows for it, pages are got on other threads and
+   * mapped for the devices piece by piece, with progress. With `zero` it is cleared in parts.
+   *
+   * @throws DmaError as `malloc`; ECANCELED when `options.signal` is aborted, within one piece: then all is undone
+   */
+  async mallocAsync(size: number, given: MallocOptions & LongWorkOptions = NONE): Promise<Block> {
+    const operation = 'mallocAsync';
+    if (this.#closed) throw stopped(operation);
+    const [{ onProgress, signal }, options] = longWorkOf(given, operation);
+    const request = checked(size, options, operation);
+    const runOf = request.contiguous ? this.#runOf : undefined;
+    return this.#running.run(signal, operation, async (either) => {
+      const work = { onProgress, signal: either };
+      const block =
+        this.#place(request, runOf) ??
+        (await runStepsAsync(this.#makingRoom(this.#alternatives(request), runOf, operation), (ask) =>
+          ask.later(work),
+        ));
+      if (!request.zero) return block;
+      try {
+        await this.#fillAsync(block, 'it is being cleared', either, operation);
+        return block;
+      } catch (error) {
+        block.free();
+        throw error;
+      }
+    });
+  }
+
+  /** As {@link Heap.malloc} for `count` times `size` bytes, zeroed. @throws DmaError EINVAL also when the product is no size */
+  calloc(count: number, size: number, options: MallocOptions = NONE): Block {
+    const product = checkedProduct(count, size);
+    return this.malloc(product, zeroed(options));
+  }
+
+  /**
+   * The largest block that there is room for now; the heap does not grow for it.
+   *
+   * @throws DmaError EINVAL as `malloc`; ENOMEM when there is none
+   */
+  mallocLargest(options: MallocOptions = NONE): Block {
+    const operation = 'mallocLargest';
+    if (this.#closed) throw stopped(operation);
+    const request = checked(1, options, operation);
+    const runOf = request.contiguous ? this.#runOf : undefined;
+    for (const { align, boundary, pageSizes } of this.#alternatives(request)) {
+      const candidates = this.#rooms
+        .filter(({ pageSize }) => pageSizes?.includes(pageSize) !== false)
+        .map((room) => ({ room, va: room.allocator.allocateLargest(align, boundary, runOf) }))
+        .filter(({ va }) => va >= 0)
+        .map(({ room, va }) => ({ room, va, size: room.allocator.sizeOf(va) }))
+        .sort((a, b) => b.size - a.size);
+      const [best, ...others] = candidates;
+      for (const { room, va } of others) room.allocator.free(va);
+      if (best === undefined) continue;
+      const block = this.#publish(best.room, best.va, best.size);
+      if (request.zero) this.#clear(block);
+      return block;
+    }
+    throw this.#noRoom(1, operation);
+  }
+
+  /**
+   * Makes a block longer or shorter, where it is if there is room behind it and it suits, else somewhere else. What is in it
+   * stays, as far as it fits; with `zero` the rest is zeros. The old object is no block any more, and its views are empty.
+   * When it fails, the old one is as before.
+   *
+   * @param block may be of another heap: it comes to this one
+   * @throws DmaError EINVAL, ENOMEM as {@link Heap.malloc}; EINVAL for a block that was freed; EBUSY for one that is pinned
+   */
+  realloc(block: Block, size: number, options: MallocOptions = NONE): Block {
+    const operation = 'realloc';
+    mustBe(block, Block, 'what is made longer or shorter', operation);
+    const request = checked(size, options, operation);
+    block.mustBeIdle(operation);
+    const kept = Math.min(block.length, size);
+    let next: Block;
+    if (this.#resized(block, request, request.contiguous)) {
+      next = this.#publish(block.room, block.va, size);
+    } else {
+      next = this.malloc(size, { ...options, zero: false });
+      try {
+        for (let at = 0; at < kept; at += AT_ONCE) {
+          const length = Math.min(AT_ONCE, kept - at);
+          const from = block.heap.bytesAt((block.va + at) as Va, length);
+          this.bytesAt((next.va + at) as Va, length).set(from);
+        }
+        block.free();
+      } catch (error) {
+        next.free();
+        throw error;
+      }
+    }
+    if (request.zero) this.#fill(next.va + kept, size - kept);
+    return next;
+  }
+
+  /**
+   * Is this a block of this heap, and what the heap thinks it is?
+   *
+   * @returns bytes that it may use, at least what was asked for
+   * @throws DmaError EINVAL when it is not
+   */
+  validate(block: Block): number {
+    mustBe(block, Block, 'what is validated', 'validate');
+    const size = block.room.allocator.sizeOf(block.va);
+    if (block.live && this.blockAt(block.va) === block && size >= block.length) return size;
+    throw invalid('validate', `what is at ${hex(block.va)} is no block of the heap ${this.name}`);
+  }
+
+  /** The block that holds `va`, an address anywhere in it; `undefined` when none does. */
+  blockAt(va: number): Block | undefined {
+    if (!isAddress(va)) return undefined;
+    for (const { allocator, blocks } of this.#rooms) {
+      const start = allocator.blockAt(va);
+      if (start >= 0) return blocks[allocator.numberOf(start)];
+    }
+    return undefined;
+  }
+
+  /** All blocks, in no particular order. */
+  get blocks(): Iterable<Block> {
+    return this.#rooms.flatMap(({ blocks }) => blocks.filter((block) => block !== undefined));
+  }
+
+  /** What it serves from, in address order. */
+  get memory(): Iterable<HeapMemory> {
+    return this.#memory.values();
+  }
+
+  /** Exact at any time. */
+  statistics(): HeapStatistics {
+    const none = { total: 0, free: 0, allocated: 0, greatestFree: 0, allocatedBlocks: 0, freeBlocks: 0 };
+    const sum = { ...none, escaped: 0, escapedBlocks: 0 };
+    for (const { allocator, escaped } of this.#rooms) {
+      sum.escapedBlocks += escaped.size;
+      for (const bytes of escaped.values()) sum.escaped += bytes;
+      sum.total += allocator.totalBytes;
+      sum.free += allocator.freeBytes;
+      sum.allocated += allocator.allocatedBytes;
+      sum.greatestFree = Math.max(sum.greatestFree, allocator.greatestFree);
+      sum.allocatedBlocks += allocator.allocatedBlocks;
+      sum.freeBlocks += allocator.freeBlocks;
+    }
+    return sum;
+  }
+
+  /** bytes that it has */
+  get total(): number {
+    return this.#rooms.reduce((sum, { allocator }) => sum + allocator.totalBytes, 0);
+  }
+
+  // --- for who feeds it ---
+
+  /** @internal Adds memory, all of it free. */
+  add(memory: HeapMemory): void {
+    const { range, pageSize } = memory;
+    let room = this.#rooms.find((each) => each.pageSize === pageSize);
+    if (room === undefined) {
+      room = { pageSize, allocator: new BlockAllocator(), blocks: [], escaped: new Map(), withheld: new Map() };
+      this.#rooms = [...this.#rooms, room].sort((a, b) => a.pageSize - b.pageSize);
+    }
+    // Its address makes it a region that nothing merges with.
+    room.allocator.addRange(range.start, range.length, range.start);
+    this.#memory.insert(range.start, range.length, memory);
+    for (const area of memory.areas) {
+      area.onLinger = () => this.#lingers(area);
+      if (area.lingers) this.#lingers(area);
+    }
+  }
+
+  /** Keeps what is free of an area from being handed out, or ends that. */
+  #lingers(area: Area): void {
+    const memory = this.#memory.at(area.range.start);
+    const room = this.#rooms.find(({ pageSize }) => pageSize === memory?.pageSize);
+    if (memory === undefined || room === undefined) return;
+    const { allocator, withheld } = room;
+    const { start: first, end } = area.range;
+    const blocks = [...allocator.blocks(first, end)];
+    if (!area.lingers) {
+      for (const { start } of blocks) if (withheld.has(start)) this.#giveBack(room, start);
+      return;
+    }
+    for (const { start, size, free } of blocks) {
+      const from = Math.max(start, first);
+      const to = Math.min(start + size, end);
+      if (free && allocator.allocateAt(from, to - from)) withheld.set(from, to - from);
+    }
+  }
+
+  #giveBack(room: Room, va: number): void {
+    room.withheld.delete(va);
+    room.allocator.free(va);
+    const emptied = this.#options.emptied === undefined ? undefined : this.#emptyAt(room, va);
+    if (emptied !== undefined) this.#options.emptied?.(emptied);
+  }
+
+  /** @internal Takes memory away. @throws DmaError EBUSY while a block is in it */
+  remove(memory: HeapMemory): void {
+    const { range, pageSize } = memory;
+    const room = this.#rooms.find((each) => each.pageSize === pageSize);
+    // What it is taken out for is its owner's to know.
+    if (room !== undefined && room.withheld.size > 0)
+      for (const { start } of [...room.allocator.blocks(range.start, range.end)])
+        if (room.withheld.delete(start)) room.allocator.free(start);
+    if (room?.allocator.removeRange(range.start, range.length) !== true) {
+      const used = [...(room?.allocator.blocks(range.start, range.end) ?? [])].filter(({ free }) => !free);
+      const escaped = used.filter(({ start }) => room?.escaped.has(start)).length;
+      const inside = used.length - escaped;
+      const blocks = (count: number): string => (count === 1 ? '1 block' : `${count} blocks`);
+      const reason =
+        inside > 0 || escaped === 0
+          ? `${blocks(inside)} of the heap ${this.name} are in it`
+          : `${blocks(escaped)} of the heap ${this.name} that were freed stay in it: views of them were transferred away`;
+      const hint = inside > 0 || escaped === 0 ? 'free them first' : undefined;
+      throw new DmaError({ code: 'EBUSY', operation: 'remove', range, reason, hint });
+    }
+    this.#memory.delete(range.start);
+    for (const area of memory.areas) area.onLinger = undefined;
+    if (room.allocator.totalBytes === 0) this.#rooms = this.#rooms.filter((each) => each !== room);
+  }
+
+  /** @internal Is nothing in it used? */
+  isEmpty({ range, pageSize }: HeapMemory): boolean {
+    const room = this.#rooms.find((each) => each.pageSize === pageSize);
+    return room?.allocator.freeSizeOf(range.start) === range.length;
+  }
+
+  /** @internal Is any block in it, live or escaped? */
+  isUsed(memory: HeapMemory): boolean {
+    const { range, pageSize } = memory;
+    const room = this.#rooms.find((each) => each.pageSize === pageSize);
+    if (room === undefined || this.isEmpty(memory)) return false;
+    for (const { start, free } of room.allocator.blocks(range.start, range.end))
+      if (!free && !room.withheld.has(start)) return true;
+    return false;
+  }
+
+  /** @internal Ends all blocks that are not pinned: the memory goes. @returns what failed */
+  expire(): unknown[] {
+    this.#closed = true;
+    const errors: unknown[] = [];
+    for (const { blocks } of this.#rooms) {
+      blocks.forEach((block, number) => {
+        if (block === undefined) return;
+        const expire = (): void => {
+          block.mustBeIdle('stop');
+          block.expire();
+          blocks[number] = undefined;
+        };
+        errors.push(...undoAll([expire]));
+      });
+    }
+    return errors;
+  }
+
+  // --- for blocks ---
+
+  /** @internal */
+  free(block: Block, wipe: boolean): void {
+    block.mustBeIdle('free');
+    if (wipe) this.#fill(block.va, block.length);
+    const emptied = this.#release(block);
+    if (emptied !== undefined) this.#options.emptied?.(emptied);
+  }
+
+  /** @internal */
+  async freeAsync(block: Block, wipe: boolean): Promise<void> {
+    block.mustBeIdle('freeAsync');
+    if (wipe) await this.#fillAsync(block, 'it is being wiped', undefined, 'freeAsync');
+    const emptied = this.#release(block);
+    if (emptied !== undefined) await this.#options.emptiedAsync?.(emptied);
+  }
+
+  /** @returns the piece of memory in which nothing is used any more, when this was the last block there */
+  #release(block: Block): HeapMemory | undefined {
+    const { room, va } = block;
+    const escaped = this.#hasEscaped(block);
+    block.expire();
+    room.blocks[block.number] = undefined;
+    if (escaped) {
+      this.#escapedElsewhere.delete(block);
+      room.escaped.set(va, room.allocator.sizeOf(va));
+      return undefined;
+    }
+    if (this.areaAt(va).lingers) {
+      room.withheld.set(va, room.allocator.sizeOf(va));
+      return undefined;
+    }
+    room.allocator.free(va);
+    return this.#options.emptied === undefined ? undefined : this.#emptyAt(room, va);
+  }
+
+  /** @internal */
+  areaAt(va: Va): Area {
+    const area = this.#options.areas.at(va);
+    if (area === undefined) throw invalid('area', `the heap ${this.name} has nothing at ${hex(va)}`);
+    return area;
+  }
+
+  /** @internal What every device uses for [va, va + length), when there is such an address. */
+  iovaOf(va: Va, length: number): Iova | undefined {
+    const iova = this.areaAt(va).iovaAt(va);
+    if (iova === undefined) return undefined;
+    for (let done = 0; done < length; done += this.#runOf(va + done, length - done))
+      if (this.areaAt((va + done) as Va).iovaAt((va + done) as Va) !== iova + done) return undefined;
+    return iova;
+  }
+
+  /** @internal A view of it that another thread had made was transferred away. */
+  escape(block: Block): void {
+    this.#escapedElsewhere.add(block);
+    this.#memory.at(block.va)?.handedOut.escape();
+  }
+
+  #hasEscaped(block: Block): boolean {
+    return block.escaped || (this.#escapedElsewhere.size > 0 && this.#escapedElsewhere.has(block));
+  }
+
+  /** @internal Views of exactly this block; `undefined` where there can be none of parts. */
+  viewsOf(block: Block): Views | undefined {
+    if (!this.#options.ownViews) return undefined;
+    return new Views(this.#options.memory, block.va, block.length, this.#memory.at(block.va)?.handedOut);
+  }
+
+  /** @internal */
+  bytesAt(va: Va, length: number): Uint8Array {
+    const memory = this.#memory.at(va);
+    if (memory === undefined) throw invalid('bytes', `the heap ${this.name} has nothing at ${hex(va)}`);
+    return memory.bytes(va, length);
+  }
+
+  // --- inside ---
+
+  #place(request: RoomRequest, runOf: BlockRun | undefined): Block | undefined {
+    const { size, align, boundary, pageSizes } = request;
+    for (const room of this.#rooms) {
+      if (pageSizes?.includes(room.pageSize) === false) continue;
+      const va = room.allocator.allocate(size, align, boundary, runOf);
+      if (va >= 0) return this.#publish(room, va, size);
+    }
+    return undefined;
+  }
+
+  /** `request`, and what will do when it can not be had. Nothing grows to serve a wish of a heap over the user's memory. */
+  #alternatives(request: WishfulRequest): RoomRequest[] {
+    const isWish = request.pageSizes !== undefined && (request.pageSizeHint || this.#options.grow === undefined);
+    return isWish ? [request, { ...request, pageSizes: undefined }] : [request];
+  }
+
+  #publish(room: Room, va: number, length: number): Block {
+    const origin = this.#options.origins ? captureOrigin(undefined, 12) : undefined;
+    const number = room.allocator.numberOf(va);
+    const block = new Block(this, room, number, va as Va, length, origin);
+    room.blocks[number] = block;
+    return block;
+  }
+
+  /** What `requests`, in this order, ask for, if need be from new memory. */
+  #makeRoom(requests: readonly RoomRequest[], runOf: BlockRun | undefined, operation: string): Block {
+    return runSteps(this.#makingRoom(requests, runOf, operation), (ask) => ask.now());
+  }
+
+  *#makingRoom(
+    requests: readonly RoomRequest[],
+    runOf: BlockRun | undefined,
+    operation: string,
+  ): Steps<{ now(): void; later(options: LongWorkOptions): Promise<void> }, Block> {
+    const { grow, growAsync } = this.#options;
+    let failure: unknown;
+    for (const request of requests) {
+      let block = this.#place(request, runOf);
+      if (block !== undefined) return block;
+      try {
+        const fits = (): boolean => (block = this.#place(request, runOf)) !== undefined;
+        yield {
+          now: () => grow?.(request, fits),
+          later: async (options) => growAsync?.(request, fits, options),
+        };
+      } catch (error) {
+        if (!isDmaError(error, 'ENOMEM')) throw error;
+        failure = error;
+      }
+      if (block !== undefined) return block;
+    }
+    throw this.#noRoom(requests[0].size, operation, failure);
+  }
+
+  #noRoom(size: number, operation: string, failure?: unknown): DmaError {
+    const { total, free, greatestFree } = this.statistics();
+    const has =
+      total === 0
+        ? 'it has no memory'
+        : `it has ${formatSize(total)}, ${formatSize(free)} of them free, at most ${formatSize(greatestFree)} in one piece`;
+    const more = failure instanceof Error ? `; ${failure.message}` : '';
+    const reason = `the heap ${this.name} has no room for ${formatSize(size)}`;
+    return new DmaError({ code: 'ENOMEM', operation, reason, hint: `${has}${more}`, cause: failure });
+  }
+
+  /** Makes the block in place what is asked for and empties its views, if it can be. */
+  #resized(block: Block, request: WishfulRequest, contiguous: boolean): boolean {
+    const { size, align, boundary } = request;
+    const { va, room, length } = block;
+    // Whoever has the view that was moved away would see what comes into it.
+    if (this.#hasEscaped(block)) return false;
+    if (this.#memory.at(va)?.areas.some(({ lingers }) => lingers) === true) return false;
+    if (block.heap !== this || va % Math.max(align, LINE) !== 0) return false;
+    if (boundary !== 0 && alignDown(va, boundary) !== alignDown(va + size - 1, boundary)) return false;
+    if (contiguous && this.#runOf(va, size) < size) return false;
+    if (!this.#alternatives(request).some(({ pageSizes }) => pageSizes?.includes(room.pageSize) !== false))
+      return false;
+    if (!room.allocator.resize(va, size)) return false;
+    try {
+      block.expire();
+    } catch (error) {
+      room.allocator.resize(va, length);
+      throw error;
+    }
+    return true;
+  }
+
+  /** How many bytes from `start` on are contiguous for every device. */
+  readonly #runOf: BlockRun = (start, length) => {
+    const area = this.#options.areas.at(start);
+    if (area === undefined) return 0;
+    const { range, iovas, pageSize, sameIova } = area;
+    const end = Math.min(start + length, range.end);
+    if (iovas === undefined && (sameIova || this.#options.iovaMode() === 'va')) return end - start;
+    let page = Math.floor((start - range.start) / pageSize);
+    let at = range.start + (page + 1) * pageSize;
+    for (; at < end && iovas !== undefined && iovas[page + 1] === iovas[page] + pageSize; page++) at += pageSize;
+    return Math.min(at, end) - start;
+  };
+
+  #clear(block: Block): void {
+    try {
+      this.#fill(block.va, block.length);
+    } catch (error) {
+      block.free();
+      throw error;
+    }
+  }
+
+  /** Fills a block with zeros, and pins it meanwhile. */
+  async #fillAsync(block: Block, why: string, signal: AbortSignal | undefined, operation: string): Promise<void> {
+    using _pin = block.pin(why);
+    const turns = new Turns();
+    for (let at = 0; at < block.length; at += IN_A_TURN) {
+      if (turns.due) await turns.next();
+      mustGoOn(signal, operation);
+      this.#fill(block.va + at, Math.min(IN_A_TURN, block.length - at));
+    }
+  }
+
+  #fill(va: number, length: number): void {
+    for (let at = 0; at < length; at += AT_ONCE) this.bytesAt((va + at) as Va, Math.min(AT_ONCE, length - at)).fill(0);
+  }
+
+  /** The piece of memory around `va`, which is free, when all of it is. */
+  #emptyAt({ pageSize, allocator }: Room, va: number): HeapMemory | undefined {
+    const start = allocator.freeAt(va);
+    const size = allocator.freeSizeOf(start);
+    return size % pageSize === 0 ? this.#memory.exact(start, size) : undefined;
+  }
+}
+
+shortForm(Heap, 'Heap', (heap) => ({ name: heap.name, id: heap.id, node: heap.node, ...heap.statistics() }));
+
+type BlockRun = (start: number, length: number) => number;
+
+/** `count * size`. @throws DmaError EINVAL when it is no size */
+export function checkedProduct(count: number, size: number): number {
+  if (isAddress(count) && isAddress(size) && isAddress(count * size)) return count * size;
+  throw invalid('calloc', `${show(count)} times ${show(size)} bytes are not possible`, {
+    hint: typeHint(count, 'number') ?? typeHint(size, 'number') ?? 'their product is a size, below 2^53 bytes',
+  });
+}
+
+/** As {@link RoomRequest}, from the options of a caller. */
+interface WishfulRequest extends RoomRequest {
+  readonly pageSizeHint: boolean;
+  readonly contiguous: boolean;
+  readonly zero: boolean;
+}
+
+type Wishes = Omit<WishfulRequest, 'size'>;
+
+/** In the order in which {@link usual} and {@link whole} make theirs, so that V8 sees one kind of object. */
+const PLAIN: Wishes = {
+  align: LINE,
+  boundary: 0,
+  pageSizes: undefined,
+  pageSizeHint: false,
+  contiguous: false,
+  zero: false,
+};
+const ZEROED: MallocOptions = Object.freeze({ zero: true });
+
+/** These options of `calloc`, as those of `malloc`. @throws DmaError EINVAL */
+export function zeroed(options: MallocOptions | undefined): MallocOptions {
+  if (options === undefined || options === NONE) return ZEROED;
+  return { ...optionsOf<MallocOptions>(options, MALLOC_OPTIONS, 'calloc'), zero: true };
+}
+
+/** What options ask for; `undefined` where it takes a closer look, for which most calls have no time. Each is read once. */
+function usual(options: MallocOptions): Wishes | undefined {
+  try {
+    // Of a class it is another function, and an own member of that name is no option.
+    if (options.constructor !== Object) return undefined;
+    const values: { readonly [K in keyof MallocOptions]: unknown } = options;
+    const { align = LINE, boundary = 0, contiguous = false, zero = false } = values;
+    for (const key in options)
+      if (key !== 'align' && key !== 'zero' && key !== 'contiguous' && key !== 'boundary') return undefined;
+    const isRight =
+      typeof align === 'number' &&
+      typeof boundary === 'number' &&
+      typeof contiguous === 'boolean' &&
+      typeof zero === 'boolean';
+    return isRight ? { align, boundary, pageSizes: undefined, pageSizeHint: false, contiguous, zero } : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** As {@link usual}, for all options. @throws DmaError EINVAL */
+function whole(options: MallocOptions, operation: string): Wishes {
+  const given: MallocOptions = optionsOf<MallocOptions>(options, MALLOC_OPTIONS, operation);
+  const { pageSizes, align = LINE, boundary = 0, pageSizeHint = false, contiguous = false, zero = false } = given;
+  return { align, boundary, pageSizes, pageSizeHint, contiguous, zero };
+}
+
+/** The powers of two around a number that is none. */
+function powerHint(bytes: number): string {
+  if (!(bytes > LINE && bytes < 2 ** 52)) return `it is ${LINE}, ${2 * LINE}, ${4 * LINE} and so on, in bytes`;
+  const below = 2 ** Math.floor(Math.log2(bytes));
+  return `${below} and ${2 * below} are`;
+}
+
+function checked(size: number, options: MallocOptions, operation: string): WishfulRequest {
+  if (!(isAddress(size) && size > 0 && isAddress(size + LINE)))
+    throw invalid(operation, `a block of ${show(size)} bytes is not possible`, {
+      hint: typeHint(size, 'number') ?? 'it has a whole number of bytes, 1 or more',
+    });
+  const given = options === NONE ? PLAIN : (usual(options) ?? whole(options, operation));
+  const { align, boundary, pageSizes, pageSizeHint, contiguous, zero } = given;
+  if (align !== LINE && align !== 0) {
+    if (!isPowerOfTwo(align))
+      throw invalid(operation, `an alignment of ${align} bytes is no power of two`, { hint: powerHint(align) });
+    if (!isAddress(size + align))
+      throw invalid(operation, `an alignment of ${align} bytes is not possible`, { hint: 'addresses are below 2^53' });
+  }
+  if (boundary !== 0) {
+    if (!isPowerOfTwo(boundary))
+      throw invalid(operation, `a boundary of ${boundary} bytes is no power of two`, { hint: powerHint(boundary) });
+    if (boundary < size)
+      throw invalid(operation, `${formatSize(size)} do not fit between two multiples of ${formatSize(boundary)}`, {
+        hint: 'the boundary is as large as the block, or larger',
+      });
+  }
+  // What begins on a line and is not longer than one does not reach over any.
+  return { size, align, boundary: boundary < LINE ? 0 : boundary, pageSizes, pageSizeHint, contiguous, zero };
+}

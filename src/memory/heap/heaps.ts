@@ -1,0 +1,486 @@
+/**
+ * Heaps by name: those over the user's memory, which are made, fed and removed here, and those of the library's own. The
+ * user's memory is left as it is when it comes into a heap, unless the user wants it cleared.
+ */
+import { type Gate, isA, mustBeObject, optionsOf, type Shape } from '../../check.js';
+import { DmaError, invalid, undoAll, withUndo } from '../../errors.js';
+import {
+  briefStep,
+  followedBy,
+  longWorkOf,
+  mustGoOn,
+  RunningWorks,
+  Turns,
+  UNATTENDED,
+  type LongStep,
+  type LongWorkOptions,
+} from '../../long-work.js';
+import type { Platform } from '../../platform/ports.js';
+import { Range } from '../../ranges.js';
+import { show } from '../../show.js';
+import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
+import { MiB, type Va } from '../../units.js';
+import { Area } from '../area.js';
+import type { AreaIndex } from '../area-index.js';
+import { External, ExternalMemory, REGISTER_OPTIONS, type RegisterOptions } from '../external.js';
+import { Heap, type HeapMemory } from './heap.js';
+import type { IovaMode } from '../owned/iova-mode.js';
+import type { MemoryChange, MemoryHandlers, Reach, ReachAsync } from '../owned/memory-events.js';
+import { pinnedError, type Pin } from '../pins.js';
+import { shortForm } from '../../short-form.js';
+
+/** Ids of heaps over the user's memory begin here; below are NUMA nodes. */
+const FIRST_ID = 256;
+/** How much is cleared at once, in bytes; and where the event loop goes on: some milliseconds. */
+const AT_ONCE = 256 * MiB;
+const IN_A_TURN = 8 * MiB;
+/** Names are shorter than this, in bytes. */
+const NAME_LIMIT = 32;
+
+/** Memory at an address, to be given to a heap without registering it before. */
+export interface RawMemory extends RegisterOptions {
+  readonly va: Va;
+  /** bytes */
+  readonly length: number;
+}
+
+/** How a heap over the user's memory is to be. */
+export interface HeapSettings {
+  /**
+   * Has every device to use the same IOVAs for its memory: those of the memory's own table, else the VAs? See
+   * `MemoryOptions.sameIova`. Memory that a device can not have there is not added. Default false
+   */
+  readonly sameIova?: boolean;
+}
+
+/** What heaps are made with. */
+export interface HeapsOptions {
+  readonly platform: Platform;
+  readonly areas: AreaIndex;
+  readonly handlers: MemoryHandlers;
+  readonly reach: Reach;
+  readonly reachAsync: ReachAsync;
+  /** Who gives up what goes on for long. Default: nobody. */
+  readonly running?: RunningWorks;
+  readonly iovaMode: () => IovaMode;
+  /** Asked before a heap is made or fed. */
+  readonly gate?: Gate;
+  readonly origins: boolean;
+  /** The heaps of the library's own memory. */
+  readonly native: () => readonly Heap[];
+}
+
+/** One area in a heap. */
+interface Part extends HeapMemory {
+  readonly memory: ExternalMemory;
+  readonly area: Area;
+  readonly change: MemoryChange;
+  readonly pin: Pin;
+  release: LongStep;
+}
+
+/** See the head of the file. */
+export class Heaps {
+  readonly #options: HeapsOptions;
+  /** Memory that was given by address. */
+  readonly #adopted: External;
+  readonly #heaps = new Map<string, Heap>();
+  readonly #parts = new Map<Area, Part>();
+  /** Those whose memory is being changed, which handlers may just be told of, and how often. */
+  readonly #changing = new Map<Heap, number>();
+  readonly #running: RunningWorks;
+  #nextId = FIRST_ID;
+
+  /** @internal */
+  constructor(options: HeapsOptions) {
+    this.#options = options;
+    this.#running = options.running ?? new RunningWorks();
+    this.#adopted = new External(options.platform, options.areas);
+  }
+
+  /** All heaps: the library's own first, then the others as they were made. */
+  *[Symbol.iterator](): IterableIterator<Heap> {
+    yield* this.#options.native();
+    yield* this.#heaps.values();
+  }
+
+  /** Those over the user's memory, as they were made. */
+  get made(): Iterable<Heap> {
+    return this.#heaps.values();
+  }
+
+  /** The heap of that name. @throws DmaError EINVAL for a name that is empty or has 32 bytes or more; ENOENT */
+  find(name: string, operation = 'heap.find'): Heap {
+    checkName(name, operation);
+    const heap = this.#heaps.get(name) ?? this.#native(name);
+    if (heap !== undefined) return heap;
+    const names = [...this].map((each) => each.name).join(', ');
+    const hint = `heaps here: ${names}`;
+    throw new DmaError({ code: 'ENOENT', operation, reason: `there is no heap ${JSON.stringify(name)}`, hint });
+  }
+
+  /**
+   * A new heap without memory. Its id is 256 or more, and no other ever has it.
+   *
+   * @throws DmaError EINVAL as `find`; EEXIST
+   */
+  create(name: string, settings?: HeapSettings): Heap {
+    const operation = 'heap.create';
+    this.#options.gate?.(operation);
+    const { sameIova = false } = optionsOf<HeapSettings>(settings, { sameIova: 'boolean' }, operation);
+    checkName(name, operation);
+    if (this.#heaps.has(name) || this.#native(name) !== undefined)
+      throw new DmaError({
+        code: 'EEXIST',
+        operation,
+        reason: `there is a heap ${JSON.stringify(name)} already`,
+        hint: 'heap.find(name) finds it; destroy it, or take another name',
+      });
+    const { platform, areas, iovaMode, origins } = this.#options;
+    const { memory } = platform;
+    const ownViews = platform.limitation === undefined;
+    const id = this.#nextId++;
+    const running = this.#running;
+    const heap = new Heap({ name, id, node: -1, memory, areas, iovaMode, sameIova, origins, ownViews, running });
+    this.#heaps.set(name, heap);
+    return heap;
+  }
+
+  /**
+   * Removes a heap.
+   *
+   * @throws DmaError EINVAL as `find`; ENOENT; EPERM for the library's own; EBUSY while it has memory, and in handlers of its
+   *   changes
+   */
+  destroy(name: string): void {
+    const operation = 'heap.destroy';
+    const heap = this.#users(name, operation);
+    this.#mustRest(heap, operation);
+    const parts = [...heap.memory];
+    if (parts.length > 0) {
+      const { allocatedBlocks } = heap.statistics();
+      const reason = `the heap ${name} has ${allocatedBlocks} blocks in ${parts.length} pieces of memory`;
+      throw new DmaError({ code: 'EBUSY', operation, reason, hint: 'free the blocks, then removeMemory' });
+    }
+    this.#heaps.delete(name);
+  }
+
+  /**
+   * Gives memory to a heap, which serves from it until `removeMemory`. Every device gets it, now and later. It stays the
+   * user's, who can neither unregister nor free it meanwhile, and what is in it is kept.
+   *
+   * @param memory external memory of the same `Eal`, or memory at an address, which stays mapped as long as it is in the heap
+   * @param options.clear fill it with zeros. Default false
+   * @throws DmaError EINVAL as `find`, for impossible addresses, page sizes and tables, and for memory of another `Eal`;
+   *   ENOENT, EPERM for the heap; EEXIST for memory that is in a heap, or overlaps an area; EACCES for memory that can not be
+   *   written; EFAULT for addresses that are not mapped; EBUSY for memory that is pinned, or of which a view was transferred away; of
+   *   the device or handler that does not take it, and then it is as it was before
+   */
+  addMemory(name: string, given: ExternalMemory | RawMemory, asked?: { readonly clear?: boolean }): void {
+    const operation = 'heap.addMemory';
+    this.#options.gate?.(operation);
+    runSteps(this.#adding(name, given, asked, operation), (step) => step.now());
+  }
+
+  /**
+   * As {@link Heaps.addMemory}, without blocking the event loop: it is mapped for the devices, and cleared, piece by piece.
+   *
+   * @throws DmaError as `addMemory`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then it is
+   *   as it was before
+   */
+  async addMemoryAsync(
+    name: string,
+    given: ExternalMemory | RawMemory,
+    options: { readonly clear?: boolean } & LongWorkOptions = {},
+  ): Promise<void> {
+    const operation = 'heap.addMemoryAsync';
+    this.#options.gate?.(operation);
+    const [{ onProgress, signal }, asked] = longWorkOf(options, operation);
+    await this.#running.run(signal, operation, async (either) => {
+      const work = followedBy({ onProgress, signal: either });
+      await runStepsAsync(this.#adding(name, given, asked, operation), (step) => step.later(work));
+    });
+  }
+
+  *#adding(
+    name: string,
+    given: ExternalMemory | RawMemory,
+    asked: { readonly clear?: boolean } | undefined,
+    operation: string,
+  ): Steps<LongStep, void> {
+    checkName(name, operation);
+    const options = optionsOf<{ readonly clear?: boolean }>(asked, { clear: 'boolean' }, operation);
+    const memory = isA(given, ExternalMemory) ? given : rawOf(given, operation);
+    if (!(memory instanceof ExternalMemory)) this.#checkRaw(memory, operation);
+    const heap = this.#users(name, operation);
+    const clear = options.clear === true;
+    if (memory instanceof ExternalMemory) return yield* this.#alone(heap, this.#add(heap, memory, clear, operation));
+    const registered = this.#adopted.fromAddress(memory.va, memory.length, registrationOf(memory));
+    try {
+      yield* this.#alone(heap, this.#add(heap, registered, clear, operation));
+    } catch (error) {
+      throw withUndo(error, operation, undoAll([() => registered.unregister()]));
+    }
+  }
+
+  /**
+   * Takes memory out of a heap, and from all devices: exactly what was added, or its address and length in bytes.
+   *
+   * @throws DmaError EINVAL as `find`, and for impossible ranges; ENOENT for the heap, or when this is not what was added to
+   *   it; EPERM; EBUSY while a block is in it, and in handlers of changes of this heap; of the device or handler that does not
+   *   let it go, and then it is as before
+   */
+  removeMemory(name: string, memory: ExternalMemory | RawMemory): void;
+  removeMemory(name: string, va: Va, length: number): void;
+  removeMemory(name: string, given: ExternalMemory | RawMemory | Va, length?: number): void {
+    runSteps(this.#removing(name, given, length, 'heap.removeMemory'), (step) => step.now());
+  }
+
+  /** As {@link Heaps.removeMemory}, without blocking the event loop. @throws DmaError as `removeMemory` */
+  removeMemoryAsync(name: string, memory: ExternalMemory | RawMemory): Promise<void>;
+  removeMemoryAsync(name: string, va: Va, length: number): Promise<void>;
+  async removeMemoryAsync(name: string, given: ExternalMemory | RawMemory | Va, length?: number): Promise<void> {
+    const operation = 'heap.removeMemoryAsync';
+    await this.#running.run(undefined, operation, async () =>
+      runStepsAsync(this.#removing(name, given, length, operation), (step) => step.later(UNATTENDED)),
+    );
+  }
+
+  *#removing(
+    name: string,
+    given: ExternalMemory | RawMemory | Va,
+    bytes: number | undefined,
+    operation: string,
+  ): Steps<LongStep, void> {
+    checkName(name, operation);
+    const raw = typeof given === 'object' && !isA(given, ExternalMemory) ? rawOf(given, operation) : given;
+    const { va, length } = typeof raw === 'object' ? raw : { va: raw, length: bytes };
+    const range = rangeOf(va, length as number, operation);
+    const heap = this.#users(name, operation);
+    const area = this.#options.areas.exact(range);
+    const part = area === undefined ? undefined : this.#parts.get(area);
+    if (part === undefined || part.change.heap !== name) {
+      const hint = firstOf(heap.memory);
+      throw new DmaError({ code: 'ENOENT', operation, range, reason: `the heap ${name} was not given this`, hint });
+    }
+    this.#mustRest(heap, operation);
+    yield* this.#alone(heap, this.#remove(heap, part, operation));
+  }
+
+  /** @internal The bytes at [va, va + length) of memory that was given by address, when they are all in one piece. */
+  bytesAt(va: Va, length: number): Uint8Array | undefined {
+    return this.#adopted.bytesAt(va, length);
+  }
+
+  /**
+   * @internal Ends all blocks, and gives all memory back to the user.
+   *
+   * @returns what failed, such as blocks that are pinned: their heaps keep their memory, and it can be tried again
+   */
+  close(): unknown[] {
+    const errors: unknown[] = [];
+    for (const [name, heap] of this.#heaps) {
+      const failed = heap.expire();
+      errors.push(...failed);
+      if (failed.length === 0) this.#heaps.delete(name);
+    }
+    for (const part of [...this.#parts.values()].reverse()) {
+      if (this.#heaps.has(part.change.heap)) continue;
+      errors.push(...undoAll([() => part.release.now()]));
+      this.#forget(part);
+    }
+    const left = new Set([...this.#parts.values()].map(({ memory }) => memory));
+    for (const memory of [...this.#adopted.live].reverse())
+      if (!left.has(memory)) errors.push(...undoAll([() => memory.unregister()]));
+    return errors;
+  }
+
+  /** @throws DmaError EBUSY in handlers of changes of `heap` */
+  #mustRest(heap: Heap, operation: string): void {
+    if (!this.#changing.has(heap)) return;
+    const reason = `the memory of the heap ${heap.name} is being changed`;
+    const hint = 'wait for that, which handlers of memory events can not';
+    throw new DmaError({ code: 'EBUSY', operation, reason, hint });
+  }
+
+  /** From the first step of `work` to its last the heap is not destroyed, and gives nothing back. */
+  *#alone(heap: Heap, work: Steps<LongStep, void>): Steps<LongStep, void> {
+    this.#changing.set(heap, (this.#changing.get(heap) ?? 0) + 1);
+    try {
+      yield* work;
+    } finally {
+      const left = (this.#changing.get(heap) ?? 1) - 1;
+      if (left > 0) this.#changing.set(heap, left);
+      else this.#changing.delete(heap);
+    }
+  }
+
+  #native(name: string): Heap | undefined {
+    return /^socket_\d+$/.test(name) ? this.#options.native().find((heap) => heap.name === name) : undefined;
+  }
+
+  /** A heap that users may change. */
+  #users(name: string, operation: string): Heap {
+    const heap = this.find(name, operation);
+    if (this.#heaps.get(name) === heap) return heap;
+    throw new DmaError({
+      code: 'EPERM',
+      operation,
+      reason: `the heap ${name} is the library's own`,
+      hint: 'only heaps of heap.create() can be changed',
+    });
+  }
+
+  /** Every check of raw memory that needs no look at it, in the order of the other checks: arguments first. */
+  #checkRaw(memory: RawMemory, operation: string): void {
+    const { pageSize = this.#options.platform.memory.pageSize } = memory;
+    const range = rangeOf(memory.va, memory.length, operation);
+    new Area({ ...memory, range, pageSize, owner: 'heap', label: 'memory for a heap' }, operation);
+  }
+
+  *#add(heap: Heap, memory: ExternalMemory, clear: boolean, operation: string): Steps<LongStep, void> {
+    const { area } = memory;
+    const { range } = area;
+    const { areas, handlers, reach, reachAsync } = this.#options;
+    if (!memory.registered || areas.exact(range) !== area)
+      throw invalid(operation, `${area.label} is not registered here`, {
+        range,
+        hint: memory.registered
+          ? 'it is memory of another Eal: each has its own'
+          : 'it was unregistered: memory.registered tells, and external.allocate gets new memory',
+      });
+    const other = this.#parts.get(area);
+    if (other !== undefined) {
+      const reason = `${area.label} is in the heap ${other.change.heap} already`;
+      const hint = `removeMemory(${JSON.stringify(other.change.heap)}, memory) takes it out there`;
+      throw new DmaError({ code: 'EEXIST', operation, range, reason, hint });
+    }
+    if (!area.writable)
+      throw new DmaError({
+        code: 'EACCES',
+        operation,
+        range,
+        reason: `${area.label} can not be written`,
+        hint: 'blocks are for writing: register it writable, or map it on devices by itself',
+      });
+    if (memory.pinned !== undefined) throw pinnedError(operation, area.label, memory.pinned, range);
+    if (memory.escaped) {
+      const reason = `a view of ${area.label} was transferred away, and whoever has it would reach every block`;
+      const hint = 'add memory of which no view was given away';
+      throw new DmaError({ code: 'EBUSY', operation, range, reason, hint });
+    }
+    const change = { heap: heap.name, range, areas: [area], pageSize: area.pageSize, node: area.node };
+    const pin = memory.pin(`it is in the heap ${heap.name}`);
+    const part: Part = {
+      memory,
+      area,
+      range,
+      pageSize: area.pageSize,
+      areas: [area],
+      handedOut: memory.handedOut,
+      change,
+      pin,
+      release: briefStep(() => undefined),
+      bytes: (va, length) => memory.bytesForDevice(va - range.start, length),
+    };
+    const undo: (() => void)[] = [() => this.#forget(part)];
+    try {
+      area.owner = 'heap';
+      area.sameIova = heap.sameIova;
+      undo.unshift(handlers.ask('grow', change));
+      yield {
+        now: () => void (part.release = reach([area])),
+        later: async ({ signal, report }) => {
+          const onProgress: LongWorkOptions['onProgress'] = ({ doneBytes, totalBytes }) =>
+            report(doneBytes, totalBytes);
+          part.release = await reachAsync([area], { signal, onProgress });
+        },
+      };
+      undo.unshift(() => part.release.now());
+      if (clear) yield clearing(memory, operation);
+      heap.add(part);
+    } catch (error) {
+      throw withUndo(error, operation, undoAll(undo)).with({ operation });
+    }
+    this.#parts.set(area, part);
+    handlers.tell('grown', change);
+  }
+
+  *#remove(heap: Heap, part: Part, operation: string): Steps<LongStep, void> {
+    const { handlers } = this.#options;
+    const undo: (() => void)[] = [];
+    if (heap.isUsed(part)) heap.remove(part);
+    try {
+      undo.unshift(handlers.ask('shrink', part.change));
+      heap.remove(part);
+      undo.unshift(() => heap.add(part));
+      yield part.release;
+    } catch (error) {
+      throw withUndo(error, operation, undoAll(undo)).with({ operation });
+    }
+    this.#forget(part);
+    handlers.tell('shrunk', part.change);
+    if (this.#adopted.has(part.memory)) part.memory.unregister();
+  }
+
+  /** It is the user's alone again. */
+  #forget({ area, pin }: Part): void {
+    area.owner = 'external';
+    area.sameIova = false;
+    pin[Symbol.dispose]();
+    this.#parts.delete(area);
+  }
+}
+
+shortForm(Heaps, 'Heaps', ({ made }) => ({ made: [...made].map(({ name }) => name) }));
+
+/** Fills all of it with zeros, in parts that can be viewed; later, in turns. */
+function clearing(memory: ExternalMemory, operation: string): LongStep {
+  const clear = (at: number, most: number): void => void memory.bytes(at, Math.min(most, memory.length - at)).fill(0);
+  return {
+    now: () => {
+      for (let at = 0; at < memory.length; at += AT_ONCE) clear(at, AT_ONCE);
+    },
+    later: async ({ signal }) => {
+      const turns = new Turns();
+      for (let at = 0; at < memory.length; at += IN_A_TURN) {
+        if (turns.due) await turns.next();
+        mustGoOn(signal, operation);
+        clear(at, IN_A_TURN);
+      }
+    },
+  };
+}
+
+/** What there is, for who asked for something else: as much of it as can be read. */
+function firstOf(memory: Iterable<HeapMemory>): string {
+  const pieces: string[] = [];
+  for (const { range } of memory) {
+    if (pieces.length === 8) return `it has: ${pieces.join(', ')} and more`;
+    pieces.push(range.toString());
+  }
+  return pieces.length === 0 ? 'it has no memory' : `it has: ${pieces.join(', ')}`;
+}
+
+function checkName(name: string, operation: string): void {
+  if (typeof name === 'string' && name !== '' && Buffer.byteLength(name) < NAME_LIMIT) return;
+  throw invalid(operation, `${show(name)} is no name of a heap`, { hint: `a name has 1 to ${NAME_LIMIT - 1} bytes` });
+}
+
+const RAW_MEMORY: Shape<RawMemory> = { ...REGISTER_OPTIONS, va: 'number', length: 'number' };
+
+/** @throws DmaError EINVAL when it is no memory at an address */
+function rawOf(memory: RawMemory, operation: string): RawMemory {
+  mustBeObject(memory, 'addresses', operation);
+  const { va = 0 as Va, length = 0, ...options } = optionsOf(memory, RAW_MEMORY, operation);
+  return { va, length, ...options };
+}
+
+function registrationOf({ pageSize, iovas, node, label }: RawMemory): RegisterOptions {
+  return { pageSize, iovas, node, label };
+}
+
+function rangeOf(va: Va, length: number, operation: string): Range<Va> {
+  if (va === 0) throw invalid(operation, 'there is no memory at address 0', { hint: 'give the va of the memory' });
+  return new Range(va, length, operation);
+}

@@ -1,0 +1,273 @@
+/**
+ * Memory with names: a part of a program, or a driver, reserves a zone, and others find it by its name. A zone is a block
+ * of a heap, so every device reaches it, now and later. DPDK calls it a memzone.
+ */
+import { ended, mustBe, mustBeNumber, mustBeString, optionsOf } from '../../check.js';
+import { DmaError, invalid, isDmaError } from '../../errors.js';
+import { longWorkOf, type LongWorkOptions } from '../../long-work.js';
+import { show } from '../../show.js';
+import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
+import { alignUp, hex, isAddress, type Iova, type Va } from '../../units.js';
+import {
+  allocatingFrom,
+  chooseHeaps,
+  toldOf,
+  type Allocation,
+  type HeapSources,
+  type PlacedMallocOptions,
+} from './heap-choice.js';
+import { MALLOC_OPTIONS, type Block, type Heap } from './heap.js';
+import type { LendOptions, Pin } from '../pins.js';
+import { shortForm } from '../../short-form.js';
+
+/** Names have at most so many bytes, as in DPDK (RTE_MEMZONE_NAMESIZE). */
+const LONGEST_NAME = 31;
+/** Lengths are multiples of this, in bytes. */
+const LINE = 64;
+
+/** A named block of memory. Disposing it frees it, and its name. */
+export class Zone implements Disposable {
+  readonly name: string;
+  /** The heap that it is of. */
+  readonly heap: Heap;
+  /** Address of the first byte. */
+  readonly va: Va;
+  /** bytes: what was asked for, rounded up to a multiple of 64 */
+  readonly length: number;
+  /** Of the pages that it is on, in bytes. */
+  readonly pageSize: number;
+  /** NUMA node; -1 when not known */
+  readonly node: number;
+  readonly #block: Block;
+  readonly #freed: (zone: Zone) => void;
+
+  /** @internal made by {@link Zones.reserve} */
+  constructor(name: string, block: Block, freed: (zone: Zone) => void) {
+    const { pageSize, node } = block.area;
+    this.name = name;
+    this.heap = block.heap;
+    this.va = block.va;
+    this.length = block.length;
+    this.pageSize = pageSize;
+    this.node = node;
+    this.#block = block;
+    this.#freed = freed;
+  }
+
+  /** Can it be used? Not once it was freed, or its `Eal` stopped. */
+  get live(): boolean {
+    return this.#block.live;
+  }
+
+  /** What every device uses for it, where that is one address: see `Block.iova`. @throws DmaError EINVAL once it is freed */
+  get iova(): Iova | undefined {
+    return this.#block.iova;
+  }
+
+  /**
+   * The zone as bytes, or a part of it. The view can not outlive the zone: once that is freed the view is empty. For work in
+   * other threads use {@link Zone.lend}.
+   *
+   * @param offset bytes from the start
+   * @param length bytes; default: all that follow `offset`
+   * @throws DmaError EINVAL when the part is not inside, the zone is freed, or its ArrayBuffer was transferred away
+   */
+  bytes(offset?: number, length?: number): Uint8Array {
+    return this.#block.bytes(offset, length);
+  }
+
+  /** Runs `work` on the bytes of the zone, which is pinned meanwhile: see `Block.lend`. */
+  async lend<T>(work: (bytes: Uint8Array) => T, options?: LendOptions): Promise<Awaited<T>> {
+    return this.#block.lend(work, options);
+  }
+
+  /** Holds the zone while something works on its views: freeing it is EBUSY until the pin is disposed. */
+  pin(reason?: string): Pin {
+    return this.#block.pin(reason);
+  }
+
+  /**
+   * Gives the memory back, and the name. When it throws, nothing has happened.
+   *
+   * @param options.wipe fill it with zeros before? Default false; others may then see what was in it
+   * @throws DmaError EINVAL when it was freed before; EBUSY while it is pinned
+   */
+  free(options?: { readonly wipe?: boolean }): void {
+    this.#block.free(options);
+    this.#freed(this);
+  }
+
+  /** Frees it, unless that was done. */
+  [Symbol.dispose](): void {
+    if (this.live) this.free();
+  }
+}
+
+shortForm(Zone, 'Zone', ({ name, heap, va, length, live }) => ({ name, heap: heap.name, va: hex(va), length, live }));
+
+/** The zones of one `Eal`; there can be any number. A look-up by name takes constant time. */
+export class Zones {
+  readonly #sources: HeapSources;
+  /** Also those whose blocks are gone in another way than {@link Zone.free}. */
+  readonly #zones = new Map<string, Zone>();
+
+  /** @internal */
+  constructor(sources: HeapSources) {
+    this.#sources = sources;
+  }
+
+  /** How many there are. */
+  get size(): number {
+    return [...this].length;
+  }
+
+  /** All zones, in the order they were reserved. */
+  *[Symbol.iterator](): IterableIterator<Zone> {
+    for (const zone of this.#zones.values()) if (zone.live) yield zone;
+  }
+
+  /** The zone of that name, if there is one. @throws DmaError EINVAL for what is no name */
+  lookup(name: string): Zone | undefined {
+    mustBeString(name, 'the name of a zone', 'zones.lookup');
+    const zone = this.#zones.get(name);
+    return zone?.live === true ? zone : undefined;
+  }
+
+  /**
+   * Reserves memory under a name.
+   *
+   * @param name 1 to 31 bytes
+   * @param length bytes, rounded up to a multiple of 64. 0: `boundary` bytes when there is one, else the largest free block
+   *   that there is now, for which nothing grows
+   * @throws DmaError, in this order: EINVAL for an empty name, ENAMETOOLONG, EEXIST for a name that is in use; then those of
+   *   `Heap.malloc`: EINVAL for lengths, alignments, boundaries, nodes and heaps' names that are not possible, ENOENT for a
+   *   heap there is not, ENOMEM. When it throws, nothing was reserved.
+   */
+  reserve(name: string, length: number, asked?: PlacedMallocOptions): Zone {
+    const operation = 'zones.reserve';
+    this.#sources.gate?.(operation);
+    return runSteps(this.#reserving(name, length, asked, operation), (allocation) => allocation.now());
+  }
+
+  /**
+   * As {@link Zones.reserve}, without blocking the event loop: see `Heap.mallocAsync`. The name is taken when it is done.
+   *
+   * @throws DmaError as `reserve`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece
+   */
+  async reserveAsync(name: string, length: number, options: PlacedMallocOptions & LongWorkOptions = {}): Promise<Zone> {
+    const operation = 'zones.reserveAsync';
+    this.#sources.gate?.(operation);
+    const [{ onProgress, signal }, asked] = longWorkOf(options, operation);
+    const run = async (either: AbortSignal | undefined): Promise<Zone> =>
+      runStepsAsync(this.#reserving(name, length, asked, operation), (allocation) =>
+        allocation.later({ onProgress, signal: either }),
+      );
+    return this.#sources.running === undefined ? run(signal) : this.#sources.running.run(signal, operation, run);
+  }
+
+  *#reserving(
+    name: string,
+    length: number,
+    asked: PlacedMallocOptions | undefined,
+    operation: string,
+  ): Steps<Allocation, Zone> {
+    checkName(name, operation);
+    this.#mustBeNew(name, operation);
+    mustBeNumber(length, 'the length', operation);
+    const options: PlacedMallocOptions = optionsOf<PlacedMallocOptions>(asked, MALLOC_OPTIONS, operation);
+    const { boundary = 0 } = options;
+    const wanted = length === 0 ? boundary : length;
+    if (!isAddress(wanted) || !isAddress(wanted + LINE))
+      throw invalid(operation, `a zone of ${wanted} bytes is not possible`, {
+        hint: 'it has a whole number of bytes; 0 takes the largest free block there is',
+      });
+    const size = alignUp(wanted, LINE);
+    const heaps = chooseHeaps(this.#sources, options, operation);
+    const block =
+      size === 0 ? largestOf(heaps, options, operation) : yield* allocatingFrom(heaps, size, options, operation);
+    try {
+      // A handler of the growth may have taken the name.
+      this.#mustBeNew(name, operation);
+      const zone = new Zone(name, block, (freed) => {
+        // A handler that heard of its end may have given the name to another one.
+        if (this.#zones.get(name) === freed) this.#zones.delete(name);
+      });
+      this.#zones.set(name, zone);
+      return zone;
+    } catch (error) {
+      block.free();
+      throw error;
+    }
+  }
+
+  /**
+   * Frees a zone of these, by itself or by its name: see {@link Zone.free}.
+   *
+   * @throws DmaError EINVAL for a zone that was freed before, or is not of these; ENOENT for a name that no zone has; EBUSY
+   *   while it is pinned
+   */
+  free(zone: Zone | string): void {
+    const operation = 'zones.free';
+    if (typeof zone !== 'string') {
+      mustBe(zone, Zone, 'what is freed', operation);
+      if (this.lookup(zone.name) !== zone)
+        throw ended(operation, `the zone ${zone.name} was freed, or is not of these`, 'zone.live');
+      zone.free();
+      return;
+    }
+    const found = this.lookup(zone);
+    if (found === undefined)
+      throw new DmaError({
+        code: 'ENOENT',
+        operation,
+        reason: `there is no zone ${JSON.stringify(zone)}`,
+        hint: known('zones', this),
+      });
+    found.free();
+  }
+
+  #mustBeNew(name: string, operation: string): void {
+    if (this.lookup(name) !== undefined)
+      throw new DmaError({
+        code: 'EEXIST',
+        operation,
+        reason: `there is a zone ${JSON.stringify(name)} already`,
+        hint: 'zones.lookup(name) finds it; free it, or take another name',
+      });
+    this.#zones.delete(name);
+  }
+}
+
+/** The names that there are, for who asked for another. */
+function known(what: string, all: Iterable<{ readonly name: string }>): string {
+  const names = Array.from(all, ({ name }) => name).slice(0, 8);
+  return names.length === 0 ? `there are no ${what}` : `there are: ${names.join(', ')}`;
+}
+
+shortForm(Zones, 'Zones', (zones) => ({ size: zones.size }));
+
+/** @throws DmaError ENOMEM of the first heap when none has anything */
+function largestOf(heaps: readonly Heap[], options: PlacedMallocOptions, operation: string): Block {
+  let failure: unknown;
+  for (const heap of heaps) {
+    try {
+      return heap.mallocLargest(options);
+    } catch (error) {
+      const told = toldOf(operation, error);
+      if (!isDmaError(told, 'ENOMEM')) throw told;
+      failure ??= told;
+    }
+  }
+  throw failure;
+}
+
+function checkName(name: string, operation: string): void {
+  if (typeof name !== 'string' || name === '') {
+    const hint = `the first argument is a name of 1 to ${LONGEST_NAME} bytes, the second the length in bytes`;
+    throw invalid(operation, `${show(name)} is no name of a zone`, { hint });
+  }
+  const bytes = Buffer.byteLength(name);
+  if (bytes <= LONGEST_NAME) return;
+  const reason = `the name ${JSON.stringify(name)} has ${bytes} bytes`;
+  throw new DmaError({ code: 'ENAMETOOLONG', operation, reason, hint: `${LONGEST_NAME} are the most` });
+}

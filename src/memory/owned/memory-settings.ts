@@ -1,0 +1,198 @@
+/** How the library gets memory of its own: the options, with DPDK's names and rules, and what they come to. */
+import { absolutePath, mustBeObject, optionsOf, type Shape, typeHint } from '../../check.js';
+import { invalid } from '../../errors.js';
+import { show } from '../../show.js';
+import { formatSize, isAddress, isPowerOfTwo } from '../../units.js';
+import type { HugeUnlink } from './hugepage-files.js';
+import type { IovaMode } from './iova-mode.js';
+
+/** Options of the memory that the library owns. All sizes are bytes. DPDK's option is named where the name differs. */
+export interface MemoryOptions {
+  /** Take so much at the start, from whichever node has it, and keep it to the end (`-m`). */
+  readonly size?: number;
+  /** The same, for each node (`--numa-mem`, `--socket-mem`). */
+  readonly numaMem?: readonly number[];
+  /** Never have more than so much on each node; 0 for no limit (`--numa-limit`). */
+  readonly numaLimit?: readonly number[];
+  /**
+   * Page sizes to use, the system's own included. Default: all hugepages there are, then ordinary pages, with a notice. What is
+   * asked for here, or by an option about files, is had or is an error that says why not: ordinary pages take its place only
+   * where their size is listed.
+   */
+  readonly pageSizes?: readonly number[];
+  /** Never have more than `limit` of pages of this size on each node; 0 for none of them (`--pagesz-mem`). The last of a size counts. */
+  readonly pageSizeLimits?: readonly { readonly pageSize: number; readonly limit: number }[];
+  /**
+   * Keep it in memfds, without any file or mount. Default true, unless one of the options about files is given: `hugeDir`,
+   * `filePrefix`, `hugeUnlink`, `singleFileSegments`.
+   */
+  readonly inMemory?: boolean;
+  /** Use ordinary pages only. */
+  readonly noHuge?: boolean;
+  /** The directory of a hugetlbfs to keep files in. Default: every one that is mounted and that this process can use. */
+  readonly hugeDir?: string;
+  /** What names of files begin with: each process has its own. Default `anydma`. */
+  readonly filePrefix?: string;
+  /** What happens to files; see {@link HugeUnlink}. Default `existing`. */
+  readonly hugeUnlink?: HugeUnlink;
+  /** One file for each list of pages instead of one for each page? Then a device needs fewer mappings. Default false. */
+  readonly singleFileSegments?: boolean;
+  /** Never take more than an allocation needs, and give memory back with the allocation that it was taken for. Default false. */
+  readonly matchAllocations?: boolean;
+  /** What devices use as addresses. Default: decided at the first use; see `eal.memory.iova`. */
+  readonly iovaMode?: IovaMode;
+  /**
+   * Has every device to use the same IOVAs for it, so that `block.iova`, `zone.iova` and `pool.iovas` exist? They are the VAs
+   * then (what DPDK promises with `--iova-mode=va`), or physical addresses in IOVA mode `pa`. A device that can not use them
+   * (too few address bits, or something else there) is not probed while there is memory, and memory does not grow once there is
+   * such a device; the error says why. Addresses are not held back from reuse then. Default false: each domain chooses, and
+   * `device.iovaOf` tells.
+   */
+  readonly sameIova?: boolean;
+  /** Note where each block is allocated, to report those that are forgotten? Default false: it costs a microsecond each. */
+  readonly origins?: boolean;
+  /** Told once what a program may want to know, such as that there are no hugepages. Default: a process warning. */
+  readonly onNotice?: (text: string) => void;
+}
+
+/** Options that were checked, and defaults in the place of what was left out. */
+export interface MemorySettings {
+  readonly size: number;
+  readonly numaMem: readonly number[];
+  readonly numaLimit: readonly number[];
+  /** `undefined`: all */
+  readonly pageSizes: readonly number[] | undefined;
+  readonly pageSizeLimits: ReadonlyMap<number, number>;
+  /** How files are kept; `undefined` for memfds. */
+  readonly files: FileSettings | undefined;
+  readonly noHuge: boolean;
+  readonly matchAllocations: boolean;
+  readonly iovaMode: IovaMode | undefined;
+  readonly sameIova: boolean;
+  readonly origins: boolean;
+  readonly onNotice: (text: string) => void;
+}
+
+/** How hugepages are kept in files. */
+export interface FileSettings {
+  /** absolute */
+  readonly directory: string | undefined;
+  readonly prefix: string;
+  readonly unlink: HugeUnlink;
+  readonly singleFile: boolean;
+}
+
+/** What errors of the start are told as. */
+export const START = 'Eal.start';
+const OPTIONS: Shape<MemoryOptions> = {
+  size: 'number',
+  numaMem: 'array',
+  numaLimit: 'array',
+  pageSizes: 'array',
+  pageSizeLimits: 'array',
+  inMemory: 'boolean',
+  noHuge: 'boolean',
+  hugeDir: 'string',
+  filePrefix: 'string',
+  hugeUnlink: 'any',
+  singleFileSegments: 'boolean',
+  matchAllocations: 'boolean',
+  iovaMode: 'any',
+  sameIova: 'boolean',
+  origins: 'boolean',
+  onNotice: 'function',
+};
+type PageSizeLimit = NonNullable<MemoryOptions['pageSizeLimits']>[number];
+
+function limitsOf(limits: readonly PageSizeLimit[]): readonly PageSizeLimit[] {
+  for (const each of limits) mustBeObject(each, 'memory.pageSizeLimits', START);
+  return limits;
+}
+
+const FILE_OPTIONS = ['hugeDir', 'filePrefix', 'hugeUnlink', 'singleFileSegments'] as const;
+
+/** @throws DmaError EINVAL for what is not possible, and for options that contradict each other */
+export function memorySettings(asked: MemoryOptions): MemorySettings {
+  const options: MemoryOptions = optionsOf(asked, OPTIONS, START);
+  checkConflicts(options);
+  const { size = 0, numaMem = [], numaLimit = [], pageSizes, pageSizeLimits = [], filePrefix = 'anydma' } = options;
+  for (const [name, bytes] of [
+    ['size', [size]],
+    ['numaMem', numaMem],
+    ['numaLimit', numaLimit],
+  ] as const)
+    for (const each of bytes)
+      if (!isAddress(each))
+        throw invalid(START, `memory.${name}: ${show(each)} is no size`, {
+          hint: typeHint(each, 'number') ?? 'it is a whole number of bytes, such as 64 * MiB',
+        });
+  for (const pageSize of pageSizes ?? []) checkPageSize('pageSizes', pageSize);
+  if (pageSizes?.length === 0)
+    throw invalid(START, 'memory.pageSizes: there has to be one', { hint: 'leave it out for all there are' });
+  for (const { pageSize, limit } of limitsOf(pageSizeLimits)) {
+    checkPageSize('pageSizeLimits', pageSize);
+    if (!isAddress(limit) || limit % pageSize !== 0)
+      throw invalid(START, `memory.pageSizeLimits: ${show(limit)} is no multiple of ${formatSize(pageSize)}`, {
+        hint: 'it is bytes, not a number of pages; 0 for none of them',
+      });
+  }
+  if (filePrefix === '' || /[/\0]/.test(filePrefix))
+    throw invalid(START, `memory.filePrefix: ${JSON.stringify(filePrefix)} can not begin a file's name`, {
+      hint: 'it is one part of a name, without /; hugeDir is the folder',
+    });
+  const { hugeDir, hugeUnlink = 'existing', singleFileSegments = false, iovaMode } = options;
+  if (!['existing', 'always', 'never'].includes(hugeUnlink))
+    throw invalid(START, `memory.hugeUnlink: there is no ${show(hugeUnlink)}`, {
+      hint: 'it is existing, always, never',
+    });
+  if (iovaMode !== undefined && iovaMode !== 'va' && iovaMode !== 'pa')
+    throw invalid(START, `memory.iovaMode: there is no ${show(iovaMode)}`, { hint: 'it is va or pa' });
+  const directory = hugeDir === undefined ? undefined : absolutePath(hugeDir, START);
+  const files = { directory, prefix: filePrefix, unlink: hugeUnlink, singleFile: singleFileSegments };
+  const usesFiles = !(options.inMemory ?? FILE_OPTIONS.every((name) => options[name] === undefined));
+  return {
+    size,
+    numaMem: [...numaMem],
+    numaLimit: [...numaLimit],
+    pageSizes: pageSizes === undefined ? undefined : [...pageSizes],
+    pageSizeLimits: new Map(limitsOf(pageSizeLimits).map(({ pageSize, limit }) => [pageSize, limit])),
+    files: usesFiles && options.noHuge !== true ? files : undefined,
+    noHuge: options.noHuge ?? false,
+    matchAllocations: options.matchAllocations ?? false,
+    iovaMode,
+    sameIova: options.sameIova ?? false,
+    origins: options.origins ?? false,
+    onNotice: options.onNotice ?? ((text) => process.emitWarning(text, { code: 'ANYDMA_NOTICE' })),
+  };
+}
+
+/** Options that can not be given together: the name of one, and of those that contradict it. */
+const CONFLICTS: readonly (readonly [keyof MemoryOptions, readonly (keyof MemoryOptions)[]])[] = [
+  ['size', ['numaMem']],
+  [
+    'noHuge',
+    ['numaMem', 'matchAllocations', 'hugeUnlink', 'singleFileSegments', 'hugeDir', 'pageSizes', 'pageSizeLimits'],
+  ],
+  ['hugeUnlink', ['singleFileSegments']],
+  ['inMemory', FILE_OPTIONS],
+];
+
+function checkConflicts(options: MemoryOptions): void {
+  const isGiven = (name: keyof MemoryOptions): boolean => options[name] !== undefined && options[name] !== false;
+  for (const [name, others] of CONFLICTS) {
+    const other = isGiven(name) ? others.find(isGiven) : undefined;
+    if (other !== undefined)
+      throw invalid(START, `memory.${name} and memory.${other} contradict each other`, {
+        hint: 'leave one of them out',
+      });
+  }
+}
+
+function checkPageSize(name: string, pageSize: number): void {
+  if (!isPowerOfTwo(pageSize))
+    throw invalid(START, `memory.${name}: ${show(pageSize)} is no power of two`, {
+      hint:
+        typeHint(pageSize, 'number') ??
+        'sizes of pages are 2 * MiB, GiB and the like: "anydma hugepages" lists those there are',
+    });
+}

@@ -1,0 +1,445 @@
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { describe, it } from 'node:test';
+import { isMainThread, Worker, workerData } from 'node:worker_threads';
+import fc from 'fast-check';
+import { isDmaError } from '../../errors.js';
+import { ElementStack } from './element-stack.js';
+import { PoolCache } from './pool-cache.js';
+
+/** What a worker of this file is told. */
+interface Orders {
+  readonly pool: SharedArrayBuffer;
+  /** A word for each element: 0, or the worker that has it. */
+  readonly owners: SharedArrayBuffer;
+  readonly worker: number;
+  readonly cacheSize: number;
+  readonly rounds: number;
+}
+
+/** Takes and gives back bursts of many sizes; says at once when another worker has what it got. */
+function hammer({ pool, owners, worker, cacheSize, rounds }: Orders): void {
+  const stack = ElementStack.attach(pool);
+  const cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize);
+  const owner = new Int32Array(owners);
+  const held = new Int32Array(256);
+  let count = 0;
+  let state = worker;
+  for (let round = 0; round < rounds; round++) {
+    state = (Math.imul(state, 1664525) + 1013904223) | 0;
+    const burst = (state >>> 8) % 49;
+    if ((state & 0x80) === 0 && count + burst <= held.length) {
+      if (!(cache ?? stack).get(held, burst, count)) continue;
+      for (let i = count; i < count + burst; i++) {
+        const other = Atomics.compareExchange(owner, held[i], 0, worker);
+        if (other !== 0) throw new Error(`element ${held[i]} belongs to worker ${other}`);
+      }
+      count += burst;
+    } else {
+      const back = Math.min(burst, count);
+      count -= back;
+      for (let i = count; i < count + back; i++) {
+        const other = Atomics.exchange(owner, held[i], 0);
+        if (other !== worker) throw new Error(`element ${held[i]} went to worker ${other}`);
+      }
+      (cache ?? stack).put(held, back, count);
+    }
+  }
+  for (let i = 0; i < count; i++) Atomics.store(owner, held[i], 0);
+  (cache ?? stack).put(held, count);
+  cache?.flush();
+}
+
+async function hammerAll(workers: number, elements: number, cacheSize: number, checked: boolean, rounds: number) {
+  const stack = ElementStack.create(elements, { checked });
+  const owners = new SharedArrayBuffer(elements * 4);
+  const start = (worker: number): Worker => {
+    const orders: Orders = { pool: stack.shared, owners, worker, cacheSize, rounds };
+    return new Worker(new URL(import.meta.url), { workerData: orders });
+  };
+  const ends = Array.from({ length: workers }, (_, i) => once(start(i + 1), 'exit'));
+  // The main thread takes part: it sleeps on the lock like any other.
+  hammer({ pool: stack.shared, owners, worker: workers + 1, cacheSize, rounds: rounds / 4 });
+  for (const [status] of await Promise.all(ends)) assert.equal(status, 0);
+  assertComplete(stack);
+}
+
+/** Every element is in the pool, once. */
+function assertComplete(stack: ElementStack): void {
+  assert.equal(stack.available, stack.elements);
+  const all = new Int32Array(stack.elements);
+  assert.ok(stack.get(all, all.length));
+  assert.deepEqual(
+    all.sort(),
+    Int32Array.from(all, (_, i) => i),
+  );
+  assert.ok(!stack.get(all, 1));
+  stack.put(all, all.length);
+}
+
+/** How the model test calls a stack or a cache. */
+interface User {
+  get(into: Int32Array, count: number, at: number): boolean;
+  put(from: Int32Array, count: number, at: number): void;
+}
+
+/** `user`, whose `get` and `put` go through the memory of the cache itself where that is possible. */
+function withoutCopy(user: ElementStack | PoolCache, most: number): User {
+  if (!(user instanceof PoolCache) || most > user.size) return user;
+  return {
+    get: (into, count, at) => {
+      const start = user.getInPlace(count);
+      if (start >= 0) into.set(user.numbers.subarray(start, start + count), at);
+      return start >= 0;
+    },
+    put: (from, count, at) => {
+      const start = user.roomFor(most);
+      user.numbers.set(from.subarray(at, at + count), start);
+      user.putInPlace(start, count);
+    },
+  };
+}
+
+function isEinval(error: unknown): boolean {
+  return isDmaError(error, 'EINVAL');
+}
+
+function tests(): void {
+  void describe('ElementStack', () => {
+    void it('starts full, and hands out what was put last', () => {
+      const stack = ElementStack.create(5);
+      const burst = new Uint32Array(8);
+      assert.ok(stack.get(burst, 3, 2));
+      assert.deepEqual([...burst], [0, 0, 0, 1, 2, 0, 0, 0]);
+      assert.equal(stack.available, 2);
+      stack.put(burst, 2, 3);
+      assert.ok(stack.get(burst, 4));
+      assert.deepEqual([...burst.subarray(0, 4)], [2, 1, 3, 4]);
+      assert.ok(stack.get(burst, 0) && !stack.get(burst, 1));
+    });
+
+    void it('gives all or nothing', () => {
+      const stack = ElementStack.create(4);
+      const burst = new Int32Array(8).fill(-1);
+      assert.equal(stack.get(burst, 5), false);
+      assert.deepEqual([stack.available, ...burst.subarray(0, 2)], [4, -1, -1]);
+    });
+
+    void it('agrees with a model, with and without caches, checked or not', () => {
+      const { boolean, nat } = fc;
+      const step = fc.record({ cache: nat(2), count: nat(40), get: boolean(), inPlace: boolean(), flush: nat(15) });
+      fc.assert(
+        fc.property(
+          fc.integer({ min: 24, max: 80 }),
+          fc.integer({ min: 1, max: 16 }),
+          fc.boolean(),
+          fc.array(step, { maxLength: 80, size: 'max' }),
+          (elements, size, checked, steps) => {
+            const stack = ElementStack.create(elements, { checked });
+            const caches = [new PoolCache(stack, size), new PoolCache(ElementStack.attach(stack.shared), size)];
+            const users = [stack, ...caches];
+            const held = new Set<number>();
+            for (const { cache, count, get, inPlace, flush } of steps) {
+              const user = inPlace ? withoutCopy(users[cache], count) : users[cache];
+              const burst = new Int32Array(count + 2).fill(-1);
+              if (get) {
+                const reachable = stack.available + (cache === 0 ? 0 : caches[cache - 1].length);
+                const before = reachable - count;
+                assert.equal(user.get(burst, count, 1), before >= 0);
+                if (before < 0) continue;
+                const got = burst.subarray(1, count + 1);
+                for (const element of got) {
+                  assert.ok(element >= 0 && element < elements && !held.has(element), `element ${element}`);
+                  held.add(element);
+                }
+              } else {
+                const back = [...held].slice(0, count);
+                burst.set(back, 1);
+                user.put(burst, back.length, 1);
+                for (const element of back) held.delete(element);
+              }
+              assert.deepEqual([burst[0], burst[count + 1]], [-1, -1]);
+              if (flush === 0) caches[cache % 2].flush();
+              const cached = caches.reduce((sum, each) => sum + each.length, 0);
+              assert.equal(stack.available + cached + held.size, elements);
+              for (const each of caches) assert.ok(each.length <= Math.floor(size * 1.5));
+            }
+            stack.put(Int32Array.from(held), held.size);
+            for (const each of caches) each.flush();
+            assertComplete(stack);
+          },
+        ),
+        { numRuns: 500 },
+      );
+    });
+
+    void it('refuses more elements than there are, always', () => {
+      const stack = ElementStack.create(4);
+      const burst = new Int32Array(4);
+      assert.throws(() => stack.put(burst, 1), isEinval);
+      assert.ok(stack.get(burst, 2));
+      assert.throws(() => stack.put(burst, 3), isEinval);
+      assert.equal(stack.available, 2);
+      // The lock is free again after an error.
+      stack.put(burst, 2);
+      assertComplete(stack);
+    });
+
+    void it('checked: refuses an element that is free or does not exist, and puts none of the burst', () => {
+      const stack = ElementStack.create(40, { checked: true });
+      const cache = new PoolCache(stack, 8);
+      for (const user of [stack, cache]) {
+        const burst = new Int32Array(40);
+        assert.ok(user.get(burst, 4));
+        const [a, b, c] = burst;
+        for (const wrong of [
+          [a, b, a],
+          [a, b, 40],
+          [a, -1, b],
+          [30, a, b],
+          [a, b, 2 ** 31 - 1],
+        ]) {
+          // prettier-ignore
+          assert.throws(() => user.put(Int32Array.from(wrong), 3), isEinval);
+        }
+        user.put(burst, 4);
+        assert.throws(() => user.put(Int32Array.of(c), 1), isEinval);
+        // In the cache it is free as well.
+        assert.throws(() => stack.put(Int32Array.of(c), 1), isEinval);
+      }
+      cache.flush();
+      assertComplete(stack);
+    });
+
+    void it('refuses bursts that do not fit their arrays', () => {
+      const stack = ElementStack.create(100);
+      const cache = new PoolCache(stack, 8);
+      const burst = new Int32Array(8);
+      for (const user of [stack, cache]) {
+        for (const [count, at] of [
+          [9, 0],
+          [8, 1],
+          [-1, 0],
+          [1, -1],
+          [NaN, 0],
+          [1.5, 0],
+          [1, NaN],
+          [1, 0.5],
+        ]) {
+          // prettier-ignore
+          assert.throws(() => user.get(burst, count, at), isEinval);
+          assert.throws(() => user.put(burst, count, at), isEinval);
+        }
+      }
+      assertComplete(stack);
+    });
+
+    void it('refuses impossible pools, caches (MP-03) and shared memory', () => {
+      for (const elements of [0, -1, 1.5, NaN, 2 ** 28 + 1])
+        assert.throws(() => ElementStack.create(elements), isEinval);
+      const stack = ElementStack.create(1000);
+      for (const size of [0, -1, 1.5, NaN, 513]) assert.throws(() => new PoolCache(stack, size), isEinval);
+      assert.throws(() => new PoolCache(ElementStack.create(11), 8), isEinval);
+      assert.equal(new PoolCache(ElementStack.create(12), 8).size, 8);
+      for (const bytes of [0, 100, 128, 4128]) {
+        assert.throws(() => ElementStack.attach(new SharedArrayBuffer(bytes)), isEinval);
+      }
+      const longer = new SharedArrayBuffer(stack.shared.byteLength + 4);
+      new Int32Array(longer).set(new Int32Array(stack.shared));
+      assert.throws(() => ElementStack.attach(longer), isEinval);
+    });
+
+    void it('loses no element and hands none out twice among 3 workers and the main thread', async () => {
+      await hammerAll(3, 150, 0, false, 40_000);
+    });
+
+    void it('nor with caches', async () => {
+      await hammerAll(3, 400, 32, false, 40_000);
+    });
+
+    void it('nor when checked', async () => {
+      await hammerAll(2, 300, 16, true, 20_000);
+    });
+
+    void it('wakes who sleeps on the lock', { timeout: 8000 }, async () => {
+      const stack = ElementStack.create(8);
+      const burst = new Int32Array(1);
+      assert.ok(stack.get(burst, 1));
+      const lock = new Int32Array(stack.shared, 64, 1);
+      const orders: Orders = {
+        pool: stack.shared,
+        owners: new SharedArrayBuffer(32),
+        worker: 1,
+        cacheSize: 0,
+        rounds: 100,
+      };
+      // The lock is held while the number is read: there the worker is started, and comes to sleep.
+      const ends: Promise<unknown>[] = [];
+      const slow = new Proxy(burst, {
+        get(target, key) {
+          if (key === '0') {
+            ends.push(once(new Worker(new URL(import.meta.url), { workerData: orders }), 'exit'));
+            const nap = new Int32Array(new SharedArrayBuffer(4));
+            for (let i = 0; i < 600 && Atomics.load(lock, 0) !== 2; i++) Atomics.wait(nap, 0, 0, 10);
+            assert.equal(Atomics.load(lock, 0), 2);
+            Atomics.wait(nap, 0, 0, 20);
+          }
+          return Reflect.get(target, key) as unknown;
+        },
+      });
+      stack.put(slow, 1);
+      assert.deepEqual(await Promise.all(ends), [[0]]);
+      assertComplete(stack);
+    });
+
+    void it('says so when the lock was left behind', (t) => {
+      const stack = ElementStack.create(8);
+      const burst = new Int32Array(1);
+      const lock = new Int32Array(stack.shared, 64, 1);
+      let clock = 0;
+      t.mock.method(performance, 'now', () => clock);
+      const wait = t.mock.method(Atomics, 'wait', (_: Int32Array, __: number, ___: number, ms: number) => {
+        clock += ms;
+        return 'timed-out';
+      });
+      // No worker can be made to end at that very moment; what it would leave behind is this word.
+      Atomics.store(lock, 0, 1);
+      assert.throws(
+        () => stack.get(burst, 1),
+        (error) => isDmaError(error, 'ETIMEDOUT'),
+      );
+      assert.ok(clock >= 1000);
+      assert.equal(stack.available, 8);
+      // The holder was only slow.
+      wait.mock.mockImplementation((): 'ok' => {
+        Atomics.store(lock, 0, 0);
+        return 'ok';
+      });
+      assert.ok(stack.get(burst, 1));
+      stack.put(burst, 1);
+      assertComplete(stack);
+    });
+  });
+
+  void describe('PoolCache', () => {
+    void it('meets the pool only when it is empty or 1.5 times full', () => {
+      const stack = ElementStack.create(1000);
+      const cache = new PoolCache(stack, 64);
+      const burst = new Int32Array(200);
+      assert.ok(cache.get(burst, 32));
+      assert.deepEqual([cache.length, stack.available], [64, 1000 - 96]);
+      assert.ok(cache.get(burst, 64, 32));
+      assert.deepEqual([cache.length, stack.available], [0, 1000 - 96]);
+      cache.put(burst, 64);
+      cache.put(burst, 32, 64);
+      assert.deepEqual([cache.length, stack.available], [96, 1000 - 96]);
+      assert.ok(cache.get(burst, 32));
+      cache.put(burst, 32);
+      assert.deepEqual([cache.length, stack.available], [96, 1000 - 96]);
+      assert.ok(stack.get(burst, 1));
+      cache.put(burst, 1);
+      assert.deepEqual([cache.length, stack.available], [64, 1000 - 64]);
+      cache.flush();
+      assertComplete(stack);
+    });
+
+    void it('hands out what was put last, and gives back what was put first', () => {
+      const stack = ElementStack.create(100);
+      using cache = new PoolCache(stack, 4);
+      const burst = new Int32Array(7);
+      assert.ok(stack.get(burst, 7));
+      cache.put(burst, 4);
+      cache.put(burst, 3, 4);
+      assert.deepEqual([cache.length, stack.available], [4, 96]);
+      assert.ok(cache.get(burst, 4));
+      assert.deepEqual([...burst.subarray(0, 4)], [6, 5, 4, 3]);
+      cache.put(burst, 4);
+    });
+
+    void it('takes only what is missing when the pool has no more, or the burst is larger than the cache', () => {
+      const stack = ElementStack.create(40);
+      const cache = new PoolCache(stack, 8);
+      const burst = new Int32Array(40);
+      assert.ok(cache.get(burst, 1));
+      assert.ok(cache.get(burst, 20, 1));
+      assert.deepEqual([cache.length, stack.available], [0, 19]);
+      assert.ok(stack.get(burst, 14, 21));
+      assert.ok(cache.get(burst, 5, 35));
+      assert.equal(cache.get(new Int32Array(1), 1), false);
+      assert.equal(new Set(burst).size, 40);
+      cache.put(burst, 40);
+      assert.deepEqual([cache.length, stack.available], [0, 40]);
+    });
+
+    void it('keeps the order of elements, in bursts of any size', () => {
+      const stack = ElementStack.create(100);
+      const cache = new PoolCache(stack, 40);
+      const all = new Int32Array(100);
+      assert.ok(stack.get(all, 100));
+      for (let count = 0; count <= 40; count++) {
+        const burst = new Int32Array(50).fill(-1);
+        for (const user of [cache, stack]) {
+          user.put(all, count, 7);
+          assert.ok(user.get(burst, count, 3));
+          const put = [...all.subarray(7, 7 + count)];
+          assert.deepEqual([...burst.subarray(0, 4 + count)], [-1, -1, -1, ...put.reverse(), -1]);
+        }
+      }
+    });
+
+    void it('hands out and takes elements in its own memory', () => {
+      const stack = ElementStack.create(100);
+      const cache = new PoolCache(stack, 8);
+      const start = cache.getInPlace(3);
+      // Just what a get finds: the size is left.
+      assert.deepEqual([cache.length, stack.available], [8, 89]);
+      const got = [...cache.numbers.subarray(start, start + 3)];
+      assert.deepEqual(got, [8, 9, 10]);
+      const room = cache.roomFor(8);
+      // 16 would be too many: room is made, and nothing is put yet.
+      assert.deepEqual([room, cache.length, stack.available], [0, 0, 97]);
+      cache.numbers.set(got, room);
+      cache.putInPlace(room, 3);
+      assert.deepEqual([cache.length, stack.available], [3, 97]);
+      cache.flush();
+      assertComplete(stack);
+    });
+
+    void it('refuses what has no place in its own memory', () => {
+      for (const checked of [false, true]) {
+        const stack = ElementStack.create(24, { checked });
+        const cache = new PoolCache(stack, 8);
+        for (const count of [9, -1, NaN, 0.5, 2 ** 32]) {
+          assert.throws(() => cache.getInPlace(count), isEinval);
+          assert.throws(() => cache.roomFor(count), isEinval);
+          assert.throws(() => cache.putInPlace(0, count), isEinval);
+        }
+        const burst = new Int32Array(24);
+        assert.ok(stack.get(burst, 24));
+        assert.equal(cache.getInPlace(1), -1);
+        assert.equal(cache.getInPlace(0), 0);
+        cache.put(burst, 8);
+        const room = cache.roomFor(4);
+        // 12 are the most, and the room was for 4.
+        assert.throws(() => cache.putInPlace(room, 5), isEinval);
+        assert.throws(() => cache.putInPlace(room + 1, 1), isEinval);
+        // That room is gone with the next call.
+        cache.put(burst, 1, 8);
+        assert.throws(() => cache.putInPlace(room, 1), isEinval);
+        if (checked) {
+          const again = cache.roomFor(2);
+          cache.numbers.set([burst[9], burst[0]], again);
+          assert.throws(() => cache.putInPlace(again, 2), isEinval);
+        }
+        assert.deepEqual([cache.length, stack.available], [9, 0]);
+        cache.put(burst, 7, 9);
+        cache.put(burst, 8, 16);
+        cache.flush();
+        assertComplete(stack);
+      }
+    });
+  });
+}
+
+if (isMainThread) tests();
+else hammer(workerData as Orders);

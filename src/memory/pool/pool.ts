@@ -1,0 +1,507 @@
+/**
+ * A pool: memory cut into elements of one size, which are handed out and taken back by number, in bursts, by any number of
+ * threads. Where each element is, for the program and for devices, stands in tables by number. Drivers draw the buffers
+ * for their rings from pools. DPDK calls it a mempool.
+ *
+ * Nothing is written into the elements: what is free is known outside of them (element-stack.ts), and each thread has a
+ * stock of its own (pool-cache.ts).
+ */
+import { ended, mustBe, mustBeObject, mustBeString, mustBeWhole, mustHave, optionsOf, reading } from '../../check.js';
+import { DmaError, invalid, undoAll, withUndo } from '../../errors.js';
+import type { Platform } from '../../platform/ports.js';
+import { Range } from '../../ranges.js';
+import { show } from '../../show.js';
+import type { Va } from '../../units.js';
+import type { AreaOwner } from '../area.js';
+import { ElementStack, type ElementNumbers } from './element-stack.js';
+import { PoolCache } from './pool-cache.js';
+import type { ElementShape, PoolChunk } from './pool-layout.js';
+import { HandedOut } from '../retired.js';
+import { Views } from '../views.js';
+import { shortForm } from '../../short-form.js';
+
+/** What another thread needs to use the pool. It can be sent there (`workerData`, `postMessage`), as often as wanted. */
+export interface PoolDescription {
+  readonly name: string;
+  readonly shape: ElementShape;
+  /** {@link Pool.forDevices} */
+  readonly forDevices: boolean;
+  /** {@link Pool.owner} */
+  readonly owner: AreaOwner;
+  readonly chunks: readonly PoolChunk[];
+  /** {@link Pool.cacheSize} */
+  readonly cacheSize: number;
+  /** Which elements are free. */
+  readonly stack: SharedArrayBuffer;
+  /** How many threads have attached; -1 once it is freed. Then, 1 once a view was transferred away in one of them. */
+  readonly threads: SharedArrayBuffer;
+  /** Who has them can use the memory, also when the thread that made the pool has ended. See `MemoryPort.keeper`. */
+  readonly keepers: readonly SharedArrayBuffer[];
+}
+
+/** A device, as far as a pool needs it. */
+export interface PoolDevice {
+  readonly name: string;
+  readonly domain:
+    | {
+        readonly table: {
+          /** Changes when something is unmapped. */
+          readonly generation: number;
+          /** -1 when not all of it is mapped, or not in one piece. */
+          iovaOfRange(va: number, length: number): number;
+        };
+      }
+    | undefined;
+}
+
+/** What belongs to one thread. */
+interface PoolParts {
+  readonly description: PoolDescription;
+  readonly stack: ElementStack;
+  readonly cache: PoolCache | undefined;
+  readonly view: (chunk: number) => Uint8Array;
+  /** @throws DmaError EBUSY while some of the memory is pinned */
+  readonly mustBeIdle?: (operation: string) => void;
+  /** Gives everything back; what it throws is thrown by `free`. */
+  readonly end: () => void;
+  /** Did this thread make it? */
+  readonly made: boolean;
+}
+
+const FREED = -1;
+
+const FREE_OPTIONS = { force: 'boolean' } as const;
+
+/** The keepers of memory, held by views of it. */
+const kept = new WeakMap<ArrayBufferLike, readonly SharedArrayBuffer[]>();
+
+/** See the head of the file. Made by `Pools.create`, and for other threads by {@link Pool.attach}. Disposing it frees it. */
+export class Pool implements Disposable {
+  readonly name: string;
+  /** How many elements it has; their numbers are 0 and up. */
+  readonly elements: number;
+  /** bytes */
+  readonly elementSize: number;
+  /** bytes in front of each element that belong to it */
+  readonly headroom: number;
+  /** How many elements a thread keeps for itself; 0 for none. */
+  readonly cacheSize: number;
+  /**
+   * Are the elements meant for devices? It is what the program said when it made the pool, and never guessed from the
+   * memory (DPDK: the flag RTE_MEMPOOL_F_NON_IO is not set).
+   */
+  readonly forDevices: boolean;
+  /** Whose memory it is: the library's, of a heap over the user's, or external; `chunks` tell where. */
+  readonly owner: AreaOwner;
+  /** Where the elements are: those of the first chunk have the first numbers. */
+  readonly chunks: readonly PoolChunk[];
+  /** What of the tables by element was asked for. */
+  readonly #tables: { vas?: Float64Array; iovas?: Float64Array; chunkOf?: Int32Array; offsetOf?: Int32Array } = {};
+  /** The first element of each chunk. */
+  readonly #firsts: Int32Array;
+  /** Has every element one IOVA for all devices? */
+  readonly #isSame: boolean;
+  readonly #description: PoolDescription;
+  readonly #stack: ElementStack;
+  readonly #cache: PoolCache | undefined;
+  readonly #threads: Int32Array;
+  readonly #view: (chunk: number) => Uint8Array;
+  readonly #mustBeIdle: ((operation: string) => void) | undefined;
+  readonly #end: () => void;
+  readonly #made: boolean;
+  /** By chunk and by element, once they were asked for. */
+  #chunkBytes: (Uint8Array | undefined)[] = [];
+  #bytes: (Uint8Array | undefined)[] = [];
+  readonly #iovasFor = new WeakMap<object, { readonly generation: number; readonly iovas: Float64Array }>();
+  #live = true;
+
+  /** @internal */
+  constructor({ description, stack, cache, view, mustBeIdle, end, made }: PoolParts) {
+    const { shape, chunks, cacheSize } = description;
+    const { elements } = stack;
+    this.#cache = cache;
+    this.name = description.name;
+    this.elements = elements;
+    this.elementSize = shape.size;
+    this.headroom = shape.headroom;
+    this.cacheSize = cacheSize;
+    this.forDevices = description.forDevices;
+    this.owner = description.owner;
+    this.chunks = chunks;
+    this.#firsts = new Int32Array(chunks.length);
+    this.#isSame = chunks.every(({ iova }) => iova !== undefined);
+    this.#description = description;
+    this.#stack = stack;
+    this.#threads = new Int32Array(description.threads);
+    this.#view = view;
+    this.#mustBeIdle = mustBeIdle;
+    this.#end = end;
+    this.#made = made;
+    let first = 0;
+    chunks.forEach(({ count }, chunk) => {
+      this.#firsts[chunk] = first;
+      first += count;
+    });
+  }
+
+  /** The address of each element, behind its headroom. A table that is made when it is first asked for, as the next ones. */
+  get vas(): Float64Array {
+    return (this.#tables.vas ??= this.#table(Float64Array, ({ va }, _, offset) => va + offset));
+  }
+
+  /**
+   * What every device uses for each element, where that is one address for all devices: see `Block.iova`. In all other cases,
+   * as usual with an IOMMU, this is `undefined`, and {@link Pool.iovasFor} tells what a device uses. So it is unless the pool
+   * is for devices.
+   */
+  get iovas(): Float64Array | undefined {
+    if (!this.#isSame) return undefined;
+    return (this.#tables.iovas ??= this.#table(Float64Array, ({ iova }, _, offset) => Number(iova) + offset));
+  }
+
+  /** The chunk that each element is in. */
+  get chunkOf(): Int32Array {
+    return (this.#tables.chunkOf ??= this.#table(Int32Array, (_, chunk) => chunk));
+  }
+
+  /** Where in the bytes of its chunk each element begins. Its headroom ends there. */
+  get offsetOf(): Int32Array {
+    return (this.#tables.offsetOf ??= this.#table(Int32Array, (_, _chunk, offset) => offset));
+  }
+
+  #table<T extends Float64Array | Int32Array>(
+    kind: new (length: number) => T,
+    valueOf: (chunk: PoolChunk, index: number, offset: number) => number,
+  ): T {
+    const table = new kind(this.elements);
+    const { headroom, stride } = this.#description.shape;
+    let element = 0;
+    this.chunks.forEach((chunk, index) => {
+      for (let i = 0; i < chunk.count; i++) table[element++] = valueOf(chunk, index, headroom + i * stride);
+    });
+    return table;
+  }
+
+  /** The chunk of an element that there is. */
+  #chunkOf(element: number): number {
+    const firsts = this.#firsts;
+    let low = 0;
+    for (let high = firsts.length; high - low > 1;) {
+      const middle = (low + high) >>> 1;
+      if (firsts[middle] <= element) low = middle;
+      else high = middle;
+    }
+    return low;
+  }
+
+  /**
+   * The pool in another thread, from what {@link Pool.share} gave there. Elements have the same numbers and addresses; views
+   * are made anew. Free it before the thread ends: that gives back what is in this thread's cache, and lets the maker of
+   * the pool free the memory.
+   *
+   * @param platform of this thread
+   * @throws DmaError EINVAL when the pool was freed, or this describes none
+   */
+  static attach(description: PoolDescription, platform: Pick<Platform, 'memory'>): Pool {
+    const operation = 'pool.attach';
+    mustHave(platform, ['memory'], 'platform', operation);
+    checkDescription(description, operation);
+    const { cacheSize } = description;
+    const stack = ElementStack.attach(description.stack);
+    const cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize);
+    const placed = description.chunks.reduce((sum, { count }) => sum + count, 0);
+    if (placed !== stack.elements)
+      throw invalid('pool.attach', `the chunks have ${placed} elements, the pool ${stack.elements} elements`);
+    const threads = new Int32Array(description.threads);
+    for (let seen = Atomics.load(threads, 0); ;) {
+      if (seen === FREED) throw poolGone(description);
+      const now = Atomics.compareExchange(threads, 0, seen, seen + 1);
+      if (now === seen) break;
+      seen = now;
+    }
+    const views = new Map<number, Views>();
+    const handedOut = new HandedOut();
+    const view = (chunk: number): Uint8Array => {
+      const { va, length } = description.chunks[chunk];
+      const made = views.get(chunk) ?? new Views(platform.memory, va, length, handedOut);
+      views.set(chunk, made);
+      const bytes = made.bytes(0, length);
+      kept.set(bytes.buffer, description.keepers);
+      return bytes;
+    };
+    const end = (): void => {
+      const errors = undoAll([...views.values()].map((each) => () => each.detach()));
+      // Views that are left would fault once the memory is freed.
+      if (errors.length > 0) throw withUndo(errors[0], 'pool.free', errors.slice(1));
+      // Who has a view that was moved away reaches the memory for good: its maker has to keep it.
+      if (handedOut.escaped) Atomics.store(threads, 1, 1);
+      leave(threads);
+    };
+    return new Pool({ description, stack, cache, view, end, made: false });
+  }
+
+  /** Can it be used? Not once it was freed. */
+  get live(): boolean {
+    return this.#live;
+  }
+
+  /** How many elements this thread could get now. What is in the caches of other threads does not count. */
+  get available(): number {
+    return this.#stack.available + (this.#cache?.length ?? 0);
+  }
+
+  /**
+   * The cache of this thread, whose `getInPlace` and `putInPlace` hand out bursts without copying them: for the loops of
+   * drivers. `undefined` in a pool made without caches.
+   */
+  get cache(): PoolCache | undefined {
+    return this.#cache;
+  }
+
+  /** How many threads have attached, besides the one that made it. */
+  get threads(): number {
+    return Math.max(0, Atomics.load(this.#threads, 0));
+  }
+
+  /**
+   * Takes `count` elements, all or none, to `into[at]` and on. Makes no garbage.
+   *
+   * @returns false when fewer are available, and when the pool is freed
+   * @throws DmaError EINVAL when `into` has no room for them; ETIMEDOUT when a worker was ended inside of `get` or `put`
+   */
+  get(into: ElementNumbers, count: number, at = 0): boolean {
+    if (!this.#live) return false;
+    const cache = this.#cache;
+    return cache === undefined ? this.#stack.get(into, count, at) : cache.get(into, count, at);
+  }
+
+  /**
+   * Gives back `count` elements, `from[at]` and on. Makes no garbage. Any thread may give back what another one took.
+   *
+   * @throws DmaError EINVAL when `from` has not as many, and when the pool would have more elements than it has; in a pool
+   *   made with `checked`, for every element that is free already or does not exist. ETIMEDOUT as `get`
+   */
+  put(from: ElementNumbers, count: number, at = 0): void {
+    const cache = this.#cache;
+    if (cache === undefined) this.#stack.put(from, count, at);
+    else cache.put(from, count, at);
+  }
+
+  /**
+   * The bytes of an element, without its headroom: the same view each time. It is empty once the pool is freed, unless the
+   * memory is external, which is the user's.
+   *
+   * Elements that are worked on in another thread stay with their owner meanwhile: whoever gets one that was put back too early
+   * meets what is still written.
+   *
+   * @throws DmaError EINVAL when there is no such element, the pool is freed, or its ArrayBuffer was transferred away
+   */
+  bytes(element: number): Uint8Array {
+    const bytes = typeof element === 'number' ? this.#bytes[element] : undefined;
+    // Emptied without our doing when its ArrayBuffer was transferred away.
+    return bytes !== undefined && bytes.length !== 0 ? bytes : this.#newBytes(element);
+  }
+
+  /**
+   * The bytes of a chunk: the same view each time, as {@link Pool.bytes}. With `chunkOf` and `offsetOf` it shows all
+   * elements of the chunk, headrooms included.
+   *
+   * @throws DmaError EINVAL when there is no such chunk, or the pool is freed
+   */
+  chunkBytes(chunk: number): Uint8Array {
+    const bytes = typeof chunk === 'number' ? this.#chunkBytes[chunk] : undefined;
+    return bytes !== undefined && bytes.length !== 0 ? bytes : this.#newChunkBytes(chunk);
+  }
+
+  /**
+   * What a device uses for each element, in the domain that it is in. Asked once and kept until something is unmapped there,
+   * so that a call costs next to nothing; do not keep the result over a change of mappings.
+   *
+   * @throws DmaError EINVAL when the pool is freed or not for devices, when an element is not mapped for that device, or
+   *   mapped in pieces; ENOTSUP for a device that has no domain
+   */
+  iovasFor(device: PoolDevice): Float64Array {
+    const operation = 'pool.iovasFor';
+    const domain = domainOf(device, operation);
+    if (domain === undefined) {
+      this.#mustBeLive(operation);
+      const reason = 'its memory can not be mapped for a device without a domain';
+      const hint = 'device.state is "probed" while it can be used, and device.domain is what memory is mapped in';
+      throw new DmaError({ code: 'ENOTSUP', operation, device: device.name, reason, hint });
+    }
+    const { generation } = domain.table;
+    const known = this.#iovasFor.get(domain);
+    if (known?.generation === generation && this.#live) return known.iovas;
+    this.#mustBeLive(operation);
+    if (!this.forDevices)
+      throw invalid(operation, `the pool ${this.name} is not for devices`, {
+        device: device.name,
+        hint: 'it was made with forDevices: false; elements of one that is for devices are contiguous for them',
+      });
+    const { headroom, elementSize } = this;
+    const { stride } = this.#description.shape;
+    const iovas = new Float64Array(this.elements);
+    let element = 0;
+    for (const chunk of this.chunks) {
+      for (let i = 0; i < chunk.count; i++, element++) {
+        const va = chunk.va + i * stride;
+        const iova = domain.table.iovaOfRange(va, headroom + elementSize);
+        if (iova < 0)
+          throw invalid(operation, `element ${element} of the pool ${this.name} is not mapped in one piece`, {
+            device: device.name,
+            range: new Range(va as Va, headroom + elementSize),
+            hint: this.owner === 'external' ? 'map the external memory on that device first' : undefined,
+          });
+        iovas[element] = iova + headroom;
+      }
+    }
+    this.#iovasFor.set(domain, { generation, iovas });
+    return iovas;
+  }
+
+  /** What other threads need for {@link Pool.attach}. @throws DmaError EINVAL when it is freed */
+  share(): PoolDescription {
+    this.#mustBeLive('pool.share');
+    return this.#description;
+  }
+
+  /**
+   * Frees the pool: views of elements are empty, and heap memory goes back; external memory can be unregistered again. In
+   * a thread that attached, this gives back its cache and leaves the pool, which goes on.
+   *
+   * @param options.force although elements are out or threads are attached, which the program has to know will use it no
+   *   more, because they were terminated: a thread that touches an element afterwards would fault. Default false
+   * @throws DmaError EINVAL when it was freed before; EBUSY while other threads are attached, and while elements are out:
+   *   with whoever got them, or in caches of other threads; EBUSY, also by force, while a block that it is in is pinned
+   */
+  free(options?: { readonly force?: boolean }): void {
+    const operation = 'pool.free';
+    this.#mustBeLive(operation);
+    const force = options !== undefined && optionsOf(options, FREE_OPTIONS, operation).force === true;
+    this.#mustBeIdle?.(operation);
+    if (this.#made) this.#close(force, operation);
+    this.#live = false;
+    this.#chunkBytes = [];
+    this.#bytes = [];
+    const errors = undoAll([() => this.#cache?.flush(), this.#end]);
+    if (errors.length > 0) throw withUndo(errors[0], operation, errors.slice(1));
+  }
+
+  /** Frees it, unless that was done. @throws DmaError EBUSY as {@link Pool.free} */
+  [Symbol.dispose](): void {
+    if (this.#live) this.free();
+  }
+
+  /** Lets no more threads attach. @throws DmaError EBUSY */
+  #close(force: boolean, operation: string): void {
+    const { name, elements } = this;
+    const busy = (reason: string, hint: string): DmaError => new DmaError({ code: 'EBUSY', operation, reason, hint });
+    const out = elements - this.available;
+    if (out > 0 && !force && this.threads === 0) {
+      const which = out === 1 ? '1 element' : `${out} elements`;
+      throw busy(`${which} of the pool ${name} are out`, 'put them back first');
+    }
+    const attached = Atomics.compareExchange(this.#threads, 0, 0, FREED);
+    if (attached === 0) return;
+    if (!force) {
+      const which = attached === 1 ? '1 thread has' : `${attached} threads have`;
+      throw busy(
+        `${which} attached to the pool ${name}`,
+        'free it there first; { force: true } if they were terminated',
+      );
+    }
+    Atomics.store(this.#threads, 0, FREED);
+  }
+
+  #newBytes(element: number): Uint8Array {
+    this.#mustBeLive('pool.bytes');
+    if (!(Number.isInteger(element) && element >= 0 && element < this.elements))
+      throw invalid('pool.bytes', `the pool ${this.name} has no element ${show(element)}`, {
+        hint: `elements have the numbers 0 to ${this.elements - 1}, which get() gives`,
+      });
+    const chunk = this.#chunkOf(element);
+    const { headroom, stride } = this.#description.shape;
+    const offset = headroom + (element - this.#firsts[chunk]) * stride;
+    const bytes = this.chunkBytes(chunk).subarray(offset, offset + this.elementSize);
+    // Filled at once: an array with holes that large would become a dictionary.
+    if (this.#bytes.length === 0) this.#bytes = Array.from({ length: this.elements }, () => undefined);
+    this.#bytes[element] = bytes;
+    return bytes;
+  }
+
+  #newChunkBytes(chunk: number): Uint8Array {
+    this.#mustBeLive('pool.bytes');
+    if (!(Number.isInteger(chunk) && chunk >= 0 && chunk < this.chunks.length))
+      throw invalid('pool.bytes', `the pool ${this.name} has no chunk ${show(chunk)}`, {
+        hint: `chunks have the numbers 0 to ${this.chunks.length - 1}: chunkOf tells that of each element`,
+      });
+    const bytes = this.#view(chunk);
+    if (this.#chunkBytes.length === 0) this.#chunkBytes = this.chunks.map(() => undefined);
+    this.#chunkBytes[chunk] = bytes;
+    return bytes;
+  }
+
+  #mustBeLive(operation: string): void {
+    if (!this.#live) throw ended(operation, `the pool ${this.name} was freed`, 'pool.live');
+  }
+}
+
+shortForm(Pool, 'Pool', ({ name, elements, elementSize, headroom, cacheSize, owner, live }) => ({
+  name,
+  elements,
+  elementSize,
+  headroom,
+  cacheSize,
+  owner,
+  live,
+}));
+
+/** The domain of a device, as a pool needs it. @throws DmaError EINVAL for what is no device */
+function domainOf(device: PoolDevice, operation: string): PoolDevice['domain'] {
+  mustBeObject(device, 'devices', operation);
+  let isDomain: boolean;
+  try {
+    const { domain } = device;
+    if (domain === undefined) return undefined;
+    isDomain = typeof domain.table.iovaOfRange === 'function';
+    if (isDomain) return domain;
+  } catch (cause) {
+    throw invalid(operation, 'the device can not be asked for its domain', { cause });
+  }
+  throw invalid(operation, 'this is no device: it has no domain');
+}
+
+/** @throws DmaError EINVAL for what {@link Pool.share} has not given */
+function checkDescription(description: PoolDescription, operation: string): void {
+  mustBeObject(description, 'descriptions of pools', operation);
+  reading(operation, 'the description', () => {
+    const { name, shape, chunks, cacheSize, stack, threads } = description;
+    mustBeString(name, 'the name of a pool', operation);
+    mustBe(stack, SharedArrayBuffer, 'the stack of a pool', operation);
+    mustBe(threads, SharedArrayBuffer, 'the count of threads', operation);
+    mustBeWhole(threads.byteLength, 8, 8, 'the size of the count of threads', operation);
+    mustBeWhole(cacheSize, 0, 2 ** 28, 'the size of the cache', operation);
+    for (const size of [shape.size, shape.headroom, shape.stride])
+      mustBeWhole(size, 0, Number.MAX_SAFE_INTEGER, 'a size of the elements', operation);
+    if (!Array.isArray(chunks)) throw invalid(operation, 'the chunks of a pool are an array');
+    for (const { va, length, count } of chunks as PoolDescription['chunks']) {
+      new Range(va, length, operation);
+      mustBeWhole(count, 1, 2 ** 28, 'the number of elements of a chunk', operation);
+    }
+  });
+}
+
+/** Another thread was given what describes a pool, and comes too late. */
+function poolGone({ name }: PoolDescription): DmaError {
+  const hint = 'it has to live until its threads have left it: pool.threads tells how many are attached';
+  return invalid('pool.attach', `the pool ${name} was freed`, { hint });
+}
+
+/** One thread less has attached, unless the pool was freed by force meanwhile. */
+function leave(threads: Int32Array): void {
+  for (let seen = Atomics.load(threads, 0); seen !== FREED;) {
+    const now = Atomics.compareExchange(threads, 0, seen, seen - 1);
+    if (now === seen) return;
+    seen = now;
+  }
+}

@@ -1,0 +1,178 @@
+/** The kernel's settings and mounts on Linux. */
+import {
+  accessSync,
+  chownSync,
+  closeSync,
+  constants,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readlinkSync,
+  realpathSync,
+  statSync,
+  writeSync,
+  type Stats,
+} from 'node:fs';
+import { dirname } from 'node:path';
+import { absolutePath } from '../../check.js';
+import { DmaError, ERRNO, invalid, isDmaError, unlessFails } from '../../errors.js';
+import { check, checkPath, fail, needDescriptors } from './libc.js';
+import type { Libc } from './libc.js';
+import { readKernelText } from './proc.js';
+import { readRoutes } from './routes.js';
+import { callNode, ifPresent } from '../node-errors.js';
+import type { DeviceNode, KernelPort } from '../ports.js';
+import { SYSLOG_ACTION_READ_ALL, SYSLOG_ACTION_SIZE_BUFFER } from '../uapi/syslog.js';
+
+/** The {@link KernelPort} that asks the kernel. */
+export function linuxKernel(libc: Libc): KernelPort {
+  return {
+    readText: readKernelText,
+
+    writeText(path, text) {
+      checkPath(path, 'write');
+      const subject = `${JSON.stringify(text)} into ${path}`;
+      const fd = callNode(path, () => openSync(path, constants.O_WRONLY | constants.O_TRUNC));
+      try {
+        callNode(subject, () => writeSync(fd, text));
+      } finally {
+        closeSync(fd);
+      }
+    },
+
+    list(directory) {
+      return ifPresent(directory, () => readdirSync(directory).sort()) ?? [];
+    },
+
+    readLink(path) {
+      // Of what is no link it is EINVAL.
+      return unlessFails(['EINVAL'], () => ifPresent(path, () => readlinkSync(path)));
+    },
+
+    realPath(path) {
+      checkPath(path, 'realpath');
+      return ifPresent(path, () => realpathSync.native(path));
+    },
+
+    mayOpen(path) {
+      try {
+        const call = (): 'yes' => {
+          accessSync(path, constants.R_OK | constants.W_OK);
+          return 'yes';
+        };
+        return ifPresent(path, call) ?? 'no-such-file';
+      } catch (error) {
+        if (['EACCES', 'EPERM', 'EROFS'].some((code) => isDmaError(error) && error.code === code))
+          return 'no-permission';
+        throw error;
+      }
+    },
+
+    log() {
+      const room = libc.klogctl(SYSLOG_ACTION_SIZE_BUFFER, null, 0);
+      if (room < 0) return unlessShown(libc);
+      if (room === 0) return undefined;
+      const bytes = Buffer.alloc(room);
+      const length = libc.klogctl(SYSLOG_ACTION_READ_ALL, bytes, room);
+      return length < 0 ? unlessShown(libc) : bytes.toString('latin1', 0, length);
+    },
+
+    changeOwner(path, user, group) {
+      checkPath(path, 'chown');
+      callNode(path, () => chownSync(path, user, group));
+    },
+
+    makeDirectory(path) {
+      checkPath(path, 'mkdir');
+      makeAll(absolutePath(path, 'mkdir'));
+    },
+
+    mount({ source, target, type, options }) {
+      checkPath(target, 'mount');
+      for (const text of [source, type, options])
+        if (text.includes('\0')) throw invalid('mount', `an option can not contain a NUL: ${JSON.stringify(text)}`);
+      check(libc, libc.mount(source, target, type, 0, options), 'mount', `${type} at ${target} (${options})`);
+    },
+
+    unmount(target) {
+      checkPath(target, 'umount2');
+      check(libc, libc.umount2(target, 0), 'umount2', target);
+    },
+
+    nodeAt,
+
+    claim(path, { kind, number }) {
+      const isIt = (found: DeviceNode | undefined): boolean => found?.kind === kind && found.number === number;
+      const absent = (): DmaError =>
+        new DmaError({ code: 'ENOENT', operation: 'open', reason: `${path} is not ${kind} device ${number}` });
+      // Before it is opened: what else is there may do something then.
+      if (!isIt(nodeAt(path))) throw absent();
+      // Without O_NONBLOCK a drive would wait for its medium.
+      const flags = kind === 'block' ? constants.O_RDONLY | constants.O_EXCL : constants.O_RDWR;
+      let fd: number | undefined = callNode(path, () => openSync(path, flags | constants.O_NONBLOCK));
+      const release = (): void => {
+        if (fd !== undefined) closeSync(fd);
+        fd = undefined;
+      };
+      if (isIt(nodeOf(fstatSync(fd)))) return { [Symbol.dispose]: release };
+      release();
+      throw absent();
+    },
+
+    routes() {
+      return readRoutes(libc);
+    },
+
+    idOf(kind, name) {
+      checkPath(name, kind === 'user' ? 'getpwnam' : 'getgrnam');
+      // The C library looks into files, and tells that it can not as that there is none.
+      needDescriptors(kind === 'user' ? 'getpwnam' : 'getgrnam', 2);
+      const va = kind === 'user' ? libc.getpwnam(name) : libc.getgrnam(name);
+      // In both structs the number comes after two pointers.
+      return va === 0 ? undefined : libc.peek(va + 16);
+    },
+  };
+}
+
+/** The log that the kernel does not show: to this user, or at all. @throws DmaError for every other reason */
+function unlessShown(libc: Libc): undefined {
+  const errno = libc.errno();
+  if (errno === ERRNO.EPERM || errno === ERRNO.EACCES || errno === ERRNO.ENOSYS) return undefined;
+  return fail(errno, 'syslog', "the kernel's log");
+}
+
+/** See {@link KernelPort}. */
+function nodeAt(path: string): DeviceNode | undefined {
+  const stats = ifPresent(path, () => statSync(path));
+  return stats && nodeOf(stats);
+}
+
+/** `undefined` for what is no node of a device. */
+function nodeOf(stats: Stats): DeviceNode | undefined {
+  if (!stats.isBlockDevice() && !stats.isCharacterDevice()) return undefined;
+  const device = BigInt(stats.rdev);
+  // As glibc's makedev(3) puts it together.
+  const major = ((device >> 8n) & 0xfffn) | ((device >> 32n) & ~0xfffn);
+  const minor = (device & 0xffn) | ((device >> 12n) & 0xffffff00n);
+  return { kind: stats.isBlockDevice() ? 'block' : 'character', number: `${major}:${minor}` };
+}
+
+/**
+ * Makes the directory `path` and those above it. (mkdirSync with `recursive` never returns where a directory can not be made
+ * for a reason that reads as "no such file", as in /proc.)
+ */
+function makeAll(path: string): void {
+  const missing: string[] = [];
+  const statusOf = (at: string): Stats | undefined =>
+    callNode(path, () => statSync(at, { throwIfNoEntry: false }), { operation: 'mkdir' });
+  for (let at = path; statusOf(at) === undefined && at !== dirname(at); at = dirname(at)) missing.unshift(at);
+  for (const each of missing)
+    try {
+      callNode(each, () => mkdirSync(each));
+    } catch (error) {
+      // Somebody else may have made it meanwhile.
+      if (!isDmaError(error, 'EEXIST')) throw error;
+    }
+  if (statusOf(path)?.isDirectory() !== true) fail(ERRNO.ENOTDIR, 'mkdir', path);
+}

@@ -1,0 +1,423 @@
+/**
+ * The C library, through koffi. This is the only file that knows koffi; nothing is loaded before {@link loadLibc} is called.
+ *
+ * Addresses are plain Numbers. Every declaration has a fixed number of arguments, also of variadic functions: that is
+ * right on the architectures accepted here and saves half the cost of a call. koffi checks no ranges (NaN becomes 0, 2^40
+ * becomes an int of 0), so the ports check what they pass on, {@link checkFd} first of all.
+ */
+import { closeSync, openSync, readdirSync } from 'node:fs';
+import { HERE } from '../../here.js';
+import { createRequire } from 'node:module';
+import { DmaError, ERRNO, errorCode, invalid } from '../../errors.js';
+import type { DmaErrorDetails } from '../../errors.js';
+import { Background, type Outcome } from '../background.js';
+import { RLIMIT, RLIMIT_NOFILE } from '../uapi/resource.js';
+import { syscallNumbers } from '../uapi/unistd.js';
+
+type Koffi = typeof import('koffi');
+
+/** What may stand for a pointer: an address, or an array whose first byte is meant and that stays put during the call. */
+export type Pointer = number | ArrayBufferView | null;
+
+/** The functions of the C library that the ports use, with -1 for failure as in C. See section 2 of the manual for each. */
+export interface Libc {
+  readonly getpagesize: () => number;
+  readonly mmap: (va: number, length: number, prot: number, flags: number, fd: number, offset: number) => number;
+  readonly munmap: (va: number, length: number) => number;
+  readonly memfd_create: (name: string, flags: number) => number;
+  readonly ftruncate: (fd: number, length: number) => number;
+  readonly madvise: (va: number, length: number, advice: number) => number;
+  readonly mlock: (va: number, length: number) => number;
+  /** syscall(2) of mbind(2), whose wrapper is not in the C library. */
+  readonly mbind: (va: number, length: number, mode: number, nodes: Pointer, maxNode: number, flags: number) => number;
+  /** syscall(2) of move_pages(2), whose wrapper is not in the C library. */
+  readonly move_pages: (
+    pid: number,
+    count: number,
+    pages: Pointer,
+    nodes: Pointer,
+    status: Pointer,
+    flags: number,
+  ) => number;
+  readonly process_vm_readv: (
+    pid: number,
+    into: Pointer,
+    intoCount: number,
+    from: Pointer,
+    fromCount: number,
+    flags: number,
+  ) => number;
+
+  readonly process_vm_writev: Libc['process_vm_readv'];
+  /** syscall(2) of pidfd_open(2). */
+  readonly pidfd_open: (pid: number, flags: number) => number;
+  /** syscall(2) of preadv2(2), with the offset -1: where the file is. */
+  readonly preadv2: (fd: number, vectors: Pointer, count: number, flags: number) => number;
+
+  readonly open: (path: string, flags: number, mode: number) => number;
+  readonly close: (fd: number) => number;
+  readonly fcntl: (fd: number, command: number, argument: number) => number;
+  readonly fstatfs: (fd: number, into: Pointer) => number;
+  readonly statx: (dirFd: number, path: string, flags: number, mask: number, into: Pointer) => number;
+  readonly pread: (fd: number, into: Pointer, length: number, offset: number) => number;
+  readonly pwrite: (fd: number, from: Pointer, length: number, offset: number) => number;
+  readonly read: (fd: number, into: Pointer, length: number) => number;
+  readonly write: (fd: number, from: Pointer, length: number) => number;
+  readonly link: (from: string, to: string) => number;
+  readonly rename: (from: string, to: string) => number;
+  readonly unlink: (path: string) => number;
+  readonly fallocate: (fd: number, mode: number, offset: number, length: number) => number;
+  readonly flock: (fd: number, operation: number) => number;
+  readonly mount: (source: string, target: string, type: string, flags: number, options: string) => number;
+  readonly umount2: (target: string, flags: number) => number;
+  readonly klogctl: (action: number, into: Pointer, length: number) => number;
+
+  readonly socket: (domain: number, type: number, protocol: number) => number;
+  readonly socketpair: (domain: number, type: number, protocol: number, fds: Int32Array) => number;
+  readonly connect: (fd: number, address: Pointer, length: number) => number;
+  readonly bind: (fd: number, address: Pointer, length: number) => number;
+  readonly listen: (fd: number, backlog: number) => number;
+  readonly accept4: (fd: number, address: Pointer, length: Pointer, flags: number) => number;
+  readonly send: (fd: number, from: Pointer, length: number, flags: number) => number;
+  readonly sendmsg: (fd: number, message: Pointer, flags: number) => number;
+  readonly recvmsg: (fd: number, message: Pointer, flags: number) => number;
+  readonly shutdown: (fd: number, how: number) => number;
+  readonly getsockopt: (fd: number, level: number, name: number, into: Pointer, length: Pointer) => number;
+  readonly geteuid: () => number;
+
+  readonly eventfd: (count: number, flags: number) => number;
+  readonly poll: (fds: Pointer, count: number, timeoutMs: number) => number;
+  readonly epoll_create1: (flags: number) => number;
+  readonly epoll_ctl: (epollFd: number, operation: number, fd: number, event: Pointer) => number;
+  readonly epoll_wait: (epollFd: number, into: Pointer, count: number, timeoutMs: number) => number;
+  readonly dup3: (fd: number, number: number, flags: number) => number;
+  readonly ioctl: (fd: number, request: number, argument: Pointer) => number;
+  /** ioctl(2) whose argument is a value. */
+  readonly ioctlValue: (fd: number, request: number, argument: number) => number;
+  readonly getrlimit: (resource: number, into: Pointer) => number;
+  /** The address of a `struct passwd`, 0 when there is none; good until the next call. */
+  readonly getpwnam: (name: string) => number;
+  /** The address of a `struct group`, as above. */
+  readonly getgrnam: (name: string) => number;
+
+  /** `length` bytes from address `va` on as an ArrayBuffer that does not own them. Aborts the process when longer than V8 takes. */
+  readonly view: (va: number, length: number) => ArrayBuffer;
+  /** Where the first byte of a non-empty `view` is. */
+  readonly addressOf: (view: ArrayBufferView) => number;
+  /** The 32 bits at `va`, which must be there. */
+  readonly peek: (va: number) => number;
+  /** A shared library by its file name. Throws an Error with the loader's reason. */
+  readonly library: (name: string) => SharedLibrary;
+  /** What makes the C function of these types at an address callable. */
+  readonly callable: (result: CType, ...args: readonly CType[]) => (va: number) => CFunction;
+  /**
+   * libuv's uv_poll_t on `fd`; in a worker thread see `worker-poll.ts`. Aborts the process when the descriptor can not be
+   * polled or is already in this event loop.
+   */
+  readonly pollHandle: (fd: number, interest: PollInterest, onEvent: (status: number) => void) => PollHandle;
+  /**
+   * Takes a descriptor that no function above returned: that came with a message, or out of an ioctl. The result is the
+   * number to use from here on, or -1 (EMFILE), and then it is closed.
+   */
+  readonly own: (fd: number) => number;
+  /**
+   * In a worker thread: what keeps the memory at `va`, which the thread has mapped, in place when the thread ends, for as
+   * long as another thread holds it.
+   */
+  readonly keeper: (va: number) => readonly SharedArrayBuffer[] | undefined;
+  /** The error number of the last call that failed in this thread. Good only until anything else is called. */
+  errno(): number;
+  setErrno(errno: number): void;
+  /** Functions of the above, on other threads. */
+  readonly later: LibcLater;
+}
+
+/**
+ * Functions of the C library that take long, made on other threads: see {@link Background}. Memory that they are given has to
+ * stay until they are done; arrays do.
+ */
+export interface LibcLater {
+  /** How many run at once. */
+  readonly lanes: number;
+  readonly ioctl: (fd: number, request: number, argument: Pointer) => Promise<Outcome>;
+  readonly madvise: (va: number, length: number, advice: number) => Promise<Outcome>;
+  readonly fallocate: (fd: number, mode: number, offset: number, length: number) => Promise<Outcome>;
+  /** One at a time and apart from the others, because some never end: see {@link FilesPort.closeForeign}. */
+  readonly close: (fd: number) => Promise<Outcome>;
+}
+
+/** Types of C as koffi names them, those that this library's declarations need. */
+export type CType = 'void' | 'int' | 'uint' | 'uint8_t' | 'uint64_t' | 'size_t' | 'intptr_t' | 'void *';
+
+/** A C function; the arguments must be in the ranges of their types. */
+export type CFunction = (...args: readonly (Pointer | bigint)[]) => number;
+
+/** A shared library that has been loaded. It stays for good. */
+export interface SharedLibrary {
+  /** Its function of this name; throws an Error when it has none. */
+  func(name: string, result: CType, ...args: readonly CType[]): CFunction;
+  /** As `func`, called on another thread: see {@link LibcLater}. */
+  later(name: string, result: CType, ...args: readonly CType[]): CFunctionLater;
+}
+
+/** A {@link CFunction} on another thread. */
+export type CFunctionLater = (...args: readonly (Pointer | bigint)[]) => Promise<Outcome>;
+
+/** What a {@link PollHandle} waits for. */
+export interface PollInterest {
+  readonly readable: boolean;
+  readonly writable: boolean;
+}
+
+/** A uv_poll_t that has been started. libuv stops it by itself when it reports a negative status. No method but `close` may be called after `close`: that would crash the process. */
+export interface PollHandle {
+  ref(): void;
+  unref(): void;
+  close(): void;
+}
+
+/** Where the numbers and layouts in `uapi/` hold: 64 bits, little-endian, the kernel's generic headers. */
+const ARCHITECTURES: readonly string[] = ['x64', 'arm64', 'riscv64', 'loong64'];
+
+let loaded: Libc | undefined;
+
+/**
+ * The C library of this process, or why it can not be had, in a clause. Loads it on the first call of a thread (about
+ * 15 ms); what failed is tried again by the next call.
+ *
+ * @throws DmaError EMFILE, ENFILE when no descriptor is left to load it with
+ */
+export function loadLibc(): Libc | string {
+  if (loaded !== undefined) return loaded;
+  const result = load();
+  if (typeof result === 'string') needDescriptors('dlopen');
+  else loaded = result;
+  return result;
+}
+
+function load(): Libc | string {
+  if (process.platform !== 'linux') return `the operating system is ${process.platform}, not Linux`;
+  if (!ARCHITECTURES.includes(process.arch)) return `no system calls are known for the ${process.arch} architecture`;
+  try {
+    return declare(createRequire(HERE)('koffi') as Koffi);
+  } catch (error) {
+    return `koffi can not be loaded: ${error instanceof Error ? error.message.split('\n', 1)[0] : String(error)}`;
+  }
+}
+
+function declare(koffi: Koffi): Libc {
+  const c = koffi.load(null);
+  const int = (name: string, ...args: string[]) => c.func(name, 'int', args);
+  const long = (name: string, ...args: string[]) => c.func(name, 'intptr_t', args);
+
+  // Each thread has its own errno, and its own copy of this module.
+  const location: unknown = c.func('__errno_location', 'void *', [])();
+  const errno = new Int32Array(koffi.view(location, 4));
+  const { mbind, move_pages, pidfd_open, preadv2 } = syscallNumbers(process.arch);
+  const syscall = (...args: string[]) => c.func('syscall', 'long', ['long', ...args]);
+  const background = new Background();
+  const closing = new Background(1);
+  const later =
+    (called: { async(...args: unknown[]): void }, on = background) =>
+    (...args: readonly (Pointer | bigint)[]): Promise<Outcome> =>
+      on.run(
+        () =>
+          new Promise((resolve, reject) => {
+            called.async(...args, (error: Error | null, result: unknown) => {
+              // koffi keeps the errno of the thread that made the call for as long as this function runs.
+              const number = errno[0];
+              if (error === null) resolve({ result: Number(result), errno: number });
+              else reject(error);
+            });
+          }),
+      );
+  const callMbind = syscall('intptr_t', 'ulong', 'long', 'void *', 'ulong', 'ulong');
+  const callPidfdOpen = syscall('long', 'ulong');
+  const callPreadv2 = syscall('long', 'void *', 'ulong', 'long', 'long', 'long');
+  const callMovePages = syscall('long', 'ulong', 'void *', 'void *', 'void *', 'long');
+
+  return {
+    getpagesize: int('getpagesize'),
+    mmap: long('mmap', 'intptr_t', 'size_t', 'int', 'int', 'int', 'int64_t'),
+    munmap: int('munmap', 'intptr_t', 'size_t'),
+    memfd_create: int('memfd_create', 'str', 'uint'),
+    ftruncate: int('ftruncate', 'int', 'int64_t'),
+    madvise: int('madvise', 'intptr_t', 'size_t', 'int'),
+    mlock: int('mlock', 'intptr_t', 'size_t'),
+    mbind: (...args) => Number(callMbind(mbind, ...args)),
+    move_pages: (...args) => Number(callMovePages(move_pages, ...args)),
+    process_vm_readv: long('process_vm_readv', 'int', 'void *', 'ulong', 'void *', 'ulong', 'ulong'),
+    process_vm_writev: long('process_vm_writev', 'int', 'void *', 'ulong', 'void *', 'ulong', 'ulong'),
+    pidfd_open: (...args) => Number(callPidfdOpen(pidfd_open, ...args)),
+    preadv2: (fd, vectors, count, flags) => Number(callPreadv2(preadv2, fd, vectors, count, -1, -1, flags)),
+    open: int('open', 'str', 'int', 'uint'),
+    close: int('close', 'int'),
+    fcntl: int('fcntl', 'int', 'int', 'long'),
+    fstatfs: int('fstatfs', 'int', 'void *'),
+    statx: int('statx', 'int', 'str', 'int', 'uint', 'void *'),
+    pread: long('pread', 'int', 'void *', 'size_t', 'int64_t'),
+    pwrite: long('pwrite', 'int', 'void *', 'size_t', 'int64_t'),
+    read: long('read', 'int', 'void *', 'size_t'),
+    write: long('write', 'int', 'void *', 'size_t'),
+    link: int('link', 'str', 'str'),
+    rename: int('rename', 'str', 'str'),
+    unlink: int('unlink', 'str'),
+    fallocate: int('fallocate', 'int', 'int', 'int64_t', 'int64_t'),
+    flock: int('flock', 'int', 'int'),
+    mount: int('mount', 'str', 'str', 'str', 'ulong', 'str'),
+    umount2: int('umount2', 'str', 'int'),
+    klogctl: int('klogctl', 'int', 'void *', 'int'),
+    socket: int('socket', 'int', 'int', 'int'),
+    socketpair: int('socketpair', 'int', 'int', 'int', 'void *'),
+    connect: int('connect', 'int', 'void *', 'uint'),
+    bind: int('bind', 'int', 'void *', 'uint'),
+    listen: int('listen', 'int', 'int'),
+    accept4: int('accept4', 'int', 'void *', 'void *', 'int'),
+    send: long('send', 'int', 'void *', 'size_t', 'int'),
+    sendmsg: long('sendmsg', 'int', 'void *', 'int'),
+    recvmsg: long('recvmsg', 'int', 'void *', 'int'),
+    shutdown: int('shutdown', 'int', 'int'),
+    getsockopt: int('getsockopt', 'int', 'int', 'int', 'void *', 'void *'),
+    geteuid: int('geteuid'),
+    eventfd: int('eventfd', 'uint', 'int'),
+    poll: int('poll', 'void *', 'ulong', 'int'),
+    epoll_create1: int('epoll_create1', 'int'),
+    epoll_ctl: int('epoll_ctl', 'int', 'int', 'int', 'void *'),
+    epoll_wait: int('epoll_wait', 'int', 'void *', 'int', 'int'),
+    dup3: int('dup3', 'int', 'int', 'int'),
+    ioctl: int('ioctl', 'int', 'ulong', 'void *'),
+    ioctlValue: int('ioctl', 'int', 'ulong', 'intptr_t'),
+    getrlimit: int('getrlimit', 'int', 'void *'),
+    getpwnam: long('getpwnam', 'str'),
+    getgrnam: long('getgrnam', 'str'),
+    view: (va, length) => koffi.view(BigInt(va), length),
+    addressOf: (view) => Number(koffi.address(view)),
+    peek: (va) => koffi.decode.uint32(va),
+    library(name) {
+      const library = koffi.load(name);
+      return {
+        func: (symbol, result, ...args) => library.func(symbol, result, [...args]) as CFunction,
+        later: (symbol, result, ...args) => later(library.func(symbol, result, [...args])),
+      };
+    },
+    callable(result, ...args) {
+      const prototype = koffi.proto(result, [...args]);
+      return (va) => koffi.decode(BigInt(va), prototype) as CFunction;
+    },
+    // koffi's types leave out the first argument of the callback, libuv's status.
+    pollHandle: (fd, interest, onEvent) =>
+      koffi.node.poll(fd, interest, (...args: unknown[]) => {
+        onEvent(Number(args[0]));
+      }),
+    own: (fd) => fd,
+    keeper: () => undefined,
+    errno: () => errno[0],
+    setErrno: (value) => void (errno[0] = value),
+    later: {
+      lanes: background.lanes,
+      ioctl: later(int('ioctl', 'int', 'ulong', 'void *')),
+      madvise: later(int('madvise', 'intptr_t', 'size_t', 'int')),
+      fallocate: later(int('fallocate', 'int', 'int', 'int64_t', 'int64_t')),
+      close: later(int('close', 'int'), closing),
+    },
+  };
+}
+
+/**
+ * `result` of a system call that has just returned; -1 becomes a DmaError of errno. Nothing may run between the call and
+ * this: errno would be lost.
+ *
+ * @param operation the system call's name
+ * @param subject what it was done to, for the reason: a path, `fd 7`
+ */
+export function check(libc: Libc, result: number, operation: string, subject?: string): number {
+  return result === -1 ? fail(libc.errno(), operation, subject) : result;
+}
+
+/** Throws the DmaError of `errno`; see {@link check}. */
+export function fail(errno: number, operation: string, subject?: string, more?: Partial<DmaErrorDetails>): never {
+  throw systemFailure(errno, operation, subject, more);
+}
+
+/** The DmaError of `errno`; see {@link check}. */
+export function systemFailure(
+  errno: number,
+  operation: string,
+  subject?: string,
+  more?: Partial<DmaErrorDetails>,
+): DmaError {
+  // Importing node:util reads all it exports, and on Node 26 that opens standard input.
+  const { getSystemErrorMap } = createRequire(HERE)('node:util') as typeof import('node:util');
+  const text = getSystemErrorMap().get(-errno)?.[1] ?? `error ${errno}`;
+  const reason = subject === undefined ? text : `${subject}: ${text}`;
+  return new DmaError({ code: errorCode(errno), errno, operation, reason, hint: descriptorHint(errno), ...more });
+}
+
+/** What to do when there are no descriptors left. */
+function descriptorHint(errno: number): string | undefined {
+  if (errno === ERRNO.ENFILE)
+    return 'the whole machine has as many files open as fs.file-max allows: see /proc/sys/fs/file-nr, raise it with "sysctl fs.file-max"';
+  if (errno !== ERRNO.EMFILE || loaded === undefined) return undefined;
+  const { limit, most, open } = descriptorFacts(loaded);
+  return (
+    `${open} descriptors are open, and RLIMIT_NOFILE is ${limit} (at most ${most}): close what is not needed, or raise it with ` +
+    '"ulimit -n" or LimitNOFILE= of the service'
+  );
+}
+
+/** RLIMIT_NOFILE's soft and hard limit, and how many descriptors are open. */
+export function descriptorFacts(libc: Libc): {
+  readonly limit: number;
+  readonly most: number;
+  readonly open: number;
+} {
+  const [limit, most] = resourceLimit(libc, RLIMIT_NOFILE, 'RLIMIT_NOFILE');
+  try {
+    // One of them is what the directory is read through.
+    return { limit, most, open: readdirSync('/proc/self/fd').length - 1 };
+  } catch {
+    // No number below the limit is free, which is why this fails.
+    return { limit, most, open: limit };
+  }
+}
+
+/** The soft and the hard limit of a resource; Infinity when there is none. */
+export function resourceLimit(libc: Libc, resource: number, name: string): [soft: number, hard: number] {
+  const words = new Uint32Array(RLIMIT.sizeof / 4);
+  check(libc, libc.getrlimit(resource, words), 'getrlimit', name);
+  const at = (index: number): number =>
+    words[index] === 0xffffffff && words[index + 1] === 0xffffffff
+      ? Infinity
+      : words[index] + words[index + 1] * 2 ** 32;
+  return [at(RLIMIT.rlim_cur / 4), at(RLIMIT.rlim_max / 4)];
+}
+
+/**
+ * Throws EMFILE or ENFILE when a file can not be opened for want of descriptors: libraries that open files by themselves
+ * tell that as something else.
+ *
+ * @param count how many have to be left
+ */
+export function needDescriptors(operation: string, count = 1): void {
+  const fds: number[] = [];
+  try {
+    while (fds.length < count) fds.push(openSync('/', 'r'));
+  } catch (error) {
+    const errno = error instanceof Error && 'errno' in error ? -Number(error.errno) : 0;
+    if (errno === ERRNO.EMFILE || errno === ERRNO.ENFILE) fail(errno, operation, undefined, { cause: error });
+  } finally {
+    for (const fd of fds) closeSync(fd);
+  }
+}
+
+/** Throws EBADF unless `fd` can be a descriptor's number; koffi would take a wrong one for 0, the standard input. */
+export function checkFd(fd: number, operation: string): void {
+  if ((fd | 0) !== fd || fd < 0)
+    throw new DmaError({ code: 'EBADF', operation, reason: `${fd} is not a descriptor's number` });
+}
+
+/** Throws EINVAL when `text` would end early as a C string; ENOENT, as the kernel does, when it is empty. */
+export function checkPath(text: string, operation: string): void {
+  if (text === '') throw new DmaError({ code: 'ENOENT', operation, reason: 'the path is empty' });
+  if (text.includes('\0')) throw invalid(operation, `a path can not contain a NUL: ${JSON.stringify(text)}`);
+}

@@ -1,0 +1,185 @@
+/** The pages behind mapped addresses on Linux: getting them, where they are, and keeping them. */
+import { DmaError, ERRNO, invalid } from '../../errors.js';
+import { hex, isAddress } from '../../units.js';
+import { check, fail } from './libc.js';
+import type { Libc } from './libc.js';
+import { checkPages, checkRange } from './page-checks.js';
+import { readKernelText } from './proc.js';
+import type { MemoryPort } from '../ports.js';
+import { O_CLOEXEC, O_RDONLY } from '../uapi/fcntl.js';
+import { MPOL_BIND } from '../uapi/mempolicy.js';
+import { MADV_DONTNEED, MADV_POPULATE_READ, MADV_POPULATE_WRITE } from '../uapi/mman.js';
+
+/** More nodes than any kernel is built for (CONFIG_NODES_SHIFT is at most 10). */
+const MOST_NODES = 1024;
+
+/** Most parts of one vectored read (UIO_MAXIOV of include/uapi/linux/uio.h). */
+const MOST_PARTS = 1024;
+
+/** Linux refuses mbind to nobody; the seccomp profiles of containers do. */
+const SANDBOXED =
+  'a sandbox denies the system call mbind: give the container CAP_SYS_NICE (docker run --cap-add SYS_NICE), or allow mbind in its seccomp profile';
+/** An entry of /proc/self/pagemap: 64 bits, the page is there when the top one is set, the frame number is in the low 55. */
+const ENTRY_SIZE = 8;
+const ENTRIES_AT_ONCE = 512;
+/** What opening it says where this process is not told: no such file in this kernel, or not for this user. */
+const HIDDEN: readonly number[] = [ERRNO.ENOENT, ERRNO.EACCES, ERRNO.EPERM];
+
+/** The part of the {@link MemoryPort} about single pages. */
+export function linuxPages(
+  libc: Libc,
+  pageSize: number,
+): Pick<MemoryPort, 'lanes' | 'populate' | 'populateAsync' | 'dropAsync' | 'bind' | 'nodesOf' | 'frames' | 'lock'> {
+  let knowsPopulate: boolean | undefined;
+  // Of no bytes it only tells whether the kernel knows this advice.
+  const populates = (): boolean => (knowsPopulate ??= libc.madvise(0, 0, MADV_POPULATE_WRITE) === 0);
+  const checkPopulated = (result: number, errno: number, va: number, length: number): void => {
+    if (result === 0) return;
+    // EFAULT stands for the signal that touching the page would have been.
+    if (errno === ERRNO.EFAULT || errno === ERRNO.ENOMEM) throw missing('madvise', va, length);
+    fail(errno, 'madvise', `MADV_POPULATE of ${length} bytes at ${hex(va)}`);
+  };
+
+  /**
+   * Faults pages in as kernels before 5.14 can: the process reads one byte of every page from itself, for writing into
+   * itself, so that it is the kernel that touches the page, and a missing one is an error (EFAULT) and no signal.
+   */
+  const touch = (va: number, length: number, access: 'read' | 'write'): void => {
+    const parts = new Uint32Array(MOST_PARTS * 4);
+    const into = access === 'write' ? parts : new Uint32Array(MOST_PARTS * 4);
+    const bytes = new Uint8Array(MOST_PARTS);
+    const bytesAt = libc.addressOf(bytes);
+    for (let from = va; from < va + length; from += MOST_PARTS * pageSize) {
+      const count = Math.min(MOST_PARTS, (va + length - from) / pageSize);
+      for (let i = 0; i < count; i++) {
+        putAddress(parts, 2 * i, from + i * pageSize);
+        parts[4 * i + 2] = 1;
+        if (access === 'write') continue;
+        putAddress(into, 2 * i, bytesAt + i);
+        into[4 * i + 2] = 1;
+      }
+      const done = libc.process_vm_readv(process.pid, into, count, parts, count, 0);
+      const errno = done === -1 ? libc.errno() : ERRNO.EFAULT;
+      if (errno !== ERRNO.EFAULT) fail(errno, 'process_vm_readv', 'faulting in pages');
+      if (done !== count) throw missing('process_vm_readv', va, length);
+    }
+  };
+
+  return {
+    populate(va, length, access = 'write') {
+      checkRange('madvise', va, length, pageSize);
+      if (!populates()) return touch(va, length, access);
+      const result = libc.madvise(va, length, access === 'write' ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+      if (result !== 0) checkPopulated(result, libc.errno(), va, length);
+    },
+
+    lanes: libc.later.lanes,
+
+    async populateAsync(va, length, access = 'write') {
+      checkRange('madvise', va, length, pageSize);
+      if (!populates()) {
+        const reason = 'this kernel faults pages in on the calling thread only';
+        throw new DmaError({ code: 'ENOTSUP', operation: 'madvise', reason });
+      }
+      const advice = access === 'write' ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
+      const { result, errno } = await libc.later.madvise(va, length, advice);
+      checkPopulated(result, errno, va, length);
+    },
+
+    async dropAsync(va, length) {
+      checkRange('madvise', va, length, pageSize);
+      const { result, errno } = await libc.later.madvise(va, length, MADV_DONTNEED);
+      if (result !== 0) fail(errno, 'madvise', `MADV_DONTNEED of ${length} bytes at ${hex(va)}`);
+    },
+
+    bind(va, length, node) {
+      checkRange('mbind', va, length, pageSize);
+      if (!isAddress(node) || node >= MOST_NODES) throw invalid('mbind', `there is no NUMA node ${node}`);
+      const nodes = new Uint32Array(MOST_NODES / 32);
+      nodes[node >>> 5] = 1 << (node & 31);
+      // The kernel takes one bit less than it is told.
+      if (libc.mbind(va, length, MPOL_BIND, nodes, MOST_NODES + 1, 0) === 0) return;
+      const errno = libc.errno();
+      const subject = `${length} bytes at ${hex(va)} to node ${node}`;
+      const refused = errno === ERRNO.ENOSYS || errno === ERRNO.EPERM;
+      if (refused && node === 0 && hasOneNode()) return;
+      if (errno === ERRNO.EPERM) fail(errno, 'mbind', subject, { hint: SANDBOXED });
+      if (errno !== ERRNO.ENOSYS) fail(errno, 'mbind', subject);
+      const reason = `${subject}: this kernel knows nothing of NUMA nodes`;
+      throw new DmaError({ code: 'ENOTSUP', operation: 'mbind', reason });
+    },
+
+    nodesOf(va, size, count) {
+      checkSpan('move_pages', va, size, count, pageSize);
+      const status = new Int32Array(count).fill(-1);
+      if (count === 0) return status;
+      const pages = new Uint32Array(count * 2);
+      for (let i = 0; i < count; i++) putAddress(pages, i, va + i * size);
+      if (libc.move_pages(0, count, pages, null, status, 0) === -1) {
+        const errno = libc.errno();
+        if (errno !== ERRNO.ENOSYS && errno !== ERRNO.EPERM) fail(errno, 'move_pages', `${count} pages at ${hex(va)}`);
+        return status.fill(-1);
+      }
+      return status.map((node) => Math.max(node, -1));
+    },
+
+    frames(va, size, count) {
+      checkSpan('pagemap', va, size, count, pageSize);
+      const fd = libc.open('/proc/self/pagemap', O_CLOEXEC | O_RDONLY, 0);
+      if (fd === -1) {
+        const errno = libc.errno();
+        return HIDDEN.includes(errno) ? undefined : fail(errno, 'open', '/proc/self/pagemap');
+      }
+      try {
+        const addresses = new Float64Array(count).fill(-1);
+        // Entries are one a system page; those of neighbours come in one read.
+        const atOnce = size === pageSize ? ENTRIES_AT_ONCE : 1;
+        const entries = new Uint32Array(2 * atOnce);
+        for (let i = 0; i < count; i += atOnce) {
+          const some = Math.min(atOnce, count - i);
+          const offset = ((va + i * size) / pageSize) * ENTRY_SIZE;
+          check(libc, libc.pread(fd, entries, some * ENTRY_SIZE, offset), 'pread', '/proc/self/pagemap');
+          for (let j = 0; j < some; j++) {
+            const high = entries[2 * j + 1];
+            if (high >>> 31 === 0) continue;
+            const frame = entries[2 * j] + (high & 0x7fffff) * 2 ** 32;
+            if (frame === 0) return undefined;
+            addresses[i + j] = frame * pageSize;
+          }
+        }
+        return addresses;
+      } finally {
+        libc.close(fd);
+      }
+    },
+
+    lock(va, length) {
+      checkRange('mlock', va, length, pageSize);
+      check(libc, libc.mlock(va, length), 'mlock', `${length} bytes at ${hex(va)}`);
+    },
+  };
+}
+
+/** Writes `address` as the 64-bit entry `index`, low half first. */
+function putAddress(into: Uint32Array, index: number, address: number): void {
+  into[2 * index] = address % 2 ** 32;
+  into[2 * index + 1] = Math.floor(address / 2 ** 32);
+}
+
+function missing(operation: string, va: number, length: number): DmaError {
+  const reason = `not all pages of ${length} bytes at ${hex(va)} can be had`;
+  return new DmaError({ code: 'ENOMEM', operation, reason });
+}
+
+function checkSpan(operation: string, va: number, size: number, count: number, pageSize: number): void {
+  checkPages(operation, 'address', va, pageSize);
+  checkPages(operation, 'size of a page', size, pageSize);
+  if (size === 0 || !isAddress(count) || !isAddress(va + size * count))
+    throw invalid(operation, `${count} pages of ${size} bytes at ${hex(va)} are not possible`);
+}
+
+/** Is there no other NUMA node than 0? */
+function hasOneNode(): boolean {
+  const online = readKernelText('/sys/devices/system/node/online');
+  return online === undefined || online.trim() === '0';
+}

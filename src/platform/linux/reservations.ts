@@ -1,0 +1,142 @@
+/** Addresses that are reserved first and get their memory piece by piece, on Linux. */
+import { invalid } from '../../errors.js';
+import { RangeMap } from '../../range-map.js';
+import { alignUp, GiB, hex, isAddress, isPowerOfTwo } from '../../units.js';
+import type { Va } from '../../units.js';
+import { BARE, holdBare, makeBare } from './bare-addresses.js';
+import { check, checkFd, fail } from './libc.js';
+import type { Libc } from './libc.js';
+import { checkPages, checkRange, hugePageFlag } from './page-checks.js';
+import type { CommitOptions, MemoryPort } from '../ports.js';
+import {
+  MADV_DONTFORK,
+  MAP_ANONYMOUS,
+  MAP_FIXED,
+  MAP_HUGE_SHIFT,
+  MAP_HUGETLB,
+  MAP_NORESERVE,
+  MAP_PRIVATE,
+  MAP_SHARED,
+  PROT_NONE,
+  PROT_READ,
+  PROT_WRITE,
+} from '../uapi/mman.js';
+
+/** Where low reservations begin: above all that 32 bits can name, as DPDK's. */
+const LOWEST = 4 * GiB;
+/** How many places are tried for a low reservation. */
+const LOW_TRIES = 16;
+
+/**
+ * The part of the {@link MemoryPort} about reservations. It knows which addresses it reserved, because mapping over any
+ * others (MAP_FIXED) would silently destroy what is there.
+ */
+export function linuxReservations(
+  libc: Libc,
+  pageSize: number,
+): Pick<MemoryPort, 'reserve' | 'commit' | 'decommit' | 'retire' | 'unmap'> {
+  const reservations = new RangeMap<{ readonly start: number; readonly length: number }>();
+
+  const checkInside = (va: number, length: number): void => {
+    checkRange('mmap', va, length, pageSize);
+    const around = reservations.at(va);
+    if (around === undefined || va + length > around.start + around.length)
+      throw invalid('mmap', `${length} bytes at ${hex(va)} are not inside one reservation`);
+  };
+
+  /** Replaces what is mapped by addresses without memory. */
+  const clear = (va: number, length: number): void => {
+    check(libc, makeBare(libc, va, length), 'mmap', `${length} bytes at ${hex(va)}`);
+  };
+
+  const keep = (va: number, length: number): Va => {
+    reservations.insert(va, length, { start: va, length });
+    return va as Va;
+  };
+
+  return {
+    reserve(length, alignment, low = false) {
+      checkPages('mmap', 'length', length, pageSize);
+      if (length === 0) throw invalid('mmap', 'a reservation of no bytes is not possible');
+      if (!isPowerOfTwo(alignment)) throw invalid('mmap', `an alignment of ${alignment} bytes is not possible`);
+      const slack = Math.max(alignment, pageSize) - pageSize;
+      if (!isAddress(length + slack)) throw invalid('mmap', `${length} bytes can not be reserved`);
+      if (low) {
+        const unit = Math.max(alignment, pageSize);
+        const step = alignUp(length, unit);
+        for (let place = 0, va = LOWEST; place < LOW_TRIES; place++, va += step)
+          if (holdBare(libc, alignUp(va, unit), length)) return keep(alignUp(va, unit), length);
+      }
+      const subject = `${length} bytes to reserve`;
+      const start = check(libc, libc.mmap(0, length + slack, PROT_NONE, BARE, -1, 0), 'mmap', subject);
+      const va = alignUp(start, alignment);
+      const tail = start + slack - va;
+      // Bare addresses at the edges can always be given back: no mapping is split.
+      if (va > start) libc.munmap(start, va - start);
+      if (tail > 0) libc.munmap(va + length, tail);
+      return keep(va, length);
+    },
+
+    commit(va, options: CommitOptions) {
+      const { length, writable = true, fd, offset = 0, hugePageSize } = options;
+      checkInside(va, length);
+      checkPages('mmap', 'offset', offset, pageSize);
+      let flags = MAP_FIXED | MAP_NORESERVE;
+      if (fd === undefined) flags |= MAP_PRIVATE | MAP_ANONYMOUS;
+      else {
+        checkFd(fd, 'mmap');
+        flags |= MAP_SHARED;
+      }
+      if (hugePageSize !== undefined) {
+        if (fd !== undefined)
+          throw invalid('mmap', 'the page size of a file is its own: hugePageSize is for anonymous memory');
+        const size = hugePageFlag('mmap', hugePageSize, MAP_HUGE_SHIFT);
+        checkRange('mmap', va, length, hugePageSize);
+        flags |= MAP_HUGETLB | size;
+      }
+      const prot = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+      if (libc.mmap(va, length, prot, flags, fd ?? -1, offset) === -1) {
+        const errno = libc.errno();
+        holdBare(libc, va, length);
+        fail(errno, 'mmap', `${length} bytes at ${hex(va)}`);
+      }
+      // A fork would make the next write of this process go to a copy, while a device still uses the page it knows.
+      if (fd === undefined && libc.madvise(va, length, MADV_DONTFORK) === -1) {
+        const errno = libc.errno();
+        clear(va, length);
+        fail(errno, 'madvise', `MADV_DONTFORK of ${length} bytes at ${hex(va)}`);
+      }
+    },
+
+    decommit(va, length) {
+      checkInside(va, length);
+      clear(va, length);
+    },
+
+    retire(va, length) {
+      checkRange('mmap', va, length, pageSize);
+      const reserved = reservations.overlapping(va, va + length);
+      if (reserved !== undefined) checkInside(va, length);
+      if (libc.mmap(va, length, PROT_READ | PROT_WRITE, BARE | MAP_FIXED, -1, 0) !== -1) return;
+      const errno = libc.errno();
+      holdBare(libc, va, length);
+      fail(errno, 'mmap', `${length} bytes at ${hex(va)}`);
+    },
+
+    unmap(va, length) {
+      checkPages('munmap', 'address', va, pageSize);
+      checkPages('munmap', 'length', length, pageSize);
+      const end = va + length;
+      const reserved = length === 0 ? undefined : reservations.overlapping(va, end);
+      if (reserved !== undefined && (reserved.start > va || reserved.start + reserved.length < end))
+        throw invalid('munmap', `${length} bytes at ${hex(va)} are not inside one reservation`);
+      check(libc, libc.munmap(va, length), 'munmap', `${length} bytes at ${hex(va)}`);
+      if (reserved === undefined) return;
+      const { start } = reserved;
+      const behind = start + reserved.length - end;
+      reservations.delete(start);
+      if (va > start) reservations.insert(start, va - start, { start, length: va - start });
+      if (behind > 0) reservations.insert(end, behind, { start: end, length: behind });
+    },
+  };
+}

@@ -1,0 +1,103 @@
+/**
+ * Descriptors that end with their worker thread. Node closes those that `fs.openSync` opened in a worker when it ends, in
+ * whatever way (the worker's option `trackUnmanagedFds`, on by default). So Node opens something, and the descriptor takes
+ * the place of that: its number is one that Node closes.
+ */
+import { closeSync, openSync } from 'node:fs';
+import { ERRNO } from '../../errors.js';
+import type { Libc } from './libc.js';
+import { F_DUPFD_CLOEXEC, O_CLOEXEC } from '../uapi/fcntl.js';
+import { IOCTL as IOMMUFD, IOMMU_FAULT_ALLOC } from '../uapi/iommufd.js';
+import { IOCTL as VFIO } from '../uapi/vfio.js';
+
+/** The part of {@link Libc} that makes descriptors, and closes them. */
+type Descriptors = Pick<
+  Libc,
+  | 'open'
+  | 'memfd_create'
+  | 'socket'
+  | 'accept4'
+  | 'eventfd'
+  | 'epoll_create1'
+  | 'fcntl'
+  | 'socketpair'
+  | 'ioctl'
+  | 'pidfd_open'
+  | 'close'
+  | 'own'
+>;
+
+/** Makes the descriptors of this worker thread end with it. */
+export function descriptorsOfWorker(libc: Libc): Descriptors {
+  const owned = new Set<number>();
+
+  const own = (fd: number): number => {
+    if (fd === -1) return -1;
+    let number: number;
+    try {
+      number = openSync('/dev/null', 'r');
+    } catch (error) {
+      const errno = error instanceof Error && 'errno' in error ? -Number(error.errno) : 0;
+      // Where Node may open no files (its permission model), the descriptor stays as it is.
+      if (errno !== ERRNO.EMFILE && errno !== ERRNO.ENFILE) return fd;
+      libc.close(fd);
+      libc.setErrno(errno);
+      return -1;
+    }
+    if (libc.dup3(fd, number, O_CLOEXEC) === -1) {
+      closeSync(number);
+      return fd;
+    }
+    libc.close(fd);
+    owned.add(number);
+    return number;
+  };
+
+  return {
+    own,
+    open: (path, flags, mode) => own(libc.open(path, flags, mode)),
+    memfd_create: (name, flags) => own(libc.memfd_create(name, flags)),
+    socket: (domain, type, protocol) => own(libc.socket(domain, type, protocol)),
+    accept4: (fd, address, length, flags) => own(libc.accept4(fd, address, length, flags)),
+    pidfd_open: (pid, flags) => own(libc.pidfd_open(pid, flags)),
+    eventfd: (count, flags) => own(libc.eventfd(count, flags)),
+    epoll_create1: (flags) => own(libc.epoll_create1(flags)),
+    fcntl: (fd, command, argument) => {
+      const result = libc.fcntl(fd, command, argument);
+      return command === F_DUPFD_CLOEXEC ? own(result) : result;
+    },
+    socketpair: (domain, type, protocol, fds) => {
+      if (libc.socketpair(domain, type, protocol, fds) === -1) return -1;
+      const first = own(fds[0]);
+      const second = own(fds[1]);
+      if (first !== -1 && second !== -1) {
+        fds.set([first, second]);
+        return 0;
+      }
+      for (const fd of [first, second]) if (fd !== -1) close(fd);
+      libc.setErrno(ERRNO.EMFILE);
+      return -1;
+    },
+    ioctl: (fd, request, argument) => {
+      const result = libc.ioctl(fd, request, argument);
+      if (request === VFIO.VFIO_GROUP_GET_DEVICE_FD) return own(result);
+      if (request !== IOMMUFD.IOMMU_FAULT_QUEUE_ALLOC || result === -1 || !ArrayBuffer.isView(argument)) return result;
+      const view = new DataView(argument.buffer, argument.byteOffset, argument.byteLength);
+      const queue = own(view.getUint32(IOMMU_FAULT_ALLOC.out_fault_fd, true));
+      view.setUint32(IOMMU_FAULT_ALLOC.out_fault_fd, queue, true);
+      return queue === -1 ? -1 : result;
+    },
+    close,
+  };
+
+  function close(fd: number): number {
+    if (!owned.delete(fd)) return libc.close(fd);
+    try {
+      closeSync(fd);
+      return 0;
+    } catch (error) {
+      libc.setErrno(error instanceof Error && 'errno' in error ? -Number(error.errno) : ERRNO.EIO);
+      return -1;
+    }
+  }
+}

@@ -1,0 +1,186 @@
+/** The registers of a region of a device of which some parts, or all, or none are mapped: the rest is reached by calls. */
+import { alignUp, isAddress } from '../../units.js';
+import type { MemoryPort } from '../ports.js';
+import { MappedRegisters, checkBigValue, checkRegister, checkValue, checkValue64, tooWide } from './registers.js';
+import type { Registers } from './registers.js';
+
+/** How registers that are not mapped are reached. */
+export interface RegionCalls {
+  /** Loads all of `into` from `offset` of a region. */
+  regionRead(region: number, offset: number, into: Uint8Array): void;
+  /** Stores all of `from` at `offset` of a region; may be on its way when it returns. */
+  regionWrite(region: number, offset: number, from: Uint8Array): void;
+}
+
+/** Bytes of a region. */
+export interface Area {
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** A part of a region that is mapped into this process. */
+export class MappedArea {
+  readonly offset: number;
+  /** One past the last byte; 0 once closed, so that no access lies inside. */
+  end: number;
+  readonly registers: MappedRegisters;
+  readonly #release: () => void;
+
+  /**
+   * Maps `area` of the region that begins at `regionOffset` of `fd`. What the last page has beyond the area can not be
+   * reached.
+   *
+   * @param populate get its pages first? For hugepages, which may not be there for this process. Default false.
+   */
+  constructor(memory: MemoryPort, fd: number, regionOffset: number, area: Area, populate = false) {
+    const { offset, length } = area;
+    const mapped = alignUp(length, memory.pageSize);
+    const va = memory.map({ fd, offset: regionOffset + offset, length: mapped });
+    let buffer: ArrayBuffer;
+    try {
+      if (populate) memory.populate(va, mapped);
+      buffer = memory.view(va, length);
+    } catch (error) {
+      memory.unmap(va, mapped);
+      throw error;
+    }
+    this.offset = offset;
+    this.end = offset + length;
+    this.registers = new MappedRegisters(buffer, 0, length);
+    this.#release = () => {
+      if (this.end === 0) return;
+      this.end = 0;
+      memory.detach(buffer);
+      memory.unmap(va, mapped);
+    };
+  }
+
+  /** Idempotent. */
+  close(): void {
+    this.#release();
+  }
+}
+
+/** See the head of the file. */
+export class RegionRegisters implements Registers {
+  readonly #words = new Uint32Array(new ArrayBuffer(8));
+  readonly #wide = new BigUint64Array(this.#words.buffer);
+  readonly #halves = new Uint16Array(this.#words.buffer, 0, 1);
+  readonly #bytes1 = new Uint8Array(this.#words.buffer, 0, 1);
+  readonly #bytes2 = new Uint8Array(this.#words.buffer, 0, 2);
+  readonly #bytes4 = new Uint8Array(this.#words.buffer, 0, 4);
+  readonly #bytes8 = new Uint8Array(this.#words.buffer);
+
+  /**
+   * @param size bytes in the region
+   * @param areas not this object's; they begin on pages, and end on pages or with the region. Accesses to those that are
+   *   closed are made by calls
+   */
+  constructor(
+    private readonly calls: RegionCalls,
+    private readonly region: number,
+    readonly size: number,
+    private readonly areas: readonly MappedArea[],
+  ) {}
+
+  read8(offset: number): number {
+    const area = this.#areaOf(offset, 1);
+    if (area !== undefined) return area.registers.read8(offset - area.offset);
+    this.calls.regionRead(this.region, offset, this.#bytes1);
+    return this.#bytes1[0];
+  }
+
+  write8(offset: number, value: number): void {
+    const area = this.#areaOf(offset, 1);
+    if (area !== undefined) return area.registers.write8(offset - area.offset, value);
+    checkValue(value);
+    this.#bytes1[0] = value;
+    this.calls.regionWrite(this.region, offset, this.#bytes1);
+  }
+
+  read16(offset: number): number {
+    const area = this.#areaOf(offset, 2);
+    if (area !== undefined) return area.registers.read16(offset - area.offset);
+    this.calls.regionRead(this.region, offset, this.#bytes2);
+    return this.#halves[0];
+  }
+
+  write16(offset: number, value: number): void {
+    const area = this.#areaOf(offset, 2);
+    if (area !== undefined) return area.registers.write16(offset - area.offset, value);
+    checkValue(value);
+    this.#halves[0] = value;
+    this.calls.regionWrite(this.region, offset, this.#bytes2);
+  }
+
+  read32(offset: number): number {
+    const area = this.#areaOf(offset, 4);
+    if (area !== undefined) return area.registers.read32(offset - area.offset);
+    this.calls.regionRead(this.region, offset, this.#bytes4);
+    return this.#words[0];
+  }
+
+  write32(offset: number, value: number): void {
+    const area = this.#areaOf(offset, 4);
+    if (area !== undefined) {
+      area.registers.write32(offset - area.offset, value);
+      return;
+    }
+    checkValue(value);
+    this.#words[0] = value;
+    this.calls.regionWrite(this.region, offset, this.#bytes4);
+  }
+
+  read64(offset: number): number {
+    const area = this.#areaOf(offset, 8);
+    if (area !== undefined) return area.registers.read64(offset - area.offset);
+    this.calls.regionRead(this.region, offset, this.#bytes8);
+    const value = this.#words[1] * 2 ** 32 + this.#words[0];
+    if (isAddress(value)) return value;
+    throw tooWide(offset);
+  }
+
+  write64(offset: number, value: number): void {
+    const area = this.#areaOf(offset, 8);
+    if (area !== undefined) {
+      area.registers.write64(offset - area.offset, value);
+      return;
+    }
+    checkValue64(value);
+    this.#words[0] = value;
+    this.#words[1] = value / 2 ** 32;
+    this.calls.regionWrite(this.region, offset, this.#bytes8);
+  }
+
+  readBig64(offset: number): bigint {
+    const area = this.#areaOf(offset, 8);
+    if (area !== undefined) return area.registers.readBig64(offset - area.offset);
+    this.calls.regionRead(this.region, offset, this.#bytes8);
+    return this.#wide[0];
+  }
+
+  writeBig64(offset: number, value: bigint): void {
+    const area = this.#areaOf(offset, 8);
+    if (area !== undefined) {
+      area.registers.writeBig64(offset - area.offset, value);
+      return;
+    }
+    checkBigValue(value);
+    this.#wide[0] = value;
+    this.calls.regionWrite(this.region, offset, this.#bytes8);
+  }
+
+  flush(offset: number): void {
+    const area = this.#areaOf(offset, 4);
+    if (area !== undefined) area.registers.flush(offset - area.offset);
+    else this.calls.regionRead(this.region, offset, this.#bytes4);
+  }
+
+  /** The mapped area that an access lies in; `undefined` when it is made by a call. EINVAL when it is no register. */
+  #areaOf(offset: number, width: number): MappedArea | undefined {
+    checkRegister(offset, width, this.size);
+    // Areas are few (one, mostly), and an aligned access is in one of them or in none, because of where they begin and end.
+    for (const area of this.areas) if (offset >= area.offset && offset < area.end) return area;
+    return undefined;
+  }
+}
