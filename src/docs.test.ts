@@ -40,3 +40,17 @@ test('the pages that are made of the command are as it would make them now', () 
   });
   assert.equal(status, 0, stderr);
 });
+
+const mandoc = spawnSync('mandoc', ['-Tlint', '/dev/null']).error === undefined;
+
+test('the man page can be read', { skip: mandoc ? false : 'without mandoc' }, () => {
+  const { status, stdout } = spawnSync('mandoc', ['-Tlint', '-Werror', 'man/anydma.1'], {
+    cwd: ROOT,
+    encoding: 'utf8',
+  });
+  assert.equal(status, 0, stdout);
+  const page = spawnSync('mandoc', ['-Tascii', 'man/anydma.1'], { cwd: ROOT, encoding: 'utf8' }).stdout;
+  const plain = page.replace(/.\x08/g, '');
+  for (const text of ['EXIT STATUS', 'anydma rdma write [options]', '--after-unmap', 'anydma explain EEXIST'])
+    assert.ok(plain.includes(text), text);
+});
