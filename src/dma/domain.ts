@@ -44,9 +44,12 @@ import { LockedBudget } from './locked-budget.js';
 import { lostDevice, Mapping, MappingList } from './mapping.js';
 import {
   ACCESSES,
+  checkPiece,
   MAP_OPTIONS,
+  piecesOfTable,
   planMapping,
   targetOf,
+  type Books,
   type MapOptions,
   type MapTarget,
   type Plan,
@@ -93,6 +96,13 @@ export interface DomainOptions {
 
 /** How long a piece should take that is pinned, in milliseconds: each is a mapping entry, of which there may be few. */
 const PINNING_MS = 4;
+/** In long loops over pieces of a mapping the clock is looked at once in so many, a power of two. */
+const PIECES_A_LOOK = 64;
+
+function isLook(count: number): boolean {
+  return count % PIECES_A_LOOK === 0;
+}
+
 /** How much of the translation table is changed at once, in bytes of what is mapped. */
 const TABLE_PIECE = 64 * GiB;
 
@@ -325,7 +335,7 @@ export class Domain {
   ): Promise<Mapping> {
     const options: MapAsyncOptions = naming(device, () => optionsOf(asked, MAP_ASYNC_OPTIONS, operation));
     naming(device, () => checkAsync(options, operation));
-    const plan = this.#plan(device, target, options, operation, this.mapForAsync);
+    const plan = this.#plan(device, target, options, operation, this.mapForAsync, 'later');
     const giveUp = new AbortController();
     const signal = options.signal === undefined ? giveUp.signal : AbortSignal.any([giveUp.signal, options.signal]);
     const run = this.#mapPieces(plan, options, signal);
@@ -391,7 +401,6 @@ export class Domain {
 
   /** @internal for `Mapping` */
   async releaseAsync(mapping: Mapping): Promise<void> {
-    this.#mustNotBeBusy(mapping, 'unmap');
     const run = this.#releasePieces(mapping);
     this.#running.set(run, { device: mapping.device });
     try {
@@ -473,17 +482,24 @@ export class Domain {
 
   // --- mapping ---
 
-  /** @param called what the program called, for the origin */
+  /** @param called what the program called, for the origin @param when see {@link planMapping} */
   #plan(
     device: string,
     target: MapTarget,
     options: MapOptions,
     operation: string,
     called: (this: Domain, ...args: never[]) => unknown,
+    when: 'now' | 'later' = 'now',
   ): Plan {
     if (this.#failure !== undefined) throw lostDevice(operation, device, this.#failure);
+    const books = this.#newBooks();
+    const origin = this.#origins.note(called);
+    return naming(device, () => planMapping(books, { device, target, options, operation, origin }, when));
+  }
+
+  #newBooks(): Books {
     const constraints = this.#newConstraints();
-    const books = {
+    return {
       name: this.name,
       constraints,
       windows: this.#windows,
@@ -491,8 +507,6 @@ export class Domain {
       ledger: this.#ledger,
       locked: this.#locked,
     };
-    const origin = this.#origins.note(called);
-    return naming(device, () => planMapping(books, { device, target, options, operation, origin }));
   }
 
   /** Books IOVAs and ledger entries for all pieces, or none, whatever throws. */
@@ -505,6 +519,40 @@ export class Domain {
       return entries;
     } catch (error) {
       for (const entry of entries) this.#unreserve(entry);
+      throw error;
+    }
+  }
+
+  /** As {@link #reserve}, for a plan without pieces: they are found, checked and booked in as many turns as that takes. */
+  async #reserveTable(plan: Plan, turns: Turns, signal: AbortSignal): Promise<Entry[]> {
+    const goOn = async (): Promise<void> => {
+      await turns.next();
+      this.#mustNotHaveFailed(plan.operation);
+      this.#mustGoOn(signal, plan);
+    };
+    let books = this.#newBooks();
+    let looks = 0;
+    let left = 0;
+    for (const piece of piecesOfTable(books, plan)) {
+      if (piece !== undefined) left++;
+      if ((piece === undefined || isLook(++looks)) && turns.due) await goOn();
+    }
+    await goOn();
+    books = this.#newBooks();
+    const entries: Entry[] = [];
+    try {
+      for (const piece of piecesOfTable(books, plan)) {
+        if ((piece === undefined || isLook(++looks)) && turns.due) {
+          await goOn();
+          books = this.#newBooks();
+        }
+        if (piece === undefined) continue;
+        checkPiece(books, plan, piece, left--);
+        entries.push(this.#reservePiece(plan, piece));
+      }
+      return entries;
+    } catch (error) {
+      await this.#unwindAsync(plan, [], entries, error);
       throw error;
     }
   }
@@ -606,24 +654,43 @@ export class Domain {
     return error.with({ operation, reason, range: error.range ?? range, device, cause: error });
   }
 
-  /** @param inTable is it in the translation table already? */
-  #publish(plan: Plan, entries: Entry[], inTable = false): Mapping {
-    const { device, range, area, origin } = plan;
+  #publish(plan: Plan, entries: Entry[]): Mapping {
+    const { device, range, origin } = plan;
     // This may fail for want of memory, before anything else has changed.
     for (const entry of entries)
-      if (!inTable && entry.state !== 'live')
-        this.table.add(entry.va, entry.length, entry.iova, entry.keys?.lkey ?? -1);
+      if (entry.state !== 'live') this.table.add(entry.va, entry.length, entry.iova, entry.keys?.lkey ?? -1);
     const mapping = new Mapping(this, device, range, plan, entries, origin);
     for (const entry of entries) {
       entry.claim(mapping);
       entry.state = 'live';
     }
+    this.#enter(mapping, plan);
+    return mapping;
+  }
+
+  /** As {@link #publish} for entries that are in the translation table, in as many turns as they take. */
+  async #publishLater(plan: Plan, entries: Entry[], turns: Turns): Promise<Mapping> {
+    const { device, range, origin, operation } = plan;
+    const mapping = new Mapping(this, device, range, plan, entries, origin);
+    for (let i = 0; i < entries.length; i++) {
+      if (isLook(i + 1) && turns.due) {
+        await turns.next();
+        this.#mustNotHaveFailed(operation);
+      }
+      entries[i].claim(mapping);
+    }
+    for (const entry of entries) entry.state = 'live';
+    this.#enter(mapping, plan);
+    return mapping;
+  }
+
+  /** Enters what has become live in the books of its device. */
+  #enter(mapping: Mapping, { device, range, area, shared }: Plan): void {
     area.hold(device);
     if (device !== this.#self) this.attach(device);
     this.#mappingsOf(device)?.add(mapping);
-    const how = plan.shared === undefined ? 'mapped' : 'mapped already, so counted and not mapped again';
-    debug?.(`${this.name}: ${how}: ${range.toString()} for ${device} at IOVA ${hex(entries[0].iova)}`);
-    return mapping;
+    const how = shared === undefined ? 'mapped' : 'mapped already, so counted and not mapped again';
+    debug?.(`${this.name}: ${how}: ${range.toString()} for ${device} at IOVA ${hex(mapping.entries[0].iova)}`);
   }
 
   async #mapPieces(plan: Plan, options: MapAsyncOptions, signal: AbortSignal): Promise<Mapping> {
@@ -650,7 +717,9 @@ export class Domain {
     const ahead: { readonly entry: Entry; readonly began: number; readonly ready: Promise<void> }[] = [];
     area.hold(device);
     try {
-      waiting = this.#reserve(plan, plan.pieces).reverse();
+      const isPlanned = plan.pieces.length > 0;
+      waiting = isPlanned ? this.#reserve(plan, plan.pieces) : await this.#reserveTable(plan, turns, signal);
+      waiting.reverse();
       this.table.prepare(range.start, range.length);
       // What has a key is one piece, and long: its pages come first, so that it can be given up.
       if (regions !== undefined && pages !== undefined)
@@ -689,7 +758,7 @@ export class Domain {
         this.#mustNotHaveFailed(operation);
         this.#mustGoOn(signal, plan);
       }
-      return this.#publish(plan, [...mapped], true);
+      return await this.#publishLater(plan, [...mapped], turns);
     } catch (error) {
       await Promise.all(ahead.map(({ ready }) => ready));
       throw await this.#unwindAsync(plan, mapped, [...ahead.map(({ entry }) => entry), ...waiting], error);
@@ -780,16 +849,19 @@ export class Domain {
 
   async #releasePieces(mapping: Mapping): Promise<void> {
     const turns = new Turns();
-    const own = mapping.entries.filter((entry) => entry.uses === 1);
-    // From here on nobody is told an address or a key of it that will soon be wrong.
-    for (const entry of own) {
-      entry.state = 'unmapping';
-      this.table.remove(entry.va, Math.min(entry.length, TABLE_PIECE));
-    }
+    const { entries } = mapping;
     try {
-      for (const entry of own) if (entry.length > TABLE_PIECE) await this.#withdraw(entry, turns);
-      for (let entry = mapping.entries.at(-1); entry !== undefined; entry = mapping.entries.at(-1)) {
+      // Before any of it is unmapped, nobody is told an address or a key of it any more.
+      for (let i = 0; i < entries.length; i++) {
+        if (isLook(i + 1) && turns.due) await turns.next();
+        if (entries[i].uses > 1) continue;
+        const began = this.#beginUnmapping(entries[i], turns);
+        if (began !== undefined) await began;
+      }
+      for (let entry = entries.at(-1); entry !== undefined; entry = entries.at(-1)) {
         if (turns.due) await turns.next();
+        // Who had it too may have gone meanwhile.
+        if (entry.uses === 1 && entry.state === 'live') await this.#beginUnmapping(entry, turns);
         if (entry.state === 'unmapping') await this.#backendUnmapAsync(entry, mapping.device, 'unmap');
         if (mapping.live) this.#drop(mapping, entry);
       }
@@ -801,6 +873,13 @@ export class Domain {
         }
       throw error;
     }
+  }
+
+  /** What is short is done at once; what this returns is the rest of what is long. */
+  #beginUnmapping(entry: Entry, turns: Turns): Promise<void> | undefined {
+    entry.state = 'unmapping';
+    this.table.remove(entry.va, Math.min(entry.length, TABLE_PIECE));
+    return entry.length > TABLE_PIECE ? this.#withdraw(entry, turns) : undefined;
   }
 
   /** Takes the last entry of a mapping off its books, and off the domain's when nobody else claims it. */

@@ -102,17 +102,26 @@ export interface Plan {
   readonly region: RegionTraits;
   /** The very same mapping, when it exists: its entries are to be shared, and the pieces not needed. */
   readonly shared: Claim | undefined;
+  /** Empty when they are to be found and checked one after another, by {@link piecesOfTable}: there may be one for each page. */
   readonly pieces: readonly PlannedPiece[];
   readonly origin: Origin | undefined;
 }
 
-/** Plans `request`. @throws DmaError EINVAL, ENOTSUP, EACCES, ERANGE, EEXIST, EBUSY, ENOSPC, ENOMEM: see `Domain.mapFor` */
-export function planMapping(books: Books, request: MapRequest): Plan {
+/** So many pages of an IOVA table are looked at in a millisecond. */
+const PAGES_AT_ONCE = 4096;
+
+/**
+ * Plans `request`.
+ *
+ * @param when `later`: the pieces of memory with a large IOVA table are left out, see {@link Plan.pieces}
+ * @throws DmaError EINVAL, ENOTSUP, EACCES, ERANGE, EEXIST, EBUSY, ENOSPC, ENOMEM: see `Domain.mapFor`
+ */
+export function planMapping(books: Books, request: MapRequest, when: 'now' | 'later' = 'now'): Plan {
   const { device, operation, options, origin } = request;
   const { constraints } = books;
   const target = targetOf(request.target, operation);
   const range = new Range(target.va as Va, target.length, operation);
-  const refuse: Refuse = (code, reason, hint) => new DmaError({ code, operation, range, device, reason, hint });
+  const refuse = refusing({ operation, range, device });
 
   checkWords(options, refuse);
   if (!range.isAligned(constraints.granule))
@@ -122,11 +131,14 @@ export function planMapping(books: Books, request: MapRequest): Plan {
   const access = options.access ?? (area.writable ? 'read-write' : 'read');
   checkRemote(access, region.remote, refuse);
   const iova = options.iova as Iova | undefined;
-  const pieces = place(books, range, area, iova, refuse);
+  const isLater =
+    when === 'later' && iova === undefined && area.iovas !== undefined && range.length / area.pageSize > PAGES_AT_ONCE;
+  const pieces = isLater ? [] : place(books, range, area, iova, refuse);
   checkAccess(area, access, region.remote, refuse);
   if (constraints.iova !== 'ignored') for (const piece of pieces) mustBeInWindows(books, piece, refuse, area);
 
-  const wanted = iova ?? (constraints.iova === 'ignored' ? undefined : pieces[0].iova);
+  const planned = isLater ? area.iovaAt(range.start) : pieces[0].iova;
+  const wanted = iova ?? (constraints.iova === 'ignored' ? undefined : planned);
   const shared = findSame(books.ledger, range, { access, region, iova: wanted }, refuse);
   // A device that joined the domain later may reach fewer addresses than those before it.
   if (shared !== undefined && constraints.iova !== 'ignored')
@@ -136,6 +148,32 @@ export function planMapping(books: Books, request: MapRequest): Plan {
     checkLimits(books, pieces.length, region.paging === 'pinned' ? range.length : 0, refuse);
   }
   return { operation, device, range, area, access, region, shared, pieces, origin };
+}
+
+/**
+ * The pieces of a plan that was left without them, in VA order; `undefined` now and then where much is looked at for one. What
+ * the table says is checked; who takes a piece calls {@link checkPiece} first.
+ *
+ * @throws DmaError EINVAL
+ */
+export function* piecesOfTable(books: Books, plan: Plan): Generator<PlannedPiece | undefined, void, undefined> {
+  yield* tablePieces(books, plan.range, plan.area, refusing(plan));
+}
+
+/** What is wrong with taking a piece now, of a plan that needs `left` more. @throws DmaError ERANGE, EEXIST, EBUSY, ENOSPC */
+export function checkPiece(books: Books, plan: Plan, piece: PlannedPiece, left: number): void {
+  const refuse = refusing(plan);
+  if (books.constraints.iova !== 'ignored') mustBeInWindows(books, piece, refuse, plan.area);
+  const other = books.ledger.overlappingVa(piece.va, piece.length);
+  if (other !== undefined) throw inTheWay(other, 'it overlaps', refuse);
+  // What is of this very mapping has its address from the same table, which taking the piece tells.
+  const taken = piece.iova === undefined ? undefined : books.ledger.overlappingIova(piece.iova, piece.length);
+  if (taken?.area !== plan.area || taken.state !== 'mapping') mustBeFree(books.ledger, piece, refuse);
+  checkLimits(books, left, 0, refuse);
+}
+
+function refusing({ operation, range, device }: Pick<Plan, 'operation' | 'range' | 'device'>): Refuse {
+  return (code, reason, hint) => new DmaError({ code, operation, range, device, reason, hint });
 }
 
 /** How to have memory that a domain can map. */
@@ -239,6 +277,7 @@ function regionOf(
 /** Where the pieces of a range go, as far as that is given: by the caller, the area's table, or the kind of domain. */
 function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefined, refuse: Refuse): PlannedPiece[] {
   const { granule, iova: chosenBy } = books.constraints;
+  const { start, length } = range;
   if (iova !== undefined) checkIova(iova, range, refuse);
   if (iova !== undefined && iova % granule !== 0)
     throw refuse(
@@ -246,46 +285,71 @@ function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefine
       `the IOVA ${hex(iova)} is no multiple of ${hex(granule)}`,
       `${hex(iova - (iova % granule))} is one`,
     );
-  const runs = area.iovaRuns(range);
-  if (chosenBy === 'identity' || chosenBy === 'ignored') {
-    const identity = Number(range.start) as Iova;
-    const habit = chosenBy === 'identity' ? 'uses VAs as IOVAs' : 'pays no attention to IOVAs and uses VAs';
-    if (iova !== undefined && iova !== identity)
-      throw refuse(
-        'EINVAL',
-        `${books.name} ${habit}: the IOVA ${hex(iova)} would have no effect`,
-        'leave the IOVA out',
-      );
-    // Devices with keys have no IOVAs that could differ from a table, unless one for all devices was asked for.
-    const other =
-      chosenBy === 'identity' || area.sameIova ? runs?.find((run) => Number(run.va) !== run.iova) : undefined;
-    if (other !== undefined)
-      throw refuse(
-        'EINVAL',
-        `${books.name} ${habit}, and ${area.label} has other IOVAs: ${hex(other.iova)} for VA ${hex(other.va)}`,
-        'take memory without an IOVA table, or IOVA mode va',
-      );
-    return [{ va: range.start, length: range.length, iova: identity }];
-  }
+  const identity = Number(start) as Iova;
+  if (takesVas(books) && iova !== undefined && iova !== identity)
+    throw refuse('EINVAL', `${habitOf(books)}: the IOVA ${hex(iova)} would have no effect`, 'leave the IOVA out');
   if (area.iovas === undefined && chosenBy === 'table')
     throw refuse(
       'EINVAL',
       `${books.name} has no IOMMU: its devices take physical addresses, and ${area.label} has no table of them`,
       'take memory of the library with physical addresses as IOVAs, or register the memory with the physical address of each page as iovas',
     );
-  if (runs === undefined) return [{ va: range.start, length: range.length, iova }];
-  if (iova !== undefined && (runs.length > 1 || runs[0].iova !== iova)) {
+  const pieces = area.iovas === undefined ? undefined : [...tablePieces(books, range, area, refuse)].filter(isPiece);
+  const given = takesVas(books) ? identity : area.iovaAt(start);
+  if (iova !== undefined && given !== undefined && (iova !== given || (pieces?.length ?? 1) > 1)) {
     const has = area.iovas === undefined ? 'the same IOVA for every device' : 'an IOVA table';
-    const says = `${area.label} has ${has}, which says ${hex(runs[0].iova)}, not ${hex(iova)}`;
+    const says = `${area.label} has ${has}, which says ${hex(given)}, not ${hex(iova)}`;
     throw refuse('EINVAL', says, 'leave the IOVA out, or take memory without such a rule');
   }
-  if (runs.some((run) => run.iova % granule !== 0 || run.length % granule !== 0))
-    throw refuse(
-      'EINVAL',
-      `the IOVA table of ${area.label} breaks inside a unit of ${hex(granule)}`,
-      'its IOVAs are multiples of that unit',
-    );
-  return runs;
+  return pieces ?? [{ va: start, length, iova: given ?? iova }];
+}
+
+/** The pieces of memory with an IOVA table, as {@link piecesOfTable} gives them. */
+function* tablePieces(
+  books: Books,
+  range: Range<Va>,
+  area: Area,
+  refuse: Refuse,
+): Generator<PlannedPiece | undefined, void, undefined> {
+  const { granule, iova: chosenBy } = books.constraints;
+  if (!takesVas(books)) {
+    for (const run of area.eachIovaRun(range)) {
+      if (run !== undefined && (run.iova % granule !== 0 || run.length % granule !== 0))
+        throw refuse(
+          'EINVAL',
+          `the IOVA table of ${area.label} breaks inside a unit of ${hex(granule)}`,
+          'its IOVAs are multiples of that unit',
+        );
+      yield run;
+    }
+    return;
+  }
+  // Devices with keys have no IOVAs that could differ from a table, unless one for all devices was asked for.
+  if (chosenBy === 'identity' || area.sameIova)
+    for (const run of area.eachIovaRun(range)) {
+      if (run !== undefined && Number(run.va) !== run.iova)
+        throw refuse(
+          'EINVAL',
+          `${habitOf(books)}, and ${area.label} has other IOVAs: ${hex(run.iova)} for VA ${hex(run.va)}`,
+          'take memory without an IOVA table, or IOVA mode va',
+        );
+      yield undefined;
+    }
+  yield { va: range.start, length: range.length, iova: Number(range.start) as Iova };
+}
+
+function isPiece(piece: PlannedPiece | undefined): piece is PlannedPiece {
+  return piece !== undefined;
+}
+
+/** Are IOVAs of this domain VAs, whatever is asked for? */
+function takesVas({ constraints: { iova } }: Books): boolean {
+  return iova === 'identity' || iova === 'ignored';
+}
+
+function habitOf({ constraints, name }: Books): string {
+  const habit = constraints.iova === 'identity' ? 'uses VAs as IOVAs' : 'pays no attention to IOVAs and uses VAs';
+  return `${name} ${habit}`;
 }
 
 function mustBeInWindows({ windows, name }: Books, piece: PlannedPiece, refuse: Refuse, area?: Area): void {

@@ -42,6 +42,9 @@ export interface IovaRun {
   readonly length: number;
 }
 
+/** How many pages of a run are looked at before others may go on. */
+const PAGES_A_LOOK = 0x10000;
+
 /** One VA range with its page size, owner and, if given, its IOVAs; and who holds it. Nothing is ever written into it. */
 export class Area {
   readonly range: Range<Va>;
@@ -90,7 +93,7 @@ export class Area {
     this.node = details.node ?? -1;
     this.writable = details.writable ?? true;
     this.backing = details.backing;
-    this.iovas = iovas === undefined ? undefined : Float64Array.from(iovas);
+    this.iovas = iovas === undefined ? undefined : new Float64Array(iovas);
     this.sameIova = details.sameIova ?? false;
   }
 
@@ -116,23 +119,36 @@ export class Area {
    * none, because each domain chooses.
    */
   iovaRuns(part: Range<Va>): IovaRun[] | undefined {
-    const { iovas, pageSize } = this;
+    const { iovas } = this;
     if (iovas === undefined) {
       if (!this.sameIova) return undefined;
       return [{ va: part.start, iova: Number(part.start) as Iova, length: part.length }];
     }
-    const runs: IovaRun[] = [];
-    let va: number = part.start;
-    while (va < part.end) {
-      const first = Math.floor((va - this.range.start) / pageSize);
+    return [...this.#runsOfTable(iovas, part)].filter((run) => run !== undefined);
+  }
+
+  /**
+   * As {@link iovaRuns} of an area with a table of its own, run by run: there may be one for each page. `undefined` comes now
+   * and then in a run of many pages, so that others may go on.
+   */
+  *eachIovaRun(part: Range<Va>): Generator<IovaRun | undefined, void, undefined> {
+    if (this.iovas !== undefined) yield* this.#runsOfTable(this.iovas, part);
+  }
+
+  *#runsOfTable(iovas: Float64Array, { start, end }: Range<Va>): Generator<IovaRun | undefined, void, undefined> {
+    const { pageSize, range } = this;
+    for (let va: number = start; va < end;) {
+      const first = Math.floor((va - range.start) / pageSize);
       let page = first;
-      while (this.range.start + (page + 1) * pageSize < part.end && iovas[page + 1] === iovas[page] + pageSize) page++;
-      const end = Math.min(part.end, this.range.start + (page + 1) * pageSize);
-      const within = va - (this.range.start + first * pageSize);
-      runs.push({ va: va as Va, iova: (iovas[first] + within) as Iova, length: end - va });
-      va = end;
+      while (range.start + (page + 1) * pageSize < end && iovas[page + 1] === iovas[page] + pageSize) {
+        page++;
+        if (page % PAGES_A_LOOK === 0) yield undefined;
+      }
+      const next = Math.min(end, range.start + (page + 1) * pageSize);
+      const within = va - (range.start + first * pageSize);
+      yield { va: va as Va, iova: (iovas[first] + within) as Iova, length: next - va };
+      va = next;
     }
-    return runs;
   }
 
   /** May a process that was lost still write to it? Then nothing of it is given to anybody new. */
@@ -226,7 +242,9 @@ function checkTable(iovas: ArrayLike<number>, range: Range, pageSize: number, op
     });
   for (let page = 0; page < pages; page++) {
     const iova = iovas[page];
-    if (!isAddress(iova) || iova % pageSize !== 0 || !isAddress(iova + pageSize))
+    // Exact, and unlike a remainder a matter of nanoseconds.
+    const number = iova / pageSize;
+    if (!isAddress(iova) || number !== Math.floor(number) || !isAddress(iova + pageSize))
       throw invalid(operation, `entry ${page} of the IOVA table, ${iova}, is no multiple of ${hex(pageSize)}`, {
         range,
         hint: 'each is where a device finds that page, and pages begin at multiples of their size',

@@ -17,6 +17,7 @@ import {
   remainingMs,
   RunningWorks,
   tellProgress,
+  Turns,
   UNATTENDED,
   type LongStep,
   type LongWorkOptions,
@@ -405,6 +406,8 @@ export class OwnedMemory {
       mustGoOn(signal, START);
       return runSteps(this.#starting(), (step) => step.now());
     }
+    // Whoever starts has loaded the C library in this turn, if he is the first.
+    await new Turns().next();
     const report = progressOf(onProgress, total);
     await this.#inTurn(signal, START, async (either, giveUp) => {
       let before = 0;
