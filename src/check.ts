@@ -39,7 +39,7 @@ export function typeHint(value: unknown, wanted: string): string | undefined {
   return undefined;
 }
 
-/** What an option has to be: a type, an array or what has elements as one (`list`), one of these words, an instance of a class, or what a function accepts. */
+/** What an option has to be: a type, an array or what has elements as one (`list`), a signal that can be asked, one of these words, or an instance of a class. */
 export type Kind =
   | 'number'
   | 'boolean'
@@ -48,6 +48,7 @@ export type Kind =
   | 'object'
   | 'array'
   | 'list'
+  | 'signal'
   | 'any'
   | readonly string[]
   | (abstract new (...args: never[]) => unknown);
@@ -262,9 +263,26 @@ export function isA<T>(value: unknown, kind: abstract new (...args: never[]) => 
   }
 }
 
+/** An AbortSignal that can be asked: what only looks like one, or throws when it is asked, is none. */
+export function isSignal(value: unknown): value is AbortSignal {
+  try {
+    return value instanceof AbortSignal && typeof value.aborted === 'boolean';
+  } catch {
+    return false;
+  }
+}
+
+/** The error for what is not {@link isSignal}. */
+export function noSignal(what: string, value: unknown, operation: string): DmaError {
+  return invalid(operation, `${what}: ${show(value)} is no AbortSignal`, {
+    hint: 'such as AbortSignal.timeout(1000), or the signal of an AbortController',
+  });
+}
+
 function isKind(value: unknown, kind: Kind): boolean {
   if (typeof kind === 'string') {
     if (kind === 'any') return true;
+    if (kind === 'signal') return isSignal(value);
     if (kind === 'list') return isListLike(value);
     if (kind === 'array') return typeof value === 'object' && value !== null && isList(value);
     if (kind === 'object') return typeof value === 'object' && value !== null;
@@ -282,6 +300,7 @@ function isListLike(value: unknown): boolean {
 }
 
 function wrong(key: string, value: unknown, kind: Kind, operation: string): DmaError {
+  if (kind === 'signal') return noSignal(key, value, operation);
   if (typeof kind === 'string')
     return invalid(operation, `${key}: ${show(value)} is no ${kind}`, { hint: typeHint(value, kind) });
   if (typeof kind === 'function') return invalid(operation, `${key}: ${show(value)} is no ${kind.name}`);

@@ -1,9 +1,10 @@
 /** Errors that a program meets have a next step, one code a cause. */
 import assert from 'node:assert/strict';
-import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { closeSync, constants, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { after, describe, it } from 'node:test';
 import { runInThisContext } from 'node:vm';
 import {
@@ -19,7 +20,7 @@ import {
   type Va,
 } from './index.js';
 import { Eal } from './eal.js';
-import { isDmaError } from './errors.js';
+import { DmaError, isDmaError } from './errors.js';
 import { openPlatform } from './platform/open.js';
 
 const skip = openPlatform().limitation ?? false;
@@ -48,6 +49,9 @@ const twice = (call: () => unknown) => async (): Promise<void> => {
   await call();
   await call();
 };
+
+/** Names a file and gives no access to its bytes (fcntl.h); Node has no constant of it. */
+const O_PATH = 0o10000000;
 
 const text = (value: unknown): never => value as never;
 
@@ -246,6 +250,8 @@ describe('descriptors', { skip }, () => {
   it('that are none, or of the wrong kind, say what would do', async () => {
     await using eal = await Eal.start(QUIET);
     const path = join(folder, 'file');
+    const pipe = join(folder, 'pipe');
+    execFileSync('mkfifo', [pipe]);
     writeFileSync(path, '');
     const server = createServer().listen(0);
     const fds = {
@@ -254,6 +260,11 @@ describe('descriptors', { skip }, () => {
       writable: openSync(path, 'w'),
       device: openSync('/dev/null', 'r+'),
       closed: openSync('/dev/null', 'r'),
+      empty: openSync(join(folder, 'empty'), 'w+'),
+      proc: openSync('/proc/self/status', 'r'),
+      sysfs: openSync('/sys/kernel/mm/transparent_hugepage/enabled', 'r'),
+      path: openSync('/etc/passwd', O_PATH),
+      pipe: openSync(pipe, constants.O_RDWR | constants.O_NONBLOCK),
     };
     ftruncateSync(fds.writable, 8192);
     closeSync(fds.closed);
@@ -263,11 +274,21 @@ describe('descriptors', { skip }, () => {
         'a closed one': ['EBADF', from(100_000), /closed/],
         'what open returned when it failed': ['EBADF', from(-1), /failed/],
         'a path': ['EINVAL', from(path), /fs\.openSync/],
-        'a folder': ['EINVAL', from(fds.folder), /external\.allocate/],
+        'a folder': ['EINVAL', from(fds.folder), /open a file in it; external\.allocate/],
         'a device': ['EINVAL', from(fds.device), /external\.allocate/],
         'read-only, to be written': ['EACCES', from(fds.readable, { writable: true }), /writable: false/],
         'write-only': ['EACCES', from(fds.writable), /'r\+'/],
         'an offset inside a page': ['EINVAL', from(fds.readable, { offset: 5 }), /^0 would do/],
+        'an offset before the file': ['EINVAL', from(fds.readable, { offset: -4096 }), /it is 0 or a multiple of 4096/],
+        'an offset that is no number': ['EINVAL', from(fds.readable, { offset: NaN }), /it is 0 or a multiple/],
+        'no length': ['EINVAL', from(fds.readable, { length: 0 }), /it is a multiple of 4096/],
+        'a length below nothing': ['EINVAL', from(fds.readable, { length: -4096 }), /it is a multiple of 4096/],
+        'a length without an end': ['EINVAL', from(fds.readable, { length: Infinity }), /it is a multiple of 4096/],
+        'an empty file': ['EINVAL', from(fds.empty), /ftruncateSync/],
+        'a file of proc': ['EINVAL', from(fds.proc, { length: 4096 }), /proc.*have no memory/],
+        'a file of sysfs': ['ENODEV', from(fds.sysfs), /external\.allocate/],
+        'opened by O_PATH': ['EBADF', from(fds.path), /'r\+'/],
+        'a pipe': ['EINVAL', from(fds.pipe), /what a pipe delivers/],
         'the same without blocking': ['EBADF', () => eal.external.fromFdAsync(100_000), /closed/],
       });
     } finally {
@@ -478,6 +499,83 @@ it('what was given up says so, by the name of what was called', { skip }, async 
     operation: 'zones.reserveAsync',
   });
   assert.equal(eal.memory.trim(), 0, 'nothing was kept');
+});
+
+/** Objects that are asked as signals are, and answer badly. */
+function hostileSignals(): Record<string, unknown> {
+  const throwing = new AbortController().signal;
+  Object.defineProperty(throwing, 'aborted', { get: () => assert.fail('asked') });
+  return {
+    'what looks like one': { aborted: false, addEventListener: () => undefined, removeEventListener: () => undefined },
+    'its prototype': AbortSignal.prototype,
+    'an heir that is none': Object.create(AbortSignal.prototype),
+    'one that throws when it is asked': throwing,
+    'a controller': new AbortController(),
+    'an event target': new EventTarget(),
+  };
+}
+
+/** Values that throw when somebody looks at them. */
+function untouchables(): unknown[] {
+  const revoked = Proxy.revocable({}, {});
+  revoked.revoke();
+  const trap = (): never => assert.fail('looked at');
+  return [
+    Object.create(null),
+    revoked.proxy,
+    new Proxy({}, { get: trap, getPrototypeOf: trap, has: trap }),
+    Symbol('s'),
+  ];
+}
+
+it('signals and callbacks that answer badly give no bare errors, and nothing stays', { skip }, async () => {
+  await using eal = await Eal.start(QUIET);
+  const device = await eal.probe('vdev:copy0');
+  const engine = device.use(copyEngineDriver);
+  using memory = eal.external.allocate(MiB);
+  const path = join(mkdtempSync(join(tmpdir(), 'anydma-hints-')), 'file');
+  const fd = openSync(path, 'w+');
+  const works = {
+    mallocAsync: async (how: object) => (await eal.mallocAsync(8 * MiB, how)).free(),
+    'zones.reserveAsync': async (how: object) => (await eal.zones.reserveAsync('z', 8 * MiB, how)).free(),
+    'pools.createAsync': async (how: object) =>
+      (await eal.pools.createAsync({ elements: 1024, elementSize: 8192, ...how })).free(),
+    'external.allocateAsync': async (how: object) => (await eal.external.allocateAsync(8 * MiB, how)).unregister(),
+    'external.fromFdAsync': async (how: object) => {
+      // All of it holes, which get storage with progress.
+      ftruncateSync(fd, 0);
+      ftruncateSync(fd, 8 * MiB);
+      (await eal.external.fromFdAsync(fd, how)).unregister();
+    },
+    dmaMapAsync: async (how: object) => (await device.dmaMapAsync(memory, how)).unmap(),
+    dmaMapAllAsync: async (how: object) => (await eal.dmaMapAllAsync(memory, [device], how)).unmap(),
+    'Eal.start': async (how: object) => (await Eal.start({ memory: { noHuge: true, size: 8 * MiB }, ...how })).stop(),
+  };
+  const asks = {
+    explainFaults: async (how: object) => device.explainFaultsAsync({ timeoutMs: 0, ...how }),
+    copy: async (how: object) => engine.copy(0x1000, 0x2000, 64, how),
+  };
+  try {
+    for (const [operation, work] of Object.entries({ ...works, ...asks }))
+      for (const [what, signal] of Object.entries(hostileSignals()))
+        await assert.rejects(work({ signal }), { code: 'EINVAL', operation, hint: /AbortSignal\.timeout/ }, what);
+    for (const [operation, work] of Object.entries(works))
+      for (const value of untouchables()) {
+        const cause = { code: 'ECANCELED', operation, hint: /./ };
+        await assert.rejects(work({ signal: AbortSignal.abort(value) }), cause);
+        const onProgress = (): never => {
+          throw value;
+        };
+        await assert.rejects(work({ onProgress }), cause);
+      }
+    const dma = new DmaError({ code: 'EIO', operation: 'mine', reason: 'enough' });
+    await assert.rejects(works.mallocAsync({ signal: AbortSignal.abort(dma) }), { hint: /the signal was aborted/ });
+  } finally {
+    closeSync(fd);
+    rmSync(dirname(path), { recursive: true });
+  }
+  eal.memory.trim();
+  assert.deepEqual([[...eal.external.live].length, eal.zones.size, [...eal.pools].length], [1, 0, 0]);
 });
 
 it('a device says what it failed to reach', { skip }, async () => {

@@ -572,7 +572,7 @@ const OPTIONS: Shape<EalOptions> = {
   memory: 'object',
   onForgotten: 'function',
   onProgress: 'function',
-  signal: 'object',
+  signal: 'signal',
 };
 
 /** Whose the mappings of memory in heaps are, for messages. */

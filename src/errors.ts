@@ -234,6 +234,11 @@ export class DmaError extends Error {
   }
 }
 
+/** An error of one of the calls `parts`, as one of `operation`, which made that call for who called it; all others as they are. */
+export function toldAs(operation: string, parts: readonly string[], error: unknown): unknown {
+  return isDmaError(error) && parts.includes(error.operation) ? error.with({ operation }) : error;
+}
+
 /** An invalid argument: code EINVAL. */
 export function invalid(operation: string, reason: string, more: Partial<DmaErrorDetails> = {}): DmaError {
   return new DmaError({ code: 'EINVAL', operation, reason, ...more });

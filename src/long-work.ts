@@ -2,7 +2,7 @@
  * Long work that lets the event loop go on: how its progress is told and how it is given up, how much of it is done at a
  * time, and several parts at once.
  */
-import { isA, mustBeObject, reading, stopped } from './check.js';
+import { isSignal, mustBeObject, noSignal, reading, stopped } from './check.js';
 import { DmaError, invalid, isDmaError } from './errors.js';
 import { thrown } from './show.js';
 import { MiB } from './units.js';
@@ -30,10 +30,7 @@ export function checkLongWork({ onProgress, signal }: LongWorkOptions, operation
     throw invalid(operation, 'onProgress is no function', {
       hint: 'such as ({ doneBytes }) => console.log(doneBytes)',
     });
-  if (signal !== undefined && !isA(signal, AbortSignal))
-    throw invalid(operation, 'signal is no AbortSignal', {
-      hint: 'such as AbortSignal.timeout(1000), or the signal of an AbortController',
-    });
+  if (signal !== undefined && !isSignal(signal)) throw noSignal('signal', signal, operation);
 }
 
 /**
@@ -59,7 +56,8 @@ export function mustGoOn(signal: AbortSignal | undefined, operation: string): vo
   const cause: unknown = signal.reason;
   if (isDmaError(cause) && cause.operation === ON_PROGRESS) throw cause.with({ operation });
   const why = thrown(cause);
-  const hint = isDmaError(cause) ? cause.hint : 'the signal was aborted; with another one it can be called again';
+  const own = isDmaError(cause) ? cause.hint : undefined;
+  const hint = own ?? 'the signal was aborted; with another one it can be called again';
   throw new DmaError({ code: 'ECANCELED', operation, reason: `given up: ${why}`, hint, cause });
 }
 

@@ -33,7 +33,7 @@ interface Binding {
   instance?: unknown;
 }
 
-const FAULT_OPTIONS: Shape<FaultOptions> = { after: 'number', timeoutMs: 'number', signal: AbortSignal };
+const FAULT_OPTIONS: Shape<FaultOptions> = { after: 'number', timeoutMs: 'number', signal: 'signal' };
 
 /** How often it is looked whether a fault was reported; nobody tells. */
 const FAULT_POLL_MS = 20;

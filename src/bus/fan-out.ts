@@ -1,6 +1,6 @@
 /** One range on many devices: all or nothing. */
 import { reading } from '../check.js';
-import { undoAll, withUndo } from '../errors.js';
+import { toldAs, undoAll, withUndo } from '../errors.js';
 import type { MapAsyncOptions } from '../dma/domain.js';
 import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
@@ -140,7 +140,7 @@ export function mapOnAll(group: GroupMapping, devices: Iterable<Device>): GroupM
       added.push(device.name);
     }
   } catch (error) {
-    throw withUndo(error, 'dmaMapAll', group.drop(added));
+    throw withUndo(toldAs('dmaMapAll', ['dmaMap'], error), 'dmaMapAll', group.drop(added));
   }
   return group;
 }

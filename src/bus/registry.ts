@@ -7,7 +7,7 @@ import type { DomainBackend, DomainConstraints } from '../dma/backend.js';
 import { checkTarget, MAP_OPTIONS, targetOf, type MapOptions, type MapTarget } from '../dma/plan.js';
 import { mustBe, mustBeFunction, mustBeString, mustHandle, optionsOf, reading, stopped } from '../check.js';
 import { debug } from '../debug.js';
-import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import { DmaError, invalid, isDmaError, toldAs, undoAll, withUndo } from '../errors.js';
 import { progressOf, type LongWorkOptions } from '../long-work.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
@@ -294,7 +294,8 @@ export class Registry {
       }
       return group;
     } catch (error) {
-      throw withUndo(error, operation, await group.dropAsync(group.mappings.map(({ device }) => device)));
+      const told = toldAs(operation, ['dmaMapAsync'], error);
+      throw withUndo(told, operation, await group.dropAsync(group.mappings.map(({ device }) => device)));
     }
   }
 

@@ -5,7 +5,7 @@
  * The life of a mapping: plan (check everything, find what is shared) → reserve IOVAs and ledger entries → backend →
  * publish (translation table, hold on the area). Unmapping goes the other way. Each step undoes itself when a later fails.
  */
-import { mustBeOneOf, optionsOf, type Shape, typeHint } from '../check.js';
+import { isA, mustBeOneOf, optionsOf, type Shape, typeHint } from '../check.js';
 import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
@@ -110,7 +110,7 @@ const NONE: MapOptions = {};
 const MAP_ASYNC_OPTIONS: Shape<MapAsyncOptions> = {
   ...MAP_OPTIONS,
   onProgress: 'function',
-  signal: AbortSignal,
+  signal: 'signal',
   chunkBytes: 'number',
 };
 
@@ -388,7 +388,7 @@ export class Domain {
    */
   unmap(target: Mapping | (MapTarget & { readonly iova?: IovaLike })): void {
     this.#warnOldWay();
-    if (!(target instanceof Mapping)) return this.unmapFor(this.#self, target, 'domain.unmap');
+    if (!isA(target, Mapping)) return this.unmapFor(this.#self, target, 'domain.unmap');
     if (!this.#isOwn(target))
       throw invalid('domain.unmap', 'domain.map did not make this mapping', { range: target.range });
     target.unmap();
@@ -644,7 +644,7 @@ export class Domain {
   /** An error of the backend, told as the failure of the call that it made fail. */
   #named(error: DmaError, { operation, range, device }: Pick<Plan, 'operation' | 'range' | 'device'>): DmaError {
     const { undo, cause } = error;
-    const wasAborted = error.code === 'ECANCELED' && !(cause instanceof Lost);
+    const wasAborted = error.code === 'ECANCELED' && !isA(cause, Lost);
     if (this.#failure !== undefined && !wasAborted)
       return lostDevice(operation, device, this.#failure, range).with({ undo });
     // The device was lost, and says so.
@@ -769,7 +769,7 @@ export class Domain {
 
   #mustGoOn(signal: AbortSignal, { operation, range, device }: Plan): void {
     const reason: unknown = signal.reason;
-    if (reason instanceof Lost) throw lostDevice(operation, device, reason.cause, range);
+    if (isA(reason, Lost)) throw lostDevice(operation, device, reason.cause, range);
     try {
       mustGoOn(signal, operation);
     } catch (error) {

@@ -73,7 +73,7 @@ const ENGINE_OPTIONS: Shape<CopyEngineOptions> = {
   timeoutMs: 'number',
   explain: 'function',
 };
-const COPY_OPTIONS: Shape<CopyOptions> = { onProgress: 'function', signal: AbortSignal };
+const COPY_OPTIONS: Shape<CopyOptions> = { onProgress: 'function', signal: 'signal' };
 const NO_OPTIONS: CopyOptions = {};
 
 /** What `copy` is cut into: large enough to cost nothing, small enough to report progress. */
@@ -568,7 +568,8 @@ export function copyError(code: number, range: Range, operation: string): DmaErr
 }
 
 function aborted(signal: AbortSignal): DmaError {
-  return new DmaError({ code: 'ECANCELED', operation: 'copy', reason: 'aborted', cause: signal.reason });
+  const hint = 'the signal was aborted; with another one it can be called again';
+  return new DmaError({ code: 'ECANCELED', operation: 'copy', reason: 'aborted', hint, cause: signal.reason });
 }
 
 function interruptKind(access: DeviceAccess): InterruptKind | undefined {

@@ -3,7 +3,7 @@
  * written into it and no allocator works in it. DPDK: rte_extmem_*.
  */
 import { ended, type Gate, isA, mustBeNumber, mustBeString, open, optionsOf, rest, type Shape } from '../check.js';
-import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import { DmaError, invalid, isDmaError, undoAll, withUndo, type ErrorCode } from '../errors.js';
 import {
   followedBy,
   dropStep,
@@ -16,7 +16,7 @@ import {
   type LongWorkOptions,
 } from '../long-work.js';
 import { OriginNotes, type Origin } from '../origin.js';
-import type { CommitOptions, FileStatus, Platform } from '../platform/ports.js';
+import type { CommitOptions, FileStatus, MemoryPort, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { show } from '../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../steps.js';
@@ -587,7 +587,7 @@ export class External {
         (writable
           ? yield* fillingHoles(platform, this.#room, own, status, { offset, length }, operation)
           : !readsNeedPages(platform, own, status));
-      const va = memory.map({ length, fd: own, offset, readOnly: !writable });
+      const va = mapFile(memory, { length, fd: own, offset, readOnly: !writable }, fd, operation);
       const range = new Range(va, length, operation);
       const views = writable
         ? undefined
@@ -938,24 +938,68 @@ function checkFilePart(status: FileStatus, offset: number, length: number, opera
   const { pageSize } = status;
   if (status.kind !== 'file')
     throw invalid(operation, `the descriptor is a ${status.kind}, not a file or memfd`, {
-      hint: `what a ${status.kind} delivers can be read into the bytes of external.allocate(), which devices reach`,
+      hint:
+        status.kind === 'directory'
+          ? 'open a file in it; external.allocate() makes memory without one'
+          : `what a ${status.kind} delivers can be read into the bytes of external.allocate(), which devices reach`,
     });
-  if (!isAddress(offset) || offset % pageSize !== 0)
+  if (!isAddress(offset))
+    throw invalid(operation, `an offset of ${offset} bytes is not possible`, {
+      hint: `it is 0 or a multiple of ${pageSize}; the file has ${status.size} bytes`,
+    });
+  if (offset % pageSize !== 0)
     throw invalid(operation, `offset ${offset} is no multiple of the page size ${hex(pageSize)}`, {
-      hint: isAddress(offset)
-        ? `${alignDown(offset, pageSize)} would do, and then byte ${offset % pageSize} of the memory is meant`
-        : undefined,
+      hint: `${alignDown(offset, pageSize)} would do, and then byte ${offset % pageSize} of the memory is meant`,
     });
-  if (isAddress(length) && length % pageSize !== 0)
+  if (status.size === 0)
+    throw invalid(operation, 'the file is empty', {
+      hint: 'fs.ftruncateSync(fd, length) makes it longer; files of /proc, which are made when they are read, have no memory',
+    });
+  if (!isAddress(length) || (length === 0 && offset < status.size))
+    throw invalid(operation, `a length of ${length} bytes is not possible`, {
+      hint: `it is a multiple of ${pageSize}, and all that follows the offset when left out; the file has ${status.size} bytes`,
+    });
+  if (length % pageSize !== 0)
     throw invalid(operation, `a length of ${length} bytes is no multiple of the page size ${hex(pageSize)}`, {
       hint: `the file's pages have ${formatSize(pageSize)}, and are mapped as a whole: ${alignUp(length, pageSize)} would do`,
     });
-  if (!isAddress(length) || length === 0 || offset + length > alignUp(status.size, pageSize)) {
+  if (length === 0 || offset + length > alignUp(status.size, pageSize)) {
     throw invalid(operation, `${length} bytes at offset ${offset} are not inside the file`, {
       hint: `the file has ${status.size} bytes; touching memory past its end would kill the process`,
     });
   }
 }
+
+/** Maps a part of a file. @throws DmaError as the system, which says of some files only that they can not be mapped */
+function mapFile(
+  memory: MemoryPort,
+  what: Parameters<MemoryPort['map']>[0],
+  fd: number,
+  operation: string,
+): ReturnType<MemoryPort['map']> {
+  try {
+    return memory.map(what);
+  } catch (error) {
+    const told = isDmaError(error) ? WHY_NOT_MAPPED[error.code] : undefined;
+    if (!isDmaError(error) || told === undefined) throw error;
+    throw error.with({ operation, reason: `descriptor ${fd} ${told.reason}`, hint: told.hint, cause: error });
+  }
+}
+
+const WHY_NOT_MAPPED: Partial<Record<ErrorCode, { readonly reason: string; readonly hint: string }>> = {
+  EBADF: {
+    reason: 'was opened by O_PATH, which says where a file is and gives no access to its bytes',
+    hint: "open it for both, as with fs.openSync(path, 'r+')",
+  },
+  ENODEV: {
+    reason: 'is of a file system whose files can not be mapped, such as sysfs',
+    hint: 'read it into the bytes of external.allocate(), which devices reach',
+  },
+  EPERM: {
+    reason: 'may not be mapped this way: it is sealed, or its file system forbids it',
+    hint: 'with writable: false a memfd that is sealed against writing can be had',
+  },
+};
 
 function misalignedView(range: Range<Va>, pageSize: number, operation: string): DmaError {
   const inside = range.alignedInside(pageSize);

@@ -179,7 +179,7 @@ export interface ConnectAsyncOptions extends ConnectOptions {
   readonly signal?: AbortSignal;
 }
 
-const CONNECT_ASYNC_OPTIONS: Shape<ConnectAsyncOptions> = { ...CONNECT_OPTIONS, signal: AbortSignal };
+const CONNECT_ASYNC_OPTIONS: Shape<ConnectAsyncOptions> = { ...CONNECT_OPTIONS, signal: 'signal' };
 
 /** @throws DmaError EINVAL for numbers that a connection can not have */
 export function checkTimes(

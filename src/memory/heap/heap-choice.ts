@@ -1,6 +1,6 @@
 /** Which heaps an allocation may come from, in the words that programs have for them. */
 import type { Gate } from '../../check.js';
-import { invalid, isDmaError } from '../../errors.js';
+import { invalid, isDmaError, toldAs } from '../../errors.js';
 import type { LongWorkOptions, RunningWorks } from '../../long-work.js';
 import type { Steps } from '../../steps.js';
 import type { Block, Heap, MallocOptions } from './heap.js';
@@ -46,7 +46,7 @@ const OF_HEAPS = ['malloc', 'mallocAsync', 'mallocLargest'];
 
 /** An error of a heap as one of the call that needed a block of it; all others as they are. */
 export function toldOf(operation: string, error: unknown): unknown {
-  return isDmaError(error) && OF_HEAPS.includes(error.operation) ? error.with({ operation }) : error;
+  return toldAs(operation, OF_HEAPS, error);
 }
 
 /** An allocation that can be made at once, or while the event loop goes on. */
