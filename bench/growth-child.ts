@@ -81,7 +81,7 @@ async function bytesEach(of: string, count: number): Promise<number> {
   const make = HELD.get(of)?.make;
   if (make === undefined) throw new Error(`there are no objects "${of}"`);
   // The first ones make what all share, and the machine code.
-  const first = await make(1000);
+  const first = await make(count);
   await settled();
   const before = bytesInUse();
   const objects = await make(count);

@@ -885,7 +885,7 @@ export class Domain {
   /** Takes the last entry of a mapping off its books, and off the domain's when nobody else claims it. */
   #drop(mapping: Mapping, entry: Entry): void {
     mapping.entries.pop();
-    mapping.whole = false;
+    if (mapping.live) mapping.whole = false;
     if (entry.uses > 1) entry.unclaim(mapping);
     else this.#retire(entry, mapping.device);
     this.#endIfEmpty(mapping, entry.area);

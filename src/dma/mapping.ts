@@ -28,6 +28,7 @@ interface Seldom {
   readonly keeper?: string;
   readonly lost?: DmaError;
   readonly unmapping?: Promise<void>;
+  readonly whole?: boolean;
 }
 
 /** The domain behind a mapping, as far as the handle needs it. */
@@ -53,8 +54,6 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
   origin: Origin | undefined;
   /** @internal entries of the ledger that serve it, in VA order; the domain's to change */
   entries: Entry[];
-  /** @internal set by the domain when a part was unmapped */
-  whole = true;
   /** @internal its neighbours among those of its device, see {@link MappingList} */
   previous: Mapping | undefined = undefined;
   next: Mapping | undefined = undefined;
@@ -112,6 +111,15 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     if (lost !== this.lost) this.#seldom = { ...this.#seldom, lost };
   }
 
+  /** @internal set by the domain when a part was unmapped */
+  get whole(): boolean {
+    return this.#seldom?.whole ?? true;
+  }
+
+  set whole(whole: boolean) {
+    if (whole !== this.whole) this.#seldom = { ...this.#seldom, whole };
+  }
+
   /**
    * The address that the device uses for the first byte. When the memory is not contiguous for the device (an area with an
    * IOVA table of its own), later bytes are elsewhere: see `segments` and `iovaOf`.
@@ -119,17 +127,17 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
    * @throws DmaError EINVAL once it is unmapped
    */
   get iova(): Iova {
-    return this.#first('iova').iova;
+    return Mapping.#first(this, 'iova').iova;
   }
 
   /** Local key of the memory region, for devices that use keys (verbs); `undefined` for others. */
   get lkey(): number | undefined {
-    return this.#first('lkey').keys?.lkey;
+    return Mapping.#first(this, 'lkey').keys?.lkey;
   }
 
   /** Remote key of the memory region, for devices that use keys (verbs); `undefined` for others. */
   get rkey(): number | undefined {
-    return this.#first('rkey').keys?.rkey;
+    return Mapping.#first(this, 'rkey').keys?.rkey;
   }
 
   /** Is it mapped? */
@@ -149,23 +157,10 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     return segments;
   }
 
-  /** The entry that holds `va`, of however many there are in VA order. */
-  #entryAt(va: Va): Entry | undefined {
-    const { entries } = this;
-    let low = 0;
-    for (let high = entries.length; low < high;) {
-      const middle = (low + high) >>> 1;
-      if (entries[middle].va <= va) low = middle + 1;
-      else high = middle;
-    }
-    const entry = low === 0 ? undefined : entries[low - 1];
-    return entry !== undefined && va < entry.va + entry.length ? entry : undefined;
-  }
-
   /** The device's address of the byte at `va`. @throws DmaError EINVAL when that byte is not mapped by this handle */
   iovaOf(va: Va): Iova {
-    const entry = isAddress(va) ? this.#entryAt(va) : undefined;
-    if (entry === undefined && this.#endedByLoss) this.#first('iovaOf');
+    const entry = isAddress(va) ? Mapping.#entryAt(this, va) : undefined;
+    if (entry === undefined && Mapping.#endedByLoss(this)) Mapping.#first(this, 'iovaOf');
     if (entry === undefined)
       throw invalid('iovaOf', `${isAddress(va) ? hex(va) : show(va)} is not in this mapping`, {
         range: this.range,
@@ -183,7 +178,7 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
    *   a different number of bytes; else what the backend says
    */
   unmap(): void {
-    this.#mustNotBeKept();
+    Mapping.#mustNotBeKept(this);
     this.end();
   }
 
@@ -198,21 +193,21 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
         reason: 'it is being unmapped',
         hint: 'await what unmapAsync returned',
       });
-    if (this.#endedByLoss) return;
-    this.#first('unmap');
+    if (Mapping.#endedByLoss(this)) return;
+    Mapping.#first(this, 'unmap');
     this.#owner.release(this);
   }
 
   /** As {@link Mapping.unmap}, without blocking the event loop where the backend can. */
   async unmapAsync(): Promise<void> {
-    this.#mustNotBeKept();
+    Mapping.#mustNotBeKept(this);
     await this.endAsync();
   }
 
   /** @internal As {@link Mapping.unmapAsync}, for who keeps it. Whoever calls it while it runs waits for the same. */
   async endAsync(): Promise<void> {
-    if (this.#endedByLoss) return;
-    this.#first('unmap');
+    if (Mapping.#endedByLoss(this)) return;
+    Mapping.#first(this, 'unmap');
     let unmapping = this.#seldom?.unmapping;
     if (unmapping === undefined) {
       unmapping = this.#owner.releaseAsync(this).finally(() => {
@@ -238,26 +233,41 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     if (this.live) await this.unmapAsync();
   }
 
-  get #endedByLoss(): boolean {
-    return this.lost !== undefined && !this.live;
+  // Not methods: with a private one V8 marks each object of the class, which takes a word.
+
+  /** The entry that holds `va`, of however many there are in VA order. */
+  static #entryAt({ entries }: Mapping, va: Va): Entry | undefined {
+    let low = 0;
+    for (let high = entries.length; low < high;) {
+      const middle = (low + high) >>> 1;
+      if (entries[middle].va <= va) low = middle + 1;
+      else high = middle;
+    }
+    const entry = low === 0 ? undefined : entries[low - 1];
+    return entry !== undefined && va < entry.va + entry.length ? entry : undefined;
   }
 
-  #mustNotBeKept(): void {
-    if (this.keeper === undefined || !this.live) return;
-    const { range, device, keeper } = this;
+  static #endedByLoss({ lost, live }: Mapping): boolean {
+    return lost !== undefined && !live;
+  }
+
+  static #mustNotBeKept(mapping: Mapping): void {
+    const { keeper } = mapping;
+    if (keeper === undefined || !mapping.live) return;
+    const { range, device } = mapping;
     const reason = 'it is mapped for every device, and unmapped from all of them together';
     throw new DmaError({ code: 'EBUSY', operation: 'unmap', range, device, reason, hint: `${keeper} ends it` });
   }
 
-  #first(operation: string): Entry {
-    const [entry] = this.entries;
-    if (entry === undefined && this.lost !== undefined) throw lostDevice(operation, this.device, this.lost, this.range);
-    if (entry === undefined)
-      throw ended(operation, 'the mapping is gone: it was unmapped, or its device left', 'mapping.live', {
-        range: this.range,
-        device: this.device,
-      });
-    return entry;
+  static #first(mapping: Mapping, operation: string): Entry {
+    const [entry] = mapping.entries;
+    if (entry !== undefined) return entry;
+    const { device, range, lost } = mapping;
+    if (lost !== undefined) throw lostDevice(operation, device, lost, range);
+    throw ended(operation, 'the mapping is gone: it was unmapped, or its device left', 'mapping.live', {
+      range,
+      device,
+    });
   }
 }
 

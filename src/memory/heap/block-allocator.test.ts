@@ -9,13 +9,19 @@ import type { RunOf } from './examined.js';
 const up = (value: number, granule: number): number => Math.ceil(value / granule) * granule;
 const down = (value: number, granule: number): number => Math.floor(value / granule) * granule;
 
-/** What an allocator is, in the simplest words: a sorted list of blocks, in which free ones of a region never touch. */
-class Model {
-  blocks: BlockInfo[] = [];
+/** A block, and which range it was added with. */
+interface ModelBlock extends BlockInfo {
+  readonly region: number;
+}
 
-  add(start: number, size: number, region: number): boolean {
+/** What an allocator is, in the simplest words: a sorted list of blocks, in which free ones of one range never touch. */
+class Model {
+  blocks: ModelBlock[] = [];
+  #added = 0;
+
+  add(start: number, size: number): boolean {
     if (this.blocks.some((block) => block.start < start + size && start < block.start + block.size)) return false;
-    this.#put([{ start, size, region, free: true }]);
+    this.#put([{ start, size, region: this.#added++, free: true }]);
     return true;
   }
 
@@ -50,13 +56,13 @@ class Model {
       if (rest.length !== 1 || !rest[0].free || rest[0].region !== block.region) return false;
       if (rest[0].start !== behind || sum(rest) !== size - block.size) return false;
     }
-    const parts: BlockInfo[] = [{ ...block, size }];
+    const parts: ModelBlock[] = [{ ...block, size }];
     if (size < block.size) parts.push({ ...block, start: start + size, size: block.size - size, free: true });
     this.#cut(start, Math.max(size, block.size), parts);
     return true;
   }
 
-  allocatedAt(start: number): BlockInfo | undefined {
+  allocatedAt(start: number): ModelBlock | undefined {
     return this.blocks.find((block) => !block.free && block.start === start);
   }
 
@@ -79,7 +85,7 @@ class Model {
   }
 
   /** The parts of blocks that are in the range. */
-  #inside(start: number, size: number): BlockInfo[] {
+  #inside(start: number, size: number): ModelBlock[] {
     return this.blocks
       .filter((block) => block.start < start + size && start < block.start + block.size)
       .map((block) => {
@@ -89,9 +95,9 @@ class Model {
   }
 
   /** Replaces what is in the range. */
-  #cut(start: number, size: number, by: BlockInfo[]): void {
+  #cut(start: number, size: number, by: ModelBlock[]): void {
     const end = start + size;
-    const parts: BlockInfo[] = [];
+    const parts: ModelBlock[] = [];
     this.blocks = this.blocks.filter((block) => {
       if (block.start >= end || block.start + block.size <= start) return true;
       if (block.start < start) parts.push({ ...block, size: start - block.start });
@@ -101,7 +107,7 @@ class Model {
     this.#put([...parts, ...by]);
   }
 
-  #put(parts: BlockInfo[]): void {
+  #put(parts: ModelBlock[]): void {
     for (const part of parts) {
       let at = this.blocks.findIndex((block) => block.start > part.start);
       if (at < 0) at = this.blocks.length;
@@ -143,7 +149,10 @@ function checkStatistics(allocator: BlockAllocator, model: Model): void {
 
 /** Every block, and every answer about every block, is the model's. */
 function checkBlocks(allocator: BlockAllocator, model: Model): void {
-  assert.deepEqual([...allocator.blocks()], model.blocks);
+  assert.deepEqual(
+    [...allocator.blocks()],
+    model.blocks.map(({ start, size, free }) => ({ start, size, free })),
+  );
   model.blocks.forEach(({ start, size, free }, i) => {
     for (const address of [start, start + 1, start + size - 1]) {
       assert.equal(allocator.blockAt(address), free ? -1 : start);
@@ -212,15 +221,14 @@ void describe('BlockAllocator', () => {
     const range = 256 * KiB;
     const present = new Set<number>();
     const toggle = (i: number): void => {
-      // Two regions, in pairs of neighbours that merge and pairs that do not.
       const start = BASE + i * range;
       if (present.has(i)) {
         const removed = allocator.removeRange(start, range);
         assert.equal(removed, model.remove(start, range));
         if (removed) present.delete(i);
       } else {
-        allocator.addRange(start, range, (i >> 1) & 1);
-        assert.ok(model.add(start, range, (i >> 1) & 1));
+        allocator.addRange(start, range);
+        assert.ok(model.add(start, range));
         present.add(i);
       }
     };
@@ -275,7 +283,7 @@ void describe('BlockAllocator', () => {
     const place = fc.nat(40).map((lines) => lines * 64);
     const size = fc.oneof(fc.integer({ min: 1, max: 40 * 64 }), fc.constantFrom(64, 128, 192, 65, 63, 1024));
     const step = fc.oneof(
-      fc.record({ kind: fc.constant('add' as const), at: place, size: place, region: fc.nat(1) }),
+      fc.record({ kind: fc.constant('add' as const), at: place, size: place }),
       fc.record({ kind: fc.constant('remove' as const), at: place, size: place }),
       fc.record({
         kind: fc.constant('allocate' as const),
@@ -309,10 +317,10 @@ void describe('BlockAllocator', () => {
           const at = 'at' in each ? origin + each.at : 0;
           if (each.kind === 'add') {
             if (each.size === 0) assert.throws(() => allocator.addRange(at, 0), isEinval);
-            else if (model.add(at, each.size, each.region)) allocator.addRange(at, each.size, each.region);
+            else if (model.add(at, each.size)) allocator.addRange(at, each.size);
             else
               assert.throws(
-                () => allocator.addRange(at, each.size, each.region),
+                () => allocator.addRange(at, each.size),
                 (error) => isDmaError(error, 'EEXIST'),
               );
           } else if (each.kind === 'remove') {
@@ -365,7 +373,7 @@ void describe('BlockAllocator', () => {
       assert.equal(allocator.allocateLargest(64, boundary), -1, `boundary ${boundary}`);
     }
     assert.equal(allocator.allocate(MiB, 2 ** 52), -1);
-    assert.deepEqual([...allocator.blocks()], [{ start: BASE, size: MiB, region: 0, free: true }]);
+    assert.deepEqual([...allocator.blocks()], [{ start: BASE, size: MiB, free: true }]);
   });
 
   void it('MA-03: resizes in place while the memory behind is free', () => {
@@ -416,7 +424,7 @@ void describe('BlockAllocator', () => {
     for (let round = 0; round < 30; round++) {
       const blocks = [allocator.allocate(1000, 8), allocator.allocate(16_000, 64), allocator.allocate(1000, 2048)];
       for (const i of orders[round % 6]) assert.ok(allocator.free(blocks[i]) >= 1000);
-      assert.deepEqual([...allocator.blocks()], [{ start: BASE, size: MiB, region: 0, free: true }]);
+      assert.deepEqual([...allocator.blocks()], [{ start: BASE, size: MiB, free: true }]);
     }
   });
 
@@ -523,10 +531,10 @@ void describe('BlockAllocator', () => {
 
   void it('finds the last fitting block among many that alignment makes unsuitable', () => {
     const allocator = new BlockAllocator();
-    for (let i = 0; i < 1000; i++) allocator.addRange(BASE + i * 16 * KiB + 64, 8 * KiB, i);
+    for (let i = 0; i < 1000; i++) allocator.addRange(BASE + i * 16 * KiB + 64, 8 * KiB);
     const fitting = BASE + 2000 * 16 * KiB;
     allocator.addRange(fitting, 8 * KiB);
-    for (let i = 1001; i < 2000; i++) allocator.addRange(BASE + i * 16 * KiB + 64, 8 * KiB, i);
+    for (let i = 1001; i < 2000; i++) allocator.addRange(BASE + i * 16 * KiB + 64, 8 * KiB);
     assert.equal(allocator.allocate(8 * KiB, 8 * KiB), fitting);
     assert.equal(allocator.allocate(8 * KiB, 8 * KiB), -1);
   });
@@ -565,19 +573,28 @@ void describe('BlockAllocator', () => {
     assert.equal(allocator.totalBytes, 0);
   });
 
-  void it('1.4.19: merges and grows inside a region only', () => {
+  void it('1.4.19: merges and grows only inside of what was added at once', () => {
     const allocator = new BlockAllocator();
-    allocator.addRange(BASE, 4096, 1);
-    allocator.addRange(BASE + 8192, 4096, 1);
-    allocator.addRange(BASE + 4096, 4096, 2);
+    allocator.addRange(BASE, 4096);
+    allocator.addRange(BASE + 8192, 4096);
+    allocator.addRange(BASE + 4096, 4096);
     assert.deepEqual([allocator.freeBlocks, allocator.greatestFree], [3, 4096]);
     assert.equal(allocator.allocate(4097), -1);
     assert.equal(allocator.allocateAt(BASE + 4032, 128), false);
     assert.ok(allocator.allocateAt(BASE, 4096));
     assert.equal(allocator.resize(BASE, 4160), false);
-    allocator.addRange(BASE + 12288, 4096, 1);
-    assert.deepEqual([allocator.freeBlocks, allocator.greatestFree], [2, 8192]);
-    // Removal looks at bytes, not at regions.
+    assert.ok(allocator.resize(BASE, 4032));
+    assert.ok(allocator.resize(BASE, 4096));
+    // Nor when blocks of all of them come and go.
+    const others = [allocator.allocate(4096), allocator.allocate(4096)];
+    for (const start of others) assert.equal(allocator.free(start), 4096);
+    allocator.addRange(BASE + 12288, 4096);
+    assert.deepEqual([allocator.freeBlocks, allocator.greatestFree], [3, 4096]);
+    // What is added in the place of a part that was removed is apart from what is left on both sides.
+    assert.ok(allocator.removeRange(BASE + 9216, 1024));
+    allocator.addRange(BASE + 9216, 1024);
+    assert.deepEqual([allocator.freeBlocks, allocator.greatestFree], [5, 4096]);
+    // Removal looks at bytes, not at ranges.
     assert.equal(allocator.removeRange(BASE, 16384), false);
     assert.ok(allocator.removeRange(BASE + 4160, 8192));
     assert.deepEqual(
@@ -588,6 +605,30 @@ void describe('BlockAllocator', () => {
         [12352, 4032, true],
       ],
     );
+  });
+
+  void it('knows how many bytes of a block were asked for', () => {
+    const allocator = over(MiB);
+    for (const size of [1, 63, 64, 65, 100, 4096, 4097]) {
+      const start = allocator.allocate(size, 128);
+      const number = allocator.numberOf(start);
+      assert.equal(number, allocator.lastNumber);
+      assert.equal(number, allocator.numberAt(start + size - 1));
+      assert.deepEqual(
+        [allocator.startOf(number), allocator.lengthOf(number), allocator.bytesOf(number)],
+        [start, size, up(size, 64)],
+      );
+      for (const next of [size + 1, size + 200, up(size, 64), 7]) {
+        assert.ok(allocator.resize(start, next));
+        assert.deepEqual([allocator.numberOf(start), allocator.lengthOf(number)], [number, next]);
+      }
+    }
+    assert.ok(allocator.allocateAt(BASE + MiB - 128, 99));
+    assert.equal(allocator.lengthOf(allocator.lastNumber), 99);
+    const free = allocator.freeNumber(allocator.lastNumber);
+    assert.equal(allocator.startOf(free) + allocator.bytesOf(free), BASE + MiB);
+    const largest = allocator.allocateLargest();
+    assert.equal(allocator.lengthOf(allocator.numberOf(largest)), allocator.sizeOf(largest));
   });
 
   void it('1.4.9: keeps a block inside a contiguous run, and the largest too', () => {

@@ -3,8 +3,8 @@
  * memory itself, into which nothing is ever written; what a program or a device writes outside of its block can not
  * harm the allocator.
  *
- * Every byte that was given is in one *block*, free or allocated. Blocks are rows of typed arrays, chained in address
- * order; {@link StartIndex} finds a block by its start and by an address inside. Free blocks are also in lists by size
+ * Every byte that was given is in one *block*, free or allocated. Blocks are rows of typed arrays, which
+ * {@link StartIndex} chains in address order and finds by a start and by an address inside. Free blocks are also in lists by size
  * class, 32 classes between one power of two and the next (Masmano et al., "TLSF: a new dynamic memory allocator for
  * real-time systems", 2004), with a bit for each list that is not empty. So an allocation takes a block of nearly the
  * right size in constant time; it looks at all blocks that are large enough only when none of those suits, so that it
@@ -15,7 +15,7 @@ import { Range } from '../../ranges.js';
 import { isPowerOfTwo } from '../../units.js';
 import { Examined, type RunOf, type Wanted } from './examined.js';
 import { LargestFirst } from './largest-first.js';
-import { LINE, StartIndex } from './start-index.js';
+import { grown, LINE, StartIndex } from './start-index.js';
 
 /** How many classes lie between one power of two of lines and the next. */
 const STEPS = 32;
@@ -29,17 +29,20 @@ const PATIENCE = 8;
 /** The largest of so many blocks is found by looking at each; of more it is kept in order from then on. */
 const FEW = 64;
 
-/** Is the block in nobody's hands? */
-const FREE = 0;
-const ALLOCATED = 1;
+// The state of a block. In the low bits of an allocated one: how many bytes less than it has were asked for.
+const SLACK = LINE - 1;
+const ALLOCATED = LINE;
+/** It does not merge with what is before it. */
+const APART = 2 * LINE;
+
+/** Rows that there is room for at first. */
+const FIRST_ROWS = 64;
 
 /** A block as a dump shows it. */
 export interface BlockInfo {
   readonly start: number;
   /** bytes */
   readonly size: number;
-  /** What {@link BlockAllocator.addRange} was told. */
-  readonly region: number;
   readonly free: boolean;
 }
 
@@ -50,23 +53,17 @@ export interface BlockInfo {
  * the look-ups) never throw and make no garbage: what can not be done gives -1 or false and changes nothing.
  */
 export class BlockAllocator {
-  // One row a block. `before` and `after` are the neighbours in address order, -1 at the ends; `newer` and `older` those in
-  // the list of its class. Rows that no block has are chained by `after`.
-  #starts = new Float64Array(64);
-  #sizes = new Float64Array(64);
-  #regions = new Float64Array(64);
-  #states = new Uint8Array(64);
-  #before = new Int32Array(64);
-  #after = new Int32Array(64);
-  #newer = new Int32Array(64);
-  #older = new Int32Array(64);
+  /** Where each row begins, and its neighbours in address order. Rows that no block has are chained by `after`. */
+  readonly #index = new StartIndex(FIRST_ROWS);
+  #sizes = new Float64Array(FIRST_ROWS);
+  #states = new Uint8Array(FIRST_ROWS);
+  /** The neighbours of a free block in the list of its class. */
+  #newer = new Int32Array(FIRST_ROWS);
+  #older = new Int32Array(FIRST_ROWS);
   /** The first row of the chain of unused rows, -1 when it is empty; rows from `#rows` on were never used. */
   #unused = -1;
   #rows = 0;
 
-  readonly #index = new StartIndex();
-  /** The block with the lowest address, -1 when there is none. */
-  #first = -1;
   /** The newest and the oldest free block of each class, -1 when it has none. */
   readonly #heads = new Int32Array(CLASSES).fill(-1);
   readonly #tails = new Int32Array(CLASSES).fill(-1);
@@ -86,6 +83,7 @@ export class BlockAllocator {
   #greatest = 0;
   /** Where in the block that `#find` found. */
   #place = 0;
+  #taken = -1;
 
   /** Bytes that were added and not removed. */
   get totalBytes(): number {
@@ -122,16 +120,16 @@ export class BlockAllocator {
   }
 
   /**
-   * Adds free memory. It merges with free memory beside it that has the same `region`, and no other: a block never
-   * reaches over two regions (DPDK: memory of two memseg lists never merges).
+   * Adds free memory. It never merges with what is beside it: a block is inside of what was added at once (DPDK: memory of two
+   * memseg lists never merges).
    *
-   * @param start a multiple of 64 @param length bytes, a multiple of 64 @param region any number
+   * @param start a multiple of 64 @param length bytes, a multiple of 64
    * @throws DmaError EINVAL for impossible ranges, EEXIST when some of it was added already
    */
-  addRange(start: number, length: number, region = 0): void {
+  addRange(start: number, length: number): void {
     const { end } = checkedRange('addRange', start, length);
     const below = this.#index.floor(end - 1);
-    if (below >= 0 && this.#starts[below] + this.#sizes[below] > start) {
+    if (below >= 0 && this.#index.starts[below] + this.#sizes[below] > start) {
       throw new DmaError({
         code: 'EEXIST',
         operation: 'addRange',
@@ -140,10 +138,13 @@ export class BlockAllocator {
       });
     }
     this.#makeRoom();
-    const block = this.#insert(below, start, length, region);
+    const block = this.#insert(below, start, length);
+    this.#states[block] = APART;
+    const next = this.#index.after[block];
+    if (next >= 0) this.#states[next] |= APART;
     this.#total += length;
     this.#free += length;
-    this.#release(block);
+    this.#list(block);
   }
 
   /**
@@ -155,17 +156,18 @@ export class BlockAllocator {
   removeRange(start: number, length: number): boolean {
     const { end } = checkedRange('removeRange', start, length);
     let block = this.#index.floor(start);
-    for (let at = start, next = block; at < end; next = this.#after[next]) {
-      if (next < 0 || this.#states[next] !== FREE || this.#starts[next] > at) return false;
-      at = this.#starts[next] + this.#sizes[next];
+    const { starts, after } = this.#index;
+    for (let at = start, next = block; at < end; next = after[next]) {
+      if (next < 0 || !this.#isFree(next) || starts[next] > at) return false;
+      at = starts[next] + this.#sizes[next];
     }
     this.#makeRoom();
-    while (block >= 0 && this.#starts[block] < end) {
-      const next = this.#after[block];
-      const from = this.#starts[block];
+    while (block >= 0 && this.#index.starts[block] < end) {
+      const next = this.#index.after[block];
+      const from = this.#index.starts[block];
       const rest = from + this.#sizes[block] - end;
       this.#unlist(block);
-      if (rest > 0) this.#list(this.#insert(block, end, rest, this.#regions[block]));
+      if (rest > 0) this.#list(this.#insert(block, end, rest));
       if (from < start) {
         this.#sizes[block] = start - from;
         this.#list(block);
@@ -199,7 +201,7 @@ export class BlockAllocator {
     const block = this.#find(length, alignment, boundary, runOf);
     if (block < 0) return -1;
     const start = this.#place;
-    this.#take(block, start, length);
+    this.#take(block, start, length, length - size);
     return start;
   }
 
@@ -207,15 +209,15 @@ export class BlockAllocator {
    * Allocates the block at `start`.
    *
    * @param start a multiple of 64 @param size bytes; rounded up to a multiple of 64
-   * @returns false when that memory is not all free, or lies in two regions
+   * @returns false when that memory is not all free, or was not added at once
    */
   allocateAt(start: number, size: number): boolean {
     if (!(size > 0 && size <= this.#free) || start % LINE !== 0) return false;
     const length = upToLine(size);
     const block = this.#index.floor(start);
-    if (block < 0 || this.#states[block] !== FREE) return false;
-    if (start > this.#starts[block] + this.#sizes[block] - length) return false;
-    this.#take(block, start, length);
+    if (block < 0 || !this.#isFree(block)) return false;
+    if (start > this.#index.starts[block] + this.#sizes[block] - length) return false;
+    this.#take(block, start, length, length - size);
     return true;
   }
 
@@ -229,19 +231,20 @@ export class BlockAllocator {
     if (alignment === LINE && boundary === 0 && runOf === undefined) {
       const block = this.#largest();
       if (block < 0) return -1;
-      const start = this.#starts[block];
-      this.#take(block, start, this.#sizes[block]);
+      const start = this.#index.starts[block];
+      this.#take(block, start, this.#sizes[block], 0);
       return start;
     }
     const limit = boundary === 0 ? Infinity : boundary;
+    const { starts } = this.#index;
     let best = -1;
     let bestStart = 0;
     let bestLength = 0;
     for (let sizes = this.#lastClass(CLASSES); sizes >= 0; sizes = this.#lastClass(sizes)) {
       if (bestLength === limit || bestLength >= leastOf(sizes + 1) - LINE) break;
       for (let block = this.#heads[sizes]; block >= 0; block = this.#older[block]) {
-        const end = this.#starts[block] + this.#sizes[block];
-        let at = alignUp(this.#starts[block], alignment);
+        const end = starts[block] + this.#sizes[block];
+        let at = alignUp(starts[block], alignment);
         while (bestLength < limit && end - at > bestLength) {
           const stop = boundary === 0 ? end : Math.min(end, alignDown(at, boundary) + boundary);
           const run = runOf === undefined ? stop - at : Math.min(stop - at, runOf(at, stop - at));
@@ -256,7 +259,7 @@ export class BlockAllocator {
       }
     }
     if (best < 0) return -1;
-    this.#take(best, bestStart, bestLength);
+    this.#take(best, bestStart, bestLength, 0);
     return bestStart;
   }
 
@@ -269,14 +272,23 @@ export class BlockAllocator {
     const block = this.#allocatedAt(start);
     if (block < 0) return -1;
     const size = this.#sizes[block];
-    this.#free += size;
-    this.#allocatedBlocks--;
-    this.#release(block);
+    this.freeNumber(block);
     return size;
   }
 
   /**
-   * Makes the block at `start` shorter, or longer when the memory behind it is free and of the same region. The boundary
+   * As {@link free}, for the number of an allocated block.
+   *
+   * @returns the number of the free block that it is in then, for {@link startOf} and {@link bytesOf} until the next change
+   */
+  freeNumber(number: number): number {
+    this.#free += this.#sizes[number];
+    this.#allocatedBlocks--;
+    return this.#release(number);
+  }
+
+  /**
+   * Makes the block at `start` shorter, or longer when the memory behind it is free and was added with it. The boundary
    * and the runs that it was allocated with are not looked at: who wants them kept asks first.
    *
    * @param size bytes; rounded up to a multiple of 64
@@ -287,9 +299,12 @@ export class BlockAllocator {
     if (block < 0 || !(size > 0 && size <= this.#total)) return false;
     const length = upToLine(size);
     const old = this.#sizes[block];
-    if (length === old) return true;
-    const next = this.#after[block];
-    const neighbour = next >= 0 && this.#states[next] === FREE && this.#areJoined(block, next) ? next : -1;
+    if (length === old) {
+      this.#setTaken(block, length - size);
+      return true;
+    }
+    const next = this.#index.after[block];
+    const neighbour = next >= 0 && this.#isFree(next) && this.#areJoined(block, next) ? next : -1;
     const rest = old - length + (neighbour < 0 ? 0 : this.#sizes[neighbour]);
     if (rest < 0) return false;
     if (neighbour >= 0) {
@@ -297,10 +312,11 @@ export class BlockAllocator {
       this.#drop(neighbour);
     }
     this.#sizes[block] = length;
+    this.#setTaken(block, length - size);
     this.#free += old - length;
     if (rest > 0) {
       this.#makeRoom();
-      this.#list(this.#insert(block, start + length, rest, this.#regions[block]));
+      this.#list(this.#insert(block, start + length, rest));
     }
     return true;
   }
@@ -319,20 +335,47 @@ export class BlockAllocator {
     return this.#allocatedAt(start);
   }
 
-  /** The start of the allocated block that holds `address`; -1 when there is none. */
-  blockAt(address: number): number {
-    return this.#startAround(address, ALLOCATED);
+  /** The number of the block that was allocated last. */
+  get lastNumber(): number {
+    return this.#taken;
   }
 
-  /** The start of the free block that holds `address`: as much as is free around it in its region. -1 when there is none. */
+  /** The number of the allocated block that holds `address`; -1 when there is none. */
+  numberAt(address: number): number {
+    return this.#around(address, ALLOCATED);
+  }
+
+  /** Where the block of a number begins. */
+  startOf(number: number): number {
+    return this.#index.starts[number];
+  }
+
+  /** Bytes of the block of a number. */
+  bytesOf(number: number): number {
+    return this.#sizes[number];
+  }
+
+  /** Bytes that were asked for, when the block of a number was allocated or resized. */
+  lengthOf(number: number): number {
+    return this.#sizes[number] - (this.#states[number] & SLACK);
+  }
+
+  /** The start of the allocated block that holds `address`; -1 when there is none. */
+  blockAt(address: number): number {
+    const block = this.#around(address, ALLOCATED);
+    return block < 0 ? -1 : this.#index.starts[block];
+  }
+
+  /** The start of the free block that holds `address`: as much as is free around it, of what was added at once. -1 when there is none. */
   freeAt(address: number): number {
-    return this.#startAround(address, FREE);
+    const block = this.#around(address, 0);
+    return block < 0 ? -1 : this.#index.starts[block];
   }
 
   /** Bytes of the free block that starts at `start`; -1 when there is none. */
   freeSizeOf(start: number): number {
     const block = this.#index.get(start);
-    return block < 0 || this.#states[block] !== FREE ? -1 : this.#sizes[block];
+    return block < 0 || !this.#isFree(block) ? -1 : this.#sizes[block];
   }
 
   /**
@@ -340,28 +383,32 @@ export class BlockAllocator {
    * that behind the last one's start.
    */
   *blocks(from = 0, to = Infinity): IterableIterator<BlockInfo> {
-    const before = this.#index.floor(from);
-    let block = before < 0 ? this.#first : before;
-    if (before >= 0 && this.#starts[before] + this.#sizes[before] <= from) block = this.#after[before];
-    while (block >= 0 && this.#starts[block] < to) {
-      const start = this.#starts[block];
-      const free = this.#states[block] === FREE;
-      yield { start, size: this.#sizes[block], region: this.#regions[block], free };
-      const below = this.#index.floor(start);
-      block = below < 0 ? this.#first : this.#after[below];
+    const index = this.#index;
+    const before = index.floor(from);
+    let block = before < 0 ? index.first : before;
+    if (before >= 0 && index.starts[before] + this.#sizes[before] <= from) block = index.after[before];
+    while (block >= 0 && index.starts[block] < to) {
+      const start = index.starts[block];
+      yield { start, size: this.#sizes[block], free: this.#isFree(block) };
+      const below = index.floor(start);
+      block = below < 0 ? index.first : index.after[below];
     }
+  }
+
+  #isFree(block: number): boolean {
+    return (this.#states[block] & ALLOCATED) === 0;
   }
 
   #allocatedAt(start: number): number {
     const block = this.#index.get(start);
-    return block >= 0 && this.#states[block] === ALLOCATED ? block : -1;
+    return block >= 0 && !this.#isFree(block) ? block : -1;
   }
 
-  #startAround(address: number, state: number): number {
+  /** The block that holds `address` and is in that state ({@link ALLOCATED} or 0); -1 when there is none. */
+  #around(address: number, state: number): number {
     const block = this.#index.floor(address);
-    if (block < 0 || this.#states[block] !== state) return -1;
-    const start = this.#starts[block];
-    return address < start + this.#sizes[block] ? start : -1;
+    if (block < 0 || (this.#states[block] & ALLOCATED) !== state) return -1;
+    return address < this.#index.starts[block] + this.#sizes[block] ? block : -1;
   }
 
   /** A free block with room for `length` bytes, which is at `#place`; -1 when there is none. */
@@ -390,7 +437,7 @@ export class BlockAllocator {
         if (++tried === PATIENCE && sure < CLASSES) {
           const certain = this.#nextClass(sure);
           if (certain >= 0) {
-            this.#place = alignUp(this.#starts[this.#heads[certain]], alignment);
+            this.#place = alignUp(this.#index.starts[this.#heads[certain]], alignment);
             return this.#heads[certain];
           }
         }
@@ -423,7 +470,7 @@ export class BlockAllocator {
 
   /** The lowest place for `length` bytes in a block; -1 when it has none. */
   #placeIn(block: number, length: number, alignment: number, boundary: number, runOf: RunOf | undefined): number {
-    const start = this.#starts[block];
+    const start = this.#index.starts[block];
     const last = start + this.#sizes[block] - length;
     let at = alignment === LINE ? start : alignUp(start, alignment);
     while (at <= last) {
@@ -443,79 +490,72 @@ export class BlockAllocator {
   }
 
   /** Allocates [at, at + length) of a free block; what is left before and behind becomes free blocks. */
-  #take(block: number, at: number, length: number): void {
+  #take(block: number, at: number, length: number, slack: number): void {
     this.#makeRoom();
-    const region = this.#regions[block];
-    const lead = at - this.#starts[block];
+    const lead = at - this.#index.starts[block];
     const rest = this.#sizes[block] - lead - length;
     this.#unlist(block);
     let taken = block;
     if (lead > 0) {
       this.#sizes[block] = lead;
       this.#list(block);
-      taken = this.#insert(block, at, length, region);
+      taken = this.#insert(block, at, length);
     } else {
       this.#sizes[block] = length;
     }
-    this.#states[taken] = ALLOCATED;
-    if (rest > 0) this.#list(this.#insert(taken, at + length, rest, region));
+    this.#setTaken(taken, slack);
+    if (rest > 0) this.#list(this.#insert(taken, at + length, rest));
     this.#free -= length;
     this.#allocatedBlocks++;
+    this.#taken = taken;
   }
 
-  /** Lists a block that is in no list, after merging it with its free neighbours. */
-  #release(block: number): void {
-    const next = this.#after[block];
-    if (next >= 0 && this.#states[next] === FREE && this.#areJoined(block, next)) {
+  #setTaken(block: number, slack: number): void {
+    this.#states[block] = (this.#states[block] & APART) | ALLOCATED | slack;
+  }
+
+  /** Lists a block that is in no list, after merging it with its free neighbours. @returns the block that it is in then */
+  #release(block: number): number {
+    const { before, after } = this.#index;
+    const next = after[block];
+    if (next >= 0 && this.#isFree(next) && this.#areJoined(block, next)) {
       this.#unlist(next);
       this.#sizes[block] += this.#sizes[next];
       this.#drop(next);
     }
-    const previous = this.#before[block];
-    if (previous >= 0 && this.#states[previous] === FREE && this.#areJoined(previous, block)) {
+    const previous = before[block];
+    if (previous >= 0 && this.#isFree(previous) && this.#areJoined(previous, block)) {
       this.#unlist(previous);
       this.#sizes[previous] += this.#sizes[block];
       this.#drop(block);
       block = previous;
     }
     this.#list(block);
+    return block;
   }
 
-  /** Does the second block begin where the first ends, in the same region? */
+  /** Does the second block begin where the first ends, and was it added with it? */
   #areJoined(block: number, next: number): boolean {
-    return (
-      this.#starts[block] + this.#sizes[block] === this.#starts[next] && this.#regions[block] === this.#regions[next]
-    );
+    const { starts } = this.#index;
+    return (this.#states[next] & APART) === 0 && starts[block] + this.#sizes[block] === starts[next];
   }
 
   /** A new block, in no list, behind block `previous` in address order (-1: before all). There has to be room for a row. */
-  #insert(previous: number, start: number, size: number, region: number): number {
+  #insert(previous: number, start: number, size: number): number {
     let block = this.#unused;
-    if (block >= 0) this.#unused = this.#after[block];
+    if (block >= 0) this.#unused = this.#index.after[block];
     else block = this.#rows++;
-    const next = previous < 0 ? this.#first : this.#after[previous];
-    this.#starts[block] = start;
     this.#sizes[block] = size;
-    this.#regions[block] = region;
-    this.#before[block] = previous;
-    this.#after[block] = next;
-    if (previous < 0) this.#first = block;
-    else this.#after[previous] = block;
-    if (next >= 0) this.#before[next] = block;
-    this.#index.set(start, block);
+    this.#states[block] = 0;
+    this.#index.insert(block, start, previous);
     return block;
   }
 
   /** Forgets a block that is in no list. */
   #drop(block: number): void {
-    const previous = this.#before[block];
-    const next = this.#after[block];
-    if (previous < 0) this.#first = next;
-    else this.#after[previous] = next;
-    if (next >= 0) this.#before[next] = previous;
-    this.#index.delete(this.#starts[block]);
+    this.#index.remove(block);
     this.#sizes[block] = 0;
-    this.#after[block] = this.#unused;
+    this.#index.after[block] = this.#unused;
     this.#unused = block;
   }
 
@@ -524,7 +564,7 @@ export class BlockAllocator {
     const size = this.#sizes[block];
     const sizes = classOf(size / LINE);
     const head = this.#heads[sizes];
-    this.#states[block] = FREE;
+    this.#states[block] &= APART;
     this.#newer[block] = -1;
     this.#older[block] = head;
     this.#heads[sizes] = block;
@@ -610,24 +650,20 @@ export class BlockAllocator {
         ordered.add(block, this.#sizes[block]);
       this.#ordered.set(sizes, ordered);
     }
-    return ordered.first(this.#isFree);
+    return ordered.first(this.#isCurrent);
   }
 
-  readonly #isFree = (block: number, size: number): boolean =>
-    this.#states[block] === FREE && this.#sizes[block] === size;
+  readonly #isCurrent = (block: number, size: number): boolean => this.#isFree(block) && this.#sizes[block] === size;
 
   /** Room for the two rows that one operation may need. */
   #makeRoom(): void {
-    const capacity = this.#starts.length;
-    if (this.#rows + 2 <= capacity) return;
-    this.#starts = grown(this.#starts, new Float64Array(capacity * 2));
-    this.#sizes = grown(this.#sizes, new Float64Array(capacity * 2));
-    this.#regions = grown(this.#regions, new Float64Array(capacity * 2));
-    this.#states = grown(this.#states, new Uint8Array(capacity * 2));
-    this.#before = grown(this.#before, new Int32Array(capacity * 2));
-    this.#after = grown(this.#after, new Int32Array(capacity * 2));
-    this.#newer = grown(this.#newer, new Int32Array(capacity * 2));
-    this.#older = grown(this.#older, new Int32Array(capacity * 2));
+    if (this.#rows + 2 <= this.#sizes.length) return;
+    const capacity = this.#sizes.length * 2;
+    this.#index.grow(capacity);
+    this.#sizes = grown(this.#sizes, new Float64Array(capacity));
+    this.#states = grown(this.#states, new Uint8Array(capacity));
+    this.#newer = grown(this.#newer, new Int32Array(capacity));
+    this.#older = grown(this.#older, new Int32Array(capacity));
   }
 }
 
@@ -674,9 +710,4 @@ function checkedRange(operation: string, start: number, length: number): Range {
   const range = new Range(start, length, operation);
   if (!range.isAligned(LINE)) throw invalid(operation, `it does not begin and end at multiples of ${LINE}`, { range });
   return range;
-}
-
-function grown<T extends Float64Array | Int32Array | Uint8Array>(array: T, larger: T): T {
-  larger.set(array);
-  return larger;
 }

@@ -132,8 +132,9 @@ const IN_A_TURN = 8 * MiB;
 /** Blocks begin at multiples of this, in bytes. */
 const LINE = 64;
 
-/** All memory of one page size. @internal */
+/** All memory of a heap that has one page size. @internal */
 export interface Room {
+  readonly heap: Heap;
   /** bytes */
   readonly pageSize: number;
   readonly allocator: BlockAllocator;
@@ -145,41 +146,67 @@ export interface Room {
   readonly withheld: Map<number, number>;
 }
 
-/** A block of memory. Disposing it frees it. */
+/** What only few blocks have. */
+class BlockExtra {
+  views: Views | undefined;
+  pins: Pins | undefined;
+  /** Of a block that has ended: its address, and bytes. */
+  va = 0;
+  length = 0;
+
+  constructor(readonly origin: Origin | undefined) {}
+}
+
+/** The number of a block that has ended. */
+const ENDED = -1;
+
+/**
+ * A block of memory. Disposing it frees it.
+ *
+ * There may be many: where it is and how long, the allocator knows, by its number.
+ */
 export class Block implements Disposable {
-  readonly heap: Heap;
-  /** Address of the first byte. */
-  readonly va: Va;
-  /** bytes, as asked for */
-  readonly length: number;
-  /** Where in the program it was made, if that was to be noted. */
-  readonly origin: Origin | undefined;
   /** @internal */
   readonly room: Room;
-  /** @internal the allocator's */
-  readonly number: number;
-  #views: Views | undefined;
-  #pins: Pins | undefined;
-  #live = true;
+  #number: number;
+  #extra: BlockExtra | undefined;
 
-  /** @internal made by a heap */
-  constructor(heap: Heap, room: Room, number: number, va: Va, length: number, origin: Origin | undefined) {
-    this.heap = heap;
+  /** @internal made by a heap @param number the allocator's */
+  constructor(room: Room, number: number, origin: Origin | undefined) {
     this.room = room;
-    this.number = number;
-    this.va = va;
-    this.length = length;
-    this.origin = origin;
+    this.#number = number;
+    this.#extra = origin === undefined ? undefined : new BlockExtra(origin);
+  }
+
+  get heap(): Heap {
+    return this.room.heap;
+  }
+
+  /** Address of the first byte. */
+  get va(): Va {
+    const number = this.#number;
+    return (number === ENDED ? (this.#extra?.va ?? 0) : this.room.allocator.startOf(number)) as Va;
+  }
+
+  /** bytes, as asked for */
+  get length(): number {
+    const number = this.#number;
+    return number === ENDED ? (this.#extra?.length ?? 0) : this.room.allocator.lengthOf(number);
+  }
+
+  /** Where in the program it was made, if that was to be noted. */
+  get origin(): Origin | undefined {
+    return this.#extra?.origin;
   }
 
   /** Can it be used? Not once it was freed, or made another block by `realloc`, or its `Eal` stopped. */
   get live(): boolean {
-    return this.#live;
+    return this.#number !== ENDED;
   }
 
   /** The area that it begins in. @throws DmaError EINVAL once it is freed */
   get area(): Area {
-    this.#mustBeLive('area');
+    Block.#mustBeLive(this, 'area');
     return this.heap.areaAt(this.va);
   }
 
@@ -193,7 +220,7 @@ export class Block implements Disposable {
    * @throws DmaError EINVAL once it is freed
    */
   get iova(): Iova | undefined {
-    this.#mustBeLive('iova');
+    Block.#mustBeLive(this, 'iova');
     return this.heap.iovaOf(this.va, this.length);
   }
 
@@ -209,10 +236,10 @@ export class Block implements Disposable {
    * @throws DmaError EINVAL when the part is not inside, the block is freed, or its ArrayBuffer was transferred away
    */
   bytes(offset = 0, length = rest(this.length, offset)): Uint8Array {
-    this.#mustBeLive('bytes');
+    Block.#mustBeLive(this, 'bytes');
     checkPart(offset, length, this.length, 'bytes');
-    this.#views ??= this.heap.viewsOf(this);
-    if (this.#views !== undefined) return this.#views.bytes(offset, length);
+    const views = this.#extra?.views ?? Block.#newViews(this);
+    if (views !== undefined) return views.bytes(offset, length);
     return this.heap.bytesAt(this.va, this.length).subarray(offset, offset + length);
   }
 
@@ -233,9 +260,9 @@ export class Block implements Disposable {
    * @param reason shows up in that error
    */
   pin(reason = 'a running transfer'): Pin {
-    this.#mustBeLive('pin');
+    Block.#mustBeLive(this, 'pin');
     mustBeString(reason, 'the reason of a pin', 'pin');
-    return (this.#pins ??= new Pins()).add(reason);
+    return (Block.#more(this).pins ??= new Pins()).add(reason);
   }
 
   /**
@@ -263,12 +290,12 @@ export class Block implements Disposable {
 
   /** Frees it, unless that was done. */
   [Symbol.dispose](): void {
-    if (this.#live) this.free();
+    if (this.live) this.free();
   }
 
   /** @internal Was a view of it transferred away? */
   get escaped(): boolean {
-    return this.#views?.escaped === true;
+    return this.#extra?.views?.escaped === true;
   }
 
   /** @internal Somebody who is not seen from here reaches it for good. */
@@ -276,23 +303,43 @@ export class Block implements Disposable {
     this.heap.escape(this);
   }
 
-  /** @internal Ends it. */
-  expire(): void {
+  /** @internal the allocator's; of a live block */
+  get number(): number {
+    return this.#number;
+  }
+
+  /** @internal Ends it. @param length bytes that it had, where the allocator has another length by now */
+  expire(length = this.length): void {
+    const extra = Block.#more(this);
     // When this fails, a view could still reach the memory.
-    this.#views?.detach();
-    this.#views = undefined;
-    this.#live = false;
+    extra.views?.detach();
+    extra.views = undefined;
+    extra.va = this.va;
+    extra.length = length;
+    this.#number = ENDED;
   }
 
   /** @internal @throws DmaError EINVAL when it has ended, EBUSY while it is pinned */
   mustBeIdle(operation: string): void {
-    this.#mustBeLive(operation);
-    const reason = this.#pins?.reason;
+    Block.#mustBeLive(this, operation);
+    const reason = this.#extra?.pins?.reason;
     if (reason !== undefined) throw pinnedError(operation, `the block at ${hex(this.va)}`, reason);
   }
 
-  #mustBeLive(operation: string): void {
-    if (!this.#live) throw ended(operation, `the block at ${hex(this.va)} was freed`, 'block.live');
+  // Not methods: with a private one V8 marks each object of the class, which takes a word.
+
+  static #newViews(block: Block): Views | undefined {
+    const views = block.heap.viewsOf(block);
+    if (views !== undefined) Block.#more(block).views = views;
+    return views;
+  }
+
+  static #more(block: Block): BlockExtra {
+    return (block.#extra ??= new BlockExtra(undefined));
+  }
+
+  static #mustBeLive(block: Block, operation: string): void {
+    if (block.#number === ENDED) throw ended(operation, `the block at ${hex(block.va)} was freed`, 'block.live');
   }
 }
 
@@ -314,6 +361,8 @@ export class Heap {
   readonly #running: RunningWorks;
   /** Live blocks that somebody reaches for good by a view of another thread. */
   readonly #escapedElsewhere = new Set<Block>();
+  /** Areas that a process that was lost may still write to. */
+  readonly #lingering = new Set<Area>();
   /** It serves nothing any more: what it had has gone, or is about to. */
   #closed = false;
 
@@ -400,7 +449,7 @@ export class Heap {
       const [best, ...others] = candidates;
       for (const { room, va } of others) room.allocator.free(va);
       if (best === undefined) continue;
-      const block = this.#publish(best.room, best.va, best.size);
+      const block = this.#publish(best.room, best.room.allocator.numberOf(best.va));
       if (request.zero) this.#clear(block);
       return block;
     }
@@ -423,7 +472,7 @@ export class Heap {
     const kept = Math.min(block.length, size);
     let next: Block;
     if (this.#resized(block, request, request.contiguous)) {
-      next = this.#publish(block.room, block.va, size);
+      next = this.#publish(block.room, block.room.allocator.numberOf(block.va));
     } else {
       next = this.malloc(size, { ...options, zero: false });
       try {
@@ -450,8 +499,9 @@ export class Heap {
    */
   validate(block: Block): number {
     mustBe(block, Block, 'what is validated', 'validate');
-    const size = block.room.allocator.sizeOf(block.va);
-    if (block.live && this.blockAt(block.va) === block && size >= block.length) return size;
+    const { room, number } = block;
+    if (block.live && this.#rooms.includes(room) && room.blocks[number] === block)
+      return room.allocator.bytesOf(number);
     throw invalid('validate', `what is at ${hex(block.va)} is no block of the heap ${this.name}`);
   }
 
@@ -459,8 +509,8 @@ export class Heap {
   blockAt(va: number): Block | undefined {
     if (!isAddress(va)) return undefined;
     for (const { allocator, blocks } of this.#rooms) {
-      const start = allocator.blockAt(va);
-      if (start >= 0) return blocks[allocator.numberOf(start)];
+      const number = allocator.numberAt(va);
+      if (number >= 0) return blocks[number];
     }
     return undefined;
   }
@@ -504,11 +554,11 @@ export class Heap {
     const { range, pageSize } = memory;
     let room = this.#rooms.find((each) => each.pageSize === pageSize);
     if (room === undefined) {
-      room = { pageSize, allocator: new BlockAllocator(), blocks: [], escaped: new Map(), withheld: new Map() };
+      const allocator = new BlockAllocator();
+      room = { heap: this, pageSize, allocator, blocks: [], escaped: new Map(), withheld: new Map() };
       this.#rooms = [...this.#rooms, room].sort((a, b) => a.pageSize - b.pageSize);
     }
-    // Its address makes it a region that nothing merges with.
-    room.allocator.addRange(range.start, range.length, range.start);
+    room.allocator.addRange(range.start, range.length);
     this.#memory.insert(range.start, range.length, memory);
     for (const area of memory.areas) {
       area.onLinger = () => this.#lingers(area);
@@ -518,6 +568,8 @@ export class Heap {
 
   /** Keeps what is free of an area from being handed out, or ends that. */
   #lingers(area: Area): void {
+    if (area.lingers) this.#lingering.add(area);
+    else this.#lingering.delete(area);
     const memory = this.#memory.at(area.range.start);
     const room = this.#rooms.find(({ pageSize }) => pageSize === memory?.pageSize);
     if (memory === undefined || room === undefined) return;
@@ -537,8 +589,8 @@ export class Heap {
 
   #giveBack(room: Room, va: number): void {
     room.withheld.delete(va);
-    room.allocator.free(va);
-    const emptied = this.#options.emptied === undefined ? undefined : this.#emptyAt(room, va);
+    const free = room.allocator.freeNumber(room.allocator.numberOf(va));
+    const emptied = this.#options.emptied === undefined ? undefined : this.#emptyAt(room, free);
     if (emptied !== undefined) this.#options.emptied?.(emptied);
   }
 
@@ -563,7 +615,10 @@ export class Heap {
       throw new DmaError({ code: 'EBUSY', operation: 'remove', range, reason, hint });
     }
     this.#memory.delete(range.start);
-    for (const area of memory.areas) area.onLinger = undefined;
+    for (const area of memory.areas) {
+      area.onLinger = undefined;
+      this.#lingering.delete(area);
+    }
     if (room.allocator.totalBytes === 0) this.#rooms = this.#rooms.filter((each) => each !== room);
   }
 
@@ -621,21 +676,21 @@ export class Heap {
 
   /** @returns the piece of memory in which nothing is used any more, when this was the last block there */
   #release(block: Block): HeapMemory | undefined {
-    const { room, va } = block;
+    const { room, number, va } = block;
     const escaped = this.#hasEscaped(block);
     block.expire();
-    room.blocks[block.number] = undefined;
+    room.blocks[number] = undefined;
     if (escaped) {
       this.#escapedElsewhere.delete(block);
       room.escaped.set(va, room.allocator.sizeOf(va));
       return undefined;
     }
-    if (this.areaAt(va).lingers) {
+    if (this.#lingering.size > 0 && this.areaAt(va).lingers) {
       room.withheld.set(va, room.allocator.sizeOf(va));
       return undefined;
     }
-    room.allocator.free(va);
-    return this.#options.emptied === undefined ? undefined : this.#emptyAt(room, va);
+    const free = room.allocator.freeNumber(number);
+    return this.#options.emptied === undefined ? undefined : this.#emptyAt(room, free);
   }
 
   /** @internal */
@@ -684,7 +739,7 @@ export class Heap {
     for (const room of this.#rooms) {
       if (pageSizes?.includes(room.pageSize) === false) continue;
       const va = room.allocator.allocate(size, align, boundary, runOf);
-      if (va >= 0) return this.#publish(room, va, size);
+      if (va >= 0) return this.#publish(room, room.allocator.lastNumber);
     }
     return undefined;
   }
@@ -695,10 +750,9 @@ export class Heap {
     return isWish ? [request, { ...request, pageSizes: undefined }] : [request];
   }
 
-  #publish(room: Room, va: number, length: number): Block {
+  #publish(room: Room, number: number): Block {
     const origin = this.#options.origins ? captureOrigin(undefined, 12) : undefined;
-    const number = room.allocator.numberOf(va);
-    const block = new Block(this, room, number, va as Va, length, origin);
+    const block = new Block(room, number, origin);
     room.blocks[number] = block;
     return block;
   }
@@ -750,7 +804,7 @@ export class Heap {
     const { va, room, length } = block;
     // Whoever has the view that was moved away would see what comes into it.
     if (this.#hasEscaped(block)) return false;
-    if (this.#memory.at(va)?.areas.some(({ lingers }) => lingers) === true) return false;
+    if (this.#lingering.size > 0 && this.#memory.at(va)?.areas.some(({ lingers }) => lingers) === true) return false;
     if (block.heap !== this || va % Math.max(align, LINE) !== 0) return false;
     if (boundary !== 0 && alignDown(va, boundary) !== alignDown(va + size - 1, boundary)) return false;
     if (contiguous && this.#runOf(va, size) < size) return false;
@@ -758,7 +812,7 @@ export class Heap {
       return false;
     if (!room.allocator.resize(va, size)) return false;
     try {
-      block.expire();
+      block.expire(length);
     } catch (error) {
       room.allocator.resize(va, length);
       throw error;
@@ -803,11 +857,10 @@ export class Heap {
     for (let at = 0; at < length; at += AT_ONCE) this.bytesAt((va + at) as Va, Math.min(AT_ONCE, length - at)).fill(0);
   }
 
-  /** The piece of memory around `va`, which is free, when all of it is. */
-  #emptyAt({ pageSize, allocator }: Room, va: number): HeapMemory | undefined {
-    const start = allocator.freeAt(va);
-    const size = allocator.freeSizeOf(start);
-    return size % pageSize === 0 ? this.#memory.exact(start, size) : undefined;
+  /** The piece of memory that a free block is all of, if it is. @param number the allocator's */
+  #emptyAt({ pageSize, allocator }: Room, number: number): HeapMemory | undefined {
+    const size = allocator.bytesOf(number);
+    return size % pageSize === 0 ? this.#memory.exact(allocator.startOf(number), size) : undefined;
   }
 }
 

@@ -1,20 +1,22 @@
 /**
- * Which block begins where: an ordered map from addresses, multiples of {@link LINE}, to small integers, that makes no
- * garbage and whose every operation takes a few look-ups, whatever its size.
+ * Blocks in address order, and which of them begins where. A block is a *row*, a small integer; rows are chained in address
+ * order in typed arrays, and an index over them makes no garbage, and takes a few look-ups for every operation, whatever
+ * its size.
  *
- * The address space is cut into leaves of 32 lines (2 KiB); a leaf is one word, a bit for each line that something
- * begins at, and 32 values. Above them are {@link LEVELS} levels of nodes of 1024 bits, each bit a leaf or node below
- * that is not empty. Only what is not empty exists, and is found by its number through a hash table of its level. To find
- * the nearest entry below an address is to climb until a lower bit is set and to go down along the highest ones.
+ * The address space is cut into leaves of {@link LEAF_BYTES}. A leaf that something begins in is known by its first row, from
+ * which the others are reached along the chain, in a few steps: a hash table has the first rows of all leaves, and
+ * nothing else, because the number of a leaf is told by where its first row begins. Above them are {@link LEVELS} levels of
+ * nodes of {@link NODE_BITS} bits, each bit a leaf or node below that is not empty. Only what is not empty exists, and is
+ * found by its number through a hash table of its level. To find the nearest leaf below an address is to climb until a
+ * lower bit is set and to go down along the highest ones.
  */
 import { ADDRESS_LIMIT } from '../../units.js';
 
 /** The unit that blocks begin and end at, in bytes: a cache line, so that no two blocks share one. */
 export const LINE = 64;
 
-const LEAF_LINES = 32;
-const LEAF_BYTES = LINE * LEAF_LINES;
-const NODE_BITS = 1024;
+const LEAF_BYTES = LINE * 8;
+const NODE_BITS = 512;
 const NODE_WORDS = NODE_BITS / 32;
 /** So many levels of nodes that the one on top is a single node. */
 const LEVELS = Math.ceil(Math.log2(ADDRESS_LIMIT / LEAF_BYTES) / Math.log2(NODE_BITS));
@@ -22,7 +24,7 @@ const LEVELS = Math.ceil(Math.log2(ADDRESS_LIMIT / LEAF_BYTES) / Math.log2(NODE_
 /** The key of an unused place in a table: no whole number, so that no look-up is for it. */
 const NONE = -0.5;
 
-/** Numbers of leaves or nodes to the slots that their contents are kept in; slots are dense and used again. */
+/** Numbers of nodes to the slots that their contents are kept in; slots are dense and used again. */
 class SlotTable {
   #keys = new Float64Array(16).fill(NONE);
   #slots = new Int32Array(16);
@@ -98,7 +100,7 @@ class SlotTable {
   }
 }
 
-/** Nodes of one level, each a set of the numbers 0 to 1023. */
+/** Nodes of one level, each a set of numbers below {@link NODE_BITS}. */
 class Level {
   readonly #table = new SlotTable();
   /** {@link NODE_WORDS} words a node, and one word a node that says which of these are not 0. */
@@ -147,42 +149,134 @@ class Level {
   }
 }
 
-/** The map. Values are integers from 0 to 2^31 - 1; keys are multiples of {@link LINE} below 2^53. */
+/** The rows and the index. Starts are multiples of {@link LINE} below 2^53, each that of one row at most. */
 export class StartIndex {
-  readonly #leaves = new SlotTable();
-  /** One word a leaf: which lines have a value; and {@link LEAF_LINES} values a leaf. */
-  #bits = new Int32Array(8);
-  #values = new Int32Array(8 * LEAF_LINES);
+  /** Where each row begins. Who inserts and removes rows only reads these. */
+  starts: Float64Array;
+  /** The neighbours of each row in address order, -1 at the ends. */
+  before: Int32Array;
+  after: Int32Array;
+  /** The row with the lowest address, -1 when there is none. */
+  first = -1;
+  /** The first row of each leaf, plus 1; 0 where nothing is. */
+  #leaves = new Int32Array(32);
+  #shift = 27;
+  #count = 0;
   readonly #levels = Array.from({ length: LEVELS }, () => new Level());
 
-  /** Puts `value` at `start`, in place of what is there. */
-  set(start: number, value: number): void {
-    let number = Math.floor(start / LEAF_BYTES);
-    const line = (start - number * LEAF_BYTES) / LINE;
-    let slot = this.#leaves.find(number);
-    if (slot < 0) {
-      slot = this.#leaves.add(number);
-      if (slot >= this.#bits.length) {
-        this.#bits = doubled(this.#bits);
-        this.#values = doubled(this.#values);
-      }
-      for (const level of this.#levels) {
-        const node = Math.floor(number / NODE_BITS);
-        if (!level.add(node, number - node * NODE_BITS)) break;
-        number = node;
-      }
-    }
-    this.#bits[slot] |= 1 << line;
-    this.#values[slot * LEAF_LINES + line] = value;
+  /** @param capacity how many rows there is room for */
+  constructor(capacity: number) {
+    this.starts = new Float64Array(capacity);
+    this.before = new Int32Array(capacity);
+    this.after = new Int32Array(capacity);
   }
 
-  /** Removes what is at `start`; there has to be something. */
-  delete(start: number): void {
-    let number = Math.floor(start / LEAF_BYTES);
-    const line = (start - number * LEAF_BYTES) / LINE;
-    const slot = this.#leaves.find(number);
-    if ((this.#bits[slot] &= ~(1 << line)) !== 0) return;
-    this.#leaves.remove(number);
+  /** Makes room for so many rows, which are more than before. */
+  grow(capacity: number): void {
+    this.starts = grown(this.starts, new Float64Array(capacity));
+    this.before = grown(this.before, new Int32Array(capacity));
+    this.after = grown(this.after, new Int32Array(capacity));
+  }
+
+  /** Adds `row`, which begins at `start`, behind the row `previous` (-1: before all). */
+  insert(row: number, start: number, previous: number): void {
+    const { starts, before, after } = this;
+    const next = previous < 0 ? this.first : after[previous];
+    starts[row] = start;
+    before[row] = previous;
+    after[row] = next;
+    if (previous < 0) this.first = row;
+    else after[previous] = row;
+    if (next >= 0) before[next] = row;
+    const leaf = leafOf(start);
+    if (previous >= 0 && leafOf(starts[previous]) === leaf) return;
+    if (next >= 0 && leafOf(starts[next]) === leaf) this.#leaves[this.#placeOf(next, leaf)] = row + 1;
+    else this.#add(row, leaf);
+  }
+
+  /** Removes `row`, which is there. */
+  remove(row: number): void {
+    const { starts, before, after } = this;
+    const previous = before[row];
+    const next = after[row];
+    if (previous < 0) this.first = next;
+    else after[previous] = next;
+    if (next >= 0) before[next] = previous;
+    const leaf = leafOf(starts[row]);
+    if (previous >= 0 && leafOf(starts[previous]) === leaf) return;
+    const place = this.#placeOf(row, leaf);
+    if (next >= 0 && leafOf(starts[next]) === leaf) this.#leaves[place] = next + 1;
+    else this.#remove(place, leaf);
+  }
+
+  /** The row that begins at `start`, -1 when none does. `start` may be any number: at one that is no address none does. */
+  get(start: number): number {
+    const { starts, after } = this;
+    let row = this.#find(leafOf(start));
+    while (row >= 0 && starts[row] < start) row = after[row];
+    return row >= 0 && starts[row] === start ? row : -1;
+  }
+
+  /** The row that begins at `address` or, of those below it, the highest; -1 when there is none. `address` may be any number. */
+  floor(address: number): number {
+    const { starts, after } = this;
+    const leaf = leafOf(Math.min(address, ADDRESS_LIMIT));
+    let row = this.#find(leaf);
+    if (row < 0) row = this.#find(this.#below(leaf));
+    else if (starts[row] > address) return this.before[row];
+    if (row < 0) return -1;
+    for (let next = after[row]; next >= 0 && starts[next] <= address; next = after[row]) row = next;
+    return row;
+  }
+
+  /** The first row of a leaf; -1 when there is none. */
+  #find(leaf: number): number {
+    const leaves = this.#leaves;
+    const { starts } = this;
+    const mask = leaves.length - 1;
+    for (let at = hash(leaf) >>> this.#shift; ; at = (at + 1) & mask) {
+      const row = leaves[at] - 1;
+      if (row < 0 || leafOf(starts[row]) === leaf) return row;
+    }
+  }
+
+  /** Where in the table the first row of a leaf is. */
+  #placeOf(row: number, leaf: number): number {
+    const leaves = this.#leaves;
+    const mask = leaves.length - 1;
+    let at = hash(leaf) >>> this.#shift;
+    while (leaves[at] !== row + 1) at = (at + 1) & mask;
+    return at;
+  }
+
+  #add(row: number, leaf: number): void {
+    // A third empty at least, so that probes are short.
+    if (++this.#count * 3 > this.#leaves.length * 2) this.#double();
+    this.#put(row, leaf);
+    let number = leaf;
+    for (const level of this.#levels) {
+      const node = Math.floor(number / NODE_BITS);
+      if (!level.add(node, number - node * NODE_BITS)) break;
+      number = node;
+    }
+  }
+
+  #remove(place: number, leaf: number): void {
+    const leaves = this.#leaves;
+    const { starts } = this;
+    const mask = leaves.length - 1;
+    let hole = place;
+    // What was pushed beyond the hole by it moves up, so that no probe ends early.
+    for (let at = (hole + 1) & mask; leaves[at] !== 0; at = (at + 1) & mask) {
+      const home = hash(leafOf(starts[leaves[at] - 1])) >>> this.#shift;
+      if (((at - home) & mask) >= ((at - hole) & mask)) {
+        leaves[hole] = leaves[at];
+        hole = at;
+      }
+    }
+    leaves[hole] = 0;
+    this.#count--;
+    let number = leaf;
     for (const level of this.#levels) {
       const node = Math.floor(number / NODE_BITS);
       if (!level.remove(node, number - node * NODE_BITS)) break;
@@ -190,25 +284,24 @@ export class StartIndex {
     }
   }
 
-  /** What is at `start`, -1 when nothing is. `start` may be any number: one that is no address has nothing. */
-  get(start: number): number {
-    const number = Math.floor(start / LEAF_BYTES);
-    const line = (start - number * LEAF_BYTES) / LINE;
-    const slot = this.#leaves.find(number);
-    // A part of a line shifts by its whole part, and has to be refused.
-    if (slot < 0 || (this.#bits[slot] & (1 << line)) === 0 || (line | 0) !== line) return -1;
-    return this.#values[slot * LEAF_LINES + line];
+  #put(row: number, leaf: number): void {
+    const leaves = this.#leaves;
+    const mask = leaves.length - 1;
+    let at = hash(leaf) >>> this.#shift;
+    while (leaves[at] !== 0) at = (at + 1) & mask;
+    leaves[at] = row + 1;
   }
 
-  /** What is at the highest start that is at most `address`, -1 when nothing is. `address` may be any number. */
-  floor(address: number): number {
-    let number = Math.floor(address / LEAF_BYTES);
-    const slot = this.#leaves.find(number);
-    if (slot >= 0) {
-      const line = ((address - number * LEAF_BYTES) / LINE) | 0;
-      const bits = this.#bits[slot] & (-1 >>> (31 - line));
-      if (bits !== 0) return this.#values[slot * LEAF_LINES + 31 - Math.clz32(bits)];
-    }
+  #double(): void {
+    const leaves = this.#leaves;
+    this.#leaves = new Int32Array(leaves.length * 2);
+    this.#shift--;
+    for (const first of leaves) if (first !== 0) this.#put(first - 1, leafOf(this.starts[first - 1]));
+  }
+
+  /** The highest leaf below `leaf` that is not empty; -1 when there is none. */
+  #below(leaf: number): number {
+    let number = leaf;
     for (let height = 0; height < LEVELS; height++) {
       const node = Math.floor(number / NODE_BITS);
       const bit = this.#levels[height].below(node, number - node * NODE_BITS);
@@ -216,11 +309,14 @@ export class StartIndex {
       if (bit < 0) continue;
       number = node * NODE_BITS + bit;
       while (height-- > 0) number = number * NODE_BITS + this.#levels[height].below(number, NODE_BITS);
-      const last = this.#leaves.find(number);
-      return this.#values[last * LEAF_LINES + 31 - Math.clz32(this.#bits[last])];
+      return number;
     }
     return -1;
   }
+}
+
+function leafOf(address: number): number {
+  return Math.floor(address / LEAF_BYTES);
 }
 
 /** 32 well-mixed bits of a whole number below 2^53; the high ones are the best. */
@@ -230,7 +326,14 @@ function hash(key: number): number {
 
 /** A copy with as much again, which is 0. */
 function doubled(array: Int32Array): Int32Array<ArrayBuffer> {
-  const copy = new Int32Array(array.length * 2);
-  copy.set(array);
-  return copy;
+  return grown(array, new Int32Array(array.length * 2));
+}
+
+/** `larger`, which begins with what is in `array`. */
+export function grown<T extends Float64Array | Int32Array | Uint8Array>(
+  array: Float64Array | Int32Array | Uint8Array,
+  larger: T,
+): T {
+  larger.set(array);
+  return larger;
 }

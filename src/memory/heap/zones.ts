@@ -28,30 +28,37 @@ const LINE = 64;
 /** A named block of memory. Disposing it frees it, and its name. */
 export class Zone implements Disposable {
   readonly name: string;
-  /** The heap that it is of. */
-  readonly heap: Heap;
-  /** Address of the first byte. */
-  readonly va: Va;
-  /** bytes: what was asked for, rounded up to a multiple of 64 */
-  readonly length: number;
-  /** Of the pages that it is on, in bytes. */
-  readonly pageSize: number;
   /** NUMA node; -1 when not known */
   readonly node: number;
   readonly #block: Block;
-  readonly #freed: (zone: Zone) => void;
+  readonly #zones: Zones;
 
   /** @internal made by {@link Zones.reserve} */
-  constructor(name: string, block: Block, freed: (zone: Zone) => void) {
-    const { pageSize, node } = block.area;
+  constructor(name: string, block: Block, zones: Zones) {
     this.name = name;
-    this.heap = block.heap;
-    this.va = block.va;
-    this.length = block.length;
-    this.pageSize = pageSize;
-    this.node = node;
+    this.node = block.area.node;
     this.#block = block;
-    this.#freed = freed;
+    this.#zones = zones;
+  }
+
+  /** The heap that it is of. */
+  get heap(): Heap {
+    return this.#block.heap;
+  }
+
+  /** Address of the first byte. */
+  get va(): Va {
+    return this.#block.va;
+  }
+
+  /** bytes: what was asked for, rounded up to a multiple of 64 */
+  get length(): number {
+    return this.#block.length;
+  }
+
+  /** Of the pages that it is on, in bytes. */
+  get pageSize(): number {
+    return this.#block.room.pageSize;
   }
 
   /** Can it be used? Not once it was freed, or its `Eal` stopped. */
@@ -94,7 +101,7 @@ export class Zone implements Disposable {
    */
   free(options?: { readonly wipe?: boolean }): void {
     this.#block.free(options);
-    this.#freed(this);
+    this.#zones.forget(this);
   }
 
   /** Frees it, unless that was done. */
@@ -188,10 +195,7 @@ export class Zones {
     try {
       // A handler of the growth may have taken the name.
       this.#mustBeNew(name, operation);
-      const zone = new Zone(name, block, (freed) => {
-        // A handler that heard of its end may have given the name to another one.
-        if (this.#zones.get(name) === freed) this.#zones.delete(name);
-      });
+      const zone = new Zone(name, block, this);
       this.#zones.set(name, zone);
       return zone;
     } catch (error) {
@@ -224,6 +228,12 @@ export class Zones {
         hint: known('zones', this),
       });
     found.free();
+  }
+
+  /** @internal A zone was freed: its name is free. */
+  forget(zone: Zone): void {
+    // A handler that heard of its end may have given the name to another one.
+    if (this.#zones.get(zone.name) === zone) this.#zones.delete(zone.name);
   }
 
   #mustBeNew(name: string, operation: string): void {
