@@ -5,16 +5,26 @@
  * There are two runs: files that change the machine (its hugepages, which every other file with memory would take or count)
  * come alone, one after the other. All others come first, as many at a time as there are processors.
  *
+ * To start a process and load the library in it takes longer than most files run. So files that ask neither the machine nor
+ * their process for anything share one with others, one file after the other.
+ *
  * The list is made of the sources, because dist/ may still have tests whose source is gone, and because Node 20 knows no
  * patterns in `--test` and later versions read a folder there differently.
  */
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism, tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 
 /** What a file imports that changes the machine. */
 const CHANGES = '/real-hugepages.js';
+
+/** What a file has whose tests look at the machine or the process they run in, or change it; or hooks for all tests there are. */
+const OWN_PROCESS =
+  /openPlatform|\bEal\b|testSources|\bprocess\.|\/proc\/|child_process|worker_threads|new Room|globalThis|mock|^(before|after)(Each)?\(/m;
+
+/** How many files share a process. */
+const TOGETHER = 11;
 
 const wanted = process.argv.slice(2);
 const files = ['src', 'test']
@@ -28,21 +38,40 @@ if (files.length === 0) {
   process.exit(1);
 }
 
-/** @type {(file: string) => boolean} */
-const isAlone = (file) => readFileSync(file, 'utf8').includes(CHANGES);
+/** @type {(file: string) => string} */
+const source = (file) => readFileSync(file, 'utf8');
+/** @type {(file: string) => string} */
+const compiled = (file) => resolve('dist', file.replace(/\.ts$/, '.js'));
 const folder = mkdtempSync(join(tmpdir(), 'anydma-tests-'));
 try {
-  run(
-    files.filter((file) => !isAlone(file)),
-    availableParallelism(),
-  );
-  run(files.filter(isAlone), 1);
+  const alone = files.filter((file) => source(file).includes(CHANGES));
+  const others = files.filter((file) => !alone.includes(file));
+  const apart = others.filter((file) => OWN_PROCESS.test(source(file)));
+  const sharing = others.filter((file) => !apart.includes(file));
+  run([...apart.map(compiled), ...together(sharing.map(compiled))], availableParallelism());
+  run(alone.map(compiled), 1);
 } finally {
   rmSync(folder, { recursive: true, force: true });
 }
 
 /**
- * @param {string[]} some sources
+ * Programs that run some files each.
+ *
+ * @param {string[]} some compiled files
+ */
+function together(some) {
+  const programs = [];
+  for (let first = 0; first < some.length; first += TOGETHER) {
+    const program = join(folder, `together-${programs.length + 1}.mjs`);
+    const imports = some.slice(first, first + TOGETHER).map((file) => `await import(${JSON.stringify(file)});\n`);
+    writeFileSync(program, imports.join(''));
+    programs.push(program);
+  }
+  return programs;
+}
+
+/**
+ * @param {string[]} some compiled files
  * @param {number} atOnce how many files run at the same time
  */
 function run(some, atOnce) {
@@ -55,7 +84,7 @@ function run(some, atOnce) {
       ...['--test', '--test-timeout=300000', `--test-concurrency=${atOnce}`],
       ...['--test-reporter=spec', '--test-reporter-destination=stdout'],
       ...['--test-reporter=./scripts/report-skipped.js', `--test-reporter-destination=${skipped}`],
-      ...some.map((file) => join('dist', file.replace(/\.ts$/, '.js'))),
+      ...some,
     ],
     { stdio: 'inherit' },
   );
