@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { Range } from '../ranges.js';
 import { GiB, type Iova } from '../units.js';
+import { until } from '../../test/shared/eventually.js';
 import { bench, dmaError, FREE, gate, scriptedDriver, sharedKey } from '../../test/fakes/bus/scripted-bus.js';
 
 /** A driver whose devices `narrow...` emit 28 bits. */
@@ -74,7 +75,7 @@ describe('devices whose spaces have the same key', () => {
     const kept = b.dmaMap(memory);
     script.take();
     bus.lose('a');
-    await new Promise(setImmediate);
+    await until(() => script.log.includes('close a'));
     assert.deepEqual(script.take(), ['one.remove a', 'unmap b', 'close a']);
     assert.deepEqual([gone.live, kept.live], [false, true]);
     own.unregister();
@@ -104,8 +105,7 @@ describe('devices whose spaces have the same key', () => {
     own.unregister();
     assert.ok(!script.take().includes('closeDomain shared'), 'a is still in it');
     wait.open();
-    await new Promise(setImmediate);
-    assert.ok(script.take().includes('closeDomain shared'));
+    await until(() => script.log.includes('closeDomain shared'));
     assert.deepEqual(registry.devices(), []);
   });
 
@@ -119,7 +119,7 @@ describe('devices whose spaces have the same key', () => {
     bus.lose('a');
     bus.lose('b');
     memory.unregister();
-    await new Promise(setImmediate);
+    await until(() => script.log.length === 5);
     assert.deepEqual(script.take().sort(), [
       'close a',
       'close b',

@@ -13,7 +13,7 @@ const COMMANDS = ['demo', 'map', 'devices', 'bind', 'unbind', 'hugepages', 'serv
 describe('anydma', { concurrency: 4 }, () => {
   test('lists its commands, and only those that there are', async () => {
     using room = new Room();
-    const { status, stdout, stderr } = await room.run(['--help']);
+    const { status, stdout, stderr } = await room.call(['--help']);
     assert.equal(status, 0);
     assert.equal(stderr, '');
     const listed = [...stdout.matchAll(/^ {2}([a-z]+) (?:\[|<)/gm)].map((match) => match[1]);
@@ -166,7 +166,7 @@ describe('anydma explain', { concurrency: 4 }, () => {
 describe('anydma devices', { concurrency: 4 }, () => {
   test('lists buses and drivers', async () => {
     using room = new Room();
-    const ended = await room.run(['devices', '--json']);
+    const ended = await room.call(['devices', '--json']);
     assert.equal(ended.status, 0, ended.stderr);
     assert.equal(ended.stderr, '');
     const { ok, platform, buses, drivers, devices } = documentOf(ended);

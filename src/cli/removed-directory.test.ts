@@ -15,7 +15,7 @@ function runGone(...args: string[]): { status: number | null; stderr: string } {
   const directory = mkdtempSync(join(tmpdir(), 'anydma-gone-'));
   const script = 'cd "$1" && rmdir "$1" && shift && exec "$@"';
   const argv = ['-c', script, 'sh', directory, process.execPath, MAIN, ...args];
-  const { status, stderr } = spawnSync('sh', argv, { encoding: 'utf8', timeout: 20_000 });
+  const { status, stderr } = spawnSync('sh', argv, { encoding: 'utf8', timeout: 120_000 });
   return { status, stderr };
 }
 

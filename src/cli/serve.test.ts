@@ -137,7 +137,7 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
   test('the demo works on a served device; --once ends with the client', async () => {
     using room = new Room();
     const { server, device } = await served(room, 'copy', '--once');
-    const ended = await room.run(['demo', '--device', device, '--size', '1MiB', '--json']);
+    const ended = await room.call(['demo', '--device', device, '--size', '1MiB', '--json']);
     assert.equal(ended.status, 0, ended.stderr);
     assert.equal(documentOf(ended)['device'], device);
     const { status } = await server.ended;

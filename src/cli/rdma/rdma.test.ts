@@ -363,13 +363,11 @@ describe('the parts of anydma rdma', () => {
 });
 
 describe('anydma rdma as users run it', { concurrency: 2 }, () => {
-  const env = { ANYDMA_NONE: '' };
-
   test('--help teaches', async () => {
     using room = new Room();
-    const group = await room.run(['rdma', '--help'], env);
+    const group = await room.call(['rdma', '--help']);
     assert.match(group.stdout, /serve .*\n[^]*write .*\n[^]*read .*\n[^]*send .*\n/);
-    const { stdout } = await room.run(['rdma', 'write', '--help'], env);
+    const { stdout } = await room.call(['rdma', 'write', '--help']);
     for (const text of [
       '--to <host>',
       '--block <size>',
@@ -380,12 +378,12 @@ describe('anydma rdma as users run it', { concurrency: 2 }, () => {
       'latency',
     ])
       assert.ok(stdout.includes(text), text);
-    assert.doesNotMatch((await room.run(['rdma', 'send', '--help'], env)).stdout, /after-unmap/);
+    assert.doesNotMatch((await room.call(['rdma', 'send', '--help'])).stdout, /after-unmap/);
   });
 
   test('wrong usage names the command that is meant', async () => {
     using room = new Room();
-    const { status, stderr } = await room.run(['rdma', 'write', '--to', 'a:b']);
+    const { status, stderr } = await room.call(['rdma', 'write', '--to', 'a:b']);
     assert.equal(status, 2);
     assert.match(stderr, /A host is written like/);
     assert.match(stderr, /"anydma rdma write --help" shows/);
