@@ -87,7 +87,8 @@ export interface DomainOptions {
   /** How many retired mappings `explain` remembers. Default 1024. */
   readonly remember?: number;
   /**
-   * Note where each mapping was made, which costs some microseconds? Default: of the first 1000, and from then on of one in 64.
+   * Note where each mapping was made, which costs some microseconds? Default: of the first 1000
+   * but those that a loop makes, and of one in 64 in any case.
    */
   readonly origins?: boolean;
   /** The clock, in milliseconds. Default `performance.now`. */
