@@ -8,6 +8,7 @@ export class Members {
   readonly #bits = new Map<BoundDevice, number>();
   /** How many devices there are of so many bits: of a few kinds only, however many devices. */
   readonly #widths = new Map<number, number>();
+  #least = Infinity;
   /** Those that are not lost. */
   readonly #able = new AnyOf<BoundDevice>();
 
@@ -15,15 +16,16 @@ export class Members {
     return this.#bits.size;
   }
 
-  /** IOVA bits that every member can emit. */
+  /** IOVA bits that every member can emit; Infinity without members. Asked for by each mapping. */
   get bits(): number {
-    return Math.min(...this.#widths.keys());
+    return this.#least;
   }
 
   add(device: BoundDevice, bits: number): void {
     this.delete(device);
     this.#bits.set(device, bits);
     this.#widths.set(bits, (this.#widths.get(bits) ?? 0) + 1);
+    this.#least = Math.min(this.#least, bits);
     this.#able.add(device);
   }
 
@@ -35,6 +37,7 @@ export class Members {
     const others = (this.#widths.get(bits) ?? 1) - 1;
     if (others > 0) this.#widths.set(bits, others);
     else this.#widths.delete(bits);
+    this.#least = Math.min(...this.#widths.keys());
   }
 
   /** A member is gone, so that calls are made through others. @returns was it one, and is none left that is not? */

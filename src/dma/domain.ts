@@ -1054,11 +1054,13 @@ export class Domain {
   }
 
   #mustNotBeBusy(mapping: Mapping, operation: string): void {
-    const { range, device } = mapping;
-    const hint = 'await what unmapAsync returned';
-    for (const { state } of mapping.entries)
-      if (state !== 'live')
-        throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped', hint });
+    const { entries } = mapping;
+    for (let i = 0; i < entries.length; i++) {
+      if (entries[i].state === 'live') continue;
+      const { range, device } = mapping;
+      const hint = 'await what unmapAsync returned';
+      throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped', hint });
+    }
   }
 
   /** For a call that was under way when the domain failed. */
