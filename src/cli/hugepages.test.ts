@@ -44,6 +44,8 @@ class Machine {
         this.changes.push(`${text} into ${path.replace(/.*(node\d+)\/hugepages\/hugepages-(\d+kB).*/, '$1 $2')}`);
         kernel.writeText(path, text);
       },
+      // Where something is to be mounted nothing is, whatever this machine has there.
+      list: (directory) => (directory.startsWith(this.#root) ? kernel.list(directory) : []),
       makeDirectory: () => undefined,
       mount: ({ target, options }) => {
         this.changes.push(`mount ${target} ${options}`);
@@ -227,6 +229,16 @@ describe('anydma hugepages on a made-up machine', { skip }, () => {
     throws('EINVAL', () => machine.run({ setup: GiB, node: 2 }), /nodes are: 0, 1/);
     throws('ENOTSUP', () => new Machine(t, []).run({ clear: true }), /no hugepages/);
     assert.deepEqual(machine.changes, []);
+  });
+
+  test('mounts nothing over what is in use: it would be hidden from all programs', { skip }, (t) => {
+    for (const directory of ['/proc', '/', '/etc', '/sys/kernel']) {
+      // Of directories of this machine the real contents are asked; nothing real is mounted.
+      const machine = new Machine(t, TWO_NODES, { list: (path) => platform.kernel.list(path) });
+      const mount = { mount: true, directory };
+      throws('EBUSY', () => machine.run(mount), /is not empty.*would be hidden.*\(hint: take an empty directory/);
+      assert.deepEqual(machine.changes, []);
+    }
   });
 
   test('fails when fewer come than were asked for', (t) => {

@@ -6,6 +6,7 @@
 import { basename, dirname, join } from 'node:path';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../../errors.js';
 import type { KernelPort, Platform } from '../../platform/ports.js';
+import { show } from '../../show.js';
 import { formatSize, isAddress, KiB, parseSize } from '../../units.js';
 
 /** The pages of one size on one NUMA node. */
@@ -177,7 +178,7 @@ export class HugePages {
    * Mounts a hugetlbfs at `path`, a directory that is made when it is not there.
    *
    * @returns false when one of this page size is mounted there already, and nothing was done
-   * @throws DmaError EBUSY when one of another page size is mounted there; EINVAL for a size that the machine does not
+   * @throws DmaError EBUSY when one of another page size is mounted there, or something is in the directory; EINVAL for a size that the machine does not
    *   have; EPERM or EACCES without the right to do it
    */
   mount(path: string, options: HugetlbfsMountOptions): boolean {
@@ -193,6 +194,12 @@ export class HugePages {
     if (there !== undefined) {
       const reason = `${path} has a hugetlbfs of ${formatSize(there.pageSize)} pages`;
       throw new DmaError({ code: 'EBUSY', operation, reason, hint: 'unmount it first, or take another directory' });
+    }
+    const [first] = this.#kernel.list(real);
+    if (first !== undefined) {
+      const reason = `${path} is not empty: what is in it, such as ${show(first)}, would be hidden from all programs`;
+      const hint = 'take an empty directory, or one that is not there yet, which is made';
+      throw new DmaError({ code: 'EBUSY', operation, reason, hint });
     }
     const text = [`pagesize=${pageSize / KiB}K`, ...(user === undefined ? [] : [`uid=${user}`])];
     if (group !== undefined) text.push(`gid=${group}`);
