@@ -1,5 +1,13 @@
 /** A bus without hardware: its devices take every mapping and do nothing, so that what is measured is the library. */
-import { Range, type Bus, type DomainConstraints, type Driver, type Iova } from '../src/index.js';
+import {
+  Range,
+  type AddressSpace,
+  type Bus,
+  type Constraints,
+  type Driver,
+  type Iova,
+  type Segment,
+} from '../src/index.js';
 
 /** How IOVAs are had: `any` lets the library use the VA; `low` has room only below all VAs, so that it must allocate. */
 const WINDOWS = {
@@ -9,7 +17,7 @@ const WINDOWS = {
 
 /** The bus. Names: `bench:NAME,iovas=any|low[,domain=NAME]`; devices with the same domain share it. */
 export function benchBus(): Bus {
-  const constraints = (windows: DomainConstraints['windows']): DomainConstraints => ({
+  const constraints = (windows: Constraints['windows']): Constraints => ({
     granule: 4096,
     windows,
     entryLimit: Infinity,
@@ -17,7 +25,8 @@ export function benchBus(): Bus {
     partialUnmap: false,
     pins: false,
   });
-  const spaces = { any: constraints(WINDOWS.any), low: constraints(WINDOWS.low) };
+  const spaces = new Map<string, AddressSpace>();
+  const limits = { any: constraints(WINDOWS.any), low: constraints(WINDOWS.low) };
   return {
     name: 'bench',
     parse: (name) => name,
@@ -27,16 +36,38 @@ export function benchBus(): Bus {
       onLost: () => undefined,
       close: () => undefined,
     }),
-    dma: {
-      dmaDomain: ({ name, args }) => ({
-        key: args.get('domain') ?? name,
-        kind: 'no-op',
-        constraints: args.get('iovas') === 'low' ? spaces.low : spaces.any,
-      }),
-      dmaMap: () => undefined,
-      dmaUnmap: (_device, segment) => segment.length,
+    spaceOf: ({ name, args }) => {
+      const key = args.get('domain') ?? name;
+      const constraints = args.get('iovas') === 'low' ? limits.low : limits.any;
+      const space = spaces.get(key) ?? new NoSpace(constraints, () => spaces.delete(key));
+      spaces.set(key, space);
+      return space;
     },
   };
+}
+
+/** An address space that does nothing. */
+class NoSpace implements AddressSpace {
+  readonly kind = 'no-op';
+  readonly constraints: Constraints;
+  readonly #closed: () => void;
+
+  constructor(constraints: Constraints, closed: () => void) {
+    this.constraints = constraints;
+    this.#closed = closed;
+  }
+
+  map(): undefined {
+    return undefined;
+  }
+
+  unmap({ length }: Segment): number {
+    return length;
+  }
+
+  close(): void {
+    this.#closed();
+  }
 }
 
 /** Its driver. */

@@ -16,8 +16,8 @@ import {
   KiB,
   MiB,
   Range,
-  type DomainBackend,
-  type DomainConstraints,
+  type AddressSpace,
+  type Constraints,
   type MapKeys,
   type MapTarget,
   type Segment,
@@ -170,7 +170,7 @@ function poolCase(size: number, adjacent: boolean): Case {
     count: pages,
     ...(size > POOLS[0] ? { to: poolName(POOLS[0], what) } : {}),
     round: () => {
-      const domain = new Domain({ name: 'a domain', backend: new NoBackend(), areas, limits });
+      const domain = new Domain({ name: 'a domain', space: new NoSpace(), areas, limits });
       const device = { name: 'a device', dmaMap: (target: MapTarget) => domain.mapFor('a device', target) };
       let mapping: PoolMapping | undefined;
       const ms = timeWork(() => (mapping = dmaMapPool(device, pool, areas)));
@@ -186,9 +186,9 @@ function poolName(size: number, what: string): string {
 }
 
 /** A protection domain that gives out keys, and does nothing else. */
-class NoBackend implements DomainBackend {
+class NoSpace implements AddressSpace {
   readonly kind = 'verbs';
-  readonly constraints: DomainConstraints = {
+  readonly constraints: Constraints = {
     granule: 4 * KiB,
     windows: [],
     entryLimit: Infinity,

@@ -245,7 +245,7 @@ interface Library {
 
 async function register(library: Library, { quick, progress }: Effort): Promise<Result[]> {
   const { platform } = library.eal;
-  const name = library.device.rdma?.name ?? '';
+  const name = library.device.busName;
   await using bare = await Eal.start({ origins: false });
   const libraries = [library, { eal: bare, device: await bare.probe(`rdma:${name}`) }];
   const peer = Peer.start('rdma-reg');

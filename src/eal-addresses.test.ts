@@ -3,9 +3,9 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import type { GroupMapping } from './bus/fan-out.js';
-import type { AddressedMemory, Bus, Device, DmaOps, Driver, OpenedDevice } from './bus/model.js';
+import type { AddressedMemory, Bus, Device, Driver, OpenedDevice } from './bus/model.js';
 import { dmaError } from '../test/fakes/bus/scripted-bus.js';
-import type { Segment } from './dma/backend.js';
+import type { AddressSpace, Segment } from './dma/address-space.js';
 import type { Mapping } from './dma/mapping.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal, type EalOptions } from './eal.js';
@@ -33,27 +33,30 @@ const BITS: Readonly<Record<string, number>> = { w: 48, m: 39, n: 28, v: 48 };
 class OpenBus implements Bus {
   readonly name = 'open';
   readonly mapped = new Map<string, RangeMap<Segment>>();
-  /** The nth call of `dmaMap` from now fails; 0: none. */
+  /** The nth mapping call from now fails; 0: none. */
   failAt = 0;
-  readonly dma: DmaOps = {
-    dmaDomain: ({ busName }) => {
-      this.mapped.set(busName, new RangeMap());
-      const windows = [new Range(0 as Iova, 2 ** (BITS[busName[0]] ?? 48))];
-      const iova = busName.startsWith('v') ? 'identity' : 'free';
-      const constraints = { granule: PAGE, windows, entryLimit: 64, iova, partialUnmap: true, pins: false } as const;
-      return { key: busName, kind: 'open', constraints };
-    },
-    dmaMap: ({ busName }, segment) => {
-      if (this.failAt > 0 && --this.failAt === 0)
-        throw new DmaError({ code: 'ENOSPC', operation: 'open map', reason: 'as told' });
-      assert.equal(this.mapped.get(busName)?.insert(segment.iova, segment.length, segment), undefined);
-      return undefined;
-    },
-    dmaUnmap: ({ busName }, { iova, length }) => {
-      this.mapped.get(busName)?.delete(iova);
-      return length;
-    },
-  };
+
+  spaceOf({ busName }: Device): AddressSpace {
+    const mapped = new RangeMap<Segment>();
+    this.mapped.set(busName, mapped);
+    const windows = [new Range(0 as Iova, 2 ** (BITS[busName[0]] ?? 48))];
+    const iova = busName.startsWith('v') ? 'identity' : 'free';
+    return {
+      kind: 'open',
+      constraints: { granule: PAGE, windows, entryLimit: 64, iova, partialUnmap: true, pins: false },
+      map: (segment) => {
+        if (this.failAt > 0 && --this.failAt === 0)
+          throw new DmaError({ code: 'ENOSPC', operation: 'open map', reason: 'as told' });
+        assert.equal(mapped.insert(segment.iova, segment.length, segment), undefined);
+        return undefined;
+      },
+      unmap: ({ iova, length }) => {
+        mapped.delete(iova);
+        return length;
+      },
+      close: () => undefined,
+    };
+  }
 
   parse(name: string): string | undefined {
     return /^[wmnv]\d$/.test(name) ? name : undefined;
@@ -314,10 +317,10 @@ describe('addresses', SKIP, () => {
       frames: fc.constantFrom(MiB, 2 ** 30, 2 ** 40),
     });
     await fc.assert(
-      fc.asyncProperty(config, fc.array(OPS, { maxLength: 60, size: 'max' }), async (settings, ops) => {
+      fc.asyncProperty(config, fc.array(OPS, { maxLength: 60, size: 'max' }), async (settings, spaces) => {
         const world = await start(settings);
         try {
-          for (const each of ops) {
+          for (const each of spaces) {
             try {
               await step(world, each);
             } catch (error) {

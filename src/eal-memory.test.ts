@@ -5,7 +5,7 @@ import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
-import { dmaError, FREE, Script, ScriptedBus, scriptedDriver, scriptedOps } from '../test/fakes/bus/scripted-bus.js';
+import { dmaError, FREE, Script, ScriptedBus, scriptedDriver, scriptedSpaces } from '../test/fakes/bus/scripted-bus.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { eduDriver } from './drivers/edu-driver.js';
 import { Eal, type EalOptions } from './eal.js';
@@ -41,7 +41,7 @@ async function start(options: EalOptions = {}, { pages = 40, pageSize = P2 } = {
 
 function scriptedBus(constraints = FREE): { script: Script; bus: ScriptedBus } {
   const script = new Script();
-  return { script, bus: new ScriptedBus(script, { dma: scriptedOps(script, { constraints }) }) };
+  return { script, bus: new ScriptedBus(script, { spaceOf: scriptedSpaces(script, { constraints }).spaceOf }) };
 }
 
 function fill(block: Block, seed: number): Uint8Array {

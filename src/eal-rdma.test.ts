@@ -185,7 +185,7 @@ describe('an RDMA device', () => {
     const first = await eal.probe('pci:0000:03:00.0');
     const second = await eal.probe('rdma:rxe0');
     const other = await eal.probe('pci:0000:04:00.0');
-    assert.deepEqual([first.ids?.vendor, first.driver, other.rdma?.name], [0x8086, verbsDriver, 'rxe1']);
+    assert.deepEqual([first.ids?.vendor, first.driver, other.domain?.name], [0x8086, verbsDriver, 'verbs:rxe1']);
     const memory = eal.external.allocate(PAGE);
     const mapping = first.dmaMap(memory, { remote: 'read' });
     assert.equal(first.domain, second.domain);

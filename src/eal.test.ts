@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
-import { dmaError, gate, Script, ScriptedBus, scriptedDriver, scriptedOps } from '../test/fakes/bus/scripted-bus.js';
+import { dmaError, gate, Script, ScriptedBus, scriptedDriver, scriptedSpaces } from '../test/fakes/bus/scripted-bus.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal, type EalOptions } from './eal.js';
 import { isDmaError } from './errors.js';
@@ -13,7 +13,7 @@ import { failingPlatform, trackingPlatform } from '../test/fakes/platform/platfo
 /** An Eal with a scripted bus and driver. */
 async function scripted(options: EalOptions = {}): Promise<{ eal: Eal; script: Script; bus: ScriptedBus }> {
   const script = new Script();
-  const bus = new ScriptedBus(script, { dma: scriptedOps(script) });
+  const bus = new ScriptedBus(script, { spaceOf: scriptedSpaces(script).spaceOf });
   const eal = await Eal.start({ buses: [bus], drivers: [scriptedDriver(script, 'one')], ...options });
   return { eal, script, bus };
 }

@@ -5,10 +5,8 @@
 import { EventEmitter } from 'node:events';
 import { atExit } from './at-exit.js';
 import { EmulatedIommu } from './bus/vdev/emulated.js';
-import { IdentityBackend } from './bus/vdev/identity.js';
+import { IdentitySpace } from './bus/vdev/identity.js';
 import { translatedDma } from './bus/vdev/translated-dma.js';
-import { vfioBackend } from './vfio/backend.js';
-import { VfioUserBackend } from './vfio-user/space.js';
 import { PciBus } from './bus/pci/pci-bus.js';
 import type { Bus, Device, Driver } from './bus/model.js';
 import type { GroupMapping } from './bus/fan-out.js';
@@ -189,15 +187,15 @@ export class Eal implements AsyncDisposable {
       );
     };
     const space = (args: ReadonlyMap<string, string>): VdevSpace => {
-      const backend = softwareSpace(args.get('iommu') ?? 'emulated', platform.memory.pageSize);
-      return { backend, dma: translatedDma(backend, bytesAt) };
+      const made = softwareSpace(args.get('iommu') ?? 'emulated', platform.memory.pageSize);
+      return { space: made, dma: translatedDma(made, bytesAt) };
     };
     this.vdev = new VdevBus({ model: softwareModel, space, gate });
-    const vfioUser = new VfioUserBus({ platform, backend: (client) => new VfioUserBackend(client), bytesAt });
+    const vfioUser = new VfioUserBus({ platform, bytesAt });
     this.containers = new Containers(platform, { choice: options.iommu, gate });
     // One for both buses, so that both names of a device are the same one.
     const contexts = new RdmaContexts(platform);
-    const pci = new PciBus({ platform, containers: this.containers, backend: vfioBackend, rdma: contexts });
+    const pci = new PciBus({ platform, containers: this.containers, rdma: contexts });
     const rdma = new RdmaBus(contexts);
     // A name without a bus can be that of any RDMA device, so that this one is asked last.
     for (const bus of [this.vdev, vfioUser, pci, ...(options.buses ?? []), rdma]) this.#registry.registerBus(bus);
@@ -585,9 +583,9 @@ function softwareModel(kind: string, args: ReadonlyMap<string, string>): ModelFa
 }
 
 /** The address space of a software device: behind an emulated IOMMU, or none. */
-function softwareSpace(kind: string, pageSize: number): EmulatedIommu | IdentityBackend {
+function softwareSpace(kind: string, pageSize: number): EmulatedIommu | IdentitySpace {
   if (kind === 'emulated') return new EmulatedIommu({ granule: pageSize });
-  if (kind === 'identity') return new IdentityBackend(pageSize);
+  if (kind === 'identity') return new IdentitySpace(pageSize);
   throw invalid('open', `there is no iommu=${kind}`, { hint: 'it is emulated or identity' });
 }
 

@@ -47,14 +47,14 @@ export type { OwnedMallocOptions, OwnedMemory, OwnedMemoryFacts, PageListFacts }
 
 export type {
   DmaAccess,
-  DomainBackend,
-  DomainConstraints,
+  AddressSpace,
+  Constraints,
   MapKeys,
   Paging,
   RegionTraits,
   RemoteAccess,
   Segment,
-} from './dma/backend.js';
+} from './dma/address-space.js';
 export { Domain, type DomainOptions, type MapAsyncOptions } from './dma/domain.js';
 export type { Explanation, ExplanationKind } from './dma/explain.js';
 export { Mapping, type MappedSegment } from './dma/mapping.js';
@@ -67,8 +67,6 @@ export {
   type Device,
   type DeviceFault,
   type DeviceState,
-  type DmaOps,
-  type DmaSpace,
   type Driver,
   type ExplainedFault,
   type FaultOptions,

@@ -1,7 +1,6 @@
 /** Where in the program something was made, for reports of what was forgotten. */
 
 import { HERE } from './here.js';
-import { now } from './timers.js';
 
 /** A place in the program; the text is made only when asked for. It is whatever the program's own `Error.prepareStackTrace` makes. */
 export interface Origin {
@@ -36,42 +35,27 @@ export function captureOrigin(below: (...args: never[]) => unknown = captureOrig
 }
 
 /**
- * What to note: every place, none, or by default some, at a cost that does not count: of the first {@link FIRST} those that do not
- * come one on the heels of the other, and one of {@link SAMPLE} in any case. A program that maps in a loop does not pay for each,
- * and what it forgot shows up all the same.
+ * What to note: every place, none, or by default some, at a cost that does not count: the first {@link FIRST}, and from then
+ * on one of {@link SAMPLE}. A program that maps in a loop does not pay for each, and what it forgot shows up all the same.
  */
 export class OriginNotes {
   readonly #all: boolean | undefined;
-  readonly #now: () => number;
   #asked = 0;
-  /** When the last of {@link SAMPLE} was asked for, and have those after the one before come quickly? */
-  #since = -Infinity;
-  #isLoop = false;
 
-  /** @param all true: every place; false: none; `undefined`: some @param clock milliseconds */
-  constructor(all: boolean | undefined, clock = now) {
+  /** @param all true: every place; false: none; `undefined`: some */
+  constructor(all: boolean | undefined) {
     this.#all = all;
-    this.#now = clock;
   }
 
   /** Where the program is now, when that is to be noted; see {@link captureOrigin}. */
   note(below: (...args: never[]) => unknown): Origin | undefined {
-    if (this.#all !== undefined) return this.#all ? captureOrigin(below) : undefined;
     const asked = this.#asked++;
-    if (asked % SAMPLE !== 0) return asked < FIRST && !this.#isLoop ? captureOrigin(below) : undefined;
-    if (asked < FIRST) {
-      const time = this.#now();
-      this.#isLoop = time - this.#since < SAMPLE * LOOP_MS;
-      this.#since = time;
-    }
-    return captureOrigin(below);
+    return (this.#all ?? (asked < FIRST || asked % SAMPLE === 0)) ? captureOrigin(below) : undefined;
   }
 }
 
 const FIRST = 1000;
 const SAMPLE = 64;
-/** What comes sooner than this after the one before is of a loop, in milliseconds: some twenty times what a note costs. */
-const LOOP_MS = 0.2;
 
 const LIBRARY = new URL('.', HERE).href;
 

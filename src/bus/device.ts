@@ -4,11 +4,10 @@ import { DmaError, invalid } from '../errors.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
 import { lostDevice, Mapping } from '../dma/mapping.js';
-import type { DmaAccess } from '../dma/backend.js';
+import type { DmaAccess } from '../dma/address-space.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import { show } from '../show.js';
 import { mustGoOn } from '../long-work.js';
-import type { RdmaContext } from '../rdma/context.js';
 import { Range } from '../ranges.js';
 import { isAddress, type Iova, type IovaLike, type Va, type VaLike } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
@@ -80,7 +79,7 @@ export class BoundDevice implements Device {
     if (this.lost !== undefined && this.binding === undefined) throw lostDevice('access', this.name, this.lost);
     const { access } = this.#opened;
     if (access !== undefined) return access;
-    const hint = 'device.rdma is what RDMA devices are used by; all others have registers';
+    const hint = 'device.use(driver) gives what its driver made of it';
     throw new DmaError({
       code: 'ENOTSUP',
       operation: 'access',
@@ -90,8 +89,8 @@ export class BoundDevice implements Device {
     });
   }
 
-  get rdma(): RdmaContext | undefined {
-    return this.#opened.rdma;
+  get handle(): unknown {
+    return this.#opened.handle;
   }
 
   get driver(): Driver | undefined {
@@ -233,7 +232,7 @@ export class BoundDevice implements Device {
     if (binding === undefined) throw this.#hasNoDriver(operation);
     if (binding.domain !== undefined) return binding.domain;
     const reason = `neither its driver ${binding.driver.name} nor the bus ${this.bus.name} can map memory`;
-    const hint = 'a driver or bus with the member dma can';
+    const hint = 'a driver or a bus with spaceOf can';
     throw new DmaError({ code: 'ENOTSUP', operation, device: this.name, reason, hint });
   }
 

@@ -30,7 +30,7 @@ describe('one range on a list of devices', () => {
 
   for (const [nth, name] of ['a', 'b', 'c'].entries())
     it(`when it fails on device ${nth + 1}, it is on none`, async () => {
-      const { registry, script, memory, ops } = bench();
+      const { registry, script, memory, spaces } = bench();
       const devices = [await registry.probe('fake:a'), await registry.probe('fake:b'), await registry.probe('fake:c')];
       script.take();
       script.failing.set(`map ${name}`, 'EPERM');
@@ -38,7 +38,7 @@ describe('one range on a list of devices', () => {
         () => registry.mapAll(memory, devices),
         (error) => isDmaError(error, 'EPERM') && error.device === `fake:${name}` && error.undo.length === 0,
       );
-      assert.equal(ops.mapped.size, 0);
+      assert.equal(spaces.mapped.size, 0);
       const undone = script.take().filter((step) => step.startsWith('unmap'));
       assert.deepEqual(undone, ['unmap b', 'unmap a'].slice(2 - nth));
       memory.unregister();
@@ -77,12 +77,12 @@ describe('one range on a list of devices', () => {
   });
 
   it('a device that is not probed is EINVAL, and it is on none', async () => {
-    const { registry, memory, ops } = bench();
+    const { registry, memory, spaces } = bench();
     const a = await registry.probe('fake:a');
     const b = await registry.probe('fake:b');
     await registry.remove(b);
     assert.throws(() => registry.mapAll(memory, [a, b]), dmaError('EINVAL', /fake:b/));
-    assert.equal(ops.mapped.size, 0);
+    assert.equal(spaces.mapped.size, 0);
   });
 
   it('a device that goes is no longer in it, and does not come back by itself', async () => {
@@ -135,7 +135,7 @@ describe('what is mapped for every device', () => {
     assert.deepEqual(script.take(), ['open b', 'domain b', 'one.probe b', 'map b']);
     assert.equal(group.of(b)?.access, 'read');
     await registry.remove(a);
-    assert.deepEqual(script.take(), ['one.remove a', 'unmap a', 'closeDomain fake:a', 'close a']);
+    assert.deepEqual(script.take(), ['one.remove a', 'unmap a', 'closeDomain a', 'close a']);
     assert.equal(group.of(a), undefined);
     const again = await registry.probe('fake:a');
     assert.equal(group.of(again)?.live, true);
@@ -167,7 +167,7 @@ describe('what is mapped for every device', () => {
       'map b',
       'one.remove b',
       'unmap b',
-      'closeDomain fake:b',
+      'closeDomain b',
       'close b',
     ]);
     assert.equal(registry.find('fake:b'), undefined);
@@ -184,16 +184,16 @@ describe('what is mapped for every device', () => {
   });
 
   it('when it fails for one of those that are there, it stands for none', async () => {
-    const { registry, script, memory, ops } = bench();
+    const { registry, script, memory, spaces } = bench();
     await registry.probe('fake:a');
     await registry.probe('fake:b');
     script.failing.set('map b', 'EPERM');
     assert.throws(() => registry.mapAll(memory), dmaError('EPERM'));
     assert.deepEqual([...registry.standing], []);
-    assert.equal(ops.mapped.size, 0);
+    assert.equal(spaces.mapped.size, 0);
     script.failing.clear();
     await registry.probe('fake:c');
-    assert.equal(ops.mapped.size, 0);
+    assert.equal(spaces.mapped.size, 0);
     memory.unregister();
   });
 

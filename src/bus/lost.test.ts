@@ -8,7 +8,7 @@ import {
   Script,
   ScriptedBus,
   scriptedDriver,
-  scriptedOps,
+  scriptedSpaces,
   sharedKey,
   TestRegistry,
 } from '../../test/fakes/bus/scripted-bus.js';
@@ -29,7 +29,7 @@ describe('a device that is lost', () => {
     assert.throws(() => device.dmaMap(memory), dmaError('ENODEV', /a was pulled/));
     await assert.rejects(registry.probe('fake:a'), dmaError('EBUSY'));
     await turn();
-    assert.deepEqual(script.take(), ['one.remove a', 'closeDomain fake:a', 'close a']);
+    assert.deepEqual(script.take(), ['one.remove a', 'closeDomain a', 'close a']);
     assert.deepEqual(registry.events, ['probed fake:a', 'lost fake:a']);
     assert.equal(device.state, 'gone');
     assert.deepEqual(registry.devices(), []);
@@ -104,7 +104,7 @@ describe('a device that is lost', () => {
         again = registry.probe(device.name);
       },
     });
-    const bus = new ScriptedBus(script, { dma: scriptedOps(script) });
+    const bus = new ScriptedBus(script, { spaceOf: scriptedSpaces(script).spaceOf });
     registry.registerBus(bus);
     registry.registerDriver(scriptedDriver(script, 'one'));
     await registry.probe('fake:a');
@@ -118,7 +118,7 @@ describe('a device that is lost', () => {
   it('is taken away whatever fails', async () => {
     const { registry, script, bus } = bench();
     await registry.probe('fake:a');
-    for (const step of ['one.remove a', 'closeDomain fake:a', 'close a']) script.failing.set(step, 'EIO');
+    for (const step of ['one.remove a', 'closeDomain a', 'close a']) script.failing.set(step, 'EIO');
     bus.lose('a');
     await turn();
     assert.deepEqual(registry.events, ['probed fake:a', 'lost fake:a']);
@@ -148,7 +148,7 @@ describe('a device that is lost', () => {
       'slow.probe a',
       'map a',
       'slow.remove a',
-      'closeDomain fake:a',
+      'closeDomain a',
       'close a',
     ]);
     assert.deepEqual(registry.events, []);

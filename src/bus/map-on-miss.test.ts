@@ -37,7 +37,7 @@ function bench(
     miss: (va, length) => onMiss.register(va, length),
   });
   const calls = (): string[] =>
-    made.backend.calls
+    made.space.calls
       .splice(0)
       .map(({ call, segment }) => `${call} ${(segment.va - A) / PAGE} ${segment.length / PAGE}`);
   return { made, area, onMiss, queue, calls };
@@ -121,12 +121,12 @@ describe('MapOnMiss', () => {
     assert.equal(onMiss.register(A, 1), true);
     assert.equal(domain.table.keyOf(A), -1);
     assert.equal(onMiss.register(A, 1), false);
-    assert.equal(made.backend.calls.length, 1);
+    assert.equal(made.space.calls.length, 1);
   });
 
   it('tells when the memory can not be mapped', () => {
     const { made, queue, onMiss } = bench();
-    made.backend.fail('map', 1, 'ENOMEM');
+    made.space.fail('map', 1, 'ENOMEM');
     assert.throws(() => queue.keyOf(A, 1), dmaError('ENOMEM'));
     assert.deepEqual([onMiss.mappings, made.differences()], [[], []]);
     assert.equal(queue.keyOf(A, 1), 101);
@@ -140,7 +140,7 @@ describe('MapOnMiss', () => {
     calls();
     onMiss.release(part(A + 31 * PAGE, PAGE));
     assert.deepEqual(calls(), []);
-    made.backend.fail('unmap', 1, 'EBUSY');
+    made.space.fail('unmap', 1, 'EBUSY');
     assert.throws(() => onMiss.release(part(A, 16 * PAGE)), dmaError('EBUSY'));
     assert.equal(queue.keyOf(A, 1), 101);
     onMiss.release(part(A, 16 * PAGE));

@@ -16,7 +16,7 @@ function bench(asynchronous = false): { made: Bench; device: ReturnType<typeof d
   const constraints = { iova: 'ignored', pins: true, regions: { onDemand: false } } as const;
   const made = new Bench({ constraints, asynchronous, keys: () => ({ lkey: ++key, rkey: key }) });
   const calls = (): string[] =>
-    made.backend.calls
+    made.space.calls
       .splice(0)
       .map(({ call, segment }) => `${call} ${(segment.va - A) / PAGE} ${segment.length / PAGE} ${segment.access}`);
   return { made, device: deviceOf(made), calls };
@@ -72,12 +72,12 @@ describe('dmaMapPool', () => {
     const { made, device, calls } = bench(true);
     for (let i = 0; i < 3; i++) made.area(A + 10 * i * PAGE, 1);
     const pool = poolOf([0, 1], [10, 1], [20, 1]);
-    made.backend.fail('map', 3, 'ENOMEM');
+    made.space.fail('map', 3, 'ENOMEM');
     assert.throws(() => dmaMapPool(device, pool, made.areas), dmaError('ENOMEM'));
     const undone = [0, 10, 20].map((page) => `map ${page} 1 read-write`);
     undone.push('unmap 10 1 read-write', 'unmap 0 1 read-write');
     assert.deepEqual(calls(), undone);
-    made.backend.fail('map', 3, 'ENOMEM');
+    made.space.fail('map', 3, 'ENOMEM');
     await assert.rejects(dmaMapPoolAsync(device, pool, made.areas), dmaError('ENOMEM'));
     assert.deepEqual(calls(), undone);
     assert.deepEqual([made.domain.entries, made.differences()], [0, []]);
@@ -97,7 +97,7 @@ describe('dmaMapPool', () => {
       assert.deepEqual(progress, [2 / 3, 1]);
       assert.deepEqual(calls(), ['map 0 200000 read-write', 'map 300000 100000 read-write']);
       assert.equal(mapping.mappings.length, 2);
-      made.backend.fail('unmap', 1, 'EBUSY');
+      made.space.fail('unmap', 1, 'EBUSY');
       await assert.rejects(mapping.unmapAsync(), dmaError('EBUSY'));
     }
     assert.deepEqual(calls(), [

@@ -1,5 +1,5 @@
 /** What a bus, a device and a driver are to each other. */
-import type { DmaAccess, DomainConstraints, MapKeys, Segment } from '../dma/backend.js';
+import type { AddressSpace, DmaAccess } from '../dma/address-space.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
 import type { Mapping } from '../dma/mapping.js';
@@ -7,7 +7,6 @@ import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { DmaError } from '../errors.js';
 import type { External } from '../memory/external.js';
 import type { IovaMode } from '../memory/owned/iova-mode.js';
-import type { RdmaContext } from '../rdma/context.js';
 import type { Iova, IovaLike, VaLike } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
 
@@ -27,8 +26,8 @@ export interface OpenedDevice {
   readonly ids: Required<IdMatch> | undefined;
   /** What drivers work it through; `undefined` for devices without registers. */
   readonly access: DeviceAccess | undefined;
-  /** The kernel's RDMA device that it is or has; absent where it is none. */
-  readonly rdma?: RdmaContext;
+  /** What its driver works it through besides, or instead of, registers; the driver knows the type. */
+  readonly handle?: unknown;
   /** The failed accesses that were reported since it was opened, oldest first. Absent where nobody reports them. */
   faults?(): readonly DeviceFault[];
   /** Calls back when the device reports an error of its own that it may survive. Absent where devices do not. */
@@ -66,8 +65,11 @@ export interface Bus {
    * vote in the decision on the IOVA mode. Absent, or `undefined`: either will do.
    */
   iovaWish?(): IovaMode | undefined;
-  /** How its devices are mapped. Absent: not at all, unless the driver brings calls of its own. */
-  readonly dma?: DmaOps;
+  /**
+   * The address space that a device of its is in. Devices for which this is the same object share what is mapped. Absent: its
+   * devices can not be mapped for, unless their driver brings an address space.
+   */
+  spaceOf?(device: Device): AddressSpace;
 }
 
 /**
@@ -100,8 +102,8 @@ export interface Device {
   readonly ids: Required<IdMatch> | undefined;
   /** Its registers and interrupts. Reading this throws a DmaError ENOTSUP for a device without. */
   readonly access: DeviceAccess;
-  /** The kernel's RDMA device that it is or has; `undefined` when it is none. */
-  readonly rdma: RdmaContext | undefined;
+  /** What its bus gives its driver to work it through besides, or instead of, registers; `undefined` where there is nothing. */
+  readonly handle: unknown;
   /** Its driver; `undefined` before one took it, and after it is gone. */
   readonly driver: Driver | undefined;
   /** The domain it is in; `undefined` when it can not be mapped. */
@@ -206,8 +208,8 @@ export interface Driver<T = unknown> {
    * @param args keys that were given with the device's name
    */
   dmaAddressBits?(args: ReadonlyMap<string, string>): number | undefined;
-  /** Its own DMA calls, to be used instead of the bus's. */
-  readonly dma?: DmaOps;
+  /** The address space that a device is in, instead of the one that its bus tells: see {@link Bus.spaceOf}. */
+  spaceOf?(device: Device): AddressSpace;
   /**
    * Takes the device. It can be mapped already. What it throws ends the probing, and the device is closed.
    *
@@ -216,31 +218,4 @@ export interface Driver<T = unknown> {
   probe(device: Device, context: ProbeContext): Promise<T | typeof TRY_NEXT> | T | typeof TRY_NEXT;
   /** Lets go of the device, which may be gone already. All that `probe` took is given back. */
   remove?(device: Device, instance: T): Promise<void> | void;
-}
-
-/** The address space that a device is in. */
-export interface DmaSpace {
-  /** Devices whose spaces have the same key share one domain. */
-  readonly key: string;
-  /** `vfio-user`, `vfio-type1`, `emulated` ... */
-  readonly kind: string;
-  /** Read anew for each mapping. */
-  readonly constraints: DomainConstraints;
-  /** What `DomainBackend.lingering` is. */
-  lingering?(unneeded: AbortSignal): Promise<void> | undefined;
-  /** Lets go of it, after its last device. */
-  close?(): void;
-}
-
-/**
- * How devices of a bus, or of a driver, are mapped. All three calls or none: whoever maps also unmaps. What they are given
- * has been checked; see `DomainBackend`, whose calls these become.
- */
-export interface DmaOps {
-  dmaDomain(device: Device): DmaSpace;
-  dmaMap(device: Device, segment: Segment): MapKeys | undefined;
-  /** @returns the bytes that the other side says it unmapped */
-  dmaUnmap(device: Device, segment: Segment): number;
-  dmaMapAsync?(device: Device, segment: Segment): Promise<MapKeys | undefined>;
-  dmaUnmapAsync?(device: Device, segment: Segment): Promise<number>;
 }

@@ -3,7 +3,8 @@ import { describe, it } from 'node:test';
 import { DmaError, isDmaError } from '../errors.js';
 import type { ExternalMemory } from '../memory/external.js';
 import { MiB, type Va } from '../units.js';
-import { type DmaOps, type Driver, TRY_NEXT } from './model.js';
+import type { AddressSpace } from '../dma/address-space.js';
+import { type Device, type Driver, TRY_NEXT } from './model.js';
 import { matchesIds } from './match.js';
 import {
   bench,
@@ -12,7 +13,7 @@ import {
   Script,
   ScriptedBus,
   scriptedDriver,
-  scriptedOps,
+  scriptedSpaces,
   sharedKey,
   TestRegistry,
 } from '../../test/fakes/bus/scripted-bus.js';
@@ -28,25 +29,24 @@ describe('registering', () => {
     assert.deepEqual(registry.drivers.length, 1);
   });
 
-  const whole = scriptedOps(new Script());
-  const parts: [missing: string, dma: Partial<DmaOps>][] = [
-    ['dmaUnmap', { dmaDomain: whole.dmaDomain, dmaMap: whole.dmaMap }],
-    ['dmaMap', { dmaDomain: whole.dmaDomain, dmaUnmap: whole.dmaUnmap }],
-    ['dmaDomain', { dmaMap: whole.dmaMap, dmaUnmap: whole.dmaUnmap }],
-    ['dmaDomain and no dmaMap and no dmaUnmap', {}],
+  const whole = scriptedSpaces(new Script()).spaceOf;
+  const parts: [missing: string, part: (space: AddressSpace) => Partial<AddressSpace>][] = [
+    ['unmap', ({ kind, constraints, map, close }) => ({ kind, constraints, map, close })],
+    ['map', ({ kind, constraints, unmap, close }) => ({ kind, constraints, unmap, close })],
+    ['close', ({ kind, constraints, map, unmap }) => ({ kind, constraints, map, unmap })],
+    ['map and no unmap and no close', () => ({})],
   ];
-  for (const [missing, dma] of parts)
-    it(`DM-23: refuses DMA calls without ${missing}, of a bus or a driver`, () => {
+  for (const [missing, part] of parts)
+    it(`DM-23: refuses an address space without ${missing}, of a bus or a driver`, async () => {
       const { registry, script } = bench();
-      const driver = { ...scriptedDriver(script, 'two'), dma: dma as DmaOps };
-      const bus = new ScriptedBus(script, { name: 'other', dma: dma as DmaOps });
-      assert.throws(
-        () => registry.registerDriver(driver),
-        dmaError('EINVAL', new RegExp(`driver two .*no ${missing}`)),
-      );
-      assert.throws(() => registry.registerBus(bus), dmaError('EINVAL', new RegExp(`bus other .*no ${missing}`)));
-      assert.equal(registry.drivers.length, 1, 'nothing is registered');
-      assert.equal([...registry.buses].length, 1, 'nothing is registered');
+      const half = (device: Device): AddressSpace => part(whole(device)) as AddressSpace;
+      registry.registerDriver(scriptedDriver(script, 'two', { buses: ['fake', 'other'], spaceOf: half }));
+      registry.registerBus(new ScriptedBus(script, { name: 'other', spaceOf: half }));
+      registry.registerDriver(scriptedDriver(script, 'three', { buses: ['other'] }));
+      for (const name of ['bus=fake,name=a/driver=two', 'bus=other,name=a/driver=three'])
+        await assert.rejects(registry.probe(name), dmaError('EINVAL', new RegExp(`no ${missing}`)));
+      assert.deepEqual(registry.devices(), [], 'nothing is probed');
+      assert.ok(script.take().includes('close a'), 'nothing is left open');
     });
 });
 
@@ -85,14 +85,14 @@ describe('matching', () => {
       'open a',
       'domain a',
       'declines.probe a',
-      'closeDomain fake:a',
+      'closeDomain a',
       'domain a',
       'takes.probe a',
     ]);
   });
 
   it('memory that a driver mapped before it declined is unmapped', async () => {
-    const { registry, memory, ops } = bench({
+    const { registry, memory, spaces } = bench({
       drivers: (script) => [
         scriptedDriver(script, 'declines', {
           probe: (device) => {
@@ -104,7 +104,7 @@ describe('matching', () => {
       ],
     });
     const device = await registry.probe('fake:a');
-    assert.equal(ops.mapped.size, 0);
+    assert.equal(spaces.mapped.size, 0);
     assert.equal(device.domain?.entries, 0);
     memory.unregister();
   });
@@ -200,12 +200,12 @@ describe('probing', () => {
       drivers: (script) => [scriptedDriver(script, 'declines', { probe: () => TRY_NEXT })],
     });
     await assert.rejects(registry.probe('fake:a'), dmaError('ENOTSUP', /declined/));
-    assert.deepEqual(script.take(), ['open a', 'domain a', 'declines.probe a', 'closeDomain fake:a', 'close a']);
+    assert.deepEqual(script.take(), ['open a', 'domain a', 'declines.probe a', 'closeDomain a', 'close a']);
   });
 
   it('a driver that fails leaves nothing', async () => {
     let mine: ExternalMemory | undefined;
-    const { registry, script, memory, ops } = bench({
+    const { registry, script, memory, spaces } = bench({
       drivers: (script) => [
         scriptedDriver(script, 'fails', {
           probe: (device, { external }) => {
@@ -231,10 +231,10 @@ describe('probing', () => {
       'map a',
       'unmap a',
       'unmap a',
-      'closeDomain fake:a',
+      'closeDomain a',
       'close a',
     ]);
-    assert.equal(ops.mapped.size, 0);
+    assert.equal(spaces.mapped.size, 0);
     assert.deepEqual(registry.events, []);
     mine?.unregister();
     memory.unregister();
@@ -275,7 +275,7 @@ describe('probing', () => {
     const device = await registry.probe('fake:a');
     assert.deepEqual(script.take(), ['open a', 'domain a', 'one.probe a']);
     await registry.remove(device);
-    assert.deepEqual(script.take(), ['one.remove a', 'closeDomain fake:a', 'close a']);
+    assert.deepEqual(script.take(), ['one.remove a', 'closeDomain a', 'close a']);
   });
 
   it('tells what could not be undone', async () => {
@@ -321,7 +321,7 @@ describe('removing', () => {
     const mapping = device.dmaMap(memory);
     script.take();
     script.failing.set('one.remove a', 'ETIMEDOUT');
-    script.failing.set('closeDomain fake:a', 'EBADF');
+    script.failing.set('closeDomain a', 'EBADF');
     await assert.rejects(registry.remove(device), (error) => {
       assert.ok(isDmaError(error, 'ETIMEDOUT'));
       assert.deepEqual(
@@ -330,7 +330,7 @@ describe('removing', () => {
       );
       return true;
     });
-    assert.deepEqual(script.take(), ['one.remove a', 'unmap a', 'closeDomain fake:a', 'close a']);
+    assert.deepEqual(script.take(), ['one.remove a', 'unmap a', 'closeDomain a', 'close a']);
     assert.equal(mapping.live, false);
     assert.equal(device.state, 'gone');
     assert.equal(registry.find('fake:a'), undefined);
@@ -503,27 +503,29 @@ describe('who maps', () => {
     assert.throws(() => device.dmaUnmap(memory), dmaError('EINVAL'));
   });
 
-  it("DM-20: the driver's own calls are used, and the bus's are not", async () => {
+  it("DM-20: the driver's own address space is used, and the bus's is not", async () => {
     const script = new Script();
-    const own = scriptedOps(script, { prefix: 'own ' });
-    const { registry, memory, ops } = bench({ drivers: () => [scriptedDriver(script, 'one', { dma: own })] });
+    const own = scriptedSpaces(script, { prefix: 'own ' });
+    const { registry, memory, spaces } = bench({
+      drivers: () => [scriptedDriver(script, 'one', { spaceOf: own.spaceOf })],
+    });
     const device = await registry.probe('fake:a');
     const mapping = device.dmaMap(memory, { iova: 0x8000 });
     const [segment] = own.mapped.values();
     assert.deepEqual([segment.va, segment.iova, segment.length], [memory.va, 0x8000, memory.length]);
-    assert.equal(ops.mapped.size, 0);
+    assert.equal(spaces.mapped.size, 0);
     mapping.unmap();
     assert.deepEqual(script.take(), ['own domain a', 'one.probe a', 'own map a', 'own unmap a']);
     await registry.remove(device);
   });
 
-  it("DM-21: without calls of the driver's, the bus maps", async () => {
-    const { registry, script, memory, ops } = bench();
+  it("DM-21: without one of the driver's, the bus's is used", async () => {
+    const { registry, script, memory, spaces } = bench();
     const device = await registry.probe('fake:a');
     script.take();
     const mapping = device.dmaMap(memory);
     assert.deepEqual(script.take(), ['map a']);
-    assert.equal(ops.mapped.get(mapping.iova)?.va, memory.va);
+    assert.equal(spaces.mapped.get(mapping.iova)?.va, memory.va);
     device.dmaUnmap(mapping);
     assert.deepEqual(script.take(), ['unmap a']);
   });
@@ -538,13 +540,13 @@ describe('who maps', () => {
     assert.throws(() => b.dmaUnmap(memory), dmaError('EINVAL'));
   });
 
-  it('equal keys of bus and driver are different domains', async () => {
+  it('spaces of bus and driver are different domains', async () => {
     const script = new Script();
-    const own = scriptedOps(script, { prefix: 'own ', keyOf: sharedKey });
-    const { registry, memory, ops } = bench({
+    const own = scriptedSpaces(script, { prefix: 'own ', keyOf: sharedKey });
+    const { registry, memory, spaces } = bench({
       keyOf: sharedKey,
       drivers: (script) => [
-        scriptedDriver(script, 'special', { dma: own, ids: [{ vendor: 0x1234 }] }),
+        scriptedDriver(script, 'special', { spaceOf: own.spaceOf, ids: [{ vendor: 0x1234 }] }),
         scriptedDriver(script, 'one'),
       ],
     });
@@ -557,6 +559,6 @@ describe('who maps', () => {
     b.dmaMap(memory);
     assert.notEqual(a.domain, b.domain);
     assert.equal(own.mapped.size, 1);
-    assert.equal(ops.mapped.size, 1);
+    assert.equal(spaces.mapped.size, 1);
   });
 });

@@ -3,7 +3,7 @@
  * every device, present and future.
  */
 import { Domain, type DomainOptions, type MapAsyncOptions } from '../dma/domain.js';
-import type { DomainBackend, DomainConstraints } from '../dma/backend.js';
+import type { AddressSpace } from '../dma/address-space.js';
 import { checkTarget, MAP_OPTIONS, targetOf, type MapOptions, type MapTarget } from '../dma/plan.js';
 import { mustBe, mustBeFunction, mustBeString, mustHandle, optionsOf, reading, stopped } from '../check.js';
 import { debug } from '../debug.js';
@@ -13,25 +13,12 @@ import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import { OriginNotes } from '../origin.js';
 import type { LimitsPort } from '../platform/ports.js';
-import { Range } from '../ranges.js';
-import type { Iova } from '../units.js';
-import {
-  TRY_NEXT,
-  type Bus,
-  type Device,
-  type DmaOps,
-  type DmaSpace,
-  type Driver,
-  type OpenedDevice,
-  type ProbeContext,
-} from './model.js';
+import { TRY_NEXT, type Bus, type Device, type Driver, type OpenedDevice, type ProbeContext } from './model.js';
 import { show } from '../show.js';
 import { BoundDevice } from './device.js';
-import { checkDmaOps } from './dma-ops.js';
 import { matchesIds } from './match.js';
 import { parseDeviceSpec, type DeviceSpec } from './device-name.js';
 import { GroupMapping, mapOnAll } from './fan-out.js';
-import { Members } from './members.js';
 
 /** What happened to a device. `failed`: it reported an error of its own; `lost`: it went without being asked to. */
 export type DeviceChange = 'probed' | 'failed' | 'removed' | 'lost';
@@ -45,17 +32,6 @@ export interface RegistryOptions extends Pick<DomainOptions, 'holdBackMs' | 'rem
   readonly changed?: (change: DeviceChange, device: Device, error?: DmaError) => void;
 }
 
-/** A domain, and the devices in it. */
-interface SharedDomain {
-  readonly space: DmaSpace;
-  /** Whose calls map in it. Equal keys of different owners are different spaces. */
-  readonly ops: DmaOps;
-  readonly domain: Domain;
-  /** bytes */
-  readonly granule: number;
-  readonly members: Members;
-}
-
 /** Who holds the memory of a group of {@link Registry.mapAll}, for messages. */
 const EVERY_DEVICE = 'eal.dmaMapAll (every device, now and later)';
 
@@ -65,9 +41,7 @@ export class Registry {
   readonly #buses = new Map<string, Bus>();
   readonly #drivers: Driver[] = [];
   readonly #devices = new Map<string, BoundDevice>();
-  /** By whose calls they are, and by key. */
-  readonly #spaces = new Map<DmaOps, Map<string, SharedDomain>>();
-  readonly #domains = new Map<Domain, SharedDomain>();
+  readonly #domains = new Map<AddressSpace, Domain>();
   /** How many domains there are of each granule, of which there are few. */
   readonly #granules = new Map<number, number>();
 
@@ -92,24 +66,22 @@ export class Registry {
 
   // --- registering ---
 
-  /** @throws DmaError EEXIST for a bus of the same name; EINVAL when it has only some of the DMA calls */
+  /** @throws DmaError EEXIST for a bus of the same name; EINVAL for what is no bus */
   registerBus(bus: Bus): void {
-    mustHandle(bus, ['parse', 'scan', 'open', 'match', 'iovaWish'], 'registerBus');
+    mustHandle(bus, ['parse', 'scan', 'open', 'match', 'spaceOf', 'iovaWish'], 'registerBus');
     mustBeString(bus.name, 'the name of a bus', 'registerBus');
     mustBeFunction(bus.parse, 'parse', 'registerBus');
     mustBeFunction(bus.open, 'open', 'registerBus');
-    checkDmaOps(`the bus ${bus.name}`, bus.dma);
     if (this.#buses.has(bus.name)) throw twice('bus', bus.name);
     this.#buses.set(bus.name, bus);
   }
 
   /** Drivers are tried in the order they are registered. @throws DmaError EEXIST, EINVAL as `registerBus` */
   registerDriver(driver: Driver): void {
-    mustHandle(driver, ['takes', 'dmaAddressBits', 'probe', 'remove'], 'registerDriver');
+    mustHandle(driver, ['takes', 'dmaAddressBits', 'spaceOf', 'probe', 'remove'], 'registerDriver');
     mustBeString(driver.name, 'the name of a driver', 'registerDriver');
     mustBeFunction(driver.probe, 'probe', 'registerDriver');
     if (!Array.isArray(driver.buses)) throw invalid('registerDriver', 'buses is a list of names of buses');
-    checkDmaOps(`the driver ${driver.name}`, driver.dma);
     if (this.#drivers.some((other) => other.name === driver.name)) throw twice('driver', driver.name);
     this.#drivers.push(driver);
   }
@@ -534,8 +506,7 @@ export class Registry {
 
   /** The device is gone, and its mappings with it. Other devices of its domain, if there are any, keep theirs. */
   #cutOff(device: BoundDevice, error: DmaError): void {
-    const shared = this.#sharedOf(device);
-    if (shared?.members.lose(device) === true) shared.domain.fail(error);
+    device.domain?.lose(device.name, error);
   }
 
   async #lose(device: BoundDevice, error: DmaError): Promise<void> {
@@ -544,66 +515,37 @@ export class Registry {
     this.#options.changed?.('lost', device, error);
   }
 
-  /** Puts the device into its domain; `undefined` when neither driver nor bus can map. */
+  /** Puts the device into the domain of its address space; `undefined` when neither driver nor bus can map. */
   #join(device: BoundDevice, driver: Driver): Domain | undefined {
-    const ops = driver.dma ?? device.bus.dma;
-    if (ops === undefined) return undefined;
     const bits = driver.dmaAddressBits?.(device.args) ?? Infinity;
-    const space = ops.dmaDomain(device);
-    const shared = this.#spaces.get(ops)?.get(space.key) ?? this.#openDomain(space, ops);
-    shared.members.add(device, bits);
-    shared.domain.attach(device.name);
-    return shared.domain;
+    const space = driver.spaceOf?.(device) ?? device.bus.spaceOf?.(device);
+    if (space === undefined) return undefined;
+    const domain = this.#domains.get(space) ?? this.#openDomain(space, device);
+    domain.attach(device.name, bits);
+    return domain;
   }
 
-  #openDomain(space: DmaSpace, ops: DmaOps): SharedDomain {
-    const members = new Members();
-    let clipped:
-      { from: DomainConstraints['windows']; bits: number; windows: DomainConstraints['windows'] } | undefined;
-    const backend = opsBackend(space, ops, members, () => {
-      const { constraints } = space;
-      const { bits } = members;
-      if (bits === Infinity) return constraints;
-      if (clipped?.from !== constraints.windows || clipped.bits !== bits)
-        clipped = { from: constraints.windows, bits, windows: clip(constraints.windows, bits) };
-      return withWindows(constraints, clipped.windows);
-    });
+  #openDomain(space: AddressSpace, device: BoundDevice): Domain {
+    mustBeSpace(space, device);
+    const { granule } = space.constraints;
+    const closed = (): void => {
+      this.#domains.delete(space);
+      const others = (this.#granules.get(granule) ?? 1) - 1;
+      if (others > 0) this.#granules.set(granule, others);
+      else this.#granules.delete(granule);
+    };
     try {
-      const domain = new Domain({ ...this.#options, name: space.key, backend });
-      const { granule } = domain.constraints;
-      const shared: SharedDomain = { space, ops, domain, granule, members };
-      this.#domains.set(domain, shared);
+      const domain = new Domain({ ...this.#options, name: space.name ?? device.name, space, closed });
+      this.#domains.set(space, domain);
       this.#granules.set(granule, (this.#granules.get(granule) ?? 0) + 1);
-      const spaces = this.#spaces.get(ops) ?? new Map<string, SharedDomain>();
-      this.#spaces.set(ops, spaces.set(space.key, shared));
-      return shared;
+      return domain;
     } catch (error) {
-      throw withUndo(error, 'dmaDomain', undoAll([() => space.close?.()]));
+      throw withUndo(error, 'probe', undoAll([() => space.close()]));
     }
   }
 
   async #leave(device: BoundDevice): Promise<void> {
-    const shared = this.#sharedOf(device);
-    if (shared === undefined) return;
-    const errors: unknown[] = [];
-    await shared.domain.detach(device.name, device.lost).catch((error: unknown) => errors.push(error));
-    shared.members.delete(device);
-    if (shared.members.size === 0) {
-      this.#domains.delete(shared.domain);
-      const { granule } = shared;
-      const others = (this.#granules.get(granule) ?? 1) - 1;
-      if (others > 0) this.#granules.set(granule, others);
-      else this.#granules.delete(granule);
-      const spaces = this.#spaces.get(shared.ops);
-      spaces?.delete(shared.space.key);
-      if (spaces?.size === 0) this.#spaces.delete(shared.ops);
-      errors.push(...undoAll([() => shared.space.close?.()]));
-    }
-    if (errors.length > 0) throw withUndo(errors[0], 'leave', errors.slice(1));
-  }
-
-  #sharedOf(device: BoundDevice): SharedDomain | undefined {
-    return device.domain === undefined ? undefined : this.#domains.get(device.domain);
+    await device.domain?.detach(device.name, device.lost);
   }
 
   /** @param work is given what ends the transition before it returns */
@@ -694,43 +636,14 @@ function listOf(devices: Iterable<Device>, operation: string): Device[] {
   return list;
 }
 
-/** DMA calls as the backend of a domain. Any of its devices will do to make a call; they share the address space. */
-function opsBackend(
-  space: DmaSpace,
-  dma: DmaOps,
-  members: Members,
-  constraints: () => DomainConstraints,
-): DomainBackend {
-  const one = (): BoundDevice => {
-    const device = members.able;
-    if (device !== undefined) return device;
-    throw new DmaError({ code: 'ENODEV', operation: 'dma', reason: `no device is in ${space.key}` });
-  };
-  const { dmaMapAsync, dmaUnmapAsync } = dma;
-  return {
-    kind: space.kind,
-    get constraints() {
-      return constraints();
-    },
-    map: (segment) => dma.dmaMap(one(), segment),
-    unmap: (segment) => dma.dmaUnmap(one(), segment),
-    mapAsync: dmaMapAsync && ((segment) => dmaMapAsync.call(dma, one(), segment)),
-    unmapAsync: dmaUnmapAsync && ((segment) => dmaUnmapAsync.call(dma, one(), segment)),
-    lingering: (unneeded) => space.lingering?.(unneeded),
-    // The registry closes the space after its last device, also when the domain has failed.
-    close: () => undefined,
-  };
-}
-
-function withWindows(constraints: DomainConstraints, windows: DomainConstraints['windows']): DomainConstraints {
-  const { granule, entryLimit, iova, partialUnmap, pins, regions } = constraints;
-  return { granule, windows, entryLimit, iova, partialUnmap, pins, regions };
-}
-
-/** The parts of `windows` that an address of `bits` bits can name. */
-function clip(windows: readonly Range<Iova>[], bits: number): Range<Iova>[] {
-  const reach = new Range(0 as Iova, 2 ** Math.min(bits, 52));
-  return windows.flatMap((window) => window.intersection(reach) ?? []);
+/** @throws DmaError EINVAL for what is no address space: a driver's or a bus's mistake */
+function mustBeSpace(space: AddressSpace, { name, bus }: BoundDevice): void {
+  const missing = (['map', 'unmap', 'close'] as const).filter((call) => typeof space[call] !== 'function');
+  if (missing.length === 0) return;
+  throw invalid('probe', `the address space of the device has no ${missing.join(' and no ')}`, {
+    device: name,
+    hint: `spaceOf of its driver, or of the bus ${bus.name}, returns an AddressSpace`,
+  });
 }
 
 function twice(what: string, name: string): DmaError {

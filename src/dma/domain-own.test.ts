@@ -8,7 +8,7 @@ import { Bench, PAGE, part } from '../../test/fakes/dma/address-space.js';
 
 test('a mapping of the domain belongs to no device, and is shared with them', async () => {
   const bench = new Bench();
-  const { domain, backend } = bench;
+  const { domain, space } = bench;
   const area = bench.area(16 * PAGE, 4);
   domain.attach('a');
   domain.attach('b');
@@ -20,27 +20,27 @@ test('a mapping of the domain belongs to no device, and is shared with them', as
   assert.deepEqual([...domain.devices], ['a', 'b']);
 
   const same = domain.mapFor('a', part(16 * PAGE, 2 * PAGE));
-  assert.equal(backend.calls.length, 1);
+  assert.equal(space.calls.length, 1);
   same.unmap();
   await domain.detach('a');
-  assert.equal(backend.table.length, 1, 'a device that leaves takes only what is its own');
+  assert.equal(space.table.length, 1, 'a device that leaves takes only what is its own');
   assert.ok(mapping.live);
   domain.unmap(part(16 * PAGE, 2 * PAGE));
-  assert.equal(backend.table.length, 0);
+  assert.equal(space.table.length, 0);
   assert.deepEqual(area.holders.size, 0);
 });
 
 test('mappings of the domain end with its last device', async () => {
   const bench = new Bench();
-  const { domain, backend } = bench;
+  const { domain, space } = bench;
   bench.area(16 * PAGE, 4);
   domain.attach('a');
   const mapping = domain.map(part(16 * PAGE, PAGE));
   await domain.detach('a');
   assert.equal(mapping.live, false);
-  assert.equal(backend.table.length, 0);
-  assert.equal(backend.closed, 1);
-  assert.deepEqual(backend.violations, []);
+  assert.equal(space.table.length, 0);
+  assert.equal(space.closed, 1);
+  assert.deepEqual(space.violations, []);
 });
 
 test('only what the domain mapped can be unmapped as its own', () => {

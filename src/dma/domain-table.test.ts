@@ -25,16 +25,16 @@ function bench(options: ConstructorParameters<typeof Bench>[0] = {}, iovas: Arra
 }
 
 /** What is left after a failure, or the end. */
-function left({ domain, areas, backend }: Bench): unknown {
-  return [domain.entries, domain.bytes, areas.at(A)?.holders.size, backend.table.length, backend.violations];
+function left({ domain, areas, space }: Bench): unknown {
+  return [domain.entries, domain.bytes, areas.at(A)?.holders.size, space.table.length, space.violations];
 }
 const NOTHING = [0, 0, 0, 0, []];
 
 test('planning many pages lets others go on, before anything is mapped', async () => {
   const made = bench();
-  const { domain, backend } = made;
+  const { domain, space } = made;
   let callsAtFirstTurn: number | undefined;
-  void turn().then(() => (callsAtFirstTurn = backend.calls.length));
+  void turn().then(() => (callsAtFirstTurn = space.calls.length));
   const mapping = await domain.mapForAsync('d0', part(A, LENGTH));
   assert.equal(callsAtFirstTurn, 0);
   assert.deepEqual(
@@ -98,7 +98,7 @@ test('a table that is not right, or too large for the domain, ends it with nothi
   for (const [code, text, made] of cases) {
     await assert.rejects(made.domain.mapForAsync('d0', part(A, LENGTH)), error(code, text));
     assert.deepEqual(left(made), NOTHING);
-    assert.equal(made.backend.calls.length, 0);
+    assert.equal(made.space.calls.length, 0);
   }
 });
 
@@ -109,7 +109,7 @@ test('it is given up while pages are booked, by a signal and by a device that le
   await turn();
   stop.abort();
   await assert.rejects(mapping, error('ECANCELED', 'given up'));
-  assert.deepEqual([left(made), made.backend.calls.length], [NOTHING, 0]);
+  assert.deepEqual([left(made), made.space.calls.length], [NOTHING, 0]);
 
   made.domain.attach('d0');
   const other = made.domain.mapForAsync('d0', part(A, LENGTH));

@@ -7,13 +7,13 @@ import { Bench, PAGE, part } from '../../test/fakes/dma/address-space.js';
 for (const outcome of ['works', 'fails'] as const)
   test(`nobody is told an address while it is being unmapped, whether that then ${outcome}`, async () => {
     const bench = new Bench({ asynchronous: true });
-    const { domain, backend } = bench;
+    const { domain, space } = bench;
     bench.area(16 * PAGE, 4);
     const mapping = domain.mapFor('a', part(16 * PAGE, 2 * PAGE));
     const { iova } = mapping;
     const before = domain.table.generation;
-    if (outcome === 'fails') backend.fail('unmap', 1, 'EIO');
-    const letGo = backend.hold();
+    if (outcome === 'fails') space.fail('unmap', 1, 'EIO');
+    const letGo = space.hold();
     const unmapping = mapping.unmapAsync();
     assert.equal(domain.iovaOf(16 * PAGE), -1);
     assert.notEqual(domain.table.generation, before);

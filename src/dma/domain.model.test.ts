@@ -1,7 +1,7 @@
 /**
  * Random operations on a domain, each compared with a model that keeps lists and searches them from end to end. What the
- * backend has, what the ledger says, what translates and who holds memory must be the same after each of them, whatever
- * the backend refused, answered wrongly, or died of.
+ * space has, what the ledger says, what translates and who holds memory must be the same after each of them, whatever
+ * the space refused, answered wrongly, or died of.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -11,7 +11,7 @@ import { AreaIndex } from '../memory/area-index.js';
 import type { Area } from '../memory/area.js';
 import { Range } from '../ranges.js';
 import type { Iova, Va } from '../units.js';
-import { grants, type DmaAccess } from './backend.js';
+import { grants, type DmaAccess } from './address-space.js';
 import type { Mapping } from './mapping.js';
 import { Bench, PAGE, part, type Fault } from '../../test/fakes/dma/address-space.js';
 
@@ -94,7 +94,7 @@ interface Entry {
   stuckFor?: string;
 }
 
-/** A call of the backend. */
+/** A call of the space. */
 interface Placed {
   readonly va: number;
   readonly iova: number;
@@ -163,7 +163,7 @@ class World {
   // --- what must come out ---
 
   #expectMap(op: MapOp, va: number, length: number, iova: number | undefined): Expected | string {
-    const { constraints } = this.bench.backend;
+    const { constraints } = this.bench.space;
     if (va % PAGE !== 0) return 'EINVAL';
     const area = this.areas.find(({ range }) => va >= range.start && va + length <= range.end);
     if (area === undefined) return 'EINVAL';
@@ -222,7 +222,7 @@ class World {
 
   /** Is there a gap of that many bytes in the windows? */
   #hasRoom(length: number): boolean {
-    return this.bench.backend.constraints.windows.some((window) => {
+    return this.bench.space.constraints.windows.some((window) => {
       let from = Math.max(window.start, PAGE);
       for (const entry of [...this.entries].sort((a, b) => a.iova - b.iova)) {
         if (entry.iova + entry.length <= from || entry.iova >= window.end) continue;
@@ -233,10 +233,10 @@ class World {
     });
   }
 
-  /** The backend's calls were these pieces, perhaps cut up; made into entries. */
+  /** The space's calls were these pieces, perhaps cut up; made into entries. */
   #entriesOf(calls: readonly Placed[], expected: Expected, whole: boolean): Entry[] {
     const { area, access } = expected;
-    const { windows, iova: chosenBy } = this.bench.backend.constraints;
+    const { windows, iova: chosenBy } = this.bench.space.constraints;
     const queue = [...calls];
     const entries: Entry[] = [];
     for (const piece of expected.pieces) {
@@ -248,7 +248,7 @@ class World {
       for (let at = 0; at < piece.length;) {
         const call = queue.shift();
         if (call === undefined) {
-          assert.equal(whole, false, 'the backend got fewer calls than there are pieces');
+          assert.equal(whole, false, 'the space got fewer calls than there are pieces');
           return entries;
         }
         delta ??= call.iova - call.va;
@@ -295,9 +295,9 @@ class World {
     };
   }
 
-  /** Runs `work` and tells the code of its error, and the calls that the backend got. */
+  /** Runs `work` and tells the code of its error, and the calls that the space got. */
   async #observe<T>(work: () => T | Promise<T>): Promise<{ value?: T; code?: string; maps: Placed[]; unmaps: number }> {
-    const { calls } = this.bench.backend;
+    const { calls } = this.bench.space;
     calls.length = 0;
     const seen = (): { maps: Placed[]; unmaps: number } => ({
       maps: calls
@@ -314,7 +314,7 @@ class World {
   }
 
   async #map(op: MapOp): Promise<void> {
-    const { domain, backend } = this.bench;
+    const { domain, space } = this.bench;
     if (!this.attached.has(op.device)) this.#attach(op.device);
     const area = this.areas[op.area];
     const va = area.range.start + op.page * PAGE + (op.odd ? 8 : 0);
@@ -339,8 +339,8 @@ class World {
     const onProgress = (): void => {
       if (++told === op.abortAt) stop.abort();
     };
-    if (op.mapFault > 0) backend.fail('map', op.mapFault, this.#fault(op.mode === 'short' ? 'refuse' : op.mode));
-    if (op.unmapFault > 0) backend.fail('unmap', op.unmapFault, this.#fault(op.mode));
+    if (op.mapFault > 0) space.fail('map', op.mapFault, this.#fault(op.mode === 'short' ? 'refuse' : op.mode));
+    if (op.unmapFault > 0) space.fail('unmap', op.unmapFault, this.#fault(op.mode));
     const result = await this.#observe(() =>
       async
         ? domain.mapForAsync(op.device, part(va, length), {
@@ -351,7 +351,7 @@ class World {
           })
         : domain.mapFor(op.device, part(va, length), options),
     );
-    backend.calm();
+    space.calm();
     if (typeof expected === 'string') {
       assert.deepEqual([result.code, result.maps, result.unmaps], [expected, [], 0]);
       return;
@@ -384,7 +384,7 @@ class World {
     const entries = share?.entries ?? this.#entriesOf(maps, expected, true);
     assert.ok(entries.length > 0);
     if (share === undefined) {
-      const limit = this.bench.backend.constraints.entryLimit;
+      const limit = this.bench.space.constraints.entryLimit;
       assert.ok(this.entries.length + entries.length <= limit);
       this.entries.push(...entries);
     } else assert.deepEqual(maps, []);
@@ -394,12 +394,12 @@ class World {
     this.claims.push(claim);
   }
 
-  /** Begins a mapping that waits in the backend. */
+  /** Begins a mapping that waits in the space. */
   #start(op: MapOp, target: { va: Va; length: number }, options: object, expected: Expected | string): Promise<void> {
-    const { domain, backend } = this.bench;
+    const { domain, space } = this.bench;
     const stop = new AbortController();
-    const proceed = backend.hold();
-    backend.calls.length = 0;
+    const proceed = space.hold();
+    space.calls.length = 0;
     const mapping = domain.mapForAsync(op.device, target, { ...options, signal: stop.signal });
     const settled = mapping.then(
       (value) => value,
@@ -440,10 +440,10 @@ class World {
     const { pending } = this;
     if (pending === undefined) return;
     this.pending = undefined;
-    const { backend } = this.bench;
-    if (mapFault > 0) backend.fail('map', mapFault, this.#fault(mode === 'short' ? 'refuse' : mode));
+    const { space } = this.bench;
+    if (mapFault > 0) space.fail('map', mapFault, this.#fault(mode === 'short' ? 'refuse' : mode));
     const result = await pending.finish(abort);
-    backend.calm();
+    space.calm();
     for (const entry of pending.entries) this.entries.splice(this.entries.indexOf(entry), 1);
     if (mapFault > 0 && mapFault <= pending.entries.length && !(abort && mapFault > 1)) {
       assert.equal(result, mode === 'die' ? 'ENODEV' : 'EIO');
@@ -456,7 +456,7 @@ class World {
     }
   }
 
-  /** What unmapping a whole claim must do; the `fault`th call of the backend fails. @returns whether it does */
+  /** What unmapping a whole claim must do; the `fault`th call of the space fails. @returns whether it does */
   #release(claim: Claim, fault: number): boolean {
     let calls = 0;
     for (const entry of [...claim.entries].reverse()) {
@@ -476,13 +476,13 @@ class World {
     if (this.claims.length === 0) return;
     const claim = this.claims[op.pick % this.claims.length];
     const own = claim.entries.filter((entry) => entry.claims.length === 1).length;
-    const { backend } = this.bench;
-    if (op.fault > 0) backend.fail('unmap', op.fault, this.#fault(op.mode));
+    const { space } = this.bench;
+    if (op.fault > 0) space.fail('unmap', op.fault, this.#fault(op.mode));
     const { handle } = claim;
     const result = await this.#observe(() =>
       op.async && this.pending === undefined ? handle.unmapAsync() : handle.unmap(),
     );
-    backend.calm();
+    space.calm();
     if (op.mode === 'die' && op.fault > 0 && op.fault <= own) {
       assert.equal(result.code, undefined);
       return this.#die();
@@ -498,8 +498,8 @@ class World {
     const device = op.device ?? target.device;
     const va = target.va + op.from * PAGE;
     const length = op.pages === 0 ? target.length : op.pages * PAGE;
-    const { backend, domain } = this.bench;
-    const { partialUnmap, entryLimit } = backend.constraints;
+    const { space, domain } = this.bench;
+    const { partialUnmap, entryLimit } = space.constraints;
     const at = this.entries.find((entry) => va >= entry.va && va < entry.va + entry.length);
     const mine = at?.claims.filter((claim) => claim.device === device) ?? [];
     const claim =
@@ -526,9 +526,9 @@ class World {
       )
         code = 'ENOSPC';
     }
-    if (op.fault > 0) backend.fail('unmap', op.fault, this.#fault(op.mode));
+    if (op.fault > 0) space.fail('unmap', op.fault, this.#fault(op.mode));
     const result = await this.#observe(() => domain.unmapFor(device, { ...part(va, length), iova: iova }));
-    backend.calm();
+    space.calm();
     if (code !== undefined || claim === undefined) return assert.deepEqual([result.code, result.unmaps], [code, 0]);
     const own = whole ? claim.entries.filter((entry) => entry.claims.length === 1).length : cuts.length;
     const faulted = op.fault > 0 && op.fault <= own;
@@ -555,13 +555,13 @@ class World {
   async #detach(op: Extract<Op, { kind: 'detach' }>): Promise<void> {
     if (!this.attached.has(op.device)) return this.#attach(op.device);
     await this.#finish(true, 0, 'refuse');
-    const { backend, domain } = this.bench;
-    if (op.fault > 0) backend.fail('unmap', op.fault, this.#fault(op.mode));
+    const { space, domain } = this.bench;
+    if (op.fault > 0) space.fail('unmap', op.fault, this.#fault(op.mode));
     const result = await this.#observe(() => domain.detach(op.device));
-    const fired = backend.calm() === 0 && op.fault > 0;
+    const fired = space.calm() === 0 && op.fault > 0;
     this.attached.delete(op.device);
     assert.equal(result.code, fired && op.mode !== 'die' ? 'EIO' : undefined);
-    if (this.attached.size === 0) assert.equal(backend.closed, 1);
+    if (this.attached.size === 0) assert.equal(space.closed, 1);
     if ((fired && op.mode === 'die') || this.attached.size === 0) return this.#die();
     let left = op.fault;
     for (const claim of this.claims.filter(({ device }) => device === op.device).reverse()) {
@@ -594,8 +594,8 @@ class World {
   // --- the comparison ---
 
   check(): void {
-    const { domain, backend } = this.bench;
-    assert.deepEqual(backend.violations, []);
+    const { domain, space } = this.bench;
+    assert.deepEqual(space.violations, []);
     assert.equal(domain.entries, this.entries.length);
     assert.equal(
       domain.bytes,
@@ -604,7 +604,7 @@ class World {
     if (!this.dead) {
       const there = this.entries.filter(({ state }) => state !== 'mapping').sort((a, b) => a.iova - b.iova);
       assert.deepEqual(
-        backend.table,
+        space.table,
         there.map(({ va, iova, length, access }) => ({ va, iova, length, access })),
       );
     }
@@ -676,7 +676,7 @@ class World {
       this.attached.add('d0');
     }
     for (const device of this.attached) await domain.detach(device);
-    assert.deepEqual([bench.backend.closed, domain.entries, [...domain.mappings()]], [1, 0, []]);
+    assert.deepEqual([bench.space.closed, domain.entries, [...domain.mappings()]], [1, 0, []]);
     for (const area of this.areas) assert.equal(area.holders.size, 0);
   }
 
@@ -754,7 +754,7 @@ const config: fc.Arbitrary<Config> = fc.record({
   asynchronous: fc.boolean(),
 });
 
-test('a domain does what its model does, whatever the backend does', async () => {
+test('a domain does what its model does, whatever the space does', async () => {
   let operations = 0;
   await fc.assert(
     fc.asyncProperty(

@@ -35,19 +35,19 @@ function bench(options: ConstructorParameters<typeof Bench>[0] = {}): Bench {
 // --- dispatch: what is checked before anything is done ---
 
 test('DM-04 memory that is not registered is EINVAL, with a hint', () => {
-  const { domain, backend } = bench();
+  const { domain, space } = bench();
   assert.throws(() => domain.mapFor('d0', part(A + 64 * PAGE, PAGE)), error('EINVAL', 'not registered', 'register it'));
   assert.throws(() => domain.mapFor('d0', part(A - PAGE, 2 * PAGE)), error('EINVAL', 'not registered'));
-  assert.deepEqual(backend.calls, []);
+  assert.deepEqual(space.calls, []);
 });
 
 test('DM-05 a range that ends outside of its area is EINVAL', () => {
   const made = bench();
   made.area(A + 16 * PAGE, 1, { label: 'neighbour' });
-  const { domain, backend } = made;
+  const { domain, space } = made;
   const past = error('EINVAL', '4 KiB past the end of the area', 'stays inside one area');
   assert.throws(() => domain.mapFor('d0', part(A, 17 * PAGE)), past);
-  assert.deepEqual(backend.calls, []);
+  assert.deepEqual(space.calls, []);
   domain.mapFor('d0', part(A, 16 * PAGE));
 });
 
@@ -81,7 +81,7 @@ test("DM-08 an IOVA that contradicts the area's table is EINVAL; the table is th
 test('arguments are checked first, each cause with one code', () => {
   const made = bench({ constraints: { windows: [window(A, A + GiB)] } });
   made.area(2 * A, 2, { writable: false, label: 'a picture' });
-  const { domain, backend } = made;
+  const { domain, space } = made;
   const map = (va: number, length: number, options = {}) => domain.mapFor('d0', part(va, length), options);
   assert.throws(() => map(A, 0), error('EINVAL', 'a length of 0 bytes'));
   assert.throws(() => map(A, -PAGE), error('EINVAL'));
@@ -99,7 +99,7 @@ test('arguments are checked first, each cause with one code', () => {
   assert.throws(() => map(2 * A, PAGE, { access: 'read-write' }), error('EACCES'));
   assert.throws(() => map(A, PAGE, { iova: 0x1000 }), error('ERANGE', '[0x1000, 0x2000)', '[0x10000000, 0x50000000)'));
   assert.throws(() => map(A, 2 * PAGE, { iova: A + GiB - PAGE }), error('ERANGE'));
-  assert.deepEqual(backend.calls, []);
+  assert.deepEqual(space.calls, []);
   assert.equal(map(2 * A, PAGE).access, 'read');
 });
 
@@ -128,34 +128,34 @@ test('DM-30 a length of 0 is EINVAL for map and unmap', () => {
 });
 
 test('DM-31 DM-32 a domain that is closed or failed takes nothing: ENODEV, nothing recorded', async () => {
-  const { domain, backend } = bench();
+  const { domain, space } = bench();
   domain.attach('d0');
   await domain.detach('d0');
   assert.throws(() => domain.mapFor('d0', part(A, PAGE)), error('ENODEV', 'closed'));
   await assert.rejects(domain.mapForAsync('d0', part(A, PAGE)), error('ENODEV', 'closed'));
-  assert.deepEqual([domain.entries, backend.calls.length, backend.closed], [0, 0, 1]);
+  assert.deepEqual([domain.entries, space.calls.length, space.closed], [0, 0, 1]);
 });
 
 test('DM-33 the same mapping twice is one entry with two claims', () => {
   const made = bench();
-  const { domain, backend } = made;
+  const { domain, space } = made;
   const first = domain.mapFor('d0', part(A, 4 * PAGE));
   const second = domain.mapFor('d1', part(A, 4 * PAGE));
   const third = domain.mapFor('d0', part(A, 4 * PAGE), { iova: first.iova, access: 'read-write' });
-  assert.deepEqual([domain.entries, backend.calls.length, [...domain.mappings()].length], [1, 1, 3]);
+  assert.deepEqual([domain.entries, space.calls.length, [...domain.mappings()].length], [1, 1, 3]);
   assert.equal(second.iova, first.iova);
   first.unmap();
   third.unmap();
   assert.deepEqual([domain.entries, second.live, second.iova], [1, true, A]);
   assert.equal(domain.iovaOf(A + 5), A + 5);
   second.unmap();
-  assert.deepEqual([domain.entries, backend.table.length, domain.iovaOf(A)], [0, 0, -1]);
+  assert.deepEqual([domain.entries, space.table.length, domain.iovaOf(A)], [0, 0, -1]);
   assert.deepEqual(made.differences(), []);
 });
 
-test("DM-34 the backend's EEXIST is an error like any other", () => {
-  const { domain, backend } = bench();
-  backend.fail('map', 1, 'EEXIST');
+test("DM-34 the space's EEXIST is an error like any other", () => {
+  const { domain, space } = bench();
+  space.fail('map', 1, 'EEXIST');
   assert.throws(() => domain.mapFor('d0', part(A, PAGE)), error('EEXIST', 'fake map', 'on d0'));
   assert.deepEqual([domain.entries, domain.iovaOf(A)], [0, -1]);
 });
@@ -184,11 +184,11 @@ test('DM-34 overlaps that are not the very same mapping are EEXIST and name what
   domain.mapFor('d1', part(A + 8 * PAGE, PAGE));
 });
 
-test('DM-35 what the backend refuses is not recorded, and its IOVA is free again', () => {
+test('DM-35 what the space refuses is not recorded, and its IOVA is free again', () => {
   const made = bench({ constraints: { windows: [window(PAGE, 3 * PAGE)] } });
-  const { domain, backend } = made;
+  const { domain, space } = made;
   for (let round = 0; round < 4; round++) {
-    backend.fail('map', 1, 'EFAULT');
+    space.fail('map', 1, 'EFAULT');
     assert.throws(() => domain.mapFor('d0', part(A, 2 * PAGE)), error('EFAULT', 'fake map: as told'));
   }
   assert.deepEqual([domain.entries, domain.bytes, made.areas.at(A)?.holders.size], [0, 0, 0]);
@@ -208,12 +208,12 @@ test('DM-36 DM-37 neighbours are never merged: each is unmapped alone', () => {
   assert.deepEqual(made.differences(), []);
 });
 
-test('DM-38 the entry limit of the backend is ENOSPC, and the backend is not called', () => {
-  const { domain, backend } = bench({ constraints: { entryLimit: 3 } });
+test('DM-38 the entry limit of the space is ENOSPC, and the space is not called', () => {
+  const { domain, space } = bench({ constraints: { entryLimit: 3 } });
   for (let i = 0; i < 3; i++) domain.mapFor('d0', part(A + i * PAGE, PAGE));
   assert.throws(() => domain.mapFor('d0', part(A + 3 * PAGE, PAGE)), error('ENOSPC', 'takes 3 mappings; 0 are left'));
   domain.mapFor('d1', part(A, PAGE));
-  assert.deepEqual([domain.entries, backend.calls.length], [3, 3]);
+  assert.deepEqual([domain.entries, space.calls.length], [3, 3]);
 });
 
 test('DM-38 there is no limit of the library: 2,000 mappings, neither shared nor merged', () => {
@@ -226,16 +226,16 @@ test('DM-38 there is no limit of the library: 2,000 mappings, neither shared nor
 });
 
 test('DM-39 unmapping exactly what was mapped, by handle or by range', () => {
-  const { domain, backend, areas } = bench();
+  const { domain, space, areas } = bench();
   domain.mapFor('d0', part(A, 2 * PAGE));
   domain.unmapFor('d0', { ...part(A, 2 * PAGE), iova: iova(A) });
   const mapping = domain.mapFor('d0', part(A, 2 * PAGE));
   domain.unmapFor('d0', mapping);
-  assert.deepEqual([mapping.live, domain.entries, backend.table, areas.at(A)?.holders.size], [false, 0, [], 0]);
+  assert.deepEqual([mapping.live, domain.entries, space.table, areas.at(A)?.holders.size], [false, 0, [], 0]);
 });
 
 test('DM-40 unmapping what was never mapped, or twice, is EINVAL', () => {
-  const { domain, backend } = bench();
+  const { domain, space } = bench();
   assert.throws(() => domain.unmapFor('d0', part(A, PAGE)), error('EINVAL', 'nothing is mapped at its first byte'));
   const mapping = domain.mapFor('d0', part(A, PAGE));
   assert.throws(() => domain.unmapFor('d1', part(A, PAGE)), error('EINVAL', 'd0 has [0x10000000, 0x10001000) mapped'));
@@ -245,7 +245,7 @@ test('DM-40 unmapping what was never mapped, or twice, is EINVAL', () => {
   for (const read of [() => mapping.iova, () => mapping.lkey, () => mapping.rkey, () => mapping.iovaOf(A as Va)])
     assert.throws(read, error('EINVAL'));
   mapping[Symbol.dispose]();
-  assert.equal(backend.calls.length, 2);
+  assert.equal(space.calls.length, 2);
 });
 
 test('DM-41 the right VA with the wrong IOVA is EINVAL', () => {
@@ -259,7 +259,7 @@ test('DM-41 the right VA with the wrong IOVA is EINVAL', () => {
   domain.unmapFor('d0', { ...part(A, PAGE), iova: iova(0x7000) });
 });
 
-test('DM-42 a backend that can not cut: a part is ENOTSUP', () => {
+test('DM-42 a space that can not cut: a part is ENOTSUP', () => {
   const { domain } = bench();
   const mapping = domain.mapFor('d0', part(A, 4 * PAGE));
   for (const [page, pages] of [
@@ -284,9 +284,9 @@ test('DM-43 unmapping across two mappings is EINVAL: unmap them one by one', () 
   assert.equal(domain.entries, 2);
 });
 
-test('DM-44 a backend that can cut: head, middle and tail, and what is left stays', () => {
+test('DM-44 a space that can cut: head, middle and tail, and what is left stays', () => {
   const made = bench({ constraints: { partialUnmap: true } });
-  const { domain, backend } = made;
+  const { domain, space } = made;
   const mapping = domain.mapFor('d0', part(A, 8 * PAGE), { iova: iova(0x100000) });
   domain.unmapFor('d0', part(A + 2 * PAGE, 2 * PAGE));
   assert.deepEqual(mapping.segments, [
@@ -313,7 +313,7 @@ test('DM-44 a backend that can cut: head, middle and tail, and what is left stay
   const hole = domain.mapFor('d1', part(A + 2 * PAGE, 2 * PAGE));
   mapping.unmap();
   assert.deepEqual(
-    backend.table.map(({ va }) => va),
+    space.table.map(({ va }) => va),
     [hole.va],
   );
   assert.deepEqual([made.differences(), [...(made.areas.at(A)?.holders.keys() ?? [])]], [[], ['d1']]);
@@ -351,10 +351,10 @@ test('DM-45 a cut that would need more entries than there are is ENOSPC; one tha
 
 test('DM-46 a wrong number of unmapped bytes is EIO; the mapping stays on the books and can be unmapped again', () => {
   const made = bench();
-  const { domain, backend, areas } = made;
+  const { domain, space, areas } = made;
   const mapping = domain.mapFor('d0', part(A, 2 * PAGE));
   for (const bytes of [0, PAGE, 3 * PAGE]) {
-    backend.fail('unmap', 1, { bytes });
+    space.fail('unmap', 1, { bytes });
     assert.throws(() => mapping.unmap(), error('EIO', `unmapped ${bytes} bytes instead of 8192`, 'may still reach'));
     assert.deepEqual([mapping.live, domain.entries, areas.at(A)?.holders.get('d0')], [true, 1, 1]);
   }
@@ -378,7 +378,7 @@ test('DM-48 nothing is replayed into a new domain by itself: the old one is empt
   const old = bench();
   old.domain.mapFor('d0', part(A, PAGE));
   await old.domain.detach('d0');
-  assert.deepEqual([old.domain.entries, old.backend.table, old.areas.at(A)?.holders.size], [0, [], 0]);
+  assert.deepEqual([old.domain.entries, old.space.table, old.areas.at(A)?.holders.size], [0, [], 0]);
   const next = new Bench({ areas: old.areas });
   next.domain.attach('d0');
   assert.deepEqual([next.domain.entries, [...next.domain.mappings()]], [0, []]);
@@ -430,13 +430,13 @@ test('an IOVA is aligned to pages of memory where that can be had, and never ref
 });
 
 test('no IOVA left is ENOSPC, and says what there is', () => {
-  const { domain, backend } = bench({ constraints: { windows: [window(PAGE, 5 * PAGE)] } });
+  const { domain, space } = bench({ constraints: { windows: [window(PAGE, 5 * PAGE)] } });
   domain.mapFor('d0', part(A, 3 * PAGE));
   assert.throws(
     () => domain.mapFor('d0', part(A + 8 * PAGE, 2 * PAGE)),
     error('ENOSPC', 'no 8 KiB of IOVAs', '4 KiB are free', '[0x1000, 0x5000)'),
   );
-  assert.equal(backend.calls.length, 1);
+  assert.equal(space.calls.length, 1);
   domain.mapFor('d0', part(A + 8 * PAGE, PAGE));
 });
 
@@ -454,7 +454,7 @@ test('a table with breaks becomes one entry a run; the handle tells each address
   const made = new Bench();
   const iovas = [0x100000, 0x101000, 0x300000, 0x200000].map(Number);
   made.area(A, 4, { iovas });
-  const { domain, backend } = made;
+  const { domain, space } = made;
   const mapping = domain.mapFor('d0', part(A, 4 * PAGE));
   assert.deepEqual(
     mapping.segments.map((each) => [each.va - A, each.iova, each.length]),
@@ -464,7 +464,7 @@ test('a table with breaks becomes one entry a run; the handle tells each address
       [3 * PAGE, 0x200000, PAGE],
     ],
   );
-  assert.deepEqual([domain.entries, backend.calls.length], [3, 3]);
+  assert.deepEqual([domain.entries, space.calls.length], [3, 3]);
   for (const at of [0, 5000, 2 * PAGE, 3 * PAGE + 17])
     assert.deepEqual(
       [mapping.iovaOf((A + at) as Va), domain.iovaOf(A + at), domain.vaOf(iovas[Math.floor(at / PAGE)] + (at % PAGE))],
@@ -480,11 +480,11 @@ test('a table with breaks becomes one entry a run; the handle tells each address
 test('when the third of three pieces fails, two are undone, the last first', () => {
   const made = new Bench();
   made.area(A, 3, { iovas: [0x30000, 0x20000, 0x10000] });
-  const { domain, backend, areas } = made;
-  backend.fail('map', 3, 'EFAULT');
+  const { domain, space, areas } = made;
+  space.fail('map', 3, 'EFAULT');
   assert.throws(() => domain.mapFor('d0', part(A, 3 * PAGE)), error('EFAULT'));
   assert.deepEqual(
-    backend.calls.map(({ call, segment }) => [call, segment.iova]),
+    space.calls.map(({ call, segment }) => [call, segment.iova]),
     [
       ['map', 0x30000],
       ['map', 0x20000],
@@ -499,14 +499,14 @@ test('when the third of three pieces fails, two are undone, the last first', () 
 test('an undo that fails is told, stays on the books, and keeps the memory', async () => {
   const made = new Bench();
   const area = made.area(A, 3, { iovas: [0x30000, 0x20000, 0x10000] });
-  const { domain, backend } = made;
-  backend.fail('map', 3, 'EFAULT');
-  backend.fail('unmap', 1, { bytes: 0 });
+  const { domain, space } = made;
+  space.fail('map', 3, 'EFAULT');
+  space.fail('unmap', 1, { bytes: 0 });
   assert.throws(
     () => domain.mapFor('d0', part(A, 3 * PAGE)),
     (thrown) => isDmaError(thrown, 'EFAULT') && thrown.undo.length === 1 && isDmaError(thrown.undo[0], 'EIO'),
   );
-  assert.deepEqual([domain.entries, backend.table.length, area.holders.get('d0')], [1, 1, 1]);
+  assert.deepEqual([domain.entries, space.table.length, area.holders.get('d0')], [1, 1, 1]);
   assert.throws(() => domain.mapFor('d0', part(A, 3 * PAGE)), error('EEXIST', 'stuck'));
   assert.throws(() => domain.mapFor('d0', part(A + PAGE, PAGE)), error('EEXIST', 'stuck'));
   assert.throws(() => domain.unmapFor('d0', part(A + PAGE, PAGE)), error('EINVAL'));
@@ -519,10 +519,10 @@ test('an undo that fails is told, stays on the books, and keeps the memory', asy
 
 test('windows that change are used from the next mapping on', () => {
   const made = bench({ constraints: { windows: [window(0x100000, 0x200000)] } });
-  const { domain, backend } = made;
+  const { domain, space } = made;
   const before = domain.mapFor('d0', part(A, PAGE));
   assert.equal(before.iova, 0x100000);
-  backend.constraints = { ...backend.constraints, windows: [window(0x800000, 0x900000)] };
+  space.constraints = { ...space.constraints, windows: [window(0x800000, 0x900000)] };
   assert.equal(domain.mapFor('d0', part(A + PAGE, PAGE)).iova, 0x800000);
   before.unmap();
   assert.throws(() => domain.mapFor('d0', part(A, PAGE), { iova: iova(0x100000) }), error('ERANGE'));
@@ -551,7 +551,7 @@ test('the locked-memory limit is checked before, with live facts', () => {
     () => made.domain.mapFor('d0', part(A, 2 * PAGE)),
     error('ENOMEM', 'RLIMIT_MEMLOCK is 8 KiB, 4 KiB of it are used, this map needs 8 KiB more', 'ulimit -l'),
   );
-  assert.equal(made.backend.calls.length, 0);
+  assert.equal(made.space.calls.length, 0);
   made.domain.mapFor('d0', part(A, PAGE));
   made.locked = { limit: 8 * KiB, used: 8 * KiB };
   made.domain.mapFor('d1', part(A, PAGE));
@@ -562,7 +562,7 @@ test('a granule that translation can not hold is refused when the domain is made
   assert.throws(() => bench({ constraints: { granule: 3 * PAGE } }), error('EINVAL'));
 });
 
-test('a translation table that can not grow is ENOMEM, and nothing is left in the backend', async () => {
+test('a translation table that can not grow is ENOMEM, and nothing is left in the space', async () => {
   const made = new Bench({ constraints: { windows: [new Range(iova(0), 2 ** 53 - 1)] } });
   const area = made.area(0x1000, 2 ** 40 - 1, { label: 'more than all memory' });
   await assert.rejects(
@@ -570,9 +570,9 @@ test('a translation table that can not grow is ENOMEM, and nothing is left in th
     error('ENOMEM', 'translation table'),
   );
   assert.throws(() => made.domain.mapFor('d0', part(0x1000, 2 ** 52 - PAGE)), error('ENOMEM', 'translation table'));
-  assert.deepEqual([made.domain.entries, made.backend.table, area.holders.size, made.differences()], [0, [], 0, []]);
+  assert.deepEqual([made.domain.entries, made.space.table, area.holders.size, made.differences()], [0, [], 0, []]);
   // The asynchronous form notices before it maps.
-  assert.equal(made.backend.calls.length, 2);
+  assert.equal(made.space.calls.length, 2);
 });
 
 test('IOVAs past what a number holds are refused by the windows', () => {
@@ -599,37 +599,37 @@ test('resolve: the address, or why not', () => {
 
 test('a device that leaves takes its mappings along, the last one first; shared ones stay', async () => {
   const made = bench();
-  const { domain, backend, areas } = made;
+  const { domain, space, areas } = made;
   domain.mapFor('d0', part(A, PAGE));
   const shared = domain.mapFor('d1', part(A, PAGE));
   const own = domain.mapFor('d0', part(A + PAGE, PAGE));
   domain.mapFor('d0', part(A + 2 * PAGE, PAGE));
-  backend.calls.length = 0;
+  space.calls.length = 0;
   await domain.detach('d0');
   assert.deepEqual(
-    backend.calls.map(({ segment }) => segment.va),
+    space.calls.map(({ segment }) => segment.va),
     [A + 2 * PAGE, A + PAGE],
   );
   assert.deepEqual([shared.live, own.live, [...domain.devices], domain.entries], [true, false, ['d1'], 1]);
   assert.deepEqual([...(areas.at(A)?.holders ?? [])], [['d1', 1]]);
   assert.throws(() => own.unmap(), error('EINVAL', 'gone'));
-  assert.equal(backend.closed, 0);
+  assert.equal(space.closed, 0);
   await domain.detach('d1');
-  assert.deepEqual([backend.closed, backend.table], [1, []]);
+  assert.deepEqual([space.closed, space.table], [1, []]);
   await domain.detach('d1');
-  assert.equal(backend.closed, 1);
+  assert.equal(space.closed, 1);
 });
 
-test('a device that leaves while the backend refuses: it is gone, the rest is tried, the entry sticks', async () => {
+test('a device that leaves while the space refuses: it is gone, the rest is tried, the entry sticks', async () => {
   const made = bench();
-  const { domain, backend, areas } = made;
+  const { domain, space, areas } = made;
   domain.attach('d1');
   domain.mapFor('d0', part(A, PAGE));
   domain.mapFor('d0', part(A + PAGE, PAGE));
   domain.mapFor('d0', part(A + 2 * PAGE, PAGE));
-  backend.fail('unmap', 2, 'EIO');
+  space.fail('unmap', 2, 'EIO');
   await assert.rejects(domain.detach('d0'), error('EIO'));
-  assert.deepEqual([[...domain.devices], domain.entries, backend.table.length], [['d1'], 1, 1]);
+  assert.deepEqual([[...domain.devices], domain.entries, space.table.length], [['d1'], 1, 1]);
   assert.deepEqual([...(areas.at(A)?.holders ?? [])], [['d0', 1]]);
   // What sticks is nobody's any more: it is in the way, can not be shared, and can not be unmapped by range.
   assert.throws(() => domain.mapFor('d1', part(A + PAGE, PAGE)), error('EEXIST', 'stuck'));
@@ -646,7 +646,7 @@ test('a device that leaves while the backend refuses: it is gone, the rest is tr
   assert.throws(() => domain.unmapFor('d0', part(A + PAGE, PAGE)), error('EINVAL'));
   await domain.detach('d0');
   await domain.detach('d1');
-  assert.deepEqual([areas.at(A)?.holders.size, backend.closed], [0, 1]);
+  assert.deepEqual([areas.at(A)?.holders.size, space.closed], [0, 1]);
 });
 
 test('when the other side dies, the books are cleared and memory is free', () => {
@@ -661,15 +661,15 @@ test('when the other side dies, the books are cleared and memory is free', () =>
 });
 
 test('a failed domain is closed too, once, when its last device leaves', async () => {
-  const { domain, backend } = bench();
+  const { domain, space } = bench();
   domain.attach('d0');
   domain.attach('d1');
   domain.fail(new DmaError({ code: 'ENODEV', operation: 'dma', reason: 'pulled' }));
   await domain.detach('d0');
-  assert.equal(backend.closed, 0);
+  assert.equal(space.closed, 0);
   await domain.detach('d1');
   await domain.detach('d1');
-  assert.equal(backend.closed, 1);
+  assert.equal(space.closed, 1);
 });
 
 for (const asynchronous of [false, true]) {
@@ -677,11 +677,11 @@ for (const asynchronous of [false, true]) {
 
   test(`the other side dies in the middle of an unmap (${form}): that is unmapped, too`, async () => {
     const made = bench({ asynchronous, constraints: { partialUnmap: true } });
-    const { domain, backend, areas } = made;
+    const { domain, space, areas } = made;
     const dies = (): void => domain.fail(new DmaError({ code: 'ECONNRESET', operation: 'dma', reason: 'died' }));
     const mapping = domain.mapFor('d0', part(A, 4 * PAGE));
     domain.mapFor('d0', part(A + 8 * PAGE, PAGE));
-    backend.fail('unmap', 1, { dies });
+    space.fail('unmap', 1, { dies });
     if (asynchronous) await mapping.unmapAsync();
     else mapping.unmap();
     assert.deepEqual([mapping.live, domain.entries, areas.at(A)?.holders.size], [false, 0, 0]);
@@ -692,9 +692,9 @@ for (const asynchronous of [false, true]) {
   test(`the other side dies in the middle of a map (${form}): nothing is left`, async () => {
     const made = new Bench({ asynchronous });
     const area = made.area(A, 3, { iovas: [0x30000, 0x20000, 0x10000] });
-    const { domain, backend } = made;
+    const { domain, space } = made;
     const dies = (): void => domain.fail(new DmaError({ code: 'ECONNRESET', operation: 'dma', reason: 'died' }));
-    backend.fail('map', 2, { dies });
+    space.fail('map', 2, { dies });
     if (asynchronous) await assert.rejects(domain.mapForAsync('d0', part(A, 3 * PAGE)), error('ENODEV'));
     else assert.throws(() => domain.mapFor('d0', part(A, 3 * PAGE)), error('ENODEV'));
     assert.deepEqual([domain.entries, area.holders.size, [...domain.mappings()]], [0, 0, []]);
@@ -703,11 +703,11 @@ for (const asynchronous of [false, true]) {
 
 test('the other side dies in the middle of a cut, and of a detach', async () => {
   for (const how of ['cut', 'detach']) {
-    const { domain, backend, areas } = bench({ constraints: { partialUnmap: true } });
+    const { domain, space, areas } = bench({ constraints: { partialUnmap: true } });
     const dies = (): void => domain.fail(new DmaError({ code: 'ECONNRESET', operation: 'dma', reason: 'died' }));
     domain.mapFor('d0', part(A, 4 * PAGE));
     domain.mapFor('d0', part(A + 8 * PAGE, PAGE));
-    backend.fail('unmap', 1, { dies });
+    space.fail('unmap', 1, { dies });
     if (how === 'cut') domain.unmapFor('d0', part(A, PAGE));
     else await domain.detach('d0');
     assert.deepEqual([domain.entries, areas.at(A)?.holders.size], [0, 0]);
@@ -719,14 +719,14 @@ test('the other side dies in the middle of a cut, and of a detach', async () => 
 test('mapAsync maps in pieces, tells how far it is, and unmaps as one', async () => {
   for (const asynchronous of [false, true]) {
     const made = bench({ asynchronous });
-    const { domain, backend } = made;
+    const { domain, space } = made;
     const progress: number[] = [];
     const mapping = await domain.mapForAsync('d0', part(A, 16 * PAGE), {
       chunkBytes: 5 * PAGE,
       onProgress: ({ doneBytes, totalBytes }) => progress.push(doneBytes / totalBytes),
     });
     assert.deepEqual(progress, [5 / 16, 10 / 16, 15 / 16, 1]);
-    assert.deepEqual([domain.entries, backend.calls.length, mapping.segments.length], [4, 4, 1]);
+    assert.deepEqual([domain.entries, space.calls.length, mapping.segments.length], [4, 4, 1]);
     assert.equal(mapping.segments[0].length, 16 * PAGE);
     assert.deepEqual(made.differences(), []);
     const share = await domain.mapForAsync('d1', part(A, 16 * PAGE), {
@@ -737,7 +737,7 @@ test('mapAsync maps in pieces, tells how far it is, and unmaps as one', async ()
     assert.deepEqual([share.live, mapping.live, domain.entries], [true, false, 4]);
     await share[Symbol.asyncDispose]();
     await share[Symbol.asyncDispose]();
-    assert.deepEqual([domain.entries, backend.table], [0, []]);
+    assert.deepEqual([domain.entries, space.table], [0, []]);
     await assert.rejects(share.unmapAsync(), error('EINVAL', 'gone'));
   }
 });
@@ -793,12 +793,12 @@ test('an aborted mapAsync leaves nothing', async () => {
   }
 });
 
-test('a mapAsync whose backend fails, or whose listener throws, leaves nothing', async () => {
+test('a mapAsync whose space fails, or whose listener throws, leaves nothing', async () => {
   for (const asynchronous of [false, true]) {
     const made = bench({ asynchronous });
-    const { domain, backend, areas } = made;
+    const { domain, space, areas } = made;
     for (const at of [1, 2, 3, 4]) {
-      backend.fail('map', at, 'ENOMEM');
+      space.fail('map', at, 'ENOMEM');
       await assert.rejects(
         domain.mapForAsync('d0', part(A, 16 * PAGE), { chunkBytes: 4 * PAGE }),
         error('ENOMEM', 'fake map'),
@@ -828,22 +828,22 @@ test('a mapAsync whose backend fails, or whose listener throws, leaves nothing',
 test('an undo of a mapAsync that fails sticks', async () => {
   for (const asynchronous of [false, true]) {
     const made = bench({ asynchronous });
-    const { domain, backend, areas } = made;
-    backend.fail('map', 3, 'ENOMEM');
-    backend.fail('unmap', 2, 'EIO');
+    const { domain, space, areas } = made;
+    space.fail('map', 3, 'ENOMEM');
+    space.fail('unmap', 2, 'EIO');
     await assert.rejects(
       domain.mapForAsync('d0', part(A, 16 * PAGE), { chunkBytes: 4 * PAGE }),
       (thrown) => isDmaError(thrown, 'ENOMEM') && thrown.undo.length === 1,
     );
-    assert.deepEqual([domain.entries, backend.table.length, areas.at(A)?.holders.get('d0')], [1, 1, 1]);
+    assert.deepEqual([domain.entries, space.table.length, areas.at(A)?.holders.get('d0')], [1, 1, 1]);
     assert.deepEqual(made.differences(), []);
   }
 });
 
 test('what is just being mapped or unmapped is EBUSY, for everything that touches it', async () => {
   const made = bench({ asynchronous: true, constraints: { partialUnmap: true } });
-  const { domain, backend, areas } = made;
-  let proceed = backend.hold();
+  const { domain, space, areas } = made;
+  let proceed = space.hold();
   const mapping = domain.mapForAsync('d0', part(A, 4 * PAGE));
   const busy = error('EBUSY', 'wait until that has ended');
   assert.throws(() => domain.mapFor('d1', part(A, 4 * PAGE)), busy);
@@ -857,7 +857,7 @@ test('what is just being mapped or unmapped is EBUSY, for everything that touche
   const mapped = await mapping;
   assert.deepEqual([mapped.live, areas.at(A)?.holders.get('d0')], [true, 1]);
 
-  proceed = backend.hold();
+  proceed = space.hold();
   const gone = mapped.unmapAsync();
   const again = mapped.unmapAsync();
   assert.throws(() => mapped.unmap(), error('EBUSY'));
@@ -872,9 +872,9 @@ test('what is just being mapped or unmapped is EBUSY, for everything that touche
 
 test('an unmapAsync that fails leaves the rest mapped, and can be tried again', async () => {
   const made = bench({ asynchronous: true });
-  const { domain, backend } = made;
+  const { domain, space } = made;
   const mapping = await domain.mapForAsync('d0', part(A, 16 * PAGE), { chunkBytes: 4 * PAGE });
-  backend.fail('unmap', 2, 'EIO');
+  space.fail('unmap', 2, 'EIO');
   await assert.rejects(mapping.unmapAsync(), error('EIO'));
   assert.deepEqual([mapping.live, domain.entries, mapping.segments[0].length], [true, 3, 12 * PAGE]);
   assert.throws(() => domain.mapFor('d1', part(A, 16 * PAGE)), error('EEXIST'));
@@ -885,10 +885,10 @@ test('an unmapAsync that fails leaves the rest mapped, and can be tried again', 
 
 test('a device that leaves gives up what it is mapping, and waits for what it is unmapping', async () => {
   const made = bench({ asynchronous: true });
-  const { domain, backend, areas } = made;
+  const { domain, space, areas } = made;
   domain.attach('d1');
   const old = domain.mapFor('d0', part(A + 8 * PAGE, PAGE));
-  const proceed = backend.hold();
+  const proceed = space.hold();
   const mapping = domain.mapForAsync('d0', part(A, 8 * PAGE), { chunkBytes: PAGE });
   const unmapping = old.unmapAsync();
   const left = domain.detach('d0');
@@ -902,9 +902,9 @@ test('a device that leaves gives up what it is mapping, and waits for what it is
 
 test('what a device begins to map while it leaves is given up, too', async () => {
   const made = bench({ asynchronous: true });
-  const { domain, backend } = made;
+  const { domain, space } = made;
   domain.attach('d1');
-  const proceed = backend.hold();
+  const proceed = space.hold();
   const first = domain.mapForAsync('d0', part(A, PAGE));
   const left = domain.detach('d0');
   const second = domain.mapForAsync('d0', part(A + PAGE, 8 * PAGE), { chunkBytes: PAGE });
@@ -914,25 +914,25 @@ test('what a device begins to map while it leaves is given up, too', async () =>
     results.map((each) => each.status),
     ['rejected', 'rejected', 'fulfilled'],
   );
-  assert.deepEqual([[...domain.devices], domain.entries, backend.table], [['d1'], 0, []]);
+  assert.deepEqual([[...domain.devices], domain.entries, space.table], [['d1'], 0, []]);
 });
 
 test('a domain that fails ends what is running', async () => {
   for (const asynchronous of [false, true]) {
     const made = bench({ asynchronous });
-    const { domain, backend, areas } = made;
+    const { domain, space, areas } = made;
     const old = domain.mapFor('d0', part(A + 8 * PAGE, PAGE));
-    const proceed = backend.hold();
+    const proceed = space.hold();
     const mapping = domain.mapForAsync('d0', part(A, 8 * PAGE), { chunkBytes: PAGE });
     const unmapping = asynchronous ? old.unmapAsync() : undefined;
-    const calls = backend.calls.length;
+    const calls = space.calls.length;
     domain.fail(new DmaError({ code: 'ECONNRESET', operation: 'dma', reason: 'died' }));
     proceed();
     await assert.rejects(mapping, error('ENODEV', 'died'));
     await unmapping;
     assert.deepEqual([domain.entries, areas.at(A)?.holders.size, [...domain.mappings()]], [0, 0, []]);
     // Without asynchronous calls nothing was under way, and nothing is begun on a domain that failed.
-    if (!asynchronous) assert.equal(backend.calls.length, calls);
+    if (!asynchronous) assert.equal(space.calls.length, calls);
   }
 });
 
@@ -940,7 +940,7 @@ test('two Domains do not know each other: the same memory in both', () => {
   const one = bench();
   const other = new Domain({
     name: 'other',
-    backend: new Bench().backend,
+    space: new Bench().space,
     areas: one.areas,
     limits: { lockedMemory: () => one.locked },
   });
@@ -953,11 +953,11 @@ test('two Domains do not know each other: the same memory in both', () => {
 
 test('using: a mapping lives as long as its block, and what is disposed twice is unmapped once', async () => {
   const made = bench({ asynchronous: true });
-  const { domain, backend } = made;
+  const { domain, space } = made;
   {
     using first = domain.mapFor('d0', part(A, PAGE));
     await using second = await domain.mapForAsync('d0', part(A + PAGE, PAGE));
     assert.deepEqual([first.live, second.live, domain.entries], [true, true, 2]);
   }
-  assert.deepEqual([domain.entries, backend.calls.filter(({ call }) => call === 'unmap').length], [0, 2]);
+  assert.deepEqual([domain.entries, space.calls.filter(({ call }) => call === 'unmap').length], [0, 2]);
 });

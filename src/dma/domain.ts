@@ -1,8 +1,8 @@
 /**
  * A domain: one DMA address space, with one or more devices in it. This is where a mapping is made: every rule that holds
- * for all kinds of devices is here, once; the backend below only does the calls.
+ * for all kinds of devices is here, once; the address space below only does the calls.
  *
- * The life of a mapping: plan (check everything, find what is shared) → reserve IOVAs and ledger entries → backend →
+ * The life of a mapping: plan (check everything, find what is shared) → reserve IOVAs and ledger entries → address space →
  * publish (translation table, hold on the area). Unmapping goes the other way. Each step undoes itself when a later fails.
  */
 import { isA, mustBeOneOf, optionsOf, type Shape, typeHint } from '../check.js';
@@ -36,7 +36,7 @@ import {
   type Va,
 } from '../units.js';
 import { show } from '../show.js';
-import { grants, type DmaAccess, type DomainBackend, type DomainConstraints } from './backend.js';
+import { grants, type DmaAccess, type AddressSpace, type Constraints } from './address-space.js';
 import { explain, type Explanation } from './explain.js';
 import { IovaAllocator } from './iova-allocator.js';
 import { Entry, Ledger } from './ledger.js';
@@ -55,6 +55,7 @@ import {
   type Plan,
   type PlannedPiece,
 } from './plan.js';
+import { Reach } from './reach.js';
 import { RetiredMappings } from './retired.js';
 import { TranslationTable } from './translation-table.js';
 import { shortForm } from '../short-form.js';
@@ -74,7 +75,9 @@ export interface MapAsyncOptions extends MapOptions, LongWorkOptions {
 export interface DomainOptions {
   /** What messages call it. */
   readonly name: string;
-  readonly backend: DomainBackend;
+  readonly space: AddressSpace;
+  /** Called when the last device has left and the address space was let go of: the domain is no more. */
+  readonly closed?: () => void;
   readonly areas: AreaIndex;
   readonly limits: Pick<LimitsPort, 'lockedMemory'>;
   /**
@@ -87,8 +90,7 @@ export interface DomainOptions {
   /** How many retired mappings `explain` remembers. Default 1024. */
   readonly remember?: number;
   /**
-   * Note where each mapping was made, which costs some microseconds? Default: of the first 1000
-   * but those that a loop makes, and of one in 64 in any case.
+   * Note where each mapping was made, which costs some microseconds? Default: of the first 1000, and from then on of one in 64.
    */
   readonly origins?: boolean;
   /** The clock, in milliseconds. Default `performance.now`. */
@@ -130,7 +132,11 @@ export class Domain {
   readonly name: string;
   /** VA to IOVA and key, for hot paths. */
   readonly table = new TranslationTable();
-  readonly #backend: DomainBackend;
+  readonly #space: AddressSpace;
+  readonly #reach = new Reach();
+  readonly #onClosed: (() => void) | undefined;
+  /** Devices that are lost, and have not left yet. */
+  readonly #lost = new Set<string>();
   readonly #areas: AreaIndex;
   readonly #locked: LockedBudget;
   readonly #pages: DomainOptions['pages'];
@@ -149,10 +155,10 @@ export class Domain {
   #hasWarned = false;
   /** Async calls that are running, and how to make them give up. */
   readonly #running = new Map<Promise<unknown>, { device: string; giveUp?: AbortController }>();
-  /** Entries that the backend would not undo, and the device whose hold on the memory stays because of that. */
+  /** Entries that the address space would not undo, and the device whose hold on the memory stays because of that. */
   readonly #stuck: { readonly entry: Entry; readonly device: string }[] = [];
-  /** As the backend gave them when it was last asked, and their windows, with those that touch joined. */
-  #constraints: DomainConstraints;
+  /** As they were when they were last asked for, and their windows, with those that touch joined. */
+  #constraints: Constraints;
   #windows: readonly Range<Iova>[];
   #failure: DmaError | undefined;
   /** Did the other side keep memory when the domain failed? */
@@ -161,18 +167,20 @@ export class Domain {
 
   /** @throws DmaError EINVAL when the granule is no power of two, or less than 4 KiB */
   constructor(options: DomainOptions) {
-    const { backend, now = clock } = options;
-    const { windows, granule } = backend.constraints;
+    const { space, now = clock } = options;
+    const { constraints } = space;
+    const { windows, granule } = constraints;
     if (granule % TRANSLATION_PAGE !== 0)
       throw invalid('domain', `${options.name} has a granule of ${formatSize(granule)}; 4 KiB is the least`);
     this.name = options.name;
     this.#self = `the domain ${options.name}`;
-    this.#backend = backend;
+    this.#space = space;
+    this.#onClosed = options.closed;
     this.#areas = options.areas;
     this.#locked = new LockedBudget(options.limits);
     this.#pages = options.pages;
     this.#retired = new RetiredMappings(options.remember ?? 1024);
-    this.#constraints = backend.constraints;
+    this.#constraints = constraints;
     this.#windows = joined(windows);
     this.#allocator = new IovaAllocator({ windows, granule, holdBackMs: options.holdBackMs, now });
     this.#origins = new OriginNotes(options.origins);
@@ -181,12 +189,12 @@ export class Domain {
 
   /** `vfio-user`, `emulated`, `identity` ... */
   get kind(): string {
-    return this.#backend.kind;
+    return this.#space.kind;
   }
 
   /** What holds for mappings here, now. */
-  get constraints(): DomainConstraints {
-    return this.#backend.constraints;
+  get constraints(): Constraints {
+    return this.#reach.clip(this.#space.constraints);
   }
 
   /** Names of the devices in it. */
@@ -194,7 +202,7 @@ export class Domain {
     return this.#devices.keys();
   }
 
-  /** How many calls of the backend are outstanding: what counts against `constraints.entryLimit`. */
+  /** How many calls of the address space are outstanding: what counts against `constraints.entryLimit`. */
   get entries(): number {
     return this.#ledger.size;
   }
@@ -210,14 +218,15 @@ export class Domain {
     yield* this.#own.toArray();
   }
 
-  /** A device joins. */
-  attach(device: string): void {
+  /** A device joins, which can emit so many bits of an IOVA. */
+  attach(device: string, bits = Infinity): void {
+    this.#reach.add(device, bits);
     if (!this.#devices.has(device)) this.#devices.set(device, new MappingList());
   }
 
   /**
    * A device leaves: async maps it has running are given up, all it has mapped is unmapped, and after the last device the
-   * backend is closed and the domain is no more.
+   * address space is let go of and the domain is no more.
    *
    * @param lost why it is gone, when it was not asked to leave
    * @throws DmaError of the first thing that could not be undone, once all of it was tried; the device is gone all the same
@@ -251,14 +260,24 @@ export class Domain {
       }
     }
     this.#devices.delete(device);
+    this.#reach.delete(device);
+    this.#lost.delete(device);
     if (this.#devices.size === 0 && !this.#closed) {
       this.#closed = true;
-      errors.push(...undoAll([() => this.#backend.close()]));
+      errors.push(...undoAll([() => this.#space.close()]));
       this.fail(
         new DmaError({ code: 'ENODEV', operation: 'dmaMap', reason: `${this.name} is closed: no device is left` }),
       );
+      this.#onClosed?.();
     }
     if (errors.length > 0) throw withUndo(errors[0], 'detach', errors.slice(1));
+  }
+
+  /** A device is gone, which leaves later. When all are, {@link fail} follows. */
+  lose(device: string, error: DmaError): void {
+    if (!this.#devices.has(device)) return;
+    this.#lost.add(device);
+    if (this.#lost.size === this.#devices.size) this.fail(error);
   }
 
   /**
@@ -285,7 +304,7 @@ export class Domain {
     const shared = new Set([...this.#ledger].filter(({ area }) => area.backing !== undefined).map(({ area }) => area));
     if (shared.size === 0) return;
     const unneeded = new AbortController();
-    const over = this.#backend.lingering?.(unneeded.signal);
+    const over = this.#space.lingering?.(unneeded.signal);
     if (over === undefined) return;
     this.#lingers = true;
     for (const area of [...shared])
@@ -302,7 +321,7 @@ export class Domain {
    *   (remote rights or paging that the domain has not), EACCES (writing to read-only memory), ERANGE (IOVA
    *   outside the windows), EEXIST (other mapping in the way, by VA or IOVA), EBUSY (the mapping in the way is just being
    *   made or undone), ENOSPC (entry limit, or no free IOVA), ENOMEM (locked-memory limit), ENODEV (the domain failed);
-   *   after undoing: what the backend says
+   *   after undoing: what the address space says
    */
   mapFor(device: string, target: MapTarget, options?: MapOptions, operation = 'dmaMap'): Mapping {
     const checked = options === undefined ? NONE : optionsOf(options, MAP_OPTIONS, operation);
@@ -312,7 +331,7 @@ export class Domain {
     let mapped = 0;
     try {
       for (const entry of entries) {
-        entry.keys = this.#backend.map(entry);
+        entry.keys = this.#space.map(entry);
         mapped++;
       }
       this.#mustNotHaveFailed(operation);
@@ -607,7 +626,7 @@ export class Domain {
     const undo: unknown[] = [];
     for (let i = entries.length - 1; i >= 0 && this.#failure === undefined; i--) {
       const entry = entries[i];
-      const failed = i < mapped ? undoAll([() => this.#backendUnmap(entry, plan.device, plan.operation)]) : [];
+      const failed = i < mapped ? undoAll([() => this.#unmapInSpace(entry, plan.device, plan.operation)]) : [];
       this.#undone(entry, plan.device, i < mapped, failed);
       undo.push(...failed);
     }
@@ -626,7 +645,7 @@ export class Domain {
       if (turns.due) await turns.next();
       await this.#withdraw(entry, turns);
       const failed: unknown[] = [];
-      await this.#backendUnmapAsync(entry, plan.device, plan.operation).catch((why: unknown) => failed.push(why));
+      await this.#unmapInSpaceAsync(entry, plan.device, plan.operation).catch((why: unknown) => failed.push(why));
       this.#undone(entry, plan.device, true, failed);
       undo.push(...failed);
     }
@@ -642,7 +661,7 @@ export class Domain {
     this.#unreserve(entry);
   }
 
-  /** An error of the backend, told as the failure of the call that it made fail. */
+  /** An error of the address space, told as the failure of the call that it made fail. */
   #named(error: DmaError, { operation, range, device }: Pick<Plan, 'operation' | 'range' | 'device'>): DmaError {
     const { undo, cause } = error;
     const wasAborted = error.code === 'ECANCELED' && !isA(cause, Lost);
@@ -688,7 +707,7 @@ export class Domain {
   /** Enters what has become live in the books of its device. */
   #enter(mapping: Mapping, { device, range, area, shared }: Plan): void {
     area.hold(device);
-    if (device !== this.#self) this.attach(device);
+    if (device !== this.#self && !this.#devices.has(device)) this.attach(device);
     this.#mappingsOf(device)?.add(mapping);
     const how = shared === undefined ? 'mapped' : 'mapped already, so counted and not mapped again';
     debug?.(`${this.name}: ${how}: ${range.toString()} for ${device} at IOVA ${hex(mapping.entries[0].iova)}`);
@@ -696,7 +715,7 @@ export class Domain {
 
   async #mapPieces(plan: Plan, options: MapAsyncOptions, signal: AbortSignal): Promise<Mapping> {
     const { range, operation, area, device, region } = plan;
-    const { pins, regions } = this.#backend.constraints;
+    const { pins, regions } = this.constraints;
     const report = progressOf(options.onProgress, range.length);
     this.#mustGoOn(signal, plan);
     if (plan.shared !== undefined) {
@@ -747,7 +766,7 @@ export class Domain {
         await ready;
         this.#mustNotHaveFailed(operation);
         this.#mustGoOn(signal, plan);
-        entry.keys = await this.#backendMapAsync(entry);
+        entry.keys = await this.#mapInSpaceAsync(entry);
         this.#mustNotHaveFailed(operation);
         mapped.push(entry);
         ahead.shift();
@@ -790,7 +809,7 @@ export class Domain {
 
   /** Tells how large the piece at an address is to be: `chunkBytes`, or by the pace, as far as the entry limit allows; in bytes. */
   #pieceBytes({ area, range }: Plan, chunkBytes: number | undefined, pace: Pace): (va: Va) => number {
-    const { entryLimit, pins, granule, regions } = this.#backend.constraints;
+    const { entryLimit, pins, granule, regions } = this.constraints;
     // A region has one key.
     if (regions !== undefined || chunkBytes === Infinity || (chunkBytes === undefined && !pins)) return () => Infinity;
     const spare = entryLimit - this.#ledger.size;
@@ -842,8 +861,8 @@ export class Domain {
   #release(mapping: Mapping, operation: string): void {
     this.#mustNotBeBusy(mapping, operation);
     for (let entry = mapping.entries.at(-1); entry !== undefined; entry = mapping.entries.at(-1)) {
-      if (entry.uses === 1) this.#backendUnmap(entry, mapping.device, operation);
-      // The backend may have found out that the other side is gone, which ends the mapping as well.
+      if (entry.uses === 1) this.#unmapInSpace(entry, mapping.device, operation);
+      // The address space may have found out that the other side is gone, which ends the mapping as well.
       if (mapping.live) this.#drop(mapping, entry);
     }
   }
@@ -863,7 +882,7 @@ export class Domain {
         if (turns.due) await turns.next();
         // Who had it too may have gone meanwhile.
         if (entry.uses === 1 && entry.state === 'live') await this.#beginUnmapping(entry, turns);
-        if (entry.state === 'unmapping') await this.#backendUnmapAsync(entry, mapping.device, 'unmap');
+        if (entry.state === 'unmapping') await this.#unmapInSpaceAsync(entry, mapping.device, 'unmap');
         if (mapping.live) this.#drop(mapping, entry);
       }
     } catch (error) {
@@ -898,7 +917,7 @@ export class Domain {
     area.release(mapping.device);
   }
 
-  /** Off the books: an entry that the backend has unmapped. Its last claim stays on it, for `explain`. */
+  /** Off the books: an entry that was unmapped. Its last claim stays on it, for `explain`. */
   #retire(entry: Entry, device: string): void {
     // Asked once: the time is not free.
     const now = this.#now();
@@ -907,7 +926,7 @@ export class Domain {
     this.#retired.add(entry, device, now);
   }
 
-  /** Ends a mapping without the backend. `stick`: what only it claimed stays booked, since the device may still reach it. */
+  /** Ends a mapping on the books only. `stick`: what only it claimed stays booked, since the device may still reach it. */
   #abandon(mapping: Mapping, what: 'stick' | 'forget'): void {
     const entries = mapping.entries.splice(0);
     this.#endIfEmpty(mapping, entries[0].area);
@@ -921,7 +940,7 @@ export class Domain {
     }
   }
 
-  /** Keeps an entry on the books that the backend will not undo: its addresses are never reused, its memory not freed. */
+  /** Keeps an entry on the books that the address space will not undo: its addresses are never reused, its memory not freed. */
   #stick(entry: Entry, device: string): void {
     entry.state = 'stuck';
     entry.area.hold(device);
@@ -962,8 +981,8 @@ export class Domain {
     const { device } = mapping;
     const cuts = this.#planCut(mapping, part, operation);
     for (const { entry, cut } of cuts) {
-      this.#backendUnmap(cut, device, operation);
-      // The backend may have found out that the other side is gone, which ends the mapping as well.
+      this.#unmapInSpace(cut, device, operation);
+      // The address space may have found out that the other side is gone, which ends the mapping as well.
       if (!mapping.live) return;
       const end = cut.va + cut.length;
       const left: Entry[] = [];
@@ -983,7 +1002,7 @@ export class Domain {
 
   /** The entries that a cut touches, each with the part to unmap. Every check, no side effect. */
   #planCut(mapping: Mapping, part: Range<Va>, operation: string): { entry: Entry; cut: Entry }[] {
-    const { partialUnmap, granule, entryLimit } = this.#backend.constraints;
+    const { partialUnmap, granule, entryLimit } = this.constraints;
     const refuse = (code: 'ENOTSUP' | 'EINVAL' | 'EBUSY' | 'ENOSPC', reason: string): DmaError => {
       const hint = `the mapping is ${mapping.range.toString()}`;
       return new DmaError({ code, operation, range: part, device: mapping.device, reason, hint });
@@ -1007,21 +1026,21 @@ export class Domain {
     return cuts;
   }
 
-  // --- the backend, with what its answers mean ---
+  // --- calls of the address space, and what its answers mean ---
 
-  #backendUnmap(entry: Entry, device: string, operation: string): void {
+  #unmapInSpace(entry: Entry, device: string, operation: string): void {
     try {
-      this.#mustHaveUnmapped(entry, this.#backend.unmap(entry), device, operation);
+      this.#mustHaveUnmapped(entry, this.#space.unmap(entry), device, operation);
       debug?.(`${this.name}: unmapped: ${entry.vaRange.toString()} for ${device}, IOVA ${hex(entry.iova)}`);
     } catch (error) {
       this.#mayBeOver(isDmaError(error) ? error.with({ device, range: error.range ?? entry.iovaRange }) : error);
     }
   }
 
-  async #backendUnmapAsync(entry: Entry, device: string, operation: string): Promise<void> {
-    const { unmapAsync } = this.#backend;
+  async #unmapInSpaceAsync(entry: Entry, device: string, operation: string): Promise<void> {
+    const { unmapAsync } = this.#space;
     try {
-      const bytes = unmapAsync === undefined ? this.#backend.unmap(entry) : await unmapAsync.call(this.#backend, entry);
+      const bytes = unmapAsync === undefined ? this.#space.unmap(entry) : await unmapAsync.call(this.#space, entry);
       this.#mustHaveUnmapped(entry, bytes, device, operation);
       debug?.(`${this.name}: unmapped: ${entry.vaRange.toString()} for ${device}, IOVA ${hex(entry.iova)}`);
     } catch (error) {
@@ -1037,8 +1056,8 @@ export class Domain {
     throw isDmaError(error) ? error.with({ hint }) : error;
   }
 
-  async #backendMapAsync(entry: Entry): Promise<Entry['keys']> {
-    return this.#backend.mapAsync === undefined ? this.#backend.map(entry) : this.#backend.mapAsync(entry);
+  async #mapInSpaceAsync(entry: Entry): Promise<Entry['keys']> {
+    return this.#space.mapAsync === undefined ? this.#space.map(entry) : this.#space.mapAsync(entry);
   }
 
   #mustHaveUnmapped(entry: Entry, bytes: number, device: string, operation: string): void {
@@ -1054,13 +1073,11 @@ export class Domain {
   }
 
   #mustNotBeBusy(mapping: Mapping, operation: string): void {
-    const { entries } = mapping;
-    for (let i = 0; i < entries.length; i++) {
-      if (entries[i].state === 'live') continue;
-      const { range, device } = mapping;
-      const hint = 'await what unmapAsync returned';
-      throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped', hint });
-    }
+    const { range, device } = mapping;
+    const hint = 'await what unmapAsync returned';
+    for (const { state } of mapping.entries)
+      if (state !== 'live')
+        throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped', hint });
   }
 
   /** For a call that was under way when the domain failed. */
@@ -1068,8 +1085,8 @@ export class Domain {
     if (this.#failure !== undefined) throw lostDevice(operation, undefined, this.#failure);
   }
 
-  #newConstraints(): DomainConstraints {
-    const { constraints } = this.#backend;
+  #newConstraints(): Constraints {
+    const { constraints } = this;
     const { windows } = constraints;
     const hasMoved = windows !== this.#constraints.windows;
     this.#constraints = constraints;

@@ -90,7 +90,7 @@ test('unmapped: when, and by whom', () => {
 
 test('unmapped asynchronously, in part, by leaving, by failing to be mapped: all are remembered in the same way', async () => {
   const made = bench();
-  const { domain, backend } = made;
+  const { domain, space } = made;
   domain.attach('d1');
   const mapping = await domain.mapForAsync('d0', part(A, PAGE), { iova: iova(0x200000) });
   await mapping.unmapAsync();
@@ -106,7 +106,7 @@ test('unmapped asynchronously, in part, by leaving, by failing to be mapped: all
       /^0x\w+ was unmapped 0 ms ago by d0: it was in the read-write mapping \[0x\w+, 0x\w+\) of the ring/,
     );
   }
-  backend.fail('map', 2, 'EIO');
+  space.fail('map', 2, 'EIO');
   await assert.rejects(domain.mapForAsync('d1', part(A, 2 * PAGE), { iova: iova(0x800000), chunkBytes: PAGE }));
   assert.match(
     domain.explain(iova(0x800000)).text,
@@ -118,7 +118,7 @@ test('unmapped asynchronously, in part, by leaving, by failing to be mapped: all
 test('what is just being made or undone says so', async () => {
   const made = new Bench({ asynchronous: true });
   made.area(A, 2, { label: 'the ring' });
-  const proceed = made.backend.hold();
+  const proceed = made.space.hold();
   const mapping = made.domain.mapForAsync('d0', part(A, PAGE));
   assert.match(made.domain.explain(iova(A)).text, /mapping \[0x10000000, 0x10001000\) \(mapping\) of the ring/);
   proceed();

@@ -2,7 +2,7 @@
 import type { Range } from '../ranges.js';
 import { placeOf } from '../origin.js';
 import { formatSize, hex, type Iova } from '../units.js';
-import { grants, type DmaAccess } from './backend.js';
+import { grants, type DmaAccess } from './address-space.js';
 import type { Entry, EntryState, Ledger } from './ledger.js';
 import type { Retired, RetiredMappings } from './retired.js';
 

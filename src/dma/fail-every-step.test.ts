@@ -11,7 +11,7 @@ import { openPlatform } from '../platform/open.js';
 import type { Platform } from '../platform/ports.js';
 import { failingPlatform, trackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { alignUp } from '../units.js';
-import { Bench, FakeBackend } from '../../test/fakes/dma/address-space.js';
+import { Bench, FakeSpace } from '../../test/fakes/dma/address-space.js';
 import { Domain } from './domain.js';
 
 const real = openPlatform();
@@ -73,9 +73,9 @@ async function asyncLife(platform: Platform, external: External, domain: Domain)
 /** A domain whose limits are asked of the platform, so that these calls can fail as well. */
 function world(platform: Platform, asynchronous: boolean) {
   const areas = new AreaIndex();
-  const backend = new FakeBackend({ asynchronous, constraints: { pins: true } });
-  const domain = new Domain({ name: 'domain', backend, areas, limits: platform.limits });
-  return { areas, backend, domain, external: new External(platform, areas) };
+  const space = new FakeSpace({ asynchronous, constraints: { pins: true } });
+  const domain = new Domain({ name: 'domain', space, areas, limits: platform.limits });
+  return { areas, space, domain, external: new External(platform, areas) };
 }
 
 function descriptors(): string[] {
@@ -91,7 +91,7 @@ for (const code of ['ENOMEM', 'EMFILE', 'EPERM'] as ErrorCode[])
       for (let n = 1; ; n++) {
         const tracking = trackingPlatform(real);
         const platform = failingPlatform(tracking);
-        const { areas, backend, domain, external } = world(platform, asynchronous);
+        const { areas, space, domain, external } = world(platform, asynchronous);
         platform.failCall(n, code);
         let error: unknown;
         try {
@@ -101,7 +101,7 @@ for (const code of ['ENOMEM', 'EMFILE', 'EPERM'] as ErrorCode[])
           error = thrown;
         }
         assert.deepEqual([tracking.leaks(), areas.size, [...external.live]], [[], 0, []], `call ${n}`);
-        assert.deepEqual([domain.entries, backend.table, backend.violations], [0, [], []], `call ${n}`);
+        assert.deepEqual([domain.entries, space.table, space.violations], [0, [], []], `call ${n}`);
         assert.equal(descriptors().length, before, `call ${n}`);
         const failed = platform.failed();
         if (failed === undefined) {
@@ -117,7 +117,7 @@ for (const code of ['ENOMEM', 'EMFILE', 'EPERM'] as ErrorCode[])
         assert.ok(names.has(name), `${name} never failed: ${[...names].join(', ')}`);
     });
 
-test('each backend call fails, in each of its ways: what could not be undone is told, and stays on the books', async () => {
+test('each space call fails, in each of its ways: what could not be undone is told, and stays on the books', async () => {
   const ways = ['EIO', { bytes: 0 }] as const;
   for (const asynchronous of [false, true])
     for (const call of ['map', 'unmap'] as const)
@@ -125,9 +125,9 @@ test('each backend call fails, in each of its ways: what could not be undone is 
         if (call === 'map' && way !== 'EIO') continue;
         for (let n = 1; ; n++) {
           const bench = new Bench({ asynchronous });
-          const { backend, domain } = bench;
+          const { space, domain } = bench;
           const area = bench.area(0x10000, 4, { iovas: [0x50000, 0x30000, 0x31000, 0x10000] });
-          backend.fail(call, n, way);
+          space.fail(call, n, way);
           let error: unknown;
           try {
             await using first = asynchronous
@@ -139,7 +139,7 @@ test('each backend call fails, in each of its ways: what could not be undone is 
             error = thrown;
           }
           assert.deepEqual(bench.differences(), []);
-          if (backend.calm() > 0) break;
+          if (space.calm() > 0) break;
           assert.ok(isDmaError(error, 'EIO'));
           if (call === 'map') assert.deepEqual([domain.entries, area.holders.size], [0, 0]);
           else assert.deepEqual([domain.entries > 0, area.holders.get('d0')], [true, 1]);

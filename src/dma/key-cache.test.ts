@@ -3,7 +3,7 @@ import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import { isDmaError } from '../errors.js';
 import { MiB } from '../units.js';
-import type { MapKeys } from './backend.js';
+import type { MapKeys } from './address-space.js';
 import { KeyCache, type KeyCacheOptions, type KeyedPool } from './key-cache.js';
 import type { Mapping } from './mapping.js';
 import { Bench, PAGE, part } from '../../test/fakes/dma/address-space.js';

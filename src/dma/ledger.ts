@@ -1,7 +1,7 @@
 /**
  * The book of what is mapped in one domain. It only keeps the book: rules are in domain.ts.
  *
- * Each entry is one call of the backend, found by VA and by IOVA in O(log n). No two entries overlap, in either.
+ * Each entry is one call of the address space, found by VA and by IOVA in O(log n). No two entries overlap, in either.
  * The claims on an entry are its reference count, by name: the entry goes when the last claim does.
  */
 import { AnyOf } from '../any-of.js';
@@ -10,7 +10,7 @@ import type { Origin } from '../origin.js';
 import { RangeMap } from '../range-map.js';
 import { Range } from '../ranges.js';
 import type { Iova, Va } from '../units.js';
-import { LOCAL, type Backing, type DmaAccess, type MapKeys, type RegionTraits, type Segment } from './backend.js';
+import { LOCAL, type Backing, type DmaAccess, type MapKeys, type RegionTraits, type Segment } from './address-space.js';
 
 /** One device's use of one range: what a `Mapping` is to the ledger. */
 export interface Claim {
@@ -50,7 +50,7 @@ export function termsOf(access: DmaAccess, region: RegionTraits): Terms {
   return region === LOCAL ? USUAL[access] : { access, region };
 }
 
-/** One segment that the backend has mapped, or is about to. */
+/** One segment that the address space has mapped, or is about to. */
 export class Entry implements Segment {
   readonly va: Va;
   readonly iova: Iova;
@@ -146,7 +146,7 @@ export class Ledger {
   readonly #byIova = new RangeMap<Entry>();
   #bytes = 0;
 
-  /** How many entries there are: mapping calls that the backend has outstanding. */
+  /** How many entries there are: mapping calls that are outstanding. */
   get size(): number {
     return this.#byVa.size;
   }

@@ -5,7 +5,7 @@ import type { Origin } from '../origin.js';
 import { Range } from '../ranges.js';
 import { show } from '../show.js';
 import { hex, isAddress, type Iova, type Va } from '../units.js';
-import type { DmaAccess, RegionTraits } from './backend.js';
+import type { DmaAccess, RegionTraits } from './address-space.js';
 import { termsOf, type Claim, type Entry, type Terms } from './ledger.js';
 import { shortForm } from '../short-form.js';
 
@@ -175,7 +175,7 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
    *
    * @throws DmaError EINVAL when it is unmapped already; EBUSY while `unmapAsync` runs, and when it is mapped for every device
    *   (`eal.dmaMapAll`, memory of the library and of heaps), which only all together ends; EIO when the other side unmapped
-   *   a different number of bytes; else what the backend says
+   *   a different number of bytes; else what the address space says
    */
   unmap(): void {
     Mapping.#mustNotBeKept(this);
@@ -198,7 +198,7 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     this.#owner.release(this);
   }
 
-  /** As {@link Mapping.unmap}, without blocking the event loop where the backend can. */
+  /** As {@link Mapping.unmap}, without blocking the event loop where the address space can. */
   async unmapAsync(): Promise<void> {
     Mapping.#mustNotBeKept(this);
     await this.endAsync();

@@ -12,11 +12,11 @@ import { alignUp, formatSize, hex, isAddress, type Iova, type IovaLike, type Va,
 import {
   LOCAL,
   type DmaAccess,
-  type DomainConstraints,
+  type Constraints,
   type Paging,
   type RegionTraits,
   type RemoteAccess,
-} from './backend.js';
+} from './address-space.js';
 import type { Claim, Entry, Ledger } from './ledger.js';
 import { show } from '../show.js';
 import type { LockedBudget } from './locked-budget.js';
@@ -66,7 +66,7 @@ export function targetOf(
 export interface Books {
   /** the domain's name, for messages */
   readonly name: string;
-  readonly constraints: DomainConstraints;
+  readonly constraints: Constraints;
   /** Of the constraints, those that touch joined. */
   readonly windows: readonly Range<Iova>[];
   readonly areas: AreaIndex;

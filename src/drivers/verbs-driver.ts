@@ -3,41 +3,19 @@
  * way to map, which is no IOMMU's: memory is registered in the protection domain of the device. The device stays with its
  * kernel driver, so that a network interface on it goes on working.
  */
-import { VerbsBackend } from '../rdma/protection-domain.js';
-import type { Device, DmaOps, Driver } from '../bus/model.js';
+import { ProtectionDomain } from '../rdma/protection-domain.js';
+import type { Device, Driver } from '../bus/model.js';
 import { DmaError, withUndo } from '../errors.js';
-import type { RdmaContext } from '../rdma/context.js';
+import { RdmaContext } from '../rdma/context.js';
 import { RdmaDevice } from '../rdma/device.js';
 
-const backends = new WeakMap<RdmaContext, VerbsBackend>();
+const spaces = new WeakMap<RdmaContext, ProtectionDomain>();
 
-/** One for all names that lead to the same device. */
-function backendOf(device: Device): VerbsBackend {
-  const { rdma } = device;
-  if (rdma === undefined)
-    throw new DmaError({ code: 'ENODEV', operation: 'dma', device: device.name, reason: 'it is no RDMA device' });
-  const known = backends.get(rdma);
-  if (known !== undefined) return known;
-  const backend = new VerbsBackend(rdma);
-  backends.set(rdma, backend);
-  return backend;
+/** What the bus opened. @throws DmaError ENODEV */
+function contextOf({ name, handle }: Device): RdmaContext {
+  if (handle instanceof RdmaContext) return handle;
+  throw new DmaError({ code: 'ENODEV', operation: 'probe', device: name, reason: 'it is no RDMA device' });
 }
-
-const dma: DmaOps = {
-  dmaDomain(device) {
-    const backend = backendOf(device);
-    return {
-      key: `verbs:${device.rdma?.name ?? device.name}`,
-      kind: backend.kind,
-      constraints: backend.constraints,
-      close: () => backend.close(),
-    };
-  },
-  dmaMap: (device, segment) => backendOf(device).map(segment),
-  dmaUnmap: (device, segment) => backendOf(device).unmap(segment),
-  dmaMapAsync: (device, segment) => backendOf(device).mapAsync(segment),
-  dmaUnmapAsync: (device, segment) => backendOf(device).unmapAsync(segment),
-};
 
 /** See the head of the file. What it makes of a device is an {@link RdmaDevice}. */
 export const verbsDriver: Driver<RdmaDevice> = {
@@ -45,12 +23,22 @@ export const verbsDriver: Driver<RdmaDevice> = {
   keys: [],
   buses: ['rdma', 'pci'],
   deviceClass: 'rdma',
-  dma,
-  takes: ({ rdma }) => rdma !== undefined,
-  probe({ name, rdma, domain }) {
-    if (rdma === undefined || domain === undefined)
-      throw new DmaError({ code: 'ENODEV', operation: 'probe', device: name, reason: 'it is no RDMA device' });
-    return new RdmaDevice(rdma, { name, domain });
+  takes: ({ handle }) => handle instanceof RdmaContext,
+  /** The protection domain: one for all names that lead to the same device. */
+  spaceOf(device) {
+    const context = contextOf(device);
+    const known = spaces.get(context);
+    if (known !== undefined) return known;
+    const space = new ProtectionDomain(context);
+    spaces.set(context, space);
+    return space;
+  },
+  probe(device) {
+    const context = contextOf(device);
+    const { name, domain } = device;
+    if (domain === undefined)
+      throw new DmaError({ code: 'ENODEV', operation: 'probe', device: name, reason: 'it is in no domain' });
+    return new RdmaDevice(context, { name, domain });
   },
   async remove(_device, rdma) {
     const errors = await rdma.close();

@@ -1,5 +1,5 @@
 /** What rights are in the words of libibverbs. */
-import type { DmaAccess, RegionTraits, RemoteAccess } from '../dma/backend.js';
+import type { DmaAccess, RegionTraits, RemoteAccess } from '../dma/address-space.js';
 import type { VerbsDeviceAttributes } from '../platform/rdma/verbs-types.js';
 import {
   IBV_ACCESS_LOCAL_WRITE,

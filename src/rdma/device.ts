@@ -1,5 +1,5 @@
 /** What the verbs driver makes of an RDMA device: its facts, its queues, and regions beside the mappings. */
-import type { DmaAccess, RemoteAccess } from '../dma/backend.js';
+import type { DmaAccess, RemoteAccess } from '../dma/address-space.js';
 import type { Domain } from '../dma/domain.js';
 import { lostDevice } from '../dma/mapping.js';
 import type { MapTarget } from '../dma/plan.js';

@@ -5,7 +5,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
-import type { DmaAccess } from '../dma/backend.js';
+import type { DmaAccess } from '../dma/address-space.js';
 import {
   mustBe,
   mustBeFunction,

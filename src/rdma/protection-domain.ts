@@ -1,5 +1,5 @@
 /** The address space of an RDMA device: mapping is registering a memory region in its protection domain. */
-import { LOCAL, type DomainBackend, type DomainConstraints, type MapKeys, type Segment } from '../dma/backend.js';
+import { LOCAL, type AddressSpace, type Constraints, type MapKeys, type Segment } from '../dma/address-space.js';
 import { DmaError, forPeople, isDmaError } from '../errors.js';
 import { IBV_ODP_SUPPORT } from '../platform/rdma/abi/devices.js';
 import type { VerbsMr, VerbsMrOptions } from '../platform/rdma/verbs-types.js';
@@ -9,14 +9,16 @@ import { Range } from '../ranges.js';
 import { ADDRESS_LIMIT, formatSize, KiB, type Iova } from '../units.js';
 
 /** See the head of the file. Closing it leaves the device open: that is the bus's. */
-export class VerbsBackend implements DomainBackend {
+export class ProtectionDomain implements AddressSpace {
   readonly kind = 'verbs';
-  readonly constraints: DomainConstraints;
+  readonly name: string;
+  readonly constraints: Constraints;
   readonly #rdma: RdmaContext;
   #pinned = 0;
 
   constructor(rdma: RdmaContext) {
     this.#rdma = rdma;
+    this.name = `verbs:${rdma.name}`;
     const { attributes } = rdma;
     this.constraints = {
       granule: 4 * KiB,

@@ -7,7 +7,7 @@
  */
 import { randomInt } from 'node:crypto';
 import { isA, mustBe, mustBeObject, mustBeOneOf, mustBeWhole, optionsOf, reading, type Shape } from '../check.js';
-import type { DmaAccess, RemoteAccess } from '../dma/backend.js';
+import type { DmaAccess, RemoteAccess } from '../dma/address-space.js';
 import type { Domain } from '../dma/domain.js';
 import { lostDevice } from '../dma/mapping.js';
 import { KeyCache, type KeyCacheOptions } from '../dma/key-cache.js';

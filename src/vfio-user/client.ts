@@ -1,7 +1,7 @@
 /** The client's end of vfio-user: works a device that another process serves. */
 import { dirname } from 'node:path';
 import { mustBeMs, mustBeString, mustHave, optionsOf, type Shape } from '../check.js';
-import type { DmaAccess, Backing } from '../dma/backend.js';
+import type { DmaAccess, Backing } from '../dma/address-space.js';
 import { DmaError, forPeople, invalid, isDmaError, NO_DESCRIPTORS } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import type { Peer, Platform } from '../platform/ports.js';

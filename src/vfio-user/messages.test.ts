@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { isDmaError } from '../errors.js';
-import type { DmaAccess } from '../dma/backend.js';
+import type { DmaAccess } from '../dma/address-space.js';
 import * as m from './messages.js';
 
 /** What a framer makes of the first `size` bytes. */

@@ -9,7 +9,7 @@
 import { DmaError, ERRNO, errorCode, invalid } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import { isAddress, KiB, MiB } from '../units.js';
-import type { DmaAccess } from '../dma/backend.js';
+import type { DmaAccess } from '../dma/address-space.js';
 
 /** The version that both ends here speak. */
 export const PROTOCOL_VERSION = { major: 0, minor: 1 } as const;

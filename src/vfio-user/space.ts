@@ -1,13 +1,13 @@
 /** The address space of a device behind a vfio-user connection: mapping is sending DMA_MAP, with the memory's descriptor. */
-import type { DomainBackend, DomainConstraints, Segment } from '../dma/backend.js';
+import type { AddressSpace, Constraints, Segment } from '../dma/address-space.js';
 import { Range } from '../ranges.js';
 import { ADDRESS_LIMIT, KiB, type Iova } from '../units.js';
 import type { VfioUserClient } from './client.js';
 
 /** See the head of the file. Closing it leaves the connection open: that is the device's. */
-export class VfioUserBackend implements DomainBackend {
+export class VfioUserSpace implements AddressSpace {
   readonly kind = 'vfio-user';
-  readonly constraints: DomainConstraints;
+  readonly constraints: Constraints;
   readonly #client: VfioUserClient;
 
   constructor(client: VfioUserClient) {

@@ -74,8 +74,8 @@ describe('containers', { skip }, () => {
           assert.deepEqual(windows.map(String), ['[0x0, 0xfee00000)', `[0xfef00000, 0x${(2 ** width).toString(16)})`]);
           withMemory(4, (va, bytes) => {
             bytes.fill(7);
-            space.map(va, 0x10000 as Iova, 2 * PAGE, 'read-write');
-            space.map((va + 2 * PAGE) as Va, 0x40000 as Iova, PAGE, 'read');
+            space.map({ va, iova: 0x10000 as Iova, length: 2 * PAGE, access: 'read-write' });
+            space.map({ va: (va + 2 * PAGE) as Va, iova: 0x40000 as Iova, length: PAGE, access: 'read' });
             containers.open(containers.default, kernel.node(B));
             for (const name of [A, B]) {
               assert.deepEqual([...kernel.read(name, 0x10000 + PAGE - 2, 4)], [7, 7, 7, 7]);
@@ -86,13 +86,17 @@ describe('containers', { skip }, () => {
               thrown('EFAULT', () => kernel.read(name, 0x10000 + 2 * PAGE - 1, 2));
             }
             assert.equal(kernel.pinned, 3 * PAGE);
-            thrown('EEXIST', () => space.map(va, (0x10000 + PAGE) as Iova, PAGE, 'read'));
-            const outside = thrown('EINVAL', () => space.map(va, 0xfee00000 as Iova, PAGE, 'read'));
+            thrown('EEXIST', () => space.map({ va, iova: (0x10000 + PAGE) as Iova, length: PAGE, access: 'read' }));
+            const outside = thrown('EINVAL', () =>
+              space.map({ va, iova: 0xfee00000 as Iova, length: PAGE, access: 'read' }),
+            );
             assert.match(outside.hint ?? '', /windows are \[0x0, 0xfee00000\)/);
-            thrown('EINVAL', () => space.map(va, (2 ** width) as Iova, PAGE, 'read'));
-            thrown('EFAULT', () => space.map(0x1000 as Va, 0x80000 as Iova, PAGE, 'read'));
-            thrown(iommu === 'type1' ? 'EINVAL' : 'ENOENT', () => space.unmap(0x10000 as Iova, PAGE));
-            assert.equal(space.unmap(0x10000 as Iova, 2 * PAGE), 2 * PAGE);
+            thrown('EINVAL', () => space.map({ va, iova: (2 ** width) as Iova, length: PAGE, access: 'read' }));
+            thrown('EFAULT', () =>
+              space.map({ va: 0x1000 as Va, iova: 0x80000 as Iova, length: PAGE, access: 'read' }),
+            );
+            thrown(iommu === 'type1' ? 'EINVAL' : 'ENOENT', () => space.unmap({ iova: 0x10000 as Iova, length: PAGE }));
+            assert.equal(space.unmap({ iova: 0x10000 as Iova, length: 2 * PAGE }), 2 * PAGE);
             thrown('EFAULT', () => kernel.read(A, 0x10000, 1));
             assert.equal(space.unmapAll(), PAGE);
             assert.equal(space.unmapAll(), 0);
@@ -288,16 +292,16 @@ describe('containers', { skip }, () => {
           const windows = () => (space instanceof Type1Space ? space.info.windows : space.windows);
           const before = windows();
           withMemory(1, (va) => {
-            space.map(va, 0x100000 as Iova, PAGE, 'read');
+            space.map({ va, iova: 0x100000 as Iova, length: PAGE, access: 'read' });
             const code = iommu === 'type1' ? 'EINVAL' : 'EADDRINUSE';
             thrown(code, () => containers.open(containers.default, kernel.node(B)));
             assert.equal(windows(), before);
-            space.unmap(0x100000 as Iova, PAGE);
+            space.unmap({ iova: 0x100000 as Iova, length: PAGE });
             const second = containers.open(containers.default, kernel.node(B));
             assert.deepEqual(windows().map(String).slice(0, 2), ['[0x0, 0x100000)', '[0x200000, 0xfee00000)']);
             second.release();
             assert.deepEqual(windows().map(String), before.map(String));
-            space.map(va, (2 ** 40) as Iova, PAGE, 'read');
+            space.map({ va, iova: (2 ** 40) as Iova, length: PAGE, access: 'read' });
             thrown(code, () => containers.open(containers.default, kernel.node(C)));
             space.unmapAll();
             containers.open(containers.default, kernel.node(C));
@@ -315,20 +319,22 @@ describe('containers', { skip }, () => {
         const { space } = containers.open(containers.default, kernel.node(A));
         assert.ok(space instanceof Type1Space);
         assert.equal(space.info.entryLimit, 3);
-        for (let i = 0; i < 3; i++) space.map(page(i), at(i), PAGE, 'read');
+        for (let i = 0; i < 3; i++) space.map({ va: page(i), iova: at(i), length: PAGE, access: 'read' });
         assert.equal(space.available(), 0);
-        const error = thrown('ENOSPC', () => space.map(page(3), at(3), PAGE, 'read'));
+        const error = thrown('ENOSPC', () => space.map({ va: page(3), iova: at(3), length: PAGE, access: 'read' }));
         assert.match(error.message, /3 of 3 are used.*dma_entry_limit/);
-        assert.equal(space.unmap(at(0), 3 * PAGE), 3 * PAGE);
-        space.map(page(3), at(3), PAGE, 'read');
+        assert.equal(space.unmap({ iova: at(0), length: 3 * PAGE }), 3 * PAGE);
+        space.map({ va: page(3), iova: at(3), length: PAGE, access: 'read' });
       });
       for (const iommu of ['type1', 'iommufd', 'spapr'] as const)
         world({ iommu, devices: [{ name: A }], lockedLimit: 2 * PAGE }, (kernel, containers) => {
           const { space } = containers.open(containers.default, kernel.node(A));
           assert.ok(canMap(space));
-          const error = thrown('ENOMEM', () => space.map(page(0), at(0), 3 * PAGE, 'read'));
+          const error = thrown('ENOMEM', () =>
+            space.map({ va: page(0), iova: at(0), length: 3 * PAGE, access: 'read' }),
+          );
           assert.match(error.message, new RegExp(`RLIMIT_MEMLOCK is ${(2 * PAGE) / KiB} KiB, 0 bytes of it are used`));
-          space.map(page(0), at(0), 2 * PAGE, 'read');
+          space.map({ va: page(0), iova: at(0), length: 2 * PAGE, access: 'read' });
           assert.equal(kernel.pinned, 2 * PAGE);
         });
     });
@@ -345,7 +351,7 @@ function life(kernel: VfioKernel, platform: Platform, choice: ContainerChoice, v
     const own = containers.create();
     const third = containers.open(own, kernel.node(C));
     for (const space of new Set([first.space, third.space])) {
-      if (canMap(space)) space.map(va, 0x100000 as Iova, PAGE, 'read-write');
+      if (canMap(space)) space.map({ va, iova: 0x100000 as Iova, length: PAGE, access: 'read-write' });
     }
     if (first.space.kind !== 'vfio-noiommu') kernel.read(B, 0x100000, PAGE);
     second.release();

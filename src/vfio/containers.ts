@@ -159,7 +159,7 @@ export class Containers {
       try {
         return { space, device: space.open(node) };
       } catch (error) {
-        throw withUndo(error, 'open', isFirst ? undoAll([() => space.close()]) : []);
+        throw withUndo(error, 'open', isFirst ? undoAll([() => space.end()]) : []);
       }
     });
     container.space = space;
@@ -194,7 +194,7 @@ export class Containers {
     const [first, ...others] = undoAll([
       () => device.close(),
       () => space.release(node),
-      ...(isLast ? [() => space.close()] : []),
+      ...(isLast ? [() => space.end()] : []),
     ]);
     if (first !== undefined) throw withUndo(first, 'close', others);
   }
@@ -223,21 +223,21 @@ export class Containers {
 
   #makeSpace(container: Container, node: VfioNode): KernelSpace {
     const platform = this.#platform;
-    const { choice } = container;
+    const { choice, name } = container;
     switch (choice) {
       case 'iommufd':
         return new IommufdSpace(platform, this.#iommufd, container);
       case 'type1':
-        return new Type1Space(platform);
+        return new Type1Space(platform, name);
       case 'spapr':
-        return new SpaprSpace(platform);
+        return new SpaprSpace(platform, { name });
       case 'noiommu':
-        return new NoIommuSpace(platform);
+        return new NoIommuSpace(platform, name);
       case 'auto':
         this.#mustHaveIommu(node);
         return this.#prefersIommufd(node)
           ? new IommufdSpace(platform, this.#iommufd, container)
-          : this.#makeGroupSpace();
+          : this.#makeGroupSpace(name);
     }
     throw invalid('container', `there is no kind of container "${String(choice)}"`);
   }
@@ -251,13 +251,13 @@ export class Containers {
     return !nodes.includes('no-permission') || group === undefined || kernel.mayOpen(`/dev/vfio/${group}`) !== 'yes';
   }
 
-  #makeGroupSpace(): KernelSpace {
+  #makeGroupSpace(name: string): KernelSpace {
     try {
-      return new Type1Space(this.#platform);
+      return new Type1Space(this.#platform, name);
     } catch (error) {
       if (!isDmaError(error, 'ENOTSUP')) throw error;
       try {
-        return new SpaprSpace(this.#platform);
+        return new SpaprSpace(this.#platform, { name });
       } catch (second) {
         throw isDmaError(second, 'ENOTSUP') ? error : second;
       }

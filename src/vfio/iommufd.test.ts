@@ -1,7 +1,7 @@
 /** iommufd's own: copies between address spaces, files, promised IOVAs, dirty pages, page requests. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import type { DmaAccess, Segment } from '../dma/backend.js';
+import type { DmaAccess, Segment } from '../dma/address-space.js';
 import { isDmaError, type ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import { Range } from '../ranges.js';
@@ -77,8 +77,8 @@ describe('iommufd', { skip }, () => {
       world({}, (w) => {
         const first = w.open(A);
         const second = w.open(B);
-        first.place(segment(w, 0, 2, 0x10000, 'read-write', isFile));
-        second.place(segment(w, 0, 2, 0x50000, 'read', isFile));
+        first.map(segment(w, 0, 2, 0x10000, 'read-write', isFile));
+        second.map(segment(w, 0, 2, 0x50000, 'read', isFile));
         assert.equal(w.kernel.pinned, 2 * PAGE);
         w.kernel.write(A, 0x10000, Uint8Array.of(5));
         assert.equal(w.kernel.read(B, 0x50000, 1)[0], 5);
@@ -88,18 +88,18 @@ describe('iommufd', { skip }, () => {
           'EACCES',
         );
         // Only the very same, and nothing that the other was not granted.
-        second.place(segment(w, 1, 1, 0x60000, 'read', isFile));
+        second.map(segment(w, 1, 1, 0x60000, 'read', isFile));
         assert.equal(w.kernel.pinned, 3 * PAGE);
-        first.place(segment(w, 4, 1, 0x20000, 'read', isFile));
-        second.place(segment(w, 4, 1, 0x20000, 'read-write', isFile));
+        first.map(segment(w, 4, 1, 0x20000, 'read', isFile));
+        second.map(segment(w, 4, 1, 0x20000, 'read-write', isFile));
         assert.equal(w.kernel.pinned, 5 * PAGE);
         // The pages stay pinned for who still has them.
-        assert.equal(first.remove(segment(w, 0, 2, 0x10000, 'read-write')), 2 * PAGE);
+        assert.equal(first.unmap(segment(w, 0, 2, 0x10000, 'read-write')), 2 * PAGE);
         assert.equal(w.kernel.pinned, 5 * PAGE);
         assert.equal(w.kernel.read(B, 0x50000, 1)[0], 5);
         // What was unmapped behind its back is mapped anew.
-        assert.equal(second.unmap(0x50000 as Iova, 2 * PAGE), 2 * PAGE);
-        first.place(segment(w, 0, 2, 0x10000, 'read', isFile));
+        assert.equal(second.unmap({ iova: 0x50000 as Iova, length: 2 * PAGE }), 2 * PAGE);
+        first.map(segment(w, 0, 2, 0x10000, 'read', isFile));
         assert.equal(w.kernel.read(A, 0x10000, 1)[0], 5);
       });
   });
@@ -108,7 +108,7 @@ describe('iommufd', { skip }, () => {
     for (const mapsFiles of [true, false])
       world({ mapsFiles }, (w) => {
         const space = w.open(A);
-        space.place(segment(w, 0, 2, 0x10000, 'read-write'));
+        space.map(segment(w, 0, 2, 0x10000, 'read-write'));
         assert.equal(w.kernel.mappings(A)[0].va, mapsFiles ? undefined : w.va);
         w.kernel.write(A, 0x10000 + PAGE - 1, Uint8Array.of(1, 2));
         assert.deepEqual([...w.bytes.subarray(PAGE - 1, PAGE + 1)], [1, 2]);
@@ -117,14 +117,14 @@ describe('iommufd', { skip }, () => {
           mapsFiles ? undefined : 'ENOTTY',
         );
         // Too short a descriptor, or none of memory: by address then.
-        space.place({ ...segment(w, 4, 2, 0x30000, 'read'), backing: { fd: w.fd, offset: 7 * PAGE } });
+        space.map({ ...segment(w, 4, 2, 0x30000, 'read'), backing: { fd: w.fd, offset: 7 * PAGE } });
         assert.equal(w.kernel.mappings(A).at(-1)?.va, w.va + 4 * PAGE);
         assert.equal(
-          codeOf(() => space.place(segment(w, 6, 1, 0x10000, 'read'))),
+          codeOf(() => space.map(segment(w, 6, 1, 0x10000, 'read'))),
           'EEXIST',
         );
         assert.equal(
-          codeOf(() => space.place(segment(w, 6, 1, 0xfee00000, 'read'))),
+          codeOf(() => space.map(segment(w, 6, 1, 0xfee00000, 'read'))),
           'EINVAL',
         );
       });
@@ -168,7 +168,7 @@ describe('iommufd', { skip }, () => {
     world({ devices }, (w) => {
       const space = w.open(A);
       assert.equal(space.tracksDirtyPages, true);
-      space.map(w.va, 0x10000 as Iova, 8 * PAGE, 'read-write');
+      space.map({ va: w.va, iova: 0x10000 as Iova, length: 8 * PAGE, access: 'read-write' });
       const range = new Range(0x10000 as Iova, 8 * PAGE);
       assert.equal(
         codeOf(() => space.read(range)),
@@ -203,7 +203,7 @@ describe('iommufd', { skip }, () => {
     world({ iommu: 'type1' }, (w) => {
       const { space } = w.containers.open(w.containers.default, w.kernel.node(A));
       assert.ok(space instanceof Type1Space);
-      space.map(w.va, 0x10000 as Iova, 2 * PAGE, 'read-write');
+      space.map({ va: w.va, iova: 0x10000 as Iova, length: 2 * PAGE, access: 'read-write' });
       const range = new Range(0x10000 as Iova, 4 * PAGE);
       assert.equal(
         codeOf(() => space.read(range)),

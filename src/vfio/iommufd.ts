@@ -2,7 +2,7 @@
  * An address space of iommufd: an IOAS (Documentation/userspace-api/iommufd.rst; drivers/iommu/iommufd), with devices that
  * are opened by their character devices. A mapping can only be unmapped as a whole; the kernel says how many bytes that were.
  */
-import type { Backing, DmaAccess, Segment } from '../dma/backend.js';
+import type { Backing, Constraints, DmaAccess, Segment } from '../dma/address-space.js';
 import { DmaError, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
@@ -64,11 +64,19 @@ interface PageTable {
 export interface IommufdOptions {
   /** Shall devices that can ask for missing pages (PCI page requests) do so, into a queue that the program answers? Default false. */
   readonly pageRequests?: boolean;
+  /** What messages call it. */
+  readonly name?: string;
 }
+
+/** What is mapped; without a descriptor, by its VA. */
+type MapSegment = Pick<Segment, 'va' | 'iova' | 'length' | 'access'> & { readonly backing?: Backing };
+/** What is unmapped; the VA is that of the first byte. */
+type UnmapSegment = Pick<Segment, 'iova' | 'length'> & { readonly va?: Va };
 
 /** See the head of the file. */
 export class IommufdSpace implements KernelSpace, DirtyTracking {
   readonly kind = 'iommufd';
+  readonly name: string | undefined;
   /** What devices ask for; `undefined` unless it was asked for. */
   readonly pageRequests: PageRequests | undefined;
   readonly #platform: Platform;
@@ -76,18 +84,20 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   readonly #id: number;
   /** Of calls that are made at once; those on other threads have their own. */
   readonly #arguments: Arguments;
-  /** What {@link place} mapped, by VA. */
-  readonly #placed = new Map<number, Segment>();
+  /** What {@link map} mapped, by VA. */
+  readonly #placed = new Map<number, MapSegment>();
   readonly #pageTables: PageTable[] = [];
   readonly #devices = new Set<string>();
   #windows: readonly Range<Iova>[] = [];
   #granule: number;
+  #constraints: Constraints | undefined;
   #tracking = false;
   #closed = false;
 
   /** @throws DmaError ENOENT, EACCES: /dev/iommu; what the kernel says for want of memory */
   constructor(platform: Platform, context: SharedIommufd, options: IommufdOptions = {}) {
     this.#platform = platform;
+    this.name = options.name;
     this.#context = context;
     this.#granule = platform.memory.pageSize;
     context.enter(this);
@@ -114,6 +124,15 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   /** bytes; VA, IOVA and length of every mapping are multiples of it */
   get granule(): number {
     return this.#granule;
+  }
+
+  get constraints(): Constraints {
+    const granule = this.#granule;
+    const windows = this.#windows;
+    if (this.#constraints?.windows !== windows || this.#constraints.granule !== granule)
+      // It has no limit of entries, and unmaps what one call mapped as a whole.
+      this.#constraints = { granule, windows, entryLimit: Infinity, iova: 'free', partialUnmap: false, pins: true };
+    return this.#constraints;
   }
 
   open(node: VfioNode): VfioDevice {
@@ -150,14 +169,14 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
    * Maps a segment in the way that pins the least: as a copy of what another address space has of exactly the same, else
    * by its descriptor, else by its VA.
    *
-   * @throws DmaError as {@link map}
+   * @throws DmaError as {@link mapVa}
    */
-  place(segment: Segment): void {
+  map(segment: MapSegment): undefined {
     runSteps(this.#placing(segment, this.#arguments), (call) => this.#call(call));
   }
 
-  /** As {@link place}, on another thread. */
-  async placeAsync(segment: Segment): Promise<void> {
+  /** As {@link map}, on another thread. */
+  async mapAsync(segment: MapSegment): Promise<undefined> {
     await runStepsAsync(this.#placing(segment, newArguments(this.#id)), async ({ request, argument, name, mapped }) => {
       try {
         await this.#context.callAsync(request, argument, name);
@@ -167,19 +186,26 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     });
   }
 
-  /** Undoes {@link place}, or all of what it did in a range. @returns the bytes that the kernel unmapped */
-  remove(segment: Pick<Segment, 'va' | 'iova' | 'length'>): number {
-    const bytes = this.unmap(segment.iova, segment.length);
-    this.#placed.delete(segment.va);
-    return bytes;
+  /**
+   * IOMMU_IOAS_UNMAP: all mappings inside the range, none of which may reach out of it.
+   *
+   * @returns the bytes that the kernel unmapped
+   * @throws DmaError ENOENT: nothing is mapped there, or it cuts a mapping
+   */
+  unmap({ va, iova, length }: UnmapSegment): number {
+    const { unmap } = this.#arguments;
+    unmap.set64(UNMAP.iova, iova).set64(UNMAP.length, length);
+    this.#context.call(IOCTL.IOMMU_IOAS_UNMAP, unmap, 'IOMMU_IOAS_UNMAP');
+    if (va !== undefined) this.#placed.delete(va);
+    return unmap.u64(UNMAP.length);
   }
 
-  /** As {@link remove}, on another thread. */
-  async removeAsync({ va, iova, length }: Pick<Segment, 'va' | 'iova' | 'length'>): Promise<number> {
+  /** As {@link unmap}, on another thread. */
+  async unmapAsync({ va, iova, length }: UnmapSegment): Promise<number> {
     const { unmap } = newArguments(this.#id);
     unmap.set64(UNMAP.iova, iova).set64(UNMAP.length, length);
     await this.#context.callAsync(IOCTL.IOMMU_IOAS_UNMAP, unmap, 'IOMMU_IOAS_UNMAP');
-    this.#placed.delete(va);
+    if (va !== undefined) this.#placed.delete(va);
     return unmap.u64(UNMAP.length);
   }
 
@@ -189,14 +215,14 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
    * @throws DmaError EEXIST: an IOVA of it is mapped already; EINVAL: misaligned, or outside the windows; ENOMEM: the
    *   locked-memory limit; EFAULT: there is no memory at the VA, or none that can be pinned
    */
-  map(va: Va, iova: Iova, length: number, access: DmaAccess): void {
+  mapVa(va: Va, iova: Iova, length: number, access: DmaAccess): void {
     this.#call(mapCall(this.#arguments, va, iova, length, access));
   }
 
   /**
-   * IOMMU_IOAS_MAP_FILE: as {@link map}, of `length` bytes at `offset` of a memfd.
+   * IOMMU_IOAS_MAP_FILE: as {@link mapVa}, of `length` bytes at `offset` of a memfd.
    *
-   * @throws DmaError ENOTTY: this kernel has it not (it came with Linux 6.13); EINVAL also for what is no memfd; as `map`
+   * @throws DmaError ENOTTY: this kernel has it not (it came with Linux 6.13); EINVAL also for what is no memfd; as `mapVa`
    */
   mapFile(fd: number, offset: number, iova: Iova, length: number, access: DmaAccess): void {
     this.#call(mapFileCall(this.#arguments, { fd, offset }, iova, length, access));
@@ -205,23 +231,10 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   /**
    * IOMMU_IOAS_COPY: maps what `source`, of the same context, has at `from`; its pages are pinned once for both.
    *
-   * @throws DmaError ENOENT: not all of it is mapped there; EPERM: writing is asked for, and not granted there; as `map`
+   * @throws DmaError ENOENT: not all of it is mapped there; EPERM: writing is asked for, and not granted there; as `mapVa`
    */
   copyFrom(source: IommufdSpace, from: Iova, iova: Iova, length: number, access: DmaAccess): void {
     this.#call(copyCall(this.#arguments, source.#id, from, iova, length, access));
-  }
-
-  /**
-   * IOMMU_IOAS_UNMAP: all mappings inside the range, none of which may reach out of it.
-   *
-   * @returns the bytes that the kernel unmapped
-   * @throws DmaError ENOENT: nothing is mapped there, or it cuts a mapping
-   */
-  unmap(iova: Iova, length: number): number {
-    const { unmap } = this.#arguments;
-    unmap.set64(UNMAP.iova, iova).set64(UNMAP.length, length);
-    this.#context.call(IOCTL.IOMMU_IOAS_UNMAP, unmap, 'IOMMU_IOAS_UNMAP');
-    return unmap.u64(UNMAP.length);
   }
 
   /** Unmaps all there is. @returns the bytes */
@@ -309,6 +322,10 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   }
 
   close(): void {
+    this.unmapAll();
+  }
+
+  end(): void {
     if (this.#closed) return;
     if (this.#devices.size > 0) {
       const reason = `it has devices: ${[...this.#devices].join(', ')}`;
@@ -332,15 +349,15 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
 
   // --- mapping ---
 
-  /** The calls of {@link place}, each made unless those before it did it. */
-  *#placing(segment: Segment, structs: Arguments): Steps<MappingCall, void> {
+  /** The calls of {@link map}, each made unless those before it did it. */
+  *#placing(segment: MapSegment, structs: Arguments): Steps<MappingCall, void> {
     const placed = (yield* this.#placingAsCopy(segment, structs)) || (yield* this.#placingByFile(segment, structs));
     const { va, iova, length, access } = segment;
     if (!placed) yield mapCall(structs, va, iova, length, access);
     this.#placed.set(va, segment);
   }
 
-  *#placingAsCopy(segment: Segment, structs: Arguments): Steps<MappingCall, boolean> {
+  *#placingAsCopy(segment: MapSegment, structs: Arguments): Steps<MappingCall, boolean> {
     if (this.#context.spaces.size < 2) return false;
     const { va, iova, length, access } = segment;
     for (const space of [...this.#context.spaces]) {
@@ -358,7 +375,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     return false;
   }
 
-  *#placingByFile({ backing, iova, length, access }: Segment, structs: Arguments): Steps<MappingCall, boolean> {
+  *#placingByFile({ backing, iova, length, access }: MapSegment, structs: Arguments): Steps<MappingCall, boolean> {
     if (this.#context.mapsFiles === false || backing === undefined) return false;
     try {
       yield mapFileCall(structs, backing, iova, length, access);
@@ -678,7 +695,7 @@ function copyCall(
 }
 
 /** Are these the same bytes of the same memory, and does what is there grant what is wanted? */
-function isSame(there: Segment, wanted: Segment): boolean {
+function isSame(there: MapSegment, wanted: MapSegment): boolean {
   if (there.length !== wanted.length || (there.access === 'read' && wanted.access !== 'read')) return false;
   const a = there.backing;
   const b = wanted.backing;

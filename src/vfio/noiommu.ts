@@ -1,10 +1,15 @@
 /**
  * VFIO without an IOMMU: groups that the kernel makes up for devices that nothing translates for. Such a device reaches all
- * memory of the machine, by physical addresses; there is nothing to map. Unsafe by design, and told so whenever it is used.
+ * memory of the machine, by physical addresses. Nothing has to be mapped; the books are kept, so that memory does not go while
+ * a device is told to use it, and only memory whose physical addresses are known (its area has an IOVA table) can be mapped.
+ * Unsafe by design, and told so whenever it is used.
  */
+import type { Constraints, Segment } from '../dma/address-space.js';
 import { DmaError, withUndo, undoAll } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { VFIO_NOIOMMU_IOMMU } from '../platform/uapi/vfio.js';
+import { Range } from '../ranges.js';
+import { ADDRESS_LIMIT, type Iova } from '../units.js';
 import type { VfioDevice } from './device.js';
 import { GroupContainer, type ContainerType } from './group-container.js';
 import type { KernelSpace, VfioNode } from './space.js';
@@ -25,8 +30,8 @@ export function isNoIommuEnabled(platform: Platform): boolean {
 /** See the head of the file. */
 export class NoIommuSpace implements KernelSpace {
   readonly kind = 'vfio-noiommu';
-  /** bytes a page of memory has */
-  readonly pageSize: number;
+  readonly name: string | undefined;
+  readonly constraints: Constraints;
   readonly #container: GroupContainer;
 
   /**
@@ -34,7 +39,7 @@ export class NoIommuSpace implements KernelSpace {
    *
    * @throws DmaError ENOTSUP: the mode is off, or this kernel does not have it; ENOENT, EACCES: /dev/vfio/vfio
    */
-  constructor(platform: Platform) {
+  constructor(platform: Platform, name?: string) {
     if (!isNoIommuEnabled(platform))
       throw new DmaError({
         code: 'ENOTSUP',
@@ -44,7 +49,15 @@ export class NoIommuSpace implements KernelSpace {
           'switch the IOMMU on instead; or, if the device may reach all memory of this machine, ' +
           '"echo Y > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode" and bind the device again (the kernel needs CONFIG_VFIO_NOIOMMU)',
       });
-    this.pageSize = platform.memory.pageSize;
+    this.name = name;
+    this.constraints = {
+      granule: platform.memory.pageSize,
+      windows: [new Range(0 as Iova, ADDRESS_LIMIT - 1)],
+      entryLimit: Infinity,
+      iova: 'table',
+      partialUnmap: true,
+      pins: false,
+    };
     this.#container = new GroupContainer(platform, NOIOMMU);
   }
 
@@ -65,7 +78,19 @@ export class NoIommuSpace implements KernelSpace {
     this.#container.release(node);
   }
 
+  map(): undefined {
+    return undefined;
+  }
+
+  unmap({ length }: Pick<Segment, 'length'>): number {
+    return length;
+  }
+
   close(): void {
+    // Nothing is mapped.
+  }
+
+  end(): void {
     this.#container.close();
   }
 }

@@ -1,5 +1,5 @@
 /** What VFIO's address spaces have in common, however the kernel makes them. */
-import type { DmaAccess } from '../dma/backend.js';
+import type { AddressSpace, DmaAccess } from '../dma/address-space.js';
 import { Range } from '../ranges.js';
 import { ADDRESS_LIMIT, type Iova } from '../units.js';
 import type { VfioDevice } from './device.js';
@@ -23,15 +23,15 @@ export interface VfioNode {
   readonly device: string | undefined;
 }
 
-/** One address space of the kernel's. The backends of domains are made of these. */
-export interface KernelSpace {
+/** An address space of the kernel's, which devices are opened in. */
+export interface KernelSpace extends AddressSpace {
   readonly kind: ContainerKind;
   /** Opens a device in it. @throws DmaError with a hint made of live facts; then nothing is left open */
   open(node: VfioNode): VfioDevice;
   /** Takes a device out of it, after `VfioDevice.close`. Nothing happens when it is not in it. */
   release(node: VfioNode): void;
-  /** Ends it, with all that is mapped in it. Idempotent. @throws DmaError EBUSY while devices are in it */
-  close(): void;
+  /** Gives it back to the kernel, with all that is mapped in it. Idempotent. @throws DmaError EBUSY while devices are in it */
+  end(): void;
 }
 
 /** May a device read, or write, what is mapped with this access? */

@@ -50,7 +50,7 @@ function world(
   } finally {
     device.close();
     space.release(node);
-    space.close();
+    space.end();
     real.memory.unmap(va, length);
   }
   assert.deepEqual(kernel.leaks(), []);
@@ -80,45 +80,45 @@ describe('sPAPR v2', { skip }, () => {
       (kernel, space, calls, va) => {
         calls.length = 0;
         const at = (page: number): Va => (va + page * PAGE) as Va;
-        space.map(at(0), 0x10000 as Iova, 4 * PAGE, 'read-write');
+        space.map({ va: at(0), iova: 0x10000 as Iova, length: 4 * PAGE, access: 'read-write' });
         assert.deepEqual(calls, ['REGISTER_MEMORY', 'MAP_DMA']);
         kernel.write(A, 0x10000 + PAGE - 1, Uint8Array.of(1, 2));
         assert.deepEqual([...kernel.read(A, 0x10000 + PAGE - 1, 2)], [1, 2]);
         // A part of it elsewhere needs no registration of its own.
-        space.map(at(1), 0x80000 as Iova, PAGE, 'read');
+        space.map({ va: at(1), iova: 0x80000 as Iova, length: PAGE, access: 'read' });
         assert.deepEqual([space.registrations, kernel.spapr(A).registrations, kernel.pinned], [1, 1, 4 * PAGE]);
         assert.equal(
-          codeOf(() => space.map(at(3), 0x90000 as Iova, 2 * PAGE, 'read')),
+          codeOf(() => space.map({ va: at(3), iova: 0x90000 as Iova, length: 2 * PAGE, access: 'read' })),
           'EBUSY',
         );
         calls.length = 0;
-        assert.equal(space.unmap(at(1), (0x10000 + PAGE) as Iova, 2 * PAGE), 2 * PAGE);
-        assert.equal(space.unmap(at(1), 0x80000 as Iova, PAGE), PAGE);
-        assert.equal(space.unmap(at(0), 0x10000 as Iova, PAGE), PAGE);
+        assert.equal(space.unmap({ va: at(1), iova: (0x10000 + PAGE) as Iova, length: 2 * PAGE }), 2 * PAGE);
+        assert.equal(space.unmap({ va: at(1), iova: 0x80000 as Iova, length: PAGE }), PAGE);
+        assert.equal(space.unmap({ va: at(0), iova: 0x10000 as Iova, length: PAGE }), PAGE);
         assert.deepEqual(calls, ['UNMAP_DMA', 'UNMAP_DMA', 'UNMAP_DMA']);
-        assert.equal(space.unmap(at(3), (0x10000 + 3 * PAGE) as Iova, PAGE), PAGE);
+        assert.equal(space.unmap({ va: at(3), iova: (0x10000 + 3 * PAGE) as Iova, length: PAGE }), PAGE);
         assert.deepEqual(calls.slice(3), ['UNMAP_DMA', 'UNREGISTER_MEMORY']);
         assert.equal(kernel.pinned, 0);
         assert.equal(
-          codeOf(() => space.unmap(at(0), 0x10000 as Iova, PAGE)),
+          codeOf(() => space.unmap({ va: at(0), iova: 0x10000 as Iova, length: PAGE })),
           'EINVAL',
         );
         // A map that fails leaves no registration.
         assert.equal(
-          codeOf(() => space.map(at(0), (2 ** 40) as Iova, PAGE, 'read')),
+          codeOf(() => space.map({ va: at(0), iova: (2 ** 40) as Iova, length: PAGE, access: 'read' })),
           'EINVAL',
         );
         assert.equal(
-          codeOf(() => space.map(at(0), 0x10001 as Iova, PAGE, 'read')),
+          codeOf(() => space.map({ va: at(0), iova: 0x10001 as Iova, length: PAGE, access: 'read' })),
           'EINVAL',
         );
         assert.deepEqual([space.registrations, kernel.pinned], [0, 0]);
-        space.map(at(0), 0x10000 as Iova, PAGE, 'write');
-        space.map(at(2), 0x20000 as Iova, PAGE, 'write');
+        space.map({ va: at(0), iova: 0x10000 as Iova, length: PAGE, access: 'write' });
+        space.map({ va: at(2), iova: 0x20000 as Iova, length: PAGE, access: 'write' });
         assert.equal(space.unmapAll(), 2 * PAGE);
         assert.equal(space.unmapAll(), 0);
         assert.deepEqual([space.registrations, kernel.pinned], [0, 0]);
-        space.map(at(2), 0x20000 as Iova, PAGE, 'write');
+        space.map({ va: at(2), iova: 0x20000 as Iova, length: PAGE, access: 'write' });
       },
       { windowBytes: 4 * GiB },
     );
@@ -144,19 +144,21 @@ describe('sPAPR v2', { skip }, () => {
     meanwhile = (name) => {
       if (!name.includes('REGISTER_MEMORY')) return;
       meanwhile = () => undefined;
-      codes.push(codeOf(() => space.map((va + PAGE) as Va, 0x80000 as Iova, PAGE, 'read')));
+      codes.push(
+        codeOf(() => space.map({ va: (va + PAGE) as Va, iova: 0x80000 as Iova, length: PAGE, access: 'read' })),
+      );
     };
     const again = meanwhile;
-    await space.mapAsync(va, 0x10000 as Iova, length, 'read-write');
-    space.unmap((va + PAGE) as Va, (0x10000 + PAGE) as Iova, PAGE);
+    await space.mapAsync({ va, iova: 0x10000 as Iova, length, access: 'read-write' });
+    space.unmap({ va: (va + PAGE) as Va, iova: (0x10000 + PAGE) as Iova, length: PAGE });
     meanwhile = again;
-    assert.equal(await space.unmapAsync(va, 0x10000 as Iova, PAGE), PAGE);
+    assert.equal(await space.unmapAsync({ va, iova: 0x10000 as Iova, length: PAGE }), PAGE);
     assert.deepEqual(codes, ['EBUSY', 'EBUSY']);
     assert.deepEqual([space.registrations, kernel.pinned], [0, 0]);
-    space.map((va + PAGE) as Va, 0x80000 as Iova, PAGE, 'read');
+    space.map({ va: (va + PAGE) as Va, iova: 0x80000 as Iova, length: PAGE, access: 'read' });
     device.close();
     space.release(node);
-    space.close();
+    space.end();
     real.memory.unmap(va, length);
     assert.deepEqual(kernel.leaks(), []);
   });
@@ -183,7 +185,7 @@ describe('sPAPR v2', { skip }, () => {
       'ENOMEM',
     );
     assert.equal(tries, SPAPR_MACHINE.maxLevels);
-    space.close();
+    space.end();
     assert.deepEqual(kernel.leaks(), []);
   });
 });

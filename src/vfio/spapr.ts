@@ -2,7 +2,7 @@
  * An address space of the sPAPR IOMMU driver, version 2 (POWER; drivers/vfio/vfio_iommu_spapr_tce.c). IOVAs are in windows
  * that are made on demand, each with pages of one size; memory is registered (and so pinned) before any of it is mapped.
  */
-import type { DmaAccess } from '../dma/backend.js';
+import type { Constraints, Segment } from '../dma/address-space.js';
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
@@ -58,21 +58,30 @@ export interface SpaprOptions {
    * mapped at once; the kernel pays 8 bytes a page for it.
    */
   readonly windowBytes?: number;
+  /** What messages call it. */
+  readonly name?: string;
 }
+
+/** What is mapped: the memory's descriptor does not matter to this kind. */
+type MapSegment = Pick<Segment, 'va' | 'iova' | 'length' | 'access'>;
+type UnmapSegment = Pick<Segment, 'va' | 'iova' | 'length'>;
 
 /** See the head of the file. */
 export class SpaprSpace implements KernelSpace {
   readonly kind = 'vfio-spapr';
+  readonly name: string | undefined;
   readonly #platform: Platform;
   readonly #container: GroupContainer;
   readonly #windowBytes: number;
   /** By VA. Registrations of one process must not overlap. */
   readonly #registered = new RangeMap<Registration>();
   #window: SpaprWindow | undefined;
+  #constraints: Constraints | undefined;
 
   /** @throws DmaError EINVAL: impossible options; ENOENT, EACCES: /dev/vfio/vfio; ENOTSUP: this kernel has no sPAPR v2 */
   constructor(platform: Platform, options: SpaprOptions = {}) {
     this.#platform = platform;
+    this.name = options.name;
     const { windowBytes = 2 * memoryOfMachine(platform) } = options;
     this.#windowBytes = 2 ** Math.ceil(Math.log2(windowBytes));
     if (!(windowBytes >= 1 && this.#windowBytes < ADDRESS_LIMIT))
@@ -89,6 +98,19 @@ export class SpaprSpace implements KernelSpace {
         reason: 'it has no window before its first device',
       });
     return this.#window;
+  }
+
+  get constraints(): Constraints {
+    const { range, pageSize } = this.window;
+    // Any page could be unmapped, but the memory stays registered as a whole, and a part of it could not be mapped anew.
+    return (this.#constraints ??= {
+      granule: pageSize,
+      windows: [range],
+      entryLimit: Infinity,
+      iova: 'free',
+      partialUnmap: false,
+      pins: true,
+    });
   }
 
   /** How many ranges are registered now. */
@@ -112,6 +134,7 @@ export class SpaprSpace implements KernelSpace {
     if (this.#container.hasIommu) return;
     // The kernel has taken back the windows, and the registrations with them.
     this.#window = undefined;
+    this.#constraints = undefined;
     this.#registered.clear();
   }
 
@@ -121,28 +144,27 @@ export class SpaprSpace implements KernelSpace {
    * @throws DmaError EBUSY: only a part of it is registered, or more than it; ENOMEM: the locked-memory limit; ENXIO:
    *   outside of the window; EINVAL: misaligned; what is mapped at these IOVAs already is replaced, so that the caller must know
    */
-  map(va: Va, iova: Iova, length: number, access: DmaAccess): void {
-    runSteps(this.#mapping(va, iova, length, access), (call) => this.#call(call.request, call.argument, call.name));
+  map(segment: MapSegment): undefined {
+    runSteps(this.#mapping(segment), (call) => this.#call(call.request, call.argument, call.name));
   }
 
   /** As {@link map}, on another thread. */
-  async mapAsync(va: Va, iova: Iova, length: number, access: DmaAccess): Promise<void> {
-    await runStepsAsync(this.#mapping(va, iova, length, access), (call) => this.#callAsync(call));
+  async mapAsync(segment: MapSegment): Promise<undefined> {
+    await runStepsAsync(this.#mapping(segment), (call) => this.#callAsync(call));
   }
 
   /**
    * Unmaps, and unregisters the memory with the last of it.
    *
-   * @param va what is mapped there
    * @returns `length`: this driver of the kernel's reports nothing
    */
-  unmap(va: Va, iova: Iova, length: number): number {
+  unmap({ va, iova, length }: UnmapSegment): number {
     runSteps(this.#unmapping(va, iova, length), (call) => this.#call(call.request, call.argument, call.name));
     return length;
   }
 
   /** As {@link unmap}, on another thread. */
-  async unmapAsync(va: Va, iova: Iova, length: number): Promise<number> {
+  async unmapAsync({ va, iova, length }: UnmapSegment): Promise<number> {
     await runStepsAsync(this.#unmapping(va, iova, length), (call) => this.#callAsync(call));
     return length;
   }
@@ -162,6 +184,10 @@ export class SpaprSpace implements KernelSpace {
   }
 
   close(): void {
+    this.unmapAll();
+  }
+
+  end(): void {
     this.#container.close();
   }
 
@@ -249,7 +275,7 @@ export class SpaprSpace implements KernelSpace {
     });
   }
 
-  *#mapping(va: Va, iova: Iova, length: number, access: DmaAccess): Steps<Call, void> {
+  *#mapping({ va, iova, length, access }: MapSegment): Steps<Call, void> {
     const known = this.#registrationOf(va, length);
     const registration = known ?? (yield* this.#registering(va, length));
     const argument = newMap();

@@ -2,7 +2,7 @@
  * An address space of the type1 IOMMU driver, version 2 (drivers/vfio/vfio_iommu_type1.c): a container whose groups are
  * behind an ordinary IOMMU. A mapping can only be unmapped as a whole; the kernel says how many bytes that were.
  */
-import type { DmaAccess } from '../dma/backend.js';
+import type { Constraints, DmaAccess, Segment } from '../dma/address-space.js';
 import { DmaError, undoAll, withUndo } from '../errors.js';
 import type { IoctlPort, Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
@@ -58,9 +58,19 @@ export interface Type1Info {
   readonly tracksDirtyPages: boolean;
 }
 
+/** What is mapped: the memory's descriptor does not matter to this kind. */
+type MapSegment = Pick<Segment, 'va' | 'iova' | 'length' | 'access'>;
+
+function constraintsOf({ pageSizes, windows, entryLimit }: Type1Info): Constraints {
+  const [granule] = pageSizes;
+  // Version 2 unmaps what one call mapped, as a whole.
+  return { granule, windows, entryLimit, iova: 'free', partialUnmap: false, pins: true };
+}
+
 /** See the head of the file. It has constraints from its first device on. */
 export class Type1Space implements KernelSpace, DirtyTracking {
   readonly kind = 'vfio-type1';
+  readonly name: string | undefined;
   readonly #platform: Platform;
   readonly #ioctl: IoctlPort;
   readonly #container: GroupContainer;
@@ -68,9 +78,12 @@ export class Type1Space implements KernelSpace, DirtyTracking {
   readonly #map = newMap();
   readonly #unmap = newUnmap();
   #info: Type1Info | undefined;
+  /** Made of the info that it stands beside. */
+  #constraints: { readonly info: Type1Info; readonly made: Constraints } | undefined;
 
   /** @throws DmaError ENOENT, EACCES: /dev/vfio/vfio; ENOTSUP: this kernel has no type1 */
-  constructor(platform: Platform) {
+  constructor(platform: Platform, name?: string) {
+    this.name = name;
     this.#platform = platform;
     this.#ioctl = platform.ioctl;
     this.#container = new GroupContainer(platform, TYPE1);
@@ -86,6 +99,12 @@ export class Type1Space implements KernelSpace, DirtyTracking {
     if (this.#info === undefined)
       throw new DmaError({ code: 'ENODEV', operation: 'container', reason: 'it has no IOMMU before its first device' });
     return this.#info;
+  }
+
+  get constraints(): Constraints {
+    const { info } = this;
+    if (this.#constraints?.info !== info) this.#constraints = { info, made: constraintsOf(info) };
+    return this.#constraints.made;
   }
 
   open(node: VfioNode): VfioDevice {
@@ -112,7 +131,7 @@ export class Type1Space implements KernelSpace, DirtyTracking {
    * @throws DmaError EEXIST: an IOVA of it is mapped already; EINVAL: misaligned, or outside the windows; ENOSPC: the entry
    *   limit; ENOMEM: the locked-memory limit; EFAULT: there is no memory at the VA, or none that can be pinned
    */
-  map(va: Va, iova: Iova, length: number, access: DmaAccess): void {
+  map({ va, iova, length, access }: MapSegment): undefined {
     fillMap(this.#map, va, iova, length, access);
     try {
       this.#ioctl.call(this.#container.fd, IOCTL.VFIO_IOMMU_MAP_DMA, this.#map.bytes, 'VFIO_IOMMU_MAP_DMA');
@@ -122,7 +141,7 @@ export class Type1Space implements KernelSpace, DirtyTracking {
   }
 
   /** As {@link map}, on another thread. */
-  async mapAsync(va: Va, iova: Iova, length: number, access: DmaAccess): Promise<void> {
+  async mapAsync({ va, iova, length, access }: MapSegment): Promise<undefined> {
     const argument = newMap();
     fillMap(argument, va, iova, length, access);
     try {
@@ -138,12 +157,12 @@ export class Type1Space implements KernelSpace, DirtyTracking {
    * @returns the bytes that the kernel unmapped; 0 when nothing was mapped there
    * @throws DmaError EINVAL: misaligned, or it cuts a mapping
    */
-  unmap(iova: Iova, length: number): number {
+  unmap({ iova, length }: Pick<Segment, 'iova' | 'length'>): number {
     return this.#unmapWith(0, iova, length);
   }
 
   /** As {@link unmap}, on another thread. */
-  async unmapAsync(iova: Iova, length: number): Promise<number> {
+  async unmapAsync({ iova, length }: Pick<Segment, 'iova' | 'length'>): Promise<number> {
     const argument = newUnmap().set64(UNMAP.iova, iova).set64(UNMAP.size, length);
     await this.#callAsync(IOCTL.VFIO_IOMMU_UNMAP_DMA, argument, 'VFIO_IOMMU_UNMAP_DMA');
     return argument.u64(UNMAP.size);
@@ -198,6 +217,10 @@ export class Type1Space implements KernelSpace, DirtyTracking {
   }
 
   close(): void {
+    this.unmapAll();
+  }
+
+  end(): void {
     this.#container.close();
   }
 

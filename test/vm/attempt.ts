@@ -90,7 +90,7 @@ async function tryIt({ device: name, iommu, maps, bare = false }: Attempt): Prom
         if (!bare) return device.dmaMap(memory);
         const { space } = eal.containers.default;
         if (!(space instanceof Type1Space || space instanceof IommufdSpace)) throw new Error(`${space?.kind}`);
-        space.map(memory.va, iova as Iova, length, 'read-write');
+        space.map({ va: memory.va, iova: iova as Iova, length, access: 'read-write' });
         iova += length;
         return undefined;
       }),

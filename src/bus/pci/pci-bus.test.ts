@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import type { AsyncDomainBackend, Segment } from '../../dma/backend.js';
 import { DmaError, type ErrorCode } from '../../errors.js';
 import { openPlatform } from '../../platform/open.js';
 import type { Platform } from '../../platform/ports.js';
@@ -73,7 +72,6 @@ class Bench {
           return this.#open(node, space);
         },
       },
-      backend: (space) => this.#backend(space),
     });
   }
 
@@ -104,24 +102,18 @@ class Bench {
   #space(name: string): KernelSpace {
     this.log.push(`space ${name}`);
     const unused = (): never => assert.fail('this is the containers');
-    return { kind: 'vfio-type1', open: unused, release: unused, close: unused };
-  }
-
-  #backend({ kind }: KernelSpace): AsyncDomainBackend {
-    this.log.push('backend');
-    const map = ({ iova }: Segment): undefined => void this.log.push(`map ${iova}`);
-    const unmap = ({ length }: Segment): number => {
-      this.log.push('unmap');
-      return length;
-    };
     return {
-      kind,
+      kind: 'vfio-type1',
       constraints: FREE,
-      map,
-      unmap,
-      mapAsync: async (segment) => map(segment),
-      unmapAsync: async (segment) => unmap(segment),
-      close: () => void this.log.push('close backend'),
+      open: unused,
+      release: unused,
+      end: unused,
+      map: ({ iova }) => void this.log.push(`map ${iova}`),
+      unmap: ({ length }) => {
+        this.log.push('unmap');
+        return length;
+      },
+      close: () => void this.log.push('close space'),
     };
   }
 }
@@ -363,7 +355,7 @@ describe('a PCI function in a registry', { skip }, () => {
     const wish = (choice: 'auto' | 'noiommu', machine: TestMachine): string | undefined => {
       const platform = { ...openPlatform(), kernel: machine };
       const containers = new Containers(platform, { choice });
-      return new PciBus({ platform, containers, backend: () => assert.fail('nothing is opened') }).iovaWish();
+      return new PciBus({ platform, containers }).iovaWish();
     };
     const machine = new TestMachine({ ...MACHINE, files });
     assert.equal(wish('noiommu', machine), undefined, 'the kernel has it');

@@ -1,5 +1,5 @@
 /** The bus of PCI functions that VFIO hands to this process: `pci:0000:00:02.0`, `pci:00:02.0,container=mine`. */
-import type { AsyncDomainBackend } from '../../dma/backend.js';
+import type { AddressSpace } from '../../dma/address-space.js';
 import { DmaError, forPeople, isDmaError, undoAll, withUndo, type DmaErrorDetails } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import { PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from '../../platform/uapi/pci-regs.js';
@@ -11,11 +11,10 @@ import {
 import type { Container, Containers, KernelSpace, VfioNode } from '../../vfio/containers.js';
 import type { VfioDevice } from '../../vfio/device.js';
 import { closedDevice } from '../closed-device.js';
-import { asyncSpacePerDevice } from '../dma-ops.js';
 import type { RdmaContexts } from '../../rdma/context.js';
 import { openRdma } from '../rdma/open-rdma.js';
 import { verbsDeviceOf } from '../rdma/verbs-device-of.js';
-import type { Bus, Device, DmaOps, OpenedDevice } from '../model.js';
+import type { Bus, Device, OpenedDevice } from '../model.js';
 import { VfioAccess } from '../vfio-access.js';
 import { parsePciAddress } from './address.js';
 import { faultsInLog, LogMark } from './faults.js';
@@ -26,15 +25,8 @@ import { usability } from './usable.js';
 export interface PciBusOptions {
   readonly platform: Platform;
   readonly containers: Pick<Containers, 'default' | 'find' | 'all' | 'open'>;
-  /** Makes the backend of a domain over an address space of VFIO's. */
-  readonly backend: (space: KernelSpace) => AsyncDomainBackend;
   /** RDMA devices, for functions that are used through those and stay with their kernel drivers. Absent: none is. */
   readonly rdma?: RdmaContexts;
-}
-
-interface Connection {
-  readonly container: Container;
-  readonly space: KernelSpace;
 }
 
 /**
@@ -46,19 +38,14 @@ export class PciBus implements Bus {
   readonly naming =
     'by its address, domain:bus:device.function in hexadecimal, such as 0000:00:02.0 or 00:02.0: a device is at most 1f, a function at most 7';
   readonly keys = ['container'];
-  readonly dma: DmaOps;
   readonly #options: PciBusOptions;
   readonly #sysfs: PciSysfs;
-  readonly #connections = new Map<string, Connection>();
-  readonly #backends = new WeakMap<KernelSpace, AsyncDomainBackend>();
+  /** Those of open functions, by address: a container's is one for all that are in it. */
+  readonly #spaces = new Map<string, KernelSpace>();
 
   constructor(options: PciBusOptions) {
     this.#options = options;
     this.#sysfs = new PciSysfs(options.platform.kernel);
-    this.dma = asyncSpacePerDevice(
-      (device) => this.#backendOf(this.#connectionOf(device).space),
-      (device) => this.#connectionOf(device).container.name,
-    );
   }
 
   /** An address, with or without the domain. */
@@ -109,8 +96,8 @@ export class PciBus implements Bus {
       const notices = new Notices(platform, device, config);
       undo.unshift(() => notices.close());
       notices.listen();
-      this.#connections.set(address, { container, space });
-      undo.unshift(() => void this.#connections.delete(address));
+      this.#spaces.set(address, space);
+      undo.unshift(() => void this.#spaces.delete(address));
       return {
         ids: fn.ids,
         access,
@@ -125,6 +112,13 @@ export class PciBus implements Bus {
     } catch (error) {
       throw withUndo(error, 'open', undoAll(undo)).with({ device: `pci:${address}` });
     }
+  }
+
+  /** That of the container that it is in. */
+  spaceOf({ name, busName }: Device): AddressSpace {
+    const space = this.#spaces.get(busName);
+    if (space !== undefined) return space;
+    throw closedDevice(name);
   }
 
   /** Without an IOMMU devices use physical addresses. */
@@ -182,21 +176,6 @@ export class PciBus implements Bus {
     const [{ code }] = problems;
     const hint = [...new Set(problems.map(({ todo }) => todo))].join('; then: ');
     return { code, reason: problems.map(({ reason }) => reason).join(', and '), hint };
-  }
-
-  #backendOf(space: KernelSpace): AsyncDomainBackend {
-    let backend = this.#backends.get(space);
-    if (backend === undefined) {
-      backend = this.#options.backend(space);
-      this.#backends.set(space, backend);
-    }
-    return backend;
-  }
-
-  #connectionOf(device: Device): Connection {
-    const connection = this.#connections.get(device.busName);
-    if (connection !== undefined) return connection;
-    throw closedDevice(device.name);
   }
 }
 

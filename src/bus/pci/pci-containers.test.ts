@@ -1,13 +1,10 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import type { AsyncDomainBackend, Segment } from '../../dma/backend.js';
 import { openPlatform } from '../../platform/open.js';
 import { failingPlatform, trackingPlatform } from '../../../test/fakes/platform/platforms.js';
-import { Containers, type KernelSpace } from '../../vfio/containers.js';
-import { IommufdSpace } from '../../vfio/iommufd.js';
+import { Containers } from '../../vfio/containers.js';
 import { vfioKernel, type VfioKernel } from '../../../test/fakes/vfio/kernel.js';
-import { Type1Space } from '../../vfio/type1.js';
-import { dmaError, FREE, Script, scriptedDriver, TestRegistry } from '../../../test/fakes/bus/scripted-bus.js';
+import { dmaError, Script, scriptedDriver, TestRegistry } from '../../../test/fakes/bus/scripted-bus.js';
 import { PciBus } from './pci-bus.js';
 
 const skip = openPlatform().limitation ?? false;
@@ -16,24 +13,6 @@ const A = '0000:00:02.0';
 const B = '0000:00:03.0';
 const C = '0000:00:04.0';
 const BUSY = '0000:00:05.0';
-
-/** The simplest backend that maps. */
-function backendOver(space: KernelSpace): AsyncDomainBackend {
-  assert.ok(space instanceof Type1Space || space instanceof IommufdSpace);
-  const map = ({ va, iova, length, access }: Segment): undefined => {
-    space.map(va, iova, length, access);
-  };
-  const unmap = ({ iova, length }: Segment): number => space.unmap(iova, length);
-  return {
-    kind: space.kind,
-    constraints: FREE,
-    map,
-    unmap,
-    mapAsync: async (segment) => map(segment),
-    unmapAsync: async (segment) => unmap(segment),
-    close: () => void space.unmapAll(),
-  };
-}
 
 interface Bench {
   readonly kernel: VfioKernel;
@@ -57,7 +36,7 @@ async function withMachine(iommu: 'type1' | 'iommufd', body: (bench: Bench) => P
   });
   const platform = trackingPlatform(kernel.platform);
   const containers = new Containers(platform);
-  const bus = new PciBus({ platform, containers, backend: backendOver });
+  const bus = new PciBus({ platform, containers });
   const registry = new TestRegistry(new Script());
   registry.registerBus(bus);
   registry.registerDriver(scriptedDriver(registry.script, 'one', { buses: ['pci'] }));
@@ -156,7 +135,7 @@ for (const iommu of ['type1', 'iommufd'] as const)
         const failing = failingPlatform(kernel.platform);
         const platform = trackingPlatform(failing);
         const containers = new Containers(platform);
-        const bus = new PciBus({ platform, containers, backend: backendOver });
+        const bus = new PciBus({ platform, containers });
         failing.failCall(n, 'ENOMEM');
         try {
           await (await bus.open(A, new Map())).close();

@@ -28,7 +28,7 @@ export function openRdma(contexts: RdmaContexts, name: string, ids?: Required<Id
   return {
     ids,
     access: undefined,
-    rdma,
+    handle: rdma,
     onError(failed) {
       const listener = (event: VerbsAsyncEvent): void => {
         if (ERRORS.includes(event.name)) failed(asError(name, event));

@@ -5,7 +5,7 @@ import type { Bus, OpenedDevice } from '../model.js';
 import { openRdma } from './open-rdma.js';
 
 /**
- * See the head of the file. It has no DMA calls of its own: how memory is registered is the driver's business.
+ * See the head of the file. It tells no address space: the driver does.
  */
 export class RdmaBus implements Bus {
   readonly name = 'rdma';

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
-import { grants, type DmaAccess, type Segment } from '../../dma/backend.js';
+import { grants, type DmaAccess, type Segment } from '../../dma/address-space.js';
 import { isDmaError, type ErrorCode } from '../../errors.js';
 import type { Iova, Va } from '../../units.js';
 import { EmulatedIommu } from './emulated.js';
-import { IdentityBackend } from './identity.js';
+import { IdentitySpace } from './identity.js';
 import { translatedDma } from './translated-dma.js';
 
 const PAGE = 4096;
@@ -155,7 +155,7 @@ describe('DMA through a translator', () => {
       codeOf(() => dma.read(2 ** 53 - 1, new Uint8Array(8))),
       'EFAULT',
     );
-    const identity = translatedDma(new IdentityBackend(), bytesAt);
+    const identity = translatedDma(new IdentitySpace(), bytesAt);
     assert.equal(
       codeOf(() => identity.read(2 ** 53 - 1, new Uint8Array(8))),
       'EFAULT',
@@ -163,7 +163,7 @@ describe('DMA through a translator', () => {
   });
 
   it('without an IOMMU reaches what is registered, mapped or not', () => {
-    const dma = translatedDma(new IdentityBackend(), bytesAt);
+    const dma = translatedDma(new IdentitySpace(), bytesAt);
     const into = new Uint8Array(4);
     void dma.read(101 * PAGE, into);
     assert.deepEqual(into, memory.slice(PAGE, PAGE + 4));

@@ -3,7 +3,7 @@
  * reach what is mapped, in the way it is mapped, and nothing else.
  */
 import { DmaError } from '../../errors.js';
-import { grants, type DmaAccess, type DomainBackend, type DomainConstraints, type Segment } from '../../dma/backend.js';
+import { grants, type DmaAccess, type AddressSpace, type Constraints, type Segment } from '../../dma/address-space.js';
 import { RangeMap } from '../../range-map.js';
 import { Range } from '../../ranges.js';
 import type { Iova, Va } from '../../units.js';
@@ -28,9 +28,9 @@ export interface EmulatedOptions {
 }
 
 /** A software IOMMU's address space. */
-export class EmulatedIommu implements DomainBackend, Translator {
+export class EmulatedIommu implements AddressSpace, Translator {
   readonly kind = 'emulated';
-  readonly constraints: DomainConstraints;
+  readonly constraints: Constraints;
   readonly #pages = new RangeMap<Segment>();
 
   constructor(options: EmulatedOptions = {}) {

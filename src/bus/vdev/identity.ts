@@ -2,15 +2,15 @@
  * No IOMMU at all: a device emulated in this process uses virtual addresses as they are, and reaches all registered memory
  * whether it is mapped or not. Mapping only keeps the books. For measuring the library itself, and for trusted models.
  */
-import type { DomainBackend, DomainConstraints, Segment } from '../../dma/backend.js';
+import type { AddressSpace, Constraints, Segment } from '../../dma/address-space.js';
 import { Range } from '../../ranges.js';
 import type { Iova, Va } from '../../units.js';
 import type { Translator } from './emulated.js';
 
 /** The address space of a device that uses VAs. */
-export class IdentityBackend implements DomainBackend, Translator {
+export class IdentitySpace implements AddressSpace, Translator {
   readonly kind = 'identity';
-  readonly constraints: DomainConstraints;
+  readonly constraints: Constraints;
 
   /** @param granule bytes, a power of two; mappings are multiples of it */
   constructor(granule = 4096) {

@@ -1,19 +1,18 @@
 /** The bus of software devices in this process: `vdev:edu0`, `vdev:copy1,iommu=identity`. */
-import type { DomainBackend } from '../../dma/backend.js';
+import type { AddressSpace } from '../../dma/address-space.js';
 import { mustBeFunction, mustBeString, type Gate } from '../../check.js';
 import { DmaError, invalid, isDmaError } from '../../errors.js';
 import { DEVICE_NAMES } from '../../vfio-user/devices/catalog.js';
 import type { DeviceDma, ModelFactory } from '../../vfio-user/devices/model.js';
 import { closedDevice } from '../closed-device.js';
-import type { Bus, Device, DmaOps, OpenedDevice } from '../model.js';
-import { spacePerDevice } from '../dma-ops.js';
+import type { Bus, Device, OpenedDevice } from '../model.js';
 import { ModelAccess } from './model-access.js';
 import { shortForm } from '../../short-form.js';
 import { show } from '../../show.js';
 
 /** The address space that a software device is put into: the side of the program, and the side of the device. */
 export interface VdevSpace {
-  readonly backend: DomainBackend;
+  readonly space: AddressSpace;
   readonly dma: DeviceDma;
 }
 
@@ -31,14 +30,12 @@ export interface VdevBusOptions {
 export class VdevBus implements Bus {
   readonly name = 'vdev';
   readonly keys = ['iommu', 'dma-mask'];
-  readonly dma: DmaOps;
   readonly #options: VdevBusOptions;
   readonly #kinds = new Map<string, ModelFactory>();
   readonly #spaces = new Map<string, VdevSpace>();
 
   constructor(options: VdevBusOptions) {
     this.#options = options;
-    this.dma = spacePerDevice((device) => this.#backendOf(device));
   }
 
   /**
@@ -103,6 +100,13 @@ export class VdevBus implements Bus {
     };
   }
 
+  /** Each has one of its own. */
+  spaceOf({ name, busName }: Device): AddressSpace {
+    const space = this.#spaces.get(busName)?.space;
+    if (space !== undefined) return space;
+    throw closedDevice(name);
+  }
+
   /** Their IOMMU is software: every address will do, and few devices could reach physical ones. */
   iovaWish(): 'va' {
     return 'va';
@@ -114,12 +118,6 @@ export class VdevBus implements Bus {
 
   #has(kind: string): boolean {
     return this.#kinds.has(kind) || this.#options.model(kind, new Map()) !== undefined;
-  }
-
-  #backendOf(device: Device): DomainBackend {
-    const space = this.#spaces.get(device.busName);
-    if (space !== undefined) return space.backend;
-    throw closedDevice(device.name);
   }
 }
 

@@ -1,6 +1,7 @@
 /** The bus of devices in other processes, each behind the UNIX socket of a vfio-user server: `vfio-user:/run/device.sock`. */
 import { absolutePath } from '../../check.js';
-import type { AsyncDomainBackend } from '../../dma/backend.js';
+import type { AddressSpace } from '../../dma/address-space.js';
+import { VfioUserSpace } from '../../vfio-user/space.js';
 import { lostDevice } from '../../dma/mapping.js';
 import type { DmaError } from '../../errors.js';
 import { invalid } from '../../errors.js';
@@ -14,8 +15,7 @@ import {
   type DmaTarget,
 } from '../../vfio-user/client.js';
 import { closedDevice } from '../closed-device.js';
-import type { Bus, Device, DmaOps, IdMatch, OpenedDevice } from '../model.js';
-import { asyncSpacePerDevice } from '../dma-ops.js';
+import type { Bus, Device, IdMatch, OpenedDevice } from '../model.js';
 import { PCI_REGION } from '../device-access.js';
 import { VfioAccess } from '../vfio-access.js';
 import { enableFunction } from './enable-function.js';
@@ -23,15 +23,12 @@ import { enableFunction } from './enable-function.js';
 /** What the bus is made of. */
 export interface VfioUserBusOptions {
   readonly platform: Platform;
-  /** Makes the address space of a connection. */
-  readonly backend: (client: VfioUserClient) => AsyncDomainBackend;
   /** Registered memory, for what a device reads and writes by message. */
   readonly bytesAt: (va: Va, length: number, access: 'read' | 'write') => Uint8Array | undefined;
 }
 
 interface Connection {
-  readonly client: VfioUserClient;
-  readonly backend: AsyncDomainBackend;
+  readonly space: AddressSpace;
   /** Known once the device is being probed. */
   device: Device | undefined;
 }
@@ -44,13 +41,11 @@ interface Connection {
 export class VfioUserBus implements Bus {
   readonly name = 'vfio-user';
   readonly keys = ['timeout', 'mmap', 'share', 'user'];
-  readonly dma: DmaOps;
   readonly #options: VfioUserBusOptions;
   readonly #connections = new Map<string, Connection>();
 
   constructor(options: VfioUserBusOptions) {
     this.#options = options;
-    this.dma = asyncSpacePerDevice((device) => this.#connectionOf(device).backend);
   }
 
   readonly naming = 'by the path of its socket, with a slash in it: /run/device.sock, ./device.sock';
@@ -79,7 +74,7 @@ export class VfioUserBus implements Bus {
       if (args.get('mmap') !== 'never') noteUnmapped(path, client);
       const ids = isPci ? readIds(client) : undefined;
       const access = new VfioAccess(platform, client);
-      this.#connections.set(path, { client, backend: this.#options.backend(client), device: undefined });
+      this.#connections.set(path, { space: new VfioUserSpace(client), device: undefined });
       return {
         ids,
         access,
@@ -102,6 +97,14 @@ export class VfioUserBus implements Bus {
     }
   }
 
+  /** Each connection is one of its own. */
+  spaceOf(device: Device): AddressSpace {
+    const connection = this.#connections.get(device.busName);
+    if (connection === undefined) throw closedDevice(device.name);
+    connection.device = device;
+    return connection.space;
+  }
+
   /** Devices in other processes get descriptors: a physical address says nothing there. */
   iovaWish(): 'va' {
     return 'va';
@@ -114,13 +117,6 @@ export class VfioUserBus implements Bus {
       if (typeof where === 'string') return where;
       return this.#options.bytesAt(where.va, length, access) ?? 'EFAULT';
     };
-  }
-
-  #connectionOf(device: Device): Connection {
-    const connection = this.#connections.get(device.busName);
-    if (connection === undefined) throw closedDevice(device.name);
-    connection.device = device;
-    return connection;
   }
 }
 

@@ -1,4 +1,5 @@
 /** `anydma devices`: buses, drivers, what there is, and what a device is like. */
+import { RdmaContext } from '../../rdma/context.js';
 import {
   Eal,
   formatSize,
@@ -82,7 +83,7 @@ export const devices: CommandSpec<DevicesOptions> = {
       try {
         const device = await eal.probe(each);
         printDevice(output, device);
-        const about = rdmaFacts(eal.platform, device.rdma?.name ?? '');
+        const about = rdmaFacts(eal.platform, device.handle instanceof RdmaContext ? device.handle.name : '');
         if (about.length > 0) printRdma(output, about);
         shown.push({ ...deviceDocument(device), rdma: about.map(rdmaDocument)[0] });
       } catch (error) {
@@ -137,7 +138,7 @@ function deviceDocument(device: Device): object {
 
 /** What a device has of registers; those of RDMA stay with their kernel driver, and give none. */
 function registersOf(device: Device): Device['access'] | undefined {
-  return device.rdma === undefined ? device.access : undefined;
+  return device.handle === undefined ? device.access : undefined;
 }
 
 function printDevice(output: Output, device: Device): void {

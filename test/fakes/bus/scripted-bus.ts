@@ -1,13 +1,13 @@
 /** For tests of the bus model: a bus and drivers that do what a test says, and tell what was done to them. */
 import assert from 'node:assert/strict';
-import type { DomainConstraints, Segment } from '../../../src/dma/backend.js';
+import type { AddressSpace, Constraints, Segment } from '../../../src/dma/address-space.js';
 import { DmaError, type ErrorCode } from '../../../src/errors.js';
 import { AreaIndex } from '../../../src/memory/area-index.js';
 import { External, type ExternalMemory } from '../../../src/memory/external.js';
 import { portablePlatform } from '../../../src/platform/portable.js';
 import { Range } from '../../../src/ranges.js';
 import type { Iova } from '../../../src/units.js';
-import type { Bus, Device, DmaOps, Driver, IdMatch, OpenedDevice, ProbeContext } from '../../../src/bus/model.js';
+import type { Bus, Device, Driver, IdMatch, OpenedDevice, ProbeContext } from '../../../src/bus/model.js';
 import { Registry, type RegistryOptions } from '../../../src/bus/registry.js';
 
 /** What happened, in order, and what shall fail. */
@@ -34,7 +34,7 @@ export class Script {
 }
 
 /** Constraints of an address space without any. */
-export const FREE: DomainConstraints = {
+export const FREE: Constraints = {
   granule: 4096,
   windows: [new Range(0 as Iova, 2 ** 48)],
   entryLimit: Infinity,
@@ -43,36 +43,53 @@ export const FREE: DomainConstraints = {
   pins: false,
 };
 
-/** DMA calls that map nothing but note it as `<prefix>map a`; `keyOf` says whose address space a device is in. */
-export function scriptedOps(
+/** Address spaces that map nothing but note it as `<prefix>map a`. */
+export interface ScriptedSpaces {
+  readonly mapped: Map<Iova, Segment>;
+  readonly spaceOf: (device: Device) => AddressSpace;
+}
+
+/** Address spaces by what `keyOf` says: devices with the same key are in the same one. */
+export function scriptedSpaces(
   script: Script,
   {
     prefix = '',
-    keyOf = (device: Device) => device.name,
+    keyOf = (device: Device) => device.busName,
     constraints = FREE,
   }: {
     readonly prefix?: string;
     readonly keyOf?: (device: Device) => string;
-    readonly constraints?: DomainConstraints;
+    readonly constraints?: Constraints;
   } = {},
-): DmaOps & { readonly mapped: Map<Iova, Segment> } {
+): ScriptedSpaces {
   const mapped = new Map<Iova, Segment>();
-  return {
-    mapped,
-    dmaDomain: (device) => {
-      script.step(`${prefix}domain ${device.busName}`);
-      const key = keyOf(device);
-      return { key, kind: 'scripted', constraints, close: () => script.step(`${prefix}closeDomain ${key}`) };
-    },
-    dmaMap: (device, segment) => {
-      script.step(`${prefix}map ${device.busName}`);
+  const spaces = new Map<string, AddressSpace>();
+  const made = (key: string): AddressSpace => ({
+    kind: 'scripted',
+    constraints,
+    map: (segment) => {
+      script.step(`${prefix}map ${key}`);
       mapped.set(segment.iova, segment);
       return undefined;
     },
-    dmaUnmap: (device, segment) => {
-      script.step(`${prefix}unmap ${device.busName}`);
+    unmap: (segment) => {
+      script.step(`${prefix}unmap ${key}`);
       mapped.delete(segment.iova);
       return segment.length;
+    },
+    close: () => {
+      spaces.delete(key);
+      script.step(`${prefix}closeDomain ${key}`);
+    },
+  });
+  return {
+    mapped,
+    spaceOf: (device) => {
+      script.step(`${prefix}domain ${device.busName}`);
+      const key = keyOf(device);
+      const space = spaces.get(key) ?? made(key);
+      spaces.set(key, space);
+      return space;
     },
   };
 }
@@ -80,7 +97,7 @@ export function scriptedOps(
 /** A bus whose devices are there when a test says so. */
 export class ScriptedBus implements Bus {
   readonly name: string;
-  readonly dma: DmaOps | undefined;
+  readonly spaceOf?: (device: Device) => AddressSpace;
   /** Ids of devices by name; others have none. */
   readonly ids = new Map<string, Required<IdMatch>>();
   match?: (opened: OpenedDevice, driver: Driver) => boolean;
@@ -88,9 +105,9 @@ export class ScriptedBus implements Bus {
   readonly #script: Script;
   readonly #lost = new Map<string, (error: DmaError) => void>();
 
-  constructor(script: Script, options: { readonly name?: string; readonly dma?: DmaOps } = {}) {
+  constructor(script: Script, options: { readonly name?: string; readonly spaceOf?: Bus['spaceOf'] } = {}) {
     this.name = options.name ?? 'fake';
-    this.dma = options.dma;
+    if (options.spaceOf !== undefined) this.spaceOf = options.spaceOf;
     this.#script = script;
   }
 
@@ -166,7 +183,7 @@ export interface Bench {
   readonly registry: TestRegistry;
   readonly script: Script;
   readonly bus: ScriptedBus;
-  readonly ops: ReturnType<typeof scriptedOps>;
+  readonly spaces: ScriptedSpaces;
   readonly memory: ExternalMemory;
 }
 
@@ -175,18 +192,18 @@ export function bench(
   options: {
     readonly drivers?: (script: Script) => readonly Driver[];
     readonly keyOf?: (device: Device) => string;
-    readonly constraints?: DomainConstraints;
+    readonly constraints?: Constraints;
     readonly mappable?: boolean;
   } = {},
 ): Bench {
   const script = new Script();
   const registry = new TestRegistry(script);
   const { keyOf, constraints } = options;
-  const ops = scriptedOps(script, { keyOf, constraints });
-  const bus = new ScriptedBus(script, { dma: options.mappable === false ? undefined : ops });
+  const spaces = scriptedSpaces(script, { keyOf, constraints });
+  const bus = new ScriptedBus(script, { spaceOf: options.mappable === false ? undefined : spaces.spaceOf });
   registry.registerBus(bus);
   for (const driver of options.drivers?.(script) ?? [scriptedDriver(script, 'one')]) registry.registerDriver(driver);
-  return { registry, script, bus, ops, memory: registry.external.allocate(4 * 4096) };
+  return { registry, script, bus, spaces, memory: registry.external.allocate(4 * 4096) };
 }
 
 /** Is it a DmaError of this code that says this? */

@@ -1,17 +1,17 @@
-/** For tests: a backend that does what a test says, and a domain around it over memory that is only addresses. */
+/** For tests: a space that does what a test says, and a domain around it over memory that is only addresses. */
 import { DmaError, type ErrorCode } from '../../../src/errors.js';
 import { Area, type AreaDetails } from '../../../src/memory/area.js';
 import { AreaIndex } from '../../../src/memory/area-index.js';
 import { RangeMap } from '../../../src/range-map.js';
 import { Range } from '../../../src/ranges.js';
 import type { Iova, Va } from '../../../src/units.js';
-import type { DomainBackend, DomainConstraints, MapKeys, Segment } from '../../../src/dma/backend.js';
+import type { AddressSpace, Constraints, MapKeys, Segment } from '../../../src/dma/address-space.js';
 import { Domain, type DomainOptions } from '../../../src/dma/domain.js';
 
 /** The page of tests. */
 export const PAGE = 4096;
 
-/** One call that a backend got. */
+/** One call that a space got. */
 export interface FakeCall {
   readonly call: 'map' | 'unmap';
   readonly segment: Omit<Segment, 'backing'>;
@@ -23,19 +23,19 @@ export interface FakeCall {
  */
 export type Fault = ErrorCode | { readonly bytes: number } | { readonly dies: () => void };
 
-/** Settings of a {@link FakeBackend}. */
+/** Settings of a {@link FakeSpace}. */
 export interface FakeOptions {
-  readonly constraints?: Partial<DomainConstraints>;
+  readonly constraints?: Partial<Constraints>;
   /** Bring mapAsync and unmapAsync, which do their work a turn later, or when a test lets them. Default false. */
   readonly asynchronous?: boolean;
   /** Keys that each mapping gets. */
   readonly keys?: (segment: Segment) => MapKeys;
 }
 
-/** A backend with a map table of its own, which it keeps as strictly as hardware would. */
-export class FakeBackend implements DomainBackend {
+/** A space with a map table of its own, which it keeps as strictly as hardware would. */
+export class FakeSpace implements AddressSpace {
   readonly kind = 'fake';
-  constraints: DomainConstraints;
+  constraints: Constraints;
   readonly calls: FakeCall[] = [];
   /** How often it was closed. */
   closed = 0;
@@ -157,10 +157,10 @@ export class FakeBackend implements DomainBackend {
   }
 }
 
-/** A domain on a fake backend, with areas and a clock that belong to the test. */
+/** A domain on a fake space, with areas and a clock that belong to the test. */
 export class Bench {
   readonly areas: AreaIndex;
-  readonly backend: FakeBackend;
+  readonly space: FakeSpace;
   readonly domain: Domain;
   /** What the locked-memory limit is, and how much of it is used. */
   locked = { limit: Infinity, used: 0 };
@@ -169,10 +169,10 @@ export class Bench {
 
   constructor(options: FakeOptions & { areas?: AreaIndex; domain?: Partial<DomainOptions> } = {}) {
     this.areas = options.areas ?? new AreaIndex();
-    this.backend = new FakeBackend(options);
+    this.space = new FakeSpace(options);
     this.domain = new Domain({
       name: 'fake domain',
-      backend: this.backend,
+      space: this.space,
       areas: this.areas,
       limits: { lockedMemory: () => this.locked },
       now: () => this.ms,
@@ -189,14 +189,14 @@ export class Bench {
     return area;
   }
 
-  /** What the ledger, the table and the backend say must be the same. @returns how they differ */
+  /** What the ledger, the table and the space say must be the same. @returns how they differ */
   differences(): string[] {
-    const { backend, domain } = this;
-    const differences = [...backend.violations];
-    const { table } = backend;
-    if (domain.entries !== table.length) differences.push(`${domain.entries} entries, ${table.length} in the backend`);
+    const { space, domain } = this;
+    const differences = [...space.violations];
+    const { table } = space;
+    if (domain.entries !== table.length) differences.push(`${domain.entries} entries, ${table.length} in the space`);
     const bytes = table.reduce((sum, { length }) => sum + length, 0);
-    if (domain.bytes !== bytes) differences.push(`${domain.bytes} bytes, ${bytes} in the backend`);
+    if (domain.bytes !== bytes) differences.push(`${domain.bytes} bytes, ${bytes} in the space`);
     for (const { va, iova, length } of table) {
       for (const at of [0, length - 1])
         if (domain.vaOf(iova + at) !== va + at) differences.push(`IOVA ${iova + at} is not VA ${va + at}`);

@@ -1,7 +1,7 @@
 /** For tests of device models and of drivers: a host without sockets, whose memory is plain arrays. */
 import { DmaError } from '../../../src/errors.js';
-import type { DmaAccess } from '../../../src/dma/backend.js';
-import { grants } from '../../../src/dma/backend.js';
+import type { DmaAccess } from '../../../src/dma/address-space.js';
+import { grants } from '../../../src/dma/address-space.js';
 import { Range } from '../../../src/ranges.js';
 import type { DeviceDma, DeviceModel, ModelFactory, ModelHost } from '../../../src/vfio-user/devices/model.js';
 

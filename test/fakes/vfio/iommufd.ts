@@ -1,5 +1,5 @@
 /** For tests: iommufd, with the rules of drivers/iommu/iommufd (Linux 7.3). */
-import type { DmaAccess } from '../../../src/dma/backend.js';
+import type { DmaAccess } from '../../../src/dma/address-space.js';
 import * as iommufd from '../../../src/platform/uapi/iommufd.js';
 import { isPowerOfTwo, type Va } from '../../../src/units.js';
 import { ALL_ONES, Argument, refuse } from './argument.js';

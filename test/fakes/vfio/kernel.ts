@@ -4,8 +4,8 @@
  * are checked, what they return. All else is the platform's below it, so that memory is real and devices reach it.
  */
 import { DmaError, isDmaError, type ErrorCode } from '../../../src/errors.js';
-import type { DmaAccess } from '../../../src/dma/backend.js';
-import { grants } from '../../../src/dma/backend.js';
+import type { DmaAccess } from '../../../src/dma/address-space.js';
+import { grants } from '../../../src/dma/address-space.js';
 import { openPlatform } from '../../../src/platform/open.js';
 import type { Platform } from '../../../src/platform/ports.js';
 import { ioctlPort } from '../platform/platforms.js';

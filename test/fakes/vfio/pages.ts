@@ -1,5 +1,5 @@
 /** For tests: what an IOMMU of the model has mapped, and the memory behind it. */
-import type { DmaAccess } from '../../../src/dma/backend.js';
+import type { DmaAccess } from '../../../src/dma/address-space.js';
 import type { Platform } from '../../../src/platform/ports.js';
 import { RangeMap } from '../../../src/range-map.js';
 import { alignDown, alignUp, type Va } from '../../../src/units.js';

@@ -16,7 +16,7 @@ import {
   Range,
   rawDriver,
   type Device,
-  type DmaOps,
+  type AddressSpace,
   type Driver,
   type EalOptions,
   type ErrorCode,
@@ -385,10 +385,10 @@ test('DM-30 to DM-46 on the real kernel', async () => {
   refused('EINVAL', () => device.dmaUnmap(part(0, 4)));
   // DM-34: the kernel has something there that is not in the books.
   const space = spaceOf(eal);
-  space.map(part(100, 1).va, at(0), PAGE, 'read');
+  space.map({ va: part(100, 1).va, iova: at(0), length: PAGE, access: 'read' });
   refused('EEXIST', () => device.dmaMap(part(0, 1), { iova: at(0) }), /kernel/);
   assert.equal(domain.entries, 0);
-  assert.equal(space.unmap(at(0), PAGE), PAGE);
+  assert.equal(space.unmap({ iova: at(0), length: PAGE }), PAGE);
   // DM-35: what the kernel refuses is not in the books, and its IOVA is free again.
   const { memory: port } = eal.platform;
   const gone = port.reserve(PAGE, PAGE);
@@ -420,10 +420,10 @@ test('DM-30 to DM-46 on the real kernel', async () => {
   for (const each of many) each.unmap();
   // DM-46: the kernel unmaps less than it was asked to.
   const lost = device.dmaMap(part(0, 4), { iova: at(0) });
-  assert.equal(space.unmap(at(0), 4 * PAGE), 4 * PAGE);
+  assert.equal(space.unmap({ iova: at(0), length: 4 * PAGE }), 4 * PAGE);
   refused(isType1 ? 'EIO' : 'ENOENT', () => lost.unmap());
   assert.equal(lost.live, true);
-  space.map(part(0, 4).va, at(0), 4 * PAGE, 'read-write');
+  space.map({ va: part(0, 4).va, iova: at(0), length: 4 * PAGE, access: 'read-write' });
   lost.unmap();
   assert.deepEqual([domain.entries, domain.bytes], [0, 0]);
 });
@@ -439,31 +439,30 @@ test('DM-31, DM-32: a domain whose last device has left takes nothing', async ()
   assert.deepEqual([domain.entries, domain.bytes], [0, 0]);
 });
 
-test('DM-20, DM-23: on PCI, calls of the driver are used and those of the bus are not; half of them are refused', async () => {
+test('DM-20, DM-23: on PCI, the address space of the driver is used and that of the bus is not; half of one is refused', async () => {
   const calls: string[] = [];
-  const dma: DmaOps = {
-    dmaDomain: ({ busName }) => ({
-      key: `own ${busName}`,
-      kind: 'own',
-      constraints: {
-        granule: PAGE,
-        windows: [new Range(0 as Iova, 2 ** 40)],
-        entryLimit: Infinity,
-        iova: 'free',
-        partialUnmap: false,
-        pins: false,
-      },
-    }),
-    dmaMap: (_device, { length }) => void calls.push(`map ${length}`),
-    dmaUnmap: (_device, { length }) => {
+  const space: AddressSpace = {
+    kind: 'own',
+    constraints: {
+      granule: PAGE,
+      windows: [new Range(0 as Iova, 2 ** 40)],
+      entryLimit: Infinity,
+      iova: 'free',
+      partialUnmap: false,
+      pins: false,
+    },
+    map: ({ length }) => void calls.push(`map ${length}`),
+    unmap: ({ length }) => {
       calls.push(`unmap ${length}`);
       return length;
     },
+    close: () => undefined,
   };
-  const driver: Driver = { name: 'own', buses: ['pci'], dma, probe: () => 'taken' };
-  await using eal = await start({ drivers: [driver] });
-  const { dmaUnmap: _left, ...half } = dma;
-  refused('EINVAL', () => eal.registerDriver({ ...driver, name: 'half', dma: half as DmaOps }));
+  const driver: Driver = { name: 'own', buses: ['pci'], spaceOf: () => space, probe: () => 'taken' };
+  const { unmap: _left, ...half } = space;
+  const halfDriver: Driver = { ...driver, name: 'half', spaceOf: () => half as AddressSpace };
+  await using eal = await start({ drivers: [driver, halfDriver] });
+  await assert.rejects(eal.probe(`bus=pci,addr=${EDU}/driver=half`), (error) => isDmaError(error, 'EINVAL'));
   const device = await eal.probe(`bus=pci,addr=${EDU}/driver=own`);
   using memory = eal.external.allocate(64 * KiB);
   device.dmaMap(memory).unmap();

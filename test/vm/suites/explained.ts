@@ -213,12 +213,12 @@ test('the entry limit: what is used, and how many there can be', { skip: CHOICE 
     for (let n = 0; n < 15; n++) mappings.push(device.dmaMap(page(n)));
     assert.equal(space.available(), 1);
     // One that the books do not know of, so that it is the kernel that refuses.
-    space.map(page(20).va, 0x4000_0000 as Iova, PAGE, 'read');
+    space.map({ va: page(20).va, iova: 0x4000_0000 as Iova, length: PAGE, access: 'read' });
     const byKernel = await refusal('ENOSPC', () => device.dmaMap(page(30)));
     assert.match(byKernel.message, /16 of 16 are used/);
     assert.match(byKernel.hint ?? '', /dma_entry_limit/);
     assert.equal(device.domain?.entries, 15);
-    space.unmap(0x4000_0000 as Iova, PAGE);
+    space.unmap({ iova: 0x4000_0000 as Iova, length: PAGE });
     mappings.push(device.dmaMap(page(15)));
     const byBooks = await refusal('ENOSPC', () => device.dmaMap(page(30)));
     assert.match(byBooks.message, /16/);

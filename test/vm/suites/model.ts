@@ -85,7 +85,7 @@ function stepOf(roll: (below: number) => number, memory: Memory, recent: { iova:
   const kind = roll(40) === 0 ? 0 : 1 + roll(19);
   const call = (text: string): string => `${text} of space ${which}, IOVA 0x${iova.toString(16)}, length ${length}`;
   if (kind === 0) return [`all of space ${which} unmapped`, (kernel) => space(kernel).unmapAll()];
-  if (kind < 7) return [call('unmap'), (kernel) => space(kernel).unmap(iova, length)];
+  if (kind < 7) return [call('unmap'), (kernel) => space(kernel).unmap({ iova, length })];
   const page = roll(PAGES - 8);
   const fd = kind < 11 && CHOICE === 'iommufd';
   if (fd && kind < 9) {
@@ -117,7 +117,9 @@ function stepOf(roll: (below: number) => number, memory: Memory, recent: { iova:
   return [
     call(`map of ${access} from ${va.toString(16)}`),
     (kernel) => {
-      space(kernel).map(va, iova, length, access);
+      const there = space(kernel);
+      if (there instanceof IommufdSpace) there.mapVa(va, iova, length, access);
+      else there.map({ va, iova, length, access });
       return undefined;
     },
   ];

@@ -1,4 +1,4 @@
-/** What a new kind of DMA address space has to bring. Everything it does not bring is done once, above it, in domain.ts. */
+/** The contract of a DMA address space. Everything that it does not bring is done once, above it, in domain.ts. */
 import type { Backing } from '../memory/area.js';
 import type { Range } from '../ranges.js';
 import type { Iova, Va } from '../units.js';
@@ -28,8 +28,8 @@ export interface RegionTraits {
 /** What mappings are unless they are asked to be otherwise: pinned, and nothing to peers. */
 export const LOCAL: RegionTraits = { remote: 'none', paging: 'pinned' };
 
-/** What holds for every mapping of one domain. May change while the domain lives; it is read anew for each mapping. */
-export interface DomainConstraints {
+/** What holds for every mapping of one address space. May change while the domain lives; it is read anew for each mapping. */
+export interface Constraints {
   /** Bytes; a power of two. VA, IOVA and length of every mapping are multiples of it. */
   readonly granule: number;
   /** Where IOVAs can be; ascending, disjoint. Ignored when `iova` is `'ignored'`. */
@@ -38,7 +38,7 @@ export interface DomainConstraints {
   readonly entryLimit: number;
   /**
    * Who chooses the IOVA: `'free'`, anyone, inside the windows; `'identity'`, nobody, it is the VA; `'ignored'`, the
-   * backend pays no attention and devices use the VA (verbs), so that asking for another one is refused; `'table'`, the
+   * address space pays no attention and devices use the VA (verbs), so that asking for another one is refused; `'table'`, the
    * area's IOVA table alone, since nothing translates and IOVAs are physical addresses.
    */
   readonly iova: 'free' | 'identity' | 'ignored' | 'table';
@@ -56,7 +56,7 @@ export interface DomainConstraints {
   };
 }
 
-/** One contiguous piece to map: what one call of the backend does. */
+/** One contiguous piece to map: what one call of the address space does. */
 export interface Segment {
   readonly va: Va;
   readonly iova: Iova;
@@ -69,20 +69,22 @@ export interface Segment {
   readonly region?: RegionTraits;
 }
 
-/** Keys that some backends give out for a mapping (verbs): what the device wants instead of, or besides, the IOVA. */
+/** Keys that some address spaces give out for a mapping (verbs): what the device wants instead of, or besides, the IOVA. */
 export interface MapKeys {
   readonly lkey: number;
   readonly rkey: number;
 }
 
 /**
- * The mapping calls of one domain. They are called with arguments that have been checked against the constraints and
- * against all that is mapped, so that they only do the work: throw a `DmaError` when it failed and nothing was mapped.
+ * An address space: what a vendor brings. Its calls are given arguments that have been checked against the constraints and
+ * against all that is mapped, so that they only do the work: they throw a `DmaError` when it failed and nothing was mapped.
  */
-export interface DomainBackend {
+export interface AddressSpace {
   /** `vfio-user`, `vfio-type1`, `iommufd`, `verbs`, `emulated`, `identity` */
   readonly kind: string;
-  readonly constraints: DomainConstraints;
+  /** What messages call it. Absent: as its first device. */
+  readonly name?: string;
+  readonly constraints: Constraints;
   map(segment: Segment): MapKeys | undefined;
   /**
    * Unmaps a segment that `map` was given (or, with `partialUnmap`, a part of one).
@@ -102,9 +104,6 @@ export interface DomainBackend {
    * can be given to anybody: what watches the other side can go then.
    */
   lingering?(unneeded: AbortSignal): Promise<void> | undefined;
-  /** Lets go of the address space; called once, after the last device left and all is unmapped. */
+  /** Drops what is still mapped, after the last device left. Devices may join again later. */
   close(): void;
 }
-
-/** A backend whose calls take time, and that has the forms that do not block. */
-export type AsyncDomainBackend = DomainBackend & Required<Pick<DomainBackend, 'mapAsync' | 'unmapAsync'>>;

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import type { DmaAccess } from '../dma/backend.js';
+import type { DmaAccess } from '../dma/address-space.js';
 import { Domain } from '../dma/domain.js';
 import type { Mapping } from '../dma/mapping.js';
 import { isDmaError, type ErrorCode } from '../errors.js';
@@ -13,7 +13,6 @@ import { Range } from '../ranges.js';
 import { GiB, type Iova, type Va } from '../units.js';
 import { Containers } from './containers.js';
 import { vfioKernel, type KernelOptions } from '../../test/fakes/vfio/kernel.js';
-import { vfioBackend } from './backend.js';
 
 const real = openPlatform();
 const skip = real.limitation ?? false;
@@ -48,7 +47,7 @@ function world(options: Omit<KernelOptions, 'devices'>) {
     const container = names.includes(A) ? containers.default : containers.create();
     const [space] = names.map((name) => containers.open(container, kernel.node(name)).space);
     const { limits } = kernel.platform;
-    const domain = new Domain({ name: container.name, backend: vfioBackend(space), areas, limits, holdBackMs: 0 });
+    const domain = new Domain({ name: container.name, space, areas, limits, holdBackMs: 0 });
     for (const name of names) domain.attach(name);
     return domain;
   };
