@@ -5,6 +5,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { canCheck, checkDocument } from '../test/shared/json-schema.js';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 
@@ -39,6 +40,19 @@ test('the pages that are made of the command are as it would make them now', () 
     encoding: 'utf8',
   });
   assert.equal(status, 0, stderr);
+});
+
+test('documents that the command prints are checked against docs/json.schema.json, which knows each command', () => {
+  assert.ok(canCheck, 'ajv is not installed: npm ci');
+  const failure = { schema: 'map/1', ok: false, error: { code: 'EIO', operation: 'map', reason: 'it failed' } };
+  checkDocument(failure);
+  assert.throws(() => checkDocument({ ...failure, more: 1 }), /additional properties/);
+  assert.throws(() => checkDocument({ ...failure, schema: 'map/2' }));
+  assert.throws(() => checkDocument({ schema: 'map/1', ok: true }), /required/);
+  const { $defs } = JSON.parse(read('docs', 'json.schema.json')) as { $defs: Record<string, unknown> };
+  const commands = [...read('man', 'anydma.1').matchAll(/^\.SS anydma (\w+(?: \w+)?) \[options\](?! \[command)/gm)];
+  assert.ok(commands.length > 10);
+  for (const [, command] of commands) assert.ok(command.replace(' ', '-') in $defs, command);
 });
 
 const mandoc = spawnSync('mandoc', ['-Tlint', '/dev/null']).error === undefined;

@@ -62,7 +62,7 @@ export function addCommand<O extends object>(program: Command, spec: CommandSpec
     .addHelpText('after', () => examplesText(spec.examples))
     .action(async () => {
       const { json = false, ...options } = command.opts<O & { json?: boolean }>();
-      const output = new Output(json, run.streams);
+      const output = new Output(json, run.streams, schemaOf(command));
       run.status = await execute(command, output, (context) => spec.run(options as O, context));
     });
 }
@@ -70,6 +70,12 @@ export function addCommand<O extends object>(program: Command, spec: CommandSpec
 /** `anydma rdma serve` */
 function fullName(command: Command): string {
   return command.parent === null ? command.name() : `${fullName(command.parent)} ${command.name()}`;
+}
+
+/** `rdma-serve/1`: which document of docs/json.schema.json the command prints. A change that could break a reader has a new number. */
+function schemaOf(command: Command): string {
+  const [, ...names] = fullName(command).split(' ');
+  return `${names.join('-')}/1`;
 }
 
 /** Runs what `run` does, tells its failure, and says which exit status that makes. */

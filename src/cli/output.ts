@@ -36,10 +36,13 @@ export class Output {
   failed = false;
   readonly #streams: Streams;
   readonly #colour: boolean;
+  readonly #schema: string | undefined;
 
-  constructor(json: boolean, streams: Streams = process) {
+  /** @param schema the name and version of the documents in docs/json.schema.json, such as `map/1` */
+  constructor(json: boolean, streams: Streams = process, schema?: string) {
     this.json = json;
     this.#streams = streams;
+    this.#schema = schema;
     const { NO_COLOR, TERM } = process.env;
     this.#colour = streams.stdout.isTTY === true && (NO_COLOR === undefined || NO_COLOR === '') && TERM !== 'dumb';
   }
@@ -64,12 +67,12 @@ export class Output {
 
   /** The document for programs, and the only one. */
   document(value: object): void {
-    if (this.json) this.#streams.stdout.write(`${JSON.stringify(value, undefined, 2)}\n`);
+    if (this.json) this.#streams.stdout.write(`${JSON.stringify({ schema: this.#schema, ...value }, undefined, 2)}\n`);
   }
 
   /** A document on one line, for a command that goes on running: who waits for it can read up to the line's end. */
   line(value: object): void {
-    if (this.json) this.#streams.stdout.write(`${JSON.stringify(value)}\n`);
+    if (this.json) this.#streams.stdout.write(`${JSON.stringify({ schema: this.#schema, ...value })}\n`);
   }
 
   /** A remark for people that does not belong to the result; on standard error, with or without `json`. */

@@ -48,6 +48,7 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
     const { status, stdout, stderr } = await server.ended;
     assert.equal(status, 143);
     assert.deepEqual(JSON.parse(stdout), {
+      schema: 'serve/1',
       ready: true,
       socket: room.file('x.sock'),
       device: 'edu',

@@ -7,6 +7,7 @@ import { Writable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import { Output } from '../../src/cli/output.js';
 import { runProgram } from '../../src/cli/program.js';
+import { checkDocument } from './json-schema.js';
 
 /** How a command ended. */
 export interface Ended {
@@ -54,7 +55,7 @@ export class Room implements Disposable {
       });
     const ended = new Promise<Ended>((resolve, reject) => {
       child.on('error', reject).on('close', (status, signal) => resolve({ status, signal, ...said }));
-    });
+    }).then((end) => checked(args, end));
     const saying = (text: string): Promise<void> =>
       new Promise((resolve, reject) => {
         const look = (): void => {
@@ -92,7 +93,7 @@ export class Room implements Disposable {
       }
     });
     calls = turn.catch(() => undefined);
-    return { status: await turn, signal: null, ...said };
+    return checked(args, { status: await turn, signal: null, ...said });
   }
 
   run(args: readonly string[], environment?: Readonly<Record<string, string>>): Promise<Ended> {
@@ -149,6 +150,12 @@ export class Listener extends Output {
   override document(value: object): void {
     this.documents.push(value);
   }
+}
+
+/** With `--json`, what was printed is as docs/json.schema.json says. */
+function checked(args: readonly string[], ended: Ended): Ended {
+  if (args.includes('--json') && ended.stdout !== '') checkDocument(JSON.parse(ended.stdout));
+  return ended;
 }
 
 /** The only document on standard output. */
