@@ -30,28 +30,29 @@ const isRelative = (specifier) => /^\.\.?\//.test(specifier);
 const sourceOf = (importer, specifier) => resolve(dirname(importer), specifier).replace(/\.js$/, '.ts');
 
 /** The files on a way along imports from `from` to `to`, both included; `undefined` when there is none. */
-function wayTo(from, to, isExempt, seen = new Set()) {
+function wayTo(from, to, seen = new Set()) {
   if (from === to) return [to];
   seen.add(from);
   for (const next of importsOf(from)) {
-    if (seen.has(next) || isExempt(from, next)) continue;
-    const rest = wayTo(next, to, isExempt, seen);
+    if (seen.has(next)) continue;
+    const rest = wayTo(next, to, seen);
     if (rest !== undefined) return [from, ...rest];
   }
   return undefined;
 }
 
 /**
- * Options: `root`, the absolute folder that the rooms are in; `rooms`, the list of rooms in order, each a list of names
- * of files or folders under `root`; `packages`, which room alone may import a package; `exempt`, imports that may be part
- * of a circle, each `[importing file, imported file]`.
+ * Options: `root`, the absolute folder that the rooms are in; `rooms`, the list of rooms in order, each a list of paths of
+ * folders or files under `root`, files without `.ts` (with it where a folder has the same name); `packages`, which folder alone
+ * may import a package.
  */
 export const roomsRule = {
   meta: {
     type: 'problem',
     schema: [{ type: 'object' }],
     messages: {
-      noRoom: '{{file}} is in no room: add it to the list in eslint.config.js.',
+      noRoom: '{{file}} is in no room: add it to ROOMS in eslint.config.js.',
+      outside: 'The package has nothing but src/: it may not import {{to}}.',
       later: '{{from}} may not import {{to}}: imports only point to earlier rooms.',
       test: 'Tests are not part of the package: nothing may import {{file}}.',
       package: 'Only {{room}} may import {{name}}.',
@@ -59,12 +60,20 @@ export const roomsRule = {
     },
   },
   create(context) {
-    const { root, rooms, packages, exempt } = context.options[0];
+    const { root, rooms, packages } = context.options[0];
     const { filename } = context;
     const name = (file) => relative(root, file).split(sep).join('/');
-    const top = (file) => name(file).replace(/\/.*|\.ts$/s, '');
-    const roomIndex = (file) => rooms.findIndex((names) => names.includes(top(file)));
-    const isExempt = (from, to) => exempt.some(([a, b]) => a === name(from) && b === name(to));
+    const isIn = (file, path) => [path, `${path}.ts`].includes(name(file)) || name(file).startsWith(`${path}/`);
+
+    /** Which room a file is in: that of the longest path that it lies in; -1 for none. */
+    function roomIndex(file) {
+      let longest = '';
+      let found = -1;
+      for (const [index, paths] of rooms.entries())
+        for (const path of paths)
+          if (path.length > longest.length && isIn(file, path)) [longest, found] = [path, index];
+      return found;
+    }
     const isTest = filename.endsWith('.test.ts');
 
     function check(source) {
@@ -72,17 +81,15 @@ export const roomsRule = {
       const report = (messageId, data) => context.report({ node: source, messageId, data });
       if (!isRelative(source.value)) {
         const room = packages[source.value.replace(/^(@[^/]+\/[^/]+|[^/]+).*/, '$1')];
-        if (room !== undefined && room !== top(filename)) report('package', { room, name: source.value });
+        if (room !== undefined && !isIn(filename, room)) report('package', { room, name: source.value });
         return;
       }
       const target = sourceOf(filename, source.value);
       if (target.endsWith('.test.ts')) report('test', { file: name(target) });
       if (isTest) return;
-      const from = roomIndex(filename);
-      const to = roomIndex(target);
-      if (to === -1 || to > from) report('later', { from: name(filename), to: name(target) });
-      if (isExempt(filename, target)) return;
-      const way = wayTo(target, filename, isExempt);
+      if (name(target).startsWith('../')) return report('outside', { to: name(target) });
+      if (roomIndex(target) > roomIndex(filename)) report('later', { from: name(filename), to: name(target) });
+      const way = wayTo(target, filename);
       if (way !== undefined) report('circle', { way: [filename, ...way].map(name).join(' → ') });
     }
 

@@ -14,7 +14,7 @@ import type { ExternalMemory } from './memory/external.js';
 import type { Block } from './memory/heap/heap.js';
 import type { Pool } from './memory/pool/pool.js';
 import { pretendHugePages } from '../test/fakes/memory/hugepages.js';
-import type { Zone } from './memory/heap/zones.js';
+import type { Zone } from './memory/owned/zones.js';
 import { openPlatform } from './platform/open.js';
 import type { Platform } from './platform/ports.js';
 import { RangeMap } from './range-map.js';

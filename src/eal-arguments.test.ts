@@ -12,7 +12,7 @@ import { DmaError } from './errors.js';
 import type { ExternalMemory } from './memory/external.js';
 import type { Block } from './memory/heap/heap.js';
 import type { Pool } from './memory/pool/pool.js';
-import type { Zone } from './memory/heap/zones.js';
+import type { Zone } from './memory/owned/zones.js';
 import { openPlatform } from './platform/open.js';
 import { trackingPlatform } from '../test/fakes/platform/platforms.js';
 import { BATTERY, HOSTILE, knock, type Door } from '../test/shared/arguments.js';

@@ -11,7 +11,7 @@ import { eduDriver } from './drivers/edu-driver.js';
 import { Eal, type EalOptions } from './eal.js';
 import { isDmaError } from './errors.js';
 import type { Block } from './memory/heap/heap.js';
-import { HugePages } from './memory/owned/hugepages.js';
+import { HugePages } from './memory/hugepages.js';
 import { poolOf, pretendHugePages } from '../test/fakes/memory/hugepages.js';
 import { openPlatform } from './platform/open.js';
 import { portablePlatform } from './platform/portable.js';

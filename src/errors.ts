@@ -1,5 +1,4 @@
 /** The one error type of the library, and the Linux error numbers it speaks in. */
-import type { Range } from './ranges.js';
 import { text, thrown } from './show.js';
 
 /**
@@ -159,6 +158,18 @@ export function isErrorCode(text: unknown): text is ErrorCode {
   return typeof text === 'string' && Object.hasOwn(ERRNO, text);
 }
 
+/** The addresses that an error is about, such as a `Range`: `start <= a < end`. */
+export interface ErrorRange {
+  /** The first address. */
+  readonly start: number;
+  /** bytes */
+  readonly length: number;
+  /** One past the last address. */
+  readonly end: number;
+  /** `[0x1000, 0x3000)` */
+  toString(): string;
+}
+
 /** What a {@link DmaError} is made of. All but the code, the operation and the reason may be absent. */
 export interface DmaErrorDetails {
   /** The cause by name. */
@@ -170,7 +181,7 @@ export interface DmaErrorDetails {
   /** Why it failed, in a clause that can follow "operation: ". */
   readonly reason: string;
   /** The addresses it was done to. */
-  readonly range?: Range;
+  readonly range?: ErrorRange;
   /** The device it was done on, by its name. */
   readonly device?: string;
   /** The error underneath. */
@@ -197,7 +208,7 @@ export class DmaError extends Error {
   /** Why it failed, without the parts that have properties of their own. */
   readonly reason: string;
   /** The addresses it was done to, when there were any. */
-  readonly range: Range | undefined;
+  readonly range: ErrorRange | undefined;
   /** The name of the device it was done on, when there was one. */
   readonly device: string | undefined;
   /** The next step for who reads this. */

@@ -11,7 +11,7 @@ import { promisify } from 'node:util';
 import { TestMachine } from '../test/fakes/bus/pci-machine.js';
 import { Eal } from './eal.js';
 import { isDmaError, type ErrorCode } from './errors.js';
-import { HugePages } from './memory/owned/hugepages.js';
+import { HugePages } from './memory/hugepages.js';
 import { openPlatform } from './platform/open.js';
 import { failingPlatform, type FailingPlatform } from '../test/fakes/platform/platforms.js';
 import { KiB, MiB } from './units.js';

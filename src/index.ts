@@ -1,7 +1,8 @@
 /** Map any memory for DMA on any device. Start with {@link Eal.start}. */
 export { Eal, type EalEvents, type EalOptions, type ProbeOptions } from './eal.js';
 
-export { DmaError, ERRNO, errorCode, isDmaError, type DmaErrorDetails, type ErrorCode } from './errors.js';
+export { DmaError, ERRNO, errorCode, isDmaError } from './errors.js';
+export type { DmaErrorDetails, ErrorCode, ErrorRange } from './errors.js';
 export {
   GiB,
   KiB,
@@ -33,16 +34,16 @@ export type {
 export type { LendOptions, Pin } from './memory/pins.js';
 export type { RetiredCount, RetiredFacts } from './memory/retired.js';
 export type { Block, Heap, HeapMemory, HeapStatistics, MallocOptions } from './memory/heap/heap.js';
-export type { PlacedMallocOptions } from './memory/heap/heap-choice.js';
+export type { PlacedMallocOptions } from './memory/owned/heap-choice.js';
 export type { Heaps, HeapSettings, RawMemory } from './memory/heap/heaps.js';
 export type { HugeUnlink } from './memory/owned/hugepage-files.js';
-export type { IovaDecision, IovaMode, IovaVote } from './memory/owned/iova-mode.js';
-export type { GrowthRequest, MemoryChange, MemoryHandler, MemoryValidator } from './memory/owned/memory-events.js';
+export type { IovaDecision, IovaMode, IovaVote } from './memory/iova-mode.js';
+export type { GrowthRequest, MemoryChange, MemoryHandler, MemoryValidator } from './memory/memory-events.js';
 export type { MemoryOptions } from './memory/owned/memory-settings.js';
 export type { PoolChunk } from './memory/pool/pool-layout.js';
 export { Pool, type PoolDescription, type PoolDevice } from './memory/pool/pool.js';
 export type { PoolHandler, PoolOptions, Pools } from './memory/pool/pools.js';
-export type { Zone, Zones } from './memory/heap/zones.js';
+export type { Zone, Zones } from './memory/owned/zones.js';
 export type { OwnedMallocOptions, OwnedMemory, OwnedMemoryFacts, PageListFacts } from './memory/owned/owned.js';
 
 export type {
@@ -159,7 +160,7 @@ export type { CopyEngineOptions, CopyEngineRings, RingMemory } from './drivers/c
 export type { EduOptions } from './drivers/edu.js';
 export type { AreaIndex } from './memory/area-index.js';
 export type { ElementNumbers } from './memory/pool/element-stack.js';
-export type { IovaFacts } from './memory/owned/iova-mode.js';
+export type { IovaFacts } from './memory/iova-mode.js';
 export type { PoolCache } from './memory/pool/pool-cache.js';
 export type { ElementShape } from './memory/pool/pool-layout.js';
 export type { Origin } from './origin.js';

@@ -6,7 +6,7 @@ import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { DmaError } from '../errors.js';
 import type { External } from '../memory/external.js';
-import type { IovaMode } from '../memory/owned/iova-mode.js';
+import type { IovaMode } from '../memory/iova-mode.js';
 import type { Iova, IovaLike, VaLike } from '../units.js';
 import type { DeviceAccess } from './device-access.js';
 

@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { describe, test, type TestContext } from 'node:test';
 import { isDmaError, type ErrorCode } from '../errors.js';
-import { HugePages, type HugePageSize, type HugetlbfsMount } from '../memory/owned/hugepages.js';
+import { HugePages, type HugePageSize, type HugetlbfsMount } from '../memory/hugepages.js';
 import { openPlatform } from '../platform/open.js';
 import type { KernelPort } from '../platform/ports.js';
 import { hugePagesForTest } from '../../test/shared/real-hugepages.js';

@@ -2,7 +2,7 @@
 import { Option } from 'commander';
 import { absolutePath } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
-import { HugePages } from '../memory/owned/hugepages.js';
+import { HugePages } from '../memory/hugepages.js';
 import { openPlatform } from '../platform/open.js';
 import { alignDown, alignUp, formatSize, GiB, KiB, MiB, TiB } from '../units.js';
 import { paragraphs, type CommandSpec } from './command.js';

@@ -23,7 +23,7 @@ import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import { alignDown, alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
 import { Area, noPageSize, type Backing } from './area.js';
 import type { AreaIndex } from './area-index.js';
-import { checkHugePageSizes, HugePages } from './owned/hugepages.js';
+import { checkHugePageSizes, HugePages } from './hugepages.js';
 import { lend, pinnedError, Pins, type LendOptions, type Pin } from './pins.js';
 import { PrivateViews } from './private-views.js';
 import { giveMappingBack, HandedOut, retired, type RetiredFacts } from './retired.js';

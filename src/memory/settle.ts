@@ -4,7 +4,7 @@ import { mustGoOn, Turns, type LongStep } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
 import { runSteps, type Steps } from '../steps.js';
 import { formatSize, type Va } from '../units.js';
-import { HugePages } from './owned/hugepages.js';
+import { HugePages } from './hugepages.js';
 import { populateInLanes, type Room } from './room.js';
 
 /** Addresses that were mapped, and what is wanted of their pages. */

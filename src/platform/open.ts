@@ -1,7 +1,7 @@
 /** Chooses the platform of this machine. */
 import { isMainThread } from 'node:worker_threads';
 import { loadLibc } from './linux/libc.js';
-import { linuxPlatform } from './linux/linux.js';
+import { linuxPlatform } from './linux.js';
 import type { Platform } from './ports.js';
 import { portablePlatform } from './portable.js';
 import { libcOfWorker } from './linux/worker-libc.js';

@@ -10,7 +10,7 @@ import { optionsOf } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import { HERE } from '../here.js';
 import { needDescriptors } from '../platform/linux/libc.js';
-import { callNode, fromNode } from '../platform/node-errors.js';
+import { callNode, fromNode } from '../platform/linux/node-errors.js';
 import { show } from '../show.js';
 import { DEVICE_NAMES, deviceModel, type DeviceName, type DeviceOptions } from './devices/catalog.js';
 import { checkMaxDmaMaps } from './server.js';

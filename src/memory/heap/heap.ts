@@ -18,7 +18,7 @@ import { alignDown, formatSize, hex, isAddress, isPowerOfTwo, MiB, type Iova, ty
 import type { Area } from '../area.js';
 import type { AreaIndex } from '../area-index.js';
 import { BlockAllocator } from './block-allocator.js';
-import type { IovaMode } from '../owned/iova-mode.js';
+import type { IovaMode } from '../iova-mode.js';
 import { lend, pinnedError, Pins, type LendOptions, type Pin } from '../pins.js';
 import type { HandedOut } from '../retired.js';
 import { checkPart, Views } from '../views.js';

@@ -14,7 +14,7 @@ import type { Area } from '../area.js';
 import { AreaIndex } from '../area-index.js';
 import { External } from '../external.js';
 import { Heaps } from './heaps.js';
-import { MemoryHandlers } from '../owned/memory-events.js';
+import { MemoryHandlers } from '../memory-events.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false };
 const BAD_NAMES = [null as never, '', 'a name of fifty-three bytes, which is twenty-two too many'];

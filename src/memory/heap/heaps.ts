@@ -24,8 +24,8 @@ import { Area } from '../area.js';
 import type { AreaIndex } from '../area-index.js';
 import { External, ExternalMemory, REGISTER_OPTIONS, type RegisterOptions } from '../external.js';
 import { Heap, type HeapMemory } from './heap.js';
-import type { IovaMode } from '../owned/iova-mode.js';
-import type { MemoryChange, MemoryHandlers, Reach, ReachAsync } from '../owned/memory-events.js';
+import type { IovaMode } from '../iova-mode.js';
+import type { MemoryChange, MemoryHandlers, Reach, ReachAsync } from '../memory-events.js';
 import { pinnedError, type Pin } from '../pins.js';
 import { shortForm } from '../../short-form.js';
 

@@ -4,7 +4,7 @@ import { invalid } from '../../errors.js';
 import { show } from '../../show.js';
 import { formatSize, isAddress, isPowerOfTwo } from '../../units.js';
 import type { HugeUnlink } from './hugepage-files.js';
-import type { IovaMode } from './iova-mode.js';
+import type { IovaMode } from '../iova-mode.js';
 
 /** Options of the memory that the library owns. All sizes are bytes. DPDK's option is named where the name differs. */
 export interface MemoryOptions {

@@ -39,7 +39,7 @@ import {
   type RoomRequest,
   zeroed,
 } from '../heap/heap.js';
-import type { IovaDecision, IovaMode } from './iova-mode.js';
+import type { IovaDecision, IovaMode } from '../iova-mode.js';
 import {
   MemoryValidators,
   type MemoryChange,
@@ -48,7 +48,7 @@ import {
   type MemoryValidator,
   type Reach,
   type ReachAsync,
-} from './memory-events.js';
+} from '../memory-events.js';
 import { START, type MemorySettings } from './memory-settings.js';
 import { PageLists } from './page-lists.js';
 import { PAGE_OPERATIONS } from './page-source.js';

@@ -10,7 +10,7 @@ import { formatSize, GiB } from '../../units.js';
 import type { AreaIndex } from '../area-index.js';
 import type { PageChoice } from '../heap/growth.js';
 import { removeStale } from './hugepage-files.js';
-import { checkHugePageSizes, HugePages, hugetlbfsAt, type HugetlbfsMount } from './hugepages.js';
+import { checkHugePageSizes, HugePages, hugetlbfsAt, type HugetlbfsMount } from '../hugepages.js';
 import { START, type FileSettings, type MemorySettings } from './memory-settings.js';
 import { hugetlbfsPages, memfdPages, type PageSource } from './page-source.js';
 import { Room } from '../room.js';

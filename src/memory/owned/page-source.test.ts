@@ -16,7 +16,7 @@ import { hugePagesForTest } from '../../../test/shared/real-hugepages.js';
 import { until } from '../../../test/shared/eventually.js';
 import type { Va } from '../../units.js';
 import { removeStale } from './hugepage-files.js';
-import { HugePages } from './hugepages.js';
+import { HugePages } from '../hugepages.js';
 import { anonymousPages, hugetlbfsPages, memfdPages, type PageSource } from './page-source.js';
 
 const platform = trackingPlatform(openPlatform());

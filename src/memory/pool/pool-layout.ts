@@ -7,7 +7,7 @@ import { invalid } from '../../errors.js';
 import { Range } from '../../ranges.js';
 import { alignUp, formatSize, GiB, isAddress, isPowerOfTwo, type Iova, type Va } from '../../units.js';
 import type { Area } from '../area.js';
-import type { IovaMode } from '../owned/iova-mode.js';
+import type { IovaMode } from '../iova-mode.js';
 
 /** No chunk is longer, so that offsets in it are 32-bit integers and one view can show all of it. bytes */
 const LONGEST_CHUNK = GiB;

@@ -5,9 +5,9 @@ import { formatSize, type Va } from '../../units.js';
 import type { Area } from '../area.js';
 import type { ExternalMemory } from '../external.js';
 import type { Steps } from '../../steps.js';
-import { allocatingFrom, type Allocation } from '../heap/heap-choice.js';
+import { allocatingFrom, type Allocation } from '../owned/heap-choice.js';
 import type { Block, Heap, MallocOptions } from '../heap/heap.js';
-import type { IovaMode } from '../owned/iova-mode.js';
+import type { IovaMode } from '../iova-mode.js';
 import { bytesFor, chunksIn, countIn, runsIn, type ElementShape, type PoolChunk } from './pool-layout.js';
 
 /** What is asked for. */

@@ -21,7 +21,7 @@ import { check, checkPath, fail, needDescriptors } from './libc.js';
 import type { Libc } from './libc.js';
 import { readKernelText } from './proc.js';
 import { readRoutes } from './routes.js';
-import { callNode, ifPresent } from '../node-errors.js';
+import { callNode, ifPresent } from './node-errors.js';
 import type { DeviceNode, KernelPort } from '../ports.js';
 import { SYSLOG_ACTION_READ_ALL, SYSLOG_ACTION_SIZE_BUFFER } from '../uapi/syslog.js';
 

@@ -4,7 +4,7 @@ import { KiB } from '../../units.js';
 import { descriptorFacts, resourceLimit } from './libc.js';
 import type { Libc } from './libc.js';
 import { readKernelText } from './proc.js';
-import { ifPresent } from '../node-errors.js';
+import { ifPresent } from './node-errors.js';
 import { hugePageRoom, memoryRoom } from './available-memory.js';
 import type { LimitsPort } from '../ports.js';
 import { CAP_IPC_LOCK, RLIMIT_MEMLOCK } from '../uapi/resource.js';

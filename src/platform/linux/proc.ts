@@ -1,6 +1,6 @@
 /** What the kernel tells in text: files of /proc and /sys. */
 import { closeSync, openSync, readSync, statSync } from 'node:fs';
-import { ifPresent } from '../node-errors.js';
+import { ifPresent } from './node-errors.js';
 
 /** Nothing is kept in it between calls. Longer files take several reads; the kernel gives at most a few pages at a time. */
 const buffer = Buffer.allocUnsafeSlow(16 * 1024);

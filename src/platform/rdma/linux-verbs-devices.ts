@@ -5,7 +5,7 @@ import { fail, needDescriptors } from '../linux/libc.js';
 import type { Libc } from '../linux/libc.js';
 import type { Libibverbs } from './libibverbs.js';
 import { readKernelText } from '../linux/proc.js';
-import { ifPresent } from '../node-errors.js';
+import { ifPresent } from '../linux/node-errors.js';
 import { DEVICE } from './abi/devices.js';
 import { nodeType, readText, transportType } from './verbs-attributes.js';
 import { peekPointer } from './verbs-handles.js';

@@ -10,7 +10,7 @@ import type { Va } from '../../units.js';
 import { loadLibc } from '../linux/libc.js';
 import type { CFunction, Libc } from '../linux/libc.js';
 import { loadLibibverbs } from './libibverbs.js';
-import { linuxPlatform } from '../linux/linux.js';
+import { linuxPlatform } from '../linux.js';
 import { linuxVerbs } from './linux-verbs.js';
 import type { Platform } from '../ports.js';
 import { portablePlatform } from '../portable.js';

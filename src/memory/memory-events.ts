@@ -2,14 +2,14 @@
  * Who wants to know when the memory of a heap comes and goes, and who may refuse it: handlers, for what has to follow every
  * page (a device that the library knows nothing of), and validators, for policy.
  */
-import { mustBeNumber, mustBeString, reading } from '../../check.js';
-import { DmaError, invalid, isDmaError } from '../../errors.js';
-import type { LongStep, LongWorkOptions } from '../../long-work.js';
-import type { Range } from '../../ranges.js';
-import { formatSize, type Va } from '../../units.js';
-import type { Area } from '../area.js';
-import { thrown } from '../../show.js';
-import { queueMicrotask } from '../../timers.js';
+import { mustBeNumber, mustBeString, reading } from '../check.js';
+import { DmaError, invalid, isDmaError } from '../errors.js';
+import type { LongStep, LongWorkOptions } from '../long-work.js';
+import type { Range } from '../ranges.js';
+import { formatSize, type Va } from '../units.js';
+import type { Area } from './area.js';
+import { thrown } from '../show.js';
+import { queueMicrotask } from '../timers.js';
 
 /**
  * Makes areas reachable by every device, now and later; all of them by all devices, or none by any.

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { isDmaError } from '../../errors.js';
-import { openPlatform } from '../../platform/open.js';
-import { portablePlatform } from '../../platform/portable.js';
-import { trackingPlatform } from '../../../test/fakes/platform/platforms.js';
+import { isDmaError } from '../errors.js';
+import { openPlatform } from '../platform/open.js';
+import { portablePlatform } from '../platform/portable.js';
+import { trackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { decideIovaMode, hasIommuGroups, hasPhysicalAddresses, type IovaFacts, type IovaVote } from './iova-mode.js';
 
 const votes = (...wishes: IovaVote['wish'][]): IovaVote[] => wishes.map((wish, n) => ({ bus: `bus${n}`, wish }));

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { DmaError, isDmaError } from '../../errors.js';
-import { Range } from '../../ranges.js';
-import { MiB, type Va } from '../../units.js';
+import { DmaError, isDmaError } from '../errors.js';
+import { Range } from '../ranges.js';
+import { MiB, type Va } from '../units.js';
 import { MemoryHandlers, MemoryValidators, type MemoryChange, type MemoryHandler } from './memory-events.js';
 
 const change: MemoryChange = {

@@ -3,9 +3,9 @@ import type { Gate } from '../../check.js';
 import { invalid, isDmaError, toldAs } from '../../errors.js';
 import type { LongWorkOptions, RunningWorks } from '../../long-work.js';
 import type { Steps } from '../../steps.js';
-import type { Block, Heap, MallocOptions } from './heap.js';
-import type { Heaps } from './heaps.js';
-import type { OwnedMallocOptions, OwnedMemory } from '../owned/owned.js';
+import type { Block, Heap, MallocOptions } from '../heap/heap.js';
+import type { Heaps } from '../heap/heaps.js';
+import type { OwnedMallocOptions, OwnedMemory } from './owned.js';
 
 /** The memory of one `Eal` that allocations come from. */
 export interface HeapSources {

@@ -2,8 +2,8 @@
  * What devices use as addresses of the library's own memory: virtual addresses, which takes an IOMMU or software in its
  * place, or physical ones. One decision for an `Eal`, by the rules of DPDK (rte_eal_init, rte_bus_get_iommu_class).
  */
-import { DmaError, NO_PERMISSION, unlessFails } from '../../errors.js';
-import type { Platform } from '../../platform/ports.js';
+import { DmaError, NO_PERMISSION, unlessFails } from '../errors.js';
+import type { Platform } from '../platform/ports.js';
 import { HugePages } from './hugepages.js';
 
 /** `va`: a page's IOVA is its virtual address wherever a domain allows that. `pa`: it is its physical address. */

@@ -4,10 +4,10 @@
  * Documentation/admin-guide/mm/hugetlbpage.rst has the files; the rules of use are those of dpdk-hugepages.py.
  */
 import { basename, dirname, join } from 'node:path';
-import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../../errors.js';
-import type { KernelPort, Platform } from '../../platform/ports.js';
-import { show } from '../../show.js';
-import { formatSize, isAddress, KiB, parseSize } from '../../units.js';
+import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import type { KernelPort, Platform } from '../platform/ports.js';
+import { show } from '../show.js';
+import { formatSize, isAddress, KiB, parseSize } from '../units.js';
 
 /** The pages of one size on one NUMA node. */
 export interface HugePageNode {

@@ -1,7 +1,7 @@
 /** Errors of Node's own system calls as those of this library, and which of them mean that something is not there. */
-import { ERRNO, invalid } from '../errors.js';
-import type { DmaErrorDetails } from '../errors.js';
-import { systemFailure } from './linux/libc.js';
+import { ERRNO, invalid } from '../../errors.js';
+import type { DmaErrorDetails } from '../../errors.js';
+import { systemFailure } from './libc.js';
 
 /** No such name; or a name with nothing behind it, as nodes of /dev and attributes of devices that went away are. */
 const ABSENT: readonly number[] = [ERRNO.ENOENT, ERRNO.ENOTDIR, ERRNO.ENODEV, ERRNO.ENXIO];
