@@ -19,7 +19,7 @@ import type { MapOptions, MapTarget } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
 import { eduMaskBits } from './drivers/edu-driver.js';
 import { mustBe, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
-import { invalid, NO_PERMISSION, undoAll, unlessFails, withUndo, type DmaError } from './errors.js';
+import { type DmaError, invalid, NO_PERMISSION, throwFirst, undoAll, unlessFails, withUndo } from './errors.js';
 import { forgottenLines, type Forgotten } from './forgotten.js';
 import {
   checkLongWork,
@@ -399,7 +399,7 @@ export class Eal implements AsyncDisposable {
     for (const { live } of [this.external, this.#driverMemory])
       for (const memory of [...live].reverse())
         await memory.unregisterAsync().catch((error: unknown) => errors.push(error));
-    if (errors.length > 0) throw withUndo(errors[0], 'stop', errors.slice(1));
+    throwFirst(errors, 'stop');
   }
 
   /** Tells what the program still holds, if anything. */

@@ -308,6 +308,11 @@ export function undoAll(steps: Iterable<() => void>): unknown[] {
   return errors;
 }
 
+/** Throws the first of `errors`, with the others as what failed while undoing; does nothing when there are none. */
+export function throwFirst(errors: readonly unknown[], operation: string): void {
+  if (errors.length > 0) throw withUndo(errors[0], operation, errors.slice(1));
+}
+
 /** `error` as a {@link DmaError} that also carries what failed while undoing; other errors become its cause (EIO). */
 export function withUndo(error: unknown, operation: string, undo: readonly unknown[]): DmaError {
   if (isDmaError(error)) return undo.length === 0 ? error : error.with({ undo: [...error.undo, ...undo] });

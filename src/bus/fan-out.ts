@@ -1,6 +1,6 @@
 /** One range on many devices: all or nothing. */
 import { reading } from '../check.js';
-import { toldAs, undoAll, withUndo } from '../errors.js';
+import { throwFirst, toldAs, undoAll, withUndo } from '../errors.js';
 import type { MapAsyncOptions } from '../dma/domain.js';
 import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
@@ -56,8 +56,7 @@ export class GroupMapping implements Disposable, AsyncDisposable {
    */
   unmap(): void {
     this.#standing?.ends();
-    const errors = this.drop(this.#byDevice.keys());
-    if (errors.length > 0) throw withUndo(errors[0], 'unmap', errors.slice(1));
+    throwFirst(this.drop(this.#byDevice.keys()), 'unmap');
   }
 
   [Symbol.dispose](): void {
@@ -83,8 +82,7 @@ export class GroupMapping implements Disposable, AsyncDisposable {
   /** As {@link GroupMapping.unmap}, while the event loop goes on. What is being unmapped already is waited for. */
   async unmapAsync(): Promise<void> {
     this.#standing?.ends();
-    const errors = await this.dropAsync(this.#byDevice.keys());
-    if (errors.length > 0) throw withUndo(errors[0], 'unmap', errors.slice(1));
+    throwFirst(await this.dropAsync(this.#byDevice.keys()), 'unmap');
   }
 
   /** As {@link GroupMapping.unmapAsync}. */

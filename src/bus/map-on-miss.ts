@@ -5,7 +5,7 @@
  */
 import type { Mapping } from '../dma/mapping.js';
 import type { MapTarget } from '../dma/plan.js';
-import { isDmaError, undoAll, withUndo } from '../errors.js';
+import { isDmaError, throwFirst, undoAll } from '../errors.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import { RangeMap } from '../range-map.js';
 import { isAddress, alignDown, alignUp, type Va } from '../units.js';
@@ -70,8 +70,7 @@ export class MapOnMiss implements Disposable {
     const undo: (() => void)[] = [];
     for (const mapping of this.#mappings.values())
       if (mapping.va < va + length && va < mapping.range.end) undo.unshift(() => this.#unmap(mapping));
-    const errors = undoAll(undo);
-    if (errors.length > 0) throw withUndo(errors[0], 'unmap', errors.slice(1));
+    throwFirst(undoAll(undo), 'unmap');
   }
 
   /** Unmaps all of it. @throws as {@link MapOnMiss.release} */

@@ -8,7 +8,7 @@
 import type { MapAsyncOptions } from '../dma/domain.js';
 import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
-import { invalid, undoAll, withUndo } from '../errors.js';
+import { invalid, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import { progressOf, type Progress } from '../long-work.js';
 import type { AreaIndex } from '../memory/area-index.js';
@@ -37,7 +37,7 @@ export class PoolMapping implements Disposable, AsyncDisposable {
 
   /** Unmaps it, in reverse order. @throws the first error, once all was tried; what is still mapped can be tried again */
   unmap(): void {
-    fail(undoAll(this.mappings.toReversed().map((mapping) => () => mapping[Symbol.dispose]())));
+    throwFirst(undoAll(this.mappings.toReversed().map((mapping) => () => mapping[Symbol.dispose]())), 'unmap');
   }
 
   /** As {@link PoolMapping.unmap}, without blocking the event loop where the backend can. */
@@ -45,7 +45,7 @@ export class PoolMapping implements Disposable, AsyncDisposable {
     const errors: unknown[] = [];
     for (const mapping of this.mappings.toReversed())
       await mapping[Symbol.asyncDispose]().catch((error: unknown) => errors.push(error));
-    fail(errors);
+    throwFirst(errors, 'unmap');
   }
 
   [Symbol.dispose](): void {
@@ -130,9 +130,4 @@ function targetsOf({ name }: Pick<Device, 'name'>, pool: MappablePool, areas: Ar
   return [...found]
     .filter(({ owner }) => owner === 'external')
     .map(({ range }) => ({ va: range.start, length: range.length }));
-}
-
-/** @throws the first of them, with the others, if there are any */
-function fail(errors: readonly unknown[]): void {
-  if (errors.length > 0) throw withUndo(errors[0], 'unmap', errors.slice(1));
 }

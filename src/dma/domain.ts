@@ -7,7 +7,7 @@
  */
 import { isA, mustBeOneOf, optionsOf, type Shape, typeHint } from '../check.js';
 import { debug } from '../debug.js';
-import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import { DmaError, invalid, isDmaError, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import { OriginNotes } from '../origin.js';
@@ -270,7 +270,7 @@ export class Domain {
       );
       this.#onClosed?.();
     }
-    if (errors.length > 0) throw withUndo(errors[0], 'detach', errors.slice(1));
+    throwFirst(errors, 'detach');
   }
 
   /** A device is gone, which leaves later. When all are, {@link fail} follows. */

@@ -1,7 +1,7 @@
 /** Makes a {@link CopyEngine} of a device: allocates and maps its rings, and gives them back. */
 import type { Device, Driver } from '../bus/model.js';
 import { lostDevice, type Mapping } from '../dma/mapping.js';
-import { forPeople, undoAll, withUndo } from '../errors.js';
+import { forPeople, throwFirst, undoAll } from '../errors.js';
 import type { External, ExternalMemory } from '../memory/external.js';
 import { COPY_ENTRY } from '../vfio-user/devices/copy-engine-layout.js';
 import { CopyEngine, type RingMemory } from './copy-engine.js';
@@ -32,7 +32,7 @@ class Rings implements Disposable {
 
   [Symbol.dispose](): void {
     const errors = undoAll([() => this.#mapping[Symbol.dispose](), () => this.#memory[Symbol.dispose]()]);
-    if (errors.length > 0) throw withUndo(errors[0], 'rings', errors.slice(1));
+    throwFirst(errors, 'rings');
   }
 }
 

@@ -3,7 +3,7 @@
  * written into it and no allocator works in it. DPDK: rte_extmem_*.
  */
 import { ended, type Gate, isA, mustBeNumber, mustBeString, open, optionsOf, rest, type Shape } from '../check.js';
-import { DmaError, invalid, isDmaError, undoAll, withUndo, type ErrorCode } from '../errors.js';
+import { DmaError, invalid, isDmaError, throwFirst, undoAll, withUndo, type ErrorCode } from '../errors.js';
 import {
   followedBy,
   dropStep,
@@ -339,7 +339,7 @@ export class ExternalMemory implements Disposable {
     this.area.gone();
     // Told last: who hears it may use the addresses.
     this.#gone(this);
-    if (errors.length > 0) throw withUndo(errors[0], operation, errors.slice(1));
+    throwFirst(errors, operation);
   }
 
   /** Unregisters; does nothing when that was done before. @throws DmaError EBUSY as {@link ExternalMemory.unregister} */

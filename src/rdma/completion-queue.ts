@@ -4,7 +4,7 @@
  */
 import { mustBeFunction, mustBeMs, mustBeWhole, optionsOf, type Shape } from '../check.js';
 import { lostDevice } from '../dma/mapping.js';
-import { DmaError, undoAll, withUndo } from '../errors.js';
+import { DmaError, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Watch } from '../platform/ports.js';
 import type { VerbsChannel, VerbsCq } from '../platform/rdma/verbs-types.js';
 import { Completions } from '../platform/rdma/verbs-work.js';
@@ -248,7 +248,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
         if (channel !== undefined) verbs.destroyChannel(channel);
       },
     ]);
-    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+    throwFirst(errors, 'close');
   }
 
   [Symbol.dispose](): void {

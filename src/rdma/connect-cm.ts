@@ -6,7 +6,7 @@
  * listens is asked with each request, which may carry a few bytes from program to program, and accepts it for a queue pair.
  */
 import { isA, mustBe, mustBeFunction, mustBeMs, mustBeString, mustBeWhole, optionsOf, type Shape } from '../check.js';
-import { DmaError, errorCode, invalid, undoAll, withUndo, type ErrorCode } from '../errors.js';
+import { DmaError, errorCode, type ErrorCode, invalid, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { CmAddress, CmEvent, CmId, CmParameters } from '../platform/rdma/rdma-cm-port.js';
 import { IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/rdma/abi/queues.js';
 import type { RdmaContext } from './context.js';
@@ -115,7 +115,7 @@ export class RdmaConnection implements Disposable {
     if (!this.live) return;
     undoAll([() => this.#rdma.cm.cm.disconnect(this.#id)]);
     const errors = this.#finish(this.#error('ECANCELED', 'the connection was closed'));
-    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+    throwFirst(errors, 'close');
   }
 
   [Symbol.dispose](): void {
@@ -325,7 +325,7 @@ export class ConnectionRequest {
     const { cm } = this.#rdma.cm;
     const errors = undoAll([() => cm.reject(this.#event.id, data)]);
     errors.push(...this.#rdma.cm.destroy(this.#event.id));
-    if (errors.length > 0) throw withUndo(errors[0], 'reject', errors.slice(1));
+    throwFirst(errors, 'reject');
   }
 
   /** @internal Refuses it unless it was answered. */
@@ -400,7 +400,7 @@ export class RdmaListener implements Disposable {
     for (const request of this.#requests) request.settle();
     this.#closed(this);
     const errors = this.#rdma.cm.destroy(this.#id);
-    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+    throwFirst(errors, 'close');
   }
 
   [Symbol.dispose](): void {

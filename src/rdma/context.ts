@@ -2,7 +2,7 @@
  * An RDMA device of the kernel, open: its context, its one protection domain, and what is registered in that. Whoever comes
  * to it by another name (its PCI address, a second port) shares all of that, so that what one has mapped the other reaches.
  */
-import { DmaError, undoAll, withUndo } from '../errors.js';
+import { DmaError, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
 import type { VerbsPort } from '../platform/rdma/verbs-port.js';
 import type {
@@ -206,7 +206,7 @@ export class RdmaContext {
       () => verbs.deallocatePd(this.pd),
       () => verbs.close(this.context),
     ]);
-    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+    throwFirst(errors, 'close');
   }
 
   #takeEvents(): void {

@@ -12,7 +12,7 @@ import type { Domain } from '../dma/domain.js';
 import { lostDevice } from '../dma/mapping.js';
 import { KeyCache, type KeyCacheOptions } from '../dma/key-cache.js';
 import { ACCESSES, REMOTES } from '../dma/plan.js';
-import { DmaError, invalid, isDmaError, undoAll, withUndo, type DmaErrorDetails } from '../errors.js';
+import { DmaError, type DmaErrorDetails, invalid, isDmaError, throwFirst, undoAll, withUndo } from '../errors.js';
 import type {
   VerbsPath,
   VerbsPortAttributes,
@@ -718,8 +718,7 @@ export class QueuePair implements Disposable {
     if (!this.#open) return;
     this.#open = false;
     if (this.#changing !== undefined) return;
-    const errors = this.#finish();
-    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+    throwFirst(this.#finish(), 'close');
   }
 
   /** Gives back all that it is. @returns what failed */

@@ -3,7 +3,7 @@
  * kernel puts them into a queue of iommufd (drivers/iommu/iommufd/eventq.c). Devices that can not do that make IOMMU faults,
  * which are in the kernel's log.
  */
-import { undoAll, withUndo } from '../errors.js';
+import { throwFirst, undoAll } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
 import * as iommufd from '../platform/uapi/iommufd.js';
@@ -88,11 +88,7 @@ export class PageRequests {
 
   /** After the page tables that use it. */
   close(): void {
-    const [first, ...others] = undoAll([
-      () => this.#platform.files.close(this.fd),
-      () => this.#context.destroy(this.id),
-    ]);
-    if (first !== undefined) throw withUndo(first, 'close', others);
+    throwFirst(undoAll([() => this.#platform.files.close(this.fd), () => this.#context.destroy(this.id)]), 'close');
   }
 
   #request(at: number): PageRequest {

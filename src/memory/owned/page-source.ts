@@ -7,7 +7,7 @@
  * back is not cleared here but dropped, so that the kernel takes it: the kernel clears every page before any process gets
  * it, so clearing it twice would only cost time. Who keeps secrets clears them before.
  */
-import { invalid, undoAll, withUndo } from '../../errors.js';
+import { invalid, throwFirst, undoAll, withUndo } from '../../errors.js';
 import { dropStep, pauseStep, type LongStep } from '../../long-work.js';
 import type { FilesPort, MemoryPort, Platform } from '../../platform/ports.js';
 import { Range } from '../../ranges.js';
@@ -373,7 +373,7 @@ class SingleFile implements Store {
   close(): void {
     if (this.#file === undefined) return;
     const remove = this.#keep ? [] : [() => this.#removeName()];
-    throwFirst(undoAll([...remove, () => this.#close()]));
+    throwFirst(undoAll([...remove, () => this.#close()]), 'close');
   }
 
   #removeName(): void {
@@ -459,7 +459,7 @@ class FilePerPage implements Store {
   close(): void {
     const indexes = [...this.#pages.keys()];
     const remove = this.#keep ? [] : indexes.map((index) => () => this.#removeName(index));
-    throwFirst(undoAll([...remove, ...indexes.map((index) => () => this.#close(index))]));
+    throwFirst(undoAll([...remove, ...indexes.map((index) => () => this.#close(index))]), 'close');
   }
 
   #removeName(index: number): void {
@@ -474,8 +474,4 @@ class FilePerPage implements Store {
     this.#pages.delete(index);
     if (file !== undefined) this.#files.close(file.fd);
   }
-}
-
-function throwFirst(errors: readonly unknown[]): void {
-  if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
 }

@@ -6,7 +6,7 @@
  * costs a call: it is mapped for devices as a whole, and goes back as a whole, so that a mapping is never coarser than what
  * can be freed by itself. Only what an extent covers is in the area index; the rest of the reservation is no memory.
  */
-import { DmaError, invalid, undoAll, withUndo } from '../../errors.js';
+import { DmaError, invalid, throwFirst, undoAll, withUndo } from '../../errors.js';
 import { pauseStep, type LongStep } from '../../long-work.js';
 import type { Platform } from '../../platform/ports.js';
 import { Range } from '../../ranges.js';
@@ -209,7 +209,7 @@ export class SegmentList {
         return failure !== undefined;
       });
     }
-    if (errors.length > 0) throw withUndo(errors[0], 'close', errors.slice(1));
+    throwFirst(errors, 'close');
   }
 
   #retire({ range, handedOut }: Extent): void {

@@ -7,7 +7,7 @@
  * stock of its own (pool-cache.ts).
  */
 import { ended, mustBe, mustBeObject, mustBeString, mustBeWhole, mustHave, optionsOf, reading } from '../../check.js';
-import { DmaError, invalid, undoAll, withUndo } from '../../errors.js';
+import { DmaError, invalid, throwFirst, undoAll } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import { Range } from '../../ranges.js';
 import { show } from '../../show.js';
@@ -232,7 +232,7 @@ export class Pool implements Disposable {
     const end = (): void => {
       const errors = undoAll([...views.values()].map((each) => () => each.detach()));
       // Views that are left would fault once the memory is freed.
-      if (errors.length > 0) throw withUndo(errors[0], 'pool.free', errors.slice(1));
+      throwFirst(errors, 'pool.free');
       // Who has a view that was moved away reaches the memory for good: its maker has to keep it.
       if (handedOut.escaped) Atomics.store(threads, 1, 1);
       leave(threads);
@@ -383,8 +383,7 @@ export class Pool implements Disposable {
     this.#live = false;
     this.#chunkBytes = [];
     this.#bytes = [];
-    const errors = undoAll([() => this.#cache?.flush(), this.#end]);
-    if (errors.length > 0) throw withUndo(errors[0], operation, errors.slice(1));
+    throwFirst(undoAll([() => this.#cache?.flush(), this.#end]), operation);
   }
 
   /** Frees it, unless that was done. @throws DmaError EBUSY as {@link Pool.free} */

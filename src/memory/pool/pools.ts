@@ -1,6 +1,6 @@
 /** The pools of one `Eal`: makes them, finds them by name, and tells who wants to know when they come and go. */
 import { mustBe, mustBeObject, mustBeString, mustHandle, optionsOf, type Shape } from '../../check.js';
-import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../../errors.js';
+import { DmaError, invalid, isDmaError, throwFirst, undoAll, withUndo } from '../../errors.js';
 import { longWorkOf, mustGoOn, Turns, type LongWorkOptions } from '../../long-work.js';
 import type { MemoryPort } from '../../platform/ports.js';
 import type { Area } from '../area.js';
@@ -252,8 +252,7 @@ export class Pools {
 
   #release(memory: PoolMemory): void {
     for (const area of memory.areas) this.#external.delete(area);
-    const errors = memory.release();
-    if (errors.length > 0) throw withUndo(errors[0], 'pool.free', errors.slice(1));
+    throwFirst(memory.release(), 'pool.free');
   }
 
   /** The handlers there are now, without those that are removed meanwhile. */
