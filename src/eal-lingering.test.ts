@@ -9,7 +9,7 @@ import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { Eal, isDmaError, KiB, type MemoryOptions } from './index.js';
 import { openPlatform } from './platform/open.js';
-import { until } from '../test/shared/eventually.js';
+import { until } from '../test/shared/until.js';
 import type { Platform } from './platform/ports.js';
 import { failingPlatform, trackingPlatform } from '../test/fakes/platform/platforms.js';
 

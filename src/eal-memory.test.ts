@@ -16,7 +16,7 @@ import { poolOf, pretendHugePages } from '../test/fakes/memory/hugepages.js';
 import { openPlatform } from './platform/open.js';
 import { portablePlatform } from './platform/portable.js';
 import { hugePagesForTest } from '../test/shared/real-hugepages.js';
-import { until } from '../test/shared/eventually.js';
+import { until } from '../test/shared/until.js';
 import { failingPlatform, trackingPlatform } from '../test/fakes/platform/platforms.js';
 import { Range } from './ranges.js';
 import { KiB, MiB, type Iova } from './units.js';

@@ -15,7 +15,7 @@ import { Eal } from './eal.js';
 import { DmaError, isDmaError, type ErrorCode } from './errors.js';
 import type { ExternalMemory } from './memory/external.js';
 import { openPlatform } from './platform/open.js';
-import { until } from '../test/shared/eventually.js';
+import { until } from '../test/shared/until.js';
 import { failingPlatform, trackingPlatform, type TrackingPlatform } from '../test/fakes/platform/platforms.js';
 import { KiB, MiB, type Iova } from './units.js';
 import { spawnDevice, type DeviceProcess } from './vfio-user/device-process.js';

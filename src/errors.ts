@@ -281,6 +281,15 @@ export function unlessFails<T>(codes: readonly ErrorCode[], call: () => T): T | 
   }
 }
 
+/** What `work` returns; an error that it throws names `device`, unless it names one already. */
+export function naming<T>(device: string, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw isDmaError(error) && error.device === undefined ? error.with({ device }) : error;
+  }
+}
+
 /** A fact for people, beside an error or in a hint; `undefined` when it can not be had now: it must not hide what it is about. */
 export function forPeople<T>(call: () => T): T | undefined {
   try {

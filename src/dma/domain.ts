@@ -7,7 +7,7 @@
  */
 import { isA, mustBeOneOf, optionsOf, type Shape, typeHint } from '../check.js';
 import { debug } from '../debug.js';
-import { DmaError, invalid, isDmaError, throwFirst, undoAll, withUndo } from '../errors.js';
+import { DmaError, invalid, isDmaError, naming, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import { OriginNotes } from '../origin.js';
@@ -1105,15 +1105,6 @@ shortForm(Domain, 'Domain', ({ name, kind, devices, entries, bytes }) => ({
   entries,
   bytes,
 }));
-
-/** What `work` returns; an error that it throws names `device`. */
-function naming<T>(device: string, work: () => T): T {
-  try {
-    return work();
-  } catch (error) {
-    throw isDmaError(error) && error.device === undefined ? error.with({ device }) : error;
-  }
-}
 
 /** @throws DmaError EINVAL */
 function checkAsync(options: MapAsyncOptions, operation: string): void {

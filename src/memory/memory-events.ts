@@ -8,8 +8,8 @@ import type { LongStep, LongWorkOptions } from '../long-work.js';
 import type { Range } from '../ranges.js';
 import { formatSize, type Va } from '../units.js';
 import type { Area } from './area.js';
+import { Handlers, tellHandler } from './handlers.js';
 import { thrown } from '../show.js';
-import { queueMicrotask } from '../timers.js';
 
 /**
  * Makes areas reachable by every device, now and later; all of them by all devices, or none by any.
@@ -51,14 +51,11 @@ export interface MemoryHandler {
 
 /** The handlers of one `Eal`. */
 export class MemoryHandlers {
-  readonly #handlers = new Set<MemoryHandler>();
+  readonly #handlers = new Handlers<MemoryHandler>();
 
   /** @throws DmaError EEXIST for a handler that was added already */
   add(handler: MemoryHandler): Disposable {
-    if (this.#handlers.has(handler))
-      throw new DmaError({ code: 'EEXIST', operation: 'add', reason: 'this handler was added already' });
-    this.#handlers.add(handler);
-    return { [Symbol.dispose]: () => void this.#handlers.delete(handler) };
+    return this.#handlers.add(handler, 'add');
   }
 
   /**
@@ -71,9 +68,9 @@ export class MemoryHandlers {
     const opposite = question === 'grow' ? 'shrunk' : 'grown';
     const asked: MemoryHandler[] = [];
     const takeBack = (): void => {
-      for (const handler of asked.reverse()) tell(handler, opposite, change);
+      for (const handler of asked.reverse()) tellHandler(() => handler[opposite]?.(change));
     };
-    for (const handler of [...this.#handlers]) {
+    for (const handler of this.#handlers) {
       try {
         handler[question]?.(change);
         asked.push(handler);
@@ -89,17 +86,7 @@ export class MemoryHandlers {
 
   /** Tells each handler. One that throws is an uncaught exception, and disturbs nothing here. */
   tell(what: 'grown' | 'shrunk', change: MemoryChange): void {
-    for (const handler of [...this.#handlers]) tell(handler, what, change);
-  }
-}
-
-function tell(handler: MemoryHandler, what: 'grown' | 'shrunk', change: MemoryChange): void {
-  try {
-    handler[what]?.(change);
-  } catch (error) {
-    queueMicrotask(() => {
-      throw error;
-    });
+    for (const handler of this.#handlers) tellHandler(() => handler[what]?.(change));
   }
 }
 

@@ -82,84 +82,82 @@ export function portablePlatform(reason: string): Platform {
       routes: refuse('socket'),
       idOf: refuse('getpwnam'),
     },
-    verbs: absentVerbs(reason),
-    rdmaCm: absentRdmaCm(reason),
+    verbs: absentPort<VerbsPort>(reason, VERBS_FUNCTIONS),
+    rdmaCm: absentPort<RdmaCmPort>(reason, RDMA_CM_FUNCTIONS),
   };
 }
 
-/** @param limitation why there is no connection manager, in a clause */
-function absentRdmaCm(limitation: string): RdmaCmPort {
+/** What an absent port answers: each call is ENOTSUP, by the name of the C function that it would have made. */
+function absentPort<Port extends { readonly limitation: string | undefined }>(
+  limitation: string,
+  functions: Readonly<Record<Exclude<keyof Port, 'limitation'>, string>>,
+): Port {
   const refuse = (operation: string) => (): never => {
     throw new DmaError({ code: 'ENOTSUP', operation, reason: limitation });
   };
-  return {
-    limitation,
-    createChannel: refuse('rdma_create_event_channel'),
-    destroyChannel: refuse('rdma_destroy_event_channel'),
-    nextEvent: refuse('rdma_get_cm_event'),
-    createId: refuse('rdma_create_id'),
-    destroyId: refuse('rdma_destroy_id'),
-    bind: refuse('rdma_bind_addr'),
-    listen: refuse('rdma_listen'),
-    resolveAddress: refuse('rdma_resolve_addr'),
-    resolveRoute: refuse('rdma_resolve_route'),
-    device: refuse('rdma_create_id'),
-    local: refuse('rdma_get_local_addr'),
-    remote: refuse('rdma_get_peer_addr'),
-    qpAttributes: refuse('rdma_init_qp_attr'),
-    connect: refuse('rdma_connect'),
-    accept: refuse('rdma_accept'),
-    establish: refuse('rdma_establish'),
-    reject: refuse('rdma_reject'),
-    disconnect: refuse('rdma_disconnect'),
-  };
+  const calls = Object.entries<string>(functions).map(([call, operation]) => [call, refuse(operation)]);
+  return { limitation, ...Object.fromEntries(calls) } as Port;
 }
 
-/** @param limitation why there are no verbs, in a clause */
-function absentVerbs(limitation: string): VerbsPort {
-  const refuse = (operation: string) => (): never => {
-    throw new DmaError({ code: 'ENOTSUP', operation, reason: limitation });
-  };
-  return {
-    limitation,
-    devices: refuse('ibv_get_device_list'),
-    open: refuse('ibv_open_device'),
-    close: refuse('ibv_close_device'),
-    queryDevice: refuse('ibv_query_device'),
-    queryPort: refuse('ibv_query_port'),
-    gids: refuse('ibv_query_gid_table'),
-    nextAsyncEvent: refuse('ibv_get_async_event'),
-    allocatePd: refuse('ibv_alloc_pd'),
-    deallocatePd: refuse('ibv_dealloc_pd'),
-    registerMemory: refuse('ibv_reg_mr'),
-    registerMemoryAsync: refuse('ibv_reg_mr'),
-    registerDmabuf: refuse('ibv_reg_dmabuf_mr'),
-    deregisterMemory: refuse('ibv_dereg_mr'),
-    deregisterMemoryAsync: refuse('ibv_dereg_mr'),
-    adviseMemory: refuse('ibv_advise_mr'),
-    allocateMw: refuse('ibv_alloc_mw'),
-    deallocateMw: refuse('ibv_dealloc_mw'),
-    bindMw: refuse('ibv_bind_mw'),
-    createChannel: refuse('ibv_create_comp_channel'),
-    destroyChannel: refuse('ibv_destroy_comp_channel'),
-    nextCqEvent: refuse('ibv_get_cq_event'),
-    createCq: refuse('ibv_create_cq'),
-    resizeCq: refuse('ibv_resize_cq'),
-    destroyCq: refuse('ibv_destroy_cq'),
-    requestNotify: refuse('ibv_req_notify_cq'),
-    pollCq: refuse('ibv_poll_cq'),
-    createQp: refuse('ibv_create_qp'),
-    modifyQp: refuse('ibv_modify_qp'),
-    modifyQpAsync: refuse('ibv_modify_qp'),
-    queryQp: refuse('ibv_query_qp'),
-    destroyQp: refuse('ibv_destroy_qp'),
-    createAh: refuse('ibv_create_ah'),
-    createAhAsync: refuse('ibv_create_ah'),
-    destroyAh: refuse('ibv_destroy_ah'),
-    postSend: refuse('ibv_post_send'),
-    postReceive: refuse('ibv_post_recv'),
-  };
-}
+const RDMA_CM_FUNCTIONS: Readonly<Record<Exclude<keyof RdmaCmPort, 'limitation'>, string>> = {
+  createChannel: 'rdma_create_event_channel',
+  destroyChannel: 'rdma_destroy_event_channel',
+  nextEvent: 'rdma_get_cm_event',
+  createId: 'rdma_create_id',
+  destroyId: 'rdma_destroy_id',
+  bind: 'rdma_bind_addr',
+  listen: 'rdma_listen',
+  resolveAddress: 'rdma_resolve_addr',
+  resolveRoute: 'rdma_resolve_route',
+  device: 'rdma_create_id',
+  local: 'rdma_get_local_addr',
+  remote: 'rdma_get_peer_addr',
+  qpAttributes: 'rdma_init_qp_attr',
+  connect: 'rdma_connect',
+  accept: 'rdma_accept',
+  establish: 'rdma_establish',
+  reject: 'rdma_reject',
+  disconnect: 'rdma_disconnect',
+};
+
+const VERBS_FUNCTIONS: Readonly<Record<Exclude<keyof VerbsPort, 'limitation'>, string>> = {
+  devices: 'ibv_get_device_list',
+  open: 'ibv_open_device',
+  close: 'ibv_close_device',
+  queryDevice: 'ibv_query_device',
+  queryPort: 'ibv_query_port',
+  gids: 'ibv_query_gid_table',
+  nextAsyncEvent: 'ibv_get_async_event',
+  allocatePd: 'ibv_alloc_pd',
+  deallocatePd: 'ibv_dealloc_pd',
+  registerMemory: 'ibv_reg_mr',
+  registerMemoryAsync: 'ibv_reg_mr',
+  registerDmabuf: 'ibv_reg_dmabuf_mr',
+  deregisterMemory: 'ibv_dereg_mr',
+  deregisterMemoryAsync: 'ibv_dereg_mr',
+  adviseMemory: 'ibv_advise_mr',
+  allocateMw: 'ibv_alloc_mw',
+  deallocateMw: 'ibv_dealloc_mw',
+  bindMw: 'ibv_bind_mw',
+  createChannel: 'ibv_create_comp_channel',
+  destroyChannel: 'ibv_destroy_comp_channel',
+  nextCqEvent: 'ibv_get_cq_event',
+  createCq: 'ibv_create_cq',
+  resizeCq: 'ibv_resize_cq',
+  destroyCq: 'ibv_destroy_cq',
+  requestNotify: 'ibv_req_notify_cq',
+  pollCq: 'ibv_poll_cq',
+  createQp: 'ibv_create_qp',
+  modifyQp: 'ibv_modify_qp',
+  modifyQpAsync: 'ibv_modify_qp',
+  queryQp: 'ibv_query_qp',
+  destroyQp: 'ibv_destroy_qp',
+  createAh: 'ibv_create_ah',
+  createAhAsync: 'ibv_create_ah',
+  destroyAh: 'ibv_destroy_ah',
+  postSend: 'ibv_post_send',
+  postReceive: 'ibv_post_recv',
+};
 
 /** Addresses start where no process of an operating system would have anything by chance. */
 const FIRST_VA = 0x100000000000;

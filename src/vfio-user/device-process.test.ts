@@ -5,7 +5,7 @@ import { dirname } from 'node:path';
 import { describe, test } from 'node:test';
 import { isDmaError } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
-import { until } from '../../test/shared/eventually.js';
+import { until } from '../../test/shared/until.js';
 import { VfioUserClient } from './client.js';
 import { spawnDevice } from './device-process.js';
 import { DEVICE_NAMES, deviceModel, isDeviceName } from './devices/catalog.js';

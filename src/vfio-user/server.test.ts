@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { DmaError, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
-import { until } from '../../test/shared/eventually.js';
+import { until } from '../../test/shared/until.js';
 import { trackingPlatform } from '../../test/fakes/platform/platforms.js';
 import type { TrackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { Channel } from './channel.js';

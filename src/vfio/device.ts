@@ -18,27 +18,12 @@ import {
   VFIO_PCI_MSIX_IRQ_INDEX,
 } from '../platform/uapi/vfio.js';
 import { hex, isAddress } from '../units.js';
+import type { InterruptRequest } from '../vfio-user/client.js';
 import { readDeviceInfo } from './device-info.js';
 import type { VfioDeviceInfo, VfioIrq, VfioRegion } from './device-info.js';
 import { MemoryDecoding } from './memory-decoding.js';
 
 export type { VfioIrq, VfioRegion } from './device-info.js';
-
-/** What to do to interrupt vectors `start` and on. */
-export interface VfioInterruptRequest {
-  /** Kind of interrupt. */
-  readonly index: number;
-  readonly action: 'trigger' | 'mask' | 'unmask';
-  /** Default 0. */
-  readonly start?: number;
-  /** Connects vector `start + i` to `eventfds[i]`, which stay the caller's. */
-  readonly eventfds?: readonly number[];
-  /**
-   * Vectors, where there are no `eventfds`. Default: 1 to mask or unmask; 0 to trigger, and this switches the whole kind
-   * off. EINVAL when it is not the number of `eventfds`.
-   */
-  readonly count?: number;
-}
 
 const ACTION = {
   mask: VFIO_IRQ_SET_ACTION_MASK,
@@ -168,6 +153,8 @@ export class VfioDevice {
   /**
    * Connects interrupt vectors to eventfds, triggers them, or masks or unmasks them. Switching off what is off does nothing.
    *
+   * Without `count` and `eventfds`, one vector is masked or unmasked.
+   *
    * A kind that can not grow while it is enabled (MSI, and MSI-X before Linux 6.5) is switched off and on again by a request
    * that begins at vector 0, which tells all there is to know; vectors signalled in between are lost.
    *
@@ -176,7 +163,7 @@ export class VfioDevice {
    *   that many vectors. When the kernel refuses, some of the vectors may be connected and others not: connect them
    *   anew, or switch the kind off
    */
-  setInterrupts(request: VfioInterruptRequest): void {
+  setInterrupts(request: Omit<InterruptRequest, 'detach'>): void {
     const operation = 'VFIO_DEVICE_SET_IRQS';
     this.#usable(operation);
     const { index, action, start = 0, eventfds = [] } = request;

@@ -85,7 +85,7 @@ const inside = (socket: string): string => join('/run', basename(directory), soc
 async function connect(socket: string, options: ClientOptions = {}): Promise<VfioUserClient> {
   const path = join(directory, socket);
   let client: VfioUserClient | undefined;
-  await until(`${socket} listens`, async () => {
+  await until(async () => {
     if (!existsSync(path)) return false;
     try {
       client = await VfioUserClient.connect(platform, path, options);
@@ -95,7 +95,7 @@ async function connect(socket: string, options: ClientOptions = {}): Promise<Vfi
       if (isDmaError(error, 'ECONNREFUSED')) return false;
       throw error;
     }
-  });
+  }, `${socket} listens`);
   return client ?? assert.fail();
 }
 
@@ -157,8 +157,8 @@ describe('libvfio-user as the server', () => {
       const time = new Uint8Array(8);
       new DataView(time.buffer).setBigUint64(0, BigInt(Math.floor(Date.now() / 1000) + 1), true);
       client.regionWrite(0, 0, time);
-      await until('the interrupt', () => platform.events.take(event) > 0);
-      await until('the accesses', () => asked.length === 2);
+      await until(() => platform.events.take(event) > 0, 'the interrupt');
+      await until(() => asked.length === 2, 'the accesses');
       assert.deepEqual(asked, ['write 0 4096', 'read 0 4096']);
       assert.ok(memory.bytes.subarray(0, PAGE).every((byte) => byte === 0x41));
       assert.ok(memory.bytes.subarray(PAGE).every((byte) => byte === 0));
@@ -332,7 +332,7 @@ describe('libvfio-user as the client', () => {
       assert.match(printed, /region_info\[1\] offset 0 flags 0xf size 16384 cap_sz 48 #FDs 1/);
       assert.match(printed, /region_info\[7\] offset 0 flags 0x3 size 256/);
       assert.match(printed, /IRQ INTx: count=1/);
-      await until('the server knows', () => events.includes('disconnected'));
+      await until(() => events.includes('disconnected'), 'the server knows');
       assert.deepEqual(events, ['connected', 'disconnected']);
       assert.ok(device.resets > resets + 1, 'by the client, and when it was gone');
       assert.throws(() => host?.dma.direct(0, PAGE, 'read'), isDmaError);

@@ -97,9 +97,9 @@ async function eduTransfer(
   await qemu.write64(EDU_BAR + EDU_REGISTER.DMA_DESTINATION, BigInt(destination));
   await qemu.write64(EDU_BAR + EDU_REGISTER.DMA_COUNT, BigInt(count));
   await qemu.write32(EDU_BAR + EDU_REGISTER.DMA_COMMAND, EDU_COMMAND.RUN | command);
-  await until('the transfer', async () => {
+  await until(async () => {
     return ((await qemu.read32(EDU_BAR + EDU_REGISTER.DMA_COMMAND)) & EDU_COMMAND.RUN) === 0;
-  });
+  }, 'the transfer');
 }
 
 const toDevice = (qemu: Qemu, address: number, offset: number, count: number, more = 0): Promise<void> =>
@@ -143,7 +143,7 @@ class Copier {
 
   async start(interrupts = 0): Promise<void> {
     await this.store(COPY_REGISTER.CONTROL, COPY_CONTROL.RESET);
-    await until('the reset', async () => ((await this.register(COPY_REGISTER.CONTROL)) & COPY_CONTROL.RESET) === 0);
+    await until(async () => ((await this.register(COPY_REGISTER.CONTROL)) & COPY_CONTROL.RESET) === 0, 'the reset');
     await this.qemu.fill(Copier.RINGS, 2 * Copier.#ENTRIES * COPY_ENTRY.BYTES, 0);
     await this.store(COPY_REGISTER.RING_LOW, Copier.RINGS);
     await this.store(COPY_REGISTER.DONE_LOW, this.#completions);
@@ -179,7 +179,7 @@ class Copier {
   async run(jobs: readonly Job[]): Promise<Outcome[]> {
     const first = this.#producer;
     await this.submit(jobs);
-    await until('the copies', async () => (await this.register(COPY_REGISTER.CONSUMER)) === this.#producer);
+    await until(async () => (await this.register(COPY_REGISTER.CONSUMER)) === this.#producer, 'the copies');
     const ring = await this.qemu.read(this.#completions, Copier.#ENTRIES * COPY_ENTRY.BYTES);
     const words = new Uint32Array(new Uint8Array(ring).buffer);
     return jobs.map((_, i) => {
@@ -283,9 +283,9 @@ for (const memory of KINDS) {
         [13, 1932053504],
       ]) {
         await qemu().write32(EDU_BAR + EDU_REGISTER.FACTORIAL, n);
-        await until('the factorial', async () => {
+        await until(async () => {
           return ((await qemu().read32(EDU_BAR + EDU_REGISTER.STATUS)) & EDU_STATUS.COMPUTING) === 0;
-        });
+        }, 'the factorial');
         assert.equal(await qemu().read32(EDU_BAR + EDU_REGISTER.FACTORIAL), product);
       }
       await qemu().write64(EDU_BAR + EDU_REGISTER.DMA_SOURCE, 0xfedcba9876543210n);
@@ -369,7 +369,7 @@ for (const memory of KINDS) {
       const { raised } = qemu();
       for (let round = 1; round <= 3; round++) {
         await qemu().write32(EDU_BAR + EDU_REGISTER.INTERRUPT_RAISE, round);
-        await until('the interrupt', () => raised.length >= round);
+        await until(() => raised.length >= round, 'the interrupt');
         assert.equal(await qemu().read32(EDU_BAR + EDU_REGISTER.INTERRUPT_STATUS), round);
         await qemu().write32(EDU_BAR + EDU_REGISTER.INTERRUPT_ACKNOWLEDGE, round);
         assert.equal(await qemu().read32(EDU_BAR + EDU_REGISTER.INTERRUPT_STATUS), 0);
@@ -381,7 +381,7 @@ for (const memory of KINDS) {
     it('gets the interrupts of both devices by message', async () => {
       const word = 0x70000;
       const arrived = (value: number): Promise<void> =>
-        until('the interrupt', async () => (await qemu().read32(word)) === value);
+        until(async () => (await qemu().read32(word)) === value, 'the interrupt');
       await qemu().write32(word, 0);
       const disableEdu = await enableMsi(qemu(), EDU_SLOT, word, 0xed0);
       await qemu().write32(EDU_BAR + EDU_REGISTER.INTERRUPT_RAISE, 1);
@@ -406,7 +406,7 @@ for (const memory of KINDS) {
       await qemu().write32(word, 0);
       const before = qemu().raised.length;
       await qemu().write32(EDU_BAR + EDU_REGISTER.INTERRUPT_RAISE, 1);
-      await until('the pin again', () => qemu().raised.length > before);
+      await until(() => qemu().raised.length > before, 'the pin again');
       await qemu().write32(EDU_BAR + EDU_REGISTER.INTERRUPT_ACKNOWLEDGE, 1);
       assert.equal(await qemu().read32(word), 0, 'no message any more');
     });
@@ -482,16 +482,16 @@ for (const memory of KINDS) {
       await copier.store(COPY_REGISTER.RING_LOW, NOWHERE);
       await copier.store(COPY_REGISTER.CONTROL, COPY_CONTROL.ENABLE);
       await copier.store(COPY_REGISTER.PRODUCER, 1);
-      await until('the halt', async () => {
+      await until(async () => {
         return ((await copier.register(COPY_REGISTER.STATUS)) & COPY_STATUS.HALTED) !== 0;
-      });
+      }, 'the halt');
       assert.equal(await copier.register(COPY_REGISTER.ERROR_KIND), COPY_CODE.READ_UNMAPPED);
     });
 
     it('resets the devices', async () => {
       await qemu().write32(EDU_BAR + EDU_REGISTER.LIVENESS, 1);
       await qemu().outb(0xcf9, 0x06);
-      await until('the reset', async () => (await qemu().readConfig(EDU_SLOT, 0x10)) === 0);
+      await until(async () => (await qemu().readConfig(EDU_SLOT, 0x10)) === 0, 'the reset');
       assert.equal((await qemu().readConfig(EDU_SLOT, 0x04)) & 0xffff, 0);
       await enable(qemu(), EDU_SLOT, EDU_BAR);
       await enable(qemu(), COPY_SLOT, COPY_BAR);
@@ -526,13 +526,16 @@ for (const memory of KINDS) {
         const job = { source: 16 * MiB, destination: 48 * MiB, length: 4 * MiB };
         await copier.submit(Array.from({ length: 512 }, () => job));
         await qemu()[way]();
-        await until('the servers know', () =>
-          servers.every((server, i) => server.alive && server.times(SAID.GONE) === gone[i] + 1),
+        await until(
+          () => servers.every((server, i) => server.alive && server.times(SAID.GONE) === gone[i] + 1),
+          'the servers know',
         );
         // What the peer sent is closed on another thread.
         const most = (first ??= servers.map((server) => server.holds().descriptors));
-        await until('nothing stays behind', () =>
-          servers.map((server) => server.holds()).every((now, i) => now.mappings === 0 && now.descriptors <= most[i]),
+        await until(
+          () =>
+            servers.map((server) => server.holds()).every((now, i) => now.mappings === 0 && now.descriptors <= most[i]),
+          'nothing stays behind',
         );
         await start();
         await qemu().write(0x10000, pattern(100, 5));

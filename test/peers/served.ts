@@ -34,7 +34,7 @@ export class ServedDevice implements AsyncDisposable {
     let ready = false;
     createInterface({ input: child.stdout }).once('line', () => (ready = true));
     try {
-      await until('the server is ready', () => ready || child.exitCode !== null);
+      await until(() => ready || child.exitCode !== null, 'the server is ready');
       if (!ready) throw new Error(`anydma serve ${device} ended: ${served.said.join('\n')}`);
     } catch (error) {
       child.kill('SIGKILL');

@@ -1,15 +1,22 @@
-/** Waiting for what another process does. */
-import { setTimeout as delay } from 'node:timers/promises';
+/** Waiting for what comes by itself, for tests. */
+import { setTimeout as sleep } from 'node:timers/promises';
 
-/** Resolves when `condition` holds; rejects when it does not within `timeoutMs`. */
+/** milliseconds; far beyond what the slowest machine takes. A test that needs it has failed. */
+const NEVER = 120_000;
+
+/**
+ * Waits until `condition` holds, however long that takes on a busy machine.
+ *
+ * @param what it is, for the failure of the test
+ */
 export async function until(
-  what: string,
   condition: () => boolean | Promise<boolean>,
-  timeoutMs = 10_000,
+  what = String(condition),
+  timeoutMs = NEVER,
 ): Promise<void> {
   const deadline = performance.now() + timeoutMs;
   while (!(await condition())) {
     if (performance.now() > deadline) throw new Error(`waited ${timeoutMs} ms in vain: ${what}`);
-    await delay(5);
+    await sleep(5);
   }
 }

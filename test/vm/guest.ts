@@ -48,7 +48,7 @@ export function driverOf(address: string): string | undefined {
 /** Gives the PCI devices to vfio-pci. With `wait`, they may be about to appear. */
 export async function bindToVfio(addresses: readonly string[], { wait = false } = {}): Promise<void> {
   for (const address of addresses) {
-    if (wait) await until(`${address} is there`, () => existsSync(sysfs(address)), 30_000);
+    if (wait) await until(() => existsSync(sysfs(address)), `${address} is there`, 30_000);
     if (driverOf(address) === 'vfio-pci') continue;
     writeFileSync(`${sysfs(address)}/driver_override`, 'vfio-pci');
     if (driverOf(address) !== undefined) writeFileSync(`${sysfs(address)}/driver/unbind`, address);
@@ -57,7 +57,7 @@ export async function bindToVfio(addresses: readonly string[], { wait = false } 
       return driverOf(address) === 'vfio-pci';
     };
     // The kernel is not done with a device as soon as it can be seen: until then it may not even know it (ENODEV).
-    if (wait) await until(`vfio-pci takes ${address}`, () => succeeds(probe), 30_000);
+    if (wait) await until(() => succeeds(probe), `vfio-pci takes ${address}`, 30_000);
     else if (!probe()) throw new Error(`vfio-pci does not take ${address}`);
   }
 }

@@ -4,7 +4,7 @@ import { DmaError, type ErrorCode } from '../../errors.js';
 import { openPlatform } from '../../platform/open.js';
 import type { Platform } from '../../platform/ports.js';
 import { failingPlatform, trackingPlatform, type TrackingPlatform } from '../../../test/fakes/platform/platforms.js';
-import { until } from '../../../test/shared/eventually.js';
+import { until } from '../../../test/shared/until.js';
 import { Containers, type KernelSpace, type OpenedNode, type VfioNode } from '../../vfio/containers.js';
 import { VfioDevice } from '../../vfio/device.js';
 import { FakeKernelDevice } from '../../../test/fakes/vfio/device.js';

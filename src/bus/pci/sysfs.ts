@@ -134,22 +134,22 @@ export class PciSysfs {
       driverOverride: override === '' || override === '(null)' ? undefined : override,
       group: group !== undefined && /^\d+$/.test(group) ? Number(group) : undefined,
       vfioName: this.kernel.list(`${directory}/vfio-dev`).at(0),
-      interfaces: this.#interfaces(directory),
+      interfaces: interfacesOf(this.kernel, directory),
       virtualFunctions: number('sriov_numvfs') ?? 0,
       modalias: this.kernel.readText(`${directory}/modalias`)?.trim() ?? '',
     };
-  }
-
-  /** A virtio function has its interface under the virtio device that it carries. */
-  #interfaces(directory: string): string[] {
-    const carried = this.kernel.list(directory).filter((name) => /^virtio\d+$/.test(name));
-    return ['', ...carried.map((name) => `/${name}`)].flatMap((part) => this.kernel.list(`${directory}${part}/net`));
   }
 
   /** The last part of where a link points to. */
   #linkName(path: string): string | undefined {
     return this.kernel.readLink(path)?.split('/').at(-1);
   }
+}
+
+/** The network interfaces of the function in `directory`. A virtio function has them under the virtio device that it carries. */
+export function interfacesOf(kernel: Pick<KernelPort, 'list'>, directory: string): string[] {
+  const carried = kernel.list(directory).filter((name) => /^virtio\d+$/.test(name));
+  return ['', ...carried.map((name) => `/${name}`)].flatMap((part) => kernel.list(`${directory}${part}/net`));
 }
 
 /** VFIO's parameter that lets devices be used without an IOMMU. */

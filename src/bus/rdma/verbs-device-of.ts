@@ -1,6 +1,7 @@
 /** Which RDMA device a PCI function has, by sysfs. */
 import { unlessFails } from '../../errors.js';
 import type { KernelPort } from '../../platform/ports.js';
+import { interfacesOf } from '../pci/sysfs.js';
 
 const CLASS = '/sys/class/infiniband';
 
@@ -15,9 +16,7 @@ export function verbsDeviceOf(kernel: Pick<KernelPort, 'list' | 'readText'>, add
   const device = `/sys/bus/pci/devices/${address}`;
   const [own] = kernel.list(`${device}/infiniband`);
   if (own !== undefined) return own;
-  // A virtio function has its interface one level down.
-  const below = kernel.list(device).filter((name) => /^virtio\d+$/.test(name));
-  const interfaces = ['', ...below.map((name) => `${name}/`)].flatMap((step) => kernel.list(`${device}/${step}net`));
+  const interfaces = interfacesOf(kernel, device);
   if (interfaces.length === 0) return undefined;
   return kernel.list(CLASS).find((name) => {
     for (const netdev of netdevsOf(kernel, name)) if (interfaces.includes(netdev)) return true;

@@ -1,14 +1,8 @@
 /** A device model in this process, worked as drivers work any device. */
 import { mustBe, mustBeOneOf } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
-import {
-  checkBigValue,
-  checkRegister,
-  checkValue,
-  checkValue64,
-  tooWide,
-  type Registers,
-} from '../../platform/registers/registers.js';
+import { RegionRegisters, type RegionCalls } from '../../platform/registers/region-registers.js';
+import type { Registers } from '../../platform/registers/registers.js';
 import { show } from '../../show.js';
 import { hex } from '../../units.js';
 import { ConfigSpace, CONFIG_SPACE_SIZE } from '../../vfio-user/config-space.js';
@@ -41,6 +35,10 @@ export class ModelAccess implements DeviceAccess, ModelHost {
   readonly #config: ConfigSpace;
   readonly #memory = new Map<string, Uint8Array>();
   readonly #registers = new Map<number, Registers>();
+  readonly #calls: RegionCalls = {
+    regionRead: (region, offset, into) => this.load(region, offset, into),
+    regionWrite: (region, offset, from) => this.writeRegion(region, offset, from),
+  };
   #handlers: readonly (() => void)[] = [];
   readonly #signalled = new Set<number>();
   #closed = false;
@@ -63,7 +61,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
   registers(region: number): Registers {
     const known = this.#registers.get(region);
     if (known !== undefined) return known;
-    const registers = new ModelRegisters(this, region, this.#sizeOf(region));
+    const registers = new RegionRegisters(this.#calls, region, this.#sizeOf(region), []);
     this.#registers.set(region, registers);
     return registers;
   }
@@ -189,94 +187,5 @@ export class ModelAccess implements DeviceAccess, ModelHost {
     const size = this.#sizeOf(region);
     if (!Number.isInteger(offset) || offset < 0 || length < 1 || offset + length > size)
       throw invalid('registers', `${length} bytes at ${hex(offset)} of region ${show(region)}, which has ${hex(size)}`);
-  }
-}
-
-/** Registers by calls of the model. */
-class ModelRegisters implements Registers {
-  readonly #words = new Uint32Array(2);
-  readonly #wide = new BigUint64Array(this.#words.buffer);
-  readonly #halves = new Uint16Array(this.#words.buffer, 0, 1);
-  readonly #byte = new Uint8Array(this.#words.buffer, 0, 1);
-  readonly #half = new Uint8Array(this.#words.buffer, 0, 2);
-  readonly #one = new Uint8Array(this.#words.buffer, 0, 4);
-  readonly #two = new Uint8Array(this.#words.buffer, 0, 8);
-
-  constructor(
-    private readonly access: ModelAccess,
-    private readonly region: number,
-    readonly size: number,
-  ) {}
-
-  read8(offset: number): number {
-    checkRegister(offset, 1, this.size);
-    this.access.load(this.region, offset, this.#byte);
-    return this.#byte[0];
-  }
-
-  write8(offset: number, value: number): void {
-    checkRegister(offset, 1, this.size);
-    checkValue(value);
-    this.#byte[0] = value;
-    this.access.writeRegion(this.region, offset, this.#byte);
-  }
-
-  read16(offset: number): number {
-    checkRegister(offset, 2, this.size);
-    this.access.load(this.region, offset, this.#half);
-    return this.#halves[0];
-  }
-
-  write16(offset: number, value: number): void {
-    checkRegister(offset, 2, this.size);
-    checkValue(value);
-    this.#halves[0] = value;
-    this.access.writeRegion(this.region, offset, this.#half);
-  }
-
-  read32(offset: number): number {
-    checkRegister(offset, 4, this.size);
-    this.access.load(this.region, offset, this.#one);
-    return this.#words[0];
-  }
-
-  write32(offset: number, value: number): void {
-    checkRegister(offset, 4, this.size);
-    checkValue(value);
-    this.#words[0] = value;
-    this.access.writeRegion(this.region, offset, this.#one);
-  }
-
-  read64(offset: number): number {
-    checkRegister(offset, 8, this.size);
-    this.access.load(this.region, offset, this.#two);
-    const value = this.#words[1] * 2 ** 32 + this.#words[0];
-    if (Number.isSafeInteger(value)) return value;
-    throw tooWide(offset);
-  }
-
-  write64(offset: number, value: number): void {
-    checkRegister(offset, 8, this.size);
-    checkValue64(value);
-    this.#words[0] = value;
-    this.#words[1] = value / 2 ** 32;
-    this.access.writeRegion(this.region, offset, this.#two);
-  }
-
-  readBig64(offset: number): bigint {
-    checkRegister(offset, 8, this.size);
-    this.access.load(this.region, offset, this.#two);
-    return this.#wide[0];
-  }
-
-  writeBig64(offset: number, value: bigint): void {
-    checkRegister(offset, 8, this.size);
-    checkBigValue(value);
-    this.#wide[0] = value;
-    this.access.writeRegion(this.region, offset, this.#two);
-  }
-
-  flush(offset: number): void {
-    this.read32(offset);
   }
 }

@@ -5,9 +5,9 @@ import { describe, test, type TestContext } from 'node:test';
 import { dmaError } from '../../../test/fakes/bus/scripted-bus.js';
 import { connectToPeer, Eal, KiB, MiB, verbsDriver } from '../../index.js';
 import { openPlatform } from '../../platform/open.js';
-import { until } from '../../../test/shared/eventually.js';
+import { until } from '../../../test/shared/until.js';
 import { Fabric, type RdmaTestPlatform } from '../../../test/fakes/rdma/fabric.js';
-import type { Context } from '../command.js';
+import type { CommandContext } from '../command.js';
 import { copierOf } from '../demo/copier.js';
 import { printAllRdma, rdmaDocument, rdmaFacts } from '../devices/devices-rdma.js';
 import { moveRdma, type RdmaMoveOptions } from './move.js';
@@ -30,7 +30,7 @@ interface Moved {
 }
 
 /** What a command runs in, here. */
-function contextOf(output: Listener, signal: AbortSignal): Context {
+function contextOf(output: Listener, signal: AbortSignal): CommandContext {
   const usage = (message: string): never => {
     throw new Error(message);
   };

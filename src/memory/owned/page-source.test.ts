@@ -13,7 +13,7 @@ import type { Platform } from '../../platform/ports.js';
 import { portablePlatform } from '../../platform/portable.js';
 import { failingPlatform, trackingPlatform } from '../../../test/fakes/platform/platforms.js';
 import { hugePagesForTest } from '../../../test/shared/real-hugepages.js';
-import { until } from '../../../test/shared/eventually.js';
+import { until } from '../../../test/shared/until.js';
 import type { Va } from '../../units.js';
 import { removeStale } from './hugepage-files.js';
 import { HugePages } from '../hugepages.js';

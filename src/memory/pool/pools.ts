@@ -6,6 +6,7 @@ import type { MemoryPort } from '../../platform/ports.js';
 import type { Area } from '../area.js';
 import { ElementStack } from './element-stack.js';
 import { ExternalMemory } from '../external.js';
+import { Handlers, tellHandler } from '../handlers.js';
 import { chooseHeaps, type Allocation, type HeapSources, type PlacedMallocOptions } from '../owned/heap-choice.js';
 import type { IovaMode } from '../iova-mode.js';
 import { PoolCache } from './pool-cache.js';
@@ -20,7 +21,6 @@ import {
 import { shortForm } from '../../short-form.js';
 import { thrown } from '../../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
-import { queueMicrotask } from '../../timers.js';
 import { MiB } from '../../units.js';
 
 /** What a pool is to be like, and where its memory comes from: the library's own, a heap, or external memory. */
@@ -83,7 +83,7 @@ export class Pools {
   readonly #sources: HeapSources;
   readonly #port: Pick<MemoryPort, 'keeper'> | undefined;
   readonly #pools = new Map<string, Pool>();
-  readonly #handlers = new Set<PoolHandler>();
+  readonly #handlers = new Handlers<PoolHandler>();
   /** External memory that is in a pool, and the name of that. */
   readonly #external = new Map<Area, string>();
   #made = 0;
@@ -169,7 +169,7 @@ export class Pools {
       const shared = { stack: stack.shared, threads, keepers };
       const description = { name, shape, forDevices, owner, chunks, cacheSize, ...shared };
       const end = (): void => {
-        for (const handler of told ?? this.#current()) tellDestroyed(handler, pool);
+        for (const handler of told ?? this.#handlers) tellHandler(() => handler.destroy?.(pool));
         this.#pools.delete(name);
         if (Atomics.load(new Int32Array(threads), 1) === 1) memory.escape();
         this.#release(memory);
@@ -182,7 +182,7 @@ export class Pools {
     }
     this.#pools.set(name, pool);
     try {
-      for (const handler of this.#current()) {
+      for (const handler of this.#handlers) {
         handler.ready?.(pool);
         told.unshift(handler);
       }
@@ -201,14 +201,7 @@ export class Pools {
     const operation = 'pools.addHandler';
     this.#sources.gate?.(operation);
     mustHandle(handler, ['ready', 'destroy'], operation);
-    if (this.#handlers.has(handler))
-      throw exists(
-        operation,
-        'this handler was added already',
-        'dispose what the first call returned before it is added again',
-      );
-    this.#handlers.add(handler);
-    return { [Symbol.dispose]: () => void this.#handlers.delete(handler) };
+    return this.#handlers.add(handler, operation);
   }
 
   /**
@@ -255,11 +248,6 @@ export class Pools {
     throwFirst(memory.release(), 'pool.free');
   }
 
-  /** The handlers there are now, without those that are removed meanwhile. */
-  *#current(): Iterable<PoolHandler> {
-    for (const handler of [...this.#handlers]) if (this.#handlers.has(handler)) yield handler;
-  }
-
   #nameTaken(name: string, operation: string): DmaError {
     const { elements, elementSize } = this.#pools.get(name) ?? {};
     return exists(
@@ -292,16 +280,6 @@ function clearing(bytes: Uint8Array, operation: string): Allocation {
       }
     },
   };
-}
-
-function tellDestroyed(handler: PoolHandler, pool: Pool): void {
-  try {
-    handler.destroy?.(pool);
-  } catch (error) {
-    queueMicrotask(() => {
-      throw error;
-    });
-  }
 }
 
 function checkSource({ external, heap, node, pageSizes, pageSizeHint }: PoolOptions, operation: string): void {

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict';
 import { openPlatform } from '../open.js';
 import type { Polled, Watch } from '../ports.js';
 import { trackingPlatform } from '../../../test/fakes/platform/platforms.js';
-import { until } from '../../../test/shared/eventually.js';
+import { until } from '../../../test/shared/until.js';
 
 const platform = trackingPlatform(openPlatform());
 const { events, files, memory, readiness, sockets } = platform;

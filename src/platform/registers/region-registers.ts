@@ -1,7 +1,7 @@
 /** The registers of a region of a device of which some parts, or all, or none are mapped: the rest is reached by calls. */
 import { alignUp, isAddress } from '../../units.js';
 import type { MemoryPort } from '../ports.js';
-import { MappedRegisters, checkBigValue, checkRegister, checkValue, checkValue64, tooWide } from './registers.js';
+import { MappedRegisters, checkRegister, tooWide } from './registers.js';
 import type { Registers } from './registers.js';
 
 /** How registers that are not mapped are reached. */
@@ -12,7 +12,7 @@ export interface RegionCalls {
   regionWrite(region: number, offset: number, from: Uint8Array): void;
 }
 
-/** Bytes of a region. */
+/** A part of a region, in bytes. */
 export interface Area {
   readonly offset: number;
   readonly length: number;
@@ -63,9 +63,9 @@ export class MappedArea {
 
 /** See the head of the file. */
 export class RegionRegisters implements Registers {
-  readonly #words = new Uint32Array(new ArrayBuffer(8));
-  readonly #wide = new BigUint64Array(this.#words.buffer);
-  readonly #halves = new Uint16Array(this.#words.buffer, 0, 1);
+  /** The value of a call, on its way. */
+  readonly #words = new Uint32Array(2);
+  readonly #value = new MappedRegisters(this.#words.buffer);
   readonly #bytes1 = new Uint8Array(this.#words.buffer, 0, 1);
   readonly #bytes2 = new Uint8Array(this.#words.buffer, 0, 2);
   readonly #bytes4 = new Uint8Array(this.#words.buffer, 0, 4);
@@ -87,14 +87,13 @@ export class RegionRegisters implements Registers {
     const area = this.#areaOf(offset, 1);
     if (area !== undefined) return area.registers.read8(offset - area.offset);
     this.calls.regionRead(this.region, offset, this.#bytes1);
-    return this.#bytes1[0];
+    return this.#value.read8(0);
   }
 
   write8(offset: number, value: number): void {
     const area = this.#areaOf(offset, 1);
     if (area !== undefined) return area.registers.write8(offset - area.offset, value);
-    checkValue(value);
-    this.#bytes1[0] = value;
+    this.#value.write8(0, value);
     this.calls.regionWrite(this.region, offset, this.#bytes1);
   }
 
@@ -102,14 +101,13 @@ export class RegionRegisters implements Registers {
     const area = this.#areaOf(offset, 2);
     if (area !== undefined) return area.registers.read16(offset - area.offset);
     this.calls.regionRead(this.region, offset, this.#bytes2);
-    return this.#halves[0];
+    return this.#value.read16(0);
   }
 
   write16(offset: number, value: number): void {
     const area = this.#areaOf(offset, 2);
     if (area !== undefined) return area.registers.write16(offset - area.offset, value);
-    checkValue(value);
-    this.#halves[0] = value;
+    this.#value.write16(0, value);
     this.calls.regionWrite(this.region, offset, this.#bytes2);
   }
 
@@ -117,17 +115,13 @@ export class RegionRegisters implements Registers {
     const area = this.#areaOf(offset, 4);
     if (area !== undefined) return area.registers.read32(offset - area.offset);
     this.calls.regionRead(this.region, offset, this.#bytes4);
-    return this.#words[0];
+    return this.#value.read32(0);
   }
 
   write32(offset: number, value: number): void {
     const area = this.#areaOf(offset, 4);
-    if (area !== undefined) {
-      area.registers.write32(offset - area.offset, value);
-      return;
-    }
-    checkValue(value);
-    this.#words[0] = value;
+    if (area !== undefined) return area.registers.write32(offset - area.offset, value);
+    this.#value.write32(0, value);
     this.calls.regionWrite(this.region, offset, this.#bytes4);
   }
 
@@ -142,13 +136,8 @@ export class RegionRegisters implements Registers {
 
   write64(offset: number, value: number): void {
     const area = this.#areaOf(offset, 8);
-    if (area !== undefined) {
-      area.registers.write64(offset - area.offset, value);
-      return;
-    }
-    checkValue64(value);
-    this.#words[0] = value;
-    this.#words[1] = value / 2 ** 32;
+    if (area !== undefined) return area.registers.write64(offset - area.offset, value);
+    this.#value.write64(0, value);
     this.calls.regionWrite(this.region, offset, this.#bytes8);
   }
 
@@ -156,17 +145,13 @@ export class RegionRegisters implements Registers {
     const area = this.#areaOf(offset, 8);
     if (area !== undefined) return area.registers.readBig64(offset - area.offset);
     this.calls.regionRead(this.region, offset, this.#bytes8);
-    return this.#wide[0];
+    return this.#value.readBig64(0);
   }
 
   writeBig64(offset: number, value: bigint): void {
     const area = this.#areaOf(offset, 8);
-    if (area !== undefined) {
-      area.registers.writeBig64(offset - area.offset, value);
-      return;
-    }
-    checkBigValue(value);
-    this.#wide[0] = value;
+    if (area !== undefined) return area.registers.writeBig64(offset - area.offset, value);
+    this.#value.writeBig64(0, value);
     this.calls.regionWrite(this.region, offset, this.#bytes8);
   }
 

@@ -541,7 +541,7 @@ test('a device is unplugged, and the other one of its domain goes on', async () 
   clearInterval(alive);
   await host.deviceGone('late');
   assert.deepEqual([too.live, its.live, mapping.live], [false, false, true]);
-  await until('its mappings are gone', () => stays.domain?.entries === 1, 5000);
+  await until(() => stays.domain?.entries === 1, 'its mappings are gone', 5000);
   await mustCopy(stays, shared, mapping, 2);
 });
 
@@ -582,7 +582,7 @@ test('interrupts of the edu device: INTx and MSI, one after the other', async ()
     ]);
     for (const reason of [1, 2, 4]) {
       registers.write32(0x60, reason);
-      await until(`${kind} for ${reason}`, () => reasons.includes(reason), 10_000);
+      await until(() => reasons.includes(reason), `${kind} for ${reason}`, 10_000);
     }
     assert.deepEqual(reasons, [1, 2, 4]);
     interrupts.close();
@@ -619,7 +619,7 @@ test('MSI-X vectors of a network interface, each by itself', async () => {
         registers.write32(IVAR, (0x8 | vector) << 16);
         registers.write32(IMS, OTHER);
         registers.write32(ICS, OTHER);
-        await until(`vector ${vector} of ${vectors}`, () => heard[vector] > 0, 10_000);
+        await until(() => heard[vector] > 0, `vector ${vector} of ${vectors}`, 10_000);
         assert.equal(heard.filter((times) => times > 0).length, 1);
       }
       interrupts.close();

@@ -125,12 +125,12 @@ test('a file system, also one that only other processes see, or nobody any more'
   run('umount', '-l', MOUNT);
   assert.match(refusal(DISK), /its disk nvme0n1 is held by the kernel for somebody/);
   await end(reader);
-  await until('the file system is gone', () => usesOf(DISK).length === 0);
+  await until(() => usesOf(DISK).length === 0, 'the file system is gone');
   const other = await background(`mount ${NODE} ${MOUNT}`, 'unshare', '-m');
   assert.doesNotMatch(readFileSync('/proc/self/mountinfo', 'utf8'), /in-use/);
   assert.match(refusal(DISK), /its disk nvme0n1 is mounted at \/run\/in-use for process \d+/);
   await end(other);
-  await until('the file system is gone', () => usesOf(DISK).length === 0);
+  await until(() => usesOf(DISK).length === 0, 'the file system is gone');
 });
 
 test('a volume of device-mapper, and what is mounted upon it', () => {
@@ -159,7 +159,7 @@ test('a loop of the disk, a partition, and a program that has it open', async ()
   const loop = run('losetup', '-f', '--show', NODE).trim();
   assert.match(refusal(DISK), /its disk nvme0n1 is held by loop\d+ \(loop of \/dev\/nvme0n1\)/);
   run('losetup', '-d', loop);
-  await until('the loop is gone', () => usesOf(DISK).length === 0);
+  await until(() => usesOf(DISK).length === 0, 'the loop is gone');
   const reader = await background(`exec 3<${NODE}`);
   assert.match(refusal(DISK), new RegExp(`process ${reader.pid ?? 0} \\(\\S+\\) has /dev/nvme0n1 open`));
   await end(reader);
@@ -205,7 +205,7 @@ test('routes of other tables and of VRFs, addresses, ports of bridges, other net
   run('ip', 'link', 'set', eth, 'netns', String(other.pid));
   assert.match(refusal(NET), /its network interface is in another network namespace/);
   await end(other);
-  await until('the interface is back', () => name() !== '');
+  await until(() => name() !== '', 'the interface is back');
   assert.deepEqual(usesOf(NET), []);
 });
 
@@ -226,7 +226,7 @@ test('what nobody uses is taken, and comes back', async () => {
       ['e1000e', undefined],
     ],
   );
-  await until('the disk is back', () => existsSync(NODE));
+  await until(() => existsSync(NODE), 'the disk is back');
 });
 
 test('a device whose id vfio-pci was told is taken again: no success', () => {

@@ -60,7 +60,7 @@ test('gives a device to vfio-pci', async () => {
 test('lets devices be put in and taken out', async () => {
   for (let times = 0; times < 2; times++) {
     await host.deviceAdd({ driver: 'edu', id: 'guest', bus: 'port0' });
-    await until('the kernel has found it', () => existsSync(sysfs(HOTPLUG)), 30_000);
+    await until(() => existsSync(sysfs(HOTPLUG)), 'the kernel has found it', 30_000);
     await host.deviceDel('guest');
     await host.deviceGone('guest');
     assert.equal(existsSync(sysfs(HOTPLUG)), false);
