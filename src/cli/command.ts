@@ -14,7 +14,7 @@ const SIGNALS = { SIGHUP: 1, SIGINT: 2, SIGTERM: 15 } as const;
 const GRACE = 3000;
 
 /** What a command runs in. */
-export interface Context {
+export interface CommandContext {
   readonly output: Output;
   /** Aborted by SIGINT and its like; the reason is a DmaError (ECANCELED). */
   readonly signal: AbortSignal;
@@ -44,7 +44,7 @@ export interface CommandSpec<O extends object> {
   /** What to type, and what that does. */
   readonly examples: readonly (readonly [line: string, what: string])[];
   /** Does it. What it throws is told to the user, who gets exit status 1. */
-  readonly run: (options: O, context: Context) => Promise<void>;
+  readonly run: (options: O, context: CommandContext) => Promise<void>;
 }
 
 /** Text of a help page, which commander breaks into lines as wide as the terminal. */
@@ -79,7 +79,11 @@ function schemaOf(command: Command): string {
 }
 
 /** Runs what `run` does, tells its failure, and says which exit status that makes. */
-async function execute(command: Command, output: Output, run: (context: Context) => Promise<void>): Promise<number> {
+async function execute(
+  command: Command,
+  output: Output,
+  run: (context: CommandContext) => Promise<void>,
+): Promise<number> {
   const interruption = new AbortController();
   let status: number = STATUS.OK;
   const onSignal = (name: keyof typeof SIGNALS): void => {

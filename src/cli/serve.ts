@@ -6,7 +6,7 @@ import { openPlatform } from '../platform/open.js';
 import { DEVICE_NAMES, deviceModel, isDeviceName } from '../vfio-user/devices/catalog.js';
 import type { ModelFactory } from '../vfio-user/devices/model.js';
 import type { ServerEvent } from '../vfio-user/server.js';
-import { paragraphs, type CommandSpec, type Context } from './command.js';
+import { paragraphs, type CommandSpec, type CommandContext } from './command.js';
 import { integerValue } from './values.js';
 
 interface ServeOptions {
@@ -74,7 +74,7 @@ export const serve: CommandSpec<ServeOptions> = {
   },
 };
 
-function modelOf(device: string, { dmaMask }: ServeOptions, { usage }: Context): ModelFactory {
+function modelOf(device: string, { dmaMask }: ServeOptions, { usage }: CommandContext): ModelFactory {
   if (!isDeviceName(device)) return usage(`there is no device ${device}`);
   if (dmaMask === undefined) return deviceModel(device);
   if (device !== 'edu') return usage(`--dma-mask is for edu; ${device} uses all address bits`);

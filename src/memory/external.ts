@@ -27,7 +27,7 @@ import { checkHugePageSizes, HugePages } from './hugepages.js';
 import { lend, pinnedError, Pins, type LendOptions, type Pin } from './pins.js';
 import { PrivateViews } from './private-views.js';
 import { giveMappingBack, HandedOut, retired, type RetiredFacts } from './retired.js';
-import { Room } from './room.js';
+import { OrdinaryMemory } from './ordinary-memory.js';
 import { explainShortage, settle, settling } from './settle.js';
 import { checkPart, viewMoved, Views } from './views.js';
 import { shortForm } from '../short-form.js';
@@ -373,7 +373,7 @@ export class External {
   readonly #changed: (change: 'registered' | 'unregistered', memory: ExternalMemory) => void;
   readonly #origins: OriginNotes;
   readonly #gate: Gate;
-  readonly #room: Room;
+  readonly #ordinary: OrdinaryMemory;
   readonly #running: RunningWorks;
 
   /**
@@ -394,7 +394,7 @@ export class External {
     this.#running = running;
     this.#origins = new OriginNotes(origins);
     this.#platform = platform;
-    this.#room = new Room(platform);
+    this.#ordinary = new OrdinaryMemory(platform);
     this.#index = index;
     this.#changed = changed;
   }
@@ -490,7 +490,7 @@ export class External {
     try {
       if (hugePageSize !== undefined) this.#checkHugePageSize(hugePageSize, operation);
       this.#checkNode(node, operation);
-      if (populate && pageSize === memory.pageSize) this.#room.check(whole, node, operation);
+      if (populate && pageSize === memory.pageSize) this.#ordinary.check(whole, node, operation);
       let backing: Backing | undefined;
       if (source === 'memfd') {
         const fd = memory.memfd({ name: 'anydma', length: whole, hugePageSize });
@@ -503,7 +503,7 @@ export class External {
       const range = new Range(va, whole, operation);
       const empty = emptying(this.#platform, range, pageSize, backing);
       try {
-        if (populate) yield* settling(this.#platform, this.#room, { va, length: whole, pageSize, node }, operation);
+        if (populate) yield* settling(this.#platform, this.#ordinary, { va, length: whole, pageSize, node }, operation);
         else if (node !== -1) memory.bind(va, whole, node);
         const extra = { backing, empty, release, origin, operation, owned: true };
         return this.#register(source, range, registering(options, pageSize), extra);
@@ -585,7 +585,7 @@ export class External {
       const isReady =
         !populate ||
         (writable
-          ? yield* fillingHoles(platform, this.#room, own, status, { offset, length }, operation)
+          ? yield* fillingHoles(platform, this.#ordinary, own, status, { offset, length }, operation)
           : !readsNeedPages(platform, own, status));
       const va = mapFile(memory, { length, fd: own, offset, readOnly: !writable }, fd, operation);
       const range = new Range(va, length, operation);
@@ -597,7 +597,7 @@ export class External {
         if (!isReady) {
           const access = writable ? 'write' : 'read';
           const pages = { va, length, pageSize: status.pageSize, node: -1, access, fd: own } as const;
-          yield* settling(platform, this.#room, pages, operation);
+          yield* settling(platform, this.#ordinary, pages, operation);
         }
         return this.#register('file', range, registering(options, pageSize), extra);
       } catch (error) {
@@ -745,7 +745,7 @@ export class External {
     const va = memory.map({ length, fd, offset, writable: false });
     if (pageSize === memory.pageSize) return new Range(va, length);
     try {
-      settle(this.#platform, this.#room, { va, length, pageSize, node: -1, fd }, 'bytes');
+      settle(this.#platform, this.#ordinary, { va, length, pageSize, node: -1, fd }, 'bytes');
       return new Range(va, length);
     } catch (error) {
       throw withUndo(error, 'bytes', undoAll([() => memory.unmap(va, length)]));
@@ -887,7 +887,7 @@ function statusOf({ files }: Platform, fd: number, operation: string): FileStatu
  */
 function* fillingHoles(
   { files }: Platform,
-  room: Room,
+  room: OrdinaryMemory,
   fd: number,
   { size, allocated, pageSize }: FileStatus,
   part: { readonly offset: number; readonly length: number },

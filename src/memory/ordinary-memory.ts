@@ -1,5 +1,5 @@
 /**
- * Room for ordinary memory. Where hugepages run out the kernel refuses; where ordinary memory runs out it ends a process. So
+ * Is there enough ordinary memory? Where hugepages run out the kernel refuses; where ordinary memory runs out it ends a process. So
  * before such pages are taken it is asked whether they are there, and again after each part of many, so that several
  * processes that grow at the same time see each other.
  */
@@ -42,7 +42,7 @@ export async function populateInLanes(
 }
 
 /** Asks whether ordinary memory is there. See the head of the file. */
-export class Room {
+export class OrdinaryMemory {
   readonly #platform: Platform;
   /** What may be taken without asking again, in bytes, by node; -1 for any. */
   readonly #credits = new Map<number, { bytes: number; readonly asked: number }>();
@@ -65,7 +65,7 @@ export class Room {
   /**
    * The parts to take `bytes` in, each to be taken before the next is asked for: they get small as the room does.
    *
-   * @throws DmaError ENOMEM as {@link Room.check}, when the rest is not there (any more)
+   * @throws DmaError ENOMEM as {@link OrdinaryMemory.check}, when the rest is not there (any more)
    */
   *parts(bytes: number, node: number, operation: string): Generator<number, void, undefined> {
     for (let left = bytes; left > 0;) {
@@ -90,7 +90,7 @@ export class Room {
     }
   }
 
-  /** As {@link Room.populate}, on other threads, several pieces of a part at once. */
+  /** As {@link OrdinaryMemory.populate}, on other threads, several pieces of a part at once. */
   async populateAsync(
     va: Va,
     bytes: number,

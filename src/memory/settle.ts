@@ -5,7 +5,7 @@ import type { Platform } from '../platform/ports.js';
 import { runSteps, type Steps } from '../steps.js';
 import { formatSize, type Va } from '../units.js';
 import { HugePages } from './hugepages.js';
-import { populateInLanes, type Room } from './room.js';
+import { populateInLanes, type OrdinaryMemory } from './ordinary-memory.js';
 
 /** Addresses that were mapped, and what is wanted of their pages. */
 export interface Unsettled {
@@ -27,22 +27,27 @@ export interface Unsettled {
  *
  * @throws DmaError ENOMEM, with figures, when they can not be had; some may be there then
  */
-export function settle(platform: Platform, room: Room, what: Unsettled, operation: string): void {
+export function settle(platform: Platform, ordinary: OrdinaryMemory, what: Unsettled, operation: string): void {
   const { va, length, pageSize, node, access } = what;
   // Most calls, in one step.
-  if (node === -1 && pageSize === platform.memory.pageSize) room.populate(va, length, node, operation, access);
-  else runSteps(settling(platform, room, what, operation), (step) => step.now());
+  if (node === -1 && pageSize === platform.memory.pageSize) ordinary.populate(va, length, node, operation, access);
+  else runSteps(settling(platform, ordinary, what, operation), (step) => step.now());
 }
 
 /** {@link settle}, step by step: later, several pieces are got at once, on other threads. */
-export function* settling(platform: Platform, room: Room, what: Unsettled, operation: string): Steps<LongStep, void> {
+export function* settling(
+  platform: Platform,
+  ordinary: OrdinaryMemory,
+  what: Unsettled,
+  operation: string,
+): Steps<LongStep, void> {
   const { memory } = platform;
   const { va, length, pageSize, node, access } = what;
   if (node !== -1) memory.bind(va, length, node);
   if (pageSize === memory.pageSize) {
     yield {
-      now: () => room.populate(va, length, node, operation, access),
-      later: async (work) => room.populateAsync(va, length, node, operation, work, access),
+      now: () => ordinary.populate(va, length, node, operation, access),
+      later: async (work) => ordinary.populateAsync(va, length, node, operation, work, access),
     };
   } else
     try {

@@ -6,7 +6,7 @@ import { constants } from 'node:buffer';
 import { DmaError, invalid } from '../errors.js';
 import { alignUp, hex, isAddress, TiB } from '../units.js';
 import type { Va } from '../units.js';
-import type { MapOptions, MemoryPort, Platform } from './ports.js';
+import type { MmapOptions, MemoryPort, Platform } from './ports.js';
 import type { RdmaCmPort } from './rdma/rdma-cm-port.js';
 import type { VerbsPort } from './rdma/verbs-port.js';
 
@@ -180,7 +180,7 @@ class PortableMemory implements MemoryPort {
     this.#reason = reason;
   }
 
-  map(options: MapOptions): Va {
+  map(options: MmapOptions): Va {
     const { length, writable = true, fd, hugePageSize } = options;
     if (!isAddress(length) || length === 0 || length % this.pageSize !== 0)
       throw invalid('mmap', `the length ${length} is not a multiple of the page size ${this.pageSize}`);

@@ -12,7 +12,7 @@ import type { RdmaCmPort } from './rdma/rdma-cm-port.js';
 import type { VerbsPort } from './rdma/verbs-port.js';
 
 /** How a new mapping gets its pages. */
-export interface MapOptions {
+export interface MmapOptions {
   /** bytes, a multiple of the page size */
   readonly length: number;
   /**
@@ -66,7 +66,7 @@ export interface MemoryPort {
   /** bytes a page of ordinary memory has */
   readonly pageSize: number;
   /** mmap(2). Returns the address of the mapping, which the caller owns until `unmap`. */
-  map(options: MapOptions): Va;
+  map(options: MmapOptions): Va;
   /**
    * munmap(2) of exactly what `map` returned, or of any part of one reservation, which goes on without it. Every view must
    * have been detached before.
@@ -264,7 +264,7 @@ export interface FilesPort {
 }
 
 /** What one `receive` brought. */
-export interface Received {
+export interface ReceivedBytes {
   /** Bytes put into the buffer; 0 at the end of the stream. */
   readonly bytes: number;
   /** Descriptors that came along; the receiver owns them. They belong to the last message that begins in these bytes. */
@@ -302,7 +302,7 @@ export interface SocketsPort {
    */
   send(fd: number, bytes: Uint8Array, offset: number, fds: readonly number[]): number;
   /** recvmsg(2) into `into`, with at most `maxFds` descriptors. `undefined` when it would block. */
-  receive(fd: number, into: Uint8Array, maxFds: number): Received | undefined;
+  receive(fd: number, into: Uint8Array, maxFds: number): ReceivedBytes | undefined;
   /** Tells the other side that no more comes, either way. */
   shutdown(fd: number): void;
   /** Who connected, or, for who connected, who listens: as it was then (SO_PEERCRED). */

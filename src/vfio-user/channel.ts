@@ -1,6 +1,6 @@
 /** One vfio-user socket: whole messages in, whole messages out, never blocking, with bounded memory. */
 import { DmaError, isDmaError } from '../errors.js';
-import type { Platform, Received, Watch } from '../platform/ports.js';
+import type { Platform, ReceivedBytes, Watch } from '../platform/ports.js';
 import { Framer, protocolError } from './framing.js';
 import { FLAG, MAX_FDS, MAX_MESSAGE } from './messages.js';
 import type { Message } from './messages.js';
@@ -221,7 +221,7 @@ export class Channel {
   /** Receives once. Returns whether there may be more. */
   #receive(): boolean {
     if (this.#failure !== undefined || this.#holds || this.#dispatching) return false;
-    let received: Received | undefined;
+    let received: ReceivedBytes | undefined;
     const space = this.#framer.space();
     try {
       received = this.platform.sockets.receive(this.fd, space, ALL_FDS);

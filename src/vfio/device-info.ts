@@ -1,7 +1,7 @@
 /** What VFIO tells of a device: its kind, regions and interrupts (include/uapi/linux/vfio.h). */
 import { isDmaError } from '../errors.js';
 import type { IoctlPort } from '../platform/ports.js';
-import type { Area } from '../platform/registers/region-registers.js';
+import type { RegionPart } from '../platform/registers/region-registers.js';
 import { Struct } from '../platform/struct.js';
 import {
   IOCTL,
@@ -34,7 +34,7 @@ export interface VfioRegion {
   readonly readable: boolean;
   readonly writable: boolean;
   /** What can be mapped: all of it, or some areas; none when it is reached by calls only. */
-  readonly mappable: readonly Area[];
+  readonly mappable: readonly RegionPart[];
 }
 
 /** One kind of interrupt of a device. */
@@ -98,13 +98,13 @@ function readRegion(ioctl: IoctlPort, fd: number, index: number): VfioRegion {
 }
 
 /** The areas that a region's sparse-mmap capability names; all of the region without such a capability. */
-function mappableAreas(info: Struct, size: number): readonly Area[] {
+function mappableAreas(info: Struct, size: number): readonly RegionPart[] {
   if ((info.u32(VFIO_REGION_INFO.flags) & VFIO_REGION_INFO_FLAG_CAPS) === 0) return [{ offset: 0, length: size }];
   // Each capability stands behind the one before it; a chain that goes back would not end.
   let at = info.u32(VFIO_REGION_INFO.cap_offset);
   for (let before = 0; at > before; before = at, at = info.u32(before + VFIO_INFO_CAP_HEADER.next)) {
     if (info.u16(at + VFIO_INFO_CAP_HEADER.id) !== REGION_CAP.VFIO_REGION_INFO_CAP_SPARSE_MMAP) continue;
-    const areas: Area[] = [];
+    const areas: RegionPart[] = [];
     for (let i = 0; i < info.u32(at + VFIO_REGION_INFO_CAP_SPARSE_MMAP.nr_areas); i++) {
       const area = at + VFIO_REGION_INFO_CAP_SPARSE_MMAP.areas + i * VFIO_REGION_SPARSE_MMAP_AREA.sizeof;
       const offset = info.u64(area + VFIO_REGION_SPARSE_MMAP_AREA.offset);

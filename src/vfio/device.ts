@@ -3,7 +3,7 @@ import { lostDevice } from '../dma/mapping.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { MappedArea, RegionRegisters } from '../platform/registers/region-registers.js';
-import type { Area } from '../platform/registers/region-registers.js';
+import type { RegionPart } from '../platform/registers/region-registers.js';
 import type { Registers } from '../platform/registers/registers.js';
 import { Struct } from '../platform/struct.js';
 import {
@@ -229,7 +229,7 @@ export class VfioDevice {
   }
 
   /** Can this area be mapped and viewed? One that can not is reached by calls. */
-  #canMap({ offset, size }: VfioRegion, area: Area): boolean {
+  #canMap({ offset, size }: VfioRegion, area: RegionPart): boolean {
     const { pageSize, maxView } = this.#platform.memory;
     // The last page of a region that is smaller than a page is the region's alone: the kernel sees to that.
     const isWhole = area.length % pageSize === 0 || (area.offset + area.length === size && area.length % 4 === 0);

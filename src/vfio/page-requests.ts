@@ -36,7 +36,7 @@ export interface PageRequest {
 }
 
 /** What it takes of an iommufd. */
-interface Context {
+interface IommufdCalls {
   readonly fd: number;
   call(request: number, argument: Struct, name: string): void;
   destroy(id: number): void;
@@ -52,11 +52,11 @@ export class PageRequests {
   /** Readable when requests wait. It belongs to this object. */
   readonly fd: number;
   readonly #platform: Platform;
-  readonly #context: Context;
+  readonly #context: IommufdCalls;
   readonly #room = new Struct(ROOM * REQUEST.sizeof);
 
   /** @throws DmaError ENOTSUP: this kernel has no queue of faults (it came with Linux 6.11) */
-  constructor(platform: Platform, context: Context) {
+  constructor(platform: Platform, context: IommufdCalls) {
     this.#platform = platform;
     this.#context = context;
     const argument = new Struct(ALLOC.sizeof).set32(ALLOC.size, ALLOC.sizeof);

@@ -15,7 +15,7 @@ import {
 } from '../../index.js';
 import { openPlatform } from '../../platform/open.js';
 import { DEVICE_KEYS_TEXT } from '../device-keys.js';
-import { paragraphs, type CommandSpec, type Context } from '../command.js';
+import { paragraphs, type CommandSpec, type CommandContext } from '../command.js';
 import { copierOf, type Copier } from './copier.js';
 import { openInput, type InputFile } from './input-file.js';
 import { iommuOption } from '../iommu.js';
@@ -202,7 +202,7 @@ function fileSource({ external, platform }: Eal, path: string, { fd, size: bytes
 /** What areas are moved with. */
 interface Mover extends Reacher {
   readonly copier: Copier;
-  readonly context: Context;
+  readonly context: CommandContext;
 }
 
 /** The way of one area: lets the device reach it and as much new memory, and copy; verifies, takes it back, and tries again. */
@@ -253,7 +253,7 @@ async function moveArea(mover: Mover, { name, mode, bytes, open, fill }: Source)
 }
 
 /** SHA-256 of the first `bytes` bytes. */
-async function digestOf(memory: Reached, bytes: number, context: Context): Promise<string> {
+async function digestOf(memory: Reached, bytes: number, context: CommandContext): Promise<string> {
   const hash = createHash('sha256');
   await inPieces('verifying', bytes, context, (offset, length) => {
     hash.update(memory.bytes(offset, length));

@@ -1,6 +1,6 @@
 /** Work on much memory, piece by piece, so that signals are heard and progress is seen. */
 import { MiB } from '../../units.js';
-import type { Context } from '../command.js';
+import type { CommandContext } from '../command.js';
 
 /** What is worked on between two turns of the event loop: some milliseconds. */
 const PIECE = 16 * MiB;
@@ -14,7 +14,7 @@ const PIECE = 16 * MiB;
 export async function inPieces(
   what: string,
   length: number,
-  { output, signal }: Context,
+  { output, signal }: CommandContext,
   visit: (offset: number, bytes: number) => void,
 ): Promise<void> {
   using progress = output.progress(what, length);

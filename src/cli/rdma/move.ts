@@ -14,7 +14,7 @@ import {
   type QueuePair,
 } from '../../index.js';
 import { KiB } from '../../units.js';
-import type { Context } from '../command.js';
+import type { CommandContext } from '../command.js';
 import { takeMemory, type Mode, type Reached } from '../demo/modes.js';
 import type { Output } from '../output.js';
 import { openRdmaDevice } from './device.js';
@@ -77,7 +77,7 @@ const DID: Readonly<Record<Verb, string>> = { write: 'written to', read: 'read f
 export async function moveRdma(
   verb: Verb,
   options: RdmaMoveOptions,
-  context: Context,
+  context: CommandContext,
   platform: Platform,
 ): Promise<void> {
   const { output, signal } = context;
@@ -188,12 +188,12 @@ interface Means {
 class Transfer {
   readonly #plan: Plan;
   readonly #means: Means;
-  readonly #context: Context;
+  readonly #context: CommandContext;
   readonly #pump: Pump;
   readonly #seed = randomInt(2 ** 32);
 
   /** @param context its signal is also that of the server's leaving */
-  constructor(plan: Plan, means: Means, context: Context) {
+  constructor(plan: Plan, means: Means, context: CommandContext) {
     this.#plan = plan;
     this.#means = means;
     this.#context = context;

@@ -14,7 +14,7 @@ import {
   type QueuePair,
 } from '../../index.js';
 import { IBV_WC_SUCCESS } from '../../platform/rdma/abi/requests.js';
-import type { Context } from '../command.js';
+import type { CommandContext } from '../command.js';
 import { takeMemory, type Mode, type Reached } from '../demo/modes.js';
 import { openRdmaDevice, type OpenRdma } from './device.js';
 import { shareMemory, type Shared } from './memory.js';
@@ -38,7 +38,7 @@ const LATE = 5000;
 const DOES = { write: 'writes to', read: 'reads from', send: 'sends to' } as const;
 
 /** Serves until it is interrupted, or the device is gone. */
-export async function serveRdma(options: RdmaServeOptions, context: Context, platform: Platform): Promise<void> {
+export async function serveRdma(options: RdmaServeOptions, context: CommandContext, platform: Platform): Promise<void> {
   const { output, signal } = context;
   const onNotice = (text: string): void => output.text(`Note: ${text}.`);
   await using eal = await Eal.start({ platform, origins: false, onForgotten: () => undefined, memory: { onNotice } });

@@ -13,7 +13,7 @@ import { removeStale } from './hugepage-files.js';
 import { checkHugePageSizes, HugePages, hugetlbfsAt, type HugetlbfsMount } from '../hugepages.js';
 import { START, type FileSettings, type MemorySettings } from './memory-settings.js';
 import { hugetlbfsPages, memfdPages, type PageSource } from './page-source.js';
-import { Room } from '../room.js';
+import { OrdinaryMemory } from '../ordinary-memory.js';
 import { SegmentList, type Extent } from './segment-list.js';
 
 /** A list has so many pages, or so many bytes of pages if that is less; DPDK's numbers. Who needs more gets a longer one. */
@@ -32,7 +32,7 @@ function keyOf(pageSize: number, node: number, mount: HugetlbfsMount | undefined
 /** See the head of the file. */
 export class PageLists {
   readonly #platform: Platform;
-  readonly #room: Room;
+  readonly #ordinary: OrdinaryMemory;
   readonly #areas: AreaIndex;
   readonly #settings: MemorySettings;
   readonly #physical: () => boolean;
@@ -49,7 +49,7 @@ export class PageLists {
   /** @param physical do devices use physical addresses? */
   constructor(platform: Platform, areas: AreaIndex, settings: MemorySettings, physical: () => boolean) {
     this.#platform = platform;
-    this.#room = new Room(platform);
+    this.#ordinary = new OrdinaryMemory(platform);
     this.#areas = areas;
     this.#settings = settings;
     this.#physical = physical;
@@ -138,7 +138,7 @@ export class PageLists {
       if (extent !== undefined) return extent;
     }
     // A list has a byte for each page: of more than there can be it would take memory itself.
-    if (pageSize === this.#platform.memory.pageSize) this.#room.check(pages * pageSize, node, 'memfd.take');
+    if (pageSize === this.#platform.memory.pageSize) this.#ordinary.check(pages * pageSize, node, 'memfd.take');
     const list = this.#newList(mount, pageSize, node, pages + alignment / pageSize - 1);
     // From here on others may take from it too.
     this.#lists.set(key, [...(this.#lists.get(key) ?? []), list]);

@@ -15,7 +15,7 @@ import { runSteps, type Steps } from '../../steps.js';
 import { hex, isAddress, isPowerOfTwo, type Va } from '../../units.js';
 import type { Backing } from '../area.js';
 import { claimFile, hugePageFile, type HugeUnlink } from './hugepage-files.js';
-import { Room } from '../room.js';
+import { OrdinaryMemory } from '../ordinary-memory.js';
 import { settling } from '../settle.js';
 
 /** What errors of {@link PageSource.take} call their operation. */
@@ -194,7 +194,7 @@ class Source implements PageSource {
   readonly node: number;
   readonly #platform: Platform;
   readonly #store: Store;
-  readonly #room: Room;
+  readonly #ordinary: OrdinaryMemory;
   /** 1 for each page that is taken, by its index. */
   readonly #taken: Uint8Array;
   #count = 0;
@@ -213,7 +213,7 @@ class Source implements PageSource {
     this.node = node;
     this.#platform = platform;
     this.#store = store;
-    this.#room = new Room(platform);
+    this.#ordinary = new OrdinaryMemory(platform);
     this.#taken = new Uint8Array(pages);
   }
 
@@ -231,12 +231,12 @@ class Source implements PageSource {
     const { pageSize, node } = this;
     this.#mark(pages, index, 1);
     try {
-      if (pageSize === this.#platform.memory.pageSize) this.#room.check(range.length, node, operation);
+      if (pageSize === this.#platform.memory.pageSize) this.#ordinary.check(range.length, node, operation);
       const runs = yield* this.#store.commit(va, pages, index);
       const [{ backing }] = runs;
       try {
         const wanted = { va, length: range.length, pageSize, node, fd: backing?.fd };
-        yield* settling(this.#platform, this.#room, wanted, operation);
+        yield* settling(this.#platform, this.#ordinary, wanted, operation);
       } catch (error) {
         if (this.#store.empty !== undefined) yield this.#store.empty(pages, index);
         const undo: unknown[] = [];

@@ -12,7 +12,7 @@ import { mappingFacts } from './limits.js';
 import { linuxPages } from './pages.js';
 import { linuxProtection } from './protection.js';
 import { linuxReservations } from './reservations.js';
-import type { MapOptions, MemfdOptions, MemoryPort } from '../ports.js';
+import type { MmapOptions, MemfdOptions, MemoryPort } from '../ports.js';
 import { F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK } from '../uapi/fcntl.js';
 import { MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB } from '../uapi/memfd.js';
 import {
@@ -62,7 +62,7 @@ export function linuxMemory(libc: Libc): MemoryPort {
     },
     ...linuxPages(libc, pageSize),
 
-    map(options: MapOptions): Va {
+    map(options: MmapOptions): Va {
       const { length, writable = true, readOnly = false, fd, offset = 0, hugePageSize, populate = false } = options;
       checkPages('mmap', 'length', length, pageSize);
       if (length === 0) throw invalid('mmap', 'a mapping of no bytes is not possible');

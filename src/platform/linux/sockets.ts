@@ -6,7 +6,7 @@ import { dirname, join } from 'node:path';
 import { DmaError, ERRNO, invalid, undoAll } from '../../errors.js';
 import { check, checkFd, checkPath, fail } from './libc.js';
 import type { Libc } from './libc.js';
-import type { Peer, Received, SocketsPort } from '../ports.js';
+import type { Peer, ReceivedBytes, SocketsPort } from '../ports.js';
 import { AT_FDCWD, AT_SYMLINK_NOFOLLOW, LOCK_EX, LOCK_NB, O_CLOEXEC, O_RDONLY } from '../uapi/fcntl.js';
 import {
   AF_UNIX,
@@ -287,7 +287,7 @@ class SocketMessage {
     }
   }
 
-  receive(fd: number, into: Uint8Array, maxFds: number): Received | undefined {
+  receive(fd: number, into: Uint8Array, maxFds: number): ReceivedBytes | undefined {
     checkFd(fd, 'recvmsg');
     if (into.byteLength === 0) throw invalid('recvmsg', 'there is no room to receive into, or it is detached');
     if (!(maxFds >= 0 && maxFds <= MOST_FDS))
@@ -304,7 +304,7 @@ class SocketMessage {
     }
   }
 
-  #received(bytes: number): Received {
+  #received(bytes: number): ReceivedBytes {
     const truncated = this.#isTruncated();
     const came = this.#fds();
     if (came === NO_FDS) return { bytes, fds: NO_FDS, truncated };

@@ -32,7 +32,7 @@ export function linuxRdmaCm(libc: Libc, load: (libc: Libc) => Librdmacm | string
   return new LinuxRdmaCm(libc, load);
 }
 
-class Channel implements CmChannel {
+class EventChannel implements CmChannel {
   /** By address. */
   readonly ids = new Map<number, Id>();
 
@@ -45,7 +45,7 @@ class Channel implements CmChannel {
 class Id implements CmId {
   constructor(
     public address: number,
-    readonly channel: Channel,
+    readonly channel: EventChannel,
   ) {
     channel.ids.set(address, this);
   }
@@ -68,7 +68,7 @@ class LinuxRdmaCm implements RdmaCmPort {
     return typeof library === 'string' ? library : undefined;
   }
 
-  createChannel(): Channel {
+  createChannel(): EventChannel {
     const operation = 'rdma_create_event_channel';
     const libc = this.#libc;
     const { createEventChannel, destroyEventChannel } = this.#cm(operation);
@@ -76,7 +76,7 @@ class LinuxRdmaCm implements RdmaCmPort {
     if (address === 0) fail(libc.errno(), operation, '/dev/infiniband/rdma_cm');
     const fd = libc.peek(address + RDMA_EVENT_CHANNEL.fd);
     const flags = libc.fcntl(fd, F_GETFL, 0);
-    if (flags !== -1 && libc.fcntl(fd, F_SETFL, flags | O_NONBLOCK) !== -1) return new Channel(address, fd);
+    if (flags !== -1 && libc.fcntl(fd, F_SETFL, flags | O_NONBLOCK) !== -1) return new EventChannel(address, fd);
     const errno = libc.errno();
     destroyEventChannel(address);
     return fail(errno, 'fcntl', `fd ${fd}`);
@@ -84,7 +84,7 @@ class LinuxRdmaCm implements RdmaCmPort {
 
   destroyChannel(handle: VerbsHandle): void {
     const operation = 'rdma_destroy_event_channel';
-    const channel = use(handle, Channel, operation);
+    const channel = use(handle, EventChannel, operation);
     if (channel.ids.size > 0)
       throw new DmaError({ code: 'EBUSY', operation, reason: `${channel.ids.size} ids use the channel` });
     this.#cm(operation).destroyEventChannel(channel.address);
@@ -93,7 +93,7 @@ class LinuxRdmaCm implements RdmaCmPort {
 
   nextEvent(handle: VerbsHandle): CmEvent | undefined {
     const operation = 'rdma_get_cm_event';
-    const channel = use(handle, Channel, operation);
+    const channel = use(handle, EventChannel, operation);
     const { getCmEvent, ackCmEvent, destroyId } = this.#cm(operation);
     const out = this.#out;
     if (getCmEvent(channel.address, out) !== 0) {
@@ -128,7 +128,7 @@ class LinuxRdmaCm implements RdmaCmPort {
 
   createId(handle: VerbsHandle): Id {
     const operation = 'rdma_create_id';
-    const channel = use(handle, Channel, operation);
+    const channel = use(handle, EventChannel, operation);
     const out = this.#out;
     this.#check(operation, '', this.#cm(operation).createId(channel.address, out, 0, RDMA_PS_TCP));
     return new Id(out[0] + out[1] * 4294967296, channel);

@@ -24,7 +24,7 @@ import {
   writeQpAttributes,
 } from './verbs-attributes.js';
 import { checkRange, checkSame, checkSlots, isOpenCq, isOpenQp, refuse, use } from './verbs-checks.js';
-import { Ah, Channel, Context, contextFunctions, Cq, Mr, Mw, Pd, Qp } from './verbs-handles.js';
+import { Ah, CompletionChannel, DeviceContext, contextFunctions, Cq, Mr, Mw, Pd, Qp } from './verbs-handles.js';
 import type { Part } from './verbs-handles.js';
 import type { VerbsPort } from './verbs-port.js';
 import type {
@@ -90,7 +90,7 @@ class LinuxVerbs implements VerbsPort {
     return list;
   }
 
-  open(name: string): Context {
+  open(name: string): DeviceContext {
     const libc = this.#libc;
     const library = this.#ibv('ibv_open_device');
     let found = false;
@@ -108,7 +108,7 @@ class LinuxVerbs implements VerbsPort {
       const asyncFd = libc.peek(context + CONTEXT.async_fd);
       this.#setNonBlocking(asyncFd);
       const functions = (this.#functionsOf ??= contextFunctions(libc))(context);
-      return new Context(context, name, asyncFd, libc.peek(context + CONTEXT.num_comp_vectors), functions);
+      return new DeviceContext(context, name, asyncFd, libc.peek(context + CONTEXT.num_comp_vectors), functions);
     } catch (error) {
       library.closeDevice(context);
       throw error;
@@ -116,7 +116,7 @@ class LinuxVerbs implements VerbsPort {
   }
 
   close(handle: VerbsHandle): void {
-    const context = use(handle, Context, 'ibv_close_device');
+    const context = use(handle, DeviceContext, 'ibv_close_device');
     const { size } = context.parts;
     if (size > 0)
       throw new DmaError({
@@ -129,7 +129,7 @@ class LinuxVerbs implements VerbsPort {
   }
 
   queryDevice(handle: VerbsHandle): ReturnType<VerbsPort['queryDevice']> {
-    const { address, name, functions } = use(handle, Context, 'ibv_query_device');
+    const { address, name, functions } = use(handle, DeviceContext, 'ibv_query_device');
     const struct = room(DEVICE_ATTR_EX.size);
     let result = functions.queryDeviceEx?.(address, 0, struct, DEVICE_ATTR_EX.size) ?? ERRNO.ENOTSUP;
     if (result === ERRNO.ENOTSUP || result === ERRNO.ENOSYS) {
@@ -141,7 +141,7 @@ class LinuxVerbs implements VerbsPort {
   }
 
   queryPort(handle: VerbsHandle, port: number): ReturnType<VerbsPort['queryPort']> {
-    const { address, name, functions } = use(handle, Context, 'ibv_query_port');
+    const { address, name, functions } = use(handle, DeviceContext, 'ibv_query_port');
     checkNumber('ibv_query_port', 'port', port, 255);
     const struct = room(PORT_ATTR.size);
     const { queryPort } = this.#ibv('ibv_query_port');
@@ -154,7 +154,7 @@ class LinuxVerbs implements VerbsPort {
   }
 
   gids(handle: VerbsHandle): ReturnType<VerbsPort['gids']> {
-    const { address, name } = use(handle, Context, 'ibv_query_gid_table');
+    const { address, name } = use(handle, DeviceContext, 'ibv_query_gid_table');
     const { ports } = this.queryDevice(handle);
     let most = 0;
     for (let port = 1; port <= ports; port++) most += this.queryPort(handle, port).gids;
@@ -169,7 +169,7 @@ class LinuxVerbs implements VerbsPort {
   }
 
   nextAsyncEvent(handle: VerbsHandle): VerbsAsyncEvent | undefined {
-    const context = use(handle, Context, 'ibv_get_async_event');
+    const context = use(handle, DeviceContext, 'ibv_get_async_event');
     const { getAsyncEvent, ackAsyncEvent } = this.#ibv('ibv_get_async_event');
     const out = this.#out;
     if (!this.#wasThere('ibv_get_async_event', context.name, getAsyncEvent(context.address, out))) return undefined;
@@ -187,7 +187,7 @@ class LinuxVerbs implements VerbsPort {
   }
 
   allocatePd(handle: VerbsHandle): Pd {
-    const context = use(handle, Context, 'ibv_alloc_pd');
+    const context = use(handle, DeviceContext, 'ibv_alloc_pd');
     return new Pd(
       this.#made('ibv_alloc_pd', context.name, this.#ibv('ibv_alloc_pd').allocPd(context.address)),
       context,
@@ -316,15 +316,15 @@ class LinuxVerbs implements VerbsPort {
     return (mw.rkey = this.#libc.peek(mw.address + MW.rkey));
   }
 
-  createChannel(handle: VerbsHandle): Channel {
+  createChannel(handle: VerbsHandle): CompletionChannel {
     const operation = 'ibv_create_comp_channel';
-    const context = use(handle, Context, operation);
+    const context = use(handle, DeviceContext, operation);
     const { createCompChannel, destroyCompChannel } = this.#ibv(operation);
     const address = this.#made(operation, context.name, createCompChannel(context.address));
     try {
       const fd = this.#libc.peek(address + COMP_CHANNEL.fd);
       this.#setNonBlocking(fd);
-      return new Channel(address, context, fd);
+      return new CompletionChannel(address, context, fd);
     } catch (error) {
       destroyCompChannel(address);
       throw error;
@@ -333,12 +333,12 @@ class LinuxVerbs implements VerbsPort {
 
   destroyChannel(handle: VerbsHandle): void {
     const operation = 'ibv_destroy_comp_channel';
-    this.#giveBack(use(handle, Channel, operation), this.#ibv(operation).destroyCompChannel, operation);
+    this.#giveBack(use(handle, CompletionChannel, operation), this.#ibv(operation).destroyCompChannel, operation);
   }
 
   nextCqEvent(handle: VerbsHandle): Cq | undefined {
     const operation = 'ibv_get_cq_event';
-    const { address, context } = use(handle, Channel, operation);
+    const { address, context } = use(handle, CompletionChannel, operation);
     const { getCqEvent, ackCqEvents } = this.#ibv(operation);
     const out = this.#out;
     if (!this.#wasThere(operation, context.name, getCqEvent(address, out, this.#unused))) return undefined;
@@ -352,10 +352,10 @@ class LinuxVerbs implements VerbsPort {
 
   createCq(handle: VerbsHandle, entries: number, channel?: VerbsHandle, vector = 0): Cq {
     const operation = 'ibv_create_cq';
-    const context = use(handle, Context, operation);
+    const context = use(handle, DeviceContext, operation);
     checkNumber(operation, 'entries', entries, MAX_INT);
     checkNumber(operation, 'vector', vector, MAX_INT);
-    const teller = channel === undefined ? undefined : use(channel, Channel, operation);
+    const teller = channel === undefined ? undefined : use(channel, CompletionChannel, operation);
     if (teller !== undefined) checkSame(operation, teller, context);
     const address = this.#made(
       operation,

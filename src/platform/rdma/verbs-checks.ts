@@ -4,7 +4,7 @@ import { show } from '../../show.js';
 import { isAddress } from '../../units.js';
 import { fail } from '../linux/libc.js';
 import { Cq, Qp } from './verbs-handles.js';
-import type { Context, Part } from './verbs-handles.js';
+import type { DeviceContext, Part } from './verbs-handles.js';
 import type { VerbsHandle } from './verbs-types.js';
 import type { ReceiveRequests, SendRequests } from './verbs-work.js';
 
@@ -37,7 +37,7 @@ export function isOpenCq(handle: VerbsHandle): handle is Cq {
 }
 
 /** EINVAL unless `part` was made on `context`: drivers take each other's structs for their own. */
-export function checkSame(operation: string, part: Part, context: Context): void {
+export function checkSame(operation: string, part: Part, context: DeviceContext): void {
   if (part.context !== context) throw invalid(operation, `it was made on ${part.context.name}, not on ${context.name}`);
 }
 

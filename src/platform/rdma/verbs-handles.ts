@@ -75,7 +75,7 @@ export function peekPointer(libc: Libc, va: number): number {
   return libc.peek(va) + libc.peek(va + 4) * 4294967296;
 }
 
-export class Context implements VerbsContext {
+export class DeviceContext implements VerbsContext {
   /** All that was made on it and is open, by address. */
   readonly parts = new Map<number, VerbsHandle>();
 
@@ -92,7 +92,7 @@ export class Context implements VerbsContext {
 export abstract class Part {
   constructor(
     public address: number,
-    readonly context: Context,
+    readonly context: DeviceContext,
   ) {
     context.parts.set(address, this);
   }
@@ -132,10 +132,10 @@ export class Mw extends Member implements VerbsMw {
   }
 }
 
-export class Channel extends Part implements VerbsChannel {
+export class CompletionChannel extends Part implements VerbsChannel {
   constructor(
     address: number,
-    context: Context,
+    context: DeviceContext,
     readonly fd: number,
   ) {
     super(address, context);
@@ -145,8 +145,8 @@ export class Channel extends Part implements VerbsChannel {
 export class Cq extends Part implements VerbsCq {
   constructor(
     address: number,
-    context: Context,
-    readonly channel: Channel | undefined,
+    context: DeviceContext,
+    readonly channel: CompletionChannel | undefined,
     public entries: number,
   ) {
     super(address, context);

@@ -13,7 +13,7 @@ export interface RegionCalls {
 }
 
 /** A part of a region, in bytes. */
-export interface Area {
+export interface RegionPart {
   readonly offset: number;
   readonly length: number;
 }
@@ -32,7 +32,7 @@ export class MappedArea {
    *
    * @param populate get its pages first? For hugepages, which may not be there for this process. Default false.
    */
-  constructor(memory: MemoryPort, fd: number, regionOffset: number, area: Area, populate = false) {
+  constructor(memory: MemoryPort, fd: number, regionOffset: number, area: RegionPart, populate = false) {
     const { offset, length } = area;
     const mapped = alignUp(length, memory.pageSize);
     const va = memory.map({ fd, offset: regionOffset + offset, length: mapped });

@@ -2,7 +2,7 @@
 import { DmaError } from '../../../src/errors.js';
 import type { ErrorCode } from '../../../src/errors.js';
 import { hex } from '../../../src/units.js';
-import type { IoctlPort, MapOptions, MemoryPort, Platform } from '../../../src/platform/ports.js';
+import type { IoctlPort, MmapOptions, MemoryPort, Platform } from '../../../src/platform/ports.js';
 import { IOMMU_FAULT_ALLOC } from '../../../src/platform/uapi/iommufd.js';
 
 /** An {@link IoctlPort} that answers by `call`; its asynchronous form a turn of the event loop later. */
@@ -155,7 +155,7 @@ export interface TrackingPlatform extends Platform {
   retired(): string[];
 }
 
-/** Calls that return descriptors: a number, several, or a `Received`. */
+/** Calls that return descriptors: a number, several, or a `ReceivedBytes`. */
 const MAKES_DESCRIPTORS: readonly string[] = [
   'memory.memfd',
   'files.open',
@@ -221,7 +221,7 @@ export function trackingPlatform(platform: Platform): TrackingPlatform {
     } else if (name === 'files.close' || name === 'files.closeForeign') {
       open.delete(`fd ${String(args[0])}`);
     } else if (name === 'memory.map' || name === 'memory.reserve') {
-      const [what] = args as [number | MapOptions];
+      const [what] = args as [number | MmapOptions];
       const length = typeof what === 'number' ? what : what.length;
       const text = `mapping at ${describe(result)} of ${describe(what)}`;
       open.set(text, text);

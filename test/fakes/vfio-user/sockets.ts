@@ -1,7 +1,7 @@
 /** For tests: sockets that live in this process, so that both ends of a conversation run in one thread, fast and in order. */
 import { DmaError } from '../../../src/errors.js';
 import type { ErrorCode } from '../../../src/errors.js';
-import type { Platform, ReadinessPort, Received, SocketsPort, Watch } from '../../../src/platform/ports.js';
+import type { Platform, ReadinessPort, ReceivedBytes, SocketsPort, Watch } from '../../../src/platform/ports.js';
 
 /** Numbers of in-memory sockets begin here, above those of real descriptors. */
 const FIRST = 1 << 24;
@@ -165,7 +165,7 @@ export function inMemoryPlatform(base: Platform, options: { readonly chunk?: num
       schedule();
       return sent;
     },
-    receive(fd, into, maxFds): Received | undefined {
+    receive(fd, into, maxFds): ReceivedBytes | undefined {
       const end = endOf(fd, 'recvmsg');
       let bytes = 0;
       let fds: number[] = [];

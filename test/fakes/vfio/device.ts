@@ -1,8 +1,8 @@
 /** For tests: a PCI function behind vfio-pci, by the rules of drivers/vfio/pci, whose BARs are memory of this process. */
 import { DmaError, type ErrorCode } from '../../../src/errors.js';
-import type { MapOptions, Platform } from '../../../src/platform/ports.js';
+import type { MmapOptions, Platform } from '../../../src/platform/ports.js';
 import { ioctlPort } from '../platform/platforms.js';
-import type { Area } from '../../../src/platform/registers/region-registers.js';
+import type { RegionPart } from '../../../src/platform/registers/region-registers.js';
 import { Struct } from '../../../src/platform/struct.js';
 import {
   PCI_CAPABILITY_LIST,
@@ -52,7 +52,7 @@ export interface FakeRegion {
   /** Default true. */
   readonly writable?: boolean;
   /** All of it, nothing, or these areas, which are told by a capability. Default nothing. */
-  readonly mappable?: boolean | readonly Area[];
+  readonly mappable?: boolean | readonly RegionPart[];
 }
 
 /** Where {@link FakeKernelDevice} has its power management capability. */
@@ -241,7 +241,7 @@ export class FakeKernelDevice {
     return length;
   }
 
-  #mapping(options: MapOptions): MapOptions {
+  #mapping(options: MmapOptions): MmapOptions {
     const { at, region, memory } = this.#region(options.offset ?? 0);
     const { mappable = false, size } = region;
     const { pageSize } = this.#base.memory;
