@@ -72,7 +72,8 @@ describe('anydma demo', { concurrency: 2 }, () => {
     const ended = await room.call(['demo', '--size', '1MiB', '--file', file.path, '--json']);
     assert.equal(ended.status, 0, ended.stderr);
     assert.equal(ended.stderr, '');
-    const { ok, device, areas, afterUnmap, ...rest } = documentOf(ended);
+    const { schema, ok, device, areas, afterUnmap, ...rest } = documentOf(ended);
+    assert.equal(schema, 'demo/1');
     assert.equal(ok, true);
     assert.match(device as string, /^vfio-user:.*copy\.sock$/);
     assert.deepEqual(rest, {});
