@@ -152,21 +152,21 @@ async function heapAreas({ n, each }: Round): Promise<void> {
   await using eal = await Eal.start(BARE);
   const { at } = somePages(other, n);
   const areas = Array.from({ length: n }, (_, i) => eal.external.fromAddress(at(i), PAGE));
-  const heap = eal.heap.create('bench');
-  each('addMemory', (i) => eal.heap.addMemory('bench', areas[i]));
+  const heap = eal.heaps.create('bench');
+  each('addMemory', (i) => eal.heaps.addMemory('bench', areas[i]));
   // A block in each, so that what is free and what is not matters.
   const blocks = Array.from({ length: n }, () => heap.malloc(PAGE));
   each('free of the last block', (i) => blocks[i].free());
-  each('removeMemory', (i) => eal.heap.removeMemory('bench', at(i), PAGE));
+  each('removeMemory', (i) => eal.heaps.removeMemory('bench', at(i), PAGE));
 }
 
 async function rawAreas({ n, each }: Round): Promise<void> {
   await using other = await Eal.start(BARE);
   await using eal = await Eal.start(BARE);
   const { at } = somePages(other, n);
-  eal.heap.create('bench');
-  each('addMemory', (i) => eal.heap.addMemory('bench', { va: at(i), length: PAGE }));
-  each('removeMemory', (i) => eal.heap.removeMemory('bench', at(i), PAGE));
+  eal.heaps.create('bench');
+  each('addMemory', (i) => eal.heaps.addMemory('bench', { va: at(i), length: PAGE }));
+  each('removeMemory', (i) => eal.heaps.removeMemory('bench', at(i), PAGE));
 }
 
 async function retiredRanges({ n, each }: Round): Promise<void> {
@@ -288,21 +288,21 @@ async function groups({ n, each, all }: Round): Promise<void> {
 async function heapOnDevices({ n, all }: Round): Promise<void> {
   await using eal = await Eal.start(BARE);
   await manyDevices(eal, n);
-  eal.heap.create('bench');
+  eal.heaps.create('bench');
   const memory = eal.external.allocate(PAGE);
-  await all('addMemory', () => eal.heap.addMemory('bench', memory));
-  await all('removeMemory', () => eal.heap.removeMemory('bench', memory.va, PAGE));
-  await all('addMemoryAsync', async () => eal.heap.addMemoryAsync('bench', memory));
-  await all('removeMemoryAsync', async () => eal.heap.removeMemoryAsync('bench', memory.va, PAGE));
+  await all('addMemory', () => eal.heaps.addMemory('bench', memory));
+  await all('removeMemory', () => eal.heaps.removeMemory('bench', memory.va, PAGE));
+  await all('addMemoryAsync', async () => eal.heaps.addMemoryAsync('bench', memory));
+  await all('removeMemoryAsync', async () => eal.heaps.removeMemoryAsync('bench', memory.va, PAGE));
 }
 
 // --- heaps, zones, blocks ---
 
 async function heaps({ each }: Round): Promise<void> {
   await using eal = await Eal.start(BARE);
-  each('create', (i) => eal.heap.create(`heap ${i}`));
-  each('find', (i) => eal.heap.find(`heap ${i}`));
-  each('destroy', (i) => eal.heap.destroy(`heap ${i}`));
+  each('create', (i) => eal.heaps.create(`heap ${i}`));
+  each('find', (i) => eal.heaps.find(`heap ${i}`));
+  each('destroy', (i) => eal.heaps.destroy(`heap ${i}`));
 }
 
 async function zones({ each }: Round): Promise<void> {
@@ -316,16 +316,16 @@ async function zones({ each }: Round): Promise<void> {
 function fragment(eal: Eal, n: number, sizeOf: (i: number) => number): unknown {
   const all = Array.from({ length: 2 * n }, (_, i) => eal.malloc(i % 2 === 0 ? sizeOf(i / 2) : 64, { heap: 'bench' }));
   // What is left behind them is of no use to what is measured.
-  const rest = eal.heap.find('bench').mallocLargest();
+  const rest = eal.heaps.find('bench').mallocLargest();
   for (let i = 0; i < 2 * n; i += 2) all[i].free();
   return [all, rest];
 }
 
 /** A heap with room for `bytes`, without a page of it. */
 function emptyHeap(eal: Eal, bytes: number, iovas?: Float64Array): void {
-  eal.heap.create('bench');
+  eal.heaps.create('bench');
   const length = Math.ceil(bytes / PAGE) * PAGE;
-  eal.heap.addMemory('bench', eal.external.allocate(length, { source: 'anonymous', populate: false, iovas }));
+  eal.heaps.addMemory('bench', eal.external.allocate(length, { source: 'anonymous', populate: false, iovas }));
 }
 
 async function largestZones({ n, each }: Round): Promise<void> {
@@ -334,7 +334,7 @@ async function largestZones({ n, each }: Round): Promise<void> {
   const random = randomNumbers();
   const kept = fragment(eal, n, () => 4 * KiB + 64 * random(32));
   each('reserve', (i) => eal.zones.reserve(`zone ${i}`, 0, { heap: 'bench' }));
-  each('statistics', () => eal.heap.find('bench').statistics());
+  each('statistics', () => eal.heaps.find('bench').statistics());
   each('free', (i) => eal.zones.free(`zone ${i}`));
   if (kept === undefined) throw new Error('nothing is kept');
 }
@@ -358,7 +358,7 @@ async function unsuitableBlocks({ n, each }: Round): Promise<void> {
   // In four pages the first three, of which blocks are made, are in three places for a device; those of the last ones in one.
   const iovas = Float64Array.from({ length: pages }, (_, i) => (i < 4 * n ? i * 2 : pages * 2 + i) * PAGE + PAGE);
   emptyHeap(eal, pages * PAGE, iovas);
-  const heap = eal.heap.find('bench');
+  const heap = eal.heaps.find('bench');
   const all = Array.from({ length: 2 * (n + spare) }, (_, i) => heap.malloc(i % 2 === 0 ? 3 * PAGE : PAGE));
   for (let i = 2 * n; i < all.length; i += 2) all[i].free();
   for (let i = 0; i < 2 * n; i += 2) all[i].free();
@@ -413,7 +413,7 @@ async function fragmentedPool({ n, all }: Round, sizeOf: (i: number) => number):
   await using eal = await Eal.start(BARE);
   emptyHeap(eal, n * 24 * KiB);
   const kept = fragment(eal, n, sizeOf);
-  const bytes = eal.heap.find('bench').statistics().free;
+  const bytes = eal.heaps.find('bench').statistics().free;
   let made: Disposable | undefined;
   const elements = Math.floor((bytes * 0.7) / (4 * KiB));
   await all('create', () => (made = eal.pools.create({ elements, elementSize: 4 * KiB, heap: 'bench' })));
@@ -455,8 +455,8 @@ async function stopping({ n, all }: Round): Promise<void> {
     },
     'areas in a heap': (eal) => {
       const { at } = somePages(outer, n);
-      eal.heap.create('bench');
-      for (let i = 0; i < n; i++) eal.heap.addMemory('bench', { va: at(i), length: PAGE });
+      eal.heaps.create('bench');
+      for (let i = 0; i < n; i++) eal.heaps.addMemory('bench', { va: at(i), length: PAGE });
     },
     mappings: async (eal) => {
       const device = await eal.probe('bench:one,iovas=any');
@@ -465,7 +465,7 @@ async function stopping({ n, all }: Round): Promise<void> {
     },
     devices: async (eal) => manyDevices(eal, n),
     heaps: (eal) => {
-      for (let i = 0; i < n; i++) eal.heap.create(`heap ${i}`);
+      for (let i = 0; i < n; i++) eal.heaps.create(`heap ${i}`);
     },
     blocks: (eal) => {
       for (let i = 0; i < n; i++) eal.malloc(64);

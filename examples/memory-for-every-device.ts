@@ -5,9 +5,9 @@ await using eal = await Eal.start({ memory: { noHuge: true } });
 const early = await eal.probe('vdev:copy0');
 
 using block = eal.malloc(64 * KiB, { align: 4096, zero: true });
-eal.heap.create('mine');
+eal.heaps.create('mine');
 using memory = eal.external.allocate(1 * MiB);
-eal.heap.addMemory('mine', memory); // its content is kept
+eal.heaps.addMemory('mine', memory); // its content is kept
 using own = eal.malloc(4 * KiB, { heap: 'mine' });
 using packets = eal.pools.create({ elements: 256, elementSize: 2 * KiB, cache: 32 });
 
@@ -25,4 +25,4 @@ packets.put(burst, burst.length);
 console.log(`${packets.available} of ${packets.elements} packets are free`);
 
 own.free();
-eal.heap.removeMemory('mine', memory);
+eal.heaps.removeMemory('mine', memory);

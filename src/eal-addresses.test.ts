@@ -194,7 +194,7 @@ type Op = readonly [kind: string, pick: number, size: number, flag: boolean];
 /** Does one thing, which may fail. */
 async function step(world: World, [kind, pick, size, flag]: Op): Promise<void> {
   const { eal, bus, blocks, zones, pools, external, mappings, groups, dead } = world;
-  const heaps = [...eal.heap.made];
+  const heaps = [...eal.heaps.made];
   const heap = flag && heaps.length > 0 ? { heap: heaps[pick % heaps.length].name } : {};
   const one = <T>(list: T[]): T[] => (list.length === 0 ? [] : list.splice(pick % list.length, 1));
   switch (kind) {
@@ -226,7 +226,7 @@ async function step(world: World, [kind, pick, size, flag]: Op): Promise<void> {
       for (const pool of one(pools)) pool.free();
       break;
     case 'heap':
-      eal.heap.create(`heap ${pick}`, { sameIova: flag });
+      eal.heaps.create(`heap ${pick}`, { sameIova: flag });
       break;
     case 'allocate': {
       const pages = 1 + (size % 12);
@@ -244,12 +244,12 @@ async function step(world: World, [kind, pick, size, flag]: Op): Promise<void> {
       break;
     case 'add':
       if (heaps.length > 0 && external.length > 0)
-        eal.heap.addMemory(heaps[pick % heaps.length].name, external[size % external.length]);
+        eal.heaps.addMemory(heaps[pick % heaps.length].name, external[size % external.length]);
       break;
     case 'take out':
       for (const { name, memory } of heaps)
         for (const { range } of [...memory])
-          if (range.length % (pick + 2) === 0) eal.heap.removeMemory(name, range.start, range.length);
+          if (range.length % (pick + 2) === 0) eal.heaps.removeMemory(name, range.start, range.length);
       break;
     case 'map': {
       const [device] = eal.devices('bus=open').slice(pick % 4);
@@ -450,31 +450,31 @@ describe('the same IOVA for every device', SKIP, () => {
   it('something else at that IOVA is in the way, and is named', async () => {
     const { eal } = await startSame();
     const device = await eal.probe('open:w0');
-    assert.throws(() => Reflect.apply(eal.heap.create.bind(eal.heap), undefined, ['x', null]), dmaError('EINVAL'));
-    eal.heap.create('same', { sameIova: true });
+    assert.throws(() => Reflect.apply(eal.heaps.create.bind(eal.heaps), undefined, ['x', null]), dmaError('EINVAL'));
+    eal.heaps.create('same', { sameIova: true });
     const [memory, other] = [eal.external.allocate(PAGE), eal.external.allocate(PAGE)];
     const inTheWay = device.dmaMap(other, { iova: Number(memory.va) });
-    assert.throws(() => eal.heap.addMemory('same', memory), dmaError('EEXIST', /is taken by the mapping of open:w0/));
+    assert.throws(() => eal.heaps.addMemory('same', memory), dmaError('EEXIST', /is taken by the mapping of open:w0/));
     inTheWay.unmap();
     const elsewhere = device.dmaMap(memory, { iova: GiB });
-    assert.throws(() => eal.heap.addMemory('same', memory), dmaError('EEXIST', /asked for at IOVA/));
+    assert.throws(() => eal.heaps.addMemory('same', memory), dmaError('EEXIST', /asked for at IOVA/));
     elsewhere.unmap();
-    eal.heap.addMemory('same', memory);
+    eal.heaps.addMemory('same', memory);
     const block = eal.malloc(64, { heap: 'same' });
     assert.equal(block.iova, Number(block.va));
     assert.equal(device.iovaOf(block), block.iova);
     assert.throws(() => device.dmaMap(memory, { iova: GiB }), dmaError('EINVAL', /the same IOVA for every device/));
     block.free();
-    eal.heap.removeMemory('same', memory.va, memory.length);
+    eal.heaps.removeMemory('same', memory.va, memory.length);
     assert.equal(device.dmaMap(memory, { iova: GiB }).iova, GiB, 'it is the user’s again');
     await eal.stop();
   });
 
   it('of memory with a table of its own is that of the table, which a device that uses VAs can not have', async () => {
     const { eal } = await startSame();
-    eal.heap.create('own');
+    eal.heaps.create('own');
     const memory = eal.external.allocate(2 * PAGE, { iovas: [GiB, GiB + PAGE] });
-    eal.heap.addMemory('own', memory);
+    eal.heaps.addMemory('own', memory);
     const device = await eal.probe('open:w0');
     const block = eal.malloc(2 * PAGE, { heap: 'own' });
     assert.equal(block.iova, GiB);

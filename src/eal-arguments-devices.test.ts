@@ -536,7 +536,7 @@ describe('arguments that are none, of devices', { skip }, () => {
     };
     const books = (): unknown => ({
       mappings: [...eal.devices()].map(({ domain }) => [...(domain?.mappings() ?? [])].length),
-      blocks: [...eal.heap].map((heap) => heap.statistics().allocatedBlocks),
+      blocks: [...eal.heaps].map((heap) => heap.statistics().allocatedBlocks),
       zones: [...eal.zones].length,
       pools: [...eal.pools].map(({ name, available }) => [name, available]),
       files: readdirSync(folder),

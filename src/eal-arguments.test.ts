@@ -79,20 +79,20 @@ const DOORS: readonly Door<Scene>[] = [
   ['heap.calloc', ['number'], ({ block }, v) => block.heap.calloc(v, 1).free()],
   ['heap.realloc', [], ({ block }, v) => block.heap.realloc(v, 64)],
   ['heap.validate', [], ({ block }, v) => block.heap.validate(v)],
-  ['heap.create', ['string'], ({ eal }, v) => (eal.heap.create(v), eal.heap.destroy(v))],
-  ['heap.find', ['string'], ({ eal }, v) => eal.heap.find(v)],
-  ['heap.destroy', ['string'], ({ eal }, v) => eal.heap.destroy(v)],
-  ['heap.addMemory heap', ['string'], ({ eal, memory }, v) => eal.heap.addMemory(v, memory)],
-  ['heap.addMemory memory', [], ({ eal }, v) => eal.heap.addMemory('h', v)],
-  ['heap.addMemory va', [], ({ eal }, v) => eal.heap.addMemory('h', { va: v, length: 4096 })],
+  ['heaps.create', ['string'], ({ eal }, v) => (eal.heaps.create(v), eal.heaps.destroy(v))],
+  ['heaps.find', ['string'], ({ eal }, v) => eal.heaps.find(v)],
+  ['heaps.destroy', ['string'], ({ eal }, v) => eal.heaps.destroy(v)],
+  ['heaps.addMemory heap', ['string'], ({ eal, memory }, v) => eal.heaps.addMemory(v, memory)],
+  ['heaps.addMemory memory', [], ({ eal }, v) => eal.heaps.addMemory('h', v)],
+  ['heaps.addMemory va', [], ({ eal }, v) => eal.heaps.addMemory('h', { va: v, length: 4096 })],
   [
-    'heap.addMemory options',
+    'heaps.addMemory options',
     [],
-    ({ eal, memory }, v) => eal.heap.addMemory('h', memory, { clear: v, bogus: 1 } as never),
+    ({ eal, memory }, v) => eal.heaps.addMemory('h', memory, { clear: v, bogus: 1 } as never),
   ],
-  ['heap.removeMemory memory', [], ({ eal }, v) => eal.heap.removeMemory('h', v)],
-  ['heap.removeMemory va', [], ({ eal }, v) => eal.heap.removeMemory('h', v, 4096)],
-  ['heap.removeMemory length', [], ({ eal, memory }, v) => eal.heap.removeMemory('h', memory.va, v)],
+  ['heaps.removeMemory memory', [], ({ eal }, v) => eal.heaps.removeMemory('h', v)],
+  ['heaps.removeMemory va', [], ({ eal }, v) => eal.heaps.removeMemory('h', v, 4096)],
+  ['heaps.removeMemory length', [], ({ eal, memory }, v) => eal.heaps.removeMemory('h', memory.va, v)],
   ['external.allocate', ['number'], ({ eal }, v) => eal.external.allocate(v).unregister()],
   ['external.allocate options', ['object'], ({ eal }, v) => eal.external.allocate(4096, v).unregister()],
   ['external.allocate source', ['string'], ({ eal }, v) => eal.external.allocate(4096, { source: v }).unregister()],
@@ -244,7 +244,7 @@ describe('arguments that are none', { skip }, () => {
     const eal = await Eal.start({ platform, memory: { noHuge: true } });
     const device = await eal.probe('vdev:copy0');
     const memory = eal.external.allocate(4096);
-    eal.heap.create('h');
+    eal.heaps.create('h');
     const scene: Scene = {
       eal,
       device,
@@ -260,7 +260,7 @@ describe('arguments that are none', { skip }, () => {
         .sort(),
       memory: [...eal.external.live].length,
       holders: memory.area.holders.size,
-      heaps: [...eal.heap].map((heap) => [heap.name, heap.statistics().allocatedBlocks]),
+      heaps: [...eal.heaps].map((heap) => [heap.name, heap.statistics().allocatedBlocks]),
       zones: [...eal.zones].map(({ name }) => name),
       pools: [...eal.pools].map(({ name }) => name),
       containers: [...eal.containers.all].length,
@@ -357,9 +357,9 @@ describe('arguments that are none', { skip }, () => {
         (error) => error instanceof DmaError,
       );
       using memory = eal.external.allocate(4096);
-      eal.heap.create('h');
-      assert.throws(() => eal.heap.addMemory('h', memory), dmaError('ECANCELED'));
-      eal.heap.destroy('h');
+      eal.heaps.create('h');
+      assert.throws(() => eal.heaps.addMemory('h', memory), dmaError('ECANCELED'));
+      eal.heaps.destroy('h');
     }
     const copy = await eal.probe('vdev:copy0');
     using memory = eal.external.allocate(4096);

@@ -264,7 +264,7 @@ describe('every call that takes long has a form that lets the event loop go on',
     assert.equal(memory.area.holders.size, 0);
   });
 
-  it('zones.reserveAsync, pools.createAsync and heap.addMemoryAsync do what the others do', async () => {
+  it('zones.reserveAsync, pools.createAsync and heaps.addMemoryAsync do what the others do', async () => {
     const platform = trackingPlatform(openPlatform());
     const eal = await Eal.start({ ...QUIET, platform });
     const device = await eal.probe('vdev:copy0');
@@ -278,12 +278,12 @@ describe('every call that takes long has a form that lets the event loop go on',
     assert.equal(pool.available, 1024);
     const memory = await eal.external.allocateAsync(4 * MiB);
     memory.bytes().fill(1);
-    const heap = eal.heap.create('mine');
-    await eal.heap.addMemoryAsync('mine', memory, { clear: true });
+    const heap = eal.heaps.create('mine');
+    await eal.heaps.addMemoryAsync('mine', memory, { clear: true });
     assert.ok(memory.bytes().every((byte) => byte === 0));
     assert.notEqual(device.domain?.iovaOf(memory.va), -1);
     assert.equal(heap.total, 4 * MiB);
-    await eal.heap.removeMemoryAsync('mine', memory.va, memory.length);
+    await eal.heaps.removeMemoryAsync('mine', memory.va, memory.length);
     assert.equal(device.domain?.iovaOf(memory.va), -1);
     assert.equal(heap.total, 0);
     await eal.stop();
@@ -308,12 +308,12 @@ describe('every call that takes long has a form that lets the event loop go on',
     assert.deepEqual([eal.zones.size, [...eal.pools].length], [0, 0]);
     assert.equal(eal.memory.facts().heaps[0].total, 0);
     const memory = eal.external.allocate(64 * MiB);
-    eal.heap.create('mine');
+    eal.heaps.create('mine');
     const abort = new AbortController();
-    const adding = eal.heap.addMemoryAsync('mine', memory, { clear: true, signal: abort.signal });
+    const adding = eal.heaps.addMemoryAsync('mine', memory, { clear: true, signal: abort.signal });
     abort.abort();
     await assert.rejects(adding, isCanceled);
-    eal.heap.destroy('mine');
+    eal.heaps.destroy('mine');
     memory.unregister();
     await eal.stop();
     assert.deepEqual(platform.leaks(), []);
@@ -321,11 +321,11 @@ describe('every call that takes long has a form that lets the event loop go on',
 
   it('a heap is not destroyed while memory is on its way into it', async () => {
     await using eal = await Eal.start(QUIET);
-    const heap = eal.heap.create('mine');
+    const heap = eal.heaps.create('mine');
     const [one, two] = [eal.external.allocate(8 * MiB), eal.external.allocate(8 * MiB)];
-    const adding = [one, two].map((memory) => eal.heap.addMemoryAsync('mine', memory));
-    await assert.rejects(eal.heap.addMemoryAsync('mine', one), isBusy);
-    assert.throws(() => eal.heap.destroy('mine'), isBusy);
+    const adding = [one, two].map((memory) => eal.heaps.addMemoryAsync('mine', memory));
+    await assert.rejects(eal.heaps.addMemoryAsync('mine', one), isBusy);
+    assert.throws(() => eal.heaps.destroy('mine'), isBusy);
     await Promise.all(adding);
     assert.equal(heap.total, 16 * MiB);
   });
@@ -334,13 +334,13 @@ describe('every call that takes long has a form that lets the event loop go on',
     await using eal = await Eal.start(QUIET);
     const isInvalid = (error: unknown): boolean => isDmaError(error, 'EINVAL');
     const memory = eal.external.allocate(4096);
-    eal.heap.create('mine');
+    eal.heaps.create('mine');
     for (const wrong of [{ signal: {} }, { onProgress: 1 }, 7]) {
       await assert.rejects(eal.external.allocateAsync(4096, wrong as never), isInvalid);
       await assert.rejects(eal.dmaMapAllAsync(memory, undefined, wrong as never), isInvalid);
       await assert.rejects(eal.zones.reserveAsync('ring', 64, wrong as never), isInvalid);
       await assert.rejects(eal.pools.createAsync(wrong as never), isInvalid);
-      await assert.rejects(eal.heap.addMemoryAsync('mine', memory, wrong as never), isInvalid);
+      await assert.rejects(eal.heaps.addMemoryAsync('mine', memory, wrong as never), isInvalid);
       await assert.rejects(eal.memory.trimAsync(wrong as never), isInvalid);
     }
   });

@@ -46,9 +46,9 @@ describe('memory that is mapped for every device', { skip }, () => {
     const device = await eal.probe('vdev:copy0');
     const block = eal.malloc(MiB);
     const heapMemory = eal.external.allocate(MiB);
-    eal.heap.create('mine');
+    eal.heaps.create('mine');
     const before = device.dmaMap(heapMemory);
-    eal.heap.addMemory('mine', heapMemory);
+    eal.heaps.addMemory('mine', heapMemory);
     const { range } = block.area;
     assert.throws(() => device.dmaUnmap({ va: range.start, length: range.length }), dmaError('EINVAL', /every device/));
     assert.throws(() => device.dmaUnmap({ va: block.va, length: 4096 }), dmaError('EINVAL'));
@@ -63,7 +63,7 @@ describe('memory that is mapped for every device', { skip }, () => {
     assert.equal(kept.length, 2);
     for (const mapping of kept) assert.throws(() => mapping.unmap(), dmaError('EBUSY', /every device/));
     block.free();
-    eal.heap.removeMemory('mine', heapMemory.va, heapMemory.length);
+    eal.heaps.removeMemory('mine', heapMemory.va, heapMemory.length);
     heapMemory.unregister();
   });
 
@@ -92,8 +92,8 @@ describe('an Eal that was stopped', { skip }, () => {
     const block = eal.malloc(64);
     const zone = eal.zones.reserve('z', 64);
     const pool = eal.pools.create({ elements: 4, elementSize: 64 });
-    const heap = eal.heap.create('h');
-    eal.heap.addMemory('h', eal.external.allocate(4096));
+    const heap = eal.heaps.create('h');
+    eal.heaps.addMemory('h', eal.external.allocate(4096));
     const native = block.heap;
     const all = eal.dmaMapAll(external);
     const doors: Record<string, () => unknown> = {
@@ -114,8 +114,8 @@ describe('an Eal that was stopped', { skip }, () => {
       'native heap, largest': () => native.mallocLargest(),
       'heap.malloc': () => heap.malloc(64),
       'heap.calloc': () => heap.calloc(1, 64),
-      'heap.create': () => eal.heap.create('i'),
-      'heap.addMemory': () => eal.heap.addMemory('h', external),
+      'heaps.create': () => eal.heaps.create('i'),
+      'heaps.addMemory': () => eal.heaps.addMemory('h', external),
       'external.allocate': () => eal.external.allocate(4096),
       'external.fromFd': () => eal.external.fromFd(0),
       'external.register': () => eal.external.register(page),
@@ -175,8 +175,8 @@ describe('names', { skip }, () => {
         if (second.length === 0) second.push(eal.zones.reserve('ring', 64, { heap: 'h' }));
       },
     });
-    eal.heap.create('h');
-    eal.heap.addMemory('h', eal.external.allocate(4096));
+    eal.heaps.create('h');
+    eal.heaps.addMemory('h', eal.external.allocate(4096));
     ring.free();
     eal.memory.trim();
     assert.equal(second.length, 1);
@@ -184,7 +184,7 @@ describe('names', { skip }, () => {
     assert.throws(() => eal.zones.reserve('ring', 64, { heap: 'h' }), dmaError('EEXIST'));
     assert.equal([...eal.zones].length, 1);
     eal.zones.free('ring');
-    eal.heap.removeMemory('h', ...rangeOf(eal));
+    eal.heaps.removeMemory('h', ...rangeOf(eal));
   });
 });
 

@@ -59,7 +59,7 @@ it('common mistakes have a hint that says what to do', { skip }, async () => {
   await using eal = await Eal.start(QUIET);
   const device = await eal.probe('vdev:copy0');
   using memory = eal.external.allocate(8192);
-  eal.heap.create('h');
+  eal.heaps.create('h');
   using _zone = eal.zones.reserve('z', 64);
   await mustHaveHints({
     'a name of no bus': ['ENODEV', () => eal.probe('bogus')],
@@ -72,8 +72,8 @@ it('common mistakes have a hint that says what to do', { skip }, async () => {
     'rights of peers on a device without keys': ['ENOTSUP', () => device.dmaMap(memory, { remote: 'read' })],
     'more memory than there is': ['ENOMEM', () => eal.malloc(2 ** 50)],
     'an empty heap': ['ENOMEM', () => eal.malloc(64, { heap: 'h' })],
-    'a heap of that name': ['EEXIST', () => eal.heap.create('h')],
-    "the library's heap": ['EPERM', () => eal.heap.destroy('socket_0')],
+    'a heap of that name': ['EEXIST', () => eal.heaps.create('h')],
+    "the library's heap": ['EPERM', () => eal.heaps.destroy('socket_0')],
     'a zone of that name': ['EEXIST', () => eal.zones.reserve('z', 64), /zones\.lookup/],
     'a zone there is not': ['ENOENT', () => eal.zones.free('none')],
     'a misaligned view': ['EINVAL', () => eal.external.register(new Uint8Array(5))],
@@ -98,7 +98,7 @@ it('what has ended says how to know that', { skip }, async () => {
   const shared = eal.pools.create({ elements: 4, elementSize: 64 });
   const description = shared.share();
   shared.free();
-  eal.heap.create('h');
+  eal.heaps.create('h');
   await mustHaveHints({
     'unmap twice': ['EINVAL', () => mapping.unmap(), /mapping\.live/],
     'unmapAsync after unmap': ['EINVAL', () => mapping.unmapAsync(), /mapping\.live/],
@@ -112,7 +112,7 @@ it('what has ended says how to know that', { skip }, async () => {
     'pin of freed memory': ['EINVAL', () => memory.pin(), /memory\.registered/],
     'lend of freed memory': ['EINVAL', () => memory.lend(() => 0), /memory\.registered/],
     'map of freed memory': ['EINVAL', () => device.dmaMap(memory), /register it first/],
-    'freed memory into a heap': ['EINVAL', () => eal.heap.addMemory('h', memory), /unregistered/],
+    'freed memory into a heap': ['EINVAL', () => eal.heaps.addMemory('h', memory), /unregistered/],
     'free twice': ['EINVAL', () => block.free(), /block\.live/],
     'freeAsync after free': ['EINVAL', () => block.freeAsync(), /block\.live/],
     'bytes of a freed block': ['EINVAL', () => block.bytes(), /block\.live/],
@@ -124,13 +124,13 @@ it('what has ended says how to know that', { skip }, async () => {
     'bytes of a freed pool': ['EINVAL', () => pool.bytes(0), /pool\.live/],
     'share of a freed pool': ['EINVAL', () => pool.share(), /pool\.live/],
     'attach to a freed pool': ['EINVAL', () => Pool.attach(description, eal.platform), /pool\.threads/],
-    'heap.destroy twice': [
+    'heaps.destroy twice': [
       'ENOENT',
-      () => (eal.heap.create('i'), eal.heap.destroy('i'), eal.heap.destroy('i')),
+      () => (eal.heaps.create('i'), eal.heaps.destroy('i'), eal.heaps.destroy('i')),
       /heaps here/,
     ],
-    'removeMemory of what is not in it': ['ENOENT', () => eal.heap.removeMemory('h', inHeap.va, 4096), /no memory/],
-    'addMemory twice': ['EEXIST', twice(() => eal.heap.addMemory('h', inHeap)), /removeMemory/],
+    'removeMemory of what is not in it': ['ENOENT', () => eal.heaps.removeMemory('h', inHeap.va, 4096), /no memory/],
+    'addMemory twice': ['EEXIST', twice(() => eal.heaps.addMemory('h', inHeap)), /removeMemory/],
     'unregister of what is in a heap': ['EBUSY', () => inHeap.unregister(), /heap h.*removeMemory first/],
     'remove of a device twice': ['EINVAL', removeTwice(eal), /removed before/],
     'map on a device that was removed': ['EINVAL', mapRemoved(eal, inHeap), /eal\.probe/],

@@ -46,8 +46,8 @@ for (const form of ['unmap', 'unmapAsync'] as const)
     () =>
       withDeafServer(async (eal, path, server) => {
         const given = eal.external.allocate(256 * KiB);
-        const heap = eal.heap.create('given');
-        eal.heap.addMemory('given', given);
+        const heap = eal.heaps.create('given');
+        eal.heaps.addMemory('given', given);
         const device = await eal.probe(`bus=vfio-user,name=${path},timeout=1000/driver=raw`);
         const before = heap.malloc(64 * KiB);
         const own = eal.external.allocate(64 * KiB);
@@ -87,8 +87,8 @@ test(
   () =>
     withDeafServer(
       async (eal, path, server) => {
-        const heap = eal.heap.create('given');
-        eal.heap.addMemory('given', eal.external.allocate(256 * KiB));
+        const heap = eal.heaps.create('given');
+        eal.heaps.addMemory('given', eal.external.allocate(256 * KiB));
         const device = await eal.probe(`bus=vfio-user,name=${path},timeout=5000/driver=raw`);
         const kept = eal.malloc(4 * KiB, { zero: true });
         const blocks = [heap.malloc(64 * KiB), eal.malloc(64 * KiB)];
@@ -124,8 +124,8 @@ test(
 
 test('with share=never a server that does not answer has nothing to hold on to', { skip }, () =>
   withDeafServer(async (eal, path, server) => {
-    const heap = eal.heap.create('given');
-    eal.heap.addMemory('given', eal.external.allocate(256 * KiB));
+    const heap = eal.heaps.create('given');
+    eal.heaps.addMemory('given', eal.external.allocate(256 * KiB));
     const device = await eal.probe(`bus=vfio-user,name=${path},timeout=1000,share=never/driver=raw`);
     const own = eal.external.allocate(64 * KiB);
     const mapping = device.dmaMap(own);
@@ -143,8 +143,8 @@ test('with share=never a server that does not answer has nothing to hold on to',
 
 test('a server that has ended has given everything back', { skip }, () =>
   withDeafServer(async (eal, path, server) => {
-    const heap = eal.heap.create('given');
-    eal.heap.addMemory('given', eal.external.allocate(256 * KiB));
+    const heap = eal.heaps.create('given');
+    eal.heaps.addMemory('given', eal.external.allocate(256 * KiB));
     const device = await eal.probe(`bus=vfio-user,name=${path},timeout=1000/driver=raw`);
     const exited = once(server, 'exit');
     server.kill('SIGKILL');
@@ -179,8 +179,8 @@ for (const call of ['readiness.wait', 'readiness.watch', 'Watch.setRef'])
     const platform = failingPlatform(tracking);
     return withDeafServer(async (eal, path) => {
       const given = eal.external.allocate(64 * KiB);
-      const heap = eal.heap.create('given');
-      eal.heap.addMemory('given', given);
+      const heap = eal.heaps.create('given');
+      eal.heaps.addMemory('given', given);
       const device = await eal.probe(`bus=vfio-user,name=${path},timeout=1000/driver=raw`);
       const unmapping = device.dmaMap(eal.external.allocate(64 * KiB)).unmapAsync();
       platform.failCall(1, 'ENOMEM', call);

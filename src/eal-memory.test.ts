@@ -179,9 +179,9 @@ describe('heaps of an Eal', SKIP, () => {
   it('DM-49, DM-50, DM-51: are reached by every device, from before and after', async () => {
     const { eal, stop } = await start();
     const early = await eal.probe('vdev:copy0');
-    eal.heap.create('mine');
+    eal.heaps.create('mine');
     const memory = eal.external.allocate(MiB);
-    eal.heap.addMemory('mine', memory);
+    eal.heaps.addMemory('mine', memory);
     const [from, to] = [eal.malloc(100_000, { heap: 'mine' }), eal.calloc(1000, 100, { heap: 'mine' })];
     const content = fill(from, 3);
     await early.use(copyEngineDriver).copy(early.iovaOf(from), early.iovaOf(to), 100_000);
@@ -193,27 +193,27 @@ describe('heaps of an Eal', SKIP, () => {
     const own = eal.realloc(to, 50_000, { node: 0 });
     assert.equal(own.heap.name, 'socket_0');
     assert.deepEqual(own.bytes(), content.subarray(0, 50_000));
-    eal.heap.removeMemory('mine', memory.va, memory.length);
+    eal.heaps.removeMemory('mine', memory.va, memory.length);
     assert.equal(late.domain?.entries, entries, 'less the heap, and more by what the library owns');
     memory.unregister();
-    eal.heap.destroy('mine');
+    eal.heaps.destroy('mine');
     await stop();
   });
 
   it('native ones have names, and can not be changed', async () => {
     const { eal, stop } = await start();
-    assert.equal(eal.heap.find('socket_0'), eal.memory.heapOf(0));
-    assert.throws(() => eal.heap.destroy('socket_0'), dmaError('EPERM'));
-    assert.throws(() => eal.heap.create('socket_0'), dmaError('EEXIST'));
+    assert.equal(eal.heaps.find('socket_0'), eal.memory.heapOf(0));
+    assert.throws(() => eal.heaps.destroy('socket_0'), dmaError('EPERM'));
+    assert.throws(() => eal.heaps.create('socket_0'), dmaError('EEXIST'));
     const memory = eal.external.allocate(4096);
-    assert.throws(() => eal.heap.addMemory('socket_0', memory), dmaError('EPERM'));
-    assert.throws(() => eal.heap.removeMemory('socket_0', memory.va, 4096), dmaError('EPERM'));
+    assert.throws(() => eal.heaps.addMemory('socket_0', memory), dmaError('EPERM'));
+    assert.throws(() => eal.heaps.removeMemory('socket_0', memory.va, 4096), dmaError('EPERM'));
     assert.equal(eal.malloc(64, { heap: 'socket_0' }).heap.id, 0);
     assert.throws(() => eal.malloc(64, { heap: 'nobody' }), dmaError('ENOENT', /heaps here: socket_0/));
-    eal.heap.create('b');
+    eal.heaps.create('b');
     assert.throws(() => eal.malloc(64, { heap: 'b', node: 0 }), dmaError('EINVAL'));
     assert.deepEqual(
-      [...eal.heap].map((heap) => heap.name),
+      [...eal.heaps].map((heap) => heap.name),
       ['socket_0', 'b'],
     );
     await stop();
@@ -223,25 +223,25 @@ describe('heaps of an Eal', SKIP, () => {
     const { script, bus } = scriptedBus();
     const { eal, stop } = await start({ buses: [bus], drivers: [scriptedDriver(script, 'one')] });
     await eal.probe('fake:a');
-    eal.heap.create('h');
+    eal.heaps.create('h');
     const memory = eal.external.allocate(8192);
     script.failing.set('map a', 'ENOSPC');
-    assert.throws(() => eal.heap.addMemory('h', memory), dmaError('ENOSPC'));
-    assert.equal(eal.heap.find('h').total, 0);
+    assert.throws(() => eal.heaps.addMemory('h', memory), dmaError('ENOSPC'));
+    assert.equal(eal.heaps.find('h').total, 0);
     memory.unregister();
     await stop();
   });
 
   it('work where no system call can be made', async () => {
     const eal = await Eal.start({ platform: portablePlatform('a test'), ...QUIET });
-    eal.heap.create('h');
-    eal.heap.addMemory('h', eal.external.allocate(64 * KiB));
+    eal.heaps.create('h');
+    eal.heaps.addMemory('h', eal.external.allocate(64 * KiB));
     const device = await eal.probe('vdev:copy0');
     const [from, to] = [eal.malloc(1000, { heap: 'h' }), eal.malloc(1000, { heap: 'h' })];
     const content = fill(from, 5);
     await device.use(copyEngineDriver).copy(device.iovaOf(from), device.iovaOf(to), 1000);
     assert.deepEqual(to.bytes(), content);
-    const last = eal.heap.find('h').mallocLargest();
+    const last = eal.heaps.find('h').mallocLargest();
     assert.equal(last.bytes(last.length).length, 0, 'an empty part at the very end of the heap');
     assert.throws(() => eal.malloc(64), dmaError('ENOTSUP', /a test/));
     await eal.stop();
@@ -260,8 +260,8 @@ describe('starting and stopping with memory', SKIP, () => {
         onForgotten: (what) => forgotten.push(...what),
         memory: { origins, size: P2 },
       });
-      eal.heap.create('h');
-      eal.heap.addMemory('h', eal.external.allocate(8192));
+      eal.heaps.create('h');
+      eal.heaps.addMemory('h', eal.external.allocate(8192));
       const blocks = [eal.malloc(64), eal.malloc(64), eal.malloc(64, { heap: 'h' })];
       const views = blocks.map((block) => block.bytes());
       await eal.probe('vdev:edu0');
@@ -324,8 +324,8 @@ describe('a device in another process', SKIP, () => {
 
   it('reaches blocks of both kinds of heaps, in few mappings', async () => {
     const { eal, stop } = await start({}, { pages: 100 });
-    eal.heap.create('h');
-    eal.heap.addMemory('h', eal.external.allocate(MiB));
+    eal.heaps.create('h');
+    eal.heaps.addMemory('h', eal.external.allocate(MiB));
     const from = eal.malloc(300_000);
     const content = fill(from, 8);
     const device = await eal.probe(copying.socketPath);
@@ -523,15 +523,15 @@ describe('zones and pools of an Eal', SKIP, () => {
     const { eal, stop } = await start();
     const memory = eal.external.allocate(16 * 4096);
     const pool = eal.pools.create({ elements: 8, elementSize: 1024, external: [memory] });
-    eal.heap.create('h');
-    assert.throws(() => eal.heap.addMemory('h', memory), dmaError('EBUSY', /in the pool/));
+    eal.heaps.create('h');
+    assert.throws(() => eal.heaps.addMemory('h', memory), dmaError('EBUSY', /in the pool/));
     pool.free();
-    eal.heap.addMemory('h', memory);
+    eal.heaps.addMemory('h', memory);
     assert.throws(
       () => eal.pools.create({ elements: 8, elementSize: 1024, external: [memory] }),
       (error) => isDmaError(error, 'EEXIST'),
     );
-    eal.heap.removeMemory('h', memory.va, memory.length);
+    eal.heaps.removeMemory('h', memory.va, memory.length);
     memory.unregister();
     await stop();
   });

@@ -62,14 +62,14 @@ describe('pins', SKIP, () => {
 
   it('of a block over memory of the user holds stop() as well, and the memory with it', async () => {
     const { platform, eal } = await start();
-    eal.heap.create('mine');
+    eal.heaps.create('mine');
     const memory = eal.external.allocate(MiB);
-    eal.heap.addMemory('mine', memory);
+    eal.heaps.addMemory('mine', memory);
     const [held, other] = [eal.malloc(64, { heap: 'mine' }), eal.malloc(64, { heap: 'mine' })];
     const pin = held.pin('the test works on it');
     const view = held.bytes().fill(7);
-    assert.throws(() => eal.heap.removeMemory('mine', memory.va, memory.length), dmaError('EBUSY'));
-    assert.throws(() => eal.heap.destroy('mine'), dmaError('EBUSY'));
+    assert.throws(() => eal.heaps.removeMemory('mine', memory.va, memory.length), dmaError('EBUSY'));
+    assert.throws(() => eal.heaps.destroy('mine'), dmaError('EBUSY'));
     assert.throws(() => memory.unregister(), dmaError('EBUSY', /in the heap mine/));
     await assert.rejects(eal.stop(), dmaError('EBUSY', /the test works on it/));
     assert.deepEqual([held.live, other.live, memory.registered, view[63]], [true, false, true, 7]);
@@ -111,9 +111,9 @@ describe('pins', SKIP, () => {
 describe('blocks whose view was transferred away', SKIP, () => {
   it('are never handed out again, in heaps of either kind, and statistics say so', async () => {
     const { platform, eal } = await start();
-    eal.heap.create('mine');
+    eal.heaps.create('mine');
     const memory = eal.external.allocate(MiB);
-    eal.heap.addMemory('mine', memory);
+    eal.heaps.addMemory('mine', memory);
     const views: Uint8Array[] = [];
     for (const options of [{}, { heap: 'mine' }]) {
       const block = eal.malloc(64 * KiB, options);
@@ -134,7 +134,7 @@ describe('blocks whose view was transferred away', SKIP, () => {
       }
     }
     assert.throws(
-      () => eal.heap.removeMemory('mine', memory.va, memory.length),
+      () => eal.heaps.removeMemory('mine', memory.va, memory.length),
       dmaError('EBUSY', /1 block of the heap mine that were freed stay in it: .*transferred away/),
     );
     eal.memory.trim();
@@ -232,10 +232,10 @@ describe('pools in use elsewhere', SKIP, () => {
 
   it('memory whose view was transferred away is not taken into a heap', async () => {
     const { eal } = await start();
-    eal.heap.create('mine');
+    eal.heaps.create('mine');
     for (const memory of [eal.external.allocate(64 * KiB), eal.external.registerPagesOf(new Uint8Array(MiB)).memory]) {
       await moved(memory.bytes());
-      assert.throws(() => eal.heap.addMemory('mine', memory), dmaError('EBUSY', /transferred away/));
+      assert.throws(() => eal.heaps.addMemory('mine', memory), dmaError('EBUSY', /transferred away/));
       assert.equal(memory.area.owner, 'external');
     }
     await eal.stop();
@@ -303,14 +303,14 @@ describe('late work on memory of the library', SKIP, () => {
 describe('handlers', SKIP, () => {
   it('can neither destroy the heap whose memory changes nor take its memory', async () => {
     const { eal } = await start();
-    eal.heap.create('mine');
-    eal.heap.create('other');
+    eal.heaps.create('mine');
+    eal.heaps.create('other');
     const memory = eal.external.allocate(MiB);
     const told: string[] = [];
     const refuse = (what: string): void => {
       told.push(what);
-      assert.throws(() => eal.heap.destroy('mine'), dmaError('EBUSY'));
-      assert.throws(() => eal.heap.removeMemory('mine', memory.va, memory.length), isRefusal);
+      assert.throws(() => eal.heaps.destroy('mine'), dmaError('EBUSY'));
+      assert.throws(() => eal.heaps.removeMemory('mine', memory.va, memory.length), isRefusal);
     };
     const isRefusal = (error: unknown): boolean =>
       error instanceof Error && 'code' in error && (error.code === 'EBUSY' || error.code === 'ENOENT');
@@ -319,16 +319,16 @@ describe('handlers', SKIP, () => {
       grown: () => refuse('grown'),
       shrink: () => {
         refuse('shrink');
-        eal.heap.destroy('other');
+        eal.heaps.destroy('other');
       },
       shrunk: () => told.push('shrunk'),
     });
-    eal.heap.addMemory('mine', memory);
+    eal.heaps.addMemory('mine', memory);
     eal.malloc(64, { heap: 'mine' }).free();
-    eal.heap.removeMemory('mine', memory.va, memory.length);
+    eal.heaps.removeMemory('mine', memory.va, memory.length);
     handler[Symbol.dispose]();
     assert.deepEqual(told, ['grow', 'grown', 'shrink', 'shrunk']);
-    eal.heap.destroy('mine');
+    eal.heaps.destroy('mine');
     await eal.stop();
   });
 

@@ -123,20 +123,20 @@ it('a server that takes fewer regions than it announces is named, whatever needs
     const given = Array.from({ length: 16 }, () => eal.external.allocate(UNIT, { align: UNIT }));
     const mappings = given.map((memory) => device.dmaMap(memory));
     scene.left = 0;
-    const heap = eal.heap.create('mine');
+    const heap = eal.heaps.create('mine');
     const one = eal.external.allocate(UNIT, { align: UNIT });
     for (const work of [
       () => device.dmaMap(one),
       () => eal.malloc(MiB),
       () => eal.zones.reserve('z', MiB),
       () => eal.pools.create({ elements: 100, elementSize: 1000 }),
-      () => eal.heap.addMemory('mine', one),
+      () => eal.heaps.addMemory('mine', one),
     ]) {
       const { hint } = failureOf(work);
       assert.match(hint ?? '', /16 regions are mapped; servers are known that take no more/, String(work));
     }
     assert.equal(heap.statistics().total, 0);
-    eal.heap.destroy('mine');
+    eal.heaps.destroy('mine');
     for (const mapping of mappings) mapping.unmap();
     for (const memory of [one, ...given]) memory.unregister();
   }),
@@ -144,16 +144,16 @@ it('a server that takes fewer regions than it announces is named, whatever needs
 
 it('memory leaves a heap by the same name as it came', SKIP, async () => {
   const eal = await Eal.start();
-  const heap = eal.heap.create('mine');
+  const heap = eal.heaps.create('mine');
   const [a, b] = [eal.external.allocate(UNIT), eal.external.allocate(UNIT)];
-  eal.heap.addMemory('mine', a);
-  eal.heap.addMemory('mine', b);
+  eal.heaps.addMemory('mine', a);
+  eal.heaps.addMemory('mine', b);
   const stranger = eal.external.allocate(UNIT);
-  assert.equal(failureOf(() => eal.heap.removeMemory('mine', stranger)).code, 'ENOENT');
-  eal.heap.removeMemory('mine', a);
-  await eal.heap.removeMemoryAsync('mine', b);
+  assert.equal(failureOf(() => eal.heaps.removeMemory('mine', stranger)).code, 'ENOENT');
+  eal.heaps.removeMemory('mine', a);
+  await eal.heaps.removeMemoryAsync('mine', b);
   assert.equal(heap.statistics().total, 0);
-  assert.equal(failureOf(() => eal.heap.removeMemory('mine', a)).code, 'ENOENT');
+  assert.equal(failureOf(() => eal.heaps.removeMemory('mine', a)).code, 'ENOENT');
   a.unregister();
   const { va, length } = eal.external.allocate(UNIT);
   eal.external.unregister(va, length);

@@ -103,7 +103,7 @@ export class Eal implements AsyncDisposable {
   /** Memory of the user's: allocate, register and find it. */
   readonly external: External;
   /** Heaps by name: those over memory of the user's, and the library's own. */
-  readonly heap: Heaps;
+  readonly heaps: Heaps;
   /** Named allocations, for who has only the name. */
   readonly zones: Zones;
   /** Pools of elements of one size, such as packet buffers. */
@@ -155,13 +155,13 @@ export class Eal implements AsyncDisposable {
     };
     const unit = (): number => this.#registry.granule;
     this.memory = new OwnedMemory({ ...own, settings, decideIova: () => this.#decideIova(settings), unit });
-    this.heap = new Heaps({
+    this.heaps = new Heaps({
       ...own,
       iovaMode: () => this.memory.iova.mode,
       origins: settings.origins,
       native: () => this.memory.heaps,
     });
-    const sources = { memory: this.memory, heap: this.heap, gate, running };
+    const sources = { memory: this.memory, heaps: this.heaps, gate, running };
     this.zones = new Zones(sources);
     this.pools = new Pools(sources, this.platform.memory);
     this.#registry = new Registry({
@@ -183,7 +183,7 @@ export class Eal implements AsyncDisposable {
         this.memory.bytesAt(va, length) ??
         this.external.bytesAt(va, length) ??
         this.#driverMemory.bytesAt(va, length) ??
-        this.heap.bytesAt(va, length)
+        this.heaps.bytesAt(va, length)
       );
     };
     const space = (args: ReadonlyMap<string, string>): VdevSpace => {
@@ -395,7 +395,7 @@ export class Eal implements AsyncDisposable {
     const pools = this.pools.close();
     errors.push(...pools);
     // A pool that other threads still use keeps its memory: taking it away would kill them.
-    if (pools.length === 0) errors.push(...this.heap.close(), ...(await this.memory.closeAsync()));
+    if (pools.length === 0) errors.push(...this.heaps.close(), ...(await this.memory.closeAsync()));
     for (const { live } of [this.external, this.#driverMemory])
       for (const memory of [...live].reverse())
         await memory.unregisterAsync().catch((error: unknown) => errors.push(error));
@@ -422,7 +422,7 @@ export class Eal implements AsyncDisposable {
       }
     for (const { area, length, origin } of this.external.live)
       yield { kind: ['external area', 'external areas'], text: area.label, verb: 'registered', bytes: length, origin };
-    for (const heap of [...this.memory.heapsInUse, ...this.heap.made]) {
+    for (const heap of [...this.memory.heapsInUse, ...this.heaps.made]) {
       const kind = [`block of the heap ${heap.name}`, `blocks of the heap ${heap.name}`] as const;
       for (const { length, origin } of heap.blocks) {
         const text = `${formatSize(length)} of the heap ${heap.name}`;
@@ -443,7 +443,7 @@ export class Eal implements AsyncDisposable {
   /** The heap that options name. */
   #heapFor({ heap, node }: Pick<PlacedMallocOptions, 'heap' | 'node'>): Heap {
     if (heap === undefined) return this.memory.heapOf(node ?? -1);
-    return chooseHeaps({ memory: this.memory, heap: this.heap }, { heap, node }, 'malloc')[0];
+    return chooseHeaps({ memory: this.memory, heaps: this.heaps }, { heap, node }, 'malloc')[0];
   }
 
   /** Maps areas for every device, now and later; all or nothing, and so back. */
@@ -528,7 +528,7 @@ export class Eal implements AsyncDisposable {
 shortForm(Eal, 'Eal', (eal) => ({
   devices: eal.devices().map(({ name }) => name),
   external: [...eal.external.live].length,
-  heaps: eal.memory.heapsInUse.length + [...eal.heap.made].length,
+  heaps: eal.memory.heapsInUse.length + [...eal.heaps.made].length,
   zones: eal.zones.size,
   pools: [...eal.pools].map(({ name }) => name),
 }));

@@ -60,7 +60,7 @@ const RIGHT: Readonly<Record<string, string>> = {
   'exporting whatever a call returns': `
     export const made = [block, zone, memory, pool, engine, edu] as const;
     export const mapping = device.dmaMap(memory), group = eal.dmaMapAll(memory), domain = device.domain;
-    export const { external, heap, zones, pools, memory: owned, containers, vdev, platform, events } = eal;
+    export const { external, heaps, zones, pools, memory: owned, containers, vdev, platform, events } = eal;
     export const access = device.access, registers = access.registers(0), facts = owned.facts(), runs = block.area.iovaRuns(block.area.range);
     export const stack = pool.share(), cache = pool.cache, segments = mapping.segments, { table, constraints } = table0();
     function table0() { return domain ?? assertNever(); }

@@ -13,9 +13,9 @@ it(
     const eal = await Eal.start({ memory: { noHuge: true }, onForgotten: () => undefined });
     const device = await eal.probe('vdev:copy0');
     const edu = await eal.probe('vdev:edu0');
-    const heap = eal.heap.create('mine');
+    const heap = eal.heaps.create('mine');
     const [memory, other] = [eal.external.allocate(8192), eal.external.allocate(8192)];
-    eal.heap.addMemory('mine', other);
+    eal.heaps.addMemory('mine', other);
     const block = eal.malloc(100);
     const objects: Record<string, object | undefined> = {
       Eal: eal,
@@ -27,7 +27,7 @@ it(
       External: eal.external,
       ExternalMemory: memory,
       Area: memory.area,
-      Heaps: eal.heap,
+      Heaps: eal.heaps,
       Heap: heap,
       Block: block,
       Zones: eal.zones,

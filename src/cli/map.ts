@@ -50,7 +50,7 @@ interface Row {
 
 /** Why the program maps nothing in these modes. */
 const UNMAPPED = {
-  heap: 'nothing had to be mapped by the program; heap.addMemory maps for every device, now and later',
+  heap: 'nothing had to be mapped by the program; heaps.addMemory maps for every device, now and later',
   owned: 'nothing had to be mapped by the program; every device can reach what malloc returns',
 } as const;
 

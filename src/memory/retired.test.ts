@@ -458,9 +458,9 @@ test('the process lives on when escaped views and late work are touched after ev
     };
     const memory = eal.external.allocate(1 << 24);
     const block = eal.malloc(1 << 24);
-    eal.heap.create('mine');
+    eal.heaps.create('mine');
     const given = eal.external.allocate(1 << 24);
-    eal.heap.addMemory('mine', given);
+    eal.heaps.addMemory('mine', given);
     const own = eal.malloc(4096, { heap: 'mine' });
     const late = eal.malloc(1 << 24);
     const escaped = [await move(memory.bytes()), await move(block.bytes()), await move(own.bytes())];

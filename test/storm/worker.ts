@@ -57,8 +57,8 @@ if (!isMainThread && parentPort !== null) {
     if (holding === 'served') held.push(serve(eal.platform, { socketPath, model: deviceModel('edu') }));
     if (is('owned')) for (let n = 0; n < 8; n++) held.push(eal.malloc((1 << n) * 4096));
     if (is('heap')) {
-      eal.heap.create('mine');
-      eal.heap.addMemory('mine', eal.external.allocate(2 * MiB));
+      eal.heaps.create('mine');
+      eal.heaps.addMemory('mine', eal.external.allocate(2 * MiB));
       held.push(eal.malloc(MiB / 2, { heap: 'mine' }));
     }
     if (is('pool')) held.push(eal.pools.create({ elements: 500, elementSize: 2048 }));

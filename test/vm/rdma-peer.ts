@@ -59,8 +59,8 @@ async function main(name: string, host: string, kind: string): Promise<void> {
 export function memoryOf(eal: Eal, kind: string): ExternalMemory | Block {
   if (kind === 'external') return eal.external.allocate(BYTES);
   if (kind === 'owned') return eal.malloc(BYTES);
-  eal.heap.create('mine');
-  eal.heap.addMemory('mine', eal.external.allocate(MiB));
+  eal.heaps.create('mine');
+  eal.heaps.addMemory('mine', eal.external.allocate(MiB));
   return eal.malloc(BYTES, { heap: 'mine' });
 }
 

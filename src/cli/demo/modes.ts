@@ -28,7 +28,7 @@ const HEAP = 'demo';
 /** What each mode is, for help pages. */
 export const MODES_TEXT = `Modes: external is memory of the program's, which it registers and maps for the device itself
   (external.allocateAsync, dmaMapAsync). heap is such memory given to a heap, which the library maps for every device, and hands out
-  in blocks (heap.addMemoryAsync, malloc). owned is memory of the library's own, which every device can reach already
+  in blocks (heaps.addMemoryAsync, malloc). owned is memory of the library's own, which every device can reach already
   (mallocAsync): nothing is left to map.`;
 
 /** What is measured in each mode, for help pages. */
@@ -107,13 +107,13 @@ export async function takeMemory(
   const { source, label, ...how } = options;
   const memory = await eal.external.allocateAsync(bytes, { source, label, signal });
   if (mode === 'external') return reachExternal(reacher, memory, how);
-  if (![...eal.heap.made].some(({ name }) => name === HEAP)) eal.heap.create(HEAP);
+  if (![...eal.heaps.made].some(({ name }) => name === HEAP)) eal.heaps.create(HEAP);
   const take = async (): Promise<Block> => {
-    await eal.heap.addMemoryAsync(HEAP, memory, { signal });
+    await eal.heaps.addMemoryAsync(HEAP, memory, { signal });
     // All of it, so that no other block comes into this piece.
     return eal.malloc(memory.length, { heap: HEAP, contiguous: true });
   };
-  const takeAway = async (): Promise<void> => eal.heap.removeMemoryAsync(HEAP, memory.va, memory.length);
+  const takeAway = async (): Promise<void> => eal.heaps.removeMemoryAsync(HEAP, memory.va, memory.length);
   return reachBlock(mode, reacher, take, takeAway, memory);
 }
 

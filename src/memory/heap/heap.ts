@@ -345,7 +345,7 @@ export class Block implements Disposable {
 
 shortForm(Block, 'Block', ({ heap, va, length, live }) => ({ heap: heap.name, va: hex(va), length, live }));
 
-/** See the head of the file. Heaps are made by `Eal.heap` and `Eal.memory`. */
+/** See the head of the file. Heaps are made by `Eal.heaps` and `Eal.memory`. */
 export class Heap {
   readonly name: string;
   /** The NUMA node for a heap of the library's own memory; 256, 257, ... for others. Never used again. */

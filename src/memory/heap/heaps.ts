@@ -110,7 +110,7 @@ export class Heaps {
   }
 
   /** The heap of that name. @throws DmaError EINVAL for a name that is empty or has 32 bytes or more; ENOENT */
-  find(name: string, operation = 'heap.find'): Heap {
+  find(name: string, operation = 'heaps.find'): Heap {
     checkName(name, operation);
     const heap = this.#heaps.get(name) ?? this.#native(name);
     if (heap !== undefined) return heap;
@@ -125,7 +125,7 @@ export class Heaps {
    * @throws DmaError EINVAL as `find`; EEXIST
    */
   create(name: string, settings?: HeapSettings): Heap {
-    const operation = 'heap.create';
+    const operation = 'heaps.create';
     this.#options.gate?.(operation);
     const { sameIova = false } = optionsOf<HeapSettings>(settings, { sameIova: 'boolean' }, operation);
     checkName(name, operation);
@@ -134,7 +134,7 @@ export class Heaps {
         code: 'EEXIST',
         operation,
         reason: `there is a heap ${JSON.stringify(name)} already`,
-        hint: 'heap.find(name) finds it; destroy it, or take another name',
+        hint: 'heaps.find(name) finds it; destroy it, or take another name',
       });
     const { platform, areas, iovaMode, origins } = this.#options;
     const { memory } = platform;
@@ -153,7 +153,7 @@ export class Heaps {
    *   changes
    */
   destroy(name: string): void {
-    const operation = 'heap.destroy';
+    const operation = 'heaps.destroy';
     const heap = this.#users(name, operation);
     this.#mustRest(heap, operation);
     const parts = [...heap.memory];
@@ -177,7 +177,7 @@ export class Heaps {
    *   the device or handler that does not take it, and then it is as it was before
    */
   addMemory(name: string, given: ExternalMemory | RawMemory, asked?: { readonly clear?: boolean }): void {
-    const operation = 'heap.addMemory';
+    const operation = 'heaps.addMemory';
     this.#options.gate?.(operation);
     runSteps(this.#adding(name, given, asked, operation), (step) => step.now());
   }
@@ -193,7 +193,7 @@ export class Heaps {
     given: ExternalMemory | RawMemory,
     options: { readonly clear?: boolean } & LongWorkOptions = {},
   ): Promise<void> {
-    const operation = 'heap.addMemoryAsync';
+    const operation = 'heaps.addMemoryAsync';
     this.#options.gate?.(operation);
     const [{ onProgress, signal }, asked] = longWorkOf(options, operation);
     await this.#running.run(signal, operation, async (either) => {
@@ -233,14 +233,14 @@ export class Heaps {
   removeMemory(name: string, memory: ExternalMemory | RawMemory): void;
   removeMemory(name: string, va: Va, length: number): void;
   removeMemory(name: string, given: ExternalMemory | RawMemory | Va, length?: number): void {
-    runSteps(this.#removing(name, given, length, 'heap.removeMemory'), (step) => step.now());
+    runSteps(this.#removing(name, given, length, 'heaps.removeMemory'), (step) => step.now());
   }
 
   /** As {@link Heaps.removeMemory}, without blocking the event loop. @throws DmaError as `removeMemory` */
   removeMemoryAsync(name: string, memory: ExternalMemory | RawMemory): Promise<void>;
   removeMemoryAsync(name: string, va: Va, length: number): Promise<void>;
   async removeMemoryAsync(name: string, given: ExternalMemory | RawMemory | Va, length?: number): Promise<void> {
-    const operation = 'heap.removeMemoryAsync';
+    const operation = 'heaps.removeMemoryAsync';
     await this.#running.run(undefined, operation, async () =>
       runStepsAsync(this.#removing(name, given, length, operation), (step) => step.later(UNATTENDED)),
     );
@@ -327,7 +327,7 @@ export class Heaps {
       code: 'EPERM',
       operation,
       reason: `the heap ${name} is the library's own`,
-      hint: 'only heaps of heap.create() can be changed',
+      hint: 'only heaps of heaps.create() can be changed',
     });
   }
 

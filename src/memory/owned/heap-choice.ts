@@ -10,7 +10,7 @@ import type { OwnedMallocOptions, OwnedMemory } from './owned.js';
 /** The memory of one `Eal` that allocations come from. */
 export interface HeapSources {
   readonly memory: OwnedMemory;
-  readonly heap: Heaps;
+  readonly heaps: Heaps;
   /** Asked before something is made of them. */
   readonly gate?: Gate;
   /** Who gives up what goes on for long. Default: nobody. */
@@ -36,7 +36,7 @@ export function chooseHeaps(
 ): readonly Heap[] {
   const { memory } = sources;
   if (heap === undefined) return node === undefined ? memory.heaps : [memory.heapOf(node, operation)];
-  const found = sources.heap.find(heap, operation);
+  const found = sources.heaps.find(heap, operation);
   if (node === undefined || node === found.node) return [found];
   throw invalid(operation, `the heap ${heap} is not on NUMA node ${node}`);
 }

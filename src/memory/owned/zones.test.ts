@@ -36,7 +36,7 @@ function assertDisjoint(zones: readonly Zone[]): void {
 }
 
 /** Adds a heap over memory of the user's, with 4 KiB pages. */
-function addHeap({ heap, external }: TestSources, name: string, length: number, iovas?: number[]): void {
+function addHeap({ heaps: heap, external }: TestSources, name: string, length: number, iovas?: number[]): void {
   heap.create(name);
   heap.addMemory(name, external.allocate(length, { iovas }));
 }
@@ -256,7 +256,7 @@ describe('zones', SKIP, () => {
       throwsDma('ENOMEM', () => zones.reserve('b', 2 * page, { heap: 'mine', contiguous: true }));
       const [first, last] = [zones.reserve('c', page, { heap: 'mine' }), zones.reserve('d', page, { heap: 'mine' })];
       assert.deepEqual([first.iova, last.iova].sort(), [7 * page, 8 * page].sort());
-      throwsDma('EBUSY', () => sources.heap.destroy('mine'));
+      throwsDma('EBUSY', () => sources.heaps.destroy('mine'));
     }),
   );
 

@@ -92,7 +92,7 @@ function tests(): void {
 
     it(
       'MP-02 the IOVA of every element is that of its memory, without a look-up',
-      withPools((pools, { external, heap, areas }) => {
+      withPools((pools, { external, heaps: heap, areas }) => {
         const iovas = [9, 3, 4, 5, 100, 20, 21, 7].map((page) => page * PAGE);
         heap.create('mine');
         heap.addMemory('mine', external.allocate(iovas.length * PAGE, { iovas }));
@@ -351,7 +351,7 @@ function tests(): void {
     it('work where no system call can be made', () => {
       const platform = portablePlatform('a test');
       const external = new External(platform, new AreaIndex());
-      const pools = new Pools({ memory: { iova: { mode: 'va' } } as never, heap: undefined as never });
+      const pools = new Pools({ memory: { iova: { mode: 'va' } } as never, heaps: undefined as never });
       const pool = pools.create({ elements: 4, elementSize: KiB, external: [external.allocate(PAGE)] });
       pool.bytes(3).fill(1);
       checkElements(pool);
@@ -362,7 +362,7 @@ function tests(): void {
   describe('memory of a pool', SKIP, () => {
     it(
       'is in one block if it can be, and in several where a heap is in pieces',
-      withPools((pools, { heap, external }) => {
+      withPools((pools, { heaps: heap, external }) => {
         heap.create('mine');
         for (let i = 0; i < 4; i++) heap.addMemory('mine', external.allocate(PAGE));
         const shape = { elements: 4, elementSize: KiB, heap: 'mine' };
@@ -382,7 +382,7 @@ function tests(): void {
     it(
       'is asked for element by element where devices have every page elsewhere',
       withPools(
-        (pools, { heap, external }) => {
+        (pools, { heaps: heap, external }) => {
           heap.create('mine');
           // Pairs of pages that are contiguous, one page off.
           const iovas = Array.from({ length: 64 }, (_, page) => PAGE * (((page + 1) >> 1) * 10 + ((page + 1) & 1)));
@@ -399,7 +399,7 @@ function tests(): void {
     it(
       'stays registered, is in one pool only, and has to be writable',
       withPools((pools, sources) => {
-        const { external, heap, platform } = sources;
+        const { external, heaps: heap, platform } = sources;
         const [own, other] = [external.allocate(PAGE), external.allocate(PAGE)];
         const shape = { elements: 2, elementSize: KiB };
         const pool = pools.create({ ...shape, name: 'p', external: [own, other] });
@@ -704,7 +704,7 @@ function tests(): void {
     it('places as many elements as there is room for, each contiguous for devices', () => {
       const platform = openPlatform();
       const external = new External(platform, new AreaIndex());
-      const pools = new Pools({ memory: { iova: { mode: 'va' } } as never, heap: undefined as never });
+      const pools = new Pools({ memory: { iova: { mode: 'va' } } as never, heaps: undefined as never });
       const arbitrary = fc.record({
         // The tables of some areas; gaps of 0 are pages that are contiguous.
         areas: fc.array(fc.array(fc.integer({ min: 0, max: 1 }), { minLength: 1, maxLength: 6 }), {

@@ -50,15 +50,15 @@ export function testSources(options: TestSourcesOptions = {}): TestSources {
     decideIova: () => decideIovaMode({ forced: mode, votes: [], physicalAddresses: true, iommu: true }),
   });
   memory.start();
-  const heap = new Heaps({ ...own, iovaMode: () => mode, origins: false, native: () => memory.heaps });
+  const heaps = new Heaps({ ...own, iovaMode: () => mode, origins: false, native: () => memory.heaps });
   const external = new External(platform, areas);
   const close = (): void => {
-    assert.deepEqual([...heap.close(), ...memory.close()], []);
+    assert.deepEqual([...heaps.close(), ...memory.close()], []);
     for (const each of [...external.live]) each.unregister();
     assert.equal(areas.size, 0);
     assert.deepEqual(tracking.leaks(), []);
   };
-  return { memory, heap, platform, external, areas, handlers, close };
+  return { memory, heaps, platform, external, areas, handlers, close };
 }
 
 /** Asserts that `work` throws a `DmaError` of this code. */

@@ -76,15 +76,15 @@ export async function begin({ random, gc }: Weather): Promise<Storm> {
           seen.trimmed++;
           break;
         case 1: {
-          const heap = eal.heap.create('storm');
+          const heap = eal.heaps.create('storm');
           const memory = eal.external.allocate((1 + random.below(4)) * MiB);
-          eal.heap.addMemory('storm', memory);
+          eal.heaps.addMemory('storm', memory);
           const block = eal.malloc(1 + random.below(MiB / 2), { heap: 'storm' });
-          assert.throws(() => eal.heap.removeMemory('storm', memory.va, memory.length), { code: 'EBUSY' });
+          assert.throws(() => eal.heaps.removeMemory('storm', memory.va, memory.length), { code: 'EBUSY' });
           block.free();
-          eal.heap.removeMemory('storm', memory.va, memory.length);
+          eal.heaps.removeMemory('storm', memory.va, memory.length);
           memory.unregister();
-          eal.heap.destroy(heap.name);
+          eal.heaps.destroy(heap.name);
           seen.heaps++;
           break;
         }

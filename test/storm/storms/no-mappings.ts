@@ -102,20 +102,20 @@ export async function begin({ random }: Weather): Promise<Storm> {
       await giveBack(() => eal.memory.trim());
     },
     heap: async () => {
-      const heap = eal.heap.create('here');
+      const heap = eal.heaps.create('here');
       try {
         const external = eal.external.allocate(MiB);
         await withMemory(external, async () => {
-          eal.heap.addMemory('here', external);
+          eal.heaps.addMemory('here', external);
           try {
             const block = eal.malloc(5000, { heap: 'here' });
             await giveBack(() => block.free());
           } finally {
-            await giveBack(() => eal.heap.removeMemory('here', external.va, external.length));
+            await giveBack(() => eal.heaps.removeMemory('here', external.va, external.length));
           }
         });
       } finally {
-        await giveBack(() => eal.heap.destroy(heap.name));
+        await giveBack(() => eal.heaps.destroy(heap.name));
       }
     },
     pool: async () => {

@@ -504,20 +504,20 @@ test('DM-49 to DM-51: memory of heaps, given before and after the device came, a
   await using eal = await start();
   using before = eal.external.allocate(MiB);
   using plain = eal.external.allocate(MiB);
-  eal.heap.create('mine');
-  eal.heap.addMemory('mine', before);
+  eal.heaps.create('mine');
+  eal.heaps.addMemory('mine', before);
   const device = await eal.probe(`pci:${EDU}`);
   assert.ok(device.iovaOf(before) >= 0);
   // What is only registered is not mapped.
   assert.equal(device.domain?.iovaOf(plain.va), -1);
   using after = eal.external.allocate(MiB);
-  eal.heap.addMemory('mine', after);
+  eal.heaps.addMemory('mine', after);
   assert.equal(device.domain?.bytes, 2 * MiB);
-  eal.heap.removeMemory('mine', before.va, before.length);
+  eal.heaps.removeMemory('mine', before.va, before.length);
   assert.equal(device.domain?.bytes, MiB);
-  eal.heap.removeMemory('mine', after.va, after.length);
+  eal.heaps.removeMemory('mine', after.va, after.length);
   assert.deepEqual([device.domain?.entries, spaceOf(eal).unmapAll()], [0, 0]);
-  eal.heap.destroy('mine');
+  eal.heaps.destroy('mine');
 });
 
 // --- devices that leave ---

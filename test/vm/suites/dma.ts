@@ -158,8 +158,8 @@ test('heap and owned memory are reached without a call, by hugepages', async () 
   const device = await eal.probe(`pci:${EDU}`);
   const edu = eduOf(device);
   using memory = eal.external.allocate(MiB);
-  eal.heap.create('user');
-  eal.heap.addMemory('user', memory);
+  eal.heaps.create('user');
+  eal.heaps.addMemory('user', memory);
   for (const heap of ['user', undefined]) {
     const from = eal.malloc(LENGTH, { heap });
     const to = eal.malloc(LENGTH, { heap });
@@ -171,8 +171,8 @@ test('heap and owned memory are reached without a call, by hugepages', async () 
     to.free();
   }
   assert.ok(eal.memory.facts().lists.some(({ pageSize, pages }) => pageSize === 2 * MiB && pages > 0));
-  eal.heap.removeMemory('user', memory.va, memory.length);
-  eal.heap.destroy('user');
+  eal.heaps.removeMemory('user', memory.va, memory.length);
+  eal.heaps.destroy('user');
 });
 
 test('where iovaOf says that blocks, zones and pools are, the device writes, however often memory comes and goes', async () => {
