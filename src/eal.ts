@@ -4,20 +4,20 @@
  */
 import { EventEmitter } from 'node:events';
 import { atExit } from './at-exit.js';
-import { EmulatedIommu } from './bus/vdev/emulated.js';
-import { IdentitySpace } from './bus/vdev/identity.js';
-import { translatedDma } from './bus/vdev/translated-dma.js';
-import { PciBus } from './bus/pci/pci-bus.js';
+import {
+  builtinBuses,
+  Container,
+  CONTAINER_CHOICES,
+  type ContainerChoice,
+  type Containers,
+  type VdevBus,
+} from './bus/builtin.js';
 import type { Bus, Device, Driver } from './bus/model.js';
 import type { GroupMapping } from './bus/fan-out.js';
-import { RdmaBus } from './bus/rdma/rdma-bus.js';
 import { Registry, type RegistryOptions } from './bus/registry.js';
-import { VdevBus, type VdevSpace } from './bus/vdev/vdev-bus.js';
-import { VfioUserBus } from './bus/vfio-user/vfio-user-bus.js';
 import type { MapAsyncOptions } from './dma/domain.js';
 import type { MapOptions, MapTarget } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
-import { eduMaskBits } from './drivers/edu-driver.js';
 import { mustBe, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
 import { type DmaError, invalid, NO_PERMISSION, throwFirst, undoAll, unlessFails, withUndo } from './errors.js';
 import { forgottenLines, type Forgotten } from './forgotten.js';
@@ -42,13 +42,9 @@ import { MemoryHandlers } from './memory/memory-events.js';
 import { memorySettings, START, type MemoryOptions } from './memory/owned/memory-settings.js';
 import { OwnedMemory } from './memory/owned/owned.js';
 import { captureOrigin, type Origin } from './origin.js';
-import { RdmaContexts } from './rdma/context.js';
 import { formatSize, isAddress, type Va } from './units.js';
 import { openPlatform } from './platform/open.js';
 import type { Platform } from './platform/ports.js';
-import { Container, CONTAINER_CHOICES, Containers, type ContainerChoice } from './vfio/containers.js';
-import { deviceModel, isDeviceName } from './vfio-user/devices/catalog.js';
-import type { ModelFactory } from './vfio-user/devices/model.js';
 import { shortForm } from './short-form.js';
 import { queueMicrotask } from './timers.js';
 
@@ -61,7 +57,7 @@ export interface EalOptions extends Pick<RegistryOptions, 'holdBackMs' | 'rememb
    * VFIO's older containers. `noiommu` has to be asked for: devices then reach all memory of the machine.
    */
   readonly iommu?: ContainerChoice;
-  /** More buses, besides `vdev`, `vfio-user`, `pci` and `rdma`. */
+  /** More buses, besides those that come with the library. */
   readonly buses?: readonly Bus[];
   /** More drivers; they are tried before the built-in ones. */
   readonly drivers?: readonly Driver[];
@@ -175,7 +171,6 @@ export class Eal implements AsyncDisposable {
         else if (error !== undefined) this.#tell(change, device, error);
       },
     });
-    const { platform } = this;
     const bytesAt = (va: Va, length: number, access: 'read' | 'write'): Uint8Array | undefined => {
       // Storing to a page that is mapped read-only would kill this process.
       if (access === 'write' && this.#areas.at(va)?.writable !== true) return undefined;
@@ -186,19 +181,10 @@ export class Eal implements AsyncDisposable {
         this.heaps.bytesAt(va, length)
       );
     };
-    const space = (args: ReadonlyMap<string, string>): VdevSpace => {
-      const made = softwareSpace(args.get('iommu') ?? 'emulated', platform.memory.pageSize);
-      return { space: made, dma: translatedDma(made, bytesAt) };
-    };
-    this.vdev = new VdevBus({ model: softwareModel, space, gate });
-    const vfioUser = new VfioUserBus({ platform, bytesAt });
-    this.containers = new Containers(platform, { choice: options.iommu, gate });
-    // One for both buses, so that both names of a device are the same one.
-    const contexts = new RdmaContexts(platform);
-    const pci = new PciBus({ platform, containers: this.containers, rdma: contexts });
-    const rdma = new RdmaBus(contexts);
-    // A name without a bus can be that of any RDMA device, so that this one is asked last.
-    for (const bus of [this.vdev, vfioUser, pci, ...(options.buses ?? []), rdma]) this.#registry.registerBus(bus);
+    const { buses, vdev, containers } = builtinBuses({ platform: this.platform, iommu: options.iommu, gate, bytesAt });
+    this.vdev = vdev;
+    this.containers = containers;
+    for (const bus of [...buses, ...(options.buses ?? [])]) this.#registry.registerBus(bus);
     for (const driver of [...(options.drivers ?? []), ...builtinDrivers]) this.#registry.registerDriver(driver);
     this.#forgetExit = atExit(() => this.#report(tell, [...this.#devicesLeft()]));
   }
@@ -265,7 +251,7 @@ export class Eal implements AsyncDisposable {
   }
 
   /** Buses, in the order they are asked. */
-  get buses(): Iterable<Bus> {
+  get buses(): readonly Bus[] {
     return this.#registry.buses;
   }
 
@@ -501,7 +487,7 @@ export class Eal implements AsyncDisposable {
     const { platform } = this;
     return decideIovaMode({
       forced: iovaMode,
-      votes: [...this.#registry.buses].map((bus) => ({ bus: bus.name, wish: bus.iovaWish?.() ?? 'any' })),
+      votes: this.#registry.buses.map((bus) => ({ bus: bus.name, wish: bus.iovaWish?.() ?? 'any' })),
       physicalAddresses: noHuge !== true && hasPhysicalAddresses(platform),
       // Where this user is not shown them: va, which gives out no physical address.
       iommu: unlessFails(NO_PERMISSION, () => hasIommuGroups(platform)) ?? true,
@@ -575,19 +561,6 @@ const OPTIONS: Shape<EalOptions> = {
 
 /** Whose the mappings of memory in heaps are, for messages. */
 const HEAP_KEEPER = 'the heap that this memory is in';
-
-/** The embedded devices, as kinds of software devices. The edu driver has the same key, for the same setting. */
-function softwareModel(kind: string, args: ReadonlyMap<string, string>): ModelFactory | undefined {
-  if (kind === 'edu') return deviceModel(kind, { dmaMaskBits: eduMaskBits(args) });
-  return isDeviceName(kind) ? deviceModel(kind) : undefined;
-}
-
-/** The address space of a software device: behind an emulated IOMMU, or none. */
-function softwareSpace(kind: string, pageSize: number): EmulatedIommu | IdentitySpace {
-  if (kind === 'emulated') return new EmulatedIommu({ granule: pageSize });
-  if (kind === 'identity') return new IdentitySpace(pageSize);
-  throw invalid('open', `there is no iommu=${kind}`, { hint: 'it is emulated or identity' });
-}
 
 const NOT_NOTED = 'with memory: { origins: true } this says where they were made';
 

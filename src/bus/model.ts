@@ -47,7 +47,10 @@ export interface Bus {
   parse(name: string): string | undefined;
   /** How its devices are called, for who got a name wrong: a clause. */
   readonly naming?: string;
-  /** Does `parse` take names that say nothing of the bus? Then a name without a bus can be meant otherwise. Default: no. */
+  /**
+   * Does `parse` take names that say nothing of the bus? Then a name without a bus can be meant otherwise, and other buses are
+   * asked first. Default: no.
+   */
   readonly takesAnyName?: boolean;
   /** Names of the devices that are there without being asked for. Absent: devices are only opened by name. */
   scan?(): Promise<readonly string[]>;
@@ -194,8 +197,8 @@ export interface Driver<T = unknown> {
   readonly name: string;
   /** Keys of names that it knows: see {@link Bus.keys}. */
   readonly keys?: readonly string[];
-  /** Names of the buses it works on. */
-  readonly buses: readonly string[];
+  /** Names of the buses it works on. Absent: all; it is tried after the drivers that name the device's bus. */
+  readonly buses?: readonly string[];
   /** Ids it takes; absent: every device of those buses. */
   readonly ids?: readonly IdMatch[];
   /** Does it take this device, of those buses and ids? Absent: yes. */

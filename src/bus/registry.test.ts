@@ -91,6 +91,22 @@ describe('matching', () => {
     ]);
   });
 
+  it('drivers of every bus are tried after those that name the bus, also those registered later', async () => {
+    const { registry, script } = bench({
+      drivers: (script) => [scriptedDriver(script, 'every', { buses: undefined, keys: [] })],
+    });
+    registry.registerBus(Object.assign(new ScriptedBus(script, { name: 'other' }), { keys: [] }));
+    assert.equal((await registry.probe('fake:a')).driver?.name, 'every');
+    registry.registerDriver(scriptedDriver(script, 'named', { buses: ['other'], keys: ['k'] }));
+    assert.equal((await registry.probe('other:a,k=1')).driver?.name, 'named');
+    assert.equal((await registry.probe('bus=other,name=b/driver=every')).driver?.name, 'every');
+    await assert.rejects(registry.probe('other:c,l=1'), dmaError('EINVAL', /there are: k/));
+    assert.throws(
+      () => registry.registerDriver({ ...scriptedDriver(script, 'bad'), buses: 'fake' as never }),
+      dmaError('EINVAL', /buses is a list/),
+    );
+  });
+
   it('memory that a driver mapped before it declined is unmapped', async () => {
     const { registry, memory, spaces } = bench({
       drivers: (script) => [
@@ -414,6 +430,25 @@ describe('removing', () => {
 });
 
 describe('finding devices', () => {
+  it('by a name without a bus: those that take any name are asked last', async () => {
+    const { registry, script } = bench();
+    const greedy = Object.assign(new ScriptedBus(script, { name: 'greedy' }), { takesAnyName: true, parse: String });
+    const late = new ScriptedBus(script, { name: 'late' });
+    late.parse = (name) => (name === 'x' ? name : undefined);
+    for (const bus of [greedy, late]) registry.registerBus(bus);
+    registry.registerDriver(scriptedDriver(script, 'every', { buses: undefined }));
+    assert.deepEqual(
+      registry.buses.map(({ name }) => name),
+      ['fake', 'late', 'greedy'],
+    );
+    for (const [text, name] of [
+      ['a', 'fake:a'],
+      ['x', 'late:x'],
+      ['9', 'greedy:9'],
+    ])
+      assert.equal((await registry.probe(text)).name, name);
+  });
+
   it('in the order they were probed, filtered in either form', async () => {
     const { registry, script } = bench({
       drivers: (script) => [

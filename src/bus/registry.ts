@@ -81,14 +81,15 @@ export class Registry {
     mustHandle(driver, ['takes', 'dmaAddressBits', 'spaceOf', 'probe', 'remove'], 'registerDriver');
     mustBeString(driver.name, 'the name of a driver', 'registerDriver');
     mustBeFunction(driver.probe, 'probe', 'registerDriver');
-    if (!Array.isArray(driver.buses)) throw invalid('registerDriver', 'buses is a list of names of buses');
+    if (driver.buses !== undefined && !Array.isArray(driver.buses))
+      throw invalid('registerDriver', 'buses is a list of names of buses');
     if (this.#drivers.some((other) => other.name === driver.name)) throw twice('driver', driver.name);
     this.#drivers.push(driver);
   }
 
-  /** All buses, in the order they were registered. */
-  get buses(): Iterable<Bus> {
-    return this.#buses.values();
+  /** All buses, in the order they are asked: as they were registered, but for those that take any name, which are last. */
+  get buses(): readonly Bus[] {
+    return [...this.#buses.values()].sort((a, b) => Number(a.takesAnyName ?? false) - Number(b.takesAnyName ?? false));
   }
 
   /** All drivers, in the order they are tried. */
@@ -101,8 +102,7 @@ export class Registry {
   /** Names (`bus:name`) of the devices that buses find by themselves, bus by bus. */
   async scan(): Promise<string[]> {
     const found: string[] = [];
-    for (const bus of this.#buses.values())
-      for (const name of (await bus.scan?.()) ?? []) found.push(`${bus.name}:${name}`);
+    for (const bus of this.buses) for (const name of (await bus.scan?.()) ?? []) found.push(`${bus.name}:${name}`);
     return found;
   }
 
@@ -448,9 +448,8 @@ export class Registry {
   /** Finds the driver, and the domain that goes with it. */
   async #bind(device: BoundDevice, opened: OpenedDevice, spec: DeviceSpec): Promise<void> {
     const { bus } = device;
-    const candidates = this.#drivers.filter(
+    const candidates = this.#driversOf(bus).filter(
       (driver) =>
-        driver.buses.includes(bus.name) &&
         (spec.driver === undefined || driver.name === spec.driver) &&
         (spec.deviceClass === undefined || driver.deviceClass === spec.deviceClass) &&
         matchesIds(driver, opened.ids) &&
@@ -572,12 +571,16 @@ export class Registry {
     }
   }
 
+  /** The drivers that work on a bus, in the order they are tried: those that name it, then those of every bus. */
+  #driversOf({ name }: Bus): Driver[] {
+    const named = this.#drivers.filter(({ buses }) => buses?.includes(name) === true);
+    return [...named, ...this.#drivers.filter(({ buses }) => buses === undefined)];
+  }
+
   /** @throws DmaError EINVAL for a key that neither the bus nor any driver of it knows, if they all say which they know */
   #checkKeys(bus: Bus, name: string, spec: DeviceSpec): void {
     const { args, driver } = spec;
-    const drivers = this.#drivers.filter(
-      (each) => each.buses.includes(bus.name) && (driver === undefined || each.name === driver),
-    );
+    const drivers = this.#driversOf(bus).filter(({ name: each }) => driver === undefined || each === driver);
     const known = [...new Set([bus, ...drivers].flatMap(({ keys }) => keys ?? '*'))];
     if (known.includes('*')) return;
     for (const key of args.keys()) {
@@ -592,7 +595,7 @@ export class Registry {
   #busNamed(name: string, operation: string): Bus {
     const bus = this.#buses.get(name);
     if (bus !== undefined) return bus;
-    const hint = `buses here: ${[...this.#buses.keys()].join(', ')}`;
+    const hint = `buses here: ${this.buses.map((each) => each.name).join(', ')}`;
     throw new DmaError({ code: 'ENODEV', operation, reason: `there is no bus "${name}"`, hint });
   }
 
@@ -600,7 +603,7 @@ export class Registry {
   #locate(spec: DeviceSpec, text: string, operation: string): { bus: Bus; name: string } {
     if (spec.name === undefined)
       throw invalid(operation, `"${text}" names no device`, { hint: 'add name=... or addr=...' });
-    const buses = spec.bus === undefined ? [...this.#buses.values()] : [this.#busNamed(spec.bus, operation)];
+    const buses = spec.bus === undefined ? this.buses : [this.#busNamed(spec.bus, operation)];
     for (const bus of buses) {
       const name = bus.parse(spec.name);
       if (name !== undefined) return { bus, name };

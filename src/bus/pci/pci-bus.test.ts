@@ -11,6 +11,7 @@ import { FakeKernelDevice } from '../../../test/fakes/vfio/device.js';
 import type { DeviceFault, OpenedDevice } from '../model.js';
 import { dmaError, FREE, Script, scriptedDriver, TestRegistry } from '../../../test/fakes/bus/scripted-bus.js';
 import { PciBinder } from './bind.js';
+import type { PciClaimer } from './claimer.js';
 import { PciBus } from './pci-bus.js';
 import { TestMachine, type TestMachineOptions } from '../../../test/fakes/bus/pci-machine.js';
 
@@ -52,7 +53,12 @@ class Bench {
   constructor({
     machine = MACHINE,
     around = (platform) => platform,
-  }: { readonly machine?: TestMachineOptions; readonly around?: (platform: Platform) => Platform } = {}) {
+    claimers,
+  }: {
+    readonly machine?: TestMachineOptions;
+    readonly around?: (platform: Platform) => Platform;
+    readonly claimers?: readonly PciClaimer[];
+  } = {}) {
     this.machine = new TestMachine(machine);
     const binder = new PciBinder(this.machine);
     binder.bind(binder.resolve([A, B]));
@@ -62,6 +68,7 @@ class Bench {
     const spaces = new Map<string, KernelSpace>();
     this.bus = new PciBus({
       platform: this.platform,
+      claimers,
       containers: {
         default: standard,
         all: this.containers.all,
@@ -133,6 +140,34 @@ async function withBus(
 }
 
 const turn = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 5));
+
+describe('a PCI function that stays with its kernel driver', { skip }, () => {
+  const asked: string[] = [];
+  const claimer = (name: string, wanted?: string): PciClaimer => ({
+    open(address, ids) {
+      asked.push(`${name} ${address}`);
+      if (address !== wanted) return undefined;
+      return { ids, access: undefined, handle: name, onLost: () => undefined, close: () => undefined };
+    },
+  });
+
+  it('is opened by the first who claims it, and by nobody else', () =>
+    withBus(
+      async (bench) => {
+        const opened = await bench.open(KERNELS);
+        assert.equal(opened.handle, 'second');
+        assert.equal(opened.ids?.vendor, 0x8086);
+        assert.deepEqual(asked.splice(0), [`first ${KERNELS}`, `second ${KERNELS}`]);
+        assert.deepEqual(bench.nodes, []);
+        // Those that a VFIO driver has are opened by VFIO, and those that nobody claims are not.
+        await (await bench.open(A)).close();
+        assert.deepEqual(asked.splice(0), []);
+        await assert.rejects(bench.open(BRIDGE), dmaError('ENOTSUP'));
+        assert.deepEqual(asked.splice(0), [`first ${BRIDGE}`, `second ${BRIDGE}`, `third ${BRIDGE}`]);
+      },
+      { claimers: [claimer('first'), claimer('second', KERNELS), claimer('third', KERNELS)] },
+    ));
+});
 
 describe('opening a PCI function', { skip }, () => {
   it('lets it answer and do DMA; closing ends its DMA first, and gives everything back', () =>

@@ -11,12 +11,10 @@ import {
 import type { Container, Containers, KernelSpace, VfioNode } from '../../vfio/containers.js';
 import type { VfioDevice } from '../../vfio/device.js';
 import { closedDevice } from '../closed-device.js';
-import type { RdmaContexts } from '../../rdma/context.js';
-import { openRdma } from '../rdma/open-rdma.js';
-import { verbsDeviceOf } from '../rdma/verbs-device-of.js';
 import type { Bus, Device, OpenedDevice } from '../model.js';
 import { VfioAccess } from '../vfio-access.js';
 import { parsePciAddress } from './address.js';
+import type { PciClaimer } from './claimer.js';
 import { faultsInLog, LogMark } from './faults.js';
 import { isBridge, isVfio, PciSysfs, type PciFunction } from './sysfs.js';
 import { usability } from './usable.js';
@@ -25,8 +23,8 @@ import { usability } from './usable.js';
 export interface PciBusOptions {
   readonly platform: Platform;
   readonly containers: Pick<Containers, 'default' | 'find' | 'all' | 'open'>;
-  /** RDMA devices, for functions that are used through those and stay with their kernel drivers. Absent: none is. */
-  readonly rdma?: RdmaContexts;
+  /** Who opens functions that stay with their kernel drivers; the first one that does has it. Default: nobody. */
+  readonly claimers?: readonly PciClaimer[];
 }
 
 /**
@@ -79,8 +77,8 @@ export class PciBus implements Bus {
         reason: `PCI devices are opened through Linux's VFIO, which can not be had here: ${limitation}`,
         hint: 'vdev devices work everywhere: "anydma demo" uses one',
       });
-    const rdma = this.#openRdma(address);
-    if (rdma !== undefined) return rdma;
+    const claimed = this.#openClaimed(address);
+    if (claimed !== undefined) return claimed;
     const container = this.#containerOf(args);
     const fn = this.#find(address);
     const mark = new LogMark(forPeople(() => platform.kernel.log()));
@@ -139,13 +137,17 @@ export class PciBus implements Bus {
     throw new DmaError({ code: 'ENOENT', operation: 'open', reason: `there is no container "${name}"`, hint });
   }
 
-  /** A function whose kernel driver offers an RDMA device is used through that. */
-  #openRdma(address: string): OpenedDevice | undefined {
-    const { platform, rdma } = this.#options;
+  /** A function that stays with its kernel driver, opened by who can use it so. */
+  #openClaimed(address: string): OpenedDevice | undefined {
+    const { claimers = [] } = this.#options;
+    if (claimers.length === 0) return undefined;
     const fn = this.#sysfs.read(address);
-    if (rdma === undefined || fn === undefined || isVfio(fn)) return undefined;
-    const name = verbsDeviceOf(platform.kernel, address);
-    return name === undefined ? undefined : openRdma(rdma, name, fn.ids);
+    if (fn === undefined || isVfio(fn)) return undefined;
+    for (const claimer of claimers) {
+      const opened = claimer.open(address, fn.ids);
+      if (opened !== undefined) return opened;
+    }
+    return undefined;
   }
 
   /** The function, when a VFIO driver has it. */

@@ -51,7 +51,7 @@ export const devices: CommandSpec<DevicesOptions> = {
     const { name, limitation } = eal.platform;
     const buses = [...eal.buses].map((bus) => ({ name: bus.name, scans: bus.scan !== undefined }));
     const found = await eal.scan();
-    const drivers = eal.drivers.map(driverDocument);
+    const drivers = eal.drivers.map((driver) => driverDocument(driver, buses));
     const rdma = rdmaFacts(eal.platform);
     const pci = limitation === undefined ? new PciReader(eal.platform.kernel).all() : [];
     if (names.length === 0) {
@@ -67,7 +67,7 @@ export const devices: CommandSpec<DevicesOptions> = {
         eal.drivers.map((driver) => [
           driver.name,
           driver.deviceClass ?? '',
-          driver.buses.join(', '),
+          driver.buses?.join(', ') ?? 'any',
           driver.ids === undefined ? 'any' : driver.ids.map(idText).join(', '),
         ]),
       );
@@ -112,8 +112,9 @@ function foundOn(bus: string, found: readonly string[]): string {
   return bus === 'pci' ? `${names.length}, see below` : names.join(', ');
 }
 
-function driverDocument({ name, deviceClass, buses, ids }: Driver): object {
-  return { name, class: deviceClass, buses, ids: ids?.map(idsDocument) };
+/** @param all what the buses of a driver are that works on every bus */
+function driverDocument({ name, deviceClass, buses, ids }: Driver, all: readonly { readonly name: string }[]): object {
+  return { name, class: deviceClass, buses: buses ?? all.map((bus) => bus.name), ids: ids?.map(idsDocument) };
 }
 
 /** `1234:11e8` */

@@ -5,6 +5,7 @@
  * All of it is in region 0 (1 MiB). Accesses are naturally aligned; 32 bits below 0x80, 32 or 64 bits from there. A 32-bit
  * store to a 64-bit register clears its upper half.
  */
+import { invalid } from '../../errors.js';
 
 /** Who the device says it is: vendor 1234 (not allotted; QEMU's), device 11e8. */
 export const EDU_IDENTITY = { vendor: 0x1234, device: 0x11e8 } as const;
@@ -67,3 +68,13 @@ export const EDU_BUFFER = { ADDRESS: 0x40000, LENGTH: 4096 } as const;
 
 /** How many bits of an IOVA the device uses unless it is told otherwise (QEMU's `dma_mask` property). */
 export const EDU_DMA_MASK_BITS = 28;
+
+/** Key `dma-mask=BITS` of a device's name: IOVA bits that it uses, when that was set otherwise than the 28 of QEMU. */
+export function eduMaskBits(args: ReadonlyMap<string, string>): number {
+  const text = args.get('dma-mask');
+  const bits = text === undefined ? EDU_DMA_MASK_BITS : Number(text);
+  if (Number.isInteger(bits) && bits >= 12 && bits <= 52) return bits;
+  throw invalid('open', `there is no dma-mask=${text}`, {
+    hint: `it is a number of address bits from 12 to 52, ${EDU_DMA_MASK_BITS} when left out`,
+  });
+}

@@ -1,0 +1,33 @@
+/** The software devices that come with the library, and the address spaces that they can be put into. */
+import { invalid } from '../../errors.js';
+import { deviceModel, isDeviceName } from '../../vfio-user/devices/catalog.js';
+import { eduMaskBits } from '../../vfio-user/devices/edu-layout.js';
+import type { ModelFactory } from '../../vfio-user/devices/model.js';
+import { EmulatedIommu } from './emulated.js';
+import { IdentitySpace } from './identity.js';
+import { translatedDma, type BytesAt } from './translated-dma.js';
+import type { VdevBusOptions } from './vdev-bus.js';
+
+/** The embedded devices, as kinds of software devices. The edu driver has the same key, for the same setting. */
+export function softwareModel(kind: string, args: ReadonlyMap<string, string>): ModelFactory | undefined {
+  if (kind === 'edu') return deviceModel(kind, { dmaMaskBits: eduMaskBits(args) });
+  return isDeviceName(kind) ? deviceModel(kind) : undefined;
+}
+
+/**
+ * Makes the address space of a device as its key `iommu` says: behind an emulated IOMMU, or none.
+ *
+ * @param pageSize bytes
+ */
+export function softwareSpaces(pageSize: number, bytesAt: BytesAt): VdevBusOptions['space'] {
+  return (args) => {
+    const space = softwareSpace(args.get('iommu') ?? 'emulated', pageSize);
+    return { space, dma: translatedDma(space, bytesAt) };
+  };
+}
+
+function softwareSpace(kind: string, pageSize: number): EmulatedIommu | IdentitySpace {
+  if (kind === 'emulated') return new EmulatedIommu({ granule: pageSize });
+  if (kind === 'identity') return new IdentitySpace(pageSize);
+  throw invalid('open', `there is no iommu=${kind}`, { hint: 'it is emulated or identity' });
+}
