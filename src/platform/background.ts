@@ -1,30 +1,30 @@
 /**
- * System calls on other threads, so that the event loop goes on meanwhile. koffi makes them on libuv's pool, which Node's own
- * `fs`, `dns` and `crypto` use too: at most half of its threads are taken at a time, whoever asks, and the rest waits its turn
- * here. A thread that ends, or a process that exits, waits for the calls that have begun; those that have not are dropped.
+ * System calls on other threads, so that the event loop is not blocked. koffi runs them on libuv's pool, which Node's
+ * own `fs`, `dns` and `crypto` use too: all threads of JavaScript together use at most half of it, and further calls
+ * wait here. A thread that ends, or a process that exits, waits for the calls that have begun and drops the others.
  */
 
-/** What a call came to. */
+/** The result of a call. */
 export interface Outcome {
-  /** What the function returned; a failure is -1, or 0 where it returns addresses. */
+  /** What the function returned; a failure is -1, or 0 for functions that return addresses. */
   readonly result: number;
-  /** The error number after the call, of the thread that made it. */
+  /** The errno after the call, of the thread that made it. */
   readonly errno: number;
 }
 
-/** Threads of libuv's pool, as Node was started with. */
+/** Default size of libuv's pool, in threads. */
 const DEFAULT_POOL = 4;
-/** libuv's own limit of that. */
+/** libuv's limit for the size of its pool. */
 const LARGEST_POOL = 1024;
 
-/** How many calls may be on other threads at once: half of the pool, and one at least. */
+/** How many calls may run on other threads at once: half of the pool, at least one. */
 export function lanesOf(environment: Readonly<Record<string, string | undefined>>): number {
   const size = Number.parseInt(environment['UV_THREADPOOL_SIZE'] ?? '', 10);
   const pool = size > 0 ? Math.min(size, LARGEST_POOL) : DEFAULT_POOL;
   return Math.max(1, Math.floor(pool / 2));
 }
 
-/** See the head of the file. One for each thread of JavaScript. */
+/** Limits the calls of one JavaScript thread that run on other threads. */
 export class Background {
   /** How many calls may run at once. */
   readonly lanes: number;

@@ -7,11 +7,11 @@ import { portablePlatform } from './portable.js';
 import { libcOfWorker } from './linux/worker-libc.js';
 
 /**
- * The ports of this machine: Linux's where system calls can be made, else the portable ones, whose `limitation` says why.
- * Every call makes new ports, which hold nothing until they are used; they belong to the calling thread, and in a
- * worker all that they took is given back when that ends, in whatever way.
+ * Returns the ports of this machine: Linux's where system calls are available, else the portable ones, whose
+ * `limitation` says why. Every call makes new ports, which hold nothing until they are used. They belong to the calling
+ * thread; when a worker ends, in whatever way, everything that its ports took is released.
  *
- * @throws DmaError EMFILE, ENFILE when no descriptor is left to load them with
+ * @throws DmaError EMFILE, ENFILE if no descriptor is left to load them with
  */
 export function openPlatform(): Platform {
   const libc = loadLibc();

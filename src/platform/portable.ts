@@ -1,6 +1,6 @@
 /**
- * The platform where no system call can be made (macOS, Windows, no koffi binary): memory is ordinary ArrayBuffers at
- * made-up addresses, which is enough for allocators, ledgers and tests; everything else is ENOTSUP with the reason.
+ * The platform where system calls are not available (macOS, Windows, no koffi binary). Memory is ordinary ArrayBuffers
+ * at made-up addresses, enough for allocators, ledgers and tests; everything else throws ENOTSUP with the reason.
  */
 import { constants } from 'node:buffer';
 import { DmaError, invalid } from '../errors.js';
@@ -10,7 +10,7 @@ import type { MmapOptions, MemoryPort, Platform } from './ports.js';
 import type { RdmaCmPort } from './rdma/rdma-cm-port.js';
 import type { VerbsPort } from './rdma/verbs-port.js';
 
-/** @param reason why system calls can not be made, in a clause; becomes `limitation` and part of every ENOTSUP */
+/** @param reason why system calls are not available, as a clause; becomes `limitation` and part of every ENOTSUP */
 export function portablePlatform(reason: string): Platform {
   const refuse = (operation: string) => (): never => {
     throw new DmaError({ code: 'ENOTSUP', operation, reason });
@@ -159,12 +159,13 @@ const VERBS_FUNCTIONS: Readonly<Record<Exclude<keyof VerbsPort, 'limitation'>, s
   postReceive: 'ibv_post_recv',
 };
 
-/** Addresses start where no process of an operating system would have anything by chance. */
+/** The first made-up address: far from any that an operating system uses. */
 const FIRST_VA = 0x100000000000;
 
 /**
- * Memory at made-up addresses. Each ArrayBuffer begins on a page of its own, with a hole after it, so that neighbours
- * never look like one range. A buffer can only be viewed as a whole: JavaScript can not have two of one memory.
+ * Memory at made-up addresses. Each ArrayBuffer begins on its own page, with a gap after it, so that two buffers never
+ * look like one range. A view must cover a whole buffer: JavaScript can not create two ArrayBuffers over the same
+ * memory.
  */
 class PortableMemory implements MemoryPort {
   readonly pageSize = 4096;
@@ -184,7 +185,7 @@ class PortableMemory implements MemoryPort {
     const { length, writable = true, fd, hugePageSize } = options;
     if (!isAddress(length) || length === 0 || length % this.pageSize !== 0)
       throw invalid('mmap', `the length ${length} is not a multiple of the page size ${this.pageSize}`);
-    if (fd !== undefined) throw this.#unsupported('mmap', 'a descriptor can not be mapped');
+    if (fd !== undefined) throw this.#unsupported('mmap', 'mapping a descriptor is not supported');
     if (hugePageSize !== undefined) throw this.#unsupported('mmap', 'there are no huge pages');
     if (!writable) throw this.#unsupported('mmap', 'memory can not be made read-only');
     const buffer = allocate(length);
@@ -203,49 +204,49 @@ class PortableMemory implements MemoryPort {
 
   unmap(va: Va, length: number): void {
     if (this.#mappings.get(va)?.length !== length)
-      throw invalid('munmap', `${length} bytes at ${hex(va)} are not what was mapped`);
+      throw invalid('munmap', `${length} bytes at ${hex(va)} are not one whole mapping`);
     this.#mappings.delete(va);
   }
 
-  /** Whoever still has the ArrayBuffer keeps it alive: there is nothing to protect. */
+  /** The ArrayBuffer lives as long as anyone uses it, so nothing needs protection. */
   retire(va: Va, length: number): void {
     if (this.#mappings.get(va)?.length !== length)
-      throw invalid('mmap', `${length} bytes at ${hex(va)} are not what was mapped`);
+      throw invalid('mmap', `${length} bytes at ${hex(va)} are not one whole mapping`);
     this.#mappings.set(va, { buffer: new ArrayBuffer(0), length });
   }
 
   memfd(): never {
-    throw this.#unsupported('memfd_create', 'there are no files in memory');
+    throw this.#unsupported('memfd_create', 'memfds are not supported');
   }
 
   reserve(): never {
-    throw this.#unsupported('mmap', 'addresses can not be reserved without memory');
+    throw this.#unsupported('mmap', 'reserving addresses without memory is not supported');
   }
 
   commit(): never {
-    throw this.#unsupported('mmap', 'nothing can be mapped at a given address');
+    throw this.#unsupported('mmap', 'mapping at a given address is not supported');
   }
 
   readonly lanes = 1;
 
   async populateAsync(): Promise<never> {
-    throw this.#unsupported('madvise', 'pages can not be faulted in');
+    throw this.#unsupported('madvise', 'faulting pages in is not supported');
   }
 
   async dropAsync(): Promise<never> {
-    throw this.#unsupported('madvise', 'pages can not be given back one by one');
+    throw this.#unsupported('madvise', 'dropping single pages is not supported');
   }
 
   populate(): never {
-    throw this.#unsupported('madvise', 'pages can not be faulted in');
+    throw this.#unsupported('madvise', 'faulting pages in is not supported');
   }
 
   decommit(): never {
-    throw this.#unsupported('mmap', 'nothing can be mapped at a given address');
+    throw this.#unsupported('mmap', 'mapping at a given address is not supported');
   }
 
   bind(): never {
-    throw this.#unsupported('mbind', 'memory can not be bound to a node');
+    throw this.#unsupported('mbind', 'binding memory to a NUMA node is not supported');
   }
 
   nodesOf(_va: Va, _pageSize: number, count: number): Int32Array {
@@ -257,10 +258,10 @@ class PortableMemory implements MemoryPort {
   }
 
   lock(): never {
-    throw this.#unsupported('mlock', 'memory can not be locked');
+    throw this.#unsupported('mlock', 'locking memory is not supported');
   }
 
-  /** The whole ArrayBuffer at `va`, which is the memory itself: once detached, what was in it is gone. */
+  /** Returns the whole ArrayBuffer at `va`. It is the memory itself: detaching it loses the contents. */
   view(va: Va, length: number): ArrayBuffer {
     const buffer = this.#mappings.get(va)?.buffer ?? this.#foreign.get(va)?.deref();
     if (buffer === undefined || buffer.byteLength !== length)
@@ -277,7 +278,7 @@ class PortableMemory implements MemoryPort {
     return ((this.#addresses.get(buffer) ?? this.#adopt(buffer)) + offset) as Va;
   }
 
-  /** This memory is what a thread has of its own. */
+  /** Memory here always belongs to its own thread. */
   keeper(): undefined {
     return undefined;
   }
@@ -309,7 +310,7 @@ class PortableMemory implements MemoryPort {
   }
 }
 
-/** Are all of [va, va + length) bytes of `buffer`, which begins at `start`? */
+/** Does `buffer`, which begins at `start`, contain all of [va, va + length)? */
 function covers(start: number, buffer: ArrayBuffer | undefined, va: number, length: number): boolean {
   return buffer !== undefined && length > 0 && va >= start && va + length <= start + buffer.byteLength;
 }
@@ -318,17 +319,22 @@ function allocate(length: number): ArrayBuffer {
   try {
     return new ArrayBuffer(length);
   } catch (error) {
-    throw new DmaError({ code: 'ENOMEM', operation: 'mmap', reason: `${length} bytes can not be had`, cause: error });
+    throw new DmaError({
+      code: 'ENOMEM',
+      operation: 'mmap',
+      reason: `${length} bytes are not available`,
+      cause: error,
+    });
   }
 }
 
-/** The buffer that `view` is on, and where in it; EINVAL when there is no byte. */
+/** The underlying buffer of `view` and the view's byte offset in it; EINVAL if the view is empty. */
 function whole(view: ArrayBufferView | ArrayBufferLike): { buffer: ArrayBufferLike; offset: number } {
   try {
     if (view.byteLength > 0)
       return ArrayBuffer.isView(view) ? { buffer: view.buffer, offset: view.byteOffset } : { buffer: view, offset: 0 };
   } catch {
-    // A DataView of a detached buffer throws instead of telling 0.
+    // A DataView of a detached buffer throws instead of returning 0.
   }
   throw invalid('addressOf', 'the buffer is empty or detached, so it has no address');
 }

@@ -1,21 +1,21 @@
-/** C structs, as ioctl(2) takes them. */
+/** C structs as arguments of ioctl(2). */
 import { invalid } from '../errors.js';
 
 /**
- * The bytes of one C struct, in memory of its own that never moves. Offsets are in bytes and naturally aligned (64-bit
- * members: to 4 bytes); numbers are little-endian, as on every architecture that the Linux platform accepts. A struct is
- * made once and used for many calls: no method but the constructor allocates. EINVAL for a member that is not inside, which
- * a typed array would overlook.
+ * The bytes of one C struct, in its own memory, which never moves. Offsets are in bytes and naturally aligned (64-bit
+ * members: to 4 bytes); numbers are little-endian, as on every architecture that the Linux platform accepts. Create a
+ * struct once and use it for many calls: only the constructor allocates. Throws EINVAL for a member outside the struct,
+ * which a typed array would silently ignore.
  */
 export class Struct {
-  /** All of it, to be handed to a system call. */
+  /** The whole struct, to pass to a system call. */
   readonly bytes: Uint8Array;
   readonly #halves: Uint16Array;
   readonly #words: Uint32Array;
 
-  /** @param size bytes, rounded up to a multiple of 4 in memory but not in `bytes`; all are 0 at first */
+  /** @param size bytes, all 0 at first. The memory is rounded up to a multiple of 4; `bytes` is not */
   constructor(size: number) {
-    // An ArrayBuffer made as such is outside of V8's heap, where the collector would move it.
+    // V8 keeps the contents of an explicit ArrayBuffer outside its heap, so the garbage collector does not move them.
     const buffer = new ArrayBuffer(Math.ceil(size / 4) * 4);
     this.bytes = new Uint8Array(buffer, 0, size);
     this.#halves = new Uint16Array(buffer);
@@ -37,12 +37,12 @@ export class Struct {
     return this.#words[at / 4];
   }
 
-  /** As a Number: exact below 2^53, rounded from there on, so that a limit of all ones is 2^64. */
+  /** As a Number: exact below 2^53, rounded above; all ones give 2^64. */
   u64(at: number): number {
     return this.u32(at + 4) * 2 ** 32 + this.u32(at);
   }
 
-  /** Stores the low 8 bits of `value`; so do the others with their widths. */
+  /** Stores the low 8 bits of `value`; set16 and set32 store the low 16 and 32 bits. */
   set8(at: number, value: number): this {
     this.#check(at, 1);
     this.bytes[at] = value;
@@ -61,7 +61,7 @@ export class Struct {
     return this;
   }
 
-  /** @param value an integer in [0, 2^53), or 2^64, which stands for all ones */
+  /** @param value an integer in [0, 2^53), or 2^64, which stores all ones */
   set64(at: number, value: number): this {
     const isAllOnes = value >= 2 ** 64;
     this.set32(at + 4, isAllOnes ? 0xffffffff : value / 2 ** 32);

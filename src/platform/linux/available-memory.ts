@@ -1,7 +1,7 @@
 /**
- * How much ordinary memory can still be had: what the machine has, what a NUMA node has, and what each control group that
- * this process is in (version 1 and 2, with all those above it) leaves. Beyond the least of them the kernel does not
- * refuse: it ends a process.
+ * How much ordinary memory is still available: to the machine, on a NUMA node, and in each control group of this
+ * process (version 1 and 2, with all their ancestors). Beyond the smallest of them the kernel does not refuse: it kills
+ * a process.
  */
 import { NO_DESCRIPTORS, NO_PERMISSION, unlessFails } from '../../errors.js';
 import { formatSize, GiB, KiB, MiB } from '../../units.js';
@@ -9,7 +9,7 @@ import { now } from '../../timers.js';
 import { readKernelText, readRareText } from './proc.js';
 import type { MemoryRoom } from '../ports.js';
 
-/** Where the kernel's files are; for tests. */
+/** Paths of the kernel's files; tests set them. */
 export interface RoomPaths {
   /** Default `/proc`. */
   readonly proc?: string;
@@ -17,33 +17,33 @@ export interface RoomPaths {
   readonly sysfs?: string;
 }
 
-/** A control group file system that counts memory, as mountinfo tells it. */
+/** A mounted control group file system that counts memory, from mountinfo. */
 interface Hierarchy {
   readonly version: 1 | 2;
-  /** Where it is mounted. */
+  /** Mount point. */
   readonly path: string;
-  /** Which group of it is seen there. */
+  /** The group that is visible at the mount point. */
   readonly root: string;
 }
 
 /**
- * The text of a file. What is hidden, or can not be read for want of descriptors, counts as no limit: the kernel has the last
- * word, and memory is no less there because nobody may look.
+ * The text of a file. A file that is hidden, or unreadable for lack of descriptors, counts as no limit: the kernel
+ * still enforces the real one.
  */
 function textOf(path: string, read = readKernelText): string | undefined {
   return unlessFails(UNREADABLE, () => read(path));
 }
 const UNREADABLE = [...NO_PERMISSION, ...NO_DESCRIPTORS];
 
-/** Version 1 has a number near 2^63 for no limit. */
+/** Version 1 writes a number near 2^63 for no limit. */
 const UNLIMITED = 2 ** 60;
 
-/** Bytes of a limit that are left to everybody else in it: the process itself goes on needing memory. */
+/** Bytes of a limit that are held back: the process itself continues to need memory. */
 function kept(total: number): number {
   return Math.min(512 * MiB, Math.max(16 * MiB, total / 64));
 }
 
-/** What there is room for, by `node` (-1 for any). See {@link LimitsPort.room}. */
+/** How much memory is available on `node` (-1 for any). See {@link LimitsPort.room}. */
 export function memoryRoom(node: number, paths: RoomPaths = {}): MemoryRoom {
   const { proc = '/proc', sysfs = '/sys' } = paths;
   const counts = countsOf(textOf(`${proc}/meminfo`), KiB);
@@ -67,7 +67,7 @@ function machine(counts: ReadonlyMap<string, number>, swap: number): MemoryRoom 
   };
 }
 
-/** The nodes that memory has to come from; `undefined` for all. */
+/** The nodes that the memory must come from; `undefined` for all. */
 function allowedNodes(node: number, proc: string): readonly number[] | undefined {
   if (node >= 0) return [node];
   const list = /^Mems_allowed_list:\s*(\S+)$/m.exec(textOf(`${proc}/self/status`) ?? '')?.[1];
@@ -77,7 +77,7 @@ function allowedNodes(node: number, proc: string): readonly number[] | undefined
   });
 }
 
-/** What nodes have, unless they are all there are. */
+/** What these nodes have; `undefined` if they are all nodes of the machine. */
 function ofNodes(directory: string, nodes: readonly number[] | undefined, swap: number): MemoryRoom | undefined {
   const online = textOf(`${directory}/online`)?.trim();
   if (nodes === undefined || online === undefined || /^\d+$/.test(online) || online === rangesOf(nodes))
@@ -98,7 +98,7 @@ function ofNodes(directory: string, nodes: readonly number[] | undefined, swap: 
   };
 }
 
-/** Ascending numbers as the kernel writes them: `0-2,5`. */
+/** Formats ascending numbers as the kernel does: `0-2,5`. */
 function rangesOf(numbers: readonly number[]): string {
   const ranges: [number, number][] = [];
   for (const each of numbers) {
@@ -109,7 +109,7 @@ function rangesOf(numbers: readonly number[]): string {
   return ranges.map(([first, last]) => (first === last ? String(first) : `${first}-${last}`)).join(',');
 }
 
-/** What the control groups leave of hugepages of a size. See {@link LimitsPort.hugePageRoom}. */
+/** How many bytes of hugepages of one size the control groups still allow. See {@link LimitsPort.hugePageRoom}. */
 export function hugePageRoom(pageSize: number, paths: RoomPaths = {}): MemoryRoom {
   const name = `hugetlb.${shortSize(pageSize)}`;
   const bounds = groups(paths.proc ?? '/proc', 'hugetlb', ({ version }, directory) =>
@@ -126,17 +126,20 @@ export function hugePageRoom(pageSize: number, paths: RoomPaths = {}): MemoryRoo
   return leastOf(bounds);
 }
 
-/** A page size as the hugetlb controller writes it: 2MB, 1GB, 64KB. */
+/** A page size in the format of the hugetlb controller: 2MB, 1GB, 64KB. */
 function shortSize(bytes: number): string {
   return bytes >= GiB ? `${bytes / GiB}GB` : bytes >= MiB ? `${bytes / MiB}MB` : `${bytes / KiB}KB`;
 }
 
 function leastOf(bounds: readonly MemoryRoom[]): MemoryRoom {
-  const none: MemoryRoom = { bytes: Infinity, limit: 'there is no limit that this kernel tells of' };
+  const none: MemoryRoom = { bytes: Infinity, limit: 'this kernel reports no limit' };
   return bounds.reduce((least, bound) => (bound.bytes < least.bytes ? bound : least), none);
 }
 
-/** What `look` finds in each control group around this process that `controller` counts for, version 2 always included. */
+/**
+ * Collects what `look` finds in each control group of this process that counts for `controller`, version 2 always
+ * included.
+ */
 function groups(
   proc: string,
   controller: 'memory' | 'hugetlb',
@@ -154,7 +157,7 @@ function groups(
     const { version, path, root } = hierarchy;
     const group = groupOf(version);
     if (group === undefined) return [];
-    // Seen from inside a container, its own group is the root of what is mounted.
+    // In a container, the mount shows the container's group as the root.
     const inside = root === '/' ? group : group.startsWith(root) ? group.slice(root.length) : '';
     const names = inside.split('/').filter((name) => name !== '' && name !== '..');
     const bounds: MemoryRoom[] = [];
@@ -166,9 +169,9 @@ function groups(
   });
 }
 
-/** What was found where, while this process was in these groups. */
+/** Cached hierarchies, valid while this process stays in these groups. */
 const found = new Map<string, { readonly own: string; readonly asked: number; readonly hierarchies: Hierarchy[] }>();
-/** For how long that holds, in milliseconds: mounts are many and change hardly ever. */
+/** Cache time in milliseconds: mounts are many and rarely change. */
 const FRESH = 1000;
 
 function mountedFor(proc: string, controller: string, own: string): Hierarchy[] {
@@ -191,7 +194,7 @@ function hierarchies(mounts: string, controller: string): Hierarchy[] {
   });
 }
 
-/** The limits of one group of version 2, where memory.high is one too: beyond it the kernel slows the process down to a halt. */
+/** The limits of one version 2 group. memory.high is one too: beyond it the kernel slows the process down to a halt. */
 function ofGroup2(directory: string, swap: number): MemoryRoom[] {
   const bounds: MemoryRoom[] = [];
   for (const name of ['memory.max', 'memory.high']) {
@@ -206,7 +209,7 @@ function ofGroup2(directory: string, swap: number): MemoryRoom[] {
   return bounds;
 }
 
-/** The limits of one group of version 1: of memory, and of memory and swap together. */
+/** The limits of one version 1 group: memory, and memory plus swap. */
 function ofGroup1(directory: string, swap: number): MemoryRoom[] {
   const bounds: MemoryRoom[] = [];
   for (const [name, more] of [
@@ -230,7 +233,7 @@ function groupRoom(
   swap: number,
   counts: ReadonlyMap<string, number>,
 ): MemoryRoom {
-  // What is cached of files can go, but for what is mapped (programs that run) and what has to be written first.
+  // Cached file data can be freed, except mapped pages (running programs) and pages that must be written first.
   const cached = (counts.get('inactive_file') ?? 0) + (counts.get('active_file') ?? 0);
   const busy = ['mapped_file', 'file_mapped', 'dirty', 'file_dirty', 'writeback', 'file_writeback'];
   const stays = busy.reduce((sum, name) => sum + (counts.get(name) ?? 0), 0);
@@ -241,14 +244,14 @@ function groupRoom(
   };
 }
 
-/** The number in a file; `undefined` when there is none or it stands for no limit. */
+/** The number in a file; `undefined` if there is none or it means no limit. */
 function numberIn(file: string): number | undefined {
   const text = textOf(file, readRareText)?.trim();
   const value = text === undefined || text === '' || text === 'max' ? NaN : Number(text);
   return value < UNLIMITED ? value : undefined;
 }
 
-/** Lines of a name and a number, in bytes; only those that begin with `prefix`, without it. */
+/** Parses lines of a name and a number, in bytes; only names that begin with `prefix`, which is removed. */
 function countsOf(text: string | undefined, unit: number, prefix = ''): Map<string, number> {
   const counts = new Map<string, number>();
   for (const [, name, number] of (text ?? '').matchAll(/^([\w()]+):?\s+(\d+)/gm))

@@ -17,7 +17,7 @@ export function linuxEvents(libc: Libc): EventsPort {
   const vector = new BigUint64Array(IOVEC.sizeof / 8);
   vector.set([BigInt(libc.addressOf(count)), 8n]);
 
-  /** Asked first, because descriptors that came from another process may be blocking ones. */
+  /** Checked first, because a descriptor from another process may be blocking. */
   const isReady = (fd: number, events: number): boolean => {
     pollfd[0] = fd;
     pollfd[1] = events;
@@ -29,7 +29,7 @@ export function linuxEvents(libc: Libc): EventsPort {
 
     signal(fd) {
       checkFd(fd, 'write');
-      // Who sent it may have made it a blocking one, and full a moment after it was looked at.
+      // The sender may have made it blocking, and it may have become full since the check.
       const flags = libc.fcntl(fd, F_GETFL, 0);
       if (flags !== -1 && (flags & O_NONBLOCK) === 0) libc.fcntl(fd, F_SETFL, flags | O_NONBLOCK);
       if (!isReady(fd, POLLOUT)) fail(ERRNO.EAGAIN, 'write', `fd ${fd}`);
@@ -39,7 +39,7 @@ export function linuxEvents(libc: Libc): EventsPort {
     take(fd) {
       checkFd(fd, 'read');
       if (!isReady(fd, POLLIN)) return 0;
-      // Whoever shares it may have taken the count since: that must not make this call wait.
+      // Another holder may have taken the count since; this call must not wait then.
       if (libc.preadv2(fd, vector, 1, RWF_NOWAIT) !== -1) return count[0] + count[1] * 2 ** 32;
       let errno = libc.errno();
       if (errno === ERRNO.ENOTSUP || errno === ERRNO.ENOSYS) {

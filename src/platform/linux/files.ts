@@ -46,7 +46,7 @@ import {
 } from '../uapi/stat.js';
 import { HUGETLBFS_MAGIC, STATFS, TMPFS_MAGIC } from '../uapi/statfs.js';
 
-/** The file types of stat.h in this library's words; a descriptor of the kernel's own making (anon_inode) has none. */
+/** File types by their number in stat.h; a descriptor that the kernel itself created (anon_inode) has none. */
 const KINDS: ReadonlyMap<number, FileStatus['kind']> = new Map([
   [S_IFREG, 'file'],
   [S_IFSOCK, 'socket'],
@@ -61,7 +61,7 @@ const PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 function checkPart(fd: number, offset: number, length: number): void {
   checkFd(fd, 'fallocate');
   if (!isAddress(offset) || !isAddress(length) || !isAddress(offset + length) || length === 0)
-    throw invalid('fallocate', `${length} bytes at offset ${offset} are not possible`);
+    throw invalid('fallocate', `${length} bytes at offset ${offset} is not a valid range`);
 }
 
 function partText(fd: number, offset: number, length: number): string {
@@ -76,11 +76,11 @@ export function linuxFiles(libc: Libc): FilesPort {
   const words = new Uint32Array(Math.max(STATX.sizeof, STATFS.sizeof) / 4);
   const halves = new Uint16Array(words.buffer);
 
-  /** Fills `words` with what `fd` is. */
+  /** Fills `words` with the status of `fd`. */
   const stat = (fd: number): void => {
     check(libc, libc.statx(fd, '', AT_EMPTY_PATH, WANTED, words), 'statx', `fd ${fd}`);
   };
-  /** A 64-bit number of `words`; -1, which stands for no limit, is one above 2^63. */
+  /** A 64-bit number of `words`; -1, which means no limit, becomes 2^64. */
   const long = (offset: number): number => words[offset / 4] + words[offset / 4 + 1] * 2 ** 32;
   const statSize = (): number => long(STATX.stx_size);
   /** statfs(2) of `fd`, into `words`. */
@@ -119,7 +119,7 @@ export function linuxFiles(libc: Libc): FilesPort {
 
     truncate(fd, length) {
       checkFd(fd, 'ftruncate');
-      if (!isAddress(length)) throw invalid('ftruncate', `a length of ${length} bytes is not possible`);
+      if (!isAddress(length)) throw invalid('ftruncate', `${length} bytes is not a valid length`);
       check(libc, libc.ftruncate(fd, length), 'ftruncate', `fd ${fd} to ${length} bytes`);
     },
 
@@ -157,7 +157,7 @@ export function linuxFiles(libc: Libc): FilesPort {
       checkFd(fd, 'close');
       const kind = foreignKind(libc, fd);
       if (kind === 'memory' || kind === 'eventfd') libc.close(fd);
-      // A failure leaves nothing to do: the number is free, or was never used.
+      // A failure needs no action: the number is free, or was never used.
       else void libc.later.close(fd).catch(() => undefined);
     },
 
@@ -194,7 +194,7 @@ export function linuxFiles(libc: Libc): FilesPort {
       const blockSize = long(STATFS.f_bsize);
       const blocks = long(STATFS.f_blocks);
       const files = long(STATFS.f_files);
-      // hugetlbfs and tmpfs tell zeros where they have no limit, or -1.
+      // hugetlbfs and tmpfs report 0 or -1 for no limit.
       const isLimited = kind === 'other' || (blocks > 0 && blocks < 2 ** 63);
       return {
         kind,
@@ -210,7 +210,7 @@ export function linuxFiles(libc: Libc): FilesPort {
       const seals = libc.fcntl(fd, F_GET_SEALS, 0);
       if (seals === -1) {
         const errno = libc.errno();
-        if (errno === ERRNO.EINVAL) return false; // no memfd
+        if (errno === ERRNO.EINVAL) return false; // not a memfd
         fail(errno, 'fcntl', `F_GET_SEALS of fd ${fd}`);
       }
       return (seals & F_SEAL_SHRINK) !== 0 || (add && libc.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) === 0);
@@ -218,15 +218,15 @@ export function linuxFiles(libc: Libc): FilesPort {
 
     readAt(fd, offset, into) {
       checkFd(fd, 'pread');
-      if (!isAddress(offset)) throw invalid('pread', `the offset ${offset} is not possible`);
+      if (!isAddress(offset)) throw invalid('pread', `${offset} is not a valid offset`);
       return readOrWriteAll(libc, 'pread', fd, offset, into, into.byteLength);
     },
 
     writeAt(fd, offset, from) {
       checkFd(fd, 'pwrite');
-      if (!isAddress(offset)) throw invalid('pwrite', `the offset ${offset} is not possible`);
+      if (!isAddress(offset)) throw invalid('pwrite', `${offset} is not a valid offset`);
       stat(fd);
-      // pwrite at the end of a file makes it longer; a device has an end of its own.
+      // pwrite past the end makes a file longer; a device has a fixed end.
       const room = statType() === S_IFREG ? Math.max(0, statSize() - offset) : Infinity;
       return readOrWriteAll(libc, 'pwrite', fd, offset, from, Math.min(from.byteLength, room));
     },
@@ -244,16 +244,16 @@ export function linuxFiles(libc: Libc): FilesPort {
 }
 
 /**
- * File systems whose files are read and written by the kernel alone. Others (FUSE, NFS, 9p ...) wait for a process or for
- * another machine, which may never answer.
+ * File systems that the kernel alone serves. Others (FUSE, NFS, 9p ...) wait for a process or another machine, which
+ * may never answer.
  */
 const LOCAL_FILE_SYSTEMS: ReadonlySet<string> = new Set(
   'ext2 ext3 ext4 xfs btrfs f2fs zfs bcachefs tmpfs ramfs hugetlbfs erofs squashfs overlay'.split(' '),
 );
 
-/** See {@link FilesPort.foreign}: by what no file system is asked for. */
+/** See {@link FilesPort.foreign}. Uses only calls that do not reach the file system. */
 function foreignKind(libc: Libc, fd: number): Foreign {
-  // Only files that live in memory have seals.
+  // Only memory files have seals.
   if (libc.fcntl(fd, F_GET_SEALS, 0) !== -1) return 'memory';
   try {
     const link = readlinkSync(`/proc/self/fd/${fd}`);
@@ -270,7 +270,10 @@ function foreignKind(libc: Libc, fd: number): Foreign {
   }
 }
 
-/** pread or pwrite of the first `length` bytes of `bytes`, in as many steps as it takes. Returns the bytes done before the end. */
+/**
+ * pread or pwrite of the first `length` bytes of `bytes`, in as many calls as needed. Returns the bytes transferred
+ * before the end.
+ */
 function readOrWriteAll(
   libc: Libc,
   operation: 'pread' | 'pwrite',

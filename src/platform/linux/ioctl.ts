@@ -8,7 +8,7 @@ import type { IoctlPort } from '../ports.js';
 export function linuxIoctl(libc: Libc): IoctlPort {
   const checkCall = (fd: number, request: number, name: string): void => {
     checkFd(fd, name);
-    if (!(request >= 0 && request < 2 ** 32)) throw invalid(name, `${request} is not the number of an ioctl`);
+    if (!(request >= 0 && request < 2 ** 32)) throw invalid(name, `${request} is not an ioctl number`);
   };
   return {
     call(fd, request, argument, name) {
@@ -17,7 +17,7 @@ export function linuxIoctl(libc: Libc): IoctlPort {
         throw invalid(name, `${argument} can not be passed by value`);
       const result =
         typeof argument === 'number' ? libc.ioctlValue(fd, request, argument) : libc.ioctl(fd, request, argument);
-      // The text would be made for every call that succeeds.
+      // Without this test the text would be built for every successful call.
       return result === -1 ? check(libc, result, name, `ioctl of fd ${fd}`) : result;
     },
 

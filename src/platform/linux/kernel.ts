@@ -25,7 +25,7 @@ import { callNode, ifPresent } from './node-errors.js';
 import type { DeviceNode, KernelPort } from '../ports.js';
 import { SYSLOG_ACTION_READ_ALL, SYSLOG_ACTION_SIZE_BUFFER } from '../uapi/syslog.js';
 
-/** The {@link KernelPort} that asks the kernel. */
+/** The {@link KernelPort} of a Linux kernel. */
 export function linuxKernel(libc: Libc): KernelPort {
   return {
     readText: readKernelText,
@@ -46,7 +46,7 @@ export function linuxKernel(libc: Libc): KernelPort {
     },
 
     readLink(path) {
-      // Of what is no link it is EINVAL.
+      // EINVAL: not a symbolic link.
       return unlessFails(['EINVAL'], () => ifPresent(path, () => readlinkSync(path)));
     },
 
@@ -91,7 +91,7 @@ export function linuxKernel(libc: Libc): KernelPort {
     mount({ source, target, type, options }) {
       checkPath(target, 'mount');
       for (const text of [source, type, options])
-        if (text.includes('\0')) throw invalid('mount', `an option can not contain a NUL: ${JSON.stringify(text)}`);
+        if (text.includes('\0')) throw invalid('mount', `a mount option can not contain NUL: ${JSON.stringify(text)}`);
       check(libc, libc.mount(source, target, type, 0, options), 'mount', `${type} at ${target} (${options})`);
     },
 
@@ -106,7 +106,7 @@ export function linuxKernel(libc: Libc): KernelPort {
       const isIt = (found: DeviceNode | undefined): boolean => found?.kind === kind && found.number === number;
       const absent = (): DmaError =>
         new DmaError({ code: 'ENOENT', operation: 'open', reason: `${path} is not ${kind} device ${number}` });
-      // Before it is opened: what else is there may do something then.
+      // Checked before opening: opening some other device may have side effects.
       if (!isIt(nodeAt(path))) throw absent();
       // Without O_NONBLOCK a drive would wait for its medium.
       const flags = kind === 'block' ? constants.O_RDONLY | constants.O_EXCL : constants.O_RDWR;
@@ -126,16 +126,16 @@ export function linuxKernel(libc: Libc): KernelPort {
 
     idOf(kind, name) {
       checkPath(name, kind === 'user' ? 'getpwnam' : 'getgrnam');
-      // The C library looks into files, and tells that it can not as that there is none.
+      // The C library reads files for this, and reports a failed open as "no such name".
       needDescriptors(kind === 'user' ? 'getpwnam' : 'getgrnam', 2);
       const va = kind === 'user' ? libc.getpwnam(name) : libc.getgrnam(name);
-      // In both structs the number comes after two pointers.
+      // In both structs the number follows two pointers.
       return va === 0 ? undefined : libc.peek(va + 16);
     },
   };
 }
 
-/** The log that the kernel does not show: to this user, or at all. @throws DmaError for every other reason */
+/** The kernel hides its log, from this user or from everyone. @throws DmaError for every other reason */
 function unlessShown(libc: Libc): undefined {
   const errno = libc.errno();
   if (errno === ERRNO.EPERM || errno === ERRNO.EACCES || errno === ERRNO.ENOSYS) return undefined;
@@ -148,19 +148,19 @@ function nodeAt(path: string): DeviceNode | undefined {
   return stats && nodeOf(stats);
 }
 
-/** `undefined` for what is no node of a device. */
+/** Returns `undefined` for a file that is not a device node. */
 function nodeOf(stats: Stats): DeviceNode | undefined {
   if (!stats.isBlockDevice() && !stats.isCharacterDevice()) return undefined;
   const device = BigInt(stats.rdev);
-  // As glibc's makedev(3) puts it together.
+  // Split as in glibc's makedev(3).
   const major = ((device >> 8n) & 0xfffn) | ((device >> 32n) & ~0xfffn);
   const minor = (device & 0xffn) | ((device >> 12n) & 0xffffff00n);
   return { kind: stats.isBlockDevice() ? 'block' : 'character', number: `${major}:${minor}` };
 }
 
 /**
- * Makes the directory `path` and those above it. (mkdirSync with `recursive` never returns where a directory can not be made
- * for a reason that reads as "no such file", as in /proc.)
+ * Creates the directory `path` and its parents. (mkdirSync with `recursive` never returns where the system call fails
+ * with ENOENT, as in /proc.)
  */
 function makeAll(path: string): void {
   const missing: string[] = [];
@@ -171,7 +171,7 @@ function makeAll(path: string): void {
     try {
       callNode(each, () => mkdirSync(each));
     } catch (error) {
-      // Somebody else may have made it meanwhile.
+      // Another process may have created it meanwhile.
       if (!isDmaError(error, 'EEXIST')) throw error;
     }
   if (statusOf(path)?.isDirectory() !== true) fail(ERRNO.ENOTDIR, 'mkdir', path);

@@ -1,9 +1,9 @@
 /**
- * The C library, through koffi. This is the only file that knows koffi; nothing is loaded before {@link loadLibc} is called.
+ * The C library, through koffi. Only this file uses koffi, and loads nothing before {@link loadLibc} is called.
  *
- * Addresses are plain Numbers. Every declaration has a fixed number of arguments, also of variadic functions: that is
- * right on the architectures accepted here and saves half the cost of a call. koffi checks no ranges (NaN becomes 0, 2^40
- * becomes an int of 0), so the ports check what they pass on, {@link checkFd} first of all.
+ * Addresses are plain Numbers. Every declaration has a fixed number of arguments, also for variadic functions: that is
+ * correct on the architectures accepted here and halves the cost of a call. koffi does not check ranges (NaN becomes 0,
+ * 2^40 as an int becomes 0), so the ports check their arguments, descriptors by {@link checkFd}.
  */
 import { closeSync, openSync, readdirSync } from 'node:fs';
 import { HERE } from '../../here.js';
@@ -16,10 +16,12 @@ import { syscallNumbers } from '../uapi/unistd.js';
 
 type Koffi = typeof import('koffi');
 
-/** What may stand for a pointer: an address, or an array whose first byte is meant and that stays put during the call. */
+/** A pointer argument: an address, or an array, whose first byte is passed and which must not move during the call. */
 export type Pointer = number | ArrayBufferView | null;
 
-/** The functions of the C library that the ports use, with -1 for failure as in C. See section 2 of the manual for each. */
+/**
+ * The functions of the C library that the ports use. They return -1 on failure, as in C; see section 2 of the manual.
+ */
 export interface Libc {
   readonly getpagesize: () => number;
   readonly mmap: (va: number, length: number, prot: number, flags: number, fd: number, offset: number) => number;
@@ -28,9 +30,9 @@ export interface Libc {
   readonly ftruncate: (fd: number, length: number) => number;
   readonly madvise: (va: number, length: number, advice: number) => number;
   readonly mlock: (va: number, length: number) => number;
-  /** syscall(2) of mbind(2), whose wrapper is not in the C library. */
+  /** mbind(2) by syscall(2): the C library has no wrapper. */
   readonly mbind: (va: number, length: number, mode: number, nodes: Pointer, maxNode: number, flags: number) => number;
-  /** syscall(2) of move_pages(2), whose wrapper is not in the C library. */
+  /** move_pages(2) by syscall(2): the C library has no wrapper. */
   readonly move_pages: (
     pid: number,
     count: number,
@@ -49,9 +51,9 @@ export interface Libc {
   ) => number;
 
   readonly process_vm_writev: Libc['process_vm_readv'];
-  /** syscall(2) of pidfd_open(2). */
+  /** pidfd_open(2) by syscall(2). */
   readonly pidfd_open: (pid: number, flags: number) => number;
-  /** syscall(2) of preadv2(2), with the offset -1: where the file is. */
+  /** preadv2(2) by syscall(2), at the file's current position (offset -1). */
   readonly preadv2: (fd: number, vectors: Pointer, count: number, flags: number) => number;
 
   readonly open: (path: string, flags: number, mode: number) => number;
@@ -92,71 +94,76 @@ export interface Libc {
   readonly epoll_wait: (epollFd: number, into: Pointer, count: number, timeoutMs: number) => number;
   readonly dup3: (fd: number, number: number, flags: number) => number;
   readonly ioctl: (fd: number, request: number, argument: Pointer) => number;
-  /** ioctl(2) whose argument is a value. */
+  /** ioctl(2) with an argument passed by value. */
   readonly ioctlValue: (fd: number, request: number, argument: number) => number;
   readonly getrlimit: (resource: number, into: Pointer) => number;
-  /** The address of a `struct passwd`, 0 when there is none; good until the next call. */
+  /** Address of a `struct passwd`, 0 if the user does not exist; valid until the next call. */
   readonly getpwnam: (name: string) => number;
-  /** The address of a `struct group`, as above. */
+  /** Address of a `struct group`, 0 if the group does not exist; valid until the next call. */
   readonly getgrnam: (name: string) => number;
 
-  /** `length` bytes from address `va` on as an ArrayBuffer that does not own them. Aborts the process when longer than V8 takes. */
+  /**
+   * An ArrayBuffer over `length` bytes at `va`, which it does not own. Aborts the process if longer than V8's limit.
+   */
   readonly view: (va: number, length: number) => ArrayBuffer;
-  /** Where the first byte of a non-empty `view` is. */
+  /** The address of the first byte of a non-empty `view`. */
   readonly addressOf: (view: ArrayBufferView) => number;
-  /** The 32 bits at `va`, which must be there. */
+  /** Reads the 32 bits at `va`, which must be mapped. */
   readonly peek: (va: number) => number;
-  /** A shared library by its file name. Throws an Error with the loader's reason. */
+  /** Loads a shared library by its file name. Throws an Error with the loader's reason. */
   readonly library: (name: string) => SharedLibrary;
-  /** What makes the C function of these types at an address callable. */
+  /** Makes the C function of these types at an address callable. */
   readonly callable: (result: CType, ...args: readonly CType[]) => (va: number) => CFunction;
   /**
-   * libuv's uv_poll_t on `fd`; in a worker thread see `worker-poll.ts`. Aborts the process when the descriptor can not be
-   * polled or is already in this event loop.
+   * Starts libuv's uv_poll_t on `fd`; for worker threads see `worker-poll.ts`. Aborts the process if the descriptor can
+   * not be polled or is already in this event loop.
    */
   readonly pollHandle: (fd: number, interest: PollInterest, onEvent: (status: number) => void) => PollHandle;
   /**
-   * Takes a descriptor that no function above returned: that came with a message, or out of an ioctl. The result is the
-   * number to use from here on, or -1 (EMFILE), and then it is closed.
+   * Takes ownership of a descriptor that none of these functions returned: one from a message or an ioctl. Returns the
+   * number to use from now on, or -1 (EMFILE), and then the descriptor is closed.
    */
   readonly own: (fd: number) => number;
   /**
-   * In a worker thread: what keeps the memory at `va`, which the thread has mapped, in place when the thread ends, for as
-   * long as another thread holds it.
+   * In a worker thread: objects that keep the memory at `va`, mapped by this thread, in place after the thread ends,
+   * for as long as another thread holds them.
    */
   readonly keeper: (va: number) => readonly SharedArrayBuffer[] | undefined;
-  /** The error number of the last call that failed in this thread. Good only until anything else is called. */
+  /** The errno of this thread's last failed call. Valid only until the next call of any kind. */
   errno(): number;
   setErrno(errno: number): void;
-  /** Functions of the above, on other threads. */
+  /** Some of these functions, run on other threads. */
   readonly later: LibcLater;
 }
 
 /**
- * Functions of the C library that take long, made on other threads: see {@link Background}. Memory that they are given has to
- * stay until they are done; arrays do.
+ * Slow functions of the C library, run on other threads: see {@link Background}. Memory that is passed by address must
+ * stay mapped until they are done; arrays are kept alive.
  */
 export interface LibcLater {
-  /** How many run at once. */
+  /** How many calls run at once. */
   readonly lanes: number;
   readonly ioctl: (fd: number, request: number, argument: Pointer) => Promise<Outcome>;
   readonly madvise: (va: number, length: number, advice: number) => Promise<Outcome>;
   readonly fallocate: (fd: number, mode: number, offset: number, length: number) => Promise<Outcome>;
-  /** One at a time and apart from the others, because some never end: see {@link FilesPort.closeForeign}. */
+  /**
+   * Runs one call at a time, apart from the other functions, because some never end: see {@link
+   * FilesPort.closeForeign}.
+   */
   readonly close: (fd: number) => Promise<Outcome>;
 }
 
-/** Types of C as koffi names them, those that this library's declarations need. */
+/** The C types, by koffi's names, that the declarations here need. */
 export type CType = 'void' | 'int' | 'uint' | 'uint8_t' | 'uint64_t' | 'size_t' | 'intptr_t' | 'void *';
 
 /** A C function; the arguments must be in the ranges of their types. */
 export type CFunction = (...args: readonly (Pointer | bigint)[]) => number;
 
-/** A shared library that has been loaded. It stays for good. */
+/** A loaded shared library. It is never unloaded. */
 export interface SharedLibrary {
-  /** Its function of this name; throws an Error when it has none. */
+  /** Its function of this name; throws an Error if it has none. */
   func(name: string, result: CType, ...args: readonly CType[]): CFunction;
-  /** As `func`, called on another thread: see {@link LibcLater}. */
+  /** Like `func`, but runs on another thread: see {@link LibcLater}. */
   later(name: string, result: CType, ...args: readonly CType[]): CFunctionLater;
 }
 
@@ -169,23 +176,29 @@ export interface PollInterest {
   readonly writable: boolean;
 }
 
-/** A uv_poll_t that has been started. libuv stops it by itself when it reports a negative status. No method but `close` may be called after `close`: that would crash the process. */
+/**
+ * A running uv_poll_t. libuv stops it when it reports a negative status. Only `close` may be called after `close`:
+ * anything else would crash the process.
+ */
 export interface PollHandle {
   ref(): void;
   unref(): void;
   close(): void;
 }
 
-/** Where the numbers and layouts in `uapi/` hold: 64 bits, little-endian, the kernel's generic headers. */
+/**
+ * Architectures that the numbers and layouts in `uapi/` are right for: 64 bits, little-endian, the kernel's generic
+ * headers.
+ */
 const ARCHITECTURES: readonly string[] = ['x64', 'arm64', 'riscv64', 'loong64'];
 
 let loaded: Libc | undefined;
 
 /**
- * The C library of this process, or why it can not be had, in a clause. Loads it on the first call of a thread (about
- * 15 ms); what failed is tried again by the next call.
+ * Returns the C library of this process, or why it is not available, as a clause. The first call in a thread loads it
+ * (about 15 ms); after a failure the next call tries again.
  *
- * @throws DmaError EMFILE, ENFILE when no descriptor is left to load it with
+ * @throws DmaError EMFILE, ENFILE if no descriptor is left to load it with
  */
 export function loadLibc(): Libc | string {
   if (loaded !== undefined) return loaded;
@@ -210,7 +223,7 @@ function declare(koffi: Koffi): Libc {
   const int = (name: string, ...args: string[]) => c.func(name, 'int', args);
   const long = (name: string, ...args: string[]) => c.func(name, 'intptr_t', args);
 
-  // Each thread has its own errno, and its own copy of this module.
+  // Each thread has its own errno and its own copy of this module.
   const location: unknown = c.func('__errno_location', 'void *', [])();
   const errno = new Int32Array(koffi.view(location, 4));
   const { mbind, move_pages, pidfd_open, preadv2 } = syscallNumbers(process.arch);
@@ -304,7 +317,7 @@ function declare(koffi: Koffi): Libc {
       const prototype = koffi.proto(result, [...args]);
       return (va) => koffi.decode(BigInt(va), prototype) as CFunction;
     },
-    // koffi's types leave out the first argument of the callback, libuv's status.
+    // koffi's types omit the first argument of the callback, libuv's status.
     pollHandle: (fd, interest, onEvent) =>
       koffi.node.poll(fd, interest, (...args: unknown[]) => {
         onEvent(Number(args[0]));
@@ -324,11 +337,11 @@ function declare(koffi: Koffi): Libc {
 }
 
 /**
- * `result` of a system call that has just returned; -1 becomes a DmaError of errno. Nothing may run between the call and
- * this: errno would be lost.
+ * Returns `result` of a system call that has just returned; if it is -1, throws a DmaError of errno. Nothing may run
+ * between the call and this function: errno would be lost.
  *
- * @param operation the system call's name
- * @param subject what it was done to, for the reason: a path, `fd 7`
+ * @param operation the name of the system call
+ * @param subject the object of the call, for the reason: a path, `fd 7`
  */
 export function check(libc: Libc, result: number, operation: string, subject?: string): number {
   return result === -1 ? fail(libc.errno(), operation, subject) : result;
@@ -346,26 +359,26 @@ export function systemFailure(
   subject?: string,
   more?: Partial<DmaErrorDetails>,
 ): DmaError {
-  // Importing node:util reads all it exports, and on Node 26 that opens standard input.
+  // Importing node:util reads all of its exports, and on Node 26 that opens standard input.
   const { getSystemErrorMap } = createRequire(HERE)('node:util') as typeof import('node:util');
   const text = getSystemErrorMap().get(-errno)?.[1] ?? `error ${errno}`;
   const reason = subject === undefined ? text : `${subject}: ${text}`;
   return new DmaError({ code: errorCode(errno), errno, operation, reason, hint: descriptorHint(errno), ...more });
 }
 
-/** What to do when there are no descriptors left. */
+/** The hint for EMFILE and ENFILE. */
 function descriptorHint(errno: number): string | undefined {
   if (errno === ERRNO.ENFILE)
-    return 'the whole machine has as many files open as fs.file-max allows: see /proc/sys/fs/file-nr, raise it with "sysctl fs.file-max"';
+    return 'the machine has reached fs.file-max open files: see /proc/sys/fs/file-nr; raise the limit with "sysctl fs.file-max"';
   if (errno !== ERRNO.EMFILE || loaded === undefined) return undefined;
   const { limit, most, open } = descriptorFacts(loaded);
   return (
-    `${open} descriptors are open, and RLIMIT_NOFILE is ${limit} (at most ${most}): close what is not needed, or raise it with ` +
+    `${open} descriptors are open, and RLIMIT_NOFILE is ${limit} (at most ${most}): close unused descriptors, or raise the limit with ` +
     '"ulimit -n" or LimitNOFILE= of the service'
   );
 }
 
-/** RLIMIT_NOFILE's soft and hard limit, and how many descriptors are open. */
+/** The soft and hard limit of RLIMIT_NOFILE, and how many descriptors are open. */
 export function descriptorFacts(libc: Libc): {
   readonly limit: number;
   readonly most: number;
@@ -373,15 +386,15 @@ export function descriptorFacts(libc: Libc): {
 } {
   const [limit, most] = resourceLimit(libc, RLIMIT_NOFILE, 'RLIMIT_NOFILE');
   try {
-    // One of them is what the directory is read through.
+    // Reading the directory itself takes one of them.
     return { limit, most, open: readdirSync('/proc/self/fd').length - 1 };
   } catch {
-    // No number below the limit is free, which is why this fails.
+    // The call fails only when no number below the limit is free.
     return { limit, most, open: limit };
   }
 }
 
-/** The soft and the hard limit of a resource; Infinity when there is none. */
+/** The soft and hard limit of a resource; Infinity if unlimited. */
 export function resourceLimit(libc: Libc, resource: number, name: string): [soft: number, hard: number] {
   const words = new Uint32Array(RLIMIT.sizeof / 4);
   check(libc, libc.getrlimit(resource, words), 'getrlimit', name);
@@ -393,10 +406,10 @@ export function resourceLimit(libc: Libc, resource: number, name: string): [soft
 }
 
 /**
- * Throws EMFILE or ENFILE when a file can not be opened for want of descriptors: libraries that open files by themselves
- * tell that as something else.
+ * Throws EMFILE or ENFILE if fewer than `count` descriptors are left. For calls into libraries that open files
+ * themselves and report a different error.
  *
- * @param count how many have to be left
+ * @param count descriptors that must be available
  */
 export function needDescriptors(operation: string, count = 1): void {
   const fds: number[] = [];
@@ -410,13 +423,16 @@ export function needDescriptors(operation: string, count = 1): void {
   }
 }
 
-/** Throws EBADF unless `fd` can be a descriptor's number; koffi would take a wrong one for 0, the standard input. */
+/** Throws EBADF unless `fd` is a possible descriptor number; koffi would convert a wrong one to 0, standard input. */
 export function checkFd(fd: number, operation: string): void {
   if ((fd | 0) !== fd || fd < 0)
-    throw new DmaError({ code: 'EBADF', operation, reason: `${fd} is not a descriptor's number` });
+    throw new DmaError({ code: 'EBADF', operation, reason: `${fd} is not a file descriptor` });
 }
 
-/** Throws EINVAL when `text` would end early as a C string; ENOENT, as the kernel does, when it is empty. */
+/**
+ * Throws EINVAL if `text` contains NUL, which would end it early as a C string; ENOENT, as the kernel does, if it is
+ * empty.
+ */
 export function checkPath(text: string, operation: string): void {
   if (text === '') throw new DmaError({ code: 'ENOENT', operation, reason: 'the path is empty' });
   if (text.includes('\0')) throw invalid(operation, `a path can not contain a NUL: ${JSON.stringify(text)}`);

@@ -9,7 +9,7 @@ import { hugePageRoom, memoryRoom } from './available-memory.js';
 import type { LimitsPort } from '../ports.js';
 import { CAP_IPC_LOCK, RLIMIT_MEMLOCK } from '../uapi/resource.js';
 
-/** The {@link LimitsPort} that asks the kernel. */
+/** The {@link LimitsPort} that reads the kernel's values. */
 export function linuxLimits(libc: Libc): LimitsPort {
   return {
     lockedMemory() {
@@ -30,7 +30,7 @@ export function linuxLimits(libc: Libc): LimitsPort {
       const directory = `/sys/kernel/mm/hugepages/hugepages-${pageSize / KiB}kB`;
       const count = (name: string): number => Number(readKernelText(`${directory}/${name}`) ?? 0);
       if (readKernelText(`${directory}/free_hugepages`) === undefined) return undefined;
-      // Reserved pages count as free until they are touched, but are promised to a mapping already.
+      // Reserved pages count as free until they are touched, but already belong to a mapping.
       const free = Math.max(0, count('free_hugepages') - count('resv_hugepages'));
       return free + Math.max(0, count('nr_overcommit_hugepages') - count('surplus_hugepages'));
     },
@@ -39,10 +39,10 @@ export function linuxLimits(libc: Libc): LimitsPort {
   };
 }
 
-/** What the mappings are read into. Near the limit there is no mapping left for the text of all of them, which has megabytes. */
+/** Read buffer for /proc/self/maps. The text has megabytes, and close to the limit no mapping is left to hold it. */
 const lines = Buffer.alloc(4 * KiB);
 
-/** vm.max_map_count and how many mappings there are. Takes 0.1 ms and more for each 1000 of them. */
+/** vm.max_map_count and the number of mappings. Takes at least 0.1 ms per 1000 mappings. */
 export function mappingFacts(): { readonly limit: number; readonly used: number } {
   const limit = Number(readKernelText('/proc/sys/vm/max_map_count') ?? Infinity);
   const used = ifPresent('/proc/self/maps', () => {
@@ -59,12 +59,12 @@ export function mappingFacts(): { readonly limit: number; readonly used: number 
   return { limit, used: used ?? 0 };
 }
 
-/** A line of /proc/self/status that is in kB, in bytes. */
+/** The value in bytes of a line of /proc/self/status that is in kB. */
 function bytesOf(status: string, name: string): number {
   return Number(new RegExp(`^${name}:\\s*(\\d+) kB`, 'm').exec(status)?.[1] ?? 0) * KiB;
 }
 
-/** Does CAP_IPC_LOCK lift the limit? Only in the first user namespace, which is told by its mapping all users to themselves. */
+/** Does CAP_IPC_LOCK lift the limit? Only in the initial user namespace, the one that maps all users to themselves. */
 function mayLockAnyAmount(status: string): boolean {
   const capabilities = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(status)?.[1] ?? '0'}`);
   if ((capabilities >> BigInt(CAP_IPC_LOCK)) % 2n === 0n) return false;

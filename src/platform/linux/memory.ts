@@ -29,13 +29,13 @@ import {
 /** The {@link MemoryPort} that makes real system calls. */
 export function linuxMemory(libc: Libc): MemoryPort {
   const pageSize = libc.getpagesize();
-  // V8 takes what it says up to Node 20 (4 GiB); later it says 2^53, but reserves address space for bookkeeping as it goes.
+  // Node 20 reports its real limit (4 GiB); later versions report 2^53, but reserve address space as the view grows.
   const maxView = Math.min(constants.MAX_LENGTH, TiB);
 
   const reservations = linuxReservations(libc, pageSize);
-  /** The kernel copies, so that a page that is not there is an error and no signal. */
+  /** The kernel copies, so a missing page is an error instead of a signal. */
   const copy = (call: 'process_vm_readv' | 'process_vm_writev', va: Va, bytes: Uint8Array): void => {
-    if (!isAddress(va) || va === 0) throw invalid(call, `${bytes.byteLength} bytes at ${hex(va)} can not be copied`);
+    if (!isAddress(va) || va === 0) throw invalid(call, `can not copy ${bytes.byteLength} bytes at ${hex(va)}`);
     for (let done = 0; done < bytes.byteLength;) {
       const rest = bytes.byteLength - done;
       const vectors = new BigUint64Array([
@@ -65,7 +65,7 @@ export function linuxMemory(libc: Libc): MemoryPort {
     map(options: MmapOptions): Va {
       const { length, writable = true, readOnly = false, fd, offset = 0, hugePageSize, populate = false } = options;
       checkPages('mmap', 'length', length, pageSize);
-      if (length === 0) throw invalid('mmap', 'a mapping of no bytes is not possible');
+      if (length === 0) throw invalid('mmap', 'the length of a mapping can not be 0');
       checkPages('mmap', 'offset', offset, pageSize);
       let flags = populate ? MAP_POPULATE : 0;
       if (fd === undefined) flags |= MAP_PRIVATE | MAP_ANONYMOUS;
@@ -75,14 +75,15 @@ export function linuxMemory(libc: Libc): MemoryPort {
       }
       if (hugePageSize !== undefined) {
         if (fd !== undefined)
-          throw invalid('mmap', 'the page size of a file is its own: hugePageSize is for anonymous memory');
+          throw invalid('mmap', 'hugePageSize is for anonymous memory: a file has a page size of its own');
         checkPages('mmap', 'length', length, hugePageSize);
         flags |= MAP_HUGETLB | hugePageFlag('mmap', hugePageSize, MAP_HUGE_SHIFT);
       }
       const prot = readOnly ? PROT_READ : PROT_READ | PROT_WRITE;
       needMappings('mmap');
       const va = libc.mmap(0, length, prot, flags, fd ?? -1, offset);
-      // Kernels before 6.7 share nothing that is sealed against writing; nobody changes it, so that a private mapping is the same.
+      // Before Linux 6.7, a file sealed against writing can not be mapped shared. Its contents never change, so a
+      // private mapping is equivalent.
       if (va === -1 && readOnly && libc.errno() === ERRNO.EPERM) {
         const own = (flags & ~MAP_SHARED) | MAP_PRIVATE;
         return check(libc, libc.mmap(0, length, prot, own, fd ?? -1, offset), 'mmap', `${length} bytes`) as Va;
@@ -93,7 +94,7 @@ export function linuxMemory(libc: Libc): MemoryPort {
     memfd(options: MemfdOptions): number {
       const { name, length, hugePageSize, sealed = true } = options;
       checkPath(name, 'memfd_create');
-      if (!isAddress(length)) throw invalid('ftruncate', `a length of ${length} bytes is not possible`);
+      if (!isAddress(length)) throw invalid('ftruncate', `${length} bytes is not a valid length`);
       let flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
       if (hugePageSize !== undefined) flags |= MFD_HUGETLB | hugePageFlag('memfd_create', hugePageSize, MFD_HUGE_SHIFT);
       const fd = check(libc, libc.memfd_create(name, flags), 'memfd_create', name);
@@ -109,7 +110,7 @@ export function linuxMemory(libc: Libc): MemoryPort {
 
     view(va: Va, length: number): ArrayBuffer {
       if (!isAddress(va) || va === 0 || !isAddress(length) || length === 0)
-        throw invalid('view', `${length} bytes at ${hex(va)} can not be viewed`);
+        throw invalid('view', `can not create a view of ${length} bytes at ${hex(va)}`);
       if (length > maxView) {
         const reason = `${length} bytes are more than an ArrayBuffer of Node ${process.versions.node} can hold (${maxView})`;
         throw new DmaError({ code: 'ENOTSUP', operation: 'view', reason });
@@ -133,25 +134,29 @@ export function linuxMemory(libc: Libc): MemoryPort {
   };
 }
 
-/** Mappings that are left to V8 and to everybody else in the process, who end it when they get none. */
+/** Mappings reserved for V8 and the rest of the process, which abort it if they get none. */
 const SPARE_MAPPINGS = 4096;
-/** Calls without a count: at least, for who maps and unmaps close to the limit, and at most while mappings are few. */
+/**
+ * How many mappings are made without counting: at least this many close to the limit, and at most this many far from
+ * it.
+ */
 const LEAST_UNCHECKED = SPARE_MAPPINGS / 16;
 const MOST_UNCHECKED = SPARE_MAPPINGS / 8;
 
 /**
- * Keeps the process away from vm.max_map_count. Counting takes about 1 us for each mapping, so that it is done again only after
- * a sixteenth of what was left may have been taken. Each thread counts for itself: 16 that saw the same room take no more than
- * that, or than the spare ones when less is left. A thread that counted long ago, when there was more room, is held to `most`.
- * A process without descriptors can not count: its calls since the last count are taken for as many mappings more.
+ * Keeps the process away from vm.max_map_count. Counting takes about 1 us per mapping, so it is repeated only after a
+ * sixteenth of what was left may have been used. Each thread counts for itself: 16 threads that saw the same number
+ * free use no more than that, or no more than the spare ones if fewer are left. `most` limits a thread that counted
+ * long ago, when more were free. A process without descriptors can not count; it assumes one more mapping for each of
+ * its calls since the last count.
  *
- * Call it before a mapping is made. @throws DmaError ENOMEM
+ * Call it before creating a mapping. @throws DmaError ENOMEM
  */
 function needMappings(operation: string): void {
   known.used++;
   if (unchecked-- > 0) return;
   known = unlessFails(NO_DESCRIPTORS, mappingFacts) ?? known;
-  // Nothing is known yet.
+  // Not counted yet.
   if (known.limit === 0) known = mappingFacts();
   const { limit, used } = known;
   const left = limit - used - SPARE_MAPPINGS;
@@ -163,15 +168,15 @@ function needMappings(operation: string): void {
   unchecked = 0;
   const reason = `the process has ${used} mappings, and the kernel allows ${limit} (vm.max_map_count)`;
   const hint =
-    `${SPARE_MAPPINGS} are left to the rest of the process: map fewer, larger pieces (a heap hands out parts of one), or raise ` +
+    `${SPARE_MAPPINGS} are reserved for the rest of the process: map fewer, larger pieces (a heap hands out parts of one), or raise ` +
     'it with "sysctl vm.max_map_count"';
   throw new DmaError({ code: 'ENOMEM', operation, reason, hint });
 }
-/** How many mappings this thread may still make before it counts again, and what it knows. */
+/** How many mappings this thread may still make before it counts again, and the last count. */
 let unchecked = 0;
 let known = { limit: 0, used: 0 };
 
-/** Has `view` no bytes? A DataView throws where others tell 0 once its buffer is detached. */
+/** Is `view` empty? Once its buffer is detached, a DataView throws where other views return 0. */
 function isEmpty(view: ArrayBufferView | ArrayBufferLike): boolean {
   try {
     return view.byteLength === 0;
@@ -181,10 +186,10 @@ function isEmpty(view: ArrayBufferView | ArrayBufferLike): boolean {
 }
 
 /**
- * `ArrayBuffer.prototype.transfer`, the one way to detach an ArrayBuffer that was made outside of V8 (structuredClone copies
- * such a buffer on Node 20 and leaves it attached). Node 20 has the method behind a flag, in contexts that are made after the
- * flag was set. The flag stays set, because another thread could be between the two steps when it is cleared; all it does
- * is to give later contexts a method that newer versions have anyway.
+ * Returns `ArrayBuffer.prototype.transfer`, the only way to detach an ArrayBuffer created outside V8 (on Node 20,
+ * structuredClone copies such a buffer and leaves it attached). Node 20 has the method only behind a flag, in contexts
+ * created after the flag was set. The flag stays set, because another thread may be between the two steps; its only
+ * effect is to give later contexts a method that newer versions have anyway.
  */
 function findTransfer(): unknown {
   const own: unknown = Reflect.get(ArrayBuffer.prototype, 'transfer');
@@ -195,7 +200,7 @@ function findTransfer(): unknown {
 
 let transfer: unknown;
 
-/** See {@link MemoryPort.detach}. ENOTSUP when this version of Node has no way to do it. */
+/** See {@link MemoryPort.detach}. ENOTSUP if this version of Node has no way to detach. */
 function detach(buffer: ArrayBuffer): void {
   if (buffer.byteLength === 0) return;
   transfer ??= findTransfer();

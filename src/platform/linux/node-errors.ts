@@ -1,16 +1,16 @@
-/** Errors of Node's own system calls as those of this library, and which of them mean that something is not there. */
+/** Turns errors of Node's own system calls into errors of this library. */
 import { ERRNO, invalid } from '../../errors.js';
 import type { DmaErrorDetails } from '../../errors.js';
 import { systemFailure } from './libc.js';
 
-/** No such name; or a name with nothing behind it, as nodes of /dev and attributes of devices that went away are. */
+/** The path does not exist, or its device is gone (nodes of /dev, attributes of sysfs). */
 const ABSENT: readonly number[] = [ERRNO.ENOENT, ERRNO.ENOTDIR, ERRNO.ENODEV, ERRNO.ENXIO];
 
 /**
- * An error of Node's as a DmaError with the kernel's code; the operation is the system call that failed. What is no error of
- * the system is returned as it is.
+ * Converts an error of Node's into a DmaError with the kernel's errno; `operation` is the system call that failed. An
+ * error that is not a system error is returned unchanged.
  *
- * @param subject what it was done to
+ * @param subject the object of the call, for the reason: usually a path
  */
 export function fromNode(error: Error, subject: string, more?: Partial<DmaErrorDetails>): Error;
 export function fromNode(error: unknown, subject: string, more?: Partial<DmaErrorDetails>): unknown;
@@ -24,7 +24,7 @@ export function fromNode(error: unknown, subject: string, more: Partial<DmaError
   return systemFailure(errno, operation, subject, { cause: error, ...more });
 }
 
-/** Runs a call of Node's; its errors are told by {@link fromNode}. */
+/** Runs a Node call; its errors are converted by {@link fromNode}. */
 export function callNode<T>(subject: string, call: () => T, more?: Partial<DmaErrorDetails>): T {
   try {
     return call();
@@ -33,7 +33,7 @@ export function callNode<T>(subject: string, call: () => T, more?: Partial<DmaEr
   }
 }
 
-/** As {@link callNode}; `undefined` when the kernel says that it is not there. "Can not be told now" is thrown. */
+/** Like {@link callNode}, but returns `undefined` if the path does not exist. All other errors are thrown. */
 export function ifPresent<T>(subject: string, call: () => T): T | undefined {
   try {
     return call();

@@ -1,4 +1,4 @@
-/** Checks of addresses, lengths and page sizes before they go to the kernel. */
+/** Checks of addresses, lengths and page sizes before they are passed to the kernel. */
 import { invalid } from '../../errors.js';
 import { isAddress, isPowerOfTwo } from '../../units.js';
 
@@ -12,11 +12,11 @@ export function checkPages(operation: string, what: string, value: number, pageS
 export function checkRange(operation: string, va: number, length: number, pageSize: number): void {
   checkPages(operation, 'address', va, pageSize);
   checkPages(operation, 'length', length, pageSize);
-  if (length === 0) throw invalid(operation, 'a mapping of no bytes is not possible');
+  if (length === 0) throw invalid(operation, 'the length of a mapping can not be 0');
 }
 
-/** The bits of a hugetlb page size in the flags of mmap and memfd_create. Throws EINVAL for what can be no page size. */
+/** The hugetlb page size bits in the flags of mmap and memfd_create. Throws EINVAL for an impossible page size. */
 export function hugePageFlag(operation: string, pageSize: number, shift: number): number {
-  if (!isPowerOfTwo(pageSize)) throw invalid(operation, `a page size of ${pageSize} bytes is not possible`);
+  if (!isPowerOfTwo(pageSize)) throw invalid(operation, `${pageSize} bytes is not a valid page size`);
   return Math.log2(pageSize) << shift;
 }

@@ -1,4 +1,4 @@
-/** The pages behind mapped addresses on Linux: getting them, where they are, and keeping them. */
+/** The pages behind mapped addresses on Linux: populating, locating and locking them. */
 import { DmaError, ERRNO, invalid } from '../../errors.js';
 import { hex, isAddress } from '../../units.js';
 import { check, fail } from './libc.js';
@@ -10,19 +10,22 @@ import { O_CLOEXEC, O_RDONLY } from '../uapi/fcntl.js';
 import { MPOL_BIND } from '../uapi/mempolicy.js';
 import { MADV_DONTNEED, MADV_POPULATE_READ, MADV_POPULATE_WRITE } from '../uapi/mman.js';
 
-/** More nodes than any kernel is built for (CONFIG_NODES_SHIFT is at most 10). */
+/** More NUMA nodes than any kernel supports (CONFIG_NODES_SHIFT is at most 10). */
 const MOST_NODES = 1024;
 
-/** Most parts of one vectored read (UIO_MAXIOV of include/uapi/linux/uio.h). */
+/** The most parts of one vectored read (UIO_MAXIOV of include/uapi/linux/uio.h). */
 const MOST_PARTS = 1024;
 
-/** Linux refuses mbind to nobody; the seccomp profiles of containers do. */
+/** The kernel itself refuses mbind to no process; the seccomp profiles of containers do. */
 const SANDBOXED =
   'a sandbox denies the system call mbind: give the container CAP_SYS_NICE (docker run --cap-add SYS_NICE), or allow mbind in its seccomp profile';
-/** An entry of /proc/self/pagemap: 64 bits, the page is there when the top one is set, the frame number is in the low 55. */
+/**
+ * An entry of /proc/self/pagemap: 64 bits; the top bit is set if the page is present, the low 55 bits are its frame
+ * number.
+ */
 const ENTRY_SIZE = 8;
 const ENTRIES_AT_ONCE = 512;
-/** What opening it says where this process is not told: no such file in this kernel, or not for this user. */
+/** Errors of opening it where it is hidden: the kernel lacks the file, or this user may not open it. */
 const HIDDEN: readonly number[] = [ERRNO.ENOENT, ERRNO.EACCES, ERRNO.EPERM];
 
 /** The part of the {@link MemoryPort} about single pages. */
@@ -31,18 +34,18 @@ export function linuxPages(
   pageSize: number,
 ): Pick<MemoryPort, 'lanes' | 'populate' | 'populateAsync' | 'dropAsync' | 'bind' | 'nodesOf' | 'frames' | 'lock'> {
   let knowsPopulate: boolean | undefined;
-  // Of no bytes it only tells whether the kernel knows this advice.
+  // With a length of 0, madvise only reports whether the kernel knows this advice.
   const populates = (): boolean => (knowsPopulate ??= libc.madvise(0, 0, MADV_POPULATE_WRITE) === 0);
   const checkPopulated = (result: number, errno: number, va: number, length: number): void => {
     if (result === 0) return;
-    // EFAULT stands for the signal that touching the page would have been.
+    // EFAULT replaces the signal that touching the page would have raised.
     if (errno === ERRNO.EFAULT || errno === ERRNO.ENOMEM) throw missing('madvise', va, length);
     fail(errno, 'madvise', `MADV_POPULATE of ${length} bytes at ${hex(va)}`);
   };
 
   /**
-   * Faults pages in as kernels before 5.14 can: the process reads one byte of every page from itself, for writing into
-   * itself, so that it is the kernel that touches the page, and a missing one is an error (EFAULT) and no signal.
+   * Faults pages in on kernels before 5.14: the process reads one byte of every page from itself (for writing, into
+   * itself), so that the kernel touches the page, and a missing page is an error (EFAULT) instead of a signal.
    */
   const touch = (va: number, length: number, access: 'read' | 'write'): void => {
     const parts = new Uint32Array(MOST_PARTS * 4);
@@ -78,7 +81,7 @@ export function linuxPages(
     async populateAsync(va, length, access = 'write') {
       checkRange('madvise', va, length, pageSize);
       if (!populates()) {
-        const reason = 'this kernel faults pages in on the calling thread only';
+        const reason = 'before Linux 5.14 only the calling thread can fault pages in';
         throw new DmaError({ code: 'ENOTSUP', operation: 'madvise', reason });
       }
       const advice = access === 'write' ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
@@ -97,7 +100,7 @@ export function linuxPages(
       if (!isAddress(node) || node >= MOST_NODES) throw invalid('mbind', `there is no NUMA node ${node}`);
       const nodes = new Uint32Array(MOST_NODES / 32);
       nodes[node >>> 5] = 1 << (node & 31);
-      // The kernel takes one bit less than it is told.
+      // The kernel uses one bit less than the number passed.
       if (libc.mbind(va, length, MPOL_BIND, nodes, MOST_NODES + 1, 0) === 0) return;
       const errno = libc.errno();
       const subject = `${length} bytes at ${hex(va)} to node ${node}`;
@@ -105,7 +108,7 @@ export function linuxPages(
       if (refused && node === 0 && hasOneNode()) return;
       if (errno === ERRNO.EPERM) fail(errno, 'mbind', subject, { hint: SANDBOXED });
       if (errno !== ERRNO.ENOSYS) fail(errno, 'mbind', subject);
-      const reason = `${subject}: this kernel knows nothing of NUMA nodes`;
+      const reason = `${subject}: this kernel is built without NUMA support`;
       throw new DmaError({ code: 'ENOTSUP', operation: 'mbind', reason });
     },
 
@@ -132,7 +135,7 @@ export function linuxPages(
       }
       try {
         const addresses = new Float64Array(count).fill(-1);
-        // Entries are one a system page; those of neighbours come in one read.
+        // The file has one entry per system page; entries of neighbours are read together.
         const atOnce = size === pageSize ? ENTRIES_AT_ONCE : 1;
         const entries = new Uint32Array(2 * atOnce);
         for (let i = 0; i < count; i += atOnce) {
@@ -167,18 +170,18 @@ function putAddress(into: Uint32Array, index: number, address: number): void {
 }
 
 function missing(operation: string, va: number, length: number): DmaError {
-  const reason = `not all pages of ${length} bytes at ${hex(va)} can be had`;
+  const reason = `not all pages of ${length} bytes at ${hex(va)} are available`;
   return new DmaError({ code: 'ENOMEM', operation, reason });
 }
 
 function checkSpan(operation: string, va: number, size: number, count: number, pageSize: number): void {
   checkPages(operation, 'address', va, pageSize);
-  checkPages(operation, 'size of a page', size, pageSize);
+  checkPages(operation, 'page size', size, pageSize);
   if (size === 0 || !isAddress(count) || !isAddress(va + size * count))
-    throw invalid(operation, `${count} pages of ${size} bytes at ${hex(va)} are not possible`);
+    throw invalid(operation, `${count} pages of ${size} bytes at ${hex(va)} is not a valid range`);
 }
 
-/** Is there no other NUMA node than 0? */
+/** Is node 0 the only NUMA node? */
 function hasOneNode(): boolean {
   const online = readKernelText('/sys/devices/system/node/online');
   return online === undefined || online.trim() === '0';

@@ -1,6 +1,6 @@
 /**
- * What the process may do with addresses. Since Linux 6.11 /proc/self/maps can be asked about one of them, which takes the same
- * time however many mappings there are; older kernels only give the text of all.
+ * What access the process has to addresses. Since Linux 6.11 an ioctl of /proc/self/maps answers for one address, in
+ * constant time; older kernels only give the text of all mappings.
  */
 import { DmaError, ERRNO } from '../../errors.js';
 import { isAddress } from '../../units.js';
@@ -19,7 +19,7 @@ import {
 type Protection = ReturnType<MemoryPort['protection']>;
 
 const MAPS = '/proc/self/maps';
-/** What kernels say that do not know the question. */
+/** Errors of kernels without this ioctl. */
 const NOT_KNOWN: readonly number[] = [ERRNO.ENOTTY, ERRNO.EINVAL, ERRNO.ENOSYS];
 
 /** `MemoryPort.protection`. */
@@ -35,7 +35,7 @@ export function linuxProtection(libc: Libc): MemoryPort['protection'] {
   };
 }
 
-/** Asks about mapping after mapping. @returns `undefined` when this kernel can not be asked */
+/** Queries mapping after mapping. @returns `undefined` if the kernel lacks the ioctl */
 function askedIn(libc: Libc, query: Struct, start: number, end: number): Protection | undefined {
   const fd = libc.open(MAPS, O_CLOEXEC | O_RDONLY, 0);
   if (fd === -1) {
@@ -69,7 +69,7 @@ function readIn(start: number, end: number): Protection {
   return protectionIn(maps, start, end);
 }
 
-/** What the lines of /proc/self/maps, which ascend, allow on all of [start, end). */
+/** The access to all of [start, end), from the lines of /proc/self/maps, which ascend. */
 export function protectionIn(maps: string, start: number, end: number): Protection {
   let covered = start;
   let writable = true;

@@ -1,4 +1,4 @@
-/** Readiness of raw descriptors on Linux: libuv's poll for the event loop, poll(2) for waiting in place. */
+/** Readiness of descriptors on Linux: libuv's poll for the event loop, poll(2) for blocking waits. */
 import { atExit } from '../../at-exit.js';
 import { ERRNO, invalid } from '../../errors.js';
 import { check, checkFd, fail } from './libc.js';
@@ -11,9 +11,9 @@ import { now, setImmediate } from '../../timers.js';
 
 /** The {@link ReadinessPort} that makes real system calls. */
 export function linuxReadiness(libc: Libc): ReadinessPort {
-  // koffi stops a watch whose handle is collected, so the open ones are held here.
+  // koffi stops a watch whose handle is garbage-collected, so this set holds the open ones.
   const open = new Set<Watch>();
-  // libuv runs once more when the process ends, and a call into JavaScript aborts it then.
+  // At process exit libuv runs once more, and a call into JavaScript would then abort the process.
   let forgetExit = (): void => undefined;
   const closeAll = (): void => {
     for (const watch of [...open]) watch.close();
@@ -23,17 +23,18 @@ export function linuxReadiness(libc: Libc): ReadinessPort {
   return {
     watch(fd, interest, onReady) {
       const { readable = false, writable = false } = interest;
-      if (!readable && !writable) throw invalid('watch', 'neither readable nor writable is asked for');
+      if (!readable && !writable) throw invalid('watch', 'the interest is neither readable nor writable');
       checkFd(fd, 'watch');
       checkPollable(libc, fd);
-      // libuv aborts the process when a descriptor is watched twice, or when its number is used again while it is still
-      // watched; so each watch has its own. (Hence a socket's other side sees no end before its watch is closed too.)
+      // libuv aborts the process if a descriptor is watched twice, or if its number is reused while it is still
+      // watched; so each watch has its own duplicate. (So the other side of a socket sees no end before its watch is
+      // closed too.)
       const own = check(libc, libc.fcntl(fd, F_DUPFD_CLOEXEC, 0), 'fcntl', `F_DUPFD_CLOEXEC of fd ${fd}`);
       let handle: PollHandle | undefined;
       let keepAlive = true;
 
-      // Called straight from libuv, an exception would vanish and promises would not go on (Node 26) until something else
-      // happens. An immediate comes before the next poll and has neither fault.
+      // In a direct callback from libuv, exceptions would be lost, and promises would not continue (Node 26) until the
+      // next event. setImmediate runs before the next poll and avoids both.
       const ready = (status: number): void => {
         setImmediate(() => {
           if (handle === undefined) return;
@@ -45,7 +46,10 @@ export function linuxReadiness(libc: Libc): ReadinessPort {
         handle = libc.pollHandle(own, { readable, writable }, ready);
         if (!keepAlive) handle.unref();
       };
-      /** On an error condition libuv stops watching; a level-triggered watch goes on until somebody has dealt with it. */
+      /**
+       * After an error condition libuv stops watching; a level-triggered watch has to continue until the error is dealt
+       * with.
+       */
       const restart = (): void => {
         handle?.close();
         start();
@@ -78,14 +82,14 @@ export function linuxReadiness(libc: Libc): ReadinessPort {
     },
 
     wait(fds, timeoutMs) {
-      if (!(timeoutMs >= 0)) throw invalid('poll', `a time of ${timeoutMs} ms is not possible`);
+      if (!(timeoutMs >= 0)) throw invalid('poll', `${timeoutMs} ms is not a valid timeout`);
       if (fds.length * POLLFD.sizeof > pollfds.byteLength)
         pollfds = new Uint32Array((fds.length * 2 * POLLFD.sizeof) / 4);
       for (let i = 0; i < fds.length; i++) {
         const { fd, readable, writable } = fds[i];
         checkFd(fd, 'poll');
         pollfds[2 * i] = fd;
-        pollfds[2 * i + 1] = (readable ? POLLIN : 0) | (writable ? POLLOUT : 0); // and revents, in the upper half, is 0
+        pollfds[2 * i + 1] = (readable ? POLLIN : 0) | (writable ? POLLOUT : 0); // the upper half, revents, is 0
       }
       const end = timeoutMs === 0 ? 0 : now() + timeoutMs;
       for (let left = timeoutMs; ; left = Math.max(0, end - now())) {
@@ -105,10 +109,13 @@ export function linuxReadiness(libc: Libc): ReadinessPort {
   };
 }
 
-/** The longest time that one poll(2) takes, in milliseconds. */
+/** The longest timeout of one poll(2), in milliseconds. */
 const LONGEST_POLL = 2 ** 31 - 1;
 
-/** Throws EPERM when the kernel can not poll `fd`, for libuv would abort the process. Only epoll itself knows for sure. */
+/**
+ * Throws EPERM if the kernel can not poll `fd`; libuv would abort the process. Only epoll itself gives a reliable
+ * answer.
+ */
 function checkPollable(libc: Libc, fd: number): void {
   const epoll = check(libc, libc.epoll_create1(EPOLL_CLOEXEC), 'epoll_create1');
   const event = new Uint32Array(EPOLL_EVENT_ROOM / 4);

@@ -1,4 +1,4 @@
-/** Addresses that are reserved first and get their memory piece by piece, on Linux. */
+/** Reserved addresses that get their memory piece by piece, on Linux. */
 import { invalid } from '../../errors.js';
 import { RangeMap } from '../../range-map.js';
 import { alignUp, GiB, hex, isAddress, isPowerOfTwo } from '../../units.js';
@@ -22,14 +22,14 @@ import {
   PROT_WRITE,
 } from '../uapi/mman.js';
 
-/** Where low reservations begin: above all that 32 bits can name, as DPDK's. */
+/** Where low reservations begin: above all 32-bit addresses, as in DPDK. */
 const LOWEST = 4 * GiB;
-/** How many places are tried for a low reservation. */
+/** How many addresses are tried for a low reservation. */
 const LOW_TRIES = 16;
 
 /**
- * The part of the {@link MemoryPort} about reservations. It knows which addresses it reserved, because mapping over any
- * others (MAP_FIXED) would silently destroy what is there.
+ * The part of the {@link MemoryPort} about reservations. It remembers the addresses it reserved, because mapping over
+ * others (MAP_FIXED) would silently destroy their contents.
  */
 export function linuxReservations(
   libc: Libc,
@@ -44,7 +44,7 @@ export function linuxReservations(
       throw invalid('mmap', `${length} bytes at ${hex(va)} are not inside one reservation`);
   };
 
-  /** Replaces what is mapped by addresses without memory. */
+  /** Replaces mapped memory by bare addresses. */
   const clear = (va: number, length: number): void => {
     check(libc, makeBare(libc, va, length), 'mmap', `${length} bytes at ${hex(va)}`);
   };
@@ -57,10 +57,10 @@ export function linuxReservations(
   return {
     reserve(length, alignment, low = false) {
       checkPages('mmap', 'length', length, pageSize);
-      if (length === 0) throw invalid('mmap', 'a reservation of no bytes is not possible');
-      if (!isPowerOfTwo(alignment)) throw invalid('mmap', `an alignment of ${alignment} bytes is not possible`);
+      if (length === 0) throw invalid('mmap', 'the length of a reservation can not be 0');
+      if (!isPowerOfTwo(alignment)) throw invalid('mmap', `${alignment} bytes is not a valid alignment`);
       const slack = Math.max(alignment, pageSize) - pageSize;
-      if (!isAddress(length + slack)) throw invalid('mmap', `${length} bytes can not be reserved`);
+      if (!isAddress(length + slack)) throw invalid('mmap', `${length} bytes is too much to reserve`);
       if (low) {
         const unit = Math.max(alignment, pageSize);
         const step = alignUp(length, unit);
@@ -71,7 +71,7 @@ export function linuxReservations(
       const start = check(libc, libc.mmap(0, length + slack, PROT_NONE, BARE, -1, 0), 'mmap', subject);
       const va = alignUp(start, alignment);
       const tail = start + slack - va;
-      // Bare addresses at the edges can always be given back: no mapping is split.
+      // Bare addresses at the edges can always be unmapped: no mapping is split.
       if (va > start) libc.munmap(start, va - start);
       if (tail > 0) libc.munmap(va + length, tail);
       return keep(va, length);
@@ -89,7 +89,7 @@ export function linuxReservations(
       }
       if (hugePageSize !== undefined) {
         if (fd !== undefined)
-          throw invalid('mmap', 'the page size of a file is its own: hugePageSize is for anonymous memory');
+          throw invalid('mmap', 'hugePageSize is for anonymous memory: a file has a page size of its own');
         const size = hugePageFlag('mmap', hugePageSize, MAP_HUGE_SHIFT);
         checkRange('mmap', va, length, hugePageSize);
         flags |= MAP_HUGETLB | size;
@@ -100,7 +100,7 @@ export function linuxReservations(
         holdBare(libc, va, length);
         fail(errno, 'mmap', `${length} bytes at ${hex(va)}`);
       }
-      // A fork would make the next write of this process go to a copy, while a device still uses the page it knows.
+      // After a fork, the next write of this process would go to a copy, while a device still uses the original page.
       if (fd === undefined && libc.madvise(va, length, MADV_DONTFORK) === -1) {
         const errno = libc.errno();
         clear(va, length);

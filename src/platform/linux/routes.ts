@@ -1,4 +1,4 @@
-/** All routes of a network namespace, by rtnetlink(7): /proc/net/route has no table but the main one. */
+/** All routes of a network namespace, by rtnetlink(7): /proc/net/route shows only the main table. */
 import { DmaError } from '../../errors.js';
 import { check, fail } from './libc.js';
 import type { Libc } from './libc.js';
@@ -6,12 +6,12 @@ import type { KernelRoute } from '../ports.js';
 import * as nl from '../uapi/rtnetlink.js';
 import { AF_INET, AF_INET6, SOCK_CLOEXEC } from '../uapi/socket.js';
 
-/** Longer than any message of a dump. bytes */
+/** Receive buffer size in bytes, longer than any message of a dump. */
 const ROOM = 64 * 1024;
-/** So often is a table read again that changed meanwhile. */
+/** How often a table is read again if it changed meanwhile. */
 const TRIES = 10;
 
-/** One message of the kernel's: its type, and what follows its header. */
+/** One message from the kernel: its type, and the bytes after its header. */
 interface Message {
   readonly type: number;
   readonly body: DataView;
@@ -55,12 +55,12 @@ function interfacesOf(attributes: ReadonlyMap<number, DataView>, hops: NextHops)
       at += padded(Math.max(several.getUint16(at + nl.RTNEXTHOP.rtnh_len, true), nl.RTNEXTHOP.sizeof));
     }
   const named = attributes.get(nl.RTA_NH_ID);
-  // Most kernels tell the interfaces along with it.
+  // Most kernels report the interfaces in the route itself.
   if (named !== undefined && found.length === 0) found.push(...hops.interfaces(named.getUint32(0, true)));
   return found;
 }
 
-/** Next hops that have numbers (ip-nexthop(8)); read when the first route has one. */
+/** Next hop objects (ip-nexthop(8)); read when the first route refers to one. */
 class NextHops {
   readonly #libc: Libc;
   #known: Map<number, ReadonlyMap<number, DataView>> | undefined;
@@ -77,7 +77,7 @@ class NextHops {
     const group = attributes?.get(nl.NHA_GROUP);
     if (group === undefined) return [];
     const { sizeof, id: member } = nl.NEXTHOP_GRP;
-    // A group has no groups in it.
+    // Groups are not nested.
     return Array.from({ length: Math.floor(group.byteLength / sizeof) }, (_, n) =>
       this.interfaces(group.getUint32(n * sizeof + member, true)),
     ).flat();
@@ -106,10 +106,14 @@ function dump(libc: Libc, request: number, family: number, length: number): Mess
     const messages = dumpOnce(libc, request, family, length);
     if (messages !== undefined) return messages;
   }
-  throw new DmaError({ code: 'EAGAIN', operation: 'rtnetlink', reason: 'the routes change all the time' });
+  throw new DmaError({
+    code: 'EAGAIN',
+    operation: 'rtnetlink',
+    reason: 'the routes kept changing while they were read',
+  });
 }
 
-/** `undefined` when something changed meanwhile. */
+/** Returns `undefined` if the table changed meanwhile. */
 function dumpOnce(libc: Libc, request: number, family: number, length: number): Message[] | undefined {
   const fd = check(libc, libc.socket(nl.AF_NETLINK, nl.SOCK_RAW | SOCK_CLOEXEC, nl.NETLINK_ROUTE), 'socket');
   try {
@@ -122,7 +126,8 @@ function dumpOnce(libc: Libc, request: number, family: number, length: number): 
     check(libc, libc.send(fd, new Uint8Array(asked.buffer), asked.byteLength, 0), 'send', 'rtnetlink');
     const messages: Message[] = [];
     for (;;) {
-      // A new one each time: the messages stay in it. The kernel has the next part ready, so that nothing blocks.
+      // A new buffer each time, because the messages refer to it. The kernel has the next part ready, so this does not
+      // block.
       const part = new Uint8Array(new ArrayBuffer(ROOM));
       const got = check(libc, libc.read(fd, part, ROOM), 'read', 'rtnetlink');
       if (got === 0) throw new DmaError({ code: 'EIO', operation: 'rtnetlink', reason: 'the answer ended early' });
@@ -170,7 +175,7 @@ function ipv4(bytes: readonly number[]): string {
   return Array.from({ length: 4 }, (_, n) => bytes[n] ?? 0).join('.');
 }
 
-/** Without the shortening of zeros beyond the last group that is not zero. */
+/** An IPv6 address; of runs of zero groups only the last one is not shortened. */
 function ipv6(bytes: readonly number[]): string {
   const group = (n: number): string => ((bytes[2 * n] ?? 0) * 256 + (bytes[2 * n + 1] ?? 0)).toString(16);
   const text = Array.from({ length: 8 }, (_, n) => group(n)).join(':');

@@ -1,13 +1,13 @@
-/** IP addresses as the kernel has them. */
+/** IP addresses in the kernel's format. */
 import { isIPv4, isIPv6 } from 'node:net';
 import { networkInterfaces } from 'node:os';
 import { invalid } from '../../errors.js';
 import { AF_INET, AF_INET6, SOCKADDR_IN, SOCKADDR_IN6 } from '../uapi/socket.js';
 
-/** bytes that any of them has room in */
+/** Size in bytes of the longest address. */
 export const SOCKADDR_ROOM = SOCKADDR_IN6.sizeof;
 
-/** The `sockaddr_in` or `sockaddr_in6` of an address; EINVAL for what is none. */
+/** The `sockaddr_in` or `sockaddr_in6` of an address; EINVAL for an invalid one. */
 export function writeSocketAddress(host: string, port: number, operation: string): Uint8Array {
   if (!Number.isInteger(port) || port < 0 || port > 65535) throw invalid(operation, `${port} is not a port`);
   const struct = new DataView(new ArrayBuffer(SOCKADDR_ROOM));
@@ -25,7 +25,7 @@ export function writeSocketAddress(host: string, port: number, operation: string
   return new Uint8Array(struct.buffer);
 }
 
-/** The address that a `sockaddr` holds; `undefined` when that is none, or of another family. */
+/** The address in a `sockaddr`; `undefined` if there is none, or its family is not IP. */
 export function readSocketAddress(struct: DataView): { host: string; port: number } | undefined {
   const family = struct.getUint16(SOCKADDR_IN.sin_family, true);
   const port = struct.getUint16(SOCKADDR_IN.sin_port);
@@ -35,7 +35,7 @@ export function readSocketAddress(struct: DataView): { host: string; port: numbe
   }
   if (family !== AF_INET6) return undefined;
   const groups = Array.from({ length: 8 }, (_, i) => struct.getUint16(SOCKADDR_IN6.sin6_addr + 2 * i).toString(16));
-  // The way that URLs are written has a shortest form for it.
+  // The URL parser shortens an IPv6 address.
   const host = new URL(`http://[${groups.join(':')}]`).hostname.slice(1, -1);
   const scope = struct.getUint32(SOCKADDR_IN6.sin6_scope_id, true);
   const zone = scope === 0 ? '' : `%${zoneOf(scope) ?? scope}`;
@@ -53,7 +53,7 @@ function groupsOf(address: string): number[] {
 function scopeOf(zone: string, operation: string): number {
   if (/^\d+$/.test(zone)) return Number(zone);
   const found = networkInterfaces()[zone]?.find((each) => each.family === 'IPv6')?.scopeid;
-  if (found === undefined) throw invalid(operation, `there is no network interface ${zone} with an IPv6 address`);
+  if (found === undefined) throw invalid(operation, `no network interface ${zone} with an IPv6 address exists`);
   return found;
 }
 

@@ -1,6 +1,6 @@
 /**
- * UNIX stream sockets that carry descriptors, on Linux. `send` and `receive` are the hot path of the vfio-user protocol: all
- * that they hand to the kernel is laid out once, and they allocate nothing but what they return.
+ * UNIX stream sockets that carry descriptors, on Linux. `send` and `receive` are the hot path of the vfio-user
+ * protocol: their arguments to the kernel are laid out once, and they allocate only what they return.
  */
 import { dirname, join } from 'node:path';
 import { DmaError, ERRNO, invalid, undoAll } from '../../errors.js';
@@ -29,11 +29,11 @@ import {
 } from '../uapi/socket.js';
 import { S_IFMT, S_IFSOCK, STATX, STATX_TYPE } from '../uapi/stat.js';
 
-/** {@link SO_PEERCRED} as a pidfd, since Linux 6.5, which the headers of older systems do not have (asm-generic/socket.h). */
+/** {@link SO_PEERCRED} as a pidfd (Linux 6.5, asm-generic/socket.h); the headers of older systems lack it. */
 const SO_PEERPIDFD = 77;
 
 const STREAM = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
-/** How often, a millisecond apart, a lock is asked for that others hold for as long as some system calls take. */
+/** How often, once per millisecond, a lock is tried. Others hold it only for a few system calls. */
 const LOCK_TRIES = 2000;
 const sleeper = new Int32Array(new SharedArrayBuffer(4));
 
@@ -45,7 +45,7 @@ export function linuxSockets(libc: Libc): SocketsPort {
 
   const openSocket = (): number => check(libc, libc.socket(AF_UNIX, STREAM, 0), 'socket');
 
-  /** Does `action` with a new socket, which is closed again when that fails. */
+  /** Runs `action` with a new socket, and closes the socket if that fails. */
   const withSocket = (action: (fd: number) => void): number => {
     const fd = openSocket();
     try {
@@ -62,7 +62,7 @@ export function linuxSockets(libc: Libc): SocketsPort {
     return withSocket((fd) => check(libc, libc.connect(fd, address, address.byteLength), 'connect', path));
   };
 
-  /** Makes the listening socket at `temporary` appear at `path`, without ever taking the place of a live server's. */
+  /** Links the listening socket at `temporary` to `path`, without ever replacing that of a live server. */
   const publish = (temporary: string, path: string): void => {
     if (libc.link(temporary, path) === 0) {
       check(libc, libc.unlink(temporary), 'unlink', temporary);
@@ -70,11 +70,11 @@ export function linuxSockets(libc: Libc): SocketsPort {
     }
     const errno = libc.errno();
     if (errno !== ERRNO.EEXIST) fail(errno, 'link', path);
-    // What is there is looked at by one after the other: who replaces it moves it away for a moment.
+    // Only one server at a time: replacing moves the old socket away for a moment.
     alone(dirname(path), () => replace(temporary, path));
   };
 
-  /** Takes the place of the socket of a server that has ended. */
+  /** Replaces the socket of a server that has ended. */
   const replace = (temporary: string, path: string): void => {
     if (!isSocket(libc, path)) {
       const reason = `${path} exists and is not a socket`;
@@ -86,7 +86,7 @@ export function linuxSockets(libc: Libc): SocketsPort {
       });
     }
     if (isLive(path)) throw inUse(path);
-    // It is moved away and looked at again before it goes: a server that knows nothing of locks may have taken its place since.
+    // Move it away and check again before removing it: a server that takes no lock may have replaced it since.
     const stale = temporaryBeside(path);
     if (libc.rename(path, stale) === -1) {
       const failed = libc.errno();
@@ -106,8 +106,8 @@ export function linuxSockets(libc: Libc): SocketsPort {
   };
 
   /**
-   * Does `work` while no other server of this library replaces a socket in the folder. Who holds the lock for long is not one, and is
-   * waited for no longer than that takes.
+   * Runs `work` while no other server of this library replaces a socket in the folder. Gives up waiting for the lock
+   * after the time that a server needs.
    */
   const alone = (folder: string, work: () => void): void => {
     const fd = libc.open(folder, O_RDONLY | O_CLOEXEC, 0);
@@ -120,7 +120,7 @@ export function linuxSockets(libc: Libc): SocketsPort {
     }
   };
 
-  /** Does somebody listen at `path`? Only a refused connection says that nobody does. */
+  /** Is anyone listening at `path`? Only a refused connection means that nobody is. */
   const isLive = (path: string): boolean => {
     try {
       libc.close(connect(path));
@@ -146,7 +146,7 @@ export function linuxSockets(libc: Libc): SocketsPort {
 
     listen(path, backlog) {
       socketAddress(path, 'bind');
-      // In the same directory, so that it can be linked, and short, so that it fits where most paths do.
+      // In the same directory, so that it can be linked, and short, so that it fits the limit of 107 bytes.
       const temporary = temporaryBeside(path);
       const address = socketAddress(temporary, 'bind');
       return withSocket((fd) => {
@@ -168,7 +168,7 @@ export function linuxSockets(libc: Libc): SocketsPort {
         if (connection !== -1) return connection;
         const errno = libc.errno();
         if (errno === ERRNO.EAGAIN) return undefined;
-        // A client that went away before it was accepted is nobody's error.
+        // A client that disconnected before it was accepted is not an error.
         if (errno !== ERRNO.EINTR && errno !== ERRNO.ECONNABORTED) fail(errno, 'accept4', `fd ${fd}`);
       }
     },
@@ -189,7 +189,7 @@ export function linuxSockets(libc: Libc): SocketsPort {
       const length = new Uint32Array([4]);
       checkFd(fd, 'getsockopt');
       if (libc.getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, value, length) === 0) return libc.own(value[0]);
-      // Before Linux 6.5, by the number, which may be another process's by now; then it is only waited for too long.
+      // Before Linux 6.5: by process number, which may have been reused; then the wait only takes longer.
       const { pid } = peer(fd);
       if (pid <= 0) return undefined;
       const process = libc.pidfd_open(pid, 0);
@@ -219,7 +219,7 @@ function socketAddress(path: string, operation: string): Uint8Array {
   const bytes = Buffer.from(path);
   const most = SOCKADDR_UN.sizeof - SOCKADDR_UN.sun_path - 1;
   if (bytes.byteLength > most) {
-    const reason = `${path} has ${bytes.byteLength} bytes, the path of a socket at most ${most}`;
+    const reason = `${path} has ${bytes.byteLength} bytes, but the path of a socket has at most ${most}`;
     throw new DmaError({ code: 'ENAMETOOLONG', operation, reason });
   }
   const address = new Uint8Array(SOCKADDR_UN.sun_path + bytes.byteLength + 1);
@@ -236,17 +236,17 @@ function isSocket(libc: Libc, path: string): boolean {
   );
 }
 
-/** Where the parts of the one message are in its memory, in bytes. */
+/** Offset of the iovec in the memory of the message, in bytes. */
 const VECTOR_AT = 64;
 const CONTROL_AT = 80;
 const FDS_AT = CONTROL_AT + CMSGHDR.sizeof;
 
-/** A msghdr with its one iovec and its control data, used again for every sendmsg and recvmsg. */
+/** A msghdr with its one iovec and its control data, reused for every sendmsg and recvmsg. */
 class SocketMessage {
   readonly #libc: Libc;
   readonly #words = new Uint32Array((FDS_AT + MOST_FDS * 4 + 4) / 4);
   readonly #address: number;
-  /** Where each array's first byte is: asking costs more than looking up, and makes a BigInt. */
+  /** The address of each array: a lookup is faster than asking koffi, which creates a BigInt. */
   readonly #addresses = new WeakMap<Uint8Array, number>();
 
   constructor(libc: Libc) {
@@ -259,11 +259,12 @@ class SocketMessage {
   send(fd: number, bytes: Uint8Array, offset: number, fds: readonly number[]): number {
     checkFd(fd, 'sendmsg');
     const length = bytes.byteLength - offset;
-    // No bytes, no message: the kernel would take neither a byte nor a descriptor, and 0 means "would block" here.
+    // An empty message is refused: the kernel would send neither a byte nor a descriptor, and 0 means "would block"
+    // here.
     if (!(length > 0) || !(offset >= 0) || !Number.isInteger(offset))
-      throw invalid('sendmsg', `nothing can be sent from offset ${offset} of ${bytes.byteLength} bytes`);
+      throw invalid('sendmsg', `can not send from offset ${offset} of ${bytes.byteLength} bytes`);
     if (fds.length > MOST_FDS)
-      throw invalid('sendmsg', `${fds.length} descriptors in one message, the kernel takes ${MOST_FDS}`);
+      throw invalid('sendmsg', `${fds.length} descriptors in one message, the kernel takes at most ${MOST_FDS}`);
     this.#setBuffer(bytes, offset, length);
     if (fds.length === 0) this.#setControl(0);
     else {
@@ -289,11 +290,11 @@ class SocketMessage {
 
   receive(fd: number, into: Uint8Array, maxFds: number): ReceivedBytes | undefined {
     checkFd(fd, 'recvmsg');
-    if (into.byteLength === 0) throw invalid('recvmsg', 'there is no room to receive into, or it is detached');
+    if (into.byteLength === 0) throw invalid('recvmsg', 'the receive buffer is empty or detached');
     if (!(maxFds >= 0 && maxFds <= MOST_FDS))
       throw invalid('recvmsg', `${maxFds} descriptors: 0 to ${MOST_FDS} are possible`);
     this.#setBuffer(into, 0, into.byteLength);
-    // Not a byte more than asked for: the kernel would put another descriptor into the padding.
+    // Exactly the space needed: the kernel would put another descriptor into padding.
     this.#setControl(maxFds === 0 ? 0 : CMSGHDR.sizeof + maxFds * 4);
     for (;;) {
       const bytes = this.#libc.recvmsg(fd, this.#address, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
@@ -325,7 +326,7 @@ class SocketMessage {
     this.#words[MSGHDR.msg_flags / 4] = 0;
   }
 
-  /** The descriptors in the control data that recvmsg left. Nothing but SCM_RIGHTS is ever asked for. */
+  /** The descriptors in the control data of recvmsg. Only SCM_RIGHTS is ever enabled. */
   #fds(): readonly number[] {
     const words = this.#words;
     if (words[MSGHDR.msg_controllen / 4] < CMSGHDR.sizeof) return NO_FDS;

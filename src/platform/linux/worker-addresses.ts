@@ -1,11 +1,12 @@
 /**
- * Addresses that end with their worker thread. Nothing of a terminated worker runs any more that could unmap its memory; but
- * V8 gives back what the thread's buffers take, in whatever way it ends. So all addresses of a worker come out of
- * growable SharedArrayBuffers, whose addresses V8 reserves up front (up to `maxByteLength`) and unmaps as a whole, with
- * whatever was mapped over them.
+ * Addresses that end with their worker thread. No code of ours runs in a terminated worker to unmap its memory; but V8
+ * releases the thread's buffers, however it ends. So all addresses of a worker come out of growable SharedArrayBuffers,
+ * whose addresses V8 reserves up front (up to `maxByteLength`) and unmaps as a whole, with everything that was mapped
+ * over them.
  *
- * A SharedArrayBuffer lives until the last thread that has it lets go of it. So who works on memory of another thread holds
- * the buffer that its addresses are in ({@link WorkerAddresses.keeper}), and nothing faults when its owner ends first.
+ * A SharedArrayBuffer lives until the last thread that holds it releases it. So a thread that uses memory of another
+ * thread holds the buffer of its addresses ({@link WorkerAddresses.keeper}), and does not fault if the owner ends
+ * first.
  */
 import { RangeMap } from '../../range-map.js';
 import { Range } from '../../ranges.js';
@@ -17,19 +18,19 @@ import { MAP_FIXED, MAP_HUGE_SHIFT, MAP_HUGETLB, PROT_NONE } from '../uapi/mman.
 import { AT_EMPTY_PATH } from '../uapi/fcntl.js';
 import { STATX, STATX_TYPE } from '../uapi/stat.js';
 
-/** What one buffer reserves at least; Node 20 takes no more for one. */
+/** The least bytes that one buffer reserves; also the most on Node 20. */
 const ARENA = 4 * GiB;
 
-/** Node 20: how many buffers more than necessary are tried for neighbouring ones. */
+/** Node 20: how many extra buffers are tried to find adjacent ones. */
 const SPARE_PIECES = 16;
 
-/** Addresses in a row, and the buffers that they are in. */
+/** A range of addresses and the buffers that reserve it. */
 interface Arena {
   readonly range: Range;
   readonly buffers: readonly SharedArrayBuffer[];
 }
 
-/** The calls of {@link Libc} that take and give back addresses, for a worker thread. */
+/** The calls of {@link Libc} that map and unmap addresses, for a worker thread. */
 export class WorkerAddresses {
   readonly #libc: Libc;
   readonly #pageSize: number;
@@ -42,7 +43,7 @@ export class WorkerAddresses {
     this.#pageSize = libc.getpagesize();
   }
 
-  /** mmap(2); an address of 0 means one of this thread's. */
+  /** mmap(2); an address of 0 means any of this thread's. */
   readonly mmap: Libc['mmap'] = (va, length, prot, flags, fd, offset) => {
     const libc = this.#libc;
     if (va !== 0) return libc.mmap(va, length, prot, flags, fd, offset);
@@ -53,7 +54,7 @@ export class WorkerAddresses {
       libc.setErrno(ERRNO.ENOMEM);
       return -1;
     }
-    // Bare addresses are what is there already.
+    // The addresses are bare already.
     if (prot === PROT_NONE && flags === BARE) return at;
     if (libc.mmap(at, length, prot, flags | MAP_FIXED, fd, offset) !== -1) return at;
     const errno = libc.errno();
@@ -63,7 +64,7 @@ export class WorkerAddresses {
     return -1;
   };
 
-  /** munmap(2). Addresses of this thread become bare, and can be taken again. */
+  /** munmap(2). This thread's own addresses become bare, and can be used again. */
   readonly munmap: Libc['munmap'] = (va, length) => {
     const arena = this.#arenas.at(va);
     if (arena === undefined || va + length > arena.range.end) return this.#libc.munmap(va, length);
@@ -72,22 +73,22 @@ export class WorkerAddresses {
     return 0;
   };
 
-  /** What keeps the memory at `va` in place for as long as somebody holds it; `undefined` for addresses that are not of this thread. */
+  /** The buffers that keep the memory at `va` in place; `undefined` for addresses of other threads. */
   readonly keeper = (va: number): readonly SharedArrayBuffer[] | undefined => this.#arenas.at(va)?.buffers;
 
-  /** What the address of a mapping has to be a multiple of: with a fixed one the kernel does not see to that. */
+  /** The alignment that a mapping needs: the kernel does not align a fixed address. */
   #alignment(length: number, flags: number, fd: number): number {
     const page = this.#pageSize;
     if ((flags & MAP_HUGETLB) !== 0) return 2 ** ((flags >>> MAP_HUGE_SHIFT) & 0x3f);
     if (fd !== -1 && this.#libc.statx(fd, '', AT_EMPTY_PATH, STATX_TYPE, this.#status) === 0) {
-      // The size of a page of hugetlb memory; of other files something harmless.
+      // The page size of hugetlb memory; harmless for other files.
       const block = this.#status[STATX.stx_blksize / 4];
       if (block > page && Number.isInteger(Math.log2(block))) return block;
     }
     return length >= 2 * MiB ? 2 * MiB : page;
   }
 
-  /** @returns -1 when there are none */
+  /** @returns -1 if no addresses are left */
   #take(length: number, alignment: number): number {
     const fits = (): Range | undefined => this.#free.fit(length, alignment);
     const free = fits() ?? (this.#grow(length + alignment + this.#pageSize) ? fits() : undefined);
@@ -114,7 +115,7 @@ export class WorkerAddresses {
       this.#free.delete(after.start);
       ({ end } = after);
     }
-    // An arena of the usual size is kept: the next mapping wants one again.
+    // An arena of the usual size is kept for the next mapping.
     if (start === arena.range.start && end === arena.range.end && arena.range.length > ARENA)
       this.#arenas.delete(arena.range.start);
     else this.#insert(start, end);
@@ -137,15 +138,15 @@ export class WorkerAddresses {
 
   #arena(size: number): Arena | undefined {
     const buffer = this.#reserve(size);
-    // The first page is the buffer's own.
+    // The first page belongs to the buffer itself.
     return buffer && this.#arenaOf(this.#addressOf(buffer), size, [buffer]);
   }
 
-  /** Node 20: no buffer is longer than 4 GiB, but the kernel puts one beside the other. */
+  /** Node 20: a buffer has at most 4 GiB, but the kernel tends to place buffers next to each other. */
   #arenaOfPieces(size: number): Arena | undefined {
     const needed = Math.ceil(size / ARENA);
     if (needed === 1) return undefined;
-    /** Neighbours, lowest first. */
+    /** Adjacent buffers, lowest first. */
     let run: SharedArrayBuffer[] = [];
     let start = 0;
     for (let i = 0; i < needed + SPARE_PIECES; i++) {

@@ -1,7 +1,7 @@
 /**
- * Descriptors that end with their worker thread. Node closes those that `fs.openSync` opened in a worker when it ends, in
- * whatever way (the worker's option `trackUnmanagedFds`, on by default). So Node opens something, and the descriptor takes
- * the place of that: its number is one that Node closes.
+ * Descriptors that end with their worker thread. When a worker ends, in whatever way, Node closes the descriptors that
+ * `fs.openSync` opened in it (the worker's option `trackUnmanagedFds`, on by default). So Node opens a placeholder, and
+ * ours replaces it under the same number, which Node will close.
  */
 import { closeSync, openSync } from 'node:fs';
 import { ERRNO } from '../../errors.js';
@@ -10,7 +10,7 @@ import { F_DUPFD_CLOEXEC, O_CLOEXEC } from '../uapi/fcntl.js';
 import { IOCTL as IOMMUFD, IOMMU_FAULT_ALLOC } from '../uapi/iommufd.js';
 import { IOCTL as VFIO } from '../uapi/vfio.js';
 
-/** The part of {@link Libc} that makes descriptors, and closes them. */
+/** The functions of {@link Libc} that create or close descriptors. */
 type Descriptors = Pick<
   Libc,
   | 'open'
@@ -38,7 +38,7 @@ export function descriptorsOfWorker(libc: Libc): Descriptors {
       number = openSync('/dev/null', 'r');
     } catch (error) {
       const errno = error instanceof Error && 'errno' in error ? -Number(error.errno) : 0;
-      // Where Node may open no files (its permission model), the descriptor stays as it is.
+      // Where Node's permission model forbids opening files, the descriptor is used as it is.
       if (errno !== ERRNO.EMFILE && errno !== ERRNO.ENFILE) return fd;
       libc.close(fd);
       libc.setErrno(errno);

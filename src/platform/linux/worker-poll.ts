@@ -1,10 +1,11 @@
 /**
- * Readiness of descriptors in worker threads. koffi's poll handles end the whole process there: a worker that is terminated
- * runs no JavaScript that could close them, and the event loop that they are in goes away under them.
+ * Readiness of descriptors in worker threads. koffi's poll handles would crash the process there: a terminated worker
+ * runs no JavaScript to close them, and its event loop is freed while they are still in it.
  *
- * Here Node owns the only handle in the event loop, and closes it when the thread ends, in whatever way: a UDP socket, whose
- * descriptor is replaced by an epoll set before the loop first waits for it. The loop finds the set readable when something
- * in it is ready, fails to receive from it (ENOTSOCK), and says so, once a turn for as long as it is readable.
+ * Here Node owns the only handle in the event loop, and closes it however the thread ends: a UDP socket, whose
+ * descriptor is replaced by an epoll set before the loop first waits for it. When a descriptor in the set is ready, the
+ * loop finds the socket readable, fails to receive from it (ENOTSOCK) and reports the error, once per turn while it
+ * stays readable.
  */
 import { createRequire } from 'node:module';
 import { HERE } from '../../here.js';
@@ -24,7 +25,7 @@ import { O_CLOEXEC } from '../uapi/fcntl.js';
 import { AF_INET, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK } from '../uapi/socket.js';
 import { setImmediate } from '../../timers.js';
 
-/** Descriptors that are reported in one turn of the event loop; the others have theirs in the next. */
+/** How many descriptors are reported in one turn of the event loop; the others follow in the next. */
 const EVENTS_A_TURN = 64;
 
 /** {@link Libc.pollHandle} for a worker thread. */
@@ -42,13 +43,13 @@ interface Entry {
   ref: boolean;
 }
 
-/** The epoll set of this thread; it ends when it has been empty for a turn. */
+/** The epoll set of this thread; closed after it has been empty for a turn. */
 class PollSet {
   readonly #libc: Libc;
   readonly #fd: number;
   readonly #socket: { ref(): unknown; unref(): unknown; close(): unknown };
   readonly #onEnd: () => void;
-  /** By the number that the set reports. Numbers of descriptors would not do: one that is closed is soon another one's. */
+  /** Entries by the number in the epoll event. Not by descriptor: the number of a closed one is soon reused. */
   readonly #entries = new Map<number, Entry>();
   /** The entry of each descriptor. */
   readonly #byFd = new Map<number, Entry>();
@@ -103,7 +104,7 @@ class PollSet {
       close: () => {
         if (!this.#entries.delete(number)) return;
         this.#setRef(entry, false);
-        // The descriptor may have been closed, and its number be that of another one that is in the set.
+        // The descriptor may have been closed and its number reused by another one in the set.
         if (this.#byFd.get(fd) === entry) {
           this.#byFd.delete(fd);
           this.#libc.epoll_ctl(this.#fd, EPOLL_CTL_DEL, fd, event);
@@ -113,7 +114,7 @@ class PollSet {
     };
   }
 
-  /** One that no entry has, and that none has had lately. */
+  /** A number that no entry has, and that was not used recently. */
   #newNumber(): number {
     do this.#lastNumber = (this.#lastNumber + 1) >>> 0;
     while (this.#entries.has(this.#lastNumber));
@@ -138,7 +139,7 @@ class PollSet {
     }
   }
 
-  /** Who changes what he waits for closes one handle and opens another. */
+  /** Waits a turn, because changing the interest closes one handle and opens another. */
   #endSoon(): void {
     if (this.#entries.size > 0 || this.#ending) return;
     this.#ending = true;

@@ -1,14 +1,16 @@
-/** The registers of a region of a device of which some parts, or all, or none are mapped: the rest is reached by calls. */
+/**
+ * The registers of a device region that is mapped as a whole, in parts or not at all; the rest is accessed by calls.
+ */
 import { alignUp, isAddress } from '../../units.js';
 import type { MemoryPort } from '../ports.js';
 import { MappedRegisters, checkRegister, tooWide } from './registers.js';
 import type { Registers } from './registers.js';
 
-/** How registers that are not mapped are reached. */
+/** Accesses registers that are not mapped. */
 export interface RegionCalls {
-  /** Loads all of `into` from `offset` of a region. */
+  /** Reads all of `into` from `offset` of a region. */
   regionRead(region: number, offset: number, into: Uint8Array): void;
-  /** Stores all of `from` at `offset` of a region; may be on its way when it returns. */
+  /** Writes all of `from` at `offset` of a region; may return before the write arrives. */
   regionWrite(region: number, offset: number, from: Uint8Array): void;
 }
 
@@ -21,16 +23,16 @@ export interface RegionPart {
 /** A part of a region that is mapped into this process. */
 export class MappedArea {
   readonly offset: number;
-  /** One past the last byte; 0 once closed, so that no access lies inside. */
+  /** One past the last byte; 0 once closed, so that no access is inside. */
   end: number;
   readonly registers: MappedRegisters;
   readonly #release: () => void;
 
   /**
-   * Maps `area` of the region that begins at `regionOffset` of `fd`. What the last page has beyond the area can not be
-   * reached.
+   * Maps `area` of the region that begins at `regionOffset` of `fd`. Bytes of the last page beyond the area are not
+   * accessible.
    *
-   * @param populate get its pages first? For hugepages, which may not be there for this process. Default false.
+   * @param populate fault its pages in first? For hugepages, which may be missing for this process. Default false.
    */
   constructor(memory: MemoryPort, fd: number, regionOffset: number, area: RegionPart, populate = false) {
     const { offset, length } = area;
@@ -61,7 +63,7 @@ export class MappedArea {
   }
 }
 
-/** See the head of the file. */
+/** Registers of one region: mapped areas are accessed directly, the rest by {@link RegionCalls}. */
 export class RegionRegisters implements Registers {
   /** The value of a call, on its way. */
   readonly #words = new Uint32Array(2);
@@ -73,8 +75,8 @@ export class RegionRegisters implements Registers {
 
   /**
    * @param size bytes in the region
-   * @param areas not this object's; they begin on pages, and end on pages or with the region. Accesses to those that are
-   *   closed are made by calls
+   * @param areas owned by the caller; they begin on pages, and end on pages or with the region. Once an area is closed,
+   * its registers are accessed by calls
    */
   constructor(
     private readonly calls: RegionCalls,
@@ -161,10 +163,12 @@ export class RegionRegisters implements Registers {
     else this.calls.regionRead(this.region, offset, this.#bytes4);
   }
 
-  /** The mapped area that an access lies in; `undefined` when it is made by a call. EINVAL when it is no register. */
+  /**
+   * The mapped area that contains an access; `undefined` if a call makes it. EINVAL outside the region or misaligned.
+   */
   #areaOf(offset: number, width: number): MappedArea | undefined {
     checkRegister(offset, width, this.size);
-    // Areas are few (one, mostly), and an aligned access is in one of them or in none, because of where they begin and end.
+    // Areas are few (mostly one), and since they are page-aligned, an aligned access is fully in one area or in none.
     for (const area of this.areas) if (offset >= area.offset && offset < area.end) return area;
     return undefined;
   }

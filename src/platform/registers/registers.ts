@@ -1,7 +1,8 @@
 /**
- * Device registers. The one way drivers reach them, because a naked `view[i]` is not safe: V8 narrows a masked load to one
- * byte, drops a load whose value is unused and may merge two loads of a DataView, and DataView and Buffer stores are split
- * into bytes until the code is optimised. Devices that want 32-bit accesses then see something else.
+ * Device registers. Drivers access registers only through this file, because a plain `view[i]` is not safe: V8 narrows
+ * a masked load to one byte, drops a load whose value is unused and may merge two loads of a DataView; it splits
+ * DataView and Buffer stores into bytes until the code is optimised. A device that needs 32-bit accesses would see
+ * other accesses.
  */
 import { typeHint } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
@@ -9,35 +10,35 @@ import { show } from '../../show.js';
 import { hex, isAddress } from '../../units.js';
 
 /**
- * The registers of one region of a device. Offsets in bytes, naturally aligned; values are little-endian unsigned.
+ * The registers of one region of a device. Offsets are in bytes, naturally aligned; values are little-endian unsigned.
  *
- * Stores are posted, as on a bus: they reach the device in order, and before what a later load or `flush` does. One that the
- * device refuses is not told to who made it; `DeviceAccess.writeRegion` waits for the device and tells.
+ * Stores are posted, as on a bus: they reach the device in order, and before a later load or `flush` takes effect. If
+ * the device refuses a store, the caller is not told; `DeviceAccess.writeRegion` waits for the device and reports it.
  */
 export interface Registers {
   /** bytes in the region */
   readonly size: number;
   /** One 8-bit load. */
   read8(offset: number): number;
-  /** One 8-bit store of the low 8 bits of `value`. EINVAL for what is no integer. */
+  /** One 8-bit store of the low 8 bits of `value`. EINVAL if `value` is not an integer. */
   write8(offset: number, value: number): void;
   /** One 16-bit load. */
   read16(offset: number): number;
-  /** One 16-bit store of the low 16 bits of `value`. EINVAL for what is no integer. */
+  /** One 16-bit store of the low 16 bits of `value`. EINVAL if `value` is not an integer. */
   write16(offset: number, value: number): void;
   /** One 32-bit load. */
   read32(offset: number): number;
-  /** One 32-bit store of the low 32 bits of `value`. EINVAL for what is no integer. */
+  /** One 32-bit store of the low 32 bits of `value`. EINVAL if `value` is not an integer. */
   write32(offset: number, value: number): void;
-  /** One 64-bit load. ERANGE when the value does not fit a Number (2^53 and more): {@link Registers.readBig64} takes all. */
+  /** One 64-bit load. ERANGE if the value does not fit a Number (2^53 and more): use {@link Registers.readBig64}. */
   read64(offset: number): number;
-  /** One 64-bit store of `value`, an integer in [0, 2^53). {@link Registers.writeBig64} takes all. */
+  /** One 64-bit store of `value`, an integer in [0, 2^53). For larger values use {@link Registers.writeBig64}. */
   write64(offset: number, value: number): void;
-  /** One 64-bit load, of a register that needs all 64 bits. It makes a BigInt: not for hot paths. */
+  /** One 64-bit load of all 64 bits. It creates a BigInt: not for hot paths. */
   readBig64(offset: number): bigint;
   /** One 64-bit store of `value`, in [0, 2^64). */
   writeBig64(offset: number, value: bigint): void;
-  /** Makes sure that earlier stores have reached the device, by a load from `offset` that is not optimised away. */
+  /** Waits until earlier stores have reached the device, by a load from `offset` that is never optimised away. */
   flush(offset: number): void;
 }
 
@@ -51,7 +52,7 @@ export function checkRegister(offset: number, width: number, size: number): void
   }
 }
 
-/** Throws EINVAL unless `value` is an integer, whose low bits a register can take. */
+/** Throws EINVAL unless `value` is an integer. A store keeps its low bits. */
 export function checkValue(value: number): void {
   if (Number.isSafeInteger(value)) return;
   throw invalid('registers', `${show(value)} is no integer`, {
@@ -61,7 +62,7 @@ export function checkValue(value: number): void {
   });
 }
 
-/** Throws EINVAL unless `value` is an integer in [0, 2^53), which a 64-bit register can take. */
+/** Throws EINVAL unless `value` is an integer in [0, 2^53), the range of a 64-bit store. */
 export function checkValue64(value: number): void {
   if (isAddress(value)) return;
   const hint =
@@ -91,23 +92,24 @@ export function tooWide(offset: number): DmaError {
 }
 
 /**
- * Where every register value that was read is put, whole. This second use of a load keeps V8 from narrowing it to the bits
- * that the caller looks at, and from leaving it out when the caller looks at none.
+ * Receives every register value read, whole. This second use of a load keeps V8 from narrowing it to the bits that the
+ * caller uses, or dropping it if the caller uses none.
  */
 const seen32 = new Uint32Array(1);
 const seenBig = new BigUint64Array(1);
 
 /**
- * 64-bit values pass through here as doubles: a load or store of a double is one access of 8 bytes and makes no BigInt. All
- * values below 2^53 have the bit patterns of tiny positive doubles, which no copy changes; what a copy may change, NaNs, is
- * out of range anyway.
+ * 64-bit values pass through here as doubles: a load or store of a double is one 8-byte access and creates no BigInt.
+ * All values below 2^53 have the bit patterns of tiny positive doubles, which no copy changes; NaNs, which a copy may
+ * change, are out of range anyway.
  */
 const double = new Float64Array(1);
 const doubleWords = new Uint32Array(double.buffer);
 
 /**
- * Registers in mapped memory: a device's region, or ordinary memory that plays one. Reads and writes are single accesses
- * of the register's width, from the first call on. Does not own the memory; once `buffer` is detached every access is EINVAL.
+ * Registers in mapped memory: a region of a device, or ordinary memory that acts as one. Reads and writes are single
+ * accesses of the register's width, from the first call on. Does not own the memory; once `buffer` is detached every
+ * access throws EINVAL.
  */
 export class MappedRegisters implements Registers {
   readonly #bytes: Uint8Array;
@@ -118,9 +120,9 @@ export class MappedRegisters implements Registers {
 
   /**
    * @param buffer a view of the region
-   * @param offset where the registers begin in it, in bytes; a multiple of 8
+   * @param offset where the registers begin in the buffer, in bytes; a multiple of 8
    * @param length bytes, a multiple of 4
-   * @throws DmaError EINVAL when these are not inside the buffer
+   * @throws DmaError EINVAL if the range is not inside the buffer
    */
   constructor(buffer: ArrayBuffer, offset = 0, length = buffer.byteLength - offset) {
     const isInside = offset >= 0 && length >= 0 && offset + length <= buffer.byteLength;
