@@ -57,7 +57,7 @@ const ROOMS = [
 ];
 
 export default defineConfig(
-  { ignores: ['dist/'] },
+  { ignores: ['dist/', 'dist-docs/'] },
   js.configs.recommended,
   {
     files: ['**/*.js'],

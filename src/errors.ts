@@ -216,6 +216,7 @@ export class DmaError extends Error {
   /** Errors met while undoing; empty when nothing is left behind. */
   readonly undo: readonly unknown[];
 
+  /** An error whose message is made of its details. @param details operation, reason, range, device and hint */
   constructor(details: DmaErrorDetails) {
     const { operation, reason, range, device, hint, undo = [] } = details;
     super(

@@ -46,14 +46,17 @@ export class Range<A extends number = number> {
     return this.start + this.length;
   }
 
+  /** Is the address one of them? */
   contains(address: number): boolean {
     return address >= this.start && address < this.end;
   }
 
+  /** Is all of `other` in this range? */
   covers(other: Range): boolean {
     return other.start >= this.start && other.end <= this.end;
   }
 
+  /** Do the two have an address in common? */
   overlaps(other: Range): boolean {
     return other.start < this.end && this.start < other.end;
   }
@@ -65,6 +68,7 @@ export class Range<A extends number = number> {
     return start < end ? new Range(start as A, end - start) : undefined;
   }
 
+  /** Are both the same addresses? */
   equals(other: Range): boolean {
     return other.start === this.start && other.length === this.length;
   }
@@ -86,6 +90,7 @@ export class Range<A extends number = number> {
     return `[${hex(this.start)}, ${hex(this.end)})`;
   }
 
+  /** For JSON.stringify: the start in hexadecimal, because addresses may be too large for other readers of JSON. */
   toJSON(): { start: string; length: number } {
     return { start: hex(this.start), length: this.length };
   }

@@ -16,9 +16,13 @@ export type VaLike = number & { readonly [brand]?: 'Va' };
 /** An {@link Iova} as callers give it: any number, such as a sum or an element of an array, but no {@link Va}. */
 export type IovaLike = number & { readonly [brand]?: 'Iova' };
 
+/** 2^10, for sizes in bytes. */
 export const KiB = 1024;
+/** 2^20, for sizes in bytes. */
 export const MiB = 1024 * KiB;
+/** 2^30, for sizes in bytes. */
 export const GiB = 1024 * MiB;
+/** 2^40, for sizes in bytes. */
 export const TiB = 1024 * GiB;
 
 /** One past the largest address that a Number holds exactly. */

@@ -26,6 +26,7 @@ export type InterruptKind = 'intx' | 'msi' | 'msix';
 export interface Interrupts {
   /** Should they keep the process alive? They do at first. */
   setRef(keepAlive: boolean): void;
+  /** Disables them; no handler is called afterwards. */
   close(): void;
 }
 

@@ -59,6 +59,7 @@ export class GroupMapping implements Disposable, AsyncDisposable {
     throwFirst(this.drop(this.#byDevice.keys()), 'unmap');
   }
 
+  /** Calls {@link unmap}. */
   [Symbol.dispose](): void {
     this.unmap();
   }

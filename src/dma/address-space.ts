@@ -65,7 +65,7 @@ export interface Segment {
   readonly access: DmaAccess;
   /** `undefined` for memory that has no descriptor */
   readonly backing: Backing | undefined;
-  /** Absent: {@link LOCAL}. Anything else only where the constraints have `regions`. */
+  /** Absent: no rights for peers, all pages pinned. Anything else only where the constraints have `regions`. */
   readonly region?: RegionTraits;
 }
 
@@ -85,6 +85,7 @@ export interface AddressSpace {
   /** What messages call it. Absent: as its first device. */
   readonly name?: string;
   readonly constraints: Constraints;
+  /** Maps a segment. @returns its keys, where the address space gives out any */
   map(segment: Segment): MapKeys | undefined;
   /**
    * Unmaps a segment that `map` was given (or, with `partialUnmap`, a part of one).

@@ -370,7 +370,7 @@ export class Domain {
   /**
    * Unmaps by address what `device` mapped: exactly one whole mapping, or, where the domain can, a part of one.
    *
-   * @param iova what the mapping has, to be sure; not compared when absent
+   * @param target.iova what the mapping has, to be sure; not compared when absent
    * @throws DmaError EINVAL: impossible or misaligned range, nothing of this device mapped exactly there, or another IOVA;
    *   ENOTSUP: a part, and the domain can not cut; EBUSY: a part of what another device maps too; ENOSPC: cutting would
    *   pass the entry limit; EIO: the other side unmapped a different number of bytes

@@ -121,6 +121,7 @@ export class Entry implements Segment {
     return users instanceof AnyOf ? users.any : users;
   }
 
+  /** Adds one of those who use it. */
   claim(claim: Claim): void {
     const users = this.#users;
     if (users === undefined) this.#users = claim;

@@ -341,6 +341,7 @@ export class CopyEngine implements AsyncDisposable {
     await this.#closing;
   }
 
+  /** Calls {@link close}. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

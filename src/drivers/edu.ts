@@ -183,6 +183,7 @@ export class Edu implements Disposable {
     this.#bell.ring();
   }
 
+  /** Calls {@link close}. */
   [Symbol.dispose](): void {
     this.close();
   }

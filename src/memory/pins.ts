@@ -10,7 +10,7 @@ export interface Pin extends Disposable {
   readonly reason: string;
 }
 
-/** What {@link Pinnable} memory lends. */
+/** What pinnable memory lends. */
 export interface LendOptions {
   /** bytes from the start of the memory. Default 0. */
   readonly offset?: number;

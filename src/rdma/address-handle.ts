@@ -24,6 +24,7 @@ export class AddressHandle implements Disposable {
     this.#closed(this);
   }
 
+  /** Calls {@link close}. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -251,6 +251,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     throwFirst(errors, 'close');
   }
 
+  /** Calls {@link close}. */
   [Symbol.dispose](): void {
     this.close();
   }

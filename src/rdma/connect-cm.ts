@@ -118,6 +118,7 @@ export class RdmaConnection implements Disposable {
     throwFirst(errors, 'close');
   }
 
+  /** Calls {@link close}. */
   [Symbol.dispose](): void {
     this.close();
   }
@@ -403,6 +404,7 @@ export class RdmaListener implements Disposable {
     throwFirst(errors, 'close');
   }
 
+  /** Calls {@link close}. */
   [Symbol.dispose](): void {
     this.close();
   }

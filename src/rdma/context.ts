@@ -29,6 +29,7 @@ export type RdmaPlatform = Pick<Platform, 'memory' | 'readiness' | 'limits' | 'k
 
 /** Something that keeps a region from being unmapped: a window bound to it, or a part exposed to peers. For messages. */
 export interface RegionUser {
+  /** How messages name it. */
   toString(): string;
 }
 
@@ -83,7 +84,7 @@ export class RdmaContexts {
 /** The link address is known: include/uapi/linux/if_arp.h. */
 const ATF_COM = 2;
 
-/** See the head of the file. Made by {@link RdmaContexts.open}. */
+/** See the head of the file. Made by `RdmaContexts.open`. */
 export class RdmaContext {
   readonly platform: RdmaPlatform;
   readonly context: VerbsContext;

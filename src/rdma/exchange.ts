@@ -97,12 +97,14 @@ export class PeerServer implements AsyncDisposable {
     return this.#visitors.guests;
   }
 
+  /** Stops listening, and ends connections whose peer has not said hello. Sessions go on. Calling it again does nothing. */
   async close(): Promise<void> {
     if (!this.#server.listening) return;
     this.#server.close();
     this.#visitors.sendStrangersAway();
   }
 
+  /** Calls {@link close}. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
@@ -111,9 +113,10 @@ export class PeerServer implements AsyncDisposable {
 /**
  * Listens for peers on TCP.
  *
- * @param options.host Default: all addresses of this machine. @param options.port Default 0: any that is free.
- * @param options.maxSessions who comes when there are so many is sent away. Default 64.
- * @param options.maxPerAddress sessions from one address (of IPv6: from one network of 64 bits), so that one peer can not keep
+ * @param asked.host Default: all addresses of this machine.
+ * @param asked.port Default 0: any that is free.
+ * @param asked.maxSessions who comes when there are so many is sent away. Default 64.
+ * @param asked.maxPerAddress sessions from one address (of IPv6: from one network of 64 bits), so that one peer can not keep
  *   all others out. Default: three quarters of `maxSessions`.
  * @param serve called with each session once the peer has said hello, within 5 seconds; it is to {@link PeerSession.greet} in
  *   turn. When what it returns rejects, the session is closed.

@@ -61,6 +61,7 @@ export class ExtraRegion implements Disposable, RegionUser {
     this.#closed(this);
   }
 
+  /** Calls {@link close}. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -66,6 +66,7 @@ export class MemoryWindow implements Disposable, RegionUser {
     this.#closed(this);
   }
 
+  /** Calls {@link close}. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -248,6 +248,7 @@ export class PeerSession implements Disposable {
     this.#finish(this.#error('ECANCELED', 'the session was closed'));
   }
 
+  /** Calls {@link close}. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -738,6 +738,7 @@ export class QueuePair implements Disposable {
     return errors;
   }
 
+  /** Calls {@link close}. */
   [Symbol.dispose](): void {
     this.close();
   }

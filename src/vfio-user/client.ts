@@ -593,6 +593,7 @@ export class VfioUserClient {
     this.#end(new DmaError({ code: 'ENOTCONN', operation: 'vfio-user', reason: 'the client has been closed' }), true);
   }
 
+  /** Calls {@link close}. */
   [Symbol.dispose](): void {
     this.close();
   }

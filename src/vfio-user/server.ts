@@ -38,6 +38,7 @@ export interface ServeOptions {
   readonly handshakeTimeoutMs?: number;
   /** Until the client answers a DMA access by message. Default 5000. */
   readonly dmaTimeoutMs?: number;
+  /** Told what happens: clients that come, go or are refused, and failures. */
   readonly onEvent?: (event: ServerEvent) => void;
 }
 

@@ -86,6 +86,7 @@ export class Container {
     this.#forget(this);
   }
 
+  /** Calls {@link close}. */
   [Symbol.dispose](): void {
     this.close();
   }
@@ -135,6 +136,7 @@ export class Containers {
     return container;
   }
 
+  /** The container of that name; `undefined` when there is none. */
   find(name: string): Container | undefined {
     return this.#containers.get(name);
   }

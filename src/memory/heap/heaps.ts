@@ -169,8 +169,8 @@ export class Heaps {
    * Gives memory to a heap, which serves from it until `removeMemory`. Every device gets it, now and later. It stays the
    * user's, who can neither unregister nor free it meanwhile, and what is in it is kept.
    *
-   * @param memory external memory of the same `Eal`, or memory at an address, which stays mapped as long as it is in the heap
-   * @param options.clear fill it with zeros. Default false
+   * @param given external memory of the same `Eal`, or memory at an address, which stays mapped as long as it is in the heap
+   * @param asked.clear fill it with zeros. Default false
    * @throws DmaError EINVAL as `find`, for impossible addresses, page sizes and tables, and for memory of another `Eal`;
    *   ENOENT, EPERM for the heap; EEXIST for memory that is in a heap, or overlaps an area; EACCES for memory that can not be
    *   written; EFAULT for addresses that are not mapped; EBUSY for memory that is pinned, or of which a view was transferred away; of

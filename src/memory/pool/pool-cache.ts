@@ -10,7 +10,7 @@ import { checkBurst, copyNumbers, copyReversed, type ElementNumbers, type Elemen
 const MOST = 512;
 
 /**
- * A cache before an {@link ElementStack}. It belongs to the thread that made it, and holds up to 1.5 times its size: a get
+ * A cache before an `ElementStack`. It belongs to the thread that made it, and holds up to 1.5 times its size: a get
  * that finds too few fills it up to the size, a put that makes it too full brings it down to the size, so that gets and
  * puts by turns do neither. What is in it is free, but not for other threads: {@link flush} it when its thread is done.
  */
@@ -55,9 +55,9 @@ export class PoolCache {
   }
 
   /**
-   * As {@link ElementStack.get}: all or none. What this cache has counts as available, what other caches have does not.
+   * As `ElementStack.get`: all or none. What this cache has counts as available, what other caches have does not.
    *
-   * @throws DmaError as {@link ElementStack.get}
+   * @throws DmaError as `ElementStack.get`
    */
   get(into: ElementNumbers, count: number, at = 0): boolean {
     checkBurst(into, count, at);
@@ -75,7 +75,7 @@ export class PoolCache {
     return true;
   }
 
-  /** As {@link ElementStack.put}. @throws DmaError as {@link ElementStack.put}; unless checked, what is wrong shows up later */
+  /** As `ElementStack.put`. @throws DmaError as `ElementStack.put`; unless checked, what is wrong shows up later */
   put(from: ElementNumbers, count: number, at = 0): void {
     checkBurst(from, count, at);
     if (this.#stack.checked) this.#stack.markFree(from, count, at);

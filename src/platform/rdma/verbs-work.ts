@@ -113,6 +113,9 @@ abstract class Requests {
 /** Requests for receive queues. */
 export class ReceiveRequests extends Requests {
   /**
+   * Room for requests, made once and used again.
+   *
+   * @param memory tells where arrays are
    * @param slots requests that can be posted at once
    * @param sges segments that each may have. Default 1.
    */
@@ -130,6 +133,9 @@ export class SendRequests extends Requests {
   readonly #objects: (readonly Target[])[];
 
   /**
+   * Room for requests, made once and used again.
+   *
+   * @param memory tells where arrays are
    * @param slots requests that can be posted at once
    * @param sges segments that each may have. Default 1.
    */
@@ -154,10 +160,12 @@ export class SendRequests extends Requests {
     this.#oneSided(slot, abi.IBV_WR_RDMA_READ, remote, rkey, flags);
   }
 
+  /** Send: the other side takes it by a receive that it has posted. */
   send(slot: number, flags: number): void {
     this.#verb(slot, abi.IBV_WR_SEND, flags);
   }
 
+  /** As `send`, with 32 bits that come with the completion of the receive. */
   sendWithImmediate(slot: number, immediate: number, flags: number): void {
     this.#verb(slot, abi.IBV_WR_SEND_WITH_IMM, flags);
     this.words[slot * WORDS + SEND_WR.imm_data / 4] = swap(immediate);
@@ -274,6 +282,12 @@ export class Completions {
   readonly address: number;
   readonly #words: Uint32Array;
 
+  /**
+   * Room for completions, made once and used again.
+   *
+   * @param memory tells where arrays are
+   * @param slots most completions of one poll, 1 to 65536
+   */
   constructor(memory: Addresses, slots: number) {
     if (!Number.isInteger(slots) || slots < 1 || slots > 65536)
       throw invalid('completions', `${slots} is not a number of slots between 1 and 65536`);
@@ -298,6 +312,7 @@ export class Completions {
     return this.#words[slot * WC_WORDS + WC.opcode / 4];
   }
 
+  /** The vendor's own number of an error; 0 when there was none. */
   vendorError(slot: number): number {
     return this.#words[slot * WC_WORDS + WC.vendor_err / 4];
   }
