@@ -1,8 +1,11 @@
-/** The functions that libibverbs exports, as its header declares them. Others are pointers in open devices: `verbs-context.ts`. */
+/**
+ * The functions that libibverbs exports, as its header declares them. Others are pointers in open devices:
+ * `abi/context.ts`.
+ */
 import { needDescriptors } from '../linux/libc.js';
 import type { CFunction, CFunctionLater, Libc } from '../linux/libc.js';
 
-/** Those that are used; 0 is C's NULL, and addresses are Numbers. */
+/** The functions used here; NULL is 0, and addresses are Numbers. */
 export interface Libibverbs {
   readonly getDeviceList: CFunction;
   readonly freeDeviceList: CFunction;
@@ -17,7 +20,7 @@ export interface Libibverbs {
   readonly deallocPd: CFunction;
   readonly regMr: CFunction;
   readonly regMrLater: CFunctionLater;
-  /** Since version 34 of rdma-core. */
+  /** Since rdma-core 34. */
   readonly regDmabufMr: CFunction | undefined;
   readonly deregMr: CFunction;
   readonly deregMrLater: CFunctionLater;
@@ -38,7 +41,10 @@ export interface Libibverbs {
   readonly destroyAh: CFunction;
 }
 
-/** Loads libibverbs; or says why not, in a clause, and what to install. @throws DmaError EMFILE, ENFILE without a descriptor to load it with */
+/**
+ * Loads libibverbs, or returns why it can not and what to install, as a clause. @throws DmaError EMFILE, ENFILE if no
+ * descriptor is left to load it with
+ */
 export function loadLibibverbs(libc: Libc, name = 'libibverbs.so.1'): Libibverbs | string {
   try {
     return declare(libc, name);
@@ -64,7 +70,7 @@ function declare(libc: Libc, name: string): Libibverbs {
     ackAsyncEvent: func('ibv_ack_async_event', 'void', 'void *'),
     allocPd: func('ibv_alloc_pd', 'intptr_t', 'intptr_t'),
     deallocPd: func('ibv_dealloc_pd', 'int', 'intptr_t'),
-    // The header's ibv_reg_mr and ibv_reg_mr_iova lead here, unless the flags are constants of the first kernels.
+    // The header's ibv_reg_mr and ibv_reg_mr_iova call this function, except for constant flags of the first kernels.
     regMr: func(...regMr),
     regMrLater: later(...regMr),
     regDmabufMr: optional(() =>

@@ -2,7 +2,10 @@
 import { needDescriptors } from '../linux/libc.js';
 import type { CFunction, Libc } from '../linux/libc.js';
 
-/** Those that are used; 0 is C's NULL, and addresses are Numbers. All but those that make something answer 0, or -1 and errno. */
+/**
+ * The functions used here; NULL is 0, and addresses are Numbers. Functions that do not create an object return 0, or -1
+ * with errno set.
+ */
 export interface Librdmacm {
   readonly createEventChannel: CFunction;
   readonly destroyEventChannel: CFunction;
@@ -22,7 +25,10 @@ export interface Librdmacm {
   readonly initQpAttr: CFunction;
 }
 
-/** Loads librdmacm; or says why not, in a clause, and what to install. @throws DmaError EMFILE, ENFILE without a descriptor to load it with */
+/**
+ * Loads librdmacm, or returns why it can not and what to install, as a clause. @throws DmaError EMFILE, ENFILE if no
+ * descriptor is left to load it with
+ */
 export function loadLibrdmacm(libc: Libc, name = 'librdmacm.so.1'): Librdmacm | string {
   try {
     return declare(libc, name);

@@ -24,16 +24,16 @@ import { peekPointer } from './verbs-handles.js';
 import type { VerbsHandle, VerbsQpAttributes } from './verbs-types.js';
 
 const MAX_INT = 0x7fffffff;
-/** `private_data_len` is a byte. */
+/** The most bytes of private data: `private_data_len` is a byte. */
 const MOST_DATA = 255;
 
-/** The {@link RdmaCmPort} that calls librdmacm, which is loaded by the first use. */
+/** The {@link RdmaCmPort} that calls librdmacm, which is loaded on first use. */
 export function linuxRdmaCm(libc: Libc, load: (libc: Libc) => Librdmacm | string = loadLibrdmacm): RdmaCmPort {
   return new LinuxRdmaCm(libc, load);
 }
 
 class EventChannel implements CmChannel {
-  /** By address. */
+  /** Its ids by address. */
   readonly ids = new Map<number, Id>();
 
   constructor(
@@ -55,7 +55,7 @@ class LinuxRdmaCm implements RdmaCmPort {
   readonly #libc: Libc;
   readonly #load: (libc: Libc) => Librdmacm | string;
   #library: Librdmacm | string | undefined;
-  /** Where calls leave a pointer. */
+  /** Output of calls that return a pointer. */
   readonly #out = new Uint32Array(new ArrayBuffer(8));
 
   constructor(libc: Libc, load: (libc: Libc) => Librdmacm | string) {
@@ -113,7 +113,7 @@ class LinuxRdmaCm implements RdmaCmPort {
     const listener = channel.ids.get(pointer(struct, RDMA_CM_EVENT.listen_id));
     if (known === undefined && listener === undefined) {
       if (name === 'CONNECT_REQUEST') destroyId(idAt);
-      throw new DmaError({ code: 'EIO', operation, reason: `an event ${name} of no id` });
+      throw new DmaError({ code: 'EIO', operation, reason: `an event ${name} without an id` });
     }
     return {
       name,
@@ -226,7 +226,7 @@ class LinuxRdmaCm implements RdmaCmPort {
 
   #loaded(): Librdmacm | string {
     if (typeof this.#library === 'object') return this.#library;
-    // What could not be loaded is tried again the next time.
+    // A failed load is tried again next time.
     return (this.#library = this.#load(this.#libc));
   }
 
@@ -236,7 +236,7 @@ class LinuxRdmaCm implements RdmaCmPort {
     return library;
   }
 
-  /** A `struct rdma_conn_param`, with the data behind it, in one piece that stays alive with it. */
+  /** A `struct rdma_conn_param` and its data, in one block of memory. */
   #parameters(parameters: CmParameters, operation: string): Uint8Array {
     const { queuePair, data, responderDepth, initiatorDepth, retries, rnrRetries } = parameters;
     checkNumber(operation, 'queuePair', queuePair, 0xffffff);
@@ -261,12 +261,12 @@ class LinuxRdmaCm implements RdmaCmPort {
     return bytes;
   }
 
-  /** A copy of C's memory. */
+  /** A copy of memory of the C library. */
   #copy(address: number, length: number): DataView {
     return new DataView(this.#libc.view(address, length).slice(0));
   }
 
-  /** Nothing may run between the call and this. */
+  /** Throws on failure. Nothing may run between the call and this, or errno is lost. */
   #check(operation: string, subject: string, result: number): void {
     if (result !== 0) fail(this.#libc.errno(), operation, subject === '' ? undefined : subject);
   }

@@ -13,21 +13,23 @@ import type { VerbsDevice } from './verbs-types.js';
 
 const SYSFS = '/sys/class/infiniband';
 
-/** More files than libibverbs has open at once while it makes its list: two folders, a file, a socket. */
+/**
+ * The most files that libibverbs opens at once to build its list: two directories, a file, a socket; with some spare.
+ */
 const MOST_OPEN = 6;
 
-/** Calls `visit` with each device, and where its struct is; that is good only until `visit` returns. */
+/** Calls `visit` with each device and the address of its struct, which is valid only until `visit` returns. */
 export function eachVerbsDevice(
   libc: Libc,
   library: Libibverbs,
   visit: (device: VerbsDevice, address: number) => void,
 ): void {
-  // The library leaves out what it can not open.
+  // libibverbs silently skips devices that it can not open.
   needDescriptors('ibv_get_device_list', MOST_OPEN);
   const list = library.getDeviceList(0);
   if (list === 0) {
     const errno = libc.errno();
-    // A kernel without RDMA.
+    // The kernel does not support RDMA.
     if (errno === ERRNO.ENOSYS || errno === ERRNO.ENOENT) return;
     fail(errno, 'ibv_get_device_list');
   }
@@ -55,7 +57,7 @@ function describe(struct: DataView): VerbsDevice {
   };
 }
 
-/** Why there is no device of this name in the list. */
+/** The error for a device name that is not in the list. */
 export function noVerbsDevice(name: string): DmaError {
   const isInKernel = /^\w[\w.-]*$/.test(name) && realPath(`${SYSFS}/${name}`) !== undefined;
   return new DmaError({

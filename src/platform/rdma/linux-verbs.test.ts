@@ -442,7 +442,7 @@ test('every way to say no becomes a DmaError of that code', { skip }, () => {
     fail(ERRNO.EBUSY, 0);
     assert.throws(() => verbs.deallocatePd(pd), { code: 'EBUSY' });
     assert.notEqual(pd.address, 0);
-    assert.throws(() => verbs.close(context), { code: 'EBUSY', reason: '3 things made on fake0 are open' });
+    assert.throws(() => verbs.close(context), { code: 'EBUSY', reason: '3 objects created on fake0 are open' });
     const mr = own(verbs.registerMemory(pd, { va: 4096 as Va, length: 1, access: 0 }), verbs.deregisterMemory);
     fail(ERRNO.EINVAL, 0);
     assert.throws(() => verbs.deregisterMemory(mr), { code: 'EINVAL' });

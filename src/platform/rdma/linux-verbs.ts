@@ -54,10 +54,10 @@ const PORT_EVENTS: readonly number[] = [
 
 const MAX_INT = 0x7fffffff;
 const MAX_U32 = 0xffffffff;
-/** A segment's length has 32 bits; pages are smaller than this. */
+/** The most bytes of a segment: its length has 32 bits, and this is a multiple of all page sizes. */
 const MOST_IN_SEGMENT = 2 ** 31;
 
-/** The {@link VerbsPort} that calls libibverbs, which is loaded by the first use. */
+/** The {@link VerbsPort} that calls libibverbs, which is loaded on first use. */
 export function linuxVerbs(libc: Libc, load: (libc: Libc) => Libibverbs | string = loadLibibverbs): VerbsPort {
   return new LinuxVerbs(libc, load);
 }
@@ -67,7 +67,7 @@ class LinuxVerbs implements VerbsPort {
   readonly #load: (libc: Libc) => Libibverbs | string;
   #library: Libibverbs | string | undefined;
   #functionsOf: ReturnType<typeof contextFunctions> | undefined;
-  /** Where calls leave a pointer or two. */
+  /** Output of calls that return pointers. */
   readonly #out = new Uint32Array(new ArrayBuffer(16));
   readonly #outAddress: number;
   readonly #unused = new Uint32Array(new ArrayBuffer(8));
@@ -122,7 +122,7 @@ class LinuxVerbs implements VerbsPort {
       throw new DmaError({
         code: 'EBUSY',
         operation: 'ibv_close_device',
-        reason: `${size} things made on ${context.name} are open`,
+        reason: `${size} objects created on ${context.name} are open`,
       });
     this.#check('ibv_close_device', context.name, this.#ibv('ibv_close_device').closeDevice(context.address));
     context.address = 0;
@@ -202,7 +202,7 @@ class LinuxVerbs implements VerbsPort {
     const operation = 'ibv_reg_mr';
     const pd = use(handle, Pd, operation);
     const address = this.#ibv(operation).regMr(...registerArguments(pd, options, operation));
-    // The text costs more than the rest, and is only for errors.
+    // Build the text only for errors: it costs more than the rest.
     if (address === 0) refuse(this.#libc.errno(), operation, registered(options));
     return this.#mr(address, pd);
   }
@@ -221,11 +221,11 @@ class LinuxVerbs implements VerbsPort {
     const { fd, offset, length, iova, access } = options;
     checkNumber(operation, 'fd', fd, MAX_INT);
     checkRange(operation, offset, length);
-    if (!isAddress(iova)) throw invalid(operation, `the iova ${iova} is not an address`);
+    if (!isAddress(iova)) throw invalid(operation, `the IOVA ${iova} is not an address`);
     checkNumber(operation, 'access', access, MAX_INT);
     const { regDmabufMr } = this.#ibv(operation);
     if (regDmabufMr === undefined)
-      throw new DmaError({ code: 'ENOTSUP', operation, reason: 'libibverbs is older than version 34 of rdma-core' });
+      throw new DmaError({ code: 'ENOTSUP', operation, reason: 'not supported before rdma-core 34' });
     const subject = `${length} bytes at ${hex(offset)} of fd ${fd}`;
     return this.#mr(this.#made(operation, subject, regDmabufMr(pd.address, offset, length, iova, fd, access)), pd);
   }
@@ -295,10 +295,10 @@ class LinuxVerbs implements VerbsPort {
     const mw = use(handle, Mw, operation);
     const mr = use(binding.mr, Mr, operation);
     const { va, length, access, id, flags } = binding;
-    if (mw.type !== 1) throw invalid(operation, 'a window of type 2 is bound by a send request');
+    if (mw.type !== 1) throw invalid(operation, 'type 2 windows are bound by send requests');
     for (const each of [mw, mr])
       if (each.pd !== queue.pd)
-        throw invalid(operation, 'window, region and queue pair are not of one protection domain');
+        throw invalid(operation, 'window, region and queue pair are not in the same protection domain');
     if (length !== 0) checkRange(operation, va, length);
     if (!isAddress(id)) throw invalid(operation, `the id ${id} is not an integer in [0, 2^53)`);
     checkNumber(operation, 'access', access, MAX_INT);
@@ -345,8 +345,9 @@ class LinuxVerbs implements VerbsPort {
     const at = out[0] + out[1] * 4294967296;
     ackCqEvents(at, 1);
     const cq = context.parts.get(at);
-    // Destroying a queue takes its events out of the channel.
-    if (!(cq instanceof Cq)) throw new DmaError({ code: 'EIO', operation, reason: 'an event of no completion queue' });
+    // Destroying a queue removes its events from the channel.
+    if (!(cq instanceof Cq))
+      throw new DmaError({ code: 'EIO', operation, reason: 'an event without a completion queue' });
     return cq;
   }
 
@@ -489,7 +490,7 @@ class LinuxVerbs implements VerbsPort {
       if (!requests.isSound(slot, qp.pd, qp.type === 'ud'))
         throw invalid(
           'ibv_post_send',
-          `slot ${slot} needs a destination or window that is open and of the same domain`,
+          `slot ${slot} needs an open destination or window of the same protection domain`,
         );
       slot = slot + 1 === slots ? 0 : slot + 1;
     }
@@ -517,7 +518,7 @@ class LinuxVerbs implements VerbsPort {
     out[0] = out[1] = 0;
     requests.cut(last);
     const result = call(qp.address, requests.addressOf(first), this.#outAddress);
-    // Errno is read before anything else can change it.
+    // Read errno before any other call can change it.
     const errno = result === 0 ? 0 : this.#errno(result);
     requests.join(last);
     if (errno === 0) return count;
@@ -528,7 +529,7 @@ class LinuxVerbs implements VerbsPort {
 
   #loaded(): Libibverbs | string {
     if (typeof this.#library === 'object') return this.#library;
-    // What could not be loaded is tried again the next time.
+    // A failed load is tried again next time.
     return (this.#library = this.#load(this.#libc));
   }
 
@@ -548,12 +549,15 @@ class LinuxVerbs implements VerbsPort {
     return new Mr(address, pd, this.#libc.peek(address + MR.lkey), this.#libc.peek(address + MR.rkey));
   }
 
-  /** The address of what was made. It comes last, so that nothing runs between the call and the look at errno. */
+  /**
+   * Returns the address of the created object; throws if it is 0. Called last, so that nothing runs between the call
+   * and reading errno.
+   */
   #made(operation: string, subject: string, address: number): number {
     return address === 0 ? refuse(this.#libc.errno(), operation, subject) : address;
   }
 
-  /** The functions of libibverbs and its providers answer 0, an error number, its negative, or -1 and errno. */
+  /** Functions of libibverbs and its providers return 0, an errno, a negative errno, or -1 with errno set. */
   #check(operation: string, subject: string, result: number): void {
     if (result !== 0) this.#fail(result, operation, subject);
   }
@@ -566,7 +570,7 @@ class LinuxVerbs implements VerbsPort {
     return result === -1 ? this.#libc.errno() : Math.abs(result);
   }
 
-  /** Did a read of events bring one, or would it have had to wait? */
+  /** Did reading events return one, or would it have blocked? */
   #wasThere(operation: string, subject: string, result: number): boolean {
     if (result === 0) return true;
     const errno = this.#errno(result);
@@ -605,7 +609,7 @@ function registered({ va, length }: VerbsMrOptions): string {
   return isImplicit(va, length) ? 'the whole address space' : `${length} bytes at ${hex(va)}`;
 }
 
-/** Nothing else can be wrong with an open region: some drivers say EINVAL while a window is bound to it. */
+/** An open region can only fail for this reason: some drivers return EINVAL while a window is bound to it. */
 function boundToWindow(error: unknown, mr: Mr): unknown {
   if (!isDmaError(error, 'EINVAL') || !hasWindows(mr.pd)) return error;
   return error.with({ code: 'EBUSY', reason: 'a memory window is bound to the region', cause: error });
@@ -615,14 +619,16 @@ function hasWindows(pd: Pd): boolean {
   return [...pd.context.parts.values()].some((part) => part instanceof Mw && part.pd === pd);
 }
 
-/** Waits for a call on another thread that has only the address of `struct`: nothing may collect that before. */
+/**
+ * Awaits a call on another thread that only has the address of `struct`, which must not be garbage-collected before.
+ */
 async function keeping<T>(struct: DataView, call: Promise<T>): Promise<T> {
   const result = await call;
-  // What is read afterwards is held until then.
+  // The read afterwards keeps it alive.
   return struct.byteLength > 0 ? result : call;
 }
 
-/** A zeroed struct, at an address that does not change. */
+/** A zeroed struct at a fixed address. */
 function room(bytes: number): DataView {
   return new DataView(new ArrayBuffer(bytes));
 }

@@ -1,40 +1,40 @@
 /**
- * What the library asks of the RDMA connection manager: the functions of librdmacm, whose manual pages (`man rdma_cm`) say
- * what each does. It finds the way to another machine by its IP address and agrees on a connection; the queue pairs are made
- * by the port for verbs, and named to it by their numbers: its own `rdma_create_qp` would only work on its own open devices.
+ * The RDMA connection manager. Each method is a function of librdmacm; see `man rdma_cm`. It resolves the route to
+ * another machine by its IP address and negotiates a connection. The verbs port creates the queue pairs, and their
+ * numbers are passed here: librdmacm's own `rdma_create_qp` works only on devices that it opened itself.
  *
- * For iWARP the kernel then connects the queue pair itself; for InfiniBand and RoCE the caller does, by
- * {@link RdmaCmPort.qpAttributes}. Errors are those of all ports; `operation` is the function of librdmacm.
+ * For iWARP the kernel connects the queue pair; for InfiniBand and RoCE the caller does, with {@link
+ * RdmaCmPort.qpAttributes}. Errors are as in all ports; `operation` is the function of librdmacm.
  */
 import type { VerbsHandle, VerbsQpAttributes } from './verbs-types.js';
 
-/** An IP address and port, in RDMA's own space of ports. */
+/** An IP address and a port number of RDMA's own port space. */
 export interface CmAddress {
-  /** IPv4 or IPv6 in the usual notation; of link-local ones with the interface's name, such as `fe80::1%eth0` */
+  /** IPv4 or IPv6 in the usual notation; link-local with the interface name, such as `fe80::1%eth0` */
   readonly host: string;
   readonly port: number;
 }
 
-/** Where events come from. Given back by `RdmaCmPort.destroyChannel`. */
+/** The source of events. Released by `RdmaCmPort.destroyChannel`. */
 export interface CmChannel extends VerbsHandle {
-  /** Readable when `RdmaCmPort.nextEvent` has something. Does not block. It belongs to the channel. */
+  /** Readable when `RdmaCmPort.nextEvent` has an event. Non-blocking; owned by the channel. */
   readonly fd: number;
 }
 
-/** A listener or a connection, as sockets are. Given back by `RdmaCmPort.destroyId`. */
+/** A listener or a connection, like a socket. Released by `RdmaCmPort.destroyId`. */
 export interface CmId extends VerbsHandle {
   readonly channel: CmChannel;
 }
 
-/** What a connection is asked for, or accepted, with. */
+/** Parameters of a connection request or its acceptance. */
 export interface CmParameters {
   /** The number of the queue pair, 24 bits */
   readonly queuePair: number;
-  /** For the program at the other side; 0 to 196 bytes, fewer on some ways: 56 for a request on InfiniBand and RoCE */
+  /** Data for the peer's program; 0 to 196 bytes, fewer in some messages: 56 for a request on InfiniBand and RoCE */
   readonly data: Uint8Array;
-  /** Reads and atomics under way that it answers */
+  /** Outstanding reads and atomics that it accepts as responder */
   readonly responderDepth: number;
-  /** The same as the one that asks */
+  /** Outstanding reads and atomics as initiator */
   readonly initiatorDepth: number;
   /** at most 7. Ignored when accepting, as it is on iWARP. */
   readonly retries: number;
@@ -42,66 +42,76 @@ export interface CmParameters {
   readonly rnrRetries: number;
 }
 
-/** Something that happened to an id. */
+/** An event of an id. */
 export interface CmEvent {
   /** The type by name without `RDMA_CM_EVENT_`, such as `CONNECT_REQUEST`, `REJECTED` */
   readonly name: string;
-  /** 0, a negative error number, or of `REJECTED` a reason of the transport's */
+  /** 0, a negative errno, or for `REJECTED` a reason code of the transport */
   readonly status: number;
-  /** Of a `CONNECT_REQUEST` a new one, which is the caller's */
+  /** For `CONNECT_REQUEST` a new id, owned by the caller */
   readonly id: CmId;
-  /** The one that listens, of a `CONNECT_REQUEST` */
+  /** The listening id, for `CONNECT_REQUEST` */
   readonly listener: CmId | undefined;
-  /** What the program at the other side sent along; on InfiniBand and RoCE with zeros behind */
+  /** Data from the peer's program; on InfiniBand and RoCE padded with zeros */
   readonly data: Uint8Array;
-  /** What the other side leaves to this one, of `CONNECT_REQUEST`, `CONNECT_RESPONSE` and `ESTABLISHED` */
+  /** Responder depth for this side, in `CONNECT_REQUEST`, `CONNECT_RESPONSE` and `ESTABLISHED` */
   readonly responderDepth: number;
   readonly initiatorDepth: number;
 }
 
-/** The connection manager, through librdmacm, which is loaded on first use; where it can not be, every method is ENOTSUP. */
+/**
+ * The connection manager, through librdmacm. The library is loaded on first use; if it can not be loaded, every method
+ * throws ENOTSUP.
+ */
 export interface RdmaCmPort {
-  /** Why it can not be used, in a clause, with what to install; `undefined` where it can. Loads the library. */
+  /** Why it is not available and what to install, as a clause; `undefined` if it is. Loads the library. */
   readonly limitation: string | undefined;
 
-  /** rdma_create_event_channel. ENODEV, ENOENT or EACCES when the kernel has no `/dev/infiniband/rdma_cm`, or not for this user. */
+  /**
+   * rdma_create_event_channel. ENODEV, ENOENT or EACCES if `/dev/infiniband/rdma_cm` does not exist, or this user may
+   * not open it.
+   */
   createChannel(): CmChannel;
-  /** Nobody may watch its descriptor any more. EBUSY while an id uses it. */
+  /** Close all watches of its descriptor first. EBUSY while an id uses it. */
   destroyChannel(channel: CmChannel): void;
-  /** Takes the next event, copies and acknowledges it; `undefined` when there is none. */
+  /** Takes, copies and acknowledges the next event; `undefined` if there is none. */
   nextEvent(channel: CmChannel): CmEvent | undefined;
 
   /** rdma_create_id for connections (RDMA_PS_TCP). */
   createId(channel: CmChannel): CmId;
-  /** rdma_destroy_id. Ends its connection, and refuses a request that was not answered. */
+  /** rdma_destroy_id. Ends its connection, and rejects an unanswered request. */
   destroyId(id: CmId): void;
-  /** rdma_bind_addr. Port 0 takes any that is free. ENODEV when no device has the address, EADDRINUSE. */
+  /** rdma_bind_addr. Port 0 takes any free port. ENODEV if no device has the address, EADDRINUSE. */
   bind(id: CmId, address: CmAddress): void;
   /** rdma_listen. EADDRINUSE. */
   listen(id: CmId, backlog: number): void;
-  /** rdma_resolve_addr: begins to look for the device that leads there, and its own address; `ADDR_RESOLVED` or `ADDR_ERROR` follows. */
+  /**
+   * rdma_resolve_addr: starts to resolve the device and local address for a destination; `ADDR_RESOLVED` or
+   * `ADDR_ERROR` follows.
+   */
   resolveAddress(id: CmId, to: CmAddress, timeoutMs: number): void;
-  /** rdma_resolve_route: begins to look for the way; `ROUTE_RESOLVED` or `ROUTE_ERROR` follows. */
+  /** rdma_resolve_route: starts to resolve the route; `ROUTE_RESOLVED` or `ROUTE_ERROR` follows. */
   resolveRoute(id: CmId, timeoutMs: number): void;
-  /** The name of the device that it is bound to; `undefined` as long as it is not. */
+  /** The name of the device that it is bound to; `undefined` before that. */
   device(id: CmId): string | undefined;
-  /** Its own address. */
+  /** The local address. */
   local(id: CmId): CmAddress | undefined;
-  /** The other side's address. */
+  /** The peer's address. */
   remote(id: CmId): CmAddress | undefined;
-  /** rdma_init_qp_attr: what `VerbsPort.modifyQp` is to be given to bring its queue pair into `state` (IBV_QPS_*). */
+  /** rdma_init_qp_attr: the attributes for `VerbsPort.modifyQp` to bring its queue pair into `state` (IBV_QPS_*). */
   qpAttributes(id: CmId, state: number): VerbsQpAttributes;
   /**
-   * rdma_connect. `CONNECT_RESPONSE` (InfiniBand, RoCE: then {@link establish}) or `ESTABLISHED` (iWARP) follows, or `REJECTED`,
-   * `UNREACHABLE`, `CONNECT_ERROR`. May wait for the other machine (siw does); ECONNREFUSED at once when nobody listens there.
+   * rdma_connect. `CONNECT_RESPONSE` (InfiniBand, RoCE: then call {@link establish}) or `ESTABLISHED` (iWARP) follows,
+   * or `REJECTED`, `UNREACHABLE`, `CONNECT_ERROR`. May wait for the other machine (siw does); ECONNREFUSED at once if
+   * nobody listens there.
    */
   connect(id: CmId, parameters: CmParameters): void;
   /** rdma_accept of a `CONNECT_REQUEST`; `ESTABLISHED` or `CONNECT_ERROR` follows. */
   accept(id: CmId, parameters: CmParameters): void;
-  /** rdma_establish: tells the other side, which then has `ESTABLISHED`, that the queue pair is ready. */
+  /** rdma_establish: tells the peer, which then gets `ESTABLISHED`, that the queue pair is ready. */
   establish(id: CmId): void;
   /** rdma_reject of a `CONNECT_REQUEST`. */
   reject(id: CmId, data: Uint8Array): void;
-  /** rdma_disconnect; `DISCONNECTED` follows, here and at the other side. */
+  /** rdma_disconnect; `DISCONNECTED` follows on both sides. */
   disconnect(id: CmId): void;
 }

@@ -1,4 +1,4 @@
-/** Attributes between the structs of libibverbs and plain objects. */
+/** Converts attributes between structs of libibverbs and plain objects. */
 import { invalid } from '../../errors.js';
 import * as devices from './abi/devices.js';
 import * as queues from './abi/queues.js';
@@ -66,12 +66,12 @@ const MTUS: ReadonlyMap<number, number> = new Map([
   [queues.IBV_MTU_4096, 4096],
 ]);
 
-/** The kind of node in a `struct ibv_device`. */
+/** The node type in a `struct ibv_device`. */
 export function nodeType(value: number): VerbsDevice['node'] {
   return NODES.get(value) ?? 'unknown';
 }
 
-/** The kind of transport in a `struct ibv_device`. */
+/** The transport type in a `struct ibv_device`. */
 export function transportType(value: number): VerbsDevice['transport'] {
   return TRANSPORTS.get(value) ?? 'unknown';
 }
@@ -155,7 +155,7 @@ export function readGid(struct: DataView): VerbsGid {
   };
 }
 
-/** One attribute of a queue pair that is a number: its bit in the mask, its place and width in bytes, its largest value. */
+/** A numeric attribute of a queue pair: its mask bit, offset and width in bytes, and largest value. */
 interface QpField {
   readonly name: keyof VerbsQpStatus;
   readonly mask: number;
@@ -190,10 +190,10 @@ const QP_FIELDS: readonly QpField[] = [
   },
 ];
 
-/** The mask that asks for all that {@link readQpStatus} reads. */
+/** The mask of everything that {@link readQpStatus} reads. */
 export const QP_STATUS_MASK = QP_FIELDS.reduce((mask, field) => mask | field.mask, 0);
 
-/** Puts what is given into a `struct ibv_qp_attr`; EINVAL for what is out of range. Returns the mask. */
+/** Writes the given attributes to a `struct ibv_qp_attr`; EINVAL if one is out of range. Returns the mask. */
 export function writeQpAttributes(struct: DataView, attributes: VerbsQpAttributes): number {
   let mask = 0;
   for (const { name, mask: bit, at, width, max } of QP_FIELDS) {
@@ -214,7 +214,7 @@ export function writeQpAttributes(struct: DataView, attributes: VerbsQpAttribute
   return mask;
 }
 
-/** What a `struct ibv_qp_attr` says. */
+/** The contents of a `struct ibv_qp_attr`. */
 export function readQpStatus(struct: DataView): VerbsQpStatus {
   const values = QP_FIELDS.map(({ name, at, width }) => {
     const value =
@@ -224,7 +224,7 @@ export function readQpStatus(struct: DataView): VerbsQpStatus {
   return Object.fromEntries(values) as VerbsQpStatus;
 }
 
-/** What of a `struct ibv_qp_attr` is in `mask`: what {@link writeQpAttributes} would be given for it. */
+/** The attributes of a `struct ibv_qp_attr` that are in `mask`: the inverse of {@link writeQpAttributes}. */
 export function readQpAttributes(struct: DataView, mask: number): VerbsQpAttributes {
   const all = Object.entries(readQpStatus(struct));
   const chosen = all.filter(([name]) => QP_FIELDS.some((field) => field.name === name && (mask & field.mask) !== 0));
@@ -251,7 +251,7 @@ function readPath(struct: DataView): VerbsPath {
   };
 }
 
-/** Fills a zeroed `struct ibv_ah_attr`; EINVAL for what is out of range. */
+/** Fills a zeroed `struct ibv_ah_attr`; EINVAL if a value is out of range. */
 export function writePath(struct: DataView, path: VerbsPath, operation: string): void {
   const { port, lid = 0, serviceLevel = 0, route } = path;
   checkNumber(operation, 'port', port, 255);
@@ -285,7 +285,7 @@ function mtuCode(bytes: number): number {
   throw invalid('ibv_modify_qp', `the MTU ${bytes} is not one of ${[...MTUS.values()].join(', ')}`);
 }
 
-/** Big-endian bytes as the kernel writes GUIDs and GIDs. */
+/** Big-endian bytes in the kernel's notation of GUIDs and GIDs. */
 function readHexGroups(struct: DataView, offset: number, bytes: number): string {
   return Array.from({ length: bytes / 2 }, (_, i) =>
     struct

@@ -1,4 +1,4 @@
-/** What the port for libibverbs hands out: the addresses of its structs, with what is needed to use and to give them back. */
+/** The handles of the libibverbs port: addresses of its structs, with what is needed to use and release them. */
 import type { CFunction, Libc } from '../linux/libc.js';
 import { CONTEXT, mutexSize, VERBS_CONTEXT } from './abi/context.js';
 import type {
@@ -13,7 +13,7 @@ import type {
   VerbsQp,
 } from './verbs-types.js';
 
-/** The functions that an open device brings along; those it may lack are undefined then. */
+/** The functions of an open device; undefined if it lacks one. */
 export interface ContextFunctions {
   readonly allocMw: CFunction | undefined;
   readonly bindMw: CFunction | undefined;
@@ -49,7 +49,7 @@ export function contextFunctions(libc: Libc): (context: number) => ContextFuncti
     const outer = context - VERBS_CONTEXT.context;
     const isExtended =
       libc.peek(context + toAbiCompat) === 0xffffffff && libc.peek(context + toAbiCompat + 4) === 0xffffffff;
-    /** As the header's `verbs_get_ctx_op` does. */
+    /** Like the header's `verbs_get_ctx_op`. */
     const extended = (offset: number, make: (va: number) => CFunction): CFunction | undefined => {
       const whole = VERBS_CONTEXT.context + toAbiCompat + 8;
       if (!isExtended || peekPointer(libc, outer + VERBS_CONTEXT.sz) < whole - offset) return undefined;
@@ -70,13 +70,13 @@ export function contextFunctions(libc: Libc): (context: number) => ContextFuncti
   };
 }
 
-/** The pointer (or 64-bit number) at `va`. */
+/** Reads the pointer (or 64-bit number) at `va`. */
 export function peekPointer(libc: Libc, va: number): number {
   return libc.peek(va) + libc.peek(va + 4) * 4294967296;
 }
 
 export class DeviceContext implements VerbsContext {
-  /** All that was made on it and is open, by address. */
+  /** All open objects created on it, by address. */
   readonly parts = new Map<number, VerbsHandle>();
 
   constructor(
@@ -88,7 +88,7 @@ export class DeviceContext implements VerbsContext {
   ) {}
 }
 
-/** What is made on a context. */
+/** An object created on a context. */
 export abstract class Part {
   constructor(
     public address: number,
@@ -100,7 +100,7 @@ export abstract class Part {
 
 export class Pd extends Part implements VerbsPd {}
 
-/** What is made in a protection domain. */
+/** An object created in a protection domain. */
 abstract class Member extends Part {
   constructor(
     address: number,
@@ -153,7 +153,7 @@ export class Cq extends Part implements VerbsCq {
   }
 }
 
-/** What a queue pair was given. */
+/** The sizes of a queue pair. */
 export interface QpShape {
   readonly number: number;
   readonly sends: number;

@@ -1,8 +1,9 @@
 /**
- * What the library asks of RDMA devices: the verbs of libibverbs, whose manual pages (`man ibv_reg_mr`) say what each does.
+ * The RDMA verbs that the library uses. Each method is a function of libibverbs; its manual page (`man ibv_reg_mr`)
+ * describes it.
  *
- * Errors are those of all ports; `operation` is the function of libibverbs. A handle that was given back, or that another
- * port made, is EINVAL; one whose device was unplugged is EIO or ENODEV.
+ * Errors are as in all ports; `operation` is the function of libibverbs. A handle that was released, or belongs to
+ * another port, is EINVAL; if its device was unplugged, EIO or ENODEV.
  */
 import type {
   VerbsAh,
@@ -28,105 +29,115 @@ import type {
 } from './verbs-types.js';
 import type { Completions, ReceiveRequests, SendRequests } from './verbs-work.js';
 
-/** RDMA devices, through libibverbs. The library is loaded on first use; where it can not be, every method is ENOTSUP. */
+/**
+ * RDMA devices, through libibverbs. The library is loaded on first use; if it can not be loaded, every method throws
+ * ENOTSUP.
+ */
 export interface VerbsPort {
-  /** Why there are no verbs here, in a clause, with what to install; `undefined` where there are. Loads the library. */
+  /** Why verbs are not available and what to install, as a clause; `undefined` if they are. Loads the library. */
   readonly limitation: string | undefined;
 
-  /** The devices of this machine, by the kernel's order. Empty also where the kernel has no RDMA. */
+  /** The devices of this machine, in the kernel's order. Empty if the kernel does not support RDMA. */
   devices(): VerbsDevice[];
-  /** ibv_open_device. ENODEV when there is none of that name; ENOENT, EACCES for its character device. */
+  /** ibv_open_device. ENODEV if no device has that name; ENOENT, EACCES from its character device. */
   open(name: string): VerbsContext;
-  /** ibv_close_device. Nobody may watch its descriptor any more. EBUSY while anything made on it is open. */
+  /** ibv_close_device. Close all watches of its descriptor first. EBUSY while anything created on it is open. */
   close(context: VerbsContext): void;
   queryDevice(context: VerbsContext): VerbsDeviceAttributes;
   /** @param port from 1 */
   queryPort(context: VerbsContext, port: number): VerbsPortAttributes;
   /** The addresses of all ports. */
   gids(context: VerbsContext): VerbsGid[];
-  /** Takes the next event, and acknowledges it; `undefined` when there is none. */
+  /** Takes and acknowledges the next event; `undefined` if there is none. */
   nextAsyncEvent(context: VerbsContext): VerbsAsyncEvent | undefined;
 
   allocatePd(context: VerbsContext): VerbsPd;
-  /** EBUSY as long as anything of it is open. */
+  /** EBUSY while anything created in it is open. */
   deallocatePd(pd: VerbsPd): void;
 
   /**
-   * ibv_reg_mr: pins memory and makes it reachable for the device. EFAULT when it is not mapped, or is read-only and
-   * `access` has IBV_ACCESS_LOCAL_WRITE; ENOMEM beyond RLIMIT_MEMLOCK or the device's count; EINVAL when `access` allows
-   * remote writes or atomics without local writes; ENOTSUP for what the device has not. The memory must stay mapped until
-   * the region is given back.
+   * ibv_reg_mr: pins memory and makes it accessible to the device. EFAULT if it is not mapped, or is read-only and
+   * `access` has IBV_ACCESS_LOCAL_WRITE; ENOMEM beyond RLIMIT_MEMLOCK or the device's limit; EINVAL if `access` allows
+   * remote writes or atomics without local writes; ENOTSUP if the device does not support `access`. The memory must
+   * stay mapped until the region is deregistered.
    */
   registerMemory(pd: VerbsPd, options: VerbsMrOptions): VerbsMr;
-  /** As `registerMemory`, on another thread. The protection domain has to stay until it is done. */
+  /** Like `registerMemory`, on another thread. Keep the protection domain until it is done. */
   registerMemoryAsync(pd: VerbsPd, options: VerbsMrOptions): Promise<VerbsMr>;
-  /** ibv_reg_dmabuf_mr. ENOTSUP when library, kernel or device can not. */
+  /** ibv_reg_dmabuf_mr. ENOTSUP if the library, kernel or device does not support it. */
   registerDmabuf(pd: VerbsPd, options: VerbsDmabufOptions): VerbsMr;
-  /** ibv_dereg_mr: the keys stop working at once. EBUSY while a window is bound to it. */
+  /** ibv_dereg_mr: the keys become invalid at once. EBUSY while a window is bound to it. */
   deregisterMemory(mr: VerbsMr): void;
-  /** As `deregisterMemory`, on another thread. */
+  /** Like `deregisterMemory`, on another thread. */
   deregisterMemoryAsync(mr: VerbsMr): Promise<void>;
   /**
    * ibv_advise_mr for [va, va + length) of a region with on-demand paging.
    *
    * @param advice IBV_ADVISE_MR_ADVICE_*
-   * @param flush wait until it is done? Else it is only begun.
+   * @param flush wait until it is done? Otherwise it only starts.
    */
   adviseMemory(mr: VerbsMr, va: number, length: number, advice: number, flush: boolean): void;
 
   allocateMw(pd: VerbsPd, type: 1 | 2): VerbsMw;
   deallocateMw(mw: VerbsMw): void;
-  /** ibv_bind_mw: posts the binding of a window of type 1 to the send queue, with a completion like any other request's. Returns its new rkey. */
+  /**
+   * ibv_bind_mw: posts the binding of a type 1 window to the send queue, with a completion like any other request.
+   * Returns the new rkey.
+   */
   bindMw(qp: VerbsQp, mw: VerbsMw, binding: VerbsMwBinding): number;
 
   createChannel(context: VerbsContext): VerbsChannel;
-  /** Nobody may watch its descriptor any more. EBUSY while a completion queue uses it. */
+  /** Close all watches of its descriptor first. EBUSY while a completion queue uses it. */
   destroyChannel(channel: VerbsChannel): void;
-  /** Takes the next event, and acknowledges it; `undefined` when there is none. */
+  /** Takes and acknowledges the next event; `undefined` if there is none. */
   nextCqEvent(channel: VerbsChannel): VerbsCq | undefined;
 
   /**
-   * @param entries completions it has to hold at least
-   * @param channel who tells that completions came, after {@link requestNotify}
+   * @param entries minimum number of completions it must hold
+   * @param channel reports new completions, after {@link requestNotify}
    * @param vector from 0 to the context's `vectors` - 1. Default 0.
    */
   createCq(context: VerbsContext, entries: number, channel?: VerbsChannel, vector?: number): VerbsCq;
-  /** ENOTSUP when the device can not; EINVAL when there are more completions in it than it would hold. */
+  /** ENOTSUP if the device can not resize; EINVAL if the queue now holds more than `entries` completions. */
   resizeCq(cq: VerbsCq, entries: number): void;
   /** EBUSY while a queue pair uses it. */
   destroyCq(cq: VerbsCq): void;
   /**
-   * The next completion that comes after this makes one event on the channel. Poll once more after it: what came before
-   * makes none.
+   * Requests one event on the channel for the next completion. Poll once more afterwards: earlier completions cause no
+   * event.
    *
-   * @param solicitedOnly only receives sent with IBV_SEND_SOLICITED, and errors
+   * @param solicitedOnly only for receives sent with IBV_SEND_SOLICITED, and errors
    */
   requestNotify(cq: VerbsCq, solicitedOnly: boolean): void;
-  /** ibv_poll_cq: fills `into` from slot 0 on. Returns how many came. Does not block. */
+  /** ibv_poll_cq: fills `into` from slot 0 on and returns how many completions it took. Does not block. */
   pollCq(cq: VerbsCq, into: Completions): number;
 
   createQp(pd: VerbsPd, options: VerbsQpOptions): VerbsQp;
-  /** ibv_modify_qp. On the way to RTR the kernel may look for the peer's link address, and wait for a second when nobody answers. */
+  /**
+   * ibv_modify_qp. On the transition to RTR the kernel may resolve the peer's link address, and wait a second if there
+   * is no reply.
+   */
   modifyQp(qp: VerbsQp, attributes: VerbsQpAttributes): void;
-  /** As `modifyQp`, on another thread. The queue pair has to stay, and nobody else may change it, until it is done. */
+  /** Like `modifyQp`, on another thread. Until it is done, keep the queue pair and do not change it otherwise. */
   modifyQpAsync(qp: VerbsQp, attributes: VerbsQpAttributes): Promise<void>;
   queryQp(qp: VerbsQp): VerbsQpStatus;
   destroyQp(qp: VerbsQp): void;
-  /** ibv_create_ah. It may look for the peer's link address, as `modifyQp` does. */
+  /** ibv_create_ah. It may resolve the peer's link address, as `modifyQp` does. */
   createAh(pd: VerbsPd, path: VerbsPath): VerbsAh;
-  /** As `createAh`, on another thread. The protection domain has to stay until it is done. */
+  /** Like `createAh`, on another thread. Keep the protection domain until it is done. */
   createAhAsync(pd: VerbsPd, path: VerbsPath): Promise<VerbsAh>;
   destroyAh(ah: VerbsAh): void;
 
   /**
-   * ibv_post_send of slots `first` to `first + count - 1`, the last slot being followed by slot 0. The slots are free
-   * again when it returns. The memory they name, unless sent inline, is the device's until their completion. What is
-   * named with IBV_SEND_INLINE must be memory that can be read: nobody checks it.
+   * ibv_post_send of slots `first` to `first + count - 1`; slot 0 follows the last slot. When it returns, the slots can
+   * be reused. The memory of a request, unless sent inline, belongs to the device until its completion. Memory sent
+   * with IBV_SEND_INLINE must be readable: this is not checked.
    *
-   * @returns how many were taken. Fewer than `count` when one was refused; post that one again to have its error.
-   * @throws when the first one was refused: ENOMEM when the queue is full or a request too large for it, EINVAL
+   * @returns how many requests were posted. Fewer than `count` if one was refused; post that one again to get its
+   * error.
+   * @throws if the first one was refused: ENOMEM if the queue is full or the request too large for it, EINVAL
    */
   postSend(qp: VerbsQp, requests: SendRequests, first: number, count: number): number;
-  /** ibv_post_recv; all as in {@link postSend}. */
+  /** ibv_post_recv; otherwise like {@link postSend}. */
   postReceive(qp: VerbsQp, requests: ReceiveRequests, first: number, count: number): number;
 }

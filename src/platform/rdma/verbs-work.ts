@@ -1,9 +1,9 @@
 /**
- * Work requests and completions in the layout of libibverbs, in memory that stays where it is: they are made once, filled
- * in by stores and used over and over, so that neither a request nor a completion costs an allocation.
+ * Work requests and completions in the layout of libibverbs, in memory that never moves. Create them once, fill them in
+ * by stores and reuse them: neither a request nor a completion allocates.
  *
- * Slots count from 0. Setters check nothing but the number of segments: `VerbsPort.postSend` and `postReceive` refuse slots
- * that are not there. Identifiers and addresses are integers in [0, 2^53); lengths and keys are 32 bits wide.
+ * Slots count from 0. Setters check only the number of segments: `VerbsPort.postSend` and `postReceive` refuse slots
+ * out of range. Ids and addresses are integers in [0, 2^53); lengths and keys have 32 bits.
  */
 import { invalid } from '../../errors.js';
 import { show } from '../../show.js';
@@ -13,21 +13,21 @@ import * as abi from './abi/requests.js';
 
 const { RECV_WR, SEND_WR, SGE, WC } = abi;
 
-/** Tells where arrays are; a `MemoryPort` does. */
+/** Gives the address of an array; a `MemoryPort` is one. */
 export interface Addresses {
   addressOf(view: ArrayBufferView): Va;
 }
 
-/** What pointers of a request lead to. */
+/** Objects that a request points to. */
 type Target = VerbsAh | VerbsMr | VerbsMw;
 
-/** What send and receive requests have in common. */
+/** Common part of send and receive requests. */
 abstract class Requests {
-  /** How many there are. */
+  /** How many requests there are. */
   readonly slots: number;
-  /** Segments that each may have. */
+  /** Most segments of a request. */
   readonly sges: number;
-  /** Of {@link slots} requests, each `stride` words. */
+  /** {@link slots} requests of `stride` words each. */
   protected readonly words: Uint32Array;
   readonly #segments: Uint32Array;
   readonly #stride: number;
@@ -52,47 +52,47 @@ abstract class Requests {
     }
   }
 
-  /** What the completion of `slot` is told by. */
+  /** Sets the id that the completion of `slot` will have. */
   setId(slot: number, id: number): void {
     put(this.words, slot * this.#stride + SEND_WR.wr_id / 4, id);
   }
 
-  /** The memory of `slot` is this segment, and no other. `va` is the address in the region's own terms (its `iova`). */
+  /** Makes this segment the only memory of `slot`. `va` is an address as the region defines it (by its `iova`). */
   setLocal(slot: number, va: number, length: number, lkey: number): void {
     this.words[slot * this.#stride + SEND_WR.num_sge / 4] = 1;
     this.#segment(slot * this.sges, va, length, lkey);
   }
 
-  /** One more segment of `slot`. EINVAL beyond {@link sges}. */
+  /** Adds a segment to `slot`. EINVAL beyond {@link sges}. */
   addLocal(slot: number, va: number, length: number, lkey: number): void {
     const at = slot * this.#stride + SEND_WR.num_sge / 4;
     const before = this.words[at];
-    if (before >= this.sges) throw invalid('addLocal', `a request has ${this.sges} segments at most`);
+    if (before >= this.sges) throw invalid('addLocal', `a request has at most ${this.sges} segments`);
     this.words[at] = before + 1;
     this.#segment(slot * this.sges + before, va, length, lkey);
   }
 
-  /** `slot` has no memory: a message without bytes. */
+  /** Removes the memory of `slot`: an empty message. */
   clearLocal(slot: number): void {
     this.words[slot * this.#stride + SEND_WR.num_sge / 4] = 0;
   }
 
-  /** For ports: where `slot` is. */
+  /** For ports: the address of `slot`. */
   addressOf(slot: number): number {
     return this.#base + slot * this.#bytes;
   }
 
-  /** For ports: the slot at an address of {@link addressOf}. */
+  /** For ports: the slot at an address from {@link addressOf}. */
   slotAt(address: number): number {
     return (address - this.#base) / this.#bytes;
   }
 
-  /** For ports: makes `slot` the last one of a chain, until {@link join}. */
+  /** For ports: makes `slot` the last of a chain, until {@link join}. */
   cut(slot: number): void {
     put(this.words, slot * this.#stride + SEND_WR.next / 4, 0);
   }
 
-  /** For ports: `slot` is followed by the next one again. */
+  /** For ports: links `slot` to the next one again. */
   join(slot: number): void {
     this.#link(slot);
   }
@@ -125,11 +125,11 @@ export class ReceiveRequests extends Requests {
 }
 
 /**
- * Requests for send queues. Each is made of its memory ({@link setLocal}), its identifier ({@link setId}) and one of the
- * verbs below, whose `flags` are IBV_SEND_*; what is not set again stays as it was.
+ * Requests for send queues. Set the memory ({@link setLocal}), the id ({@link setId}) and one of the operations below,
+ * with `flags` of IBV_SEND_*; values that are not set again stay as they were.
  */
 export class SendRequests extends Requests {
-  /** What a slot's pointers lead to, by slot; it must be open when the slot is posted. */
+  /** The objects that each slot points to; they must be open when the slot is posted. */
   readonly #objects: (readonly Target[])[];
 
   /**
@@ -144,18 +144,18 @@ export class SendRequests extends Requests {
     this.#objects = new Array<readonly Target[]>(slots).fill(NOTHING);
   }
 
-  /** RDMA write: local memory to the other side's. */
+  /** RDMA write: local memory to the peer's memory. */
   write(slot: number, remote: number, rkey: number, flags: number): void {
     this.#oneSided(slot, abi.IBV_WR_RDMA_WRITE, remote, rkey, flags);
   }
 
-  /** RDMA write that takes a receive request of the other side and hands it 32 bits. */
+  /** RDMA write that also consumes a receive request of the peer and passes it 32 bits. */
   writeWithImmediate(slot: number, remote: number, rkey: number, immediate: number, flags: number): void {
     this.#oneSided(slot, abi.IBV_WR_RDMA_WRITE_WITH_IMM, remote, rkey, flags);
     this.words[slot * WORDS + SEND_WR.imm_data / 4] = swap(immediate);
   }
 
-  /** RDMA read: the other side's memory to local memory. */
+  /** RDMA read: the peer's memory to local memory. */
   read(slot: number, remote: number, rkey: number, flags: number): void {
     this.#oneSided(slot, abi.IBV_WR_RDMA_READ, remote, rkey, flags);
   }
@@ -171,21 +171,21 @@ export class SendRequests extends Requests {
     this.words[slot * WORDS + SEND_WR.imm_data / 4] = swap(immediate);
   }
 
-  /** A send that takes the right of `rkey`, a window's of type 2, from whoever has it. */
+  /** A send that also invalidates `rkey`, a type 2 window of the receiver. */
   sendWithInvalidate(slot: number, rkey: number, flags: number): void {
     this.#verb(slot, abi.IBV_WR_SEND_WITH_INV, flags);
     this.words[slot * WORDS + SEND_WR.invalidate_rkey / 4] = rkey;
   }
 
-  /** Takes the right of `rkey`, a local window's of type 2. */
+  /** Invalidates `rkey`, a local type 2 window. */
   invalidate(slot: number, rkey: number, flags: number): void {
     this.#verb(slot, abi.IBV_WR_LOCAL_INV, flags);
     this.words[slot * WORDS + SEND_WR.invalidate_rkey / 4] = rkey;
   }
 
   /**
-   * The 8 bytes at `remote`, a multiple of 8, become `exchange` if they are `compare`; what they were comes to local memory.
-   * A Number is a safe integer, negative ones as two's complement; a BigInt is taken modulo 2^64.
+   * If the 8 bytes at `remote`, a multiple of 8, equal `compare`, sets them to `exchange`; the old value is written to
+   * local memory. A Number is a safe integer, two's complement if negative; a BigInt is taken modulo 2^64.
    */
   compareAndSwap(
     slot: number,
@@ -200,13 +200,13 @@ export class SendRequests extends Requests {
     putWhole(this.words, slot * WORDS + SEND_WR['wr.atomic.swap'] / 4, exchange);
   }
 
-  /** `add` is added to the 8 bytes at `remote`; all else as in {@link compareAndSwap}. */
+  /** Adds `add` to the 8 bytes at `remote`; otherwise like {@link compareAndSwap}. */
   fetchAndAdd(slot: number, remote: number, rkey: number, add: number | bigint, flags: number): void {
     this.#atomic(slot, abi.IBV_WR_ATOMIC_FETCH_AND_ADD, remote, rkey, flags);
     putWhole(this.words, slot * WORDS + SEND_WR['wr.atomic.compare_add'] / 4, add);
   }
 
-  /** Where `slot`, a send, goes: for datagrams. Call it after {@link send} or {@link sendWithImmediate}. */
+  /** The destination of `slot`, a datagram send. Call it after {@link send} or {@link sendWithImmediate}. */
   setDestination(slot: number, ah: VerbsAh, qpNumber: number, qkey: number): void {
     const { words } = this;
     const at = slot * WORDS;
@@ -217,9 +217,9 @@ export class SendRequests extends Requests {
   }
 
   /**
-   * Binds a window of type 2 to [va, va + length) of `mr`.
+   * Binds a type 2 window to [va, va + length) of `mr`.
    *
-   * @param rkey the key it shall have: the window's with other low 8 bits
+   * @param rkey the new key: the window's with different low 8 bits
    * @param access IBV_ACCESS_REMOTE_*, IBV_ACCESS_ZERO_BASED
    */
   bindWindow(
@@ -244,10 +244,12 @@ export class SendRequests extends Requests {
     this.#objects[slot] = [mw, mr];
   }
 
-  /** For ports: may `slot` be handed to a queue pair of `pd`, all its pointers leading to open things of that domain? */
+  /**
+   * For ports: can `slot` be posted to a queue pair of `pd`? All objects it points to must be open and in that domain.
+   */
   isSound(slot: number, pd: VerbsPd, datagram: boolean): boolean {
     const objects = this.#objects[slot];
-    // A queue pair of datagrams would follow whatever is at the place of a destination that was not set.
+    // A datagram queue pair would follow the pointer of a destination that was never set.
     if (objects === NOTHING) return !datagram;
     if (datagram && objects.length !== 1) return false;
     return objects.every((each) => each.address !== 0 && each.pd === pd);
@@ -274,11 +276,11 @@ export class SendRequests extends Requests {
   }
 }
 
-/** Room for completions, which `VerbsPort.pollCq` fills from slot 0 on. What a slot says holds until the next poll. */
+/** Memory for completions, which `VerbsPort.pollCq` fills from slot 0 on. A slot is valid until the next poll. */
 export class Completions {
-  /** How many can come at once. */
+  /** Most completions of one poll. */
   readonly slots: number;
-  /** For ports: where slot 0 is. */
+  /** For ports: the address of slot 0. */
   readonly address: number;
   readonly #words: Uint32Array;
 
@@ -296,18 +298,18 @@ export class Completions {
     this.address = memory.addressOf(this.#words);
   }
 
-  /** The request's identifier. */
+  /** The id of the request. */
   id(slot: number): number {
     const at = slot * WC_WORDS + WC.wr_id / 4;
     return this.#words[at] + this.#words[at + 1] * 4294967296;
   }
 
-  /** IBV_WC_SUCCESS, or what went wrong: then only {@link id}, {@link qpNumber} and {@link vendorError} mean anything. */
+  /** IBV_WC_SUCCESS, or the error; on error only {@link id}, {@link qpNumber} and {@link vendorError} are valid. */
   status(slot: number): number {
     return this.#words[slot * WC_WORDS + WC.status / 4];
   }
 
-  /** What was done: IBV_WC_RECV and the like. */
+  /** The operation: IBV_WC_RECV and others. */
   opcode(slot: number): number {
     return this.#words[slot * WC_WORDS + WC.opcode / 4];
   }
@@ -317,27 +319,27 @@ export class Completions {
     return this.#words[slot * WC_WORDS + WC.vendor_err / 4];
   }
 
-  /** Bytes that came, of receives and reads; for datagrams with the 40 bytes of the global route's header. */
+  /** Bytes received, for receives and reads; datagrams include the 40 bytes of the global route header. */
   byteLength(slot: number): number {
     return this.#words[slot * WC_WORDS + WC.byte_len / 4];
   }
 
-  /** The 32 bits that came along, when {@link flags} has IBV_WC_WITH_IMM. */
+  /** The 32 bits of immediate data, if {@link flags} has IBV_WC_WITH_IMM. */
   immediate(slot: number): number {
     return swap(this.#words[slot * WC_WORDS + WC.imm_data / 4]);
   }
 
-  /** The key that was taken, when {@link flags} has IBV_WC_WITH_INV. */
+  /** The invalidated key, if {@link flags} has IBV_WC_WITH_INV. */
   invalidated(slot: number): number {
     return this.#words[slot * WC_WORDS + WC.invalidated_rkey / 4];
   }
 
-  /** The local queue pair's number. */
+  /** The number of the local queue pair. */
   qpNumber(slot: number): number {
     return this.#words[slot * WC_WORDS + WC.qp_num / 4];
   }
 
-  /** The number of the queue pair that a datagram came from. */
+  /** The number of the queue pair that sent a datagram. */
   sourceQp(slot: number): number {
     return this.#words[slot * WC_WORDS + WC.src_qp / 4];
   }
@@ -359,13 +361,13 @@ const WC_WORDS = WC.size / 4;
 
 const STATUS_NAMES: readonly string[] = abi.WC_STATUSES;
 
-/** 64 bits, little-endian, in two words. */
+/** Stores 64 bits as two words, little-endian. */
 function put(words: Uint32Array, at: number, value: number): void {
   words[at] = value >>> 0;
   words[at + 1] = value / 4294967296;
 }
 
-/** Any 64-bit integer. */
+/** Stores any 64-bit integer. */
 function putWhole(words: Uint32Array, at: number, value: number | bigint): void {
   if (typeof value === 'bigint') {
     words[at] = Number(value & 0xffffffffn);
@@ -376,7 +378,7 @@ function putWhole(words: Uint32Array, at: number, value: number | bigint): void 
   }
 }
 
-/** 32 bits between this machine's order, which is little-endian, and the network's. */
+/** Converts 32 bits between this machine's order, little-endian, and network order. */
 function swap(value: number): number {
   return (((value & 0xff) << 24) | ((value & 0xff00) << 8) | ((value >>> 8) & 0xff00) | (value >>> 24)) >>> 0;
 }

@@ -6,7 +6,7 @@ export const EPOLL_CTL_DEL = 2;
 export const EPOLLIN = 0x1;
 export const EPOLLOUT = 0x4;
 
-/** Room for a `struct epoll_event` on any architecture. */
+/** Enough bytes for a `struct epoll_event` on any architecture. */
 export const EPOLL_EVENT_ROOM = 16;
 
 /** `struct epoll_event`: events u32, data u64. It is packed on x86-64 only. */

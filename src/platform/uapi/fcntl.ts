@@ -8,7 +8,7 @@ export const O_RDWR = 0o2;
 export const O_CREAT = 0o100;
 export const O_EXCL = 0o200;
 export const O_NONBLOCK = 0o4000;
-/** Not the same on every architecture. */
+/** Its value depends on the architecture. */
 export const O_NOFOLLOW = constants.O_NOFOLLOW;
 export const O_CLOEXEC = 0o2000000;
 
@@ -21,10 +21,10 @@ export const F_GET_SEALS = 1034;
 export const F_SEAL_SHRINK = 0x2;
 export const F_SEAL_GROW = 0x4;
 
-/** "Relative to the working directory", where a system call takes a directory's descriptor. */
+/** The working directory, as the directory descriptor of a system call. */
 export const AT_FDCWD = -100;
 export const AT_SYMLINK_NOFOLLOW = 0x100;
-/** With an empty path: the file behind the descriptor itself. */
+/** With an empty path: the file of the descriptor itself. */
 export const AT_EMPTY_PATH = 0x1000;
 
 /** flock(2). */

@@ -1,6 +1,6 @@
 /**
- * iommufd: include/uapi/linux/iommufd.h (Linux 6.2). Each struct begins with its own size; the kernel takes a longer one than
- * it knows as long as the rest is 0. Members are u32 unless said otherwise.
+ * iommufd: include/uapi/linux/iommufd.h (Linux 6.2). Each struct begins with its own size; the kernel accepts a longer
+ * one than it knows if the rest is 0. Members are u32 unless noted.
  */
 
 /** Numbers of the ioctls. */
@@ -32,9 +32,12 @@ export const IOMMU_DESTROY = { sizeof: 8, size: 0, id: 4 } as const;
 
 export const IOMMU_IOAS_ALLOC = { sizeof: 12, size: 0, flags: 4, out_ioas_id: 8 } as const;
 
-/** Both u64; `last` belongs to the range. */
+/** Both u64; `last` is inclusive. */
 export const IOMMU_IOVA_RANGE = { sizeof: 16, start: 0, last: 8 } as const;
-/** allowed_iovas is the address (u64) of `num_iovas` {@link IOMMU_IOVA_RANGE}, out_iova_alignment u64. EMSGSIZE tells in `num_iovas` how many there are. */
+/**
+ * allowed_iovas is the address (u64) of `num_iovas` {@link IOMMU_IOVA_RANGE}, out_iova_alignment u64. On EMSGSIZE the
+ * kernel writes the needed number to `num_iovas`.
+ */
 export const IOMMU_IOAS_IOVA_RANGES = {
   sizeof: 32,
   size: 0,
@@ -82,13 +85,15 @@ export const IOMMU_IOAS_COPY = {
 export const IOMMU_IOAS_MAP_FIXED_IOVA = 0x1;
 export const IOMMU_IOAS_MAP_WRITEABLE = 0x2;
 export const IOMMU_IOAS_MAP_READABLE = 0x4;
-/** iova and length u64; from 0 with a length of all ones: everything. `length` comes back as what was unmapped. */
+/**
+ * iova and length u64; iova 0 with a length of all ones unmaps everything. On return `length` is the bytes unmapped.
+ */
 export const IOMMU_IOAS_UNMAP = { sizeof: 24, size: 0, ioas_id: 4, iova: 8, length: 16 } as const;
 export const IOMMU_IOAS_CHANGE_PROCESS = { sizeof: 8, size: 0 } as const;
 
 /** op u16, val64 u64. */
 export const IOMMU_OPTION = { sizeof: 24, size: 0, option_id: 4, op: 8, object_id: 12, val64: 16 } as const;
-/** Locked memory counts 0: per user, 1: per process (needs CAP_SYS_RESOURCE). */
+/** Locked memory is counted: 0 per user, 1 per process (needs CAP_SYS_RESOURCE). */
 export const IOMMU_OPTION_RLIMIT_MODE = 0;
 export const IOMMU_OPTION_HUGE_PAGES = 1;
 export const IOMMU_OPTION_OP_SET = 0;

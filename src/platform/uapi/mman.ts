@@ -11,7 +11,7 @@ export const MAP_ANONYMOUS = 0x20;
 export const MAP_NORESERVE = 0x4000;
 export const MAP_POPULATE = 0x8000;
 export const MAP_HUGETLB = 0x40000;
-/** At this address or not at all. Linux 4.17; older kernels take the address for a wish. */
+/** Map at exactly this address or fail. Since Linux 4.17; older kernels take the address as a hint. */
 export const MAP_FIXED_NOREPLACE = 0x100000;
 /** The binary logarithm of a hugetlb page size stands from this bit on in mmap's flags. */
 export const MAP_HUGE_SHIFT = 26;

@@ -5,7 +5,7 @@ export const PCI_CFG_SPACE_EXP_SIZE = 4096;
 /** The first byte that can hold a capability. */
 export const PCI_STD_HEADER_SIZEOF = 64;
 
-// The header of every device; u16 unless said otherwise.
+// The header of every device; u16 unless noted.
 
 export const PCI_VENDOR_ID = 0x00;
 export const PCI_DEVICE_ID = 0x02;
@@ -34,7 +34,7 @@ export const PCI_BASE_ADDRESS_MEM_TYPE_64 = 0x04;
 export const PCI_BASE_ADDRESS_MEM_PREFETCH = 0x08;
 export const PCI_SUBSYSTEM_VENDOR_ID = 0x2c;
 export const PCI_SUBSYSTEM_ID = 0x2e;
-/** u8: where the first capability is. */
+/** u8: offset of the first capability. */
 export const PCI_CAPABILITY_LIST = 0x34;
 /** u8: 0 none, 1 INTA. */
 export const PCI_INTERRUPT_PIN = 0x3d;
@@ -60,7 +60,7 @@ export const PCI_MSI_FLAGS = 0x02;
 export const PCI_MSI_FLAGS_ENABLE = 0x0001;
 export const PCI_MSI_FLAGS_QMASK = 0x000e;
 
-/** u16; the table has one entry more than QSIZE tells. */
+/** u16; the table has QSIZE + 1 entries. */
 export const PCI_MSIX_FLAGS = 2;
 export const PCI_MSIX_FLAGS_QSIZE = 0x07ff;
 export const PCI_MSIX_FLAGS_ENABLE = 0x8000;
@@ -93,7 +93,7 @@ export const PCI_EXP_DEVSTA_CED = 0x0001;
 export const PCI_EXP_DEVSTA_NFED = 0x0002;
 export const PCI_EXP_DEVSTA_FED = 0x0004;
 export const PCI_EXP_DEVSTA_URD = 0x0008;
-/** Requests of the device are still under way. */
+/** Transactions pending: requests of the device are not complete. */
 export const PCI_EXP_DEVSTA_TRPND = 0x0020;
 
 // Extended capabilities, from byte 256 on: a u32 of id (16 bits), version (4) and where the next is (12).

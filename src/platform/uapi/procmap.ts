@@ -1,4 +1,4 @@
-/** Asking /proc/PID/maps about one address, since Linux 6.11: include/uapi/linux/fs.h. */
+/** Queries of /proc/PID/maps for one address, since Linux 6.11: include/uapi/linux/fs.h. */
 
 /** ioctl(2) whose argument is {@link PROCMAP_QUERY_ARGUMENT}. */
 export const PROCMAP_QUERY = 0xc0686611;

@@ -1,11 +1,11 @@
-/** Routes as the kernel tells them: include/linux/socket.h, include/uapi/linux/netlink.h, rtnetlink.h and nexthop.h. */
+/** Routes over netlink: include/linux/socket.h, include/uapi/linux/netlink.h, rtnetlink.h and nexthop.h. */
 
 export const AF_NETLINK = 16;
 export const SOCK_RAW = 3;
 export const NETLINK_ROUTE = 0;
 
 export const NLM_F_REQUEST = 0x1;
-/** The table changed while it was told. */
+/** The table changed during the dump. */
 export const NLM_F_DUMP_INTR = 0x10;
 export const NLM_F_DUMP = 0x300;
 
@@ -19,7 +19,7 @@ export const RTM_GETNEXTHOP = 106;
 export const RTN_UNICAST = 1;
 export const RTN_LOCAL = 2;
 
-/** Not a route but what was looked up by one. */
+/** A cache entry, not a route. */
 export const RTM_F_CLONED = 0x200;
 
 export const RTA_DST = 1;

@@ -9,12 +9,12 @@ export const SOCK_NONBLOCK = 0o4000;
 export const SOCK_CLOEXEC = 0o2000000;
 
 export const SOL_SOCKET = 1;
-/** Who is at the other end of a UNIX socket: a `struct ucred` of pid, uid and gid. */
+/** The process at the other end of a UNIX socket: a `struct ucred` of pid, uid and gid. */
 export const SO_PEERCRED = 17;
 /** The control message that carries descriptors. */
 export const SCM_RIGHTS = 1;
 
-/** In received flags: control data was cut off, so descriptors were lost. */
+/** In received flags: control data was truncated, so descriptors were lost. */
 export const MSG_CTRUNC = 0x8;
 export const MSG_DONTWAIT = 0x40;
 export const MSG_NOSIGNAL = 0x4000;
@@ -22,7 +22,7 @@ export const MSG_CMSG_CLOEXEC = 0x40000000;
 
 export const SHUT_RDWR = 2;
 
-/** Most descriptors in one message (SCM_MAX_FD of include/net/scm.h, which is not exported to user space). */
+/** The most descriptors in one message (SCM_MAX_FD of include/net/scm.h, which is not exported to user space). */
 export const MOST_FDS = 253;
 
 /** `struct sockaddr_un`: sun_family u16, then the path, ended by a NUL here. */

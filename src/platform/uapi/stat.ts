@@ -1,4 +1,4 @@
-/** What a file is: include/uapi/linux/stat.h. `struct statx` is the same on every architecture. */
+/** File status: include/uapi/linux/stat.h. `struct statx` is the same on every architecture. */
 
 export const STATX_TYPE = 0x1;
 export const STATX_MODE = 0x2;
@@ -28,5 +28,5 @@ export const STATX = {
   stx_size: 40,
   stx_blocks: 48,
 } as const;
-/** stx_blocks counts in these, in bytes, whatever the file system's own blocks are. */
+/** Unit of stx_blocks in bytes, independent of the file system's block size. */
 export const STAT_BLOCK = 512;

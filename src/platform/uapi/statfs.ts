@@ -1,4 +1,4 @@
-/** What a file system is: include/uapi/asm-generic/statfs.h and include/uapi/linux/magic.h, on 64 bits. */
+/** File system status: include/uapi/asm-generic/statfs.h and include/uapi/linux/magic.h, on 64 bits. */
 
 export const TMPFS_MAGIC = 0x01021994;
 export const HUGETLBFS_MAGIC = 0x958458f6;

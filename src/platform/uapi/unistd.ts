@@ -1,6 +1,6 @@
 /**
- * Numbers of the system calls that the C library has no function for: arch/x86/entry/syscalls/syscall_64.tbl and
- * include/uapi/asm-generic/unistd.h, which the other architectures that `libc.ts` accepts share.
+ * Numbers of system calls without a function in the C library: arch/x86/entry/syscalls/syscall_64.tbl, and
+ * include/uapi/asm-generic/unistd.h for the other architectures that `libc.ts` accepts.
  */
 interface SyscallNumbers {
   readonly mbind: number;

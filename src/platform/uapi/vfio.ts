@@ -1,6 +1,6 @@
 /**
- * VFIO: include/uapi/linux/vfio.h. Device features and members that came after Linux 5.10 are marked so where it matters;
- * the kernel takes an `argsz` of today's size also when it knows less of the struct.
+ * VFIO: include/uapi/linux/vfio.h. Features and members newer than Linux 5.10 are marked where it matters; the kernel
+ * accepts today's `argsz` even if it knows less of the struct.
  */
 
 /** Numbers of the ioctls. Those of the container's drivers (type 1, sPAPR) share numbers with each other and with devices'. */
@@ -49,11 +49,13 @@ export const VFIO_TYPE1v2_IOMMU = 3;
 export const VFIO_DMA_CC_IOMMU = 4;
 export const VFIO_SPAPR_TCE_v2_IOMMU = 7;
 export const VFIO_NOIOMMU_IOMMU = 8;
-/** VFIO_DMA_UNMAP_FLAG_ALL is known. */
+/** The kernel supports VFIO_DMA_UNMAP_FLAG_ALL. */
 export const VFIO_UNMAP_ALL = 9;
 export const VFIO_UPDATE_VADDR = 10;
 
-/** The head of each member of a capability chain: id and version u16, next u32, which counts from the head of the info struct. */
+/**
+ * The header of each capability in a chain: id and version u16, next u32, an offset from the start of the info struct.
+ */
 export const VFIO_INFO_CAP_HEADER = { sizeof: 8, id: 0, version: 2, next: 4 } as const;
 
 // Groups.
@@ -128,20 +130,20 @@ export const VFIO_PCI_BAR5_REGION_INDEX = 5;
 export const VFIO_PCI_ROM_REGION_INDEX = 6;
 export const VFIO_PCI_CONFIG_REGION_INDEX = 7;
 export const VFIO_PCI_VGA_REGION_INDEX = 8;
-/** Regions from this index on are the device's own. */
+/** Regions from this index on are device-specific. */
 export const VFIO_PCI_NUM_REGIONS = 9;
 export const VFIO_PCI_INTX_IRQ_INDEX = 0;
 export const VFIO_PCI_MSI_IRQ_INDEX = 1;
 export const VFIO_PCI_MSIX_IRQ_INDEX = 2;
-/** The device reported an error that software has to look at. */
+/** The device reported an error that software must handle. */
 export const VFIO_PCI_ERR_IRQ_INDEX = 3;
-/** The kernel wants the device back. */
+/** The kernel asks for the device back. */
 export const VFIO_PCI_REQ_IRQ_INDEX = 4;
 export const VFIO_PCI_NUM_IRQS = 5;
 
 /** u32; devices are `count` {@link VFIO_PCI_DEPENDENT_DEVICE}. */
 export const VFIO_PCI_HOT_RESET_INFO = { sizeof: 12, argsz: 0, flags: 4, count: 8, devices: 12 } as const;
-/** `devid` is told in place of `group_id`, because the device was opened by its own node. */
+/** `devid` replaces `group_id`, because the device was opened by its own node. */
 export const VFIO_PCI_HOT_RESET_FLAG_DEV_ID = 0x1;
 export const VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED = 0x2;
 /** group_id and devid u32, segment u16, bus and devfn u8. */
@@ -151,14 +153,14 @@ export const VFIO_PCI_DEVID_NOT_OWNED = -1;
 /** u32; group_fds are `count` descriptors (s32). */
 export const VFIO_PCI_HOT_RESET = { sizeof: 12, argsz: 0, flags: 4, count: 8, group_fds: 12 } as const;
 
-/** Both u32; data depend on the feature, whose number stands in the low bits of the flags. */
+/** Both u32; data depend on the feature, whose number is in the low bits of the flags. */
 export const VFIO_DEVICE_FEATURE = { sizeof: 8, argsz: 0, flags: 4, data: 8 } as const;
 export const VFIO_DEVICE_FEATURE_MASK = 0xffff;
 export const VFIO_DEVICE_FEATURE_GET = 0x10000;
 export const VFIO_DEVICE_FEATURE_SET = 0x20000;
 export const VFIO_DEVICE_FEATURE_PROBE = 0x40000;
 
-/** Numbers of the features. The kernels that have them: 6.1 up to 8, 6.2 for 9, 6.7 for 10, 6.19 for 11. */
+/** Feature numbers. Supported since Linux 6.1 up to 8, 6.2 for 9, 6.7 for 10, 6.19 for 11. */
 export const FEATURE = {
   VFIO_DEVICE_FEATURE_PCI_VF_TOKEN: 0,
   VFIO_DEVICE_FEATURE_MIGRATION: 1,
@@ -212,7 +214,7 @@ export const VFIO_DEVICE_BIND_IOMMUFD = {
   token_uuid_ptr: 16,
 } as const;
 export const VFIO_DEVICE_BIND_FLAG_TOKEN = 0x1;
-/** All u32; pt_id is an IOAS or a hardware page table, and comes back as the latter. pasid: Linux 6.15. */
+/** All u32; pt_id is an IOAS or a hardware page table, and is set to the latter on return. pasid: Linux 6.15. */
 export const VFIO_DEVICE_ATTACH_IOMMUFD_PT = { sizeof: 16, argsz: 0, flags: 4, pt_id: 8, pasid: 12 } as const;
 /** All u32. */
 export const VFIO_DEVICE_DETACH_IOMMUFD_PT = { sizeof: 12, argsz: 0, flags: 4, pasid: 8 } as const;
@@ -233,7 +235,7 @@ export const TYPE1_CAP = {
 
 /** nr_iovas u32, then that many {@link VFIO_IOVA_RANGE}. */
 export const VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE = { sizeof: 16, header: 0, nr_iovas: 8, iova_ranges: 16 } as const;
-/** Both u64; `end` belongs to the range. */
+/** Both u64; `end` is inclusive. */
 export const VFIO_IOVA_RANGE = { sizeof: 16, start: 0, end: 8 } as const;
 /** flags u32, the rest u64. */
 export const VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION = {
@@ -243,7 +245,7 @@ export const VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION = {
   pgsize_bitmap: 16,
   max_dirty_bitmap_size: 24,
 } as const;
-/** u32: how many mappings more the container takes. */
+/** u32: how many more mappings the container accepts. */
 export const VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL = { sizeof: 12, header: 0, avail: 8 } as const;
 
 /** argsz and flags u32, the rest u64. */
@@ -252,14 +254,17 @@ export const VFIO_DMA_MAP_FLAG_READ = 0x1;
 export const VFIO_DMA_MAP_FLAG_WRITE = 0x2;
 export const VFIO_DMA_MAP_FLAG_VADDR = 0x4;
 
-/** argsz and flags u32, the rest u64; data are a {@link VFIO_BITMAP} with the first flag. `size` comes back as what was unmapped. */
+/**
+ * argsz and flags u32, the rest u64; data are a {@link VFIO_BITMAP} with the first flag. On return `size` is the bytes
+ * unmapped.
+ */
 export const VFIO_IOMMU_TYPE1_DMA_UNMAP = { sizeof: 24, argsz: 0, flags: 4, iova: 8, size: 16, data: 24 } as const;
 export const VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP = 0x1;
 /** iova and size must be 0. */
 export const VFIO_DMA_UNMAP_FLAG_ALL = 0x2;
 export const VFIO_DMA_UNMAP_FLAG_VADDR = 0x4;
 
-/** All u64: bytes a page, bytes of bits, and the address of the bits, one a page. */
+/** All u64: page size in bytes, size of the bitmap in bytes, and its address; one bit per page. */
 export const VFIO_BITMAP = { sizeof: 24, pgsize: 0, size: 8, data: 16 } as const;
 /** Both u32; data are a {@link VFIO_IOMMU_TYPE1_DIRTY_BITMAP_GET} with VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP. */
 export const VFIO_IOMMU_TYPE1_DIRTY_BITMAP = { sizeof: 8, argsz: 0, flags: 4, data: 8 } as const;

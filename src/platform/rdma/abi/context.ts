@@ -1,4 +1,4 @@
-/** Open devices and the functions they bring along: infiniband/verbs.h. */
+/** Open devices and their functions: infiniband/verbs.h. */
 
 /** `struct ibv_context`, up to its mutex; `abi_compat`, a pointer, comes right after that. */
 export const CONTEXT = {
@@ -16,8 +16,8 @@ export const CONTEXT = {
 } as const;
 
 /**
- * `struct verbs_context`, which an `ibv_context` lies in, at the end, when its `abi_compat` is all ones. It grew at the
- * start: `sz` says how much of it the library has.
+ * `struct verbs_context`, whose last member is the `ibv_context`, present if that has all ones in `abi_compat`. It grew
+ * at the start: `sz` is the size that the library knows.
  */
 export const VERBS_CONTEXT = {
   query_port: 0,

@@ -61,7 +61,10 @@ export const DEVICE = {
   ibdev_path: 408,
 } as const;
 
-/** `struct ibv_device_attr_ex`. What `ibv_query_device` fills in, `struct ibv_device_attr`, is its first member. GUIDs are big-endian. */
+/**
+ * `struct ibv_device_attr_ex`. Its first member is `struct ibv_device_attr`, which `ibv_query_device` fills in. GUIDs
+ * are big-endian.
+ */
 export const DEVICE_ATTR_EX = {
   size: 400,
   'orig_attr.fw_ver': 0,
