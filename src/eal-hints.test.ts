@@ -446,8 +446,8 @@ it('more memory than there can be is told with figures, and costs nothing', { sk
   await using eal = await Eal.start(QUIET);
   for (const size of [2 ** 43, 2 ** 45, 2 ** 50, 2 ** 52]) {
     const before = process.resourceUsage().maxRSS;
-    assert.throws(() => eal.malloc(size), { code: 'ENOMEM', hint: /can be had \(.*available/ });
-    await assert.rejects(eal.mallocAsync(size), { code: 'ENOMEM', hint: /can be had \(.*available/ });
+    assert.throws(() => eal.malloc(size), { code: 'ENOMEM', hint: /are available \(.*available/ });
+    await assert.rejects(eal.mallocAsync(size), { code: 'ENOMEM', hint: /are available \(.*available/ });
     assert.ok(process.resourceUsage().maxRSS - before < 256 * 1024, 'KiB: no list of its pages was made');
   }
 });

@@ -140,7 +140,7 @@ test('more ordinary memory than the machine has: ENOMEM with figures, and nothin
   const { eal, leaks } = await start();
   const size = alignUp(2.5 * totalmem(), GiB);
   const free = real.limits.room(-1).bytes;
-  const figures = /of memory are needed, and [\d.]+ GiB can be had/;
+  const figures = /of memory are needed, and [\d.]+ GiB are available/;
   failure(() => eal.malloc(size), 'ENOMEM', figures);
   failure(() => eal.external.allocate(size), 'ENOMEM', figures, /of the machine's [\d.]+ GiB/);
   failure(() => eal.external.allocate(size, { source: 'anonymous' }), 'ENOMEM', figures);
@@ -233,7 +233,7 @@ test('the pages of a hugetlbfs file are taken and given back as a whole', { skip
     const fd = openSync(join(directory, 'file'), 'w+');
     ftruncateSync(fd, 4 * MiB);
     failure(() => eal.external.fromFd(fd, { length: 4096 }), 'EINVAL', /pages have 2 MiB/, /2097152 would do/);
-    failure(() => eal.external.fromFd(fd, { offset: 4096 }), 'EINVAL', /no multiple of the page size 0x200000/);
+    failure(() => eal.external.fromFd(fd, { offset: 4096 }), 'EINVAL', /not a multiple of the page size 0x200000/);
     const free = real.limits.freeHugePages(2 * MiB) ?? 0;
     const memory = eal.external.fromFd(fd, { length: 2 * MiB });
     assert.equal(memory.area.pageSize, 2 * MiB);

@@ -47,7 +47,7 @@ test('alignment is exact up to 2^53', () => {
   );
 });
 
-test('multiples up to 2^53, also of what is no power of two', () => {
+test('multiples up to 2^53, also of what is not a power of two', () => {
   for (const unit of [1, 3, 4 * KiB, 5 * MiB, 2 ** 52, 2 ** 52 + 1])
     for (const value of [0, 1, unit - 1, unit, unit + 1, 3 * unit, 2 ** 53 - 1, 2 ** 53 - 4 * KiB, 2 ** 52 - 1])
       if (value < ADDRESS_LIMIT) assert.equal(isMultiple(value, unit), value % unit === 0, `${value} of ${unit}`);

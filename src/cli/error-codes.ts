@@ -155,7 +155,7 @@ export const ERROR_CODES: Readonly<Partial<Record<ErrorCode, CodeGuide>>> = {
   EINVAL: {
     meaning: 'an argument makes no sense; nothing was done',
     causes: [
-      'an address or length that is no multiple of the page size or of the granule of the domain',
+      'an address or length that is not a multiple of the page size or of the granule of the domain',
       'memory that is not registered, or not all in one area',
       'something was unmapped or unregistered twice',
       'an IOVA that the domain would ignore',

@@ -141,7 +141,7 @@ function checkChoice(pages: HugePages, { pagesize, node, reserve, setup }: HugeP
   const wanted = reserve ?? setup ?? 0;
   if (wanted % pageSize !== 0) {
     const near = [alignDown(wanted, pageSize), alignUp(wanted, pageSize)].filter((size) => size > 0);
-    const reason = `${formatSize(wanted)} is no multiple of the page size, ${formatSize(pageSize)}`;
+    const reason = `${formatSize(wanted)} is not a multiple of the page size, ${formatSize(pageSize)}`;
     throw invalid(operation, reason, { hint: `${near.map(formatSize).join(' or ')} is` });
   }
   return pageSize;

@@ -165,7 +165,7 @@ export class Domain {
   #lingers = false;
   #closed = false;
 
-  /** @throws DmaError EINVAL when the granule is no power of two, or less than 4 KiB */
+  /** @throws DmaError EINVAL when the granule is not a power of two, or less than 4 KiB */
   constructor(options: DomainOptions) {
     const { space, now = clock } = options;
     const { constraints } = space;

@@ -47,9 +47,9 @@ export class IovaAllocator {
   /** A Held that stands for no range any more: the next one is not made anew. */
   #spare: Held | undefined;
 
-  /** @throws DmaError EINVAL when the granule is no power of two */
+  /** @throws DmaError EINVAL when the granule is not a power of two */
   constructor({ windows, granule, holdBackMs = 100, now = clock }: IovaAllocatorOptions) {
-    if (!isPowerOfTwo(granule)) throw invalid('iova', `a granule of ${granule} bytes is no power of two`);
+    if (!isPowerOfTwo(granule)) throw invalid('iova', `a granule of ${granule} bytes is not a power of two`);
     this.#granule = granule;
     this.#holdBackMs = holdBackMs;
     this.#now = now;
@@ -92,7 +92,7 @@ export class IovaAllocator {
   allocate(length: number, alignment: number = this.#granule, preferred = alignment): Iova | undefined {
     const bytes = this.#endOf(0, length, 'iova.allocate');
     for (const each of [alignment, preferred])
-      if (!isPowerOfTwo(each)) throw invalid('iova.allocate', `an alignment of ${each} is no power of two`);
+      if (!isPowerOfTwo(each)) throw invalid('iova.allocate', `an alignment of ${each} is not a power of two`);
     const least = Math.max(alignment, this.#granule);
     let boundary = Math.max(preferred, least);
     this.#giveBackExpired();

@@ -282,7 +282,7 @@ function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefine
   if (iova !== undefined && iova % granule !== 0)
     throw refuse(
       'EINVAL',
-      `the IOVA ${hex(iova)} is no multiple of ${hex(granule)}`,
+      `the IOVA ${hex(iova)} is not a multiple of ${hex(granule)}`,
       `${hex(iova - (iova % granule))} is one`,
     );
   const identity = Number(start) as Iova;

@@ -1,4 +1,4 @@
-/** All areas by address. Any overlap is refused; look-up is O(log n) in the number of areas, which has no limit. */
+/** All areas by address. Areas never overlap. Look-up takes O(log n) for n areas; their number has no limit. */
 import { DmaError, invalid } from '../errors.js';
 import { RangeMap } from '../range-map.js';
 import type { Range } from '../ranges.js';
@@ -14,7 +14,7 @@ export class AreaIndex {
     return this.#areas.size;
   }
 
-  /** @throws DmaError EEXIST when any byte of it is in an area already; the error names that area */
+  /** @throws DmaError EEXIST if any byte of it is in another area; the error names that area */
   add(area: Area, operation = 'register'): void {
     const { range } = area;
     const other = this.#areas.insert(range.start, range.length, area);
@@ -28,7 +28,7 @@ export class AreaIndex {
     });
   }
 
-  /** Takes out an area that `add` took. */
+  /** Removes an area that `add` added. */
   remove(area: Area): void {
     this.#areas.delete(area.range.start);
   }
@@ -43,7 +43,10 @@ export class AreaIndex {
     return this.#areas.exact(range.start, range.length);
   }
 
-  /** The area that all of `range` is in. @throws DmaError EINVAL when there is none, or the range goes past its end */
+  /**
+   * The area that holds all of `range`.
+   * @throws DmaError EINVAL if no area holds its first byte, or if it goes past the end of that area
+   */
   covering(range: Range<Va>, operation: string): Area {
     const area = this.#areas.at(range.start);
     if (area === undefined) {

@@ -26,7 +26,7 @@ function error(code: ErrorCode, ...texts: string[]): (thrown: unknown) => true {
 
 test('what an area can not be', () => {
   for (const pageSize of [0, -PAGE, 3 * PAGE, 1.5, NaN, Infinity])
-    assert.throws(() => area(A, 12 * PAGE, { pageSize }), error('EINVAL', 'no power of two'));
+    assert.throws(() => area(A, 12 * PAGE, { pageSize }), error('EINVAL', 'not a power of two'));
   assert.throws(() => area(A + 8, PAGE), error('EINVAL', 'start 0x10000008'));
   assert.throws(() => area(A, PAGE + 8), error('EINVAL', 'length 0x1008'));
   assert.throws(() => area(A + PAGE, 2 * MiB, { pageSize: 2 * MiB }), error('EINVAL', 'start'));

@@ -4,33 +4,33 @@ import type { Range } from '../ranges.js';
 import { formatSize, hex, isAddress, isPowerOfTwo, type Iova, type Va } from '../units.js';
 import { shortForm } from '../short-form.js';
 
-/** Whose memory an area is: the library's, a heap's over user memory, or the user's alone. */
+/** Who owns the memory: the library, a heap (it is the user's memory, added to that heap), or the user alone. */
 export type AreaOwner = 'owned' | 'heap' | 'external';
 
-/** The descriptor behind a piece of memory, for devices that are reached by passing it. It stays the area's. */
+/** The descriptor behind a piece of memory, for devices that get it passed. The area owns it. */
 export interface Backing {
   readonly fd: number;
-  /** bytes into the descriptor where the piece begins */
+  /** offset of the piece in the file, in bytes */
   readonly offset: number;
 }
 
-/** What an area is made of. */
+/** What {@link Area} is made of. */
 export interface AreaDetails {
   readonly range: Range<Va>;
-  /** bytes, a power of two; the range begins and ends on multiples of it */
+  /** page size in bytes, a power of two; the range begins and ends on page boundaries */
   readonly pageSize: number;
   readonly owner: AreaOwner;
-  /** What people see it called in messages. */
+  /** The name in messages. */
   readonly label: string;
-  /** NUMA node; -1 when not known */
+  /** NUMA node; -1 if unknown */
   readonly node?: number;
-  /** May the process, and so a device, write it? Default true. */
+  /** May the process, and so devices, write to it? Default true. */
   readonly writable?: boolean;
-  /** One IOVA a page, multiples of the page size, for memory whose device addresses are given. Copied. */
+  /** One IOVA per page, each a multiple of the page size: the device addresses of this memory. Copied. */
   readonly iovas?: ArrayLike<number>;
   /** See {@link Area.sameIova}. Default false. */
   readonly sameIova?: boolean;
-  /** The descriptor that the whole range is a shared mapping of. */
+  /** The descriptor of which the whole range is a shared mapping. */
   readonly backing?: Backing;
 }
 
@@ -42,44 +42,46 @@ export interface IovaRun {
   readonly length: number;
 }
 
-/** How many pages of a run are looked at before others may go on. */
+/** Pages to examine before the generator yields. */
 const PAGES_A_LOOK = 0x10000;
 
-/** One VA range with its page size, owner and, if given, its IOVAs; and who holds it. Nothing is ever written into it. */
+/**
+ * One VA range with its page size, its owner, its IOVAs (if given) and its holders. The memory itself is never written.
+ */
 export class Area {
   readonly range: Range<Va>;
   /** bytes */
   readonly pageSize: number;
-  /** Changes when external memory comes into a heap, and when it leaves. */
+  /** Changes when external memory is added to a heap, and when it is removed. */
   owner: AreaOwner;
   readonly label: string;
-  /** NUMA node; -1 when not known */
+  /** NUMA node; -1 if unknown */
   readonly node: number;
   readonly writable: boolean;
   readonly backing: Backing | undefined;
-  /** One IOVA a page; `undefined` when the area has no table of its own. */
+  /** One IOVA per page; `undefined` if the area has no table. */
   readonly iovas: Float64Array | undefined;
   /**
-   * Is its IOVA to be the same for every device: by its own table, or without one the VA? A device that can not have that is
-   * refused. Changes when external memory comes into a heap that asks for it, and when it leaves.
+   * Must every device use the same IOVA: that of the table, or without a table the VA? A device that can not use it is
+   * refused. Changes when external memory is added to a heap that requires this, and when it is removed.
    */
   sameIova: boolean;
-  /** Who held it first, nearly always the only one, and how many times; 0 when nobody does. */
+  /** The first holder, nearly always the only one, and its number of holds; 0 if there is none. */
   #holder = '';
   #holds = 0;
   readonly #others = new Map<string, number>();
-  /** For each process that may still write to it, what says that nobody has to know any more when it ends. */
+  /** For each lost process that may still write to this memory: a callback that ends the wait for that process. */
   readonly #lingering = new Map<object, () => void>();
-  /** @internal For a Buffer: was its ArrayBuffer emptied by somebody else, so that nothing here reaches the memory? */
+  /** @internal For a Buffer: was its ArrayBuffer transferred, so that its address is no longer known here? */
   isEmptied: (() => boolean) | undefined;
-  /** @internal Called when {@link lingers} changes: the heap that serves from it. */
+  /** @internal Called when {@link lingers} changes; set by the heap that allocates from this area. */
   onLinger: (() => void) | undefined;
-  /** @internal The same, for the list of pages that it is of: more (1), or less (-1). */
+  /** @internal The same for the page list that holds this area: one more (1) or one less (-1) lingers. */
   onLingerInList: ((by: 1 | -1) => void) | undefined;
 
   /**
-   * @throws DmaError EINVAL: page size no power of two, range not on page boundaries, a table whose length is not the
-   *   number of pages, or an entry in it that is no multiple of the page size
+   * @throws DmaError EINVAL: the page size is not a power of two, the range is not on page boundaries, the table does
+   *   not have one entry per page, or an entry is not a multiple of the page size
    */
   constructor(details: AreaDetails, operation = 'register') {
     const { range, pageSize, iovas } = details;
@@ -98,8 +100,8 @@ export class Area {
   }
 
   /**
-   * What every device uses for `va`, an address of this area, and for what follows up to the end of its page; `undefined`
-   * when that is for each domain to choose.
+   * The IOVA of `va`, an address of this area, for every device; valid up to the end of its page. `undefined` if each
+   * domain chooses its own.
    */
   iovaAt(va: Va): Iova | undefined {
     const { iovas, pageSize } = this;
@@ -115,8 +117,8 @@ export class Area {
   }
 
   /**
-   * The runs of `part` (inside this area) that are contiguous in the area's own IOVAs, in VA order; `undefined` when it has
-   * none, because each domain chooses.
+   * The runs of `part` (inside this area) that are contiguous in the area's IOVAs, in VA order; `undefined` if each
+   * domain chooses its own.
    */
   iovaRuns(part: Range<Va>): IovaRun[] | undefined {
     const { iovas } = this;
@@ -128,8 +130,8 @@ export class Area {
   }
 
   /**
-   * As {@link iovaRuns} of an area with a table of its own, run by run: there may be one for each page. `undefined` comes now
-   * and then in a run of many pages, so that others may go on.
+   * As {@link iovaRuns}, one run at a time, for an area with a table: there may be one run per page. Yields `undefined`
+   * from time to time within a long run, so that the caller can let others work.
    */
   *eachIovaRun(part: Range<Va>): Generator<IovaRun | undefined, void, undefined> {
     if (this.iovas !== undefined) yield* this.#runsOfTable(this.iovas, part);
@@ -151,15 +153,15 @@ export class Area {
     }
   }
 
-  /** May a process that was lost still write to it? Then nothing of it is given to anybody new. */
+  /** May a lost process still write to it? Then none of it is given to a new user. */
   get lingers(): boolean {
     return this.#lingering.size > 0;
   }
 
   /**
-   * A process that was given its descriptor was lost, and may write to it until `over` resolves.
+   * Notes that a process that has the descriptor was lost; it may write to this memory until `over` resolves.
    *
-   * @param unneeded called when this memory goes before that: then nobody is given it, and nobody has to know
+   * @param unneeded called if this memory is freed earlier: nobody can get it then, so the wait can end
    */
   linger(over: Promise<void>, unneeded: () => void): void {
     const token = {};
@@ -176,20 +178,20 @@ export class Area {
     });
   }
 
-  /** @internal The memory has been given back: it is never handed out again, and what may still write to it is not waited for. */
+  /** @internal The memory was freed and is never handed out again: ends the wait for lost processes. */
   gone(): void {
     for (const unneeded of this.#lingering.values()) unneeded();
   }
 
-  /** Notes that `holder` (a device's name) uses this memory. Counted: each hold needs its own release. */
+  /** Adds a hold of `holder` (a device's name). Holds are counted: each needs its own release. */
   hold(holder: string): void {
-    // Mapping and unmapping again and again changes no map.
+    // The common case: mapping and unmapping again and again leaves the Map unchanged.
     if (this.#holds === 0 && !this.#others.has(holder)) this.#holder = holder;
     if (holder === this.#holder) this.#holds++;
     else this.#others.set(holder, (this.#others.get(holder) ?? 0) + 1);
   }
 
-  /** Takes back one hold of `holder`. */
+  /** Releases one hold of `holder`. */
   release(holder: string): void {
     if (holder === this.#holder && this.#holds > 0) {
       this.#holds--;
@@ -200,7 +202,7 @@ export class Area {
     else this.#others.delete(holder);
   }
 
-  /** Who holds this memory now, and how many times. While anyone does it must not go away. */
+  /** Who holds this memory now, and how many times. It must not be freed while anyone does. */
   get holders(): ReadonlyMap<string, number> {
     return this.#holds === 0 ? this.#others : new Map([[this.#holder, this.#holds], ...this.#others]);
   }
@@ -219,10 +221,10 @@ shortForm(Area, 'Area', ({ label, range, pageSize, owner, node, writable, iovas,
   holders: [...holders.keys()],
 }));
 
-/** @internal The error of a page size that can be none. */
+/** @internal EINVAL for a page size that is not a power of two. */
 export function noPageSize(pageSize: number, operation: string): DmaError {
-  const hint = 'sizes of pages are 4 KiB, 2 MiB and the like: "anydma hugepages" lists those of the machine';
-  return invalid(operation, `a page size of ${pageSize} bytes is no power of two`, { hint });
+  const hint = 'page sizes are 4 KiB, 2 MiB and the like: "anydma hugepages" lists those of this machine';
+  return invalid(operation, `a page size of ${pageSize} bytes is not a power of two`, { hint });
 }
 
 function misaligned(range: Range, pageSize: number, operation: string): DmaError {
@@ -230,7 +232,7 @@ function misaligned(range: Range, pageSize: number, operation: string): DmaError
   const inside = range.alignedInside(pageSize);
   const hint =
     inside === undefined ? `no whole page of ${formatSize(pageSize)} is inside` : `${inside.toString()} would do`;
-  return invalid(operation, `the ${which} is no multiple of the page size ${hex(pageSize)}`, { range, hint });
+  return invalid(operation, `the ${which} is not a multiple of the page size ${hex(pageSize)}`, { range, hint });
 }
 
 function checkTable(iovas: ArrayLike<number>, range: Range, pageSize: number, operation: string): void {
@@ -242,12 +244,12 @@ function checkTable(iovas: ArrayLike<number>, range: Range, pageSize: number, op
     });
   for (let page = 0; page < pages; page++) {
     const iova = iovas[page];
-    // Exact, and unlike a remainder a matter of nanoseconds.
+    // Exact, and faster than a remainder.
     const number = iova / pageSize;
     if (!isAddress(iova) || number !== Math.floor(number) || !isAddress(iova + pageSize))
-      throw invalid(operation, `entry ${page} of the IOVA table, ${iova}, is no multiple of ${hex(pageSize)}`, {
+      throw invalid(operation, `entry ${page} of the IOVA table, ${iova}, is not a multiple of ${hex(pageSize)}`, {
         range,
-        hint: 'each is where a device finds that page, and pages begin at multiples of their size',
+        hint: 'each entry is the device address of a page, and pages begin at multiples of their size',
       });
   }
 }

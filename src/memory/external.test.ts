@@ -247,7 +247,7 @@ describe('registration', { skip }, () => {
     const raw = real.memory.map({ length: 4 * MiB });
     const va = alignUp(raw, 2 * MiB) as Va;
     for (const pageSize of [0, 3, -1, 12288])
-      assert.throws(() => external.fromAddress(va, 2 * MiB, { pageSize }), error('EINVAL', 'no power of two'));
+      assert.throws(() => external.fromAddress(va, 2 * MiB, { pageSize }), error('EINVAL', 'not a power of two'));
     assert.throws(
       () => external.fromAddress((va + PAGE) as Va, PAGE, { pageSize: 2 * MiB }),
       error('EINVAL', 'no multiple'),

@@ -478,7 +478,7 @@ export class External {
     const { align = pageSize } = options;
     if (!isPowerOfTwo(pageSize)) throw noPageSize(pageSize, operation);
     if (!isPowerOfTwo(align))
-      throw invalid(operation, `an alignment of ${align} bytes is no power of two`, {
+      throw invalid(operation, `an alignment of ${align} bytes is not a power of two`, {
         hint: 'leave it out, and it begins on a page; 2 * MiB, GiB and the like are larger ones',
       });
     if (!isAddress(length) || length === 0 || !isAddress(length + pageSize + align)) {
@@ -948,7 +948,7 @@ function checkFilePart(status: FileStatus, offset: number, length: number, opera
       hint: `it is 0 or a multiple of ${pageSize}; the file has ${status.size} bytes`,
     });
   if (offset % pageSize !== 0)
-    throw invalid(operation, `offset ${offset} is no multiple of the page size ${hex(pageSize)}`, {
+    throw invalid(operation, `offset ${offset} is not a multiple of the page size ${hex(pageSize)}`, {
       hint: `${alignDown(offset, pageSize)} would do, and then byte ${offset % pageSize} of the memory is meant`,
     });
   if (status.size === 0)
@@ -960,7 +960,7 @@ function checkFilePart(status: FileStatus, offset: number, length: number, opera
       hint: `it is a multiple of ${pageSize}, and all that follows the offset when left out; the file has ${status.size} bytes`,
     });
   if (length % pageSize !== 0)
-    throw invalid(operation, `a length of ${length} bytes is no multiple of the page size ${hex(pageSize)}`, {
+    throw invalid(operation, `a length of ${length} bytes is not a multiple of the page size ${hex(pageSize)}`, {
       hint: `the file's pages have ${formatSize(pageSize)}, and are mapped as a whole: ${alignUp(length, pageSize)} would do`,
     });
   if (length === 0 || offset + length > alignUp(status.size, pageSize)) {

@@ -1,29 +1,31 @@
-/** A mapping whose bytes are lent to code that is not the library's: device models. */
+/** Memory that is lent to code outside the library: models of devices. */
 import { undoAll } from '../errors.js';
 import type { MemoryPort } from '../platform/ports.js';
 import type { Range } from '../ranges.js';
 import type { Va } from '../units.js';
 import { giveMappingBack, HandedOut, retired } from './retired.js';
 
-/** See the head of the file. Its view is made on first use: views of much memory cost garbage collections. */
+/**
+ * A mapping that is lent as one view. The view is made on first use: views of large memory cost garbage collections.
+ */
 export class LentMemory {
   readonly #port: MemoryPort;
   readonly #range: Range<Va>;
   readonly #handedOut = new HandedOut();
   #view: { readonly buffer: ArrayBuffer; readonly bytes: Uint8Array } | undefined;
-  /** Has anybody else seen the view? */
+  /** Was the view lent? */
   #lent = false;
 
-  /** @param range a mapping that is this object's from here on, no longer than one view can be */
+  /** @param range a mapping, which this object owns from now on; at most as long as one view can be */
   constructor(port: MemoryPort, range: Range<Va>) {
     this.#port = port;
     this.#range = range;
   }
 
-  /** All bytes, for the library's own use. */
+  /** All bytes, for use inside the library. */
   bytes(): Uint8Array {
     if (this.#view !== undefined && this.#view.buffer.byteLength === 0) {
-      // Somebody moved it away, and reaches the memory for good.
+      // Somebody transferred it, and can reach the memory for ever.
       this.#handedOut.escape();
       this.#view = undefined;
     }
@@ -43,17 +45,17 @@ export class LentMemory {
   }
 
   /**
-   * Empties the view and gives the mapping back; what still reaches the memory neither faults nor meets another owner.
+   * Detaches the view and unmaps the memory. Work that still runs on the view neither faults nor reaches memory of
+   * another owner.
    *
-   * @throws DmaError EBUSY when the addresses of too much memory wait for views to be collected; it is as it was then,
-   *   but for the view
+   * @throws DmaError EBUSY if too many addresses wait for views to be collected; the memory stays mapped then
    */
   close(): void {
     this.#empty();
     giveMappingBack(this.#port, this.#range, this.#handedOut);
   }
 
-  /** As {@link close}, for an owner that is gone: what can not be given back now is tried again later. */
+  /** As {@link close}, for an owner that no longer exists: what can not be freed now is tried again later. */
   abandon(): void {
     this.#empty();
     const { start, length } = this.#range;

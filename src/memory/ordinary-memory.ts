@@ -1,7 +1,7 @@
 /**
- * Is there enough ordinary memory? Where hugepages run out the kernel refuses; where ordinary memory runs out it ends a process. So
- * before such pages are taken it is asked whether they are there, and again after each part of many, so that several
- * processes that grow at the same time see each other.
+ * Checks whether ordinary memory is available. When hugepages run out, the kernel refuses; when ordinary memory runs
+ * out, it kills a process. So this is checked before pages are taken, and again after each part of a large amount, so
+ * that several processes that grow at the same time see each other.
  */
 import { DmaError, isDmaError } from '../errors.js';
 import { inLanes, Pace, Turns, type RunningWork } from '../long-work.js';
@@ -9,17 +9,20 @@ import type { MemoryPort, Platform } from '../platform/ports.js';
 import { formatSize, MiB, type Va } from '../units.js';
 import { now } from '../timers.js';
 
-/** Most that is taken without asking again, in bytes. */
+/** The most that is taken between two checks, in bytes. */
 const MOST = 256 * MiB;
-/** At most this part of what is left is taken without asking again. */
+/** At most this part of what is left is taken between two checks. */
 const PART = 1 / 16;
-/** What was found out holds for so many milliseconds, ... */
+/** How long a check stays valid, in milliseconds. */
 const FRESH = 50;
-/** ... and for so many where little is wanted, in bytes: asking takes a millisecond, a page some microseconds. */
+/** The same for amounts of at most LITTLE bytes: a check takes a millisecond, a page some microseconds. */
 const FRESH_FOR_LITTLE = 250;
 const LITTLE = MiB;
 
-/** Faults pages in on other threads, several pieces at once. @throws DmaError ECANCELED; ENOMEM; some pages may be there then */
+/**
+ * Faults in pages on other threads, several pieces at once.
+ * @throws DmaError ECANCELED; ENOMEM: some pages may be present then
+ */
 export async function populateInLanes(
   memory: MemoryPort,
   what: { va: Va; length: number; pageSize: number; access?: 'read' | 'write'; operation: string; pace?: Pace },
@@ -31,7 +34,7 @@ export async function populateInLanes(
     try {
       await memory.populateAsync(at, bytes, access);
     } catch (error) {
-      // Kernels that can do it on this thread only.
+      // This kernel can fault in pages only on this thread.
       if (!isDmaError(error, 'ENOTSUP')) throw error;
       await new Turns().next();
       memory.populate(at, bytes, access);
@@ -41,10 +44,10 @@ export async function populateInLanes(
   await inLanes({ length, lanes: memory.lanes, pace, signal, operation, piece, done });
 }
 
-/** Asks whether ordinary memory is there. See the head of the file. */
+/** The memory that is available for ordinary pages. */
 export class OrdinaryMemory {
   readonly #platform: Platform;
-  /** What may be taken without asking again, in bytes, by node; -1 for any. */
+  /** Bytes that may be taken before the next check, by node; -1 for any. */
   readonly #credits = new Map<number, { bytes: number; readonly asked: number }>();
 
   constructor(platform: Platform) {
@@ -52,20 +55,21 @@ export class OrdinaryMemory {
   }
 
   /**
-   * Nothing is taken: it is only asked.
+   * Checks that memory is available. Takes nothing.
    *
-   * @param bytes how much more memory is wanted
-   * @param node NUMA node it has to come from; -1 for any
-   * @throws DmaError ENOMEM, with figures, when the kernel would have to end a process for it
+   * @param bytes how much is needed
+   * @param node the NUMA node that it must come from; -1 for any
+   * @throws DmaError ENOMEM, with figures, if the kernel would have to kill a process
    */
   check(bytes: number, node: number, operation: string): void {
     this.#ask(bytes, node, operation);
   }
 
   /**
-   * The parts to take `bytes` in, each to be taken before the next is asked for: they get small as the room does.
+   * Splits `bytes` into parts. The caller takes each part before it asks for the next. Parts get smaller as less is
+   * left.
    *
-   * @throws DmaError ENOMEM as {@link OrdinaryMemory.check}, when the rest is not there (any more)
+   * @throws DmaError ENOMEM as {@link OrdinaryMemory.check}, if the rest is not available
    */
   *parts(bytes: number, node: number, operation: string): Generator<number, void, undefined> {
     for (let left = bytes; left > 0;) {
@@ -78,9 +82,9 @@ export class OrdinaryMemory {
   }
 
   /**
-   * Faults in ordinary pages that have just been mapped, part by part.
+   * Faults in ordinary pages that were just mapped, part by part.
    *
-   * @throws DmaError ENOMEM; some pages may be there then
+   * @throws DmaError ENOMEM; some pages may be present then
    */
   populate(va: Va, bytes: number, node: number, operation: string, access: 'read' | 'write' = 'write'): void {
     let done = 0;
@@ -111,7 +115,9 @@ export class OrdinaryMemory {
     }
   }
 
-  /** How much may be taken before it has to be asked again: whole pages, one at least. Throws when `bytes` are not there. */
+  /**
+   * How many bytes may be taken before the next check: whole pages, at least one. Throws if `bytes` are not available.
+   */
   #ask(bytes: number, node: number, operation: string): number {
     const { memory, limits } = this.#platform;
     const credit = this.#credits.get(node);
@@ -122,7 +128,7 @@ export class OrdinaryMemory {
       throw new DmaError({
         code: 'ENOMEM',
         operation,
-        reason: `${formatSize(bytes)} of memory are needed, and ${formatSize(room.bytes)} can be had`,
+        reason: `${formatSize(bytes)} of memory are needed, and ${formatSize(room.bytes)} are available`,
         hint: `${room.limit}; more would make the kernel end a process`,
       });
     }

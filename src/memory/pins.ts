@@ -1,4 +1,4 @@
-/** Pins: memory that something works on can not be freed. */
+/** Pins: memory is not freed while something works on it. */
 import { mustBeFunction, optionsOf, type Shape } from '../check.js';
 import { DmaError } from '../errors.js';
 import type { Range } from '../ranges.js';
@@ -10,24 +10,24 @@ export interface Pin extends Disposable {
   readonly reason: string;
 }
 
-/** What pinnable memory lends. */
+/** Options of {@link lend}. */
 export interface LendOptions {
   /** bytes from the start of the memory. Default 0. */
   readonly offset?: number;
   /** bytes. Default: all that follow `offset`. */
   readonly length?: number;
-  /** What errors say while it is lent. Default: `work on its bytes`. */
+  /** The reason in errors while it is lent. Default: `work on its bytes`. */
   readonly reason?: string;
 }
 
 const LEND_OPTIONS: Shape<LendOptions> = { offset: 'number', length: 'number', reason: 'string' };
 
-/** The pins of one piece of memory, as a chain: the oldest one is found in constant time, whichever go. */
+/** The pins of one piece of memory, as a linked list: removing any pin and finding the oldest take constant time. */
 export class Pins {
   #oldest: Link | undefined;
   #newest: Link | undefined;
 
-  /** Why it can not be freed now; `undefined` when nothing holds it. */
+  /** Why it can not be freed now; `undefined` if nothing pins it. */
   get reason(): string | undefined {
     return this.#oldest?.reason;
   }
@@ -39,7 +39,7 @@ export class Pins {
     return (this.#newest = link);
   }
 
-  /** @internal for a pin that is held */
+  /** @internal for a pin that was not removed yet */
   remove({ older, newer }: Link): void {
     if (older === undefined) this.#oldest = newer;
     else older.newer = newer;
@@ -69,7 +69,7 @@ class Link implements Pin {
 
 shortForm(Link, 'Pin', ({ reason }) => ({ reason }));
 
-/** EBUSY: `what` is pinned. */
+/** EBUSY because `what` is pinned. */
 export function pinnedError(operation: string, what: string, reason: string, range?: Range<Va>): DmaError {
   const hint = 'wait until it ends, then free it';
   return new DmaError({ code: 'EBUSY', operation, range, reason: `${what} is in use: ${reason}`, hint });
@@ -81,7 +81,7 @@ export interface Pinnable {
   pin(reason?: string): Pin;
 }
 
-/** Runs `work` on the bytes of `memory`, which is pinned until what it returns has settled. */
+/** Runs `work` on the bytes of `memory`, and pins the memory until the result has settled. */
 export async function lend<T>(
   memory: Pinnable,
   work: (bytes: Uint8Array) => T,

@@ -1,11 +1,13 @@
-/** The program's views of a file that it may not write: of a mapping of its own, whose stores nobody else sees. */
+/**
+ * The program's views of a file that it may not write. They are of a private mapping: stores are seen by nobody else.
+ */
 import type { MemoryPort } from '../platform/ports.js';
 import type { Range } from '../ranges.js';
 import type { Va } from '../units.js';
 import { giveMappingBack, HandedOut } from './retired.js';
 import { Views } from './views.js';
 
-/** See the head of the file. The mapping is made when it is first looked at. */
+/** Views of a private mapping, which is made on first use. */
 export class PrivateViews extends Views {
   readonly #port: MemoryPort;
   readonly #map: () => Range<Va>;
@@ -13,10 +15,10 @@ export class PrivateViews extends Views {
 
   /**
    * @param shared the mapping of the file that devices read
-   * @param map makes the private one
+   * @param map makes the private mapping
    */
   constructor(port: MemoryPort, shared: Range<Va>, map: () => Range<Va>) {
-    // What devices read are copies.
+    // Devices get copies.
     super(port, shared.start, shared.length, undefined);
     this.#port = port;
     this.#map = map;
@@ -31,7 +33,10 @@ export class PrivateViews extends Views {
     return this.#made.views.bytes(offset, length);
   }
 
-  /** What is in the file now, for a device in this process: a copy, because a store to the shared mapping would end the process. */
+  /**
+   * A copy of what the file holds now, for a device in this process. A copy, because a store to the read-only shared
+   * mapping would end the process.
+   */
   copy(offset: number, length: number): Uint8Array {
     return super.bytes(offset, length).slice();
   }
@@ -41,7 +46,7 @@ export class PrivateViews extends Views {
     this.#made?.views.detach();
   }
 
-  /** Gives the private mapping back, if there is one; views have been detached. */
+  /** Unmaps the private mapping, if there is one. Its views were detached before. */
   unmap(): void {
     const made = this.#made;
     if (made !== undefined) giveMappingBack(this.#port, made.range, made.handedOut);

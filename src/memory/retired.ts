@@ -1,11 +1,12 @@
 /**
- * Addresses that something in this process may still reach although their memory was freed: a thread of Node's that works
- * on an ArrayBuffer which was emptied meanwhile, or whoever was given one by a transfer.
+ * Addresses of freed memory that something in this process may still use: a thread of Node that works on an ArrayBuffer
+ * that was detached meanwhile, or the receiver of a transferred ArrayBuffer.
  *
- * The memory itself goes at once: zeroed pages that cost nothing until they are touched take its place. The addresses are
- * given back when every ArrayBuffer that was handed out is collected, because work in another thread holds its ArrayBuffer
- * (measured for Node's file system, crypto and sockets); and never when one of them was transferred away, because nothing
- * tells when the new one goes. This is kept for the whole thread and not by an `Eal`: it outlives every `Eal`.
+ * The memory itself is freed at once and replaced by zero pages, which cost nothing until they are touched. The
+ * addresses are given back when every ArrayBuffer that was handed out is collected: work in another thread keeps its
+ * ArrayBuffer alive (measured for Node's file system, crypto and sockets). If one was transferred, they are never given
+ * back, because nothing tells when the new ArrayBuffer is collected. The books belong to the thread, not to an `Eal`:
+ * they outlive every `Eal`.
  */
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
@@ -16,60 +17,60 @@ import { formatSize, TiB, type Va } from '../units.js';
 import { queueMicrotask, setImmediate } from '../timers.js';
 
 /**
- * What may wait. Collecting takes turns of the event loop, so that a loop without any would fill the address space (128 TiB
- * on most machines) or the 65,530 mappings that a process may have. Neighbours are one mapping.
+ * Limits of what may wait. Collection needs turns of the event loop: a loop without any would fill the address space
+ * (128 TiB on most machines) or use up the 65,530 mappings of a process. Neighbours share one mapping.
  */
 const MOST = { ranges: 2 ** 17, mappings: 2 ** 14, bytes: 16 * TiB };
-/** From this part of them on garbage is collected on purpose. */
+/** Above this part of a limit, garbage is collected on purpose. */
 const HASTE = 1 / 4;
 
 /** How many pieces of memory, and how many bytes of addresses. */
 export interface RetiredCount {
   readonly ranges: number;
-  /** bytes of addresses; they cost no memory until something touches them */
+  /** bytes of addresses; they use no memory until something touches them */
   readonly bytes: number;
 }
 
-/** Addresses of freed memory that were not given back yet, of this thread. */
+/** Addresses of freed memory that were not given back yet, in this thread. */
 export interface RetiredFacts {
-  /** Given back once the views are collected. */
+  /** Given back once their views are collected. */
   readonly waiting: RetiredCount;
-  /** A view was transferred away: they stay to the end of the process. */
+  /** A view was transferred: they stay until the process ends. */
   readonly escaped: RetiredCount;
 }
 
-/** A registry that is collected itself tells nothing any more: this one lives as long as the thread. */
+/** Lives as long as the thread: a registry that is collected itself reports nothing. */
 const collected = new FinalizationRegistry<HandedOut>((handedOut) => handedOut.collected());
 
-/** What can still reach one piece of memory: the ArrayBuffers that were handed out over it. */
+/** What can still reach one piece of memory: the ArrayBuffers over it that were handed out. */
 export class HandedOut {
-  /** Emptied, and not known to be collected. */
+  /** ArrayBuffers that were detached and are not known to be collected. */
   #left = 0;
   #escaped = false;
   #idle: (() => void) | undefined;
 
-  /** Was one of them found empty without our doing? Then another one has the memory, for good. */
+  /** Was one of them transferred by somebody else? Then the receiver can reach the memory for ever. */
   get escaped(): boolean {
     return this.#escaped;
   }
 
-  /** Is there nothing that reaches it, but for ArrayBuffers that were not emptied yet? */
+  /** Can nothing reach it, apart from ArrayBuffers that were not detached yet? */
   get unreachable(): boolean {
     return this.#left === 0 && !this.#escaped;
   }
 
-  /** `buffer` was emptied; work that began before may go on with what it had. */
+  /** `buffer` was detached; work that began before may still use the memory. */
   emptied(buffer: ArrayBuffer): void {
     this.#left++;
     collected.register(buffer, this);
   }
 
-  /** One was moved by somebody else. */
+  /** One was transferred by somebody else. */
   escape(): void {
     this.#escaped = true;
   }
 
-  /** Calls `work`, once, when nothing reaches the memory any more; never after an escape. */
+  /** Calls `work` once, when nothing reaches the memory any more; never after an escape. */
   whenUnreachable(work: () => void): void {
     if (this.unreachable) work();
     else this.#idle = work;
@@ -85,15 +86,15 @@ export class HandedOut {
   }
 }
 
-/** The books of a thread. */
+/** The books of one thread. */
 class RetiredAddresses {
   #waiting = { ranges: 0, bytes: 0 };
   #escaped = { ranges: 0, bytes: 0 };
   readonly #starts = new Set<number>();
   readonly #ends = new Set<number>();
-  /** How many of them go on where another one ends. */
+  /** How many of them begin where another one ends. */
   #joined = 0;
-  /** What nothing reaches any more. What the system refuses to take stays here. */
+  /** Addresses that nothing reaches any more. Those that the system could not release stay here. */
   #ready: { readonly va: number; readonly length: number; readonly release: () => void }[] = [];
   #scheduled = false;
   #hasteAt = HASTE;
@@ -103,7 +104,7 @@ class RetiredAddresses {
     return { waiting: { ...this.#waiting }, escaped: { ...this.#escaped } };
   }
 
-  /** @throws DmaError EBUSY when so much waits that no more may */
+  /** @throws DmaError EBUSY if the limit of what may wait is reached */
   mustHaveRoom(va: Va, length: number, operation: string): void {
     if (this.#ready.length > 0) this.#release();
     if (this.#fullness(length) <= 1) return;
@@ -114,11 +115,11 @@ class RetiredAddresses {
       operation,
       range: new Range(va, length),
       reason: `the addresses of ${ranges} freed pieces of memory, ${formatSize(bytes)}, wait until their views are collected`,
-      hint: 'that takes turns of the event loop: await something, such as a timer, between many rounds, and try again',
+      hint: 'collection needs turns of the event loop: await something, such as a timer, and try again',
     });
   }
 
-  /** Calls `release` for addresses whose memory is gone, when nothing reaches them any more, and until it does not throw. */
+  /** Calls `release` for addresses whose memory is freed once nothing reaches them; again later each time it throws. */
   add(va: Va, length: number, handedOut: HandedOut, release: () => void): void {
     if (handedOut.escaped) {
       const { ranges, bytes } = this.#escaped;
@@ -129,7 +130,7 @@ class RetiredAddresses {
     handedOut.whenUnreachable(() => {
       this.#ready.push({ va, length, release });
       if (this.#scheduled) return;
-      // Others are collected in the same turn.
+      // Others are often collected in the same turn.
       this.#scheduled = true;
       queueMicrotask(() => {
         this.#scheduled = false;
@@ -164,7 +165,7 @@ class RetiredAddresses {
     );
   }
 
-  /** Gives back what is ready, in ascending order: an end of a mapping can be taken without splitting it. */
+  /** Releases what is ready, in ascending order: unmapping the end of a mapping does not split it. */
   #release(): void {
     const ready = this.#ready.sort((a, b) => a.va - b.va);
     this.#ready = [];
@@ -175,14 +176,16 @@ class RetiredAddresses {
     this.#hasteAt = Math.min(this.#hasteAt, Math.max(HASTE, this.#fullness(0) + HASTE));
   }
 
-  /** Collects garbage when the event loop turns: by itself that may come late, because what waits takes next to no memory. */
+  /**
+   * Collects garbage in a later turn of the event loop. V8 would do so late, because what waits uses next to no memory.
+   */
   #hurry(): void {
     if (this.#hurrying) return;
     this.#hurrying = true;
     setImmediate(() => {
       this.#hurrying = false;
       collectGarbage();
-      // Who keeps views is not asked again and again.
+      // If views are still in use, this is not repeated again and again.
       this.#hasteAt = this.#fullness(0) + HASTE;
     }).unref();
   }
@@ -192,9 +195,9 @@ class RetiredAddresses {
 export const retired = new RetiredAddresses();
 
 /**
- * Gives a mapping back: wholly, or without its addresses as long as something reaches them. Views have been detached.
+ * Unmaps memory. Its addresses stay reserved as long as something reaches them. Its views were detached before.
  *
- * @throws DmaError EBUSY when too much waits, ENOMEM of the system; the mapping is as it was then
+ * @throws DmaError EBUSY if too many addresses wait; ENOMEM from the system; the mapping is unchanged then
  */
 export function giveMappingBack(port: MemoryPort, { start, length }: Range<Va>, handedOut: HandedOut): void {
   if (handedOut.unreachable) {
@@ -208,7 +211,7 @@ export function giveMappingBack(port: MemoryPort, { start, length }: Range<Va>, 
 
 let gc: unknown;
 
-/** Node gives the function by a flag, in contexts that are made after the flag was set. */
+/** V8 offers the function only in contexts that are made after the flag was set. */
 function collectGarbage(): void {
   gc ??= Reflect.get(globalThis, 'gc');
   if (typeof gc !== 'function') {

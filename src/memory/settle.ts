@@ -1,4 +1,4 @@
-/** Getting pages: they are there before anyone is given their addresses, so that touching them can not kill the process. */
+/** Faults in pages before their addresses are given to anyone, so that touching them can not kill the process. */
 import { DmaError, forPeople, isDmaError, NO_PERMISSION, unlessFails, withUndo } from '../errors.js';
 import { mustGoOn, Turns, type LongStep } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
@@ -7,25 +7,25 @@ import { formatSize, type Va } from '../units.js';
 import { HugePages } from './hugepages.js';
 import { populateInLanes, type OrdinaryMemory } from './ordinary-memory.js';
 
-/** Addresses that were mapped, and what is wanted of their pages. */
+/** Mapped addresses, and what their pages must be. */
 export interface Unsettled {
   readonly va: Va;
   /** bytes */
   readonly length: number;
-  /** bytes of one of its pages, as the kernel has them */
+  /** page size in bytes, as the kernel maps them */
   readonly pageSize: number;
-  /** NUMA node that all pages are to come from; -1 for any */
+  /** the NUMA node that all pages must come from; -1 for any */
   readonly node: number;
-  /** What the pages are faulted in for; see `MemoryPort.populate`. Default `write`. */
+  /** The access that pages are faulted in for; see `MemoryPort.populate`. Default `write`. */
   readonly access?: 'read' | 'write';
-  /** The descriptor behind them, if any, for the reasons of a failure. */
+  /** The descriptor behind them, if any; used to explain a failure. */
   readonly fd?: number;
 }
 
 /**
- * Gets all pages of mapped addresses, on the wanted node.
+ * Faults in all pages of mapped addresses, on their node.
  *
- * @throws DmaError ENOMEM, with figures, when they can not be had; some may be there then
+ * @throws DmaError ENOMEM, with figures, if pages are not available; some may be present then
  */
 export function settle(platform: Platform, ordinary: OrdinaryMemory, what: Unsettled, operation: string): void {
   const { va, length, pageSize, node, access } = what;
@@ -34,7 +34,7 @@ export function settle(platform: Platform, ordinary: OrdinaryMemory, what: Unset
   else runSteps(settling(platform, ordinary, what, operation), (step) => step.now());
 }
 
-/** {@link settle}, step by step: later, several pieces are got at once, on other threads. */
+/** {@link settle} in steps: `later` faults in several pieces at once, on other threads. */
 export function* settling(
   platform: Platform,
   ordinary: OrdinaryMemory,
@@ -74,15 +74,18 @@ export function* settling(
   };
 }
 
-/** Is there but one node? Then asking for that of each page, which holds up the event loop for long, tells nothing. */
+/** With one node only, asking for the node of each page would block the event loop for long and tell nothing. */
 function hasOneNode({ kernel }: Platform): boolean {
   return unlessFails(NO_PERMISSION, () => new HugePages(kernel).nodes().length === 1) ?? false;
 }
 
-/** How many pages' nodes are asked for in one turn. */
+/** Pages whose nodes are asked for in one turn of the event loop. */
 const NODES_AT_ONCE = 4096;
 
-/** Throws ENOMEM unless all pages are on their node: a file may have had some from elsewhere. Unknown nodes (-1) are as good as the binding. */
+/**
+ * Throws ENOMEM unless all pages are on `node`: some pages of a file may have come from elsewhere. Pages whose node is
+ * unknown (-1) pass.
+ */
 export function checkNodes(platform: Platform, { va, length, pageSize, node }: Unsettled, operation: string): void {
   const pages = length / pageSize;
   const nodes = platform.memory.nodesOf(va, pageSize, pages);
@@ -92,7 +95,7 @@ export function checkNodes(platform: Platform, { va, length, pageSize, node }: U
   throw new DmaError({ code: 'ENOMEM', operation, reason });
 }
 
-/** The error of hugepages that could not be had, as one of `operation`, with the limits that may be why. */
+/** Explains ENOMEM for hugepages: the error of `operation`, with the limits that may be the cause. */
 export function explainShortage(
   platform: Platform,
   error: unknown,
@@ -108,10 +111,12 @@ export function explainShortage(
   return failure.with({ operation, cause: error, hint });
 }
 
-/** How many hugepages there are and what limits them, in clauses. */
+/** The number of free hugepages and the limits on them, for a hint. */
 function hugePageFigures({ limits, files }: Platform, pageSize: number, fd: number | undefined): string {
   const free = limits.freeHugePages(pageSize);
-  const figures = [free === undefined ? 'this kernel has none of that size' : `${free} are free on the machine`];
+  const figures = [
+    free === undefined ? 'this kernel has no hugepages of that size' : `${free} are free on the machine`,
+  ];
   const group = limits.hugePageRoom(pageSize);
   if (group.bytes !== Infinity) figures.push(group.limit);
   const mount = fd === undefined ? undefined : files.fileSystem(fd);

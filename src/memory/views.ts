@@ -1,6 +1,6 @@
 /**
- * Views of raw memory that die with it: all that were handed out are detached before the memory goes away. What can reach
- * the memory nevertheless, retired.ts knows.
+ * Views of raw memory that can not outlive it: all that were handed out are detached before the memory is freed.
+ * retired.ts tracks what can still reach the memory after that.
  */
 import { typeHint } from '../check.js';
 import { invalid, type DmaError } from '../errors.js';
@@ -10,7 +10,7 @@ import { show } from '../show.js';
 import { formatSize, isAddress, type Va } from '../units.js';
 import type { HandedOut } from './retired.js';
 
-/** Checks a part of `length` bytes of memory. @throws DmaError EINVAL when it is not inside */
+/** Checks a part of `length` bytes of memory. @throws DmaError EINVAL if it is not inside */
 export function checkPart(offset: number, length: number, whole: number, operation: string): void {
   if (isAddress(offset) && isAddress(length) && offset + length <= whole) return;
   throw notInside(offset, length, whole, operation);
@@ -32,7 +32,7 @@ function notInside(offset: number, length: number, whole: number, operation: str
   return invalid(operation, `${length} bytes at offset ${offset} reach past the end`, { hint });
 }
 
-/** What `bytes` says when an ArrayBuffer that belongs to the memory is empty without our doing. */
+/** EINVAL of `bytes`: somebody else transferred an ArrayBuffer that belongs to the memory. */
 export function viewMoved(range: Range<Va>): DmaError {
   return invalid('bytes', 'the ArrayBuffer of this memory was transferred away', {
     range,
@@ -49,17 +49,19 @@ export class Views {
   readonly #length: number;
   readonly #handedOut: HandedOut | undefined;
   readonly #forDevices: boolean;
-  /** The only window there is: all of the memory. Not for devices, whose windows are looked at before each use. */
+  /**
+   * The only window, if one covers all of the memory. Not used for devices: their windows are checked before each use.
+   */
   #whole: ArrayBuffer | undefined;
-  /** By where they begin. One, unless the memory is longer than one ArrayBuffer can be. */
+  /** Windows by their first byte. There is one, unless the memory is longer than an ArrayBuffer can be. */
   readonly #windows = new Map<number, ArrayBuffer>();
-  /** Those of parts that are longer than half a window. */
+  /** ArrayBuffers of parts that are longer than half a window. */
   readonly #parts: ArrayBuffer[] = [];
 
   /**
-   * @param handedOut told of what was handed out; `undefined` for views that never leave the library
-   * @param forDevices lent to models of devices, who reach the memory as long as it is mapped: a view that one of them has
-   *   moved away is replaced
+   * @param handedOut notes what was handed out; `undefined` for views that never leave the library
+   * @param forDevices these views are for models of devices, which reach the memory as long as it is mapped: a view
+   *   that a model transferred is replaced
    */
   constructor(port: MemoryPort, va: Va, length: number, handedOut: HandedOut | undefined, forDevices = false) {
     this.#forDevices = forDevices;
@@ -72,13 +74,13 @@ export class Views {
   /**
    * The bytes [offset, offset + length); cheap after the first call.
    *
-   * @throws DmaError EINVAL when the ArrayBuffer was moved away, but for devices
+   * @throws DmaError EINVAL if the ArrayBuffer was transferred, unless these views are for devices
    */
   bytes(offset: number, length: number): Uint8Array {
     if (length === 0) return new Uint8Array(0);
     if (this.#whole !== undefined) return this.#within(this.#whole, offset, length);
     const { maxView } = this.#port;
-    // Windows overlap by half, so that whatever is not longer than that is inside of one.
+    // Windows overlap by half, so each part that is at most half as long lies inside one.
     const half = this.#length <= maxView ? this.#length : maxView / 2;
     if (length > half) {
       const part = this.#view(offset, length);
@@ -103,7 +105,7 @@ export class Views {
     try {
       return new Uint8Array(window, offset, length);
     } catch (error) {
-      // The constructor refuses an empty ArrayBuffer; asking it first would cost each call more than the view does.
+      // The constructor throws for a detached ArrayBuffer. Checking first would cost more than making the view.
       throw window.byteLength === 0 ? viewMoved(new Range(this.#va, this.#length)) : error;
     }
   }
@@ -113,13 +115,13 @@ export class Views {
     return new Views(this.#port, this.#va, this.#length, this.#handedOut, true);
   }
 
-  /** Was a view moved away by somebody else? Then it reaches the memory for good. */
+  /** Did somebody else transfer a view? Then the receiver can reach the memory for ever. */
   get escaped(): boolean {
     for (const window of this.#windows.values()) if (window.byteLength === 0) return true;
     return this.#parts.some((part) => part.byteLength === 0);
   }
 
-  /** Makes every view that was handed out empty. New ones can be made afterwards. */
+  /** Detaches every view that was handed out. New ones can be made afterwards. */
   detach(): void {
     this.#whole = undefined;
     for (const [start, window] of this.#windows) {

@@ -1,13 +1,14 @@
 /**
- * Which free blocks of a size class were looked at and found unsuitable, so that nobody looks again: they are the older part of
- * the list of the class. What was unsuitable for one request is so for every request that asks for no less.
+ * Remembers which free blocks of a size class were found unsuitable, so that they are not examined again. They are the
+ * oldest of the list of the class. What is too small for one request is too small for every request that asks for as
+ * much or more.
  */
 
 /**
- * Which bytes may be in one block, where not all neighbours may (IOVA contiguity).
+ * How many bytes may be in one block, where not all neighbours may (IOVA contiguity).
  *
- * @returns of the `length` bytes from `start` on, how many, from the first on, may be in one block; `length` for all.
- *   The search goes on behind them.
+ * @returns of `length` bytes from `start`, how many may be in one block, counted from the first; `length` for all. The
+ *   search goes on after them.
  */
 export type RunOf = (start: number, length: number) => number;
 
@@ -19,18 +20,18 @@ export interface Wanted {
   readonly runOf: RunOf | undefined;
 }
 
-/** See the head of the file. */
+/** The examined blocks of all size classes, each class for one kind of request. */
 export class Examined {
-  /** The newest block of each class that was looked at, as all older ones were; -1 when none was. */
+  /** The newest examined block of each class; all older ones were examined too. -1: none was. */
   readonly from: Int32Array;
-  /** What they are unsuitable for. */
+  /** The request for which they are unsuitable. */
   readonly #wanted: (Wanted | undefined)[] = [];
 
   constructor(classes: number) {
     this.from = new Int32Array(classes).fill(-1);
   }
 
-  /** Is what was found out about a class true of this request too? */
+  /** Are the examined blocks unsuitable for this request too? */
   covers(sizes: number, { length, alignment, boundary, runOf }: Wanted): boolean {
     const known = this.#wanted[sizes];
     return (
@@ -42,7 +43,7 @@ export class Examined {
     );
   }
 
-  /** From here on it is about this request; nothing of the class was looked at. */
+  /** Starts again for this request: no block of the class is examined. */
   begin(sizes: number, wanted: Wanted): void {
     this.#wanted[sizes] = wanted;
     this.from[sizes] = -1;

@@ -1,20 +1,23 @@
 /**
- * How much memory to take, and of which pages, when a heap has no room: the policy alone.
+ * How much memory to take, and of which page size, when a heap has no room. Only the policy; nothing is taken here.
  *
- * A heap grows by as much as it has already, so that however much lives in it is in a handful of extents, each of which is
- * one mapping for a device. It leaves half of the free hugepages to others, and what it really needs is always asked for
- * when the larger wish is not granted.
+ * A heap doubles when it grows, so that it has few extents however large it gets; each extent is one mapping for a
+ * device. It leaves half of the free hugepages to others. If the larger amount is not available, it takes only what is
+ * needed.
  */
 import { alignUp, GiB, KiB, MiB } from '../../units.js';
 
-/** Most that is taken beyond what is needed, in bytes: it is faulted in at once, which takes time. */
+/** The most that is taken beyond what is needed, in bytes: pages are faulted in at once, which takes time. */
 const MOST_AHEAD = GiB;
-/** Least that is taken of ordinary pages, in bytes. */
+/** The least that is taken of ordinary pages, in bytes. */
 const LEAST = 2 * MiB;
-/** Memory is taken in multiples of the largest ordinary page that peers have, for the devices that come later, in bytes. */
+/**
+ * Memory is taken in multiples of the largest ordinary page size of common machines, in bytes, for devices that come
+ * later.
+ */
 const COMMON_UNIT = 64 * KiB;
 
-/** What there has to be room for. */
+/** The block that there must be room for. */
 export interface Need {
   /** bytes */
   readonly size: number;
@@ -24,11 +27,11 @@ export interface Need {
   readonly boundary: number;
 }
 
-/** Pages that could be taken. */
+/** Pages of one size that could be taken. */
 export interface PageChoice {
   /** bytes */
   readonly pageSize: number;
-  /** How many are free; Infinity when the system does not tell. */
+  /** How many are free; Infinity if the system does not tell. */
   readonly free: number;
   /** How many bytes of this size may still be taken. */
   readonly left: number;
@@ -40,17 +43,17 @@ export interface GrowthStep {
   /** bytes */
   readonly pageSize: number;
   readonly pages: number;
-  /** The first page is at a multiple of so many bytes. */
+  /** The first page is at a multiple of this, in bytes. */
   readonly alignment: number;
 }
 
 /**
- * What to try, in order. The largest hugepages that the growth fills come first, then larger ones, the smallest first,
- * then ordinary pages.
+ * The attempts, in order: the largest hugepages that the growth fills, then larger hugepages from the smallest on, then
+ * ordinary pages.
  *
  * @param total bytes that the heap has
  * @param exact never take more than is needed
- * @param unit what devices map comes in multiples of so many bytes, a power of two
+ * @param unit devices map in multiples of this, in bytes, a power of two
  */
 export function planGrowth(
   need: Need,
@@ -90,7 +93,7 @@ export function planGrowth(
     });
 }
 
-/** How many neighbouring pages are surely enough, wherever they begin. */
+/** How many adjacent pages are enough for the block, wherever they begin. */
 function pagesFor({ size, align, boundary }: Need, pageSize: number): number {
   // A block that begins on a boundary does not cross it.
   const slack = Math.max(align, boundary > pageSize ? boundary : 0, pageSize) - pageSize;

@@ -90,7 +90,7 @@ describe('malloc', () => {
     throws('EINVAL', () => heap.realloc(block, 0));
     throws('EINVAL', () => heap.realloc(block, 64, { align: 17 }));
     assert.equal(block.live, true);
-    throws('EINVAL', () => heap.malloc(100, { boundary: 96 }), /no power of two/);
+    throws('EINVAL', () => heap.malloc(100, { boundary: 96 }), /not a power of two/);
     throws('EINVAL', () => heap.malloc(100, { boundary: 32 }), /do not fit/);
     assert.equal(heap.malloc(20, { boundary: 32 }).va % 64, 0);
   });

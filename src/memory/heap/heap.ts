@@ -379,7 +379,7 @@ export class Heap {
   /**
    * Allocates a block of `size` bytes.
    *
-   * @throws DmaError EINVAL for a size or boundary that is not possible, or an alignment or boundary that is no power of two;
+   * @throws DmaError EINVAL for a size or boundary that is not possible, or an alignment or boundary that is not a power of two;
    *   ENOMEM when there is no room, with the state of the heap; EBUSY when the heap would have to grow and is called from a
    *   handler of memory events; ENOTSUP for the library's own memory where no system call can be made
    */
@@ -945,13 +945,13 @@ function checked(size: number, options: MallocOptions, operation: string): Wishf
   const { align, boundary, pageSizes, pageSizeHint, contiguous, zero } = given;
   if (align !== LINE && align !== 0) {
     if (!isPowerOfTwo(align))
-      throw invalid(operation, `an alignment of ${align} bytes is no power of two`, { hint: powerHint(align) });
+      throw invalid(operation, `an alignment of ${align} bytes is not a power of two`, { hint: powerHint(align) });
     if (!isAddress(size + align))
       throw invalid(operation, `an alignment of ${align} bytes is not possible`, { hint: 'addresses are below 2^53' });
   }
   if (boundary !== 0) {
     if (!isPowerOfTwo(boundary))
-      throw invalid(operation, `a boundary of ${boundary} bytes is no power of two`, { hint: powerHint(boundary) });
+      throw invalid(operation, `a boundary of ${boundary} bytes is not a power of two`, { hint: powerHint(boundary) });
     if (boundary < size)
       throw invalid(operation, `${formatSize(size)} do not fit between two multiples of ${formatSize(boundary)}`, {
         hint: 'the boundary is as large as the block, or larger',

@@ -1,6 +1,6 @@
 /**
- * Heaps by name: those over the user's memory, which are made, fed and removed here, and those of the library's own. The
- * user's memory is left as it is when it comes into a heap, unless the user wants it cleared.
+ * Heaps by name: heaps over memory of the user, which are created, extended and destroyed here, and the library's own.
+ * Adding memory to a heap keeps its content, unless the user wants it cleared.
  */
 import { type Gate, isA, mustBeObject, optionsOf, type Shape } from '../../check.js';
 import { DmaError, invalid, undoAll, withUndo } from '../../errors.js';
@@ -29,41 +29,41 @@ import type { MemoryChange, MemoryHandlers, Reach, ReachAsync } from '../memory-
 import { pinnedError, type Pin } from '../pins.js';
 import { shortForm } from '../../short-form.js';
 
-/** Ids of heaps over the user's memory begin here; below are NUMA nodes. */
+/** First id of heaps over the user's memory; smaller ids are NUMA nodes. */
 const FIRST_ID = 256;
-/** How much is cleared at once, in bytes; and where the event loop goes on: some milliseconds. */
+/** Bytes cleared in one step; IN_A_TURN: in one turn of the event loop, which takes some milliseconds. */
 const AT_ONCE = 256 * MiB;
 const IN_A_TURN = 8 * MiB;
 /** Names are shorter than this, in bytes. */
 const NAME_LIMIT = 32;
 
-/** Memory at an address, to be given to a heap without registering it before. */
+/** Memory at an address, to be added to a heap without registering it before. */
 export interface RawMemory extends RegisterOptions {
   readonly va: Va;
   /** bytes */
   readonly length: number;
 }
 
-/** How a heap over the user's memory is to be. */
+/** Options of {@link Heaps.create}. */
 export interface HeapSettings {
   /**
-   * Has every device to use the same IOVAs for its memory: those of the memory's own table, else the VAs? See
-   * `MemoryOptions.sameIova`. Memory that a device can not have there is not added. Default false
+   * Must every device use the same IOVAs for its memory: those of the memory's table, or without a table the VAs? See
+   * `MemoryOptions.sameIova`. Memory for which a device can not do that is refused. Default false.
    */
   readonly sameIova?: boolean;
 }
 
-/** What heaps are made with. */
+/** What {@link Heaps} needs. */
 export interface HeapsOptions {
   readonly platform: Platform;
   readonly areas: AreaIndex;
   readonly handlers: MemoryHandlers;
   readonly reach: Reach;
   readonly reachAsync: ReachAsync;
-  /** Who gives up what goes on for long. Default: nobody. */
+  /** Runs long operations, and cancels them when the Eal stops. Default: they can not be cancelled that way. */
   readonly running?: RunningWorks;
   readonly iovaMode: () => IovaMode;
-  /** Asked before a heap is made or fed. */
+  /** Throws when a heap may not be created or extended now. */
   readonly gate?: Gate;
   readonly origins: boolean;
   /** The heaps of the library's own memory. */
@@ -79,14 +79,14 @@ interface Part extends HeapMemory {
   release: LongStep;
 }
 
-/** See the head of the file. */
+/** The heaps of one `Eal`. */
 export class Heaps {
   readonly #options: HeapsOptions;
-  /** Memory that was given by address. */
+  /** Registers memory that was given by address. */
   readonly #adopted: External;
   readonly #heaps = new Map<string, Heap>();
   readonly #parts = new Map<Area, Part>();
-  /** Those whose memory is being changed, which handlers may just be told of, and how often. */
+  /** Heaps whose memory is being changed (handlers may be running), and how many changes each has. */
   readonly #changing = new Map<Heap, number>();
   readonly #running: RunningWorks;
   #nextId = FIRST_ID;
@@ -98,18 +98,21 @@ export class Heaps {
     this.#adopted = new External(options.platform, options.areas);
   }
 
-  /** All heaps: the library's own first, then the others as they were made. */
+  /** All heaps: first the library's own, then the others in the order of creation. */
   *[Symbol.iterator](): IterableIterator<Heap> {
     yield* this.#options.native();
     yield* this.#heaps.values();
   }
 
-  /** Those over the user's memory, as they were made. */
+  /** Heaps over the user's memory, in the order of creation. */
   get made(): Iterable<Heap> {
     return this.#heaps.values();
   }
 
-  /** The heap of that name. @throws DmaError EINVAL for a name that is empty or has 32 bytes or more; ENOENT */
+  /**
+   * The heap of that name.
+   * @throws DmaError EINVAL for a name that is empty or has 32 bytes or more; ENOENT if there is no such heap
+   */
   find(name: string, operation = 'heaps.find'): Heap {
     checkName(name, operation);
     const heap = this.#heaps.get(name) ?? this.#native(name);
@@ -120,9 +123,9 @@ export class Heaps {
   }
 
   /**
-   * A new heap without memory. Its id is 256 or more, and no other ever has it.
+   * Creates a heap without memory. Its id is 256 or more, and is never used again.
    *
-   * @throws DmaError EINVAL as `find`; EEXIST
+   * @throws DmaError EINVAL for an invalid name; EEXIST if a heap of that name exists
    */
   create(name: string, settings?: HeapSettings): Heap {
     const operation = 'heaps.create';
@@ -147,10 +150,10 @@ export class Heaps {
   }
 
   /**
-   * Removes a heap.
+   * Destroys a heap that has no memory.
    *
-   * @throws DmaError EINVAL as `find`; ENOENT; EPERM for the library's own; EBUSY while it has memory, and in handlers of its
-   *   changes
+   * @throws DmaError EINVAL for an invalid name; ENOENT if there is no such heap; EPERM for the library's own; EBUSY
+   *   while it has memory, and in handlers of its changes
    */
   destroy(name: string): void {
     const operation = 'heaps.destroy';
@@ -166,15 +169,17 @@ export class Heaps {
   }
 
   /**
-   * Gives memory to a heap, which serves from it until `removeMemory`. Every device gets it, now and later. It stays the
-   * user's, who can neither unregister nor free it meanwhile, and what is in it is kept.
+   * Adds memory to a heap, which allocates from it until `removeMemory`. Every device gets it mapped, now and later.
+   * The user still owns it, but can neither unregister nor free it meanwhile. Its content is kept.
    *
-   * @param given external memory of the same `Eal`, or memory at an address, which stays mapped as long as it is in the heap
-   * @param asked.clear fill it with zeros. Default false
-   * @throws DmaError EINVAL as `find`, for impossible addresses, page sizes and tables, and for memory of another `Eal`;
-   *   ENOENT, EPERM for the heap; EEXIST for memory that is in a heap, or overlaps an area; EACCES for memory that can not be
-   *   written; EFAULT for addresses that are not mapped; EBUSY for memory that is pinned, or of which a view was transferred away; of
-   *   the device or handler that does not take it, and then it is as it was before
+   * @param memory external memory of the same `Eal`, or memory at an address, which must stay mapped as long as it is
+   *   in the heap
+   * @param options.clear fill it with zeros? Default false
+   * @throws DmaError EINVAL for an invalid name, address, page size or table, and for memory of another `Eal`; ENOENT
+   *   if there is no such heap; EPERM for the library's own; EEXIST for memory that is in a heap or overlaps an area;
+   *   EACCES for memory that can not be written; EFAULT for addresses that are not mapped; EBUSY for memory that is
+   *   pinned, or of which a view was transferred; the error of the device or handler that refuses it. When it throws,
+   *   nothing has changed.
    */
   addMemory(name: string, given: ExternalMemory | RawMemory, asked?: { readonly clear?: boolean }): void {
     const operation = 'heaps.addMemory';
@@ -183,10 +188,11 @@ export class Heaps {
   }
 
   /**
-   * As {@link Heaps.addMemory}, without blocking the event loop: it is mapped for the devices, and cleared, piece by piece.
+   * As {@link Heaps.addMemory}, without blocking the event loop: the memory is mapped for the devices, and cleared,
+   * piece by piece.
    *
-   * @throws DmaError as `addMemory`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then it is
-   *   as it was before
+   * @throws DmaError as `addMemory`; ECANCELED, after at most one more piece, when `options.signal` is aborted or the
+   *   Eal stops. When it throws, nothing has changed.
    */
   async addMemoryAsync(
     name: string,
@@ -224,11 +230,12 @@ export class Heaps {
   }
 
   /**
-   * Takes memory out of a heap, and from all devices: exactly what was added, or its address and length in bytes.
+   * Removes memory from a heap and unmaps it from all devices. Takes exactly what was added, or its address and length
+   * in bytes.
    *
-   * @throws DmaError EINVAL as `find`, and for impossible ranges; ENOENT for the heap, or when this is not what was added to
-   *   it; EPERM; EBUSY while a block is in it, and in handlers of changes of this heap; of the device or handler that does not
-   *   let it go, and then it is as before
+   * @throws DmaError EINVAL for an invalid name or range; ENOENT if there is no such heap, or if this was not added to
+   *   it; EPERM for the library's own; EBUSY while a block is in it, and in handlers of changes of this heap; the error
+   *   of the device or handler that refuses. When it throws, nothing has changed.
    */
   removeMemory(name: string, memory: ExternalMemory | RawMemory): void;
   removeMemory(name: string, va: Va, length: number): void;
@@ -267,15 +274,18 @@ export class Heaps {
     yield* this.#alone(heap, this.#remove(heap, part, operation));
   }
 
-  /** @internal The bytes at [va, va + length) of memory that was given by address, when they are all in one piece. */
+  /**
+   * @internal The bytes at [va, va + length) of memory that was given by address; `undefined` unless they are all in
+   *   one piece.
+   */
   bytesAt(va: Va, length: number): Uint8Array | undefined {
     return this.#adopted.bytesAt(va, length);
   }
 
   /**
-   * @internal Ends all blocks, and gives all memory back to the user.
+   * @internal Frees all blocks, and gives all memory back to the user.
    *
-   * @returns what failed, such as blocks that are pinned: their heaps keep their memory, and it can be tried again
+   * @returns the errors, such as pinned blocks: those heaps keep their memory, and a later call tries again
    */
   close(): unknown[] {
     const errors: unknown[] = [];
@@ -295,7 +305,7 @@ export class Heaps {
     return errors;
   }
 
-  /** @throws DmaError EBUSY in handlers of changes of `heap` */
+  /** @throws DmaError EBUSY while the memory of `heap` is being changed, as in handlers of its changes */
   #mustRest(heap: Heap, operation: string): void {
     if (!this.#changing.has(heap)) return;
     const reason = `the memory of the heap ${heap.name} is being changed`;
@@ -303,7 +313,7 @@ export class Heaps {
     throw new DmaError({ code: 'EBUSY', operation, reason, hint });
   }
 
-  /** From the first step of `work` to its last the heap is not destroyed, and gives nothing back. */
+  /** Keeps others from destroying the heap and from removing its memory while `work` runs. */
   *#alone(heap: Heap, work: Steps<LongStep, void>): Steps<LongStep, void> {
     this.#changing.set(heap, (this.#changing.get(heap) ?? 0) + 1);
     try {
@@ -331,7 +341,7 @@ export class Heaps {
     });
   }
 
-  /** Every check of raw memory that needs no look at it, in the order of the other checks: arguments first. */
+  /** Checks arguments for raw memory, without touching the memory, in the order of the other checks. */
   #checkRaw(memory: RawMemory, operation: string): void {
     const { pageSize = this.#options.platform.memory.pageSize } = memory;
     const range = rangeOf(memory.va, memory.length, operation);
@@ -423,7 +433,7 @@ export class Heaps {
     if (this.#adopted.has(part.memory)) part.memory.unregister();
   }
 
-  /** It is the user's alone again. */
+  /** Forgets a part: it belongs to the user alone again. */
   #forget({ area, pin }: Part): void {
     area.owner = 'external';
     area.sameIova = false;
@@ -434,7 +444,7 @@ export class Heaps {
 
 shortForm(Heaps, 'Heaps', ({ made }) => ({ made: [...made].map(({ name }) => name) }));
 
-/** Fills all of it with zeros, in parts that can be viewed; later, in turns. */
+/** Fills the memory with zeros, in parts that one view can hold; `later` lets the event loop run in between. */
 function clearing(memory: ExternalMemory, operation: string): LongStep {
   const clear = (at: number, most: number): void => void memory.bytes(at, Math.min(most, memory.length - at)).fill(0);
   return {
@@ -452,7 +462,7 @@ function clearing(memory: ExternalMemory, operation: string): LongStep {
   };
 }
 
-/** What there is, for who asked for something else: as much of it as can be read. */
+/** The first pieces of a heap's memory, for the hint of ENOENT. */
 function firstOf(memory: Iterable<HeapMemory>): string {
   const pieces: string[] = [];
   for (const { range } of memory) {
@@ -464,12 +474,14 @@ function firstOf(memory: Iterable<HeapMemory>): string {
 
 function checkName(name: string, operation: string): void {
   if (typeof name === 'string' && name !== '' && Buffer.byteLength(name) < NAME_LIMIT) return;
-  throw invalid(operation, `${show(name)} is no name of a heap`, { hint: `a name has 1 to ${NAME_LIMIT - 1} bytes` });
+  throw invalid(operation, `${show(name)} is not a valid name of a heap`, {
+    hint: `a name has 1 to ${NAME_LIMIT - 1} bytes`,
+  });
 }
 
 const RAW_MEMORY: Shape<RawMemory> = { ...REGISTER_OPTIONS, va: 'number', length: 'number' };
 
-/** @throws DmaError EINVAL when it is no memory at an address */
+/** @throws DmaError EINVAL if it is not memory at an address */
 function rawOf(memory: RawMemory, operation: string): RawMemory {
   mustBeObject(memory, 'addresses', operation);
   const { va = 0 as Va, length = 0, ...options } = optionsOf(memory, RAW_MEMORY, operation);

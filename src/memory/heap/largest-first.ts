@@ -1,19 +1,19 @@
 /**
- * Free blocks of one size class by their size, for who wants the largest again and again: a binary heap. Blocks that are taken
- * stay in it until they come up; who asks says which of them are still what they were.
+ * Free blocks of one size class, largest first: a binary heap. Blocks that were allocated stay in it until they come to
+ * the top; the caller tells which entries are still valid.
  */
 export class LargestFirst {
   #rows: Int32Array;
   #sizes: Float64Array;
   #count = 0;
 
-  /** @param capacity how many entries it has room for */
+  /** @param capacity number of entries */
   constructor(capacity: number) {
     this.#rows = new Int32Array(capacity);
     this.#sizes = new Float64Array(capacity);
   }
 
-  /** Adds a block. @returns false, and nothing is added, when it is full */
+  /** Adds a block. @returns false if it is full; then nothing was added */
   add(row: number, size: number): boolean {
     if (this.#count === this.#rows.length) return false;
     let at = this.#count++;
@@ -27,7 +27,7 @@ export class LargestFirst {
     return true;
   }
 
-  /** The largest block that is still what it was when it was added; -1 when there is none. */
+  /** The largest block whose entry is still valid; -1 if there is none. */
   first(isCurrent: (row: number, size: number) => boolean): number {
     while (this.#count > 0) {
       if (isCurrent(this.#rows[0], this.#sizes[0])) return this.#rows[0];
@@ -36,7 +36,7 @@ export class LargestFirst {
     return -1;
   }
 
-  /** Forgets the first entry: the last one takes its place, and sinks. */
+  /** Removes the first entry: the last one takes its place and sinks. */
   #drop(): void {
     const last = --this.#count;
     const size = this.#sizes[last];

@@ -1,41 +1,41 @@
 /**
- * Blocks in address order, and which of them begins where. A block is a *row*, a small integer; rows are chained in address
- * order in typed arrays, and an index over them makes no garbage, and takes a few look-ups for every operation, whatever
- * its size.
+ * Finds blocks by address, and their neighbours. A block is a *row*, a small integer. Rows are linked in address order
+ * in typed arrays. The index over them makes no garbage, and needs a few look-ups for each operation, whatever its
+ * size.
  *
- * The address space is cut into leaves of {@link LEAF_BYTES}. A leaf that something begins in is known by its first row, from
- * which the others are reached along the chain, in a few steps: a hash table has the first rows of all leaves, and
- * nothing else, because the number of a leaf is told by where its first row begins. Above them are {@link LEVELS} levels of
- * nodes of {@link NODE_BITS} bits, each bit a leaf or node below that is not empty. Only what is not empty exists, and is
- * found by its number through a hash table of its level. To find the nearest leaf below an address is to climb until a
- * lower bit is set and to go down along the highest ones.
+ * The address space is cut into leaves of {@link LEAF_BYTES}. A hash table gives the first row of each leaf in which a
+ * block begins; links lead from there to the other rows, in a few steps. The table stores rows only: the start of a row
+ * tells its leaf. Above the leaves are {@link LEVELS} levels of nodes of {@link NODE_BITS} bits; each bit stands for a
+ * leaf or node below that is not empty. Only nodes that are not empty exist; each level has a hash table from their
+ * numbers to their contents. To find the nearest leaf below an address, climb until a lower bit is set, then go down
+ * along the highest bits.
  */
 import { ADDRESS_LIMIT } from '../../units.js';
 
-/** The unit that blocks begin and end at, in bytes: a cache line, so that no two blocks share one. */
+/** Blocks begin and end at multiples of this, in bytes: a cache line, so that no two blocks share one. */
 export const LINE = 64;
 
 const LEAF_BYTES = LINE * 8;
 const NODE_BITS = 512;
 const NODE_WORDS = NODE_BITS / 32;
-/** So many levels of nodes that the one on top is a single node. */
+/** Enough levels for a single node at the top. */
 const LEVELS = Math.ceil(Math.log2(ADDRESS_LIMIT / LEAF_BYTES) / Math.log2(NODE_BITS));
 
-/** The key of an unused place in a table: no whole number, so that no look-up is for it. */
+/** Marks an unused entry in a table. Not an integer, so no look-up finds it. */
 const NONE = -0.5;
 
-/** Numbers of nodes to the slots that their contents are kept in; slots are dense and used again. */
+/** Maps the number of a node to the slot that holds its content. Slots are dense and reused. */
 class SlotTable {
   #keys = new Float64Array(16).fill(NONE);
   #slots = new Int32Array(16);
   #shift = 28;
   #count = 0;
-  /** Slots given back, the last first; `#made` slots were ever given. */
+  /** Slots that were given back, the last one last; `#made` slots were ever given. */
   #spare = new Int32Array(8);
   #spares = 0;
   #made = 0;
 
-  /** The slot of `key`, -1 when it has none. */
+  /** The slot of `key`; -1 if it has none. */
   find(key: number): number {
     const keys = this.#keys;
     const mask = keys.length - 1;
@@ -48,9 +48,10 @@ class SlotTable {
     }
   }
 
-  /** A slot for `key`, which has none yet. */
+  /** Gives `key`, which has none yet, a slot. */
   add(key: number): number {
-    // Half empty at least, so that probes are short and a new slot is always less than half the table's length.
+    // At least half of the table stays empty: probes are short, and a new slot is always less than half the table's
+    // length.
     if (this.#count * 2 >= this.#keys.length) this.#double();
     this.#count++;
     const slot = this.#spares > 0 ? this.#spare[--this.#spares] : this.#made++;
@@ -58,7 +59,7 @@ class SlotTable {
     return slot;
   }
 
-  /** Gives the slot of `key`, which has one, back. */
+  /** Takes the slot of `key`, which has one, back. */
   remove(key: number): void {
     const keys = this.#keys;
     const slots = this.#slots;
@@ -67,7 +68,7 @@ class SlotTable {
     while (keys[hole] !== key) hole = (hole + 1) & mask;
     this.#count--;
     this.#spare[this.#spares++] = slots[hole];
-    // What was pushed beyond the hole by it moves up, so that no probe ends early.
+    // Entries that a collision had moved past this hole move back, so that no probe ends too early.
     for (let at = (hole + 1) & mask; keys[at] !== NONE; at = (at + 1) & mask) {
       const home = hash(keys[at]) >>> this.#shift;
       if (((at - home) & mask) >= ((at - hole) & mask)) {
@@ -103,11 +104,11 @@ class SlotTable {
 /** Nodes of one level, each a set of numbers below {@link NODE_BITS}. */
 class Level {
   readonly #table = new SlotTable();
-  /** {@link NODE_WORDS} words a node, and one word a node that says which of these are not 0. */
+  /** {@link NODE_WORDS} words per node, and one word that says which of them are not 0. */
   #words = new Int32Array(8 * NODE_WORDS);
   #filled = new Int32Array(8);
 
-  /** Adds `bit` to `node`. Was that its first? */
+  /** Adds `bit` to `node`. @returns whether it is the first bit */
   add(node: number, bit: number): boolean {
     let slot = this.#table.find(node);
     const isNew = slot < 0;
@@ -123,7 +124,7 @@ class Level {
     return isNew;
   }
 
-  /** Takes `bit`, which is there, from `node`. Was it the last? */
+  /** Removes `bit`, which is set, from `node`. @returns whether it was the last bit */
   remove(node: number, bit: number): boolean {
     const slot = this.#table.find(node);
     const word = bit >>> 5;
@@ -133,7 +134,7 @@ class Level {
     return true;
   }
 
-  /** The highest bit of `node` that is less than `bit`; -1 when there is none, or no such node. */
+  /** The highest bit of `node` below `bit`; -1 if there is none, or no such node. */
   below(node: number, bit: number): number {
     const slot = this.#table.find(node);
     if (slot < 0) return -1;
@@ -149,36 +150,36 @@ class Level {
   }
 }
 
-/** The rows and the index. Starts are multiples of {@link LINE} below 2^53, each that of one row at most. */
+/** The rows and the index. Starts are multiples of {@link LINE} below 2^53; no two rows have the same. */
 export class StartIndex {
-  /** Where each row begins. Who inserts and removes rows only reads these. */
+  /** Where each row begins. Other files only read this. */
   starts: Float64Array;
-  /** The neighbours of each row in address order, -1 at the ends. */
+  /** The neighbours of each row in address order; -1 at the ends. */
   before: Int32Array;
   after: Int32Array;
-  /** The row with the lowest address, -1 when there is none. */
+  /** The row with the lowest address; -1 if there is none. */
   first = -1;
-  /** The first row of each leaf, plus 1; 0 where nothing is. */
+  /** The first row of each leaf, plus 1; 0 for an unused entry. */
   #leaves = new Int32Array(32);
   #shift = 27;
   #count = 0;
   readonly #levels = Array.from({ length: LEVELS }, () => new Level());
 
-  /** @param capacity how many rows there is room for */
+  /** @param capacity number of rows */
   constructor(capacity: number) {
     this.starts = new Float64Array(capacity);
     this.before = new Int32Array(capacity);
     this.after = new Int32Array(capacity);
   }
 
-  /** Makes room for so many rows, which are more than before. */
+  /** Makes room for more rows; `capacity` is larger than before. */
   grow(capacity: number): void {
     this.starts = grown(this.starts, new Float64Array(capacity));
     this.before = grown(this.before, new Int32Array(capacity));
     this.after = grown(this.after, new Int32Array(capacity));
   }
 
-  /** Adds `row`, which begins at `start`, behind the row `previous` (-1: before all). */
+  /** Adds `row`, which begins at `start`, after the row `previous` (-1: as the first). */
   insert(row: number, start: number, previous: number): void {
     const { starts, before, after } = this;
     const next = previous < 0 ? this.first : after[previous];
@@ -194,7 +195,7 @@ export class StartIndex {
     else this.#add(row, leaf);
   }
 
-  /** Removes `row`, which is there. */
+  /** Removes `row`, which is present. */
   remove(row: number): void {
     const { starts, before, after } = this;
     const previous = before[row];
@@ -209,7 +210,7 @@ export class StartIndex {
     else this.#remove(place, leaf);
   }
 
-  /** The row that begins at `start`, -1 when none does. `start` may be any number: at one that is no address none does. */
+  /** The row that begins exactly at `start`; -1 if none does. `start` may be any number. */
   get(start: number): number {
     const { starts, after } = this;
     let row = this.#find(leafOf(start));
@@ -217,7 +218,7 @@ export class StartIndex {
     return row >= 0 && starts[row] === start ? row : -1;
   }
 
-  /** The row that begins at `address` or, of those below it, the highest; -1 when there is none. `address` may be any number. */
+  /** The row that begins at `address`, else the nearest below it; -1 if there is none. `address` may be any number. */
   floor(address: number): number {
     const { starts, after } = this;
     const leaf = leafOf(Math.min(address, ADDRESS_LIMIT));
@@ -229,7 +230,7 @@ export class StartIndex {
     return row;
   }
 
-  /** The first row of a leaf; -1 when there is none. */
+  /** The first row of a leaf; -1 if there is none. */
   #find(leaf: number): number {
     const leaves = this.#leaves;
     const { starts } = this;
@@ -240,7 +241,7 @@ export class StartIndex {
     }
   }
 
-  /** Where in the table the first row of a leaf is. */
+  /** The position in the table of a leaf's first row. */
   #placeOf(row: number, leaf: number): number {
     const leaves = this.#leaves;
     const mask = leaves.length - 1;
@@ -250,7 +251,7 @@ export class StartIndex {
   }
 
   #add(row: number, leaf: number): void {
-    // A third empty at least, so that probes are short.
+    // At least a third of the table stays empty, so that probes are short.
     if (++this.#count * 3 > this.#leaves.length * 2) this.#double();
     this.#put(row, leaf);
     let number = leaf;
@@ -266,7 +267,7 @@ export class StartIndex {
     const { starts } = this;
     const mask = leaves.length - 1;
     let hole = place;
-    // What was pushed beyond the hole by it moves up, so that no probe ends early.
+    // Entries that a collision had moved past this hole move back, so that no probe ends too early.
     for (let at = (hole + 1) & mask; leaves[at] !== 0; at = (at + 1) & mask) {
       const home = hash(leafOf(starts[leaves[at] - 1])) >>> this.#shift;
       if (((at - home) & mask) >= ((at - hole) & mask)) {
@@ -299,7 +300,7 @@ export class StartIndex {
     for (const first of leaves) if (first !== 0) this.#put(first - 1, leafOf(this.starts[first - 1]));
   }
 
-  /** The highest leaf below `leaf` that is not empty; -1 when there is none. */
+  /** The highest leaf below `leaf` that is not empty; -1 if there is none. */
   #below(leaf: number): number {
     let number = leaf;
     for (let height = 0; height < LEVELS; height++) {
@@ -319,17 +320,17 @@ function leafOf(address: number): number {
   return Math.floor(address / LEAF_BYTES);
 }
 
-/** 32 well-mixed bits of a whole number below 2^53; the high ones are the best. */
+/** A 32-bit hash of an integer below 2^53; its high bits are the best mixed. */
 function hash(key: number): number {
   return Math.imul((key | 0) ^ Math.imul((key * 2 ** -32) | 0, 0x85ebca6b), 0x9e3779b1);
 }
 
-/** A copy with as much again, which is 0. */
+/** A copy of twice the length; the new half is 0. */
 function doubled(array: Int32Array): Int32Array<ArrayBuffer> {
   return grown(array, new Int32Array(array.length * 2));
 }
 
-/** `larger`, which begins with what is in `array`. */
+/** Fills `larger` from its beginning with `array`. @returns `larger` */
 export function grown<T extends Float64Array | Int32Array | Uint8Array>(
   array: Float64Array | Int32Array | Uint8Array,
   larger: T,

@@ -1,4 +1,4 @@
-/** Which heaps an allocation may come from, in the words that programs have for them. */
+/** Chooses the heaps that an allocation may come from. */
 import type { Gate } from '../../check.js';
 import { invalid, isDmaError, toldAs } from '../../errors.js';
 import type { LongWorkOptions, RunningWorks } from '../../long-work.js';
@@ -7,27 +7,27 @@ import type { Block, Heap, MallocOptions } from '../heap/heap.js';
 import type { Heaps } from '../heap/heaps.js';
 import type { OwnedMallocOptions, OwnedMemory } from './owned.js';
 
-/** The memory of one `Eal` that allocations come from. */
+/** What allocations of one `Eal` come from. */
 export interface HeapSources {
   readonly memory: OwnedMemory;
   readonly heaps: Heaps;
-  /** Asked before something is made of them. */
+  /** Throws when nothing may be allocated now. */
   readonly gate?: Gate;
-  /** Who gives up what goes on for long. Default: nobody. */
+  /** Runs long operations, and cancels them when the Eal stops. Default: they can not be cancelled that way. */
   readonly running?: RunningWorks;
 }
 
-/** Where to allocate, and what the block has to be like. */
+/** Options of an allocation, with the heap that it comes from. */
 export interface PlacedMallocOptions extends OwnedMallocOptions {
-  /** The heap of that name. Default: the library's own memory, of `node` or any. */
+  /** Name of the heap. Default: the library's own memory, on `node` or any node. */
   readonly heap?: string;
 }
 
 /**
- * The heaps that these options name, in the order they are tried.
+ * The heaps that these options allow, in the order they are tried.
  *
- * @throws DmaError EINVAL for no name of a heap, and for a node there is not, or that the heap is not on; ENOENT for a heap
- *   there is not
+ * @throws DmaError EINVAL for an invalid name, for a node that does not exist, and for a heap that is not on `node`;
+ *   ENOENT if the heap does not exist
  */
 export function chooseHeaps(
   sources: HeapSources,
@@ -41,25 +41,25 @@ export function chooseHeaps(
   throw invalid(operation, `the heap ${heap} is not on NUMA node ${node}`);
 }
 
-/** What heaps call their operations. */
+/** The operations that errors of heaps name. */
 const OF_HEAPS = ['malloc', 'mallocAsync', 'mallocLargest'];
 
-/** An error of a heap as one of the call that needed a block of it; all others as they are. */
+/** An error of a heap, as an error of the call that wanted the block; other errors unchanged. */
 export function toldOf(operation: string, error: unknown): unknown {
   return toldAs(operation, OF_HEAPS, error);
 }
 
-/** An allocation that can be made at once, or while the event loop goes on. */
+/** An allocation that is made at once, or while the event loop runs. */
 export interface Allocation {
   now(): void;
   later(work: LongWorkOptions): Promise<void>;
 }
 
 /**
- * The block of the first heap that has room.
+ * Allocates from the first heap that has room.
  *
- * @param operation what the caller called: what a heap says of a block is told of that
- * @throws DmaError ENOMEM of the first one when none has; all others at once
+ * @param operation the caller's operation, for errors
+ * @throws DmaError ENOMEM of the first heap if none has room; any other error at once
  */
 export function* allocatingFrom(
   heaps: readonly Heap[],

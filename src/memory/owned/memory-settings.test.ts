@@ -26,7 +26,7 @@ describe('options of the memory that the library owns', () => {
     const limits = (...pairs: [number, number][]): MemoryOptions => {
       return { pageSizeLimits: pairs.map(([pageSize, limit]) => ({ pageSize, limit })) };
     };
-    refused(limits([2 * MiB, 3 * MiB]), /no multiple/);
+    refused(limits([2 * MiB, 3 * MiB]), /not a multiple/);
     refused(limits([3 * MiB, 6 * MiB]), /power of two/);
     refused(limits([2 * MiB, NaN]));
     refused({ noHuge: true, ...limits([2 * MiB, 4 * MiB]) });

@@ -132,7 +132,7 @@ export function memorySettings(asked: MemoryOptions): MemorySettings {
   for (const { pageSize, limit } of limitsOf(pageSizeLimits)) {
     checkPageSize('pageSizeLimits', pageSize);
     if (!isAddress(limit) || limit % pageSize !== 0)
-      throw invalid(START, `memory.pageSizeLimits: ${show(limit)} is no multiple of ${formatSize(pageSize)}`, {
+      throw invalid(START, `memory.pageSizeLimits: ${show(limit)} is not a multiple of ${formatSize(pageSize)}`, {
         hint: 'it is bytes, not a number of pages; 0 for none of them',
       });
   }
@@ -190,7 +190,7 @@ function checkConflicts(options: MemoryOptions): void {
 
 function checkPageSize(name: string, pageSize: number): void {
   if (!isPowerOfTwo(pageSize))
-    throw invalid(START, `memory.${name}: ${show(pageSize)} is no power of two`, {
+    throw invalid(START, `memory.${name}: ${show(pageSize)} is not a power of two`, {
       hint:
         typeHint(pageSize, 'number') ??
         'sizes of pages are 2 * MiB, GiB and the like: "anydma hugepages" lists those there are',

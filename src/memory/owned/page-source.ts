@@ -281,7 +281,7 @@ class Source implements PageSource {
       throw invalid(operation, `${pages} pages from ${index} on are not in a list of ${capacity}`);
     const range = new Range(va, pages * this.pageSize, operation);
     if (!range.isAligned(this.pageSize))
-      throw invalid(operation, `${hex(va)} is no multiple of the page size ${hex(this.pageSize)}`);
+      throw invalid(operation, `${hex(va)} is not a multiple of the page size ${hex(this.pageSize)}`);
     const wrong = this.#taken.subarray(index, index + pages).indexOf(1 - taken);
     if (wrong !== -1)
       throw invalid(operation, `page ${index + wrong} is ${taken === 0 ? 'taken already' : 'not taken'}`, { range });

@@ -232,8 +232,8 @@ describe('zones', SKIP, () => {
     'are refused for one reason at a time: the name, then whether it is new, then the shape, then the memory',
     withZones((zones) => {
       const bad: PlacedMallocOptions = { align: 3, heap: 'none' };
-      throwsDma('EINVAL', () => zones.reserve('', -1, bad), /is no name of a zone/);
-      throwsDma('EINVAL', () => zones.reserve(17 as never, -1, bad), /is no name of a zone/);
+      throwsDma('EINVAL', () => zones.reserve('', -1, bad), /is not a valid name of a zone/);
+      throwsDma('EINVAL', () => zones.reserve(17 as never, -1, bad), /is not a valid name of a zone/);
       throwsDma('ENAMETOOLONG', () => zones.reserve('x'.repeat(32), -1, bad), /32 bytes/);
       throwsDma('ENAMETOOLONG', () => zones.reserve('ä'.repeat(16), 1));
       zones.reserve('x'.repeat(31), 1);

@@ -1,6 +1,6 @@
 /**
- * Memory with names: a part of a program, or a driver, reserves a zone, and others find it by its name. A zone is a block
- * of a heap, so every device reaches it, now and later. DPDK calls it a memzone.
+ * Memory with names: a part of a program, or a driver, reserves a zone, and others look it up by name. A zone is a
+ * block of a heap, so every device reaches it, now and later. DPDK calls it a memzone.
  */
 import { ended, mustBe, mustBeNumber, mustBeString, optionsOf } from '../../check.js';
 import { DmaError, invalid, isDmaError } from '../../errors.js';
@@ -20,15 +20,15 @@ import { MALLOC_OPTIONS, type Block, type Heap } from '../heap/heap.js';
 import type { LendOptions, Pin } from '../pins.js';
 import { shortForm } from '../../short-form.js';
 
-/** Names have at most so many bytes, as in DPDK (RTE_MEMZONE_NAMESIZE). */
+/** Longest name in bytes, as in DPDK (RTE_MEMZONE_NAMESIZE). */
 const LONGEST_NAME = 31;
 /** Lengths are multiples of this, in bytes. */
 const LINE = 64;
 
-/** A named block of memory. Disposing it frees it, and its name. */
+/** A named block of memory. Disposing it frees the block and the name. */
 export class Zone implements Disposable {
   readonly name: string;
-  /** NUMA node; -1 when not known */
+  /** NUMA node; -1 if unknown */
   readonly node: number;
   readonly #block: Block;
   readonly #zones: Zones;
@@ -41,7 +41,7 @@ export class Zone implements Disposable {
     this.#zones = zones;
   }
 
-  /** The heap that it is of. */
+  /** The heap that it was allocated from. */
   get heap(): Heap {
     return this.#block.heap;
   }
@@ -56,55 +56,57 @@ export class Zone implements Disposable {
     return this.#block.length;
   }
 
-  /** Of the pages that it is on, in bytes. */
+  /** Page size of its memory, in bytes. */
   get pageSize(): number {
     return this.#block.room.pageSize;
   }
 
-  /** Can it be used? Not once it was freed, or its `Eal` stopped. */
+  /** Can it be used? False after it was freed, or after its `Eal` stopped. */
   get live(): boolean {
     return this.#block.live;
   }
 
-  /** What every device uses for it, where that is one address: see `Block.iova`. @throws DmaError EINVAL once it is freed */
+  /**
+   * The IOVA that every device uses for it, if there is one: see `Block.iova`. @throws DmaError EINVAL once it is freed
+   */
   get iova(): Iova | undefined {
     return this.#block.iova;
   }
 
   /**
-   * The zone as bytes, or a part of it. The view can not outlive the zone: once that is freed the view is empty. For work in
-   * other threads use {@link Zone.lend}.
+   * The bytes of the zone, or of a part. Once the zone is freed, the view is empty. For work in other threads use
+   * {@link Zone.lend}.
    *
    * @param offset bytes from the start
    * @param length bytes; default: all that follow `offset`
-   * @throws DmaError EINVAL when the part is not inside, the zone is freed, or its ArrayBuffer was transferred away
+   * @throws DmaError EINVAL if the part is not inside, the zone is freed, or its ArrayBuffer was transferred
    */
   bytes(offset?: number, length?: number): Uint8Array {
     return this.#block.bytes(offset, length);
   }
 
-  /** Runs `work` on the bytes of the zone, which is pinned meanwhile: see `Block.lend`. */
+  /** Runs `work` on the bytes of the zone, and pins it meanwhile: see `Block.lend`. */
   async lend<T>(work: (bytes: Uint8Array) => T, options?: LendOptions): Promise<Awaited<T>> {
     return this.#block.lend(work, options);
   }
 
-  /** Holds the zone while something works on its views: freeing it is EBUSY until the pin is disposed. */
+  /** Pins the zone while something works on its views: `free` throws EBUSY until the pin is disposed. */
   pin(reason?: string): Pin {
     return this.#block.pin(reason);
   }
 
   /**
-   * Gives the memory back, and the name. When it throws, nothing has happened.
+   * Frees the memory and the name. When it throws, nothing has changed.
    *
-   * @param options.wipe fill it with zeros before? Default false; others may then see what was in it
-   * @throws DmaError EINVAL when it was freed before; EBUSY while it is pinned
+   * @param options.wipe fill it with zeros before? Default false: the next owner of the memory may see its content
+   * @throws DmaError EINVAL if it was freed before; EBUSY while it is pinned
    */
   free(options?: { readonly wipe?: boolean }): void {
     this.#block.free(options);
     this.#zones.forget(this);
   }
 
-  /** Frees it, unless that was done. */
+  /** Frees it, unless it was freed before. */
   [Symbol.dispose](): void {
     if (this.live) this.free();
   }
@@ -112,10 +114,10 @@ export class Zone implements Disposable {
 
 shortForm(Zone, 'Zone', ({ name, heap, va, length, live }) => ({ name, heap: heap.name, va: hex(va), length, live }));
 
-/** The zones of one `Eal`; there can be any number. A look-up by name takes constant time. */
+/** The zones of one `Eal`, in any number. A look-up by name takes constant time. */
 export class Zones {
   readonly #sources: HeapSources;
-  /** Also those whose blocks are gone in another way than {@link Zone.free}. */
+  /** Includes zones whose blocks were freed in another way than by {@link Zone.free}. */
   readonly #zones = new Map<string, Zone>();
 
   /** @internal */
@@ -123,7 +125,7 @@ export class Zones {
     this.#sources = sources;
   }
 
-  /** How many there are. */
+  /** The number of zones. */
   get size(): number {
     return [...this].length;
   }
@@ -133,7 +135,7 @@ export class Zones {
     for (const zone of this.#zones.values()) if (zone.live) yield zone;
   }
 
-  /** The zone of that name, if there is one. @throws DmaError EINVAL for what is no name */
+  /** The zone of that name, if there is one. @throws DmaError EINVAL if it is not a valid name */
   lookup(name: string): Zone | undefined {
     mustBeString(name, 'the name of a zone', 'zones.lookup');
     const zone = this.#zones.get(name);
@@ -144,11 +146,11 @@ export class Zones {
    * Reserves memory under a name.
    *
    * @param name 1 to 31 bytes
-   * @param length bytes, rounded up to a multiple of 64. 0: `boundary` bytes when there is one, else the largest free block
-   *   that there is now, for which nothing grows
-   * @throws DmaError, in this order: EINVAL for an empty name, ENAMETOOLONG, EEXIST for a name that is in use; then those of
-   *   `Heap.malloc`: EINVAL for lengths, alignments, boundaries, nodes and heaps' names that are not possible, ENOENT for a
-   *   heap there is not, ENOMEM. When it throws, nothing was reserved.
+   * @param length bytes, rounded up to a multiple of 64. 0: `boundary` bytes if a boundary is given, else the largest
+   *   block that is free now, without growing a heap
+   * @throws DmaError, in this order: EINVAL for an empty name, ENAMETOOLONG, EEXIST for a name that is in use; then
+   *   those of `Heap.malloc`: EINVAL for an invalid length, alignment, boundary, node or name of a heap, ENOENT if the
+   *   heap does not exist, ENOMEM. When it throws, nothing is reserved.
    */
   reserve(name: string, length: number, asked?: PlacedMallocOptions): Zone {
     const operation = 'zones.reserve';
@@ -157,9 +159,11 @@ export class Zones {
   }
 
   /**
-   * As {@link Zones.reserve}, without blocking the event loop: see `Heap.mallocAsync`. The name is taken when it is done.
+   * As {@link Zones.reserve}, without blocking the event loop: see `Heap.mallocAsync`. The name is taken when the
+   * memory is there.
    *
-   * @throws DmaError as `reserve`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece
+   * @throws DmaError as `reserve`; ECANCELED, after at most one more piece, when `options.signal` is aborted or the Eal
+   *   stops
    */
   async reserveAsync(name: string, length: number, options: PlacedMallocOptions & LongWorkOptions = {}): Promise<Zone> {
     const operation = 'zones.reserveAsync';
@@ -193,7 +197,7 @@ export class Zones {
     const block =
       size === 0 ? largestOf(heaps, options, operation) : yield* allocatingFrom(heaps, size, options, operation);
     try {
-      // A handler of the growth may have taken the name.
+      // A handler that ran during growth may have taken the name.
       this.#mustBeNew(name, operation);
       const zone = new Zone(name, block, this);
       this.#zones.set(name, zone);
@@ -205,17 +209,17 @@ export class Zones {
   }
 
   /**
-   * Frees a zone of these, by itself or by its name: see {@link Zone.free}.
+   * Frees a zone of this `Eal`, given as an object or by name: see {@link Zone.free}.
    *
-   * @throws DmaError EINVAL for a zone that was freed before, or is not of these; ENOENT for a name that no zone has; EBUSY
-   *   while it is pinned
+   * @throws DmaError EINVAL for a zone that was freed before or is of another `Eal`; ENOENT if no zone has that name;
+   *   EBUSY while it is pinned
    */
   free(zone: Zone | string): void {
     const operation = 'zones.free';
     if (typeof zone !== 'string') {
       mustBe(zone, Zone, 'what is freed', operation);
       if (this.lookup(zone.name) !== zone)
-        throw ended(operation, `the zone ${zone.name} was freed, or is not of these`, 'zone.live');
+        throw ended(operation, `the zone ${zone.name} was freed, or belongs to another Eal`, 'zone.live');
       zone.free();
       return;
     }
@@ -230,9 +234,9 @@ export class Zones {
     found.free();
   }
 
-  /** @internal A zone was freed: its name is free. */
+  /** @internal Removes a zone that was freed. */
   forget(zone: Zone): void {
-    // A handler that heard of its end may have given the name to another one.
+    // A handler that was told may have given the name to another zone.
     if (this.#zones.get(zone.name) === zone) this.#zones.delete(zone.name);
   }
 
@@ -248,7 +252,7 @@ export class Zones {
   }
 }
 
-/** The names that there are, for who asked for another. */
+/** The existing names, for a hint. */
 function known(what: string, all: Iterable<{ readonly name: string }>): string {
   const names = Array.from(all, ({ name }) => name).slice(0, 8);
   return names.length === 0 ? `there are no ${what}` : `there are: ${names.join(', ')}`;
@@ -256,7 +260,10 @@ function known(what: string, all: Iterable<{ readonly name: string }>): string {
 
 shortForm(Zones, 'Zones', (zones) => ({ size: zones.size }));
 
-/** @throws DmaError ENOMEM of the first heap when none has anything */
+/**
+ * Reserves the largest free block of any of the heaps. @throws DmaError ENOMEM of the first heap if none has a free
+ * block
+ */
 function largestOf(heaps: readonly Heap[], options: PlacedMallocOptions, operation: string): Block {
   let failure: unknown;
   for (const heap of heaps) {
@@ -274,7 +281,7 @@ function largestOf(heaps: readonly Heap[], options: PlacedMallocOptions, operati
 function checkName(name: string, operation: string): void {
   if (typeof name !== 'string' || name === '') {
     const hint = `the first argument is a name of 1 to ${LONGEST_NAME} bytes, the second the length in bytes`;
-    throw invalid(operation, `${show(name)} is no name of a zone`, { hint });
+    throw invalid(operation, `${show(name)} is not a valid name of a zone`, { hint });
   }
   const bytes = Buffer.byteLength(name);
   if (bytes <= LONGEST_NAME) return;

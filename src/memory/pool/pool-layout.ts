@@ -50,7 +50,7 @@ export function elementShape(size: number, headroom: number, align: number, oper
       hint: 'it is a whole number of bytes in front of each element, 0 or more',
     });
   if (!isPowerOfTwo(align))
-    throw invalid(operation, `an alignment of ${align} bytes is no power of two`, {
+    throw invalid(operation, `an alignment of ${align} bytes is not a power of two`, {
       hint: 'it is 64, 128, 4096 and the like; elements are rounded up to multiples of it',
     });
   const stride = alignUp(headroom + size, align);
