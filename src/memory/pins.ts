@@ -10,7 +10,7 @@ export interface Pin extends Disposable {
   readonly reason: string;
 }
 
-/** Options of {@link lend}. */
+/** What `lend` takes. */
 export interface LendOptions {
   /** bytes from the start of the memory. Default 0. */
   readonly offset?: number;

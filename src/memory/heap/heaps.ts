@@ -172,9 +172,9 @@ export class Heaps {
    * Adds memory to a heap, which allocates from it until `removeMemory`. Every device gets it mapped, now and later.
    * The user still owns it, but can neither unregister nor free it meanwhile. Its content is kept.
    *
-   * @param memory external memory of the same `Eal`, or memory at an address, which must stay mapped as long as it is
+   * @param given external memory of the same `Eal`, or memory at an address, which must stay mapped as long as it is
    *   in the heap
-   * @param options.clear fill it with zeros? Default false
+   * @param asked.clear fill it with zeros? Default false
    * @throws DmaError EINVAL for an invalid name, address, page size or table, and for memory of another `Eal`; ENOENT
    *   if there is no such heap; EPERM for the library's own; EEXIST for memory that is in a heap or overlaps an area;
    *   EACCES for memory that can not be written; EFAULT for addresses that are not mapped; EBUSY for memory that is
