@@ -52,7 +52,8 @@ const ROOMS = [
   ['bus'],
   ['drivers'],
   ['eal'],
-  ['index'],
+  // What the package exports.
+  ['index', 'entry'],
   ['cli'],
 ];
 

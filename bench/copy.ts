@@ -1,5 +1,6 @@
 /** How much the embedded copy engine copies, from memory of this process to memory of this process, in its own process. */
-import { copyEngineDriver, Eal, MiB, spawnDevice } from '../src/index.js';
+import { copyEngineDriver, Eal, MiB } from '../src/index.js';
+import { spawnDevice } from '../src/entry/model.js';
 import { measure, timeAsync, type Case, type Effort, type Result } from './harness.js';
 import { Peer } from './peer.js';
 

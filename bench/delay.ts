@@ -1,6 +1,7 @@
 /** How long the event loop is held up at most while much memory is got, mapped and given back; and getting it in one thread and in several. */
 import { freemem } from 'node:os';
-import { Eal, formatSize, GiB, MiB, spawnDevice, type Device } from '../src/index.js';
+import { Eal, formatSize, GiB, MiB, type Device } from '../src/index.js';
+import { spawnDevice } from '../src/entry/model.js';
 import { measure, time, timeAsync, type Case, type Effort, type Result } from './harness.js';
 
 const SIZES = [512 * MiB, 2 * GiB, 8 * GiB];

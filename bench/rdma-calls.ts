@@ -5,7 +5,8 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Eal, verbsDriver, type Device } from '../src/index.js';
+import { Eal, type Device } from '../src/index.js';
+import { verbsDriver } from '../src/entry/rdma.js';
 import { loadLibc } from '../src/platform/linux/libc.js';
 import { loadLibibverbs } from '../src/platform/rdma/libibverbs.js';
 import { linuxVerbs } from '../src/platform/rdma/linux-verbs.js';

@@ -3,15 +3,15 @@
  * each. What it measures it does as a program in a hurry would: requests that are built once, posted one at a time as perftest
  * does, and completions that are polled for.
  */
+import { Eal } from '../src/index.js';
 import {
-  Eal,
   verbsDriver,
   type CompletionQueue,
   type QueuePair,
   type QueuePairAddress,
   type RemoteMemory,
   type SendRequests,
-} from '../src/index.js';
+} from '../src/entry/rdma.js';
 import { IBV_SEND_SIGNALED, IBV_WC_SUCCESS } from '../src/platform/rdma/abi/requests.js';
 
 /** What the two sides do together. */

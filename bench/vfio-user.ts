@@ -2,7 +2,9 @@
  * The vfio-user client against a client in C: the same messages to the same server, the embedded edu device in a process of
  * its own. The server takes one client at a time, so each round connects anew, which is not measured.
  */
-import { Eal, KiB, spawnDevice, VfioUserClient, type DeviceProcess, type ExternalMemory } from '../src/index.js';
+import { Eal, KiB, type ExternalMemory } from '../src/index.js';
+import { spawnDevice, type DeviceProcess } from '../src/entry/model.js';
+import { VfioUserClient } from '../src/entry/vfio-user.js';
 import { measure, time, timeAsync, type Case, type Effort, type Result } from './harness.js';
 import { Peer } from './peer.js';
 import { onOneCpu } from './placement.js';

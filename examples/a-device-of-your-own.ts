@@ -2,7 +2,8 @@
  * A device model of one's own: one register, which makes the device add up all bytes of a range of memory. It runs in this
  * process here; `serve` (see `anydma serve --help`) would put the same model behind a vfio-user socket.
  */
-import { Eal, KiB, rawDriver, type ModelFactory } from 'anydma';
+import { Eal, KiB, rawDriver } from 'anydma';
+import type { ModelFactory } from 'anydma/model';
 
 const ADDRESS = 0x0;
 const LENGTH = 0x8;

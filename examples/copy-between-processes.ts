@@ -1,5 +1,6 @@
 /** A device in another process copies this process's memory. The README's example, as a program. */
-import { copyEngineDriver, Eal, MiB, spawnDevice } from 'anydma';
+import { copyEngineDriver, Eal, MiB } from 'anydma';
+import { spawnDevice } from 'anydma/model';
 
 await using eal = await Eal.start();
 await using served = await spawnDevice('copy');

@@ -6,7 +6,8 @@
  *
  * Any RDMA device will do; as root, "rdma link add rxe0 type rxe netdev NAME" makes one of a network interface.
  */
-import { connectToPeer, Eal, isDmaError, listenForPeers, verbsDriver } from 'anydma';
+import { Eal, isDmaError } from 'anydma';
+import { connectToPeer, listenForPeers, verbsDriver } from 'anydma/rdma';
 
 const PORT = 7471;
 const LENGTH = 2 ** 20;

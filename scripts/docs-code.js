@@ -8,7 +8,7 @@
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 
-/** What parts of programs take for granted; all values that anydma exports are there as well. */
+/** What parts of programs take for granted; all values that the package exports are there as well. */
 const FRAGMENT = `
 declare const eal: import('anydma').Eal;
 declare const device: import('anydma').Device;
@@ -39,8 +39,13 @@ const pages = [
     .filter((name) => name.endsWith('.md'))
     .map((name) => join('docs', name)),
 ];
-const values = Object.keys(await import('anydma'));
-const exported = values.map((name) => `declare const ${name}: typeof import('anydma').${name};`).join('\n');
+const { exports } = JSON.parse(readFileSync('package.json', 'utf8'));
+const entries = Object.keys(exports).filter((path) => path !== './package.json');
+const declared = new Map();
+for (const entry of entries.map((path) => `anydma${path.slice(1)}`))
+  for (const name of Object.keys(await import(entry)))
+    declared.set(name, `declare const ${name}: typeof import('${entry}').${name};`);
+const exported = [...declared.values()].join('\n');
 writeFileSync(join(folder, 'fragment.d.ts'), `${FRAGMENT}${exported}\n`);
 for (const page of pages)
   for (const [n, { lines, flags, code }] of blocksOf(readFileSync(page, 'utf8')).entries()) {

@@ -25,7 +25,8 @@ const at = (name: string): string => fileURLToPath(new URL(name, import.meta.url
 
 /** A copy by a device in this process, then by one in another. */
 const PROGRAM = `
-  import { copyEngineDriver, Eal, MiB, spawnDevice } from ${JSON.stringify(at('./index.js'))};
+  import { copyEngineDriver, Eal, MiB } from ${JSON.stringify(at('./index.js'))};
+  import { spawnDevice } from ${JSON.stringify(at('./entry/model.js'))};
   async function copy(eal, name) {
     const device = await eal.probe(name);
     const [from, to] = [eal.external.allocate(MiB), eal.external.allocate(MiB)];

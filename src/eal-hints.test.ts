@@ -16,9 +16,9 @@ import {
   GiB,
   MiB,
   Pool,
-  spawnDevice,
   type Va,
 } from './index.js';
+import { spawnDevice } from './entry/model.js';
 import { Eal } from './eal.js';
 import { DmaError, isDmaError } from './errors.js';
 import { openPlatform } from './platform/open.js';

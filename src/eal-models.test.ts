@@ -6,6 +6,7 @@ import { openPlatform } from './platform/open.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false };
 const INDEX = JSON.stringify(new URL('./index.js', import.meta.url).href);
+const MODEL = JSON.stringify(new URL('./entry/model.js', import.meta.url).href);
 
 /** A device that keeps the views it is given, and a client of it. */
 const PROGRAM = `
@@ -16,7 +17,8 @@ const PROGRAM = `
   import { join } from 'node:path';
   import { setImmediate as turn } from 'node:timers/promises';
   import { promisify } from 'node:util';
-  import { Eal, MiB, rawDriver, serve } from ${INDEX};
+  import { Eal, MiB, rawDriver } from ${INDEX};
+  import { serve } from ${MODEL};
 
   const LENGTH = 16 * MiB;
   const kept = { direct: undefined, region: undefined };

@@ -13,7 +13,8 @@ test(
   { skip },
   async () => {
     const program = `
-    const { copyEngineDriver, Eal, KiB, MiB, spawnDevice } = await import(${JSON.stringify(new URL('./index.js', import.meta.url).href)});
+    const { copyEngineDriver, Eal, KiB, MiB } = await import(${JSON.stringify(new URL('./index.js', import.meta.url).href)});
+    const { spawnDevice } = await import(${JSON.stringify(new URL('./entry/model.js', import.meta.url).href)});
     const eal = await Eal.start({ memory: { onNotice: () => undefined }, onForgotten: () => undefined });
     const block = eal.malloc(2 * MiB);
     block.bytes().fill(1);

@@ -578,9 +578,9 @@ describe('a device that is served in the same thread', SKIP, () => {
 });
 
 it('a signal to the group of a program with a device process leaves nothing', SKIP, async () => {
-  const index = JSON.stringify(new URL('./index.js', import.meta.url).href);
+  const model = JSON.stringify(new URL('./entry/model.js', import.meta.url).href);
   const program = `
-    import { spawnDevice } from ${index};
+    import { spawnDevice } from ${model};
     console.log((await spawnDevice('edu')).socketPath);
     setInterval(() => {}, 1000);`;
   for (const signal of ['SIGTERM', 'SIGHUP', 'SIGINT'] as const) {
@@ -617,8 +617,10 @@ it('a relative path without a working directory is ENOENT and says so', SKIP, ()
 
 it('any number of devices and Eals in one program leads to no warning', SKIP, () => {
   const index = JSON.stringify(new URL('./index.js', import.meta.url).href);
+  const model = JSON.stringify(new URL('./entry/model.js', import.meta.url).href);
   const program = `
-    import { Eal, spawnDevice } from ${index};
+    import { Eal } from ${index};
+    import { spawnDevice } from ${model};
     const all = [];
     for (let i = 0; i < 12; i++) {
       const [device, eal] = [await spawnDevice('copy'), await Eal.start()];

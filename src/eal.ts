@@ -14,8 +14,8 @@ import {
 } from './bus/builtin.js';
 import type { Bus, Device, Driver } from './bus/model.js';
 import type { GroupMapping } from './bus/fan-out.js';
-import { Registry, type RegistryOptions } from './bus/registry.js';
-import type { MapAsyncOptions } from './dma/domain.js';
+import { Registry } from './bus/registry.js';
+import type { BookSettings, MapAsyncOptions } from './dma/domain.js';
 import type { MapOptions, MapTarget } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
 import { mustBe, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
@@ -49,7 +49,7 @@ import { shortForm } from './short-form.js';
 import { queueMicrotask } from './timers.js';
 
 /** How to start. All may be left out. */
-export interface EalOptions extends Pick<RegistryOptions, 'holdBackMs' | 'remember' | 'origins'>, LongWorkOptions {
+export interface EalOptions extends BookSettings, LongWorkOptions {
   /** System calls; another platform than this machine's is for tests. */
   readonly platform?: Platform;
   /**

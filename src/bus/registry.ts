@@ -2,7 +2,7 @@
  * Buses, drivers and devices of one `Eal`: registering, scanning, probing, removing, iterating, and what is mapped for
  * every device, present and future.
  */
-import { Domain, type DomainOptions, type MapAsyncOptions } from '../dma/domain.js';
+import { Domain, type BookSettings, type DomainOptions, type MapAsyncOptions } from '../dma/domain.js';
 import type { AddressSpace } from '../dma/address-space.js';
 import { checkTarget, MAP_OPTIONS, targetOf, type MapOptions, type MapTarget } from '../dma/plan.js';
 import { mustBe, mustBeFunction, mustBeString, mustHandle, optionsOf, reading, stopped } from '../check.js';
@@ -24,7 +24,7 @@ import { GroupMapping, mapOnAll } from './fan-out.js';
 export type DeviceChange = 'probed' | 'failed' | 'removed' | 'lost';
 
 /** What a registry works with. */
-export interface RegistryOptions extends Pick<DomainOptions, 'holdBackMs' | 'remember' | 'origins' | 'now' | 'pages'> {
+export interface RegistryOptions extends BookSettings, Pick<DomainOptions, 'now' | 'pages'> {
   readonly areas: AreaIndex;
   readonly limits: Pick<LimitsPort, 'lockedMemory'>;
   readonly context: ProbeContext;

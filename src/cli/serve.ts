@@ -1,7 +1,8 @@
 /** `anydma serve`: an embedded device for any vfio-user client. */
 import { Argument } from 'commander';
 import { absolutePath } from '../check.js';
-import { DmaError, serve as serveDevice } from '../index.js';
+import { DmaError } from '../index.js';
+import { serve as serveDevice } from '../entry/model.js';
 import { openPlatform } from '../platform/open.js';
 import { DEVICE_NAMES, deviceModel, isDeviceName } from '../vfio-user/devices/catalog.js';
 import type { ModelFactory } from '../vfio-user/devices/model.js';

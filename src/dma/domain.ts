@@ -71,8 +71,20 @@ export interface MapAsyncOptions extends MapOptions, LongWorkOptions {
   readonly chunkBytes?: number;
 }
 
+/** What is kept in the books beside live mappings. */
+export interface BookSettings {
+  /** How long a freed IOVA is held back before reuse, in milliseconds. Default 100. */
+  readonly holdBackMs?: number;
+  /** How many retired mappings `explain` remembers. Default 1024. */
+  readonly remember?: number;
+  /**
+   * Note where each mapping was made, which costs some microseconds? Default: of the first 1000, and from then on of one in 64.
+   */
+  readonly origins?: boolean;
+}
+
 /** Settings of a domain. */
-export interface DomainOptions {
+export interface DomainOptions extends BookSettings {
   /** What messages call it. */
   readonly name: string;
   readonly space: AddressSpace;
@@ -85,14 +97,6 @@ export interface DomainOptions {
    * there. Absent: pinning does.
    */
   readonly pages?: Pick<MemoryPort, 'populateAsync' | 'lanes'>;
-  /** How long a freed IOVA is held back before reuse, in milliseconds. Default 100. */
-  readonly holdBackMs?: number;
-  /** How many retired mappings `explain` remembers. Default 1024. */
-  readonly remember?: number;
-  /**
-   * Note where each mapping was made, which costs some microseconds? Default: of the first 1000, and from then on of one in 64.
-   */
-  readonly origins?: boolean;
   /** The clock, in milliseconds. Default `performance.now`. */
   readonly now?: () => number;
 }
@@ -165,7 +169,7 @@ export class Domain {
   #lingers = false;
   #closed = false;
 
-  /** @throws DmaError EINVAL when the granule is not a power of two, or less than 4 KiB */
+  /** @internal @throws DmaError EINVAL when the granule is not a power of two, or less than 4 KiB */
   constructor(options: DomainOptions) {
     const { space, now = clock } = options;
     const { constraints } = space;
@@ -218,14 +222,14 @@ export class Domain {
     yield* this.#own.toArray();
   }
 
-  /** A device joins, which can emit so many bits of an IOVA. */
+  /** @internal A device joins, which can emit so many bits of an IOVA. */
   attach(device: string, bits = Infinity): void {
     this.#reach.add(device, bits);
     if (!this.#devices.has(device)) this.#devices.set(device, new MappingList());
   }
 
   /**
-   * A device leaves: async maps it has running are given up, all it has mapped is unmapped, and after the last device the
+   * @internal A device leaves: async maps it has running are given up, all it has mapped is unmapped, and after the last device the
    * address space is let go of and the domain is no more.
    *
    * @param lost why it is gone, when it was not asked to leave
@@ -273,7 +277,7 @@ export class Domain {
     throwFirst(errors, 'detach');
   }
 
-  /** A device is gone, which leaves later. When all are, {@link fail} follows. */
+  /** @internal A device is gone, which leaves later. When all are, {@link fail} follows. */
   lose(device: string, error: DmaError): void {
     if (!this.#devices.has(device)) return;
     this.#lost.add(device);
@@ -281,7 +285,7 @@ export class Domain {
   }
 
   /**
-   * The other side is gone (the process that served the device died, the device was pulled), and all mappings with it: the
+   * @internal The other side is gone (the process that served the device died, the device was pulled), and all mappings with it: the
    * books are cleared, memory is free again, and every later call throws `error`.
    */
   fail(error: DmaError): void {
@@ -314,7 +318,7 @@ export class Domain {
   }
 
   /**
-   * Maps `target` for `device`.
+   * @internal Maps `target` for `device`.
    *
    * @throws DmaError, before any side effect: EINVAL (impossible, misaligned or unregistered range, or an IOVA that the
    *   domain would ignore or that contradicts the area's table; remote writes to what the device may only read), ENOTSUP
@@ -342,7 +346,7 @@ export class Domain {
   }
 
   /**
-   * As {@link Domain.mapFor}, without blocking the event loop: in pieces, with progress, and everything undone on abort.
+   * @internal As {@link Domain.mapFor}, without blocking the event loop: in pieces, with progress, and everything undone on abort.
    *
    * @throws DmaError as `mapFor`, and EINVAL for impossible `chunkBytes`, ECANCELED when `options.signal` is aborted or the
    *   device leaves meanwhile
@@ -368,7 +372,7 @@ export class Domain {
   }
 
   /**
-   * Unmaps by address what `device` mapped: exactly one whole mapping, or, where the domain can, a part of one.
+   * @internal Unmaps by address what `device` mapped: exactly one whole mapping, or, where the domain can, a part of one.
    *
    * @param target.iova what the mapping has, to be sure; not compared when absent
    * @throws DmaError EINVAL: impossible or misaligned range, nothing of this device mapped exactly there, or another IOVA;
@@ -458,7 +462,7 @@ export class Domain {
   }
 
   /**
-   * Where a device's access goes.
+   * @internal Where a device's access goes.
    *
    * @returns the address in this process, or the reason why there is none: `EFAULT` when not all of it is in one mapping,
    *   `EACCES` when the mapping does not grant it

@@ -6,7 +6,7 @@ import { Range } from '../ranges.js';
 import { show } from '../show.js';
 import { hex, isAddress, type Iova, type Va } from '../units.js';
 import type { DmaAccess, RegionTraits } from './address-space.js';
-import { termsOf, type Claim, type Entry, type Terms } from './ledger.js';
+import { termsOf, type Entry, type Terms } from './ledger.js';
 import { shortForm } from '../short-form.js';
 
 /** A contiguous piece of a mapping: `length` bytes at `va` are `length` bytes at `iova` for the device. */
@@ -43,19 +43,20 @@ export interface MappingOwner {
  * It stays mapped for as long as any device of the same domain has the same range mapped, and for this device until this
  * handle is unmapped, the device goes, or its domain fails.
  */
-export class Mapping implements Claim, Disposable, AsyncDisposable {
+export class Mapping implements Disposable, AsyncDisposable {
   readonly device: string;
   /** Address of the first byte. */
   readonly va: Va;
   /** bytes */
   readonly length: number;
   readonly #terms: Terms;
-  /** Where the program asked for it, when that was noted. @internal set by a group, which was asked for in one place */
+  /** Where the program asked for it, when that was noted. Set by the library only. */
   origin: Origin | undefined;
   /** @internal entries of the ledger that serve it, in VA order; the domain's to change */
   entries: Entry[];
   /** @internal its neighbours among those of its device, see {@link MappingList} */
   previous: Mapping | undefined = undefined;
+  /** @internal */
   next: Mapping | undefined = undefined;
   readonly #owner: MappingOwner;
   #seldom: Seldom | undefined;
@@ -98,6 +99,7 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     return this.#seldom?.keeper;
   }
 
+  /** @internal */
   set keeper(keeper: string | undefined) {
     if (keeper !== this.keeper) this.#seldom = { ...this.#seldom, keeper };
   }
@@ -107,6 +109,7 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     return this.#seldom?.lost;
   }
 
+  /** @internal */
   set lost(lost: DmaError | undefined) {
     if (lost !== this.lost) this.#seldom = { ...this.#seldom, lost };
   }
@@ -116,6 +119,7 @@ export class Mapping implements Claim, Disposable, AsyncDisposable {
     return this.#seldom?.whole ?? true;
   }
 
+  /** @internal */
   set whole(whole: boolean) {
     if (whole !== this.whole) this.#seldom = { ...this.#seldom, whole };
   }

@@ -148,7 +148,7 @@ export class TranslationTable {
   }
 
   /**
-   * Enters a mapping. Nothing of it may be mapped already; the ledger sees to that.
+   * @internal Enters a mapping. Nothing of it may be mapped already; the ledger sees to that.
    *
    * @param va a multiple of 4096, as are `length` and `iova`
    * @param key a key from 0 to 2^32 - 1, or -1 for none
@@ -164,7 +164,7 @@ export class TranslationTable {
   }
 
   /**
-   * Makes room for a range, for who {@link add}s it part by part: each of these finds it, if nothing else took it meanwhile.
+   * @internal Makes room for a range, for who {@link add}s it part by part: each of these finds it, if nothing else took it meanwhile.
    *
    * @throws DmaError as `add`
    */
@@ -174,7 +174,7 @@ export class TranslationTable {
   }
 
   /**
-   * Takes out what is mapped of a range, which need not be what was added: it may be a part or more.
+   * @internal Takes out what is mapped of a range, which need not be what was added: it may be a part or more.
    *
    * @param va a multiple of 4096, as is `length`
    * @throws DmaError EINVAL for impossible arguments, ENOMEM when there is no memory to keep the rest of a huge slot by

@@ -80,7 +80,7 @@ export class Area {
   onLingerInList: ((by: 1 | -1) => void) | undefined;
 
   /**
-   * @throws DmaError EINVAL: the page size is not a power of two, the range is not on page boundaries, the table does
+   * @internal @throws DmaError EINVAL: the page size is not a power of two, the range is not on page boundaries, the table does
    *   not have one entry per page, or an entry is not a multiple of the page size
    */
   constructor(details: AreaDetails, operation = 'register') {
@@ -153,13 +153,13 @@ export class Area {
     }
   }
 
-  /** May a lost process still write to it? Then none of it is given to a new user. */
+  /** @internal May a lost process still write to it? Then none of it is given to a new user. */
   get lingers(): boolean {
     return this.#lingering.size > 0;
   }
 
   /**
-   * Notes that a process that has the descriptor was lost; it may write to this memory until `over` resolves.
+   * @internal Notes that a process that has the descriptor was lost; it may write to this memory until `over` resolves.
    *
    * @param unneeded called if this memory is freed earlier: nobody can get it then, so the wait can end
    */
@@ -183,7 +183,7 @@ export class Area {
     for (const unneeded of this.#lingering.values()) unneeded();
   }
 
-  /** Adds a hold of `holder` (a device's name). Holds are counted: each needs its own release. */
+  /** @internal Adds a hold of `holder` (a device's name). Holds are counted: each needs its own release. */
   hold(holder: string): void {
     // The common case: mapping and unmapping again and again leaves the Map unchanged.
     if (this.#holds === 0 && !this.#others.has(holder)) this.#holder = holder;
@@ -191,7 +191,7 @@ export class Area {
     else this.#others.set(holder, (this.#others.get(holder) ?? 0) + 1);
   }
 
-  /** Releases one hold of `holder`. */
+  /** @internal Releases one hold of `holder`. */
   release(holder: string): void {
     if (holder === this.#holder && this.#holds > 0) {
       this.#holds--;
@@ -202,7 +202,7 @@ export class Area {
     else this.#others.delete(holder);
   }
 
-  /** Who holds this memory now, and how many times. It must not be freed while anyone does. */
+  /** @internal Who holds this memory now, and how many times. It must not be freed while anyone does. */
   get holders(): ReadonlyMap<string, number> {
     return this.#holds === 0 ? this.#others : new Map([[this.#holder, this.#holds], ...this.#others]);
   }

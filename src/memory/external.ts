@@ -163,7 +163,7 @@ export class ExternalMemory implements Disposable {
   /** It is being unregistered. */
   #leaving = false;
 
-  /** Made by {@link External}. */
+  /** @internal Made by {@link External}. */
   constructor(parts: Parts, index: AreaIndex, running: RunningWorks, gone: (memory: ExternalMemory) => void) {
     this.area = parts.area;
     this.source = parts.source;
@@ -377,7 +377,7 @@ export class External {
   readonly #running: RunningWorks;
 
   /**
-   * @param changed told after every registration and removal
+   * @internal @param changed told after every registration and removal
    * @param origins note where each was registered? Default: as `DomainOptions.origins`
    * @param gate asked before each registration
    * @param running who gives up what goes on for long. Default: nobody
@@ -720,7 +720,7 @@ export class External {
     return this.#live.get(memory.area) === memory;
   }
 
-  /** The bytes at [va, va + length), when they are all in one piece of external memory. */
+  /** @internal The bytes at [va, va + length), when they are all in one piece of external memory. */
   bytesAt(va: Va, length: number): Uint8Array | undefined {
     const area = this.#index.at(va);
     if (area === undefined || va + length > area.range.end) return undefined;

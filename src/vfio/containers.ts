@@ -112,7 +112,7 @@ export class Containers {
   #made = 0;
   #gate: Gate = open;
 
-  /** @param options.gate asked before a container is made */
+  /** @internal @param options.gate asked before a container is made */
   constructor(platform: Platform, options: { readonly choice?: ContainerChoice; readonly gate?: Gate } = {}) {
     this.#platform = platform;
     this.#choice = options.choice ?? 'auto';

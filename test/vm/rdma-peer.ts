@@ -2,7 +2,8 @@
  * Arguments: its device, its address, the kind of its memory, and `cm` to have queue pairs connected by the connection manager. */
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { Eal, KiB, listenForPeers, MiB, verbsDriver, type Block, type ExternalMemory } from '../../src/index.js';
+import { Eal, KiB, MiB, type Block, type ExternalMemory } from '../../src/index.js';
+import { listenForPeers, verbsDriver } from '../../src/entry/rdma.js';
 
 /** bytes that every kind of memory has here */
 export const BYTES = 256 * KiB;

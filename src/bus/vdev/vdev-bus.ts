@@ -34,6 +34,7 @@ export class VdevBus implements Bus {
   readonly #kinds = new Map<string, ModelFactory>();
   readonly #spaces = new Map<string, VdevSpace>();
 
+  /** @internal */
   constructor(options: VdevBusOptions) {
     this.#options = options;
   }

@@ -1,5 +1,6 @@
 /** An RDMA device as one that copies: it writes memory of this process to memory of this process. */
-import { isDmaError, MiB, type Device, type QueuePair, type RdmaDevice, type Va } from '../../index.js';
+import { isDmaError, MiB, type Device, type Va } from '../../index.js';
+import type { QueuePair, RdmaDevice } from '../../entry/rdma.js';
 import { Range } from '../../ranges.js';
 import { Pump, type PumpWatch } from '../rdma/pump.js';
 

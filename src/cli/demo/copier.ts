@@ -6,11 +6,11 @@ import {
   isDmaError,
   KiB,
   MiB,
-  verbsDriver,
   type Device,
   type Edu,
   type MapOptions,
 } from '../../index.js';
+import { verbsDriver } from '../../entry/rdma.js';
 import { rdmaCopier } from './copier-rdma.js';
 
 /** How a copy is followed. */

@@ -2,17 +2,8 @@
 import { createHash, randomFillSync } from 'node:crypto';
 import { readSync } from 'node:fs';
 import { Option } from 'commander';
-import {
-  DmaError,
-  Eal,
-  formatSize,
-  hex,
-  spawnDevice,
-  type ContainerChoice,
-  type Device,
-  type DeviceProcess,
-  type ExternalMemory,
-} from '../../index.js';
+import { DmaError, Eal, formatSize, hex, type ContainerChoice, type Device, type ExternalMemory } from '../../index.js';
+import { spawnDevice, type DeviceProcess } from '../../entry/model.js';
 import { openPlatform } from '../../platform/open.js';
 import { DEVICE_KEYS_TEXT } from '../device-keys.js';
 import { paragraphs, type CommandSpec, type CommandContext } from '../command.js';

@@ -1,6 +1,7 @@
 /** Which RDMA device a command uses. */
 import { Option } from 'commander';
-import { DmaError, verbsDriver, type Device, type Eal, type RdmaDevice } from '../../index.js';
+import { DmaError, type Device, type Eal } from '../../index.js';
+import { verbsDriver, type RdmaDevice } from '../../entry/rdma.js';
 
 /** A device, as the bus and as its driver see it. */
 export interface OpenRdma {

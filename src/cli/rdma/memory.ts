@@ -1,5 +1,6 @@
 /** Memory that peers may use, had in any of the three ways. */
-import type { DmaAccess, ExtraRegion, RdmaDevice } from '../../index.js';
+import type { DmaAccess } from '../../index.js';
+import type { ExtraRegion, RdmaDevice } from '../../entry/rdma.js';
 import { takeMemory, type Mode, type Reached, type Reacher } from '../demo/modes.js';
 
 /** See the head of the file. Disposing it takes it from peers and device, unless that was done, and gives it back. */

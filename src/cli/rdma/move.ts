@@ -1,18 +1,7 @@
 /** `anydma rdma write`, `read` and `send`: the client's side. */
 import { randomInt } from 'node:crypto';
-import {
-  connectToPeer,
-  DmaError,
-  Eal,
-  formatSize,
-  hex,
-  isDmaError,
-  type AnnouncedMemory,
-  type Device,
-  type PeerSession,
-  type Platform,
-  type QueuePair,
-} from '../../index.js';
+import { DmaError, Eal, formatSize, hex, isDmaError, type Device, type Platform } from '../../index.js';
+import { connectToPeer, type AnnouncedMemory, type PeerSession, type QueuePair } from '../../entry/rdma.js';
 import { KiB } from '../../units.js';
 import type { CommandContext } from '../command.js';
 import { takeMemory, type Mode, type Reached } from '../demo/modes.js';

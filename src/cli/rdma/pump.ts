@@ -4,14 +4,14 @@
  */
 import { completionError } from '../../rdma/completion-error.js';
 import { IBV_SEND_SIGNALED, IBV_WC_SUCCESS } from '../../platform/rdma/abi/requests.js';
+import { DmaError } from '../../index.js';
 import {
   completionStatusName,
-  DmaError,
   type LocalMemory,
   type QueuePair,
   type RemoteMemory,
   type SendRequests,
-} from '../../index.js';
+} from '../../entry/rdma.js';
 import type { Verb, Wish } from './protocol.js';
 
 /** How long to ask for completions again and again before waiting for the device to tell; milliseconds. */

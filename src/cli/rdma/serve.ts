@@ -3,16 +3,8 @@
  * its own, which go when it leaves, however it leaves: first the queue pair, then the peers' right, then the memory.
  */
 import { invalid } from '../../errors.js';
-import {
-  DmaError,
-  Eal,
-  formatSize,
-  isDmaError,
-  listenForPeers,
-  type PeerSession,
-  type Platform,
-  type QueuePair,
-} from '../../index.js';
+import { DmaError, Eal, formatSize, isDmaError, type Platform } from '../../index.js';
+import { listenForPeers, type PeerSession, type QueuePair } from '../../entry/rdma.js';
 import { IBV_WC_SUCCESS } from '../../platform/rdma/abi/requests.js';
 import type { CommandContext } from '../command.js';
 import { takeMemory, type Mode, type Reached } from '../demo/modes.js';

@@ -27,7 +27,7 @@ export class PoolCache {
   #length = 0;
 
   /**
-   * @param size elements, 1 to 512; 1.5 times that is at most what the pool has
+   * @internal @param size elements, 1 to 512; 1.5 times that is at most what the pool has
    * @throws DmaError EINVAL for another size
    */
   constructor(stack: ElementStack, size: number, operation = 'pool.cache') {

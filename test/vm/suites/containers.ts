@@ -16,7 +16,6 @@ import {
   Range,
   rawDriver,
   type Device,
-  type AddressSpace,
   type Driver,
   type EalOptions,
   type ErrorCode,
@@ -26,6 +25,7 @@ import {
   type Platform,
   type Va,
 } from '../../../src/index.js';
+import type { AddressSpace } from '../../../src/entry/driver.js';
 import { openPlatform } from '../../../src/platform/open.js';
 import { IommufdSpace } from '../../../src/vfio/iommufd.js';
 import { Type1Space } from '../../../src/vfio/type1.js';

@@ -1,19 +1,14 @@
 /** Connections by the RDMA connection manager, between two hosts: iWARP (siw), which has no other way, and Soft-RoCE. */
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
+import { DmaError, Eal, KiB, type Device, type ErrorCode, type ExternalMemory } from '../../../src/index.js';
 import {
   connectToPeer,
-  DmaError,
-  Eal,
-  KiB,
   verbsDriver,
-  type Device,
-  type ErrorCode,
-  type ExternalMemory,
   type PeerSession,
   type QueuePair,
   type RdmaDevice,
-} from '../../../src/index.js';
+} from '../../../src/entry/rdma.js';
 import { FAR, makeNetwork, NEAR, run, startFarPeer, type FarPeer } from '../rdma-network.js';
 import { BYTES, fill, wrongAt } from '../rdma-peer.js';
 

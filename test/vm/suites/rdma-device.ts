@@ -3,21 +3,23 @@ import assert from 'node:assert/strict';
 import { chmodSync, readdirSync } from 'node:fs';
 import { after, before, describe, it } from 'node:test';
 import {
-  connectToPeer,
   DmaError,
   Eal,
   KiB,
-  verbsDriver,
   type Block,
   type Device,
   type ErrorCode,
   type ExternalMemory,
   type Mapping,
+  type Va,
+} from '../../../src/index.js';
+import {
+  connectToPeer,
+  verbsDriver,
   type PeerSession,
   type QueuePair,
   type RdmaDevice,
-  type Va,
-} from '../../../src/index.js';
+} from '../../../src/entry/rdma.js';
 import { verbsDeviceOf } from '../../../src/bus/rdma/verbs-device-of.js';
 import { openPlatform } from '../../../src/platform/open.js';
 import { FAR, makeNetwork, NEAR, run, startFarPeer, type FarPeer } from '../rdma-network.js';

@@ -1,0 +1,15 @@
+/** `anydma/model`: to write devices in software and serve them over vfio-user, and to run those that come with anydma. */
+export type {
+  DeviceDma,
+  DeviceModel,
+  InterruptCounts,
+  ModelFactory,
+  ModelHost,
+  ModelRegion,
+  PciIdentity,
+} from '../vfio-user/devices/model.js';
+export { serve, type ServeOptions, type Server, type ServerEvent } from '../vfio-user/server.js';
+export { spawnDevice, type DeviceProcess, type SpawnOptions } from '../vfio-user/device-process.js';
+export type { DeviceName, DeviceOptions } from '../vfio-user/devices/catalog.js';
+export type { CopyEngineModelOptions } from '../vfio-user/devices/copy-engine.js';
+export type { EduModelOptions } from '../vfio-user/devices/edu.js';

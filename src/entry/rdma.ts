@@ -1,0 +1,49 @@
+/** `anydma/rdma`: RDMA devices over libibverbs: queue pairs, completion queues, memory windows, and how two ends meet. */
+export { verbsDriver } from '../drivers/verbs-driver.js';
+
+export type { DmabufOptions, RdmaDevice, RdmaGid, RdmaPort } from '../rdma/device.js';
+export type { AddressHandle } from '../rdma/address-handle.js';
+export { PROMISE_IDS, type CompletionQueue, type CompletionQueueOptions } from '../rdma/completion-queue.js';
+export type { ExtraRegion } from '../rdma/extra-region.js';
+export type { MemoryWindow, WindowBinding } from '../rdma/memory-window.js';
+export type {
+  ConnectAsyncOptions,
+  ConnectOptions,
+  Destination,
+  LocalMemory,
+  PeerExplainer,
+  QueuePair,
+  QueuePairAddress,
+  QueuePairOptions,
+  Received,
+  RemoteMemory,
+} from '../rdma/queue-pair.js';
+export { ReceiveRing, type ReceiveRingOptions, type RingMessage } from '../rdma/receive-ring.js';
+export { completionStatusName, Completions, ReceiveRequests, SendRequests } from '../platform/rdma/verbs-work.js';
+export type { VerbsAsyncEvent, VerbsDevice, VerbsDeviceAttributes } from '../platform/rdma/verbs-types.js';
+
+export {
+  connectToPeer,
+  EXCHANGE_VERSION,
+  listenForPeers,
+  PeerServer,
+  PeerSession,
+  type AnnouncedMemory,
+  type Answer,
+  type ExchangeOptions,
+  type Hello,
+} from '../rdma/exchange.js';
+export type {
+  CmAcceptOptions,
+  CmConnectOptions,
+  CmListenOptions,
+  CmServe,
+  ConnectionRequest,
+  RdmaConnection,
+  RdmaListener,
+} from '../rdma/connect-cm.js';
+export type { CmAddress } from '../platform/rdma/rdma-cm-port.js';
+
+// What signatures of the above mention.
+export type { RdmaContext, Region, RegionUser } from '../rdma/context.js';
+export type { KeyCache, KeyCacheOptions, KeyedPool, KeyOrder } from '../dma/key-cache.js';
