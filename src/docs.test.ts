@@ -1,8 +1,8 @@
 /** What documents say about the sources: it has to be there. */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { canCheck, checkDocument } from '../test/shared/json-schema.js';
@@ -34,6 +34,34 @@ test('each test that SECURITY.md names is there, in a virtual machine where it s
   assert.deepEqual(missing, []);
 });
 
+test('each link in README.md, SECURITY.md, CONTRIBUTING.md and docs/ leads to a file, and to a heading of it', () => {
+  const pages = ['README.md', 'SECURITY.md', 'CONTRIBUTING.md', 'CHANGELOG.md'];
+  pages.push(...readdirSync(join(ROOT, 'docs')).flatMap((name) => (name.endsWith('.md') ? [`docs/${name}`] : [])));
+  const broken: string[] = [];
+  let links = 0;
+  for (const page of pages)
+    for (const [, target] of read(page).matchAll(/\]\(([^)\s]+)\)/g)) {
+      if (/^[a-z]+:/.test(target)) continue;
+      links++;
+      const [path, heading] = target.split('#');
+      const file = path === '' ? page : join(dirname(page), path);
+      if (!existsSync(join(ROOT, file)) || (heading !== undefined && !headingsOf(read(file)).includes(heading)))
+        broken.push(`${page}: ${target}`);
+    }
+  assert.ok(links > 50, `${links} links`);
+  assert.deepEqual(broken, []);
+});
+
+/** The names that GitHub gives to headings. */
+function headingsOf(markdown: string): string[] {
+  return [...markdown.matchAll(/^#+ (.*)$/gm)].map(([, text]) =>
+    text
+      .toLowerCase()
+      .replace(/[^\w\s-]/g, '')
+      .replaceAll(' ', '-'),
+  );
+}
+
 test('the pages that are made of the command are as it would make them now', () => {
   const { status, stderr } = spawnSync(process.execPath, ['scripts/make-pages.js', '--check'], {
     cwd: ROOT,
@@ -64,7 +92,8 @@ test('the man page can be read', { skip: mandoc ? false : 'without mandoc' }, ()
   });
   assert.equal(status, 0, stdout);
   const page = spawnSync('mandoc', ['-Tascii', 'man/anydma.1'], { cwd: ROOT, encoding: 'utf8' }).stdout;
-  const plain = page.replace(/.\x08/g, '');
+  // Bold text is each letter twice, with a backspace between.
+  const plain = page.split('\b').reduce((text, part) => text.slice(0, -1) + part);
   for (const text of ['EXIT STATUS', 'anydma rdma write [options]', '--after-unmap', 'anydma explain EEXIST'])
     assert.ok(plain.includes(text), text);
 });

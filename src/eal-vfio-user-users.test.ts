@@ -18,7 +18,12 @@ test('a server of another user in a folder for all is refused, unless it is name
   const socket = join(folder, 'socket');
   let messages = 0;
   const serveAs = (as: <T>(work: () => T) => T): (() => void) =>
-    as(() => serveScripted(platform, socket, () => void messages++));
+    as(() =>
+      serveScripted(platform, socket, () => {
+        messages++;
+        return undefined;
+      }),
+    );
   const probe = async (keys = ''): Promise<void> => {
     await using eal = await Eal.start({ drivers: [], memory: { noHuge: true } });
     await eal.probe(`bus=vfio-user,name=${socket}${keys}/driver=raw`);
