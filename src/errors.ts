@@ -266,6 +266,11 @@ export function isDmaError(error: unknown, code?: ErrorCode): error is DmaError 
   }
 }
 
+/** What a document tells of an error to programs. */
+export function errorDocument({ code, operation, reason, hint, device, range }: DmaError): object {
+  return { code, operation, reason, hint, device, range };
+}
+
 /** No file can be opened now, whichever it is: neither this process nor the machine has a descriptor left. */
 export const NO_DESCRIPTORS: readonly ErrorCode[] = ['EMFILE', 'ENFILE'];
 

@@ -76,6 +76,7 @@ export type {
   ProbeContext,
 } from './bus/model.js';
 export type { DeviceAccess, InterruptKind, Interrupts, RegionInfo } from './bus/device-access.js';
+export type { Description, DescriptionPart, DescriptionTable, TableCell, TableColumn } from './bus/description.js';
 export type { GroupMapping } from './bus/fan-out.js';
 export type { VdevBus } from './bus/vdev/vdev-bus.js';
 

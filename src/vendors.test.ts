@@ -22,11 +22,16 @@ function vendorsOf(file: string): string[] {
 
 describe('no vendor is known', () => {
   const model = ['bus/model.ts', 'bus/device.ts', 'bus/registry.ts', 'bus/match.ts', 'bus/fan-out.ts'];
+  // Commands of one vendor, and the two files that list them.
+  const own = /^cli\/(?:rdma\/|devices\/(?:un)?bind|serve|demo\/copier)/;
+  const lists = ['cli/program.ts'];
+  const commands = filesOf('cli/').filter((file) => !own.test(file) && !lists.includes(file));
   for (const [what, files] of [
     ['the model of buses', model],
     ['the DMA core', filesOf('dma/')],
     ['memory', filesOf('memory/')],
     ['the Eal', ['eal.ts']],
+    ["commands that are no vendor's own", commands],
   ] as const)
     it(`by ${what}`, () => {
       assert.ok(files.length > 0);

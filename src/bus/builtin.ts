@@ -9,11 +9,14 @@ import { RdmaBus } from './rdma/rdma-bus.js';
 import { rdmaClaimer } from './rdma/rdma-claimer.js';
 import { softwareModel, softwareSpaces } from './vdev/software-devices.js';
 import type { BytesAt } from './vdev/translated-dma.js';
-import { VdevBus } from './vdev/vdev-bus.js';
-import { VfioUserBus } from './vfio-user/vfio-user-bus.js';
+import { VDEV_KEYS, VdevBus } from './vdev/vdev-bus.js';
+import { VFIO_USER_KEYS, VfioUserBus } from './vfio-user/vfio-user-bus.js';
 
 export { Container, CONTAINER_CHOICES, type ContainerChoice } from '../vfio/containers.js';
 export type { Containers, VdevBus };
+
+/** What the keys of device names mean that these buses know, in sentences for help pages. */
+export const BUS_KEYS: readonly string[] = [VFIO_USER_KEYS, VDEV_KEYS];
 
 /** What buses are made with. */
 export interface BusHost {

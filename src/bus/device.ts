@@ -10,6 +10,7 @@ import { show } from '../show.js';
 import { mustGoOn } from '../long-work.js';
 import { Range } from '../ranges.js';
 import { isAddress, type Iova, type IovaLike, type Va, type VaLike } from '../units.js';
+import type { Description } from './description.js';
 import type { DeviceAccess } from './device-access.js';
 import type {
   AddressedMemory,
@@ -99,6 +100,10 @@ export class BoundDevice implements Device {
 
   get domain(): Domain | undefined {
     return this.binding?.domain;
+  }
+
+  async describe(): Promise<Description | undefined> {
+    return this.state === 'gone' || this.lost !== undefined ? undefined : this.#opened.describe?.();
   }
 
   use<T>(driver: Driver<T>): T {

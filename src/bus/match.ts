@@ -1,4 +1,5 @@
-/** Which devices a driver is for, by their PCI ids. */
+/** PCI ids: which devices a driver is for by them, and how they are told. */
+import { hex } from '../units.js';
 import type { Driver, IdMatch } from './model.js';
 
 /** Does one of the driver's ids match? A device without ids is matched only by drivers that ask for none. */
@@ -8,4 +9,10 @@ export function matchesIds(driver: Driver, ids: Required<IdMatch> | undefined): 
   return driver.ids.some((wanted) =>
     (Object.keys(wanted) as (keyof IdMatch)[]).every((key) => wanted[key] === undefined || wanted[key] === ids[key]),
   );
+}
+
+/** For programs: `{ vendor: '0x1234', ... }` */
+export function idsDocument(ids: IdMatch): object {
+  const entries = Object.entries<number | undefined>({ ...ids });
+  return Object.fromEntries(entries.map(([key, value]) => [key, value === undefined ? undefined : hex(value)]));
 }

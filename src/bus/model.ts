@@ -8,6 +8,7 @@ import type { DmaError } from '../errors.js';
 import type { External } from '../memory/external.js';
 import type { IovaMode } from '../memory/iova-mode.js';
 import type { Iova, IovaLike, VaLike } from '../units.js';
+import type { Description } from './description.js';
 import type { DeviceAccess } from './device-access.js';
 
 /** An access of a device that its IOMMU, or the device itself, reported as failed. */
@@ -28,6 +29,8 @@ export interface OpenedDevice {
   readonly access: DeviceAccess | undefined;
   /** What its driver works it through besides, or instead of, registers; the driver knows the type. */
   readonly handle?: unknown;
+  /** What it says of itself besides ids, registers and its domain: see {@link Device.describe}. Absent: nothing. */
+  describe?(): Promise<Description> | Description;
   /** The failed accesses that were reported since it was opened, oldest first. Absent where nobody reports them. */
   faults?(): readonly DeviceFault[];
   /** Calls back when the device reports an error of its own that it may survive. Absent where devices do not. */
@@ -54,6 +57,8 @@ export interface Bus {
   readonly takesAnyName?: boolean;
   /** Names of the devices that are there without being asked for. Absent: devices are only opened by name. */
   scan?(): Promise<readonly string[]>;
+  /** What it says of itself and of the devices that it sees, for `anydma devices`. Absent: nothing but their names. */
+  describe?(): Promise<Description> | Description;
   /**
    * Opens the device `name` (as `parse` gave it).
    *
@@ -111,6 +116,11 @@ export interface Device {
   readonly driver: Driver | undefined;
   /** The domain it is in; `undefined` when it can not be mapped. */
   readonly domain: Domain | undefined;
+  /**
+   * What it says of itself besides ids, registers and its domain, for people and for programs, as its bus tells it; `undefined`
+   * when that is nothing, and once it is gone.
+   */
+  describe(): Promise<Description | undefined>;
   /** What `driver` made of it. @throws DmaError EINVAL when it has another driver, or none */
   use<T>(driver: Driver<T>): T;
   /**

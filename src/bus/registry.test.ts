@@ -429,6 +429,20 @@ describe('removing', () => {
   });
 });
 
+describe('describing devices', () => {
+  it('in the words of what the bus opened, as long as the device is there', async () => {
+    const { registry, bus } = bench();
+    const open = bus.open.bind(bus);
+    bus.open = async (name) => ({ ...(await open(name)), describe: () => ({ document: { name }, text: [name] }) });
+    const device = await registry.probe('fake:a');
+    assert.deepEqual(await device.describe(), { document: { name: 'a' }, text: ['a'] });
+    await registry.remove(device);
+    assert.equal(await device.describe(), undefined);
+    bus.open = open;
+    assert.equal(await (await registry.probe('fake:b')).describe(), undefined);
+  });
+});
+
 describe('finding devices', () => {
   it('by a name without a bus: those that take any name are asked last', async () => {
     const { registry, script } = bench();

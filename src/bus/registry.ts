@@ -68,7 +68,7 @@ export class Registry {
 
   /** @throws DmaError EEXIST for a bus of the same name; EINVAL for what is no bus */
   registerBus(bus: Bus): void {
-    mustHandle(bus, ['parse', 'scan', 'open', 'match', 'spaceOf', 'iovaWish'], 'registerBus');
+    mustHandle(bus, ['parse', 'scan', 'describe', 'open', 'match', 'spaceOf', 'iovaWish'], 'registerBus');
     mustBeString(bus.name, 'the name of a bus', 'registerBus');
     mustBeFunction(bus.parse, 'parse', 'registerBus');
     mustBeFunction(bus.open, 'open', 'registerBus');

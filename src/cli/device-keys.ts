@@ -1,7 +1,10 @@
-/** What can be said of a device behind its name, for help pages. */
+/** What can be said of a device behind its name, for help pages: in the words of buses and drivers. */
+import { BUS_KEYS } from '../bus/builtin.js';
+import { DRIVER_KEYS } from '../drivers/builtin.js';
 
-/** Keys of names of vfio-user; the page docs/vfio-user.md has more. */
-export const DEVICE_KEYS_TEXT = `Keys follow the name, with commas. vfio-user:PATH takes timeout=MS for connecting and for each call (5000);
-  mmap=auto|trust|sealed|never, which registers are mapped: with auto those of servers of this user and of root, and the rest is
-  reached by messages, some 100 us each; share=always|never, whether the server gets descriptors of memory, by which it reaches the
-  whole file for good, or asks for each access; and user=NUMBER, whose server it has to be. A key that is not known is refused.`;
+export const DEVICE_KEYS_TEXT = [
+  'Keys follow the name, with commas.',
+  ...BUS_KEYS,
+  ...DRIVER_KEYS,
+  'A key that is not known is refused.',
+].join(' ');

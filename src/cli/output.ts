@@ -1,7 +1,8 @@
 /** What a command says: tables and text for people, or one JSON document for programs; never both. */
 import { SingleBar } from 'cli-progress';
 import Table from 'cli-table3';
-import { DmaError, isDmaError } from '../errors.js';
+import type { DescriptionPart, TableCell, TableColumn } from '../bus/description.js';
+import { DmaError, errorDocument, isDmaError } from '../errors.js';
 import { formatSize } from '../units.js';
 
 /** Work that takes less than this shows no progress bar. milliseconds */
@@ -19,12 +20,6 @@ type Stream = NodeJS.WritableStream & { readonly isTTY?: boolean };
 export interface Progress extends Disposable {
   /** @param done bytes so far */
   update(done: number): void;
-}
-
-/** A column of a table; numbers are aligned to the right. */
-export interface TableColumn {
-  readonly head: string;
-  readonly align?: 'left' | 'right';
 }
 
 /** Where a command says what it has to say. With `json`, text and tables go nowhere, and documents to standard output. */
@@ -53,7 +48,7 @@ export class Output {
   }
 
   /** A table for people. */
-  table(columns: readonly TableColumn[], rows: readonly (readonly string[])[]): void {
+  table(columns: readonly TableColumn[], rows: readonly (readonly TableCell[])[]): void {
     if (this.json) return;
     const table = new Table({
       head: columns.map(({ head }) => this.strong(head)),
@@ -61,8 +56,17 @@ export class Output {
       style: { head: [], border: [], 'padding-left': 0, 'padding-right': 0 },
       chars: NO_LINES,
     });
-    for (const row of rows) table.push([...row]);
+    for (const row of rows)
+      table.push(row.map((cell) => (typeof cell === 'string' ? cell : this[cell.tone](cell.text))));
     for (const line of table.toString().split('\n')) this.text(line.trimEnd());
+  }
+
+  /** Lines and tables for people. */
+  show(parts: readonly DescriptionPart[]): void {
+    for (const part of parts) {
+      if (typeof part === 'string') this.text(part);
+      else this.table(part.columns, part.rows);
+    }
   }
 
   /** The document for programs, and the only one. */
@@ -145,8 +149,7 @@ export class Output {
 
 /** The document that a failed command gives to programs. */
 export function failureDocument(error: unknown): object {
-  const { code, operation, reason, hint, device, range } = isDmaError(error) ? error : internal(error);
-  return { ok: false, error: { code, operation, reason, hint, device, range } };
+  return { ok: false, error: errorDocument(isDmaError(error) ? error : internal(error)) };
 }
 
 function internal(error: unknown): DmaError {

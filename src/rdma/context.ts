@@ -51,6 +51,10 @@ export class RdmaContexts {
     this.#platform = platform;
   }
 
+  get verbs(): VerbsPort {
+    return this.#platform.verbs;
+  }
+
   /** Why there are no RDMA devices here, with what to install; `undefined` where there can be some. */
   get limitation(): string | undefined {
     return this.#platform.verbs.limitation;

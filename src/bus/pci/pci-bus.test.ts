@@ -141,6 +141,24 @@ async function withBus(
 
 const turn = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 5));
 
+describe('describing the bus pci', () => {
+  it('has all functions for programs, and counts those that can be opened', () => {
+    const platform = { ...openPlatform(), limitation: undefined, kernel: new TestMachine(MACHINE) };
+    const { document, text, summary } = new PciBus({ platform, containers: new Containers(platform) }).describe();
+    const all = document.pci as { address: string }[];
+    assert.deepEqual(
+      all.map(({ address }) => address),
+      [A, B, KERNELS, BRIDGE],
+    );
+    assert.equal(summary, '3, see below');
+    const [table] = text;
+    assert.ok(typeof table === 'object' && table.rows.some(([cell]) => cell === `  ${KERNELS}`));
+    const without = { ...platform, limitation: 'for a test' };
+    const none = { document: { pci: [] }, text: [], summary: undefined };
+    assert.deepEqual(new PciBus({ platform: without, containers: new Containers(without) }).describe(), none);
+  });
+});
+
 describe('a PCI function that stays with its kernel driver', { skip }, () => {
   const asked: string[] = [];
   const claimer = (name: string, wanted?: string): PciClaimer => ({

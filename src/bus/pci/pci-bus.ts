@@ -12,9 +12,11 @@ import type { Container, Containers, KernelSpace, VfioNode } from '../../vfio/co
 import type { VfioDevice } from '../../vfio/device.js';
 import { closedDevice } from '../closed-device.js';
 import type { Bus, Device, OpenedDevice } from '../model.js';
+import type { Description } from '../description.js';
 import { VfioAccess } from '../vfio-access.js';
 import { parsePciAddress } from './address.js';
 import type { PciClaimer } from './claimer.js';
+import { pciDocument, PciReader, pciText } from './facts.js';
 import { faultsInLog, LogMark } from './faults.js';
 import { isBridge, isVfio, PciSysfs, type PciFunction } from './sysfs.js';
 import { usability } from './usable.js';
@@ -117,6 +119,15 @@ export class PciBus implements Bus {
     const space = this.#spaces.get(busName);
     if (space !== undefined) return space;
     throw closedDevice(name);
+  }
+
+  /** All functions of the machine, with what it takes to use each. */
+  describe(): Description {
+    const { platform } = this.#options;
+    const all = platform.limitation === undefined ? new PciReader(platform.kernel).all() : [];
+    const devices = all.filter(({ fn }) => !isBridge(fn)).length;
+    const summary = devices === 0 ? undefined : `${devices}, see below`;
+    return { document: { pci: all.map(pciDocument) }, text: pciText(all), summary };
   }
 
   /** Without an IOMMU devices use physical addresses. */

@@ -3,6 +3,7 @@ import { DmaError } from '../../errors.js';
 import type { VerbsAsyncEvent } from '../../platform/rdma/verbs-types.js';
 import type { RdmaContexts } from '../../rdma/context.js';
 import type { IdMatch, OpenedDevice } from '../model.js';
+import { describeRdmaDevice } from './facts.js';
 
 /** Events that a program should hear of, although the device is still there. */
 const ERRORS: readonly string[] = [
@@ -29,6 +30,7 @@ export function openRdma(contexts: RdmaContexts, name: string, ids?: Required<Id
     ids,
     access: undefined,
     handle: rdma,
+    describe: () => describeRdmaDevice(contexts.verbs, name),
     onError(failed) {
       const listener = (event: VerbsAsyncEvent): void => {
         if (ERRORS.includes(event.name)) failed(asError(name, event));

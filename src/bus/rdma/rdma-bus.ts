@@ -1,7 +1,9 @@
 /** The bus of the kernel's RDMA devices, by the names that the kernel gives them: `rdma:mlx5_0`, `rdma:rxe0`. */
 import { DmaError } from '../../errors.js';
 import type { RdmaContexts } from '../../rdma/context.js';
+import type { Description } from '../description.js';
 import type { Bus, OpenedDevice } from '../model.js';
+import { describeRdma } from './facts.js';
 import { openRdma } from './open-rdma.js';
 
 /**
@@ -25,6 +27,11 @@ export class RdmaBus implements Bus {
 
   async scan(): Promise<readonly string[]> {
     return this.#contexts.devices().map(({ name }) => name);
+  }
+
+  /** What each device says of itself; it is opened for that, asked and closed. */
+  describe(): Description {
+    return describeRdma(this.#contexts.verbs);
   }
 
   async open(name: string): Promise<OpenedDevice> {

@@ -16,6 +16,10 @@ export interface VdevSpace {
   readonly dma: DeviceDma;
 }
 
+/** Its keys, for help pages. */
+export const VDEV_KEYS = `vdev:NAME takes iommu=emulated|identity, whether an IOMMU of its own translates what the device uses
+  (emulated).`;
+
 /** What the bus is made of. */
 export interface VdevBusOptions {
   /** The model of devices whose names begin with `kind` (`edu` for `edu0`); `undefined` for unknown kinds. */

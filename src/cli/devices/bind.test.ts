@@ -4,7 +4,7 @@ import { TestMachine, type TestMachineOptions } from '../../../test/fakes/bus/pc
 import { isDmaError } from '../../errors.js';
 import { bindDevices, type BindCommandOptions } from './bind.js';
 import { documentOf, Listener, Room } from '../../../test/shared/command.js';
-import { PciReader, pciDocument, printPci } from './pci-facts.js';
+import { PciReader, pciDocument, pciText } from '../../bus/pci/facts.js';
 import { unbindDevices } from './unbind.js';
 
 const A = '0000:00:02.0';
@@ -207,7 +207,7 @@ describe('anydma unbind of what is claimed or in use', () => {
 describe('PCI devices as anydma devices lists them', () => {
   const list = (machine: TestMachine): string => {
     const output = new Listener(false);
-    printPci(output, new PciReader(machine).all());
+    output.show(pciText(new PciReader(machine).all()));
     return output.said;
   };
 

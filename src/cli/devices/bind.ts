@@ -1,5 +1,6 @@
 /** `anydma bind`: gives PCI devices to vfio-pci, or another driver, as dpdk-devbind.py does. */
 import { PciBinder, type BindPlan, type BindResult } from '../../bus/pci/bind.js';
+import { pciDocument, PciReader, todoLines, usableText } from '../../bus/pci/facts.js';
 import { isVfioDriver } from '../../bus/pci/sysfs.js';
 import { usesText } from '../../bus/pci/uses.js';
 import { DmaError, invalid } from '../../errors.js';
@@ -7,7 +8,6 @@ import { openPlatform } from '../../platform/open.js';
 import type { KernelPort } from '../../platform/ports.js';
 import { paragraphs, type CommandSpec } from '../command.js';
 import { failureDocument, type Output } from '../output.js';
-import { pciDocument, PciReader, printTodo, usableText } from './pci-facts.js';
 
 /** Options of the command. */
 export interface BindCommandOptions {
@@ -179,11 +179,7 @@ export function tell(
     }),
   );
   const done = results.filter(({ error }) => error === undefined).map(({ address }) => address);
-  if (todo)
-    printTodo(
-      output,
-      facts.filter(({ fn }) => done.includes(fn.address)),
-    );
+  if (todo) output.show(todoLines(facts.filter(({ fn }) => done.includes(fn.address))));
   for (const { error } of results) if (error !== undefined) output.complain(error);
   output.document({
     ok: !output.failed,

@@ -1,5 +1,7 @@
 /** `anydma devices`: buses, drivers, what there is, and what a device is like. */
-import { RdmaContext } from '../../rdma/context.js';
+import type { Description } from '../../bus/description.js';
+import { idsDocument } from '../../bus/match.js';
+import { unlessFails } from '../../errors.js';
 import {
   Eal,
   formatSize,
@@ -12,10 +14,8 @@ import {
 import { paragraphs, type CommandSpec } from '../command.js';
 import { domainDocument, domainLines } from './domain-facts.js';
 import { DEVICE_KEYS_TEXT } from '../device-keys.js';
-import { printAllRdma, printRdma, rdmaDocument, rdmaFacts } from './devices-rdma.js';
 import { iommuOption } from '../iommu.js';
 import { failureDocument, type Output } from '../output.js';
-import { idsDocument, pciDocument, PciReader, printPci } from './pci-facts.js';
 
 interface DevicesOptions {
   readonly device?: readonly string[];
@@ -52,14 +52,17 @@ export const devices: CommandSpec<DevicesOptions> = {
     const buses = [...eal.buses].map((bus) => ({ name: bus.name, scans: bus.scan !== undefined }));
     const found = await eal.scan();
     const drivers = eal.drivers.map((driver) => driverDocument(driver, buses));
-    const rdma = rdmaFacts(eal.platform);
-    const pci = limitation === undefined ? new PciReader(eal.platform.kernel).all() : [];
+    const described = new Map<string, Description>();
+    for (const bus of eal.buses) {
+      const description = await bus.describe?.();
+      if (description !== undefined) described.set(bus.name, description);
+    }
     if (names.length === 0) {
       output.text(limitation === undefined ? `platform: ${name}` : `platform: ${name} (${limitation})`);
       output.text();
       output.table(
         [{ head: 'BUS' }, { head: 'DEVICES' }],
-        buses.map((bus) => [bus.name, bus.scans ? foundOn(bus.name, found) : 'are opened by name']),
+        buses.map((bus) => [bus.name, bus.scans ? foundOn(bus.name, found, described) : 'are opened by name']),
       );
       output.text();
       output.table(
@@ -71,11 +74,7 @@ export const devices: CommandSpec<DevicesOptions> = {
           driver.ids === undefined ? 'any' : driver.ids.map(idText).join(', '),
         ]),
       );
-      if (pci.length > 0) {
-        output.text();
-        printPci(output, pci);
-      }
-      printAllRdma(output, eal.platform, rdma);
+      for (const { text } of described.values()) if (text.length > 0) output.show(['', ...text]);
     }
     const shown: object[] = [];
     for (const each of names) {
@@ -83,33 +82,28 @@ export const devices: CommandSpec<DevicesOptions> = {
       try {
         const device = await eal.probe(each);
         printDevice(output, device);
-        const about = rdmaFacts(eal.platform, device.handle instanceof RdmaContext ? device.handle.name : '');
-        if (about.length > 0) printRdma(output, about);
-        shown.push({ ...deviceDocument(device), rdma: about.map(rdmaDocument)[0] });
+        const about = await device.describe();
+        output.show(about?.text ?? []);
+        shown.push(withOwn(deviceDocument(device), about?.document));
       } catch (error) {
         output.complain(error);
         shown.push({ name: each, ...failureDocument(error) });
       }
     }
-    output.document({
-      ok: !output.failed,
-      platform: name,
-      limitation,
-      buses,
-      found,
-      drivers,
-      rdma: rdma.map(rdmaDocument),
-      rdmaLimitation: eal.platform.verbs.limitation,
-      pci: pci.map(pciDocument),
-      devices: shown,
-    });
+    const own = { ok: !output.failed, platform: name, limitation, buses, found, drivers };
+    const documents = [...described.values()].map(({ document }) => document);
+    output.document({ ...withOwn(own, ...documents), devices: shown });
   },
 };
 
-function foundOn(bus: string, found: readonly string[]): string {
+/** A document with what buses and devices say; their fields follow its own and never take their place. */
+function withOwn(own: object, ...told: readonly (object | undefined)[]): object {
+  return told.reduce<object>((all, fields) => ({ ...all, ...fields, ...own }), own);
+}
+
+function foundOn(bus: string, found: readonly string[], described: ReadonlyMap<string, Description>): string {
   const names = found.filter((name) => name.startsWith(`${bus}:`));
-  if (names.length === 0) return 'none';
-  return bus === 'pci' ? `${names.length}, see below` : names.join(', ');
+  return names.length === 0 ? 'none' : (described.get(bus)?.summary ?? names.join(', '));
 }
 
 /** @param all what the buses of a driver are that works on every bus */
@@ -137,9 +131,9 @@ function deviceDocument(device: Device): object {
   };
 }
 
-/** What a device has of registers; those of RDMA stay with their kernel driver, and give none. */
+/** What a device has of registers; some have none. */
 function registersOf(device: Device): Device['access'] | undefined {
-  return device.handle === undefined ? device.access : undefined;
+  return unlessFails(['ENOTSUP'], () => device.access);
 }
 
 function printDevice(output: Output, device: Device): void {

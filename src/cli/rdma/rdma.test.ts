@@ -10,7 +10,7 @@ import { until } from '../../../test/shared/until.js';
 import { Fabric, type RdmaTestPlatform } from '../../../test/fakes/rdma/fabric.js';
 import type { CommandContext } from '../command.js';
 import { copierOf } from '../demo/copier.js';
-import { printAllRdma, rdmaDocument, rdmaFacts } from '../devices/devices-rdma.js';
+import { describeRdma } from '../../bus/rdma/facts.js';
 import { moveRdma, type RdmaMoveOptions } from './move.js';
 import { readPiece, readWish, type Verb } from './protocol.js';
 import { fillPattern, wrongAt } from './pattern.js';
@@ -322,8 +322,8 @@ describe('the parts of anydma rdma', () => {
       { name: 'rxe0', ipv4: '10.0.0.1' },
       { name: 'rxe1', ipv4: '10.0.1.1', onDemand: true },
     ]);
-    const facts = rdmaFacts(platform);
-    const [first, second] = facts.map(rdmaDocument) as Record<string, unknown>[];
+    const { document, text } = describeRdma(platform.verbs);
+    const [first, second] = document.rdma as Record<string, unknown>[];
     assert.deepEqual(
       [first.name, first.onDemandPaging, second.onDemandPaging],
       ['rdma:rxe0', 'none', 'explicit and implicit'],
@@ -333,7 +333,7 @@ describe('the parts of anydma rdma', () => {
     assert.ok(gids.some(({ ipv4 }) => ipv4 === '10.0.0.1'));
     assert.equal((first.limits as { regions: number }).regions, 1000);
     const output = new Listener(false);
-    printAllRdma(output, platform, facts);
+    output.show(text);
     assert.match(output.said, /^rdma:rxe0 +ib .* none +1000/m);
     assert.match(output.said, /^rxe1\/1 +active +ethernet [^]* 10\.0\.1\.1$/m);
     assert.deepEqual(platform.verbsLeaks(), []);
@@ -344,6 +344,8 @@ describe('the parts of anydma rdma', () => {
       const platform = new Fabric().host(openPlatform(), [{ name: 'rxe0', ipv4: '10.0.0.1' }]);
       const eal = await Eal.start({ platform });
       const device = await eal.probe('rdma:rxe0');
+      const about = await device.describe();
+      assert.equal((about?.document.rdma as { name: string }).name, 'rdma:rxe0');
       const copier = copierOf(device);
       const [from, to] = [eal.external.allocate(3 * MiB), eal.external.allocate(3 * MiB)];
       const mapping = device.dmaMap(from, { access: 'read' });

@@ -1,13 +1,14 @@
-/** PCI functions, as commands tell them to people and to programs. */
-import { classKind, className, PciNames } from '../../bus/pci/names.js';
-import { KernelModules } from '../../bus/pci/modules.js';
-import { PciSysfs, type PciFunction } from '../../bus/pci/sysfs.js';
-import { usability, type PciUsability, type PciWay } from '../../bus/pci/usable.js';
-import { MachineUses } from '../../bus/pci/uses.js';
-import { hex, type IdMatch } from '../../index.js';
+/** PCI functions, as they are told to people and to programs. */
 import type { KernelPort } from '../../platform/ports.js';
+import { hex } from '../../units.js';
 import { groupMembers, type GroupMember } from '../../vfio/facts.js';
-import type { Output } from '../output.js';
+import type { DescriptionPart, TableCell } from '../description.js';
+import { idsDocument } from '../match.js';
+import { KernelModules } from './modules.js';
+import { classKind, className, PciNames } from './names.js';
+import { PciSysfs, type PciFunction } from './sysfs.js';
+import { usability, type PciUsability, type PciWay } from './usable.js';
+import { MachineUses } from './uses.js';
 
 /** All that is told about a function. */
 export interface PciFacts {
@@ -84,23 +85,18 @@ export function pciDocument({ fn, name, neighbours, usability }: PciFacts): obje
   };
 }
 
-/** `{ vendor: '0x1234', ... }` */
-export function idsDocument(ids: IdMatch): object {
-  const entries = Object.entries<number | undefined>({ ...ids });
-  return Object.fromEntries(entries.map(([key, value]) => [key, value === undefined ? undefined : hex(value)]));
-}
-
 /** Functions by kind, each with what it takes to use it; bridges come last. */
-export function printPci(output: Output, all: readonly PciFacts[]): void {
+export function pciText(all: readonly PciFacts[]): DescriptionPart[] {
+  if (all.length === 0) return [];
   const kinds = new Map<string, PciFacts[]>();
   for (const each of [...all].sort((a, b) => Number(isBridge(a)) - Number(isBridge(b)))) {
     const kind = classKind(each.fn.ids.classCode);
     kinds.set(kind, [...(kinds.get(kind) ?? []), each]);
   }
   const columns = ['PCI', 'NAME', 'DRIVER', 'GROUP', 'SHARED WITH', 'NODE', 'USABLE NOW'].map((head) => ({ head }));
-  const rows: string[][] = [];
+  const rows: TableCell[][] = [];
   for (const [kind, members] of kinds) {
-    rows.push([output.strong(kind)]);
+    rows.push([{ text: kind, tone: 'strong' }]);
     for (const { fn, name, neighbours, usability } of members)
       rows.push([
         `  ${fn.address}`,
@@ -112,15 +108,13 @@ export function printPci(output: Output, all: readonly PciFacts[]): void {
         usableText(usability),
       ]);
   }
-  output.table(columns, rows);
   // Nobody who only looks is told to unmount the root, or to take the network down.
   const free = all.filter(({ usability }) => !usability.inUse);
-  printTodo(output, free);
-  if (free.length === all.length) return;
-  output.text();
-  output.text(
-    'Nothing is proposed for those that are in use: "anydma bind --dry-run DEVICE" says what would end that.',
-  );
+  const text = [{ columns, rows }, ...todoLines(free)];
+  if (free.length === all.length) return text;
+  const nothing =
+    'Nothing is proposed for those that are in use: "anydma bind --dry-run DEVICE" says what would end that.';
+  return [...text, '', nothing];
 }
 
 /** Nobody wants to use one; what keeps others from being used says so itself. */
@@ -141,7 +135,7 @@ export function usableText({ usable, ways, problems }: PciUsability): string {
 }
 
 /** What there is to do before the functions can be used: each thing once, with the functions that it is for. */
-export function printTodo(output: Output, all: readonly PciFacts[]): void {
+export function todoLines(all: readonly PciFacts[]): string[] {
   const unusable = all.filter((each) => !each.usability.usable && !isBridge(each));
   const steps = new Map<string, string[]>();
   for (const { fn, usability } of unusable)
@@ -150,10 +144,9 @@ export function printTodo(output: Output, all: readonly PciFacts[]): void {
       const addresses = steps.get(step) ?? [];
       if (!addresses.includes(fn.address)) steps.set(step, [...addresses, fn.address]);
     }
-  if (steps.size === 0) return;
-  output.text();
-  output.text('To use those that can not be used now:');
-  for (const [step, addresses] of steps) output.text(`  - ${stepText(step, addresses, unusable.length)}`);
+  if (steps.size === 0) return [];
+  const lines = [...steps].map(([step, addresses]) => `  - ${stepText(step, addresses, unusable.length)}`);
+  return ['', 'To use those that can not be used now:', ...lines];
 }
 
 /** `anydma bind DEVICE, for DEVICE 0000:00:02.0 0000:00:03.0`; nobody is named where it is for all. */

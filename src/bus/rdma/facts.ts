@@ -1,7 +1,7 @@
-/** RDMA devices, as commands tell them to people and to programs. */
-import { isDmaError, type DmaError } from '../../errors.js';
-import { formatSize, type Platform } from '../../index.js';
+/** RDMA devices, as they are told to people and to programs. */
+import { errorDocument, isDmaError, type DmaError } from '../../errors.js';
 import { IBV_ODP_SUPPORT, IBV_ODP_SUPPORT_IMPLICIT } from '../../platform/rdma/abi/devices.js';
+import type { VerbsPort } from '../../platform/rdma/verbs-port.js';
 import type {
   VerbsDevice,
   VerbsDeviceAttributes,
@@ -9,7 +9,8 @@ import type {
   VerbsPortAttributes,
 } from '../../platform/rdma/verbs-types.js';
 import { ipv4Of } from '../../rdma/gid.js';
-import { failureDocument, type Output } from '../output.js';
+import { formatSize } from '../../units.js';
+import type { Description, DescriptionPart, DescriptionTable, TableCell, TableColumn } from '../description.js';
 
 /** All that is told about a device. */
 export interface RdmaFacts {
@@ -30,7 +31,7 @@ interface RdmaAnswers {
  *
  * @param only the kernel's name of the one that is asked for
  */
-export function rdmaFacts({ verbs }: Platform, only?: string): RdmaFacts[] {
+export function rdmaFacts(verbs: VerbsPort, only?: string): RdmaFacts[] {
   if (verbs.limitation !== undefined) return [];
   const wanted = verbs.devices().filter(({ name }) => only === undefined || name === only);
   return wanted.map((device) => {
@@ -54,7 +55,7 @@ export function rdmaFacts({ verbs }: Platform, only?: string): RdmaFacts[] {
 export function rdmaDocument({ device, answers }: RdmaFacts): object {
   const { name, guid, node, transport, devicePath, parent } = device;
   const facts = { name: `rdma:${name}`, guid, node, transport, devicePath, parent };
-  if (isDmaError(answers)) return { ...facts, ...failureDocument(answers) };
+  if (isDmaError(answers)) return { ...facts, ok: false, error: errorDocument(answers) };
   const { attributes, ports, gids } = answers;
   const { firmware, vendorId, vendorPart, atomics, maxMrs, maxMrLength, maxMws, maxPds, maxQps, maxCqs } = attributes;
   const { maxRequests, maxSges, maxCqEntries, pageSizes, maxInitiatorDepth, maxResponderDepth } = attributes;
@@ -79,25 +80,31 @@ export function rdmaDocument({ device, answers }: RdmaFacts): object {
   };
 }
 
-/** The part of the list of all devices that is about RDMA: the devices, or what there has to be installed for them. */
-export function printAllRdma(output: Output, { verbs }: Platform, all: readonly RdmaFacts[]): void {
-  if (all.length === 0 && verbs.limitation === undefined) return;
-  output.text();
-  if (verbs.limitation === undefined) printRdma(output, all);
-  else output.text(`RDMA: ${verbs.limitation}`);
+/** All devices, or what there has to be installed for them. */
+export function describeRdma(verbs: VerbsPort): Description {
+  const { limitation } = verbs;
+  const facts = rdmaFacts(verbs);
+  const document = { rdma: facts.map(rdmaDocument), rdmaLimitation: limitation };
+  return { document, text: limitation === undefined ? rdmaText(facts) : [`RDMA: ${limitation}`] };
+}
+
+/** One device. @param name as the kernel calls it */
+export function describeRdmaDevice(verbs: VerbsPort, name: string): Description {
+  const facts = rdmaFacts(verbs, name);
+  return { document: { rdma: facts.map(rdmaDocument)[0] }, text: rdmaText(facts) };
 }
 
 /** The devices, their ports and their addresses, in tables. */
-export function printRdma(output: Output, all: readonly RdmaFacts[]): void {
-  const heads = (...texts: readonly string[]): { head: string }[] => texts.map((head) => ({ head }));
-  const right = (...texts: readonly string[]): { head: string; align: 'right' }[] =>
-    texts.map((head) => ({ head, align: 'right' }));
-  output.table(
-    [
+export function rdmaText(all: readonly RdmaFacts[]): DescriptionPart[] {
+  if (all.length === 0) return [];
+  const heads = (...texts: readonly string[]): TableColumn[] => texts.map((head) => ({ head }));
+  const right = (...texts: readonly string[]): TableColumn[] => texts.map((head) => ({ head, align: 'right' }));
+  const devices: DescriptionTable = {
+    columns: [
       ...heads('RDMA', 'TRANSPORT', 'ATOMICS', 'ON-DEMAND PAGING'),
       ...right('REGIONS', 'WINDOWS', 'QUEUE PAIRS', 'REQUESTS', 'COMPLETIONS'),
     ],
-    all.map(({ device, answers }) => {
+    rows: all.map(({ device, answers }) => {
       const first = [`rdma:${device.name}`, device.transport];
       if (isDmaError(answers)) return [...first, `can not be opened: ${answers.reason}`, '', '', '', '', '', ''];
       const { attributes } = answers;
@@ -109,27 +116,23 @@ export function printRdma(output: Output, all: readonly RdmaFacts[]): void {
         ...[maxMrs, maxMws, maxQps, maxRequests, maxCqEntries].map(String),
       ];
     }),
-  );
+  };
   const rows = all.flatMap(({ device, answers }) =>
-    isDmaError(answers)
-      ? []
-      : answers.ports.flatMap((port, index) => portRows(output, device, port, index + 1, answers)),
+    isDmaError(answers) ? [] : answers.ports.flatMap((port, index) => portRows(device, port, index + 1, answers)),
   );
-  if (rows.length === 0) return;
-  output.text();
-  output.table(heads('PORT', 'STATE', 'LINK', 'MTU', 'GID INDEX', 'GID', 'TYPE', 'IPV4'), rows);
+  if (rows.length === 0) return [devices];
+  return [devices, '', { columns: heads('PORT', 'STATE', 'LINK', 'MTU', 'GID INDEX', 'GID', 'TYPE', 'IPV4'), rows }];
 }
 
 /** A row for the port, and one for each address but the first. */
 function portRows(
-  output: Output,
   { name }: VerbsDevice,
   { state, linkLayer, activeMtu }: VerbsPortAttributes,
   number: number,
   { gids }: RdmaAnswers,
-): string[][] {
+): TableCell[][] {
   const own = gids.filter(({ port }) => port === number);
-  const shown = state === 'active' ? output.good(state) : output.bad(state);
+  const shown = { text: state, tone: state === 'active' ? 'good' : 'bad' } as const;
   const port = [`${name}/${number}`, shown, linkLayer, formatSize(activeMtu)];
   const addresses = own.map(({ index, gid, type }) => [String(index), gid, type, ipv4Of(gid) ?? '']);
   if (addresses.length === 0) return [[...port, '-', 'none', '', '']];
