@@ -1,7 +1,7 @@
 /**
- * The hugepages of the machine: how many there are, reserving them and giving them up, and the hugetlbfs mounts. All of it
- * is the kernel's: nothing here belongs to this process, and what is changed stays changed when it ends.
- * Documentation/admin-guide/mm/hugetlbpage.rst has the files; the rules of use are those of dpdk-hugepages.py.
+ * The hugepages of the machine: counts, reserving and releasing them, and hugetlbfs mounts. All of this is state of the
+ * kernel: it does not belong to this process, and changes stay when the process ends. The files are described in
+ * Documentation/admin-guide/mm/hugetlbpage.rst; the rules are those of dpdk-hugepages.py.
  */
 import { basename, dirname, join } from 'node:path';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
@@ -15,9 +15,9 @@ export interface HugePageNode {
   readonly node: number;
   /** pages there are, in use or not */
   readonly total: number;
-  /** pages nobody uses */
+  /** free pages */
   readonly free: number;
-  /** pages beyond what was reserved, which go away when they are free */
+  /** pages beyond the reserved number; the kernel drops them once they are free */
   readonly surplus: number;
 }
 
@@ -27,11 +27,11 @@ export interface HugePageSize {
   readonly pageSize: number;
   /** pages there are, in use or not */
   readonly total: number;
-  /** pages nobody uses, those that are promised included */
+  /** free pages, including those that are promised to mappings */
   readonly free: number;
-  /** pages beyond what was reserved, which go away when they are free */
+  /** pages beyond the reserved number; the kernel drops them once they are free */
   readonly surplus: number;
-  /** free pages that are promised to mappings, which have not touched them yet */
+  /** free pages that are promised to mappings which have not touched them yet */
   readonly reserved: number;
   /** The same by node, in ascending order. */
   readonly nodes: readonly HugePageNode[];
@@ -44,11 +44,11 @@ export interface HugetlbfsMount {
   readonly pageSize: number;
 }
 
-/** Which pages to reserve or to give up. */
+/** The pages to reserve or release. */
 export interface HugePageChoice {
   /** bytes */
   readonly pageSize: number;
-  /** Default: each node there is. */
+  /** Default: every node. */
   readonly node?: number;
 }
 
@@ -56,13 +56,13 @@ export interface HugePageChoice {
 export interface HugetlbfsMountOptions {
   /** bytes */
   readonly pageSize: number;
-  /** Number of the user who owns the directory. Default: who mounts. */
+  /** User id of the owner of the directory. Default: the caller's. */
   readonly user?: number;
-  /** Number of the group that owns the directory. Default: who mounts. */
+  /** Group id of the owner of the directory. Default: the caller's. */
   readonly group?: number;
 }
 
-/** Where the kernel's files are; for tests. */
+/** Where the kernel's files are; tests use other paths. */
 export interface HugePagePaths {
   /** Default `/sys`. */
   readonly sysfs?: string;
@@ -72,7 +72,7 @@ export interface HugePagePaths {
 
 const COMPACT = 'free memory is in pieces: write 1 to /proc/sys/vm/compact_memory as root and try again, or';
 
-/** The hugepages of this machine, read anew by every call. */
+/** The hugepages of this machine. Every call reads the kernel's files again. */
 export class HugePages {
   readonly #kernel: KernelPort;
   readonly #sysfs: string;
@@ -84,12 +84,12 @@ export class HugePages {
     this.#proc = paths.proc ?? '/proc';
   }
 
-  /** The sizes that the kernel supports, with or without pages, in ascending order. None where it has no hugepages. */
+  /** The sizes that the kernel supports, with or without pages, in ascending order. Empty if it has no hugepages. */
   sizes(): HugePageSize[] {
     return this.pageSizes().map((pageSize) => this.#size(pageSize));
   }
 
-  /** Those sizes alone, in bytes. */
+  /** The supported sizes in bytes, in ascending order. */
   pageSizes(): number[] {
     return this.#kernel
       .list(this.#machine())
@@ -98,27 +98,30 @@ export class HugePages {
       .sort((a, b) => a - b);
   }
 
-  /** The size, in bytes, that is meant where none is named; `undefined` where there are no hugepages. */
+  /** The kernel's default size in bytes; `undefined` if there are no hugepages. */
   get defaultPageSize(): number | undefined {
     const text = this.#kernel.readText(`${this.#proc}/meminfo`) ?? '';
     const size = /^Hugepagesize:\s*(\d+) kB/m.exec(text)?.[1];
     return size === undefined ? undefined : Number(size) * KiB;
   }
 
-  /** The NUMA nodes that have memory to reserve from, in ascending order; `[0]` on a machine without NUMA. */
+  /** The NUMA nodes that can have hugepages, in ascending order; `[0]` on a machine without NUMA. */
   nodes(): number[] {
     const nodes = this.#numaNodes();
     return nodes.length === 0 ? [0] : nodes;
   }
 
-  /** Where hugetlbfs is mounted and can be reached, in the order of mounting. One path may be there more than once: the last counts. */
+  /**
+   * The hugetlbfs mounts that can be reached, in the order of mounting. A path may occur more than once: the last mount
+   * counts.
+   */
   mounts(): HugetlbfsMount[] {
     const mounts = new Map<string, HugetlbfsMount>();
     for (const line of (this.#kernel.readText(`${this.#proc}/mounts`) ?? '').split('\n')) {
       const [, target, type, options] = line.split(' ');
       if (target === undefined) continue;
       const path = unescape(target);
-      // What is mounted later hides what was there.
+      // A later mount hides what is below its path.
       mounts.delete(path);
       if (type !== 'hugetlbfs') continue;
       const pageSize = parseSize(/(?:^|,)pagesize=(\w+)/.exec(options ?? '')?.[1] ?? '') ?? this.defaultPageSize;
@@ -128,11 +131,11 @@ export class HugePages {
   }
 
   /**
-   * Makes the number of pages `pages`, on one node or on each. It is the number there shall be, not how many more; pages
-   * in use are never taken from who uses them. When not all can be had, the numbers are set back to what they were.
+   * Sets the number of pages, on one node or on each node, to `pages`: the new total, not an increase. Pages in use are
+   * never taken away. If not all are available, the numbers are restored.
    *
-   * @throws DmaError EINVAL for an impossible number, a size or node that the machine does not have; EACCES, EPERM or
-   *   EROFS without the right to do it; ENOMEM when fewer came, with how many
+   * @throws DmaError EINVAL for an impossible number, or a size or node that the machine does not have; EACCES, EPERM
+   *   or EROFS without the rights; ENOMEM if fewer are available, with their number
    */
   reserve(choice: HugePageChoice & { readonly pages: number }): void {
     const operation = 'hugepages.reserve';
@@ -155,9 +158,9 @@ export class HugePages {
   }
 
   /**
-   * Gives up pages: of one size or all, of one node or all. Those in use go when their users are done with them.
+   * Releases pages: of one size or all, on one node or all. Pages in use are released when they become free.
    *
-   * @returns how many pages of the choice there still are, because they are in use
+   * @returns how many of these pages are left because they are in use
    * @throws DmaError EINVAL for a size or node that the machine does not have; EACCES, EPERM or EROFS
    */
   release(choice: Partial<HugePageChoice> = {}): number {
@@ -175,11 +178,11 @@ export class HugePages {
   }
 
   /**
-   * Mounts a hugetlbfs at `path`, a directory that is made when it is not there.
+   * Mounts a hugetlbfs at `path`. Creates the directory if it does not exist.
    *
-   * @returns false when one of this page size is mounted there already, and nothing was done
-   * @throws DmaError EBUSY when one of another page size is mounted there, or something is in the directory; EINVAL for a size that the machine does not
-   *   have; EPERM or EACCES without the right to do it
+   * @returns false if one of this page size is mounted there already; then nothing was done
+   * @throws DmaError EBUSY if one of another page size is mounted there, or the directory is not empty; EINVAL for a
+   *   size that the machine does not have; EPERM or EACCES without the rights
    */
   mount(path: string, options: HugetlbfsMountOptions): boolean {
     const operation = 'hugepages.mount';
@@ -215,7 +218,7 @@ export class HugePages {
   /**
    * Unmounts the hugetlbfs at `path`; the directory stays.
    *
-   * @throws DmaError ENOENT when none is mounted there; EBUSY while a file in it is in use; EPERM
+   * @throws DmaError ENOENT if none is mounted there; EBUSY while a file in it is in use; EPERM
    */
   unmount(path: string): void {
     const operation = 'hugepages.unmount';
@@ -234,8 +237,8 @@ export class HugePages {
   }
 
   /**
-   * Throws ENOMEM when the machine can not have so many pages: the kernel would take all memory there is before it finds
-   * that out. Processes that run then may be ended for want of memory.
+   * Throws ENOMEM if the machine can not have so many pages. The kernel would notice only after it had taken all
+   * memory, and could kill processes meanwhile.
    */
   #checkAmount({ pageSize, node, pages }: HugePageChoice & { readonly pages: number }, operation: string): void {
     const nodes = this.#chosen({ pageSize, node }, operation);
@@ -259,13 +262,13 @@ export class HugePages {
     });
   }
 
-  /** Is a hugetlbfs mounted at `path`, by whatever name it is called? */
+  /** Is a hugetlbfs mounted at `path`? Symbolic links are followed. */
   isMounted(path: string): boolean {
     const real = this.#realPath(path);
     return this.mounts().some((each) => each.path === real);
   }
 
-  /** `path` as the kernel's list of mounts has it: without symbolic links, as far as it is there. */
+  /** `path` without symbolic links, as in the kernel's list of mounts, as far as it exists. */
   #realPath(path: string): string {
     const real = this.#kernel.realPath(path);
     if (real !== undefined) return real;
@@ -277,7 +280,7 @@ export class HugePages {
     return `${this.#sysfs}/kernel/mm/hugepages`;
   }
 
-  /** Nodes that have counts of their own; none without NUMA. Nodes without memory have no such directory in it. */
+  /** Nodes that have counts of their own. Empty without NUMA; nodes without memory have no such directory. */
   #numaNodes(): number[] {
     const directory = `${this.#sysfs}/devices/system/node`;
     return this.#kernel
@@ -287,7 +290,7 @@ export class HugePages {
       .sort((a, b) => a - b);
   }
 
-  /** Where the counts of a node are: its own, or the machine's without NUMA. */
+  /** The directory with the counts of a node: its own, or without NUMA the machine's. */
   #directory(pageSize: number, node: number): string {
     const name = `hugepages-${pageSize / KiB}kB`;
     if (this.#numaNodes().length === 0) return `${this.#machine()}/${name}`;
@@ -305,7 +308,7 @@ export class HugePages {
     return { pageSize, ...counts(directory), reserved: this.#number(`${directory}/resv_hugepages`), nodes };
   }
 
-  /** The number in a file; 0 when there is none. */
+  /** The number in a file; 0 if there is no such file. */
   #number(file: string): number {
     const value = Number(this.#kernel.readText(file) ?? 0);
     return isAddress(value) ? value : 0;
@@ -318,7 +321,7 @@ export class HugePages {
     throw invalid(operation, `the machine has no pages of ${formatSize(pageSize)}`, { hint: `it has: ${there}` });
   }
 
-  /** The nodes of a choice, checked. */
+  /** The nodes of a choice; EINVAL if the machine does not have them. */
   #chosen({ pageSize, node }: HugePageChoice, operation: string): number[] {
     this.#checkSize(pageSize, operation);
     const nodes = this.nodes();
@@ -337,9 +340,9 @@ export class HugePages {
 }
 
 /**
- * The hugetlbfs that the directory `path` is in, by what the file system says of itself; `undefined` when it is in none.
+ * The hugetlbfs that contains the directory `path`, according to statfs; `undefined` if there is none.
  *
- * @throws DmaError EACCES, EMFILE ... when that can not be found out
+ * @throws DmaError EACCES, EMFILE ... if that can not be found out
  */
 export function hugetlbfsAt({ kernel, files }: Platform, path: string): HugetlbfsMount | undefined {
   const real = kernel.realPath(path);
@@ -356,9 +359,9 @@ export function hugetlbfsAt({ kernel, files }: Platform, path: string): Hugetlbf
 }
 
 /**
- * Is one of the page sizes that are wanted among those that there are?
+ * Checks that at least one of the wanted page sizes exists.
  *
- * @throws DmaError ENOTSUP, with the sizes there are, when none is
+ * @throws DmaError ENOTSUP, with the existing sizes, if none does
  */
 export function checkHugePageSizes(wanted: readonly number[], there: readonly number[], operation: string): void {
   if (wanted.some((size) => there.includes(size))) return;
@@ -379,7 +382,7 @@ function tooFew(
   });
 }
 
-/** The error of a port as one of the operation, with what to do when it is about rights. */
+/** The error of a port as one of `operation`, with a hint if it is about rights. */
 function explain(error: unknown, operation: string): DmaError {
   const failure = withUndo(error, operation, []);
   const hint = ['EACCES', 'EPERM'].includes(failure.code)
@@ -392,7 +395,7 @@ function explain(error: unknown, operation: string): DmaError {
   return failure.with({ operation, cause: error, hint });
 }
 
-/** A path as /proc/mounts writes it, which is read byte by byte: blanks and the like are octal, the rest is UTF-8. */
+/** Decodes a path of /proc/mounts, read as bytes: blanks and the like are octal escapes, the rest is UTF-8. */
 function unescape(text: string): string {
   const bytes = text.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(parseInt(octal, 8)));
   return Buffer.from(bytes, 'latin1').toString('utf8');

@@ -1,6 +1,6 @@
 /**
- * What devices use as addresses of the library's own memory: virtual addresses, which takes an IOMMU or software in its
- * place, or physical ones. One decision for an `Eal`, by the rules of DPDK (rte_eal_init, rte_bus_get_iommu_class).
+ * What devices use as addresses of the library's own memory: virtual addresses, which needs an IOMMU or software
+ * translation, or physical ones. Decided once per `Eal`, by DPDK's rules (rte_eal_init, rte_bus_get_iommu_class).
  */
 import { DmaError, NO_PERMISSION, unlessFails } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
@@ -9,19 +9,19 @@ import { HugePages } from './hugepages.js';
 /** `va`: a page's IOVA is its virtual address wherever a domain allows that. `pa`: it is its physical address. */
 export type IovaMode = 'va' | 'pa';
 
-/** What one bus says. */
+/** The vote of one bus. */
 export interface IovaVote {
   readonly bus: string;
-  /** `any`: its devices work either way. */
+  /** `any`: its devices work with both. */
   readonly wish: IovaMode | 'any';
 }
 
-/** What the decision is made from. */
+/** What the decision depends on. */
 export interface IovaFacts {
-  /** What the program asked for; decides if it is given. */
+  /** What the program asked for; it decides if given. */
   readonly forced?: IovaMode;
   readonly votes: readonly IovaVote[];
-  /** Are there hugepages to use, and does the kernel tell their physical addresses? */
+  /** Are there hugepages, and does the kernel tell their physical addresses? */
   readonly physicalAddresses: boolean;
   /** Does the machine have IOMMU groups? */
   readonly iommu: boolean;
@@ -30,18 +30,18 @@ export interface IovaFacts {
 /** The decision, and why. */
 export interface IovaDecision extends IovaFacts {
   readonly mode: IovaMode;
-  /** Why, in a clause. */
+  /** The reason, as a clause. */
   readonly reason: string;
 }
 
-/** @throws DmaError EINVAL when physical addresses are asked for, and the kernel does not tell them */
+/** @throws DmaError EINVAL if physical addresses are required, and the kernel does not tell them */
 export function decideIovaMode(facts: IovaFacts): IovaDecision {
   const { mode, reason } = choose(facts);
   if (mode === 'va' || facts.physicalAddresses) return { ...facts, mode, reason };
   throw new DmaError({
     code: 'EINVAL',
     operation: 'iovaMode',
-    reason: `IOVA mode pa (${reason}) needs physical addresses, which can not be had`,
+    reason: `IOVA mode pa (${reason}) needs physical addresses, which are not available`,
     hint: 'it takes hugepages (ordinary pages move), and CAP_SYS_ADMIN to read /proc/self/pagemap; with an IOMMU use va',
   });
 }
@@ -53,12 +53,12 @@ function choose({ forced, votes, physicalAddresses, iommu }: IovaFacts): Pick<Io
   if (va.length > 0 && pa.length === 0) return { mode: 'va', reason: `${names(va)} wants it` };
   if (pa.length > 0 && va.length === 0) return { mode: 'pa', reason: `${names(pa)} wants it` };
   const split = va.length > 0 ? `${names(va)} wants va and ${names(pa)} wants pa, and ` : '';
-  if (!physicalAddresses) return { mode: 'va', reason: `${split}physical addresses can not be had` };
+  if (!physicalAddresses) return { mode: 'va', reason: `${split}physical addresses are not available` };
   if (iommu) return { mode: 'va', reason: `${split}the machine has IOMMU groups` };
-  return { mode: 'pa', reason: `${split}physical addresses can be had, and there is no IOMMU` };
+  return { mode: 'pa', reason: `${split}physical addresses are available, and there is no IOMMU` };
 }
 
-/** Has the machine any IOMMU group? Those that VFIO makes up for devices without an IOMMU are none. */
+/** Does the machine have IOMMU groups? Groups that VFIO makes up for devices without an IOMMU do not count. */
 export function hasIommuGroups({ kernel }: Pick<Platform, 'kernel'>): boolean {
   const directory = '/sys/kernel/iommu_groups';
   return kernel
@@ -66,10 +66,10 @@ export function hasIommuGroups({ kernel }: Pick<Platform, 'kernel'>): boolean {
     .some((group) => kernel.readText(`${directory}/${group}/name`)?.trim() !== 'vfio-noiommu');
 }
 
-/** Are there hugepages, and does the kernel tell this process physical addresses? Asks about a page of its own. */
+/** Are there hugepages, and does the kernel tell this process physical addresses? Checked with a page of its own. */
 export function hasPhysicalAddresses(platform: Platform): boolean {
   if (platform.limitation !== undefined) return false;
-  // What shows no hugepages to this user shows no physical addresses either.
+  // If this user may not read about hugepages, physical addresses are hidden too.
   const sizes = unlessFails(NO_PERMISSION, () => new HugePages(platform.kernel).sizes()) ?? [];
   if (!sizes.some(({ total }) => total > 0)) return false;
   const { memory } = platform;

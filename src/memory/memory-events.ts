@@ -1,6 +1,6 @@
 /**
- * Who wants to know when the memory of a heap comes and goes, and who may refuse it: handlers, for what has to follow every
- * page (a device that the library knows nothing of), and validators, for policy.
+ * Handlers are told when memory is added to a heap or removed from it, and may refuse: for a device that the library
+ * does not know, which must follow every page. Validators may refuse growth, as a policy.
  */
 import { mustBeNumber, mustBeString, reading } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
@@ -12,40 +12,47 @@ import { Handlers, tellHandler } from './handlers.js';
 import { thrown } from '../show.js';
 
 /**
- * Makes areas reachable by every device, now and later; all of them by all devices, or none by any.
+ * Makes areas reachable by every device, now and later: all of them by all devices or, on failure, none.
  *
- * @returns undoes it, wholly or not at all
+ * @returns undoes it, all or nothing
  */
 export type Reach = (areas: readonly Area[]) => LongStep;
 
-/** As {@link Reach}, while the event loop goes on. @throws DmaError ECANCELED once `signal` is aborted; then none is reached */
+/**
+ * As {@link Reach}, without blocking the event loop. @throws DmaError ECANCELED once `signal` is aborted; then no
+ * device reaches any
+ */
 export type ReachAsync = (areas: readonly Area[], work: LongWorkOptions) => Promise<LongStep>;
 
-/** Memory that comes into a heap, or goes out of it. */
+/** Memory that is added to a heap, or removed from it. */
 export interface MemoryChange {
   /** name of the heap */
   readonly heap: string;
   readonly range: Range<Va>;
-  /** What covers the range: one area, or one a page where each page has a file of its own. */
+  /** The areas that cover the range: one, or one per page if each page has a file of its own. */
   readonly areas: readonly Area[];
-  /** bytes */
+  /** page size in bytes */
   readonly pageSize: number;
-  /** NUMA node; -1 when not known */
+  /** NUMA node; -1 if unknown */
   readonly node: number;
 }
 
 /**
- * Told of every change, in the order handlers were added. Memory can not grow or shrink meanwhile: allocating in a handler
- * works as long as there is room, and is EBUSY otherwise.
+ * Told of every change, in the order in which handlers were added. Memory can not grow or shrink meanwhile: a handler
+ * can allocate as long as there is room, and gets EBUSY otherwise.
  */
 export interface MemoryHandler {
-  /** The memory is there; no device has it, and nobody uses it. What this throws refuses it: all is undone. */
+  /**
+   * The memory is present, but not mapped for devices and not used yet. An exception refuses it: everything is undone.
+   */
   grow?(change: MemoryChange): void;
-  /** Every device has it, and it is in use. Also told when it stays, since a later handler refused to let it go. */
+  /**
+   * Every device has it mapped, and it is in use. Also called if it stays because a later handler refused its removal.
+   */
   grown?(change: MemoryChange): void;
-  /** Nobody uses it any more, and it is about to be unmapped from the devices. What this throws makes it stay. */
+  /** It is unused, and about to be unmapped from the devices. An exception keeps it. */
   shrink?(change: MemoryChange): void;
-  /** It is gone for the devices. Also told when it does not come after all, though `grow` let it. */
+  /** No device has it mapped any more. Also called if it is not added after all, although `grow` accepted it. */
   shrunk?(change: MemoryChange): void;
 }
 
@@ -53,16 +60,16 @@ export interface MemoryHandler {
 export class MemoryHandlers {
   readonly #handlers = new Handlers<MemoryHandler>();
 
-  /** @throws DmaError EEXIST for a handler that was added already */
+  /** @throws DmaError EEXIST if the handler was added already */
   add(handler: MemoryHandler): Disposable {
     return this.#handlers.add(handler, 'add');
   }
 
   /**
-   * Asks each handler. When one refuses, those before it are told the opposite, in reverse.
+   * Asks each handler. If one refuses, those before it are told the opposite, in reverse.
    *
-   * @returns tells all who were asked the opposite, in reverse
-   * @throws DmaError of the handler; ECANCELED when what it threw is none
+   * @returns tells every handler the opposite, in reverse
+   * @throws DmaError the handler's; ECANCELED if it threw anything else
    */
   ask(question: 'grow' | 'shrink', change: MemoryChange): () => void {
     const opposite = question === 'grow' ? 'shrunk' : 'grown';
@@ -84,7 +91,7 @@ export class MemoryHandlers {
     return takeBack;
   }
 
-  /** Tells each handler. One that throws is an uncaught exception, and disturbs nothing here. */
+  /** Tells each handler. If one throws, that is an uncaught exception, and the others are still told. */
   tell(what: 'grown' | 'shrunk', change: MemoryChange): void {
     for (const handler of this.#handlers) tellHandler(() => handler[what]?.(change));
   }
@@ -96,30 +103,30 @@ export interface GrowthRequest {
   readonly node: number;
   /** bytes */
   readonly pageSize: number;
-  /** How much would come, in bytes. */
+  /** bytes that would be added */
   readonly bytes: number;
-  /** What the heap has now, in bytes. */
+  /** bytes that the heap has now */
   readonly total: number;
 }
 
-/** Who may refuse that the library takes memory. */
+/** May refuse that the library takes memory. */
 export interface MemoryValidator {
-  /** Shows up in the error. */
+  /** Used in the error. */
   readonly name: string;
-  /** Only asked about this NUMA node. Default: any. */
+  /** Asked only about this NUMA node. Default: any. */
   readonly node?: number;
-  /** Only asked when the heap would then have more than this, in bytes. Default 0. */
+  /** Asked only if the heap would then have more than this, in bytes. Default 0. */
   readonly limit?: number;
-  /** Absent: never. */
+  /** If absent, nothing is allowed. */
   allows?(request: GrowthRequest): boolean;
 }
 
 /** The validators of one `Eal`. */
 export class MemoryValidators {
-  /** By the object that was added: its values as they were then. */
+  /** The added objects, with their values at that time. */
   readonly #validators = new Map<MemoryValidator, MemoryValidator>();
 
-  /** @throws DmaError EINVAL for one without a name, EEXIST for one that was added already */
+  /** @throws DmaError EINVAL for one without a name; EEXIST if it was added already */
   add(validator: MemoryValidator): Disposable {
     const operation = 'memory.addValidator';
     const kept = reading(operation, 'it', () => {
@@ -135,7 +142,7 @@ export class MemoryValidators {
     return { [Symbol.dispose]: () => void this.#validators.delete(validator) };
   }
 
-  /** @throws DmaError ENOMEM, which names the first validator that does not allow it */
+  /** @throws DmaError ENOMEM, with the name of the first validator that does not allow it */
   check(request: GrowthRequest): void {
     const { node, bytes, total } = request;
     for (const validator of this.#validators.values()) {

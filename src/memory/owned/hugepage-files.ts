@@ -1,41 +1,41 @@
 /**
- * The files of hugetlbfs that a process keeps its hugepages in. Each is locked (flock) from before it has pages until its
- * last descriptor is closed, so that a file without a lock is one that a process left behind when it died.
+ * The hugetlbfs files that hold a process's hugepages. Each file is locked (flock) before it gets pages and until its
+ * last descriptor is closed. So a file without a lock was left by a process that died.
  */
 import { DmaError, isDmaError, undoAll, withUndo } from '../../errors.js';
 import type { FilesPort, FileStatus, Platform } from '../../platform/ports.js';
 
 /**
  * What happens to files of hugepages, by DPDK's names of `--huge-unlink`:
- * - `existing`: a file that a dead process left is removed and made anew; its own files have names while they are used.
- * - `always`: as `existing`, and a file loses its name before it is mapped, so that nothing is ever left behind.
- * - `never`: a file that is there is used with what is in it, and what is in use at the end stays for the next start. That
- *   is quicker, because the kernel clears no page, and lets the next process see what this one left in memory.
+ * - `existing`: a file that a dead process left is removed and created again; own files keep their names while in use.
+ * - `always`: as `existing`, but a file is unlinked before it is mapped, so that nothing is ever left behind.
+ * - `never`: an existing file is used with its content, and files in use at the end stay for the next start. This is
+ *   faster, because the kernel clears no page, but the next process can read what this one left.
  */
 export type HugeUnlink = 'existing' | 'always' | 'never';
 
 /** A locked file of this process. */
 export interface ClaimedFile {
   readonly fd: number;
-  /** It was there before, with content (only with `never`). */
+  /** It existed before, with content (only with `never`). */
   readonly reused: boolean;
 }
 
-/** The path of file number `number` of those with `prefix` in `directory`; DPDK's names. */
+/** The path of file `number` with `prefix` in `directory`, named as DPDK names it. */
 export function hugePageFile(directory: string, prefix: string, number: number): string {
   return `${directory}/${prefix}map_${number}`;
 }
 
-/** How often, and after how many milliseconds, a file is tried again that another process may just be removing. */
+/** How often a file that another process may be removing is tried, and the pause between attempts in milliseconds. */
 const ATTEMPTS = 20;
 const PAUSE = 1;
 
 /**
- * Makes the file at `path`, or takes the one that is there as `unlink` says, and locks it exclusively: no two processes
- * ever have the same one.
+ * Creates the file at `path`, or takes the existing one as `unlink` says, and locks it exclusively: no two processes
+ * ever share one.
  *
- * @throws DmaError EBUSY when somebody uses the file, which is waited for a few milliseconds; EPERM when what has that name is
- *   not this user's own file; EACCES, ENOENT, EROFS ... when it can not be made
+ * @throws DmaError EBUSY if another process uses the file, after some milliseconds of waiting; EPERM if the existing
+ *   file is not this user's own; EACCES, ENOENT, EROFS ... if it can not be created
  */
 export function claimFile(files: FilesPort, path: string, unlink: HugeUnlink): ClaimedFile {
   for (let attempt = 1; ; attempt++) {
@@ -52,7 +52,7 @@ export function claimFile(files: FilesPort, path: string, unlink: HugeUnlink): C
   });
 }
 
-/** One attempt of {@link claimFile}; `undefined` when the file is locked or was removed meanwhile. */
+/** One attempt of {@link claimFile}; `undefined` if the file is locked or was removed meanwhile. */
 function tryClaim(files: FilesPort, path: string, unlink: HugeUnlink): ClaimedFile | undefined {
   let reused = false;
   let fd = openUnless('EEXIST', () => files.create(path, { exclusive: true }));
@@ -65,7 +65,7 @@ function tryClaim(files: FilesPort, path: string, unlink: HugeUnlink): ClaimedFi
   if (fd === undefined) return undefined;
   const own = fd;
   try {
-    // Between making and locking it, somebody who cleans up may have taken it for a dead process's.
+    // Between its creation and the lock, another process may have removed it as stale.
     if (files.lock(own, 'exclusive') && files.hasName(own)) return { fd: own, reused };
   } catch (error) {
     const undo = reused ? [] : [() => files.remove(path)];
@@ -76,10 +76,10 @@ function tryClaim(files: FilesPort, path: string, unlink: HugeUnlink): ClaimedFi
 }
 
 /**
- * Opens a file that is there, if it can only be one that this user made: in a directory that others may write, anything can
- * have its name.
+ * Opens an existing file if only this user can have made it: in a directory that others may write, anybody can create a
+ * file of that name.
  *
- * @throws DmaError EPERM for what is no file of this user's, or may be written by others
+ * @throws DmaError EPERM if it is not a file of this user, or others may write it
  */
 function openOwn(files: FilesPort, path: string): number {
   const refuse = (reason: string, cause?: unknown): DmaError =>
@@ -87,7 +87,7 @@ function openOwn(files: FilesPort, path: string): number {
       code: 'EPERM',
       operation: 'open',
       reason: `${path} is ${reason}`,
-      hint: 'it is left alone: remove it, or take another file prefix or directory',
+      hint: 'it was not touched: remove it, or take another file prefix or directory',
       cause,
     });
   let fd: number;
@@ -95,7 +95,7 @@ function openOwn(files: FilesPort, path: string): number {
     fd = files.open(path, 'read-write', { follow: false });
   } catch (error) {
     if (isDmaError(error, 'ELOOP')) throw refuse('a symbolic link', error);
-    if (isDmaError(error, 'EACCES')) throw refuse('not for this user to write', error);
+    if (isDmaError(error, 'EACCES')) throw refuse('not writable for this user', error);
     throw error;
   }
   let why: string | undefined;
@@ -109,7 +109,7 @@ function openOwn(files: FilesPort, path: string): number {
   throw refuse(why);
 }
 
-/** Why a file can not be one that this user made for hugepages. */
+/** Why a file can not be one that this user made for hugepages; `undefined` if it can. */
 function strangeness({ kind, links, user, mode }: FileStatus): string | undefined {
   if (kind !== 'file') return `a ${kind}, not a file`;
   if (user !== process.geteuid?.()) return `a file of user ${user}`;
@@ -117,7 +117,7 @@ function strangeness({ kind, links, user, mode }: FileStatus): string | undefine
   return links > 1 ? 'a file that has other names too' : undefined;
 }
 
-/** Permission bits: the group, or all, may write. */
+/** Permission bits: group or others may write. */
 const OTHERS_WRITE = 0o022;
 
 function openUnless(code: 'EEXIST' | 'ENOENT', open: () => number): number | undefined {
@@ -129,13 +129,13 @@ function openUnless(code: 'EEXIST' | 'ENOENT', open: () => number): number | und
   }
 }
 
-/** Removes the file at `path` unless a process has it locked. Returns whether it is gone. */
+/** Removes the file at `path` unless a process has it locked. @returns whether it is gone */
 function removeUnlocked(files: FilesPort, path: string): boolean {
   const fd = openUnless('ENOENT', () => openOwn(files, path));
   if (fd === undefined) return true;
   try {
     if (!files.lock(fd, 'exclusive')) return false;
-    // Without a name it was removed by somebody else, and what has the name now is another file.
+    // Without a name it was removed by another process, and `path` is now another file.
     if (files.hasName(fd)) files.remove(path);
     return true;
   } finally {
@@ -144,11 +144,11 @@ function removeUnlocked(files: FilesPort, path: string): boolean {
 }
 
 /**
- * Removes the hugepage files that processes with this prefix left in `directory` when they died: those named
- * `<prefix>map_<number>`, of this user, that nobody has locked. Nothing else is touched, and what is not this user's stays. Their
- * pages are free then. Not for programs that start with `never` and count on what is left.
+ * Removes hugepage files that processes with this prefix left in `directory` when they died: files named
+ * `<prefix>map_<number>`, of this user, that are not locked. Nothing else is touched. Their pages are free then. Not
+ * for programs that start with `never` and rely on what is left.
  *
- * @returns the paths that were removed
+ * @returns the paths of the removed files
  */
 export function removeStale(platform: Platform, directory: string, prefix: string): string[] {
   const { files, kernel } = platform;

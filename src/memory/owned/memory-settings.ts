@@ -1,4 +1,4 @@
-/** How the library gets memory of its own: the options, with DPDK's names and rules, and what they come to. */
+/** The options of the library's own memory, with DPDK's names and rules, and the settings that result from them. */
 import { absolutePath, mustBeObject, optionsOf, type Shape, typeHint } from '../../check.js';
 import { invalid } from '../../errors.js';
 import { show } from '../../show.js';
@@ -6,56 +6,71 @@ import { formatSize, isAddress, isPowerOfTwo } from '../../units.js';
 import type { HugeUnlink } from './hugepage-files.js';
 import type { IovaMode } from '../iova-mode.js';
 
-/** Options of the memory that the library owns. All sizes are bytes. DPDK's option is named where the name differs. */
+/**
+ * Options of the memory that the library owns. All sizes are in bytes. The name of DPDK's option follows in
+ * parentheses.
+ */
 export interface MemoryOptions {
-  /** Take so much at the start, from whichever node has it, and keep it to the end (`-m`). */
+  /** Take this much at the start, from any node that has it, and keep it until the end (`-m`). */
   readonly size?: number;
-  /** The same, for each node (`--numa-mem`, `--socket-mem`). */
+  /** The same for each node (`--numa-mem`, `--socket-mem`). */
   readonly numaMem?: readonly number[];
-  /** Never have more than so much on each node; 0 for no limit (`--numa-limit`). */
+  /** Never take more than this on each node; 0 for no limit (`--numa-limit`). */
   readonly numaLimit?: readonly number[];
   /**
-   * Page sizes to use, the system's own included. Default: all hugepages there are, then ordinary pages, with a notice. What is
-   * asked for here, or by an option about files, is had or is an error that says why not: ordinary pages take its place only
-   * where their size is listed.
+   * Page sizes to use, including the system's. Default: all hugepage sizes, then ordinary pages, with a notice. Sizes
+   * given here, or by an option about files, are a demand: if they are not available, that is an error with the reason.
+   * Ordinary pages are used as a fallback only if their size is listed.
    */
   readonly pageSizes?: readonly number[];
-  /** Never have more than `limit` of pages of this size on each node; 0 for none of them (`--pagesz-mem`). The last of a size counts. */
+  /**
+   * Never have more than `limit` bytes in pages of this size on each node; 0 for none (`--pagesz-mem`). If a size is
+   * given twice, the last one counts.
+   */
   readonly pageSizeLimits?: readonly { readonly pageSize: number; readonly limit: number }[];
   /**
-   * Keep it in memfds, without any file or mount. Default true, unless one of the options about files is given: `hugeDir`,
-   * `filePrefix`, `hugeUnlink`, `singleFileSegments`.
+   * Keep it in memfds, without files or mounts? Default true, unless one of the options about files is given:
+   * `hugeDir`, `filePrefix`, `hugeUnlink`, `singleFileSegments`.
    */
   readonly inMemory?: boolean;
   /** Use ordinary pages only. */
   readonly noHuge?: boolean;
-  /** The directory of a hugetlbfs to keep files in. Default: every one that is mounted and that this process can use. */
+  /** A hugetlbfs directory for the files. Default: every mounted one that this process can use. */
   readonly hugeDir?: string;
-  /** What names of files begin with: each process has its own. Default `anydma`. */
+  /** Prefix of file names, different for each process. Default `anydma`. */
   readonly filePrefix?: string;
   /** What happens to files; see {@link HugeUnlink}. Default `existing`. */
   readonly hugeUnlink?: HugeUnlink;
-  /** One file for each list of pages instead of one for each page? Then a device needs fewer mappings. Default false. */
+  /** One file for each list of pages instead of one for each page? Devices then need fewer mappings. Default false. */
   readonly singleFileSegments?: boolean;
-  /** Never take more than an allocation needs, and give memory back with the allocation that it was taken for. Default false. */
+  /**
+   * Never take more than an allocation needs, and free memory together with the allocation that it was taken for?
+   * Default false.
+   */
   readonly matchAllocations?: boolean;
-  /** What devices use as addresses. Default: decided at the first use; see `eal.memory.iova`. */
+  /** What devices use as addresses. Default: decided at first use; see `eal.memory.iova`. */
   readonly iovaMode?: IovaMode;
   /**
-   * Has every device to use the same IOVAs for it, so that `block.iova`, `zone.iova` and `pool.iovas` exist? They are the VAs
-   * then (what DPDK promises with `--iova-mode=va`), or physical addresses in IOVA mode `pa`. A device that can not use them
-   * (too few address bits, or something else there) is not probed while there is memory, and memory does not grow once there is
-   * such a device; the error says why. Addresses are not held back from reuse then. Default false: each domain chooses, and
-   * `device.iovaOf` tells.
+   * Must every device use the same IOVAs for this memory, so that `block.iova`, `zone.iova` and `pool.iovas` exist?
+   * They are the VAs (what DPDK promises with `--iova-mode=va`), or the physical addresses in IOVA mode `pa`. While
+   * there is memory, a device that can not use its IOVAs (too few address bits, or they are in use there) is not
+   * probed; once such a device is attached, memory does not grow. The error gives the reason. Addresses can be reused
+   * at once. Default false: each domain chooses, and `device.iovaOf` tells.
    */
   readonly sameIova?: boolean;
-  /** Note where each block is allocated, to report those that are forgotten? Default false: it costs a microsecond each. */
+  /**
+   * Note where each block is allocated, to report blocks that were never freed? Default false: it costs a microsecond
+   * per block.
+   */
   readonly origins?: boolean;
-  /** Told once what a program may want to know, such as that there are no hugepages. Default: a process warning. */
+  /**
+   * Called once with each fact that a program may want to know, such as that there are no hugepages. Default: a process
+   * warning.
+   */
   readonly onNotice?: (text: string) => void;
 }
 
-/** Options that were checked, and defaults in the place of what was left out. */
+/** Checked options, with defaults for what was left out. */
 export interface MemorySettings {
   readonly size: number;
   readonly numaMem: readonly number[];
@@ -75,14 +90,14 @@ export interface MemorySettings {
 
 /** How hugepages are kept in files. */
 export interface FileSettings {
-  /** absolute */
+  /** an absolute path */
   readonly directory: string | undefined;
   readonly prefix: string;
   readonly unlink: HugeUnlink;
   readonly singleFile: boolean;
 }
 
-/** What errors of the start are told as. */
+/** The operation in errors of these options. */
 export const START = 'Eal.start';
 const OPTIONS: Shape<MemoryOptions> = {
   size: 'number',
@@ -111,7 +126,7 @@ function limitsOf(limits: readonly PageSizeLimit[]): readonly PageSizeLimit[] {
 
 const FILE_OPTIONS = ['hugeDir', 'filePrefix', 'hugeUnlink', 'singleFileSegments'] as const;
 
-/** @throws DmaError EINVAL for what is not possible, and for options that contradict each other */
+/** @throws DmaError EINVAL for options that are not possible or contradict each other */
 export function memorySettings(asked: MemoryOptions): MemorySettings {
   const options: MemoryOptions = optionsOf(asked, OPTIONS, START);
   checkConflicts(options);
@@ -137,7 +152,7 @@ export function memorySettings(asked: MemoryOptions): MemorySettings {
       });
   }
   if (filePrefix === '' || /[/\0]/.test(filePrefix))
-    throw invalid(START, `memory.filePrefix: ${JSON.stringify(filePrefix)} can not begin a file's name`, {
+    throw invalid(START, `memory.filePrefix: ${JSON.stringify(filePrefix)} can not be the prefix of a file name`, {
       hint: 'it is one part of a name, without /; hugeDir is the folder',
     });
   const { hugeDir, hugeUnlink = 'existing', singleFileSegments = false, iovaMode } = options;
@@ -166,7 +181,7 @@ export function memorySettings(asked: MemoryOptions): MemorySettings {
   };
 }
 
-/** Options that can not be given together: the name of one, and of those that contradict it. */
+/** Options that can not be combined: one, and those that contradict it. */
 const CONFLICTS: readonly (readonly [keyof MemoryOptions, readonly (keyof MemoryOptions)[]])[] = [
   ['size', ['numaMem']],
   [
@@ -193,6 +208,6 @@ function checkPageSize(name: string, pageSize: number): void {
     throw invalid(START, `memory.${name}: ${show(pageSize)} is not a power of two`, {
       hint:
         typeHint(pageSize, 'number') ??
-        'sizes of pages are 2 * MiB, GiB and the like: "anydma hugepages" lists those there are',
+        'page sizes are 2 * MiB, GiB and the like: "anydma hugepages" lists those of this machine',
     });
 }

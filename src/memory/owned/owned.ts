@@ -1,9 +1,9 @@
 /**
- * Memory that the library owns: one heap a NUMA node, which grows when it has no room and gives back what nobody uses.
+ * Memory that the library owns: one heap per NUMA node, which grows when it has no room and frees unused memory.
  *
- * Growing is, in this order: validators are asked, pages are taken, handlers are asked, every device gets them, the heap
- * gets them, handlers are told. Whatever fails undoes what came before it. Shrinking is the same in reverse. A mapping is
- * never coarser than what is given back by itself: both are one extent.
+ * Steps of growing, in this order: ask validators, take pages, ask handlers, map for every device, add to the heap,
+ * tell handlers. If a step fails, the earlier ones are undone. Shrinking is the reverse. An extent is mapped and freed
+ * as a whole.
  */
 import { type Gate, mustBeObject, mustHandle, open, reading } from '../../check.js';
 import { debug } from '../../debug.js';
@@ -58,62 +58,64 @@ import { shortForm } from '../../short-form.js';
 import { show, thrown } from '../../show.js';
 import { clearTimeout, now, setTimeout } from '../../timers.js';
 
-/** Memory of this size that became empty is kept for the next allocation, in bytes, however little the heap has otherwise. */
+/** Up to this much empty memory is kept for the next allocation, in bytes, however little else the heap has. */
 const KEPT = 64 * MiB;
 
-/** How long memory that nothing is in stays, for who wants as much again, in milliseconds. */
+/** How long empty memory stays before it is freed, in milliseconds. */
 const IDLE_MS = 500;
 
-/** What the library's own memory is made with. */
+/** What {@link OwnedMemory} needs. */
 export interface OwnedMemoryOptions {
   readonly platform: Platform;
   readonly areas: AreaIndex;
   readonly settings: MemorySettings;
   readonly handlers: MemoryHandlers;
-  /** Asked before somebody is let in on changes. */
+  /** Throws when handlers and validators may not be added now. */
   readonly gate?: Gate;
   readonly reach: Reach;
   readonly reachAsync: ReachAsync;
-  /** Who gives up what goes on for long. Default: nobody. */
+  /** Runs long operations, and cancels them when the Eal stops. Default: they can not be cancelled that way. */
   readonly running?: RunningWorks;
-  /** Decides what devices use as addresses; asked once, when it first matters. */
+  /** Decides what devices use as addresses; called once, when it first matters. */
   readonly decideIova: () => IovaDecision;
-  /** What all devices map comes in multiples of so many bytes, a power of two. Default 1. */
+  /** All devices map in multiples of this, in bytes, a power of two. Default 1. */
   readonly unit?: () => number;
-  /** How long memory that nothing is in stays, in milliseconds. Default 500. */
+  /** How long empty memory stays before it is freed, in milliseconds. Default 500. */
   readonly idleMs?: number;
 }
 
-/** How to allocate from the library's own memory. */
+/** Options of an allocation from the library's own memory. */
 export interface OwnedMallocOptions extends MallocOptions {
-  /** From this NUMA node, and no other. Default: any, the first that has room. */
+  /** Only from this NUMA node. Default: any, the first that has room. */
   readonly node?: number;
 }
 
-/** What one list of pages is, for people. */
+/** Facts about one list of pages. */
 export interface PageListFacts {
   readonly kind: 'memfd' | 'hugetlbfs' | 'anonymous';
   /** bytes */
   readonly pageSize: number;
   readonly node: number;
-  /** pages it has */
+  /** number of pages */
   readonly pages: number;
-  /** In how many extents; each is a mapping for a device, or one a page where each has a file of its own. */
+  /**
+   * Number of extents. Each is one mapping for a device, or one mapping per page if each page has a file of its own.
+   */
   readonly extents: number;
   readonly va: Va;
-  /** bytes of addresses that it can grow in */
+  /** bytes of addresses that are reserved for it */
   readonly reserved: number;
 }
 
-/** What the library owns, for people. */
+/** Facts about the library's own memory. */
 export interface OwnedMemoryFacts {
-  /** Absent as long as nothing needed it. */
+  /** Absent until something needed it. */
   readonly iova?: IovaDecision;
   readonly heaps: readonly ({ readonly name: string; readonly node: number } & HeapStatistics)[];
   readonly lists: readonly PageListFacts[];
 }
 
-/** For memory that no device has. */
+/** The release of memory that no device has. */
 const NOTHING = briefStep(() => undefined);
 
 /** An extent in a heap. */
@@ -122,14 +124,14 @@ class Part implements HeapMemory {
   readonly pageSize;
   readonly areas;
   readonly handedOut;
-  /** For the library itself. */
+  /** Views for the library. */
   readonly #own: Views;
-  /** For devices of this process, whose models may keep them. */
+  /** Views for models of devices in this process, which may keep them. */
   readonly #lent: Views;
-  /** Takes it from the devices, wholly or not at all. Set once they have it. */
+  /** Unmaps it from all devices or, on failure, from none. Set once they have it. */
   release: LongStep = NOTHING;
 
-  /** @param kept to the end, also when nothing in it is used */
+  /** @param kept until the end, even when it is empty */
   constructor(
     readonly heap: Heap,
     readonly extent: Extent,
@@ -163,7 +165,7 @@ class Part implements HeapMemory {
   }
 }
 
-/** See the head of the file. Costs nothing until it is first used. Made by `Eal.start`. */
+/** The memory that the library owns. Costs nothing until first use. Made by `Eal.start`. */
 export class OwnedMemory {
   readonly #platform: Platform;
   readonly #areas: AreaIndex;
@@ -174,23 +176,23 @@ export class OwnedMemory {
   readonly #reach: Reach;
   readonly #lists: PageLists;
   readonly #parts = new RangeMap<Part>();
-  /** The empty part of each heap that was not given back. */
+  /** The empty part that each heap keeps. */
   readonly #spare = new Map<Heap, Part>();
   readonly #idleMs: number;
-  /** Parts that go unless they are used again, and when they became empty; those first that did so first. */
+  /** Parts that are freed unless they are used again, and when they became empty; the oldest first. */
   readonly #idle = new Map<Part, number>();
   #timer: NodeJS.Timeout | undefined;
   readonly #reachAsync: ReachAsync;
   readonly #decideIova: () => IovaDecision;
   readonly #unit: () => number;
   readonly #running: RunningWorks;
-  /** The last change of memory that lets the event loop go on: one comes after the other. Never rejects. */
+  /** The last asynchronous change of memory: changes run one after the other. Never rejects. */
   #last: Promise<unknown> = Promise.resolve();
-  /** bytes that are on their way into a heap */
+  /** bytes that are being added to each heap */
   readonly #coming = new Map<Heap, number>();
   #iova: IovaDecision | undefined;
   #heaps: readonly Heap[] | undefined;
-  /** Pages are being taken or given back. */
+  /** Pages are being taken or freed. */
   #changing = false;
   #closed = false;
   #noticed = false;
@@ -216,26 +218,26 @@ export class OwnedMemory {
   }
 
   /**
-   * What devices use as addresses, and why. Decided when it is first asked for, at the latest by the first allocation.
+   * What devices use as addresses, and why. Decided when it is first read, at the latest by the first allocation.
    *
-   * @throws DmaError EINVAL when physical addresses were asked for or voted for, and the kernel does not tell them
+   * @throws DmaError EINVAL if physical addresses are required, and the kernel does not tell them
    */
   get iova(): IovaDecision {
     return (this.#iova ??= this.#decideIova());
   }
 
-  /** One heap a NUMA node, called `socket_<node>`, in ascending order. */
+  /** One heap per NUMA node, called `socket_<node>`, in ascending order. */
   get heaps(): readonly Heap[] {
     this.#heaps ??= this.#lists.nodes.map((node) => this.#newHeap(node));
     return this.#heaps;
   }
 
-  /** The heaps, if anything needed them yet. */
+  /** The heaps; empty if nothing needed them yet. */
   get heapsInUse(): readonly Heap[] {
     return this.#heaps ?? [];
   }
 
-  /** The heap of a node. @throws DmaError EINVAL when there is no such node */
+  /** The heap of a node. @throws DmaError EINVAL if there is no such node */
   heapOf(node: number, operation = 'malloc'): Heap {
     const heap = this.heaps.find((each) => each.node === node);
     if (heap !== undefined) return heap;
@@ -243,7 +245,7 @@ export class OwnedMemory {
     throw invalid(operation, `there is no NUMA node ${show(node)}`, { hint });
   }
 
-  /** @throws DmaError as `Heap.malloc`, and EINVAL for a node there is not */
+  /** @throws DmaError as `Heap.malloc`; EINVAL for a node that does not exist */
   malloc(size: number, options?: OwnedMallocOptions): Block {
     const node = options === undefined ? undefined : nodeIn(options, 'malloc');
     if (node !== undefined) return this.heapOf(node).malloc(size, options);
@@ -266,7 +268,7 @@ export class OwnedMemory {
   /**
    * As {@link OwnedMemory.malloc}, without blocking the event loop: see `Heap.mallocAsync`.
    *
-   * @throws DmaError as `Heap.mallocAsync`, and EINVAL for a node there is not
+   * @throws DmaError as `Heap.mallocAsync`; EINVAL for a node that does not exist
    */
   async mallocAsync(size: number, options: OwnedMallocOptions & LongWorkOptions = {}): Promise<Block> {
     const node = nodeIn(options, 'mallocAsync');
@@ -282,13 +284,19 @@ export class OwnedMemory {
     throw failure;
   }
 
-  /** As {@link OwnedMemory.malloc} for `count` times `size` bytes, zeroed. @throws DmaError also EINVAL when the product is no size */
+  /**
+   * Allocates `count` times `size` bytes, zeroed; otherwise as {@link OwnedMemory.malloc}. @throws DmaError also EINVAL
+   * if the product is not a valid size
+   */
   calloc(count: number, size: number, options?: OwnedMallocOptions): Block {
     const product = checkedProduct(count, size);
     return this.malloc(product, zeroed(options));
   }
 
-  /** Lets `handler` follow memory that comes into heaps and goes; until the result is disposed. @throws DmaError EEXIST */
+  /**
+   * Adds a handler, which is told of memory that is added to heaps and removed from them, until the result is disposed.
+   * @throws DmaError EEXIST if it was added already
+   */
   addHandler(handler: MemoryHandler): Disposable {
     this.#gate('memory.addHandler');
     mustHandle(handler, ['grow', 'grown', 'shrink', 'shrunk'], 'memory.addHandler');
@@ -296,10 +304,10 @@ export class OwnedMemory {
   }
 
   /**
-   * Asks `validator` before this memory grows; until the result is disposed. What it does not allow is ENOMEM for who
-   * allocates, with its name in the hint.
+   * Adds a validator, which is asked before this memory grows, until the result is disposed. What it does not allow
+   * fails with ENOMEM, with the validator's name in the hint.
    *
-   * @throws DmaError EINVAL for one without a name, EEXIST
+   * @throws DmaError EINVAL for one without a name; EEXIST if it was added already
    */
   addValidator(validator: MemoryValidator): Disposable {
     this.#gate('memory.addValidator');
@@ -308,10 +316,10 @@ export class OwnedMemory {
   }
 
   /**
-   * Gives back all memory that nothing is in, but for what was taken at the start. What a device or handler does not let
-   * go stays.
+   * Frees all empty memory, except what was taken at the start. Memory that a device or handler refuses to release
+   * stays.
    *
-   * @returns bytes given back
+   * @returns bytes freed
    */
   trim(): number {
     const before = this.#total();
@@ -322,11 +330,11 @@ export class OwnedMemory {
   }
 
   /**
-   * As {@link OwnedMemory.trim}, without blocking the event loop: other threads give the pages back.
+   * As {@link OwnedMemory.trim}, without blocking the event loop: other threads free the pages.
    *
-   * @returns bytes given back
-   * @throws DmaError EINVAL for what are no options; ECANCELED when `options.signal` is aborted or the Eal stops: what is not
-   *   given back by then stays
+   * @returns bytes freed
+   * @throws DmaError EINVAL for invalid options; ECANCELED when `options.signal` is aborted or the Eal stops: what is
+   *   not freed by then stays
    */
   async trimAsync(options: LongWorkOptions = {}): Promise<number> {
     const operation = 'trimAsync';
@@ -351,8 +359,8 @@ export class OwnedMemory {
   }
 
   /**
-   * @internal Bytes that `heaps` can not give more than: what is free in them, and what they could grow by now.
-   * Infinity for heaps of the user's memory: looking there for pieces takes nothing of the machine.
+   * @internal The most bytes that `heaps` can provide: what is free in them, and what they could grow by now. Infinity
+   *   if one of them is over memory of the user: searching it takes nothing from the machine.
    */
   most(heaps: readonly Heap[]): number {
     const nodes = heaps.filter((heap) => this.heaps.includes(heap)).map(({ node }) => node);
@@ -364,7 +372,7 @@ export class OwnedMemory {
     return heaps.reduce((bytes, heap) => bytes + heap.statistics().free, hugepages + room);
   }
 
-  /** What there is. */
+  /** Facts about this memory, for display. */
   facts(): OwnedMemoryFacts {
     return {
       ...(this.#iova === undefined ? {} : { iova: this.#iova }),
@@ -381,24 +389,24 @@ export class OwnedMemory {
     };
   }
 
-  /** @internal The bytes at [va, va + length), when they are all in one extent. */
+  /** @internal The bytes at [va, va + length); `undefined` unless they are all in one extent. */
   bytesAt(va: Va, length: number): Uint8Array | undefined {
     const part = this.#parts.at(va);
     return part === undefined || va + length > part.range.end ? undefined : part.lend(va, length);
   }
 
   /**
-   * @internal Checks the settings against the machine, removes what a dead process left, and takes what is wanted at the
-   * start.
+   * @internal Checks the settings against the machine, removes what a dead process left, and takes what is wanted at
+   *   the start.
    *
-   * @throws DmaError EINVAL for settings that this machine can not have; ENOMEM when there is not so much memory; ENOTSUP
-   *   where there can be none
+   * @throws DmaError EINVAL for settings that this machine can not satisfy; ENOMEM if there is not so much memory;
+   *   ENOTSUP where the library can have no memory
    */
   start(): void {
     runSteps(this.#starting(), (step) => step.now());
   }
 
-  /** @internal As {@link start}, while the event loop goes on. @throws DmaError also ECANCELED */
+  /** @internal As {@link start}, without blocking the event loop. @throws DmaError also ECANCELED */
   async startAsync({ onProgress, signal }: LongWorkOptions = {}): Promise<void> {
     const { size, numaMem } = this.#settings;
     const total = numaMem.reduce((sum, bytes) => sum + bytes, size);
@@ -406,14 +414,14 @@ export class OwnedMemory {
       mustGoOn(signal, START);
       return runSteps(this.#starting(), (step) => step.now());
     }
-    // Whoever starts has loaded the C library in this turn, if he is the first.
+    // The first start loads the C library in this turn of the event loop.
     await new Turns().next();
     const report = progressOf(onProgress, total);
     await this.#inTurn(signal, START, async (either, giveUp) => {
       let before = 0;
       const onPart = orGiveUp(giveUp, (done, length) => {
         report(before + done);
-        // Each extent is told from its beginning.
+        // Progress of each extent starts at 0.
         if (done === length) before += length;
       });
       await this.#later(this.#starting(either), { signal: either, report: onPart });
@@ -436,15 +444,15 @@ export class OwnedMemory {
   }
 
   /**
-   * @internal Gives everything back, blocks that are in use included. No device may be left.
+   * @internal Frees everything, including blocks that are in use. No device may have it mapped.
    *
-   * @returns what failed, such as blocks that are pinned: then it can be tried again
+   * @returns the errors, such as pinned blocks; a later call tries again
    */
   close(): unknown[] {
     return runSteps(this.#closing(), (step) => step.now());
   }
 
-  /** @internal As {@link close}, while the event loop goes on. */
+  /** @internal As {@link close}, without blocking the event loop. */
   async closeAsync(): Promise<unknown[]> {
     return runStepsAsync(this.#closing(), (step) => step.later(UNATTENDED));
   }
@@ -484,7 +492,7 @@ export class OwnedMemory {
       grow: (request, fits) => this.#growFor(heap, request, fits),
       growAsync: (request, fits, options) => this.#growForAsync(heap, request, fits, options),
       emptied: (memory) => {
-        // The same part again and again: a program that allocates one block and frees it.
+        // The common case: a program allocates one block and frees it, again and again.
         if (memory === this.#spare.get(heap) && isModest(memory, heap)) return;
         for (const part of this.#surplus(memory))
           if (this.#settings.matchAllocations) this.#giveBackQuietly(part);
@@ -496,13 +504,15 @@ export class OwnedMemory {
     return heap;
   }
 
-  /** Adds memory to `heap` until `fits`. @throws DmaError ENOMEM, with what was tried */
+  /** Grows `heap` until `fits`. @throws DmaError ENOMEM, with what was tried */
   #growFor(heap: Heap, request: RoomRequest, fits: () => boolean): void {
     this.#mustBeIdle();
     this.#alone(() => runSteps(this.#growingFor(heap, request, fits), (step) => step.now()));
   }
 
-  /** As {@link #growFor}, while the event loop goes on; one growth after the other. @throws DmaError also ECANCELED */
+  /**
+   * As {@link #growFor}, without blocking the event loop; one growth after the other. @throws DmaError also ECANCELED
+   */
   async #growForAsync(
     heap: Heap,
     request: RoomRequest,
@@ -510,7 +520,7 @@ export class OwnedMemory {
     { onProgress, signal }: LongWorkOptions,
   ): Promise<void> {
     await this.#inTurn(signal, undefined, async (either, giveUp) => {
-      // What came before may have left enough.
+      // The change before may have left enough.
       if (fits()) return;
       this.#mustBeIdle();
       const began = now();
@@ -521,7 +531,7 @@ export class OwnedMemory {
     });
   }
 
-  /** Does `work` after the change before it, unless it is given up by then. */
+  /** Runs `work` after the change before it, unless it was cancelled by then. */
   async #inTurn<T>(
     signal: AbortSignal | undefined,
     operation: string | undefined,
@@ -536,7 +546,7 @@ export class OwnedMemory {
         mustGoOn(either, operation ?? 'grow');
         return await work(either, giveUp);
       } catch (error) {
-        // The addresses that were to come say nothing to who gave it up.
+        // A caller that gave up does not need the new addresses.
         const why: unknown = either.reason;
         if (isGivenUp(why, undefined)) throw why;
         throw isGivenUp(error, either) ? error.with({ range: undefined }) : error;
@@ -546,7 +556,10 @@ export class OwnedMemory {
     });
   }
 
-  /** Does the steps while the event loop goes on. Handlers are told as in the other form: memory can not change meanwhile. */
+  /**
+   * Runs the steps without blocking the event loop. Handlers are told as in the synchronous form: memory can not change
+   * meanwhile.
+   */
   async #later<T>(steps: Steps<LongStep, T>, work: RunningWork): Promise<T> {
     return runStepsAsync(
       steps,
@@ -557,7 +570,7 @@ export class OwnedMemory {
 
   *#growingFor(heap: Heap, request: RoomRequest, fits: () => boolean, signal?: AbortSignal): Steps<LongStep, void> {
     const { matchAllocations } = this.#settings;
-    // What is about to go is no reason to take less, or of other pages.
+    // Memory that is about to be freed does not reduce what is taken.
     for (const part of [...this.#idle.keys()]) yield* this.#givingBackIdle(part);
     const steps = this.#plan(heap, request, matchAllocations, request.pageSizes);
     const failures: unknown[] = [];
@@ -599,15 +612,15 @@ export class OwnedMemory {
         : sizes === ''
           ? 'this machine has none'
           : `as root, reserve some of ${sizes}: anydma hugepages`;
-    onNotice(`no hugepages are free, so that ordinary pages are used (${hint}; memory.noHuge says that this is meant)`);
+    onNotice(`no hugepages are free, so ordinary pages are used (${hint}; memory.noHuge says that this is intended)`);
   }
 
-  /** Tells once why hugepages that seemed to be there could not be had, when ordinary pages took their place. */
+  /** Tells once why hugepages were not available and ordinary pages are used. */
   #noticeFallback(pageSize: number, failures: readonly unknown[]): void {
     const cause = failures.find(isAboutPages);
     if (this.#noticed || cause === undefined || pageSize !== this.#platform.memory.pageSize) return;
     this.#noticed = true;
-    this.#settings.onNotice(`hugepages could not be had, so that ordinary pages are used: ${describe(cause)}`);
+    this.#settings.onNotice(`hugepages are not available, so ordinary pages are used: ${describe(cause)}`);
   }
 
   #canNotGrow(heap: Heap, pageSizes: readonly number[] | undefined, failures: readonly unknown[]): DmaError {
@@ -617,18 +630,18 @@ export class OwnedMemory {
       told.length === 0
         ? `it can not grow: not so many pages${wanted} are free, or allowed (${this.#pageFigures(heap)})`
         : `it can not grow: ${[...new Set(told)].join('; ')}`;
-    // Where certain pages were asked for, what is in the way of them is the cause.
+    // If certain pages were demanded, what prevents them is the cause.
     const isWish = (pageSizes ?? this.#settings.pageSizes ?? this.#settings.files) !== undefined;
     const own = isWish ? failures.find((error) => isAboutPages(error) && error.code !== 'ENOMEM') : undefined;
     const code = isDmaError(own) ? own.code : 'ENOMEM';
     return new DmaError({ code, operation: 'grow', reason, cause: own ?? failures.at(-1) });
   }
 
-  /** What there is of each size of pages that a heap may grow by. */
+  /** For each page size that the heap may grow by, what is available. */
   #pageFigures(heap: Heap): string {
     const figures = this.#lists.choices(heap.node).map(({ pageSize, free, left }) => {
       const most = Math.min(free * pageSize, left);
-      return `${formatSize(pageSize)}: ${most === Infinity ? 'no limit' : `${formatSize(most)} can be had`}`;
+      return `${formatSize(pageSize)}: ${most === Infinity ? 'no limit' : `${formatSize(most)} are available`}`;
     });
     return figures.length === 0 ? 'it may use no pages at all' : figures.join(', ');
   }
@@ -653,7 +666,7 @@ export class OwnedMemory {
     throw new DmaError({ code: 'EBUSY', operation: 'grow', reason, hint });
   }
 
-  /** Takes pages, and gives them to all devices and to the heap; or nothing has happened. */
+  /** Takes pages, maps them for all devices and adds them to the heap. When it fails, nothing has changed. */
   *#extending(heap: Heap, { pageSize, pages, alignment }: GrowthStep, kept: boolean): Steps<LongStep, Part> {
     const { node } = heap;
     const bytes = pages * pageSize;
@@ -692,13 +705,13 @@ export class OwnedMemory {
     }
   }
 
-  /** Takes `bytes` from the first of `heaps` that have it, to keep. */
+  /** Takes `bytes` from the first of `heaps` that have it, and keeps them until the end. */
   *#preallocating(heaps: readonly Heap[], bytes: number, signal: AbortSignal | undefined): Steps<LongStep, void> {
     this.#mustBePossible();
     const failures: unknown[] = [];
     let left = bytes;
     for (const heap of heaps) {
-      // As many of the largest pages as fill it, then of smaller ones; what remains is rounded up.
+      // As many of the largest pages as fit, then smaller ones; the rest is rounded up.
       for (let steps = this.#parting(heap, left); left > 0 && steps.length > 0;) {
         const [step] = steps;
         const { pageSize, pages } = step;
@@ -743,9 +756,10 @@ export class OwnedMemory {
   // --- shrinking ---
 
   /**
-   * Nothing in `memory` is used any more: the heap keeps what became empty last, if that is not out of proportion.
+   * Frees `memory`, which became empty, or keeps it: the heap keeps the part that became empty last, if it is not too
+   * large.
    *
-   * @returns what goes, to be given back one by one
+   * @returns the parts to free, one by one
    */
   *#surplus(memory: HeapMemory): Generator<Part, void, undefined> {
     const part = this.#parts.at(memory.range.start);
@@ -761,8 +775,8 @@ export class OwnedMemory {
   }
 
   /**
-   * Gives a part back in a while, on other threads, unless it is used again: who frees does not pay for it, and who allocates and
-   * frees in a loop does not get the same pages each time.
+   * Frees a part after a while, on other threads, unless it is used again: `free` stays cheap, and a program that
+   * allocates and frees in a loop does not fault in the same pages each time.
    */
   #letGo(part: Part): void {
     this.#idle.delete(part);
@@ -778,7 +792,7 @@ export class OwnedMemory {
         if (this.#isSurplus(part)) await this.#giveBackQuietlyAsync(part);
       }
     });
-    // What does not go because the Eal stops, goes with that.
+    // If the Eal stops, `close` frees what is left.
     await work.catch(() => undefined);
     this.#timer = undefined;
     const [next] = this.#idle.values();
@@ -786,7 +800,7 @@ export class OwnedMemory {
     this.#timer = setTimeout(() => void this.#giveIdleBack(), Math.max(1, next + this.#idleMs - now())).unref();
   }
 
-  /** Is nothing in it, and is it not what its heap keeps? */
+  /** Is it empty, and not kept by its heap? */
   #isSurplus(part: Part): boolean {
     return this.#spare.get(part.heap) !== part && part.heap.isEmpty(part);
   }
@@ -801,7 +815,7 @@ export class OwnedMemory {
     }
   }
 
-  /** What of it does not go because the Eal stops, goes with that. */
+  /** If the Eal stops, `close` frees what is left. */
   async #emptiedAsync(memory: HeapMemory): Promise<void> {
     for (const part of this.#surplus(memory)) {
       const work = this.#inTurn(undefined, 'shrink', async () => {
@@ -813,7 +827,7 @@ export class OwnedMemory {
     }
   }
 
-  /** Memory that does not go stays in its heap, as good as before; the program that freed a block is not to blame. */
+  /** If it can not be freed, it stays in its heap and can be used: no error for the program that freed a block. */
   #giveBackQuietly(part: Part): void {
     try {
       this.#alone(() => runSteps(this.#givingBack(part), (step) => step.now()));
@@ -822,7 +836,7 @@ export class OwnedMemory {
     }
   }
 
-  /** @returns has it gone? */
+  /** @returns whether it was freed */
   async #giveBackQuietlyAsync(part: Part): Promise<boolean> {
     try {
       await this.#later(this.#givingBack(part), UNATTENDED);
@@ -834,12 +848,14 @@ export class OwnedMemory {
   }
 
   #noticeStay(error: unknown): void {
-    // A handler did not want it to go.
+    // A handler refused.
     if (isDmaError(error, 'ECANCELED')) return;
     this.#settings.onNotice(`memory could not be given back, and stays: ${thrown(error)}`);
   }
 
-  /** Takes an empty part from the heap, the devices and this process; or nothing has happened. */
+  /**
+   * Removes an empty part from the heap, from the devices and from this process. When it fails, nothing has changed.
+   */
   *#givingBack(part: Part): Steps<LongStep, void> {
     const { heap, extent, change } = part;
     const undo: (() => void)[] = [];
@@ -885,7 +901,7 @@ shortForm(OwnedMemory, 'OwnedMemory', (memory) => {
   };
 });
 
-/** As `report`; what that throws gives up the work, so that nothing else is tried in its place. */
+/** As `report`, but an error that it throws cancels the work, so that no other page size is tried. */
 function orGiveUp(giveUp: (why: unknown) => void, report: RunningWork['report']): RunningWork['report'] {
   return (done, total) => {
     try {
@@ -897,19 +913,19 @@ function orGiveUp(giveUp: (why: unknown) => void, report: RunningWork['report'])
   };
 }
 
-/** A promise, and what resolves it. */
+/** A promise and its resolver. */
 function settled(): { readonly promise: Promise<void>; readonly resolve: () => void } {
   let resolve = (): void => undefined;
   const promise = new Promise<void>((done) => (resolve = done));
   return { promise, resolve };
 }
 
-/** Pages of another size are no way out of a want of descriptors. */
+/** Rethrows errors that pages of another size would not avoid, such as a lack of descriptors. */
 function mustBeAboutPages(error: unknown): void {
   if (isDmaError(error) && NO_DESCRIPTORS.includes(error.code)) throw error;
 }
 
-/** Is it the pages themselves that could not be had, and not a device, a handler or a validator that refused them? */
+/** Were the pages not available? False if a device, a handler or a validator refused them. */
 function isAboutPages(error: unknown): error is DmaError {
   return isDmaError(error) && PAGE_OPERATIONS.includes(error.operation);
 }
@@ -920,12 +936,12 @@ function describe(error: unknown): string {
   return `${error.reason}${error.device === undefined ? '' : ` on ${error.device}`}${hint}`;
 }
 
-/** Is an empty part small enough to be kept: not much, or not more than all the rest of its heap? */
+/** May an empty part be kept: is it small, or not larger than the rest of its heap? */
 function isModest({ range: { length } }: HeapMemory, heap: Heap): boolean {
   return length <= Math.max(KEPT, heap.total - length);
 }
 
-/** The node in options. @throws DmaError EINVAL when they are none */
+/** The node in options. @throws DmaError EINVAL if they are not options */
 function nodeIn(options: OwnedMallocOptions, operation: string): number | undefined {
   mustBeObject(options, 'options', operation);
   return reading(operation, 'the options', () => options.node);

@@ -1,6 +1,6 @@
 /**
- * Every page that the library owns: a list for each page size and node, made when the first page of it is wanted, and one
- * more whenever one is full.
+ * Every page that the library owns: one list per page size and node, made when its first page is needed; another one
+ * when a list is full.
  */
 import { DmaError, invalid, isDmaError, NO_PERMISSION, undoAll, unlessFails } from '../../errors.js';
 import type { LongStep } from '../../long-work.js';
@@ -16,11 +16,11 @@ import { hugetlbfsPages, memfdPages, type PageSource } from './page-source.js';
 import { OrdinaryMemory } from '../ordinary-memory.js';
 import { SegmentList, type Extent } from './segment-list.js';
 
-/** A list has so many pages, or so many bytes of pages if that is less; DPDK's numbers. Who needs more gets a longer one. */
+/** Pages in a list, or fewer if LIST_BYTES would be exceeded; DPDK's numbers. A larger request gets a longer list. */
 const LIST_PAGES = 32768;
 const LIST_BYTES = 64 * GiB;
 
-/** What makes it worth trying another mount, and which of that is about rights. */
+/** Errors after which another mount is tried, and those that are about rights. */
 const ABOUT_RIGHTS: readonly string[] = ['EACCES', 'EPERM', 'EROFS'];
 const ABOUT_A_MOUNT: readonly string[] = [...ABOUT_RIGHTS, 'ENOSPC', 'ENOMEM', 'ENOENT'];
 const MOUNT_HINT = 'anydma hugepages --mount mounts one';
@@ -29,7 +29,7 @@ function keyOf(pageSize: number, node: number, mount: HugetlbfsMount | undefined
   return `${pageSize}@${node} ${mount?.path ?? ''}`;
 }
 
-/** See the head of the file. */
+/** The lists of all page sizes and nodes. */
 export class PageLists {
   readonly #platform: Platform;
   readonly #ordinary: OrdinaryMemory;
@@ -38,7 +38,7 @@ export class PageLists {
   readonly #physical: () => boolean;
   readonly #huge: HugePages;
   readonly #lists = new Map<string, SegmentList[]>();
-  /** The number of the next file, by directory. */
+  /** The number of the next file in each directory. */
   readonly #nextFile = new Map<string, number>();
   /** The hugetlbfs that the settings name. */
   #directory: HugetlbfsMount | undefined;
@@ -61,17 +61,17 @@ export class PageLists {
     return (this.#nodes ??= this.#ifShown(() => this.#huge.nodes()) ?? [0]);
   }
 
-  /** Why it is not known which hugepages there are: the system does not show them to this user. */
+  /** The error if this user may not read which hugepages there are. */
   get hidden(): DmaError | undefined {
     return this.#hidden;
   }
 
-  /** All lists there are. */
+  /** All lists. */
   get lists(): readonly SegmentList[] {
     return [...this.#lists.values()].flat();
   }
 
-  /** Sizes of hugepages that may be used, in ascending order; whether there are any is another matter. */
+  /** Hugepage sizes that may be used, in ascending order, whether there are such pages or not. */
   get hugeSizes(): readonly number[] {
     if (this.#hugeSizes !== undefined) return this.#hugeSizes;
     const { noHuge, pageSizes, files } = this.#settings;
@@ -83,7 +83,7 @@ export class PageLists {
   }
 
   /**
-   * Are ordinary pages allowed? Not where other pages were asked for, and not where physical addresses count: the kernel moves
+   * May ordinary pages be used? Not if other pages were asked for, and not with physical addresses: the kernel moves
    * ordinary pages, even locked ones.
    */
   get ordinary(): boolean {
@@ -103,11 +103,11 @@ export class PageLists {
   }
 
   /**
-   * Takes neighbouring pages from a list that has room for them, or a new one; step by step.
+   * Takes adjacent pages from a list that has room, or from a new one, in steps.
    *
-   * @param alignment the first is at a multiple of so many bytes, a power of two and at least the page size
-   * @throws DmaError ENOMEM when there are not so many pages, or no addresses for them; EBUSY when another process has this
-   *   file prefix; EPERM when physical addresses are wanted and not shown
+   * @param alignment the first page is at a multiple of this, in bytes, a power of two and at least the page size
+   * @throws DmaError ENOMEM if there are not so many pages, or no addresses for them; EBUSY if another process uses
+   *   this file prefix; EPERM if physical addresses are needed but hidden
    */
   *taking(pageSize: number, node: number, pages: number, alignment: number): Steps<LongStep, Extent> {
     const errors: unknown[] = [];
@@ -115,12 +115,12 @@ export class PageLists {
       try {
         return yield* this.#takingIn(mount, pageSize, node, pages, alignment);
       } catch (error) {
-        // Another mount may be this process's to use, or have room.
+        // Another mount may be accessible, or have room.
         if (!isDmaError(error) || !ABOUT_A_MOUNT.includes(error.code)) throw error;
         errors.push(error);
       }
     }
-    // Of several reasons the one that is not about rights: that mount could be used.
+    // Prefer an error that is not about rights: that mount could be used.
     throw errors.find((error) => isDmaError(error) && !ABOUT_RIGHTS.includes(error.code)) ?? errors[0];
   }
 
@@ -137,17 +137,17 @@ export class PageLists {
       const extent = yield* list.taking(pages, alignment);
       if (extent !== undefined) return extent;
     }
-    // A list has a byte for each page: of more than there can be it would take memory itself.
+    // A list has a byte per page, so that an impossible request would itself use memory.
     if (pageSize === this.#platform.memory.pageSize) this.#ordinary.check(pages * pageSize, node, 'memfd.take');
     const list = this.#newList(mount, pageSize, node, pages + alignment / pageSize - 1);
-    // From here on others may take from it too.
+    // From here on other callers may use it too.
     this.#lists.set(key, [...(this.#lists.get(key) ?? []), list]);
     try {
       const extent = yield* list.taking(pages, alignment);
       if (extent !== undefined) return extent;
       throw new DmaError({ code: 'ENOMEM', operation: 'take', reason: `a new list has no room for ${pages} pages` });
     } catch (error) {
-      // A list that nobody has anything of does not stay.
+      // An empty list is removed.
       if (list.pages > 0) throw error;
       this.#lists.set(
         key,
@@ -158,7 +158,7 @@ export class PageLists {
     }
   }
 
-  /** The mounts that pages of a size are kept in; `undefined` stands for a memfd. */
+  /** The mounts for pages of a size; `undefined` stands for a memfd. */
   #mountsFor(pageSize: number): (HugetlbfsMount | undefined)[] {
     const { files } = this.#settings;
     if (files === undefined || pageSize === this.#platform.memory.pageSize) return [undefined];
@@ -173,16 +173,15 @@ export class PageLists {
   }
 
   /**
-   * Checks what the settings say about this machine, and removes the files that processes with this prefix left when they
-   * died.
+   * Checks the settings against this machine, and removes files that dead processes with this prefix left.
    *
-   * @throws DmaError EINVAL for a node there is not, or a directory that no hugetlbfs is mounted on; ENOENT when files were asked
-   *   for and no hugetlbfs is mounted; ENOTSUP for page sizes there are not
+   * @throws DmaError EINVAL for a node that does not exist, or a directory without hugetlbfs; ENOENT if files were
+   *   asked for and no hugetlbfs is mounted; ENOTSUP for page sizes that the machine does not have
    */
   start(): void {
     const { files, numaMem, numaLimit } = this.#settings;
     const most = Math.max(numaMem.length, numaLimit.length);
-    // Numbers of nodes have gaps on some machines.
+    // The numbers of nodes have gaps on some machines.
     if (most > 0 && most > Math.max(...this.nodes) + 1)
       throw invalid(START, `sizes for ${most} NUMA nodes were given, and there are ${this.nodes.length}`, {
         hint: `the nodes are: ${this.nodes.join(', ')}; the first number is of node 0`,
@@ -195,11 +194,11 @@ export class PageLists {
     const mounts = this.#mounts(files).filter(({ pageSize }) => pageSizes?.includes(pageSize) !== false);
     if (mounts.length === 0 && !this.ordinary) throw this.#noMount(files);
     if (files.unlink === 'never') return;
-    // A mount that this process may not look into has no files of its own.
+    // A mount that this process may not read has no files of it.
     for (const { path } of mounts) unlessFails(NO_PERMISSION, () => removeStale(this.#platform, path, files.prefix));
   }
 
-  /** Why no file can be kept: nothing fits is mounted. */
+  /** Why no file can be kept: no suitable hugetlbfs is mounted. */
   #noMount({ directory }: FileSettings): DmaError {
     const { pageSizes } = this.#settings;
     const sizes = pageSizes === undefined ? '' : ` with pages of ${pageSizes.map(formatSize).join(' or ')}`;
@@ -216,7 +215,7 @@ export class PageLists {
     });
   }
 
-  /** Gives all pages and addresses back. @returns what failed; it can be tried again */
+  /** Frees all pages and addresses. @returns the errors; a later call tries again */
   *closing(): Steps<LongStep, unknown[]> {
     const errors: unknown[] = [];
     for (const [key, lists] of this.#lists) {
@@ -235,7 +234,7 @@ export class PageLists {
     return errors;
   }
 
-  /** Ordinary pages will do for who may not look, unless it was said which pages there have to be. */
+  /** Without the right to read about hugepages, ordinary pages are used, unless page sizes were demanded. */
   #ifShown<T>(ask: () => T): T | undefined {
     try {
       return ask();
@@ -248,7 +247,7 @@ export class PageLists {
 
   #mounts({ directory }: FileSettings): HugetlbfsMount[] {
     if (directory === undefined) return this.#huge.mounts();
-    // Asked of the file system, so that any way to write its name will do; once, because names may change.
+    // Asked once (names may change), of the file system, so that any path to it works.
     this.#directory ??= hugetlbfsAt(this.#platform, directory);
     return this.#directory === undefined ? [] : [this.#directory];
   }

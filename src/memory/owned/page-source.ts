@@ -1,11 +1,10 @@
 /**
- * Where the pages of the library's own memory come from. A source has pages of one size on one NUMA node, for one list of
- * pages whose addresses were reserved up front and that grows and shrinks inside them.
+ * Where the pages of the library's own memory come from. A source has pages of one size on one NUMA node, for one list
+ * of pages that grows and shrinks inside reserved addresses.
  *
- * Three kinds: a memfd, files of hugetlbfs, and anonymous memory. What a source hands out is there (no page is missing, so
- * that touching it can not kill the process), is on the wanted node, and is zero unless it says otherwise. What is given
- * back is not cleared here but dropped, so that the kernel takes it: the kernel clears every page before any process gets
- * it, so clearing it twice would only cost time. Who keeps secrets clears them before.
+ * Three kinds: a memfd, files of hugetlbfs, and anonymous memory. Pages that a source hands out are present (touching
+ * them can not kill the process), on the right node, and zero unless `dirty` is set. Freed pages are dropped, not
+ * cleared: the kernel clears every page before a process gets it. Programs that keep secrets clear them before.
  */
 import { invalid, throwFirst, undoAll, withUndo } from '../../errors.js';
 import { dropStep, pauseStep, type LongStep } from '../../long-work.js';
@@ -18,15 +17,15 @@ import { claimFile, hugePageFile, type HugeUnlink } from './hugepage-files.js';
 import { OrdinaryMemory } from '../ordinary-memory.js';
 import { settling } from '../settle.js';
 
-/** What errors of {@link PageSource.take} call their operation. */
+/** The operations in errors of {@link PageSource.take}. */
 export const PAGE_OPERATIONS: readonly string[] = ['memfd.take', 'hugetlbfs.take', 'anonymous.take'];
 
-/** Neighbouring pages that were handed out, with one descriptor behind them, if any. */
+/** Adjacent pages that were handed out, with at most one descriptor behind them. */
 export interface PageRun {
   readonly va: Va;
   /** bytes */
   readonly length: number;
-  /** The descriptor that they are a shared mapping of, and where in it; it stays the source's. */
+  /** The descriptor that they are a shared mapping of, and the offset in it. The source owns it. */
   readonly backing: Backing | undefined;
   /** They may hold what an earlier process left in them (`never` of {@link HugeUnlink}). */
   readonly dirty: boolean;
@@ -35,47 +34,48 @@ export interface PageRun {
 /** Pages of one size on one node, for one list of pages. */
 export interface PageSource {
   readonly kind: 'memfd' | 'hugetlbfs' | 'anonymous';
-  /** bytes */
+  /** page size in bytes */
   readonly pageSize: number;
   /** NUMA node that all pages come from; -1 for any */
   readonly node: number;
   /**
-   * Puts memory under the pages from `va` on, a part of a reservation (`MemoryPort.reserve`). All or nothing.
+   * Maps pages at `va`, inside a reservation (`MemoryPort.reserve`). All or nothing.
    *
-   * @param va address of the first, a multiple of the page size
-   * @param pages how many
-   * @param index which page of the list the first one is
-   * @returns what was put there, in ascending order, without holes
-   * @throws DmaError ENOMEM when there are not so many pages on that node; EINVAL for pages that are not in the list or
-   *   have been taken already; EBUSY when another process uses the file behind it; what the system says otherwise
+   * @param va address of the first page, a multiple of the page size
+   * @param pages number of pages
+   * @param index index of the first page in the list
+   * @returns the runs that were mapped, in ascending order, without gaps
+   * @throws DmaError ENOMEM if there are not so many pages on that node; EINVAL for pages that are not in the list or
+   *   are taken; EBUSY if another process uses the file behind them; other errors of the system
    */
   take(va: Va, pages: number, index: number): PageRun[];
-  /** {@link take}, step by step. From the first step on the pages are taken, until it fails. */
+  /** {@link take} in steps. The pages count as taken from the first step on, unless it fails. */
   taking(va: Va, pages: number, index: number): Steps<LongStep, PageRun[]>;
   /**
-   * Takes the memory away again; `va` and `index` as they were for {@link take}, whole runs or any pages of them. The
-   * addresses stay reserved. No view may be left, and no device may know the pages. When it fails the pages are still taken.
+   * Frees pages; `va` and `index` as for {@link take}, for whole runs or any pages of them. The addresses stay
+   * reserved. There must be no views, and no device may have the pages mapped. When it fails, the pages are still
+   * taken.
    *
    * @param retire leave addresses that can be touched (`MemoryPort.retire`)? Default false
    * @throws DmaError EINVAL for pages that are not taken
    */
   giveBack(va: Va, pages: number, index: number, retire?: boolean): void;
-  /** {@link giveBack}, step by step. */
+  /** {@link giveBack} in steps. */
   givingBack(va: Va, pages: number, index: number, retire?: boolean): Steps<LongStep, void>;
   /**
-   * Closes descriptors and removes files; with `never`, files that have pages stay. Pages that are still mapped live on
-   * until their addresses are unmapped. Idempotent.
+   * Closes descriptors and removes files; with `never`, files that have pages stay. Pages that are still mapped live
+   * until they are unmapped. Idempotent.
    */
   close(): void;
 }
 
-/** What all sources need to know. */
+/** Options of all sources. */
 export interface PageSourceOptions {
-  /** bytes: the system's page size or one of its hugepages' */
+  /** page size in bytes: the system's, or a hugepage size */
   readonly pageSize: number;
-  /** How many pages the list can have. */
+  /** The most pages the list can have. */
   readonly pages: number;
-  /** NUMA node to take pages from. Default: any. */
+  /** The NUMA node to take pages from. Default: any. */
   readonly node?: number;
 }
 
@@ -83,22 +83,25 @@ export interface PageSourceOptions {
 export interface HugetlbfsOptions extends PageSourceOptions {
   /** Where a hugetlbfs of this page size is mounted. */
   readonly directory: string;
-  /** What the names of the files begin with; one for each process. */
+  /** Prefix of file names, different for each process. */
   readonly prefix: string;
-  /** One file for the whole list instead of one for each page? Takes one descriptor instead of as many as pages. Default false. */
+  /**
+   * One file for the whole list instead of one for each page? Uses one descriptor instead of one per page. Default
+   * false.
+   */
   readonly singleFile?: boolean;
-  /** The number in the name of the list's first file. A list has one file, or one for each page. Default 0. */
+  /** The number in the name of the list's first file. Default 0. */
   readonly firstFile?: number;
   /** Default `existing`. */
   readonly unlink?: HugeUnlink;
 }
 
 /**
- * Pages of a memfd, which other processes can be given by descriptor and which leaves no file. The memfd has the length of
- * the whole list from the start and only the pages that are taken, so that it can be sealed against shrinking and growing.
- * It exists while any page is taken.
+ * Pages of a memfd, which can be passed to other processes by descriptor and leaves no file. The memfd has the length
+ * of the whole list from the start, so that it can be sealed against shrinking and growing, but only pages that are
+ * taken. It exists while any page is taken.
  *
- * @param options.name shows up in /proc/self/maps
+ * @param options.name appears in /proc/self/maps
  */
 export function memfdPages(platform: Platform, options: PageSourceOptions & { readonly name?: string }): PageSource {
   const { pageSize, pages, name = 'anydma' } = options;
@@ -111,15 +114,16 @@ export function memfdPages(platform: Platform, options: PageSourceOptions & { re
 }
 
 /**
- * Pages of files in a mounted hugetlbfs, as DPDK keeps them: what a process leaves there when it is killed is found and
- * removed by `removeStale` at the next start. A file exists while it has pages that are taken.
+ * Pages of files in a mounted hugetlbfs, as in DPDK. `removeStale` removes the files of a killed process at the next
+ * start. A file exists while pages of it are taken.
  */
 export function hugetlbfsPages(platform: Platform, options: HugetlbfsOptions): PageSource {
   const { directory, prefix, singleFile = false, firstFile = 0, unlink = 'existing', pageSize, pages } = options;
   const { files } = platform;
   if (!isAddress(firstFile) || !isAddress(firstFile + pages))
     throw invalid('hugetlbfsPages', `${firstFile} can not be the number of a file`);
-  if (/[/\0]/.test(prefix)) throw invalid('hugetlbfsPages', `${JSON.stringify(prefix)} can not begin a file's name`);
+  if (/[/\0]/.test(prefix))
+    throw invalid('hugetlbfsPages', `${JSON.stringify(prefix)} can not be the prefix of a file name`);
   const open = (number: number, length: number): OpenFile => {
     const path = hugePageFile(directory, prefix, firstFile + number);
     const { fd, reused } = claimFile(files, path, unlink);
@@ -139,7 +143,10 @@ export function hugetlbfsPages(platform: Platform, options: HugetlbfsOptions): P
   return new Source('hugetlbfs', platform, options, store);
 }
 
-/** Private pages of this process without a file: devices reach them by address only. A forked child does not inherit them. */
+/**
+ * Private pages of this process without a file: devices reach them by address only. A forked child does not inherit
+ * them.
+ */
 export function anonymousPages(platform: Platform, options: PageSourceOptions): PageSource {
   const { memory } = platform;
   const { pageSize } = options;
@@ -159,21 +166,21 @@ export function anonymousPages(platform: Platform, options: PageSourceOptions): 
   });
 }
 
-/** How one kind keeps its pages. */
+/** How one kind of source keeps its pages. */
 interface Store {
-  /** Maps pages that need not be there yet. All or nothing. */
+  /** Maps pages that need not be present yet. All or nothing. */
   commit(va: Va, pages: number, index: number): Steps<LongStep, PageRun[]>;
   /**
-   * Drops what is in pages that nothing reaches and that are about to be taken away, which takes most of the time of that.
-   * Absent: nothing does.
+   * Drops the content of pages that are about to be freed and that nothing reaches: the slow part. Absent: nothing to
+   * drop.
    */
   empty?(pages: number, index: number): LongStep;
-  /** Takes them away. When it fails they are there as before. */
+  /** Frees pages. When it fails, they are unchanged. */
   drop(va: Va, pages: number, index: number, how: DropOptions): Steps<LongStep, void>;
   close(): void;
 }
 
-/** How pages are taken away. */
+/** How pages are freed. */
 interface DropOptions {
   /** Is no page of the list taken afterwards? */
   readonly last: boolean;
@@ -181,13 +188,13 @@ interface DropOptions {
   readonly retire: boolean;
 }
 
-/** Makes committed addresses bare ones, or such as can be touched without harm. */
+/** Returns committed addresses to the reservation, or replaces them by zero pages that can be touched. */
 function leave(memory: MemoryPort, va: Va, length: number, retire: boolean): void {
   if (retire) memory.retire(va, length);
   else memory.decommit(va, length);
 }
 
-/** The bookkeeping that all kinds share, and what makes mapped pages good ones. */
+/** The bookkeeping that all kinds share, and faulting in pages on the right node. */
 class Source implements PageSource {
   readonly kind: PageSource['kind'];
   readonly pageSize: number;
@@ -195,7 +202,7 @@ class Source implements PageSource {
   readonly #platform: Platform;
   readonly #store: Store;
   readonly #ordinary: OrdinaryMemory;
-  /** 1 for each page that is taken, by its index. */
+  /** 1 for each taken page, by index. */
   readonly #taken: Uint8Array;
   #count = 0;
   #closed = false;
@@ -273,7 +280,7 @@ class Source implements PageSource {
     this.#store.close();
   }
 
-  /** Throws EINVAL unless these are pages of the list, all taken (1) or all not (0). */
+  /** Throws EINVAL unless these pages are in the list, and all taken (1) or all not taken (0). */
   #check(operation: string, va: Va, pages: number, index: number, taken: 0 | 1): Range<Va> {
     const capacity = this.#taken.length;
     if (this.#closed) throw invalid(operation, 'the source is closed');
@@ -294,15 +301,15 @@ class Source implements PageSource {
   }
 }
 
-/** A file that pages are in. */
+/** A file with pages. */
 interface OpenFile {
   readonly fd: number;
-  /** Its name; `undefined` when it has none. */
+  /** Its name; `undefined` if it was unlinked. */
   readonly path: string | undefined;
   readonly dirty: boolean;
 }
 
-/** One file for the whole list: page `index` is at `index` pages into it. Pages go back by punching holes. */
+/** One file for the whole list: page `index` is at offset `index` pages. Pages are freed by punching holes. */
 class SingleFile implements Store {
   readonly #memory: MemoryPort;
   readonly #files: FilesPort;
@@ -312,8 +319,8 @@ class SingleFile implements Store {
   #file: OpenFile | undefined;
 
   /**
-   * @param open makes the file, as long as the whole list
-   * @param keep does the file stay when it is closed with pages in it?
+   * @param open creates the file, with the length of the whole list
+   * @param keep does the file stay if it is closed with pages in it?
    */
   constructor(platform: Platform, pageSize: number, open: () => OpenFile, keep: boolean) {
     this.#memory = platform.memory;
@@ -343,7 +350,7 @@ class SingleFile implements Store {
     const start = index * this.#pageSize;
     const length = pages * this.#pageSize;
     const piece = async (offset: number, bytes: number): Promise<void> => {
-      // What can not be dropped now is dropped with all of it, or that fails.
+      // Pages that can not be dropped now are dropped with the rest, or that fails.
       if (fd !== undefined) await this.#files.punchAsync(fd, start + offset, bytes).catch(() => undefined);
     };
     return dropStep(length, this.#pageSize, piece);
@@ -355,7 +362,7 @@ class SingleFile implements Store {
     if (file === undefined) return;
     const length = pages * this.#pageSize;
     const offset = index * this.#pageSize;
-    // What can fail without harm comes first: without its name the file works on.
+    // Unlinking comes first: if a later step fails, the file still works without its name.
     if (last) this.#removeName();
     leave(this.#memory, va, length, retire);
     try {
@@ -390,10 +397,10 @@ class SingleFile implements Store {
   }
 }
 
-/** So many files are made before others may go on. */
+/** Files that are created in one step, before the event loop runs. */
 const PAGES_A_STEP = 8;
 
-/** One file for each page. A page goes back with its file. */
+/** One file for each page. A page is freed with its file. */
 class FilePerPage implements Store {
   readonly #memory: MemoryPort;
   readonly #files: FilesPort;
@@ -403,8 +410,8 @@ class FilePerPage implements Store {
   readonly #pages = new Map<number, OpenFile>();
 
   /**
-   * @param open makes the file of a page
-   * @param keep do files stay when they are closed with pages in them?
+   * @param open creates the file of a page
+   * @param keep do files stay if they are closed with pages in them?
    */
   constructor(platform: Platform, pageSize: number, open: (index: number) => OpenFile, keep: boolean) {
     this.#memory = platform.memory;
@@ -430,7 +437,7 @@ class FilePerPage implements Store {
       }
     } catch (error) {
       const undo: unknown[] = [];
-      // The last may have a file, and not be mapped.
+      // The last page may have a file without being mapped.
       for (let i = Math.min(runs.length, pages - 1); i >= 0; i--) {
         if (i % PAGES_A_STEP === 0) yield goingOn;
         const decommit = (): void => this.#memory.decommit((va + i * length) as Va, length);
@@ -444,7 +451,7 @@ class FilePerPage implements Store {
 
   *drop(va: Va, pages: number, index: number, { retire }: DropOptions): Steps<LongStep, void> {
     const pause = pauseStep();
-    // What can fail without harm comes first: without their names the files work on.
+    // Unlinking comes first: if a later step fails, the files still work without their names.
     for (let i = index; i < index + pages; i++) {
       if (i % PAGES_A_STEP === 0) yield pause;
       this.#removeName(i);

@@ -1,10 +1,10 @@
 /**
- * A list of pages that the library owns: addresses reserved up front without any memory, and memory that comes and goes
- * inside them. DPDK calls it a memseg list; a page is its memseg.
+ * A list of pages that the library owns: addresses that were reserved at the start without memory, and pages that come
+ * and go inside them. DPDK calls it a memseg list; a page is its memseg.
  *
- * Pages come and go in *extents*: neighbouring pages that were taken together. An extent is the unit of everything that
- * costs a call: it is mapped for devices as a whole, and goes back as a whole, so that a mapping is never coarser than what
- * can be freed by itself. Only what an extent covers is in the area index; the rest of the reservation is no memory.
+ * Pages come and go in *extents*: adjacent pages that were taken together. Each operation that costs a system call
+ * handles a whole extent: it is mapped for devices as a whole and freed as a whole, so a mapping never covers more than
+ * can be freed at once. The area index has only extents; the rest of the reservation is not memory.
  */
 import { DmaError, invalid, throwFirst, undoAll, withUndo } from '../../errors.js';
 import { pauseStep, type LongStep } from '../../long-work.js';
@@ -18,60 +18,60 @@ import { BlockAllocator } from '../heap/block-allocator.js';
 import type { PageSource } from './page-source.js';
 import { HandedOut, retired } from '../retired.js';
 
-/** Lists begin at multiples of this, so that what is aligned in memory is in the files behind it too. bytes */
+/** Lists begin at multiples of this, in bytes, so that memory and the files behind it have the same alignment. */
 const LIST_ALIGNMENT = 2 * MiB;
 
-/** Pages that were taken together, and go back together. */
+/** Pages that were taken together and are freed together. */
 export interface Extent {
   readonly list: SegmentList;
   readonly range: Range<Va>;
-  /** The areas that cover it: one, or one a page where each page has a file of its own. */
+  /** The areas that cover it: one, or one per page if each page has a file of its own. */
   readonly areas: readonly Area[];
-  /** What reaches it by views. */
+  /** What can reach it through views. */
   readonly handedOut: HandedOut;
   /** May it hold what an earlier process left? Otherwise it was all zeros when it was taken. */
   readonly dirty: boolean;
 }
 
-/** What a list is made of. */
+/** What a list needs. */
 export interface SegmentListOptions {
   readonly platform: Platform;
   readonly areas: AreaIndex;
-  /** Where its pages come from; the list's, which closes it. */
+  /** The source of its pages. The list owns it and closes it. */
   readonly source: PageSource;
-  /** How many pages it can have: addresses are reserved for them. */
+  /** The most pages it can have; addresses are reserved for all of them. */
   readonly pages: number;
-  /** Do devices use physical addresses? Then each page's is read when it is taken, and locked in place. */
+  /** Do devices use physical addresses? Then each page is locked in place when it is taken, and its address is read. */
   readonly physical: boolean;
-  /** Has every device to use the same IOVAs for it? See `Area.sameIova`. */
+  /** Must every device use the same IOVAs for it? See `Area.sameIova`. */
   readonly sameIova: boolean;
 }
 
-/** Of so many pages the physical addresses are read before others may go on: each takes some microseconds. */
+/** Pages whose physical addresses are read in one step: each takes some microseconds. */
 const FRAMES_A_STEP = 128;
 
-/** See the head of the file. */
+/** The pages of one size on one node, in one reservation of addresses. */
 export class SegmentList {
   readonly source: PageSource;
-  /** The addresses it has reserved. */
+  /** The reserved addresses. */
   readonly reserved: Range<Va>;
   readonly #platform: Platform;
   readonly #index: AreaIndex;
   readonly #physical: boolean;
   readonly #sameIova: boolean;
-  /** Which of the reserved addresses have pages. */
+  /** Which of the reserved addresses are free. */
   readonly #room = new BlockAllocator();
   readonly #extents = new Map<number, Extent>();
-  /** Addresses whose memory went back, and that something still reaches. */
+  /** Addresses whose memory was freed while something can still reach them. */
   readonly #retired = new Set<Range<Va>>();
   #retiredBytes = 0;
-  /** How many areas a process that was lost may still write to: their descriptor gave it the whole file. */
+  /** Number of areas that a lost process may still write to. It has the descriptor, and so the whole file. */
   #lingering = 0;
   #closed = false;
-  /** When closed: addresses that have to be given back. */
+  /** Once closed: addresses that are still to be given back. */
   #left: readonly Range<Va>[] | undefined;
 
-  /** @throws DmaError ENOMEM when so many addresses can not be reserved */
+  /** @throws DmaError ENOMEM if so many addresses can not be reserved */
   constructor(options: SegmentListOptions) {
     const { platform, source, pages } = options;
     this.#platform = platform;
@@ -80,7 +80,7 @@ export class SegmentList {
     this.#sameIova = options.sameIova;
     this.source = source;
     const length = pages * source.pageSize;
-    // VAs that are to be IOVAs are such that IOMMUs of few address bits have them too.
+    // VAs that must be IOVAs are chosen low enough for IOMMUs with few address bits.
     const low = options.sameIova && !options.physical;
     this.reserved = new Range(
       platform.memory.reserve(length, Math.max(source.pageSize, LIST_ALIGNMENT), low),
@@ -90,29 +90,28 @@ export class SegmentList {
     this.#room.addRange(this.reserved.start, length);
   }
 
-  /** Pages that it has now. */
+  /** Pages that are taken now. */
   get pages(): number {
     return (this.#room.allocatedBytes - this.#retiredBytes) / this.source.pageSize;
   }
 
-  /** What it has now, in the order it was taken. */
+  /** The extents, in the order they were taken. */
   get extents(): Iterable<Extent> {
     return this.#extents.values();
   }
 
   /**
-   * Takes `pages` neighbouring pages: they are there, on the right node, and in the area index.
+   * Takes `pages` adjacent pages: they are present, on the right node, and in the area index.
    *
-   * @param alignment the first is at a multiple of so many bytes, a power of two. Default: the page size
-   * @returns `undefined` when the reservation has no room for so many in one piece, and while a process that was lost may write to
-   *   its file
-   * @throws DmaError ENOMEM when the machine does not have so many; EPERM when physical addresses are wanted and not shown
+   * @param alignment the first page is at a multiple of this, in bytes, a power of two. Default: the page size
+   * @returns `undefined` if the reservation has no gap of that size, and while a lost process may write to its file
+   * @throws DmaError ENOMEM if the machine does not have so many; EPERM if physical addresses are needed but hidden
    */
   take(pages: number, alignment?: number): Extent | undefined {
     return runSteps(this.taking(pages, alignment), (step) => step.now());
   }
 
-  /** {@link take}, step by step. */
+  /** {@link take} in steps. */
   *taking(pages: number, alignment?: number): Steps<LongStep, Extent | undefined> {
     if (this.#lingering > 0) return undefined;
     const { pageSize } = this.source;
@@ -146,16 +145,16 @@ export class SegmentList {
   }
 
   /**
-   * Gives an extent back to the system. No view of it may be left, and no device may have it mapped. Its addresses are used
-   * again when nothing reaches them any more.
+   * Frees an extent. It must not have views, and no device may have it mapped. Its addresses are reused once nothing
+   * reaches them.
    *
-   * @throws DmaError EBUSY while a device has it mapped; EINVAL for an extent that is not (any more) of this list
+   * @throws DmaError EBUSY while a device has it mapped; EINVAL for an extent that is not in this list
    */
   giveBack(extent: Extent): void {
     runSteps(this.givingBack(extent), (step) => step.now());
   }
 
-  /** {@link giveBack}, step by step. */
+  /** {@link giveBack} in steps. */
   *givingBack(extent: Extent): Steps<LongStep, void> {
     const { range, areas } = extent;
     if (this.#extents.get(range.start) !== extent) throw invalid('giveBack', 'no such extent', { range });
@@ -165,7 +164,7 @@ export class SegmentList {
     const reachable = !extent.handedOut.unreachable;
     if (reachable && !extent.handedOut.escaped) retired.mustHaveRoom(range.start, range.length, 'giveBack');
     const pages = range.length / this.source.pageSize;
-    // Nobody can begin to use it meanwhile.
+    // Nobody can start to use it meanwhile.
     for (const area of areas) this.#index.remove(area);
     try {
       yield* this.source.givingBack(range.start, pages, this.#pageIndex(range.start), reachable);
@@ -180,15 +179,15 @@ export class SegmentList {
   }
 
   /**
-   * Gives everything back, and the addresses too, as soon as nothing reaches them.
+   * Frees all pages, and the addresses once nothing reaches them.
    *
-   * @throws the first error, once all was tried; it can be tried again
+   * @throws the first error, after everything was tried; a later call tries again
    */
   close(): void {
     runSteps(this.closing(), (step) => step.now());
   }
 
-  /** {@link close}, step by step. */
+  /** {@link close} in steps. */
   *closing(): Steps<LongStep, void> {
     const { memory } = this.#platform;
     const errors: unknown[] = [];
@@ -236,12 +235,12 @@ export class SegmentList {
     const iovas = this.#physical ? yield* this.#frames(range, pause) : undefined;
     const sameIova = this.#sameIova;
     const area = new Area({ range, pageSize, owner: 'owned', label, node, backing, iovas, sameIova }, 'take');
-    // What is given back before that process has ended is not waited for, so that the file then is never used again.
+    // A lost process is not waited for if the memory is freed first: the file is never used again then.
     area.onLingerInList = (by) => void (this.#lingering += by);
     return area;
   }
 
-  /** Locks the pages in place, and reads where they are. */
+  /** Locks the pages in place, and reads their physical addresses. */
   *#frames(range: Range<Va>, pause: LongStep): Steps<LongStep, Float64Array> {
     const { memory } = this.#platform;
     const { pageSize } = this.source;
@@ -267,7 +266,7 @@ export class SegmentList {
   }
 }
 
-/** What is left of a range without some others inside of it. */
+/** The parts of a range that none of the others covers. */
 function without(whole: Range<Va>, others: Iterable<Range<Va>>): Range<Va>[] {
   const rest: Range<Va>[] = [];
   let at: Va = whole.start;
