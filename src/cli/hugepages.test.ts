@@ -223,7 +223,11 @@ describe('anydma hugepages on a made-up machine', { skip }, () => {
   test('refuses what can not be before it changes anything', (t) => {
     const machine = new Machine(t, TWO_NODES);
     machine.mount('nodev /dev/hugepages hugetlbfs rw,pagesize=2M 0 0');
-    throws('EINVAL', () => machine.run({ setup: 3 * MiB }), /3 MiB is no multiple.* 2 MiB \(hint: 2 MiB or 4 MiB is\)/);
+    throws(
+      'EINVAL',
+      () => machine.run({ setup: 3 * MiB }),
+      /3 MiB is not a multiple.* 2 MiB \(hint: 2 MiB or 4 MiB is\)/,
+    );
     throws('EINVAL', () => machine.run({ setup: MiB }), /hint: 2 MiB is\)/);
     throws('EINVAL', () => machine.run({ clear: true, unmount: true, pagesize: 16 * MiB }), /2 MiB, 1 GiB/);
     throws('EINVAL', () => machine.run({ setup: GiB, node: 2 }), /nodes are: 0, 1/);

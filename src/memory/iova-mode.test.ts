@@ -20,7 +20,7 @@ describe('the decision on the IOVA mode', () => {
       why: /bus1 wants va and bus0 wants pa/,
     },
     { rule: '1.2.3 forced', given: { votes: votes('pa'), forced: 'va' }, mode: 'va', why: /asked for it/ },
-    { rule: '1.2.3 no physical addresses', given: { physicalAddresses: false }, mode: 'va', why: /can not be had/ },
+    { rule: '1.2.3 no physical addresses', given: { physicalAddresses: false }, mode: 'va', why: /are not available/ },
     { rule: '1.2.3 an IOMMU', given: { iommu: true }, mode: 'va', why: /IOMMU groups/ },
     { rule: '1.2.3 neither', given: {}, mode: 'pa', why: /no IOMMU/ },
     { rule: '1.2.1 an IOMMU, and pa wanted', given: { iommu: true, votes: votes('pa') }, mode: 'pa', why: /bus0/ },

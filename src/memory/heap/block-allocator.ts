@@ -1,14 +1,13 @@
 /**
- * Hands out blocks of the address ranges that it was given. It knows addresses only: no pages, no devices, and not the
- * memory itself, into which nothing is ever written; what a program or a device writes outside of its block can not
- * harm the allocator.
+ * Allocates blocks from address ranges. It knows only addresses: no pages, no devices, and not the memory itself, to
+ * which it never writes. So a program or device that writes outside of its block can not damage the allocator.
  *
- * Every byte that was given is in one *block*, free or allocated. Blocks are rows of typed arrays, which
- * {@link StartIndex} chains in address order and finds by a start and by an address inside. Free blocks are also in lists by size
- * class, 32 classes between one power of two and the next (Masmano et al., "TLSF: a new dynamic memory allocator for
- * real-time systems", 2004), with a bit for each list that is not empty. So an allocation takes a block of nearly the
- * right size in constant time; it looks at all blocks that are large enough only when none of those suits, so that it
- * fails only when there is no room. What it has looked at in vain it remembers ({@link Examined}), and does not look at again.
+ * Every byte is in one *block*, free or allocated. Blocks are rows of typed arrays; {@link StartIndex} links them in
+ * address order and finds them by address. Free blocks are also in lists by size class, 32 classes between one power of
+ * two and the next (Masmano et al., "TLSF: a new dynamic memory allocator for real-time systems", 2004), with a bit for
+ * each list that is not empty. So an allocation takes a block of nearly the right size in constant time. It examines
+ * all blocks that are large enough only if none of those suits, so that it fails only if there is no room. {@link
+ * Examined} remembers blocks that did not suit, so that they are not examined again.
  */
 import { DmaError, invalid } from '../../errors.js';
 import { Range } from '../../ranges.js';
@@ -17,28 +16,28 @@ import { Examined, type RunOf, type Wanted } from './examined.js';
 import { LargestFirst } from './largest-first.js';
 import { grown, LINE, StartIndex } from './start-index.js';
 
-/** How many classes lie between one power of two of lines and the next. */
+/** Number of classes between one power of two of lines and the next. */
 const STEPS = 32;
 /** Classes of every size up to 2^53 bytes: one for each size below {@link STEPS} lines, then STEPS for each doubling. */
 const CLASSES = 64 + STEPS * 41;
 /**
- * So many blocks near the right size are tried before one is taken that is surely large enough. More finds a tighter fit
- * among blocks that alignment makes unsuitable, at the price of the time for looking at them.
+ * Number of blocks near the right size that are tried before one that is certainly large enough. More find a tighter
+ * fit among blocks that alignment makes unsuitable, but take more time.
  */
 const PATIENCE = 8;
-/** The largest of so many blocks is found by looking at each; of more it is kept in order from then on. */
+/** Up to this many blocks are examined one by one to find the largest; more are then kept in order. */
 const FEW = 64;
 
-// The state of a block. In the low bits of an allocated one: how many bytes less than it has were asked for.
+// The state of a block. Low bits of an allocated block: its length minus the requested length.
 const SLACK = LINE - 1;
 const ALLOCATED = LINE;
-/** It does not merge with what is before it. */
+/** It does not merge with the block before it. */
 const APART = 2 * LINE;
 
-/** Rows that there is room for at first. */
+/** Initial number of rows. */
 const FIRST_ROWS = 64;
 
-/** A block as a dump shows it. */
+/** A block, as dumps show it. */
 export interface BlockInfo {
   readonly start: number;
   /** bytes */
@@ -47,31 +46,31 @@ export interface BlockInfo {
 }
 
 /**
- * An allocator over address ranges. Blocks begin at multiples of 64 and have lengths that are multiples of 64.
+ * An allocator over address ranges. Blocks begin at multiples of 64, and their lengths are multiples of 64.
  *
- * All sizes are bytes, all addresses integers in [0, 2^53). The hot calls ({@link allocate}, {@link free}, {@link resize},
- * the look-ups) never throw and make no garbage: what can not be done gives -1 or false and changes nothing.
+ * All sizes are bytes; addresses are integers in [0, 2^53). The hot calls ({@link allocate}, {@link free}, {@link
+ * resize}, look-ups) never throw and make no garbage: on failure they return -1 or false and change nothing.
  */
 export class BlockAllocator {
-  /** Where each row begins, and its neighbours in address order. Rows that no block has are chained by `after`. */
+  /** Where each row begins, and its neighbours in address order. Unused rows are linked by `after`. */
   readonly #index = new StartIndex(FIRST_ROWS);
   #sizes = new Float64Array(FIRST_ROWS);
   #states = new Uint8Array(FIRST_ROWS);
   /** The neighbours of a free block in the list of its class. */
   #newer = new Int32Array(FIRST_ROWS);
   #older = new Int32Array(FIRST_ROWS);
-  /** The first row of the chain of unused rows, -1 when it is empty; rows from `#rows` on were never used. */
+  /** The first of the linked unused rows, -1 if there is none; rows from `#rows` were never used. */
   #unused = -1;
   #rows = 0;
 
-  /** The newest and the oldest free block of each class, -1 when it has none. */
+  /** The newest and the oldest free block of each class; -1 if it has none. */
   readonly #heads = new Int32Array(CLASSES).fill(-1);
   readonly #tails = new Int32Array(CLASSES).fill(-1);
-  /** What was looked at in vain; absent until a search was long. */
+  /** Free blocks that were examined and did not suit; absent until a search was long. */
   #examined: Examined | undefined;
-  /** Blocks of a class in the order of their sizes, where the largest one was asked for. */
+  /** Blocks of a class by size, for classes whose largest block was asked for. */
   readonly #ordered = new Map<number, LargestFirst>();
-  /** A bit for each class that has a free block, and a bit for each word of these that is not 0. */
+  /** A bit for each class that has a free block, and a bit for each word of them that is not 0. */
   readonly #classBits = new Int32Array(CLASSES / 32);
   readonly #wordBits = new Int32Array(Math.ceil(CLASSES / 1024));
 
@@ -79,9 +78,9 @@ export class BlockAllocator {
   #free = 0;
   #freeBlocks = 0;
   #allocatedBlocks = 0;
-  /** Bytes of the largest free block, -1 when that has to be found out. */
+  /** Bytes of the largest free block; -1 if unknown. */
   #greatest = 0;
-  /** Where in the block that `#find` found. */
+  /** The address in the block that `#find` found. */
   #place = 0;
   #taken = -1;
 
@@ -95,17 +94,17 @@ export class BlockAllocator {
     return this.#free;
   }
 
-  /** Bytes in allocated blocks, the rounding to 64 included. */
+  /** Bytes in allocated blocks, including rounding to 64. */
   get allocatedBytes(): number {
     return this.#total - this.#free;
   }
 
-  /** How many blocks are allocated. */
+  /** Number of allocated blocks. */
   get allocatedBlocks(): number {
     return this.#allocatedBlocks;
   }
 
-  /** How many pieces the free memory is in. */
+  /** Number of pieces of free memory. */
   get freeBlocks(): number {
     return this.#freeBlocks;
   }
@@ -120,11 +119,11 @@ export class BlockAllocator {
   }
 
   /**
-   * Adds free memory. It never merges with what is beside it: a block is inside of what was added at once (DPDK: memory of two
+   * Adds free memory. It never merges with adjacent memory: a block is inside one added range (DPDK: memory of two
    * memseg lists never merges).
    *
    * @param start a multiple of 64 @param length bytes, a multiple of 64
-   * @throws DmaError EINVAL for impossible ranges, EEXIST when some of it was added already
+   * @throws DmaError EINVAL for an impossible range; EEXIST if some of it was added already
    */
   addRange(start: number, length: number): void {
     const { end } = checkedRange('addRange', start, length);
@@ -148,10 +147,10 @@ export class BlockAllocator {
   }
 
   /**
-   * Takes free memory away. A free block that reaches beyond the range is cut.
+   * Removes free memory. A free block that extends beyond the range is cut.
    *
-   * @returns false, and nothing changes, unless all of the range is free memory
-   * @throws DmaError EINVAL for impossible ranges
+   * @returns false, and nothing changes, unless the whole range is free memory
+   * @throws DmaError EINVAL for an impossible range
    */
   removeRange(start: number, length: number): boolean {
     const { end } = checkedRange('removeRange', start, length);
@@ -186,12 +185,12 @@ export class BlockAllocator {
    *
    * @param size bytes; rounded up to a multiple of 64
    * @param alignment of the start: a power of two; less than 64 (0 included) means 64
-   * @param boundary the block does not reach over a multiple of this power of two; 0 for none
+   * @param boundary the block does not cross a multiple of this power of two; 0 for none
    * @param runOf the block lies within one run
-   * @returns the start of the block, -1 when there is no room or the arguments are impossible
+   * @returns the start of the block; -1 if there is no room or the arguments are impossible
    */
   allocate(size: number, alignment = LINE, boundary = 0, runOf?: RunOf): number {
-    // So written that NaN is refused, and no sum of what remains can pass 2^53 unnoticed.
+    // Written so that NaN is refused, and no later sum exceeds 2^53 unnoticed.
     if (!(size > 0 && size <= this.#free)) return -1;
     const length = upToLine(size);
     if (alignment !== LINE || boundary !== 0) {
@@ -209,7 +208,7 @@ export class BlockAllocator {
    * Allocates the block at `start`.
    *
    * @param start a multiple of 64 @param size bytes; rounded up to a multiple of 64
-   * @returns false when that memory is not all free, or was not added at once
+   * @returns false unless that memory is all free, and inside one added range
    */
   allocateAt(start: number, size: number): boolean {
     if (!(size > 0 && size <= this.#free) || start % LINE !== 0) return false;
@@ -221,10 +220,7 @@ export class BlockAllocator {
     return true;
   }
 
-  /**
-   * Allocates the largest block that there is room for; {@link sizeOf} tells how large that is. Arguments and result are
-   * those of {@link allocate}.
-   */
+  /** Allocates the largest possible block; {@link sizeOf} tells its size. Arguments and result as {@link allocate}. */
   allocateLargest(alignment = LINE, boundary = 0, runOf?: RunOf): number {
     if (!isGranule(alignment) || !isGranule(boundary) || (boundary !== 0 && boundary < LINE)) return -1;
     if (alignment < LINE) alignment = LINE;
@@ -264,9 +260,9 @@ export class BlockAllocator {
   }
 
   /**
-   * Frees the block that starts at `start`, and merges it with the free memory beside it.
+   * Frees the block that starts at `start`, and merges it with adjacent free memory.
    *
-   * @returns bytes freed; -1, and nothing changes, when no allocated block starts there (a second free, a wild address)
+   * @returns bytes freed; -1, and nothing changes, if no allocated block starts there (a double free, a wild address)
    */
   free(start: number): number {
     const block = this.#allocatedAt(start);
@@ -279,7 +275,8 @@ export class BlockAllocator {
   /**
    * As {@link free}, for the number of an allocated block.
    *
-   * @returns the number of the free block that it is in then, for {@link startOf} and {@link bytesOf} until the next change
+   * @returns the number of the free block that then contains it, for {@link startOf} and {@link bytesOf} until the next
+   *   change
    */
   freeNumber(number: number): number {
     this.#free += this.#sizes[number];
@@ -288,11 +285,11 @@ export class BlockAllocator {
   }
 
   /**
-   * Makes the block at `start` shorter, or longer when the memory behind it is free and was added with it. The boundary
-   * and the runs that it was allocated with are not looked at: who wants them kept asks first.
+   * Resizes the block at `start`: shorter, or longer if the memory after it is free and of the same added range. Does
+   * not check the boundary and the runs of the allocation: callers that need them check before.
    *
    * @param size bytes; rounded up to a multiple of 64
-   * @returns false, and nothing changes, when no allocated block starts there or it can not grow in place
+   * @returns false, and nothing changes, if no allocated block starts there or it can not grow in place
    */
   resize(start: number, size: number): boolean {
     const block = this.#allocatedAt(start);
@@ -321,15 +318,15 @@ export class BlockAllocator {
     return true;
   }
 
-  /** Bytes of the allocated block that starts at `start`, at least what was asked for; -1 when there is none. */
+  /** Bytes of the allocated block that starts at `start`, at least what was requested; -1 if there is none. */
   sizeOf(start: number): number {
     const block = this.#allocatedAt(start);
     return block < 0 ? -1 : this.#sizes[block];
   }
 
   /**
-   * A number of the allocated block that starts at `start`, for tables beside the allocator: small, and the block's alone
-   * until it is freed, also when it is resized. -1 when there is none.
+   * A number for the allocated block that starts at `start`, to index tables of the caller: small, and unique until the
+   * block is freed, even if it is resized. -1 if there is none.
    */
   numberOf(start: number): number {
     return this.#allocatedAt(start);
@@ -340,47 +337,50 @@ export class BlockAllocator {
     return this.#taken;
   }
 
-  /** The number of the allocated block that holds `address`; -1 when there is none. */
+  /** The number of the allocated block that contains `address`; -1 if there is none. */
   numberAt(address: number): number {
     return this.#around(address, ALLOCATED);
   }
 
-  /** Where the block of a number begins. */
+  /** The start of the block with this number. */
   startOf(number: number): number {
     return this.#index.starts[number];
   }
 
-  /** Bytes of the block of a number. */
+  /** Bytes of the block with this number. */
   bytesOf(number: number): number {
     return this.#sizes[number];
   }
 
-  /** Bytes that were asked for, when the block of a number was allocated or resized. */
+  /** Bytes that were requested when the block was allocated or resized. */
   lengthOf(number: number): number {
     return this.#sizes[number] - (this.#states[number] & SLACK);
   }
 
-  /** The start of the allocated block that holds `address`; -1 when there is none. */
+  /** The start of the allocated block that contains `address`; -1 if there is none. */
   blockAt(address: number): number {
     const block = this.#around(address, ALLOCATED);
     return block < 0 ? -1 : this.#index.starts[block];
   }
 
-  /** The start of the free block that holds `address`: as much as is free around it, of what was added at once. -1 when there is none. */
+  /**
+   * The start of the free block that contains `address`: all adjacent free memory of one added range. -1 if there is
+   * none.
+   */
   freeAt(address: number): number {
     const block = this.#around(address, 0);
     return block < 0 ? -1 : this.#index.starts[block];
   }
 
-  /** Bytes of the free block that starts at `start`; -1 when there is none. */
+  /** Bytes of the free block that starts at `start`; -1 if there is none. */
   freeSizeOf(start: number): number {
     const block = this.#index.get(start);
     return block < 0 || !this.#isFree(block) ? -1 : this.#sizes[block];
   }
 
   /**
-   * All blocks in address order, or those that have a byte in [from, to). The allocator may be changed meanwhile: the next one is
-   * that behind the last one's start.
+   * All blocks in address order, or those with a byte in [from, to). The allocator may be changed meanwhile: iteration
+   * continues after the start of the last block.
    */
   *blocks(from = 0, to = Infinity): IterableIterator<BlockInfo> {
     const index = this.#index;
@@ -404,16 +404,16 @@ export class BlockAllocator {
     return block >= 0 && !this.#isFree(block) ? block : -1;
   }
 
-  /** The block that holds `address` and is in that state ({@link ALLOCATED} or 0); -1 when there is none. */
+  /** The block that contains `address` and is in that state ({@link ALLOCATED} or 0); -1 if there is none. */
   #around(address: number, state: number): number {
     const block = this.#index.floor(address);
     if (block < 0 || (this.#states[block] & ALLOCATED) !== state) return -1;
     return address < this.#index.starts[block] + this.#sizes[block] ? block : -1;
   }
 
-  /** A free block with room for `length` bytes, which is at `#place`; -1 when there is none. */
+  /** A free block with room for `length` bytes at `#place`; -1 if there is none. */
   #find(length: number, alignment: number, boundary: number, runOf: RunOf | undefined): number {
-    // Classes from this one on have room whatever the start of the block is.
+    // Blocks of this class and larger ones have room, wherever they start.
     const sure =
       boundary === 0 && runOf === undefined ? classOf((length + alignment - LINE) / LINE - 1) + 1 : Number.MAX_VALUE;
     let tried = 0;
@@ -448,7 +448,9 @@ export class BlockAllocator {
     return -1;
   }
 
-  /** Notes that the blocks of a class before `found` (-1: all) are unsuitable: they become older than those not looked at. */
+  /**
+   * Notes that the blocks of a class before `found` (-1: all) are unsuitable: moves them to the older end of its list.
+   */
   #passOver(sizes: number, found: number, wanted: Wanted): void {
     const examined = (this.#examined ??= new Examined(CLASSES));
     if (!examined.covers(sizes, wanted)) examined.begin(sizes, wanted);
@@ -468,7 +470,7 @@ export class BlockAllocator {
     examined.from[sizes] = first;
   }
 
-  /** The lowest place for `length` bytes in a block; -1 when it has none. */
+  /** The lowest address for `length` bytes in a block; -1 if there is none. */
   #placeIn(block: number, length: number, alignment: number, boundary: number, runOf: RunOf | undefined): number {
     const start = this.#index.starts[block];
     const last = start + this.#sizes[block] - length;
@@ -489,7 +491,7 @@ export class BlockAllocator {
     return -1;
   }
 
-  /** Allocates [at, at + length) of a free block; what is left before and behind becomes free blocks. */
+  /** Allocates [at, at + length) of a free block; the rest before and after becomes free blocks. */
   #take(block: number, at: number, length: number, slack: number): void {
     this.#makeRoom();
     const lead = at - this.#index.starts[block];
@@ -514,7 +516,7 @@ export class BlockAllocator {
     this.#states[block] = (this.#states[block] & APART) | ALLOCATED | slack;
   }
 
-  /** Lists a block that is in no list, after merging it with its free neighbours. @returns the block that it is in then */
+  /** Adds a block to a list, after merging it with its free neighbours. @returns the block that then contains it */
   #release(block: number): number {
     const { before, after } = this.#index;
     const next = after[block];
@@ -534,13 +536,15 @@ export class BlockAllocator {
     return block;
   }
 
-  /** Does the second block begin where the first ends, and was it added with it? */
+  /** Does the second block begin where the first ends, in the same added range? */
   #areJoined(block: number, next: number): boolean {
     const { starts } = this.#index;
     return (this.#states[next] & APART) === 0 && starts[block] + this.#sizes[block] === starts[next];
   }
 
-  /** A new block, in no list, behind block `previous` in address order (-1: before all). There has to be room for a row. */
+  /**
+   * A new block, in no list, after block `previous` in address order (-1: as the first). There must be room for a row.
+   */
   #insert(previous: number, start: number, size: number): number {
     let block = this.#unused;
     if (block >= 0) this.#unused = this.#index.after[block];
@@ -551,7 +555,7 @@ export class BlockAllocator {
     return block;
   }
 
-  /** Forgets a block that is in no list. */
+  /** Removes a block that is in no list. */
   #drop(block: number): void {
     this.#index.remove(block);
     this.#sizes[block] = 0;
@@ -559,7 +563,7 @@ export class BlockAllocator {
     this.#unused = block;
   }
 
-  /** Makes a block free and the newest of its class. */
+  /** Makes a block free, and the newest of its class. */
   #list(block: number): void {
     const size = this.#sizes[block];
     const sizes = classOf(size / LINE);
@@ -577,11 +581,11 @@ export class BlockAllocator {
     }
     this.#freeBlocks++;
     if (this.#greatest >= 0 && size > this.#greatest) this.#greatest = size;
-    // Most of what a full one has is gone: it is made anew when it is asked for.
+    // Most entries of a full one are stale: it is made again on demand.
     if (this.#ordered.size > 0 && this.#ordered.get(sizes)?.add(block, size) === false) this.#ordered.delete(sizes);
   }
 
-  /** Takes a free block out of the list of its class. */
+  /** Removes a free block from the list of its class. */
   #unlist(block: number): void {
     const size = this.#sizes[block];
     const newer = this.#newer[block];
@@ -607,7 +611,7 @@ export class BlockAllocator {
     if (size === this.#greatest) this.#greatest = -1;
   }
 
-  /** The first class from `sizes` on that has a block; -1 when there is none. */
+  /** The first class from `sizes` that has a block; -1 if there is none. */
   #nextClass(sizes: number): number {
     if (sizes >= CLASSES) return -1;
     let word = sizes >>> 5;
@@ -624,7 +628,7 @@ export class BlockAllocator {
     return word * 32 + lowestBit(this.#classBits[word]);
   }
 
-  /** The last class below `sizes` that has a block; -1 when there is none. */
+  /** The last class below `sizes` that has a block; -1 if there is none. */
   #lastClass(sizes: number): number {
     while (--sizes >= 0) {
       const bits = this.#classBits[sizes >>> 5] & (-1 >>> (31 - (sizes & 31)));
@@ -634,7 +638,7 @@ export class BlockAllocator {
     return -1;
   }
 
-  /** A free block than which none is larger; -1 when there is none. */
+  /** A largest free block; -1 if nothing is free. */
   #largest(): number {
     const sizes = this.#lastClass(CLASSES);
     if (sizes < 0) return -1;
@@ -655,7 +659,7 @@ export class BlockAllocator {
 
   readonly #isCurrent = (block: number, size: number): boolean => this.#isFree(block) && this.#sizes[block] === size;
 
-  /** Room for the two rows that one operation may need. */
+  /** Makes room for the two rows that one operation may need. */
   #makeRoom(): void {
     if (this.#rows + 2 <= this.#sizes.length) return;
     const capacity = this.#sizes.length * 2;
@@ -667,7 +671,10 @@ export class BlockAllocator {
   }
 }
 
-/** The class of a block of `lines` lines: the number itself below 32, then its leading 6 bits under its power of two. */
+/**
+ * The class of a block of `lines` lines: the number itself below 32, above that its leading 6 bits below its power of
+ * two.
+ */
 function classOf(lines: number): number {
   if (lines < STEPS) return lines;
   if (lines < 2 ** 31) {

@@ -1,9 +1,9 @@
 /**
- * A heap: blocks of memory, handed out and taken back. What is free and what is not is known outside of the memory, so
- * that nothing is written into it but what the program and its devices write.
+ * A heap: allocates and frees blocks of memory. Its bookkeeping is outside of the memory: only the program and its
+ * devices write into blocks.
  *
- * Every piece of memory that a heap was given is a region of its own: a block is always inside one, so that a piece can be
- * taken away once nothing in it is used, and a block is one range for a device wherever the piece is.
+ * Each piece of memory in a heap is a separate region. A block never crosses regions. So an unused piece can be
+ * removed, and each block is one range for a device.
  */
 import { ended, mustBe, mustBeString, optionsOf, rest, type Shape, stopped, typeHint } from '../../check.js';
 import { DmaError, invalid, isDmaError, undoAll } from '../../errors.js';
@@ -24,36 +24,38 @@ import type { HandedOut } from '../retired.js';
 import { checkPart, Views } from '../views.js';
 import { shortForm } from '../../short-form.js';
 
-/** Memory that a heap serves from. */
+/** Memory that a heap allocates from. */
 export interface HeapMemory {
   readonly range: Range<Va>;
-  /** bytes */
+  /** page size in bytes */
   readonly pageSize: number;
-  /** What covers the range, without holes. */
+  /** The areas that cover the range, without gaps. */
   readonly areas: readonly Area[];
-  /** @internal What reaches it; the views of blocks count. */
+  /** @internal What can reach it through views, including views of blocks. */
   readonly handedOut: HandedOut;
-  /** The bytes at [va, va + length), which are inside. They do not leave the library. */
+  /** The bytes at [va, va + length), which are inside. For use inside the library. */
   bytes(va: Va, length: number): Uint8Array;
 }
 
-/** What a block has to be like. */
+/** Options of an allocation. */
 export interface MallocOptions {
-  /** Its address is a multiple of this power of two, in bytes. Default (and 0): 64, which is also the least. */
+  /** Its address is a multiple of this power of two, in bytes. Default, and minimum: 64. 0 means 64. */
   readonly align?: number;
-  /** Fill it with zeros? Default false: what is in it then is whatever was there before. */
+  /** Fill it with zeros? Default false: it may hold old data. */
   readonly zero?: boolean;
-  /** Contiguous for every device, whatever addresses it uses? Default false. */
+  /** Contiguous for every device, whatever addresses the device uses? Default false. */
   readonly contiguous?: boolean;
-  /** It does not reach over a multiple of this power of two, in bytes; at least the size. Default 0: it may. */
+  /** It does not cross a multiple of this power of two, in bytes, which is at least its size. Default 0: it may. */
   readonly boundary?: number;
-  /** It is on pages of one of these sizes, in bytes. Default: any. A heap over the user's memory takes it as a wish. */
+  /**
+   * It is on pages of one of these sizes, in bytes. Default: any. A heap over the user's memory treats this as a wish.
+   */
   readonly pageSizes?: readonly number[];
-  /** With `pageSizes`: others will do when there are none of these. Default false. */
+  /** Are other page sizes acceptable if none of `pageSizes` is available? Default false. */
   readonly pageSizeHint?: boolean;
 }
 
-/** What is needed when a heap has no room. */
+/** What is needed if a heap has no room. */
 export interface RoomRequest {
   /** bytes */
   readonly size: number;
@@ -65,27 +67,27 @@ export interface RoomRequest {
   readonly pageSizes: readonly number[] | undefined;
 }
 
-/** The state of a heap. All in bytes, but for the counts. */
+/** The state of a heap; sizes in bytes. */
 export interface HeapStatistics {
   readonly total: number;
   readonly free: number;
-  /** The rounding of blocks to 64 included. */
+  /** Includes rounding of blocks to 64. */
   readonly allocated: number;
-  /** The largest block that there is room for. */
+  /** The largest block that could be allocated. */
   readonly greatestFree: number;
   readonly allocatedBlocks: number;
   /**
-   * Blocks that were freed, but are never handed out again, because a view of them was transferred away and reaches them for
-   * good. They count as allocated.
+   * Blocks that were freed but are never handed out again, because a view of them was transferred: its receiver can
+   * reach them for ever. They count as allocated.
    */
   readonly escapedBlocks: number;
-  /** Bytes of those. */
+  /** Bytes of escaped blocks. */
   readonly escaped: number;
-  /** How many pieces the free memory is in. */
+  /** Number of pieces of free memory. */
   readonly freeBlocks: number;
 }
 
-/** What a heap is made of. */
+/** What a heap needs. */
 export interface HeapOptions {
   readonly name: string;
   readonly id: number;
@@ -94,27 +96,27 @@ export interface HeapOptions {
   readonly areas: AreaIndex;
   readonly iovaMode: () => IovaMode;
   readonly sameIova: boolean;
-  /** Note where each block was made? */
+  /** Note where each block was allocated? */
   readonly origins: boolean;
   /** Can views of parts of memory be made? */
   readonly ownViews: boolean;
   /**
-   * Adds memory until `fits`, which takes what is wanted if there is room for it, says yes; what did not help goes again.
-   * Absent: the heap does not grow by itself. @throws DmaError ENOMEM, with what was tried
+   * Adds memory until `fits` returns true; `fits` allocates if there is room. Memory that did not help is freed again.
+   * Absent: the heap does not grow. @throws DmaError ENOMEM, with what was tried
    */
   readonly grow?: (request: RoomRequest, fits: () => boolean) => void;
-  /** As `grow`, while the event loop goes on. Absent with it. */
+  /** As `grow`, without blocking the event loop. Absent if `grow` is. */
   readonly growAsync?: (request: RoomRequest, fits: () => boolean, options: LongWorkOptions) => Promise<void>;
-  /** Called when nothing in a piece of memory is used any more. */
+  /** Called when a piece of memory becomes empty. */
   readonly emptied?: (memory: HeapMemory) => void;
-  /** As `emptied`, where what follows may let the event loop go on. */
+  /** As `emptied`; may let the event loop run. */
   readonly emptiedAsync?: (memory: HeapMemory) => Promise<void>;
-  /** Who gives up what goes on for long. Default: nobody. */
+  /** Runs long operations, and cancels them when the Eal stops. Default: they can not be cancelled that way. */
   readonly running?: RunningWorks;
 }
 
 const NONE: MallocOptions = {};
-/** @internal Also those that say where, which callers look at. */
+/** @internal With the options that choose a heap, which callers evaluate. */
 export const MALLOC_OPTIONS: Shape<MallocOptions & { readonly heap?: string; readonly node?: number }> = {
   align: 'number',
   zero: 'boolean',
@@ -125,9 +127,9 @@ export const MALLOC_OPTIONS: Shape<MallocOptions & { readonly heap?: string; rea
   heap: 'string',
   node: 'number',
 };
-/** How much is cleared or copied at once, in bytes. */
+/** Bytes that are cleared or copied at once. */
 const AT_ONCE = 256 * MiB;
-/** The same where the event loop goes on: some milliseconds. */
+/** Bytes that are cleared in one turn of the event loop; takes some milliseconds. */
 const IN_A_TURN = 8 * MiB;
 /** Blocks begin at multiples of this, in bytes. */
 const LINE = 64;
@@ -138,32 +140,32 @@ export interface Room {
   /** bytes */
   readonly pageSize: number;
   readonly allocator: BlockAllocator;
-  /** What is allocated, by the allocator's numbers. */
+  /** Allocated blocks by the allocator's number. */
   readonly blocks: (Block | undefined)[];
-  /** Of blocks that were freed and stay allocated: where they begin, and their bytes. */
+  /** Freed blocks that stay allocated because a view escaped: start and bytes. */
   readonly escaped: Map<number, number>;
-  /** What is free, but that a process that was lost may still write to: where it begins, and its bytes. */
+  /** Free memory that a lost process may still write to: start and bytes. */
   readonly withheld: Map<number, number>;
 }
 
-/** What only few blocks have. */
+/** Fields that few blocks need. */
 class BlockExtra {
   views: Views | undefined;
   pins: Pins | undefined;
-  /** Of a block that has ended: its address, and bytes. */
+  /** Address and bytes of a block that was freed. */
   va = 0;
   length = 0;
 
   constructor(readonly origin: Origin | undefined) {}
 }
 
-/** The number of a block that has ended. */
+/** The number of a freed block. */
 const ENDED = -1;
 
 /**
  * A block of memory. Disposing it frees it.
  *
- * There may be many: where it is and how long, the allocator knows, by its number.
+ * There may be many, so that a block has only its number: the allocator knows its address and length.
  */
 export class Block implements Disposable {
   /** @internal */
@@ -188,18 +190,18 @@ export class Block implements Disposable {
     return (number === ENDED ? (this.#extra?.va ?? 0) : this.room.allocator.startOf(number)) as Va;
   }
 
-  /** bytes, as asked for */
+  /** bytes, as requested */
   get length(): number {
     const number = this.#number;
     return number === ENDED ? (this.#extra?.length ?? 0) : this.room.allocator.lengthOf(number);
   }
 
-  /** Where in the program it was made, if that was to be noted. */
+  /** Where in the program it was allocated, if that is noted. */
   get origin(): Origin | undefined {
     return this.#extra?.origin;
   }
 
-  /** Can it be used? Not once it was freed, or made another block by `realloc`, or its `Eal` stopped. */
+  /** Can it be used? False once it was freed, replaced by `realloc`, or its `Eal` stopped. */
   get live(): boolean {
     return this.#number !== ENDED;
   }
@@ -211,9 +213,9 @@ export class Block implements Disposable {
   }
 
   /**
-   * What every device uses for the block, where that is one address: its memory has physical addresses (IOVA mode `pa`) or
-   * a table of its own, or the option `sameIova` asks for it, and the block is in one piece (`contiguous`). In all other
-   * cases, as usual with an IOMMU, this is `undefined`, because each device may have another one: `device.iovaOf(block)`.
+   * The IOVA that every device uses for the block, if there is one: its memory has physical addresses (IOVA mode `pa`)
+   * or a table of its own, or the option `sameIova` is set, and the block is in one piece (`contiguous`). Otherwise, as
+   * usual with an IOMMU, `undefined`, because each device may use another IOVA: `device.iovaOf(block)`.
    *
    * RDMA devices have no IOVAs: they take the VA and a key.
    *
@@ -225,15 +227,15 @@ export class Block implements Disposable {
   }
 
   /**
-   * The block as bytes, or a part of it. The view can not outlive the block: once that is freed the view is empty. (Without
-   * system calls it is a part of the view of the whole memory, and lives as long as that.)
+   * The bytes of the block, or of a part. Once the block is freed, the view is empty. (Where no system calls are
+   * available, it is a part of the view of the whole memory, and lives as long as that.)
    *
-   * For what works on bytes in another thread (`crypto.randomFill`, `fs.read`, `zlib`), use {@link Block.lend}: when the block
-   * is freed under such work, the next owner of the memory meets what it still writes, and zlib ends the process.
+   * For work on bytes in another thread (`crypto.randomFill`, `fs.read`, `zlib`), use {@link Block.lend}: if the block
+   * were freed meanwhile, that work would write into memory of the next owner, and zlib would end the process.
    *
    * @param offset bytes from the start
    * @param length bytes; default: all that follow `offset`
-   * @throws DmaError EINVAL when the part is not inside, the block is freed, or its ArrayBuffer was transferred away
+   * @throws DmaError EINVAL if the part is not inside, the block is freed, or its ArrayBuffer was transferred
    */
   bytes(offset = 0, length = rest(this.length, offset)): Uint8Array {
     Block.#mustBeLive(this, 'bytes');
@@ -244,8 +246,8 @@ export class Block implements Disposable {
   }
 
   /**
-   * Runs `work` on the bytes of the block, or a part of them, and pins it meanwhile: freeing it is EBUSY until what `work`
-   * returns has settled. This is the way to give bytes to other threads.
+   * Runs `work` on the bytes of the block, or of a part, and pins the block: `free` throws EBUSY until the result of
+   * `work` has settled. This is the way to give bytes to other threads.
    *
    * @returns what `work` returns
    * @throws DmaError as {@link Block.bytes}; what `work` throws
@@ -255,9 +257,9 @@ export class Block implements Disposable {
   }
 
   /**
-   * Holds the block while something works on its views: freeing it is EBUSY until the pin is disposed.
+   * Pins the block while something works on its views: `free` throws EBUSY until the pin is disposed.
    *
-   * @param reason shows up in that error
+   * @param reason appears in that error
    */
   pin(reason = 'a running transfer'): Pin {
     Block.#mustBeLive(this, 'pin');
@@ -266,10 +268,10 @@ export class Block implements Disposable {
   }
 
   /**
-   * Gives the block back, and empties its views.
+   * Frees the block, and detaches its views.
    *
-   * @param options.wipe fill it with zeros before? Default false; others may then see what was in it
-   * @throws DmaError EINVAL when it was freed before; EBUSY while it is pinned
+   * @param options.wipe fill it with zeros before? Default false: the next owner of the memory may see its content
+   * @throws DmaError EINVAL if it was freed before; EBUSY while it is pinned
    */
   free(options?: { readonly wipe?: boolean }): void {
     if (options === undefined) return this.heap.free(this, false);
@@ -278,7 +280,7 @@ export class Block implements Disposable {
   }
 
   /**
-   * As {@link Block.free}, without blocking the event loop: where much memory goes back to the system with it, other threads do
+   * As {@link Block.free}, without blocking the event loop: if much memory is returned to the system, other threads do
    * that. The block ends at once.
    *
    * @throws DmaError as `free`
@@ -288,30 +290,30 @@ export class Block implements Disposable {
     await this.heap.freeAsync(this, wipe);
   }
 
-  /** Frees it, unless that was done. */
+  /** Frees it, unless it was freed before. */
   [Symbol.dispose](): void {
     if (this.live) this.free();
   }
 
-  /** @internal Was a view of it transferred away? */
+  /** @internal Was a view of it transferred? */
   get escaped(): boolean {
     return this.#extra?.views?.escaped === true;
   }
 
-  /** @internal Somebody who is not seen from here reaches it for good. */
+  /** @internal Notes that something unknown can reach it for ever. */
   escape(): void {
     this.heap.escape(this);
   }
 
-  /** @internal the allocator's; of a live block */
+  /** @internal The allocator's number of a live block. */
   get number(): number {
     return this.#number;
   }
 
-  /** @internal Ends it. @param length bytes that it had, where the allocator has another length by now */
+  /** @internal Ends it. @param length its bytes, if the allocator has another length by now */
   expire(length = this.length): void {
     const extra = Block.#more(this);
-    // When this fails, a view could still reach the memory.
+    // If this fails, a view could still reach the memory.
     extra.views?.detach();
     extra.views = undefined;
     extra.va = this.va;
@@ -319,14 +321,14 @@ export class Block implements Disposable {
     this.#number = ENDED;
   }
 
-  /** @internal @throws DmaError EINVAL when it has ended, EBUSY while it is pinned */
+  /** @internal @throws DmaError EINVAL if it was freed; EBUSY while it is pinned */
   mustBeIdle(operation: string): void {
     Block.#mustBeLive(this, operation);
     const reason = this.#extra?.pins?.reason;
     if (reason !== undefined) throw pinnedError(operation, `the block at ${hex(this.va)}`, reason);
   }
 
-  // Not methods: with a private one V8 marks each object of the class, which takes a word.
+  // Functions, not private methods: those would cost each object a word in V8.
 
   static #newViews(block: Block): Views | undefined {
     const views = block.heap.viewsOf(block);
@@ -345,25 +347,25 @@ export class Block implements Disposable {
 
 shortForm(Block, 'Block', ({ heap, va, length, live }) => ({ heap: heap.name, va: hex(va), length, live }));
 
-/** See the head of the file. Heaps are made by `Eal.heaps` and `Eal.memory`. */
+/** A heap. Made by `Eal.heaps` and `Eal.memory`. */
 export class Heap {
   readonly name: string;
-  /** The NUMA node for a heap of the library's own memory; 256, 257, ... for others. Never used again. */
+  /** The NUMA node for a heap of the library's own memory; 256, 257, ... for others. Never reused. */
   readonly id: number;
   /** NUMA node; -1 for a heap over the user's memory */
   readonly node: number;
-  /** Has every device to use the same IOVAs for its memory? */
+  /** Must every device use the same IOVAs for its memory? */
   readonly sameIova: boolean;
   readonly #options: HeapOptions;
   /** By page size, in ascending order. */
   #rooms: Room[] = [];
   readonly #memory = new RangeMap<HeapMemory>();
   readonly #running: RunningWorks;
-  /** Live blocks that somebody reaches for good by a view of another thread. */
+  /** Live blocks of which another thread transferred a view. */
   readonly #escapedElsewhere = new Set<Block>();
-  /** Areas that a process that was lost may still write to. */
+  /** Areas that a lost process may still write to. */
   readonly #lingering = new Set<Area>();
-  /** It serves nothing any more: what it had has gone, or is about to. */
+  /** It allocates nothing any more: its memory is freed, or about to be. */
   #closed = false;
 
   /** @internal */
@@ -379,9 +381,9 @@ export class Heap {
   /**
    * Allocates a block of `size` bytes.
    *
-   * @throws DmaError EINVAL for a size or boundary that is not possible, or an alignment or boundary that is not a power of two;
-   *   ENOMEM when there is no room, with the state of the heap; EBUSY when the heap would have to grow and is called from a
-   *   handler of memory events; ENOTSUP for the library's own memory where no system call can be made
+   * @throws DmaError EINVAL for an impossible size, alignment or boundary; ENOMEM if there is no room, with the state
+   *   of the heap; EBUSY if the heap would have to grow and this is a handler of memory events; ENOTSUP for the
+   *   library's own memory where no system calls are available
    */
   malloc(size: number, options: MallocOptions = NONE): Block {
     const operation = 'malloc';
@@ -394,10 +396,11 @@ export class Heap {
   }
 
   /**
-   * As {@link Heap.malloc}, without blocking the event loop: when the heap grows for it, pages are got on other threads and
-   * mapped for the devices piece by piece, with progress. With `zero` it is cleared in parts.
+   * As {@link Heap.malloc}, without blocking the event loop: if the heap grows, other threads fault in the pages, and
+   * they are mapped for devices piece by piece, with progress. With `zero` the block is cleared in parts.
    *
-   * @throws DmaError as `malloc`; ECANCELED when `options.signal` is aborted, within one piece: then all is undone
+   * @throws DmaError as `malloc`; ECANCELED when `options.signal` is aborted, after at most one more piece: then
+   *   everything is undone
    */
   async mallocAsync(size: number, given: MallocOptions & LongWorkOptions = NONE): Promise<Block> {
     const operation = 'mallocAsync';
@@ -423,16 +426,19 @@ export class Heap {
     });
   }
 
-  /** As {@link Heap.malloc} for `count` times `size` bytes, zeroed. @throws DmaError EINVAL also when the product is no size */
+  /**
+   * Allocates `count` times `size` bytes, zeroed; otherwise as {@link Heap.malloc}. @throws DmaError also EINVAL if the
+   * product is not a valid size
+   */
   calloc(count: number, size: number, options: MallocOptions = NONE): Block {
     const product = checkedProduct(count, size);
     return this.malloc(product, zeroed(options));
   }
 
   /**
-   * The largest block that there is room for now; the heap does not grow for it.
+   * Allocates the largest block that there is room for now; the heap does not grow.
    *
-   * @throws DmaError EINVAL as `malloc`; ENOMEM when there is none
+   * @throws DmaError EINVAL as `malloc`; ENOMEM if nothing is free
    */
   mallocLargest(options: MallocOptions = NONE): Block {
     const operation = 'mallocLargest';
@@ -457,12 +463,13 @@ export class Heap {
   }
 
   /**
-   * Makes a block longer or shorter, where it is if there is room behind it and it suits, else somewhere else. What is in it
-   * stays, as far as it fits; with `zero` the rest is zeros. The old object is no block any more, and its views are empty.
-   * When it fails, the old one is as before.
+   * Resizes a block: in place if the memory after it is free and suitable, else by moving it. Its content is kept as
+   * far as it fits; with `zero` the rest is zeros. The old object ends, and its views become empty. When it fails, the
+   * old block is unchanged.
    *
-   * @param block may be of another heap: it comes to this one
-   * @throws DmaError EINVAL, ENOMEM as {@link Heap.malloc}; EINVAL for a block that was freed; EBUSY for one that is pinned
+   * @param block may be of another heap; then it moves to this one
+   * @throws DmaError EINVAL, ENOMEM as {@link Heap.malloc}; EINVAL for a block that was freed; EBUSY for one that is
+   *   pinned
    */
   realloc(block: Block, size: number, options: MallocOptions = NONE): Block {
     const operation = 'realloc';
@@ -492,20 +499,20 @@ export class Heap {
   }
 
   /**
-   * Is this a block of this heap, and what the heap thinks it is?
+   * Checks that this is a block of this heap.
    *
-   * @returns bytes that it may use, at least what was asked for
-   * @throws DmaError EINVAL when it is not
+   * @returns bytes that it may use, at least what was requested
+   * @throws DmaError EINVAL if it is not
    */
   validate(block: Block): number {
     mustBe(block, Block, 'what is validated', 'validate');
     const { room, number } = block;
     if (block.live && this.#rooms.includes(room) && room.blocks[number] === block)
       return room.allocator.bytesOf(number);
-    throw invalid('validate', `what is at ${hex(block.va)} is no block of the heap ${this.name}`);
+    throw invalid('validate', `the memory at ${hex(block.va)} is not a block of the heap ${this.name}`);
   }
 
-  /** The block that holds `va`, an address anywhere in it; `undefined` when none does. */
+  /** The block that contains `va`; `undefined` if none does. */
   blockAt(va: number): Block | undefined {
     if (!isAddress(va)) return undefined;
     for (const { allocator, blocks } of this.#rooms) {
@@ -520,12 +527,12 @@ export class Heap {
     return this.#rooms.flatMap(({ blocks }) => blocks.filter((block) => block !== undefined));
   }
 
-  /** What it serves from, in address order. */
+  /** The memory that it allocates from, in address order. */
   get memory(): Iterable<HeapMemory> {
     return this.#memory.values();
   }
 
-  /** Exact at any time. */
+  /** The current state; exact. */
   statistics(): HeapStatistics {
     const none = { total: 0, free: 0, allocated: 0, greatestFree: 0, allocatedBlocks: 0, freeBlocks: 0 };
     const sum = { ...none, escaped: 0, escapedBlocks: 0 };
@@ -566,7 +573,7 @@ export class Heap {
     }
   }
 
-  /** Keeps what is free of an area from being handed out, or ends that. */
+  /** Withholds the free memory of an area from allocation while a lost process may write to it, or ends that. */
   #lingers(area: Area): void {
     if (area.lingers) this.#lingering.add(area);
     else this.#lingering.delete(area);
@@ -594,11 +601,11 @@ export class Heap {
     if (emptied !== undefined) this.#options.emptied?.(emptied);
   }
 
-  /** @internal Takes memory away. @throws DmaError EBUSY while a block is in it */
+  /** @internal Removes memory. @throws DmaError EBUSY while a block is in it */
   remove(memory: HeapMemory): void {
     const { range, pageSize } = memory;
     const room = this.#rooms.find((each) => each.pageSize === pageSize);
-    // What it is taken out for is its owner's to know.
+    // The owner of the memory must know if a lost process can still write to it.
     if (room !== undefined && room.withheld.size > 0)
       for (const { start } of [...room.allocator.blocks(range.start, range.end)])
         if (room.withheld.delete(start)) room.allocator.free(start);
@@ -622,7 +629,7 @@ export class Heap {
     if (room.allocator.totalBytes === 0) this.#rooms = this.#rooms.filter((each) => each !== room);
   }
 
-  /** @internal Is nothing in it used? */
+  /** @internal Is it all free? */
   isEmpty({ range, pageSize }: HeapMemory): boolean {
     const room = this.#rooms.find((each) => each.pageSize === pageSize);
     return room?.allocator.freeSizeOf(range.start) === range.length;
@@ -638,7 +645,7 @@ export class Heap {
     return false;
   }
 
-  /** @internal Ends all blocks that are not pinned: the memory goes. @returns what failed */
+  /** @internal Ends all blocks that are not pinned: the memory is about to be freed. @returns the errors */
   expire(): unknown[] {
     this.#closed = true;
     const errors: unknown[] = [];
@@ -674,7 +681,7 @@ export class Heap {
     if (emptied !== undefined) await this.#options.emptiedAsync?.(emptied);
   }
 
-  /** @returns the piece of memory in which nothing is used any more, when this was the last block there */
+  /** @returns the piece of memory that became empty, if this was its last block */
   #release(block: Block): HeapMemory | undefined {
     const { room, number, va } = block;
     const escaped = this.#hasEscaped(block);
@@ -700,7 +707,7 @@ export class Heap {
     return area;
   }
 
-  /** @internal What every device uses for [va, va + length), when there is such an address. */
+  /** @internal The IOVA that every device uses for [va, va + length), if there is one. */
   iovaOf(va: Va, length: number): Iova | undefined {
     const iova = this.areaAt(va).iovaAt(va);
     if (iova === undefined) return undefined;
@@ -709,7 +716,7 @@ export class Heap {
     return iova;
   }
 
-  /** @internal A view of it that another thread had made was transferred away. */
+  /** @internal Notes that another thread transferred a view of the block. */
   escape(block: Block): void {
     this.#escapedElsewhere.add(block);
     this.#memory.at(block.va)?.handedOut.escape();
@@ -719,7 +726,7 @@ export class Heap {
     return block.escaped || (this.#escapedElsewhere.size > 0 && this.#escapedElsewhere.has(block));
   }
 
-  /** @internal Views of exactly this block; `undefined` where there can be none of parts. */
+  /** @internal Views of exactly this block; `undefined` if views of parts can not be made. */
   viewsOf(block: Block): Views | undefined {
     if (!this.#options.ownViews) return undefined;
     return new Views(this.#options.memory, block.va, block.length, this.#memory.at(block.va)?.handedOut);
@@ -757,7 +764,7 @@ export class Heap {
     return block;
   }
 
-  /** What `requests`, in this order, ask for, if need be from new memory. */
+  /** Allocates for the first of `requests` that can be satisfied, with new memory if necessary. */
   #makeRoom(requests: readonly RoomRequest[], runOf: BlockRun | undefined, operation: string): Block {
     return runSteps(this.#makingRoom(requests, runOf, operation), (ask) => ask.now());
   }
@@ -798,11 +805,11 @@ export class Heap {
     return new DmaError({ code: 'ENOMEM', operation, reason, hint: `${has}${more}`, cause: failure });
   }
 
-  /** Makes the block in place what is asked for and empties its views, if it can be. */
+  /** Resizes the block in place and detaches its views, if possible. */
   #resized(block: Block, request: WishfulRequest, contiguous: boolean): boolean {
     const { size, align, boundary } = request;
     const { va, room, length } = block;
-    // Whoever has the view that was moved away would see what comes into it.
+    // The receiver of a transferred view would see the new content.
     if (this.#hasEscaped(block)) return false;
     if (this.#lingering.size > 0 && this.#memory.at(va)?.areas.some(({ lingers }) => lingers) === true) return false;
     if (block.heap !== this || va % Math.max(align, LINE) !== 0) return false;
@@ -820,7 +827,7 @@ export class Heap {
     return true;
   }
 
-  /** How many bytes from `start` on are contiguous for every device. */
+  /** How many bytes from `start` are contiguous for every device. */
   readonly #runOf: BlockRun = (start, length) => {
     const area = this.#options.areas.at(start);
     if (area === undefined) return 0;
@@ -857,7 +864,7 @@ export class Heap {
     for (let at = 0; at < length; at += AT_ONCE) this.bytesAt((va + at) as Va, Math.min(AT_ONCE, length - at)).fill(0);
   }
 
-  /** The piece of memory that a free block is all of, if it is. @param number the allocator's */
+  /** The piece of memory that consists of this one free block, if there is one. @param number the allocator's */
   #emptyAt({ pageSize, allocator }: Room, number: number): HeapMemory | undefined {
     const size = allocator.bytesOf(number);
     return size % pageSize === 0 ? this.#memory.exact(allocator.startOf(number), size) : undefined;
@@ -868,7 +875,7 @@ shortForm(Heap, 'Heap', (heap) => ({ name: heap.name, id: heap.id, node: heap.no
 
 type BlockRun = (start: number, length: number) => number;
 
-/** `count * size`. @throws DmaError EINVAL when it is no size */
+/** `count * size`. @throws DmaError EINVAL if that is not a valid size */
 export function checkedProduct(count: number, size: number): number {
   if (isAddress(count) && isAddress(size) && isAddress(count * size)) return count * size;
   throw invalid('calloc', `${show(count)} times ${show(size)} bytes are not possible`, {
@@ -885,7 +892,7 @@ interface WishfulRequest extends RoomRequest {
 
 type Wishes = Omit<WishfulRequest, 'size'>;
 
-/** In the order in which {@link usual} and {@link whole} make theirs, so that V8 sees one kind of object. */
+/** In the order of {@link usual} and {@link whole}, so that V8 sees one kind of object. */
 const PLAIN: Wishes = {
   align: LINE,
   boundary: 0,
@@ -902,10 +909,10 @@ export function zeroed(options: MallocOptions | undefined): MallocOptions {
   return { ...optionsOf<MallocOptions>(options, MALLOC_OPTIONS, 'calloc'), zero: true };
 }
 
-/** What options ask for; `undefined` where it takes a closer look, for which most calls have no time. Each is read once. */
+/** Reads the options of most calls, quickly; `undefined` if they need a full check. Each option is read once. */
 function usual(options: MallocOptions): Wishes | undefined {
   try {
-    // Of a class it is another function, and an own member of that name is no option.
+    // On an instance of a class, `constructor` is another function; an own member of that name is not an option.
     if (options.constructor !== Object) return undefined;
     const values: { readonly [K in keyof MallocOptions]: unknown } = options;
     const { align = LINE, boundary = 0, contiguous = false, zero = false } = values;
@@ -922,14 +929,14 @@ function usual(options: MallocOptions): Wishes | undefined {
   }
 }
 
-/** As {@link usual}, for all options. @throws DmaError EINVAL */
+/** Reads and checks all options. @throws DmaError EINVAL */
 function whole(options: MallocOptions, operation: string): Wishes {
   const given: MallocOptions = optionsOf<MallocOptions>(options, MALLOC_OPTIONS, operation);
   const { pageSizes, align = LINE, boundary = 0, pageSizeHint = false, contiguous = false, zero = false } = given;
   return { align, boundary, pageSizes, pageSizeHint, contiguous, zero };
 }
 
-/** The powers of two around a number that is none. */
+/** The powers of two around a number that is not one. */
 function powerHint(bytes: number): string {
   if (!(bytes > LINE && bytes < 2 ** 52)) return `it is ${LINE}, ${2 * LINE}, ${4 * LINE} and so on, in bytes`;
   const below = 2 ** Math.floor(Math.log2(bytes));
@@ -957,6 +964,6 @@ function checked(size: number, options: MallocOptions, operation: string): Wishf
         hint: 'the boundary is as large as the block, or larger',
       });
   }
-  // What begins on a line and is not longer than one does not reach over any.
+  // A block of at most one line that begins on a line crosses no boundary.
   return { size, align, boundary: boundary < LINE ? 0 : boundary, pageSizes, pageSizeHint, contiguous, zero };
 }

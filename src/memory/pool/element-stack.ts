@@ -1,16 +1,16 @@
 /**
  * Which elements of a pool are free: a stack of their numbers, 0 to n - 1, in memory that all worker threads share.
  *
- * A lock guards it, held while a few hundred numbers are copied at most; that is where DPDK's ring reserves, copies and
- * then waits for slower threads to commit. A stack hands out what was used last, which is still in the caches. (Without a
- * lock it would need a 64-bit compare-and-swap against ABA, and JavaScript has that for BigInts only, which are garbage.)
- * Threads seldom meet here: each one has a `PoolCache`.
+ * A lock guards it. It is held while at most a few hundred numbers are copied; DPDK's ring would reserve, copy and wait
+ * for slower threads to commit. A stack hands out what was used last, which is still in the processor's cache. (A stack
+ * without a lock needs a 64-bit compare-and-swap against ABA. JavaScript has that only for BigInts, which are garbage.)
+ * Threads seldom meet here, because each has a `PoolCache`.
  */
 import { DmaError, invalid } from '../../errors.js';
 import { show } from '../../show.js';
 import { now } from '../../timers.js';
 
-// The header, in 32-bit words; what changes has a cache line of its own.
+// The header, in 32-bit words; words that change have cache lines of their own.
 const MAGIC_AT = 0;
 const ELEMENTS_AT = 1;
 const CHECKED_AT = 2;
@@ -20,44 +20,43 @@ const HEADER_WORDS = 32;
 
 const MAGIC = 0x454c4d53;
 
-/** The lock is free, held, or held and somebody sleeps until it is not (Drepper, "Futexes are tricky", 2011). */
+/** The lock is free, held, or held with a sleeping waiter (Drepper, "Futexes are tricky", 2011). */
 const UNLOCKED = 0;
 const LOCKED = 1;
 const CONTENDED = 2;
-/** How often a held lock is tried before the thread sleeps: longer than it is held by a thread that runs. */
+/** How often a held lock is tried before the thread sleeps: longer than a running thread holds it. */
 const SPINS = 200;
-/** How long to sleep at most, in milliseconds: who holds the lock for so long was terminated. */
+/** The longest sleep, in milliseconds: a thread that holds the lock longer was terminated. */
 const PATIENCE_MS = 10_000;
 
-/** Numbers of elements; both kinds of array work, and a caller that uses one kind only is faster. */
+/** Numbers of elements. Both kinds of array work; a caller that always uses the same kind is faster. */
 export type ElementNumbers = Int32Array | Uint32Array;
 
 /** Options of {@link ElementStack.create}. */
 export interface ElementStackOptions {
   /**
-   * For debugging: a bit for each element says where it is, so that what is put twice, or does not exist, is refused at
-   * once. Default false: then it is only noticed that there are more elements than the pool has.
+   * For debugging: a bit per element tells whether it is free, so that an element that is put twice or does not exist
+   * is refused at once. Default false: then only a total above the size of the pool is noticed.
    */
   readonly checked?: boolean;
 }
 
 /**
- * The free elements of a pool; every thread makes its own object over the same shared memory. {@link get} and
- * {@link put} make no garbage. A thread that finds the lock taken spins, then sleeps (Node allows that on the main thread
- * too) until it is its turn.
+ * The free elements of a pool; each thread has an object of its own over the same shared memory. {@link get} and {@link
+ * put} make no garbage. A thread that finds the lock held spins, then sleeps (Node allows that on the main thread too).
  *
- * A worker that is ended by `worker.terminate()` in the very moment it holds the lock leaves it locked: the others get
- * ETIMEDOUT, and the pool has to be made anew. The elements that it had are lost to the pool in any case.
+ * If `worker.terminate()` ends a worker while it holds the lock, the lock stays held: other threads get ETIMEDOUT, and
+ * the pool must be created again. Elements that the worker had taken are lost in any case.
  */
 export class ElementStack {
-  /** What to send to other threads, for {@link attach}. */
+  /** What other threads need for {@link attach}. */
   readonly shared: SharedArrayBuffer;
-  /** How many elements the pool has. */
+  /** Number of elements of the pool. */
   readonly elements: number;
   /** {@link ElementStackOptions.checked} */
   readonly checked: boolean;
   readonly #header: Int32Array;
-  /** The numbers of the free elements, the next one to go last. */
+  /** The numbers of the free elements; the last one is taken first. */
   readonly #stack: Int32Array;
   /** A bit for each element that no user has; empty unless checked. */
   readonly #isFree: Int32Array;
@@ -72,9 +71,9 @@ export class ElementStack {
   }
 
   /**
-   * A new pool, all of whose elements are free; element 0 goes first.
+   * A new pool with all elements free; element 0 is taken first.
    *
-   * @param elements how many, 1 to 2^28
+   * @param elements number of elements, 1 to 2^28
    * @throws DmaError EINVAL for another number
    */
   static create(elements: number, { checked = false }: ElementStackOptions = {}, operation = 'pool'): ElementStack {
@@ -95,7 +94,7 @@ export class ElementStack {
     return stack;
   }
 
-  /** The pool in `shared`, which another thread's object has. @throws DmaError EINVAL when there is none in it */
+  /** Opens the pool in `shared`, which another thread made. @throws DmaError EINVAL if it holds no pool */
   static attach(shared: SharedArrayBuffer): ElementStack {
     const header = shared.byteLength < HEADER_WORDS * 4 ? undefined : new Int32Array(shared, 0, HEADER_WORDS);
     const elements = header?.[ELEMENTS_AT] ?? 0;
@@ -108,16 +107,17 @@ export class ElementStack {
     return new ElementStack(shared);
   }
 
-  /** How many elements are free and in no thread's cache, at this moment. */
+  /** How many elements are free now, without those in caches. */
   get available(): number {
     return Atomics.load(this.#header, COUNT_AT);
   }
 
   /**
-   * Takes `count` elements, all or none (DPDK: `rte_mempool_get_bulk`), to `into[at]` and on.
+   * Takes `count` elements, all or none (DPDK: `rte_mempool_get_bulk`), and writes their numbers to `into` from index
+   * `at`.
    *
-   * @returns false when fewer are available
-   * @throws DmaError EINVAL when `into` has no room for them, ETIMEDOUT when the lock was left behind
+   * @returns false if fewer are available
+   * @throws DmaError EINVAL if `into` is too short; ETIMEDOUT if a terminated thread holds the lock
    */
   get(into: ElementNumbers, count: number, at = 0): boolean {
     if (!this.take(into, count, at)) return false;
@@ -126,10 +126,10 @@ export class ElementStack {
   }
 
   /**
-   * Gives back `count` elements, `from[at]` and on.
+   * Returns `count` elements, whose numbers are in `from` from index `at`.
    *
-   * @throws DmaError EINVAL when `from` has not as many, when there would be more elements than the pool has, or (checked)
-   *   when one of them is free already or does not exist; then none is put. ETIMEDOUT when the lock was left behind.
+   * @throws DmaError EINVAL if `from` is too short, if there would be more elements than the pool has, or (checked) if
+   *   one of them is free already or does not exist; then none is put. ETIMEDOUT if a terminated thread holds the lock.
    */
   put(from: ElementNumbers, count: number, at = 0): void {
     if (this.checked) this.markFree(from, count, at);
@@ -179,7 +179,9 @@ export class ElementStack {
     for (let i = at; i < at + count; i++) Atomics.and(this.#isFree, numbers[i] >>> 5, ~(1 << (numbers[i] & 31)));
   }
 
-  /** Checked pools: notes that no user has these elements any more. @throws DmaError EINVAL, and notes none @internal */
+  /**
+   * Checked pools: notes that no user has these elements any more. @throws DmaError EINVAL, and notes none @internal
+   */
   markFree(numbers: ElementNumbers, count: number, at: number): void {
     checkBurst(numbers, count, at);
     for (let i = at; i < at + count; i++) {
@@ -190,7 +192,7 @@ export class ElementStack {
       this.markTaken(numbers, i - at, at);
       throw invalid('pool.put', exists ? `element ${number} is free already` : `there is no element ${number}`, {
         hint: exists
-          ? 'it was put twice: who puts an element has it no more'
+          ? 'it was put twice: after put, an element no longer belongs to the caller'
           : `elements have the numbers 0 to ${this.elements - 1}, which get() gives`,
       });
     }
@@ -200,7 +202,7 @@ export class ElementStack {
     const header = this.#header;
     if (Atomics.compareExchange(header, LOCK_AT, UNLOCKED, LOCKED) === UNLOCKED) return;
     for (let spin = 0; spin < SPINS; spin++) {
-      // Only looked at while it is held: to try to write would take the cache line from its holder.
+      // Waiters only read: a failed attempt to write would take the cache line from the holder.
       if (Atomics.load(header, LOCK_AT) !== UNLOCKED) continue;
       if (Atomics.compareExchange(header, LOCK_AT, UNLOCKED, LOCKED) === UNLOCKED) return;
     }
@@ -210,7 +212,8 @@ export class ElementStack {
   #lockAsleep(): void {
     const header = this.#header;
     const deadline = now() + PATIENCE_MS;
-    // Who slept can not know whether others do, and so leaves the lock contended: at worst one needless wake-up.
+    // A thread that slept does not know whether others sleep, so it leaves the lock contended: at worst one needless
+    // wake-up.
     while (Atomics.exchange(header, LOCK_AT, CONTENDED) !== UNLOCKED) {
       const left = deadline - now();
       if (left > 0) Atomics.wait(header, LOCK_AT, CONTENDED, left);
@@ -243,14 +246,14 @@ function isNumbers(numbers: unknown): boolean {
   }
 }
 
-/** A typed array ignores what is written past its end: elements would get lost. @throws DmaError EINVAL @internal */
+/** A typed array ignores writes past its end, so elements would get lost. @throws DmaError EINVAL @internal */
 export function checkBurst(numbers: ElementNumbers, count: number, at: number): void {
-  // Other arrays would change the numbers, or throw.
+  // Other kinds of array would change the numbers, or throw.
   if (!isNumbers(numbers)) {
     const hint = 'new Int32Array(32) takes bursts of 32, and can be used again and again';
     throw invalid('pool', 'numbers of elements are kept in an Int32Array or Uint32Array', { hint });
   }
-  // Told by `|` that they are small integers, the compiler uses them as such from here on.
+  // `|` tells the compiler that they are small integers.
   if (
     typeof count === 'number' &&
     typeof at === 'number' &&
@@ -268,11 +271,11 @@ export function checkBurst(numbers: ElementNumbers, count: number, at: number): 
 }
 
 /**
- * Copies `count` numbers from `from[start]` and on to `to[at]` and on.
+ * Copies `count` numbers from `from[start]` to `to[at]`.
  *
- * Eight at a time: once any ArrayBuffer of the process was detached (which the library does itself when memory is freed),
- * V8 asks before every access whether this one was, but only once for what is done together. `set` would need a view of
- * the part to copy, which is garbage. @internal
+ * Eight at a time: once any ArrayBuffer of the process was detached (as when memory is freed), V8 checks each access
+ * for a detached buffer, but only once for accesses that stand together. `set` would need a view of the part to copy,
+ * which is garbage. @internal
  */
 export function copyNumbers(to: ElementNumbers, at: number, from: ElementNumbers, start: number, count: number): void {
   const end = at + count;
@@ -291,7 +294,7 @@ export function copyNumbers(to: ElementNumbers, at: number, from: ElementNumbers
   for (; i < end; i++, j++) to[i] = from[j];
 }
 
-/** As {@link copyNumbers}, but the last one goes first; `end` is behind it. @internal */
+/** As {@link copyNumbers}, in reverse order; `end` is the index after the first one that is copied. @internal */
 export function copyReversed(to: ElementNumbers, at: number, from: ElementNumbers, end: number, count: number): void {
   const last = at + count;
   let i = at;

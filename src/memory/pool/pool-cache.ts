@@ -1,5 +1,5 @@
 /**
- * One thread's stock of a pool's free elements, so that most bursts touch nothing that threads share (DPDK:
+ * One thread's cache of free elements, so that most bursts touch nothing that threads share (DPDK:
  * `rte_mempool_cache`).
  */
 import { invalid } from '../../errors.js';
@@ -10,30 +10,31 @@ import { checkBurst, copyNumbers, copyReversed, type ElementNumbers, type Elemen
 const MOST = 512;
 
 /**
- * A cache before an `ElementStack`. It belongs to the thread that made it, and holds up to 1.5 times its size: a get
- * that finds too few fills it up to the size, a put that makes it too full brings it down to the size, so that gets and
- * puts by turns do neither. What is in it is free, but not for other threads: {@link flush} it when its thread is done.
+ * A cache in front of an `ElementStack`. It belongs to the thread that made it, and holds up to 1.5 times its size. A
+ * get that finds too few elements fills it to its size; a put that exceeds the limit drains it to its size. So
+ * alternating gets and puts do neither. Elements in it are free, but not for other threads: {@link flush} it when its
+ * thread is done.
  */
 export class PoolCache {
-  /** How many elements it keeps when it was filled or emptied. */
+  /** Elements in it after it was filled or drained. */
   readonly size: number;
   readonly #stack: ElementStack;
   readonly #threshold: number;
   /**
-   * The memory of the cache: what is in it from 0 on, the next one to go last. Only for {@link getInPlace} and
-   * {@link putInPlace}: read and write nothing but what they say, and give it to no other thread.
+   * The numbers in the cache, from index 0; the next one to go is the last. Only for {@link getInPlace} and {@link
+   * putInPlace}: read and write only the places that they allow, and do not pass it to another thread.
    */
   readonly numbers: Int32Array;
   #length = 0;
 
   /**
-   * @internal @param size elements, 1 to 512; 1.5 times that is at most what the pool has
+   * @internal @param size elements, 1 to 512; 1.5 times that is at most the number of elements of the pool
    * @throws DmaError EINVAL for another size
    */
   constructor(stack: ElementStack, size: number, operation = 'pool.cache') {
     const threshold = Math.floor(size * 1.5);
     if (!Number.isInteger(size) || size < 1 || size > MOST || threshold > stack.elements) {
-      // The largest whole number of which 1.5 times, rounded down, is not more than the pool has.
+      // The largest integer of which 1.5 times, rounded down, is at most the number of elements.
       const most = Math.min(MOST, Math.floor((stack.elements * 2 + 1) / 3));
       throw invalid(operation, `a cache of ${show(size)} elements is not possible for a pool of ${stack.elements}`, {
         hint:
@@ -45,17 +46,17 @@ export class PoolCache {
     this.size = size;
     this.#stack = stack;
     this.#threshold = threshold;
-    // A get that is no larger than the cache takes what it lacks and the size on top.
+    // A get that is no larger than the cache takes the missing elements and, in addition, the size.
     this.numbers = new Int32Array(size * 2);
   }
 
-  /** How many elements are in it. */
+  /** Number of elements in it. */
   get length(): number {
     return this.#length;
   }
 
   /**
-   * As `ElementStack.get`: all or none. What this cache has counts as available, what other caches have does not.
+   * As `ElementStack.get`: all or none. Elements in this cache are available; those in other caches are not.
    *
    * @throws DmaError as `ElementStack.get`
    */
@@ -75,7 +76,9 @@ export class PoolCache {
     return true;
   }
 
-  /** As `ElementStack.put`. @throws DmaError as `ElementStack.put`; unless checked, what is wrong shows up later */
+  /**
+   * As `ElementStack.put`. @throws DmaError as `ElementStack.put`; unless checked, an error may be noticed only later
+   */
   put(from: ElementNumbers, count: number, at = 0): void {
     checkBurst(from, count, at);
     if (this.#stack.checked) this.#stack.markFree(from, count, at);
@@ -90,12 +93,12 @@ export class PoolCache {
   }
 
   /**
-   * As {@link get}, without a copy (DPDK: `rte_mempool_cache_zc_get_bulk`): the elements are the caller's, and their numbers
-   * can be read from the returned place in {@link numbers} and on, until the next call of anything in this cache.
+   * As {@link get}, without a copy (DPDK: `rte_mempool_cache_zc_get_bulk`). The numbers of the elements are in {@link
+   * numbers}, from the returned index, until the next call on this cache.
    *
    * @param count 0 to {@link size}
-   * @returns the place of the first one; -1 when fewer are available
-   * @throws DmaError EINVAL when `count` is not possible, ETIMEDOUT as {@link get}
+   * @returns the index of the first one; -1 if fewer are available
+   * @throws DmaError EINVAL for an impossible `count`; ETIMEDOUT as {@link get}
    */
   getInPlace(count: number): number {
     this.#checkInPlace(count);
@@ -107,12 +110,12 @@ export class PoolCache {
   }
 
   /**
-   * Makes room for {@link putInPlace}. Nothing is put yet: nothing is lost when that does not follow.
+   * Makes room for {@link putInPlace}. Puts nothing: nothing is lost if `putInPlace` does not follow.
    *
    * @param count 0 to {@link size}
-   * @returns the place in {@link numbers} from which on the caller may write as many numbers, until the next call of
-   *   anything in this cache
-   * @throws DmaError EINVAL when `count` is not possible, and as {@link put}
+   * @returns the index in {@link numbers} from which the caller may write `count` numbers, until the next call on this
+   *   cache
+   * @throws DmaError EINVAL for an impossible `count`, and as {@link put}
    */
   roomFor(count: number): number {
     this.#checkInPlace(count);
@@ -121,11 +124,11 @@ export class PoolCache {
   }
 
   /**
-   * As {@link put}, without a copy (DPDK: `rte_mempool_cache_zc_put_bulk`), of elements whose numbers were written where
-   * {@link roomFor} said; fewer than it was told, when there were fewer.
+   * As {@link put}, without a copy (DPDK: `rte_mempool_cache_zc_put_bulk`), for elements whose numbers were written
+   * where {@link roomFor} said. `count` may be less than what `roomFor` was given.
    *
    * @param start what {@link roomFor} returned
-   * @throws DmaError EINVAL when there is no such room (any more), and as {@link put}; then none is put
+   * @throws DmaError EINVAL if there is no such room (any more), and as {@link put}; then none is put
    */
   putInPlace(start: number, count: number): void {
     this.#checkInPlace(count);
@@ -138,7 +141,7 @@ export class PoolCache {
     this.#length = start + count;
   }
 
-  /** Gives all of it back to the pool. */
+  /** Returns all of it to the pool. */
   flush(): void {
     this.#stack.give(this.numbers, this.#length, 0);
     this.#length = 0;
@@ -149,7 +152,10 @@ export class PoolCache {
     this.flush();
   }
 
-  /** Takes from the pool so that `count` are here, no more than the size: beyond them the size, or else what is missing. */
+  /**
+   * Fills the cache so that it has `count`, at most the size, and in addition the size or, if the pool has fewer,
+   * nothing.
+   */
   #fill(count: number): boolean {
     const length = this.#length;
     const missing = count - length;
@@ -162,7 +168,9 @@ export class PoolCache {
     return true;
   }
 
-  /** Gives to the pool so that the size is left once `count` are put; those go that were used longest ago. */
+  /**
+   * Returns elements to the pool so that the size is left once `count` are put; those that were used longest ago go.
+   */
   #drain(count: number): void {
     const surplus = this.#length + count - this.size;
     this.#stack.give(this.numbers, surplus, 0);

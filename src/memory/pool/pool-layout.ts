@@ -1,7 +1,6 @@
 /**
- * Where the elements of a pool lie. They are put into *chunks*: rows of elements that are next to each other for the
- * program and, in a pool for devices, for every device too, so that one element never crosses a place where the addresses
- * of devices go on elsewhere.
+ * Where the elements of a pool lie. *Chunks* are rows of adjacent elements; in a pool for devices a chunk is contiguous
+ * for every device, so that no element crosses a gap in device addresses.
  */
 import { invalid } from '../../errors.js';
 import { Range } from '../../ranges.js';
@@ -9,34 +8,34 @@ import { alignUp, formatSize, GiB, isAddress, isPowerOfTwo, type Iova, type Va }
 import type { Area } from '../area.js';
 import type { IovaMode } from '../iova-mode.js';
 
-/** No chunk is longer, so that offsets in it are 32-bit integers and one view can show all of it. bytes */
+/** The longest chunk in bytes, so that offsets are 32-bit integers and one view covers it. */
 const LONGEST_CHUNK = GiB;
 
-/** How the elements of a pool are cut; all in bytes. */
+/** The size and spacing of elements, all in bytes. */
 export interface ElementShape {
-  /** What one element has, without its headroom. */
+  /** Size of an element, without its headroom. */
   readonly size: number;
-  /** What is in front of each element, and its own. */
+  /** Space before each element that belongs to it. */
   readonly headroom: number;
-  /** Elements, not their headrooms, begin at multiples of this. */
+  /** Elements, without their headrooms, begin at multiples of this. */
   readonly align: number;
-  /** From one element to the next in a chunk. */
+  /** Distance from one element to the next in a chunk. */
   readonly stride: number;
 }
 
-/** A row of elements in memory. Plain data, for other threads too. */
+/** A row of elements in memory. Plain data, which can be sent to other threads. */
 export interface PoolChunk {
-  /** Address of the first byte, which is of the headroom of the first element. */
+  /** Address of the first byte, where the headroom of the first element begins. */
   readonly va: Va;
   /** bytes */
   readonly length: number;
-  /** What every device uses for the first byte; `undefined` unless it is the same for all of them, see `Block.iova`. */
+  /** The IOVA of the first byte, if it is the same for all devices (see `Block.iova`); else `undefined`. */
   readonly iova: Iova | undefined;
-  /** How many elements are in it. */
+  /** Number of elements. */
   readonly count: number;
 }
 
-/** A part of memory that is contiguous for the program, and for devices unless the pool is not for them. */
+/** A part of memory that is contiguous for the program and, in a pool for devices, for devices. */
 export type Run = Omit<PoolChunk, 'count'>;
 
 /** @throws DmaError EINVAL for sizes that are not possible */
@@ -60,22 +59,22 @@ export function elementShape(size: number, headroom: number, align: number, oper
   });
 }
 
-/** bytes that `count` elements take where a multiple of their alignment begins */
+/** bytes that `count` elements need from a multiple of their alignment */
 export function bytesFor({ size, headroom, align, stride }: ElementShape, count: number): number {
   return alignUp(headroom, align) + (count - 1) * stride + size;
 }
 
-/** How many elements `bytes` hold where a multiple of their alignment begins; the inverse of {@link bytesFor} */
+/** How many elements fit into `bytes` from a multiple of their alignment; the inverse of {@link bytesFor} */
 export function countIn({ size, headroom, align, stride }: ElementShape, bytes: number): number {
   return Math.max(0, Math.floor((bytes - alignUp(headroom, align) - size) / stride) + 1);
 }
 
 /**
- * The parts of `range` that elements may lie in, in address order.
+ * The parts of `range` in which elements may lie, in address order.
  *
  * @param areaAt the area of an address in the range
- * @param mode the IOVA mode: with `va`, an area without IOVAs of its own is in one piece for every device
- * @param forDevices false: elements may cross anything, and no IOVA is known
+ * @param mode the IOVA mode: with `va`, an area without IOVAs of its own is contiguous for every device
+ * @param forDevices false: elements may lie anywhere, and no IOVA is known
  */
 export function* runsIn(
   range: Range<Va>,
@@ -93,14 +92,14 @@ export function* runsIn(
     const part = Range.between(at, Math.min(range.end, area.range.end));
     const runs = area.iovaRuns(part);
     if (runs !== undefined) yield* runs;
-    // A domain has it in one piece, wherever that is.
+    // Every domain maps it in one piece.
     else if (mode() === 'va') yield { va: at, length: part.length, iova: undefined };
     else yield* pagesIn(part, area.pageSize);
     at = part.end as Va;
   }
 }
 
-/** Only domains know the addresses, and they may give each page another. */
+/** Only domains know the addresses, and each page may have any. */
 function* pagesIn(part: Range<Va>, pageSize: number): Iterable<Run> {
   for (let va = part.start, next: number; va < part.end; va = next as Va) {
     next = Math.min(part.end, va - (va % pageSize) + pageSize);
@@ -108,7 +107,7 @@ function* pagesIn(part: Range<Va>, pageSize: number): Iterable<Run> {
   }
 }
 
-/** The chunks of `most` elements in `runs`, of which the first are filled first; of fewer when there is no room for more. */
+/** Chunks for at most `most` elements in `runs`, filled in order; fewer if the runs have no room for more. */
 export function* chunksIn(runs: Iterable<Run>, shape: ElementShape, most: number): Iterable<PoolChunk> {
   const { size, headroom, align, stride } = shape;
   const longest = Math.floor(LONGEST_CHUNK / stride);

@@ -1,10 +1,10 @@
 /**
- * A pool: memory cut into elements of one size, which are handed out and taken back by number, in bursts, by any number of
- * threads. Where each element is, for the program and for devices, stands in tables by number. Drivers draw the buffers
- * for their rings from pools. DPDK calls it a mempool.
+ * A pool: memory that is cut into elements of one size. Any number of threads take elements and return them by number,
+ * in bursts. Tables by number tell where each element is, for the program and for devices. Drivers take the buffers of
+ * their rings from pools. DPDK calls it a mempool.
  *
- * Nothing is written into the elements: what is free is known outside of them (element-stack.ts), and each thread has a
- * stock of its own (pool-cache.ts).
+ * Nothing is written into the elements: which of them are free is kept outside (element-stack.ts), and each thread has
+ * a cache (pool-cache.ts).
  */
 import { ended, mustBe, mustBeObject, mustBeString, mustBeWhole, mustHave, optionsOf, reading } from '../../check.js';
 import { DmaError, invalid, throwFirst, undoAll } from '../../errors.js';
@@ -20,7 +20,7 @@ import { HandedOut } from '../retired.js';
 import { Views } from '../views.js';
 import { shortForm } from '../../short-form.js';
 
-/** What another thread needs to use the pool. It can be sent there (`workerData`, `postMessage`), as often as wanted. */
+/** What another thread needs to use the pool. It can be sent (`workerData`, `postMessage`) any number of times. */
 export interface PoolDescription {
   readonly name: string;
   readonly shape: ElementShape;
@@ -33,13 +33,16 @@ export interface PoolDescription {
   readonly cacheSize: number;
   /** Which elements are free. */
   readonly stack: SharedArrayBuffer;
-  /** How many threads have attached; -1 once it is freed. Then, 1 once a view was transferred away in one of them. */
+  /**
+   * Number of threads that have attached; -1 once the pool is freed. Second word: 1 once one of them transferred a
+   * view.
+   */
   readonly threads: SharedArrayBuffer;
-  /** Who has them can use the memory, also when the thread that made the pool has ended. See `MemoryPort.keeper`. */
+  /** They keep the memory alive, even after the thread that made the pool has ended. See `MemoryPort.keeper`. */
   readonly keepers: readonly SharedArrayBuffer[];
 }
 
-/** A device, as far as a pool needs it. */
+/** What a pool needs to know of a device. */
 export interface PoolDevice {
   readonly name: string;
   readonly domain:
@@ -47,14 +50,14 @@ export interface PoolDevice {
         readonly table: {
           /** Changes when something is unmapped. */
           readonly generation: number;
-          /** -1 when not all of it is mapped, or not in one piece. */
+          /** The IOVA; -1 if not all of it is mapped, or not in one piece. */
           iovaOfRange(va: number, length: number): number;
         };
       }
     | undefined;
 }
 
-/** What belongs to one thread. */
+/** The parts of a pool in one thread. */
 interface PoolParts {
   readonly description: PoolDescription;
   readonly stack: ElementStack;
@@ -62,7 +65,7 @@ interface PoolParts {
   readonly view: (chunk: number) => Uint8Array;
   /** @throws DmaError EBUSY while some of the memory is pinned */
   readonly mustBeIdle?: (operation: string) => void;
-  /** Gives everything back; what it throws is thrown by `free`. */
+  /** Frees the memory; `free` rethrows its errors. */
   readonly end: () => void;
   /** Did this thread make it? */
   readonly made: boolean;
@@ -72,34 +75,36 @@ const FREED = -1;
 
 const FREE_OPTIONS = { force: 'boolean' } as const;
 
-/** The keepers of memory, held by views of it. */
+/** The keepers of memory, held as long as views of it exist. */
 const kept = new WeakMap<ArrayBufferLike, readonly SharedArrayBuffer[]>();
 
-/** See the head of the file. Made by `Pools.create`, and for other threads by {@link Pool.attach}. Disposing it frees it. */
+/** A pool. Made by `Pools.create`, and in other threads by {@link Pool.attach}. Disposing it frees it. */
 export class Pool implements Disposable {
   readonly name: string;
-  /** How many elements it has; their numbers are 0 and up. */
+  /** Number of elements; their numbers begin with 0. */
   readonly elements: number;
   /** bytes */
   readonly elementSize: number;
-  /** bytes in front of each element that belong to it */
+  /** bytes before each element that belong to it */
   readonly headroom: number;
-  /** How many elements a thread keeps for itself; 0 for none. */
+  /** Elements in the cache of each thread; 0: no cache. */
   readonly cacheSize: number;
   /**
-   * Are the elements meant for devices? It is what the program said when it made the pool, and never guessed from the
-   * memory (DPDK: the flag RTE_MEMPOOL_F_NON_IO is not set).
+   * Are the elements meant for devices? As the program said when it created the pool (DPDK: the flag
+   * RTE_MEMPOOL_F_NON_IO is not set).
    */
   readonly forDevices: boolean;
-  /** Whose memory it is: the library's, of a heap over the user's, or external; `chunks` tell where. */
+  /**
+   * Who owns the memory: the library, a heap over the user's memory, or the user (external). `chunks` tell where it is.
+   */
   readonly owner: AreaOwner;
-  /** Where the elements are: those of the first chunk have the first numbers. */
+  /** Where the elements are. The first chunk has the elements with the lowest numbers. */
   readonly chunks: readonly PoolChunk[];
-  /** What of the tables by element was asked for. */
+  /** The tables by element that were asked for. */
   readonly #tables: { vas?: Float64Array; iovas?: Float64Array; chunkOf?: Int32Array; offsetOf?: Int32Array } = {};
   /** The first element of each chunk. */
   readonly #firsts: Int32Array;
-  /** Has every element one IOVA for all devices? */
+  /** Does every element have one IOVA for all devices? */
   readonly #isSame: boolean;
   readonly #description: PoolDescription;
   readonly #stack: ElementStack;
@@ -109,7 +114,7 @@ export class Pool implements Disposable {
   readonly #mustBeIdle: ((operation: string) => void) | undefined;
   readonly #end: () => void;
   readonly #made: boolean;
-  /** By chunk and by element, once they were asked for. */
+  /** Views of chunks and of elements, made when they are first asked for. */
   #chunkBytes: (Uint8Array | undefined)[] = [];
   #bytes: (Uint8Array | undefined)[] = [];
   readonly #iovasFor = new WeakMap<object, { readonly generation: number; readonly iovas: Float64Array }>();
@@ -144,15 +149,14 @@ export class Pool implements Disposable {
     });
   }
 
-  /** The address of each element, behind its headroom. A table that is made when it is first asked for, as the next ones. */
+  /** The address of each element, after its headroom. This table and the next ones are made on first use. */
   get vas(): Float64Array {
     return (this.#tables.vas ??= this.#table(Float64Array, ({ va }, _, offset) => va + offset));
   }
 
   /**
-   * What every device uses for each element, where that is one address for all devices: see `Block.iova`. In all other cases,
-   * as usual with an IOMMU, this is `undefined`, and {@link Pool.iovasFor} tells what a device uses. So it is unless the pool
-   * is for devices.
+   * The IOVA of each element, if all devices use the same one: see `Block.iova`. Otherwise, as usual with an IOMMU,
+   * `undefined`: {@link Pool.iovasFor} tells what one device uses. `undefined` also if the pool is not for devices.
    */
   get iovas(): Float64Array | undefined {
     if (!this.#isSame) return undefined;
@@ -164,7 +168,7 @@ export class Pool implements Disposable {
     return (this.#tables.chunkOf ??= this.#table(Int32Array, (_, chunk) => chunk));
   }
 
-  /** Where in the bytes of its chunk each element begins. Its headroom ends there. */
+  /** Offset in bytes of each element in its chunk, after its headroom. */
   get offsetOf(): Int32Array {
     return (this.#tables.offsetOf ??= this.#table(Int32Array, (_, _chunk, offset) => offset));
   }
@@ -182,7 +186,7 @@ export class Pool implements Disposable {
     return table;
   }
 
-  /** The chunk of an element that there is. */
+  /** The chunk of an existing element. */
   #chunkOf(element: number): number {
     const firsts = this.#firsts;
     let low = 0;
@@ -195,12 +199,12 @@ export class Pool implements Disposable {
   }
 
   /**
-   * The pool in another thread, from what {@link Pool.share} gave there. Elements have the same numbers and addresses; views
-   * are made anew. Free it before the thread ends: that gives back what is in this thread's cache, and lets the maker of
+   * Opens the pool in another thread, from what {@link Pool.share} returned. Elements have the same numbers and
+   * addresses; views are new. Free it before the thread ends: this returns the thread's cache, and lets the maker of
    * the pool free the memory.
    *
    * @param platform of this thread
-   * @throws DmaError EINVAL when the pool was freed, or this describes none
+   * @throws DmaError EINVAL if the pool was freed, or `description` does not describe a pool
    */
   static attach(description: PoolDescription, platform: Pick<Platform, 'memory'>): Pool {
     const operation = 'pool.attach';
@@ -233,41 +237,41 @@ export class Pool implements Disposable {
       const errors = undoAll([...views.values()].map((each) => () => each.detach()));
       // Views that are left would fault once the memory is freed.
       throwFirst(errors, 'pool.free');
-      // Who has a view that was moved away reaches the memory for good: its maker has to keep it.
+      // The receiver of a transferred view can reach the memory for ever, so the maker must keep it.
       if (handedOut.escaped) Atomics.store(threads, 1, 1);
       leave(threads);
     };
     return new Pool({ description, stack, cache, view, end, made: false });
   }
 
-  /** Can it be used? Not once it was freed. */
+  /** Can it be used? False once it was freed. */
   get live(): boolean {
     return this.#live;
   }
 
-  /** How many elements this thread could get now. What is in the caches of other threads does not count. */
+  /** How many elements this thread could take now. Those in the caches of other threads do not count. */
   get available(): number {
     return this.#stack.available + (this.#cache?.length ?? 0);
   }
 
   /**
-   * The cache of this thread, whose `getInPlace` and `putInPlace` hand out bursts without copying them: for the loops of
-   * drivers. `undefined` in a pool made without caches.
+   * The cache of this thread. Its `getInPlace` and `putInPlace` handle bursts without copying, for loops of drivers.
+   * `undefined` in a pool without caches.
    */
   get cache(): PoolCache | undefined {
     return this.#cache;
   }
 
-  /** How many threads have attached, besides the one that made it. */
+  /** How many threads have attached, not counting the one that made it. */
   get threads(): number {
     return Math.max(0, Atomics.load(this.#threads, 0));
   }
 
   /**
-   * Takes `count` elements, all or none, to `into[at]` and on. Makes no garbage.
+   * Takes `count` elements, all or none, and writes their numbers to `into` from index `at`. Makes no garbage.
    *
-   * @returns false when fewer are available, and when the pool is freed
-   * @throws DmaError EINVAL when `into` has no room for them; ETIMEDOUT when a worker was ended inside of `get` or `put`
+   * @returns false if fewer are available, or the pool is freed
+   * @throws DmaError EINVAL if `into` is too short; ETIMEDOUT if a worker was terminated inside `get` or `put`
    */
   get(into: ElementNumbers, count: number, at = 0): boolean {
     if (!this.#live) return false;
@@ -276,10 +280,11 @@ export class Pool implements Disposable {
   }
 
   /**
-   * Gives back `count` elements, `from[at]` and on. Makes no garbage. Any thread may give back what another one took.
+   * Returns `count` elements, whose numbers are in `from` from index `at`. Makes no garbage. Any thread may return what
+   * another one took.
    *
-   * @throws DmaError EINVAL when `from` has not as many, and when the pool would have more elements than it has; in a pool
-   *   made with `checked`, for every element that is free already or does not exist. ETIMEDOUT as `get`
+   * @throws DmaError EINVAL if `from` is too short, or the pool would have too many elements; with `checked`, also for
+   *   an element that is free already or does not exist. ETIMEDOUT as `get`
    */
   put(from: ElementNumbers, count: number, at = 0): void {
     const cache = this.#cache;
@@ -288,25 +293,24 @@ export class Pool implements Disposable {
   }
 
   /**
-   * The bytes of an element, without its headroom: the same view each time. It is empty once the pool is freed, unless the
-   * memory is external, which is the user's.
+   * The bytes of an element, without its headroom: the same view each time. Once the pool is freed it is empty, unless
+   * the memory is external.
    *
-   * Elements that are worked on in another thread stay with their owner meanwhile: whoever gets one that was put back too early
-   * meets what is still written.
+   * Do not return an element while another thread works on it: its next owner would see what that thread still writes.
    *
-   * @throws DmaError EINVAL when there is no such element, the pool is freed, or its ArrayBuffer was transferred away
+   * @throws DmaError EINVAL if there is no such element, the pool is freed, or its ArrayBuffer was transferred
    */
   bytes(element: number): Uint8Array {
     const bytes = typeof element === 'number' ? this.#bytes[element] : undefined;
-    // Emptied without our doing when its ArrayBuffer was transferred away.
+    // An empty view: its ArrayBuffer was transferred by somebody else.
     return bytes !== undefined && bytes.length !== 0 ? bytes : this.#newBytes(element);
   }
 
   /**
    * The bytes of a chunk: the same view each time, as {@link Pool.bytes}. With `chunkOf` and `offsetOf` it shows all
-   * elements of the chunk, headrooms included.
+   * elements of the chunk, with their headrooms.
    *
-   * @throws DmaError EINVAL when there is no such chunk, or the pool is freed
+   * @throws DmaError EINVAL if there is no such chunk, or the pool is freed
    */
   chunkBytes(chunk: number): Uint8Array {
     const bytes = typeof chunk === 'number' ? this.#chunkBytes[chunk] : undefined;
@@ -314,11 +318,11 @@ export class Pool implements Disposable {
   }
 
   /**
-   * What a device uses for each element, in the domain that it is in. Asked once and kept until something is unmapped there,
-   * so that a call costs next to nothing; do not keep the result over a change of mappings.
+   * The IOVA of each element for one device. Cached until something is unmapped in the device's domain, so that a call
+   * is cheap; do not keep the result over a change of mappings.
    *
-   * @throws DmaError EINVAL when the pool is freed or not for devices, when an element is not mapped for that device, or
-   *   mapped in pieces; ENOTSUP for a device that has no domain
+   * @throws DmaError EINVAL if the pool is freed or not for devices, or an element is not mapped for that device in one
+   *   piece; ENOTSUP if the device has no domain
    */
   iovasFor(device: PoolDevice): Float64Array {
     const operation = 'pool.iovasFor';
@@ -359,20 +363,20 @@ export class Pool implements Disposable {
     return iovas;
   }
 
-  /** What other threads need for {@link Pool.attach}. @throws DmaError EINVAL when it is freed */
+  /** What other threads need for {@link Pool.attach}. @throws DmaError EINVAL if it is freed */
   share(): PoolDescription {
     this.#mustBeLive('pool.share');
     return this.#description;
   }
 
   /**
-   * Frees the pool: views of elements are empty, and heap memory goes back; external memory can be unregistered again. In
-   * a thread that attached, this gives back its cache and leaves the pool, which goes on.
+   * Frees the pool: views of elements become empty, heap memory is freed, and external memory can be unregistered
+   * again. In a thread that attached, this returns the thread's cache and detaches from the pool.
    *
-   * @param options.force although elements are out or threads are attached, which the program has to know will use it no
-   *   more, because they were terminated: a thread that touches an element afterwards would fault. Default false
-   * @throws DmaError EINVAL when it was freed before; EBUSY while other threads are attached, and while elements are out:
-   *   with whoever got them, or in caches of other threads; EBUSY, also by force, while a block that it is in is pinned
+   * @param options.force free it although elements are in use or threads are attached? Only if the program knows that
+   *   they were terminated: a thread that touches an element afterwards faults. Default false
+   * @throws DmaError EINVAL if it was freed before; EBUSY while other threads are attached, and while elements are in
+   *   use or in the caches of other threads; EBUSY, even with force, while a block behind it is pinned
    */
   free(options?: { readonly force?: boolean }): void {
     const operation = 'pool.free';
@@ -386,7 +390,7 @@ export class Pool implements Disposable {
     throwFirst(undoAll([() => this.#cache?.flush(), this.#end]), operation);
   }
 
-  /** Frees it, unless that was done. @throws DmaError EBUSY as {@link Pool.free} */
+  /** Frees it, unless it was freed before. @throws DmaError EBUSY as {@link Pool.free} */
   [Symbol.dispose](): void {
     if (this.#live) this.free();
   }
@@ -422,7 +426,7 @@ export class Pool implements Disposable {
     const { headroom, stride } = this.#description.shape;
     const offset = headroom + (element - this.#firsts[chunk]) * stride;
     const bytes = this.chunkBytes(chunk).subarray(offset, offset + this.elementSize);
-    // Filled at once: an array with holes that large would become a dictionary.
+    // Filled at once: with holes that large, V8 would make the array a dictionary.
     if (this.#bytes.length === 0) this.#bytes = Array.from({ length: this.elements }, () => undefined);
     this.#bytes[element] = bytes;
     return bytes;
@@ -455,7 +459,7 @@ shortForm(Pool, 'Pool', ({ name, elements, elementSize, headroom, cacheSize, own
   live,
 }));
 
-/** The domain of a device, as a pool needs it. @throws DmaError EINVAL for what is no device */
+/** The domain of a device. @throws DmaError EINVAL if it is not a device */
 function domainOf(device: PoolDevice, operation: string): PoolDevice['domain'] {
   mustBeObject(device, 'devices', operation);
   let isDomain: boolean;
@@ -470,7 +474,7 @@ function domainOf(device: PoolDevice, operation: string): PoolDevice['domain'] {
   throw invalid(operation, 'this is no device: it has no domain');
 }
 
-/** @throws DmaError EINVAL for what {@link Pool.share} has not given */
+/** @throws DmaError EINVAL if it was not made by {@link Pool.share} */
 function checkDescription(description: PoolDescription, operation: string): void {
   mustBeObject(description, 'descriptions of pools', operation);
   reading(operation, 'the description', () => {
@@ -490,13 +494,13 @@ function checkDescription(description: PoolDescription, operation: string): void
   });
 }
 
-/** Another thread was given what describes a pool, and comes too late. */
+/** EINVAL of `attach` after the pool was freed. */
 function poolGone({ name }: PoolDescription): DmaError {
   const hint = 'it has to live until its threads have left it: pool.threads tells how many are attached';
   return invalid('pool.attach', `the pool ${name} was freed`, { hint });
 }
 
-/** One thread less has attached, unless the pool was freed by force meanwhile. */
+/** Subtracts one attached thread, unless the pool was freed by force meanwhile. */
 function leave(threads: Int32Array): void {
   for (let seen = Atomics.load(threads, 0); seen !== FREED;) {
     const now = Atomics.compareExchange(threads, 0, seen, seen - 1);
