@@ -1,10 +1,10 @@
 /** Every address that the library gives out is one that the device's address space translates to that memory, or there is none. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../test/shared/errors.js';
 import fc from 'fast-check';
 import type { GroupMapping } from './bus/fan-out.js';
 import type { AddressedMemory, Bus, Device, Driver, OpenedDevice } from './bus/model.js';
-import { dmaError } from '../test/fakes/bus/scripted-bus.js';
 import type { AddressSpace, Segment } from './dma/address-space.js';
 import type { Mapping } from './dma/mapping.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';

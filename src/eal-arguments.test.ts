@@ -4,8 +4,8 @@
  */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../test/shared/errors.js';
 import type { Device } from './bus/model.js';
-import { dmaError } from '../test/fakes/bus/scripted-bus.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal } from './eal.js';
 import { DmaError } from './errors.js';

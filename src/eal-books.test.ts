@@ -4,7 +4,7 @@ import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
-import { dmaError } from '../test/fakes/bus/scripted-bus.js';
+import { dmaError } from '../test/shared/errors.js';
 import { Eal } from './eal.js';
 import { isDmaError } from './errors.js';
 import { openPlatform } from './platform/open.js';

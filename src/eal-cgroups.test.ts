@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { dmaError } from '../test/fakes/bus/scripted-bus.js';
+import { dmaError } from '../test/shared/errors.js';
 import { Eal } from './eal.js';
 import { openPlatform } from './platform/open.js';
 import { cgroupForTest } from '../test/shared/cgroups.js';

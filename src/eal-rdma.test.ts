@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../test/shared/errors.js';
 import type { Device } from './bus/model.js';
 import { TestMachine } from '../test/fakes/bus/pci-machine.js';
-import { dmaError } from '../test/fakes/bus/scripted-bus.js';
 import { verbsDriver } from './drivers/verbs-driver.js';
 import { Eal, type EalOptions } from './eal.js';
 import { DmaError } from './errors.js';

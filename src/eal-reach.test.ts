@@ -7,7 +7,7 @@ import { describe, it } from 'node:test';
 import { promisify } from 'node:util';
 import { runInThisContext } from 'node:vm';
 import { MessageChannel, Worker } from 'node:worker_threads';
-import { dmaError } from '../test/fakes/bus/scripted-bus.js';
+import { dmaError } from '../test/shared/errors.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal, type EalOptions } from './eal.js';
 import { collected } from '../test/shared/garbage.js';

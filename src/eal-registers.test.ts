@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
-import { dmaError } from '../test/fakes/bus/scripted-bus.js';
+import { dmaError } from '../test/shared/errors.js';
 import { rawDriver } from './drivers/raw-driver.js';
 import { Eal } from './eal.js';
 import { isDmaError, type DmaError } from './errors.js';

@@ -4,8 +4,8 @@ import { mkdtempSync, openSync, closeSync, rmSync, writeFileSync } from 'node:fs
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
+import { dmaError } from '../test/shared/errors.js';
 import type { Device } from './bus/model.js';
-import { dmaError } from '../test/fakes/bus/scripted-bus.js';
 import { PCI_REGION } from './bus/device-access.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import type { CopyEngine } from './drivers/copy-engine.js';

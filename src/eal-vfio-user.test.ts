@@ -5,8 +5,8 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
+import { dmaError } from '../test/shared/errors.js';
 import type { Device } from './bus/model.js';
-import { dmaError } from '../test/fakes/bus/scripted-bus.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import type { CopyEngine } from './drivers/copy-engine.js';
 import { eduDriver } from './drivers/edu-driver.js';

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
-import { dmaError, gate, Script, ScriptedBus, scriptedDriver, scriptedSpaces } from '../test/fakes/bus/scripted-bus.js';
+import { dmaError } from '../test/shared/errors.js';
+import { gate, Script, ScriptedBus, scriptedDriver, scriptedSpaces } from '../test/fakes/bus/scripted-bus.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal, type EalOptions } from './eal.js';
 import { isDmaError } from './errors.js';

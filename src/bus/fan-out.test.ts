@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../../test/shared/errors.js';
 import { isDmaError } from '../errors.js';
 import type { Va } from '../units.js';
-import { bench, dmaError, sharedKey } from '../../test/fakes/bus/scripted-bus.js';
+import { bench, sharedKey } from '../../test/fakes/bus/scripted-bus.js';
 
 describe('one range on a list of devices', () => {
   it('is mapped on each, and unmapped in reverse', async () => {

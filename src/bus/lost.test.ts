@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../../test/shared/errors.js';
 import { DmaError, isDmaError } from '../errors.js';
 import {
   bench,
-  dmaError,
   gate,
   Script,
   ScriptedBus,

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../../test/shared/errors.js';
 import { KeyCache } from '../dma/key-cache.js';
 import { Bench, PAGE, part } from '../../test/fakes/dma/address-space.js';
 import type { Area } from '../memory/area.js';
 import { MapOnMiss, type MissUnit } from './map-on-miss.js';
-import { dmaError } from '../../test/fakes/bus/scripted-bus.js';
 
 const A = 0x10000000;
 

@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../../test/shared/errors.js';
 import { Bench, PAGE } from '../../test/fakes/dma/address-space.js';
 import type { MapAsyncOptions } from '../dma/domain.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import type { PoolChunk } from '../memory/pool/pool-layout.js';
 import type { Va } from '../units.js';
 import { dmaMapPool, dmaMapPoolAsync, type MappablePool } from './map-pool.js';
-import { dmaError } from '../../test/fakes/bus/scripted-bus.js';
 
 const A = 0x10000000;
 

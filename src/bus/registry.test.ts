@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../../test/shared/errors.js';
 import { DmaError, isDmaError } from '../errors.js';
 import type { ExternalMemory } from '../memory/external.js';
 import { MiB, type Va } from '../units.js';
@@ -8,7 +9,6 @@ import { type Device, type Driver, TRY_NEXT } from './model.js';
 import { matchesIds } from './match.js';
 import {
   bench,
-  dmaError,
   gate,
   Script,
   ScriptedBus,

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../../test/shared/errors.js';
 import { Range } from '../ranges.js';
 import { GiB, type Iova } from '../units.js';
-import { bench, dmaError, FREE, gate, scriptedDriver, sharedKey } from '../../test/fakes/bus/scripted-bus.js';
+import { bench, FREE, gate, scriptedDriver, sharedKey } from '../../test/fakes/bus/scripted-bus.js';
 
 /** A driver whose devices `narrow...` emit 28 bits. */
 const BITS = { dmaAddressBits: (args: ReadonlyMap<string, string>) => (args.has('narrow') ? 28 : undefined) };

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../../test/shared/errors.js';
 import { DmaError } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import { failingPlatform, trackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { VfioDevice } from '../vfio/device.js';
 import { FakeKernelDevice } from '../../test/fakes/vfio/device.js';
-import { dmaError } from '../../test/fakes/bus/scripted-bus.js';
 import { VfioAccess } from './vfio-access.js';
 
 const skip = openPlatform().limitation ?? false;

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { describe, test, type TestContext } from 'node:test';
-import { isDmaError, type ErrorCode } from '../errors.js';
+import { throwsDma } from '../../test/shared/errors.js';
 import { HugePages, type HugePageSize, type HugetlbfsMount } from '../memory/hugepages.js';
 import { openPlatform } from '../platform/open.js';
 import type { KernelPort } from '../platform/ports.js';
@@ -92,10 +92,6 @@ function fileOf(pageSize: number, node?: number): string {
   return `sys/${directory}/hugepages/hugepages-${pageSize / KiB}kB`;
 }
 
-const throws = (code: ErrorCode, action: () => unknown, match: RegExp): void => {
-  assert.throws(action, (error) => isDmaError(error, code) && match.test(error.message));
-};
-
 /** Two nodes, with pages on both. */
 const TWO_NODES: Counts = [
   [GiB, [0, 2]],
@@ -179,9 +175,9 @@ describe('anydma hugepages on a made-up machine', { skip }, () => {
     const again = machine.run(owned);
     assert.equal(again.said, 'already mounted: hugepages of 2 MiB at /dev/hugepages\n');
     assert.match(again.notes, /owner of \/dev\/hugepages is what it was/);
-    throws('EBUSY', () => machine.run({ mount: true, pagesize: GiB }), /2 MiB pages/);
+    throwsDma('EBUSY', () => machine.run({ mount: true, pagesize: GiB }), /2 MiB pages/);
     assert.equal(machine.run({ unmount: true, directory: '/dev/hugepages/' }).said, 'unmounted /dev/hugepages\n');
-    throws('ENOENT', () => machine.run({ unmount: true }), /no hugetlbfs is mounted at \/dev\/hugepages/);
+    throwsDma('ENOENT', () => machine.run({ unmount: true }), /no hugetlbfs is mounted at \/dev\/hugepages/);
     assert.deepEqual(machine.changes, [
       'mount /dev/hugepages pagesize=2048K,uid=1000,gid=100',
       'unmount /dev/hugepages',
@@ -223,15 +219,15 @@ describe('anydma hugepages on a made-up machine', { skip }, () => {
   test('refuses what can not be before it changes anything', (t) => {
     const machine = new Machine(t, TWO_NODES);
     machine.mount('nodev /dev/hugepages hugetlbfs rw,pagesize=2M 0 0');
-    throws(
+    throwsDma(
       'EINVAL',
       () => machine.run({ setup: 3 * MiB }),
       /3 MiB is not a multiple.* 2 MiB \(hint: 2 MiB or 4 MiB is\)/,
     );
-    throws('EINVAL', () => machine.run({ setup: MiB }), /hint: 2 MiB is\)/);
-    throws('EINVAL', () => machine.run({ clear: true, unmount: true, pagesize: 16 * MiB }), /2 MiB, 1 GiB/);
-    throws('EINVAL', () => machine.run({ setup: GiB, node: 2 }), /nodes are: 0, 1/);
-    throws('ENOTSUP', () => new Machine(t, []).run({ clear: true }), /no hugepages/);
+    throwsDma('EINVAL', () => machine.run({ setup: MiB }), /hint: 2 MiB is\)/);
+    throwsDma('EINVAL', () => machine.run({ clear: true, unmount: true, pagesize: 16 * MiB }), /2 MiB, 1 GiB/);
+    throwsDma('EINVAL', () => machine.run({ setup: GiB, node: 2 }), /nodes are: 0, 1/);
+    throwsDma('ENOTSUP', () => new Machine(t, []).run({ clear: true }), /no hugepages/);
     assert.deepEqual(machine.changes, []);
   });
 
@@ -240,7 +236,7 @@ describe('anydma hugepages on a made-up machine', { skip }, () => {
       // Of directories of this machine the real contents are asked; nothing real is mounted.
       const machine = new Machine(t, TWO_NODES, { list: (path) => platform.kernel.list(path) });
       const mount = { mount: true, directory };
-      throws('EBUSY', () => machine.run(mount), /is not empty.*would be hidden.*\(hint: take an empty directory/);
+      throwsDma('EBUSY', () => machine.run(mount), /is not empty.*would be hidden.*\(hint: take an empty directory/);
       assert.deepEqual(machine.changes, []);
     }
   });
@@ -249,7 +245,7 @@ describe('anydma hugepages on a made-up machine', { skip }, () => {
     const { kernel } = platform;
     const writeText: KernelPort['writeText'] = (path, text) => kernel.writeText(path, `${Math.min(5, Number(text))}\n`);
     const machine = new Machine(t, [[2 * MiB, [4]]], { writeText });
-    throws('ENOMEM', () => machine.run({ reserve: GiB }), /only 5 of 512 pages/);
+    throwsDma('ENOMEM', () => machine.run({ reserve: GiB }), /only 5 of 512 pages/);
     assert.equal(machine.count(2 * MiB, 0), 4);
   });
 });

@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import type { ErrorCode } from '../errors.js';
-import { isDmaError } from '../errors.js';
+import { dmaError } from '../../test/shared/errors.js';
 import { copyEngineModel } from '../vfio-user/devices/copy-engine.js';
 import { EDU_COMMAND, EDU_INTERRUPT, EDU_REGISTER } from '../vfio-user/devices/edu-layout.js';
 import type { EduModelOptions } from '../vfio-user/devices/edu.js';
@@ -11,8 +10,6 @@ import { pattern, TestHost, TestMemory, turn } from '../../test/fakes/vfio-user/
 import type { EduOptions } from './edu.js';
 import { Edu } from './edu.js';
 import { TestAccess } from '../../test/fakes/drivers/device-access.js';
-
-const code = (name: ErrorCode) => (error: unknown) => isDmaError(error, name);
 
 function open(
   options?: EduOptions,
@@ -27,7 +24,7 @@ function open(
 describe('edu driver', () => {
   it('is for edu devices', () => {
     assert.deepEqual(Edu.matches, { vendor: 0x1234, device: 0x11e8 });
-    assert.throws(() => Edu.open(new TestAccess(new TestHost(copyEngineModel()))), code('ENODEV'));
+    assert.throws(() => Edu.open(new TestAccess(new TestHost(copyEngineModel()))), dmaError('ENODEV'));
     const { edu } = open();
     assert.equal(edu.identification, 0x010000ed);
     assert.equal(edu.liveness(0x12345678), 0xedcba987);
@@ -36,7 +33,7 @@ describe('edu driver', () => {
   it('computes factorials, one after the other', async () => {
     const { edu } = open();
     assert.deepEqual(await Promise.all([edu.factorial(5), edu.factorial(0), edu.factorial(12)]), [120, 1, 479001600]);
-    for (const n of [-1, 1.5, 2 ** 32, NaN]) await assert.rejects(edu.factorial(n), code('EINVAL'));
+    for (const n of [-1, 1.5, 2 ** 32, NaN]) await assert.rejects(edu.factorial(n), dmaError('EINVAL'));
     assert.equal(await edu.factorial(20), 2192834560);
   });
 
@@ -72,12 +69,12 @@ describe('edu driver', () => {
   it('refuses what the device would do wrong, and stays usable', async () => {
     const { host, edu } = open();
     host.dma.map(0, new Uint8Array(8192));
-    await assert.rejects(edu.copyIn(0, 0, 4096), code('EINVAL')); // reaches the last byte
-    await assert.rejects(edu.copyIn(0, 4000, 96), code('EINVAL'));
-    await assert.rejects(edu.copyIn(0, -1, 16), code('EINVAL'));
-    await assert.rejects(edu.copyIn(0, 0, 0), code('EINVAL'));
-    await assert.rejects(edu.copyOut(NaN, 0, 16), code('EINVAL'));
-    await assert.rejects(edu.copyOut(2 ** 28 - 8, 0, 16), code('ERANGE'));
+    await assert.rejects(edu.copyIn(0, 0, 4096), dmaError('EINVAL')); // reaches the last byte
+    await assert.rejects(edu.copyIn(0, 4000, 96), dmaError('EINVAL'));
+    await assert.rejects(edu.copyIn(0, -1, 16), dmaError('EINVAL'));
+    await assert.rejects(edu.copyIn(0, 0, 0), dmaError('EINVAL'));
+    await assert.rejects(edu.copyOut(NaN, 0, 16), dmaError('EINVAL'));
+    await assert.rejects(edu.copyOut(2 ** 28 - 8, 0, 16), dmaError('ERANGE'));
     assert.equal(host.dma.calls, 0);
     await edu.copyIn(0, 4000, 95);
     assert.equal(host.dma.calls, 1);
@@ -111,8 +108,8 @@ describe('edu driver', () => {
     const { host, edu } = open({ timeoutMs: 5 });
     host.dma.map(0, new Uint8Array(64));
     void host.model.quiesce();
-    await assert.rejects(edu.copyIn(0, 0, 64), code('ETIMEDOUT'));
-    await assert.rejects(edu.copyIn(0, 0, 64), code('ETIMEDOUT'));
+    await assert.rejects(edu.copyIn(0, 0, 64), dmaError('ETIMEDOUT'));
+    await assert.rejects(edu.copyIn(0, 0, 64), dmaError('ETIMEDOUT'));
     host.model.resume();
     await turn(2);
     await edu.copyIn(0, 0, 64);
@@ -148,9 +145,9 @@ describe('edu driver', () => {
     await turn(60);
     edu.close();
     edu[Symbol.dispose]();
-    await assert.rejects(running, code('ECANCELED'));
-    await assert.rejects(waiting, code('ECANCELED'));
-    assert.throws(() => edu.liveness(1), code('ECANCELED'));
+    await assert.rejects(running, dmaError('ECANCELED'));
+    await assert.rejects(waiting, dmaError('ECANCELED'));
+    assert.throws(() => edu.liveness(1), dmaError('ECANCELED'));
     assert.equal(access.enabled, undefined);
     host.model.reset();
   });
@@ -160,6 +157,6 @@ describe('edu driver', () => {
     host.dma.map(0, new Uint8Array(64));
     const running = edu.copyIn(0, 0, 64);
     access.gone = true;
-    await assert.rejects(running, code('ENODEV'));
+    await assert.rejects(running, dmaError('ENODEV'));
   });
 });

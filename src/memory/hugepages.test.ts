@@ -3,7 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import assert from 'node:assert/strict';
-import { DmaError, isDmaError, type ErrorCode } from '../errors.js';
+import { throwsDmaOf } from '../../test/shared/errors.js';
+import { DmaError, isDmaError } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import type { KernelPort } from '../platform/ports.js';
 import { portablePlatform } from '../platform/portable.js';
@@ -68,14 +69,6 @@ function scarce(most: number): KernelPort {
   return { ...kernel, writeText: (path, text) => kernel.writeText(path, `${Math.min(Number(text), most)}\n`) };
 }
 const numberIn = (path: string): number => parseInt(readFileSync(path, 'utf8'), 10);
-const throws = (code: ErrorCode, operation: string, action: () => unknown, match = /./): void => {
-  assert.throws(
-    action,
-    (error) => isDmaError(error, code) && error.operation === operation && match.test(error.message),
-    `${code} of ${operation}`,
-  );
-};
-
 test('what the machine has, by size and node', { skip }, (t) => {
   const { machine } = numaMachine(t);
   const pages = machine.open();
@@ -121,9 +114,14 @@ test('a machine without hugepages, or without system calls, has none', (t) => {
   for (const kernel of [platform.kernel, portablePlatform('a test').kernel]) {
     const pages = machine.open(kernel);
     assert.deepEqual([pages.sizes(), pages.nodes(), pages.mounts(), pages.release()], [[], [0], [], 0]);
-    throws('EINVAL', 'hugepages.reserve', () => pages.reserve({ pageSize: 2 * MiB, pages: 1 }), /no hugepages at all/);
-    throws('EINVAL', 'hugepages.mount', () => pages.mount('/x', { pageSize: 2 * MiB }));
-    throws('ENOENT', 'hugepages.unmount', () => pages.unmount('/x'));
+    throwsDmaOf(
+      'EINVAL',
+      'hugepages.reserve',
+      () => pages.reserve({ pageSize: 2 * MiB, pages: 1 }),
+      /no hugepages at all/,
+    );
+    throwsDmaOf('EINVAL', 'hugepages.mount', () => pages.mount('/x', { pageSize: 2 * MiB }));
+    throwsDmaOf('ENOENT', 'hugepages.unmount', () => pages.unmount('/x'));
   }
 });
 
@@ -154,13 +152,13 @@ test('pages in use are told when they are released', { skip }, (t) => {
 test('fewer pages than asked for: ENOMEM with how many came, and the counts are as before', { skip }, (t) => {
   const { machine, node0, node1 } = numaMachine(t);
   const pages = machine.open(scarce(9));
-  throws(
+  throwsDmaOf(
     'ENOMEM',
     'hugepages.reserve',
     () => pages.reserve({ pageSize: 2 * MiB, pages: 10, node: 10 }),
     /only 9 of 10/,
   );
-  throws('ENOMEM', 'hugepages.reserve', () => pages.reserve({ pageSize: 2 * MiB, pages: 10 }), /hugepagesz=2048K/);
+  throwsDmaOf('ENOMEM', 'hugepages.reserve', () => pages.reserve({ pageSize: 2 * MiB, pages: 10 }), /hugepagesz=2048K/);
   assert.deepEqual([numberIn(node0), numberIn(node1)], [8, 4]);
   pages.reserve({ pageSize: 2 * MiB, pages: 9 });
 });
@@ -171,7 +169,7 @@ test('a node that fails undoes those before it, whichever write it is', { skip }
     const failing = failingPlatform(platform);
     const pages = machine.open(failing.kernel);
     failing.failCall(n, 'EACCES', 'kernel.writeText');
-    throws('EACCES', 'hugepages.reserve', () => pages.reserve({ pageSize: 2 * MiB, pages: 30 }), /root/);
+    throwsDmaOf('EACCES', 'hugepages.reserve', () => pages.reserve({ pageSize: 2 * MiB, pages: 30 }), /root/);
     assert.equal(failing.failed(), 'kernel.writeText');
     assert.deepEqual([numberIn(node0), numberIn(node1)], [8, 4]);
   }
@@ -182,8 +180,13 @@ test('more than the machine has is refused before anything is written', { skip }
   machine.put('proc/meminfo', 'MemTotal: 33554432 kB\nMemAvailable: 16777216 kB\nHugepagesize: 2048 kB\n');
   const pages = machine.open();
   const figures = /more are wanted, and 16 GiB of the machine's 32 GiB are available.*nothing was changed/;
-  throws('ENOMEM', 'hugepages.reserve', () => pages.reserve({ pageSize: 2 * MiB, pages: 2 ** 25 }), figures);
-  throws('ENOMEM', 'hugepages.reserve', () => pages.reserve({ pageSize: 2 * MiB, node: 0, pages: 8 + 8193 }), figures);
+  throwsDmaOf('ENOMEM', 'hugepages.reserve', () => pages.reserve({ pageSize: 2 * MiB, pages: 2 ** 25 }), figures);
+  throwsDmaOf(
+    'ENOMEM',
+    'hugepages.reserve',
+    () => pages.reserve({ pageSize: 2 * MiB, node: 0, pages: 8 + 8193 }),
+    figures,
+  );
   assert.deepEqual([numberIn(node0), numberIn(node1)], [8, 4]);
   pages.reserve({ pageSize: 2 * MiB, node: 0, pages: 8 + 8192 });
   assert.equal(numberIn(node0), 8200);
@@ -196,11 +199,11 @@ test('impossible choices are refused before anything is written', { skip }, (t) 
     writeText: () => assert.fail('written'),
   });
   for (const count of [-1, 0.5, NaN, 2 ** 53])
-    throws('EINVAL', 'hugepages.reserve', () => pages.reserve({ pageSize: 2 * MiB, pages: count }));
+    throwsDmaOf('EINVAL', 'hugepages.reserve', () => pages.reserve({ pageSize: 2 * MiB, pages: count }));
   for (const pageSize of [0, 4096, NaN, 16 * MiB])
-    throws('EINVAL', 'hugepages.reserve', () => pages.reserve({ pageSize, pages: 1 }), /2 MiB, 1 GiB/);
+    throwsDmaOf('EINVAL', 'hugepages.reserve', () => pages.reserve({ pageSize, pages: 1 }), /2 MiB, 1 GiB/);
   for (const node of [-1, 2, NaN, 99])
-    throws('EINVAL', 'hugepages.release', () => pages.release({ pageSize: GiB, node }), /0, 10/);
+    throwsDmaOf('EINVAL', 'hugepages.release', () => pages.release({ pageSize: GiB, node }), /0, 10/);
   assert.equal(numberIn(node0), 8);
 });
 
@@ -246,11 +249,11 @@ test('hugetlbfs is mounted once, with the options asked for', { skip }, (t) => {
     unmount: (path) => void done.push(path),
   });
   assert.equal(pages.mount('/there', { pageSize: 2 * MiB }), false);
-  throws('EBUSY', 'hugepages.mount', () => pages.mount('/there', { pageSize: GiB }));
-  throws('EINVAL', 'hugepages.mount', () => pages.mount('/new', { pageSize: 4096 }));
+  throwsDmaOf('EBUSY', 'hugepages.mount', () => pages.mount('/there', { pageSize: GiB }));
+  throwsDmaOf('EINVAL', 'hugepages.mount', () => pages.mount('/new', { pageSize: 4096 }));
   for (const user of [-1, 0.5, 2 ** 32])
-    throws('EINVAL', 'hugepages.mount', () => pages.mount('/new', { pageSize: GiB, user }));
-  throws('ENOENT', 'hugepages.unmount', () => pages.unmount('/new'), /\/there/);
+    throwsDmaOf('EINVAL', 'hugepages.mount', () => pages.mount('/new', { pageSize: GiB, user }));
+  throwsDmaOf('ENOENT', 'hugepages.unmount', () => pages.unmount('/new'), /\/there/);
   assert.deepEqual(done, []);
   assert.equal(pages.mount('/new', { pageSize: GiB, user: 1000, group: 100 }), true);
   pages.unmount('/there');
@@ -265,7 +268,7 @@ test('hugetlbfs is mounted once, with the options asked for', { skip }, (t) => {
       throw new DmaError({ code: 'EACCES', operation: 'mkdir', reason: 'no' });
     },
   });
-  throws('EACCES', 'hugepages.mount', () => refusing.mount('/new', { pageSize: GiB }), /root/);
+  throwsDmaOf('EACCES', 'hugepages.mount', () => refusing.mount('/new', { pageSize: GiB }), /root/);
 });
 
 test('the real machine: reserve, mount, unmount, release', { skip }, (t) => {
@@ -307,8 +310,8 @@ test('the real machine: reserve, mount, unmount, release', { skip }, (t) => {
       assert.ok(pages.isMounted(name), name);
     }
     pages.unmount(link);
-    throws('ENOENT', 'hugepages.unmount', () => pages.unmount(path));
-    throws('ENOENT', 'hugepages.mount', () => pages.mount('/proc/x', { pageSize }));
+    throwsDmaOf('ENOENT', 'hugepages.unmount', () => pages.unmount(path));
+    throwsDmaOf('ENOENT', 'hugepages.mount', () => pages.mount('/proc/x', { pageSize }));
   } finally {
     borrowed.giveBack();
     rmSync(directory, { recursive: true });

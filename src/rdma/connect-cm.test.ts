@@ -1,9 +1,9 @@
 /** Connections by the connection manager, on an emulated fabric; the real one is tested in a guest. */
 import { describe, it } from 'node:test';
 import assert from 'node:assert/strict';
+import { dmaError } from '../../test/shared/errors.js';
 import { verbsDriver } from '../drivers/verbs-driver.js';
 import { Eal } from '../eal.js';
-import { DmaError, type ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import { trackingPlatform, type TrackingPlatform } from '../../test/fakes/platform/platforms.js';
 import type { Va } from '../units.js';
@@ -12,15 +12,6 @@ import { connectToPeer, listenForPeers } from './exchange.js';
 import { Fabric, type FakeDeviceOptions } from '../../test/fakes/rdma/fabric.js';
 
 const PAGE = 4096;
-
-const dmaError =
-  (code: ErrorCode, says = /(?:)/) =>
-  (error: unknown): boolean => {
-    assert.ok(error instanceof DmaError, String(error));
-    assert.equal(error.code, code, error.message);
-    assert.match(error.message, says);
-    return true;
-  };
 
 interface Side {
   readonly platform: TrackingPlatform;

@@ -3,7 +3,8 @@ import { once } from 'node:events';
 import { createServer, connect, type Socket, type AddressInfo } from 'node:net';
 import { describe, it } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { DmaError, type ErrorCode } from '../errors.js';
+import { dmaError } from '../../test/shared/errors.js';
+import { DmaError } from '../errors.js';
 import { show } from '../show.js';
 import {
   connectToPeer,
@@ -28,15 +29,6 @@ const HELLO: Hello = { pairs: [PAIR], memory: [MEMORY], data: { name: 'x' } };
 const HELLO_LINE = JSON.stringify({ 'anydma-rdma': 1, ...HELLO });
 
 const turn = (): Promise<void> => new Promise(setImmediate);
-
-function dmaError(code: ErrorCode, says = /(?:)/): (error: unknown) => boolean {
-  return (error) => {
-    assert.ok(error instanceof DmaError, String(error));
-    assert.equal(error.code, code, error.message);
-    assert.match(error.message, says);
-    return true;
-  };
-}
 
 /** A server and a session with it, from both ends. */
 async function both(options: ExchangeOptions = {}): Promise<{

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../../test/shared/errors.js';
 import fc from 'fast-check';
 import { DmaError, isDmaError } from '../errors.js';
-import type { ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import { failingPlatform, trackingPlatform } from '../../test/fakes/platform/platforms.js';
 import type { FailingPlatform, TrackingPlatform } from '../../test/fakes/platform/platforms.js';
@@ -30,16 +30,6 @@ const REGIONS: Readonly<Record<number, FakeRegion>> = {
   4: { size: 4096 * GiB, mappable: true },
   6: { size: PAGE, writable: false },
 };
-
-/** Is it a DmaError of this code that says this? */
-function dmaError(code: ErrorCode, says = /(?:)/): (error: unknown) => boolean {
-  return (error) => {
-    assert.ok(error instanceof DmaError, String(error));
-    assert.equal(error.code, code, error.message);
-    assert.match(error.message, says);
-    return true;
-  };
-}
 
 interface Bench {
   readonly kernel: FakeKernelDevice;

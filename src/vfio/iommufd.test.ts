@@ -1,8 +1,8 @@
 /** iommufd's own: copies between address spaces, files, promised IOVAs, dirty pages, page requests. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { codeOf } from '../../test/shared/errors.js';
 import type { DmaAccess, Segment } from '../dma/address-space.js';
-import { isDmaError, type ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import { Range } from '../ranges.js';
 import type { Iova, Va } from '../units.js';
@@ -16,16 +16,6 @@ const skip = real.limitation ?? false;
 const PAGE = real.memory.pageSize;
 const A = '0000:00:02.0';
 const B = '0000:00:03.0';
-
-function codeOf(action: () => unknown): ErrorCode | undefined {
-  try {
-    action();
-    return undefined;
-  } catch (error) {
-    assert.ok(isDmaError(error), String(error));
-    return error.code;
-  }
-}
 
 interface World {
   readonly kernel: VfioKernel;

@@ -1,11 +1,11 @@
 /** Domains over the backends of VFIO, on the kernel model: the same promises over each of them. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { codeOf } from '../../test/shared/errors.js';
 import fc from 'fast-check';
 import type { DmaAccess } from '../dma/address-space.js';
 import { Domain } from '../dma/domain.js';
 import type { Mapping } from '../dma/mapping.js';
-import { isDmaError, type ErrorCode } from '../errors.js';
 import { Area } from '../memory/area.js';
 import { AreaIndex } from '../memory/area-index.js';
 import { openPlatform } from '../platform/open.js';
@@ -20,16 +20,6 @@ const PAGE = 4096;
 const A = '0000:00:02.0';
 const B = '0000:00:03.0';
 const C = '0000:00:04.0';
-
-function codeOf(action: () => unknown): ErrorCode | undefined {
-  try {
-    action();
-    return undefined;
-  } catch (error) {
-    assert.ok(isDmaError(error), String(error));
-    return error.code;
-  }
-}
 
 /** A kernel with two devices in one container and one in another, and a domain over each container. */
 function world(options: Omit<KernelOptions, 'devices'>) {

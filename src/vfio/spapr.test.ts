@@ -1,7 +1,8 @@
 /** sPAPR v2: the calls in their order, windows, and registration of memory, on the kernel model. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { DmaError, isDmaError, type ErrorCode } from '../errors.js';
+import { codeOf } from '../../test/shared/errors.js';
+import { DmaError } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import type { Platform } from '../platform/ports.js';
 import { ioctlPort } from '../../test/fakes/platform/platforms.js';
@@ -15,16 +16,6 @@ const skip = real.limitation ?? false;
 const PAGE = real.memory.pageSize;
 const A = '0000:00:02.0';
 const B = '0000:00:03.0';
-
-function codeOf(action: () => unknown): ErrorCode | undefined {
-  try {
-    action();
-    return undefined;
-  } catch (error) {
-    assert.ok(isDmaError(error), String(error));
-    return error.code;
-  }
-}
 
 function world(
   use: (kernel: VfioKernel, space: SpaprSpace, calls: string[], va: Va) => void,

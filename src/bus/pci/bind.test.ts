@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../../../test/shared/errors.js';
 import { DmaError } from '../../errors.js';
 import type { KernelRoute } from '../../platform/ports.js';
-import { dmaError } from '../../../test/fakes/bus/scripted-bus.js';
 import { PciBinder, type BindOptions, type BindResult } from './bind.js';
 import {
   TestMachine,

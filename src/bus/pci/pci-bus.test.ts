@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../../../test/shared/errors.js';
 import { DmaError, type ErrorCode } from '../../errors.js';
 import { openPlatform } from '../../platform/open.js';
 import type { Platform } from '../../platform/ports.js';
@@ -9,7 +10,7 @@ import { Containers, type KernelSpace, type OpenedNode, type VfioNode } from '..
 import { VfioDevice } from '../../vfio/device.js';
 import { FakeKernelDevice } from '../../../test/fakes/vfio/device.js';
 import type { DeviceFault, OpenedDevice } from '../model.js';
-import { dmaError, FREE, Script, scriptedDriver, TestRegistry } from '../../../test/fakes/bus/scripted-bus.js';
+import { FREE, Script, scriptedDriver, TestRegistry } from '../../../test/fakes/bus/scripted-bus.js';
 import { PciBinder } from './bind.js';
 import type { PciClaimer } from './claimer.js';
 import { PciBus } from './pci-bus.js';

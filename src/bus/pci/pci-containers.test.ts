@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { dmaError } from '../../../test/shared/errors.js';
 import { openPlatform } from '../../platform/open.js';
 import { failingPlatform, trackingPlatform } from '../../../test/fakes/platform/platforms.js';
 import { Containers } from '../../vfio/containers.js';
 import { vfioKernel, type VfioKernel } from '../../../test/fakes/vfio/kernel.js';
-import { dmaError, Script, scriptedDriver, TestRegistry } from '../../../test/fakes/bus/scripted-bus.js';
+import { Script, scriptedDriver, TestRegistry } from '../../../test/fakes/bus/scripted-bus.js';
 import { PciBus } from './pci-bus.js';
 
 const skip = openPlatform().limitation ?? false;

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { codeOf } from '../../../test/shared/errors.js';
 import fc from 'fast-check';
 import { grants, type DmaAccess, type Segment } from '../../dma/address-space.js';
-import { isDmaError, type ErrorCode } from '../../errors.js';
 import type { Iova, Va } from '../../units.js';
 import { EmulatedIommu } from './emulated.js';
 import { IdentitySpace } from './identity.js';
@@ -18,16 +18,6 @@ function segment(iovaPage: number, pages: number, vaPage: number, access: DmaAcc
     access,
     backing: undefined,
   };
-}
-
-function codeOf(action: () => unknown): ErrorCode | undefined {
-  try {
-    action();
-    return undefined;
-  } catch (error) {
-    assert.ok(isDmaError(error), String(error));
-    return error.code;
-  }
 }
 
 describe('the emulated IOMMU', () => {

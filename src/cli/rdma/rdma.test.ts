@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { connect as connectTcp } from 'node:net';
 import { once } from 'node:events';
 import { describe, test, type TestContext } from 'node:test';
-import { dmaError } from '../../../test/fakes/bus/scripted-bus.js';
+import { dmaError } from '../../../test/shared/errors.js';
 import { Eal, KiB, MiB } from '../../index.js';
 import { connectToPeer, verbsDriver } from '../../entry/rdma.js';
 import { openPlatform } from '../../platform/open.js';

@@ -1,8 +1,9 @@
 /** Heaps over memory of a test; MA-nn are the cases of DPDK's malloc_autotest. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { throwsDma } from '../../../test/shared/errors.js';
 import fc from 'fast-check';
-import { isDmaError, type ErrorCode } from '../../errors.js';
+import { isDmaError } from '../../errors.js';
 import type { MemoryPort } from '../../platform/ports.js';
 import { openPlatform } from '../../platform/open.js';
 import { Range } from '../../ranges.js';
@@ -63,14 +64,6 @@ function bench(length = 4 * MiB): Bench {
   return made;
 }
 
-function throws(code: ErrorCode, work: () => unknown, says = /(?:)/): void {
-  assert.throws(work, (error) => {
-    assert.ok(isDmaError(error, code), String(error));
-    assert.match(error.message, says);
-    return true;
-  });
-}
-
 const text = (block: Block): string => Buffer.from(block.bytes()).toString('latin1').replace(/\0+$/, '');
 const write = (block: Block, what: string): void =>
   void Buffer.from(block.bytes().buffer, block.bytes().byteOffset).write(what);
@@ -84,14 +77,14 @@ describe('malloc', () => {
 
   it('MA-02 bad_params', () => {
     const { heap } = bench();
-    for (const size of [0, -8, NaN, 1.5, 2 ** 53, Infinity]) throws('EINVAL', () => heap.malloc(size));
-    for (const align of [17, -64, NaN, 2 ** 60, 96]) throws('EINVAL', () => heap.malloc(64, { align }));
+    for (const size of [0, -8, NaN, 1.5, 2 ** 53, Infinity]) throwsDma('EINVAL', () => heap.malloc(size));
+    for (const align of [17, -64, NaN, 2 ** 60, 96]) throwsDma('EINVAL', () => heap.malloc(64, { align }));
     const block = heap.malloc(64);
-    throws('EINVAL', () => heap.realloc(block, 0));
-    throws('EINVAL', () => heap.realloc(block, 64, { align: 17 }));
+    throwsDma('EINVAL', () => heap.realloc(block, 0));
+    throwsDma('EINVAL', () => heap.realloc(block, 64, { align: 17 }));
     assert.equal(block.live, true);
-    throws('EINVAL', () => heap.malloc(100, { boundary: 96 }), /not a power of two/);
-    throws('EINVAL', () => heap.malloc(100, { boundary: 32 }), /do not fit/);
+    throwsDma('EINVAL', () => heap.malloc(100, { boundary: 96 }), /not a power of two/);
+    throwsDma('EINVAL', () => heap.malloc(100, { boundary: 32 }), /do not fit/);
     assert.equal(heap.malloc(20, { boundary: 32 }).va % 64, 0);
   });
 
@@ -132,7 +125,7 @@ describe('malloc', () => {
     const across = heap.realloc(low, 128, { boundary: 4096 });
     assert.notEqual(Math.floor(across.va / 4096), Math.floor((low.va + 4096) / 4096) - 1);
     write(across, 'stays');
-    throws('ENOMEM', () => heap.realloc(across, 64 * KiB), /16 KiB/);
+    throwsDma('ENOMEM', () => heap.realloc(across, 64 * KiB), /16 KiB/);
     assert.equal(across.live, true);
     assert.equal(text(across).slice(0, 5), 'stays');
     first.free();
@@ -182,8 +175,8 @@ describe('malloc', () => {
     const block = heap.malloc(100);
     assert.equal(heap.validate(block), 128);
     block.free();
-    throws('EINVAL', () => heap.validate(block));
-    throws('EINVAL', () => heap.validate(bench().heap.malloc(1)));
+    throwsDma('EINVAL', () => heap.validate(block));
+    throwsDma('EINVAL', () => heap.validate(bench().heap.malloc(1)));
   });
 
   it('MA-10 multi_alloc_statistics', () => {
@@ -234,17 +227,17 @@ describe('malloc', () => {
 
   it('1.4.14: a product that is no size is EINVAL', () => {
     const { heap } = bench();
-    throws('EINVAL', () => heap.calloc(2 ** 30, 2 ** 30));
-    throws('EINVAL', () => heap.calloc(-1, -8));
-    throws('EINVAL', () => heap.calloc(0, 8));
+    throwsDma('EINVAL', () => heap.calloc(2 ** 30, 2 ** 30));
+    throwsDma('EINVAL', () => heap.calloc(-1, -8));
+    throwsDma('EINVAL', () => heap.calloc(0, 8));
     assert.equal(heap.calloc(3, 5).length, 15);
   });
 
   it('says what there is when there is no room', () => {
     const { heap } = bench(64 * KiB);
     heap.malloc(60 * KiB);
-    throws('ENOMEM', () => heap.malloc(5 * KiB), /no room for 5 KiB.*64 KiB, 4 KiB of them free, at most 4 KiB/);
-    throws('ENOMEM', () => new Bench().heap.malloc(64), /it has no memory/);
+    throwsDma('ENOMEM', () => heap.malloc(5 * KiB), /no room for 5 KiB.*64 KiB, 4 KiB of them free, at most 4 KiB/);
+    throwsDma('ENOMEM', () => new Bench().heap.malloc(64), /it has no memory/);
   });
 
   it('keeps to boundaries, and to single pieces of memory', () => {
@@ -256,7 +249,7 @@ describe('malloc', () => {
       assert.equal(Math.floor(va / 4096), Math.floor((va + length - 1) / 4096));
     }
     for (const block of [...heap.blocks]) block.free();
-    throws('ENOMEM', () => heap.malloc(100 * KiB), /128 KiB of them free, at most 64 KiB/);
+    throwsDma('ENOMEM', () => heap.malloc(100 * KiB), /128 KiB of them free, at most 64 KiB/);
   });
 
   it('on pages of the sizes that are wanted', () => {
@@ -266,7 +259,7 @@ describe('malloc', () => {
     const on = (options: MallocOptions): number => made.heap.malloc(64, options).area.pageSize;
     assert.equal(on({ pageSizes: [2 * MiB] }), 2 * MiB);
     assert.equal(on({ pageSizes: [4 * KiB] }), 4 * KiB);
-    throws('ENOMEM', () => on({ pageSizes: [1024 * MiB] }));
+    throwsDma('ENOMEM', () => on({ pageSizes: [1024 * MiB] }));
     assert.equal(on({ pageSizes: [1024 * MiB], pageSizeHint: true }), 4 * KiB);
     const small = made.heap.malloc(64, { pageSizes: [4 * KiB] });
     assert.equal(made.heap.realloc(small, 128, { pageSizes: [2 * MiB] }).area.pageSize, 2 * MiB);
@@ -299,7 +292,7 @@ describe('contiguity, and IOVAs', () => {
     assert.equal(pair.va, part.range.start + P);
     assert.equal(pair.iova, 0x200000);
     pair.free();
-    throws('ENOMEM', () => made.heap.malloc(3 * P, { contiguous: true }));
+    throwsDma('ENOMEM', () => made.heap.malloc(3 * P, { contiguous: true }));
     assert.equal(made.heap.mallocLargest({ contiguous: true }).length, 2 * P);
     const last = made.heap.malloc(100, { align: P });
     assert.equal(last.iova, [0x100000, 0x200000, 0x201000, 0x300000][(last.va - part.range.start) / P]);
@@ -328,7 +321,7 @@ describe('contiguity, and IOVAs', () => {
     block.area.sameIova = false;
     made.mode = 'pa';
     assert.equal(block.iova, undefined);
-    throws('ENOMEM', () => made.heap.malloc(P + 1, { contiguous: true }));
+    throwsDma('ENOMEM', () => made.heap.malloc(P + 1, { contiguous: true }));
     assert.equal(made.heap.malloc(P, { contiguous: true, align: 64 }).va % P, 0, 'inside one page it is contiguous');
   });
 
@@ -338,7 +331,7 @@ describe('contiguity, and IOVAs', () => {
     const block = made.heap.malloc(P, { contiguous: true });
     const longer = made.heap.realloc(block, 2 * P, { contiguous: true });
     assert.equal(longer.va, block.va);
-    throws('ENOMEM', () => made.heap.realloc(longer, 3 * P, { contiguous: true }));
+    throwsDma('ENOMEM', () => made.heap.realloc(longer, 3 * P, { contiguous: true }));
   });
 });
 
@@ -358,11 +351,11 @@ describe('a block', () => {
     const { heap } = bench();
     const block = heap.malloc(64);
     block.free();
-    throws('EINVAL', () => block.free());
+    throwsDma('EINVAL', () => block.free());
     block[Symbol.dispose]();
     for (const use of [() => block.bytes(), () => block.iova, () => block.area, () => block.pin()])
-      throws('EINVAL', use);
-    throws('EINVAL', () => heap.realloc(block, 64));
+      throwsDma('EINVAL', use);
+    throwsDma('EINVAL', () => heap.realloc(block, 64));
     {
       using scoped = heap.malloc(64);
       assert.equal(scoped.live, true);
@@ -374,8 +367,8 @@ describe('a block', () => {
     const { heap } = bench();
     const block = heap.malloc(64);
     const pin = block.pin('a transfer of the test');
-    throws('EBUSY', () => block.free(), /a transfer of the test/);
-    throws('EBUSY', () => heap.realloc(block, 128));
+    throwsDma('EBUSY', () => block.free(), /a transfer of the test/);
+    throwsDma('EBUSY', () => heap.realloc(block, 128));
     pin[Symbol.dispose]();
     block.free();
   });
@@ -393,7 +386,7 @@ describe('memory of a heap', () => {
     const made = new Bench();
     const part = made.add(MiB);
     const block = made.heap.malloc(64);
-    throws('EBUSY', () => made.heap.remove(part), /1 block of the heap h/);
+    throwsDma('EBUSY', () => made.heap.remove(part), /1 block of the heap h/);
     assert.equal(made.heap.isEmpty(part), false);
     block.free();
     made.heap.remove(part);
@@ -465,7 +458,7 @@ describe('views of blocks', { skip: openPlatform().limitation ?? false }, () => 
     assert.deepEqual([...longer.bytes(48, 4)], [7, 7, 9, 9]);
     const other = second.bytes();
     assert.equal(other.length, 100);
-    throws('EINVAL', () => second.bytes(90, 11));
+    throwsDma('EINVAL', () => second.bytes(90, 11));
     longer.free();
     assert.equal(other.length, 100);
     heap.expire();
@@ -555,7 +548,7 @@ describe('100,000 operations', () => {
           else if (what === 1 && parts.length > 0) {
             const part = parts[which % parts.length];
             const used = live.some(({ va }) => part.range.contains(va));
-            if (used) throws('EBUSY', () => made.heap.remove(part));
+            if (used) throwsDma('EBUSY', () => made.heap.remove(part));
             else {
               made.heap.remove(part);
               parts.splice(parts.indexOf(part), 1);

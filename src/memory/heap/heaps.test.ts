@@ -5,7 +5,8 @@
  */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { isDmaError, type ErrorCode } from '../../errors.js';
+import { throwsDma } from '../../../test/shared/errors.js';
+import { isDmaError } from '../../errors.js';
 import { briefStep } from '../../long-work.js';
 import { openPlatform } from '../../platform/open.js';
 import { failingPlatform, trackingPlatform } from '../../../test/fakes/platform/platforms.js';
@@ -20,14 +21,6 @@ const SKIP = { skip: openPlatform().limitation ?? false };
 const BAD_NAMES = [null as never, '', 'a name of fifty-three bytes, which is twenty-two too many'];
 const NAME = 'valid heap name';
 const L = 4 * MiB;
-
-function throws(code: ErrorCode, work: () => unknown, says = /(?:)/): void {
-  assert.throws(work, (error) => {
-    assert.ok(isDmaError(error, code), String(error));
-    assert.match(error.message, says);
-    return true;
-  });
-}
 
 function bench(platform = openPlatform(), mode: 'va' | 'pa' = 'va') {
   const areas = new AreaIndex();
@@ -68,56 +61,56 @@ for (const withTable of [true, false]) {
     const A = other.external.allocate(L, { source: 'anonymous' }).va;
 
     it('EM-A01 create with a bad name: EINVAL', () => {
-      for (const name of BAD_NAMES) throws('EINVAL', () => heaps.create(name));
+      for (const name of BAD_NAMES) throwsDma('EINVAL', () => heaps.create(name));
     });
     it('EM-A02 destroy with a bad name: EINVAL', () => {
-      for (const name of BAD_NAMES) throws('EINVAL', () => heaps.destroy(name));
+      for (const name of BAD_NAMES) throwsDma('EINVAL', () => heaps.destroy(name));
     });
     it('EM-A03 find with a bad name: EINVAL', () => {
-      for (const name of BAD_NAMES) throws('EINVAL', () => heaps.find(name));
+      for (const name of BAD_NAMES) throwsDma('EINVAL', () => heaps.find(name));
     });
     it('EM-A04 addMemory with a bad name: EINVAL', () => {
-      for (const name of BAD_NAMES) throws('EINVAL', () => heaps.addMemory(name, { va: A, length: L, iovas }));
+      for (const name of BAD_NAMES) throwsDma('EINVAL', () => heaps.addMemory(name, { va: A, length: L, iovas }));
     });
     it('EM-A05 removeMemory with a bad name: EINVAL', () => {
-      for (const name of BAD_NAMES) throws('EINVAL', () => heaps.removeMemory(name, A, L));
+      for (const name of BAD_NAMES) throwsDma('EINVAL', () => heaps.removeMemory(name, A, L));
     });
     it('EM-A08 destroy of a heap there is not: ENOENT', () => {
-      throws('ENOENT', () => heaps.destroy(NAME));
+      throwsDma('ENOENT', () => heaps.destroy(NAME));
     });
     it('EM-A09 find of a heap there is not: ENOENT', () => {
-      throws('ENOENT', () => heaps.find(NAME));
+      throwsDma('ENOENT', () => heaps.find(NAME));
     });
     it('EM-A10 addMemory to a heap there is not: ENOENT', () => {
-      throws('ENOENT', () => heaps.addMemory(NAME, { va: A, length: L, iovas }));
+      throwsDma('ENOENT', () => heaps.addMemory(NAME, { va: A, length: L, iovas }));
     });
     it('EM-A11 removeMemory from a heap there is not: ENOENT', () => {
-      throws('ENOENT', () => heaps.removeMemory(NAME, A, L));
+      throwsDma('ENOENT', () => heaps.removeMemory(NAME, A, L));
     });
     it('EM-A14 create', () => {
       assert.equal(heaps.create(NAME).name, NAME);
     });
     it('EM-A15 addMemory of length 0: EINVAL', () => {
-      throws('EINVAL', () => heaps.addMemory(NAME, { va: A, length: 0 }));
+      throwsDma('EINVAL', () => heaps.addMemory(NAME, { va: A, length: 0 }));
     });
     it('EM-A16 removeMemory of length 0: EINVAL', () => {
-      throws('EINVAL', () => heaps.removeMemory(NAME, A, 0));
+      throwsDma('EINVAL', () => heaps.removeMemory(NAME, A, 0));
     });
     it('EM-A19 addMemory at address 0: EINVAL', () => {
-      throws('EINVAL', () => heaps.addMemory(NAME, { va: 0 as Va, length: L }));
+      throwsDma('EINVAL', () => heaps.addMemory(NAME, { va: 0 as Va, length: L }));
     });
     it('EM-A20 removeMemory at address 0: EINVAL', () => {
-      throws('EINVAL', () => heaps.removeMemory(NAME, 0 as Va, L));
+      throwsDma('EINVAL', () => heaps.removeMemory(NAME, 0 as Va, L));
     });
     if (withTable) {
       it('EM-A23 addMemory with a table of no pages: EINVAL', () => {
-        throws('EINVAL', () => heaps.addMemory(NAME, { va: A, length: L, iovas: [] }));
+        throwsDma('EINVAL', () => heaps.addMemory(NAME, { va: A, length: L, iovas: [] }));
       });
       it('EM-A24 addMemory with a table that is one too short: EINVAL', () => {
-        throws('EINVAL', () => heaps.addMemory(NAME, { va: A, length: L, iovas: T.slice(1) }));
+        throwsDma('EINVAL', () => heaps.addMemory(NAME, { va: A, length: L, iovas: T.slice(1) }));
       });
       it('EM-A25 addMemory with a table that is one too long: EINVAL', () => {
-        throws('EINVAL', () => heaps.addMemory(NAME, { va: A, length: L, iovas: [0, ...T] }));
+        throwsDma('EINVAL', () => heaps.addMemory(NAME, { va: A, length: L, iovas: [0, ...T] }));
       });
     }
     it('EM-A26 destroy after all those failures', () => {
@@ -134,7 +127,7 @@ for (const withTable of [true, false]) {
       assert.ok(id > 256);
     });
     it('EM-B03 there is nothing in an empty heap', () => {
-      throws('ENOMEM', () => heaps.find('heap').malloc(64, { align: 0 }));
+      throwsDma('ENOMEM', () => heaps.find('heap').malloc(64, { align: 0 }));
     });
     it('EM-B04 addMemory', () => {
       heaps.addMemory('heap', { va: A, length: L, iovas });
@@ -156,8 +149,8 @@ for (const withTable of [true, false]) {
       const block = heap.malloc(64);
       assert.ok(block.va >= A && block.va + 64 <= A + L);
       assert.equal(block.iova, withTable ? T[0] + (block.va - A) : undefined);
-      throws('EBUSY', () => heaps.removeMemory('heap', A, L), /1 block of the heap heap/);
-      throws('EBUSY', () => heaps.destroy('heap'));
+      throwsDma('EBUSY', () => heaps.removeMemory('heap', A, L), /1 block of the heap heap/);
+      throwsDma('EBUSY', () => heaps.destroy('heap'));
       assert.match(JSON.stringify([heap.statistics(), [...heap.memory]]), /"total":4194304/);
       block.free();
     });
@@ -165,7 +158,7 @@ for (const withTable of [true, false]) {
       const heap = heaps.find('heap');
       heap.malloc(2 * P).free();
       if (withTable) heap.malloc(2 * P, { contiguous: true }).free();
-      else throws('ENOMEM', () => heap.malloc(2 * P, { contiguous: true }));
+      else throwsDma('ENOMEM', () => heap.malloc(2 * P, { contiguous: true }));
       if (!withTable) {
         // Not so in DPDK: without a table an area is one mapping, which is contiguous for every device.
         const va = bench();
@@ -184,7 +177,7 @@ for (const withTable of [true, false]) {
     });
     it('EM-B16 destroy', () => {
       heaps.destroy('heap');
-      throws('ENOENT', () => heaps.find('heap'));
+      throwsDma('ENOENT', () => heaps.find('heap'));
       for (const memory of [...external.live, ...other.external.live]) memory.unregister();
     });
   });
@@ -195,14 +188,14 @@ describe('heaps over the user’s memory', SKIP, () => {
     const { heaps } = bench();
     const a = heaps.create('a');
     const b = heaps.create('b');
-    throws('EEXIST', () => heaps.create('b'));
+    throwsDma('EEXIST', () => heaps.create('b'));
     heaps.destroy('a');
-    throws('EEXIST', () => heaps.create('b'), /already/);
+    throwsDma('EEXIST', () => heaps.create('b'), /already/);
     const again = heaps.create('a');
     assert.deepEqual([a.id, b.id, again.id], [256, 257, 258]);
     assert.deepEqual([...heaps], [b, again]);
     assert.equal(heaps.create('x'.repeat(31)).name.length, 31);
-    throws('EINVAL', () => heaps.create('ä'.repeat(16)), /1 to 31 bytes/);
+    throwsDma('EINVAL', () => heaps.create('ä'.repeat(16)), /1 to 31 bytes/);
   });
 
   it('the area is the heap’s, and the user’s again', () => {
@@ -212,13 +205,13 @@ describe('heaps over the user’s memory', SKIP, () => {
     memory.bytes().fill(7);
     heaps.addMemory('h', memory);
     assert.equal(memory.area.owner, 'heap');
-    throws('EBUSY', () => memory.unregister(), /in the heap h/);
-    throws('EEXIST', () => heaps.addMemory('h', memory), /in the heap h already/);
+    throwsDma('EBUSY', () => memory.unregister(), /in the heap h/);
+    throwsDma('EEXIST', () => heaps.addMemory('h', memory), /in the heap h already/);
     heaps.create('other');
-    throws('EEXIST', () => heaps.addMemory('other', memory), /in the heap h already/);
-    throws('EEXIST', () => heaps.addMemory('other', { va: memory.va, length: 4096 }), /overlaps the heap area/);
-    throws('ENOENT', () => heaps.removeMemory('other', memory.va, memory.length), /it has no memory/);
-    throws('ENOENT', () => heaps.removeMemory('h', memory.va, 4096), /it has: \[/);
+    throwsDma('EEXIST', () => heaps.addMemory('other', memory), /in the heap h already/);
+    throwsDma('EEXIST', () => heaps.addMemory('other', { va: memory.va, length: 4096 }), /overlaps the heap area/);
+    throwsDma('ENOENT', () => heaps.removeMemory('other', memory.va, memory.length), /it has no memory/);
+    throwsDma('ENOENT', () => heaps.removeMemory('h', memory.va, 4096), /it has: \[/);
     const block = heaps.find('h').malloc(64);
     assert.ok(
       block.bytes().every((byte) => byte === 7),
@@ -236,7 +229,7 @@ describe('heaps over the user’s memory', SKIP, () => {
     const memory = external.allocate(64 * KiB);
     memory.bytes().fill(7);
     failing.reach = true;
-    throws('EIO', () => heaps.addMemory('h', memory, { clear: true }), /a device refuses/);
+    throwsDma('EIO', () => heaps.addMemory('h', memory, { clear: true }), /a device refuses/);
     assert.ok(memory.bytes().every((byte) => byte === 7));
     assert.equal(memory.area.owner, 'external');
     failing.reach = false;
@@ -273,11 +266,11 @@ describe('heaps over the user’s memory', SKIP, () => {
     for (const { va, length } of sources) heaps.removeMemory('h', va, length);
     for (const source of sources) source.unregister();
     const readOnly = external.fromFd(fd, { writable: false });
-    throws('EACCES', () => heaps.addMemory('h', readOnly));
+    throwsDma('EACCES', () => heaps.addMemory('h', readOnly));
     readOnly.unregister();
-    throws('EINVAL', () => heaps.addMemory('h', readOnly), /not registered/);
-    throws('EINVAL', () => heaps.addMemory('h', bench().external.allocate(P)), /not registered/);
-    throws('EFAULT', () => heaps.addMemory('h', { va: (2 ** 46) as Va, length: P }));
+    throwsDma('EINVAL', () => heaps.addMemory('h', readOnly), /not registered/);
+    throwsDma('EINVAL', () => heaps.addMemory('h', bench().external.allocate(P)), /not registered/);
+    throwsDma('EFAULT', () => heaps.addMemory('h', { va: (2 ** 46) as Va, length: P }));
     platform.files.close(fd);
   });
 
@@ -287,7 +280,7 @@ describe('heaps over the user’s memory', SKIP, () => {
     const memory = external.allocate(64 * KiB);
     heaps.addMemory('h', memory);
     failing.release = true;
-    throws('EIO', () => heaps.removeMemory('h', memory.va, memory.length), /does not let go/);
+    throwsDma('EIO', () => heaps.removeMemory('h', memory.va, memory.length), /does not let go/);
     const heap = heaps.find('h');
     heap.malloc(64 * KiB).free();
     assert.equal(memory.area.owner, 'heap');
@@ -297,7 +290,7 @@ describe('heaps over the user’s memory', SKIP, () => {
         throw new Error('keep it');
       },
     });
-    throws('ECANCELED', () => heaps.removeMemory('h', memory.va, memory.length), /keep it/);
+    throwsDma('ECANCELED', () => heaps.removeMemory('h', memory.va, memory.length), /keep it/);
     heap.malloc(64 * KiB).free();
     veto[Symbol.dispose]();
     const told: string[] = [];

@@ -1,8 +1,9 @@
 /** Memory that the library owns, on a machine that seems to have hugepages; ME-nn are cases of DPDK's memory_autotest. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { throwsDma } from '../../../test/shared/errors.js';
 import fc from 'fast-check';
-import { DmaError, isDmaError, type ErrorCode } from '../../errors.js';
+import { DmaError, isDmaError } from '../../errors.js';
 import { briefStep, type LongStep } from '../../long-work.js';
 import { openPlatform } from '../../platform/open.js';
 import type { Platform } from '../../platform/ports.js';
@@ -20,14 +21,6 @@ import { poolOf, pretendHugePages, type PretendedPages } from '../../../test/fak
 
 const SKIP = { skip: openPlatform().limitation ?? false };
 const P2 = 2 * MiB;
-
-function throws(code: ErrorCode, work: () => unknown, says = /(?:)/): void {
-  assert.throws(work, (error) => {
-    assert.ok(isDmaError(error, code), String(error));
-    assert.match(error.message, says);
-    return true;
-  });
-}
 
 interface BenchOptions {
   readonly pools?: readonly PretendedPages[];
@@ -148,7 +141,7 @@ describe('memory that the library owns', SKIP, () => {
   it('takes the last page there is, and says so when there is none', () => {
     const made = bench({ pools: [{ pageSize: P2, pages: [5] }], options: { pageSizes: [P2] } });
     for (let n = 0; n < 5; n++) made.memory.malloc(P2);
-    throws('ENOMEM', () => made.memory.malloc(64), /10 MiB, 0 bytes of them free.*can not grow: not so many pages/);
+    throwsDma('ENOMEM', () => made.memory.malloc(64), /10 MiB, 0 bytes of them free.*can not grow: not so many pages/);
     made.check();
     made.close();
   });
@@ -158,7 +151,7 @@ describe('memory that the library owns', SKIP, () => {
     made.memory.malloc(P2);
     const before = made.memory.facts();
     made.free.set(poolOf(P2), 0);
-    throws('ENOMEM', () => made.memory.malloc(P2));
+    throwsDma('ENOMEM', () => made.memory.malloc(P2));
     made.free.set(poolOf(P2), 7);
     assert.deepEqual(made.memory.facts(), before);
     made.memory.malloc(P2);
@@ -173,7 +166,7 @@ describe('memory that the library owns', SKIP, () => {
     made.memory.malloc(8 * MiB);
     assert.equal(made.notices.length, 1);
     assert.match(made.notices[0], /no hugepages are free.*reserve some of 2 MiB/);
-    throws('ENOMEM', () => made.memory.malloc(64, { pageSizes: [GiB] }), /pages of 1 GiB are free/);
+    throwsDma('ENOMEM', () => made.memory.malloc(64, { pageSizes: [GiB] }), /pages of 1 GiB are free/);
     made.close();
     const meant = bench({ pools: [], options: { noHuge: true } });
     assert.equal(meant.memory.malloc(64).area.pageSize, 4096);
@@ -203,14 +196,14 @@ describe('memory that the library owns', SKIP, () => {
       options: { pageSizes: [P2], pageSizeLimits: [{ pageSize: P2, limit: 3 * P2 }] },
     });
     for (let n = 0; n < 3; n++) limited.memory.malloc(P2);
-    throws('ENOMEM', () => limited.memory.malloc(P2));
+    throwsDma('ENOMEM', () => limited.memory.malloc(P2));
     limited.close();
     const none = bench({ options: { pageSizeLimits: [{ pageSize: P2, limit: 0 }] } });
     assert.equal(none.memory.malloc(64).area.pageSize, 4096);
     none.close();
     const numa = bench({ options: { numaLimit: [3 * P2] } });
     for (let n = 0; n < 3; n++) numa.memory.malloc(P2);
-    throws('ENOMEM', () => numa.memory.malloc(64), /numaLimit does not allow/);
+    throwsDma('ENOMEM', () => numa.memory.malloc(64), /numaLimit does not allow/);
     numa.close();
   });
 
@@ -219,8 +212,8 @@ describe('memory that the library owns', SKIP, () => {
     assert.equal(made.memory.malloc(P2, { node: 1 }).area.node, 1);
     assert.equal(made.memory.malloc(P2).heap.node, 0);
     assert.equal(made.memory.malloc(P2).heap.node, 1, 'any: where there is some');
-    throws('ENOMEM', () => made.memory.malloc(64, { node: 0 }), /socket_0/);
-    throws('EINVAL', () => made.memory.malloc(64, { node: 7 }), /the nodes are: 0, 1/);
+    throwsDma('ENOMEM', () => made.memory.malloc(64, { node: 0 }), /socket_0/);
+    throwsDma('EINVAL', () => made.memory.malloc(64, { node: 7 }), /the nodes are: 0, 1/);
     made.close();
   });
 
@@ -258,10 +251,10 @@ describe('memory that the library owns', SKIP, () => {
     assert.equal(ordinary.memory.heaps[0].total, 3 * MiB + 4 * KiB);
     ordinary.close();
     const tooMuch = bench({ pools: [{ pageSize: P2, pages: [3] }], options: { size: 8 * MiB, pageSizes: [P2] } });
-    throws('ENOMEM', () => tooMuch.memory.start(), /2 MiB of the 8 MiB/);
+    throwsDma('ENOMEM', () => tooMuch.memory.start(), /2 MiB of the 8 MiB/);
     tooMuch.close();
-    throws('EINVAL', () => bench({ options: { numaMem: [0, 0] } }).memory.start(), /2 NUMA nodes were given/);
-    throws('EINVAL', () => bench({ options: { hugeDir: '/nowhere' } }).memory.start(), /no hugetlbfs is mounted/);
+    throwsDma('EINVAL', () => bench({ options: { numaMem: [0, 0] } }).memory.start(), /2 NUMA nodes were given/);
+    throwsDma('EINVAL', () => bench({ options: { hugeDir: '/nowhere' } }).memory.start(), /no hugetlbfs is mounted/);
   });
 
   it('gives back what nobody uses a while later, but for what became empty last', async () => {
@@ -340,7 +333,7 @@ describe('memory that the library owns', SKIP, () => {
     const before = JSON.stringify(made.memory.facts());
     const freePages = made.free.get(poolOf(P2));
     made.failing.reach = true;
-    throws('ENOMEM', () => made.memory.malloc(P2), /the device is full/);
+    throwsDma('ENOMEM', () => made.memory.malloc(P2), /the device is full/);
     assert.equal(JSON.stringify(made.memory.facts()).replace(/,\{"kind":"memfd","pageSize":4096.*?\}/, ''), before);
     assert.equal(made.free.get(poolOf(P2)), freePages);
     made.failing.reach = false;
@@ -388,7 +381,7 @@ describe('memory that the library owns', SKIP, () => {
     assert.equal(made.memory.trim(), P2);
     assert.deepEqual(told.splice(0), ['shrink 1 1 socket_0', 'shrunk 1 0 socket_0']);
     refuse = 'grow';
-    throws('ENOMEM', () => made.memory.malloc(P2), /a handler refused: not now/);
+    throwsDma('ENOMEM', () => made.memory.malloc(P2), /a handler refused: not now/);
     refuse = undefined;
     made.check();
     let inside: unknown;
@@ -411,7 +404,7 @@ describe('memory that the library owns', SKIP, () => {
     const made = bench({ options: { pageSizes: [P2] } });
     const small = made.memory.addValidator({ name: 'at most two pages', allows: ({ bytes }) => bytes <= 2 * P2 });
     for (let n = 0; n < 9; n++) made.memory.malloc(P2);
-    throws('ENOMEM', () => made.memory.malloc(3 * P2), /at most two pages does not allow 6 MiB more on node 0/);
+    throwsDma('ENOMEM', () => made.memory.malloc(3 * P2), /at most two pages does not allow 6 MiB more on node 0/);
     small[Symbol.dispose]();
     made.memory.malloc(3 * P2);
     made.close();
@@ -433,12 +426,12 @@ describe('memory that the library owns', SKIP, () => {
     assert.equal((pair.iova ?? 0) % P2, 0);
     const { free } = made;
     const before = free.get(poolOf(P2));
-    throws('ENOMEM', () => made.memory.malloc(3 * P2, { contiguous: true }), /not contiguous/);
+    throwsDma('ENOMEM', () => made.memory.malloc(3 * P2, { contiguous: true }), /not contiguous/);
     assert.equal(free.get(poolOf(P2)), before, 'what was no help is given back');
     assert.equal(made.memory.iova.mode, 'pa');
     made.close();
     const ordinary = bench({ wrap, options: { iovaMode: 'pa' }, pools: [] });
-    throws('ENOMEM', () => ordinary.memory.malloc(64));
+    throwsDma('ENOMEM', () => ordinary.memory.malloc(64));
     ordinary.close();
   });
 

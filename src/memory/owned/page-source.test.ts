@@ -5,8 +5,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import assert from 'node:assert/strict';
+import { throwsDma } from '../../../test/shared/errors.js';
 import fc from 'fast-check';
-import { isDmaError, type ErrorCode } from '../../errors.js';
+import { isDmaError } from '../../errors.js';
 import { openPlatform } from '../../platform/open.js';
 import type { LongStep } from '../../long-work.js';
 import type { Platform } from '../../platform/ports.js';
@@ -71,10 +72,6 @@ function content(va: Va, length: number): number {
   assert.ok(same, 'pages of different content');
   return first;
 }
-
-const throws = (code: ErrorCode, action: () => unknown, match = /./): void => {
-  assert.throws(action, (error) => isDmaError(error, code) && match.test(error.message), code);
-};
 
 test('pages come zeroed, are backed as said, and go without a trace', { skip }, (t) => {
   for (const kind of KINDS) {
@@ -147,8 +144,8 @@ test('what is closed with pages taken leaves no file, except with never', { skip
       source.close();
       // Still mapped, so still there.
       assert.equal(content(at(0), 2 * PAGE), 7);
-      throws('EINVAL', () => source.take(at(5), 1, 5), /closed/);
-      throws('EINVAL', () => source.giveBack(at(0), 2, 0), /closed/);
+      throwsDma('EINVAL', () => source.take(at(5), 1, 5), /closed/);
+      throwsDma('EINVAL', () => source.giveBack(at(0), 2, 0), /closed/);
     });
     const keeps = kind === 'never' || kind === 'never-single';
     assert.equal(readdirSync(directory).length > 0, keeps, kind);
@@ -181,7 +178,7 @@ test('what a dead process left is made anew, what a live one has is EBUSY', { sk
     const [run] = first.take(at(1), 1, 1);
     assert.equal(run.dirty, false);
     assert.equal(content(at(1), PAGE), 0);
-    throws('EBUSY', () => second.take(at(4), 4, 0), /testmap_1/);
+    throwsDma('EBUSY', () => second.take(at(4), 4, 0), /testmap_1/);
     assert.deepEqual(readdirSync(directory), ['testmap_1']);
     assert.equal(memory.protection(at(4), PAGE), 'none');
     assert.deepEqual(removeStale(platform, directory, PREFIX), []);
@@ -210,13 +207,13 @@ test('impossible requests are refused, and change nothing', { skip }, (t) => {
         [(at(0) + 1) as Va, 1, 0],
         [NaN as Va, 1, 0],
       ] as const) {
-        throws('EINVAL', () => source.take(va, pages, index));
-        throws('EINVAL', () => source.giveBack(va, pages, index));
+        throwsDma('EINVAL', () => source.take(va, pages, index));
+        throwsDma('EINVAL', () => source.giveBack(va, pages, index));
       }
-      throws('EINVAL', () => source.take(at(3), 2, 3), /page 3 is taken/);
-      throws('EINVAL', () => source.giveBack(at(1), 2, 1), /page 1 is not/);
+      throwsDma('EINVAL', () => source.take(at(3), 2, 3), /page 3 is taken/);
+      throwsDma('EINVAL', () => source.giveBack(at(1), 2, 1), /page 1 is not/);
       // Not the reservation's addresses: nothing may be mapped there.
-      throws('EINVAL', () => source.take(at(16), 1, 5), /reservation/);
+      throwsDma('EINVAL', () => source.take(at(16), 1, 5), /reservation/);
       assert.deepEqual(platform.leaks(), before);
       source.giveBack(at(2), 2, 2);
     });
@@ -227,20 +224,20 @@ test('impossible requests are refused, and change nothing', { skip }, (t) => {
 
 test('impossible sources are refused', { skip }, () => {
   for (const pageSize of [0, 1, PAGE / 2, 3 * PAGE, NaN])
-    throws('EINVAL', () => memfdPages(platform, { pageSize, pages: 1 }));
+    throwsDma('EINVAL', () => memfdPages(platform, { pageSize, pages: 1 }));
   for (const pages of [0, -1, 0.5, NaN, 2 ** 50])
-    throws('EINVAL', () => memfdPages(platform, { pageSize: PAGE, pages }));
+    throwsDma('EINVAL', () => memfdPages(platform, { pageSize: PAGE, pages }));
   for (const node of [-2, 0.5, NaN])
-    throws('EINVAL', () => anonymousPages(platform, { pageSize: PAGE, pages: 1, node }));
+    throwsDma('EINVAL', () => anonymousPages(platform, { pageSize: PAGE, pages: 1, node }));
   const options = { pageSize: PAGE, pages: 1, directory: '/tmp' };
-  throws('EINVAL', () => hugetlbfsPages(platform, { ...options, prefix: '../x' }));
-  throws('EINVAL', () => hugetlbfsPages(platform, { ...options, prefix: 'x', firstFile: -1 }));
+  throwsDma('EINVAL', () => hugetlbfsPages(platform, { ...options, prefix: '../x' }));
+  throwsDma('EINVAL', () => hugetlbfsPages(platform, { ...options, prefix: 'x', firstFile: -1 }));
   assert.deepEqual(platform.leaks(), []);
 });
 
 test('without system calls it is ENOTSUP', () => {
   const source = memfdPages(portablePlatform('a test'), { pageSize: 4096, pages: 4 });
-  throws('ENOTSUP', () => source.take(0x1000 as Va, 1, 0), /a test/);
+  throwsDma('ENOTSUP', () => source.take(0x1000 as Va, 1, 0), /a test/);
   source.close();
 });
 
@@ -253,7 +250,7 @@ test('pages of the wrong node are refused and given back', { skip }, (t) => {
     };
     const source = open(away, kind, directory, 16, PAGE, 1);
     withReservation(16, PAGE, (at) => {
-      throws('ENOMEM', () => source.take(at(0), 4, 0), /page 2 of 4 is on NUMA node 0, not on 1/);
+      throwsDma('ENOMEM', () => source.take(at(0), 4, 0), /page 2 of 4 is on NUMA node 0, not on 1/);
       assert.deepEqual([readdirSync(directory), platform.leaks().length], [[], 1]);
     });
     source.close();
@@ -345,7 +342,7 @@ test('whichever call fails, what is given back is still there and can be given b
             } else {
               assert.ok(isDmaError(error, 'EIO') && error.undo.length === 0, String(error));
               assert.equal(content(at(0), 4 * PAGE), 9);
-              throws('EINVAL', () => source.take(at(0), 1, 0));
+              throwsDma('EINVAL', () => source.take(at(0), 1, 0));
               source.giveBack(at(0), pages, 0);
             }
             if (!all) source.giveBack(at(2), 2, 2);
@@ -376,7 +373,7 @@ test('any order of taking and giving back: content, zeroes and files as in a mod
           const act = (): unknown =>
             take ? source.take(at(index), pages, index) : source.giveBack(at(index), pages, index);
           if (!possible) {
-            throws('EINVAL', act);
+            throwsDma('EINVAL', act);
             continue;
           }
           act();
@@ -444,9 +441,9 @@ test(
         assert.equal(content(at(1), 2 * pageSize), 0);
         fill(at(1), 2 * pageSize, 0xaa);
         // More than there are, by much and by one: an error, not the end of the process.
-        throws('ENOMEM', () => source.take(at(3), before + 2, 3), /hugepages of 2 MiB are needed/);
+        throwsDma('ENOMEM', () => source.take(at(3), before + 2, 3), /hugepages of 2 MiB are needed/);
         assert.equal(free(), before - 2);
-        throws('ENOMEM', () => source.take(at(3), before - 1, 3), /reserve more as root/);
+        throwsDma('ENOMEM', () => source.take(at(3), before - 1, 3), /reserve more as root/);
         assert.equal(free(), before - 2);
         assert.equal(content(at(1), 2 * pageSize), 0xaa);
         source.take(at(3), before - 2, 3);

@@ -1,17 +1,13 @@
 /** Zones; MZ-nn are the cases of DPDK's memzone_autotest, ME-nn those of its memory_autotest. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { throwsDma } from '../../../test/shared/errors.js';
 import { openPlatform } from '../../platform/open.js';
 import { Range } from '../../ranges.js';
 import { GiB, KiB, MiB, type Va } from '../../units.js';
 import type { Area } from '../area.js';
 import type { PlacedMallocOptions } from './heap-choice.js';
-import {
-  testSources,
-  throwsDma,
-  type TestSources,
-  type TestSourcesOptions,
-} from '../../../test/fakes/memory/heap-sources.js';
+import { testSources, type TestSources, type TestSourcesOptions } from '../../../test/fakes/memory/heap-sources.js';
 import { Zones, type Zone } from './zones.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false };

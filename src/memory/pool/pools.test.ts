@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { describe, it } from 'node:test';
 import { isMainThread, Worker, workerData } from 'node:worker_threads';
+import { throwsDma } from '../../../test/shared/errors.js';
 import fc from 'fast-check';
 import { DmaError } from '../../errors.js';
 import { openPlatform } from '../../platform/open.js';
@@ -14,12 +15,7 @@ import { External, type ExternalMemory } from '../external.js';
 import { chunksIn, elementShape, runsIn } from './pool-layout.js';
 import { Pool, type PoolDescription, type PoolDevice } from './pool.js';
 import { Pools, type PoolHandler, type PoolOptions } from './pools.js';
-import {
-  testSources,
-  throwsDma,
-  type TestSources,
-  type TestSourcesOptions,
-} from '../../../test/fakes/memory/heap-sources.js';
+import { testSources, type TestSources, type TestSourcesOptions } from '../../../test/fakes/memory/heap-sources.js';
 
 const PAGE = 4 * KiB;
 const SKIP = { skip: openPlatform().limitation ?? false };

@@ -3,8 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import assert from 'node:assert/strict';
-import { isDmaError } from '../../errors.js';
-import type { ErrorCode } from '../../errors.js';
+import { throwsDmaOf } from '../../../test/shared/errors.js';
 import { openPlatform } from '../open.js';
 import { trackingPlatform } from '../../../test/fakes/platform/platforms.js';
 
@@ -14,9 +13,6 @@ const skip = platform.limitation ?? false;
 const directory = mkdtempSync(join(tmpdir(), 'files-'));
 after(() => rmSync(directory, { recursive: true }));
 
-const throws = (code: ErrorCode, operation: string, action: () => unknown): void => {
-  assert.throws(action, (error) => isDmaError(error, code) && error.operation === operation, `${code} of ${operation}`);
-};
 /** Runs `use` on a descriptor that is closed afterwards. */
 function using<T>(fd: number, use: (fd: number) => T): T {
   try {
@@ -58,15 +54,15 @@ test('status tells kind, size and access', { skip }, () => {
 });
 
 test('errors of files have the kernel’s code and the path', { skip }, () => {
-  throws('ENOENT', 'open', () => files.open(join(directory, 'none'), 'read'));
-  throws('ENOENT', 'open', () => files.open('', 'read'));
-  throws('EINVAL', 'open', () => files.open('a\0b', 'read'));
+  throwsDmaOf('ENOENT', 'open', () => files.open(join(directory, 'none'), 'read'));
+  throwsDmaOf('ENOENT', 'open', () => files.open('', 'read'));
+  throwsDmaOf('EINVAL', 'open', () => files.open('a\0b', 'read'));
   assert.throws(() => files.open('/no/such', 'read'), /open: \/no\/such: no such file/);
-  throws('EBADF', 'close', () => files.close(99999));
-  throws('EBADF', 'close', () => files.close(-1));
-  throws('EBADF', 'statx', () => files.status(99999));
-  throws('EBADF', 'fcntl', () => files.duplicate(99999));
-  throws('EBADF', 'fcntl', () => files.sealedAgainstShrinking(99999, false));
+  throwsDmaOf('EBADF', 'close', () => files.close(99999));
+  throwsDmaOf('EBADF', 'close', () => files.close(-1));
+  throwsDmaOf('EBADF', 'statx', () => files.status(99999));
+  throwsDmaOf('EBADF', 'fcntl', () => files.duplicate(99999));
+  throwsDmaOf('EBADF', 'fcntl', () => files.sealedAgainstShrinking(99999, false));
 });
 
 test('everything made here closes on exec', { skip }, () => {
@@ -117,11 +113,13 @@ test('readAt and writeAt move all there is, and never make a file longer', { ski
     assert.equal(files.writeAt(fd, 2 ** 40, new Uint8Array([9])), 0);
     // A part of a larger array: its own offset counts.
     assert.equal(files.writeAt(fd, 0, new Uint8Array([90, 91, 92]).subarray(1)), 2);
-    throws('EINVAL', 'pread', () => files.readAt(fd, -1, into));
-    throws('EINVAL', 'pwrite', () => files.writeAt(fd, NaN, into));
+    throwsDmaOf('EINVAL', 'pread', () => files.readAt(fd, -1, into));
+    throwsDmaOf('EINVAL', 'pwrite', () => files.writeAt(fd, NaN, into));
   });
   assert.deepEqual([...readFileSync(path)], [91, 92, 3, 4, 7, 8]);
-  using(files.open(path, 'read'), (fd) => throws('EBADF', 'pwrite', () => files.writeAt(fd, 0, new Uint8Array(1))));
+  using(files.open(path, 'read'), (fd) =>
+    throwsDmaOf('EBADF', 'pwrite', () => files.writeAt(fd, 0, new Uint8Array(1))),
+  );
   using(files.open('/dev/null', 'read-write'), (fd) => assert.equal(files.writeAt(fd, 7, new Uint8Array(9)), 9));
   const [a, b] = sockets.pair();
   assert.throws(() => files.readAt(a, 0, new Uint8Array(1)), /pread/);
@@ -132,14 +130,14 @@ test('readAt and writeAt move all there is, and never make a file longer', { ski
 test('read and write are for what has no offsets', { skip }, () => {
   const fd = events.create();
   const into = new Uint8Array(16);
-  throws('EAGAIN', 'read', () => files.read(fd, into));
+  throwsDmaOf('EAGAIN', 'read', () => files.read(fd, into));
   assert.equal(files.write(fd, new Uint8Array([3, 0, 0, 0, 0, 0, 0, 0])), 8);
   assert.equal(files.read(fd, into), 8);
   assert.deepEqual([...into.subarray(0, 9)], [3, 0, 0, 0, 0, 0, 0, 0, 0]);
-  throws('EINVAL', 'write', () => files.write(fd, new Uint8Array(3)));
+  throwsDmaOf('EINVAL', 'write', () => files.write(fd, new Uint8Array(3)));
   files.close(fd);
-  throws('EBADF', 'read', () => files.read(NaN, into));
-  throws('EBADF', 'write', () => files.write(-1, into));
+  throwsDmaOf('EBADF', 'read', () => files.read(NaN, into));
+  throwsDmaOf('EBADF', 'write', () => files.write(-1, into));
 });
 
 test('files are made for this user alone, and only anew when asked to', { skip }, () => {
@@ -149,20 +147,20 @@ test('files are made for this user alone, and only anew when asked to', { skip }
     assert.equal(statSync(path).mode & 0o777, 0o600);
     files.truncate(fd, 10);
     files.writeAt(fd, 0, new Uint8Array([1]));
-    throws('EEXIST', 'open', () => files.create(path, { exclusive: true }));
+    throwsDmaOf('EEXIST', 'open', () => files.create(path, { exclusive: true }));
     using(files.create(path), (second) => assert.deepEqual(files.status(second).size, 10));
     assert.equal(files.hasName(fd), true);
     files.remove(path);
     assert.equal(files.hasName(fd), false);
-    throws('ENOENT', 'unlink', () => files.remove(path));
-    throws('EINVAL', 'ftruncate', () => files.truncate(fd, -1));
+    throwsDmaOf('ENOENT', 'unlink', () => files.remove(path));
+    throwsDmaOf('EINVAL', 'ftruncate', () => files.truncate(fd, -1));
   });
-  throws('ENOENT', 'open', () => files.create(join(directory, 'no', 'directory')));
-  throws('EINVAL', 'open', () => files.create('a\0b'));
-  throws('ENOENT', 'unlink', () => files.remove(''));
-  throws('EISDIR', 'unlink', () => files.remove(directory));
-  throws('EBADF', 'ftruncate', () => files.truncate(99999, 1));
-  throws('EBADF', 'statx', () => files.hasName(99999));
+  throwsDmaOf('ENOENT', 'open', () => files.create(join(directory, 'no', 'directory')));
+  throwsDmaOf('EINVAL', 'open', () => files.create('a\0b'));
+  throwsDmaOf('ENOENT', 'unlink', () => files.remove(''));
+  throwsDmaOf('EISDIR', 'unlink', () => files.remove(directory));
+  throwsDmaOf('EBADF', 'ftruncate', () => files.truncate(99999, 1));
+  throwsDmaOf('EBADF', 'statx', () => files.hasName(99999));
   using(memory.memfd({ name: 'm', length: 1 }), (fd) => assert.equal(files.hasName(fd), false));
   assert.deepEqual(platform.leaks(), []);
 });
@@ -181,7 +179,7 @@ test('pages are put into a file and taken out again, seals against shrinking or 
     const into = new Uint8Array([1]);
     files.readAt(fd, 2 * page, into);
     assert.equal(into[0], 0);
-    throws('EPERM', 'fallocate', () => files.allocateRange(fd, 8 * page, page));
+    throwsDmaOf('EPERM', 'fallocate', () => files.allocateRange(fd, 8 * page, page));
     for (const [offset, length] of [
       [-1, page],
       [0, 0],
@@ -189,9 +187,9 @@ test('pages are put into a file and taken out again, seals against shrinking or 
       [2 ** 52, 2 ** 52],
     ])
       for (const call of [files.allocateRange, files.punch])
-        throws('EINVAL', 'fallocate', () => call(fd, offset, length));
+        throwsDmaOf('EINVAL', 'fallocate', () => call(fd, offset, length));
   });
-  throws('EBADF', 'fallocate', () => files.punch(99999, 0, page));
+  throwsDmaOf('EBADF', 'fallocate', () => files.punch(99999, 0, page));
 });
 
 test('a lock keeps others out until the last descriptor of its file is closed', { skip }, () => {
@@ -212,8 +210,8 @@ test('a lock keeps others out until the last descriptor of its file is closed', 
     assert.equal(files.lock(third, 'exclusive'), false);
   });
   files.close(second);
-  throws('EBADF', 'flock', () => files.lock(99999, 'shared'));
-  throws('EBADF', 'flock', () => files.lock(NaN, 'shared'));
+  throwsDmaOf('EBADF', 'flock', () => files.lock(99999, 'shared'));
+  throwsDmaOf('EBADF', 'flock', () => files.lock(NaN, 'shared'));
   assert.deepEqual(platform.leaks(), []);
 });
 

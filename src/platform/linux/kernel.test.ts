@@ -13,8 +13,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import assert from 'node:assert/strict';
+import { throwsDmaOf } from '../../../test/shared/errors.js';
 import { isDmaError } from '../../errors.js';
-import type { ErrorCode } from '../../errors.js';
 import { loadLibc } from './libc.js';
 import { linuxKernel } from './kernel.js';
 import { openPlatform } from '../open.js';
@@ -27,20 +27,16 @@ const skip = platform.limitation ?? false;
 const directory = mkdtempSync(join(tmpdir(), 'kernel-'));
 after(() => rmSync(directory, { recursive: true }));
 
-const throws = (code: ErrorCode, operation: string, action: () => unknown): void => {
-  assert.throws(action, (error) => isDmaError(error, code) && error.operation === operation, `${code} of ${operation}`);
-};
-
 test('texts are read and written, and never made', { skip }, () => {
   const path = join(directory, 'setting');
   assert.equal(kernel.readText(path), undefined);
-  throws('ENOENT', 'open', () => kernel.writeText(path, '1'));
+  throwsDmaOf('ENOENT', 'open', () => kernel.writeText(path, '1'));
   assert.equal(existsSync(path), false);
   writeFileSync(path, 'before');
   kernel.writeText(path, '12');
   assert.equal(kernel.readText(path), '12');
-  throws('EISDIR', 'open', () => kernel.writeText(directory, '1'));
-  throws('EINVAL', 'write', () => kernel.writeText('a\0b', '1'));
+  throwsDmaOf('EISDIR', 'open', () => kernel.writeText(directory, '1'));
+  throwsDmaOf('EINVAL', 'write', () => kernel.writeText('a\0b', '1'));
   assert.match(kernel.readText('/proc/self/status') ?? '', /^Name:/);
 });
 
@@ -62,13 +58,13 @@ test('directories are listed in order, and made with those above them', { skip }
   kernel.makeDirectory(path);
   for (const name of ['2', '10', '1']) writeFileSync(join(path, name), '');
   assert.deepEqual(kernel.list(path), ['1', '10', '2']);
-  throws('ENOTDIR', 'mkdir', () => kernel.makeDirectory(join(path, '1', 'x')));
-  throws('ENOTDIR', 'mkdir', () => kernel.makeDirectory(join(path, '1')));
+  throwsDmaOf('ENOTDIR', 'mkdir', () => kernel.makeDirectory(join(path, '1', 'x')));
+  throwsDmaOf('ENOTDIR', 'mkdir', () => kernel.makeDirectory(join(path, '1')));
 });
 
 test('a directory that can not be made is an error, in /proc too, where none ever can', { skip }, () => {
-  throws('ENOENT', 'mkdir', () => kernel.makeDirectory('/proc/x'));
-  throws('ENOENT', 'mkdir', () => kernel.makeDirectory('/proc/x/y'));
+  throwsDmaOf('ENOENT', 'mkdir', () => kernel.makeDirectory('/proc/x'));
+  throwsDmaOf('ENOENT', 'mkdir', () => kernel.makeDirectory('/proc/x/y'));
 });
 
 test('a path has one real name', { skip }, () => {
@@ -117,11 +113,11 @@ test('the log of the kernel is text', { skip }, (t) => {
 
 test('owners are changed, and -1 leaves them', { skip }, (t) => {
   const path = join(directory, 'owned');
-  throws('ENOENT', 'chown', () => kernel.changeOwner(path, -1, -1));
+  throwsDmaOf('ENOENT', 'chown', () => kernel.changeOwner(path, -1, -1));
   writeFileSync(path, '');
   const { uid, gid } = statSync(path);
   kernel.changeOwner(path, uid, -1);
-  if (uid !== 0) return throws('EPERM', 'chown', () => kernel.changeOwner(path, 0, -1));
+  if (uid !== 0) return throwsDmaOf('EPERM', 'chown', () => kernel.changeOwner(path, 0, -1));
   try {
     kernel.changeOwner(path, NOBODY, -1);
   } catch (error) {
@@ -136,8 +132,8 @@ test('file systems are mounted and unmounted by who may', { skip }, () => {
   const target = join(directory, 'mount');
   kernel.makeDirectory(target);
   const options = { source: 'nodev', target, type: 'tmpfs', options: 'size=64K' };
-  throws('EINVAL', 'mount', () => kernel.mount({ ...options, options: 'a\0b' }));
-  throws('ENOENT', 'mount', () => kernel.mount({ ...options, target: '' }));
+  throwsDmaOf('EINVAL', 'mount', () => kernel.mount({ ...options, options: 'a\0b' }));
+  throwsDmaOf('ENOENT', 'mount', () => kernel.mount({ ...options, target: '' }));
   let mounted = false;
   try {
     kernel.mount(options);
@@ -161,9 +157,9 @@ test('a claim is of the very device that was meant', { skip }, () => {
   const claim = kernel.claim('/dev/null', node);
   claim[Symbol.dispose]();
   claim[Symbol.dispose]();
-  throws('ENOENT', 'open', () => kernel.claim('/dev/null', { ...node, number: '1:5' }));
-  throws('ENOENT', 'open', () => kernel.claim('/dev/null', { ...node, kind: 'block' }));
-  throws('ENOENT', 'open', () => kernel.claim(join(directory, 'nothing'), node));
+  throwsDmaOf('ENOENT', 'open', () => kernel.claim('/dev/null', { ...node, number: '1:5' }));
+  throwsDmaOf('ENOENT', 'open', () => kernel.claim('/dev/null', { ...node, kind: 'block' }));
+  throwsDmaOf('ENOENT', 'open', () => kernel.claim(join(directory, 'nothing'), node));
 });
 
 test('routes of all tables are read: those of the loopback interface are in the local one', { skip }, () => {
@@ -227,7 +223,7 @@ test('a network namespace of its own: another table, several hops, next hops wit
 test('names of users and groups', { skip }, () => {
   assert.deepEqual([kernel.idOf('user', 'root'), kernel.idOf('group', 'root')], [0, 0]);
   assert.equal(kernel.idOf('user', 'no such user'), undefined);
-  throws('EINVAL', 'getpwnam', () => kernel.idOf('user', 'a\0b'));
+  throwsDmaOf('EINVAL', 'getpwnam', () => kernel.idOf('user', 'a\0b'));
 });
 
 test("a kernel's log that is not shown is none; every other failure is told", { skip }, () => {
@@ -243,6 +239,6 @@ test("a kernel's log that is not shown is none; every other failure is told", { 
       let calls = 0;
       const asked = linuxKernel({ ...libc, klogctl: () => (++calls === failsAt ? -1 : 4096), errno: () => errno });
       if (code === undefined) assert.equal(asked.log(), undefined);
-      else throws(code, 'syslog', () => asked.log());
+      else throwsDmaOf(code, 'syslog', () => asked.log());
     }
 });

@@ -1,8 +1,7 @@
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
 import { Worker } from 'node:worker_threads';
-import { isDmaError } from '../../errors.js';
-import type { ErrorCode } from '../../errors.js';
+import { throwsDmaOf } from '../../../test/shared/errors.js';
 import { MiB } from '../../units.js';
 import type { Va } from '../../units.js';
 import { openPlatform } from '../open.js';
@@ -13,10 +12,6 @@ const platform = trackingPlatform(openPlatform());
 const { memory, files } = platform;
 const skip = platform.limitation ?? false;
 const PAGE = memory.pageSize;
-
-const throws = (code: ErrorCode, operation: string, action: () => unknown): void => {
-  assert.throws(action, (error) => isDmaError(error, code) && error.operation === operation, `${code} of ${operation}`);
-};
 
 /** Maps, runs `use` on the address and one view, and gives both back. */
 function withMapping(options: Parameters<typeof memory.map>[0], use: (bytes: Uint8Array, va: Va) => void): void {
@@ -91,9 +86,9 @@ test('a detached view and all made on it is empty, and the memory stays', { skip
   assert.deepEqual([bytes[0], words[0], node[0], bytes.length], [undefined, undefined, undefined, 0]);
   bytes[0] = 9;
   assert.throws(() => data.getUint8(0), TypeError);
-  throws('EINVAL', 'addressOf', () => memory.addressOf(bytes));
-  throws('EINVAL', 'addressOf', () => memory.addressOf(data));
-  throws('EINVAL', 'addressOf', () => memory.addressOf(buffer));
+  throwsDmaOf('EINVAL', 'addressOf', () => memory.addressOf(bytes));
+  throwsDmaOf('EINVAL', 'addressOf', () => memory.addressOf(data));
+  throwsDmaOf('EINVAL', 'addressOf', () => memory.addressOf(buffer));
   const again = memory.view(va, PAGE);
   assert.equal(new Uint8Array(again)[0], 5);
   memory.detach(again);
@@ -113,16 +108,16 @@ test('ordinary buffers have stable addresses', { skip }, () => {
   assert.equal(small.length, 3);
   const shared = new SharedArrayBuffer(64);
   assert.equal(memory.addressOf(shared), memory.addressOf(new Int32Array(shared)));
-  throws('EINVAL', 'addressOf', () => memory.addressOf(new Uint8Array(0)));
+  throwsDmaOf('EINVAL', 'addressOf', () => memory.addressOf(new Uint8Array(0)));
 });
 
 test('a view longer than V8 takes is refused, not fatal', { skip }, () => {
   const va = memory.map({ length: PAGE });
   assert.ok(memory.maxView >= 2 ** 32);
-  throws('ENOTSUP', 'view', () => memory.view(va, memory.maxView + PAGE));
-  throws('EINVAL', 'view', () => memory.view(va, 0));
-  throws('EINVAL', 'view', () => memory.view(0 as Va, PAGE));
-  throws('EINVAL', 'view', () => memory.view(NaN as Va, PAGE));
+  throwsDmaOf('ENOTSUP', 'view', () => memory.view(va, memory.maxView + PAGE));
+  throwsDmaOf('EINVAL', 'view', () => memory.view(va, 0));
+  throwsDmaOf('EINVAL', 'view', () => memory.view(0 as Va, PAGE));
+  throwsDmaOf('EINVAL', 'view', () => memory.view(NaN as Va, PAGE));
   memory.unmap(va, PAGE);
 });
 
@@ -141,18 +136,18 @@ test('the longest view works on memory that is only reserved', { skip }, () => {
 
 test('impossible mappings are refused', { skip }, () => {
   for (const length of [0, 1, PAGE + 1, -PAGE, NaN, 2 ** 53, 0.5])
-    throws('EINVAL', 'mmap', () => memory.map({ length }));
-  throws('EINVAL', 'mmap', () => memory.map({ length: PAGE, offset: 5 }));
-  throws('EBADF', 'mmap', () => memory.map({ length: PAGE, fd: NaN }));
-  throws('EBADF', 'mmap', () => memory.map({ length: PAGE, fd: 99999 }));
-  throws('ENOMEM', 'mmap', () => memory.map({ length: 2 ** 52 }));
-  throws('EINVAL', 'mmap', () => memory.map({ length: PAGE, hugePageSize: 2 * MiB }));
-  throws('EINVAL', 'mmap', () => memory.map({ length: 3 * PAGE, hugePageSize: 3 * PAGE }));
-  throws('EINVAL', 'munmap', () => memory.unmap(5 as Va, PAGE));
-  throws('EINVAL', 'munmap', () => memory.unmap(0 as Va, NaN));
-  throws('EINVAL', 'memfd_create', () => memory.memfd({ name: 'a\0', length: PAGE }));
-  throws('EINVAL', 'ftruncate', () => memory.memfd({ name: 'a', length: -1 }));
-  throws('EINVAL', 'memfd_create', () => memory.memfd({ name: 'n'.repeat(300), length: PAGE }));
+    throwsDmaOf('EINVAL', 'mmap', () => memory.map({ length }));
+  throwsDmaOf('EINVAL', 'mmap', () => memory.map({ length: PAGE, offset: 5 }));
+  throwsDmaOf('EBADF', 'mmap', () => memory.map({ length: PAGE, fd: NaN }));
+  throwsDmaOf('EBADF', 'mmap', () => memory.map({ length: PAGE, fd: 99999 }));
+  throwsDmaOf('ENOMEM', 'mmap', () => memory.map({ length: 2 ** 52 }));
+  throwsDmaOf('EINVAL', 'mmap', () => memory.map({ length: PAGE, hugePageSize: 2 * MiB }));
+  throwsDmaOf('EINVAL', 'mmap', () => memory.map({ length: 3 * PAGE, hugePageSize: 3 * PAGE }));
+  throwsDmaOf('EINVAL', 'munmap', () => memory.unmap(5 as Va, PAGE));
+  throwsDmaOf('EINVAL', 'munmap', () => memory.unmap(0 as Va, NaN));
+  throwsDmaOf('EINVAL', 'memfd_create', () => memory.memfd({ name: 'a\0', length: PAGE }));
+  throwsDmaOf('EINVAL', 'ftruncate', () => memory.memfd({ name: 'a', length: -1 }));
+  throwsDmaOf('EINVAL', 'memfd_create', () => memory.memfd({ name: 'n'.repeat(300), length: PAGE }));
   assert.deepEqual(platform.leaks(), []);
 });
 
@@ -168,7 +163,7 @@ test('huge pages: mapped where there are any, ENOMEM where there are none', { sk
     const fd = memory.memfd({ name: 'huge', length: 2 * MiB, hugePageSize: 2 * MiB });
     assert.ok(files.sealedAgainstShrinking(fd, false));
     files.close(fd);
-  } else if (free === 0) throws('ENOMEM', 'mmap', map);
+  } else if (free === 0) throwsDmaOf('ENOMEM', 'mmap', map);
   else assert.throws(map);
   if (typeof pages !== 'string') pages.giveBack();
   assert.deepEqual(platform.leaks(), []);

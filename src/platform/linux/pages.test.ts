@@ -1,8 +1,8 @@
 import { spawnSync } from 'node:child_process';
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
+import { throwsDmaOf } from '../../../test/shared/errors.js';
 import { ERRNO, isDmaError } from '../../errors.js';
-import type { ErrorCode } from '../../errors.js';
 import { MiB } from '../../units.js';
 import type { Va } from '../../units.js';
 import { loadLibc } from './libc.js';
@@ -18,9 +18,6 @@ const skip = platform.limitation ?? false;
 const PAGE = memory.pageSize;
 const isRoot = process.getuid?.() === 0;
 
-const throws = (code: ErrorCode, operation: string, action: () => unknown): void => {
-  assert.throws(action, (error) => isDmaError(error, code) && error.operation === operation, `${code} of ${operation}`);
-};
 /** Runs `use` on new memory of the system's pages, which nobody has touched. */
 function withMemory(pages: number, use: (va: Va) => void, port = memory): void {
   const va = port.map({ length: pages * PAGE });
@@ -69,23 +66,23 @@ test('populate faults every page in and keeps what is there', { skip }, () => {
       port,
     );
   }
-  throws('EINVAL', 'madvise', () => memory.populate(0 as Va, 0));
-  throws('EINVAL', 'madvise', () => memory.populate(1 as Va, PAGE));
+  throwsDmaOf('EINVAL', 'madvise', () => memory.populate(0 as Va, 0));
+  throwsDmaOf('EINVAL', 'madvise', () => memory.populate(1 as Va, PAGE));
   withMemory(2, (va) => {
     memory.unmap((va + PAGE) as Va, PAGE);
-    throws('ENOMEM', 'madvise', () => memory.populate(va, 2 * PAGE));
+    throwsDmaOf('ENOMEM', 'madvise', () => memory.populate(va, 2 * PAGE));
     const port = older();
-    throws('ENOMEM', 'process_vm_readv', () => port.populate(va, 2 * PAGE));
+    throwsDmaOf('ENOMEM', 'process_vm_readv', () => port.populate(va, 2 * PAGE));
   });
   const bare = without(ERRNO.ENOSYS, 'madvise', 'process_vm_readv');
-  withMemory(1, (va) => throws('ENOSYS', 'process_vm_readv', () => bare.populate(va, PAGE)));
+  withMemory(1, (va) => throwsDmaOf('ENOSYS', 'process_vm_readv', () => bare.populate(va, PAGE)));
 });
 
 test('a page past the end of a file is ENOMEM and no signal', { skip }, () => {
   const fd = memory.memfd({ name: 'short', length: PAGE });
   const va = memory.map({ fd, length: 4 * PAGE });
-  throws('ENOMEM', 'madvise', () => memory.populate(va, 4 * PAGE));
-  throws('ENOMEM', 'process_vm_readv', () => older().populate(va, 4 * PAGE));
+  throwsDmaOf('ENOMEM', 'madvise', () => memory.populate(va, 4 * PAGE));
+  throwsDmaOf('ENOMEM', 'process_vm_readv', () => older().populate(va, 4 * PAGE));
   memory.unmap(va, 4 * PAGE);
   files.close(fd);
 });
@@ -104,13 +101,13 @@ test('more hugepages than there are: ENOMEM, the process lives, and what came is
         const va = port.reserve(length, pageSize);
         const fd = backed ? port.memfd({ name: 'too many', length, hugePageSize: pageSize }) : undefined;
         port.commit(va, fd === undefined ? { length, hugePageSize: pageSize } : { length, fd });
-        throws('ENOMEM', port === memory ? 'madvise' : 'process_vm_readv', () => port.populate(va, length));
+        throwsDmaOf('ENOMEM', port === memory ? 'madvise' : 'process_vm_readv', () => port.populate(va, length));
         assert.equal(limits.freeHugePages(pageSize), 0);
         port.decommit(va, length);
         if (fd !== undefined) files.punch(fd, 0, length);
         assert.equal(limits.freeHugePages(pageSize), free);
         if (fd !== undefined) {
-          throws('ENOSPC', 'fallocate', () => files.allocateRange(fd, 0, length));
+          throwsDmaOf('ENOSPC', 'fallocate', () => files.allocateRange(fd, 0, length));
           files.close(fd);
         }
         port.unmap(va, length);
@@ -127,7 +124,7 @@ test('memory is bound to a node that there is', { skip }, () => {
     memory.populate(va, 4 * PAGE);
     const nodes = memory.nodesOf(va, PAGE, 4);
     assert.ok(nodes.every((node) => node === 0 || node === -1));
-    for (const node of [-1, 0.5, NaN, 1024]) throws('EINVAL', 'mbind', () => memory.bind(va, PAGE, node));
+    for (const node of [-1, 0.5, NaN, 1024]) throwsDmaOf('EINVAL', 'mbind', () => memory.bind(va, PAGE, node));
     assert.throws(() => memory.bind(va, PAGE, 1000), { operation: 'mbind' });
   });
 });
@@ -139,7 +136,7 @@ test('where nodes can not be asked for, the only node is the right one', { skip 
     withMemory(2, (va) => {
       if (nodes === '0') port.bind(va, PAGE, 0);
       else t.diagnostic(`this machine has the nodes ${nodes}`);
-      throws(errno === ERRNO.ENOSYS ? 'ENOTSUP' : 'EPERM', 'mbind', () => port.bind(va, PAGE, 1));
+      throwsDmaOf(errno === ERRNO.ENOSYS ? 'ENOTSUP' : 'EPERM', 'mbind', () => port.bind(va, PAGE, 1));
       if (errno === ERRNO.EPERM)
         assert.throws(
           () => port.bind(va, PAGE, 1),
@@ -161,10 +158,10 @@ test('questions about impossible pages are refused', { skip }, () => {
       [PAGE, 0.5],
       [PAGE, 2 ** 50],
     ]) {
-      throws('EINVAL', 'move_pages', () => memory.nodesOf(va, size, count));
-      throws('EINVAL', 'pagemap', () => memory.frames(va, size, count));
+      throwsDmaOf('EINVAL', 'move_pages', () => memory.nodesOf(va, size, count));
+      throwsDmaOf('EINVAL', 'pagemap', () => memory.frames(va, size, count));
     }
-    throws('EINVAL', 'move_pages', () => memory.nodesOf((va + 1) as Va, PAGE, 1));
+    throwsDmaOf('EINVAL', 'move_pages', () => memory.nodesOf((va + 1) as Va, PAGE, 1));
   });
 });
 
@@ -220,7 +217,7 @@ test('locked memory counts as locked', { skip }, () => {
     if (before.limit - before.used < 4 * PAGE) return;
     memory.lock(va, 4 * PAGE);
     assert.equal(limits.lockedMemory().used, before.used + 4 * PAGE);
-    throws('EINVAL', 'mlock', () => memory.lock(va, 1));
-    throws('EINVAL', 'mlock', () => memory.lock(va, 0));
+    throwsDmaOf('EINVAL', 'mlock', () => memory.lock(va, 1));
+    throwsDmaOf('EINVAL', 'mlock', () => memory.lock(va, 0));
   });
 });

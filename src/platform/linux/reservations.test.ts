@@ -1,8 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
-import { isDmaError } from '../../errors.js';
-import type { ErrorCode } from '../../errors.js';
+import { throwsDmaOf } from '../../../test/shared/errors.js';
 import { GiB, hex, MiB, TiB } from '../../units.js';
 import type { Va } from '../../units.js';
 import { openPlatform } from '../open.js';
@@ -14,9 +13,6 @@ const { memory, files, kernel } = platform;
 const skip = platform.limitation ?? false;
 const PAGE = memory.pageSize;
 
-const throws = (code: ErrorCode, operation: string, action: () => unknown): void => {
-  assert.throws(action, (error) => isDmaError(error, code) && error.operation === operation, `${code} of ${operation}`);
-};
 /** Runs `use` on a new reservation and unmaps it, with all that is in it. */
 function withReservation(length: number, alignment: number, use: (va: Va) => void): void {
   const before = platform.leaks();
@@ -117,22 +113,22 @@ test('nothing is mapped over what is not reserved here', { skip }, () => {
       [NaN as Va, PAGE],
       [va, 2 ** 52],
     ] as const) {
-      throws('EINVAL', 'mmap', () => memory.commit(start, { length }));
-      throws('EINVAL', 'mmap', () => memory.decommit(start, length));
+      throwsDmaOf('EINVAL', 'mmap', () => memory.commit(start, { length }));
+      throwsDmaOf('EINVAL', 'mmap', () => memory.decommit(start, length));
     }
-    throws('EINVAL', 'mmap', () => memory.commit(va, { length: PAGE, offset: 1, fd }));
-    throws('EINVAL', 'mmap', () => memory.commit(va, { length: PAGE, hugePageSize: 2 * MiB }));
-    throws('EINVAL', 'mmap', () => memory.commit(va, { length: PAGE, fd, hugePageSize: 2 * MiB }));
-    throws('EBADF', 'mmap', () => memory.commit(va, { length: PAGE, fd: 99999 }));
-    throws('EBADF', 'mmap', () => memory.commit(va, { length: PAGE, fd: NaN }));
+    throwsDmaOf('EINVAL', 'mmap', () => memory.commit(va, { length: PAGE, offset: 1, fd }));
+    throwsDmaOf('EINVAL', 'mmap', () => memory.commit(va, { length: PAGE, hugePageSize: 2 * MiB }));
+    throwsDmaOf('EINVAL', 'mmap', () => memory.commit(va, { length: PAGE, fd, hugePageSize: 2 * MiB }));
+    throwsDmaOf('EBADF', 'mmap', () => memory.commit(va, { length: PAGE, fd: 99999 }));
+    throwsDmaOf('EBADF', 'mmap', () => memory.commit(va, { length: PAGE, fd: NaN }));
     assert.equal(permissions(va), '---p');
-    throws('EINVAL', 'munmap', () => memory.unmap(at(va, PAGE), 4 * PAGE));
-    throws('EINVAL', 'munmap', () => memory.unmap(at(va, -PAGE), 5 * PAGE));
-    throws('EINVAL', 'mmap', () => memory.retire(at(va, PAGE), 4 * PAGE));
-    throws('EINVAL', 'mmap', () => memory.retire(at(va, 1), PAGE));
-    throws('EINVAL', 'mmap', () => memory.retire(va, 0));
+    throwsDmaOf('EINVAL', 'munmap', () => memory.unmap(at(va, PAGE), 4 * PAGE));
+    throwsDmaOf('EINVAL', 'munmap', () => memory.unmap(at(va, -PAGE), 5 * PAGE));
+    throwsDmaOf('EINVAL', 'mmap', () => memory.retire(at(va, PAGE), 4 * PAGE));
+    throwsDmaOf('EINVAL', 'mmap', () => memory.retire(at(va, 1), PAGE));
+    throwsDmaOf('EINVAL', 'mmap', () => memory.retire(va, 0));
     const second = openPlatform().memory;
-    throws('EINVAL', 'mmap', () => second.commit(va, { length: PAGE }));
+    throwsDmaOf('EINVAL', 'mmap', () => second.commit(va, { length: PAGE }));
   });
   files.close(fd);
   memory.unmap(ordinary, 4 * PAGE);
@@ -145,8 +141,8 @@ test('nothing is mapped over what is not reserved here', { skip }, () => {
     [PAGE, NaN],
     [2 ** 53 - PAGE, 2 ** 52],
   ])
-    throws('EINVAL', 'mmap', () => memory.reserve(length, alignment));
-  throws('ENOMEM', 'mmap', () => memory.reserve(2 ** 50, PAGE));
+    throwsDmaOf('EINVAL', 'mmap', () => memory.reserve(length, alignment));
+  throwsDmaOf('ENOMEM', 'mmap', () => memory.reserve(2 ** 50, PAGE));
   assert.deepEqual(platform.leaks(), []);
 });
 
@@ -174,10 +170,10 @@ test('hugepages are committed into a reservation', { skip }, (t) => {
       memory.populate(va, pageSize);
       memory.populate(at(va, 2 * pageSize), pageSize);
       bytes(at(va, 2 * pageSize), pageSize, (all) => (all[pageSize - 1] = 3));
-      throws('EINVAL', 'mmap', () => memory.commit(va, { length: pageSize, fd, offset: PAGE }));
+      throwsDmaOf('EINVAL', 'mmap', () => memory.commit(va, { length: pageSize, fd, offset: PAGE }));
       assert.equal(permissions(va), '---p');
       // Half of a hugepage can not be unmapped.
-      throws('EINVAL', 'mmap', () => memory.decommit(at(va, 2 * pageSize), pageSize / 2));
+      throwsDmaOf('EINVAL', 'mmap', () => memory.decommit(at(va, 2 * pageSize), pageSize / 2));
       assert.equal(memory.protection(at(va, 2 * pageSize), pageSize), 'read-write');
       memory.decommit(at(va, 2 * pageSize), pageSize);
     });
@@ -221,7 +217,7 @@ test(
     // The reservation goes on without the parts that are unmapped.
     memory.unmap(at(va, 6 * PAGE), 2 * PAGE);
     assert.equal(permissions(at(va, 6 * PAGE)), undefined);
-    throws('EINVAL', 'mmap', () => memory.commit(at(va, 5 * PAGE), { length: 2 * PAGE }));
+    throwsDmaOf('EINVAL', 'mmap', () => memory.commit(at(va, 5 * PAGE), { length: 2 * PAGE }));
     memory.commit(at(va, 8 * PAGE), { length: PAGE });
     memory.unmap(va, 6 * PAGE);
     memory.unmap(at(va, 8 * PAGE), 8 * PAGE);

@@ -5,8 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import assert from 'node:assert/strict';
-import { isDmaError } from '../../errors.js';
-import type { ErrorCode } from '../../errors.js';
+import { throwsDmaOf } from '../../../test/shared/errors.js';
 import { openPlatform } from '../open.js';
 import { trackingPlatform } from '../../../test/fakes/platform/platforms.js';
 
@@ -16,9 +15,6 @@ const skip = platform.limitation ?? false;
 const directory = mkdtempSync(join(tmpdir(), 'sockets-'));
 after(() => rmSync(directory, { recursive: true }));
 
-const throws = (code: ErrorCode, operation: string, action: () => unknown): void => {
-  assert.throws(action, (error) => isDmaError(error, code) && error.operation === operation, `${code} of ${operation}`);
-};
 const closeAll = (...fds: readonly number[]): void => fds.forEach((fd) => files.close(fd));
 const text = (value: string): Uint8Array => new TextEncoder().encode(value);
 const flagsOf = (fd: number): number =>
@@ -38,7 +34,7 @@ test('bytes go both ways, in order, and would-block is a value', { skip }, () =>
   assert.equal(into[10], 2);
   closeAll(b);
   assert.equal(sockets.receive(a, into, 0)?.bytes, 0);
-  throws('EPIPE', 'sendmsg', () => sockets.send(a, into, 0, []));
+  throwsDmaOf('EPIPE', 'sendmsg', () => sockets.send(a, into, 0, []));
   closeAll(a);
   assert.deepEqual(platform.leaks(), []);
 });
@@ -96,8 +92,8 @@ test('as many descriptors as the kernel takes in a message', { skip }, () => {
   const received = sockets.receive(b, new Uint8Array(8), 253);
   assert.equal(received?.fds.length, 253);
   assert.equal(new Set(received.fds).size, 253);
-  throws('EINVAL', 'sendmsg', () => sockets.send(a, text('x'), 0, new Array<number>(254).fill(fd)));
-  throws('EINVAL', 'recvmsg', () => sockets.receive(b, new Uint8Array(8), 254));
+  throwsDmaOf('EINVAL', 'sendmsg', () => sockets.send(a, text('x'), 0, new Array<number>(254).fill(fd)));
+  throwsDmaOf('EINVAL', 'recvmsg', () => sockets.receive(b, new Uint8Array(8), 254));
   closeAll(a, b, fd, ...received.fds);
   assert.deepEqual(platform.leaks(), []);
 });
@@ -132,31 +128,31 @@ test('a full socket takes nothing, not even descriptors', { skip }, () => {
 
 test('what can not be sent or received is refused', { skip }, () => {
   const [a, b] = sockets.pair();
-  throws('EINVAL', 'sendmsg', () => sockets.send(a, new Uint8Array(4), 4, []));
-  throws('EINVAL', 'sendmsg', () => sockets.send(a, new Uint8Array(4), -1, []));
-  throws('EINVAL', 'sendmsg', () => sockets.send(a, new Uint8Array(4), 0.5, []));
-  throws('EINVAL', 'sendmsg', () => sockets.send(a, new Uint8Array(0), 0, []));
-  throws('EBADF', 'sendmsg', () => sockets.send(a, new Uint8Array(4), 0, [99999]));
-  throws('EBADF', 'sendmsg', () => sockets.send(a, new Uint8Array(4), 0, [NaN]));
-  throws('EBADF', 'sendmsg', () => sockets.send(-1, new Uint8Array(4), 0, []));
-  throws('EINVAL', 'recvmsg', () => sockets.receive(b, new Uint8Array(0), 0));
-  throws('EINVAL', 'recvmsg', () => sockets.receive(b, new Uint8Array(4), NaN));
+  throwsDmaOf('EINVAL', 'sendmsg', () => sockets.send(a, new Uint8Array(4), 4, []));
+  throwsDmaOf('EINVAL', 'sendmsg', () => sockets.send(a, new Uint8Array(4), -1, []));
+  throwsDmaOf('EINVAL', 'sendmsg', () => sockets.send(a, new Uint8Array(4), 0.5, []));
+  throwsDmaOf('EINVAL', 'sendmsg', () => sockets.send(a, new Uint8Array(0), 0, []));
+  throwsDmaOf('EBADF', 'sendmsg', () => sockets.send(a, new Uint8Array(4), 0, [99999]));
+  throwsDmaOf('EBADF', 'sendmsg', () => sockets.send(a, new Uint8Array(4), 0, [NaN]));
+  throwsDmaOf('EBADF', 'sendmsg', () => sockets.send(-1, new Uint8Array(4), 0, []));
+  throwsDmaOf('EINVAL', 'recvmsg', () => sockets.receive(b, new Uint8Array(0), 0));
+  throwsDmaOf('EINVAL', 'recvmsg', () => sockets.receive(b, new Uint8Array(4), NaN));
   const detached = new Uint8Array(128);
   sockets.send(a, detached, 0, []);
   assert.equal(sockets.receive(b, detached, 0)?.bytes, 128);
   memory.detach(detached.buffer);
-  throws('EINVAL', 'recvmsg', () => sockets.receive(b, detached, 0));
-  throws('EINVAL', 'sendmsg', () => sockets.send(a, detached, 0, []));
+  throwsDmaOf('EINVAL', 'recvmsg', () => sockets.receive(b, detached, 0));
+  throwsDmaOf('EINVAL', 'sendmsg', () => sockets.send(a, detached, 0, []));
   assert.equal(sockets.receive(b, new Uint8Array(4), 0), undefined);
   sockets.shutdown(a);
   assert.equal(sockets.receive(b, new Uint8Array(4), 0)?.bytes, 0);
-  throws('EBADF', 'shutdown', () => sockets.shutdown(99999));
+  throwsDmaOf('EBADF', 'shutdown', () => sockets.shutdown(99999));
   closeAll(a, b);
 });
 
 test('a server is reached at its path, and the file stays when it is gone', { skip }, () => {
   const path = join(directory, 'server');
-  throws('ENOENT', 'connect', () => sockets.connect(path));
+  throwsDmaOf('ENOENT', 'connect', () => sockets.connect(path));
   const server = sockets.listen(path, 4);
   assert.deepEqual(readdirSync(directory), ['server']);
   assert.equal(sockets.accept(server), undefined);
@@ -167,9 +163,9 @@ test('a server is reached at its path, and the file stays when it is gone', { sk
   assert.notEqual(flagsOf(connection) & 0o2000000, 0, 'close-on-exec');
   sockets.send(client, text('hi'), 0, []);
   assert.equal(sockets.receive(connection, new Uint8Array(8), 0)?.bytes, 2);
-  throws('EADDRINUSE', 'listen', () => sockets.listen(path, 4));
+  throwsDmaOf('EADDRINUSE', 'listen', () => sockets.listen(path, 4));
   closeAll(client, connection, server);
-  throws('ECONNREFUSED', 'connect', () => sockets.connect(path));
+  throwsDmaOf('ECONNREFUSED', 'connect', () => sockets.connect(path));
   const second = sockets.listen(path, 4);
   closeAll(sockets.connect(path), second);
   assert.deepEqual(readdirSync(directory), ['server']);
@@ -181,14 +177,14 @@ test('a server of somebody else is not replaced, nor is a file, nor where a link
   const path = join(directory, 'other');
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(path, resolve));
-  throws('EADDRINUSE', 'listen', () => sockets.listen(path, 1));
+  throwsDmaOf('EADDRINUSE', 'listen', () => sockets.listen(path, 1));
   await new Promise((resolve) => server.close(resolve));
   writeFileSync(path, 'precious');
-  throws('EEXIST', 'listen', () => sockets.listen(path, 1));
-  throws('EEXIST', 'listen', () => sockets.listen(directory, 1));
+  throwsDmaOf('EEXIST', 'listen', () => sockets.listen(path, 1));
+  throwsDmaOf('EEXIST', 'listen', () => sockets.listen(directory, 1));
   const link = join(directory, 'link');
   symlinkSync(path, link);
-  throws('EEXIST', 'listen', () => sockets.listen(link, 1));
+  throwsDmaOf('EEXIST', 'listen', () => sockets.listen(link, 1));
   assert.equal(readFileSync(path, 'utf8'), 'precious');
   rmSync(path);
   rmSync(link);
@@ -200,11 +196,11 @@ test('a full queue is EAGAIN, and its server counts as alive', { skip }, () => {
   const path = join(directory, 'full');
   const server = sockets.listen(path, 0);
   const clients: number[] = [];
-  throws('EAGAIN', 'connect', () => {
+  throwsDmaOf('EAGAIN', 'connect', () => {
     for (let i = 0; i < 10; i++) clients.push(sockets.connect(path));
   });
   assert.ok(clients.length > 0);
-  throws('EADDRINUSE', 'listen', () => sockets.listen(path, 1));
+  throwsDmaOf('EADDRINUSE', 'listen', () => sockets.listen(path, 1));
   closeAll(server, ...clients);
   assert.deepEqual(platform.leaks(), []);
 });
@@ -219,7 +215,7 @@ test('paths: 107 bytes fit, 108 do not, and bad ones are refused before anything
     assert.throws(() => action('a\0b'), { code: 'EINVAL' });
     assert.throws(() => action(''), { code: 'ENOENT' });
   }
-  throws('ENOENT', 'bind', () => sockets.listen(join(directory, 'none/server'), 1));
+  throwsDmaOf('ENOENT', 'bind', () => sockets.listen(join(directory, 'none/server'), 1));
   assert.ok(!existsSync(join(directory, 'none')));
   const umlaut = join(directory, 'grün');
   const other = sockets.listen(umlaut, 1);

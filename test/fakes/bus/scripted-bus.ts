@@ -1,5 +1,4 @@
 /** For tests of the bus model: a bus and drivers that do what a test says, and tell what was done to them. */
-import assert from 'node:assert/strict';
 import type { AddressSpace, Constraints, Segment } from '../../../src/dma/address-space.js';
 import { DmaError, type ErrorCode } from '../../../src/errors.js';
 import { AreaIndex } from '../../../src/memory/area-index.js';
@@ -204,16 +203,6 @@ export function bench(
   registry.registerBus(bus);
   for (const driver of options.drivers?.(script) ?? [scriptedDriver(script, 'one')]) registry.registerDriver(driver);
   return { registry, script, bus, spaces, memory: registry.external.allocate(4 * 4096) };
-}
-
-/** Is it a DmaError of this code that says this? */
-export function dmaError(code: ErrorCode, says = /(?:)/): (error: unknown) => boolean {
-  return (error) => {
-    assert.ok(error instanceof DmaError, String(error));
-    assert.equal(error.code, code, error.message);
-    assert.match(error.message, says);
-    return true;
-  };
 }
 
 /** A promise that a test resolves. */

@@ -1,6 +1,5 @@
 /** For tests of what is built on heaps: the memory of one `Eal`, without devices, on a machine that seems to have hugepages. */
 import assert from 'node:assert/strict';
-import { isDmaError, type ErrorCode } from '../../../src/errors.js';
 import { briefStep } from '../../../src/long-work.js';
 import { openPlatform } from '../../../src/platform/open.js';
 import type { Platform } from '../../../src/platform/ports.js';
@@ -59,13 +58,4 @@ export function testSources(options: TestSourcesOptions = {}): TestSources {
     assert.deepEqual(tracking.leaks(), []);
   };
   return { memory, heaps, platform, external, areas, handlers, close };
-}
-
-/** Asserts that `work` throws a `DmaError` of this code. */
-export function throwsDma(code: ErrorCode, work: () => unknown, says = /(?:)/): void {
-  assert.throws(work, (error) => {
-    assert.ok(isDmaError(error, code), String(error));
-    assert.match(error.message, says);
-    return true;
-  });
 }

@@ -6,6 +6,7 @@
 import { readFileSync } from 'node:fs';
 import { before, test } from 'node:test';
 import assert from 'node:assert/strict';
+import { throwsDma } from '../../shared/errors.js';
 import { until } from '../../shared/until.js';
 import {
   Eal,
@@ -18,7 +19,6 @@ import {
   type Device,
   type Driver,
   type EalOptions,
-  type ErrorCode,
   type ExternalMemory,
   type Iova,
   type Mapping,
@@ -59,15 +59,6 @@ async function mustCopy(device: Device, memory: ExternalMemory, mapping: Mapping
   await edu.copyIn(mapping.iova, 0, LENGTH);
   await edu.copyOut(mapping.iova + middle, 0, LENGTH);
   assert.deepEqual(bytes.slice(middle, middle + LENGTH), sent);
-}
-
-function refused(code: ErrorCode, call: () => unknown, pattern = /./): void {
-  assert.throws(call, (error) => {
-    assert.ok(isDmaError(error), String(error));
-    assert.equal(error.code, code, error.message);
-    assert.match(error.message, pattern);
-    return true;
-  });
 }
 
 /** The kernel's address space behind the default container. */
@@ -166,7 +157,7 @@ test('DM-52: as many containers as anybody wants', async () => {
   assert.equal(new Set(made.map(({ name }) => name)).size, 100);
   const device = await eal.probe(`pci:${EDU}`, { container: made[99] });
   assert.deepEqual(made[99].devices, [EDU]);
-  refused('EBUSY', () => made[99].close());
+  throwsDma('EBUSY', () => made[99].close());
   await eal.remove(device);
   for (const each of made) each.close();
   await assert.rejects(eal.probe(`pci:${EDU}`, { container: made[99] }), (error) => isDmaError(error, 'ENOENT'));
@@ -243,17 +234,17 @@ test('dirty pages are told where the kernel can', async () => {
   if (space instanceof IommufdSpace) {
     // QEMU's IOMMU has no second-stage dirty bits.
     assert.equal(space.tracksDirtyPages, false);
-    refused('ENOTSUP', () => space.start(), /dirty/);
-    refused('ENOTSUP', () => space.read(range));
+    throwsDma('ENOTSUP', () => space.start(), /dirty/);
+    throwsDma('ENOTSUP', () => space.read(range));
     return;
   }
   assert.equal(space.info.tracksDirtyPages, true);
-  refused('EINVAL', () => space.read(range));
+  throwsDma('EINVAL', () => space.read(range));
   space.start();
   await mustCopy(device, memory, mapping);
   // An IOMMU of which nobody knows what devices wrote: all of it.
   assert.equal(space.read(range).count, 16);
-  refused('ENOTSUP', () => space.read(range, { keep: true }));
+  throwsDma('ENOTSUP', () => space.read(range, { keep: true }));
   space.stop();
 });
 
@@ -356,7 +347,7 @@ test('the old way, for programs that are being ported', async () => {
   domain.unmap({ va: memory.va, length: memory.length, iova: mapping.iova });
   assert.equal(domain.entries, 0);
   domain.unmap(domain.map(memory));
-  refused('EINVAL', () => domain.unmap(memory));
+  throwsDma('EINVAL', () => domain.unmap(memory));
   await new Promise((resolve) => setImmediate(resolve));
   process.off('warning', listen);
   assert.deepEqual(warnings, ['DeprecationWarning ANYDMA_DOMAIN_MAP']);
@@ -374,7 +365,7 @@ test('DM-30 to DM-46 on the real kernel', async () => {
   });
   const at = (page: number): Iova => (0x10_0000 + page * PAGE) as Iova;
   // DM-30
-  refused('EINVAL', () => device.dmaMap({ va: memory.va, length: 0 }));
+  throwsDma('EINVAL', () => device.dmaMap({ va: memory.va, length: 0 }));
   // DM-33: the same again is counted, and the kernel has it once.
   const [one, two] = [device.dmaMap(part(0, 4)), device.dmaMap(part(0, 4))];
   assert.equal(domain.entries, 1);
@@ -382,11 +373,11 @@ test('DM-30 to DM-46 on the real kernel', async () => {
   assert.equal(domain.entries, 1);
   two.unmap();
   // DM-40: a second time is refused.
-  refused('EINVAL', () => device.dmaUnmap(part(0, 4)));
+  throwsDma('EINVAL', () => device.dmaUnmap(part(0, 4)));
   // DM-34: the kernel has something there that is not in the books.
   const space = spaceOf(eal);
   space.map({ va: part(100, 1).va, iova: at(0), length: PAGE, access: 'read' });
-  refused('EEXIST', () => device.dmaMap(part(0, 1), { iova: at(0) }), /kernel/);
+  throwsDma('EEXIST', () => device.dmaMap(part(0, 1), { iova: at(0) }), /kernel/);
   assert.equal(domain.entries, 0);
   assert.equal(space.unmap({ iova: at(0), length: PAGE }), PAGE);
   // DM-35: what the kernel refuses is not in the books, and its IOVA is free again.
@@ -395,7 +386,7 @@ test('DM-30 to DM-46 on the real kernel', async () => {
   port.commit(gone, { length: PAGE });
   const absent = eal.external.fromAddress(gone, PAGE);
   port.decommit(gone, PAGE);
-  refused('EFAULT', () => device.dmaMap(absent, { iova: at(0) }));
+  throwsDma('EFAULT', () => device.dmaMap(absent, { iova: at(0) }));
   assert.deepEqual([domain.entries, domain.bytes], [0, 0]);
   device.dmaMap(part(0, 1), { iova: at(0) }).unmap();
   absent.unregister();
@@ -404,11 +395,11 @@ test('DM-30 to DM-46 on the real kernel', async () => {
   const [low, high] = [device.dmaMap(part(0, 2), { iova: at(0) }), device.dmaMap(part(2, 2), { iova: at(2) })];
   assert.equal(domain.entries, 2);
   // DM-43: nothing is unmapped that was not mapped as one.
-  refused('EINVAL', () => device.dmaUnmap(part(0, 4)));
+  throwsDma('EINVAL', () => device.dmaUnmap(part(0, 4)));
   // DM-41: the right address, and another IOVA.
-  refused('EINVAL', () => device.dmaUnmap({ ...part(0, 2), iova: at(2) }));
+  throwsDma('EINVAL', () => device.dmaUnmap({ ...part(0, 2), iova: at(2) }));
   // DM-42: the kernel cuts no mapping.
-  refused('ENOTSUP', () => device.dmaUnmap(part(0, 1)));
+  throwsDma('ENOTSUP', () => device.dmaUnmap(part(0, 1)));
   low.unmap();
   await mustCopyPages(device, memory, high);
   // DM-39
@@ -421,7 +412,7 @@ test('DM-30 to DM-46 on the real kernel', async () => {
   // DM-46: the kernel unmaps less than it was asked to.
   const lost = device.dmaMap(part(0, 4), { iova: at(0) });
   assert.equal(space.unmap({ iova: at(0), length: 4 * PAGE }), 4 * PAGE);
-  refused(isType1 ? 'EIO' : 'ENOENT', () => lost.unmap());
+  throwsDma(isType1 ? 'EIO' : 'ENOENT', () => lost.unmap());
   assert.equal(lost.live, true);
   space.map({ va: part(0, 4).va, iova: at(0), length: 4 * PAGE, access: 'read-write' });
   lost.unmap();
@@ -435,7 +426,7 @@ test('DM-31, DM-32: a domain whose last device has left takes nothing', async ()
   assert.ok(domain !== undefined);
   using memory = eal.external.allocate(64 * KiB);
   await eal.remove(device);
-  refused('ENODEV', () => domain.map(memory));
+  throwsDma('ENODEV', () => domain.map(memory));
   assert.deepEqual([domain.entries, domain.bytes], [0, 0]);
 });
 
@@ -592,7 +583,7 @@ test('interrupts of the edu device: INTx and MSI, one after the other', async ()
     registers.write32(0x64, 8);
   }
   assert.equal(access.interruptCount('msix'), 0);
-  refused('EINVAL', () => access.enableInterrupts('msix', [() => undefined]));
+  throwsDma('EINVAL', () => access.enableInterrupts('msix', [() => undefined]));
   assert.equal(device.use(rawDriver), access);
 });
 
@@ -624,7 +615,7 @@ test('MSI-X vectors of a network interface, each by itself', async () => {
       }
       interrupts.close();
     }
-    refused('EINVAL', () => access.enableInterrupts('msix', [...listeners, () => undefined]));
+    throwsDma('EINVAL', () => access.enableInterrupts('msix', [...listeners, () => undefined]));
   }
   release([DEVICES.net0]);
 });

@@ -1,7 +1,8 @@
 /** Connections by the RDMA connection manager, between two hosts: iWARP (siw), which has no other way, and Soft-RoCE. */
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
-import { DmaError, Eal, KiB, type Device, type ErrorCode, type ExternalMemory } from '../../../src/index.js';
+import { dmaError } from '../../shared/errors.js';
+import { Eal, KiB, type Device, type ExternalMemory } from '../../../src/index.js';
 import {
   connectToPeer,
   verbsDriver,
@@ -33,15 +34,6 @@ before(() => {
   const add = ['rdma', 'link', 'add', SIW_FAR.device, 'type', 'siw', 'netdev', SIW_FAR.netdev];
   run('ip', 'netns', 'exec', FAR.namespace, ...add);
 });
-
-const dmaError =
-  (code: ErrorCode, says = /(?:)/) =>
-  (error: unknown): boolean => {
-    assert.ok(error instanceof DmaError, String(error));
-    assert.equal(error.code, code, error.message);
-    assert.match(error.message, says);
-    return true;
-  };
 
 interface Near {
   readonly eal: Eal;

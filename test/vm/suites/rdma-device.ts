@@ -2,13 +2,12 @@
 import assert from 'node:assert/strict';
 import { chmodSync, readdirSync } from 'node:fs';
 import { after, before, describe, it } from 'node:test';
+import { dmaError } from '../../shared/errors.js';
 import {
-  DmaError,
   Eal,
   KiB,
   type Block,
   type Device,
-  type ErrorCode,
   type ExternalMemory,
   type Mapping,
   type Va,
@@ -29,15 +28,6 @@ import { BYTES, fill, memoryOf, wrongAt } from '../rdma-peer.js';
 const NET = '0000:00:04.0';
 
 before(makeNetwork);
-
-const dmaError =
-  (code: ErrorCode, says = /(?:)/) =>
-  (error: unknown): boolean => {
-    assert.ok(error instanceof DmaError, String(error));
-    assert.equal(error.code, code, error.message);
-    assert.match(error.message, says);
-    return true;
-  };
 
 /** What one end works with. */
 interface Near {
