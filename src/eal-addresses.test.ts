@@ -13,7 +13,7 @@ import { DmaError, isDmaError } from './errors.js';
 import type { ExternalMemory } from './memory/external.js';
 import type { Block } from './memory/heap/heap.js';
 import type { Pool } from './memory/pool/pool.js';
-import { pretendHugePages } from '../test/fakes/memory/hugepages.js';
+import { fakeHugePages } from '../test/fakes/memory/hugepages.js';
 import type { Zone } from './memory/owned/zones.js';
 import { openPlatform } from './platform/open.js';
 import type { Platform } from './platform/ports.js';
@@ -123,7 +123,7 @@ async function start({ mode, holdBackMs, frames }: Config): Promise<World> {
     lock: () => undefined,
     frames: (va, _size, count) => Float64Array.from({ length: count }, (_, n) => frameOf(va, n)),
   };
-  const platform = pretendHugePages({ ...real, memory: mode === 'pa' ? memory : real.memory }, [
+  const platform = fakeHugePages({ ...real, memory: mode === 'pa' ? memory : real.memory }, [
     { pageSize: BIG, pages: [64] },
   ]);
   const bus = new OpenBus();

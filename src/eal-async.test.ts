@@ -4,7 +4,7 @@ import { describe, it } from 'node:test';
 import { Eal, isDmaError, MiB, type DmaError, type EalOptions, type Progress } from './index.js';
 import { openPlatform } from './platform/open.js';
 import { failingPlatform, trackingPlatform } from '../test/fakes/platform/platforms.js';
-import { vfioKernel } from '../test/fakes/vfio/kernel.js';
+import { fakeVfioKernel } from '../test/fakes/vfio/kernel.js';
 
 const skip = openPlatform().limitation ?? false;
 const QUIET: EalOptions = { memory: { noHuge: true }, onForgotten: () => undefined };
@@ -422,7 +422,7 @@ describe('memory goes back without blocking', { skip }, () => {
 for (const iommu of ['type1', 'iommufd'] as const)
   describe(`mapping for a device behind ${iommu} without blocking`, { skip }, () => {
     it('is given up by a timer between two pieces; meanwhile the memory is held', async () => {
-      using kernel = vfioKernel({ iommu, devices: [{ name: '0000:00:02.0' }], mapsFiles: false });
+      using kernel = fakeVfioKernel({ iommu, devices: [{ name: '0000:00:02.0' }], mapsFiles: false });
       await using eal = await Eal.start({ ...QUIET, platform: kernel.platform, iommu });
       const device = await eal.probe('pci:0000:00:02.0');
       using memory = eal.external.allocate(64 * MiB);

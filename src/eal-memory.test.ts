@@ -6,14 +6,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { dmaError } from '../test/shared/errors.js';
-import { FREE, Script, ScriptedBus, scriptedDriver, scriptedSpaces } from '../test/fakes/bus/scripted-bus.js';
+import { FREE, Script, FakeBus, fakeDriver, fakeSpaces } from '../test/fakes/bus/bus.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { eduDriver } from './drivers/edu-driver.js';
 import { Eal, type EalOptions } from './eal.js';
 import { isDmaError } from './errors.js';
 import type { Block } from './memory/heap/heap.js';
 import { HugePages } from './memory/hugepages.js';
-import { poolOf, pretendHugePages } from '../test/fakes/memory/hugepages.js';
+import { poolOf, fakeHugePages } from '../test/fakes/memory/hugepages.js';
 import { openPlatform } from './platform/open.js';
 import { portablePlatform } from './platform/portable.js';
 import { hugePagesForTest } from '../test/shared/real-hugepages.js';
@@ -30,19 +30,19 @@ const QUIET = { onForgotten: () => undefined } as const;
 /** An Eal on a machine with some hugepages, and what is left when it stops. */
 async function start(options: EalOptions = {}, { pages = 40, pageSize = P2 } = {}) {
   const platform = trackingPlatform(openPlatform());
-  const pretending = pretendHugePages(platform, [{ pageSize, pages: [pages] }]);
-  const eal = await Eal.start({ platform: pretending, ...QUIET, ...options });
+  const faked = fakeHugePages(platform, [{ pageSize, pages: [pages] }]);
+  const eal = await Eal.start({ platform: faked, ...QUIET, ...options });
   const stop = async (): Promise<void> => {
     await eal.stop();
     assert.deepEqual(platform.leaks(), []);
-    assert.equal(pretending.free.get(poolOf(pageSize)), pages);
+    assert.equal(faked.free.get(poolOf(pageSize)), pages);
   };
-  return { eal, stop, free: pretending.free };
+  return { eal, stop, free: faked.free };
 }
 
-function scriptedBus(constraints = FREE): { script: Script; bus: ScriptedBus } {
+function withFakeBus(constraints = FREE): { script: Script; bus: FakeBus } {
   const script = new Script();
-  return { script, bus: new ScriptedBus(script, { spaceOf: scriptedSpaces(script, { constraints }).spaceOf }) };
+  return { script, bus: new FakeBus(script, { spaceOf: fakeSpaces(script, { constraints }).spaceOf }) };
 }
 
 function fill(block: Block, seed: number): Uint8Array {
@@ -90,10 +90,10 @@ describe('memory for every device', SKIP, () => {
   });
 
   it('1.10.3: a device that can not take more: ENOMEM, and nothing has happened', async () => {
-    const { script, bus } = scriptedBus();
+    const { script, bus } = withFakeBus();
     const { eal, stop, free } = await start({
       buses: [bus],
-      drivers: [scriptedDriver(script, 'one')],
+      drivers: [fakeDriver(script, 'one')],
       memory: { pageSizes: [P2] },
     });
     await eal.probe('fake:a');
@@ -111,11 +111,11 @@ describe('memory for every device', SKIP, () => {
   });
 
   it('a device that does not let go keeps it, and so do the others', async () => {
-    const { script, bus } = scriptedBus();
+    const { script, bus } = withFakeBus();
     const notices: string[] = [];
     const { eal, stop } = await start({
       buses: [bus],
-      drivers: [scriptedDriver(script, 'one')],
+      drivers: [fakeDriver(script, 'one')],
       memory: { matchAllocations: true, onNotice: (text) => notices.push(text) },
     });
     const devices = [await eal.probe('fake:a'), await eal.probe('fake:b')];
@@ -135,8 +135,8 @@ describe('memory for every device', SKIP, () => {
 
   it('a device that can not be mapped for does not matter', async () => {
     const script = new Script();
-    const bus = new ScriptedBus(script);
-    const { eal, stop } = await start({ buses: [bus], drivers: [scriptedDriver(script, 'one')] });
+    const bus = new FakeBus(script);
+    const { eal, stop } = await start({ buses: [bus], drivers: [fakeDriver(script, 'one')] });
     await eal.probe('fake:a');
     eal.malloc(64);
     await eal.probe('fake:b');
@@ -145,10 +145,10 @@ describe('memory for every device', SKIP, () => {
 
   it('a device with narrow windows takes what fits, in smaller pieces if need be', async () => {
     const windows = [new Range(P2 as Iova, 8 * MiB)];
-    const { script, bus } = scriptedBus({ ...FREE, windows });
+    const { script, bus } = withFakeBus({ ...FREE, windows });
     const { eal, stop } = await start({
       buses: [bus],
-      drivers: [scriptedDriver(script, 'one')],
+      drivers: [fakeDriver(script, 'one')],
       memory: { pageSizes: [P2] },
     });
     const device = await eal.probe('fake:a');
@@ -159,7 +159,7 @@ describe('memory for every device', SKIP, () => {
   });
 
   it('buses vote on the addresses', async () => {
-    const { bus } = scriptedBus();
+    const { bus } = withFakeBus();
     const voting = Object.assign(bus, { iovaWish: () => 'pa' as const });
     const { eal, stop } = await start({ buses: [voting] });
     const { votes, mode } = eal.memory.iova;
@@ -221,8 +221,8 @@ describe('heaps of an Eal', SKIP, () => {
   });
 
   it('a device that can not take the memory: it is not added', async () => {
-    const { script, bus } = scriptedBus();
-    const { eal, stop } = await start({ buses: [bus], drivers: [scriptedDriver(script, 'one')] });
+    const { script, bus } = withFakeBus();
+    const { eal, stop } = await start({ buses: [bus], drivers: [fakeDriver(script, 'one')] });
     await eal.probe('fake:a');
     eal.heaps.create('h');
     const memory = eal.external.allocate(8192);
@@ -278,22 +278,22 @@ describe('starting and stopping with memory', SKIP, () => {
   it('a start that fails leaves nothing', async () => {
     const listeners = process.listenerCount('exit');
     const platform = trackingPlatform(openPlatform());
-    const pretending = pretendHugePages(platform, [{ pageSize: P2, pages: [4] }]);
+    const faked = fakeHugePages(platform, [{ pageSize: P2, pages: [4] }]);
     const memory = { size: 64 * MiB, pageSizes: [P2] };
-    await assert.rejects(Eal.start({ platform: pretending, memory }), dmaError('ENOMEM', /56 MiB of the 64 MiB/));
+    await assert.rejects(Eal.start({ platform: faked, memory }), dmaError('ENOMEM', /56 MiB of the 64 MiB/));
     await assert.rejects(
-      Eal.start({ platform: pretending, memory: { noHuge: true, hugeUnlink: 'never' } }),
+      Eal.start({ platform: faked, memory: { noHuge: true, hugeUnlink: 'never' } }),
       dmaError('EINVAL'),
     );
     assert.deepEqual(platform.leaks(), []);
-    assert.equal(pretending.free.get(poolOf(P2)), 4);
+    assert.equal(faked.free.get(poolOf(P2)), 4);
     assert.equal(process.listenerCount('exit'), listeners);
   });
 
   it('whichever system call fails, nothing is left', async () => {
     for (let n = 1, done = false; !done; n++) {
       const tracking = trackingPlatform(openPlatform());
-      const platform = failingPlatform(pretendHugePages(tracking, [{ pageSize: P2, pages: [8] }]));
+      const platform = failingPlatform(fakeHugePages(tracking, [{ pageSize: P2, pages: [8] }]));
       const eal = await Eal.start({ platform, ...QUIET, memory: { pageSizes: [P2] } });
       platform.failCall(n, 'ENOMEM');
       try {

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { dmaError } from '../test/shared/errors.js';
 import type { Device } from './bus/model.js';
-import { TestMachine } from '../test/fakes/bus/pci-machine.js';
+import { FakeMachine } from '../test/fakes/bus/pci-machine.js';
 import { verbsDriver } from './drivers/verbs-driver.js';
 import { Eal, type EalOptions } from './eal.js';
 import { DmaError } from './errors.js';
@@ -13,7 +13,7 @@ import type { RdmaDevice } from './rdma/device.js';
 import { connectToPeer, listenForPeers } from './rdma/exchange.js';
 import type { QueuePair, QueuePairOptions } from './rdma/queue-pair.js';
 import { ReceiveRing } from './rdma/receive-ring.js';
-import { Fabric, type FakeDeviceOptions, type RdmaTestPlatform } from '../test/fakes/rdma/fabric.js';
+import { Fabric, type FakeDeviceOptions, type FakeRdmaPlatform } from '../test/fakes/rdma/fabric.js';
 import { IBV_QPS_ERR } from './platform/rdma/abi/queues.js';
 import { IBV_SEND_SIGNALED, IBV_WC_RECV, IBV_WC_SUCCESS } from './platform/rdma/abi/requests.js';
 import { KiB, type Va } from './units.js';
@@ -29,7 +29,7 @@ const turn = (): Promise<void> => new Promise(setImmediate);
 /** One side: an Eal with the device rxe0 of a fabric. */
 interface Side {
   readonly eal: Eal;
-  readonly platform: RdmaTestPlatform;
+  readonly platform: FakeRdmaPlatform;
   readonly device: Device;
   readonly rdma: RdmaDevice;
   stop(): Promise<void>;
@@ -170,7 +170,7 @@ describe('an RDMA device', () => {
   });
 
   it('DM-63: two devices map each for itself; two names of one device share', async () => {
-    const kernel = new TestMachine({
+    const kernel = new FakeMachine({
       functions: [
         { address: '0000:03:00.0', interfaces: ['eth0'] },
         { address: '0000:04:00.0', files: { 'infiniband/rxe1/node_desc': '' } },

@@ -11,7 +11,7 @@ import { openPlatform } from './platform/open.js';
 import { trackingPlatform } from '../test/fakes/platform/platforms.js';
 import { KiB, MiB } from './units.js';
 import { COMMAND, decodeDmaMap, DEFAULT_CAPABILITIES, type DmaMapRequest } from './vfio-user/messages.js';
-import { serveScripted, type ScriptedServer } from '../test/fakes/vfio-user/scripted-server.js';
+import { serveScripted, type FakeServer } from '../test/fakes/vfio-user/server.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false };
 const UNIT = 64 * KiB;
@@ -33,7 +33,7 @@ async function play(pgsizes: number, work: (scene: Scene) => Promise<void>): Pro
   const asked: DmaMapRequest[] = [];
   const eal = await Eal.start({ platform, memory: { noHuge: true } });
   const scene: Scene = { eal, asked, left: Infinity, probe: () => eal.probe(`bus=vfio-user,name=${path}/driver=raw`) };
-  const prepare = (server: ScriptedServer): void => {
+  const prepare = (server: FakeServer): void => {
     server.capabilities = { ...DEFAULT_CAPABILITIES, pgsizes };
   };
   const end = serveScripted(

@@ -8,7 +8,7 @@ import { asNobody, NOBODY } from '../test/hostile/nobody.js';
 import { Eal } from './eal.js';
 import { isDmaError } from './errors.js';
 import { openPlatform } from './platform/open.js';
-import { serveScripted } from '../test/fakes/vfio-user/scripted-server.js';
+import { serveScripted } from '../test/fakes/vfio-user/server.js';
 
 const platform = openPlatform();
 const skip = platform.limitation ?? (process.getuid?.() === 0 ? false : 'only root can be two users');

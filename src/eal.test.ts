@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
 import { dmaError } from '../test/shared/errors.js';
-import { gate, Script, ScriptedBus, scriptedDriver, scriptedSpaces } from '../test/fakes/bus/scripted-bus.js';
+import { gate, Script, FakeBus, fakeDriver, fakeSpaces } from '../test/fakes/bus/bus.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
 import { Eal, type EalOptions } from './eal.js';
 import { isDmaError } from './errors.js';
@@ -11,11 +11,11 @@ import { openPlatform } from './platform/open.js';
 import { portablePlatform } from './platform/portable.js';
 import { failingPlatform, trackingPlatform } from '../test/fakes/platform/platforms.js';
 
-/** An Eal with a scripted bus and driver. */
-async function scripted(options: EalOptions = {}): Promise<{ eal: Eal; script: Script; bus: ScriptedBus }> {
+/** An Eal with a fake bus and driver. */
+async function withFakeBus(options: EalOptions = {}): Promise<{ eal: Eal; script: Script; bus: FakeBus }> {
   const script = new Script();
-  const bus = new ScriptedBus(script, { spaceOf: scriptedSpaces(script).spaceOf });
-  const eal = await Eal.start({ buses: [bus], drivers: [scriptedDriver(script, 'one')], ...options });
+  const bus = new FakeBus(script, { spaceOf: fakeSpaces(script).spaceOf });
+  const eal = await Eal.start({ buses: [bus], drivers: [fakeDriver(script, 'one')], ...options });
   return { eal, script, bus };
 }
 
@@ -34,7 +34,7 @@ function run(program: string): { status: number | null; out: string; err: string
 
 describe('starting and stopping', () => {
   it('goes once, however often it is asked for', async () => {
-    const { eal, script } = await scripted();
+    const { eal, script } = await withFakeBus();
     await eal.probe('fake:a');
     await eal.probe('fake:b');
     script.take();
@@ -51,8 +51,8 @@ describe('starting and stopping', () => {
 
   it('leaves no listener behind, also when it can not start', async () => {
     const before = process.listenerCount('exit');
-    const { eal } = await scripted();
-    await assert.rejects(scripted({ buses: [eal.vdev] }), dmaError('EEXIST', /bus vdev/));
+    const { eal } = await withFakeBus();
+    await assert.rejects(withFakeBus({ buses: [eal.vdev] }), dmaError('EEXIST', /bus vdev/));
     await assert.rejects(Eal.start({ drivers: [copyEngineDriver] }), dmaError('EEXIST', /driver copy/));
     await eal.stop();
     assert.equal(process.listenerCount('exit'), before);
@@ -99,8 +99,8 @@ describe('starting and stopping', () => {
   });
 
   it('two of them share nothing', async () => {
-    const first = await scripted();
-    const second = await scripted();
+    const first = await withFakeBus();
+    const second = await withFakeBus();
     await using _first = first.eal;
     await first.eal.probe('fake:a');
     await second.eal.probe('fake:a');
@@ -116,8 +116,8 @@ describe('starting and stopping', () => {
   it('waits for what is being probed, and takes it away', async () => {
     const wait = gate();
     const script = new Script();
-    const slow = scriptedDriver(script, 'slow', { probe: () => wait.opened });
-    const eal = await Eal.start({ buses: [new ScriptedBus(script)], drivers: [slow] });
+    const slow = fakeDriver(script, 'slow', { probe: () => wait.opened });
+    const eal = await Eal.start({ buses: [new FakeBus(script)], drivers: [slow] });
     const probing = eal.probe('fake:a');
     const stopping = eal.stop();
     const rejected = assert.rejects(probing, dmaError('ECANCELED'));
@@ -128,7 +128,7 @@ describe('starting and stopping', () => {
   });
 
   it('tries everything, and tells what failed first', async () => {
-    const { eal, script } = await scripted({ onForgotten: () => undefined });
+    const { eal, script } = await withFakeBus({ onForgotten: () => undefined });
     const a = await eal.probe('fake:a');
     await eal.probe('fake:b');
     const memory = eal.external.allocate(4096);
@@ -148,7 +148,7 @@ describe('starting and stopping', () => {
   });
 
   it('a report that throws keeps nothing from being given back', async () => {
-    const { eal } = await scripted({
+    const { eal } = await withFakeBus({
       onForgotten: () => {
         throw new TypeError('oops');
       },
@@ -161,7 +161,7 @@ describe('starting and stopping', () => {
   });
 
   it('pinned memory stays, and that is told', async () => {
-    const { eal } = await scripted({ onForgotten: () => undefined });
+    const { eal } = await withFakeBus({ onForgotten: () => undefined });
     const memory = eal.external.allocate(4096);
     const pin = memory.pin('a transfer of the test');
     await assert.rejects(eal.stop(), dmaError('EBUSY', /a transfer of the test/));
@@ -173,12 +173,12 @@ describe('starting and stopping', () => {
     const platform = trackingPlatform(openPlatform());
     const forgotten: string[] = [];
     const script = new Script();
-    const careless = scriptedDriver(script, 'careless', {
+    const careless = fakeDriver(script, 'careless', {
       probe: (_device, { external }) => external.allocate(4096),
     });
     const eal = await Eal.start({
       platform,
-      buses: [new ScriptedBus(script)],
+      buses: [new FakeBus(script)],
       drivers: [careless],
       onForgotten: (what) => forgotten.push(...what),
     });
@@ -190,7 +190,7 @@ describe('starting and stopping', () => {
 
   it('reporting needs no system call', { skip: openPlatform().limitation ?? false }, async () => {
     const platform = failingPlatform(openPlatform());
-    const { eal } = await scripted({ platform, onForgotten: () => undefined });
+    const { eal } = await withFakeBus({ platform, onForgotten: () => undefined });
     const a = await eal.probe('fake:a');
     a.dmaMap(eal.external.allocate(4096));
     platform.failCall(1, 'ENOMEM', 'memory.view');
@@ -201,7 +201,7 @@ describe('starting and stopping', () => {
 
 describe('what was forgotten', () => {
   it('is a process warning with the place', async () => {
-    const { eal } = await scripted();
+    const { eal } = await withFakeBus();
     const device = await eal.probe('fake:a');
     const memory = eal.external.allocate(4096);
     device.dmaMap(memory);
@@ -221,7 +221,7 @@ describe('what was forgotten', () => {
 
   it('is a few lines, whatever there is of it', async () => {
     const forgotten: string[] = [];
-    const { eal } = await scripted({ onForgotten: (what) => void forgotten.push(...what) });
+    const { eal } = await withFakeBus({ onForgotten: (what) => void forgotten.push(...what) });
     const device = await eal.probe('fake:a');
     const memory = eal.external.allocate(1004 * 4096);
     for (let i = 0; i < 1004; i++) device.dmaMap({ va: memory.va + i * 4096, length: 4096 });
@@ -244,7 +244,7 @@ describe('what was forgotten', () => {
 
   it('is nothing when all was given back', async () => {
     const forgotten: unknown[] = [];
-    const { eal } = await scripted({ onForgotten: (what) => forgotten.push(what) });
+    const { eal } = await withFakeBus({ onForgotten: (what) => forgotten.push(what) });
     const device = await eal.probe('fake:a');
     {
       using memory = eal.external.allocate(4096);
@@ -290,7 +290,7 @@ describe('what was forgotten', () => {
 
 describe('events', () => {
   it('tell what happened, in order', async () => {
-    const { eal, bus } = await scripted();
+    const { eal, bus } = await withFakeBus();
     const events: string[] = [];
     eal.events.on('probed', (device) => events.push(`probed ${device.name} ${device.state}`));
     eal.events.on('removed', (device) => events.push(`removed ${device.name} ${device.state}`));

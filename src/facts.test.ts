@@ -8,7 +8,7 @@ import { closeSync, openSync, readdirSync } from 'node:fs';
 import { describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { TestMachine } from '../test/fakes/bus/pci-machine.js';
+import { FakeMachine } from '../test/fakes/bus/pci-machine.js';
 import { Eal } from './eal.js';
 import { isDmaError, type ErrorCode } from './errors.js';
 import { HugePages } from './memory/hugepages.js';
@@ -104,10 +104,10 @@ const DESCRIPTORS = 4;
 
 /** This machine, with few processes that have few descriptors, and with PCI functions that are made up. `asked` is told each call to the kernel's files, by name and path. */
 function machine(asked: (call: string, path: string) => void = () => undefined): FailingPlatform {
-  const pci = new TestMachine({ functions: [{ address: A, group: 5 }, { address: '0000:00:03.0' }] });
+  const pci = new FakeMachine({ functions: [{ address: A, group: 5 }, { address: '0000:00:03.0' }] });
   const isPci = (path: string): boolean => /^\/sys\/(bus\/pci|class\/iommu|module|kernel\/iommu_groups)/.test(path);
   const { kernel } = real;
-  const of = (call: string, path: string, isMadeUp: boolean): typeof kernel | TestMachine => {
+  const of = (call: string, path: string, isMadeUp: boolean): typeof kernel | FakeMachine => {
     asked(call, path);
     return isMadeUp ? pci : kernel;
   };

@@ -3,7 +3,7 @@ import { describe, it } from 'node:test';
 import { dmaError } from '../../test/shared/errors.js';
 import { isDmaError } from '../errors.js';
 import type { Va } from '../units.js';
-import { bench, sharedKey } from '../../test/fakes/bus/scripted-bus.js';
+import { bench, sharedKey } from '../../test/fakes/bus/bus.js';
 
 describe('one range on a list of devices', () => {
   it('is mapped on each, and unmapped in reverse', async () => {

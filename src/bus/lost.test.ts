@@ -6,12 +6,12 @@ import {
   bench,
   gate,
   Script,
-  ScriptedBus,
-  scriptedDriver,
-  scriptedSpaces,
+  FakeBus,
+  fakeDriver,
+  fakeSpaces,
   sharedKey,
   TestRegistry,
-} from '../../test/fakes/bus/scripted-bus.js';
+} from '../../test/fakes/bus/bus.js';
 
 const turn = (): Promise<void> => new Promise(setImmediate);
 
@@ -104,9 +104,9 @@ describe('a device that is lost', () => {
         again = registry.probe(device.name);
       },
     });
-    const bus = new ScriptedBus(script, { spaceOf: scriptedSpaces(script).spaceOf });
+    const bus = new FakeBus(script, { spaceOf: fakeSpaces(script).spaceOf });
     registry.registerBus(bus);
-    registry.registerDriver(scriptedDriver(script, 'one'));
+    registry.registerDriver(fakeDriver(script, 'one'));
     await registry.probe('fake:a');
     bus.lose('a');
     await turn();
@@ -128,7 +128,7 @@ describe('a device that is lost', () => {
     const wait = gate();
     const { registry, script, bus, memory } = bench({
       drivers: (script) => [
-        scriptedDriver(script, 'slow', {
+        fakeDriver(script, 'slow', {
           probe: async (device) => {
             device.dmaMap(memory);
             await wait.opened;

@@ -11,25 +11,25 @@ import {
   bench,
   gate,
   Script,
-  ScriptedBus,
-  scriptedDriver,
-  scriptedSpaces,
+  FakeBus,
+  fakeDriver,
+  fakeSpaces,
   sharedKey,
   TestRegistry,
-} from '../../test/fakes/bus/scripted-bus.js';
+} from '../../test/fakes/bus/bus.js';
 
 const IDS = { vendor: 0x1234, device: 0x11e8, subsystemVendor: 1, subsystem: 2, classCode: 0x00ff00 };
 
 describe('registering', () => {
   it('refuses a second bus or driver of the same name', () => {
     const { registry, script } = bench();
-    assert.throws(() => registry.registerBus(new ScriptedBus(script)), dmaError('EEXIST', /bus fake/));
-    assert.throws(() => registry.registerDriver(scriptedDriver(script, 'one')), dmaError('EEXIST', /driver one/));
+    assert.throws(() => registry.registerBus(new FakeBus(script)), dmaError('EEXIST', /bus fake/));
+    assert.throws(() => registry.registerDriver(fakeDriver(script, 'one')), dmaError('EEXIST', /driver one/));
     assert.deepEqual([...registry.buses].length, 1);
     assert.deepEqual(registry.drivers.length, 1);
   });
 
-  const whole = scriptedSpaces(new Script()).spaceOf;
+  const whole = fakeSpaces(new Script()).spaceOf;
   const parts: [missing: string, part: (space: AddressSpace) => Partial<AddressSpace>][] = [
     ['unmap', ({ kind, constraints, map, close }) => ({ kind, constraints, map, close })],
     ['map', ({ kind, constraints, unmap, close }) => ({ kind, constraints, unmap, close })],
@@ -40,9 +40,9 @@ describe('registering', () => {
     it(`DM-23: refuses an address space without ${missing}, of a bus or a driver`, async () => {
       const { registry, script } = bench();
       const half = (device: Device): AddressSpace => part(whole(device)) as AddressSpace;
-      registry.registerDriver(scriptedDriver(script, 'two', { buses: ['fake', 'other'], spaceOf: half }));
-      registry.registerBus(new ScriptedBus(script, { name: 'other', spaceOf: half }));
-      registry.registerDriver(scriptedDriver(script, 'three', { buses: ['other'] }));
+      registry.registerDriver(fakeDriver(script, 'two', { buses: ['fake', 'other'], spaceOf: half }));
+      registry.registerBus(new FakeBus(script, { name: 'other', spaceOf: half }));
+      registry.registerDriver(fakeDriver(script, 'three', { buses: ['other'] }));
       for (const name of ['bus=fake,name=a/driver=two', 'bus=other,name=a/driver=three'])
         await assert.rejects(registry.probe(name), dmaError('EINVAL', new RegExp(`no ${missing}`)));
       assert.deepEqual(registry.devices(), [], 'nothing is probed');
@@ -72,11 +72,11 @@ describe('matching', () => {
   it('tries drivers in the order they were registered, and the next one after TRY_NEXT', async () => {
     const { registry, script } = bench({
       drivers: (script) => [
-        scriptedDriver(script, 'otherBus', { buses: ['else'] }),
-        scriptedDriver(script, 'otherIds', { ids: [{ vendor: 1 }] }),
-        scriptedDriver(script, 'declines', { probe: () => TRY_NEXT }),
-        scriptedDriver(script, 'takes'),
-        scriptedDriver(script, 'late'),
+        fakeDriver(script, 'otherBus', { buses: ['else'] }),
+        fakeDriver(script, 'otherIds', { ids: [{ vendor: 1 }] }),
+        fakeDriver(script, 'declines', { probe: () => TRY_NEXT }),
+        fakeDriver(script, 'takes'),
+        fakeDriver(script, 'late'),
       ],
     });
     const device = await registry.probe('fake:a');
@@ -93,16 +93,16 @@ describe('matching', () => {
 
   it('drivers of every bus are tried after those that name the bus, also those registered later', async () => {
     const { registry, script } = bench({
-      drivers: (script) => [scriptedDriver(script, 'every', { buses: undefined, keys: [] })],
+      drivers: (script) => [fakeDriver(script, 'every', { buses: undefined, keys: [] })],
     });
-    registry.registerBus(Object.assign(new ScriptedBus(script, { name: 'other' }), { keys: [] }));
+    registry.registerBus(Object.assign(new FakeBus(script, { name: 'other' }), { keys: [] }));
     assert.equal((await registry.probe('fake:a')).driver?.name, 'every');
-    registry.registerDriver(scriptedDriver(script, 'named', { buses: ['other'], keys: ['k'] }));
+    registry.registerDriver(fakeDriver(script, 'named', { buses: ['other'], keys: ['k'] }));
     assert.equal((await registry.probe('other:a,k=1')).driver?.name, 'named');
     assert.equal((await registry.probe('bus=other,name=b/driver=every')).driver?.name, 'every');
     await assert.rejects(registry.probe('other:c,l=1'), dmaError('EINVAL', /there are: k/));
     assert.throws(
-      () => registry.registerDriver({ ...scriptedDriver(script, 'bad'), buses: 'fake' as never }),
+      () => registry.registerDriver({ ...fakeDriver(script, 'bad'), buses: 'fake' as never }),
       dmaError('EINVAL', /buses is a list/),
     );
   });
@@ -110,13 +110,13 @@ describe('matching', () => {
   it('memory that a driver mapped before it declined is unmapped', async () => {
     const { registry, memory, spaces } = bench({
       drivers: (script) => [
-        scriptedDriver(script, 'declines', {
+        fakeDriver(script, 'declines', {
           probe: (device) => {
             device.dmaMap(memory);
             return TRY_NEXT;
           },
         }),
-        scriptedDriver(script, 'takes'),
+        fakeDriver(script, 'takes'),
       ],
     });
     const device = await registry.probe('fake:a');
@@ -127,7 +127,7 @@ describe('matching', () => {
 
   it('asks the bus, too', async () => {
     const { registry, bus } = bench({
-      drivers: (script) => [scriptedDriver(script, 'one'), scriptedDriver(script, 'two')],
+      drivers: (script) => [fakeDriver(script, 'one'), fakeDriver(script, 'two')],
     });
     bus.match = (_opened, { name }) => name === 'two';
     assert.equal((await registry.probe('fake:a')).driver?.name, 'two');
@@ -135,7 +135,7 @@ describe('matching', () => {
 
   it('takes the driver and the class that the name asks for', async () => {
     const { registry } = bench({
-      drivers: (script) => [scriptedDriver(script, 'one'), scriptedDriver(script, 'two', { deviceClass: 'dma' })],
+      drivers: (script) => [fakeDriver(script, 'one'), fakeDriver(script, 'two', { deviceClass: 'dma' })],
     });
     assert.equal((await registry.probe('bus=fake,name=a/driver=two')).driver?.name, 'two');
     assert.equal((await registry.probe('bus=fake,name=b/class=dma')).driver?.name, 'two');
@@ -153,7 +153,7 @@ describe('probing', () => {
     assert.equal(device.state, 'probed');
     assert.deepEqual([...device.args], [['k', 'v']]);
     assert.equal(device.use(driver), 'one of a');
-    assert.throws(() => device.use(scriptedDriver(script, 'two')), dmaError('EINVAL', /driven by one, not by two/));
+    assert.throws(() => device.use(fakeDriver(script, 'two')), dmaError('EINVAL', /driven by one, not by two/));
     assert.deepEqual(registry.events, ['probed fake:a']);
     await registry.remove(device);
     assert.throws(() => device.use(driver), dmaError('EINVAL', /is gone/));
@@ -183,7 +183,7 @@ describe('probing', () => {
   it('refuses a device that is probed, and one that is being probed or removed', async () => {
     const wait = gate();
     const { registry, script } = bench({
-      drivers: (script) => [scriptedDriver(script, 'slow', { probe: async () => wait.opened })],
+      drivers: (script) => [fakeDriver(script, 'slow', { probe: async () => wait.opened })],
     });
     const first = registry.probe('fake:a');
     await assert.rejects(registry.probe('fake:a'), dmaError('EBUSY'));
@@ -213,7 +213,7 @@ describe('probing', () => {
 
   it('a device that every driver declines is closed, and so is its domain', async () => {
     const { registry, script } = bench({
-      drivers: (script) => [scriptedDriver(script, 'declines', { probe: () => TRY_NEXT })],
+      drivers: (script) => [fakeDriver(script, 'declines', { probe: () => TRY_NEXT })],
     });
     await assert.rejects(registry.probe('fake:a'), dmaError('ENOTSUP', /declined/));
     assert.deepEqual(script.take(), ['open a', 'domain a', 'declines.probe a', 'closeDomain a', 'close a']);
@@ -223,7 +223,7 @@ describe('probing', () => {
     let mine: ExternalMemory | undefined;
     const { registry, script, memory, spaces } = bench({
       drivers: (script) => [
-        scriptedDriver(script, 'fails', {
+        fakeDriver(script, 'fails', {
           probe: (device, { external }) => {
             mine = external.allocate(4096);
             device.dmaMap(mine);
@@ -278,7 +278,7 @@ describe('probing', () => {
   it('a driver that does not know its address bits leaves no domain behind', async () => {
     const { registry, script } = bench({
       drivers: (script) => [
-        scriptedDriver(script, 'one', {
+        fakeDriver(script, 'one', {
           dmaAddressBits: (args) => {
             if (args.has('bad')) throw new DmaError({ code: 'ERANGE', operation: 'bits', reason: 'bad' });
             return undefined;
@@ -297,7 +297,7 @@ describe('probing', () => {
   it('tells what could not be undone', async () => {
     const { registry, script, memory } = bench({
       drivers: (script) => [
-        scriptedDriver(script, 'fails', {
+        fakeDriver(script, 'fails', {
           probe: (device) => {
             device.dmaMap(memory);
             throw new DmaError({ code: 'EPROTO', operation: 'probe', reason: 'no' });
@@ -321,7 +321,7 @@ describe('probing', () => {
 
   it('scans bus by bus', async () => {
     const { registry, script, bus } = bench();
-    const other = new ScriptedBus(script, { name: 'other' });
+    const other = new FakeBus(script, { name: 'other' });
     registry.registerBus(other);
     other.scan = async () => ['c', 'd'];
     assert.deepEqual(await registry.scan(), ['other:c', 'other:d']);
@@ -358,7 +358,7 @@ describe('removing', () => {
     const { registry, memory, script } = bench({
       drivers: (script) => [
         {
-          ...scriptedDriver(script, 'slow'),
+          ...fakeDriver(script, 'slow'),
           remove: async (device) => {
             device.dmaUnmap(memory);
             await wait.opened;
@@ -392,8 +392,8 @@ describe('removing', () => {
         if (change === 'removed') again = false;
       },
     });
-    registry.registerBus(new ScriptedBus(script));
-    registry.registerDriver(scriptedDriver(script, 'one'));
+    registry.registerBus(new FakeBus(script));
+    registry.registerDriver(fakeDriver(script, 'one'));
     await registry.probe('fake:a');
     for (let n = 0; n < done.length; n++) await done[n];
     assert.deepEqual(
@@ -406,7 +406,7 @@ describe('removing', () => {
     const wait = gate();
     const { registry, script } = bench({
       drivers: (script) => [
-        scriptedDriver(script, 'one', { probe: (device) => (device.busName === 'c' ? wait.opened : undefined) }),
+        fakeDriver(script, 'one', { probe: (device) => (device.busName === 'c' ? wait.opened : undefined) }),
       ],
     });
     await registry.probe('fake:a');
@@ -446,11 +446,11 @@ describe('describing devices', () => {
 describe('finding devices', () => {
   it('by a name without a bus: those that take any name are asked last', async () => {
     const { registry, script } = bench();
-    const greedy = Object.assign(new ScriptedBus(script, { name: 'greedy' }), { takesAnyName: true, parse: String });
-    const late = new ScriptedBus(script, { name: 'late' });
+    const greedy = Object.assign(new FakeBus(script, { name: 'greedy' }), { takesAnyName: true, parse: String });
+    const late = new FakeBus(script, { name: 'late' });
     late.parse = (name) => (name === 'x' ? name : undefined);
     for (const bus of [greedy, late]) registry.registerBus(bus);
-    registry.registerDriver(scriptedDriver(script, 'every', { buses: undefined }));
+    registry.registerDriver(fakeDriver(script, 'every', { buses: undefined }));
     assert.deepEqual(
       registry.buses.map(({ name }) => name),
       ['fake', 'late', 'greedy'],
@@ -466,14 +466,14 @@ describe('finding devices', () => {
   it('in the order they were probed, filtered in either form', async () => {
     const { registry, script } = bench({
       drivers: (script) => [
-        scriptedDriver(script, 'net', { ids: [{ vendor: 1 }], deviceClass: 'net' }),
-        scriptedDriver(script, 'any', { buses: ['fake', 'other'], deviceClass: 'raw' }),
+        fakeDriver(script, 'net', { ids: [{ vendor: 1 }], deviceClass: 'net' }),
+        fakeDriver(script, 'any', { buses: ['fake', 'other'], deviceClass: 'raw' }),
       ],
     });
-    const other = new ScriptedBus(script, { name: 'other' });
+    const other = new FakeBus(script, { name: 'other' });
     registry.registerBus(other);
     const [bus] = registry.buses;
-    assert.ok(bus instanceof ScriptedBus);
+    assert.ok(bus instanceof FakeBus);
     bus.ids.set('b', { ...IDS, vendor: 1 });
     for (const name of ['fake:c', 'other:c', 'fake:b,k=1', 'fake:a']) await registry.probe(name);
     const names = (filter?: string): string[] => registry.devices(filter).map((device) => device.name);
@@ -554,9 +554,9 @@ describe('who maps', () => {
 
   it("DM-20: the driver's own address space is used, and the bus's is not", async () => {
     const script = new Script();
-    const own = scriptedSpaces(script, { prefix: 'own ' });
+    const own = fakeSpaces(script, { prefix: 'own ' });
     const { registry, memory, spaces } = bench({
-      drivers: () => [scriptedDriver(script, 'one', { spaceOf: own.spaceOf })],
+      drivers: () => [fakeDriver(script, 'one', { spaceOf: own.spaceOf })],
     });
     const device = await registry.probe('fake:a');
     const mapping = device.dmaMap(memory, { iova: 0x8000 });
@@ -591,16 +591,16 @@ describe('who maps', () => {
 
   it('spaces of bus and driver are different domains', async () => {
     const script = new Script();
-    const own = scriptedSpaces(script, { prefix: 'own ', keyOf: sharedKey });
+    const own = fakeSpaces(script, { prefix: 'own ', keyOf: sharedKey });
     const { registry, memory, spaces } = bench({
       keyOf: sharedKey,
       drivers: (script) => [
-        scriptedDriver(script, 'special', { spaceOf: own.spaceOf, ids: [{ vendor: 0x1234 }] }),
-        scriptedDriver(script, 'one'),
+        fakeDriver(script, 'special', { spaceOf: own.spaceOf, ids: [{ vendor: 0x1234 }] }),
+        fakeDriver(script, 'one'),
       ],
     });
     const [bus] = registry.buses;
-    assert.ok(bus instanceof ScriptedBus);
+    assert.ok(bus instanceof FakeBus);
     bus.ids.set('a', IDS);
     const a = await registry.probe('fake:a');
     const b = await registry.probe('fake:b');

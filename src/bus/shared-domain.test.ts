@@ -3,7 +3,7 @@ import { describe, it } from 'node:test';
 import { dmaError } from '../../test/shared/errors.js';
 import { Range } from '../ranges.js';
 import { GiB, type Iova } from '../units.js';
-import { bench, FREE, gate, scriptedDriver, sharedKey } from '../../test/fakes/bus/scripted-bus.js';
+import { bench, FREE, gate, fakeDriver, sharedKey } from '../../test/fakes/bus/bus.js';
 
 /** A driver whose devices `narrow...` emit 28 bits. */
 const BITS = { dmaAddressBits: (args: ReadonlyMap<string, string>) => (args.has('narrow') ? 28 : undefined) };
@@ -92,7 +92,7 @@ describe('devices whose spaces have the same key', () => {
     const { registry, bus, memory, script } = bench({
       keyOf: sharedKey,
       drivers: (script) => [
-        { ...scriptedDriver(script, 'slow'), remove: (d) => (d.busName === 'a' ? wait.opened : undefined) },
+        { ...fakeDriver(script, 'slow'), remove: (d) => (d.busName === 'a' ? wait.opened : undefined) },
       ],
     });
     const a = await registry.probe('fake:a');
@@ -133,7 +133,7 @@ describe('devices whose spaces have the same key', () => {
   it('the narrowest device says how far IOVAs go, for as long as it is there', async () => {
     const { registry } = bench({
       keyOf: sharedKey,
-      drivers: (script) => [scriptedDriver(script, 'one', BITS)],
+      drivers: (script) => [fakeDriver(script, 'one', BITS)],
       constraints: { ...FREE, windows: [new Range(0x1000 as Iova, 0x1000), new Range((2 ** 27) as Iova, GiB)] },
     });
     const windows = (): string => a.domain?.constraints.windows.map(String).join(' ') ?? '';
@@ -154,8 +154,8 @@ describe('devices whose spaces have the same key', () => {
     const { registry } = bench({
       keyOf: sharedKey,
       drivers: (script) => [
-        scriptedDriver(script, 'narrow', { dmaAddressBits: () => 20, ids: [{ vendor: 1 }] }),
-        scriptedDriver(script, 'one'),
+        fakeDriver(script, 'narrow', { dmaAddressBits: () => 20, ids: [{ vendor: 1 }] }),
+        fakeDriver(script, 'one'),
       ],
     });
     const a = await registry.probe('fake:a');
@@ -164,7 +164,7 @@ describe('devices whose spaces have the same key', () => {
 
   it('windows that no bit reaches: ENOSPC says so', async () => {
     const { registry, memory } = bench({
-      drivers: (script) => [scriptedDriver(script, 'one', { dmaAddressBits: () => 20 })],
+      drivers: (script) => [fakeDriver(script, 'one', { dmaAddressBits: () => 20 })],
       constraints: { ...FREE, windows: [new Range((2 ** 32) as Iova, GiB)] },
     });
     const a = await registry.probe('fake:a');

@@ -10,10 +10,10 @@ import type { CopyEngineModelOptions } from '../vfio-user/devices/copy-engine.js
 import { copyEngineModel } from '../vfio-user/devices/copy-engine.js';
 import { eduModel } from '../vfio-user/devices/edu.js';
 import type { Reach } from '../../test/fakes/vfio-user/model-host.js';
-import { pattern, TestHost, TestMemory, turn } from '../../test/fakes/vfio-user/model-host.js';
+import { pattern, FakeModelHost, FakeDma, turn } from '../../test/fakes/vfio-user/model-host.js';
 import type { CopyEngineOptions, CopyEngineRings } from './copy-engine.js';
 import { copyError, CopyEngine } from './copy-engine.js';
-import { TestAccess } from '../../test/fakes/drivers/device-access.js';
+import { FakeAccess } from '../../test/fakes/drivers/device-access.js';
 
 const RING = 0x10000000;
 const DONE = 0x2_20000000;
@@ -30,20 +30,20 @@ interface Setup extends CopyEngineOptions {
 }
 
 function prepare({ entries = 64, reach, model }: Setup): {
-  host: TestHost;
-  access: TestAccess;
+  host: FakeModelHost;
+  access: FakeAccess;
   rings: CopyEngineRings;
 } {
-  const host = new TestHost(copyEngineModel(model), new TestMemory(reach));
+  const host = new FakeModelHost(copyEngineModel(model), new FakeDma(reach));
   const descriptors = host.dma.map(RING, new Uint8Array(entries * 32), 'read');
   const completions = host.dma.map(DONE, new Uint8Array(entries * 32).fill(0xff), 'write');
   const rings = { descriptors: { bytes: descriptors, iova: RING }, completions: { bytes: completions, iova: DONE } };
-  return { host, access: new TestAccess(host), rings };
+  return { host, access: new FakeAccess(host), rings };
 }
 
 async function open(
   setup: Setup = {},
-): Promise<{ host: TestHost; access: TestAccess; engine: CopyEngine; memory: TestMemory }> {
+): Promise<{ host: FakeModelHost; access: FakeAccess; engine: CopyEngine; memory: FakeDma }> {
   const { host, access, rings } = prepare(setup);
   const { entries: _e, model: _m, reach: _r, ...options } = setup;
   return { host, access, memory: host.dma, engine: await CopyEngine.open(access, rings, options) };
@@ -66,7 +66,7 @@ describe('copy engine driver: opening', () => {
   it('is for copy engines', async () => {
     assert.deepEqual(CopyEngine.matches, { vendor: 0x1234, device: 0xc0e1 });
     const { rings } = prepare({});
-    await assert.rejects(CopyEngine.open(new TestAccess(new TestHost(eduModel())), rings), code('ENODEV'));
+    await assert.rejects(CopyEngine.open(new FakeAccess(new FakeModelHost(eduModel())), rings), code('ENODEV'));
   });
 
   it('uses the largest power of two that fits', async () => {

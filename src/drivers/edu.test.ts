@@ -6,25 +6,25 @@ import { EDU_COMMAND, EDU_INTERRUPT, EDU_REGISTER } from '../vfio-user/devices/e
 import type { EduModelOptions } from '../vfio-user/devices/edu.js';
 import { eduModel } from '../vfio-user/devices/edu.js';
 import type { Reach } from '../../test/fakes/vfio-user/model-host.js';
-import { pattern, TestHost, TestMemory, turn } from '../../test/fakes/vfio-user/model-host.js';
+import { pattern, FakeModelHost, FakeDma, turn } from '../../test/fakes/vfio-user/model-host.js';
 import type { EduOptions } from './edu.js';
 import { Edu } from './edu.js';
-import { TestAccess } from '../../test/fakes/drivers/device-access.js';
+import { FakeAccess } from '../../test/fakes/drivers/device-access.js';
 
 function open(
   options?: EduOptions,
   modelOptions?: EduModelOptions,
   reach?: Reach,
-): { host: TestHost; access: TestAccess; edu: Edu } {
-  const host = new TestHost(eduModel(modelOptions), new TestMemory(reach));
-  const access = new TestAccess(host);
+): { host: FakeModelHost; access: FakeAccess; edu: Edu } {
+  const host = new FakeModelHost(eduModel(modelOptions), new FakeDma(reach));
+  const access = new FakeAccess(host);
   return { host, access, edu: Edu.open(access, options) };
 }
 
 describe('edu driver', () => {
   it('is for edu devices', () => {
     assert.deepEqual(Edu.matches, { vendor: 0x1234, device: 0x11e8 });
-    assert.throws(() => Edu.open(new TestAccess(new TestHost(copyEngineModel()))), dmaError('ENODEV'));
+    assert.throws(() => Edu.open(new FakeAccess(new FakeModelHost(copyEngineModel()))), dmaError('ENODEV'));
     const { edu } = open();
     assert.equal(edu.identification, 0x010000ed);
     assert.equal(edu.liveness(0x12345678), 0xedcba987);

@@ -20,7 +20,7 @@ const skip = platform.limitation ?? false;
 type Counts = readonly [total: number, free: number, surplus: number, reserved?: number];
 
 /** A machine made of files in a new directory. */
-class FakeMachine {
+class FakePageFiles {
   readonly root = mkdtempSync(join(tmpdir(), 'hugepages-'));
 
   constructor(t: TestContext) {
@@ -50,8 +50,8 @@ class FakeMachine {
 }
 
 /** Two nodes, two sizes; node 2 has a processor but no memory. */
-function numaMachine(t: TestContext): { machine: FakeMachine; node0: string; node1: string } {
-  const machine = new FakeMachine(t);
+function numaMachine(t: TestContext): { machine: FakePageFiles; node0: string; node1: string } {
+  const machine = new FakePageFiles(t);
   machine.size(GiB, [1, 1, 0, 0]);
   machine.size(2 * MiB, [12, 7, 1, 3]);
   machine.size(GiB, [1, 1, 0], 0);
@@ -100,7 +100,7 @@ test('what the machine has, by size and node', { skip }, (t) => {
 });
 
 test('without NUMA there is node 0, with the counts of the machine', { skip }, (t) => {
-  const machine = new FakeMachine(t);
+  const machine = new FakePageFiles(t);
   const file = machine.size(2 * MiB, [5, 4, 0, 1]);
   const pages = machine.open();
   assert.deepEqual(pages.nodes(), [0]);
@@ -110,7 +110,7 @@ test('without NUMA there is node 0, with the counts of the machine', { skip }, (
 });
 
 test('a machine without hugepages, or without system calls, has none', (t) => {
-  const machine = new FakeMachine(t);
+  const machine = new FakePageFiles(t);
   for (const kernel of [platform.kernel, portablePlatform('a test').kernel]) {
     const pages = machine.open(kernel);
     assert.deepEqual([pages.sizes(), pages.nodes(), pages.mounts(), pages.release()], [[], [0], [], 0]);

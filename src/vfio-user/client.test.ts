@@ -30,21 +30,21 @@ import {
 } from './messages.js';
 import { serve } from './server.js';
 import type { Message } from './messages.js';
-import { ScriptedServer, type Script } from '../../test/fakes/vfio-user/scripted-server.js';
+import { FakeServer, type Script } from '../../test/fakes/vfio-user/server.js';
 
 const skip = openPlatform().limitation ?? false;
 
-/** A client of a scripted server, both in this thread. */
-async function scripted(
+/** A client of a fake server, both in this thread. */
+async function ofFakeServer(
   script: Script = () => undefined,
   options: ClientOptions = {},
-  prepare: (server: ScriptedServer) => void = () => undefined,
+  prepare: (server: FakeServer) => void = () => undefined,
   /** Does the server answer while a call blocks this thread? */
   served = false,
-): Promise<{ platform: TrackingPlatform; server: ScriptedServer; client: VfioUserClient; end: () => void }> {
+): Promise<{ platform: TrackingPlatform; server: FakeServer; client: VfioUserClient; end: () => void }> {
   const platform = trackingPlatform(openPlatform());
   const [a, b] = platform.sockets.pair();
-  const server = new ScriptedServer(platform, b, script, served);
+  const server = new FakeServer(platform, b, script, served);
   prepare(server);
   const end = (): void => {
     server.close();
@@ -79,7 +79,7 @@ function truncated(fd: number): void {
 
 describe('handshake', { skip }, () => {
   test('offers what it can and takes what the server can', async () => {
-    const { client, server, end } = await scripted(undefined, {}, (s) => {
+    const { client, server, end } = await ofFakeServer(undefined, {}, (s) => {
       s.capabilities = { ...DEFAULT_CAPABILITIES, maxMsgFds: 3, maxDataXferSize: 8192, maxDmaMaps: 9, pgsizes: 65536 };
     });
     assert.deepEqual(client.capabilities, server.capabilities);
@@ -94,7 +94,7 @@ describe('handshake', { skip }, () => {
   });
 
   test('a server that says nothing is fine with defaults', async () => {
-    const { client, end } = await scripted((message, server) =>
+    const { client, end } = await ofFakeServer((message, server) =>
       message.command === COMMAND.VERSION ? server.ok(message, new Uint8Array(4)) : undefined,
     );
     assert.deepEqual(client.capabilities, DEFAULT_CAPABILITIES);
@@ -102,7 +102,7 @@ describe('handshake', { skip }, () => {
   });
 
   test('regions and interrupts that the server refuses to describe are not there', async () => {
-    const { client, end } = await scripted((message, server) =>
+    const { client, end } = await ofFakeServer((message, server) =>
       message.command === COMMAND.GET_REGION_INFO || message.command === COMMAND.GET_IRQ_INFO
         ? server.error(message, 'EINVAL')
         : undefined,
@@ -135,7 +135,7 @@ describe('handshake', { skip }, () => {
       ];
       for (const [what, wanted, script] of outcomes)
         await assert.rejects(
-          scripted(script, { handshakeTimeoutMs: what === 'silence' ? 30 : 1000 }),
+          ofFakeServer(script, { handshakeTimeoutMs: what === 'silence' ? 30 : 1000 }),
           dmaError(wanted),
           what,
         );
@@ -143,17 +143,17 @@ describe('handshake', { skip }, () => {
   }
 
   test('a version of the future, and one that was refused', async () => {
-    const answer = (major: number, minor: number) => (message: Message, s: ScriptedServer) =>
+    const answer = (major: number, minor: number) => (message: Message, s: FakeServer) =>
       message.command === COMMAND.VERSION
         ? s.ok(message, encodeVersion({ major, minor, capabilities: DEFAULT_CAPABILITIES }))
         : undefined;
-    await assert.rejects(scripted(answer(1, 0)), dmaError('EPROTO'));
-    await assert.rejects(scripted(answer(0, 2)), dmaError('EPROTO'));
+    await assert.rejects(ofFakeServer(answer(1, 0)), dmaError('EPROTO'));
+    await assert.rejects(ofFakeServer(answer(0, 2)), dmaError('EPROTO'));
     await assert.rejects(
-      scripted((message, s) => s.error(message, 'EINVAL')),
+      ofFakeServer((message, s) => s.error(message, 'EINVAL')),
       dmaError('EINVAL'),
     );
-    const { end } = await scripted(answer(0, 0));
+    const { end } = await ofFakeServer(answer(0, 0));
     end();
   });
 
@@ -166,9 +166,9 @@ describe('handshake', { skip }, () => {
       s.platform.files.close(fd);
       return 'nothing';
     };
-    await assert.rejects(scripted(script), dmaError('EPROTO'));
+    await assert.rejects(ofFakeServer(script), dmaError('EPROTO'));
     await assert.rejects(
-      scripted(
+      ofFakeServer(
         () => undefined,
         {},
         (s) => (s.capabilities = twin),
@@ -203,7 +203,7 @@ describe('handshake', { skip }, () => {
 
 describe('calls', { skip }, () => {
   test('the server’s error is the caller’s', async () => {
-    const { client, end } = await scripted((message, s) =>
+    const { client, end } = await ofFakeServer((message, s) =>
       message.command === COMMAND.DMA_MAP ? s.error(message, 'ENOMEM') : undefined,
     );
     await assert.rejects(client.dmaMapAsync({ iova: 4096, length: 4096, access: 'read' }), (error) => {
@@ -218,7 +218,7 @@ describe('calls', { skip }, () => {
 
   test('EINVAL after many maps hints at servers with few regions', async () => {
     let maps = 0;
-    const { client, end } = await scripted((message, s) =>
+    const { client, end } = await ofFakeServer((message, s) =>
       message.command === COMMAND.DMA_MAP && ++maps > 16 ? s.error(message, 'EINVAL') : undefined,
     );
     for (let n = 0; n < 16; n++) await client.dmaMapAsync({ iova: n * 4096, length: 4096, access: 'read' });
@@ -230,7 +230,7 @@ describe('calls', { skip }, () => {
   });
 
   test('long accesses are cut to what the server takes', async () => {
-    const { client, server, end } = await scripted(undefined, {}, (s) => {
+    const { client, server, end } = await ofFakeServer(undefined, {}, (s) => {
       s.capabilities = { ...DEFAULT_CAPABILITIES, maxDataXferSize: 100_000 };
     });
     const bytes = new Uint8Array(250_000);
@@ -254,7 +254,7 @@ describe('calls', { skip }, () => {
   });
 
   test('posted writes ask for no answer', async () => {
-    const { client, server, end } = await scripted();
+    const { client, server, end } = await ofFakeServer();
     client.regionWrite(0, 0, new Uint8Array(4), { posted: true });
     await client.regionReadAsync(0, 0, new Uint8Array(4));
     assert.deepEqual(
@@ -274,7 +274,7 @@ describe('calls', { skip }, () => {
       [8, 'never', 0],
       [0, 'always', 0],
     ] as const) {
-      const { client, server, platform, end } = await scripted(undefined, { share }, (s) => {
+      const { client, server, platform, end } = await ofFakeServer(undefined, { share }, (s) => {
         s.capabilities = { ...DEFAULT_CAPABILITIES, maxMsgFds };
       });
       const fd = platform.memory.memfd({ name: 'given', length: 4096 });
@@ -296,7 +296,7 @@ describe('calls', { skip }, () => {
   });
 
   test('register stores by message are posted, and every so often one waits for the server', async () => {
-    const { client, server, end } = await scripted(undefined, {}, () => undefined, true);
+    const { client, server, end } = await ofFakeServer(undefined, {}, () => undefined, true);
     const registers = client.registers(0);
     server.seen.length = 0;
     for (let n = 0; n < 200; n++) registers.write32(4 * n, n);
@@ -311,9 +311,9 @@ describe('calls', { skip }, () => {
   });
 
   test('a server that asks for memory on the same socket gets one command at a time', async () => {
-    const lastFlags = ({ seen }: ScriptedServer): number | undefined => seen.at(-1)?.flags;
+    const lastFlags = ({ seen }: FakeServer): number | undefined => seen.at(-1)?.flags;
     for (const why of ['memory without a descriptor', 'it asks'] as const) {
-      const { client, server, end } = await scripted(undefined, {}, () => undefined, true);
+      const { client, server, end } = await ofFakeServer(undefined, {}, () => undefined, true);
       const registers = client.registers(0);
       registers.write32(0, 1);
       registers.flush(0);
@@ -330,7 +330,7 @@ describe('calls', { skip }, () => {
   });
 
   test('arguments are checked before anything is sent', async () => {
-    const { client, server, end } = await scripted();
+    const { client, server, end } = await ofFakeServer();
     server.seen.length = 0;
     const four = new Uint8Array(4);
     for (const bad of [
@@ -355,7 +355,7 @@ describe('calls', { skip }, () => {
   });
 
   test('many eventfds go in as many messages as the server’s limit needs', async () => {
-    const { client, server, platform, end } = await scripted(undefined, {}, (s) => {
+    const { client, server, platform, end } = await ofFakeServer(undefined, {}, (s) => {
       s.capabilities = { ...DEFAULT_CAPABILITIES, maxMsgFds: 8 };
     });
     const fd = platform.events.create();
@@ -380,7 +380,7 @@ describe('calls', { skip }, () => {
 
   test('silence ends in ETIMEDOUT, and ends the connection', async () => {
     let lost: DmaError | undefined;
-    const { client, end } = await scripted((message) => (message.command > 8 ? 'nothing' : undefined), {
+    const { client, end } = await ofFakeServer((message) => (message.command > 8 ? 'nothing' : undefined), {
       timeoutMs: 30,
       onDisconnect: (error) => (lost = error),
     });
@@ -393,7 +393,7 @@ describe('calls', { skip }, () => {
   });
 
   test('death while calls run fails them all', async () => {
-    const { client, server, end } = await scripted((message) => (message.command > 8 ? 'nothing' : undefined));
+    const { client, server, end } = await ofFakeServer((message) => (message.command > 8 ? 'nothing' : undefined));
     const calls = [
       client.regionReadAsync(0, 0, new Uint8Array(4)),
       client.regionWriteAsync(0, 0, new Uint8Array(4)),
@@ -406,7 +406,7 @@ describe('calls', { skip }, () => {
   });
 
   test('a reply without a whole head is nonsense', async () => {
-    const { client, end } = await scripted((message, s) =>
+    const { client, end } = await ofFakeServer((message, s) =>
       message.command === COMMAND.REGION_READ ? s.ok(message, new Uint8Array(15)) : undefined,
     );
     await assert.rejects(client.regionReadAsync(0, 0, new Uint8Array(4)), dmaError('EPROTO'));
@@ -424,7 +424,7 @@ describe('calls', { skip }, () => {
     };
     for (const answer of [head(0, 0, 0, 0), head(0, 0, 2, 2), head(8, 0, 4, 4), head(0, 1, 4, 4), head(0, 0, 4, 2)]) {
       let wrong = true;
-      const { client, end } = await scripted((message, s) =>
+      const { client, end } = await ofFakeServer((message, s) =>
         wrong && (message.command === COMMAND.REGION_READ || message.command === COMMAND.REGION_WRITE)
           ? s.ok(message, answer)
           : undefined,
@@ -440,7 +440,7 @@ describe('calls', { skip }, () => {
   });
 
   test('an error that claims to be a command is nonsense at once', async () => {
-    const { client, end } = await scripted((message, s) => {
+    const { client, end } = await ofFakeServer((message, s) => {
       if (message.command !== COMMAND.RESET) return undefined;
       const reply = s.error(message, 'EIO');
       reply[8] = 0x20;
@@ -451,7 +451,7 @@ describe('calls', { skip }, () => {
   });
 
   test('descriptors with a reply that has none are nonsense, and are closed', async () => {
-    const { client, end } = await scripted((message, s) => {
+    const { client, end } = await ofFakeServer((message, s) => {
       if (message.command !== COMMAND.RESET) return undefined;
       const fd = s.platform.events.create();
       s.channel.send(s.ok(message, new Uint8Array()), [fd]);
@@ -463,7 +463,7 @@ describe('calls', { skip }, () => {
   });
 
   test('an unmap that is answered by a header alone has unmapped what was asked', async () => {
-    const { client, end } = await scripted((message, s) =>
+    const { client, end } = await ofFakeServer((message, s) =>
       message.command === COMMAND.DMA_UNMAP ? s.ok(message, new Uint8Array()) : undefined,
     );
     assert.equal(await client.dmaUnmapAsync(4096, 8192), 8192);
@@ -482,7 +482,7 @@ describe('what the device asks', { skip }, () => {
   };
 
   test('is answered, within bounds and permissions', async () => {
-    const { server, end } = await scripted(undefined, { dmaTarget: target });
+    const { server, end } = await ofFakeServer(undefined, { dmaTarget: target });
     const out = new Uint8Array(4096);
     const ask = async (size: number): Promise<Message> => {
       const before = server.replies.length;
@@ -519,7 +519,7 @@ describe('what the device asks', { skip }, () => {
   test('a blocking call from within a DMA callback is EBUSY, and the connection lives', async () => {
     const connected: { client?: VfioUserClient } = {};
     let outcome: unknown;
-    const made = await scripted(undefined, {
+    const made = await ofFakeServer(undefined, {
       dmaTarget: () => {
         try {
           connected.client?.regionRead(0, 0, new Uint8Array(4));
@@ -546,7 +546,7 @@ describe('mapped regions', { skip }, () => {
     [false, 'sealed', true], // the seal can still be added to a memfd that allows it
   ] as const) {
     test(`sealed: ${sealed}, mmap: ${mmap}`, async () => {
-      const { client, server, platform, end } = await scripted(undefined, { mmap }, (s) => {
+      const { client, server, platform, end } = await ofFakeServer(undefined, { mmap }, (s) => {
         s.regionFd = s.platform.memory.memfd({ name: 'test', length: 16384, sealed });
         s.region = { size: 16384, mappable: true, areas: [{ offset: 4096, length: 4096 }] };
       });
@@ -570,7 +570,7 @@ describe('mapped regions', { skip }, () => {
   }
 
   test('the size of a file is read once it is sealed: one that shrinks meanwhile is not mapped', async () => {
-    const { client, platform, end } = await scripted(
+    const { client, platform, end } = await ofFakeServer(
       undefined,
       { mmap: 'sealed' },
       (s) => {
@@ -605,7 +605,7 @@ describe('mapped regions', { skip }, () => {
       ['never', 'mmap=never was asked for'],
       ['auto', undefined],
     ] as const) {
-      const { client, end } = await scripted(undefined, { mmap }, (s) => {
+      const { client, end } = await ofFakeServer(undefined, { mmap }, (s) => {
         s.regionFd = s.platform.memory.memfd({ name: 'test', length: 16384 });
         s.region = { size: 16384, mappable: true, areas: [{ offset: 4096, length: 4096 }] };
       });
@@ -619,7 +619,7 @@ describe('mapped regions', { skip }, () => {
     const path = join(directory, 'region');
     writeFileSync(path, new Uint8Array(4096));
     for (const mmap of ['sealed', 'trust'] as const) {
-      const { client, server, end } = await scripted(undefined, { mmap, timeoutMs: 10 }, (s) => {
+      const { client, server, end } = await ofFakeServer(undefined, { mmap, timeoutMs: 10 }, (s) => {
         s.regionFd = s.platform.files.open(path, 'read-write');
         s.region = { size: 4096, mappable: true, areas: [{ offset: 0, length: 4096 }] };
       });
@@ -633,7 +633,7 @@ describe('mapped regions', { skip }, () => {
   });
 
   test('areas outside the file, or off a page, are not mapped', async () => {
-    const { client, platform, end } = await scripted(undefined, {}, (s) => {
+    const { client, platform, end } = await ofFakeServer(undefined, {}, (s) => {
       s.regionFd = s.platform.memory.memfd({ name: 'test', length: 8192 });
       s.region = {
         size: 65536,

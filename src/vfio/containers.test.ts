@@ -9,7 +9,7 @@ import { KiB, type Iova, type Va } from '../units.js';
 import { Containers, type ContainerChoice, type KernelSpace } from './containers.js';
 import { IommufdSpace } from './iommufd.js';
 import { SpaprSpace } from './spapr.js';
-import { vfioKernel, type KernelOptions, type VfioKernel } from '../../test/fakes/vfio/kernel.js';
+import { fakeVfioKernel, type KernelOptions, type VfioKernel } from '../../test/fakes/vfio/kernel.js';
 import { Type1Space } from './type1.js';
 
 const real = openPlatform();
@@ -37,7 +37,7 @@ function world(
   test: (kernel: VfioKernel, containers: Containers) => void,
   choice?: ContainerChoice,
 ) {
-  using kernel = vfioKernel(options);
+  using kernel = fakeVfioKernel(options);
   const containers = new Containers(kernel.platform, { choice });
   test(kernel, containers);
   assert.deepEqual(containers.close(), []);
@@ -379,7 +379,7 @@ for (const [iommu, choice] of [
         for (let n = 1; ; n++) {
           const devices = [{ name: A }, { name: B }, { name: C, tracksDirtyPages: true }];
           const before = trackingPlatform(real);
-          using kernel = vfioKernel({ iommu, devices, platform: before });
+          using kernel = fakeVfioKernel({ iommu, devices, platform: before });
           const platform = failingPlatform(kernel.platform);
           platform.failCall(n, code);
           let error: unknown;

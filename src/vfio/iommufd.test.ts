@@ -8,7 +8,7 @@ import { Range } from '../ranges.js';
 import type { Iova, Va } from '../units.js';
 import { Containers, type ContainerOptions } from './containers.js';
 import { IommufdSpace } from './iommufd.js';
-import { vfioKernel, type KernelOptions, type VfioKernel } from '../../test/fakes/vfio/kernel.js';
+import { fakeVfioKernel, type KernelOptions, type VfioKernel } from '../../test/fakes/vfio/kernel.js';
 import { Type1Space } from './type1.js';
 
 const real = openPlatform();
@@ -29,7 +29,7 @@ interface World {
 }
 
 function world(options: Partial<KernelOptions>, use: (world: World) => void): void {
-  using kernel = vfioKernel({ iommu: 'iommufd', devices: [{ name: A }, { name: B }], ...options });
+  using kernel = fakeVfioKernel({ iommu: 'iommufd', devices: [{ name: A }, { name: B }], ...options });
   const containers = new Containers(kernel.platform);
   const length = 8 * PAGE;
   const fd = real.memory.memfd({ name: 'test', length });

@@ -12,7 +12,7 @@ import { openPlatform } from '../platform/open.js';
 import { Range } from '../ranges.js';
 import { GiB, type Iova, type Va } from '../units.js';
 import { Containers } from './containers.js';
-import { vfioKernel, type KernelOptions } from '../../test/fakes/vfio/kernel.js';
+import { fakeVfioKernel, type KernelOptions } from '../../test/fakes/vfio/kernel.js';
 
 const real = openPlatform();
 const skip = real.limitation ?? false;
@@ -23,7 +23,7 @@ const C = '0000:00:04.0';
 
 /** A kernel with two devices in one container and one in another, and a domain over each container. */
 function world(options: Omit<KernelOptions, 'devices'>) {
-  const kernel = vfioKernel({
+  const kernel = fakeVfioKernel({
     ...options,
     realMemory: false,
     devices: [{ name: A }, { name: B }, { name: C }],

@@ -9,7 +9,7 @@ import { ioctlPort } from '../../test/fakes/platform/platforms.js';
 import { GiB, type Iova, type Va } from '../units.js';
 import { SpaprSpace, type SpaprOptions } from './spapr.js';
 import { SPAPR_MACHINE } from '../../test/fakes/vfio/spapr.js';
-import { vfioKernel, type VfioKernel } from '../../test/fakes/vfio/kernel.js';
+import { fakeVfioKernel, type VfioKernel } from '../../test/fakes/vfio/kernel.js';
 
 const real = openPlatform();
 const skip = real.limitation ?? false;
@@ -21,7 +21,7 @@ function world(
   use: (kernel: VfioKernel, space: SpaprSpace, calls: string[], va: Va) => void,
   options?: SpaprOptions,
 ): void {
-  using kernel = vfioKernel({ iommu: 'spapr', devices: [{ name: A }, { name: B }] });
+  using kernel = fakeVfioKernel({ iommu: 'spapr', devices: [{ name: A }, { name: B }] });
   const calls: string[] = [];
   const { ioctl } = kernel.platform;
   const platform: Platform = {
@@ -116,7 +116,7 @@ describe('sPAPR v2', { skip }, () => {
   });
 
   it('maps nothing of memory that is being registered or unregistered on another thread', async () => {
-    using kernel = vfioKernel({ iommu: 'spapr', devices: [{ name: A }] });
+    using kernel = fakeVfioKernel({ iommu: 'spapr', devices: [{ name: A }] });
     let meanwhile: (name: string) => void = () => undefined;
     const { ioctl } = kernel.platform;
     const platform: Platform = {
@@ -155,7 +155,7 @@ describe('sPAPR v2', { skip }, () => {
   });
 
   it('refuses windows that it can not have', () => {
-    using kernel = vfioKernel({ iommu: 'spapr', devices: [{ name: A }] });
+    using kernel = fakeVfioKernel({ iommu: 'spapr', devices: [{ name: A }] });
     for (const windowBytes of [0, -1, NaN, 2 ** 53])
       assert.equal(
         codeOf(() => new SpaprSpace(kernel.platform, { windowBytes })),

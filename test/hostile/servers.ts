@@ -13,7 +13,7 @@ import { fileURLToPath } from 'node:url';
 import { isDmaError } from '../../src/errors.js';
 import type { Platform } from '../../src/platform/ports.js';
 import * as m from '../../src/vfio-user/messages.js';
-import { serveScripted, type ScriptedServer } from '../fakes/vfio-user/scripted-server.js';
+import { serveScripted, type FakeServer } from '../fakes/vfio-user/server.js';
 import type { Thoroughness } from './battery.js';
 import { descriptorKinds } from './kinds.js';
 import { asNobody, NOBODY } from './nobody.js';
@@ -28,7 +28,7 @@ interface Attack {
   readonly name: string;
   /** The command that it answers so; the first of its kind. */
   readonly command: number;
-  readonly act: (server: ScriptedServer, message: m.Message, good: Uint8Array) => void;
+  readonly act: (server: FakeServer, message: m.Message, good: Uint8Array) => void;
 }
 
 const COMMANDS = Object.entries({
@@ -114,7 +114,7 @@ function questions(): Uint8Array[] {
 function attacks(platform: Platform, kinds: ReturnType<typeof descriptorKinds>['kinds'], every: number): Attack[] {
   const { sockets, files } = platform;
   /** Past what queues: these bytes, as they are, if there is room. */
-  const raw = (server: ScriptedServer, bytes: Uint8Array): void => {
+  const raw = (server: FakeServer, bytes: Uint8Array): void => {
     if (server.channel.failure === undefined && bytes.length > 0) sockets.send(server.channel.fd, bytes, 0, []);
   };
   const list: Attack[] = [];

@@ -5,10 +5,10 @@ import { DmaError } from '../../errors.js';
 import type { KernelRoute } from '../../platform/ports.js';
 import { PciBinder, type BindOptions, type BindResult } from './bind.js';
 import {
-  TestMachine,
-  type TestFunction,
-  type TestMachineOptions,
-  type TestNode,
+  FakeMachine,
+  type FakeFunction,
+  type FakeMachineOptions,
+  type FakeNode,
 } from '../../../test/fakes/bus/pci-machine.js';
 
 const A = '0000:00:02.0';
@@ -16,15 +16,15 @@ const B = '0000:00:03.0';
 const C = '0000:01:00.0';
 const BRIDGE = '0000:00:1c.0';
 
-const GROUPED: readonly TestFunction[] = [
+const GROUPED: readonly FakeFunction[] = [
   { address: A, group: 5, interfaces: ['eth0'] },
   { address: B, group: 5, driver: 'ahci' },
   { address: BRIDGE, group: 5, driver: 'pcieport', classCode: 0x060400 },
   { address: C, group: 6, driver: null },
 ];
 
-function setUp(options: TestMachineOptions = {}): { machine: TestMachine; binder: PciBinder } {
-  const machine = new TestMachine({ functions: GROUPED, ...options });
+function setUp(options: FakeMachineOptions = {}): { machine: FakeMachine; binder: PciBinder } {
+  const machine = new FakeMachine({ functions: GROUPED, ...options });
   return { machine, binder: new PciBinder(machine) };
 }
 
@@ -193,7 +193,7 @@ describe('a driver that does not take the device', () => {
 });
 
 describe('what is refused before anything is changed', () => {
-  const cases: [what: string, options: BindOptions, machine: TestMachineOptions, code: string, says: RegExp][] = [
+  const cases: [what: string, options: BindOptions, machine: FakeMachineOptions, code: string, says: RegExp][] = [
     ['a driver that is a device', { driver: '00:02.0' }, {}, 'EINVAL', /is a device, not a driver/],
     ['a driver that is an interface', { driver: 'eth0' }, {}, 'EINVAL', /is a device, not a driver/],
     ['a driver that is a path', { driver: '../x' }, {}, 'EINVAL', /no name of a driver/],
@@ -250,9 +250,9 @@ describe('patterns', () => {
 
 describe('a device that is in use', () => {
   /** The disk of B. */
-  const DISK: TestNode = { number: '8:0', path: `${B}/ata1/host0/target0:0:0/0:0:0:0/block/sda` };
+  const DISK: FakeNode = { number: '8:0', path: `${B}/ata1/host0/target0:0:0/0:0:0:0/block/sda` };
   const mount = (number: string): string => `22 1 ${number} / /data rw - ext4 /dev/sda rw\n`;
-  const inUse = (): { machine: TestMachine; binder: PciBinder } => {
+  const inUse = (): { machine: FakeMachine; binder: PciBinder } => {
     const made = setUp();
     made.machine.addNode({ ...DISK, held: true });
     made.machine.files.set('/proc/self/mountinfo', mount('8:0'));
@@ -382,7 +382,7 @@ describe('a device that is in use', () => {
       plans.map(({ uses }) => uses.map(({ text }) => text)),
       [[], ['its disk sda is mounted at /data'], [], []],
     );
-    const alone = new TestMachine({ functions: [{ address: A }] });
+    const alone = new FakeMachine({ functions: [{ address: A }] });
     new PciBinder(alone).plan(new PciBinder(alone).resolve([A]), { noIommuMode: true });
     assert.deepEqual([machine.writes, machine.claimed, alone.writes], [[], [], []]);
   });

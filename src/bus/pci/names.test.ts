@@ -3,7 +3,7 @@ import { describe, it } from 'node:test';
 import { glob } from './glob.js';
 import { KernelModules } from './modules.js';
 import { classKind, className, PciNames } from './names.js';
-import { TestMachine } from '../../../test/fakes/bus/pci-machine.js';
+import { FakeMachine } from '../../../test/fakes/bus/pci-machine.js';
 
 const PCI_IDS = [
   '# a comment',
@@ -21,7 +21,7 @@ const PCI_IDS = [
 ].join('\n');
 
 describe('names of PCI devices', () => {
-  const machine = new TestMachine({ files: { '/usr/share/hwdata/pci.ids': PCI_IDS } });
+  const machine = new FakeMachine({ files: { '/usr/share/hwdata/pci.ids': PCI_IDS } });
   const names = new PciNames(machine);
   const cases: [vendor: number, device: number, text: string][] = [
     [0x8086, 0x10d3, 'Intel Corporation 82574L Gigabit Network Connection'],
@@ -37,7 +37,7 @@ describe('names of PCI devices', () => {
     });
 
   it('without a list there are ids', () => {
-    assert.equal(new PciNames(new TestMachine()).describe({ vendor: 0x1af4, device: 1 }), '1af4:0001');
+    assert.equal(new PciNames(new FakeMachine()).describe({ vendor: 0x1af4, device: 1 }), '1af4:0001');
   });
 
   it('classes are known without a list', () => {
@@ -61,14 +61,14 @@ describe('kernel modules', () => {
       'alias usb:v00008086d* nothing',
     ].join('\n'),
   };
-  const modules = new KernelModules(new TestMachine({ files }));
+  const modules = new KernelModules(new FakeMachine({ files }));
 
   it('which are there', () => {
     assert.deepEqual(
       ['vfio-pci', 'vfio_pci', 'b-c', 'ext4', 'ext', 'uio'].map((name) => modules.has(name)),
       [true, true, true, true, false, false],
     );
-    assert.equal(new KernelModules(new TestMachine()).has('vfio-pci'), undefined);
+    assert.equal(new KernelModules(new FakeMachine()).has('vfio-pci'), undefined);
   });
 
   it('which are for a device', () => {

@@ -10,11 +10,11 @@ import { Containers, type KernelSpace, type OpenedNode, type VfioNode } from '..
 import { VfioDevice } from '../../vfio/device.js';
 import { FakeKernelDevice } from '../../../test/fakes/vfio/device.js';
 import type { DeviceFault, OpenedDevice } from '../model.js';
-import { FREE, Script, scriptedDriver, TestRegistry } from '../../../test/fakes/bus/scripted-bus.js';
+import { FREE, Script, fakeDriver, TestRegistry } from '../../../test/fakes/bus/bus.js';
 import { PciBinder } from './bind.js';
 import type { PciClaimer } from './claimer.js';
 import { PciBus } from './pci-bus.js';
-import { TestMachine, type TestMachineOptions } from '../../../test/fakes/bus/pci-machine.js';
+import { FakeMachine, type FakeMachineOptions } from '../../../test/fakes/bus/pci-machine.js';
 
 const skip = openPlatform().limitation ?? false;
 const PAGE = openPlatform().memory.pageSize;
@@ -29,7 +29,7 @@ const NO_ARGS = new Map<string, string>();
 const REQUEST = 4;
 const ERROR = 3;
 
-const MACHINE: TestMachineOptions = {
+const MACHINE: FakeMachineOptions = {
   functions: [
     { address: A, group: 5 },
     { address: B, group: 6 },
@@ -40,7 +40,7 @@ const MACHINE: TestMachineOptions = {
 
 /** A bus over one made-up device, which has all addresses. What it opened is in `opened`. */
 class Bench {
-  readonly machine: TestMachine;
+  readonly machine: FakeMachine;
   readonly kernel = new FakeKernelDevice(openPlatform(), { 0: { size: 4 * PAGE, mappable: true } });
   readonly platform: TrackingPlatform;
   readonly containers: Containers;
@@ -56,11 +56,11 @@ class Bench {
     around = (platform) => platform,
     claimers,
   }: {
-    readonly machine?: TestMachineOptions;
+    readonly machine?: FakeMachineOptions;
     readonly around?: (platform: Platform) => Platform;
     readonly claimers?: readonly PciClaimer[];
   } = {}) {
-    this.machine = new TestMachine(machine);
+    this.machine = new FakeMachine(machine);
     const binder = new PciBinder(this.machine);
     binder.bind(binder.resolve([A, B]));
     this.platform = trackingPlatform(around({ ...this.kernel.platform, kernel: this.machine }));
@@ -144,7 +144,7 @@ const turn = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 5
 
 describe('describing the bus pci', () => {
   it('has all functions for programs, and counts those that can be opened', () => {
-    const platform = { ...openPlatform(), limitation: undefined, kernel: new TestMachine(MACHINE) };
+    const platform = { ...openPlatform(), limitation: undefined, kernel: new FakeMachine(MACHINE) };
     const { document, text, summary } = new PciBus({ platform, containers: new Containers(platform) }).describe();
     const all = document.pci as { address: string }[];
     assert.deepEqual(
@@ -357,7 +357,7 @@ describe('a PCI function in a registry', { skip }, () => {
   function registryOf(bench: Bench): TestRegistry {
     const registry = new TestRegistry(new Script());
     registry.registerBus(bench.bus);
-    registry.registerDriver(scriptedDriver(registry.script, 'one', { buses: ['pci'] }));
+    registry.registerDriver(fakeDriver(registry.script, 'one', { buses: ['pci'] }));
     return registry;
   }
 
@@ -406,17 +406,17 @@ describe('a PCI function in a registry', { skip }, () => {
 
   it('physical addresses are wished for only where functions are used without an IOMMU', () => {
     const files = { '/sys/kernel/iommu_groups/5/name': 'vfio-noiommu\n' };
-    const wish = (choice: 'auto' | 'noiommu', machine: TestMachine): string | undefined => {
+    const wish = (choice: 'auto' | 'noiommu', machine: FakeMachine): string | undefined => {
       const platform = { ...openPlatform(), kernel: machine };
       const containers = new Containers(platform, { choice });
       return new PciBus({ platform, containers }).iovaWish();
     };
-    const machine = new TestMachine({ ...MACHINE, files });
+    const machine = new FakeMachine({ ...MACHINE, files });
     assert.equal(wish('noiommu', machine), undefined, 'the kernel has it');
     const binder = new PciBinder(machine);
     binder.bind(binder.resolve([A]));
     assert.equal(wish('noiommu', machine), 'pa');
     assert.equal(wish('auto', machine), undefined);
-    assert.equal(wish('noiommu', new TestMachine(MACHINE)), undefined);
+    assert.equal(wish('noiommu', new FakeMachine(MACHINE)), undefined);
   });
 });

@@ -4,8 +4,8 @@ import { dmaError } from '../../../test/shared/errors.js';
 import { openPlatform } from '../../platform/open.js';
 import { failingPlatform, trackingPlatform } from '../../../test/fakes/platform/platforms.js';
 import { Containers } from '../../vfio/containers.js';
-import { vfioKernel, type VfioKernel } from '../../../test/fakes/vfio/kernel.js';
-import { Script, scriptedDriver, TestRegistry } from '../../../test/fakes/bus/scripted-bus.js';
+import { fakeVfioKernel, type VfioKernel } from '../../../test/fakes/vfio/kernel.js';
+import { Script, fakeDriver, TestRegistry } from '../../../test/fakes/bus/bus.js';
 import { PciBus } from './pci-bus.js';
 
 const skip = openPlatform().limitation ?? false;
@@ -24,7 +24,7 @@ interface Bench {
 
 /** Runs `body` with a machine whose functions B and C share a group; whatever it does, nothing is left. */
 async function withMachine(iommu: 'type1' | 'iommufd', body: (bench: Bench) => Promise<void>): Promise<void> {
-  using kernel = vfioKernel({
+  using kernel = fakeVfioKernel({
     iommu,
     // The registry's memory is made up.
     realMemory: false,
@@ -40,7 +40,7 @@ async function withMachine(iommu: 'type1' | 'iommufd', body: (bench: Bench) => P
   const bus = new PciBus({ platform, containers });
   const registry = new TestRegistry(new Script());
   registry.registerBus(bus);
-  registry.registerDriver(scriptedDriver(registry.script, 'one', { buses: ['pci'] }));
+  registry.registerDriver(fakeDriver(registry.script, 'one', { buses: ['pci'] }));
   try {
     await body({ kernel, registry, containers, bus });
   } finally {
@@ -131,7 +131,7 @@ for (const iommu of ['type1', 'iommufd'] as const)
       }));
 
     it('whichever call fails while it is opened: an error says so, and nothing is left', async () => {
-      using kernel = vfioKernel({ iommu, devices: [{ name: A, group: 1 }] });
+      using kernel = fakeVfioKernel({ iommu, devices: [{ name: A, group: 1 }] });
       for (let n = 1; ; n++) {
         const failing = failingPlatform(kernel.platform);
         const platform = trackingPlatform(failing);

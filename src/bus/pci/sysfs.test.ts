@@ -1,14 +1,14 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { isBridge, isVfio, isVfioDriver, PciSysfs, type PciFunction } from './sysfs.js';
-import { TestMachine, type TestFunction } from '../../../test/fakes/bus/pci-machine.js';
+import { FakeMachine, type FakeFunction } from '../../../test/fakes/bus/pci-machine.js';
 
 const A = '0000:00:02.0';
 const B = '0000:00:03.0';
 const DIRECTORY = `/sys/bus/pci/devices/${A}`;
 
-function only(fn: Partial<TestFunction> = {}): { machine: TestMachine; read: () => PciFunction } {
-  const machine = new TestMachine({ functions: [{ address: A, ...fn }] });
+function only(fn: Partial<FakeFunction> = {}): { machine: FakeMachine; read: () => PciFunction } {
+  const machine = new FakeMachine({ functions: [{ address: A, ...fn }] });
   const read = (): PciFunction => {
     const found = new PciSysfs(machine).read(A);
     assert.ok(found !== undefined);
@@ -40,7 +40,7 @@ describe('PCI functions in sysfs', () => {
   });
 
   it('a function without a driver is there, too', () => {
-    const machine = new TestMachine({ functions: [{ address: B, driver: null }, { address: A }] });
+    const machine = new FakeMachine({ functions: [{ address: B, driver: null }, { address: A }] });
     const all = new PciSysfs(machine).scan();
     assert.deepEqual(
       all.map(({ address, driver }) => [address, driver]),
@@ -80,7 +80,7 @@ describe('PCI functions in sysfs', () => {
     assert.equal(sysfs.read(B), undefined);
     machine.unplug(A);
     assert.deepEqual(sysfs.scan(), []);
-    assert.deepEqual(new PciSysfs(new TestMachine()).scan(), []);
+    assert.deepEqual(new PciSysfs(new FakeMachine()).scan(), []);
   });
 
   it('the interface of a virtio function is under the virtio device', () => {
@@ -108,7 +108,7 @@ describe('PCI functions in sysfs', () => {
       '/sys/kernel/iommu_groups/7/name': 'dma\n',
       '/sys/kernel/iommu_groups/8/name': 'vfio-noiommu\n',
     };
-    const sysfs = new PciSysfs(new TestMachine({ files }));
+    const sysfs = new PciSysfs(new FakeMachine({ files }));
     assert.deepEqual(
       [7, 8, 9].map((group) => sysfs.isNoIommuGroup(group)),
       [false, true, false],

@@ -2,26 +2,26 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { PciBinder } from './bind.js';
 import { PciSysfs } from './sysfs.js';
-import { TestMachine, type TestFunction, type TestMachineOptions } from '../../../test/fakes/bus/pci-machine.js';
+import { FakeMachine, type FakeFunction, type FakeMachineOptions } from '../../../test/fakes/bus/pci-machine.js';
 import { usability, type PciUsability } from './usable.js';
 
 const A = '0000:00:02.0';
 const B = '0000:00:03.0';
 const C = '0000:00:1c.0';
 
-function look(machine: TestMachine, address = A): PciUsability {
+function look(machine: FakeMachine, address = A): PciUsability {
   const sysfs = new PciSysfs(machine);
   const fn = sysfs.read(address);
   assert.ok(fn !== undefined);
   return usability(sysfs, fn);
 }
 
-function machineWith(fn: Partial<TestFunction>, more: TestMachineOptions = {}): TestMachine {
-  return new TestMachine({ ...more, functions: [{ address: A, ...fn }, ...(more.functions ?? [])] });
+function machineWith(fn: Partial<FakeFunction>, more: FakeMachineOptions = {}): FakeMachine {
+  return new FakeMachine({ ...more, functions: [{ address: A, ...fn }, ...(more.functions ?? [])] });
 }
 
 /** The function is with vfio-pci. */
-function bound(fn: Partial<TestFunction> = {}, more: TestMachineOptions = {}): TestMachine {
+function bound(fn: Partial<FakeFunction> = {}, more: FakeMachineOptions = {}): FakeMachine {
   const machine = machineWith({ group: 5, ...fn }, more);
   const binder = new PciBinder(machine);
   const [{ error }] = binder.bind(binder.resolve([A]), { noIommuMode: true });

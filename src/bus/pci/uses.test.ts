@@ -4,19 +4,19 @@ import type { KernelRoute } from '../../platform/ports.js';
 import { PciSysfs } from './sysfs.js';
 import {
   interfaceIndex,
-  TestMachine,
-  type TestMachineOptions,
-  type TestNode,
+  FakeMachine,
+  type FakeMachineOptions,
+  type FakeNode,
 } from '../../../test/fakes/bus/pci-machine.js';
 import { MachineUses } from './uses.js';
 
 const NVME = '0000:00:03.0';
 const NET = '0000:00:02.0';
-const DISK: TestNode = { number: '259:0', path: `${NVME}/nvme/nvme0/nvme0n1`, held: true };
-const PART: TestNode = { number: '259:1', path: `${NVME}/nvme/nvme0/nvme0n1/nvme0n1p1`, held: true };
+const DISK: FakeNode = { number: '259:0', path: `${NVME}/nvme/nvme0/nvme0n1`, held: true };
+const PART: FakeNode = { number: '259:1', path: `${NVME}/nvme/nvme0/nvme0n1/nvme0n1p1`, held: true };
 
-function setUp(nodes: readonly TestNode[] = [], options: TestMachineOptions = {}): TestMachine {
-  const machine = new TestMachine({
+function setUp(nodes: readonly FakeNode[] = [], options: FakeMachineOptions = {}): FakeMachine {
+  const machine = new FakeMachine({
     functions: [
       { address: NET, group: 5, interfaces: ['eth0'] },
       { address: NVME, group: 6, driver: 'nvme', classCode: 0x010802 },
@@ -27,7 +27,7 @@ function setUp(nodes: readonly TestNode[] = [], options: TestMachineOptions = {}
   return machine;
 }
 
-function usesOf(machine: TestMachine, address = NVME): string[] {
+function usesOf(machine: FakeMachine, address = NVME): string[] {
   const fn = new PciSysfs(machine).read(address);
   assert.ok(fn !== undefined);
   const { uses, unknown } = new MachineUses(machine).of(fn);

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { TestMachine, type TestMachineOptions } from '../../../test/fakes/bus/pci-machine.js';
+import { FakeMachine, type FakeMachineOptions } from '../../../test/fakes/bus/pci-machine.js';
 import { isDmaError } from '../../errors.js';
 import { bindDevices, type BindCommandOptions } from './bind.js';
 import { documentOf, Listener, Room } from '../../../test/shared/command.js';
@@ -11,7 +11,7 @@ const A = '0000:00:02.0';
 const B = '0000:00:03.0';
 const BRIDGE = '0000:00:1c.0';
 
-const MACHINE: TestMachineOptions = {
+const MACHINE: FakeMachineOptions = {
   functions: [
     { address: A, group: 5, interfaces: ['eth0'], node: 0 },
     { address: B, group: 5, driver: 'ahci', classCode: 0x010601, node: 1 },
@@ -24,13 +24,13 @@ const MACHINE: TestMachineOptions = {
   },
 };
 
-function bound(machine: TestMachine, names: string[], options: BindCommandOptions = {}): Listener {
+function bound(machine: FakeMachine, names: string[], options: BindCommandOptions = {}): Listener {
   const output = new Listener(false);
   bindDevices(machine, names, options, output);
   return output;
 }
 
-function released(machine: TestMachine, names: string[], options = {}): Listener {
+function released(machine: FakeMachine, names: string[], options = {}): Listener {
   const output = new Listener(false);
   unbindDevices(machine, names, options, output);
   return output;
@@ -38,7 +38,7 @@ function released(machine: TestMachine, names: string[], options = {}): Listener
 
 describe('anydma bind on a made-up machine', () => {
   test('says what it did, and what else there is to do', () => {
-    const machine = new TestMachine(MACHINE);
+    const machine = new FakeMachine(MACHINE);
     const output = bound(machine, [A]);
     assert.equal(
       output.said,
@@ -59,7 +59,7 @@ describe('anydma bind on a made-up machine', () => {
   });
 
   test('the document has each device, before and after', () => {
-    const { documents } = bound(new TestMachine(MACHINE), [A, BRIDGE]);
+    const { documents } = bound(new FakeMachine(MACHINE), [A, BRIDGE]);
     const [{ ok, devices }] = documents as [{ ok: boolean; devices: Record<string, never>[] }];
     assert.equal(ok, false);
     const [a, bridge] = devices;
@@ -69,7 +69,7 @@ describe('anydma bind on a made-up machine', () => {
   });
 
   test('one that fails is told, and the others are done', () => {
-    const machine = new TestMachine(MACHINE);
+    const machine = new FakeMachine(MACHINE);
     machine.routeTable.push({ family: 4, table: 254, type: 'unicast', destination: '0.0.0.0/0', interfaces: [2] });
     const output = bound(machine, [A, B]);
     assert.equal(output.failed, true);
@@ -80,7 +80,7 @@ describe('anydma bind on a made-up machine', () => {
   });
 
   test('the owner by name', () => {
-    const machine = new TestMachine(MACHINE);
+    const machine = new FakeMachine(MACHINE);
     machine.ids.set('user alice', 1001).set('group dma', 77);
     bound(machine, [A], { uid: 'alice', gid: 'dma' });
     assert.ok(machine.writes.includes('chown 1001:77 /dev/vfio/5'));
@@ -94,7 +94,7 @@ describe('anydma bind on a made-up machine', () => {
   });
 
   test('a device in use: why not, what --dry-run says, and what is said before it is forced', () => {
-    const machine = new TestMachine(MACHINE);
+    const machine = new FakeMachine(MACHINE);
     machine.addNode({ number: '8:0', path: `${B}/ata1/block/sda`, held: true });
     machine.files.set('/proc/self/mountinfo', '22 1 8:0 / /data rw - ext4 /dev/sda rw\n');
     const refused = bound(machine, [B]);
@@ -122,7 +122,7 @@ describe('anydma bind on a made-up machine', () => {
   });
 
   test('what can not be asked is said before it is forced, too', () => {
-    const machine = new TestMachine(MACHINE);
+    const machine = new FakeMachine(MACHINE);
     machine.unreadable.set('routes', 'EPERM');
     assert.match(bound(machine, [A]).notes, /can not be told whether it is in use/);
     assert.equal(machine.driver(A), 'e1000e');
@@ -133,7 +133,7 @@ describe('anydma bind on a made-up machine', () => {
   });
 
   test('the owner, and another driver', () => {
-    const machine = new TestMachine(MACHINE);
+    const machine = new FakeMachine(MACHINE);
     bound(machine, [A], { uid: '1000' });
     assert.ok(machine.writes.includes('chown 1000:-1 /dev/vfio/5'));
     const output = bound(machine, [A], { driver: 'none' });
@@ -141,7 +141,7 @@ describe('anydma bind on a made-up machine', () => {
   });
 
   test('no-IOMMU mode is told about', () => {
-    const machine = new TestMachine({ functions: [{ address: A }] });
+    const machine = new FakeMachine({ functions: [{ address: A }] });
     assert.throws(
       () => bound(machine, [A]),
       (error) => isDmaError(error, 'ENODEV') && /--noiommu-mode/.test(error.message),
@@ -150,7 +150,7 @@ describe('anydma bind on a made-up machine', () => {
   });
 
   test('a driver in place of a device', () => {
-    const machine = new TestMachine(MACHINE);
+    const machine = new FakeMachine(MACHINE);
     assert.throws(
       () => bound(machine, ['vfio-pci', A]),
       (error) => isDmaError(error, 'ENODEV') && error.hint === 'that is a driver: anydma bind --driver vfio-pci DEVICE',
@@ -161,7 +161,7 @@ describe('anydma bind on a made-up machine', () => {
 
 describe('anydma unbind on a made-up machine', () => {
   test('gives devices back, and leaves the rest alone', () => {
-    const machine = new TestMachine(MACHINE);
+    const machine = new FakeMachine(MACHINE);
     bound(machine, [A]);
     const output = released(machine, ['00:0?.0']);
     assert.match(output.said, /02\.0 .* vfio-pci +e1000e\n.*03\.0 .* ahci +ahci\n$/);
@@ -170,7 +170,7 @@ describe('anydma unbind on a made-up machine', () => {
   });
 
   test('says which module would take a device that nobody took', () => {
-    const machine = new TestMachine(MACHINE);
+    const machine = new FakeMachine(MACHINE);
     bound(machine, [A, B]);
     for (const driver of ['e1000e', 'ahci'])
       for (const file of ['bind', 'unbind']) machine.files.delete(`/sys/bus/pci/drivers/${driver}/${file}`);
@@ -184,7 +184,7 @@ describe('anydma unbind on a made-up machine', () => {
 
 describe('anydma unbind of what is claimed or in use', () => {
   test('a device that vfio-pci took again is no success', () => {
-    const machine = new TestMachine(MACHINE);
+    const machine = new FakeMachine(MACHINE);
     bound(machine, [A]);
     machine.vfioClaims.add(A);
     const output = released(machine, [A]);
@@ -193,7 +193,7 @@ describe('anydma unbind of what is claimed or in use', () => {
   });
 
   test('--dry-run changes nothing', () => {
-    const machine = new TestMachine(MACHINE);
+    const machine = new FakeMachine(MACHINE);
     bound(machine, [A]);
     machine.writes.length = 0;
     assert.match(
@@ -205,14 +205,14 @@ describe('anydma unbind of what is claimed or in use', () => {
 });
 
 describe('PCI devices as anydma devices lists them', () => {
-  const list = (machine: TestMachine): string => {
+  const list = (machine: FakeMachine): string => {
     const output = new Listener(false);
     output.show(pciText(new PciReader(machine).all()));
     return output.said;
   };
 
   test('by kind, bridges last, with what to do once', () => {
-    const machine = new TestMachine(MACHINE);
+    const machine = new FakeMachine(MACHINE);
     assert.equal(
       list(machine),
       [
@@ -235,7 +235,7 @@ describe('PCI devices as anydma devices lists them', () => {
   });
 
   test('what is in use says by whom, and nobody is told to bind it, nor its group', () => {
-    const machine = new TestMachine({
+    const machine = new FakeMachine({
       functions: [
         { address: A, group: 5, interfaces: ['eth0'] },
         { address: B, group: 5, driver: 'nvme', classCode: 0x010802 },
@@ -254,12 +254,12 @@ describe('PCI devices as anydma devices lists them', () => {
   });
 
   test('what is for some only says for which', () => {
-    const machine = new TestMachine({ functions: [{ address: A, group: 1 }, { address: B }] });
+    const machine = new FakeMachine({ functions: [{ address: A, group: 1 }, { address: B }] });
     assert.match(list(machine), /- boot without iommu=pt.* \(for 0000:00:03\.0\)\n/);
   });
 
   test('for programs', () => {
-    const [network] = new PciReader(new TestMachine(MACHINE)).all().map(pciDocument) as Record<string, never>[];
+    const [network] = new PciReader(new FakeMachine(MACHINE)).all().map(pciDocument) as Record<string, never>[];
     assert.deepEqual(
       ['address', 'kind', 'class', 'driver', 'group', 'numaNode', 'usable'].map((key) => network[key]),
       [A, 'network', 'Ethernet', 'e1000e', 5, 0, false],

@@ -7,7 +7,7 @@ import { Eal, KiB, MiB } from '../../index.js';
 import { connectToPeer, verbsDriver } from '../../entry/rdma.js';
 import { openPlatform } from '../../platform/open.js';
 import { until } from '../../../test/shared/until.js';
-import { Fabric, type RdmaTestPlatform } from '../../../test/fakes/rdma/fabric.js';
+import { Fabric, type FakeRdmaPlatform } from '../../../test/fakes/rdma/fabric.js';
 import type { CommandContext } from '../command.js';
 import { copierOf } from '../demo/copier.js';
 import { describeRdma } from '../../bus/rdma/facts.js';
@@ -41,7 +41,7 @@ function contextOf(output: Listener, signal: AbortSignal): CommandContext {
 /** Two hosts and a server on the first. */
 async function network(t: TestContext, options: Partial<RdmaServeOptions> = {}) {
   const fabric = new Fabric();
-  const host = (ipv4: string): RdmaTestPlatform => fabric.host(openPlatform(), [{ name: 'rxe0', ipv4 }]);
+  const host = (ipv4: string): FakeRdmaPlatform => fabric.host(openPlatform(), [{ name: 'rxe0', ipv4 }]);
   const [here, there] = [host('10.0.0.1'), host('10.0.0.2')];
   const said = new Listener(true);
   const stop = new AbortController();

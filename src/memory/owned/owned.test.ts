@@ -17,13 +17,13 @@ import { decideIovaMode } from '../iova-mode.js';
 import { MemoryHandlers, type MemoryHandler } from '../memory-events.js';
 import { memorySettings, type MemoryOptions } from './memory-settings.js';
 import { OwnedMemory } from './owned.js';
-import { poolOf, pretendHugePages, type PretendedPages } from '../../../test/fakes/memory/hugepages.js';
+import { poolOf, fakeHugePages, type FakePages } from '../../../test/fakes/memory/hugepages.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false };
 const P2 = 2 * MiB;
 
 interface BenchOptions {
-  readonly pools?: readonly PretendedPages[];
+  readonly pools?: readonly FakePages[];
   readonly options?: MemoryOptions;
   /** Between the hugepages and the machine. */
   readonly wrap?: (platform: Platform) => Platform;
@@ -31,8 +31,8 @@ interface BenchOptions {
 
 function bench({ pools = [{ pageSize: P2, pages: [1000] }], options = {}, wrap = (p) => p }: BenchOptions = {}) {
   const tracking = trackingPlatform(openPlatform());
-  const pretending = pretendHugePages(tracking, pools);
-  const platform = wrap(pretending);
+  const faked = fakeHugePages(tracking, pools);
+  const platform = wrap(faked);
   const areas = new AreaIndex();
   const notices: string[] = [];
   const log: string[] = [];
@@ -75,10 +75,10 @@ function bench({ pools = [{ pageSize: P2, pages: [1000] }], options = {}, wrap =
     assert.equal(areas.size, 0);
     assert.deepEqual(tracking.leaks(), []);
     pools.forEach(({ pageSize, pages }) =>
-      pages.forEach((count, node) => assert.equal(pretending.free.get(poolOf(pageSize, node)), count)),
+      pages.forEach((count, node) => assert.equal(faked.free.get(poolOf(pageSize, node)), count)),
     );
   };
-  return { memory, areas, notices, log, reached, failing, free: pretending.free, tracking, check, close };
+  return { memory, areas, notices, log, reached, failing, free: faked.free, tracking, check, close };
 }
 
 /** Some turns of the event loop. */

@@ -15,7 +15,7 @@ import {
 import type { CopyEngineModelOptions } from './copy-engine.js';
 import { copyEngineModel } from './copy-engine.js';
 import type { Reach } from '../../../test/fakes/vfio-user/model-host.js';
-import { pattern, TestHost, TestMemory, turn } from '../../../test/fakes/vfio-user/model-host.js';
+import { pattern, FakeModelHost, FakeDma, turn } from '../../../test/fakes/vfio-user/model-host.js';
 
 const RING = 0x10000000;
 const DONE = 0x20000000;
@@ -37,8 +37,8 @@ interface Completion {
 
 /** A copy engine with rings, and a naive driver of it. */
 class Bench {
-  readonly host: TestHost;
-  readonly memory: TestMemory;
+  readonly host: FakeModelHost;
+  readonly memory: FakeDma;
   readonly ring: Uint32Array;
   readonly done: Uint32Array;
   produced = 0;
@@ -49,8 +49,8 @@ class Bench {
     reach: Reach = 'direct',
     options?: CopyEngineModelOptions,
   ) {
-    this.memory = new TestMemory(reach);
-    this.host = new TestHost(copyEngineModel(options), this.memory);
+    this.memory = new FakeDma(reach);
+    this.host = new FakeModelHost(copyEngineModel(options), this.memory);
     this.ring = new Uint32Array(size * 8);
     this.done = new Uint32Array(size * 8);
     this.memory.map(RING, new Uint8Array(this.ring.buffer), 'read');

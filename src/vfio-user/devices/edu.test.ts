@@ -5,24 +5,24 @@ import { isDmaError } from '../../errors.js';
 import { EDU_COMMAND, EDU_REGISTER as REG } from './edu-layout.js';
 import type { EduModelOptions } from './edu.js';
 import { eduModel } from './edu.js';
-import { pattern, TestHost, TestMemory, turn } from '../../../test/fakes/vfio-user/model-host.js';
+import { pattern, FakeModelHost, FakeDma, turn } from '../../../test/fakes/vfio-user/model-host.js';
 
 const BUFFER = 0x40000;
 
-function edu(options?: EduModelOptions, memory = new TestMemory()): TestHost {
-  return new TestHost(eduModel(options), memory);
+function edu(options?: EduModelOptions, memory = new FakeDma()): FakeModelHost {
+  return new FakeModelHost(eduModel(options), memory);
 }
 
-function transfer(host: TestHost, source: bigint, destination: bigint, count: bigint, command: number): void {
+function transfer(host: FakeModelHost, source: bigint, destination: bigint, count: bigint, command: number): void {
   host.write64(REG.DMA_SOURCE, source);
   host.write64(REG.DMA_DESTINATION, destination);
   host.write64(REG.DMA_COUNT, count);
   host.write32(REG.DMA_COMMAND, command);
 }
 
-const toDevice = (host: TestHost, iova: number, offset: number, count: number, more = 0): void =>
+const toDevice = (host: FakeModelHost, iova: number, offset: number, count: number, more = 0): void =>
   transfer(host, BigInt(iova), BigInt(BUFFER + offset), BigInt(count), EDU_COMMAND.RUN | more);
-const toMemory = (host: TestHost, iova: number, offset: number, count: number, more = 0): void =>
+const toMemory = (host: FakeModelHost, iova: number, offset: number, count: number, more = 0): void =>
   transfer(host, BigInt(BUFFER + offset), BigInt(iova), BigInt(count), EDU_COMMAND.RUN | EDU_COMMAND.TO_MEMORY | more);
 
 describe('edu model: registers', () => {
@@ -180,7 +180,7 @@ describe('edu model: registers', () => {
 describe('edu model: transfers', () => {
   for (const reach of ['direct', 'copied', 'messages'] as const) {
     it(`moves memory in and out (${reach})`, async () => {
-      const host = edu({}, new TestMemory(reach));
+      const host = edu({}, new FakeDma(reach));
       const source = host.dma.map(0x1000, pattern(4096), 'read');
       const target = host.dma.map(0x9000, new Uint8Array(4096), 'write');
       toDevice(host, 0x1000, 0, 4096);
@@ -246,7 +246,7 @@ describe('edu model: transfers', () => {
 
   it('moves nothing and completes when memory is not mapped or not granted', async () => {
     for (const reach of ['direct', 'messages'] as const) {
-      const host = edu({}, new TestMemory(reach));
+      const host = edu({}, new FakeDma(reach));
       const kept = host.dma.map(0x1000, pattern(4096));
       host.dma.map(0x3000, pattern(4096, 2), 'write');
       const readOnly = host.dma.map(0x5000, pattern(4096, 3), 'read');
@@ -309,7 +309,7 @@ describe('edu model: transfers', () => {
 
   it('forgets everything on reset, running work included', async () => {
     for (const reach of ['direct', 'messages'] as const) {
-      const host = edu({}, new TestMemory(reach));
+      const host = edu({}, new FakeDma(reach));
       host.dma.map(0, pattern(64));
       const target = host.dma.map(0x1000, pattern(64, 9));
       host.write32(REG.LIVENESS, 1);
@@ -345,7 +345,7 @@ describe('edu model: transfers', () => {
 
   it('quiesces with a transfer behind one that was abandoned', async () => {
     for (let turns = 0; turns < 5; turns++) {
-      const host = edu({}, new TestMemory('messages'));
+      const host = edu({}, new FakeDma('messages'));
       host.dma.map(0, pattern(64));
       toDevice(host, 0, 0, 64);
       await turn();
@@ -399,7 +399,7 @@ describe('edu model: transfers', () => {
   });
 
   it('quiesces: a transfer that has begun is waited for', async () => {
-    const host = edu({}, new TestMemory('messages'));
+    const host = edu({}, new FakeDma('messages'));
     host.dma.map(0, pattern(64));
     toDevice(host, 0, 0, 64, EDU_COMMAND.INTERRUPT);
     await turn();

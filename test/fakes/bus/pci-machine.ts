@@ -3,7 +3,7 @@ import { DmaError, type ErrorCode } from '../../../src/errors.js';
 import type { DeviceNode, KernelPort, KernelRoute } from '../../../src/platform/ports.js';
 
 /** A function of the machine. What is left out is what most functions have. */
-export interface TestFunction {
+export interface FakeFunction {
   readonly address: string;
   /** Default 8086:10d3 */
   readonly vendor?: number;
@@ -22,7 +22,7 @@ export interface TestFunction {
 }
 
 /** A device with a number, in the tree of sysfs. */
-export interface TestNode {
+export interface FakeNode {
   readonly number: string;
   /** Where it is: `0000:00:03.0/nvme/nvme0/nvme0n1` below a function, `virtual/block/dm-0` elsewhere. */
   readonly path: string;
@@ -37,8 +37,8 @@ export interface TestNode {
 }
 
 /** What the machine is like. */
-export interface TestMachineOptions {
-  readonly functions?: readonly TestFunction[];
+export interface FakeMachineOptions {
+  readonly functions?: readonly FakeFunction[];
   /** Drivers that are there, besides those of the functions. Default: vfio-pci. */
   readonly drivers?: readonly string[];
   /** Has it an IOMMU? Default: when a function has a group. */
@@ -50,7 +50,7 @@ export interface TestMachineOptions {
 }
 
 /** See the head of the file. */
-export class TestMachine implements KernelPort {
+export class FakeMachine implements KernelPort {
   /** What was written, as `text > path`, `chown user:group path`. */
   readonly writes: string[] = [];
   readonly files = new Map<string, string>();
@@ -74,10 +74,10 @@ export class TestMachine implements KernelPort {
   readonly failing = new Map<string, ErrorCode>();
   /** The kernel log; `undefined` when it is not for this process. */
   logText: string | undefined = '';
-  readonly #functions = new Map<string, TestFunction>();
+  readonly #functions = new Map<string, FakeFunction>();
   readonly #iommufd: boolean;
 
-  constructor({ functions = [], drivers = ['vfio-pci'], iommu, files = {}, iommufd = true }: TestMachineOptions = {}) {
+  constructor({ functions = [], drivers = ['vfio-pci'], iommu, files = {}, iommufd = true }: FakeMachineOptions = {}) {
     this.#iommufd = iommufd;
     this.files.set('/sys/bus/pci/drivers_probe', '');
     const own = functions.flatMap(({ driver = 'e1000e' }) => driver ?? []);
@@ -98,7 +98,7 @@ export class TestMachine implements KernelPort {
   }
 
   /** Adds a function, which its own driver takes. */
-  plug(fn: TestFunction): void {
+  plug(fn: FakeFunction): void {
     const { address, vendor = 0x8086, device = 0x10d3, classCode = 0x020000, driver = 'e1000e', group, node = -1 } = fn;
     this.#functions.set(address, fn);
     const hex = (value: number): string => `0x${value.toString(16)}\n`;
@@ -132,7 +132,7 @@ export class TestMachine implements KernelPort {
   }
 
   /** Adds a device with a number. */
-  addNode({ number, path, kind = 'block', holders = [], files = {}, held = holders.length > 0 }: TestNode): void {
+  addNode({ number, path, kind = 'block', holders = [], files = {}, held = holders.length > 0 }: FakeNode): void {
     const directory = `/sys/dev/${kind === 'block' ? 'block' : 'char'}/${number}`;
     this.links.set(
       directory,

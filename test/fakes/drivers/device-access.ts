@@ -3,10 +3,10 @@ import type { DeviceAccess, InterruptKind, Interrupts, RegionInfo } from '../../
 import { DmaError, invalid } from '../../../src/errors.js';
 import type { Registers } from '../../../src/platform/registers/registers.js';
 import { checkRegister } from '../../../src/platform/registers/registers.js';
-import type { TestHost } from '../vfio-user/model-host.js';
+import type { FakeModelHost } from '../vfio-user/model-host.js';
 
-/** {@link DeviceAccess} over the model of a {@link TestHost}. */
-export class TestAccess implements DeviceAccess {
+/** {@link DeviceAccess} over the model of a {@link FakeModelHost}. */
+export class FakeAccess implements DeviceAccess {
   readonly regions: readonly RegionInfo[];
   /** Set: every register access throws ENODEV. */
   gone = false;
@@ -14,10 +14,10 @@ export class TestAccess implements DeviceAccess {
   readonly wideStores: number[] = [];
   /** The kind of interrupt that is enabled. */
   enabled: InterruptKind | undefined;
-  readonly #host: TestHost;
+  readonly #host: FakeModelHost;
   readonly #registers: Registers;
 
-  constructor(host: TestHost) {
+  constructor(host: FakeModelHost) {
     this.#host = host;
     this.regions = host.model.regions.map(({ index, size }) => ({ index, size, readable: true, writable: true }));
     const { size } = host.model.regions[0];

@@ -14,7 +14,7 @@ import { decideIovaMode, type IovaMode } from '../../../src/memory/iova-mode.js'
 import { MemoryHandlers } from '../../../src/memory/memory-events.js';
 import { memorySettings, type MemoryOptions } from '../../../src/memory/owned/memory-settings.js';
 import { OwnedMemory } from '../../../src/memory/owned/owned.js';
-import { pretendHugePages, type PretendedPages } from './hugepages.js';
+import { fakeHugePages, type FakePages } from './hugepages.js';
 
 /** {@link testSources} */
 export interface TestSources extends HeapSources {
@@ -28,7 +28,7 @@ export interface TestSources extends HeapSources {
 
 /** How {@link testSources} are. */
 export interface TestSourcesOptions {
-  readonly pages?: readonly PretendedPages[];
+  readonly pages?: readonly FakePages[];
   readonly memory?: MemoryOptions;
   readonly mode?: IovaMode;
   readonly wrap?: (platform: TrackingPlatform) => Platform;
@@ -38,7 +38,7 @@ export interface TestSourcesOptions {
 export function testSources(options: TestSourcesOptions = {}): TestSources {
   const { pages = [{ pageSize: 2 * MiB, pages: [256] }], mode = 'va', wrap } = options;
   const tracking = trackingPlatform(openPlatform());
-  const platform = pretendHugePages(wrap?.(tracking) ?? tracking, pages);
+  const platform = fakeHugePages(wrap?.(tracking) ?? tracking, pages);
   const areas = new AreaIndex();
   const handlers = new MemoryHandlers();
   const reach = (_areas: readonly Area[]) => briefStep(() => undefined);

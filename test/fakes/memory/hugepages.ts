@@ -4,18 +4,18 @@ import type { CommitOptions, MemfdOptions, Platform } from '../../../src/platfor
 import { KiB, MiB, type Va } from '../../../src/units.js';
 
 /** How many hugepages there are: `pages[node]` of `pageSize` bytes. */
-export interface PretendedPages {
+export interface FakePages {
   readonly pageSize: number;
   readonly pages: number[];
 }
 
 /** A platform whose hugepages are made of ordinary memory. */
-export interface PretendingPlatform extends Platform {
+export interface FakePagesPlatform extends Platform {
   /** Free pages of a size on a node, now; a test may change them. */
   readonly free: Map<string, number>;
 }
 
-/** The key of {@link PretendingPlatform.free}. */
+/** The key of {@link FakePagesPlatform.free}. */
 export function poolOf(pageSize: number, node = 0): string {
   return `${pageSize / MiB}M@${node}`;
 }
@@ -24,7 +24,7 @@ export function poolOf(pageSize: number, node = 0): string {
  * Wraps a platform that makes system calls so that it seems to have these hugepages, and no others. They are counted, run
  * out, and come from the node that the memory was bound to, as real ones.
  */
-export function pretendHugePages(platform: Platform, pools: readonly PretendedPages[]): PretendingPlatform {
+export function fakeHugePages(platform: Platform, pools: readonly FakePages[]): FakePagesPlatform {
   const nodes = Math.max(1, ...pools.map(({ pages }) => pages.length));
   const free = new Map<string, number>();
   for (const { pageSize, pages } of pools) pages.forEach((count, node) => free.set(poolOf(pageSize, node), count));

@@ -65,7 +65,7 @@ export interface FakeDeviceOptions {
 }
 
 /** A platform with emulated verbs. */
-export interface RdmaTestPlatform extends Platform {
+export interface FakeRdmaPlatform extends Platform {
   readonly verbs: VerbsPort;
   /** What is open on its devices: a line each. */
   verbsLeaks(): string[];
@@ -91,7 +91,7 @@ export class Fabric {
   #next = 1;
 
   /** A new host: `base` with emulated verbs in place of its own. */
-  host(base: Platform, devices: readonly FakeDeviceOptions[]): RdmaTestPlatform {
+  host(base: Platform, devices: readonly FakeDeviceOptions[]): FakeRdmaPlatform {
     return fakeHost(this, base, devices);
   }
 
@@ -265,7 +265,7 @@ const BYTES = 2 ** 31;
 /** A finding of the side that is asked: what its queue pair does then is in `fault`. */
 type Refusal = 'access' | 'request' | 'wait' | 'absent';
 
-function fakeHost(fabric: Fabric, base: Platform, list: readonly FakeDeviceOptions[]): RdmaTestPlatform {
+function fakeHost(fabric: Fabric, base: Platform, list: readonly FakeDeviceOptions[]): FakeRdmaPlatform {
   const devices = list.map((options) => fakeDevice(fabric, options));
   const signals = new Map<number, Signal>();
   /** What is open, by its address. */

@@ -6,7 +6,7 @@ import { Range } from '../../../src/ranges.js';
 import type { DeviceDma, DeviceModel, ModelFactory, ModelHost } from '../../../src/vfio-user/devices/model.js';
 
 /**
- * How a {@link TestMemory} is reached: `direct`, in place; `copied`, only by copying, at once; `messages`, only by copying,
+ * How a {@link FakeDma} is reached: `direct`, in place; `copied`, only by copying, at once; `messages`, only by copying,
  * and each copy takes a turn of the event loop.
  */
 export type Reach = 'direct' | 'copied' | 'messages';
@@ -18,7 +18,7 @@ interface Mapped {
 }
 
 /** A table of memory as a client would have mapped it. */
-export class TestMemory implements DeviceDma {
+export class FakeDma implements DeviceDma {
   reach: Reach;
   /** Calls that moved or gave out bytes. */
   calls = 0;
@@ -99,15 +99,15 @@ export class TestMemory implements DeviceDma {
 }
 
 /** A host of one model. */
-export class TestHost implements ModelHost {
-  readonly dma: TestMemory;
+export class FakeModelHost implements ModelHost {
+  readonly dma: FakeDma;
   readonly model: DeviceModel;
   /** Interrupts that the model has signalled. */
   interrupts = 0;
   /** Called on each interrupt. */
   onInterrupt: (vector: number) => void = () => {};
 
-  constructor(factory: ModelFactory, memory = new TestMemory()) {
+  constructor(factory: ModelFactory, memory = new FakeDma()) {
     this.dma = memory;
     this.model = factory(this);
   }

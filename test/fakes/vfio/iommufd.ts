@@ -3,8 +3,8 @@ import type { DmaAccess } from '../../../src/dma/address-space.js';
 import * as iommufd from '../../../src/platform/uapi/iommufd.js';
 import { isPowerOfTwo, type Va } from '../../../src/units.js';
 import { ALL_ONES, Argument, refuse } from './argument.js';
-import { ModelTable, type ModelMapping, type ModelMemory } from './pages.js';
-import { bitmapAt, lowestBit, type IovaSpan, type ModelIommu } from './type1.js';
+import { FakePageTable, type FakeMapping, type FakeMemory } from './pages.js';
+import { bitmapAt, lowestBit, type IovaSpan, type FakeIommu } from './type1.js';
 
 const {
   IOCTL,
@@ -32,7 +32,7 @@ export interface IommufdDevice {
   readonly name: string;
   /** number of its group */
   readonly group: number;
-  readonly iommu: ModelIommu;
+  readonly iommu: FakeIommu;
   /** Can its IOMMU track dirty pages? */
   readonly tracksDirtyPages: boolean;
 }
@@ -40,7 +40,7 @@ export interface IommufdDevice {
 interface Ioas {
   readonly type: 'ioas';
   users: number;
-  readonly table: ModelTable;
+  readonly table: FakePageTable;
   readonly reserved: { readonly span: IovaSpan; readonly owner: object }[];
   allowed: IovaSpan[];
   readonly pageTables: Set<PageTable>;
@@ -51,7 +51,7 @@ interface PageTable {
   readonly id: number;
   users: number;
   readonly ioas: Ioas;
-  readonly iommu: ModelIommu;
+  readonly iommu: FakeIommu;
   readonly isAutomatic: boolean;
   readonly canTrack: boolean;
   readonly fault: FaultQueue | undefined;
@@ -87,13 +87,13 @@ export interface IommufdSettings {
 }
 
 /** See the head of the file. One open /dev/iommu. */
-export class IommufdModel {
-  readonly #memory: ModelMemory;
+export class FakeIommufd {
+  readonly #memory: FakeMemory;
   readonly #settings: IommufdSettings;
   readonly #things = new Map<number, Thing>();
   #lastId = 0;
 
-  constructor(memory: ModelMemory, settings: IommufdSettings) {
+  constructor(memory: FakeMemory, settings: IommufdSettings) {
     this.#memory = memory;
     this.#settings = settings;
   }
@@ -151,7 +151,7 @@ export class IommufdModel {
   /** Where the device's accesses go; `undefined` while it is in no address space. */
   tableOf(
     id: number,
-  ): { readonly table: ModelTable; readonly tracking: boolean; readonly fault: FaultQueue | undefined } | undefined {
+  ): { readonly table: FakePageTable; readonly tracking: boolean; readonly fault: FaultQueue | undefined } | undefined {
     const pageTable = this.#get(id, 'device').pageTable;
     if (pageTable === undefined) return undefined;
     return { table: pageTable.ioas.table, tracking: pageTable.tracking, fault: pageTable.fault };
@@ -208,7 +208,7 @@ export class IommufdModel {
 
   #ioasAlloc(argument: Argument): void {
     if (argument.u32(ALLOC.flags) !== 0) throw refuse('ENOTSUP');
-    const table = new ModelTable(this.#memory);
+    const table = new FakePageTable(this.#memory);
     const id = this.#add({ type: 'ioas', users: 0, table, reserved: [], allowed: [], pageTables: new Set() });
     argument.set32(ALLOC.out_ioas_id, id);
   }
@@ -267,8 +267,8 @@ export class IommufdModel {
     if ((flags & ~(FIXED | READABLE | WRITEABLE)) !== 0) throw refuse('ENOTSUP', 'flags');
     if (addresses.some((address) => address >= 2n ** 64n - 1n)) throw refuse('EOVERFLOW');
     if ((flags & (READABLE | WRITEABLE)) === 0) throw refuse('EINVAL', 'no access');
-    // The model has no allocator of IOVAs: who uses it always says which.
-    if ((flags & FIXED) === 0) throw refuse('ENOSPC', 'the model does not choose IOVAs');
+    // The fake has no allocator of IOVAs: who uses it always says which.
+    if ((flags & FIXED) === 0) throw refuse('ENOSPC', 'the fake does not choose IOVAs');
     return (flags & WRITEABLE) === 0 ? 'read' : (flags & READABLE) === 0 ? 'write' : 'read-write';
   }
 
@@ -307,7 +307,7 @@ export class IommufdModel {
     const target = this.#get(argument.u32(COPY.dst_ioas_id), 'ioas');
     if (length64 === 0n) throw refuse('EINVAL', 'length 0');
     const [length, to, from] = [length64, to64, from64].map(Number);
-    const pieces: { mapping: ModelMapping; start: number; length: number }[] = [];
+    const pieces: { mapping: FakeMapping; start: number; length: number }[] = [];
     for (let at = from; at < from + length;) {
       const mapping = source.table.mappings.at(at);
       if (mapping === undefined) throw refuse('ENOENT', 'not all of it is mapped');
@@ -409,7 +409,7 @@ export class IommufdModel {
       if (other.type === 'device' && other !== bound && other.device.group === device.group)
         if (other.pageTable !== undefined && other.pageTable !== pageTable)
           throw refuse('EINVAL', 'its group is attached elsewhere');
-    if (bound.pageTable !== undefined) throw refuse('EINVAL', 'the model does not replace page tables');
+    if (bound.pageTable !== undefined) throw refuse('EINVAL', 'the fake does not replace page tables');
     reserve(pageTable.ioas, bound, device.iommu.reserved);
     bound.pageTable = pageTable;
     pageTable.users++;

@@ -17,16 +17,16 @@ import type { DeviceDma, ModelFactory } from '../../../src/vfio-user/devices/mod
 import { blocksGroup } from '../../../src/vfio/facts.js';
 import type { VfioNode } from '../../../src/vfio/space.js';
 import { Argument, refuse } from './argument.js';
-import { ModelVfioDevice, PLAIN_DEVICE } from './vfio-pci.js';
-import { answerFault, IommufdModel, readFaults, type FaultQueue } from './iommufd.js';
-import { ModelMemory, type ModelMapping, type ModelTable } from './pages.js';
-import { SpaprModel, type SpaprMemory } from './spapr.js';
-import { ModelSysfs } from './sysfs.js';
-import { Type1Model, type IovaSpan, type ModelIommu } from './type1.js';
+import { FakeVfioDevice, PLAIN_DEVICE } from './vfio-pci.js';
+import { answerFault, FakeIommufd, readFaults, type FaultQueue } from './iommufd.js';
+import { FakeMemory, type FakeMapping, type FakePageTable } from './pages.js';
+import { FakeSpapr, type SpaprMemory } from './spapr.js';
+import { FakeSysfs } from './sysfs.js';
+import { FakeType1, type IovaSpan, type FakeIommu } from './type1.js';
 
 const { IOCTL } = vfio;
 
-/** A device of the model. */
+/** A device of the fake kernel. */
 export interface KernelDevice {
   /** `0000:00:02.0` */
   readonly name: string;
@@ -81,11 +81,11 @@ export interface KernelMapping {
   readonly va: Va | undefined;
 }
 
-/** The model, as a test holds it. Disposing it frees what its devices have. */
+/** The fake kernel, as a test holds it. Disposing it frees what its devices have. */
 export interface VfioKernel extends Disposable {
   readonly platform: Platform;
   /** The files of /sys, to be changed by tests. */
-  readonly sysfs: ModelSysfs;
+  readonly sysfs: FakeSysfs;
   /** Paths of nodes that this user may not open. */
   readonly forbidden: Set<string>;
   /** Paths that are not there. */
@@ -97,11 +97,11 @@ export interface VfioKernel extends Disposable {
   /** bytes that are pinned */
   readonly pinned: number;
   node(name: string): VfioNode;
-  device(name: string): ModelVfioDevice;
+  device(name: string): FakeVfioDevice;
   /** All that the device can reach, by IOVA. */
   mappings(name: string): KernelMapping[];
   /** As the device's own access: EFAULT when it is in no address space, or nothing is mapped there; EACCES. */
-  translate(name: string, iova: number, access: 'read' | 'write'): ModelMapping;
+  translate(name: string, iova: number, access: 'read' | 'write'): FakeMapping;
   /** The device loads. */
   read(name: string, iova: number, length: number): Uint8Array;
   /** The device stores. */
@@ -109,7 +109,7 @@ export interface VfioKernel extends Disposable {
   /** The device asks for a page, in a queue of iommufd. @returns the cookie */
   requestPage(name: string, iova: number, access: 'read' | 'write'): number;
   /** The sPAPR windows and registrations of the device's container. */
-  spapr(name: string): SpaprModel;
+  spapr(name: string): FakeSpapr;
   /** Descriptors of the kernel's that are open, and objects of iommufd's: empty when nothing was left behind. */
   leaks(): string[];
 }
@@ -127,56 +127,56 @@ interface Group {
 
 interface Container {
   readonly groups: Set<Group>;
-  driver: Type1Model | SpaprModel | 'none' | undefined;
+  driver: FakeType1 | FakeSpapr | 'none' | undefined;
 }
 
 /** One device and what the kernel knows of it. */
 interface Machine {
   readonly info: KernelDevice;
-  readonly iommu: ModelIommu;
+  readonly iommu: FakeIommu;
   readonly group: Group;
-  readonly device: ModelVfioDevice;
+  readonly device: FakeVfioDevice;
   readonly cdev: string;
   driver: string;
   driverOverride: string;
   /** Its number in iommufd, and the iommufd. */
-  bound: { readonly iommufd: IommufdModel; readonly id: number } | undefined;
+  bound: { readonly iommufd: FakeIommufd; readonly id: number } | undefined;
 }
 
 type File =
   | { readonly kind: 'container'; readonly container: Container }
   | { readonly kind: 'group'; readonly group: Group }
   | { readonly kind: 'device'; readonly machine: Machine; readonly byGroup: boolean }
-  | { readonly kind: 'iommufd'; readonly iommufd: IommufdModel }
+  | { readonly kind: 'iommufd'; readonly iommufd: FakeIommufd }
   | { readonly kind: 'fault'; readonly queue: FaultQueue };
 
 const MSI: IovaSpan = { start: 0xfee00000, last: 0xfeefffff };
 
-/** Makes the model. */
-export function vfioKernel(options: KernelOptions): VfioKernel {
-  return new Model(options);
+/** Makes a fake kernel. */
+export function fakeVfioKernel(options: KernelOptions): VfioKernel {
+  return new FakeKernel(options);
 }
 
-class Model implements VfioKernel {
+class FakeKernel implements VfioKernel {
   readonly platform: Platform;
-  readonly sysfs = new ModelSysfs();
+  readonly sysfs = new FakeSysfs();
   readonly forbidden = new Set<string>();
   readonly absent = new Set<string>();
   readonly inUse = new Set<number | string>();
   readonly #options: KernelOptions;
   readonly #base: Platform;
-  readonly #memory: ModelMemory;
+  readonly #memory: FakeMemory;
   readonly #machines = new Map<string, Machine>();
   readonly #groups = new Map<number, Group>();
   readonly #files = new Map<number, File>();
-  readonly #iommufds = new Set<IommufdModel>();
+  readonly #iommufds = new Set<FakeIommufd>();
   readonly #spaprMemory: SpaprMemory[] = [];
   #cookies = 0;
 
   constructor(options: KernelOptions) {
     this.#options = options;
     this.#base = options.platform ?? openPlatform();
-    this.#memory = new ModelMemory(this.#base, options.realMemory ?? true);
+    this.#memory = new FakeMemory(this.#base, options.realMemory ?? true);
     this.#memory.limit = options.lockedLimit ?? Infinity;
     options.devices.forEach((info, i) => this.#addDevice(info, i));
     this.#addFiles();
@@ -200,7 +200,7 @@ class Model implements VfioKernel {
     return { name, group: machine.group.number, device: this.#hasCdev(machine) ? machine.cdev : undefined };
   }
 
-  device(name: string): ModelVfioDevice {
+  device(name: string): FakeVfioDevice {
     return this.#machine(name).device;
   }
 
@@ -214,7 +214,7 @@ class Model implements VfioKernel {
     }));
   }
 
-  translate(name: string, iova: number, access: 'read' | 'write'): ModelMapping {
+  translate(name: string, iova: number, access: 'read' | 'write'): FakeMapping {
     const mapping = this.#tableOf(this.#machine(name))?.table.mappings.at(iova);
     const range = new Range(iova, 1);
     const fault = (code: ErrorCode, reason: string): DmaError =>
@@ -256,9 +256,9 @@ class Model implements VfioKernel {
     return cookie;
   }
 
-  spapr(name: string): SpaprModel {
+  spapr(name: string): FakeSpapr {
     const driver = this.#machine(name).group.container?.driver;
-    if (!(driver instanceof SpaprModel)) throw refuse('EINVAL', `${name} is in no sPAPR container`);
+    if (!(driver instanceof FakeSpapr)) throw refuse('EINVAL', `${name} is in no sPAPR container`);
     return driver;
   }
 
@@ -308,7 +308,7 @@ class Model implements VfioKernel {
         pageSizes: 0x40201000,
         reserved: [MSI, ...(info.reserved ?? [])].sort((a, b) => a.start - b.start),
       },
-      device: new ModelVfioDevice(this.#base, info.model ?? PLAIN_DEVICE, dma),
+      device: new FakeVfioDevice(this.#base, info.model ?? PLAIN_DEVICE, dma),
       cdev: `/dev/vfio/devices/vfio${index}`,
       driver: info.driver ?? 'vfio-pci',
       driverOverride: '',
@@ -410,7 +410,7 @@ class Model implements VfioKernel {
 
   #tableOf(
     machine: Machine,
-  ): { readonly table: ModelTable; readonly tracking: boolean; readonly fault: FaultQueue | undefined } | undefined {
+  ): { readonly table: FakePageTable; readonly tracking: boolean; readonly fault: FaultQueue | undefined } | undefined {
     if (machine.bound !== undefined) return machine.bound.iommufd.tableOf(machine.bound.id);
     const driver = machine.group.container?.driver;
     if (driver === undefined || driver === 'none') return undefined;
@@ -424,7 +424,7 @@ class Model implements VfioKernel {
     access: 'read' | 'write',
     visit: (bytes: Uint8Array, at: number) => void,
   ): void {
-    const pieces: { mapping: ModelMapping; at: number; length: number }[] = [];
+    const pieces: { mapping: FakeMapping; at: number; length: number }[] = [];
     for (let at = 0; at < length;) {
       const mapping = this.translate(name, iova + at, access);
       const here = Math.min(length - at, mapping.iova + mapping.length - (iova + at));
@@ -520,7 +520,7 @@ class Model implements VfioKernel {
     return [...new Set(below.map((path) => path.slice(prefix.length).split('/')[0]))].sort();
   }
 
-  #device(fd: number): ModelVfioDevice | undefined {
+  #device(fd: number): FakeVfioDevice | undefined {
     const file = this.#files.get(fd);
     if (file === undefined) return undefined;
     if (file.kind !== 'device') throw refuse('EINVAL', 'no device');
@@ -547,7 +547,7 @@ class Model implements VfioKernel {
     if (path === '/dev/vfio/vfio')
       return this.#newFile({ kind: 'container', container: { groups: new Set(), driver: undefined } });
     if (path === '/dev/iommu') {
-      const iommufd = new IommufdModel(this.#memory, {
+      const iommufd = new FakeIommufd(this.#memory, {
         mapsFiles: this.#options.mapsFiles ?? true,
         faultDescriptor: (queue) => this.#newFile({ kind: 'fault', queue }),
       });
@@ -586,7 +586,7 @@ class Model implements VfioKernel {
     }
   }
 
-  #closeIommufd(iommufd: IommufdModel): void {
+  #closeIommufd(iommufd: FakeIommufd): void {
     iommufd.close();
     this.#iommufds.delete(iommufd);
   }
@@ -599,9 +599,9 @@ class Model implements VfioKernel {
     group.container = undefined;
     container.groups.delete(group);
     const { driver } = container;
-    if (driver instanceof Type1Model) driver.detach(group.devices[0].iommu);
+    if (driver instanceof FakeType1) driver.detach(group.devices[0].iommu);
     if (container.groups.size > 0) return;
-    if (driver instanceof Type1Model || driver instanceof SpaprModel) driver.release();
+    if (driver instanceof FakeType1 || driver instanceof FakeSpapr) driver.release();
     container.driver = undefined;
   }
 
@@ -634,11 +634,11 @@ class Model implements VfioKernel {
 
   #checkExtension(container: Container, extension: number): number {
     const { iommu } = this.#options;
-    if (container.driver instanceof Type1Model || container.driver instanceof SpaprModel)
+    if (container.driver instanceof FakeType1 || container.driver instanceof FakeSpapr)
       return container.driver.checkExtension(extension);
     if (iommu === 'noiommu') return extension === vfio.VFIO_NOIOMMU_IOMMU ? 1 : 0;
     if (iommu === 'spapr') return this.#newSpapr().checkExtension(extension);
-    return new Type1Model(this.#memory, 0).checkExtension(extension);
+    return new FakeType1(this.#memory, 0).checkExtension(extension);
   }
 
   #setIommu(container: Container, type: number): number {
@@ -651,15 +651,15 @@ class Model implements VfioKernel {
     else {
       this.#mustBeIsolated('vfio_iommu_type1');
       for (const group of container.groups) this.#mustNotBeFirmwares(group, 'EPERM');
-      const driver = new Type1Model(this.#memory, entryLimit);
+      const driver = new FakeType1(this.#memory, entryLimit);
       for (const group of container.groups) driver.attach(group.devices[0].iommu);
       container.driver = driver;
     }
     return 0;
   }
 
-  #newSpapr(): SpaprModel {
-    return new SpaprModel(this.#memory, this.#base.memory.pageSize, this.#spaprMemory);
+  #newSpapr(): FakeSpapr {
+    return new FakeSpapr(this.#memory, this.#base.memory.pageSize, this.#spaprMemory);
   }
 
   #logText = '';
@@ -708,7 +708,7 @@ class Model implements VfioKernel {
         if (this.#isOwned(group)) throw refuse('EPERM', 'its DMA is owned');
         this.#mustNotBeFirmwares(group, 'EINVAL');
         const { container } = file;
-        if (container.driver instanceof Type1Model) {
+        if (container.driver instanceof FakeType1) {
           this.#mustBeIsolated('vfio_iommu_type1');
           container.driver.attach(group.devices[0].iommu);
         }
@@ -805,7 +805,7 @@ function toStruct(argument: Argument | number): Argument {
   return argument;
 }
 
-/** Errors of the model name the call, as those of the kernel do. */
+/** Errors of the fake kernel name the call, as those of the kernel do. */
 function named<T>(operation: string, call: () => T): T {
   try {
     return call();

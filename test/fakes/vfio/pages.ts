@@ -1,4 +1,4 @@
-/** For tests: what an IOMMU of the model has mapped, and the memory behind it. */
+/** For tests: what an IOMMU of the fake kernel has mapped, and the memory behind it. */
 import type { DmaAccess } from '../../../src/dma/address-space.js';
 import type { Platform } from '../../../src/platform/ports.js';
 import { RangeMap } from '../../../src/range-map.js';
@@ -8,7 +8,7 @@ import { refuse } from './argument.js';
 /** Memory that is pinned: of this process, or of a file. Shared between the address spaces that it was copied to. */
 export interface PinnedPages {
   readonly va: Va | undefined;
-  /** A descriptor of the model's own. */
+  /** A descriptor of the fake kernel's own. */
   readonly fd: number | undefined;
   /** bytes into the file */
   readonly offset: number;
@@ -19,7 +19,7 @@ export interface PinnedPages {
 }
 
 /** One mapping. */
-export interface ModelMapping {
+export interface FakeMapping {
   readonly iova: number;
   readonly length: number;
   readonly access: DmaAccess;
@@ -29,7 +29,7 @@ export interface ModelMapping {
 }
 
 /** The memory of the process, as the kernel's page pinning sees it. */
-export class ModelMemory {
+export class FakeMemory {
   /** bytes that are pinned */
   pinned = 0;
   readonly #platform: Platform;
@@ -103,22 +103,22 @@ export class ModelMemory {
 }
 
 /** A page table. */
-export class ModelTable {
-  readonly mappings = new RangeMap<ModelMapping>();
+export class FakePageTable {
+  readonly mappings = new RangeMap<FakeMapping>();
   /** Pages of 4 KiB that devices have written, by number. */
   readonly dirty = new Set<number>();
-  readonly #memory: ModelMemory;
+  readonly #memory: FakeMemory;
 
-  constructor(memory: ModelMemory) {
+  constructor(memory: FakeMemory) {
     this.#memory = memory;
   }
 
-  insert(mapping: ModelMapping): void {
+  insert(mapping: FakeMapping): void {
     this.mappings.insert(mapping.iova, mapping.length, mapping);
     mapping.pages.users++;
   }
 
-  remove(mapping: ModelMapping): void {
+  remove(mapping: FakeMapping): void {
     this.mappings.delete(mapping.iova);
     if (--mapping.pages.users === 0) this.#memory.unpin(mapping.pages);
   }
@@ -134,8 +134,8 @@ export class ModelTable {
   }
 
   /** The mappings that have an address in [start, end). */
-  inside(start: number, end: number): ModelMapping[] {
-    const found: ModelMapping[] = [];
+  inside(start: number, end: number): FakeMapping[] {
+    const found: FakeMapping[] = [];
     for (let at = start; ;) {
       const next = this.mappings.overlapping(at, end);
       if (next === undefined) return found;

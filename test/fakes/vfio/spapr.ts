@@ -3,7 +3,7 @@ import * as vfio from '../../../src/platform/uapi/vfio.js';
 import { isPowerOfTwo, type Va } from '../../../src/units.js';
 import type { Argument } from './argument.js';
 import { refuse } from './argument.js';
-import { ModelTable, type ModelMemory, type PinnedPages } from './pages.js';
+import { FakePageTable, type FakeMemory, type PinnedPages } from './pages.js';
 
 const {
   IOCTL,
@@ -28,7 +28,7 @@ export interface SpaprMemory {
   readonly va: number;
   readonly length: number;
   readonly pages: PinnedPages;
-  readonly containers: Set<SpaprModel>;
+  readonly containers: Set<FakeSpapr>;
 }
 
 /** What the machine is like: two windows, page sizes of POWER9. */
@@ -42,9 +42,9 @@ export const SPAPR_MACHINE = {
 } as const;
 
 /** See the head of the file. One container's. */
-export class SpaprModel {
-  readonly table: ModelTable;
-  readonly #memory: ModelMemory;
+export class FakeSpapr {
+  readonly table: FakePageTable;
+  readonly #memory: FakeMemory;
   readonly #pageSize: number;
   readonly #windows: (Window | undefined)[] = [undefined, undefined];
   readonly #all: SpaprMemory[];
@@ -52,11 +52,11 @@ export class SpaprModel {
   #defaultPending = true;
 
   /** @param all what any container of the process has registered */
-  constructor(memory: ModelMemory, pageSize: number, all: SpaprMemory[]) {
+  constructor(memory: FakeMemory, pageSize: number, all: SpaprMemory[]) {
     this.#all = all;
     this.#memory = memory;
     this.#pageSize = pageSize;
-    this.table = new ModelTable(memory);
+    this.table = new FakePageTable(memory);
   }
 
   /** The windows that there are. */

@@ -7,7 +7,7 @@ type Entry =
   | { readonly kind: 'link'; readonly target: () => string | undefined };
 
 /** A tree of files and links; directories are what is above them. */
-export class ModelSysfs {
+export class FakeSysfs {
   readonly #entries = new Map<string, Entry>();
 
   /** A file. `write`: what writing it does; absent: it is only replaced. */

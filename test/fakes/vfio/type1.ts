@@ -3,7 +3,7 @@ import * as vfio from '../../../src/platform/uapi/vfio.js';
 import type { Va } from '../../../src/units.js';
 import type { Argument } from './argument.js';
 import { refuse } from './argument.js';
-import { ModelTable, type ModelMemory } from './pages.js';
+import { FakePageTable, type FakeMemory } from './pages.js';
 
 const { IOCTL, VFIO_IOMMU_TYPE1_INFO: INFO, VFIO_IOMMU_TYPE1_DMA_MAP: MAP, VFIO_IOMMU_TYPE1_DMA_UNMAP: UNMAP } = vfio;
 
@@ -14,7 +14,7 @@ export interface IovaSpan {
 }
 
 /** What a group brings to its address space. */
-export interface ModelIommu {
+export interface FakeIommu {
   /** bits of an IOVA */
   readonly width: number;
   /** page sizes, or-ed */
@@ -24,7 +24,7 @@ export interface ModelIommu {
 }
 
 /** The IOVAs that all of `iommus` can use. */
-export function usableSpans(iommus: readonly ModelIommu[]): IovaSpan[] {
+export function usableSpans(iommus: readonly FakeIommu[]): IovaSpan[] {
   const last = 2 ** Math.min(...iommus.map(({ width }) => width)) - 1;
   const reserved = iommus.flatMap((iommu) => iommu.reserved).sort((a, b) => a.start - b.start);
   const spans: IovaSpan[] = [];
@@ -39,21 +39,21 @@ export function usableSpans(iommus: readonly ModelIommu[]): IovaSpan[] {
 }
 
 /** See the head of the file. One container's. */
-export class Type1Model {
-  readonly table: ModelTable;
-  readonly #memory: ModelMemory;
+export class FakeType1 {
+  readonly table: FakePageTable;
+  readonly #memory: FakeMemory;
   #available: number;
-  #iommus: ModelIommu[] = [];
+  #iommus: FakeIommu[] = [];
   #tracking = false;
 
-  constructor(memory: ModelMemory, entryLimit: number) {
+  constructor(memory: FakeMemory, entryLimit: number) {
     this.#memory = memory;
-    this.table = new ModelTable(memory);
+    this.table = new FakePageTable(memory);
     this.#available = entryLimit;
   }
 
   /** EINVAL when the IOMMU does not reach what is mapped. */
-  attach(iommu: ModelIommu): void {
+  attach(iommu: FakeIommu): void {
     const iommus = [...this.#iommus, iommu];
     const spans = usableSpans(iommus);
     for (const { iova, length } of this.table.mappings.values())
@@ -61,7 +61,7 @@ export class Type1Model {
     this.#iommus = iommus;
   }
 
-  detach(iommu: ModelIommu): void {
+  detach(iommu: FakeIommu): void {
     this.#iommus.splice(this.#iommus.indexOf(iommu), 1);
   }
 

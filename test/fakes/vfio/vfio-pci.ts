@@ -51,7 +51,7 @@ interface Memory {
 }
 
 /** See the head of the file. */
-export class ModelVfioDevice implements ModelHost {
+export class FakeVfioDevice implements ModelHost {
   readonly model: DeviceModel;
   readonly dma: DeviceDma;
   /** How often it was reset. */

@@ -8,7 +8,7 @@ import { Eal, isDmaError, KiB, Range, type DmaAccess, type Iova, type Platform, 
 import { PciSysfs } from '../../../src/bus/pci/sysfs.js';
 import { Containers, type KernelSpace, type VfioNode } from '../../../src/vfio/containers.js';
 import { IommufdSpace } from '../../../src/vfio/iommufd.js';
-import { vfioKernel } from '../../fakes/vfio/kernel.js';
+import { fakeVfioKernel } from '../../fakes/vfio/kernel.js';
 import { Type1Space } from '../../../src/vfio/type1.js';
 import { bindToVfio, CHOICE, EDU, EDU_SECOND, width } from '../guest.js';
 import { dice } from '../dice.js';
@@ -167,7 +167,7 @@ for (const seed of [11, 12, 13])
       const { group, vfioName } = sysfs.read(name) ?? assert.fail(`no ${name}`);
       return { name, group, device: vfioName === undefined ? undefined : `/dev/vfio/devices/${vfioName}` };
     });
-    using model = vfioKernel({
+    using model = fakeVfioKernel({
       iommu: CHOICE === 'type1' ? 'type1' : 'both',
       width: width(),
       devices: nodes.map(({ name }) => ({ name })),

@@ -43,13 +43,13 @@ export const FREE: Constraints = {
 };
 
 /** Address spaces that map nothing but note it as `<prefix>map a`. */
-export interface ScriptedSpaces {
+export interface FakeSpaces {
   readonly mapped: Map<Iova, Segment>;
   readonly spaceOf: (device: Device) => AddressSpace;
 }
 
 /** Address spaces by what `keyOf` says: devices with the same key are in the same one. */
-export function scriptedSpaces(
+export function fakeSpaces(
   script: Script,
   {
     prefix = '',
@@ -60,11 +60,11 @@ export function scriptedSpaces(
     readonly keyOf?: (device: Device) => string;
     readonly constraints?: Constraints;
   } = {},
-): ScriptedSpaces {
+): FakeSpaces {
   const mapped = new Map<Iova, Segment>();
   const spaces = new Map<string, AddressSpace>();
   const made = (key: string): AddressSpace => ({
-    kind: 'scripted',
+    kind: 'fake',
     constraints,
     map: (segment) => {
       script.step(`${prefix}map ${key}`);
@@ -94,7 +94,7 @@ export function scriptedSpaces(
 }
 
 /** A bus whose devices are there when a test says so. */
-export class ScriptedBus implements Bus {
+export class FakeBus implements Bus {
   readonly name: string;
   readonly spaceOf?: (device: Device) => AddressSpace;
   /** Ids of devices by name; others have none. */
@@ -132,7 +132,7 @@ export class ScriptedBus implements Bus {
 }
 
 /** A driver for `fake` devices that notes `probe`, and `remove`, with its name and the device's. */
-export function scriptedDriver(
+export function fakeDriver(
   script: Script,
   name: string,
   more: Partial<Omit<Driver, 'probe'>> & {
@@ -181,8 +181,8 @@ export class TestRegistry extends Registry {
 export interface Bench {
   readonly registry: TestRegistry;
   readonly script: Script;
-  readonly bus: ScriptedBus;
-  readonly spaces: ScriptedSpaces;
+  readonly bus: FakeBus;
+  readonly spaces: FakeSpaces;
   readonly memory: ExternalMemory;
 }
 
@@ -198,10 +198,10 @@ export function bench(
   const script = new Script();
   const registry = new TestRegistry(script);
   const { keyOf, constraints } = options;
-  const spaces = scriptedSpaces(script, { keyOf, constraints });
-  const bus = new ScriptedBus(script, { spaceOf: options.mappable === false ? undefined : spaces.spaceOf });
+  const spaces = fakeSpaces(script, { keyOf, constraints });
+  const bus = new FakeBus(script, { spaceOf: options.mappable === false ? undefined : spaces.spaceOf });
   registry.registerBus(bus);
-  for (const driver of options.drivers?.(script) ?? [scriptedDriver(script, 'one')]) registry.registerDriver(driver);
+  for (const driver of options.drivers?.(script) ?? [fakeDriver(script, 'one')]) registry.registerDriver(driver);
   return { registry, script, bus, spaces, memory: registry.external.allocate(4 * 4096) };
 }
 

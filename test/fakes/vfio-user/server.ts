@@ -21,11 +21,11 @@ import {
 } from '../../../src/vfio-user/messages.js';
 import type { Capabilities, Message, RegionDescription } from '../../../src/vfio-user/messages.js';
 
-/** What a scripted server answers: bytes, nothing at all, or (`undefined`) what a good one would. */
-export type Script = (message: Message, server: ScriptedServer) => Uint8Array | 'nothing' | undefined;
+/** What a fake server answers: bytes, nothing at all, or (`undefined`) what a good one would. */
+export type Script = (message: Message, server: FakeServer) => Uint8Array | 'nothing' | undefined;
 
 /** A server on one end of a socketpair that does what a test wants. */
-export class ScriptedServer {
+export class FakeServer {
   readonly channel: Channel;
   readonly seen: { command: number; flags: number; payload: Uint8Array; fds: number }[] = [];
   readonly replies: Message[] = [];
@@ -52,10 +52,10 @@ export class ScriptedServer {
           payload: message.payload.slice(),
           fds: message.fds.length,
         });
-        const scripted = this.script(message, this);
-        if (scripted === 'nothing') return;
-        if (scripted === undefined) this.#answer(message);
-        else this.channel.send(scripted);
+        const answer = this.script(message, this);
+        if (answer === 'nothing') return;
+        if (answer === undefined) this.#answer(message);
+        else this.channel.send(answer);
       },
       onClose: () => undefined,
     };
@@ -125,7 +125,7 @@ export class ScriptedServer {
 }
 
 /**
- * Serves every client at `path` by a scripted server of its own, in this thread, also while a call blocks it.
+ * Serves every client at `path` by a fake server of its own, in this thread, also while a call blocks it.
  *
  * @param prepare is given each before its client says anything
  * @returns ends it
@@ -134,14 +134,14 @@ export function serveScripted(
   platform: Platform,
   path: string,
   script: Script,
-  prepare: (server: ScriptedServer) => void = () => undefined,
+  prepare: (server: FakeServer) => void = () => undefined,
 ): () => void {
   const listener = platform.sockets.listen(path, 8);
-  const servers: ScriptedServer[] = [];
+  const servers: FakeServer[] = [];
   const watch = platform.readiness.watch(listener, { readable: true }, () => {
     const fd = platform.sockets.accept(listener);
     if (fd === undefined) return;
-    const server = new ScriptedServer(platform, fd, script, true);
+    const server = new FakeServer(platform, fd, script, true);
     servers.push(server);
     prepare(server);
   });
