@@ -7,7 +7,7 @@ import type { AddressSpace } from '../dma/address-space.js';
 import { checkTarget, MAP_OPTIONS, targetOf, type MapOptions, type MapTarget } from '../dma/plan.js';
 import { mustBe, mustBeFunction, mustBeString, mustHandle, optionsOf, reading, stopped } from '../check.js';
 import { debug } from '../debug.js';
-import { DmaError, invalid, isDmaError, toldAs, undoAll, withUndo } from '../errors.js';
+import { DmaError, invalid, isDmaError, throwFirst, toldAs, undoAll, withUndo } from '../errors.js';
 import { progressOf, type LongWorkOptions } from '../long-work.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
@@ -190,7 +190,7 @@ export class Registry {
     const errors = await this.#exclusively(name, 'remove', () => this.#takeDown(own));
     debug?.(`removed: ${name}`);
     this.#options.changed?.('removed', device);
-    if (errors.length > 0) throw withUndo(errors[0], 'remove', errors.slice(1));
+    throwFirst(errors, 'remove');
   }
 
   /**

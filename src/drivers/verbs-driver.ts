@@ -5,7 +5,7 @@
  */
 import { ProtectionDomain } from '../rdma/protection-domain.js';
 import type { Device, Driver } from '../bus/model.js';
-import { DmaError, withUndo } from '../errors.js';
+import { DmaError, throwFirst } from '../errors.js';
 import { RdmaContext } from '../rdma/context.js';
 import { RdmaDevice } from '../rdma/device.js';
 
@@ -42,6 +42,6 @@ export const verbsDriver: Driver<RdmaDevice> = {
   },
   async remove(_device, rdma) {
     const errors = await rdma.close();
-    if (errors.length > 0) throw withUndo(errors[0], 'remove', errors.slice(1));
+    throwFirst(errors, 'remove');
   },
 };

@@ -3,10 +3,10 @@
  * is mapped. Which kind it is shows with its first device, and can be another one after its last.
  */
 import { type Gate, open, optionsOf, type Shape } from '../check.js';
-import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import { DmaError, invalid, isDmaError, naming, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import type { VfioDevice } from './device.js';
-import { groupMembers } from './facts.js';
+import { groupMembers, isNoIommuGroup } from './facts.js';
 import { IommufdContext, IOMMUFD } from './iommufd-context.js';
 import { IommufdSpace } from './iommufd.js';
 import { NoIommuSpace } from './noiommu.js';
@@ -193,12 +193,10 @@ export class Containers {
       this.#groups.delete(group);
     const isLast = container.nodes.size === 0;
     if (isLast) container.space = undefined;
-    const [first, ...others] = undoAll([
-      () => device.close(),
-      () => space.release(node),
-      ...(isLast ? [() => space.end()] : []),
-    ]);
-    if (first !== undefined) throw withUndo(first, 'close', others);
+    throwFirst(
+      undoAll([() => device.close(), () => space.release(node), ...(isLast ? [() => space.end()] : [])]),
+      'close',
+    );
   }
 
   #mustTake(container: Container, { name, group }: VfioNode): void {
@@ -267,9 +265,7 @@ export class Containers {
   }
 
   #mustHaveIommu({ name, group }: VfioNode): void {
-    const made =
-      group === undefined ? undefined : this.#platform.kernel.readText(`/sys/kernel/iommu_groups/${group}/name`);
-    if (made?.trim() !== 'vfio-noiommu') return;
+    if (group === undefined || !isNoIommuGroup(this.#platform.kernel, group)) return;
     throw new DmaError({
       code: 'ENODEV',
       operation: 'open',
@@ -288,12 +284,3 @@ export class Containers {
 }
 
 shortForm(Containers, 'Containers', (containers) => ({ names: [...containers.all].map(({ name }) => name) }));
-
-/** What `work` returns; an error that it throws names the device. */
-function naming<T>(device: string, work: () => T): T {
-  try {
-    return work();
-  } catch (error) {
-    throw isDmaError(error) && error.device === undefined ? error.with({ device }) : error;
-  }
-}

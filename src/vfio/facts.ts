@@ -1,5 +1,5 @@
 /** Why the kernel refused, told by what can be seen of the machine at that moment. */
-import { DmaError, forPeople, isDmaError, type DmaErrorDetails, type ErrorCode } from '../errors.js';
+import { DmaError, forPeople, isDmaError, type DmaErrorDetails, type ErrorCode, type ErrorRange } from '../errors.js';
 import type { KernelPort, Platform } from '../platform/ports.js';
 import { formatSize } from '../units.js';
 
@@ -32,6 +32,20 @@ export function blocksGroup(driver: string | undefined): boolean {
 export function blockers(kernel: Pick<KernelPort, 'list' | 'readLink'>, group: number): string {
   const blocking = groupMembers(kernel, group).filter(({ driver }) => blocksGroup(driver));
   return blocking.map(({ name, driver }) => `${name} (driver ${driver ?? ''})`).join(', ');
+}
+
+/** VFIO's parameter that lets devices be used without an IOMMU. */
+export const NO_IOMMU_MODE = '/sys/module/vfio/parameters/enable_unsafe_noiommu_mode';
+
+/** May VFIO be used without an IOMMU? `undefined`: the module is not there, or was built without this mode. */
+export function noIommuMode(kernel: Pick<KernelPort, 'readText'>): boolean | undefined {
+  const text = kernel.readText(NO_IOMMU_MODE)?.trim();
+  return text === undefined ? undefined : /^[yY1]/.test(text);
+}
+
+/** Was the group made by VFIO for a device that no IOMMU translates for? */
+export function isNoIommuGroup(kernel: Pick<KernelPort, 'readText'>, group: number): boolean {
+  return kernel.readText(`/sys/kernel/iommu_groups/${group}/name`)?.trim() === 'vfio-noiommu';
 }
 
 /** What to add to an error, by its code. */
@@ -77,6 +91,18 @@ export function openNode(platform: Platform, path: string, absent: string, more:
     ...more,
   };
   return explaining(reasons, () => platform.files.open(path, 'read-write'));
+}
+
+/** Why the kernel did not map `range` for a device, where all kinds of container say the same. */
+export function mappingRefused(platform: Platform, range: ErrorRange): Reasons {
+  return {
+    ENOMEM: () => lockedMemoryFacts(platform, range.length),
+    EEXIST: () => ({ range, reason: 'the kernel has some of these IOVAs mapped already' }),
+    EFAULT: () => ({
+      reason: 'the kernel can not pin this memory',
+      hint: 'it is not mapped in this process, or read-only and mapped for writing, or memory of a device',
+    }),
+  };
 }
 
 /** ENOMEM of a call that pins `length` bytes: the limit, what is used of it, and how to raise it. */

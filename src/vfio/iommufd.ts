@@ -3,7 +3,7 @@
  * are opened by their character devices. A mapping can only be unmapped as a whole; the kernel says how many bytes that were.
  */
 import type { Backing, Constraints, DmaAccess, Segment } from '../dma/address-space.js';
-import { DmaError, isDmaError, undoAll, withUndo } from '../errors.js';
+import { DmaError, isDmaError, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
 import * as iommufd from '../platform/uapi/iommufd.js';
@@ -17,7 +17,7 @@ import {
   blockers,
   explained,
   explaining,
-  lockedMemoryFacts,
+  mappingRefused,
   notViable,
   openNode,
   whyNotHanded,
@@ -333,18 +333,20 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     }
     this.#closed = true;
     this.#placed.clear();
-    const [first, ...others] = undoAll([
-      ...this.#pageTables.splice(0).map(
-        ({ id }) =>
-          () =>
-            this.#context.destroy(id),
-      ),
-      () => this.pageRequests?.close(),
-      // What is mapped goes with it.
-      () => this.#context.destroy(this.#id),
-      () => this.#context.leave(this),
-    ]);
-    if (first !== undefined) throw withUndo(first, 'close', others);
+    throwFirst(
+      undoAll([
+        ...this.#pageTables.splice(0).map(
+          ({ id }) =>
+            () =>
+              this.#context.destroy(id),
+        ),
+        () => this.pageRequests?.close(),
+        // What is mapped goes with it.
+        () => this.#context.destroy(this.#id),
+        () => this.#context.leave(this),
+      ]),
+      'close',
+    );
   }
 
   // --- mapping ---
@@ -399,16 +401,11 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   }
 
   #notMapped(error: unknown, { iova, length }: MappingCall['mapped']): unknown {
-    const range = (): Range<Iova> => new Range(iova, length);
+    const range = new Range(iova, length);
     return explained(error, {
-      ENOMEM: () => lockedMemoryFacts(this.#platform, length),
-      EEXIST: () => ({ range: range(), reason: 'the kernel has some of these IOVAs mapped already' }),
-      EFAULT: () => ({
-        reason: 'the kernel can not pin this memory',
-        hint: 'it is not mapped in this process, or read-only and mapped for writing, or memory of a device',
-      }),
+      ...mappingRefused(this.#platform, range),
       EINVAL: () => ({
-        range: range(),
+        range,
         reason: 'the kernel takes no mapping of this memory at these IOVAs',
         hint: `the windows are ${this.#windows.map(String).join(', ')}`,
       }),

@@ -11,6 +11,7 @@ import { VFIO_NOIOMMU_IOMMU } from '../platform/uapi/vfio.js';
 import { Range } from '../ranges.js';
 import { ADDRESS_LIMIT, type Iova } from '../units.js';
 import type { VfioDevice } from './device.js';
+import { noIommuMode } from './facts.js';
 import { GroupContainer, type ContainerType } from './group-container.js';
 import type { KernelSpace, VfioNode } from './space.js';
 
@@ -20,12 +21,6 @@ const NOIOMMU: ContainerType = {
   module: 'vfio enable_unsafe_noiommu_mode=1',
   groupPath: '/dev/vfio/noiommu-',
 };
-
-/** Does VFIO hand out devices without an IOMMU now? It is a parameter of the kernel's, off unless somebody switched it on. */
-export function isNoIommuEnabled(platform: Platform): boolean {
-  const text = platform.kernel.readText('/sys/module/vfio/parameters/enable_unsafe_noiommu_mode') ?? '';
-  return /^[Y1]/.test(text);
-}
 
 /** See the head of the file. */
 export class NoIommuSpace implements KernelSpace {
@@ -40,7 +35,7 @@ export class NoIommuSpace implements KernelSpace {
    * @throws DmaError ENOTSUP: the mode is off, or this kernel does not have it; ENOENT, EACCES: /dev/vfio/vfio
    */
   constructor(platform: Platform, name?: string) {
-    if (!isNoIommuEnabled(platform))
+    if (noIommuMode(platform.kernel) !== true)
       throw new DmaError({
         code: 'ENOTSUP',
         operation: 'container',

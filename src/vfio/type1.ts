@@ -11,7 +11,7 @@ import { Range } from '../ranges.js';
 import { ADDRESS_LIMIT, type Iova, type Va } from '../units.js';
 import type { VfioDevice } from './device.js';
 import { DirtyPages, type DirtyTracking } from './dirty.js';
-import { explained, lockedMemoryFacts } from './facts.js';
+import { explained, mappingRefused } from './facts.js';
 import { GroupContainer, type ContainerType } from './group-container.js';
 import { pageSizesOf, sameWindows, windowsOf, type KernelSpace, type VfioNode } from './space.js';
 
@@ -243,9 +243,9 @@ export class Type1Space implements KernelSpace, DirtyTracking {
   }
 
   #notMapped(error: unknown, iova: Iova, length: number): unknown {
-    const range = (): Range<Iova> => new Range(iova, length);
+    const range = new Range(iova, length);
     return explained(error, {
-      ENOMEM: () => lockedMemoryFacts(this.#platform, length),
+      ...mappingRefused(this.#platform, range),
       ENOSPC: () => {
         const { entryLimit } = this.info;
         return {
@@ -253,13 +253,8 @@ export class Type1Space implements KernelSpace, DirtyTracking {
           hint: 'map fewer and larger ranges, or raise the parameter dma_entry_limit of vfio_iommu_type1 before opening the device',
         };
       },
-      EEXIST: () => ({ range: range(), reason: 'the kernel has some of these IOVAs mapped already' }),
-      EFAULT: () => ({
-        reason: 'the kernel can not pin this memory',
-        hint: 'it is not mapped in this process, or read-only and mapped for writing, or memory of a device',
-      }),
       EINVAL: () => ({
-        range: range(),
+        range,
         reason: 'the kernel takes no mapping at these IOVAs',
         hint: `the windows are ${this.info.windows.map(String).join(', ')}`,
       }),

@@ -4,12 +4,12 @@
  */
 import { DmaError, invalid, isDmaError, undoAll, withUndo, type ErrorCode } from '../../errors.js';
 import type { KernelPort } from '../../platform/ports.js';
-import { groupMembers } from '../../vfio/facts.js';
+import { groupMembers, NO_IOMMU_MODE, noIommuMode } from '../../vfio/facts.js';
 import { parsePciAddress } from './address.js';
 import { glob } from './glob.js';
 import { KernelModules } from './modules.js';
 import { classKind } from './names.js';
-import { isBridge, isVfioDriver, NO_IOMMU_MODE, PciSysfs, type PciFunction } from './sysfs.js';
+import { isBridge, isVfioDriver, PciSysfs, type PciFunction } from './sysfs.js';
 import { loadVfio, nodesOf } from './usable.js';
 import { MachineUses, usesText, usesTodo, type FunctionUses, type Unasked, type Use } from './uses.js';
 
@@ -310,7 +310,7 @@ export class PciBinder {
   /** @param change switch the mode on; else only see whether that could be done */
   #checkIommu(switchOn: boolean, change: boolean): void {
     if (this.#sysfs.hasIommu()) return;
-    const mode = this.#sysfs.noIommuMode();
+    const mode = noIommuMode(this.#kernel);
     if (mode === true) return;
     if (switchOn && mode === false) {
       if (change) this.#kernel.writeText(NO_IOMMU_MODE, '1');

@@ -1,6 +1,6 @@
 /** The bus of PCI functions that VFIO hands to this process: `pci:0000:00:02.0`, `pci:00:02.0,container=mine`. */
 import type { AddressSpace } from '../../dma/address-space.js';
-import { DmaError, forPeople, isDmaError, undoAll, withUndo, type DmaErrorDetails } from '../../errors.js';
+import { DmaError, forPeople, isDmaError, throwFirst, undoAll, withUndo, type DmaErrorDetails } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import { PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from '../../platform/uapi/pci-regs.js';
 import {
@@ -10,6 +10,7 @@ import {
 } from '../../platform/uapi/vfio.js';
 import type { Container, Containers, KernelSpace, VfioNode } from '../../vfio/containers.js';
 import type { VfioDevice } from '../../vfio/device.js';
+import { isNoIommuGroup } from '../../vfio/facts.js';
 import { closedDevice } from '../closed-device.js';
 import type { Bus, Device, OpenedDevice } from '../model.js';
 import type { Description } from '../description.js';
@@ -105,8 +106,7 @@ export class PciBus implements Bus {
         onError: (failed) => notices.onError(failed),
         onLost: (lost) => notices.onLost(lost),
         close: () => {
-          const [first, ...others] = undoAll(undo.splice(0));
-          if (first !== undefined) throw withUndo(first, 'close', others);
+          throwFirst(undoAll(undo.splice(0)), 'close');
         },
       };
     } catch (error) {
@@ -134,7 +134,7 @@ export class PciBus implements Bus {
   iovaWish(): 'pa' | undefined {
     if (this.#options.containers.default.choice !== 'noiommu') return undefined;
     const exposed = (fn: PciFunction): boolean =>
-      isVfio(fn) && fn.group !== undefined && this.#sysfs.isNoIommuGroup(fn.group);
+      isVfio(fn) && fn.group !== undefined && isNoIommuGroup(this.#sysfs.kernel, fn.group);
     return this.#sysfs.scan().some(exposed) ? 'pa' : undefined;
   }
 

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { isNoIommuGroup } from '../../vfio/facts.js';
 import { isBridge, isVfio, isVfioDriver, PciSysfs, type PciFunction } from './sysfs.js';
 import { FakeMachine, type FakeFunction } from '../../../test/fakes/bus/pci-machine.js';
 
@@ -110,7 +111,7 @@ describe('PCI functions in sysfs', () => {
     };
     const sysfs = new PciSysfs(new FakeMachine({ files }));
     assert.deepEqual(
-      [7, 8, 9].map((group) => sysfs.isNoIommuGroup(group)),
+      [7, 8, 9].map((group) => isNoIommuGroup(sysfs.kernel, group)),
       [false, true, false],
     );
   });

@@ -96,20 +96,9 @@ export class PciSysfs {
     return this.kernel.list(`/sys/bus/pci/drivers/${driver}`).length > 0;
   }
 
-  /** Was the group made by VFIO for a device that no IOMMU translates for? */
-  isNoIommuGroup(group: number): boolean {
-    return this.kernel.readText(`/sys/kernel/iommu_groups/${group}/name`)?.trim() === 'vfio-noiommu';
-  }
-
   /** Has the kernel found any IOMMU? */
   hasIommu(): boolean {
     return this.kernel.list('/sys/class/iommu').length > 0;
-  }
-
-  /** May VFIO be used without an IOMMU? `undefined`: the module is not there, or was built without this mode. */
-  noIommuMode(): boolean | undefined {
-    const text = this.kernel.readText(NO_IOMMU_MODE)?.trim();
-    return text === undefined ? undefined : /^[yY1]/.test(text);
   }
 
   #read(address: string): PciFunction {
@@ -151,9 +140,6 @@ export function interfacesOf(kernel: Pick<KernelPort, 'list'>, directory: string
   const carried = kernel.list(directory).filter((name) => /^virtio\d+$/.test(name));
   return ['', ...carried.map((name) => `/${name}`)].flatMap((part) => kernel.list(`${directory}${part}/net`));
 }
-
-/** VFIO's parameter that lets devices be used without an IOMMU. */
-export const NO_IOMMU_MODE = '/sys/module/vfio/parameters/enable_unsafe_noiommu_mode';
 
 /** `0x8086` or `-1`; `undefined` when it is no number. */
 function readNumber(text: string | undefined): number | undefined {

@@ -1,6 +1,6 @@
 /** Could a PCI function be used through VFIO now? If not: why, and exactly what to do about it. */
 import { DmaError, NO_DESCRIPTORS, type ErrorCode } from '../../errors.js';
-import { blocksGroup, groupMembers, type GroupMember } from '../../vfio/facts.js';
+import { blocksGroup, groupMembers, isNoIommuGroup, noIommuMode, type GroupMember } from '../../vfio/facts.js';
 import { KernelModules } from './modules.js';
 import { isBridge, isVfio, type PciFunction, type PciSysfs } from './sysfs.js';
 import { MachineUses, usesText, usesTodo, type Unasked, type Use } from './uses.js';
@@ -78,7 +78,7 @@ const BRIDGE: UseProblem = {
 };
 
 function iommuProblems(sysfs: PciSysfs, { group, vfioName }: PciFunction): UseProblem[] {
-  if (group !== undefined || vfioName !== undefined || sysfs.noIommuMode() === true) return [];
+  if (group !== undefined || vfioName !== undefined || noIommuMode(sysfs.kernel) === true) return [];
   if (sysfs.hasIommu())
     return [
       {
@@ -154,7 +154,7 @@ export function nodesOf(sysfs: PciSysfs, { group, vfioName }: PciFunction): Map<
   if (vfioName !== undefined && !vfioName.startsWith('noiommu-'))
     nodes.set('iommufd', ['/dev/iommu', `/dev/vfio/devices/${vfioName}`]);
   if (group !== undefined)
-    if (sysfs.isNoIommuGroup(group)) nodes.set('no-iommu', ['/dev/vfio/vfio', `/dev/vfio/noiommu-${group}`]);
+    if (isNoIommuGroup(sysfs.kernel, group)) nodes.set('no-iommu', ['/dev/vfio/vfio', `/dev/vfio/noiommu-${group}`]);
     else nodes.set('group', ['/dev/vfio/vfio', `/dev/vfio/${group}`]);
   return nodes;
 }
