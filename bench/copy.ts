@@ -1,8 +1,8 @@
 /** How much the embedded copy engine copies, from memory of this process to memory of this process, in its own process. */
 import { copyEngineDriver, Eal, MiB } from '../src/index.js';
 import { spawnDevice } from '../src/entry/model.js';
-import { measure, timeAsync, type Case, type Effort, type Result } from './harness.js';
-import { Peer } from './peer.js';
+import { measure, timeAsync, type Case, type Effort, type Result } from './harness/harness.js';
+import { Peer } from './harness/peer.js';
 
 const BYTES = 64 * MiB;
 const MEMCPY = 'memcpy in C, 64 MiB';

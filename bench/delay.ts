@@ -2,7 +2,7 @@
 import { freemem } from 'node:os';
 import { Eal, formatSize, GiB, MiB, type Device } from '../src/index.js';
 import { spawnDevice } from '../src/entry/model.js';
-import { measure, time, timeAsync, type Case, type Effort, type Result } from './harness.js';
+import { measure, time, timeAsync, type Case, type Effort, type Result } from './harness/harness.js';
 
 const SIZES = [512 * MiB, 2 * GiB, 8 * GiB];
 

@@ -9,8 +9,8 @@ import {
   type MapTarget,
   type Va,
 } from '../src/index.js';
-import { randomNumbers } from './areas.js';
-import { benchBus, benchDriver } from './bus.js';
+import { randomNumbers } from './harness/areas.js';
+import { benchBus, benchDriver } from './harness/bus.js';
 
 /** How things are visited. */
 export type Order = 'in order' | 'at random';

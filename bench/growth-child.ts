@@ -2,9 +2,9 @@
  * `node --expose-gc growth-child.js time NAME ORDER SIZES UNITS BATCHES` measures one operation of growth-cases.ts, and
  * `... memory NAME COUNT` how much memory its objects take. A process of its own bears the garbage that it makes, and no other's.
  */
-import { workClock } from './clock.js';
+import { workClock } from './harness/clock.js';
 import { GROWTH, HELD, type Order } from './growth-cases.js';
-import { randomNumbers } from './areas.js';
+import { randomNumbers } from './harness/areas.js';
 
 /** What is printed of times: by phase and size, the nanoseconds a unit of each batch. */
 export type Times = Record<string, Record<number, number[]>>;

@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { GROWTH, HELD, type Order } from './growth-cases.js';
 import type { Times } from './growth-child.js';
-import { summary, type Effort, type Result } from './harness.js';
+import { summary, type Effort, type Result } from './harness/harness.js';
 
 /** How many times as long it may take with ten times as many things. */
 const GOALS: Readonly<Record<Order, number>> = { 'in order': 1.5, 'at random': 2 };

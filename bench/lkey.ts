@@ -14,9 +14,9 @@ import { formatSize, GiB, KiB, MiB, Range, type Constraints, type MapTarget, typ
 import type { AddressSpace, MapKeys, Segment } from '../src/entry/driver.js';
 import { Area } from '../src/memory/area.js';
 import { AreaIndex } from '../src/memory/area-index.js';
-import { ADDRESSES, areaStarts, randomNumbers } from './areas.js';
-import { measure, timeWork, type Case, type Effort, type Result } from './harness.js';
-import { Peer } from './peer.js';
+import { ADDRESSES, areaStarts, randomNumbers } from './harness/areas.js';
+import { measure, timeWork, type Case, type Effort, type Result } from './harness/harness.js';
+import { Peer } from './harness/peer.js';
 
 const REGION_COUNTS = [1, 64, 1_000, 100_000];
 /** `hot`: nine of ten addresses are in eight of the regions, as many as mlx5 has in front of its sorted table. */

@@ -8,7 +8,7 @@ import Table from 'cli-table3';
 import { benchCopy } from './copy.js';
 import { benchDelay } from './delay.js';
 import { benchGrowth } from './growth.js';
-import type { Effort, Result } from './harness.js';
+import type { Effort, Result } from './harness/harness.js';
 import { benchLkey } from './lkey.js';
 import { benchMap } from './map.js';
 import { benchMemory } from './memory.js';

@@ -6,8 +6,8 @@
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import { Eal, type ExternalMemory, type MapTarget } from '../src/index.js';
-import { benchBus, benchDriver } from './bus.js';
-import { timeWork } from './harness.js';
+import { benchBus, benchDriver } from './harness/bus.js';
+import { timeWork } from './harness/harness.js';
 
 /** What a thread is to do. */
 export interface MapTask {

@@ -5,7 +5,7 @@
  */
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
-import { measure, type Effort, type Result } from './harness.js';
+import { measure, type Effort, type Result } from './harness/harness.js';
 import type { MapTask } from './map-thread.js';
 
 /**

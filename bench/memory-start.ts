@@ -1,6 +1,6 @@
 /** `memory-start.js BYTES`: how many milliseconds go by until a process has so much memory of its own, in hugepages. */
 import { Eal } from '../src/index.js';
-import { timeAsync } from './harness.js';
+import { timeAsync } from './harness/harness.js';
 
 const size = Number(process.argv[2]);
 let eal: Eal | undefined;

@@ -11,8 +11,8 @@ import { ElementStack } from '../src/memory/pool/element-stack.js';
 import { PoolCache } from '../src/memory/pool/pool-cache.js';
 import { openPlatform } from '../src/platform/open.js';
 import { hugePagesForTest } from '../test/shared/real-hugepages.js';
-import { measure, timeWork, type Case, type Effort, type Result, type Rounds } from './harness.js';
-import { Peer } from './peer.js';
+import { measure, timeWork, type Case, type Effort, type Result, type Rounds } from './harness/harness.js';
+import { Peer } from './harness/peer.js';
 
 /** Memory that both have from the start for blocks and pools, in bytes. */
 const STOCK = 256 * MiB;

@@ -12,8 +12,8 @@ import { loadLibibverbs } from '../src/platform/rdma/libibverbs.js';
 import { linuxVerbs } from '../src/platform/rdma/linux-verbs.js';
 import { openPlatform } from '../src/platform/open.js';
 import { IBV_SEND_SIGNALED } from '../src/platform/rdma/abi/requests.js';
-import { measure, time, type Case, type Effort, type Result } from './harness.js';
-import { compilePeer } from './peer.js';
+import { measure, time, type Case, type Effort, type Result } from './harness/harness.js';
+import { compilePeer } from './harness/peer.js';
 
 /** Requests of a round, and at once. */
 const COUNT = 100_000;

@@ -13,9 +13,9 @@ import { release } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { Eal, formatSize, KiB, MiB, type Device } from '../src/index.js';
 import { verbsDriver } from '../src/entry/rdma.js';
-import { measure, time, type Case, type Effort, type Result } from './harness.js';
-import { Peer } from './peer.js';
-import { perftestVersion, runPerftest } from './perftest.js';
+import { measure, time, type Case, type Effort, type Result } from './harness/harness.js';
+import { Peer } from './harness/peer.js';
+import { perftestVersion, runPerftest } from './harness/perftest.js';
 import type { Exchange, Order, SideFacts } from './rdma-side.js';
 
 /** bytes of a message, and how many messages a round has: so many that it takes well over a scheduler's time slice. */

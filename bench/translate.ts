@@ -4,9 +4,9 @@
  */
 import { TranslationTable } from '../src/dma/translation-table.js';
 import { KiB, MiB } from '../src/index.js';
-import { ADDRESSES, areaStarts, randomNumbers } from './areas.js';
-import { measure, timeWork, type Case, type Effort, type Result } from './harness.js';
-import { Peer } from './peer.js';
+import { ADDRESSES, areaStarts, randomNumbers } from './harness/areas.js';
+import { measure, timeWork, type Case, type Effort, type Result } from './harness/harness.js';
+import { Peer } from './harness/peer.js';
 
 const AREA_COUNTS = [1, 64, 1_000, 100_000];
 const ORDERS = ['sequential', 'random'] as const;

@@ -5,9 +5,9 @@
 import { Eal, KiB, type ExternalMemory } from '../src/index.js';
 import { spawnDevice, type DeviceProcess } from '../src/entry/model.js';
 import { VfioUserClient } from '../src/entry/vfio-user.js';
-import { measure, time, timeAsync, type Case, type Effort, type Result } from './harness.js';
-import { Peer } from './peer.js';
-import { onOneCpu } from './placement.js';
+import { measure, time, timeAsync, type Case, type Effort, type Result } from './harness/harness.js';
+import { Peer } from './harness/peer.js';
+import { onOneCpu } from './harness/placement.js';
 
 const PAGE = 4 * KiB;
 /** Requests under way at once, where many are. */

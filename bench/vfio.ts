@@ -9,8 +9,8 @@ import { PciSysfs, isVfio, type PciFunction } from '../src/bus/pci/sysfs.js';
 import { usability, type PciWay } from '../src/bus/pci/usable.js';
 import { Eal, formatSize, KiB, MiB, type Device, type ExternalMemory } from '../src/index.js';
 import { openPlatform } from '../src/platform/open.js';
-import { measure, time, type Case, type Effort, type Result } from './harness.js';
-import { Peer } from './peer.js';
+import { measure, time, type Case, type Effort, type Result } from './harness/harness.js';
+import { Peer } from './harness/peer.js';
 
 /** What a round maps, in bytes, and how many times. */
 const SIZES = [

@@ -13,7 +13,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { DEVICES } from '../test/vm/machine.js';
-import { compilePeer } from './peer.js';
+import { compilePeer } from './harness/peer.js';
 
 /** The devices that are each alone in their IOMMU group; the network device is one that DPDK drives. */
 const GIVEN = [DEVICES.edu0, DEVICES.edu1, DEVICES.net0, DEVICES.disk0];

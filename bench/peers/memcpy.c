@@ -3,10 +3,7 @@
  *
  * Orders:  BYTES    Answer: nanoseconds for one copy of so many bytes
  */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
+#include "peer.h"
 
 int main(void)
 {
@@ -14,7 +11,7 @@ int main(void)
 	size_t length = 0;
 
 	while (fgets(line, sizeof line, stdin) != NULL) {
-		struct timespec start, end;
+		long long start;
 		size_t wanted = strtoul(line, NULL, 10);
 		if (wanted != length) {
 			free(from);
@@ -26,12 +23,10 @@ int main(void)
 			memset(to, 2, wanted);
 			length = wanted;
 		}
-		clock_gettime(CLOCK_MONOTONIC, &start);
+		start = nanoseconds(CLOCK_MONOTONIC);
 		memcpy(to, from, length);
 		__asm__ volatile("" : : "r"(to) : "memory"); /* somebody looks at it */
-		clock_gettime(CLOCK_MONOTONIC, &end);
-		printf("%lld\n", (end.tv_sec - start.tv_sec) * 1000000000ll + end.tv_nsec - start.tv_nsec);
-		fflush(stdout);
+		answer(nanoseconds(CLOCK_MONOTONIC) - start);
 	}
 	return 0;
 }

@@ -13,11 +13,8 @@
  *
  * Orders:  WAY PAGE AREAS sequential|random|hot PASSES    Answer: nanoseconds of work, sum of the keys of one pass
  */
+#include "peer.h"
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
 #define BASE (1ull << 46)
 #define ADDRESSES 65536
@@ -278,23 +275,13 @@ int main(void)
 	unsigned long long page, areas, passes;
 
 	while (fgets(line, sizeof line, stdin) != NULL) {
-		struct timespec from, to;
-		uint64_t sum = 0;
 		int which = 0;
 		if (sscanf(line, "%15s %llu %llu %15s %llu", way, &page, &areas, order, &passes) != 5) return 1;
 		while (which < ORDERS && strcmp(orders[which], order) != 0) which++;
 		if (which == ORDERS) return 1;
 		struct set *set = set_of(page, areas);
 		const uint64_t *trace = set->traces[which];
-		clock_gettime(CLOCK_THREAD_CPUTIME_ID, &from);
-		for (unsigned long long i = 0; i < passes; i++) {
-			sum = way[0] == 'm' ? sum_mlx5(set, trace) : sum_spdk(set, trace);
-			__asm__ volatile("" : "+r"(sum) : : "memory"); /* each pass anew */
-		}
-		clock_gettime(CLOCK_THREAD_CPUTIME_ID, &to);
-		printf("%lld %llu\n", (to.tv_sec - from.tv_sec) * 1000000000ll + to.tv_nsec - from.tv_nsec,
-		       (unsigned long long)sum);
-		fflush(stdout);
+		ANSWER_PASSES(passes, way[0] == 'm' ? sum_mlx5(set, trace) : sum_spdk(set, trace));
 	}
 	return 0;
 }

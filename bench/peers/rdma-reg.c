@@ -9,16 +9,11 @@
  *   pairs COUNT LENGTH  COUNT times registers the first LENGTH bytes, and deregisters them
  *   close               lets go of the device and of the memory; the answer is 0
  */
-#define _GNU_SOURCE
-#include <errno.h>
+#include "peer.h"
 #include <fcntl.h>
 #include <infiniband/verbs.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 static struct ibv_context *context;
@@ -26,13 +21,6 @@ static struct ibv_pd *domain;
 static int access_flags;
 static char *memory;
 static size_t memory_length;
-
-static void need(int success, const char *what)
-{
-	if (success) return;
-	fprintf(stderr, "%s: %s\n", what, strerror(errno));
-	exit(1);
-}
 
 static void open_device(const char *name)
 {
@@ -64,17 +52,9 @@ static void map_memory(size_t length, const char *path)
 		*(volatile char *)(memory + at) = 1;
 }
 
-static int64_t now(void)
+static long long pairs(long count, size_t length)
 {
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * 1000000000ll + time.tv_nsec;
-}
-
-static int64_t pairs(long count, size_t length)
-{
-	int64_t start = now();
+	const long long start = nanoseconds(CLOCK_MONOTONIC);
 
 	while (count-- > 0) {
 		struct ibv_mr *region = ibv_reg_mr(domain, memory, length, access_flags);
@@ -82,7 +62,7 @@ static int64_t pairs(long count, size_t length)
 		need(region != NULL, "ibv_reg_mr");
 		need((errno = ibv_dereg_mr(region)) == 0, "ibv_dereg_mr");
 	}
-	return now() - start;
+	return nanoseconds(CLOCK_MONOTONIC) - start;
 }
 
 int main(void)
@@ -93,7 +73,7 @@ int main(void)
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	while (fgets(line, sizeof line, stdin) != NULL) {
-		int64_t answer = 0;
+		long long ns = 0;
 
 		if (strcmp(line, "version\n") == 0) {
 			printf("C compiled by %s\n", __VERSION__);
@@ -103,7 +83,7 @@ int main(void)
 		} else if (sscanf(line, "memory %zu %4095s", &length, text) == 2) {
 			map_memory(length, text);
 		} else if (sscanf(line, "pairs %ld %zu", &count, &length) == 2) {
-			answer = pairs(count, length);
+			ns = pairs(count, length);
 		} else if (strcmp(line, "close\n") == 0) {
 			if (memory != NULL) munmap(memory, memory_length);
 			need((errno = ibv_dealloc_pd(domain)) == 0, "ibv_dealloc_pd");
@@ -114,7 +94,7 @@ int main(void)
 			fprintf(stderr, "not an order: %s", line);
 			return 1;
 		}
-		printf("%lld\n", (long long)answer);
+		answer(ns);
 	}
 	return 0;
 }

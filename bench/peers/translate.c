@@ -5,11 +5,8 @@
  *
  * Orders:  PAGE AREAS random|sequential PASSES    Answer: nanoseconds of work, sum of the IOVAs of one pass
  */
+#include "peer.h"
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
 #define BASE (1ull << 46)
 #define ADDRESSES 65536
@@ -110,20 +107,10 @@ int main(void)
 	unsigned long long page, areas, passes;
 
 	while (fgets(line, sizeof line, stdin) != NULL) {
-		struct timespec from, to;
-		uint64_t sum = 0;
 		if (sscanf(line, "%llu %llu %15s %llu", &page, &areas, order, &passes) != 4) return 1;
 		const struct table *t = table_of(page, areas);
 		const uint64_t *trace = t->traces[strcmp(order, "random") == 0];
-		clock_gettime(CLOCK_THREAD_CPUTIME_ID, &from);
-		for (unsigned long long i = 0; i < passes; i++) {
-			sum = page == 4096 ? sum_4k(t, trace) : sum_2m(t, trace);
-			__asm__ volatile("" : "+r"(sum) : : "memory"); /* each pass anew */
-		}
-		clock_gettime(CLOCK_THREAD_CPUTIME_ID, &to);
-		printf("%lld %llu\n", (to.tv_sec - from.tv_sec) * 1000000000ll + to.tv_nsec - from.tv_nsec,
-		       (unsigned long long)sum);
-		fflush(stdout);
+		ANSWER_PASSES(passes, page == 4096 ? sum_4k(t, trace) : sum_2m(t, trace));
 	}
 	return 0;
 }

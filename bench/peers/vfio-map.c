@@ -9,17 +9,12 @@
  *   pairs COUNT LENGTH IOVA COUNT times maps the first LENGTH bytes at this IOVA, and unmaps them
  *   close                   lets go of the device and of the memory; the answer is 0
  */
-#define _GNU_SOURCE
-#include <errno.h>
+#include "peer.h"
 #include <fcntl.h>
 #include <linux/vfio.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 /* What headers of Linux before 6.2 and 6.13 do not have. */
@@ -54,13 +49,6 @@ static int container = -1, group = -1, device = -1, iommu = -1, file = -1;
 static uint32_t ioas;
 static char *memory;
 static size_t memory_length;
-
-static void need(int success, const char *what)
-{
-	if (success) return;
-	fprintf(stderr, "%s: %s\n", what, strerror(errno));
-	exit(1);
-}
 
 static void open_type1(const char *name)
 {
@@ -156,7 +144,6 @@ int main(void)
 	unsigned long long length, iova;
 
 	while (fgets(line, sizeof line, stdin) != NULL) {
-		struct timespec from, to;
 		long long ns = 0;
 		if (strcmp(line, "version\n") == 0) {
 			puts("gcc " __VERSION__);
@@ -172,16 +159,14 @@ int main(void)
 		} else if (strcmp(line, "close\n") == 0) {
 			close_all();
 		} else if (sscanf(line, "pairs %u %llu %llu", &count, &length, &iova) == 3 && length <= memory_length) {
-			clock_gettime(CLOCK_MONOTONIC, &from);
+			const long long start = nanoseconds(CLOCK_MONOTONIC);
 			if (container >= 0) pairs_type1(count, length, iova);
 			else pairs_iommufd(count, length, iova);
-			clock_gettime(CLOCK_MONOTONIC, &to);
-			ns = (to.tv_sec - from.tv_sec) * 1000000000ll + to.tv_nsec - from.tv_nsec;
+			ns = nanoseconds(CLOCK_MONOTONIC) - start;
 		} else {
 			return 1;
 		}
-		printf("%lld\n", ns);
-		fflush(stdout);
+		answer(ns);
 	}
 	return 0;
 }

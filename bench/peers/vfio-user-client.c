@@ -8,17 +8,12 @@
  *   pairs COUNT DEPTH       the same, and after each DEPTH pages these are unmapped again
  *   close                   ends the connection; the answer is 0
  */
-#define _GNU_SOURCE
-#include <errno.h>
+#include "peer.h"
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 #define PAGE 4096
@@ -107,7 +102,7 @@ static const struct header *next_reply(void)
 	return aligned;
 }
 
-static void need(int failed)
+static void check(int failed)
 {
 	if (failed) fail("connection");
 }
@@ -142,13 +137,13 @@ static void open_connection(const char *path)
 static void start_map(uint64_t page)
 {
 	struct map map = {.argsz = 32, .flags = 3, .offset = page * PAGE, .iova = page * PAGE, .size = PAGE};
-	need(send_command(&map, DMA_MAP, sizeof map, file));
+	check(send_command(&map, DMA_MAP, sizeof map, file));
 }
 
 static void start_unmap(uint64_t page)
 {
 	struct unmap unmap = {.argsz = 24, .iova = page * PAGE, .size = PAGE};
-	need(send_command(&unmap, DMA_UNMAP, sizeof unmap, -1));
+	check(send_command(&unmap, DMA_UNMAP, sizeof unmap, -1));
 }
 
 static void map_pages(unsigned count, unsigned depth, int pairs)
@@ -156,10 +151,10 @@ static void map_pages(unsigned count, unsigned depth, int pairs)
 	for (unsigned first = 0; first < count; first += depth) {
 		unsigned end = first + depth < count ? first + depth : count;
 		for (unsigned page = first; page < end; page++) start_map(page);
-		for (unsigned page = first; page < end; page++) need(next_reply() == NULL);
+		for (unsigned page = first; page < end; page++) check(next_reply() == NULL);
 		if (!pairs) continue;
 		for (unsigned page = first; page < end; page++) start_unmap(page);
-		for (unsigned page = first; page < end; page++) need(next_reply() == NULL);
+		for (unsigned page = first; page < end; page++) check(next_reply() == NULL);
 	}
 }
 
@@ -167,8 +162,8 @@ static void read_register(void)
 {
 	struct access access = {.offset = 0, .region = 0, .count = 4};
 	const struct header *reply;
-	need(send_command(&access, REGION_READ, sizeof access, -1));
-	need((reply = next_reply()) == NULL || reply->size != sizeof access + 4);
+	check(send_command(&access, REGION_READ, sizeof access, -1));
+	check((reply = next_reply()) == NULL || reply->size != sizeof access + 4);
 }
 
 int main(void)
@@ -179,7 +174,6 @@ int main(void)
 	file = memfd_create("bench", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (file < 0 || ftruncate(file, (off_t)FILE_PAGES * PAGE) != 0) fail("memfd");
 	while (fgets(line, sizeof line, stdin) != NULL) {
-		struct timespec from, to;
 		long long ns = 0;
 		if (sscanf(line, "connect %255[^\n]", path) == 1) {
 			open_connection(path);
@@ -188,7 +182,7 @@ int main(void)
 		} else {
 			depth = 1;
 			if (sscanf(line, "%15s %u %u", order, &count, &depth) < 2 || count > FILE_PAGES || depth == 0) return 1;
-			clock_gettime(CLOCK_MONOTONIC, &from);
+			const long long start = nanoseconds(CLOCK_MONOTONIC);
 			if (strcmp(order, "read") == 0) {
 				for (unsigned i = 0; i < count; i++) read_register();
 			} else if (strcmp(order, "map") == 0 || strcmp(order, "pairs") == 0) {
@@ -196,11 +190,9 @@ int main(void)
 			} else {
 				return 1;
 			}
-			clock_gettime(CLOCK_MONOTONIC, &to);
-			ns = (to.tv_sec - from.tv_sec) * 1000000000ll + to.tv_nsec - from.tv_nsec;
+			ns = nanoseconds(CLOCK_MONOTONIC) - start;
 		}
-		printf("%lld\n", ns);
-		fflush(stdout);
+		answer(ns);
 	}
 	return 0;
 }

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Writable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
-import { Output } from '../../src/cli/output.js';
+import { Output } from '../../src/cli/shared/output.js';
 import { runProgram } from '../../src/cli/program.js';
 import { checkDocument } from './json-schema.js';
 

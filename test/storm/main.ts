@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { Output } from '../../src/cli/output.js';
+import { Output } from '../../src/cli/shared/output.js';
 import { openPlatform } from '../../src/platform/open.js';
 import type { Report } from './child.js';
 import { FIGURES, type Figure, type Figures } from './figures.js';

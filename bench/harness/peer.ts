@@ -11,7 +11,7 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { flagsOf } from './peer-flags.js';
 
-const SOURCES = new URL('../../bench/peers/', import.meta.url);
+const SOURCES = new URL('../../../bench/peers/', import.meta.url);
 
 /** A running peer. */
 export class Peer implements AsyncDisposable {
