@@ -1,8 +1,8 @@
 /** `anydma explain`: what an error code means in this library, and what to do next. Needs no hardware. */
 import { ERRNO, type ErrorCode } from '../errors.js';
-import { paragraphs, type CommandSpec } from './command.js';
+import { paragraphs, type CommandSpec } from './shared/command.js';
 import { ERROR_CODES, guideTo } from './error-codes.js';
-import type { Output } from './output.js';
+import type { Output } from './shared/output.js';
 
 const ALL = Object.keys(ERRNO) as ErrorCode[];
 /** Those that are listed. */

@@ -5,9 +5,9 @@ import { DmaError, invalid } from '../errors.js';
 import { HugePages } from '../memory/hugepages.js';
 import { openPlatform } from '../platform/open.js';
 import { alignDown, alignUp, formatSize, GiB, KiB, MiB, TiB } from '../units.js';
-import { paragraphs, type CommandSpec } from './command.js';
-import type { Output } from './output.js';
-import { integerValue, sizeValue } from './values.js';
+import { paragraphs, type CommandSpec } from './shared/command.js';
+import type { Output } from './shared/output.js';
+import { integerValue, sizeValue } from './shared/values.js';
 
 /** What is to be done; `setup` is all but `show`. */
 export interface HugePagesOptions {

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /** The `anydma` command. */
-import { STATUS } from './command.js';
+import { STATUS } from './shared/command.js';
 import { runProgram } from './program.js';
 
 // Who reads the output may have seen enough: `anydma devices | head -1`.

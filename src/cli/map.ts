@@ -1,16 +1,16 @@
 /** `anydma map`: maps memory for a device, tells what happened, and unmaps it. */
 import { Option } from 'commander';
 import { Eal, formatSize, hex, type ContainerChoice, type Device, type DmaAccess, type Iova } from '../index.js';
-import { paragraphs, type CommandSpec } from './command.js';
-import { DEVICE_KEYS_TEXT } from './device-keys.js';
+import { paragraphs, type CommandSpec } from './shared/command.js';
+import { DEVICE_KEYS_TEXT } from './shared/device-keys.js';
 import { domainDocument, domainLines } from './devices/domain-facts.js';
 import { openInput, type InputFile } from './demo/input-file.js';
 import { iommuOption } from './iommu.js';
 import { modeOption, MODES_TEXT, modesOf, reachExternal, takeMemory, TIMES_TEXT } from './demo/modes.js';
 import type { Mode, ModeChoice, Reached, Reacher } from './demo/modes.js';
-import type { Output } from './output.js';
+import type { Output } from './shared/output.js';
 import { formatMicroseconds, timedAsync } from './demo/timing.js';
-import { addressValue, integerValue, sizeValue } from './values.js';
+import { addressValue, integerValue, sizeValue } from './shared/values.js';
 
 interface MapCommandOptions {
   readonly device: string;

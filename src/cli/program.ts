@@ -2,14 +2,14 @@
 import { createRequire } from 'node:module';
 import { Command, CommanderError } from 'commander';
 import { bind } from './devices/bind.js';
-import { addCommand, STATUS, type Run } from './command.js';
+import { addCommand, STATUS, type Run } from './shared/command.js';
 import { completion } from './completion/completion.js';
 import { demo } from './demo/demo.js';
 import { devices } from './devices/devices.js';
 import { explain } from './explain.js';
 import { hugepages } from './hugepages.js';
 import { map } from './map.js';
-import type { Streams } from './output.js';
+import type { Streams } from './shared/output.js';
 import { addRdma } from './rdma/rdma.js';
 import { serve } from './serve.js';
 import { unbind } from './devices/unbind.js';

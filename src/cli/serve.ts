@@ -7,8 +7,8 @@ import { openPlatform } from '../platform/open.js';
 import { DEVICE_NAMES, deviceModel, isDeviceName } from '../vfio-user/devices/catalog.js';
 import type { ModelFactory } from '../vfio-user/devices/model.js';
 import type { ServerEvent } from '../vfio-user/server.js';
-import { paragraphs, type CommandSpec, type CommandContext } from './command.js';
-import { integerValue } from './values.js';
+import { paragraphs, type CommandSpec, type CommandContext } from './shared/command.js';
+import { integerValue } from './shared/values.js';
 
 interface ServeOptions {
   readonly socket: string;

@@ -1,7 +1,7 @@
 /** `anydma completion`: a script that lets a shell complete commands, options and values. */
 import { Argument, type Command } from 'commander';
 import { ERRNO } from '../../errors.js';
-import { paragraphs, type CommandSpec } from '../command.js';
+import { paragraphs, type CommandSpec } from '../shared/command.js';
 import { bashCompletion } from './bash.js';
 import { fishCompletion } from './fish.js';
 import { commandTree, type CommandNode, type ValueSources } from './tree.js';

@@ -5,17 +5,17 @@ import { Option } from 'commander';
 import { DmaError, Eal, formatSize, hex, type ContainerChoice, type Device, type ExternalMemory } from '../../index.js';
 import { spawnDevice, type DeviceProcess } from '../../entry/model.js';
 import { openPlatform } from '../../platform/open.js';
-import { DEVICE_KEYS_TEXT } from '../device-keys.js';
-import { paragraphs, type CommandSpec, type CommandContext } from '../command.js';
+import { DEVICE_KEYS_TEXT } from '../shared/device-keys.js';
+import { paragraphs, type CommandSpec, type CommandContext } from '../shared/command.js';
 import { copierOf, type Copier } from './copier.js';
 import { openInput, type InputFile } from './input-file.js';
 import { iommuOption } from '../iommu.js';
 import { modeOption, MODES_TEXT, modesOf, reachExternal, takeMemory, TIMES_TEXT } from './modes.js';
 import type { Mode, ModeChoice, Reached, Reacher } from './modes.js';
-import type { Output } from '../output.js';
+import type { Output } from '../shared/output.js';
 import { inPieces } from './pieces.js';
 import { formatMicroseconds } from './timing.js';
-import { sizeValue } from '../values.js';
+import { sizeValue } from '../shared/values.js';
 
 interface DemoOptions {
   /** bytes; default: what suits the device */

@@ -1,6 +1,6 @@
 /** Work on much memory, piece by piece, so that signals are heard and progress is seen. */
 import { MiB } from '../../units.js';
-import type { CommandContext } from '../command.js';
+import type { CommandContext } from '../shared/command.js';
 
 /** What is worked on between two turns of the event loop: some milliseconds. */
 const PIECE = 16 * MiB;

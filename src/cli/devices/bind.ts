@@ -6,8 +6,8 @@ import { usesText } from '../../bus/pci/uses.js';
 import { DmaError, invalid } from '../../errors.js';
 import { openPlatform } from '../../platform/open.js';
 import type { KernelPort } from '../../platform/ports.js';
-import { paragraphs, type CommandSpec } from '../command.js';
-import { failureDocument, type Output } from '../output.js';
+import { paragraphs, type CommandSpec } from '../shared/command.js';
+import { failureDocument, type Output } from '../shared/output.js';
 
 /** Options of the command. */
 export interface BindCommandOptions {

@@ -11,11 +11,11 @@ import {
   type IdMatch,
   type InterruptKind,
 } from '../../index.js';
-import { paragraphs, type CommandSpec } from '../command.js';
+import { paragraphs, type CommandSpec } from '../shared/command.js';
 import { domainDocument, domainLines } from './domain-facts.js';
-import { DEVICE_KEYS_TEXT } from '../device-keys.js';
+import { DEVICE_KEYS_TEXT } from '../shared/device-keys.js';
 import { iommuOption } from '../iommu.js';
-import { failureDocument, type Output } from '../output.js';
+import { failureDocument, type Output } from '../shared/output.js';
 
 interface DevicesOptions {
   readonly device?: readonly string[];

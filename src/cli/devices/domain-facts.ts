@@ -1,6 +1,6 @@
 /** What a device's domain is like, for people and for programs. */
 import { formatSize, type Domain } from '../../index.js';
-import { rangeDocument } from '../values.js';
+import { rangeDocument } from '../shared/values.js';
 
 /** The document about a domain. `entryLimit` is `null` when there is none. */
 export function domainDocument(domain: Domain): object {

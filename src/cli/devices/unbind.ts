@@ -2,8 +2,8 @@
 import { PciBinder } from '../../bus/pci/bind.js';
 import type { KernelPort } from '../../platform/ports.js';
 import { kernelOf, noteForced, tell, tellPlans } from './bind.js';
-import { paragraphs, type CommandSpec } from '../command.js';
-import type { Output } from '../output.js';
+import { paragraphs, type CommandSpec } from '../shared/command.js';
+import type { Output } from '../shared/output.js';
 
 /** Options of the command. */
 export interface UnbindCommandOptions {

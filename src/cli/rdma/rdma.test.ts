@@ -8,7 +8,7 @@ import { connectToPeer, verbsDriver } from '../../entry/rdma.js';
 import { openPlatform } from '../../platform/open.js';
 import { until } from '../../../test/shared/until.js';
 import { Fabric, type FakeRdmaPlatform } from '../../../test/fakes/rdma/fabric.js';
-import type { CommandContext } from '../command.js';
+import type { CommandContext } from '../shared/command.js';
 import { copierOf } from '../demo/copier.js';
 import { describeRdma } from '../../bus/rdma/facts.js';
 import { moveRdma, type RdmaMoveOptions } from './move.js';
@@ -16,7 +16,7 @@ import { readPiece, readWish, type Verb } from './protocol.js';
 import { fillPattern, wrongAt } from './pattern.js';
 import { serveRdma, type RdmaServeOptions } from './serve.js';
 import { Listener, Room } from '../../../test/shared/command.js';
-import { placeValue } from '../values.js';
+import { placeValue } from '../shared/values.js';
 
 interface Moved {
   ok: boolean;

@@ -2,13 +2,13 @@
 import { Option, type Command } from 'commander';
 import { formatSize, GiB, KiB, MiB } from '../../index.js';
 import { openPlatform } from '../../platform/open.js';
-import { addCommand, paragraphs, type CommandSpec, type Run } from '../command.js';
+import { addCommand, paragraphs, type CommandSpec, type Run } from '../shared/command.js';
 import { MODES_TEXT, modesOf } from '../demo/modes.js';
 import { rdmaDeviceOption } from './device.js';
 import { moveRdma, type RdmaMoveOptions } from './move.js';
 import { DEFAULT_PORT, MOST, type Verb } from './protocol.js';
 import { serveRdma, type RdmaServeOptions } from './serve.js';
-import { integerValue, placeValue, sizeValue } from '../values.js';
+import { integerValue, placeValue, sizeValue } from '../shared/values.js';
 
 /** Adds the commands of RDMA to the program, as one group. */
 export function addRdma(program: Command, run: Run): void {

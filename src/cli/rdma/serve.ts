@@ -6,7 +6,7 @@ import { invalid } from '../../errors.js';
 import { DmaError, Eal, formatSize, isDmaError, type Platform } from '../../index.js';
 import { listenForPeers, type PeerSession, type QueuePair } from '../../entry/rdma.js';
 import { IBV_WC_SUCCESS } from '../../platform/rdma/abi/requests.js';
-import type { CommandContext } from '../command.js';
+import type { CommandContext } from '../shared/command.js';
 import { takeMemory, type Mode, type Reached } from '../demo/modes.js';
 import { openRdmaDevice, type OpenRdma } from './device.js';
 import { shareMemory, type Shared } from './memory.js';

@@ -1,9 +1,9 @@
 /** What a command says: tables and text for people, or one JSON document for programs; never both. */
 import { SingleBar } from 'cli-progress';
 import Table from 'cli-table3';
-import type { DescriptionPart, TableCell, TableColumn } from '../bus/description.js';
-import { DmaError, errorDocument, isDmaError } from '../errors.js';
-import { formatSize } from '../units.js';
+import type { DescriptionPart, TableCell, TableColumn } from '../../bus/description.js';
+import { DmaError, errorDocument, isDmaError } from '../../errors.js';
+import { formatSize } from '../../units.js';
 
 /** Work that takes less than this shows no progress bar. milliseconds */
 const PATIENCE = 300;

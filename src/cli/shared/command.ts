@@ -1,7 +1,7 @@
 /** What all commands share: how they are declared, how they end, and what a signal does. */
 import type { Command } from 'commander';
 import { CommanderError } from 'commander';
-import { DmaError } from '../errors.js';
+import { DmaError } from '../../errors.js';
 import { failureDocument, Output, type Streams } from './output.js';
 
 /** Exit statuses; those of signals are 128 and the signal's number. */

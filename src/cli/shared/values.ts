@@ -1,6 +1,6 @@
 /** The values of options: read from what the user typed, refused when they make no sense. */
 import { InvalidArgumentError } from 'commander';
-import { hex, isAddress, parseSize } from '../units.js';
+import { hex, isAddress, parseSize } from '../../units.js';
 
 /** A length: `64MiB`, `2M`, `0x1000`, `4096`. @returns bytes, at least 1 */
 export function sizeValue(text: string): number {
