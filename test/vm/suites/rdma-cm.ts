@@ -2,15 +2,10 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
 import { dmaError } from '../../shared/errors.js';
-import { Eal, KiB, type Device, type ExternalMemory } from '../../../src/index.js';
-import {
-  connectToPeer,
-  verbsDriver,
-  type PeerSession,
-  type QueuePair,
-  type RdmaDevice,
-} from '../../../src/entry/rdma.js';
+import { KiB, type ExternalMemory } from '../../../src/index.js';
+import type { PeerSession, QueuePair } from '../../../src/entry/rdma.js';
 import { FAR, makeNetwork, NEAR, run, startFarPeer, type FarPeer } from '../rdma-network.js';
+import { joinPeer, near, type Near } from '../rdma-near.js';
 import { BYTES, fill, wrongAt } from '../rdma-peer.js';
 
 /** Interfaces of their own: the manager finds the device by the address. */
@@ -35,18 +30,6 @@ before(() => {
   run('ip', 'netns', 'exec', FAR.namespace, ...add);
 });
 
-interface Near {
-  readonly eal: Eal;
-  readonly device: Device;
-  readonly rdma: RdmaDevice;
-}
-
-async function near(name: string): Promise<Near> {
-  const eal = await Eal.start({ onForgotten: () => undefined });
-  const device = await eal.probe(`rdma:${name}`);
-  return { eal, device, rdma: device.use(verbsDriver) };
-}
-
 for (const { name, own, far, other } of KINDS)
   describe(`two hosts with ${name}`, () => {
     let side: Near;
@@ -57,9 +40,7 @@ for (const { name, own, far, other } of KINDS)
     let remote: { address: number; rkey: number };
     const local = (length = BYTES) => ({ va: memory.va, length });
     const join = async (): Promise<void> => {
-      pair = side.rdma.createQueuePair();
-      session = await connectToPeer({ host: far.ipv4, port: peer.port, hello: { pairs: [pair.address], memory: [] } });
-      await session.join(pair, undefined, { connectionManager: true });
+      ({ pair, session } = await joinPeer(side, { host: far.ipv4, port: peer.port }, true));
     };
     const leave = (): void => {
       pair.close();

@@ -3,44 +3,18 @@ import assert from 'node:assert/strict';
 import { chmodSync, readdirSync } from 'node:fs';
 import { after, before, describe, it } from 'node:test';
 import { dmaError } from '../../shared/errors.js';
-import {
-  Eal,
-  KiB,
-  type Block,
-  type Device,
-  type ExternalMemory,
-  type Mapping,
-  type Va,
-} from '../../../src/index.js';
-import {
-  connectToPeer,
-  verbsDriver,
-  type PeerSession,
-  type QueuePair,
-  type RdmaDevice,
-} from '../../../src/entry/rdma.js';
+import { Eal, KiB, type Block, type ExternalMemory, type Mapping, type Va } from '../../../src/index.js';
+import type { PeerSession, QueuePair } from '../../../src/entry/rdma.js';
 import { verbsDeviceOf } from '../../../src/bus/rdma/verbs-device-of.js';
 import { openPlatform } from '../../../src/platform/open.js';
 import { FAR, makeNetwork, NEAR, run, startFarPeer, type FarPeer } from '../rdma-network.js';
+import { joinPeer, near, type Near } from '../rdma-near.js';
 import { BYTES, fill, memoryOf, wrongAt } from '../rdma-peer.js';
 
 /** The network card of the guest. */
 const NET = '0000:00:04.0';
 
 before(makeNetwork);
-
-/** What one end works with. */
-interface Near {
-  readonly eal: Eal;
-  readonly device: Device;
-  readonly rdma: RdmaDevice;
-}
-
-async function near(name: string = NEAR.device): Promise<Near> {
-  const eal = await Eal.start({ onForgotten: () => undefined });
-  const device = await eal.probe(`rdma:${name}`);
-  return { eal, device, rdma: device.use(verbsDriver) };
-}
 
 for (const kind of ['external', 'heap', 'owned'])
   describe(`two hosts with ${kind} memory`, () => {
@@ -52,9 +26,7 @@ for (const kind of ['external', 'heap', 'owned'])
     let remote: { address: number; rkey: number };
     const local = (length = BYTES): { va: Va; length: number } => ({ va: memory.va, length });
     const join = async (): Promise<void> => {
-      pair = side.rdma.createQueuePair();
-      session = await connectToPeer({ host: FAR.ipv4, port: far.port, hello: { pairs: [pair.address], memory: [] } });
-      await session.join(pair);
+      ({ pair, session } = await joinPeer(side, { host: FAR.ipv4, port: far.port }));
     };
 
     before(async () => {
