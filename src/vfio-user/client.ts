@@ -1,17 +1,24 @@
 /** The client's end of vfio-user: works a device that another process serves. */
-import { dirname } from 'node:path';
-import { mustBeMs, mustBeString, mustHave, optionsOf, type Shape } from '../check.js';
-import type { DmaAccess, Backing } from '../dma/address-space.js';
-import { DmaError, forPeople, invalid, isDmaError, NO_DESCRIPTORS } from '../errors.js';
+import { mustBeString } from '../check.js';
+import { DmaError, invalid, isDmaError, NO_DESCRIPTORS } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import type { Peer, Platform } from '../platform/ports.js';
 import { RegionRegisters } from '../platform/registers/region-registers.js';
 import type { MappedArea, RegionCalls } from '../platform/registers/region-registers.js';
 import type { Registers } from '../platform/registers/registers.js';
 import { Range } from '../ranges.js';
-import { show } from '../show.js';
 import { isAddress } from '../units.js';
+import { accessed, answersOther, Call, nothing, piece, withRange } from './call.js';
 import { Channel, pump, servesHere, type ChannelOwner } from './channel.js';
+import {
+  checkedOptions,
+  type CallOptions,
+  type ClientOptions,
+  type ClientRegion,
+  type DmaRegion,
+  type InterruptRequest,
+  type MmapChoice,
+} from './client-options.js';
 import { isCommand, protocolError } from './framing.js';
 import { mapAreas, whyNotMapped } from './map-areas.js';
 import {
@@ -28,7 +35,6 @@ import {
   decodeDeviceInfo,
   decodeDmaAccess,
   decodeIrqInfo,
-  decodeRegionAccess,
   decodeRegionInfo,
   decodeVersion,
   encodeDeviceInfoRequest,
@@ -48,10 +54,24 @@ import {
   putCommand,
   putErrorReply,
 } from './messages.js';
-import type { Capabilities, DeviceInfo, IrqDescription, Message, RegionDescription, SetIrqs } from './messages.js';
+import type { Capabilities, DeviceInfo, IrqDescription, Message, SetIrqs } from './messages.js';
 import { OutBuffer } from './out-buffer.js';
+import { checkServer, peerOf, whoRefuses, whyNoSocket } from './server-at.js';
 import { ServerProcess } from './server-process.js';
 import { clearTimeout, delay, now, setTimeout } from '../timers.js';
+
+export {
+  MMAP_CHOICES,
+  SHARE_CHOICES,
+  type CallOptions,
+  type ClientOptions,
+  type ClientRegion,
+  type DmaRegion,
+  type DmaTarget,
+  type InterruptRequest,
+  type MmapChoice,
+  type ShareChoice,
+} from './client-options.js';
 
 /** Errors while a reply is worked on that are what they say; all others are nonsense of the server's. */
 const GIVEN_ON: readonly ErrorCode[] = ['EPROTO', 'ENOMEM', ...NO_DESCRIPTORS];
@@ -71,231 +91,7 @@ const END_MS = 50;
 /** More regions or interrupt kinds than any device has. */
 const MAX_INDEXES = 64;
 
-/**
- * Memory for a device that asks for it by message: the bytes at [iova, iova + length), or the error to answer. It is called
- * while a message is handled, so it must not call the client.
- */
-export type DmaTarget = (iova: number, length: number, access: 'read' | 'write') => Uint8Array | ErrorCode;
-
-/** See {@link ClientOptions.mmap}. */
-export type MmapChoice = 'auto' | 'trust' | 'sealed' | 'never';
-
-export const MMAP_CHOICES: readonly MmapChoice[] = ['auto', 'trust', 'sealed', 'never'];
-
-/** See {@link ClientOptions.share}. */
-export type ShareChoice = 'always' | 'never';
-
-export const SHARE_CHOICES: readonly ShareChoice[] = ['always', 'never'];
-
-/** How to connect, and what for. Times in milliseconds. */
-export interface ClientOptions {
-  /** Answers what the device reads and writes by message; without it, such accesses are answered with EFAULT. */
-  readonly dmaTarget?: DmaTarget;
-  /** For connecting and learning about the device. Default 5000. */
-  readonly handshakeTimeoutMs?: number;
-  /** For each call. Default 5000. */
-  readonly timeoutMs?: number;
-  /**
-   * Which regions are mapped; the others are reached by message. A server can take pages away from what is mapped, and a touch of
-   * them then ends this process, unless the file is a sealed memfd of ordinary pages. `sealed`: only such; `trust`: all;
-   * `never`: none; `auto`: all of a server of this user or of root, who could end this process anyway, else as `sealed`.
-   * Default `auto`.
-   */
-  readonly mmap?: MmapChoice;
-  /**
-   * Does the server get the descriptors of memory that is mapped? With one it reaches the whole file, for good. `never`: it gets none,
-   * and asks for each access by message. Default `always`.
-   */
-  readonly share?: ShareChoice;
-  /**
-   * Number of the user who has to be at the other end (EACCES). Default: anybody, but where others may write to the folder of
-   * the socket, this user or root.
-   */
-  readonly user?: number;
-  /** The connection has ended, other than by `close`. */
-  readonly onDisconnect?: (error: DmaError) => void;
-  /** The error of calls that such an end meets, and of all later ones. Default: the same. */
-  readonly lostAs?: (error: DmaError) => DmaError;
-}
-
-const CLIENT_OPTIONS: Shape<ClientOptions> = {
-  dmaTarget: 'function',
-  handshakeTimeoutMs: 'number',
-  timeoutMs: 'number',
-  mmap: 'string',
-  share: 'string',
-  user: 'number',
-  onDisconnect: 'function',
-  lostAs: 'function',
-};
-
-/** One DMA region for the server. */
-export interface DmaRegion {
-  readonly iova: number;
-  /** bytes */
-  readonly length: number;
-  readonly access: DmaAccess;
-  /** Where the memory is. Without it the server has to ask for each access by message. */
-  readonly backing?: Backing | undefined;
-}
-
-/** What to do to interrupt vectors `start` and on. */
-export interface InterruptRequest {
-  /** Kind of interrupt, see `IRQ`. */
-  readonly index: number;
-  readonly action: 'mask' | 'unmask' | 'trigger';
-  /** Default 0. */
-  readonly start?: number;
-  /** Connects vector `start + i` to `eventfds[i]`, which stay the caller's. */
-  readonly eventfds?: readonly number[];
-  /** Vectors; with neither this nor `eventfds` (and action `trigger`) the whole kind is switched off. */
-  readonly count?: number;
-  /** Disconnects `count` vectors from their eventfds, instead of acting on them. */
-  readonly detach?: boolean;
-}
-
-/** A region of the device. */
-export interface ClientRegion extends RegionDescription {
-  /** The file to map it from; the client's. */
-  readonly fd: number | undefined;
-}
-
-/** Options of a single call. */
-export interface CallOptions {
-  /** milliseconds; default: the client's */
-  readonly timeoutMs?: number;
-}
-
-/** One command that waits for its reply. */
-class Call<T> {
-  done = false;
-  value: T | undefined;
-  error: DmaError | undefined;
-  onDone: (() => void) | undefined;
-
-  constructor(
-    readonly command: number,
-    /** Takes what is wanted out of a good reply; what it throws means that the reply is nonsense. */
-    readonly decode: (reply: Message) => T,
-  ) {}
-
-  settle(error: DmaError | undefined): void {
-    this.error = error;
-    this.done = true;
-    this.onDone?.();
-  }
-
-  /** The outcome of a call that is done. */
-  result(): T {
-    // Each caller gets an error of its own, with its own stack.
-    if (this.error !== undefined) throw this.error.with({ operation: operationOf(this.command) });
-    return this.value as T;
-  }
-}
-
-const nothing = (): void => undefined;
-
 const POSTED = { posted: true } as const;
-
-function withRange(error: unknown, iova: number, length: number): unknown {
-  return isDmaError(error) && error.range === undefined ? error.with({ range: new Range(iova, length) }) : error;
-}
-
-/** EIO: a reply that is not for what was asked. */
-function answersOther({ command }: Message, how: string): DmaError {
-  return new DmaError({ code: 'EIO', operation: operationOf(command), reason: `the server answers ${how}` });
-}
-
-/** Checks that a reply is for all of a region access. Returns its count. @throws DmaError EIO */
-function accessed(reply: Message, region: number, offset: number, count: number): number {
-  const told = decodeRegionAccess(reply);
-  if (told.region !== region || told.offset !== offset)
-    throw answersOther(reply, `for offset ${told.offset} of region ${told.region}, not ${offset} of ${region}`);
-  if (told.count !== count) throw answersOther(reply, `for ${told.count} bytes where ${count} were asked for`);
-  return count;
-}
-
-/** Who is at the other end; `undefined` where that can not be told. */
-function peerOf({ sockets }: Platform, fd: number): Peer | undefined {
-  try {
-    return sockets.peer(fd);
-  } catch (error) {
-    if (isDmaError(error)) return undefined;
-    throw error;
-  }
-}
-
-/** Looks who listens, before anything is sent. @throws DmaError EACCES */
-function checkServer(platform: Platform, fd: number, path: string, user: number | undefined): void {
-  const peer = peerOf(platform, fd);
-  if (peer === undefined) return;
-  const refuse = (reason: string, hint: string): DmaError =>
-    new DmaError({ code: 'EACCES', operation: 'vfio-user', reason, hint });
-  const whose = `the server at ${path} is of the user with the number ${peer.user}`;
-  if (user !== undefined) {
-    if (peer.user === user) return;
-    throw refuse(`${whose}, not ${user}`, `user=${peer.user} connects to it all the same`);
-  }
-  if (peer.trusted || !othersMayWrite(platform, dirname(path))) return;
-  throw refuse(
-    `${whose}, and others may make sockets in its folder`,
-    `if that is who you mean, say so: user=${peer.user}; else use a folder that only you can write to`,
-  );
-}
-
-/** May anybody but its owner write to the folder? What can not be looked at is taken for such. */
-function othersMayWrite({ files }: Platform, folder: string): boolean {
-  let fd: number | undefined;
-  try {
-    fd = files.open(folder, 'read');
-    return (files.status(fd).mode & 0o022) !== 0;
-  } catch (error) {
-    if (isDmaError(error)) return true;
-    throw error;
-  } finally {
-    if (fd !== undefined) files.close(fd);
-  }
-}
-
-/** What is at `path`, where nobody took the connection. */
-function whoRefuses({ files }: Platform, path: string): string {
-  let fd: number | undefined;
-  try {
-    fd = files.open(path, 'read', { follow: false });
-    return files.status(fd).kind === 'directory'
-      ? `${path} is a directory: give the socket in it (SPDK calls it "cntrl")`
-      : `${path} is a file and no socket`;
-  } catch (error) {
-    if (!isDmaError(error)) throw error;
-    return 'nobody listens there any more: the server that made the socket has ended; start it again';
-  } finally {
-    if (fd !== undefined) files.close(fd);
-  }
-}
-
-/** What to do where there is no socket, or none that this user may connect to. */
-function whyNoSocket({ kernel }: Platform, path: string, { code }: DmaError): string | undefined {
-  if (code === 'EACCES' || code === 'EPERM')
-    return `this user may not write to the socket, or not enter its folder: "ls -l ${path}" shows whose it is`;
-  if (code === 'ENAMETOOLONG') return 'put the socket into a folder with a shorter path, or connect by a symbolic link';
-  const folder = dirname(path);
-  if (code === 'ENOTDIR') return `${folder} is a file and no folder`;
-  if (code !== 'ENOENT') return undefined;
-  const start =
-    'the server makes the socket when it starts, such as "anydma serve DEVICE --socket PATH": start it first';
-  if (forPeople(() => kernel.realPath(folder)) === undefined) return `there is no folder ${folder}; ${start}`;
-  const others = forPeople(() => kernel.list(folder).filter((name) => SOCKET_NAME.test(name))) ?? [];
-  const seen = others.length === 0 ? '' : `; ${folder} has ${others.slice(0, 4).join(', ')}`;
-  return `${start}${seen}`;
-}
-
-/** What sockets are usually called. */
-const SOCKET_NAME = /\.sock(et)?$|^cntrl$/;
-
-/** At most `chunk` of the bytes from `at` on. */
-function piece(bytes: Uint8Array, at: number, chunk: number): Uint8Array {
-  return bytes.length <= chunk ? bytes : bytes.subarray(at, at + chunk);
-}
 
 /**
  * A connection to a vfio-user server. Close it when done; nothing of it stays behind then.
@@ -995,18 +791,4 @@ export class VfioUserClient {
     if (!this.info.resettable) throw new DmaError({ code: 'ENOTSUP', operation, reason: 'the device has no reset' });
     return this.#send(COMMAND.RESET, putCommand(this.#out.bytes, this.#id(), COMMAND.RESET, 0), [], nothing);
   }
-}
-
-/** @throws DmaError EINVAL for what can be no options, or no platform */
-function checkedOptions(platform: Platform, asked: ClientOptions | undefined): ClientOptions {
-  const operation = 'vfio-user connect';
-  mustHave(platform, ['sockets', 'files', 'memory', 'readiness'], 'platform', operation);
-  const options = optionsOf(asked, CLIENT_OPTIONS, operation);
-  if (options.handshakeTimeoutMs !== undefined) mustBeMs(options.handshakeTimeoutMs, 'handshakeTimeoutMs', operation);
-  if (options.timeoutMs !== undefined) mustBeMs(options.timeoutMs, 'timeoutMs', operation);
-  if (options.mmap !== undefined && !MMAP_CHOICES.includes(options.mmap))
-    throw invalid(operation, `mmap is ${show(options.mmap)}: it is ${MMAP_CHOICES.join(', ')}`);
-  if (options.share !== undefined && !SHARE_CHOICES.includes(options.share))
-    throw invalid(operation, `share is ${show(options.share)}: it is ${SHARE_CHOICES.join(', ')}`);
-  return options;
 }

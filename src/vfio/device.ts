@@ -18,7 +18,7 @@ import {
   VFIO_PCI_MSIX_IRQ_INDEX,
 } from '../platform/uapi/vfio.js';
 import { hex, isAddress } from '../units.js';
-import type { InterruptRequest } from '../vfio-user/client.js';
+import type { InterruptRequest } from '../vfio-user/client-options.js';
 import { readDeviceInfo } from './device-info.js';
 import type { VfioDeviceInfo, VfioIrq, VfioRegion } from './device-info.js';
 import { MemoryDecoding } from './memory-decoding.js';
