@@ -72,6 +72,12 @@ export interface SessionOptions {
   readonly onRefused?: (error: DmaError) => void;
 }
 
+/** Sends the answer: so many bytes of the replies, and descriptors. */
+type Done = (size: number, fds?: readonly number[]) => void;
+
+/** What goes on after a command was begun, if anything. */
+type Working = Promise<void> | undefined;
+
 /** A DMA access by message that waits for its reply. */
 interface Asked {
   readonly command: number;
@@ -268,97 +274,116 @@ export class Session implements DmaMessages {
     this.options.onRefused?.(error);
   }
 
-  #execute(message: Message, done: (size: number, fds?: readonly number[]) => void): Promise<void> | undefined {
-    const { id, command, payload } = message;
-    const { device } = this;
-    const out = this.#replies.bytes;
+  /** What answers each command. */
+  static readonly #COMMANDS = new Map<number, (session: Session, message: Message, done: Done) => Working>([
+    [COMMAND.VERSION, (session, message, done) => session.#negotiate(message, done)],
+    [COMMAND.REGION_READ, (session, message, done) => session.#readRegion(message, done)],
+    [COMMAND.REGION_WRITE, (session, message, done) => session.#writeRegion(message, done)],
+    [COMMAND.DMA_MAP, (session, message, done) => session.#map(message, done)],
+    [COMMAND.DMA_UNMAP, (session, message, done) => session.#unmap(message, done)],
+    [COMMAND.GET_INFO, (session, message, done) => session.#describe(message, done)],
+    [COMMAND.GET_REGION_INFO, (session, message, done) => session.#describeRegion(message, done)],
+    [COMMAND.GET_REGION_IO_FDS, (session, message, done) => session.#describeIoFds(message, done)],
+    [COMMAND.GET_IRQ_INFO, (session, message, done) => session.#describeInterrupts(message, done)],
+    [COMMAND.SET_IRQS, (session, message, done) => session.#setInterrupts(message, done)],
+    [COMMAND.RESET, (session, message, done) => session.#reset(message, done)],
+  ]);
+
+  #execute(message: Message, done: Done): Working {
+    const { command } = message;
     if (!this.#version && command !== COMMAND.VERSION) throw invalid(operationOf(command), 'before VERSION');
-    switch (command) {
-      case COMMAND.VERSION:
-        this.#negotiate(message, done);
-        return undefined;
-      case COMMAND.REGION_READ: {
-        const access = decodeRegionAccess(message);
-        const at = HEADER_SIZE + REGION_ACCESS_SIZE;
-        const room = this.#replies.reserve(at + access.count);
-        device.readRegion(access.region, access.offset, room.subarray(at, at + access.count));
-        done(encodeRegionReply(room, message, access));
-        return undefined;
-      }
-      case COMMAND.REGION_WRITE: {
-        const access = decodeRegionAccess(message);
-        needPayload(message, REGION_ACCESS_SIZE + access.count);
-        const from = payload.subarray(REGION_ACCESS_SIZE, REGION_ACCESS_SIZE + access.count);
-        device.writeRegion(access.region, access.offset, from);
-        done(encodeRegionReply(out, message, access));
-        return undefined;
-      }
-      case COMMAND.DMA_MAP:
-        device.dma.map(decodeDmaMap(message), message.fds.shift());
-        done(putReply(out, id, command, 0));
-        return undefined;
-      case COMMAND.DMA_UNMAP: {
-        const what = decodeDmaUnmap(message);
-        const echo = payload.slice(0, DMA_UNMAP_SIZE);
-        return this.#quietly(() => {
-          if (what === 'all') device.dma.clear();
-          else device.dma.unmap(what.iova, what.length);
-          this.#replies.bytes.set(echo, HEADER_SIZE);
-          done(putReply(this.#replies.bytes, id, command, DMA_UNMAP_SIZE));
-        });
-      }
-      case COMMAND.GET_INFO:
-        needStruct(message, DEVICE_INFO_SIZE);
-        done(
-          encodeDeviceInfo(out, id, {
-            resettable: true,
-            pci: true,
-            regionCount: REGION_COUNT,
-            interruptKinds: IRQ_KINDS,
-          }),
-        );
-        return undefined;
-      case COMMAND.GET_REGION_INFO: {
-        const room = get32(needStruct(message, REGION_INFO_SIZE), 0);
-        const { fd, ...region } = device.describeRegion(get32(payload, 8));
-        const reply = this.#replies.reserve(HEADER_SIZE + REGION_INFO_SIZE + 16 + region.areas.length * 16);
-        const size = encodeRegionInfo(
-          reply,
-          id,
-          this.#takesFds ? region : { ...region, mappable: false, areas: [] },
-          room,
-        );
-        // The descriptor goes with the whole answer only.
-        done(size, fd !== undefined && size > HEADER_SIZE + REGION_INFO_SIZE ? [fd] : undefined);
-        return undefined;
-      }
-      case COMMAND.GET_REGION_IO_FDS: {
-        const request = needStruct(message, IO_FDS_SIZE);
-        const region = get32(request, 8);
-        if (get32(request, 4) !== 0 || get32(request, 12) !== 0 || region >= REGION_COUNT)
-          throw invalid(operationOf(command), `flags, a count, or no region ${region}`);
-        done(encodeNoIoFds(out, id, region));
-        return undefined;
-      }
-      case COMMAND.GET_IRQ_INFO:
-        done(encodeIrqInfo(out, id, device.interrupts.describe(get32(needStruct(message, IRQ_INFO_SIZE), 8))));
-        return undefined;
-      case COMMAND.SET_IRQS:
-        device.interrupts.set(decodeSetIrqs(message), message.fds);
-        done(putReply(out, id, command, 0));
-        return undefined;
-      case COMMAND.RESET:
-        return this.#quietly(() => {
-          device.reset();
-          done(putReply(this.#replies.bytes, id, command, 0));
-        });
-      default:
-        throw invalid(operationOf(command), 'not served here');
-    }
+    const answer = Session.#COMMANDS.get(command);
+    if (answer === undefined) throw invalid(operationOf(command), 'not served here');
+    return answer(this, message, done);
+  }
+
+  #readRegion(message: Message, done: Done): Working {
+    const access = decodeRegionAccess(message);
+    const at = HEADER_SIZE + REGION_ACCESS_SIZE;
+    const room = this.#replies.reserve(at + access.count);
+    this.device.readRegion(access.region, access.offset, room.subarray(at, at + access.count));
+    done(encodeRegionReply(room, message, access));
+    return undefined;
+  }
+
+  #writeRegion(message: Message, done: Done): Working {
+    const access = decodeRegionAccess(message);
+    needPayload(message, REGION_ACCESS_SIZE + access.count);
+    const from = message.payload.subarray(REGION_ACCESS_SIZE, REGION_ACCESS_SIZE + access.count);
+    const out = this.#replies.bytes;
+    this.device.writeRegion(access.region, access.offset, from);
+    done(encodeRegionReply(out, message, access));
+    return undefined;
+  }
+
+  #map(message: Message, done: Done): Working {
+    const out = this.#replies.bytes;
+    this.device.dma.map(decodeDmaMap(message), message.fds.shift());
+    done(putReply(out, message.id, message.command, 0));
+    return undefined;
+  }
+
+  #unmap(message: Message, done: Done): Working {
+    const { id, command, payload } = message;
+    const what = decodeDmaUnmap(message);
+    const echo = payload.slice(0, DMA_UNMAP_SIZE);
+    return this.#quietly(() => {
+      if (what === 'all') this.device.dma.clear();
+      else this.device.dma.unmap(what.iova, what.length);
+      this.#replies.bytes.set(echo, HEADER_SIZE);
+      done(putReply(this.#replies.bytes, id, command, DMA_UNMAP_SIZE));
+    });
+  }
+
+  #describe(message: Message, done: Done): Working {
+    needStruct(message, DEVICE_INFO_SIZE);
+    const info = { resettable: true, pci: true, regionCount: REGION_COUNT, interruptKinds: IRQ_KINDS };
+    done(encodeDeviceInfo(this.#replies.bytes, message.id, info));
+    return undefined;
+  }
+
+  #describeRegion(message: Message, done: Done): Working {
+    const room = get32(needStruct(message, REGION_INFO_SIZE), 0);
+    const { fd, ...region } = this.device.describeRegion(get32(message.payload, 8));
+    const reply = this.#replies.reserve(HEADER_SIZE + REGION_INFO_SIZE + 16 + region.areas.length * 16);
+    const shown = this.#takesFds ? region : { ...region, mappable: false, areas: [] };
+    const size = encodeRegionInfo(reply, message.id, shown, room);
+    // The descriptor goes with the whole answer only.
+    done(size, fd !== undefined && size > HEADER_SIZE + REGION_INFO_SIZE ? [fd] : undefined);
+    return undefined;
+  }
+
+  #describeIoFds(message: Message, done: Done): Working {
+    const request = needStruct(message, IO_FDS_SIZE);
+    const region = get32(request, 8);
+    if (get32(request, 4) !== 0 || get32(request, 12) !== 0 || region >= REGION_COUNT)
+      throw invalid(operationOf(message.command), `flags, a count, or no region ${region}`);
+    done(encodeNoIoFds(this.#replies.bytes, message.id, region));
+    return undefined;
+  }
+
+  #describeInterrupts(message: Message, done: Done): Working {
+    const kind = get32(needStruct(message, IRQ_INFO_SIZE), 8);
+    done(encodeIrqInfo(this.#replies.bytes, message.id, this.device.interrupts.describe(kind)));
+    return undefined;
+  }
+
+  #setInterrupts(message: Message, done: Done): Working {
+    const out = this.#replies.bytes;
+    this.device.interrupts.set(decodeSetIrqs(message), message.fds);
+    done(putReply(out, message.id, message.command, 0));
+    return undefined;
+  }
+
+  #reset({ id, command }: Message, done: Done): Working {
+    return this.#quietly(() => {
+      this.device.reset();
+      done(putReply(this.#replies.bytes, id, command, 0));
+    });
   }
 
   /** Does `work` while the device transfers nothing, so that no memory is taken away under it. */
-  #quietly(work: () => void): Promise<void> | undefined {
+  #quietly(work: () => void): Working {
     const { model } = this.device;
     const finish = (): void => {
       try {
@@ -373,7 +398,7 @@ export class Session implements DmaMessages {
     return undefined;
   }
 
-  #negotiate(message: Message, done: (size: number, fds?: readonly number[]) => void): void {
+  #negotiate(message: Message, done: Done): Working {
     const operation = operationOf(COMMAND.VERSION);
     if (this.#version) throw invalid(operation, 'a second time');
     const { major, minor, capabilities } = decodeVersion(message);
@@ -407,6 +432,7 @@ export class Session implements DmaMessages {
     } finally {
       if (ends !== undefined) this.platform.files.close(ends[1]);
     }
+    return undefined;
   }
 
   #reply(size: number, fds?: readonly number[]): void {
