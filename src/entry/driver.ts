@@ -9,6 +9,7 @@ export {
   type OpenedDevice,
   type ProbeContext,
 } from '../bus/model.js';
+export type { Description, DescriptionPart, DescriptionTable, TableCell, TableColumn } from '../bus/description.js';
 export {
   PCI_REGION,
   type DeviceAccess,
