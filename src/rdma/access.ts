@@ -1,4 +1,4 @@
-/** What rights are in the words of libibverbs. */
+/** Translates access rights to the flags of libibverbs. */
 import type { DmaAccess, RegionTraits, RemoteAccess } from '../dma/address-space.js';
 import type { VerbsDeviceAttributes } from '../platform/rdma/verbs-types.js';
 import {
@@ -10,7 +10,7 @@ import {
   IBV_ACCESS_REMOTE_WRITE,
 } from '../platform/rdma/abi/memory.js';
 
-/** The flags for what peers may do. Reading and writing together include atomics, where the device has them. */
+/** The flags for what peers may do. Read and write access together include atomics, if the device supports them. */
 export function remoteFlags(remote: RemoteAccess, { atomics }: Pick<VerbsDeviceAttributes, 'atomics'>): number {
   switch (remote) {
     case 'none':
@@ -25,8 +25,8 @@ export function remoteFlags(remote: RemoteAccess, { atomics }: Pick<VerbsDeviceA
 }
 
 /**
- * The flags of a region. Windows can be bound to whatever the device may write, where it has windows at all: binding one is
- * this program's own doing, and a region that allows it is counted as writable.
+ * The flags of a region. If the device supports windows, they can be bound to all memory that the device may write:
+ * binding is an action of this program, and such a region counts as writable.
  */
 export function regionFlags(
   access: DmaAccess,

@@ -1,15 +1,15 @@
-/** Where datagrams go: the way to a port. */
+/** Destinations of datagrams. */
 import type { VerbsAh } from '../platform/rdma/verbs-types.js';
 import type { RdmaContext } from './context.js';
 
-/** Made by `RdmaDevice.createAddress`. Close it after the last send to it has ended. */
+/** The path to a port. Created by `RdmaDevice.createAddress`. Close it after the last send to it has ended. */
 export class AddressHandle implements Disposable {
   /** @internal */
   readonly handle: VerbsAh;
   readonly #rdma: RdmaContext;
   readonly #closed: (handle: AddressHandle) => void;
 
-  /** @internal It owns `handle`, which is counted. */
+  /** @internal It owns `handle`, which counts against the device's limit. */
   constructor(rdma: RdmaContext, handle: VerbsAh, closed: (handle: AddressHandle) => void) {
     this.handle = handle;
     this.#rdma = rdma;

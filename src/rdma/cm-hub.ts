@@ -1,20 +1,20 @@
-/** The connection manager of one device: its channel of events, and who is told of them. */
+/** The connection manager of one device: its event channel, and the listeners for each id. */
 import { DmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
 import type { CmChannel, CmEvent, CmId, RdmaCmPort } from '../platform/rdma/rdma-cm-port.js';
 
-/** @internal Who is told what happens to an id. */
+/** @internal Receives the events of an id. */
 export interface CmListening {
   event(event: CmEvent): void;
-  /** Nothing will happen to it any more. */
+  /** No more events will follow. */
   lost(error: DmaError): void;
 }
 
-/** @internal The events of one device's listeners and connections. Its channel is open as long as there are any. */
+/** @internal The events of one device's listeners and connections. Its channel is open while there are any. */
 export class CmHub {
   readonly #platform: Pick<Platform, 'rdmaCm' | 'readiness'>;
   readonly #ids = new Map<CmId, CmListening>();
-  /** Those that keep the process alive. */
+  /** Ids that keep the process alive. */
   readonly #awake = new Set<CmId>();
   #channel: CmChannel | undefined;
   #watch: Watch | undefined;
@@ -46,7 +46,7 @@ export class CmHub {
     this.#watch?.setRef(true);
   }
 
-  /** It need not keep the process alive any more. */
+  /** The id no longer keeps the process alive. */
   calm(id: CmId): void {
     this.#awake.delete(id);
     if (this.#awake.size === 0) this.#watch?.setRef(false);
@@ -59,7 +59,7 @@ export class CmHub {
     return [...undoAll([() => this.cm.destroyId(id)]), ...this.#rest()];
   }
 
-  /** Closes the channel once nobody needs it. */
+  /** Closes the channel when no id is left. */
   #rest(): unknown[] {
     const channel = this.#channel;
     if (channel === undefined || this.#ids.size > 0) return [];
@@ -74,7 +74,7 @@ export class CmHub {
       try {
         event = this.cm.nextEvent(this.#channel);
       } catch (cause) {
-        const reason = 'the events of the connection manager can not be read any more';
+        const reason = 'reading the events of the connection manager failed';
         const error = new DmaError({ code: 'EIO', operation: 'rdma_get_cm_event', reason, cause });
         for (const each of [...this.#ids.values()]) each.lost(error);
         return;

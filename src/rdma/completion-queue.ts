@@ -1,6 +1,7 @@
 /**
- * A completion queue. It is used in one of three ways: polled by the program (`poll` and `spin`, for who can not wait for the
- * event loop), awaited (`next`, or `for await`), or served by the event loop, for a handler and for the promises of queue pairs.
+ * A completion queue. Use it in one of three ways: poll it (`poll` and `spin`, for programs that can not wait for the
+ * event loop), await it (`next`, or `for await`), or let the event loop serve it, for a handler and for the promises of
+ * queue pairs.
  */
 import { mustBeFunction, mustBeMs, mustBeWhole, optionsOf, type Shape } from '../check.js';
 import { lostDevice } from '../dma/mapping.js';
@@ -13,15 +14,17 @@ import type { RdmaContext } from './context.js';
 import { shortForm } from '../short-form.js';
 import { now, queueMicrotask, setImmediate } from '../timers.js';
 
-/** Settings of a completion queue. */
+/** Options of a completion queue. */
 export interface CompletionQueueOptions {
-  /** Completions that it has to hold at least. Default 256. */
+  /** Least number of completions it must hold. Default 256. */
   readonly entries?: number;
-  /** Tell the event loop of completions? Default true. Without, somebody has to call {@link CompletionQueue.poll}. */
+  /**
+   * Notify the event loop of completions? Default true. Otherwise the program must call {@link CompletionQueue.poll}.
+   */
   readonly events?: boolean;
-  /** Which of the device's completion vectors (interrupts) tells. Default 0. */
+  /** The device's completion vector (interrupt) for notifications. Default 0. */
   readonly vector?: number;
-  /** Completions that one poll takes at most. Default 64. */
+  /** Most completions that one poll takes. Default 64. */
   readonly batch?: number;
 }
 
@@ -32,28 +35,28 @@ const QUEUE_OPTIONS: Shape<CompletionQueueOptions> = {
   batch: 'number',
 };
 
-/** Identifiers of requests from here on are those of promises. The program's own are below. */
+/** Request ids from here on belong to promises; smaller ones to the program. */
 export const PROMISE_IDS = 2 ** 52;
-/** Slots of one queue pair: 65536 of its send requests and as many of its receives. */
+/** Slots of one queue pair: 65536 sends and 65536 receives. */
 const SLOTS = 2 ** 17;
 
-/** Who waits for completions by promise: a queue pair. */
+/** A queue pair, whose promises wait for completions. */
 export interface Promised {
-  /** The request in `slot` has ended, as completion `index` says. */
+  /** The request in `slot` has ended; its result is completion `index`. */
   settle(slot: number, completions: Completions, index: number): void;
-  /** No completion will come any more. */
+  /** No completion will follow. */
   fail(error: DmaError): void;
 }
 
-/** How many times the event loop is kept from its other work in a row, when completions keep coming. */
+/** How many rounds in a row completions may keep the event loop from other work. */
 const ROUNDS = 16;
 
-/** Polls between two looks at the clock: that costs as much as a few of them. */
+/** Polls between two reads of the clock, each of which costs as much as a few polls. */
 const POLLS = 64;
 
-/** See the head of the file. Made by `RdmaDevice.createCompletionQueue`. */
+/** A completion queue. Created by `RdmaDevice.createCompletionQueue`; close it after its queue pairs. */
 export class CompletionQueue implements Disposable, AsyncIterable<number> {
-  /** What the last poll brought; slots from 0 on. It holds until the next poll. */
+  /** The completions of the last poll, from slot 0 on. Valid until the next poll. */
   readonly completions: Completions;
   /** @internal */
   readonly cq: VerbsCq;
@@ -61,12 +64,12 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
   readonly #channel: VerbsChannel | undefined;
   readonly #watch: Watch | undefined;
   readonly #closed: (queue: CompletionQueue) => void;
-  /** By tag. */
+  /** Queue pairs by tag. */
   readonly #promised = new Map<number, Promised>();
   #tags = 0;
-  /** Completions that its queue pairs can have waiting in it at once. */
+  /** How many completions its queue pairs can have in it at once. */
   #reserved = 0;
-  /** How many promises wait. */
+  /** How many promises are pending. */
   #waiting = 0;
   #handler: ((completions: Completions, count: number) => void) | undefined;
   #wake: (() => void) | undefined;
@@ -116,7 +119,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     return this.#rdma === rdma;
   }
 
-  /** Completions it holds. */
+  /** How many completions it holds. */
   get entries(): number {
     return this.cq.entries;
   }
@@ -126,22 +129,22 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     return this.#open;
   }
 
-  /** Why no completions come any more, such as more of them than it holds; `undefined` as long as it works. */
+  /** Why it stopped, such as an overflow; `undefined` while it works. */
   get failure(): DmaError | undefined {
     return this.#failure;
   }
 
-  /** Completions that its queue pairs can still be made for: what it holds, less what those it has can have waiting in it. */
+  /** Completions left for further queue pairs: its entries, less those that its queue pairs can have in it at once. */
   get room(): number {
     return this.entries - this.#reserved;
   }
 
   /**
-   * Takes completions that are there, into {@link CompletionQueue.completions}, and settles the promises that are among
-   * them. Does not wait, and allocates nothing when there are no promises: for loops.
+   * Takes the available completions into {@link CompletionQueue.completions}, and settles the promises among them. Does
+   * not wait, and allocates nothing if there are no promises: for loops.
    *
-   * @returns how many there were; of those whose `id` is 2^52 or more the promise was settled
-   * @throws DmaError EINVAL when it is closed, ENODEV when the device is gone
+   * @returns how many it took; those with an `id` of 2^52 or more belonged to promises
+   * @throws DmaError EINVAL if it is closed, ENODEV if the device is gone
    */
   poll(): number {
     if (this.#failure !== undefined) throw this.#failure;
@@ -151,16 +154,16 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
   }
 
   /**
-   * Polls until there are completions, and takes them as {@link CompletionQueue.poll} does: for who can not wait for the event
-   * loop, which stands still meanwhile.
+   * Polls until there are completions and takes them, like {@link CompletionQueue.poll}. Blocks the event loop: for
+   * programs that can not wait for it.
    *
-   * @param ms at most; the clock is looked at now and then
-   * @returns how many; 0 when the time is up
-   * @throws DmaError as `poll`; EINVAL for what is no time
+   * @param ms time limit in milliseconds, checked now and then
+   * @returns how many it took; 0 if the time is over
+   * @throws DmaError as `poll`; EINVAL for an invalid time
    */
   spin(ms: number): number {
     mustBeMs(ms, 'ms', 'spin');
-    // What comes soon needs no clock.
+    // Completions that come soon need no clock.
     for (let deadline: number | undefined; ;) {
       for (let polls = 0; polls < POLLS; polls++) {
         const count = this.poll();
@@ -173,20 +176,20 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
   }
 
   /**
-   * Waits until there are completions and takes them, as {@link CompletionQueue.poll} does. One at a time.
+   * Waits for completions and takes them, like {@link CompletionQueue.poll}. One call at a time.
    *
    * @returns how many; never 0
-   * @throws DmaError as `poll`; ENOTSUP for a queue without events; EBUSY while it is awaited or served for a handler
+   * @throws DmaError as `poll`; ENOTSUP for a queue without events; EBUSY while it is awaited or has a handler
    */
   async next(): Promise<number> {
-    if (this.#channel === undefined) throw this.#error('ENOTSUP', 'it was made without events');
+    if (this.#channel === undefined) throw this.#error('ENOTSUP', 'it was created without events');
     if (this.#wake !== undefined || this.#handler !== undefined)
-      throw this.#error('EBUSY', 'somebody else takes its completions');
+      throw this.#error('EBUSY', 'another caller takes its completions');
     for (;;) {
       let count = this.poll();
       if (count > 0) return count;
       this.#arm();
-      // What came before it was armed makes no event.
+      // Completions from before it was armed cause no event.
       count = this.poll();
       if (count > 0) return count;
       await new Promise<void>((resolve) => {
@@ -196,7 +199,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     }
   }
 
-  /** Counts of completions, as {@link CompletionQueue.next} gives them, until it is closed. */
+  /** Yields numbers of completions, like {@link CompletionQueue.next}, until it is closed. */
   async *[Symbol.asyncIterator](): AsyncGenerator<number, void> {
     while (this.#open) {
       let count: number;
@@ -211,15 +214,14 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
   }
 
   /**
-   * Calls `handler` from the event loop with completions as they come; `undefined` ends that. An exception in it is an
-   * uncaught one.
+   * Calls `handler` from the event loop with new completions; `undefined` removes it. An exception in it is uncaught.
    *
    * @throws DmaError ENOTSUP for a queue without events; EBUSY while it is awaited
    */
   onCompletions(handler: ((completions: Completions, count: number) => void) | undefined): void {
     if (handler !== undefined) mustBeFunction(handler, 'a handler', 'onCompletions');
-    if (this.#channel === undefined) throw this.#error('ENOTSUP', 'it was made without events');
-    if (this.#wake !== undefined) throw this.#error('EBUSY', 'somebody else takes its completions');
+    if (this.#channel === undefined) throw this.#error('ENOTSUP', 'it was created without events');
+    if (this.#wake !== undefined) throw this.#error('EBUSY', 'another caller takes its completions');
     this.#handler = handler;
     this.#hold();
     if (handler !== undefined) setImmediate(() => this.#serve());
@@ -256,7 +258,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     this.close();
   }
 
-  /** @internal No completion will come any more: who waits is told. */
+  /** @internal No completion will follow: pending promises and callers fail with `error`. */
   fail(error: DmaError): void {
     this.#failure ??= error;
     for (const each of [...this.#promised.values()]) each.fail(error);
@@ -266,15 +268,15 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
   }
 
   /**
-   * @internal A queue pair that can have `count` completions waiting here at once is made; `-count`: it is gone.
+   * @internal Reserves room for a new queue pair that can have `count` completions here at once; `-count` releases it.
    *
-   * @throws DmaError ENOSPC when it does not hold so many: a device that has no room for a completion stops the queue
+   * @throws DmaError ENOSPC if there is no room: a device stops a queue that overflows
    */
   reserve(count: number, operation: string): void {
     const { room, entries } = this;
     if (count > room) {
       const others = entries - room;
-      const needs = `a queue pair of ${count} sends and receives that end in it`;
+      const needs = `a queue pair of ${count} sends and receives that complete in it`;
       const reason = `the completion queue holds ${entries} completions, ${others} of which are for other queue pairs, and has no room for ${needs}`;
       const hint = `make it with ${others + count} entries, take another one, or fewer sends and receives`;
       throw new DmaError({ code: 'ENOSPC', operation, device: this.#rdma.name, reason, hint });
@@ -282,7 +284,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     this.#reserved += count;
   }
 
-  /** @internal A queue pair will wait by promise. @returns the identifier of its slot 0 */
+  /** @internal Adds a queue pair that will wait by promise. @returns the id of its slot 0 */
   promise(who: Promised): number {
     const tag = ++this.#tags;
     this.#promised.set(tag, who);
@@ -294,11 +296,11 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     this.#promised.delete((firstId - PROMISE_IDS) / SLOTS);
   }
 
-  /** @internal One more promise waits, before its request is posted; or one less. */
+  /** @internal Counts one more pending promise, before its request is posted; or one less. */
   expect(count: 1 | -1): void {
     if (count > 0 && this.#channel !== undefined && !this.#armed) {
       this.#arm();
-      // A quick device has done it by then.
+      // A fast device has completed it by then.
       setImmediate(() => this.#serve());
     }
     this.#waiting += count;
@@ -309,7 +311,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     try {
       return this.#rdma.verbs.pollCq(this.cq, this.completions);
     } catch (error) {
-      const failure = error instanceof DmaError ? error : this.#error('EIO', 'it can not be polled', error);
+      const failure = error instanceof DmaError ? error : this.#error('EIO', 'polling it failed', error);
       this.fail(failure);
       throw failure;
     }
@@ -333,14 +335,14 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     try {
       while (this.#rdma.verbs.nextCqEvent(channel) !== undefined) this.#armed = false;
     } catch (error) {
-      this.fail(this.#error('EIO', 'its events can not be read any more', error));
+      this.fail(this.#error('EIO', 'reading its events failed', error));
       this.#watch?.close();
       return;
     }
     if (!this.#armed) this.#serve();
   }
 
-  /** Takes what is there for promises and the handler, and asks to be told of more. */
+  /** Takes completions for promises and the handler, and requests the next notification. */
   #serve(): void {
     if (!this.#open || this.#failure !== undefined) return;
     if (this.#wake !== undefined) {
@@ -359,7 +361,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
         else this.#arm();
       }
     } catch (error) {
-      this.fail(error instanceof DmaError ? error : this.#error('EIO', 'it can not be polled', error));
+      this.fail(error instanceof DmaError ? error : this.#error('EIO', 'polling it failed', error));
     }
   }
 
@@ -378,7 +380,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
     this.#armed = true;
   }
 
-  /** Who waits for completions keeps the process alive. */
+  /** Keeps the process alive while anyone waits for completions. */
   #hold(): void {
     if (this.#open) this.#watch?.setRef(this.#waiting > 0 || this.#wake !== undefined || this.#handler !== undefined);
   }
@@ -397,7 +399,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
 
 shortForm(CompletionQueue, 'CompletionQueue', () => ({}));
 
-/** Did the request of completion `index` do what it should? */
+/** Did the request of completion `index` succeed? */
 export function succeeded(completions: Completions, index: number): boolean {
   return completions.status(index) === IBV_WC_SUCCESS;
 }

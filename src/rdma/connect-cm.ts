@@ -1,9 +1,9 @@
 /**
- * Connections by the RDMA connection manager: to an IP address and a port, as with TCP, but in a space of ports of their own.
- * Queue pairs of iWARP devices can be connected in no other way; those of InfiniBand and RoCE can be by this as well.
+ * Connections by the RDMA connection manager: to an IP address and a port, as with TCP, but in a separate port space.
+ * Queue pairs of iWARP devices can only be connected this way; it works for InfiniBand and RoCE too.
  *
- * The manager finds the device that leads to an address by itself, so it must be this very device's network. The side that
- * listens is asked with each request, which may carry a few bytes from program to program, and accepts it for a queue pair.
+ * The manager itself chooses the device that leads to an address, so the address must be in this device's network. The
+ * listening side receives each request, which may carry a few bytes of data, and accepts it with a queue pair.
  */
 import { isA, mustBe, mustBeFunction, mustBeMs, mustBeString, mustBeWhole, optionsOf, type Shape } from '../check.js';
 import { DmaError, errorCode, type ErrorCode, invalid, throwFirst, undoAll, withUndo } from '../errors.js';
@@ -14,31 +14,31 @@ import { checkTimes, QueuePair, type ConnectOptions } from './queue-pair.js';
 import { thrown } from '../show.js';
 import { clearTimeout, setTimeout } from '../timers.js';
 
-/** Whom to connect to, and how. */
+/** Options of a connection. */
 export interface CmConnectOptions extends Pick<ConnectOptions, 'timeout' | 'retries' | 'rnrRetries'> {
-  /** An IP address of the other side, in the network of this device */
+  /** IP address of the peer, in the network of this device */
   readonly host: string;
   readonly port: number;
-  /** For the program there; 56 bytes at most on InfiniBand and RoCE. Default: none. */
+  /** Data for the peer's program; at most 56 bytes on InfiniBand and RoCE. Default: none. */
   readonly data?: Uint8Array;
-  /** How long each step may take: finding the way, and the answer; milliseconds. Default 10,000. */
+  /** Time limit of each step (resolving, and the response) in milliseconds. Default 10,000. */
   readonly timeoutMs?: number;
 }
 
-/** How a request is accepted. */
+/** Options of accepting a request. */
 export type CmAcceptOptions = Pick<CmConnectOptions, 'data' | 'timeoutMs' | 'timeout' | 'rnrRetries'>;
 
-/** Where to listen. */
+/** Options of a listener. */
 export interface CmListenOptions {
-  /** An IP address of this device's network; `0.0.0.0` or `::` for all, of which those of other devices are refused */
+  /** An IP address of this device's network; `0.0.0.0` or `::` for all, but requests on other devices are refused */
   readonly host: string;
-  /** Default 0: any that is free. */
+  /** Default 0: any free port. */
   readonly port?: number;
-  /** Requests that may wait. Default 64. */
+  /** Most requests that may wait. Default 64. */
   readonly backlog?: number;
 }
 
-/** Answers one request. What was not answered when it returns or rejects is refused. */
+/** Answers a request. If it returns or rejects without an answer, the request is rejected. */
 export type CmServe = (request: ConnectionRequest) => Promise<void> | void;
 
 const CONNECT_OPTIONS: Shape<CmConnectOptions> = {
@@ -58,28 +58,28 @@ const ACCEPT_OPTIONS: Shape<CmAcceptOptions> = {
 };
 const LISTEN_OPTIONS: Shape<CmListenOptions> = { host: 'string', port: 'number', backlog: 'number' };
 
-/** @throws DmaError EINVAL for what no connection is made with */
+/** @throws DmaError EINVAL for invalid options */
 function checkOptions(options: Partial<CmConnectOptions>, operation: string): void {
   checkTimes(options, operation);
   if (options.timeoutMs !== undefined) mustBeMs(options.timeoutMs, 'timeoutMs', operation);
   if (options.data !== undefined && options.data.length > 196)
-    throw invalid(operation, `data has ${options.data.length} bytes, of which 196 can be sent at most`);
+    throw invalid(operation, `data has ${options.data.length} bytes; at most 196 can be sent`);
 }
 
 const TIMEOUT_MS = 10_000;
 const NO_DATA = new Uint8Array(0);
-/** The time that a peer is told to wait when no receive is posted, as a code: 0.64 ms. */
+/** Code of the time that a peer waits if no receive is posted: 0.64 ms. */
 const RNR_TIMER = 12;
-/** The kernel chooses ports without a look at those of TCP, which the ports of iWARP are. */
+/** How many ports are tried: the kernel chooses without regard to TCP ports, which iWARP shares. */
 const PORTS_TO_TRY = 8;
 
-/** A connection of a queue pair. It goes with the queue pair. */
+/** A connection of a queue pair. It is closed with the queue pair. */
 export class RdmaConnection implements Disposable {
-  /** The other side. */
+  /** The peer's address. */
   readonly peer: CmAddress | undefined;
-  /** Resolves, with the reason, when it has ended, however that came about. */
+  /** Resolves with the reason when it has ended, in whatever way. */
   readonly ended: Promise<DmaError>;
-  /** What the program at the other side sent along; on InfiniBand and RoCE with zeros behind. */
+  /** Data from the peer's program; on InfiniBand and RoCE padded with zeros. */
   data: Uint8Array = NO_DATA;
   readonly #rdma: RdmaContext;
   readonly #id: CmId;
@@ -89,7 +89,7 @@ export class RdmaConnection implements Disposable {
   #failure: DmaError | undefined;
   #awaited: { readonly name: string; resolve(event: CmEvent): void; reject(error: DmaError): void } | undefined;
 
-  /** @internal @param id a request's; else it makes one */
+  /** @internal @param id of a request; by default a new one */
   constructor(rdma: RdmaContext, pair: QueuePair, where: string, id?: CmId) {
     this.#rdma = rdma;
     this.#pair = pair;
@@ -105,12 +105,12 @@ export class RdmaConnection implements Disposable {
     pair.connection = this;
   }
 
-  /** Is it there? */
+  /** Is it connected? */
   get live(): boolean {
     return this.#failure === undefined;
   }
 
-  /** Ends it; the other side is told. The queue pair can only be closed then. Idempotent. */
+  /** Ends it and notifies the peer. The queue pair can only be closed afterwards. Idempotent. */
   close(): void {
     if (!this.live) return;
     undoAll([() => this.#rdma.cm.cm.disconnect(this.#id)]);
@@ -181,7 +181,7 @@ export class RdmaConnection implements Disposable {
     }
   }
 
-  /** Does `begin` and waits for the event that follows. */
+  /** Calls `begin` and waits for the event that follows. */
   async #after(name: string, timeoutMs: number, begin: () => void): Promise<CmEvent> {
     if (this.#failure !== undefined) throw this.#failure;
     begin();
@@ -209,9 +209,9 @@ export class RdmaConnection implements Disposable {
     const errno = status < 0 ? errorCode(-status) : 'EIO';
     switch (name) {
       case 'ADDR_ERROR':
-        return this.#error(errno, 'no RDMA device leads there, or nobody answers at that address');
+        return this.#error(errno, 'no RDMA device leads there, or the address does not answer');
       case 'ROUTE_ERROR':
-        return this.#error(errno, 'there is no way there');
+        return this.#error(errno, 'there is no route to it');
       case 'REJECTED':
         return this.#error('ECONNREFUSED', status === NOBODY_LISTENS ? 'nobody listens there' : 'the peer refused');
       case 'UNREACHABLE':
@@ -225,13 +225,13 @@ export class RdmaConnection implements Disposable {
     }
   }
 
-  /** Ends it for a reason. @returns what failed */
+  /** Ends it with an error. @returns what failed */
   #finish(error: DmaError): unknown[] {
     if (this.#failure !== undefined) return [];
     this.#failure = error;
     const pair = this.#pair;
     pair.stop(error);
-    // The device of an iWARP connection has stopped it already, and some say so by an error.
+    // The device has stopped an iWARP queue pair already, and some drivers then return an error.
     if (pair.live) undoAll([() => pair.halt()]);
     const errors = this.#rdma.cm.destroy(this.#id);
     this.#awaited?.reject(error);
@@ -245,7 +245,7 @@ export class RdmaConnection implements Disposable {
     const { cm } = rdma.cm;
     const attributes = (state: number) => cm.qpAttributes(this.#id, state);
     const modify = (change: ReturnType<typeof attributes>) => rdma.verbs.modifyQp(this.#pair.qp, change);
-    // What the peer may do was set when it was made.
+    // The peer's access was set when the queue pair was created.
     const { access: _, ...begin } = attributes(IBV_QPS_INIT);
     modify(begin);
     modify({ ...attributes(IBV_QPS_RTR), minRnrTimer: RNR_TIMER });
@@ -262,7 +262,7 @@ export class RdmaConnection implements Disposable {
     return { queuePair: this.#pair.number, data, responderDepth: reads, initiatorDepth, retries, rnrRetries };
   }
 
-  /** An error of a call, which does not know whom it was about. */
+  /** Adds the peer to an error of a call. */
   #described(error: unknown): DmaError {
     if (!(error instanceof DmaError)) return this.#error('EIO', thrown(error));
     if (error.device !== undefined) return error;
@@ -275,14 +275,14 @@ export class RdmaConnection implements Disposable {
   }
 }
 
-/** The reason of a rejection on InfiniBand and RoCE: IB_CM_REJ_INVALID_SERVICE_ID. */
+/** Reject reason on InfiniBand and RoCE: IB_CM_REJ_INVALID_SERVICE_ID. */
 const NOBODY_LISTENS = 8;
 /** Events that change nothing. */
 const HARMLESS: readonly string[] = ['ESTABLISHED', 'ADDR_CHANGE', 'TIMEWAIT_EXIT'];
 
-/** A request to connect, which waits for its answer. */
+/** A connection request that waits for an answer. */
 export class ConnectionRequest {
-  /** Who asks. */
+  /** The address of the requesting peer. */
   readonly peer: CmAddress | undefined;
   readonly #rdma: RdmaContext;
   readonly #event: CmEvent;
@@ -296,16 +296,16 @@ export class ConnectionRequest {
     rdma.cm.adopt(event.id, { event: () => undefined, lost: () => undefined });
   }
 
-  /** What the program there sent along; on InfiniBand and RoCE with zeros behind. */
+  /** Data from the peer's program; on InfiniBand and RoCE padded with zeros. */
   get data(): Uint8Array {
     return this.#event.data;
   }
 
   /**
-   * Connects a queue pair with the one that asks.
+   * Connects a queue pair to the requesting one.
    *
    * @returns when both sides are ready
-   * @throws DmaError EINVAL when it was answered, or the queue pair can not be connected; ETIMEDOUT; ECONNRESET
+   * @throws DmaError EINVAL if the request was answered, or the queue pair can not be connected; ETIMEDOUT; ECONNRESET
    */
   async accept(pair: QueuePair, asked?: CmAcceptOptions): Promise<RdmaConnection> {
     const rdma = this.#rdma;
@@ -319,7 +319,7 @@ export class ConnectionRequest {
     return connection;
   }
 
-  /** Refuses it. @param data for the program there. Default: none. */
+  /** Rejects it. @param data for the peer's program. Default: none. */
   reject(data: Uint8Array = NO_DATA): void {
     mustBe(data, Uint8Array, 'the data', 'reject');
     this.#answer();
@@ -329,7 +329,7 @@ export class ConnectionRequest {
     throwFirst(errors, 'reject');
   }
 
-  /** @internal Refuses it unless it was answered. */
+  /** @internal Rejects it unless it was answered. */
   settle(): void {
     if (!this.#answered) undoAll([() => this.reject()]);
   }
@@ -341,9 +341,9 @@ export class ConnectionRequest {
   }
 }
 
-/** Listens for requests. Connections that there are go on when it is closed. */
+/** Listens for requests. Closing it leaves existing connections open. */
 export class RdmaListener implements Disposable {
-  /** Where: the port is the one that was chosen. */
+  /** Its address, with the port that was chosen. */
   readonly address: CmAddress;
   readonly #rdma: RdmaContext;
   readonly #serve: CmServe;
@@ -394,7 +394,7 @@ export class RdmaListener implements Disposable {
     }
   }
 
-  /** Listens no more, and refuses what was not answered. Idempotent. */
+  /** Stops listening, and rejects unanswered requests. Idempotent. */
   close(): void {
     if (!this.#open) return;
     this.#open = false;
@@ -420,7 +420,7 @@ export class RdmaListener implements Disposable {
     try {
       if (this.#rdma.cm.cm.device(id) === this.#rdma.name) await this.#serve(request);
     } catch {
-      // The peer is refused.
+      // The peer gets a rejection.
     }
     request.settle();
     this.#requests.delete(request);
@@ -448,9 +448,9 @@ export async function connectByManager(
 function mustBeFree(rdma: RdmaContext, pair: QueuePair): void {
   const refuse = (reason: string): DmaError =>
     new DmaError({ code: 'EINVAL', operation: 'connect', device: rdma.name, reason });
-  if (!isA(pair, QueuePair)) throw refuse('this is no queue pair');
+  if (!isA(pair, QueuePair)) throw refuse('this is not a queue pair');
   if (!pair.live) throw refuse('the queue pair is closed');
-  if (pair.type !== 'rc') throw refuse('only reliable connections are made by the connection manager');
+  if (pair.type !== 'rc') throw refuse('the connection manager only supports reliable connections');
   if (pair.rdma !== rdma) throw refuse('the queue pair is of another device');
   if (pair.connection !== undefined) throw refuse('the queue pair is, or was, connected');
 }

@@ -1,6 +1,7 @@
 /**
- * An RDMA device of the kernel, open: its context, its one protection domain, and what is registered in that. Whoever comes
- * to it by another name (its PCI address, a second port) shares all of that, so that what one has mapped the other reaches.
+ * An open RDMA device of the kernel: its context, its one protection domain, and the regions registered in it. All
+ * names of the device (its PCI address, a second port) share these, so memory mapped under one name works for the
+ * others.
  */
 import { DmaError, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
@@ -22,26 +23,28 @@ import { ipv4Of } from './gid.js';
 import { Turns } from './turns.js';
 import { shortForm } from '../short-form.js';
 
-/** The ports that RDMA is done with. */
+/** The parts of the platform that RDMA uses. */
 export type RdmaPlatform = Pick<Platform, 'memory' | 'readiness' | 'limits' | 'kernel' | 'rdmaCm'> & {
   readonly verbs: VerbsPort;
 };
 
-/** Something that keeps a region from being unmapped: a window bound to it, or a part exposed to peers. For messages. */
+/**
+ * An object that keeps a region from being unmapped: a window bound to it, or a part exposed to peers. For messages.
+ */
 export interface RegionUser {
   /** How messages name it. */
   toString(): string;
 }
 
-/** A memory region that a mapping is. */
+/** The memory region of a mapping. */
 export interface Region {
   readonly mr: VerbsMr;
   readonly range: Range;
-  /** What has to go before it does. */
+  /** Objects that must be closed before the region. */
   readonly users: Set<RegionUser>;
 }
 
-/** The RDMA devices of one machine, each opened once however many hold it. */
+/** The RDMA devices of one machine. Each is opened once and shared by its holders. */
 export class RdmaContexts {
   readonly #platform: RdmaPlatform;
   readonly #open = new Map<string, RdmaContext>();
@@ -60,16 +63,16 @@ export class RdmaContexts {
     return this.#platform.verbs.limitation;
   }
 
-  /** The devices of this machine. Empty where there can be none. */
+  /** The devices of this machine. Empty if RDMA is not available. */
   devices(): VerbsDevice[] {
     return this.limitation === undefined ? this.#platform.verbs.devices() : [];
   }
 
   /**
-   * Opens the device, or takes a share in it when it is open. The caller gives it back by {@link RdmaContext.release}.
+   * Opens the device, or shares it if it is open. The caller releases it by {@link RdmaContext.release}.
    *
-   * @throws DmaError ENODEV when there is none of that name, ENOTSUP where there can be none, EACCES and ENOENT for its
-   *   character device
+   * @throws DmaError ENODEV if no device has that name, ENOTSUP if RDMA is not available, EACCES and ENOENT from its
+   * character device
    */
   open(name: string): RdmaContext {
     const known = this.#open.get(name);
@@ -85,7 +88,7 @@ export class RdmaContexts {
   }
 }
 
-/** The link address is known: include/uapi/linux/if_arp.h. */
+/** The link address is resolved: include/uapi/linux/if_arp.h. */
 const ATF_COM = 2;
 
 /** See the head of the file. Made by `RdmaContexts.open`. */
@@ -94,13 +97,13 @@ export class RdmaContext {
   readonly context: VerbsContext;
   readonly pd: VerbsPd;
   readonly attributes: VerbsDeviceAttributes;
-  /** @internal What of its limits is used. */
+  /** @internal Its limits, and how much of them is used. */
   readonly limits: Limits;
-  /** What the mappings of its domain are, by address. */
+  /** The regions of the domain's mappings, by address. */
   readonly regions = new RangeMap<Region>();
-  /** @internal For calls that wait until a peer is found. */
+  /** @internal Queue of calls that wait for a peer to be resolved. */
   readonly turns: Turns;
-  /** @internal Its part of the connection manager. */
+  /** @internal The device's part of the connection manager. */
   readonly cm: CmHub;
   readonly #listeners = new Set<(event: VerbsAsyncEvent) => void>();
   readonly #losses = new Set<(error: DmaError) => void>();
@@ -122,7 +125,7 @@ export class RdmaContext {
       undo.unshift(() => verbs.deallocatePd(this.pd));
       this.#watch = platform.readiness.watch(this.context.asyncFd, { readable: true }, () => this.#takeEvents());
       undo.unshift(() => this.#watch.close());
-      // A program that waits for nothing else may end.
+      // A program that waits for nothing else may exit.
       this.#watch.setRef(false);
     } catch (error) {
       throw withUndo(error, 'open', undoAll(undo));
@@ -143,18 +146,18 @@ export class RdmaContext {
     return this.platform.verbs;
   }
 
-  /** Why it is gone; `undefined` as long as it is there. */
+  /** Why it is gone; `undefined` while it works. */
   get lost(): DmaError | undefined {
     return this.#lost;
   }
 
-  /** Is it an iWARP device, whose queue pairs only the connection manager can connect? */
+  /** Is it an iWARP device? Only the connection manager can connect its queue pairs. */
   get isIwarp(): boolean {
     this.#transport ??= this.verbs.devices().find(({ name }) => name === this.name)?.transport;
     return this.#transport === 'iwarp';
   }
 
-  /** @internal Does the kernel know the way to a port without asking around: its own, or that of a neighbour which has answered? */
+  /** @internal Has the kernel resolved a port already: a local one, or a neighbour that has replied? */
   isNear(gid: string): boolean {
     if (this.verbs.gids(this.context).some((own) => own.gid === gid)) return true;
     const ipv4 = ipv4Of(gid);
@@ -166,40 +169,40 @@ export class RdmaContext {
     });
   }
 
-  /** Can windows be bound to its regions? */
+  /** Does it support memory windows on its regions? */
   get hasWindows(): boolean {
     return this.attributes.maxMws > 0;
   }
 
-  /** Calls back for every event of the device, its ports and its queues. @returns ends that */
+  /** Calls `listener` for every event of the device, its ports and its queues. @returns removes the listener */
   onEvent(listener: (event: VerbsAsyncEvent) => void): () => void {
     this.#listeners.add(listener);
     return () => void this.#listeners.delete(listener);
   }
 
-  /** Calls back once, when the device is gone; now, when it is already. @returns ends that */
+  /** Calls `listener` once when the device is gone; at once if it already is. @returns removes the listener */
   onLost(listener: (error: DmaError) => void): () => void {
     if (this.#lost !== undefined) listener(this.#lost);
     else this.#losses.add(listener);
     return () => void this.#losses.delete(listener);
   }
 
-  /** The region that all of [va, va + length) is in. @throws DmaError EINVAL when none has all of it */
+  /** The region that contains all of [va, va + length). @throws DmaError EINVAL if there is none */
   regionOf(range: Range, operation: string): Region {
     const region = this.regions.at(range.start);
     if (region?.range.covers(range) === true) return region;
     const reason =
-      region === undefined ? 'it is not mapped' : `it goes past the end of the mapping ${region.range.toString()}`;
+      region === undefined ? 'it is not mapped' : `it extends past the end of the mapping ${region.range.toString()}`;
     const hint = 'map it first, as one range: device.dmaMap';
     throw new DmaError({ code: 'EINVAL', operation, range, device: this.name, reason, hint });
   }
 
-  /** @internal One more holder. */
+  /** @internal Adds a holder. */
   share(): void {
     this.#holders++;
   }
 
-  /** One holder less; after the last one it is closed. @throws the first thing that failed, once all was tried */
+  /** Removes a holder; the last one closes the device. @throws the first failure, after all steps were tried */
   release(): void {
     if (--this.#holders > 0) return;
     this.#closed();
@@ -220,12 +223,12 @@ export class RdmaContext {
       try {
         event = this.verbs.nextAsyncEvent(this.context);
       } catch (cause) {
-        this.#lose('its events can not be read any more', cause);
+        this.#lose('reading its events failed', cause);
         return;
       }
       if (event === undefined) return;
       for (const listener of [...this.#listeners]) listener(event);
-      if (event.name === 'DEVICE_FATAL') this.#lose('it was removed, or has failed for good', undefined);
+      if (event.name === 'DEVICE_FATAL') this.#lose('it was removed, or failed permanently', undefined);
     }
   }
 
@@ -240,7 +243,7 @@ export class RdmaContext {
 
 shortForm(RdmaContext, 'RdmaContext', ({ name }) => ({ name }));
 
-/** An rkey or lkey for people. */
+/** A key in hexadecimal, for messages. */
 export function keyText(key: number): string {
   return hex(key);
 }

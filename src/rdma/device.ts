@@ -1,4 +1,6 @@
-/** What the verbs driver makes of an RDMA device: its facts, its queues, and regions beside the mappings. */
+/**
+ * An RDMA device as the verbs driver presents it: its attributes, its queues, and regions in addition to the mappings.
+ */
 import type { DmaAccess, RemoteAccess } from '../dma/address-space.js';
 import type { Domain } from '../dma/domain.js';
 import { lostDevice } from '../dma/mapping.js';
@@ -45,7 +47,7 @@ import { shortForm } from '../short-form.js';
 import { show } from '../show.js';
 import { now } from '../timers.js';
 
-/** A port and what it is now. */
+/** A port and its current attributes. */
 export interface RdmaPort extends VerbsPortAttributes {
   /** from 1 */
   readonly number: number;
@@ -53,19 +55,19 @@ export interface RdmaPort extends VerbsPortAttributes {
 
 /** An address of a port. */
 export interface RdmaGid extends VerbsGid {
-  /** The IPv4 address that it is made of, if it is */
+  /** The IPv4 address in it; undefined if it is none */
   readonly ipv4: string | undefined;
 }
 
-/** A dma-buf to register. */
+/** Options of `registerDmabuf`. */
 export interface DmabufOptions {
-  /** Its descriptor, which is only needed during the call */
+  /** Its descriptor, needed only during the call */
   readonly fd: number;
-  /** bytes into it. Default 0. */
+  /** byte offset into it. Default 0. */
   readonly offset?: number;
   /** bytes */
   readonly length: number;
-  /** The address that its first byte shall have in requests; the same place in its page as `offset`. Default: `offset`. */
+  /** The address of its first byte in requests; same offset in its page as `offset`. Default: `offset`. */
   readonly address?: number;
   /** Default `read-write`. */
   readonly access?: DmaAccess;
@@ -84,20 +86,20 @@ const DMABUF_OPTIONS: Shape<DmabufOptions> = {
   remote: REMOTES,
 };
 
-/** A part of memory that a caller names. @throws DmaError EINVAL */
+/** Checks a part of memory from a caller. @throws DmaError EINVAL */
 function rangeOf(part: MapTarget, operation: string): Range<Va> {
   mustBeObject(part, 'parts of memory', operation);
   return reading(operation, 'the part', () => new Range(part.va as Va, part.length, operation));
 }
 
-/** What `explainPeer` remembers of regions that are gone. */
+/** How many deregistered regions `explainPeer` remembers. */
 const REMEMBERED = 256;
 
-/** See the head of the file. `device.use(verbsDriver)` gives it; it goes with the device. */
+/** An RDMA device. Returned by `device.use(verbsDriver)`; it is closed with the device. */
 export class RdmaDevice {
   /** The kernel's name, such as `mlx5_0`. */
   readonly name: string;
-  /** What it can do, and how much of it. */
+  /** Its features and limits. */
   readonly attributes: VerbsDeviceAttributes;
   /** @internal */
   readonly rdma: RdmaContext;
@@ -105,11 +107,11 @@ export class RdmaDevice {
   readonly #domain: Domain;
   readonly #pairs = new Set<QueuePair>();
   readonly #queues = new Set<CompletionQueue>();
-  /** Windows, regions and address handles. */
+  /** Open windows, regions and address handles. */
   readonly #others = new Set<{ close(): void }>();
   readonly #exposed = new Set<ExtraRegion>();
   #closed = false;
-  /** What is being made on another thread. */
+  /** Objects that another thread is creating. */
   readonly #making = new Set<Promise<unknown>>();
   readonly #retired: { readonly region: ExtraRegion; readonly at: number }[] = [];
   readonly #ends: (() => void)[];
@@ -131,12 +133,12 @@ export class RdmaDevice {
     ];
   }
 
-  /** What kind of device it is, as the list of devices has it. */
+  /** The device's entry in the list of RDMA devices. */
   get facts(): VerbsDevice | undefined {
     return this.rdma.verbs.devices().find(({ name }) => name === this.name);
   }
 
-  /** Its ports, asked for now. */
+  /** Queries its ports. */
   ports(): RdmaPort[] {
     this.#mustBeThere('ports');
     const { verbs, context } = this.rdma;
@@ -146,21 +148,24 @@ export class RdmaDevice {
     }));
   }
 
-  /** The addresses of its ports, asked for now. */
+  /** Queries the addresses of its ports. */
   gids(): RdmaGid[] {
     this.#mustBeThere('gids');
     const { verbs, context } = this.rdma;
     return verbs.gids(context).map((gid) => ({ ...gid, ipv4: ipv4Of(gid.gid) }));
   }
 
-  /** Calls back for every event of the device, its ports and its queues. @returns ends that */
+  /** Calls `listener` for every event of the device, its ports and its queues. @returns removes the listener */
   onEvent(listener: (event: VerbsAsyncEvent) => void): () => void {
     mustBeFunction(listener, 'a listener', 'onEvent');
     this.#listeners.add(listener);
     return () => void this.#listeners.delete(listener);
   }
 
-  /** @throws DmaError EINVAL for what the device has not; ENOMEM; as `VerbsPort.createCq` */
+  /**
+   * Creates a completion queue. @throws DmaError EINVAL for options that the device does not support; ENOMEM; as
+   * `VerbsPort.createCq`
+   */
   createCompletionQueue(options?: CompletionQueueOptions): CompletionQueue {
     this.#mustBeThere('createCompletionQueue');
     const queue = new CompletionQueue(this.rdma, options, (closed) => this.#queues.delete(closed));
@@ -169,11 +174,11 @@ export class RdmaDevice {
   }
 
   /**
-   * Makes a queue pair. Those of connections are then connected ({@link QueuePair.connect}; of iWARP devices {@link RdmaDevice.connect}); those of datagrams are ready.
-   * Receives can be posted from now on.
+   * Creates a queue pair. Connect it if it is not for datagrams ({@link QueuePair.connect}; on iWARP devices {@link
+   * RdmaDevice.connect}). Receives can be posted at once.
    *
-   * @throws DmaError EINVAL for what the device has not; ENOSPC when a completion queue has no room for it, or the device has no
-   *   more queue pairs; ENODEV for a port without an address; ENOMEM; as `VerbsPort.createQp`
+   * @throws DmaError EINVAL for options that the device does not support; ENOSPC if a completion queue has no room for
+   * it, or the device has no more queue pairs; ENODEV for a port without an address; ENOMEM; as `VerbsPort.createQp`
    */
   createQueuePair(asked?: QueuePairOptions): QueuePair {
     const operation = 'createQueuePair';
@@ -213,12 +218,12 @@ export class RdmaDevice {
   }
 
   /**
-   * Connects a queue pair to one of the side that listens there, by the connection manager.
+   * Connects a queue pair to a listening peer, by the connection manager.
    *
    * @returns when both sides are ready
-   * @throws DmaError EINVAL for a queue pair that can not be connected (any more); ENODEV when another device, or none, leads
-   *   there; ECONNREFUSED when nobody listens there, or who does refused; ETIMEDOUT; ENOTSUP without librdmacm; ENOENT and
-   *   EACCES for `/dev/infiniband/rdma_cm`. The queue pair can only be closed then.
+   * @throws DmaError EINVAL if the queue pair can not be connected (any more); ENODEV if another device, or none, leads
+   * to the address; ECONNREFUSED if nobody listens there, or the peer refused; ETIMEDOUT; ENOTSUP without librdmacm;
+   * ENOENT and EACCES from `/dev/infiniband/rdma_cm`. After an error the queue pair can only be closed.
    */
   async connect(pair: QueuePair, options: CmConnectOptions): Promise<RdmaConnection> {
     this.#mustBeThere('connect');
@@ -226,10 +231,10 @@ export class RdmaDevice {
   }
 
   /**
-   * Listens for those that {@link RdmaDevice.connect}.
+   * Listens for peers that call {@link RdmaDevice.connect}.
    *
-   * @param serve called with each request, which it accepts or refuses
-   * @throws DmaError EADDRINUSE; ENODEV when the address is not of this device's network; as {@link RdmaDevice.connect}
+   * @param serve called with each request, to accept or reject it
+   * @throws DmaError EADDRINUSE; ENODEV if the address is not in this device's network; as {@link RdmaDevice.connect}
    */
   listen(options: CmListenOptions, serve: CmServe): RdmaListener {
     this.#mustBeThere('listen');
@@ -237,7 +242,9 @@ export class RdmaDevice {
     return this.#keep(new RdmaListener(this.rdma, options, serve, closed));
   }
 
-  /** The way to another port, for datagrams. @throws DmaError ENOSPC when the device has no more; as `VerbsPort.createAh` */
+  /**
+   * The path to another port, for datagrams. @throws DmaError ENOSPC if the device has no more; as `VerbsPort.createAh`
+   */
   createAddress(
     peer: Pick<QueuePairAddress, 'gid' | 'lid'>,
     options?: Pick<QueuePairOptions, 'port' | 'gidIndex'>,
@@ -248,8 +255,8 @@ export class RdmaDevice {
   }
 
   /**
-   * As {@link RdmaDevice.createAddress}, but the event loop goes on while the kernel looks for the port, which takes a second when
-   * there is none. One such look is under way at a time.
+   * Like {@link RdmaDevice.createAddress}, but does not block the event loop while the kernel resolves the port, which
+   * takes a second if there is no reply. Only one such call runs at a time.
    */
   async createAddressAsync(
     peer: Pick<QueuePairAddress, 'gid' | 'lid'>,
@@ -287,15 +294,15 @@ export class RdmaDevice {
       return { gid: peer.gid, lid: peer.lid };
     });
     mustBeWhole(lid, 0, 65535, 'lid', operation);
-    if (typeof gid !== 'string' || !isGid(gid)) throw invalid(operation, `${show(gid)} is no GID`);
+    if (typeof gid !== 'string' || !isGid(gid)) throw invalid(operation, `${show(gid)} is not a GID`);
     return pathTo(this.#portOf(optionsOf(options, PORT_OPTIONS, operation), operation), { gid, lid });
   }
 
   /**
-   * Makes a memory window, to be bound by `QueuePair.bind`.
+   * Creates a memory window; `QueuePair.bind` binds it.
    *
-   * @param type 1 (the default) or 2, as the specification of InfiniBand calls them
-   * @throws DmaError ENOTSUP when the device has none, ENOMEM
+   * @param type 1 (default) or 2, as in the InfiniBand specification
+   * @throws DmaError ENOTSUP if the device has no windows, ENOMEM
    */
   createWindow(type: 1 | 2 = 1): MemoryWindow {
     mustBeWhole(type, 1, 2, 'the type of a window', 'createWindow');
@@ -305,17 +312,18 @@ export class RdmaDevice {
         code: 'ENOTSUP',
         operation: 'createWindow',
         device: this.#device,
-        reason: 'it has no memory windows',
+        reason: 'it does not support memory windows',
       });
     return this.#keep(new MemoryWindow(this.rdma, type, (closed) => this.#others.delete(closed)));
   }
 
   /**
-   * Gives peers a right to a part of what is mapped, by an rkey of its own: also to memory that the library has mapped for
-   * every device, such as that of heaps. The mapping can not be unmapped before this is closed.
+   * Gives peers access to a part of a mapping, by a separate rkey; also to memory that the library maps for every
+   * device, such as heaps. The mapping can not be unmapped before this is closed.
    *
    * @param part inside one mapping
-   * @throws DmaError EINVAL when it is not mapped, or peers shall write what the device may not; as `Device.dmaMap`
+   * @throws DmaError EINVAL if it is not mapped, or peers would get write access that the device does not have; as
+   * `Device.dmaMap`
    */
   expose(part: MapTarget, remote: Exclude<RemoteAccess, 'none'>): ExtraRegion {
     const operation = 'expose';
@@ -337,9 +345,10 @@ export class RdmaDevice {
   }
 
   /**
-   * Registers a dma-buf: memory of another device, or of udmabuf, that need not be mapped here.
+   * Registers a dma-buf: memory of another device, or of udmabuf, which need not be mapped here.
    *
-   * @throws DmaError EINVAL; ENOTSUP when library, kernel or device can not; as `VerbsPort.registerDmabuf`
+   * @throws DmaError EINVAL; ENOTSUP if the library, kernel or device does not support it; as
+   * `VerbsPort.registerDmabuf`
    */
   registerDmabuf(options: DmabufOptions): ExtraRegion {
     const operation = 'registerDmabuf';
@@ -359,10 +368,10 @@ export class RdmaDevice {
   }
 
   /**
-   * Registers all memory of this process, now and later, for the device to fetch as it needs it (implicit on-demand paging).
-   * Its lkey is good for every address.
+   * Registers all memory of this process, present and future; the device fetches pages as needed (implicit on-demand
+   * paging). Its lkey is valid for every address.
    *
-   * @throws DmaError ENOTSUP when the device can not
+   * @throws DmaError ENOTSUP if the device does not support it
    */
   registerEverything(access: DmaAccess = 'read-write'): ExtraRegion {
     mustBeOneOf(access, ACCESSES, 'access', 'registerEverything');
@@ -373,7 +382,7 @@ export class RdmaDevice {
         code: 'ENOTSUP',
         operation: 'registerEverything',
         device: this.#device,
-        reason: 'it has no implicit on-demand paging',
+        reason: 'it does not support implicit on-demand paging',
       });
     const flags = IBV_ACCESS_ON_DEMAND + (access === 'read' ? 0 : IBV_ACCESS_LOCAL_WRITE);
     const mr = this.#registered(() => verbs.registerMemory(pd, { va: 0 as Va, length: Infinity, access: flags }));
@@ -381,10 +390,11 @@ export class RdmaDevice {
   }
 
   /**
-   * Lets the device fetch pages of a mapping with on-demand paging before it needs them.
+   * Lets the device fetch pages of a mapping with on-demand paging in advance.
    *
-   * @param options.write for writing. Default true. @param options.wait return when they are there? Default true.
-   * @throws DmaError EINVAL when it is not in one such mapping; as `VerbsPort.adviseMemory`
+   * @param options.write fetch for writing. Default true. @param options.wait return when they are present? Default
+   * true.
+   * @throws DmaError EINVAL if the part is not inside one such mapping; as `VerbsPort.adviseMemory`
    */
   prefetch(part: MapTarget, options?: { readonly write?: boolean; readonly wait?: boolean }): void {
     this.#mustBeThere('prefetch');
@@ -396,9 +406,9 @@ export class RdmaDevice {
   }
 
   /**
-   * What is known about memory of this side that a peer was refused: for the answer to its question.
+   * Explains why a peer was refused access to memory of this side: the answer to its question.
    *
-   * @param access what it tried
+   * @param access what the peer tried
    */
   explainPeer(
     memory: { readonly address: number; readonly length: number; readonly rkey: number },
@@ -412,7 +422,7 @@ export class RdmaDevice {
     });
     mustBeWhole(rkey, 0, 2 ** 32 - 1, 'rkey', operation);
     if (!isAddress(address) || !isAddress(length) || length === 0 || !isAddress(address + length))
-      return `${show(length)} bytes at ${show(address)} are no memory`;
+      return `${show(length)} bytes at ${show(address)} is not a range of memory`;
     const exposed = [...this.#exposed].find((region) => region.rkey === rkey);
     if (exposed?.range !== undefined) {
       if (exposed.range.covers(new Range(address, length)))
@@ -426,11 +436,11 @@ export class RdmaDevice {
     }
     const mapping = [...this.#domain.mappings()].find(({ live, range }) => live && range.contains(address));
     if (mapping !== undefined && mapping.rkey !== rkey)
-      return `${hex(address)} has another rkey now than 0x${rkey.toString(16)}: what had that one was unmapped, or never was here`;
+      return `${hex(address)} does not have rkey 0x${rkey.toString(16)}: that mapping was unmapped, or never existed here`;
     return this.#domain.explain(address, length, access, 'peer').text;
   }
 
-  /** @internal Closes all that was made of it, in an order that works. @returns what failed */
+  /** @internal Closes everything created from it, in a valid order. @returns what failed */
   async close(): Promise<unknown[]> {
     this.#closed = true;
     const close = (each: { close(): void }) => () => each.close();
@@ -473,7 +483,7 @@ export class RdmaDevice {
     return this.#keep(region);
   }
 
-  /** A region beside the mappings. What there are too many of, or too much, is told with figures. */
+  /** Registers a region in addition to the mappings. Errors for lack of resources have the figures. */
   #registered(register: () => VerbsMr): VerbsMr {
     const { limits } = this.rdma;
     const mr = limits.explained('regions', register);

@@ -102,7 +102,7 @@ describe('a session', () => {
     assert.deepEqual(await Promise.all([1, 2, 3].map((value) => a.ask('double', value))), [2, 4, 6]);
     await assert.rejects(a.ask('fail', null), dmaError('ENOSPC', /full \[31m/));
     await assert.rejects(a.ask('throw', null), dmaError('EIO', /odd/));
-    await assert.rejects(a.ask('unknown', null), dmaError('ENOTSUP', /nobody answers unknown/));
+    await assert.rejects(a.ask('unknown', null), dmaError('ENOTSUP', /no answer to unknown/));
     await assert.rejects(a.ask('big', 'x'.repeat(2 ** 20)), dmaError('E2BIG'));
     assert.equal(a.live, true);
     await close();
@@ -120,7 +120,7 @@ describe('a session', () => {
     assert.equal(await a.explain(MEMORY, 'write'), 'it was unmapped');
     assert.deepEqual(asked, [MEMORY, 'write']);
     await assert.rejects(a.ask('explain', { address: -1 }), dmaError('EINVAL'));
-    await assert.rejects(a.ask('explain', 'x'), dmaError('EIO', /no object/));
+    await assert.rejects(a.ask('explain', 'x'), dmaError('EIO', /not an object/));
     await close();
   });
 
@@ -169,10 +169,7 @@ describe('a session', () => {
     await once(http, 'close');
     const gone = await listenForPeers({ host: '127.0.0.1' }, () => undefined);
     await gone.close();
-    await assert.rejects(
-      connectToPeer({ ...options, port: gone.port || 1 }),
-      dmaError('ECONNREFUSED', /other side serving/),
-    );
+    await assert.rejects(connectToPeer({ ...options, port: gone.port || 1 }), dmaError('ECONNREFUSED', /peer serving/));
     const one = await listenForPeers({ host: '127.0.0.1' }, () => undefined);
     await assert.rejects(
       listenForPeers({ host: '127.0.0.1', port: one.port }, () => undefined),
@@ -239,7 +236,7 @@ describe('a hostile peer', () => {
     const { a, b, close } = await both();
     b.answer('echo', (value) => value);
     for (const name of ['__proto__', 'constructor', 'toString'])
-      await assert.rejects(a.ask(name, null), dmaError('ENOTSUP', /nobody answers/));
+      await assert.rejects(a.ask(name, null), dmaError('ENOTSUP', /there is no answer to/));
     for (const port of [0, -1, 65536, 2 ** 53, 1.5, '1'])
       await assert.rejects(
         a.ask('rdma-cm', { pair: 1, to: 1, port, token: '0'.repeat(32) }),

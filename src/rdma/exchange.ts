@@ -1,14 +1,14 @@
 /**
- * How two sides of an RDMA connection find each other: they tell each other their queue pairs and memory over TCP, as lines
- * of JSON, and keep that connection for questions, such as why an access was refused.
+ * How two sides of an RDMA connection find each other: over TCP they exchange their queue pairs and memory as lines of
+ * JSON, and keep the connection for questions, such as why an access was refused.
  *
- * Each side first sends a hello: `{"anydma-rdma": 1, "pairs": [...], "memory": [...], "data": ...}`; the one that connected
- * begins. Queue pairs that only the connection manager connects (iWARP) are then connected by that: the side that was connected
- * to listens, and asks `{"call": "rdma-cm", "with": {"pair": 17, "to": 18, "port": 4711, "token": "..."}}` for each of them, with
- * both numbers and what the request has to carry. When its queue pairs are connected a side sends `{"ready": true}`. From then on either side can ask:
- * `{"id": 1, "call": "explain", "with": ...}`, and is answered `{"id": 1, "result": ...}` or
- * `{"id": 1, "error": "EINVAL", "reason": "..."}`. Nothing that comes is trusted: lines, lists and questions are limited,
- * what is not as it should be ends the session, and a peer that is silent is not waited for.
+ * Each side first sends a hello, the connecting side begins: `{"anydma-rdma": 1, "pairs": [...], "memory": [...],
+ * "data": ...}`. Queue pairs that need the connection manager (iWARP) are then connected by it: the TCP server listens,
+ * and for each of them sends `{"call": "rdma-cm", "with": {"pair": 17, "to": 18, "port": 4711, "token": "..."}}` with
+ * both numbers and the token that the request must carry. When its queue pairs are connected a side sends `{"ready":
+ * true}`. From then on either side can ask `{"id": 1, "call": "explain", "with": ...}`, and gets `{"id": 1, "result":
+ * ...}` or `{"id": 1, "error": "EINVAL", "reason": "..."}`. Input is not trusted: lines, lists and questions are
+ * limited, invalid input ends the session, and all waiting has a time limit.
  */
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import { mustBeFunction, mustBeString, mustBeWhole, optionsOf } from '../check.js';
@@ -44,13 +44,14 @@ const LISTEN_OPTIONS = {
   maxPerAddress: 'number',
 } as const;
 
-/** Who connects may take so long for his hello, which he says at once, also where sessions have longer times. milliseconds */
+/** Milliseconds that a new client has for its hello, even if sessions have longer times: it sends it at once. */
 const HELLO = 5000;
 
 /**
- * Connects to a side that listens, tells it of this one, and waits for its hello.
+ * Connects to a listening peer, sends this side's hello, and waits for the peer's.
  *
- * @throws DmaError ECONNREFUSED, ETIMEDOUT and what else keeps it from being reached; EPROTO when something else listens there
+ * @throws DmaError ECONNREFUSED, ETIMEDOUT and other errors of connecting; EPROTO if another kind of server listens
+ * there
  */
 export async function connectToPeer(
   asked: ExchangeOptions & { readonly host: string; readonly port: number; readonly hello: Hello },
@@ -75,7 +76,7 @@ export async function connectToPeer(
   }
 }
 
-/** Listens for peers. Close it when no more should come; sessions that there are go on. */
+/** Listens for peers. Close it when it should accept no more; existing sessions stay open. */
 export class PeerServer implements AsyncDisposable {
   readonly #server: Server;
   readonly #visitors: Visitors;
@@ -92,7 +93,7 @@ export class PeerServer implements AsyncDisposable {
     return typeof address === 'object' && address !== null ? address.port : 0;
   }
 
-  /** How many sessions there are: those that were begun with a hello, until their connection is gone. */
+  /** Number of sessions: from the peer's hello until its connection is closed. */
   get sessions(): number {
     return this.#visitors.guests;
   }
@@ -162,7 +163,7 @@ export async function listenForPeers(
     server.once('error', failed);
     server.listen(port, host, () => {
       server.off('error', failed);
-      // Somebody could not be taken in, for want of a descriptor: who has said nothing yet makes room.
+      // A client could not be accepted for lack of a descriptor: close one that has sent no hello.
       server.on('error', () => visitors.makeRoom());
       resolve();
     });
@@ -175,7 +176,7 @@ function connected(host: string, port: number, timeoutMs: number): Promise<Socke
     const fail = (code: ErrorCode, reason: string, cause?: unknown): void => {
       clearTimeout(timer);
       socket.destroy();
-      reject(new DmaError({ code, operation: 'connect', reason, cause, hint: 'is the other side serving there?' }));
+      reject(new DmaError({ code, operation: 'connect', reason, cause, hint: 'is the peer serving there?' }));
     };
     const timer = setTimeout(
       () => fail('ETIMEDOUT', `${host}:${port} did not answer within ${timeoutMs} ms`),

@@ -1,16 +1,16 @@
 /**
- * A memory region beside the mappings: a part of a mapping that peers get rights to, a dma-buf, or all of this process's
- * memory. It has keys of its own, and no place in the domain's translation table.
+ * A memory region in addition to the mappings: a part of a mapping that is exposed to peers, a dma-buf, or all memory
+ * of this process. It has its own keys, and is not in the domain's translation table.
  */
 import type { VerbsMr } from '../platform/rdma/verbs-types.js';
 import type { Range } from '../ranges.js';
 import type { RdmaContext, Region, RegionUser } from './context.js';
 
-/** Disposing it deregisters it: its keys stop working at once. */
+/** A registered region. Disposing it deregisters it: its keys become invalid at once. */
 export class ExtraRegion implements Disposable, RegionUser {
-  /** The addresses that its bytes have in requests; `undefined` for all addresses of this process. */
+  /** The addresses of its bytes in requests; `undefined` for all addresses of this process. */
   readonly range: Range | undefined;
-  /** What messages call it. */
+  /** Its name in messages. */
   readonly label: string;
   readonly #rdma: RdmaContext;
   readonly #mr: VerbsMr;

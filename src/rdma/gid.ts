@@ -1,12 +1,12 @@
-/** The addresses of ports, which are IPv6 addresses in form. */
+/** The addresses (GIDs) of ports, which have the form of IPv6 addresses. */
 import { BlockList } from 'node:net';
 import type { VerbsGid } from '../platform/rdma/verbs-types.js';
 
 /**
- * The address that a queue pair of a port uses when nobody says which. On Ethernet that is one of RoCE version 2 before one of
- * version 1, since only version 2 is routed; of those one that leads beyond this link, IPv4 before IPv6; then one that is only
- * good on this link; then a loopback address. On InfiniBand and iWARP it is the first. What is no address of a port (zero,
- * broadcast, multicast) is never taken.
+ * Chooses the default address of a queue pair on a port. On Ethernet, RoCE version 2 goes before version 1, since only
+ * version 2 is routed; then routable addresses, IPv4 before IPv6; then link-local addresses; then loopback. On
+ * InfiniBand and iWARP it is the first one. Addresses that are not unicast (zero, broadcast, multicast) are never
+ * chosen.
  */
 export function chooseGid(gids: readonly VerbsGid[], port: number): VerbsGid | undefined {
   return gids
@@ -24,12 +24,12 @@ function rank({ type, gid }: VerbsGid): number {
   );
 }
 
-/** Can it be the address of one port: not zero, broadcast or multicast? */
+/** Is it a unicast address: not zero, broadcast or multicast? */
 export function isUnicast(gid: string): boolean {
   return isGid(gid) && !isIn(NOBODY, gid);
 }
 
-/** The IPv4 address that a GID is made of (`::ffff:a.b.c.d`), if it is. */
+/** The IPv4 address in a GID of the form `::ffff:a.b.c.d`; `undefined` for others. */
 export function ipv4Of(gid: string): string | undefined {
   const match = /^(?:0000:){5}ffff:([0-9a-f]{2})([0-9a-f]{2}):([0-9a-f]{2})([0-9a-f]{2})$/i.exec(gid);
   return match

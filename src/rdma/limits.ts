@@ -1,10 +1,10 @@
-/** What an RDMA device has only so much of: refusals and hints that name the limit, its figure, and what is in use here. */
+/** Limits of an RDMA device: errors and hints name the limit, its value, and how much this process uses. */
 import { DmaError, invalid, isDmaError, type ErrorCode } from '../errors.js';
 import type { VerbsDeviceAttributes } from '../platform/rdma/verbs-types.js';
 import { show } from '../show.js';
 import { formatSize } from '../units.js';
 
-/** What is counted: its name for people, the attribute, and the attribute's name in libibverbs. */
+/** The limited resources: a display name, the attribute, and its name in libibverbs. */
 const KINDS = {
   regions: ['memory regions', 'maxMrs', 'max_mr'],
   windows: ['memory windows', 'maxMws', 'max_mw'],
@@ -13,13 +13,13 @@ const KINDS = {
   addresses: ['address handles', 'maxAhs', 'max_ah'],
 } as const satisfies Readonly<Record<string, readonly [name: string, limit: keyof VerbsDeviceAttributes, c: string]>>;
 
-/** A kind of things that a device has only so many of. */
+/** A limited resource of a device. */
 export type Limited = keyof typeof KINDS;
 
-/** What a device says when it has no more of something. */
+/** Errors of a device that has no more of a resource. */
 const FULL: readonly ErrorCode[] = ['ENOMEM', 'ENOSPC', 'EAGAIN', 'EINVAL'];
 
-/** The limits of one device, and what this process has of it. One for each context. */
+/** The limits of one device and their use by this process. One per context. */
 export class Limits {
   readonly #device: string;
   readonly #attributes: VerbsDeviceAttributes;
@@ -36,15 +36,15 @@ export class Limits {
     this.#attributes = attributes;
   }
 
-  /** How many of a kind are in use here. */
+  /** How many of a resource this process uses. */
   used(kind: Limited): number {
     return this.#used[kind];
   }
 
   /**
-   * Makes one more, and counts it until {@link Limits.gave}.
+   * Creates one more, and counts it until {@link Limits.gave}.
    *
-   * @throws DmaError ENOSPC when this process has all that the device has; what `make` throws, with the figures
+   * @throws DmaError ENOSPC if this process uses all that the device has; errors of `make`, with the figures
    */
   make<T>(kind: Limited, operation: string, make: () => T): T {
     this.#mustHaveRoom(kind, operation);
@@ -53,7 +53,7 @@ export class Limits {
     return made;
   }
 
-  /** As {@link Limits.make}, on another thread. */
+  /** Like {@link Limits.make}, on another thread. */
   async makeAsync<T>(kind: Limited, operation: string, make: () => Promise<T>): Promise<T> {
     this.#mustHaveRoom(kind, operation);
     this.#used[kind]++;
@@ -65,17 +65,17 @@ export class Limits {
     }
   }
 
-  /** One more. */
+  /** Counts one more. */
   add(kind: Limited): void {
     this.#used[kind]++;
   }
 
-  /** One less. */
+  /** Counts one less. */
   gave(kind: Limited): void {
     this.#used[kind]--;
   }
 
-  /** What `make` returns; what it throws for want of something has the figures. */
+  /** Runs `make`; adds the figures to an error for lack of the resource. */
   explained<T>(kind: Limited, make: () => T): T {
     try {
       return make();
@@ -84,13 +84,16 @@ export class Limits {
     }
   }
 
-  /** For hints: the limit of a kind, and what is in use of it. */
+  /** For hints: the limit of a resource and its use. */
   facts(kind: Limited): string {
     const [name, key, c] = KINDS[kind];
-    return `${this.#used[kind]} of the device's ${this.#attributes[key]} ${name} (${c}) are in use by this process; others may have the rest`;
+    return `${this.#used[kind]} of the device's ${this.#attributes[key]} ${name} (${c}) are in use by this process; other processes may use the rest`;
   }
 
-  /** @throws DmaError EINVAL unless `value` is a whole number, not below `least`, that the device has; `own` is the library's limit */
+  /**
+   * @throws DmaError EINVAL unless `value` is an integer from `least` to the device's limit; `own` is the library's
+   * limit
+   */
   mustHave(
     value: unknown,
     what: string,
@@ -98,19 +101,19 @@ export class Limits {
   ): void {
     const most = limit > 0 ? Math.min(own, limit) : own;
     if (typeof value === 'number' && Number.isInteger(value) && value >= least && value <= most) return;
-    const whose = most === limit ? `; ${limit} is what the device has (${c})` : '';
+    const whose = most === limit ? `; the device has ${limit} (${c})` : '';
     throw invalid(operation, `${what} is ${show(value)}, not an integer from ${least} to ${most}${whose}`, {
       device: this.#device,
     });
   }
 
-  /** @throws DmaError EINVAL for more bytes than one region of the device has */
+  /** @throws DmaError EINVAL if `length` is more bytes than one region of the device can have */
   mustBeRegion(length: number, operation: string): void {
     const { maxMrLength } = this.#attributes;
     if (maxMrLength === 0 || length <= maxMrLength) return;
     throw invalid(
       operation,
-      `${formatSize(length)} are more than the ${formatSize(maxMrLength)} that a memory region of the device has at most (max_mr_size)`,
+      `${formatSize(length)} are more than the ${formatSize(maxMrLength)} limit of a memory region of the device (max_mr_size)`,
       { device: this.#device, hint: `map parts of at most ${formatSize(maxMrLength)}; each has keys of its own` },
     );
   }
@@ -118,7 +121,7 @@ export class Limits {
   #mustHaveRoom(kind: Limited, operation: string): void {
     const [name, key, c] = KINDS[kind];
     const limit = this.#attributes[key];
-    // 0: the device does not say.
+    // 0: the device reports no limit.
     if (limit === 0 || this.#used[kind] < limit) return;
     throw new DmaError({
       code: 'ENOSPC',

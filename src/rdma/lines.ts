@@ -1,34 +1,34 @@
 /**
- * Lines out of a stream that nobody trusts. What has come of a line is in one array, so that it costs what it is long, however
- * small the segments are.
+ * Splits a stream from an untrusted peer into lines. An incomplete line is kept in one array, so that it costs as much
+ * memory as it is long, however small the segments are.
  */
 
 const NEWLINE = 10;
 const NOTHING = Buffer.alloc(0);
 
-/** See the head of the file. */
+/** Collects the bytes of a stream and gives its lines. */
 export class Lines {
   readonly #most: number;
-  /** What has come of a line is at its beginning. */
+  /** Begins with the incomplete line. */
   #room = NOTHING;
   #length = 0;
 
-  /** @param most bytes of a line */
+  /** @param most bytes in a line at most */
   constructor(most: number) {
     this.#most = most;
   }
 
-  /** Has a line begun that has not ended? */
+  /** Has a line begun that is not complete? */
   get isOpen(): boolean {
     return this.#length > 0;
   }
 
   /**
-   * Takes what has come, and calls back with each line that ends in it, without its end. The bytes are the callback's only until
-   * it returns.
+   * Takes received bytes and calls `each` with every complete line, without its newline. The bytes are valid only
+   * during the callback.
    *
-   * @param each returns whether to go on
-   * @returns `too long` when a line is
+   * @param each returns whether to continue
+   * @returns `too long` if a line is
    */
   take(chunk: Buffer, each: (line: Buffer) => boolean): 'fine' | 'too long' {
     let start = 0;
@@ -44,7 +44,7 @@ export class Lines {
     return 'fine';
   }
 
-  /** Forgets what has come. */
+  /** Drops the incomplete line. */
   clear(): void {
     this.#room = NOTHING;
     this.#length = 0;

@@ -1,18 +1,18 @@
 /**
- * A memory window: a right of peers to a part of a mapping, with an rkey of its own, that is given and taken without
- * registering anything. A mapping can not be unmapped while a window is bound to it.
+ * A memory window gives peers access to a part of a mapping by a separate rkey. Binding and unbinding it registers
+ * nothing. A mapping can not be unmapped while a window is bound to it.
  */
 import type { VerbsMw } from '../platform/rdma/verbs-types.js';
 import type { Range } from '../ranges.js';
 import type { RdmaContext, Region, RegionUser } from './context.js';
 
-/** What a window is bound to. */
+/** The binding of a window. */
 export interface WindowBinding {
   readonly region: Region;
   readonly range: Range;
 }
 
-/** See the head of the file. Made by `RdmaDevice.createWindow`, bound by `QueuePair.bind`. */
+/** A memory window. Created by `RdmaDevice.createWindow`, bound by `QueuePair.bind`; close it when no longer needed. */
 export class MemoryWindow implements Disposable, RegionUser {
   /** @internal */
   readonly mw: VerbsMw;
@@ -34,22 +34,22 @@ export class MemoryWindow implements Disposable, RegionUser {
     return this.#rdma === rdma;
   }
 
-  /** What peers name it by; another one after each binding. */
+  /** The key for the peer; it changes with each binding. */
   get rkey(): number {
     return this.#rkey;
   }
 
-  /** What it is bound to; `undefined` when it is not. */
+  /** Its binding; `undefined` if it is not bound. */
   get bound(): WindowBinding | undefined {
     return this.#bound;
   }
 
-  /** @internal The key of the next binding: the low 8 bits are the program's to choose. */
+  /** @internal The key of the next binding; the program chooses its low 8 bits. */
   nextKey(): number {
     return ((this.#rkey & ~0xff) | ((this.#rkey + 1) & 0xff)) >>> 0;
   }
 
-  /** @internal A binding, or unbinding, has ended. */
+  /** @internal A binding or unbinding has completed. */
   became(rkey: number, bound: WindowBinding | undefined): void {
     this.#bound?.region.users.delete(this);
     this.#rkey = rkey;
@@ -57,7 +57,7 @@ export class MemoryWindow implements Disposable, RegionUser {
     bound?.region.users.add(this);
   }
 
-  /** Closes it, bound or not: the right it gives ends. Idempotent. */
+  /** Closes it, bound or not; the peer's access ends. Idempotent. */
   close(): void {
     if (this.mw.address === 0) return;
     this.#rdma.verbs.deallocateMw(this.mw);

@@ -1,7 +1,7 @@
 /**
- * One side of a session of the exchange: `exchange.ts` says what is spoken. Whatever the peer does, a session has ends: lines have
- * a length and a time, answers that the peer does not read stop the reading of its questions, and when the session is over its
- * connection goes too, read or not.
+ * One side of a session of the exchange; `exchange.ts` describes the protocol. The peer can not make a session use
+ * unlimited time or memory: lines have a maximum length and time, unread answers stop the reading of further questions,
+ * and the end of a session closes its connection, whether the peer has read everything or not.
  */
 import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
@@ -33,57 +33,60 @@ import {
 import { thrown } from '../show.js';
 import { clearTimeout, now, setTimeout } from '../timers.js';
 
-/** The version of the protocol that is spoken here. */
+/** The protocol version. */
 export const EXCHANGE_VERSION = 1;
 
-/** Memory that a side tells the other about. */
+/** Memory that a side announces to the other. */
 export interface AnnouncedMemory extends RemoteMemory {
   /** bytes */
   readonly length: number;
 }
 
-/** What a side tells of itself. */
+/** What a side announces of itself. */
 export interface Hello {
   readonly pairs: readonly QueuePairAddress[];
   readonly memory: readonly AnnouncedMemory[];
-  /** Whatever else the programs have to say to each other, as JSON; nobody has checked what came from the peer. */
+  /** Any other data for the peer's program, as JSON; data from the peer is not checked. */
   readonly data?: unknown;
 }
 
 /** Limits of a session. */
 export interface ExchangeOptions {
   /**
-   * How long the peer may take for its hello, for a line that it has begun, for being connected, for getting ready, for an answer,
-   * and for reading one; milliseconds. Default 10,000.
+   * Time limit in milliseconds for each step of the peer: its hello, completing a line, connecting, getting ready,
+   * answering, and reading an answer. Default 10,000.
    */
   readonly timeoutMs?: number;
-  /** bytes of a line at most. Default 1 MiB. */
+  /** most bytes of a line. Default 1 MiB. */
   readonly maxLine?: number;
 }
 
 export const EXCHANGE_OPTIONS: Shape<ExchangeOptions> = { timeoutMs: 'number', maxLine: 'number' };
 const JOIN_OPTIONS = { connectionManager: 'boolean' } as const;
 
-/** @throws DmaError EINVAL for limits that can not be */
+/** @throws DmaError EINVAL for invalid limits */
 export function checkLimits({ timeoutMs = 0, maxLine = 64 }: ExchangeOptions, operation: string): void {
   mustBeMs(timeoutMs, 'timeoutMs', operation);
   mustBeWhole(maxLine, 64, 2 ** 28, 'maxLine', operation);
 }
 
-/** Answers a question of the peer. What it throws is told to the peer. */
+/** Answers a question of the peer. An exception is sent to the peer as the answer. */
 export type Answer = (question: unknown) => unknown;
 
-/** Entries of the lists of a hello, questions under way in one direction, characters of a text of the peer; at most. */
+/**
+ * Upper limits: entries of each list of a hello, queue pairs waiting, questions pending in one direction, characters of
+ * a text from the peer.
+ */
 const MOST = { entries: 65536, pairs: 1024, questions: 256, text: 2000 };
 
-/** What this side still has to say when it ends a session may take so long to be read. milliseconds */
+/** Milliseconds that the peer gets to read the last messages when this side ends a session. */
 const FAREWELL = 500;
-/** A peer that is silent for so long is asked by the system whether it is still there. milliseconds */
+/** Milliseconds of silence after which TCP keep-alive probes the peer. */
 const KEEP_ALIVE = 30_000;
 
 /** One side of a session. Made by {@link connectToPeer} and {@link listenForPeers}. */
 export class PeerSession implements Disposable {
-  /** Who the peer is: `address:port`. */
+  /** The peer's `address:port`. */
   readonly peer: string;
   readonly #socket: Socket;
   /** The peer's address. */
@@ -96,17 +99,17 @@ export class PeerSession implements Disposable {
   #end: (error: DmaError) => void = () => undefined;
   #hello: Hello | undefined;
   #isReady = false;
-  /** What is woken when something comes, or the end. */
+  /** Callbacks for a new message, or the end. */
   readonly #waiting = new Set<() => void>();
-  /** Where queue pairs of the peer wait for those of this side, by the numbers of both. */
+  /** Ports where queue pairs of the peer listen for those of this side, by the numbers of both. */
   readonly #offers = new Map<string, { readonly port: number; readonly token: Buffer }>();
   readonly #listens: boolean;
   readonly #lines: Lines;
-  /** Is aborted when it ends. */
+  /** Aborted when the session ends. */
   readonly #over = new AbortController();
-  /** Runs while a line has begun and not ended. */
+  /** Runs while a line is incomplete. */
   #lineTimer: NodeJS.Timeout | undefined;
-  /** Answers that the peer does not read: when it has, and what runs until then. */
+  /** Answers that the peer has not read: a promise for when it has, and the time limit. */
   #unread: { readonly read: Promise<void>; drained(): void; readonly timer: NodeJS.Timeout } | undefined;
   #next = 1;
   #answering = 0;
@@ -136,18 +139,18 @@ export class PeerSession implements Disposable {
       socket.on(end, () => this.#finish(this.#error('ECONNRESET', 'the peer closed the connection')));
   }
 
-  /** What the peer told of itself. @throws DmaError EINVAL before it did */
+  /** The peer's hello. @throws DmaError EINVAL before it arrived */
   get hello(): Hello {
     if (this.#hello !== undefined) return this.#hello;
     throw this.#error('EINVAL', 'the peer has not said hello yet');
   }
 
-  /** Resolves, with the reason, when the session has ended, however that came about. */
+  /** Resolves with the reason when the session has ended, in whatever way. */
   get ended(): Promise<DmaError> {
     return this.#ended;
   }
 
-  /** Is it still there? */
+  /** Is the session open? */
   get live(): boolean {
     return this.#failure === undefined;
   }
@@ -160,15 +163,15 @@ export class PeerSession implements Disposable {
     };
   }
 
-  /** Tells the peer of this side: what the one that was connected to does, once. */
+  /** Sends this side's hello. The side that listens calls it once per session. */
   greet(hello: Hello): void {
     this.#write({ 'anydma-rdma': EXCHANGE_VERSION, ...checkedHello(hello, 'greet') });
   }
 
   /**
-   * Tells the peer that this side's queue pairs are connected, and waits until its are.
+   * Tells the peer that this side's queue pairs are connected, and waits until the peer's are.
    *
-   * @throws DmaError ETIMEDOUT; what ended the session
+   * @throws DmaError ETIMEDOUT; the error that ended the session
    */
   async ready(): Promise<void> {
     this.#write({ ready: true });
@@ -176,13 +179,14 @@ export class PeerSession implements Disposable {
   }
 
   /**
-   * Connects a queue pair with one of the peer's, and waits until both sides are ready. From then on the errors of the queue
-   * pair have the peer's explanations.
+   * Connects a queue pair to one of the peer's, and waits until both sides are ready. From then on, errors of the queue
+   * pair include the peer's explanations.
    *
    * @param peer Default: the peer's first.
-   * @param options.connectionManager connect them by the RDMA connection manager? Then the addresses of this session must be of
-   *   the network of their devices, and the peer must want it as well. Default: for iWARP, where nothing else works.
-   * @throws DmaError as {@link QueuePair.connect}, or `RdmaDevice.connect` and `RdmaDevice.listen`; as {@link PeerSession.ready}
+   * @param options.connectionManager connect by the RDMA connection manager? Then the addresses of this session must be
+   * in the network of the RDMA devices, and both sides must set it. Default: only for iWARP, which requires it.
+   * @throws DmaError as {@link QueuePair.connect}, or `RdmaDevice.connect` and `RdmaDevice.listen`; as {@link
+   * PeerSession.ready}
    */
   async join(
     pair: QueuePair,
@@ -191,7 +195,7 @@ export class PeerSession implements Disposable {
   ): Promise<void> {
     mustBe(pair, QueuePair, 'the queue pair', 'join');
     const { connectionManager = pair.rdma.isIwarp } = optionsOf(options, JOIN_OPTIONS, 'join');
-    if (peer === undefined) throw this.#error('EPROTO', 'the peer has told of no queue pair');
+    if (peer === undefined) throw this.#error('EPROTO', 'the peer announced no queue pair');
     checkAddress(peer);
     if (!connectionManager) await this.#connect(pair, peer);
     else if (this.#listens) await this.#offerTo(pair, peer);
@@ -200,14 +204,14 @@ export class PeerSession implements Disposable {
     await this.ready();
   }
 
-  /** Lets `answer` answer the peer's questions of this name. */
+  /** Sets the function that answers the peer's questions of this name. */
   answer(name: string, answer: Answer): void {
     mustBeString(name, 'the name of a question', 'answer');
     mustBeFunction(answer, 'an answer', 'answer');
     this.#answers.set(name, answer);
   }
 
-  /** Lets a device answer the peer's questions about memory that it was refused. */
+  /** Lets a device answer the peer's questions about refused accesses to memory. */
   explainFrom(device: { explainPeer(memory: AnnouncedMemory, access: DmaAccess): string }): void {
     mustHave(device, ['explainPeer'], 'RDMA device', 'explainFrom');
     this.answer('explain', (question) => {
@@ -219,16 +223,16 @@ export class PeerSession implements Disposable {
   }
 
   /**
-   * Asks the peer.
+   * Asks the peer a question.
    *
-   * @param question anything that JSON has
-   * @returns the answer; nobody has checked it
-   * @throws DmaError of the code that the peer answers with; EBUSY when too many questions are under way; ETIMEDOUT; what ended
-   *   the session
+   * @param question any JSON value
+   * @returns the answer, which is not checked
+   * @throws DmaError with the code of the peer's answer; EBUSY if too many questions are pending; ETIMEDOUT; the error
+   * that ended the session
    */
   async ask(name: string, question: unknown): Promise<unknown> {
     mustBeString(name, 'the name of a question', 'ask');
-    if (this.#asked.size >= MOST.questions) throw this.#error('EBUSY', `${MOST.questions} questions are under way`);
+    if (this.#asked.size >= MOST.questions) throw this.#error('EBUSY', `${MOST.questions} questions are pending`);
     if (this.#socket.writableLength > 4 * this.#maxLine)
       throw this.#error('EBUSY', `${this.#socket.writableLength} bytes of questions wait for the peer to read them`);
     const id = this.#next++;
@@ -253,12 +257,12 @@ export class PeerSession implements Disposable {
     this.close();
   }
 
-  /** @internal Waits for the peer's hello. @param timeoutMs Default: that of the session. */
+  /** @internal Waits for the peer's hello. @param timeoutMs Default: the session's. */
   async begin(timeoutMs = this.#timeoutMs): Promise<void> {
     await this.#until(() => this.#hello !== undefined, 'say hello', timeoutMs);
   }
 
-  /** Connects by addresses: the way to those of a peer may have to be looked for, which does not hold up the others. */
+  /** Connects by addresses, asynchronously: resolving the address of one peer must not delay the others. */
   async #connect(pair: QueuePair, peer: QueuePairAddress): Promise<void> {
     const timer = setTimeout(() => this.#finish(this.#slow('be found')), this.#timeoutMs);
     try {
@@ -270,7 +274,7 @@ export class PeerSession implements Disposable {
     }
   }
 
-  /** Listens for the peer's queue pair, and tells the peer where. */
+  /** Listens for the peer's queue pair, and tells the peer the port. */
   async #offerTo(pair: QueuePair, peer: QueuePairAddress): Promise<void> {
     const token = randomBytes(16);
     let end: (error?: Error) => void = () => undefined;
@@ -294,7 +298,7 @@ export class PeerSession implements Disposable {
     }
   }
 
-  /** Waits for the peer to listen, and connects to that. */
+  /** Waits until the peer listens, and connects to it. */
   async #takeOffer(pair: QueuePair, peer: QueuePairAddress): Promise<void> {
     const key = `${peer.number} ${pair.number}`;
     await this.#until(() => this.#offers.has(key), 'listen for the queue pair');
@@ -308,7 +312,7 @@ export class PeerSession implements Disposable {
     const { pair, to, port, token } = asObject(question);
     if (!isWhole(pair) || !isWhole(to) || !isPort(port) || typeof token !== 'string' || !/^[0-9a-f]{32}$/.test(token))
       throw invalid('rdma-cm', 'it takes pair, to, port and token');
-    if (this.#offers.size >= MOST.pairs) throw this.#error('EBUSY', `${MOST.pairs} queue pairs wait already`);
+    if (this.#offers.size >= MOST.pairs) throw this.#error('EBUSY', `${MOST.pairs} queue pairs are waiting already`);
     this.#offers.set(`${pair} ${to}`, { port, token: Buffer.from(token, 'hex') });
     this.#news();
     return true;
@@ -351,7 +355,7 @@ export class PeerSession implements Disposable {
     } else if (message.ready === true) {
       this.#isReady = true;
       this.#news();
-    } else if (!isWhole(message.id)) throw new Error('a message of no known kind');
+    } else if (!isWhole(message.id)) throw new Error('a message of unknown kind');
     else if (typeof message.call === 'string') void this.#reply(message.id, message.call, message.with);
     else this.#answered(message.id, message);
   }
@@ -361,7 +365,11 @@ export class PeerSession implements Disposable {
     try {
       const answer = this.#answers.get(name);
       if (answer === undefined)
-        throw new DmaError({ code: 'ENOTSUP', operation: 'exchange', reason: `nobody answers ${printable(name)}` });
+        throw new DmaError({
+          code: 'ENOTSUP',
+          operation: 'exchange',
+          reason: `there is no answer to ${printable(name)}`,
+        });
       const result: unknown = await answer(question);
       while (this.#unread !== undefined) await this.#unread.read;
       this.#write({ id, result: result ?? null });
@@ -376,7 +384,7 @@ export class PeerSession implements Disposable {
 
   #answered(id: number, { result, error, reason }: Record<string, unknown>): void {
     const asked = this.#asked.get(id);
-    // It may have been too late.
+    // The question may have timed out.
     if (asked === undefined) return;
     if (error === undefined) asked.resolve(result);
     else {
@@ -393,8 +401,8 @@ export class PeerSession implements Disposable {
   }
 
   /**
-   * Takes no more questions while the peer does not read the answers to those it has asked: they would fill the memory. Answers
-   * that are there meanwhile wait.
+   * Reads no more questions while the peer does not read the answers to earlier ones, which would fill the memory.
+   * Answers from the peer wait too meanwhile.
    */
   #hold(): void {
     if (!this.live || this.#unread !== undefined || this.#socket.writableLength <= this.#maxLine) return;
@@ -454,7 +462,7 @@ export class PeerSession implements Disposable {
     this.#news();
   }
 
-  /** @param says may the peer still read what it was told? */
+  /** @param says may the peer still read the last messages? */
   #leave(says: boolean): void {
     const socket = this.#socket;
     if (!says || socket.destroyed) {
@@ -476,7 +484,10 @@ export class PeerSession implements Disposable {
   }
 }
 
-/** What a side tells of itself, as the peer will take it. @throws DmaError EINVAL for what it would refuse, or JSON has not */
+/**
+ * This side's hello in the form that the peer accepts. @throws DmaError EINVAL for values that the peer would refuse,
+ * or that are not JSON
+ */
 export function checkedHello(hello: Hello | undefined, operation: string): Hello {
   mustBeObject(hello, 'what is told of this side', operation);
   return reading(operation, 'what is told of this side', () => {
@@ -491,7 +502,7 @@ export function checkedHello(hello: Hello | undefined, operation: string): Hello
 
 function readHello(message: Record<string, unknown>): Hello {
   const { 'anydma-rdma': version, pairs, memory, data } = message;
-  if (version !== EXCHANGE_VERSION) throw new Error(`its first line is no hello of version ${EXCHANGE_VERSION}`);
+  if (version !== EXCHANGE_VERSION) throw new Error(`its first line is not a hello of version ${EXCHANGE_VERSION}`);
   if (!Array.isArray(pairs) || !Array.isArray(memory) || pairs.length > MOST.pairs || memory.length > MOST.entries)
     throw new Error('its hello has no lists of queue pairs and memory, or too long ones');
   return { pairs: pairs.map(readPair), memory: memory.map(readMemory), data };
@@ -499,7 +510,7 @@ function readHello(message: Record<string, unknown>): Hello {
 
 function readPair(value: unknown): QueuePairAddress {
   const { number, psn, gid, lid, mtu, reads, qkey } = asObject(value);
-  // checkAddress looks at the types as well.
+  // checkAddress also checks the types.
   const pair = { number, psn, gid, lid, mtu, reads, qkey } as QueuePairAddress;
   checkAddress(pair);
   return pair;
@@ -508,18 +519,18 @@ function readPair(value: unknown): QueuePairAddress {
 function readMemory(value: unknown): AnnouncedMemory {
   const { address, length, rkey } = asObject(value);
   if (!isWhole(address) || !isWhole(length) || !isAddress(address + length) || !isWhole(rkey) || !isKey(rkey))
-    throw new Error('its hello tells of memory that can not be');
+    throw new Error('its hello has an invalid memory range');
   return { address, length, rkey };
 }
 
-/** @internal An address of a socket for IPv6 that also takes IPv4, as what it is. */
+/** @internal Converts an IPv4 address mapped to IPv6, from a socket for both, to plain IPv4. */
 export function plain(address: string): string {
   return address.replace(/^::ffff:(?=[\d.]+$)/i, '');
 }
 
 function asObject(value: unknown): Record<string, unknown> {
   if (typeof value !== 'object' || value === null || Array.isArray(value))
-    throw new Error('a message that is no object');
+    throw new Error('a message that is not an object');
   return value as Record<string, unknown>;
 }
 
@@ -535,12 +546,12 @@ function isAccess(value: unknown): value is DmaAccess {
   return value === 'read' || value === 'write' || value === 'read-write';
 }
 
-/** A text of the peer that may be printed: terminals obey control characters. */
+/** A text of the peer that is safe to print: terminals obey control characters. */
 function printable(text: string): string {
   return text.slice(0, MOST.text).replace(/\p{C}/gu, ' ');
 }
 
-/** The code of an error of a socket. */
+/** The error code of a socket error. */
 export function codeOf({ code, errno }: NodeJS.ErrnoException): ErrorCode {
   if (isErrorCode(code)) return code;
   return errorCode(Math.abs(errno ?? 0));

@@ -8,7 +8,7 @@ import type { RdmaContext, Region } from './context.js';
 import { Range } from '../ranges.js';
 import { ADDRESS_LIMIT, formatSize, KiB, type Iova } from '../units.js';
 
-/** See the head of the file. Closing it leaves the device open: that is the bus's. */
+/** The protection domain of one device. Closing it leaves the device open; the bus owns that. */
 export class ProtectionDomain implements AddressSpace {
   readonly kind = 'verbs';
   readonly name: string;
@@ -31,7 +31,7 @@ export class ProtectionDomain implements AddressSpace {
     };
   }
 
-  /** @throws DmaError as `VerbsPort.registerMemory`; ENOMEM says what there is, and what is used of it */
+  /** @throws DmaError as `VerbsPort.registerMemory`; ENOMEM with the limits and their use */
   map(segment: Segment): MapKeys {
     const { verbs, pd } = this.#rdma;
     try {
@@ -50,7 +50,9 @@ export class ProtectionDomain implements AddressSpace {
     }
   }
 
-  /** The keys stop working at once. @throws DmaError EBUSY while a window is bound to it, or it is exposed to peers */
+  /**
+   * The keys become invalid at once. @throws DmaError EBUSY while a window is bound to it, or it is exposed to peers
+   */
   unmap(segment: Segment): number {
     const mapped = this.#mustBeUnused(segment);
     if (mapped === undefined) return 0;
@@ -66,7 +68,7 @@ export class ProtectionDomain implements AddressSpace {
   async unmapAsync(segment: Segment): Promise<number> {
     const mapped = this.#mustBeUnused(segment);
     if (mapped === undefined) return 0;
-    // From here on nobody can begin to use it.
+    // From here on no new user can be added.
     this.#rdma.regions.delete(segment.va);
     try {
       await this.#rdma.verbs.deregisterMemoryAsync(mapped.mr);
@@ -77,7 +79,7 @@ export class ProtectionDomain implements AddressSpace {
     return this.#deregistered(segment);
   }
 
-  /** After a loss there may be regions that nobody has unmapped: they are given back as far as the system lets them. */
+  /** After a device is lost, regions may remain that nobody unmapped: deregisters them as far as possible. */
   close(): void {
     const { regions, verbs } = this.#rdma;
     const left = [...regions.values()];
@@ -87,7 +89,7 @@ export class ProtectionDomain implements AddressSpace {
         verbs.deregisterMemory(mr);
         this.#rdma.limits.gave('regions');
       } catch {
-        // The device is gone, and so is what it knew.
+        // The device is gone, and its regions with it.
       }
     }
   }
@@ -108,7 +110,7 @@ export class ProtectionDomain implements AddressSpace {
     return isDmaError(error, 'ENOMEM') ? error.with({ hint: forPeople(() => this.#memoryFacts(length)) }) : error;
   }
 
-  /** What is registered there. @throws DmaError EBUSY */
+  /** The region at the segment. @throws DmaError EBUSY if it has users */
   #mustBeUnused({ va, length }: Segment): Region | undefined {
     const mapped = this.#rdma.regions.exact(va, length);
     if (mapped !== undefined && mapped.users.size > 0) throw busy(mapped);

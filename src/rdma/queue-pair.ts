@@ -1,9 +1,9 @@
 /**
- * A queue pair: where requests are posted. It has two faces. Requests that the program builds in arrays and posts in
- * batches, whose completions it polls, cost no allocation and one call each batch. The methods that return promises do one
- * request each, translate its address to a key, and explain what went wrong.
+ * A queue pair posts requests, in one of two ways. Requests that the program builds in arrays, posts in batches and
+ * polls for cost no allocation and one call per batch. Methods that return promises post one request each, translate
+ * its address to a key, and explain failures.
  *
- * All queue pairs of one completion queue should be used the same way.
+ * Use all queue pairs of one completion queue in the same way.
  */
 import { randomInt } from 'node:crypto';
 import { isA, mustBe, mustBeObject, mustBeOneOf, mustBeWhole, optionsOf, reading, type Shape } from '../check.js';
@@ -42,32 +42,38 @@ import { MemoryWindow } from './memory-window.js';
 import { shortForm } from '../short-form.js';
 import { show, thrown } from '../show.js';
 
-/** Settings of a queue pair. */
+/** Options of a queue pair. */
 export interface QueuePairOptions {
   /** Reliable connection (the default), unreliable connection, unreliable datagrams. */
   readonly type?: 'rc' | 'uc' | 'ud';
-  /** Where its completions go. It has to have room for all `sends`, and `receives`, of its queue pairs. Default: one of its own, which goes with it. */
+  /**
+   * Queue of its completions. It must have room for all `sends` and `receives` of its queue pairs. Default: a queue of
+   * its own, closed with it.
+   */
   readonly completions?: CompletionQueue;
-  /** Where those of receives go. Default: where the others do. */
+  /** Queue of receive completions. Default: `completions`. */
   readonly receiveCompletions?: CompletionQueue;
-  /** Send requests that can be under way. Default 128, or what the device has. */
+  /** Send requests that can be outstanding. Default 128, or the device's limit if less. */
   readonly sends?: number;
-  /** Receives that can be posted. Default 128, or what the device has. */
+  /** Receives that can be posted. Default 128, or the device's limit if less. */
   readonly receives?: number;
-  /** Segments of a request. Default 1. */
+  /** Most segments of a request. Default 1. */
   readonly sendSges?: number;
   readonly receiveSges?: number;
-  /** Bytes up to which messages are copied into the request itself, which saves the device from fetching them. Default 0. */
+  /**
+   * Messages up to this many bytes are copied into the request itself, so that the device need not fetch them. Default
+   * 0.
+   */
   readonly inline?: number;
-  /** Default: the first port that is active, else port 1. */
+  /** Default: the first active port, else port 1. */
   readonly port?: number;
-  /** Which of the port's addresses it has: an index of its table. Default: see `chooseGid`. */
+  /** The port's address to use: an index of its GID table. Default: see `chooseGid`. */
   readonly gidIndex?: number;
-  /** What the peer may do through it, where the memory allows that too. Default `read-write`, with atomics. */
+  /** What the peer may do through it, if the memory allows that too. Default `read-write`, with atomics. */
   readonly remote?: RemoteAccess;
-  /** Of datagrams: who sends must know it. Default 0x11111111. */
+  /** For datagrams: senders must pass this key. Default 0x11111111. */
   readonly qkey?: number;
-  /** Registers memory that has no key on demand; see `OnDemand.register`. Default: none. */
+  /** Called for memory without a key, to register it on demand; see `MapOnMiss.register`. Default: none. */
   readonly miss?: KeyCacheOptions['miss'];
 }
 
@@ -87,10 +93,10 @@ const QUEUE_PAIR_OPTIONS: Shape<QueuePairOptions> = {
   miss: 'function',
 };
 
-/** Options with their numbers of requests. */
+/** Checked options, with the numbers of requests filled in. */
 export type CheckedQueuePairOptions = QueuePairOptions & Required<Pick<QueuePairOptions, 'sends' | 'receives'>>;
 
-/** @throws DmaError EINVAL for what a queue pair of this device can not be made with */
+/** @throws DmaError EINVAL for options that this device does not support */
 export function queuePairOptions(
   asked: QueuePairOptions | undefined,
   rdma: RdmaContext,
@@ -118,45 +124,45 @@ export function queuePairOptions(
   return { ...options, sends, receives };
 }
 
-/** What the other side has to know of a queue pair. It goes over the network as it is. */
+/** What the peer must know of a queue pair. Sent over the network as it is. */
 export interface QueuePairAddress {
   readonly number: number;
-  /** The first sequence number that it sends with, 24 bits */
+  /** Its first send sequence number, 24 bits */
   readonly psn: number;
   /** The port's address in the kernel's notation */
   readonly gid: string;
   /** The port's LID on InfiniBand, else 0 */
   readonly lid: number;
-  /** bytes that a packet of its port has at most */
+  /** path MTU limit of its port, in bytes */
   readonly mtu: number;
-  /** Reads and atomics that it answers at once */
+  /** Reads and atomics that it accepts at once */
   readonly reads: number;
   /** For datagrams; 0 for connections */
   readonly qkey: number;
 }
 
-/** Memory of the other side, as it told us. */
+/** Memory of the peer, as the peer announced it. */
 export interface RemoteMemory {
   readonly address: number;
   readonly rkey: number;
 }
 
-/** Memory of this side, all in one mapping. */
+/** Local memory, inside one mapping. */
 export interface LocalMemory {
   readonly va: number;
   /** bytes */
   readonly length: number;
 }
 
-/** How to connect. What is left out fits a network without trouble. */
+/** Options of a connection. The defaults suit a reliable network. */
 export interface ConnectOptions {
-  /** bytes: 256, 512, 1024, 2048 or 4096. Default: the least of both ports'. */
+  /** bytes: 256, 512, 1024, 2048 or 4096. Default: the smaller of both ports'. */
   readonly mtu?: number;
-  /** The time for an acknowledgement is 4.096 µs * 2^timeout. Default 14, which is 67 ms; 0 waits forever. */
+  /** The acknowledgement timeout is 4.096 µs * 2^timeout. Default 14, which is 67 ms; 0 waits forever. */
   readonly timeout?: number;
-  /** How often it is tried again then. Default 7. */
+  /** Retries after a timeout. Default 7. */
   readonly retries?: number;
-  /** How often it is tried again when the peer has no receive posted. Default 7, which means forever. */
+  /** Retries while the peer has no receive posted. Default 7, which means unlimited. */
   readonly rnrRetries?: number;
   /** Default 0. */
   readonly serviceLevel?: number;
@@ -173,15 +179,15 @@ const CONNECT_OPTIONS: Shape<ConnectOptions> = {
   trafficClass: 'number',
 };
 
-/** How to connect without blocking. */
+/** Options of an asynchronous connect. */
 export interface ConnectAsyncOptions extends ConnectOptions {
-  /** Gives up while it waits for its turn. */
+  /** Cancels while the call waits for its turn. */
   readonly signal?: AbortSignal;
 }
 
 const CONNECT_ASYNC_OPTIONS: Shape<ConnectAsyncOptions> = { ...CONNECT_OPTIONS, signal: 'signal' };
 
-/** @throws DmaError EINVAL for numbers that a connection can not have */
+/** @throws DmaError EINVAL for invalid timeouts or retry counts */
 export function checkTimes(
   { timeout, retries, rnrRetries }: Pick<ConnectOptions, 'timeout' | 'retries' | 'rnrRetries'>,
   operation: string,
@@ -191,40 +197,40 @@ export function checkTimes(
   if (rnrRetries !== undefined) mustBeWhole(rnrRetries, 0, 7, 'rnrRetries', operation);
 }
 
-/** A message that came. */
+/** A received message. */
 export interface Received {
-  /** Where its memory begins: what was posted. */
+  /** Address of the memory that was posted for it. */
   readonly va: number;
-  /** Where in that the message begins: 40 for datagrams, which have a header in front, else 0. */
+  /** Where the message begins in that memory, in bytes: 40 for datagrams, after a header, else 0. */
   readonly offset: number;
-  /** bytes of the message */
+  /** length of the message in bytes */
   readonly length: number;
-  /** 32 bits that came along */
+  /** 32 bits of immediate data */
   readonly immediate: number | undefined;
-  /** The key of a window that the peer took back */
+  /** The key of a window that the peer invalidated */
   readonly invalidated: number | undefined;
-  /** The number of the queue pair that it came from; of datagrams */
+  /** The number of the sending queue pair, for datagrams */
   readonly sourceQp: number | undefined;
 }
 
-/** Where a datagram goes. */
+/** The destination of a datagram. */
 export interface Destination {
   readonly address: AddressHandle;
-  /** Of the queue pair */
+  /** The number of its queue pair */
   readonly number: number;
   readonly qkey: number;
 }
 
-/** Asks the peer what an address of its memory is; `undefined` when it does not say. */
+/** Asks the peer to explain an address of its memory; `undefined` if it does not answer. */
 export type PeerExplainer = (
   memory: { readonly address: number; readonly length: number; readonly rkey: number },
   access: DmaAccess,
 ) => Promise<string | undefined>;
 
-/** What a queue pair is made with. */
+/** What a queue pair is created from. */
 export interface QueuePairParts {
   readonly rdma: RdmaContext;
-  /** The name of the device, for messages and the domain */
+  /** The device's name, for messages and the domain */
   readonly device: string;
   readonly domain: Domain;
   readonly port: number;
@@ -232,16 +238,16 @@ export interface QueuePairParts {
   readonly gid: { readonly index: number; readonly gid: string } | undefined;
   readonly completions: CompletionQueue;
   readonly receiveCompletions: CompletionQueue;
-  /** Completion queues that go with it */
+  /** Completion queues to close with it */
   readonly owned: readonly CompletionQueue[];
   readonly closed: (queue: QueuePair) => void;
 }
 
-/** A request whose promise waits. */
+/** A request with a pending promise. */
 interface Request {
   readonly operation: string;
   readonly local: LocalMemory;
-  /** What the device does with local memory: `read` when it is sent */
+  /** What the device does with the local memory: `read` for a send */
   readonly access: DmaAccess;
   readonly remote?: {
     readonly address: number;
@@ -254,7 +260,7 @@ interface Request {
   readonly failed: (error: DmaError) => void;
 }
 
-/** One way: requests that are under way, and those that wait for a free slot. */
+/** Requests of one direction: those outstanding, and those that wait for a free slot. */
 class Lane {
   readonly underWay: (Request | undefined)[];
   readonly waiting: Request[] = [];
@@ -279,7 +285,7 @@ class Lane {
     return request;
   }
 
-  /** All there are, which are forgotten; in the order they were asked for as far as that is known. */
+  /** Removes and returns all requests, oldest first as far as their order is known. */
   empty(): Request[] {
     const all = [...this.underWay.filter((request) => request !== undefined), ...this.waiting.splice(0)];
     for (let slot = 0; slot < this.underWay.length; slot++) this.give(slot);
@@ -287,29 +293,29 @@ class Lane {
   }
 }
 
-/** Reads and atomics under way at once, at most. */
+/** Most outstanding reads and atomics. */
 const READS = 16;
-/** The time that a peer is told to wait when no receive is posted, as a code: 0.64 ms. */
+/** Code of the time that a peer waits if no receive is posted: 0.64 ms. */
 const RNR_TIMER = 12;
-/** The global route's header in front of a datagram. bytes */
+/** Bytes of the global route header before a datagram. */
 const GRH = 40;
 
-/** See the head of the file. Made by `RdmaDevice.createQueuePair`. */
+/** A queue pair. Created by `RdmaDevice.createQueuePair`; close it when no longer needed. */
 export class QueuePair implements Disposable {
   readonly type: 'rc' | 'uc' | 'ud';
-  /** Where its completions go. */
+  /** Queue of its completions. */
   readonly completions: CompletionQueue;
   readonly receiveCompletions: CompletionQueue;
-  /** From addresses to keys, for requests that the program builds. */
+  /** Translates addresses to keys, for requests that the program builds. */
   readonly keys: KeyCache;
-  /** What the other side has to know of it. */
+  /** What the peer must know of it. */
   readonly address: QueuePairAddress;
-  /** Asks the peer about its memory when it refused an access; part of the error then. */
+  /** Asks the peer why it refused an access; the answer becomes part of the error. */
   explainPeer: PeerExplainer | undefined;
   /** @internal */
   readonly qp: VerbsQp;
   readonly #parts: QueuePairParts;
-  /** The completion queues, and how many completions it can have waiting in each. */
+  /** The completion queues, and how many completions it can have in each at once. */
   readonly #reserved: readonly (readonly [queue: CompletionQueue, count: number])[];
   readonly #sendIds: number;
   readonly #receiveIds: number;
@@ -317,10 +323,10 @@ export class QueuePair implements Disposable {
   readonly #receives: Lane;
   #sendRequests: SendRequests | undefined;
   #receiveRequests: ReceiveRequests | undefined;
-  /** @internal What the connection manager connected it by; it goes with the queue pair. */
+  /** @internal Its connection by the connection manager; closed with the queue pair. */
   connection: { close(): void } | undefined;
   #failure: DmaError | undefined;
-  /** Resolves when another thread no longer changes its state; `undefined` when none does. */
+  /** Resolves when no other thread changes its state any more; `undefined` if none does. */
   #changing: Promise<void> | undefined;
   #haltsLater = false;
   #open = true;
@@ -371,7 +377,7 @@ export class QueuePair implements Disposable {
       qkey: type === 'ud' ? qkey : 0,
     };
     this.#parts = parts;
-    // More may be had than was asked for, but completion queues are made for what was.
+    // The device may allow more than requested, but completion queues are sized for the requested number.
     this.#sends = new Lane(sends);
     this.#receives = new Lane(receives);
     const begin = { state: IBV_QPS_INIT, pkeyIndex: 0, port };
@@ -388,7 +394,7 @@ export class QueuePair implements Disposable {
     this.#receiveIds = receiveCompletions.promise(this.#settler(this.#receives, true));
   }
 
-  /** Its number on the device. */
+  /** Its queue pair number on the device. */
   get number(): number {
     return this.qp.number;
   }
@@ -403,27 +409,27 @@ export class QueuePair implements Disposable {
     return this.#open;
   }
 
-  /** @internal Resolves when it, being closed, has gone: another thread may still change its state. */
+  /** @internal Resolves when a closed queue pair is destroyed: another thread may still be changing its state. */
   get gone(): Promise<void> {
     return this.#changing ?? Promise.resolve();
   }
 
-  /** The first thing that went wrong with it, after which it does nothing more; `undefined` as long as it works. */
+  /** The error that stopped it; `undefined` while it works. */
   get failure(): DmaError | undefined {
     return this.#failure;
   }
 
-  /** Its state and settings, from the device. */
+  /** Queries its state and attributes from the device. */
   status(): VerbsQpStatus {
     this.#mustBeOpen('status');
     return this.#parts.rdma.verbs.queryQp(this.qp);
   }
 
   /**
-   * Connects it to the queue pair at `peer`, which has to be connected to this one as well; only then send.
+   * Connects it to the queue pair at `peer`, which must be connected to this one too; send only after both are.
    *
-   * @throws DmaError EINVAL for an address that can not be, or datagrams; ENOTSUP for iWARP devices; what the device says, such as ETIMEDOUT or ENETUNREACH
-   *   when there is no way to the peer; EBUSY while it is being connected
+   * @throws DmaError EINVAL for an invalid address, or a datagram queue pair; ENOTSUP for iWARP devices; EBUSY while it
+   * is being connected; errors of the device, such as ETIMEDOUT or ENETUNREACH if the peer is not reachable
    */
   connect(peer: QueuePairAddress, asked?: ConnectOptions): void {
     const { verbs } = this.#parts.rdma;
@@ -433,18 +439,19 @@ export class QueuePair implements Disposable {
   }
 
   /**
-   * As {@link QueuePair.connect}, but the event loop goes on while the kernel looks for the way to the peer, which takes a second
-   * when there is none. One such look is under way at a time. A queue pair that is closed meanwhile goes when it is over.
+   * Like {@link QueuePair.connect}, but does not block the event loop while the kernel resolves the peer, which takes a
+   * second if there is no reply. Only one such call runs at a time. A queue pair that is closed meanwhile is destroyed
+   * afterwards.
    *
-   * @param options.signal gives up while it waits for its turn
-   * @throws DmaError as `connect`; ECANCELED when it was given up or closed
+   * @param options.signal cancels while the call waits for its turn
+   * @throws DmaError as `connect`; ECANCELED if it was cancelled or closed
    */
   async connectAsync(peer: QueuePairAddress, options?: ConnectAsyncOptions): Promise<void> {
     const { signal, ...others } = optionsOf(options, CONNECT_ASYNC_OPTIONS, 'connect');
     return this.connectFor('', peer, others, signal);
   }
 
-  /** @internal @param asker on whose behalf: those of different ones take turns */
+  /** @internal @param asker the party it is for: different parties take turns */
   async connectFor(
     asker: string,
     peer: QueuePairAddress,
@@ -465,11 +472,11 @@ export class QueuePair implements Disposable {
       await rdma.turns.run(asker, work, signal);
     } catch (error) {
       if (isDmaError(error) || signal?.aborted !== true) throw error;
-      throw this.#error('ECANCELED', 'connect', `given up: ${thrown(error)}`, { cause: error });
+      throw this.#error('ECANCELED', 'connect', `cancelled: ${thrown(error)}`, { cause: error });
     }
   }
 
-  /** Has another thread change its state: it stays until that is over, and is not changed by anybody else. */
+  /** Changes its state on another thread. Until that is done it is neither destroyed nor changed by another call. */
   async #change(change: () => Promise<void>): Promise<void> {
     let over: () => void = () => undefined;
     this.#changing = new Promise((resolve) => (over = resolve));
@@ -485,7 +492,7 @@ export class QueuePair implements Disposable {
     if (failure !== undefined || after.length > 0) throw withUndo(failure ?? after.shift(), 'connect', after);
   }
 
-  /** It may have been closed, or have stopped, meanwhile. */
+  /** Throws if it was closed, or stopped, meanwhile. */
   #mustGoOn(): void {
     const { rdma, device } = this.#parts;
     if (rdma.lost !== undefined) throw lostDevice('connect', device, rdma.lost);
@@ -494,7 +501,7 @@ export class QueuePair implements Disposable {
       throw this.#failure.with({ code: 'ECANCELED', operation: 'connect', cause: this.#failure });
   }
 
-  /** What it becomes, one after the other. @throws DmaError as `connect` */
+  /** Its state changes, in order. @throws DmaError as `connect` */
   #connectSteps(
     peer: QueuePairAddress,
     asked: ConnectOptions | undefined,
@@ -534,24 +541,24 @@ export class QueuePair implements Disposable {
     };
   }
 
-  // --- requests that the program builds ---
+  // --- requests built by the program ---
 
-  /** Room for `slots` send requests, each of up to `sges` segments. Build them once, post them often. */
+  /** Creates `slots` send requests, each of up to `sges` segments. Build them once, post them often. */
   sendRequests(slots: number, sges = this.qp.sendSges): SendRequests {
     return new SendRequests(this.#parts.rdma.platform.memory, slots, sges);
   }
 
-  /** Room for `slots` receives, each of up to `sges` segments. */
+  /** Creates `slots` receive requests, each of up to `sges` segments. */
   receiveRequests(slots: number, sges = this.qp.receiveSges): ReceiveRequests {
     return new ReceiveRequests(this.#parts.rdma.platform.memory, slots, sges);
   }
 
   /**
-   * Posts send requests in one call: slots `first` to `first + count - 1`, the last slot being followed by slot 0. Identifiers
-   * are below 2^52. For hot paths.
+   * Posts send requests in one call: slots `first` to `first + count - 1`; slot 0 follows the last slot. Ids must be
+   * below 2^52. For hot paths.
    *
-   * @returns how many were taken; fewer when the queue is full
-   * @throws DmaError when the first one was refused: ENOMEM when the queue is full, EINVAL
+   * @returns how many were posted; fewer than `count` if the queue is full
+   * @throws DmaError if the first one was refused: ENOMEM if the queue is full, EINVAL
    */
   post(requests: SendRequests, first = 0, count?: number): number {
     if (!isA(requests, SendRequests)) throw noRequests('post', 'sendRequests');
@@ -559,22 +566,22 @@ export class QueuePair implements Disposable {
     return this.#parts.rdma.verbs.postSend(this.qp, requests, first, count === undefined ? requests.slots : count);
   }
 
-  /** Posts receives, as {@link QueuePair.post} does sends. */
+  /** Posts receives, like {@link QueuePair.post}. */
   postReceives(requests: ReceiveRequests, first = 0, count?: number): number {
     if (!isA(requests, ReceiveRequests)) throw noRequests('postReceives', 'receiveRequests');
     this.#mustBeThere('postReceives', this.receiveCompletions);
     return this.#parts.rdma.verbs.postReceive(this.qp, requests, first, count === undefined ? requests.slots : count);
   }
 
-  // --- requests by promise ---
+  // --- requests with promises ---
 
   /**
-   * Writes local memory to the peer's.
+   * Writes local memory to the peer's memory.
    *
-   * @param request.immediate 32 bits that end a receive of the peer
-   * @returns when the peer has it
-   * @throws DmaError EFAULT when the local memory is not mapped; EACCES, with an explanation, when the peer does not allow it;
-   *   ETIMEDOUT; ECANCELED when the queue pair stopped before; ENODEV when the device went
+   * @param request.immediate 32 bits that complete a receive of the peer
+   * @returns when the peer has the data
+   * @throws DmaError EFAULT if the local memory is not mapped; EACCES, with an explanation, if the peer does not allow
+   * it; ETIMEDOUT; ECANCELED if the queue pair stopped before; ENODEV if the device is gone
    */
   async write(request: {
     readonly local: LocalMemory;
@@ -594,7 +601,7 @@ export class QueuePair implements Disposable {
     );
   }
 
-  /** Reads the peer's memory to local memory. @throws DmaError as {@link QueuePair.write} */
+  /** Reads the peer's memory into local memory. @throws DmaError as {@link QueuePair.write} */
   async read(request: { readonly local: LocalMemory; readonly remote: RemoteMemory }): Promise<void> {
     const { local, remote } = checkedRequest('read', request, true);
     return this.#send(
@@ -607,11 +614,11 @@ export class QueuePair implements Disposable {
   }
 
   /**
-   * Sends a message, which takes a receive of the peer.
+   * Sends a message, which consumes a receive of the peer.
    *
-   * @param request.immediate 32 bits that come along
-   * @param request.to for datagrams: where to
-   * @throws DmaError as {@link QueuePair.write}; EMSGSIZE, EINVAL when it is longer than what the peer has posted
+   * @param request.immediate 32 bits of data sent with it
+   * @param request.to the destination, for datagrams only
+   * @throws DmaError as {@link QueuePair.write}; EMSGSIZE, EINVAL if it is longer than the peer's receive
    */
   async send(request: {
     readonly local: LocalMemory;
@@ -620,7 +627,8 @@ export class QueuePair implements Disposable {
   }): Promise<void> {
     const { local, immediate, to } = checkedRequest('send', request, false);
     if ((to === undefined) === (this.type === 'ud')) {
-      const reason = to === undefined ? 'a datagram needs a destination' : 'it is connected, and has its destination';
+      const reason =
+        to === undefined ? 'a datagram needs a destination' : 'a connected queue pair takes no destination';
       throw this.#error('EINVAL', 'send', reason);
     }
     return this.#send('send', 'read', local, (requests, slot, flags) => {
@@ -631,8 +639,8 @@ export class QueuePair implements Disposable {
   }
 
   /**
-   * The 8 bytes of the peer at `remote.address`, a multiple of 8, become `exchange` if they are `compare`. What they were comes
-   * to the 8 bytes at `local.va`.
+   * If the peer's 8 bytes at `remote.address`, a multiple of 8, equal `compare`, sets them to `exchange`. The old value
+   * is written to the 8 bytes at `local.va`.
    *
    * @throws DmaError as {@link QueuePair.write}
    */
@@ -651,7 +659,7 @@ export class QueuePair implements Disposable {
     );
   }
 
-  /** Adds `add` to the 8 bytes of the peer; else as {@link QueuePair.compareAndSwap}. */
+  /** Adds `add` to the peer's 8 bytes; otherwise like {@link QueuePair.compareAndSwap}. */
   async fetchAndAdd(request: {
     readonly local: Pick<LocalMemory, 'va'>;
     readonly remote: RemoteMemory;
@@ -666,9 +674,9 @@ export class QueuePair implements Disposable {
   }
 
   /**
-   * Posts memory for one message and waits for that. Several may be posted; they are filled in that order.
+   * Posts memory for one message and waits for the message. If several are posted, they are filled in that order.
    *
-   * @throws DmaError EFAULT, ECANCELED, ENODEV as {@link QueuePair.write}; EMSGSIZE when the message is longer
+   * @throws DmaError EFAULT, ECANCELED, ENODEV as {@link QueuePair.write}; EMSGSIZE if the message is longer
    */
   async receive(memory: LocalMemory): Promise<Received> {
     const local = checkedLocal('receive', memory);
@@ -689,11 +697,12 @@ export class QueuePair implements Disposable {
   }
 
   /**
-   * Binds a window to a part of a mapping: the peer then may use that part by the window's rkey, until the window is unbound
-   * or closed. What was bound before is not any more.
+   * Binds a window to a part of a mapping: the peer can use that part by the window's rkey, until the window is bound
+   * again, unbound or closed.
    *
    * @returns the rkey
-   * @throws DmaError EINVAL when the part is not in one mapping that the device may write; EACCES when the device refuses
+   * @throws DmaError EINVAL if the part is not inside one mapping that the device may write; EACCES if the device
+   * refuses
    */
   async bind(window: MemoryWindow, part: LocalMemory, remote: Exclude<RemoteAccess, 'none'>): Promise<number> {
     this.#mustTake(window, 'bind');
@@ -702,7 +711,7 @@ export class QueuePair implements Disposable {
     return this.#bind('bind', window, checkedLocal('bind', part), remote);
   }
 
-  /** Takes back what a window gives. */
+  /** Unbinds a window, which ends the peer's access. */
   async unbind(window: MemoryWindow): Promise<void> {
     this.#mustTake(window, 'unbind');
     if (window.bound !== undefined)
@@ -710,9 +719,10 @@ export class QueuePair implements Disposable {
   }
 
   /**
-   * Closes it: what is under way is given up (ECANCELED). While it is being connected it goes when that is over. Idempotent.
+   * Closes it and cancels outstanding requests (ECANCELED). If it is being connected, it is destroyed when that is
+   * done. Idempotent.
    *
-   * @throws DmaError the first thing that failed, once all was tried
+   * @throws DmaError the first failure, after all steps were tried
    */
   close(): void {
     if (!this.#open) return;
@@ -721,7 +731,7 @@ export class QueuePair implements Disposable {
     throwFirst(this.#finish(), 'close');
   }
 
-  /** Gives back all that it is. @returns what failed */
+  /** Releases everything it owns. @returns what failed */
   #finish(): unknown[] {
     const { rdma, owned, closed } = this.#parts;
     const errors = undoAll([() => this.connection?.close(), () => this.#destroy(rdma)]);
@@ -743,12 +753,12 @@ export class QueuePair implements Disposable {
     this.close();
   }
 
-  /** @internal The device says that it stopped. */
+  /** @internal Called when the device reports that it stopped. */
   stop(error: DmaError): void {
     this.#failure ??= error;
   }
 
-  /** Puts it into the error state: what is under way comes back with ECANCELED, and nothing more is done. */
+  /** Puts it into the error state: outstanding requests fail with ECANCELED, and it accepts no others. */
   halt(): void {
     this.#mustBeOpen('halt');
     this.#haltsLater = this.#changing !== undefined;
@@ -756,9 +766,9 @@ export class QueuePair implements Disposable {
     this.#parts.rdma.verbs.modifyQp(this.qp, { state: IBV_QPS_ERR });
   }
 
-  // --- inside ---
+  // --- internal ---
 
-  /** Makes sure that its completions have room. @throws DmaError ENOSPC */
+  /** Reserves room for its completions. @throws DmaError ENOSPC */
   #reserve(operation: string): void {
     const taken: (() => void)[] = [];
     try {
@@ -791,7 +801,7 @@ export class QueuePair implements Disposable {
   ): Promise<void> {
     return new Promise((resolve, reject) => {
       if (remote !== undefined && (!isAddress(remote.address) || !isKey(remote.rkey)))
-        throw this.#error('EINVAL', operation, 'the peer has no memory of that address and key');
+        throw this.#error('EINVAL', operation, 'the address or key of the remote memory is out of range');
       this.#begin(this.#sends, {
         operation,
         local,
@@ -817,7 +827,7 @@ export class QueuePair implements Disposable {
     fill: (requests: SendRequests, slot: number, flags: number) => void,
   ): Promise<void> {
     if (remote.address % 8 !== 0)
-      return Promise.reject(this.#error('EINVAL', operation, 'the address of the peer is no multiple of 8'));
+      return Promise.reject(this.#error('EINVAL', operation, 'the remote address is not a multiple of 8'));
     return this.#send(operation, 'write', { va, length: 8 }, fill, {
       ...remote,
       length: 8,
@@ -829,7 +839,7 @@ export class QueuePair implements Disposable {
     const { rdma } = this.#parts;
     return new Promise((resolve, reject) => {
       const unbinds = remote === 'none';
-      // Sound also to unbind from: the region can not go as long as the window is bound to it.
+      // Also correct for unbinding: the region can not be deregistered while the window is bound to it.
       const region = unbinds
         ? window.bound?.region
         : rdma.regionOf(new Range(part.va, part.length, operation), operation);
@@ -881,7 +891,7 @@ export class QueuePair implements Disposable {
       return;
     }
     if (!isAddress(va) || !isAddress(va + length) || length >= 2 ** 31)
-      throw this.#error('EINVAL', operation, `${length} bytes at ${va} can not be in one request`);
+      throw this.#error('EINVAL', operation, `${length} bytes at ${va} is too much for one request`);
     const key = this.keys.keyOf(va, length);
     if (key < 0) throw this.#unmapped(operation, va, length, access);
     requests.setLocal(slot, va, length, key);
@@ -943,7 +953,8 @@ export class QueuePair implements Disposable {
         this.#failure ??= error;
         for (const request of lane.empty())
           request.failed(error.with({ operation: request.operation, cause: error.cause ?? error }));
-        // What goes to its other completion queue comes back then. A device that is gone has stopped it by itself.
+        // Requests with completions in the other queue then end too. If the device is gone, it has stopped the queue
+        // pair already.
         if (this.#open) undoAll([() => this.halt()]);
       },
     };
@@ -1016,7 +1027,7 @@ export class QueuePair implements Disposable {
   #unmapped(operation: string, va: number, length: number, access: DmaAccess): DmaError {
     const hint = this.#parts.domain.explain(va, length, access).text;
     const range = new Range(va as Va, length);
-    return this.#error('EFAULT', operation, 'the local memory is not, or not all, in one mapping', { range, hint });
+    return this.#error('EFAULT', operation, 'the local memory is not all in one mapping', { range, hint });
   }
 
   #mustTake(window: MemoryWindow, operation: string): void {
@@ -1024,7 +1035,7 @@ export class QueuePair implements Disposable {
     if (!window.isOf(this.#parts.rdma)) throw this.#error('EINVAL', operation, 'the window is of another device');
   }
 
-  /** @param queue where completions would have to come */
+  /** @param queue the queue that would get the completions */
   #mustBeThere(operation: string, queue?: CompletionQueue): void {
     const { rdma, device } = this.#parts;
     if (rdma.lost !== undefined) throw lostDevice(operation, device, rdma.lost);
@@ -1049,11 +1060,11 @@ export class QueuePair implements Disposable {
 
 shortForm(QueuePair, 'QueuePair', ({ type, address }) => ({ type, number: address.number }));
 
-/** bytes */
+/** Path MTUs in bytes. */
 const MTUS: readonly number[] = [256, 512, 1024, 2048, 4096];
 const NO_GID = '0000:0000:0000:0000:0000:0000:0000:0000';
 
-/** The way to a port, from the port of a queue pair. */
+/** The path to a port, from the port of a queue pair. */
 export function pathTo(
   { port, portAttributes, gid }: Pick<QueuePairParts, 'port' | 'portAttributes' | 'gid'>,
   peer: Pick<QueuePairAddress, 'gid' | 'lid'>,
@@ -1061,14 +1072,14 @@ export function pathTo(
 ): VerbsPath {
   const isRouted = portAttributes.linkLayer === 'ethernet' || portAttributes.grhRequired || peer.lid === 0;
   if (isRouted && !isUnicast(peer.gid))
-    throw invalid('connect', `${peer.gid} is the address of nobody: zero, broadcast or multicast`, {
+    throw invalid('connect', `${peer.gid} is not a unicast address: it is zero, broadcast or multicast`, {
       hint: 'the port of the peer has no address: give its network interface one',
     });
   const route = isRouted && gid !== undefined ? { gid: peer.gid, localIndex: gid.index, trafficClass } : undefined;
   return { port, lid: peer.lid, serviceLevel, route };
 }
 
-/** What a request of a caller names, whose objects are his to change. */
+/** A copy of the caller's request, whose objects the caller may change. */
 interface CheckedRequest {
   readonly local: LocalMemory;
   readonly remote: RemoteMemory;
@@ -1078,7 +1089,7 @@ interface CheckedRequest {
 
 const NO_REMOTE: RemoteMemory = { address: 0, rkey: 0 };
 
-/** @throws DmaError EINVAL for what is no request; `hasRemote`: does it name memory of the peer? */
+/** @throws DmaError EINVAL for an invalid request @param hasRemote does it name memory of the peer? */
 function checkedRequest(
   operation: string,
   request: {
@@ -1107,10 +1118,10 @@ function checkedRequest(
 function checkedLocal(operation: string, local: Pick<LocalMemory, 'va'> & Partial<LocalMemory>): LocalMemory {
   try {
     mustBeObject(local, 'local memory', operation);
-    // Atomics take 8 bytes.
+    // The length of an atomic is 8 bytes.
     const { va, length = 8 } = local;
     if (!isAddress(va) || !isAddress(length))
-      throw invalid(operation, `${show(length)} bytes at ${show(va)} are no local memory`);
+      throw invalid(operation, `${show(length)} bytes at ${show(va)} is not a valid range of local memory`);
     return { va, length };
   } catch (error) {
     throw isDmaError(error) ? error : unreadable(operation, error);
@@ -1121,7 +1132,7 @@ function checkedRemote(operation: string, remote: RemoteMemory | undefined): Rem
   mustBeObject(remote, 'memory of the peer', operation);
   const { address, rkey } = remote;
   if (isAddress(address) && isKey(rkey)) return { address, rkey };
-  throw invalid(operation, `the peer has no memory of address ${show(address)} and key ${show(rkey)}`);
+  throw invalid(operation, `address ${show(address)} or key ${show(rkey)} of the remote memory is out of range`);
 }
 
 function checkedDestination(operation: string, to: Destination): Destination {
@@ -1137,17 +1148,17 @@ function unreadable(operation: string, cause: unknown): DmaError {
   return invalid(operation, `the request can not be read: ${thrown(cause)}`, { cause });
 }
 
-/** @throws DmaError EINVAL for what is no 64-bit integer */
+/** @throws DmaError EINVAL for a value that is not a 64-bit integer */
 function mustBeWord(value: number | bigint, what: string, operation: string): void {
   if (typeof value === 'bigint' ? value < -(2n ** 63n) || value >= 2n ** 64n : !Number.isSafeInteger(value))
-    throw invalid(operation, `${what} is ${show(value)}, not an integer of 64 bits`);
+    throw invalid(operation, `${what} is ${show(value)}, not a 64-bit integer`);
 }
 
 function noRequests(operation: string, by: string): DmaError {
   return invalid(operation, `it takes requests that ${by}() of a queue pair made`);
 }
 
-/** Checks what came from the other side. @throws DmaError EINVAL when it can not be the address of a queue pair */
+/** Checks an address from the peer. @throws DmaError EINVAL if it is not valid */
 export function checkAddress(peer: QueuePairAddress): void {
   mustBeObject(peer, 'addresses of queue pairs', 'connect');
   const { number, psn, gid, lid, mtu, reads, qkey } = reading('connect', 'the address', () => ({ ...peer }));
@@ -1164,7 +1175,7 @@ export function checkAddress(peer: QueuePairAddress): void {
   if (!isSound) throw invalid('connect', 'this is not the address of a queue pair');
 }
 
-/** Is it 32 bits? */
+/** Is it a 32-bit unsigned integer? */
 export function isKey(value: number): boolean {
   return Number.isInteger(value) && value >= 0 && value < 2 ** 32;
 }

@@ -1,16 +1,16 @@
-/** Receives that are always posted: messages come one after the other, and the memory of each is posted again once it is done with. */
+/** A ring of posted receives: messages arrive in order, and the memory of each is posted again after use. */
 import { mustBe, optionsOf, type Shape } from '../check.js';
 import { invalid } from '../errors.js';
 import { isAddress } from '../units.js';
 import { QueuePair, type Received } from './queue-pair.js';
 
-/** Where the messages go. */
+/** Memory of the messages. */
 export interface ReceiveRingOptions {
   /** Memory of `count` times `size` bytes, in one mapping that the device may write. */
   readonly va: number;
-  /** bytes of a message at most; of datagrams 40 more */
+  /** largest message in bytes; for datagrams add 40 */
   readonly size: number;
-  /** How many messages can come before the first is done with; at most what the queue pair receives */
+  /** How many messages can arrive before the first is released; at most `receives` of the queue pair */
   readonly count: number;
 }
 
@@ -18,38 +18,38 @@ const RING_OPTIONS: Shape<ReceiveRingOptions> = { va: 'number', size: 'number', 
 
 /** A message in the ring. */
 export interface RingMessage extends Received {
-  /** Gives its memory to the next message. Idempotent; what is iterated does it by itself. */
+  /** Returns its memory to the ring. Idempotent; iteration does it automatically. */
   release(): void;
 }
 
-/** See the head of the file. It ends with its queue pair. */
+/** Receives of one queue pair that are always posted. It ends with the queue pair. */
 export class ReceiveRing implements AsyncIterable<Received> {
   readonly #pair: QueuePair;
   readonly #size: number;
-  /** In the order that they are filled. */
+  /** Oldest first. */
   readonly #posted: Promise<Received>[] = [];
 
-  /** @throws DmaError EINVAL for impossible sizes */
+  /** @throws DmaError EINVAL for invalid sizes */
   constructor(pair: QueuePair, options: ReceiveRingOptions) {
     const operation = 'receive ring';
     mustBe(pair, QueuePair, 'the queue pair', operation);
     const { va = NaN, size = NaN, count = NaN } = optionsOf(options, RING_OPTIONS, operation);
     const whole = [va, size, count].every(isAddress) && isAddress(va + size * count);
     if (!whole || size === 0 || count === 0 || count > pair.qp.receives)
-      throw invalid(operation, `${count} messages of ${size} bytes are not possible`);
+      throw invalid(operation, `${count} messages of ${size} bytes is not a valid size of the ring`);
     this.#pair = pair;
     this.#size = size;
     for (let slot = 0; slot < count; slot++) this.#post(va + slot * size);
   }
 
   /**
-   * The next message.
+   * Returns the next message.
    *
-   * @throws DmaError as `QueuePair.receive`; EINVAL when all of its memory is with messages that were not released
+   * @throws DmaError as `QueuePair.receive`; EINVAL if all memory belongs to messages that were not released
    */
   async next(): Promise<RingMessage> {
     const posted = this.#posted.shift();
-    if (posted === undefined) throw invalid('receive ring', 'no memory is left: release messages');
+    if (posted === undefined) throw invalid('receive ring', 'all memory belongs to messages that were not released');
     const message = await posted;
     let isDone = false;
     return {
@@ -62,7 +62,7 @@ export class ReceiveRing implements AsyncIterable<Received> {
     };
   }
 
-  /** Messages until the queue pair stops; each is good until the next is asked for. */
+  /** Messages until the queue pair stops. Each is valid until the next one is requested. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Received, void> {
     while (this.#pair.live && this.#pair.failure === undefined) {
       let message: RingMessage;
@@ -82,7 +82,7 @@ export class ReceiveRing implements AsyncIterable<Received> {
 
   #post(va: number): void {
     const posted = this.#pair.receive({ va, length: this.#size });
-    // Whoever asks for it is told; nobody may.
+    // Avoids an unhandled rejection: the caller may never ask for this message.
     posted.catch(() => undefined);
     this.#posted.push(posted);
   }

@@ -1,22 +1,22 @@
 /**
- * Work that may take long and takes a thread, such as calls that wait for a peer to be found: one at a time, so that others that
- * need threads have some, and those who ask in turn, so that who asks often does not keep the others waiting.
+ * Runs long work that takes a thread, such as calls that resolve a peer, one at a time, so that others have threads
+ * left. Parties take turns, so that one that asks often does not delay the others.
  */
 
-/** Who waits for a turn. */
+/** Wakes a waiting call. */
 type Wake = () => void;
 
-/** See the head of the file. */
+/** The queue of such work. */
 export class Turns {
-  /** By who asks; who is next is first. */
+  /** Waiting calls by party; the next party comes first. */
   readonly #waiting = new Map<string, Wake[]>();
   #busy = false;
 
   /**
-   * Does `work` when its turn comes.
+   * Runs `work` when its turn comes.
    *
-   * @param asker who asks, such as the address of a peer
-   * @param signal gives up while it waits: the promise rejects with its reason. Work that has begun goes on.
+   * @param asker the party it is for, such as the address of a peer
+   * @param signal cancels while waiting: the promise rejects with its reason. Work that has begun continues.
    */
   async run<T>(asker: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
     signal?.throwIfAborted();
@@ -37,7 +37,7 @@ export class Turns {
       };
       const giveUp = (): void => {
         this.#forget(asker, wake);
-        // As throwIfAborted: whatever the reason is.
+        // Like throwIfAborted, with any reason.
         reject(signal?.reason as Error);
       };
       signal?.addEventListener('abort', giveUp, { once: true });
@@ -62,7 +62,7 @@ export class Turns {
     const [asker, own] = first;
     const [wake, ...others] = own;
     this.#waiting.delete(asker);
-    // Behind all others.
+    // The party goes to the end of the queue.
     if (others.length > 0) this.#waiting.set(asker, others);
     wake();
   }

@@ -1,27 +1,27 @@
 /**
- * Who may come to a server of the exchange. Whoever connects is a stranger until he has said hello, and a guest from then on, until
- * his connection is gone. There are so many guests at most, and fewer from one address. Strangers never keep others out: when there
- * are as many, one who came before makes room, of the address that most of them are from.
+ * Admission of clients to a server of the exchange. A new connection is a stranger until its hello, then a guest until
+ * it is closed. The number of guests is limited, in all and per address. Strangers never block others: when too many
+ * are connected, the oldest one is closed, of the address that has most of them.
  */
 import { isIPv6, type Socket } from 'node:net';
 
-/** One who has come. */
+/** A connected client. */
 export interface Visitor {
-  /** He has said hello. @returns whether there is room for a guest more */
+  /** Called at its hello. @returns whether there is room for another guest */
   stays(): boolean;
 }
 
-/** Strangers at once, however few guests there may be. */
+/** The least number of strangers allowed, even if `maxSessions` is smaller. */
 const LEAST_STRANGERS = 8;
 
-/** See the head of the file. */
+/** Admits the clients of one server. */
 export class Visitors {
   readonly #maxGuests: number;
   readonly #maxPerAddress: number;
   readonly #maxStrangers: number;
-  /** With where they are from; who came first is first. */
+  /** Strangers with their addresses, oldest first. */
   readonly #strangers = new Map<Socket, string>();
-  /** How many there are, by where they are from. */
+  /** Number of guests per address. */
   readonly #guests = new Map<string, number>();
   #count = 0;
 
@@ -36,7 +36,7 @@ export class Visitors {
     return this.#count;
   }
 
-  /** Somebody has connected. @returns `undefined` when he was sent away */
+  /** A client has connected. @returns `undefined` if it was rejected */
   arrives(socket: Socket, address: string): Visitor | undefined {
     const from = networkOf(address);
     if (!this.#hasRoom(from)) {
@@ -49,7 +49,7 @@ export class Visitors {
     return { stays: () => this.#stays(socket, from) };
   }
 
-  /** A stranger goes: of those from where most are from the one who came first. */
+  /** Closes a stranger: the oldest one of the address with the most strangers. */
   makeRoom(): void {
     const counts = new Map<string, number>();
     for (const from of this.#strangers.values()) counts.set(from, (counts.get(from) ?? 0) + 1);
@@ -68,7 +68,7 @@ export class Visitors {
 
   #stays(socket: Socket, from: string): boolean {
     this.#strangers.delete(socket);
-    // He has left already, and takes no room.
+    // It is closed already, and takes no room.
     if (socket.destroyed) return true;
     if (!this.#hasRoom(from)) return false;
     this.#count++;
@@ -87,7 +87,7 @@ export class Visitors {
   }
 }
 
-/** What one peer has all addresses of: of IPv6 the first 64 bits. */
+/** The network of addresses that one peer controls: for IPv6 the first 64 bits. */
 export function networkOf(address: string): string {
   const [plain = ''] = address.split('%');
   if (!isIPv6(plain)) return plain;
