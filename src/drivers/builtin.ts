@@ -1,11 +1,14 @@
-/** The drivers that come with the library, in the order they are tried. A new one is a file beside this, and a line here. */
+/** The built-in drivers, in the order they are tried. To add one, create a file here and add a line below. */
 import type { Driver } from '../bus/model.js';
 import { copyEngineDriver } from './copy-engine-driver.js';
 import { EDU_KEYS, eduDriver } from './edu-driver.js';
 import { rawDriver } from './raw-driver.js';
 import { verbsDriver } from './verbs-driver.js';
 
-/** `verbs` takes functions that stay with their kernel driver, so it is first; `raw` takes what is left, so it is last. */
+/**
+ * `verbs` is first, because it takes functions that keep their kernel driver; `raw` is last, because it takes any
+ * device.
+ */
 export const builtinDrivers: readonly Driver[] = [verbsDriver, copyEngineDriver, eduDriver, rawDriver];
 
 /** What the keys of device names mean that these drivers know, in sentences for help pages. */

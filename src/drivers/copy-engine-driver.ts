@@ -1,4 +1,4 @@
-/** Makes a {@link CopyEngine} of a device: allocates and maps its rings, and gives them back. */
+/** Makes a {@link CopyEngine} of a device: allocates and maps its rings, and releases them. */
 import type { Device, Driver } from '../bus/model.js';
 import { lostDevice, type Mapping } from '../dma/mapping.js';
 import { forPeople, throwFirst, undoAll } from '../errors.js';
@@ -6,10 +6,10 @@ import type { External, ExternalMemory } from '../memory/external.js';
 import { COPY_ENTRY } from '../vfio-user/devices/copy-engine-layout.js';
 import { CopyEngine, type RingMemory } from './copy-engine.js';
 
-/** Entries of each ring: thousands of descriptors in flight. */
+/** Entries of each ring: allows thousands of outstanding descriptors. */
 const RING_ENTRIES = 4096;
 
-/** Memory that the driver and its device share, one ring after the other in one mapping. */
+/** The two rings, in one mapping. */
 class Rings implements Disposable {
   readonly #memory: ExternalMemory;
   readonly #mapping: Mapping;

@@ -28,17 +28,17 @@ import { shortForm } from '../short-form.js';
 import { show } from '../show.js';
 import { now } from '../timers.js';
 
-/** Memory that is mapped for the device. */
+/** Memory of a ring, mapped for the device. */
 export interface RingMemory {
-  /** The memory, at a multiple of 4 bytes in its ArrayBuffer. */
+  /** The memory; a multiple of 4 bytes into its ArrayBuffer. */
   readonly bytes: Uint8Array;
-  /** Where the device finds the first byte; a multiple of 32. */
+  /** The IOVA of the first byte; a multiple of 32. */
   readonly iova: number;
 }
 
 /**
- * The memory that a driver and its device share. The largest power of two of 32-byte entries that fits in both, and that the
- * device takes, is the capacity. It stays the caller's, and must stay mapped until the driver is closed.
+ * The memory that the driver and the device share. The capacity is the largest power of two of 32-byte entries that
+ * fits in both rings and that the device supports. The caller owns it, and keeps it mapped until the driver is closed.
  */
 export interface CopyEngineRings {
   /** Descriptors; the device reads it. */
@@ -47,23 +47,23 @@ export interface CopyEngineRings {
   readonly completions: RingMemory;
 }
 
-/** How a copy engine is used. */
+/** Options of a copy engine. */
 export interface CopyEngineOptions {
-  /** Wait for interrupts, by MSI when the device has it, rather than look every millisecond. Default true. */
+  /** Wait for interrupts (MSI if the device has it) instead of polling every millisecond? Default true. */
   readonly interrupts?: boolean;
-  /** Completions for one interrupt. Default 1. */
+  /** Completions per interrupt. Default 1. */
   readonly coalesce?: number;
-  /** How long the device may take without finishing any descriptor before it is given up, in milliseconds. Default 10000. */
+  /** Time limit in milliseconds without any completion, after which the engine is reset. Default 10000. */
   readonly timeoutMs?: number;
-  /** Says what is at an IOVA that the device failed to reach, for the hint of that error. Default: nothing. */
+  /** Explains an IOVA that the device failed to access, for the hint of the error. Default: no explanation. */
   readonly explain?: (iova: number, access: 'read' | 'write') => string | undefined;
 }
 
 /** Options of one copy. */
 export interface CopyOptions {
-  /** Called with the bytes that are done, in order from the start, and the length; what it throws ends the copy. */
+  /** Called with the bytes done, in order from the start, and the length. An exception ends the copy. */
   readonly onProgress?: (done: number, length: number) => void;
-  /** Ends the copy early: no more is started, and it rejects when nothing of it is under way any more. */
+  /** Cancels the copy: no more is started, and it rejects when none of it is outstanding. */
   readonly signal?: AbortSignal;
 }
 
@@ -76,61 +76,61 @@ const ENGINE_OPTIONS: Shape<CopyEngineOptions> = {
 const COPY_OPTIONS: Shape<CopyOptions> = { onProgress: 'function', signal: 'signal' };
 const NO_OPTIONS: CopyOptions = {};
 
-/** What `copy` is cut into: large enough to cost nothing, small enough to report progress. */
+/** Size of the pieces of a `copy`: large enough for a negligible cost each, small enough to report progress. */
 const PIECE_BYTES = 1024 * KiB;
-/** Descriptors that one `copy` has under way at most, which bounds how long it takes to abort. */
+/** Most outstanding descriptors of one `copy`, which limits the time that cancelling takes. */
 const PIECES_UNDER_WAY = 64;
-/** Every so many descriptors one asks for an interrupt, so that the ring is refilled before it is empty. */
+/** One in so many descriptors requests an interrupt, so that the ring is refilled before it is empty. */
 const INTERRUPT_STRIDE = 16;
-/** How long a wait sleeps before it looks by itself, in milliseconds: with interrupts only in case one was lost. */
+/** Milliseconds that a wait sleeps before it checks again; with interrupts only in case one was lost. */
 const SLEEP_MS = { polling: 1, interrupts: 20 } as const;
 
-/** One `copy` that has not settled. */
+/** A `copy` that has not settled. */
 interface Copy {
   readonly source: number;
   readonly destination: number;
   readonly length: number;
   readonly onProgress: ((done: number, length: number) => void) | undefined;
-  /** Bytes handed to the device. */
+  /** Bytes passed to the device. */
   sent: number;
-  /** Bytes that the device has finished. */
+  /** Bytes that the device has completed. */
   done: number;
-  /** Descriptors that the device has. */
+  /** Outstanding descriptors. */
   underWay: number;
-  /** Why it will fail; no more is handed out then. */
+  /** Why it will fail; no more is submitted then. */
   error: unknown;
   readonly settle: (error: unknown) => void;
 }
 
 /**
- * A copy engine. Two ways to use it, which may be mixed: {@link copy}, a promise for a copy of any length, and {@link submit},
- * {@link ring} and {@link poll}, which allocate nothing.
+ * A copy engine. Two interfaces, which can be mixed: {@link copy} returns a promise for a copy of any length; {@link
+ * submit}, {@link ring} and {@link poll} allocate nothing.
  *
- * Copies run in the order of submission. What they touch must stay mapped until they have completed.
+ * Copies run in the order of submission. Their memory must stay mapped until they have completed.
  */
 export class CopyEngine implements AsyncDisposable {
-  /** The PCI identity of the devices that this driver is for. */
+  /** The PCI identity of this driver's devices. */
   static readonly matches = COPY_IDENTITY;
 
-  /** Copies that can be under way at once: the entries of the rings. */
+  /** Most outstanding copies: the entries of the rings. */
   readonly capacity: number;
-  /** Most bytes that {@link submit} takes. */
+  /** Most bytes of one {@link submit}. */
   readonly maxTransfer: number;
 
-  // What `poll` found, entry by entry. Good until the caller gives control back to the event loop.
-  /** Cookies, as `submit` returned them. */
+  // Results of `poll`, entry by entry. Valid until the caller returns to the event loop.
+  /** Cookies that `submit` returned. */
   readonly cookies: Uint32Array;
-  /** How they ended: `COPY_CODE`, 0 is success; {@link copyError} explains the others. */
+  /** Completion codes: `COPY_CODE`, 0 is success; {@link copyError} explains the others. */
   readonly codes: Uint8Array;
-  /** Bytes copied; less than asked for after a failure. */
+  /** Bytes copied; fewer than requested after a failure. */
   readonly bytes: Uint32Array;
-  /** The IOVAs that could not be reached; 0 after success. */
+  /** The IOVAs that could not be accessed; 0 after success. */
   readonly faults: Float64Array;
 
   readonly #registers: Registers;
   readonly #descriptorWords: Uint32Array;
   readonly #completionWords: Uint32Array;
-  /** Bytes in one descriptor of `copy` at most. */
+  /** Most bytes in one descriptor of `copy`. */
   readonly #pieceBytes: number;
   readonly #timeoutMs: number;
   readonly #interruptMask: number;
@@ -146,9 +146,9 @@ export class CopyEngine implements AsyncDisposable {
   #found = 0;
 
   readonly #copies = new Set<Copy>();
-  /** Which copy an entry belongs to; `undefined` for those of `submit`. */
+  /** The copy of each entry; `undefined` for those of `submit`. */
   readonly #owners: (Copy | undefined)[];
-  /** Where in its copy an entry begins. */
+  /** Where each entry begins in its copy. */
   readonly #offsets: Float64Array;
   #driving = false;
   /** Why nothing can be submitted any more. */
@@ -176,11 +176,11 @@ export class CopyEngine implements AsyncDisposable {
   }
 
   /**
-   * Resets the device and starts it on the given rings, whose content is lost. `access` stays the caller's, and must be open
-   * as long as this driver is used.
+   * Resets the device and starts it with the given rings, whose contents are lost. The caller owns `access`, and keeps
+   * it open while this driver is used.
    *
-   * Rejects with ENODEV when it is no copy engine of this version, EINVAL for memory that can not be a ring, ETIMEDOUT when
-   * the reset does not end.
+   * Rejects with ENODEV if it is not a copy engine of this version, EINVAL for memory that can not be a ring, ETIMEDOUT
+   * if the reset does not end.
    */
   static async open(access: DeviceAccess, given: CopyEngineRings, asked?: CopyEngineOptions): Promise<CopyEngine> {
     const operation = 'copyEngine.open';
@@ -196,11 +196,11 @@ export class CopyEngine implements AsyncDisposable {
       throw new DmaError({
         code: 'ENODEV',
         operation,
-        reason: known ? `its version is ${hex(version)}` : 'it is no copy engine',
+        reason: known ? `its version is ${hex(version)}` : 'it is not a copy engine',
       });
     const maxRing = registers.read32(REG.MAX_RING);
     if (maxRing < 2 || registers.read32(REG.MAX_TRANSFER) === 0)
-      throw new DmaError({ code: 'ENODEV', operation, reason: 'it can not copy anything, by its own account' });
+      throw new DmaError({ code: 'ENODEV', operation, reason: 'the device reports a maximum transfer of 0 bytes' });
     const capacity = ringCapacity(rings, maxRing, operation);
 
     const engine = new CopyEngine(registers, rings, capacity, options);
@@ -218,14 +218,14 @@ export class CopyEngine implements AsyncDisposable {
   }
 
   /**
-   * Copies `length` bytes, any number, from IOVA `source` to IOVA `destination`; resolves when all is there.
+   * Copies `length` bytes from IOVA `source` to IOVA `destination`; resolves when all are copied.
    *
-   * Rejects, when nothing of it is under way any more, with
-   * - EINVAL: impossible ranges, or ranges that overlap (nothing was started);
-   * - EFAULT, EACCES: memory is not mapped there, or not for that; `range` starts at the first such IOVA. Parts of up to 64
-   *   descriptors behind it may have been copied all the same;
+   * Rejects when none of it is outstanding any more, with
+   * - EINVAL: invalid or overlapping ranges (nothing was started);
+   * - EFAULT, EACCES: memory that is not mapped, or not for this access; `range` starts at the first such IOVA. Up to
+   * 64 later descriptors may have been copied anyway;
    * - ECANCELED: `signal` was aborted (its reason is the cause), or the driver was closed;
-   * - EIO, ETIMEDOUT and what the way to the device throws: the engine is dead, reset and takes nothing more.
+   * - EIO, ETIMEDOUT and errors of accessing the device: the engine was reset and accepts no more copies.
    */
   copy(source: IovaLike, destination: IovaLike, length: number, options?: CopyOptions): Promise<void> {
     return new Promise((resolve, reject) => {
@@ -265,13 +265,14 @@ export class CopyEngine implements AsyncDisposable {
   }
 
   /**
-   * Writes one copy of at most {@link maxTransfer} bytes into the ring; the device sees it at the next {@link ring}. Addresses
-   * are for the device to judge: {@link poll} tells what it found. Allocates nothing.
+   * Writes one copy of at most {@link maxTransfer} bytes into the ring; the device sees it at the next {@link ring}.
+   * The device checks the addresses: {@link poll} returns the result. Allocates nothing.
    *
    * @param interrupt whether its completion counts for interrupts
-   * @returns a cookie, different from those of all copies under way, and equal modulo {@link capacity} to no other's; -1
-   *   when the ring is full, or when {@link poll} has not fetched enough
-   * @throws DmaError EINVAL for an impossible length or negative addresses; what killed the engine once it is dead or closed
+   * @returns a cookie, different modulo {@link capacity} from those of all outstanding copies; -1 if the ring is full,
+   * or {@link poll} must fetch results first
+   * @throws DmaError EINVAL for an invalid length or negative addresses; the error that stopped the engine once it is
+   * stopped or closed
    */
   submit(source: IovaLike, destination: IovaLike, length: number, interrupt = false): number {
     if (this.#dead !== undefined) throw this.#dead;
@@ -289,27 +290,28 @@ export class CopyEngine implements AsyncDisposable {
     return this.#put(source, destination, length, interrupt, undefined, 0);
   }
 
-  /** Tells the device about what was submitted since the last time: one register store, none when there is nothing new. */
+  /** Announces new submissions to the device: one register store, none if there are no new ones. */
   ring(): void {
     if (this.#rung === this.#tail) return;
     this.#rung = this.#tail;
-    // Stores to memory and to registers leave the processor in program order on x86, and JavaScript engines keep it.
+    // Stores to memory and registers leave the processor in program order on x86, and JavaScript engines keep that
+    // order.
     this.#registers.write32(REG.PRODUCER, this.#tail);
   }
 
   /**
-   * Takes what has completed since the last time into {@link cookies}, {@link codes}, {@link bytes} and {@link faults}, in
-   * order of submission. Reads memory only; see {@link check} when nothing comes.
+   * Takes new completions into {@link cookies}, {@link codes}, {@link bytes} and {@link faults}, in order of
+   * submission. Reads memory only; call {@link check} if nothing completes.
    *
    * @returns how many entries of the arrays are filled
-   * @throws DmaError what killed the engine once it is dead or closed
+   * @throws DmaError the error that stopped the engine once it is stopped or closed
    */
   poll(): number {
     if (this.#dead !== undefined) throw this.#dead;
     this.#reap();
     const found = this.#found;
     this.#found = 0;
-    // A copy may wait for room, or for what was just taken for it.
+    // A copy may be waiting for space in the ring, or for a completion just taken.
     if (this.#copies.size > 0) this.#bell.ring();
     return found;
   }
@@ -317,8 +319,8 @@ export class CopyEngine implements AsyncDisposable {
   /**
    * Reads the device's status register.
    *
-   * @throws DmaError what halted it: EFAULT or EACCES when it can not reach a ring (`range` starts there), EINVAL for an
-   *   impossible ring, EPROTO for an impossible doorbell
+   * @throws DmaError why it halted: EFAULT or EACCES if it can not access a ring (`range` starts there), EINVAL for an
+   * invalid ring, EPROTO for an invalid doorbell
    */
   check(): void {
     const registers = this.#registers;
@@ -330,10 +332,10 @@ export class CopyEngine implements AsyncDisposable {
   }
 
   /**
-   * Resets the device and ends the driver. When it resolves, the device does not touch memory any more. Idempotent. Rejects
-   * with ETIMEDOUT when the reset does not end; a device that is gone is no error.
+   * Resets the device and closes the driver. When it resolves, the device no longer accesses memory. Idempotent.
+   * Rejects with ETIMEDOUT if the reset does not end; a device that is gone is not an error.
    *
-   * @param why what has not completed rejects with this. Default: ECANCELED
+   * @param why error of outstanding copies. Default: ECANCELED
    */
   async close(why?: DmaError): Promise<void> {
     if (why !== undefined) mustBe(why, DmaError, 'why it is closed', 'copyEngine.close');
@@ -361,12 +363,12 @@ export class CopyEngine implements AsyncDisposable {
           try {
             registers.write32(REG.INTERRUPT_ACK, COPY_INTERRUPT.COMPLETION | COPY_INTERRUPT.ERROR);
           } catch {
-            // The device is gone; who waits finds that out for himself.
+            // The device is gone; waiting copies will notice.
           }
           this.#bell.ring();
         },
       ]);
-      // Who waits for a copy has a timer; an idle engine does not keep the process alive.
+      // A pending copy has a timer; an idle engine must not keep the process alive.
       this.#interrupts.setRef(false);
       registers.write32(REG.INTERRUPT_ENABLE, COPY_INTERRUPT.COMPLETION | COPY_INTERRUPT.ERROR);
     }
@@ -385,7 +387,7 @@ export class CopyEngine implements AsyncDisposable {
     if (((tail - this.#head) >>> 0) + this.#found >= this.capacity) return -1;
     const slot = tail & (this.capacity - 1);
     const at = slot * COPY_ENTRY.WORDS;
-    // Small integers only, so that no cookie becomes an object.
+    // Small integers only, so that V8 does not allocate cookies.
     const cookie = tail & 0x3fff_ffff;
     const words = this.#descriptorWords;
     words[at + DESCRIPTOR.SOURCE_LOW] = source;
@@ -402,13 +404,13 @@ export class CopyEngine implements AsyncDisposable {
     return cookie;
   }
 
-  /** Takes all new completions: those of `submit` into the result arrays, those of `copy` to their copies. */
+  /** Takes all new completions: those of `submit` go to the result arrays, those of `copy` to their copies. */
   #reap(): number {
     const words = this.#completionWords;
     const size = this.capacity;
-    // Reads of memory that was taken away give nothing, which must not look like a completion.
+    // Reads of released memory return undefined, which must not be taken for a completion.
     if (words.length === 0)
-      throw new DmaError({ code: 'EBADF', operation: 'copyEngine', reason: 'its rings are gone' });
+      throw new DmaError({ code: 'EBADF', operation: 'copyEngine', reason: 'the memory of its rings was released' });
     let head = this.#head;
     let taken = 0;
     for (; head !== this.#tail; taken++) {
@@ -443,7 +445,7 @@ export class CopyEngine implements AsyncDisposable {
     copy.done = offset + bytes;
     if (code !== COPY_CODE.OK) {
       const writing = code >= COPY_CODE.WRITE_UNMAPPED;
-      // What a wrong device says must not make an impossible range.
+      // A faulty device must not cause an invalid range.
       const done = Math.min(copy.done, offset + piece - 1);
       const fault = (writing ? copy.destination : copy.source) + done;
       copy.error = copyError(code, new Range(fault, copy.length - done), 'copy').with({
@@ -464,7 +466,7 @@ export class CopyEngine implements AsyncDisposable {
     }
   }
 
-  /** Works for the copies until there are none. */
+  /** Serves the copies until there are none. */
   async #drive(): Promise<void> {
     this.#driving = true;
     const sleepMs = this.#interrupts === undefined ? SLEEP_MS.polling : SLEEP_MS.interrupts;
@@ -477,7 +479,7 @@ export class CopyEngine implements AsyncDisposable {
         this.#feed();
         const fed = this.#rung !== this.#tail;
         this.ring();
-        // While the ring is full of what `poll` has to fetch, it is not the device that is slow.
+        // While the ring is full of results that `poll` has to fetch, the device is not slow.
         if (taken > 0 || this.#head === this.#tail) lastTaken = now();
         if (taken > 0 || fed) idleTurns = 0;
         else if (++idleTurns > SPIN_TURNS) {
@@ -508,7 +510,7 @@ export class CopyEngine implements AsyncDisposable {
     }
   }
 
-  /** Hands out as much of the copies as the ring takes. */
+  /** Submits as much of the copies as the ring has space for. */
   #feed(): void {
     for (const copy of this.#copies) {
       while (copy.error === undefined && copy.sent < copy.length && copy.underWay < PIECES_UNDER_WAY) {
@@ -522,7 +524,7 @@ export class CopyEngine implements AsyncDisposable {
     }
   }
 
-  /** Stops the device, then ends the copies, whose memory is then untouched. */
+  /** Stops the device, then ends the copies, whose memory it no longer accesses. */
   async #end(error: DmaError): Promise<void> {
     this.#dead ??= error;
     try {
@@ -562,14 +564,14 @@ const CODES: ReadonlyMap<number, readonly [ErrorCode, string]> = new Map([
   [COPY_CODE.BAD_DOORBELL, ['EPROTO', 'the device refuses the doorbell']],
 ]);
 
-/** What a code other than OK (`COPY_CODE`, as in {@link CopyEngine.codes}) means, as an error about `range`. */
+/** The error of a code other than OK (`COPY_CODE`, as in {@link CopyEngine.codes}), about `range`. */
 export function copyError(code: number, range: Range, operation: string): DmaError {
   const [name, reason] = CODES.get(code) ?? ['EPROTO', `the device ended with the unknown code ${code}`];
   return new DmaError({ code: name, operation, reason, range });
 }
 
 function aborted(signal: AbortSignal): DmaError {
-  const hint = 'the signal was aborted; with another one it can be called again';
+  const hint = 'the signal was aborted; call it again with a new signal';
   return new DmaError({ code: 'ECANCELED', operation: 'copy', reason: 'aborted', hint, cause: signal.reason });
 }
 
@@ -578,12 +580,12 @@ function interruptKind(access: DeviceAccess): InterruptKind | undefined {
   return kinds.find((kind) => access.interruptCount(kind) > 0);
 }
 
-/** An integer that is not negative: which of them are addresses is for the device to judge. */
+/** A non-negative integer; the device decides which are valid addresses. */
 function isWhole(value: unknown): boolean {
   return typeof value === 'number' && Number.isInteger(value) && value >= 0;
 }
 
-/** The rings of a caller, whose objects are his. @throws DmaError EINVAL */
+/** Copies the rings of a caller, who may change the objects. @throws DmaError EINVAL */
 function ringsOf(given: CopyEngineRings, operation: string): CopyEngineRings {
   const ringOf = (ring: RingMemory): RingMemory => {
     mustBeObject(ring, 'rings', operation);
@@ -597,16 +599,20 @@ function ringsOf(given: CopyEngineRings, operation: string): CopyEngineRings {
   });
 }
 
-/** The entries that both rings have room for, at most `max`; EINVAL for memory that can not be a ring. */
+/** How many entries fit in both rings, at most `max`; EINVAL for memory that can not be a ring. */
 function ringCapacity({ descriptors, completions }: CopyEngineRings, max: number, operation: string): number {
   for (const { bytes, iova } of [descriptors, completions]) {
     const range = new Range(iova, bytes.length, operation);
     if (iova % COPY_ENTRY.BYTES !== 0 || bytes.byteOffset % 4 !== 0)
-      throw invalid(operation, `a ring begins at a multiple of ${COPY_ENTRY.BYTES} for the device, and of 4 here`, {
-        range,
-      });
+      throw invalid(
+        operation,
+        `the IOVA of a ring must be a multiple of ${COPY_ENTRY.BYTES}, its address in the ArrayBuffer a multiple of 4`,
+        {
+          range,
+        },
+      );
     if (bytes.length < 2 * COPY_ENTRY.BYTES)
-      throw invalid(operation, `a ring has room for at least 2 entries of ${COPY_ENTRY.BYTES} bytes`, { range });
+      throw invalid(operation, `a ring must have room for at least 2 entries of ${COPY_ENTRY.BYTES} bytes`, { range });
   }
   const bytes = Math.min(descriptors.bytes.length, completions.bytes.length);
   const entries = Math.min(alignDown(bytes, COPY_ENTRY.BYTES) / COPY_ENTRY.BYTES, max);

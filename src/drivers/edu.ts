@@ -18,32 +18,33 @@ import {
 import { Bell, until } from './wait.js';
 import { shortForm } from '../short-form.js';
 
-/** What a driver has to be told about its edu device. */
+/** Options of an edu device. */
 export interface EduOptions {
   /**
-   * Bits of an IOVA that the device uses. It drops the others silently, so that IOVAs with more are refused here. Default
-   * 28, QEMU's default for its `dma_mask` property.
+   * Address bits that the device uses. It silently ignores higher bits, so larger IOVAs are refused here. Default 28,
+   * QEMU's default for its `dma_mask` property.
    */
   readonly dmaMaskBits?: number;
-  /** How long one step of the device may take, in milliseconds. A transfer takes 100 in QEMU. Default 5000. */
+  /** Time limit of one step of the device in milliseconds. A transfer takes 100 ms in QEMU. Default 5000. */
   readonly timeoutMs?: number;
 }
 
 const EDU_OPTIONS: Shape<EduOptions> = { dmaMaskBits: 'number', timeoutMs: 'number' };
 
-/** Bytes in one transfer at most. */
+/** Most bytes of one transfer. */
 const CHUNK = 2048;
 
-/** Bytes of the device's buffer that are used: QEMU up to 7.2 ends the machine when a transfer reaches the last one. */
+/** Usable bytes of the device's buffer: QEMU up to 7.2 crashes when a transfer reaches the last byte. */
 const USABLE = EDU_BUFFER.LENGTH - 1;
 
 /**
- * An edu device. It has one DMA engine, one buffer and one factorial unit, so that operations run one after the other.
+ * An edu device. It has one DMA engine, one buffer and one factorial unit, so operations run one after the other.
  *
- * The device reports no failed transfers: one that meets memory which is not mapped moves nothing, and looks as if it had.
+ * The device does not report failed transfers: a transfer to or from memory that is not mapped moves nothing, but looks
+ * complete.
  */
 export class Edu implements Disposable {
-  /** The PCI identity of the devices that this driver is for. */
+  /** The PCI identity of this driver's devices. */
   static readonly matches = EDU_IDENTITY;
 
   readonly #registers: Registers;
@@ -53,7 +54,7 @@ export class Edu implements Disposable {
   readonly #bell = new Bell();
   #last: Promise<unknown> = Promise.resolve();
   #interrupts: Interrupts | undefined;
-  /** Why nothing can be begun any more. */
+  /** Why no operation can start any more. */
   #closed: DmaError | undefined;
 
   private constructor(access: DeviceAccess, registers: Registers, options: EduOptions) {
@@ -64,10 +65,10 @@ export class Edu implements Disposable {
   }
 
   /**
-   * Takes hold of the device. It is not reset, because QEMU's has no reset: what an earlier driver left running is waited
-   * for by the first operation. `access` stays the caller's, and must be open as long as this driver is used.
+   * Starts using the device. It is not reset, because QEMU's device has no reset: the first operation waits for what an
+   * earlier driver left running. The caller owns `access`, and keeps it open while this driver is used.
    *
-   * @throws DmaError ENODEV when it is no edu device
+   * @throws DmaError ENODEV if it is not an edu device
    */
   static open(access: DeviceAccess, asked?: EduOptions): Edu {
     const operation = 'edu.open';
@@ -81,7 +82,7 @@ export class Edu implements Disposable {
       throw new DmaError({
         code: 'ENODEV',
         operation,
-        reason: `region 0 has ${hex(registers.size)} bytes and identification ${hex(id)}, which is no edu device`,
+        reason: `region 0 has ${hex(registers.size)} bytes and identification ${hex(id)}, which is not an edu device`,
       });
     return new Edu(access, registers, options);
   }
@@ -91,7 +92,9 @@ export class Edu implements Disposable {
     return this.#open('edu.identification').read32(EDU_REGISTER.IDENTIFICATION);
   }
 
-  /** Stores `value` (32 bits) in the liveness register and returns what reads back: its complement when the device lives. */
+  /**
+   * Stores `value` (32 bits) in the liveness register and returns what it reads: the complement if the device works.
+   */
   liveness(value: number): number {
     const registers = this.#open('edu.liveness');
     registers.write32(EDU_REGISTER.LIVENESS, value);
@@ -99,9 +102,9 @@ export class Edu implements Disposable {
   }
 
   /**
-   * n! modulo 2^32, as the device computes it. QEMU's needs a step for each factor, so that a large n takes seconds.
+   * n! modulo 2^32, computed by the device. QEMU needs a step per factor, so a large n takes seconds.
    *
-   * Rejects with EINVAL unless n is an integer in [0, 2^32), ETIMEDOUT when the device does not get ready.
+   * Rejects with EINVAL unless n is an integer in [0, 2^32), ETIMEDOUT if the device does not finish.
    */
   factorial(n: number): Promise<number> {
     return this.#inTurn(async () => {
@@ -116,30 +119,34 @@ export class Edu implements Disposable {
   }
 
   /**
-   * Has the device read `length` bytes of memory at `iova` into its buffer at `bufferOffset`, in transfers of at most 2 KiB.
+   * Lets the device read `length` bytes of memory at `iova` into its buffer at `bufferOffset`, in transfers of at most
+   * 2 KiB.
    *
-   * The memory must stay mapped, readable by the device, until this settles. Rejects before anything starts with EINVAL for a
-   * range outside the first 4095 bytes of the buffer, ERANGE for memory that the device's DMA mask does not reach; with
-   * ETIMEDOUT when the device does not finish (it may still do later), ECANCELED when the driver is closed meanwhile.
+   * The memory must stay mapped, readable by the device, until the promise settles. Rejects before it starts with
+   * EINVAL for a range outside the first 4095 bytes of the buffer, ERANGE for memory beyond the device's DMA mask;
+   * later with ETIMEDOUT if the device does not finish (it still may), ECANCELED if the driver is closed.
    */
   copyIn(iova: IovaLike, bufferOffset: number, length: number): Promise<void> {
     return this.#copy('edu.copyIn', iova, bufferOffset, length, false);
   }
 
-  /** Has the device write `length` bytes of its buffer from `bufferOffset` on to memory at `iova`; otherwise as {@link copyIn}. */
+  /**
+   * Lets the device write `length` bytes of its buffer at `bufferOffset` to memory at `iova`; otherwise like {@link
+   * copyIn}.
+   */
   copyOut(iova: IovaLike, bufferOffset: number, length: number): Promise<void> {
     return this.#copy('edu.copyOut', iova, bufferOffset, length, true);
   }
 
-  /** Makes the device interrupt for the reasons `bits` (32 bits). */
+  /** Makes the device raise an interrupt with the reasons `bits` (32 bits). */
   raiseInterrupt(bits: number): void {
     this.#open('edu.raiseInterrupt').write32(EDU_REGISTER.INTERRUPT_RAISE, bits);
   }
 
   /**
-   * Enables the device's interrupt, by MSI when it has that. `handler` is called with the reasons (`EDU_INTERRUPT` and those
-   * of {@link raiseInterrupt}), which have been acknowledged. Operations use interrupts too from then on. Replaces an
-   * earlier handler; closing the result, or the driver, disables them.
+   * Enables the device's interrupt, by MSI if it has it. `handler` is called with the reasons (`EDU_INTERRUPT` and
+   * those of {@link raiseInterrupt}), already acknowledged. From then on operations use interrupts too. Replaces an
+   * earlier handler; closing the result, or the driver, disables the interrupt.
    */
   enableInterrupt(handler: (reasons: number) => void): Interrupts {
     mustBeFunction(handler, 'a handler', 'edu.enableInterrupt');
@@ -153,7 +160,7 @@ export class Edu implements Disposable {
           reasons = registers.read32(EDU_REGISTER.INTERRUPT_STATUS);
           registers.write32(EDU_REGISTER.INTERRUPT_ACKNOWLEDGE, reasons);
         } catch {
-          // The device is gone; the operation that waits finds that out for itself.
+          // The device is gone; the waiting operation will notice.
         }
         this.#bell.ring();
         if (reasons !== 0) handler(reasons);
@@ -171,10 +178,10 @@ export class Edu implements Disposable {
   }
 
   /**
-   * Ends the use of the driver; what runs rejects with ECANCELED. The device itself can not be stopped: a transfer that has
-   * begun goes on, so let operations settle first when their memory is to be used for something else.
+   * Closes the driver; the running operation rejects with ECANCELED. The device itself can not be stopped: a transfer
+   * continues, so wait for operations before the memory is used otherwise.
    *
-   * @param why what runs, and what comes later, fails with this. Default: ECANCELED
+   * @param why error of running and later operations. Default: ECANCELED
    */
   close(why?: DmaError): void {
     if (why !== undefined) mustBe(why, DmaError, 'why it is closed', 'edu.close');
@@ -198,7 +205,7 @@ export class Edu implements Disposable {
         throw new DmaError({
           code: 'ERANGE',
           operation,
-          reason: 'this edu device does not reach that far',
+          reason: 'the address is beyond the DMA mask of this edu device',
           range: memory,
           hint: `map the memory at an IOVA that ends at or below ${hex(this.#addressLimit)}, or give the device a larger DMA mask`,
         });
@@ -214,7 +221,7 @@ export class Edu implements Disposable {
   }
 
   async #transfer(operation: string, iova: number, buffer: number, length: number, toMemory: boolean): Promise<void> {
-    // While a transfer runs the device drops what is stored to these registers.
+    // During a transfer the device ignores stores to these registers.
     await this.#idle(operation);
     const [source, destination] = toMemory ? [buffer, iova] : [iova, buffer];
     const registers = this.#open(operation);
@@ -248,7 +255,7 @@ export class Edu implements Disposable {
     return until(ready, { operation, what, timeoutMs: this.#timeoutMs, bell: this.#bell });
   }
 
-  /** Runs `work` when all that was asked for before has ended. */
+  /** Runs `work` after all earlier operations. */
   #inTurn<T>(work: () => Promise<T>): Promise<T> {
     const result = this.#last.then(work);
     this.#last = result.catch(() => {});

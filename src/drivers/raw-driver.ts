@@ -1,10 +1,10 @@
-/** The driver of last resort: takes any device with registers, and leaves all of it to the program. */
+/** The driver of last resort: takes any device with registers, and leaves it to the program. */
 import type { DeviceAccess } from '../bus/device-access.js';
 import type { Driver } from '../bus/model.js';
 
 /**
- * Takes every device with registers that no other driver took. What it makes of one is the bare access to its registers and interrupts;
- * mapping works as for any device.
+ * Takes every device with registers that no other driver took. `device.use` returns plain access to its registers and
+ * interrupts; mapping works as for any device.
  */
 export const rawDriver: Driver<DeviceAccess> = {
   name: 'raw',

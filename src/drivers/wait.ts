@@ -1,20 +1,22 @@
-/** How drivers wait for a device without holding up the event loop. */
+/** Waiting for a device without blocking the event loop. */
 import { DmaError } from '../errors.js';
 import { clearTimeout, now, setImmediate, setTimeout } from '../timers.js';
 
-/** Turns of the event loop that a wait spends before it sleeps: a device that is quick is met without a timer. */
+/** Turns of the event loop that a wait polls before it sleeps: a fast device needs no timer. */
 export const SPIN_TURNS = 50;
 
-/** What a wait sleeps on; whoever knows that something happened (an interrupt) rings it. */
+/** A sleep that can be ended early, for example by an interrupt. */
 export class Bell {
   #wake: (() => void) | undefined;
 
-  /** Ends the sleep that is going on, if any. */
+  /** Ends the current sleep, if any. */
   ring(): void {
     this.#wake?.();
   }
 
-  /** Resolves after `ms` milliseconds, or when the bell is rung; with 0 when the event loop has turned. One at a time. */
+  /**
+   * Resolves after `ms` milliseconds, or when the bell is rung; with 0 after a turn of the event loop. One at a time.
+   */
   sleep(ms: number): Promise<void> {
     return new Promise((resolve) => {
       if (ms === 0) {
@@ -32,10 +34,10 @@ export class Bell {
 }
 
 /**
- * Resolves once `condition` holds; it is tried at every turn of the event loop at first, then every millisecond and
- * whenever `bell` is rung. Rejects with what `condition` throws, and with ETIMEDOUT after `timeoutMs` milliseconds.
+ * Resolves once `condition` holds. It is tried at every turn of the event loop at first, then every millisecond and
+ * whenever `bell` is rung. Rejects with an exception of `condition`, and with ETIMEDOUT after `timeoutMs` milliseconds.
  *
- * @param operation and what is waited for, a clause, for the error
+ * @param operation for the error, with `what`: the awaited event, as a clause
  */
 export async function until(
   condition: () => boolean,

@@ -58,7 +58,7 @@ export class RdmaContexts {
     return this.#platform.verbs;
   }
 
-  /** Why there are no RDMA devices here, with what to install; `undefined` where there can be some. */
+  /** Why RDMA is not available and what to install; `undefined` if it is. */
   get limitation(): string | undefined {
     return this.#platform.verbs.limitation;
   }

@@ -1,6 +1,6 @@
 /**
- * Containers: what a user holds of the kernel's address spaces. Devices are put into one by name; those in one share what
- * is mapped. Which kind it is shows with its first device, and can be another one after its last.
+ * Containers: the user's names for address spaces of the kernel. Devices in one container share its mappings. The kind
+ * of address space is chosen with the first device, and again after the last was removed.
  */
 import { type Gate, open, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, naming, throwFirst, undoAll, withUndo } from '../errors.js';
@@ -17,34 +17,34 @@ import { shortForm } from '../short-form.js';
 
 export type { ContainerChoice, ContainerKind, KernelSpace, VfioNode } from './space.js';
 
-/** Settings of a new container. */
+/** Options of a new container. */
 export interface ContainerOptions {
   /** Default: `container-1` and on. */
   readonly name?: string;
-  /** Default: what {@link Containers} were made with. */
+  /** Default: the choice of {@link Containers}. */
   readonly kind?: ContainerChoice;
   /** For iommufd: see `IommufdOptions.pageRequests`. Default false. */
   readonly pageRequests?: boolean;
 }
 
-/** The words of {@link ContainerChoice}. */
+/** All values of {@link ContainerChoice}. */
 export const CONTAINER_CHOICES: readonly ContainerChoice[] = ['auto', 'iommufd', 'type1', 'spapr', 'noiommu'];
 
 const CONTAINER_OPTIONS: Shape<ContainerOptions> = { name: 'string', kind: CONTAINER_CHOICES, pageRequests: 'boolean' };
 
-/** A device that was opened in a container. */
+/** A device opened in a container. */
 export interface OpenedNode {
   readonly device: VfioDevice;
-  /** The address space that it is in. */
+  /** The address space of the device. */
   readonly space: KernelSpace;
-  /** Closes the device and takes it out of the container. Idempotent. */
+  /** Closes the device and removes it from the container. Idempotent. */
   release(): void;
 }
 
-/** See the head of the file. Made by {@link Containers.create}. */
+/** A named address space of the IOMMU. Made by {@link Containers.create}. */
 export class Container {
   readonly name: string;
-  /** Which kind was asked for. */
+  /** The requested kind. */
   readonly choice: ContainerChoice;
   /** @internal */
   readonly pageRequests: boolean;
@@ -64,7 +64,7 @@ export class Container {
     this.#forget = forget;
   }
 
-  /** What it is; `undefined` while no device is in it. */
+  /** Its kind; `undefined` while it has no device. */
   get kind(): ContainerKind | undefined {
     return this.space?.kind;
   }
@@ -74,7 +74,7 @@ export class Container {
     return [...this.nodes.keys()];
   }
 
-  /** No device can be put into it any more. Idempotent. @throws DmaError EBUSY while devices are in it */
+  /** Closes it: no device can be added any more. Idempotent. @throws DmaError EBUSY while it has devices */
   close(): void {
     if (this.nodes.size > 0)
       throw new DmaError({
@@ -94,25 +94,25 @@ export class Container {
 
 shortForm(Container, 'Container', ({ name, kind, devices }) => ({ name, kind, devices }));
 
-/** Name of the container that devices are in when nothing else was asked for. */
+/** Name of the default container. */
 const DEFAULT = 'default';
 
-/** All containers of one program. Groups are kept apart here: all devices of one IOMMU group have to be in one container. */
+/** All containers of one program. All devices of one IOMMU group must be in one container; this is checked here. */
 export class Containers {
-  /** Where devices go when nothing else was asked for. */
+  /** The container of devices for which no other was requested. */
   readonly default: Container;
   readonly #platform: Platform;
   readonly #choice: ContainerChoice;
   readonly #containers = new Map<string, Container>();
-  /** Containers by the numbers of the IOMMU groups that have open devices. */
+  /** Containers by number of the IOMMU groups with open devices. */
   readonly #groups = new Map<number, Container>();
   readonly #iommufd: IommufdContext<IommufdSpace>;
-  /** What {@link open} gave out, and has not been released. */
+  /** Results of {@link open} that were not released. */
   readonly #opened = new Set<OpenedNode>();
   #made = 0;
   #gate: Gate = open;
 
-  /** @internal @param options.gate asked before a container is made */
+  /** @internal @param options.gate called before a container is created */
   constructor(platform: Platform, options: { readonly choice?: ContainerChoice; readonly gate?: Gate } = {}) {
     this.#platform = platform;
     this.#choice = options.choice ?? 'auto';
@@ -121,7 +121,7 @@ export class Containers {
     this.#gate = options.gate ?? open;
   }
 
-  /** A new container. Nothing is opened before its first device. @throws DmaError EEXIST when there is one of this name */
+  /** Creates a container. Opens nothing before its first device. @throws DmaError EEXIST if the name is taken */
   create(options?: ContainerOptions): Container {
     this.#gate('containers.create');
     const checked = optionsOf(options, CONTAINER_OPTIONS, 'containers.create');
@@ -136,12 +136,12 @@ export class Containers {
     return container;
   }
 
-  /** The container of that name; `undefined` when there is none. */
+  /** The container with that name; `undefined` if there is none. */
   find(name: string): Container | undefined {
     return this.#containers.get(name);
   }
 
-  /** All that were not closed, in the order they were made. */
+  /** All open containers, in order of creation. */
   get all(): Iterable<Container> {
     return this.#containers.values();
   }
@@ -149,9 +149,9 @@ export class Containers {
   /**
    * @internal Opens a device in a container.
    *
-   * @throws DmaError EBUSY: its IOMMU group is in another container, or in use elsewhere, or not viable; EEXIST: it is open
-   *   already; ENODEV: it is not there for VFIO; ENOTSUP: the kernel does not have this kind of container; EACCES; EPERM;
-   *   EINVAL: the container is closed, or not of these; nothing is left open then
+   * @throws DmaError EBUSY if its IOMMU group is in another container, in use elsewhere, or not viable; EEXIST if it is
+   * open already; ENODEV if it is not bound to VFIO; ENOTSUP if the kernel does not support this kind of container;
+   * EACCES; EPERM; EINVAL if the container is closed, or belongs to other Containers. On an error nothing is left open
    */
   open(container: Container, node: VfioNode): OpenedNode {
     this.#mustTake(container, node);
@@ -212,7 +212,7 @@ export class Containers {
     throw refuse(
       'EBUSY',
       `its IOMMU group ${group} is in container "${owner.name}", with ${there.join(', ')}`,
-      `devices of one group reach the same memory: open it in that container too. The group has ${groupMembers(
+      `devices of one group can access the same memory: open it in that container too. The group has ${groupMembers(
         this.#platform.kernel,
         group,
       )
@@ -242,7 +242,10 @@ export class Containers {
     throw invalid('container', `there is no kind of container "${String(choice)}"`);
   }
 
-  /** Both are there; unless this user may use only the group, which is older and so more often allowed. */
+  /**
+   * Does the device have both, and may this user open the character device? Permissions are more often set for groups,
+   * which are older.
+   */
   #prefersIommufd({ device, group }: VfioNode): boolean {
     const { kernel } = this.#platform;
     if (device === undefined) return false;
@@ -270,8 +273,8 @@ export class Containers {
       code: 'ENODEV',
       operation: 'open',
       device: name,
-      reason: 'no IOMMU translates for it: it would reach all memory of this machine',
-      hint: 'switch the IOMMU on; or, if that is what you want, ask for a container of kind "noiommu"',
+      reason: 'no IOMMU translates for it: it could access all memory of this machine',
+      hint: 'switch the IOMMU on; or, if that is acceptable, request a container of kind "noiommu"',
     });
   }
 

@@ -1,4 +1,4 @@
-/** What VFIO tells of a device: its kind, regions and interrupts (include/uapi/linux/vfio.h). */
+/** Device information from VFIO: regions and interrupts (include/uapi/linux/vfio.h). */
 import { isDmaError } from '../errors.js';
 import type { IoctlPort } from '../platform/ports.js';
 import type { RegionPart } from '../platform/registers/region-registers.js';
@@ -27,31 +27,31 @@ import {
 /** One region of a device. */
 export interface VfioRegion {
   readonly index: number;
-  /** bytes; 0 when the device does not have this region */
+  /** bytes; 0 if the device does not have this region */
   readonly size: number;
-  /** Where it begins in the device's descriptor, in bytes. */
+  /** Where it begins in the device's file, in bytes. */
   readonly offset: number;
   readonly readable: boolean;
   readonly writable: boolean;
-  /** What can be mapped: all of it, or some areas; none when it is reached by calls only. */
+  /** The parts that can be mapped: one for the whole region, several, or none if it is only accessible by calls. */
   readonly mappable: readonly RegionPart[];
 }
 
 /** One kind of interrupt of a device. */
 export interface VfioIrq {
   readonly index: number;
-  /** vectors; 0 when the device does not have this kind */
+  /** vectors; 0 if the device does not have this kind */
   readonly count: number;
   /** Can it be signalled through eventfds? */
   readonly eventfd: boolean;
   readonly maskable: boolean;
-  /** Is it masked whenever it is signalled? */
+  /** Does an interrupt mask itself when it is signalled? */
   readonly automasked: boolean;
   /** Can vectors be added while others are enabled? */
   readonly resizable: boolean;
 }
 
-/** See the head of the file. */
+/** The regions and interrupts of a device. */
 export interface VfioDeviceInfo {
   readonly info: { readonly pci: boolean; readonly resettable: boolean };
   /** By index. */
@@ -60,7 +60,7 @@ export interface VfioDeviceInfo {
   readonly interrupts: readonly VfioIrq[];
 }
 
-/** Asks the kernel about the device behind `fd`. */
+/** Queries the kernel about the device of `fd`. */
 export function readDeviceInfo(ioctl: IoctlPort, fd: number): VfioDeviceInfo {
   const info = new Struct(VFIO_DEVICE_INFO.sizeof).set32(VFIO_DEVICE_INFO.argsz, VFIO_DEVICE_INFO.sizeof);
   ioctl.call(fd, IOCTL.VFIO_DEVICE_GET_INFO, info.bytes, 'VFIO_DEVICE_GET_INFO');
@@ -82,7 +82,7 @@ function readRegion(ioctl: IoctlPort, fd: number, index: number): VfioRegion {
     });
   let there = ask();
   if (there && info.u32(VFIO_REGION_INFO.argsz) > info.bytes.length) {
-    // The capabilities did not fit.
+    // The buffer was too small for the capabilities.
     info = new Struct(info.u32(VFIO_REGION_INFO.argsz));
     there = ask();
   }
@@ -91,16 +91,16 @@ function readRegion(ioctl: IoctlPort, fd: number, index: number): VfioRegion {
   const flags = info.u32(VFIO_REGION_INFO.flags);
   const readable = (flags & VFIO_REGION_INFO_FLAG_READ) !== 0;
   const writable = (flags & VFIO_REGION_INFO_FLAG_WRITE) !== 0;
-  // Mappings here can always be read and written, so that what can not be is not mapped.
+  // Mappings here are always readable and writable, so only such regions are mapped.
   const mappable = readable && writable && (flags & VFIO_REGION_INFO_FLAG_MMAP) !== 0;
   const offset = info.u64(VFIO_REGION_INFO.offset);
   return { index, size, offset, readable, writable, mappable: mappable ? mappableAreas(info, size) : [] };
 }
 
-/** The areas that a region's sparse-mmap capability names; all of the region without such a capability. */
+/** The areas of a region's sparse-mmap capability; without it, the whole region. */
 function mappableAreas(info: Struct, size: number): readonly RegionPart[] {
   if ((info.u32(VFIO_REGION_INFO.flags) & VFIO_REGION_INFO_FLAG_CAPS) === 0) return [{ offset: 0, length: size }];
-  // Each capability stands behind the one before it; a chain that goes back would not end.
+  // Each capability must follow the one before it; otherwise the chain could be endless.
   let at = info.u32(VFIO_REGION_INFO.cap_offset);
   for (let before = 0; at > before; before = at, at = info.u32(before + VFIO_INFO_CAP_HEADER.next)) {
     if (info.u16(at + VFIO_INFO_CAP_HEADER.id) !== REGION_CAP.VFIO_REGION_INFO_CAP_SPARSE_MMAP) continue;
@@ -132,7 +132,7 @@ function readInterrupt(ioctl: IoctlPort, fd: number, index: number): VfioIrq {
   };
 }
 
-/** Does `ask` get an answer? EINVAL is how the kernel says that the device does not have this one (VGA, error reports). */
+/** Does `ask` succeed? EINVAL means that the device does not have this region or interrupt (VGA, error reports). */
 function isThere(ask: () => void): boolean {
   try {
     ask();

@@ -1,4 +1,4 @@
-/** A device that the kernel's VFIO lets this process work: regions, interrupts and reset, by its descriptor. */
+/** A device opened through VFIO: regions, interrupts and reset, by its descriptor. */
 import { lostDevice } from '../dma/mapping.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
@@ -31,28 +31,28 @@ const ACTION = {
   trigger: VFIO_IRQ_SET_ACTION_TRIGGER,
 } as const;
 
-/** INTx, MSI and MSI-X: a PCI function uses one of them at a time. */
+/** INTx, MSI and MSI-X: a PCI function uses only one of them at a time. */
 const KINDS = ['INTx', 'MSI', 'MSI-X'] as const;
 
 /**
- * See the head of the file. It owns the descriptor and what it maps. While any of its regions is mapped, stores to its
- * configuration space that would make an access to them kill this process are EBUSY: see `memory-decoding.ts`.
+ * A device opened through VFIO. It owns the descriptor and its mapped regions. While a region is mapped, EBUSY refuses
+ * stores to configuration space that would make an access to it kill this process: see `memory-decoding.ts`.
  */
 export class VfioDevice {
   readonly info: VfioDeviceInfo['info'];
-  /** By index. Those that the device does not have have size 0. */
+  /** By index. Size 0 if the device does not have the region. */
   readonly regions: readonly VfioRegion[];
-  /** By index. Those that the device does not have have count 0. */
+  /** By index. Count 0 if the device does not have the kind. */
   readonly interrupts: readonly VfioIrq[];
 
   readonly #platform: Platform;
   readonly #registers = new Map<number, Registers>();
   readonly #mapped: MappedArea[] = [];
-  /** Absent for devices that are not PCI's. */
+  /** Only for PCI devices. */
   readonly #decoding: MemoryDecoding | undefined;
-  /** One struct vfio_irq_set that is large enough for all requests. */
+  /** A struct vfio_irq_set, large enough for all requests. */
   readonly #irqSet: Struct;
-  /** Vectors that the kernel has set up, by index, as long as the kind is enabled. */
+  /** Vectors that the kernel has set up, by interrupt index, while the kind is enabled. */
   readonly #enabled = new Map<number, number>();
   #failure: DmaError | undefined;
   #closed = false;
@@ -60,7 +60,7 @@ export class VfioDevice {
   private constructor(
     platform: Platform,
     readonly fd: number,
-    /** For messages. */
+    /** Its name in messages. */
     readonly name: string,
     described: VfioDeviceInfo,
   ) {
@@ -78,10 +78,10 @@ export class VfioDevice {
   }
 
   /**
-   * Learns about the device behind `fd`, which it takes over, also when it throws: then it is closed.
+   * Queries the device of `fd`, and takes ownership of `fd`: if it throws, `fd` is closed.
    *
    * @param name for messages
-   * @throws DmaError what the kernel says
+   * @throws DmaError errors of the kernel
    */
   static fromFd(platform: Platform, fd: number, name: string): VfioDevice {
     try {
@@ -91,20 +91,20 @@ export class VfioDevice {
     }
   }
 
-  /** Why it can not be worked any more: it is gone, or was closed; `undefined` while it works. */
+  /** Why it can not be used: it is gone, or was closed; `undefined` while it works. */
   get failure(): DmaError | undefined {
     return this.#failure;
   }
 
   /**
-   * The registers of a region: loads and stores where it can be mapped, calls of the kernel elsewhere. The same object each
-   * time; once the device is gone or closed all its accesses throw why. By calls, a 64-bit access may reach the device as two
-   * of 32 bits (before Linux 6.11).
+   * The registers of a region: accessed directly where it can be mapped, else by calls of the kernel. Returns the same
+   * object each time; once the device is gone or closed, all accesses throw the reason. A 64-bit access by a call may
+   * reach the device as two of 32 bits (before Linux 6.11).
    *
-   * A PCI function whose memory decoding is off gets it switched on when one of its regions is mapped.
+   * Mapping a region of a PCI function switches its memory decoding on.
    *
-   * @throws DmaError EINVAL for a region that the device does not have; EIO for a device in a low power state; ENODEV for
-   *   one that does not answer; what mapping throws
+   * @throws DmaError EINVAL if the device does not have the region; EIO if it is in a low power state; ENODEV if it
+   * does not respond; errors of mapping
    */
   registers(index: number): Registers {
     this.#usable('registers');
@@ -126,7 +126,7 @@ export class VfioDevice {
     return registers;
   }
 
-  /** Fills `into` from `offset` of a region, configuration space included. */
+  /** Reads `into` from `offset` of a region or of configuration space. */
   regionRead(index: number, offset: number, into: Uint8Array): void {
     const operation = 'vfio region read';
     const region = this.#part(operation, index, offset, into.length);
@@ -136,9 +136,9 @@ export class VfioDevice {
   }
 
   /**
-   * Stores `from` at `offset` of a region, configuration space included.
+   * Writes `from` at `offset` of a region or of configuration space.
    *
-   * @throws DmaError EBUSY for a store to configuration space that would end this process's access to mapped regions
+   * @throws DmaError EBUSY for a store to configuration space that would make mapped regions inaccessible
    */
   regionWrite(index: number, offset: number, from: Uint8Array): void {
     const operation = 'vfio region write';
@@ -151,17 +151,17 @@ export class VfioDevice {
   }
 
   /**
-   * Connects interrupt vectors to eventfds, triggers them, or masks or unmasks them. Switching off what is off does nothing.
+   * Connects interrupt vectors to eventfds, triggers them, or masks or unmasks them. Disabling a disabled kind does
+   * nothing.
    *
    * Without `count` and `eventfds`, one vector is masked or unmasked.
    *
-   * A kind that can not grow while it is enabled (MSI, and MSI-X before Linux 6.5) is switched off and on again by a request
-   * that begins at vector 0, which tells all there is to know; vectors signalled in between are lost.
+   * A kind that can not grow while it is enabled (MSI, and MSI-X before Linux 6.5) is disabled and enabled again by a
+   * request that begins at vector 0, and thus names all vectors; signals in between are lost.
    *
-   * @throws DmaError EINVAL for vectors that are not there, and where more are asked for than can be added; EBUSY while
-   *   another of INTx, MSI and MSI-X is enabled; ENOTSUP for what this kind can not do; ENOSPC when the machine has not
-   *   that many vectors. When the kernel refuses, some of the vectors may be connected and others not: connect them
-   *   anew, or switch the kind off
+   * @throws DmaError EINVAL for vectors that do not exist, or can not be added; EBUSY while another of INTx, MSI and
+   * MSI-X is enabled; ENOTSUP for an action that this kind does not support; ENOSPC if the machine does not have enough
+   * vectors. If the kernel refuses, some of the vectors may be connected: connect all again, or disable the kind
    */
   setInterrupts(request: Omit<InterruptRequest, 'detach'>): void {
     const operation = 'VFIO_DEVICE_SET_IRQS';
@@ -185,10 +185,9 @@ export class VfioDevice {
   }
 
   /**
-   * Resets the device; registers, mappings and interrupts stay. An access to a mapped region from anywhere waits until it
-   * is over.
+   * Resets the device; registers, mappings and interrupts stay. Accesses to mapped regions wait until it is done.
    *
-   * @throws DmaError ENOTSUP when it has no reset; EAGAIN while the kernel does something else to it, such as removing it
+   * @throws DmaError ENOTSUP if it has no reset; EAGAIN while the kernel is busy with it, such as removing it
    */
   reset(): void {
     const operation = 'VFIO_DEVICE_RESET';
@@ -199,18 +198,18 @@ export class VfioDevice {
   }
 
   /**
-   * The device is gone, or must be given back: its regions are unmapped and every later call throws `error`. The
-   * descriptor stays open until {@link close}, and the kernel waits for that.
+   * Ends the use of a device that is gone, or must be released: unmaps its regions; every later call throws `error`.
+   * The descriptor stays open until {@link close}, for which the kernel waits.
    */
   fail(error: DmaError): void {
     if (this.#failure !== undefined) return;
     const lost = lostDevice(error.operation, this.name, error);
     this.#failure = lost;
-    // What could not be unmapped can not be reached all the same, and is nothing that the caller could do about.
+    // A region that could not be unmapped is not accessible anyway, and the caller could do nothing about it.
     this.#failure = withUndo(lost, error.operation, this.#unmap());
   }
 
-  /** Unmaps its regions and closes the descriptor, which takes its interrupts away and stops its DMA. Idempotent. */
+  /** Unmaps its regions and closes the descriptor, which disables interrupts and stops DMA. Idempotent. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -228,10 +227,10 @@ export class VfioDevice {
     return undoAll(this.#mapped.splice(0).map((area) => () => area.close()));
   }
 
-  /** Can this area be mapped and viewed? One that can not is reached by calls. */
+  /** Can this area be mapped and viewed? If not, it is accessed by calls. */
   #canMap({ offset, size }: VfioRegion, area: RegionPart): boolean {
     const { pageSize, maxView } = this.#platform.memory;
-    // The last page of a region that is smaller than a page is the region's alone: the kernel sees to that.
+    // The last page of a small region belongs to the region alone: the kernel ensures this.
     const isWhole = area.length % pageSize === 0 || (area.offset + area.length === size && area.length % 4 === 0);
     return (offset + area.offset) % pageSize === 0 && area.offset % pageSize === 0 && isWhole && area.length <= maxView;
   }
@@ -247,7 +246,7 @@ export class VfioDevice {
     return region;
   }
 
-  /** The region, of which `length` bytes from `offset` are there. */
+  /** Returns the region; EINVAL unless it has `length` bytes at `offset`. */
   #part(operation: string, index: number, offset: number, length: number): VfioRegion {
     this.#usable(operation);
     const region = this.#region(operation, index);
@@ -258,7 +257,7 @@ export class VfioDevice {
     return region;
   }
 
-  /** Does a transfer, which must be of all `length` bytes. */
+  /** Runs a transfer; EIO unless it transfers all `length` bytes. */
   #done(operation: string, length: number, transfer: () => number): void {
     const bytes = this.#explained(operation, transfer);
     if (bytes !== length)
@@ -296,7 +295,7 @@ export class VfioDevice {
   }
 
   #disable(irq: VfioIrq): void {
-    // The kernel calls it EINVAL to switch off what is off.
+    // The kernel returns EINVAL for disabling a disabled kind.
     if (!this.#enabled.has(irq.index)) return;
     this.#setIrqs('trigger', irq, 0, 0, []);
     this.#enabled.delete(irq.index);
@@ -325,26 +324,23 @@ export class VfioDevice {
     const possible = this.#explained(operation, () =>
       ioctl.call(this.fd, IOCTL.VFIO_DEVICE_SET_IRQS, set.bytes, operation),
     );
-    // Nothing was done then.
+    // The kernel changed nothing in this case.
     if (possible > 0)
       throw new DmaError({
         code: 'ENOSPC',
         operation,
-        reason: `the machine has ${possible} vectors for the ${start + count} that were asked for`,
+        reason: `the machine has only ${possible} of the ${start + count} requested vectors`,
         device: this.name,
       });
   }
 
-  /** What `call` returns; what it throws says which operation of which device this was. */
+  /** Runs `call`; an error of it names the operation and the device. */
   #explained<T>(operation: string, call: () => T): T {
     try {
       return call();
     } catch (error) {
       if (!isDmaError(error)) throw error;
-      const hint =
-        error.code === 'EAGAIN'
-          ? 'the kernel does something else to it at the moment, such as removing it'
-          : error.hint;
+      const hint = error.code === 'EAGAIN' ? 'the kernel is busy with the device, such as removing it' : error.hint;
       throw error.with({ operation, device: this.name, hint });
     }
   }

@@ -1,17 +1,20 @@
-/** Which pages devices have written: what the kernel's two ways of telling it have in common. */
+/** Pages that devices have written: the common part of the kernel's two interfaces. */
 import { invalid } from '../errors.js';
 import { Range } from '../ranges.js';
 import { alignUp, formatSize, type Iova } from '../units.js';
 
-/** Pages of a range of IOVAs, and which of them are dirty. */
+/** The dirty pages in a range of IOVAs. */
 export class DirtyPages {
   readonly range: Range<Iova>;
-  /** bytes of a page */
+  /** page size in bytes */
   readonly pageSize: number;
-  /** One bit a page, the lowest of the first byte for the first; a multiple of 8 bytes long, as the kernel wants it. */
+  /**
+   * One bit per page, beginning with the lowest bit of the first byte; its length is a multiple of 8 bytes, as the
+   * kernel requires.
+   */
   readonly bitmap: Uint8Array;
 
-  /** No page is dirty. EINVAL unless the range begins and ends on multiples of the page size. */
+  /** Begins with no dirty pages. EINVAL unless the range begins and ends at multiples of the page size. */
   constructor(range: Range<Iova>, pageSize: number) {
     if (!range.isAligned(pageSize))
       throw invalid('dirty pages', `the range is not aligned to ${formatSize(pageSize)}`, { range });
@@ -21,7 +24,7 @@ export class DirtyPages {
     this.bitmap = new Uint8Array(new ArrayBuffer(alignUp(Math.ceil(pages / 8), 8)));
   }
 
-  /** Is the page with this address dirty? False outside of the range. */
+  /** Is the page at this address dirty? False outside the range. */
   has(iova: number): boolean {
     if (!this.range.contains(iova)) return false;
     const page = Math.floor((iova - this.range.start) / this.pageSize);
@@ -35,7 +38,7 @@ export class DirtyPages {
     return count;
   }
 
-  /** The dirty pages as ranges, ascending, none next to another. */
+  /** The dirty pages as ranges, ascending; adjacent pages are merged. */
   *ranges(): Generator<Range<Iova>> {
     const { range, pageSize } = this;
     let start = -1;
@@ -51,19 +54,20 @@ export class DirtyPages {
   }
 }
 
-/** Tells which pages devices have written since tracking began, or since it was last asked. */
+/** Reports the pages that devices have written since tracking started, or since the last read. */
 export interface DirtyTracking {
-  /** bytes of a page that is tracked */
+  /** page size of the tracking in bytes */
   readonly pageSize: number;
   /** Idempotent. */
   start(): void;
   /** Idempotent. */
   stop(): void;
   /**
-   * The dirty pages of `range`, which must not cut what one call mapped.
+   * The dirty pages of `range`, which must not divide a mapping.
    *
-   * @param options.keep leaves them dirty, so that the next call tells them again; ENOTSUP where the kernel can not
-   * @throws DmaError EINVAL: misaligned, or tracking was not started, or a mapping is cut
+   * @param options.keep leaves them dirty, so that the next call reports them again; ENOTSUP if the kernel can not do
+   * this
+   * @throws DmaError EINVAL if it is misaligned, tracking was not started, or it divides a mapping
    */
   read(range: Range<Iova>, options?: { readonly keep?: boolean }): DirtyPages;
 }

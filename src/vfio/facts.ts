@@ -7,11 +7,11 @@ import { formatSize } from '../units.js';
 export interface GroupMember {
   /** its name in sysfs */
   readonly name: string;
-  /** the kernel driver that has it */
+  /** the kernel driver bound to it */
   readonly driver: string | undefined;
 }
 
-/** The devices of IOMMU group `group`, by sysfs. */
+/** The devices of IOMMU group `group`, from sysfs. */
 export function groupMembers(kernel: Pick<KernelPort, 'list' | 'readLink'>, group: number): GroupMember[] {
   const directory = `/sys/kernel/iommu_groups/${group}/devices`;
   return kernel.list(directory).map((name) => {
@@ -21,14 +21,14 @@ export function groupMembers(kernel: Pick<KernelPort, 'list' | 'readLink'>, grou
 }
 
 /**
- * Does a device with this kernel driver keep its group from being handed to a program? Not without a driver, and not with
- * one that leaves DMA to others: VFIO's own, pci-stub, and that of PCIe ports (Documentation/driver-api/vfio.rst).
+ * Does a device with this kernel driver keep a program from using its group? Not without a driver, nor with a driver
+ * that leaves DMA to others: VFIO's own, pci-stub, and that of PCIe ports (Documentation/driver-api/vfio.rst).
  */
 export function blocksGroup(driver: string | undefined): boolean {
   return driver !== undefined && !driver.includes('vfio') && driver !== 'pci-stub' && driver !== 'pcieport';
 }
 
-/** The members of the group that keep it from being used, as text: `0000:00:03.0 (driver e1000e)`; empty when none does. */
+/** The members that block the group, as text: `0000:00:03.0 (driver e1000e)`; empty if none does. */
 export function blockers(kernel: Pick<KernelPort, 'list' | 'readLink'>, group: number): string {
   const blocking = groupMembers(kernel, group).filter(({ driver }) => blocksGroup(driver));
   return blocking.map(({ name, driver }) => `${name} (driver ${driver ?? ''})`).join(', ');
@@ -51,7 +51,7 @@ export function isNoIommuGroup(kernel: Pick<KernelPort, 'readText'>, group: numb
 /** What to add to an error, by its code. */
 export type Reasons = Partial<Record<ErrorCode, () => Partial<DmaErrorDetails>>>;
 
-/** `error` with what `reasons` say of its code, in their words; other errors as they are. */
+/** `error` with the details of `reasons` for its code; other errors unchanged. */
 export function explained(error: unknown, reasons: Reasons): unknown {
   if (!isDmaError(error)) return error;
   const reason = reasons[error.code];
@@ -68,7 +68,7 @@ export function explaining<T>(reasons: Reasons, call: () => T): T {
   }
 }
 
-/** As {@link explaining}, of what takes its time. */
+/** Like {@link explaining}, asynchronous. */
 export async function explainingAsync<T>(reasons: Reasons, call: () => Promise<T>): Promise<T> {
   try {
     return await call();
@@ -77,16 +77,16 @@ export async function explainingAsync<T>(reasons: Reasons, call: () => Promise<T
   }
 }
 
-/** Opens a node of /dev for reading and writing. `absent`: why it is not there, and what to do about that. */
+/** Opens a node of /dev for reading and writing. @param absent the hint if the node does not exist */
 export function openNode(platform: Platform, path: string, absent: string, more: Reasons = {}): number {
   const reasons: Reasons = {
     ENOENT: () => ({ reason: `${path} is not there`, hint: absent }),
-    // A node without a driver behind it.
-    ENXIO: () => ({ code: 'ENODEV', reason: `nothing is behind ${path}`, hint: absent }),
-    ENODEV: () => ({ reason: `nothing is behind ${path}`, hint: absent }),
+    // The node exists, but no driver serves it.
+    ENXIO: () => ({ code: 'ENODEV', reason: `no driver serves ${path}`, hint: absent }),
+    ENODEV: () => ({ reason: `no driver serves ${path}`, hint: absent }),
     EACCES: () => ({
       reason: `no permission for ${path}`,
-      hint: `this user has to be able to read and write it: "chown USER ${path}", or a udev rule for SUBSYSTEM "vfio"`,
+      hint: `give this user read and write access: "chown USER ${path}", or a udev rule for SUBSYSTEM "vfio"`,
     }),
     ...more,
   };
@@ -108,19 +108,19 @@ export function mappingRefused(platform: Platform, range: ErrorRange): Reasons {
 /** ENOMEM of a call that pins `length` bytes: the limit, what is used of it, and how to raise it. */
 export function lockedMemoryFacts(platform: Platform, length: number): Partial<DmaErrorDetails> {
   const { limit, used: locked } = platform.limits.lockedMemory();
-  // VFIO's containers count as locked what they pin; iommufd, apart from that, what all processes of a user pin.
+  // VFIO's containers count pinned memory as locked; iommufd counts it separately, for all processes of a user.
   const used = Math.max(locked, platform.limits.pinnedMemory());
   if (limit - used >= length)
-    return { reason: 'the kernel has no memory for it', hint: 'RLIMIT_MEMLOCK is not what is in the way' };
+    return { reason: 'the kernel has no memory for it', hint: 'RLIMIT_MEMLOCK is not the cause' };
   return {
-    reason: 'mapping it would pass the locked-memory limit',
+    reason: 'this mapping would exceed the locked-memory limit',
     hint:
-      `RLIMIT_MEMLOCK is ${formatSize(limit)}, ${formatSize(used)} of it are used, this map needs ${formatSize(length)} ` +
+      `RLIMIT_MEMLOCK is ${formatSize(limit)}, ${formatSize(used)} of it are used, this mapping needs ${formatSize(length)} ` +
       'more: raise it with "ulimit -l" or LimitMEMLOCK= of the service',
   };
 }
 
-/** "The device can not be used by itself": what to do about neighbours in its group. */
+/** The error for a group that is not viable, with its other devices. */
 export function notViable(kernel: Pick<KernelPort, 'list' | 'readLink'>, group: number, operation: string): DmaError {
   const who = blockers(kernel, group);
   return new DmaError({
@@ -128,27 +128,28 @@ export function notViable(kernel: Pick<KernelPort, 'list' | 'readLink'>, group: 
     operation,
     reason:
       who === ''
-        ? `IOMMU group ${group} is not viable: somebody else has its DMA`
+        ? `IOMMU group ${group} is not viable: another program controls its DMA`
         : `IOMMU group ${group} is not viable because of ${who}`,
     hint:
       who === ''
-        ? 'all devices of the group must be without a driver, or have vfio-pci, and no other program may have them'
-        : 'every device of a group is handed over together: bind these to vfio-pci too, or unbind them from their drivers',
+        ? 'all devices of the group must have no driver or vfio-pci, and no other program may use them'
+        : 'a group can only be used as a whole: bind these to vfio-pci too, or unbind their drivers',
   });
 }
 
-/** How kernels say in their log that firmware keeps a device for itself: since Linux 6.6, and Intel's driver before. */
+/** Kernel log messages about a device that firmware reserves: since Linux 6.6, and of Intel's driver before. */
 const ONE_TO_ONE = /1:1 IOMMU mapping|platform RMRR requirement/;
-/** How they say that a device could raise any interrupt: type 1 and iommufd. */
+/** Kernel log messages about interrupts that are not isolated: of type1 and iommufd. */
 const NOT_ISOLATED = /No interrupt remapping support|MSI interrupts are not secure/;
 
 /**
- * Why the kernel does not hand a device over: the same numbers (EPERM, and EINVAL since Linux 6.6) stand for several causes,
- * so its log is asked, and what it says of the device's group. `undefined`: neither says anything.
+ * Why the kernel does not give a device to a program. EPERM (and EINVAL since Linux 6.6) have several causes, so this
+ * reads the kernel's log and the reserved regions of the device's group. `undefined` if neither explains it.
  *
  * @param device its name in sysfs
- * @param module whose parameter lets interrupts be
- * @param only what else it can be when neither does: a group that firmware keeps nothing for is refused for its interrupts
+ * @param module the module whose parameter allows interrupts that are not isolated
+ * @param only the only other cause if neither explains it: a group without reserved regions is refused for its
+ * interrupts
  */
 export function whyNotHanded(
   { kernel }: Platform,
@@ -160,7 +161,7 @@ export function whyNotHanded(
   const regions = group === undefined ? undefined : firmwareRegions(kernel, group);
   const parameter = `/sys/module/${module}/parameters/allow_unsafe_interrupts`;
   const isAllowed = /^[Yy1]/.test(factOf(() => kernel.readText(parameter)) ?? 'N');
-  // The last word is about what was tried last. Lines of the first kind name the device.
+  // The last message is about the last attempt. Messages of the first kind name the device.
   const last = (factOf(() => kernel.log()) ?? '')
     .split('\n')
     .reverse()
@@ -169,24 +170,27 @@ export function whyNotHanded(
     return {
       code: 'EPERM',
       reason:
-        `the kernel does not hand ${device} to a program: the firmware keeps ` +
+        `the kernel does not give ${device} to a program: the firmware keeps ` +
         `${(regions ?? []).join(', ') || 'memory'} mapped for it at the same addresses (1:1; RMRR on Intel machines)`,
       hint:
-        'nothing that is set in Linux changes that: look for a setting of the firmware (shared memory or management of this slot), ' +
+        'no setting of Linux changes that: look for a firmware setting (shared memory or management of this slot), ' +
         'put the device into another slot, or ask the vendor of the machine; ' +
         (group === undefined ? 'the kernel log has more' : `see /sys/kernel/iommu_groups/${group}/reserved_regions`),
     };
   if (last === undefined && (only === undefined || regions === undefined || isAllowed)) return undefined;
   return {
     code: 'EPERM',
-    reason: `the kernel does not hand ${device} to a program: interrupts are not isolated on this machine`,
+    reason: `the kernel does not give ${device} to a program: interrupts are not isolated on this machine`,
     hint:
-      'it could raise any interrupt. Enable interrupt remapping (firmware, or "intremap=on" in QEMU); ' +
+      'the device could raise any interrupt. Enable interrupt remapping (firmware, or "intremap=on" in QEMU); ' +
       `or take the risk with "echo Y > ${parameter}"`,
   };
 }
 
-/** The ranges that have to stay mapped 1:1 for the devices of a group; those of `direct-relaxable` need not. `undefined`: it is not told. */
+/**
+ * Ranges that must stay mapped 1:1 for the devices of a group; `direct-relaxable` ones need not. `undefined` if
+ * unknown.
+ */
 function firmwareRegions(kernel: Pick<KernelPort, 'readText'>, group: number): string[] | undefined {
   const text = factOf(() => kernel.readText(`/sys/kernel/iommu_groups/${group}/reserved_regions`));
   return text?.split('\n').flatMap((line) => {
@@ -195,12 +199,12 @@ function firmwareRegions(kernel: Pick<KernelPort, 'readText'>, group: number): s
   });
 }
 
-/** Without the zeros in front that sysfs writes. */
+/** Removes the leading zeros that sysfs writes. */
 function shortHex(text: string): string {
   return text.replace(/^0x0+(?=.)/, '0x');
 }
 
-/** `undefined` when it can not be asked now: facts for people do not hide what they are about. */
+/** `undefined` if the call fails: an error here must not hide the error to explain. */
 function factOf<T>(call: () => T): T | undefined {
   try {
     return call();

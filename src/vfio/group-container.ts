@@ -1,6 +1,6 @@
 /**
- * A container of VFIO's: /dev/vfio/vfio, with IOMMU groups in it (include/uapi/linux/vfio.h). The kernel gives it an IOMMU
- * with its first group and takes it back, with all that is mapped, with its last; so all here begins and ends with devices.
+ * A VFIO container: /dev/vfio/vfio with IOMMU groups (include/uapi/linux/vfio.h). The kernel gives it an IOMMU with the
+ * first group, and removes the IOMMU and all mappings with the last.
  */
 import { DmaError, undoAll, withUndo, type DmaErrorDetails } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
@@ -10,15 +10,15 @@ import { VfioDevice } from './device.js';
 import { explaining, notViable, openNode, whyNotHanded, type Reasons } from './facts.js';
 import type { VfioNode } from './space.js';
 
-/** Which IOMMU driver of the kernel's a container is for. */
+/** The kernel's IOMMU driver of a container. */
 export interface ContainerType {
-  /** What VFIO_CHECK_EXTENSION and VFIO_SET_IOMMU call it. */
+  /** Its number in VFIO_CHECK_EXTENSION and VFIO_SET_IOMMU. */
   readonly extension: number;
   /** for messages */
   readonly name: string;
-  /** The kernel module that has it. */
+  /** The kernel module of the driver. */
   readonly module: string;
-  /** Where the groups are: this, and the number. */
+  /** The path of a group, without its number. */
   readonly groupPath: string;
 }
 
@@ -31,7 +31,7 @@ interface OpenGroup {
 const CONTAINER = '/dev/vfio/vfio';
 const NO_MODULE = 'load the module: "modprobe vfio-pci" (the kernel needs CONFIG_VFIO and CONFIG_VFIO_GROUP)';
 
-/** See the head of the file. */
+/** A VFIO container and its groups. */
 export class GroupContainer {
   readonly #platform: Platform;
   readonly #type: ContainerType;
@@ -40,7 +40,7 @@ export class GroupContainer {
   readonly #status = new Struct(VFIO_GROUP_STATUS.sizeof);
   #closed = false;
 
-  /** @throws DmaError ENOENT, EACCES: /dev/vfio/vfio; ENOTSUP: this kernel does not have this type */
+  /** @throws DmaError ENOENT, EACCES from /dev/vfio/vfio; ENOTSUP if this kernel lacks this type */
   constructor(platform: Platform, type: ContainerType) {
     this.#platform = platform;
     this.#type = type;
@@ -57,17 +57,17 @@ export class GroupContainer {
     return this.#fd;
   }
 
-  /** Has it an IOMMU? That begins with the first device and ends with the last. */
+  /** Does it have an IOMMU? Only while it has devices. */
   get hasIommu(): boolean {
     return this.#groups.size > 0;
   }
 
-  /** Does the kernel know `extension` (VFIO_CHECK_EXTENSION)? */
+  /** Does the kernel support `extension` (VFIO_CHECK_EXTENSION)? */
   supports(extension: number): boolean {
     return this.#call(IOCTL.VFIO_CHECK_EXTENSION, extension, 'VFIO_CHECK_EXTENSION') > 0;
   }
 
-  /** Opens a device; its group comes into the container when it is not in it. Undone when it fails. */
+  /** Opens a device, and adds its group if it is not in the container yet. Undone on failure. */
   open(node: VfioNode): VfioDevice {
     const { group: number, name } = node;
     if (number === undefined) throw this.#noGroup(name);
@@ -82,14 +82,14 @@ export class GroupContainer {
     }
   }
 
-  /** Takes out a device that was closed, and with the last one of a group the group. */
+  /** Removes a closed device; the last device of a group removes the group. */
   release({ group: number, name }: VfioNode): void {
     if (number === undefined) return;
     const group = this.#groups.get(number);
     if (group?.devices.delete(name) === true && group.devices.size === 0) this.#leave(number);
   }
 
-  /** Idempotent. @throws DmaError EBUSY while devices are in it */
+  /** Idempotent. @throws DmaError EBUSY while it has devices */
   close(): void {
     if (this.#closed) return;
     const devices = [...this.#groups.values()].flatMap((group) => [...group.devices]);
@@ -115,15 +115,15 @@ export class GroupContainer {
     const fd = openNode(
       this.#platform,
       path,
-      `the device has to be bound to vfio-pci ("anydma bind ${device}"), and the kernel needs CONFIG_VFIO_GROUP`,
+      `bind the device to vfio-pci ("anydma bind ${device}"); the kernel needs CONFIG_VFIO_GROUP`,
       {
         EBUSY: () => ({
           reason: `IOMMU group ${number} is in use`,
           hint: `another program has ${path} open, or a device of the group through iommufd; a group serves one at a time`,
         }),
         EPERM: () => ({
-          reason: `${path} may only be opened with CAP_SYS_RAWIO`,
-          hint: 'a device without an IOMMU reaches all memory: run as root',
+          reason: `opening ${path} requires CAP_SYS_RAWIO`,
+          hint: 'a device without an IOMMU can access all memory: run as root',
         }),
       },
     );
@@ -142,7 +142,7 @@ export class GroupContainer {
     const group = this.#groups.get(number);
     if (group === undefined) return;
     this.#groups.delete(number);
-    // That takes it out of the container as well, once all its devices are closed.
+    // Closing it also removes the group from the container, once all its devices are closed.
     this.#platform.files.close(group.fd);
   }
 
@@ -161,8 +161,8 @@ export class GroupContainer {
       EBUSY: () => notViable(kernel, number, 'open'),
       EINVAL: () =>
         whyNotHanded(this.#platform, number, device, 'vfio_iommu_type1') ?? {
-          reason: `IOMMU group ${number} can not be in one container with what is there`,
-          hint: 'its IOMMU reaches too few addresses for what is mapped already: open this device first, or in a container of its own',
+          reason: `IOMMU group ${number} can not be added to this container`,
+          hint: 'its IOMMU reaches too few addresses for what is mapped already: open this device first, or in a separate container',
         },
     };
     explaining({ ...taken, ...this.#mapFailures() }, () =>
@@ -174,12 +174,12 @@ export class GroupContainer {
     );
   }
 
-  /** A group that joins has all mapped for it that the container has. */
+  /** A group that is added gets all mappings of the container. */
   #mapFailures(): Reasons {
     return {
       ENOMEM: () => ({
         reason: 'the kernel has no memory for the page tables of another IOMMU',
-        hint: 'what is mapped in a container is mapped anew for a group of another kind',
+        hint: 'a group behind another kind of IOMMU needs its own page tables for all mappings',
       }),
     };
   }
@@ -188,7 +188,7 @@ export class GroupContainer {
     const { name, module } = this.#type;
     const why = (only?: 'interrupts'): Partial<DmaErrorDetails> | undefined =>
       whyNotHanded(this.#platform, number, device, 'vfio_iommu_type1', only);
-    const unknown = `the kernel does not hand IOMMU group ${number} to a program`;
+    const unknown = `the kernel does not give IOMMU group ${number} to a program`;
     const hint =
       `the kernel log (dmesg) says why; usual causes: interrupts are not isolated (interrupt remapping is off), or the firmware ` +
       `keeps memory of a device mapped (/sys/kernel/iommu_groups/${number}/reserved_regions)`;
@@ -209,7 +209,7 @@ export class GroupContainer {
     const reasons: Reasons = {
       ENODEV: () => ({
         reason: `the kernel has no VFIO device ${name} in this group`,
-        hint: `it has to be bound to vfio-pci: "anydma bind ${name}"`,
+        hint: `bind it to vfio-pci: "anydma bind ${name}"`,
       }),
       EBUSY: () => ({ reason: `${name} is in use`, hint: 'another program has it open' }),
     };
@@ -223,7 +223,7 @@ export class GroupContainer {
       code: 'ENODEV',
       operation: 'open',
       reason: `${name} is in no IOMMU group: no IOMMU translates for it`,
-      hint: 'switch the IOMMU on in the firmware and the kernel ("intel_iommu=on"); without one, only no-IOMMU mode is left',
+      hint: 'switch the IOMMU on in the firmware and the kernel ("intel_iommu=on"); without an IOMMU, only no-IOMMU mode works',
     });
   }
 

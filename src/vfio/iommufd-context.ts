@@ -1,6 +1,6 @@
 /**
- * /dev/iommu, opened once for all address spaces of one {@link Containers}: objects of one descriptor can be joined, so
- * that a page that is mapped in two address spaces is pinned once.
+ * /dev/iommu, opened once for all address spaces of one {@link Containers}: objects of one descriptor can refer to each
+ * other, so that a page mapped in two address spaces is pinned once.
  */
 import { DmaError } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
@@ -8,14 +8,14 @@ import { Struct } from '../platform/struct.js';
 import { IOCTL, IOMMU_DESTROY } from '../platform/uapi/iommufd.js';
 import { openNode } from './facts.js';
 
-/** Where iommufd is. */
+/** The device node of iommufd. */
 export const IOMMUFD = '/dev/iommu';
 
-/** See the head of the file. Open as long as somebody uses it. */
+/** An open iommufd. It is open while address spaces use it. */
 export class IommufdContext<Space> {
-  /** The address spaces that are open in it. */
+  /** The open address spaces. */
   readonly spaces = new Set<Space>();
-  /** Has the kernel IOMMU_IOAS_MAP_FILE? Not known before the first try. */
+  /** Does the kernel support IOMMU_IOAS_MAP_FILE? `undefined` before the first try. */
   mapsFiles: boolean | undefined;
   readonly #platform: Platform;
   #fd = -1;
@@ -24,24 +24,24 @@ export class IommufdContext<Space> {
     this.#platform = platform;
   }
 
-  /** @throws DmaError EBADF while nobody uses it */
+  /** @throws DmaError EBADF while it is not open */
   get fd(): number {
     if (this.#fd < 0) throw new DmaError({ code: 'EBADF', operation: 'iommufd', reason: `${IOMMUFD} is not open` });
     return this.#fd;
   }
 
-  /** Opens it for its first user. @throws DmaError ENOENT, EACCES */
+  /** Adds a user; the first one opens it. @throws DmaError ENOENT, EACCES */
   enter(space: Space): void {
     if (this.#fd < 0)
       this.#fd = openNode(
         this.#platform,
         IOMMUFD,
-        'the kernel needs CONFIG_IOMMUFD ("modprobe iommufd"); type1 containers do without',
+        'the kernel needs CONFIG_IOMMUFD ("modprobe iommufd"), or use a type1 container',
       );
     this.spaces.add(space);
   }
 
-  /** Closes it after its last user. */
+  /** Removes a user; the last one closes it. */
   leave(space: Space): void {
     if (!this.spaces.delete(space) || this.spaces.size > 0) return;
     const fd = this.#fd;
@@ -49,17 +49,17 @@ export class IommufdContext<Space> {
     this.#platform.files.close(fd);
   }
 
-  /** One call. */
+  /** Makes one ioctl. */
   call(request: number, argument: Struct, name: string): void {
     this.#platform.ioctl.call(this.fd, request, argument.bytes, name);
   }
 
-  /** As {@link call}, on another thread. */
+  /** Like {@link call}, on another thread. */
   async callAsync(request: number, argument: Struct, name: string): Promise<void> {
     await this.#platform.ioctl.callAsync(this.fd, request, argument.bytes, name);
   }
 
-  /** IOMMU_DESTROY. @throws DmaError EBUSY while something uses the object */
+  /** IOMMU_DESTROY. @throws DmaError EBUSY while the object is used */
   destroy(id: number): void {
     const argument = new Struct(IOMMU_DESTROY.sizeof).set32(IOMMU_DESTROY.size, IOMMU_DESTROY.sizeof);
     this.call(IOCTL.IOMMU_DESTROY, argument.set32(IOMMU_DESTROY.id, id), 'IOMMU_DESTROY');

@@ -1,6 +1,7 @@
 /**
- * An address space of iommufd: an IOAS (Documentation/userspace-api/iommufd.rst; drivers/iommu/iommufd), with devices that
- * are opened by their character devices. A mapping can only be unmapped as a whole; the kernel says how many bytes that were.
+ * An address space of iommufd: an IOAS (Documentation/userspace-api/iommufd.rst; drivers/iommu/iommufd) with devices
+ * opened by their character devices. A mapping can only be unmapped as a whole; the kernel returns how many bytes it
+ * unmapped.
  */
 import type { Backing, Constraints, DmaAccess, Segment } from '../dma/address-space.js';
 import { DmaError, isDmaError, throwFirst, undoAll, withUndo } from '../errors.js';
@@ -43,48 +44,48 @@ const {
   IOMMU_IOVA_RANGE: RANGE,
 } = iommufd;
 
-/** The access of a device in flags of the three calls that map; the IOVA is always given. */
+/** A device's access as flags of the three mapping calls. The IOVA is always fixed. */
 const MAP_FLAGS: Readonly<Record<DmaAccess, number>> = {
   read: iommufd.IOMMU_IOAS_MAP_FIXED_IOVA | iommufd.IOMMU_IOAS_MAP_READABLE,
   write: iommufd.IOMMU_IOAS_MAP_FIXED_IOVA | iommufd.IOMMU_IOAS_MAP_WRITEABLE,
   'read-write': iommufd.IOMMU_IOAS_MAP_FIXED_IOVA | iommufd.IOMMU_IOAS_MAP_READABLE | iommufd.IOMMU_IOAS_MAP_WRITEABLE,
 };
 
-/** A context that address spaces share. */
+/** A context shared by address spaces. */
 export type SharedIommufd = IommufdContext<IommufdSpace>;
 
-/** A page table of the hardware's that was made by us, because of what it has to be able to do. */
+/** A hardware page table that this library allocated because it needs certain features. */
 interface PageTable {
   readonly id: number;
   readonly tracksDirtyPages: boolean;
   readonly devices: Set<string>;
 }
 
-/** Settings of an {@link IommufdSpace}. */
+/** Options of an {@link IommufdSpace}. */
 export interface IommufdOptions {
-  /** Shall devices that can ask for missing pages (PCI page requests) do so, into a queue that the program answers? Default false. */
+  /** Queue page requests of devices that support them (PCI PRI), for the program to answer? Default false. */
   readonly pageRequests?: boolean;
-  /** What messages call it. */
+  /** Its name in messages. */
   readonly name?: string;
 }
 
-/** What is mapped; without a descriptor, by its VA. */
+/** A mapping; without a descriptor it is mapped by its VA. */
 type MapSegment = Pick<Segment, 'va' | 'iova' | 'length' | 'access'> & { readonly backing?: Backing };
-/** What is unmapped; the VA is that of the first byte. */
+/** The range to unmap; `va` is the VA of its first byte. */
 type UnmapSegment = Pick<Segment, 'iova' | 'length'> & { readonly va?: Va };
 
-/** See the head of the file. */
+/** An address space of iommufd. Its owner ends it after the last device was released. */
 export class IommufdSpace implements KernelSpace, DirtyTracking {
   readonly kind = 'iommufd';
   readonly name: string | undefined;
-  /** What devices ask for; `undefined` unless it was asked for. */
+  /** Page requests of its devices; `undefined` unless enabled in the options. */
   readonly pageRequests: PageRequests | undefined;
   readonly #platform: Platform;
   readonly #context: SharedIommufd;
   readonly #id: number;
-  /** Of calls that are made at once; those on other threads have their own. */
+  /** Arguments of synchronous calls; calls on other threads have their own. */
   readonly #arguments: Arguments;
-  /** What {@link map} mapped, by VA. */
+  /** Segments mapped by {@link map}, by VA. */
   readonly #placed = new Map<number, MapSegment>();
   readonly #pageTables: PageTable[] = [];
   readonly #devices = new Set<string>();
@@ -94,7 +95,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   #tracking = false;
   #closed = false;
 
-  /** @throws DmaError ENOENT, EACCES: /dev/iommu; what the kernel says for want of memory */
+  /** @throws DmaError ENOENT, EACCES from /dev/iommu; errors of the kernel for lack of memory */
   constructor(platform: Platform, context: SharedIommufd, options: IommufdOptions = {}) {
     this.#platform = platform;
     this.name = options.name;
@@ -116,12 +117,12 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     }
   }
 
-  /** Where IOVAs can be. The same array as long as it says the same. */
+  /** Usable IOVA ranges. Returns the same array until they change. */
   get windows(): readonly Range<Iova>[] {
     return this.#windows;
   }
 
-  /** bytes; VA, IOVA and length of every mapping are multiples of it */
+  /** bytes; VA, IOVA and length of every mapping must be multiples of it */
   get granule(): number {
     return this.#granule;
   }
@@ -130,7 +131,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     const granule = this.#granule;
     const windows = this.#windows;
     if (this.#constraints?.windows !== windows || this.#constraints.granule !== granule)
-      // It has no limit of entries, and unmaps what one call mapped as a whole.
+      // iommufd has no limit on mappings, and unmaps each as a whole.
       this.#constraints = { granule, windows, entryLimit: Infinity, iova: 'free', partialUnmap: false, pins: true };
     return this.#constraints;
   }
@@ -161,13 +162,13 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   release({ name }: VfioNode): void {
     if (!this.#devices.has(name)) return;
     this.#forget(name);
-    // A device that leaves only makes windows wider: what could not be read again is still true.
+    // Releasing a device can only widen the windows: if reading them fails, the old ones are still valid.
     undoAll([() => this.#refresh()]);
   }
 
   /**
-   * Maps a segment in the way that pins the least: as a copy of what another address space has of exactly the same, else
-   * by its descriptor, else by its VA.
+   * Maps a segment in the way that pins the least memory: by copying an identical mapping of another address space,
+   * else by its descriptor, else by its VA.
    *
    * @throws DmaError as {@link mapVa}
    */
@@ -175,7 +176,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     runSteps(this.#placing(segment, this.#arguments), (call) => this.#call(call));
   }
 
-  /** As {@link map}, on another thread. */
+  /** Like {@link map}, on another thread. */
   async mapAsync(segment: MapSegment): Promise<undefined> {
     await runStepsAsync(this.#placing(segment, newArguments(this.#id)), async ({ request, argument, name, mapped }) => {
       try {
@@ -187,10 +188,10 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   }
 
   /**
-   * IOMMU_IOAS_UNMAP: all mappings inside the range, none of which may reach out of it.
+   * IOMMU_IOAS_UNMAP: unmaps all mappings inside the range; none may extend beyond it.
    *
    * @returns the bytes that the kernel unmapped
-   * @throws DmaError ENOENT: nothing is mapped there, or it cuts a mapping
+   * @throws DmaError ENOENT if nothing is mapped there, or the range divides a mapping
    */
   unmap({ va, iova, length }: UnmapSegment): number {
     const { unmap } = this.#arguments;
@@ -200,7 +201,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     return unmap.u64(UNMAP.length);
   }
 
-  /** As {@link unmap}, on another thread. */
+  /** Like {@link unmap}, on another thread. */
   async unmapAsync({ va, iova, length }: UnmapSegment): Promise<number> {
     const { unmap } = newArguments(this.#id);
     unmap.set64(UNMAP.iova, iova).set64(UNMAP.length, length);
@@ -212,32 +213,34 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   /**
    * IOMMU_IOAS_MAP. All numbers are multiples of the granule.
    *
-   * @throws DmaError EEXIST: an IOVA of it is mapped already; EINVAL: misaligned, or outside the windows; ENOMEM: the
-   *   locked-memory limit; EFAULT: there is no memory at the VA, or none that can be pinned
+   * @throws DmaError EEXIST if an IOVA is mapped already; EINVAL if misaligned, or outside the windows; ENOMEM beyond
+   * the locked-memory limit; EFAULT if the VA has no memory, or none that can be pinned
    */
   mapVa(va: Va, iova: Iova, length: number, access: DmaAccess): void {
     this.#call(mapCall(this.#arguments, va, iova, length, access));
   }
 
   /**
-   * IOMMU_IOAS_MAP_FILE: as {@link mapVa}, of `length` bytes at `offset` of a memfd.
+   * IOMMU_IOAS_MAP_FILE: like {@link mapVa}, for `length` bytes at `offset` of a memfd.
    *
-   * @throws DmaError ENOTTY: this kernel has it not (it came with Linux 6.13); EINVAL also for what is no memfd; as `mapVa`
+   * @throws DmaError ENOTTY before Linux 6.13; EINVAL also for a file that is not a memfd; as `mapVa`
    */
   mapFile(fd: number, offset: number, iova: Iova, length: number, access: DmaAccess): void {
     this.#call(mapFileCall(this.#arguments, { fd, offset }, iova, length, access));
   }
 
   /**
-   * IOMMU_IOAS_COPY: maps what `source`, of the same context, has at `from`; its pages are pinned once for both.
+   * IOMMU_IOAS_COPY: maps the memory that `source`, of the same context, has at `from`; the pages are pinned once for
+   * both.
    *
-   * @throws DmaError ENOENT: not all of it is mapped there; EPERM: writing is asked for, and not granted there; as `mapVa`
+   * @throws DmaError ENOENT if it is not all mapped there; EPERM if write access is requested but not granted there; as
+   * `mapVa`
    */
   copyFrom(source: IommufdSpace, from: Iova, iova: Iova, length: number, access: DmaAccess): void {
     this.#call(copyCall(this.#arguments, source.#id, from, iova, length, access));
   }
 
-  /** Unmaps all there is. @returns the bytes */
+  /** Unmaps everything. @returns the bytes unmapped */
   unmapAll(): number {
     if (this.#closed) return 0;
     const { unmap } = this.#arguments;
@@ -245,7 +248,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     try {
       this.#context.call(IOCTL.IOMMU_IOAS_UNMAP, unmap, 'IOMMU_IOAS_UNMAP');
     } catch (error) {
-      // Older kernels say so when there was nothing.
+      // Older kernels return this if nothing was mapped.
       if (isDmaError(error, 'ENOENT')) return 0;
       throw error;
     }
@@ -254,9 +257,10 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   }
 
   /**
-   * Keeps these IOVAs usable: a device that can not reach them can not join any more (IOMMU_IOAS_ALLOW_IOVAS).
+   * Keeps these IOVAs usable: a device that can not reach them can not be opened here any more
+   * (IOMMU_IOAS_ALLOW_IOVAS).
    *
-   * @throws DmaError EADDRINUSE: one of the devices can not reach some of it; EINVAL: they overlap
+   * @throws DmaError EADDRINUSE if one of the devices can not reach them; EINVAL if they overlap
    */
   allowIovas(ranges: readonly Range<Iova>[]): void {
     const list = new Struct(Math.max(1, ranges.length) * RANGE.sizeof);
@@ -271,7 +275,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     explaining(
       {
         EADDRINUSE: () => ({
-          reason: 'not all devices reach these IOVAs',
+          reason: 'not all devices can reach these IOVAs',
           hint: `the windows are ${this.#windows.map(String).join(', ')}`,
         }),
       },
@@ -281,7 +285,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
 
   // --- dirty pages ---
 
-  /** Can the IOMMUs of all its devices track what they write? */
+  /** Can the IOMMUs of all its devices track dirty pages? */
   get tracksDirtyPages(): boolean {
     const tracked = this.#pageTables.filter((table) => table.tracksDirtyPages);
     return tracked.length > 0 && tracked.reduce((sum, { devices }) => sum + devices.size, 0) === this.#devices.size;
@@ -311,7 +315,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
       .set64(DIRTY.length, range.length)
       .set64(DIRTY.page_size, pages.pageSize)
       .set64(DIRTY.data, this.#platform.memory.addressOf(pages.bitmap));
-    // Each sets the bits of what its devices wrote and leaves the others.
+    // Each call sets the bits of pages its devices wrote and keeps the others.
     for (const { id } of this.#pageTables)
       this.#context.call(
         IOCTL.IOMMU_HWPT_GET_DIRTY_BITMAP,
@@ -351,7 +355,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
 
   // --- mapping ---
 
-  /** The calls of {@link map}, each made unless those before it did it. */
+  /** The calls of {@link map}, in order; each is made unless an earlier one succeeded. */
   *#placing(segment: MapSegment, structs: Arguments): Steps<MappingCall, void> {
     const placed = (yield* this.#placingAsCopy(segment, structs)) || (yield* this.#placingByFile(segment, structs));
     const { va, iova, length, access } = segment;
@@ -370,7 +374,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
         yield copyCall(structs, space.#id, there.iova, iova, length, access);
         return true;
       } catch (error) {
-        // It was unmapped behind our back, or mapped for less: pin it anew.
+        // The other space no longer maps it, or with less access: pin it again.
         if (!isDmaError(error, 'ENOENT') && !isDmaError(error, 'EPERM')) throw error;
       }
     }
@@ -385,8 +389,8 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
       return true;
     } catch (error) {
       if (isDmaError(error, 'ENOTTY')) this.#context.mapsFiles = false;
-      // EINVAL: the descriptor is of a file on disk, or shorter; ENOTSUP: of a DMA buffer that may not be mapped. Where
-      // something else is wrong as well, mapping by VA says so.
+      // EINVAL: a file on disk, or too short; ENOTSUP: a DMA buffer that can not be mapped. Mapping by VA reports any
+      // other error.
       else if (!isDmaError(error, 'EINVAL') && !isDmaError(error, 'ENOTSUP')) throw error;
       return false;
     }
@@ -420,12 +424,12 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
         code: 'ENODEV',
         operation: 'open',
         reason: `${name} has no character device of VFIO`,
-        hint: `it has to be bound to vfio-pci ("anydma bind ${name}"), and the kernel needs CONFIG_VFIO_DEVICE_CDEV (Linux 6.6); type1 containers do without`,
+        hint: `bind it to vfio-pci ("anydma bind ${name}"); the kernel needs CONFIG_VFIO_DEVICE_CDEV (Linux 6.6), or use a type1 container`,
       });
     return openNode(
       this.#platform,
       device,
-      `${name} has to be bound to vfio-pci, and the kernel needs CONFIG_VFIO_DEVICE_CDEV; type1 containers do without`,
+      `bind ${name} to vfio-pci; the kernel needs CONFIG_VFIO_DEVICE_CDEV, or use a type1 container`,
     );
   }
 
@@ -439,7 +443,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
         if (group !== undefined && blockers(kernel, group) !== '') return notViable(kernel, group, 'open');
         return (
           whyNotHanded(this.#platform, group, name, 'iommufd') ?? {
-            reason: `the kernel does not hand ${name} to this program`,
+            reason: `the kernel does not give ${name} to this program`,
             hint:
               'another program has a device of its IOMMU group, or interrupts are not isolated on this machine: enable ' +
               'interrupt remapping (firmware, or "intremap=on" in QEMU), or take the risk with ' +
@@ -451,12 +455,12 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
         group !== undefined && blockers(kernel, group) !== ''
           ? notViable(kernel, group, 'open')
           : { reason: `${name} is in use`, hint: `a program has its IOMMU group open, as /dev/vfio/${group ?? 'N'}` },
-      // What is asked is right, so that only who else has it, or the IOMMU, can be wrong.
+      // The arguments are correct, so the cause is another user of the device, or the IOMMU.
       EINVAL: () =>
         whyNotHanded(this.#platform, group, name, 'iommufd') ?? {
           code: 'EBUSY',
-          reason: `${name} is in use, as far as the kernel tells`,
-          hint: `another program has ${device} open; if none has, its IOMMU can not keep caches coherent: use type1`,
+          reason: `${name} is probably in use`,
+          hint: `another program has ${device} open; if not, its IOMMU can not keep caches coherent: use type1`,
         },
     };
     explaining(reasons, () =>
@@ -465,7 +469,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     return argument.u32(VFIO_DEVICE_BIND_IOMMUFD.out_devid);
   }
 
-  /** Puts a device into the address space, with a page table of its own when that can do more than what the kernel makes. */
+  /** Attaches a device, with its own page table if that supports more than the kernel's default. */
   #attach(fd: number, id: number, node: VfioNode): void {
     const tracks = this.#hardwareTracks(id);
     if (!tracks && this.pageRequests === undefined) return this.#attachTo(fd, this.#id, node);
@@ -476,7 +480,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     this.#attachTo(fd, table.id, node);
   }
 
-  /** Attaches to a page table that is there; false when the device's IOMMU can not use it. */
+  /** Attaches to an existing page table; false if the device's IOMMU can not use it. */
   #joins(fd: number, table: PageTable, node: VfioNode): boolean {
     try {
       this.#attachTo(fd, table.id, node);
@@ -494,13 +498,13 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
       .set32(VFIO_DEVICE_ATTACH_IOMMUFD_PT.pt_id, pageTable);
     const reasons: Reasons = {
       EADDRINUSE: () => ({
-        reason: `${name} can not reach all that is mapped in this address space`,
-        hint: 'open it before anything is mapped, or in a container of its own',
+        reason: `${name} can not reach all IOVAs that are mapped in this address space`,
+        hint: 'open it before the first mapping, or in a separate container',
       }),
       EPERM: () => whyNotHanded(this.#platform, group, name, 'iommufd') ?? {},
       ENOMEM: () => ({
         reason: 'the kernel has no memory for the page tables of another IOMMU',
-        hint: 'what is mapped in an address space is mapped anew for a device behind another IOMMU',
+        hint: 'a device behind another IOMMU needs its own page tables for all mappings',
       }),
     };
     explaining(reasons, () =>
@@ -518,7 +522,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     try {
       this.#context.call(IOCTL.IOMMU_GET_HW_INFO, info, 'IOMMU_GET_HW_INFO');
     } catch (error) {
-      // Linux before 6.6 has it not, or the IOMMU's driver.
+      // Not supported before Linux 6.6, or by the IOMMU's driver.
       if (isDmaError(error, 'ENOTTY') || isDmaError(error, 'ENOTSUP')) return false;
       throw error;
     }
@@ -547,7 +551,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     return { id, tracksDirtyPages, devices: new Set() };
   }
 
-  /** Takes a device off the books, which is closed, and destroys the page table that was its alone. */
+  /** Removes a closed device from the books, and destroys the page table that only it used. */
   #forget(name: string): void {
     this.#devices.delete(name);
     for (const table of [...this.#pageTables]) {
@@ -587,7 +591,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     this.#context.call(IOCTL.IOMMU_HWPT_SET_DIRTY_TRACKING, argument, 'IOMMU_HWPT_SET_DIRTY_TRACKING');
   }
 
-  /** Reads the constraints anew: a device that joins or leaves may change them. */
+  /** Reads the constraints again: opening or releasing a device may change them. */
   #refresh(): void {
     for (let room = 16; ;) {
       const list = new Struct(room * RANGE.sizeof);
@@ -614,7 +618,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   }
 }
 
-/** The arguments of the calls that map and unmap in one IOAS. */
+/** The arguments of the map and unmap calls of one IOAS. */
 interface Arguments {
   readonly map: Struct;
   readonly mapFile: Struct;
@@ -622,7 +626,7 @@ interface Arguments {
   readonly unmap: Struct;
 }
 
-/** One of the calls that map. */
+/** One of the mapping calls. */
 interface MappingCall {
   readonly request: number;
   readonly argument: Struct;
@@ -639,7 +643,7 @@ function newArguments(ioas: number): Arguments {
   };
 }
 
-/** Where a call that maps has what all of them have. */
+/** Offsets of the fields that all mapping calls have. */
 interface PlaceFields {
   readonly flags: number;
   readonly iova: number;
@@ -648,7 +652,7 @@ interface PlaceFields {
 
 const PLACE_OF_COPY: PlaceFields = { flags: COPY.flags, iova: COPY.dst_iova, length: COPY.length };
 
-/** Fills in what all calls that map have. */
+/** Fills in the fields that all mapping calls have. */
 function place(
   argument: Struct,
   at: PlaceFields,
@@ -691,7 +695,7 @@ function copyCall(
   return { request: IOCTL.IOMMU_IOAS_COPY, argument: copy, name: 'IOMMU_IOAS_COPY', mapped };
 }
 
-/** Are these the same bytes of the same memory, and does what is there grant what is wanted? */
+/** Are these the same bytes of the same memory, and does the existing mapping grant the requested access? */
 function isSame(there: MapSegment, wanted: MapSegment): boolean {
   if (there.length !== wanted.length || (there.access === 'read' && wanted.access !== 'read')) return false;
   const a = there.backing;

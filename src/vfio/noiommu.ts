@@ -1,8 +1,8 @@
 /**
- * VFIO without an IOMMU: groups that the kernel makes up for devices that nothing translates for. Such a device reaches all
- * memory of the machine, by physical addresses. Nothing has to be mapped; the books are kept, so that memory does not go while
- * a device is told to use it, and only memory whose physical addresses are known (its area has an IOVA table) can be mapped.
- * Unsafe by design, and told so whenever it is used.
+ * VFIO without an IOMMU: the kernel makes groups for devices that no IOMMU translates for. Such a device accesses all
+ * memory of the machine, by physical addresses. The kernel maps nothing; the books are still kept, so that memory is
+ * not freed while a device uses it. Only memory with known physical addresses (its area has an IOVA table) can be
+ * mapped. Unsafe by design; every use emits a warning.
  */
 import type { Constraints, Segment } from '../dma/address-space.js';
 import { DmaError, withUndo, undoAll } from '../errors.js';
@@ -30,9 +30,9 @@ export class NoIommuSpace implements KernelSpace {
   readonly #container: GroupContainer;
 
   /**
-   * Each device that is opened is a warning to the user of the process, with code ANYDMA_NOIOMMU.
+   * Opening a device emits a process warning with code ANYDMA_NOIOMMU.
    *
-   * @throws DmaError ENOTSUP: the mode is off, or this kernel does not have it; ENOENT, EACCES: /dev/vfio/vfio
+   * @throws DmaError ENOTSUP if the mode is off, or not built into this kernel; ENOENT, EACCES from /dev/vfio/vfio
    */
   constructor(platform: Platform, name?: string) {
     if (noIommuMode(platform.kernel) !== true)
@@ -60,7 +60,7 @@ export class NoIommuSpace implements KernelSpace {
     const device = this.#container.open(node);
     try {
       process.emitWarning(
-        `${node.name} is used without an IOMMU: it can read and write all memory of this machine, and so can who controls it`,
+        `${node.name} is used without an IOMMU: it can read and write all memory of this machine, and so can anyone who controls it`,
         { code: 'ANYDMA_NOIOMMU' },
       );
       return device;
@@ -82,7 +82,7 @@ export class NoIommuSpace implements KernelSpace {
   }
 
   close(): void {
-    // Nothing is mapped.
+    // The kernel holds no mappings.
   }
 
   end(): void {

@@ -1,6 +1,6 @@
 /**
- * Page requests: a device that can (PCI's PRI) asks for a page that it did not find mapped, and waits for the answer. The
- * kernel puts them into a queue of iommufd (drivers/iommu/iommufd/eventq.c). Devices that can not do that make IOMMU faults,
+ * Page requests: a device with PCI PRI requests a page that is not mapped, and waits for the response. The kernel
+ * queues the requests in iommufd (drivers/iommu/iommufd/eventq.c). Devices without PRI cause IOMMU faults instead,
  * which are in the kernel's log.
  */
 import { throwFirst, undoAll } from '../errors.js';
@@ -19,66 +19,66 @@ const {
   IOMMU_PGFAULT_FLAGS_PASID_VALID,
 } = iommufd;
 
-/** One request of a device. */
+/** A page request of a device. */
 export interface PageRequest {
-  /** The device, by the number that the kernel gave it when it was bound to iommufd. */
+  /** The device's number, assigned when it was bound to iommufd. */
   readonly deviceId: number;
-  /** The process address space it is for; `undefined` for the device's own. */
+  /** PASID of the process address space; `undefined` for the device's own. */
   readonly pasid: number | undefined;
-  /** Requests of one group are answered together, by the last. */
+  /** Requests of one group get one response, for the last one. */
   readonly group: number;
   readonly isLast: boolean;
   readonly iova: Iova;
   readonly reads: boolean;
   readonly writes: boolean;
-  /** What the answer has to name. */
+  /** Identifies the response. */
   readonly cookie: number;
 }
 
-/** What it takes of an iommufd. */
+/** The calls of an iommufd context that are needed here. */
 interface IommufdCalls {
   readonly fd: number;
   call(request: number, argument: Struct, name: string): void;
   destroy(id: number): void;
 }
 
-/** Requests that one read takes at most. A group has to fit in, and PCI has no more than this outstanding. */
+/** The most requests of one read. It must hold a whole group, and PCI allows no more than this outstanding. */
 const ROOM = 512;
 
-/** See the head of the file. */
+/** The queue of page requests of one address space. */
 export class PageRequests {
   /** The object's number, for page tables. */
   readonly id: number;
-  /** Readable when requests wait. It belongs to this object. */
+  /** Readable when requests wait. Owned by this object. */
   readonly fd: number;
   readonly #platform: Platform;
   readonly #context: IommufdCalls;
   readonly #room = new Struct(ROOM * REQUEST.sizeof);
 
-  /** @throws DmaError ENOTSUP: this kernel has no queue of faults (it came with Linux 6.11) */
+  /** @throws DmaError ENOTSUP before Linux 6.11 */
   constructor(platform: Platform, context: IommufdCalls) {
     this.#platform = platform;
     this.#context = context;
     const argument = new Struct(ALLOC.sizeof).set32(ALLOC.size, ALLOC.sizeof);
     explaining(
-      { ENOTTY: () => ({ code: 'ENOTSUP', reason: 'this kernel can not hand page requests of devices to programs' }) },
+      { ENOTTY: () => ({ code: 'ENOTSUP', reason: 'page requests are not supported before Linux 6.11' }) },
       () => context.call(IOCTL.IOMMU_FAULT_QUEUE_ALLOC, argument, 'IOMMU_FAULT_QUEUE_ALLOC'),
     );
     this.id = argument.u32(ALLOC.out_fault_id);
     this.fd = argument.u32(ALLOC.out_fault_fd);
   }
 
-  /** The requests that wait, oldest first; none when none does. Never blocks. */
+  /** The waiting requests, oldest first; empty if there are none. Does not block. */
   read(): PageRequest[] {
     const bytes = this.#platform.files.read(this.fd, this.#room.bytes);
     return Array.from({ length: Math.floor(bytes / REQUEST.sizeof) }, (_, i) => this.#request(i * REQUEST.sizeof));
   }
 
   /**
-   * Answers a group of requests, by the cookie of its last.
+   * Responds to a group of requests, by the cookie of its last one.
    *
-   * @param outcome `mapped`: the device tries again; `refused`: the access fails
-   * @throws DmaError EINVAL for what waits for no answer
+   * @param outcome `mapped`: the device retries; `refused`: the access fails
+   * @throws DmaError EINVAL if no request with this cookie waits
    */
   answer({ cookie }: Pick<PageRequest, 'cookie'>, outcome: 'mapped' | 'refused'): void {
     const code = outcome === 'mapped' ? iommufd.IOMMUFD_PAGE_RESP_SUCCESS : iommufd.IOMMUFD_PAGE_RESP_INVALID;
@@ -86,7 +86,7 @@ export class PageRequests {
     this.#platform.files.write(this.fd, response.bytes);
   }
 
-  /** After the page tables that use it. */
+  /** Closes it; first destroy the page tables that use it. */
   close(): void {
     throwFirst(undoAll([() => this.#platform.files.close(this.fd), () => this.#context.destroy(this.id)]), 'close');
   }

@@ -1,6 +1,7 @@
 /**
- * An address space of the sPAPR IOMMU driver, version 2 (POWER; drivers/vfio/vfio_iommu_spapr_tce.c). IOVAs are in windows
- * that are made on demand, each with pages of one size; memory is registered (and so pinned) before any of it is mapped.
+ * An address space of the sPAPR IOMMU driver, version 2 (POWER; drivers/vfio/vfio_iommu_spapr_tce.c). IOVAs are in
+ * windows that are created on demand, each with one page size; memory is registered, which pins it, before any of it is
+ * mapped.
  */
 import type { Constraints, Segment } from '../dma/address-space.js';
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
@@ -34,58 +35,61 @@ const SPAPR: ContainerType = {
   groupPath: '/dev/vfio/',
 };
 
-/** Memory that is registered, and how much of it is mapped. */
+/** Registered memory, and how much of it is mapped. */
 interface Registration {
   readonly va: Va;
   readonly length: number;
-  /** bytes that are mapped now */
+  /** bytes mapped now */
   mapped: number;
-  /** The kernel is being told of it, or that it ends: nothing can be mapped of it meanwhile. */
+  /** Is it being registered or unregistered? Then nothing of it can be mapped. */
   passing: boolean;
 }
 
-/** The one window of a container. */
+/** The window of a container. */
 export interface SpaprWindow {
   readonly range: Range<Iova>;
-  /** bytes; what is mapped are multiples of it */
+  /** bytes; mappings are multiples of it */
   readonly pageSize: number;
 }
 
-/** Settings of a {@link SpaprSpace}. */
+/** Options of a {@link SpaprSpace}. */
 export interface SpaprOptions {
   /**
-   * bytes of the window, rounded up to a power of two. Default: twice the memory of the machine, so that all of it can be
-   * mapped at once; the kernel pays 8 bytes a page for it.
+   * Size of the window in bytes, rounded up to a power of two. Default: twice the memory of the machine, so that all of
+   * it can be mapped at once; the kernel needs 8 bytes per page for it.
    */
   readonly windowBytes?: number;
-  /** What messages call it. */
+  /** Its name in messages. */
   readonly name?: string;
 }
 
-/** What is mapped: the memory's descriptor does not matter to this kind. */
+/** A mapping; this kind does not use the memory's descriptor. */
 type MapSegment = Pick<Segment, 'va' | 'iova' | 'length' | 'access'>;
 type UnmapSegment = Pick<Segment, 'va' | 'iova' | 'length'>;
 
-/** See the head of the file. */
+/** An address space of sPAPR. */
 export class SpaprSpace implements KernelSpace {
   readonly kind = 'vfio-spapr';
   readonly name: string | undefined;
   readonly #platform: Platform;
   readonly #container: GroupContainer;
   readonly #windowBytes: number;
-  /** By VA. Registrations of one process must not overlap. */
+  /** Registrations by VA. Those of one process must not overlap. */
   readonly #registered = new RangeMap<Registration>();
   #window: SpaprWindow | undefined;
   #constraints: Constraints | undefined;
 
-  /** @throws DmaError EINVAL: impossible options; ENOENT, EACCES: /dev/vfio/vfio; ENOTSUP: this kernel has no sPAPR v2 */
+  /**
+   * @throws DmaError EINVAL for invalid options; ENOENT, EACCES from /dev/vfio/vfio; ENOTSUP if this kernel has no
+   * sPAPR v2
+   */
   constructor(platform: Platform, options: SpaprOptions = {}) {
     this.#platform = platform;
     this.name = options.name;
     const { windowBytes = 2 * memoryOfMachine(platform) } = options;
     this.#windowBytes = 2 ** Math.ceil(Math.log2(windowBytes));
     if (!(windowBytes >= 1 && this.#windowBytes < ADDRESS_LIMIT))
-      throw invalid('container', `a DMA window of ${windowBytes} bytes is not possible`);
+      throw invalid('container', `${windowBytes} bytes is not a valid size of a DMA window`);
     this.#container = new GroupContainer(platform, SPAPR);
   }
 
@@ -102,7 +106,8 @@ export class SpaprSpace implements KernelSpace {
 
   get constraints(): Constraints {
     const { range, pageSize } = this.window;
-    // Any page could be unmapped, but the memory stays registered as a whole, and a part of it could not be mapped anew.
+    // Any page could be unmapped, but the memory stays registered as a whole, so a part of it could not be mapped
+    // again.
     return (this.#constraints ??= {
       granule: pageSize,
       windows: [range],
@@ -113,7 +118,7 @@ export class SpaprSpace implements KernelSpace {
     });
   }
 
-  /** How many ranges are registered now. */
+  /** How many ranges are registered. */
   get registrations(): number {
     return this.#registered.size;
   }
@@ -121,7 +126,7 @@ export class SpaprSpace implements KernelSpace {
   open(node: VfioNode): VfioDevice {
     const device = this.#container.open(node);
     try {
-      // Groups that come later get the windows that are there.
+      // Groups that are added later get the existing windows.
       this.#window ??= this.#makeWindow();
       return device;
     } catch (error) {
@@ -132,38 +137,39 @@ export class SpaprSpace implements KernelSpace {
   release(node: VfioNode): void {
     this.#container.release(node);
     if (this.#container.hasIommu) return;
-    // The kernel has taken back the windows, and the registrations with them.
+    // The kernel has removed the windows and the registrations.
     this.#window = undefined;
     this.#constraints = undefined;
     this.#registered.clear();
   }
 
   /**
-   * Registers the memory when it is not yet, and maps it. All numbers are multiples of the window's page size.
+   * Registers the memory if needed, and maps it. All numbers are multiples of the window's page size. An existing
+   * mapping at these IOVAs is replaced: the caller must prevent that.
    *
-   * @throws DmaError EBUSY: only a part of it is registered, or more than it; ENOMEM: the locked-memory limit; ENXIO:
-   *   outside of the window; EINVAL: misaligned; what is mapped at these IOVAs already is replaced, so that the caller must know
+   * @throws DmaError EBUSY if a part of it, or more than it, is registered; ENOMEM beyond the locked-memory limit;
+   * ENXIO outside the window; EINVAL if misaligned
    */
   map(segment: MapSegment): undefined {
     runSteps(this.#mapping(segment), (call) => this.#call(call.request, call.argument, call.name));
   }
 
-  /** As {@link map}, on another thread. */
+  /** Like {@link map}, on another thread. */
   async mapAsync(segment: MapSegment): Promise<undefined> {
     await runStepsAsync(this.#mapping(segment), (call) => this.#callAsync(call));
   }
 
   /**
-   * Unmaps, and unregisters the memory with the last of it.
+   * Unmaps a mapping, and unregisters the memory with its last one.
    *
-   * @returns `length`: this driver of the kernel's reports nothing
+   * @returns `length`: this kernel driver reports nothing
    */
   unmap({ va, iova, length }: UnmapSegment): number {
     runSteps(this.#unmapping(va, iova, length), (call) => this.#call(call.request, call.argument, call.name));
     return length;
   }
 
-  /** As {@link unmap}, on another thread. */
+  /** Like {@link unmap}, on another thread. */
   async unmapAsync({ va, iova, length }: UnmapSegment): Promise<number> {
     await runStepsAsync(this.#unmapping(va, iova, length), (call) => this.#callAsync(call));
     return length;
@@ -191,15 +197,15 @@ export class SpaprSpace implements KernelSpace {
     this.#container.close();
   }
 
-  /** Replaces the window that is there by itself, which is small, by one that takes all. */
+  /** Replaces the kernel's small default window by one for all memory. */
   #makeWindow(): SpaprWindow {
     const info = new Struct(INFO.sizeof).set32(INFO.argsz, INFO.sizeof);
     this.#call(IOCTL.VFIO_IOMMU_SPAPR_TCE_GET_INFO, info, 'VFIO_IOMMU_SPAPR_TCE_GET_INFO');
     if ((info.u32(INFO.flags) & vfio.VFIO_IOMMU_SPAPR_INFO_DDW) === 0)
-      throw new DmaError({ code: 'ENOTSUP', operation: 'open', reason: 'this platform can not make DMA windows' });
+      throw new DmaError({ code: 'ENOTSUP', operation: 'open', reason: 'this platform can not create DMA windows' });
     const sizes = pageSizesOf(info.u32(INFO.ddw + DYNAMIC.pgsizes), info.u32(INFO.ddw + DYNAMIC.pgsizes + 4));
     const { pageSize: systemPage } = this.#platform.memory;
-    // A page of the IOMMU has to be inside a page of memory.
+    // A page of the IOMMU must lie inside one page of memory.
     const pageSize = sizes.filter((size) => size <= systemPage).at(-1);
     if (pageSize === undefined)
       throw new DmaError({
@@ -215,7 +221,9 @@ export class SpaprSpace implements KernelSpace {
     return { range: new Range(start as Iova, this.#windowBytes), pageSize: Math.max(pageSize, systemPage) };
   }
 
-  /** With as few levels as the kernel has memory for: it wants the table of a level in one piece. @returns the first IOVA */
+  /**
+   * Uses as few levels as memory allows: the kernel needs the table of a level in one piece. @returns the first IOVA
+   */
   #createWindow(pageSize: number, maxLevels: number): number {
     const create = new Struct(CREATE.sizeof);
     for (let levels = 1; ; levels++) {
@@ -233,7 +241,7 @@ export class SpaprSpace implements KernelSpace {
         throw explained(error, {
           ENOMEM: () => ({
             reason: `the kernel has no memory for a window of ${formatSize(this.#windowBytes)}`,
-            hint: 'its tables count as locked memory too: raise RLIMIT_MEMLOCK ("ulimit -l"), or ask for a smaller window',
+            hint: 'its tables count as locked memory too: raise RLIMIT_MEMLOCK ("ulimit -l"), or request a smaller window',
           }),
         });
       }
@@ -245,7 +253,7 @@ export class SpaprSpace implements KernelSpace {
     const error = new DmaError({
       code: 'ERANGE',
       operation: 'open',
-      reason: `the kernel made a DMA window at ${hex(start)}, which no address of this library reaches`,
+      reason: `the kernel made a DMA window at ${hex(start)}, above all addresses that this library supports`,
     });
     throw withUndo(
       error,
@@ -255,9 +263,9 @@ export class SpaprSpace implements KernelSpace {
   }
 
   /**
-   * The registration that [va, va + length) is all in.
+   * The registration that contains all of [va, va + length).
    *
-   * @throws DmaError EBUSY when some of it is registered, but not as a whole; or while it is being registered or unregistered
+   * @throws DmaError EBUSY if only a part is registered, or it is being registered or unregistered
    */
   #registrationOf(va: Va, length: number): Registration | undefined {
     const found = this.#registered.overlapping(va, va + length);
@@ -271,7 +279,7 @@ export class SpaprSpace implements KernelSpace {
       reason: `some of it is registered ${found.passing ? 'or unregistered just now' : 'already'}, as ${new Range(found.va, found.length).toString()}`,
       hint: found.passing
         ? 'wait until that has ended'
-        : 'this kernel takes no memory that overlaps what it has: unmap that first',
+        : 'the kernel refuses memory that overlaps a registration: unmap that first',
     });
   }
 
@@ -280,7 +288,7 @@ export class SpaprSpace implements KernelSpace {
     const registration = known ?? (yield* this.#registering(va, length));
     const argument = newMap();
     fillMap(argument, va, iova, length, access);
-    // Its memory has to stay registered meanwhile.
+    // Its memory must stay registered meanwhile.
     registration.mapped += length;
     try {
       yield { request: IOCTL.VFIO_IOMMU_MAP_DMA, argument, name: 'VFIO_IOMMU_MAP_DMA' };
@@ -309,7 +317,7 @@ export class SpaprSpace implements KernelSpace {
 
   *#registering(va: Va, length: number): Steps<Call, Registration> {
     const registration = { va, length, mapped: 0, passing: true };
-    // From here on nothing else can register any of it.
+    // From here on no other call can register any of it.
     this.#registered.insert(va, length, registration);
     try {
       const name = 'VFIO_IOMMU_SPAPR_REGISTER_MEMORY';
@@ -323,7 +331,7 @@ export class SpaprSpace implements KernelSpace {
         EINVAL: () => ({
           range: new Range(va, length),
           reason: 'the kernel does not register this memory',
-          hint: 'another container of this process has registered an overlapping range, not the same',
+          hint: 'another container of this process has registered an overlapping, different range',
         }),
       });
     }
@@ -350,7 +358,7 @@ export class SpaprSpace implements KernelSpace {
         hint: `the window is ${this.window.range.toString()}`,
       }),
       EPERM: () => ({
-        reason: 'the IOMMU has larger pages than the memory',
+        reason: 'the pages of the IOMMU are larger than those of the memory',
         hint: `mappings have to be in pages of ${formatSize(this.window.pageSize)}`,
       }),
     });
@@ -365,7 +373,7 @@ export class SpaprSpace implements KernelSpace {
   }
 }
 
-/** One call of the container. */
+/** One ioctl of the container. */
 interface Call {
   readonly request: number;
   readonly argument: Struct;
@@ -377,7 +385,7 @@ function memoryArgument(va: Va, length: number): Struct {
   return argument.set64(REGISTER.vaddr, va).set64(REGISTER.size, length);
 }
 
-/** bytes, by /proc/meminfo; 32 GiB where that can not be read */
+/** Memory of the machine in bytes, from /proc/meminfo; 32 GiB if that can not be read. */
 function memoryOfMachine(platform: Platform): number {
   const match = /^MemTotal:\s+(\d+) kB/m.exec(platform.kernel.readText('/proc/meminfo') ?? '');
   return match === null ? 32 * GiB : Number(match[1]) * 1024;

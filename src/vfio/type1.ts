@@ -1,6 +1,6 @@
 /**
- * An address space of the type1 IOMMU driver, version 2 (drivers/vfio/vfio_iommu_type1.c): a container whose groups are
- * behind an ordinary IOMMU. A mapping can only be unmapped as a whole; the kernel says how many bytes that were.
+ * An address space of the type1 IOMMU driver, version 2 (drivers/vfio/vfio_iommu_type1.c): a container with groups
+ * behind an ordinary IOMMU. A mapping can only be unmapped as a whole; the kernel returns how many bytes it unmapped.
  */
 import type { Constraints, DmaAccess, Segment } from '../dma/address-space.js';
 import { DmaError, undoAll, withUndo } from '../errors.js';
@@ -24,7 +24,7 @@ const TYPE1: ContainerType = {
   groupPath: '/dev/vfio/',
 };
 
-/** The access of a device in flags of VFIO_IOMMU_MAP_DMA. */
+/** A device's access as flags of VFIO_IOMMU_MAP_DMA. */
 export const MAP_FLAGS: Readonly<Record<DmaAccess, number>> = {
   read: vfio.VFIO_DMA_MAP_FLAG_READ,
   write: vfio.VFIO_DMA_MAP_FLAG_WRITE,
@@ -36,7 +36,7 @@ export function newMap(): Struct {
   return new Struct(MAP.sizeof).set32(MAP.argsz, MAP.sizeof);
 }
 
-/** Fills what {@link newMap} made. */
+/** Fills the result of {@link newMap}. */
 export function fillMap(argument: Struct, va: Va, iova: Iova, length: number, access: DmaAccess): void {
   argument.set32(MAP.flags, MAP_FLAGS[access]).set64(MAP.vaddr, va).set64(MAP.iova, iova).set64(MAP.size, length);
 }
@@ -46,28 +46,28 @@ export function newUnmap(): Struct {
   return new Struct(UNMAP.sizeof).set32(UNMAP.argsz, UNMAP.sizeof);
 }
 
-/** What VFIO_IOMMU_GET_INFO tells, in this library's words. */
+/** The result of VFIO_IOMMU_GET_INFO. */
 export interface Type1Info {
   /** bytes, ascending */
   readonly pageSizes: readonly number[];
-  /** Where IOVAs can be. The same array as long as it says the same. */
+  /** Usable IOVA ranges. The same array until they change. */
   readonly windows: readonly Range<Iova>[];
-  /** How many mappings it takes at once (the module's parameter `dma_entry_limit`). */
+  /** How many mappings are allowed at once (module parameter `dma_entry_limit`). */
   readonly entryLimit: number;
   /** Can it track dirty pages? */
   readonly tracksDirtyPages: boolean;
 }
 
-/** What is mapped: the memory's descriptor does not matter to this kind. */
+/** A mapping; this kind does not use the memory's descriptor. */
 type MapSegment = Pick<Segment, 'va' | 'iova' | 'length' | 'access'>;
 
 function constraintsOf({ pageSizes, windows, entryLimit }: Type1Info): Constraints {
   const [granule] = pageSizes;
-  // Version 2 unmaps what one call mapped, as a whole.
+  // Version 2 unmaps each mapping as a whole.
   return { granule, windows, entryLimit, iova: 'free', partialUnmap: false, pins: true };
 }
 
-/** See the head of the file. It has constraints from its first device on. */
+/** An address space of type1. Its constraints are known from the first device on. */
 export class Type1Space implements KernelSpace, DirtyTracking {
   readonly kind = 'vfio-type1';
   readonly name: string | undefined;
@@ -78,10 +78,10 @@ export class Type1Space implements KernelSpace, DirtyTracking {
   readonly #map = newMap();
   readonly #unmap = newUnmap();
   #info: Type1Info | undefined;
-  /** Made of the info that it stands beside. */
+  /** The constraints, made from this info. */
   #constraints: { readonly info: Type1Info; readonly made: Constraints } | undefined;
 
-  /** @throws DmaError ENOENT, EACCES: /dev/vfio/vfio; ENOTSUP: this kernel has no type1 */
+  /** @throws DmaError ENOENT, EACCES from /dev/vfio/vfio; ENOTSUP if this kernel has no type1 driver */
   constructor(platform: Platform, name?: string) {
     this.name = name;
     this.#platform = platform;
@@ -108,7 +108,7 @@ export class Type1Space implements KernelSpace, DirtyTracking {
   }
 
   open(node: VfioNode): VfioDevice {
-    // With a new IOMMU all begins anew.
+    // With a new IOMMU everything starts again.
     if (!this.#container.hasIommu) this.#info = undefined;
     const device = this.#container.open(node);
     try {
@@ -121,15 +121,15 @@ export class Type1Space implements KernelSpace, DirtyTracking {
 
   release(node: VfioNode): void {
     this.#container.release(node);
-    // A device that leaves only makes windows wider: what could not be read again is still true.
+    // Releasing a device can only widen the windows: if reading them fails, the old ones are still valid.
     if (this.#container.hasIommu) undoAll([() => this.#refresh()]);
   }
 
   /**
    * VFIO_IOMMU_MAP_DMA. All numbers are multiples of the smallest page size.
    *
-   * @throws DmaError EEXIST: an IOVA of it is mapped already; EINVAL: misaligned, or outside the windows; ENOSPC: the entry
-   *   limit; ENOMEM: the locked-memory limit; EFAULT: there is no memory at the VA, or none that can be pinned
+   * @throws DmaError EEXIST if an IOVA is mapped already; EINVAL if misaligned, or outside the windows; ENOSPC beyond
+   * the entry limit; ENOMEM beyond the locked-memory limit; EFAULT if the VA has no memory, or none that can be pinned
    */
   map({ va, iova, length, access }: MapSegment): undefined {
     fillMap(this.#map, va, iova, length, access);
@@ -140,7 +140,7 @@ export class Type1Space implements KernelSpace, DirtyTracking {
     }
   }
 
-  /** As {@link map}, on another thread. */
+  /** Like {@link map}, on another thread. */
   async mapAsync({ va, iova, length, access }: MapSegment): Promise<undefined> {
     const argument = newMap();
     fillMap(argument, va, iova, length, access);
@@ -152,23 +152,23 @@ export class Type1Space implements KernelSpace, DirtyTracking {
   }
 
   /**
-   * VFIO_IOMMU_UNMAP_DMA: all mappings inside the range, none of which may reach out of it.
+   * VFIO_IOMMU_UNMAP_DMA: unmaps all mappings inside the range; none may extend beyond it.
    *
-   * @returns the bytes that the kernel unmapped; 0 when nothing was mapped there
-   * @throws DmaError EINVAL: misaligned, or it cuts a mapping
+   * @returns the bytes that the kernel unmapped; 0 if nothing was mapped there
+   * @throws DmaError EINVAL if misaligned, or the range divides a mapping
    */
   unmap({ iova, length }: Pick<Segment, 'iova' | 'length'>): number {
     return this.#unmapWith(0, iova, length);
   }
 
-  /** As {@link unmap}, on another thread. */
+  /** Like {@link unmap}, on another thread. */
   async unmapAsync({ iova, length }: Pick<Segment, 'iova' | 'length'>): Promise<number> {
     const argument = newUnmap().set64(UNMAP.iova, iova).set64(UNMAP.size, length);
     await this.#callAsync(IOCTL.VFIO_IOMMU_UNMAP_DMA, argument, 'VFIO_IOMMU_UNMAP_DMA');
     return argument.u64(UNMAP.size);
   }
 
-  /** Unmaps all there is. @returns the bytes */
+  /** Unmaps everything. @returns the bytes unmapped */
   unmapAll(): number {
     if (!this.#container.hasIommu) return 0;
     return this.#unmapAllFlag
@@ -176,7 +176,7 @@ export class Type1Space implements KernelSpace, DirtyTracking {
       : this.#unmapWith(0, 0, ADDRESS_LIMIT);
   }
 
-  /** How many more mappings the kernel takes now; `undefined` when it does not tell (Linux before 5.10). */
+  /** How many more mappings the kernel accepts now; `undefined` before Linux 5.10. */
   available(): number | undefined {
     return this.#readInfo().available;
   }
@@ -193,13 +193,16 @@ export class Type1Space implements KernelSpace, DirtyTracking {
     this.#dirty(vfio.VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP);
   }
 
-  /** Behind an IOMMU the kernel tells all that is mapped as dirty, since any device may have written it at any time. */
+  /**
+   * If an IOMMU does not track writes, the kernel reports all mapped pages as dirty, since devices may write them at
+   * any time.
+   */
   read(range: Range<Iova>, options: { readonly keep?: boolean } = {}): DirtyPages {
     if (options.keep === true)
       throw new DmaError({
         code: 'ENOTSUP',
         operation: 'dirty pages',
-        reason: 'type1 always takes what it tells as known',
+        reason: 'type1 always clears the pages that it reports',
       });
     this.#mustTrack();
     const pages = new DirtyPages(range, this.pageSize);
@@ -233,7 +236,11 @@ export class Type1Space implements KernelSpace, DirtyTracking {
 
   #mustTrack(): void {
     if (!this.info.tracksDirtyPages)
-      throw new DmaError({ code: 'ENOTSUP', operation: 'dirty pages', reason: 'this kernel can not track them' });
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation: 'dirty pages',
+        reason: 'this kernel does not support dirty page tracking',
+      });
   }
 
   #unmapWith(flags: number, iova: number, length: number): number {
@@ -278,16 +285,16 @@ export class Type1Space implements KernelSpace, DirtyTracking {
     await this.#ioctl.callAsync(this.#container.fd, request, argument.bytes, name);
   }
 
-  /** Reads the constraints anew: a group that joins or leaves may change the windows. */
+  /** Reads the constraints again: adding or removing a group may change the windows. */
   #refresh(): void {
     const before = this.#info;
     const { pageSizes, ranges, available, tracksDirtyPages } = this.#readInfo();
-    // Before version 5.4 the kernel did not tell; it refuses what its IOMMU can not reach.
+    // Before Linux 5.4 the kernel does not report windows; it refuses IOVAs that its IOMMU can not reach.
     const windows = windowsOf(ranges ?? [{ start: 0, last: ADDRESS_LIMIT }]);
     this.#info = {
       pageSizes,
       windows: before === undefined ? windows : sameWindows(before.windows, windows),
-      // Nothing is mapped when the first device comes, and the limit itself never changes after that.
+      // Nothing is mapped when the first device is opened, and the limit does not change afterwards.
       entryLimit: before?.entryLimit ?? available ?? this.#parameter('dma_entry_limit') ?? Infinity,
       tracksDirtyPages,
     };
@@ -315,7 +322,7 @@ export class Type1Space implements KernelSpace, DirtyTracking {
     if ((flags & vfio.VFIO_IOMMU_INFO_CAPS) === 0) return facts;
     const { VFIO_INFO_CAP_HEADER: HEADER } = vfio;
     let last = 0;
-    // Each capability is behind the one before it.
+    // Each capability must follow the one before it.
     for (let at = info.u32(INFO.cap_offset); at > last; at = info.u32(last + HEADER.next)) {
       takeCapability(info, at, facts);
       last = at;
@@ -334,11 +341,11 @@ export class Type1Space implements KernelSpace, DirtyTracking {
   }
 }
 
-/** What one answer to VFIO_IOMMU_GET_INFO says; `undefined` for what the kernel does not tell. */
+/** The contents of one VFIO_IOMMU_GET_INFO; `undefined` for values that the kernel does not report. */
 interface InfoFacts {
   pageSizes: readonly number[];
   ranges: { readonly start: number; readonly last: number }[] | undefined;
-  /** how many mappings more */
+  /** how many more mappings */
   available: number | undefined;
   tracksDirtyPages: boolean;
 }
