@@ -20,8 +20,8 @@ export interface AreaDetails {
   /** page size in bytes, a power of two; the range begins and ends on page boundaries */
   readonly pageSize: number;
   readonly owner: AreaOwner;
-  /** The name in messages. */
-  readonly label: string;
+  /** The name in messages, or what makes it when it is first needed. */
+  readonly label: string | (() => string);
   /** NUMA node; -1 if unknown */
   readonly node?: number;
   /** May the process, and so devices, write to it? Default true. */
@@ -42,6 +42,8 @@ export interface IovaRun {
   readonly length: number;
 }
 
+const NOBODY: ReadonlyMap<string, number> = new Map();
+
 /** Pages to examine before the generator yields. */
 const PAGES_A_LOOK = 0x10000;
 
@@ -54,7 +56,7 @@ export class Area {
   readonly pageSize: number;
   /** Changes when external memory is added to a heap, and when it is removed. */
   owner: AreaOwner;
-  readonly label: string;
+  #label: string | (() => string);
   /** NUMA node; -1 if unknown */
   readonly node: number;
   readonly writable: boolean;
@@ -69,9 +71,9 @@ export class Area {
   /** The first holder, nearly always the only one, and its number of holds; 0 if there is none. */
   #holder = '';
   #holds = 0;
-  readonly #others = new Map<string, number>();
+  #others: Map<string, number> | undefined;
   /** For each lost process that may still write to this memory: a callback that ends the wait for that process. */
-  readonly #lingering = new Map<object, () => void>();
+  #lingering: Map<object, () => void> | undefined;
   /** @internal For a Buffer: was its ArrayBuffer transferred, so that its address is no longer known here? */
   isEmptied: (() => boolean) | undefined;
   /** @internal Called when {@link lingers} changes; set by the heap that allocates from this area. */
@@ -91,12 +93,17 @@ export class Area {
     this.range = range;
     this.pageSize = pageSize;
     this.owner = details.owner;
-    this.label = details.label;
+    this.#label = details.label;
     this.node = details.node ?? -1;
     this.writable = details.writable ?? true;
     this.backing = details.backing;
     this.iovas = iovas === undefined ? undefined : new Float64Array(iovas);
     this.sameIova = details.sameIova ?? false;
+  }
+
+  /** The name in messages. */
+  get label(): string {
+    return typeof this.#label === 'string' ? this.#label : (this.#label = this.#label());
   }
 
   /**
@@ -155,7 +162,7 @@ export class Area {
 
   /** @internal May a lost process still write to it? Then none of it is given to a new user. */
   get lingers(): boolean {
-    return this.#lingering.size > 0;
+    return this.#lingering !== undefined && this.#lingering.size > 0;
   }
 
   /**
@@ -165,14 +172,15 @@ export class Area {
    */
   linger(over: Promise<void>, unneeded: () => void): void {
     const token = {};
-    this.#lingering.set(token, unneeded);
-    if (this.#lingering.size === 1) {
+    const lingering = (this.#lingering ??= new Map());
+    lingering.set(token, unneeded);
+    if (lingering.size === 1) {
       this.onLinger?.();
       this.onLingerInList?.(1);
     }
     void over.then(() => {
-      this.#lingering.delete(token);
-      if (this.#lingering.size > 0) return;
+      lingering.delete(token);
+      if (lingering.size > 0) return;
       this.onLinger?.();
       this.onLingerInList?.(-1);
     });
@@ -180,15 +188,19 @@ export class Area {
 
   /** @internal The memory was freed and is never handed out again: ends the wait for lost processes. */
   gone(): void {
-    for (const unneeded of this.#lingering.values()) unneeded();
+    for (const unneeded of this.#lingering?.values() ?? []) unneeded();
   }
 
   /** @internal Adds a hold of `holder` (a device's name). Holds are counted: each needs its own release. */
   hold(holder: string): void {
     // The common case: mapping and unmapping again and again leaves the Map unchanged.
-    if (this.#holds === 0 && !this.#others.has(holder)) this.#holder = holder;
-    if (holder === this.#holder) this.#holds++;
-    else this.#others.set(holder, (this.#others.get(holder) ?? 0) + 1);
+    if (this.#holds === 0 && this.#others?.has(holder) !== true) this.#holder = holder;
+    if (holder === this.#holder) {
+      this.#holds++;
+      return;
+    }
+    const others = (this.#others ??= new Map());
+    others.set(holder, (others.get(holder) ?? 0) + 1);
   }
 
   /** @internal Releases one hold of `holder`. */
@@ -197,14 +209,15 @@ export class Area {
       this.#holds--;
       return;
     }
-    const count = this.#others.get(holder) ?? 0;
-    if (count > 1) this.#others.set(holder, count - 1);
-    else this.#others.delete(holder);
+    const count = this.#others?.get(holder) ?? 0;
+    if (count > 1) this.#others?.set(holder, count - 1);
+    else this.#others?.delete(holder);
   }
 
   /** @internal Who holds this memory now, and how many times. It must not be freed while anyone does. */
   get holders(): ReadonlyMap<string, number> {
-    return this.#holds === 0 ? this.#others : new Map([[this.#holder, this.#holds], ...this.#others]);
+    const others = this.#others ?? NOBODY;
+    return this.#holds === 0 ? others : new Map([[this.#holder, this.#holds], ...others]);
   }
 }
 

@@ -156,6 +156,35 @@ describe('registration', { skip }, () => {
     assert.equal(fromFile.source, 'file');
   });
 
+  test('what is registered is found and listed in that order, whichever of it goes and comes again', () => {
+    const { external } = setup();
+    const buffer = pagesOf(4);
+    const register = (page: number): ExternalMemory =>
+      external.register(buffer.subarray(page * PAGE, (page + 1) * PAGE));
+    const live = [0, 1, 2].map(register);
+    const check = (): void => {
+      assert.deepEqual([...external.live], live);
+      for (const memory of live) assert.equal(external.find(memory.va, PAGE), memory);
+    };
+    check();
+    for (const [gone, page] of [
+      [1, 3],
+      [2, 3],
+      [2, 1],
+      [0, 0],
+    ]) {
+      const [memory] = live.splice(gone, 1);
+      memory.unregister();
+      assert.equal(external.has(memory), false);
+      check();
+      live.push(register(page));
+      check();
+    }
+    // As Eal.stop does: what is listed may go meanwhile.
+    for (const memory of external.live) memory.unregister();
+    assert.deepEqual([...external.live], []);
+  });
+
   test('DM-12 unregistering by a wrong length, a part, or more is ENOENT, with what is there', () => {
     const { external } = setup();
     using memory = external.allocate(4 * PAGE, { label: 'four pages' });

@@ -316,14 +316,14 @@ export class ExternalMemory implements Disposable {
   #mustBeIdle(operation: string): void {
     this.#mustBeRegistered(operation);
     const { area, pinned } = this;
-    const { range, label } = area;
+    const { range } = area;
     if (area.holders.size > 0) {
-      const reason = `${label} is mapped by ${[...area.holders.keys()].join(', ')}`;
+      const reason = `${area.label} is mapped by ${[...area.holders.keys()].join(', ')}`;
       const hint =
         area.owner === 'heap' ? `${pinned ?? 'it is in a heap'}: removeMemory first` : 'unmap it there first';
       throw new DmaError({ code: 'EBUSY', operation, range, reason, hint });
     }
-    if (pinned !== undefined) throw pinnedError(operation, label, pinned, range);
+    if (pinned !== undefined) throw pinnedError(operation, area.label, pinned, range);
   }
 
   /** When this fails, a view could still reach the memory, so that it has to stay. */
@@ -348,13 +348,14 @@ export class ExternalMemory implements Disposable {
   }
 
   #mustBeRegistered(operation: string): void {
-    const { label, range } = this.area;
+    const { area } = this;
+    const { range } = area;
     if (this.#leaving) {
       const hint = 'await what unregisterAsync returned';
-      throw new DmaError({ code: 'EBUSY', operation, range, reason: `${label} is being unregistered`, hint });
+      throw new DmaError({ code: 'EBUSY', operation, range, reason: `${area.label} is being unregistered`, hint });
     }
     if (!this.#registered)
-      throw ended(operation, `${label} is not registered any more`, 'memory.registered', { range });
+      throw ended(operation, `${area.label} is not registered any more`, 'memory.registered', { range });
   }
 }
 
@@ -365,11 +366,39 @@ shortForm(ExternalMemory, 'ExternalMemory', ({ area, registered }) => ({
   registered,
 }));
 
+/**
+ * What is registered, in the order of registration. The youngest is beside the Map: one that comes and goes again and again
+ * leaves the Map unchanged, which V8 would make anew whenever it becomes empty.
+ */
+class Registered implements Iterable<ExternalMemory> {
+  readonly #older = new Map<Area, ExternalMemory>();
+  #youngest: ExternalMemory | undefined;
+
+  add(memory: ExternalMemory): void {
+    if (this.#youngest !== undefined) this.#older.set(this.#youngest.area, this.#youngest);
+    this.#youngest = memory;
+  }
+
+  delete(memory: ExternalMemory): void {
+    if (memory === this.#youngest) this.#youngest = undefined;
+    else this.#older.delete(memory.area);
+  }
+
+  get(area: Area): ExternalMemory | undefined {
+    return this.#youngest?.area === area ? this.#youngest : this.#older.get(area);
+  }
+
+  *[Symbol.iterator](): Generator<ExternalMemory, void> {
+    yield* this.#older.values();
+    if (this.#youngest !== undefined) yield this.#youngest;
+  }
+}
+
 /** The external memory of one `Eal`: every way to get some, and what there is now. */
 export class External {
   readonly #platform: Platform;
   readonly #index: AreaIndex;
-  readonly #live = new Map<Area, ExternalMemory>();
+  readonly #live = new Registered();
   readonly #changed: (change: 'registered' | 'unregistered', memory: ExternalMemory) => void;
   readonly #origins: OriginNotes;
   readonly #gate: Gate;
@@ -409,7 +438,7 @@ export class External {
 
   /** All that is registered now, in the order of registration. */
   get live(): Iterable<ExternalMemory> {
-    return this.#live.values();
+    return this.#live[Symbol.iterator]();
   }
 
   /**
@@ -771,7 +800,8 @@ export class External {
     },
   ): ExternalMemory {
     const { backing, writable, bytes, release = [], operation, owned = false } = extra;
-    const { pageSize, iovas, node, label = `${source} memory at ${hex(range.start)}` } = options;
+    const { pageSize, iovas, node } = options;
+    const label = options.label ?? (() => `${source} memory at ${hex(range.start)}`);
     this.#checkNode(node ?? -1, operation);
     const area = new Area({ range, pageSize, owner: 'external', label, node, writable, iovas, backing }, operation);
     this.#index.add(area, operation);
@@ -786,10 +816,10 @@ export class External {
     const origin = 'origin' in extra ? extra.origin : this.#origins.note(this.#register);
     const parts = { area, source, views, handedOut, empty: extra.empty, giveBack, release, origin };
     const memory = new ExternalMemory(parts, this.#index, this.#running, (gone) => {
-      this.#live.delete(gone.area);
+      this.#live.delete(gone);
       this.#changed('unregistered', gone);
     });
-    this.#live.set(area, memory);
+    this.#live.add(memory);
     this.#changed('registered', memory);
     return memory;
   }
@@ -811,7 +841,7 @@ export class External {
 
   /** A way out when descriptors are taken; `undefined` when it is not registered memory that holds them. */
   #descriptorHint(): string | undefined {
-    const held = [...this.#live.values()].filter(({ fd }) => fd !== undefined).length;
+    const held = [...this.#live].filter(({ fd }) => fd !== undefined).length;
     if (held === 0) return undefined;
     return (
       `${held} piece${held === 1 ? '' : 's'} of registered memory ${held === 1 ? 'holds' : 'hold'} a descriptor each: raise the limit ("ulimit -n"), take one larger piece ` +
