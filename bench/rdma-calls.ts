@@ -52,12 +52,11 @@ function casesOf(eal: Eal, device: Device): Case[] {
     requests.setLocal(slot, memory.va, 64, lkey);
     requests.send(slot, IBV_SEND_SIGNALED);
   }
-  const note = `goal ${GOAL}`;
   const run = (name: string, done: () => number): Case => ({
     name,
     unit: 'ns',
     count: COUNT,
-    note,
+    goal: GOAL,
     round: () =>
       time(() => {
         for (let count = 0; count < COUNT; count += done());

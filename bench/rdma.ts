@@ -25,6 +25,8 @@ const SIZES = [
   { size: 64 * KiB, writes: 256, sends: 100 },
   { size: 1 * MiB, writes: 32, sends: 20 },
 ];
+/** How many times perftest's time a message may take from one side to the other. */
+const LATENCY_GOAL = 1.3;
 /** Requests under way at once, and requests for each completion. */
 const DEPTH = 32;
 const MODERATION = 16;
@@ -149,6 +151,7 @@ function sendCases(
       const report = await runPerftest({ program: 'ib_send_lat', device, port, gidIndex, options, prefix });
       return report[4] / 1e3;
     },
+    LATENCY_GOAL,
   );
 }
 
@@ -159,12 +162,13 @@ function against(
   ours: Case['round'],
   perftest: ReturnType<typeof perftestVersion>,
   theirs: Case['round'],
+  goal?: number,
 ): Case[] {
   if (typeof perftest === 'string') return [{ ...common, name, round: ours, note: perftest, versions: LINUX }];
   const versions = `${LINUX}, perftest ${perftest.version}`;
   const to = `${name}, perftest`;
   return [
-    { ...common, name, round: ours, to, versions },
+    { ...common, name, round: ours, to, goal, versions },
     { ...common, name: to, round: theirs, versions },
   ];
 }

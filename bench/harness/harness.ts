@@ -8,6 +8,12 @@ import { workClock } from './clock.js';
 /** What a value is in: things per second, time per thing, (counting bytes) throughput, or bytes of memory per thing. */
 export type Unit = '/s' | 'ns' | 'us' | 'GB/s' | 'B';
 
+/**
+ * The ratio that is wanted at most: a number, or so many times the share that another case has of the time of the one that is
+ * compared with. That is how a goal is told in terms of what the kernel alone takes in the same run.
+ */
+export type Goal = number | { readonly times: number; readonly of: string };
+
 /** One thing to measure. */
 export interface Case {
   readonly name: string;
@@ -18,8 +24,8 @@ export interface Case {
   round(): number | Promise<number>;
   /** Name of the case that this one is compared with. */
   readonly to?: string;
-  /** The ratio to that one that is wanted at most. */
-  readonly goal?: number;
+  /** What the ratio to that one is wanted to be at most; without one, the value in `unit`. */
+  readonly goal?: Goal;
   /** Something to know about it, such as why there is nothing to compare it with. */
   readonly note?: string;
   /** What it depends on besides Node.js, such as `Linux 7.3.4`. */
@@ -64,7 +70,22 @@ export async function measure(cases: readonly Case[], { warmUp, measured }: Roun
       if (round >= warmUp) times.get(each.name)?.push(ms / each.count);
     }
   }
-  return cases.map((each) => summary(each, times.get(each.name) ?? [], times.get(each.to ?? '')));
+  return cases.map((each) => {
+    const theirs = times.get(each.to ?? '');
+    return summary({ ...each, goal: goalOf(each.goal, times, theirs) }, times.get(each.name) ?? [], theirs);
+  });
+}
+
+/** As a number; `undefined` when the case that it is told by was not measured. */
+function goalOf(
+  goal: Goal | undefined,
+  times: ReadonlyMap<string, readonly number[]>,
+  theirs: readonly number[] | undefined,
+): number | undefined {
+  if (typeof goal !== 'object') return goal;
+  const share = times.get(goal.of);
+  if (share === undefined || theirs === undefined) return undefined;
+  return goal.times * spread(share.map((ms, round) => ms / theirs[round])).median;
 }
 
 /**
@@ -74,10 +95,11 @@ export async function measure(cases: readonly Case[], { warmUp, measured }: Roun
  * @param theirs the same of what it is compared with
  */
 export function summary(
-  { name, unit, to, goal, note, versions }: Omit<Case, 'round' | 'count'>,
+  { name, unit, to, goal, note, versions }: Omit<Case, 'round' | 'count' | 'goal'> & { readonly goal?: number },
   own: readonly number[],
   theirs?: readonly number[],
 ): Result {
+  const values = spread(own.map((ms) => inUnit(ms, unit)));
   const isCompared = to !== undefined && theirs !== undefined;
   const ratio = isCompared
     ? ratioOf(
@@ -88,9 +110,9 @@ export function summary(
   return {
     name,
     unit,
-    ...spread(own.map((ms) => inUnit(ms, unit))),
+    ...values,
     ...(ratio === undefined ? {} : { ratio }),
-    ...(goal === undefined || ratio === undefined ? {} : { goal: { value: goal, met: ratio.value <= goal } }),
+    ...(goal === undefined ? {} : { goal: { value: goal, met: (ratio?.value ?? values.median) <= goal } }),
     ...(note === undefined ? {} : { note }),
     ...(versions === undefined ? {} : { versions }),
   };
