@@ -292,8 +292,13 @@ export function naming<T>(device: string, work: () => T): T {
   try {
     return work();
   } catch (error) {
-    throw isDmaError(error) && error.device === undefined ? error.with({ device }) : error;
+    throw named(error, device);
   }
+}
+
+/** An error with the name of the device, when it has none. */
+export function named(error: unknown, device: string): unknown {
+  return isDmaError(error) && error.device === undefined ? error.with({ device }) : error;
 }
 
 /** A fact for people, beside an error or in a hint; `undefined` when it can not be had now: it must not hide what it is about. */

@@ -7,7 +7,7 @@
  */
 import { isA, mustBeOneOf, optionsOf, type Shape, typeHint } from '../check.js';
 import { debug } from '../debug.js';
-import { DmaError, invalid, isDmaError, naming, throwFirst, undoAll, withUndo } from '../errors.js';
+import { DmaError, invalid, isDmaError, named, naming, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import { OriginNotes } from '../origin.js';
@@ -163,6 +163,8 @@ export class Domain {
   readonly #stuck: { readonly entry: Entry; readonly device: string }[] = [];
   /** As they were when they were last asked for, and their windows, with those that touch joined. */
   #constraints: Constraints;
+  /** What plans are made from, as long as the constraints are the same. */
+  #books: Books | undefined;
   #windows: readonly Range<Iova>[];
   #failure: DmaError | undefined;
   /** Did the other side keep memory when the domain failed? */
@@ -518,19 +520,25 @@ export class Domain {
     if (this.#failure !== undefined) throw lostDevice(operation, device, this.#failure);
     const books = this.#newBooks();
     const origin = this.#origins.note(called);
-    return naming(device, () => planMapping(books, { device, target, options, operation, origin }, when));
+    try {
+      return planMapping(books, { device, target, options, operation, origin }, when);
+    } catch (error) {
+      throw named(error, device);
+    }
   }
 
   #newBooks(): Books {
     const constraints = this.#newConstraints();
-    return {
+    // Mostly nothing has changed.
+    if (this.#books?.constraints === constraints) return this.#books;
+    return (this.#books = {
       name: this.name,
       constraints,
       windows: this.#windows,
       areas: this.#areas,
       ledger: this.#ledger,
       locked: this.#locked,
-    };
+    });
   }
 
   /** Books IOVAs and ledger entries for all pieces, or none, whatever throws. */
