@@ -3,7 +3,6 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import { isDmaError, type ErrorCode } from '../errors.js';
-import type { Iova } from '../units.js';
 import { Bench, PAGE, part } from '../../test/fakes/dma/address-space.js';
 
 const A = 0x100000000;
@@ -65,7 +64,7 @@ test('what comes in the way while pages are booked ends it, and all is undone', 
   const made = bench();
   made.area(OTHER, 1);
   const mapping = made.domain.mapForAsync('d0', part(A, LENGTH));
-  const inTheWay = made.domain.mapFor('d1', part(OTHER, PAGE), { iova: SCATTERED[PAGES - 1] as Iova });
+  const inTheWay = made.domain.mapFor('d1', part(OTHER, PAGE), { iova: SCATTERED[PAGES - 1] });
   await assert.rejects(mapping, error('EEXIST', 'is taken by the mapping of d1'));
   inTheWay.unmap();
   assert.deepEqual(left(made), NOTHING);
