@@ -27,14 +27,14 @@ const OWN_PROCESS =
 const TOGETHER = 11;
 
 const wanted = process.argv.slice(2);
-const files = ['src', 'test']
+const files = ['src', 'bench', 'test']
   .flatMap((folder) => readdirSync(folder, { recursive: true, encoding: 'utf8' }).map((file) => join(folder, file)))
   .filter((file) => file.endsWith('.test.ts'))
   .filter((file) => wanted.length === 0 || wanted.some((text) => file.includes(text)))
   .sort();
 
 if (files.length === 0) {
-  console.error(`no test file in src/ or test/ matches: ${wanted.join(' ')}`);
+  console.error(`no test file in src/, bench/ or test/ matches: ${wanted.join(' ')}`);
   process.exit(1);
 }
 
