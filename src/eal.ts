@@ -72,7 +72,7 @@ export interface EalOptions extends BookSettings, LongWorkOptions {
 
 /** How to probe a device. */
 export interface ProbeOptions {
-  /** The container that a PCI device is put in; `container=NAME` in its name says the same. Default: the default one. */
+  /** The container that a PCI device is put in. `container=NAME` in its name says one by its name. Default: `eal.containers.default`. */
   readonly container?: Container;
 }
 
@@ -181,7 +181,13 @@ export class Eal implements AsyncDisposable {
         this.heaps.bytesAt(va, length)
       );
     };
-    const { buses, vdev, containers } = builtinBuses({ platform: this.platform, iommu: options.iommu, gate, bytesAt });
+    const { buses, vdev, containers } = builtinBuses({
+      platform: this.platform,
+      iommu: options.iommu,
+      gate,
+      domainOf: (space) => this.#registry.domainOf(space),
+      bytesAt,
+    });
     this.vdev = vdev;
     this.containers = containers;
     for (const bus of [...buses, ...(options.buses ?? [])]) this.#registry.registerBus(bus);
@@ -224,7 +230,7 @@ export class Eal implements AsyncDisposable {
     this.#mustRun('probe');
     const { container } = optionsOf<ProbeOptions>(options, { container: Container }, 'probe');
     const origin = captureOrigin(this.probe);
-    const device = await this.#registry.probe(container === undefined ? name : `${name},container=${container.name}`);
+    const device = await this.#registry.probe(name, { container });
     this.#probed.set(device, origin);
     return device;
   }

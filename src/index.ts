@@ -73,6 +73,7 @@ export type {
   FaultOptions,
   IdMatch,
   OpenedDevice,
+  OpenOptions,
   ProbeContext,
 } from './bus/model.js';
 export type { DeviceAccess, InterruptKind, Interrupts, RegionInfo } from './bus/device-access.js';
@@ -81,6 +82,8 @@ export type { GroupMapping } from './bus/fan-out.js';
 export type { VdevBus } from './bus/vdev/vdev-bus.js';
 
 export type { Container, ContainerChoice, ContainerKind, ContainerOptions, Containers } from './vfio/containers.js';
+export type { DirtyPages, DirtyTracking } from './vfio/dirty.js';
+export type { PageRequest, PageRequestQueue } from './vfio/page-requests.js';
 
 export { CopyEngine, copyError, type CopyOptions } from './drivers/copy-engine.js';
 export { copyEngineDriver } from './drivers/copy-engine-driver.js';

@@ -1,5 +1,7 @@
 /** The buses that come with the library, in the order they are asked. A new one is a folder beside this, and a line here. */
 import type { Gate } from '../check.js';
+import type { AddressSpace } from '../dma/address-space.js';
+import type { Domain } from '../dma/domain.js';
 import type { Platform } from '../platform/ports.js';
 import { RdmaContexts } from '../rdma/context.js';
 import { Containers, type ContainerChoice } from '../vfio/containers.js';
@@ -25,6 +27,8 @@ export interface BusHost {
   readonly iommu: ContainerChoice | undefined;
   /** Asked before anything is added to them. */
   readonly gate: Gate;
+  /** The domain of what is mapped in an address space, while there is one. */
+  readonly domainOf: (space: AddressSpace) => Domain | undefined;
   /** Registered memory, for devices that this process moves the bytes for. */
   readonly bytesAt: BytesAt;
 }
@@ -37,10 +41,10 @@ export interface BuiltinBuses {
 }
 
 /** Makes the buses of one `Eal`. */
-export function builtinBuses({ platform, iommu, gate, bytesAt }: BusHost): BuiltinBuses {
+export function builtinBuses({ platform, iommu, gate, domainOf, bytesAt }: BusHost): BuiltinBuses {
   const vdev = new VdevBus({ model: softwareModel, space: softwareSpaces(platform.memory.pageSize, bytesAt), gate });
   const vfioUser = new VfioUserBus({ platform, bytesAt });
-  const containers = new Containers(platform, { choice: iommu, gate });
+  const containers = new Containers(platform, { choice: iommu, gate, domainOf });
   // One for both buses, so that both names of a device are the same one.
   const contexts = new RdmaContexts(platform);
   const pci = new PciBus({ platform, containers, claimers: [rdmaClaimer(platform.kernel, contexts)] });

@@ -41,6 +41,12 @@ export interface OpenedDevice {
   close(): Promise<void> | void;
 }
 
+/** How to open a device. */
+export interface OpenOptions {
+  /** What the program asked the device to be put into; only a bus that {@link Bus.takesContainers} is given one. It checks which. */
+  readonly container?: { readonly name: string };
+}
+
 /** A bus. */
 export interface Bus {
   readonly name: string;
@@ -48,6 +54,8 @@ export interface Bus {
   readonly keys?: readonly string[];
   /** The full name of the device that `name` names, or `undefined` when no device of this bus can be called so. */
   parse(name: string): string | undefined;
+  /** Can its devices be put into a container that the program chooses? Default: no. */
+  readonly takesContainers?: boolean;
   /** How its devices are called, for who got a name wrong: a clause. */
   readonly naming?: string;
   /**
@@ -65,7 +73,7 @@ export interface Bus {
    * @param args keys given with the name; unknown ones are the driver's
    * @throws DmaError ENODEV or what else keeps it from being opened; nothing is left open then
    */
-  open(name: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice>;
+  open(name: string, args: ReadonlyMap<string, string>, options?: OpenOptions): Promise<OpenedDevice>;
   /** Does the driver match, beyond its bus name and ids? Default: yes. */
   match?(opened: OpenedDevice, driver: Driver): boolean;
   /**

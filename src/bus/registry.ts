@@ -13,7 +13,15 @@ import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import { OriginNotes } from '../origin.js';
 import type { LimitsPort } from '../platform/ports.js';
-import { TRY_NEXT, type Bus, type Device, type Driver, type OpenedDevice, type ProbeContext } from './model.js';
+import {
+  TRY_NEXT,
+  type Bus,
+  type Device,
+  type Driver,
+  type OpenedDevice,
+  type OpenOptions,
+  type ProbeContext,
+} from './model.js';
 import { show } from '../show.js';
 import { BoundDevice } from './device.js';
 import { matchesIds } from './match.js';
@@ -136,6 +144,11 @@ export class Registry {
     return device?.state === 'probed' ? device : undefined;
   }
 
+  /** The domain of what is mapped in an address space, while devices are in it. */
+  domainOf(space: AddressSpace): Domain | undefined {
+    return this.#domains.get(space);
+  }
+
   // --- plug and unplug ---
 
   /**
@@ -146,11 +159,12 @@ export class Registry {
    *   is probed already; EBUSY while it is being probed or removed; ENOTSUP when no driver takes it; ECANCELED when the
    *   registry is closed meanwhile; and what bus, driver and mappings throw
    */
-  async probe(text: string): Promise<Device> {
+  async probe(text: string, options: OpenOptions = {}): Promise<Device> {
     const spec = parseDeviceSpec(text);
     const { bus, name } = this.#locate(spec, text, 'probe');
     const fullName = `${bus.name}:${name}`;
     this.#checkKeys(bus, name, spec);
+    if (options.container !== undefined) checkContainer(bus, name, spec);
     if (this.#devices.has(fullName) && !this.#inTransition.has(fullName))
       throw new DmaError({
         code: 'EEXIST',
@@ -159,10 +173,12 @@ export class Registry {
         reason: 'the device is probed already',
         hint: 'eal.find(name) gives it; eal.remove(device) takes it away',
       });
-    return this.#exclusively(fullName, 'probe', (end) => this.#open(bus, name, spec, end)).catch((error: unknown) => {
-      const isAbsent = isDmaError(error, 'ENODEV') || isDmaError(error, 'ENOTSUP');
-      throw isAbsent && isGuess(spec, bus) ? unnamed(error, name, bus).with({ code: 'ENODEV' }) : error;
-    });
+    return this.#exclusively(fullName, 'probe', (end) => this.#open(bus, name, spec, options, end)).catch(
+      (error: unknown) => {
+        const isAbsent = isDmaError(error, 'ENODEV') || isDmaError(error, 'ENOTSUP');
+        throw isAbsent && isGuess(spec, bus) ? unnamed(error, name, bus).with({ code: 'ENODEV' }) : error;
+      },
+    );
   }
 
   /**
@@ -382,12 +398,14 @@ export class Registry {
   }
 
   /** What `probe` does, while it has the device to itself. */
-  async #open(bus: Bus, name: string, spec: DeviceSpec, end: () => void): Promise<BoundDevice> {
+  async #open(bus: Bus, name: string, spec: DeviceSpec, options: OpenOptions, end: () => void): Promise<BoundDevice> {
     this.#mustBeOpen(bus, name);
     let device: BoundDevice | undefined;
     try {
-      const opened = await bus.open(name, spec.args);
-      device = new BoundDevice(bus, name, spec.args, opened);
+      const opened = await bus.open(name, spec.args, options);
+      const { container } = options;
+      const args = container === undefined ? spec.args : new Map(spec.args).set('container', container.name);
+      device = new BoundDevice(bus, name, args, opened);
       this.#devices.set(device.name, device);
       await this.#bringUp(device, opened, spec);
       // It may have gone in the turn that this took to come back here.
@@ -652,4 +670,13 @@ function mustBeSpace(space: AddressSpace, { name, bus }: BoundDevice): void {
 function twice(what: string, name: string): DmaError {
   const hint = `each ${what} has a name of its own; eal.${what === 'bus' ? 'buses' : 'drivers'} has those there are`;
   return new DmaError({ code: 'EEXIST', operation: 'register', reason: `there is a ${what} ${name} already`, hint });
+}
+
+/** @throws DmaError EINVAL unless a container can be chosen for the device, and only one was */
+function checkContainer(bus: Bus, name: string, { args }: DeviceSpec): void {
+  const device = `${bus.name}:${name}`;
+  if (bus.takesContainers !== true)
+    throw invalid('probe', `devices of the bus ${bus.name} are not put into containers`, { device });
+  if (args.has('container'))
+    throw invalid('probe', 'two containers are given, by the name of the device and by the options', { device });
 }

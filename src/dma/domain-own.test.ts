@@ -1,6 +1,4 @@
-/** The old way: mappings of the domain itself. */
-/* eslint-disable @typescript-eslint/no-deprecated -- this is what they test */
-import { once } from 'node:events';
+/** Mappings of the domain itself, as `container.map` makes them. */
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
 import { isDmaError } from '../errors.js';
@@ -12,11 +10,7 @@ test('a mapping of the domain belongs to no device, and is shared with them', as
   const area = bench.area(16 * PAGE, 4);
   domain.attach('a');
   domain.attach('b');
-  const warned = once(process, 'warning') as Promise<[Error & { code?: string }]>;
-  const mapping = domain.map(part(16 * PAGE, 2 * PAGE));
-  const [warning] = await warned;
-  assert.equal(warning.name, 'DeprecationWarning');
-  assert.equal(warning.code, 'ANYDMA_DOMAIN_MAP');
+  const mapping = domain.mapOwn(part(16 * PAGE, 2 * PAGE), undefined, 'container.map');
   assert.deepEqual([...domain.devices], ['a', 'b']);
 
   const same = domain.mapFor('a', part(16 * PAGE, 2 * PAGE));
@@ -25,7 +19,7 @@ test('a mapping of the domain belongs to no device, and is shared with them', as
   await domain.detach('a');
   assert.equal(space.table.length, 1, 'a device that leaves takes only what is its own');
   assert.ok(mapping.live);
-  domain.unmap(part(16 * PAGE, 2 * PAGE));
+  domain.unmapOwn(part(16 * PAGE, 2 * PAGE), 'container.unmap');
   assert.equal(space.table.length, 0);
   assert.deepEqual(area.holders.size, 0);
 });
@@ -35,7 +29,7 @@ test('mappings of the domain end with its last device', async () => {
   const { domain, space } = bench;
   bench.area(16 * PAGE, 4);
   domain.attach('a');
-  const mapping = domain.map(part(16 * PAGE, PAGE));
+  const mapping = domain.mapOwn(part(16 * PAGE, PAGE), undefined, 'container.map');
   await domain.detach('a');
   assert.equal(mapping.live, false);
   assert.equal(space.table.length, 0);
@@ -50,7 +44,7 @@ test('only what the domain mapped can be unmapped as its own', () => {
   const mapping = domain.mapFor('a', part(16 * PAGE, PAGE));
   for (const target of [mapping, part(16 * PAGE, PAGE)])
     assert.throws(
-      () => domain.unmap(target),
+      () => domain.unmapOwn(target, 'container.unmap'),
       (error) => isDmaError(error, 'EINVAL'),
     );
   assert.ok(mapping.live);

@@ -149,14 +149,12 @@ export class Domain {
   readonly #allocator: IovaAllocator;
   readonly #origins: OriginNotes;
   readonly #now: () => number;
-  /** Who has the mappings of {@link Domain.map}. Not a name that a device can have. */
+  /** Who has the mappings of {@link mapOwn}. Not a name that a device can have. */
   readonly #self: string;
   /** Devices in this domain, and what each has mapped. */
   readonly #devices = new Map<string, MappingList>();
-  /** What {@link Domain.map} made. */
+  /** What {@link mapOwn} made. */
   readonly #own = new MappingList();
-  /** Warnings of the old way come once. */
-  #hasWarned = false;
   /** Async calls that are running, and how to make them give up. */
   readonly #running = new Map<Promise<unknown>, { device: string; giveUp?: AbortController }>();
   /** Entries that the address space would not undo, and the device whose hold on the memory stays because of that. */
@@ -394,29 +392,16 @@ export class Domain {
     else this.#cut(mapping, part, operation);
   }
 
-  /**
-   * Maps for the address space itself and not for one of its devices, until {@link Domain.unmap} or the end of the domain. This
-   * is how VFIO containers are used; it is here for programs that are being ported.
-   *
-   * @deprecated `device.dmaMap` does the same for every kind of device, and knows whose mapping it is
-   * @throws DmaError as `mapFor`
-   */
-  map(target: MapTarget, options: MapOptions = {}): Mapping {
-    this.#warnOldWay();
-    return this.mapFor(this.#self, target, options, 'domain.map');
+  /** @internal Maps for the domain itself and not for one of its devices, until its last device leaves: see `Container.map`. */
+  mapOwn(target: MapTarget, options: MapOptions | undefined, operation: string): Mapping {
+    return this.mapFor(this.#self, target, options, operation);
   }
 
-  /**
-   * Undoes {@link Domain.map}.
-   *
-   * @deprecated with {@link Domain.map}
-   * @throws DmaError as `unmapFor`
-   */
-  unmap(target: Mapping | (MapTarget & { readonly iova?: IovaLike })): void {
-    this.#warnOldWay();
-    if (!isA(target, Mapping)) return this.unmapFor(this.#self, target, 'domain.unmap');
+  /** @internal Undoes {@link mapOwn}. */
+  unmapOwn(target: Mapping | (MapTarget & { readonly iova?: IovaLike }), operation: string): void {
+    if (!isA(target, Mapping)) return this.unmapFor(this.#self, target, operation);
     if (!this.#isOwn(target))
-      throw invalid('domain.unmap', 'domain.map did not make this mapping', { range: target.range });
+      throw invalid(operation, 'container.map did not make this mapping', { range: target.range });
     target.unmap();
   }
 
@@ -489,13 +474,6 @@ export class Domain {
     if (access !== undefined) mustBeOneOf(access, ACCESSES, 'access', 'explain');
     const evidence = { ledger: this.#ledger, retired: this.#retired, windows: this.#windows, now: this.#now() };
     return explain(evidence, range.start, range.length, access, by);
-  }
-
-  #warnOldWay(): void {
-    if (this.#hasWarned) return;
-    this.#hasWarned = true;
-    const warning = 'domain.map and domain.unmap are the old way: map for a device, with device.dmaMap';
-    process.emitWarning(warning, { type: 'DeprecationWarning', code: 'ANYDMA_DOMAIN_MAP' });
   }
 
   #isOwn(mapping: Mapping): boolean {

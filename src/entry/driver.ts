@@ -7,6 +7,7 @@ export {
   type Driver,
   type IdMatch,
   type OpenedDevice,
+  type OpenOptions,
   type ProbeContext,
 } from '../bus/model.js';
 export type { Description, DescriptionPart, DescriptionTable, TableCell, TableColumn } from '../bus/description.js';

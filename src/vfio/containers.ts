@@ -5,16 +5,18 @@
 import { type Gate, open, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, naming, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
+import { Container, type ContainerParts } from './container.js';
 import type { VfioDevice } from './device.js';
 import { groupMembers, isNoIommuGroup } from './facts.js';
 import { IommufdContext, IOMMUFD } from './iommufd-context.js';
 import { IommufdSpace } from './iommufd.js';
 import { NoIommuSpace } from './noiommu.js';
 import { SpaprSpace } from './spapr.js';
-import type { ContainerChoice, ContainerKind, KernelSpace, VfioNode } from './space.js';
+import type { ContainerChoice, KernelSpace, VfioNode } from './space.js';
 import { Type1Space } from './type1.js';
 import { shortForm } from '../short-form.js';
 
+export { Container } from './container.js';
 export type { ContainerChoice, ContainerKind, KernelSpace, VfioNode } from './space.js';
 
 /** Options of a new container. */
@@ -23,7 +25,7 @@ export interface ContainerOptions {
   readonly name?: string;
   /** Default: the choice of {@link Containers}. */
   readonly kind?: ContainerChoice;
-  /** For iommufd: see `IommufdOptions.pageRequests`. Default false. */
+  /** For iommufd: may devices with PCI PRI request missing pages? See {@link Container.pageRequests}. Default false. */
   readonly pageRequests?: boolean;
 }
 
@@ -41,59 +43,6 @@ export interface OpenedNode {
   release(): void;
 }
 
-/** A named address space of the IOMMU. Made by {@link Containers.create}. */
-export class Container {
-  readonly name: string;
-  /** The requested kind. */
-  readonly choice: ContainerChoice;
-  /** @internal */
-  readonly pageRequests: boolean;
-  /** @internal */
-  space: KernelSpace | undefined;
-  /** @internal by name */
-  readonly nodes = new Map<string, VfioNode>();
-  /** @internal */
-  closed = false;
-  readonly #forget: (container: Container) => void;
-
-  /** @internal */
-  constructor(name: string, choice: ContainerChoice, pageRequests: boolean, forget: (container: Container) => void) {
-    this.name = name;
-    this.choice = choice;
-    this.pageRequests = pageRequests;
-    this.#forget = forget;
-  }
-
-  /** Its kind; `undefined` while it has no device. */
-  get kind(): ContainerKind | undefined {
-    return this.space?.kind;
-  }
-
-  /** Names of the devices in it. */
-  get devices(): readonly string[] {
-    return [...this.nodes.keys()];
-  }
-
-  /** Closes it: no device can be added any more. Idempotent. @throws DmaError EBUSY while it has devices */
-  close(): void {
-    if (this.nodes.size > 0)
-      throw new DmaError({
-        code: 'EBUSY',
-        operation: 'close',
-        reason: `container "${this.name}" has devices: ${this.devices.join(', ')}`,
-      });
-    this.closed = true;
-    this.#forget(this);
-  }
-
-  /** Calls {@link close}. */
-  [Symbol.dispose](): void {
-    this.close();
-  }
-}
-
-shortForm(Container, 'Container', ({ name, kind, devices }) => ({ name, kind, devices }));
-
 /** Name of the default container. */
 const DEFAULT = 'default';
 
@@ -107,14 +56,23 @@ export class Containers {
   /** Containers by number of the IOMMU groups with open devices. */
   readonly #groups = new Map<number, Container>();
   readonly #iommufd: IommufdContext<IommufdSpace>;
+  readonly #domainOf: ContainerParts['domainOf'];
   /** Results of {@link open} that were not released. */
   readonly #opened = new Set<OpenedNode>();
   #made = 0;
   #gate: Gate = open;
 
-  /** @internal @param options.gate called before a container is created */
-  constructor(platform: Platform, options: { readonly choice?: ContainerChoice; readonly gate?: Gate } = {}) {
+  /** @internal @param options.gate called before a container is created @param options.domainOf see {@link ContainerParts} */
+  constructor(
+    platform: Platform,
+    options: {
+      readonly choice?: ContainerChoice;
+      readonly gate?: Gate;
+      readonly domainOf?: ContainerParts['domainOf'];
+    } = {},
+  ) {
     this.#platform = platform;
+    this.#domainOf = options.domainOf ?? ((): undefined => undefined);
     this.#choice = options.choice ?? 'auto';
     this.#iommufd = new IommufdContext(platform);
     this.default = this.create({ name: DEFAULT });
@@ -129,8 +87,14 @@ export class Containers {
     if (name === '') throw invalid('container', 'a container needs a name');
     if (this.#containers.has(name))
       throw new DmaError({ code: 'EEXIST', operation: 'container', reason: `there is a container "${name}" already` });
-    const container = new Container(name, kind, pageRequests, (closed) => {
-      if (this.#containers.get(name) === closed) this.#containers.delete(name);
+    const container = new Container({
+      name,
+      choice: kind,
+      takesPageRequests: pageRequests,
+      domainOf: this.#domainOf,
+      forget: (closed) => {
+        if (this.#containers.get(name) === closed) this.#containers.delete(name);
+      },
     });
     this.#containers.set(name, container);
     return container;
@@ -202,8 +166,9 @@ export class Containers {
   #mustTake(container: Container, { name, group }: VfioNode): void {
     const refuse = (code: 'EINVAL' | 'EEXIST' | 'EBUSY', reason: string, hint?: string): DmaError =>
       new DmaError({ code, operation: 'open', device: name, reason, hint });
-    if (container.closed || this.#containers.get(container.name) !== container)
-      throw refuse('EINVAL', `container "${container.name}" is closed`);
+    if (container.closed) throw refuse('EINVAL', `container "${container.name}" is closed`);
+    if (this.#containers.get(container.name) !== container)
+      throw refuse('EINVAL', `container "${container.name}" is of another Eal`);
     for (const each of this.#containers.values())
       if (each.nodes.has(name)) throw refuse('EEXIST', `it is open already, in container "${each.name}"`);
     const owner = group === undefined ? undefined : this.#groups.get(group);
@@ -226,7 +191,7 @@ export class Containers {
     const { choice, name } = container;
     switch (choice) {
       case 'iommufd':
-        return new IommufdSpace(platform, this.#iommufd, container);
+        return this.#makeIommufd(container);
       case 'type1':
         return new Type1Space(platform, name);
       case 'spapr':
@@ -235,11 +200,21 @@ export class Containers {
         return new NoIommuSpace(platform, name);
       case 'auto':
         this.#mustHaveIommu(node);
-        return this.#prefersIommufd(node)
-          ? new IommufdSpace(platform, this.#iommufd, container)
-          : this.#makeGroupSpace(name);
+        if (container.allowed.length > 0) return this.#makeIommufd(container);
+        return this.#prefersIommufd(node) ? this.#makeIommufd(container) : this.#makeGroupSpace(name);
     }
     throw invalid('container', `there is no kind of container "${String(choice)}"`);
+  }
+
+  #makeIommufd({ name, takesPageRequests, allowed }: Container): IommufdSpace {
+    const space = new IommufdSpace(this.#platform, this.#iommufd, { name, pageRequests: takesPageRequests });
+    if (allowed.length === 0) return space;
+    try {
+      space.allowIovas(allowed);
+      return space;
+    } catch (error) {
+      throw withUndo(error, 'open', undoAll([() => space.end()]));
+    }
   }
 
   /**

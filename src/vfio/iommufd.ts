@@ -88,7 +88,8 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   /** Segments mapped by {@link map}, by VA. */
   readonly #placed = new Map<number, MapSegment>();
   readonly #pageTables: PageTable[] = [];
-  readonly #devices = new Set<string>();
+  /** By name, the numbers that the kernel gave them. */
+  readonly #devices = new Map<string, number>();
   #windows: readonly Range<Iova>[] = [];
   #granule: number;
   #constraints: Constraints | undefined;
@@ -111,7 +112,8 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
       this.#id = id;
       this.#arguments = newArguments(id);
       this.#refresh();
-      this.pageRequests = options.pageRequests === true ? new PageRequests(platform, context) : undefined;
+      this.pageRequests =
+        options.pageRequests === true ? new PageRequests(platform, context, (id) => this.#nameOf(id)) : undefined;
     } catch (error) {
       throw withUndo(error, 'iommufd', undoAll(undo));
     }
@@ -139,12 +141,14 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   open(node: VfioNode): VfioDevice {
     const { name } = node;
     const fd = this.#openCharacterDevice(node);
+    let id: number;
     try {
-      this.#attach(fd, this.#bind(fd, node), node);
+      id = this.#bind(fd, node);
+      this.#attach(fd, id, node);
     } catch (error) {
       throw withUndo(error, 'open', undoAll([() => this.#platform.files.close(fd), () => this.#forget(name)]));
     }
-    this.#devices.add(name);
+    this.#devices.set(name, id);
     let device: VfioDevice;
     try {
       device = VfioDevice.fromFd(this.#platform, fd, name);
@@ -291,6 +295,10 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     return tracked.length > 0 && tracked.reduce((sum, { devices }) => sum + devices.size, 0) === this.#devices.size;
   }
 
+  get dirty(): DirtyTracking {
+    return this;
+  }
+
   get pageSize(): number {
     return this.#granule;
   }
@@ -332,7 +340,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   end(): void {
     if (this.#closed) return;
     if (this.#devices.size > 0) {
-      const reason = `it has devices: ${[...this.#devices].join(', ')}`;
+      const reason = `it has devices: ${[...this.#devices.keys()].join(', ')}`;
       throw new DmaError({ code: 'EBUSY', operation: 'close', reason });
     }
     this.#closed = true;
@@ -417,6 +425,11 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   }
 
   // --- devices ---
+
+  #nameOf(id: number): string | undefined {
+    for (const [name, number] of this.#devices) if (number === id) return name;
+    return undefined;
+  }
 
   #openCharacterDevice({ name, device }: VfioNode): number {
     if (device === undefined)

@@ -3,6 +3,8 @@ import type { AddressSpace, DmaAccess } from '../dma/address-space.js';
 import { Range } from '../ranges.js';
 import { ADDRESS_LIMIT, type Iova } from '../units.js';
 import type { VfioDevice } from './device.js';
+import type { DirtyTracking } from './dirty.js';
+import type { PageRequestQueue } from './page-requests.js';
 
 /** The kinds of address space that the kernel has for devices. */
 export type ContainerKind = 'vfio-type1' | 'iommufd' | 'vfio-spapr' | 'vfio-noiommu';
@@ -26,6 +28,12 @@ export interface VfioNode {
 /** An address space of the kernel, in which devices are opened. */
 export interface KernelSpace extends AddressSpace {
   readonly kind: ContainerKind;
+  /** Tracks the pages that devices write; absent if the kernel can not. */
+  readonly dirty?: DirtyTracking;
+  /** Page requests of the devices; absent if they can not make any. */
+  readonly pageRequests?: PageRequestQueue | undefined;
+  /** Promises IOVAs, see `Container.allowIovas`. Absent if the kernel can not. */
+  allowIovas?(ranges: readonly Range<Iova>[]): void;
   /** Opens a device in it. @throws DmaError with a hint about the machine's state; then nothing is left open */
   open(node: VfioNode): VfioDevice;
   /** Removes a device, after `VfioDevice.close`. Does nothing if the device is not in it. */

@@ -181,6 +181,10 @@ export class Type1Space implements KernelSpace, DirtyTracking {
     return this.#readInfo().available;
   }
 
+  get dirty(): DirtyTracking {
+    return this;
+  }
+
   get pageSize(): number {
     return this.info.pageSizes[0];
   }

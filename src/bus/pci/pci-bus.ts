@@ -1,4 +1,5 @@
 /** The bus of PCI functions that VFIO hands to this process: `pci:0000:00:02.0`, `pci:00:02.0,container=mine`. */
+import { mustBe } from '../../check.js';
 import type { AddressSpace } from '../../dma/address-space.js';
 import { DmaError, forPeople, isDmaError, throwFirst, undoAll, withUndo, type DmaErrorDetails } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
@@ -8,11 +9,11 @@ import {
   VFIO_PCI_ERR_IRQ_INDEX,
   VFIO_PCI_REQ_IRQ_INDEX,
 } from '../../platform/uapi/vfio.js';
-import type { Container, Containers, KernelSpace, VfioNode } from '../../vfio/containers.js';
+import { Container, type Containers, type KernelSpace, type VfioNode } from '../../vfio/containers.js';
 import type { VfioDevice } from '../../vfio/device.js';
 import { isNoIommuGroup } from '../../vfio/facts.js';
 import { closedDevice } from '../closed-device.js';
-import type { Bus, Device, OpenedDevice } from '../model.js';
+import type { Bus, Device, OpenedDevice, OpenOptions } from '../model.js';
 import type { Description } from '../description.js';
 import { VfioAccess } from '../vfio-access.js';
 import { parsePciAddress } from './address.js';
@@ -39,6 +40,7 @@ export class PciBus implements Bus {
   readonly naming =
     'by its address, domain:bus:device.function in hexadecimal, such as 0000:00:02.0 or 00:02.0: a device is at most 1f, a function at most 7';
   readonly keys = ['container'];
+  readonly takesContainers = true;
   readonly #options: PciBusOptions;
   readonly #sysfs: PciSysfs;
   /** Those of open functions, by address: a container's is one for all that are in it. */
@@ -69,7 +71,7 @@ export class PciBus implements Bus {
    *   is not viable; ENOENT: there is no such container; ENOTSUP: it is a bridge; and all that `Containers.open` throws;
    *   each with what to do about it
    */
-  async open(address: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice> {
+  async open(address: string, args: ReadonlyMap<string, string>, options: OpenOptions = {}): Promise<OpenedDevice> {
     const { platform, containers } = this.#options;
     const { limitation } = platform;
     if (limitation !== undefined)
@@ -82,7 +84,7 @@ export class PciBus implements Bus {
       });
     const claimed = this.#openClaimed(address);
     if (claimed !== undefined) return claimed;
-    const container = this.#containerOf(args);
+    const container = this.#containerOf(args, options);
     const fn = this.#find(address);
     const mark = new LogMark(forPeople(() => platform.kernel.log()));
     const undo: (() => void)[] = [];
@@ -138,8 +140,12 @@ export class PciBus implements Bus {
     return this.#sysfs.scan().some(exposed) ? 'pa' : undefined;
   }
 
-  #containerOf(args: ReadonlyMap<string, string>): Container {
+  #containerOf(args: ReadonlyMap<string, string>, options: OpenOptions): Container {
     const { containers } = this.#options;
+    if (options.container !== undefined) {
+      mustBe(options.container, Container, 'what a device is put into', 'open');
+      return options.container;
+    }
     const name = args.get('container');
     if (name === undefined) return containers.default;
     const container = containers.find(name);
