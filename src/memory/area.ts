@@ -172,7 +172,7 @@ export class Area {
    */
   linger(over: Promise<void>, unneeded: () => void): void {
     const token = {};
-    const lingering = (this.#lingering ??= new Map());
+    const lingering = (this.#lingering ??= new Map<object, () => void>());
     lingering.set(token, unneeded);
     if (lingering.size === 1) {
       this.onLinger?.();
@@ -199,7 +199,7 @@ export class Area {
       this.#holds++;
       return;
     }
-    const others = (this.#others ??= new Map());
+    const others = (this.#others ??= new Map<string, number>());
     others.set(holder, (others.get(holder) ?? 0) + 1);
   }
 
