@@ -9,6 +9,7 @@ import type { Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
 import * as iommufd from '../platform/uapi/iommufd.js';
 import { IOCTL as VFIO_IOCTL, VFIO_DEVICE_ATTACH_IOMMUFD_PT, VFIO_DEVICE_BIND_IOMMUFD } from '../platform/uapi/vfio.js';
+import { RangeMap } from '../range-map.js';
 import { Range } from '../ranges.js';
 import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import type { Iova, Va } from '../units.js';
@@ -86,7 +87,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
   /** Arguments of synchronous calls; calls on other threads have their own. */
   readonly #arguments: Arguments;
   /** Segments mapped by {@link map}, by VA. */
-  readonly #placed = new Map<number, MapSegment>();
+  readonly #placed = new RangeMap<MapSegment>();
   readonly #pageTables: PageTable[] = [];
   /** By name, the numbers that the kernel gave them. */
   readonly #devices = new Map<string, number>();
@@ -365,18 +366,26 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
 
   /** The calls of {@link map}, in order; each is made unless an earlier one succeeded. */
   *#placing(segment: MapSegment, structs: Arguments): Steps<MappingCall, void> {
-    const placed = (yield* this.#placingAsCopy(segment, structs)) || (yield* this.#placingByFile(segment, structs));
+    const isAlone = this.#context.spaces.size < 2;
+    const placed =
+      (!isAlone && (yield* this.#placingAsCopy(segment, structs))) || (yield* this.#placingByFile(segment, structs));
     const { va, iova, length, access } = segment;
     if (!placed) yield mapCall(structs, va, iova, length, access);
-    this.#placed.set(va, segment);
+    this.#notePlaced(segment);
+  }
+
+  /** What is in its way there is not mapped any more: it was unmapped by its IOVAs alone. */
+  #notePlaced(segment: MapSegment): void {
+    const { va, length } = segment;
+    let other = this.#placed.insert(va, length, segment);
+    for (; other !== undefined; other = this.#placed.insert(va, length, segment)) this.#placed.delete(other.va);
   }
 
   *#placingAsCopy(segment: MapSegment, structs: Arguments): Steps<MappingCall, boolean> {
-    if (this.#context.spaces.size < 2) return false;
     const { va, iova, length, access } = segment;
     for (const space of [...this.#context.spaces]) {
       if (space === this) continue;
-      const there = space.#placed.get(va);
+      const there = space.#placed.exact(va, length);
       if (there === undefined || !isSame(there, segment)) continue;
       try {
         yield copyCall(structs, space.#id, there.iova, iova, length, access);
