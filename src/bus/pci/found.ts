@@ -26,17 +26,12 @@ export interface Facts<T> {
 export class Asking {
   readonly unknown: Unasked[] = [];
 
-  /**
-   * What `call` returns; when it fails, `otherwise`, and that it is not known.
-   *
-   * @param excused is the failure without meaning, as what was asked about is gone by now?
-   */
-  ask<T>(call: () => T, otherwise: T, excused: () => boolean = () => false): T {
+  /** What `call` returns; when it fails, `otherwise`, and that it is not known. */
+  ask<T>(call: () => T, otherwise: T): T {
     try {
       return call();
     } catch (error) {
       if (!isDmaError(error)) throw error;
-      if (excused()) return otherwise;
       const { code, reason } = error;
       if (!this.unknown.some((each) => each.reason === reason)) this.unknown.push({ code, reason });
       return otherwise;

@@ -1,6 +1,7 @@
 /** What is mounted, in every mount namespace that can be seen, and what is swapped to (proc_pid_mountinfo(5), proc_swaps(5)). */
 import type { KernelPort } from '../../platform/ports.js';
 import type { Asking } from './found.js';
+import { askProcesses } from './processes.js';
 
 /** A mounted file system. */
 export interface Mount {
@@ -23,34 +24,20 @@ export interface Swap {
   readonly deleted: boolean;
 }
 
-/** The numbers of all processes that can be seen. */
-export function processes(kernel: KernelPort): number[] {
-  return kernel
-    .list('/proc')
-    .filter((name) => /^\d+$/.test(name))
-    .map(Number);
-}
-
-/** Has the process ended? What is asked about it fails in many ways then. */
-export function hasEnded(kernel: KernelPort, process: number): () => boolean {
-  return () => !kernel.list('/proc').includes(String(process));
-}
-
 /** All mounts of this process, of the first one, and of one process of each other mount namespace. */
 export function readMounts(kernel: KernelPort, asking: Asking): Mount[] {
   const mounts = asking.ask(() => parse(kernel.readText('/proc/self/mountinfo') ?? '', undefined), []);
   const own = asking.ask(() => kernel.readLink('/proc/self/ns/mnt'), undefined);
   const seen = new Set([own]);
-  for (const process of asking.ask(() => processes(kernel), [])) {
-    const ended = hasEnded(kernel, process);
-    const space = asking.ask(() => kernel.readLink(`/proc/${process}/ns/mnt`), undefined, ended);
+  askProcesses(kernel, asking, (process, ask) => {
+    const space = ask(() => kernel.readLink(`/proc/${process}/ns/mnt`), undefined);
     // This process may be confined to a part of what the first one sees.
-    if (space === undefined || (seen.has(space) && process !== 1)) continue;
-    const text = asking.ask(() => kernel.readText(`/proc/${process}/mountinfo`), undefined, ended);
-    if (text === undefined) continue;
+    if (space === undefined || (seen.has(space) && process !== 1)) return;
+    const text = ask(() => kernel.readText(`/proc/${process}/mountinfo`), undefined);
+    if (text === undefined) return;
     seen.add(space);
     mounts.push(...parse(text, space === own ? undefined : process));
-  }
+  });
   return mounts;
 }
 

@@ -1,7 +1,7 @@
 /** Which processes have nodes of devices open, by /proc/PID/fd. */
 import type { KernelPort } from '../../platform/ports.js';
 import type { Asking } from './found.js';
-import { hasEnded, processes } from './mounts.js';
+import { askProcesses } from './processes.js';
 
 /** A process that has a node open. */
 export interface Opener {
@@ -25,26 +25,25 @@ export function readOpenNodes(kernel: KernelPort, asking: Asking): Map<string, O
   if (namespace !== FIRST_NAMESPACE)
     asking.unknown.push({ code: 'EACCES', reason: 'processes outside of this container can not be seen' });
   const own = Number(asking.ask(() => kernel.readLink('/proc/self'), undefined));
-  for (const process of asking.ask(() => processes(kernel), [])) {
-    if (process === own) continue;
-    const ended = hasEnded(kernel, process);
+  askProcesses(kernel, asking, (process, ask) => {
+    if (process === own) return;
     const directory = `/proc/${process}/fd`;
     const paths = new Map<string, string>();
-    for (const fd of asking.ask(() => kernel.list(directory), [], ended)) {
-      const path = asking.ask(() => kernel.readLink(`${directory}/${fd}`), undefined, ended);
+    for (const fd of ask(() => kernel.list(directory), [])) {
+      const path = ask(() => kernel.readLink(`${directory}/${fd}`), undefined);
       // A process with another root has its nodes below that.
       if (path?.includes('/dev/') === true) paths.set(path, `${directory}/${fd}`);
     }
-    if (paths.size === 0) continue;
-    const name = asking.ask(() => kernel.readText(`/proc/${process}/comm`), undefined, ended)?.trim() ?? '';
-    if (PASSERS_BY.includes(name)) continue;
+    if (paths.size === 0) return;
+    const name = ask(() => kernel.readText(`/proc/${process}/comm`), undefined)?.trim() ?? '';
+    if (PASSERS_BY.includes(name)) return;
     for (const [path, link] of paths) {
-      const node = asking.ask(() => kernel.nodeAt(link), undefined, ended);
+      const node = ask(() => kernel.nodeAt(link), undefined);
       if (node === undefined) continue;
       const key = `${node.kind} ${node.number}`;
       found.set(key, [...(found.get(key) ?? []), { process, name, path }]);
     }
-  }
+  });
   return found;
 }
 

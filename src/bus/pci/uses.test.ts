@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { DmaError } from '../../errors.js';
 import type { KernelRoute } from '../../platform/ports.js';
 import { PciSysfs } from './sysfs.js';
 import {
@@ -256,6 +257,50 @@ describe('other uses', () => {
       'process 7 (qemu) has /dev/nvme0n1 open',
       'process 8 (smartd) has /dev/nvme0 open',
     ]);
+  });
+
+  it('files of processes that can not be read: told once a cause, with a count', () => {
+    const machine = setUp([{ ...DISK, held: false }]);
+    let lists = 0;
+    const list = machine.list.bind(machine);
+    machine.list = (path) => {
+      if (path === '/proc') lists++;
+      return list(path);
+    };
+    const fds = Array.from({ length: 286 }, () => '/dev/null');
+    machine.addProcess(1, 'init', fds);
+    for (const fd of fds.keys()) machine.unreadable.set(`/proc/1/fd/${fd}`, 'EACCES');
+    machine.addProcess(7, 'qemu', ['/dev/nvme0n1']);
+    for (const process of [8, 9]) {
+      machine.addProcess(process, 'other', ['/dev/null']);
+      machine.unreadable.set(`/proc/${process}/fd`, 'EPERM');
+    }
+    const fn = new PciSysfs(machine).read(NVME);
+    assert.ok(fn !== undefined);
+    const { uses, unknown } = new MachineUses(machine).of(fn);
+    assert.deepEqual(
+      uses.map(({ text }) => text),
+      ['process 7 (qemu) has /dev/nvme0n1 open'],
+    );
+    assert.deepEqual(unknown, [
+      { code: 'EACCES', reason: 'made-up machine: /proc/1/fd/0, and 285 more like that' },
+      { code: 'EPERM', reason: 'made-up machine: /proc/8/fd, and 1 more like that' },
+    ]);
+    // For the mounts, for the open files, and to see once which processes have ended.
+    assert.equal(lists, 3);
+  });
+
+  it('a process that ended while it was asked has nothing open', () => {
+    const machine = setUp([{ ...DISK, held: false }]);
+    machine.addProcess(8, 'short', ['/dev/null']);
+    const readLink = machine.readLink.bind(machine);
+    machine.readLink = (path) => {
+      if (path !== '/proc/8/fd/0') return readLink(path);
+      for (const map of [machine.files, machine.links])
+        for (const each of map.keys()) if (each.startsWith('/proc/8/')) map.delete(each);
+      throw new DmaError({ code: 'ESRCH', operation: 'readlink', reason: path });
+    };
+    assert.deepEqual(usesOf(machine), []);
   });
 
   it('a program with a root of its own', () => {

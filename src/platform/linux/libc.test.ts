@@ -91,3 +91,17 @@ test('numbers and texts that C would take for others are refused', () => {
     (error) => isDmaError(error, 'ENOENT'),
   );
 });
+
+test('Node is asked for the words of errors once, not for each failed call', () => {
+  const count = `
+    import { createRequire } from 'node:module';
+    const util = createRequire(import.meta.url)('node:util');
+    const ask = util.getSystemErrorMap;
+    let asked = 0;
+    util.getSystemErrorMap = () => (asked++, ask());`;
+  const fail = `
+    const texts = [2, 13, 2].map((errno) => m.systemFailure(errno, 'any').reason);
+    console.log(asked, texts.join(', '));`;
+  const texts = 'no such file or directory, permission denied, no such file or directory';
+  assert.equal(run('libc.js', fail, count), `1 ${texts}`);
+});

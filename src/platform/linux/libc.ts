@@ -359,11 +359,18 @@ export function systemFailure(
   subject?: string,
   more?: Partial<DmaErrorDetails>,
 ): DmaError {
-  // Importing node:util reads all of its exports, and on Node 26 that opens standard input.
-  const { getSystemErrorMap } = createRequire(HERE)('node:util') as typeof import('node:util');
-  const text = getSystemErrorMap().get(-errno)?.[1] ?? `error ${errno}`;
+  const text = systemErrors().get(-errno)?.[1] ?? `error ${errno}`;
   const reason = subject === undefined ? text : `${subject}: ${text}`;
   return new DmaError({ code: errorCode(errno), errno, operation, reason, hint: descriptorHint(errno), ...more });
+}
+
+let errorMap: ReadonlyMap<number, readonly [name: string, text: string]> | undefined;
+
+/** What Node knows of the numbers of errors, which it is asked for once. */
+function systemErrors(): NonNullable<typeof errorMap> {
+  // Importing node:util reads all of its exports, and on Node 26 that opens standard input.
+  errorMap ??= (createRequire(HERE)('node:util') as typeof import('node:util')).getSystemErrorMap();
+  return errorMap;
 }
 
 /** The hint for EMFILE and ENFILE. */
