@@ -352,7 +352,7 @@ export class Heap {
   readonly name: string;
   /** The NUMA node for a heap of the library's own memory; 256, 257, ... for others. Never reused. */
   readonly id: number;
-  /** NUMA node; -1 for a heap over the user's memory */
+  /** NUMA node; -1 for a heap over the user's memory, and for one whose pages may come from any node */
   readonly node: number;
   /** Must every device use the same IOVAs for its memory? */
   readonly sameIova: boolean;

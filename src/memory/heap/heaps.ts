@@ -326,7 +326,7 @@ export class Heaps {
   }
 
   #native(name: string): Heap | undefined {
-    return /^socket_\d+$/.test(name) ? this.#options.native().find((heap) => heap.name === name) : undefined;
+    return /^socket_(?:\d+|any)$/.test(name) ? this.#options.native().find((heap) => heap.name === name) : undefined;
   }
 
   /** A heap that users may change. */

@@ -217,6 +217,62 @@ describe('memory that the library owns', SKIP, () => {
     made.close();
   });
 
+  describe('where a sandbox denies mbind', () => {
+    const denied = (options: MemoryOptions = {}, pages = [1, 2]): ReturnType<typeof bench> =>
+      bench({
+        pools: [{ pageSize: P2, pages }],
+        options,
+        wrap: (platform) => {
+          const bind = (): never => {
+            throw new DmaError({ code: 'EPERM', operation: 'mbind', reason: 'denied', hint: 'give CAP_SYS_NICE' });
+          };
+          // The pretended pages come from node 0 unless they are bound.
+          return { ...platform, memory: { ...platform.memory, bind } };
+        },
+      });
+
+    it('memory on any node comes unbound, with one notice', async () => {
+      const made = denied();
+      const block = made.memory.malloc(P2);
+      assert.deepEqual([block.heap.name, block.heap.node, block.area.node], ['socket_any', -1, -1]);
+      assert.equal(block.area.pageSize, P2);
+      const more = await made.memory.mallocAsync(8 * P2);
+      assert.equal(made.notices.length, 2, made.notices.join());
+      assert.match(made.notices[0], /any NUMA node.*denied \(give CAP_SYS_NICE\)/);
+      assert.match(made.notices[1], /no hugepages are free/);
+      block.free();
+      more.free();
+      made.close();
+    });
+
+    it('a node that was asked for stays EPERM, before and after', async () => {
+      const made = denied();
+      for (let n = 0; n < 2; n++) {
+        throwsDma('EPERM', () => made.memory.malloc(64, { node: 0 }), /malloc.*CAP_SYS_NICE/s);
+        await assert.rejects(made.memory.mallocAsync(64, { node: 1 }), { code: 'EPERM', operation: 'mallocAsync' });
+        throwsDma('EINVAL', () => made.memory.malloc(64, { node: 7 }), /the nodes are: 0, 1/);
+        throwsDma('EINVAL', () => made.memory.malloc(64, { node: -1 }), /the nodes are: 0, 1/);
+        made.memory.malloc(64).free();
+      }
+      made.close();
+      for (const options of [{ numaMem: [P2] }, { numaLimit: [0, P2] }]) {
+        const asked = denied(options);
+        throwsDma('EPERM', () => asked.memory.start(), /Eal\.start.*CAP_SYS_NICE/s);
+        asked.close();
+      }
+    });
+
+    it('where there is one node nothing is tried, and nothing told', () => {
+      const made = denied({ noHuge: true }, [1]);
+      assert.deepEqual(
+        made.memory.heaps.map(({ name }) => name),
+        ['socket_0'],
+      );
+      assert.deepEqual(made.notices, []);
+      made.close();
+    });
+  });
+
   it('1.3.3: what is taken at the start stays, and is grown beyond', () => {
     const made = bench({ options: { size: 5 * MiB } });
     made.memory.start();

@@ -226,9 +226,12 @@ export class OwnedMemory {
     return (this.#iova ??= this.#decideIova());
   }
 
-  /** One heap per NUMA node, called `socket_<node>`, in ascending order. */
+  /**
+   * One heap per NUMA node, called `socket_<node>`, in ascending order. Only `socket_any` (node -1) if the machine has several
+   * nodes and a sandbox does not let this process choose one.
+   */
   get heaps(): readonly Heap[] {
-    this.#heaps ??= this.#lists.nodes.map((node) => this.#newHeap(node));
+    this.#heaps ??= this.#lists.heapNodes.map((node) => this.#newHeap(node));
     return this.#heaps;
   }
 
@@ -237,11 +240,14 @@ export class OwnedMemory {
     return this.#heaps ?? [];
   }
 
-  /** The heap of a node. @throws DmaError EINVAL if there is no such node */
+  /** The heap of a node. @throws DmaError EINVAL if there is no such node; EPERM if this process may not choose a node */
   heapOf(node: number, operation = 'malloc'): Heap {
-    const heap = this.heaps.find((each) => each.node === node);
+    const { nodes, unbound } = this.#lists;
+    const exists = nodes.includes(node);
+    if (exists && unbound !== undefined) throw unbound.with({ operation });
+    const heap = exists ? this.heaps.find((each) => each.node === node) : undefined;
     if (heap !== undefined) return heap;
-    const hint = `the nodes are: ${this.heaps.map((each) => each.node).join(', ')}`;
+    const hint = `the nodes are: ${nodes.join(', ')}`;
     throw invalid(operation, `there is no NUMA node ${show(node)}`, { hint });
   }
 
@@ -429,11 +435,14 @@ export class OwnedMemory {
   }
 
   *#starting(signal?: AbortSignal): Steps<LongStep, void> {
-    const { size, numaMem, iovaMode } = this.#settings;
+    const { size, numaMem, numaLimit, iovaMode } = this.#settings;
     this.#lists.start();
+    // Nobody knows what comes from a node then, so its limit can not be kept.
+    const unbound = numaLimit.some((bytes) => bytes > 0) ? this.#lists.unbound : undefined;
+    if (unbound !== undefined) throw unbound.with({ operation: START });
     if (iovaMode === 'pa') this.#iova = this.#decideIova();
     for (const [node, bytes] of numaMem.entries())
-      if (bytes > 0) yield* this.#preallocating([this.heapOf(node)], bytes, signal);
+      if (bytes > 0) yield* this.#preallocating([this.heapOf(node, START)], bytes, signal);
     if (size > 0) yield* this.#preallocating(this.heaps, size, signal);
   }
 
@@ -480,8 +489,8 @@ export class OwnedMemory {
 
   #newHeap(node: number): Heap {
     const heap: Heap = new Heap({
-      name: `socket_${node}`,
-      id: node,
+      name: `socket_${node < 0 ? 'any' : node}`,
+      id: Math.max(node, 0),
       node,
       memory: this.#platform.memory,
       areas: this.#areas,

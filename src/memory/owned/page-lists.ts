@@ -23,6 +23,9 @@ const LIST_BYTES = 64 * GiB;
 /** Errors after which another mount is tried, and those that are about rights. */
 const ABOUT_RIGHTS: readonly string[] = ['EACCES', 'EPERM', 'EROFS'];
 const ABOUT_A_MOUNT: readonly string[] = [...ABOUT_RIGHTS, 'ENOSPC', 'ENOMEM', 'ENOENT'];
+/** Stands for any NUMA node. */
+const ANY_NODE = -1;
+
 const MOUNT_HINT = 'anydma hugepages --mount mounts one';
 
 function keyOf(pageSize: number, node: number, mount: HugetlbfsMount | undefined): string {
@@ -43,6 +46,8 @@ export class PageLists {
   /** The hugetlbfs that the settings name. */
   #directory: HugetlbfsMount | undefined;
   #nodes: readonly number[] | undefined;
+  #heapNodes: readonly number[] | undefined;
+  #unbound: DmaError | undefined;
   #hidden: DmaError | undefined;
   #hugeSizes: number[] | undefined;
 
@@ -59,6 +64,43 @@ export class PageLists {
   /** NUMA nodes that have memory, in ascending order. */
   get nodes(): readonly number[] {
     return (this.#nodes ??= this.#ifShown(() => this.#huge.nodes()) ?? [0]);
+  }
+
+  /**
+   * The nodes that have heaps: all of them, in ascending order; only -1, for any node, where the process may not say which node
+   * pages come from.
+   */
+  get heapNodes(): readonly number[] {
+    if (this.#heapNodes !== undefined) return this.#heapNodes;
+    this.#unbound = this.nodes.length === 1 ? undefined : this.#whyUnbound();
+    if (this.#unbound !== undefined) {
+      const { reason, hint } = this.#unbound;
+      const todo = hint === undefined ? '' : ` (${hint})`;
+      this.#settings.onNotice(`pages come from any NUMA node, as this process may not choose one: ${reason}${todo}`);
+    }
+    return (this.#heapNodes = this.#unbound === undefined ? this.nodes : [ANY_NODE]);
+  }
+
+  /** Why memory can not be bound to a node, where that is so; EPERM. */
+  get unbound(): DmaError | undefined {
+    return this.heapNodes[0] === ANY_NODE ? this.#unbound : undefined;
+  }
+
+  /** Tries it with a page that nobody touches. */
+  #whyUnbound(): DmaError | undefined {
+    const { memory, limitation } = this.#platform;
+    if (limitation !== undefined) return undefined;
+    const length = memory.pageSize;
+    const va = memory.map({ length });
+    try {
+      memory.bind(va, length, this.nodes[0]);
+      return undefined;
+    } catch (error) {
+      // Other errors come again, and are told, when memory is wanted.
+      return isDmaError(error, 'EPERM') ? error : undefined;
+    } finally {
+      memory.unmap(va, length);
+    }
   }
 
   /** The error if this user may not read which hugepages there are. */
@@ -255,7 +297,7 @@ export class PageLists {
   /** Free hugepages of a size on a node. */
   #free(pageSize: number, node: number): number {
     const free = this.#platform.limits.freeHugePages(pageSize) ?? 0;
-    if (free === 0 || this.nodes.length === 1) return free;
+    if (free === 0 || node === ANY_NODE || this.nodes.length === 1) return free;
     const counts = this.#huge.sizes().find((each) => each.pageSize === pageSize);
     return Math.min(free, counts?.nodes.find((each) => each.node === node)?.free ?? 0);
   }
