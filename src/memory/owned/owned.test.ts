@@ -217,6 +217,21 @@ describe('memory that the library owns', SKIP, () => {
     made.close();
   });
 
+  it('no handler is called after it was closed, however much was about to go', async () => {
+    const made = bench();
+    const blocks = [made.memory.malloc(100 * P2), made.memory.malloc(150 * P2)];
+    const told: string[] = [];
+    made.memory.addHandler({
+      grown: () => void told.push('grown'),
+      shrink: () => void told.push('shrink'),
+      shrunk: () => void told.push('shrunk'),
+    });
+    for (const block of blocks) block.free();
+    made.close();
+    await turns();
+    assert.deepEqual(told, []);
+  });
+
   describe('where a sandbox denies mbind', () => {
     const denied = (options: MemoryOptions = {}, pages = [1, 2]): ReturnType<typeof bench> =>
       bench({

@@ -467,7 +467,7 @@ export class OwnedMemory {
   }
 
   *#closing(): Steps<LongStep, unknown[]> {
-    this.#closed = true;
+    this.end();
     const errors: unknown[] = [];
     for (const part of [...this.#parts.values()].reverse()) {
       try {
@@ -796,7 +796,7 @@ export class OwnedMemory {
   async #giveIdleBack(): Promise<void> {
     const work = this.#inTurn(undefined, 'shrink', async () => {
       for (const [part, since] of this.#idle) {
-        if (now() - since < this.#idleMs) break;
+        if (this.#closed || now() - since < this.#idleMs) break;
         this.#idle.delete(part);
         if (this.#isSurplus(part)) await this.#giveBackQuietlyAsync(part);
       }
