@@ -23,25 +23,17 @@ import {
 } from '../long-work.js';
 import type { LimitsPort, MemoryPort } from '../platform/ports.js';
 import { joined, Range } from '../ranges.js';
-import {
-  alignUp,
-  formatSize,
-  GiB,
-  hex,
-  isAddress,
-  isMultiple,
-  KiB,
-  type Iova,
-  type IovaLike,
-  type Va,
-} from '../units.js';
+import { formatSize, hex, isAddress, isMultiple, KiB, type Iova, type IovaLike, type Va } from '../units.js';
 import { show } from '../show.js';
 import { grants, type DmaAccess, type AddressSpace, type Constraints } from './address-space.js';
+import { claimOf } from './claim-of.js';
+import { leftOf, planCut } from './cut.js';
 import { explain, type Explanation } from './explain.js';
 import { IovaAllocator } from './iova-allocator.js';
 import { Entry, Ledger } from './ledger.js';
 import { LockedBudget } from './locked-budget.js';
-import { lostDevice, Mapping, MappingList } from './mapping.js';
+import { lostDevice, Mapping, MappingList, mustNotBeBusy } from './mapping.js';
+import { enterInTurns, getPages, isLook, pieceSizes, PINNING_MS, removeInTurns, TABLE_PIECE } from './pieces.js';
 import {
   ACCESSES,
   checkPiece,
@@ -100,18 +92,6 @@ export interface DomainOptions extends BookSettings {
   /** The clock, in milliseconds. Default `performance.now`. */
   readonly now?: () => number;
 }
-
-/** How long a piece should take that is pinned, in milliseconds: each is a mapping entry, of which there may be few. */
-const PINNING_MS = 4;
-/** In long loops over pieces of a mapping the clock is looked at once in so many, a power of two. */
-const PIECES_A_LOOK = 64;
-
-function isLook(count: number): boolean {
-  return count % PIECES_A_LOOK === 0;
-}
-
-/** How much of the translation table is changed at once, in bytes of what is mapped. */
-const TABLE_PIECE = 64 * GiB;
 
 const NONE: MapOptions = {};
 const MAP_ASYNC_OPTIONS: Shape<MapAsyncOptions> = {
@@ -382,7 +362,7 @@ export class Domain {
   unmapFor(device: string, target: MapTarget & { readonly iova?: IovaLike }, operation = 'dmaUnmap'): void {
     const wanted = naming(device, () => targetOf(target, operation));
     const range = naming(device, () => new Range(wanted.va as Va, wanted.length, operation));
-    const mapping = this.#claimOf(device, range, operation);
+    const mapping = claimOf(this.#ledger, device, range, operation);
     const part = mapping.range.equals(range) ? undefined : range;
     if (wanted.iova !== undefined && mapping.iovaOf(range.start) !== wanted.iova) {
       const reason = `it is mapped at IOVA ${hex(mapping.iovaOf(range.start))}, not ${hex(wanted.iova)}`;
@@ -633,7 +613,7 @@ export class Domain {
     }
     for (let entry = mapped.pop(); entry !== undefined && this.#failure === undefined; entry = mapped.pop()) {
       if (turns.due) await turns.next();
-      await this.#withdraw(entry, turns);
+      await removeInTurns(this.table, entry, turns);
       const failed: unknown[] = [];
       await this.#unmapInSpaceAsync(entry, plan.device, plan.operation).catch((why: unknown) => failed.push(why));
       this.#undone(entry, plan.device, true, failed);
@@ -735,12 +715,13 @@ export class Domain {
       if (regions !== undefined && pages !== undefined)
         await inLanes({
           ...{ length: range.length, lanes: pages.lanes, pace, signal, operation },
-          piece: (offset, bytes) => this.#getPages(pages, (range.start + offset) as Va, bytes, area),
+          piece: (offset, bytes) => getPages(pages, (range.start + offset) as Va, bytes, area),
           done: (bytes) => {
             if (bytes < range.length) report(bytes);
           },
         });
-      const pieceBytes = this.#pieceBytes(plan, options.chunkBytes, pace);
+      const spare = this.constraints.entryLimit - this.#ledger.size;
+      const pieceBytes = pieceSizes(this.constraints, plan, { chunkBytes: options.chunkBytes, pace, spare });
       const lanes = regions === undefined ? (pages?.lanes ?? 1) : 1;
       let done = 0;
       while (waiting.length + ahead.length > 0) {
@@ -749,7 +730,7 @@ export class Domain {
           const ready =
             pages === undefined || regions !== undefined
               ? Promise.resolve()
-              : this.#getPages(pages, entry.va, entry.length, area);
+              : getPages(pages, entry.va, entry.length, area);
           ahead.push({ entry, began: clock(), ready });
         }
         const [{ entry, began, ready }] = ahead;
@@ -761,7 +742,7 @@ export class Domain {
         mapped.push(entry);
         ahead.shift();
         pace.took(entry.length, clock() - began);
-        await this.#announce(entry, turns, operation);
+        await enterInTurns(this.table, entry, turns, () => this.#mustNotHaveFailed(operation));
         done += entry.length;
         report(done);
         if (turns.due) await turns.next();
@@ -787,33 +768,6 @@ export class Domain {
     }
   }
 
-  /** Never rejects: what pages can not be had, the call that pins them says better. */
-  async #getPages(
-    pages: NonNullable<DomainOptions['pages']>,
-    va: Va,
-    length: number,
-    { writable }: Area,
-  ): Promise<void> {
-    await pages.populateAsync(va, length, writable ? 'write' : 'read').catch(() => undefined);
-  }
-
-  /** Tells how large the piece at an address is to be: `chunkBytes`, or by the pace, as far as the entry limit allows; in bytes. */
-  #pieceBytes({ area, range }: Plan, chunkBytes: number | undefined, pace: Pace): (va: Va) => number {
-    const { entryLimit, pins, granule, regions } = this.constraints;
-    // A region has one key.
-    if (regions !== undefined || chunkBytes === Infinity || (chunkBytes === undefined && !pins)) return () => Infinity;
-    const spare = entryLimit - this.#ledger.size;
-    // Who did not ask for pieces leaves most entries to others.
-    const most = chunkBytes === undefined ? Math.floor(spare / 4) : spare;
-    const least = spare === Infinity ? 1 : Math.ceil(range.length / (most + 1));
-    const unit = Math.max(area.pageSize, granule);
-    return (va) => {
-      const bytes = alignUp(Math.max(Math.ceil(chunkBytes ?? pace.bytes), least), unit);
-      // Pieces that begin at multiples of their size keep the large pages of an IOMMU whole.
-      return chunkBytes === undefined && least < pace.bytes ? bytes - (va % bytes) : bytes;
-    };
-  }
-
   /** Takes the first piece off the reserved entries of `waiting`, which is in reverse; the rest stays there. */
   #firstPiece(waiting: Entry[], pieceBytes: (va: Va) => number): Entry {
     const entry = waiting[waiting.length - 1];
@@ -829,27 +783,10 @@ export class Domain {
     return first;
   }
 
-  /** Enters what is mapped into the translation table, in as many turns as that takes. */
-  async #announce({ va, iova, length, keys }: Entry, turns: Turns, operation: string): Promise<void> {
-    for (let at = 0; at < length; at += TABLE_PIECE) {
-      if (at > 0 && turns.due) await turns.next();
-      this.#mustNotHaveFailed(operation);
-      this.table.add(va + at, Math.min(TABLE_PIECE, length - at), iova + at, keys?.lkey ?? -1);
-    }
-  }
-
-  /** Takes it out of the translation table. */
-  async #withdraw({ va, length }: Entry, turns: Turns): Promise<void> {
-    for (let at = 0; at < length; at += TABLE_PIECE) {
-      if (at > 0 && turns.due) await turns.next();
-      this.table.remove(va + at, Math.min(TABLE_PIECE, length - at));
-    }
-  }
-
   // --- unmapping ---
 
   #release(mapping: Mapping, operation: string): void {
-    this.#mustNotBeBusy(mapping, operation);
+    mustNotBeBusy(mapping, operation);
     for (let entry = mapping.entries.at(-1); entry !== undefined; entry = mapping.entries.at(-1)) {
       if (entry.uses === 1) this.#unmapInSpace(entry, mapping.device, operation);
       // The address space may have found out that the other side is gone, which ends the mapping as well.
@@ -889,7 +826,7 @@ export class Domain {
   #beginUnmapping(entry: Entry, turns: Turns): Promise<void> | undefined {
     entry.state = 'unmapping';
     this.table.remove(entry.va, Math.min(entry.length, TABLE_PIECE));
-    return entry.length > TABLE_PIECE ? this.#withdraw(entry, turns) : undefined;
+    return entry.length > TABLE_PIECE ? removeInTurns(this.table, entry, turns) : undefined;
   }
 
   /** Takes the last entry of a mapping off its books, and off the domain's when nobody else claims it. */
@@ -937,47 +874,16 @@ export class Domain {
     this.#stuck.push({ entry, device });
   }
 
-  /** The mapping of `device` that is `range`, or that all of `range` is a part of. @throws DmaError EINVAL */
-  #claimOf(device: string, range: Range<Va>, operation: string): Mapping {
-    const entry = this.#ledger.atVa(range.start);
-    // What sticks has a claim that has ended. What somebody keeps for every device is not the program's to take away.
-    const claims = [...(entry?.claims ?? [])];
-    const mine = claims.filter(
-      (claim): claim is Mapping =>
-        claim instanceof Mapping && claim.device === device && claim.live && claim.keeper === undefined,
-    );
-    const mapping = mine.find((each) => each.range.equals(range)) ?? mine.find((each) => each.range.covers(range));
-    if (mapping !== undefined) return mapping;
-    throw invalid(operation, 'this device has nothing mapped at exactly this range', {
-      range,
-      device,
-      hint: this.#unmapHint(entry, device),
-    });
-  }
-
-  #unmapHint(entry: Entry | undefined, device: string): string {
-    if (entry === undefined) return 'nothing is mapped at its first byte: it was unmapped, or never mapped';
-    if (entry.state === 'stuck') return 'it could not be unmapped before, and stays mapped as long as the domain lives';
-    const claim = entry.user;
-    const kept = [...entry.claims].find((each) => each instanceof Mapping && each.keeper !== undefined);
-    if (kept instanceof Mapping && kept.device === device)
-      return `${kept.range.toString()} is mapped there for every device: ${String(kept.keeper)} ends it`;
-    const whose = entry.devices.includes(device) ? 'this device' : entry.devices.join(', ');
-    return `${whose} has ${(claim?.range ?? entry.vaRange).toString()} mapped there: unmap exactly that, mapping by mapping`;
-  }
-
   /** Unmaps a part of a mapping; what is left of it stays, as up to two entries in place of each that was cut. */
   #cut(mapping: Mapping, part: Range<Va>, operation: string): void {
     const { device } = mapping;
-    const cuts = this.#planCut(mapping, part, operation);
+    const { name, constraints } = this;
+    const cuts = planCut({ name, constraints, entries: this.#ledger.size }, mapping, part, operation);
     for (const { entry, cut } of cuts) {
       this.#unmapInSpace(cut, device, operation);
       // The address space may have found out that the other side is gone, which ends the mapping as well.
       if (!mapping.live) return;
-      const end = cut.va + cut.length;
-      const left: Entry[] = [];
-      if (cut.va > entry.va) left.push(entry.part(entry.va, cut.va - entry.va));
-      if (end < entry.va + entry.length) left.push(entry.part(end as Va, entry.va + entry.length - end));
+      const left = leftOf(entry, cut);
       this.#ledger.remove(entry);
       for (const rest of [cut, ...left]) {
         rest.claim(mapping);
@@ -988,32 +894,6 @@ export class Domain {
       mapping.entries.splice(mapping.entries.indexOf(entry), 1, ...left);
     }
     this.#endIfEmpty(mapping, cuts[0].entry.area);
-  }
-
-  /** The entries that a cut touches, each with the part to unmap. Every check, no side effect. */
-  #planCut(mapping: Mapping, part: Range<Va>, operation: string): { entry: Entry; cut: Entry }[] {
-    const { partialUnmap, granule, entryLimit } = this.constraints;
-    const refuse = (code: 'ENOTSUP' | 'EINVAL' | 'EBUSY' | 'ENOSPC', reason: string): DmaError => {
-      const hint = `the mapping is ${mapping.range.toString()}`;
-      return new DmaError({ code, operation, range: part, device: mapping.device, reason, hint });
-    };
-    this.#mustNotBeBusy(mapping, operation);
-    if (!part.isAligned(granule)) throw refuse('EINVAL', `the part is not aligned to ${formatSize(granule)}`);
-    if (!partialUnmap) throw refuse('ENOTSUP', `${this.name} can not unmap a part of a mapping`);
-    const cuts = mapping.entries.flatMap((entry) => {
-      const inside = entry.vaRange.intersection(part);
-      return inside === undefined ? [] : [{ entry, cut: entry.part(inside.start, inside.length) }];
-    });
-    if (cuts.reduce((bytes, { cut }) => bytes + cut.length, 0) !== part.length)
-      throw refuse('EINVAL', 'some of the part is unmapped already');
-    const shared = cuts.find(({ entry }) => entry.uses > 1);
-    if (shared !== undefined)
-      throw refuse('EBUSY', `it is mapped ${shared.entry.uses} times, by ${shared.entry.devices.join(', ')}`);
-    // Only a cut out of the middle of an entry leaves more than there were, and only one that does can be in a range.
-    const middle = cuts.some(({ entry, cut }) => cut.va > entry.va && cut.va + cut.length < entry.va + entry.length);
-    if (middle && this.#ledger.size >= entryLimit)
-      throw refuse('ENOSPC', `${this.name} takes ${entryLimit} mappings, and cutting in the middle needs one more`);
-    return cuts;
   }
 
   // --- calls of the address space, and what its answers mean ---
@@ -1060,14 +940,6 @@ export class Domain {
       reason: `${this.name} says that it unmapped ${bytes} bytes instead of ${entry.length}`,
       hint: 'the device may still reach this memory; reset or detach it before the memory is reused',
     });
-  }
-
-  #mustNotBeBusy(mapping: Mapping, operation: string): void {
-    const { range, device } = mapping;
-    const hint = 'await what unmapAsync returned';
-    for (const { state } of mapping.entries)
-      if (state !== 'live')
-        throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped', hint });
   }
 
   /** For a call that was under way when the domain failed. */

@@ -16,6 +16,15 @@ export interface MappedSegment {
   readonly length: number;
 }
 
+/** @throws DmaError EBUSY while some of the mapping is being unmapped */
+export function mustNotBeBusy({ entries, range, device }: Mapping, operation: string): void {
+  for (const { state } of entries)
+    if (state !== 'live') {
+      const hint = 'await what unmapAsync returned';
+      throw new DmaError({ code: 'EBUSY', operation, range, device, reason: 'it is being unmapped', hint });
+    }
+}
+
 /** The error of a call for a device that was lost because of `cause`: the one code that all such calls have. */
 export function lostDevice(operation: string, device: string | undefined, cause: DmaError, range?: Range): DmaError {
   const reason = `the device was lost: ${cause.reason}`;
