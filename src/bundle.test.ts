@@ -50,11 +50,15 @@ const PROGRAM = `
   void main();
 `;
 
-/** Bundles and runs {@link PROGRAM}. */
-function bundled(format: 'esm' | 'cjs', others: readonly string[] = []): { stdout: string; stderr: string } {
+/** Bundles a program and runs it: {@link PROGRAM}, by itself unless there is a `host` that is to load it. */
+function bundled(
+  format: 'esm' | 'cjs',
+  others: readonly string[] = [],
+  { program: source = PROGRAM, host }: { readonly program?: string; readonly host?: string } = {},
+): { stdout: string; stderr: string } {
   const folder = mkdtempSync(join(tmpdir(), 'bundle-'));
   try {
-    writeFileSync(join(folder, 'in.js'), PROGRAM);
+    writeFileSync(join(folder, 'in.js'), source);
     const out = join(folder, 'out');
     mkdirSync(join(out, 'node_modules'), { recursive: true });
     writeFileSync(join(out, 'package.json'), JSON.stringify({ type: format === 'esm' ? 'module' : 'commonjs' }));
@@ -66,7 +70,11 @@ function bundled(format: 'esm' | 'cjs', others: readonly string[] = []): { stdou
     const made = spawnSync(program, [join(folder, 'in.js'), ...others, ...options, ...flat], { encoding: 'utf8' });
     assert.equal(made.status, 0, made.stderr + String(made.error));
     const env = { ...process.env, NODE_DEBUG: 'none' };
-    const { status, stdout, stderr } = spawnSync(process.execPath, [join(out, 'in.js')], { encoding: 'utf8', env });
+    const main = host === undefined ? [] : ['-e', host];
+    const { status, stdout, stderr } = spawnSync(process.execPath, [...main, join(out, 'in.js')], {
+      encoding: 'utf8',
+      env,
+    });
     assert.equal(status, 0, stderr);
     return { stdout, stderr };
   } finally {
@@ -87,4 +95,52 @@ describe('a bundle of esbuild', { skip }, () => {
       assert.deepEqual([stdout, stderr], ['vdev 7\nprocess 7\n', '']);
     });
   }
+
+  it('cjs in a vm context, as test runners load programs: errors of Node, buffers of outside, and disposal', () => {
+    const program = `
+      import { copyEngineDriver, Eal, MiB } from ${JSON.stringify(at('./index.js'))};
+      async function main() {
+        const eal = await Eal.start({ onForgotten: () => undefined });
+        const device = await eal.probe('vdev:copy0');
+        const [from, to] = [eal.external.allocate(MiB), eal.external.allocate(MiB)];
+        await device.use(copyEngineDriver).copy(device.dmaMap(from).iova, device.dmaMap(to).iova, MiB);
+        for (const outside of [buffers.array, buffers.shared, buffers.view])
+          eal.external.registerPagesOf(outside).memory.unregister();
+        const pool = eal.pools.create({ elements: 64, elementSize: 64 });
+        pool.get(buffers.numbers, 8);
+        pool.put(buffers.numbers, 8);
+        for (const name of ['pci:0000:ff:1f.0', 'vfio-user:/nowhere/x.sock'])
+          await eal.probe(name).catch((error) => console.log(error.name, error.code));
+        await device.dmaMapAsync(eal.external.allocate(MiB), { onProgress: buffers.fail })
+          .catch((error) => console.log(error.code, error.reason));
+        await eal.stop();
+        console.log('stopped');
+      }
+      main().catch((error) => console.log(error));
+    `;
+    const host = `
+      const { readFileSync } = require('node:fs');
+      const { createRequire } = require('node:module');
+      const vm = require('node:vm');
+      const path = process.argv[1];
+      const buffers = {
+        array: new ArrayBuffer(1 << 20),
+        shared: new SharedArrayBuffer(1 << 20),
+        view: new Float64Array(1 << 17),
+        numbers: new Int32Array(8),
+        fail: () => { throw new TypeError('from outside'); },
+      };
+      const { performance, queueMicrotask, setImmediate, clearImmediate, setTimeout, clearTimeout, URL, Buffer } = globalThis;
+      const { AbortSignal, AbortController } = globalThis;
+      const parsingContext = vm.createContext({
+        buffers, console, process, performance, queueMicrotask, setImmediate, clearImmediate, setTimeout, clearTimeout, URL, Buffer,
+        AbortSignal, AbortController,
+      });
+      const names = ['require', 'module', '__filename'];
+      vm.compileFunction(readFileSync(path, 'utf8'), names, { parsingContext })(createRequire(path), { exports: {} }, path);
+    `;
+    const { stdout, stderr } = bundled('cjs', [], { program, host });
+    const rest = 'DmaError ENOENT\nECANCELED given up, because onProgress threw: from outside\nstopped\n';
+    assert.deepEqual([stdout, stderr], [`DmaError ENODEV\n${rest}`, '']);
+  });
 });

@@ -1,6 +1,6 @@
 /** Errors that a program meets have a next step, one code a cause. */
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { closeSync, constants, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -593,4 +593,26 @@ it('a device says what it failed to reach', { skip }, async () => {
     'memory that has moved': ['EIO', () => engine.copy(from.iova, to.iova, 64), /WebAssembly\.Memory that grew/],
     'memory that is not mapped': ['EFAULT', () => engine.copy(0x1000, to.iova, 64), /never mapped|before/],
   });
+});
+
+describe('what limits of the process keep it from having, a hint names by the limit', { skip }, () => {
+  for (const [limit, call, says] of [
+    ['ulimit -f 0', 'eal.external.allocate(4 * MiB)', /^EFBIG RLIMIT_FSIZE allows files of 0 bytes.*ulimit -f/],
+    ['ulimit -v 8000000', 'eal.external.allocate(16 * 1024 * MiB)', /^ENOMEM .*RLIMIT_AS is 7.6 GiB.*ulimit -v/],
+    ['ulimit -f 0', 'eal.malloc(4 * MiB)', /^ENOMEM .*RLIMIT_FSIZE/],
+  ] as const)
+    it(`${limit}: ${call}`, () => {
+      const code = `
+        import { Eal, MiB } from ${JSON.stringify(import.meta.resolve('./index.js'))};
+        const eal = await Eal.start({ memory: { noHuge: true } });
+        try {
+          ${call};
+        } catch ({ code, hint }) {
+          process.stderr.write(code + ' ' + hint);
+        }
+        await eal.stop();`;
+      const run = `${limit}; exec ${JSON.stringify(process.execPath)} --input-type=module -e "$0"`;
+      const { stderr } = spawnSync('bash', ['-c', run, code], { encoding: 'utf8' });
+      assert.match(stderr, says);
+    });
 });

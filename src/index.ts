@@ -1,4 +1,6 @@
 /** Map any memory for DMA on any device. Start with {@link Eal.start}. */
+import './disposables.js';
+
 export { Eal, type EalEvents, type EalOptions, type ProbeOptions } from './eal.js';
 
 export { DmaError, ERRNO, errorCode, isDmaError } from './errors.js';

@@ -1,4 +1,5 @@
 /** Values of others as text for messages: they may be anything, also what throws when it is looked at. */
+import { isError } from './realms.js';
 
 /** Any value as a short text. Never throws. */
 export function show(value: unknown): string {
@@ -24,7 +25,7 @@ export function show(value: unknown): string {
 /** What somebody threw: it may be no error at all. Never throws. */
 export function thrown(value: unknown): string {
   try {
-    if (value instanceof Error) {
+    if (isError(value)) {
       const message: unknown = value.message;
       return String(message);
     }

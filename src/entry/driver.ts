@@ -1,4 +1,6 @@
 /** `anydma/driver`: to write drivers, buses and address spaces. */
+import '../disposables.js';
+
 export {
   TRY_NEXT,
   type Bus,

@@ -1,4 +1,6 @@
 /** `anydma/model`: to write devices in software and serve them over vfio-user, and to run those that come with anydma. */
+import '../disposables.js';
+
 export type {
   DeviceDma,
   DeviceModel,

@@ -1,4 +1,6 @@
 /** `anydma/rdma`: RDMA devices over libibverbs: queue pairs, completion queues, memory windows, and how two ends meet. */
+import '../disposables.js';
+
 export { verbsDriver } from '../drivers/verbs-driver.js';
 
 export type { DmabufOptions, RdmaDevice, RdmaGid, RdmaPort } from '../rdma/device.js';

@@ -1,4 +1,6 @@
 /** `anydma/vfio-user`: the client of the protocol, for programs that talk to a served device without an `Eal`. */
+import '../disposables.js';
+
 export {
   VfioUserClient,
   type CallOptions,

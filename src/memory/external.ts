@@ -2,7 +2,7 @@
  * External memory: the user's, registered so that it can be mapped for DMA, device by device, by the user. Nothing is
  * written into it and no allocator works in it. DPDK: rte_extmem_*.
  */
-import { ended, type Gate, isA, mustBeNumber, mustBeString, open, optionsOf, rest, type Shape } from '../check.js';
+import { ended, type Gate, mustBeNumber, mustBeString, open, optionsOf, rest, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, throwFirst, undoAll, withUndo, type ErrorCode } from '../errors.js';
 import {
   followedBy,
@@ -23,6 +23,7 @@ import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import { alignDown, alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
 import { Area, noPageSize, type Backing } from './area.js';
 import type { AreaIndex } from './area-index.js';
+import { isArrayBuffer, isSharedArrayBuffer } from '../realms.js';
 import { checkHugePageSizes, HugePages } from './hugepages.js';
 import { lend, pinnedError, Pins, type LendOptions, type Pin } from './pins.js';
 import { PrivateViews } from './private-views.js';
@@ -861,7 +862,7 @@ function registering(
 }
 
 function checkView(view: unknown, operation: string): void {
-  if (!ArrayBuffer.isView(view) && !isA(view, ArrayBuffer) && !isA(view, SharedArrayBuffer))
+  if (!ArrayBuffer.isView(view) && !isArrayBuffer(view) && !isSharedArrayBuffer(view))
     throw invalid(operation, `a Buffer, typed array or ArrayBuffer is wanted, not ${show(view)}`, {
       hint: 'external.fromFd takes descriptors, external.fromAddress addresses',
     });

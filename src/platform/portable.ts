@@ -4,6 +4,7 @@
  */
 import { constants } from 'node:buffer';
 import { DmaError, invalid } from '../errors.js';
+import { isArrayBuffer } from '../realms.js';
 import { alignUp, hex, isAddress, TiB } from '../units.js';
 import type { Va } from '../units.js';
 import type { MmapOptions, MemoryPort, Platform } from './ports.js';
@@ -291,7 +292,7 @@ class PortableMemory implements MemoryPort {
 
   #adopt(buffer: ArrayBufferLike): number {
     const va = this.#place(buffer);
-    if (buffer instanceof ArrayBuffer) {
+    if (isArrayBuffer(buffer)) {
       this.#foreign.set(va, new WeakRef(buffer));
       this.#forget.register(buffer, va);
     }

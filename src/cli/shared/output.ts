@@ -3,6 +3,7 @@ import { SingleBar } from 'cli-progress';
 import Table from 'cli-table3';
 import type { DescriptionPart, TableCell, TableColumn } from '../../bus/description.js';
 import { DmaError, errorDocument, isDmaError } from '../../errors.js';
+import { isError } from '../../realms.js';
 import { formatSize } from '../../units.js';
 
 /** Work that takes less than this shows no progress bar. milliseconds */
@@ -93,7 +94,7 @@ export class Output {
       this.#told.add(error.reason);
     }
     if (!isDmaError(error)) {
-      const stack = error instanceof Error ? (error.stack ?? error.message) : String(error);
+      const stack = isError(error) ? (error.stack ?? error.message) : String(error);
       this.note(`internal error, please report it: ${stack}`);
       return;
     }
@@ -153,7 +154,7 @@ export function failureDocument(error: unknown): object {
 }
 
 function internal(error: unknown): DmaError {
-  const reason = error instanceof Error ? error.message : String(error);
+  const reason = isError(error) ? error.message : String(error);
   return new DmaError({ code: 'EIO', operation: 'anydma', reason: `internal error: ${reason}`, cause: error });
 }
 

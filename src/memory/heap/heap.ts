@@ -15,6 +15,7 @@ import { show } from '../../show.js';
 import type { Range } from '../../ranges.js';
 import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
 import { alignDown, formatSize, hex, isAddress, isPowerOfTwo, MiB, type Iova, type Va } from '../../units.js';
+import { isError } from '../../realms.js';
 import type { Area } from '../area.js';
 import type { AreaIndex } from '../area-index.js';
 import { BlockAllocator } from './block-allocator.js';
@@ -800,7 +801,7 @@ export class Heap {
       total === 0
         ? 'it has no memory'
         : `it has ${formatSize(total)}, ${formatSize(free)} of them free, at most ${formatSize(greatestFree)} in one piece`;
-    const more = failure instanceof Error ? `; ${failure.message}` : '';
+    const more = isError(failure) ? `; ${failure.message}` : '';
     const reason = `the heap ${this.name} has no room for ${formatSize(size)}`;
     return new DmaError({ code: 'ENOMEM', operation, reason, hint: `${has}${more}`, cause: failure });
   }

@@ -6,7 +6,9 @@
  * without a lock needs a 64-bit compare-and-swap against ABA. JavaScript has that only for BigInts, which are garbage.)
  * Threads seldom meet here, because each has a `PoolCache`.
  */
+import { isA } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
+import { typedArrayName } from '../../realms.js';
 import { show } from '../../show.js';
 import { now } from '../../timers.js';
 
@@ -238,12 +240,10 @@ function bitWords(elements: number, checked: boolean): number {
 }
 
 function isNumbers(numbers: unknown): boolean {
-  try {
-    return numbers instanceof Int32Array || numbers instanceof Uint32Array;
-  } catch {
-    // It throws when it is asked.
-    return false;
-  }
+  // Those of this realm need no call.
+  if (isA(numbers, Int32Array) || isA(numbers, Uint32Array)) return true;
+  const name = typedArrayName(numbers);
+  return name === 'Int32Array' || name === 'Uint32Array';
 }
 
 /** A typed array ignores writes past its end, so elements would get lost. @throws DmaError EINVAL @internal */

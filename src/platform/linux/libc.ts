@@ -10,8 +10,10 @@ import { HERE } from '../../here.js';
 import { createRequire } from 'node:module';
 import { DmaError, ERRNO, errorCode, invalid } from '../../errors.js';
 import type { DmaErrorDetails } from '../../errors.js';
+import { errnoOf, isError } from '../../realms.js';
 import { Background, type Outcome } from '../background.js';
-import { RLIMIT, RLIMIT_NOFILE } from '../uapi/resource.js';
+import { RLIMIT, RLIMIT_AS, RLIMIT_DATA, RLIMIT_FSIZE, RLIMIT_NOFILE } from '../uapi/resource.js';
+import { formatSize } from '../../units.js';
 import { syscallNumbers } from '../uapi/unistd.js';
 
 type Koffi = typeof import('koffi');
@@ -214,7 +216,7 @@ function load(): Libc | string {
   try {
     return declare(createRequire(HERE)('koffi') as Koffi);
   } catch (error) {
-    return `koffi can not be loaded: ${error instanceof Error ? error.message.split('\n', 1)[0] : String(error)}`;
+    return `koffi can not be loaded: ${isError(error) ? error.message.split('\n', 1)[0] : String(error)}`;
   }
 }
 
@@ -361,7 +363,7 @@ export function systemFailure(
 ): DmaError {
   const text = systemErrors().get(-errno)?.[1] ?? `error ${errno}`;
   const reason = subject === undefined ? text : `${subject}: ${text}`;
-  return new DmaError({ code: errorCode(errno), errno, operation, reason, hint: descriptorHint(errno), ...more });
+  return new DmaError({ code: errorCode(errno), errno, operation, reason, hint: limitHint(errno), ...more });
 }
 
 let errorMap: ReadonlyMap<number, readonly [name: string, text: string]> | undefined;
@@ -373,16 +375,41 @@ function systemErrors(): NonNullable<typeof errorMap> {
   return errorMap;
 }
 
-/** The hint for EMFILE and ENFILE. */
-function descriptorHint(errno: number): string | undefined {
+/** The hint for an errno that a limit of this process or of the machine explains. */
+function limitHint(errno: number): string | undefined {
   if (errno === ERRNO.ENFILE)
     return 'the machine has reached fs.file-max open files: see /proc/sys/fs/file-nr; raise the limit with "sysctl fs.file-max"';
-  if (errno !== ERRNO.EMFILE || loaded === undefined) return undefined;
+  if (loaded === undefined) return undefined;
+  if (errno === ERRNO.EFBIG) return sizeHint(loaded);
+  if (errno === ERRNO.ENOMEM) return memoryHint(loaded);
+  if (errno !== ERRNO.EMFILE) return undefined;
   const { limit, most, open } = descriptorFacts(loaded);
   return (
     `${open} descriptors are open, and RLIMIT_NOFILE is ${limit} (at most ${most}): close unused descriptors, or raise the limit with ` +
     '"ulimit -n" or LimitNOFILE= of the service'
   );
+}
+
+/** The hint for EFBIG: a memfd is a file as well. */
+function sizeHint(libc: Libc): string | undefined {
+  const [limit] = resourceLimit(libc, RLIMIT_FSIZE, 'RLIMIT_FSIZE');
+  if (limit === Infinity) return undefined;
+  return (
+    `RLIMIT_FSIZE allows files of ${formatSize(limit)}, and memory that devices share is in files: raise the limit with "ulimit -f" ` +
+    'or LimitFSIZE= of the service'
+  );
+}
+
+/** The hint for ENOMEM where this process may not have more, however much the machine has. */
+function memoryHint(libc: Libc): string | undefined {
+  const limits = [
+    { name: 'RLIMIT_AS', resource: RLIMIT_AS, option: '-v' },
+    { name: 'RLIMIT_DATA', resource: RLIMIT_DATA, option: '-d' },
+  ].flatMap(({ name, resource, option }) => {
+    const [limit] = resourceLimit(libc, resource, name);
+    return limit === Infinity ? [] : [`${name} is ${formatSize(limit)}; raise it with "ulimit ${option}"`];
+  });
+  return limits.length === 0 ? undefined : limits.join('; ');
 }
 
 /** The soft and hard limit of RLIMIT_NOFILE, and how many descriptors are open. */
@@ -423,7 +450,7 @@ export function needDescriptors(operation: string, count = 1): void {
   try {
     while (fds.length < count) fds.push(openSync('/', 'r'));
   } catch (error) {
-    const errno = error instanceof Error && 'errno' in error ? -Number(error.errno) : 0;
+    const errno = errnoOf(error);
     if (errno === ERRNO.EMFILE || errno === ERRNO.ENFILE) fail(errno, operation, undefined, { cause: error });
   } finally {
     for (const fd of fds) closeSync(fd);

@@ -1,6 +1,7 @@
 /** Turns errors of Node's own system calls into errors of this library. */
 import { ERRNO, invalid } from '../../errors.js';
 import type { DmaErrorDetails } from '../../errors.js';
+import { errnoOf, isError } from '../../realms.js';
 import { systemFailure } from './libc.js';
 
 /** The path does not exist, or its device is gone (nodes of /dev, attributes of sysfs). */
@@ -15,11 +16,11 @@ const ABSENT: readonly number[] = [ERRNO.ENOENT, ERRNO.ENOTDIR, ERRNO.ENODEV, ER
 export function fromNode(error: Error, subject: string, more?: Partial<DmaErrorDetails>): Error;
 export function fromNode(error: unknown, subject: string, more?: Partial<DmaErrorDetails>): unknown;
 export function fromNode(error: unknown, subject: string, more: Partial<DmaErrorDetails> = {}): unknown {
-  if (!(error instanceof Error)) return error;
+  if (!isError(error)) return error;
   // Node checks paths before the kernel does.
   if ('code' in error && error.code === 'ERR_INVALID_ARG_VALUE') return invalid('open', error.message, more);
-  const errno = 'errno' in error ? -Number(error.errno) : NaN;
-  if (!(errno > 0)) return error;
+  const errno = errnoOf(error);
+  if (errno === undefined) return error;
   const operation = 'syscall' in error ? String(error.syscall).split(' ', 1)[0] : 'system call';
   return systemFailure(errno, operation, subject, { cause: error, ...more });
 }
@@ -38,7 +39,7 @@ export function ifPresent<T>(subject: string, call: () => T): T | undefined {
   try {
     return call();
   } catch (error) {
-    if (error instanceof Error && 'errno' in error && ABSENT.includes(-Number(error.errno))) return undefined;
+    if (ABSENT.includes(errnoOf(error) ?? 0)) return undefined;
     throw fromNode(error, subject);
   }
 }

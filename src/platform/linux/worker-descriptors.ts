@@ -5,6 +5,7 @@
  */
 import { closeSync, openSync } from 'node:fs';
 import { ERRNO } from '../../errors.js';
+import { errnoOf } from '../../realms.js';
 import type { Libc } from './libc.js';
 import { F_DUPFD_CLOEXEC, O_CLOEXEC } from '../uapi/fcntl.js';
 import { IOCTL as IOMMUFD, IOMMU_FAULT_ALLOC } from '../uapi/iommufd.js';
@@ -37,7 +38,7 @@ export function descriptorsOfWorker(libc: Libc): Descriptors {
     try {
       number = openSync('/dev/null', 'r');
     } catch (error) {
-      const errno = error instanceof Error && 'errno' in error ? -Number(error.errno) : 0;
+      const errno = errnoOf(error);
       // Where Node's permission model forbids opening files, the descriptor is used as it is.
       if (errno !== ERRNO.EMFILE && errno !== ERRNO.ENFILE) return fd;
       libc.close(fd);
@@ -96,7 +97,7 @@ export function descriptorsOfWorker(libc: Libc): Descriptors {
       closeSync(fd);
       return 0;
     } catch (error) {
-      libc.setErrno(error instanceof Error && 'errno' in error ? -Number(error.errno) : ERRNO.EIO);
+      libc.setErrno(errnoOf(error) ?? ERRNO.EIO);
       return -1;
     }
   }

@@ -2,6 +2,7 @@
  * The functions that libibverbs exports, as its header declares them. Others are pointers in open devices:
  * `abi/context.ts`.
  */
+import { isError } from '../../realms.js';
 import { needDescriptors } from '../linux/libc.js';
 import type { CFunction, CFunctionLater, Libc } from '../linux/libc.js';
 
@@ -50,7 +51,7 @@ export function loadLibibverbs(libc: Libc, name = 'libibverbs.so.1'): Libibverbs
     return declare(libc, name);
   } catch (error) {
     needDescriptors('dlopen');
-    const reason = error instanceof Error ? error.message.split('\n', 1)[0] : String(error);
+    const reason = isError(error) ? error.message.split('\n', 1)[0] : String(error);
     return `${name} of rdma-core 33 or newer can not be used (${reason}): install libibverbs1 and ibverbs-providers (their names on Debian)`;
   }
 }

@@ -1,4 +1,5 @@
 /** The functions that librdmacm exports, as its header declares them. */
+import { isError } from '../../realms.js';
 import { needDescriptors } from '../linux/libc.js';
 import type { CFunction, Libc } from '../linux/libc.js';
 
@@ -34,7 +35,7 @@ export function loadLibrdmacm(libc: Libc, name = 'librdmacm.so.1'): Librdmacm | 
     return declare(libc, name);
   } catch (error) {
     needDescriptors('dlopen');
-    const reason = error instanceof Error ? error.message.split('\n', 1)[0] : String(error);
+    const reason = isError(error) ? error.message.split('\n', 1)[0] : String(error);
     return `${name} can not be used (${reason}): install librdmacm1 (its name on Debian)`;
   }
 }
