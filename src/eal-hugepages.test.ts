@@ -105,7 +105,7 @@ function attemptAsNobody(memory: MemoryOptions): string {
 const isRoot = process.geteuid?.() === 0;
 
 describe('an explicit wish is had or fails with its own code', { skip }, () => {
-  test('no hugetlbfs for files: not at the directory, none at all, none of that page size', async () => {
+  test('no hugetlbfs for files: not at the directory, none at all, none of that page size', async (t) => {
     const noMounts: Platform = {
       ...real,
       kernel: { ...real.kernel, readText: (path) => (path.endsWith('/mounts') ? '' : real.kernel.readText(path)) },
@@ -116,6 +116,12 @@ describe('an explicit wish is had or fails with its own code', { skip }, () => {
       );
     assert.ok(isError('EINVAL', /no hugetlbfs is mounted at/)((await attempt({ hugeDir: tmpdir() })).error));
     assert.ok(isError('EINVAL', /no hugetlbfs is mounted at/)((await attempt({ hugeDir: '/no/such' })).error));
+    const folder = mkdtempSync(join(tmpdir(), 'huge-'));
+    t.after(() => rmSync(folder, { recursive: true }));
+    const pipe = join(folder, 'pipe');
+    assert.equal(spawnSync('mkfifo', [pipe]).status, 0);
+    // What opens it and waits for its other end waits for ever.
+    assert.ok(isError('EINVAL', /no hugetlbfs is mounted at/)((await attempt({ hugeDir: pipe })).error));
     // Ordinary pages that are listed too are no wish for hugepages alone.
     const both = await attempt({ filePrefix: 'mine', pageSizes: [P2, real.memory.pageSize] }, noMounts);
     assert.equal(both.error, undefined);

@@ -347,12 +347,16 @@ export class HugePages {
 export function hugetlbfsAt({ kernel, files }: Platform, path: string): HugetlbfsMount | undefined {
   const real = kernel.realPath(path);
   if (real === undefined) return undefined;
-  const fd = files.open(real, 'read');
+  let fd: number;
+  try {
+    fd = files.open(real, 'read', { directory: true });
+  } catch (error) {
+    if (isDmaError(error, 'ENOTDIR')) return undefined;
+    throw error;
+  }
   try {
     const { kind, blockSize } = files.fileSystem(fd);
-    return kind === 'hugetlbfs' && files.status(fd).kind === 'directory'
-      ? { path: real, pageSize: blockSize }
-      : undefined;
+    return kind === 'hugetlbfs' ? { path: real, pageSize: blockSize } : undefined;
   } finally {
     files.close(fd);
   }

@@ -213,8 +213,13 @@ export interface FilesPort {
    *
    * @param options.follow follow a symbolic link at the end of `path`? Default true. Otherwise a link is ELOOP, and
    * opening a pipe or a device does not wait.
+   * @param options.directory fail with ENOTDIR, at once, unless it is a directory? Default false.
    */
-  open(path: string, access: 'read' | 'read-write', options?: { readonly follow?: boolean }): number;
+  open(
+    path: string,
+    access: 'read' | 'read-write',
+    options?: { readonly follow?: boolean; readonly directory?: boolean },
+  ): number;
   /**
    * Opens `path` for reading and writing; creates it if it does not exist, for this user only (mode 0600).
    *

@@ -35,7 +35,7 @@ export function checkServer(platform: Platform, fd: number, path: string, user: 
 function othersMayWrite({ files }: Platform, folder: string): boolean {
   let fd: number | undefined;
   try {
-    fd = files.open(folder, 'read');
+    fd = files.open(folder, 'read', { directory: true });
     return (files.status(fd).mode & 0o022) !== 0;
   } catch (error) {
     if (isDmaError(error)) return true;

@@ -1,4 +1,15 @@
-import { fstatSync, ftruncateSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import {
+  closeSync,
+  fstatSync,
+  ftruncateSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -78,6 +89,23 @@ test('everything made here closes on exec', { skip }, () => {
     files.close(fd);
   }
 });
+
+test(
+  'what is to be a directory, and is a pipe: ENOTDIR at once, not when somebody opens its other end',
+  { skip },
+  () => {
+    const path = join(directory, 'pipe');
+    execFileSync('mkfifo', [path]);
+    // The other end is open: what would wait gets a descriptor here.
+    const other = openSync(path, 'r+');
+    try {
+      throws('ENOTDIR', 'open', () => files.open(path, 'read', { directory: true }));
+    } finally {
+      closeSync(other);
+    }
+    using(files.open(directory, 'read', { directory: true }), (fd) => assert.equal(files.status(fd).kind, 'directory'));
+  },
+);
 
 test('a sealed memfd can not shrink or grow; an unsealed one can be sealed', { skip }, () => {
   using(memory.memfd({ name: 'sealed', length: 8192 }), (fd) => {

@@ -19,6 +19,7 @@ import {
   O_ACCMODE,
   O_CLOEXEC,
   O_CREAT,
+  O_DIRECTORY,
   O_EXCL,
   O_NOFOLLOW,
   O_NONBLOCK,
@@ -94,9 +95,10 @@ export function linuxFiles(libc: Libc): FilesPort {
   const statType = (): number => halves[STATX.stx_mode / 2] & S_IFMT;
 
   return {
-    open(path, access, { follow = true } = {}) {
+    open(path, access, { follow = true, directory = false } = {}) {
       checkPath(path, 'open');
-      const flags = O_CLOEXEC | (access === 'read' ? O_RDONLY : O_RDWR) | (follow ? 0 : O_NOFOLLOW | O_NONBLOCK);
+      const kind = (follow ? 0 : O_NOFOLLOW | O_NONBLOCK) | (directory ? O_DIRECTORY : 0);
+      const flags = O_CLOEXEC | (access === 'read' ? O_RDONLY : O_RDWR) | kind;
       return check(libc, libc.open(path, flags, 0), 'open', path);
     },
 

@@ -10,6 +10,7 @@ export const O_EXCL = 0o200;
 export const O_NONBLOCK = 0o4000;
 /** Its value depends on the architecture. */
 export const O_NOFOLLOW = constants.O_NOFOLLOW;
+export const O_DIRECTORY = constants.O_DIRECTORY;
 export const O_CLOEXEC = 0o2000000;
 
 export const F_GETFL = 3;
