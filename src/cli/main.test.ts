@@ -98,6 +98,9 @@ describe(
         /^anydma: standard output can not be written: .*no space left/,
       );
       assert.match(run('"$0" "$1" devices --json > /dev/full'), /^anydma: standard output can not be written/);
+      using room = new Room();
+      run(`"$0" "$1" serve copy --socket ${room.file('x.sock')} > /dev/full`);
+      assert.ok(!existsSync(room.file('x.sock')), 'the socket is left');
     });
 
     test('there is no temporary folder', { skip: openPlatform().limitation ?? false }, () => {

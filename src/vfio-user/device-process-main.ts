@@ -23,7 +23,8 @@ export interface DeviceProcessReport {
 }
 
 function report(message: DeviceProcessReport): void {
-  process.send?.(message);
+  // A parent that has ended meanwhile, or whose thread has, is not told: this process ends as well.
+  process.send?.(message, () => undefined);
 }
 
 const { name, directory, socketPath, options, maxDmaMaps } = JSON.parse(
@@ -32,16 +33,18 @@ const { name, directory, socketPath, options, maxDmaMaps } = JSON.parse(
 try {
   const server = serve(openPlatform(), { socketPath, model: deviceModel(name, options), maxDmaMaps });
   // The channel to the parent closes when the parent lets go of this process, and when it dies in whatever way.
-  process.on('disconnect', () => {
+  const end = (): void => {
     rmSync(directory, { recursive: true, force: true });
     setTimeout(() => process.exit(1), 1000);
     void server.close().then(() => process.exit(0));
-  });
+  };
+  process.on('disconnect', end);
   // Signals to the whole group (a terminal's interrupt, a service manager's end): the parent decides. When it ends, so does this.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined);
-  report({});
+  if (process.connected) report({});
+  else end();
 } catch (error) {
   report({ error: thrown(error) });
   process.exitCode = 1;
-  process.disconnect();
+  if (process.connected) process.disconnect();
 }

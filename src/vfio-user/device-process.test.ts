@@ -1,8 +1,12 @@
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { existsSync, statSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { fork, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdtempSync, statSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { describe, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { isDmaError } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import { until } from '../../test/shared/until.js';
@@ -60,6 +64,22 @@ describe('device process', { skip: openPlatform().limitation ?? false }, () => {
       await until(() => !isRunning(pid));
       await until(() => !existsSync(dirname(socketPath)));
     });
+});
+
+describe('the program of a device process', { skip: openPlatform().limitation ?? false }, () => {
+  test('whose parent ends, or lets go of it, while it starts: it ends too, and says nothing', async () => {
+    const directory = mkdtempSync(join(tmpdir(), 'anydma-'));
+    const socketPath = join(directory, 'copy.sock');
+    const program = fileURLToPath(new URL('./device-process-main.js', import.meta.url));
+    const argument = JSON.stringify({ name: 'copy', directory, socketPath, options: {} });
+    const child = fork(program, [argument], { execArgv: [], stdio: ['ignore', 'ignore', 'pipe', 'ipc'] });
+    child.disconnect();
+    const { stderr } = child;
+    assert.ok(stderr !== null);
+    const [said] = await Promise.all([text(stderr), once(child, 'exit')]);
+    assert.equal(said, '');
+    assert.ok(!existsSync(directory), 'its folder is left');
+  });
 });
 
 test('devices by name', () => {

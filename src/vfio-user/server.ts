@@ -2,6 +2,7 @@
 import { statSync, unlinkSync, type Stats } from 'node:fs';
 import { mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
+import { atExit } from '../at-exit.js';
 import type { Platform, Watch } from '../platform/ports.js';
 import type { ModelFactory } from './devices/model.js';
 import { clearTimeout, setTimeout } from '../timers.js';
@@ -130,6 +131,8 @@ class DeviceServer implements Server {
   readonly closed: Promise<void>;
   readonly #listener: number;
   readonly #socket: Stats | undefined;
+  /** A program that ends without `close` leaves no socket either. */
+  readonly #forgetExit: () => void;
   #watch: Watch | undefined;
   #session: Session | undefined;
   /** The last client's things are being taken back. */
@@ -147,6 +150,7 @@ class DeviceServer implements Server {
     this.closed = new Promise((resolve) => (this.#resolveClosed = resolve));
     this.#listener = platform.sockets.listen(options.socketPath, 8);
     this.#socket = statSync(options.socketPath, { throwIfNoEntry: false });
+    this.#forgetExit = atExit(() => this.#removeSocket());
     try {
       this.#listen();
     } catch (error) {
@@ -181,6 +185,7 @@ class DeviceServer implements Server {
 
   /** While this listens nobody else can have taken the path, unless somebody removed the socket. */
   #removeSocket(): void {
+    this.#forgetExit();
     const { socketPath } = this.options;
     try {
       const now = statSync(socketPath, { throwIfNoEntry: false });
