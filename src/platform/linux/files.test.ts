@@ -99,7 +99,7 @@ test(
     // The other end is open: what would wait gets a descriptor here.
     const other = openSync(path, 'r+');
     try {
-      throws('ENOTDIR', 'open', () => files.open(path, 'read', { directory: true }));
+      assert.throws(() => files.open(path, 'read', { directory: true }), { code: 'ENOTDIR' });
     } finally {
       closeSync(other);
     }
