@@ -237,6 +237,8 @@ describe('anydma hugepages on a made-up machine', { skip }, () => {
       const machine = new Machine(t, TWO_NODES, { list: (path) => platform.kernel.list(path) });
       const mount = { mount: true, directory };
       throwsDma('EBUSY', () => machine.run(mount), /is not empty.*would be hidden.*\(hint: take an empty directory/);
+      throwsDma('EBUSY', () => machine.run({ setup: GiB, directory }), /is not empty/);
+      throwsDma('EBUSY', () => machine.run({ ...mount, reserve: GiB }), /is not empty/);
       assert.deepEqual(machine.changes, []);
     }
   });

@@ -100,6 +100,9 @@ export function carryOut(pages: HugePages, options: HugePagesOptions, output: Ou
   const pageSize = changes ? checkChoice(pages, options) : 0;
   const where = node !== undefined ? ` on node ${node}` : pages.nodes().length > 1 ? ' on each node' : '';
 
+  // Before anything is changed. What a mount that goes now hides is seen only afterwards.
+  if (mount && !(unmount && pages.isMounted(directory))) pages.checkMount(directory, { pageSize, user, group });
+
   if (clear) {
     const left = pages.release({ pageSize: pagesize, node });
     output.text(`gave up the hugepages${pagesize === undefined ? '' : ` of ${formatSize(pagesize)}`}${where}`);

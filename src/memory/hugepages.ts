@@ -186,6 +186,28 @@ export class HugePages {
    */
   mount(path: string, options: HugetlbfsMountOptions): boolean {
     const operation = 'hugepages.mount';
+    if (!this.checkMount(path, options)) return false;
+    const { pageSize, user, group } = options;
+    const text = [`pagesize=${pageSize / KiB}K`, ...(user === undefined ? [] : [`uid=${user}`])];
+    if (group !== undefined) text.push(`gid=${group}`);
+    try {
+      this.#kernel.makeDirectory(path);
+      const target = this.#realPath(path);
+      this.#kernel.mount({ source: 'nodev', target, type: 'hugetlbfs', options: text.join(',') });
+    } catch (error) {
+      throw explain(error, operation);
+    }
+    return true;
+  }
+
+  /**
+   * Could `path` be mounted over? Nothing is changed.
+   *
+   * @returns false when one of this page size is mounted there already
+   * @throws DmaError as `mount`, but for the right to do it
+   */
+  checkMount(path: string, options: HugetlbfsMountOptions): boolean {
+    const operation = 'hugepages.mount';
     const real = this.#realPath(path);
     const { pageSize, user, group } = options;
     this.#checkSize(pageSize, operation);
@@ -203,14 +225,6 @@ export class HugePages {
       const reason = `${path} is not empty: what is in it, such as ${show(first)}, would be hidden from all programs`;
       const hint = 'take an empty directory, or one that is not there yet, which is made';
       throw new DmaError({ code: 'EBUSY', operation, reason, hint });
-    }
-    const text = [`pagesize=${pageSize / KiB}K`, ...(user === undefined ? [] : [`uid=${user}`])];
-    if (group !== undefined) text.push(`gid=${group}`);
-    try {
-      this.#kernel.makeDirectory(path);
-      this.#kernel.mount({ source: 'nodev', target: real, type: 'hugetlbfs', options: text.join(',') });
-    } catch (error) {
-      throw explain(error, operation);
     }
     return true;
   }
