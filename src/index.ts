@@ -80,6 +80,8 @@ export type {
 } from './bus/model.js';
 export type { DeviceAccess, InterruptKind, Interrupts, RegionInfo } from './bus/device-access.js';
 export type { Description, DescriptionPart, DescriptionTable, TableCell, TableColumn } from './bus/description.js';
+export type { MapOnMiss, MapOnMissOptions, MissUnit } from './bus/map-on-miss.js';
+export type { MappablePool, PoolMapping } from './bus/map-pool.js';
 export type { GroupMapping } from './bus/fan-out.js';
 export type { VdevBus } from './bus/vdev/vdev-bus.js';
 

@@ -1,17 +1,20 @@
 /** The devices of a registry: where a call of a device finds its domain. */
 import { isA, mustBeObject, optionsOf, reading, type Shape, stopped } from '../check.js';
-import { DmaError, invalid } from '../errors.js';
+import { DmaError, invalid, throwFirst, undoAll } from '../errors.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
 import { lostDevice, Mapping } from '../dma/mapping.js';
 import type { DmaAccess } from '../dma/address-space.js';
 import type { MapOptions, MapTarget } from '../dma/plan.js';
 import { show } from '../show.js';
-import { mustGoOn } from '../long-work.js';
+import { Turns, mustGoOn } from '../long-work.js';
 import { Range } from '../ranges.js';
 import { isAddress, type Iova, type IovaLike, type Va, type VaLike } from '../units.js';
 import type { Description } from './description.js';
 import type { DeviceAccess } from './device-access.js';
+import { MapOnMiss, type MapOnMissOptions } from './map-on-miss.js';
+import { dmaMapPool, dmaMapPoolAsync, type MappablePool, type PoolMapping } from './map-pool.js';
+import type { AreaIndex } from '../memory/area-index.js';
 import type {
   AddressedMemory,
   Bus,
@@ -33,6 +36,8 @@ interface Binding {
   instance?: unknown;
 }
 
+const MISS_OPTIONS: Shape<MapOnMissOptions> = { unit: ['area', 'pages'] };
+
 const FAULT_OPTIONS: Shape<FaultOptions> = { after: 'number', timeoutMs: 'number', signal: 'signal' };
 
 /** How often it is looked whether a fault was reported; nobody tells. */
@@ -50,11 +55,13 @@ export class BoundDevice implements Device {
   /** Was it taken away because all were? */
   stopped = false;
   readonly #opened: OpenedDevice;
+  readonly #areas: AreaIndex;
   #binding: Binding | undefined;
   /** The domain that it was in last, which goes on explaining once the device is lost. */
   #lastDomain: Domain | undefined;
 
-  constructor(bus: Bus, busName: string, args: ReadonlyMap<string, string>, opened: OpenedDevice) {
+  constructor(bus: Bus, busName: string, args: ReadonlyMap<string, string>, opened: OpenedDevice, areas: AreaIndex) {
+    this.#areas = areas;
     this.name = `${bus.name}:${busName}`;
     this.bus = bus;
     this.busName = busName;
@@ -153,6 +160,40 @@ export class BoundDevice implements Device {
     target.unmap();
   }
 
+  dmaUnmapAll(): void {
+    const errors = undoAll(this.#unmappable().map((mapping) => () => mapping.unmap()));
+    throwFirst(errors, 'dmaUnmapAll');
+  }
+
+  async dmaUnmapAllAsync(): Promise<void> {
+    const errors: unknown[] = [];
+    const turns = new Turns();
+    for (const mapping of this.#unmappable()) {
+      if (turns.due) await turns.next();
+      // It may have been unmapped in the turns before.
+      if (mapping.live) await mapping.unmapAsync().catch((error: unknown) => errors.push(error));
+    }
+    throwFirst(errors, 'dmaUnmapAllAsync');
+  }
+
+  dmaMapPool(pool: MappablePool, options?: Pick<MapOptions, 'access'>): PoolMapping {
+    this.#mustTakeMappings('dmaMapPool');
+    mustBeObject(pool, 'pools', 'dmaMapPool');
+    return dmaMapPool(this, pool, this.#areas, options);
+  }
+
+  async dmaMapPoolAsync(pool: MappablePool, options?: Omit<MapAsyncOptions, 'iova'>): Promise<PoolMapping> {
+    this.#mustTakeMappings('dmaMapPoolAsync');
+    mustBeObject(pool, 'pools', 'dmaMapPoolAsync');
+    return dmaMapPoolAsync(this, pool, this.#areas, options);
+  }
+
+  mapOnMiss(options?: MapOnMissOptions): MapOnMiss {
+    const { unit } = optionsOf(options, MISS_OPTIONS, 'mapOnMiss');
+    this.#mustTakeMappings('mapOnMiss');
+    return new MapOnMiss(this, this.#areas, unit);
+  }
+
   iovaOf(memory: AddressedMemory | VaLike): Iova {
     const domain = this.#mustHaveDomain('iovaOf');
     const isAt = typeof memory === 'number';
@@ -217,6 +258,13 @@ export class BoundDevice implements Device {
             'ask for memory that is contiguous, or for the address of each page',
           ];
     return invalid('iovaOf', reason, { range, device: this.name, hint });
+  }
+
+  /** What the program has mapped for it, last first. */
+  #unmappable(): Mapping[] {
+    if (this.lost !== undefined && this.binding === undefined) return [];
+    const mappings = this.#mustHaveDomain('dmaUnmapAll').mappingsFor(this.name);
+    return mappings.filter(({ keeper }) => keeper === undefined).reverse();
   }
 
   /** While it is taken away, mappings can be undone but not made. */

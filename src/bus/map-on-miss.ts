@@ -4,12 +4,12 @@
  * has nothing to do with devices that page on demand.)
  */
 import type { Mapping } from '../dma/mapping.js';
-import type { MapTarget } from '../dma/plan.js';
+import type { Domain } from '../dma/domain.js';
+import type { MapOptions, MapTarget } from '../dma/plan.js';
 import { isDmaError, throwFirst, undoAll } from '../errors.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import { RangeMap } from '../range-map.js';
 import { isAddress, alignDown, alignUp, type Va } from '../units.js';
-import type { Device } from './model.js';
 
 /**
  * How much is mapped around an address that has no key: `area`, all of its area, as DPDK does, or, where a part of that is
@@ -18,14 +18,27 @@ import type { Device } from './model.js';
  */
 export type MissUnit = 'area' | 'pages';
 
-/** What is mapped on demand for one device. It goes with the device's queues: close it after the last of them. */
+/** How to map on demand. */
+export interface MapOnMissOptions {
+  /** Default `area`. */
+  readonly unit?: MissUnit;
+}
+
+/** A device, as far as mapping on demand for it goes. */
+interface MissTaker {
+  readonly domain: Pick<Domain, 'constraints'> | undefined;
+  dmaMap(target: MapTarget, options?: MapOptions): Mapping;
+}
+
+/** What is mapped on demand for one device. Made by `Device.mapOnMiss`. It goes with the device's queues: close it after the last of them. */
 export class MapOnMiss implements Disposable {
-  readonly #device: Pick<Device, 'dmaMap' | 'domain'>;
+  readonly #device: MissTaker;
   readonly #areas: AreaIndex;
   readonly #unit: MissUnit;
   readonly #mappings = new RangeMap<Mapping>();
 
-  constructor(device: Pick<Device, 'dmaMap' | 'domain'>, areas: AreaIndex, unit: MissUnit = 'area') {
+  /** @internal */
+  constructor(device: MissTaker, areas: AreaIndex, unit: MissUnit = 'area') {
     this.#device = device;
     this.#areas = areas;
     this.#unit = unit;

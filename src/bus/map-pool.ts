@@ -14,8 +14,14 @@ import { progressOf, type Progress } from '../long-work.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { PoolChunk } from '../memory/pool/pool-layout.js';
 import { formatSize } from '../units.js';
-import type { Device } from './model.js';
 import { shortForm } from '../short-form.js';
+
+/** A device, as far as mapping a pool for it goes. */
+interface PoolTaker {
+  readonly name: string;
+  dmaMap(target: MapTarget, options?: MapOptions): Mapping;
+  dmaMapAsync(target: MapTarget, options?: MapAsyncOptions): Promise<Mapping>;
+}
 
 /** A pool, as far as mapping it goes. */
 export interface MappablePool {
@@ -69,7 +75,7 @@ shortForm(PoolMapping, 'PoolMapping', ({ mappings }) => ({
  * @throws DmaError EINVAL when the pool is freed or not for devices; as `Device.dmaMap`
  */
 export function dmaMapPool(
-  device: Pick<Device, 'name' | 'dmaMap'>,
+  device: Pick<PoolTaker, 'name' | 'dmaMap'>,
   pool: MappablePool,
   areas: AreaIndex,
   options?: Pick<MapOptions, 'access'>,
@@ -87,7 +93,7 @@ export function dmaMapPool(
  * As {@link dmaMapPool}, without blocking, with progress over all of it, and abort.
  */
 export async function dmaMapPoolAsync(
-  device: Pick<Device, 'name' | 'dmaMapAsync'>,
+  device: Pick<PoolTaker, 'name' | 'dmaMapAsync'>,
   pool: MappablePool,
   areas: AreaIndex,
   { onProgress, ...options }: Omit<MapAsyncOptions, 'iova'> = {},
@@ -115,7 +121,7 @@ export async function dmaMapPoolAsync(
 }
 
 /** The areas that the chunks are in and that nobody has mapped for every device, each once. */
-function targetsOf({ name }: Pick<Device, 'name'>, pool: MappablePool, areas: AreaIndex): MapTarget[] {
+function targetsOf({ name }: Pick<PoolTaker, 'name'>, pool: MappablePool, areas: AreaIndex): MapTarget[] {
   const refuse = (why: string): Error => invalid('dmaMapPool', `the pool ${pool.name} ${why}`, { device: name });
   if (!pool.live) throw refuse('was freed');
   if (!pool.forDevices) throw refuse('is not for devices');

@@ -10,6 +10,8 @@ import type { IovaMode } from '../memory/iova-mode.js';
 import type { Iova, IovaLike, VaLike } from '../units.js';
 import type { Description } from './description.js';
 import type { DeviceAccess } from './device-access.js';
+import type { MapOnMiss, MapOnMissOptions } from './map-on-miss.js';
+import type { MappablePool, PoolMapping } from './map-pool.js';
 
 /** An access of a device that its IOMMU, or the device itself, reported as failed. */
 export interface DeviceFault {
@@ -132,21 +134,53 @@ export interface Device {
   /** What `driver` made of it. @throws DmaError EINVAL when it has another driver, or none */
   use<T>(driver: Driver<T>): T;
   /**
-   * Makes memory reachable by the device: the same call for every kind. The rules are those of `Domain.mapFor`.
+   * Makes memory reachable by the device: the same call for every kind.
    *
    * @param target registered memory, or a part of it as `{ va, length }`
-   * @throws DmaError EINVAL when no driver has the device; ENOTSUP when neither its driver nor its bus can map; and all that
-   *   `Domain.mapFor` throws
+   * @throws DmaError, before any side effect: EINVAL (no driver has the device; impossible, misaligned or unregistered range; an
+   *   IOVA that would be ignored or that contradicts the area's table; remote writes to memory that the device may only read),
+   *   ENOTSUP (neither its driver nor its bus can map; remote rights or paging that the device does not have), EACCES (writing to
+   *   read-only memory), ERANGE (IOVA outside the windows), EEXIST (another mapping in the way, by VA or IOVA), EBUSY (that
+   *   mapping is being made or undone), ENOSPC (entry limit, or no free IOVA), ENOMEM (locked-memory limit), ENODEV (the device
+   *   was lost); after undoing: errors of the address space
    */
   dmaMap(target: MapTarget, options?: MapOptions): Mapping;
-  /** As {@link Device.dmaMap}, without blocking, with progress and abort: see `Domain.mapForAsync`. */
+  /** As {@link Device.dmaMap}, without blocking, with progress and abort. @throws DmaError also ECANCELED once `signal` is aborted */
   dmaMapAsync(target: MapTarget, options?: MapAsyncOptions): Promise<Mapping>;
   /**
    * Undoes {@link Device.dmaMap}: by the handle, or by exactly what was mapped; a part, where the domain can cut.
    *
-   * @throws DmaError as `Domain.unmapFor` and `Mapping.unmap`; EINVAL for the mapping of another device
+   * @throws DmaError EINVAL: impossible or misaligned range, nothing of this device mapped exactly there, another IOVA, or the
+   *   mapping of another device; ENOTSUP: a part, and the domain can not cut; EBUSY: a part of what another device maps too;
+   *   ENOSPC: cutting would pass the entry limit; else as `Mapping.unmap`
    */
   dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: IovaLike })): void;
+  /**
+   * Unmaps all that was mapped for this device by `dmaMap` and its relatives, last first. What is mapped for every device
+   * (`eal.dmaMapAll`, memory of the library and of heaps) stays, and so does what other devices have of the same domain.
+   *
+   * @throws DmaError as `Mapping.unmap`: the first error, with the others in `undo`, once all was tried; another call tries what is
+   *   left
+   */
+  dmaUnmapAll(): void;
+  /** As {@link Device.dmaUnmapAll}, without blocking the event loop where the address space can. */
+  dmaUnmapAllAsync(): Promise<void>;
+  /**
+   * Maps the external memory of a pool, each area once, all or nothing. (A pool of the library's memory, or of a heap, is mapped for
+   * every device already.) Unmap it before the pool's memory is unregistered.
+   *
+   * @throws DmaError EINVAL when the pool is freed or not for devices; else as `dmaMap`
+   */
+  dmaMapPool(pool: MappablePool, options?: Pick<MapOptions, 'access'>): PoolMapping;
+  /** As {@link Device.dmaMapPool}, without blocking, with progress over all of it, and abort. */
+  dmaMapPoolAsync(pool: MappablePool, options?: Omit<MapAsyncOptions, 'iova'>): Promise<PoolMapping>;
+  /**
+   * Maps registered external memory when the data path meets it: give its `register` to a queue pair as the option `miss`. Off
+   * unless it is asked for, unlike in DPDK. Close it after the last queue.
+   *
+   * @throws DmaError EINVAL, ENOTSUP for a device that can not be mapped
+   */
+  mapOnMiss(options?: MapOnMissOptions): MapOnMiss;
   /**
    * What this device uses for the first byte of some memory, the rest of which follows there; or for one byte at a VA. Exact
    * as long as the memory stays mapped for it, which blocks, zones and pools are from the moment they are made: so ask once,

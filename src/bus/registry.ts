@@ -405,7 +405,7 @@ export class Registry {
       const opened = await bus.open(name, spec.args, options);
       const { container } = options;
       const args = container === undefined ? spec.args : new Map(spec.args).set('container', container.name);
-      device = new BoundDevice(bus, name, args, opened);
+      device = new BoundDevice(bus, name, args, opened, this.#options.areas);
       this.#devices.set(device.name, device);
       await this.#bringUp(device, opened, spec);
       // It may have gone in the turn that this took to come back here.

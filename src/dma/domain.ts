@@ -202,6 +202,11 @@ export class Domain {
     yield* this.#own.toArray();
   }
 
+  /** @internal What a device has mapped, in the order it came. */
+  mappingsFor(device: string): Mapping[] {
+    return this.#devices.get(device)?.toArray() ?? [];
+  }
+
   /** @internal A device joins, which can emit so many bits of an IOVA. */
   attach(device: string, bits = Infinity): void {
     this.#reach.add(device, bits);
