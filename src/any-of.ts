@@ -1,11 +1,11 @@
 /**
- * A set that also gives any one of its values in constant time, whichever went before. (The first value of a `Set` takes a walk
- * over all that were deleted in front of it.)
+ * A set that also returns any one of its values in constant time. (Getting the first value of a `Set` walks over all
+ * deleted ones before it.)
  */
 export class AnyOf<T> {
   readonly #values = new Set<T>();
   #any: T | undefined;
-  /** Goes on behind what was deleted. */
+  /** Continues behind deleted values. */
   #next = this.#values.values();
 
   get size(): number {
@@ -25,7 +25,7 @@ export class AnyOf<T> {
     if (this.#any === value) this.#any = undefined;
   }
 
-  /** One of them, and the same one until it is deleted; `undefined` when there is none. */
+  /** One of the values, the same until it is deleted; `undefined` if there is none. */
   get any(): T | undefined {
     if (this.#any !== undefined || this.#values.size === 0) return this.#any;
     let next = this.#next.next();
@@ -33,7 +33,7 @@ export class AnyOf<T> {
     return (this.#any = next.done === true ? undefined : next.value);
   }
 
-  /** All of them, in the order they came. */
+  /** All values, in the order they were added. */
   [Symbol.iterator](): IterableIterator<T> {
     return this.#values.values();
   }

@@ -1,4 +1,4 @@
-/** One listener of the process's end for all: each kind of thing would have its own else, and Node warns of more than ten. */
+/** One shared listener for the process's exit: Node warns of more than ten listeners. */
 
 const actions = new Set<() => void>();
 
@@ -7,9 +7,9 @@ function runAll(): void {
 }
 
 /**
- * Has `action` run when this thread ends by itself or by `process.exit`. What it throws is an uncaught exception.
+ * Runs `action` when this thread ends normally or by `process.exit`. An exception in it is uncaught.
  *
- * @returns takes it back; idempotent
+ * @returns removes the action; idempotent
  */
 export function atExit(action: () => void): () => void {
   const own = (): void => action();

@@ -1,34 +1,34 @@
 /**
- * Checks of arguments. They are made once, at the doors of the library: what is inside relies on them. What a caller hands over
- * may be anything, also what throws when it is looked at; of objects the values are taken, once.
+ * Checks of arguments, made once, where the program calls the library: internal code relies on them. A caller may pass
+ * anything, even objects that throw when they are read; values are copied from objects once.
  */
 import { resolve } from 'node:path';
 import { DmaError, type DmaErrorDetails, invalid, isDmaError } from './errors.js';
 import { show, thrown } from './show.js';
 
-/** A door: throws when nothing can be begun any more. */
+/** A check that throws if nothing can be started any more. */
 export type Gate = (operation: string) => void;
 
-/** A door that is always open. */
+/** A gate that is always open. */
 export const open: Gate = () => undefined;
 
-/** The error of whatever is begun after `Eal.stop`. */
+/** The error of calls after `Eal.stop`. */
 export function stopped(operation: string): DmaError {
-  const hint = 'Eal.start() starts another one';
+  const hint = 'Eal.start() starts a new one';
   return new DmaError({ code: 'ECANCELED', operation, reason: 'the Eal was stopped', hint });
 }
 
 /**
- * The error of a call for what has ended, such as freeing it twice.
+ * The error of using an object that has ended, such as freeing it twice.
  *
- * @param check what tells whether it is still there, as a program writes it
+ * @param check an expression that tells whether the object can be used, as a program writes it
  */
 export function ended(operation: string, reason: string, check: string, more?: Partial<DmaErrorDetails>): DmaError {
-  const hint = `${check} tells whether it can be used; held with "using" it ends once, whatever happens`;
+  const hint = `${check} tells whether it can be used; declare it with "using" to end it exactly once`;
   return invalid(operation, reason, { hint, ...more });
 }
 
-/** What to do about a value of the wrong type; `undefined` where the reason says it all. */
+/** A hint about a value of the wrong type; `undefined` if the reason says enough. */
 export function typeHint(value: unknown, wanted: string): string | undefined {
   if (value === undefined) return 'it was left out';
   if (wanted !== 'number') return undefined;
@@ -39,7 +39,10 @@ export function typeHint(value: unknown, wanted: string): string | undefined {
   return undefined;
 }
 
-/** What an option has to be: a type, an array or what has elements as one (`list`), a signal that can be asked, one of these words, or an instance of a class. */
+/**
+ * What an option must be: a type, an array or array-like object (`list`), a usable AbortSignal, one of these words, or
+ * an instance of a class.
+ */
 export type Kind =
   | 'number'
   | 'boolean'
@@ -53,14 +56,14 @@ export type Kind =
   | readonly string[]
   | (abstract new (...args: never[]) => unknown);
 
-/** The options of a call, each with what it has to be. */
+/** The options of a call and the kind of each. */
 export type Shape<T> = { readonly [K in keyof Required<T>]: Kind };
 
 /**
- * Options as a caller gave them, copied: what he changes later has no effect.
+ * Copies and checks options: later changes by the caller have no effect.
  *
- * @throws DmaError EINVAL for what is no object, for values of another kind, for options that there are not, and for what
- *   throws when it is read
+ * @throws DmaError EINVAL if `value` is not an object, an option has the wrong kind or is unknown, or reading one
+ * throws
  */
 export function optionsOf<T extends object>(value: T | undefined, shape: Shape<T>, operation: string): Partial<T> {
   if (value === undefined) return {};
@@ -72,7 +75,10 @@ export function optionsOf<T extends object>(value: T | undefined, shape: Shape<T
   }
 }
 
-/** Options in an object as programs write them: it has all of them itself. (V8 is slow at `{ ...value }` of many kinds of objects.) */
+/**
+ * Options in a plain object, which has them as its own properties. (`{ ...value }` is slow in V8 for many shapes of
+ * objects.)
+ */
 function plainOptions<T extends object>(value: T, shape: Shape<T>, operation: string): Partial<T> {
   const kinds = kindsOf(shape);
   const copy: Partial<T> = {};
@@ -87,7 +93,7 @@ function plainOptions<T extends object>(value: T, shape: Shape<T>, operation: st
   return copy;
 }
 
-/** Options in an object that may have them from a class of its own. */
+/** Options in an object of a class, which may inherit them. */
 function otherOptions<T extends object>(value: T, shape: Shape<T>, operation: string): Partial<T> {
   const copy: Partial<T> = {};
   for (const key of keysOf(shape)) {
@@ -100,7 +106,7 @@ function otherOptions<T extends object>(value: T, shape: Shape<T>, operation: st
   return copy;
 }
 
-/** Looking something up in a map is faster than asking an object whether a key is its own. */
+/** A lookup in a Map is faster than a test for an own property. */
 const kindMaps = new WeakMap<object, ReadonlyMap<string, Kind>>();
 
 function kindsOf<T>(shape: Shape<T>): ReadonlyMap<string, Kind> {
@@ -109,7 +115,7 @@ function kindsOf<T>(shape: Shape<T>): ReadonlyMap<string, Kind> {
   return kinds;
 }
 
-/** Has an object all that it has itself, as those that are written down in a program? */
+/** Has the object only own properties, like an object literal? */
 function isPlain(value: object): boolean {
   const prototype: unknown = Object.getPrototypeOf(value);
   return prototype === Object.prototype || prototype === null;
@@ -120,7 +126,7 @@ function noOption<T>(key: string, shape: Shape<T>, operation: string): DmaError 
   return invalid(operation, `there is no option ${show(key)}`, { hint });
 }
 
-/** What `read` takes from an object of a caller. @throws DmaError EINVAL when that throws something else */
+/** Returns what `read` takes from a caller's object. @throws DmaError EINVAL if reading throws another error */
 export function reading<T>(operation: string, what: string, read: () => T): T {
   try {
     return read();
@@ -129,36 +135,36 @@ export function reading<T>(operation: string, what: string, read: () => T): T {
   }
 }
 
-/** What is thrown instead of what reading something of a caller threw. */
+/** The error for an exception while reading a caller's value. */
 function unreadable(error: unknown, operation: string, what: string): DmaError {
   if (isDmaError(error)) return error;
   return invalid(operation, `${what} can not be read: ${thrown(error)}`, { cause: error });
 }
 
-/** @throws DmaError EINVAL unless `value` is an object and no list */
+/** @throws DmaError EINVAL unless `value` is an object and not an array */
 export function mustBeObject(value: unknown, what: string, operation: string): asserts value is object {
   if (typeof value === 'object' && value !== null && !isList(value)) return;
-  throw invalid(operation, `${what} are given as an object, not as ${show(value)}`, {
+  throw invalid(operation, `${what} must be an object, not ${show(value)}`, {
     hint: typeHint(value, 'object') ?? 'as in { name: value }',
   });
 }
 
-/** @throws DmaError EINVAL unless `value` is a number; of which kind is for others to say */
+/** @throws DmaError EINVAL unless `value` is a number; its range is checked elsewhere */
 export function mustBeNumber(value: unknown, what: string, operation: string): asserts value is number {
   if (typeof value === 'number') return;
-  throw invalid(operation, `${what} is a number, not ${show(value)}`, { hint: typeHint(value, 'number') });
+  throw invalid(operation, `${what} must be a number, not ${show(value)}`, { hint: typeHint(value, 'number') });
 }
 
-/** @throws DmaError EINVAL unless `value` is a text */
+/** @throws DmaError EINVAL unless `value` is a string */
 export function mustBeString(value: unknown, what: string, operation: string): asserts value is string {
   if (typeof value !== 'string')
-    throw invalid(operation, `${what} is a string, not ${show(value)}`, { hint: typeHint(value, 'string') });
+    throw invalid(operation, `${what} must be a string, not ${show(value)}`, { hint: typeHint(value, 'string') });
 }
 
 /** @throws DmaError EINVAL unless `value` is a function */
 export function mustBeFunction(value: unknown, what: string, operation: string): void {
   if (typeof value !== 'function')
-    throw invalid(operation, `${what} is a function, not ${show(value)}`, { hint: typeHint(value, 'function') });
+    throw invalid(operation, `${what} must be a function, not ${show(value)}`, { hint: typeHint(value, 'function') });
 }
 
 /** @throws DmaError EINVAL unless `value` is an integer from `least` to `most` */
@@ -173,7 +179,7 @@ export function mustBeWhole(
   throw invalid(operation, `${what} is ${show(value)}, not an integer from ${least} to ${most}`);
 }
 
-/** @throws DmaError EINVAL unless `value` is a time that a timer can wait, in milliseconds */
+/** @throws DmaError EINVAL unless `value` is a timeout that a timer supports, in milliseconds */
 export function mustBeMs(value: unknown, what: string, operation: string): asserts value is number {
   if (typeof value === 'number' && value >= 0 && value < 2 ** 31) return;
   throw invalid(operation, `${what} is ${show(value)}, not a number of milliseconds from 0 to 2^31 - 1`);
@@ -190,7 +196,7 @@ export function mustBeOneOf<T extends string>(
   throw invalid(operation, `there is no ${what} ${show(value)}`, { hint: `it is ${words.join(', ')}` });
 }
 
-/** @throws DmaError EINVAL unless `value` is an object that has these members, each an object or a function */
+/** @throws DmaError EINVAL unless `value` is an object with these members, each an object or a function */
 export function mustHave(
   value: unknown,
   members: readonly string[],
@@ -209,7 +215,7 @@ export function mustHave(
   });
 }
 
-/** @param name what users call `kind`. @throws DmaError EINVAL unless `value` is of `kind` */
+/** @param name the public name of `kind`. @throws DmaError EINVAL unless `value` is an instance of `kind` */
 export function mustBe<T>(
   value: unknown,
   kind: abstract new (...args: never[]) => T,
@@ -218,10 +224,12 @@ export function mustBe<T>(
   name = kind.name,
 ): asserts value is T {
   if (!isKind(value, kind))
-    throw invalid(operation, `${what} is ${aOrAn(name)} ${name}, not ${show(value)}`, { hint: typeHint(value, name) });
+    throw invalid(operation, `${what} must be ${aOrAn(name)} ${name}, not ${show(value)}`, {
+      hint: typeHint(value, name),
+    });
 }
 
-/** An object with methods, all optional, of which each is a function if it is there. @throws DmaError EINVAL */
+/** Checks an object of optional methods: each must be a function if present. @throws DmaError EINVAL */
 export function mustHandle(value: unknown, methods: readonly string[], operation: string): void {
   if (typeof value !== 'object' || value === null || isList(value))
     throw invalid(operation, `it takes an object with ${methods.join(', ')}, not ${show(value)}`);
@@ -233,7 +241,7 @@ export function mustHandle(value: unknown, methods: readonly string[], operation
   });
 }
 
-/** What follows `offset` in `length` bytes; NaN, which no check lets pass, when the offset is no number. */
+/** The bytes after `offset` of `length`; NaN, which fails every check, if the offset is not a number. */
 export function rest(length: number, offset: unknown): number {
   return typeof offset === 'number' ? length - offset : NaN;
 }
@@ -254,7 +262,7 @@ function aOrAn(name: string): string {
   return /^[AEIOU]/i.test(name) ? 'an' : 'a';
 }
 
-/** As `instanceof`, for values that may throw when they are looked at. */
+/** Like `instanceof`, for values that may throw when they are read. */
 export function isA<T>(value: unknown, kind: abstract new (...args: never[]) => T): value is T {
   try {
     return value instanceof kind;
@@ -263,7 +271,7 @@ export function isA<T>(value: unknown, kind: abstract new (...args: never[]) => 
   }
 }
 
-/** An AbortSignal that can be asked: what only looks like one, or throws when it is asked, is none. */
+/** Is it a usable AbortSignal? An object that only looks like one, or throws when it is read, is not. */
 export function isSignal(value: unknown): value is AbortSignal {
   try {
     return value instanceof AbortSignal && typeof value.aborted === 'boolean';
@@ -272,9 +280,9 @@ export function isSignal(value: unknown): value is AbortSignal {
   }
 }
 
-/** The error for what is not {@link isSignal}. */
+/** The error for a value that is not {@link isSignal}. */
 export function noSignal(what: string, value: unknown, operation: string): DmaError {
-  return invalid(operation, `${what}: ${show(value)} is no AbortSignal`, {
+  return invalid(operation, `${what}: ${show(value)} is not an AbortSignal`, {
     hint: 'such as AbortSignal.timeout(1000), or the signal of an AbortController',
   });
 }
@@ -292,7 +300,7 @@ function isKind(value: unknown, kind: Kind): boolean {
   return isA(value, kind);
 }
 
-/** An array, or what has elements as one, such as a typed array. */
+/** An array, or an array-like object such as a typed array. */
 function isListLike(value: unknown): boolean {
   if (typeof value !== 'object' || value === null) return false;
   const length: unknown = Reflect.get(value, 'length');
@@ -302,12 +310,13 @@ function isListLike(value: unknown): boolean {
 function wrong(key: string, value: unknown, kind: Kind, operation: string): DmaError {
   if (kind === 'signal') return noSignal(key, value, operation);
   if (typeof kind === 'string')
-    return invalid(operation, `${key}: ${show(value)} is no ${kind}`, { hint: typeHint(value, kind) });
-  if (typeof kind === 'function') return invalid(operation, `${key}: ${show(value)} is no ${kind.name}`);
+    return invalid(operation, `${key}: ${show(value)} is not ${aOrAn(kind)} ${kind}`, { hint: typeHint(value, kind) });
+  if (typeof kind === 'function')
+    return invalid(operation, `${key}: ${show(value)} is not ${aOrAn(kind.name)} ${kind.name}`);
   return invalid(operation, `${key}: there is no ${show(value)}`, { hint: `it is ${kind.join(', ')}` });
 }
 
-/** `path` from the root on. @throws DmaError ENOENT for a relative one when the working directory was removed */
+/** `path` as an absolute path. @throws DmaError ENOENT for a relative path if the working directory was removed */
 export function absolutePath(path: string, operation: string): string {
   try {
     return resolve(path);
@@ -315,7 +324,7 @@ export function absolutePath(path: string, operation: string): string {
     throw new DmaError({
       code: 'ENOENT',
       operation,
-      reason: `${show(path)} is relative to the working directory, which can not be told: was it removed?`,
+      reason: `${show(path)} is relative to the working directory, which is unknown: was it removed?`,
       hint: 'give a path that begins with /',
       cause,
     });

@@ -475,12 +475,12 @@ it('what was given up says so, by the name of what was called', { skip }, async 
   await assert.rejects(Eal.start({ memory: { noHuge: true, size: 8 * MiB }, onProgress: boom }), {
     code: 'ECANCELED',
     operation: 'Eal.start',
-    reason: 'given up, because onProgress threw: boom',
+    reason: 'cancelled, because onProgress threw: boom',
   });
   await using eal = await Eal.start(QUIET);
   const device = await eal.probe('vdev:copy0');
   using memory = eal.external.allocate(MiB);
-  const threw = /given up, because onProgress threw: boom/;
+  const threw = /cancelled, because onProgress threw: boom/;
   for (const call of [
     () => eal.mallocAsync(8 * MiB, { onProgress: boom }),
     () => eal.zones.reserveAsync('z', 8 * MiB, { onProgress: boom }),

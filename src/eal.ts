@@ -1,6 +1,6 @@
 /**
- * The environment abstraction layer: one object that everything hangs off. It starts what there is, ties the rooms
- * together, and gives everything back when it stops. Two can live in one process; they share nothing.
+ * The environment abstraction layer (EAL): the object that owns everything else. It opens the platform, connects
+ * devices and memory, and releases everything when it stops. A process can have several, which share nothing.
  */
 import { EventEmitter } from 'node:events';
 import { atExit } from './at-exit.js';
@@ -48,43 +48,43 @@ import type { Platform } from './platform/ports.js';
 import { shortForm } from './short-form.js';
 import { queueMicrotask } from './timers.js';
 
-/** How to start. All may be left out. */
+/** Options of {@link Eal.start}, all optional. */
 export interface EalOptions extends BookSettings, LongWorkOptions {
-  /** System calls; another platform than this machine's is for tests. */
+  /** System calls. Default: this machine's; tests pass others. */
   readonly platform?: Platform;
   /**
-   * How PCI devices get at their IOMMU, where a container does not say it. Default `auto`: iommufd where there is one, else
-   * VFIO's older containers. `noiommu` has to be asked for: devices then reach all memory of the machine.
+   * How PCI devices use the IOMMU, unless their container says otherwise. Default `auto`: iommufd if available, else
+   * VFIO's older containers. `noiommu` must be requested: devices can then access all memory of the machine.
    */
   readonly iommu?: ContainerChoice;
-  /** More buses, besides those that come with the library. */
+  /** Buses in addition to the built-in ones. */
   readonly buses?: readonly Bus[];
-  /** More drivers; they are tried before the built-in ones. */
+  /** Drivers in addition to the built-in ones; they are tried first. */
   readonly drivers?: readonly Driver[];
-  /** Memory that the library owns: how much, of which pages, kept where. */
+  /** Memory owned by the library: amount, page size, and where it is. */
   readonly memory?: MemoryOptions;
   /**
-   * What to do with what the program forgot to unmap or unregister, each named with the place that made it. Default: a
-   * process warning (code `ANYDMA_FORGOTTEN`). It is given back in any case.
+   * Called with what the program forgot to unmap or unregister, each with the place that created it. Default: a process
+   * warning (code `ANYDMA_FORGOTTEN`). It is released in any case.
    */
   readonly onForgotten?: (forgotten: readonly string[]) => void;
 }
 
-/** How to probe a device. */
+/** Options of {@link Eal.probe}. */
 export interface ProbeOptions {
   /** The container that a PCI device is put in. `container=NAME` in its name says one by its name. Default: `eal.containers.default`. */
   readonly container?: Container;
 }
 
-/** What `Eal.events` tells, after it happened. */
+/** Events of `Eal.events`, emitted afterwards. */
 export interface EalEvents {
   /** A device was probed. */
   probed: [device: Device];
-  /** A device reported an error of its own, such as a failed access; it is still there. See `Device.explainFaults`. */
+  /** A device reported an error, such as a failed access; it is still usable. See `Device.explainFaults`. */
   failed: [device: Device, error: DmaError];
   /** A device was removed. */
   removed: [device: Device];
-  /** A device went without being asked to; its mappings are gone. */
+  /** A device disappeared; its mappings are gone. */
   lost: [device: Device, error: DmaError];
   /** External memory was registered. */
   registered: [memory: ExternalMemory];
@@ -92,40 +92,40 @@ export interface EalEvents {
   unregistered: [memory: ExternalMemory];
 }
 
-/** See the head of the file. Made by {@link Eal.start}. */
+/** The environment abstraction layer. Made by {@link Eal.start}; the caller must stop it. */
 export class Eal implements AsyncDisposable {
-  /** What system calls this machine has. */
+  /** The system calls of this machine. */
   readonly platform: Platform;
-  /** Memory of the user's: allocate, register and find it. */
+  /** External memory, owned by the user: allocate, register and find it. */
   readonly external: External;
-  /** Heaps by name: those over memory of the user's, and the library's own. */
+  /** Heaps by name: those over external memory, and the library's own. */
   readonly heaps: Heaps;
-  /** Named allocations, for who has only the name. */
+  /** Named allocations, for callers that know only the name. */
   readonly zones: Zones;
   /** Pools of elements of one size, such as packet buffers. */
   readonly pools: Pools;
-  /** Memory of the library's own: what there is, and who follows and limits it. */
+  /** Memory owned by the library: its use, events and limits. */
   readonly memory: OwnedMemory;
-  /** What happens to devices and memory. A listener that throws is an uncaught exception, and disturbs nothing here. */
+  /** Events of devices and memory. An exception in a listener is uncaught, and does not disturb the library. */
   readonly events: EventEmitter<EalEvents>;
-  /** Address spaces of the IOMMU that PCI devices can be put in: the default one, and those that the program makes. */
+  /** Address spaces of the IOMMU for PCI devices: the default one, and those that the program creates. */
   readonly containers: Containers;
   /** The bus of software devices in this process. */
   readonly vdev: VdevBus;
   readonly #emitter = new EventEmitter<EalEvents>();
   readonly #areas = new AreaIndex();
-  /** Memory of drivers: rings and such, which go with their devices and are nothing that a program can forget. */
+  /** Memory of drivers, such as rings. It is freed with the device, so the program can not forget it. */
   readonly #driverMemory: External;
   readonly #registry: Registry;
-  /** What of the standing groups is memory of heaps. */
+  /** The standing mappings of memory of heaps. */
   readonly #reached = new Set<GroupMapping>();
   readonly #onForgotten: ((forgotten: readonly string[]) => void) | undefined;
-  /** What goes on while the event loop does: the end of this gives it up. */
+  /** Asynchronous calls in progress; stopping cancels them. */
   readonly #running = new RunningWorks();
-  /** Where each device was probed. */
+  /** Where in the program each device was probed. */
   readonly #probed = new WeakMap<Device, Origin>();
   #forgetExit: () => void = () => undefined;
-  /** Runs now, or ended well. */
+  /** `stop` in progress, or successful. */
   #stopping: Promise<void> | undefined;
   #stopped = false;
 
@@ -172,7 +172,7 @@ export class Eal implements AsyncDisposable {
       },
     });
     const bytesAt = (va: Va, length: number, access: 'read' | 'write'): Uint8Array | undefined => {
-      // Storing to a page that is mapped read-only would kill this process.
+      // A store to a read-only page would kill this process.
       if (access === 'write' && this.#areas.at(va)?.writable !== true) return undefined;
       return (
         this.memory.bytesAt(va, length) ??
@@ -196,13 +196,13 @@ export class Eal implements AsyncDisposable {
   }
 
   /**
-   * Starts. Stop it with {@link Eal.stop}, or hold it with `await using`.
+   * Starts an Eal. Stop it with {@link Eal.stop}, or declare it with `await using`.
    *
-   * Where system calls can not be made (no Linux, no koffi binary) it starts all the same: devices in this process work,
-   * and all else says ENOTSUP, with the reason that is in `platform.limitation`.
+   * It also starts where system calls are not available (no Linux, no koffi binary): devices in this process work,
+   * everything else throws ENOTSUP with the reason in `platform.limitation`.
    *
-   * @throws DmaError EEXIST, EINVAL for buses and drivers that can not be registered; EINVAL for options about memory that
-   *   are not possible; ENOMEM when there is not so much memory as they want at the start
+   * @throws DmaError EEXIST, EINVAL for buses and drivers that can not be registered; EINVAL for invalid memory
+   * options; ENOMEM if the initial memory is not available
    */
   static async start(options?: EalOptions): Promise<Eal> {
     const checked = checkedOptions(options);
@@ -220,11 +220,10 @@ export class Eal implements AsyncDisposable {
   }
 
   /**
-   * Opens the device called `name` and gives it to the first driver that takes it: see `Registry.probe` for the steps and
-   * errors.
+   * Opens the device `name` and attaches the first driver that takes it: see `Registry.probe` for the steps and errors.
    *
    * @param name `bus:name[,key=value...]`, such as `vfio-user:/run/device.sock` or `vdev:edu0`; DPDK's layered form
-   *   (`bus=vfio-user,name=/run/device.sock/driver=edu`) works too
+   * (`bus=vfio-user,name=/run/device.sock/driver=edu`) works too
    */
   async probe(name: string, options?: ProbeOptions): Promise<Device> {
     this.#mustRun('probe');
@@ -235,33 +234,33 @@ export class Eal implements AsyncDisposable {
     return device;
   }
 
-  /** Takes a device away: its driver lets go, its mappings are unmapped. @throws DmaError as `Registry.remove` */
+  /** Removes a device: detaches its driver and unmaps its memory. @throws DmaError as `Registry.remove` */
   async remove(device: Device): Promise<void> {
     await this.#registry.remove(device);
   }
 
-  /** The devices that are probed, or those that match `filter` (`bus=vdev`, `driver=edu`, or a name). */
+  /** The probed devices, or those that match `filter` (`bus=vdev`, `driver=edu`, or a name). */
   devices(filter?: string): Device[] {
     return this.#registry.devices(filter);
   }
 
-  /** The probed device of that name, if there is one. */
+  /** The probed device of that name; `undefined` if there is none. */
   find(name: string): Device | undefined {
     return this.#registry.find(name);
   }
 
-  /** Names of the devices that buses find by themselves; `probe` opens them. */
+  /** Names of the devices that buses discover; `probe` opens them. */
   async scan(): Promise<string[]> {
     this.#mustRun('scan');
     return this.#registry.scan();
   }
 
-  /** Buses, in the order they are asked. */
+  /** The buses, in the order they are searched. */
   get buses(): readonly Bus[] {
     return this.#registry.buses;
   }
 
-  /** Drivers, in the order they are tried. */
+  /** The drivers, in the order they are tried. */
   get drivers(): readonly Driver[] {
     return this.#registry.drivers;
   }
@@ -279,10 +278,10 @@ export class Eal implements AsyncDisposable {
   }
 
   /**
-   * Maps memory on each of `devices`, or on none of them. Without a list: on every device there is, and on every one that
-   * is probed later, until the result is unmapped.
+   * Maps memory on all of `devices`, or on none if one fails. Without a list: on every device, including those probed
+   * later, until the result is unmapped.
    *
-   * @throws DmaError of the device that failed, with what could not be undone in `undo`
+   * @throws DmaError of the device that failed; errors of undoing it are in `undo`
    */
   dmaMapAll(target: MapTarget, devices?: Iterable<Device>, options?: MapOptions): GroupMapping {
     this.#mustRun('dmaMapAll');
@@ -290,10 +289,10 @@ export class Eal implements AsyncDisposable {
   }
 
   /**
-   * As {@link Eal.dmaMapAll}, without blocking the event loop: device by device, each piece by piece, with progress.
+   * Like {@link Eal.dmaMapAll}, without blocking the event loop: device by device, each in pieces, with progress.
    *
-   * @throws DmaError as `dmaMapAll`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then no
-   *   device has it
+   * @throws DmaError as `dmaMapAll`; ECANCELED if `options.signal` is aborted or the Eal stops, within one piece: then
+   * it is mapped on no device
    */
   async dmaMapAllAsync(
     target: MapTarget,
@@ -309,11 +308,11 @@ export class Eal implements AsyncDisposable {
   }
 
   /**
-   * Allocates a block of memory that every device can reach, now and later. It grows the library's own memory when there
-   * is no room in it.
+   * Allocates a block of memory that every device can access, including those probed later. Grows the library's own
+   * memory if needed.
    *
-   * @throws DmaError EINVAL for what is not possible; ENOMEM when it can not be had, with what there is and what was tried;
-   *   ENOENT for a heap there is not; see `Heap.malloc`
+   * @throws DmaError EINVAL for invalid arguments; ENOMEM if memory is not available, with what exists and what was
+   * tried; ENOENT if the heap does not exist; see `Heap.malloc`
    */
   malloc(size: number, options?: PlacedMallocOptions): Block {
     this.#mustRun('malloc');
@@ -322,11 +321,11 @@ export class Eal implements AsyncDisposable {
   }
 
   /**
-   * As {@link Eal.malloc}, without blocking the event loop: memory that has to grow is got on other threads, and mapped for
-   * the devices piece by piece. Give `zero` for what `calloc` does.
+   * Like {@link Eal.malloc}, without blocking the event loop: new memory is populated on other threads, and mapped for
+   * the devices in pieces. Pass `zero` for a zeroed block, like `calloc`.
    *
-   * @throws DmaError as `malloc`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then all is
-   *   undone
+   * @throws DmaError as `malloc`; ECANCELED if `options.signal` is aborted or the Eal stops, within one piece: then
+   * everything is undone
    */
   async mallocAsync(size: number, options: PlacedMallocOptions & LongWorkOptions = {}): Promise<Block> {
     this.#mustRun('mallocAsync');
@@ -335,7 +334,10 @@ export class Eal implements AsyncDisposable {
     return this.#heapFor(options).mallocAsync(size, wanted);
   }
 
-  /** As {@link Eal.malloc} for `count` times `size` bytes, zeroed. @throws DmaError also EINVAL when the product is no size */
+  /**
+   * Like {@link Eal.malloc}, for `count` times `size` bytes, zeroed. @throws DmaError also EINVAL if the product is not
+   * a valid size
+   */
   calloc(count: number, size: number, options?: PlacedMallocOptions): Block {
     this.#mustRun('calloc');
     if (options === undefined || !isPlaced(options, 'calloc')) return this.memory.calloc(count, size, options);
@@ -343,24 +345,25 @@ export class Eal implements AsyncDisposable {
   }
 
   /**
-   * Makes a block longer or shorter: see `Heap.realloc`. With `heap` or `node` it comes from there afterwards, else from the
-   * heap that it is of.
+   * Resizes a block: see `Heap.realloc`. With `heap` or `node` the new block comes from there, else from its present
+   * heap.
    *
-   * @throws DmaError as `Heap.realloc`; ENOENT or EINVAL for a heap or node there is not
+   * @throws DmaError as `Heap.realloc`; ENOENT or EINVAL if the heap or node does not exist
    */
   realloc(block: Block, size: number, options?: MallocOptions & Pick<PlacedMallocOptions, 'heap' | 'node'>): Block {
     this.#mustRun('realloc');
-    mustBe(block, Block, 'what is made longer or shorter', 'realloc');
+    mustBe(block, Block, 'the block to resize', 'realloc');
     if (options !== undefined) optionsOf<PlacedMallocOptions>(options, MALLOC_OPTIONS, 'realloc');
     const elsewhere = options?.heap !== undefined || options?.node !== undefined;
     return (elsewhere ? this.#heapFor(options) : block.heap).realloc(block, size, options);
   }
 
   /**
-   * Stops: removes the devices, last first, and unregisters all memory. What the program still held is reported. Idempotent.
+   * Stops: removes the devices, last first, and unregisters all memory. Reports what the program still held.
+   * Idempotent.
    *
-   * @throws DmaError of the first thing that could not be given back, once all was tried, such as EBUSY for memory that is
-   *   pinned. Nothing can be begun afterwards; another call tries what is left.
+   * @throws DmaError the first failure to release something, after everything was tried, such as EBUSY for pinned
+   * memory. Afterwards nothing can be started; another call retries what is left.
    */
   async stop(): Promise<void> {
     this.#stopping ??= this.#stop().catch((error: unknown) => {
@@ -370,7 +373,7 @@ export class Eal implements AsyncDisposable {
     await this.#stopping;
   }
 
-  /** As {@link Eal.stop}. */
+  /** Calls {@link Eal.stop}. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.stop();
   }
@@ -386,7 +389,7 @@ export class Eal implements AsyncDisposable {
     errors.push(...(await this.#registry.close()), ...this.containers.close());
     const pools = this.pools.close();
     errors.push(...pools);
-    // A pool that other threads still use keeps its memory: taking it away would kill them.
+    // A pool that other threads still use keeps its memory: unmapping it would crash them.
     if (pools.length === 0) errors.push(...this.heaps.close(), ...(await this.memory.closeAsync()));
     for (const { live } of [this.external, this.#driverMemory])
       for (const memory of [...live].reverse())
@@ -394,13 +397,15 @@ export class Eal implements AsyncDisposable {
     throwFirst(errors, 'stop');
   }
 
-  /** Tells what the program still holds, if anything. */
+  /** Reports what the program still holds, if anything. */
   #report(otherwise: (forgotten: readonly string[]) => void, more: readonly Forgotten[] = []): void {
     const forgotten = forgottenLines([...this.#held(), ...more]);
     if (forgotten.length > 0) (this.#onForgotten ?? otherwise)(forgotten);
   }
 
-  /** Mappings of the program's memory, and that memory. What is mapped for every device is held by nobody in particular. */
+  /**
+   * The program's external memory and its mappings. Mappings for every device are not counted: the library holds them.
+   */
   *#held(): Iterable<Forgotten> {
     const standing = new Set([...this.#registry.standing].flatMap((group) => [...group.mappings]));
     const domains = new Set(this.devices().flatMap((device) => device.domain ?? []));
@@ -423,7 +428,7 @@ export class Eal implements AsyncDisposable {
     }
   }
 
-  /** `stop` removes devices; who ends the program without it has forgotten them. Those of this process end with it. */
+  /** `stop` removes devices, so any left at exit were forgotten. Those in this process end with it. */
   *#devicesLeft(): Iterable<Forgotten> {
     for (const device of this.devices()) {
       if (device.bus === this.vdev) continue;
@@ -432,13 +437,13 @@ export class Eal implements AsyncDisposable {
     }
   }
 
-  /** The heap that options name. */
+  /** The heap for these options. */
   #heapFor({ heap, node }: Pick<PlacedMallocOptions, 'heap' | 'node'>): Heap {
     if (heap === undefined) return this.memory.heapOf(node ?? -1);
     return chooseHeaps({ memory: this.memory, heaps: this.heaps }, { heap, node }, 'malloc')[0];
   }
 
-  /** Maps areas for every device, now and later; all or nothing, and so back. */
+  /** Maps areas for every device, including later ones, or none of them; undoing unmaps them. */
   #reach(areas: readonly Area[]): LongStep {
     const groups: GroupMapping[] = [];
     const release = this.#releaseOf(groups);
@@ -455,7 +460,7 @@ export class Eal implements AsyncDisposable {
     return release;
   }
 
-  /** Takes them from the devices again. */
+  /** Unmaps them from the devices. */
   #releaseOf(groups: readonly GroupMapping[]): LongStep {
     const forget = (): void => groups.forEach((group) => this.#reached.delete(group));
     return {
@@ -470,7 +475,7 @@ export class Eal implements AsyncDisposable {
     };
   }
 
-  /** As {@link #reach}, while the event loop goes on. */
+  /** Like {@link #reach}, without blocking the event loop. */
   async #reachAsync(areas: readonly Area[], { onProgress, signal }: LongWorkOptions): Promise<LongStep> {
     const groups: GroupMapping[] = [];
     const release = this.#releaseOf(groups);
@@ -495,7 +500,7 @@ export class Eal implements AsyncDisposable {
       forced: iovaMode,
       votes: this.#registry.buses.map((bus) => ({ bus: bus.name, wish: bus.iovaWish?.() ?? 'any' })),
       physicalAddresses: noHuge !== true && hasPhysicalAddresses(platform),
-      // Where this user is not shown them: va, which gives out no physical address.
+      // If this user may not see them: assume va mode, which reveals no physical addresses.
       iommu: unlessFails(NO_PERMISSION, () => hasIommuGroups(platform)) ?? true,
     });
   }
@@ -525,7 +530,7 @@ shortForm(Eal, 'Eal', (eal) => ({
   pools: [...eal.pools].map(({ name }) => name),
 }));
 
-/** Is a heap named in these options? @throws DmaError EINVAL when they are none */
+/** Do these options name a heap? @throws DmaError EINVAL if they are invalid */
 function isPlaced(options: PlacedMallocOptions, operation: string): boolean {
   mustBeObject(options, 'options', operation);
   return reading(operation, 'the options', () => options.heap) !== undefined;
@@ -536,11 +541,13 @@ function checkedOptions(options: EalOptions | undefined): EalOptions {
   const checked = optionsOf<EalOptions>(options, OPTIONS, START);
   const { holdBackMs = 0, remember = 0 } = checked;
   if (!(holdBackMs >= 0))
-    throw invalid(START, `holdBackMs: ${holdBackMs} is no time in milliseconds`, {
-      hint: 'it is 0 or more; Infinity holds back for good',
+    throw invalid(START, `holdBackMs: ${holdBackMs} is not a time in milliseconds`, {
+      hint: '0 or more; Infinity holds back forever',
     });
   if (!isAddress(remember))
-    throw invalid(START, `remember: ${remember} is no number of mappings`, { hint: 'it is a whole number, 0 or more' });
+    throw invalid(START, `remember: ${remember} is not a number of mappings`, {
+      hint: 'it is a whole number, 0 or more',
+    });
   checkLongWork(checked, START);
   const { platform } = checked;
   if (platform !== undefined)
@@ -565,12 +572,12 @@ const OPTIONS: Shape<EalOptions> = {
   signal: 'signal',
 };
 
-/** Whose the mappings of memory in heaps are, for messages. */
+/** The owner of the mappings of heap memory, for messages. */
 const HEAP_KEEPER = 'the heap that this memory is in';
 
-const NOT_NOTED = 'with memory: { origins: true } this says where they were made';
+const NOT_NOTED = 'start with memory: { origins: true } to see where they were created';
 
-/** At exit warnings are not printed any more. */
+/** Process warnings are not printed any more at exit. */
 function tell(forgotten: readonly string[]): void {
   for (const each of forgotten) process.stderr.write(`anydma: forgotten: ${each}\n`);
 }

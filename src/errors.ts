@@ -1,9 +1,9 @@
-/** The one error type of the library, and the Linux error numbers it speaks in. */
+/** The error type of the library, and the Linux error numbers. */
 import { text, thrown } from './show.js';
 
 /**
- * All Linux error numbers (include/uapi/asm-generic/errno*.h; EOPNOTSUPP by its other name, ENOTSUP). They are Linux's on every platform, because the kernel
- * interfaces and the vfio-user protocol that this library speaks use no others.
+ * All Linux error numbers (include/uapi/asm-generic/errno*.h; EOPNOTSUPP by its other name, ENOTSUP). They are Linux's
+ * on every platform, because the kernel interfaces and the vfio-user protocol use them.
  */
 export const ERRNO = {
   EPERM: 1,
@@ -137,7 +137,7 @@ export const ERRNO = {
   ENOTRECOVERABLE: 131,
   ERFKILL: 132,
   EHWPOISON: 133,
-  /** What a driver that knows nothing better lets slip: it is not meant for programs. */
+  /** Kernel-internal, but some drivers return it to user space. */
   ENOTSUPP: 524,
 } as const;
 
@@ -153,12 +153,12 @@ export function errorCode(errno: number): ErrorCode {
   return NAMES.get(errno) ?? 'EIO';
 }
 
-/** Is `text`, which may come from anywhere, the name of a Linux error? */
+/** Is `text`, which may be any value, the name of a Linux error? */
 export function isErrorCode(text: unknown): text is ErrorCode {
   return typeof text === 'string' && Object.hasOwn(ERRNO, text);
 }
 
-/** The addresses that an error is about, such as a `Range`: `start <= a < end`. */
+/** The addresses of an error, such as a `Range`: `start <= a < end`. */
 export interface ErrorRange {
   /** The first address. */
   readonly start: number;
@@ -170,53 +170,53 @@ export interface ErrorRange {
   toString(): string;
 }
 
-/** What a {@link DmaError} is made of. All but the code, the operation and the reason may be absent. */
+/** The parts of a {@link DmaError}. Only code, operation and reason are required. */
 export interface DmaErrorDetails {
   /** The cause by name. */
   readonly code: ErrorCode;
-  /** The number behind `code`, when the system reported one that has no name. */
+  /** The errno, if the system returned one without a name. */
   readonly errno?: number;
-  /** What was being done, as the caller would name it: `'dmaMap'`, `'external.fromFd'`, `'mmap'`. */
+  /** The failed operation, as the caller names it: `'dmaMap'`, `'external.fromFd'`, `'mmap'`. */
   readonly operation: string;
-  /** Why it failed, in a clause that can follow "operation: ". */
+  /** Why it failed, as a clause that can follow "operation: ". */
   readonly reason: string;
-  /** The addresses it was done to. */
+  /** The addresses concerned. */
   readonly range?: ErrorRange;
-  /** The device it was done on, by its name. */
+  /** The name of the device concerned. */
   readonly device?: string;
-  /** The error underneath. */
+  /** The underlying error. */
   readonly cause?: unknown;
-  /** What to do next, made of live facts. */
+  /** What to do next, from the current state of the machine. */
   readonly hint?: string;
-  /** Errors met while undoing what had been done before the failure. Empty when the undo was complete. */
+  /** Errors while undoing earlier steps. Empty if the undo was complete. */
   readonly undo?: readonly unknown[];
 }
 
 /**
- * Why an operation failed. Everything that this library throws or rejects with on purpose is one of these.
+ * Why an operation failed. All errors that this library throws or rejects with deliberately are of this class.
  *
- * The message reads `operation: reason [range] on device (hint: ...)`; each part is also a property for programs.
+ * The message is `operation: reason [range] on device (hint: ...)`; each part is also a property.
  */
 export class DmaError extends Error {
   override readonly name = 'DmaError';
-  /** The cause by name; one cause has one code. */
+  /** The name of the error; each cause has its own code. */
   readonly code: ErrorCode;
-  /** The Linux number of the cause. */
+  /** The Linux error number of the code. */
   readonly errno: number;
-  /** What was being done. */
+  /** The failed operation. */
   readonly operation: string;
-  /** Why it failed, without the parts that have properties of their own. */
+  /** Why it failed, without range, device and hint. */
   readonly reason: string;
-  /** The addresses it was done to, when there were any. */
+  /** The addresses concerned, if any. */
   readonly range: ErrorRange | undefined;
-  /** The name of the device it was done on, when there was one. */
+  /** The name of the device concerned, if any. */
   readonly device: string | undefined;
-  /** The next step for who reads this. */
+  /** What to do next. */
   readonly hint: string | undefined;
-  /** Errors met while undoing; empty when nothing is left behind. */
+  /** Errors while undoing; empty if nothing is left behind. */
   readonly undo: readonly unknown[];
 
-  /** An error whose message is made of its details. @param details operation, reason, range, device and hint */
+  /** Builds the message from its details. @param details operation, reason, range, device and hint */
   constructor(details: DmaErrorDetails) {
     const { operation, reason, range, device, hint, undo = [] } = details;
     super(
@@ -237,16 +237,19 @@ export class DmaError extends Error {
     this.undo = undo;
   }
 
-  /** The same error with some parts replaced or added, as an outer layer that knows more would have thrown it. */
+  /** The same error with some parts replaced or added by an outer layer that knows more. */
   with(more: Partial<DmaErrorDetails>): DmaError {
     const { code, operation, reason, range, device, cause, hint, undo } = this;
-    // The number belongs to the code.
+    // A new code has its own number.
     const errno = more.code === undefined ? this.errno : undefined;
     return new DmaError({ code, errno, operation, reason, range, device, cause, hint, undo, ...more });
   }
 }
 
-/** An error of one of the calls `parts`, as one of `operation`, which made that call for who called it; all others as they are. */
+/**
+ * Renames the operation of an error from one of the calls `parts` to `operation`, which the caller called; others are
+ * returned unchanged.
+ */
 export function toldAs(operation: string, parts: readonly string[], error: unknown): unknown {
   return isDmaError(error) && parts.includes(error.operation) ? error.with({ operation }) : error;
 }
@@ -256,12 +259,12 @@ export function invalid(operation: string, reason: string, more: Partial<DmaErro
   return new DmaError({ code: 'EINVAL', operation, reason, ...more });
 }
 
-/** Is `error` a {@link DmaError}, with code `code` when one is given? */
+/** Is `error` a {@link DmaError}, with code `code` if given? */
 export function isDmaError(error: unknown, code?: ErrorCode): error is DmaError {
   try {
     return error instanceof DmaError && (code === undefined || error.code === code);
   } catch {
-    // What was thrown throws when it is looked at.
+    // The thrown value throws when it is read.
     return false;
   }
 }
@@ -274,10 +277,10 @@ export function errorDocument({ code, operation, reason, hint, device, range }: 
 /** No file can be opened now, whichever it is: neither this process nor the machine has a descriptor left. */
 export const NO_DESCRIPTORS: readonly ErrorCode[] = ['EMFILE', 'ENFILE'];
 
-/** This user may not. */
+/** This user lacks permission. */
 export const NO_PERMISSION: readonly ErrorCode[] = ['EACCES', 'EPERM'];
 
-/** What `call` returns; `undefined` when it fails with one of `codes`: for who can go on without, and says so by this. */
+/** Runs `call`; `undefined` if it fails with one of `codes`, for callers that can continue without the result. */
 export function unlessFails<T>(codes: readonly ErrorCode[], call: () => T): T | undefined {
   try {
     return call();
@@ -287,7 +290,7 @@ export function unlessFails<T>(codes: readonly ErrorCode[], call: () => T): T | 
   }
 }
 
-/** What `work` returns; an error that it throws names `device`, unless it names one already. */
+/** Runs `work`; an error of it names `device`, unless it names one already. */
 export function naming<T>(device: string, work: () => T): T {
   try {
     return work();
@@ -312,9 +315,9 @@ export function forPeople<T>(call: () => T): T | undefined {
 }
 
 /**
- * Runs undo steps, all of them, in the order given, and collects what they throw.
+ * Runs all undo steps, in the given order, and collects their exceptions.
  *
- * @returns the errors, to go into {@link DmaErrorDetails.undo}.
+ * @returns the errors, for {@link DmaErrorDetails.undo}.
  */
 export function undoAll(steps: Iterable<() => void>): unknown[] {
   const errors: unknown[] = [];
@@ -328,12 +331,12 @@ export function undoAll(steps: Iterable<() => void>): unknown[] {
   return errors;
 }
 
-/** Throws the first of `errors`, with the others as what failed while undoing; does nothing when there are none. */
+/** Throws the first of `errors`, with the others in `undo`; does nothing if there are none. */
 export function throwFirst(errors: readonly unknown[], operation: string): void {
   if (errors.length > 0) throw withUndo(errors[0], operation, errors.slice(1));
 }
 
-/** `error` as a {@link DmaError} that also carries what failed while undoing; other errors become its cause (EIO). */
+/** `error` as a {@link DmaError} with the errors of undoing added; an error of another type becomes its cause (EIO). */
 export function withUndo(error: unknown, operation: string, undo: readonly unknown[]): DmaError {
   if (isDmaError(error)) return undo.length === 0 ? error : error.with({ undo: [...error.undo, ...undo] });
   return new DmaError({ code: 'EIO', operation, reason: thrown(error), cause: error, undo });

@@ -1,25 +1,25 @@
-/** What a program forgot to give back, in a few lines: one a place of the program, however much was made there. */
+/** Reports what a program forgot to release, in one line per place in the program. */
 import { placeOf, type Origin } from './origin.js';
 import { formatSize } from './units.js';
 
-/** One thing that was forgotten. */
+/** One forgotten object. */
 export interface Forgotten {
-  /** What it is called, and what several are called: `mapping`, `mappings`. */
+  /** Singular and plural: `mapping`, `mappings`. */
   readonly kind: readonly [one: string, several: string];
-  /** Names it when it is the only one of its place: `mapping [...] on vdev:copy0`. */
+  /** Describes a single one: `mapping [...] on vdev:copy0`. */
   readonly text: string;
-  /** What was done there: `made`, `registered`. */
+  /** The verb for its creation: `made`, `registered`. */
   readonly verb: string;
-  /** 0 where that says nothing */
+  /** Its size; 0 if that means nothing */
   readonly bytes: number;
-  /** Where; when that was not noted, what to do so that it is. */
+  /** Where it was created; if not recorded, how to record it. */
   readonly origin: Origin | string | undefined;
 }
 
-/** The most lines of one report; the last one counts the rest. */
+/** The most lines of a report; the last one counts the rest. */
 const MOST_LINES = 20;
 
-/** A line for each place, in the order of the first thing that was made there. */
+/** A line per place, in the order of the first object created there. */
 export function forgottenLines(all: Iterable<Forgotten>): string[] {
   const groups = new Map<string, { readonly first: Forgotten; readonly place: string; count: number; bytes: number }>();
   for (const each of all) {

@@ -1,4 +1,4 @@
-/** Where this library is. */
+/** The location of this library. */
 import { pathToFileURL } from 'node:url';
 
 const url = import.meta.url as string | undefined;

@@ -98,7 +98,7 @@ export { rawDriver } from './drivers/raw-driver.js';
 export type { Platform } from './platform/ports.js';
 export type { Registers } from './platform/registers/registers.js';
 
-// What signatures of the above mention.
+// Types that the signatures above use.
 export type { ElementNumbers } from './memory/pool/element-stack.js';
 export type { CopyEngineOptions, CopyEngineRings, RingMemory } from './drivers/copy-engine.js';
 export type { EduOptions } from './drivers/edu.js';

@@ -1,6 +1,6 @@
 /**
- * Long work that lets the event loop go on: how its progress is told and how it is given up, how much of it is done at a
- * time, and several parts at once.
+ * Long work that does not block the event loop: its progress, its cancellation, the size of its pieces, and running
+ * several at once.
  */
 import { isSignal, mustBeObject, noSignal, reading, stopped } from './check.js';
 import { DmaError, invalid, isDmaError } from './errors.js';
@@ -8,35 +8,36 @@ import { thrown } from './show.js';
 import { MiB } from './units.js';
 import { now, setImmediate } from './timers.js';
 
-/** How far long work is. */
+/** The progress of long work. */
 export interface Progress {
   readonly doneBytes: number;
   readonly totalBytes: number;
-  /** How long the rest takes if it goes on as it has, in milliseconds: 0 or more, and `undefined` before anything is done. */
+  /** Estimated milliseconds for the rest at the present speed, 0 or more; `undefined` before anything is done. */
   readonly remainingMs: number | undefined;
 }
 
-/** How to do long work. */
+/** Options of long work. */
 export interface LongWorkOptions {
-  /** Told how far it is, after each piece. What it throws ends the work, which is undone and rejects with ECANCELED. */
+  /** Called after each piece. An exception cancels the work: it is undone, and the promise rejects with ECANCELED. */
   readonly onProgress?: (progress: Progress) => void;
-  /** Gives up, within one piece: what was done is undone, and the promise rejects with ECANCELED. */
+  /** Cancels the work within one piece: it is undone, and the promise rejects with ECANCELED. */
   readonly signal?: AbortSignal;
 }
 
-/** @throws DmaError EINVAL when these are no options for long work */
+/** @throws DmaError EINVAL for invalid options of long work */
 export function checkLongWork({ onProgress, signal }: LongWorkOptions, operation: string): void {
   if (onProgress !== undefined && typeof onProgress !== 'function')
-    throw invalid(operation, 'onProgress is no function', {
+    throw invalid(operation, 'onProgress is not a function', {
       hint: 'such as ({ doneBytes }) => console.log(doneBytes)',
     });
   if (signal !== undefined && !isSignal(signal)) throw noSignal('signal', signal, operation);
 }
 
 /**
- * Takes options apart: those about long work, and the others.
+ * Separates the options of long work from the others.
  *
- * @throws DmaError EINVAL when these are no options for long work, or can not be read; ECANCELED when it is given up already
+ * @throws DmaError EINVAL if the options of long work are invalid or can not be read; ECANCELED if the signal is
+ * aborted already
  */
 export function longWorkOf<T extends LongWorkOptions>(
   given: T,
@@ -57,7 +58,7 @@ export function mustGoOn(signal: AbortSignal | undefined, operation: string): vo
   if (isDmaError(cause) && cause.operation === ON_PROGRESS) throw cause.with({ operation });
   const why = thrown(cause);
   const own = isDmaError(cause) ? cause.hint : undefined;
-  const hint = own ?? 'the signal was aborted; with another one it can be called again';
+  const hint = own ?? 'the signal was aborted; call it again with a new signal';
   throw new DmaError({ code: 'ECANCELED', operation, reason: `given up: ${why}`, hint, cause });
 }
 
@@ -66,32 +67,32 @@ export function remainingMs(began: number, doneBytes: number, totalBytes: number
   return doneBytes > 0 ? ((now() - began) * Math.max(0, totalBytes - doneBytes)) / doneBytes : undefined;
 }
 
-/** What errors of `onProgress` are told as, until it is known what they ended. */
+/** The operation of errors of `onProgress`, until the cancelled call is known. */
 export const ON_PROGRESS = 'onProgress';
 
-/** Is this an error of who gave the work up: by `signal`, or by what `onProgress` threw? */
+/** Is this the error of a cancellation, by `signal` or an exception of `onProgress`? */
 export function isGivenUp(error: unknown, signal: AbortSignal | undefined): error is DmaError {
   return isDmaError(error, 'ECANCELED') && (signal?.aborted === true || error.operation === ON_PROGRESS);
 }
 
-/** Calls `onProgress`. @throws DmaError ECANCELED for what that throws; a DmaError as it is */
+/** Calls `onProgress`. @throws DmaError ECANCELED for an exception in it; a DmaError is passed on */
 export function tellProgress(onProgress: LongWorkOptions['onProgress'], progress: Progress): void {
   try {
     onProgress?.(progress);
   } catch (cause) {
     if (isDmaError(cause)) throw cause;
-    const hint = 'what onProgress throws gives the work up: catch there what is not to';
+    const hint = 'an exception in onProgress cancels the work: catch it there to continue';
     throw new DmaError({
       code: 'ECANCELED',
       operation: ON_PROGRESS,
-      reason: `given up, because onProgress threw: ${thrown(cause)}`,
+      reason: `cancelled, because onProgress threw: ${thrown(cause)}`,
       hint,
       cause,
     });
   }
 }
 
-/** Tells `onProgress` of `totalBytes`. @returns what is called with the bytes that are done so far */
+/** Reports progress of `totalBytes` to `onProgress`. @returns a function to call with the bytes done so far */
 export function progressOf(onProgress: LongWorkOptions['onProgress'], totalBytes: number): (doneBytes: number) => void {
   const began = now();
   return (doneBytes) => {
@@ -99,15 +100,15 @@ export function progressOf(onProgress: LongWorkOptions['onProgress'], totalBytes
   };
 }
 
-/** Long work that is running for one owner, whose end gives it up. */
+/** Long work in progress for one owner; ending the owner cancels it. */
 export class RunningWorks {
   readonly #running = new Map<Promise<unknown>, AbortController>();
 
   /**
-   * Does `work`, which is given up by `signal`, by what `onProgress` throws, and by {@link RunningWorks.end}.
+   * Runs `work`. It is cancelled by `signal`, by an exception in `onProgress`, and by {@link RunningWorks.end}.
    *
-   * @param operation what the caller called: whatever was being done then, it is that call that was given up. `undefined` for
-   *   what is a part of another call
+   * @param operation the caller's operation, named in the error of a cancellation whatever step was running;
+   * `undefined` for a part of another call
    */
   async run<T>(
     signal: AbortSignal | undefined,
@@ -127,7 +128,7 @@ export class RunningWorks {
     }
   }
 
-  /** Gives up all that runs, and waits until it is undone. */
+  /** Cancels all work, and waits until it is undone. */
   async end(): Promise<void> {
     while (this.#running.size > 0) {
       for (const giveUp of this.#running.values()) giveUp.abort(stopped('stop'));
@@ -136,19 +137,19 @@ export class RunningWorks {
   }
 }
 
-/** How long work may keep the event loop, in milliseconds. */
+/** How long work may block the event loop, in milliseconds. */
 const LONGEST_TURN = 4;
 
-/** Turns of the event loop, for work in this thread that is long in all and short step by step. */
+/** Lets the event loop run during long work in this thread that has many short steps. */
 export class Turns {
   #since = now();
 
-  /** Has this turn been long enough? Asking costs a look at the clock. */
+  /** Has this turn taken long enough? Reads the clock. */
   get due(): boolean {
     return now() - this.#since > LONGEST_TURN;
   }
 
-  /** Lets timers and sockets go on. */
+  /** Lets timers and sockets run. */
   async next(): Promise<void> {
     await new Promise<void>((resolve) => setImmediate(resolve));
     this.#since = now();
@@ -156,17 +157,17 @@ export class Turns {
 }
 
 /**
- * How long a piece of work on another thread should take, in milliseconds. The kernel lets nothing of a process be mapped or
- * unmapped while a piece of its pages is being got, and V8 does that many times when it collects garbage.
+ * Milliseconds that a piece of work on another thread should take. While pages of a process are populated, the kernel
+ * blocks all mapping and unmapping in it, which V8 does often during garbage collection.
  */
 const PIECE_MS = 2;
-/** What pieces begin with, and the largest. bytes */
+/** Size of the first piece, and of the largest, in bytes. */
 const FIRST_PIECE = 4 * MiB;
 const LARGEST_PIECE = 1024 * MiB;
-/** Pages of IOMMUs and of memory are of this size; pieces are no smaller. bytes */
+/** Smallest piece in bytes: the size of large pages of IOMMUs and memory. */
 const SMALLEST_PIECE = 2 * MiB;
 
-/** How large pieces are, by the time that those before them took. */
+/** Chooses the size of pieces by the time that earlier ones took. */
 export class Pace {
   readonly #least: number;
   readonly #ms: number;
@@ -174,7 +175,7 @@ export class Pace {
 
   /**
    * @param least bytes, a power of two
-   * @param ms how long a piece should take: from half of it to twice as much
+   * @param ms intended time of a piece; it may take half to twice as long
    */
   constructor(least = SMALLEST_PIECE, ms = PIECE_MS) {
     this.#least = Math.max(least, SMALLEST_PIECE);
@@ -182,37 +183,37 @@ export class Pace {
     this.#bytes = Math.max(this.#least, FIRST_PIECE);
   }
 
-  /** bytes, a power of two */
+  /** Size of the next piece in bytes, a power of two. */
   get bytes(): number {
     return this.#bytes;
   }
 
-  /** A piece of `bytes` took so many milliseconds. */
+  /** Records that a piece of `bytes` took `ms` milliseconds. */
   took(bytes: number, ms: number): void {
     if (ms > 2 * this.#ms) this.#bytes = Math.max(this.#least, this.#bytes / 2);
     else if (bytes >= this.#bytes && ms < this.#ms / 2) this.#bytes = Math.min(LARGEST_PIECE, this.#bytes * 2);
   }
 }
 
-/** What {@link inLanes} works on. */
+/** Work of {@link inLanes}. */
 export interface LaneWork {
   /** bytes in all */
   readonly length: number;
-  /** How many pieces at once. */
+  /** How many pieces run at once. */
   readonly lanes: number;
   readonly pace: Pace;
   readonly signal?: AbortSignal | undefined;
   readonly operation: string;
   /** Does one piece. */
   piece(offset: number, bytes: number): Promise<void>;
-  /** So many bytes are done in all. */
+  /** Called with the total of bytes done. */
   done?(bytes: number): void;
 }
 
 /**
- * Works through `length` bytes piece by piece, several at once. When it throws, no piece is running any more.
+ * Works through `length` bytes in pieces, several at once. When it throws, no piece is running any more.
  *
- * @throws DmaError ECANCELED; the first thing that a piece, or `done`, throws
+ * @throws DmaError ECANCELED; the first error of a piece, or of `done`
  */
 export async function inLanes({ length, lanes, pace, signal, operation, piece, done }: LaneWork): Promise<void> {
   let next = 0;
@@ -239,27 +240,26 @@ export async function inLanes({ length, lanes, pace, signal, operation, piece, d
   if (failures.length > 0) throw failures[0];
 }
 
-/** A long step of work that can also be done at once: see `steps.ts`. */
+/** A long step of work that can run synchronously or asynchronously: see `steps.ts`. */
 export interface LongStep {
-  /** Does it at once. */
+  /** Runs it synchronously. */
   now(): void;
-  /** Does it while the event loop goes on. */
+  /** Runs it without blocking the event loop. */
   later(work: RunningWork): Promise<void>;
 }
 
-/** What a step of long work is told about the whole. */
+/** What a step knows about the whole work. */
 export interface RunningWork {
-  /** Give up once it is aborted. Steps that undo do not look at it. */
+  /** Cancel when it is aborted. Undo steps ignore it. */
   readonly signal: AbortSignal | undefined;
-  /** So many bytes of `total` are done. */
+  /** Reports `done` of `total` bytes. */
   readonly report: (done: number, total: number) => void;
 }
 
 /**
- * A step between others that are short, and many: later it lets the event loop go on when that is due. One for each piece of
- * work.
+ * A step between many short steps: in asynchronous work it lets the event loop run if that is due. One per work.
  *
- * @param operation what is given up there; absent: what undoes, and goes on
+ * @param operation the operation to cancel there; absent for undo steps, which continue
  */
 export function pauseStep(operation?: string): LongStep {
   const turns = new Turns();
@@ -273,25 +273,25 @@ export function pauseStep(operation?: string): LongStep {
 }
 
 /**
- * Drops what is in `length` bytes of memory piece by piece, on another thread. What that leaves goes with the memory, at once:
- * as little as takes less than going to another thread is left to that.
+ * Drops the contents of `length` bytes of memory in pieces, on another thread. The rest is freed with the memory
+ * itself; small memory is left to that entirely, because it is faster than using another thread.
  */
 export function dropStep(length: number, pageSize: number, piece: LaneWork['piece']): LongStep {
   const work = { length, lanes: 1, pace: new Pace(pageSize), operation: 'drop', piece };
   return { now: () => undefined, later: async () => (length > LITTLE ? inLanes(work) : undefined) };
 }
-/** bytes */
+/** Bytes that are not worth another thread. */
 const LITTLE = 4 * MiB;
 
-/** Work that is not given up, and that nobody follows. */
+/** Work without cancellation or progress. */
 export const UNATTENDED: RunningWork = { signal: undefined, report: () => undefined };
 
-/** A step that takes no time worth telling. */
+/** A step that takes negligible time. */
 export function briefStep(work: () => void): LongStep {
   return { now: work, later: async () => work() };
 }
 
-/** What work reports to, for who asked for it. */
+/** Connects work to the caller's options. */
 export function followedBy({ onProgress, signal }: LongWorkOptions): RunningWork {
   let report: ((doneBytes: number) => void) | undefined;
   return { signal, report: (done, total) => (report ??= progressOf(onProgress, total))(done) };

@@ -1,21 +1,23 @@
-/** Where in the program something was made, for reports of what was forgotten. */
+/** Where in the program something was created, for reports of forgotten objects. */
 
 import { HERE } from './here.js';
 
-/** A place in the program; the text is made only when asked for. It is whatever the program's own `Error.prepareStackTrace` makes. */
+/**
+ * A place in the program. The text is made on first use, by the program's own `Error.prepareStackTrace` if it has one.
+ */
 export interface Origin {
   readonly stack?: unknown;
 }
 
-/** Frames that are kept: what there is of the library between the program and the call, and one or more of the program. */
+/** Frames kept: those of the library, and at least one of the program. */
 const DEPTH = 5;
 
 /**
- * Where the program is now. Costs some microseconds: frames are kept, the text is made on first use. The cost grows with
- * the frames, so that only a few are kept. Where the program has changed or frozen what V8 does there, the place may be unknown.
+ * Records the current place in the program. Costs some microseconds, more with each frame, so only a few are kept; the
+ * text is made on first use. The place may be unknown if the program has changed or frozen V8's stack functions.
  *
- * @param below a function that the program is in: its own frame and those inside of it are left out
- * @param depth frames to keep, where the library is deeper than usual
+ * @param below a function on the stack: its frame and those it called are omitted
+ * @param depth frames to keep, for deeper calls of the library
  */
 export function captureOrigin(below: (...args: never[]) => unknown = captureOrigin, depth = DEPTH): Origin {
   const origin: Origin = {};
@@ -24,7 +26,7 @@ export function captureOrigin(below: (...args: never[]) => unknown = captureOrig
     Error.stackTraceLimit = depth;
     Error.captureStackTrace(origin, below);
   } catch {
-    // Frozen, or without the function: there is no place then.
+    // Frozen, or the function is missing: no place is recorded.
   }
   try {
     Error.stackTraceLimit = stackTraceLimit;
@@ -35,8 +37,9 @@ export function captureOrigin(below: (...args: never[]) => unknown = captureOrig
 }
 
 /**
- * What to note: every place, none, or by default some, at a cost that does not count: the first {@link FIRST}, and from then
- * on one of {@link SAMPLE}. A program that maps in a loop does not pay for each, and what it forgot shows up all the same.
+ * Decides which places to record: all, none, or by default some, at negligible cost: the first {@link FIRST}, then one
+ * in {@link SAMPLE}. A program that maps in a loop does not pay for each mapping, and what it forgets is still
+ * reported.
  */
 export class OriginNotes {
   readonly #all: boolean | undefined;
@@ -47,7 +50,7 @@ export class OriginNotes {
     this.#all = all;
   }
 
-  /** Where the program is now, when that is to be noted; see {@link captureOrigin}. */
+  /** The current place, if it is to be recorded; see {@link captureOrigin}. */
   note(below: (...args: never[]) => unknown): Origin | undefined {
     const asked = this.#asked++;
     return (this.#all ?? (asked < FIRST || asked % SAMPLE === 0)) ? captureOrigin(below) : undefined;
@@ -60,8 +63,8 @@ const SAMPLE = 64;
 const LIBRARY = new URL('.', HERE).href;
 
 /**
- * The innermost place of a stack that is neither in this library nor in Node, such as `main (app.js:3:7)`; the innermost of
- * all when there is none such; `an unknown place` when there is none at all.
+ * The innermost frame outside this library and Node, such as `main (app.js:3:7)`; else the innermost frame; `an unknown
+ * place` if there is none.
  */
 export function placeOf(origin: Origin | undefined): string {
   const frames = stackOf(origin)
@@ -75,7 +78,7 @@ export function placeOf(origin: Origin | undefined): string {
   return outside ?? frames[0] ?? 'an unknown place';
 }
 
-/** The stack as text; empty when it is none, or can not be made. */
+/** The stack as text; empty if there is none. */
 function stackOf(origin: Origin | undefined): string {
   try {
     const stack = origin?.stack;

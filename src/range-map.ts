@@ -1,27 +1,28 @@
 /**
- * An ordered map from address ranges to values: what is where, what is in the way, and what is next.
+ * An ordered map from address ranges to values, with lookup by address, by overlap and by neighbour.
  *
- * It is a B+tree. The ranges, in address order, lie in leaves of up to {@link FAN_OUT}, which are chained in both
- * directions; the inner nodes above hold for each child a *separator*: an address that is at most every start below that
- * child and greater than every start below the child before it. The first separator of a node is the one that its parent
- * has for it (-Infinity on the left edge), so entries can move between neighbours as they are. Addresses are kept in
- * typed arrays beside the values, so that a search reads a few consecutive cache lines and no objects.
+ * It is a B+tree. The ranges, in address order, are in leaves of up to {@link FAN_OUT}, linked in both directions. The
+ * inner nodes hold a *separator* for each child: an address that is at most every start below that child and greater
+ * than every start below the child before it. The first separator of a node is the one that its parent has for it
+ * (-Infinity on the left edge), so entries can move between neighbours unchanged. Addresses are in typed arrays beside
+ * the values, so that a search reads a few consecutive cache lines and no objects.
  *
- * Invariants: ranges do not overlap; all leaves have the same depth; every node but the root has at least
- * {@link LEAST} entries, and an inner root at least two. So the depth grows with the logarithm of the size, memory with
- * the size, and every operation on one range is O(log n): ranges of an overlap are found beside the place that the
- * search ends at, never by scanning.
+ * Invariants: ranges do not overlap; all leaves have the same depth; every node but the root has at least {@link LEAST}
+ * entries, and an inner root at least two. So the depth grows with the logarithm of the size, memory with the size, and
+ * every operation on one range is O(log n): overlapping ranges are next to the place where the search ends.
  *
  * For first-fit searches an inner node also knows the *room* below each child: the most bytes that any one range there
- * offers from a multiple of an alignment on. It is kept for the alignments that {@link RangeMap.fit} was asked for, and
- * costs nothing in a map that never was.
+ * has from a multiple of an alignment on. It is kept only for alignments that were passed to {@link RangeMap.fit}.
  */
 
 /** Entries of a full node. */
 const FAN_OUT = 64;
-/** A node with fewer entries than this is filled up from, or merged into, a neighbour. */
+/** A node with fewer entries gets some from a neighbour, or is merged with it. */
 const LEAST = FAN_OUT / 8;
-/** Neighbours are merged when they have no more entries together: well below full, so that the next insert does not split. */
+/**
+ * Neighbours are merged if they have at most this many entries together: well below full, so that the next insert does
+ * not split them again.
+ */
 const MERGED = (FAN_OUT / 4) * 3;
 
 /** Where in the array of a leaf the ends begin. */
@@ -30,19 +31,19 @@ const ENDS = FAN_OUT;
 class Node<V> {
   /** How many entries there are. */
   count = 0;
-  /** Leaf: where the ranges begin, and from {@link ENDS} on where they end. Inner node: the separators. */
+  /** Leaf: the starts of the ranges, and from {@link ENDS} on their ends. Inner node: the separators. */
   readonly starts: Float64Array;
   /** Leaf: the values, `count` of them. */
   readonly values: V[];
   /** Inner node: the children, `count` of them. */
   readonly children: Node<V>[];
-  /** Inner node: for each alignment that room is kept for, the room below each child. */
+  /** Inner node: the room below each child, for each recorded alignment. */
   readonly rooms: Float64Array[];
   /** Leaf: its neighbours. */
   previous: Node<V> | undefined = undefined;
   next: Node<V> | undefined = undefined;
 
-  /** @param level 0 for a leaf @param alignments how many alignments room is kept for */
+  /** @param level 0 for a leaf @param alignments the number of recorded alignments */
   constructor(
     readonly level: number,
     alignments: number,
@@ -54,7 +55,7 @@ class Node<V> {
     if (level > 0) for (let i = 0; i < alignments; i++) this.rooms.push(new Float64Array(FAN_OUT));
   }
 
-  /** The last entry that starts at or below `address`; -1 when there is none. */
+  /** The last entry that starts at or below `address`; -1 if there is none. */
   slotOf(address: number): number {
     const { starts } = this;
     let low = 0;
@@ -67,7 +68,7 @@ class Node<V> {
     return low - 1;
   }
 
-  /** The most bytes that one range in or below this node offers from a multiple of `alignment` on. */
+  /** The most bytes of one range in or below this node from a multiple of `alignment` on. */
   room(alignment: number, index: number): number {
     let most = 0;
     if (this.level === 0) {
@@ -82,7 +83,7 @@ class Node<V> {
     return most;
   }
 
-  /** Leaf: puts a range at `slot`; there has to be space. */
+  /** Leaf: inserts a range at `slot`; the node must not be full. */
   put(slot: number, start: number, end: number, value: V): void {
     const { starts, values } = this;
     values.push(value);
@@ -122,7 +123,7 @@ class Node<V> {
     target.count += count;
   }
 
-  /** Inner node: puts a child at `slot`; there has to be space. Its room is not filled in. */
+  /** Inner node: inserts a child at `slot`; the node must not be full. Does not set its room. */
   adopt(slot: number, separator: number, child: Node<V>): void {
     this.starts.copyWithin(slot + 1, slot, this.count);
     for (const rooms of this.rooms) rooms.copyWithin(slot + 1, slot, this.count);
@@ -140,10 +141,10 @@ class Node<V> {
   }
 }
 
-/** What a node has none of; nothing is ever put in. */
+/** The empty array of members that a node does not use. Never changed. */
 const NOTHING: never[] = [];
 
-/** Division by a power of two is exact, so this is, up to 2^53. */
+/** Exact up to 2^53, because division by a power of two is. */
 function roundUp(address: number, alignment: number): number {
   return Math.ceil(address / alignment) * alignment;
 }
@@ -165,24 +166,24 @@ function shift(
 }
 
 /**
- * Half-open address ranges that do not overlap, each with a value, in address order.
+ * Non-overlapping half-open address ranges with a value each, in address order.
  *
- * Addresses and lengths are trusted: integers, length at least 1, end at most 2^53 (a `Range` is all that). No operation
- * but {@link entries} allocates, apart from the tree's own growth.
+ * Addresses and lengths are not checked: integers, length at least 1, end at most 2^53 (as in a `Range`). Only {@link
+ * entries} allocates, apart from growth of the tree.
  *
- * @typeParam V anything but `undefined`, which stands for "none" in the answers.
+ * @typeParam V anything but `undefined`, which means "none" in results.
  */
 export class RangeMap<V> {
   #root = new Node<V>(0, 0);
   #size = 0;
-  /** Counts changes, so that an iteration notices them. */
+  /** Counts changes, so that iterators notice them. */
   #version = 0;
-  /** What the last search found. */
+  /** The result of the last search. */
   #foundLeaf = this.#root;
   #foundSlot = 0;
   /** The alignments that room is kept for. */
   readonly #alignments: number[] = [];
-  /** The nodes that the last descent passed, by level, and the slot it took in each (-1: before all in the leaf). */
+  /** The nodes of the last descent, by level, and the slot in each (-1: before all entries of the leaf). */
   readonly #path: Node<V>[] = [];
   readonly #slots: number[] = [];
 
@@ -194,8 +195,8 @@ export class RangeMap<V> {
   /**
    * Adds `[start, start + length)`.
    *
-   * @returns `undefined` when done; when something is in the way nothing changes, and the value of the lowest range
-   * in the way is returned
+   * @returns `undefined` if added; if it overlaps another range, nothing changes and the value of the lowest such range
+   * is returned
    */
   insert(start: number, length: number, value: V): V | undefined {
     const end = start + length;
@@ -213,7 +214,7 @@ export class RangeMap<V> {
     return undefined;
   }
 
-  /** Removes the range that begins exactly at `start` and returns its value; `undefined` when none does. */
+  /** Removes the range that begins exactly at `start` and returns its value; `undefined` if there is none. */
   delete(start: number): V | undefined {
     const leaf = this.#descend(start);
     const slot = this.#slots[0];
@@ -251,7 +252,7 @@ export class RangeMap<V> {
     return this.#inTheWay(leaf, leaf.slotOf(address), address, address);
   }
 
-  /** The value of the lowest range that has an address in `[start, end)`. */
+  /** The value of the lowest range that overlaps `[start, end)`. */
   overlapping(start: number, end: number): V | undefined {
     const leaf = this.#leafOf(start);
     return this.#inTheWay(leaf, leaf.slotOf(start), start, end);
@@ -273,25 +274,28 @@ export class RangeMap<V> {
     return leaf.next === undefined ? undefined : this.#found(leaf.next, 0);
   }
 
-  /** Where the range begins that the last search found (`at`, `overlapping`, `floor`, `above`, `fit`), until the next change. */
+  /**
+   * The start of the range that the last search found (`at`, `overlapping`, `floor`, `above`, `fit`). Valid until the
+   * next change.
+   */
   get foundStart(): number {
     return this.#foundLeaf.starts[this.#foundSlot];
   }
 
-  /** Where it ends. */
+  /** The end of that range. */
   get foundEnd(): number {
     return this.#foundLeaf.starts[ENDS + this.#foundSlot];
   }
 
-  /** Gives the range that the last search found another value. */
+  /** Replaces the value of the range that the last search found. */
   replaceFound(value: V): void {
     this.#foundLeaf.values[this.#foundSlot] = value;
   }
 
   /**
-   * The value of the lowest range that has `length` bytes from a multiple of `alignment` (a power of two) on.
+   * The value of the lowest range with `length` bytes from a multiple of `alignment` (a power of two) on.
    *
-   * The first call with an alignment looks at every range, and from then on every change also costs the upkeep for it.
+   * The first call with an alignment visits every range; from then on every change also updates the room for it.
    */
   fit(length: number, alignment: number): V | undefined {
     const index = this.#keepRoom(alignment);
@@ -309,20 +313,20 @@ export class RangeMap<V> {
     return undefined;
   }
 
-  /** The greatest length that {@link fit} finds a range for; 0 when none. */
+  /** The greatest length for which {@link fit} finds a range; 0 if there is none. */
   room(alignment: number): number {
     return this.#root.room(alignment, this.#keepRoom(alignment));
   }
 
   /**
-   * The values in address order. The map may be changed meanwhile: the iteration goes on with what is then behind the
-   * last range that it gave.
+   * The values in address order. The map may change meanwhile: the iteration continues behind the last range that it
+   * returned.
    */
   *values(): IterableIterator<V> {
     for (const [, , value] of this.entries()) yield value;
   }
 
-  /** `[start, length, value]` of every range in address order; the map may be changed meanwhile, as with {@link values}. */
+  /** `[start, length, value]` of every range in address order. The map may change meanwhile, as for {@link values}. */
   *entries(): IterableIterator<[start: number, length: number, value: V]> {
     let leaf: Node<V> | undefined = this.#leafOf(-Infinity);
     let slot = 0;
@@ -343,7 +347,7 @@ export class RangeMap<V> {
     }
   }
 
-  /** The leaf that a range starting at `address` is in, or would be put in. */
+  /** The leaf that contains, or would contain, a range starting at `address`. */
   #leafOf(address: number): Node<V> {
     let node = this.#root;
     while (node.level > 0) {
@@ -352,7 +356,7 @@ export class RangeMap<V> {
     return node;
   }
 
-  /** As `#leafOf`, and notes the way. */
+  /** Like `#leafOf`, and records the path. */
   #descend(address: number): Node<V> {
     let node = this.#root;
     while (node.level > 0) {
@@ -366,7 +370,7 @@ export class RangeMap<V> {
     return node;
   }
 
-  /** Splits the full node of the path at `level`, and those above it that are full too; the path stays right. */
+  /** Splits the full node of the path at `level`, and full nodes above it; updates the path. */
   #split(level: number): void {
     const node = this.#path[level];
     if (node === this.#root) {
@@ -377,7 +381,7 @@ export class RangeMap<V> {
     } else if (this.#path[level + 1].count === FAN_OUT) {
       this.#split(level + 1);
     }
-    // Who comes in order leaves nodes behind that get nothing more: they keep most.
+    // Ascending inserts leave nodes behind that get no more entries: such a node keeps most of them.
     const slotTaken = this.#slots[level];
     const half = slotTaken === FAN_OUT - 1 ? FAN_OUT - LEAST : slotTaken < 0 ? LEAST : FAN_OUT / 2;
     const right = new Node<V>(level, this.#alignments.length);
@@ -400,7 +404,7 @@ export class RangeMap<V> {
     }
   }
 
-  /** Gives the nodes of the path that have too few entries some of a neighbour's, or merges the two. */
+  /** Gives nodes of the path with too few entries some of a neighbour's, or merges the two. */
   #fillUp(): void {
     for (let level = 0; this.#path[level] !== this.#root && this.#path[level].count < LEAST; level++) {
       const parent = this.#path[level + 1];
@@ -427,7 +431,7 @@ export class RangeMap<V> {
     while (this.#root.level > 0 && this.#root.count === 1) this.#root = this.#root.children[0];
   }
 
-  /** The index of `alignment` among those that room is kept for; it becomes one. */
+  /** The index of `alignment` among those that room is kept for; adds it if needed. */
   #keepRoom(alignment: number): number {
     const known = this.#alignments.indexOf(alignment);
     if (known >= 0) return known;
@@ -445,14 +449,14 @@ export class RangeMap<V> {
     return index;
   }
 
-  /** Brings the room below one child up to date. */
+  /** Updates the room below one child. */
   #updateRoom(parent: Node<V>, slot: number): void {
     for (let i = 0; i < this.#alignments.length; i++) {
       parent.rooms[i][slot] = parent.children[slot].room(this.#alignments[i], i);
     }
   }
 
-  /** After a range was added to the leaf of the path: brings the rooms above up to date. */
+  /** Updates the rooms above after a range was added to the leaf of the path. */
   #raiseRooms(start: number, end: number): void {
     for (let i = 0; i < this.#alignments.length; i++) {
       const room = end - roundUp(start, this.#alignments[i]);
@@ -465,7 +469,7 @@ export class RangeMap<V> {
     }
   }
 
-  /** After a range was removed from the leaf of the path: brings the rooms above up to date. */
+  /** Updates the rooms above after a range was removed from the leaf of the path. */
   #lowerRooms(start: number, end: number): void {
     for (let i = 0; i < this.#alignments.length; i++) {
       const room = end - roundUp(start, this.#alignments[i]);
@@ -478,7 +482,7 @@ export class RangeMap<V> {
     }
   }
 
-  /** The value of the lowest range that has an address in `[start, end)`, `slot` being the last of `leaf` up to `start`. */
+  /** The value of the lowest range that overlaps `[start, end)`; `slot` is the last of `leaf` up to `start`. */
   #inTheWay(leaf: Node<V>, slot: number, start: number, end: number): V | undefined {
     if (slot >= 0) {
       if (leaf.starts[ENDS + slot] > start) return this.#found(leaf, slot);
@@ -492,7 +496,7 @@ export class RangeMap<V> {
     return next !== undefined && next.starts[0] < end ? this.#found(next, 0) : undefined;
   }
 
-  /** Notes what a search gives. */
+  /** Records the result of a search. */
   #found(leaf: Node<V>, slot: number): V {
     this.#foundLeaf = leaf;
     this.#foundSlot = slot;
@@ -500,7 +504,7 @@ export class RangeMap<V> {
   }
 
   /**
-   * For tests: throws when an invariant of the tree does not hold.
+   * For tests: throws if an invariant of the tree does not hold.
    * @internal
    */
   checkInvariants(): void {

@@ -1,4 +1,4 @@
-/** The one half-open address range. All range arithmetic of the library happens here, checked. */
+/** The half-open address range. All range arithmetic of the library is here, checked. */
 import { typeHint } from './check.js';
 import { invalid } from './errors.js';
 import { show } from './show.js';
@@ -16,7 +16,7 @@ export class Range<A extends number = number> {
   readonly length: number;
 
   /**
-   * @param operation named in the error when the range is impossible
+   * @param operation named in the error for an invalid range
    * @throws DmaError EINVAL unless start is an address, length a positive safe integer, and the end at most 2^53
    */
   constructor(start: A, length: number, operation = 'range') {
@@ -25,18 +25,18 @@ export class Range<A extends number = number> {
         hint: typeHint(start, 'number'),
       });
     if (!isAddress(length) || length === 0)
-      throw invalid(operation, `a length of ${show(length)} bytes is not possible`, {
-        hint: typeHint(length, 'number') ?? 'it is a whole number of bytes, 1 or more',
+      throw invalid(operation, `${show(length)} bytes is not a valid length`, {
+        hint: typeHint(length, 'number') ?? 'the length must be a whole number of bytes, 1 or more',
       });
     if (length > ADDRESS_LIMIT - start)
-      throw invalid(operation, `${length} bytes from ${hex(start)} pass 2^53`, {
-        hint: 'addresses and lengths are below 2^53 here; is the length one in bytes?',
+      throw invalid(operation, `${length} bytes from ${hex(start)} extend beyond 2^53`, {
+        hint: 'addresses and lengths must be below 2^53; is the length in bytes?',
       });
     this.start = start;
     this.length = length;
   }
 
-  /** The range from `start` up to and without `end`. Throws EINVAL when that is empty. */
+  /** The range from `start` up to but excluding `end`. Throws EINVAL if that is empty. */
   static between<A extends number>(start: A, end: number, operation = 'range'): Range<A> {
     return new Range(start, end - start, operation);
   }
@@ -46,29 +46,29 @@ export class Range<A extends number = number> {
     return this.start + this.length;
   }
 
-  /** Is the address one of them? */
+  /** Is the address inside? */
   contains(address: number): boolean {
     return address >= this.start && address < this.end;
   }
 
-  /** Is all of `other` in this range? */
+  /** Is all of `other` inside this range? */
   covers(other: Range): boolean {
     return other.start >= this.start && other.end <= this.end;
   }
 
-  /** Do the two have an address in common? */
+  /** Do the ranges have an address in common? */
   overlaps(other: Range): boolean {
     return other.start < this.end && this.start < other.end;
   }
 
-  /** The addresses that are in both; `undefined` when there are none. */
+  /** The addresses in both; `undefined` if there are none. */
   intersection(other: Range): Range<A> | undefined {
     const start = Math.max(this.start, other.start);
     const end = Math.min(this.end, other.end);
     return start < end ? new Range(start as A, end - start) : undefined;
   }
 
-  /** Are both the same addresses? */
+  /** Are the ranges equal? */
   equals(other: Range): boolean {
     return other.start === this.start && other.length === this.length;
   }
@@ -78,7 +78,7 @@ export class Range<A extends number = number> {
     return isMultiple(this.start, granule) && isMultiple(this.length, granule);
   }
 
-  /** The largest part that begins and ends on multiples of `granule`; `undefined` when there is none. */
+  /** The largest part that begins and ends on multiples of `granule`; `undefined` if there is none. */
   alignedInside(granule: number): Range<A> | undefined {
     const start = alignUp(this.start, granule);
     const end = alignDown(this.end, granule);
@@ -90,13 +90,13 @@ export class Range<A extends number = number> {
     return `[${hex(this.start)}, ${hex(this.end)})`;
   }
 
-  /** For JSON.stringify: the start in hexadecimal, because addresses may be too large for other readers of JSON. */
+  /** For JSON.stringify: the start in hexadecimal, because JSON parsers may not support large numbers. */
   toJSON(): { start: string; length: number } {
     return { start: hex(this.start), length: this.length };
   }
 }
 
-/** The same addresses in as few ranges as possible, in ascending order: those that overlap or touch are one. */
+/** The same addresses in as few ranges as possible, ascending: overlapping and adjacent ranges are merged. */
 export function joined<A extends number>(ranges: Iterable<Range<A>>): Range<A>[] {
   const result: Range<A>[] = [];
   for (const range of [...ranges].sort((a, b) => a.start - b.start)) {

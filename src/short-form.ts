@@ -1,8 +1,8 @@
-/** The short form that public objects have for people: what `console.log` and `JSON.stringify` show of them. */
+/** The short form of public objects in `console.log` and `JSON.stringify`. */
 
 const INSPECT = Symbol.for('nodejs.util.inspect.custom');
 
-/** The part of Node's options that matters here. */
+/** The part of Node's options that is used here. */
 interface InspectOptions {
   readonly depth?: number | null;
 }
@@ -10,7 +10,7 @@ interface InspectOptions {
 /**
  * Gives the objects of a class a short form.
  *
- * @param name what it is called there
+ * @param name the class name to show
  * @param facts plain data, a few lines at most; it must not throw for objects that have ended
  */
 export function shortForm<T extends object>(

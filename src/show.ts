@@ -22,7 +22,7 @@ export function show(value: unknown): string {
   }
 }
 
-/** What somebody threw: it may be no error at all. Never throws. */
+/** Formats a thrown value, which may not be an Error. Never throws. */
 export function thrown(value: unknown): string {
   try {
     if (isError(value)) {
@@ -31,12 +31,12 @@ export function thrown(value: unknown): string {
     }
     if (typeof value === 'string') return value;
   } catch {
-    // It throws when it is looked at.
+    // It throws when it is read.
   }
   return show(value);
 }
 
-/** As `String(value)`, with the name of an error. Never throws. */
+/** Like `String(value)`, with the name of an error. Never throws. */
 export function text(value: unknown): string {
   try {
     return String(value);

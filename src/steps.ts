@@ -1,13 +1,13 @@
 /**
- * Work that is written once and done in two ways: at once, or while the event loop goes on. It is a generator that yields
- * what takes long, one step at a time; who runs it decides how each is done. An error of a step is thrown where it was
- * yielded, so that `try` and `catch` in the generator undo what came before.
+ * Work that is written once and run synchronously or asynchronously: a generator that yields its long steps. The runner
+ * decides how each step is executed. An error of a step is thrown where it was yielded, so that `try` and `catch` in
+ * the generator can undo earlier steps.
  */
 
 /** Work that yields its long steps. */
 export type Steps<Step, Result> = Generator<Step, Result, void>;
 
-/** Does all of `steps` at once. */
+/** Runs all of `steps` synchronously. */
 export function runSteps<Step, Result>(steps: Steps<Step, Result>, perform: (step: Step) => void): Result {
   let next = steps.next();
   while (next.done !== true) {
@@ -22,7 +22,9 @@ export function runSteps<Step, Result>(steps: Steps<Step, Result>, perform: (ste
   return next.value;
 }
 
-/** Does all of `steps`; each may take its time. @param resume goes on in the generator, for who has to know when it runs */
+/**
+ * Runs all of `steps` asynchronously. @param resume continues the generator, for callers that must know when it runs
+ */
 export async function runStepsAsync<Step, Result>(
   steps: Steps<Step, Result>,
   perform: (step: Step) => Promise<void>,

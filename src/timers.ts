@@ -1,4 +1,4 @@
-/** Node's timers and clock as they were at import: tests that switch on fake ones afterwards do not stop devices. */
+/** Node's timers and clock as they were at import, so that tests with fake timers do not stop devices. */
 import { setTimeout as sleep } from 'node:timers/promises';
 
 export const { setTimeout, clearTimeout, setImmediate, clearImmediate, queueMicrotask } = globalThis;

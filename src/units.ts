@@ -1,4 +1,4 @@
-/** Sizes and addresses: the units everything else is counted in. */
+/** Units: sizes and addresses. */
 
 import { show } from './show.js';
 
@@ -10,10 +10,10 @@ export type Va = number & { readonly [brand]: 'Va' };
 /** An address that a device uses, in bytes; an integer in [0, 2^53). */
 export type Iova = number & { readonly [brand]: 'Iova' };
 
-/** A {@link Va} as callers give it: any number, such as a sum, but no {@link Iova}. */
+/** A {@link Va} as an argument: any number, such as a sum, but not an {@link Iova}. */
 export type VaLike = number & { readonly [brand]?: 'Va' };
 
-/** An {@link Iova} as callers give it: any number, such as a sum or an element of an array, but no {@link Va}. */
+/** An {@link Iova} as an argument: any number, such as a sum or an array element, but not a {@link Va}. */
 export type IovaLike = number & { readonly [brand]?: 'Iova' };
 
 /** 2^10, for sizes in bytes. */
@@ -42,14 +42,14 @@ export function isPowerOfTwo(value: number): boolean {
 }
 
 /**
- * Is `value`, in [0, 2^53), a multiple of `unit`? A quotient that is no integer is at least `1 / unit` away from one, which
- * is more than rounding moves it; and dividing is much faster than `%`, which is no instruction for such numbers.
+ * Is `value`, in [0, 2^53), a multiple of `unit`? A quotient that is not an integer differs from one by at least `1 /
+ * unit`, more than the rounding error; dividing is much faster than `%`, which has no instruction for such numbers.
  */
 export function isMultiple(value: number, unit: number): boolean {
   return Number.isInteger(value / unit);
 }
 
-/** `value` rounded down to a multiple of `granule`. Addresses pass 2^32, so no bit operators here. */
+/** `value` rounded down to a multiple of `granule`. No bit operators: addresses can exceed 32 bits. */
 export function alignDown(value: number, granule: number): number {
   return value - (value % granule);
 }
@@ -60,7 +60,7 @@ export function alignUp(value: number, granule: number): number {
   return over === 0 ? value : value - over + granule;
 }
 
-/** An address or length as the hexadecimal text that kernel logs and debuggers show, such as `0x7f00c0000000`. */
+/** An address or length in hexadecimal, as in kernel logs and debuggers: `0x7f00c0000000`. */
 export function hex(value: number): string {
   if (typeof value !== 'number') return show(value);
   return `0x${value.toString(16)}`;
@@ -76,10 +76,10 @@ const SUFFIXES: ReadonlyMap<string, number> = new Map([
 ]);
 
 /**
- * The number of bytes that a text such as `64MiB`, `2M`, `4k`, `0x1000` or `4096` names. Suffixes are powers of 1024, in
- * any case, with or without `B` or `iB`.
+ * Parses a size such as `64MiB`, `2M`, `4k`, `0x1000` or `4096` to bytes. Suffixes are powers of 1024, in any case,
+ * with or without `B` or `iB`.
  *
- * @returns a safe integer, or `undefined` when the text is no size.
+ * @returns a safe integer, or `undefined` if the text is not a size.
  */
 export function parseSize(text: string): number | undefined {
   if (typeof text !== 'string') return undefined;
@@ -93,7 +93,7 @@ export function parseSize(text: string): number | undefined {
   return isAddress(bytes) ? bytes : undefined;
 }
 
-/** A length for people: `64 MiB`, `4 KiB`, `17 bytes`. Exact when a whole number of the unit, else one decimal. */
+/** Formats a length: `64 MiB`, `4 KiB`, `17 bytes`. Exact for a whole number of the unit, else one decimal. */
 export function formatSize(bytes: number): string {
   if (typeof bytes !== 'number') return show(bytes);
   for (const [unit, name] of [

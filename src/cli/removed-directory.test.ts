@@ -28,7 +28,7 @@ it('in a working directory that was removed, what needs none works, and a relati
   ]) {
     const { status, stderr } = runGone(...args);
     assert.equal(status, 1, stderr);
-    assert.match(stderr, /the working directory, which can not be told: was it removed/);
+    assert.match(stderr, /the working directory, which is unknown: was it removed/);
     assert.match(stderr, /give a path that begins with/);
     assert.doesNotMatch(stderr, /internal error/);
   }

@@ -1,4 +1,4 @@
-/** Why the kernel refused, told by what can be seen of the machine at that moment. */
+/** Explains errors of the kernel by the current state of the machine. */
 import { DmaError, forPeople, isDmaError, type DmaErrorDetails, type ErrorCode, type ErrorRange } from '../errors.js';
 import type { KernelPort, Platform } from '../platform/ports.js';
 import { formatSize } from '../units.js';
@@ -37,18 +37,18 @@ export function blockers(kernel: Pick<KernelPort, 'list' | 'readLink'>, group: n
 /** VFIO's parameter that lets devices be used without an IOMMU. */
 export const NO_IOMMU_MODE = '/sys/module/vfio/parameters/enable_unsafe_noiommu_mode';
 
-/** May VFIO be used without an IOMMU? `undefined`: the module is not there, or was built without this mode. */
+/** Is VFIO's no-IOMMU mode on? `undefined` if the module is not loaded, or was built without this mode. */
 export function noIommuMode(kernel: Pick<KernelPort, 'readText'>): boolean | undefined {
   const text = kernel.readText(NO_IOMMU_MODE)?.trim();
   return text === undefined ? undefined : /^[yY1]/.test(text);
 }
 
-/** Was the group made by VFIO for a device that no IOMMU translates for? */
+/** Did VFIO make the group for a device without an IOMMU? */
 export function isNoIommuGroup(kernel: Pick<KernelPort, 'readText'>, group: number): boolean {
   return kernel.readText(`/sys/kernel/iommu_groups/${group}/name`)?.trim() === 'vfio-noiommu';
 }
 
-/** What to add to an error, by its code. */
+/** Details to add to an error, by its code. */
 export type Reasons = Partial<Record<ErrorCode, () => Partial<DmaErrorDetails>>>;
 
 /** `error` with the details of `reasons` for its code; other errors unchanged. */
@@ -93,7 +93,7 @@ export function openNode(platform: Platform, path: string, absent: string, more:
   return explaining(reasons, () => platform.files.open(path, 'read-write'));
 }
 
-/** Why the kernel did not map `range` for a device, where all kinds of container say the same. */
+/** Explanations of a refused mapping of `range` that hold for all kinds of container. */
 export function mappingRefused(platform: Platform, range: ErrorRange): Reasons {
   return {
     ENOMEM: () => lockedMemoryFacts(platform, range.length),
@@ -105,7 +105,7 @@ export function mappingRefused(platform: Platform, range: ErrorRange): Reasons {
   };
 }
 
-/** ENOMEM of a call that pins `length` bytes: the limit, what is used of it, and how to raise it. */
+/** Details for ENOMEM of a call that pins `length` bytes: the limit, its use, and how to raise it. */
 export function lockedMemoryFacts(platform: Platform, length: number): Partial<DmaErrorDetails> {
   const { limit, used: locked } = platform.limits.lockedMemory();
   // VFIO's containers count pinned memory as locked; iommufd counts it separately, for all processes of a user.
