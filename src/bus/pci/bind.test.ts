@@ -358,6 +358,26 @@ describe('a device that is in use', () => {
     }
   });
 
+  it('what is refused is named by the command, with a next step', () => {
+    for (const operation of ['bind', 'unbind'] as const) {
+      const machine = new FakeMachine({ functions: GROUPED });
+      const binder = new PciBinder(machine, operation);
+      const refusals = [
+        (): unknown => binder.resolve(['nosuch']),
+        (): unknown => binder.plan(binder.resolve([A]), { driver: '../x' }),
+        (): unknown => binder.plan(binder.resolve([A]), { driver: 'nosuch' }),
+      ];
+      for (const refused of refusals)
+        assert.throws(refused, (error) => {
+          assert.ok(error instanceof DmaError, String(error));
+          assert.deepEqual([error.operation, error.hint === undefined], [operation, false], error.message);
+          return true;
+        });
+      const [bridge] = binder.plan(binder.resolve([BRIDGE]));
+      assert.deepEqual([bridge.error?.operation, bridge.error?.hint], [operation, 'name the devices behind it']);
+    }
+  });
+
   it('of a whole group nothing is taken when one of it is in use', () => {
     const { machine, binder } = inUse();
     const [a, b] = bind(binder, [A], { wholeGroup: true });

@@ -74,8 +74,11 @@ export class PciBinder {
   readonly #sysfs: PciSysfs;
   readonly #kernel: KernelPort;
   readonly #modules: KernelModules;
+  readonly #operation: 'bind' | 'unbind';
 
-  constructor(kernel: KernelPort) {
+  /** @param operation what errors call it */
+  constructor(kernel: KernelPort, operation: 'bind' | 'unbind' = 'bind') {
+    this.#operation = operation;
     this.#kernel = kernel;
     this.#sysfs = new PciSysfs(kernel);
     this.#modules = new KernelModules(kernel);
@@ -101,7 +104,7 @@ export class PciBinder {
       const hint = this.#sysfs.hasDriver(text)
         ? `that is a driver: anydma bind --driver ${text} DEVICE`
         : 'anydma devices lists what there is';
-      throw new DmaError({ code: 'ENODEV', operation: 'bind', reason, hint });
+      throw new DmaError({ code: 'ENODEV', operation: this.#operation, reason, hint });
     });
     return [...new Map(chosen.map((fn) => [fn.address, fn])).values()];
   }
@@ -150,10 +153,10 @@ export class PciBinder {
       const bridge = isBridge(fn) && isVfioDriver(to);
       const about = bridge ? UNUSED : machine.of(fn);
       const error = bridge
-        ? refused(fn, 'ENOTSUP', 'it is a bridge, which VFIO does not take')
+        ? this.#refused(fn, 'ENOTSUP', 'it is a bridge, which VFIO does not take', 'name the devices behind it')
         : force
           ? undefined
-          : refusal(fn, about);
+          : this.#refusal(fn, about);
       return { fn, address, ids, from, to, action, ...about, error };
     });
     return plans.map(({ fn, ...plan }) => {
@@ -165,7 +168,7 @@ export class PciBinder {
       const { code, hint, reason } = culprit.error;
       return {
         ...plan,
-        error: refused(fn, code, `of its IOMMU group, ${culprit.address} can not be had: ${reason}`, hint),
+        error: this.#refused(fn, code, `of its IOMMU group, ${culprit.address} can not be had: ${reason}`, hint),
       };
     });
   }
@@ -198,7 +201,12 @@ export class PciBinder {
       if (from !== undefined && !isVfioDriver(from) && !USER_SPACE_DRIVERS.includes(from))
         return { ...plan, to: from, action: 'leave' };
       const about = from === undefined ? UNUSED : machine.of(fn);
-      return { ...plan, ...about, action: 'release', error: options.force === true ? undefined : refusal(fn, about) };
+      return {
+        ...plan,
+        ...about,
+        action: 'release',
+        error: options.force === true ? undefined : this.#refusal(fn, about),
+      };
     });
   }
 
@@ -212,17 +220,25 @@ export class PciBinder {
     if (refusal !== undefined) return result(refusal);
     try {
       const fn = this.#sysfs.read(address);
-      if (fn === undefined) throw new DmaError({ code: 'ENODEV', operation: 'bind', reason: 'it is gone' });
+      if (fn === undefined)
+        throw new DmaError({
+          code: 'ENODEV',
+          operation: this.#operation,
+          reason: 'it is gone',
+          hint: 'anydma devices lists what there is',
+        });
       if (modelOf(fn.ids) !== modelOf(ids)) {
         const reason = `another device is there now: ${modelOf(fn.ids)}, and ${modelOf(ids)} was meant`;
         const hint = 'look at what is there with "anydma devices", and name it again';
-        throw new DmaError({ code: 'ENODEV', operation: 'bind', reason, hint });
+        throw new DmaError({ code: 'ENODEV', operation: this.#operation, reason, hint });
       }
       work(fn);
       return result();
     } catch (error) {
       if (!isDmaError(error)) throw error;
-      return result(error.with({ operation: 'bind', device: `pci:${address}`, hint: error.hint ?? hintFor(error) }));
+      return result(
+        error.with({ operation: this.#operation, device: `pci:${address}`, hint: error.hint ?? hintFor(error) }),
+      );
     }
   }
 
@@ -248,7 +264,7 @@ export class PciBinder {
       if (this.#sysfs.driver(address) !== driver) this.#bindTo(driver, address);
       this.#mustHave(fn, driver);
     } catch (error) {
-      throw withUndo(error, 'bind', undoAll(undo));
+      throw withUndo(error, this.#operation, undoAll(undo));
     }
     this.#override(address, undefined);
   }
@@ -267,7 +283,7 @@ export class PciBinder {
   /** Its disks are nobody else's until this is disposed of. @throws DmaError as `bind` for who uses it */
   #claim(fn: PciFunction): Disposable {
     const claimed = new MachineUses(this.#kernel).claim(fn);
-    const error = refusal(fn, claimed);
+    const error = this.#refusal(fn, claimed);
     if (error === undefined) return claimed;
     claimed[Symbol.dispose]();
     throw error;
@@ -277,7 +293,12 @@ export class PciBinder {
   #mustHave(fn: PciFunction, driver: string | undefined): void {
     const now = this.#sysfs.driver(fn.address);
     if (now === driver) return;
-    throw refused(fn, 'EBUSY', `the kernel did as it was told, and ${now ?? 'no driver'} has it`);
+    throw this.#refused(
+      fn,
+      'EBUSY',
+      `the kernel did as it was told, and ${now ?? 'no driver'} has it`,
+      'the kernel log (dmesg) says why',
+    );
   }
 
   /** A driver of VFIO's that was told its id takes it whenever it is free. */
@@ -286,7 +307,7 @@ export class PciBinder {
     const now = this.#sysfs.driver(address);
     if (now === undefined || (!isVfioDriver(now) && !USER_SPACE_DRIVERS.includes(now))) return;
     const module = now.replaceAll('-', '_');
-    throw refused(
+    throw this.#refused(
       fn,
       'EBUSY',
       `${now} took it again: it claims all devices with the id ${hex4(ids.vendor)}:${hex4(ids.device)}`,
@@ -300,11 +321,21 @@ export class PciBinder {
   #checkDriver(driver: string): void {
     if (driver === NO_DRIVER) return;
     if (parsePciAddress(driver) !== undefined || this.#kernel.list(`/sys/class/net/${driver}`).length > 0)
-      throw invalid('bind', `"${driver}" is a device, not a driver`, { hint: 'anydma bind --driver vfio-pci DEVICE' });
-    if (!/^[\w-]+$/.test(driver)) throw invalid('bind', `"${driver}" is no name of a driver`);
+      throw invalid(this.#operation, `"${driver}" is a device, not a driver`, {
+        hint: 'anydma bind --driver vfio-pci DEVICE',
+      });
+    if (!/^[\w-]+$/.test(driver))
+      throw invalid(this.#operation, `"${driver}" is no name of a driver`, {
+        hint: 'such as vfio-pci: letters, digits, dashes and underscores; /sys/bus/pci/drivers has those that are loaded',
+      });
     if (this.#sysfs.hasDriver(driver)) return;
     const hint = isVfioDriver(driver) ? loadVfio(this.#modules) : `modprobe ${driver}`;
-    throw new DmaError({ code: 'ENOTSUP', operation: 'bind', reason: `the driver ${driver} is not loaded`, hint });
+    throw new DmaError({
+      code: 'ENOTSUP',
+      operation: this.#operation,
+      reason: `the driver ${driver} is not loaded`,
+      hint,
+    });
   }
 
   /** @param change switch the mode on; else only see whether that could be done */
@@ -318,7 +349,7 @@ export class PciBinder {
     }
     throw new DmaError({
       code: 'ENODEV',
-      operation: 'bind',
+      operation: this.#operation,
       reason: 'the machine has no IOMMU, or it is off',
       hint: switchOn
         ? 'this kernel was built without no-IOMMU mode, too (CONFIG_VFIO_NOIOMMU)'
@@ -369,34 +400,34 @@ export class PciBinder {
     for (const [, [, node]] of nodesOf(this.#sysfs, fn))
       if (this.#kernel.mayOpen(node) !== 'no-such-file') this.#kernel.changeOwner(node, user ?? -1, group ?? -1);
   }
+
+  /** Why a function with these uses is not taken; `undefined` when nobody uses it. */
+  #refusal(fn: PciFunction, { uses, unknown }: FunctionUses): DmaError | undefined {
+    if (uses.length > 0)
+      return this.#refused(
+        fn,
+        'EBUSY',
+        `it is in use: ${usesText(uses)}`,
+        `end that first (${usesTodo(uses)}), or take it all the same with --force`,
+      );
+    if (unknown.length === 0) return undefined;
+    const [{ code }] = unknown;
+    const reasons = unknown.map(({ reason }) => ({ text: reason }));
+    return this.#refused(
+      fn,
+      code,
+      `it can not be told whether it is in use: ${usesText(reasons)}`,
+      'ask as root, on the machine itself rather than in a container; or take it all the same with --force',
+    );
+  }
+
+  #refused(fn: PciFunction, code: ErrorCode, reason: string, hint?: string): DmaError {
+    return new DmaError({ code, operation: this.#operation, device: `pci:${fn.address}`, reason, hint });
+  }
 }
 
 function matches({ address, interfaces }: PciFunction, pattern: RegExp): boolean {
   return [address, address.replace(/^0000:/, ''), ...interfaces].some((name) => pattern.test(name));
-}
-
-/** Why a function with these uses is not taken; `undefined` when nobody uses it. */
-function refusal(fn: PciFunction, { uses, unknown }: FunctionUses): DmaError | undefined {
-  if (uses.length > 0)
-    return refused(
-      fn,
-      'EBUSY',
-      `it is in use: ${usesText(uses)}`,
-      `end that first (${usesTodo(uses)}), or take it all the same with --force`,
-    );
-  if (unknown.length === 0) return undefined;
-  const [{ code }] = unknown;
-  const reasons = unknown.map(({ reason }) => ({ text: reason }));
-  return refused(
-    fn,
-    code,
-    `it can not be told whether it is in use: ${usesText(reasons)}`,
-    'ask as root, on the machine itself rather than in a container; or take it all the same with --force',
-  );
-}
-
-function refused(fn: PciFunction, code: ErrorCode, reason: string, hint?: string): DmaError {
-  return new DmaError({ code, operation: 'bind', device: `pci:${fn.address}`, reason, hint });
 }
 
 function hintFor({ code }: DmaError): string | undefined {

@@ -42,7 +42,7 @@ export function unbindDevices(
   options: UnbindCommandOptions,
   output: Output,
 ): void {
-  const binder = new PciBinder(kernel);
+  const binder = new PciBinder(kernel, 'unbind');
   const functions = binder.resolve(names);
   const plans = binder.unbindPlan(functions, options);
   if (options.dryRun === true) return tellPlans(kernel, plans, output);
