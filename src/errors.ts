@@ -304,7 +304,7 @@ export function named(error: unknown, device: string): unknown {
   return isDmaError(error) && error.device === undefined ? error.with({ device }) : error;
 }
 
-/** A fact for people, beside an error or in a hint; `undefined` when it can not be had now: it must not hide what it is about. */
+/** A detail for a hint; `undefined` if it is not available now: a failure here must not hide the error itself. */
 export function forPeople<T>(call: () => T): T | undefined {
   try {
     return call();

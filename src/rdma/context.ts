@@ -91,7 +91,7 @@ export class RdmaContexts {
 /** The link address is resolved: include/uapi/linux/if_arp.h. */
 const ATF_COM = 2;
 
-/** See the head of the file. Made by `RdmaContexts.open`. */
+/** An open RDMA device. Made by `RdmaContexts.open`. */
 export class RdmaContext {
   readonly platform: RdmaPlatform;
   readonly context: VerbsContext;

@@ -115,12 +115,12 @@ export class PeerServer implements AsyncDisposable {
  * Listens for peers on TCP.
  *
  * @param asked.host Default: all addresses of this machine.
- * @param asked.port Default 0: any that is free.
- * @param asked.maxSessions who comes when there are so many is sent away. Default 64.
- * @param asked.maxPerAddress sessions from one address (of IPv6: from one network of 64 bits), so that one peer can not keep
- *   all others out. Default: three quarters of `maxSessions`.
- * @param serve called with each session once the peer has said hello, within 5 seconds; it is to {@link PeerSession.greet} in
- *   turn. When what it returns rejects, the session is closed.
+ * @param asked.port Default 0: any free port.
+ * @param asked.maxSessions limit of sessions; further clients are rejected. Default 64.
+ * @param asked.maxPerAddress limit of sessions from one address (for IPv6: from one /64 network), so that one peer can not
+ *   keep out all others. Default: three quarters of `maxSessions`.
+ * @param serve called with each session once the peer's hello has arrived, within 5 seconds; it must
+ *   {@link PeerSession.greet} the peer. If its promise rejects, the session is closed.
  * @throws DmaError EADDRINUSE, EACCES
  */
 export async function listenForPeers(

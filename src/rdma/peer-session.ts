@@ -489,8 +489,8 @@ export class PeerSession implements Disposable {
  * or that are not JSON
  */
 export function checkedHello(hello: Hello | undefined, operation: string): Hello {
-  mustBeObject(hello, 'what is told of this side', operation);
-  return reading(operation, 'what is told of this side', () => {
+  mustBeObject(hello, 'the hello of this side', operation);
+  return reading(operation, 'the hello of this side', () => {
     const { pairs, memory, data } = hello;
     const line = JSON.stringify({ data });
     return {

@@ -22,7 +22,7 @@ const NOIOMMU: ContainerType = {
   groupPath: '/dev/vfio/noiommu-',
 };
 
-/** See the head of the file. */
+/** The address space of a device without an IOMMU. */
 export class NoIommuSpace implements KernelSpace {
   readonly kind = 'vfio-noiommu';
   readonly name: string | undefined;

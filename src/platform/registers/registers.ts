@@ -55,7 +55,7 @@ export function checkRegister(offset: number, width: number, size: number): void
 /** Throws EINVAL unless `value` is an integer. A store keeps its low bits. */
 export function checkValue(value: number): void {
   if (Number.isSafeInteger(value)) return;
-  throw invalid('registers', `${show(value)} is no integer`, {
+  throw invalid('registers', `${show(value)} is not an integer`, {
     hint:
       typeHint(value, 'number') ??
       'a store takes an integer from -2^53 + 1 to 2^53 - 1, of which it keeps the low bits',
@@ -69,13 +69,13 @@ export function checkValue64(value: number): void {
     typeof value === 'bigint' || Number.isInteger(value)
       ? 'writeBig64 takes a BigInt of up to 64 bits'
       : (typeHint(value, 'number') ?? 'write64 takes an integer, writeBig64 a BigInt of up to 64 bits');
-  throw invalid('registers', `${show(value)} is no integer from 0 to 2^53 - 1`, { hint });
+  throw invalid('registers', `${show(value)} is not an integer from 0 to 2^53 - 1`, { hint });
 }
 
 /** Throws EINVAL unless `value` is a BigInt in [0, 2^64). */
 export function checkBigValue(value: bigint): void {
   if (typeof value !== 'bigint' || BigInt.asUintN(64, value) !== value)
-    throw invalid('registers', `${show(value)} is no BigInt from 0 to 2^64 - 1`, {
+    throw invalid('registers', `${show(value)} is not a BigInt from 0 to 2^64 - 1`, {
       hint: typeof value === 'bigint' ? 'BigInt.asUintN(64, value) keeps the low 64 bits' : 'write64 takes a Number',
     });
 }
