@@ -171,7 +171,7 @@ describe('views that are about when memory is unregistered', { skip }, () => {
 describe('work in other threads', { skip }, () => {
   test('crypto.randomFill and fs.read go on, hit nobody, and the addresses wait for them', async () => {
     const { platform, external } = setup();
-    const length = 64 * MiB;
+    const length = 32 * MiB;
     const directory = mkdtempSync(join(tmpdir(), 'late-'));
     writeFileSync(join(directory, 'in'), Buffer.alloc(length, 7));
     const fd = openSync(join(directory, 'in'), 'r');
@@ -293,7 +293,7 @@ describe('views that were transferred away', { skip }, () => {
 });
 
 describe('limits', { skip }, () => {
-  test('100,000 rounds with a turn of the event loop now and then grow nothing', async () => {
+  test('30,000 rounds with a turn of the event loop now and then grow nothing', async () => {
     const external = new External(real, new AreaIndex());
     const round = (): void => {
       const memory = external.allocate(16 * KiB);
@@ -315,9 +315,9 @@ describe('limits', { skip }, () => {
       }
       await collected(() => external.retired.waiting.ranges === 0);
     };
-    await run(5_000);
+    await run(3_000);
     const before = facts();
-    await run(100_000);
+    await run(30_000);
     const after = facts();
     const text = JSON.stringify({ before, after });
     assert.ok(after.rss < before.rss + 80, text);
