@@ -5,10 +5,10 @@ import type { Va } from '../units.js';
 import type { Entry, Ledger } from './ledger.js';
 import { Mapping } from './mapping.js';
 
-/** The mapping of `device` that is `range`, or that all of `range` is a part of. @throws DmaError EINVAL */
+/** The mapping of `device` that is `range`, or that contains it. @throws DmaError EINVAL */
 export function claimOf(ledger: Ledger, device: string, range: Range<Va>, operation: string): Mapping {
   const entry = ledger.atVa(range.start);
-  // What sticks has a claim that has ended. What somebody keeps for every device is not the program's to take away.
+  // A stuck entry has a claim that has ended. A mapping for every device can not be unmapped by the program.
   const claims = [...(entry?.claims ?? [])];
   const mine = claims.filter(
     (claim): claim is Mapping =>

@@ -45,7 +45,7 @@ export function planCut(books: CutBooks, mapping: Mapping, part: Range<Va>, oper
   const shared = cuts.find(({ entry }) => entry.uses > 1);
   if (shared !== undefined)
     throw refuse('EBUSY', `it is mapped ${shared.entry.uses} times, by ${shared.entry.devices.join(', ')}`);
-  // Only a cut out of the middle of an entry leaves more than there were, and only one that does can be in a range.
+  // Only a cut in the middle of an entry adds one, and a range has at most one such entry.
   const middle = cuts.some(({ entry, cut }) => leftOf(entry, cut).length > 1);
   if (middle && entries >= entryLimit)
     throw refuse('ENOSPC', `${name} takes ${entryLimit} mappings, and cutting in the middle needs one more`);

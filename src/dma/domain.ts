@@ -1,9 +1,10 @@
 /**
- * A domain: one DMA address space, with one or more devices in it. This is where a mapping is made: every rule that holds
- * for all kinds of devices is here, once; the address space below only does the calls.
+ * A domain: one DMA address space with one or more devices. Mappings are made here: every rule that holds for all kinds
+ * of devices is here, once; the address space below only does the calls.
  *
- * The life of a mapping: plan (check everything, find what is shared) → reserve IOVAs and ledger entries → address space →
- * publish (translation table, hold on the area). Unmapping goes the other way. Each step undoes itself when a later fails.
+ * The life of a mapping: plan (check everything, find an existing mapping to share) → reserve IOVAs and ledger entries
+ * → address space → publish (translation table, hold on the area). Unmapping is the reverse. If a step fails, the steps
+ * before it are undone.
  */
 import { isA, mustBeOneOf, optionsOf, type Shape, typeHint } from '../check.js';
 import { debug } from '../debug.js';
@@ -53,40 +54,41 @@ import { TranslationTable } from './translation-table.js';
 import { shortForm } from '../short-form.js';
 import { now as clock } from '../timers.js';
 
-/** How to map it without blocking. */
+/** Options of mapping without blocking. */
 export interface MapAsyncOptions extends MapOptions, LongWorkOptions {
   /**
-   * bytes a piece, rounded up to whole pages; each is a mapping entry of its own. Default: where mapping pins pages, 2 MiB and
-   * more, so that a piece takes some milliseconds; else all at once (`Infinity`). Where a mapping has a key (verbs) it is one
-   * entry in any case, and only its pages are got piece by piece.
+   * bytes per piece, rounded up to whole pages; each piece uses one mapping entry. Default: if mapping pins pages, at
+   * least 2 MiB, so that a piece takes some milliseconds; else everything at once (`Infinity`). With keys (verbs) there
+   * is always one entry: only its pages are faulted in piece by piece.
    */
   readonly chunkBytes?: number;
 }
 
-/** What is kept in the books beside live mappings. */
+/** Settings of the books, beyond live mappings. */
 export interface BookSettings {
-  /** How long a freed IOVA is held back before reuse, in milliseconds. Default 100. */
+  /** How long a freed IOVA is held back from reuse, in milliseconds. Default 100. */
   readonly holdBackMs?: number;
   /** How many retired mappings `explain` remembers. Default 1024. */
   readonly remember?: number;
   /**
-   * Note where each mapping was made, which costs some microseconds? Default: of the first 1000, and from then on of one in 64.
+   * Note where each mapping was made? That costs some microseconds. Default: for the first 1000 mappings, then for one
+   * in 64.
    */
   readonly origins?: boolean;
 }
 
 /** Settings of a domain. */
 export interface DomainOptions extends BookSettings {
-  /** What messages call it. */
+  /** The name in messages. */
   readonly name: string;
   readonly space: AddressSpace;
-  /** Called when the last device has left and the address space was let go of: the domain is no more. */
+  /** Called after the last device left and the address space was released: the domain has ended. */
   readonly closed?: () => void;
   readonly areas: AreaIndex;
   readonly limits: Pick<LimitsPort, 'lockedMemory'>;
   /**
-   * Gets the pages of memory that is to be pinned, several pieces at once on other threads: most of the time of mapping goes
-   * there. Absent: pinning does.
+   * Faults in pages before they are pinned, several pieces at once on other threads: this is most of the time of
+   * mapping. Absent: pinning faults them in.
    */
   readonly pages?: Pick<MemoryPort, 'populateAsync' | 'lanes'>;
   /** The clock, in milliseconds. Default `performance.now`. */
@@ -101,25 +103,25 @@ const MAP_ASYNC_OPTIONS: Shape<MapAsyncOptions> = {
   chunkBytes: 'number',
 };
 
-/** The unit of the translation table, which every granule is a multiple of. bytes */
+/** Unit of the translation table in bytes; every granule is a multiple of it. */
 const TRANSLATION_PAGE = 4 * KiB;
 
-/** Why a call is given up whose device was lost. */
+/** Why calls for a lost device are cancelled. */
 class Lost extends Error {
   constructor(override readonly cause: DmaError) {
     super('the device was lost');
   }
 }
 
-/** One DMA address space. */
+/** One DMA address space, with its devices and everything mapped in it. */
 export class Domain {
   readonly name: string;
-  /** VA to IOVA and key, for hot paths. */
+  /** From VA to IOVA and key, for hot paths. */
   readonly table = new TranslationTable();
   readonly #space: AddressSpace;
   readonly #reach = new Reach();
   readonly #onClosed: (() => void) | undefined;
-  /** Devices that are lost, and have not left yet. */
+  /** Devices that are lost but have not left yet. */
   readonly #lost = new Set<string>();
   readonly #areas: AreaIndex;
   readonly #locked: LockedBudget;
@@ -131,15 +133,15 @@ export class Domain {
   readonly #now: () => number;
   /** Who has the mappings of {@link mapOwn}. Not a name that a device can have. */
   readonly #self: string;
-  /** Devices in this domain, and what each has mapped. */
+  /** Devices in this domain, and the mappings of each. */
   readonly #devices = new Map<string, MappingList>();
   /** What {@link mapOwn} made. */
   readonly #own = new MappingList();
-  /** Async calls that are running, and how to make them give up. */
+  /** Async calls that are running, and how to cancel them. */
   readonly #running = new Map<Promise<unknown>, { device: string; giveUp?: AbortController }>();
-  /** Entries that the address space would not undo, and the device whose hold on the memory stays because of that. */
+  /** Entries that the address space could not unmap, and the device whose hold on the memory stays because of that. */
   readonly #stuck: { readonly entry: Entry; readonly device: string }[] = [];
-  /** As they were when they were last asked for, and their windows, with those that touch joined. */
+  /** The constraints as last read, and their windows, with adjacent ones joined. */
   #constraints: Constraints;
   /** What plans are made from, as long as the constraints are the same. */
   #books: Books | undefined;
@@ -149,7 +151,7 @@ export class Domain {
   #lingers = false;
   #closed = false;
 
-  /** @internal @throws DmaError EINVAL when the granule is not a power of two, or less than 4 KiB */
+  /** @internal @throws DmaError EINVAL if the granule is not a power of two, or less than 4 KiB */
   constructor(options: DomainOptions) {
     const { space, now = clock } = options;
     const { constraints } = space;
@@ -176,7 +178,7 @@ export class Domain {
     return this.#space.kind;
   }
 
-  /** What holds for mappings here, now. */
+  /** The current rules for mappings. */
   get constraints(): Constraints {
     return this.#reach.clip(this.#space.constraints);
   }
@@ -186,7 +188,7 @@ export class Domain {
     return this.#devices.keys();
   }
 
-  /** How many calls of the address space are outstanding: what counts against `constraints.entryLimit`. */
+  /** Number of outstanding mappings of the address space; limited by `constraints.entryLimit`. */
   get entries(): number {
     return this.#ledger.size;
   }
@@ -196,7 +198,7 @@ export class Domain {
     return this.#ledger.bytes;
   }
 
-  /** Every live mapping, device by device; last those of the domain's own. */
+  /** Every live mapping, device by device, then those of {@link mapOwn}. */
   *mappings(): Generator<Mapping> {
     for (const mappings of this.#devices.values()) yield* mappings.toArray();
     yield* this.#own.toArray();
@@ -207,24 +209,25 @@ export class Domain {
     return this.#devices.get(device)?.toArray() ?? [];
   }
 
-  /** @internal A device joins, which can emit so many bits of an IOVA. */
+  /** @internal Adds a device that can emit IOVAs of `bits` bits. */
   attach(device: string, bits = Infinity): void {
     this.#reach.add(device, bits);
     if (!this.#devices.has(device)) this.#devices.set(device, new MappingList());
   }
 
   /**
-   * @internal A device leaves: async maps it has running are given up, all it has mapped is unmapped, and after the last device the
-   * address space is let go of and the domain is no more.
+   * @internal Removes a device: cancels its running async maps and unmaps everything it has mapped. After the last
+   *   device, the address space is released and the domain ends.
    *
-   * @param lost why it is gone, when it was not asked to leave
-   * @throws DmaError of the first thing that could not be undone, once all of it was tried; the device is gone all the same
+   * @param lost why it is gone, if it was lost
+   * @throws DmaError the first error of undoing, after everything was tried; the device is removed nevertheless
    */
   async detach(device: string, lost?: DmaError): Promise<void> {
     const errors: unknown[] = [];
     const turns = new Turns();
     for (;;) {
-      // No gap between the last look at what runs and is mapped, and the end: a call that comes meanwhile is seen here.
+      // There is no await between the last check for running calls and mappings and the end, so a call that arrives
+      // meanwhile is seen here.
       const isLast = this.#devices.size === 1 && this.#devices.has(device);
       const names = isLast ? [device, this.#self] : [device];
       const runs = [...this.#running].filter(([, run]) => names.includes(run.device));
@@ -262,7 +265,7 @@ export class Domain {
     throwFirst(errors, 'detach');
   }
 
-  /** @internal A device is gone, which leaves later. When all are, {@link fail} follows. */
+  /** @internal Notes that a device is lost; it leaves later. If all are lost, {@link fail} follows. */
   lose(device: string, error: DmaError): void {
     if (!this.#devices.has(device)) return;
     this.#lost.add(device);
@@ -270,8 +273,8 @@ export class Domain {
   }
 
   /**
-   * @internal The other side is gone (the process that served the device died, the device was pulled), and all mappings with it: the
-   * books are cleared, memory is free again, and every later call throws `error`.
+   * @internal The other side is gone (the process that served the device died, or the device was unplugged), with all
+   *   mappings: clears the books and releases the memory. Every later call throws `error`.
    */
   fail(error: DmaError): void {
     if (this.#failure !== undefined) return;
@@ -283,12 +286,12 @@ export class Domain {
       this.#abandon(mapping, 'forget');
     }
     for (const { entry, device } of this.#stuck.splice(0)) entry.area.release(device);
-    // What is being mapped may be in the table already.
+    // Mappings that are being made may be in the table already.
     for (const entry of this.#ledger) if (entry.state === 'mapping') this.table.remove(entry.va, entry.length);
     this.#ledger.clear();
   }
 
-  /** What the other side was given by descriptor stays out of use until it can not reach it. */
+  /** Memory that the other side has by descriptor is not handed out again until the other side can not reach it. */
   #noteLingering(): void {
     const shared = new Set([...this.#ledger].filter(({ area }) => area.backing !== undefined).map(({ area }) => area));
     if (shared.size === 0) return;
@@ -305,12 +308,12 @@ export class Domain {
   /**
    * @internal Maps `target` for `device`.
    *
-   * @throws DmaError, before any side effect: EINVAL (impossible, misaligned or unregistered range, or an IOVA that the
-   *   domain would ignore or that contradicts the area's table; remote writes to what the device may only read), ENOTSUP
-   *   (remote rights or paging that the domain has not), EACCES (writing to read-only memory), ERANGE (IOVA
-   *   outside the windows), EEXIST (other mapping in the way, by VA or IOVA), EBUSY (the mapping in the way is just being
-   *   made or undone), ENOSPC (entry limit, or no free IOVA), ENOMEM (locked-memory limit), ENODEV (the domain failed);
-   *   after undoing: what the address space says
+   * @throws DmaError before any side effect: EINVAL (impossible, misaligned or unregistered range; an IOVA that the
+   *   domain would ignore or that contradicts the area's table; remote writes to what the device may only read),
+   *   ENOTSUP (remote rights or paging that the domain does not have), EACCES (writing to read-only memory), ERANGE
+   *   (IOVA outside the windows), EEXIST (conflict with another mapping, by VA or IOVA), EBUSY (that mapping is just
+   *   being made or undone), ENOSPC (entry limit, or no free IOVA), ENOMEM (locked-memory limit), ENODEV (the domain
+   *   failed); after undoing: the error of the address space
    */
   mapFor(device: string, target: MapTarget, options?: MapOptions, operation = 'dmaMap'): Mapping {
     const checked = options === undefined ? NONE : optionsOf(options, MAP_OPTIONS, operation);
@@ -331,10 +334,11 @@ export class Domain {
   }
 
   /**
-   * @internal As {@link Domain.mapFor}, without blocking the event loop: in pieces, with progress, and everything undone on abort.
+   * @internal As {@link Domain.mapFor}, without blocking the event loop: in pieces, with progress. On abort everything
+   *   is undone.
    *
-   * @throws DmaError as `mapFor`, and EINVAL for impossible `chunkBytes`, ECANCELED when `options.signal` is aborted or the
-   *   device leaves meanwhile
+   * @throws DmaError as `mapFor`; EINVAL for an impossible `chunkBytes`; ECANCELED when `options.signal` is aborted or
+   *   the device leaves meanwhile
    */
   async mapForAsync(
     device: string,
@@ -357,12 +361,13 @@ export class Domain {
   }
 
   /**
-   * @internal Unmaps by address what `device` mapped: exactly one whole mapping, or, where the domain can, a part of one.
+   * @internal Unmaps by address what `device` mapped: exactly one whole mapping or, if the domain supports it, a part
+   *   of one.
    *
-   * @param target.iova what the mapping has, to be sure; not compared when absent
-   * @throws DmaError EINVAL: impossible or misaligned range, nothing of this device mapped exactly there, or another IOVA;
-   *   ENOTSUP: a part, and the domain can not cut; EBUSY: a part of what another device maps too; ENOSPC: cutting would
-   *   pass the entry limit; EIO: the other side unmapped a different number of bytes
+   * @param target.iova if given, must be the IOVA of the mapping
+   * @throws DmaError EINVAL: impossible or misaligned range, nothing of this device is mapped exactly there, or another
+   *   IOVA; ENOTSUP: a part, which this domain can not unmap; EBUSY: a part of a mapping that another device shares;
+   *   ENOSPC: cutting would exceed the entry limit; EIO: the other side unmapped a different number of bytes
    */
   unmapFor(device: string, target: MapTarget & { readonly iova?: IovaLike }, operation = 'dmaUnmap'): void {
     const wanted = naming(device, () => targetOf(target, operation));
@@ -406,12 +411,12 @@ export class Domain {
     }
   }
 
-  /** The device's address of `va`; -1 when it is not mapped. For hot paths: no checks, no allocation. */
+  /** The IOVA of `va`; -1 if it is not mapped. For hot paths: no checks, no allocation. */
   iovaOf(va: number): number {
     return this.table.iovaOf(va);
   }
 
-  /** Where the device's addresses of [va, va + length) begin, and where they begin anew: one look a mapping entry. */
+  /** The IOVAs at which each contiguous run of [va, va + length) begins; one look-up per mapping entry. */
   *runsOf(va: Va, length: number): Generator<Iova, void> {
     const end = va + length;
     let next = -1;
@@ -426,7 +431,7 @@ export class Domain {
     }
   }
 
-  /** The address in this process of a device's address; `undefined` when it is not mapped. O(log n). */
+  /** The VA of a device address; `undefined` if it is not mapped. O(log n). */
   vaOf(iova: number): Va | undefined {
     if (!isAddress(iova)) return undefined;
     const entry = this.#ledger.atIova(iova);
@@ -434,10 +439,10 @@ export class Domain {
   }
 
   /**
-   * @internal Where a device's access goes.
+   * @internal The target of a device's access.
    *
-   * @returns the address in this process, or the reason why there is none: `EFAULT` when not all of it is in one mapping,
-   *   `EACCES` when the mapping does not grant it
+   * @returns the address in this process, or an error code: `EFAULT` if not all of it is in one mapping, `EACCES` if
+   *   the mapping does not allow this access
    */
   resolve(iova: number, length: number, access: DmaAccess): { va: Va; area: Area } | 'EFAULT' | 'EACCES' {
     const entry = this.#ledger.atIova(iova);
@@ -448,11 +453,11 @@ export class Domain {
   }
 
   /**
-   * What a device address is: mapped, mapped until a moment ago and by whom, just past the end of something, or never
-   * mapped. For the moment after a DMA fault.
+   * Tells what a device address is: mapped, recently unmapped (and by whom), just past the end of a mapping, or never
+   * mapped. For use after a DMA fault.
    *
-   * @param access what the device tried, when that is known
-   * @param by who asked the device to: this program, or a peer over the network, who needs rights of its own
+   * @param access what the device tried, if known
+   * @param by who caused the access: this device, or a peer over the network, which needs rights of its own
    */
   explain(iova: IovaLike, length = 1, access?: DmaAccess, by: 'device' | 'peer' = 'device'): Explanation {
     const range = new Range(iova as Iova, length, 'explain');
@@ -471,7 +476,7 @@ export class Domain {
 
   // --- mapping ---
 
-  /** @param called what the program called, for the origin @param when see {@link planMapping} */
+  /** @param called the function that the program called, for the origin @param when see {@link planMapping} */
   #plan(
     device: string,
     target: MapTarget,
@@ -504,9 +509,9 @@ export class Domain {
     });
   }
 
-  /** Books IOVAs and ledger entries for all pieces, or none, whatever throws. */
+  /** Reserves IOVAs and ledger entries for all pieces; on any error, for none. */
   #reserve(plan: Plan, pieces: readonly PlannedPiece[]): Entry[] {
-    // Nearly always. An array that grows takes room for 17.
+    // Nearly always one. An array that grows takes room for 17.
     if (pieces.length === 1) return [this.#reservePiece(plan, pieces[0])];
     const entries: Entry[] = [];
     try {
@@ -518,7 +523,10 @@ export class Domain {
     }
   }
 
-  /** As {@link #reserve}, for a plan without pieces: they are found, checked and booked in as many turns as that takes. */
+  /**
+   * As {@link #reserve}, for a plan without pieces: they are found, checked and reserved in several turns of the event
+   * loop.
+   */
   async #reserveTable(plan: Plan, turns: Turns, signal: AbortSignal): Promise<Entry[]> {
     const goOn = async (): Promise<void> => {
       await turns.next();
@@ -560,16 +568,16 @@ export class Domain {
     return entry;
   }
 
-  /** The IOVA of a piece: as given, else the VA where that is free, else the lowest that is. */
+  /** The IOVA of a piece: the given one, else the VA if that is free, else the lowest that is free. */
   #reserveIova(area: Area, { va, length, iova }: PlannedPiece): Iova | undefined {
     const { granule, iova: chosenBy } = this.#constraints;
     const wish = iova ?? (Number(va) as Iova);
-    // Who asks for an IOVA gets it. Otherwise what another area has just left is held back from this one.
+    // A requested IOVA is always given. Otherwise IOVAs that another area has just left are held back.
     const tenant = iova === undefined ? area : undefined;
-    // Where IOVAs are ignored there are no windows to take them from; they are VAs, which the ledger keeps apart.
+    // If IOVAs are ignored there are no windows to allocate from: they are VAs, and the ledger keeps those apart.
     if (chosenBy === 'ignored' || this.#allocator.take(wish, length, tenant)) return wish;
     if (iova !== undefined) return undefined;
-    // Pages that begin at multiples of their size take fewer entries in the tables of an IOMMU.
+    // Pages at multiples of their size need fewer entries in the tables of an IOMMU.
     return this.#allocator.allocate(length, granule, isMultiple(va, area.pageSize) ? area.pageSize : granule);
   }
 
@@ -581,7 +589,7 @@ export class Domain {
   #noIova(plan: Plan, piece: PlannedPiece): DmaError {
     const { operation, range, device } = plan;
     if (piece.iova !== undefined) {
-      // Windows and ledger have been checked, so that only another piece of this very mapping can have taken it.
+      // Windows and ledger were checked, so only another piece of this mapping can have it.
       const reason = `the IOVA table gives ${hex(piece.iova)} to two parts of it`;
       return invalid(operation, reason, { range, device, hint: 'each page has an IOVA of its own' });
     }
@@ -596,7 +604,7 @@ export class Domain {
     });
   }
 
-  /** Undoes a map that failed half-way, in reverse; the first `mapped` entries have been mapped. */
+  /** Undoes a map that failed half-way, in reverse; the first `mapped` entries are mapped. */
   #unwind(plan: Plan, entries: readonly Entry[], mapped: number, error: unknown): DmaError {
     const undo: unknown[] = [];
     for (let i = entries.length - 1; i >= 0 && this.#failure === undefined; i--) {
@@ -608,7 +616,7 @@ export class Domain {
     return this.#named(withUndo(error, plan.operation, undo), plan);
   }
 
-  /** As {@link #unwind}: the entries of `mapped` have been mapped, those of `reserved` not. */
+  /** As {@link #unwind}: the entries of `mapped` are mapped, those of `reserved` are not. */
   async #unwindAsync(plan: Plan, mapped: Entry[], reserved: readonly Entry[], error: unknown): Promise<DmaError> {
     const undo: unknown[] = [];
     const turns = new Turns();
@@ -627,7 +635,7 @@ export class Domain {
     return this.#named(withUndo(error, plan.operation, undo), plan);
   }
 
-  /** Takes an entry off the books after an undo, unless that failed. A domain that failed has no books any more. */
+  /** Removes an entry from the books after an undo, unless the undo failed. A failed domain has no books any more. */
   #undone(entry: Entry, device: string, wasMapped: boolean, failed: readonly unknown[]): void {
     if (this.#failure !== undefined) return;
     if (this.table.iovaOf(entry.va) >= 0) this.table.remove(entry.va, entry.length);
@@ -636,13 +644,13 @@ export class Domain {
     this.#unreserve(entry);
   }
 
-  /** An error of the address space, told as the failure of the call that it made fail. */
+  /** An error of the address space, as an error of the program's call. */
   #named(error: DmaError, { operation, range, device }: Pick<Plan, 'operation' | 'range' | 'device'>): DmaError {
     const { undo, cause } = error;
     const wasAborted = error.code === 'ECANCELED' && !isA(cause, Lost);
     if (this.#failure !== undefined && !wasAborted)
       return lostDevice(operation, device, this.#failure, range).with({ undo });
-    // The device was lost, and says so.
+    // It says already that the device was lost.
     if (error.code === 'ENODEV' && error.operation === operation && error.device === device) return error;
     const isOwn = [operation, ON_PROGRESS].includes(error.operation);
     const reason = isOwn ? error.reason : `${error.operation}: ${error.reason}`;
@@ -651,7 +659,7 @@ export class Domain {
 
   #publish(plan: Plan, entries: Entry[]): Mapping {
     const { device, range, origin } = plan;
-    // This may fail for want of memory, before anything else has changed.
+    // This may fail for lack of memory, before anything else has changed.
     for (const entry of entries)
       if (entry.state !== 'live') this.table.add(entry.va, entry.length, entry.iova, entry.keys?.lkey ?? -1);
     const mapping = new Mapping(this, device, range, plan, entries, origin);
@@ -663,7 +671,7 @@ export class Domain {
     return mapping;
   }
 
-  /** As {@link #publish} for entries that are in the translation table, in as many turns as they take. */
+  /** As {@link #publish}, for entries that are in the translation table, in several turns of the event loop. */
   async #publishLater(plan: Plan, entries: Entry[], turns: Turns): Promise<Mapping> {
     const { device, range, origin, operation } = plan;
     const mapping = new Mapping(this, device, range, plan, entries, origin);
@@ -679,7 +687,7 @@ export class Domain {
     return mapping;
   }
 
-  /** Enters what has become live in the books of its device. */
+  /** Adds a live mapping to the books of its device. */
   #enter(mapping: Mapping, { device, range, area, shared }: Plan): void {
     area.hold(device);
     if (device !== this.#self && !this.#devices.has(device)) this.attach(device);
@@ -706,9 +714,9 @@ export class Domain {
     const pace = new Pace(area.pageSize, PINNING_MS);
     const pages = pins && region.paging === 'pinned' ? this.#pages : undefined;
     const mapped: Entry[] = [];
-    /** Reserved and not begun, the last first. */
+    /** Entries that are reserved and not started; the last one first. */
     let waiting: Entry[] = [];
-    /** Whose pages are being got, in order. */
+    /** Entries whose pages are being faulted in, in order. */
     const ahead: { readonly entry: Entry; readonly began: number; readonly ready: Promise<void> }[] = [];
     area.hold(device);
     try {
@@ -716,7 +724,7 @@ export class Domain {
       waiting = isPlanned ? this.#reserve(plan, plan.pieces) : await this.#reserveTable(plan, turns, signal);
       waiting.reverse();
       this.table.prepare(range.start, range.length);
-      // What has a key is one piece, and long: its pages come first, so that it can be given up.
+      // A mapping with a key is one long piece. Its pages come first, so that it can be cancelled.
       if (regions !== undefined && pages !== undefined)
         await inLanes({
           ...{ length: range.length, lanes: pages.lanes, pace, signal, operation },
@@ -773,7 +781,7 @@ export class Domain {
     }
   }
 
-  /** Takes the first piece off the reserved entries of `waiting`, which is in reverse; the rest stays there. */
+  /** Removes the first piece from the reserved entries in `waiting` (in reverse order); the rest stays there. */
   #firstPiece(waiting: Entry[], pieceBytes: (va: Va) => number): Entry {
     const entry = waiting[waiting.length - 1];
     const bytes = pieceBytes(entry.va);
@@ -794,7 +802,7 @@ export class Domain {
     mustNotBeBusy(mapping, operation);
     for (let entry = mapping.entries.at(-1); entry !== undefined; entry = mapping.entries.at(-1)) {
       if (entry.uses === 1) this.#unmapInSpace(entry, mapping.device, operation);
-      // The address space may have found out that the other side is gone, which ends the mapping as well.
+      // The address space may have noticed that the other side is gone, which ends the mapping as well.
       if (mapping.live) this.#drop(mapping, entry);
     }
   }
@@ -803,7 +811,7 @@ export class Domain {
     const turns = new Turns();
     const { entries } = mapping;
     try {
-      // Before any of it is unmapped, nobody is told an address or a key of it any more.
+      // From here on nobody can look up its addresses and keys.
       for (let i = 0; i < entries.length; i++) {
         if (isLook(i + 1) && turns.due) await turns.next();
         if (entries[i].uses > 1) continue;
@@ -812,7 +820,7 @@ export class Domain {
       }
       for (let entry = entries.at(-1); entry !== undefined; entry = entries.at(-1)) {
         if (turns.due) await turns.next();
-        // Who had it too may have gone meanwhile.
+        // The other users may have unmapped it meanwhile.
         if (entry.uses === 1 && entry.state === 'live') await this.#beginUnmapping(entry, turns);
         if (entry.state === 'unmapping') await this.#unmapInSpaceAsync(entry, mapping.device, 'unmap');
         if (mapping.live) this.#drop(mapping, entry);
@@ -827,14 +835,14 @@ export class Domain {
     }
   }
 
-  /** What is short is done at once; what this returns is the rest of what is long. */
+  /** Removes entries from the table: short ones at once; for long ones, returns a promise for the rest. */
   #beginUnmapping(entry: Entry, turns: Turns): Promise<void> | undefined {
     entry.state = 'unmapping';
     this.table.remove(entry.va, Math.min(entry.length, TABLE_PIECE));
     return entry.length > TABLE_PIECE ? removeInTurns(this.table, entry, turns) : undefined;
   }
 
-  /** Takes the last entry of a mapping off its books, and off the domain's when nobody else claims it. */
+  /** Removes the last entry of a mapping from its books, and from the domain's if nobody else uses it. */
   #drop(mapping: Mapping, entry: Entry): void {
     mapping.entries.pop();
     if (mapping.live) mapping.whole = false;
@@ -849,16 +857,19 @@ export class Domain {
     area.release(mapping.device);
   }
 
-  /** Off the books: an entry that was unmapped. Its last claim stays on it, for `explain`. */
+  /** Removes an unmapped entry from the books. Its last claim stays on it, for `explain`. */
   #retire(entry: Entry, device: string): void {
-    // Asked once: the time is not free.
+    // Read once, because reading the clock takes time.
     const now = this.#now();
     this.table.remove(entry.va, entry.length);
     this.#unreserve(entry, now);
     this.#retired.add(entry, device, now);
   }
 
-  /** Ends a mapping on the books only. `stick`: what only it claimed stays booked, since the device may still reach it. */
+  /**
+   * Ends a mapping on the books only. `stick`: entries that only it used stay reserved, because the device may still
+   * reach them.
+   */
   #abandon(mapping: Mapping, what: 'stick' | 'forget'): void {
     const entries = mapping.entries.splice(0);
     this.#endIfEmpty(mapping, entries[0].area);
@@ -872,21 +883,24 @@ export class Domain {
     }
   }
 
-  /** Keeps an entry on the books that the address space will not undo: its addresses are never reused, its memory not freed. */
+  /**
+   * Keeps an entry that the address space could not unmap: its addresses are never reused, and its memory is never
+   * freed.
+   */
   #stick(entry: Entry, device: string): void {
     entry.state = 'stuck';
     entry.area.hold(device);
     this.#stuck.push({ entry, device });
   }
 
-  /** Unmaps a part of a mapping; what is left of it stays, as up to two entries in place of each that was cut. */
+  /** Unmaps a part of a mapping. Each entry that is cut leaves up to two entries. */
   #cut(mapping: Mapping, part: Range<Va>, operation: string): void {
     const { device } = mapping;
     const { name, constraints } = this;
     const cuts = planCut({ name, constraints, entries: this.#ledger.size }, mapping, part, operation);
     for (const { entry, cut } of cuts) {
       this.#unmapInSpace(cut, device, operation);
-      // The address space may have found out that the other side is gone, which ends the mapping as well.
+      // The address space may have noticed that the other side is gone, which ends the mapping as well.
       if (!mapping.live) return;
       const left = leftOf(entry, cut);
       this.#ledger.remove(entry);
@@ -923,7 +937,7 @@ export class Domain {
     }
   }
 
-  /** What an unmap was to bring about has come about all the same when the domain failed meanwhile. */
+  /** If the domain failed meanwhile, the unmap has happened anyway. */
   #mayBeOver(error: unknown): void {
     if (this.#failure === undefined) throw error;
     if (!this.#lingers) return;
@@ -947,7 +961,7 @@ export class Domain {
     });
   }
 
-  /** For a call that was under way when the domain failed. */
+  /** For a call that was running when the domain failed. */
   #mustNotHaveFailed(operation: string): void {
     if (this.#failure !== undefined) throw lostDevice(operation, undefined, this.#failure);
   }

@@ -1,4 +1,4 @@
-/** Says what is known about a device address: the first question after a DMA fault. */
+/** Tells what is known about a device address: the first question after a DMA fault. */
 import type { Range } from '../ranges.js';
 import { placeOf } from '../origin.js';
 import { formatSize, hex, type Iova } from '../units.js';
@@ -13,9 +13,9 @@ export type ExplanationKind =
 /** The answer of `explain`. */
 export interface Explanation {
   readonly kind: ExplanationKind;
-  /** One sentence for people. */
+  /** One sentence for display. */
   readonly text: string;
-  /** The IOVAs of the mapping it speaks of: the one there, the one that was there, or the neighbour. */
+  /** The IOVAs of the mapping that the answer is about: the current or former one, or the nearest. */
   readonly mapping: Range<Iova> | undefined;
   /** The devices of that mapping. */
   readonly devices: readonly string[];
@@ -25,10 +25,10 @@ export interface Explanation {
   readonly distance: number | undefined;
 }
 
-/** Farther than this from a mapping, nobody would call an address "past its end". bytes */
+/** Addresses farther than this from a mapping are not "past its end". bytes */
 const NEIGHBOURHOOD = 2 ** 20;
 
-/** What `explain` looks at. */
+/** What `explain` works from. */
 export interface Evidence {
   readonly ledger: Ledger;
   readonly retired: RetiredMappings;
@@ -37,7 +37,9 @@ export interface Evidence {
   readonly now: number;
 }
 
-/** Explains an access to `length` bytes at `iova`; `access` is what the device tried, when that is known, and `by` who made it. */
+/**
+ * Explains an access to `length` bytes at `iova`. `access`: what the device tried, if known; `by`: who made the access.
+ */
 export function explain(
   evidence: Evidence,
   iova: Iova,

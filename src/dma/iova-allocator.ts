@@ -1,9 +1,9 @@
 /**
- * Which IOVAs of a domain are in use, and where the next mapping goes when nobody says where.
+ * Which IOVAs of a domain are in use, and where the next mapping goes if no IOVA is given.
  *
- * Every address of the windows is *allocated*, *held back* or *free*. What is released is held back for a moment before
- * `allocate` gives it out again: a device that still writes to memory that was unmapped a moment ago then meets an IOMMU
- * fault, which is seen, and not the next owner's memory, which would be silent corruption.
+ * Every address of the windows is *allocated*, *held back* or *free*. Released addresses are held back for a moment
+ * before `allocate` reuses them: a device that still writes to memory that was just unmapped then causes an IOMMU
+ * fault, which is visible, instead of silently corrupting the memory of the next owner.
  */
 import { invalid } from '../errors.js';
 import { RangeMap } from '../range-map.js';
@@ -12,23 +12,23 @@ import { ADDRESS_LIMIT, alignUp, isAddress, isMultiple, isPowerOfTwo } from '../
 import type { Iova } from '../units.js';
 import { now as clock } from '../timers.js';
 
-/** What an {@link IovaAllocator} works with. */
+/** Options of {@link IovaAllocator}. */
 export interface IovaAllocatorOptions {
-  /** Where IOVAs can be; what is not a whole granule at their ends is left out. */
+  /** Where IOVAs can be; partial granules at their ends are not used. */
   readonly windows: readonly Range<Iova>[];
   /** Bytes, a power of two: the unit of allocation. */
   readonly granule: number;
-  /** For how many milliseconds a released range is held back; 100 unless told. */
+  /** How long a released range is held back, in milliseconds; default 100. */
   readonly holdBackMs?: number;
-  /** The time in milliseconds, never going back; the process's monotonic clock unless told. */
+  /** The time in milliseconds, monotonic; default: the process's monotonic clock. */
   readonly now?: () => number;
 }
 
 /**
  * First-fit allocation of IOVAs in the windows of one domain.
  *
- * Every operation on one range is O(log n) in the number of ranges, amortised; the first request for an alignment and
- * `setWindows` look at every range. Lengths and starts are multiples of the granule, and anything else is EINVAL.
+ * Every operation on a range takes O(log n) for n ranges, amortised; the first request for an alignment and
+ * `setWindows` scan all ranges. Lengths and starts are multiples of the granule; anything else is EINVAL.
  */
 export class IovaAllocator {
   readonly #granule: number;
@@ -37,17 +37,17 @@ export class IovaAllocator {
   #windows: AddressSet;
   #free: AddressSet;
   /**
-   * All that is not free: allocated, or held back, as it was asked for. What comes and goes at one place changes no tree. That
-   * something is allocated takes no object of its own.
+   * Everything that is not free: allocated, or held back as it was requested. Repeated use of one place changes no
+   * tree. Allocated ranges share one object.
    */
   readonly #taken = new RangeMap<Held>();
   #heldBackBytes = 0;
-  /** The held-back ranges as a ring: `next` of this one, which stands for no range, is the oldest. */
+  /** The held-back ranges as a ring. This head stands for no range; its `next` is the oldest. */
   readonly #queue = new Held();
-  /** A Held that stands for no range any more: the next one is not made anew. */
+  /** A Held to reuse for the next range. */
   #spare: Held | undefined;
 
-  /** @throws DmaError EINVAL when the granule is not a power of two */
+  /** @throws DmaError EINVAL if the granule is not a power of two */
   constructor({ windows, granule, holdBackMs = 100, now = clock }: IovaAllocatorOptions) {
     if (!isPowerOfTwo(granule)) throw invalid('iova', `a granule of ${granule} bytes is not a power of two`);
     this.#granule = granule;
@@ -57,36 +57,35 @@ export class IovaAllocator {
     this.#free = this.#unused();
   }
 
-  /** Bytes that `allocate` can give out without touching what is held back. The first granule at 0 is none of them. */
+  /** Bytes that `allocate` can give out without using held-back ranges. The first granule at 0 does not count. */
   get freeBytes(): number {
     this.#giveBackExpired();
     return this.#free.bytes;
   }
 
-  /** Bytes that are held back, whether inside the windows of today or not. */
+  /** Bytes that are held back, inside the current windows or not. */
   get heldBackBytes(): number {
     this.#giveBackExpired();
     return this.#heldBackBytes;
   }
 
-  /** Bytes of the largest free range; 0 when nothing is free. */
+  /** Bytes of the largest free range; 0 if nothing is free. */
   get largestFree(): number {
     this.#giveBackExpired();
     return this.#free.ranges.room(this.#granule);
   }
 
   /**
-   * Allocates the lowest range that is free.
+   * Allocates the lowest free range that fits.
    *
-   * When nothing free fits, ranges that are held back become free before their time, oldest first, until it fits: a
-   * certain failure now is worse than a possible fault that goes unseen. A request that is larger than all there is leaves
-   * them alone. The first granule at 0 is never given out, since an IOVA of 0 looks like none.
+   * If nothing free fits, held-back ranges become free early, the oldest first, until it fits: a certain failure is
+   * worse than a possible fault that goes unnoticed. They are kept if the request could not fit even then. The first
+   * granule at 0 is never given out, because an IOVA of 0 looks like none.
    *
    * @param length bytes, a multiple of the granule
-   * @param alignment bytes, a power of two; the granule unless told, and at least that
-   * @param preferred bytes, a power of two: an alignment that is nice to have. It is had when something free allows it, and
-   *   nothing that is held back is given up for it.
-   * @returns where the range starts; `undefined` when it does not fit
+   * @param alignment bytes, a power of two; default, and minimum: the granule
+   * @param preferred bytes, a power of two: used if a free range allows it; no held-back range is used for it
+   * @returns the start of the range; `undefined` if it does not fit
    * @throws DmaError EINVAL for an impossible length or alignment
    */
   allocate(length: number, alignment: number = this.#granule, preferred = alignment): Iova | undefined {
@@ -110,12 +109,13 @@ export class IovaAllocator {
   }
 
   /**
-   * Allocates exactly this range, 0 or not; what is left of a held-back range stays held back.
+   * Allocates exactly this range, which may include 0. The rest of a held-back range stays held back.
    *
-   * @param tenant whose the range is to be: addresses that are held back are taken only when they were its own. Without one
-   *   they are taken in any case.
-   * @returns false, with nothing changed, when a part of it is allocated, held back from this tenant or outside the windows
-   * @throws DmaError EINVAL when start or length is not a multiple of the granule
+   * @param tenant the new owner: held-back addresses are given only to their last owner. Without a tenant they are
+   *   given in any case.
+   * @returns false, and nothing changes, if a part of it is allocated, held back from this tenant or outside the
+   *   windows
+   * @throws DmaError EINVAL if start or length is not a multiple of the granule
    */
   take(start: Iova, length: number, tenant?: object): boolean {
     const end = this.#endOf(start, length, 'iova.take');
@@ -140,16 +140,15 @@ export class IovaAllocator {
   }
 
   /**
-   * Ends the allocation of a range, which may be a part of one that was allocated, or several that touch. It is held back
-   * from now on.
+   * Releases a range, which may be a part of an allocated one, or several adjacent ones. It is held back from now on.
    *
-   * @param tenant whose it was, see {@link take}
-   * @param now on the allocator's clock, for who has asked it
-   * @throws DmaError EINVAL when not all of it is allocated, or start or length is not a multiple of the granule
+   * @param tenant the owner, see {@link take}
+   * @param now time on the allocator's clock, if the caller has read it
+   * @throws DmaError EINVAL if not all of it is allocated, or start or length is not a multiple of the granule
    */
   release(start: Iova, length: number, tenant?: object, now = this.#now()): void {
     const end = this.#endOf(start, length, 'iova.release');
-    // Two go for one that comes, so that the queue is short even when nobody ever allocates.
+    // Two leave the queue for each one that enters, so it stays short even if nobody allocates.
     this.#giveBackExpired(2, now);
     const until = now + this.#holdBackMs;
     const taken = this.#taken;
@@ -174,13 +173,13 @@ export class IovaAllocator {
     taken.insert(start, length, this.#hold(start, end, until, this.#queue.previous, tenant));
   }
 
-  /** From now on these are the windows. What is allocated stays so, wherever it is. */
+  /** Replaces the windows. Allocated ranges stay allocated, wherever they are. */
   setWindows(windows: readonly Range<Iova>[]): void {
     this.#windows = this.#union(windows);
     this.#free = this.#unused();
   }
 
-  /** Where a range ends. @throws DmaError EINVAL when it is none, or not aligned */
+  /** The end of a range. @throws DmaError EINVAL if it is impossible or not aligned */
   #endOf(start: number, length: number, operation: string): number {
     const granule = this.#granule;
     const end = start + length;
@@ -201,7 +200,7 @@ export class IovaAllocator {
     return union;
   }
 
-  /** What is in the windows and neither allocated nor held back. */
+  /** Addresses in the windows that are neither allocated nor held back. */
   #unused(): AddressSet {
     const unused = new AddressSet();
     this.#addInsideWindows(unused, 0, ADDRESS_LIMIT);
@@ -209,7 +208,7 @@ export class IovaAllocator {
     return unused;
   }
 
-  /** Adds those addresses of `[start, end)` that `allocate` may give out. */
+  /** Adds the addresses of `[start, end)` that `allocate` may give out. */
   #addInsideWindows(set: AddressSet, start: number, end: number): void {
     for (let at = Math.max(start, this.#granule); at < end;) {
       const { ranges } = this.#windows;
@@ -220,7 +219,7 @@ export class IovaAllocator {
     }
   }
 
-  /** Frees `[start, end)` of a range that is held back; the rest takes its place in the queue: no younger one goes before it. */
+  /** Frees `[start, end)` of a held-back range; the rest keeps its place in the queue. */
   #cutOut(held: Held, start: number, end: number): void {
     const { start: from, end: to, until, tenant } = held;
     let place = held.previous;
@@ -233,7 +232,7 @@ export class IovaAllocator {
     if (to > end) this.#taken.insert(end, to - end, this.#hold(end, to, until, place, tenant));
   }
 
-  /** Holds a range back; its place in the queue is right behind `place`. */
+  /** Holds a range back; its place in the queue is after `place`. */
   #hold(start: number, end: number, until: number, place: Held, tenant: object | undefined): Held {
     const held = this.#spare ?? new Held();
     this.#spare = undefined;
@@ -249,7 +248,7 @@ export class IovaAllocator {
     return held;
   }
 
-  /** Takes a range out of the queue. */
+  /** Removes a range from the queue. */
   #unhold(held: Held): void {
     held.previous.next = held.next;
     held.next.previous = held.previous;
@@ -266,7 +265,7 @@ export class IovaAllocator {
     this.#addInsideWindows(this.#free, start, end);
   }
 
-  /** Frees what has been held back long enough, oldest first, and at most so many ranges. */
+  /** Frees ranges that were held back long enough, the oldest first, at most `most`. */
   #giveBackExpired(most = Infinity, now?: number): void {
     if (this.#queue.next === this.#queue) return;
     now ??= this.#now();
@@ -275,22 +274,22 @@ export class IovaAllocator {
   }
 }
 
-/** A range that is held back: a link of the queue. */
+/** A held-back range: a link of the queue. */
 class Held {
   start = 0;
   end = 0;
-  /** On the allocator's clock, in milliseconds: for how long. */
+  /** Until when, on the allocator's clock, in milliseconds. */
   until = 0;
-  /** Whose it was. */
+  /** The last owner. */
   tenant: object | undefined = undefined;
   previous: Held = this;
   next: Held = this;
 }
 
-/** Stands for every range that is allocated. */
+/** Stands for every allocated range. */
 const ALLOCATED = new Held();
 
-/** Is it held back, and may `tenant` have it all the same? */
+/** Is it held back, and may `tenant` have it nevertheless? */
 function isFor(taken: Held, tenant: object | undefined): boolean {
   return taken !== ALLOCATED && (tenant === undefined || tenant === taken.tenant);
 }
@@ -298,14 +297,14 @@ function isFor(taken: Held, tenant: object | undefined): boolean {
 /** A set of addresses, as ranges that neither overlap nor touch. */
 class AddressSet {
   readonly ranges = new RangeMap<true>();
-  /** How many addresses there are. */
+  /** Number of addresses. */
   bytes = 0;
 
   covers(start: number, end: number): boolean {
     return this.ranges.at(start) !== undefined && this.ranges.foundEnd >= end;
   }
 
-  /** Adds `[start, end)`, of which nothing is in the set. */
+  /** Adds `[start, end)`, none of which is in the set. */
   add(start: number, end: number): void {
     const { ranges } = this;
     this.bytes += end - start;
@@ -319,7 +318,7 @@ class AddressSet {
     ranges.insert(from, to - from, true);
   }
 
-  /** Removes what there is of `[start, end)`. */
+  /** Removes `[start, end)`, as far as it is in the set. */
   remove(start: number, end: number): void {
     const { ranges } = this;
     while (ranges.overlapping(start, end) !== undefined) {

@@ -1,13 +1,13 @@
 /**
- * From an address to the key that a device wants with it (for verbs, the lkey), on the data path of one queue.
+ * From an address to the key that a device needs with it (for verbs, the lkey), on the data path of one queue.
  *
- * The answer comes from the table of the domain, each time. That takes some nanoseconds however much is mapped, and what
- * was unmapped is gone from it at once. To look first at what the queue hit last (mlx5 of DPDK does, and then at eight more,
- * and at a sorted table) saves half of that for an address in the same region, and makes any other take more than twice as
- * long, because the processor guesses wrong. bench/lkey.ts measures it against C.
+ * Each answer comes from the table of the domain: it takes some nanoseconds however much is mapped, and unmapped memory
+ * is gone at once. Checking the queue's last hits first (as mlx5 of DPDK does, then eight more, then a sorted table)
+ * halves the time for an address in the same region, but more than doubles it for any other, because of branch
+ * misprediction. bench/lkey.ts compares this with C.
  *
- * What is worth keeping are the keys of all elements of a pool, by number: then there is nothing to look up. They are
- * dropped when anything was unmapped since (the generation of the table tells), before the next answer.
+ * Only the keys of all elements of a pool are cached, by number. They are dropped once anything was unmapped (the
+ * generation of the table changes), before the next answer.
  */
 import { invalid } from '../errors.js';
 import { Range } from '../ranges.js';
@@ -15,30 +15,31 @@ import type { Va } from '../units.js';
 import type { TranslationTable } from './translation-table.js';
 
 /**
- * How keys are wanted: `native`, as numbers, for work requests of verbs; `big-endian`, so that a store of the number on this
- * (little-endian) machine puts the bytes as hardware reads them (mlx5 and its like), for who writes descriptors directly.
+ * Byte order of keys: `native` numbers for work requests of verbs; `big-endian` for programs that write descriptors
+ * directly: storing the number on this (little-endian) machine gives the bytes in the order that hardware (such as
+ * mlx5) reads.
  */
 export type KeyOrder = 'native' | 'big-endian';
 
 /** Settings of a {@link KeyCache}. */
 export interface KeyCacheOptions {
-  /** What messages call the owner: the name of the device. */
+  /** The name of the device, for messages. */
   readonly device: string;
-  /** Of the domain that the device is in. */
+  /** The table of the device's domain. */
   readonly table: Pick<TranslationTable, 'keyOfRange' | 'generation'>;
   /** Default `native`. */
   readonly order?: KeyOrder;
   /**
-   * Asked when a range has no key: true when it may have one now, and is worth another look (`MapOnMiss.register`). What it
-   * throws is thrown by the look-up. Default: nothing can be done.
+   * Called if a range has no key; returns true if it may have one now (`MapOnMiss.register`). Its exceptions pass
+   * through the look-up. Default: no second look.
    */
   readonly miss?: (va: number, length: number) => boolean;
 }
 
-/** A pool, as far as its keys need it. */
+/** What is needed of a pool. */
 export interface KeyedPool {
   readonly name: string;
-  /** The address of each element, behind its headroom. */
+  /** The address of each element, after its headroom. */
   readonly vas: Float64Array;
   /** bytes */
   readonly headroom: number;
@@ -47,14 +48,14 @@ export interface KeyedPool {
   readonly live: boolean;
 }
 
-/** The keys for one queue; see the head of the file. It holds nothing that would have to be given back. */
+/** The keys for one queue. Holds nothing that must be released. */
 export class KeyCache {
   readonly #device: string;
   readonly #table: KeyCacheOptions['table'];
   readonly #isSwapped: boolean;
   readonly #miss: KeyCacheOptions['miss'];
   #pools = new WeakMap<KeyedPool, Uint32Array>();
-  /** Of the table, when the first of `#pools` was made. */
+  /** The table's generation when the first of `#pools` was made. */
   #generation = -1;
 
   constructor({ device, table, order = 'native', miss }: KeyCacheOptions) {
@@ -65,12 +66,12 @@ export class KeyCache {
   }
 
   /**
-   * The key for an I/O; for hot paths: it allocates nothing.
+   * The key for an I/O. For hot paths: allocates nothing.
    *
-   * @param va in [0, 2^53); check it at the edge
-   * @param length bytes, not negative, all of which have to be in one registration
-   * @returns a key from 0 to 2^32 - 1 in the order of this cache; -1 when the I/O is not, or not all, in one registration
-   * @throws DmaError only of registering on demand
+   * @param va in [0, 2^53); callers check it
+   * @param length bytes, not negative; all of them must be in one registration
+   * @returns a key from 0 to 2^32 - 1 in the order of this cache; -1 if the I/O is not all in one registration
+   * @throws DmaError only from registering on demand
    */
   keyOf(va: number, length: number): number {
     const key = this.#table.keyOfRange(va, length);
@@ -79,12 +80,12 @@ export class KeyCache {
   }
 
   /**
-   * The key of each element of a pool, in the order of this cache; an I/O inside an element, or its headroom, has that key.
-   * The same array until something is unmapped in the domain, so that a call costs next to nothing: ask once a burst, and do
-   * not keep the result over an unmap.
+   * The key of each element of a pool, in the order of this cache, for I/O inside an element or its headroom. The same
+   * array until something is unmapped in the domain, so a call is cheap: ask once per burst, and do not keep the result
+   * over an unmap.
    *
-   * @throws DmaError EINVAL when the pool is freed, or an element of it is not all in one registration; of registering on
-   *   demand
+   * @throws DmaError EINVAL if the pool is freed, or an element is not all in one registration; the errors of
+   *   registering on demand
    */
   keysOf(pool: KeyedPool): Uint32Array {
     const { generation } = this.#table;
@@ -108,7 +109,7 @@ export class KeyCache {
         });
       keys[element] = key;
     }
-    // Registering on demand unmaps nothing, so that the generation is still the same.
+    // Registering on demand unmaps nothing, so the generation is unchanged.
     this.#pools.set(pool, keys);
     return keys;
   }
@@ -120,7 +121,7 @@ export class KeyCache {
   }
 }
 
-/** A key with its bytes the other way round. */
+/** A key with its bytes reversed. */
 function swapped(key: number): number {
   return ((key << 24) | ((key & 0xff00) << 8) | ((key >>> 8) & 0xff00) | (key >>> 24)) >>> 0;
 }

@@ -1,8 +1,8 @@
 /**
- * The book of what is mapped in one domain. It only keeps the book: rules are in domain.ts.
+ * The ledger of what is mapped in one domain. Only bookkeeping: the rules are in domain.ts.
  *
- * Each entry is one call of the address space, found by VA and by IOVA in O(log n). No two entries overlap, in either.
- * The claims on an entry are its reference count, by name: the entry goes when the last claim does.
+ * Each entry is one mapping of the address space, found by VA and by IOVA in O(log n). Entries never overlap, in VA or
+ * IOVA. The claims on an entry are its named references: the entry is removed with its last claim.
  */
 import { AnyOf } from '../any-of.js';
 import type { Area } from '../memory/area.js';
@@ -12,34 +12,36 @@ import { Range } from '../ranges.js';
 import type { Iova, Va } from '../units.js';
 import { LOCAL, type Backing, type DmaAccess, type MapKeys, type RegionTraits, type Segment } from './address-space.js';
 
-/** One device's use of one range: what a `Mapping` is to the ledger. */
+/** One device's use of one range; implemented by `Mapping`. */
 export interface Claim {
   /** name of the device */
   readonly device: string;
-  /** What the caller asked for. */
+  /** The range that the caller asked for. */
   readonly range: Range<Va>;
   readonly access: DmaAccess;
   readonly region: RegionTraits;
-  /** Entries that serve it, in VA order; fewer than at first once a part was cut out. */
+  /** The entries behind it, in VA order; fewer after a part was cut out. */
   readonly entries: readonly Entry[];
-  /** Is it mapped still as it was asked for, nothing cut out? */
+  /** Is all of it still mapped, with nothing cut out? */
   readonly whole: boolean;
-  /** Is anything of it mapped? */
+  /** Is any of it mapped? */
   readonly live: boolean;
   /** Where in the program it was made. */
   readonly origin: Origin | undefined;
 }
 
-/** What an entry goes through. Only `live` ones can be shared. `stuck`: undoing it failed, so its addresses stay taken. */
+/**
+ * The states of an entry. Only `live` ones can be shared. `stuck`: unmapping failed, so its addresses stay reserved.
+ */
 export type EntryState = 'mapping' | 'live' | 'unmapping' | 'stuck';
 
-/** What may be done with what is mapped. */
+/** The rights of a mapping. */
 export interface Terms {
   readonly access: DmaAccess;
   readonly region: RegionTraits;
 }
 
-/** Those of nearly all mappings: one object for each access, and not one a mapping. */
+/** The terms of nearly all mappings: one shared object per access, instead of one per mapping. */
 const USUAL: Readonly<Record<DmaAccess, Terms>> = {
   read: { access: 'read', region: LOCAL },
   write: { access: 'write', region: LOCAL },
@@ -50,14 +52,14 @@ export function termsOf(access: DmaAccess, region: RegionTraits): Terms {
   return region === LOCAL ? USUAL[access] : { access, region };
 }
 
-/** One segment that the address space has mapped, or is about to. */
+/** One segment that is mapped in the address space, or about to be. */
 export class Entry implements Segment {
   readonly va: Va;
   readonly iova: Iova;
   readonly length: number;
   readonly area: Area;
   readonly #terms: Terms;
-  /** The one who uses it, or when several do: all of them. It is one nearly always. */
+  /** Its user, or all of them if there are several. Nearly always one. */
   #users: Claim | AnyOf<Claim> | undefined;
   state: EntryState = 'mapping';
   keys: MapKeys | undefined;
@@ -90,7 +92,7 @@ export class Entry implements Segment {
     return new Range(this.iova, this.length);
   }
 
-  /** The part [va, va + length) of this entry, as an entry of its own. */
+  /** The part [va, va + length) of this entry, as a new entry. */
   part(va: Va, length: number): Entry {
     const entry = new Entry(this.area, va, (this.iova + (va - this.va)) as Iova, length, this.access, this.region);
     entry.state = this.state;
@@ -103,25 +105,25 @@ export class Entry implements Segment {
     return [...new Set(Array.from(this.claims, (claim) => claim.device))];
   }
 
-  /** Who uses it, in the order they came. */
+  /** The users, in the order they came. */
   get claims(): Iterable<Claim> {
     const users = this.#users;
     return users instanceof AnyOf ? users : users === undefined ? [] : [users];
   }
 
-  /** How many use it. */
+  /** Number of users. */
   get uses(): number {
     const users = this.#users;
     return users instanceof AnyOf ? users.size : users === undefined ? 0 : 1;
   }
 
-  /** One of those who use it; the last one stays on it once it is gone. */
+  /** One of the users; the last one stays on the entry after it was removed. */
   get user(): Claim | undefined {
     const users = this.#users;
     return users instanceof AnyOf ? users.any : users;
   }
 
-  /** Adds one of those who use it. */
+  /** Adds a user. */
   claim(claim: Claim): void {
     const users = this.#users;
     if (users === undefined) this.#users = claim;
@@ -133,7 +135,7 @@ export class Entry implements Segment {
     }
   }
 
-  /** Takes back one of several claims. */
+  /** Removes one of several users. */
   unclaim(claim: Claim): void {
     if (!(this.#users instanceof AnyOf)) return;
     this.#users.delete(claim);
@@ -147,7 +149,7 @@ export class Ledger {
   readonly #byIova = new RangeMap<Entry>();
   #bytes = 0;
 
-  /** How many entries there are: mapping calls that are outstanding. */
+  /** Number of entries: outstanding mappings. */
   get size(): number {
     return this.#byVa.size;
   }
@@ -157,7 +159,7 @@ export class Ledger {
     return this.#bytes;
   }
 
-  /** Adds an entry. @returns the entry in the way, by VA or else by IOVA, when nothing was added */
+  /** Adds an entry. @returns the conflicting entry, by VA or else by IOVA; then nothing was added */
   add(entry: Entry): Entry | undefined {
     const sameVa = this.#byVa.insert(entry.va, entry.length, entry);
     if (sameVa !== undefined) return sameVa;
@@ -167,7 +169,7 @@ export class Ledger {
     return sameIova;
   }
 
-  /** Takes out an entry that `add` took. */
+  /** Removes an entry that `add` added. */
   remove(entry: Entry): void {
     this.#byVa.delete(entry.va);
     this.#byIova.delete(entry.iova);
@@ -198,7 +200,7 @@ export class Ledger {
     return this.#byIova.overlapping(iova, iova + length);
   }
 
-  /** The entry whose IOVAs begin at or before `iova`, and the one after: who an address near them may belong to. */
+  /** The entry whose IOVAs begin at or before `iova`, and the next one: an address near them may belong to either. */
   besideIova(iova: number): { below: Entry | undefined; above: Entry | undefined } {
     return { below: this.#byIova.floor(iova), above: this.#byIova.above(iova) };
   }

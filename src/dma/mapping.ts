@@ -25,14 +25,14 @@ export function mustNotBeBusy({ entries, range, device }: Mapping, operation: st
     }
 }
 
-/** The error of a call for a device that was lost because of `cause`: the one code that all such calls have. */
+/** ENODEV for a call on a device that was lost because of `cause`. */
 export function lostDevice(operation: string, device: string | undefined, cause: DmaError, range?: Range): DmaError {
   const reason = `the device was lost: ${cause.reason}`;
   const hint = 'explain() and explainFaults() still answer; eal.probe(name) opens it when it is back';
   return new DmaError({ code: 'ENODEV', operation, device, range, reason, cause, hint });
 }
 
-/** What few mappings have. */
+/** Fields that few mappings need. */
 interface Seldom {
   readonly keeper?: string;
   readonly lost?: DmaError;
@@ -40,17 +40,17 @@ interface Seldom {
   readonly whole?: boolean;
 }
 
-/** The domain behind a mapping, as far as the handle needs it. */
+/** What a mapping needs of its domain. */
 export interface MappingOwner {
   release(mapping: Mapping): void;
   releaseAsync(mapping: Mapping): Promise<void>;
 }
 
 /**
- * A range of memory that a device can reach. Disposing it (`using`, `await using`) unmaps it, once; so does `unmap`.
+ * A range of memory that a device can reach. Disposing it (`using`, `await using`) or `unmap` unmaps it, once.
  *
- * It stays mapped for as long as any device of the same domain has the same range mapped, and for this device until this
- * handle is unmapped, the device goes, or its domain fails.
+ * For this device it is mapped until this handle is unmapped, the device leaves, or the domain fails. The range stays
+ * mapped in the domain as long as any of its devices has the same range mapped.
  */
 export class Mapping implements Disposable, AsyncDisposable {
   readonly device: string;
@@ -59,11 +59,11 @@ export class Mapping implements Disposable, AsyncDisposable {
   /** bytes */
   readonly length: number;
   readonly #terms: Terms;
-  /** Where the program asked for it, when that was noted. Set by the library only. */
+  /** Where in the program it was made, if that was noted. Set by the library only. */
   origin: Origin | undefined;
-  /** @internal entries of the ledger that serve it, in VA order; the domain's to change */
+  /** @internal the ledger entries behind it, in VA order; only the domain changes them */
   entries: Entry[];
-  /** @internal its neighbours among those of its device, see {@link MappingList} */
+  /** @internal its neighbours in the {@link MappingList} of its device */
   previous: Mapping | undefined = undefined;
   /** @internal */
   next: Mapping | undefined = undefined;
@@ -93,17 +93,17 @@ export class Mapping implements Disposable, AsyncDisposable {
     return new Range(this.va, this.length);
   }
 
-  /** What the device may do with it. */
+  /** What the device may do with the memory. */
   get access(): DmaAccess {
     return this.#terms.access;
   }
 
-  /** What it is as a region with keys (verbs): the rights of peers, and where its pages are. */
+  /** For regions with keys (verbs): the rights of peers, and whether pages are pinned. */
   get region(): RegionTraits {
     return this.#terms.region;
   }
 
-  /** @internal set by a group that is mapped for every device: who may unmap it, for messages; `undefined`: the program */
+  /** @internal For a mapping of every device: what unmaps it, for messages; `undefined`: the program */
   get keeper(): string | undefined {
     return this.#seldom?.keeper;
   }
@@ -113,7 +113,7 @@ export class Mapping implements Disposable, AsyncDisposable {
     if (keeper !== this.keeper) this.#seldom = { ...this.#seldom, keeper };
   }
 
-  /** @internal set when it ended because its device was lost: why. Undoing it is done then, and no mistake. */
+  /** @internal The reason, if it ended because its device was lost. Unmapping it does nothing then, and is no error. */
   get lost(): DmaError | undefined {
     return this.#seldom?.lost;
   }
@@ -123,7 +123,7 @@ export class Mapping implements Disposable, AsyncDisposable {
     if (lost !== this.lost) this.#seldom = { ...this.#seldom, lost };
   }
 
-  /** @internal set by the domain when a part was unmapped */
+  /** @internal The domain sets it to false when a part was unmapped. */
   get whole(): boolean {
     return this.#seldom?.whole ?? true;
   }
@@ -134,8 +134,8 @@ export class Mapping implements Disposable, AsyncDisposable {
   }
 
   /**
-   * The address that the device uses for the first byte. When the memory is not contiguous for the device (an area with an
-   * IOVA table of its own), later bytes are elsewhere: see `segments` and `iovaOf`.
+   * The device's address of the first byte. If the memory is not contiguous for the device (an area with an IOVA
+   * table), see `segments` and `iovaOf` for later bytes.
    *
    * @throws DmaError EINVAL once it is unmapped
    */
@@ -143,12 +143,12 @@ export class Mapping implements Disposable, AsyncDisposable {
     return Mapping.#first(this, 'iova').iova;
   }
 
-  /** Local key of the memory region, for devices that use keys (verbs); `undefined` for others. */
+  /** Local key of the memory region, for devices with keys (verbs); else `undefined`. */
   get lkey(): number | undefined {
     return Mapping.#first(this, 'lkey').keys?.lkey;
   }
 
-  /** Remote key of the memory region, for devices that use keys (verbs); `undefined` for others. */
+  /** Remote key of the memory region, for devices with keys (verbs); else `undefined`. */
   get rkey(): number | undefined {
     return Mapping.#first(this, 'rkey').keys?.rkey;
   }
@@ -158,7 +158,7 @@ export class Mapping implements Disposable, AsyncDisposable {
     return this.entries.length > 0;
   }
 
-  /** What is mapped, in VA order: neighbours that are contiguous for the device too are one. Empty once unmapped. */
+  /** What is mapped, in VA order; neighbours that are contiguous for the device are joined. Empty once unmapped. */
   get segments(): readonly MappedSegment[] {
     const segments: MappedSegment[] = [];
     for (const { va, iova, length } of this.entries) {
@@ -170,7 +170,7 @@ export class Mapping implements Disposable, AsyncDisposable {
     return segments;
   }
 
-  /** The device's address of the byte at `va`. @throws DmaError EINVAL when that byte is not mapped by this handle */
+  /** The device's address of the byte at `va`. @throws DmaError EINVAL if this handle does not map that byte */
   iovaOf(va: Va): Iova {
     const entry = isAddress(va) ? Mapping.#entryAt(this, va) : undefined;
     if (entry === undefined && Mapping.#endedByLoss(this)) Mapping.#first(this, 'iovaOf');
@@ -183,19 +183,19 @@ export class Mapping implements Disposable, AsyncDisposable {
   }
 
   /**
-   * Unmaps it. When this throws, what is still mapped stays on the books and `unmap` can be tried again. Does nothing when its
-   * device was lost, which has ended it.
+   * Unmaps it. When this throws, what is still mapped stays on the books, and `unmap` can be tried again. Does nothing
+   * if its device was lost, because that ended the mapping.
    *
-   * @throws DmaError EINVAL when it is unmapped already; EBUSY while `unmapAsync` runs, and when it is mapped for every device
-   *   (`eal.dmaMapAll`, memory of the library and of heaps), which only all together ends; EIO when the other side unmapped
-   *   a different number of bytes; else what the address space says
+   * @throws DmaError EINVAL if it is unmapped already; EBUSY while `unmapAsync` runs, and if it is one mapping of a
+   *   group for every device (`eal.dmaMapAll`, memory of the library and of heaps), which is only unmapped as a whole;
+   *   EIO if the other side unmapped a different number of bytes; else the error of the address space
    */
   unmap(): void {
     Mapping.#mustNotBeKept(this);
     this.end();
   }
 
-  /** @internal As {@link Mapping.unmap}, for who keeps it. */
+  /** @internal As {@link Mapping.unmap}, for the owner of a group. */
   end(): void {
     if (this.#seldom?.unmapping !== undefined)
       throw new DmaError({
@@ -211,13 +211,15 @@ export class Mapping implements Disposable, AsyncDisposable {
     this.#owner.release(this);
   }
 
-  /** As {@link Mapping.unmap}, without blocking the event loop where the address space can. */
+  /** As {@link Mapping.unmap}, without blocking the event loop if the address space supports that. */
   async unmapAsync(): Promise<void> {
     Mapping.#mustNotBeKept(this);
     await this.endAsync();
   }
 
-  /** @internal As {@link Mapping.unmapAsync}, for who keeps it. Whoever calls it while it runs waits for the same. */
+  /**
+   * @internal As {@link Mapping.unmapAsync}, for the owner of a group. Calls while it runs wait for the same result.
+   */
   async endAsync(): Promise<void> {
     if (Mapping.#endedByLoss(this)) return;
     Mapping.#first(this, 'unmap');
@@ -231,24 +233,24 @@ export class Mapping implements Disposable, AsyncDisposable {
     await unmapping;
   }
 
-  /** @internal Did this domain make it? */
+  /** @internal Does it belong to this domain? */
   isOf(owner: MappingOwner): boolean {
     return this.#owner === owner;
   }
 
-  /** Unmaps it, unless that was done. */
+  /** Unmaps it, unless it was unmapped before. */
   [Symbol.dispose](): void {
     if (this.live) this.unmap();
   }
 
-  /** Unmaps it, unless that was done. */
+  /** Unmaps it, unless it was unmapped before. */
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.live) await this.unmapAsync();
   }
 
-  // Not methods: with a private one V8 marks each object of the class, which takes a word.
+  // Static functions, not private methods: those would cost each object a word in V8.
 
-  /** The entry that holds `va`, of however many there are in VA order. */
+  /** The entry that contains `va`. */
   static #entryAt({ entries }: Mapping, va: Va): Entry | undefined {
     let low = 0;
     for (let high = entries.length; low < high;) {
@@ -284,7 +286,7 @@ export class Mapping implements Disposable, AsyncDisposable {
   }
 }
 
-/** Mappings in the order they came. One is in one list at most. Unlike a set it takes no memory of its own. */
+/** Mappings in the order they came. A mapping is in at most one list. Unlike a Set, it uses no memory of its own. */
 export class MappingList {
   #first: Mapping | undefined;
   #last: Mapping | undefined;
@@ -296,7 +298,7 @@ export class MappingList {
     this.#last = mapping;
   }
 
-  /** Takes out one that is in this list. */
+  /** Removes a mapping that is in this list. */
   delete(mapping: Mapping): void {
     const { previous, next } = mapping;
     if (previous === undefined) this.#first = next;
@@ -306,7 +308,7 @@ export class MappingList {
     mapping.previous = mapping.next = undefined;
   }
 
-  /** All of them, as they are now. */
+  /** All mappings at this moment. */
   toArray(): Mapping[] {
     const all: Mapping[] = [];
     for (let mapping = this.#first; mapping !== undefined; mapping = mapping.next) all.push(mapping);

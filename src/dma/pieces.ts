@@ -8,13 +8,15 @@ import type { Entry } from './ledger.js';
 import type { Plan } from './plan.js';
 import type { TranslationTable } from './translation-table.js';
 
-/** How long a piece should take that is pinned, in milliseconds: each is a mapping entry, of which there may be few. */
+/**
+ * How long pinning one piece should take, in milliseconds: each piece is a mapping entry, of which there may be few.
+ */
 export const PINNING_MS = 4;
 
-/** How much of the translation table is changed at once, in bytes of what is mapped. */
+/** Bytes of mapped memory that are entered into the translation table at once. */
 export const TABLE_PIECE = 64 * GiB;
 
-/** In long loops over pieces of a mapping the clock is looked at once in so many, a power of two. */
+/** In long loops over pieces, how many pieces pass between two looks at the clock; a power of two. */
 const PIECES_A_LOOK = 64;
 
 /** Is the clock looked at after so many pieces? */
@@ -43,15 +45,15 @@ export function pieceSizes(
   how: { readonly chunkBytes: number | undefined; readonly pace: Pace; readonly spare: number },
 ): (va: Va) => number {
   const { chunkBytes, pace, spare } = how;
-  // A region has one key.
+  // A region has one key, so it is one piece.
   if (regions !== undefined || chunkBytes === Infinity || (chunkBytes === undefined && !pins)) return () => Infinity;
-  // Who did not ask for pieces leaves most entries to others.
+  // Without `chunkBytes`, most entries are left to others.
   const most = chunkBytes === undefined ? Math.floor(spare / 4) : spare;
   const least = spare === Infinity ? 1 : Math.ceil(range.length / (most + 1));
   const unit = Math.max(area.pageSize, granule);
   return (va) => {
     const bytes = alignUp(Math.max(Math.ceil(chunkBytes ?? pace.bytes), least), unit);
-    // Pieces that begin at multiples of their size keep the large pages of an IOMMU whole.
+    // Pieces at multiples of their size keep the large pages of an IOMMU whole.
     return chunkBytes === undefined && least < pace.bytes ? bytes - (va % bytes) : bytes;
   };
 }
@@ -74,7 +76,7 @@ export async function enterInTurns(
   }
 }
 
-/** Takes it out of the translation table. */
+/** Removes it from the translation table. */
 export async function removeInTurns(table: TranslationTable, { va, length }: Entry, turns: Turns): Promise<void> {
   for (let at = 0; at < length; at += TABLE_PIECE) {
     if (at > 0 && turns.due) await turns.next();

@@ -1,6 +1,6 @@
 /**
- * Plans a mapping: every check that can be made before anything is done, in one order for all kinds of domains. Arguments
- * first, then what is mapped already, then limits.
+ * Plans a mapping: every check that is possible without side effects, in the same order for all kinds of domains: first
+ * arguments, then existing mappings, then limits.
  */
 import { mustBeNumber, reading, type Shape } from '../check.js';
 import { DmaError, invalid, type ErrorCode } from '../errors.js';
@@ -28,25 +28,30 @@ export interface MapTarget {
   readonly length: number;
 }
 
-/** How to map it. */
+/** Options of a mapping. */
 export interface MapOptions {
   /**
-   * The address that the device shall use. Default: the area's own IOVA table, else the VA where the windows allow it,
-   * else an address from the domain's allocator.
+   * The address that the device must use. Default: from the area's own IOVA table, else the VA if the windows allow it,
+   * else from the domain's allocator.
    */
   readonly iova?: IovaLike;
-  /** What the device may do. Default `read-write`, or `read` for memory that is not writable. */
+  /** What the device may do. Default `read-write`; `read` for memory that is not writable. */
   readonly access?: DmaAccess;
-  /** What peers over the network may do, by the rkey: for devices of verbs. Writing takes `access` that writes. Default `none`. */
+  /**
+   * What peers over the network may do through the rkey; only for devices of verbs. Writing needs an `access` that
+   * writes. Default `none`.
+   */
   readonly remote?: RemoteAccess;
-  /** Where its pages are: for devices of verbs, `on-demand` where the device can. Default `pinned`. */
+  /** `on-demand` if the device shall fault in pages itself; only for devices of verbs that can. Default `pinned`. */
   readonly paging?: Paging;
 }
 
 /** @internal */
 export const MAP_OPTIONS: Shape<MapOptions> = { iova: 'number', access: 'any', remote: 'any', paging: 'any' };
 
-/** What a caller wants mapped or unmapped, read once. @throws DmaError EINVAL for what is no target, or has another type of IOVA */
+/**
+ * Reads the target of map or unmap once. @throws DmaError EINVAL if it is not a target, or its IOVA has another type
+ */
 export function targetOf(
   target: MapTarget & { readonly iova?: IovaLike },
   operation: string,
@@ -62,37 +67,37 @@ export function targetOf(
   });
 }
 
-/** What a plan is made from: the state of a domain. */
+/** The state of a domain that planning needs. */
 export interface Books {
   /** the domain's name, for messages */
   readonly name: string;
   readonly constraints: Constraints;
-  /** Of the constraints, those that touch joined. */
+  /** The windows of the constraints, with adjacent ones joined. */
   readonly windows: readonly Range<Iova>[];
   readonly areas: AreaIndex;
   readonly ledger: Ledger;
-  /** What may still be pinned; the one thing that planning takes from. */
+  /** What may still be pinned; the only thing that planning takes from. */
   readonly locked: LockedBudget;
 }
 
-/** Who asks for what. */
+/** The request and its caller. */
 export interface MapRequest {
   readonly device: string;
   readonly target: MapTarget;
   readonly options: MapOptions;
-  /** what the caller called, for messages */
+  /** the caller's operation, for messages */
   readonly operation: string;
   readonly origin: Origin | undefined;
 }
 
-/** A piece of a planned mapping, contiguous for the device; `iova` is open when the domain is to choose it. */
+/** A piece of a planned mapping, contiguous for the device; `iova` is `undefined` if the domain chooses it. */
 export interface PlannedPiece {
   readonly va: Va;
   readonly length: number;
   readonly iova: Iova | undefined;
 }
 
-/** A mapping that has passed every check and has had no effect yet. */
+/** A mapping that passed every check and had no effect yet. */
 export interface Plan {
   readonly operation: string;
   readonly device: string;
@@ -100,20 +105,20 @@ export interface Plan {
   readonly area: Area;
   readonly access: DmaAccess;
   readonly region: RegionTraits;
-  /** The very same mapping, when it exists: its entries are to be shared, and the pieces not needed. */
+  /** An identical mapping, if it exists: its entries are shared, and `pieces` are not needed. */
   readonly shared: Claim | undefined;
-  /** Empty when they are to be found and checked one after another, by {@link piecesOfTable}: there may be one for each page. */
+  /** Empty if {@link piecesOfTable} is to find and check them one after another: there may be one per page. */
   readonly pieces: readonly PlannedPiece[];
   readonly origin: Origin | undefined;
 }
 
-/** So many pages of an IOVA table are looked at in a millisecond. */
+/** Pages of an IOVA table that are examined in a millisecond. */
 const PAGES_AT_ONCE = 4096;
 
 /**
  * Plans `request`.
  *
- * @param when `later`: the pieces of memory with a large IOVA table are left out, see {@link Plan.pieces}
+ * @param when `later`: leave out the pieces of memory with a large IOVA table, see {@link Plan.pieces}
  * @throws DmaError EINVAL, ENOTSUP, EACCES, ERANGE, EEXIST, EBUSY, ENOSPC, ENOMEM: see `Domain.mapFor`
  */
 export function planMapping(books: Books, request: MapRequest, when: 'now' | 'later' = 'now'): Plan {
@@ -140,7 +145,7 @@ export function planMapping(books: Books, request: MapRequest, when: 'now' | 'la
   const planned = isLater ? area.iovaAt(range.start) : pieces[0].iova;
   const wanted = iova ?? (constraints.iova === 'ignored' ? undefined : planned);
   const shared = findSame(books.ledger, range, { access, region, iova: wanted }, refuse);
-  // A device that joined the domain later may reach fewer addresses than those before it.
+  // A device that joined later may reach fewer addresses than those before it.
   if (shared !== undefined && constraints.iova !== 'ignored')
     for (const entry of shared.entries) mustBeInWindows(books, entry, refuse);
   if (shared === undefined) {
@@ -151,8 +156,8 @@ export function planMapping(books: Books, request: MapRequest, when: 'now' | 'la
 }
 
 /**
- * The pieces of a plan that was left without them, in VA order; `undefined` now and then where much is looked at for one. What
- * the table says is checked; who takes a piece calls {@link checkPiece} first.
+ * The pieces of a plan that left them out, in VA order; `undefined` from time to time during a long search. The table
+ * is checked here; call {@link checkPiece} before taking a piece.
  *
  * @throws DmaError EINVAL
  */
@@ -160,13 +165,17 @@ export function* piecesOfTable(books: Books, plan: Plan): Generator<PlannedPiece
   yield* tablePieces(books, plan.range, plan.area, refusing(plan));
 }
 
-/** What is wrong with taking a piece now, of a plan that needs `left` more. @throws DmaError ERANGE, EEXIST, EBUSY, ENOSPC */
+/**
+ * Checks that a piece can be taken now, of a plan that needs `left` more. @throws DmaError ERANGE, EEXIST, EBUSY,
+ * ENOSPC
+ */
 export function checkPiece(books: Books, plan: Plan, piece: PlannedPiece, left: number): void {
   const refuse = refusing(plan);
   if (books.constraints.iova !== 'ignored') mustBeInWindows(books, piece, refuse, plan.area);
   const other = books.ledger.overlappingVa(piece.va, piece.length);
   if (other !== undefined) throw inTheWay(other, 'it overlaps', refuse);
-  // What is of this very mapping has its address from the same table, which taking the piece tells.
+  // Pieces of the same mapping have addresses from the same table; a conflict between them shows when the piece is
+  // taken.
   const taken = piece.iova === undefined ? undefined : books.ledger.overlappingIova(piece.iova, piece.length);
   if (taken?.area !== plan.area || taken.state !== 'mapping') mustBeFree(books.ledger, piece, refuse);
   checkLimits(books, left, 0, refuse);
@@ -176,7 +185,7 @@ function refusing({ operation, range, device }: Pick<Plan, 'operation' | 'range'
   return (code, reason, hint) => new DmaError({ code, operation, range, device, reason, hint });
 }
 
-/** How to have memory that a domain can map. */
+/** A hint for memory that a domain can map. */
 function alignedHint({ constraints: { granule }, name, areas }: Books, { start, length }: Range<Va>): string {
   const fact = `${name} maps in units of ${formatSize(granule)}: start and length are multiples`;
   const area = areas.at(start);
@@ -186,8 +195,8 @@ function alignedHint({ constraints: { granule }, name, areas }: Books, { start, 
 }
 
 /**
- * Checks what can be checked of a mapping without a device: the values, that one area has all of it, and that it may be written
- * if that is asked for.
+ * Checks what needs no device: the values, that one area contains the whole target, and that it may be written if that
+ * is asked for.
  *
  * @returns the area
  * @throws DmaError EINVAL, EACCES
@@ -202,9 +211,9 @@ export function checkTarget(areas: AreaIndex, target: MapTarget, options: MapOpt
   return area;
 }
 
-/** What a device can do with memory. */
+/** What a device may do with memory. */
 export const ACCESSES: readonly DmaAccess[] = ['read', 'write', 'read-write'];
-/** What peers can. */
+/** What peers may do with memory. */
 export const REMOTES: readonly RemoteAccess[] = ['none', ...ACCESSES];
 const PAGINGS: readonly Paging[] = ['pinned', 'on-demand'];
 
@@ -214,7 +223,7 @@ function mayWrite(remote: RemoteAccess): boolean {
   return remote === 'write' || remote === 'read-write';
 }
 
-/** @throws EINVAL for words that are none of those there are */
+/** @throws EINVAL for an unknown word */
 function checkWords({ access, remote, paging }: MapOptions, refuse: Refuse): void {
   const check = (what: string, value: string | undefined, words: readonly string[]): void => {
     if (value !== undefined && !words.includes(value))
@@ -225,7 +234,7 @@ function checkWords({ access, remote, paging }: MapOptions, refuse: Refuse): voi
   check('paging', paging, PAGINGS);
 }
 
-/** @throws EINVAL for what is no IOVA, or where the range would pass 2^53 */
+/** @throws EINVAL if it is not an IOVA, or the range would exceed 2^53 */
 function checkIova(iova: Iova, range: Range, refuse: Refuse): void {
   if (!isAddress(iova) || !isAddress(iova + range.length - 1))
     throw refuse(
@@ -235,7 +244,7 @@ function checkIova(iova: Iova, range: Range, refuse: Refuse): void {
     );
 }
 
-/** @throws EINVAL for peers that would get more than the device */
+/** @throws EINVAL if peers would get more rights than the device */
 function checkRemote(access: DmaAccess, remote: RemoteAccess, refuse: Refuse): void {
   if (access === 'read' && mayWrite(remote))
     throw refuse(
@@ -245,7 +254,7 @@ function checkRemote(access: DmaAccess, remote: RemoteAccess, refuse: Refuse): v
     );
 }
 
-/** @throws EINVAL as {@link checkRemote}; EACCES for writes to what is read-only */
+/** @throws EINVAL as {@link checkRemote}; EACCES for writes to read-only memory */
 function checkAccess(area: Area, access: DmaAccess, remote: RemoteAccess = 'none', refuse: Refuse): void {
   checkRemote(access, remote, refuse);
   if (access !== 'read' && !area.writable)
@@ -256,7 +265,7 @@ function checkAccess(area: Area, access: DmaAccess, remote: RemoteAccess = 'none
     );
 }
 
-/** What is asked for of a region with keys. @throws ENOTSUP where mappings are no such thing */
+/** The traits of a region with keys. @throws ENOTSUP if the domain has no such regions */
 function regionOf(
   { constraints, name }: Books,
   { remote = 'none', paging = 'pinned' }: MapOptions,
@@ -274,7 +283,7 @@ function regionOf(
   return { remote, paging };
 }
 
-/** Where the pieces of a range go, as far as that is given: by the caller, the area's table, or the kind of domain. */
+/** The IOVAs of a range, as far as they are given: by the caller, the area's table, or the kind of domain. */
 function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefined, refuse: Refuse): PlannedPiece[] {
   const { granule, iova: chosenBy } = books.constraints;
   const { start, length } = range;
@@ -304,7 +313,7 @@ function place(books: Books, range: Range<Va>, area: Area, iova: Iova | undefine
   return pieces ?? [{ va: start, length, iova: given ?? iova }];
 }
 
-/** The pieces of memory with an IOVA table, as {@link piecesOfTable} gives them. */
+/** The pieces of memory with an IOVA table, for {@link piecesOfTable}. */
 function* tablePieces(
   books: Books,
   range: Range<Va>,
@@ -324,7 +333,7 @@ function* tablePieces(
     }
     return;
   }
-  // Devices with keys have no IOVAs that could differ from a table, unless one for all devices was asked for.
+  // Devices with keys have no IOVAs that could contradict a table, unless the same IOVA for all devices was asked for.
   if (chosenBy === 'identity' || area.sameIova)
     for (const run of area.eachIovaRun(range)) {
       if (run !== undefined && Number(run.va) !== run.iova)
@@ -342,13 +351,13 @@ function isPiece(piece: PlannedPiece | undefined): piece is PlannedPiece {
   return piece !== undefined;
 }
 
-/** Are IOVAs of this domain VAs, whatever is asked for? */
+/** Are IOVAs of this domain always VAs? */
 function takesVas({ constraints: { iova } }: Books): boolean {
   return iova === 'identity' || iova === 'ignored';
 }
 
 function habitOf({ constraints, name }: Books): string {
-  const habit = constraints.iova === 'identity' ? 'uses VAs as IOVAs' : 'pays no attention to IOVAs and uses VAs';
+  const habit = constraints.iova === 'identity' ? 'uses VAs as IOVAs' : 'ignores IOVAs and uses VAs';
   return `${name} ${habit}`;
 }
 
@@ -362,7 +371,7 @@ function mustBeInWindows({ windows, name }: Books, piece: PlannedPiece, refuse: 
   throw refuse('ERANGE', reason, `${name} has ${windows.map(String).join(', ')}${hint}`);
 }
 
-/** The very same mapping; `undefined` when nothing is mapped at these VAs. @throws EEXIST when something else is, EBUSY */
+/** An identical mapping; `undefined` if nothing is mapped at these VAs. @throws EEXIST if something else is; EBUSY */
 function findSame(
   ledger: Ledger,
   range: Range<Va>,
@@ -389,7 +398,7 @@ function mustBeFree(ledger: Ledger, { iova, length }: PlannedPiece, refuse: Refu
   if (iova !== undefined && other !== undefined) throw inTheWay(other, `IOVA ${hex(iova)} is taken by`, refuse);
 }
 
-/** The error that names the mapping in the way; EBUSY when that is just being made or undone. */
+/** The error that names the conflicting mapping; EBUSY if that is being made or undone. */
 function inTheWay(entry: Entry, how: string, refuse: Refuse): DmaError {
   const passing = entry.state === 'mapping' || entry.state === 'unmapping';
   const whose = entry.devices.length === 0 ? '' : ` of ${entry.devices.join(', ')}`;
@@ -423,5 +432,5 @@ function checkLimits(
   if (short === undefined) return;
   const facts = `RLIMIT_MEMLOCK is ${formatSize(short.limit)}, ${formatSize(short.used)} of it are used`;
   const next = `this map needs ${formatSize(bytes)} more: raise it with "ulimit -l" or LimitMEMLOCK= of the service`;
-  throw refuse('ENOMEM', 'mapping it would pass the locked-memory limit', `${facts}, ${next}`);
+  throw refuse('ENOMEM', 'mapping it would exceed the locked-memory limit', `${facts}, ${next}`);
 }

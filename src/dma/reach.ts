@@ -1,17 +1,22 @@
-/** How far the devices of a domain reach: the IOVAs of its address space that the narrowest of them can emit. */
+/**
+ * The IOVAs that all devices of a domain can emit: the windows of its address space, clipped to the narrowest device.
+ */
 import { Range } from '../ranges.js';
 import type { Iova } from '../units.js';
 import type { Constraints } from './address-space.js';
 
-/** See the head of the file. Adding and removing a device is O(1) but for the few widths that there are. */
+/**
+ * The address bits of the devices of a domain. Adding and removing a device takes O(1), apart from a scan of the few
+ * distinct widths.
+ */
 export class Reach {
   /** How many bits of an IOVA each device can emit. */
   readonly #bits = new Map<string, number>();
-  /** How many devices there are of so many bits. */
+  /** Number of devices by width in bits. */
   readonly #widths = new Map<number, number>();
   /** Bits that every device can emit. */
   #least = Infinity;
-  /** What was clipped last, and to what. */
+  /** The last result of `clip`, and its inputs. */
   #last: { readonly from: Constraints; readonly bits: number; readonly to: Constraints } | undefined;
 
   add(device: string, bits: number): void {
@@ -31,7 +36,7 @@ export class Reach {
     this.#least = Math.min(Infinity, ...this.#widths.keys());
   }
 
-  /** `constraints` with the windows that every device reaches; the same objects as long as nothing has changed. */
+  /** `constraints`, with the windows that every device reaches; the same object as long as nothing has changed. */
   clip(constraints: Constraints): Constraints {
     const bits = this.#least;
     if (bits === Infinity) return constraints;
@@ -46,7 +51,7 @@ export class Reach {
   }
 }
 
-/** The parts of `windows` that an address of `bits` bits can name. */
+/** The parts of `windows` that addresses of `bits` bits can reach. */
 function below(windows: readonly Range<Iova>[], bits: number): Range<Iova>[] {
   const reach = new Range(0 as Iova, 2 ** Math.min(bits, 52));
   return windows.flatMap((window) => window.intersection(reach) ?? []);

@@ -1,9 +1,9 @@
-/** What used to be mapped, so that a late access by a device can be explained. */
+/** Mappings that were unmapped, so that a late access by a device can be explained. */
 import { Range } from '../ranges.js';
 import type { Iova } from '../units.js';
 import type { Entry } from './ledger.js';
 
-/** A mapping that is gone. */
+/** A mapping that was unmapped. */
 export interface Retired {
   readonly entry: Entry;
   /** the device that unmapped it */
@@ -12,9 +12,9 @@ export interface Retired {
   readonly at: number;
 }
 
-/** The last so many retired mappings: a ring that is looked through only when something went wrong. */
+/** The most recent retired mappings: a ring, which is searched only after an error. */
 export class RetiredMappings {
-  /** A ring, one array for each part: an object for each mapping would be one more that lives long. */
+  /** A ring with one array per field: an object per mapping would be one more long-lived object. */
   readonly #entries: Entry[] = [];
   readonly #devices: string[] = [];
   readonly #times: number[] = [];
@@ -35,7 +35,7 @@ export class RetiredMappings {
     this.#next = slot + 1 === this.#capacity ? 0 : slot + 1;
   }
 
-  /** The mapping that held any of [iova, iova + length) and was unmapped last. O(capacity). */
+  /** The most recently unmapped mapping that held any of [iova, iova + length). O(capacity). */
   latest(iova: Iova, length: number): Retired | undefined {
     const range = new Range(iova, length);
     const count = this.#entries.length;

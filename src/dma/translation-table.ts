@@ -1,12 +1,12 @@
 /**
- * From a virtual address to what a device needs in its place: the hot path of every driver.
+ * From a virtual address to the device's address and key: the hot path of every driver.
  *
- * It is a page table, as a processor has one, of three levels. A directory has one entry for each GiB that something is
- * mapped in, the offset of a leaf; a leaf has one *pair* for each of the 512 huge slots (2 MiB) of its GiB; and where a huge
- * slot is not covered by one mapping, its pair leads to a second leaf with one pair for each of its 512 pages (4 KiB). A
- * pair is the *delta* (what to add to the VA to have the IOVA) and the key (for verbs, the lkey), side by side in one array
- * of doubles, so that both are in one cache line. Leaf 0 is empty for ever and stands for every leaf that is not there, so
- * a look-up tests for nothing but the second leaf. It allocates nothing and takes some nanoseconds, however much is mapped.
+ * It is a page table of three levels, like a processor's. The directory has the offset of a leaf for each GiB in which
+ * something is mapped. A leaf has one *pair* for each of the 512 huge slots (2 MiB) of its GiB. If a huge slot is not
+ * covered by one mapping, its pair refers to a second leaf, with one pair for each of its 512 pages (4 KiB). A pair is
+ * the *delta* (IOVA minus VA) and the key (for verbs, the lkey), side by side in one array of doubles, so that both are
+ * in one cache line. Leaf 0 is always empty and stands for every leaf that does not exist, so a look-up only tests for
+ * the second leaf. It allocates nothing and takes some nanoseconds, however much is mapped.
  *
  * Sums and differences of addresses below 2^53 are exact in doubles, and so are products with powers of two.
  */
@@ -22,19 +22,19 @@ const HUGE = 2 * MiB;
 const LEAF = 1024;
 /** Numbers that are stored one by one; more of them are copied, which is faster. */
 const FEW = 64;
-/** Offsets are 32-bit integers, so there can not be more leaves than this. */
+/** Offsets are 32-bit integers, so there can not be more leaves. */
 const LEAF_LIMIT = 2 ** 31 / LEAF;
-/** How many GiBs the first window may span for each leaf, so that it takes no more memory than the leaves do. */
+/** How many GiBs the first window may span per leaf, so that it uses no more memory than the leaves. */
 const SPAN = 1024;
 
-/** The delta of what is not mapped: any sum with it is negative. */
+/** The delta of unmapped addresses: any sum with it is negative. */
 const UNMAPPED = -Infinity;
-/** The key of what has none. */
+/** The key of mappings without a key. */
 const NO_KEY = -1;
-/** In place of a key: the delta is the offset of a second leaf. */
+/** Instead of a key: the delta is the offset of a second leaf. */
 const SPLIT = -2;
 
-/** Leaf 0 of every table that nothing was mapped in yet. Nobody else gets to see it. */
+/** Leaf 0 of all tables in which nothing was mapped yet. Never exposed. */
 const EMPTY_LEAF = new Float64Array(LEAF);
 for (let slot = 0; slot < LEAF; slot += 2) {
   EMPTY_LEAF[slot] = UNMAPPED;
@@ -42,39 +42,37 @@ for (let slot = 0; slot < LEAF; slot += 2) {
 }
 
 /**
- * What is mapped in one domain, by page, for look-ups by VA. The addresses are plain numbers, since this is the place
- * where the two kinds meet.
+ * What is mapped in one domain, by page, for look-ups by VA. Addresses are plain numbers here, because VAs and IOVAs
+ * meet.
  *
- * Its memory grows with what is mapped: 8 KiB for each GiB that something is mapped in, and 8 KiB more for each 2 MiB that
- * are not mapped as a whole. A table that nothing was mapped in takes next to none. What a removal leaves empty is used again.
+ * Memory: 8 KiB for each GiB in which something is mapped, and 8 KiB for each 2 MiB that are not mapped as a whole;
+ * next to none before the first mapping. Leaves that become empty are reused.
  */
 export class TranslationTable {
-  /** The directory: where the leaf of each GiB is. Most of what is mapped lies together, and so does what is far from it. */
+  /** The directory: the offset of each GiB's leaf. `#near` covers one part of the address space, `#far` another. */
   readonly #near = new GibWindow();
   readonly #far = new GibWindow();
   #pairs = EMPTY_LEAF;
-  /** How many pairs of each leaf are in use; as long as there is room for leaves in `#pairs`, and 0 while that is shared. */
+  /** How many pairs of each leaf are in use. Its length is the capacity of `#pairs` in leaves; 0 while that is shared. */
   #used = new Int32Array(0);
-  /** How many leaves there are in `#pairs`, in use or not. */
+  /** Number of leaves in `#pairs`, in use or not. */
   #leaves = 1;
-  /** Offsets of the leaves that became empty: all of their pairs are unmapped again. */
+  /** Offsets of leaves that became empty. */
   readonly #spare: number[] = [];
   #generation = 0;
 
-  /**
-   * Changes with every {@link remove}. Who keeps an answer of this table asks again when this is not what it was then.
-   */
+  /** Changes with every {@link remove}. Cached answers are valid as long as it is unchanged. */
   get generation(): number {
     return this.#generation;
   }
 
-  /** The pairs; {@link slotOf} tells which. Another array after each {@link add} or {@link remove}: do not keep it. */
+  /** The pairs; {@link slotOf} gives the index. Replaced by {@link add} and {@link remove}: do not keep it. */
   get pairs(): Float64Array {
     if (this.#pairs === EMPTY_LEAF) this.#growTo(1);
     return this.#pairs;
   }
 
-  /** Bytes of memory that the table has reserved for itself; the system backs only what was touched. */
+  /** Bytes reserved for the table; the system backs only what was touched. */
   get bytes(): number {
     return (
       this.#near.bytes +
@@ -85,10 +83,10 @@ export class TranslationTable {
   }
 
   /**
-   * The IOVA of an address; exact to the byte. It says nothing about the next page, which can be anywhere.
+   * The IOVA of an address, exact to the byte. The next page can be anywhere.
    *
-   * @param va in [0, 2^53); check it at the edge, it is not checked here
-   * @returns -1 when it is not mapped
+   * @param va in [0, 2^53); not checked here, callers check it
+   * @returns -1 if it is not mapped
    */
   iovaOf(va: number): number {
     const iova = va + this.#pairs[this.slotOf(va)];
@@ -96,12 +94,12 @@ export class TranslationTable {
   }
 
   /**
-   * The IOVA of the first byte of a range that is contiguous for the device; -1 when it is not, or not all of it is mapped.
-   * What stays in one page, or in one huge slot that is covered by one mapping, takes one look-up; more of it takes one a
-   * page or huge slot.
+   * The IOVA of the first byte of a range that is contiguous for the device; -1 if it is not contiguous or not all
+   * mapped. One look-up within a page, or within a huge slot that one mapping covers; otherwise one per page or huge
+   * slot.
    *
    * @param va in [0, 2^53)
-   * @param length bytes, not negative; 0 is as 1
+   * @param length bytes, not negative; 0 counts as 1
    */
   iovaOfRange(va: number, length: number): number {
     const pairs = this.#pairs;
@@ -116,17 +114,17 @@ export class TranslationTable {
     return (va & (unit - 1)) + length <= unit || this.#hasDelta(va, va + length, pairs[slot]) ? iova : -1;
   }
 
-  /** The key of the mapping that an address, in [0, 2^53), is in; -1 when it has none or is not mapped. */
+  /** The key of the mapping that contains an address in [0, 2^53); -1 if it has no key or is not mapped. */
   keyOf(va: number): number {
     return this.#pairs[this.slotOf(va) + 1];
   }
 
   /**
-   * The key that all of a range has; -1 when a byte of it has another, or none, or is not mapped. What stays in one page, or
-   * in one huge slot that is covered by one mapping, takes one look-up; more of it takes one a page or huge slot.
+   * The key that a whole range has; -1 if a byte of it has another key, none, or is not mapped. One look-up within a
+   * page, or within a huge slot that one mapping covers; otherwise one per page or huge slot.
    *
    * @param va in [0, 2^53)
-   * @param length bytes, not negative; 0 is as 1
+   * @param length bytes, not negative; 0 counts as 1
    */
   keyOfRange(va: number, length: number): number {
     const pairs = this.#pairs;
@@ -139,8 +137,8 @@ export class TranslationTable {
   }
 
   /**
-   * Both answers from one look-up: with `slot = slotOf(va)`, the IOVA is `va + pairs[slot]`, which is negative (-Infinity)
-   * when the address is not mapped, and the key is `pairs[slot + 1]`.
+   * Both answers with one look-up: with `slot = slotOf(va)`, the IOVA is `va + pairs[slot]`, which is negative
+   * (-Infinity) if the address is not mapped, and the key is `pairs[slot + 1]`.
    *
    * @param va in [0, 2^53)
    */
@@ -150,23 +148,23 @@ export class TranslationTable {
   }
 
   /**
-   * @internal Enters a mapping. Nothing of it may be mapped already; the ledger sees to that.
+   * @internal Adds a mapping. None of it may be mapped already; the ledger ensures that.
    *
    * @param va a multiple of 4096, as are `length` and `iova`
-   * @param key a key from 0 to 2^32 - 1, or -1 for none
-   * @throws DmaError EINVAL for impossible arguments, ENOMEM when there is no memory for it; nothing has changed then
+   * @param key 0 to 2^32 - 1, or -1 for none
+   * @throws DmaError EINVAL for impossible arguments; ENOMEM if there is no memory for it; nothing has changed then
    */
   add(va: number, length: number, iova: number, key: number = NO_KEY): void {
     const operation = 'translation.add';
     const range = checked(va, length, operation);
     checked(iova, length, operation);
-    if (!Number.isInteger(key) || key < NO_KEY) throw invalid(operation, `${key} is no key`, { range });
+    if (!Number.isInteger(key) || key < NO_KEY) throw invalid(operation, `${key} is not a key`, { range });
     this.#reserve(range, operation);
     this.#set(va, range.end, iova - va, key);
   }
 
   /**
-   * @internal Makes room for a range, for who {@link add}s it part by part: each of these finds it, if nothing else took it meanwhile.
+   * @internal Reserves leaves for a range that is then {@link add}ed part by part.
    *
    * @throws DmaError as `add`
    */
@@ -176,11 +174,11 @@ export class TranslationTable {
   }
 
   /**
-   * @internal Takes out what is mapped of a range, which need not be what was added: it may be a part or more.
+   * @internal Removes what is mapped of a range, which may be more or less than was added.
    *
    * @param va a multiple of 4096, as is `length`
-   * @throws DmaError EINVAL for impossible arguments, ENOMEM when there is no memory to keep the rest of a huge slot by
-   * page; nothing has changed then
+   * @throws DmaError EINVAL for impossible arguments; ENOMEM if there is no memory to keep the rest of a huge slot by
+   *   page; nothing has changed then
    */
   remove(va: number, length: number): void {
     const operation = 'translation.remove';
@@ -194,23 +192,23 @@ export class TranslationTable {
     this.#generation++;
   }
 
-  /** Where the pair of the huge slot is that an address is in. Bit operators see the low 32 bits of an address. */
+  /** The index of the pair of an address's huge slot. Bit operators see the low 32 bits of an address. */
   #hugeSlotOf(va: number): number {
     return this.#leafOf((va * 2 ** -30) | 0) + ((va >>> 20) & 1022);
   }
 
-  /** Where the leaf of a GiB is; that is leaf 0, at 0, when it has none. */
+  /** The offset of a GiB's leaf; 0 (leaf 0) if it has none. */
   #leafOf(gib: number): number {
     const leaf = this.#near.get(gib);
     return leaf === 0 ? this.#far.get(gib) : leaf;
   }
 
-  /** Where the pair of a page is whose huge slot, at `slot`, leads to a second leaf. */
+  /** The index of a page's pair; `slot` is its huge slot, which refers to a second leaf. */
   #pageSlotOf(va: number, slot: number): number {
     return (this.#pairs[slot] | 0) + ((va >>> 11) & 1022);
   }
 
-  /** As {@link keyOfRange}, slot by slot; it ends where the key does, however much is asked for. */
+  /** As {@link keyOfRange}, slot by slot; stops where the key ends. */
   #keyOfSlots(va: number, end: number): number {
     const key = isAddress(va) && isAddress(end - 1) ? this.keyOf(va) : NO_KEY;
     for (let at = va; at < end && key !== NO_KEY;) {
@@ -221,7 +219,7 @@ export class TranslationTable {
     return key;
   }
 
-  /** Is this the delta of all pages of [va, end)? */
+  /** Do all pages of [va, end) have this delta? */
   #hasDelta(va: number, end: number, delta: number): boolean {
     if (!isAddress(va) || !isAddress(end - 1)) return false;
     for (let at = va; at < end;) {
@@ -276,7 +274,7 @@ export class TranslationTable {
     this.#pairs[slot + 1] = key;
   }
 
-  /** As `#put`, of all pairs from `slot` up to `end`, which are in one leaf. */
+  /** As `#put`, for all pairs from `slot` to before `end`, in one leaf. */
   #putAll(slot: number, end: number, delta: number, key: number): void {
     const pairs = this.#pairs;
     const leaf = Math.floor(slot / LEAF);
@@ -293,7 +291,7 @@ export class TranslationTable {
     this.#used[leaf] += (delta === UNMAPPED ? 0 : (end - slot) / 2) - gone;
   }
 
-  /** The second leaf of a huge slot; made, and saying of each page what was said of the slot, when there is none. */
+  /** The second leaf of a huge slot; made on demand, with the pair of the slot for each page. */
   #split(slot: number): number {
     const [delta, key] = [this.#pairs[slot], this.#pairs[slot + 1]];
     if (key === SPLIT) return delta;
@@ -303,7 +301,7 @@ export class TranslationTable {
     return second;
   }
 
-  /** An empty leaf; there is one, because it was reserved. */
+  /** An empty leaf; one was reserved. */
   #newLeaf(): number {
     const spare = this.#spare.pop();
     if (spare !== undefined) return spare;
@@ -318,11 +316,11 @@ export class TranslationTable {
     this.#spare.push(leaf);
   }
 
-  /** Makes sure that a range can be entered. Done before a change, which then can not fail halfway. */
+  /** Reserves leaves for a range before a change, so that the change can not fail halfway. */
   #reserve(range: Range, operation: string): void {
     const first = Math.floor(range.start / GiB);
     const last = Math.floor((range.end - 1) / GiB);
-    // Mostly there is more than enough, and nothing needs to be counted.
+    // Usually there are more than enough, and no count is needed.
     if (this.#leavesLeft >= last - first + 3 && this.#near.reaches(first) && this.#near.reaches(last)) return;
     let gibs = 0;
     for (let gib = first; gib <= last && gibs <= LEAF_LIMIT; gib++) if (this.#leafOf(gib) === 0) gibs++;
@@ -336,9 +334,9 @@ export class TranslationTable {
   }
 
   /**
-   * How many second leaves it takes to change a range: for each of its ends that is inside of a huge slot, if that has none.
+   * How many second leaves a change of a range needs: one for each end inside a huge slot that has none.
    *
-   * @param same what the range becomes: a slot that says so already stays as it is
+   * @param same the new delta: a slot that has it already stays as it is
    */
   #splits({ start, end }: Range, same = NaN): number {
     const first = this.#needsSplit(start, same) ? 1 : 0;
@@ -352,12 +350,12 @@ export class TranslationTable {
     return this.#pairs[slot + 1] !== SPLIT && this.#pairs[slot] !== same;
   }
 
-  /** How many leaves can be had without more memory; -1 while there is not even a leaf 0 of its own. */
+  /** How many leaves are available without more memory; -1 if there is not even an own leaf 0. */
   get #leavesLeft(): number {
     return this.#used.length - this.#leaves + this.#spare.length;
   }
 
-  /** Makes sure that so many leaves can be had. */
+  /** Makes sure that this many leaves are available. */
   #needLeaves(count: number): void {
     if (count === 0 || count <= this.#leavesLeft) return;
     const needed = this.#leaves + count - this.#spare.length;

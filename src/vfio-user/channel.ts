@@ -1,4 +1,4 @@
-/** One vfio-user socket: whole messages in, whole messages out, never blocking, with bounded memory. */
+/** One vfio-user socket: sends and receives whole messages, never blocks, and uses bounded memory. */
 import { DmaError, isDmaError } from '../errors.js';
 import type { Platform, ReceivedBytes, Watch } from '../platform/ports.js';
 import { Framer, protocolError } from './framing.js';
@@ -6,21 +6,21 @@ import { FLAG, MAX_FDS, MAX_MESSAGE } from './messages.js';
 import type { Message } from './messages.js';
 import { now } from '../timers.js';
 
-/** Bytes that may wait for a peer that does not read; a few of the largest messages. */
+/** Bytes that may wait for a peer that does not read: a few of the largest messages. */
 const MAX_QUEUED = 8 * MAX_MESSAGE;
 
 const NONE: readonly Channel[] = [];
 
-/** With more bytes of replies than this waiting, nothing more is taken from the other side, which would ask for more. */
+/** While more bytes of replies than this wait, nothing is read from the peer, because it could ask for more. */
 const MAX_REPLIES = MAX_MESSAGE;
 
-/** Descriptors that the kernel lets one message bring: all are taken, so that those that are not wanted are closed here and not by the kernel. */
+/** The most descriptors per message. All are received, so that unwanted ones are closed here and not by the kernel. */
 const ALL_FDS = 253;
 
-/** Receives in one turn of the event loop, so that a flood leaves time for others. */
+/** Receive calls in one turn of the event loop, so that a flood leaves time for other work. */
 const RECEIVES_A_TURN = 4;
 
-/** The kernel takes fewer descriptors out of a message than there is room for when this process can have no more of them. */
+/** If this process can open no more descriptors, the kernel delivers fewer than were sent. */
 function noDescriptors(): DmaError {
   const reason = 'no descriptor is left for one that came with a message';
   const hint = 'close what is not needed, or raise RLIMIT_NOFILE with "ulimit -n" or LimitNOFILE= of the service';
@@ -30,18 +30,18 @@ function noDescriptors(): DmaError {
 /** What a channel tells its owner. */
 export interface ChannelOwner {
   /**
-   * A whole message. The payload is good until this returns; descriptors that are not taken out of it are closed then. What
-   * this throws closes the channel.
+   * A whole message. Its payload is valid until this returns; descriptors that were not taken out are closed then. An
+   * exception closes the channel.
    */
   onMessage(message: Message): void;
-  /** The channel has closed, for this reason. Called once. */
+  /** The channel has closed for this reason. Called once. */
   onClose(error: DmaError): void;
 }
 
-/** The servers' ends of this thread. */
+/** Server ends in this thread. */
 const servedHere = new Set<Channel>();
 
-/** Does this thread serve a client right now? */
+/** Does this thread serve a client now? */
 export function servesHere(): boolean {
   return servedHere.size > 0;
 }
@@ -54,9 +54,9 @@ interface Waiting {
   fds: number[];
 }
 
-/** See the head of the file. Owns its socket. */
+/** One connected socket. Owns it. */
 export class Channel {
-  /** What {@link pump} has to wait for. */
+  /** The events that {@link pump} waits for. */
   readonly interest: { readonly fd: number; readable: boolean; writable: boolean; ready?: boolean };
   readonly #served: boolean;
   readonly #framer = new Framer(MAX_MESSAGE);

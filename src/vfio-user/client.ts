@@ -1,4 +1,4 @@
-/** The client's end of vfio-user: works a device that another process serves. */
+/** The client's end of vfio-user: uses a device that another process serves. */
 import { mustBeString } from '../check.js';
 import { DmaError, invalid, isDmaError, NO_DESCRIPTORS } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
@@ -73,52 +73,52 @@ export {
   type ShareChoice,
 } from './client-options.js';
 
-/** Errors while a reply is worked on that are what they say; all others are nonsense of the server's. */
+/** Errors from decoding a reply that are passed on unchanged; any other means that the reply makes no sense. */
 const GIVEN_ON: readonly ErrorCode[] = ['EPROTO', 'ENOMEM', ...NO_DESCRIPTORS];
 
-/** argsz of GET_REGION_INFO: room for the areas, so that one round trip is enough. */
+/** argsz of GET_REGION_INFO: leaves room for the areas, so that one round trip is enough. */
 const REGION_INFO_ROOM = 4096;
 
-/** The six base address registers of a PCI device are regions 0 to 5 (VFIO_PCI_BAR0_REGION_INDEX and on). */
+/** The six base address registers of a PCI device are regions 0 to 5 (VFIO_PCI_BAR0_REGION_INDEX and up). */
 const LAST_BAR = 5;
 
-/** Register stores that may be on their way at once: so few fit in a socket that nobody reads, whatever its size. */
+/** Register stores without an answer that may be outstanding: few enough to fit into the buffer of any socket. */
 const MAX_POSTED = 64;
 
-/** How long after its socket a process that ends may take to be known to have, in milliseconds. */
+/** How long after its socket is closed a process may take to exit, in milliseconds. */
 const END_MS = 50;
 
-/** More regions or interrupt kinds than any device has. */
+/** More regions or kinds of interrupts than any device has. */
 const MAX_INDEXES = 64;
 
 const POSTED = { posted: true } as const;
 
 /**
- * A connection to a vfio-user server. Close it when done; nothing of it stays behind then.
+ * A connection to a vfio-user server. Close it when done; nothing is left behind then.
  *
- * Every call comes in two forms: one blocks this thread in poll(2), serving the device's own requests meanwhile; the other
- * (`...Async`) does not. Errors of the server are `DmaError`s with the server's error as `code`.
+ * Every call has two forms. One blocks this thread in poll(2), and meanwhile serves the device's own requests; the
+ * other (`...Async`) does not block. Errors of the server are `DmaError`s with the server's error as `code`.
  *
- * When a call is not answered in time (ETIMEDOUT) the connection is closed: whether the server did what it was asked is
- * unknown then, and for memory the only safe answer is to take it all away, which closing does. A server that dies
- * (ECONNRESET) or breaks the protocol (EPROTO) ends the connection, all running calls and all later ones in the same way.
+ * If a call is not answered in time (ETIMEDOUT), the connection is closed: nobody knows whether the server did the
+ * work, so the only safe answer is to take all memory away, which closing does. If a server dies (ECONNRESET) or breaks
+ * the protocol (EPROTO), the connection ends in the same way, with all running and later calls.
  *
  * Calls that wait for their answer keep the process alive; the connection itself does not.
  */
 export class VfioUserClient {
-  /** What the server announced, defaults filled in; transfer sizes already limited to what both ends take. */
+  /** What the server announced, with defaults; transfer sizes are limited to what both ends accept. */
   capabilities: Capabilities = DEFAULT_CAPABILITIES;
   info: DeviceInfo = { resettable: false, pci: false, regionCount: 0, interruptKinds: 0 };
-  /** By index. Those that the device does not have have size 0. */
+  /** By index. Regions that the device does not have have size 0. */
   regions: readonly ClientRegion[] = [];
-  /** By index. Those that the device does not have have count 0. */
+  /** By index. Kinds that the device does not have have count 0. */
   interrupts: readonly IrqDescription[] = [];
 
   readonly #main: Channel;
   #twin: Channel | undefined;
   #channels: readonly Channel[];
   readonly #out = new OutBuffer();
-  /** Apart from the commands, because the server may ask while one is being made. */
+  /** Separate from the buffer of commands, because the server may ask while a command is being written. */
   readonly #replies = new OutBuffer();
   readonly #pending = new Map<number, Call<unknown>>();
   readonly #registers = new Map<number, Registers>();
@@ -136,17 +136,17 @@ export class VfioUserClient {
   #nextId = 0;
   #connected = false;
   #dmaMaps = 0;
-  /** Register stores since the server has last answered. */
+  /** Register stores since the last answer of the server. */
   #posted = 0;
   /**
-   * Does the server ask for memory by message? While it does, without a socket of its own for that, servers take the next command
-   * for the answer, so that only one can be on its way.
+   * Does the server ask for memory by message? Without a twin socket, such servers take the next command for their
+   * answer, so that only one command can be outstanding.
    */
   #asks = false;
   #failure: DmaError | undefined;
   readonly #peer: Peer | undefined;
   readonly #process: ServerProcess;
-  /** Has any descriptor of memory been sent? It can not be taken back. */
+  /** Was any descriptor of memory sent? It can not be taken back. */
   #hasShared = false;
 
   private constructor(
@@ -167,9 +167,10 @@ export class VfioUserClient {
   }
 
   /**
-   * Connects to the server at `path` and learns about its device.
+   * Connects to the server at `path` and reads the description of its device.
    *
-   * @throws DmaError ENOENT, ECONNREFUSED, EACCES (from the socket), ETIMEDOUT, ECONNRESET, EPROTO, or what it answers
+   * @throws DmaError ENOENT, ECONNREFUSED, EACCES (from the socket), ETIMEDOUT, ECONNRESET, EPROTO, or the server's
+   *   error
    */
   static async connect(platform: Platform, path: string, asked?: ClientOptions): Promise<VfioUserClient> {
     const options = checkedOptions(platform, asked);
@@ -189,7 +190,7 @@ export class VfioUserClient {
         if (isDmaError(error, 'ECONNREFUSED')) throw error.with({ hint: whoRefuses(platform, path) });
         if (isDmaError(error) && error.hint === undefined && error.code !== 'EAGAIN')
           throw error.with({ hint: whyNoSocket(platform, path, error) });
-        // EAGAIN: its queue of connections is full, as it is at once for servers that listen with a backlog of 0.
+        // EAGAIN: the server's backlog is full; with a backlog of 0 that is the case at once.
         if (!isDmaError(error, 'EAGAIN') || now() >= deadline) throw error;
         await delay(20);
       }
@@ -197,7 +198,7 @@ export class VfioUserClient {
   }
 
   /**
-   * As {@link connect}, over a socket that is connected already and becomes the client's.
+   * As {@link connect}, over a connected socket, which the client owns from now on.
    *
    * @param deadline for the handshake, on the clock of `now()`
    */
@@ -221,26 +222,26 @@ export class VfioUserClient {
     }
   }
 
-  /** Why the connection has ended; `undefined` while it is open. */
+  /** Why the connection ended; `undefined` while it is open. */
   get failure(): DmaError | undefined {
     return this.#failure;
   }
 
-  /** Why accesses to region `index` go by message although it could be mapped; `undefined` when they do not. */
+  /** Why region `index`, although it can be mapped, is accessed by message; `undefined` if it is mapped. */
   notMapped(index: number): string | undefined {
     const region = this.regions.at(index);
     if (region === undefined) return undefined;
     return whyNotMapped(this.platform, region, this.#mmap);
   }
 
-  /** `auto` is settled. */
+  /** The choice, with `auto` resolved. */
   get #mmap(): Exclude<MmapChoice, 'auto'> {
     const { mmap = 'auto' } = this.options;
     if (mmap !== 'auto') return mmap;
     return this.#peer?.trusted === true ? 'trust' : 'sealed';
   }
 
-  /** Fills `into` from `offset` of a region; long reads take several messages. */
+  /** Reads from `offset` of a region into `into`; long reads use several messages. */
   regionRead(region: number, offset: number, into: Uint8Array, options?: CallOptions): void {
     this.#blocking();
     this.#checkAccess(region, offset, into.length);
@@ -249,7 +250,7 @@ export class VfioUserClient {
       this.#wait(this.#startRead(region, offset + at, piece(into, at, chunk)), options);
   }
 
-  /** See {@link regionRead}. */
+  /** As {@link regionRead}, without blocking the event loop. */
   async regionReadAsync(region: number, offset: number, into: Uint8Array, options?: CallOptions): Promise<void> {
     this.#checkAccess(region, offset, into.length);
     const chunk = this.capabilities.maxDataXferSize;
@@ -258,9 +259,9 @@ export class VfioUserClient {
   }
 
   /**
-   * Stores `from` at `offset` of a region; long writes take several messages.
+   * Writes `from` to `offset` of a region; long writes use several messages.
    *
-   * @param options `posted`: do not wait for the server, which then can not report errors either
+   * @param options `posted`: do not wait for the server, which then can not report errors
    */
   regionWrite(region: number, offset: number, from: Uint8Array, options?: CallOptions & { posted?: boolean }): void {
     const posted = options?.posted === true;
@@ -273,7 +274,7 @@ export class VfioUserClient {
     }
   }
 
-  /** See {@link regionWrite}. */
+  /** As {@link regionWrite}, without blocking the event loop. */
   async regionWriteAsync(region: number, offset: number, from: Uint8Array, options?: CallOptions): Promise<void> {
     this.#checkAccess(region, offset, from.length);
     const chunk = Math.min(this.capabilities.maxDataXferSize, SAFE_TRANSFER);
@@ -281,7 +282,7 @@ export class VfioUserClient {
       await this.#promise(this.#startWrite(region, offset + at, piece(from, at, chunk)), options);
   }
 
-  /** Makes memory reachable for the device. */
+  /** Maps memory for the device. */
   dmaMap(region: DmaRegion, options?: CallOptions): void {
     this.#blocking();
     try {
@@ -292,7 +293,7 @@ export class VfioUserClient {
     this.#dmaMaps++;
   }
 
-  /** See {@link dmaMap}. Many may run at once. */
+  /** As {@link dmaMap}, without blocking the event loop. Many may run at once. */
   async dmaMapAsync(region: DmaRegion, options?: CallOptions): Promise<void> {
     try {
       await this.#promise(this.#startMap(region), options);
@@ -303,9 +304,9 @@ export class VfioUserClient {
   }
 
   /**
-   * Takes away exactly what one `dmaMap` made reachable. When it returns the device uses it no more.
+   * Unmaps exactly what one `dmaMap` mapped. When it returns, the device does not use it any more.
    *
-   * @returns the bytes that the server says it unmapped
+   * @returns the number of bytes that the server reports as unmapped
    */
   dmaUnmap(iova: number, length: number, options?: CallOptions): number {
     this.#blocking();
@@ -318,7 +319,7 @@ export class VfioUserClient {
     }
   }
 
-  /** See {@link dmaUnmap}. Many may run at once. */
+  /** As {@link dmaUnmap}, without blocking the event loop. Many may run at once. */
   async dmaUnmapAsync(iova: number, length: number, options?: CallOptions): Promise<number> {
     try {
       const bytes = await this.#promise(this.#startUnmap(iova, length), options);
@@ -335,28 +336,29 @@ export class VfioUserClient {
     for (const part of this.#interruptParts(request)) this.#wait(this.#startSetIrqs(part.irqs, part.fds), options);
   }
 
-  /** See {@link setInterrupts}. */
+  /** As {@link setInterrupts}, without blocking the event loop. */
   async setInterruptsAsync(request: InterruptRequest, options?: CallOptions): Promise<void> {
     for (const part of this.#interruptParts(request))
       await this.#promise(this.#startSetIrqs(part.irqs, part.fds), options);
   }
 
-  /** Resets the device; DMA regions and interrupts stay. ENOTSUP when it has no reset. */
+  /** Resets the device; DMA regions and interrupts stay. ENOTSUP if it has no reset. */
   reset(options?: CallOptions): void {
     this.#blocking();
     this.#wait(this.#startReset(), options);
   }
 
-  /** See {@link reset}. */
+  /** As {@link reset}, without blocking the event loop. */
   async resetAsync(options?: CallOptions): Promise<void> {
     await this.#promise(this.#startReset(), options);
   }
 
   /**
-   * The registers of a region: by load and store where it can be mapped, by message elsewhere. The same object each time;
+   * The registers of a region: by load and store where it is mapped, by message elsewhere. The same object each time;
    * it ends with the client. EINVAL for a region that the device does not have.
    *
-   * Stores by message are posted, to base address registers and while the server can tell them from answers to what it asks.
+   * Stores by message to base address registers do not wait for an answer, unless the server would take them for
+   * answers to its own requests.
    */
   registers(region: number): Registers {
     if (this.#failure !== undefined) throw this.#failure.with({ operation: 'vfio-user registers' });
@@ -373,18 +375,22 @@ export class VfioUserClient {
   }
 
   /**
-   * For a connection that has ended: resolves when the server's process has. Until then it may reach all memory whose descriptor
-   * it was given and that it did not say it had unmapped. `undefined` when there is none, or the process has ended.
+   * For a connection that ended: resolves when the server's process has ended. Until then it may reach all memory of
+   * which it got the descriptor and that it did not report as unmapped. `undefined` if there is no such memory, or the
+   * process has ended.
    *
-   * @param unneeded aborted when nobody has to know any more, for none of that memory can be given to anybody
+   * @param unneeded aborted when the result is not needed any more, because none of that memory is handed out again
    */
   lingering(unneeded: AbortSignal): Promise<void> | undefined {
-    // A process closes its sockets a moment before it is known to have ended.
+    // A process closes its sockets shortly before it counts as ended.
     if (!this.#hasShared || this.#process.ended(END_MS)) return undefined;
     return this.#process.whenEnded(unneeded);
   }
 
-  /** Ends the connection: the server takes all memory and interrupts away from the device. Running calls fail. Idempotent. */
+  /**
+   * Ends the connection: the server takes all memory and interrupts away from the device. Running calls fail.
+   * Idempotent.
+   */
   close(): void {
     this.#end(new DmaError({ code: 'ENOTCONN', operation: 'vfio-user', reason: 'the client has been closed' }), true);
   }
@@ -395,7 +401,7 @@ export class VfioUserClient {
   }
 
   #channel(fd: number, main: boolean): Channel {
-    // What waits for an answer has a timer; an idle connection does not keep the process alive.
+    // Calls that wait have a timer; an idle connection does not keep the process alive.
     const owner: ChannelOwner = {
       onMessage: (message) => {
         if (isCommand(message)) {
@@ -486,7 +492,10 @@ export class VfioUserClient {
     return this.#promiseOr(call, { ...none, readable: false, writable: false, mappable: false }, options);
   }
 
-  /** The call's outcome, or `otherwise` when the server refuses: so servers answer for what the device does not have. */
+  /**
+   * The result of a call, or `otherwise` if the server refuses: that is how servers answer for what the device does not
+   * have.
+   */
   async #promiseOr<T>(call: Call<T>, otherwise: T, options: CallOptions): Promise<T> {
     try {
       return await this.#promise(call, options);
@@ -497,13 +506,13 @@ export class VfioUserClient {
   }
 
   #id(): number {
-    // Ids of calls that are still running are skipped; there are never 65536 of them.
+    // Ids of running calls are skipped; there are never 65536 of them.
     do this.#nextId = (this.#nextId + 1) & 0xffff;
     while (this.#pending.has(this.#nextId));
     return this.#nextId;
   }
 
-  /** Sends `#out`, whose id is that of the last `#id()`, as a command. */
+  /** Sends `#out`, which has the id of the last `#id()`, as a command. */
   #send<T>(command: number, size: number, fds: readonly number[], decode: (reply: Message) => T): Call<T> {
     const call = new Call(command, decode);
     if (this.#failure !== undefined) {
@@ -515,7 +524,7 @@ export class VfioUserClient {
       call.settle(new DmaError({ code: 'EAGAIN', operation: operationOf(command), reason }));
       return call;
     }
-    // Sending may have found the connection dead.
+    // Sending may have found that the connection ended.
     if (this.#failure !== undefined) call.settle(this.#failure);
     else this.#pending.set(this.#nextId, call);
     return call;
@@ -535,7 +544,7 @@ export class VfioUserClient {
       }
       const timeoutMs = options?.timeoutMs ?? this.#timeoutMs;
       const timer = setTimeout(() => {
-        // The answer may be here already, only not read yet, when this thread was busy.
+        // The answer may have arrived but not been read, because this thread was busy.
         this.#main.service();
         if (!call.done) this.#expire(call, timeoutMs);
       }, timeoutMs);
@@ -565,7 +574,7 @@ export class VfioUserClient {
     );
   }
 
-  /** Ends everything, once. */
+  /** Ends the connection, once. */
   #end(error: DmaError, wanted: boolean): void {
     if (this.#failure !== undefined) return;
     const isLost = !wanted && this.#connected;
@@ -597,9 +606,9 @@ export class VfioUserClient {
       try {
         call.value = call.decode(reply);
       } catch (cause) {
-        // An answer that is not for all that was asked for fails the call alone.
+        // An answer that does not cover the whole request fails only this call.
         if (isDmaError(cause, 'EIO')) error = cause;
-        // What this process has no room for is not the server's fault.
+        // A lack of resources in this process is not the server's fault.
         else
           throw isDmaError(cause) && GIVEN_ON.includes(cause.code)
             ? cause
@@ -612,16 +621,16 @@ export class VfioUserClient {
     call.settle(error);
   }
 
-  /** Answers a command of the server: only DMA accesses are possible. */
+  /** Answers a command of the server; only DMA accesses are allowed. */
   #serve(channel: Channel, message: Message): void {
     const { command } = message;
     if (message.fds.length > 0) throw protocolError(`descriptors with ${operationOf(command)}`);
     const size = this.#answer(message);
-    // A server that asks without reading the answers is broken.
+    // A server that asks without reading answers is broken.
     if (!channel.send(this.#replies.message(size))) throw protocolError('the server asks but does not read');
   }
 
-  /** Writes the answer into `#replies` and returns its size. */
+  /** Writes the answer to `#replies`; returns its size. */
   #answer(message: Message): number {
     const { command, id } = message;
     if (command !== COMMAND.DMA_READ && command !== COMMAND.DMA_WRITE)
@@ -650,7 +659,7 @@ export class VfioUserClient {
     return encodeDmaReadReply(this.#replies.bytes, message, iova, bytes);
   }
 
-  /** EBUSY when a message is being handled: nobody would take the answer to a blocking call. */
+  /** EBUSY while a message is being handled: nobody would read the answer to a blocking call. */
   #blocking(): void {
     if (this.#channels.some((channel) => channel.dispatching))
       throw new DmaError({
@@ -707,7 +716,7 @@ export class VfioUserClient {
       if (!this.#main.send(this.#out.message(size)))
         throw new DmaError({ code: 'EAGAIN', operation, reason: 'too much is waiting for the server already' });
     }
-    // Sending may have found the connection dead.
+    // Sending may have found that the connection ended.
     const failure = this.failure;
     if (failure !== undefined) throw failure.with({ operation });
   }
@@ -732,7 +741,7 @@ export class VfioUserClient {
     new Range(iova, length, operation);
     if (backing !== undefined && !isAddress(backing.offset)) throw invalid(operation, `offset ${backing.offset}`);
     const size = encodeDmaMap(this.#out.bytes, this.#id(), iova, length, access, backing?.offset ?? 0);
-    // What takes no descriptors asks by message.
+    // A server that takes no descriptors asks for memory by message.
     const isSent = this.options.share !== 'never' && this.capabilities.maxMsgFds > 0;
     const fds = backing === undefined || !isSent ? [] : [backing.fd];
     if (fds.length > 0) this.#hasShared = true;
@@ -754,7 +763,7 @@ export class VfioUserClient {
   #startUnmap(iova: number, length: number): Call<number> {
     new Range(iova, length, operationOf(COMMAND.DMA_UNMAP));
     const size = encodeDmaUnmap(this.#out.bytes, this.#id(), iova, length);
-    // Servers echo the request; one that sends only a header has nothing else to say than "done".
+    // Servers echo the request; one that sends only a header means "done".
     return this.#send(COMMAND.DMA_UNMAP, size, [], ({ payload }) =>
       payload.length >= DMA_UNMAP_SIZE ? get64(payload, 16) : length,
     );

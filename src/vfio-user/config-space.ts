@@ -1,7 +1,7 @@
 /**
- * The configuration space of an emulated PCI device: 256 bytes, each bit either read-only or writable (PCI Local Bus
- * Specification 3.0, chapter 6). Nothing behind it moves when it is written: a vfio-user client reaches the regions by
- * index and the interrupts by SET_IRQS, so that addresses and enable bits are only kept for who reads them back.
+ * The configuration space of an emulated PCI device: 256 bytes, each bit read-only or writable (PCI Local Bus
+ * Specification 3.0, chapter 6). Writes have no other effect: a vfio-user client accesses regions by index and
+ * interrupts by SET_IRQS, so addresses and enable bits are only stored to be read back.
  */
 import { alignUp, isPowerOfTwo } from '../units.js';
 import { invalid } from '../errors.js';
@@ -25,16 +25,16 @@ const STATUS_CAPABILITY_LIST = 0x10;
 const CAP_MSI = 0x05;
 const CAP_MSIX = 0x11;
 
-/** The region that holds the MSI-X table and the pending bits behind it: plain memory that nothing reads. */
+/** The region with the MSI-X table and the pending bits: plain memory that nothing reads. */
 export interface MsixRegion {
   readonly index: number;
   /** bytes, a power of two */
   readonly size: number;
-  /** where the pending bits begin, in bytes */
+  /** offset of the pending bits, in bytes */
   readonly pending: number;
 }
 
-/** Where the MSI-X table of a model goes: the last base address register that the model leaves free. */
+/** Places the MSI-X table of a model in the last base address register that the model does not use. */
 export function placeMsix(model: DeviceModel): MsixRegion | undefined {
   const vectors = model.interrupts.msix;
   if (vectors === 0) return undefined;
@@ -46,13 +46,13 @@ export function placeMsix(model: DeviceModel): MsixRegion | undefined {
   return { index, size: 2 ** Math.ceil(Math.log2(least)), pending };
 }
 
-/** See the head of the file. */
+/** The 256 bytes and their writable bits. */
 export class ConfigSpace {
   readonly #initial = new Uint8Array(CONFIG_SPACE_SIZE);
   readonly #writable = new Uint8Array(CONFIG_SPACE_SIZE);
   readonly #bytes = new Uint8Array(CONFIG_SPACE_SIZE);
 
-  /** @throws DmaError EINVAL when a region can not be a 32-bit memory base address register */
+  /** @throws DmaError EINVAL if a region can not be a 32-bit memory base address register */
   constructor(model: DeviceModel, msix: MsixRegion | undefined) {
     const { identity, interrupts } = model;
     const bytes = this.#initial;
@@ -69,7 +69,7 @@ export class ConfigSpace {
     for (const { index, size } of msix === undefined ? model.regions : [...model.regions, msix]) {
       if (!Number.isInteger(index) || index < 0 || index > 5 || !isPowerOfTwo(size) || size < 16 || size > 2 ** 31)
         throw invalid('vfio-user device', `region ${index} of ${size} bytes is no 32-bit base address register`);
-      // 32-bit, not prefetchable, in memory: the low four bits are 0. The bits above the size can be written.
+      // 32-bit, not prefetchable, in memory: the low four bits are 0. The bits above the size are writable.
       put32(this.#writable, BAR0 + index * 4, 2 ** 32 - size);
     }
 
@@ -86,7 +86,7 @@ export class ConfigSpace {
     };
     if (interrupts.msi > 0) {
       const here = capability(CAP_MSI, 14);
-      // Message control: 64-bit addresses, as many vectors as the next power of two; enable and count can be written.
+      // Message control: 64-bit addresses, vectors rounded up to a power of two; enable and count are writable.
       put16(bytes, here + 2, 0x80 | (Math.min(5, Math.ceil(Math.log2(interrupts.msi))) << 1));
       put16(this.#writable, here + 2, 0x71);
       put32(this.#writable, here + 4, 0xfffffffc);
@@ -103,17 +103,17 @@ export class ConfigSpace {
     this.reset();
   }
 
-  /** Back to the state after power-on. */
+  /** Resets it to the state after power-on. */
   reset(): void {
     this.#bytes.set(this.#initial);
   }
 
-  /** Copies bytes out; inside the space, which the caller has checked. */
+  /** Reads bytes; the caller has checked that they are inside. */
   read(offset: number, into: Uint8Array): void {
     into.set(this.#bytes.subarray(offset, offset + into.length));
   }
 
-  /** Takes the writable bits; inside the space, which the caller has checked. */
+  /** Writes the writable bits; the caller has checked that they are inside. */
   write(offset: number, from: Uint8Array): void {
     const bytes = this.#bytes;
     const writable = this.#writable;

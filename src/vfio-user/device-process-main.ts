@@ -1,4 +1,7 @@
-/** The program of a device process: serves one device, and ends with the process that started it. See device-process.ts. */
+/**
+ * The program of a device process: serves one device, and ends with the process that started it (see
+ * device-process.ts).
+ */
 import { rmSync } from 'node:fs';
 import { openPlatform } from '../platform/open.js';
 import { deviceModel } from './devices/catalog.js';
@@ -7,17 +10,17 @@ import { serve } from './server.js';
 import { thrown } from '../show.js';
 import { setTimeout } from '../timers.js';
 
-/** What the parent passes, as JSON, in the first argument. */
+/** What the parent passes in the first argument, as JSON. */
 export interface DeviceProcessArguments<N extends DeviceName = DeviceName> {
   readonly name: N;
-  /** Private to the two; removed by whoever ends last. */
+  /** Only these two processes use it; the one that ends last removes it. */
   readonly directory: string;
   readonly socketPath: string;
   readonly options: DeviceOptions[N];
   readonly maxDmaMaps?: number;
 }
 
-/** What the child says once: undefined `error` means that the socket can be connected to. */
+/** What the child reports once. Without `error`, the socket accepts connections. */
 export interface DeviceProcessReport {
   readonly error?: string;
 }
@@ -32,7 +35,7 @@ const { name, directory, socketPath, options, maxDmaMaps } = JSON.parse(
 ) as DeviceProcessArguments;
 try {
   const server = serve(openPlatform(), { socketPath, model: deviceModel(name, options), maxDmaMaps });
-  // The channel to the parent closes when the parent lets go of this process, and when it dies in whatever way.
+  // The channel to the parent closes when the parent closes it or dies, for any reason.
   const end = (): void => {
     rmSync(directory, { recursive: true, force: true });
     setTimeout(() => process.exit(1), 1000);

@@ -1,4 +1,4 @@
-/** An embedded device in a process of its own: real DMA by another process, on any machine, without privileges. */
+/** An emulated device in a process of its own: real DMA by another process, on any machine, without privileges. */
 import { fork } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync } from 'node:fs';
@@ -17,21 +17,21 @@ import { checkMaxDmaMaps } from './server.js';
 import type { DeviceProcessArguments, DeviceProcessReport } from './device-process-main.js';
 import { clearTimeout, setTimeout } from '../timers.js';
 
-/** Milliseconds: until the socket is there, and until a child that was asked to end is made to. */
+/** Milliseconds to wait for the socket, and for a child to end before it is killed. */
 const START_TIMEOUT = 15_000;
 const END_TIMEOUT = 2000;
 
-/** Where the program of a device process may be: in this library, and beside a bundle. */
+/** Where the program of a device process may be: in this library, or beside a bundle. */
 const PROGRAMS = ['./vfio-user/device-process-main.js', './device-process-main.js'].map((path) =>
   fileURLToPath(new URL(path, HERE)),
 );
 
-/** How many descriptors Node needs for a moment to start a process. */
+/** How many descriptors Node needs temporarily to start a process. */
 const FORK_DESCRIPTORS = 6;
 
 /** A running device process. */
 export interface DeviceProcess extends AsyncDisposable {
-  /** Where to connect to; in a directory that only this user can enter. */
+  /** The path to connect to, in a directory that only this user can enter. */
   readonly socketPath: string;
   readonly pid: number;
   /** Ends the process and removes its directory. Idempotent. */
@@ -40,20 +40,21 @@ export interface DeviceProcess extends AsyncDisposable {
 
 const SPAWN_OPTIONS = { device: 'object', maxDmaMaps: 'number' } as const;
 
-/** How to run a device. */
+/** Options of {@link spawnDevice}. */
 export interface SpawnOptions<N extends DeviceName> {
   /** The device's own options. */
   readonly device?: DeviceOptions[N];
-  /** DMA regions that a client may have at once. */
+  /** The most DMA regions of a client. */
   readonly maxDmaMaps?: number;
 }
 
 /**
- * Starts a process that serves a device, and resolves when its socket can be connected to. The process never outlives this
+ * Starts a process that serves a device; resolves when its socket accepts connections. The process never outlives this
  * one, and does not keep it alive.
  *
- * @throws DmaError EINVAL for a device there is not, and for impossible options; EIO with what the child said, ETIMEDOUT when it said nothing; EMFILE, ENOMEM, EAGAIN ... when no process
- *   can be started; ENOTSUP in a bundle that has not its program beside it; ENOENT, EACCES ... when the temporary folder can not be used
+ * @throws DmaError EINVAL for an unknown device or impossible options; EIO with the child's error; ETIMEDOUT if the
+ *   child did not answer; EMFILE, ENOMEM, EAGAIN ... if no process can be started; ENOTSUP in a bundle without the
+ *   program beside it; ENOENT, EACCES ... if the temporary directory can not be used
  */
 export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOptions<N>): Promise<DeviceProcess> {
   const operation = `device process ${show(name)}`;
@@ -62,7 +63,7 @@ export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOp
       hint: `there are ${DEVICE_NAMES.join(' and ')}`,
     });
   const { device, maxDmaMaps } = optionsOf<SpawnOptions<N>>(asked, SPAWN_OPTIONS, operation);
-  // What the process would refuse is refused here: its model is made there.
+  // Options that the process would refuse are refused here: its model is made here as well.
   deviceModel(name, device);
   if (maxDmaMaps !== undefined) checkMaxDmaMaps(maxDmaMaps, operation);
   const main = PROGRAMS.find((path) => existsSync(path));
@@ -75,7 +76,7 @@ export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOp
         'leave anydma out of the bundle (esbuild --external:anydma), or bundle its dist/src/vfio-user/device-process-main.js ' +
         'into the same folder as a program of its own',
     });
-  // Node leaks some when they give out while it starts a process.
+  // Node leaks descriptors if it runs out of them while it starts a process.
   needDescriptors(operation, FORK_DESCRIPTORS);
   const folder = tmpdir();
   const directory = callNode(`a folder in ${folder}`, () => mkdtempSync(join(folder, 'anydma-')), {
@@ -92,7 +93,7 @@ export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOp
   const forgetExit = atExit(removeAll);
   try {
     const argument: DeviceProcessArguments = { name, directory, socketPath, options: device ?? {}, maxDmaMaps };
-    // Not the parent's own flags: an inspector or a test runner is not for the child.
+    // Not the parent's own flags: the child needs no inspector or test runner.
     child = fork(main, [JSON.stringify(argument)], { execArgv: [], stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
     await started(child, name);
   } catch (error) {
@@ -119,7 +120,7 @@ export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOp
   return { socketPath, pid: running.pid ?? 0, close, [Symbol.asyncDispose]: close };
 }
 
-/** Resolves when the child serves; rejects when it fails, ends or says nothing. */
+/** Resolves when the child serves; rejects if it fails, ends or does not answer. */
 function started(child: ChildProcess, name: string): Promise<void> {
   const operation = `device process ${name}`;
   return new Promise((resolve, reject) => {

@@ -1,4 +1,6 @@
-/** What one client has mapped for the device, on the server's side: how the device's accesses find the client's memory. */
+/**
+ * What one client has mapped for the device, on the server's side: how accesses of the device find the client's memory.
+ */
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import { LentMemory } from '../memory/lent-memory.js';
 import type { FilesPort, Platform } from '../platform/ports.js';
@@ -9,10 +11,10 @@ import type { DeviceDma } from './devices/model.js';
 import { COMMAND, operationOf } from './messages.js';
 import type { DmaMapRequest } from './messages.js';
 
-/** Files of regions that can not be mapped safely are kept open; more than this many would starve the process. */
+/** Files that can not be mapped safely are kept open; more than this would use up the process's descriptors. */
 const MAX_KEPT_FILES = 256;
 
-/** Carries accesses to regions whose memory only the client can reach. */
+/** Accesses regions whose memory only the client can reach. */
 export interface DmaMessages {
   read(iova: number, into: Uint8Array): Promise<void>;
   write(iova: number, from: Uint8Array): Promise<void>;
@@ -20,20 +22,20 @@ export interface DmaMessages {
 
 interface RegionMapping {
   readonly memory: LentMemory;
-  /** Where it begins; the region begins `skip` bytes into it. */
+  /** Start of the mapping; the region begins `skip` bytes into it. */
   readonly va: Va;
   readonly skip: number;
-  /** May pages go from under it, so that it is copied by system calls only? */
+  /** May its pages be taken away, so that it must be copied by system calls? */
   readonly guarded: boolean;
 }
 
-/** One region of the client, by how its memory is reached. */
+/** One region of the client, by how its memory is accessed. */
 class Region {
   constructor(
     readonly request: DmaMapRequest,
     /** A mapping; the region begins `skip` bytes into it. */
     readonly mapping: RegionMapping | undefined,
-    /** The file, the region's own. */
+    /** The file, if it is not mapped. The region owns it. */
     readonly file: number | undefined,
   ) {}
 
@@ -41,7 +43,7 @@ class Region {
     return this.request.iova + this.request.length;
   }
 
-  /** `length` bytes at `at`, for this side only; `undefined` without a mapping. */
+  /** `length` bytes at `at`, for use inside the server; `undefined` without a mapping. */
   bytes(at: number, length: number): Uint8Array | undefined {
     if (this.mapping === undefined || this.mapping.guarded) return undefined;
     const start = this.mapping.skip + at;
@@ -55,7 +57,7 @@ class Region {
     return this.mapping.memory.lend().subarray(start, start + length);
   }
 
-  /** The client unmaps it. @throws DmaError of {@link LentMemory.close}; nothing has happened then */
+  /** The client unmaps it. @throws DmaError of {@link LentMemory.close}; nothing has changed then */
   close(files: FilesPort): void {
     this.mapping?.memory.close();
     if (this.file !== undefined) files.closeForeign(this.file);
@@ -73,24 +75,24 @@ function notMapped(range: Range): DmaError {
 }
 
 /**
- * See the head of the file. Looking an address up takes O(log n).
+ * The DMA regions of one client. Looking up an address takes O(log n).
  *
- * A region with a descriptor is mapped, when the file is sealed against becoming shorter: otherwise the client could kill
- * this process by truncating it, so that it is read and written by system calls instead. Hugepages can be taken out of a
- * sealed file as well: those of a client that is not trusted are mapped, and copied by system calls. A region without a
- * descriptor is reached by messages.
+ * A region with a descriptor is mapped if its file is sealed against shrinking. Otherwise the client could kill this
+ * process by truncating the file, so it is read and written by system calls. Hugepages can be taken out of a sealed
+ * file, too: those of a client that is not trusted are mapped, but copied by system calls. A region without a
+ * descriptor is accessed by messages.
  */
 export class DmaTable implements DeviceDma {
-  /** Set while a client is there that can be asked. */
+  /** Set while a client is connected. */
   messages: DmaMessages | undefined;
-  /** Is the client trusted not to take pages away that it has given? */
+  /** Is the client trusted not to take pages away that it has shared? */
   trusted = false;
-  /** Regions at once, of this client. */
+  /** The most regions of this client. */
   maxMaps: number;
   readonly #regions = new RangeMap<Region>();
   #keptFiles = 0;
 
-  /** @param maxMaps regions at once */
+  /** @param maxMaps the most regions */
   constructor(
     private readonly platform: Platform,
     maxMaps: number,
@@ -105,9 +107,10 @@ export class DmaTable implements DeviceDma {
   /**
    * Adds a region.
    *
-   * @param fd the descriptor that came along, if any; it is the table's from here on, error or not
-   * @throws DmaError EEXIST (overlaps another), ENOSPC (too many), EINVAL (past the end of the file, or no file), EACCES
-   *   (the descriptor does not allow it), ENOMEM (its hugepages are not there for this process), EMFILE (too many files that can not be mapped), or what mmap says
+   * @param fd its descriptor, if any; the table owns it from now on, even on error
+   * @throws DmaError EEXIST (overlap), ENOSPC (too many), EINVAL (past the end of the file, or not a file), EACCES (the
+   *   descriptor does not allow it), ENOMEM (its hugepages are not available to this process), EMFILE (too many files
+   *   that can not be mapped), or the error of mmap
    */
   map(request: DmaMapRequest, fd: number | undefined): void {
     let keep = false;
@@ -124,9 +127,10 @@ export class DmaTable implements DeviceDma {
   }
 
   /**
-   * Removes a region. Views of it are empty afterwards.
+   * Removes a region. Views of it become empty.
    *
-   * @throws DmaError ENOENT unless exactly this one was mapped; EBUSY when a model keeps views of too many that are gone
+   * @throws DmaError ENOENT unless exactly this region was mapped; EBUSY if a model keeps views of too many removed
+   *   regions
    */
   unmap(iova: number, length: number): void {
     const region = isAddress(iova) ? this.#regions.exact(iova, length) : undefined;
@@ -172,7 +176,7 @@ export class DmaTable implements DeviceDma {
       throw new DmaError({ code: 'ENOSPC', operation, range, reason: `${this.maxMaps} regions are mapped already` });
   }
 
-  /** Maps the file for a region; `undefined` when it has to be read and written instead. */
+  /** Maps the file of a region; `undefined` if it must be read and written instead. */
   #mapFile({ offset, length, writable }: DmaMapRequest, fd: number): RegionMapping | undefined {
     const { files, memory } = this.platform;
     const operation = operationOf(COMMAND.DMA_MAP);
@@ -181,7 +185,7 @@ export class DmaTable implements DeviceDma {
       const hint = 'memory is a memfd, or a file of tmpfs, hugetlbfs or a local file system';
       throw invalid(operation, `a descriptor that is no such file but a ${what}`, { hint });
     }
-    // First the seal and then the size, which can not become less any more.
+    // The seal is checked before the size, which can not shrink any more then.
     const sealed = files.sealedAgainstShrinking(fd, true);
     const status = files.status(fd);
     if (status.kind !== 'file') throw invalid(operation, `a descriptor that is no file but a ${status.kind}`);
@@ -200,7 +204,8 @@ export class DmaTable implements DeviceDma {
     if (mapped <= memory.maxView && (huge || sealed)) {
       const va = memory.map({ fd, offset: start, length: mapped, writable });
       try {
-        // Hugepages that the client has not touched may not be there for this process (a limit of its control group).
+        // Hugepages that the client has not touched may not be available to this process (a limit of its control
+        // group).
         if (huge) memory.populate(va, mapped, writable ? 'write' : 'read');
       } catch (error) {
         throw withUndo(error, operation, undoAll([() => memory.unmap(va, mapped)]));
@@ -215,7 +220,7 @@ export class DmaTable implements DeviceDma {
     return undefined;
   }
 
-  /** Checks a whole access. Returns the region when it lies in one. */
+  /** Checks a whole access. Returns the region if one region contains it. */
   #check(iova: number, length: number, access: 'read' | 'write'): Region | undefined {
     const range = new Range(iova, length, 'device DMA');
     const first = this.#regions.at(iova);
@@ -235,7 +240,7 @@ export class DmaTable implements DeviceDma {
     return this.#transferPieces(iova, data, access);
   }
 
-  /** An access that has been checked and spans regions: one after the other. */
+  /** A checked access that spans regions: one region after the other. */
   #transferPieces(iova: number, data: Uint8Array, access: 'read' | 'write'): Promise<void> | undefined {
     for (let at = 0; at < data.length;) {
       const region = this.#regions.at(iova + at);

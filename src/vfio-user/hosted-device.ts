@@ -1,4 +1,6 @@
-/** An emulated device with all that a vfio-user client sees around it: configuration space, mappable memory, interrupts. */
+/**
+ * An emulated device with everything that a vfio-user client sees: configuration space, mappable memory, interrupts.
+ */
 import { DmaError, invalid, undoAll } from '../errors.js';
 import { LentMemory } from '../memory/lent-memory.js';
 import type { Platform } from '../platform/ports.js';
@@ -10,7 +12,7 @@ import { DmaTable } from './dma-table.js';
 import { InterruptLines } from './interrupts.js';
 import type { RegionDescription, SparseArea } from './messages.js';
 
-/** Regions of a PCI device in VFIO's numbering: six base address registers, ROM, configuration space, VGA. */
+/** Regions of a PCI device, numbered as in VFIO: six base address registers, ROM, configuration space, VGA. */
 export const REGION_COUNT = 9;
 const CONFIG_REGION = 7;
 
@@ -22,16 +24,16 @@ interface MemoryPart {
   readonly memory: LentMemory;
 }
 
-/** One region as the client sees it. */
+/** One region, as the client sees it. */
 interface HostedRegion {
   /** bytes */
   readonly size: number;
-  /** The memory behind all `parts`, a sealed memfd. */
+  /** The sealed memfd behind all `parts`. */
   readonly fd: number | undefined;
   readonly parts: readonly MemoryPart[];
 }
 
-/** See the head of the file. Serves one client at a time; {@link release} makes it as new for the next. */
+/** A device for one client at a time; {@link release} resets it for the next. */
 export class HostedDevice implements ModelHost {
   readonly dma: DmaTable;
   readonly model: DeviceModel;
@@ -43,8 +45,9 @@ export class HostedDevice implements ModelHost {
   readonly #msixTable: Uint8Array;
 
   /**
-   * @param mostDmaMaps DMA regions that a client may have at once
-   * @throws DmaError EINVAL for a model that is no possible PCI device; what the system says for want of memory
+   * @param mostDmaMaps the most DMA regions that a client may have at once
+   * @throws DmaError EINVAL for a model that is not a possible PCI device; errors of the system, such as a lack of
+   *   memory
    */
   constructor(
     private readonly platform: Platform,
@@ -81,7 +84,7 @@ export class HostedDevice implements ModelHost {
     }
   }
 
-  /** What GET_REGION_INFO tells, with the descriptor to send along. EINVAL for an index that PCI devices do not have. */
+  /** The answer of GET_REGION_INFO, with the descriptor to send. EINVAL for an index that PCI devices do not have. */
   describeRegion(index: number): RegionDescription & { readonly fd: number | undefined } {
     const region = this.#regionOf(index, 'vfio-user GET_REGION_INFO');
     const areas: SparseArea[] = region.parts.map(({ offset, end }) => ({ offset, length: end - offset }));
@@ -99,7 +102,7 @@ export class HostedDevice implements ModelHost {
     };
   }
 
-  /** The client loads. EINVAL outside the region. */
+  /** A load of the client. EINVAL outside the region. */
   readRegion(index: number, offset: number, into: Uint8Array): void {
     const region = this.#checkAccess(index, offset, into.length);
     if (index === CONFIG_REGION) this.#config.read(offset, into);
@@ -112,7 +115,7 @@ export class HostedDevice implements ModelHost {
       });
   }
 
-  /** The client stores. EINVAL outside the region. */
+  /** A store of the client. EINVAL outside the region. */
   writeRegion(index: number, offset: number, from: Uint8Array): void {
     const region = this.#checkAccess(index, offset, from.length);
     if (index === CONFIG_REGION) this.#config.write(offset, from);
@@ -135,25 +138,28 @@ export class HostedDevice implements ModelHost {
     return part.memory.lend();
   }
 
-  /** A client comes. @param trusted not to take pages away that it has given */
+  /** A client has connected. @param trusted does it not take pages away that it has shared? */
   admit(trusted: boolean): void {
     this.dma.trusted = trusted;
     this.dma.maxMaps = Math.max(1, Math.min(this.mostDmaMaps, this.#roomForMaps()));
   }
 
-  /** DMA regions that the client may have at once. */
+  /** The most DMA regions that the client may have at once. */
   get maxDmaMaps(): number {
     return this.dma.maxMaps;
   }
 
-  /** Back to power-on; what the client has mapped and connected stays. Only while no transfer is running. */
+  /** Resets the device to power-on; the client's mappings and eventfds stay. Only while no transfer is running. */
   reset(): void {
     this.model.reset();
     this.#config.reset();
     this.#msixTable.fill(0);
   }
 
-  /** The client is gone: takes back all it gave, and resets. Resolves, or returns `undefined`, when that is done. */
+  /**
+   * The client is gone: removes its mappings and eventfds, and resets. Returns `undefined` if that is done, else a
+   * promise.
+   */
   release(): Promise<void> | undefined {
     this.dma.messages = undefined;
     const finish = (): void => {
@@ -180,7 +186,10 @@ export class HostedDevice implements ModelHost {
     }
   }
 
-  /** Each region may be a mapping of this process, which dies for want of them: half of what is left now is the client's. */
+  /**
+   * Each region may be a mapping of this process, which needs some for itself: the client gets half of what is left
+   * now.
+   */
   #roomForMaps(): number {
     const { limit, used } = this.platform.limits.mappings();
     return Math.floor((limit - used) / 2);
@@ -218,7 +227,7 @@ export class HostedDevice implements ModelHost {
   }
 }
 
-/** Cuts [offset, offset + length) where plain memory begins or ends. */
+/** Splits [offset, offset + length) where plain memory begins or ends. */
 function eachPiece(
   parts: readonly MemoryPart[],
   offset: number,

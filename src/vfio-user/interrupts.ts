@@ -21,7 +21,7 @@ interface Vector {
   pending: boolean;
 }
 
-/** See the head of the file. */
+/** The 256 bytes and their writable bits. */
 export class InterruptLines {
   readonly #kinds: readonly Vector[][];
 
@@ -95,7 +95,7 @@ export class InterruptLines {
     if (pin !== undefined) this.#signal(pin);
   }
 
-  /** Disconnects all. */
+  /** Disconnects all vectors. */
   clear(): void {
     for (const kind of this.#kinds) for (const vector of kind) this.#disconnect(vector);
   }
@@ -106,7 +106,7 @@ export class InterruptLines {
   }
 
   #checkEventfd(fd: number): void {
-    // Nothing else is sure never to block, nor to end the event loop (an epoll descriptor that is nested does).
+    // Any other descriptor could block, or end the event loop (a nested epoll descriptor does).
     const kind = this.platform.files.foreign(fd);
     if (kind !== 'eventfd') throw invalid(operationOf(COMMAND.SET_IRQS), `a ${kind} where an eventfd is needed`);
   }
@@ -128,7 +128,7 @@ export class InterruptLines {
           this.platform.events.take(fd);
           this.#setMask(vector, false);
         } catch {
-          // It is no eventfd; without this it would be ready for ever.
+          // It is not an eventfd, and would stay ready for ever.
           this.#setUnmask(vector, undefined);
         }
       });
@@ -154,10 +154,10 @@ export class InterruptLines {
       return;
     }
     try {
-      // The client made the eventfd, so that it may be a blocking one, and full: then one more signal tells nothing new.
+      // The client made the eventfd, so it may block, and be full: then one more signal adds no information.
       if (this.platform.readiness.wait([{ fd, readable: false, writable: true }], 0)) this.platform.events.signal(fd);
     } catch {
-      // What is no eventfd can not be signalled.
+      // Only an eventfd can be signalled.
     }
   }
 

@@ -1,4 +1,4 @@
-/** Mapping the regions of a vfio-user device from the descriptors that its server sent. */
+/** Maps the regions of a vfio-user device from the descriptors that its server sent. */
 import { isDmaError } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { MappedArea } from '../platform/registers/region-registers.js';
@@ -13,10 +13,10 @@ interface Mappable {
   readonly areas: readonly SparseArea[];
 }
 
-/** What is mapped: see `ClientOptions.mmap`. */
+/** Which regions to map: see `ClientOptions.mmap`. */
 type Choice = 'trust' | 'sealed' | 'never';
 
-/** Maps the parts of a region that can be mapped, and leaves out those that can not: what is left out is reached by message. */
+/** Maps the parts of a region that can be mapped; the rest is accessed by message. */
 export function mapAreas(platform: Platform, region: Mappable, choice: Choice): MappedArea[] {
   const { memory } = platform;
   const { fd, fdOffset } = region;
@@ -27,13 +27,13 @@ export function mapAreas(platform: Platform, region: Mappable, choice: Choice): 
     for (const area of region.areas)
       if (look.takes(area)) mapped.push(new MappedArea(memory, fd, fdOffset, area, look.page > memory.pageSize));
   } catch (error) {
-    // What can not be mapped here (no memory, no system calls) still works by message.
+    // A part that can not be mapped here (no memory, no system calls) still works by message.
     if (!isDmaError(error)) throw error;
   }
   return mapped;
 }
 
-/** Why the region is reached by message although its server says that it can be mapped; `undefined` when it is not. */
+/** Why a region is accessed by message although its server allows mapping it; `undefined` if it is mapped. */
 export function whyNotMapped(platform: Platform, region: Mappable, choice: Choice): string | undefined {
   if (!region.mappable || region.fd === undefined) return undefined;
   try {
@@ -46,7 +46,7 @@ export function whyNotMapped(platform: Platform, region: Mappable, choice: Choic
   }
 }
 
-/** What of a region can be mapped, or why nothing can. */
+/** Which parts of a region can be mapped, or why none can. */
 function lookAt(
   { files, memory }: Platform,
   { fd, fdOffset }: Mappable,
@@ -57,7 +57,7 @@ function lookAt(
   const what = files.foreign(fd);
   if (choice === 'sealed' && what !== 'memory') return `its descriptor is no memfd but a ${what}`;
   if (what === 'socket' || what === 'eventfd') return `its descriptor is a ${what}`;
-  // First the seal and then the size, which can not become less any more.
+  // The seal is checked before the size, which can not shrink any more then.
   const sealed = what === 'memory' && files.sealedAgainstShrinking(fd, true);
   const { kind, size, writable, pageSize: page } = files.status(fd);
   if (!writable) return 'its descriptor is only for reading';

@@ -3,7 +3,7 @@ import { isDmaError } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
 import { setImmediate } from '../timers.js';
 
-/** See the head of the file. */
+/** The 256 bytes and their writable bits. */
 export class ServerProcess {
   readonly #platform: Platform;
   /** A pidfd; `undefined` for one that is not seen from here, and so never known to have ended. */

@@ -12,34 +12,37 @@ import { Session } from './session.js';
 /** What happens at a server, for logs and tests. */
 export type ServerEvent =
   | { readonly kind: 'connected' }
-  /** Somebody came while a client was there, and was sent away. */
+  /** A second client connected while one was there, and was disconnected. */
   | { readonly kind: 'refused' }
-  /** The client is gone and all it had is taken back; why. */
+  /** The client is gone, and its mappings and interrupts were removed; `error` is the reason. */
   | { readonly kind: 'disconnected'; readonly error: DmaError }
-  /** A command was refused that the client wants no answer to, such as a store to a register: the first of this client. */
+  /** A command was refused that has no answer, such as a store to a register: the first one of this client. */
   | { readonly kind: 'rejected'; readonly error: DmaError }
-  /** A client could not be accepted, or the device's model threw: its client got EIO, `error.cause` is what it threw. */
+  /**
+   * A client could not be accepted, or the device's model threw: then the client got EIO, and `error.cause` is the
+   * exception.
+   */
   | { readonly kind: 'failed'; readonly error: DmaError };
 
 /** What to serve, and where. Times in milliseconds. */
 export interface ServeOptions {
-  /** Where the socket appears. */
+  /** The path of the socket. */
   readonly socketPath: string;
   readonly model: ModelFactory;
-  /** DMA regions that the client may have at once, 1 to 65535; announced. Default 65535, which is the protocol's. */
+  /** The most DMA regions of a client, 1 to 65535; announced to it. Default 65535, the protocol's. */
   readonly maxDmaMaps?: number;
   /**
-   * Trust no client, not even those of this user and of root: nothing that one can take away again is touched directly. Other
-   * users' clients never are trusted. Default false.
+   * Trust no client, not even those of this user and of root: memory that a client can take away is never accessed
+   * directly. Clients of other users are never trusted. Default false.
    */
   readonly untrusted?: boolean;
   /** End when the first client leaves. Default false. */
   readonly once?: boolean;
-  /** Until a new client has sent VERSION. Default 5000. */
+  /** Time for a new client to send VERSION. Default 5000. */
   readonly handshakeTimeoutMs?: number;
-  /** Until the client answers a DMA access by message. Default 5000. */
+  /** Time for the client to answer a DMA access by message. Default 5000. */
   readonly dmaTimeoutMs?: number;
-  /** Told what happens: clients that come, go or are refused, and failures. */
+  /** Called when clients come, leave or are refused, and on failures. */
   readonly onEvent?: (event: ServerEvent) => void;
 }
 
@@ -54,30 +57,34 @@ const SERVE_OPTIONS: Shape<ServeOptions> = {
   onEvent: 'function',
 };
 
-/** What a server keeps of its options. */
+/** The options that a server keeps. */
 type Settings = Pick<ServeOptions, 'socketPath' | 'once' | 'untrusted' | 'onEvent'> &
   Required<Pick<ServeOptions, 'handshakeTimeoutMs' | 'dmaTimeoutMs'>>;
 
 /** A running server. */
 export interface Server {
-  /** Sends the client away, frees everything, and removes the socket, unless it is another server's by now. Idempotent. Resolves when all is done. */
+  /**
+   * Disconnects the client, frees everything, and removes the socket, unless it belongs to another server by now.
+   * Idempotent. Resolves when all is done.
+   */
   close(): Promise<void>;
-  /** Resolves when the server has ended, by `close` or because it was to serve `once`. */
+  /** Resolves when the server has ended, by `close` or because of `once`. */
   readonly closed: Promise<void>;
 }
 
-/** The connection ended because this end wanted it. */
+/** This end closed the connection. */
 function ended(): DmaError {
   return new DmaError({ code: 'ECONNABORTED', operation: 'vfio-user serve', reason: 'the server ends' });
 }
 
 /**
- * Listens at `socketPath` and serves the device that `model` makes, until closed. A client that comes while another one is
- * there is accepted and closed at once, so that it fails instead of waiting. When the client leaves, or dies, all that it
- * mapped and connected is taken back, the device is reset, and the next one can come.
+ * Listens at `socketPath` and serves the device that `model` makes, until closed. While a client is connected, others
+ * are accepted and closed at once, so that they fail instead of waiting. When the client leaves or dies, its mappings
+ * and interrupts are removed and the device is reset; then the next one can connect.
  *
- * @param options copied: what is changed later has no effect
- * @throws DmaError EADDRINUSE (somebody serves there), EINVAL (the options, or no possible device), what the system says
+ * @param options copied: later changes have no effect
+ * @throws DmaError EADDRINUSE (another server uses the path); EINVAL (invalid options, or not a possible device);
+ *   errors of the system
  */
 export function serve(platform: Platform, options: ServeOptions): Server {
   const operation = 'vfio-user serve';
@@ -114,15 +121,15 @@ export function serve(platform: Platform, options: ServeOptions): Server {
   }
 }
 
-/** @throws DmaError EINVAL for a number of DMA regions that no server announces */
+/** @throws DmaError EINVAL for a number of DMA regions that can not be announced */
 export function checkMaxDmaMaps(maxDmaMaps: number, operation: string): void {
   mustBeWhole(maxDmaMaps, 1, 65535, 'maxDmaMaps', operation);
 }
 
-/** Until a server that had no descriptor for a connection looks again, in milliseconds. */
+/** Pause before listening again after no descriptor was left for a connection, in milliseconds. */
 const RETRY_MS = 100;
 
-/** Is something missing that may be there again soon? */
+/** Is it a shortage that may end soon? */
 function isShortage({ code }: DmaError): boolean {
   return code === 'EMFILE' || code === 'ENFILE' || code === 'ENOMEM' || code === 'ENOBUFS';
 }
@@ -135,10 +142,10 @@ class DeviceServer implements Server {
   readonly #forgetExit: () => void;
   #watch: Watch | undefined;
   #session: Session | undefined;
-  /** The last client's things are being taken back. */
+  /** The last client's mappings and interrupts are being removed. */
   #releasing: Promise<void> | undefined;
   #closing = false;
-  /** Listens again when there may be descriptors or memory for another connection. */
+  /** Timer to listen again when there may be descriptors or memory for another connection. */
   #retry: NodeJS.Timeout | undefined;
   #resolveClosed: () => void = () => undefined;
 
@@ -176,14 +183,14 @@ class DeviceServer implements Server {
     return this.closed;
   }
 
-  /** The model threw. Without anybody who listens it is a process warning. */
+  /** The model threw. Without `onEvent` this is a process warning. */
   #fault(error: DmaError): void {
     const { onEvent } = this.options;
     if (onEvent === undefined) process.emitWarning(error.message, { code: 'ANYDMA_MODEL' });
     else onEvent({ kind: 'failed', error });
   }
 
-  /** While this listens nobody else can have taken the path, unless somebody removed the socket. */
+  /** While this listens, another server can have the path only if somebody removed the socket. */
   #removeSocket(): void {
     this.#forgetExit();
     const { socketPath } = this.options;
@@ -191,7 +198,7 @@ class DeviceServer implements Server {
       const now = statSync(socketPath, { throwIfNoEntry: false });
       if (now !== undefined && now.ino === this.#socket?.ino && now.dev === this.#socket.dev) unlinkSync(socketPath);
     } catch {
-      // The folder is gone, or may not be written any more: the next server replaces what is left.
+      // The directory is gone or not writable any more: the next server replaces what is left.
     }
   }
 
@@ -201,7 +208,7 @@ class DeviceServer implements Server {
     });
   }
 
-  /** A server that can not watch its socket any more is no use: it ends. */
+  /** A server that can not watch its socket any more ends. */
   #listenAgain(): void {
     try {
       this.#listen();
@@ -213,7 +220,7 @@ class DeviceServer implements Server {
     }
   }
 
-  /** A connection that waits and can not be accepted would keep the event loop busy: look again in a while. Told once. */
+  /** A waiting connection that can not be accepted would keep the event loop busy: try again later. Reported once. */
   #listenLater(error: DmaError): void {
     this.#watch?.close();
     this.#watch = undefined;
@@ -226,12 +233,12 @@ class DeviceServer implements Server {
 
   #accept(): void {
     try {
-      // While things are taken back nobody is accepted: who comes waits, and is told nothing wrong.
+      // While a client is being cleaned up, nobody is accepted: new clients wait.
       for (let n = 0; n < 8 && !this.#closing && this.#releasing === undefined; n++) {
         const fd = this.platform.sockets.accept(this.#listener);
         if (fd === undefined) return;
         this.#retry = undefined;
-        // The next client may be faster than the news that the last one left.
+        // The next client may arrive before the last one's disconnection is noticed.
         this.#session?.service();
         const releasing = this.#beingReleased();
         if (releasing === undefined) this.#admit(fd);

@@ -1,4 +1,4 @@
-/** One client at a vfio-user device: reads its commands, strictly in order, and answers them. */
+/** One client of a vfio-user device: reads its commands, strictly in order, and answers them. */
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
@@ -51,57 +51,57 @@ import { OutBuffer } from './out-buffer.js';
 import type { DmaMessages } from './dma-table.js';
 import { clearTimeout, setTimeout } from '../timers.js';
 
-/** Commands that wait while one is being carried out and answers to us have to be read past them. */
+/** Commands that may wait while one is carried out, because replies to this side must be read past them. */
 const MAX_BACKLOG = 256;
 /** bytes in them */
 const MAX_BACKLOG_BYTES = 4 * MAX_MESSAGE;
 /** descriptors with them */
 const MAX_BACKLOG_FDS = 4 * MAX_FDS;
 
-/** Times in milliseconds, after which a client that does not answer is sent away. */
+/** Times in milliseconds after which a client that does not answer is disconnected. */
 export interface SessionOptions {
-  /** Until it has sent VERSION. */
+  /** For the client's VERSION. */
   readonly handshakeTimeoutMs: number;
-  /** Until it answers a DMA access. */
+  /** For the answer to a DMA access. */
   readonly dmaTimeoutMs: number;
-  /** Is the client trusted with memory that it can take pages from? */
+  /** Is the client trusted not to take pages out of its memory? */
   readonly trusted: boolean;
-  /** Told what the device itself threw, which no client is to blame for. */
+  /** Called with errors of the device itself, which no client caused. */
   readonly onFault?: (error: DmaError) => void;
-  /** Told why a command was refused that the client wants no answer to, such as a posted store: once a client. */
+  /** Called when a command is refused that has no answer, such as a posted store: once per client. */
   readonly onRefused?: (error: DmaError) => void;
 }
 
-/** Sends the answer: so many bytes of the replies, and descriptors. */
+/** Sends the answer: the first `size` bytes of the replies, and descriptors. */
 type Done = (size: number, fds?: readonly number[]) => void;
 
-/** What goes on after a command was begun, if anything. */
+/** The rest of a command that takes longer, if any. */
 type Working = Promise<void> | undefined;
 
 /** A DMA access by message that waits for its reply. */
 interface Asked {
   readonly command: number;
   readonly settle: (error: DmaError | undefined) => void;
-  /** Where the data of a DMA_READ goes. */
+  /** The destination of a DMA_READ. */
   readonly into: Uint8Array | undefined;
   readonly count: number;
 }
 
 /**
- * See the head of the file. When it has ended, `onEnd` is called once, and what the client had mapped is gone already or
- * goes when the running command is through: see {@link Session.idle}.
+ * One client's session. When it ends, `onEnd` is called once; the client's mappings are removed by then, or when the
+ * running command ends: see {@link Session.idle}.
  */
 export class Session implements DmaMessages {
   readonly #main: Channel;
   #twin: Channel | undefined;
   #version = false;
-  /** The client takes descriptors, and this much data in one message. */
+  /** Does the client take descriptors, and how much data in one message? */
   #takesFds = false;
   #maxData = SAFE_TRANSFER;
   readonly #replies = new OutBuffer();
-  /** Apart from the replies, because a device may ask while a reply is being made. */
+  /** Separate from the replies, because a device may ask while a reply is being written. */
   readonly #asks = new OutBuffer();
-  /** The command that is being carried out, when that takes more than this turn. */
+  /** The command that is being carried out, if it takes longer than this turn. */
   #running: Promise<void> | undefined;
   readonly #backlog: Message[] = [];
   #backlogBytes = 0;
@@ -112,7 +112,7 @@ export class Session implements DmaMessages {
   #timer: NodeJS.Timeout | undefined;
   #failure: DmaError | undefined;
 
-  /** @param fd the client's connection, the session's from here on */
+  /** @param fd the client's connection, which the session owns from now on */
   constructor(
     private readonly platform: Platform,
     fd: number,
@@ -124,22 +124,22 @@ export class Session implements DmaMessages {
     this.#startTimer(options.handshakeTimeoutMs, 'VERSION');
   }
 
-  /** Why it has ended; `undefined` while the client is there. */
+  /** Why it ended; `undefined` while the client is connected. */
   get failure(): DmaError | undefined {
     return this.#failure;
   }
 
-  /** Resolves when no command is being carried out; `undefined` when none is. */
+  /** Resolves when no command is running; `undefined` if none is. */
   get idle(): Promise<void> | undefined {
     return this.#running;
   }
 
-  /** Handles what has come in already. */
+  /** Handles what has arrived already. */
   service(): void {
     this.#main.service();
   }
 
-  /** Sends the client away. Idempotent. */
+  /** Disconnects the client. Idempotent. */
   close(error: DmaError): void {
     if (this.#failure !== undefined) return;
     this.#failure = error;
@@ -154,7 +154,7 @@ export class Session implements DmaMessages {
     this.onEnd(error);
   }
 
-  /** DMA_READ, in as many messages as the client's limit needs. */
+  /** Sends DMA_READ, in as many messages as the client's limit needs. */
   async read(iova: number, into: Uint8Array): Promise<void> {
     for (let at = 0; at < into.length; at += this.#maxData) {
       const piece = into.subarray(at, at + this.#maxData);
@@ -163,7 +163,7 @@ export class Session implements DmaMessages {
     }
   }
 
-  /** DMA_WRITE, in as many messages as the client's limit needs. */
+  /** Sends DMA_WRITE, in as many messages as the client's limit needs. */
   async write(iova: number, from: Uint8Array): Promise<void> {
     for (let at = 0; at < from.length; at += this.#maxData) {
       const piece = from.subarray(at, at + this.#maxData);
@@ -194,7 +194,7 @@ export class Session implements DmaMessages {
     }, ms);
   }
 
-  /** A command: carried out now, or after the one that is running. */
+  /** A command: carried out now, or after the running one. */
   #command(message: Message): void {
     if (message.fds.length > 0) checkFds(message);
     if (this.#running === undefined) {
@@ -219,11 +219,11 @@ export class Session implements DmaMessages {
       this.#running = undefined;
       this.#proceed();
     });
-    // Replies to us come on the same socket unless there is a twin; only then can the socket rest.
+    // Without a twin socket, replies to this side come on the same socket, so it must be read.
     if (this.#twin !== undefined) this.#main.pause();
   }
 
-  /** The running command is through: on with those that wait. */
+  /** The running command has ended: continues with those that wait. */
   #proceed(): void {
     try {
       while (this.#failure === undefined && this.#running === undefined) {
@@ -243,7 +243,7 @@ export class Session implements DmaMessages {
     if (this.#running === undefined) this.#main.resume();
   }
 
-  /** Carries a command out and answers it, now or when the promise resolves; it never rejects. */
+  /** Carries out a command and answers it, now or when the promise resolves; it never rejects. */
   #carryOut(message: Message): Promise<void> | undefined {
     const { id, command, flags } = message;
     const wantsReply = (flags & FLAG.NO_REPLY) === 0;
@@ -253,10 +253,10 @@ export class Session implements DmaMessages {
     const failed = (error: unknown): void => {
       const code: ErrorCode = isDmaError(error) ? error.code : 'EIO';
       if (!isDmaError(error)) this.options.onFault?.(modelFault(error, operationOf(command)));
-      // The client does not want to hear of it.
+      // The client wants no answer.
       else if (!wantsReply) this.#tellRefused(error.with({ operation: operationOf(command) }));
       done(putErrorReply(this.#replies.bytes, id, command, code));
-      // Without a version there is nothing to talk about.
+      // Without a version nothing else is possible.
       if (!this.#version) this.close(isDmaError(error) ? error : protocolError('what could not be handled', error));
     };
     try {
@@ -274,7 +274,7 @@ export class Session implements DmaMessages {
     this.options.onRefused?.(error);
   }
 
-  /** What answers each command. */
+  /** The handler of each command. */
   static readonly #COMMANDS = new Map<number, (session: Session, message: Message, done: Done) => Working>([
     [COMMAND.VERSION, (session, message, done) => session.#negotiate(message, done)],
     [COMMAND.REGION_READ, (session, message, done) => session.#readRegion(message, done)],
@@ -348,7 +348,7 @@ export class Session implements DmaMessages {
     const reply = this.#replies.reserve(HEADER_SIZE + REGION_INFO_SIZE + 16 + region.areas.length * 16);
     const shown = this.#takesFds ? region : { ...region, mappable: false, areas: [] };
     const size = encodeRegionInfo(reply, message.id, shown, room);
-    // The descriptor goes with the whole answer only.
+    // The descriptor is sent only with the whole answer.
     done(size, fd !== undefined && size > HEADER_SIZE + REGION_INFO_SIZE ? [fd] : undefined);
     return undefined;
   }
@@ -382,7 +382,7 @@ export class Session implements DmaMessages {
     });
   }
 
-  /** Does `work` while the device transfers nothing, so that no memory is taken away under it. */
+  /** Runs `work` while the device transfers nothing, so that no memory is removed during a transfer. */
   #quietly(work: () => void): Working {
     const { model } = this.device;
     const finish = (): void => {
@@ -446,7 +446,7 @@ export class Session implements DmaMessages {
     return this.#nextId;
   }
 
-  /** Sends what is in `#asks` as a command and waits for the reply. */
+  /** Sends `#asks` as a command and waits for the reply. */
   #ask(command: number, size: number, count: number, into: Uint8Array | undefined): Promise<void> {
     return new Promise((resolve, reject) => {
       const channel = this.#twin ?? this.#main;
@@ -481,10 +481,10 @@ export class Session implements DmaMessages {
   }
 }
 
-/** EIO when the answer to a DMA access is not for all of it. */
+/** EIO if the answer to a DMA access does not cover all of it. */
 function accessFault(message: Message, { into, count }: Asked): DmaError | undefined {
   const { payload, command } = message;
-  // A count of 4 bytes, as one table of the specification has it, or of 8, as everybody sends it.
+  // The count has 4 bytes according to one table of the specification; all implementations send 8.
   const least = into === undefined ? 12 : DMA_ACCESS_SIZE;
   const told = payload.length < least ? -1 : payload.length < DMA_ACCESS_SIZE ? get32(payload, 8) : get64(payload, 8);
   const came = into === undefined ? count : payload.length - DMA_ACCESS_SIZE;
@@ -493,7 +493,7 @@ function accessFault(message: Message, { into, count }: Asked): DmaError | undef
   return new DmaError({ code: 'EIO', operation: operationOf(command), reason });
 }
 
-/** Only DMA_MAP (one) and SET_IRQS bring descriptors; a client that sends others is not to be trusted further. */
+/** Only DMA_MAP (one) and SET_IRQS have descriptors; a client that sends others is not trusted further. */
 function checkFds({ command, fds }: Message): void {
   const most = command === COMMAND.DMA_MAP ? 1 : command === COMMAND.SET_IRQS ? MAX_FDS : 0;
   if (fds.length > most) throw protocolError(`${fds.length} descriptors with ${operationOf(command)}`);

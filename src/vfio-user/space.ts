@@ -1,10 +1,13 @@
-/** The address space of a device behind a vfio-user connection: mapping is sending DMA_MAP, with the memory's descriptor. */
+/**
+ * The address space of a device behind a vfio-user connection: a mapping is a DMA_MAP message with the memory's
+ * descriptor.
+ */
 import type { AddressSpace, Constraints, Segment } from '../dma/address-space.js';
 import { Range } from '../ranges.js';
 import { ADDRESS_LIMIT, KiB, type Iova } from '../units.js';
 import type { VfioUserClient } from './client.js';
 
-/** See the head of the file. Closing it leaves the connection open: that is the device's. */
+/** The address space of one client. Closing it leaves the connection open: the connection belongs to the device. */
 export class VfioUserSpace implements AddressSpace {
   readonly kind = 'vfio-user';
   readonly constraints: Constraints;
@@ -18,7 +21,7 @@ export class VfioUserSpace implements AddressSpace {
       windows: [new Range(0 as Iova, ADDRESS_LIMIT - 1)],
       entryLimit: maxDmaMaps,
       iova: 'free',
-      // A DMA_UNMAP has to name exactly one DMA_MAP.
+      // A DMA_UNMAP must name exactly one DMA_MAP.
       partialUnmap: false,
       pins: false,
     };
@@ -45,11 +48,11 @@ export class VfioUserSpace implements AddressSpace {
   }
 
   close(): void {
-    // What was mapped is unmapped one by one, and what is not goes with the connection.
+    // Mappings are unmapped one by one before this; any that are left end with the connection.
   }
 }
 
-/** The smallest page size of an or-ed set. */
+/** The smallest page size of a set that is given as a bit mask. */
 function lowestBit(sizes: number): number {
   let size = 1;
   while (sizes % (size * 2) === 0) size *= 2;

@@ -1,4 +1,4 @@
-/** A model of the copy engine; `copy-engine-layout.ts` says what the device is. */
+/** A model of the copy engine. `copy-engine-layout.ts` specifies the device. */
 import { mustBeWhole, optionsOf, type Shape } from '../../check.js';
 import { invalid, isDmaError } from '../../errors.js';
 import { ADDRESS_LIMIT, isPowerOfTwo, MiB } from '../../units.js';
@@ -32,13 +32,13 @@ export interface CopyEngineModelOptions {
 
 const MODEL_OPTIONS: Shape<CopyEngineModelOptions> = { maxRing: 'number', maxTransfer: 'number' };
 
-/** Most descriptors that are done before the host gets a turn. */
+/** Most descriptors that are carried out before the host gets a turn. */
 const SLICE_DESCRIPTORS = 256;
 /** Most bytes that are copied before the host gets a turn. */
 const SLICE_BYTES = 32 * MiB;
-/** Bytes that go at once where memory can only be copied, or is not in one piece. */
+/** Bytes per step where memory can only be copied, or is not in one piece. */
 const PIECE_BYTES = MiB;
-/** What a failure counts for in SLICE_BYTES: finding the first address that can not be reached takes its time. */
+/** What a failure counts for in SLICE_BYTES: finding the first address that can not be reached takes time. */
 const FAILURE_BYTES = MiB;
 
 /**
@@ -71,7 +71,7 @@ class CopyEngineModel implements DeviceModel {
 
   readonly #host: ModelHost;
   readonly #maxTransfer: number;
-  /** What reads of the registers give, by offset / 4; CONTROL and STATUS are made up from the fields below. */
+  /** What loads from the registers return, by offset / 4; CONTROL and STATUS are computed from the fields below. */
   readonly #registers = new Uint32Array(COPY_REGION.SIZE / 4);
 
   #enabled = false;
@@ -81,11 +81,11 @@ class CopyEngineModel implements DeviceModel {
   /** Flagged completions since the last completion interrupt. */
   #unsignalled = 0;
 
-  /** Counts resets and stops; what was begun in an earlier epoch must not go on. */
+  /** Counts resets and stops; work of an earlier epoch must not continue. */
   #epoch = 0;
   #scheduled = false;
   #paused = false;
-  /** The slice that is under way; never rejects. */
+  /** The slice that is running; never rejects. */
   #active: Promise<void> | undefined;
   #activeEpoch = 0;
 
@@ -93,7 +93,7 @@ class CopyEngineModel implements DeviceModel {
   readonly #completions = new Uint32Array(SLICE_DESCRIPTORS * COPY_ENTRY.WORDS);
   readonly #bounce = new Uint8Array(PIECE_BYTES);
 
-  // How the descriptor that was last worked on ended.
+  // How the last descriptor ended.
   #code = 0;
   #copied = 0;
   #fault = 0;
@@ -252,7 +252,7 @@ class CopyEngineModel implements DeviceModel {
     return !this.#paused && this.#active === undefined && this.#hasWork();
   }
 
-  /** Sees to it that a slice runs once the host had its turn. */
+  /** Makes a slice run after the host had its turn. */
   #schedule(): void {
     if (this.#scheduled || !this.#mayRun()) return;
     this.#scheduled = true;
@@ -267,7 +267,7 @@ class CopyEngineModel implements DeviceModel {
     });
   }
 
-  /** Does the next descriptors, as many as fit in a slice, and reports them. Waits only for what `DeviceDma` makes it wait for. */
+  /** Carries out the next descriptors, as many as fit in a slice, and reports them. Waits only if `DeviceDma` does. */
   async #slice(): Promise<void> {
     const epoch = this.#epoch;
     const consumer = this.#get(REG.CONSUMER);
@@ -310,7 +310,7 @@ class CopyEngineModel implements DeviceModel {
     }
   }
 
-  /** Loads `count` descriptors. False when that failed, which halts, or when the slice was abandoned. */
+  /** Loads `count` descriptors. Returns false if that failed, which halts, or the slice was abandoned. */
   async #fetch(first: number, count: number, epoch: number): Promise<boolean> {
     const iova = this.#ring + first * COPY_ENTRY.BYTES;
     try {
@@ -323,14 +323,14 @@ class CopyEngineModel implements DeviceModel {
     return epoch === this.#epoch;
   }
 
-  /** Stores `count` completions. False when that failed, which halts, or when the slice was abandoned. */
+  /** Stores `count` completions. Returns false if that failed, which halts, or the slice was abandoned. */
   async #report(first: number, count: number, epoch: number): Promise<boolean> {
     const iova = this.#done + first * COPY_ENTRY.BYTES;
     const bytes = count * COPY_ENTRY.BYTES;
     try {
       const direct = this.#host.dma.direct(iova, bytes, 'write');
       if (direct !== undefined && direct.byteOffset % 4 === 0) {
-        // Word by word upwards: each record's last word tells the driver that the record is there.
+        // Word by word, upwards: each record's last word tells the driver that the record is complete.
         const words = new Uint32Array(direct.buffer, direct.byteOffset, count * COPY_ENTRY.WORDS);
         for (let at = 0; at < words.length; at++) words[at] = this.#completions[at];
       } else {
@@ -344,7 +344,7 @@ class CopyEngineModel implements DeviceModel {
     return epoch === this.#epoch;
   }
 
-  /** Writes the completion of the descriptor at word `at` down. */
+  /** Writes down the completion of the descriptor at word `at`. */
   #record(at: number, phase: 0 | 1): void {
     const words = this.#completions;
     words[at + COMPLETION.COOKIE] = this.#descriptors[at + DESCRIPTOR.COOKIE];
@@ -354,7 +354,7 @@ class CopyEngineModel implements DeviceModel {
     words[at + COMPLETION.CODE] = this.#code | (phase << 31);
   }
 
-  /** Does the descriptor at word `at` in one go, when it is a good one and memory is there in one piece. */
+  /** Carries out the descriptor at word `at` in one step, if it is valid and memory is in one piece. */
   #tryWhole(at: number, length: number): boolean {
     const words = this.#descriptors;
     const source = words[at + DESCRIPTOR.SOURCE_HIGH] * 2 ** 32 + words[at + DESCRIPTOR.SOURCE_LOW];
@@ -387,12 +387,12 @@ class CopyEngineModel implements DeviceModel {
       to.set(from);
       return true;
     } catch {
-      // Not all of it is there; how much is, is found out piece by piece.
+      // Not all of it can be reached; how much can is found piece by piece.
       return false;
     }
   }
 
-  /** Does the descriptor at word `at` piece by piece, up to the first byte that can not be reached. */
+  /** Carries out the descriptor at word `at` piece by piece, up to the first byte that can not be reached. */
   async #inPieces(at: number, length: number, epoch: number): Promise<void> {
     const words = this.#descriptors;
     const source = words[at + DESCRIPTOR.SOURCE_HIGH] * 2 ** 32 + words[at + DESCRIPTOR.SOURCE_LOW];
@@ -412,7 +412,7 @@ class CopyEngineModel implements DeviceModel {
     }
   }
 
-  /** How many of the `length` bytes from `iova` on the device may access before the first it may not; 0 is a failure. */
+  /** How many of the `length` bytes from `iova` the device may access, counted from the first; 0 is a failure. */
   #reach(iova: number, length: number, access: Access): number {
     if (this.#refusal(iova, length, access) === undefined) return length;
     const refusal = this.#refusal(iova, 1, access);
@@ -429,7 +429,7 @@ class CopyEngineModel implements DeviceModel {
     return good;
   }
 
-  /** The code of the failure that an access would meet. */
+  /** The code of the failure of an access; `undefined` if it is allowed. */
   #refusal(iova: number, length: number, access: Access): number | undefined {
     try {
       this.#host.dma.direct(iova, length, access);

@@ -1,13 +1,13 @@
 /**
- * What an emulated device is, whoever hosts it: the vfio-user server in a process of its own, or the vdev bus in this one.
- * A model knows registers and descriptors; its host knows sockets, memory and interrupts.
+ * An emulated device, independent of its host: the vfio-user server in another process, or the vdev bus in this one. A
+ * model knows registers and descriptors; its host knows sockets, memory and interrupts.
  */
 
 import { mustHave } from '../../check.js';
 import { DmaError, isDmaError } from '../../errors.js';
 import { thrown } from '../../show.js';
 
-/** PCI identity, as the first bytes of configuration space tell it (PCI Local Bus Specification 3.0, 6.1). */
+/** PCI identity, as at the beginning of configuration space (PCI Local Bus Specification 3.0, 6.1). */
 export interface PciIdentity {
   readonly vendor: number;
   readonly device: number;
@@ -18,21 +18,21 @@ export interface PciIdentity {
   readonly classCode: number;
 }
 
-/** One base address register's region. */
+/** The region of one base address register. */
 export interface ModelRegion {
-  /** 0 to 5: which BAR */
+  /** the BAR, 0 to 5 */
   readonly index: number;
   /** bytes, a power of two, at least 16 */
   readonly size: number;
   /**
-   * Parts that are plain memory, which a client may map: offset and length in bytes, multiples of the page size. The host
-   * allocates that memory and hands it to the model through {@link ModelHost.regionMemory}; accesses to it do not reach
-   * `read` and `write`.
+   * Parts that are plain memory, which a client may map: offset and length in bytes, multiples of the page size. The
+   * host allocates the memory, and gives it to the model through {@link ModelHost.regionMemory}; accesses to it do not
+   * call `read` and `write`.
    */
   readonly memory?: readonly { readonly offset: number; readonly length: number }[];
 }
 
-/** Interrupt vectors by kind. A count of 0 means that the device has none of that kind. */
+/** Interrupt vectors by kind. 0: the device has none of that kind. */
 export interface InterruptCounts {
   readonly intx: number;
   readonly msi: number;
@@ -40,55 +40,57 @@ export interface InterruptCounts {
 }
 
 /**
- * How a device reaches memory. Every call checks that the whole range is mapped and granted, before it moves a byte, and
- * throws a `DmaError` EFAULT (some of it is not mapped; `range` is the part asked for) or EACCES (mapped without that
- * permission) otherwise.
+ * How a device accesses memory. Every call checks that the whole range is mapped and granted before it moves a byte.
+ * Otherwise it throws a `DmaError`: EFAULT (some of it is not mapped; `range` is the requested part) or EACCES (mapped
+ * without that permission).
  */
 export interface DeviceDma {
   /**
-   * The bytes at [iova, iova + length) themselves, when the host has them mapped in one piece; `undefined` when they can
-   * only be copied. Good until the model next gives control back to the host (returns or awaits): it is empty once the client
-   * has unmapped them, and what still reaches them then neither faults nor meets another owner.
+   * The bytes at [iova, iova + length) themselves, if the host has them mapped in one piece; `undefined` if they can
+   * only be copied. Valid until the model returns control to the host (returns or awaits). Once the client has unmapped
+   * them the view is empty; work that still uses it neither faults nor reaches memory of another owner.
    */
   direct(iova: number, length: number, access: 'read' | 'write'): Uint8Array | undefined;
-  /** Fills `into` from memory at `iova`. Resolves when the bytes are there; `undefined` when they are there already. */
+  /** Reads memory at `iova` into `into`. `undefined` if the bytes are there already, else resolves when they are. */
   read(iova: number, into: Uint8Array): Promise<void> | undefined;
-  /** Stores `from` to memory at `iova`. Resolves when the other side has them; `undefined` when it has them already. */
+  /** Writes `from` to memory at `iova`. `undefined` if the other side has them already, else resolves when it has. */
   write(iova: number, from: Uint8Array): Promise<void> | undefined;
 }
 
-/** What the host gives to a model. */
+/** What the host offers to a model. */
 export interface ModelHost {
   readonly dma: DeviceDma;
-  /** Signals interrupt vector `vector` of whichever kind the client has enabled; nothing happens when it has none. */
+  /** Signals interrupt vector `vector` of the kind that the client has enabled; does nothing if there is none. */
   interrupt(vector: number): void;
-  /** The bytes of the region's memory part that begins at `offset` (see {@link ModelRegion.memory}). */
+  /** The bytes of the region's memory part at `offset` (see {@link ModelRegion.memory}). */
   regionMemory(region: number, offset: number): Uint8Array;
 }
 
-/** What a model threw, as the client's call fails: EIO, with what it threw as the cause. */
+/** An exception of a model, as the error of the client's call: EIO, with the exception as the cause. */
 export function modelFault(error: unknown, operation: string): DmaError {
   if (isDmaError(error)) return error;
   const reason = `the device's model threw: ${thrown(error)}`;
   return new DmaError({ code: 'EIO', operation, reason, cause: error });
 }
 
-/** An emulated PCI device. Its methods never throw for what a client does: hardware ignores nonsense, or reads all ones. */
+/**
+ * An emulated PCI device. Its methods never throw because of a client: hardware ignores nonsense, or reads all ones.
+ */
 export interface DeviceModel {
   /** `edu`, `copy` */
   readonly name: string;
   readonly identity: PciIdentity;
   readonly regions: readonly ModelRegion[];
   readonly interrupts: InterruptCounts;
-  /** The client loads `into.length` bytes at `offset` of region `region`; inside the region, which the host has checked. */
+  /** The client loads `into.length` bytes at `offset` of region `region`; the host has checked that they are inside. */
   read(region: number, offset: number, into: Uint8Array): void;
-  /** The client stores `from` at `offset` of region `region`; inside the region, which the host has checked. */
+  /** The client stores `from` at `offset` of region `region`; the host has checked that it is inside. */
   write(region: number, offset: number, from: Uint8Array): void;
-  /** Back to the state after power-on; running transfers are abandoned and write nothing more. */
+  /** Resets to the state after power-on; running transfers are abandoned and write nothing more. */
   reset(): void;
   /**
-   * Resolves when no transfer is running, so that memory can be unmapped under it; no new one begins until the host calls
-   * `resume`. `undefined` when nothing is running.
+   * Resolves when no transfer is running, so that memory can be unmapped; none begins until the host calls `resume`.
+   * `undefined` if none is running.
    */
   quiesce(): Promise<void> | undefined;
   /** Transfers may begin again. */
@@ -99,9 +101,9 @@ export interface DeviceModel {
 export type ModelFactory = (host: ModelHost) => DeviceModel;
 
 /**
- * What `factory` makes.
+ * Calls `factory`.
  *
- * @throws DmaError EIO with what the factory threw as the cause; EINVAL for what is no model
+ * @throws DmaError EIO, with the factory's exception as the cause; EINVAL if it does not return a model
  */
 export function makeModel(factory: ModelFactory, host: ModelHost): DeviceModel {
   const operation = 'device model';
