@@ -441,7 +441,7 @@ export class VfioUserClient {
           const index = twinSocket.fdIndex ?? 0;
           const fd = reply.fds.at(index);
           if (fd === undefined) throw protocolError('a twin socket without its descriptor');
-          if (this.platform.files.foreign(fd) !== 'socket') throw protocolError('a twin socket that is no socket');
+          if (this.platform.files.foreign(fd) !== 'socket') throw protocolError('a twin socket that is not a socket');
           reply.fds.splice(index, 1);
           this.#twin = this.#channel(fd, false);
           this.#channels = [this.#main, this.#twin];

@@ -143,7 +143,7 @@ function started(child: ChildProcess, name: string): Promise<void> {
     };
     const onExit = (status: number | null, signal: string | null): void =>
       fail('EIO', `it ended with ${signal ?? `status ${status}`}`);
-    const timer = setTimeout(() => fail('ETIMEDOUT', `no sign of life within ${START_TIMEOUT} ms`), START_TIMEOUT);
+    const timer = setTimeout(() => fail('ETIMEDOUT', `no answer within ${START_TIMEOUT} ms`), START_TIMEOUT);
     const finish = (): void => {
       clearTimeout(timer);
       child.off('message', onMessage).off('error', onError).off('exit', onExit);

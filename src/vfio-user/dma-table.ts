@@ -135,7 +135,7 @@ export class DmaTable implements DeviceDma {
   unmap(iova: number, length: number): void {
     const region = isAddress(iova) ? this.#regions.exact(iova, length) : undefined;
     if (region === undefined) {
-      const reason = 'no region was mapped exactly so';
+      const reason = 'no region is exactly this range';
       throw new DmaError({ code: 'ENOENT', operation: operationOf(COMMAND.DMA_UNMAP), reason });
     }
     region.close(this.platform.files);
@@ -183,12 +183,12 @@ export class DmaTable implements DeviceDma {
     const what = files.foreign(fd);
     if (what !== 'memory' && what !== 'file') {
       const hint = 'memory is a memfd, or a file of tmpfs, hugetlbfs or a local file system';
-      throw invalid(operation, `a descriptor that is no such file but a ${what}`, { hint });
+      throw invalid(operation, `the descriptor is a ${what}, not such a file`, { hint });
     }
     // The seal is checked before the size, which can not shrink any more then.
     const sealed = files.sealedAgainstShrinking(fd, true);
     const status = files.status(fd);
-    if (status.kind !== 'file') throw invalid(operation, `a descriptor that is no file but a ${status.kind}`);
+    if (status.kind !== 'file') throw invalid(operation, `the descriptor is a ${status.kind}, not a file`);
     const { pageSize } = status;
     if (offset + length > alignUp(status.size, pageSize))
       throw invalid(operation, `${formatSize(length)} from ${offset} on of a file of ${formatSize(status.size)}`);

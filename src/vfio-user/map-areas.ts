@@ -55,12 +55,12 @@ function lookAt(
   if (fd === undefined) return 'it came without a descriptor';
   if (choice === 'never') return 'mmap=never was asked for';
   const what = files.foreign(fd);
-  if (choice === 'sealed' && what !== 'memory') return `its descriptor is no memfd but a ${what}`;
+  if (choice === 'sealed' && what !== 'memory') return `its descriptor is a ${what}, not a memfd`;
   if (what === 'socket' || what === 'eventfd') return `its descriptor is a ${what}`;
   // The seal is checked before the size, which can not shrink any more then.
   const sealed = what === 'memory' && files.sealedAgainstShrinking(fd, true);
   const { kind, size, writable, pageSize: page } = files.status(fd);
-  if (!writable) return 'its descriptor is only for reading';
+  if (!writable) return 'its descriptor is read-only';
   if (choice === 'sealed' && !sealed) return 'the server could make its file shorter';
   if (choice === 'sealed' && page > memory.pageSize) return 'the server could take hugepages out of its file';
   const takes = (area: SparseArea): boolean => {
