@@ -46,7 +46,7 @@ export class PoolMapping implements Disposable, AsyncDisposable {
     throwFirst(undoAll(this.mappings.toReversed().map((mapping) => () => mapping[Symbol.dispose]())), 'unmap');
   }
 
-  /** As {@link PoolMapping.unmap}, without blocking the event loop where the backend can. */
+  /** As {@link PoolMapping.unmap}, without blocking the event loop if the address space supports that. */
   async unmapAsync(): Promise<void> {
     const errors: unknown[] = [];
     for (const mapping of this.mappings.toReversed())

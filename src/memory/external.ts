@@ -250,7 +250,7 @@ export class ExternalMemory implements Disposable {
     return moved || this.#forDevices?.escaped === true || this.handedOut.escaped;
   }
 
-  /** @internal Somebody who is not seen from here reaches it for good. */
+  /** @internal Notes that something unknown can reach it for ever. */
   escape(): void {
     this.handedOut.escape();
   }
@@ -717,7 +717,7 @@ export class External {
   }
 
   /**
-   * Unregisters by address, for who has no handle.
+   * Unregisters by address, for callers that have no handle.
    *
    * @throws DmaError EINVAL for an impossible range; ENOENT unless exactly that range is registered as external memory;
    *   EBUSY as {@link ExternalMemory.unregister}
@@ -825,14 +825,14 @@ export class External {
     return memory;
   }
 
-  /** Throws ENOTSUP for hugepages of a size there is not. */
+  /** Throws ENOTSUP if the kernel has no hugepages of that size. */
   #checkHugePageSize(pageSize: number, operation: string): void {
     const { kernel, limitation } = this.#platform;
     if (limitation !== undefined) throw new DmaError({ code: 'ENOTSUP', operation, reason: limitation });
     checkHugePageSizes([pageSize], new HugePages(kernel).pageSizes(), operation);
   }
 
-  /** Throws EINVAL for a NUMA node there is not; -1 stands for any. */
+  /** Throws EINVAL if the NUMA node does not exist; -1 stands for any. */
   #checkNode(node: number, operation: string): void {
     if (node === -1) return;
     const nodes = new HugePages(this.#platform.kernel).nodes();

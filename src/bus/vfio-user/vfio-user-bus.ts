@@ -40,7 +40,7 @@ interface Connection {
 }
 
 /**
- * See the head of the file. Keys of device names: `timeout=MS` for each call and for connecting (default 5000), `mmap=` which
+ * Finds and opens these devices. Keys of device names: `timeout=MS` for each call and for connecting (default 5000), `mmap=` which
  * regions are mapped (`auto`, `trust`, `sealed`, `never`: see `ClientOptions.mmap`), `share=` whether it gets descriptors of memory
  * (`always`, `never`), `user=NUMBER` who has to serve.
  */

@@ -1,4 +1,4 @@
-/** The pools of one `Eal`: makes them, finds them by name, and tells who wants to know when they come and go. */
+/** The pools of one `Eal`: creates them, finds them by name, and tells handlers when they come and go. */
 import { mustBe, mustBeObject, mustBeString, mustHandle, optionsOf, type Shape } from '../../check.js';
 import { DmaError, invalid, isDmaError, throwFirst, undoAll, withUndo } from '../../errors.js';
 import { longWorkOf, mustGoOn, Turns, type LongWorkOptions } from '../../long-work.js';
@@ -78,7 +78,7 @@ const POOL_OPTIONS: Shape<PoolOptions> = {
   checked: 'boolean',
 };
 
-/** See the head of the file. */
+/** The pools of one `Eal`. */
 export class Pools {
   readonly #sources: HeapSources;
   readonly #port: Pick<MemoryPort, 'keeper'> | undefined;
@@ -110,7 +110,7 @@ export class Pools {
    *
    * @throws DmaError EINVAL for what is not possible, and for external memory that is not registered any more; EEXIST for a
    *   name that is in use, and for external memory that is in a heap or another pool; EACCES for external memory that can
-   *   not be written; ENOENT for a heap there is not; ENOMEM when not all elements have room; of the handler that refuses.
+   *   not be written; ENOENT if the heap does not exist; ENOMEM when not all elements have room; of the handler that refuses.
    *   When it throws, nothing has happened.
    */
   create(asked: PoolOptions): Pool {
