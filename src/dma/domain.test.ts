@@ -83,7 +83,7 @@ test('arguments are checked first, each cause with one code', () => {
   made.area(2 * A, 2, { writable: false, label: 'a picture' });
   const { domain, space } = made;
   const map = (va: number, length: number, options = {}) => domain.mapFor('d0', part(va, length), options);
-  assert.throws(() => map(A, 0), error('EINVAL', 'a length of 0 bytes'));
+  assert.throws(() => map(A, 0), error('EINVAL', '0 bytes is not a valid length'));
   assert.throws(() => map(A, -PAGE), error('EINVAL'));
   assert.throws(() => map(NaN, PAGE), error('EINVAL'));
   assert.throws(() => map(A, 1.5), error('EINVAL'));
