@@ -140,7 +140,7 @@ describe('a bundle of esbuild', { skip }, () => {
       vm.compileFunction(readFileSync(path, 'utf8'), names, { parsingContext })(createRequire(path), { exports: {} }, path);
     `;
     const { stdout, stderr } = bundled('cjs', [], { program, host });
-    const rest = 'DmaError ENOENT\nECANCELED given up, because onProgress threw: from outside\nstopped\n';
+    const rest = 'DmaError ENOENT\nECANCELED cancelled, because onProgress threw: from outside\nstopped\n';
     assert.deepEqual([stdout, stderr], [`DmaError ENODEV\n${rest}`, '']);
   });
 });
