@@ -91,6 +91,7 @@ export class MapOnMiss implements Disposable {
     this.release({ va: 0, length: Infinity });
   }
 
+  /** As {@link MapOnMiss.close}. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -61,12 +61,12 @@ export class TranslationTable {
   readonly #spare: number[] = [];
   #generation = 0;
 
-  /** Changes with every {@link remove}. Cached answers are valid as long as it is unchanged. */
+  /** Changes with every unmap. Cached answers are valid as long as it is unchanged. */
   get generation(): number {
     return this.#generation;
   }
 
-  /** The pairs; {@link slotOf} gives the index. Replaced by {@link add} and {@link remove}: do not keep it. */
+  /** The pairs; {@link slotOf} gives the index. Replaced by map and unmap: do not keep it. */
   get pairs(): Float64Array {
     if (this.#pairs === EMPTY_LEAF) this.#growTo(1);
     return this.#pairs;

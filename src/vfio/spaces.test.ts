@@ -1,4 +1,4 @@
-/** Domains over the backends of VFIO, on the kernel model: the same promises over each of them. */
+/** Domains over the address spaces of VFIO, on the kernel model: the same promises over each of them. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { codeOf } from '../../test/shared/errors.js';
