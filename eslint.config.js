@@ -10,6 +10,8 @@ import { roomsRule } from './scripts/eslint-rooms.js';
  */
 const ROOMS = [
   [
+    'disposables',
+    'realms',
     'show',
     'debug',
     'timers',

@@ -54,10 +54,12 @@ export class PoolMapping implements Disposable, AsyncDisposable {
     throwFirst(errors, 'unmap');
   }
 
+  /** As {@link PoolMapping.unmap}. */
   [Symbol.dispose](): void {
     this.unmap();
   }
 
+  /** As {@link PoolMapping.unmapAsync}. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.unmapAsync();
   }

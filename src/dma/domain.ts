@@ -131,11 +131,11 @@ export class Domain {
   readonly #allocator: IovaAllocator;
   readonly #origins: OriginNotes;
   readonly #now: () => number;
-  /** Who has the mappings of {@link mapOwn}. Not a name that a device can have. */
+  /** Who has the mappings of `mapOwn`. Not a name that a device can have. */
   readonly #self: string;
   /** Devices in this domain, and the mappings of each. */
   readonly #devices = new Map<string, MappingList>();
-  /** What {@link mapOwn} made. */
+  /** What `mapOwn` made. */
   readonly #own = new MappingList();
   /** Async calls that are running, and how to cancel them. */
   readonly #running = new Map<Promise<unknown>, { device: string; giveUp?: AbortController }>();
@@ -198,7 +198,7 @@ export class Domain {
     return this.#ledger.bytes;
   }
 
-  /** Every live mapping, device by device, then those of {@link mapOwn}. */
+  /** Every live mapping, device by device, then those of `container.map`. */
   *mappings(): Generator<Mapping> {
     for (const mappings of this.#devices.values()) yield* mappings.toArray();
     yield* this.#own.toArray();
@@ -387,7 +387,7 @@ export class Domain {
     return this.mapFor(this.#self, target, options, operation);
   }
 
-  /** @internal Undoes {@link mapOwn}. */
+  /** @internal Undoes `mapOwn`. */
   unmapOwn(target: Mapping | (MapTarget & { readonly iova?: IovaLike }), operation: string): void {
     if (!isA(target, Mapping)) return this.unmapFor(this.#self, target, operation);
     if (!this.#isOwn(target))

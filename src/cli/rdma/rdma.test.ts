@@ -252,7 +252,10 @@ describe('the server of anydma rdma, and clients that mean ill', () => {
     const memory = eal.external.allocate(8192);
     device.dmaMap(memory);
     await pair.send({ local: { va: memory.va, length: 64 } });
-    await assert.rejects(pair.send({ local: { va: memory.va, length: 65 } }), dmaError('EINVAL', /longer than the posted receive/));
+    await assert.rejects(
+      pair.send({ local: { va: memory.va, length: 65 } }),
+      dmaError('EINVAL', /longer than the posted receive/),
+    );
     await session.ended;
     await leave();
     assert.ok((await move('send')).document.ok);
