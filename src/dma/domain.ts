@@ -561,7 +561,7 @@ export class Domain {
   }
 
   #reservePiece(plan: Plan, piece: PlannedPiece): Entry {
-    const iova = this.#reserveIova(plan.area, piece);
+    const iova = this.#reserveIova(plan, piece);
     if (iova === undefined) throw this.#noIova(plan, piece);
     const entry = new Entry(plan.area, piece.va, iova, piece.length, plan.access, plan.region);
     this.#ledger.add(entry);
@@ -569,16 +569,22 @@ export class Domain {
   }
 
   /** The IOVA of a piece: the given one, else the VA if that is free, else the lowest that is free. */
-  #reserveIova(area: Area, { va, length, iova }: PlannedPiece): Iova | undefined {
+  #reserveIova({ area, iovaAlign }: Plan, { va, length, iova }: PlannedPiece): Iova | undefined {
     const { granule, iova: chosenBy } = this.#constraints;
     const wish = iova ?? (Number(va) as Iova);
     // A requested IOVA is always given. Otherwise IOVAs that another area has just left are held back.
     const tenant = iova === undefined ? area : undefined;
     // If IOVAs are ignored there are no windows to allocate from: they are VAs, and the ledger keeps those apart.
-    if (chosenBy === 'ignored' || this.#allocator.take(wish, length, tenant)) return wish;
+    const fits = wish % iovaAlign === 0;
+    if (chosenBy === 'ignored' || (fits && this.#allocator.take(wish, length, tenant))) return wish;
     if (iova !== undefined) return undefined;
     // Pages at multiples of their size need fewer entries in the tables of an IOMMU.
-    return this.#allocator.allocate(length, granule, isMultiple(va, area.pageSize) ? area.pageSize : granule);
+    const least = Math.max(granule, iovaAlign);
+    return this.#allocator.allocate(
+      length,
+      least,
+      isMultiple(va, area.pageSize) ? Math.max(least, area.pageSize) : least,
+    );
   }
 
   #unreserve(entry: Entry, now = this.#now()): void {
@@ -599,7 +605,7 @@ export class Domain {
       operation,
       range,
       device,
-      reason: `no ${formatSize(piece.length)} of IOVAs are free in one piece`,
+      reason: `no ${formatSize(piece.length)} of IOVAs are free in one piece${plan.iovaAlign > 1 ? ` at a multiple of ${hex(plan.iovaAlign)}` : ''}`,
       hint: `${formatSize(freeBytes)} are free, at most ${formatSize(largestFree)} in one piece, and ${formatSize(heldBackBytes)} held back; the windows are ${this.#windows.map(String).join(', ')}: unmap what the device does not need, or map less of it at a time`,
     });
   }

@@ -8,7 +8,17 @@ import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { Origin } from '../origin.js';
 import { Range } from '../ranges.js';
-import { alignUp, formatSize, hex, isAddress, type Iova, type IovaLike, type Va, type VaLike } from '../units.js';
+import {
+  alignUp,
+  formatSize,
+  hex,
+  isAddress,
+  isPowerOfTwo,
+  type Iova,
+  type IovaLike,
+  type Va,
+  type VaLike,
+} from '../units.js';
 import {
   LOCAL,
   type DmaAccess,
@@ -35,6 +45,11 @@ export interface MapOptions {
    * else from the domain's allocator.
    */
   readonly iova?: IovaLike;
+  /**
+   * bytes, a power of two: the IOVA of the first byte is a multiple of it. For devices that need their rings or tables aligned. If
+   * the IOVA can not be chosen (an IOVA table, devices that use VAs) it has to be a multiple already. Default: the domain's granule.
+   */
+  readonly iovaAlign?: number;
   /** What the device may do. Default `read-write`; `read` for memory that is not writable. */
   readonly access?: DmaAccess;
   /**
@@ -47,7 +62,13 @@ export interface MapOptions {
 }
 
 /** @internal */
-export const MAP_OPTIONS: Shape<MapOptions> = { iova: 'number', access: 'any', remote: 'any', paging: 'any' };
+export const MAP_OPTIONS: Shape<MapOptions> = {
+  iova: 'number',
+  iovaAlign: 'number',
+  access: 'any',
+  remote: 'any',
+  paging: 'any',
+};
 
 /**
  * Reads the target of map or unmap once. @throws DmaError EINVAL if it is not a target, or its IOVA has another type
@@ -105,6 +126,8 @@ export interface Plan {
   readonly area: Area;
   readonly access: DmaAccess;
   readonly region: RegionTraits;
+  /** bytes; 1 if any IOVA will do */
+  readonly iovaAlign: number;
   /** An identical mapping, if it exists: its entries are shared, and `pieces` are not needed. */
   readonly shared: Claim | undefined;
   /** Empty if {@link piecesOfTable} is to find and check them one after another: there may be one per page. */
@@ -143,8 +166,10 @@ export function planMapping(books: Books, request: MapRequest, when: 'now' | 'la
   if (constraints.iova !== 'ignored') for (const piece of pieces) mustBeInWindows(books, piece, refuse, area);
 
   const planned = isLater ? area.iovaAt(range.start) : pieces[0].iova;
+  const { iovaAlign = 1 } = options;
+  if (planned !== undefined && planned % iovaAlign !== 0) throw notAligned(books, planned, iovaAlign, refuse);
   const wanted = iova ?? (constraints.iova === 'ignored' ? undefined : planned);
-  const shared = findSame(books.ledger, range, { access, region, iova: wanted }, refuse);
+  const shared = findSame(books.ledger, range, { access, region, iova: wanted, iovaAlign }, refuse);
   // A device that joined later may reach fewer addresses than those before it.
   if (shared !== undefined && constraints.iova !== 'ignored')
     for (const entry of shared.entries) mustBeInWindows(books, entry, refuse);
@@ -152,7 +177,7 @@ export function planMapping(books: Books, request: MapRequest, when: 'now' | 'la
     for (const piece of pieces) mustBeFree(books.ledger, piece, refuse);
     checkLimits(books, pieces.length, region.paging === 'pinned' ? range.length : 0, refuse);
   }
-  return { operation, device, range, area, access, region, shared, pieces, origin };
+  return { operation, device, range, area, access, region, iovaAlign, shared, pieces, origin };
 }
 
 /**
@@ -224,7 +249,7 @@ function mayWrite(remote: RemoteAccess): boolean {
 }
 
 /** @throws EINVAL for an unknown word */
-function checkWords({ access, remote, paging }: MapOptions, refuse: Refuse): void {
+function checkWords({ access, remote, paging, iovaAlign = 1 }: MapOptions, refuse: Refuse): void {
   const check = (what: string, value: string | undefined, words: readonly string[]): void => {
     if (value !== undefined && !words.includes(value))
       throw refuse('EINVAL', `there is no ${what} ${show(value)}`, `it is ${words.join(', ')}`);
@@ -232,6 +257,24 @@ function checkWords({ access, remote, paging }: MapOptions, refuse: Refuse): voi
   check('access', access, ACCESSES);
   check('remote access', remote, REMOTES);
   check('paging', paging, PAGINGS);
+  if (iovaAlign !== 1 && !(isAddress(iovaAlign) && isPowerOfTwo(iovaAlign)))
+    throw refuse('EINVAL', `IOVAs can not be aligned to ${show(iovaAlign)} bytes`, 'iovaAlign is a power of two');
+}
+
+/** For an IOVA that was asked for, or can not be chosen. */
+function notAligned(books: Books, iova: Iova, iovaAlign: number, refuse: Refuse): DmaError {
+  const reason = `the IOVA ${hex(iova)} is not a multiple of ${hex(iovaAlign)}`;
+  return takesVas(books)
+    ? refuse(
+        'EINVAL',
+        `${habitOf(books)}: ${reason}`,
+        `external.allocate(length, { align: ${iovaAlign} }) gives memory whose VA is`,
+      )
+    : refuse(
+        'EINVAL',
+        reason,
+        'leave iovaAlign out, or give another IOVA; memory with an IOVA table has the IOVAs of the table',
+      );
 }
 
 /** @throws EINVAL if it is not an IOVA, or the range would exceed 2^53 */
@@ -375,7 +418,7 @@ function mustBeInWindows({ windows, name }: Books, piece: PlannedPiece, refuse: 
 function findSame(
   ledger: Ledger,
   range: Range<Va>,
-  { access, region, iova }: Pick<Plan, 'access' | 'region'> & Pick<MapOptions, 'iova'>,
+  { access, region, iova, iovaAlign }: Pick<Plan, 'access' | 'region' | 'iovaAlign'> & Pick<MapOptions, 'iova'>,
   refuse: Refuse,
 ): Claim | undefined {
   const other = ledger.overlappingVa(range.start, range.length);
@@ -390,6 +433,8 @@ function findSame(
   if (claim.region.paging !== region.paging) throw inTheWay(other, `it is asked for ${region.paging}, but is`, refuse);
   if (iova !== undefined && claim.entries[0].iova !== iova)
     throw inTheWay(other, `it is asked for at IOVA ${hex(iova)}, but is`, refuse);
+  if (claim.entries[0].iova % iovaAlign !== 0)
+    throw inTheWay(other, `it is asked for at a multiple of ${hex(iovaAlign)}, but is`, refuse);
   return claim;
 }
 
