@@ -18,6 +18,7 @@ import { openPlatform } from './platform/open.js';
 import { portablePlatform } from './platform/portable.js';
 import type { Platform } from './platform/ports.js';
 import { KiB, type Iova } from './units.js';
+import { deviceModel } from './vfio-user/devices/catalog.js';
 import { EDU_COMMAND, EDU_REGISTER } from './vfio-user/devices/edu-layout.js';
 import type { ModelFactory } from './vfio-user/devices/model.js';
 
@@ -241,7 +242,8 @@ describe('names of software devices', () => {
 
   it('what a device asks for past all addresses is refused', async () => {
     await using eal = await Eal.start();
-    const device = await eal.probe('bus=vdev,name=edu0,dma-mask=53/driver=raw');
+    eal.vdev.define('wide-edu', deviceModel('edu', { dmaMaskBits: 53 }));
+    const device = await eal.probe('bus=vdev,name=wide-edu0/driver=raw');
     const registers = device.use(rawDriver).registers(0);
     registers.write64(EDU_REGISTER.DMA_SOURCE, 2 ** 53 - 1);
     registers.write64(EDU_REGISTER.DMA_DESTINATION, 0x40000);

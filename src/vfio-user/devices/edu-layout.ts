@@ -73,8 +73,8 @@ export const EDU_DMA_MASK_BITS = 28;
 export function eduMaskBits(args: ReadonlyMap<string, string>): number {
   const text = args.get('dma-mask');
   const bits = text === undefined ? EDU_DMA_MASK_BITS : Number(text);
-  if (Number.isInteger(bits) && bits >= 12 && bits <= 53) return bits;
+  if (Number.isInteger(bits) && bits >= 12 && bits <= 52) return bits;
   throw invalid('open', `there is no dma-mask=${text}`, {
-    hint: `it is a number of address bits from 12 to 53, ${EDU_DMA_MASK_BITS} when left out`,
+    hint: `it is a number of address bits from 12 to 52, ${EDU_DMA_MASK_BITS} when left out`,
   });
 }
