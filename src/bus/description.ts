@@ -1,6 +1,4 @@
-/** What a bus or a device says of itself, as plain data: `anydma devices` prints it, for people or for programs. */
-
-/** See the head of the file. */
+/** What a bus or a device says about itself, as plain data: `anydma devices` prints it, for people or for programs. */
 export interface Description {
   /** Fields for programs; they become part of the JSON document. Names that the document has already are not taken. */
   readonly document: Readonly<Record<string, unknown>>;

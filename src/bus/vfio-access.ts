@@ -41,7 +41,7 @@ export interface VfioLike {
 /** VFIO_PCI_INTX_IRQ_INDEX and on (include/uapi/linux/vfio.h). */
 const IRQ_INDEX: Record<InterruptKind, number> = { intx: 0, msi: 1, msix: 2 };
 
-/** See the head of the file. */
+/** Registers, configuration space and interrupts of one device. */
 export class VfioAccess implements DeviceAccess {
   readonly regions: readonly RegionInfo[];
   readonly #platform: Platform;

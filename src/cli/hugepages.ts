@@ -47,28 +47,32 @@ export const hugepages: CommandSpec<HugePagesOptions> = {
   name: 'hugepages',
   summary: 'show, reserve and release hugepages, and mount hugetlbfs',
   description: paragraphs(
-    `Shows the hugepages that there are, and where their file system is mounted. Options change that, as those of
-    dpdk-hugepages.py do; this takes root, and stays until it is changed again or the machine starts anew. Whatever their
-    order, it is done in this one: clear, unmount, reserve, mount, show.`,
-    `anydma needs no mount: without one it keeps hugepages in memfds.`,
+    `Shows the hugepages of the machine, and where their file system is mounted. Options change that, like those of
+    dpdk-hugepages.py; this needs root, and lasts until the next change or reboot. The order is always: clear, unmount, reserve,
+    mount, show.`,
+    `anydma does not need a mount: without one it uses memfds.`,
   ),
   options: (command) =>
     command
-      .option('-s, --show', 'show what there is, also after a change')
-      .option('-c, --clear', 'give up the hugepages: all, or those of --pagesize and --node')
+      .option('-s, --show', 'show the result, also after a change')
+      .option('-c, --clear', 'release the hugepages: all, or those of --pagesize and --node')
       .option('-u, --unmount', 'unmount the file system')
-      .option('-r, --reserve <size>', 'have so much memory in hugepages, on each NUMA node or on --node', sizeValue)
+      .option('-r, --reserve <size>', 'set the memory in hugepages, on each NUMA node or on --node', sizeValue)
       .option('-m, --mount', 'mount the file system')
       .addOption(
-        new Option('--setup <size>', 'clear, unmount, reserve so much, and mount')
+        new Option('--setup <size>', 'clear, unmount, reserve this much, and mount')
           .argParser(sizeValue)
           .conflicts('reserve'),
       )
-      .option('-p, --pagesize <size>', "which size of hugepages; default: the kernel's, of --clear all", sizeValue)
-      .option('-n, --node <n>', 'which NUMA node; default: each', integerValue(0, 65_535))
+      .option(
+        '-p, --pagesize <size>',
+        "size of the hugepages; default: the kernel's default size; for --clear: all sizes",
+        sizeValue,
+      )
+      .option('-n, --node <n>', 'the NUMA node; default: every node', integerValue(0, 65_535))
       .option('-d, --directory <path>', `where to mount or unmount; default: ${DIRECTORY}`)
-      .option('-U, --user <uid>', 'number of the user who is to own the directory', identity)
-      .option('-G, --group <gid>', 'number of the group that is to own the directory', identity),
+      .option('-U, --user <uid>', 'number of the user who owns the directory', identity)
+      .option('-G, --group <gid>', 'number of the group that owns the directory', identity),
   examples: [
     ['anydma hugepages', 'shows hugepages and mounts'],
     ['anydma hugepages --reserve 1G', 'reserves 1 GiB on each NUMA node'],

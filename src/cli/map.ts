@@ -61,12 +61,12 @@ export const map: CommandSpec<MapCommandOptions> = {
   name: 'map',
   summary: 'map memory for a device, say what happened, and unmap it',
   description: paragraphs(
-    `Takes memory so that the device can reach it, tells what came of it, and takes it from the device. It works on any
-    device that anydma can open; of vfio-user servers it needs nothing but the protocol.`,
+    `Maps memory for a device, reports the result, and unmaps it. It works with every device that anydma can open, and with every
+    server of vfio-user.`,
     DEVICE_KEYS_TEXT,
     MODES_TEXT,
     TIMES_TEXT,
-    `ENTRIES are mapping entries of the device's domain that were made for it: none where the device could reach it already.`,
+    `ENTRIES is the number of mapping entries that were added to the device's domain; 0 if the device could reach the memory already.`,
   ),
   options: (command) =>
     command
@@ -88,7 +88,7 @@ export const map: CommandSpec<MapCommandOptions> = {
           'where memory comes from: memfd goes to the device by descriptor, anonymous is reached by messages (default: memfd)',
         ).choices(['memfd', 'anonymous']),
       )
-      .option('--count <n>', 'how many such pieces, one after the other', integerValue(1, 1_000_000), 1)
+      .option('--count <n>', 'number of such mappings, one after the other', integerValue(1, 1_000_000), 1)
       .addOption(iommuOption()),
   examples: [
     ['anydma map --device vfio-user:/tmp/edu.sock --size 64MiB', 'maps 64 MiB on the device that is served there'],

@@ -22,10 +22,10 @@ export const serve: CommandSpec<ServeOptions> = {
   name: 'serve',
   summary: 'serve an embedded device over vfio-user, to any client',
   description: paragraphs(
-    `Serves a device at a UNIX socket, to one client at a time, until it is interrupted. Clients are programs that use
-    anydma, QEMU, or whatever speaks vfio-user.`,
-    `When the device can be connected to, one line says so on standard output (with --json it is a document); clients that
-    come and go are told on standard error. The socket is removed at the end.`,
+    `Serves an emulated device on a UNIX socket, to one client at a time, until it is interrupted. Clients are programs that use
+    anydma, QEMU, and all others that speak vfio-user.`,
+    `When the server is ready, it prints one line on standard output (with --json, a document). It reports clients on standard
+    error. It removes the socket at the end.`,
   ),
   options: (command) =>
     command
@@ -35,10 +35,10 @@ export const serve: CommandSpec<ServeOptions> = {
           'copy: copies memory, by descriptor rings; edu: the teaching device of QEMU, with interrupts and DMA through 4 KiB',
         ).choices(DEVICE_NAMES),
       )
-      .requiredOption('--socket <path>', 'where the socket shall appear')
-      .option('--dma-mask <bits>', 'edu: bits of an IOVA that the device uses (default: 28)', integerValue(1, 53))
-      .option('--max-dma-maps <n>', 'mappings that a client may have at once', integerValue(1, 65535))
-      .option('--untrusted', 'touch nothing directly that a client can take away, not even of clients of this user')
+      .requiredOption('--socket <path>', 'path of the socket')
+      .option('--dma-mask <bits>', 'edu: number of IOVA bits that the device uses (default: 28)', integerValue(1, 53))
+      .option('--max-dma-maps <n>', 'most mappings that a client can have at a time', integerValue(1, 65535))
+      .option('--untrusted', 'do not map memory that a client could take away, not even of clients of this user')
       .option('--once', 'end when the first client leaves'),
   examples: [
     [

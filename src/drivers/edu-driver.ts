@@ -5,7 +5,7 @@ import { eduMaskBits } from '../vfio-user/devices/edu-layout.js';
 import { Edu } from './edu.js';
 
 /** Its keys, for help pages. */
-export const EDU_KEYS = 'Devices of the kind edu take dma-mask=BITS, the address bits that they use (28).';
+export const EDU_KEYS = 'edu devices take dma-mask=BITS, the number of address bits that they use (28).';
 
 /** The driver of QEMU's teaching device, on any bus. */
 export const eduDriver: Driver<Edu> = {

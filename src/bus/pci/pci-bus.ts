@@ -32,7 +32,7 @@ export interface PciBusOptions {
 }
 
 /**
- * See the head of the file. Key of device names: `container=NAME`, the container that the device is put into; without it,
+ * The bus `pci`. Key of device names: `container=NAME`, the container that the device is put into; without it,
  * the default one. Devices of one container share what is mapped.
  */
 export class PciBus implements Bus {

@@ -7,7 +7,7 @@ import { describeRdma } from './facts.js';
 import { openRdma } from './open-rdma.js';
 
 /**
- * See the head of the file. It tells no address space: the driver does.
+ * The bus `rdma`. The address space comes from the driver.
  */
 export class RdmaBus implements Bus {
   readonly name = 'rdma';

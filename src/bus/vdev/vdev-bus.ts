@@ -17,8 +17,7 @@ export interface VdevSpace {
 }
 
 /** Its keys, for help pages. */
-export const VDEV_KEYS = `vdev:NAME takes iommu=emulated|identity, whether an IOMMU of its own translates what the device uses
-  (emulated).`;
+export const VDEV_KEYS = `vdev:NAME takes iommu=emulated|identity: an IOMMU of its own, or none (emulated).`;
 
 /** What the bus is made of. */
 export interface VdevBusOptions {
@@ -30,7 +29,7 @@ export interface VdevBusOptions {
   readonly gate?: Gate;
 }
 
-/** See the head of the file. Names are letters and dashes, which say the kind, and then a number. */
+/** The bus `vdev`. Names are letters and dashes, which say the kind, and then a number. */
 export class VdevBus implements Bus {
   readonly name = 'vdev';
   readonly keys = ['iommu', 'dma-mask'];

@@ -21,10 +21,10 @@ import { VfioAccess } from '../vfio-access.js';
 import { enableFunction } from './enable-function.js';
 
 /** Its keys, for help pages; docs/vfio-user.md has more. */
-export const VFIO_USER_KEYS = `vfio-user:PATH takes timeout=MS for connecting and for each call (5000);
-  mmap=auto|trust|sealed|never, which registers are mapped: with auto those of servers of this user and of root, and the rest is
-  reached by messages, some 100 us each; share=always|never, whether the server gets descriptors of memory, by which it reaches the
-  whole file for good, or asks for each access; and user=NUMBER, whose server it has to be.`;
+export const VFIO_USER_KEYS = `vfio-user:PATH takes timeout=MS, for connecting and for each call (5000);
+  mmap=auto|trust|sealed|never, which registers are mapped: auto maps those of servers of this user and of root, and all others are
+  accessed by messages (about 100 us each); share=always|never, whether the server gets file descriptors of memory, which give it
+  the whole file for good, or asks for each access; user=NUMBER, the user that must run the server.`;
 
 /** What the bus is made of. */
 export interface VfioUserBusOptions {

@@ -89,15 +89,15 @@ export const demo: CommandSpec<DemoOptions> = {
   name: 'demo',
   summary: 'show the whole way of memory to a device: map, copy by the device, verify, unmap',
   description: paragraphs(
-    `Starts a device in a process of its own and lets it copy memory of this process: takes the memory so that the device
-    can reach it, has the device copy it into memory of the same mode, compares SHA-256 of both ends, and takes it from the
-    device. Then the device tries once more: it is refused, and anydma tells which mapping used to be there.`,
+    `Starts an emulated device in another process. Maps memory for it, lets it copy that memory to other memory, compares the
+    SHA-256 of both, and unmaps them. Then the device tries again: its access is refused, and anydma explains which mapping was
+    at that address before.`,
     MODES_TEXT,
     TIMES_TEXT,
-    `GB/s is of the second copy: during the first one the device's process meets each page for the first time.`,
-    `With --device, a device of your choice copies: a copy engine, or QEMU's edu device behind a real IOMMU. That one copies
-    a few KiB a second, so that it copies 8 KiB unless --size says more; and it does not notice when an access fails, which
-    shows in the memory and, where the kernel's log can be read, in that.`,
+    `GB/s is measured on the second copy: the first one also faults the pages into the device's process.`,
+    `With --device, another device copies: a copy engine, or QEMU's edu device behind a real IOMMU. edu copies a few KiB per
+    second, so the default size is 8 KiB. It does not report a failed access: the memory shows that nothing was copied, and the
+    kernel's log, if it is readable, has the fault.`,
     DEVICE_KEYS_TEXT,
   ),
   options: (command) =>
@@ -108,11 +108,8 @@ export const demo: CommandSpec<DemoOptions> = {
         ),
       )
       .addOption(modeOption())
-      .option(
-        '--file <path>',
-        'copy this file too, as external memory; it is only read, and must not be made shorter meanwhile',
-      )
-      .option('--device <name>', 'let this device copy; default: start one in a process of its own')
+      .option('--file <path>', 'also copy this file, as external memory; it is only read; do not truncate it meanwhile')
+      .option('--device <name>', 'let this device copy; default: start one in another process')
       .addOption(iommuOption()),
   examples: [
     ['anydma demo', 'copies 64 MiB by an embedded device in another process'],

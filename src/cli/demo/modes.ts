@@ -26,14 +26,13 @@ export type ModeChoice = Mode | 'all';
 const HEAP = 'demo';
 
 /** What each mode is, for help pages. */
-export const MODES_TEXT = `Modes: external is memory of the program's, which it registers and maps for the device itself
-  (external.allocateAsync, dmaMapAsync). heap is such memory given to a heap, which the library maps for every device, and hands out
-  in blocks (heaps.addMemoryAsync, malloc). owned is memory of the library's own, which every device can reach already
-  (mallocAsync): nothing is left to map.`;
+export const MODES_TEXT = `Modes: external is memory of the program, which registers it and maps it for the device (external.allocateAsync,
+  dmaMapAsync). heap is memory of the program that was added to a heap: the library maps it for every device and allocates blocks from it
+  (heaps.addMemoryAsync, malloc). owned is memory of the library, mapped for every device already (mallocAsync).`;
 
 /** What is measured in each mode, for help pages. */
-export const TIMES_TEXT = `MAP TIME is of dmaMapAsync for external memory; for heap and owned it is of getting a block ready
-  (addMemoryAsync and malloc, or mallocAsync alone), with all the mapping that the library does for it.`;
+export const TIMES_TEXT = `MAP TIME is the time of dmaMapAsync for external memory; for heap and owned it is the time to get a block
+  (addMemoryAsync and malloc, or mallocAsync), including the mapping that the library does.`;
 
 /** `--mode`, which is `external` unless it is given. */
 export function modeOption(): Option {

@@ -25,26 +25,28 @@ export const bind: CommandSpec<BindCommandOptions> = {
   name: 'bind <device...>',
   summary: 'give PCI devices to vfio-pci, so that programs can use them',
   description: paragraphs(
-    `Gives PCI devices to a kernel driver: to vfio-pci, which hands them to programs, unless --driver says another. A device
-    is named by its address, with or without the domain; by its network interface; or by a shell-style pattern, which leaves
-    bridges out. This takes root, and stays until "anydma unbind" or until the machine starts anew.`,
-    `A device that is in use is refused, and by whom it is used is said: mounted file systems, swap, arrays and volumes upon its
-    disks, routes and addresses of its interfaces, the console, programs that have it open, virtual functions. So is one of which
-    that can not be told. --force takes it all the same, and what was not written is lost then. --dry-run only says what would
-    be done, and why not.`,
-    `A device that has the driver already is left as it is. When the driver does not take a device, the driver that had it gets
-    it back. What fails for one device is done for the others all the same, except within one IOMMU group with --group; the exit
-    status is 1 then.`,
+    `Binds PCI devices to a kernel driver: vfio-pci, which hands them to programs, or the one that --driver names. A device is
+    named by its address, with or without the domain, by its network interface, or by a shell-style pattern, which skips bridges.
+    This needs root, and lasts until "anydma unbind" or a reboot.`,
+    `A device in use is refused, and the message says by what: mounted file systems, swap, arrays and volumes on its disks,
+    routes and addresses of its interfaces, the console, programs that have it open, virtual functions. A device is also refused if
+    its uses can not be determined. --force takes it anyway: unwritten data is lost then. --dry-run changes nothing, and says what
+    would be done, and why not.`,
+    `A device that has the driver already is not changed. If the driver does not accept a device, the previous driver gets it
+    back. If one device fails, the others are still done, except within one IOMMU group with --group; the exit status is 1 then.`,
   ),
   options: (command) =>
     command
-      .option('-b, --driver <name>', 'the driver that shall have them; none: no driver at all', 'vfio-pci')
-      .option('--force', 'take devices away even when they are in use, or when that can not be told')
-      .option('-n, --dry-run', 'change nothing: say what would be done, and why not')
-      .option('--group', 'all members of their IOMMU groups, which can only be used together')
-      .option('-U, --uid <user>', 'who is to own the device files of VFIO: the name of a user, or the number')
-      .option('-G, --gid <group>', 'the group that is to own the device files of VFIO: its name, or its number')
-      .option('--noiommu-mode', 'without an IOMMU: switch the mode on that protects nothing, and taints the kernel'),
+      .option('-b, --driver <name>', 'the driver to bind to; none: no driver', 'vfio-pci')
+      .option('--force', 'also take devices that are in use, or whose use can not be determined')
+      .option('-n, --dry-run', 'change nothing; say what would be done, and why not')
+      .option('--group', 'bind all members of their IOMMU groups, which can only be used together')
+      .option('-U, --uid <user>', 'owner of the device files of VFIO: name or number of a user')
+      .option('-G, --gid <group>', 'group of the device files of VFIO: name or number')
+      .option(
+        '--noiommu-mode',
+        'without an IOMMU: switch on no-IOMMU mode, which protects nothing and taints the kernel',
+      ),
   examples: [
     ['anydma bind 0000:00:02.0', 'gives one device to vfio-pci'],
     ['anydma bind --dry-run 0000:00:02.0', 'says whether that would work, and what is in the way'],

@@ -31,11 +31,11 @@ export const devices: CommandSpec<DevicesOptions> = {
   name: 'devices',
   summary: 'list buses, drivers and devices; with --device, show all about some',
   description: paragraphs(
-    `Lists the buses and drivers that there are, and the PCI devices of the machine by kind: which kernel driver has each,
-    its IOMMU group, who shares that, its NUMA node, and whether it can be used now; below, what to do for those that can
-    not. Looking changes nothing, and takes no privileges.`,
-    `With --device, devices of any bus are probed, and shown with their ids, regions, interrupts, and what holds for
-    mapping memory on them. Probing a device gives it to its driver, which may reset it.`,
+    `Lists the buses and drivers, and the PCI devices of the machine by kind: kernel driver, IOMMU group, other members of the
+    group, NUMA node, and whether the device is usable now; below the list, what to do for those that are not. This changes nothing
+    and needs no privileges.`,
+    `With --device, the named devices of any bus are probed and shown with their ids, regions, interrupts, and the limits of
+    mapping memory for them. Probing gives a device to its driver, which may reset it.`,
     DEVICE_KEYS_TEXT,
   ),
   options: (command) =>

@@ -15,17 +15,17 @@ export const unbind: CommandSpec<UnbindCommandOptions> = {
   name: 'unbind <device...>',
   summary: "give PCI devices back to the kernel's own drivers",
   description: paragraphs(
-    `Takes PCI devices from vfio-pci, and its like, and lets the kernel choose a driver for each as it does when the machine
-    starts. A device that such a driver has is left as it is. Devices are named as for "anydma bind"; "anydma bind --driver
-    none" leaves a device without any driver. This takes root.`,
-    `A device that a program has open is refused, unless --force is given: then the program is asked to give it back, and the
-    command waits until it has. A device that VFIO takes again, because it was told to take all with that id, is told as an
-    error. --dry-run only says what would be done, and why not.`,
+    `Unbinds PCI devices from vfio-pci and similar drivers, and lets the kernel choose a driver for each, as at boot. A device
+    that has such a driver is not changed. Devices are named as for "anydma bind"; "anydma bind --driver none" leaves a device
+    without a driver. This needs root.`,
+    `A device that a program has open is refused. With --force the kernel asks the program to give it back, and the command
+    waits until it does. It is an error if VFIO takes the device again, because it was told to take all devices with that id.
+    --dry-run changes nothing, and says what would be done, and why not.`,
   ),
   options: (command) =>
     command
-      .option('--force', 'take devices away even when programs have them open, or when that can not be told')
-      .option('-n, --dry-run', 'change nothing: say what would be done, and why not'),
+      .option('--force', 'also take devices that programs have open, or whose use can not be determined')
+      .option('-n, --dry-run', 'change nothing; say what would be done, and why not'),
   examples: [
     ['anydma unbind 0000:00:02.0', 'gives a device back to the kernel'],
     ["anydma unbind '0000:81:*'", 'all of a bus that programs could use'],

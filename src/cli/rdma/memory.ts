@@ -3,7 +3,7 @@ import type { DmaAccess } from '../../index.js';
 import type { ExtraRegion, RdmaDevice } from '../../entry/rdma.js';
 import { takeMemory, type Mode, type Reached, type Reacher } from '../demo/modes.js';
 
-/** See the head of the file. Disposing it takes it from peers and device, unless that was done, and gives it back. */
+/** Memory that peers can reach. Disposing it unmaps it if necessary, and frees it. */
 export interface Shared extends AsyncDisposable {
   readonly memory: Reached;
   /** What peers name it by. */

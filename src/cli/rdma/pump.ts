@@ -51,7 +51,7 @@ export interface FailedRequest {
   readonly isByPeer: boolean;
 }
 
-/** See the head of the file. The queue pair is its alone, and closed before the memory goes. */
+/** Moves blocks over one queue pair, which it owns and closes before the memory is freed. */
 export class Pump {
   readonly #pair: QueuePair;
   readonly #flow: Flow;
