@@ -58,7 +58,7 @@ export interface Bus {
   parse(name: string): string | undefined;
   /** Can its devices be put into a container that the program chooses? Default: no. */
   readonly takesContainers?: boolean;
-  /** How its devices are called, for who got a name wrong: a clause. */
+  /** What names of its devices look like, for the hint about a wrong name: a clause. */
   readonly naming?: string;
   /**
    * Does `parse` take names that say nothing of the bus? Then a name without a bus can be meant otherwise, and other buses are

@@ -646,7 +646,7 @@ function isGuess(spec: DeviceSpec, bus: Bus): boolean {
 
 /** What a bus said of a name that need not have been meant for it. */
 function unnamed(error: DmaError, name: string, bus: Bus): DmaError {
-  const reason = `"${name}" names no bus, and as a device of ${bus.name} it can not be had: ${error.reason}`;
+  const reason = `"${name}" names no bus, and as a device of ${bus.name} it can not be opened: ${error.reason}`;
   return error.with({ operation: 'probe', device: undefined, reason, hint: WRITE_BUS, cause: error });
 }
 

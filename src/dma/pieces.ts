@@ -24,7 +24,7 @@ export function isLook(count: number): boolean {
   return count % PIECES_A_LOOK === 0;
 }
 
-/** Gets the pages of a piece. Never rejects: what pages can not be had, the call that pins them says better. */
+/** Faults in the pages of a piece. Never rejects: the call that pins them has the better error. */
 export async function getPages(
   pages: Pick<MemoryPort, 'populateAsync'>,
   va: Va,

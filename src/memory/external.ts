@@ -73,9 +73,8 @@ export interface AllocateOptions extends Omit<RegisterOptions, 'pageSize' | 'nod
 /** Whether pages are there from the start. */
 export interface PopulateOptions {
   /**
-   * Get every page now? Default true: what is not there is an error. With false, pages come when they are touched, which is
-   * for memory that is much larger than what is used of it: a page that can not be had then ends the process (SIGBUS, or
-   * the kernel for want of memory).
+   * Allocate every page now? Default true: a missing page is an error. With false, pages are allocated when they are touched, for
+   * memory of which only a small part is used: if there is no page then, the process ends (SIGBUS, or the kernel's OOM killer).
    */
   readonly populate?: boolean;
 }
@@ -410,7 +409,7 @@ export class External {
    * @internal @param changed told after every registration and removal
    * @param origins note where each was registered? Default: as `DomainOptions.origins`
    * @param gate asked before each registration
-   * @param running who gives up what goes on for long. Default: nobody
+   * @param running ends long work when the Eal stops. Default: nothing does
    */
   constructor(
     platform: Platform,
@@ -449,7 +448,7 @@ export class External {
    * @param length bytes
    * @throws DmaError EINVAL for an impossible length, page size, alignment, node or table; ENOMEM when the system has no such memory, with
    *   what it has; EMFILE when the process has no descriptor left, of which each memfd takes one; ENOTSUP where memory of that
-   *   kind can not be had, such as hugepages of a size there is not
+   *   kind is not available, such as hugepages of a size that the machine does not have
    */
   allocate(length: number, asked?: AllocateOptions): ExternalMemory {
     const operation = 'external.allocate';

@@ -43,7 +43,7 @@ export interface ClientOptions {
    */
   readonly share?: ShareChoice;
   /**
-   * Number of the user who has to be at the other end (EACCES). Default: anybody, but where others may write to the folder of
+   * Number of the user that must run the server (else EACCES). Default: anybody, but where others may write to the folder of
    * the socket, this user or root.
    */
   readonly user?: number;

@@ -382,7 +382,7 @@ describe('a device that is in use', () => {
     const { machine, binder } = inUse();
     const [a, b] = bind(binder, [A], { wholeGroup: true });
     assert.deepEqual([a.to, b.to, errorOf(a).code], ['e1000e', 'ahci', 'EBUSY']);
-    assert.match(errorOf(a).message, /0000:00:03\.0 can not be had: it is in use: its disk sda/);
+    assert.match(errorOf(a).message, /0000:00:03\.0 can not be taken: it is in use: its disk sda/);
     assert.deepEqual(machine.writes, []);
   });
 

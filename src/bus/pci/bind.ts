@@ -168,7 +168,7 @@ export class PciBinder {
       const { code, hint, reason } = culprit.error;
       return {
         ...plan,
-        error: this.#refused(fn, code, `of its IOMMU group, ${culprit.address} can not be had: ${reason}`, hint),
+        error: this.#refused(fn, code, `of its IOMMU group, ${culprit.address} can not be taken: ${reason}`, hint),
       };
     });
   }
@@ -210,7 +210,7 @@ export class PciBinder {
     });
   }
 
-  /** Modules that could drive a function, for who wonders why no driver took it. */
+  /** Modules that could drive a function, for the hint if no driver took it. */
   modulesFor({ modalias }: PciFunction): string[] {
     return this.#modules.forModalias(modalias);
   }
@@ -280,7 +280,7 @@ export class PciBinder {
     this.#override(address, undefined);
   }
 
-  /** Its disks are nobody else's until this is disposed of. @throws DmaError as `bind` for who uses it */
+  /** Claims its disks until this is disposed of. @throws DmaError as `bind`, if something uses it */
   #claim(fn: PciFunction): Disposable {
     const claimed = new MachineUses(this.#kernel).claim(fn);
     const error = this.#refusal(fn, claimed);
@@ -289,7 +289,7 @@ export class PciBinder {
     throw error;
   }
 
-  /** The kernel took the command; this is what came of it. */
+  /** Checks what the kernel did with the command. */
   #mustHave(fn: PciFunction, driver: string | undefined): void {
     const now = this.#sysfs.driver(fn.address);
     if (now === driver) return;

@@ -22,7 +22,7 @@ type Groups = Readonly<Record<string, string | undefined>>;
 
 /** How one kind of IOMMU writes a fault. */
 interface Format {
-  /** Groups: `function` or `endpoint` for who it was, `iova`, `access` or `flags` */
+  /** Groups: `function` or `endpoint` for the device, `iova`, `access` or `flags` */
   readonly pattern: RegExp;
   readonly read: (groups: Groups) => DeviceFault | undefined;
 }

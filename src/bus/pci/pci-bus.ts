@@ -79,7 +79,7 @@ export class PciBus implements Bus {
         code: 'ENOTSUP',
         operation: 'open',
         device: `pci:${address}`,
-        reason: `PCI devices are opened through Linux's VFIO, which can not be had here: ${limitation}`,
+        reason: `PCI devices are opened through Linux's VFIO, which is not available here: ${limitation}`,
         hint: 'vdev devices work everywhere: "anydma demo" uses one',
       });
     const claimed = this.#openClaimed(address);

@@ -223,7 +223,7 @@ function part({ address }: PciFunction): string {
   return `/${address}/`;
 }
 
-/** So many are told of in one sentence. */
+/** How many uses one sentence names. */
 const MOST = 4;
 
 /** Uses as one clause. */

@@ -125,7 +125,7 @@ export class VdevBus implements Bus {
   }
 }
 
-/** `dma` that also tells why an access failed, other than for want of a mapping: models pass on codes of their own. */
+/** `dma` that also reports why an access failed, unless nothing was mapped: models have error codes of their own. */
 function telling(dma: DeviceDma, failed: (error: DmaError) => void): DeviceDma {
   const told = <T>(access: () => T): T => {
     try {

@@ -42,7 +42,7 @@ interface Connection {
 /**
  * Finds and opens these devices. Keys of device names: `timeout=MS` for each call and for connecting (default 5000), `mmap=` which
  * regions are mapped (`auto`, `trust`, `sealed`, `never`: see `ClientOptions.mmap`), `share=` whether it gets descriptors of memory
- * (`always`, `never`), `user=NUMBER` who has to serve.
+ * (`always`, `never`), `user=NUMBER` the user that must run the server.
  */
 export class VfioUserBus implements Bus {
   readonly name = 'vfio-user';

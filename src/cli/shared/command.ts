@@ -43,7 +43,7 @@ export interface CommandSpec<O extends object> {
   readonly options: (command: Command) => Command;
   /** What to type, and what that does. */
   readonly examples: readonly (readonly [line: string, what: string])[];
-  /** Does it. What it throws is told to the user, who gets exit status 1. */
+  /** Runs the command. If it throws, the error is printed and the exit status is 1. */
   readonly run: (options: O, context: CommandContext) => Promise<void>;
 }
 

@@ -555,7 +555,7 @@ export class Heap {
     return this.#rooms.reduce((sum, { allocator }) => sum + allocator.totalBytes, 0);
   }
 
-  // --- for who feeds it ---
+  // --- adding and removing memory ---
 
   /** @internal Adds memory, all of it free. */
   add(memory: HeapMemory): void {
@@ -752,7 +752,7 @@ export class Heap {
     return undefined;
   }
 
-  /** `request`, and what will do when it can not be had. Nothing grows to serve a wish of a heap over the user's memory. */
+  /** The request, then the alternatives if it can not be met. A heap over the user's memory never grows. */
   #alternatives(request: WishfulRequest): RoomRequest[] {
     const isWish = request.pageSizes !== undefined && (request.pageSizeHint || this.#options.grow === undefined);
     return isWish ? [request, { ...request, pageSizes: undefined }] : [request];
