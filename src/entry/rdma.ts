@@ -11,15 +11,11 @@ export type { MemoryWindow, WindowBinding } from '../rdma/memory-window.js';
 export type {
   ConnectAsyncOptions,
   ConnectOptions,
-  Destination,
-  LocalMemory,
-  PeerExplainer,
-  QueuePair,
   QueuePairAddress,
   QueuePairOptions,
-  Received,
-  RemoteMemory,
-} from '../rdma/queue-pair.js';
+} from '../rdma/queue-pair-options.js';
+export type { Destination, LocalMemory, PeerExplainer, Received, RemoteMemory } from '../rdma/queue-pair-requests.js';
+export type { QueuePair } from '../rdma/queue-pair.js';
 export { ReceiveRing, type ReceiveRingOptions, type RingMessage } from '../rdma/receive-ring.js';
 export { completionStatusName, Completions, ReceiveRequests, SendRequests } from '../platform/rdma/verbs-work.js';
 export type { VerbsAsyncEvent, VerbsDevice, VerbsDeviceAttributes } from '../platform/rdma/verbs-types.js';

@@ -10,7 +10,8 @@ import { DmaError, errorCode, type ErrorCode, invalid, throwFirst, undoAll, with
 import type { CmAddress, CmEvent, CmId, CmParameters } from '../platform/rdma/rdma-cm-port.js';
 import { IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/rdma/abi/queues.js';
 import type { RdmaContext } from './context.js';
-import { checkTimes, QueuePair, type ConnectOptions } from './queue-pair.js';
+import { checkTimes, type ConnectOptions } from './queue-pair-options.js';
+import { QueuePair } from './queue-pair.js';
 import { thrown } from '../show.js';
 import { clearTimeout, setTimeout } from '../timers.js';
 

@@ -22,14 +22,9 @@ import { DmaError, errorCode, invalid, isDmaError, isErrorCode, type ErrorCode }
 import { isAddress } from '../units.js';
 import { connectByManager, RdmaListener } from './connect-cm.js';
 import { Lines } from './lines.js';
-import {
-  checkAddress,
-  isKey,
-  type PeerExplainer,
-  QueuePair,
-  type QueuePairAddress,
-  type RemoteMemory,
-} from './queue-pair.js';
+import { checkAddress, type QueuePairAddress } from './queue-pair-options.js';
+import { isKey, type PeerExplainer, type RemoteMemory } from './queue-pair-requests.js';
+import { QueuePair } from './queue-pair.js';
 import { thrown } from '../show.js';
 import { clearTimeout, now, setTimeout } from '../timers.js';
 

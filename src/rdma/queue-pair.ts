@@ -6,12 +6,12 @@
  * Use all queue pairs of one completion queue in the same way.
  */
 import { randomInt } from 'node:crypto';
-import { isA, mustBe, mustBeObject, mustBeOneOf, mustBeWhole, optionsOf, reading, type Shape } from '../check.js';
+import { isA, mustBe, mustBeOneOf, mustBeWhole, optionsOf } from '../check.js';
 import type { DmaAccess, RemoteAccess } from '../dma/address-space.js';
 import type { Domain } from '../dma/domain.js';
 import { lostDevice } from '../dma/mapping.js';
-import { KeyCache, type KeyCacheOptions } from '../dma/key-cache.js';
-import { ACCESSES, REMOTES } from '../dma/plan.js';
+import { KeyCache } from '../dma/key-cache.js';
+import { ACCESSES } from '../dma/plan.js';
 import { DmaError, type DmaErrorDetails, invalid, isDmaError, throwFirst, undoAll, withUndo } from '../errors.js';
 import type {
   VerbsPath,
@@ -33,199 +33,41 @@ import {
 import { Range } from '../ranges.js';
 import { isAddress, type Va } from '../units.js';
 import { remoteFlags } from './access.js';
-import { AddressHandle } from './address-handle.js';
 import { completionError, isProtectionError, wasFlushed } from './completion-error.js';
-import { CompletionQueue, succeeded, type Promised } from './completion-queue.js';
+import type { CompletionQueue } from './completion-queue.js';
+import { succeeded, type Promised } from './completion-queue.js';
 import type { RdmaContext } from './context.js';
-import { isGid, isUnicast } from './gid.js';
+import { isUnicast } from './gid.js';
 import { MemoryWindow } from './memory-window.js';
 import { shortForm } from '../short-form.js';
-import { show, thrown } from '../show.js';
-
-/** Options of a queue pair. */
-export interface QueuePairOptions {
-  /** Reliable connection (the default), unreliable connection, unreliable datagrams. */
-  readonly type?: 'rc' | 'uc' | 'ud';
-  /**
-   * Queue of its completions. It must have room for all `sends` and `receives` of its queue pairs. Default: a queue of
-   * its own, closed with it.
-   */
-  readonly completions?: CompletionQueue;
-  /** Queue of receive completions. Default: `completions`. */
-  readonly receiveCompletions?: CompletionQueue;
-  /** Send requests that can be outstanding. Default 128, or the device's limit if less. */
-  readonly sends?: number;
-  /** Receives that can be posted. Default 128, or the device's limit if less. */
-  readonly receives?: number;
-  /** Most segments of a request. Default 1. */
-  readonly sendSges?: number;
-  readonly receiveSges?: number;
-  /**
-   * Messages up to this many bytes are copied into the request itself, so that the device need not fetch them. Default
-   * 0.
-   */
-  readonly inline?: number;
-  /** Default: the first active port, else port 1. */
-  readonly port?: number;
-  /** The port's address to use: an index of its GID table. Default: see `chooseGid`. */
-  readonly gidIndex?: number;
-  /** What the peer may do through it, if the memory allows that too. Default `read-write`, with atomics. */
-  readonly remote?: RemoteAccess;
-  /** For datagrams: senders must pass this key. Default 0x11111111. */
-  readonly qkey?: number;
-  /** Called for memory without a key, to register it on demand; see `MapOnMiss.register`. Default: none. */
-  readonly miss?: KeyCacheOptions['miss'];
-}
-
-const QUEUE_PAIR_OPTIONS: Shape<QueuePairOptions> = {
-  type: ['rc', 'uc', 'ud'],
-  completions: CompletionQueue,
-  receiveCompletions: CompletionQueue,
-  sends: 'number',
-  receives: 'number',
-  sendSges: 'number',
-  receiveSges: 'number',
-  inline: 'number',
-  port: 'number',
-  gidIndex: 'number',
-  remote: REMOTES,
-  qkey: 'number',
-  miss: 'function',
-};
-
-/** Checked options, with the numbers of requests filled in. */
-export type CheckedQueuePairOptions = QueuePairOptions & Required<Pick<QueuePairOptions, 'sends' | 'receives'>>;
-
-/** @throws DmaError EINVAL for options that this device does not support */
-export function queuePairOptions(
-  asked: QueuePairOptions | undefined,
-  rdma: RdmaContext,
-  operation: string,
-): CheckedQueuePairOptions {
-  const options = optionsOf(asked, QUEUE_PAIR_OPTIONS, operation);
-  const { limits, attributes } = rdma;
-  const byDefault = attributes.maxRequests > 0 ? Math.min(128, attributes.maxRequests) : 128;
-  const { sends = byDefault, receives = byDefault, sendSges = 1, receiveSges = 1, inline = 0, qkey = 0 } = options;
-  // 65536: more than the queues of promises hold, see `CompletionQueue.promise`.
-  const requests = { least: 0, own: 65536, limit: attributes.maxRequests, c: 'max_qp_wr', operation };
-  const segments = { least: 1, own: 65536, limit: attributes.maxSges, c: 'max_sge', operation };
-  limits.mustHave(sends, 'sends', requests);
-  limits.mustHave(receives, 'receives', requests);
-  limits.mustHave(sendSges, 'sendSges', segments);
-  limits.mustHave(receiveSges, 'receiveSges', segments);
-  mustBeWhole(inline, 0, 2 ** 31 - 1, 'inline', operation);
-  mustBeWhole(qkey, 0, 2 ** 32 - 1, 'qkey', operation);
-  for (const queue of [options.completions, options.receiveCompletions])
-    if (queue !== undefined && (!queue.live || !queue.isOf(rdma)))
-      throw invalid(
-        operation,
-        queue.live ? 'the completion queue is of another device' : 'the completion queue is closed',
-      );
-  return { ...options, sends, receives };
-}
-
-/** What the peer must know of a queue pair. Sent over the network as it is. */
-export interface QueuePairAddress {
-  readonly number: number;
-  /** Its first send sequence number, 24 bits */
-  readonly psn: number;
-  /** The port's address in the kernel's notation */
-  readonly gid: string;
-  /** The port's LID on InfiniBand, else 0 */
-  readonly lid: number;
-  /** path MTU limit of its port, in bytes */
-  readonly mtu: number;
-  /** Reads and atomics that it accepts at once */
-  readonly reads: number;
-  /** For datagrams; 0 for connections */
-  readonly qkey: number;
-}
-
-/** Memory of the peer, as the peer announced it. */
-export interface RemoteMemory {
-  readonly address: number;
-  readonly rkey: number;
-}
-
-/** Local memory, inside one mapping. */
-export interface LocalMemory {
-  readonly va: number;
-  /** bytes */
-  readonly length: number;
-}
-
-/** Options of a connection. The defaults suit a reliable network. */
-export interface ConnectOptions {
-  /** bytes: 256, 512, 1024, 2048 or 4096. Default: the smaller of both ports'. */
-  readonly mtu?: number;
-  /** The acknowledgement timeout is 4.096 µs * 2^timeout. Default 14, which is 67 ms; 0 waits forever. */
-  readonly timeout?: number;
-  /** Retries after a timeout. Default 7. */
-  readonly retries?: number;
-  /** Retries while the peer has no receive posted. Default 7, which means unlimited. */
-  readonly rnrRetries?: number;
-  /** Default 0. */
-  readonly serviceLevel?: number;
-  /** Default 0. */
-  readonly trafficClass?: number;
-}
-
-const CONNECT_OPTIONS: Shape<ConnectOptions> = {
-  mtu: 'number',
-  timeout: 'number',
-  retries: 'number',
-  rnrRetries: 'number',
-  serviceLevel: 'number',
-  trafficClass: 'number',
-};
-
-/** Options of an asynchronous connect. */
-export interface ConnectAsyncOptions extends ConnectOptions {
-  /** Cancels while the call waits for its turn. */
-  readonly signal?: AbortSignal;
-}
-
-const CONNECT_ASYNC_OPTIONS: Shape<ConnectAsyncOptions> = { ...CONNECT_OPTIONS, signal: 'signal' };
-
-/** @throws DmaError EINVAL for invalid timeouts or retry counts */
-export function checkTimes(
-  { timeout, retries, rnrRetries }: Pick<ConnectOptions, 'timeout' | 'retries' | 'rnrRetries'>,
-  operation: string,
-): void {
-  if (timeout !== undefined) mustBeWhole(timeout, 0, 31, 'timeout', operation);
-  if (retries !== undefined) mustBeWhole(retries, 0, 7, 'retries', operation);
-  if (rnrRetries !== undefined) mustBeWhole(rnrRetries, 0, 7, 'rnrRetries', operation);
-}
-
-/** A received message. */
-export interface Received {
-  /** Address of the memory that was posted for it. */
-  readonly va: number;
-  /** Where the message begins in that memory, in bytes: 40 for datagrams, after a header, else 0. */
-  readonly offset: number;
-  /** length of the message in bytes */
-  readonly length: number;
-  /** 32 bits of immediate data */
-  readonly immediate: number | undefined;
-  /** The key of a window that the peer invalidated */
-  readonly invalidated: number | undefined;
-  /** The number of the sending queue pair, for datagrams */
-  readonly sourceQp: number | undefined;
-}
-
-/** The destination of a datagram. */
-export interface Destination {
-  readonly address: AddressHandle;
-  /** The number of its queue pair */
-  readonly number: number;
-  readonly qkey: number;
-}
-
-/** Asks the peer to explain an address of its memory; `undefined` if it does not answer. */
-export type PeerExplainer = (
-  memory: { readonly address: number; readonly length: number; readonly rkey: number },
-  access: DmaAccess,
-) => Promise<string | undefined>;
+import { thrown } from '../show.js';
+import {
+  checkAddress,
+  type CheckedQueuePairOptions,
+  checkTimes,
+  CONNECT_ASYNC_OPTIONS,
+  CONNECT_OPTIONS,
+  type ConnectAsyncOptions,
+  type ConnectOptions,
+  MTUS,
+  NO_GID,
+  type QueuePairAddress,
+} from './queue-pair-options.js';
+import {
+  checkedLocal,
+  checkedRequest,
+  type Destination,
+  isKey,
+  Lane,
+  type LocalMemory,
+  mustBeWord,
+  noRequests,
+  type PeerExplainer,
+  type Received,
+  type RemoteMemory,
+  remoteRange,
+  type Request,
+} from './queue-pair-requests.js';
 
 /** What a queue pair is created from. */
 export interface QueuePairParts {
@@ -241,56 +83,6 @@ export interface QueuePairParts {
   /** Completion queues to close with it */
   readonly owned: readonly CompletionQueue[];
   readonly closed: (queue: QueuePair) => void;
-}
-
-/** A request with a pending promise. */
-interface Request {
-  readonly operation: string;
-  readonly local: LocalMemory;
-  /** What the device does with the local memory: `read` for a send */
-  readonly access: DmaAccess;
-  readonly remote?: {
-    readonly address: number;
-    readonly length: number;
-    readonly rkey: number;
-    readonly access: DmaAccess;
-  };
-  readonly post: (slot: number, id: number) => void;
-  readonly done: (completions: Completions, index: number) => void;
-  readonly failed: (error: DmaError) => void;
-}
-
-/** Requests of one direction: those outstanding, and those that wait for a free slot. */
-class Lane {
-  readonly underWay: (Request | undefined)[];
-  readonly waiting: Request[] = [];
-  readonly #free: number[] = [];
-
-  constructor(slots: number) {
-    this.underWay = new Array<Request | undefined>(slots).fill(undefined);
-    for (let slot = slots - 1; slot >= 0; slot--) this.#free.push(slot);
-  }
-
-  take(request: Request): number | undefined {
-    const slot = this.#free.pop();
-    if (slot !== undefined) this.underWay[slot] = request;
-    return slot;
-  }
-
-  give(slot: number): Request | undefined {
-    const request = this.underWay[slot];
-    if (request === undefined) return undefined;
-    this.underWay[slot] = undefined;
-    this.#free.push(slot);
-    return request;
-  }
-
-  /** Removes and returns all requests, oldest first as far as their order is known. */
-  empty(): Request[] {
-    const all = [...this.underWay.filter((request) => request !== undefined), ...this.waiting.splice(0)];
-    for (let slot = 0; slot < this.underWay.length; slot++) this.give(slot);
-    return all;
-  }
 }
 
 /** Most outstanding reads and atomics. */
@@ -1060,10 +852,6 @@ export class QueuePair implements Disposable {
 
 shortForm(QueuePair, 'QueuePair', ({ type, address }) => ({ type, number: address.number }));
 
-/** Path MTUs in bytes. */
-const MTUS: readonly number[] = [256, 512, 1024, 2048, 4096];
-const NO_GID = '0000:0000:0000:0000:0000:0000:0000:0000';
-
 /** The path to a port, from the port of a queue pair. */
 export function pathTo(
   { port, portAttributes, gid }: Pick<QueuePairParts, 'port' | 'portAttributes' | 'gid'>,
@@ -1077,109 +865,4 @@ export function pathTo(
     });
   const route = isRouted && gid !== undefined ? { gid: peer.gid, localIndex: gid.index, trafficClass } : undefined;
   return { port, lid: peer.lid, serviceLevel, route };
-}
-
-/** A copy of the caller's request, whose objects the caller may change. */
-interface CheckedRequest {
-  readonly local: LocalMemory;
-  readonly remote: RemoteMemory;
-  readonly immediate: number | undefined;
-  readonly to: Destination | undefined;
-}
-
-const NO_REMOTE: RemoteMemory = { address: 0, rkey: 0 };
-
-/** @throws DmaError EINVAL for an invalid request @param hasRemote does it name memory of the peer? */
-function checkedRequest(
-  operation: string,
-  request: {
-    readonly local: Pick<LocalMemory, 'va'> & Partial<LocalMemory>;
-    readonly remote?: RemoteMemory;
-    readonly immediate?: number;
-    readonly to?: Destination;
-  },
-  hasRemote: boolean,
-): CheckedRequest {
-  try {
-    mustBeObject(request, 'requests', operation);
-    const { local, remote, immediate, to } = request;
-    if (immediate !== undefined) mustBeWhole(immediate, 0, 2 ** 32 - 1, 'immediate', operation);
-    return {
-      local: checkedLocal(operation, local),
-      remote: hasRemote ? checkedRemote(operation, remote) : NO_REMOTE,
-      immediate,
-      to: to === undefined ? undefined : checkedDestination(operation, to),
-    };
-  } catch (error) {
-    throw isDmaError(error) ? error : unreadable(operation, error);
-  }
-}
-
-function checkedLocal(operation: string, local: Pick<LocalMemory, 'va'> & Partial<LocalMemory>): LocalMemory {
-  try {
-    mustBeObject(local, 'local memory', operation);
-    // The length of an atomic is 8 bytes.
-    const { va, length = 8 } = local;
-    if (!isAddress(va) || !isAddress(length))
-      throw invalid(operation, `${show(length)} bytes at ${show(va)} is not a valid range of local memory`);
-    return { va, length };
-  } catch (error) {
-    throw isDmaError(error) ? error : unreadable(operation, error);
-  }
-}
-
-function checkedRemote(operation: string, remote: RemoteMemory | undefined): RemoteMemory {
-  mustBeObject(remote, 'memory of the peer', operation);
-  const { address, rkey } = remote;
-  if (isAddress(address) && isKey(rkey)) return { address, rkey };
-  throw invalid(operation, `address ${show(address)} or key ${show(rkey)} of the remote memory is out of range`);
-}
-
-function checkedDestination(operation: string, to: Destination): Destination {
-  mustBeObject(to, 'destinations', operation);
-  const { address, number, qkey } = to;
-  mustBe(address, AddressHandle, 'the address of a destination', operation);
-  mustBeWhole(number, 0, 2 ** 24 - 1, 'the number of a queue pair', operation);
-  mustBeWhole(qkey, 0, 2 ** 32 - 1, 'qkey', operation);
-  return { address, number, qkey };
-}
-
-function unreadable(operation: string, cause: unknown): DmaError {
-  return invalid(operation, `the request can not be read: ${thrown(cause)}`, { cause });
-}
-
-/** @throws DmaError EINVAL for a value that is not a 64-bit integer */
-function mustBeWord(value: number | bigint, what: string, operation: string): void {
-  if (typeof value === 'bigint' ? value < -(2n ** 63n) || value >= 2n ** 64n : !Number.isSafeInteger(value))
-    throw invalid(operation, `${what} is ${show(value)}, not a 64-bit integer`);
-}
-
-function noRequests(operation: string, by: string): DmaError {
-  return invalid(operation, `it takes requests that ${by}() of a queue pair made`);
-}
-
-/** Checks an address from the peer. @throws DmaError EINVAL if it is not valid */
-export function checkAddress(peer: QueuePairAddress): void {
-  mustBeObject(peer, 'addresses of queue pairs', 'connect');
-  const { number, psn, gid, lid, mtu, reads, qkey } = reading('connect', 'the address', () => ({ ...peer }));
-  const whole = (value: number, limit: number): boolean => Number.isInteger(value) && value >= 0 && value < limit;
-  const isSound =
-    whole(number, 2 ** 24) &&
-    whole(psn, 2 ** 24) &&
-    whole(lid, 2 ** 16) &&
-    whole(reads, 256) &&
-    isKey(qkey) &&
-    MTUS.includes(mtu) &&
-    typeof gid === 'string' &&
-    isGid(gid);
-  if (!isSound) throw invalid('connect', 'this is not the address of a queue pair');
-}
-
-/** Is it a 32-bit unsigned integer? */
-export function isKey(value: number): boolean {
-  return Number.isInteger(value) && value >= 0 && value < 2 ** 32;
-}
-
-function remoteRange({ address, length }: { readonly address: number; readonly length: number }): Range | undefined {
-  return length > 0 && isAddress(address + length) ? new Range(address, length) : undefined;
 }

@@ -2,7 +2,8 @@
 import { mustBe, optionsOf, type Shape } from '../check.js';
 import { invalid } from '../errors.js';
 import { isAddress } from '../units.js';
-import { QueuePair, type Received } from './queue-pair.js';
+import { QueuePair } from './queue-pair.js';
+import type { Received } from './queue-pair-requests.js';
 
 /** Memory of the messages. */
 export interface ReceiveRingOptions {
