@@ -32,7 +32,8 @@ import {
 import type { Area } from './memory/area.js';
 import { AreaIndex } from './memory/area-index.js';
 import { External, type ExternalMemory } from './memory/external.js';
-import { Block, MALLOC_OPTIONS, type Heap, type MallocOptions } from './memory/heap/heap.js';
+import { Block, type Heap } from './memory/heap/heap.js';
+import { MALLOC_OPTIONS, type MallocOptions } from './memory/heap/malloc-request.js';
 import { chooseHeaps, type PlacedMallocOptions } from './memory/owned/heap-choice.js';
 import { Pools } from './memory/pool/pools.js';
 import { Zones } from './memory/owned/zones.js';

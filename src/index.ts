@@ -35,7 +35,8 @@ export type {
 
 export type { LendOptions, Pin } from './memory/pins.js';
 export type { RetiredCount, RetiredFacts } from './memory/retired.js';
-export type { Block, Heap, HeapMemory, HeapStatistics, MallocOptions } from './memory/heap/heap.js';
+export type { Block, Heap, HeapMemory, HeapStatistics } from './memory/heap/heap.js';
+export type { MallocOptions } from './memory/heap/malloc-request.js';
 export type { PlacedMallocOptions } from './memory/owned/heap-choice.js';
 export type { Heaps, HeapSettings, RawMemory } from './memory/heap/heaps.js';
 export type { HugeUnlink } from './memory/owned/hugepage-files.js';

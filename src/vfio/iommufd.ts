@@ -3,7 +3,7 @@
  * opened by their character devices. A mapping can only be unmapped as a whole; the kernel returns how many bytes it
  * unmapped.
  */
-import type { Backing, Constraints, DmaAccess, Segment } from '../dma/address-space.js';
+import type { Constraints, DmaAccess, Segment } from '../dma/address-space.js';
 import { DmaError, isDmaError, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
@@ -28,6 +28,16 @@ import {
 import type { IommufdContext } from './iommufd-context.js';
 import { PageRequests } from './page-requests.js';
 import { sameWindows, windowsOf, type KernelSpace, type VfioNode } from './space.js';
+import {
+  type Arguments,
+  type MapSegment,
+  type MappingCall,
+  copyCall,
+  isSame,
+  mapCall,
+  mapFileCall,
+  newArguments,
+} from './iommufd-calls.js';
 
 const {
   IOCTL,
@@ -37,20 +47,10 @@ const {
   IOMMU_HW_INFO: HW_INFO,
   IOMMU_IOAS_ALLOC: ALLOC,
   IOMMU_IOAS_ALLOW_IOVAS: ALLOW,
-  IOMMU_IOAS_COPY: COPY,
   IOMMU_IOAS_IOVA_RANGES: RANGES,
-  IOMMU_IOAS_MAP: MAP,
-  IOMMU_IOAS_MAP_FILE: MAP_FILE,
   IOMMU_IOAS_UNMAP: UNMAP,
   IOMMU_IOVA_RANGE: RANGE,
 } = iommufd;
-
-/** A device's access as flags of the three mapping calls. The IOVA is always fixed. */
-const MAP_FLAGS: Readonly<Record<DmaAccess, number>> = {
-  read: iommufd.IOMMU_IOAS_MAP_FIXED_IOVA | iommufd.IOMMU_IOAS_MAP_READABLE,
-  write: iommufd.IOMMU_IOAS_MAP_FIXED_IOVA | iommufd.IOMMU_IOAS_MAP_WRITEABLE,
-  'read-write': iommufd.IOMMU_IOAS_MAP_FIXED_IOVA | iommufd.IOMMU_IOAS_MAP_READABLE | iommufd.IOMMU_IOAS_MAP_WRITEABLE,
-};
 
 /** A context shared by address spaces. */
 export type SharedIommufd = IommufdContext<IommufdSpace>;
@@ -70,8 +70,6 @@ export interface IommufdOptions {
   readonly name?: string;
 }
 
-/** A mapping; without a descriptor it is mapped by its VA. */
-type MapSegment = Pick<Segment, 'va' | 'iova' | 'length' | 'access'> & { readonly backing?: Backing };
 /** The range to unmap; `va` is the VA of its first byte. */
 type UnmapSegment = Pick<Segment, 'iova' | 'length'> & { readonly va?: Va };
 
@@ -638,89 +636,4 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
       return;
     }
   }
-}
-
-/** The arguments of the map and unmap calls of one IOAS. */
-interface Arguments {
-  readonly map: Struct;
-  readonly mapFile: Struct;
-  readonly copy: Struct;
-  readonly unmap: Struct;
-}
-
-/** One of the mapping calls. */
-interface MappingCall {
-  readonly request: number;
-  readonly argument: Struct;
-  readonly name: string;
-  readonly mapped: { readonly iova: Iova; readonly length: number };
-}
-
-function newArguments(ioas: number): Arguments {
-  return {
-    map: new Struct(MAP.sizeof).set32(MAP.size, MAP.sizeof).set32(MAP.ioas_id, ioas),
-    mapFile: new Struct(MAP_FILE.sizeof).set32(MAP_FILE.size, MAP_FILE.sizeof).set32(MAP_FILE.ioas_id, ioas),
-    copy: new Struct(COPY.sizeof).set32(COPY.size, COPY.sizeof).set32(COPY.dst_ioas_id, ioas),
-    unmap: new Struct(UNMAP.sizeof).set32(UNMAP.size, UNMAP.sizeof).set32(UNMAP.ioas_id, ioas),
-  };
-}
-
-/** Offsets of the fields that all mapping calls have. */
-interface PlaceFields {
-  readonly flags: number;
-  readonly iova: number;
-  readonly length: number;
-}
-
-const PLACE_OF_COPY: PlaceFields = { flags: COPY.flags, iova: COPY.dst_iova, length: COPY.length };
-
-/** Fills in the fields that all mapping calls have. */
-function place(
-  argument: Struct,
-  at: PlaceFields,
-  iova: Iova,
-  length: number,
-  access: DmaAccess,
-): MappingCall['mapped'] {
-  argument.set32(at.flags, MAP_FLAGS[access]).set64(at.iova, iova).set64(at.length, length);
-  return { iova, length };
-}
-
-function mapCall({ map }: Arguments, va: Va, iova: Iova, length: number, access: DmaAccess): MappingCall {
-  map.set64(MAP.user_va, va);
-  const mapped = place(map, MAP, iova, length, access);
-  return { request: IOCTL.IOMMU_IOAS_MAP, argument: map, name: 'IOMMU_IOAS_MAP', mapped };
-}
-
-function mapFileCall(
-  { mapFile }: Arguments,
-  { fd, offset }: Backing,
-  iova: Iova,
-  length: number,
-  access: DmaAccess,
-): MappingCall {
-  mapFile.set32(MAP_FILE.fd, fd).set64(MAP_FILE.start, offset);
-  const mapped = place(mapFile, MAP_FILE, iova, length, access);
-  return { request: IOCTL.IOMMU_IOAS_MAP_FILE, argument: mapFile, name: 'IOMMU_IOAS_MAP_FILE', mapped };
-}
-
-function copyCall(
-  { copy }: Arguments,
-  source: number,
-  from: Iova,
-  iova: Iova,
-  length: number,
-  access: DmaAccess,
-): MappingCall {
-  copy.set32(COPY.src_ioas_id, source).set64(COPY.src_iova, from);
-  const mapped = place(copy, PLACE_OF_COPY, iova, length, access);
-  return { request: IOCTL.IOMMU_IOAS_COPY, argument: copy, name: 'IOMMU_IOAS_COPY', mapped };
-}
-
-/** Are these the same bytes of the same memory, and does the existing mapping grant the requested access? */
-function isSame(there: MapSegment, wanted: MapSegment): boolean {
-  if (there.length !== wanted.length || (there.access === 'read' && wanted.access !== 'read')) return false;
-  const a = there.backing;
-  const b = wanted.backing;
-  return a?.fd === b?.fd && a?.offset === b?.offset;
 }

@@ -11,7 +11,8 @@ import { KiB, MiB, type Va } from '../../units.js';
 import { Area } from '../area.js';
 import { AreaIndex } from '../area-index.js';
 import { External } from '../external.js';
-import { Heap, type Block, type HeapMemory, type HeapOptions, type MallocOptions } from './heap.js';
+import { Heap, type Block, type HeapMemory, type HeapOptions } from './heap.js';
+import type { MallocOptions } from './malloc-request.js';
 import { HandedOut } from '../retired.js';
 
 const { memory } = openPlatform();

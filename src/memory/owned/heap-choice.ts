@@ -3,7 +3,8 @@ import type { Gate } from '../../check.js';
 import { invalid, isDmaError, toldAs } from '../../errors.js';
 import type { LongWorkOptions, RunningWorks } from '../../long-work.js';
 import type { Steps } from '../../steps.js';
-import type { Block, Heap, MallocOptions } from '../heap/heap.js';
+import type { Block, Heap } from '../heap/heap.js';
+import type { MallocOptions } from '../heap/malloc-request.js';
 import type { Heaps } from '../heap/heaps.js';
 import type { OwnedMallocOptions, OwnedMemory } from './owned.js';
 

@@ -29,16 +29,8 @@ import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
 import { formatSize, MiB, type Va } from '../../units.js';
 import type { AreaIndex } from '../area-index.js';
 import { planGrowth, type GrowthStep, type Need } from '../heap/growth.js';
-import {
-  checkedProduct,
-  Heap,
-  type Block,
-  type HeapMemory,
-  type HeapStatistics,
-  type MallocOptions,
-  type RoomRequest,
-  zeroed,
-} from '../heap/heap.js';
+import { checkedProduct, type MallocOptions, type RoomRequest, zeroed } from '../heap/malloc-request.js';
+import { Heap, type Block, type HeapMemory, type HeapStatistics } from '../heap/heap.js';
 import type { IovaDecision, IovaMode } from '../iova-mode.js';
 import {
   MemoryValidators,

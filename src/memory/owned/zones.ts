@@ -16,7 +16,8 @@ import {
   type HeapSources,
   type PlacedMallocOptions,
 } from './heap-choice.js';
-import { MALLOC_OPTIONS, type Block, type Heap } from '../heap/heap.js';
+import { MALLOC_OPTIONS } from '../heap/malloc-request.js';
+import type { Block, Heap } from '../heap/heap.js';
 import type { LendOptions, Pin } from '../pins.js';
 import { shortForm } from '../../short-form.js';
 

@@ -6,7 +6,8 @@ import type { Area } from '../area.js';
 import type { ExternalMemory } from '../external.js';
 import type { Steps } from '../../steps.js';
 import { allocatingFrom, type Allocation } from '../owned/heap-choice.js';
-import type { Block, Heap, MallocOptions } from '../heap/heap.js';
+import type { Block, Heap } from '../heap/heap.js';
+import type { MallocOptions } from '../heap/malloc-request.js';
 import type { IovaMode } from '../iova-mode.js';
 import { bytesFor, chunksIn, countIn, runsIn, type ElementShape, type PoolChunk } from './pool-layout.js';
 
