@@ -117,7 +117,7 @@ test('the locked-memory limit: what it is, what is used, what is needed', () => 
     assert.deepEqual([probe, maps[0], maps[2]], ['ok', 'ok', 'ok'], JSON.stringify(maps));
     const { message } = mustFail(maps[1] ?? 'ok', 'ENOMEM');
     assert.match(message, /locked-memory limit/, `bare: ${bare}`);
-    assert.match(message, /RLIMIT_MEMLOCK is 8 MiB, 4 MiB of it are used, this map needs 8 MiB/, `bare: ${bare}`);
+    assert.match(message, /RLIMIT_MEMLOCK is 8 MiB, 4 MiB of it are used, this mapping needs 8 MiB/, `bare: ${bare}`);
     assert.match(message, /ulimit -l/);
   }
   giveTo(0, nodes());
