@@ -549,7 +549,7 @@ test('the locked-memory limit is checked before, with live facts', () => {
   made.locked = { limit: 8 * KiB, used: 4 * KiB };
   assert.throws(
     () => made.domain.mapFor('d0', part(A, 2 * PAGE)),
-    error('ENOMEM', 'RLIMIT_MEMLOCK is 8 KiB, 4 KiB of it are used, this map needs 8 KiB more', 'ulimit -l'),
+    error('ENOMEM', 'RLIMIT_MEMLOCK is 8 KiB, 4 KiB of it are used, this mapping needs 8 KiB more', 'ulimit -l'),
   );
   assert.equal(made.space.calls.length, 0);
   made.domain.mapFor('d0', part(A, PAGE));

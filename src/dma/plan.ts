@@ -476,6 +476,6 @@ function checkLimits(
   const short = locked.take(bytes);
   if (short === undefined) return;
   const facts = `RLIMIT_MEMLOCK is ${formatSize(short.limit)}, ${formatSize(short.used)} of it are used`;
-  const next = `this map needs ${formatSize(bytes)} more: raise it with "ulimit -l" or LimitMEMLOCK= of the service`;
+  const next = `this mapping needs ${formatSize(bytes)} more: raise it with "ulimit -l" or LimitMEMLOCK= of the service`;
   throw refuse('ENOMEM', 'mapping it would exceed the locked-memory limit', `${facts}, ${next}`);
 }
