@@ -16,7 +16,7 @@ export interface MappedSegment {
   readonly length: number;
 }
 
-/** @throws DmaError EBUSY while some of the mapping is being unmapped */
+/** @internal @throws DmaError EBUSY while some of the mapping is being unmapped */
 export function mustNotBeBusy({ entries, range, device }: Mapping, operation: string): void {
   for (const { state } of entries)
     if (state !== 'live') {

@@ -26,6 +26,7 @@ import { usability } from './usable.js';
 /** What the bus is made of. */
 export interface PciBusOptions {
   readonly platform: Platform;
+  /** @internal */
   readonly containers: Pick<Containers, 'default' | 'find' | 'all' | 'open'>;
   /** Who opens functions that stay with their kernel drivers; the first one that does has it. Default: nobody. */
   readonly claimers?: readonly PciClaimer[];
