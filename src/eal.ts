@@ -266,13 +266,13 @@ export class Eal implements AsyncDisposable {
     return this.#registry.drivers;
   }
 
-  /** Adds a driver; it is tried after those there are. @throws DmaError EEXIST, EINVAL (only some of the DMA calls) */
+  /** Adds a driver; it is tried after the others. @throws DmaError EEXIST if the name is taken; EINVAL for what is no driver */
   registerDriver(driver: Driver): void {
     this.#mustRun('registerDriver');
     this.#registry.registerDriver(driver);
   }
 
-  /** Adds a bus. @throws DmaError EEXIST, EINVAL (only some of the DMA calls) */
+  /** Adds a bus. @throws DmaError EEXIST if the name is taken; EINVAL for what is no bus */
   registerBus(bus: Bus): void {
     this.#mustRun('registerBus');
     this.#registry.registerBus(bus);
