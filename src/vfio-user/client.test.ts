@@ -619,7 +619,7 @@ describe('mapped regions', { skip }, () => {
     const path = join(directory, 'region');
     writeFileSync(path, new Uint8Array(4096));
     for (const mmap of ['sealed', 'trust'] as const) {
-      const { client, server, end } = await ofFakeServer(undefined, { mmap, timeoutMs: 10 }, (s) => {
+      const { client, server, end } = await ofFakeServer(undefined, { mmap, timeoutMs: 250 }, (s) => {
         s.regionFd = s.platform.files.open(path, 'read-write');
         s.region = { size: 4096, mappable: true, areas: [{ offset: 0, length: 4096 }] };
       });
