@@ -5,7 +5,7 @@ import { DmaError } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import { failingPlatform, trackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { VfioDevice } from '../vfio/device.js';
-import { FakeKernelDevice } from '../../test/fakes/vfio/device.js';
+import { FakeDeviceFile } from '../../test/fakes/vfio/device.js';
 import { VfioAccess } from './vfio-access.js';
 
 const skip = openPlatform().limitation ?? false;
@@ -21,7 +21,7 @@ async function soon(condition: () => boolean): Promise<void> {
 }
 
 interface Bench {
-  readonly kernel: FakeKernelDevice;
+  readonly kernel: FakeDeviceFile;
   readonly platform: ReturnType<typeof failingPlatform>;
   readonly device: VfioDevice;
   readonly access: VfioAccess;
@@ -29,7 +29,7 @@ interface Bench {
 
 /** Runs `body` with a device of the kernel's; nothing is left of it afterwards. */
 async function withAccess(body: (bench: Bench) => Promise<void> | void): Promise<void> {
-  const kernel = new FakeKernelDevice(openPlatform(), { 0: { size: PAGE, mappable: true }, 2: { size: 64 } });
+  const kernel = new FakeDeviceFile(openPlatform(), { 0: { size: PAGE, mappable: true }, 2: { size: 64 } });
   const tracking = trackingPlatform(kernel.platform);
   const platform = failingPlatform(tracking);
   const device = VfioDevice.fromFd(platform, platform.files.open(kernel.path, 'read-write'), 'a');

@@ -184,7 +184,7 @@ describe('containers', { skip }, () => {
       ['type1', (kernel) => kernel.absent.add('/dev/vfio/vfio'), 'ENOENT', /modprobe vfio-pci/],
       ['type1', (kernel) => kernel.absent.add('/dev/vfio/9'), 'ENOENT', /to vfio-pci/],
       ['iommufd', (kernel) => kernel.forbidden.add('/dev/iommu'), 'EACCES', /no permission for \/dev\/iommu/],
-      ['iommufd', (kernel) => kernel.forbidden.add('/dev/vfio/devices/vfio0'), 'EACCES', /devices\/vfio0/],
+      ['iommufd', (kernel) => kernel.forbidden.add('/dev/vfio/devices/vfio20'), 'EACCES', /devices\/vfio20/],
       ['iommufd', (kernel) => kernel.inUse.add(9), 'EBUSY', /in use.*\/dev\/vfio\/9/],
       ['iommufd', (kernel) => kernel.inUse.add(A), 'EBUSY', /another program has .* open/],
     ];

@@ -8,7 +8,7 @@ import { failingPlatform, trackingPlatform } from '../../test/fakes/platform/pla
 import type { FailingPlatform, TrackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { PCI_CAP_ID_PM, PCI_COMMAND } from '../platform/uapi/pci-regs.js';
 import { VfioDevice } from './device.js';
-import { FAKE_PM, FakeKernelDevice } from '../../test/fakes/vfio/device.js';
+import { FAKE_PM, FakeDeviceFile } from '../../test/fakes/vfio/device.js';
 import type { FakeRegion } from '../../test/fakes/vfio/device.js';
 
 const skip = openPlatform().limitation ?? false;
@@ -32,7 +32,7 @@ const REGIONS: Readonly<Record<number, FakeRegion>> = {
 };
 
 interface Bench {
-  readonly kernel: FakeKernelDevice;
+  readonly kernel: FakeDeviceFile;
   readonly platform: TrackingPlatform;
   readonly device: VfioDevice;
   /** A new eventfd, closed at the end. */
@@ -45,9 +45,9 @@ function withDevice(
   {
     regions = REGIONS,
     prepare = () => {},
-  }: { readonly regions?: typeof REGIONS; readonly prepare?: (kernel: FakeKernelDevice) => void } = {},
+  }: { readonly regions?: typeof REGIONS; readonly prepare?: (kernel: FakeDeviceFile) => void } = {},
 ): void {
-  const kernel = new FakeKernelDevice(openPlatform(), regions);
+  const kernel = new FakeDeviceFile(openPlatform(), regions);
   const platform = trackingPlatform(kernel.platform);
   const events: number[] = [];
   try {
@@ -192,7 +192,7 @@ describe('a device of VFIO', { skip }, () => {
   });
 
   it('closes its descriptor when it can not be opened', () => {
-    const kernel = new FakeKernelDevice(openPlatform(), REGIONS);
+    const kernel = new FakeDeviceFile(openPlatform(), REGIONS);
     const tracking = trackingPlatform(kernel.platform);
     const platform = failingPlatform(tracking);
     try {
@@ -479,7 +479,7 @@ describe('interrupts of a device of VFIO', { skip }, () => {
 });
 
 /** All that is done with a device. */
-function story(kernel: FakeKernelDevice, platform: FailingPlatform): void {
+function story(kernel: FakeDeviceFile, platform: FailingPlatform): void {
   const undo: (() => void)[] = [];
   try {
     const eventfd = platform.events.create();
@@ -503,7 +503,7 @@ function story(kernel: FakeKernelDevice, platform: FailingPlatform): void {
 it('whichever call fails, it is told, and nothing is left', { skip }, () => {
   let told = 0;
   for (let n = 1; ; n++) {
-    const kernel = new FakeKernelDevice(openPlatform(), REGIONS);
+    const kernel = new FakeDeviceFile(openPlatform(), REGIONS);
     const tracking = trackingPlatform(kernel.platform);
     const platform = failingPlatform(tracking);
     platform.failCall(n, 'ENOMEM');
@@ -526,7 +526,7 @@ it('whichever call fails, it is told, and nothing is left', { skip }, () => {
 
 it('a call that undoes may fail as well: all others are made all the same', { skip }, () => {
   for (const name of ['memory.detach', 'memory.unmap', 'files.close']) {
-    const kernel = new FakeKernelDevice(openPlatform(), REGIONS);
+    const kernel = new FakeDeviceFile(openPlatform(), REGIONS);
     const platform = failingPlatform(kernel.platform);
     const device = VfioDevice.fromFd(platform, platform.files.open(kernel.path, 'read-write'), 'x');
     device.registers(0);

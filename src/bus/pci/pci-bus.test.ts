@@ -8,7 +8,7 @@ import { failingPlatform, trackingPlatform, type TrackingPlatform } from '../../
 import { until } from '../../../test/shared/until.js';
 import { Containers, type KernelSpace, type OpenedNode, type VfioNode } from '../../vfio/containers.js';
 import { VfioDevice } from '../../vfio/device.js';
-import { FakeKernelDevice } from '../../../test/fakes/vfio/device.js';
+import { FakeDeviceFile } from '../../../test/fakes/vfio/device.js';
 import type { DeviceFault, OpenedDevice } from '../model.js';
 import { FREE, Script, fakeDriver, TestRegistry } from '../../../test/fakes/bus/bus.js';
 import { PciBinder } from './bind.js';
@@ -41,7 +41,7 @@ const MACHINE: FakeMachineOptions = {
 /** A bus over one made-up device, which has all addresses. What it opened is in `opened`. */
 class Bench {
   readonly machine: FakeMachine;
-  readonly kernel = new FakeKernelDevice(openPlatform(), { 0: { size: 4 * PAGE, mappable: true } });
+  readonly kernel = new FakeDeviceFile(openPlatform(), { 0: { size: 4 * PAGE, mappable: true } });
   readonly platform: TrackingPlatform;
   readonly containers: Containers;
   readonly bus: PciBus;

@@ -42,7 +42,7 @@ describe('can a PCI function be used now?', () => {
       unknown: [],
       inUse: false,
     });
-    assert.deepEqual(look(bound({}, { iommufd: false })), {
+    assert.deepEqual(look(bound({}, { vfio: 'groups' })), {
       usable: true,
       ways: ['group'],
       problems: [],
@@ -83,7 +83,7 @@ describe('can a PCI function be used now?', () => {
   it('no-IOMMU mode: bind is all that is missing, then it is the only way', () => {
     const mode = { '/sys/module/vfio/parameters/enable_unsafe_noiommu_mode': 'Y\n' };
     assert.deepEqual(todo(look(machineWith({}, { files: mode }))), [`EBUSY: anydma bind ${A}`]);
-    const machine = bound({ group: undefined }, { files: mode, iommufd: false });
+    const machine = bound({ group: undefined }, { files: mode, vfio: 'groups' });
     machine.links.set(`/sys/bus/pci/devices/${A}/iommu_group`, '../../../kernel/iommu_groups/0');
     machine.files.set('/sys/kernel/iommu_groups/0/name', 'vfio-noiommu\n');
     machine.nodes.set('/dev/vfio/noiommu-0', 'yes');
@@ -139,7 +139,7 @@ describe('can a PCI function be used now?', () => {
   });
 
   it('files that are missing, as in a container, are named', () => {
-    const machine = bound({}, { iommufd: false });
+    const machine = bound({}, { vfio: 'groups' });
     machine.nodes.delete('/dev/vfio/5');
     const [problem] = look(machine).problems;
     assert.equal(problem.code, 'ENOENT');

@@ -10,7 +10,7 @@ export interface FakeFunction {
   readonly device?: number;
   /** Default 020000: Ethernet */
   readonly classCode?: number;
-  /** The driver of the kernel's own that wants it; it has it at the start. Default `e1000e`; `null` for none. */
+  /** The driver that has it at the start, and wants it unless it is one of VFIO's. Default `e1000e`; `null` for none. */
   readonly driver?: string | null;
   /** Default: none */
   readonly group?: number;
@@ -45,8 +45,8 @@ export interface FakeMachineOptions {
   readonly iommu?: boolean;
   /** Other files, by path. */
   readonly files?: Readonly<Record<string, string>>;
-  /** Does the kernel have VFIO's character devices and iommufd? Default true. */
-  readonly iommufd?: boolean;
+  /** What VFIO has nodes for: groups, groups without an IOMMU, devices (with iommufd), or groups and devices. Default both. */
+  readonly vfio?: 'groups' | 'noiommu' | 'devices' | 'both';
 }
 
 /** See the head of the file. */
@@ -72,13 +72,15 @@ export class FakeMachine implements KernelPort {
   readonly unreadable = new Map<string, ErrorCode>();
   /** `driver address`: binding these fails. */
   readonly failing = new Map<string, ErrorCode>();
+  /** What keeps a driver from a function besides; `undefined`: nothing. */
+  refusesToBind: (driver: string, address: string) => ErrorCode | undefined = () => undefined;
   /** The kernel log; `undefined` when it is not for this process. */
   logText: string | undefined = '';
   readonly #functions = new Map<string, FakeFunction>();
-  readonly #iommufd: boolean;
+  readonly #vfio: NonNullable<FakeMachineOptions['vfio']>;
 
-  constructor({ functions = [], drivers = ['vfio-pci'], iommu, files = {}, iommufd = true }: FakeMachineOptions = {}) {
-    this.#iommufd = iommufd;
+  constructor({ functions = [], drivers = ['vfio-pci'], iommu, files = {}, vfio = 'both' }: FakeMachineOptions = {}) {
+    this.#vfio = vfio;
     this.files.set('/sys/bus/pci/drivers_probe', '');
     const own = functions.flatMap(({ driver = 'e1000e' }) => driver ?? []);
     for (const driver of [...drivers, ...own]) {
@@ -87,9 +89,9 @@ export class FakeMachine implements KernelPort {
     if (iommu ?? functions.some(({ group }) => group !== undefined))
       this.files.set('/sys/class/iommu/dmar0/uevent', '');
     if (drivers.includes('vfio-pci')) {
-      this.files.set('/sys/module/vfio/parameters/enable_unsafe_noiommu_mode', 'N\n');
-      this.nodes.set('/dev/vfio/vfio', 'yes');
-      if (iommufd) this.nodes.set('/dev/iommu', 'yes');
+      this.files.set('/sys/module/vfio/parameters/enable_unsafe_noiommu_mode', vfio === 'noiommu' ? 'Y\n' : 'N\n');
+      if (this.#hasGroups) this.nodes.set('/dev/vfio/vfio', 'yes');
+      if (this.#hasDevices) this.nodes.set('/dev/iommu', 'yes');
     }
     for (const fn of functions) this.plug(fn);
     this.links.set('/proc/self', '4711').set('/proc/self/ns/mnt', 'mnt:[1]');
@@ -119,6 +121,7 @@ export class FakeMachine implements KernelPort {
     if (group !== undefined) {
       this.links.set(`${directory(address)}/iommu_group`, `../../../kernel/iommu_groups/${group}`);
       this.files.set(`/sys/kernel/iommu_groups/${group}/devices/${address}`, '');
+      if (this.#vfio === 'noiommu') this.files.set(`/sys/kernel/iommu_groups/${group}/name`, 'vfio-noiommu\n');
     }
     if (driver !== null) this.#attach(driver, address);
   }
@@ -169,6 +172,19 @@ export class FakeMachine implements KernelPort {
   override(address: string): string | undefined {
     const text = this.files.get(`${directory(address)}/driver_override`)?.trim();
     return text === '(null)' || text === '' ? undefined : text;
+  }
+
+  /** The node of the function's group. */
+  groupNode(group: number): string {
+    return `/dev/vfio/${this.#vfio === 'noiommu' ? 'noiommu-' : ''}${group}`;
+  }
+
+  get #hasGroups(): boolean {
+    return this.#vfio !== 'devices';
+  }
+
+  get #hasDevices(): boolean {
+    return this.#vfio === 'devices' || this.#vfio === 'both';
   }
 
   // --- the port ---
@@ -268,10 +284,9 @@ export class FakeMachine implements KernelPort {
 
   #bind(driver: string, address: string): void {
     const fn = this.#functions.get(address);
-    const own = fn?.driver === undefined ? 'e1000e' : fn.driver;
-    if (fn === undefined || (this.override(address) ?? own) !== driver) throw failure('ENODEV', address);
+    if (fn === undefined || (this.override(address) ?? ownDriver(fn)) !== driver) throw failure('ENODEV', address);
     if (this.driver(address) !== undefined) throw failure('EBUSY', address);
-    const code = this.failing.get(`${driver} ${address}`);
+    const code = this.failing.get(`${driver} ${address}`) ?? this.refusesToBind(driver, address);
     if (code !== undefined) throw failure(code, address);
     this.#attach(driver, address);
   }
@@ -280,17 +295,17 @@ export class FakeMachine implements KernelPort {
     const fn = this.#functions.get(address);
     if (fn === undefined) throw failure('ENODEV', address);
     if (this.driver(address) !== undefined) return;
-    const own = fn.driver === undefined ? 'e1000e' : fn.driver;
-    const wanted = this.override(address) ?? (this.vfioClaims.has(address) ? 'vfio-pci' : own);
+    const wanted = this.override(address) ?? (this.vfioClaims.has(address) ? 'vfio-pci' : ownDriver(fn));
     if (wanted === null || !this.files.has(`/sys/bus/pci/drivers/${wanted}/bind`)) return;
     // What a driver says when it is probed is told to nobody.
-    if (!this.failing.has(`${wanted} ${address}`)) this.#attach(wanted, address);
+    if (!this.failing.has(`${wanted} ${address}`) && this.refusesToBind(wanted, address) === undefined)
+      this.#attach(wanted, address);
   }
 
   #attach(driver: string, address: string): void {
     const { group, interfaces = [] } = this.#functions.get(address) ?? {};
     this.links.set(`${directory(address)}/driver`, `../../../bus/pci/drivers/${driver}`);
-    if (driver !== 'vfio-pci') {
+    if (!driver.includes('vfio')) {
       for (const name of interfaces) {
         this.files.set(`${directory(address)}/net/${name}/mtu`, '1500\n');
         this.files.set(`/sys/class/net/${name}/mtu`, '1500\n');
@@ -299,14 +314,13 @@ export class FakeMachine implements KernelPort {
       }
       return;
     }
-    if (group !== undefined) {
-      this.nodes.set(`/dev/vfio/${group}`, 'yes');
-      this.devices.set(`/dev/vfio/${group}`, { kind: 'character', number: `510:${group}` });
+    if (group !== undefined && this.#hasGroups) {
+      this.nodes.set(this.groupNode(group), 'yes');
+      this.devices.set(this.groupNode(group), { kind: 'character', number: `510:${group}` });
     }
-    if (!this.#iommufd) return;
-    const name = `vfio${requester(address)}`;
-    this.files.set(`${directory(address)}/vfio-dev/${name}/dev`, '511:0\n');
-    this.nodes.set(`/dev/vfio/devices/${name}`, 'yes');
+    if (!this.#hasDevices) return;
+    this.files.set(`${directory(address)}/vfio-dev/${vfioName(address)}/dev`, '511:0\n');
+    this.nodes.set(deviceNode(address), 'yes');
   }
 
   #unbind(driver: string, address: string): void {
@@ -319,8 +333,14 @@ export class FakeMachine implements KernelPort {
     for (const name of interfaces) this.links.delete(`/sys/class/net/${name}`);
     for (const [path, target] of this.links)
       if (path.startsWith('/sys/dev/') && target.includes(`/${address}/`)) this.links.delete(path);
-    this.nodes.delete(`/dev/vfio/devices/vfio${requester(address)}`);
-    if (group !== undefined && driver === 'vfio-pci') this.nodes.delete(`/dev/vfio/${group}`);
+    this.nodes.delete(deviceNode(address));
+    if (group !== undefined && !this.#isWithVfio(group)) this.nodes.delete(this.groupNode(group));
+  }
+
+  #isWithVfio(group: number): boolean {
+    return [...this.#functions.values()].some(
+      (each) => each.group === group && this.driver(each.address)?.includes('vfio') === true,
+    );
   }
 }
 
@@ -342,9 +362,19 @@ export function interfaceIndex(name: string): number {
   return Number(/\d$/.exec(name)?.[0] ?? 7) + 2;
 }
 
-/** A number for a function. */
-function requester(address: string): number {
-  return parseInt(address.replace(/\D/g, ''), 10);
+/** VFIO's name for a function. */
+function vfioName(address: string): string {
+  return `vfio${parseInt(address.replace(/\D/g, ''), 10)}`;
+}
+
+/** The node of a function, where VFIO has nodes for devices. */
+export function deviceNode(address: string): string {
+  return `/dev/vfio/devices/${vfioName(address)}`;
+}
+
+/** The driver that takes a function by itself. VFIO's have to be told. */
+function ownDriver({ driver = 'e1000e' }: FakeFunction): string | null {
+  return driver?.includes('vfio') === true ? null : driver;
 }
 
 function digits(value: number, width: number): string {

@@ -1,5 +1,5 @@
 /** For tests: the argument of an ioctl as the kernel sees it. */
-import { DmaError, type ErrorCode } from '../../../src/errors.js';
+import { DmaError, isDmaError, type ErrorCode } from '../../../src/errors.js';
 
 /** One past the largest 64-bit number, which a Number can hold; {@link Argument.u64} gives it for all ones. */
 export const ALL_ONES = 2 ** 64;
@@ -7,6 +7,15 @@ export const ALL_ONES = 2 ** 64;
 /** The kernel refuses a call. */
 export function refuse(code: ErrorCode, reason = code as string): DmaError {
   return new DmaError({ code, operation: 'kernel', reason });
+}
+
+/** Errors of the fake kernel name the call, as those of the kernel do. */
+export function named<T>(operation: string, call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    throw isDmaError(error) && error.operation === 'kernel' ? error.with({ operation }) : error;
+  }
 }
 
 /** Bytes that a program handed over. */
@@ -35,17 +44,20 @@ export class Argument {
     return this.#view.getBigUint64(this.#in(at, 8), true);
   }
 
-  set16(at: number, value: number): void {
+  set16(at: number, value: number): this {
     this.#view.setUint16(this.#in(at, 2), value, true);
+    return this;
   }
 
-  set32(at: number, value: number): void {
+  set32(at: number, value: number): this {
     this.#view.setUint32(this.#in(at, 4), value, true);
+    return this;
   }
 
   /** @param value ALL_ONES stands for 2^64 - 1 */
-  set64(at: number, value: number | bigint): void {
+  set64(at: number, value: number | bigint): this {
     this.#view.setBigUint64(this.#in(at, 8), value === ALL_ONES ? 2n ** 64n - 1n : BigInt(value), true);
+    return this;
   }
 
   /**

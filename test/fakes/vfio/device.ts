@@ -1,9 +1,6 @@
 /** For tests: a PCI function behind vfio-pci, by the rules of drivers/vfio/pci, whose BARs are memory of this process. */
-import { DmaError, type ErrorCode } from '../../../src/errors.js';
 import type { MmapOptions, Platform } from '../../../src/platform/ports.js';
-import { ioctlPort } from '../platform/platforms.js';
 import type { RegionPart } from '../../../src/platform/registers/region-registers.js';
-import { Struct } from '../../../src/platform/struct.js';
 import {
   PCI_CAPABILITY_LIST,
   PCI_CAP_ID_MSI,
@@ -43,6 +40,9 @@ import {
   VFIO_REGION_SPARSE_MMAP_AREA,
 } from '../../../src/platform/uapi/vfio.js';
 import { alignUp, type Va } from '../../../src/units.js';
+import { ioctlPort } from '../platform/platforms.js';
+import { Argument, named, refuse } from './argument.js';
+
 /** Where vfio-pci puts region `index` in the device's descriptor. */
 const INDEX_SHIFT = 2 ** 40;
 /** A BAR, or another region. */
@@ -55,14 +55,18 @@ export interface FakeRegion {
   readonly mappable?: boolean | readonly RegionPart[];
 }
 
-/** Where {@link FakeKernelDevice} has its power management capability. */
+/** Where {@link FakeVfioDevice} has its power management capability. */
 export const FAKE_PM = 0x50;
+/** Its regions by index, and how many vectors it has: 1 of INTx, 4 of MSI and 8 of MSI-X unless it is told. */
+type DeviceOptions = [
+  regions: Readonly<Record<number, FakeRegion>>,
+  vectors?: { readonly intx?: number; readonly msi?: number; readonly msix?: number },
+];
+
 const KIND = { intx: 0, msi: 1, msix: 2 } as const;
+
 /** See the head of the file. */
-export class FakeKernelDevice {
-  readonly path = '/dev/vfio/devices/vfio7';
-  /** The platform that has the device; everything but the device is `base`'s. */
-  readonly platform: Platform;
+export class FakeVfioDevice {
   readonly config = new Uint8Array(256);
   /** Vectors by kind of interrupt. */
   readonly vectors: readonly number[];
@@ -80,8 +84,10 @@ export class FakeKernelDevice {
   transferLimit = Infinity;
   readonly #base: Platform;
   readonly #regions: ReadonlyMap<number, FakeRegion>;
+  /** Memfds of the regions. */
   readonly #memory = new Map<number, number>();
-  readonly #open = new Set<number>();
+  /** How often it is open. */
+  #users = 0;
   readonly #mapped = new Map<Va, string>();
   /** The kernel's own references to eventfds, by kind and vector. */
   readonly #eventfds = Array.from({ length: VFIO_PCI_NUM_IRQS }, () => new Map<number, number>());
@@ -89,11 +95,7 @@ export class FakeKernelDevice {
   readonly #allocated = new Map<number, number>();
   #masked = false;
   #pending = false;
-  constructor(
-    base: Platform,
-    regions: Readonly<Record<number, FakeRegion>>,
-    vectors: { readonly intx?: number; readonly msi?: number; readonly msix?: number } = {},
-  ) {
+  constructor(base: Platform, ...[regions, vectors = {}]: DeviceOptions) {
     this.#base = base;
     this.vectors = [vectors.intx ?? 1, vectors.msi ?? 4, vectors.msix ?? 8, 1, 1];
     this.#regions = new Map<number, FakeRegion>([
@@ -110,12 +112,11 @@ export class FakeKernelDevice {
     this.config[PCI_CAPABILITY_LIST] = 0x40;
     this.config.set([PCI_CAP_ID_MSI, FAKE_PM], 0x40);
     this.config.set([PCI_CAP_ID_PM, 0], FAKE_PM);
-    this.platform = this.#wrap();
   }
 
   /** Is nobody using it any more? */
   get released(): boolean {
-    return this.#open.size === 0 && this.#mapped.size === 0;
+    return this.#users === 0 && this.#mapped.size === 0;
   }
 
   /** Eventfds that the kernel holds. */
@@ -159,47 +160,25 @@ export class FakeKernelDevice {
     this.#memory.clear();
   }
 
-  #wrap(): Platform {
-    const { files, ioctl, memory } = this.#base;
-    return {
-      ...this.#base,
-      files: {
-        ...files,
-        open: (path, access) => {
-          if (path !== this.path) return files.open(path, access);
-          const fd = files.open('/dev/null', 'read-write');
-          this.#open.add(fd);
-          return fd;
-        },
-        close: (fd) => {
-          this.#open.delete(fd);
-          files.close(fd);
-          this.#release();
-        },
-        readAt: (fd, offset, into) => (this.#open.has(fd) ? this.#read(offset, into) : files.readAt(fd, offset, into)),
-        writeAt: (fd, offset, from) =>
-          this.#open.has(fd) ? this.#write(offset, from) : files.writeAt(fd, offset, from),
-      },
-      ioctl: ioctlPort((fd, request, argument, name) => {
-        if (!this.#open.has(fd)) return ioctl.call(fd, request, argument, name);
-        this.ioctls.push(name);
-        return this.#ioctl(request, argument, name);
-      }),
-      memory: {
-        ...memory,
-        map: (options) => {
-          if (options.fd === undefined || !this.#open.has(options.fd)) return memory.map(options);
-          const va = memory.map(this.#mapping(options));
-          this.#mapped.set(va, `${options.offset ?? 0}+${options.length}`);
-          return va;
-        },
-        unmap: (va, length) => {
-          memory.unmap(va, length);
-          this.#mapped.delete(va);
-          this.#release();
-        },
-      },
-    };
+  opened(): void {
+    this.#users++;
+  }
+
+  closed(): void {
+    this.#users--;
+    this.#release();
+  }
+
+  /** mmap(2) of its descriptor. */
+  map(options: MmapOptions): Va {
+    const va = this.#base.memory.map(this.#mapping(options));
+    this.#mapped.set(va, `${options.offset ?? 0}+${options.length}`);
+    return va;
+  }
+
+  /** Something was unmapped, which may have been of this device. */
+  unmapped(va: Va): void {
+    if (this.#mapped.delete(va)) this.#release();
   }
 
   /** As `vfio_pci_core_close_device`, which waits for the mappings. */
@@ -211,7 +190,7 @@ export class FakeKernelDevice {
     const index = Math.floor(offset / INDEX_SHIFT);
     const region = this.#regions.get(index);
     const memory = this.#memory.get(index);
-    if (region === undefined || memory === undefined) throw failed('EINVAL', 'region');
+    if (region === undefined || memory === undefined) throw refuse('EINVAL', 'region');
     return { index, at: offset % INDEX_SHIFT, region, memory };
   }
 
@@ -219,24 +198,26 @@ export class FakeKernelDevice {
     return (this.config[PCI_COMMAND] & PCI_COMMAND_MEMORY) !== 0 && (this.config[FAKE_PM + PCI_PM_CTRL] & 3) < 3;
   }
 
-  #read(offset: number, into: Uint8Array): number {
+  /** pread(2) of its descriptor. */
+  readAt(offset: number, into: Uint8Array): number {
     const { index, at, region, memory } = this.#region(offset);
     const length = Math.min(into.length, region.size - at, this.transferLimit);
     if (index === VFIO_PCI_CONFIG_REGION_INDEX) into.set(this.config.subarray(at, at + length));
-    else if (!this.#decodes()) throw failed('EIO', 'pread');
+    else if (!this.#decodes()) throw refuse('EIO', 'pread');
     else this.#base.files.readAt(memory, at, into.subarray(0, length));
     return length;
   }
 
-  #write(offset: number, from: Uint8Array): number {
+  /** pwrite(2) to its descriptor. */
+  writeAt(offset: number, from: Uint8Array): number {
     const { index, at, region, memory } = this.#region(offset);
     const length = Math.min(from.length, region.size - at, this.transferLimit);
     if (index === VFIO_PCI_CONFIG_REGION_INDEX) {
       this.config.set(from.subarray(0, length), at);
       const state = this.config[FAKE_PM + PCI_PM_CTRL] & 3;
       if (this.#mapped.size > 0 && (!this.#decodes() || state !== 0)) this.crashes.push(`a store at ${at}`);
-    } else if (region.writable === false) throw failed('EINVAL', 'pwrite');
-    else if (!this.#decodes()) throw failed('EIO', 'pwrite');
+    } else if (region.writable === false) throw refuse('EINVAL', 'pwrite');
+    else if (!this.#decodes()) throw refuse('EIO', 'pwrite');
     else this.#base.files.writeAt(memory, at, from.subarray(0, length));
     return length;
   }
@@ -247,32 +228,28 @@ export class FakeKernelDevice {
     const { pageSize } = this.#base.memory;
     const areas = mappable === true ? [{ offset: 0, length: alignUp(size, pageSize) }] : mappable || [];
     const inside = areas.some((area) => at >= area.offset && at + options.length <= area.offset + area.length);
-    if (!inside || options.writable === false) throw failed('EINVAL', 'mmap');
+    if (!inside || options.writable === false) throw refuse('EINVAL', 'mmap');
     if (!this.#decodes()) this.crashes.push(`a mapping at ${at} of what does not decode`);
     return { ...options, fd: memory, offset: at };
   }
 
-  #ioctl(request: number, argument: Uint8Array | number, name: string): number {
+  ioctl(request: number, argument: Argument | number, name: string): number {
+    this.ioctls.push(name);
     if (request === IOCTL.VFIO_DEVICE_RESET) {
-      if (!this.resettable) throw failed('EINVAL', name);
+      if (!this.resettable) throw refuse('EINVAL');
       this.resets++;
       return 0;
     }
-    if (typeof argument === 'number') throw failed('EFAULT', name);
-    const struct = new Struct(argument.length);
-    struct.bytes.set(argument);
-    try {
-      if (request === IOCTL.VFIO_DEVICE_GET_INFO) return this.#info(struct);
-      if (request === IOCTL.VFIO_DEVICE_GET_REGION_INFO) return this.#regionInfo(struct);
-      if (request === IOCTL.VFIO_DEVICE_GET_IRQ_INFO) return this.#irqInfo(struct);
-      if (request === IOCTL.VFIO_DEVICE_SET_IRQS) return this.#setIrqs(struct);
-    } finally {
-      argument.set(struct.bytes);
-    }
-    throw failed('ENOTTY', name);
+    if (typeof argument === 'number') throw refuse('EFAULT');
+    if (request === IOCTL.VFIO_DEVICE_GET_INFO) return this.#info(argument);
+    if (request === IOCTL.VFIO_DEVICE_GET_REGION_INFO) return this.#regionInfo(argument);
+    if (request === IOCTL.VFIO_DEVICE_GET_IRQ_INFO) return this.#irqInfo(argument);
+    if (request === IOCTL.VFIO_DEVICE_SET_IRQS) return this.#setIrqs(argument);
+    throw refuse('ENOTTY');
   }
 
-  #info(info: Struct): number {
+  #info(info: Argument): number {
+    info.argsz(VFIO_DEVICE_INFO.num_irqs + 4);
     info
       .set32(VFIO_DEVICE_INFO.flags, VFIO_DEVICE_FLAGS_PCI | (this.resettable ? VFIO_DEVICE_FLAGS_RESET : 0))
       .set32(VFIO_DEVICE_INFO.num_regions, VFIO_PCI_NUM_REGIONS)
@@ -280,10 +257,10 @@ export class FakeKernelDevice {
     return 0;
   }
 
-  #regionInfo(info: Struct): number {
+  #regionInfo(info: Argument): number {
     const index = info.u32(VFIO_REGION_INFO.index);
     const region = this.#regions.get(index);
-    if (index === VFIO_PCI_VGA_REGION_INDEX && region === undefined) throw failed('EINVAL', 'region info');
+    if (index === VFIO_PCI_VGA_REGION_INDEX && region === undefined) throw refuse('EINVAL', 'region info');
     const { size = 0, writable = true, mappable = false } = region ?? {};
     const areas = typeof mappable === 'boolean' ? [] : mappable;
     const need =
@@ -291,7 +268,7 @@ export class FakeKernelDevice {
       (mappable === false
         ? 0
         : 2 * VFIO_INFO_CAP_HEADER.sizeof + 8 + areas.length * VFIO_REGION_SPARSE_MMAP_AREA.sizeof);
-    const room = info.u32(VFIO_REGION_INFO.argsz);
+    const room = info.argsz(VFIO_REGION_INFO.sizeof);
     info
       .set32(
         VFIO_REGION_INFO.flags,
@@ -326,8 +303,10 @@ export class FakeKernelDevice {
     return 0;
   }
 
-  #irqInfo(info: Struct): number {
+  #irqInfo(info: Argument): number {
+    info.argsz(VFIO_IRQ_INFO.sizeof);
     const index = info.u32(VFIO_IRQ_INFO.index);
+    if (index >= VFIO_PCI_NUM_IRQS) throw refuse('EINVAL', 'no such interrupts');
     const masks = index === KIND.intx ? VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED : 0;
     const fixed = index !== KIND.intx && !(index === KIND.msix && this.dynamicMsix) ? VFIO_IRQ_INFO_NORESIZE : 0;
     info
@@ -336,19 +315,20 @@ export class FakeKernelDevice {
     return 0;
   }
 
-  #setIrqs(set: Struct): number {
+  #setIrqs(set: Argument): number {
+    const argsz = set.argsz(VFIO_IRQ_SET.sizeof);
     const flags = set.u32(VFIO_IRQ_SET.flags);
     const index = set.u32(VFIO_IRQ_SET.index);
     const start = set.u32(VFIO_IRQ_SET.start);
     const count = set.u32(VFIO_IRQ_SET.count);
     const hasFds = (flags & VFIO_IRQ_SET_DATA_EVENTFD) !== 0;
-    const refused = failed('EINVAL', 'set irqs');
+    const refused = refuse('EINVAL', 'set irqs');
     if (index >= VFIO_PCI_NUM_IRQS || start >= this.vectors[index] || start + count > this.vectors[index])
       throw refused;
-    if (hasFds && set.u32(VFIO_IRQ_SET.argsz) < VFIO_IRQ_SET.data + 4 * count) throw refused;
+    if (hasFds && argsz < VFIO_IRQ_SET.data + 4 * count) throw refused;
     const enabled = this.#allocated.has(index);
     if ((flags & VFIO_IRQ_SET_ACTION_TRIGGER) === 0) {
-      if (index !== KIND.intx) throw failed('ENOTTY', 'set irqs');
+      if (index !== KIND.intx) throw refuse('ENOTTY', 'set irqs');
       if (!enabled || count !== 1) throw refused;
       this.#masked = (flags & VFIO_IRQ_SET_ACTION_MASK) !== 0;
       if (this.#pending) this.signal('intx');
@@ -385,6 +365,49 @@ export class FakeKernelDevice {
     this.#allocated.delete(kind);
   }
 }
-function failed(code: ErrorCode, operation: string): DmaError {
-  return new DmaError({ code, operation, reason: 'as the kernel would' });
+
+/** A {@link FakeVfioDevice} that has a file of its own, which is opened without a container. */
+export class FakeDeviceFile extends FakeVfioDevice {
+  readonly path = '/dev/vfio/devices/vfio7';
+  /** The platform that has the file; everything else is `base`'s. */
+  readonly platform: Platform;
+  readonly #open = new Set<number>();
+
+  constructor(base: Platform, ...device: DeviceOptions) {
+    super(base, ...device);
+    const { files, ioctl, memory } = base;
+    const isOpen = (fd: number | undefined): boolean => fd !== undefined && this.#open.has(fd);
+    this.platform = {
+      ...base,
+      files: {
+        ...files,
+        open: (path, access) => {
+          if (path !== this.path) return files.open(path, access);
+          const fd = files.open('/dev/null', 'read-write');
+          this.#open.add(fd);
+          this.opened();
+          return fd;
+        },
+        close: (fd) => {
+          files.close(fd);
+          if (this.#open.delete(fd)) this.closed();
+        },
+        readAt: (fd, offset, into) => (isOpen(fd) ? this.readAt(offset, into) : files.readAt(fd, offset, into)),
+        writeAt: (fd, offset, from) => (isOpen(fd) ? this.writeAt(offset, from) : files.writeAt(fd, offset, from)),
+      },
+      ioctl: ioctlPort((fd, request, argument, name) => {
+        if (!isOpen(fd)) return ioctl.call(fd, request, argument, name);
+        const struct = typeof argument === 'number' ? argument : new Argument(argument);
+        return named(name, () => this.ioctl(request, struct, name));
+      }),
+      memory: {
+        ...memory,
+        map: (options) => (isOpen(options.fd) ? this.map(options) : memory.map(options)),
+        unmap: (va, length) => {
+          memory.unmap(va, length);
+          this.unmapped(va);
+        },
+      },
+    };
+  }
 }

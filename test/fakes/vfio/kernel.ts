@@ -3,30 +3,29 @@
  * /sys that tell about them, with the rules of Linux 7.3 for what is used here: which calls are refused, in which order things
  * are checked, what they return. All else is the platform's below it, so that memory is real and devices reach it.
  */
-import { DmaError, isDmaError, type ErrorCode } from '../../../src/errors.js';
+import { DmaError, type ErrorCode } from '../../../src/errors.js';
 import type { DmaAccess } from '../../../src/dma/address-space.js';
 import { grants } from '../../../src/dma/address-space.js';
 import { openPlatform } from '../../../src/platform/open.js';
-import type { Platform } from '../../../src/platform/ports.js';
+import type { KernelPort, Platform } from '../../../src/platform/ports.js';
 import { ioctlPort } from '../platform/platforms.js';
 import * as iommufdUapi from '../../../src/platform/uapi/iommufd.js';
 import * as vfio from '../../../src/platform/uapi/vfio.js';
 import { Range } from '../../../src/ranges.js';
 import type { Va } from '../../../src/units.js';
-import type { DeviceDma, ModelFactory } from '../../../src/vfio-user/devices/model.js';
 import { blocksGroup } from '../../../src/vfio/facts.js';
 import type { VfioNode } from '../../../src/vfio/space.js';
-import { Argument, refuse } from './argument.js';
-import { FakeVfioDevice, PLAIN_DEVICE } from './vfio-pci.js';
+import { deviceNode, FakeMachine } from '../bus/pci-machine.js';
+import { Argument, named, refuse } from './argument.js';
+import { FakeVfioDevice } from './device.js';
 import { answerFault, FakeIommufd, readFaults, type FaultQueue } from './iommufd.js';
 import { FakeMemory, type FakeMapping, type FakePageTable } from './pages.js';
 import { FakeSpapr, type SpaprMemory } from './spapr.js';
-import { FakeSysfs } from './sysfs.js';
 import { FakeType1, type IovaSpan, type FakeIommu } from './type1.js';
 
 const { IOCTL } = vfio;
 
-/** A device of the fake kernel. */
+/** A device of the fake kernel, with a BAR of plain memory. */
 export interface KernelDevice {
   /** `0000:00:02.0` */
   readonly name: string;
@@ -34,8 +33,6 @@ export interface KernelDevice {
   readonly group?: number;
   /** The kernel driver that has it; `''`: none. Default `vfio-pci`. */
   readonly driver?: string;
-  /** What it is. Default: a BAR of plain memory and an MSI vector. */
-  readonly model?: ModelFactory;
   /** bits of its IOMMU. Default: the kernel's. */
   readonly width?: number;
   /** IOVAs that are reserved for it, besides 0xfee00000 to 0xfeefffff for interrupts. */
@@ -84,8 +81,6 @@ export interface KernelMapping {
 /** The fake kernel, as a test holds it. Disposing it frees what its devices have. */
 export interface VfioKernel extends Disposable {
   readonly platform: Platform;
-  /** The files of /sys, to be changed by tests. */
-  readonly sysfs: FakeSysfs;
   /** Paths of nodes that this user may not open. */
   readonly forbidden: Set<string>;
   /** Paths that are not there. */
@@ -97,7 +92,6 @@ export interface VfioKernel extends Disposable {
   /** bytes that are pinned */
   readonly pinned: number;
   node(name: string): VfioNode;
-  device(name: string): FakeVfioDevice;
   /** All that the device can reach, by IOVA. */
   mappings(name: string): KernelMapping[];
   /** As the device's own access: EFAULT when it is in no address space, or nothing is mapped there; EACCES. */
@@ -136,9 +130,6 @@ interface Machine {
   readonly iommu: FakeIommu;
   readonly group: Group;
   readonly device: FakeVfioDevice;
-  readonly cdev: string;
-  driver: string;
-  driverOverride: string;
   /** Its number in iommufd, and the iommufd. */
   bound: { readonly iommufd: FakeIommufd; readonly id: number } | undefined;
 }
@@ -150,6 +141,9 @@ type File =
   | { readonly kind: 'iommufd'; readonly iommufd: FakeIommufd }
   | { readonly kind: 'fault'; readonly queue: FaultQueue };
 
+/** What there are nodes for. */
+const NODES = { type1: 'groups', spapr: 'groups', noiommu: 'noiommu', iommufd: 'devices', both: 'both' } as const;
+
 const MSI: IovaSpan = { start: 0xfee00000, last: 0xfeefffff };
 
 /** Makes a fake kernel. */
@@ -159,13 +153,14 @@ export function fakeVfioKernel(options: KernelOptions): VfioKernel {
 
 class FakeKernel implements VfioKernel {
   readonly platform: Platform;
-  readonly sysfs = new FakeSysfs();
   readonly forbidden = new Set<string>();
   readonly absent = new Set<string>();
   readonly inUse = new Set<number | string>();
   readonly #options: KernelOptions;
   readonly #base: Platform;
   readonly #memory: FakeMemory;
+  /** The files of /sys that tell about the devices, and the nodes. */
+  readonly #sysfs: FakeMachine;
   readonly #machines = new Map<string, Machine>();
   readonly #groups = new Map<number, Group>();
   readonly #files = new Map<number, File>();
@@ -179,7 +174,7 @@ class FakeKernel implements VfioKernel {
     this.#memory = new FakeMemory(this.#base, options.realMemory ?? true);
     this.#memory.limit = options.lockedLimit ?? Infinity;
     options.devices.forEach((info, i) => this.#addDevice(info, i));
-    this.#addFiles();
+    this.#sysfs = this.#makeSysfs();
     this.platform = this.#makePlatform();
   }
 
@@ -197,11 +192,11 @@ class FakeKernel implements VfioKernel {
 
   node(name: string): VfioNode {
     const machine = this.#machine(name);
-    return { name, group: machine.group.number, device: this.#hasCdev(machine) ? machine.cdev : undefined };
-  }
-
-  device(name: string): FakeVfioDevice {
-    return this.#machine(name).device;
+    return {
+      name,
+      group: machine.group.number,
+      device: this.#hasNode(deviceNode(name)) ? deviceNode(name) : undefined,
+    };
   }
 
   mappings(name: string): KernelMapping[] {
@@ -272,7 +267,7 @@ class FakeKernel implements VfioKernel {
   }
 
   [Symbol.dispose](): void {
-    for (const { device } of this.#machines.values()) device.close();
+    for (const { device } of this.#machines.values()) device.dispose();
   }
 
   // --- the machine ---
@@ -289,17 +284,6 @@ class FakeKernel implements VfioKernel {
       owner: undefined,
     };
     this.#groups.set(number, group);
-    const dma: DeviceDma = {
-      direct: () => undefined,
-      read: (iova, into) => {
-        into.set(this.read(name, iova, into.length));
-        return undefined;
-      },
-      write: (iova, from) => {
-        this.write(name, iova, from);
-        return undefined;
-      },
-    };
     const machine: Machine = {
       info,
       group,
@@ -308,104 +292,55 @@ class FakeKernel implements VfioKernel {
         pageSizes: 0x40201000,
         reserved: [MSI, ...(info.reserved ?? [])].sort((a, b) => a.start - b.start),
       },
-      device: new FakeVfioDevice(this.#base, info.model ?? PLAIN_DEVICE, dma),
-      cdev: `/dev/vfio/devices/vfio${index}`,
-      driver: info.driver ?? 'vfio-pci',
-      driverOverride: '',
+      device: new FakeVfioDevice(this.#base, { 0: { size: 4096, mappable: true } }),
       bound: undefined,
     };
     group.devices.push(machine);
     this.#machines.set(name, machine);
-    this.#addDeviceFiles(machine, index);
   }
 
-  #addDeviceFiles(machine: Machine, index: number): void {
-    const { sysfs } = this;
-    const { name } = machine.info;
-    const { identity } = machine.device.model;
-    const real = `/sys/devices/pci0000:00/${name}`;
-    sysfs.link(`/sys/bus/pci/devices/${name}`, () => real);
-    const hex = (value: number, digits: number): string => `0x${value.toString(16).padStart(digits, '0')}\n`;
-    sysfs.file(`${real}/vendor`, hex(identity.vendor, 4));
-    sysfs.file(`${real}/device`, hex(identity.device, 4));
-    sysfs.file(`${real}/subsystem_vendor`, hex(identity.subsystemVendor, 4));
-    sysfs.file(`${real}/subsystem_device`, hex(identity.subsystem, 4));
-    sysfs.file(`${real}/class`, hex(identity.classCode, 6));
-    sysfs.file(`${real}/revision`, hex(identity.revision, 2));
-    sysfs.file(`${real}/numa_node`, '-1\n');
-    sysfs.file(
-      `${real}/driver_override`,
-      () => `${machine.driverOverride === '' ? '(null)' : machine.driverOverride}\n`,
-      (text) => (machine.driverOverride = text.trim()),
-    );
-    sysfs.link(`${real}/driver`, () => (machine.driver === '' ? undefined : `/sys/bus/pci/drivers/${machine.driver}`));
-    const group = `/sys/kernel/iommu_groups/${machine.group.number}`;
-    sysfs.link(`${real}/iommu_group`, () => group);
-    sysfs.link(`${group}/devices/${name}`, () => real);
-    const regions = this.#options.firmware === undefined ? '' : FIRMWARE_REGION;
-    sysfs.file(`${group}/reserved_regions`, `${regions}0x00000000fee00000 0x00000000feefffff msi\n`);
-    if (this.#options.iommu === 'noiommu') sysfs.file(`${group}/name`, 'vfio-noiommu\n');
-    else sysfs.file(`${group}/type`, 'DMA-FQ\n');
-    sysfs.link(`${real}/vfio-dev/vfio${index}`, () =>
-      this.#hasCdev(machine) ? `/sys/class/vfio-dev/vfio${index}` : undefined,
-    );
-  }
-
-  #addFiles(): void {
-    const { sysfs } = this;
-    const { entryLimit = 65535, iommu } = this.#options;
-    sysfs.file('/sys/module/vfio/parameters/enable_unsafe_noiommu_mode', iommu === 'noiommu' ? 'Y\n' : 'N\n');
-    sysfs.file('/sys/module/vfio_iommu_type1/parameters/dma_entry_limit', `${entryLimit}\n`);
-    sysfs.file('/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts', 'N\n');
-    sysfs.file('/sys/module/iommufd/parameters/allow_unsafe_interrupts', 'N\n');
-    const drivers = new Set(['vfio-pci', ...[...this.#machines.values()].map(({ driver }) => driver)]);
-    for (const driver of drivers) {
-      if (driver === '') continue;
-      const path = `/sys/bus/pci/drivers/${driver}`;
-      sysfs.file(`${path}/new_id`, '', () => undefined);
-      sysfs.file(`${path}/bind`, '', (name) => this.#bindDriver(name.trim(), driver));
-      sysfs.file(`${path}/unbind`, '', (name) => {
-        const machine = this.#machine(name.trim());
-        if (machine.driver !== driver) throw refuse('ENODEV');
-        machine.driver = '';
-      });
-      for (const [name, machine] of this.#machines)
-        sysfs.link(`${path}/${name}`, () =>
-          machine.driver === driver ? `/sys/devices/pci0000:00/${name}` : undefined,
-        );
+  #makeSysfs(): FakeMachine {
+    const { devices, entryLimit = 65535, firmware, iommu } = this.#options;
+    const files: Record<string, string> = {
+      '/sys/module/vfio_iommu_type1/parameters/dma_entry_limit': `${entryLimit}\n`,
+      '/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts': 'N\n',
+      '/sys/module/iommufd/parameters/allow_unsafe_interrupts': 'N\n',
+    };
+    for (const number of this.#groups.keys()) {
+      const group = `/sys/kernel/iommu_groups/${number}`;
+      const regions = firmware === undefined ? '' : FIRMWARE_REGION;
+      files[`${group}/reserved_regions`] = `${regions}0x00000000fee00000 0x00000000feefffff msi\n`;
+      if (iommu !== 'noiommu') files[`${group}/type`] = 'DMA-FQ\n';
     }
-    sysfs.file('/sys/bus/pci/drivers_probe', '', (name) => {
-      const machine = this.#machine(name.trim());
-      if (machine.driver === '' && machine.driverOverride !== '') this.#bindDriver(name.trim(), machine.driverOverride);
+    const sysfs = new FakeMachine({
+      functions: devices.map(({ name, driver = 'vfio-pci' }) => ({
+        address: name,
+        vendor: 0x1234,
+        device: 1,
+        classCode: 0xff0000,
+        driver: driver === '' ? null : driver,
+        group: this.#machine(name).group.number,
+      })),
+      vfio: NODES[iommu],
+      files,
     });
+    // A driver of the kernel's can not have a device whose group a program has.
+    sysfs.refusesToBind = (driver, name) => {
+      const { container, owner } = this.#machine(name).group;
+      return blocks(driver) && (container !== undefined || owner !== undefined) ? 'EBUSY' : undefined;
+    };
+    return sysfs;
   }
 
-  #bindDriver(name: string, driver: string): void {
-    const machine = this.#machine(name);
-    if (machine.driver !== '') throw refuse('EBUSY');
-    if (machine.driverOverride !== '' && machine.driverOverride !== driver) throw refuse('ENODEV');
-    if (!this.sysfs.exists(`/sys/bus/pci/drivers/${driver}`)) throw refuse('ENODEV');
-    // vfio-pci takes no device by itself, unless it is told to.
-    if (driver.includes('vfio') && machine.driverOverride !== driver) throw refuse('ENODEV');
-    // A driver of the kernel's can not have a device whose group a program has.
-    if (blocks(driver) && (machine.group.container !== undefined || machine.group.owner !== undefined))
-      throw refuse('EBUSY');
-    machine.driver = driver;
+  /** Is there such a node now? */
+  #hasNode(path: string): boolean {
+    return this.#sysfs.nodes.has(path) && !this.absent.has(path);
   }
 
   #machine(name: string): Machine {
     const machine = this.#machines.get(name);
     if (machine === undefined) throw refuse('ENODEV', `no device ${name}`);
     return machine;
-  }
-
-  get #hasGroups(): boolean {
-    return this.#options.iommu !== 'iommufd';
-  }
-
-  #hasCdev({ driver }: Machine): boolean {
-    const { iommu } = this.#options;
-    return (iommu === 'iommufd' || iommu === 'both') && driver.includes('vfio');
   }
 
   #tableOf(
@@ -439,6 +374,7 @@ class FakeKernel implements VfioKernel {
 
   #makePlatform(): Platform {
     const base = this.#base;
+    const of = (path: string): KernelPort => (isOurs(path) ? this.#sysfs : base.kernel);
     return {
       ...base,
       files: {
@@ -460,15 +396,18 @@ class FakeKernel implements VfioKernel {
         ...base.memory,
         map: (options) => {
           const device = options.fd === undefined ? undefined : this.#device(options.fd);
-          if (device === undefined) return base.memory.map(options);
-          return base.memory.map({ ...options, ...device.mapping(options.offset ?? 0, options.length) });
+          return device === undefined ? base.memory.map(options) : device.map(options);
+        },
+        unmap: (va, length) => {
+          base.memory.unmap(va, length);
+          for (const { device } of this.#machines.values()) device.unmapped(va);
         },
       },
       ioctl: ioctlPort((fd, request, argument, name) => {
         const file = this.#files.get(fd);
         if (file === undefined) return base.ioctl.call(fd, request, argument, name);
         return named(name, () =>
-          this.#ioctl(file, request, typeof argument === 'number' ? argument : new Argument(argument)),
+          this.#ioctl(file, request, typeof argument === 'number' ? argument : new Argument(argument), name),
         );
       }),
       limits: {
@@ -479,45 +418,19 @@ class FakeKernel implements VfioKernel {
       kernel: {
         ...base.kernel,
         log: () => (this.#options.showsLog === false ? undefined : this.#logText),
-        readText: (path) => (isOurs(path) ? this.sysfs.readText(path) : base.kernel.readText(path)),
-        writeText: (path, text) => {
-          if (!isOurs(path)) return base.kernel.writeText(path, text);
-          if (!named('write', () => this.sysfs.writeText(path, text)))
-            throw new DmaError({ code: 'ENOENT', operation: 'open', reason: path });
-        },
+        readText: (path) => of(path).readText(path),
+        writeText: (path, text) => of(path).writeText(path, text),
         list: (directory) =>
-          directory.startsWith('/dev/vfio')
-            ? this.#listNodes(directory)
-            : isOurs(directory)
-              ? this.sysfs.list(directory)
-              : base.kernel.list(directory),
-        readLink: (path) => (isOurs(path) ? this.sysfs.readLink(path) : base.kernel.readLink(path)),
+          of(directory)
+            .list(directory)
+            .filter((name) => !this.absent.has(`${directory}/${name}`)),
+        readLink: (path) => of(path).readLink(path),
         mayOpen: (path) => {
-          if (!isOurs(path)) return base.kernel.mayOpen(path);
-          if (!this.sysfs.exists(path) && !this.#nodes().includes(path)) return 'no-such-file';
-          return this.forbidden.has(path) ? 'no-permission' : 'yes';
+          if (this.absent.has(path)) return 'no-such-file';
+          return this.forbidden.has(path) ? 'no-permission' : of(path).mayOpen(path);
         },
       },
     };
-  }
-
-  /** Paths of /dev that are there now. */
-  #nodes(): string[] {
-    const { iommu } = this.#options;
-    const nodes: string[] = [];
-    if (this.#hasGroups) nodes.push('/dev/vfio/vfio');
-    if (iommu === 'iommufd' || iommu === 'both') nodes.push('/dev/iommu');
-    for (const { number, devices } of this.#groups.values())
-      if (this.#hasGroups && devices.some(({ driver }) => driver.includes('vfio')))
-        nodes.push(`/dev/vfio/${iommu === 'noiommu' ? 'noiommu-' : ''}${number}`);
-    for (const machine of this.#machines.values()) if (this.#hasCdev(machine)) nodes.push(machine.cdev);
-    return nodes.filter((path) => !this.absent.has(path));
-  }
-
-  #listNodes(directory: string): string[] {
-    const prefix = `${directory}/`;
-    const below = this.#nodes().filter((path) => path.startsWith(prefix));
-    return [...new Set(below.map((path) => path.slice(prefix.length).split('/')[0]))].sort();
   }
 
   #device(fd: number): FakeVfioDevice | undefined {
@@ -536,13 +449,14 @@ class FakeKernel implements VfioKernel {
   #newFile(file: File): number {
     const fd = this.#base.events.create();
     this.#files.set(fd, file);
+    if (file.kind === 'device') file.machine.device.opened();
     return fd;
   }
 
   #open(path: string): number | undefined {
     if (!path.startsWith('/dev/vfio/') && path !== '/dev/iommu') return undefined;
     const deny = (code: ErrorCode): DmaError => new DmaError({ code, operation: 'open', reason: path });
-    if (!this.#nodes().includes(path)) throw deny('ENOENT');
+    if (!this.#hasNode(path)) throw deny('ENOENT');
     if (this.forbidden.has(path)) throw deny('EACCES');
     if (path === '/dev/vfio/vfio')
       return this.#newFile({ kind: 'container', container: { groups: new Set(), driver: undefined } });
@@ -555,8 +469,8 @@ class FakeKernel implements VfioKernel {
       return this.#newFile({ kind: 'iommufd', iommufd });
     }
     for (const machine of this.#machines.values())
-      if (path === machine.cdev) return this.#newFile({ kind: 'device', machine, byGroup: false });
-    const group = this.#groups.get(Number(path.slice(path.lastIndexOf('/') + 1).replace('noiommu-', '')));
+      if (path === deviceNode(machine.info.name)) return this.#newFile({ kind: 'device', machine, byGroup: false });
+    const group = [...this.#groups.values()].find(({ number }) => path === this.#sysfs.groupNode(number));
     if (group === undefined) throw deny('ENOENT');
     if (group.users > 0 || group.cdevs > 0 || this.inUse.has(group.number)) throw deny('EBUSY');
     group.users = 1;
@@ -572,7 +486,7 @@ class FakeKernel implements VfioKernel {
         this.#closeIommufd(file.iommufd);
     } else if (file.kind === 'device') {
       const { machine } = file;
-      machine.device.release();
+      machine.device.closed();
       if (file.byGroup) return this.#leaveGroup(machine.group);
       const { bound, group } = machine;
       if (bound === undefined) return;
@@ -607,14 +521,14 @@ class FakeKernel implements VfioKernel {
 
   // --- calls ---
 
-  #ioctl(file: File, request: number, argument: Argument | number): number {
+  #ioctl(file: File, request: number, argument: Argument | number, name: string): number {
     switch (file.kind) {
       case 'container':
         return this.#containerIoctl(file.container, request, argument);
       case 'group':
         return this.#groupIoctl(file.group, request, toStruct(argument));
       case 'device':
-        return this.#deviceIoctl(file, request, argument);
+        return this.#deviceIoctl(file, request, argument, name);
       case 'iommufd':
         return file.iommufd.ioctl(request, toStruct(argument));
       case 'fault':
@@ -676,7 +590,7 @@ class FakeKernel implements VfioKernel {
   }
 
   #mustBeIsolated(module: string): void {
-    const allowed = this.sysfs.readText(`/sys/module/${module}/parameters/allow_unsafe_interrupts`) ?? 'N';
+    const allowed = this.#sysfs.readText(`/sys/module/${module}/parameters/allow_unsafe_interrupts`) ?? 'N';
     if (this.#options.isolated === false && !allowed.startsWith('Y')) {
       const says = module === 'iommufd' ? 'MSI interrupts are not secure' : 'No interrupt remapping support.';
       this.#logText += `<4>[   12.000000] ${module}: ${says}\n`;
@@ -687,8 +601,17 @@ class FakeKernel implements VfioKernel {
   /** Has somebody else the DMA of the group: a driver of the kernel's, another program, or the other way of having it? */
   #isOwned(group: Group): boolean {
     return (
-      group.devices.some(({ driver, info }) => blocks(driver) || this.inUse.has(info.name)) || group.owner !== undefined
+      this.#isKernels(group) || group.devices.some(({ info }) => this.inUse.has(info.name)) || group.owner !== undefined
     );
+  }
+
+  /** Has a driver of the kernel's one of its devices? */
+  #isKernels(group: Group): boolean {
+    return group.devices.some(({ info }) => blocks(this.#driver(info.name)));
+  }
+
+  #driver(name: string): string {
+    return this.#sysfs.driver(name) ?? '';
   }
 
   #groupIoctl(group: Group, request: number, argument: Argument): number {
@@ -726,7 +649,7 @@ class FakeKernel implements VfioKernel {
         const end = argument.bytes.indexOf(0);
         const name = Buffer.from(argument.bytes.subarray(0, end < 0 ? undefined : end)).toString('latin1');
         const machine = group.devices.find((each) => each.info.name === name);
-        if (machine === undefined || !machine.driver.includes('vfio')) throw refuse('ENODEV', name);
+        if (machine === undefined || !this.#driver(name).includes('vfio')) throw refuse('ENODEV', name);
         if (group.container?.driver === undefined) throw refuse('EINVAL', 'no IOMMU');
         const fd = this.#newFile({ kind: 'device', machine, byGroup: true });
         group.users++;
@@ -741,10 +664,11 @@ class FakeKernel implements VfioKernel {
     { machine, byGroup }: Extract<File, { kind: 'device' }>,
     request: number,
     argument: Argument | number,
+    name: string,
   ): number {
     if (request === IOCTL.VFIO_DEVICE_BIND_IOMMUFD) return this.#bindIommufd(machine, byGroup, toStruct(argument));
     if (!byGroup && machine.bound === undefined) throw refuse('EINVAL', 'it is not bound');
-    if (byGroup || machine.bound === undefined) return machine.device.ioctl(request, argument);
+    if (byGroup || machine.bound === undefined) return machine.device.ioctl(request, argument, name);
     const { iommufd, id } = machine.bound;
     if (request === IOCTL.VFIO_DEVICE_ATTACH_IOMMUFD_PT) {
       const { VFIO_DEVICE_ATTACH_IOMMUFD_PT: ATTACH } = vfio;
@@ -759,7 +683,7 @@ class FakeKernel implements VfioKernel {
       iommufd.detach(id);
       return 0;
     }
-    return machine.device.ioctl(request, argument);
+    return machine.device.ioctl(request, argument, name);
   }
 
   #bindIommufd(machine: Machine, byGroup: boolean, argument: Argument): number {
@@ -774,7 +698,7 @@ class FakeKernel implements VfioKernel {
     if (file?.kind !== 'iommufd') throw refuse(file === undefined ? 'EBADF' : 'EINVAL');
     this.#mustBeIsolated('iommufd');
     const { iommufd } = file;
-    if (group.devices.some(({ driver }) => blocks(driver))) throw refuse('EPERM', 'its DMA is owned');
+    if (this.#isKernels(group)) throw refuse('EPERM', 'its DMA is owned');
     if (group.owner !== undefined && group.owner !== iommufd) throw refuse('EPERM', 'its DMA is owned');
     this.#mustNotBeFirmwares(group, 'EINVAL');
     const { name, tracksDirtyPages = false } = machine.info;
@@ -793,8 +717,7 @@ function isOurs(path: string): boolean {
     '/dev/iommu',
     '/sys/kernel/iommu_groups',
     '/sys/bus/pci',
-    '/sys/devices/pci',
-    '/sys/class/vfio-dev',
+    '/sys/class/iommu',
     '/sys/module/vfio',
     '/sys/module/iommufd',
   ].some((start) => path.startsWith(start));
@@ -803,15 +726,6 @@ function isOurs(path: string): boolean {
 function toStruct(argument: Argument | number): Argument {
   if (typeof argument === 'number') throw refuse('EFAULT');
   return argument;
-}
-
-/** Errors of the fake kernel name the call, as those of the kernel do. */
-function named<T>(operation: string, call: () => T): T {
-  try {
-    return call();
-  } catch (error) {
-    throw isDmaError(error) && error.operation === 'kernel' ? error.with({ operation }) : error;
-  }
 }
 
 /** Does a kernel driver keep its device's group from programs? `''` is none. */
