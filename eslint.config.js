@@ -29,6 +29,8 @@ const ROOMS = [
     'forgotten',
     'at-exit',
   ],
+  // The words of a specification that a driver and a model share.
+  ['nvme'],
   ['platform/uapi', 'platform/struct', 'platform/background'],
   // What the port of RDMA is made of: it needs no library.
   [
