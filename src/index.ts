@@ -34,6 +34,7 @@ export type {
 } from './memory/external.js';
 
 export type { LendOptions, Pin } from './memory/pins.js';
+export type { MemoryUser } from './memory/users.js';
 export type { RetiredCount, RetiredFacts } from './memory/retired.js';
 export type { Block, Heap, HeapMemory, HeapStatistics } from './memory/heap/heap.js';
 export type { MallocOptions } from './memory/heap/malloc-request.js';

@@ -11,6 +11,7 @@ import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, named, naming, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
+import { MemoryUsers, type MemoryUser } from '../memory/users.js';
 import { OriginNotes } from '../origin.js';
 import {
   checkLongWork,
@@ -135,6 +136,8 @@ export class Domain {
   readonly #self: string;
   /** Devices in this domain, and the mappings of each. */
   readonly #devices = new Map<string, MappingList>();
+  /** What works on memory through it. */
+  readonly #users = new MemoryUsers();
   /** What `mapOwn` made. */
   readonly #own = new MappingList();
   /** Async calls that are running, and how to cancel them. */
@@ -202,6 +205,19 @@ export class Domain {
   *mappings(): Generator<Mapping> {
     for (const mappings of this.#devices.values()) yield* mappings.toArray();
     yield* this.#own.toArray();
+  }
+
+  /**
+   * Adds a driver that works on memory through this domain: while it does, that memory can not be unmapped or freed
+   * (EBUSY). Its commands then need no pin each.
+   *
+   * @returns ends it; idempotent
+   */
+  addUser(user: MemoryUser): () => void {
+    const ends = [this.#users.add(user), this.#areas.users.add(user)];
+    return () => {
+      for (const end of ends) end();
+    };
   }
 
   /** @internal What a device has mapped, in the order it came. */
@@ -806,6 +822,7 @@ export class Domain {
 
   #release(mapping: Mapping, operation: string): void {
     mustNotBeBusy(mapping, operation);
+    for (const entry of mapping.entries) this.#mustBeIdle(mapping, entry, operation);
     for (let entry = mapping.entries.at(-1); entry !== undefined; entry = mapping.entries.at(-1)) {
       if (entry.uses === 1) this.#unmapInSpace(entry, mapping.device, operation);
       // The address space may have noticed that the other side is gone, which ends the mapping as well.
@@ -820,6 +837,7 @@ export class Domain {
       // From here on nobody can look up its addresses and keys.
       for (let i = 0; i < entries.length; i++) {
         if (isLook(i + 1) && turns.due) await turns.next();
+        this.#mustBeIdle(mapping, entries[i], 'unmap');
         if (entries[i].uses > 1) continue;
         const began = this.#beginUnmapping(entries[i], turns);
         if (began !== undefined) await began;
@@ -839,6 +857,11 @@ export class Domain {
         }
       throw error;
     }
+  }
+
+  /** No command may work on what this device, or with its last claim the domain, can not reach any more. */
+  #mustBeIdle(mapping: Mapping, { va, length, uses }: Entry, operation: string): void {
+    this.#users.mustBeIdle(operation, va, length, (device) => uses === 1 || device === mapping.device);
   }
 
   /** Removes entries from the table: short ones at once; for long ones, returns a promise for the rest. */
@@ -904,6 +927,7 @@ export class Domain {
     const { device } = mapping;
     const { name, constraints } = this;
     const cuts = planCut({ name, constraints, entries: this.#ledger.size }, mapping, part, operation);
+    for (const { cut } of cuts) this.#users.mustBeIdle(operation, cut.va, cut.length);
     for (const { entry, cut } of cuts) {
       this.#unmapInSpace(cut, device, operation);
       // The address space may have noticed that the other side is gone, which ends the mapping as well.

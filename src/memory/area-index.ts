@@ -4,10 +4,13 @@ import { RangeMap } from '../range-map.js';
 import type { Range } from '../ranges.js';
 import { formatSize, type Va } from '../units.js';
 import type { Area } from './area.js';
+import { MemoryUsers } from './users.js';
 
 /** The areas of one `Eal`. */
 export class AreaIndex {
   readonly #areas = new RangeMap<Area>();
+  /** What works on the memory of all areas. */
+  readonly users = new MemoryUsers();
 
   /** How many areas there are. */
   get size(): number {

@@ -374,6 +374,19 @@ describe('a block', () => {
     block.free();
   });
 
+  it('that a command uses stays, and so does one that it uses a part of', () => {
+    const { heap, areas } = bench();
+    const [block, beside] = [heap.malloc(128), heap.malloc(64)];
+    const uses = (start: number, end: number): string | undefined =>
+      start <= block.va + 64 && block.va + 64 < end ? 'a write of 2 blocks' : undefined;
+    const end = areas.users.add({ device: 'pci:1', uses });
+    throwsDma('EBUSY', () => block.free(), /a write of 2 blocks uses this memory .*on pci:1/);
+    throwsDma('EBUSY', () => heap.realloc(block, 256));
+    beside.free();
+    end();
+    block.free();
+  });
+
   it('tells where it was made, if that is wanted', () => {
     const made = new Bench({ origins: true });
     made.add(MiB);

@@ -21,6 +21,7 @@ import { BlockAllocator } from './block-allocator.js';
 import type { IovaMode } from '../iova-mode.js';
 import { lend, pinnedError, Pins, type LendOptions, type Pin } from '../pins.js';
 import type { HandedOut } from '../retired.js';
+import type { MemoryUsers } from '../users.js';
 import { checkPart, Views } from '../views.js';
 import { shortForm } from '../../short-form.js';
 import {
@@ -238,7 +239,7 @@ export class Block implements Disposable {
    * Frees the block, and detaches its views.
    *
    * @param options.wipe fill it with zeros before? Default false: the next owner of the memory may see its content
-   * @throws DmaError EINVAL if it was freed before; EBUSY while it is pinned
+   * @throws DmaError EINVAL if it was freed before; EBUSY while it is pinned, or a command of a device uses it
    */
   free(options?: { readonly wipe?: boolean }): void {
     if (options === undefined) return this.heap.free(this, false);
@@ -288,11 +289,12 @@ export class Block implements Disposable {
     this.#number = ENDED;
   }
 
-  /** @internal @throws DmaError EINVAL if it was freed; EBUSY while it is pinned */
+  /** @internal @throws DmaError EINVAL if it was freed; EBUSY while it is pinned, or a device works on it */
   mustBeIdle(operation: string): void {
     Block.#mustBeLive(this, operation);
     const reason = this.#extra?.pins?.reason;
     if (reason !== undefined) throw pinnedError(operation, `the block at ${hex(this.va)}`, reason);
+    this.heap.users.mustBeIdle(operation, this.va, this.length);
   }
 
   // Functions, not private methods: those would cost each object a word in V8.
@@ -492,6 +494,11 @@ export class Heap {
   /** All blocks, in no particular order. */
   get blocks(): Iterable<Block> {
     return this.#rooms.flatMap(({ blocks }) => blocks.filter((block) => block !== undefined));
+  }
+
+  /** @internal What works on its memory. */
+  get users(): MemoryUsers {
+    return this.#options.areas.users;
   }
 
   /** The memory that it allocates from, in address order. */
