@@ -1,16 +1,8 @@
 /** Every operation that keeps books, with n things in the books; and every kind of object that there may be many of. */
-import {
-  Eal,
-  KiB,
-  MiB,
-  type Device,
-  type EalOptions,
-  type ExternalMemory,
-  type MapTarget,
-  type Va,
-} from '../src/index.js';
+import { Eal, KiB, MiB, type Device, type EalOptions, type ExternalMemory, type Va } from '../src/index.js';
 import { randomNumbers } from './harness/areas.js';
 import { benchBus, benchDriver } from './harness/bus.js';
+import type { MemoryPart } from '../src/memory/part.js';
 
 /** How things are visited. */
 export type Order = 'in order' | 'at random';
@@ -108,10 +100,10 @@ async function addressedAreas({ n, each }: Round): Promise<void> {
   const { at } = somePages(other, n);
   const areas: ExternalMemory[] = [];
   each('fromAddress', (i) => (areas[i] = eal.external.fromAddress(at(i), PAGE)));
-  each('find', (i) => eal.external.find(at(i), PAGE));
+  each('find', (i) => eal.external.find({ va: at(i), length: PAGE }));
   each('unregister', (i) => areas[i].unregister());
   each('fromAddress again', (i) => eal.external.fromAddress(at(i), PAGE));
-  each('unregister by address', (i) => eal.external.unregister(at(i), PAGE));
+  each('unregister by address', (i) => eal.external.unregister({ va: at(i), length: PAGE }));
 }
 
 async function amongMappings({ n, each }: Round): Promise<void> {
@@ -157,7 +149,7 @@ async function heapAreas({ n, each }: Round): Promise<void> {
   // A block in each, so that what is free and what is not matters.
   const blocks = Array.from({ length: n }, () => heap.malloc(PAGE));
   each('free of the last block', (i) => blocks[i].free());
-  each('removeMemory', (i) => eal.heaps.removeMemory('bench', at(i), PAGE));
+  each('removeMemory', (i) => eal.heaps.removeMemory('bench', { va: at(i), length: PAGE }));
 }
 
 async function rawAreas({ n, each }: Round): Promise<void> {
@@ -166,7 +158,7 @@ async function rawAreas({ n, each }: Round): Promise<void> {
   const { at } = somePages(other, n);
   eal.heaps.create('bench');
   each('addMemory', (i) => eal.heaps.addMemory('bench', { va: at(i), length: PAGE }));
-  each('removeMemory', (i) => eal.heaps.removeMemory('bench', at(i), PAGE));
+  each('removeMemory', (i) => eal.heaps.removeMemory('bench', { va: at(i), length: PAGE }));
 }
 
 async function retiredRanges({ n, each }: Round): Promise<void> {
@@ -201,7 +193,7 @@ type Iovas = 'any' | 'low';
 async function mapper(
   iovas: Iovas,
   n: number,
-): Promise<{ eal: Eal; device: Device; target: (i: number) => MapTarget }> {
+): Promise<{ eal: Eal; device: Device; target: (i: number) => MemoryPart }> {
   const eal = await Eal.start(BARE);
   const device = await eal.probe(`bench:one,iovas=${iovas}`);
   const { memory, at } = somePages(eal, n);
@@ -291,9 +283,9 @@ async function heapOnDevices({ n, all }: Round): Promise<void> {
   eal.heaps.create('bench');
   const memory = eal.external.allocate(PAGE);
   await all('addMemory', () => eal.heaps.addMemory('bench', memory));
-  await all('removeMemory', () => eal.heaps.removeMemory('bench', memory.va, PAGE));
+  await all('removeMemory', () => eal.heaps.removeMemory('bench', { va: memory.va, length: PAGE }));
   await all('addMemoryAsync', async () => eal.heaps.addMemoryAsync('bench', memory));
-  await all('removeMemoryAsync', async () => eal.heaps.removeMemoryAsync('bench', memory.va, PAGE));
+  await all('removeMemoryAsync', async () => eal.heaps.removeMemoryAsync('bench', { va: memory.va, length: PAGE }));
 }
 
 // --- heaps, zones, blocks ---
@@ -308,7 +300,7 @@ async function heaps({ each }: Round): Promise<void> {
 async function zones({ each }: Round): Promise<void> {
   await using eal = await Eal.start(STOCKED);
   each('reserve', (i) => eal.zones.reserve(`zone ${i}`, 64));
-  each('lookup', (i) => eal.zones.lookup(`zone ${i}`));
+  each('lookup', (i) => eal.zones.find(`zone ${i}`));
   each('free', (i) => eal.zones.free(`zone ${i}`));
 }
 
@@ -316,7 +308,7 @@ async function zones({ each }: Round): Promise<void> {
 function fragment(eal: Eal, n: number, sizeOf: (i: number) => number): unknown {
   const all = Array.from({ length: 2 * n }, (_, i) => eal.malloc(i % 2 === 0 ? sizeOf(i / 2) : 64, { heap: 'bench' }));
   // What is left behind them is of no use to what is measured.
-  const rest = eal.heaps.find('bench').mallocLargest();
+  const rest = eal.heaps.named('bench', 'bench').mallocLargest();
   for (let i = 0; i < 2 * n; i += 2) all[i].free();
   return [all, rest];
 }
@@ -334,7 +326,7 @@ async function largestZones({ n, each }: Round): Promise<void> {
   const random = randomNumbers();
   const kept = fragment(eal, n, () => 4 * KiB + 64 * random(32));
   each('reserve', (i) => eal.zones.reserve(`zone ${i}`, 0, { heap: 'bench' }));
-  each('statistics', () => eal.heaps.find('bench').statistics());
+  each('statistics', () => eal.heaps.named('bench', 'bench').statistics());
   each('free', (i) => eal.zones.free(`zone ${i}`));
   if (kept === undefined) throw new Error('nothing is kept');
 }
@@ -358,7 +350,7 @@ async function unsuitableBlocks({ n, each }: Round): Promise<void> {
   // In four pages the first three, of which blocks are made, are in three places for a device; those of the last ones in one.
   const iovas = Float64Array.from({ length: pages }, (_, i) => (i < 4 * n ? i * 2 : pages * 2 + i) * PAGE + PAGE);
   emptyHeap(eal, pages * PAGE, iovas);
-  const heap = eal.heaps.find('bench');
+  const heap = eal.heaps.named('bench', 'bench');
   const all = Array.from({ length: 2 * (n + spare) }, (_, i) => heap.malloc(i % 2 === 0 ? 3 * PAGE : PAGE));
   for (let i = 2 * n; i < all.length; i += 2) all[i].free();
   for (let i = 0; i < 2 * n; i += 2) all[i].free();
@@ -413,7 +405,7 @@ async function fragmentedPool({ n, all }: Round, sizeOf: (i: number) => number):
   await using eal = await Eal.start(BARE);
   emptyHeap(eal, n * 24 * KiB);
   const kept = fragment(eal, n, sizeOf);
-  const bytes = eal.heaps.find('bench').statistics().free;
+  const bytes = eal.heaps.named('bench', 'bench').statistics().free;
   let made: Disposable | undefined;
   const elements = Math.floor((bytes * 0.7) / (4 * KiB));
   await all('create', () => (made = eal.pools.create({ elements, elementSize: 4 * KiB, heap: 'bench' })));

@@ -10,13 +10,14 @@ import { dmaMapPool, type MappablePool, type PoolMapping } from '../src/bus/map-
 import { Domain } from '../src/dma/domain.js';
 import { KeyCache } from '../src/dma/key-cache.js';
 import { TranslationTable } from '../src/dma/translation-table.js';
-import { formatSize, GiB, KiB, MiB, Range, type Constraints, type MapTarget, type Va } from '../src/index.js';
+import { formatSize, GiB, KiB, MiB, Range, type Constraints, type Va } from '../src/index.js';
 import type { AddressSpace, MapKeys, Segment } from '../src/entry/driver.js';
 import { Area } from '../src/memory/area.js';
 import { AreaIndex } from '../src/memory/area-index.js';
 import { ADDRESSES, areaStarts, randomNumbers } from './harness/areas.js';
 import { measure, timeWork, type Case, type Effort, type Result } from './harness/harness.js';
 import { Peer } from './harness/peer.js';
+import type { MemoryPart } from '../src/memory/part.js';
 
 const REGION_COUNTS = [1, 64, 1_000, 100_000];
 /** `hot`: nine of ten addresses are in eight of the regions, as many as mlx5 has in front of its sorted table. */
@@ -160,7 +161,7 @@ function poolCase(size: number, adjacent: boolean): Case {
     ...(size > POOLS[0] ? { to: poolName(POOLS[0], what) } : {}),
     round: () => {
       const domain = new Domain({ name: 'a domain', space: new NoSpace(), areas, limits });
-      const device = { name: 'a device', dmaMap: (target: MapTarget) => domain.mapFor('a device', target) };
+      const device = { name: 'a device', dmaMap: (target: MemoryPart) => domain.mapFor('a device', target) };
       let mapping: PoolMapping | undefined;
       const ms = timeWork(() => (mapping = dmaMapPool(device, pool, areas)));
       const expected = adjacent ? 1 : pages;

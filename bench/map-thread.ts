@@ -5,9 +5,10 @@
  * The live mappings, and the pages of the one more, are spread evenly over one large area; no page of it is ever touched.
  */
 import { parentPort, workerData } from 'node:worker_threads';
-import { Eal, type ExternalMemory, type MapTarget } from '../src/index.js';
+import { Eal, type ExternalMemory } from '../src/index.js';
 import { benchBus, benchDriver } from './harness/bus.js';
 import { timeWork } from './harness/harness.js';
+import type { MemoryPart } from '../src/memory/part.js';
 
 /** What a thread is to do. */
 export interface MapTask {
@@ -47,7 +48,7 @@ parentPort?.on('message', () => {
 });
 parentPort?.postMessage(0);
 
-function pageOf({ va }: ExternalMemory, page: number): MapTarget {
+function pageOf({ va }: ExternalMemory, page: number): MemoryPart {
   return { va: va + page * PAGE, length: PAGE };
 }
 

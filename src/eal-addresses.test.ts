@@ -249,7 +249,7 @@ async function step(world: World, [kind, pick, size, flag]: Op): Promise<void> {
     case 'take out':
       for (const { name, memory } of heaps)
         for (const { range } of [...memory])
-          if (range.length % (pick + 2) === 0) eal.heaps.removeMemory(name, range.start, range.length);
+          if (range.length % (pick + 2) === 0) eal.heaps.removeMemory(name, { va: range.start, length: range.length });
       break;
     case 'map': {
       const [device] = eal.devices('bus=open').slice(pick % 4);
@@ -420,7 +420,7 @@ describe('the same IOVA for every device', SKIP, () => {
     using pool = eal.pools.create({ elements: 100, elementSize: 100 });
     devices.push(await eal.probe('open:v0'));
     for (const device of devices) assert.deepEqual(pool.iovas, pool.iovasFor(device));
-    assert.equal(eal.zones.reserve('zone', 64).iova, Number(eal.zones.lookup('zone')?.va));
+    assert.equal(eal.zones.reserve('zone', 64).iova, Number(eal.zones.find('zone')?.va));
     await eal.stop();
   });
 
@@ -465,7 +465,7 @@ describe('the same IOVA for every device', SKIP, () => {
     assert.equal(device.iovaOf(block), block.iova);
     assert.throws(() => device.dmaMap(memory, { iova: GiB }), dmaError('EINVAL', /the same IOVA for every device/));
     block.free();
-    eal.heaps.removeMemory('same', memory.va, memory.length);
+    eal.heaps.removeMemory('same', { va: memory.va, length: memory.length });
     assert.equal(device.dmaMap(memory, { iova: GiB }).iova, GiB, 'it is the user’s again');
     await eal.stop();
   });

@@ -91,8 +91,8 @@ const DOORS: readonly Door<Scene>[] = [
     ({ eal, memory }, v) => eal.heaps.addMemory('h', memory, { clear: v, bogus: 1 } as never),
   ],
   ['heaps.removeMemory memory', [], ({ eal }, v) => eal.heaps.removeMemory('h', v)],
-  ['heaps.removeMemory va', [], ({ eal }, v) => eal.heaps.removeMemory('h', v, 4096)],
-  ['heaps.removeMemory length', [], ({ eal, memory }, v) => eal.heaps.removeMemory('h', memory.va, v)],
+  ['heaps.removeMemory va', [], ({ eal }, v) => eal.heaps.removeMemory('h', { va: v, length: 4096 })],
+  ['heaps.removeMemory length', [], ({ eal, memory }, v) => eal.heaps.removeMemory('h', { va: memory.va, length: v })],
   ['external.allocate', ['number'], ({ eal }, v) => eal.external.allocate(v).unregister()],
   ['external.allocate options', ['object'], ({ eal }, v) => eal.external.allocate(4096, v).unregister()],
   ['external.allocate source', ['string'], ({ eal }, v) => eal.external.allocate(4096, { source: v }).unregister()],
@@ -120,8 +120,8 @@ const DOORS: readonly Door<Scene>[] = [
   ['external.register options', [], ({ eal }, v) => eal.external.register(new Uint8Array(5), v)],
   ['external.fromAddress', [], ({ eal }, v) => eal.external.fromAddress(v, 4096)],
   ['external.fromAddress length', [], ({ eal, memory }, v) => eal.external.fromAddress(memory.va, v)],
-  ['external.unregister', [], ({ eal }, v) => eal.external.unregister(v, 4096)],
-  ['external.find', [], ({ eal }, v) => eal.external.find(v, 4096)],
+  ['external.unregister', [], ({ eal }, v) => eal.external.unregister({ va: v, length: 4096 })],
+  ['external.find', [], ({ eal }, v) => eal.external.find({ va: v, length: 4096 })],
   ['memory.bytes offset', ['number'], ({ memory }, v) => memory.bytes(v)],
   ['memory.bytes length', ['number'], ({ memory }, v) => memory.bytes(0, v)],
   ['memory.pin', ['string'], ({ memory }, v) => memory.pin(v)[Symbol.dispose]()],
@@ -258,12 +258,12 @@ describe('arguments that are none', { skip }, () => {
       mappings: [...(device.domain?.mappings() ?? [])]
         .map(({ range, device: name }) => `${range.toString()} ${name}`)
         .sort(),
-      memory: [...eal.external.live].length,
+      memory: [...eal.external].length,
       holders: memory.area.holders.size,
       heaps: [...eal.heaps].map((heap) => [heap.name, heap.statistics().allocatedBlocks]),
       zones: [...eal.zones].map(({ name }) => name),
       pools: [...eal.pools].map(({ name }) => name),
-      containers: [...eal.containers.all].length,
+      containers: [...eal.containers].length,
     });
     const before = books();
     assert.deepEqual(await knock(scene, DOORS), []);

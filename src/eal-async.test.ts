@@ -131,7 +131,7 @@ describe('every call that takes long has a form that lets the event loop go on',
     assert.throws(() => memory.unregister(), isBusy);
     await assert.rejects(eal.dmaMapAllAsync(memory), (error) => isDmaError(error, 'EINVAL'));
     await going;
-    assert.equal(memory.registered, false);
+    assert.equal(memory.live, false);
   });
 
   for (const source of ['memfd', 'anonymous'] as const)
@@ -141,7 +141,7 @@ describe('every call that takes long has a form that lets the event loop go on',
       const abort = new AbortController();
       setTimeout(() => abort.abort(new Error('a timer')), 5);
       await assert.rejects(eal.external.allocateAsync(1024 * MiB, { source, signal: abort.signal }), isCanceled);
-      assert.deepEqual([...eal.external.live], []);
+      assert.deepEqual([...eal.external], []);
       assert.deepEqual(platform.leaks(), []);
       const rejected = assert.rejects(eal.external.allocateAsync(1024 * MiB, { source }), isCanceled);
       await new Promise((resolve) => setTimeout(resolve, 2));
@@ -187,7 +187,7 @@ describe('every call that takes long has a form that lets the event loop go on',
     const onProgress = (): void => abort.abort(new Error('enough'));
     const given = eal.external.fromFdAsync(fd, { signal: abort.signal, onProgress });
     await assert.rejects(given, { code: 'ECANCELED', operation: 'external.fromFdAsync' });
-    assert.deepEqual([...eal.external.live], []);
+    assert.deepEqual([...eal.external], []);
     const rejected = assert.rejects(eal.external.fromFdAsync(fd), isCanceled);
     await eal.stop();
     await rejected;
@@ -272,7 +272,7 @@ describe('every call that takes long has a form that lets the event loop go on',
     const zone = await eal.zones.reserveAsync('ring', 128 * MiB);
     const pool = await eal.pools.createAsync({ elements: 1024, elementSize: 64 * 1024, zero: true });
     assert.ok(stop() > 2, 'the event loop stood still');
-    assert.equal(eal.zones.lookup('ring'), zone);
+    assert.equal(eal.zones.find('ring'), zone);
     assert.notEqual(device.domain?.iovaOf(zone.va), -1);
     await assert.rejects(eal.zones.reserveAsync('ring', 64), (error) => isDmaError(error, 'EEXIST'));
     assert.equal(pool.available, 1024);
@@ -283,7 +283,7 @@ describe('every call that takes long has a form that lets the event loop go on',
     assert.ok(memory.bytes().every((byte) => byte === 0));
     assert.notEqual(device.domain?.iovaOf(memory.va), -1);
     assert.equal(heap.total, 4 * MiB);
-    await eal.heaps.removeMemoryAsync('mine', memory.va, memory.length);
+    await eal.heaps.removeMemoryAsync('mine', { va: memory.va, length: memory.length });
     assert.equal(device.domain?.iovaOf(memory.va), -1);
     assert.equal(heap.total, 0);
     await eal.stop();
@@ -475,6 +475,6 @@ describe('books of what runs', () => {
     const unmapping = group.unmapAsync();
     await eal.stop();
     await unmapping;
-    assert.equal(memory.registered, false);
+    assert.equal(memory.live, false);
   });
 });

@@ -63,7 +63,7 @@ describe('memory that is mapped for every device', { skip }, () => {
     assert.equal(kept.length, 2);
     for (const mapping of kept) assert.throws(() => mapping.unmap(), dmaError('EBUSY', /every device/));
     block.free();
-    eal.heaps.removeMemory('mine', heapMemory.va, heapMemory.length);
+    eal.heaps.removeMemory('mine', { va: heapMemory.va, length: heapMemory.length });
     heapMemory.unregister();
   });
 
@@ -141,7 +141,7 @@ describe('an Eal that was stopped', { skip }, () => {
     assert.throws(() => device.dmaMap(external), dmaError('ECANCELED'));
     for (const held of [block, zone, pool, external, all]) held[Symbol.dispose]();
     assert.equal(pool.get(new Int32Array(1), 1), false);
-    assert.deepEqual([...eal.zones, ...eal.pools, ...eal.external.live, ...eal.devices()], []);
+    assert.deepEqual([...eal.zones, ...eal.pools, ...eal.external, ...eal.devices()], []);
     assert.equal(eal.find('vdev:copy0'), undefined);
     assert.equal(eal.memory.trim(), 0);
     await eal.stop();
@@ -160,7 +160,7 @@ describe('an Eal that was stopped', { skip }, () => {
     pin[Symbol.dispose]();
     await eal.stop();
     await eal.stop();
-    assert.equal(memory.registered, false);
+    assert.equal(memory.live, false);
     assert.deepEqual(platform.leaks(), []);
   });
 });
@@ -180,15 +180,10 @@ describe('names', { skip }, () => {
     ring.free();
     eal.memory.trim();
     assert.equal(second.length, 1);
-    assert.equal(eal.zones.lookup('ring'), second[0]);
+    assert.equal(eal.zones.find('ring'), second[0]);
     assert.throws(() => eal.zones.reserve('ring', 64, { heap: 'h' }), dmaError('EEXIST'));
     assert.equal([...eal.zones].length, 1);
     eal.zones.free('ring');
-    eal.heaps.removeMemory('h', ...rangeOf(eal));
+    for (const memory of eal.external) eal.heaps.removeMemory('h', memory);
   });
 });
-
-function rangeOf(eal: Eal): [Va, number] {
-  const [{ va, length }] = eal.external.live;
-  return [va, length];
-}

@@ -194,7 +194,7 @@ describe('heaps of an Eal', SKIP, () => {
     const own = eal.realloc(to, 50_000, { node: 0 });
     assert.equal(own.heap.name, 'socket_0');
     assert.deepEqual(own.bytes(), content.subarray(0, 50_000));
-    eal.heaps.removeMemory('mine', memory.va, memory.length);
+    eal.heaps.removeMemory('mine', { va: memory.va, length: memory.length });
     assert.equal(late.domain?.entries, entries, 'less the heap, and more by what the library owns');
     memory.unregister();
     eal.heaps.destroy('mine');
@@ -208,7 +208,7 @@ describe('heaps of an Eal', SKIP, () => {
     assert.throws(() => eal.heaps.create('socket_0'), dmaError('EEXIST'));
     const memory = eal.external.allocate(4096);
     assert.throws(() => eal.heaps.addMemory('socket_0', memory), dmaError('EPERM'));
-    assert.throws(() => eal.heaps.removeMemory('socket_0', memory.va, 4096), dmaError('EPERM'));
+    assert.throws(() => eal.heaps.removeMemory('socket_0', { va: memory.va, length: 4096 }), dmaError('EPERM'));
     assert.equal(eal.malloc(64, { heap: 'socket_0' }).heap.id, 0);
     assert.throws(() => eal.malloc(64, { heap: 'nobody' }), dmaError('ENOENT', /heaps here: socket_0/));
     eal.heaps.create('b');
@@ -228,7 +228,7 @@ describe('heaps of an Eal', SKIP, () => {
     const memory = eal.external.allocate(8192);
     script.failing.set('map a', 'ENOSPC');
     assert.throws(() => eal.heaps.addMemory('h', memory), dmaError('ENOSPC'));
-    assert.equal(eal.heaps.find('h').total, 0);
+    assert.equal(eal.heaps.find('h')?.total, 0);
     memory.unregister();
     await stop();
   });
@@ -242,7 +242,7 @@ describe('heaps of an Eal', SKIP, () => {
     const content = fill(from, 5);
     await device.use(copyEngineDriver).copy(device.iovaOf(from), device.iovaOf(to), 1000);
     assert.deepEqual(to.bytes(), content);
-    const last = eal.heaps.find('h').mallocLargest();
+    const last = eal.heaps.find('h')?.mallocLargest() ?? assert.fail();
     assert.equal(last.bytes(last.length).length, 0, 'an empty part at the very end of the heap');
     assert.throws(() => eal.malloc(64), dmaError('ENOTSUP', /a test/));
     await eal.stop();
@@ -512,7 +512,7 @@ describe('zones and pools of an Eal', SKIP, () => {
     cache.numbers.set(burst, cache.roomFor(4));
     cache.putInPlace(cache.roomFor(4), 4);
     assert.equal(pool.available, 64);
-    assert.equal(eal.zones.lookup('rings'), zone);
+    assert.equal(eal.zones.find('rings'), zone);
     const bytes = zone.bytes();
     zone.free();
     assert.equal(bytes.length, 0);
@@ -532,7 +532,7 @@ describe('zones and pools of an Eal', SKIP, () => {
       () => eal.pools.create({ elements: 8, elementSize: 1024, external: [memory] }),
       (error) => isDmaError(error, 'EEXIST'),
     );
-    eal.heaps.removeMemory('h', memory.va, memory.length);
+    eal.heaps.removeMemory('h', { va: memory.va, length: memory.length });
     memory.unregister();
     await stop();
   });

@@ -163,7 +163,7 @@ describe('an RDMA device', () => {
       () => one.device.dmaMap(page(1)),
       dmaError('ENOMEM', /4 KiB are pinned.*1 of the device's 2 memory regions/),
     );
-    other.close();
+    other.unregister();
     one.device.dmaMap(page(1));
     assert.throws(() => one.device.dmaMap(page(2)), dmaError('ENOSPC', /takes 2 mappings/));
     assert.equal(one.device.domain?.entries, 2);
@@ -921,11 +921,11 @@ describe('rights of peers', () => {
     assert.throws(() => b.rdma.expose(memory, 'write'), dmaError('EINVAL', /may not be used for write/));
     const part = b.rdma.expose(memory, 'read');
     assert.throws(() => mapping.unmap(), dmaError('EBUSY', /an exposed part/));
-    part.close();
+    part.unregister();
     mapping.unmap();
     assert.throws(() => b.rdma.expose(memory, 'read'), dmaError('EINVAL', /not mapped/));
     assert.match(b.rdma.explainPeer({ address: memory.va, length: 8, rkey: part.rkey }, 'read'), /which was closed/);
-    exposed.close();
+    exposed.unregister();
     await a.stop();
     await b.stop();
   });

@@ -68,14 +68,14 @@ describe('pins', SKIP, () => {
     const [held, other] = [eal.malloc(64, { heap: 'mine' }), eal.malloc(64, { heap: 'mine' })];
     const pin = held.pin('the test works on it');
     const view = held.bytes().fill(7);
-    assert.throws(() => eal.heaps.removeMemory('mine', memory.va, memory.length), dmaError('EBUSY'));
+    assert.throws(() => eal.heaps.removeMemory('mine', { va: memory.va, length: memory.length }), dmaError('EBUSY'));
     assert.throws(() => eal.heaps.destroy('mine'), dmaError('EBUSY'));
     assert.throws(() => memory.unregister(), dmaError('EBUSY', /in the heap mine/));
     await assert.rejects(eal.stop(), dmaError('EBUSY', /the test works on it/));
-    assert.deepEqual([held.live, other.live, memory.registered, view[63]], [true, false, true, 7]);
+    assert.deepEqual([held.live, other.live, memory.live, view[63]], [true, false, true, 7]);
     pin[Symbol.dispose]();
     await eal.stop();
-    assert.deepEqual([held.live, memory.registered, view.length], [false, false, 0]);
+    assert.deepEqual([held.live, memory.live, view.length], [false, false, 0]);
     assert.deepEqual(platform.leaks(), []);
   });
 
@@ -104,7 +104,7 @@ describe('pins', SKIP, () => {
     await assert.rejects(eal.stop(), dmaError('EBUSY', /the test works on it/));
     pin[Symbol.dispose]();
     await eal.stop();
-    assert.equal(memory.registered, false);
+    assert.equal(memory.live, false);
   });
 });
 
@@ -134,7 +134,7 @@ describe('blocks whose view was transferred away', SKIP, () => {
       }
     }
     assert.throws(
-      () => eal.heaps.removeMemory('mine', memory.va, memory.length),
+      () => eal.heaps.removeMemory('mine', { va: memory.va, length: memory.length }),
       dmaError('EBUSY', /1 block of the heap mine that were freed stay in it: .*transferred away/),
     );
     eal.memory.trim();
@@ -310,7 +310,7 @@ describe('handlers', SKIP, () => {
     const refuse = (what: string): void => {
       told.push(what);
       assert.throws(() => eal.heaps.destroy('mine'), dmaError('EBUSY'));
-      assert.throws(() => eal.heaps.removeMemory('mine', memory.va, memory.length), isRefusal);
+      assert.throws(() => eal.heaps.removeMemory('mine', { va: memory.va, length: memory.length }), isRefusal);
     };
     const isRefusal = (error: unknown): boolean =>
       error instanceof Error && 'code' in error && (error.code === 'EBUSY' || error.code === 'ENOENT');
@@ -325,7 +325,7 @@ describe('handlers', SKIP, () => {
     });
     eal.heaps.addMemory('mine', memory);
     eal.malloc(64, { heap: 'mine' }).free();
-    eal.heaps.removeMemory('mine', memory.va, memory.length);
+    eal.heaps.removeMemory('mine', { va: memory.va, length: memory.length });
     handler[Symbol.dispose]();
     assert.deepEqual(told, ['grow', 'grown', 'shrink', 'shrunk']);
     eal.heaps.destroy('mine');
@@ -505,7 +505,7 @@ describe('external memory', SKIP, () => {
       let error;
       try { for (;;) eal.external.allocate(4096); } catch (thrown) { error = thrown; }
       for (let i = 0; i < 2000; i++) eal.external.allocate(4096, { source: 'anonymous' });
-      for (const each of [...eal.external.live]) each.unregister();
+      for (const each of [...eal.external]) each.unregister();
       const files = [];
       try { for (;;) files.push(openSync('/dev/null')); } catch {}
       let other;

@@ -57,7 +57,7 @@ it('dmaMapPool maps the external memory of a pool, and mapOnMiss what the data p
   pool.free();
   {
     using miss = device.mapOnMiss({ unit: 'pages' });
-    assert.equal(miss.register(memory.va + PAGE, 100), true);
+    assert.equal(miss.map({ va: memory.va + PAGE, length: 100 }), true);
     assert.deepEqual(
       miss.mappings.map(({ va, length }) => [va - memory.va, length]),
       [[PAGE, PAGE]],

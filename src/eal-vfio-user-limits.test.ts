@@ -156,7 +156,7 @@ it('memory leaves a heap by the same name as it came', SKIP, async () => {
   assert.equal(failureOf(() => eal.heaps.removeMemory('mine', a)).code, 'ENOENT');
   a.unregister();
   const { va, length } = eal.external.allocate(UNIT);
-  eal.external.unregister(va, length);
+  eal.external.unregister({ va, length });
   b.unregister();
   stranger.unregister();
   await eal.stop();

@@ -321,7 +321,7 @@ describe('a device process that is killed', SKIP, () => {
       assert.equal(losses[0].code, code);
       assert.equal(device.state, 'gone');
       assert.deepEqual(eal.devices(), []);
-      for (const memory of [...eal.external.live]) memory.unregister();
+      for (const memory of [...eal.external]) memory.unregister();
       assert.deepEqual(platform.leaks(), []);
       await assert.rejects(eal.probe(child.socketPath), (error) => isDmaError(error));
     }
@@ -337,7 +337,7 @@ describe('a device process that is killed', SKIP, () => {
       device.dmaUnmap(mapping);
       await eal.remove(device);
       const gone = (error: unknown): boolean => isDmaError(error, 'ENODEV') && error.cause === device.lost;
-      assert.throws(() => device.dmaMap([...eal.external.live][0]), gone);
+      assert.throws(() => device.dmaMap([...eal.external][0]), gone);
       assert.throws(() => device.use(copyEngineDriver), gone);
       assert.throws(() => device.access, gone);
       assert.deepEqual(device.explainFaults(), []);
@@ -422,7 +422,7 @@ describe('a device process that is killed', SKIP, () => {
       if (end === 'remove') await eal.remove(device);
       await eal.stop();
       assert.deepEqual(platform.leaks(), []);
-      assert.equal(memory.registered, false);
+      assert.equal(memory.live, false);
     }
   });
 });
@@ -473,7 +473,7 @@ describe('when the Nth system call fails', SKIP, () => {
       const leaks = tracking.leaks();
       if (leaks.length > known) problems.push(`${runs}, ${platform.failed()}: ${leaks.slice(known).join(' ')}`);
       known = leaks.length;
-      if ([...(eal?.external.live ?? [])].length > 0) problems.push(`${runs}, ${platform.failed()}: memory`);
+      if ([...(eal?.external ?? [])].length > 0) problems.push(`${runs}, ${platform.failed()}: memory`);
     } while (platform.failed() !== undefined);
     assert.deepEqual(problems, []);
     assert.equal(outcome, 'success', `run ${runs}, without a failure`);

@@ -143,7 +143,7 @@ describe('starting and stopping', () => {
       );
       return true;
     });
-    assert.equal(memory.registered, false);
+    assert.equal(memory.live, false);
     assert.deepEqual(eal.devices(), []);
   });
 
@@ -156,7 +156,7 @@ describe('starting and stopping', () => {
     const memory = eal.external.allocate(4096);
     await eal.probe('fake:a');
     await assert.rejects(eal.stop(), dmaError('EIO', /oops/));
-    assert.equal(memory.registered, false);
+    assert.equal(memory.live, false);
     assert.deepEqual(eal.devices(), []);
   });
 
@@ -295,8 +295,8 @@ describe('events', () => {
     eal.events.on('probed', (device) => events.push(`probed ${device.name} ${device.state}`));
     eal.events.on('removed', (device) => events.push(`removed ${device.name} ${device.state}`));
     eal.events.on('lost', (device, error) => events.push(`lost ${device.name} ${error.code}`));
-    eal.events.on('registered', (memory) => events.push(`registered ${memory.registered}`));
-    eal.events.on('unregistered', (memory) => events.push(`unregistered ${memory.registered}`));
+    eal.events.on('registered', (memory) => events.push(`registered ${memory.live}`));
+    eal.events.on('unregistered', (memory) => events.push(`unregistered ${memory.live}`));
     eal.events.once('probed', () => events.push('once'));
     const a = await eal.probe('fake:a');
     eal.external.allocate(4096).unregister();

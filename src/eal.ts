@@ -16,7 +16,7 @@ import type { Bus, Device, Driver } from './bus/model.js';
 import type { GroupMapping } from './bus/fan-out.js';
 import { Registry } from './bus/registry.js';
 import type { BookSettings, MapAsyncOptions } from './dma/domain.js';
-import type { MapOptions, MapTarget } from './dma/plan.js';
+import type { MapOptions } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
 import { mustBe, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
 import { type DmaError, invalid, NO_PERMISSION, throwFirst, undoAll, unlessFails, withUndo } from './errors.js';
@@ -48,6 +48,7 @@ import { openPlatform } from './platform/open.js';
 import type { Platform } from './platform/ports.js';
 import { shortForm } from './short-form.js';
 import { queueMicrotask } from './timers.js';
+import type { MemoryPart } from './memory/part.js';
 
 /** Options of {@link Eal.start}, all optional. */
 export interface EalOptions extends BookSettings, LongWorkOptions {
@@ -284,7 +285,7 @@ export class Eal implements AsyncDisposable {
    *
    * @throws DmaError of the device that failed; errors of undoing it are in `undo`
    */
-  dmaMapAll(target: MapTarget, devices?: Iterable<Device>, options?: MapOptions): GroupMapping {
+  dmaMapAll(target: MemoryPart, devices?: Iterable<Device>, options?: MapOptions): GroupMapping {
     this.#mustRun('dmaMapAll');
     return this.#registry.mapAll(target, devices, options);
   }
@@ -296,7 +297,7 @@ export class Eal implements AsyncDisposable {
    * it is mapped on no device
    */
   async dmaMapAllAsync(
-    target: MapTarget,
+    target: MemoryPart,
     devices?: Iterable<Device>,
     options: MapAsyncOptions = {},
   ): Promise<GroupMapping> {
@@ -392,8 +393,8 @@ export class Eal implements AsyncDisposable {
     errors.push(...pools);
     // A pool that other threads still use keeps its memory: unmapping it would crash them.
     if (pools.length === 0) errors.push(...this.heaps.close(), ...(await this.memory.closeAsync()));
-    for (const { live } of [this.external, this.#driverMemory])
-      for (const memory of [...live].reverse())
+    for (const external of [this.external, this.#driverMemory])
+      for (const memory of [...external].reverse())
         await memory.unregisterAsync().catch((error: unknown) => errors.push(error));
     throwFirst(errors, 'stop');
   }
@@ -410,7 +411,7 @@ export class Eal implements AsyncDisposable {
   *#held(): Iterable<Forgotten> {
     const standing = new Set([...this.#registry.standing].flatMap((group) => [...group.mappings]));
     const domains = new Set(this.devices().flatMap((device) => device.domain ?? []));
-    const areas = new Set([...this.external.live].map((memory) => memory.area));
+    const areas = new Set([...this.external].map((memory) => memory.area));
     for (const domain of domains)
       for (const mapping of domain.mappings()) {
         if (standing.has(mapping) || !mapping.entries.some(({ area }) => areas.has(area))) continue;
@@ -418,7 +419,7 @@ export class Eal implements AsyncDisposable {
         const text = `mapping ${range.toString()} on ${device}`;
         yield { kind: ['mapping', 'mappings'], text, verb: 'made', bytes: range.length, origin };
       }
-    for (const { area, length, origin } of this.external.live)
+    for (const { area, length, origin } of this.external)
       yield { kind: ['external area', 'external areas'], text: area.label, verb: 'registered', bytes: length, origin };
     for (const heap of [...this.memory.heapsInUse, ...this.heaps.made]) {
       const kind = [`block of the heap ${heap.name}`, `blocks of the heap ${heap.name}`] as const;
@@ -525,7 +526,7 @@ export class Eal implements AsyncDisposable {
 
 shortForm(Eal, 'Eal', (eal) => ({
   devices: eal.devices().map(({ name }) => name),
-  external: [...eal.external.live].length,
+  external: [...eal.external].length,
   heaps: eal.memory.heapsInUse.length + [...eal.heaps.made].length,
   zones: eal.zones.size,
   pools: [...eal.pools].map(({ name }) => name),

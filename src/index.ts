@@ -33,13 +33,14 @@ export type {
   RegisterOptions,
 } from './memory/external.js';
 
+export type { MemoryPart } from './memory/part.js';
 export type { LendOptions, Pin } from './memory/pins.js';
 export type { MemoryUser } from './memory/users.js';
 export type { RetiredCount, RetiredFacts } from './memory/retired.js';
 export type { Block, Heap, HeapMemory, HeapStatistics } from './memory/heap/heap.js';
 export type { MallocOptions } from './memory/heap/malloc-request.js';
 export type { PlacedMallocOptions } from './memory/owned/heap-choice.js';
-export type { Heaps, HeapSettings, RawMemory } from './memory/heap/heaps.js';
+export type { Heaps } from './memory/heap/heaps.js';
 export type { HugeUnlink } from './memory/owned/hugepage-files.js';
 export type { IovaDecision, IovaFacts, IovaMode, IovaVote } from './memory/iova-mode.js';
 export type { GrowthRequest, MemoryChange, MemoryHandler, MemoryValidator } from './memory/memory-events.js';
@@ -63,7 +64,7 @@ export type {
 export type { BookSettings, Domain, MapAsyncOptions } from './dma/domain.js';
 export type { Explanation, ExplanationKind } from './dma/explain.js';
 export type { MappedSegment, Mapping } from './dma/mapping.js';
-export type { MapOptions, MapTarget } from './dma/plan.js';
+export type { MapOptions } from './dma/plan.js';
 export type { TranslationTable } from './dma/translation-table.js';
 
 export type {
@@ -91,7 +92,7 @@ export type { Container, ContainerChoice, ContainerKind, ContainerOptions, Conta
 export type { DirtyPages, DirtyTracking } from './vfio/dirty.js';
 export type { PageRequest, PageRequestQueue } from './vfio/page-requests.js';
 
-export { CopyEngine, copyError, type CopyOptions } from './drivers/copy-engine.js';
+export { CopyEngine, copyError } from './drivers/copy-engine.js';
 export { copyEngineDriver } from './drivers/copy-engine-driver.js';
 export { Edu } from './drivers/edu.js';
 export { eduDriver } from './drivers/edu-driver.js';

@@ -5,7 +5,7 @@ import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
 import { lostDevice, Mapping } from '../dma/mapping.js';
 import type { DmaAccess } from '../dma/address-space.js';
-import type { MapOptions, MapTarget } from '../dma/plan.js';
+import type { MapOptions } from '../dma/plan.js';
 import { show } from '../show.js';
 import { Turns, mustGoOn } from '../long-work.js';
 import { Range } from '../ranges.js';
@@ -28,6 +28,7 @@ import type {
 } from './model.js';
 import { shortForm } from '../short-form.js';
 import { delay, now } from '../timers.js';
+import type { MemoryPart } from '../memory/part.js';
 
 /** What has taken a device. */
 interface Binding {
@@ -138,15 +139,15 @@ export class BoundDevice implements Device {
     throw invalid('use', `the device ${reason}`, { device: this.name, hint });
   }
 
-  dmaMap(target: MapTarget, options?: MapOptions): Mapping {
+  dmaMap(target: MemoryPart, options?: MapOptions): Mapping {
     return this.#mustTakeMappings('dmaMap').mapFor(this.name, target, options);
   }
 
-  async dmaMapAsync(target: MapTarget, options?: MapAsyncOptions): Promise<Mapping> {
+  async dmaMapAsync(target: MemoryPart, options?: MapAsyncOptions): Promise<Mapping> {
     return this.#mustTakeMappings('dmaMapAsync').mapForAsync(this.name, target, options);
   }
 
-  dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: IovaLike })): void {
+  dmaUnmap(target: Mapping | (MemoryPart & { readonly iova?: IovaLike })): void {
     // What was mapped went with it, so that there is nothing left to undo.
     if (this.lost !== undefined && this.binding === undefined) return;
     const domain = this.#mustHaveDomain('dmaUnmap');
@@ -204,7 +205,7 @@ export class BoundDevice implements Device {
     try {
       va = isAt ? memory : memory.va;
       length = isAt ? 1 : memory.length;
-      isLive = isAt || (memory.live !== false && memory.registered !== false);
+      isLive = isAt || memory.live !== false;
     } catch (cause) {
       throw invalid('iovaOf', 'the memory can not be read', { device: this.name, cause });
     }

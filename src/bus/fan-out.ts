@@ -3,11 +3,12 @@ import { reading } from '../check.js';
 import { throwFirst, toldAs, undoAll, withUndo } from '../errors.js';
 import type { MapAsyncOptions } from '../dma/domain.js';
 import type { Mapping } from '../dma/mapping.js';
-import type { MapOptions, MapTarget } from '../dma/plan.js';
+import type { MapOptions } from '../dma/plan.js';
 import type { Origin } from '../origin.js';
 import type { Device } from './model.js';
 import { shortForm } from '../short-form.js';
 import { hex } from '../units.js';
+import type { MemoryPart } from '../memory/part.js';
 
 /** What a group that is mapped for every device, now and later, is made with. */
 export interface Standing {
@@ -20,7 +21,7 @@ export interface Standing {
 /** One range, mapped on several devices. Disposing it unmaps it from all of them. */
 export class GroupMapping implements Disposable, AsyncDisposable {
   /** What was asked for, as it was then. */
-  readonly target: MapTarget;
+  readonly target: MemoryPart;
   /** As {@link GroupMapping.target}. */
   readonly options: MapOptions | undefined;
   readonly #byDevice = new Map<string, Mapping>();
@@ -28,7 +29,7 @@ export class GroupMapping implements Disposable, AsyncDisposable {
   readonly #origin: Origin | undefined;
 
   /** @internal @param origin where the program asked for it, which its mappings say instead of places in this library */
-  constructor({ va, length }: MapTarget, options: MapOptions | undefined, standing?: Standing, origin?: Origin) {
+  constructor({ va, length }: MemoryPart, options: MapOptions | undefined, standing?: Standing, origin?: Origin) {
     // Of objects of the caller, which he may change, the values are kept.
     this.target = Object.freeze({ va, length });
     this.options = options === undefined ? undefined : Object.freeze({ ...options });

@@ -34,7 +34,7 @@ function bench(
   const queue = new KeyCache({
     device: 'd0',
     table: domain.table,
-    miss: (va, length) => onMiss.register(va, length),
+    miss: (va, length) => onMiss.map({ va, length }),
   });
   const calls = (): string[] =>
     made.space.calls
@@ -118,9 +118,9 @@ describe('MapOnMiss', () => {
     made.area(A, 16);
     const { domain } = made;
     using onMiss = new MapOnMiss({ domain, dmaMap: (target) => domain.mapFor('d0', target) }, made.areas);
-    assert.equal(onMiss.register(A, 1), true);
+    assert.equal(onMiss.map(part(A, 1)), true);
     assert.equal(domain.table.keyOf(A), -1);
-    assert.equal(onMiss.register(A, 1), false);
+    assert.equal(onMiss.map(part(A, 1)), false);
     assert.equal(made.space.calls.length, 1);
   });
 
@@ -138,12 +138,12 @@ describe('MapOnMiss', () => {
     queue.keyOf(A, 1);
     queue.keyOf(A + 32 * PAGE, 1);
     calls();
-    onMiss.release(part(A + 31 * PAGE, PAGE));
+    onMiss.unmap(part(A + 31 * PAGE, PAGE));
     assert.deepEqual(calls(), []);
     made.space.fail('unmap', 1, 'EBUSY');
-    assert.throws(() => onMiss.release(part(A, 16 * PAGE)), dmaError('EBUSY'));
+    assert.throws(() => onMiss.unmap(part(A, 16 * PAGE)), dmaError('EBUSY'));
     assert.equal(queue.keyOf(A, 1), 101);
-    onMiss.release(part(A, 16 * PAGE));
+    onMiss.unmap(part(A, 16 * PAGE));
     assert.deepEqual(calls(), ['unmap 0 16', 'unmap 0 16']);
     assert.equal(queue.keyOf(A, 1), 103);
     assert.equal(onMiss.mappings.length, 2);

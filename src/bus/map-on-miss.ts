@@ -5,11 +5,12 @@
  */
 import type { Mapping } from '../dma/mapping.js';
 import type { Domain } from '../dma/domain.js';
-import type { MapOptions, MapTarget } from '../dma/plan.js';
+import type { MapOptions } from '../dma/plan.js';
 import { isDmaError, throwFirst, undoAll } from '../errors.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import { RangeMap } from '../range-map.js';
 import { isAddress, alignDown, alignUp, type Va } from '../units.js';
+import type { MemoryPart } from '../memory/part.js';
 
 /**
  * How much is mapped around an address that has no key: `area`, all of its area, as DPDK does, or, where a part of that is
@@ -27,7 +28,7 @@ export interface MapOnMissOptions {
 /** A device, as far as mapping on demand for it goes. */
 interface MissTaker {
   readonly domain: Pick<Domain, 'constraints'> | undefined;
-  dmaMap(target: MapTarget, options?: MapOptions): Mapping;
+  dmaMap(target: MemoryPart, options?: MapOptions): Mapping;
 }
 
 /** What is mapped on demand for one device. Made by `Device.mapOnMiss`. It goes with the device's queues: close it after the last of them. */
@@ -50,13 +51,13 @@ export class MapOnMiss implements Disposable {
   }
 
   /**
-   * Maps what a range is in. The memory can not be unregistered then, before {@link MapOnMiss.release} or `close`.
+   * Maps what a range is in. The memory can not be unregistered then, before {@link MapOnMiss.unmap} or `close`.
    *
    * @returns false when there is nothing to be mapped: it is not in one area, which is external, it overlaps with what is
    *   mapped already, or it is on a page of the device that is not all in that area
    * @throws DmaError as `Device.dmaMap`, but EEXIST
    */
-  register(va: number, length: number): boolean {
+  map({ va, length }: MemoryPart): boolean {
     const end = va + length;
     const area = this.#areas.at(va);
     // What is owned or in a heap is mapped for every device by the library.
@@ -79,16 +80,16 @@ export class MapOnMiss implements Disposable {
    *
    * @throws the first error, once all was tried; what is still mapped then can be tried again
    */
-  release({ va, length }: MapTarget): void {
+  unmap({ va, length }: MemoryPart): void {
     const undo: (() => void)[] = [];
     for (const mapping of this.#mappings.values())
       if (mapping.va < va + length && va < mapping.range.end) undo.unshift(() => this.#unmap(mapping));
     throwFirst(undoAll(undo), 'unmap');
   }
 
-  /** Unmaps all of it. @throws as {@link MapOnMiss.release} */
+  /** Unmaps all of it. @throws as {@link MapOnMiss.unmap} */
   close(): void {
-    this.release({ va: 0, length: Infinity });
+    this.unmap({ va: 0, length: Infinity });
   }
 
   /** As {@link MapOnMiss.close}. */
@@ -117,7 +118,7 @@ export class MapOnMiss implements Disposable {
     this.#mappings.delete(mapping.va);
   }
 
-  #overlapping({ va, length }: MapTarget): Mapping | undefined {
+  #overlapping({ va, length }: MemoryPart): Mapping | undefined {
     return this.#mappings.overlapping(va, va + length);
   }
 }

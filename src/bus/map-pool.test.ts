@@ -3,10 +3,11 @@ import { describe, it } from 'node:test';
 import { dmaError } from '../../test/shared/errors.js';
 import { Bench, PAGE } from '../../test/fakes/dma/address-space.js';
 import type { MapAsyncOptions } from '../dma/domain.js';
-import type { MapOptions, MapTarget } from '../dma/plan.js';
+import type { MapOptions } from '../dma/plan.js';
 import type { PoolChunk } from '../memory/pool/pool-layout.js';
 import type { Va } from '../units.js';
 import { dmaMapPool, dmaMapPoolAsync, type MappablePool } from './map-pool.js';
+import type { MemoryPart } from '../memory/part.js';
 
 const A = 0x10000000;
 
@@ -25,8 +26,8 @@ function bench(asynchronous = false): { made: Bench; device: ReturnType<typeof d
 function deviceOf({ domain }: Bench) {
   return {
     name: 'd0',
-    dmaMap: (target: MapTarget, options?: MapOptions) => domain.mapFor('d0', target, options),
-    dmaMapAsync: async (target: MapTarget, options?: MapAsyncOptions) => domain.mapForAsync('d0', target, options),
+    dmaMap: (target: MemoryPart, options?: MapOptions) => domain.mapFor('d0', target, options),
+    dmaMapAsync: async (target: MemoryPart, options?: MapAsyncOptions) => domain.mapForAsync('d0', target, options),
   };
 }
 

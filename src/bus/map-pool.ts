@@ -7,7 +7,7 @@
  */
 import type { MapAsyncOptions } from '../dma/domain.js';
 import type { Mapping } from '../dma/mapping.js';
-import type { MapOptions, MapTarget } from '../dma/plan.js';
+import type { MapOptions } from '../dma/plan.js';
 import { invalid, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import { progressOf, type Progress } from '../long-work.js';
@@ -15,12 +15,13 @@ import type { AreaIndex } from '../memory/area-index.js';
 import type { PoolChunk } from '../memory/pool/pool-layout.js';
 import { formatSize } from '../units.js';
 import { shortForm } from '../short-form.js';
+import type { MemoryPart } from '../memory/part.js';
 
 /** A device, as far as mapping a pool for it goes. */
 interface PoolTaker {
   readonly name: string;
-  dmaMap(target: MapTarget, options?: MapOptions): Mapping;
-  dmaMapAsync(target: MapTarget, options?: MapAsyncOptions): Promise<Mapping>;
+  dmaMap(target: MemoryPart, options?: MapOptions): Mapping;
+  dmaMapAsync(target: MemoryPart, options?: MapAsyncOptions): Promise<Mapping>;
 }
 
 /** A pool, as far as mapping it goes. */
@@ -123,7 +124,7 @@ export async function dmaMapPoolAsync(
 }
 
 /** The areas that the chunks are in and that nobody has mapped for every device, each once. */
-function targetsOf({ name }: Pick<PoolTaker, 'name'>, pool: MappablePool, areas: AreaIndex): MapTarget[] {
+function targetsOf({ name }: Pick<PoolTaker, 'name'>, pool: MappablePool, areas: AreaIndex): MemoryPart[] {
   const refuse = (why: string): Error => invalid('dmaMapPool', `the pool ${pool.name} ${why}`, { device: name });
   if (!pool.live) throw refuse('was freed');
   if (!pool.forDevices) throw refuse('is not for devices');

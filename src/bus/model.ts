@@ -3,7 +3,7 @@ import type { AddressSpace, DmaAccess } from '../dma/address-space.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
 import type { Mapping } from '../dma/mapping.js';
-import type { MapOptions, MapTarget } from '../dma/plan.js';
+import type { MapOptions } from '../dma/plan.js';
 import type { DmaError } from '../errors.js';
 import type { External } from '../memory/external.js';
 import type { IovaMode } from '../memory/iova-mode.js';
@@ -12,6 +12,7 @@ import type { Description } from './description.js';
 import type { DeviceAccess } from './device-access.js';
 import type { MapOnMiss, MapOnMissOptions } from './map-on-miss.js';
 import type { MappablePool, PoolMapping } from './map-pool.js';
+import type { MemoryPart } from '../memory/part.js';
 
 /** An access of a device that its IOMMU, or the device itself, reported as failed. */
 export interface DeviceFault {
@@ -97,11 +98,9 @@ export interface Bus {
 export type DeviceState = 'opening' | 'probed' | 'gone';
 
 /** What a device can be asked the address of: a block, a zone, external memory, a mapping, or a part as `{ va, length }`. */
-export interface AddressedMemory extends MapTarget {
+export interface AddressedMemory extends MemoryPart {
   /** Absent: yes. What was freed has no address, whoever has the memory now. */
   readonly live?: boolean;
-  /** As `live`, of external memory. */
-  readonly registered?: boolean;
 }
 
 /** A device that was opened, and the vendor-agnostic way to map memory for it. Made by `Eal.probe`. */
@@ -144,9 +143,9 @@ export interface Device {
    *   mapping is being made or undone), ENOSPC (entry limit, or no free IOVA), ENOMEM (locked-memory limit), ENODEV (the device
    *   was lost); after undoing: errors of the address space
    */
-  dmaMap(target: MapTarget, options?: MapOptions): Mapping;
+  dmaMap(target: MemoryPart, options?: MapOptions): Mapping;
   /** As {@link Device.dmaMap}, without blocking, with progress and abort. @throws DmaError also ECANCELED once `signal` is aborted */
-  dmaMapAsync(target: MapTarget, options?: MapAsyncOptions): Promise<Mapping>;
+  dmaMapAsync(target: MemoryPart, options?: MapAsyncOptions): Promise<Mapping>;
   /**
    * Undoes {@link Device.dmaMap}: by the handle, or by exactly what was mapped; a part, where the domain can cut.
    *
@@ -154,7 +153,7 @@ export interface Device {
    *   mapping of another device; ENOTSUP: a part, and the domain can not cut; EBUSY: a part of what another device maps too;
    *   ENOSPC: cutting would pass the entry limit; else as `Mapping.unmap`
    */
-  dmaUnmap(target: Mapping | (MapTarget & { readonly iova?: IovaLike })): void;
+  dmaUnmap(target: Mapping | (MemoryPart & { readonly iova?: IovaLike })): void;
   /**
    * Unmaps all that was mapped for this device by `dmaMap` and its relatives, last first. What is mapped for every device
    * (`eal.dmaMapAll`, memory of the library and of heaps) stays, and so does what other devices have of the same domain.
@@ -175,7 +174,7 @@ export interface Device {
   /** As {@link Device.dmaMapPool}, without blocking, with progress over all of it, and abort. */
   dmaMapPoolAsync(pool: MappablePool, options?: Omit<MapAsyncOptions, 'iova'>): Promise<PoolMapping>;
   /**
-   * Maps registered external memory when the data path meets it: give its `register` to a queue pair as the option `miss`. Off
+   * Maps registered external memory when the data path meets it: let the option `miss` of a queue pair call its `map`. Off
    * unless it is asked for, unlike in DPDK. Close it after the last queue.
    *
    * @throws DmaError EINVAL, ENOTSUP for a device that can not be mapped

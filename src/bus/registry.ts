@@ -4,7 +4,7 @@
  */
 import { Domain, type BookSettings, type DomainOptions, type MapAsyncOptions } from '../dma/domain.js';
 import type { AddressSpace } from '../dma/address-space.js';
-import { checkTarget, MAP_OPTIONS, targetOf, type MapOptions, type MapTarget } from '../dma/plan.js';
+import { checkTarget, MAP_OPTIONS, targetOf, type MapOptions } from '../dma/plan.js';
 import { mustBe, mustBeFunction, mustBeString, mustHandle, optionsOf, reading, stopped } from '../check.js';
 import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, throwFirst, toldAs, undoAll, withUndo } from '../errors.js';
@@ -27,6 +27,7 @@ import { BoundDevice } from './device.js';
 import { matchesIds } from './match.js';
 import { parseDeviceSpec, type DeviceSpec } from './device-name.js';
 import { GroupMapping, mapOnAll } from './fan-out.js';
+import type { MemoryPart } from '../memory/part.js';
 
 /** What happened to a device. `failed`: it reported an error of its own; `lost`: it went without being asked to. */
 export type DeviceChange = 'probed' | 'failed' | 'removed' | 'lost';
@@ -239,7 +240,7 @@ export class Registry {
    *
    * @throws DmaError of the device that failed; what was mapped before is unmapped again
    */
-  mapAll(target: MapTarget, devices?: Iterable<Device>, options?: MapOptions): GroupMapping {
+  mapAll(target: MemoryPart, devices?: Iterable<Device>, options?: MapOptions): GroupMapping {
     const operation = 'dmaMapAll';
     const wanted = targetOf(target, operation);
     const how = options === undefined ? undefined : optionsOf<MapOptions>(options, MAP_OPTIONS, operation);
@@ -256,7 +257,7 @@ export class Registry {
 
   /** As {@link Registry.mapAll}, while the event loop goes on. @throws DmaError also ECANCELED once `work.signal` is aborted */
   async mapAllAsync(
-    target: MapTarget,
+    target: MemoryPart,
     devices: Iterable<Device> | undefined,
     options: Omit<MapAsyncOptions, keyof LongWorkOptions>,
     work: LongWorkOptions,
@@ -288,7 +289,7 @@ export class Registry {
   }
 
   #standingGroup(
-    target: MapTarget,
+    target: MemoryPart,
     options: MapOptions | undefined,
     operation: string,
   ): { readonly group: GroupMapping; readonly area: Area } {
@@ -306,7 +307,7 @@ export class Registry {
    *
    * @param keeper what ends it, for messages
    */
-  reach(target: MapTarget, keeper: string): GroupMapping {
+  reach(target: MemoryPart, keeper: string): GroupMapping {
     const ends = (): void => void this.#standing.delete(group);
     const group: GroupMapping = new GroupMapping(target, undefined, { keeper, ends });
     this.#stand(group);
@@ -314,7 +315,7 @@ export class Registry {
   }
 
   /** As {@link reach}, while the event loop goes on. @throws DmaError ECANCELED once `signal` is aborted */
-  async reachAsync(target: MapTarget, keeper: string, work: LongWorkOptions): Promise<GroupMapping> {
+  async reachAsync(target: MemoryPart, keeper: string, work: LongWorkOptions): Promise<GroupMapping> {
     const ends = (): void => void this.#standing.delete(group);
     const group: GroupMapping = new GroupMapping(target, undefined, { keeper, ends });
     return this.#standAsync(group, work, 'reach');

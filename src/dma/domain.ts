@@ -45,7 +45,6 @@ import {
   targetOf,
   type Books,
   type MapOptions,
-  type MapTarget,
   type Plan,
   type PlannedPiece,
 } from './plan.js';
@@ -54,6 +53,7 @@ import { RetiredMappings } from './retired.js';
 import { TranslationTable } from './translation-table.js';
 import { shortForm } from '../short-form.js';
 import { now as clock } from '../timers.js';
+import type { MemoryPart } from '../memory/part.js';
 
 /** Options of mapping without blocking. */
 export interface MapAsyncOptions extends MapOptions, LongWorkOptions {
@@ -331,7 +331,7 @@ export class Domain {
    *   being made or undone), ENOSPC (entry limit, or no free IOVA), ENOMEM (locked-memory limit), ENODEV (the domain
    *   failed); after undoing: the error of the address space
    */
-  mapFor(device: string, target: MapTarget, options?: MapOptions, operation = 'dmaMap'): Mapping {
+  mapFor(device: string, target: MemoryPart, options?: MapOptions, operation = 'dmaMap'): Mapping {
     const checked = options === undefined ? NONE : optionsOf(options, MAP_OPTIONS, operation);
     const plan = this.#plan(device, target, checked, operation, this.mapFor);
     if (plan.shared !== undefined) return this.#publish(plan, [...plan.shared.entries]);
@@ -358,7 +358,7 @@ export class Domain {
    */
   async mapForAsync(
     device: string,
-    target: MapTarget,
+    target: MemoryPart,
     asked?: MapAsyncOptions,
     operation = 'dmaMapAsync',
   ): Promise<Mapping> {
@@ -385,7 +385,7 @@ export class Domain {
    *   IOVA; ENOTSUP: a part, which this domain can not unmap; EBUSY: a part of a mapping that another device shares;
    *   ENOSPC: cutting would exceed the entry limit; EIO: the other side unmapped a different number of bytes
    */
-  unmapFor(device: string, target: MapTarget & { readonly iova?: IovaLike }, operation = 'dmaUnmap'): void {
+  unmapFor(device: string, target: MemoryPart & { readonly iova?: IovaLike }, operation = 'dmaUnmap'): void {
     const wanted = naming(device, () => targetOf(target, operation));
     const range = naming(device, () => new Range(wanted.va as Va, wanted.length, operation));
     const mapping = claimOf(this.#ledger, device, range, operation);
@@ -399,12 +399,12 @@ export class Domain {
   }
 
   /** @internal Maps for the domain itself and not for one of its devices, until its last device leaves: see `Container.map`. */
-  mapOwn(target: MapTarget, options: MapOptions | undefined, operation: string): Mapping {
+  mapOwn(target: MemoryPart, options: MapOptions | undefined, operation: string): Mapping {
     return this.mapFor(this.#self, target, options, operation);
   }
 
   /** @internal Undoes `mapOwn`. */
-  unmapOwn(target: Mapping | (MapTarget & { readonly iova?: IovaLike }), operation: string): void {
+  unmapOwn(target: Mapping | (MemoryPart & { readonly iova?: IovaLike }), operation: string): void {
     if (!isA(target, Mapping)) return this.unmapFor(this.#self, target, operation);
     if (!this.#isOwn(target))
       throw invalid(operation, 'container.map did not make this mapping', { range: target.range });
@@ -495,7 +495,7 @@ export class Domain {
   /** @param called the function that the program called, for the origin @param when see {@link planMapping} */
   #plan(
     device: string,
-    target: MapTarget,
+    target: MemoryPart,
     options: MapOptions,
     operation: string,
     called: (this: Domain, ...args: never[]) => unknown,

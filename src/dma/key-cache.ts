@@ -30,7 +30,7 @@ export interface KeyCacheOptions {
   /** Default `native`. */
   readonly order?: KeyOrder;
   /**
-   * Called if a range has no key; returns true if it may have one now (`MapOnMiss.register`). Its exceptions pass
+   * Called if a range has no key; returns true if it may have one now (`MapOnMiss.map`). Its exceptions pass
    * through the look-up. Default: no second look.
    */
   readonly miss?: (va: number, length: number) => boolean;

@@ -3,22 +3,12 @@
  * arguments, then existing mappings, then limits.
  */
 import { mustBeNumber, reading, type Shape } from '../check.js';
-import { DmaError, invalid, type ErrorCode } from '../errors.js';
+import { DmaError, type ErrorCode } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
 import type { Origin } from '../origin.js';
 import { Range } from '../ranges.js';
-import {
-  alignUp,
-  formatSize,
-  hex,
-  isAddress,
-  isPowerOfTwo,
-  type Iova,
-  type IovaLike,
-  type Va,
-  type VaLike,
-} from '../units.js';
+import { alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Iova, type IovaLike, type Va } from '../units.js';
 import {
   LOCAL,
   type DmaAccess,
@@ -30,13 +20,7 @@ import {
 import type { Claim, Entry, Ledger } from './ledger.js';
 import { show } from '../show.js';
 import type { LockedBudget } from './locked-budget.js';
-
-/** What to map. `ExternalMemory` is one. */
-export interface MapTarget {
-  readonly va: VaLike;
-  /** bytes */
-  readonly length: number;
-}
+import { mustBePart, type MemoryPart } from '../memory/part.js';
 
 /** Options of a mapping. */
 export interface MapOptions {
@@ -74,13 +58,10 @@ export const MAP_OPTIONS: Shape<MapOptions> = {
  * Reads the target of map or unmap once. @throws DmaError EINVAL if it is not a target, or its IOVA has another type
  */
 export function targetOf(
-  target: MapTarget & { readonly iova?: IovaLike },
+  target: MemoryPart & { readonly iova?: IovaLike },
   operation: string,
-): MapTarget & { iova?: IovaLike } {
-  if (typeof target !== 'object' || target === null)
-    throw invalid(operation, `memory, or a part of it as { va, length }, is wanted, not ${show(target)}`, {
-      hint: 'external.register takes Buffers and typed arrays, and what it returns can be mapped',
-    });
+): MemoryPart & { iova?: IovaLike } {
+  mustBePart(target, operation);
   return reading(operation, 'the range', () => {
     const { va, length, iova } = target;
     if (iova !== undefined) mustBeNumber(iova, 'an IOVA', operation);
@@ -104,7 +85,7 @@ export interface Books {
 /** The request and its caller. */
 export interface MapRequest {
   readonly device: string;
-  readonly target: MapTarget;
+  readonly target: MemoryPart;
   readonly options: MapOptions;
   /** the caller's operation, for messages */
   readonly operation: string;
@@ -226,7 +207,7 @@ function alignedHint({ constraints: { granule }, name, areas }: Books, { start, 
  * @returns the area
  * @throws DmaError EINVAL, EACCES
  */
-export function checkTarget(areas: AreaIndex, target: MapTarget, options: MapOptions = {}, operation: string): Area {
+export function checkTarget(areas: AreaIndex, target: MemoryPart, options: MapOptions = {}, operation: string): Area {
   const range = new Range(target.va as Va, target.length, operation);
   const refuse: Refuse = (code, reason, hint) => new DmaError({ code, operation, range, reason, hint });
   checkWords(options, refuse);

@@ -3,7 +3,8 @@ import { closedDriver } from '../bus/closed-device.js';
 import { isGone, type DeviceAccess, type InterruptKind, type Interrupts } from '../bus/device-access.js';
 import type { ErrorCode } from '../errors.js';
 import { mustBe, mustBeMs, mustBeObject, mustBeWhole, mustHave, optionsOf, reading, type Shape } from '../check.js';
-import { DmaError, invalid, withUndo } from '../errors.js';
+import { DmaError, invalid, isDmaError, withUndo } from '../errors.js';
+import { progressOf, type LongWorkOptions } from '../long-work.js';
 import type { Registers } from '../platform/registers/registers.js';
 import { Range } from '../ranges.js';
 import { alignDown, hex, KiB, type IovaLike } from '../units.js';
@@ -59,22 +60,14 @@ export interface CopyEngineOptions {
   readonly explain?: (iova: number, access: 'read' | 'write') => string | undefined;
 }
 
-/** Options of one copy. */
-export interface CopyOptions {
-  /** Called with the bytes done, in order from the start, and the length. An exception ends the copy. */
-  readonly onProgress?: (done: number, length: number) => void;
-  /** Cancels the copy: no more is started, and it rejects when none of it is outstanding. */
-  readonly signal?: AbortSignal;
-}
-
 const ENGINE_OPTIONS: Shape<CopyEngineOptions> = {
   interrupts: 'boolean',
   coalesce: 'number',
   timeoutMs: 'number',
   explain: 'function',
 };
-const COPY_OPTIONS: Shape<CopyOptions> = { onProgress: 'function', signal: 'signal' };
-const NO_OPTIONS: CopyOptions = {};
+const COPY_OPTIONS: Shape<LongWorkOptions> = { onProgress: 'function', signal: 'signal' };
+const NO_OPTIONS: LongWorkOptions = {};
 
 /** Size of the pieces of a `copy`: large enough for a negligible cost each, small enough to report progress. */
 const PIECE_BYTES = 1024 * KiB;
@@ -90,7 +83,8 @@ interface Copy {
   readonly source: number;
   readonly destination: number;
   readonly length: number;
-  readonly onProgress: ((done: number, length: number) => void) | undefined;
+  /** Tells how many bytes are done. */
+  readonly report: ((doneBytes: number) => void) | undefined;
   /** Bytes passed to the device. */
   sent: number;
   /** Bytes that the device has completed. */
@@ -224,10 +218,11 @@ export class CopyEngine implements AsyncDisposable {
    * - EINVAL: invalid or overlapping ranges (nothing was started);
    * - EFAULT, EACCES: memory that is not mapped, or not for this access; `range` starts at the first such IOVA. Up to
    * 64 later descriptors may have been copied anyway;
-   * - ECANCELED: `signal` was aborted (its reason is the cause), or the driver was closed;
+   * - ECANCELED: `signal` was aborted or `onProgress` threw (that is the cause), or the driver was closed. What was copied
+   * before stays;
    * - EIO, ETIMEDOUT and errors of accessing the device: the engine was reset and accepts no more copies.
    */
-  copy(source: IovaLike, destination: IovaLike, length: number, options?: CopyOptions): Promise<void> {
+  copy(source: IovaLike, destination: IovaLike, length: number, options?: LongWorkOptions): Promise<void> {
     return new Promise((resolve, reject) => {
       const { signal, onProgress } = options === undefined ? NO_OPTIONS : optionsOf(options, COPY_OPTIONS, 'copy');
       const from = new Range(source, length, 'copy');
@@ -250,7 +245,7 @@ export class CopyEngine implements AsyncDisposable {
         source,
         destination,
         length,
-        onProgress,
+        report: onProgress === undefined ? undefined : progressOf(onProgress, length),
         sent: 0,
         done: 0,
         underWay: 0,
@@ -459,9 +454,9 @@ export class CopyEngine implements AsyncDisposable {
       });
     } else {
       try {
-        copy.onProgress?.(copy.done, copy.length);
+        copy.report?.(copy.done);
       } catch (error) {
-        copy.error = error;
+        copy.error = isDmaError(error) ? error.with({ operation: 'copy' }) : error;
       }
     }
   }

@@ -14,7 +14,7 @@ export type {
   QueuePairAddress,
   QueuePairOptions,
 } from '../rdma/queue-pair-options.js';
-export type { Destination, LocalMemory, PeerExplainer, Received, RemoteMemory } from '../rdma/queue-pair-requests.js';
+export type { Destination, PeerExplainer, Received, RemoteMemory } from '../rdma/queue-pair-requests.js';
 export type { QueuePair } from '../rdma/queue-pair.js';
 export { ReceiveRing, type ReceiveRingOptions, type RingMessage } from '../rdma/receive-ring.js';
 export { completionStatusName, Completions, ReceiveRequests, SendRequests } from '../platform/rdma/verbs-work.js';

@@ -37,7 +37,7 @@ function setup(base: Platform = real) {
   const changes: [string, ExternalMemory][] = [];
   const external = new External(platform, index, (change, memory) => changes.push([change, memory]));
   const mustBeEmpty = (): void => {
-    assert.deepEqual([platform.leaks(), index.size, [...external.live]], [[], 0, []]);
+    assert.deepEqual([platform.leaks(), index.size, [...external]], [[], 0, []]);
   };
   return { platform, index, external, changes, mustBeEmpty };
 }
@@ -69,19 +69,19 @@ describe('DPDK external_mem_autotest', { skip }, () => {
   after(() => skip === false && real.memory.unmap(va, length));
 
   test('EM-C01 unregister what was never registered: ENOENT', () => {
-    assert.throws(() => setup().external.unregister(va, length), error('ENOENT', 'no external memory is exactly'));
+    assert.throws(() => setup().external.unregister({ va, length }), error('ENOENT', 'no external memory is exactly'));
   });
   test('EM-C04 register a length of 0: EINVAL', () => {
     assert.throws(() => setup().external.fromAddress(va, 0), error('EINVAL'));
   });
   test('EM-C05 unregister a length of 0: EINVAL', () => {
-    assert.throws(() => setup().external.unregister(va, 0), error('EINVAL'));
+    assert.throws(() => setup().external.unregister({ va, length: 0 }), error('EINVAL'));
   });
   test('EM-C07 register address 0: EINVAL', () => {
     assert.throws(() => setup().external.fromAddress(0 as Va, length), error('EINVAL', 'address 0'));
   });
   test('EM-C08 unregister address 0: EINVAL', () => {
-    assert.throws(() => setup().external.unregister(0 as Va, length), error('EINVAL', 'address 0'));
+    assert.throws(() => setup().external.unregister({ va: 0 as Va, length }), error('EINVAL', 'address 0'));
   });
   for (const [id, count] of [
     ['EM-C10', 0],
@@ -109,14 +109,14 @@ describe('DPDK external_mem_autotest', { skip }, () => {
         assert.equal(area?.owner, 'external');
         assert.equal(area.iovas?.[page], iovas?.[page]);
       }
-      external.unregister(va, length);
+      external.unregister({ va, length });
       mustBeEmpty();
     });
     test(`EM-D05 EM-D06 unregister, and register again, ${which}`, () => {
       const { external, mustBeEmpty } = setup();
       for (let round = 0; round < 3; round++) {
         external.fromAddress(va, length, { iovas });
-        external.unregister(va, length);
+        external.unregister({ va, length });
         mustBeEmpty();
       }
     });
@@ -151,7 +151,7 @@ describe('registration', { skip }, () => {
     using left = external.register(buffer.subarray(0, PAGE));
     using right = external.register(buffer.subarray(3 * PAGE));
     assert.equal(index.size, 4);
-    assert.deepEqual([...external.live], [memory, inner, left, right]);
+    assert.deepEqual([...external], [memory, inner, left, right]);
     using fromFile = external.fromFd(fd);
     assert.equal(fromFile.source, 'file');
   });
@@ -163,8 +163,8 @@ describe('registration', { skip }, () => {
       external.register(buffer.subarray(page * PAGE, (page + 1) * PAGE));
     const live = [0, 1, 2].map(register);
     const check = (): void => {
-      assert.deepEqual([...external.live], live);
-      for (const memory of live) assert.equal(external.find(memory.va, PAGE), memory);
+      assert.deepEqual([...external], live);
+      for (const memory of live) assert.equal(external.find({ va: memory.va, length: PAGE }), memory);
     };
     check();
     for (const [gone, page] of [
@@ -181,8 +181,8 @@ describe('registration', { skip }, () => {
       check();
     }
     // As Eal.stop does: what is listed may go meanwhile.
-    for (const memory of external.live) memory.unregister();
-    assert.deepEqual([...external.live], []);
+    for (const memory of external) memory.unregister();
+    assert.deepEqual([...external], []);
   });
 
   test('DM-12 unregistering by a wrong length, a part, or more is ENOENT, with what is there', () => {
@@ -196,11 +196,11 @@ describe('registration', { skip }, () => {
       [1, 1],
     ])
       assert.throws(
-        () => external.unregister((va + from * PAGE) as Va, pages * PAGE),
+        () => external.unregister({ va: (va + from * PAGE) as Va, length: pages * PAGE }),
         error('ENOENT', /hint: the external area four pages is \[0x/),
       );
-    assert.equal(external.find(va, 4 * PAGE), memory);
-    assert.equal(memory.registered, true);
+    assert.equal(external.find({ va, length: 4 * PAGE }), memory);
+    assert.equal(memory.live, true);
   });
 
   test('DM-13 unregistering while mapped is EBUSY and names the devices', () => {
@@ -210,7 +210,7 @@ describe('registration', { skip }, () => {
     memory.area.hold('vdev:b');
     assert.throws(() => memory.unregister(), error('EBUSY', 'held is mapped by vdev:a, vdev:b', 'unmap it'));
     assert.throws(() => memory[Symbol.dispose](), error('EBUSY'));
-    assert.throws(() => external.unregister(memory.va, PAGE), error('EBUSY'));
+    assert.throws(() => external.unregister({ va: memory.va, length: PAGE }), error('EBUSY'));
     memory.bytes()[0] = 1;
     memory.area.release('vdev:a');
     assert.throws(() => memory.unregister(), error('EBUSY', 'by vdev:b'));
@@ -262,7 +262,7 @@ describe('registration', { skip }, () => {
     assert.deepEqual(made[2].area.backing, { fd: made[2].fd, offset: PAGE });
     assert.match(String(made[0].origin?.stack), /external\.test/);
     for (const each of made) {
-      assert.equal(external.find(each.va, each.length), each);
+      assert.equal(external.find({ va: each.va, length: each.length }), each);
       assert.deepEqual(external.bytesAt(each.va, 3), each.bytes(0, 3));
       each.unregister();
     }
@@ -302,7 +302,7 @@ describe('registration', { skip }, () => {
     for (let i = 0; i < 10_000; i++) external.register(view.subarray(i * 2 * PAGE, (i * 2 + 1) * PAGE));
     assert.equal(index.size, 10_000);
     assert.throws(() => external.register(view), error('EEXIST'));
-    for (let i = 0; i < 10_000; i++) external.unregister((raw + i * 2 * PAGE) as Va, PAGE);
+    for (let i = 0; i < 10_000; i++) external.unregister({ va: (raw + i * 2 * PAGE) as Va, length: PAGE });
     assert.equal(index.size, 0);
     real.memory.detach(view.buffer);
     real.memory.unmap(raw, 10_000 * 2 * PAGE);
@@ -550,8 +550,8 @@ describe('register', { skip }, () => {
       };
       make();
       for (let i = 0; i < 5; i++) { await turn(); globalThis.gc(); new Uint8Array(1 << 20).fill(1); }
-      const kept = ref.deref() !== undefined && [...external.live][0].bytes().every((byte) => byte === 0xab);
-      [...external.live][0].unregister();
+      const kept = ref.deref() !== undefined && [...external][0].bytes().every((byte) => byte === 0xab);
+      [...external][0].unregister();
       for (let i = 0; i < 5; i++) { await turn(); globalThis.gc(); }
       console.log(JSON.stringify([kept, ref.deref() === undefined]));
     `;
@@ -625,7 +625,7 @@ describe('views', { skip }, () => {
       assert.throws(() => memory.pin(), error('EINVAL', 'not registered any more'));
       assert.throws(() => memory.unregister(), error('EINVAL', 'not registered any more'));
       memory[Symbol.dispose]();
-      assert.equal(memory.registered, false);
+      assert.equal(memory.live, false);
     }
     real.memory.unmap(raw, PAGE);
   });
@@ -705,7 +705,7 @@ describe('views', { skip }, () => {
     failing.failCall(1, 'ENOTSUP', 'memory.detach');
     assert.throws(() => memory.unregister(), error('ENOTSUP'));
     bytes[0] = 1;
-    assert.equal(memory.registered, true);
+    assert.equal(memory.live, true);
     memory.unregister();
     assert.equal(bytes.length, 0);
     mustBeEmpty();
@@ -720,7 +720,7 @@ describe('views', { skip }, () => {
       if (call === 'memory.retire') memory.bytes().fill(5);
       failing.failCall(1, 'ENOMEM', call);
       assert.throws(() => memory.unregister(), error('ENOMEM', 'made to fail'));
-      assert.deepEqual([memory.registered, index.size, changes.length], [true, 1, 1]);
+      assert.deepEqual([memory.live, index.size, changes.length], [true, 1, 1]);
       if (call === 'memory.retire') assert.equal(memory.bytes()[PAGE - 1], 5);
       memory.unregister();
       await collected(() => platform.retired().length === 0);
@@ -734,7 +734,7 @@ describe('views', { skip }, () => {
     const { fd = -1 } = memory;
     failing.failCall(1, 'EIO', 'files.close');
     assert.throws(() => memory.unregister(), error('EIO', 'made to fail'));
-    assert.deepEqual([memory.registered, index.size], [false, 0]);
+    assert.deepEqual([memory.live, index.size], [false, 0]);
     real.files.close(fd);
   });
 });

@@ -20,11 +20,12 @@ import type { CommitOptions, FileStatus, MemoryPort, Platform } from '../platfor
 import { Range } from '../ranges.js';
 import { show } from '../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../steps.js';
-import { alignDown, alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va } from '../units.js';
+import { alignDown, alignUp, formatSize, hex, isAddress, isPowerOfTwo, type Va, type VaLike } from '../units.js';
 import { Area, noPageSize, type Backing } from './area.js';
 import type { AreaIndex } from './area-index.js';
 import { isArrayBuffer, isSharedArrayBuffer } from '../realms.js';
 import { checkHugePageSizes, HugePages } from './hugepages.js';
+import { rangeOf, type MemoryPart } from './part.js';
 import { lend, pinnedError, Pins, type LendOptions, type Pin } from './pins.js';
 import { PrivateViews } from './private-views.js';
 import { giveMappingBack, HandedOut, retired, type RetiredFacts } from './retired.js';
@@ -194,7 +195,7 @@ export class ExternalMemory implements Disposable {
   }
 
   /** Is it still registered? */
-  get registered(): boolean {
+  get live(): boolean {
     return this.#registered;
   }
 
@@ -354,16 +355,15 @@ export class ExternalMemory implements Disposable {
       const hint = 'await what unregisterAsync returned';
       throw new DmaError({ code: 'EBUSY', operation, range, reason: `${area.label} is being unregistered`, hint });
     }
-    if (!this.#registered)
-      throw ended(operation, `${area.label} is not registered any more`, 'memory.registered', { range });
+    if (!this.#registered) throw ended(operation, `${area.label} is not registered any more`, 'memory.live', { range });
   }
 }
 
-shortForm(ExternalMemory, 'ExternalMemory', ({ area, registered }) => ({
+shortForm(ExternalMemory, 'ExternalMemory', ({ area, live }) => ({
   label: area.label,
   va: hex(area.range.start),
   length: area.range.length,
-  registered,
+  live,
 }));
 
 /**
@@ -395,7 +395,7 @@ class Registered implements Iterable<ExternalMemory> {
 }
 
 /** The external memory of one `Eal`: every way to get some, and what there is now. */
-export class External {
+export class External implements Iterable<ExternalMemory> {
   readonly #platform: Platform;
   readonly #index: AreaIndex;
   readonly #live = new Registered();
@@ -437,7 +437,7 @@ export class External {
   }
 
   /** All that is registered now, in the order of registration. */
-  get live(): Iterable<ExternalMemory> {
+  [Symbol.iterator](): IterableIterator<ExternalMemory> {
     return this.#live[Symbol.iterator]();
   }
 
@@ -695,14 +695,14 @@ export class External {
    *
    * @throws DmaError EINVAL for address 0, or when it is not on page boundaries; EFAULT when not all of it is mapped in this process
    */
-  fromAddress(va: Va, length: number, asked?: FromAddressOptions): ExternalMemory {
+  fromAddress(va: VaLike, length: number, asked?: FromAddressOptions): ExternalMemory {
     const operation = 'external.fromAddress';
     this.#gate(operation);
     const options: FromAddressOptions = optionsOf(asked, ADDRESS_OPTIONS, operation);
     const range = rangeAt(va, length, operation);
     const { pageSize = this.#platform.memory.pageSize, writable = true } = options;
     if (isPowerOfTwo(pageSize) && range.isAligned(pageSize)) {
-      const allowed = this.#platform.memory.protection(va, length);
+      const allowed = this.#platform.memory.protection(range.start, length);
       if (allowed === 'none' || (writable && allowed === 'read')) {
         const reason = allowed === 'none' ? 'not all of it is mapped readable' : 'some of it is not writable';
         const hint =
@@ -721,17 +721,12 @@ export class External {
    * @throws DmaError EINVAL for an impossible range; ENOENT unless exactly that range is registered as external memory;
    *   EBUSY as {@link ExternalMemory.unregister}
    */
-  unregister(va: Va, length: number): void {
-    this.find(va, length, 'external.unregister').unregister();
-  }
-
-  /** The external memory that is exactly [va, va + length). @throws DmaError EINVAL, ENOENT */
-  find(va: Va, length: number, operation = 'external.find'): ExternalMemory {
-    const range = rangeAt(va, length, operation);
-    const area = this.#index.exact(range);
-    const memory = area === undefined ? undefined : this.#live.get(area);
-    if (memory !== undefined) return memory;
-    const near = this.#index.at(va);
+  unregister(part: MemoryPart): void {
+    const operation = 'external.unregister';
+    const range = rangeOf(part, operation);
+    const memory = this.#exactly(range);
+    if (memory !== undefined) return memory.unregister();
+    const near = this.#index.at(range.start);
     throw new DmaError({
       code: 'ENOENT',
       operation,
@@ -739,9 +734,19 @@ export class External {
       reason: 'no external memory is exactly this range',
       hint:
         near === undefined
-          ? 'nothing is registered there: it was unregistered, or never registered (eal.external.live lists what is)'
+          ? 'nothing is registered there: it was unregistered, or never registered (eal.external lists what is)'
           : `the ${near.owner} area ${near.label} is ${near.range.toString()}`,
     });
+  }
+
+  /** The external memory that is exactly this part; `undefined` if there is none. @throws DmaError EINVAL for an impossible range */
+  find(part: MemoryPart): ExternalMemory | undefined {
+    return this.#exactly(rangeOf(part, 'external.find'));
+  }
+
+  #exactly(range: Range<Va>): ExternalMemory | undefined {
+    const area = this.#index.exact(range);
+    return area === undefined ? undefined : this.#live.get(area);
   }
 
   /** @internal Is this registered here now? */
@@ -850,7 +855,7 @@ export class External {
   }
 }
 
-shortForm(External, 'External', ({ live }) => ({ live: [...live].length }));
+shortForm(External, 'External', (external) => ({ live: [...external].length }));
 
 /** What is common to all ways to register, with the page size. (V8 makes a new kind of object for each `registering(options, pageSize)`.) */
 function registering(
@@ -872,9 +877,9 @@ function bytesOf(view: ArrayBufferView | ArrayBufferLike): Uint8Array {
   return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 }
 
-function rangeAt(va: Va, length: number, operation: string): Range<Va> {
+function rangeAt(va: VaLike, length: number, operation: string): Range<Va> {
   if (va === 0) throw invalid(operation, 'there is no memory at address 0', { hint: 'did what was to map it fail?' });
-  return new Range(va, length, operation);
+  return new Range(va as Va, length, operation);
 }
 
 /** Drops the pages of new memory, of a memfd or of nothing, piece by piece; later, on another thread. */

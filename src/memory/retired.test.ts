@@ -353,9 +353,9 @@ describe('limits', { skip }, () => {
       () => last.unregister(),
       error('EBUSY', '16 TiB, wait until their views are collected', 'turns of the event loop'),
     );
-    assert.deepEqual([last.registered, last.bytes(0, 1)[0]], [true, 1]);
+    assert.deepEqual([last.live, last.bytes(0, 1)[0]], [true, 1]);
     // Nobody collects here but the library.
-    for (let i = 0; i < 1000 && last.registered; i++) {
+    for (let i = 0; i < 1000 && last.live; i++) {
       await turn();
       try {
         last.unregister();
@@ -363,7 +363,7 @@ describe('limits', { skip }, () => {
         error('EBUSY')(thrown);
       }
     }
-    assert.equal(last.registered, false);
+    assert.equal(last.live, false);
     await collected(() => platform.retired().length === 0);
     assert.deepEqual(platform.leaks(), []);
   });
@@ -436,7 +436,7 @@ describe('limits', { skip }, () => {
     assert.ok(spare > 3500 && spare < 4500, `${spare} were left to others`);
     assert.equal(errno, ERRNO.ENOMEM);
     error('ENOMEM', 'munmap')(tries);
-    assert.equal(middle.registered, true);
+    assert.equal(middle.live, true);
     assert.equal(mode(three + PAGE), 'rw-p');
     memory.unmap(memory.map({ length: PAGE }), PAGE);
     middle.unregister();

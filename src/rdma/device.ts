@@ -4,7 +4,6 @@
 import type { DmaAccess, RemoteAccess } from '../dma/address-space.js';
 import type { Domain } from '../dma/domain.js';
 import { lostDevice } from '../dma/mapping.js';
-import type { MapTarget } from '../dma/plan.js';
 import { mustBeFunction, mustBeObject, mustBeOneOf, mustBeWhole, optionsOf, reading, type Shape } from '../check.js';
 import { ACCESSES, REMOTES } from '../dma/plan.js';
 import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
@@ -47,6 +46,7 @@ import { queuePairOptions, type QueuePairAddress, type QueuePairOptions } from '
 import { shortForm } from '../short-form.js';
 import { show } from '../show.js';
 import { now } from '../timers.js';
+import { rangeOf, type MemoryPart } from '../memory/part.js';
 
 /** A port and its current attributes. */
 export interface RdmaPort extends VerbsPortAttributes {
@@ -87,12 +87,6 @@ const DMABUF_OPTIONS: Shape<DmabufOptions> = {
   remote: REMOTES,
 };
 
-/** Checks a part of memory from a caller. @throws DmaError EINVAL */
-function rangeOf(part: MapTarget, operation: string): Range<Va> {
-  mustBeObject(part, 'parts of memory', operation);
-  return reading(operation, 'the part', () => new Range(part.va as Va, part.length, operation));
-}
-
 /** How many deregistered regions `explainPeer` remembers. */
 const REMEMBERED = 256;
 
@@ -109,7 +103,7 @@ export class RdmaDevice {
   readonly #pairs = new Set<QueuePair>();
   readonly #queues = new Set<CompletionQueue>();
   /** Open windows, regions and address handles. */
-  readonly #others = new Set<{ close(): void }>();
+  readonly #others = new Set<Disposable>();
   readonly #exposed = new Set<ExtraRegion>();
   #closed = false;
   /** Objects that another thread is creating. */
@@ -156,11 +150,11 @@ export class RdmaDevice {
     return verbs.gids(context).map((gid) => ({ ...gid, ipv4: ipv4Of(gid.gid) }));
   }
 
-  /** Calls `listener` for every event of the device, its ports and its queues. @returns removes the listener */
-  onEvent(listener: (event: VerbsAsyncEvent) => void): () => void {
+  /** Calls `listener` for every event of the device, its ports and its queues. @returns disposing it removes the listener */
+  onEvent(listener: (event: VerbsAsyncEvent) => void): Disposable {
     mustBeFunction(listener, 'a listener', 'onEvent');
     this.#listeners.add(listener);
-    return () => void this.#listeners.delete(listener);
+    return { [Symbol.dispose]: () => void this.#listeners.delete(listener) };
   }
 
   /**
@@ -320,13 +314,13 @@ export class RdmaDevice {
 
   /**
    * Gives peers access to a part of a mapping, by a separate rkey; also to memory that the library maps for every
-   * device, such as heaps. The mapping can not be unmapped before this is closed.
+   * device, such as heaps. The mapping can not be unmapped before this is unregistered.
    *
    * @param part inside one mapping
    * @throws DmaError EINVAL if it is not mapped, or peers would get write access that the device does not have; as
    * `Device.dmaMap`
    */
-  expose(part: MapTarget, remote: Exclude<RemoteAccess, 'none'>): ExtraRegion {
+  expose(part: MemoryPart, remote: Exclude<RemoteAccess, 'none'>): ExtraRegion {
     const operation = 'expose';
     this.#mustBeThere(operation);
     const range = rangeOf(part, operation);
@@ -397,7 +391,7 @@ export class RdmaDevice {
    * true.
    * @throws DmaError EINVAL if the part is not inside one such mapping; as `VerbsPort.adviseMemory`
    */
-  prefetch(part: MapTarget, options?: { readonly write?: boolean; readonly wait?: boolean }): void {
+  prefetch(part: MemoryPart, options?: { readonly write?: boolean; readonly wait?: boolean }): void {
     this.#mustBeThere('prefetch');
     const range = rangeOf(part, 'prefetch');
     const { write = true, wait = true } = optionsOf(options, PREFETCH_OPTIONS, 'prefetch');
@@ -444,7 +438,7 @@ export class RdmaDevice {
   /** @internal Closes everything created from it, in a valid order. @returns what failed */
   async close(): Promise<unknown[]> {
     this.#closed = true;
-    const close = (each: { close(): void }) => () => each.close();
+    const close = (each: Disposable) => () => each[Symbol.dispose]();
     const pairs = [...this.#pairs].reverse();
     const errors = undoAll(pairs.map(close));
     await Promise.allSettled([...pairs.map(({ gone }) => gone), ...this.#making]);
@@ -492,7 +486,7 @@ export class RdmaDevice {
     return mr;
   }
 
-  #keep<T extends { close(): void }>(thing: T): T {
+  #keep<T extends Disposable>(thing: T): T {
     this.#others.add(thing);
     return thing;
   }

@@ -52,7 +52,7 @@ export class ExtraRegion implements Disposable, RegionUser {
   }
 
   /** Deregisters it. Idempotent. @throws DmaError EBUSY while a window is bound to it */
-  close(): void {
+  unregister(): void {
     if (!this.#open) return;
     this.#rdma.verbs.deregisterMemory(this.#mr);
     this.#rdma.limits.gave('regions');
@@ -61,9 +61,9 @@ export class ExtraRegion implements Disposable, RegionUser {
     this.#closed(this);
   }
 
-  /** Calls {@link close}. */
+  /** Calls {@link unregister}. */
   [Symbol.dispose](): void {
-    this.close();
+    this.unregister();
   }
 
   toString(): string {

@@ -40,7 +40,7 @@ export interface QueuePairOptions {
   readonly remote?: RemoteAccess;
   /** For datagrams: senders must pass this key. Default 0x11111111. */
   readonly qkey?: number;
-  /** Called for memory without a key, to register it on demand; see `MapOnMiss.register`. Default: none. */
+  /** Called for memory without a key, to map it on demand; see `MapOnMiss.map`. Default: none. */
   readonly miss?: KeyCacheOptions['miss'];
 }
 

@@ -8,18 +8,12 @@ import { Range } from '../ranges.js';
 import { isAddress } from '../units.js';
 import { AddressHandle } from './address-handle.js';
 import { show, thrown } from '../show.js';
+import type { MemoryPart } from '../memory/part.js';
 
 /** Memory of the peer, as the peer announced it. */
 export interface RemoteMemory {
   readonly address: number;
   readonly rkey: number;
-}
-
-/** Local memory, inside one mapping. */
-export interface LocalMemory {
-  readonly va: number;
-  /** bytes */
-  readonly length: number;
 }
 
 /** A received message. */
@@ -55,7 +49,7 @@ export type PeerExplainer = (
 /** A request with a pending promise. */
 export interface Request {
   readonly operation: string;
-  readonly local: LocalMemory;
+  readonly local: MemoryPart;
   /** What the device does with the local memory: `read` for a send */
   readonly access: DmaAccess;
   readonly remote?: {
@@ -104,7 +98,7 @@ export class Lane {
 
 /** A copy of the caller's request, whose objects the caller may change. */
 export interface CheckedRequest {
-  readonly local: LocalMemory;
+  readonly local: MemoryPart;
   readonly remote: RemoteMemory;
   readonly immediate: number | undefined;
   readonly to: Destination | undefined;
@@ -116,7 +110,7 @@ export const NO_REMOTE: RemoteMemory = { address: 0, rkey: 0 };
 export function checkedRequest(
   operation: string,
   request: {
-    readonly local: Pick<LocalMemory, 'va'> & Partial<LocalMemory>;
+    readonly local: Pick<MemoryPart, 'va'> & Partial<MemoryPart>;
     readonly remote?: RemoteMemory;
     readonly immediate?: number;
     readonly to?: Destination;
@@ -138,7 +132,7 @@ export function checkedRequest(
   }
 }
 
-export function checkedLocal(operation: string, local: Pick<LocalMemory, 'va'> & Partial<LocalMemory>): LocalMemory {
+export function checkedLocal(operation: string, local: Pick<MemoryPart, 'va'> & Partial<MemoryPart>): MemoryPart {
   try {
     mustBeObject(local, 'local memory', operation);
     // The length of an atomic is 8 bytes.

@@ -59,7 +59,6 @@ import {
   type Destination,
   isKey,
   Lane,
-  type LocalMemory,
   mustBeWord,
   noRequests,
   type PeerExplainer,
@@ -68,6 +67,7 @@ import {
   remoteRange,
   type Request,
 } from './queue-pair-requests.js';
+import type { MemoryPart } from '../memory/part.js';
 
 /** What a queue pair is created from. */
 export interface QueuePairParts {
@@ -376,7 +376,7 @@ export class QueuePair implements Disposable {
    * it; ETIMEDOUT; ECANCELED if the queue pair stopped before; ENODEV if the device is gone
    */
   async write(request: {
-    readonly local: LocalMemory;
+    readonly local: MemoryPart;
     readonly remote: RemoteMemory;
     readonly immediate?: number;
   }): Promise<void> {
@@ -394,7 +394,7 @@ export class QueuePair implements Disposable {
   }
 
   /** Reads the peer's memory into local memory. @throws DmaError as {@link QueuePair.write} */
-  async read(request: { readonly local: LocalMemory; readonly remote: RemoteMemory }): Promise<void> {
+  async read(request: { readonly local: MemoryPart; readonly remote: RemoteMemory }): Promise<void> {
     const { local, remote } = checkedRequest('read', request, true);
     return this.#send(
       'read',
@@ -413,7 +413,7 @@ export class QueuePair implements Disposable {
    * @throws DmaError as {@link QueuePair.write}; EMSGSIZE, EINVAL if it is longer than the peer's receive
    */
   async send(request: {
-    readonly local: LocalMemory;
+    readonly local: MemoryPart;
     readonly immediate?: number;
     readonly to?: Destination;
   }): Promise<void> {
@@ -437,7 +437,7 @@ export class QueuePair implements Disposable {
    * @throws DmaError as {@link QueuePair.write}
    */
   async compareAndSwap(request: {
-    readonly local: Pick<LocalMemory, 'va'>;
+    readonly local: Pick<MemoryPart, 'va'>;
     readonly remote: RemoteMemory;
     readonly compare: number | bigint;
     readonly exchange: number | bigint;
@@ -453,7 +453,7 @@ export class QueuePair implements Disposable {
 
   /** Adds `add` to the peer's 8 bytes; otherwise like {@link QueuePair.compareAndSwap}. */
   async fetchAndAdd(request: {
-    readonly local: Pick<LocalMemory, 'va'>;
+    readonly local: Pick<MemoryPart, 'va'>;
     readonly remote: RemoteMemory;
     readonly add: number | bigint;
   }): Promise<void> {
@@ -470,7 +470,7 @@ export class QueuePair implements Disposable {
    *
    * @throws DmaError EFAULT, ECANCELED, ENODEV as {@link QueuePair.write}; EMSGSIZE if the message is longer
    */
-  async receive(memory: LocalMemory): Promise<Received> {
+  async receive(memory: MemoryPart): Promise<Received> {
     const local = checkedLocal('receive', memory);
     return new Promise((resolve, reject) => {
       this.#begin(this.#receives, {
@@ -496,7 +496,7 @@ export class QueuePair implements Disposable {
    * @throws DmaError EINVAL if the part is not inside one mapping that the device may write; EACCES if the device
    * refuses
    */
-  async bind(window: MemoryWindow, part: LocalMemory, remote: Exclude<RemoteAccess, 'none'>): Promise<number> {
+  async bind(window: MemoryWindow, part: MemoryPart, remote: Exclude<RemoteAccess, 'none'>): Promise<number> {
     this.#mustTake(window, 'bind');
     mustBeOneOf(remote, ACCESSES, 'remote access', 'bind');
     this.#mustBeThere('bind');
@@ -587,7 +587,7 @@ export class QueuePair implements Disposable {
   #send(
     operation: string,
     access: DmaAccess,
-    local: LocalMemory,
+    local: MemoryPart,
     fill: (requests: SendRequests, slot: number, flags: number) => void,
     remote?: Request['remote'],
   ): Promise<void> {
@@ -627,7 +627,7 @@ export class QueuePair implements Disposable {
     });
   }
 
-  #bind(operation: string, window: MemoryWindow, part: LocalMemory, remote: RemoteAccess): Promise<number> {
+  #bind(operation: string, window: MemoryWindow, part: MemoryPart, remote: RemoteAccess): Promise<number> {
     const { rdma } = this.#parts;
     return new Promise((resolve, reject) => {
       const unbinds = remote === 'none';
@@ -673,7 +673,7 @@ export class QueuePair implements Disposable {
     requests: SendRequests | ReceiveRequests,
     slot: number,
     id: number,
-    { va, length }: LocalMemory,
+    { va, length }: MemoryPart,
     operation: string,
     access: DmaAccess,
   ): void {
@@ -761,7 +761,7 @@ export class QueuePair implements Disposable {
       request.failed(this.#cancelled(request));
       return;
     }
-    const range = local.length > 0 ? new Range(local.va, local.length) : undefined;
+    const range = local.length > 0 ? new Range<number>(local.va, local.length) : undefined;
     const byPeer = name === 'REM_ACCESS_ERR' && remote !== undefined;
     const hint =
       !byPeer && isProtectionError(name) && range !== undefined
@@ -802,7 +802,7 @@ export class QueuePair implements Disposable {
     }
   }
 
-  #received(local: LocalMemory, completions: Completions, index: number): Received {
+  #received(local: MemoryPart, completions: Completions, index: number): Received {
     const flags = completions.flags(index);
     const isDatagram = this.type === 'ud';
     const header = isDatagram ? GRH : 0;

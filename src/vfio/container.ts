@@ -5,7 +5,7 @@
 import { isA, mustBe, optionsOf, reading, type Shape } from '../check.js';
 import type { Domain } from '../dma/domain.js';
 import type { Mapping } from '../dma/mapping.js';
-import type { MapOptions, MapTarget } from '../dma/plan.js';
+import type { MapOptions } from '../dma/plan.js';
 import { DmaError, invalid } from '../errors.js';
 import { Range } from '../ranges.js';
 import { shortForm } from '../short-form.js';
@@ -13,6 +13,7 @@ import type { Iova, IovaLike } from '../units.js';
 import type { DirtyPages, DirtyTracking } from './dirty.js';
 import type { PageRequestQueue } from './page-requests.js';
 import type { ContainerChoice, ContainerKind, KernelSpace, VfioNode } from './space.js';
+import type { MemoryPart } from '../memory/part.js';
 
 /** What a container is made with. */
 export interface ContainerParts {
@@ -115,7 +116,7 @@ export class Container {
    * @deprecated `device.dmaMap` does the same for every kind of device, and knows whose mapping it is
    * @throws DmaError ENODEV: no device is in it; else as `Device.dmaMap`
    */
-  map(target: MapTarget, options?: MapOptions): Mapping {
+  map(target: MemoryPart, options?: MapOptions): Mapping {
     this.#warnOldWay();
     return this.#mustHaveDomain('container.map').mapOwn(target, options, 'container.map');
   }
@@ -126,7 +127,7 @@ export class Container {
    * @deprecated with {@link Container.map}
    * @throws DmaError ENODEV: no device is in it; else as `Device.dmaUnmap`
    */
-  unmap(target: Mapping | (MapTarget & { readonly iova?: IovaLike })): void {
+  unmap(target: Mapping | (MemoryPart & { readonly iova?: IovaLike })): void {
     this.#warnOldWay();
     this.#mustHaveDomain('container.unmap').unmapOwn(target, 'container.unmap');
   }

@@ -149,7 +149,7 @@ describe('containers', { skip }, () => {
         own.close();
         assert.equal(containers.find('mine'), undefined);
         thrown('EINVAL', () => containers.open(own, kernel.node(C)));
-        assert.deepEqual([...containers.all], [containers.default]);
+        assert.deepEqual([...containers], [containers.default]);
         thrown('EEXIST', () => containers.create({ name: 'default' }));
       });
   });

@@ -106,7 +106,7 @@ export class Containers {
   }
 
   /** All open containers, in order of creation. */
-  get all(): Iterable<Container> {
+  [Symbol.iterator](): IterableIterator<Container> {
     return this.#containers.values();
   }
 
@@ -142,7 +142,7 @@ export class Containers {
     return opened;
   }
 
-  /** Releases all devices and closes all containers. @returns what failed */
+  /** @internal Releases all devices and closes all containers. @returns what failed */
   close(): unknown[] {
     return undoAll([
       ...[...this.#opened].reverse().map((opened) => () => opened.release()),
@@ -261,4 +261,4 @@ export class Containers {
   }
 }
 
-shortForm(Containers, 'Containers', (containers) => ({ names: [...containers.all].map(({ name }) => name) }));
+shortForm(Containers, 'Containers', (containers) => ({ names: [...containers].map(({ name }) => name) }));

@@ -128,7 +128,7 @@ describe('iommufd', { skip }, () => {
         'EADDRINUSE',
       );
       space.allowIovas([new Range(0x100000 as Iova, 0x10000)]);
-      const [, container] = w.containers.all;
+      const [, container] = w.containers;
       assert.equal(
         codeOf(() => w.containers.open(container, w.kernel.node(B))),
         'EADDRINUSE',
@@ -175,7 +175,7 @@ describe('iommufd', { skip }, () => {
       assert.equal(space.read(range).count, 3);
       assert.equal(space.read(range).count, 0);
       space.stop();
-      const [, container] = w.containers.all;
+      const [, container] = w.containers;
       w.containers.open(container, w.kernel.node(B));
       assert.equal(
         codeOf(() => space.start()),

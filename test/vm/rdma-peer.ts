@@ -20,7 +20,10 @@ async function main(name: string, host: string, kind: string): Promise<void> {
   const bytes = memory.bytes();
   // What is mapped for every device has no rights for peers; they are given to a part of it.
   const open = (): { rkey: number; close: () => void } => {
-    if (kind !== 'external') return rdma.expose(memory, 'read-write');
+    if (kind !== 'external') {
+      const part = rdma.expose(memory, 'read-write');
+      return { rkey: part.rkey, close: () => part.unregister() };
+    }
     const mapping = device.dmaMap(memory, { remote: 'read-write' });
     return { rkey: mapping.rkey ?? assert.fail(), close: () => mapping.unmap() };
   };

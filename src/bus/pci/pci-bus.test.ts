@@ -72,7 +72,7 @@ class Bench {
       claimers,
       containers: {
         default: standard,
-        all: this.containers.all,
+        [Symbol.iterator]: () => this.containers[Symbol.iterator](),
         find: (name) => this.containers.find(name),
         open: ({ name }, node) => {
           const space = spaces.get(name) ?? this.#space(name);

@@ -27,7 +27,7 @@ import { usability } from './usable.js';
 export interface PciBusOptions {
   readonly platform: Platform;
   /** @internal */
-  readonly containers: Pick<Containers, 'default' | 'find' | 'all' | 'open'>;
+  readonly containers: Pick<Containers, 'default' | 'find' | 'open' | typeof Symbol.iterator>;
   /** Who opens functions that stay with their kernel drivers; the first one that does has it. Default: nobody. */
   readonly claimers?: readonly PciClaimer[];
 }
@@ -151,7 +151,7 @@ export class PciBus implements Bus {
     if (name === undefined) return containers.default;
     const container = containers.find(name);
     if (container !== undefined) return container;
-    const hint = `there are: ${[...containers.all].map((each) => each.name).join(', ')}; others have to be made first`;
+    const hint = `there are: ${[...containers].map((each) => each.name).join(', ')}; others have to be made first`;
     throw new DmaError({ code: 'ENOENT', operation: 'open', reason: `there is no container "${name}"`, hint });
   }
 

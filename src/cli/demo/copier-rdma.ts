@@ -1,8 +1,8 @@
 /** An RDMA device as one that copies: it writes memory of this process to memory of this process. */
-import { isDmaError, MiB, type Device, type Va } from '../../index.js';
+import { isDmaError, MiB, type Device, type LongWorkOptions, type Va } from '../../index.js';
 import type { QueuePair, RdmaDevice } from '../../entry/rdma.js';
 import { Range } from '../../ranges.js';
-import { Pump, type PumpWatch } from '../rdma/pump.js';
+import { Pump } from '../rdma/pump.js';
 
 /** Bytes of a request, and requests under way. */
 const BLOCK = MiB;
@@ -36,7 +36,7 @@ export function rdmaCopier(device: Device, rdma: RdmaDevice) {
   // By address: what the device was given for memory when it still had it.
   const keys = new Map<number, number>();
 
-  const copy = async (from: number, to: number, length: number, watch: PumpWatch = {}): Promise<void> => {
+  const copy = async (from: number, to: number, length: number, watch: LongWorkOptions = {}): Promise<void> => {
     loop ??= new Loop(rdma);
     const { pair } = loop;
     const known = pair.keys.keyOf(from, length);

@@ -8,17 +8,12 @@ import {
   MiB,
   type Device,
   type Edu,
+  type LongWorkOptions,
   type MapOptions,
 } from '../../index.js';
 import { verbsDriver } from '../../entry/rdma.js';
+import { progressOf } from '../../long-work.js';
 import { rdmaCopier } from './copier-rdma.js';
-
-/** How a copy is followed. */
-export interface CopyWatch {
-  /** bytes so far */
-  readonly onProgress?: (done: number) => void;
-  readonly signal?: AbortSignal;
-}
 
 /** A device that copies. */
 export interface Copier {
@@ -29,7 +24,7 @@ export interface Copier {
   /** How it wants external memory to be mapped that it shall write to. */
   readonly destination?: MapOptions;
   /** Has the device copy `length` bytes from one of its addresses to another. */
-  copy(from: number, to: number, length: number, watch?: CopyWatch): Promise<void>;
+  copy(from: number, to: number, length: number, watch?: LongWorkOptions): Promise<void>;
   /** Does an error of `copy` say that the device may not go there? Devices that say nothing of it move nothing. */
   isRefusal(error: unknown): boolean;
 }
@@ -72,13 +67,14 @@ async function copyByBuffer(
   from: number,
   to: number,
   length: number,
-  { onProgress, signal }: CopyWatch = {},
+  { onProgress, signal }: LongWorkOptions = {},
 ): Promise<void> {
+  const report = progressOf(onProgress, length);
   for (let at = 0; at < length; at += EDU_PIECE) {
     signal?.throwIfAborted();
     const piece = Math.min(EDU_PIECE, length - at);
     await edu.copyIn(from + at, 0, piece);
     await edu.copyOut(to + at, 0, piece);
-    onProgress?.(at + piece);
+    report(at + piece);
   }
 }

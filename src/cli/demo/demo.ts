@@ -2,7 +2,16 @@
 import { createHash, randomFillSync } from 'node:crypto';
 import { readSync } from 'node:fs';
 import { Option } from 'commander';
-import { DmaError, Eal, formatSize, hex, type ContainerChoice, type Device, type ExternalMemory } from '../../index.js';
+import {
+  DmaError,
+  Eal,
+  formatSize,
+  hex,
+  type ContainerChoice,
+  type Device,
+  type ExternalMemory,
+  type Progress,
+} from '../../index.js';
 import { spawnDevice, type DeviceProcess } from '../../entry/model.js';
 import { openPlatform } from '../../platform/open.js';
 import { DEVICE_KEYS_TEXT } from '../shared/device-keys.js';
@@ -214,7 +223,7 @@ async function moveArea(mover: Mover, { name, mode, bytes, open, fill }: Source)
 
   const copy = async (what: string): Promise<number> => {
     using progress = output.progress(what, bytes);
-    const onProgress = (done: number): void => progress.update(done);
+    const onProgress = ({ doneBytes }: Progress): void => progress.update(doneBytes);
     const started = performance.now();
     await copier.copy(iova, destination.iova, bytes, { onProgress, signal });
     return performance.now() - started;

@@ -106,13 +106,14 @@ export async function takeMemory(
   const { source, label, ...how } = options;
   const memory = await eal.external.allocateAsync(bytes, { source, label, signal });
   if (mode === 'external') return reachExternal(reacher, memory, how);
-  if (![...eal.heaps.made].some(({ name }) => name === HEAP)) eal.heaps.create(HEAP);
+  if (eal.heaps.find(HEAP) === undefined) eal.heaps.create(HEAP);
   const take = async (): Promise<Block> => {
     await eal.heaps.addMemoryAsync(HEAP, memory, { signal });
     // All of it, so that no other block comes into this piece.
     return eal.malloc(memory.length, { heap: HEAP, contiguous: true });
   };
-  const takeAway = async (): Promise<void> => eal.heaps.removeMemoryAsync(HEAP, memory.va, memory.length);
+  const takeAway = async (): Promise<void> =>
+    eal.heaps.removeMemoryAsync(HEAP, { va: memory.va, length: memory.length });
   return reachBlock(mode, reacher, take, takeAway, memory);
 }
 
@@ -133,7 +134,7 @@ export async function reachExternal(
     withdraw: async () => mapping.unmapAsync(),
     [Symbol.asyncDispose]: async () => {
       if (mapping.live) await mapping.unmapAsync();
-      if (memory.registered) await memory.unregisterAsync();
+      if (memory.live) await memory.unregisterAsync();
     },
   };
 }
@@ -168,7 +169,7 @@ async function reachBlock(
     withdraw,
     [Symbol.asyncDispose]: async () => {
       if (block.live) await withdraw();
-      if (memory?.registered === true) await memory.unregisterAsync();
+      if (memory?.live === true) await memory.unregisterAsync();
     },
   };
 }

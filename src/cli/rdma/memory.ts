@@ -34,11 +34,11 @@ export async function shareMemory(
     memory,
     rkey: exposed?.rkey ?? memory.rkey ?? 0,
     withdraw: async () => {
-      exposed?.close();
+      exposed?.unregister();
       await memory.withdraw();
     },
     [Symbol.asyncDispose]: async () => {
-      exposed?.close();
+      exposed?.unregister();
       await memory[Symbol.asyncDispose]();
     },
   };

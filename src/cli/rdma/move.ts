@@ -203,7 +203,9 @@ class Transfer {
     {
       using progress = output.progress(verb, size * iterations);
       const started = performance.now();
-      await this.#explained(this.#pump.run(iterations, { onProgress: (done) => progress.update(done), signal }));
+      await this.#explained(
+        this.#pump.run(iterations, { onProgress: ({ doneBytes }) => progress.update(doneBytes), signal }),
+      );
       milliseconds = performance.now() - started;
     }
     const requests = this.#pump.requests - before;

@@ -4,14 +4,9 @@
  */
 import { completionError } from '../../rdma/completion-error.js';
 import { IBV_SEND_SIGNALED, IBV_WC_SUCCESS } from '../../platform/rdma/abi/requests.js';
-import { DmaError } from '../../index.js';
-import {
-  completionStatusName,
-  type LocalMemory,
-  type QueuePair,
-  type RemoteMemory,
-  type SendRequests,
-} from '../../entry/rdma.js';
+import { DmaError, type LongWorkOptions, type MemoryPart } from '../../index.js';
+import { completionStatusName, type QueuePair, type RemoteMemory, type SendRequests } from '../../entry/rdma.js';
+import { progressOf } from '../../long-work.js';
 import type { Verb, Wish } from './protocol.js';
 
 /** How long to ask for completions again and again before waiting for the device to tell; milliseconds. */
@@ -26,19 +21,11 @@ const SIGNALS = 4;
 /** What is moved. */
 export interface Flow extends Omit<Wish, 'size'> {
   /** All of it in one registration of the device. */
-  readonly local: LocalMemory;
+  readonly local: MemoryPart;
   /** Where to or from; of messages there is none. */
   readonly remote: RemoteMemory | undefined;
   /** Of the local memory; default: the one it has now */
   readonly lkey?: number;
-}
-
-/** How a run is followed. */
-export interface PumpWatch {
-  /** bytes so far */
-  readonly onProgress?: (done: number) => void;
-  /** What is under way is given up then; the reason is thrown. */
-  readonly signal?: AbortSignal;
 }
 
 /** A request that failed. */
@@ -93,8 +80,9 @@ export class Pump {
    *
    * @throws DmaError when a request fails, as the methods of queue pairs do; {@link Pump.failed} tells which; what the signal says
    */
-  async run(times: number, { onProgress, signal }: PumpWatch = {}): Promise<void> {
+  async run(times: number, { onProgress, signal }: LongWorkOptions = {}): Promise<void> {
     const { depth, block, local } = this.#flow;
+    const report = progressOf(onProgress, times * local.length);
     const first = this.#done;
     const end = first + this.#blocks * times;
     using _stop = this.#haltedBy(signal);
@@ -104,7 +92,7 @@ export class Pump {
       if (count > 0) this.#post(count, end);
       await this.#complete(signal);
       if (performance.now() - turn < TURN) continue;
-      onProgress?.(Math.min((this.#done - first) * block, times * local.length));
+      report(Math.min((this.#done - first) * block, times * local.length));
       await new Promise((resolve) => setImmediate(resolve));
       turn = performance.now();
     }
@@ -115,7 +103,7 @@ export class Pump {
    *
    * @returns microseconds; fewer than `count` when they take long
    */
-  async latencies(count: number, { signal }: PumpWatch = {}): Promise<Float64Array> {
+  async latencies(count: number, { signal }: LongWorkOptions = {}): Promise<Float64Array> {
     const times = new Float64Array(count);
     const started = performance.now();
     let turn = started;

@@ -73,19 +73,19 @@ for (const withTable of [true, false]) {
       for (const name of BAD_NAMES) throwsDma('EINVAL', () => heaps.addMemory(name, { va: A, length: L, iovas }));
     });
     it('EM-A05 removeMemory with a bad name: EINVAL', () => {
-      for (const name of BAD_NAMES) throwsDma('EINVAL', () => heaps.removeMemory(name, A, L));
+      for (const name of BAD_NAMES) throwsDma('EINVAL', () => heaps.removeMemory(name, { va: A, length: L }));
     });
     it('EM-A08 destroy of a heap there is not: ENOENT', () => {
       throwsDma('ENOENT', () => heaps.destroy(NAME));
     });
     it('EM-A09 find of a heap there is not: ENOENT', () => {
-      throwsDma('ENOENT', () => heaps.find(NAME));
+      assert.equal(heaps.find(NAME), undefined);
     });
     it('EM-A10 addMemory to a heap there is not: ENOENT', () => {
       throwsDma('ENOENT', () => heaps.addMemory(NAME, { va: A, length: L, iovas }));
     });
     it('EM-A11 removeMemory from a heap there is not: ENOENT', () => {
-      throwsDma('ENOENT', () => heaps.removeMemory(NAME, A, L));
+      throwsDma('ENOENT', () => heaps.removeMemory(NAME, { va: A, length: L }));
     });
     it('EM-A14 create', () => {
       assert.equal(heaps.create(NAME).name, NAME);
@@ -94,13 +94,13 @@ for (const withTable of [true, false]) {
       throwsDma('EINVAL', () => heaps.addMemory(NAME, { va: A, length: 0 }));
     });
     it('EM-A16 removeMemory of length 0: EINVAL', () => {
-      throwsDma('EINVAL', () => heaps.removeMemory(NAME, A, 0));
+      throwsDma('EINVAL', () => heaps.removeMemory(NAME, { va: A, length: 0 }));
     });
     it('EM-A19 addMemory at address 0: EINVAL', () => {
       throwsDma('EINVAL', () => heaps.addMemory(NAME, { va: 0 as Va, length: L }));
     });
     it('EM-A20 removeMemory at address 0: EINVAL', () => {
-      throwsDma('EINVAL', () => heaps.removeMemory(NAME, 0 as Va, L));
+      throwsDma('EINVAL', () => heaps.removeMemory(NAME, { va: 0 as Va, length: L }));
     });
     if (withTable) {
       it('EM-A23 addMemory with a table of no pages: EINVAL', () => {
@@ -123,11 +123,11 @@ for (const withTable of [true, false]) {
       id = heaps.create('heap').id;
     });
     it('EM-B02 its id is 256 or more, and not that of a heap before', () => {
-      assert.equal(heaps.find('heap').id, id);
+      assert.equal(heaps.named('heap', 'test').id, id);
       assert.ok(id > 256);
     });
     it('EM-B03 there is nothing in an empty heap', () => {
-      throwsDma('ENOMEM', () => heaps.find('heap').malloc(64, { align: 0 }));
+      throwsDma('ENOMEM', () => heaps.named('heap', 'test').malloc(64, { align: 0 }));
     });
     it('EM-B04 addMemory', () => {
       heaps.addMemory('heap', { va: A, length: L, iovas });
@@ -145,17 +145,17 @@ for (const withTable of [true, false]) {
       assert.deepEqual(area?.iovas === undefined ? undefined : [...area.iovas], iovas);
     });
     it('EM-B08 to EM-B11, EM-B14 a block of it, and what it keeps from happening', () => {
-      const heap = heaps.find('heap');
+      const heap = heaps.named('heap', 'test');
       const block = heap.malloc(64);
       assert.ok(block.va >= A && block.va + 64 <= A + L);
       assert.equal(block.iova, withTable ? T[0] + (block.va - A) : undefined);
-      throwsDma('EBUSY', () => heaps.removeMemory('heap', A, L), /1 block of the heap heap/);
+      throwsDma('EBUSY', () => heaps.removeMemory('heap', { va: A, length: L }), /1 block of the heap heap/);
       throwsDma('EBUSY', () => heaps.destroy('heap'));
       assert.match(JSON.stringify([heap.statistics(), [...heap.memory]]), /"total":4194304/);
       block.free();
     });
     it('EM-B12, EM-B13 two pages, and two contiguous pages: with a table only, where addresses are physical', () => {
-      const heap = heaps.find('heap');
+      const heap = heaps.named('heap', 'test');
       heap.malloc(2 * P).free();
       if (withTable) heap.malloc(2 * P, { contiguous: true }).free();
       else throwsDma('ENOMEM', () => heap.malloc(2 * P, { contiguous: true }));
@@ -165,20 +165,20 @@ for (const withTable of [true, false]) {
         const memory = va.external.allocate(L);
         va.heaps.create('heap');
         va.heaps.addMemory('heap', memory);
-        assert.equal(va.heaps.find('heap').malloc(2 * P, { contiguous: true }).length, 2 * P);
+        assert.equal(va.heaps.named('heap', 'test').malloc(2 * P, { contiguous: true }).length, 2 * P);
         va.heaps.close();
         memory.unregister();
       }
     });
     it('EM-B15 removeMemory, once all is freed', () => {
-      heaps.removeMemory('heap', A, L);
+      heaps.removeMemory('heap', { va: A, length: L });
       assert.equal(areas.size, 0);
       assert.equal(reached.size, 0);
     });
     it('EM-B16 destroy', () => {
       heaps.destroy('heap');
-      throwsDma('ENOENT', () => heaps.find('heap'));
-      for (const memory of [...external.live, ...other.external.live]) memory.unregister();
+      assert.equal(heaps.find('heap'), undefined);
+      for (const memory of [...external, ...other.external]) memory.unregister();
     });
   });
 }
@@ -210,15 +210,19 @@ describe('heaps over the user’s memory', SKIP, () => {
     heaps.create('other');
     throwsDma('EEXIST', () => heaps.addMemory('other', memory), /in the heap h already/);
     throwsDma('EEXIST', () => heaps.addMemory('other', { va: memory.va, length: 4096 }), /overlaps the heap area/);
-    throwsDma('ENOENT', () => heaps.removeMemory('other', memory.va, memory.length), /it has no memory/);
-    throwsDma('ENOENT', () => heaps.removeMemory('h', memory.va, 4096), /it has: \[/);
-    const block = heaps.find('h').malloc(64);
+    throwsDma(
+      'ENOENT',
+      () => heaps.removeMemory('other', { va: memory.va, length: memory.length }),
+      /it has no memory/,
+    );
+    throwsDma('ENOENT', () => heaps.removeMemory('h', { va: memory.va, length: 4096 }), /it has: \[/);
+    const block = heaps.named('h', 'test').malloc(64);
     assert.ok(
       block.bytes().every((byte) => byte === 7),
       'what was in it is kept',
     );
     block.free();
-    heaps.removeMemory('h', memory.va, memory.length);
+    heaps.removeMemory('h', { va: memory.va, length: memory.length });
     assert.equal(memory.area.owner, 'external');
     memory.unregister();
   });
@@ -253,7 +257,7 @@ describe('heaps over the user’s memory', SKIP, () => {
       external.fromFd(fd),
     ];
     for (const source of sources) heaps.addMemory('h', source);
-    const heap = heaps.find('h');
+    const heap = heaps.named('h', 'test');
     assert.equal(heap.total, 4 * 8 * P);
     const blocks = sources.map(() => heap.malloc(8 * P));
     blocks.forEach((block, n) => block.bytes().fill(n + 1));
@@ -263,7 +267,7 @@ describe('heaps over the user’s memory', SKIP, () => {
       assert.equal(block.area, area);
     }
     for (const block of blocks) block.free();
-    for (const { va, length } of sources) heaps.removeMemory('h', va, length);
+    for (const { va, length } of sources) heaps.removeMemory('h', { va, length });
     for (const source of sources) source.unregister();
     const readOnly = external.fromFd(fd, { writable: false });
     throwsDma('EACCES', () => heaps.addMemory('h', readOnly));
@@ -280,8 +284,8 @@ describe('heaps over the user’s memory', SKIP, () => {
     const memory = external.allocate(64 * KiB);
     heaps.addMemory('h', memory);
     failing.release = true;
-    throwsDma('EIO', () => heaps.removeMemory('h', memory.va, memory.length), /does not let go/);
-    const heap = heaps.find('h');
+    throwsDma('EIO', () => heaps.removeMemory('h', { va: memory.va, length: memory.length }), /does not let go/);
+    const heap = heaps.named('h', 'test');
     heap.malloc(64 * KiB).free();
     assert.equal(memory.area.owner, 'heap');
     failing.release = false;
@@ -290,7 +294,7 @@ describe('heaps over the user’s memory', SKIP, () => {
         throw new Error('keep it');
       },
     });
-    throwsDma('ECANCELED', () => heaps.removeMemory('h', memory.va, memory.length), /keep it/);
+    throwsDma('ECANCELED', () => heaps.removeMemory('h', { va: memory.va, length: memory.length }), /keep it/);
     heap.malloc(64 * KiB).free();
     veto[Symbol.dispose]();
     const told: string[] = [];
@@ -299,7 +303,7 @@ describe('heaps over the user’s memory', SKIP, () => {
       shrunk: ({ range }) => void told.push(`shrunk ${range.length}`),
     });
     log.length = 0;
-    heaps.removeMemory('h', memory.va, memory.length);
+    heaps.removeMemory('h', { va: memory.va, length: memory.length });
     assert.deepEqual(told, ['shrink h', 'shrunk 65536']);
     assert.deepEqual(log, ['release']);
     memory.unregister();
@@ -314,7 +318,7 @@ describe('heaps over the user’s memory', SKIP, () => {
     const more = raw.external.allocate(8192);
     heaps.addMemory('h', memory);
     heaps.addMemory('h', { va: more.va, length: 8192 });
-    const block = heaps.find('h').malloc(64);
+    const block = heaps.named('h', 'test').malloc(64);
     const bytes = block.bytes();
     assert.deepEqual(heaps.close(), []);
     assert.equal(bytes.length, 0);
@@ -337,17 +341,17 @@ describe('heaps over the user’s memory', SKIP, () => {
         const memory = external.allocate(64 * KiB);
         heaps.addMemory('h', memory, { clear: true });
         heaps.addMemory('h', { va: raw.va, length: 8192 });
-        const heap = heaps.find('h');
+        const heap = heaps.named('h', 'test');
         const block = heap.calloc(4, 100);
         heap.realloc(block, 10_000, { zero: true }).bytes().fill(1);
-        heaps.removeMemory('h', raw.va, 8192);
+        heaps.removeMemory('h', { va: raw.va, length: 8192 });
       } catch (error) {
         assert.ok(isDmaError(error), String(error));
       }
       done = platform.failed() === undefined;
       platform.failCall(0, 'EIO', 'none');
       assert.deepEqual(heaps.close(), []);
-      for (const memory of external.live) memory.unregister();
+      for (const memory of external) memory.unregister();
       raw.unregister();
       assert.deepEqual(tracking.leaks(), [], `call ${n}`);
       assert.ok(n < 100);

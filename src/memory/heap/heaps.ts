@@ -16,7 +16,6 @@ import {
   type LongWorkOptions,
 } from '../../long-work.js';
 import type { Platform } from '../../platform/ports.js';
-import { Range } from '../../ranges.js';
 import { show } from '../../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
 import { MiB, type Va } from '../../units.js';
@@ -26,6 +25,7 @@ import { External, ExternalMemory, REGISTER_OPTIONS, type RegisterOptions } from
 import { Heap, type HeapMemory } from './heap.js';
 import type { IovaMode } from '../iova-mode.js';
 import type { MemoryChange, MemoryHandlers, Reach, ReachAsync } from '../memory-events.js';
+import { rangeOf, type MemoryPart } from '../part.js';
 import { pinnedError, type Pin } from '../pins.js';
 import { shortForm } from '../../short-form.js';
 
@@ -38,20 +38,7 @@ const IN_A_TURN = 8 * MiB;
 const NAME_LIMIT = 32;
 
 /** Memory at an address, to be added to a heap without registering it before. */
-export interface RawMemory extends RegisterOptions {
-  readonly va: Va;
-  /** bytes */
-  readonly length: number;
-}
-
-/** Options of {@link Heaps.create}. */
-export interface HeapSettings {
-  /**
-   * Must every device use the same IOVAs for its memory: those of the memory's table, or without a table the VAs? See
-   * `MemoryOptions.sameIova`. Memory for which a device can not do that is refused. Default false.
-   */
-  readonly sameIova?: boolean;
-}
+type RawMemory = MemoryPart & RegisterOptions;
 
 /** What {@link Heaps} needs. */
 export interface HeapsOptions {
@@ -104,16 +91,22 @@ export class Heaps {
     yield* this.#heaps.values();
   }
 
-  /** Heaps over the user's memory, in the order of creation. */
+  /** @internal Heaps over the user's memory, in the order of creation. */
   get made(): Iterable<Heap> {
     return this.#heaps.values();
   }
 
   /**
-   * The heap of that name.
-   * @throws DmaError EINVAL for a name that is empty or has 32 bytes or more; ENOENT if there is no such heap
+   * The heap of that name; `undefined` if there is none.
+   * @throws DmaError EINVAL for a name that is empty or has 32 bytes or more
    */
-  find(name: string, operation = 'heaps.find'): Heap {
+  find(name: string): Heap | undefined {
+    checkName(name, 'heaps.find');
+    return this.#heaps.get(name) ?? this.#native(name);
+  }
+
+  /** @internal The heap that an operation names. @throws DmaError as `find`; ENOENT if there is no such heap */
+  named(name: string, operation: string): Heap {
     checkName(name, operation);
     const heap = this.#heaps.get(name) ?? this.#native(name);
     if (heap !== undefined) return heap;
@@ -125,12 +118,14 @@ export class Heaps {
   /**
    * Creates a heap without memory. Its id is 256 or more, and is never used again.
    *
+   * @param options.sameIova must every device use the same IOVAs for its memory: those of the memory's table, or without a
+   *   table the VAs? See `MemoryOptions.sameIova`. Memory for which a device can not do that is refused. Default false
    * @throws DmaError EINVAL for an invalid name; EEXIST if a heap of that name exists
    */
-  create(name: string, settings?: HeapSettings): Heap {
+  create(name: string, options?: { readonly sameIova?: boolean }): Heap {
     const operation = 'heaps.create';
     this.#options.gate?.(operation);
-    const { sameIova = false } = optionsOf<HeapSettings>(settings, { sameIova: 'boolean' }, operation);
+    const { sameIova = false } = optionsOf(options, SAME_IOVA, operation);
     checkName(name, operation);
     if (this.#heaps.has(name) || this.#native(name) !== undefined)
       throw new DmaError({
@@ -181,7 +176,11 @@ export class Heaps {
    *   pinned, or of which a view was transferred; the error of the device or handler that refuses it. When it throws,
    *   nothing has changed.
    */
-  addMemory(name: string, given: ExternalMemory | RawMemory, asked?: { readonly clear?: boolean }): void {
+  addMemory(
+    name: string,
+    given: ExternalMemory | (MemoryPart & RegisterOptions),
+    asked?: { readonly clear?: boolean },
+  ): void {
     const operation = 'heaps.addMemory';
     this.#options.gate?.(operation);
     runSteps(this.#adding(name, given, asked, operation), (step) => step.now());
@@ -196,7 +195,7 @@ export class Heaps {
    */
   async addMemoryAsync(
     name: string,
-    given: ExternalMemory | RawMemory,
+    given: ExternalMemory | (MemoryPart & RegisterOptions),
     options: { readonly clear?: boolean } & LongWorkOptions = {},
   ): Promise<void> {
     const operation = 'heaps.addMemoryAsync';
@@ -210,7 +209,7 @@ export class Heaps {
 
   *#adding(
     name: string,
-    given: ExternalMemory | RawMemory,
+    given: ExternalMemory | (MemoryPart & RegisterOptions),
     asked: { readonly clear?: boolean } | undefined,
     operation: string,
   ): Steps<LongStep, void> {
@@ -230,39 +229,28 @@ export class Heaps {
   }
 
   /**
-   * Removes memory from a heap and unmaps it from all devices. Takes exactly what was added, or its address and length
-   * in bytes.
+   * Removes memory from a heap and unmaps it from all devices.
    *
+   * @param memory exactly what was added
    * @throws DmaError EINVAL for an invalid name or range; ENOENT if there is no such heap, or if this was not added to
    *   it; EPERM for the library's own; EBUSY while a block is in it, and in handlers of changes of this heap; the error
    *   of the device or handler that refuses. When it throws, nothing has changed.
    */
-  removeMemory(name: string, memory: ExternalMemory | RawMemory): void;
-  removeMemory(name: string, va: Va, length: number): void;
-  removeMemory(name: string, given: ExternalMemory | RawMemory | Va, length?: number): void {
-    runSteps(this.#removing(name, given, length, 'heaps.removeMemory'), (step) => step.now());
+  removeMemory(name: string, memory: MemoryPart): void {
+    runSteps(this.#removing(name, memory, 'heaps.removeMemory'), (step) => step.now());
   }
 
   /** As {@link Heaps.removeMemory}, without blocking the event loop. @throws DmaError as `removeMemory` */
-  removeMemoryAsync(name: string, memory: ExternalMemory | RawMemory): Promise<void>;
-  removeMemoryAsync(name: string, va: Va, length: number): Promise<void>;
-  async removeMemoryAsync(name: string, given: ExternalMemory | RawMemory | Va, length?: number): Promise<void> {
+  async removeMemoryAsync(name: string, memory: MemoryPart): Promise<void> {
     const operation = 'heaps.removeMemoryAsync';
     await this.#running.run(undefined, operation, async () =>
-      runStepsAsync(this.#removing(name, given, length, operation), (step) => step.later(UNATTENDED)),
+      runStepsAsync(this.#removing(name, memory, operation), (step) => step.later(UNATTENDED)),
     );
   }
 
-  *#removing(
-    name: string,
-    given: ExternalMemory | RawMemory | Va,
-    bytes: number | undefined,
-    operation: string,
-  ): Steps<LongStep, void> {
+  *#removing(name: string, memory: MemoryPart, operation: string): Steps<LongStep, void> {
     checkName(name, operation);
-    const raw = typeof given === 'object' && !isA(given, ExternalMemory) ? rawOf(given, operation) : given;
-    const { va, length } = typeof raw === 'object' ? raw : { va: raw, length: bytes };
-    const range = rangeOf(va, length as number, operation);
+    const range = rangeOf(memory, operation);
     const heap = this.#users(name, operation);
     const area = this.#options.areas.exact(range);
     const part = area === undefined ? undefined : this.#parts.get(area);
@@ -300,7 +288,7 @@ export class Heaps {
       this.#forget(part);
     }
     const left = new Set([...this.#parts.values()].map(({ memory }) => memory));
-    for (const memory of [...this.#adopted.live].reverse())
+    for (const memory of [...this.#adopted].reverse())
       if (!left.has(memory)) errors.push(...undoAll([() => memory.unregister()]));
     return errors;
   }
@@ -331,7 +319,7 @@ export class Heaps {
 
   /** A heap that users may change. */
   #users(name: string, operation: string): Heap {
-    const heap = this.find(name, operation);
+    const heap = this.named(name, operation);
     if (this.#heaps.get(name) === heap) return heap;
     throw new DmaError({
       code: 'EPERM',
@@ -344,7 +332,7 @@ export class Heaps {
   /** Checks arguments for raw memory, without touching the memory, in the order of the other checks. */
   #checkRaw(memory: RawMemory, operation: string): void {
     const { pageSize = this.#options.platform.memory.pageSize } = memory;
-    const range = rangeOf(memory.va, memory.length, operation);
+    const range = rangeOf(memory, operation);
     new Area({ ...memory, range, pageSize, owner: 'heap', label: 'memory for a heap' }, operation);
   }
 
@@ -352,12 +340,12 @@ export class Heaps {
     const { area } = memory;
     const { range } = area;
     const { areas, handlers, reach, reachAsync } = this.#options;
-    if (!memory.registered || areas.exact(range) !== area)
+    if (!memory.live || areas.exact(range) !== area)
       throw invalid(operation, `${area.label} is not registered here`, {
         range,
-        hint: memory.registered
+        hint: memory.live
           ? 'it is memory of another Eal: each has its own'
-          : 'it was unregistered: memory.registered tells, and external.allocate gets new memory',
+          : 'it was unregistered: memory.live tells, and external.allocate gets new memory',
       });
     const other = this.#parts.get(area);
     if (other !== undefined) {
@@ -479,6 +467,7 @@ function checkName(name: string, operation: string): void {
   });
 }
 
+const SAME_IOVA = { sameIova: 'boolean' } as const;
 const RAW_MEMORY: Shape<RawMemory> = { ...REGISTER_OPTIONS, va: 'number', length: 'number' };
 
 /** @throws DmaError EINVAL if it is not memory at an address */
@@ -490,9 +479,4 @@ function rawOf(memory: RawMemory, operation: string): RawMemory {
 
 function registrationOf({ pageSize, iovas, node, label }: RawMemory): RegisterOptions {
   return { pageSize, iovas, node, label };
-}
-
-function rangeOf(va: Va, length: number, operation: string): Range<Va> {
-  if (va === 0) throw invalid(operation, 'there is no memory at address 0', { hint: 'give the va of the memory' });
-  return new Range(va, length, operation);
 }

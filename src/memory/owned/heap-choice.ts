@@ -37,7 +37,7 @@ export function chooseHeaps(
 ): readonly Heap[] {
   const { memory } = sources;
   if (heap === undefined) return node === undefined ? memory.heaps : [memory.heapOf(node, operation)];
-  const found = sources.heaps.find(heap, operation);
+  const found = sources.heaps.named(heap, operation);
   if (node === undefined || node === found.node) return [found];
   throw invalid(operation, `the heap ${heap} is not on NUMA node ${node}`);
 }

@@ -137,8 +137,8 @@ export class Zones {
   }
 
   /** The zone of that name, if there is one. @throws DmaError EINVAL if it is not a valid name */
-  lookup(name: string): Zone | undefined {
-    mustBeString(name, 'the name of a zone', 'zones.lookup');
+  find(name: string): Zone | undefined {
+    mustBeString(name, 'the name of a zone', 'zones.find');
     const zone = this.#zones.get(name);
     return zone?.live === true ? zone : undefined;
   }
@@ -219,12 +219,12 @@ export class Zones {
     const operation = 'zones.free';
     if (typeof zone !== 'string') {
       mustBe(zone, Zone, 'what is freed', operation);
-      if (this.lookup(zone.name) !== zone)
+      if (this.find(zone.name) !== zone)
         throw ended(operation, `the zone ${zone.name} was freed, or belongs to another Eal`, 'zone.live');
       zone.free();
       return;
     }
-    const found = this.lookup(zone);
+    const found = this.find(zone);
     if (found === undefined)
       throw new DmaError({
         code: 'ENOENT',
@@ -242,12 +242,12 @@ export class Zones {
   }
 
   #mustBeNew(name: string, operation: string): void {
-    if (this.lookup(name) !== undefined)
+    if (this.find(name) !== undefined)
       throw new DmaError({
         code: 'EEXIST',
         operation,
         reason: `there is a zone ${JSON.stringify(name)} already`,
-        hint: 'zones.lookup(name) finds it; free it, or take another name',
+        hint: 'zones.find(name) finds it; free it, or take another name',
       });
     this.#zones.delete(name);
   }

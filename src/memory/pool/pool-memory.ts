@@ -208,9 +208,9 @@ function areasOf(heap: Heap, range: Range<Va>): Area[] {
   return areas;
 }
 
-function checkExternal({ area, registered }: ExternalMemory, operation: string): void {
+function checkExternal({ area, live }: ExternalMemory, operation: string): void {
   const { range, label } = area;
-  if (!registered) throw invalid(operation, `${label} is not registered any more`, { range });
+  if (!live) throw invalid(operation, `${label} is not registered any more`, { range });
   if (area.owner !== 'external')
     throw new DmaError({ code: 'EEXIST', operation, range, reason: `${label} is in a heap` });
   if (!area.writable) throw new DmaError({ code: 'EACCES', operation, range, reason: `${label} can not be written` });

@@ -371,7 +371,7 @@ function tests(): void {
         throwsDma('ENOMEM', () => pools.create({ ...shape, elements: 1 }), /0 of the 1 elements/);
         one.free();
         throwsDma('ENOMEM', () => pools.create({ ...shape, elements: 5 }), /4 of the 5 elements/);
-        assert.equal(heap.find('mine').statistics().free, PAGE);
+        assert.equal(heap.find('mine')?.statistics().free, PAGE);
       }),
     );
 
@@ -408,7 +408,7 @@ function tests(): void {
         heap.create('h');
         heap.addMemory('h', own);
         throwsDma('EEXIST', () => pools.create({ ...shape, external: [own] }), /in a heap/);
-        heap.removeMemory('h', own.va, own.length);
+        heap.removeMemory('h', { va: own.va, length: own.length });
         pools.create({ ...shape, external: [own] }).free();
         own.unregister();
         const fd = platform.memory.memfd({ name: 'test', length: PAGE });
@@ -501,7 +501,7 @@ function tests(): void {
         }
         if (failing.failed() === undefined) break;
         assert.deepEqual([...pools], []);
-        assert.deepEqual([...sources.external.live], []);
+        assert.deepEqual([...sources.external], []);
         for (const heap of sources.memory.heaps) assert.equal(heap.statistics().allocatedBlocks, 0);
       }
       assert.ok(calls > 5 && calls < 100, String(calls));

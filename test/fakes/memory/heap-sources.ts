@@ -53,7 +53,7 @@ export function testSources(options: TestSourcesOptions = {}): TestSources {
   const external = new External(platform, areas);
   const close = (): void => {
     assert.deepEqual([...heaps.close(), ...memory.close()], []);
-    for (const each of [...external.live]) each.unregister();
+    for (const each of [...external]) each.unregister();
     assert.equal(areas.size, 0);
     assert.deepEqual(tracking.leaks(), []);
   };

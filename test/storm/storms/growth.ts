@@ -80,9 +80,11 @@ export async function begin({ random, gc }: Weather): Promise<Storm> {
           const memory = eal.external.allocate((1 + random.below(4)) * MiB);
           eal.heaps.addMemory('storm', memory);
           const block = eal.malloc(1 + random.below(MiB / 2), { heap: 'storm' });
-          assert.throws(() => eal.heaps.removeMemory('storm', memory.va, memory.length), { code: 'EBUSY' });
+          assert.throws(() => eal.heaps.removeMemory('storm', { va: memory.va, length: memory.length }), {
+            code: 'EBUSY',
+          });
           block.free();
-          eal.heaps.removeMemory('storm', memory.va, memory.length);
+          eal.heaps.removeMemory('storm', { va: memory.va, length: memory.length });
           memory.unregister();
           eal.heaps.destroy(heap.name);
           seen.heaps++;
@@ -100,7 +102,7 @@ export async function begin({ random, gc }: Weather): Promise<Storm> {
         case 3: {
           const zone = eal.zones.reserve('storm', 1 + random.below(4 * MiB));
           zone.bytes().fill(3);
-          assert.equal(eal.zones.lookup('storm'), zone);
+          assert.equal(eal.zones.find('storm'), zone);
           zone.free();
           seen.zones++;
           break;

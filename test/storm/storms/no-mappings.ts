@@ -111,7 +111,7 @@ export async function begin({ random }: Weather): Promise<Storm> {
             const block = eal.malloc(5000, { heap: 'here' });
             await giveBack(() => block.free());
           } finally {
-            await giveBack(() => eal.heaps.removeMemory('here', external.va, external.length));
+            await giveBack(() => eal.heaps.removeMemory('here', { va: external.va, length: external.length }));
           }
         });
       } finally {

@@ -506,9 +506,9 @@ test('DM-49 to DM-51: memory of heaps, given before and after the device came, a
   using after = eal.external.allocate(MiB);
   eal.heaps.addMemory('mine', after);
   assert.equal(device.domain?.bytes, 2 * MiB);
-  eal.heaps.removeMemory('mine', before.va, before.length);
+  eal.heaps.removeMemory('mine', { va: before.va, length: before.length });
   assert.equal(device.domain?.bytes, MiB);
-  eal.heaps.removeMemory('mine', after.va, after.length);
+  eal.heaps.removeMemory('mine', { va: after.va, length: after.length });
   assert.deepEqual([device.domain?.entries, spaceOf(eal).unmapAll()], [0, 0]);
   eal.heaps.destroy('mine');
 });

@@ -162,7 +162,7 @@ test('heap and owned memory are reached without a call, by hugepages', async () 
     to.free();
   }
   assert.ok(eal.memory.facts().lists.some(({ pageSize, pages }) => pageSize === 2 * MiB && pages > 0));
-  eal.heaps.removeMemory('user', memory.va, memory.length);
+  eal.heaps.removeMemory('user', { va: memory.va, length: memory.length });
   eal.heaps.destroy('user');
 });
 
