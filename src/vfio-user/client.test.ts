@@ -8,6 +8,7 @@ import { dmaError } from '../../test/shared/errors.js';
 import { DmaError, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
+import type { Platform } from '../platform/ports.js';
 import { trackingPlatform } from '../../test/fakes/platform/platforms.js';
 import type { TrackingPlatform } from '../../test/fakes/platform/platforms.js';
 import { VfioUserClient } from './client.js';
@@ -41,8 +42,9 @@ async function ofFakeServer(
   prepare: (server: FakeServer) => void = () => undefined,
   /** Does the server answer while a call blocks this thread? */
   served = false,
+  base = openPlatform(),
 ): Promise<{ platform: TrackingPlatform; server: FakeServer; client: VfioUserClient; end: () => void }> {
-  const platform = trackingPlatform(openPlatform());
+  const platform = trackingPlatform(base);
   const [a, b] = platform.sockets.pair();
   const server = new FakeServer(platform, b, script, served);
   prepare(server);
@@ -66,6 +68,13 @@ async function ofFakeServer(
     end();
     throw error;
   }
+}
+
+/** The platform, where every server is another user's. */
+function amongStrangers(): Platform {
+  const base = openPlatform();
+  const peer: typeof base.sockets.peer = (fd) => ({ ...base.sockets.peer(fd), user: 65534, trusted: false });
+  return { ...base, sockets: { ...base.sockets, peer } };
 }
 
 /** Makes a file shorter, if that can still be done. */
@@ -175,6 +184,26 @@ describe('handshake', { skip }, () => {
       ),
       dmaError('EPROTO'),
     );
+  });
+
+  test('a server of another user is asked for no twin socket, and may give none', async () => {
+    const { server, end } = await ofFakeServer(undefined, {}, undefined, false, amongStrangers());
+    const offer = JSON.parse(Buffer.from(server.seen[0].payload.subarray(4, -1)).toString()) as unknown;
+    assert.deepEqual(offer, { capabilities: { max_msg_fds: 16, max_data_xfer_size: 1048576 } });
+    end();
+    const twin = { ...DEFAULT_CAPABILITIES, twinSocket: { fdIndex: 0 } };
+    const script: Script = (message, s) => {
+      if (message.command !== COMMAND.VERSION) return undefined;
+      const ends = s.platform.sockets.pair();
+      s.channel.send(s.ok(message, encodeVersion({ major: 0, minor: 1, capabilities: twin })), [ends[0]]);
+      ends.forEach(s.platform.files.close);
+      return 'nothing';
+    };
+    await assert.rejects(ofFakeServer(script, {}, undefined, false, amongStrangers()), (error) => {
+      assert.ok(isDmaError(error, 'EPROTO'), String(error));
+      assert.match(error.reason, /not asked for/);
+      return true;
+    });
   });
 
   test('a twin socket that this process has no descriptors to watch for is its own limit', async () => {
@@ -568,6 +597,27 @@ describe('mapped regions', { skip }, () => {
       end();
     });
   }
+
+  test('a file of another user’s server is not sealed, since that could wait for ever', async () => {
+    for (const mmap of ['auto', 'sealed'] as const)
+      for (const sealed of [false, true]) {
+        const prepare = (s: FakeServer): void => {
+          s.regionFd = s.platform.memory.memfd({ name: 'test', length: 8192, sealed });
+          s.region = { size: 8192, mappable: true, areas: [{ offset: 0, length: 8192 }] };
+        };
+        const { client, platform, server, end } = await ofFakeServer(
+          undefined,
+          { mmap },
+          prepare,
+          false,
+          amongStrangers(),
+        );
+        client.registers(0);
+        assert.equal(client.notMapped(0), sealed ? undefined : 'the server could make its file shorter');
+        assert.equal(platform.files.sealedAgainstShrinking(server.regionFd ?? -1, false), sealed);
+        end();
+      }
+  });
 
   test('the size of a file is read once it is sealed: one that shrinks meanwhile is not mapped', async () => {
     const { client, platform, end } = await ofFakeServer(

@@ -17,10 +17,9 @@ import {
   type ClientRegion,
   type DmaRegion,
   type InterruptRequest,
-  type MmapChoice,
 } from './client-options.js';
 import { isCommand, protocolError } from './framing.js';
-import { mapAreas, whyNotMapped } from './map-areas.js';
+import { mapAreas, whyNotMapped, type MapChoice } from './map-areas.js';
 import {
   COMMAND,
   DEFAULT_CAPABILITIES,
@@ -231,14 +230,20 @@ export class VfioUserClient {
   notMapped(index: number): string | undefined {
     const region = this.regions.at(index);
     if (region === undefined) return undefined;
-    return whyNotMapped(this.platform, region, this.#mmap);
+    return whyNotMapped(this.platform, region, this.#mapChoice);
   }
 
-  /** The choice, with `auto` resolved. */
-  get #mmap(): Exclude<MmapChoice, 'auto'> {
+  /** Is the server of this user or of root? Then it could end this process anyway. */
+  get #trusts(): boolean {
+    return this.#peer?.trusted === true;
+  }
+
+  /** What to map, with `auto` resolved. */
+  get #mapChoice(): MapChoice {
     const { mmap = 'auto' } = this.options;
-    if (mmap !== 'auto') return mmap;
-    return this.#peer?.trusted === true ? 'trust' : 'sealed';
+    const trusts = this.#trusts;
+    if (mmap === 'auto') return { mmap: trusts ? 'trust' : 'sealed', seals: trusts };
+    return { mmap, seals: trusts || mmap === 'trust' };
   }
 
   /** Reads from `offset` of a region into `into`; long reads use several messages. */
@@ -367,7 +372,7 @@ export class VfioUserClient {
     const described = this.regions.at(region);
     if (region < 0 || described === undefined || described.size === 0)
       throw invalid('vfio-user registers', `the device has no region ${region}`);
-    const areas = mapAreas(this.platform, described, this.#mmap);
+    const areas = mapAreas(this.platform, described, this.#mapChoice);
     this.#mapped.push(...areas);
     const registers = new RegionRegisters(this.#registerCalls, region, described.size, areas);
     this.#registers.set(region, registers);
@@ -414,14 +419,16 @@ export class VfioUserClient {
         this.#end(error, false);
       },
     };
-    const channel = new Channel(this.platform, fd, owner, { keepAlive: false, trusted: this.#peer?.trusted });
+    const channel = new Channel(this.platform, fd, owner, { keepAlive: false, trusted: this.#trusts });
     return channel;
   }
 
   async #handshake(options: () => CallOptions): Promise<void> {
+    // Who has another descriptor of a socket can hold the lock that reading it takes. A server made both ends of the twin.
+    const twin = this.#trusts ? { fdIndex: undefined } : undefined;
     const offer = encodeVersion({
       ...PROTOCOL_VERSION,
-      capabilities: { ...DEFAULT_CAPABILITIES, maxMsgFds: MAX_FDS, twinSocket: { fdIndex: undefined } },
+      capabilities: { ...DEFAULT_CAPABILITIES, maxMsgFds: MAX_FDS, twinSocket: twin },
     });
     this.#out.bytes.set(offer, HEADER_SIZE);
     await this.#promise(
@@ -438,6 +445,7 @@ export class VfioUserClient {
           this.capabilities = { ...capabilities, maxDataXferSize: Math.min(capabilities.maxDataXferSize, MAX_DATA) };
           const { twinSocket } = capabilities;
           if (twinSocket === undefined) return;
+          if (twin === undefined) throw protocolError('a twin socket that was not asked for');
           const index = twinSocket.fdIndex ?? 0;
           const fd = reply.fds.at(index);
           if (fd === undefined) throw protocolError('a twin socket without its descriptor');

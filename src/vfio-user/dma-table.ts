@@ -3,16 +3,13 @@
  */
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import { LentMemory } from '../memory/lent-memory.js';
-import type { FilesPort, Platform } from '../platform/ports.js';
+import type { Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { RangeMap } from '../range-map.js';
 import { alignDown, alignUp, formatSize, isAddress, type Va } from '../units.js';
 import type { DeviceDma } from './devices/model.js';
 import { COMMAND, operationOf } from './messages.js';
 import type { DmaMapRequest } from './messages.js';
-
-/** Files that can not be mapped safely are kept open; more than this would use up the process's descriptors. */
-const MAX_KEPT_FILES = 256;
 
 /** Accesses regions whose memory only the client can reach. */
 export interface DmaMessages {
@@ -25,7 +22,7 @@ interface RegionMapping {
   /** Start of the mapping; the region begins `skip` bytes into it. */
   readonly va: Va;
   readonly skip: number;
-  /** May its pages be taken away, so that it must be copied by system calls? */
+  /** May its pages be missing, so that it must be copied by system calls? */
   readonly guarded: boolean;
 }
 
@@ -33,17 +30,15 @@ interface RegionMapping {
 class Region {
   constructor(
     readonly request: DmaMapRequest,
-    /** A mapping; the region begins `skip` bytes into it. */
+    /** Without one, the memory is reached by messages. */
     readonly mapping: RegionMapping | undefined,
-    /** The file, if it is not mapped. The region owns it. */
-    readonly file: number | undefined,
   ) {}
 
   get end(): number {
     return this.request.iova + this.request.length;
   }
 
-  /** `length` bytes at `at`, for use inside the server; `undefined` without a mapping. */
+  /** `length` bytes at `at`, for use inside the server; `undefined` if they are copied by calls or messages. */
   bytes(at: number, length: number): Uint8Array | undefined {
     if (this.mapping === undefined || this.mapping.guarded) return undefined;
     const start = this.mapping.skip + at;
@@ -58,15 +53,13 @@ class Region {
   }
 
   /** The client unmaps it. @throws DmaError of {@link LentMemory.close}; nothing has changed then */
-  close(files: FilesPort): void {
+  close(): void {
     this.mapping?.memory.close();
-    if (this.file !== undefined) files.closeForeign(this.file);
   }
 
   /** The client is gone. */
-  abandon(files: FilesPort): void {
+  abandon(): void {
     this.mapping?.memory.abandon();
-    if (this.file !== undefined) files.closeForeign(this.file);
   }
 }
 
@@ -77,10 +70,13 @@ function notMapped(range: Range): DmaError {
 /**
  * The DMA regions of one client. Looking up an address takes O(log n).
  *
- * A region with a descriptor is mapped if its file is sealed against shrinking. Otherwise the client could kill this
- * process by truncating the file, so it is read and written by system calls. Hugepages can be taken out of a sealed
- * file, too: those of a client that is not trusted are mapped, but copied by system calls. A region without a
- * descriptor is accessed by messages.
+ * A region with a descriptor is mapped, and accessed directly if its file is sealed against shrinking. Otherwise the
+ * client could kill this process by truncating the file, so the mapping is copied by system calls, which fail for
+ * missing pages. Hugepages can be taken out of a sealed file, too: those of a client that is not trusted are copied so.
+ *
+ * Nothing is called that takes the lock of a file's inode, such as pwrite(2): a client can hold that lock for ever, with
+ * a write(2) whose data is in a page that does not come (FUSE, userfaultfd). Only for a client that is trusted a missing
+ * seal is added, which takes it. A region without a descriptor is accessed by messages.
  */
 export class DmaTable implements DeviceDma {
   /** Set while a client is connected. */
@@ -90,7 +86,6 @@ export class DmaTable implements DeviceDma {
   /** The most regions of this client. */
   maxMaps: number;
   readonly #regions = new RangeMap<Region>();
-  #keptFiles = 0;
 
   /** @param maxMaps the most regions */
   constructor(
@@ -109,20 +104,15 @@ export class DmaTable implements DeviceDma {
    *
    * @param fd its descriptor, if any; the table owns it from now on, even on error
    * @throws DmaError EEXIST (overlap), ENOSPC (too many), EINVAL (past the end of the file, or not a file), EACCES (the
-   *   descriptor does not allow it), ENOMEM (its hugepages are not available to this process), EMFILE (too many files
-   *   that can not be mapped), or the error of mmap
+   *   descriptor does not allow it), ENOMEM (its hugepages are not available to this process), or the error of mmap
    */
   map(request: DmaMapRequest, fd: number | undefined): void {
-    let keep = false;
     try {
       this.#checkNew(request);
       const mapping = fd === undefined ? undefined : this.#mapFile(request, fd);
-      keep = fd !== undefined && mapping === undefined;
-      const region = new Region(request, mapping, keep ? fd : undefined);
-      this.#regions.insert(request.iova, request.length, region);
-      if (keep) this.#keptFiles++;
+      this.#regions.insert(request.iova, request.length, new Region(request, mapping));
     } finally {
-      if (fd !== undefined && !keep) this.platform.files.closeForeign(fd);
+      if (fd !== undefined) this.platform.files.closeForeign(fd);
     }
   }
 
@@ -138,17 +128,15 @@ export class DmaTable implements DeviceDma {
       const reason = 'no region is exactly this range';
       throw new DmaError({ code: 'ENOENT', operation: operationOf(COMMAND.DMA_UNMAP), reason });
     }
-    region.close(this.platform.files);
+    region.close();
     this.#regions.delete(iova);
-    if (region.file !== undefined) this.#keptFiles--;
   }
 
   /** Removes all regions. */
   clear(): void {
     const regions = [...this.#regions.values()];
     this.#regions.clear();
-    this.#keptFiles = 0;
-    for (const region of regions) region.abandon(this.platform.files);
+    for (const region of regions) region.abandon();
   }
 
   direct(iova: number, length: number, access: 'read' | 'write'): Uint8Array | undefined {
@@ -176,8 +164,7 @@ export class DmaTable implements DeviceDma {
       throw new DmaError({ code: 'ENOSPC', operation, range, reason: `${this.maxMaps} regions are mapped already` });
   }
 
-  /** Maps the file of a region; `undefined` if it must be read and written instead. */
-  #mapFile({ offset, length, writable }: DmaMapRequest, fd: number): RegionMapping | undefined {
+  #mapFile({ offset, length, writable }: DmaMapRequest, fd: number): RegionMapping {
     const { files, memory } = this.platform;
     const operation = operationOf(COMMAND.DMA_MAP);
     const what = files.foreign(fd);
@@ -186,7 +173,7 @@ export class DmaTable implements DeviceDma {
       throw invalid(operation, `the descriptor is a ${what}, not such a file`, { hint });
     }
     // The seal is checked before the size, which can not shrink any more then.
-    const sealed = files.sealedAgainstShrinking(fd, true);
+    const sealed = files.sealedAgainstShrinking(fd, this.trusted);
     const status = files.status(fd);
     if (status.kind !== 'file') throw invalid(operation, `the descriptor is a ${status.kind}, not a file`);
     const { pageSize } = status;
@@ -201,23 +188,16 @@ export class DmaTable implements DeviceDma {
     const start = alignDown(offset, pageSize);
     const mapped = alignUp(offset + length, pageSize) - start;
     const huge = pageSize > memory.pageSize;
-    if (mapped <= memory.maxView && (huge || sealed)) {
-      const va = memory.map({ fd, offset: start, length: mapped, writable });
-      try {
-        // Hugepages that the client has not touched may not be available to this process (a limit of its control
-        // group).
-        if (huge) memory.populate(va, mapped, writable ? 'write' : 'read');
-      } catch (error) {
-        throw withUndo(error, operation, undoAll([() => memory.unmap(va, mapped)]));
-      }
-      const range = new Range(va, mapped);
-      return { memory: new LentMemory(memory, range), va, skip: offset - start, guarded: huge && !this.trusted };
+    const guarded = (huge ? !this.trusted : !sealed) || mapped > memory.maxView;
+    const va = memory.map({ fd, offset: start, length: mapped, writable, readOnly: guarded && !writable });
+    try {
+      // Hugepages that the client has not touched may not be available to this process (a limit of its control
+      // group).
+      if (huge) memory.populate(va, mapped, writable ? 'write' : 'read');
+    } catch (error) {
+      throw withUndo(error, operation, undoAll([() => memory.unmap(va, mapped)]));
     }
-    if (this.#keptFiles >= MAX_KEPT_FILES) {
-      const reason = `${MAX_KEPT_FILES} files are open that can not be sealed against shrinking`;
-      throw new DmaError({ code: 'EMFILE', operation, reason, hint: 'use memory from a memfd' });
-    }
-    return undefined;
+    return { memory: new LentMemory(memory, new Range(va, mapped)), va, skip: offset - start, guarded };
   }
 
   /** Checks a whole access. Returns the region if one region contains it. */
@@ -261,15 +241,6 @@ export class DmaTable implements DeviceDma {
       if (access === 'read') data.set(bytes);
       else bytes.set(data);
       return undefined;
-    }
-    if (region.file !== undefined) {
-      const { files } = this.platform;
-      const offset = region.request.offset + at;
-      const moved =
-        access === 'read' ? files.readAt(region.file, offset, data) : files.writeAt(region.file, offset, data);
-      if (moved === data.length) return undefined;
-      const reason = 'the file behind it has become shorter';
-      throw new DmaError({ code: 'EFAULT', operation: 'device DMA', reason, range: new Range(iova, data.length) });
     }
     if (this.messages !== undefined)
       return access === 'read' ? this.messages.read(iova, data) : this.messages.write(iova, data);

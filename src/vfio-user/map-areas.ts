@@ -13,11 +13,19 @@ interface Mappable {
   readonly areas: readonly SparseArea[];
 }
 
-/** Which regions to map: see `ClientOptions.mmap`. */
-type Choice = 'trust' | 'sealed' | 'never';
+/** Which regions to map. */
+export interface MapChoice {
+  /** See `ClientOptions.mmap`. */
+  readonly mmap: 'trust' | 'sealed' | 'never';
+  /**
+   * May a missing seal be added to the server's file? That takes the lock of the file's inode, which a hostile server
+   * can hold for ever.
+   */
+  readonly seals: boolean;
+}
 
 /** Maps the parts of a region that can be mapped; the rest is accessed by message. */
-export function mapAreas(platform: Platform, region: Mappable, choice: Choice): MappedArea[] {
+export function mapAreas(platform: Platform, region: Mappable, choice: MapChoice): MappedArea[] {
   const { memory } = platform;
   const { fd, fdOffset } = region;
   const mapped: MappedArea[] = [];
@@ -34,7 +42,7 @@ export function mapAreas(platform: Platform, region: Mappable, choice: Choice): 
 }
 
 /** Why a region is accessed by message although its server allows mapping it; `undefined` if it is mapped. */
-export function whyNotMapped(platform: Platform, region: Mappable, choice: Choice): string | undefined {
+export function whyNotMapped(platform: Platform, region: Mappable, choice: MapChoice): string | undefined {
   if (!region.mappable || region.fd === undefined) return undefined;
   try {
     const look = lookAt(platform, region, choice);
@@ -50,19 +58,19 @@ export function whyNotMapped(platform: Platform, region: Mappable, choice: Choic
 function lookAt(
   { files, memory }: Platform,
   { fd, fdOffset }: Mappable,
-  choice: Choice,
+  { mmap, seals }: MapChoice,
 ): string | { readonly page: number; readonly takes: (area: SparseArea) => boolean } {
   if (fd === undefined) return 'it came without a descriptor';
-  if (choice === 'never') return 'mmap=never was asked for';
+  if (mmap === 'never') return 'mmap=never was asked for';
   const what = files.foreign(fd);
-  if (choice === 'sealed' && what !== 'memory') return `its descriptor is a ${what}, not a memfd`;
+  if (mmap === 'sealed' && what !== 'memory') return `its descriptor is a ${what}, not a memfd`;
   if (what === 'socket' || what === 'eventfd') return `its descriptor is a ${what}`;
   // The seal is checked before the size, which can not shrink any more then.
-  const sealed = what === 'memory' && files.sealedAgainstShrinking(fd, true);
+  const sealed = what === 'memory' && files.sealedAgainstShrinking(fd, seals);
   const { kind, size, writable, pageSize: page } = files.status(fd);
   if (!writable) return 'its descriptor is read-only';
-  if (choice === 'sealed' && !sealed) return 'the server could make its file shorter';
-  if (choice === 'sealed' && page > memory.pageSize) return 'the server could take hugepages out of its file';
+  if (mmap === 'sealed' && !sealed) return 'the server could make its file shorter';
+  if (mmap === 'sealed' && page > memory.pageSize) return 'the server could take hugepages out of its file';
   const takes = (area: SparseArea): boolean => {
     const start = fdOffset + area.offset;
     if (start % page !== 0 || area.offset % page !== 0 || area.length % page !== 0 || area.length > memory.maxView)

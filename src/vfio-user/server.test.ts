@@ -435,6 +435,31 @@ test('the size of a client’s file is read once it is sealed', options, () =>
   }),
 );
 
+test('memory of a client that is not trusted is copied by calls, never sealed', options, () =>
+  withServer({ untrusted: true }, ({ platform, connect, memfd, model }) => {
+    const client = connect();
+    client.version();
+    const { dma } = model.host;
+    const open = memfd(8192, false);
+    const sealed = memfd(8192);
+    assert.equal(client.map(0, 8192, 'read-write', open), undefined);
+    assert.equal(client.map(8192, 8192, 'read-write', sealed), undefined);
+    // Adding a seal waits for the lock of the inode, which the client can hold for ever.
+    assert.equal(platform.files.sealedAgainstShrinking(open, false), false);
+    assert.equal(dma.direct(0, 4096, 'write'), undefined);
+    assert.ok(dma.direct(8192, 4096, 'write') !== undefined);
+    const data = Uint8Array.from({ length: 8192 }, (_, i) => i * 3);
+    assert.equal(dma.write(4096, data), undefined, 'into both');
+    const back = new Uint8Array(8192);
+    assert.equal(dma.read(4096, back), undefined);
+    assert.deepEqual(back, data);
+    platform.files.truncate(open, 4096);
+    for (const access of [() => dma.read(4096, back), () => dma.write(4096, data)])
+      assert.throws(access, (error) => isDmaError(error, 'EFAULT') && /taken pages out/.test(error.reason));
+    assert.equal(dma.read(0, back.subarray(0, 4096)), undefined, 'the rest is there');
+  }),
+);
+
 test('at the limit of descriptors it says so once, waits, and goes on', options, async () => {
   const memory = inMemoryPlatform(openPlatform());
   let left = 3;
