@@ -54,7 +54,12 @@ export function portablePlatform(reason: string): Platform {
       peer: refuse('getsockopt'),
       peerProcess: refuse('getsockopt'),
     },
-    events: { create: refuse('eventfd'), signal: refuse('write'), take: refuse('read') },
+    events: {
+      create: refuse('eventfd'),
+      signal: refuse('write'),
+      signalForeign: refuse('io_submit'),
+      take: refuse('read'),
+    },
     readiness: { watch: refuse('watch'), wait: refuse('poll') },
     ioctl: { call: refuse('ioctl'), callAsync: refuse('ioctl') },
     limits: {

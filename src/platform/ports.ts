@@ -341,8 +341,13 @@ export interface SocketsPort {
 export interface EventsPort {
   /** A new non-blocking eventfd(2) with count 0. */
   create(): number;
-  /** Adds 1. Never blocks: EAGAIN if it would. */
+  /** Adds 1. EAGAIN if it would block. Only another process that clears O_NONBLOCK meanwhile can make it block. */
   signal(fd: number): void;
+  /**
+   * Adds 1 to an eventfd that another process can make blocking and full at any time. Never blocks, where the kernel has
+   * asynchronous I/O. EINVAL if it is no eventfd.
+   */
+  signalForeign(fd: number): void;
   /** Returns the count and sets it to 0; 0 if nothing was signalled. Does not block. */
   take(fd: number): number;
 }

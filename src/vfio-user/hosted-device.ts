@@ -138,9 +138,10 @@ export class HostedDevice implements ModelHost {
     return part.memory.lend();
   }
 
-  /** A client has connected. @param trusted does it not take pages away that it has shared? */
+  /** A client has connected. @param trusted is it trusted with what it shares: its memory and its eventfds? */
   admit(trusted: boolean): void {
     this.dma.trusted = trusted;
+    this.interrupts.trusted = trusted;
     this.dma.maxMaps = Math.max(1, Math.min(this.mostDmaMaps, this.#roomForMaps()));
   }
 

@@ -21,8 +21,10 @@ interface Vector {
   pending: boolean;
 }
 
-/** The 256 bytes and their writable bits. */
+/** All vectors of a device. */
 export class InterruptLines {
+  /** Is the client trusted not to make its eventfds block? */
+  trusted = false;
   readonly #kinds: readonly Vector[][];
 
   constructor(
@@ -153,9 +155,12 @@ export class InterruptLines {
       vector.pending = true;
       return;
     }
+    const { events, readiness } = this.platform;
     try {
-      // The client made the eventfd, so it may block, and be full: then one more signal adds no information.
-      if (this.platform.readiness.wait([{ fd, readable: false, writable: true }], 0)) this.platform.events.signal(fd);
+      // A full one gets no more information by one more signal.
+      if (!readiness.wait([{ fd, readable: false, writable: true }], 0)) return;
+      if (this.trusted) events.signal(fd);
+      else events.signalForeign(fd);
     } catch {
       // Only an eventfd can be signalled.
     }

@@ -3,7 +3,9 @@ import { ftruncateSync } from 'node:fs';
 import { test } from 'node:test';
 import { DmaError, isDmaError } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
+import { loadLibc } from '../platform/linux/libc.js';
 import { openPlatform } from '../platform/open.js';
+import { F_GETFL, O_NONBLOCK } from '../platform/uapi/fcntl.js';
 import { until } from '../../test/shared/until.js';
 import { trackingPlatform } from '../../test/fakes/platform/platforms.js';
 import type { TrackingPlatform } from '../../test/fakes/platform/platforms.js';
@@ -820,6 +822,22 @@ test('interrupts: by kind, masked, triggered, and gone with the client', options
     for (const fd of [...fds, full]) platform.files.close(fd);
   }),
 );
+
+test('eventfds of a client that is not trusted are not written to, which they could make wait', options, () => {
+  const libc = loadLibc();
+  assert.ok(typeof libc !== 'string');
+  return withServer({ untrusted: true }, ({ connect, model, platform }) => {
+    const client = connect();
+    client.version();
+    const fd = libc.eventfd(0, 0);
+    const irqs = { index: 1, start: 0, count: 1, action: 'trigger', data: 'eventfd' } as const;
+    assert.equal(client.ask(m.encodeSetIrqs(client.out, 1, irqs), [fd]).error, undefined);
+    for (let n = 0; n < 100; n++) model.host.interrupt(0);
+    assert.equal(platform.events.take(fd), 100);
+    assert.equal(libc.fcntl(fd, F_GETFL, 0) & O_NONBLOCK, 0, 'it still waits for its own writers');
+    platform.files.close(fd);
+  });
+});
 
 test('descriptors where none belong end the connection', options, () =>
   withServer({}, ({ connect, memfd }) => {

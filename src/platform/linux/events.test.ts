@@ -3,6 +3,8 @@ import { test } from 'node:test';
 import assert from 'node:assert/strict';
 import { isDmaError } from '../../errors.js';
 import { openPlatform } from '../open.js';
+import { F_SETFL } from '../uapi/fcntl.js';
+import { loadLibc } from './libc.js';
 
 const platform = openPlatform();
 const { events, files, sockets } = platform;
@@ -31,6 +33,22 @@ test('a count past 2^32 is told exactly', { skip }, () => {
   files.close(fd);
 });
 
+test('the kernel adds to the eventfd of another process, which may be blocking and full', { skip }, () => {
+  const fd = events.create();
+  for (let i = 0; i < 1000; i++) events.signalForeign(fd);
+  assert.equal(events.take(fd), 1000);
+  const libc = loadLibc();
+  assert.ok(typeof libc !== 'string');
+  writeSync(fd, new BigUint64Array([2n ** 64n - 2n]));
+  // A write(2) would wait from here on.
+  assert.equal(libc.fcntl(fd, F_SETFL, 0), 0);
+  events.signalForeign(fd);
+  files.close(fd);
+  const memory = platform.memory.memfd({ name: 'no event', length: 4096 });
+  assert.throws(() => events.signalForeign(memory), { code: 'EINVAL', operation: 'io_submit' });
+  files.close(memory);
+});
+
 test('a socket can stand for an event, and a full one says so', { skip }, () => {
   const [a, b] = sockets.pair();
   events.signal(a);
@@ -48,6 +66,7 @@ test('a socket can stand for an event, and a full one says so', { skip }, () => 
 test('what is no descriptor is EBADF', { skip }, () => {
   for (const fd of [99999, -1, NaN]) {
     assert.throws(() => events.signal(fd), { code: 'EBADF', operation: 'write' });
+    assert.throws(() => events.signalForeign(fd), { code: 'EBADF', operation: 'io_submit' });
     assert.throws(() => events.take(fd), { code: 'EBADF', operation: 'read' });
   }
 });

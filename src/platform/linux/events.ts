@@ -1,6 +1,7 @@
 /** Event counters on Linux. */
 import { ERRNO } from '../../errors.js';
 import { check, checkFd, fail } from './libc.js';
+import { EventAdder } from './event-adder.js';
 import type { Libc } from './libc.js';
 import type { EventsPort } from '../ports.js';
 import { F_GETFL, F_SETFL, O_NONBLOCK } from '../uapi/fcntl.js';
@@ -24,16 +25,28 @@ export function linuxEvents(libc: Libc): EventsPort {
     return libc.poll(pollfd, 1, 0) !== 0;
   };
 
+  const signal = (fd: number): void => {
+    checkFd(fd, 'write');
+    // The sender may have made it blocking, and it may have become full since the check.
+    const flags = libc.fcntl(fd, F_GETFL, 0);
+    if (flags !== -1 && (flags & O_NONBLOCK) === 0) libc.fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+    if (!isReady(fd, POLLOUT)) fail(ERRNO.EAGAIN, 'write', `fd ${fd}`);
+    check(libc, libc.write(fd, one, 8), 'write', `fd ${fd}`);
+  };
+  /** Made when it is needed first; null where it can not be made. */
+  let adder: EventAdder | undefined | null;
+
   return {
     create: () => check(libc, libc.eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), 'eventfd'),
 
-    signal(fd) {
-      checkFd(fd, 'write');
-      // The sender may have made it blocking, and it may have become full since the check.
-      const flags = libc.fcntl(fd, F_GETFL, 0);
-      if (flags !== -1 && (flags & O_NONBLOCK) === 0) libc.fcntl(fd, F_SETFL, flags | O_NONBLOCK);
-      if (!isReady(fd, POLLOUT)) fail(ERRNO.EAGAIN, 'write', `fd ${fd}`);
-      check(libc, libc.write(fd, one, 8), 'write', `fd ${fd}`);
+    signal,
+
+    signalForeign(fd) {
+      checkFd(fd, 'io_submit');
+      adder ??= adder === undefined ? (EventAdder.make(libc) ?? null) : null;
+      if (adder === null) return signal(fd);
+      const errno = adder.add(fd);
+      if (errno !== 0) fail(errno, 'io_submit', `fd ${fd}`);
     },
 
     take(fd) {

@@ -57,6 +57,11 @@ export interface Libc {
   readonly pidfd_open: (pid: number, flags: number) => number;
   /** preadv2(2) by syscall(2), at the file's current position (offset -1). */
   readonly preadv2: (fd: number, vectors: Pointer, count: number, flags: number) => number;
+  /** Asynchronous I/O, by syscall(2): `into` gets the context, a u64. */
+  readonly io_setup: (operations: number, into: Pointer) => number;
+  readonly io_submit: (context: number, count: number, operations: Pointer) => number;
+  /** Does not wait. */
+  readonly io_getevents: (context: number, least: number, most: number, into: Pointer) => number;
 
   readonly open: (path: string, flags: number, mode: number) => number;
   readonly close: (fd: number) => number;
@@ -194,6 +199,9 @@ export interface PollHandle {
  */
 const ARCHITECTURES: readonly string[] = ['x64', 'arm64', 'riscv64', 'loong64'];
 
+/** A `struct timespec` of 0. */
+const NO_TIME = new Uint32Array(4);
+
 let loaded: Libc | undefined;
 
 /**
@@ -228,7 +236,7 @@ function declare(koffi: Koffi): Libc {
   // Each thread has its own errno and its own copy of this module.
   const location: unknown = c.func('__errno_location', 'void *', [])();
   const errno = new Int32Array(koffi.view(location, 4));
-  const { mbind, move_pages, pidfd_open, preadv2 } = syscallNumbers(process.arch);
+  const { mbind, move_pages, pidfd_open, preadv2, io_setup, io_submit, io_getevents } = syscallNumbers(process.arch);
   const syscall = (...args: string[]) => c.func('syscall', 'long', ['long', ...args]);
   const background = new Background();
   const closing = new Background(1);
@@ -249,6 +257,9 @@ function declare(koffi: Koffi): Libc {
   const callMbind = syscall('intptr_t', 'ulong', 'long', 'void *', 'ulong', 'ulong');
   const callPidfdOpen = syscall('long', 'ulong');
   const callPreadv2 = syscall('long', 'void *', 'ulong', 'long', 'long', 'long');
+  const callIoSetup = syscall('ulong', 'void *');
+  const callIoSubmit = syscall('ulong', 'long', 'void *');
+  const callIoGetevents = syscall('ulong', 'long', 'long', 'void *', 'void *');
   const callMovePages = syscall('long', 'ulong', 'void *', 'void *', 'void *', 'long');
 
   return {
@@ -265,6 +276,10 @@ function declare(koffi: Koffi): Libc {
     process_vm_writev: long('process_vm_writev', 'int', 'void *', 'ulong', 'void *', 'ulong', 'ulong'),
     pidfd_open: (...args) => Number(callPidfdOpen(pidfd_open, ...args)),
     preadv2: (fd, vectors, count, flags) => Number(callPreadv2(preadv2, fd, vectors, count, -1, -1, flags)),
+    io_setup: (...args) => Number(callIoSetup(io_setup, ...args)),
+    io_submit: (...args) => Number(callIoSubmit(io_submit, ...args)),
+    io_getevents: (context, least, most, into) =>
+      Number(callIoGetevents(io_getevents, context, least, most, into, NO_TIME)),
     open: int('open', 'str', 'int', 'uint'),
     close: int('close', 'int'),
     fcntl: int('fcntl', 'int', 'int', 'long'),

@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
+import * as aio from './aio.js';
 import * as eventfd from './eventfd.js';
 import * as eventpoll from './eventpoll.js';
 import * as falloc from './falloc.js';
@@ -34,6 +35,7 @@ const C_LIBRARY = `
 #include <fcntl.h>
 #include <poll.h>
 #include <netinet/in.h>
+#include <linux/aio_abi.h>
 #include <linux/capability.h>
 #include <linux/falloc.h>
 #include <linux/memfd.h>
@@ -86,6 +88,7 @@ const CHECKS: readonly Check[] = [
     name: 'the C library',
     headers: C_LIBRARY,
     modules: [
+      aio,
       eventfd,
       eventpoll,
       falloc,

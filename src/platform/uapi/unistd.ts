@@ -7,11 +7,22 @@ interface SyscallNumbers {
   readonly move_pages: number;
   readonly preadv2: number;
   readonly pidfd_open: number;
+  readonly io_setup: number;
+  readonly io_submit: number;
+  readonly io_getevents: number;
 }
 
 /** @param arch `process.arch` */
 export function syscallNumbers(arch: string): SyscallNumbers {
   return arch === 'x64'
-    ? { mbind: 237, move_pages: 279, preadv2: 327, pidfd_open: 434 }
-    : { mbind: 235, move_pages: 239, preadv2: 286, pidfd_open: 434 };
+    ? {
+        mbind: 237,
+        move_pages: 279,
+        preadv2: 327,
+        pidfd_open: 434,
+        io_setup: 206,
+        io_submit: 209,
+        io_getevents: 208,
+      }
+    : { mbind: 235, move_pages: 239, preadv2: 286, pidfd_open: 434, io_setup: 0, io_submit: 2, io_getevents: 4 };
 }
