@@ -1,5 +1,5 @@
 /**
- * What the library needs from the operating system: one small interface per facility. `linux/linux.ts` implements them
+ * What the library needs from the operating system: one small interface per facility. `linux.ts` implements them
  * by system calls, `portable.ts` in plain JavaScript; `test/fakes/platform/` wraps either so that a test can make the
  * Nth call fail or check what was left behind.
  *

@@ -17,122 +17,135 @@ import {
 import { dirname } from 'node:path';
 import { absolutePath } from '../../check.js';
 import { DmaError, ERRNO, invalid, isDmaError, unlessFails } from '../../errors.js';
+import { bound } from './bound.js';
 import { check, checkPath, fail, needDescriptors } from './libc.js';
 import type { Libc } from './libc.js';
 import { readKernelText } from './proc.js';
 import { readRoutes } from './routes.js';
 import { callNode, ifPresent } from './node-errors.js';
-import type { DeviceNode, KernelPort } from '../ports.js';
+import type { DeviceNode, KernelPort, KernelRoute, MountOptions } from '../ports.js';
 import { SYSLOG_ACTION_READ_ALL, SYSLOG_ACTION_SIZE_BUFFER } from '../uapi/syslog.js';
 
 /** The {@link KernelPort} of a Linux kernel. */
 export function linuxKernel(libc: Libc): KernelPort {
-  return {
-    readText: readKernelText,
+  return bound(new LinuxKernel(libc));
+}
 
-    writeText(path, text) {
-      checkPath(path, 'write');
-      const subject = `${JSON.stringify(text)} into ${path}`;
-      const fd = callNode(path, () => openSync(path, constants.O_WRONLY | constants.O_TRUNC));
-      try {
-        callNode(subject, () => writeSync(fd, text));
-      } finally {
-        closeSync(fd);
-      }
-    },
+class LinuxKernel implements KernelPort {
+  readonly #libc: Libc;
 
-    list(directory) {
-      return ifPresent(directory, () => readdirSync(directory).sort()) ?? [];
-    },
+  constructor(libc: Libc) {
+    this.#libc = libc;
+  }
 
-    readLink(path) {
-      // EINVAL: not a symbolic link.
-      return unlessFails(['EINVAL'], () => ifPresent(path, () => readlinkSync(path)));
-    },
+  readText(path: string): string | undefined {
+    return readKernelText(path);
+  }
 
-    realPath(path) {
-      checkPath(path, 'realpath');
-      return ifPresent(path, () => realpathSync.native(path));
-    },
+  writeText(path: string, text: string): void {
+    checkPath(path, 'write');
+    const subject = `${JSON.stringify(text)} into ${path}`;
+    const fd = callNode(path, () => openSync(path, constants.O_WRONLY | constants.O_TRUNC));
+    try {
+      callNode(subject, () => writeSync(fd, text));
+    } finally {
+      closeSync(fd);
+    }
+  }
 
-    mayOpen(path) {
-      try {
-        const call = (): 'yes' => {
-          accessSync(path, constants.R_OK | constants.W_OK);
-          return 'yes';
-        };
-        return ifPresent(path, call) ?? 'no-such-file';
-      } catch (error) {
-        if (['EACCES', 'EPERM', 'EROFS'].some((code) => isDmaError(error) && error.code === code))
-          return 'no-permission';
-        throw error;
-      }
-    },
+  list(directory: string): string[] {
+    return ifPresent(directory, () => readdirSync(directory).sort()) ?? [];
+  }
 
-    log() {
-      const room = libc.klogctl(SYSLOG_ACTION_SIZE_BUFFER, null, 0);
-      if (room < 0) return unlessShown(libc);
-      if (room === 0) return undefined;
-      const bytes = Buffer.alloc(room);
-      const length = libc.klogctl(SYSLOG_ACTION_READ_ALL, bytes, room);
-      return length < 0 ? unlessShown(libc) : bytes.toString('latin1', 0, length);
-    },
+  readLink(path: string): string | undefined {
+    // EINVAL: not a symbolic link.
+    return unlessFails(['EINVAL'], () => ifPresent(path, () => readlinkSync(path)));
+  }
 
-    changeOwner(path, user, group) {
-      checkPath(path, 'chown');
-      callNode(path, () => chownSync(path, user, group));
-    },
+  realPath(path: string): string | undefined {
+    checkPath(path, 'realpath');
+    return ifPresent(path, () => realpathSync.native(path));
+  }
 
-    makeDirectory(path) {
-      checkPath(path, 'mkdir');
-      makeAll(absolutePath(path, 'mkdir'));
-    },
-
-    mount({ source, target, type, options }) {
-      checkPath(target, 'mount');
-      for (const text of [source, type, options])
-        if (text.includes('\0')) throw invalid('mount', `a mount option can not contain NUL: ${JSON.stringify(text)}`);
-      check(libc, libc.mount(source, target, type, 0, options), 'mount', `${type} at ${target} (${options})`);
-    },
-
-    unmount(target) {
-      checkPath(target, 'umount2');
-      check(libc, libc.umount2(target, 0), 'umount2', target);
-    },
-
-    nodeAt,
-
-    claim(path, { kind, number }) {
-      const isIt = (found: DeviceNode | undefined): boolean => found?.kind === kind && found.number === number;
-      const absent = (): DmaError =>
-        new DmaError({ code: 'ENOENT', operation: 'open', reason: `${path} is not ${kind} device ${number}` });
-      // Checked before opening: opening some other device may have side effects.
-      if (!isIt(nodeAt(path))) throw absent();
-      // Without O_NONBLOCK a drive would wait for its medium.
-      const flags = kind === 'block' ? constants.O_RDONLY | constants.O_EXCL : constants.O_RDWR;
-      let fd: number | undefined = callNode(path, () => openSync(path, flags | constants.O_NONBLOCK));
-      const release = (): void => {
-        if (fd !== undefined) closeSync(fd);
-        fd = undefined;
+  mayOpen(path: string): ReturnType<KernelPort['mayOpen']> {
+    try {
+      const call = (): 'yes' => {
+        accessSync(path, constants.R_OK | constants.W_OK);
+        return 'yes';
       };
-      if (isIt(nodeOf(fstatSync(fd)))) return { [Symbol.dispose]: release };
-      release();
-      throw absent();
-    },
+      return ifPresent(path, call) ?? 'no-such-file';
+    } catch (error) {
+      if (['EACCES', 'EPERM', 'EROFS'].some((code) => isDmaError(error) && error.code === code)) return 'no-permission';
+      throw error;
+    }
+  }
 
-    routes() {
-      return readRoutes(libc);
-    },
+  log(): string | undefined {
+    const room = this.#libc.klogctl(SYSLOG_ACTION_SIZE_BUFFER, null, 0);
+    if (room < 0) return unlessShown(this.#libc);
+    if (room === 0) return undefined;
+    const bytes = Buffer.alloc(room);
+    const length = this.#libc.klogctl(SYSLOG_ACTION_READ_ALL, bytes, room);
+    return length < 0 ? unlessShown(this.#libc) : bytes.toString('latin1', 0, length);
+  }
 
-    idOf(kind, name) {
-      checkPath(name, kind === 'user' ? 'getpwnam' : 'getgrnam');
-      // The C library reads files for this, and reports a failed open as "no such name".
-      needDescriptors(kind === 'user' ? 'getpwnam' : 'getgrnam', 2);
-      const va = kind === 'user' ? libc.getpwnam(name) : libc.getgrnam(name);
-      // In both structs the number follows two pointers.
-      return va === 0 ? undefined : libc.peek(va + 16);
-    },
-  };
+  changeOwner(path: string, user: number, group: number): void {
+    checkPath(path, 'chown');
+    callNode(path, () => chownSync(path, user, group));
+  }
+
+  makeDirectory(path: string): void {
+    checkPath(path, 'mkdir');
+    makeAll(absolutePath(path, 'mkdir'));
+  }
+
+  mount({ source, target, type, options }: MountOptions): void {
+    checkPath(target, 'mount');
+    for (const text of [source, type, options])
+      if (text.includes('\0')) throw invalid('mount', `a mount option can not contain NUL: ${JSON.stringify(text)}`);
+    check(this.#libc, this.#libc.mount(source, target, type, 0, options), 'mount', `${type} at ${target} (${options})`);
+  }
+
+  unmount(target: string): void {
+    checkPath(target, 'umount2');
+    check(this.#libc, this.#libc.umount2(target, 0), 'umount2', target);
+  }
+
+  nodeAt(path: string): DeviceNode | undefined {
+    const stats = ifPresent(path, () => statSync(path));
+    return stats && nodeOf(stats);
+  }
+
+  claim(path: string, { kind, number }: DeviceNode): Disposable {
+    const isIt = (found: DeviceNode | undefined): boolean => found?.kind === kind && found.number === number;
+    const absent = (): DmaError =>
+      new DmaError({ code: 'ENOENT', operation: 'open', reason: `${path} is not ${kind} device ${number}` });
+    // Checked before opening: opening some other device may have side effects.
+    if (!isIt(this.nodeAt(path))) throw absent();
+    // Without O_NONBLOCK a drive would wait for its medium.
+    const flags = kind === 'block' ? constants.O_RDONLY | constants.O_EXCL : constants.O_RDWR;
+    let fd: number | undefined = callNode(path, () => openSync(path, flags | constants.O_NONBLOCK));
+    const release = (): void => {
+      if (fd !== undefined) closeSync(fd);
+      fd = undefined;
+    };
+    if (isIt(nodeOf(fstatSync(fd)))) return { [Symbol.dispose]: release };
+    release();
+    throw absent();
+  }
+
+  routes(): KernelRoute[] {
+    return readRoutes(this.#libc);
+  }
+
+  idOf(kind: 'user' | 'group', name: string): number | undefined {
+    checkPath(name, kind === 'user' ? 'getpwnam' : 'getgrnam');
+    // The C library reads files for this, and reports a failed open as "no such name".
+    needDescriptors(kind === 'user' ? 'getpwnam' : 'getgrnam', 2);
+    const va = kind === 'user' ? this.#libc.getpwnam(name) : this.#libc.getgrnam(name);
+    // In both structs the number follows two pointers.
+    return va === 0 ? undefined : this.#libc.peek(va + 16);
+  }
 }
 
 /** The kernel hides its log, from this user or from everyone. @throws DmaError for every other reason */
@@ -140,12 +153,6 @@ function unlessShown(libc: Libc): undefined {
   const errno = libc.errno();
   if (errno === ERRNO.EPERM || errno === ERRNO.EACCES || errno === ERRNO.ENOSYS) return undefined;
   return fail(errno, 'syslog', "the kernel's log");
-}
-
-/** See {@link KernelPort}. */
-function nodeAt(path: string): DeviceNode | undefined {
-  const stats = ifPresent(path, () => statSync(path));
-  return stats && nodeOf(stats);
 }
 
 /** Returns `undefined` for a file that is not a device node. */

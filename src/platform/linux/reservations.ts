@@ -27,116 +27,121 @@ const LOWEST = 4 * GiB;
 /** How many addresses are tried for a low reservation. */
 const LOW_TRIES = 16;
 
+/** What {@link Reservations} has. */
+export type ReservationsPort = Pick<MemoryPort, 'reserve' | 'commit' | 'decommit' | 'retire' | 'unmap'>;
+
 /**
  * The part of the {@link MemoryPort} about reservations. It remembers the addresses it reserved, because mapping over
  * others (MAP_FIXED) would silently destroy their contents.
  */
-export function linuxReservations(
-  libc: Libc,
-  pageSize: number,
-): Pick<MemoryPort, 'reserve' | 'commit' | 'decommit' | 'retire' | 'unmap'> {
-  const reservations = new RangeMap<{ readonly start: number; readonly length: number }>();
+export class Reservations implements ReservationsPort {
+  readonly #libc: Libc;
+  readonly #pageSize: number;
+  readonly #reservations = new RangeMap<{ readonly start: number; readonly length: number }>();
 
-  const checkInside = (va: number, length: number): void => {
-    checkRange('mmap', va, length, pageSize);
-    const around = reservations.at(va);
+  constructor(libc: Libc, pageSize: number) {
+    this.#libc = libc;
+    this.#pageSize = pageSize;
+  }
+
+  reserve(length: number, alignment: number, low = false): Va {
+    checkPages('mmap', 'length', length, this.#pageSize);
+    if (length === 0) throw invalid('mmap', 'the length of a reservation can not be 0');
+    if (!isPowerOfTwo(alignment)) throw invalid('mmap', `${alignment} bytes is not a valid alignment`);
+    const slack = Math.max(alignment, this.#pageSize) - this.#pageSize;
+    if (!isAddress(length + slack)) throw invalid('mmap', `${length} bytes is too much to reserve`);
+    if (low) {
+      const unit = Math.max(alignment, this.#pageSize);
+      const step = alignUp(length, unit);
+      for (let place = 0, va = LOWEST; place < LOW_TRIES; place++, va += step)
+        if (holdBare(this.#libc, alignUp(va, unit), length)) return this.#keep(alignUp(va, unit), length);
+    }
+    const subject = `${length} bytes to reserve`;
+    const start = check(this.#libc, this.#libc.mmap(0, length + slack, PROT_NONE, BARE, -1, 0), 'mmap', subject);
+    const va = alignUp(start, alignment);
+    const tail = start + slack - va;
+    // Bare addresses at the edges can always be unmapped: no mapping is split.
+    if (va > start) this.#libc.munmap(start, va - start);
+    if (tail > 0) this.#libc.munmap(va + length, tail);
+    return this.#keep(va, length);
+  }
+
+  commit(va: Va, options: CommitOptions): void {
+    const { length, writable = true, fd, offset = 0, hugePageSize } = options;
+    this.#checkInside(va, length);
+    checkPages('mmap', 'offset', offset, this.#pageSize);
+    let flags = MAP_FIXED | MAP_NORESERVE;
+    if (fd === undefined) flags |= MAP_PRIVATE | MAP_ANONYMOUS;
+    else {
+      checkFd(fd, 'mmap');
+      flags |= MAP_SHARED;
+    }
+    if (hugePageSize !== undefined) {
+      if (fd !== undefined)
+        throw invalid('mmap', 'hugePageSize is for anonymous memory: a file has a page size of its own');
+      const size = hugePageFlag('mmap', hugePageSize, MAP_HUGE_SHIFT);
+      checkRange('mmap', va, length, hugePageSize);
+      flags |= MAP_HUGETLB | size;
+    }
+    const prot = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    if (this.#libc.mmap(va, length, prot, flags, fd ?? -1, offset) === -1) {
+      const errno = this.#libc.errno();
+      holdBare(this.#libc, va, length);
+      fail(errno, 'mmap', `${length} bytes at ${hex(va)}`);
+    }
+    // After a fork, the next write of this process would go to a copy, while a device still uses the original page.
+    if (fd === undefined && this.#libc.madvise(va, length, MADV_DONTFORK) === -1) {
+      const errno = this.#libc.errno();
+      this.#clear(va, length);
+      fail(errno, 'madvise', `MADV_DONTFORK of ${length} bytes at ${hex(va)}`);
+    }
+  }
+
+  decommit(va: Va, length: number): void {
+    this.#checkInside(va, length);
+    this.#clear(va, length);
+  }
+
+  retire(va: Va, length: number): void {
+    checkRange('mmap', va, length, this.#pageSize);
+    const reserved = this.#reservations.overlapping(va, va + length);
+    if (reserved !== undefined) this.#checkInside(va, length);
+    if (this.#libc.mmap(va, length, PROT_READ | PROT_WRITE, BARE | MAP_FIXED, -1, 0) !== -1) return;
+    const errno = this.#libc.errno();
+    holdBare(this.#libc, va, length);
+    fail(errno, 'mmap', `${length} bytes at ${hex(va)}`);
+  }
+
+  unmap(va: Va, length: number): void {
+    checkPages('munmap', 'address', va, this.#pageSize);
+    checkPages('munmap', 'length', length, this.#pageSize);
+    const end = va + length;
+    const reserved = length === 0 ? undefined : this.#reservations.overlapping(va, end);
+    if (reserved !== undefined && (reserved.start > va || reserved.start + reserved.length < end))
+      throw invalid('munmap', `${length} bytes at ${hex(va)} are not inside one reservation`);
+    check(this.#libc, this.#libc.munmap(va, length), 'munmap', `${length} bytes at ${hex(va)}`);
+    if (reserved === undefined) return;
+    const { start } = reserved;
+    const behind = start + reserved.length - end;
+    this.#reservations.delete(start);
+    if (va > start) this.#reservations.insert(start, va - start, { start, length: va - start });
+    if (behind > 0) this.#reservations.insert(end, behind, { start: end, length: behind });
+  }
+
+  #checkInside(va: number, length: number): void {
+    checkRange('mmap', va, length, this.#pageSize);
+    const around = this.#reservations.at(va);
     if (around === undefined || va + length > around.start + around.length)
       throw invalid('mmap', `${length} bytes at ${hex(va)} are not inside one reservation`);
-  };
+  }
 
   /** Replaces mapped memory by bare addresses. */
-  const clear = (va: number, length: number): void => {
-    check(libc, makeBare(libc, va, length), 'mmap', `${length} bytes at ${hex(va)}`);
-  };
+  #clear(va: number, length: number): void {
+    check(this.#libc, makeBare(this.#libc, va, length), 'mmap', `${length} bytes at ${hex(va)}`);
+  }
 
-  const keep = (va: number, length: number): Va => {
-    reservations.insert(va, length, { start: va, length });
+  #keep(va: number, length: number): Va {
+    this.#reservations.insert(va, length, { start: va, length });
     return va as Va;
-  };
-
-  return {
-    reserve(length, alignment, low = false) {
-      checkPages('mmap', 'length', length, pageSize);
-      if (length === 0) throw invalid('mmap', 'the length of a reservation can not be 0');
-      if (!isPowerOfTwo(alignment)) throw invalid('mmap', `${alignment} bytes is not a valid alignment`);
-      const slack = Math.max(alignment, pageSize) - pageSize;
-      if (!isAddress(length + slack)) throw invalid('mmap', `${length} bytes is too much to reserve`);
-      if (low) {
-        const unit = Math.max(alignment, pageSize);
-        const step = alignUp(length, unit);
-        for (let place = 0, va = LOWEST; place < LOW_TRIES; place++, va += step)
-          if (holdBare(libc, alignUp(va, unit), length)) return keep(alignUp(va, unit), length);
-      }
-      const subject = `${length} bytes to reserve`;
-      const start = check(libc, libc.mmap(0, length + slack, PROT_NONE, BARE, -1, 0), 'mmap', subject);
-      const va = alignUp(start, alignment);
-      const tail = start + slack - va;
-      // Bare addresses at the edges can always be unmapped: no mapping is split.
-      if (va > start) libc.munmap(start, va - start);
-      if (tail > 0) libc.munmap(va + length, tail);
-      return keep(va, length);
-    },
-
-    commit(va, options: CommitOptions) {
-      const { length, writable = true, fd, offset = 0, hugePageSize } = options;
-      checkInside(va, length);
-      checkPages('mmap', 'offset', offset, pageSize);
-      let flags = MAP_FIXED | MAP_NORESERVE;
-      if (fd === undefined) flags |= MAP_PRIVATE | MAP_ANONYMOUS;
-      else {
-        checkFd(fd, 'mmap');
-        flags |= MAP_SHARED;
-      }
-      if (hugePageSize !== undefined) {
-        if (fd !== undefined)
-          throw invalid('mmap', 'hugePageSize is for anonymous memory: a file has a page size of its own');
-        const size = hugePageFlag('mmap', hugePageSize, MAP_HUGE_SHIFT);
-        checkRange('mmap', va, length, hugePageSize);
-        flags |= MAP_HUGETLB | size;
-      }
-      const prot = writable ? PROT_READ | PROT_WRITE : PROT_READ;
-      if (libc.mmap(va, length, prot, flags, fd ?? -1, offset) === -1) {
-        const errno = libc.errno();
-        holdBare(libc, va, length);
-        fail(errno, 'mmap', `${length} bytes at ${hex(va)}`);
-      }
-      // After a fork, the next write of this process would go to a copy, while a device still uses the original page.
-      if (fd === undefined && libc.madvise(va, length, MADV_DONTFORK) === -1) {
-        const errno = libc.errno();
-        clear(va, length);
-        fail(errno, 'madvise', `MADV_DONTFORK of ${length} bytes at ${hex(va)}`);
-      }
-    },
-
-    decommit(va, length) {
-      checkInside(va, length);
-      clear(va, length);
-    },
-
-    retire(va, length) {
-      checkRange('mmap', va, length, pageSize);
-      const reserved = reservations.overlapping(va, va + length);
-      if (reserved !== undefined) checkInside(va, length);
-      if (libc.mmap(va, length, PROT_READ | PROT_WRITE, BARE | MAP_FIXED, -1, 0) !== -1) return;
-      const errno = libc.errno();
-      holdBare(libc, va, length);
-      fail(errno, 'mmap', `${length} bytes at ${hex(va)}`);
-    },
-
-    unmap(va, length) {
-      checkPages('munmap', 'address', va, pageSize);
-      checkPages('munmap', 'length', length, pageSize);
-      const end = va + length;
-      const reserved = length === 0 ? undefined : reservations.overlapping(va, end);
-      if (reserved !== undefined && (reserved.start > va || reserved.start + reserved.length < end))
-        throw invalid('munmap', `${length} bytes at ${hex(va)} are not inside one reservation`);
-      check(libc, libc.munmap(va, length), 'munmap', `${length} bytes at ${hex(va)}`);
-      if (reserved === undefined) return;
-      const { start } = reserved;
-      const behind = start + reserved.length - end;
-      reservations.delete(start);
-      if (va > start) reservations.insert(start, va - start, { start, length: va - start });
-      if (behind > 0) reservations.insert(end, behind, { start: end, length: behind });
-    },
-  };
+  }
 }
