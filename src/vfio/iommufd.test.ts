@@ -161,24 +161,24 @@ describe('iommufd', { skip }, () => {
       space.map({ va: w.va, iova: 0x10000 as Iova, length: 8 * PAGE, access: 'read-write' });
       const range = new Range(0x10000 as Iova, 8 * PAGE);
       assert.equal(
-        codeOf(() => space.read(range)),
+        codeOf(() => space.dirty.read(range)),
         'EINVAL',
       );
       w.kernel.write(A, 0x10000, Uint8Array.of(1));
-      space.start();
-      assert.equal(space.read(range).count, 0);
+      space.dirty.start();
+      assert.equal(space.dirty.read(range).count, 0);
       w.kernel.write(A, 0x10000 + 2 * PAGE - 1, Uint8Array.of(1, 2));
       w.kernel.write(A, 0x10000 + 7 * PAGE, Uint8Array.of(1));
-      const kept = space.read(range, { keep: true });
+      const kept = space.dirty.read(range, { keep: true });
       assert.deepEqual([...kept.ranges()].map(String), [`[0x11000, 0x13000)`, `[0x17000, 0x18000)`]);
       assert.deepEqual([kept.has(0x11fff), kept.has(0x10fff), kept.has(0x18000), kept.count], [true, false, false, 3]);
-      assert.equal(space.read(range).count, 3);
-      assert.equal(space.read(range).count, 0);
-      space.stop();
+      assert.equal(space.dirty.read(range).count, 3);
+      assert.equal(space.dirty.read(range).count, 0);
+      space.dirty.stop();
       const [, container] = w.containers;
       w.containers.open(container, w.kernel.node(B));
       assert.equal(
-        codeOf(() => space.start()),
+        codeOf(() => space.dirty.start()),
         'ENOTSUP',
         'the other device could write unseen',
       );
@@ -186,7 +186,7 @@ describe('iommufd', { skip }, () => {
     world({ devices }, (w) => {
       const space = w.open(B);
       assert.equal(
-        codeOf(() => space.start()),
+        codeOf(() => space.dirty.start()),
         'ENOTSUP',
       );
     });

@@ -8,24 +8,16 @@ import { DmaError, isDmaError, throwFirst, undoAll, withUndo } from '../errors.j
 import type { Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
 import * as iommufd from '../platform/uapi/iommufd.js';
-import { IOCTL as VFIO_IOCTL, VFIO_DEVICE_ATTACH_IOMMUFD_PT, VFIO_DEVICE_BIND_IOMMUFD } from '../platform/uapi/vfio.js';
 import { RangeMap } from '../range-map.js';
 import { Range } from '../ranges.js';
 import { runSteps, runStepsAsync, type Steps } from '../steps.js';
 import type { Iova, Va } from '../units.js';
 import { VfioDevice } from './device.js';
-import { DirtyPages, type DirtyTracking } from './dirty.js';
-import {
-  blockers,
-  explained,
-  explaining,
-  mappingRefused,
-  notViable,
-  openNode,
-  whyNotHanded,
-  type Reasons,
-} from './facts.js';
+import type { DirtyTracking } from './dirty.js';
+import { explained, explaining, mappingRefused } from './facts.js';
 import type { IommufdContext } from './iommufd-context.js';
+import { bindDevice, openCharacterDevice } from './iommufd-devices.js';
+import { PageTables } from './iommufd-page-tables.js';
 import { PageRequests } from './page-requests.js';
 import { sameWindows, windowsOf, type KernelSpace, type VfioNode } from './space.js';
 import {
@@ -41,10 +33,6 @@ import {
 
 const {
   IOCTL,
-  IOMMU_HWPT_ALLOC: HWPT,
-  IOMMU_HWPT_GET_DIRTY_BITMAP: DIRTY,
-  IOMMU_HWPT_SET_DIRTY_TRACKING: TRACK,
-  IOMMU_HW_INFO: HW_INFO,
   IOMMU_IOAS_ALLOC: ALLOC,
   IOMMU_IOAS_ALLOW_IOVAS: ALLOW,
   IOMMU_IOAS_IOVA_RANGES: RANGES,
@@ -54,13 +42,6 @@ const {
 
 /** A context shared by address spaces. */
 export type SharedIommufd = IommufdContext<IommufdSpace>;
-
-/** A hardware page table that this library allocated because it needs certain features. */
-interface PageTable {
-  readonly id: number;
-  readonly tracksDirtyPages: boolean;
-  readonly devices: Set<string>;
-}
 
 /** Options of an {@link IommufdSpace}. */
 export interface IommufdOptions {
@@ -74,25 +55,25 @@ export interface IommufdOptions {
 type UnmapSegment = Pick<Segment, 'iova' | 'length'> & { readonly va?: Va };
 
 /** An address space of iommufd. Its owner ends it after the last device was released. */
-export class IommufdSpace implements KernelSpace, DirtyTracking {
+export class IommufdSpace implements KernelSpace {
   readonly kind = 'iommufd';
   readonly name: string | undefined;
+  /** Number of its IOAS in iommufd. */
+  readonly id: number;
   /** Page requests of its devices; `undefined` unless enabled in the options. */
   readonly pageRequests: PageRequests | undefined;
   readonly #platform: Platform;
   readonly #context: SharedIommufd;
-  readonly #id: number;
   /** Arguments of synchronous calls; calls on other threads have their own. */
   readonly #arguments: Arguments;
   /** Segments mapped by {@link map}, by VA. */
   readonly #placed = new RangeMap<MapSegment>();
-  readonly #pageTables: PageTable[] = [];
+  readonly #pageTables: PageTables;
   /** By name, the numbers that the kernel gave them. */
   readonly #devices = new Map<string, number>();
   #windows: readonly Range<Iova>[] = [];
   #granule: number;
   #constraints: Constraints | undefined;
-  #tracking = false;
   #closed = false;
 
   /** @throws DmaError ENOENT, EACCES from /dev/iommu; errors of the kernel for lack of memory */
@@ -108,11 +89,12 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
       context.call(IOCTL.IOMMU_IOAS_ALLOC, alloc, 'IOMMU_IOAS_ALLOC');
       const id = alloc.u32(ALLOC.out_ioas_id);
       undo.unshift(() => context.destroy(id));
-      this.#id = id;
+      this.id = id;
       this.#arguments = newArguments(id);
       this.#refresh();
       this.pageRequests =
         options.pageRequests === true ? new PageRequests(platform, context, (id) => this.#nameOf(id)) : undefined;
+      this.#pageTables = new PageTables(platform, context, this);
     } catch (error) {
       throw withUndo(error, 'iommufd', undoAll(undo));
     }
@@ -139,11 +121,11 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
 
   open(node: VfioNode): VfioDevice {
     const { name } = node;
-    const fd = this.#openCharacterDevice(node);
+    const fd = openCharacterDevice(this.#platform, node);
     let id: number;
     try {
-      id = this.#bind(fd, node);
-      this.#attach(fd, id, node);
+      id = bindDevice(this.#platform, this.#context.fd, fd, node);
+      this.#pageTables.attach(fd, id, node);
     } catch (error) {
       throw withUndo(error, 'open', undoAll([() => this.#platform.files.close(fd), () => this.#forget(name)]));
     }
@@ -181,7 +163,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
 
   /** Like {@link map}, on another thread. */
   async mapAsync(segment: MapSegment): Promise<undefined> {
-    await runStepsAsync(this.#placing(segment, newArguments(this.#id)), async ({ request, argument, name, mapped }) => {
+    await runStepsAsync(this.#placing(segment, newArguments(this.id)), async ({ request, argument, name, mapped }) => {
       try {
         await this.#context.callAsync(request, argument, name);
       } catch (error) {
@@ -206,7 +188,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
 
   /** Like {@link unmap}, on another thread. */
   async unmapAsync({ va, iova, length }: UnmapSegment): Promise<number> {
-    const { unmap } = newArguments(this.#id);
+    const { unmap } = newArguments(this.id);
     unmap.set64(UNMAP.iova, iova).set64(UNMAP.length, length);
     await this.#context.callAsync(IOCTL.IOMMU_IOAS_UNMAP, unmap, 'IOMMU_IOAS_UNMAP');
     if (va !== undefined) this.#placed.delete(va);
@@ -240,7 +222,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
    * `mapVa`
    */
   copyFrom(source: IommufdSpace, from: Iova, iova: Iova, length: number, access: DmaAccess): void {
-    this.#call(copyCall(this.#arguments, source.#id, from, iova, length, access));
+    this.#call(copyCall(this.#arguments, source.id, from, iova, length, access));
   }
 
   /** Unmaps everything. @returns the bytes unmapped */
@@ -272,7 +254,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     });
     const argument = new Struct(ALLOW.sizeof)
       .set32(ALLOW.size, ALLOW.sizeof)
-      .set32(ALLOW.ioas_id, this.#id)
+      .set32(ALLOW.ioas_id, this.id)
       .set32(ALLOW.num_iovas, ranges.length)
       .set64(ALLOW.allowed_iovas, this.#platform.memory.addressOf(list.bytes));
     explaining(
@@ -286,50 +268,13 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     );
   }
 
-  // --- dirty pages ---
+  get dirty(): DirtyTracking {
+    return this.#pageTables;
+  }
 
   /** Can the IOMMUs of all its devices track dirty pages? */
   get tracksDirtyPages(): boolean {
-    const tracked = this.#pageTables.filter((table) => table.tracksDirtyPages);
-    return tracked.length > 0 && tracked.reduce((sum, { devices }) => sum + devices.size, 0) === this.#devices.size;
-  }
-
-  get dirty(): DirtyTracking {
-    return this;
-  }
-
-  get pageSize(): number {
-    return this.#granule;
-  }
-
-  start(): void {
-    this.#setTracking(true);
-  }
-
-  stop(): void {
-    this.#setTracking(false);
-  }
-
-  read(range: Range<Iova>, options: { readonly keep?: boolean } = {}): DirtyPages {
-    this.#mustTrack();
-    if (!this.#tracking)
-      throw new DmaError({ code: 'EINVAL', operation: 'dirty pages', reason: 'tracking was not started' });
-    const pages = new DirtyPages(range, this.pageSize);
-    const argument = new Struct(DIRTY.sizeof)
-      .set32(DIRTY.size, DIRTY.sizeof)
-      .set32(DIRTY.flags, options.keep === true ? iommufd.IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR : 0)
-      .set64(DIRTY.iova, range.start)
-      .set64(DIRTY.length, range.length)
-      .set64(DIRTY.page_size, pages.pageSize)
-      .set64(DIRTY.data, this.#platform.memory.addressOf(pages.bitmap));
-    // Each call sets the bits of pages its devices wrote and keeps the others.
-    for (const { id } of this.#pageTables)
-      this.#context.call(
-        IOCTL.IOMMU_HWPT_GET_DIRTY_BITMAP,
-        argument.set32(DIRTY.hwpt_id, id),
-        'IOMMU_HWPT_GET_DIRTY_BITMAP',
-      );
-    return pages;
+    return this.#pageTables.tracksDirtyPages;
   }
 
   close(): void {
@@ -346,14 +291,10 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     this.#placed.clear();
     throwFirst(
       undoAll([
-        ...this.#pageTables.splice(0).map(
-          ({ id }) =>
-            () =>
-              this.#context.destroy(id),
-        ),
+        () => this.#pageTables.close(),
         () => this.pageRequests?.close(),
         // What is mapped goes with it.
-        () => this.#context.destroy(this.#id),
+        () => this.#context.destroy(this.id),
         () => this.#context.leave(this),
       ]),
       'close',
@@ -386,7 +327,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
       const there = space.#placed.exact(va, length);
       if (there === undefined || !isSame(there, segment)) continue;
       try {
-        yield copyCall(structs, space.#id, there.iova, iova, length, access);
+        yield copyCall(structs, space.id, there.iova, iova, length, access);
         return true;
       } catch (error) {
         // The other space no longer maps it, or with less access: pin it again.
@@ -431,184 +372,15 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
     });
   }
 
-  // --- devices ---
-
   #nameOf(id: number): string | undefined {
     for (const [name, number] of this.#devices) if (number === id) return name;
     return undefined;
   }
 
-  #openCharacterDevice({ name, device }: VfioNode): number {
-    if (device === undefined)
-      throw new DmaError({
-        code: 'ENODEV',
-        operation: 'open',
-        reason: `${name} has no character device of VFIO`,
-        hint: `bind it to vfio-pci ("anydma bind ${name}"); the kernel needs CONFIG_VFIO_DEVICE_CDEV (Linux 6.6), or use a type1 container`,
-      });
-    return openNode(
-      this.#platform,
-      device,
-      `bind ${name} to vfio-pci; the kernel needs CONFIG_VFIO_DEVICE_CDEV, or use a type1 container`,
-    );
-  }
-
-  #bind(fd: number, { name, group, device = name }: VfioNode): number {
-    const { kernel } = this.#platform;
-    const argument = new Struct(VFIO_DEVICE_BIND_IOMMUFD.sizeof)
-      .set32(VFIO_DEVICE_BIND_IOMMUFD.argsz, VFIO_DEVICE_BIND_IOMMUFD.sizeof)
-      .set32(VFIO_DEVICE_BIND_IOMMUFD.iommufd, this.#context.fd);
-    const reasons: Reasons = {
-      EPERM: () => {
-        if (group !== undefined && blockers(kernel, group) !== '') return notViable(kernel, group, 'open');
-        return (
-          whyNotHanded(this.#platform, group, name, 'iommufd') ?? {
-            reason: `the kernel does not give ${name} to this program`,
-            hint:
-              'another program has a device of its IOMMU group, or interrupts are not isolated on this machine: enable ' +
-              'interrupt remapping (firmware, or "intremap=on" in QEMU), or take the risk with ' +
-              '"echo Y > /sys/module/iommufd/parameters/allow_unsafe_interrupts"; the kernel log (dmesg) says which it was',
-          }
-        );
-      },
-      EBUSY: () =>
-        group !== undefined && blockers(kernel, group) !== ''
-          ? notViable(kernel, group, 'open')
-          : { reason: `${name} is in use`, hint: `a program has its IOMMU group open, as /dev/vfio/${group ?? 'N'}` },
-      // The arguments are correct, so the cause is another user of the device, or the IOMMU.
-      EINVAL: () =>
-        whyNotHanded(this.#platform, group, name, 'iommufd') ?? {
-          code: 'EBUSY',
-          reason: `${name} is probably in use`,
-          hint: `another program has ${device} open; if not, its IOMMU can not keep caches coherent: use type1`,
-        },
-    };
-    explaining(reasons, () =>
-      this.#platform.ioctl.call(fd, VFIO_IOCTL.VFIO_DEVICE_BIND_IOMMUFD, argument.bytes, 'VFIO_DEVICE_BIND_IOMMUFD'),
-    );
-    return argument.u32(VFIO_DEVICE_BIND_IOMMUFD.out_devid);
-  }
-
-  /** Attaches a device, with its own page table if that supports more than the kernel's default. */
-  #attach(fd: number, id: number, node: VfioNode): void {
-    const tracks = this.#hardwareTracks(id);
-    if (!tracks && this.pageRequests === undefined) return this.#attachTo(fd, this.#id, node);
-    for (const table of this.#pageTables) if (table.tracksDirtyPages === tracks && this.#joins(fd, table, node)) return;
-    const table = this.#makePageTable(id, tracks);
-    this.#pageTables.push(table);
-    table.devices.add(node.name);
-    this.#attachTo(fd, table.id, node);
-  }
-
-  /** Attaches to an existing page table; false if the device's IOMMU can not use it. */
-  #joins(fd: number, table: PageTable, node: VfioNode): boolean {
-    try {
-      this.#attachTo(fd, table.id, node);
-      table.devices.add(node.name);
-      return true;
-    } catch (error) {
-      if (isDmaError(error, 'EINVAL')) return false;
-      throw error;
-    }
-  }
-
-  #attachTo(fd: number, pageTable: number, { name, group }: VfioNode): void {
-    const argument = new Struct(VFIO_DEVICE_ATTACH_IOMMUFD_PT.sizeof)
-      .set32(VFIO_DEVICE_ATTACH_IOMMUFD_PT.argsz, VFIO_DEVICE_ATTACH_IOMMUFD_PT.sizeof)
-      .set32(VFIO_DEVICE_ATTACH_IOMMUFD_PT.pt_id, pageTable);
-    const reasons: Reasons = {
-      EADDRINUSE: () => ({
-        reason: `${name} can not reach all IOVAs that are mapped in this address space`,
-        hint: 'open it before the first mapping, or in a separate container',
-      }),
-      EPERM: () => whyNotHanded(this.#platform, group, name, 'iommufd') ?? {},
-      ENOMEM: () => ({
-        reason: 'the kernel has no memory for the page tables of another IOMMU',
-        hint: 'a device behind another IOMMU needs its own page tables for all mappings',
-      }),
-    };
-    explaining(reasons, () =>
-      this.#platform.ioctl.call(
-        fd,
-        VFIO_IOCTL.VFIO_DEVICE_ATTACH_IOMMUFD_PT,
-        argument.bytes,
-        'VFIO_DEVICE_ATTACH_IOMMUFD_PT',
-      ),
-    );
-  }
-
-  #hardwareTracks(id: number): boolean {
-    const info = new Struct(HW_INFO.sizeof).set32(HW_INFO.size, HW_INFO.sizeof).set32(HW_INFO.dev_id, id);
-    try {
-      this.#context.call(IOCTL.IOMMU_GET_HW_INFO, info, 'IOMMU_GET_HW_INFO');
-    } catch (error) {
-      // Not supported before Linux 6.6, or by the IOMMU's driver.
-      if (isDmaError(error, 'ENOTTY') || isDmaError(error, 'ENOTSUP')) return false;
-      throw error;
-    }
-    return info.u32(HW_INFO.out_capabilities) % 2 === iommufd.IOMMU_HW_CAP_DIRTY_TRACKING;
-  }
-
-  #makePageTable(device: number, tracksDirtyPages: boolean): PageTable {
-    const faults = this.pageRequests;
-    const argument = new Struct(HWPT.sizeof)
-      .set32(HWPT.size, HWPT.sizeof)
-      .set32(
-        HWPT.flags,
-        (tracksDirtyPages ? iommufd.IOMMU_HWPT_ALLOC_DIRTY_TRACKING : 0) |
-          (faults === undefined ? 0 : iommufd.IOMMU_HWPT_FAULT_ID_VALID),
-      )
-      .set32(HWPT.dev_id, device)
-      .set32(HWPT.pt_id, this.#id)
-      .set32(HWPT.fault_id, faults?.id ?? 0);
-    this.#context.call(IOCTL.IOMMU_HWPT_ALLOC, argument, 'IOMMU_HWPT_ALLOC');
-    const id = argument.u32(HWPT.out_hwpt_id);
-    try {
-      if (tracksDirtyPages && this.#tracking) this.#track(id, true);
-    } catch (error) {
-      throw withUndo(error, 'open', undoAll([() => this.#context.destroy(id)]));
-    }
-    return { id, tracksDirtyPages, devices: new Set() };
-  }
-
-  /** Removes a closed device from the books, and destroys the page table that only it used. */
+  /** Removes a closed device from the books. */
   #forget(name: string): void {
     this.#devices.delete(name);
-    for (const table of [...this.#pageTables]) {
-      if (!table.devices.delete(name) || table.devices.size > 0) continue;
-      this.#pageTables.splice(this.#pageTables.indexOf(table), 1);
-      this.#context.destroy(table.id);
-    }
-  }
-
-  // --- the rest ---
-
-  #mustTrack(): void {
-    if (this.tracksDirtyPages) return;
-    const reason = 'not all IOMMUs of this address space can track dirty pages';
-    throw new DmaError({ code: 'ENOTSUP', operation: 'dirty pages', reason });
-  }
-
-  #setTracking(enable: boolean): void {
-    this.#mustTrack();
-    const done: number[] = [];
-    try {
-      for (const { id } of this.#pageTables) {
-        this.#track(id, enable);
-        done.push(id);
-      }
-    } catch (error) {
-      throw withUndo(error, 'dirty pages', undoAll(done.map((id) => () => this.#track(id, !enable))));
-    }
-    this.#tracking = enable;
-  }
-
-  #track(pageTable: number, enable: boolean): void {
-    const argument = new Struct(TRACK.sizeof)
-      .set32(TRACK.size, TRACK.sizeof)
-      .set32(TRACK.flags, enable ? iommufd.IOMMU_HWPT_DIRTY_TRACKING_ENABLE : 0)
-      .set32(TRACK.hwpt_id, pageTable);
-    this.#context.call(IOCTL.IOMMU_HWPT_SET_DIRTY_TRACKING, argument, 'IOMMU_HWPT_SET_DIRTY_TRACKING');
+    this.#pageTables.forget(name);
   }
 
   /** Reads the constraints again: opening or releasing a device may change them. */
@@ -617,7 +389,7 @@ export class IommufdSpace implements KernelSpace, DirtyTracking {
       const list = new Struct(room * RANGE.sizeof);
       const argument = new Struct(RANGES.sizeof)
         .set32(RANGES.size, RANGES.sizeof)
-        .set32(RANGES.ioas_id, this.#id)
+        .set32(RANGES.ioas_id, this.id)
         .set32(RANGES.num_iovas, room)
         .set64(RANGES.allowed_iovas, this.#platform.memory.addressOf(list.bytes));
       try {

@@ -37,7 +37,7 @@ export interface PageRequest {
 }
 
 /** The calls of an iommufd context that are needed here. */
-interface IommufdCalls {
+export interface IommufdCalls {
   readonly fd: number;
   call(request: number, argument: Struct, name: string): void;
   destroy(id: number): void;
