@@ -1,20 +1,15 @@
 /** A driver for the copy engine, the emulated device of `copy-engine-layout.ts`. */
 import { closedDriver } from '../bus/closed-device.js';
 import { isGone, type DeviceAccess, type InterruptKind, type Interrupts } from '../bus/device-access.js';
-import type { ErrorCode } from '../errors.js';
-import { mustBe, mustBeMs, mustBeObject, mustBeWhole, mustHave, optionsOf, reading, type Shape } from '../check.js';
-import { DmaError, invalid, isDmaError, withUndo } from '../errors.js';
+import { mustBe, mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check.js';
+import { DmaError, invalid, withUndo } from '../errors.js';
 import { progressOf, type LongWorkOptions } from '../long-work.js';
 import type { Registers } from '../platform/registers/registers.js';
 import { Range } from '../ranges.js';
-import { alignDown, hex, KiB, type IovaLike } from '../units.js';
+import { hex, type IovaLike } from '../units.js';
 import {
-  COMPLETION,
-  completionPhase,
-  COPY_CODE,
   COPY_CONTROL,
   COPY_ENTRY,
-  COPY_FLAG,
   COPY_ID,
   COPY_IDENTITY,
   COPY_INTERRUPT,
@@ -22,31 +17,17 @@ import {
   COPY_REGISTER as REG,
   COPY_STATUS,
   COPY_VERSION,
-  DESCRIPTOR,
 } from '../vfio-user/devices/copy-engine-layout.js';
+import { Copy, PIECE_BYTES } from './copy-engine-copy.js';
+import { CopyRing, ringCapacity, ringsOf, type CopyEngineRings } from './copy-engine-ring.js';
+import { copyError } from './copy-error.js';
 import { Bell, SPIN_TURNS, until } from './wait.js';
 import { shortForm } from '../short-form.js';
 import { show } from '../show.js';
 import { now } from '../timers.js';
 
-/** Memory of a ring, mapped for the device. */
-export interface RingMemory {
-  /** The memory; a multiple of 4 bytes into its ArrayBuffer. */
-  readonly bytes: Uint8Array;
-  /** The IOVA of the first byte; a multiple of 32. */
-  readonly iova: number;
-}
-
-/**
- * The memory that the driver and the device share. The capacity is the largest power of two of 32-byte entries that
- * fits in both rings and that the device supports. The caller owns it, and keeps it mapped until the driver is closed.
- */
-export interface CopyEngineRings {
-  /** Descriptors; the device reads it. */
-  readonly descriptors: RingMemory;
-  /** Completions; the device writes it. */
-  readonly completions: RingMemory;
-}
+export type { CopyEngineRings, RingMemory } from './copy-engine-ring.js';
+export { copyError } from './copy-error.js';
 
 /** Options of a copy engine. */
 export interface CopyEngineOptions {
@@ -69,32 +50,8 @@ const ENGINE_OPTIONS: Shape<CopyEngineOptions> = {
 const COPY_OPTIONS: Shape<LongWorkOptions> = { onProgress: 'function', signal: 'signal' };
 const NO_OPTIONS: LongWorkOptions = {};
 
-/** Size of the pieces of a `copy`: large enough for a negligible cost each, small enough to report progress. */
-const PIECE_BYTES = 1024 * KiB;
-/** Most outstanding descriptors of one `copy`, which limits the time that cancelling takes. */
-const PIECES_UNDER_WAY = 64;
-/** One in so many descriptors requests an interrupt, so that the ring is refilled before it is empty. */
-const INTERRUPT_STRIDE = 16;
 /** Milliseconds that a wait sleeps before it checks again; with interrupts only in case one was lost. */
 const SLEEP_MS = { polling: 1, interrupts: 20 } as const;
-
-/** A `copy` that has not settled. */
-interface Copy {
-  readonly source: number;
-  readonly destination: number;
-  readonly length: number;
-  /** Tells how many bytes are done. */
-  readonly report: ((doneBytes: number) => void) | undefined;
-  /** Bytes passed to the device. */
-  sent: number;
-  /** Bytes that the device has completed. */
-  done: number;
-  /** Outstanding descriptors. */
-  underWay: number;
-  /** Why it will fail; no more is submitted then. */
-  error: unknown;
-  readonly settle: (error: unknown) => void;
-}
 
 /**
  * A copy engine. Two interfaces, which can be mixed: {@link copy} returns a promise for a copy of any length; {@link
@@ -122,51 +79,33 @@ export class CopyEngine implements AsyncDisposable {
   readonly faults: Float64Array;
 
   readonly #registers: Registers;
-  readonly #descriptorWords: Uint32Array;
-  readonly #completionWords: Uint32Array;
+  readonly #ring: CopyRing;
   /** Most bytes in one descriptor of `copy`. */
   readonly #pieceBytes: number;
   readonly #timeoutMs: number;
-  readonly #interruptMask: number;
   readonly #explain: CopyEngineOptions['explain'];
   readonly #bell = new Bell();
   #interrupts: Interrupts | undefined;
-
-  /** Descriptors written, completions taken and descriptors announced, modulo 2^32. */
-  #tail = 0;
-  #head = 0;
-  #rung = 0;
-  /** Entries of the result arrays that `poll` has not returned yet. */
-  #found = 0;
-
+  /** Those that have not settled. */
   readonly #copies = new Set<Copy>();
-  /** The copy of each entry; `undefined` for those of `submit`. */
-  readonly #owners: (Copy | undefined)[];
-  /** Where each entry begins in its copy. */
-  readonly #offsets: Float64Array;
   #driving = false;
   /** Why nothing can be submitted any more. */
   #dead: DmaError | undefined;
   #closing: Promise<void> | undefined;
 
   private constructor(registers: Registers, rings: CopyEngineRings, capacity: number, options: CopyEngineOptions) {
-    const words = ({ bytes }: RingMemory): Uint32Array =>
-      new Uint32Array(bytes.buffer, bytes.byteOffset, capacity * COPY_ENTRY.WORDS);
+    const ring = new CopyRing(registers, rings, capacity);
     this.capacity = capacity;
     this.maxTransfer = registers.read32(REG.MAX_TRANSFER);
-    this.#pieceBytes = Math.min(PIECE_BYTES, this.maxTransfer);
-    this.cookies = new Uint32Array(capacity);
-    this.codes = new Uint8Array(capacity);
-    this.bytes = new Uint32Array(capacity);
-    this.faults = new Float64Array(capacity);
+    this.cookies = ring.cookies;
+    this.codes = ring.codes;
+    this.bytes = ring.bytes;
+    this.faults = ring.faults;
     this.#registers = registers;
-    this.#descriptorWords = words(rings.descriptors);
-    this.#completionWords = words(rings.completions);
+    this.#ring = ring;
+    this.#pieceBytes = Math.min(PIECE_BYTES, this.maxTransfer);
     this.#timeoutMs = options.timeoutMs ?? 10_000;
     this.#explain = options.explain;
-    this.#interruptMask = Math.min(INTERRUPT_STRIDE, capacity / 2) - 1;
-    this.#owners = new Array<Copy | undefined>(capacity).fill(undefined);
-    this.#offsets = new Float64Array(capacity);
   }
 
   /**
@@ -232,7 +171,7 @@ export class CopyEngine implements AsyncDisposable {
       if (signal?.aborted === true) throw aborted(signal);
 
       const onAbort = (): void => {
-        if (signal !== undefined) copy.error ??= aborted(signal);
+        if (signal !== undefined) copy.fail(aborted(signal));
         this.#bell.ring();
       };
       const settle = (error: unknown): void => {
@@ -241,17 +180,9 @@ export class CopyEngine implements AsyncDisposable {
         if (error === undefined) resolve();
         else reject(error instanceof Error ? error : withUndo(error, 'copy', []));
       };
-      const copy: Copy = {
-        source,
-        destination,
-        length,
-        report: onProgress === undefined ? undefined : progressOf(onProgress, length),
-        sent: 0,
-        done: 0,
-        underWay: 0,
-        error: undefined,
-        settle,
-      };
+      const report = onProgress === undefined ? undefined : progressOf(onProgress, length);
+      const request = { source, destination, length, report, settle };
+      const copy = new Copy(request, this.#pieceBytes, this.#explain);
       signal?.addEventListener('abort', onAbort);
       this.#copies.add(copy);
       if (this.#driving) this.#bell.ring();
@@ -282,16 +213,12 @@ export class CopyEngine implements AsyncDisposable {
         'copyEngine.submit',
         `${show(length)} bytes from ${show(source)} to ${show(destination)}; the device takes 1 to ${this.maxTransfer} bytes`,
       );
-    return this.#put(source, destination, length, interrupt, undefined, 0);
+    return this.#ring.put(source, destination, length, interrupt, undefined, 0);
   }
 
   /** Announces new submissions to the device: one register store, none if there are no new ones. */
   ring(): void {
-    if (this.#rung === this.#tail) return;
-    this.#rung = this.#tail;
-    // Stores to memory and registers leave the processor in program order on x86, and JavaScript engines keep that
-    // order.
-    this.#registers.write32(REG.PRODUCER, this.#tail);
+    this.#ring.ring();
   }
 
   /**
@@ -303,9 +230,8 @@ export class CopyEngine implements AsyncDisposable {
    */
   poll(): number {
     if (this.#dead !== undefined) throw this.#dead;
-    this.#reap();
-    const found = this.#found;
-    this.#found = 0;
+    this.#ring.reap();
+    const found = this.#ring.takeFound();
     // A copy may be waiting for space in the ring, or for a completion just taken.
     if (this.#copies.size > 0) this.#bell.ring();
     return found;
@@ -370,97 +296,6 @@ export class CopyEngine implements AsyncDisposable {
     registers.write32(REG.CONTROL, COPY_CONTROL.ENABLE);
   }
 
-  #put(
-    source: number,
-    destination: number,
-    length: number,
-    interrupt: boolean,
-    owner: Copy | undefined,
-    offset: number,
-  ): number {
-    const tail = this.#tail;
-    if (((tail - this.#head) >>> 0) + this.#found >= this.capacity) return -1;
-    const slot = tail & (this.capacity - 1);
-    const at = slot * COPY_ENTRY.WORDS;
-    // Small integers only, so that V8 does not allocate cookies.
-    const cookie = tail & 0x3fff_ffff;
-    const words = this.#descriptorWords;
-    words[at + DESCRIPTOR.SOURCE_LOW] = source;
-    words[at + DESCRIPTOR.SOURCE_HIGH] = source / 4294967296;
-    words[at + DESCRIPTOR.DESTINATION_LOW] = destination;
-    words[at + DESCRIPTOR.DESTINATION_HIGH] = destination / 4294967296;
-    words[at + DESCRIPTOR.LENGTH] = length;
-    words[at + DESCRIPTOR.FLAGS] = interrupt ? COPY_FLAG.INTERRUPT : 0;
-    words[at + DESCRIPTOR.COOKIE] = cookie;
-    words[at + DESCRIPTOR.RESERVED] = 0;
-    this.#owners[slot] = owner;
-    this.#offsets[slot] = offset;
-    this.#tail = (tail + 1) >>> 0;
-    return cookie;
-  }
-
-  /** Takes all new completions: those of `submit` go to the result arrays, those of `copy` to their copies. */
-  #reap(): number {
-    const words = this.#completionWords;
-    const size = this.capacity;
-    // Reads of released memory return undefined, which must not be taken for a completion.
-    if (words.length === 0)
-      throw new DmaError({ code: 'EBADF', operation: 'copyEngine', reason: 'the memory of its rings was released' });
-    let head = this.#head;
-    let taken = 0;
-    for (; head !== this.#tail; taken++) {
-      const slot = head & (size - 1);
-      const at = slot * COPY_ENTRY.WORDS;
-      const last = words[at + COMPLETION.CODE];
-      if (last >>> 31 !== completionPhase(head, size)) break;
-      head = (head + 1) >>> 0;
-      this.#head = head;
-      const owner = this.#owners[slot];
-      if (owner === undefined) {
-        const found = this.#found++;
-        this.cookies[found] = words[at + COMPLETION.COOKIE];
-        this.codes[found] = last;
-        this.bytes[found] = words[at + COMPLETION.BYTES];
-        this.faults[found] = words[at + COMPLETION.FAULT_HIGH] * 4294967296 + words[at + COMPLETION.FAULT_LOW];
-      } else {
-        this.#owners[slot] = undefined;
-        this.#completed(owner, this.#offsets[slot], at);
-      }
-    }
-    return taken;
-  }
-
-  #completed(copy: Copy, offset: number, at: number): void {
-    copy.underWay--;
-    if (copy.error !== undefined) return;
-    const words = this.#completionWords;
-    const code = words[at + COMPLETION.CODE] & 0xff;
-    const piece = Math.min(this.#pieceBytes, copy.length - offset);
-    const bytes = Math.min(words[at + COMPLETION.BYTES], piece);
-    copy.done = offset + bytes;
-    if (code !== COPY_CODE.OK) {
-      const writing = code >= COPY_CODE.WRITE_UNMAPPED;
-      // A faulty device must not cause an invalid range.
-      const done = Math.min(copy.done, offset + piece - 1);
-      const fault = (writing ? copy.destination : copy.source) + done;
-      copy.error = copyError(code, new Range(fault, copy.length - done), 'copy').with({
-        hint: this.#explain?.(fault, writing ? 'write' : 'read'),
-      });
-    } else if (bytes < piece) {
-      copy.error = new DmaError({
-        code: 'EPROTO',
-        operation: 'copy',
-        reason: `the device reports success after ${bytes} of ${piece} bytes`,
-      });
-    } else {
-      try {
-        copy.report?.(copy.done);
-      } catch (error) {
-        copy.error = isDmaError(error) ? error.with({ operation: 'copy' }) : error;
-      }
-    }
-  }
-
   /** Serves the copies until there are none. */
   async #drive(): Promise<void> {
     this.#driving = true;
@@ -469,13 +304,13 @@ export class CopyEngine implements AsyncDisposable {
       let idleTurns = 0;
       let lastTaken = now();
       while (this.#copies.size > 0 && this.#dead === undefined) {
-        const taken = this.#reap();
-        this.#settleFinished();
-        this.#feed();
-        const fed = this.#rung !== this.#tail;
-        this.ring();
+        const taken = this.#ring.reap();
+        for (const copy of this.#copies) copy.settleIfFinished();
+        for (const copy of this.#copies) if (!copy.feed(this.#ring)) break;
+        const fed = this.#ring.isBehind;
+        this.#ring.ring();
         // While the ring is full of results that `poll` has to fetch, the device is not slow.
-        if (taken > 0 || this.#head === this.#tail) lastTaken = now();
+        if (taken > 0 || this.#ring.isEmpty) lastTaken = now();
         if (taken > 0 || fed) idleTurns = 0;
         else if (++idleTurns > SPIN_TURNS) {
           this.check();
@@ -498,27 +333,6 @@ export class CopyEngine implements AsyncDisposable {
     });
   }
 
-  #settleFinished(): void {
-    for (const copy of this.#copies) {
-      if (copy.underWay > 0) continue;
-      if (copy.error !== undefined || copy.done === copy.length) copy.settle(copy.error);
-    }
-  }
-
-  /** Submits as much of the copies as the ring has space for. */
-  #feed(): void {
-    for (const copy of this.#copies) {
-      while (copy.error === undefined && copy.sent < copy.length && copy.underWay < PIECES_UNDER_WAY) {
-        const { sent } = copy;
-        const length = Math.min(this.#pieceBytes, copy.length - sent);
-        const interrupt = sent + length === copy.length || (this.#tail & this.#interruptMask) === 0;
-        if (this.#put(copy.source + sent, copy.destination + sent, length, interrupt, copy, sent) < 0) return;
-        copy.sent += length;
-        copy.underWay++;
-      }
-    }
-  }
-
   /** Stops the device, then ends the copies, whose memory it no longer accesses. */
   async #end(error: DmaError): Promise<void> {
     this.#dead ??= error;
@@ -528,7 +342,7 @@ export class CopyEngine implements AsyncDisposable {
       if (!isGone(failure)) throw failure;
     } finally {
       this.#bell.ring();
-      for (const copy of this.#copies) copy.settle(copy.error ?? error);
+      for (const copy of this.#copies) copy.abandon(error);
       this.#interrupts?.close();
       this.#interrupts = undefined;
     }
@@ -547,24 +361,6 @@ export class CopyEngine implements AsyncDisposable {
 
 shortForm(CopyEngine, 'CopyEngine', ({ capacity, maxTransfer }) => ({ capacity, maxTransfer }));
 
-const CODES: ReadonlyMap<number, readonly [ErrorCode, string]> = new Map([
-  [COPY_CODE.BAD_DESCRIPTOR, ['EINVAL', 'the device refuses the descriptor']],
-  [COPY_CODE.READ_UNMAPPED, ['EFAULT', 'the device can not read memory that is not mapped']],
-  [COPY_CODE.READ_DENIED, ['EACCES', 'the device may not read this memory']],
-  [COPY_CODE.READ_FAILED, ['EIO', 'the device failed to read memory']],
-  [COPY_CODE.WRITE_UNMAPPED, ['EFAULT', 'the device can not write memory that is not mapped']],
-  [COPY_CODE.WRITE_DENIED, ['EACCES', 'the device may not write this memory']],
-  [COPY_CODE.WRITE_FAILED, ['EIO', 'the device failed to write memory']],
-  [COPY_CODE.BAD_RING, ['EINVAL', 'the device refuses the ring']],
-  [COPY_CODE.BAD_DOORBELL, ['EPROTO', 'the device refuses the doorbell']],
-]);
-
-/** The error of a code other than OK (`COPY_CODE`, as in {@link CopyEngine.codes}), about `range`. */
-export function copyError(code: number, range: Range, operation: string): DmaError {
-  const [name, reason] = CODES.get(code) ?? ['EPROTO', `the device ended with the unknown code ${code}`];
-  return new DmaError({ code: name, operation, reason, range });
-}
-
 function aborted(signal: AbortSignal): DmaError {
   const hint = 'the signal was aborted; call it again with a new signal';
   return new DmaError({ code: 'ECANCELED', operation: 'copy', reason: 'aborted', hint, cause: signal.reason });
@@ -578,38 +374,4 @@ function interruptKind(access: DeviceAccess): InterruptKind | undefined {
 /** A non-negative integer; the device decides which are valid addresses. */
 function isWhole(value: unknown): boolean {
   return typeof value === 'number' && Number.isInteger(value) && value >= 0;
-}
-
-/** Copies the rings of a caller, who may change the objects. @throws DmaError EINVAL */
-function ringsOf(given: CopyEngineRings, operation: string): CopyEngineRings {
-  const ringOf = (ring: RingMemory): RingMemory => {
-    mustBeObject(ring, 'rings', operation);
-    const { bytes, iova } = ring;
-    mustBe(bytes, Uint8Array, 'the memory of a ring', operation);
-    return { bytes, iova };
-  };
-  return reading(operation, 'the rings', () => {
-    mustBeObject(given, 'rings', operation);
-    return { descriptors: ringOf(given.descriptors), completions: ringOf(given.completions) };
-  });
-}
-
-/** How many entries fit in both rings, at most `max`; EINVAL for memory that can not be a ring. */
-function ringCapacity({ descriptors, completions }: CopyEngineRings, max: number, operation: string): number {
-  for (const { bytes, iova } of [descriptors, completions]) {
-    const range = new Range(iova, bytes.length, operation);
-    if (iova % COPY_ENTRY.BYTES !== 0 || bytes.byteOffset % 4 !== 0)
-      throw invalid(
-        operation,
-        `the IOVA of a ring must be a multiple of ${COPY_ENTRY.BYTES}, its address in the ArrayBuffer a multiple of 4`,
-        {
-          range,
-        },
-      );
-    if (bytes.length < 2 * COPY_ENTRY.BYTES)
-      throw invalid(operation, `a ring must have room for at least 2 entries of ${COPY_ENTRY.BYTES} bytes`, { range });
-  }
-  const bytes = Math.min(descriptors.bytes.length, completions.bytes.length);
-  const entries = Math.min(alignDown(bytes, COPY_ENTRY.BYTES) / COPY_ENTRY.BYTES, max);
-  return 2 ** Math.floor(Math.log2(entries));
 }
