@@ -7,10 +7,11 @@ import { openPlatform } from '../platform/open.js';
 import { DEVICE_NAMES, deviceModel, isDeviceName } from '../vfio-user/devices/catalog.js';
 import type { ModelFactory } from '../vfio-user/devices/model.js';
 import type { ServerEvent } from '../vfio-user/server.js';
+import { addNvmeOptions, givenNvmeOptions, nvmeModelOptions, type ServeNvmeOptions } from './serve-nvme.js';
 import { paragraphs, type CommandSpec, type CommandContext } from './shared/command.js';
 import { integerValue } from './shared/values.js';
 
-interface ServeOptions {
+interface ServeOptions extends ServeNvmeOptions {
   readonly socket: string;
   readonly dmaMask?: number;
   readonly maxDmaMaps?: number;
@@ -28,13 +29,15 @@ export const serve: CommandSpec<ServeOptions> = {
     error. It removes the socket at the end.`,
   ),
   options: (command) =>
-    command
-      .addArgument(
+    addNvmeOptions(
+      command.addArgument(
         new Argument(
           '<device>',
-          'copy: copies memory, by descriptor rings; edu: the teaching device of QEMU, with interrupts and DMA through 4 KiB',
+          'copy: copies memory, by descriptor rings; edu: the teaching device of QEMU, with interrupts and DMA through 4 KiB; ' +
+            'nvme: a disk, whose content is in files',
         ).choices(DEVICE_NAMES),
-      )
+      ),
+    )
       .requiredOption('--socket <path>', 'path of the socket')
       .option('--dma-mask <bits>', 'edu: number of IOVA bits that the device uses (default: 28)', integerValue(1, 53))
       .option('--max-dma-maps <n>', 'most mappings that a client can have at a time', integerValue(1, 65535))
@@ -48,6 +51,10 @@ export const serve: CommandSpec<ServeOptions> = {
     [
       'anydma serve edu --socket /tmp/edu.sock --dma-mask 40 --once',
       'an edu device with 40 address bits, for one client',
+    ],
+    [
+      'anydma serve nvme --socket /tmp/disk.sock --file disk.img --size 1GiB',
+      'an NVMe disk, for a program or a virtual machine; the file is made if it is not there',
     ],
   ],
   async run(options, context) {
@@ -75,11 +82,16 @@ export const serve: CommandSpec<ServeOptions> = {
   },
 };
 
-function modelOf(device: string, { dmaMask }: ServeOptions, { usage }: CommandContext): ModelFactory {
+function modelOf(device: string, options: ServeOptions, { usage }: CommandContext): ModelFactory {
+  const { dmaMask } = options;
   if (!isDeviceName(device)) return usage(`there is no device ${device}`);
-  if (dmaMask === undefined) return deviceModel(device);
-  if (device !== 'edu') return usage(`--dma-mask is for edu; ${device} uses all address bits`);
-  return deviceModel(device, { dmaMaskBits: dmaMask });
+  if (dmaMask !== undefined && device !== 'edu') return usage(`--dma-mask is for edu; ${device} uses all address bits`);
+  const [ofNvme] = givenNvmeOptions(options);
+  if (ofNvme !== undefined && device !== 'nvme') return usage(`${ofNvme} is for nvme, not for ${device}`);
+  if (device === 'nvme') return deviceModel(device, nvmeModelOptions(options));
+  return device === 'edu' && dmaMask !== undefined
+    ? deviceModel(device, { dmaMaskBits: dmaMask })
+    : deviceModel(device);
 }
 
 function describe(event: ServerEvent): string {

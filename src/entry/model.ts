@@ -15,3 +15,5 @@ export { spawnDevice, type DeviceProcess, type SpawnOptions } from '../vfio-user
 export type { DeviceName, DeviceOptions } from '../vfio-user/devices/catalog.js';
 export type { CopyEngineModelOptions } from '../vfio-user/devices/copy-engine.js';
 export type { EduModelOptions } from '../vfio-user/devices/edu.js';
+export type { NvmeModelOptions, NvmeNamespaceOptions } from '../vfio-user/devices/nvme/options.js';
+export type { NvmeFault, NvmeFaultKind } from '../vfio-user/devices/nvme/faults.js';

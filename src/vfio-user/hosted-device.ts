@@ -179,6 +179,7 @@ export class HostedDevice implements ModelHost {
   /** Frees everything. */
   close(): void {
     const { files } = this.platform;
+    this.model.close?.();
     this.dma.clear();
     this.interrupts.clear();
     for (const { fd, parts } of this.#regions.splice(0)) {

@@ -119,6 +119,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
     this.#closed = true;
     this.#handlers = [];
     this.model.reset();
+    this.model.close?.();
   }
 
   // --- for the model ---

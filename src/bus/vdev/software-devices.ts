@@ -1,6 +1,8 @@
 /** The software devices that come with the library, and the address spaces that they can be put into. */
 import { invalid } from '../../errors.js';
+import { parseSize } from '../../units.js';
 import { deviceModel, isDeviceName } from '../../vfio-user/devices/catalog.js';
+import type { NvmeModelOptions } from '../../vfio-user/devices/nvme/options.js';
 import { eduMaskBits } from '../../vfio-user/devices/edu-layout.js';
 import type { ModelFactory } from '../../vfio-user/devices/model.js';
 import { EmulatedIommu } from './emulated.js';
@@ -11,7 +13,21 @@ import type { VdevBusOptions } from './vdev-bus.js';
 /** The embedded devices, as kinds of software devices. The edu driver has the same key, for the same setting. */
 export function softwareModel(kind: string, args: ReadonlyMap<string, string>): ModelFactory | undefined {
   if (kind === 'edu') return deviceModel(kind, { dmaMaskBits: eduMaskBits(args) });
+  if (kind === 'nvme') return deviceModel(kind, diskOptions(args));
   return isDeviceName(kind) ? deviceModel(kind) : undefined;
+}
+
+/** The keys of a disk. */
+function diskOptions(args: ReadonlyMap<string, string>): NvmeModelOptions {
+  const number = (key: string): number | undefined => {
+    const text = args.get(key);
+    if (text === undefined) return undefined;
+    const bytes = parseSize(text);
+    if (bytes === undefined)
+      throw invalid('open', `there is no ${key}=${text}`, { hint: 'sizes are written like 64MiB' });
+    return bytes;
+  };
+  return { file: args.get('file'), size: number('size'), blockSize: number('blocksize') };
 }
 
 /**

@@ -17,7 +17,15 @@ export interface VdevSpace {
 }
 
 /** Its keys, for help pages. */
-export const VDEV_KEYS = `vdev:NAME takes iommu=emulated|identity: an IOMMU of its own, or none (emulated).`;
+export const VDEV_KEYS =
+  `vdev:NAME takes iommu=emulated|identity: an IOMMU of its own, or none (emulated). ` +
+  `vdev:nvmeN also takes file=PATH, size=SIZE and blocksize=512|4096.`;
+
+/** Keys that only devices of one kind have. */
+const KIND_KEYS: Readonly<Record<string, readonly string[]>> = {
+  edu: ['dma-mask'],
+  nvme: ['file', 'size', 'blocksize'],
+};
 
 /** What the bus is made of. */
 export interface VdevBusOptions {
@@ -32,7 +40,7 @@ export interface VdevBusOptions {
 /** The bus `vdev`. Names are letters and dashes, which say the kind, and then a number. */
 export class VdevBus implements Bus {
   readonly name = 'vdev';
-  readonly keys = ['iommu', 'dma-mask'];
+  readonly keys = ['iommu', ...Object.values(KIND_KEYS).flat()];
   readonly #options: VdevBusOptions;
   readonly #kinds = new Map<string, ModelFactory>();
   readonly #spaces = new Map<string, VdevSpace>();
@@ -77,10 +85,13 @@ export class VdevBus implements Bus {
 
   async open(name: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice> {
     const kind = kindOf(name) ?? name;
-    if (kind !== 'edu' && args.has('dma-mask'))
-      throw invalid('open', `vdev devices of the kind ${kind} have no key dma-mask`, {
-        hint: 'those of the kind edu have',
-      });
+    for (const [owner, keys] of Object.entries(KIND_KEYS)) {
+      const key = keys.find((each) => args.has(each));
+      if (owner !== kind && key !== undefined)
+        throw invalid('open', `vdev devices of the kind ${kind} have no key ${key}`, {
+          hint: `those of the kind ${owner} have`,
+        });
+    }
     const factory = this.#kinds.get(kind) ?? this.#options.model(kind, args);
     if (factory === undefined)
       throw new DmaError({ code: 'ENODEV', operation: 'open', reason: `there is no kind of vdev called ${kind}` });

@@ -6,11 +6,14 @@ import type { CopyEngineModelOptions } from './copy-engine.js';
 import { eduModel } from './edu.js';
 import type { EduModelOptions } from './edu.js';
 import type { ModelFactory } from './model.js';
+import { nvmeModel } from './nvme/nvme.js';
+import type { NvmeModelOptions } from './nvme/options.js';
 
 /** The options of each device. */
 export interface DeviceOptions {
   readonly edu: EduModelOptions;
   readonly copy: CopyEngineModelOptions;
+  readonly nvme: NvmeModelOptions;
 }
 
 /** The name of a device. */
@@ -19,6 +22,7 @@ export type DeviceName = keyof DeviceOptions;
 const FACTORIES: { readonly [N in DeviceName]: (options?: DeviceOptions[N]) => ModelFactory } = {
   edu: eduModel,
   copy: copyEngineModel,
+  nvme: (options) => nvmeModel(options),
 };
 
 /** All names, for messages to people. */

@@ -95,6 +95,8 @@ export interface DeviceModel {
   quiesce(): Promise<void> | undefined;
   /** Transfers may begin again. */
   resume(): void;
+  /** The host ends, and calls nothing else any more: gives back what the model holds, such as open files. */
+  close?(): void;
 }
 
 /** Makes a model for a host. */

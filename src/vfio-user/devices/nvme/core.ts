@@ -1,0 +1,144 @@
+/** What all commands of a controller share. */
+import { EVENT, EVENT_CONFIG, EVENT_TYPE, eventResult, LOG } from '../../../nvme/commands.js';
+import { CRITICAL_WARNING } from '../../../nvme/log-pages.js';
+import { STATUS } from '../../../nvme/status.js';
+import { now } from '../../../timers.js';
+import type { Command } from './command.js';
+import type { Engine } from './engine.js';
+import { Events } from './events.js';
+import { Features } from './features.js';
+import { Health } from './health.js';
+import { WAIT } from './lists.js';
+import type { Namespace } from './namespace.js';
+
+/** How a controller is made; see `NvmeModelOptions`. */
+export interface Settings {
+  readonly serial: string;
+  readonly model: string;
+  /** I/O queue pairs */
+  readonly queues: number;
+  /** most entries of an I/O queue */
+  readonly entries: number;
+  /** most bytes of a command: 2^mdts pages of 4 KiB */
+  readonly mdts: number;
+  /** bytes from one doorbell to the next */
+  readonly doorbellStride: number;
+  readonly sgl: boolean;
+  readonly shadowDoorbells: boolean;
+}
+
+/** Bytes of the least page of the host, in which MDTS counts. */
+export const LEAST_PAGE = 4096;
+
+/** The controller, as its commands see it. */
+export class Core {
+  readonly features = new Features();
+  readonly health = new Health();
+  readonly events: Events;
+  /** Namespaces that have come or gone since the host has read the log page. */
+  readonly changed = new Set<number>();
+
+  constructor(
+    readonly settings: Settings,
+    readonly namespaces: ReadonlyMap<number, Namespace>,
+    readonly engine: Engine,
+  ) {
+    this.events = new Events(engine);
+  }
+
+  /** I/O queue pairs */
+  get queues(): number {
+    return this.settings.queues;
+  }
+
+  /** Most bytes of a command. */
+  get maxTransfer(): number {
+    return LEAST_PAGE * 2 ** this.settings.mdts;
+  }
+
+  /** The namespace of this id that the host sees. */
+  namespace(id: number): Namespace | undefined {
+    const found = this.namespaces.get(id);
+    return found?.attached === true ? found : undefined;
+  }
+
+  /** Ids of the namespaces that the host sees, in order. */
+  attached(): number[] {
+    return [...this.namespaces.values()].filter(({ attached }) => attached).map(({ id }) => id);
+  }
+
+  now(): number {
+    return now();
+  }
+
+  /** Resets what a reset of the controller resets. */
+  reset(): void {
+    this.features.reset();
+    this.events.clear();
+    this.changed.clear();
+  }
+
+  /** Answers with the first `length` bytes of `page`. */
+  send(command: Command, page: Uint8Array, length: number, result = 0): void {
+    const { engine } = this;
+    const status = engine.point(command, length, true, () => this.send(command, page, length, result));
+    if (status === WAIT) return;
+    if (status !== 0) engine.complete(command, status);
+    else
+      engine.scatter(command, page.subarray(0, length), (ended) => {
+        engine.complete(command, ended, ended === 0 ? result : 0);
+      });
+  }
+
+  /** Gets `length` bytes that come with a command; `use` completes it. */
+  receive(command: Command, length: number, use: (bytes: Uint8Array) => void): void {
+    const { engine } = this;
+    const status = engine.point(command, length, false, () => this.receive(command, length, use));
+    if (status === WAIT) return;
+    if (status !== 0) {
+      engine.complete(command, status);
+      return;
+    }
+    const bytes = new Uint8Array(length);
+    engine.gather(command, bytes, (ended) => {
+      if (ended === 0) use(bytes);
+      else engine.complete(command, ended);
+    });
+  }
+
+  /** Brings all that was written to the disks. */
+  syncAll(done: (status: number) => void): void {
+    let left = this.namespaces.size;
+    let worst: number = STATUS.SUCCESS;
+    if (left === 0) done(worst);
+    for (const { image } of this.namespaces.values())
+      image.sync((status) => {
+        if (status !== 0) worst = status;
+        if (--left === 0) done(worst);
+      });
+  }
+
+  /** A namespace goes, or comes back. */
+  attach(id: number, attached: boolean): void {
+    const namespace = this.namespaces.get(id);
+    if (namespace === undefined || namespace.attached === attached) return;
+    namespace.attached = attached;
+    this.changed.add(id);
+    if ((this.features.events & EVENT_CONFIG.NAMESPACES) !== 0)
+      this.events.tell(eventResult(EVENT_TYPE.NOTICE, EVENT.NOTICE.NAMESPACES, LOG.CHANGED_NAMESPACES));
+  }
+
+  /** Tells the host about its health, if it wants to know and there is something to tell. */
+  checkHealth(): void {
+    const { health, features } = this;
+    const { temperature } = health;
+    const wanted = features.events & EVENT_CONFIG.HEALTH_MASK;
+    if (
+      (wanted & CRITICAL_WARNING.TEMPERATURE) !== 0 &&
+      (temperature >= features.over || temperature <= features.under)
+    )
+      this.events.tell(eventResult(EVENT_TYPE.HEALTH, EVENT.HEALTH.TEMPERATURE, LOG.SMART));
+    if ((wanted & health.warning & CRITICAL_WARNING.RELIABILITY) !== 0)
+      this.events.tell(eventResult(EVENT_TYPE.HEALTH, EVENT.HEALTH.RELIABILITY, LOG.SMART));
+  }
+}

@@ -1,0 +1,34 @@
+/** A namespace: an image, in blocks. */
+import type { Image } from './image.js';
+
+/** The sizes of blocks that a namespace can be formatted with, by the index of the format: powers of two. */
+export const FORMATS = [9, 12] as const;
+
+/** A namespace of the controller. */
+export class Namespace {
+  /** Is it attached, so that the host sees it? */
+  attached = true;
+  /** Is it being formatted? */
+  formatting = false;
+  /** Index in {@link FORMATS}. */
+  format: number;
+
+  constructor(
+    readonly id: number,
+    readonly image: Image,
+    blockSize: number,
+    /** 16 bytes that no other namespace has */
+    readonly nguid: Uint8Array,
+  ) {
+    this.format = FORMATS.findIndex((power) => 2 ** power === blockSize);
+  }
+
+  /** bytes */
+  get blockSize(): number {
+    return 2 ** FORMATS[this.format];
+  }
+
+  get blocks(): number {
+    return Math.floor(this.image.bytes / this.blockSize);
+  }
+}
