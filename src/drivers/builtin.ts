@@ -2,6 +2,7 @@
 import type { Driver } from '../bus/model.js';
 import { copyEngineDriver } from './copy-engine-driver.js';
 import { EDU_KEYS, eduDriver } from './edu-driver.js';
+import { nvmeDriver } from './nvme/nvme-driver.js';
 import { rawDriver } from './raw-driver.js';
 import { verbsDriver } from './verbs-driver.js';
 
@@ -9,7 +10,7 @@ import { verbsDriver } from './verbs-driver.js';
  * `verbs` is first, because it takes functions that keep their kernel driver; `raw` is last, because it takes any
  * device.
  */
-export const builtinDrivers: readonly Driver[] = [verbsDriver, copyEngineDriver, eduDriver, rawDriver];
+export const builtinDrivers: readonly Driver[] = [verbsDriver, copyEngineDriver, eduDriver, nvmeDriver, rawDriver];
 
 /** What the keys of device names mean that these drivers know, in sentences for help pages. */
 export const DRIVER_KEYS: readonly string[] = [EDU_KEYS];

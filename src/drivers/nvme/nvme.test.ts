@@ -1,0 +1,468 @@
+/** The NVMe driver, by a controller that does what it is told, through the doors that programs use. */
+import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { describe, it } from 'node:test';
+import { fakeNvme, type FakeNvme, type FakeNvmeOptions } from '../../../test/fakes/nvme/controller.js';
+import { dmaError, throwsDma } from '../../../test/shared/errors.js';
+import type { Device } from '../../bus/model.js';
+import { Eal } from '../../eal.js';
+import { NVM, SQE } from '../../nvme/commands.js';
+import { KiB, MiB, type Va } from '../../units.js';
+import type { NvmeNamespace } from './namespace.js';
+import type { Nvme } from './nvme.js';
+import { nvmeDriver } from './nvme-driver.js';
+import type { NvmeQueue } from './queue.js';
+
+const QUIET = { memory: { onNotice: () => undefined } };
+
+interface Room {
+  readonly eal: Eal;
+  readonly device: Device;
+  readonly ssd: Nvme;
+  readonly disk: NvmeNamespace;
+  readonly fake: FakeNvme;
+}
+
+async function withDisk(options: FakeNvmeOptions, work: (room: Room) => Promise<void>): Promise<void> {
+  await using eal = await Eal.start(QUIET);
+  const { factory, controller } = fakeNvme(options);
+  eal.vdev.define('fake-nvme', factory);
+  const device = await eal.probe('vdev:fake-nvme0');
+  const ssd = device.use(nvmeDriver);
+  const [disk] = ssd.namespaces;
+  await work({ eal, device, ssd, disk, fake: controller() });
+}
+
+function fill(bytes: Uint8Array, seed: number): Uint8Array {
+  for (let i = 0; i < bytes.length; i++) bytes[i] = (i * 31 + seed * 17 + (i >> 8)) & 0xff;
+  return bytes;
+}
+
+const sum = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
+
+describe('a controller', () => {
+  it('is taken by its class, and says who it is; driver=raw opts out', () =>
+    withDisk({ namespaces: 2, blockSize: 4096, blocks: 100 }, async ({ eal, device, ssd, fake }) => {
+      assert.equal(device.driver?.name, 'nvme');
+      const { serial, model, firmware, vendor } = ssd.identity;
+      assert.deepEqual(
+        { serial, model, firmware, vendor },
+        { serial: 'FAKE 1', model: 'a fake of the tests', firmware: '1.0', vendor: 0x1b36 },
+      );
+      assert.equal(ssd.version, '1.4.0');
+      assert.equal(ssd.limits.maxTransfer, 128 * KiB);
+      assert.equal(ssd.limits.queues, 4);
+      assert.deepEqual(
+        ssd.namespaces.map(({ id, blockSize, blocks, size }) => [id, blockSize, blocks, size]),
+        [
+          [1, 4096, 100, 409600],
+          [2, 4096, 100, 409600],
+        ],
+      );
+      await eal.remove(device);
+      assert.equal(fake.wasShutDown, true);
+      const raw = await eal.probe('bus=vdev,name=fake-nvme0/driver=raw');
+      assert.equal(raw.driver?.name, 'raw');
+    }));
+
+  it('with doorbells far apart, and one queue', () =>
+    withDisk({ doorbellStride: 64, queues: 1, vectors: 0 }, async ({ eal, ssd, disk, fake }) => {
+      const block = eal.malloc(4096, { align: 4096 });
+      fill(block.bytes(), 3);
+      await disk.write({ lba: 5, blocks: 8, from: block });
+      assert.deepEqual(fake.disks[0].slice(5 * 512, 13 * 512), Uint8Array.from(block.bytes()));
+      await assert.rejects(ssd.openQueue(), dmaError('ENOSPC', /1 queue pairs/));
+      block.free();
+    }));
+
+  it('any admin command; features, log pages, format', () =>
+    withDisk({}, async ({ eal, ssd, disk, fake }) => {
+      const page = eal.malloc(4096, { align: 4096 });
+      await ssd.admin({ opcode: 0x06, cdw10: 1, into: page });
+      assert.equal(Buffer.from(page.bytes(4, 6)).toString(), 'FAKE 1');
+      assert.equal(await ssd.feature(6), 6);
+      assert.deepEqual(await ssd.logPage(2, 512), new Uint8Array(512).fill(2));
+      fake.disks[0].fill(7);
+      await ssd.format(disk);
+      assert.ok(fake.disks[0].every((byte) => byte === 0));
+      await assert.rejects(ssd.admin({ opcode: 0xc3 }), (error: unknown) => {
+        assert.ok(dmaError('ENOTSUP', /invalid command opcode/)(error));
+        const { nvme } = error as { nvme: { type: number; code: number; name: string; dnr: boolean } };
+        assert.deepEqual([nvme.type, nvme.code, nvme.name, nvme.dnr], [0, 1, 'INVALID_OPCODE', false]);
+        return true;
+      });
+      page.free();
+    }));
+
+  it('tells of events, and of namespaces that come and go', () =>
+    withDisk({ namespaces: 1 }, async ({ ssd, fake }) => {
+      const events = ssd.events();
+      fake.tell(0x1 | (0x01 << 8) | (0x02 << 16));
+      const health = await events.next();
+      assert.equal(health.done, false);
+      assert.deepEqual([health.value?.kind, health.value?.what], ['health', 'temperature past a threshold']);
+      assert.deepEqual(health.value?.log, new Uint8Array(512).fill(2));
+      fake.disks.push(new Uint8Array(8192 * 512));
+      fake.metadata.push(new Uint8Array(0));
+      // More than are outstanding at once.
+      for (let i = 0; i < 6; i++) fake.tell(0x2 | (0x00 << 8) | (0x04 << 16));
+      for (let i = 0; i < 6; i++) assert.equal((await events.next()).value?.what, 'namespaces changed');
+      assert.deepEqual(
+        ssd.namespaces.map(({ id }) => id),
+        [1, 2],
+      );
+      const [, second] = ssd.namespaces;
+      fake.disks.pop();
+      fake.tell(0x2 | (0x00 << 8) | (0x04 << 16));
+      await events.next();
+      assert.equal(second.live, false);
+      await assert.rejects(second.flush(), dmaError('ENXIO'));
+    }));
+});
+
+describe('data', () => {
+  it('of every length and offset goes both ways, from all kinds of memory', () =>
+    withDisk({ blocks: 4096, mdts: 3 }, async ({ eal, device, disk, fake }) => {
+      using external = eal.external.allocate(MiB);
+      using _mapping = device.dmaMap(external);
+      using user = eal.external.allocate(MiB);
+      eal.heaps.create('user');
+      eal.heaps.addMemory('user', user);
+      const own = eal.malloc(512 * KiB);
+      const heap = eal.malloc(512 * KiB, { heap: 'user' });
+      for (const memory of [external, own, heap]) {
+        for (const [blocks, offset] of [
+          [1, 0],
+          [1, 4],
+          [8, 0],
+          [8, 4092],
+          [9, 0],
+          [16, 512],
+          [17, 4],
+          [64, 0],
+          [65, 8],
+          [300, 2048],
+          [1000, 4],
+        ]) {
+          const { va } = memory;
+          const length = blocks * 512;
+          const bytes = fill(memory.bytes(offset, length), blocks);
+          const range = { va: (va + offset) as Va, length };
+          await disk.write({ lba: 3, blocks, from: range });
+          assert.equal(
+            sum(fake.disks[0].subarray(3 * 512, 3 * 512 + length)),
+            sum(bytes),
+            `write ${blocks} at ${offset}`,
+          );
+          const wanted = sum(bytes);
+          bytes.fill(0);
+          await disk.read({ lba: 3, into: range });
+          assert.equal(sum(bytes), wanted, `read ${blocks} at ${offset}`);
+        }
+      }
+      own.free();
+      heap.free();
+      eal.heaps.removeMemory('user', user);
+      eal.heaps.destroy('user');
+    }));
+
+  it('above MDTS is split into as many commands as that needs, and joined', () =>
+    withDisk({ blocks: 4096, mdts: 3 }, async ({ eal, disk, fake }) => {
+      const block = eal.malloc(MiB, { align: 4096 });
+      fill(block.bytes(), 1);
+      fake.log.length = 0;
+      await disk.write({ lba: 0, from: block });
+      const writes = fake.log.filter(({ queue, opcode }) => queue > 0 && opcode === NVM.WRITE);
+      assert.equal(writes.length, 32);
+      assert.deepEqual(
+        writes.map(({ cdw10 }) => cdw10),
+        Array.from({ length: 32 }, (_, i) => i * 64),
+      );
+      assert.equal(sum(fake.disks[0].subarray(0, MiB)), sum(block.bytes()));
+      block.free();
+    }));
+
+  it('of 4 MiB in one command has lists that go on in another page', () =>
+    withDisk({ blocks: 16384, mdts: 10 }, async ({ eal, device, disk, fake }) => {
+      using memory = eal.external.allocate(5 * MiB);
+      using _mapping = device.dmaMap(memory);
+      for (const offset of [0, 4, 4092]) {
+        const range = { va: (memory.va + offset) as Va, length: 4 * MiB };
+        fill(memory.bytes(offset, 4 * MiB), offset);
+        fake.log.length = 0;
+        await disk.write({ lba: 1, blocks: 8192, from: range });
+        assert.equal(fake.log.filter(({ queue }) => queue > 0).length, 1);
+        assert.equal(
+          sum(fake.disks[0].subarray(512, 512 + 4 * MiB)),
+          sum(memory.bytes(offset, 4 * MiB)),
+          `offset ${offset}`,
+        );
+      }
+    }));
+
+  for (const sgls of [0, 1, 2])
+    it(`of several ranges is gathered and scattered${sgls === 0 ? ' by PRP lists' : ` by SGLs (${sgls})`}`, () =>
+      withDisk({ sgls }, async ({ eal, device, disk, fake }) => {
+        using memory = eal.external.allocate(MiB);
+        using _mapping = device.dmaMap(memory);
+        const part = (offset: number, length: number): { va: Va; length: number } => ({
+          va: (memory.va + offset) as Va,
+          length,
+        });
+        const lists = [
+          // Pages that meet: one command, whatever there is.
+          { ranges: [part(8192 - 512, 512), part(65536, 8192), part(16384, 512)], commands: 1 },
+          // Blocks apart: one command a range without SGLs.
+          { ranges: [part(512, 512), part(4096 + 1024, 1024), part(100 * 1024, 512)], commands: sgls === 0 ? 3 : 1 },
+        ];
+        for (const { ranges, commands } of lists) {
+          fill(memory.bytes(), ranges.length + sgls);
+          const wanted = Buffer.concat(ranges.map(({ va, length }) => memory.bytes(va - memory.va, length)));
+          fake.log.length = 0;
+          await disk.write({ lba: 9, from: ranges });
+          assert.equal(fake.log.filter(({ queue }) => queue > 0).length, commands);
+          assert.equal(sum(fake.disks[0].subarray(9 * 512, 9 * 512 + wanted.length)), sum(wanted));
+          memory.bytes().fill(0);
+          await disk.read({ lba: 9, into: ranges });
+          assert.equal(
+            sum(Buffer.concat(ranges.map(({ va, length }) => memory.bytes(va - memory.va, length)))),
+            sum(wanted),
+          );
+        }
+        // A block in two ranges that meet inside of a page.
+        const torn = [part(0, 256), part(1024, 256)];
+        if (sgls === 0)
+          await assert.rejects(disk.write({ lba: 0, from: torn }), dmaError('EINVAL', /no SGLs.*bounce: true/));
+        else await disk.write({ lba: 0, from: torn });
+        // An odd address.
+        const odd = part(8193, 512);
+        if (sgls !== 1)
+          await assert.rejects(disk.write({ lba: 0, from: odd }), dmaError('EINVAL', /no multiple of 4.*bounce: true/));
+        else {
+          memory.bytes().fill(5);
+          await disk.write({ lba: 0, from: odd });
+          assert.ok(fake.disks[0].subarray(0, 512).every((byte) => byte === 5));
+        }
+      }));
+
+  it('that the device can not reach is refused, with what to do; and copied only when that is asked for', () =>
+    withDisk({}, async ({ eal, device, disk, fake }) => {
+      using memory = eal.external.allocate(64 * KiB);
+      const before = fake.log.length;
+      await assert.rejects(
+        disk.read({ lba: 0, blocks: 8, into: memory }),
+        dmaError('EINVAL', /not mapped for the device.*dmaMap/),
+      );
+      await assert.rejects(disk.read({ lba: 0, into: Buffer.alloc(512) }), dmaError('EINVAL', /bounce: true/));
+      assert.equal(fake.log.length, before);
+      const bytes = fill(Buffer.alloc(1024 + 3), 9);
+      await disk.write({ lba: 7, blocks: 2, from: bytes.subarray(3), bounce: true });
+      assert.deepEqual(fake.disks[0].slice(7 * 512, 9 * 512), Uint8Array.from(bytes.subarray(3)));
+      const back = [Buffer.alloc(100), Buffer.alloc(924)];
+      await disk.read({ lba: 7, blocks: 2, into: back, bounce: true });
+      assert.deepEqual(Buffer.concat(back), Buffer.from(bytes.subarray(3)));
+      assert.equal(device.domain?.mappings().next().done, false);
+    }));
+
+  it('is compared, zeroed, deallocated, verified, copied and flushed', () =>
+    withDisk({ blocks: 200_000, mdts: 5 }, async ({ eal, disk, fake }) => {
+      const block = eal.malloc(4096, { align: 4096 });
+      fill(block.bytes(), 4);
+      await disk.write({ lba: 10, blocks: 8, from: block, fua: true });
+      assert.equal(fake.log.at(-1)?.cdw12, (7 | (1 << 30)) >>> 0);
+      await disk.compare({ lba: 10, blocks: 8, to: block });
+      block.bytes()[77] ^= 1;
+      await assert.rejects(disk.compare({ lba: 10, blocks: 8, to: block }), dmaError('EBADE', /compare failure/));
+      await disk.copy({
+        to: 100,
+        from: [
+          { lba: 10, blocks: 2 },
+          { lba: 14, blocks: 1 },
+        ],
+      });
+      assert.deepEqual(fake.disks[0].slice(100 * 512, 102 * 512), fake.disks[0].slice(10 * 512, 12 * 512));
+      assert.deepEqual(fake.disks[0].slice(102 * 512, 103 * 512), fake.disks[0].slice(14 * 512, 15 * 512));
+      await disk.deallocate([
+        { lba: 10, blocks: 1 },
+        { lba: 12, blocks: 2 },
+      ]);
+      assert.ok(fake.disks[0].subarray(10 * 512, 11 * 512).every((byte) => byte === 0));
+      fake.disks[0].fill(1);
+      fake.log.length = 0;
+      await disk.writeZeroes({ lba: 0, blocks: 150_000 });
+      assert.deepEqual(
+        fake.log.map(({ cdw12 }) => (cdw12 & 0xffff) + 1),
+        [65536, 65536, 18928],
+      );
+      assert.equal(fake.disks[0].indexOf(1), 150_000 * 512);
+      await disk.verify({ lba: 0, blocks: 1000 });
+      await disk.flush();
+      block.free();
+    }));
+
+  it('past the end, none, and what is no number are refused before anything is sent', () =>
+    withDisk({ blocks: 100, oncs: 0 }, async ({ eal, disk, fake }) => {
+      const block = eal.malloc(4096, { align: 4096 });
+      const before = fake.log.length;
+      await assert.rejects(
+        disk.read({ lba: 93, blocks: 8, into: block }),
+        dmaError('ERANGE', /93 to 100 of a namespace that has 100/),
+      );
+      await assert.rejects(
+        disk.read({ lba: 0, blocks: 9, into: block }),
+        dmaError('EINVAL', /into has 4096 bytes, and 4608/),
+      );
+      for (const lba of [-1, 0.5, NaN, '0'])
+        await assert.rejects(disk.read({ lba: lba as number, blocks: 1, into: block }), dmaError('EINVAL'));
+      await assert.rejects(disk.read({ lba: 0, blocks: 0, into: block }), dmaError('EINVAL'));
+      await assert.rejects(
+        disk.read({ lba: 0, blocks: 1, into: block, nothing: 1 } as never),
+        dmaError('EINVAL', /no option/),
+      );
+      await assert.rejects(disk.writeZeroes({ lba: 0, blocks: 1 }), dmaError('ENOTSUP', /capabilities/));
+      assert.equal(fake.log.length, before);
+      block.free();
+      await assert.rejects(disk.read({ lba: 0, blocks: 1, into: block }), dmaError('EINVAL', /freed/));
+    }));
+
+  it('streams', () =>
+    withDisk({ blocks: 4000 }, async ({ disk, fake }) => {
+      const bytes = fill(Buffer.alloc(1000 * 512), 8);
+      const writer = disk.writable({ lba: 50, blocks: 1000, chunkBytes: 64 * KiB });
+      for (let at = 0; at < bytes.length; at += 7777) writer.write(bytes.subarray(at, at + 7777));
+      await new Promise<void>((resolve, reject) => {
+        writer.on('error', reject);
+        writer.end(resolve);
+      });
+      assert.equal(sum(fake.disks[0].subarray(50 * 512, 1050 * 512)), sum(bytes));
+      const parts: Uint8Array[] = [];
+      for await (const part of disk.readable({ lba: 50, blocks: 1000, chunkBytes: 10_000 }))
+        parts.push(part as Uint8Array);
+      assert.equal(sum(Buffer.concat(parts)), sum(bytes));
+      // Whoever stops in the middle leaves nothing behind.
+      for await (const part of disk.readable({ lba: 0 })) {
+        assert.ok((part as Uint8Array).length > 0);
+        break;
+      }
+      const short = disk.writable({ lba: 0 });
+      const failed = new Promise((resolve) => short.on('error', resolve));
+      short.end(Buffer.alloc(700));
+      assert.ok(dmaError('EINVAL', /ends 188 bytes into a block/)(await failed));
+    }));
+
+  it('has its metadata apart, and its protection information counts', () =>
+    withDisk({ metadataSize: 8, protection: 1, mdts: 1 }, async ({ eal, disk, fake }) => {
+      assert.equal(disk.metadataSize, 8);
+      const block = eal.malloc(32 * KiB, { align: 4096 });
+      const metadata = eal.malloc(64 * 8);
+      fill(metadata.bytes(), 2);
+      fake.log.length = 0;
+      const protection = { check: ['guard', 'reference'] as const, reference: 1000, application: 5 };
+      await disk.write({ lba: 16, blocks: 64, from: block, metadata, protection });
+      const writes = fake.log.filter(({ queue }) => queue > 0);
+      assert.deepEqual(
+        writes.map(({ entry }) => entry.getUint32(SQE.CDW14, true)),
+        [1000, 1016, 1032, 1048],
+      );
+      assert.ok(writes.every(({ cdw12 }) => ((cdw12 >>> 26) & 0xf) === 5));
+      assert.deepEqual(fake.metadata[0].slice(16 * 8, 80 * 8), Uint8Array.from(metadata.bytes()));
+      metadata.bytes().fill(0);
+      await disk.read({ lba: 16, blocks: 64, into: block, metadata });
+      assert.deepEqual(fake.metadata[0].slice(16 * 8, 80 * 8), Uint8Array.from(metadata.bytes()));
+      block.free();
+      metadata.free();
+    }));
+});
+
+describe('a queue of the program’s own', () => {
+  it('takes commands by number, and gives completions in batches, by one store each', () =>
+    withDisk({ maxEntries: 8 }, async ({ eal, device, ssd, fake }) => {
+      const queue = await ssd.openQueue({ entries: 8 });
+      assert.equal(queue.capacity, 7);
+      const block = eal.malloc(64 * KiB, { align: 4096 });
+      const iova = device.iovaOf(block);
+      fake.disks[0].forEach((_, i, disk) => (disk[i] = (i >> 9) & 0xff));
+      const bell = 0x1000 + 2 * queue.id * 4;
+      // Many times around the rings, with their phases.
+      for (let round = 0; round < 20; round++) {
+        const before = fake.doorbells.get(bell) ?? 0;
+        for (let slot = 0; slot < 7; slot++) queue.read(slot, 1, round * 7 + slot, 1, iova + slot * 512);
+        assert.equal(queue.running, 7);
+        throwsDma('EBUSY', () => queue.read(3, 1, 0, 1, iova), /slot 3 is in use: read of 1 block at LBA/);
+        queue.ring();
+        queue.ring();
+        assert.equal(fake.doorbells.get(bell), before + 1);
+        const back = new Set<number>();
+        while (back.size < 7) {
+          const count = queue.poll();
+          for (let i = 0; i < count; i++) {
+            assert.equal(queue.statuses[i], 0);
+            back.add(queue.slots[i]);
+          }
+          await new Promise((resolve) => setImmediate(resolve));
+        }
+        for (let slot = 0; slot < 7; slot++) assert.equal(block.bytes()[slot * 512], (round * 7 + slot) & 0xff);
+      }
+      for (const [blocks, at] of [
+        [0, iova],
+        [1, iova + 2],
+        [300, iova],
+        [NaN, iova],
+        [1, -4],
+      ])
+        throwsDma('EINVAL', () => queue.read(0, 1, 0, blocks, at), /1 to 256 blocks/);
+      throwsDma('EINVAL', () => queue.read(7, 1, 0, 1, iova), /no slot 7/);
+      throwsDma('EINVAL', () => queue.read(0, 9, 0, 1, iova), /no namespace 9/);
+      await ssd.closeQueue(queue);
+      assert.equal(fake.ioQueues, 1);
+      throwsDma('ECANCELED', () => queue.read(0, 1, 0, 1, iova));
+      block.free();
+    }));
+
+  it('calls back with completions', () =>
+    withDisk({}, async ({ eal, device, ssd }) => {
+      const block = eal.malloc(4096, { align: 4096 });
+      const iova = device.iovaOf(block);
+      let [sent, done] = [0, 0];
+      const finished = new Promise<void>((resolve) => {
+        const onCompletions = (count: number, queue: NvmeQueue): void => {
+          done += count;
+          if (done === 100) return resolve();
+          for (let i = 0; i < count && sent < 100; i++) queue.write(queue.slots[i], 1, sent++, 1, iova);
+          queue.ring();
+        };
+        void ssd.openQueue({ entries: 16, onCompletions }).then((queue) => {
+          for (let slot = 0; slot < 15; slot++) queue.write(slot, 1, sent++, 1, iova);
+          queue.ring();
+        });
+      });
+      await finished;
+      assert.equal(done, 100);
+      block.free();
+    }));
+});
+
+describe('memory', () => {
+  it('is not freed or unmapped under a running command, which the error names', () =>
+    withDisk({}, async ({ eal, device, ssd, disk, fake }) => {
+      using memory = eal.external.allocate(64 * KiB);
+      const mapping = device.dmaMap(memory);
+      const block = eal.malloc(4096, { align: 4096 });
+      fake.misbehave = ({ queue }) => (queue > 0 ? { lateMs: 30 } : undefined);
+      const running = [
+        disk.read({ lba: 64, blocks: 8, into: block }),
+        disk.write({ lba: 3, blocks: 16, from: memory }),
+      ];
+      throwsDma('EBUSY', () => block.free(), /read of 8 blocks at LBA 64 of namespace 1 uses this memory/);
+      throwsDma('EBUSY', () => mapping.unmap(), /write of 16 blocks at LBA 3/);
+      throwsDma('EBUSY', () => memory.unregister(), /mapped by vdev/);
+      await Promise.all(running);
+      const queue = await ssd.openQueue({ entries: 4 });
+      queue.read(0, 1, 5, 8, device.iovaOf(block));
+      queue.ring();
+      throwsDma('EBUSY', () => block.free(), /read of 8 blocks at LBA 5/);
+      while (queue.poll() === 0) await new Promise((resolve) => setImmediate(resolve));
+      block.free();
+      mapping.unmap();
+    }));
+});

@@ -1,0 +1,1002 @@
+/** A controller: brought up, its queues, its namespaces, and started anew when something goes wrong. */
+import { closedDriver } from '../../bus/closed-device.js';
+import { isGone, type InterruptKind, type Interrupts } from '../../bus/device-access.js';
+import type { Device, ProbeContext } from '../../bus/model.js';
+import { mustBeMs, mustBeObject, mustBeWhole, optionsOf, type Shape } from '../../check.js';
+import { DmaError, forPeople, invalid, isDmaError, throwFirst, undoAll, withUndo } from '../../errors.js';
+import {
+  ADMIN,
+  CNS,
+  COMMAND_SET,
+  EVENT_CONFIG,
+  EVENT_TYPE,
+  EVENT,
+  FEATURE,
+  FEATURE_SELECT,
+  LOG,
+  QUEUE,
+} from '../../nvme/commands.js';
+import {
+  controllerIdentityOf,
+  descriptorsOf,
+  IDENTIFY_BYTES,
+  namespaceIdentityOf,
+  namespaceListOf,
+  OACS,
+  type NvmeControllerIdentity,
+} from '../../nvme/identify.js';
+import { completionDoorbell, ENTRY, submissionDoorbell } from '../../nvme/registers.js';
+import { shortForm } from '../../short-form.js';
+import { alignUp, KiB, MiB } from '../../units.js';
+import { ControllerBar } from './bar.js';
+import { Bounce } from './bounce.js';
+import { Commands, type CommandsHost } from './commands.js';
+import type { PointerRules } from './data-pointer.js';
+import { DmaMemory } from './dma-memory.js';
+import { Doorbell, type ShadowDoorbells } from './doorbells.js';
+import { EventFeed, eventOf, type NvmeEvent } from './events.js';
+import { NvmeNamespace, type NamespaceFacts, type NamespaceHost } from './namespace.js';
+import type { Data, NvmeCallOptions, NvmeResult } from './operation.js';
+import { Poller } from './poller.js';
+import { listBytesFor, NvmeQueue } from './queue.js';
+import { commandOf, limitsOf, type NvmeCommand, type RequestContext } from './requests.js';
+
+/** What a controller takes, and has. */
+export interface NvmeLimits {
+  /** Most bytes of a command; calls of namespaces cut what is longer. */
+  readonly maxTransfer: number;
+  /** Most queue pairs for I/O, the library's own included. */
+  readonly queues: number;
+  /** Most entries of a queue. */
+  readonly queueEntries: number;
+  /** bytes */
+  readonly pageSize: number;
+  /** Are there SGLs, for memory that is not in pages? */
+  readonly sgl: boolean;
+  /** Interrupt vectors that are in use; 0: completions are polled for. */
+  readonly vectors: number;
+}
+
+/** How a controller is worked. */
+export interface NvmeSettings {
+  /** The time limit of calls that give none, in milliseconds. Default 30000. */
+  readonly timeoutMs?: number;
+  /** How long a command may take to come back after it was aborted, before the controller is reset. Default 5000 ms. */
+  readonly abortMs?: number;
+  /** Are reads that a reset interrupted sent again? Default false: they reject, as writes do. */
+  readonly resubmitReads?: boolean;
+}
+
+/** Options of {@link Nvme.openQueue}. */
+export interface NvmeQueueOptions {
+  /** Entries of its rings: one more than commands can run. Default 256, or the most that the controller has. */
+  readonly entries?: number;
+  /** Called from the event loop with what has completed, which is in the arrays of the queue. Default: the program polls. */
+  readonly onCompletions?: (count: number, queue: NvmeQueue) => void;
+  /** Does the controller interrupt for it? Default: if there is `onCompletions`. */
+  readonly interrupts?: boolean;
+  /** For weighted round robin, where that was asked for. Default `medium`. */
+  readonly priority?: 'urgent' | 'high' | 'medium' | 'low';
+}
+
+const SETTINGS: Shape<NvmeSettings> = { timeoutMs: 'number', abortMs: 'number', resubmitReads: 'boolean' };
+const PRIORITIES = ['urgent', 'high', 'medium', 'low'] as const;
+const QUEUE_OPTIONS: Shape<NvmeQueueOptions> = {
+  entries: 'number',
+  onCompletions: 'function',
+  interrupts: 'boolean',
+  priority: PRIORITIES,
+};
+
+const ADMIN_ENTRIES = 64;
+/** What its lists are made for: they are allocated before identify says how much the controller takes. */
+const MOST_ADMIN_TRANSFER = MiB;
+/** Entries of the queue of promises: enough for the fastest disks, and of lists, 1 MiB. */
+const IO_ENTRIES = 256;
+/** Most bytes of a command, where the controller would take more. */
+const MOST_TRANSFER = 4 * MiB;
+/** And where it has no limit of its own. */
+const USUAL_TRANSFER = MiB;
+/** How many queue pairs are asked for. */
+const WANTED_QUEUES = 64;
+const MOST_VECTORS = 32;
+/** Outstanding requests for events. */
+const EVENT_REQUESTS = 4;
+/** How often the controller is brought up again after a reset that failed. */
+const ATTEMPTS = 2;
+const MOST_DESCRIPTORS = 256;
+
+/** A queue pair, and what it is made of at the controller. */
+interface QueueRecord {
+  readonly queue: NvmeQueue;
+  readonly memory: DmaMemory;
+  readonly submissions: number;
+  readonly completions: number;
+  readonly entries: number;
+  readonly vector: number | undefined;
+  readonly priority: number;
+  readonly doorbells: readonly [tail: Doorbell, head: Doorbell];
+  /** Looks after it, when the program does not poll. */
+  readonly poller: Poller | undefined;
+}
+
+/** An NVMe controller. Made by `nvmeDriver`. */
+export class Nvme {
+  /** What it says of itself. */
+  identity: NvmeControllerIdentity;
+  limits: NvmeLimits;
+  /** Its version, such as `1.4.0`. */
+  readonly version: string;
+
+  readonly #device: Device;
+  readonly #context: ProbeContext;
+  readonly #bar: ControllerBar;
+  readonly #pageSize: number;
+  readonly #feed = new EventFeed();
+  readonly #bounce: Bounce;
+  readonly #adminRecord: QueueRecord;
+  readonly #admin: Commands;
+  #io: Commands | undefined;
+  readonly #records = new Map<number, QueueRecord>();
+  readonly #namespaces = new Map<number, NvmeNamespace>();
+  #interrupts: Interrupts | undefined;
+  readonly #vectors: Set<() => void>[] = [];
+  #requests: { device: Device; rules: PointerRules; timeoutMs: number };
+  #abortMs = 5000;
+  #resubmitReads = false;
+  #shadow: { readonly memory: DmaMemory; readonly doorbells: ShadowDoorbells } | undefined;
+  #state: 'starting' | 'ready' | 'resetting' | 'ended' = 'starting';
+  #resetting: Promise<void> | undefined;
+  /** Why it was reset last. */
+  #resetReason: DmaError | undefined;
+  #why: DmaError | undefined;
+  readonly #aborts: (() => void)[] = [];
+  #abortsRunning = 0;
+  readonly #endUse: (() => void) | undefined;
+
+  private constructor(device: Device, context: ProbeContext) {
+    this.#device = device;
+    this.#context = context;
+    this.#bar = new ControllerBar(device.access);
+    const { capabilities } = this.#bar;
+    this.version = this.#bar.version;
+    this.#pageSize = Math.max(4 * KiB, capabilities.minPageSize);
+    if (this.#pageSize > capabilities.maxPageSize)
+      throw invalid('nvme.open', `the controller has pages of ${capabilities.maxPageSize} bytes at most`);
+    // Until identify says more.
+    const pageSize = this.#pageSize;
+    const rules: PointerRules = { pageSize, maxTransfer: pageSize, sgl: 'none', maxDescriptors: MOST_DESCRIPTORS };
+    this.#requests = { device, rules, timeoutMs: 30_000 };
+    this.identity = controllerIdentityOf(new Uint8Array(IDENTIFY_BYTES));
+    this.limits = { maxTransfer: pageSize, queues: 0, queueEntries: 0, pageSize, sgl: false, vectors: 0 };
+    this.#bounce = new Bounce((length) => this.#allocate(length, 'copies'));
+    this.#adminRecord = this.#makeQueue(0, ADMIN_ENTRIES, MOST_ADMIN_TRANSFER, 2, undefined, undefined);
+    this.#admin = new Commands(this.#adminRecord.queue, this.#host(), pageSize, true);
+    this.#endUse = device.domain?.addUser({ device: device.name, uses: (start, end) => this.#usesOf(start, end) });
+  }
+
+  /** @internal Takes the controller: resets it, and brings it up. @throws DmaError when it can not be worked */
+  static async open(device: Device, context: ProbeContext): Promise<Nvme> {
+    const nvme = new Nvme(device, context);
+    try {
+      await nvme.#bar.disable();
+      nvme.#enableInterrupts();
+      await nvme.#bringUp();
+      nvme.#state = 'ready';
+      nvme.#listen();
+      return nvme;
+    } catch (error) {
+      const failure = withUndo(nvme.#why ?? error, 'nvme.open', []);
+      const undo: unknown[] = [];
+      await nvme.close(failure).catch((why: unknown) => undo.push(why));
+      throw withUndo(failure.with({ device: device.name }), 'nvme.open', undo);
+    }
+  }
+
+  /** Its namespaces, by their numbers. */
+  get namespaces(): readonly NvmeNamespace[] {
+    return [...this.#namespaces.values()].sort((a, b) => a.id - b.id);
+  }
+
+  /** Does it work? False while it is being reset, and once it is closed or gone. */
+  get ready(): boolean {
+    return this.#state === 'ready';
+  }
+
+  /** Changes how it is worked; what is left out stays. @throws DmaError EINVAL */
+  configure(settings: NvmeSettings): void {
+    const operation = 'nvme.configure';
+    const { timeoutMs, abortMs, resubmitReads } = optionsOf<NvmeSettings>(settings, SETTINGS, operation);
+    if (timeoutMs !== undefined) mustBeMs(timeoutMs, 'timeoutMs', operation);
+    if (abortMs !== undefined) mustBeMs(abortMs, 'abortMs', operation);
+    this.#requests.timeoutMs = timeoutMs ?? this.#requests.timeoutMs;
+    this.#abortMs = abortMs ?? this.#abortMs;
+    this.#resubmitReads = resubmitReads ?? this.#resubmitReads;
+  }
+
+  /**
+   * Sends any admin command.
+   *
+   * @throws DmaError (rejects) as `NvmeNamespace.read`
+   */
+  async admin(command: NvmeCommand): Promise<NvmeResult> {
+    const operation = 'nvme.admin';
+    mustBeObject(command, 'a command', operation);
+    this.#mustWork(operation);
+    const checked = commandOf(this.#adminContext, command, 0, operation);
+    return this.#send(operation, checked.entry, checked.data, checked.unit, command, checked.ranges);
+  }
+
+  /** Reads a log page. @param length bytes, a multiple of 4. @throws DmaError as {@link Nvme.admin} */
+  async logPage(
+    page: number,
+    length: number,
+    options: { readonly nsid?: number; readonly offset?: number; readonly keepEvent?: boolean } = {},
+  ): Promise<Uint8Array> {
+    const operation = 'nvme.logPage';
+    const shape: Shape<typeof options> = { nsid: 'number', offset: 'number', keepEvent: 'boolean' };
+    const { nsid = 0xffffffff, offset = 0, keepEvent = false } = optionsOf<typeof options>(options, shape, operation);
+    mustBeWhole(page, 0, 0xff, 'the log page', operation);
+    mustBeWhole(length, 4, 64 * MiB, 'the length of a log page', operation);
+    mustBeWhole(offset, 0, Number.MAX_SAFE_INTEGER, 'offset', operation);
+    if (length % 4 !== 0) throw invalid(operation, `a log page of ${length} bytes: it is read in words of 4 bytes`);
+    const bytes = new Uint8Array(length);
+    const most = Math.min(4 * KiB, this.limits.maxTransfer);
+    for (let at = 0; at < length; at += most) {
+      const part = Math.min(most, length - at);
+      const words = part / 4 - 1;
+      const from = offset + at;
+      const cdw = { cdw10: page | (keepEvent ? 1 << 15 : 0) | ((words & 0xffff) << 16), cdw11: words >>> 16 };
+      const where = { cdw12: from % 2 ** 32, cdw13: Math.floor(from / 2 ** 32) };
+      bytes.set(await this.#read(operation, { opcode: ADMIN.GET_LOG_PAGE, nsid, ...cdw, ...where }, part), at);
+    }
+    return bytes;
+  }
+
+  /** The value of a feature. @throws DmaError as {@link Nvme.admin} */
+  async feature(
+    id: number,
+    options: {
+      readonly nsid?: number;
+      readonly select?: 'current' | 'default' | 'saved';
+      readonly cdw11?: number;
+    } = {},
+  ): Promise<number> {
+    const operation = 'nvme.feature';
+    const shape: Shape<typeof options> = { nsid: 'number', select: ['current', 'default', 'saved'], cdw11: 'number' };
+    const { nsid = 0, select = 'current', cdw11 = 0 } = optionsOf<typeof options>(options, shape, operation);
+    mustBeWhole(id, 0, 0xff, 'the feature', operation);
+    const which = { current: FEATURE_SELECT.CURRENT, default: FEATURE_SELECT.DEFAULT, saved: FEATURE_SELECT.SAVED }[
+      select
+    ];
+    const command = { opcode: ADMIN.GET_FEATURES, nsid, cdw10: id | (which << FEATURE_SELECT.SHIFT), cdw11 };
+    return (await this.#command(operation, command)).result;
+  }
+
+  /** Sets a feature. @returns what the controller answers. @throws DmaError as {@link Nvme.admin} */
+  async setFeature(
+    id: number,
+    value: number,
+    options: { readonly nsid?: number; readonly save?: boolean } = {},
+  ): Promise<number> {
+    const operation = 'nvme.setFeature';
+    const shape: Shape<typeof options> = { nsid: 'number', save: 'boolean' };
+    const { nsid = 0, save = false } = optionsOf<typeof options>(options, shape, operation);
+    mustBeWhole(id, 0, 0xff, 'the feature', operation);
+    const cdw10 = id | (save ? 1 << 31 : 0);
+    return (await this.#command(operation, { opcode: ADMIN.SET_FEATURES, nsid, cdw10, cdw11: value })).result;
+  }
+
+  /**
+   * Formats a namespace: all that is in it is lost.
+   *
+   * @param options.format index of the format, as `namespace.identity.formats` has them. Default: the one in use
+   * @param options.erase 1: user data; 2: the key of its encryption. Default 0
+   * @throws DmaError as {@link Nvme.admin}; ENOTSUP
+   */
+  async format(
+    namespace: NvmeNamespace,
+    options: NvmeCallOptions & { readonly format?: number; readonly erase?: number } = {},
+  ): Promise<void> {
+    const operation = 'nvme.format';
+    if (!(namespace instanceof NvmeNamespace)) throw invalid(operation, 'it takes a namespace of this controller');
+    if ((this.identity.oacs & OACS.FORMAT) === 0)
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation,
+        device: this.#device.name,
+        reason: 'the controller can not format',
+      });
+    const { format = namespace.identity.format, erase = 0, ...call } = options;
+    mustBeWhole(format, 0, 15, 'format', operation);
+    mustBeWhole(erase, 0, 2, 'erase', operation);
+    const inline = namespace.identity.metadataInline ? 1 << 4 : 0;
+    await this.#command(operation, {
+      ...call,
+      opcode: ADMIN.FORMAT,
+      nsid: namespace.id,
+      cdw10: format | inline | (erase << 9),
+    });
+    await this.rescan();
+  }
+
+  /** Asks the controller anew which namespaces it has, and what they are. @throws DmaError as {@link Nvme.admin} */
+  async rescan(): Promise<void> {
+    this.#mustWork('nvme.rescan');
+    await this.#scan();
+  }
+
+  /** What the controller tells from now on, until it is closed. A listener that does not take events loses the oldest. */
+  events(): AsyncGenerator<NvmeEvent, void> {
+    return this.#feed.listen();
+  }
+
+  /**
+   * Opens a queue pair of the program's own, for many commands a second: see {@link NvmeQueue}. Close it by
+   * {@link closeQueue}, or with the device.
+   *
+   * @throws DmaError (rejects): EINVAL; ENOSPC when the controller has no queue pair left; as {@link Nvme.admin}
+   */
+  async openQueue(options?: NvmeQueueOptions): Promise<NvmeQueue> {
+    const operation = 'nvme.openQueue';
+    const asked = optionsOf<NvmeQueueOptions>(options, QUEUE_OPTIONS, operation);
+    this.#mustWork(operation);
+    const { onCompletions, interrupts = onCompletions !== undefined, priority = 'medium' } = asked;
+    const { entries = Math.min(IO_ENTRIES, this.limits.queueEntries) } = asked;
+    mustBeWhole(entries, 2, this.limits.queueEntries, 'entries', operation);
+    const record = this.#makeIoQueue(entries, interrupts, PRIORITIES.indexOf(priority), onCompletions, operation);
+    try {
+      await this.#createQueue(record);
+    } catch (error) {
+      this.#records.delete(record.queue.id);
+      throw withUndo(error, operation, undoAll([() => record.memory[Symbol.dispose]()]));
+    }
+    return record.queue;
+  }
+
+  /** Closes a queue pair. @throws DmaError (rejects): EBUSY while commands run in it; EINVAL */
+  async closeQueue(queue: NvmeQueue): Promise<void> {
+    const operation = 'nvme.closeQueue';
+    const record = queue instanceof NvmeQueue ? this.#records.get(queue.id) : undefined;
+    if (record === undefined || record.queue !== queue || record.queue === this.#io?.queue)
+      throw invalid(operation, 'this is no queue that openQueue gave, or it was closed before');
+    this.#mustWork(operation);
+    if (queue.running > 0)
+      throw new DmaError({
+        code: 'EBUSY',
+        operation,
+        reason: `${queue.running} commands run in queue ${queue.id}`,
+        hint: 'poll until queue.running is 0',
+      });
+    queue.halt(closedDriver('nvmeQueue').with({ reason: 'the queue was closed' }));
+    this.#records.delete(queue.id);
+    await this.#command(operation, { opcode: ADMIN.DELETE_SQ, cdw10: queue.id });
+    await this.#command(operation, { opcode: ADMIN.DELETE_CQ, cdw10: queue.id });
+    record.memory[Symbol.dispose]();
+  }
+
+  /**
+   * Resets the controller and brings it up again. Commands that run reject with ECANCELED, or are sent again
+   * (`resubmitReads`); those that wait for a slot are sent then.
+   *
+   * @throws DmaError (rejects) when it does not come up again: then it can not be used any more
+   */
+  async reset(): Promise<void> {
+    const operation = 'nvme.reset';
+    this.#mustWork(operation);
+    await this.#recover(new DmaError({ code: 'ECANCELED', operation, reason: 'a reset was asked for' }));
+    if (this.#why !== undefined) throw this.#why.with({ operation });
+  }
+
+  /**
+   * @internal Lets go of the controller: tells it that it will be switched off, and switches it off. All calls end.
+   *
+   * @param why the error of those. Default ECANCELED
+   */
+  async close(why: DmaError = closedDriver('nvme')): Promise<void> {
+    if (this.#state === 'ended' && this.#endUse === undefined) return;
+    await this.#resetting?.catch(() => undefined);
+    const isLost = why.code === 'ENODEV';
+    const wasReady = this.#state === 'ready';
+    this.#state = 'ended';
+    this.#why ??= why;
+    this.#resetReason = this.#why;
+    const errors: unknown[] = [];
+    if (!isLost) {
+      try {
+        if (wasReady) await this.#bar.shutdown().catch(() => undefined);
+        await this.#bar.disable();
+      } catch (error) {
+        if (!isGone(error)) errors.push(error);
+        this.#cutOff();
+      }
+    }
+    this.#settleAll(this.#why);
+    this.#feed.end();
+    this.#endUse?.();
+    const records = [...this.#records.values(), this.#adminRecord];
+    this.#records.clear();
+    errors.push(
+      ...undoAll([
+        () => this.#interrupts?.close(),
+        () => this.#shadow?.memory[Symbol.dispose](),
+        ...records.map(
+          ({ memory }) =>
+            () =>
+              memory[Symbol.dispose](),
+        ),
+      ]),
+    );
+    throwFirst(errors, 'nvme.close');
+  }
+
+  // --- bringing up ---
+
+  async #bringUp(): Promise<void> {
+    const record = this.#adminRecord;
+    const { queue, entries, submissions, completions } = record;
+    queue.restart();
+    this.#admin.resume();
+    await this.#bar.enable({ entries, submissions, completions, pageSize: this.#pageSize, arbitration: 0 });
+    this.#learn(controllerIdentityOf(await this.#identify(CNS.CONTROLLER, 0)));
+    await this.#agreeOnQueues();
+    await this.#useShadowDoorbells();
+    if (this.#io === undefined) {
+      const entriesWanted = Math.min(IO_ENTRIES, this.limits.queueEntries);
+      const io = this.#makeIoQueue(entriesWanted, this.limits.vectors > 0, 2, undefined, 'nvme.open');
+      this.#io = new Commands(io.queue, this.#host(), this.#pageSize, io.vector !== undefined);
+      if (io.vector !== undefined) this.#vectors[io.vector].add(() => this.#io?.interrupt());
+    }
+    for (const each of this.#records.values()) {
+      each.queue.restart();
+      await this.#createQueue(each);
+    }
+    await this.#scan();
+    await this.#switchEventsOn();
+  }
+
+  #learn(identity: NvmeControllerIdentity): void {
+    this.identity = identity;
+    const { capabilities } = this.#bar;
+    const told = identity.mdts === 0 ? USUAL_TRANSFER : 2 ** identity.mdts * capabilities.minPageSize;
+    // What the lists of a queue are made for stays, whatever a controller says after a reset.
+    const maxTransfer = Math.min(told, this.#io?.queue.maxTransfer ?? MOST_TRANSFER);
+    const kind = identity.sgls & 3;
+    const sgl = kind === 1 ? 'any' : kind === 2 ? 'words' : 'none';
+    this.#requests.rules = { pageSize: this.#pageSize, maxTransfer, sgl, maxDescriptors: MOST_DESCRIPTORS };
+    this.limits = {
+      maxTransfer,
+      queues: this.limits.queues,
+      queueEntries: capabilities.maxEntries,
+      pageSize: this.#pageSize,
+      sgl: sgl !== 'none',
+      vectors: this.#vectors.length,
+    };
+  }
+
+  /** The feature "number of queues": both are 0-based. */
+  async #agreeOnQueues(): Promise<void> {
+    const wanted = WANTED_QUEUES - 1;
+    const command = { opcode: ADMIN.SET_FEATURES, cdw10: FEATURE.QUEUES, cdw11: wanted | (wanted << 16) };
+    const { result } = await this.#command('nvme.open', command);
+    const queues = Math.min(result & 0xffff, result >>> 16, wanted) + 1;
+    this.limits = { ...this.limits, queues };
+  }
+
+  /** Memory instead of doorbells, where the controller has that: emulated ones do. */
+  async #useShadowDoorbells(): Promise<void> {
+    if ((this.identity.oacs & OACS.DOORBELL_BUFFER) === 0) return;
+    const stride = this.#bar.capabilities.doorbellStride;
+    const bytes = this.#pageSize;
+    const memory = this.#shadow?.memory ?? this.#allocate(2 * bytes, 'shadow doorbells');
+    const [values, events] = [memory.part(0, bytes), memory.part(bytes, bytes)];
+    values.bytes.fill(0);
+    events.bytes.fill(0);
+    const words = ({ bytes: of }: typeof values): Uint32Array =>
+      new Uint32Array(of.buffer, of.byteOffset, of.length / 4);
+    this.#shadow = { memory, doorbells: { values: words(values), events: words(events) } };
+    const entry = new Uint32Array(16);
+    entry[0] = ADMIN.DOORBELL_BUFFER_CONFIG;
+    entry[6] = values.iova;
+    entry[7] = values.iova / 2 ** 32;
+    entry[8] = events.iova;
+    entry[9] = events.iova / 2 ** 32;
+    try {
+      await this.#send('nvme.open', entry, { kind: 'none' }, 0, {}, []);
+    } catch (error) {
+      // It works without, as all controllers do.
+      if (!isDmaError(error, 'ENOTSUP') && !isDmaError(error, 'EINVAL')) throw error;
+      memory[Symbol.dispose]();
+      this.#shadow = undefined;
+      return;
+    }
+    for (const { queue, doorbells } of [this.#adminRecord, ...this.#records.values()])
+      this.#shadowed(queue.id, doorbells, stride, bytes);
+  }
+
+  /** A queue's doorbells go to memory, if theirs fit into the page of it. */
+  #shadowed(id: number, doorbells: readonly Doorbell[], stride: number, bytes: number): void {
+    const shadow = this.#shadow?.doorbells;
+    if (id === 0 || shadow === undefined) return;
+    for (const [which, doorbell] of doorbells.entries()) {
+      const at = (2 * id + which) * stride;
+      doorbell.useShadow(at + 4 <= bytes ? shadow : undefined, at / 4);
+    }
+  }
+
+  async #scan(): Promise<void> {
+    const ids: number[] = [];
+    for (let from = 0; ;) {
+      const list = namespaceListOf(await this.#identify(CNS.ACTIVE_NAMESPACES, from));
+      ids.push(...list);
+      if (list.length < IDENTIFY_BYTES / 4) break;
+      from = list[list.length - 1];
+    }
+    const found = new Set<number>();
+    for (const id of ids) {
+      const identity = namespaceIdentityOf(await this.#identify(CNS.NAMESPACE, id));
+      if (identity.blocks === 0 || identity.blockSize === 0) continue;
+      const descriptors = await this.#descriptors(id);
+      found.add(id);
+      const facts: NamespaceFacts = { id, identity, descriptors };
+      const known = this.#namespaces.get(id);
+      if (known === undefined) this.#namespaces.set(id, new NvmeNamespace(this.#namespaceHost(), facts));
+      else known.update(facts);
+    }
+    for (const [id, namespace] of this.#namespaces) {
+      if (found.has(id)) continue;
+      namespace.end();
+      this.#namespaces.delete(id);
+    }
+  }
+
+  /** Controllers before 1.3 have none. */
+  async #descriptors(id: number): Promise<NamespaceFacts['descriptors']> {
+    try {
+      return descriptorsOf(await this.#identify(CNS.NAMESPACE_DESCRIPTORS, id));
+    } catch (error) {
+      if (!isDmaError(error, 'EINVAL') && !isDmaError(error, 'ENOTSUP')) throw error;
+      return { eui64: undefined, nguid: undefined, uuid: undefined, commandSet: undefined };
+    }
+  }
+
+  #namespaceHost(): NamespaceHost {
+    const io = this.#io;
+    if (io === undefined) throw closedDriver('nvme');
+    const requests: RequestContext = this.#requests;
+    const identity = (): NvmeControllerIdentity => this.identity;
+    return {
+      context: requests,
+      get identity() {
+        return identity();
+      },
+      io,
+      bounce: this.#bounce,
+      page: (length) => this.#allocate(length, 'lists'),
+      identify: (cns, nsid, commandSet) => this.#identify(cns, nsid, commandSet),
+    };
+  }
+
+  // --- events ---
+
+  async #switchEventsOn(): Promise<void> {
+    const offered = this.identity.events;
+    const wanted = EVENT_CONFIG.HEALTH_MASK | (offered & (EVENT_CONFIG.NAMESPACES | EVENT_CONFIG.FIRMWARE));
+    const command = { opcode: ADMIN.SET_FEATURES, cdw10: FEATURE.ASYNC_EVENTS, cdw11: wanted };
+    await this.#command('nvme.open', command).catch((error: unknown) => {
+      if (!isDmaError(error, 'EINVAL') && !isDmaError(error, 'ENOTSUP')) throw error;
+    });
+  }
+
+  /** Keeps requests for events outstanding. */
+  #listen(): void {
+    const count = Math.min(EVENT_REQUESTS, this.identity.eventLimit);
+    for (let each = 0; each < count; each++) void this.#requestEvents();
+  }
+
+  async #requestEvents(): Promise<void> {
+    const operation = 'nvme.events';
+    try {
+      while (this.#state === 'ready') {
+        const entry = new Uint32Array(16);
+        entry[0] = ADMIN.ASYNC_EVENT;
+        const { result } = await this.#admin.run(
+          this.#parts(operation, entry, { kind: 'none' }, 0, [], undefined, Infinity),
+          true,
+        );
+        await this.#happened(result);
+      }
+    } catch {
+      // The controller is being reset, or is gone, or has enough of them.
+    }
+  }
+
+  async #happened(result: number): Promise<void> {
+    const page = (result >>> 16) & 0xff;
+    const isNotice = (result & 7) === EVENT_TYPE.NOTICE;
+    const bytes = page === LOG.CHANGED_NAMESPACES ? 4096 : page === 0 ? 0 : 512;
+    // Reading the page lets the next event of this kind come.
+    const log = bytes === 0 ? undefined : await this.logPage(page, bytes).catch(() => undefined);
+    if (isNotice && ((result >>> 8) & 0xff) === EVENT.NOTICE.NAMESPACES) await this.#scan().catch(() => undefined);
+    this.#feed.tell(eventOf(result, log));
+  }
+
+  // --- commands ---
+
+  #parts(
+    operation: string,
+    entry: Uint32Array,
+    data: Data,
+    unit: number,
+    ranges: readonly number[],
+    signal: AbortSignal | undefined,
+    deadline: number,
+  ): Parameters<Commands['run']>[0] {
+    const device = this.#device.name;
+    return {
+      operation,
+      device,
+      entry,
+      lba: 0,
+      blocks: 0,
+      unit,
+      maxBlocks: 1,
+      data,
+      ranges,
+      signal,
+      deadline,
+      repeatable: false,
+    };
+  }
+
+  async #send(
+    operation: string,
+    entry: Uint32Array,
+    data: Data,
+    unit: number,
+    call: NvmeCallOptions,
+    ranges: readonly number[],
+  ): Promise<NvmeResult> {
+    const { signal, deadline } = limitsOf(this.#requests, call, operation);
+    return this.#admin.run(this.#parts(operation, entry, data, unit, ranges, signal, deadline));
+  }
+
+  /** Lists of the admin queue are made before identify says how much the controller takes. */
+  get #adminContext(): RequestContext {
+    const { rules, ...rest } = this.#requests;
+    return { ...rest, rules: { ...rules, maxTransfer: Math.min(rules.maxTransfer, MOST_ADMIN_TRANSFER) } };
+  }
+
+  async #command(operation: string, command: NvmeCommand): Promise<NvmeResult> {
+    const { entry, data, unit, ranges } = commandOf(this.#requests, command, 0, operation);
+    return this.#send(operation, entry, data, unit, command, ranges);
+  }
+
+  /** A command whose answer is `length` bytes. */
+  async #read(operation: string, command: NvmeCommand, length: number): Promise<Uint8Array> {
+    using memory = this.#allocate(length, 'an answer');
+    const { entry } = commandOf(this.#requests, command, 0, operation);
+    const { bytes, iova } = memory.part(0, length);
+    await this.#send(operation, entry, { kind: 'run', iova, va: NaN }, length, command, []);
+    return Uint8Array.from(bytes);
+  }
+
+  #identify(cns: number, nsid: number, commandSet: number = COMMAND_SET.NVM): Promise<Uint8Array> {
+    const command = { opcode: ADMIN.IDENTIFY, nsid, cdw10: cns, cdw11: commandSet << 24 };
+    return this.#read('nvme.identify', command, IDENTIFY_BYTES);
+  }
+
+  #allocate(length: number, what: string): DmaMemory {
+    return new DmaMemory(this.#device, this.#context, length, this.#pageSize, what);
+  }
+
+  // --- queues ---
+
+  #makeIoQueue(
+    entries: number,
+    interrupts: boolean,
+    priority: number,
+    onCompletions: NvmeQueueOptions['onCompletions'],
+    operation: string,
+  ): QueueRecord {
+    let id = 1;
+    while (this.#records.has(id)) id++;
+    if (id > this.limits.queues)
+      throw new DmaError({
+        code: 'ENOSPC',
+        operation,
+        device: this.#device.name,
+        reason: `the controller has ${this.limits.queues} queue pairs, and all are in use`,
+        hint: 'close one by closeQueue',
+      });
+    const vectors = this.#vectors.length;
+    const vector = !interrupts || vectors === 0 ? undefined : vectors === 1 ? 0 : 1 + ((id - 1) % (vectors - 1));
+    const record = this.#makeQueue(id, entries, this.limits.maxTransfer, priority, vector, onCompletions);
+    this.#records.set(id, record);
+    this.#shadowed(id, record.doorbells, this.#bar.capabilities.doorbellStride, this.#pageSize);
+    return record;
+  }
+
+  #makeQueue(
+    id: number,
+    entries: number,
+    maxTransfer: number,
+    priority: number,
+    vector: number | undefined,
+    onCompletions: NvmeQueueOptions['onCompletions'],
+  ): QueueRecord {
+    const pageSize = this.#pageSize;
+    const stride = this.#bar.capabilities.doorbellStride;
+    const submissionBytes = alignUp(entries * ENTRY.SUBMISSION, pageSize);
+    const completionBytes = alignUp(entries * ENTRY.COMPLETION, pageSize);
+    const listBytes = listBytesFor(maxTransfer, pageSize);
+    const listsAt = submissionBytes + completionBytes;
+    const length = listsAt + (entries - 1) * listBytes;
+    const memory = this.#allocate(length, `queue ${id}`);
+    const tail = new Doorbell(this.#bar.registers, submissionDoorbell(id, stride));
+    const head = new Doorbell(this.#bar.registers, completionDoorbell(id, stride));
+    const submissions = memory.part(0, submissionBytes);
+    const completions = memory.part(submissionBytes, completionBytes);
+    const queue = new NvmeQueue({
+      ...{ id, entries, submissions, completions, listBytes, pageSize, maxTransfer, tail, head },
+      lists: memory.part(listsAt, length - listsAt),
+      formatOf: (nsid) => this.#formatOf(nsid),
+      garbage: (error) => void this.#recover(error),
+    });
+    const poller = onCompletions === undefined ? undefined : this.#pollerOf(queue, onCompletions, vector);
+    return {
+      ...{ queue, memory, entries, vector, priority, poller },
+      submissions: submissions.iova,
+      completions: completions.iova,
+      doorbells: [tail, head],
+    };
+  }
+
+  /** Calls the program with what completes. */
+  #pollerOf(
+    queue: NvmeQueue,
+    onCompletions: (count: number, queue: NvmeQueue) => void,
+    vector: number | undefined,
+  ): Poller {
+    const poll = (): number => {
+      let count = 0;
+      try {
+        count = queue.poll();
+      } catch (error) {
+        this.#failed(error);
+      }
+      if (count > 0) onCompletions(count, queue);
+      return count;
+    };
+    const poller = new Poller(
+      { poll, busy: () => queue.running > 0, check: () => this.#check() },
+      vector !== undefined,
+    );
+    queue.onRing = () => poller.start();
+    if (vector !== undefined) this.#vectors[vector].add(() => poller.interrupt());
+    return poller;
+  }
+
+  #formatOf(nsid: number): { readonly blockBytes: number } {
+    const namespace = this.#namespaces.get(nsid);
+    if (namespace === undefined)
+      throw invalid('nvmeQueue', `there is no namespace ${nsid}`, {
+        hint: `there are: ${[...this.#namespaces.keys()].join(', ')}`,
+      });
+    return { blockBytes: namespace.transferSize };
+  }
+
+  /** Create I/O completion queue, then the submission queue that uses it (NVMe 1.4, sections 5.3 and 5.4). */
+  async #createQueue({ queue, entries, submissions, completions, vector, priority }: QueueRecord): Promise<void> {
+    const operation = 'nvme.openQueue';
+    const cdw10 = queue.id | ((entries - 1) << 16);
+    const interrupts = vector === undefined ? 0 : QUEUE.INTERRUPTS | (vector << 16);
+    const cq = { opcode: ADMIN.CREATE_CQ, cdw10, cdw11: QUEUE.CONTIGUOUS | interrupts, prp: [completions, 0] as const };
+    await this.#command(operation, cq);
+    const cdw11 = QUEUE.CONTIGUOUS | (priority << QUEUE.PRIORITY_SHIFT) | (queue.id << 16);
+    await this.#command(operation, { opcode: ADMIN.CREATE_SQ, cdw10, cdw11, prp: [submissions, 0] });
+  }
+
+  #enableInterrupts(): void {
+    const { access } = this.#device;
+    const kinds: readonly InterruptKind[] = ['msix', 'msi', 'intx'];
+    const kind = kinds.find((each) => access.interruptCount(each) > 0);
+    if (kind === undefined) return;
+    const count = kind === 'msix' ? Math.min(access.interruptCount(kind), MOST_VECTORS) : 1;
+    for (let vector = 0; vector < count; vector++) this.#vectors.push(new Set());
+    const handlers = this.#vectors.map((listeners) => () => {
+      for (const listener of listeners) listener();
+    });
+    this.#vectors[0].add(() => this.#admin.interrupt());
+    this.#interrupts = access.enableInterrupts(kind, handlers);
+    // Calls that run keep the process alive, and not a controller that is idle.
+    this.#interrupts.setRef(false);
+  }
+
+  // --- when it goes wrong ---
+
+  #host(): CommandsHost {
+    const reason = (): DmaError | undefined => this.#resetReason;
+    const abortMs = (): number => this.#abortMs;
+    const resubmits = (): boolean => this.#resubmitReads;
+    return {
+      check: () => this.#check(),
+      abort: (queue, slot, isWanted) => this.#abort(queue, slot, isWanted),
+      recover: (why) => void this.#recover(why),
+      failed: (error) => this.#failed(error),
+      get resetReason() {
+        return reason();
+      },
+      get resubmits() {
+        return resubmits();
+      },
+      get abortMs() {
+        return abortMs();
+      },
+    };
+  }
+
+  #check(): void {
+    if (this.#state !== 'ready') return;
+    try {
+      this.#bar.check();
+    } catch (error) {
+      this.#failed(error);
+    }
+  }
+
+  /** A register could not be reached, or says that all is lost. */
+  #failed(error: unknown): void {
+    const why = withUndo(error, 'nvme', []);
+    if (this.#state === 'ended') return;
+    if (isGone(why)) this.#end(why);
+    else void this.#recover(why);
+  }
+
+  /** At most so many aborts run as the controller takes. */
+  async #abort(queue: number, slot: number, isWanted: () => boolean): Promise<void> {
+    if (this.#abortsRunning >= this.identity.abortLimit)
+      await new Promise<void>((resolve) => {
+        this.#aborts.push(resolve);
+      });
+    if (!isWanted() || this.#state !== 'ready') return this.#aborts.shift()?.();
+    this.#abortsRunning++;
+    try {
+      await this.#command('nvme.abort', { opcode: ADMIN.ABORT, cdw10: queue | (slot << 16) });
+    } catch {
+      // What it was for is reset then.
+    } finally {
+      this.#abortsRunning--;
+      this.#aborts.shift()?.();
+    }
+  }
+
+  /** Resets the controller because of `why`. Resolves when it works again, or never will: then `#why` says why. */
+  #recover(why: DmaError): Promise<void> {
+    if (this.#state === 'starting' || this.#state === 'resetting') {
+      // It went wrong while it was being brought up: what waits there ends.
+      this.#resetReason = why;
+      this.#admin.abandon();
+      return this.#resetting ?? Promise.resolve();
+    }
+    if (this.#state === 'ended') return Promise.resolve();
+    this.#state = 'resetting';
+    this.#resetReason = why;
+    this.#resetting = this.#startAnew(why).finally(() => {
+      this.#resetting = undefined;
+    });
+    return this.#resetting;
+  }
+
+  async #startAnew(why: DmaError): Promise<void> {
+    const halted = new DmaError({
+      code: 'EAGAIN',
+      operation: 'nvmeQueue',
+      device: this.#device.name,
+      reason: `the controller is being reset: ${why.reason}`,
+      hint: 'poll the queue, and submit again: ssd.events() tells of the reset',
+    });
+    for (const commands of [this.#admin, this.#io]) commands?.hold();
+    for (const { queue } of [this.#adminRecord, ...this.#records.values()]) queue.halt(halted);
+    try {
+      await this.#stop();
+    } catch (error) {
+      return this.#end(withUndo(error, 'nvme', []));
+    }
+    // It reaches no memory any more: what was running can end.
+    this.#abandonAll();
+    let failure: DmaError | undefined;
+    for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+      try {
+        if (attempt > 0) await this.#stop();
+        await this.#bringUp();
+        failure = undefined;
+        break;
+      } catch (error) {
+        failure = withUndo(error, 'nvme', []);
+        if (isGone(failure)) break;
+      }
+    }
+    if (this.#state !== 'resetting') return;
+    if (failure !== undefined) return this.#end(failure);
+    this.#state = 'ready';
+    this.#io?.resume();
+    this.#listen();
+    this.#feed.tell({ kind: 'reset', what: why.reason, result: 0, log: undefined });
+  }
+
+  /** Switches the controller off; a device that does not react to that is reset as a whole. */
+  async #stop(): Promise<void> {
+    try {
+      await this.#bar.disable();
+    } catch (error) {
+      if (isGone(error)) throw error;
+      this.#device.access.reset();
+      await this.#bar.disable();
+    }
+  }
+
+  #abandonAll(): void {
+    this.#admin.abandon();
+    this.#io?.abandon();
+    for (const { queue, poller } of this.#records.values()) {
+      if (queue === this.#io?.queue) continue;
+      queue.abandon();
+      poller?.start();
+    }
+  }
+
+  /** It can not be used any more. */
+  #end(error: DmaError): void {
+    if (this.#state === 'ended') return;
+    this.#state = 'ended';
+    this.#why = error.with({ device: this.#device.name });
+    this.#resetReason = this.#why;
+    if (!isGone(error)) this.#cutOff();
+    this.#settleAll(this.#why);
+    this.#feed.end();
+  }
+
+  #settleAll(why: DmaError): void {
+    for (const commands of [this.#admin, this.#io]) commands?.end(why);
+    for (const { queue } of this.#records.values()) queue.halt(why);
+    this.#abandonAll();
+  }
+
+  /** A controller that can not be stopped must not reach memory that is used for something else. */
+  #cutOff(): void {
+    forPeople(() => {
+      const { access } = this.#device;
+      const [low, high] = access.readRegion(PCI_CONFIG, PCI_COMMAND, 2);
+      access.writeRegion(PCI_CONFIG, PCI_COMMAND, Uint8Array.of(low & ~PCI_BUS_MASTER, high));
+    });
+  }
+
+  #mustWork(operation: string): void {
+    if (this.#why !== undefined) throw this.#why.with({ operation });
+  }
+
+  /** What commands use of [start, end). */
+  #usesOf(start: number, end: number): string | undefined {
+    const { domain } = this.#device;
+    for (const commands of [this.#io, this.#admin]) {
+      const work = commands?.usesOf(start, end);
+      if (work !== undefined) return work;
+    }
+    for (const { queue } of this.#records.values()) {
+      if (queue === this.#io?.queue) continue;
+      const work = queue.usesOf(start, end, (iova) => domain?.vaOf(iova));
+      if (work !== undefined) return work;
+    }
+    return undefined;
+  }
+}
+
+const PCI_CONFIG = 7;
+const PCI_COMMAND = 4;
+const PCI_BUS_MASTER = 1 << 2;
+
+shortForm(Nvme, 'Nvme', ({ identity: { model, serial, firmware }, version, limits, namespaces, ready }) => ({
+  ...{ model, serial, firmware, version, ready, limits },
+  namespaces: namespaces.map(({ id, blockSize, blocks }) => ({ id, blockSize, blocks })),
+}));

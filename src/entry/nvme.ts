@@ -1,0 +1,31 @@
+/** `anydma/nvme`: NVMe controllers: their namespaces read and written into any memory, any command, queues for hot paths. */
+import '../disposables.js';
+
+export { nvmeDriver } from '../drivers/nvme/nvme-driver.js';
+export { Nvme, type NvmeLimits, type NvmeQueueOptions, type NvmeSettings } from '../drivers/nvme/nvme.js';
+export {
+  NvmeNamespace,
+  type NvmeBlocks,
+  type NvmeCompareOptions,
+  type NvmeNamespaceCapabilities,
+  type NvmeProtection,
+  type NvmeRange,
+  type NvmeReadOptions,
+  type NvmeWriteOptions,
+} from '../drivers/nvme/namespace.js';
+export { ABORTED_BY_HOST, NvmeQueue } from '../drivers/nvme/queue.js';
+export { NvmeError, type NvmeFailure, type NvmeOutcome } from '../drivers/nvme/nvme-error.js';
+export type { NvmeEvent } from '../drivers/nvme/events.js';
+export type { BounceMemory } from '../drivers/nvme/bounce.js';
+export type { NvmeMemory } from '../drivers/nvme/data-pointer.js';
+export type { NvmeCallOptions, NvmeResult } from '../drivers/nvme/operation.js';
+export type { NvmeCommand } from '../drivers/nvme/requests.js';
+export type { NvmeStreamOptions } from '../drivers/nvme/streams.js';
+export type { NvmeZone, ZoneAction, ZoneCalls } from '../drivers/nvme/zones.js';
+
+// The words of the specification.
+export { ADMIN, CNS, COMMAND_SET, FEATURE, IO_CDW12, LOG, NVM } from '../nvme/commands.js';
+export { STATUS, STATUS_FIELD, statusOf, type NvmeStatus } from '../nvme/status.js';
+export type { NvmeControllerIdentity, NvmeDescriptors, NvmeFormat, NvmeNamespaceIdentity } from '../nvme/identify.js';
+export { errorEntriesOf, firmwareOf, healthOf } from '../nvme/log-pages.js';
+export type { NvmeErrorEntry, NvmeFirmware, NvmeHealth } from '../nvme/log-pages.js';
