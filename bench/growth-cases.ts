@@ -7,11 +7,11 @@ import type { MemoryPart } from '../src/memory/part.js';
 /** How things are visited. */
 export type Order = 'in order' | 'at random';
 
-/** One round of an operation, with `n` things. What is done outside of its methods is not measured. */
+/** One set of books, with `n` things in it. What is done outside of its methods is not measured. */
 export interface Round {
   readonly n: number;
   /** Calls `work` for each of 0 to n - 1; the phase takes the time of all. */
-  readonly each: (phase: string, work: (i: number) => void) => void;
+  readonly each: (phase: string, work: (i: number) => void) => Promise<void>;
   readonly eachAsync: (phase: string, work: (i: number) => Promise<unknown>) => Promise<void>;
   /** Calls `work`, which does all n things. */
   readonly all: (phase: string, work: () => unknown) => Promise<void>;
@@ -39,8 +39,10 @@ const BOTH: readonly Order[] = ['in order', 'at random'];
 const ONCE: readonly Order[] = ['in order'];
 
 const BARE: EalOptions = { buses: [benchBus()], drivers: [benchDriver], onForgotten: () => undefined };
-/** All memory is there before anything is measured. */
-const STOCKED: EalOptions = { ...BARE, memory: { noHuge: true, size: 512 * MiB } };
+/** All memory is there before anything is measured. @param bytes what of it is used, with what it takes to keep it apart */
+function stocked(bytes: number): EalOptions {
+  return { ...BARE, memory: { noHuge: true, size: bytes + 2 * MiB } };
+}
 
 /** Operations by name. */
 export const GROWTH: ReadonlyMap<string, Growth> = new Map<string, Growth>([
@@ -98,12 +100,12 @@ async function addressedAreas({ n, each }: Round): Promise<void> {
   await using other = await Eal.start(BARE);
   await using eal = await Eal.start(BARE);
   const { at } = somePages(other, n);
-  const areas: ExternalMemory[] = [];
-  each('fromAddress', (i) => (areas[i] = eal.external.fromAddress(at(i), PAGE)));
-  each('find', (i) => eal.external.find({ va: at(i), length: PAGE }));
-  each('unregister', (i) => areas[i].unregister());
-  each('fromAddress again', (i) => eal.external.fromAddress(at(i), PAGE));
-  each('unregister by address', (i) => eal.external.unregister({ va: at(i), length: PAGE }));
+  const areas = new Array<ExternalMemory>(n);
+  await each('fromAddress', (i) => (areas[i] = eal.external.fromAddress(at(i), PAGE)));
+  await each('find', (i) => eal.external.find({ va: at(i), length: PAGE }));
+  await each('unregister', (i) => areas[i].unregister());
+  await each('fromAddress again', (i) => eal.external.fromAddress(at(i), PAGE));
+  await each('unregister by address', (i) => eal.external.unregister({ va: at(i), length: PAGE }));
 }
 
 async function amongMappings({ n, each }: Round): Promise<void> {
@@ -112,18 +114,18 @@ async function amongMappings({ n, each }: Round): Promise<void> {
   // Neighbours that may be written and those that may not are mappings of their own.
   const pages = Array.from({ length: n }, (_, i) => memory.map({ length: PAGE, readOnly: i % 2 === 1 }));
   try {
-    const areas: ExternalMemory[] = [];
-    each('fromAddress', (i) => (areas[i] = eal.external.fromAddress(pages[i], PAGE, { writable: i % 2 === 0 })));
-    each('unregister', (i) => areas[i].unregister());
+    const areas = new Array<ExternalMemory>(n);
+    await each('fromAddress', (i) => (areas[i] = eal.external.fromAddress(pages[i], PAGE, { writable: i % 2 === 0 })));
+    await each('unregister', (i) => areas[i].unregister());
   } finally {
     for (const va of pages) memory.unmap(va, PAGE);
   }
 }
 
-async function allocatedAreas({ each }: Round): Promise<void> {
+async function allocatedAreas({ n, each }: Round): Promise<void> {
   await using eal = await Eal.start(BARE);
-  const areas: ExternalMemory[] = [];
-  each('allocate', (i) => (areas[i] = eal.external.allocate(PAGE, { source: 'anonymous', populate: false })));
+  const areas = new Array<ExternalMemory>(n);
+  await each('allocate', (i) => (areas[i] = eal.external.allocate(PAGE, { source: 'anonymous', populate: false })));
   // The last in the row is the first to go: holes would need a mapping of the process each.
   for (const area of areas.reverse()) area.unregister();
 }
@@ -132,11 +134,11 @@ async function bufferAreas({ n, each }: Round): Promise<void> {
   await using eal = await Eal.start(BARE);
   const whole = new Uint8Array((n + 1) * PAGE);
   const from = (PAGE - (Number(eal.platform.memory.addressOf(whole)) % PAGE)) % PAGE;
-  const areas: ExternalMemory[] = [];
-  each('register', (i) => {
+  const areas = new Array<ExternalMemory>(n);
+  await each('register', (i) => {
     areas[i] = eal.external.register(whole.subarray(from + i * PAGE, from + (i + 1) * PAGE));
   });
-  each('unregister', (i) => areas[i].unregister());
+  await each('unregister', (i) => areas[i].unregister());
 }
 
 async function heapAreas({ n, each }: Round): Promise<void> {
@@ -145,11 +147,11 @@ async function heapAreas({ n, each }: Round): Promise<void> {
   const { at } = somePages(other, n);
   const areas = Array.from({ length: n }, (_, i) => eal.external.fromAddress(at(i), PAGE));
   const heap = eal.heaps.create('bench');
-  each('addMemory', (i) => eal.heaps.addMemory('bench', areas[i]));
+  await each('addMemory', (i) => eal.heaps.addMemory('bench', areas[i]));
   // A block in each, so that what is free and what is not matters.
   const blocks = Array.from({ length: n }, () => heap.malloc(PAGE));
-  each('free of the last block', (i) => blocks[i].free());
-  each('removeMemory', (i) => eal.heaps.removeMemory('bench', { va: at(i), length: PAGE }));
+  await each('free of the last block', (i) => blocks[i].free());
+  await each('removeMemory', (i) => eal.heaps.removeMemory('bench', { va: at(i), length: PAGE }));
 }
 
 async function rawAreas({ n, each }: Round): Promise<void> {
@@ -157,15 +159,15 @@ async function rawAreas({ n, each }: Round): Promise<void> {
   await using eal = await Eal.start(BARE);
   const { at } = somePages(other, n);
   eal.heaps.create('bench');
-  each('addMemory', (i) => eal.heaps.addMemory('bench', { va: at(i), length: PAGE }));
-  each('removeMemory', (i) => eal.heaps.removeMemory('bench', { va: at(i), length: PAGE }));
+  await each('addMemory', (i) => eal.heaps.addMemory('bench', { va: at(i), length: PAGE }));
+  await each('removeMemory', (i) => eal.heaps.removeMemory('bench', { va: at(i), length: PAGE }));
 }
 
 async function retiredRanges({ n, each }: Round): Promise<void> {
   await using eal = await Eal.start(BARE);
   const areas = Array.from({ length: n }, () => eal.external.allocate(PAGE, { source: 'anonymous', populate: false }));
   for (const area of areas) area.bytes();
-  each('unregister, looked at before', (i) => areas[i].unregister());
+  await each('unregister, looked at before', (i) => areas[i].unregister());
   await collected(eal);
 }
 
@@ -177,13 +179,13 @@ async function collected(eal: Eal): Promise<void> {
   }
 }
 
-async function pins({ each }: Round): Promise<void> {
+async function pins({ n, each }: Round): Promise<void> {
   await using eal = await Eal.start(BARE);
   using memory = eal.external.allocate(PAGE);
-  const held: Disposable[] = [];
-  each('pin', (i) => (held[i] = memory.pin()));
-  each('is it pinned?', () => memory.pinned);
-  each('unpin', (i) => held[i][Symbol.dispose]());
+  const held = new Array<Disposable>(n);
+  await each('pin', (i) => (held[i] = memory.pin()));
+  await each('is it pinned?', () => memory.pinned);
+  await each('unpin', (i) => held[i][Symbol.dispose]());
 }
 
 // --- mappings and devices ---
@@ -206,16 +208,16 @@ async function mappings({ n, each }: Round, iovas: Iovas): Promise<void> {
   const { eal, device, target } = await mapper(iovas, n);
   await using _stop = eal;
   const { domain } = device;
-  const made: { unmap(): void; readonly iova: number }[] = [];
-  each('dmaMap', (i) => (made[i] = device.dmaMap(target(i))));
-  each('iovaOf', (i) => device.iovaOf(target(i).va));
+  const made = new Array<{ unmap(): void; readonly iova: number }>(n);
+  await each('dmaMap', (i) => (made[i] = device.dmaMap(target(i))));
+  await each('iovaOf', (i) => device.iovaOf(target(i).va));
   const addresses = made.map(({ iova }) => iova);
-  each('vaOf', (i) => domain?.vaOf(addresses[i]));
-  each('explain', (i) => device.explain(addresses[i]));
-  each('the same on one more device', (i) => device.dmaMap(target(i)).unmap());
-  each('unmap', (i) => made[i].unmap());
-  each('dmaMap again', (i) => device.dmaMap(target(i)));
-  each('dmaUnmap by address', (i) => device.dmaUnmap(target(i)));
+  await each('vaOf', (i) => domain?.vaOf(addresses[i]));
+  await each('explain', (i) => device.explain(addresses[i]));
+  await each('the same on one more device', (i) => device.dmaMap(target(i)).unmap());
+  await each('unmap', (i) => made[i].unmap());
+  await each('dmaMap again', (i) => device.dmaMap(target(i)));
+  await each('dmaUnmap by address', (i) => device.dmaUnmap(target(i)));
 }
 
 /** Memory whose pages are in pieces for devices, as one mapping. */
@@ -226,8 +228,8 @@ async function runsOfOne({ n, each, all }: Round): Promise<void> {
   const memory = eal.external.allocate(n * PAGE, { source: 'anonymous', populate: false, iovas });
   let mapping: ReturnType<Device['dmaMap']> | undefined;
   await all('dmaMap', () => (mapping = device.dmaMap(memory)));
-  each('mapping.iovaOf', (i) => mapping?.iovaOf((memory.va + i * PAGE) as Va));
-  each('device.iovaOf', (i) => device.iovaOf(memory.va + i * PAGE));
+  await each('mapping.iovaOf', (i) => mapping?.iovaOf((memory.va + i * PAGE) as Va));
+  await each('device.iovaOf', (i) => device.iovaOf(memory.va + i * PAGE));
   await all('unmap', () => mapping?.unmap());
 }
 
@@ -238,11 +240,11 @@ async function lostMappings({ n, all }: Round): Promise<void> {
   await all('remove of the device', async () => eal.remove(device));
 }
 
-async function devices({ each, eachAsync }: Round, more: string): Promise<void> {
+async function devices({ n, each, eachAsync }: Round, more: string): Promise<void> {
   await using eal = await Eal.start(BARE);
-  const found: Device[] = [];
+  const found = new Array<Device>(n);
   await eachAsync('probe', async (i) => (found[i] = await eal.probe(`bench:${i},iovas=any${more}`)));
-  each('find', (i) => eal.find(`bench:${i}`));
+  await each('find', (i) => eal.find(`bench:${i}`));
   await eachAsync('remove', async (i) => eal.remove(found[i]));
 }
 
@@ -257,10 +259,10 @@ async function freshDevices({ n, each }: Round): Promise<void> {
   await using eal = await Eal.start(BARE);
   const found = await manyDevices(eal, n);
   const memory = eal.external.allocate(PAGE);
-  const mappings: Disposable[] = [];
-  each('first dmaMap', (i) => (mappings[i] = found[i].dmaMap(memory)));
-  each('unmap', (i) => mappings[i][Symbol.dispose]());
-  each('second dmaMap', (i) => found[i].dmaMap(memory));
+  const mappings = new Array<Disposable>(n);
+  await each('first dmaMap', (i) => (mappings[i] = found[i].dmaMap(memory)));
+  await each('unmap', (i) => mappings[i][Symbol.dispose]());
+  await each('second dmaMap', (i) => found[i].dmaMap(memory));
 }
 
 async function groups({ n, each, all }: Round): Promise<void> {
@@ -269,7 +271,7 @@ async function groups({ n, each, all }: Round): Promise<void> {
   const memory = eal.external.allocate(PAGE);
   let group: ReturnType<Eal['dmaMapAll']> | undefined;
   await all('dmaMapAll, a list', () => (group = eal.dmaMapAll(memory, found)));
-  each('of', (i) => group?.of(found[i]));
+  await each('of', (i) => group?.of(found[i]));
   await all('unmap, a list', () => group?.unmap());
   await all('dmaMapAll', () => (group = eal.dmaMapAll(memory)));
   await all('unmap', () => group?.unmap());
@@ -292,16 +294,16 @@ async function heapOnDevices({ n, all }: Round): Promise<void> {
 
 async function heaps({ each }: Round): Promise<void> {
   await using eal = await Eal.start(BARE);
-  each('create', (i) => eal.heaps.create(`heap ${i}`));
-  each('find', (i) => eal.heaps.find(`heap ${i}`));
-  each('destroy', (i) => eal.heaps.destroy(`heap ${i}`));
+  await each('create', (i) => eal.heaps.create(`heap ${i}`));
+  await each('find', (i) => eal.heaps.find(`heap ${i}`));
+  await each('destroy', (i) => eal.heaps.destroy(`heap ${i}`));
 }
 
-async function zones({ each }: Round): Promise<void> {
-  await using eal = await Eal.start(STOCKED);
-  each('reserve', (i) => eal.zones.reserve(`zone ${i}`, 64));
-  each('lookup', (i) => eal.zones.find(`zone ${i}`));
-  each('free', (i) => eal.zones.free(`zone ${i}`));
+async function zones({ n, each }: Round): Promise<void> {
+  await using eal = await Eal.start(stocked(n * 64));
+  await each('reserve', (i) => eal.zones.reserve(`zone ${i}`, 64));
+  await each('lookup', (i) => eal.zones.find(`zone ${i}`));
+  await each('free', (i) => eal.zones.free(`zone ${i}`));
 }
 
 /** Fills a heap with blocks, and frees every other one. @returns those that are left */
@@ -325,21 +327,21 @@ async function largestZones({ n, each }: Round): Promise<void> {
   emptyHeap(eal, n * 8 * KiB);
   const random = randomNumbers();
   const kept = fragment(eal, n, () => 4 * KiB + 64 * random(32));
-  each('reserve', (i) => eal.zones.reserve(`zone ${i}`, 0, { heap: 'bench' }));
-  each('statistics', () => eal.heaps.named('bench', 'bench').statistics());
-  each('free', (i) => eal.zones.free(`zone ${i}`));
+  await each('reserve', (i) => eal.zones.reserve(`zone ${i}`, 0, { heap: 'bench' }));
+  await each('statistics', () => eal.heaps.named('bench', 'bench').statistics());
+  await each('free', (i) => eal.zones.free(`zone ${i}`));
   if (kept === undefined) throw new Error('nothing is kept');
 }
 
-async function blocks({ each }: Round, size: number): Promise<void> {
-  await using eal = await Eal.start(STOCKED);
-  const held: ReturnType<Eal['malloc']>[] = [];
+async function blocks({ n, each }: Round, size: number): Promise<void> {
+  await using eal = await Eal.start(stocked(n * size));
+  const held = new Array<ReturnType<Eal['malloc']>>(n);
   const [heap] = eal.memory.heaps;
-  each('malloc', (i) => (held[i] = eal.malloc(size)));
-  each('blockAt', (i) => heap.blockAt(held[i].va + size / 2));
-  each('validate', (i) => heap.validate(held[i]));
-  each('statistics', () => heap.statistics());
-  each('free', (i) => held[i].free());
+  await each('malloc', (i) => (held[i] = eal.malloc(size)));
+  await each('blockAt', (i) => heap.blockAt(held[i].va + size / 2));
+  await each('validate', (i) => heap.validate(held[i]));
+  await each('statistics', () => heap.statistics());
+  await each('free', (i) => held[i].free());
 }
 
 /** Pages in pairs that are contiguous for devices only at the last one. */
@@ -354,13 +356,13 @@ async function unsuitableBlocks({ n, each }: Round): Promise<void> {
   const all = Array.from({ length: 2 * (n + spare) }, (_, i) => heap.malloc(i % 2 === 0 ? 3 * PAGE : PAGE));
   for (let i = 2 * n; i < all.length; i += 2) all[i].free();
   for (let i = 0; i < 2 * n; i += 2) all[i].free();
-  each('contiguous', () => heap.malloc(2 * PAGE, { contiguous: true }).free());
-  each('contiguous, by turns with others', (i) => {
+  await each('contiguous', () => heap.malloc(2 * PAGE, { contiguous: true }).free());
+  await each('contiguous, by turns with others', (i) => {
     heap.malloc(2 * PAGE, { contiguous: true }).free();
     heap.malloc(64 * (1 + (i % 64))).free();
   });
   const last = heap.malloc(2 * PAGE, { contiguous: true });
-  each('that there is no room for', (i) => {
+  await each('that there is no room for', (i) => {
     if (i % 100 !== 0) return;
     try {
       heap.malloc(3 * PAGE, { contiguous: true, align: 16 * PAGE, boundary: 16 * PAGE });
@@ -387,16 +389,16 @@ async function extents({ n, all }: Round): Promise<void> {
 // --- pools ---
 
 async function pool({ n, each, all }: Round): Promise<void> {
-  await using eal = await Eal.start(STOCKED);
+  await using eal = await Eal.start(stocked(n * 64));
   const device = await eal.probe('bench:one,iovas=any');
   let made: ReturnType<Eal['pools']['create']> | undefined;
   await all('create', () => (made = eal.pools.create({ elements: n, elementSize: 64 })));
   const pool = made;
   if (pool === undefined) throw new Error('no pool');
   const numbers = new Int32Array(n);
-  each('get', (i) => pool.get(numbers, 1, i));
-  each('bytes', (i) => pool.bytes(i));
-  each('put', (i) => pool.put(numbers, 1, i));
+  await each('get', (i) => pool.get(numbers, 1, i));
+  await each('bytes', (i) => pool.bytes(i));
+  await each('put', (i) => pool.put(numbers, 1, i));
   await all('iovasFor', () => pool.iovasFor(device));
   await all('free', () => pool.free());
 }
@@ -428,12 +430,12 @@ async function externalPool({ n, all }: Round): Promise<void> {
   await all('free', () => made?.[Symbol.dispose]());
 }
 
-async function pools({ each }: Round): Promise<void> {
-  await using eal = await Eal.start(STOCKED);
-  const made: Disposable[] = [];
-  each('create', (i) => (made[i] = eal.pools.create({ name: `pool ${i}`, elements: 8, elementSize: 64 })));
-  each('find', (i) => eal.pools.find(`pool ${i}`));
-  each('free', (i) => made[i][Symbol.dispose]());
+async function pools({ n, each }: Round): Promise<void> {
+  await using eal = await Eal.start(stocked(n * 2 * KiB));
+  const made = new Array<Disposable>(n);
+  await each('create', (i) => (made[i] = eal.pools.create({ name: `pool ${i}`, elements: 8, elementSize: 64 })));
+  await each('find', (i) => eal.pools.find(`pool ${i}`));
+  await each('free', (i) => made[i][Symbol.dispose]());
 }
 
 // --- the end ---
@@ -470,8 +472,10 @@ async function stopping({ n, all }: Round): Promise<void> {
     },
   };
   await using outer = await Eal.start(BARE);
+  const stocks: Record<string, number | undefined> = { blocks: 64, zones: 64, pools: 2 * KiB };
   for (const [kind, make] of Object.entries(fill)) {
-    const eal = await Eal.start(kind === 'blocks' || kind === 'zones' || kind === 'pools' ? STOCKED : BARE);
+    const stock = stocks[kind];
+    const eal = await Eal.start(stock === undefined ? BARE : stocked(n * stock));
     await make(eal);
     await all(`with ${kind}`, async () => eal.stop());
   }
@@ -489,20 +493,20 @@ async function heldMappings(count: number, iovas: Iovas): Promise<unknown> {
 }
 
 async function heldBlocks(count: number, size: number): Promise<unknown> {
-  const eal = await Eal.start({ ...STOCKED, memory: { noHuge: true, size: count * size + MiB } });
+  const eal = await Eal.start(stocked(count * size));
   const made: unknown[] = [];
   for (let i = 0; i < count; i++) made.push(eal.malloc(size));
   return [eal, made];
 }
 
 async function heldZones(count: number): Promise<unknown> {
-  const eal = await Eal.start({ ...STOCKED, memory: { noHuge: true, size: count * 64 + MiB } });
+  const eal = await Eal.start(stocked(count * 64));
   for (let i = 0; i < count; i++) eal.zones.reserve(`zone ${i}`, 64);
   return eal;
 }
 
 async function heldElements(count: number): Promise<unknown> {
-  const eal = await Eal.start({ ...STOCKED, memory: { noHuge: true, size: count * 64 + MiB } });
+  const eal = await Eal.start(stocked(count * 64));
   const device = await eal.probe('bench:one,iovas=any');
   const pool = eal.pools.create({ elements: count, elementSize: 64, cache: 256 });
   const numbers = new Int32Array(512);

@@ -1,80 +1,91 @@
 /**
- * `node --expose-gc growth-child.js time NAME ORDER SIZES UNITS BATCHES` measures one operation of growth-cases.ts, and
- * `... memory NAME COUNT` how much memory its objects take. A process of its own bears the garbage that it makes, and no other's.
+ * `node --expose-gc growth-child.js time NAME ORDER SIZES BATCHES` measures one operation of growth-cases.ts, and `... memory NAME
+ * COUNT` how much memory its objects take. A process of its own bears the garbage that it makes, and no other's.
+ *
+ * Every size has as many things in all: as many sets of books as there is room for. So memory caches and garbage collection have the
+ * same work at each, in the time and outside of it, and what differs is how large the books are.
  */
 import { workClock } from './harness/clock.js';
-import { GROWTH, HELD, type Order } from './growth-cases.js';
+import { GROWTH, HELD, type Order, type Round } from './growth-cases.js';
 import { randomNumbers } from './harness/areas.js';
 
 /** What is printed of times: by phase and size, the nanoseconds a unit of each batch. */
 export type Times = Record<string, Record<number, number[]>>;
 
-/** Rounds that only warm up, of the smallest size. */
-const WARM_UP = 5;
-/** A batch ends after so many milliseconds, however little of it is done. */
-const LONGEST_BATCH_MS = 5000;
-
 const [what, name, ...rest] = process.argv.slice(2);
-console.log(
-  JSON.stringify(
-    what === 'memory' ? await bytesEach(name, Number(rest[0])) : await times(rest[0] as Order, rest.slice(1)),
-  ),
-);
-process.exit();
 
-async function times(order: Order, [sizes, units, batches]: readonly string[]): Promise<Times> {
+/** The sizes take turns; the first turn of each only warms up. */
+async function times(order: Order, [sizes, batches]: readonly string[]): Promise<Times> {
+  const growth = GROWTH.get(name);
+  if (growth === undefined) throw new Error(`there is no operation "${name}"`);
   const found: Times = {};
   const all = sizes.split(',').map(Number);
-  const round = roundsOf(order);
-  for (let i = 0; i < WARM_UP; i++) await round(all[0]);
-  for (const n of all)
-    for (let batch = 0; batch < Number(batches); batch++) {
-      collect();
-      const sums = new Map<string, { ms: number; units: number }>();
-      const until = workClock() + LONGEST_BATCH_MS;
-      for (let done = 0; done < Number(units) && workClock() < until; done += n)
-        for (const [phase, { ms, units: count }] of await round(n)) {
-          const sum = sums.get(phase) ?? { ms: 0, units: 0 };
-          sums.set(phase, { ms: sum.ms + ms, units: sum.units + count });
-        }
-      for (const [phase, { ms, units: count }] of sums) ((found[phase] ??= {})[n] ??= []).push((ms / count) * 1e6);
+  const things = Math.max(...all);
+  const places = new Map(all.map((n) => [n, order === 'in order' ? ascending(n) : shuffled(n)]));
+  for (let batch = 0; batch <= Number(batches); batch++)
+    for (const n of batch % 2 === 0 ? all : all.toReversed()) {
+      const together = new Together(Math.floor(things / n), places.get(n) ?? new Int32Array(0));
+      const phases = await together.run(growth.run);
+      if (batch > 0) for (const [phase, ns] of phases) ((found[phase] ??= {})[n] ??= []).push(ns);
     }
   return found;
 }
 
-/** Does the operation with `n` things once. @returns what each phase of it took */
-function roundsOf(order: Order): (n: number) => Promise<Map<string, { ms: number; units: number }>> {
-  const growth = GROWTH.get(name);
-  if (growth === undefined) throw new Error(`there is no operation "${name}"`);
-  const orders = new Map<number, Int32Array>();
-  return async (n) => {
-    let places = orders.get(n);
-    if (places === undefined) orders.set(n, (places = order === 'in order' ? ascending(n) : shuffled(n)));
-    const phases = new Map<string, { ms: number; units: number }>();
-    const add = (phase: string, began: number, units: number): void => {
-      const sum = phases.get(phase) ?? { ms: 0, units: 0 };
-      phases.set(phase, { ms: sum.ms + workClock() - began, units: sum.units + units });
-    };
-    await growth.run({
+/** Equal sets of books that go through the phases of an operation together, one after the other in each phase. */
+class Together {
+  /** What the sets do next, as far as they have come. */
+  #next: { readonly work: () => unknown; readonly done: () => void; readonly failed: (why: unknown) => void }[] = [];
+  readonly #phases = new Map<string, number>();
+
+  constructor(
+    readonly sets: number,
+    readonly places: Int32Array,
+  ) {}
+
+  /** @returns the nanoseconds a thing of each phase */
+  async run(operation: (round: Round) => Promise<void>): Promise<ReadonlyMap<string, number>> {
+    const { places } = this;
+    const n = places.length;
+    const round: Round = {
       n,
-      each: (phase, work) => {
-        const began = workClock();
-        for (let i = 0; i < n; i++) work(places[i]);
-        add(phase, began, n);
-      },
-      eachAsync: async (phase, work) => {
-        const began = workClock();
-        for (let i = 0; i < n; i++) await work(places[i]);
-        add(phase, began, n);
-      },
-      all: async (phase, work) => {
-        const began = workClock();
-        await work();
-        add(phase, began, n);
-      },
+      each: async (phase, work) =>
+        this.#phase(phase, () => {
+          for (let i = 0; i < n; i++) work(places[i]);
+        }),
+      eachAsync: async (phase, work) =>
+        this.#phase(phase, async () => {
+          for (let i = 0; i < n; i++) await work(places[i]);
+        }),
+      all: async (phase, work) => this.#phase(phase, work),
+    };
+    await Promise.all(Array.from({ length: this.sets }, async () => operation(round)));
+    return this.#phases;
+  }
+
+  async #phase(phase: string, work: () => unknown): Promise<void> {
+    return new Promise((done, failed) => {
+      this.#next.push({ work, done, failed });
+      if (this.#next.length === this.sets) void this.#measure(phase);
     });
-    return phases;
-  };
+  }
+
+  async #measure(phase: string): Promise<void> {
+    const sets = this.#next;
+    this.#next = [];
+    // What was made outside of a phase is no work of it.
+    collect();
+    try {
+      const began = workClock();
+      for (const { work } of sets) {
+        const result = work();
+        if (result instanceof Promise) await result;
+      }
+      this.#phases.set(phase, ((workClock() - began) / (sets.length * this.places.length)) * 1e6);
+      for (const { done } of sets) done();
+    } catch (error) {
+      for (const { failed } of sets) failed(error);
+    }
+  }
 }
 
 async function bytesEach(of: string, count: number): Promise<number> {
@@ -122,3 +133,10 @@ function shuffled(n: number): Int32Array {
   }
   return places;
 }
+
+console.log(
+  JSON.stringify(
+    what === 'memory' ? await bytesEach(name, Number(rest[0])) : await times(rest[0] as Order, rest.slice(1)),
+  ),
+);
+process.exit();
