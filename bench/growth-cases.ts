@@ -35,6 +35,8 @@ const PAGE = 4096;
 const SIZES = [1000, 10_000, 100_000];
 /** Of what takes a mapping of the process each: the kernel allows 65,530. */
 const FEW = [500, 5000, 50_000];
+/** Of addresses that are freed apart from each other: more than 16,384 do not wait at a time. */
+const APART = [160, 1600, 16_000];
 const BOTH: readonly Order[] = ['in order', 'at random'];
 const ONCE: readonly Order[] = ['in order'];
 
@@ -52,7 +54,8 @@ export const GROWTH: ReadonlyMap<string, Growth> = new Map<string, Growth>([
   ['areas of a Buffer', { orders: BOTH, sizes: SIZES, run: bufferAreas }],
   ['areas in a heap', { orders: BOTH, sizes: SIZES, run: heapAreas }],
   ['addresses in a heap', { orders: BOTH, sizes: SIZES, run: rawAreas }],
-  ['retired ranges', { orders: BOTH, sizes: SIZES, run: retiredRanges }],
+  ['retired ranges', { orders: ONCE, sizes: SIZES, run: retiredRanges }],
+  ['scattered retired ranges', { orders: ['at random'], sizes: APART, run: retiredRanges }],
   ['pins', { orders: BOTH, sizes: SIZES, run: pins }],
   ['mappings', { orders: BOTH, sizes: SIZES, run: (round) => mappings(round, 'any') }],
   ['mappings at allocated IOVAs', { orders: BOTH, sizes: SIZES, run: (round) => mappings(round, 'low') }],
@@ -171,7 +174,16 @@ async function retiredRanges({ n, each }: Round): Promise<void> {
   await collected(eal);
 }
 
+/** Waits until addresses that were freed can be used again. */
 async function collected(eal: Eal): Promise<void> {
+  // They are those of the thread, so that one set of books waits for all.
+  collecting ??= collectAll(eal).finally(() => (collecting = undefined));
+  await collecting;
+}
+
+let collecting: Promise<void> | undefined;
+
+async function collectAll(eal: Eal): Promise<void> {
   while (eal.external.retired.waiting.ranges > 0) {
     const gc: unknown = Reflect.get(globalThis, 'gc');
     if (typeof gc === 'function') Reflect.apply(gc, undefined, []);
@@ -195,23 +207,23 @@ type Iovas = 'any' | 'low';
 async function mapper(
   iovas: Iovas,
   n: number,
-): Promise<{ eal: Eal; device: Device; target: (i: number) => MemoryPart }> {
+): Promise<{ eal: Eal; device: Device; at: (i: number) => Va; target: (i: number) => MemoryPart }> {
   const eal = await Eal.start(BARE);
   const device = await eal.probe(`bench:one,iovas=${iovas}`);
   const { memory, at } = somePages(eal, n);
   const targets = Array.from({ length: n }, (_, i) => ({ va: at(i), length: PAGE }));
   if (memory.length < n) throw new Error('no memory');
-  return { eal, device, target: (i) => targets[i] };
+  return { eal, device, at, target: (i) => targets[i] };
 }
 
 async function mappings({ n, each }: Round, iovas: Iovas): Promise<void> {
-  const { eal, device, target } = await mapper(iovas, n);
+  const { eal, device, at, target } = await mapper(iovas, n);
   await using _stop = eal;
   const { domain } = device;
   const made = new Array<{ unmap(): void; readonly iova: number }>(n);
   await each('dmaMap', (i) => (made[i] = device.dmaMap(target(i))));
-  await each('iovaOf', (i) => device.iovaOf(target(i).va));
-  const addresses = made.map(({ iova }) => iova);
+  await each('iovaOf', (i) => device.iovaOf(at(i)));
+  const addresses = Float64Array.from(made, ({ iova }) => iova);
   await each('vaOf', (i) => domain?.vaOf(addresses[i]));
   await each('explain', (i) => device.explain(addresses[i]));
   await each('the same on one more device', (i) => device.dmaMap(target(i)).unmap());

@@ -319,6 +319,23 @@ test('DM-44 a space that can cut: head, middle and tail, and what is left stays'
   assert.deepEqual([made.differences(), [...(made.areas.at(A)?.holders.keys() ?? [])]], [[], ['d1']]);
 });
 
+test('DM-44 a mapping of many pieces knows the addresses of its own, also where another one is in a hole of it', () => {
+  const made = new Bench({ constraints: { partialUnmap: true } });
+  const iovas = Array.from({ length: 8 }, (_, page) => 0x100000 + ((page * 3) % 8) * 2 * PAGE);
+  made.area(A, 8, { iovas });
+  const { domain } = made;
+  const mapping = domain.mapFor('d0', part(A, 8 * PAGE));
+  for (let page = 0; page < 8; page++) {
+    assert.equal(mapping.iovaOf((A + page * PAGE + 17) as Va), iovas[page] + 17);
+    assert.throws(() => mapping.iovaOf((A + page * PAGE + 0.5) as Va), error('EINVAL'));
+  }
+  for (const outside of [A - 1, A + 8 * PAGE]) assert.throws(() => mapping.iovaOf(outside as Va), error('EINVAL'));
+  domain.unmapFor('d0', part(A + 2 * PAGE, PAGE));
+  const hole = domain.mapFor('d1', part(A + 2 * PAGE, PAGE));
+  assert.throws(() => mapping.iovaOf((A + 2 * PAGE) as Va), error('EINVAL', 'not in this mapping'));
+  assert.deepEqual([hole.iovaOf((A + 2 * PAGE) as Va), mapping.iovaOf((A + 3 * PAGE) as Va)], [iovas[2], iovas[3]]);
+});
+
 test('DM-44 cutting all parts off one by one ends the mapping', () => {
   const made = bench({ constraints: { partialUnmap: true } });
   const mapping = made.domain.mapFor('d0', part(A, 3 * PAGE));

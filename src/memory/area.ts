@@ -76,6 +76,8 @@ export class Area {
   #lingering: Map<object, () => void> | undefined;
   /** @internal For a Buffer: was its ArrayBuffer transferred, so that its address is no longer known here? */
   isEmptied: (() => boolean) | undefined;
+  /** @internal What it was registered as. */
+  registration: object | undefined;
   /** @internal Called when {@link lingers} changes; set by the heap that allocates from this area. */
   onLinger: (() => void) | undefined;
   /** @internal The same for the page list that holds this area: one more (1) or one less (-1) lingers. */

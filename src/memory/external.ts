@@ -143,6 +143,12 @@ interface Parts {
   readonly origin: Origin | undefined;
 }
 
+/** Where memory is registered. */
+interface Registry {
+  /** It was unregistered. */
+  gone(memory: ExternalMemory): void;
+}
+
 /** One piece of registered external memory. Disposing it unregisters it; see {@link ExternalMemory.unregister}. */
 export class ExternalMemory implements Disposable {
   readonly area: Area;
@@ -159,13 +165,13 @@ export class ExternalMemory implements Disposable {
   readonly #release: readonly (() => void)[];
   readonly #running: RunningWorks;
   readonly #pins = new Pins();
-  readonly #gone: (memory: ExternalMemory) => void;
+  readonly #registry: Registry;
   #registered = true;
   /** It is being unregistered. */
   #leaving = false;
 
   /** @internal Made by {@link External}. */
-  constructor(parts: Parts, index: AreaIndex, running: RunningWorks, gone: (memory: ExternalMemory) => void) {
+  constructor(parts: Parts, index: AreaIndex, running: RunningWorks, registry: Registry) {
     this.area = parts.area;
     this.source = parts.source;
     this.origin = parts.origin;
@@ -176,7 +182,8 @@ export class ExternalMemory implements Disposable {
     this.#release = parts.release;
     this.#index = index;
     this.#running = running;
-    this.#gone = gone;
+    this.#registry = registry;
+    this.area.registration = this;
   }
 
   /** Address of the first byte. */
@@ -197,6 +204,11 @@ export class ExternalMemory implements Disposable {
   /** Is it still registered? */
   get live(): boolean {
     return this.#registered;
+  }
+
+  /** @internal Is it registered there? */
+  isOf(registry: Registry): boolean {
+    return this.#registry === registry && this.#registered;
   }
 
   /**
@@ -336,10 +348,11 @@ export class ExternalMemory implements Disposable {
   /** It has gone. */
   #end(operation: string): void {
     this.#registered = false;
+    this.area.registration = undefined;
     const errors = undoAll(this.#release);
     this.area.gone();
     // Told last: who hears it may use the addresses.
-    this.#gone(this);
+    this.#registry.gone(this);
     throwFirst(errors, operation);
   }
 
@@ -367,29 +380,25 @@ shortForm(ExternalMemory, 'ExternalMemory', ({ area, live }) => ({
 }));
 
 /**
- * What is registered, in the order of registration. The youngest is beside the Map: one that comes and goes again and again
- * leaves the Map unchanged, which V8 would make anew whenever it becomes empty.
+ * What is registered, in the order of registration. The youngest is beside the Set: one that comes and goes again and again
+ * leaves the Set unchanged, which V8 would make anew whenever it becomes empty.
  */
 class Registered implements Iterable<ExternalMemory> {
-  readonly #older = new Map<Area, ExternalMemory>();
+  readonly #older = new Set<ExternalMemory>();
   #youngest: ExternalMemory | undefined;
 
   add(memory: ExternalMemory): void {
-    if (this.#youngest !== undefined) this.#older.set(this.#youngest.area, this.#youngest);
+    if (this.#youngest !== undefined) this.#older.add(this.#youngest);
     this.#youngest = memory;
   }
 
   delete(memory: ExternalMemory): void {
     if (memory === this.#youngest) this.#youngest = undefined;
-    else this.#older.delete(memory.area);
-  }
-
-  get(area: Area): ExternalMemory | undefined {
-    return this.#youngest?.area === area ? this.#youngest : this.#older.get(area);
+    else this.#older.delete(memory);
   }
 
   *[Symbol.iterator](): Generator<ExternalMemory, void> {
-    yield* this.#older.values();
+    yield* this.#older;
     if (this.#youngest !== undefined) yield this.#youngest;
   }
 }
@@ -399,6 +408,12 @@ export class External implements Iterable<ExternalMemory> {
   readonly #platform: Platform;
   readonly #index: AreaIndex;
   readonly #live = new Registered();
+  readonly #registry: Registry = {
+    gone: (memory) => {
+      this.#live.delete(memory);
+      this.#changed('unregistered', memory);
+    },
+  };
   readonly #changed: (change: 'registered' | 'unregistered', memory: ExternalMemory) => void;
   readonly #origins: OriginNotes;
   readonly #gate: Gate;
@@ -745,20 +760,24 @@ export class External implements Iterable<ExternalMemory> {
   }
 
   #exactly(range: Range<Va>): ExternalMemory | undefined {
-    const area = this.#index.exact(range);
-    return area === undefined ? undefined : this.#live.get(area);
+    return this.#registeredAs(this.#index.exact(range));
   }
 
   /** @internal Is this registered here now? */
   has(memory: ExternalMemory): boolean {
-    return this.#live.get(memory.area) === memory;
+    return memory.isOf(this.#registry);
   }
 
   /** @internal The bytes at [va, va + length), when they are all in one piece of external memory. */
   bytesAt(va: Va, length: number): Uint8Array | undefined {
     const area = this.#index.at(va);
     if (area === undefined || va + length > area.range.end) return undefined;
-    return this.#live.get(area)?.bytesForDevice(va - area.range.start, length);
+    return this.#registeredAs(area)?.bytesForDevice(va - area.range.start, length);
+  }
+
+  #registeredAs(area: Area | undefined): ExternalMemory | undefined {
+    const memory = area?.registration;
+    return memory instanceof ExternalMemory && memory.isOf(this.#registry) ? memory : undefined;
   }
 
   /** Maps at a multiple of `align` bytes. */
@@ -820,10 +839,7 @@ export class External implements Iterable<ExternalMemory> {
     };
     const origin = 'origin' in extra ? extra.origin : this.#origins.note(this.#register);
     const parts = { area, source, views, handedOut, empty: extra.empty, giveBack, release, origin };
-    const memory = new ExternalMemory(parts, this.#index, this.#running, (gone) => {
-      this.#live.delete(gone);
-      this.#changed('unregistered', gone);
-    });
+    const memory = new ExternalMemory(parts, this.#index, this.#running, this.#registry);
     this.#live.add(memory);
     this.#changed('registered', memory);
     return memory;
