@@ -34,6 +34,7 @@ export function portablePlatform(reason: string): Platform {
       close: refuse('close'),
       foreign: refuse('fcntl'),
       closeForeign: refuse('close'),
+      closing: () => 0,
       duplicate: refuse('fcntl'),
       status: refuse('statx'),
       fileSystem: refuse('fstatfs'),

@@ -257,10 +257,12 @@ export interface FilesPort {
   /** Classifies a descriptor from another process. Does not block. */
   foreign(fd: number): Foreign;
   /**
-   * Closes a descriptor from another process, or a socket that may have received some. If closing may block (a
-   * lingering socket, a file that a process serves), another thread closes it. Never throws.
+   * Closes a descriptor from another process. If closing may block (a file that a process serves), another thread closes
+   * it, one at a time. Sockets do not linger over what they have not sent. Never throws.
    */
   closeForeign(fd: number): void;
+  /** How many descriptors {@link FilesPort.closeForeign} has been given that are not closed yet. */
+  closing(): number;
   /** A second descriptor for the same open file (F_DUPFD_CLOEXEC). */
   duplicate(fd: number): number;
   status(fd: number): FileStatus;

@@ -209,3 +209,21 @@ test(
     end();
   },
 );
+
+test('descriptors that nobody took from a connection are not left to the close of its socket', { skip }, () => {
+  const base = openPlatform();
+  const closed: number[] = [];
+  const closeForeign = (fd: number): void => {
+    closed.push(fd);
+    base.files.closeForeign(fd);
+  };
+  const platform = { ...base, files: { ...base.files, closeForeign } };
+  const [a, b] = platform.sockets.pair();
+  const channel = new Channel(platform, a, { onMessage: () => undefined, onClose: () => undefined });
+  const event = platform.events.create();
+  for (let n = 0; n < 3; n++) platform.sockets.send(b, new Uint8Array(16), 0, [event, event]);
+  channel.close(new DmaError({ code: 'ECONNABORTED', operation: 'test', reason: 'the test ends' }));
+  assert.equal(closed.length, 6);
+  platform.files.close(event);
+  platform.files.close(b);
+});

@@ -2,7 +2,8 @@
 import { DmaError, isDmaError } from '../errors.js';
 import type { Platform, ReceivedBytes, Watch } from '../platform/ports.js';
 import { Framer, protocolError } from './framing.js';
-import { FLAG, MAX_FDS, MAX_MESSAGE } from './messages.js';
+import { hangUp } from './hang-up.js';
+import { ALL_FDS, FLAG, MAX_FDS, MAX_MESSAGE } from './messages.js';
 import type { Message } from './messages.js';
 import { now } from '../timers.js';
 
@@ -13,9 +14,6 @@ const NONE: readonly Channel[] = [];
 
 /** While more bytes of replies than this wait, nothing is read from the peer, because it could ask for more. */
 const MAX_REPLIES = MAX_MESSAGE;
-
-/** The most descriptors per message. All are received, so that unwanted ones are closed here and not by the kernel. */
-const ALL_FDS = 253;
 
 /** Receive calls in one turn of the event loop, so that a flood leaves time for other work. */
 const RECEIVES_A_TURN = 4;
@@ -65,7 +63,6 @@ export class Channel {
   #queuedReplies = 0;
   #watch: Watch | undefined;
   readonly #keepAlive: boolean;
-  readonly #trusted: boolean;
   #paused = false;
   #dispatching = false;
   #failure: DmaError | undefined;
@@ -74,22 +71,15 @@ export class Channel {
    * @param fd a connected socket, the channel's from here on
    * @param options.keepAlive shall the open channel keep the process alive? Default true
    * @param options.served is this a server's end? Then it goes on while a client of this thread waits: see {@link pump}
-   * @param options.trusted is the other side not out to harm? Else its socket, in which descriptors may lie that nobody took, is
-   *   closed on another thread. Default false
    */
   constructor(
     private readonly platform: Platform,
     readonly fd: number,
     private readonly owner: ChannelOwner,
-    {
-      keepAlive = true,
-      served = false,
-      trusted = false,
-    }: { readonly keepAlive?: boolean; readonly served?: boolean; readonly trusted?: boolean } = {},
+    { keepAlive = true, served = false }: { readonly keepAlive?: boolean; readonly served?: boolean } = {},
   ) {
     this.#served = served;
     this.#keepAlive = keepAlive;
-    this.#trusted = trusted;
     this.interest = { fd, readable: true, writable: false };
     try {
       this.#rewatch();
@@ -162,13 +152,7 @@ export class Channel {
     if (this.#served) servedHere.delete(this);
     this.#watch?.close();
     this.#watch = undefined;
-    try {
-      this.platform.sockets.shutdown(this.fd);
-    } catch {
-      // The other side was faster.
-    }
-    if (this.#trusted) this.#closeOwn([this.fd]);
-    else this.#closeAll([this.fd]);
+    hangUp(this.platform, this.fd);
     this.#closeAll(this.#framer.takeFds());
     for (const { fds } of this.#queue) this.#closeOwn(fds);
     this.#queue = [];

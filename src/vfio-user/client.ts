@@ -419,7 +419,7 @@ export class VfioUserClient {
         this.#end(error, false);
       },
     };
-    const channel = new Channel(this.platform, fd, owner, { keepAlive: false, trusted: this.#trusts });
+    const channel = new Channel(this.platform, fd, owner, { keepAlive: false });
     return channel;
   }
 

@@ -33,6 +33,9 @@ export const MAX_MESSAGE = HEADER_SIZE + 16 + MAX_DATA;
 /** Descriptors that both ends here accept in one message. Some peers refuse to talk to who announces more. */
 export const MAX_FDS = 16;
 
+/** The most descriptors that a message can have. All are received, so that unwanted ones are closed here and not by the kernel. */
+export const ALL_FDS = 253;
+
 /** Command numbers. From 14 on they belong to later versions (migration, dirty page tracking). */
 export const COMMAND = {
   VERSION: 1,

@@ -839,6 +839,26 @@ test('eventfds of a client that is not trusted are not written to, which they co
   });
 });
 
+test('who leaves descriptors that can not be closed is not served until they are', options, () =>
+  withServer({ untrusted: true }, ({ connect, platform, events }) => {
+    const memfd = platform.memory.memfd({ name: 'test', length: 4096 });
+    let closing = 0;
+    platform.files.closing = () => closing;
+    const client = connect();
+    client.version();
+    closing = 64;
+    assert.equal(client.map(0, 4096, 'read', memfd), undefined);
+    closing = 65;
+    client.post(m.encodeDmaMap(client.out, 1, 8192, 4096, 'read', 0), [memfd]);
+    assert.ok(client.closed !== undefined);
+    assert.ok(connect().closed !== undefined);
+    assert.deepEqual(events, ['connected', 'disconnected EPROTO', 'refused']);
+    closing = 0;
+    connect().version();
+    platform.files.close(memfd);
+  }),
+);
+
 test('descriptors where none belong end the connection', options, () =>
   withServer({}, ({ connect, memfd }) => {
     const fd = memfd(4096);

@@ -3,16 +3,21 @@ import { statSync, unlinkSync, type Stats } from 'node:fs';
 import { mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import { atExit } from '../at-exit.js';
-import type { Platform, Watch } from '../platform/ports.js';
+import type { Peer, Platform, Watch } from '../platform/ports.js';
 import type { ModelFactory } from './devices/model.js';
 import { clearTimeout, setTimeout } from '../timers.js';
 import { HostedDevice } from './hosted-device.js';
-import { Session } from './session.js';
+import { hangUp } from './hang-up.js';
+import { peerOf } from './server-at.js';
+import { MAX_CLOSING, Session } from './session.js';
 
 /** What happens at a server, for logs and tests. */
 export type ServerEvent =
   | { readonly kind: 'connected' }
-  /** A second client connected while one was there, and was disconnected. */
+  /**
+   * A second client connected while one was there, and was disconnected; or one of a user whose earlier clients have
+   * left many descriptors that wait to be closed.
+   */
   | { readonly kind: 'refused' }
   /** The client is gone, and its mappings and interrupts were removed; `error` is the reason. */
   | { readonly kind: 'disconnected'; readonly error: DmaError }
@@ -145,6 +150,8 @@ class DeviceServer implements Server {
   /** The last client's mappings and interrupts are being removed. */
   #releasing: Promise<void> | undefined;
   #closing = false;
+  /** Users, by number, whose clients have left descriptors that can not be closed. */
+  readonly #clinging = new Set<number>();
   /** Timer to listen again when there may be descriptors or memory for another connection. */
   #retry: NodeJS.Timeout | undefined;
   #resolveClosed: () => void = () => undefined;
@@ -260,13 +267,14 @@ class DeviceServer implements Server {
   }
 
   #admit(fd: number): void {
-    if (this.#session !== undefined || this.#closing) {
-      this.platform.files.closeForeign(fd);
+    const peer = peerOf(this.platform, fd);
+    const trusted = this.options.untrusted !== true && peer?.trusted === true;
+    if (this.#session !== undefined || this.#closing || (!trusted && this.#clings(peer))) {
+      hangUp(this.platform, fd);
       if (!this.#closing) this.options.onEvent?.({ kind: 'refused' });
       return;
     }
     const { handshakeTimeoutMs, dmaTimeoutMs } = this.options;
-    const trusted = this.options.untrusted !== true && this.#isTrusted(fd);
     const options = {
       handshakeTimeoutMs,
       dmaTimeoutMs,
@@ -277,28 +285,27 @@ class DeviceServer implements Server {
     try {
       this.device.admit(trusted);
     } catch (error) {
-      this.platform.files.closeForeign(fd);
+      hangUp(this.platform, fd);
       return this.#notAccepted(error);
     }
     try {
-      this.#session = new Session(this.platform, fd, this.device, options, (error) => this.#leave(error));
+      this.#session = new Session(this.platform, fd, this.device, options, (error) => this.#leave(error, peer));
     } catch (error) {
       return this.#notAccepted(error);
     }
     this.options.onEvent?.({ kind: 'connected' });
   }
 
-  #isTrusted(fd: number): boolean {
-    try {
-      return this.platform.sockets.peer(fd).trusted;
-    } catch {
-      return false;
-    }
+  /** Would more of this user's descriptors use up those of this process? */
+  #clings(peer: Peer | undefined): boolean {
+    if (this.platform.files.closing() <= MAX_CLOSING) this.#clinging.clear();
+    return this.#clinging.has(peer?.user ?? -1);
   }
 
   /** The client is gone. */
-  #leave(error: DmaError): void {
+  #leave(error: DmaError, peer: Peer | undefined): void {
     const session = this.#session;
+    if (session?.clings === true) this.#clinging.add(peer?.user ?? -1);
     const finish = (): void => {
       this.#session = undefined;
       this.#releasing = undefined;

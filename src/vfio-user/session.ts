@@ -58,13 +58,16 @@ const MAX_BACKLOG_BYTES = 4 * MAX_MESSAGE;
 /** descriptors with them */
 const MAX_BACKLOG_FDS = 4 * MAX_FDS;
 
+/** Descriptors of one client that may wait to be closed. */
+export const MAX_CLOSING = 64;
+
 /** Times in milliseconds after which a client that does not answer is disconnected. */
 export interface SessionOptions {
   /** For the client's VERSION. */
   readonly handshakeTimeoutMs: number;
   /** For the answer to a DMA access. */
   readonly dmaTimeoutMs: number;
-  /** Is the client trusted not to take pages out of its memory? */
+  /** Is the client trusted with what it shares: its memory and its descriptors? */
   readonly trusted: boolean;
   /** Called with errors of the device itself, which no client caused. */
   readonly onFault?: (error: DmaError) => void;
@@ -109,6 +112,7 @@ export class Session implements DmaMessages {
   readonly #asked = new Map<number, Asked>();
   #nextId = 0;
   #toldRefused = false;
+  readonly #closingBefore: number;
   #timer: NodeJS.Timeout | undefined;
   #failure: DmaError | undefined;
 
@@ -120,6 +124,7 @@ export class Session implements DmaMessages {
     private readonly options: SessionOptions,
     private readonly onEnd: (error: DmaError) => void,
   ) {
+    this.#closingBefore = platform.files.closing();
     this.#main = this.#channel(fd, true);
     this.#startTimer(options.handshakeTimeoutMs, 'VERSION');
   }
@@ -127,6 +132,11 @@ export class Session implements DmaMessages {
   /** Why it ended; `undefined` while the client is connected. */
   get failure(): DmaError | undefined {
     return this.#failure;
+  }
+
+  /** Has the client left many descriptors that are not closed yet, because closing them waits for it? */
+  get clings(): boolean {
+    return !this.options.trusted && this.platform.files.closing() - this.#closingBefore > MAX_CLOSING;
   }
 
   /** Resolves when no command is running; `undefined` if none is. */
@@ -183,7 +193,7 @@ export class Session implements DmaMessages {
         this.close(error);
       },
     };
-    return new Channel(this.platform, fd, owner, { served: true, trusted: this.options.trusted });
+    return new Channel(this.platform, fd, owner, { served: true });
   }
 
   #startTimer(ms: number, what: string): void {
@@ -196,7 +206,10 @@ export class Session implements DmaMessages {
 
   /** A command: carried out now, or after the running one. */
   #command(message: Message): void {
-    if (message.fds.length > 0) checkFds(message);
+    if (message.fds.length > 0) {
+      checkFds(message);
+      if (this.clings) throw protocolError('it sends descriptors that can not be closed');
+    }
     if (this.#running === undefined) {
       this.#start(message);
       return;

@@ -51,7 +51,7 @@ export function descriptorKinds(platform: Platform, folder: string): { readonly 
     inherited.push(other);
     return keep;
   };
-  const tcp = tcpPair(libc, c, made, inherited);
+  const tcp = tcpPair(libc, inherited);
   const signals = new Uint8Array(128);
   const fifo = join(folder, 'fifo');
   const plain = join(folder, 'plain');
@@ -98,7 +98,7 @@ export function descriptorKinds(platform: Platform, folder: string): { readonly 
     { name: 'a UNIX socket that waits', make: () => withOption(pair(), SO_RCVTIMEO, 3600, 0, 0, 0) },
     {
       name: 'a TCP socket that lingers over what nobody reads',
-      make: () => withOption(tcp.full(), SO_LINGER, 1, 1),
+      make: tcp.lingering,
       calm: (fd) => void withOption(fd, SO_LINGER, 0, 0),
     },
     { name: 'a TCP socket with a low-water mark', make: () => withOption(tcp.full(), SO_RCVLOWAT, 4096) },
@@ -138,8 +138,16 @@ function nest(libc: Libc, fd: number, inherited: number[]): void {
 
 type Library = ReturnType<Libc['library']>;
 
-/** Connected TCP sockets of which one end has sent until no more went, and the other never reads. */
-function tcpPair(libc: Libc, c: Library, made: (fd: number) => number, others: number[]): { full(): number } {
+/**
+ * Connected TCP sockets of which one end has sent until no more went, and the other never reads. `others` gets what has
+ * to be closed after them.
+ */
+export function tcpPair(libc: Libc, others: number[]): { full(): number; lingering(): number } {
+  const c = libc.library('libc.so.6');
+  const made = (fd: number): number => {
+    assert.ok(fd >= 0, `errno ${libc.errno()}`);
+    return fd;
+  };
   const [bind, connect] = ['bind', 'connect'].map((name) => c.func(name, 'int', 'int', 'void *', 'uint'));
   const [getsockname, accept] = ['getsockname', 'accept'].map((name) => c.func(name, 'int', 'int', 'void *', 'void *'));
   const address = new Uint8Array(16);
@@ -151,16 +159,20 @@ function tcpPair(libc: Libc, c: Library, made: (fd: number) => number, others: n
   assert.equal(getsockname(listener, address, new Uint32Array([16])), 0);
   others.push(listener);
   const send = c.func('send', 'intptr_t', 'int', 'void *', 'size_t', 'int');
-  return {
-    full: () => {
-      const fd = made(libc.socket(AF_INET, SOCK_STREAM, 0));
-      assert.equal(connect(fd, address, 16), 0);
-      others.push(made(accept(listener, null, null)));
-      const MSG_DONTWAIT = 0x40;
-      while (send(fd, new Uint8Array(65536), 65536, MSG_DONTWAIT) > 0);
-      return fd;
-    },
+  const full = (): number => {
+    const fd = made(libc.socket(AF_INET, SOCK_STREAM, 0));
+    assert.equal(connect(fd, address, 16), 0);
+    others.push(made(accept(listener, null, null)));
+    const MSG_DONTWAIT = 0x40;
+    while (send(fd, new Uint8Array(65536), 65536, MSG_DONTWAIT) > 0);
+    return fd;
   };
+  const lingering = (): number => {
+    const fd = full();
+    assert.equal(libc.setsockopt(fd, SOL_SOCKET, SO_LINGER, new Int32Array([1, 65535]), 8), 0);
+    return fd;
+  };
+  return { full, lingering };
 }
 
 /** A file of a FUSE file system whose server never answers: whatever asks it for anything waits. None where that can not be mounted. */

@@ -14,8 +14,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import assert from 'node:assert/strict';
+import { tcpPair } from '../../../test/hostile/kinds.js';
 import { throwsDmaOf } from '../../../test/shared/errors.js';
+import { until } from '../../../test/shared/until.js';
 import { openPlatform } from '../open.js';
+import { loadLibc } from './libc.js';
 import { trackingPlatform } from '../../../test/fakes/platform/platforms.js';
 
 const platform = trackingPlatform(openPlatform());
@@ -265,3 +268,18 @@ test('a duplicate is the same file and outlives the first', { skip }, () => {
   files.close(second);
   assert.deepEqual(platform.leaks(), []);
 });
+
+test(
+  'a socket that lingers for hours over what nobody reads is closed at once, and so is what comes next',
+  { skip },
+  async () => {
+    const libc = loadLibc();
+    assert.ok(typeof libc !== 'string');
+    const others: number[] = [];
+    const fds = [tcpPair(libc, others).lingering(), openSync('/dev/null', 'r')];
+    for (const fd of fds) files.closeForeign(fd);
+    await until(() => files.closing() === 0);
+    for (const fd of fds) assert.throws(() => fstatSync(fd), { code: 'EBADF' });
+    others.forEach((fd) => void libc.close(fd));
+  },
+);

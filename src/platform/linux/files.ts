@@ -25,6 +25,10 @@ import {
   O_RDONLY,
   O_RDWR,
 } from '../uapi/fcntl.js';
+import { LINGER, SO_LINGER, SOL_SOCKET } from '../uapi/socket.js';
+
+/** A `struct linger` that drops unsent data and does not wait. */
+const AT_ONCE = new Int32Array([1, 0]);
 
 const PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 
@@ -46,6 +50,8 @@ export function linuxFiles(libc: Libc): FilesPort {
 class LinuxFiles implements FilesPort {
   readonly #libc: Libc;
   readonly #status: FileStatusReader;
+  /** Descriptors of other processes that are not closed yet. */
+  #closing = 0;
 
   constructor(libc: Libc) {
     this.#libc = libc;
@@ -117,10 +123,25 @@ class LinuxFiles implements FilesPort {
 
   closeForeign(fd: number): void {
     checkFd(fd, 'close');
-    const kind = foreignKind(this.#libc, fd);
-    if (kind === 'memory' || kind === 'eventfd') this.#libc.close(fd);
+    const libc = this.#libc;
+    const kind = foreignKind(libc, fd);
+    if (kind === 'memory' || kind === 'eventfd') {
+      libc.close(fd);
+      return;
+    }
+    this.#closing++;
+    const closed = (): void => {
+      this.#closing--;
+    };
+    // Setting it takes the socket's lock, which the other process can hold; looking at it does not.
+    if (kind === 'socket' && lingers(libc, fd))
+      void libc.later.setsockopt(fd, SOL_SOCKET, SO_LINGER, AT_ONCE, LINGER.sizeof).catch(() => undefined);
     // A failure needs no action: the number is free, or was never used.
-    else void this.#libc.later.close(fd).catch(() => undefined);
+    libc.later.close(fd).then(closed, closed);
+  }
+
+  closing(): number {
+    return this.#closing;
   }
 
   duplicate(fd: number): number {
@@ -192,6 +213,13 @@ class LinuxFiles implements FilesPort {
 const LOCAL_FILE_SYSTEMS: ReadonlySet<string> = new Set(
   'ext2 ext3 ext4 xfs btrfs f2fs zfs bcachefs tmpfs ramfs hugetlbfs erofs squashfs overlay'.split(' '),
 );
+
+/** Would closing the socket wait? */
+function lingers(libc: Libc, fd: number): boolean {
+  const linger = new Int32Array(LINGER.sizeof / 4);
+  const length = new Uint32Array([LINGER.sizeof]);
+  return libc.getsockopt(fd, SOL_SOCKET, SO_LINGER, linger, length) === 0 && linger[LINGER.l_onoff / 4] !== 0;
+}
 
 /** See {@link FilesPort.foreign}. Uses only calls that do not reach the file system. */
 function foreignKind(libc: Libc, fd: number): Foreign {

@@ -91,6 +91,7 @@ export interface Libc {
   readonly sendmsg: (fd: number, message: Pointer, flags: number) => number;
   readonly recvmsg: (fd: number, message: Pointer, flags: number) => number;
   readonly shutdown: (fd: number, how: number) => number;
+  readonly setsockopt: (fd: number, level: number, name: number, value: Pointer, length: number) => number;
   readonly getsockopt: (fd: number, level: number, name: number, into: Pointer, length: Pointer) => number;
   readonly geteuid: () => number;
 
@@ -154,9 +155,10 @@ export interface LibcLater {
   readonly madvise: (va: number, length: number, advice: number) => Promise<Outcome>;
   readonly fallocate: (fd: number, mode: number, offset: number, length: number) => Promise<Outcome>;
   /**
-   * Runs one call at a time, apart from the other functions, because some never end: see {@link
-   * FilesPort.closeForeign}.
+   * This and `close` run one call at a time, in the order of the calls, apart from the other functions, because some
+   * never end: see {@link FilesPort.closeForeign}.
    */
+  readonly setsockopt: (fd: number, level: number, name: number, value: Pointer, length: number) => Promise<Outcome>;
   readonly close: (fd: number) => Promise<Outcome>;
 }
 
@@ -307,6 +309,7 @@ function declare(koffi: Koffi): Libc {
     sendmsg: long('sendmsg', 'int', 'void *', 'int'),
     recvmsg: long('recvmsg', 'int', 'void *', 'int'),
     shutdown: int('shutdown', 'int', 'int'),
+    setsockopt: int('setsockopt', 'int', 'int', 'int', 'void *', 'uint'),
     getsockopt: int('getsockopt', 'int', 'int', 'int', 'void *', 'void *'),
     geteuid: int('geteuid'),
     eventfd: int('eventfd', 'uint', 'int'),
@@ -348,6 +351,7 @@ function declare(koffi: Koffi): Libc {
       ioctl: later(int('ioctl', 'int', 'ulong', 'void *')),
       madvise: later(int('madvise', 'intptr_t', 'size_t', 'int')),
       fallocate: later(int('fallocate', 'int', 'int', 'int64_t', 'int64_t')),
+      setsockopt: later(int('setsockopt', 'int', 'int', 'int', 'void *', 'uint'), closing),
       close: later(int('close', 'int'), closing),
     },
   };

@@ -14,6 +14,8 @@ export function libcOfWorker(libc: Libc): Libc {
   const descriptors = descriptorsOfWorker(libc);
   // Node must learn from this thread itself which descriptors are closed.
   const close = (fd: number): Promise<Outcome> => Promise.resolve({ result: descriptors.close(fd), errno: 0 });
-  const later = { ...libc.later, close };
+  const setsockopt = (...args: Parameters<Libc['setsockopt']>): Promise<Outcome> =>
+    Promise.resolve({ result: libc.setsockopt(...args), errno: 0 });
+  const later = { ...libc.later, setsockopt, close };
   return { ...libc, ...descriptors, later, mmap, munmap, keeper, pollHandle: pollInWorker(libc) };
 }

@@ -9,6 +9,10 @@ export const SOCK_NONBLOCK = 0o4000;
 export const SOCK_CLOEXEC = 0o2000000;
 
 export const SOL_SOCKET = 1;
+/** Does close(2) wait for unsent data? */
+export const SO_LINGER = 13;
+/** `struct linger`: is it on, and seconds; both int. */
+export const LINGER = { sizeof: 8, l_onoff: 0, l_linger: 4 } as const;
 /** The process at the other end of a UNIX socket: a `struct ucred` of pid, uid and gid. */
 export const SO_PEERCRED = 17;
 /** The control message that carries descriptors. */
