@@ -41,7 +41,8 @@ import {
 } from './connect-cm.js';
 import { chooseGid, ipv4Of, isGid } from './gid.js';
 import { MemoryWindow } from './memory-window.js';
-import { pathTo, QueuePair } from './queue-pair.js';
+import { QueuePair } from './queue-pair.js';
+import { pathTo } from './queue-pair-connect.js';
 import { queuePairOptions, type QueuePairAddress, type QueuePairOptions } from './queue-pair-options.js';
 import { shortForm } from '../short-form.js';
 import { show } from '../show.js';

@@ -1,10 +1,8 @@
-/** Requests of a queue pair: what callers give, checked and copied, and those that wait for a slot or a completion. */
+/** Requests of a queue pair as callers give them, checked and copied. */
 import { mustBe, mustBeObject, mustBeWhole } from '../check.js';
 import type { DmaAccess } from '../dma/address-space.js';
 import type { DmaError } from '../errors.js';
 import { invalid, isDmaError } from '../errors.js';
-import { type Completions } from '../platform/rdma/verbs-work.js';
-import { Range } from '../ranges.js';
 import { isAddress } from '../units.js';
 import { AddressHandle } from './address-handle.js';
 import { show, thrown } from '../show.js';
@@ -45,56 +43,6 @@ export type PeerExplainer = (
   memory: { readonly address: number; readonly length: number; readonly rkey: number },
   access: DmaAccess,
 ) => Promise<string | undefined>;
-
-/** A request with a pending promise. */
-export interface Request {
-  readonly operation: string;
-  readonly local: MemoryPart;
-  /** What the device does with the local memory: `read` for a send */
-  readonly access: DmaAccess;
-  readonly remote?: {
-    readonly address: number;
-    readonly length: number;
-    readonly rkey: number;
-    readonly access: DmaAccess;
-  };
-  readonly post: (slot: number, id: number) => void;
-  readonly done: (completions: Completions, index: number) => void;
-  readonly failed: (error: DmaError) => void;
-}
-
-/** Requests of one direction: those outstanding, and those that wait for a free slot. */
-export class Lane {
-  readonly underWay: (Request | undefined)[];
-  readonly waiting: Request[] = [];
-  readonly #free: number[] = [];
-
-  constructor(slots: number) {
-    this.underWay = new Array<Request | undefined>(slots).fill(undefined);
-    for (let slot = slots - 1; slot >= 0; slot--) this.#free.push(slot);
-  }
-
-  take(request: Request): number | undefined {
-    const slot = this.#free.pop();
-    if (slot !== undefined) this.underWay[slot] = request;
-    return slot;
-  }
-
-  give(slot: number): Request | undefined {
-    const request = this.underWay[slot];
-    if (request === undefined) return undefined;
-    this.underWay[slot] = undefined;
-    this.#free.push(slot);
-    return request;
-  }
-
-  /** Removes and returns all requests, oldest first as far as their order is known. */
-  empty(): Request[] {
-    const all = [...this.underWay.filter((request) => request !== undefined), ...this.waiting.splice(0)];
-    for (let slot = 0; slot < this.underWay.length; slot++) this.give(slot);
-    return all;
-  }
-}
 
 /** A copy of the caller's request, whose objects the caller may change. */
 export interface CheckedRequest {
@@ -178,14 +126,4 @@ export function noRequests(operation: string, by: string): DmaError {
 /** Is it a 32-bit unsigned integer? */
 export function isKey(value: number): boolean {
   return Number.isInteger(value) && value >= 0 && value < 2 ** 32;
-}
-
-export function remoteRange({
-  address,
-  length,
-}: {
-  readonly address: number;
-  readonly length: number;
-}): Range | undefined {
-  return length > 0 && isAddress(address + length) ? new Range(address, length) : undefined;
 }

@@ -6,21 +6,15 @@
  * Use all queue pairs of one completion queue in the same way.
  */
 import { randomInt } from 'node:crypto';
-import { isA, mustBe, mustBeOneOf, mustBeWhole, optionsOf } from '../check.js';
+import { isA, mustBe, mustBeOneOf, optionsOf } from '../check.js';
 import type { DmaAccess, RemoteAccess } from '../dma/address-space.js';
 import type { Domain } from '../dma/domain.js';
 import { lostDevice } from '../dma/mapping.js';
 import { KeyCache } from '../dma/key-cache.js';
 import { ACCESSES } from '../dma/plan.js';
-import { DmaError, type DmaErrorDetails, invalid, isDmaError, throwFirst, undoAll, withUndo } from '../errors.js';
-import type {
-  VerbsPath,
-  VerbsPortAttributes,
-  VerbsQp,
-  VerbsQpAttributes,
-  VerbsQpStatus,
-} from '../platform/rdma/verbs-types.js';
-import { completionStatusName, ReceiveRequests, SendRequests, type Completions } from '../platform/rdma/verbs-work.js';
+import { DmaError, type DmaErrorDetails, isDmaError, throwFirst, undoAll, withUndo } from '../errors.js';
+import type { VerbsQp, VerbsQpStatus } from '../platform/rdma/verbs-types.js';
+import { ReceiveRequests, SendRequests, type Completions } from '../platform/rdma/verbs-work.js';
 import { IBV_MW_TYPE_1 } from '../platform/rdma/abi/memory.js';
 import { IBV_QPS_ERR, IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../platform/rdma/abi/queues.js';
 import {
@@ -33,23 +27,16 @@ import {
 import { Range } from '../ranges.js';
 import { isAddress, type Va } from '../units.js';
 import { remoteFlags } from './access.js';
-import { completionError, isProtectionError, wasFlushed } from './completion-error.js';
 import type { CompletionQueue } from './completion-queue.js';
-import { succeeded, type Promised } from './completion-queue.js';
 import type { RdmaContext } from './context.js';
-import { isUnicast } from './gid.js';
 import { MemoryWindow } from './memory-window.js';
 import { shortForm } from '../short-form.js';
 import { thrown } from '../show.js';
 import {
-  checkAddress,
   type CheckedQueuePairOptions,
-  checkTimes,
   CONNECT_ASYNC_OPTIONS,
-  CONNECT_OPTIONS,
   type ConnectAsyncOptions,
   type ConnectOptions,
-  MTUS,
   NO_GID,
   type QueuePairAddress,
 } from './queue-pair-options.js';
@@ -58,26 +45,22 @@ import {
   checkedRequest,
   type Destination,
   isKey,
-  Lane,
   mustBeWord,
   noRequests,
   type PeerExplainer,
   type Received,
   type RemoteMemory,
-  remoteRange,
-  type Request,
 } from './queue-pair-requests.js';
+import { OutstandingRequests, type Request } from './outstanding-requests.js';
+import { connectSteps, READS, type QueuePairPort } from './queue-pair-connect.js';
 import type { MemoryPart } from '../memory/part.js';
 
 /** What a queue pair is created from. */
-export interface QueuePairParts {
+export interface QueuePairParts extends QueuePairPort {
   readonly rdma: RdmaContext;
   /** The device's name, for messages and the domain */
   readonly device: string;
   readonly domain: Domain;
-  readonly port: number;
-  readonly portAttributes: VerbsPortAttributes;
-  readonly gid: { readonly index: number; readonly gid: string } | undefined;
   readonly completions: CompletionQueue;
   readonly receiveCompletions: CompletionQueue;
   /** Completion queues to close with it */
@@ -85,10 +68,6 @@ export interface QueuePairParts {
   readonly closed: (queue: QueuePair) => void;
 }
 
-/** Most outstanding reads and atomics. */
-const READS = 16;
-/** Code of the time that a peer waits if no receive is posted: 0.64 ms. */
-const RNR_TIMER = 12;
 /** Bytes of the global route header before a datagram. */
 const GRH = 40;
 
@@ -109,15 +88,11 @@ export class QueuePair implements Disposable {
   readonly #parts: QueuePairParts;
   /** The completion queues, and how many completions it can have in each at once. */
   readonly #reserved: readonly (readonly [queue: CompletionQueue, count: number])[];
-  readonly #sendIds: number;
-  readonly #receiveIds: number;
-  readonly #sends: Lane;
-  readonly #receives: Lane;
+  readonly #outstanding: OutstandingRequests;
   #sendRequests: SendRequests | undefined;
   #receiveRequests: ReceiveRequests | undefined;
   /** @internal Its connection by the connection manager; closed with the queue pair. */
   connection: { close(): void } | undefined;
-  #failure: DmaError | undefined;
   /** Resolves when no other thread changes its state any more; `undefined` if none does. */
   #changing: Promise<void> | undefined;
   #haltsLater = false;
@@ -169,9 +144,6 @@ export class QueuePair implements Disposable {
       qkey: type === 'ud' ? qkey : 0,
     };
     this.#parts = parts;
-    // The device may allow more than requested, but completion queues are sized for the requested number.
-    this.#sends = new Lane(sends);
-    this.#receives = new Lane(receives);
     const begin = { state: IBV_QPS_INIT, pkeyIndex: 0, port };
     try {
       if (type === 'ud') {
@@ -182,8 +154,8 @@ export class QueuePair implements Disposable {
     } catch (error) {
       throw withUndo(error, operation, undoAll([() => this.#destroy(rdma)]));
     }
-    this.#sendIds = completions.promise(this.#settler(this.#sends, false));
-    this.#receiveIds = receiveCompletions.promise(this.#settler(this.#receives, true));
+    // The device may allow more than requested, but completion queues are sized for the requested number.
+    this.#outstanding = new OutstandingRequests(this, parts, sends, receives);
   }
 
   /** Its queue pair number on the device. */
@@ -208,7 +180,7 @@ export class QueuePair implements Disposable {
 
   /** The error that stopped it; `undefined` while it works. */
   get failure(): DmaError | undefined {
-    return this.#failure;
+    return this.#outstanding.failure;
   }
 
   /** Queries its state and attributes from the device. */
@@ -289,48 +261,15 @@ export class QueuePair implements Disposable {
     const { rdma, device } = this.#parts;
     if (rdma.lost !== undefined) throw lostDevice('connect', device, rdma.lost);
     if (!this.#open) throw this.#error('ECANCELED', 'connect', 'the queue pair was closed');
-    if (this.#failure !== undefined)
-      throw this.#failure.with({ code: 'ECANCELED', operation: 'connect', cause: this.#failure });
+    const { failure } = this;
+    if (failure !== undefined) throw failure.with({ code: 'ECANCELED', operation: 'connect', cause: failure });
   }
 
-  /** Its state changes, in order. @throws DmaError as `connect` */
-  #connectSteps(
-    peer: QueuePairAddress,
-    asked: ConnectOptions | undefined,
-  ): { readonly receiving: VerbsQpAttributes; readonly sending: VerbsQpAttributes } {
-    const operation = 'connect';
-    this.#mustBeOpen(operation);
-    if (this.#changing !== undefined) throw this.#error('EBUSY', operation, 'it is being connected');
-    const options = optionsOf(asked, CONNECT_OPTIONS, operation);
-    const { type } = this;
-    if (type === 'ud')
-      throw this.#error('EINVAL', 'connect', 'datagrams need no connection: give each send its destination');
-    checkAddress(peer);
-    checkTimes(options, operation);
-    if (options.mtu !== undefined && !MTUS.includes(options.mtu))
-      throw invalid(operation, `mtu is ${options.mtu}`, { hint: `it is ${MTUS.join(', ')}` });
-    mustBeWhole(options.serviceLevel ?? 0, 0, 15, 'serviceLevel', operation);
-    mustBeWhole(options.trafficClass ?? 0, 0, 255, 'trafficClass', operation);
-    const { attributes, isIwarp } = this.#parts.rdma;
-    if (isIwarp)
-      throw this.#error('ENOTSUP', 'connect', 'queue pairs of iWARP devices are connected by the connection manager', {
-        hint: 'take `PeerSession.join`, or `RdmaDevice.connect` and `RdmaDevice.listen`',
-      });
-    const { mtu = Math.min(this.address.mtu, peer.mtu), timeout = 14, retries = 7, rnrRetries = 7 } = options;
-    const ready: VerbsQpAttributes = {
-      state: IBV_QPS_RTR,
-      path: pathTo(this.#parts, peer, options),
-      mtu,
-      peer: peer.number,
-      receivePsn: peer.psn,
-    };
-    const send: VerbsQpAttributes = { state: IBV_QPS_RTS, sendPsn: this.address.psn };
-    if (type === 'uc') return { receiving: ready, sending: send };
-    const initiatorDepth = Math.min(READS, attributes.maxInitiatorDepth, peer.reads);
-    return {
-      receiving: { ...ready, responderDepth: this.address.reads, minRnrTimer: RNR_TIMER },
-      sending: { ...send, timeout, retries, rnrRetries, initiatorDepth },
-    };
+  /** The changes of its state. @throws DmaError as `connect` */
+  #connectSteps(peer: QueuePairAddress, asked: ConnectOptions | undefined): ReturnType<typeof connectSteps> {
+    this.#mustBeOpen('connect');
+    if (this.#changing !== undefined) throw this.#error('EBUSY', 'connect', 'it is being connected');
+    return connectSteps(this.#parts, this, peer, asked);
   }
 
   // --- requests built by the program ---
@@ -473,12 +412,15 @@ export class QueuePair implements Disposable {
   async receive(memory: MemoryPart): Promise<Received> {
     const local = checkedLocal('receive', memory);
     return new Promise((resolve, reject) => {
-      this.#begin(this.#receives, {
+      this.#outstanding.begin(this.#outstanding.receives, {
         operation: 'receive',
         local,
         access: 'write',
         post: (slot, id) => {
-          const requests = (this.#receiveRequests ??= this.receiveRequests(this.#receives.underWay.length, 1));
+          const requests = (this.#receiveRequests ??= this.receiveRequests(
+            this.#outstanding.receives.underWay.length,
+            1,
+          ));
           this.#setLocal(requests, slot, id, local, 'receive', 'write');
           this.postReceives(requests, slot, 1);
         },
@@ -528,13 +470,12 @@ export class QueuePair implements Disposable {
     const { rdma, owned, closed } = this.#parts;
     const errors = undoAll([() => this.connection?.close(), () => this.#destroy(rdma)]);
     const { lost } = rdma;
-    this.#giveUp(
+    this.#outstanding.giveUp(
       lost !== undefined
         ? lostDevice('queue pair', this.#parts.device, lost)
         : this.#error('ECANCELED', 'queue pair', 'it was closed'),
     );
-    this.completions.forget(this.#sendIds);
-    this.receiveCompletions.forget(this.#receiveIds);
+    this.#outstanding.close();
     closed(this);
     errors.push(...undoAll(owned.map((queue) => () => queue.close())));
     return errors;
@@ -547,7 +488,7 @@ export class QueuePair implements Disposable {
 
   /** @internal Called when the device reports that it stopped. */
   stop(error: DmaError): void {
-    this.#failure ??= error;
+    this.#outstanding.stop(error);
   }
 
   /** Puts it into the error state: outstanding requests fail with ECANCELED, and it accepts no others. */
@@ -594,7 +535,7 @@ export class QueuePair implements Disposable {
     return new Promise((resolve, reject) => {
       if (remote !== undefined && (!isAddress(remote.address) || !isKey(remote.rkey)))
         throw this.#error('EINVAL', operation, 'the address or key of the remote memory is out of range');
-      this.#begin(this.#sends, {
+      this.#outstanding.begin(this.#outstanding.sends, {
         operation,
         local,
         access,
@@ -637,7 +578,7 @@ export class QueuePair implements Disposable {
         : rdma.regionOf(new Range(part.va, part.length, operation), operation);
       if (region === undefined) throw this.#error('EINVAL', operation, 'the window is not bound');
       let rkey = 0;
-      this.#begin(this.#sends, {
+      this.#outstanding.begin(this.#outstanding.sends, {
         operation,
         local: part,
         access: 'write',
@@ -666,7 +607,7 @@ export class QueuePair implements Disposable {
   }
 
   get #sendSlots(): SendRequests {
-    return (this.#sendRequests ??= this.sendRequests(this.#sends.underWay.length, 1));
+    return (this.#sendRequests ??= this.sendRequests(this.#outstanding.sends.underWay.length, 1));
   }
 
   #setLocal(
@@ -687,119 +628,6 @@ export class QueuePair implements Disposable {
     const key = this.keys.keyOf(va, length);
     if (key < 0) throw this.#unmapped(operation, va, length, access);
     requests.setLocal(slot, va, length, key);
-  }
-
-  #begin(lane: Lane, request: Request): void {
-    const { rdma, device } = this.#parts;
-    if (rdma.lost !== undefined) return request.failed(lostDevice(request.operation, device, rdma.lost));
-    if (!this.#open) return request.failed(this.#error('EINVAL', request.operation, 'the queue pair is closed'));
-    if (this.#failure !== undefined)
-      return request.failed(
-        this.#failure.with({ code: 'ECANCELED', operation: request.operation, cause: this.#failure }),
-      );
-    const slot = lane.waiting.length > 0 ? undefined : lane.take(request);
-    if (slot === undefined) lane.waiting.push(request);
-    else this.#start(lane, slot, request);
-  }
-
-  #start(lane: Lane, slot: number, request: Request): void {
-    const isReceive = lane === this.#receives;
-    const queue = isReceive ? this.receiveCompletions : this.completions;
-    let isExpected = false;
-    try {
-      queue.expect(1);
-      isExpected = true;
-      request.post(slot, (isReceive ? this.#receiveIds : this.#sendIds) + slot);
-    } catch (error) {
-      lane.give(slot);
-      if (isExpected) queue.expect(-1);
-      const failure = isDmaError(error)
-        ? error
-        : this.#error('EIO', request.operation, thrown(error), { cause: error });
-      request.failed(failure.device === undefined ? failure.with({ device: this.#parts.device }) : failure);
-      this.#next(lane);
-    }
-  }
-
-  #next(lane: Lane): void {
-    const [request] = lane.waiting;
-    if (request === undefined) return;
-    const slot = lane.take(request);
-    if (slot === undefined) return;
-    lane.waiting.shift();
-    this.#start(lane, slot, request);
-  }
-
-  #settler(lane: Lane, isReceive: boolean): Promised {
-    return {
-      settle: (slot, completions, index) => {
-        const request = lane.give(slot);
-        if (request === undefined) return;
-        if (succeeded(completions, index)) request.done(completions, index);
-        else this.#fail(request, completions.status(index), completions.vendorError(index));
-        if (this.#failure === undefined) this.#next(lane);
-        else for (const late of lane.waiting.splice(0)) late.failed(this.#cancelled(late));
-        (isReceive ? this.receiveCompletions : this.completions).expect(-1);
-      },
-      fail: (error) => {
-        this.#failure ??= error;
-        for (const request of lane.empty())
-          request.failed(error.with({ operation: request.operation, cause: error.cause ?? error }));
-        // Requests with completions in the other queue then end too. If the device is gone, it has stopped the queue
-        // pair already.
-        if (this.#open) undoAll([() => this.halt()]);
-      },
-    };
-  }
-
-  #fail(request: Request, status: number, vendorError: number): void {
-    const { operation, local, remote, access } = request;
-    const { device, domain } = this.#parts;
-    const name = completionStatusName(status);
-    if (wasFlushed(name)) {
-      this.#failure ??= completionError(status, vendorError, { operation, device });
-      request.failed(this.#cancelled(request));
-      return;
-    }
-    const range = local.length > 0 ? new Range<number>(local.va, local.length) : undefined;
-    const byPeer = name === 'REM_ACCESS_ERR' && remote !== undefined;
-    const hint =
-      !byPeer && isProtectionError(name) && range !== undefined
-        ? domain.explain(range.start, range.length, access).text
-        : undefined;
-    const error = completionError(status, vendorError, {
-      operation,
-      device,
-      hint,
-      range: byPeer ? remoteRange(remote) : range,
-    });
-    this.#failure ??= error;
-    if (!byPeer || this.explainPeer === undefined) {
-      request.failed(error);
-      return;
-    }
-    void this.explainPeer(remote, remote.access).then(
-      (text) => request.failed(text === undefined ? error : error.with({ hint: `the peer says: ${text}` })),
-      () => request.failed(error),
-    );
-  }
-
-  #cancelled({ operation }: Request): DmaError {
-    const cause = this.#failure;
-    const why = cause === undefined ? '' : `: ${cause.reason}`;
-    return this.#error('ECANCELED', operation, `the queue pair has stopped${why}`, { cause });
-  }
-
-  #giveUp(error: DmaError): void {
-    this.#failure ??= error;
-    for (const [lane, queue] of [
-      [this.#sends, this.completions],
-      [this.#receives, this.receiveCompletions],
-    ] as const) {
-      const underWay = lane.underWay.filter((request) => request !== undefined).length;
-      for (const { operation, failed } of lane.empty()) failed(error.with({ operation }));
-      for (let i = 0; i < underWay; i++) queue.expect(-1);
-    }
   }
 
   #received(local: MemoryPart, completions: Completions, index: number): Received {
@@ -851,18 +679,3 @@ export class QueuePair implements Disposable {
 }
 
 shortForm(QueuePair, 'QueuePair', ({ type, address }) => ({ type, number: address.number }));
-
-/** The path to a port, from the port of a queue pair. */
-export function pathTo(
-  { port, portAttributes, gid }: Pick<QueuePairParts, 'port' | 'portAttributes' | 'gid'>,
-  peer: Pick<QueuePairAddress, 'gid' | 'lid'>,
-  { serviceLevel = 0, trafficClass = 0 }: Pick<ConnectOptions, 'serviceLevel' | 'trafficClass'> = {},
-): VerbsPath {
-  const isRouted = portAttributes.linkLayer === 'ethernet' || portAttributes.grhRequired || peer.lid === 0;
-  if (isRouted && !isUnicast(peer.gid))
-    throw invalid('connect', `${peer.gid} is not a unicast address: it is zero, broadcast or multicast`, {
-      hint: 'the port of the peer has no address: give its network interface one',
-    });
-  const route = isRouted && gid !== undefined ? { gid: peer.gid, localIndex: gid.index, trafficClass } : undefined;
-  return { port, lid: peer.lid, serviceLevel, route };
-}
