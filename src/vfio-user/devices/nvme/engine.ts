@@ -12,7 +12,7 @@ import type { ModelHost } from '../model.js';
 import { Command } from './command.js';
 import { Lists, WAIT } from './lists.js';
 import { walkPrp } from './prp.js';
-import { CompletionQueue, type SubmissionQueue } from './queues.js';
+import type { CompletionQueue, SubmissionQueue } from './queues.js';
 import { walkSgl } from './sgl.js';
 import type { ShadowDoorbells } from './shadow-doorbells.js';
 
