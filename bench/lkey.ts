@@ -10,8 +10,8 @@ import { dmaMapPool, type MappablePool, type PoolMapping } from '../src/bus/map-
 import { Domain } from '../src/dma/domain.js';
 import { KeyCache } from '../src/dma/key-cache.js';
 import { TranslationTable } from '../src/dma/translation-table.js';
-import { formatSize, GiB, KiB, MiB, Range, type Constraints, type Va } from '../src/index.js';
-import type { AddressSpace, MapKeys, Segment } from '../src/entry/driver.js';
+import { formatSize, GiB, KiB, MiB, Range, type Va } from '../src/index.js';
+import type { AddressSpace, Constraints, MapKeys, Segment } from '../src/entry/driver.js';
 import { Area } from '../src/memory/area.js';
 import { AreaIndex } from '../src/memory/area-index.js';
 import { ADDRESSES, areaStarts, randomNumbers } from './harness/areas.js';

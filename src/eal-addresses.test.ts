@@ -4,7 +4,7 @@ import { describe, it } from 'node:test';
 import { dmaError } from '../test/shared/errors.js';
 import fc from 'fast-check';
 import type { GroupMapping } from './bus/fan-out.js';
-import type { AddressedMemory, Bus, Device, Driver, OpenedDevice } from './bus/model.js';
+import type { Bus, Device, Driver, OpenedDevice } from './bus/model.js';
 import type { AddressSpace, Segment } from './dma/address-space.js';
 import type { Mapping } from './dma/mapping.js';
 import { copyEngineDriver } from './drivers/copy-engine-driver.js';
@@ -20,6 +20,7 @@ import type { Platform } from './platform/ports.js';
 import { RangeMap } from './range-map.js';
 import { Range } from './ranges.js';
 import { GiB, KiB, MiB, type Iova, type Va } from './units.js';
+import type { MemoryPart } from './memory/part.js';
 
 const SKIP = { skip: openPlatform().limitation ?? false };
 const QUIET = { onForgotten: () => undefined } as const;
@@ -104,7 +105,7 @@ interface World {
   readonly mappings: Mapping[];
   readonly groups: GroupMapping[];
   /** What was freed. */
-  readonly dead: AddressedMemory[];
+  readonly dead: MemoryPart[];
 }
 
 interface Config {

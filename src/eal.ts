@@ -15,7 +15,7 @@ import {
 import type { Bus, Device, Driver } from './bus/model.js';
 import type { GroupMapping } from './bus/fan-out.js';
 import { Registry } from './bus/registry.js';
-import type { BookSettings, MapAsyncOptions } from './dma/domain.js';
+import type { MapAsyncOptions } from './dma/domain.js';
 import type { MapOptions } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
 import { mustBe, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
@@ -34,7 +34,7 @@ import { AreaIndex } from './memory/area-index.js';
 import { External, type ExternalMemory } from './memory/external.js';
 import { Block, type Heap } from './memory/heap/heap.js';
 import { MALLOC_OPTIONS, type MallocOptions } from './memory/heap/malloc-request.js';
-import { chooseHeaps, type PlacedMallocOptions } from './memory/owned/heap-choice.js';
+import { chooseHeaps } from './memory/owned/heap-choice.js';
 import { Pools } from './memory/pool/pools.js';
 import { Zones } from './memory/owned/zones.js';
 import { Heaps } from './memory/heap/heaps.js';
@@ -51,7 +51,16 @@ import { queueMicrotask } from './timers.js';
 import type { MemoryPart } from './memory/part.js';
 
 /** Options of {@link Eal.start}, all optional. */
-export interface EalOptions extends BookSettings, LongWorkOptions {
+export interface EalOptions extends LongWorkOptions {
+  /** How long a freed IOVA is held back from reuse, in milliseconds. Default 100. */
+  readonly holdBackMs?: number;
+  /** How many retired mappings `device.explain` remembers. Default 1024. */
+  readonly remember?: number;
+  /**
+   * Note where each mapping was made, and external memory registered? That costs some microseconds. Default: for the first 1000,
+   * then for one in 64.
+   */
+  readonly origins?: boolean;
   /** System calls. Default: this machine's; tests pass others. */
   readonly platform?: Platform;
   /**
@@ -70,12 +79,6 @@ export interface EalOptions extends BookSettings, LongWorkOptions {
    * warning (code `ANYDMA_FORGOTTEN`). It is released in any case.
    */
   readonly onForgotten?: (forgotten: readonly string[]) => void;
-}
-
-/** Options of {@link Eal.probe}. */
-export interface ProbeOptions {
-  /** The container that a PCI device is put in. `container=NAME` in its name says one by its name. Default: `eal.containers.default`. */
-  readonly container?: Container;
 }
 
 /** Events of `Eal.events`, emitted afterwards. */
@@ -226,10 +229,12 @@ export class Eal implements AsyncDisposable {
    *
    * @param name `bus:name[,key=value...]`, such as `vfio-user:/run/device.sock` or `vdev:edu0`; DPDK's layered form
    * (`bus=vfio-user,name=/run/device.sock/driver=edu`) works too
+   * @param options.container the container that a PCI device is put in; `container=NAME` in its name says one by its name.
+   *   Default: `eal.containers.default`
    */
-  async probe(name: string, options?: ProbeOptions): Promise<Device> {
+  async probe(name: string, options?: { readonly container?: Container }): Promise<Device> {
     this.#mustRun('probe');
-    const { container } = optionsOf<ProbeOptions>(options, { container: Container }, 'probe');
+    const { container } = optionsOf<{ readonly container?: Container }>(options, { container: Container }, 'probe');
     const origin = captureOrigin(this.probe);
     const device = await this.#registry.probe(name, { container });
     this.#probed.set(device, origin);
@@ -316,7 +321,7 @@ export class Eal implements AsyncDisposable {
    * @throws DmaError EINVAL for invalid arguments; ENOMEM if memory is not available, with what exists and what was
    * tried; ENOENT if the heap does not exist; see `Heap.malloc`
    */
-  malloc(size: number, options?: PlacedMallocOptions): Block {
+  malloc(size: number, options?: MallocOptions): Block {
     this.#mustRun('malloc');
     if (options === undefined || !isPlaced(options, 'malloc')) return this.memory.malloc(size, options);
     return this.#heapFor(options).malloc(size, options);
@@ -329,7 +334,7 @@ export class Eal implements AsyncDisposable {
    * @throws DmaError as `malloc`; ECANCELED if `options.signal` is aborted or the Eal stops, within one piece: then
    * everything is undone
    */
-  async mallocAsync(size: number, options: PlacedMallocOptions & LongWorkOptions = {}): Promise<Block> {
+  async mallocAsync(size: number, options: MallocOptions & LongWorkOptions = {}): Promise<Block> {
     this.#mustRun('mallocAsync');
     if (!isPlaced(options, 'mallocAsync')) return this.memory.mallocAsync(size, options);
     const { heap: _heap, node: _node, ...wanted } = options;
@@ -340,7 +345,7 @@ export class Eal implements AsyncDisposable {
    * Like {@link Eal.malloc}, for `count` times `size` bytes, zeroed. @throws DmaError also EINVAL if the product is not
    * a valid size
    */
-  calloc(count: number, size: number, options?: PlacedMallocOptions): Block {
+  calloc(count: number, size: number, options?: MallocOptions): Block {
     this.#mustRun('calloc');
     if (options === undefined || !isPlaced(options, 'calloc')) return this.memory.calloc(count, size, options);
     return this.#heapFor(options).calloc(count, size, options);
@@ -352,10 +357,10 @@ export class Eal implements AsyncDisposable {
    *
    * @throws DmaError as `Heap.realloc`; ENOENT or EINVAL if the heap or node does not exist
    */
-  realloc(block: Block, size: number, options?: MallocOptions & Pick<PlacedMallocOptions, 'heap' | 'node'>): Block {
+  realloc(block: Block, size: number, options?: MallocOptions): Block {
     this.#mustRun('realloc');
     mustBe(block, Block, 'the block to resize', 'realloc');
-    if (options !== undefined) optionsOf<PlacedMallocOptions>(options, MALLOC_OPTIONS, 'realloc');
+    if (options !== undefined) optionsOf<MallocOptions>(options, MALLOC_OPTIONS, 'realloc');
     const elsewhere = options?.heap !== undefined || options?.node !== undefined;
     return (elsewhere ? this.#heapFor(options) : block.heap).realloc(block, size, options);
   }
@@ -440,7 +445,7 @@ export class Eal implements AsyncDisposable {
   }
 
   /** The heap for these options. */
-  #heapFor({ heap, node }: Pick<PlacedMallocOptions, 'heap' | 'node'>): Heap {
+  #heapFor({ heap, node }: Pick<MallocOptions, 'heap' | 'node'>): Heap {
     if (heap === undefined) return this.memory.heapOf(node ?? -1);
     return chooseHeaps({ memory: this.memory, heaps: this.heaps }, { heap, node }, 'malloc')[0];
   }
@@ -533,7 +538,7 @@ shortForm(Eal, 'Eal', (eal) => ({
 }));
 
 /** Do these options name a heap? @throws DmaError EINVAL if they are invalid */
-function isPlaced(options: PlacedMallocOptions, operation: string): boolean {
+function isPlaced(options: MallocOptions, operation: string): boolean {
   mustBeObject(options, 'options', operation);
   return reading(operation, 'the options', () => options.heap) !== undefined;
 }

@@ -1,6 +1,6 @@
 /** A bus without hardware: its devices take every mapping and do nothing, so that what is measured is the library. */
-import { Range, type Bus, type Constraints, type Driver, type Iova } from '../../src/index.js';
-import type { AddressSpace, Segment } from '../../src/entry/driver.js';
+import { Range, type Iova } from '../../src/index.js';
+import type { AddressSpace, Bus, Constraints, Driver, Segment } from '../../src/entry/driver.js';
 
 /** How IOVAs are had: `any` lets the library use the VA; `low` has room only below all VAs, so that it must allocate. */
 const WINDOWS = {

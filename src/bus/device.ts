@@ -1,5 +1,5 @@
 /** The devices of a registry: where a call of a device finds its domain. */
-import { isA, mustBeObject, optionsOf, reading, type Shape, stopped } from '../check.js';
+import { isA, mustBeObject, optionsOf, reading, stopped } from '../check.js';
 import { DmaError, invalid, throwFirst, undoAll } from '../errors.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
@@ -12,20 +12,11 @@ import { Range } from '../ranges.js';
 import { isAddress, type Iova, type IovaLike, type Va, type VaLike } from '../units.js';
 import type { Description } from './description.js';
 import type { DeviceAccess } from './device-access.js';
-import { MapOnMiss, type MapOnMissOptions } from './map-on-miss.js';
-import { dmaMapPool, dmaMapPoolAsync, type MappablePool, type PoolMapping } from './map-pool.js';
+import type { Pool } from '../memory/pool/pool.js';
+import { MapOnMiss } from './map-on-miss.js';
+import { dmaMapPool, dmaMapPoolAsync, type PoolMapping } from './map-pool.js';
 import type { AreaIndex } from '../memory/area-index.js';
-import type {
-  AddressedMemory,
-  Bus,
-  Device,
-  DeviceState,
-  Driver,
-  ExplainedFault,
-  FaultOptions,
-  IdMatch,
-  OpenedDevice,
-} from './model.js';
+import type { Bus, Device, Driver, ExplainedFault, IdMatch, OpenedDevice } from './model.js';
 import { shortForm } from '../short-form.js';
 import { delay, now } from '../timers.js';
 import type { MemoryPart } from '../memory/part.js';
@@ -37,9 +28,9 @@ interface Binding {
   instance?: unknown;
 }
 
-const MISS_OPTIONS: Shape<MapOnMissOptions> = { unit: ['area', 'pages'] };
+const MISS_OPTIONS = { unit: ['area', 'pages'] } as const;
 
-const FAULT_OPTIONS: Shape<FaultOptions> = { after: 'number', timeoutMs: 'number', signal: 'signal' };
+const FAULT_OPTIONS = { after: 'number', timeoutMs: 'number', signal: 'signal' } as const;
 
 /** How often it is looked whether a fault was reported; nobody tells. */
 const FAULT_POLL_MS = 20;
@@ -51,7 +42,7 @@ export class BoundDevice implements Device {
   readonly busName: string;
   readonly args: ReadonlyMap<string, string>;
   // What the registry changes.
-  state: DeviceState = 'opening';
+  state: Device['state'] = 'opening';
   lost: DmaError | undefined;
   /** Was it taken away because all were? */
   stopped = false;
@@ -177,25 +168,25 @@ export class BoundDevice implements Device {
     throwFirst(errors, 'dmaUnmapAllAsync');
   }
 
-  dmaMapPool(pool: MappablePool, options?: Pick<MapOptions, 'access'>): PoolMapping {
+  dmaMapPool(pool: Pool, options?: Pick<MapOptions, 'access'>): PoolMapping {
     this.#mustTakeMappings('dmaMapPool');
     mustBeObject(pool, 'pools', 'dmaMapPool');
     return dmaMapPool(this, pool, this.#areas, options);
   }
 
-  async dmaMapPoolAsync(pool: MappablePool, options?: Omit<MapAsyncOptions, 'iova'>): Promise<PoolMapping> {
+  async dmaMapPoolAsync(pool: Pool, options?: Omit<MapAsyncOptions, 'iova'>): Promise<PoolMapping> {
     this.#mustTakeMappings('dmaMapPoolAsync');
     mustBeObject(pool, 'pools', 'dmaMapPoolAsync');
     return dmaMapPoolAsync(this, pool, this.#areas, options);
   }
 
-  mapOnMiss(options?: MapOnMissOptions): MapOnMiss {
+  mapOnMiss(options?: { readonly unit?: 'area' | 'pages' }): MapOnMiss {
     const { unit } = optionsOf(options, MISS_OPTIONS, 'mapOnMiss');
     this.#mustTakeMappings('mapOnMiss');
     return new MapOnMiss(this, this.#areas, unit);
   }
 
-  iovaOf(memory: AddressedMemory | VaLike): Iova {
+  iovaOf(memory: MemoryPart | VaLike): Iova {
     const domain = this.#mustHaveDomain('iovaOf');
     const isAt = typeof memory === 'number';
     if (!isAt) mustBeObject(memory, 'memory and VAs', 'iovaOf');
@@ -226,7 +217,7 @@ export class BoundDevice implements Device {
     return faults.map((fault) => ({ ...fault, explanation: domain.explain(fault.iova, 1, fault.access) }));
   }
 
-  async explainFaultsAsync(options?: FaultOptions): Promise<ExplainedFault[]> {
+  async explainFaultsAsync(options?: Parameters<Device['explainFaultsAsync']>[0]): Promise<ExplainedFault[]> {
     const { after = 0, timeoutMs = 1000, signal } = optionsOf(options, FAULT_OPTIONS, 'explainFaults');
     if (!(timeoutMs >= 0))
       throw invalid('explainFaults', `timeoutMs is no time: ${String(timeoutMs)}`, { device: this.name });

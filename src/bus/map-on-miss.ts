@@ -12,18 +12,8 @@ import { RangeMap } from '../range-map.js';
 import { isAddress, alignDown, alignUp, type Va } from '../units.js';
 import type { MemoryPart } from '../memory/part.js';
 
-/**
- * How much is mapped around an address that has no key: `area`, all of its area, as DPDK does, or, where a part of that is
- * mapped already, only the pages of the I/O; `pages`, always only these. Pages that overlap with what is mapped already
- * can not be mapped again, so that `pages` fits programs whose buffers do not overlap.
- */
+/** See `Device.mapOnMiss`. */
 export type MissUnit = 'area' | 'pages';
-
-/** How to map on demand. */
-export interface MapOnMissOptions {
-  /** Default `area`. */
-  readonly unit?: MissUnit;
-}
 
 /** A device, as far as mapping on demand for it goes. */
 interface MissTaker {

@@ -12,7 +12,7 @@ import { invalid, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import { progressOf, type Progress } from '../long-work.js';
 import type { AreaIndex } from '../memory/area-index.js';
-import type { PoolChunk } from '../memory/pool/pool-layout.js';
+import type { Pool } from '../memory/pool/pool.js';
 import { formatSize } from '../units.js';
 import { shortForm } from '../short-form.js';
 import type { MemoryPart } from '../memory/part.js';
@@ -25,12 +25,7 @@ interface PoolTaker {
 }
 
 /** A pool, as far as mapping it goes. */
-export interface MappablePool {
-  readonly name: string;
-  readonly forDevices: boolean;
-  readonly live: boolean;
-  readonly chunks: readonly PoolChunk[];
-}
+export type MappablePool = Pick<Pool, 'name' | 'forDevices' | 'live' | 'chunks'>;
 
 /** The memory of a pool, mapped for one device. Disposing it unmaps it; do that before the pool's memory is unregistered. */
 export class PoolMapping implements Disposable, AsyncDisposable {

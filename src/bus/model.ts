@@ -10,8 +10,9 @@ import type { IovaMode } from '../memory/iova-mode.js';
 import type { Iova, IovaLike, VaLike } from '../units.js';
 import type { Description } from './description.js';
 import type { DeviceAccess } from './device-access.js';
-import type { MapOnMiss, MapOnMissOptions } from './map-on-miss.js';
-import type { MappablePool, PoolMapping } from './map-pool.js';
+import type { MapOnMiss } from './map-on-miss.js';
+import type { Pool } from '../memory/pool/pool.js';
+import type { PoolMapping } from './map-pool.js';
 import type { MemoryPart } from '../memory/part.js';
 
 /** An access of a device that its IOMMU, or the device itself, reported as failed. */
@@ -91,18 +92,6 @@ export interface Bus {
   spaceOf?(device: Device): AddressSpace;
 }
 
-/**
- * `opening`: its driver is being looked for; `probed`: it has one, and works; `gone`: it was removed or lost. Mapping works
- * while a driver probes, too.
- */
-export type DeviceState = 'opening' | 'probed' | 'gone';
-
-/** What a device can be asked the address of: a block, a zone, external memory, a mapping, or a part as `{ va, length }`. */
-export interface AddressedMemory extends MemoryPart {
-  /** Absent: yes. What was freed has no address, whoever has the memory now. */
-  readonly live?: boolean;
-}
-
 /** A device that was opened, and the vendor-agnostic way to map memory for it. Made by `Eal.probe`. */
 export interface Device {
   /** `bus:name` */
@@ -112,7 +101,11 @@ export interface Device {
   readonly busName: string;
   /** Keys that were given with its name. */
   readonly args: ReadonlyMap<string, string>;
-  readonly state: DeviceState;
+  /**
+   * `opening`: its driver is being looked for; `probed`: it has one, and works; `gone`: it was removed or lost. Mapping works
+   * while a driver probes, too.
+   */
+  readonly state: 'opening' | 'probed' | 'gone';
   /** Why it went without being asked to; `undefined` when it did not. */
   readonly lost: DmaError | undefined;
   /** Its PCI ids; `undefined` when it has none. */
@@ -170,16 +163,19 @@ export interface Device {
    *
    * @throws DmaError EINVAL when the pool is freed or not for devices; else as `dmaMap`
    */
-  dmaMapPool(pool: MappablePool, options?: Pick<MapOptions, 'access'>): PoolMapping;
+  dmaMapPool(pool: Pool, options?: Pick<MapOptions, 'access'>): PoolMapping;
   /** As {@link Device.dmaMapPool}, without blocking, with progress over all of it, and abort. */
-  dmaMapPoolAsync(pool: MappablePool, options?: Omit<MapAsyncOptions, 'iova'>): Promise<PoolMapping>;
+  dmaMapPoolAsync(pool: Pool, options?: Omit<MapAsyncOptions, 'iova'>): Promise<PoolMapping>;
   /**
    * Maps registered external memory when the data path meets it: let the option `miss` of a queue pair call its `map`. Off
    * unless it is asked for, unlike in DPDK. Close it after the last queue.
    *
+   * @param options.unit how much is mapped around an address that has no key: `area` (the default), all of its area, as DPDK does,
+   *   or, where a part of that is mapped already, only the pages of the I/O; `pages`, always only these. Pages that overlap with
+   *   what is mapped already can not be mapped again, so that `pages` fits programs whose buffers do not overlap
    * @throws DmaError EINVAL, ENOTSUP for a device that can not be mapped
    */
-  mapOnMiss(options?: MapOnMissOptions): MapOnMiss;
+  mapOnMiss(options?: { readonly unit?: 'area' | 'pages' }): MapOnMiss;
   /**
    * What this device uses for the first byte of some memory, the rest of which follows there; or for one byte at a VA. Exact
    * as long as the memory stays mapped for it, which blocks, zones and pools are from the moment they are made: so ask once,
@@ -189,7 +185,7 @@ export interface Device {
    *   that is `contiguous`, or page by page), when it was freed, and for what is no address; EINVAL, ENOTSUP for a device
    *   that has no domain
    */
-  iovaOf(memory: AddressedMemory | VaLike): Iova;
+  iovaOf(memory: MemoryPart | VaLike): Iova;
   /** What is known about an address that this device used: see `Domain.explain`. */
   explain(iova: IovaLike, length?: number, access?: DmaAccess): Explanation;
   /**
@@ -203,16 +199,13 @@ export interface Device {
    *
    * @throws DmaError EINVAL for a time that is none; ECANCELED once `signal` is aborted, its reason as the cause
    */
-  explainFaultsAsync(options?: FaultOptions): Promise<ExplainedFault[]>;
-}
-
-/** How long to wait for the report of a failed access. */
-export interface FaultOptions {
-  /** So many had been reported before what is waited for. Default 0. */
-  readonly after?: number;
-  /** milliseconds. Default 1000 */
-  readonly timeoutMs?: number;
-  readonly signal?: AbortSignal;
+  explainFaultsAsync(options?: {
+    /** So many had been reported before what is waited for. Default 0. */
+    readonly after?: number;
+    /** milliseconds. Default 1000 */
+    readonly timeoutMs?: number;
+    readonly signal?: AbortSignal;
+  }): Promise<ExplainedFault[]>;
 }
 
 /** A failed access, and what is known about its address. */

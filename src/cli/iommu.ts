@@ -1,6 +1,6 @@
 /** `--iommu`: which way PCI devices get at their IOMMU. */
 import { Option } from 'commander';
-import type { ContainerChoice } from '../index.js';
+import type { ContainerChoice } from '../entry/driver.js';
 
 const CHOICES: readonly ContainerChoice[] = ['auto', 'iommufd', 'type1', 'spapr', 'noiommu'];
 

@@ -1,6 +1,7 @@
 /** `anydma map`: maps memory for a device, tells what happened, and unmaps it. */
 import { Option } from 'commander';
-import { Eal, formatSize, hex, type ContainerChoice, type Device, type DmaAccess, type Iova } from '../index.js';
+import { Eal, formatSize, hex, type Device, type DmaAccess, type Iova } from '../index.js';
+import type { ContainerChoice } from '../entry/driver.js';
 import { paragraphs, type CommandSpec } from './shared/command.js';
 import { DEVICE_KEYS_TEXT } from './shared/device-keys.js';
 import { domainDocument, domainLines } from './devices/domain-facts.js';

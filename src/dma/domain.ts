@@ -65,16 +65,10 @@ export interface MapAsyncOptions extends MapOptions, LongWorkOptions {
   readonly chunkBytes?: number;
 }
 
-/** Settings of the books, beyond live mappings. */
+/** Settings of the books, beyond live mappings: see `EalOptions`. */
 export interface BookSettings {
-  /** How long a freed IOVA is held back from reuse, in milliseconds. Default 100. */
   readonly holdBackMs?: number;
-  /** How many retired mappings `explain` remembers. Default 1024. */
   readonly remember?: number;
-  /**
-   * Note where each mapping was made? That costs some microseconds. Default: for the first 1000 mappings, then for one
-   * in 64.
-   */
   readonly origins?: boolean;
 }
 

@@ -6,13 +6,11 @@ import { grants, type DmaAccess } from './address-space.js';
 import type { Entry, EntryState, Ledger } from './ledger.js';
 import type { Retired, RetiredMappings } from './retired.js';
 
-/** What a device address is. */
-export type ExplanationKind =
-  'mapped' | 'wrong-access' | 'unmapped' | 'past-end' | 'before-start' | 'outside-windows' | 'never-mapped';
-
 /** The answer of `explain`. */
 export interface Explanation {
-  readonly kind: ExplanationKind;
+  /** What the address is. */
+  readonly kind:
+    'mapped' | 'wrong-access' | 'unmapped' | 'past-end' | 'before-start' | 'outside-windows' | 'never-mapped';
   /** One sentence for display. */
   readonly text: string;
   /** The IOVAs of the mapping that the answer is about: the current or former one, or the nearest. */
@@ -113,10 +111,10 @@ function formatAge(ms: number): string {
   return ms < 10_000 ? `${Math.round(ms)} ms` : `${Math.round(ms / 1000)} s`;
 }
 
-function about(kind: ExplanationKind, entry: Entry, text: string, distance?: number): Explanation {
+function about(kind: Explanation['kind'], entry: Entry, text: string, distance?: number): Explanation {
   return { kind, text, mapping: entry.iovaRange, devices: entry.devices, agoMs: undefined, distance };
 }
 
-function nothing(kind: ExplanationKind, text: string): Explanation {
+function nothing(kind: Explanation['kind'], text: string): Explanation {
   return { kind, text, mapping: undefined, devices: [], agoMs: undefined, distance: undefined };
 }

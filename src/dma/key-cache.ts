@@ -10,6 +10,7 @@
  * generation of the table changes), before the next answer.
  */
 import { invalid } from '../errors.js';
+import type { Pool } from '../memory/pool/pool.js';
 import { Range } from '../ranges.js';
 import type { Va } from '../units.js';
 import type { TranslationTable } from './translation-table.js';
@@ -37,16 +38,7 @@ export interface KeyCacheOptions {
 }
 
 /** What is needed of a pool. */
-export interface KeyedPool {
-  readonly name: string;
-  /** The address of each element, after its headroom. */
-  readonly vas: Float64Array;
-  /** bytes */
-  readonly headroom: number;
-  /** bytes, without the headroom */
-  readonly elementSize: number;
-  readonly live: boolean;
-}
+export type KeyedPool = Pick<Pool, 'name' | 'vas' | 'headroom' | 'elementSize' | 'live'>;
 
 /** The keys for one queue. Holds nothing that must be released. */
 export class KeyCache {
@@ -58,6 +50,7 @@ export class KeyCache {
   /** The table's generation when the first of `#pools` was made. */
   #generation = -1;
 
+  /** @internal */
   constructor({ device, table, order = 'native', miss }: KeyCacheOptions) {
     this.#device = device;
     this.#table = table;
@@ -87,7 +80,7 @@ export class KeyCache {
    * @throws DmaError EINVAL if the pool is freed, or an element is not all in one registration; the errors of
    *   registering on demand
    */
-  keysOf(pool: KeyedPool): Uint32Array {
+  keysOf(pool: Pick<Pool, 'name' | 'vas' | 'headroom' | 'elementSize' | 'live'>): Uint32Array {
     const { generation } = this.#table;
     if (generation !== this.#generation) {
       this.#pools = new WeakMap();

@@ -1,20 +1,14 @@
 /** The handle that `dmaMap` returns. */
 import { ended } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
+import type { IovaRun } from '../memory/area.js';
 import type { Origin } from '../origin.js';
 import { Range } from '../ranges.js';
 import { show } from '../show.js';
-import { hex, isAddress, type Iova, type Va } from '../units.js';
+import { hex, isAddress, type Iova, type Va, type VaLike } from '../units.js';
 import type { DmaAccess, RegionTraits } from './address-space.js';
 import { termsOf, type Entry, type Terms } from './ledger.js';
 import { shortForm } from '../short-form.js';
-
-/** A contiguous piece of a mapping: `length` bytes at `va` are `length` bytes at `iova` for the device. */
-export interface MappedSegment {
-  readonly va: Va;
-  readonly iova: Iova;
-  readonly length: number;
-}
 
 /** @internal @throws DmaError EBUSY while some of the mapping is being unmapped */
 export function mustNotBeBusy({ entries, range, device }: Mapping, operation: string): void {
@@ -164,8 +158,8 @@ export class Mapping implements Disposable, AsyncDisposable {
   }
 
   /** What is mapped, in VA order; neighbours that are contiguous for the device are joined. Empty once unmapped. */
-  get segments(): readonly MappedSegment[] {
-    const segments: MappedSegment[] = [];
+  get segments(): readonly IovaRun[] {
+    const segments: IovaRun[] = [];
     for (const { va, iova, length } of this.entries) {
       const last = segments.at(-1);
       if (last !== undefined && last.va + last.length === va && last.iova + last.length === iova)
@@ -176,7 +170,7 @@ export class Mapping implements Disposable, AsyncDisposable {
   }
 
   /** The device's address of the byte at `va`. @throws DmaError EINVAL if this handle does not map that byte */
-  iovaOf(va: Va): Iova {
+  iovaOf(va: VaLike): Iova {
     const iova = isAddress(va) ? Mapping.#iovaAt(this, va) : -1;
     if (iova >= 0) return iova as Iova;
     if (Mapping.#endedByLoss(this)) Mapping.#first(this, 'iovaOf');
@@ -255,7 +249,7 @@ export class Mapping implements Disposable, AsyncDisposable {
   // Static functions, not private methods: those would cost each object a word in V8.
 
   /** The IOVA of `va`; -1 if it is not in the mapping. */
-  static #iovaAt(mapping: Mapping, va: Va): number {
+  static #iovaAt(mapping: Mapping, va: number): number {
     const { entries } = mapping;
     // The table of the domain is faster than a search. (After a part was cut out, another mapping may be there.)
     if (entries.length > FEW && mapping.whole && va >= mapping.va && va < mapping.va + mapping.length) {

@@ -115,13 +115,13 @@ export class CopyEngine implements AsyncDisposable {
    * Rejects with ENODEV if it is not a copy engine of this version, EINVAL for memory that can not be a ring, ETIMEDOUT
    * if the reset does not end.
    */
-  static async open(access: DeviceAccess, given: CopyEngineRings, asked?: CopyEngineOptions): Promise<CopyEngine> {
+  static async open(access: DeviceAccess, memory: CopyEngineRings, options?: CopyEngineOptions): Promise<CopyEngine> {
     const operation = 'copyEngine.open';
     mustHave(access, ['registers', 'enableInterrupts', 'interruptCount'], 'access to a device', operation);
-    const options = optionsOf(asked, ENGINE_OPTIONS, operation);
-    if (options.coalesce !== undefined) mustBeWhole(options.coalesce, 1, 2 ** 32 - 1, 'coalesce', operation);
-    if (options.timeoutMs !== undefined) mustBeMs(options.timeoutMs, 'timeoutMs', operation);
-    const rings = ringsOf(given, operation);
+    const checked = optionsOf(options, ENGINE_OPTIONS, operation);
+    if (checked.coalesce !== undefined) mustBeWhole(checked.coalesce, 1, 2 ** 32 - 1, 'coalesce', operation);
+    if (checked.timeoutMs !== undefined) mustBeMs(checked.timeoutMs, 'timeoutMs', operation);
+    const rings = ringsOf(memory, operation);
     const registers = access.registers(COPY_REGION.INDEX);
     const known = registers.size >= COPY_REGION.SIZE && registers.read32(REG.ID) === COPY_ID;
     const version = known ? registers.read32(REG.VERSION) : 0;
@@ -136,11 +136,11 @@ export class CopyEngine implements AsyncDisposable {
       throw new DmaError({ code: 'ENODEV', operation, reason: 'the device reports a maximum transfer of 0 bytes' });
     const capacity = ringCapacity(rings, maxRing, operation);
 
-    const engine = new CopyEngine(registers, rings, capacity, options);
+    const engine = new CopyEngine(registers, rings, capacity, checked);
     await engine.#reset(operation);
     try {
       rings.completions.bytes.fill(0);
-      engine.#start(access, rings, options);
+      engine.#start(access, rings, checked);
       engine.check();
     } catch (error) {
       const undo: unknown[] = [];

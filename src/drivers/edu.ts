@@ -70,12 +70,12 @@ export class Edu implements Disposable {
    *
    * @throws DmaError ENODEV if it is not an edu device
    */
-  static open(access: DeviceAccess, asked?: EduOptions): Edu {
+  static open(access: DeviceAccess, options?: EduOptions): Edu {
     const operation = 'edu.open';
     mustHave(access, ['registers', 'enableInterrupts', 'interruptCount'], 'access to a device', operation);
-    const options = optionsOf(asked, EDU_OPTIONS, operation);
-    if (options.dmaMaskBits !== undefined) mustBeWhole(options.dmaMaskBits, 1, 53, 'dmaMaskBits', operation);
-    if (options.timeoutMs !== undefined) mustBeMs(options.timeoutMs, 'timeoutMs', operation);
+    const checked = optionsOf(options, EDU_OPTIONS, operation);
+    if (checked.dmaMaskBits !== undefined) mustBeWhole(checked.dmaMaskBits, 1, 53, 'dmaMaskBits', operation);
+    if (checked.timeoutMs !== undefined) mustBeMs(checked.timeoutMs, 'timeoutMs', operation);
     const registers = access.registers(EDU_REGION.INDEX);
     const id = registers.size >= EDU_REGION.SIZE ? registers.read32(EDU_REGISTER.IDENTIFICATION) : 0;
     if ((id & 0xffff) !== 0x00ed)
@@ -84,7 +84,7 @@ export class Edu implements Disposable {
         operation,
         reason: `region 0 has ${hex(registers.size)} bytes and identification ${hex(id)}, which is not an edu device`,
       });
-    return new Edu(access, registers, options);
+    return new Edu(access, registers, checked);
   }
 
   /** The identification register: `0xRRrr00ed`, major and minor version. */

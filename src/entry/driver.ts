@@ -1,10 +1,12 @@
-/** `anydma/driver`: to write drivers, buses and address spaces. */
+/**
+ * `anydma/driver`: to write drivers, buses and address spaces, and what drivers work devices with: registers, regions,
+ * interrupts. Also the classes of the drivers that come along.
+ */
 import '../disposables.js';
 
 export {
   TRY_NEXT,
   type Bus,
-  type Device,
   type DeviceFault,
   type Driver,
   type IdMatch,
@@ -21,14 +23,32 @@ export {
   type RegionInfo,
 } from '../bus/device-access.js';
 export type { Registers } from '../platform/registers/registers.js';
+export type { Platform } from '../platform/ports.js';
+
+export { ERRNO, errorCode, type DmaErrorDetails, type ErrorRange } from '../errors.js';
+
 export type {
   AddressSpace,
   Backing,
   Constraints,
-  DmaAccess,
   MapKeys,
   Paging,
   RegionTraits,
   RemoteAccess,
   Segment,
 } from '../dma/address-space.js';
+export type { MemoryUser } from '../memory/users.js';
+export type { IovaDecision, IovaMode } from '../memory/iova-mode.js';
+export type { PoolDevice } from '../memory/pool/pool.js';
+export type { ContainerChoice, ContainerKind } from '../vfio/containers.js';
+export type { DirtyPages, DirtyTracking } from '../vfio/dirty.js';
+export type { PageRequest, PageRequestQueue } from '../vfio/page-requests.js';
+
+export {
+  CopyEngine,
+  copyError,
+  type CopyEngineOptions,
+  type CopyEngineRings,
+  type RingMemory,
+} from '../drivers/copy-engine.js';
+export { Edu, type EduOptions } from '../drivers/edu.js';

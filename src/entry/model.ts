@@ -10,6 +10,7 @@ export type {
   ModelRegion,
   PciIdentity,
 } from '../vfio-user/devices/model.js';
+export type { VdevBus } from '../bus/vdev/vdev-bus.js';
 export { serve, type ServeOptions, type Server, type ServerEvent } from '../vfio-user/server.js';
 export { spawnDevice, type DeviceProcess, type SpawnOptions } from '../vfio-user/device-process.js';
 export type { DeviceName, DeviceOptions } from '../vfio-user/devices/catalog.js';

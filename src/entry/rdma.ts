@@ -7,18 +7,21 @@ export type { DmabufOptions, RdmaDevice, RdmaGid, RdmaPort } from '../rdma/devic
 export type { AddressHandle } from '../rdma/address-handle.js';
 export { PROMISE_IDS, type CompletionQueue, type CompletionQueueOptions } from '../rdma/completion-queue.js';
 export type { ExtraRegion } from '../rdma/extra-region.js';
-export type { MemoryWindow, WindowBinding } from '../rdma/memory-window.js';
-export type {
-  ConnectAsyncOptions,
-  ConnectOptions,
-  QueuePairAddress,
-  QueuePairOptions,
-} from '../rdma/queue-pair-options.js';
+export type { MemoryWindow } from '../rdma/memory-window.js';
+export type { ConnectOptions, QueuePairAddress, QueuePairOptions } from '../rdma/queue-pair-options.js';
 export type { Destination, PeerExplainer, Received, RemoteMemory } from '../rdma/queue-pair-requests.js';
 export type { QueuePair } from '../rdma/queue-pair.js';
 export { ReceiveRing, type ReceiveRingOptions, type RingMessage } from '../rdma/receive-ring.js';
-export { completionStatusName, Completions, ReceiveRequests, SendRequests } from '../platform/rdma/verbs-work.js';
-export type { VerbsAsyncEvent, VerbsDevice, VerbsDeviceAttributes } from '../platform/rdma/verbs-types.js';
+export { completionStatusName } from '../platform/rdma/verbs-work.js';
+export type { Completions, ReceiveRequests, Requests, SendRequests } from '../platform/rdma/verbs-work.js';
+export type {
+  VerbsAsyncEvent,
+  VerbsDevice,
+  VerbsDeviceAttributes,
+  VerbsGid,
+  VerbsPortAttributes,
+  VerbsQpStatus,
+} from '../platform/rdma/verbs-types.js';
 
 export {
   connectToPeer,
@@ -42,6 +45,4 @@ export type {
 } from '../rdma/connect-cm.js';
 export type { CmAddress } from '../platform/rdma/rdma-cm-port.js';
 
-// What signatures of the above mention.
-export type { RdmaContext, Region, RegionUser } from '../rdma/context.js';
-export type { KeyCache, KeyCacheOptions, KeyedPool, KeyOrder } from '../dma/key-cache.js';
+export type { KeyCache } from '../dma/key-cache.js';

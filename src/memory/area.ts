@@ -4,9 +4,6 @@ import type { Range } from '../ranges.js';
 import { formatSize, hex, isAddress, isPowerOfTwo, type Iova, type Va } from '../units.js';
 import { shortForm } from '../short-form.js';
 
-/** Who owns the memory: the library, a heap (it is the user's memory, added to that heap), or the user alone. */
-export type AreaOwner = 'owned' | 'heap' | 'external';
-
 /** The descriptor behind a piece of memory, for devices that get it passed. The area owns it. */
 export interface Backing {
   readonly fd: number;
@@ -19,7 +16,7 @@ export interface AreaDetails {
   readonly range: Range<Va>;
   /** page size in bytes, a power of two; the range begins and ends on page boundaries */
   readonly pageSize: number;
-  readonly owner: AreaOwner;
+  readonly owner: Area['owner'];
   /** The name in messages, or what makes it when it is first needed. */
   readonly label: string | (() => string);
   /** NUMA node; -1 if unknown */
@@ -34,7 +31,7 @@ export interface AreaDetails {
   readonly backing?: Backing;
 }
 
-/** A run of pages of an area that is contiguous in VA and in IOVA. */
+/** A piece of memory that is contiguous in VA and in IOVA: `length` bytes at `va` are `length` bytes at `iova` for the device. */
 export interface IovaRun {
   readonly va: Va;
   readonly iova: Iova;
@@ -54,8 +51,11 @@ export class Area {
   readonly range: Range<Va>;
   /** bytes */
   readonly pageSize: number;
-  /** Changes when external memory is added to a heap, and when it is removed. */
-  owner: AreaOwner;
+  /**
+   * Who owns the memory: the library, a heap (it is the user's memory, added to that heap), or the user alone. Changes when
+   * external memory is added to a heap, and when it is removed.
+   */
+  owner: 'owned' | 'heap' | 'external';
   #label: string | (() => string);
   /** NUMA node; -1 if unknown */
   readonly node: number;

@@ -28,21 +28,11 @@ import { checkHugePageSizes, HugePages } from './hugepages.js';
 import { rangeOf, type MemoryPart } from './part.js';
 import { lend, pinnedError, Pins, type LendOptions, type Pin } from './pins.js';
 import { PrivateViews } from './private-views.js';
-import { giveMappingBack, HandedOut, retired, type RetiredFacts } from './retired.js';
+import { giveMappingBack, HandedOut, retired } from './retired.js';
 import { OrdinaryMemory } from './ordinary-memory.js';
 import { explainShortage, settle, settling } from './settle.js';
 import { checkPart, viewMoved, Views } from './views.js';
 import { shortForm } from '../short-form.js';
-
-/** Where external memory comes from. */
-export type ExternalSource = 'memfd' | 'anonymous' | 'file' | 'buffer' | 'address';
-
-/** What {@link External.registerPagesOf} gives. Disposing it unregisters the memory. */
-export interface RegisteredPages extends Disposable {
-  readonly memory: ExternalMemory;
-  /** The pages, as a part of what was given: the same bytes as `memory.bytes()`. */
-  readonly view: Uint8Array;
-}
 
 /** What every way to register memory takes. */
 export interface RegisterOptions {
@@ -57,7 +47,7 @@ export interface RegisterOptions {
 }
 
 /** Options of {@link External.allocate}. */
-export interface AllocateOptions extends Omit<RegisterOptions, 'pageSize' | 'node'>, PopulateOptions {
+export interface AllocateOptions extends Omit<RegisterOptions, 'pageSize' | 'node'> {
   /**
    * `'memfd'` (the default) can be passed to devices in other processes by descriptor; `'anonymous'` memory is reached by
    * them through messages only.
@@ -69,10 +59,6 @@ export interface AllocateOptions extends Omit<RegisterOptions, 'pageSize' | 'nod
   readonly node?: number;
   /** It begins at a multiple of so many bytes, a power of two, for devices that map in larger units. Default: its page size. */
   readonly align?: number;
-}
-
-/** Whether pages are there from the start. */
-export interface PopulateOptions {
   /**
    * Allocate every page now? Default true: a missing page is an error. With false, pages are allocated when they are touched, for
    * memory of which only a small part is used: if there is no page then, the process ends (SIGBUS, or the kernel's OOM killer).
@@ -81,7 +67,7 @@ export interface PopulateOptions {
 }
 
 /** Options of {@link External.fromFd}. */
-export interface FromFdOptions extends RegisterOptions, PopulateOptions {
+export interface FromFdOptions extends RegisterOptions, Pick<AllocateOptions, 'populate'> {
   /** Where in the file the memory begins; bytes, a multiple of the page size. Default 0. */
   readonly offset?: number;
   /** bytes. Default: up to the end of the file, rounded up to a page. */
@@ -90,15 +76,6 @@ export interface FromFdOptions extends RegisterOptions, PopulateOptions {
    * May devices write it, and do stores through views reach the file? Default: as the descriptor was opened. Otherwise devices
    * of every kind read the file, and a store through `bytes()` stays in this process: neither the file nor any device gets it.
    * (Of hugepages `bytes()` is a copy then, made when it is first asked for: each page that is stored to needs another one.)
-   */
-  readonly writable?: boolean;
-}
-
-/** Options of {@link External.fromAddress}. */
-export interface FromAddressOptions extends RegisterOptions {
-  /**
-   * May it be written? Default true. Give false for memory that is mapped read-only: devices may only read it then, and a
-   * store through a view of it kills the process, as it would in C.
    */
   readonly writable?: boolean;
 }
@@ -119,7 +96,10 @@ const ALLOCATE_OPTIONS: Shape<AllocateOptions> = {
   align: 'number',
   populate: 'boolean',
 };
-const ADDRESS_OPTIONS: Shape<FromAddressOptions> = { ...REGISTER_OPTIONS, writable: 'boolean' };
+const ADDRESS_OPTIONS: Shape<RegisterOptions & { readonly writable?: boolean }> = {
+  ...REGISTER_OPTIONS,
+  writable: 'boolean',
+};
 const FD_OPTIONS: Shape<FromFdOptions> = {
   ...ADDRESS_OPTIONS,
   offset: 'number',
@@ -129,7 +109,7 @@ const FD_OPTIONS: Shape<FromFdOptions> = {
 
 interface Parts {
   readonly area: Area;
-  readonly source: ExternalSource;
+  readonly source: ExternalMemory['source'];
   /** What the process may touch through views; for a Buffer, the user's own bytes. */
   readonly views: Views | Uint8Array;
   /** What reaches the memory. */
@@ -152,8 +132,9 @@ interface Registry {
 /** One piece of registered external memory. Disposing it unregisters it; see {@link ExternalMemory.unregister}. */
 export class ExternalMemory implements Disposable {
   readonly area: Area;
-  readonly source: ExternalSource;
-  /** Where in the program it was registered; `undefined` when that was not noted (see `DomainOptions.origins`). */
+  /** Where it comes from. */
+  readonly source: 'memfd' | 'anonymous' | 'file' | 'buffer' | 'address';
+  /** Where in the program it was registered; `undefined` when that was not noted (see `EalOptions.origins`). */
   readonly origin: Origin | undefined;
   /** @internal what reaches it; the views of its blocks count while it is in a heap */
   readonly handedOut: HandedOut;
@@ -422,7 +403,7 @@ export class External implements Iterable<ExternalMemory> {
 
   /**
    * @internal @param changed told after every registration and removal
-   * @param origins note where each was registered? Default: as `DomainOptions.origins`
+   * @param origins note where each was registered? Default: as `EalOptions.origins`
    * @param gate asked before each registration
    * @param running ends long work when the Eal stops. Default: nothing does
    */
@@ -447,7 +428,12 @@ export class External implements Iterable<ExternalMemory> {
    * Addresses of memory that was freed while views of it were about, in this thread (also by other `Eal`s). Those that wait
    * go back when the views are collected; those that escaped stay, because a view was transferred away.
    */
-  get retired(): RetiredFacts {
+  get retired(): {
+    /** Given back once their views are collected. */
+    readonly waiting: { readonly ranges: number; readonly bytes: number };
+    /** A view was transferred: they stay until the process ends. */
+    readonly escaped: { readonly ranges: number; readonly bytes: number };
+  } {
     return retired.facts();
   }
 
@@ -465,11 +451,11 @@ export class External implements Iterable<ExternalMemory> {
    *   what it has; EMFILE when the process has no descriptor left, of which each memfd takes one; ENOTSUP where memory of that
    *   kind is not available, such as hugepages of a size that the machine does not have
    */
-  allocate(length: number, asked?: AllocateOptions): ExternalMemory {
+  allocate(length: number, options?: AllocateOptions): ExternalMemory {
     const operation = 'external.allocate';
     this.#gate(operation);
     const origin = this.#origins.note(this.allocate);
-    return runSteps(this.#allocating(length, asked, origin, operation), (step) => step.now());
+    return runSteps(this.#allocating(length, options, origin, operation), (step) => step.now());
   }
 
   /**
@@ -479,10 +465,10 @@ export class External implements Iterable<ExternalMemory> {
    * @throws DmaError as `allocate`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then all is
    *   undone
    */
-  async allocateAsync(length: number, asked: AllocateOptions & LongWorkOptions = {}): Promise<ExternalMemory> {
+  async allocateAsync(length: number, options: AllocateOptions & LongWorkOptions = {}): Promise<ExternalMemory> {
     const operation = 'external.allocateAsync';
-    return this.#later(operation, this.allocateAsync, asked, (options, origin) =>
-      this.#allocating(length, options, origin, operation),
+    return this.#later(operation, this.allocateAsync, options, (checked, origin) =>
+      this.#allocating(length, checked, origin, operation),
     );
   }
 
@@ -568,17 +554,17 @@ export class External implements Iterable<ExternalMemory> {
    *
    * What can be made shorter by others is not safe to look at: touching a page past the new end kills the process
    * (SIGBUS). Seal memfds (F_SEAL_SHRINK), and do not truncate files while they are registered. Holes of the file get
-   * storage first, so that touching them does no harm; see {@link PopulateOptions.populate}.
+   * storage first, so that touching them does no harm; see {@link AllocateOptions.populate}.
    *
    * @throws DmaError EINVAL: no file or memfd, offset or length no multiple of the page size (that of hugetlbfs is larger),
    *   the range not inside the file, impossible page size or table; EACCES: writable asked of a read-only descriptor; ENOSPC,
    *   ENOMEM: no room for what the file has holes for, with figures; EBADF
    */
-  fromFd(fd: number, asked?: FromFdOptions): ExternalMemory {
+  fromFd(fd: number, options?: FromFdOptions): ExternalMemory {
     const operation = 'external.fromFd';
     this.#gate(operation);
     const origin = this.#origins.note(this.fromFd);
-    return runSteps(this.#fromFd(fd, asked, origin, operation), (step) => step.now());
+    return runSteps(this.#fromFd(fd, options, origin, operation), (step) => step.now());
   }
 
   /**
@@ -588,10 +574,10 @@ export class External implements Iterable<ExternalMemory> {
    * @throws DmaError as `fromFd`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then nothing is
    *   registered, and holes that have got storage keep it, which changes no byte of the file
    */
-  async fromFdAsync(fd: number, asked: FromFdOptions & LongWorkOptions = {}): Promise<ExternalMemory> {
+  async fromFdAsync(fd: number, options: FromFdOptions & LongWorkOptions = {}): Promise<ExternalMemory> {
     const operation = 'external.fromFdAsync';
-    return this.#later(operation, this.fromFdAsync, asked, (options, origin) =>
-      this.#fromFd(fd, options, origin, operation),
+    return this.#later(operation, this.fromFdAsync, options, (checked, origin) =>
+      this.#fromFd(fd, checked, origin, operation),
     );
   }
 
@@ -662,35 +648,39 @@ export class External implements Iterable<ExternalMemory> {
    * @throws DmaError EINVAL when it does not begin and end on page boundaries: `registerPagesOf` takes the part that does.
    *   EINVAL for a resizable ArrayBuffer, whose memory can go away
    */
-  register(view: ArrayBufferView | ArrayBufferLike, asked?: RegisterOptions): ExternalMemory {
+  register(view: ArrayBufferView | ArrayBufferLike, options?: RegisterOptions): ExternalMemory {
     const operation = 'external.register';
     this.#gate(operation);
     checkView(view, operation);
-    const options: RegisterOptions = optionsOf(asked, REGISTER_OPTIONS, operation);
+    const checked: RegisterOptions = optionsOf(options, REGISTER_OPTIONS, operation);
     const va = this.#platform.memory.addressOf(view);
     const bytes = bytesOf(view);
     if ((bytes.buffer as { resizable?: boolean }).resizable === true)
       throw invalid(operation, 'the memory of a resizable ArrayBuffer can go away while a device uses it');
     const range = new Range(va, bytes.byteLength, operation);
-    const { pageSize = this.#platform.memory.pageSize } = options;
+    const { pageSize = this.#platform.memory.pageSize } = checked;
     if (isPowerOfTwo(pageSize) && !range.isAligned(pageSize)) throw misalignedView(range, pageSize, operation);
-    return this.#register('buffer', range, registering(options, pageSize), { bytes, operation });
+    return this.#register('buffer', range, registering(checked, pageSize), { bytes, operation });
   }
 
   /**
    * The whole pages of an existing Buffer, typed array or ArrayBuffer, wherever it begins and ends; otherwise as `register`.
    *
-   * @returns the memory, and the part of the Buffer that it is
+   * @returns the memory, and `view`: the pages as a part of what was given, the same bytes as `memory.bytes()`. Disposing it
+   *   unregisters the memory
    * @throws DmaError EINVAL when there is no whole page in it, or no such page size; EINVAL as `register`
    */
-  registerPagesOf(view: ArrayBufferView | ArrayBufferLike, asked?: RegisterOptions): RegisteredPages {
+  registerPagesOf(
+    view: ArrayBufferView | ArrayBufferLike,
+    options?: RegisterOptions,
+  ): { readonly memory: ExternalMemory; readonly view: Uint8Array } & Disposable {
     const operation = 'external.registerPagesOf';
     this.#gate(operation);
     checkView(view, operation);
-    const options: RegisterOptions = optionsOf(asked, REGISTER_OPTIONS, operation);
+    const checked: RegisterOptions = optionsOf(options, REGISTER_OPTIONS, operation);
     const va = this.#platform.memory.addressOf(view);
     const bytes = bytesOf(view);
-    const { pageSize = this.#platform.memory.pageSize } = options;
+    const { pageSize = this.#platform.memory.pageSize } = checked;
     if (!isPowerOfTwo(pageSize)) throw noPageSize(pageSize, operation);
     const range = new Range(va, bytes.length, operation);
     const inside = range.alignedInside(pageSize);
@@ -701,21 +691,23 @@ export class External implements Iterable<ExternalMemory> {
     }
     const from = inside.start - va;
     const pages = bytes.subarray(from, from + inside.length);
-    const memory = this.register(pages, options);
+    const memory = this.register(pages, checked);
     return { memory, view: pages, [Symbol.dispose]: () => memory[Symbol.dispose]() };
   }
 
   /**
    * Memory that is mapped at `va` already, by whatever means: the caller keeps it mapped and owns it.
    *
+   * @param options.writable may it be written? Default true. Give false for memory that is mapped read-only: devices may only
+   *   read it then, and a store through a view of it kills the process, as it would in C
    * @throws DmaError EINVAL for address 0, or when it is not on page boundaries; EFAULT when not all of it is mapped in this process
    */
-  fromAddress(va: VaLike, length: number, asked?: FromAddressOptions): ExternalMemory {
+  fromAddress(va: VaLike, length: number, options?: RegisterOptions & { readonly writable?: boolean }): ExternalMemory {
     const operation = 'external.fromAddress';
     this.#gate(operation);
-    const options: FromAddressOptions = optionsOf(asked, ADDRESS_OPTIONS, operation);
+    const checked = optionsOf(options, ADDRESS_OPTIONS, operation);
     const range = rangeAt(va, length, operation);
-    const { pageSize = this.#platform.memory.pageSize, writable = true } = options;
+    const { pageSize = this.#platform.memory.pageSize, writable = true } = checked;
     if (isPowerOfTwo(pageSize) && range.isAligned(pageSize)) {
       const allowed = this.#platform.memory.protection(range.start, length);
       if (allowed === 'none' || (writable && allowed === 'read')) {
@@ -727,7 +719,7 @@ export class External implements Iterable<ExternalMemory> {
         throw new DmaError({ code: 'EFAULT', operation, range, reason, hint });
       }
     }
-    return this.#register('address', range, registering(options, pageSize), { operation, writable });
+    return this.#register('address', range, registering(checked, pageSize), { operation, writable });
   }
 
   /**
@@ -806,7 +798,7 @@ export class External implements Iterable<ExternalMemory> {
   }
 
   #register(
-    source: ExternalSource,
+    source: ExternalMemory['source'],
     range: Range<Va>,
     options: RegisterOptions & { pageSize: number },
     extra: {

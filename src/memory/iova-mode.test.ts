@@ -4,9 +4,10 @@ import { isDmaError } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import { portablePlatform } from '../platform/portable.js';
 import { trackingPlatform } from '../../test/fakes/platform/platforms.js';
-import { decideIovaMode, hasIommuGroups, hasPhysicalAddresses, type IovaFacts, type IovaVote } from './iova-mode.js';
+import { decideIovaMode, hasIommuGroups, hasPhysicalAddresses, type IovaFacts } from './iova-mode.js';
 
-const votes = (...wishes: IovaVote['wish'][]): IovaVote[] => wishes.map((wish, n) => ({ bus: `bus${n}`, wish }));
+const votes = (...wishes: IovaFacts['votes'][number]['wish'][]): IovaFacts['votes'] =>
+  wishes.map((wish, n) => ({ bus: `bus${n}`, wish }));
 const facts = (more: Partial<IovaFacts>): IovaFacts => ({ votes: [], physicalAddresses: true, iommu: false, ...more });
 
 describe('the decision on the IOVA mode', () => {

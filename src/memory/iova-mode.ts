@@ -9,30 +9,23 @@ import { HugePages } from './hugepages.js';
 /** `va`: a page's IOVA is its virtual address wherever a domain allows that. `pa`: it is its physical address. */
 export type IovaMode = 'va' | 'pa';
 
-/** The vote of one bus. */
-export interface IovaVote {
-  readonly bus: string;
-  /** `any`: its devices work with both. */
-  readonly wish: IovaMode | 'any';
-}
-
-/** What the decision depends on. */
-export interface IovaFacts {
+/** The decision, what it depends on, and why. */
+export interface IovaDecision {
+  readonly mode: IovaMode;
+  /** The reason, as a clause. */
+  readonly reason: string;
   /** What the program asked for; it decides if given. */
   readonly forced?: IovaMode;
-  readonly votes: readonly IovaVote[];
+  /** What each bus wants; `any`: its devices work with both. */
+  readonly votes: readonly { readonly bus: string; readonly wish: IovaMode | 'any' }[];
   /** Are there hugepages, and does the kernel tell their physical addresses? */
   readonly physicalAddresses: boolean;
   /** Does the machine have IOMMU groups? */
   readonly iommu: boolean;
 }
 
-/** The decision, and why. */
-export interface IovaDecision extends IovaFacts {
-  readonly mode: IovaMode;
-  /** The reason, as a clause. */
-  readonly reason: string;
-}
+/** What the decision depends on. */
+export type IovaFacts = Omit<IovaDecision, 'mode' | 'reason'>;
 
 /** @throws DmaError EINVAL if physical addresses are required, and the kernel does not tell them */
 export function decideIovaMode(facts: IovaFacts): IovaDecision {
@@ -49,7 +42,7 @@ export function decideIovaMode(facts: IovaFacts): IovaDecision {
 function choose({ forced, votes, physicalAddresses, iommu }: IovaFacts): Pick<IovaDecision, 'mode' | 'reason'> {
   if (forced !== undefined) return { mode: forced, reason: 'the program asked for it' };
   const [va, pa] = (['va', 'pa'] as const).map((wish) => votes.filter((vote) => vote.wish === wish));
-  const names = (group: readonly IovaVote[]): string => group.map((vote) => vote.bus).join(', ');
+  const names = (group: IovaFacts['votes']): string => group.map((vote) => vote.bus).join(', ');
   if (va.length > 0 && pa.length === 0) return { mode: 'va', reason: `${names(va)} wants it` };
   if (pa.length > 0 && va.length === 0) return { mode: 'pa', reason: `${names(pa)} wants it` };
   const split = va.length > 0 ? `${names(va)} wants va and ${names(pa)} wants pa, and ` : '';

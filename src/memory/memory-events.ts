@@ -97,18 +97,6 @@ export class MemoryHandlers {
   }
 }
 
-/** Memory that the library wants to take for one of its heaps. */
-export interface GrowthRequest {
-  /** NUMA node */
-  readonly node: number;
-  /** bytes */
-  readonly pageSize: number;
-  /** bytes that would be added */
-  readonly bytes: number;
-  /** bytes that the heap has now */
-  readonly total: number;
-}
-
 /** May refuse that the library takes memory. */
 export interface MemoryValidator {
   /** Used in the error. */
@@ -117,9 +105,20 @@ export interface MemoryValidator {
   readonly node?: number;
   /** Asked only if the heap would then have more than this, in bytes. Default 0. */
   readonly limit?: number;
-  /** If absent, nothing is allowed. */
-  allows?(request: GrowthRequest): boolean;
+  /** May the library take this memory for one of its heaps? If absent, nothing is allowed. */
+  allows?(request: {
+    /** NUMA node */
+    readonly node: number;
+    /** bytes */
+    readonly pageSize: number;
+    /** bytes that would be added */
+    readonly bytes: number;
+    /** bytes that the heap has now */
+    readonly total: number;
+  }): boolean;
 }
+
+type GrowthRequest = Parameters<NonNullable<MemoryValidator['allows']>>[0];
 
 /** The validators of one `Eal`. */
 export class MemoryValidators {

@@ -11,6 +11,8 @@ export interface MemoryPart {
   readonly va: VaLike;
   /** bytes */
   readonly length: number;
+  /** Is the memory still there? Absent: yes. What was freed has no address for devices, whoever has the memory now. */
+  readonly live?: boolean;
 }
 
 /** @throws DmaError EINVAL for what can not be memory */

@@ -25,18 +25,10 @@ const MOST = { ranges: 2 ** 17, mappings: 2 ** 14, bytes: 16 * TiB };
 const HASTE = 1 / 4;
 
 /** How many pieces of memory, and how many bytes of addresses. */
-export interface RetiredCount {
+interface RetiredCount {
   readonly ranges: number;
   /** bytes of addresses; they use no memory until something touches them */
   readonly bytes: number;
-}
-
-/** Addresses of freed memory that were not given back yet, in this thread. */
-export interface RetiredFacts {
-  /** Given back once their views are collected. */
-  readonly waiting: RetiredCount;
-  /** A view was transferred: they stay until the process ends. */
-  readonly escaped: RetiredCount;
 }
 
 /** Lives as long as the thread: a registry that is collected itself reports nothing. */
@@ -100,7 +92,8 @@ class RetiredAddresses {
   #hasteAt = HASTE;
   #hurrying = false;
 
-  facts(): RetiredFacts {
+  /** See `External.retired`. */
+  facts(): { readonly waiting: RetiredCount; readonly escaped: RetiredCount } {
     return { waiting: { ...this.#waiting }, escaped: { ...this.#escaped } };
   }
 

@@ -308,15 +308,15 @@ export class ConnectionRequest {
    * @returns when both sides are ready
    * @throws DmaError EINVAL if the request was answered, or the queue pair can not be connected; ETIMEDOUT; ECONNRESET
    */
-  async accept(pair: QueuePair, asked?: CmAcceptOptions): Promise<RdmaConnection> {
+  async accept(pair: QueuePair, options?: CmAcceptOptions): Promise<RdmaConnection> {
     const rdma = this.#rdma;
-    const options = optionsOf(asked, ACCEPT_OPTIONS, 'accept');
-    checkOptions(options, 'accept');
+    const checked = optionsOf(options, ACCEPT_OPTIONS, 'accept');
+    checkOptions(checked, 'accept');
     mustBeFree(rdma, pair);
     this.#answer();
     const where = this.peer === undefined ? 'the peer' : `${this.peer.host} port ${this.peer.port}`;
     const connection = new RdmaConnection(rdma, pair, where, this.#event.id);
-    await connection.accept(this.#event, options);
+    await connection.accept(this.#event, checked);
     return connection;
   }
 

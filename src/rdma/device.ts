@@ -176,12 +176,12 @@ export class RdmaDevice {
    * @throws DmaError EINVAL for options that the device does not support; ENOSPC if a completion queue has no room for
    * it, or the device has no more queue pairs; ENODEV for a port without an address; ENOMEM; as `VerbsPort.createQp`
    */
-  createQueuePair(asked?: QueuePairOptions): QueuePair {
+  createQueuePair(options?: QueuePairOptions): QueuePair {
     const operation = 'createQueuePair';
     this.#mustBeThere(operation);
-    const options = queuePairOptions(asked, this.rdma, operation);
-    const { port, portAttributes, gid } = this.#portOf(options, operation);
-    const { sends, receives } = options;
+    const checked = queuePairOptions(options, this.rdma, operation);
+    const { port, portAttributes, gid } = this.#portOf(checked, operation);
+    const { sends, receives } = checked;
     const owned: CompletionQueue[] = [];
     try {
       const own = (entries: number): CompletionQueue => {
@@ -189,8 +189,8 @@ export class RdmaDevice {
         owned.push(queue);
         return queue;
       };
-      const completions = options.completions ?? own(sends + receives);
-      const receiveCompletions = options.receiveCompletions ?? completions;
+      const completions = checked.completions ?? own(sends + receives);
+      const receiveCompletions = checked.receiveCompletions ?? completions;
       const pair = new QueuePair(
         {
           rdma: this.rdma,
@@ -204,7 +204,7 @@ export class RdmaDevice {
           owned,
           closed: (closed) => this.#pairs.delete(closed),
         },
-        options,
+        checked,
       );
       this.#pairs.add(pair);
       return pair;

@@ -54,18 +54,18 @@ const HELLO = 5000;
  * there
  */
 export async function connectToPeer(
-  asked: ExchangeOptions & { readonly host: string; readonly port: number; readonly hello: Hello },
+  options: ExchangeOptions & { readonly host: string; readonly port: number; readonly hello: Hello },
 ): Promise<PeerSession> {
   const operation = 'connectToPeer';
-  const options = optionsOf(asked, CONNECT_OPTIONS, operation);
-  checkLimits(options, operation);
-  const { host, port, timeoutMs = 10_000 } = options;
+  const checked = optionsOf(options, CONNECT_OPTIONS, operation);
+  checkLimits(checked, operation);
+  const { host, port, timeoutMs = 10_000 } = checked;
   mustBeString(host, 'host', operation);
   if (host === '') throw invalid(operation, 'the name of the host is empty');
   mustBeWhole(port, 1, 65535, 'port', operation);
-  const hello = checkedHello(options.hello, operation);
+  const hello = checkedHello(checked.hello, operation);
   const socket = await connected(host, port, timeoutMs);
-  const session = new PeerSession(socket, options, false);
+  const session = new PeerSession(socket, checked, false);
   try {
     session.greet(hello);
     await session.begin();
@@ -114,17 +114,17 @@ export class PeerServer implements AsyncDisposable {
 /**
  * Listens for peers on TCP.
  *
- * @param asked.host Default: all addresses of this machine.
- * @param asked.port Default 0: any free port.
- * @param asked.maxSessions limit of sessions; further clients are rejected. Default 64.
- * @param asked.maxPerAddress limit of sessions from one address (for IPv6: from one /64 network), so that one peer can not
+ * @param options.host Default: all addresses of this machine.
+ * @param options.port Default 0: any free port.
+ * @param options.maxSessions limit of sessions; further clients are rejected. Default 64.
+ * @param options.maxPerAddress limit of sessions from one address (for IPv6: from one /64 network), so that one peer can not
  *   keep out all others. Default: three quarters of `maxSessions`.
  * @param serve called with each session once the peer's hello has arrived, within 5 seconds; it must
  *   {@link PeerSession.greet} the peer. If its promise rejects, the session is closed.
  * @throws DmaError EADDRINUSE, EACCES
  */
 export async function listenForPeers(
-  asked: ExchangeOptions & {
+  options: ExchangeOptions & {
     readonly host?: string;
     readonly port?: number;
     readonly maxSessions?: number;
@@ -133,10 +133,10 @@ export async function listenForPeers(
   serve: (session: PeerSession) => Promise<void> | void,
 ): Promise<PeerServer> {
   const operation = 'listenForPeers';
-  const options = optionsOf(asked, LISTEN_OPTIONS, operation);
-  checkLimits(options, operation);
-  const { host, port = 0, maxSessions = 64, timeoutMs = 10_000 } = options;
-  const { maxPerAddress = Math.ceil((maxSessions * 3) / 4) } = options;
+  const checked = optionsOf(options, LISTEN_OPTIONS, operation);
+  checkLimits(checked, operation);
+  const { host, port = 0, maxSessions = 64, timeoutMs = 10_000 } = checked;
+  const { maxPerAddress = Math.ceil((maxSessions * 3) / 4) } = checked;
   if (host === '') throw invalid(operation, 'the name of the host is empty');
   mustBeWhole(port, 0, 65535, 'port', operation);
   mustBeWhole(maxSessions, 1, Number.MAX_SAFE_INTEGER, 'maxSessions', operation);
@@ -146,7 +146,7 @@ export async function listenForPeers(
   const server = createServer((socket) => {
     const visitor = visitors.arrives(socket, plain(socket.remoteAddress ?? ''));
     if (visitor === undefined) return;
-    const session = new PeerSession(socket, options, true);
+    const session = new PeerSession(socket, checked, true);
     void (async () => {
       try {
         await session.begin(Math.min(timeoutMs, HELLO));

@@ -4,10 +4,10 @@
  */
 import type { VerbsMr } from '../platform/rdma/verbs-types.js';
 import type { Range } from '../ranges.js';
-import type { RdmaContext, Region, RegionUser } from './context.js';
+import type { RdmaContext, Region } from './context.js';
 
 /** A registered region. Disposing it deregisters it: its keys become invalid at once. */
-export class ExtraRegion implements Disposable, RegionUser {
+export class ExtraRegion implements Disposable {
   /** The addresses of its bytes in requests; `undefined` for all addresses of this process. */
   readonly range: Range | undefined;
   /** Its name in messages. */

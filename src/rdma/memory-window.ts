@@ -4,22 +4,22 @@
  */
 import type { VerbsMw } from '../platform/rdma/verbs-types.js';
 import type { Range } from '../ranges.js';
-import type { RdmaContext, Region, RegionUser } from './context.js';
+import type { RdmaContext, Region } from './context.js';
 
 /** The binding of a window. */
-export interface WindowBinding {
+interface Binding {
   readonly region: Region;
   readonly range: Range;
 }
 
 /** A memory window. Created by `RdmaDevice.createWindow`, bound by `QueuePair.bind`; close it when no longer needed. */
-export class MemoryWindow implements Disposable, RegionUser {
+export class MemoryWindow implements Disposable {
   /** @internal */
   readonly mw: VerbsMw;
   readonly #rdma: RdmaContext;
   readonly #closed: (window: MemoryWindow) => void;
   #rkey: number;
-  #bound: WindowBinding | undefined;
+  #binding: Binding | undefined;
 
   /** @internal */
   constructor(rdma: RdmaContext, type: 1 | 2, closed: (window: MemoryWindow) => void) {
@@ -39,9 +39,14 @@ export class MemoryWindow implements Disposable, RegionUser {
     return this.#rkey;
   }
 
-  /** Its binding; `undefined` if it is not bound. */
-  get bound(): WindowBinding | undefined {
-    return this.#bound;
+  /** What it is bound to; `undefined` if it is not bound. */
+  get bound(): Range | undefined {
+    return this.#binding?.range;
+  }
+
+  /** @internal The region that it is bound to. */
+  get region(): Region | undefined {
+    return this.#binding?.region;
   }
 
   /** @internal The key of the next binding; the program chooses its low 8 bits. */
@@ -50,11 +55,11 @@ export class MemoryWindow implements Disposable, RegionUser {
   }
 
   /** @internal A binding or unbinding has completed. */
-  became(rkey: number, bound: WindowBinding | undefined): void {
-    this.#bound?.region.users.delete(this);
+  became(rkey: number, binding: Binding | undefined): void {
+    this.#binding?.region.users.delete(this);
     this.#rkey = rkey;
-    this.#bound = bound;
-    bound?.region.users.add(this);
+    this.#binding = binding;
+    binding?.region.users.add(this);
   }
 
   /** Closes it, bound or not; the peer's access ends. Idempotent. */

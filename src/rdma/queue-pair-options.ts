@@ -1,7 +1,6 @@
 /** What a queue pair is made with, and how it is connected: options and addresses, checked. */
 import { mustBeObject, mustBeWhole, optionsOf, reading, type Shape } from '../check.js';
 import type { RemoteAccess } from '../dma/address-space.js';
-import { type KeyCacheOptions } from '../dma/key-cache.js';
 import { REMOTES } from '../dma/plan.js';
 import { invalid } from '../errors.js';
 import { CompletionQueue } from './completion-queue.js';
@@ -41,7 +40,7 @@ export interface QueuePairOptions {
   /** For datagrams: senders must pass this key. Default 0x11111111. */
   readonly qkey?: number;
   /** Called for memory without a key, to map it on demand; see `MapOnMiss.map`. Default: none. */
-  readonly miss?: KeyCacheOptions['miss'];
+  readonly miss?: (va: number, length: number) => boolean;
 }
 
 export const QUEUE_PAIR_OPTIONS: Shape<QueuePairOptions> = {
@@ -133,13 +132,10 @@ export const CONNECT_OPTIONS: Shape<ConnectOptions> = {
   trafficClass: 'number',
 };
 
-/** Options of an asynchronous connect. */
-export interface ConnectAsyncOptions extends ConnectOptions {
-  /** Cancels while the call waits for its turn. */
-  readonly signal?: AbortSignal;
-}
-
-export const CONNECT_ASYNC_OPTIONS: Shape<ConnectAsyncOptions> = { ...CONNECT_OPTIONS, signal: 'signal' };
+export const CONNECT_ASYNC_OPTIONS: Shape<ConnectOptions & { readonly signal?: AbortSignal }> = {
+  ...CONNECT_OPTIONS,
+  signal: 'signal',
+};
 
 /** @throws DmaError EINVAL for invalid timeouts or retry counts */
 export function checkTimes(

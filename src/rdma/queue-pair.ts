@@ -35,7 +35,6 @@ import { thrown } from '../show.js';
 import {
   type CheckedQueuePairOptions,
   CONNECT_ASYNC_OPTIONS,
-  type ConnectAsyncOptions,
   type ConnectOptions,
   NO_GID,
   type QueuePairAddress,
@@ -195,9 +194,9 @@ export class QueuePair implements Disposable {
    * @throws DmaError EINVAL for an invalid address, or a datagram queue pair; ENOTSUP for iWARP devices; EBUSY while it
    * is being connected; errors of the device, such as ETIMEDOUT or ENETUNREACH if the peer is not reachable
    */
-  connect(peer: QueuePairAddress, asked?: ConnectOptions): void {
+  connect(peer: QueuePairAddress, options?: ConnectOptions): void {
     const { verbs } = this.#parts.rdma;
-    const { receiving, sending } = this.#connectSteps(peer, asked);
+    const { receiving, sending } = this.#connectSteps(peer, options);
     verbs.modifyQp(this.qp, receiving);
     verbs.modifyQp(this.qp, sending);
   }
@@ -210,7 +209,10 @@ export class QueuePair implements Disposable {
    * @param options.signal cancels while the call waits for its turn
    * @throws DmaError as `connect`; ECANCELED if it was cancelled or closed
    */
-  async connectAsync(peer: QueuePairAddress, options?: ConnectAsyncOptions): Promise<void> {
+  async connectAsync(
+    peer: QueuePairAddress,
+    options?: ConnectOptions & { readonly signal?: AbortSignal },
+  ): Promise<void> {
     const { signal, ...others } = optionsOf(options, CONNECT_ASYNC_OPTIONS, 'connect');
     return this.connectFor('', peer, others, signal);
   }
@@ -448,8 +450,7 @@ export class QueuePair implements Disposable {
   /** Unbinds a window, which ends the peer's access. */
   async unbind(window: MemoryWindow): Promise<void> {
     this.#mustTake(window, 'unbind');
-    if (window.bound !== undefined)
-      await this.#bind('unbind', window, { va: window.bound.range.start, length: 0 }, 'none');
+    if (window.bound !== undefined) await this.#bind('unbind', window, { va: window.bound.start, length: 0 }, 'none');
   }
 
   /**
@@ -573,9 +574,7 @@ export class QueuePair implements Disposable {
     return new Promise((resolve, reject) => {
       const unbinds = remote === 'none';
       // Also correct for unbinding: the region can not be deregistered while the window is bound to it.
-      const region = unbinds
-        ? window.bound?.region
-        : rdma.regionOf(new Range(part.va, part.length, operation), operation);
+      const region = unbinds ? window.region : rdma.regionOf(new Range(part.va, part.length, operation), operation);
       if (region === undefined) throw this.#error('EINVAL', operation, 'the window is not bound');
       let rkey = 0;
       this.#outstanding.begin(this.#outstanding.sends, {

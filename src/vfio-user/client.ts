@@ -171,20 +171,20 @@ export class VfioUserClient {
    * @throws DmaError ENOENT, ECONNREFUSED, EACCES (from the socket), ETIMEDOUT, ECONNRESET, EPROTO, or the server's
    *   error
    */
-  static async connect(platform: Platform, path: string, asked?: ClientOptions): Promise<VfioUserClient> {
-    const options = checkedOptions(platform, asked);
+  static async connect(platform: Platform, path: string, options?: ClientOptions): Promise<VfioUserClient> {
+    const checked = checkedOptions(platform, options);
     mustBeString(path, 'the path of a socket', 'vfio-user connect');
-    const deadline = now() + (options.handshakeTimeoutMs ?? 5000);
+    const deadline = now() + (checked.handshakeTimeoutMs ?? 5000);
     for (;;) {
       try {
         const fd = platform.sockets.connect(path);
         try {
-          checkServer(platform, fd, path, options.user);
+          checkServer(platform, fd, path, checked.user);
         } catch (error) {
           platform.files.close(fd);
           throw error;
         }
-        return await VfioUserClient.attach(platform, fd, options, deadline);
+        return await VfioUserClient.attach(platform, fd, checked, deadline);
       } catch (error) {
         if (isDmaError(error, 'ECONNREFUSED')) throw error.with({ hint: whoRefuses(platform, path) });
         if (isDmaError(error) && error.hint === undefined && error.code !== 'EAGAIN')
@@ -204,12 +204,12 @@ export class VfioUserClient {
   static async attach(
     platform: Platform,
     fd: number,
-    asked?: ClientOptions,
+    options?: ClientOptions,
     deadline?: number,
   ): Promise<VfioUserClient> {
-    const options = checkedOptions(platform, asked);
-    const until = deadline ?? now() + (options.handshakeTimeoutMs ?? 5000);
-    const client = new VfioUserClient(platform, fd, options);
+    const checked = checkedOptions(platform, options);
+    const until = deadline ?? now() + (checked.handshakeTimeoutMs ?? 5000);
+    const client = new VfioUserClient(platform, fd, checked);
     try {
       await client.#handshake(() => ({ timeoutMs: Math.max(1, until - now()) }));
       client.#connected = true;

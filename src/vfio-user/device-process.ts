@@ -56,13 +56,13 @@ export interface SpawnOptions<N extends DeviceName> {
  *   child did not answer; EMFILE, ENOMEM, EAGAIN ... if no process can be started; ENOTSUP in a bundle without the
  *   program beside it; ENOENT, EACCES ... if the temporary directory can not be used
  */
-export async function spawnDevice<N extends DeviceName>(name: N, asked?: SpawnOptions<N>): Promise<DeviceProcess> {
+export async function spawnDevice<N extends DeviceName>(name: N, options?: SpawnOptions<N>): Promise<DeviceProcess> {
   const operation = `device process ${show(name)}`;
   if (typeof name !== 'string')
     throw invalid(operation, `the name of a device is a string, not ${show(name)}`, {
       hint: `there are ${DEVICE_NAMES.join(' and ')}`,
     });
-  const { device, maxDmaMaps } = optionsOf<SpawnOptions<N>>(asked, SPAWN_OPTIONS, operation);
+  const { device, maxDmaMaps } = optionsOf<SpawnOptions<N>>(options, SPAWN_OPTIONS, operation);
   // Options that the process would refuse are refused here: its model is made here as well.
   deviceModel(name, device);
   if (maxDmaMaps !== undefined) checkMaxDmaMaps(maxDmaMaps, operation);

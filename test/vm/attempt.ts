@@ -6,7 +6,8 @@ import { spawnSync } from 'node:child_process';
 import { chmodSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { Eal, isDmaError, type ContainerChoice, type Iova } from '../../src/index.js';
+import { Eal, isDmaError, type Iova } from '../../src/index.js';
+import type { ContainerChoice } from '../../src/entry/driver.js';
 import { IommufdSpace } from '../../src/vfio/iommufd.js';
 import { Type1Space } from '../../src/vfio/type1.js';
 

@@ -7,10 +7,10 @@ import {
   KiB,
   MiB,
   type Device,
-  type Edu,
   type LongWorkOptions,
   type MapOptions,
 } from '../../index.js';
+import type { Edu } from '../../entry/driver.js';
 import { verbsDriver } from '../../entry/rdma.js';
 import { progressOf } from '../../long-work.js';
 import { rdmaCopier } from './copier-rdma.js';

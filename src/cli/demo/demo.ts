@@ -2,16 +2,8 @@
 import { createHash, randomFillSync } from 'node:crypto';
 import { readSync } from 'node:fs';
 import { Option } from 'commander';
-import {
-  DmaError,
-  Eal,
-  formatSize,
-  hex,
-  type ContainerChoice,
-  type Device,
-  type ExternalMemory,
-  type Progress,
-} from '../../index.js';
+import { DmaError, Eal, formatSize, hex, type Device, type ExternalMemory, type Progress } from '../../index.js';
+import type { ContainerChoice } from '../../entry/driver.js';
 import { spawnDevice, type DeviceProcess } from '../../entry/model.js';
 import { openPlatform } from '../../platform/open.js';
 import { DEVICE_KEYS_TEXT } from '../shared/device-keys.js';

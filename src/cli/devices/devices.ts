@@ -2,15 +2,8 @@
 import type { Description } from '../../bus/description.js';
 import { idsDocument } from '../../bus/match.js';
 import { unlessFails } from '../../errors.js';
-import {
-  Eal,
-  formatSize,
-  type ContainerChoice,
-  type Device,
-  type Driver,
-  type IdMatch,
-  type InterruptKind,
-} from '../../index.js';
+import { Eal, formatSize, type Device } from '../../index.js';
+import type { ContainerChoice, Driver, IdMatch, InterruptKind } from '../../entry/driver.js';
 import { paragraphs, type CommandSpec } from '../shared/command.js';
 import { domainDocument, domainLines } from './domain-facts.js';
 import { DEVICE_KEYS_TEXT } from '../shared/device-keys.js';

@@ -1,6 +1,7 @@
 /** `anydma rdma write`, `read` and `send`: the client's side. */
 import { randomInt } from 'node:crypto';
-import { DmaError, Eal, formatSize, hex, isDmaError, type Device, type Platform } from '../../index.js';
+import { DmaError, Eal, formatSize, hex, isDmaError, type Device } from '../../index.js';
+import type { Platform } from '../../entry/driver.js';
 import { connectToPeer, type AnnouncedMemory, type PeerSession, type QueuePair } from '../../entry/rdma.js';
 import { KiB } from '../../units.js';
 import type { CommandContext } from '../shared/command.js';

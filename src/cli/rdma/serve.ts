@@ -3,7 +3,8 @@
  * its own, which go when it leaves, however it leaves: first the queue pair, then the peers' right, then the memory.
  */
 import { invalid } from '../../errors.js';
-import { DmaError, Eal, formatSize, isDmaError, type Platform } from '../../index.js';
+import { DmaError, Eal, formatSize, isDmaError } from '../../index.js';
+import type { Platform } from '../../entry/driver.js';
 import { listenForPeers, type PeerSession, type QueuePair } from '../../entry/rdma.js';
 import { IBV_WC_SUCCESS } from '../../platform/rdma/abi/requests.js';
 import type { CommandContext } from '../shared/command.js';

@@ -1,5 +1,5 @@
 /** Copies through memory of the library's own, for data that the controller can not reach: only when it is asked for. */
-import type { AddressedMemory } from '../../bus/model.js';
+import type { MemoryPart } from '../../memory/part.js';
 import { invalid } from '../../errors.js';
 import type { NvmeMemory } from './data-pointer.js';
 import type { DmaMemory } from './dma-memory.js';
@@ -9,7 +9,7 @@ export type BounceMemory = Uint8Array | readonly Uint8Array[];
 
 /** Memory that takes the place of the program's for one call. Disposing it gives it back. */
 export interface BounceCopy extends Disposable {
-  readonly memory: AddressedMemory;
+  readonly memory: MemoryPart;
   /** After reading: copies what came to where the program wants it. */
   finish(): void;
 }

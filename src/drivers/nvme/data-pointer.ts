@@ -2,7 +2,8 @@
  * Where the data of a command is: memory of the program as the controller reaches it, cut into commands, and written down as
  * PRP entries or SGL descriptors (NVMe 1.4, sections 4.3 and 4.4).
  */
-import type { AddressedMemory, Device } from '../../bus/model.js';
+import type { Device } from '../../bus/model.js';
+import type { MemoryPart } from '../../memory/part.js';
 import { mustBeObject } from '../../check.js';
 import { invalid } from '../../errors.js';
 import { SGL, SQE } from '../../nvme/commands.js';
@@ -11,7 +12,7 @@ import { alignUp, isAddress, type Va } from '../../units.js';
 import { USES_SGL } from './queue.js';
 
 /** Memory of a command: a block, a zone, external memory, or a part as `{ va, length }`; or several of them, in order. */
-export type NvmeMemory = AddressedMemory | readonly AddressedMemory[];
+export type NvmeMemory = MemoryPart | readonly MemoryPart[];
 
 /** Memory as the controller sees it: pieces, each contiguous for it. */
 export interface Pieces {
@@ -32,9 +33,9 @@ const TABLE_PAGE = 4096;
  * @throws DmaError EINVAL when there is less of it, or some of it is not mapped for the device or was freed
  */
 export function piecesOf(device: Device, memory: NvmeMemory, length: number, name: string, operation: string): Pieces {
-  const list: readonly AddressedMemory[] = Array.isArray(memory)
-    ? (memory as readonly AddressedMemory[])
-    : [memory as AddressedMemory];
+  const list: readonly MemoryPart[] = Array.isArray(memory)
+    ? (memory as readonly MemoryPart[])
+    : [memory as MemoryPart];
   const iovas: number[] = [];
   const lengths: number[] = [];
   const ranges: number[] = [];
@@ -57,7 +58,7 @@ export function piecesOf(device: Device, memory: NvmeMemory, length: number, nam
 }
 
 /** The length of a piece of memory. @throws DmaError EINVAL if it has none */
-export function mustHaveBytes({ va, length }: AddressedMemory, name: string, operation: string): number {
+export function mustHaveBytes({ va, length }: MemoryPart, name: string, operation: string): number {
   if (typeof va === 'number' && typeof length === 'number' && isAddress(va) && isAddress(length) && length > 0)
     return length;
   throw invalid(operation, `${name}: ${show(length)} bytes at ${show(va)} are no memory`, {
@@ -67,7 +68,7 @@ export function mustHaveBytes({ va, length }: AddressedMemory, name: string, ope
 
 function addPieces(
   device: Device,
-  memory: AddressedMemory,
+  memory: MemoryPart,
   va: number,
   bytes: number,
   iovas: number[],

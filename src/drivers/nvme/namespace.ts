@@ -1,6 +1,6 @@
 /** A namespace: its blocks are read, written and looked after. */
 import type { Readable, Writable } from 'node:stream';
-import type { AddressedMemory } from '../../bus/model.js';
+import type { MemoryPart } from '../../memory/part.js';
 import { mustBeObject, mustBeWhole, optionsOf, type Shape } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
 import { COMMAND_SET, DSM, IO_CDW12, NVM, SQE } from '../../nvme/commands.js';
@@ -55,7 +55,7 @@ export interface NvmeReadOptions extends NvmeBlocks {
   /** Where they go: memory that is mapped for the device; with `bounce`, any bytes. */
   readonly into: NvmeMemory | BounceMemory;
   /** Memory for the metadata of a namespace that keeps it apart. */
-  readonly metadata?: AddressedMemory;
+  readonly metadata?: MemoryPart;
   readonly protection?: NvmeProtection;
   /** Read from the media and not from a cache. */
   readonly fua?: boolean;
@@ -69,7 +69,7 @@ export interface NvmeWriteOptions extends NvmeBlocks {
   readonly blocks?: number;
   /** Where they come from: as `into` of {@link NvmeReadOptions}. */
   readonly from: NvmeMemory | BounceMemory;
-  readonly metadata?: AddressedMemory;
+  readonly metadata?: MemoryPart;
   readonly protection?: NvmeProtection;
   /** Durable when this resolves ("force unit access"). Default false: `flush` makes it so. */
   readonly fua?: boolean;
@@ -466,7 +466,7 @@ export class NvmeNamespace {
   #metadata(
     entry: Uint32Array,
     blocks: number,
-    metadata: AddressedMemory | undefined,
+    metadata: MemoryPart | undefined,
     protection: NvmeProtection | undefined,
     operation: string,
   ): { ranges: readonly number[]; perCommand: (entry: Uint32Array, done: number) => void } {

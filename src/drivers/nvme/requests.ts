@@ -1,5 +1,6 @@
 /** Makes operations of what programs ask for. */
-import type { AddressedMemory, Device } from '../../bus/model.js';
+import type { Device } from '../../bus/model.js';
+import type { MemoryPart } from '../../memory/part.js';
 import { isSignal, mustBeMs, mustBeWhole, noSignal } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
 import { SQE } from '../../nvme/commands.js';
@@ -47,7 +48,7 @@ export interface NvmeCommand extends NvmeCallOptions {
   /** bytes of `into` or `from`. Default: all. */
   readonly length?: number;
   /** Memory for metadata, in one piece for the device. */
-  readonly metadata?: AddressedMemory;
+  readonly metadata?: MemoryPart;
   /** Two PRP entries of the caller's own, instead of `into` and `from`: what they point to has to stay mapped. */
   readonly prp?: readonly [first: number, second: number];
 }
@@ -113,7 +114,7 @@ export function commandOf(
 }
 
 function bytesOf(memory: NvmeMemory, operation: string): number {
-  const list = Array.isArray(memory) ? (memory as readonly AddressedMemory[]) : [memory as AddressedMemory];
+  const list = Array.isArray(memory) ? (memory as readonly MemoryPart[]) : [memory as MemoryPart];
   return list.reduce((sum, each) => sum + mustHaveBytes(each, 'the data', operation), 0);
 }
 
@@ -160,7 +161,7 @@ function inPieces({ device }: RequestContext, operation: string): Error {
 export function putMetadata(
   { device }: RequestContext,
   entry: Uint32Array,
-  metadata: AddressedMemory,
+  metadata: MemoryPart,
   length: number,
   operation: string,
 ): readonly [number, number] {

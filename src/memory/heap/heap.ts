@@ -354,7 +354,7 @@ export class Heap {
    *   of the heap; EBUSY if the heap would have to grow and this is a handler of memory events; ENOTSUP for the
    *   library's own memory where no system calls are available
    */
-  malloc(size: number, options: MallocOptions = NONE): Block {
+  malloc(size: number, options: Omit<MallocOptions, 'heap' | 'node'> = NONE): Block {
     const operation = 'malloc';
     if (this.#closed) throw stopped(operation);
     const request = checked(size, options, operation);
@@ -371,11 +371,14 @@ export class Heap {
    * @throws DmaError as `malloc`; ECANCELED when `options.signal` is aborted, after at most one more piece: then
    *   everything is undone
    */
-  async mallocAsync(size: number, given: MallocOptions & LongWorkOptions = NONE): Promise<Block> {
+  async mallocAsync(
+    size: number,
+    options: Omit<MallocOptions, 'heap' | 'node'> & LongWorkOptions = NONE,
+  ): Promise<Block> {
     const operation = 'mallocAsync';
     if (this.#closed) throw stopped(operation);
-    const [{ onProgress, signal }, options] = longWorkOf(given, operation);
-    const request = checked(size, options, operation);
+    const [{ onProgress, signal }, wanted] = longWorkOf(options, operation);
+    const request = checked(size, wanted, operation);
     const runOf = request.contiguous ? this.#runOf : undefined;
     return this.#running.run(signal, operation, async (either) => {
       const work = { onProgress, signal: either };
@@ -399,7 +402,7 @@ export class Heap {
    * Allocates `count` times `size` bytes, zeroed; otherwise as {@link Heap.malloc}. @throws DmaError also EINVAL if the
    * product is not a valid size
    */
-  calloc(count: number, size: number, options: MallocOptions = NONE): Block {
+  calloc(count: number, size: number, options: Omit<MallocOptions, 'heap' | 'node'> = NONE): Block {
     const product = checkedProduct(count, size);
     return this.malloc(product, zeroed(options));
   }
@@ -409,7 +412,7 @@ export class Heap {
    *
    * @throws DmaError EINVAL as `malloc`; ENOMEM if nothing is free
    */
-  mallocLargest(options: MallocOptions = NONE): Block {
+  mallocLargest(options: Omit<MallocOptions, 'heap' | 'node'> = NONE): Block {
     const operation = 'mallocLargest';
     if (this.#closed) throw stopped(operation);
     const request = checked(1, options, operation);
@@ -440,7 +443,7 @@ export class Heap {
    * @throws DmaError EINVAL, ENOMEM as {@link Heap.malloc}; EINVAL for a block that was freed; EBUSY for one that is
    *   pinned
    */
-  realloc(block: Block, size: number, options: MallocOptions = NONE): Block {
+  realloc(block: Block, size: number, options: Omit<MallocOptions, 'heap' | 'node'> = NONE): Block {
     const operation = 'realloc';
     mustBe(block, Block, 'what is made longer or shorter', operation);
     const request = checked(size, options, operation);
@@ -501,7 +504,7 @@ export class Heap {
     return this.#options.areas.users;
   }
 
-  /** The memory that it allocates from, in address order. */
+  /** @internal The memory that it allocates from, in address order. */
   get memory(): Iterable<HeapMemory> {
     return this.#memory.values();
   }

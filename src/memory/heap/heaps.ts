@@ -38,7 +38,7 @@ const IN_A_TURN = 8 * MiB;
 const NAME_LIMIT = 32;
 
 /** Memory at an address, to be added to a heap without registering it before. */
-type RawMemory = MemoryPart & RegisterOptions;
+type RawMemory = Omit<MemoryPart, 'live'> & RegisterOptions;
 
 /** What {@link Heaps} needs. */
 export interface HeapsOptions {
@@ -167,9 +167,9 @@ export class Heaps {
    * Adds memory to a heap, which allocates from it until `removeMemory`. Every device gets it mapped, now and later.
    * The user still owns it, but can neither unregister nor free it meanwhile. Its content is kept.
    *
-   * @param given external memory of the same `Eal`, or memory at an address, which must stay mapped as long as it is
+   * @param memory external memory of the same `Eal`, or memory at an address, which must stay mapped as long as it is
    *   in the heap
-   * @param asked.clear fill it with zeros? Default false
+   * @param options.clear fill it with zeros? Default false
    * @throws DmaError EINVAL for an invalid name, address, page size or table, and for memory of another `Eal`; ENOENT
    *   if there is no such heap; EPERM for the library's own; EEXIST for memory that is in a heap or overlaps an area;
    *   EACCES for memory that can not be written; EFAULT for addresses that are not mapped; EBUSY for memory that is
@@ -178,12 +178,12 @@ export class Heaps {
    */
   addMemory(
     name: string,
-    given: ExternalMemory | (MemoryPart & RegisterOptions),
-    asked?: { readonly clear?: boolean },
+    memory: ExternalMemory | (MemoryPart & RegisterOptions),
+    options?: { readonly clear?: boolean },
   ): void {
     const operation = 'heaps.addMemory';
     this.#options.gate?.(operation);
-    runSteps(this.#adding(name, given, asked, operation), (step) => step.now());
+    runSteps(this.#adding(name, memory, options, operation), (step) => step.now());
   }
 
   /**
@@ -195,7 +195,7 @@ export class Heaps {
    */
   async addMemoryAsync(
     name: string,
-    given: ExternalMemory | (MemoryPart & RegisterOptions),
+    memory: ExternalMemory | (MemoryPart & RegisterOptions),
     options: { readonly clear?: boolean } & LongWorkOptions = {},
   ): Promise<void> {
     const operation = 'heaps.addMemoryAsync';
@@ -203,7 +203,7 @@ export class Heaps {
     const [{ onProgress, signal }, asked] = longWorkOf(options, operation);
     await this.#running.run(signal, operation, async (either) => {
       const work = followedBy({ onProgress, signal: either });
-      await runStepsAsync(this.#adding(name, given, asked, operation), (step) => step.later(work));
+      await runStepsAsync(this.#adding(name, memory, asked, operation), (step) => step.later(work));
     });
   }
 
@@ -473,7 +473,7 @@ const RAW_MEMORY: Shape<RawMemory> = { ...REGISTER_OPTIONS, va: 'number', length
 /** @throws DmaError EINVAL if it is not memory at an address */
 function rawOf(memory: RawMemory, operation: string): RawMemory {
   mustBeObject(memory, 'addresses', operation);
-  const { va = 0 as Va, length = 0, ...options } = optionsOf(memory, RAW_MEMORY, operation);
+  const { va = 0, length = 0, ...options } = optionsOf(memory, RAW_MEMORY, operation);
   return { va, length, ...options };
 }
 

@@ -6,6 +6,10 @@ import { formatSize, isAddress, isPowerOfTwo } from '../../units.js';
 
 /** Options of an allocation. */
 export interface MallocOptions {
+  /** Name of the heap. Default: the library's own memory, on `node` or any node. */
+  readonly heap?: string;
+  /** Only from this NUMA node. Default: any, the first that has room. */
+  readonly node?: number;
   /** Its address is a multiple of this power of two, in bytes. Default, and minimum: 64. 0 means 64. */
   readonly align?: number;
   /** Fill it with zeros? Default false: it may hold old data. */
@@ -22,6 +26,9 @@ export interface MallocOptions {
   readonly pageSizeHint?: boolean;
 }
 
+/** Options of an allocation from a heap that was chosen. */
+export type BlockOptions = Omit<MallocOptions, 'heap' | 'node'>;
+
 /** What is needed if a heap has no room. */
 export interface RoomRequest {
   /** bytes */
@@ -34,10 +41,10 @@ export interface RoomRequest {
   readonly pageSizes: readonly number[] | undefined;
 }
 
-export const NONE: MallocOptions = {};
+export const NONE: BlockOptions = {};
 
 /** @internal With the options that choose a heap, which callers evaluate. */
-export const MALLOC_OPTIONS: Shape<MallocOptions & { readonly heap?: string; readonly node?: number }> = {
+export const MALLOC_OPTIONS: Shape<MallocOptions> = {
   align: 'number',
   zero: 'boolean',
   contiguous: 'boolean',
@@ -78,20 +85,20 @@ const PLAIN: Wishes = {
   zero: false,
 };
 
-const ZEROED: MallocOptions = Object.freeze({ zero: true });
+const ZEROED: BlockOptions = Object.freeze({ zero: true });
 
 /** These options of `calloc`, as those of `malloc`. @throws DmaError EINVAL */
-export function zeroed(options: MallocOptions | undefined): MallocOptions {
+export function zeroed(options: BlockOptions | undefined): BlockOptions {
   if (options === undefined || options === NONE) return ZEROED;
-  return { ...optionsOf<MallocOptions>(options, MALLOC_OPTIONS, 'calloc'), zero: true };
+  return { ...optionsOf<BlockOptions>(options, MALLOC_OPTIONS, 'calloc'), zero: true };
 }
 
 /** Reads the options of most calls, quickly; `undefined` if they need a full check. Each option is read once. */
-function usual(options: MallocOptions): Wishes | undefined {
+function usual(options: BlockOptions): Wishes | undefined {
   try {
     // On an instance of a class, `constructor` is another function; an own member of that name is not an option.
     if (options.constructor !== Object) return undefined;
-    const values: { readonly [K in keyof MallocOptions]: unknown } = options;
+    const values: { readonly [K in keyof BlockOptions]: unknown } = options;
     const { align = LINE, boundary = 0, contiguous = false, zero = false } = values;
     for (const key in options)
       if (key !== 'align' && key !== 'zero' && key !== 'contiguous' && key !== 'boundary') return undefined;
@@ -107,8 +114,8 @@ function usual(options: MallocOptions): Wishes | undefined {
 }
 
 /** Reads and checks all options. @throws DmaError EINVAL */
-function whole(options: MallocOptions, operation: string): Wishes {
-  const given: MallocOptions = optionsOf<MallocOptions>(options, MALLOC_OPTIONS, operation);
+function whole(options: BlockOptions, operation: string): Wishes {
+  const given: BlockOptions = optionsOf<BlockOptions>(options, MALLOC_OPTIONS, operation);
   const { pageSizes, align = LINE, boundary = 0, pageSizeHint = false, contiguous = false, zero = false } = given;
   return { align, boundary, pageSizes, pageSizeHint, contiguous, zero };
 }
@@ -120,7 +127,7 @@ function powerHint(bytes: number): string {
   return `${below} and ${2 * below} are`;
 }
 
-export function checked(size: number, options: MallocOptions, operation: string): WishfulRequest {
+export function checked(size: number, options: BlockOptions, operation: string): WishfulRequest {
   if (!(isAddress(size) && size > 0 && isAddress(size + LINE)))
     throw invalid(operation, `a block of ${show(size)} bytes is not possible`, {
       hint: typeHint(size, 'number') ?? 'it has a whole number of bytes, 1 or more',

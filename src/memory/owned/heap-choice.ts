@@ -6,7 +6,7 @@ import type { Steps } from '../../steps.js';
 import type { Block, Heap } from '../heap/heap.js';
 import type { MallocOptions } from '../heap/malloc-request.js';
 import type { Heaps } from '../heap/heaps.js';
-import type { OwnedMallocOptions, OwnedMemory } from './owned.js';
+import type { OwnedMemory } from './owned.js';
 
 /** What allocations of one `Eal` come from. */
 export interface HeapSources {
@@ -18,12 +18,6 @@ export interface HeapSources {
   readonly running?: RunningWorks;
 }
 
-/** Options of an allocation, with the heap that it comes from. */
-export interface PlacedMallocOptions extends OwnedMallocOptions {
-  /** Name of the heap. Default: the library's own memory, on `node` or any node. */
-  readonly heap?: string;
-}
-
 /**
  * The heaps that these options allow, in the order they are tried.
  *
@@ -32,7 +26,7 @@ export interface PlacedMallocOptions extends OwnedMallocOptions {
  */
 export function chooseHeaps(
   sources: HeapSources,
-  { heap, node }: Pick<PlacedMallocOptions, 'heap' | 'node'>,
+  { heap, node }: Pick<MallocOptions, 'heap' | 'node'>,
   operation: string,
 ): readonly Heap[] {
   const { memory } = sources;

@@ -5,13 +5,7 @@
 import { DmaError, isDmaError, undoAll, withUndo } from '../../errors.js';
 import type { FilesPort, FileStatus, Platform } from '../../platform/ports.js';
 
-/**
- * What happens to files of hugepages, by DPDK's names of `--huge-unlink`:
- * - `existing`: a file that a dead process left is removed and created again; own files keep their names while in use.
- * - `always`: as `existing`, but a file is unlinked before it is mapped, so that nothing is ever left behind.
- * - `never`: an existing file is used with its content, and files in use at the end stay for the next start. This is
- *   faster, because the kernel clears no page, but the next process can read what this one left.
- */
+/** See `MemoryOptions.hugeUnlink`. */
 export type HugeUnlink = 'existing' | 'always' | 'never';
 
 /** A locked file of this process. */

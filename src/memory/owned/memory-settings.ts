@@ -39,8 +39,15 @@ export interface MemoryOptions {
   readonly hugeDir?: string;
   /** Prefix of file names, different for each process. Default `anydma`. */
   readonly filePrefix?: string;
-  /** What happens to files; see {@link HugeUnlink}. Default `existing`. */
-  readonly hugeUnlink?: HugeUnlink;
+  /**
+   * What happens to files of hugepages, by DPDK's names of `--huge-unlink`:
+   * - `existing` (the default): a file that a dead process left is removed and created again; own files keep their names while
+   *   in use.
+   * - `always`: as `existing`, but a file is unlinked before it is mapped, so that nothing is ever left behind.
+   * - `never`: an existing file is used with its content, and files in use at the end stay for the next start. This is
+   *   faster, because the kernel clears no page, but the next process can read what this one left.
+   */
+  readonly hugeUnlink?: 'existing' | 'always' | 'never';
   /** One file for each list of pages instead of one for each page? Devices then need fewer mappings. Default false. */
   readonly singleFileSegments?: boolean;
   /**

@@ -76,35 +76,27 @@ export interface OwnedMemoryOptions {
   readonly idleMs?: number;
 }
 
-/** Options of an allocation from the library's own memory. */
-export interface OwnedMallocOptions extends MallocOptions {
-  /** Only from this NUMA node. Default: any, the first that has room. */
-  readonly node?: number;
-}
-
-/** Facts about one list of pages. */
-export interface PageListFacts {
-  readonly kind: 'memfd' | 'hugetlbfs' | 'anonymous';
-  /** bytes */
-  readonly pageSize: number;
-  readonly node: number;
-  /** number of pages */
-  readonly pages: number;
-  /**
-   * Number of extents. Each is one mapping for a device, or one mapping per page if each page has a file of its own.
-   */
-  readonly extents: number;
-  readonly va: Va;
-  /** bytes of addresses that are reserved for it */
-  readonly reserved: number;
-}
-
 /** Facts about the library's own memory. */
 export interface OwnedMemoryFacts {
   /** Absent until something needed it. */
   readonly iova?: IovaDecision;
   readonly heaps: readonly ({ readonly name: string; readonly node: number } & HeapStatistics)[];
-  readonly lists: readonly PageListFacts[];
+  /** Its lists of pages: each has one page size and one node. */
+  readonly lists: readonly {
+    readonly kind: 'memfd' | 'hugetlbfs' | 'anonymous';
+    /** bytes */
+    readonly pageSize: number;
+    readonly node: number;
+    /** number of pages */
+    readonly pages: number;
+    /**
+     * Number of extents. Each is one mapping for a device, or one mapping per page if each page has a file of its own.
+     */
+    readonly extents: number;
+    readonly va: Va;
+    /** bytes of addresses that are reserved for it */
+    readonly reserved: number;
+  }[];
 }
 
 /** The release of memory that no device has. */
@@ -243,8 +235,8 @@ export class OwnedMemory {
     throw invalid(operation, `there is no NUMA node ${show(node)}`, { hint });
   }
 
-  /** @throws DmaError as `Heap.malloc`; EINVAL for a node that does not exist */
-  malloc(size: number, options?: OwnedMallocOptions): Block {
+  /** @internal See `Eal.malloc`. @throws DmaError as `Heap.malloc`; EINVAL for a node that does not exist */
+  malloc(size: number, options?: MallocOptions): Block {
     const node = options === undefined ? undefined : nodeIn(options, 'malloc');
     if (node !== undefined) return this.heapOf(node).malloc(size, options);
     const { heaps } = this;
@@ -264,11 +256,11 @@ export class OwnedMemory {
   }
 
   /**
-   * As {@link OwnedMemory.malloc}, without blocking the event loop: see `Heap.mallocAsync`.
+   * @internal As {@link OwnedMemory.malloc}, without blocking the event loop: see `Heap.mallocAsync`.
    *
    * @throws DmaError as `Heap.mallocAsync`; EINVAL for a node that does not exist
    */
-  async mallocAsync(size: number, options: OwnedMallocOptions & LongWorkOptions = {}): Promise<Block> {
+  async mallocAsync(size: number, options: MallocOptions & LongWorkOptions = {}): Promise<Block> {
     const node = nodeIn(options, 'mallocAsync');
     let failure: unknown;
     for (const heap of node === undefined ? this.heaps : [this.heapOf(node, 'mallocAsync')]) {
@@ -283,10 +275,10 @@ export class OwnedMemory {
   }
 
   /**
-   * Allocates `count` times `size` bytes, zeroed; otherwise as {@link OwnedMemory.malloc}. @throws DmaError also EINVAL
+   * @internal Allocates `count` times `size` bytes, zeroed; otherwise as {@link OwnedMemory.malloc}. @throws DmaError also EINVAL
    * if the product is not a valid size
    */
-  calloc(count: number, size: number, options?: OwnedMallocOptions): Block {
+  calloc(count: number, size: number, options?: MallocOptions): Block {
     const product = checkedProduct(count, size);
     return this.malloc(product, zeroed(options));
   }
@@ -943,7 +935,7 @@ function isModest({ range: { length } }: HeapMemory, heap: Heap): boolean {
 }
 
 /** The node in options. @throws DmaError EINVAL if they are not options */
-function nodeIn(options: OwnedMallocOptions, operation: string): number | undefined {
+function nodeIn(options: MallocOptions, operation: string): number | undefined {
   mustBeObject(options, 'options', operation);
   return reading(operation, 'the options', () => options.node);
 }

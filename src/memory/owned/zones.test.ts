@@ -6,7 +6,7 @@ import { openPlatform } from '../../platform/open.js';
 import { Range } from '../../ranges.js';
 import { GiB, KiB, MiB, type Va } from '../../units.js';
 import type { Area } from '../area.js';
-import type { PlacedMallocOptions } from './heap-choice.js';
+import type { MallocOptions } from '../heap/malloc-request.js';
 import { testSources, type TestSources, type TestSourcesOptions } from '../../../test/fakes/memory/heap-sources.js';
 import { Zones, type Zone } from './zones.js';
 
@@ -227,7 +227,7 @@ describe('zones', SKIP, () => {
   it(
     'are refused for one reason at a time: the name, then whether it is new, then the shape, then the memory',
     withZones((zones) => {
-      const bad: PlacedMallocOptions = { align: 3, heap: 'none' };
+      const bad: MallocOptions = { align: 3, heap: 'none' };
       throwsDma('EINVAL', () => zones.reserve('', -1, bad), /is not a valid name of a zone/);
       throwsDma('EINVAL', () => zones.reserve(17 as never, -1, bad), /is not a valid name of a zone/);
       throwsDma('ENAMETOOLONG', () => zones.reserve('x'.repeat(32), -1, bad), /32 bytes/);

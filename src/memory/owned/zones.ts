@@ -8,15 +8,8 @@ import { longWorkOf, type LongWorkOptions } from '../../long-work.js';
 import { show } from '../../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
 import { alignUp, hex, isAddress, type Iova, type Va } from '../../units.js';
-import {
-  allocatingFrom,
-  chooseHeaps,
-  toldOf,
-  type Allocation,
-  type HeapSources,
-  type PlacedMallocOptions,
-} from './heap-choice.js';
-import { MALLOC_OPTIONS } from '../heap/malloc-request.js';
+import { allocatingFrom, chooseHeaps, toldOf, type Allocation, type HeapSources } from './heap-choice.js';
+import { MALLOC_OPTIONS, type MallocOptions } from '../heap/malloc-request.js';
 import type { Block, Heap } from '../heap/heap.js';
 import type { LendOptions, Pin } from '../pins.js';
 import { shortForm } from '../../short-form.js';
@@ -153,10 +146,10 @@ export class Zones {
    *   those of `Heap.malloc`: EINVAL for an invalid length, alignment, boundary, node or name of a heap, ENOENT if the
    *   heap does not exist, ENOMEM. When it throws, nothing is reserved.
    */
-  reserve(name: string, length: number, asked?: PlacedMallocOptions): Zone {
+  reserve(name: string, length: number, options?: MallocOptions): Zone {
     const operation = 'zones.reserve';
     this.#sources.gate?.(operation);
-    return runSteps(this.#reserving(name, length, asked, operation), (allocation) => allocation.now());
+    return runSteps(this.#reserving(name, length, options, operation), (allocation) => allocation.now());
   }
 
   /**
@@ -166,7 +159,7 @@ export class Zones {
    * @throws DmaError as `reserve`; ECANCELED, after at most one more piece, when `options.signal` is aborted or the Eal
    *   stops
    */
-  async reserveAsync(name: string, length: number, options: PlacedMallocOptions & LongWorkOptions = {}): Promise<Zone> {
+  async reserveAsync(name: string, length: number, options: MallocOptions & LongWorkOptions = {}): Promise<Zone> {
     const operation = 'zones.reserveAsync';
     this.#sources.gate?.(operation);
     const [{ onProgress, signal }, asked] = longWorkOf(options, operation);
@@ -180,13 +173,13 @@ export class Zones {
   *#reserving(
     name: string,
     length: number,
-    asked: PlacedMallocOptions | undefined,
+    asked: MallocOptions | undefined,
     operation: string,
   ): Steps<Allocation, Zone> {
     checkName(name, operation);
     this.#mustBeNew(name, operation);
     mustBeNumber(length, 'the length', operation);
-    const options: PlacedMallocOptions = optionsOf<PlacedMallocOptions>(asked, MALLOC_OPTIONS, operation);
+    const options: MallocOptions = optionsOf<MallocOptions>(asked, MALLOC_OPTIONS, operation);
     const { boundary = 0 } = options;
     const wanted = length === 0 ? boundary : length;
     if (!isAddress(wanted) || !isAddress(wanted + LINE))
@@ -265,7 +258,7 @@ shortForm(Zones, 'Zones', (zones) => ({ size: zones.size }));
  * Reserves the largest free block of any of the heaps. @throws DmaError ENOMEM of the first heap if none has a free
  * block
  */
-function largestOf(heaps: readonly Heap[], options: PlacedMallocOptions, operation: string): Block {
+function largestOf(heaps: readonly Heap[], options: MallocOptions, operation: string): Block {
   let failure: unknown;
   for (const heap of heaps) {
     try {

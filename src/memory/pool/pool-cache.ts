@@ -4,7 +4,7 @@
  */
 import { invalid } from '../../errors.js';
 import { show } from '../../show.js';
-import { checkBurst, copyNumbers, copyReversed, type ElementNumbers, type ElementStack } from './element-stack.js';
+import { checkBurst, copyNumbers, copyReversed, type ElementStack } from './element-stack.js';
 
 /** The largest cache (DPDK: `RTE_MEMPOOL_CACHE_MAX_SIZE`). */
 const MOST = 512;
@@ -60,7 +60,7 @@ export class PoolCache {
    *
    * @throws DmaError as `ElementStack.get`
    */
-  get(into: ElementNumbers, count: number, at = 0): boolean {
+  get(into: Int32Array | Uint32Array, count: number, at = 0): boolean {
     checkBurst(into, count, at);
     let cached = count;
     if (count > this.#length) {
@@ -79,7 +79,7 @@ export class PoolCache {
   /**
    * As `ElementStack.put`. @throws DmaError as `ElementStack.put`; unless checked, an error may be noticed only later
    */
-  put(from: ElementNumbers, count: number, at = 0): void {
+  put(from: Int32Array | Uint32Array, count: number, at = 0): void {
     checkBurst(from, count, at);
     if (this.#stack.checked) this.#stack.markFree(from, count, at);
     if (count > this.size) {

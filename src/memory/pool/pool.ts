@@ -12,8 +12,8 @@ import type { Platform } from '../../platform/ports.js';
 import { Range } from '../../ranges.js';
 import { show } from '../../show.js';
 import type { Va } from '../../units.js';
-import type { AreaOwner } from '../area.js';
-import { ElementStack, type ElementNumbers } from './element-stack.js';
+import type { Area } from '../area.js';
+import { ElementStack } from './element-stack.js';
 import { PoolCache } from './pool-cache.js';
 import type { ElementShape, PoolChunk } from './pool-layout.js';
 import { HandedOut } from '../retired.js';
@@ -23,22 +23,24 @@ import { shortForm } from '../../short-form.js';
 /** What another thread needs to use the pool. It can be sent (`workerData`, `postMessage`) any number of times. */
 export interface PoolDescription {
   readonly name: string;
+  /** @internal */
   readonly shape: ElementShape;
-  /** {@link Pool.forDevices} */
+  /** @internal {@link Pool.forDevices} */
   readonly forDevices: boolean;
-  /** {@link Pool.owner} */
-  readonly owner: AreaOwner;
+  /** @internal {@link Pool.owner} */
+  readonly owner: Area['owner'];
+  /** @internal */
   readonly chunks: readonly PoolChunk[];
-  /** {@link Pool.cacheSize} */
+  /** @internal {@link Pool.cacheSize} */
   readonly cacheSize: number;
-  /** Which elements are free. */
+  /** @internal Which elements are free. */
   readonly stack: SharedArrayBuffer;
   /**
-   * Number of threads that have attached; -1 once the pool is freed. Second word: 1 once one of them transferred a
+   * @internal Number of threads that have attached; -1 once the pool is freed. Second word: 1 once one of them transferred a
    * view.
    */
   readonly threads: SharedArrayBuffer;
-  /** They keep the memory alive, even after the thread that made the pool has ended. See `MemoryPort.keeper`. */
+  /** @internal They keep the memory alive, even after the thread that made the pool has ended. See `MemoryPort.keeper`. */
   readonly keepers: readonly SharedArrayBuffer[];
 }
 
@@ -97,7 +99,7 @@ export class Pool implements Disposable {
   /**
    * Who owns the memory: the library, a heap over the user's memory, or the user (external). `chunks` tell where it is.
    */
-  readonly owner: AreaOwner;
+  readonly owner: Area['owner'];
   /** Where the elements are. The first chunk has the elements with the lowest numbers. */
   readonly chunks: readonly PoolChunk[];
   /** The tables by element that were asked for. */
@@ -273,7 +275,7 @@ export class Pool implements Disposable {
    * @returns false if fewer are available, or the pool is freed
    * @throws DmaError EINVAL if `into` is too short; ETIMEDOUT if a worker was terminated inside `get` or `put`
    */
-  get(into: ElementNumbers, count: number, at = 0): boolean {
+  get(into: Int32Array | Uint32Array, count: number, at = 0): boolean {
     if (!this.#live) return false;
     const cache = this.#cache;
     return cache === undefined ? this.#stack.get(into, count, at) : cache.get(into, count, at);
@@ -286,7 +288,7 @@ export class Pool implements Disposable {
    * @throws DmaError EINVAL if `from` is too short, or the pool would have too many elements; with `checked`, also for
    *   an element that is free already or does not exist. ETIMEDOUT as `get`
    */
-  put(from: ElementNumbers, count: number, at = 0): void {
+  put(from: Int32Array | Uint32Array, count: number, at = 0): void {
     const cache = this.#cache;
     if (cache === undefined) this.#stack.put(from, count, at);
     else cache.put(from, count, at);

@@ -7,7 +7,8 @@ import type { Area } from '../area.js';
 import { ElementStack } from './element-stack.js';
 import { ExternalMemory } from '../external.js';
 import { Handlers, tellHandler } from '../handlers.js';
-import { chooseHeaps, type Allocation, type HeapSources, type PlacedMallocOptions } from '../owned/heap-choice.js';
+import type { MallocOptions } from '../heap/malloc-request.js';
+import { chooseHeaps, type Allocation, type HeapSources } from '../owned/heap-choice.js';
 import type { IovaMode } from '../iova-mode.js';
 import { PoolCache } from './pool-cache.js';
 import { Pool } from './pool.js';
@@ -24,7 +25,7 @@ import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
 import { MiB } from '../../units.js';
 
 /** What a pool is to be like, and where its memory comes from: the library's own, a heap, or external memory. */
-export interface PoolOptions extends Pick<PlacedMallocOptions, 'heap' | 'node' | 'pageSizes' | 'pageSizeHint'> {
+export interface PoolOptions extends Pick<MallocOptions, 'heap' | 'node' | 'pageSizes' | 'pageSizeHint'> {
   /** No other pool has it meanwhile. Default: made up. */
   readonly name?: string;
   /** How many, 1 to 2^28. */
@@ -113,25 +114,25 @@ export class Pools {
    *   not be written; ENOENT if the heap does not exist; ENOMEM when not all elements have room; of the handler that refuses.
    *   When it throws, nothing has happened.
    */
-  create(asked: PoolOptions): Pool {
+  create(options: PoolOptions): Pool {
     const operation = 'pools.create';
     this.#sources.gate?.(operation);
-    mustBeObject(asked, 'options', operation);
-    return runSteps(this.#creating(asked, operation), (step) => step.now());
+    mustBeObject(options, 'options', operation);
+    return runSteps(this.#creating(options, operation), (step) => step.now());
   }
 
   /**
    * As {@link Pools.create}, without blocking the event loop: memory that has to grow for it is got on other threads.
    *
-   * @throws DmaError as `create`; ECANCELED when `asked.signal` is aborted or the Eal stops, within one piece: then all is
+   * @throws DmaError as `create`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then all is
    *   undone
    */
-  async createAsync(asked: PoolOptions & LongWorkOptions): Promise<Pool> {
+  async createAsync(options: PoolOptions & LongWorkOptions): Promise<Pool> {
     const operation = 'pools.createAsync';
     this.#sources.gate?.(operation);
-    const [{ onProgress, signal }, options] = longWorkOf(asked, operation);
+    const [{ onProgress, signal }, checked] = longWorkOf(options, operation);
     const run = async (either: AbortSignal | undefined): Promise<Pool> =>
-      runStepsAsync(this.#creating(options, operation), (step) => step.later({ onProgress, signal: either }));
+      runStepsAsync(this.#creating(checked, operation), (step) => step.later({ onProgress, signal: either }));
     return this.#sources.running === undefined ? run(signal) : this.#sources.running.run(signal, operation, run);
   }
 

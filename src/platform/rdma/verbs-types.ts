@@ -123,7 +123,9 @@ export interface VerbsAsyncEvent {
   readonly name: string;
   /** Port number, for port events */
   readonly port: number | undefined;
+  /** @internal */
   readonly qp: VerbsQp | undefined;
+  /** @internal */
   readonly cq: VerbsCq | undefined;
 }
 
@@ -264,40 +266,41 @@ export interface VerbsPath {
   };
 }
 
-/** Attributes to set on a queue pair; `man ibv_modify_qp` lists those of each state. */
-export interface VerbsQpAttributes {
+/** The current attributes of a queue pair; those without meaning in its state are 0. */
+export interface VerbsQpStatus {
   /** IBV_QPS_* */
-  readonly state?: number;
+  readonly state: number;
   /** IBV_ACCESS_*: what the peer may do */
-  readonly access?: number;
-  readonly pkeyIndex?: number;
-  readonly port?: number;
+  readonly access: number;
+  readonly pkeyIndex: number;
+  readonly port: number;
   /** For datagrams */
-  readonly qkey?: number;
-  readonly path?: VerbsPath;
+  readonly qkey: number;
   /** bytes: 256, 512, 1024, 2048 or 4096 */
-  readonly mtu?: number;
+  readonly mtu: number;
   /** The peer's queue pair number */
-  readonly peer?: number;
+  readonly peer: number;
   /** Sequence numbers, 24 bits */
-  readonly receivePsn?: number;
-  readonly sendPsn?: number;
+  readonly receivePsn: number;
+  readonly sendPsn: number;
   /** Acknowledgement timeout of 4.096 µs * 2^timeout; at most 31, 0 means infinite */
-  readonly timeout?: number;
+  readonly timeout: number;
   /** at most 7 */
-  readonly retries?: number;
+  readonly retries: number;
   /** Retries while the peer has no receive request: at most 7, which means infinite */
-  readonly rnrRetries?: number;
+  readonly rnrRetries: number;
   /** Code of the time that the peer is told to wait in that case, at most 31 */
-  readonly minRnrTimer?: number;
+  readonly minRnrTimer: number;
   /** Outstanding reads and atomics as initiator */
-  readonly initiatorDepth?: number;
+  readonly initiatorDepth: number;
   /** Outstanding reads and atomics as responder */
-  readonly responderDepth?: number;
+  readonly responderDepth: number;
 }
 
-/** The current attributes of a queue pair; those without meaning in its state are 0. */
-export type VerbsQpStatus = Required<Omit<VerbsQpAttributes, 'path'>>;
+/** Attributes to set on a queue pair; `man ibv_modify_qp` lists those of each state. */
+export interface VerbsQpAttributes extends Partial<VerbsQpStatus> {
+  readonly path?: VerbsPath;
+}
 
 /** The destination of datagrams. Released by `VerbsPort.destroyAh`. */
 export interface VerbsAh extends VerbsHandle {

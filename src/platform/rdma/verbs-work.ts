@@ -22,7 +22,7 @@ export interface Addresses {
 type Target = VerbsAh | VerbsMr | VerbsMw;
 
 /** Common part of send and receive requests. */
-abstract class Requests {
+export abstract class Requests {
   /** How many requests there are. */
   readonly slots: number;
   /** Most segments of a request. */
@@ -34,6 +34,7 @@ abstract class Requests {
   readonly #bytes: number;
   readonly #base: number;
 
+  /** @internal */
   constructor(memory: Addresses, slots: number, sges: number, bytes: number) {
     for (const count of [slots, sges])
       if (!Number.isInteger(count) || count < 1 || count > 65536)
@@ -77,22 +78,22 @@ abstract class Requests {
     this.words[slot * this.#stride + SEND_WR.num_sge / 4] = 0;
   }
 
-  /** For ports: the address of `slot`. */
+  /** @internal For ports: the address of `slot`. */
   addressOf(slot: number): number {
     return this.#base + slot * this.#bytes;
   }
 
-  /** For ports: the slot at an address from {@link addressOf}. */
+  /** @internal For ports: the slot at an address from {@link addressOf}. */
   slotAt(address: number): number {
     return (address - this.#base) / this.#bytes;
   }
 
-  /** For ports: makes `slot` the last of a chain, until {@link join}. */
+  /** @internal For ports: makes `slot` the last of a chain, until {@link join}. */
   cut(slot: number): void {
     put(this.words, slot * this.#stride + SEND_WR.next / 4, 0);
   }
 
-  /** For ports: links `slot` to the next one again. */
+  /** @internal For ports: links `slot` to the next one again. */
   join(slot: number): void {
     this.#link(slot);
   }
@@ -113,7 +114,7 @@ abstract class Requests {
 /** Requests for receive queues. */
 export class ReceiveRequests extends Requests {
   /**
-   * Room for requests, made once and used again.
+   * @internal Room for requests, made once and used again.
    *
    * @param memory tells where arrays are
    * @param slots requests that can be posted at once
@@ -133,7 +134,7 @@ export class SendRequests extends Requests {
   readonly #objects: (readonly Target[])[];
 
   /**
-   * Room for requests, made once and used again.
+   * @internal Room for requests, made once and used again.
    *
    * @param memory tells where arrays are
    * @param slots requests that can be posted at once
@@ -206,7 +207,7 @@ export class SendRequests extends Requests {
     putWhole(this.words, slot * WORDS + SEND_WR['wr.atomic.compare_add'] / 4, add);
   }
 
-  /** The destination of `slot`, a datagram send. Call it after {@link send} or {@link sendWithImmediate}. */
+  /** @internal The destination of `slot`, a datagram send. Call it after {@link send} or {@link sendWithImmediate}. */
   setDestination(slot: number, ah: VerbsAh, qpNumber: number, qkey: number): void {
     const { words } = this;
     const at = slot * WORDS;
@@ -217,7 +218,7 @@ export class SendRequests extends Requests {
   }
 
   /**
-   * Binds a type 2 window to [va, va + length) of `mr`.
+   * @internal Binds a type 2 window to [va, va + length) of `mr`.
    *
    * @param rkey the new key: the window's with different low 8 bits
    * @param access IBV_ACCESS_REMOTE_*, IBV_ACCESS_ZERO_BASED
@@ -245,7 +246,7 @@ export class SendRequests extends Requests {
   }
 
   /**
-   * For ports: can `slot` be posted to a queue pair of `pd`? All objects it points to must be open and in that domain.
+   * @internal For ports: can `slot` be posted to a queue pair of `pd`? All objects it points to must be open and in that domain.
    */
   isSound(slot: number, pd: VerbsPd, datagram: boolean): boolean {
     const objects = this.#objects[slot];
@@ -280,12 +281,12 @@ export class SendRequests extends Requests {
 export class Completions {
   /** Most completions of one poll. */
   readonly slots: number;
-  /** For ports: the address of slot 0. */
+  /** @internal For ports: the address of slot 0. */
   readonly address: number;
   readonly #words: Uint32Array;
 
   /**
-   * Room for completions, made once and used again.
+   * @internal Room for completions, made once and used again.
    *
    * @param memory tells where arrays are
    * @param slots most completions of one poll, 1 to 65536

@@ -17,15 +17,13 @@ import {
   Range,
   rawDriver,
   type Device,
-  type Driver,
   type EalOptions,
   type ExternalMemory,
   type Iova,
   type Mapping,
-  type Platform,
   type Va,
 } from '../../../src/index.js';
-import type { AddressSpace } from '../../../src/entry/driver.js';
+import type { AddressSpace, Driver, Platform } from '../../../src/entry/driver.js';
 import { openPlatform } from '../../../src/platform/open.js';
 import { IommufdSpace } from '../../../src/vfio/iommufd.js';
 import { Type1Space } from '../../../src/vfio/type1.js';

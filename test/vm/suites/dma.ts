@@ -7,8 +7,8 @@ import { once } from 'node:events';
 import { closeSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs';
 import { before, test } from 'node:test';
 import assert from 'node:assert/strict';
-import { Eal, eduDriver, isDmaError, KiB, MiB, type Device, type Edu, type EalOptions } from '../../../src/index.js';
-import { PCI_REGION } from '../../../src/entry/driver.js';
+import { Eal, eduDriver, isDmaError, KiB, MiB, type Device, type EalOptions } from '../../../src/index.js';
+import { PCI_REGION, type Edu } from '../../../src/entry/driver.js';
 import { bindToVfio, CHOICE, EDU, EDU_HOTPLUG, EDU_SECOND, KIND, width } from '../guest.js';
 import { host } from '../host.js';
 

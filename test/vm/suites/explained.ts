@@ -9,12 +9,12 @@ import {
   isDmaError,
   KiB,
   MiB,
-  type ContainerChoice,
   type DmaError,
   type ErrorCode,
   type Iova,
   type Mapping,
 } from '../../../src/index.js';
+import type { ContainerChoice } from '../../../src/entry/driver.js';
 import { Type1Space } from '../../../src/vfio/type1.js';
 import { attempt, type Outcome } from '../attempt.js';
 import { asBooted, bindToVfio, CHOICE, driverOf, EDU, groupOf, kernel, release, sysfs, width } from '../guest.js';

@@ -4,7 +4,8 @@
  */
 import { before, test } from 'node:test';
 import assert from 'node:assert/strict';
-import { Eal, isDmaError, KiB, Range, type DmaAccess, type Iova, type Platform, type Va } from '../../../src/index.js';
+import { Eal, isDmaError, KiB, Range, type DmaAccess, type Iova, type Va } from '../../../src/index.js';
+import type { Platform } from '../../../src/entry/driver.js';
 import { PciSysfs } from '../../../src/bus/pci/sysfs.js';
 import { Containers, type KernelSpace, type VfioNode } from '../../../src/vfio/containers.js';
 import { IommufdSpace } from '../../../src/vfio/iommufd.js';
