@@ -379,6 +379,7 @@ async function attackServer(
     (host: ModelHost) => new BusyModel(host, report),
     deviceModel('edu'),
     deviceModel('copy'),
+    deviceModel('nvme', { size: 2 ** 20 }),
   ]);
   let failed: DmaError | undefined;
   const server = serve(platform, {

@@ -2,6 +2,7 @@
  * Proves both ends of vfio-user against peers that are not ours: `node dist/test/peers/main.js` (`npm run peers`).
  *
  * - QEMU's vfio-user-pci as the client of `anydma serve`: qemu-client.ts;
+ * - a virtual machine whose disk is our NVMe controller, which is killed meanwhile: nvme-guest.ts;
  * - the samples of libvfio-user as servers of our client, and as a client of our server: libvfio-user.ts.
  *
  * They run in a small Debian of their own, which is made at the first run in $ANYDMA_PEERS_CACHE, or else in anydma-peers
@@ -20,7 +21,9 @@ try {
   const cache = cacheDirectory('ANYDMA_PEERS_CACHE', 'anydma-peers');
   const machine = await prepareMachine(cache, (line) => console.log(line));
   console.log(`QEMU ${machine.qemu}, libvfio-user of QEMU ${machine.samples}, in ${machine.root}`);
-  const files = ['qemu-client.js', 'libvfio-user.js'].map((name) => fileURLToPath(new URL(name, import.meta.url)));
+  const files = ['qemu-client.js', 'nvme-guest.js', 'libvfio-user.js'].map((name) =>
+    fileURLToPath(new URL(name, import.meta.url)),
+  );
   const { status } = spawnSync(
     process.execPath,
     ['--test', '--test-reporter=spec', '--test-concurrency=1', '--test-timeout=120000', ...files],

@@ -27,8 +27,8 @@ export class ServedDevice implements AsyncDisposable {
   ) {}
 
   /** Resolves when the socket can be connected to. */
-  static async start(device: string, socketPath: string): Promise<ServedDevice> {
-    const child = spawnTied(process.execPath, [CLI, 'serve', device, '--socket', socketPath, '--json']);
+  static async start(device: string, socketPath: string, options: readonly string[] = []): Promise<ServedDevice> {
+    const child = spawnTied(process.execPath, [CLI, 'serve', device, '--socket', socketPath, '--json', ...options]);
     const served = new ServedDevice(child, socketPath);
     createInterface({ input: child.stderr }).on('line', (line) => served.said.push(line));
     let ready = false;
@@ -46,6 +46,14 @@ export class ServedDevice implements AsyncDisposable {
   /** Does the process live? */
   get alive(): boolean {
     return this.child.exitCode === null && this.child.signalCode === null;
+  }
+
+  /** Ends the process in no order, as a crash does. */
+  async kill(): Promise<void> {
+    const exit = once(this.child, 'exit');
+    this.child.kill('SIGKILL');
+    await exit;
+    rmSync(this.socketPath, { force: true });
   }
 
   /** What the process holds of clients: descriptors, and mappings of files that are not on a disk. */

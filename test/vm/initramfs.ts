@@ -27,7 +27,7 @@ export const START = 'start.sh';
 /** What has to be loaded to get so far. */
 const MODULES = ['virtio_pci', '9pnet_virtio', '9p', 'overlay'];
 
-const BUSYBOX = '/bin/busybox';
+export const BUSYBOX = '/bin/busybox';
 
 const INIT = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -61,13 +61,7 @@ export function makeInitramfs(kernel: Kernel, directory: string): string {
   copyFileSync(BUSYBOX, join(root, 'bin/busybox'));
   writeFileSync(join(root, 'init'), INIT);
   for (const each of ['init', 'bin/busybox']) chmodSync(join(root, each), 0o755);
-  if (kernel.modular) {
-    // In the order that they depend on each other.
-    moduleFiles(kernel).forEach((file, i) => {
-      const name = `${String(i).padStart(2, '0')}-${basename(file).replace(/\.ko.*$/, '.ko')}`;
-      writeFileSync(join(root, 'modules', name), unpacked(file));
-    });
-  }
+  if (kernel.modular) copyModules(kernel, MODULES, join(root, 'modules'));
   const image = `${root}.gz`;
   writeFileSync(image, gzipSync(archive(root), { level: 1 }));
   return image;
@@ -84,8 +78,20 @@ export function withFirmwareTable(initramfs: string, device: string): string {
   return image;
 }
 
+/**
+ * Copies modules of a kernel, and those that they need, so that the order of their names is the one to load them in.
+ *
+ * @throws Unavailable when the kernel has no such module
+ */
+export function copyModules(kernel: Kernel, names: readonly string[], directory: string): void {
+  moduleFiles(kernel, names).forEach((file, i) => {
+    const name = `${String(i).padStart(2, '0')}-${basename(file).replace(/\.ko.*$/, '.ko')}`;
+    writeFileSync(join(directory, name), unpacked(file));
+  });
+}
+
 /** A directory as a kernel's cpio archive. */
-function archive(root: string): Buffer {
+export function archive(root: string): Buffer {
   const entries = ['.', ...readdirSync(root, { recursive: true, encoding: 'utf8' })];
   const { status, stdout } = spawnSync('cpio', ['-o', '-H', 'newc', '--quiet'], {
     cwd: root,
@@ -96,9 +102,9 @@ function archive(root: string): Buffer {
   return stdout;
 }
 
-function moduleFiles({ directory, release }: Kernel): string[] {
+function moduleFiles({ directory, release }: Kernel, names: readonly string[]): string[] {
   const files = new Set<string>();
-  for (const name of MODULES) {
+  for (const name of names) {
     const args = ['--show-depends', '-d', directory, '-S', release, name];
     const { status, stdout, stderr } = spawnSync('modprobe', args, { encoding: 'utf8' });
     if (status !== 0) throw new Unavailable(`the kernel has no module ${name}: ${stderr}`);

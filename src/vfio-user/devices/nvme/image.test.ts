@@ -132,7 +132,7 @@ describe('NVMe disk image', () => {
           const end = done as (error: Error | null, count: number) => void;
           if (moved === 1000) NODE_CALLS.write(fd, bytes, 0, Math.min(length, 700), position, end);
           else end(Object.assign(new Error('full'), { code: 'ENOSPC' }), 0);
-        }) as unknown as ImageCalls['write'],
+        }) as never,
       };
       const nvme = await new NvmeHost({ file, size: BYTES }, 'direct', calls).enable();
       const queue = await nvme.createQueue();
@@ -191,7 +191,7 @@ describe('NVMe disk image', () => {
         readv: ((fd: number, parts: Uint8Array[], position: number, done: never) => {
           reads.push(parts.length);
           NODE_CALLS.readv(fd, parts, position, done);
-        }) as unknown as ImageCalls['readv'],
+        }) as never,
       };
       const platform = openPlatform();
       // As if it were on a disk, wherever it is.
@@ -252,7 +252,7 @@ describe('NVMe model options', () => {
       [{ faults: [{ do: 'late', nth: 0 }] }, /nth/],
       [{ namespaces: [{ blocksize: 512 }] }, /blocksize/],
       [{ namespaces: [1] }, /namespace/],
-    ] as const)
-      assert.throws(() => nvmeModel(options as unknown as NvmeModelOptions), refused('EINVAL', reason));
+    ] as readonly (readonly [object, RegExp])[])
+      assert.throws(() => nvmeModel(options as NvmeModelOptions), refused('EINVAL', reason));
   });
 });
