@@ -399,7 +399,7 @@ it('device names, registers and kinds of devices say which values there are', { 
     'options that are none': ['EINVAL', () => eal.pools.create(text(null)), /\{ name: value \}/],
   });
   await assert.rejects(eal.probe('undefined,mmap=maybe'), { device: undefined, reason: /"undefined" names no bus/ });
-  assert.throws(() => device.use(text({})), { reason: 'this is no driver: it has no name' });
+  assert.throws(() => device.use(text({})), { reason: 'the driver has no name' });
 });
 
 it('errors are named by what was called', { skip }, async () => {

@@ -1,4 +1,7 @@
-/** The buses that come with the library, in the order they are asked. A new one is a folder beside this, and a line here. */
+/**
+ * The buses that come with the library, in the order in which they are asked. A new bus is a new folder here and one
+ * line in this file.
+ */
 import type { Gate } from '../check.js';
 import type { AddressSpace } from '../dma/address-space.js';
 import type { Domain } from '../dma/domain.js';
@@ -17,35 +20,35 @@ import { VFIO_USER_KEYS, VfioUserBus } from './vfio-user/vfio-user-bus.js';
 export { Container, CONTAINER_CHOICES, type ContainerChoice } from '../vfio/containers.js';
 export type { Containers, VdevBus };
 
-/** What the keys of device names mean that these buses know, in sentences for help pages. */
+/** Explains the keys of device names that these buses accept, as sentences for help pages. */
 export const BUS_KEYS: readonly string[] = [VFIO_USER_KEYS, VDEV_KEYS];
 
-/** What buses are made with. */
+/** What the built-in buses need. */
 export interface BusHost {
   readonly platform: Platform;
-  /** How PCI devices get at their IOMMU, where a container does not say it. */
+  /** How PCI devices reach their IOMMU if the container does not choose a way. */
   readonly iommu: ContainerChoice | undefined;
-  /** Asked before anything is added to them. */
+  /** Called before a device is added to an address space. */
   readonly gate: Gate;
-  /** The domain of what is mapped in an address space, while there is one. */
+  /** The domain of an address space, while one exists. */
   readonly domainOf: (space: AddressSpace) => Domain | undefined;
-  /** Registered memory, for devices that this process moves the bytes for. */
+  /** Registered memory, for devices whose DMA this process does itself. */
   readonly bytesAt: BytesAt;
 }
 
-/** The buses, and those of their parts that programs work with. */
+/** The buses, and those of their parts that programs use directly. */
 export interface BuiltinBuses {
   readonly buses: readonly Bus[];
   readonly vdev: VdevBus;
   readonly containers: Containers;
 }
 
-/** Makes the buses of one `Eal`. */
+/** Creates the buses of one `Eal`. */
 export function builtinBuses({ platform, iommu, gate, domainOf, bytesAt }: BusHost): BuiltinBuses {
   const vdev = new VdevBus({ model: softwareModel, space: softwareSpaces(platform.memory.pageSize, bytesAt), gate });
   const vfioUser = new VfioUserBus({ platform, bytesAt });
   const containers = new Containers(platform, { choice: iommu, gate, domainOf });
-  // One for both buses, so that both names of a device are the same one.
+  // Both buses share it, so that a device opened under either name counts as the same device.
   const contexts = new RdmaContexts(platform);
   const pci = new PciBus({ platform, containers, claimers: [rdmaClaimer(platform.kernel, contexts)] });
   return { buses: [vdev, vfioUser, pci, new RdmaBus(contexts)], vdev, containers };

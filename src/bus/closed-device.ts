@@ -1,7 +1,7 @@
-/** The errors of what is asked of a device, or of its driver, that is not open any more. */
+/** Errors for calls on a device, or on a driver, that is no longer open. */
 import { DmaError } from '../errors.js';
 
-/** Of a bus that is asked for the DMA of a device which is not open. @param device its name, with the bus */
+/** The error of a bus when DMA is asked for on a device that is not open. @param device its name, with the bus */
 export function closedDevice(device: string): DmaError {
   return new DmaError({
     code: 'ENODEV',
@@ -12,8 +12,8 @@ export function closedDevice(device: string): DmaError {
   });
 }
 
-/** Of a driver that has let its device go. */
+/** The error of a driver after it has released its device. */
 export function closedDriver(operation: string): DmaError {
-  const hint = 'the device was removed, or its Eal stopped: eal.probe(name) opens it';
+  const hint = 'the device was removed, or its Eal was stopped: eal.probe(name) opens it again';
   return new DmaError({ code: 'ECANCELED', operation, reason: 'the driver is closed', hint });
 }

@@ -1,4 +1,7 @@
-/** What a driver works a device through, the same for vfio-user, VFIO and devices emulated in this process. */
+/**
+ * The interface through which a driver uses a device: the same for vfio-user, VFIO and devices emulated in this
+ * process.
+ */
 import { mustBeFunction, reading } from '../check.js';
 import { invalid, isDmaError, type DmaError, type ErrorCode } from '../errors.js';
 import { show } from '../show.js';
@@ -11,58 +14,59 @@ export const PCI_REGION = { BAR0: 0, BAR1: 1, BAR2: 2, BAR3: 3, BAR4: 4, BAR5: 5
 /** One region of a device. */
 export interface RegionInfo {
   readonly index: number;
-  /** bytes; 0 when the device does not have this region */
+  /** Size in bytes; 0 if the device does not have this region. */
   readonly size: number;
   readonly readable: boolean;
   readonly writable: boolean;
-  /** Why its registers are reached by message although the server offers to map them; absent when they are not. */
+  /** Why its registers are accessed by messages although the server offers to map them; absent if they are mapped. */
   readonly notMapped?: string;
 }
 
 /** A kind of PCI interrupt. */
 export type InterruptKind = 'intx' | 'msi' | 'msix';
 
-/** Interrupts that are enabled; closing is idempotent and disables them. */
+/** Enabled interrupts. Closing is idempotent and disables them. */
 export interface Interrupts {
-  /** Should they keep the process alive? They do at first. */
+  /** Whether they keep the process alive. They do at first. */
   setRef(keepAlive: boolean): void;
   /** Disables them; no handler is called afterwards. */
   close(): void;
 }
 
 /**
- * An open PCI device. All calls may throw what the way to the device throws; once the device is gone they all do (ENODEV, or
- * ECONNRESET and its like for a device behind a socket).
+ * An open PCI device. Every call may throw the errors of the transport. After the device is gone, every call does:
+ * ENODEV, or
+ * for a device behind a socket also ECONNRESET and similar codes.
  */
 export interface DeviceAccess {
   readonly regions: readonly RegionInfo[];
-  /** The registers of a region. EINVAL for a region that the device does not have. The same object each time. */
+  /** The registers of a region: the same object on every call. EINVAL for a region that the device does not have. */
   registers(region: number): Registers;
-  /** Loads bytes from a region, configuration space included. */
+  /** Reads bytes from a region, also from configuration space. */
   readRegion(region: number, offset: number, length: number): Uint8Array;
-  /** Stores bytes to a region, configuration space included. */
+  /** Writes bytes to a region, also to configuration space. */
   writeRegion(region: number, offset: number, bytes: Uint8Array): void;
-  /** How many vectors of a kind the device has. */
+  /** How many interrupt vectors of a kind the device has. */
   interruptCount(kind: InterruptKind): number;
   /**
-   * Calls `handlers[v]` from the event loop whenever vector `v` was signalled. One kind at a time; enabling another
-   * replaces it. EINVAL for more handlers than vectors.
+   * Calls `handlers[v]` from the event loop each time vector `v` is signalled. Only one kind is enabled at a time:
+   * enabling another kind disables the first. EINVAL for more handlers than vectors.
    */
   enableInterrupts(kind: InterruptKind, handlers: readonly (() => void)[]): Interrupts;
-  /** Resets the device; mappings and interrupts stay. ENOTSUP when it has no reset. */
+  /** Resets the device; mappings and interrupts stay. ENOTSUP if the device has no reset. */
   reset(): void;
 }
 
 /** All kinds of interrupts. */
 export const INTERRUPT_KINDS: readonly InterruptKind[] = ['intx', 'msi', 'msix'];
 
-/** The error of a region that there is not. */
+/** The error for a region that does not exist. */
 export function noRegion(regions: readonly RegionInfo[], region: number): DmaError {
   const there = regions.map(({ index }) => index).join(', ');
   return invalid('registers', `the device has no region ${show(region)}`, { hint: `there are: ${there}` });
 }
 
-/** @throws DmaError EINVAL unless the region is there, and has these bytes */
+/** @throws DmaError EINVAL unless the region exists and contains these bytes */
 export function checkRegionAccess(
   regions: readonly RegionInfo[],
   region: number,
@@ -76,11 +80,15 @@ export function checkRegionAccess(
     throw invalid(
       'registers',
       `${show(length)} bytes at ${typeof offset === 'number' ? hex(offset) : show(offset)} of region ${region}, which has ${hex(info.size)}`,
-      { hint: 'what is read and written is 1 byte or more, and inside the region' },
+      { hint: 'read or write at least 1 byte, all of it inside the region' },
     );
 }
 
-/** The handlers of a caller, copied: the list is his to change. @throws DmaError EINVAL for more than there are vectors, and for what is no function */
+/**
+ * A copy of the caller's list of handlers, which the caller may change later.
+ *
+ * @throws DmaError EINVAL for more handlers than vectors, or for a value that is not a function
+ */
 export function handlersOf(handlers: readonly (() => void)[], count: number, kind: InterruptKind): (() => void)[] {
   const operation = 'enableInterrupts';
   return reading(operation, 'the handlers', () => {
@@ -94,7 +102,7 @@ export function handlersOf(handlers: readonly (() => void)[], count: number, kin
 
 const GONE: readonly ErrorCode[] = ['ENODEV', 'ECONNRESET', 'ECONNABORTED', 'ENOTCONN', 'EPIPE', 'EPROTO'];
 
-/** Does `error`, of a call of {@link DeviceAccess}, say that the device can not be reached any more? */
+/** Whether `error`, thrown by a {@link DeviceAccess}, means that the device can no longer be reached. */
 export function isGone(error: unknown): boolean {
   return isDmaError(error) && GONE.includes(error.code);
 }

@@ -5,13 +5,13 @@
 import { mustBeString } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 
-/** What a text says about a device. Parts that it leaves out are `undefined`, or empty. */
+/** The parts of a device name or filter. A part that the text leaves out is `undefined` or empty. */
 export interface DeviceSpec {
   readonly bus: string | undefined;
-  /** The name in the bus, as written. */
+  /** The name on the bus, as written. */
   readonly name: string | undefined;
   readonly driver: string | undefined;
-  /** The class of device that its driver makes of it (`dma`, `net` ...). */
+  /** The class of device that its driver provides (`dma`, `net` ...). */
   readonly deviceClass: string | undefined;
   /** All other keys. */
   readonly args: ReadonlyMap<string, string>;
@@ -20,13 +20,14 @@ export interface DeviceSpec {
 const FORM = 'write bus:name[,key=value...]';
 
 const LAYERS = ['bus', 'class', 'driver'];
-/** The keys that name a device in the bus layer. */
+/** The keys that give the name in the bus layer. */
 const NAME_KEYS = ['name', 'addr'];
 
 /**
  * Reads a device name or filter of either form.
  *
- * A `/` begins a layer only before `bus=`, `class=` or `driver=`; others belong to values, so that paths can be names.
+ * A `/` begins a layer only before `bus=`, `class=` or `driver=`. Any other `/` belongs to a value, so that paths can
+ * be names.
  *
  * @throws DmaError EINVAL for a malformed text, E2BIG for more than three layers
  */
@@ -79,6 +80,6 @@ function parsePairs(parts: readonly string[], text: string): Map<string, string>
 
 function splitPair(part: string, text: string): [key: string, value: string] {
   const at = part.indexOf('=');
-  if (at <= 0) throw invalid('device name', `"${part}" in "${text}" is no key=value`, { hint: FORM });
+  if (at <= 0) throw invalid('device name', `"${part}" in "${text}" is not key=value`, { hint: FORM });
   return [part.slice(0, at), part.slice(at + 1)];
 }

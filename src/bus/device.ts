@@ -1,4 +1,4 @@
-/** The devices of a registry: where a call of a device finds its domain. */
+/** The devices of a registry: how a call on a device finds its domain. */
 import { isA, mustBeObject, optionsOf, reading, stopped } from '../check.js';
 import { DmaError, invalid, throwFirst, undoAll } from '../errors.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
@@ -21,7 +21,7 @@ import { shortForm } from '../short-form.js';
 import { delay, now } from '../timers.js';
 import type { MemoryPart } from '../memory/part.js';
 
-/** What has taken a device. */
+/** The driver that a device is bound to, and what came of it. */
 interface Binding {
   readonly driver: Driver;
   readonly domain: Domain | undefined;
@@ -32,24 +32,24 @@ const MISS_OPTIONS = { unit: ['area', 'pages'] } as const;
 
 const FAULT_OPTIONS = { after: 'number', timeoutMs: 'number', signal: 'signal' } as const;
 
-/** How often it is looked whether a fault was reported; nobody tells. */
+/** How often the bus is asked for new faults: it gives no notification. */
 const FAULT_POLL_MS = 20;
 
-/** A device that a registry has opened. See {@link Device} for what its members do. */
+/** A device that a registry has opened. See {@link Device} for its members. */
 export class BoundDevice implements Device {
   readonly name: string;
   readonly bus: Bus;
   readonly busName: string;
   readonly args: ReadonlyMap<string, string>;
-  // What the registry changes.
+  // Set by the registry.
   state: Device['state'] = 'opening';
   lost: DmaError | undefined;
-  /** Was it taken away because all were? */
+  /** Whether it was removed because the registry was closed. */
   stopped = false;
   readonly #opened: OpenedDevice;
   readonly #areas: AreaIndex;
   #binding: Binding | undefined;
-  /** The domain that it was in last, which goes on explaining once the device is lost. */
+  /** The last domain it was in. It can still explain addresses after the device is lost. */
   #lastDomain: Domain | undefined;
 
   constructor(bus: Bus, busName: string, args: ReadonlyMap<string, string>, opened: OpenedDevice, areas: AreaIndex) {
@@ -75,16 +75,16 @@ export class BoundDevice implements Device {
   }
 
   get access(): DeviceAccess {
-    // Its driver has it until it has let go.
+    // A lost device stays accessible to its driver until the driver has released it.
     if (this.lost !== undefined && this.binding === undefined) throw lostDevice('access', this.name, this.lost);
     const { access } = this.#opened;
     if (access !== undefined) return access;
-    const hint = 'device.use(driver) gives what its driver made of it';
+    const hint = 'device.use(driver) returns the object that its driver provides';
     throw new DmaError({
       code: 'ENOTSUP',
       operation: 'access',
       device: this.name,
-      reason: 'it has no registers',
+      reason: 'the device has no registers',
       hint,
     });
   }
@@ -109,24 +109,24 @@ export class BoundDevice implements Device {
     const { binding } = this;
     if (binding?.driver === driver && this.state === 'probed') return binding.instance as T;
     if (typeof driver !== 'object' || driver === null)
-      throw invalid('use', `drivers are given as an object, not as ${show(driver)}`, {
+      throw invalid('use', `a driver is an object, not ${show(driver)}`, {
         device: this.name,
         hint: driverHint(binding),
       });
     if (this.lost !== undefined) throw lostDevice('use', this.name, this.lost);
     const name: unknown = reading('use', 'the driver', () => driver.name);
     if (typeof name !== 'string')
-      throw invalid('use', 'this is no driver: it has no name', { device: this.name, hint: driverHint(binding) });
+      throw invalid('use', 'the driver has no name', { device: this.name, hint: driverHint(binding) });
     const named = show(name).slice(1, -1);
     const has = binding === undefined ? 'has no driver' : `is driven by ${binding.driver.name}, not by ${named}`;
     if (this.state === 'gone') throw this.#hasNoDriver('use');
     const reason = this.state === 'probed' ? has : 'is still being probed';
     const hint =
       this.state !== 'probed'
-        ? 'await what eal.probe returned'
+        ? 'await the result of eal.probe'
         : binding === undefined
-          ? 'eal.remove(device), and probe it again with a driver for it registered'
-          : `device.driver is the one that it has; "bus=${this.bus.name},name=${this.busName}/driver=${named}" probes it with another`;
+          ? 'register a driver for the device, eal.remove(device), then probe it again'
+          : `device.driver is its driver; "bus=${this.bus.name},name=${this.busName}/driver=${named}" probes it with another`;
     throw invalid('use', `the device ${reason}`, { device: this.name, hint });
   }
 
@@ -139,15 +139,15 @@ export class BoundDevice implements Device {
   }
 
   dmaUnmap(target: Mapping | (MemoryPart & { readonly iova?: IovaLike })): void {
-    // What was mapped went with it, so that there is nothing left to undo.
+    // The mappings of a lost device are gone already.
     if (this.lost !== undefined && this.binding === undefined) return;
     const domain = this.#mustHaveDomain('dmaUnmap');
     if (!isA(target, Mapping)) return domain.unmapFor(this.name, target);
     if (target.device !== this.name)
-      throw invalid('dmaUnmap', `this is a mapping of ${target.device}`, {
+      throw invalid('dmaUnmap', `the mapping belongs to ${target.device}`, {
         range: target.range,
         device: this.name,
-        hint: 'mapping.unmap() unmaps it where it is',
+        hint: 'mapping.unmap() unmaps it from its own device',
       });
     target.unmap();
   }
@@ -162,7 +162,7 @@ export class BoundDevice implements Device {
     const turns = new Turns();
     for (const mapping of this.#unmappable()) {
       if (turns.due) await turns.next();
-      // It may have been unmapped in the turns before.
+      // It may have been unmapped while the event loop ran.
       if (mapping.live) await mapping.unmapAsync().catch((error: unknown) => errors.push(error));
     }
     throwFirst(errors, 'dmaUnmapAllAsync');
@@ -198,7 +198,7 @@ export class BoundDevice implements Device {
       length = isAt ? 1 : memory.length;
       isLive = isAt || memory.live !== false;
     } catch (cause) {
-      throw invalid('iovaOf', 'the memory can not be read', { device: this.name, cause });
+      throw invalid('iovaOf', 'reading the properties of the memory failed', { device: this.name, cause });
     }
     if (isLive && isAddress(va) && isAddress(length) && length > 0) {
       const iova = domain.table.iovaOfRange(va, length);
@@ -220,52 +220,55 @@ export class BoundDevice implements Device {
   async explainFaultsAsync(options?: Parameters<Device['explainFaultsAsync']>[0]): Promise<ExplainedFault[]> {
     const { after = 0, timeoutMs = 1000, signal } = optionsOf(options, FAULT_OPTIONS, 'explainFaults');
     if (!(timeoutMs >= 0))
-      throw invalid('explainFaults', `timeoutMs is no time: ${String(timeoutMs)}`, { device: this.name });
+      throw invalid('explainFaults', `timeoutMs is not a time: ${String(timeoutMs)}`, { device: this.name });
     const end = now() + timeoutMs;
     for (;;) {
       mustGoOn(signal, 'explainFaults');
       const faults = this.explainFaults();
       const left = end - now();
       if (faults.length > after || left <= 0 || this.#opened.faults === undefined) return faults;
-      // A look at the log later tells of an abort soon enough.
+      // The signal is checked again on the next pass, at most FAULT_POLL_MS later.
       await delay(Math.min(FAULT_POLL_MS, left));
     }
   }
 
-  /** Closes it on its bus. */
+  /** Closes the device on its bus. */
   async close(): Promise<void> {
     await this.#opened.close();
   }
 
   #noIova({ table }: Domain, range: Range<Va>, isLive: boolean): DmaError {
     const [reason, hint] = !isLive
-      ? ['it was freed', 'what is freed is mapped for no device: live, or registered, tells whether it can be used']
+      ? [
+          'the memory was freed',
+          'freed memory is mapped for no device; its property live, or registered, tells whether it can be used',
+        ]
       : table.iovaOf(range.start) < 0
         ? [
-            'it is not mapped for the device',
-            'device.dmaMap(memory) maps it; heaps and blocks of eal.malloc are mapped',
+            'the memory is not mapped for the device',
+            'map it with device.dmaMap(memory); heaps and blocks of eal.malloc are mapped already',
           ]
         : [
-            'not all of it is mapped for the device in one piece',
-            'ask for memory that is contiguous, or for the address of each page',
+            'the memory is not mapped in one piece for the device',
+            'allocate contiguous memory, or ask for the address of each page',
           ];
     return invalid('iovaOf', reason, { range, device: this.name, hint });
   }
 
-  /** What the program has mapped for it, last first. */
+  /** The program's own mappings for this device, last first. */
   #unmappable(): Mapping[] {
     if (this.lost !== undefined && this.binding === undefined) return [];
     const mappings = this.#mustHaveDomain('dmaUnmapAll').mappingsFor(this.name);
     return mappings.filter(({ keeper }) => keeper === undefined).reverse();
   }
 
-  /** While it is taken away, mappings can be undone but not made. */
+  /** @throws DmaError while the device is being removed: mappings can then be undone but not made */
   #mustTakeMappings(operation: string): Domain {
     if (this.state === 'gone' || this.lost !== undefined) throw this.#hasNoDriver(operation);
     return this.#mustHaveDomain(operation);
   }
 
-  /** After a loss too, for the post-mortem. */
+  /** The domain that explains addresses, also after the device is lost. */
   #domainToExplain(operation: string): Domain {
     return this.lost !== undefined && this.#lastDomain !== undefined
       ? this.#lastDomain
@@ -277,21 +280,21 @@ export class BoundDevice implements Device {
     if (binding === undefined) throw this.#hasNoDriver(operation);
     if (binding.domain !== undefined) return binding.domain;
     const reason = `neither its driver ${binding.driver.name} nor the bus ${this.bus.name} can map memory`;
-    const hint = 'a driver or a bus with spaceOf can';
+    const hint = 'the driver or the bus must implement spaceOf';
     throw new DmaError({ code: 'ENOTSUP', operation, device: this.name, reason, hint });
   }
 
   #hasNoDriver(operation: string): DmaError {
     if (this.lost !== undefined) return lostDevice(operation, this.name, this.lost);
     if (this.stopped) return stopped(operation).with({ device: this.name });
-    const reason = this.state === 'gone' ? 'the device is gone' : 'no driver has the device';
+    const reason = this.state === 'gone' ? 'the device was removed' : 'the device has no driver';
     return invalid(operation, reason, { device: this.name, hint: 'eal.probe(name) opens a device' });
   }
 }
 
-/** What to give `use`. */
+/** The hint of `use` for a value that is not a driver. */
 function driverHint(binding: BoundDevice['binding']): string {
-  return `such as device.use(copyEngineDriver), which anydma exports; it has ${binding?.driver.name ?? 'none'} now`;
+  return `pass a driver object, such as copyEngineDriver of anydma; the device's driver is ${binding?.driver.name ?? 'none'}`;
 }
 
 shortForm(BoundDevice, 'Device', ({ name, state, driver, domain, lost }) => ({

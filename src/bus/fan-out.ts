@@ -1,4 +1,4 @@
-/** One range on many devices: all or nothing. */
+/** One range mapped on many devices: on all of them or on none. */
 import { reading } from '../check.js';
 import { throwFirst, toldAs, undoAll, withUndo } from '../errors.js';
 import type { MapAsyncOptions } from '../dma/domain.js';
@@ -10,34 +10,38 @@ import { shortForm } from '../short-form.js';
 import { hex } from '../units.js';
 import type { MemoryPart } from '../memory/part.js';
 
-/** What a group that is mapped for every device, now and later, is made with. */
+/** Options of a group that is mapped for every device, present and future. */
 export interface Standing {
-  /** What ends it, for messages: its mappings are not for the program to unmap one by one. */
+  /** The call that unmaps the group, for messages: the program can not unmap its mappings one by one. */
   readonly keeper: string;
-  /** Called when it is unmapped, before it is taken from the devices. */
+  /** Called when the group is unmapped, before the range is unmapped from the devices. */
   readonly ends: () => void;
 }
 
 /** One range, mapped on several devices. Disposing it unmaps it from all of them. */
 export class GroupMapping implements Disposable, AsyncDisposable {
-  /** What was asked for, as it was then. */
+  /** The requested range, as it was at the time of the call. */
   readonly target: MemoryPart;
-  /** As {@link GroupMapping.target}. */
+  /** The requested options, as they were at the time of the call. */
   readonly options: MapOptions | undefined;
   readonly #byDevice = new Map<string, Mapping>();
   readonly #standing: Standing | undefined;
   readonly #origin: Origin | undefined;
 
-  /** @internal @param origin where the program asked for it, which its mappings say instead of places in this library */
+  /**
+   * @internal
+   *
+   * @param origin the place in the program that asked for it; its mappings show this instead of a place in the library
+   */
   constructor({ va, length }: MemoryPart, options: MapOptions | undefined, standing?: Standing, origin?: Origin) {
-    // Of objects of the caller, which he may change, the values are kept.
+    // The caller may change its objects later, so copy the values.
     this.target = Object.freeze({ va, length });
     this.options = options === undefined ? undefined : Object.freeze({ ...options });
     this.#standing = standing;
     this.#origin = origin;
   }
 
-  /** The mapping of one device; `undefined` when that is not, or no longer, in the group. */
+  /** The mapping of one device; `undefined` if the device is not, or no longer, in the group. */
   of(device: Device): Mapping | undefined {
     if (typeof device !== 'object' || device === null) return undefined;
     const name = reading('of', 'the device', () => device.name);
@@ -53,7 +57,7 @@ export class GroupMapping implements Disposable, AsyncDisposable {
   /**
    * Unmaps it from every device, in reverse order.
    *
-   * @throws the first error, once all were tried; what is still mapped then can be tried again
+   * @throws the first error, after all devices were tried; call it again to retry what is still mapped
    */
   unmap(): void {
     this.#standing?.ends();
@@ -70,7 +74,7 @@ export class GroupMapping implements Disposable, AsyncDisposable {
     this.#add(device, device.dmaMap(this.target, this.options));
   }
 
-  /** @internal As {@link GroupMapping.add}, while the event loop goes on. */
+  /** @internal As {@link GroupMapping.add}, without blocking the event loop. */
   async addAsync(device: Device, work: MapAsyncOptions = {}): Promise<void> {
     this.#add(device, await device.dmaMapAsync(this.target, { ...this.options, ...work }));
   }
@@ -81,7 +85,7 @@ export class GroupMapping implements Disposable, AsyncDisposable {
     this.#byDevice.set(device.name, mapping);
   }
 
-  /** As {@link GroupMapping.unmap}, while the event loop goes on. What is being unmapped already is waited for. */
+  /** As {@link GroupMapping.unmap}, without blocking the event loop. Waits for unmaps that are already in progress. */
   async unmapAsync(): Promise<void> {
     this.#standing?.ends();
     throwFirst(await this.dropAsync(this.#byDevice.keys()), 'unmap');
@@ -92,7 +96,7 @@ export class GroupMapping implements Disposable, AsyncDisposable {
     await this.unmapAsync();
   }
 
-  /** @internal As {@link GroupMapping.drop}, while the event loop goes on. */
+  /** @internal As {@link GroupMapping.drop}, without blocking the event loop. */
   async dropAsync(names: Iterable<string>): Promise<unknown[]> {
     const errors: unknown[] = [];
     for (const name of [...names].reverse()) {
@@ -107,7 +111,7 @@ export class GroupMapping implements Disposable, AsyncDisposable {
     return errors;
   }
 
-  /** @internal Unmaps it from the devices of these names, in reverse order. @returns what failed */
+  /** @internal Unmaps it from the devices with these names, in reverse order. @returns the errors */
   drop(names: Iterable<string>): unknown[] {
     return undoAll(
       [...names].reverse().map((name) => () => {
@@ -126,10 +130,10 @@ shortForm(GroupMapping, 'GroupMapping', ({ target: { va, length }, mappings }) =
 }));
 
 /**
- * Maps `group`'s range on each of `devices` that it is not on yet. When one fails, those of them before it are unmapped
- * again, in reverse.
+ * Maps `group`'s range on each of `devices` that it is not mapped on yet. If one fails, the mappings made here are
+ * undone in reverse order.
  *
- * @throws DmaError of the device that failed, with what could not be undone in `undo`
+ * @throws DmaError of the device that failed; errors while undoing are in `undo`
  */
 export function mapOnAll(group: GroupMapping, devices: Iterable<Device>): GroupMapping {
   const added: string[] = [];

@@ -1,7 +1,7 @@
 /**
- * Memory that is mapped for a device when its data path meets it: registered external memory that the program has not mapped
- * itself. DPDK does this silently for drivers with regions of their own (mlx5); here it is off unless it is asked for. (It
- * has nothing to do with devices that page on demand.)
+ * Maps memory for a device when its data path first uses it: registered external memory that the program has not mapped
+ * itself. DPDK does this silently for drivers with their own memory regions (mlx5). Here it is off by default. It is
+ * unrelated to devices that page on demand.
  */
 import type { Mapping } from '../dma/mapping.js';
 import type { Domain } from '../dma/domain.js';
@@ -15,13 +15,16 @@ import type { MemoryPart } from '../memory/part.js';
 /** See `Device.mapOnMiss`. */
 export type MissUnit = 'area' | 'pages';
 
-/** A device, as far as mapping on demand for it goes. */
+/** The parts of a device that mapping on demand needs. */
 interface MissTaker {
   readonly domain: Pick<Domain, 'constraints'> | undefined;
   dmaMap(target: MemoryPart, options?: MapOptions): Mapping;
 }
 
-/** What is mapped on demand for one device. Made by `Device.mapOnMiss`. It goes with the device's queues: close it after the last of them. */
+/**
+ * The memory that is mapped on demand for one device. Created by `Device.mapOnMiss`. Close it after the device's last
+ * queue is closed.
+ */
 export class MapOnMiss implements Disposable {
   readonly #device: MissTaker;
   readonly #areas: AreaIndex;
@@ -35,27 +38,28 @@ export class MapOnMiss implements Disposable {
     this.#unit = unit;
   }
 
-  /** What is mapped now, in address order. */
+  /** The current mappings, in address order. */
   get mappings(): readonly Mapping[] {
     return [...this.#mappings.values()].filter(({ live }) => live);
   }
 
   /**
-   * Maps what a range is in. The memory can not be unregistered then, before {@link MapOnMiss.unmap} or `close`.
+   * Maps the memory around a range. After that the memory can not be unregistered before {@link MapOnMiss.unmap} or
+   * `close`.
    *
-   * @returns false when there is nothing to be mapped: it is not in one area, which is external, it overlaps with what is
-   *   mapped already, or it is on a page of the device that is not all in that area
-   * @throws DmaError as `Device.dmaMap`, but EEXIST
+   * @returns false if nothing was mapped: the range is not inside one external area, it overlaps an existing mapping,
+   *   or it touches a device page that lies only partly in the area
+   * @throws DmaError as `Device.dmaMap`, except EEXIST
    */
   map({ va, length }: MemoryPart): boolean {
     const end = va + length;
     const area = this.#areas.at(va);
-    // What is owned or in a heap is mapped for every device by the library.
+    // The library maps owned memory and heaps for every device by itself.
     if (area?.owner !== 'external' || !isAddress(end) || !(length > 0) || end > area.range.end) return false;
-    // Mapped on demand already, so that mapping it is not what is missing.
+    // If it is mapped on demand already, the failure has another cause.
     if (this.#mappings.at(va)?.live === true) return false;
     const unit = Math.max(area.pageSize, this.#device.domain?.constraints.granule ?? 0);
-    // Pages of the device that are only in part of this area can not be mapped.
+    // A device page that lies only partly in this area can not be mapped.
     const first = alignUp(area.range.start, unit);
     const last = alignDown(area.range.end, unit);
     const from = alignDown(va, unit);
@@ -65,10 +69,10 @@ export class MapOnMiss implements Disposable {
   }
 
   /**
-   * Unmaps what was mapped on demand of this memory, so that it can be unregistered. Its address is mapped again when the
-   * data path meets it again.
+   * Unmaps what was mapped on demand of this memory, so that it can be unregistered. If the data path uses the memory
+   * again, it is mapped again.
    *
-   * @throws the first error, once all was tried; what is still mapped then can be tried again
+   * @throws the first error, after all mappings were tried; call it again to retry what is still mapped
    */
   unmap({ va, length }: MemoryPart): void {
     const undo: (() => void)[] = [];
@@ -77,7 +81,7 @@ export class MapOnMiss implements Disposable {
     throwFirst(undoAll(undo), 'unmap');
   }
 
-  /** Unmaps all of it. @throws as {@link MapOnMiss.unmap} */
+  /** Unmaps everything. @throws as {@link MapOnMiss.unmap} */
   close(): void {
     this.unmap({ va: 0, length: Infinity });
   }
@@ -96,7 +100,7 @@ export class MapOnMiss implements Disposable {
       if (isDmaError(error, 'EEXIST')) return false;
       throw error;
     }
-    // A mapping that has ended without being asked to may be in the way.
+    // A mapping that ended by itself (its device was lost) may still be recorded here.
     for (let old = this.#overlapping(target); old !== undefined; old = this.#overlapping(target))
       this.#mappings.delete(old.va);
     this.#mappings.insert(target.va, target.length, mapping);

@@ -1,9 +1,9 @@
 /**
- * The memory of a pool, mapped for a device. What the library owns, and heaps, are mapped for every device anyway; the
- * external memory of a pool is the user's to map, and this maps it, as a whole: the pool has all of it for itself.
+ * Maps the memory of a pool for a device. The library maps its own memory and heaps for every device by itself.
+ * External memory of a pool is the user's to map: these functions map all of it, because the pool uses all of it.
  *
- * Each area is one mapping, however many chunks the pool has in it: what is next to each other is merged. It takes time in
- * proportion to the number of chunks and areas.
+ * Each area becomes one mapping, however many chunks the pool has in it. The time is proportional to the number of
+ * chunks and areas.
  */
 import type { MapAsyncOptions } from '../dma/domain.js';
 import type { Mapping } from '../dma/mapping.js';
@@ -17,19 +17,23 @@ import { formatSize } from '../units.js';
 import { shortForm } from '../short-form.js';
 import type { MemoryPart } from '../memory/part.js';
 
-/** A device, as far as mapping a pool for it goes. */
+/** The parts of a device that mapping a pool needs. */
 interface PoolTaker {
   readonly name: string;
   dmaMap(target: MemoryPart, options?: MapOptions): Mapping;
   dmaMapAsync(target: MemoryPart, options?: MapAsyncOptions): Promise<Mapping>;
 }
 
-/** A pool, as far as mapping it goes. */
+/** The parts of a pool that mapping it needs. */
 export type MappablePool = Pick<Pool, 'name' | 'forDevices' | 'live' | 'chunks'>;
 
-/** The memory of a pool, mapped for one device. Disposing it unmaps it; do that before the pool's memory is unregistered. */
+/**
+ * The memory of a pool, mapped for one device. Disposing it unmaps it. Do so before the pool's memory is unregistered.
+ */
 export class PoolMapping implements Disposable, AsyncDisposable {
-  /** One for each area of external memory, in the order of the pool's chunks; none for memory that every device has. */
+  /**
+   * One for each area of external memory, in the order of the pool's chunks; empty if the pool uses no external memory.
+   */
   readonly mappings: readonly Mapping[];
 
   /** @internal */
@@ -37,7 +41,11 @@ export class PoolMapping implements Disposable, AsyncDisposable {
     this.mappings = mappings;
   }
 
-  /** Unmaps it, in reverse order. @throws the first error, once all was tried; what is still mapped can be tried again */
+  /**
+   * Unmaps it, in reverse order.
+   *
+   * @throws the first error, after all mappings were tried; call it again to retry what is still mapped
+   */
   unmap(): void {
     throwFirst(undoAll(this.mappings.toReversed().map((mapping) => () => mapping[Symbol.dispose]())), 'unmap');
   }
@@ -69,8 +77,8 @@ shortForm(PoolMapping, 'PoolMapping', ({ mappings }) => ({
 /**
  * Maps the memory of a pool for a device, all or nothing.
  *
- * @param areas of the `Eal` that the pool is of
- * @throws DmaError EINVAL when the pool is freed or not for devices; as `Device.dmaMap`
+ * @param areas the areas of the `Eal` that the pool belongs to
+ * @throws DmaError EINVAL if the pool was freed or is not for devices; else as `Device.dmaMap`
  */
 export function dmaMapPool(
   device: Pick<PoolTaker, 'name' | 'dmaMap'>,
@@ -88,7 +96,7 @@ export function dmaMapPool(
 }
 
 /**
- * As {@link dmaMapPool}, without blocking, with progress over all of it, and abort.
+ * As {@link dmaMapPool}, without blocking the event loop, with progress over the whole pool, and with abort.
  */
 export async function dmaMapPoolAsync(
   device: Pick<PoolTaker, 'name' | 'dmaMapAsync'>,
@@ -118,7 +126,7 @@ export async function dmaMapPoolAsync(
   }
 }
 
-/** The areas that the chunks are in and that nobody has mapped for every device, each once. */
+/** The external areas that contain the chunks, each once. */
 function targetsOf({ name }: Pick<PoolTaker, 'name'>, pool: MappablePool, areas: AreaIndex): MemoryPart[] {
   const refuse = (why: string): Error => invalid('dmaMapPool', `the pool ${pool.name} ${why}`, { device: name });
   if (!pool.live) throw refuse('was freed');

@@ -1,8 +1,8 @@
-/** PCI ids: which devices a driver is for by them, and how they are told. */
+/** PCI ids: which devices a driver matches by them, and how they are shown. */
 import { hex } from '../units.js';
 import type { Driver, IdMatch } from './model.js';
 
-/** Does one of the driver's ids match? A device without ids is matched only by drivers that ask for none. */
+/** Whether one of the driver's ids matches. A device without ids is matched only by drivers that list no ids. */
 export function matchesIds(driver: Driver, ids: Required<IdMatch> | undefined): boolean {
   if (driver.ids === undefined) return true;
   if (ids === undefined) return false;

@@ -1,4 +1,4 @@
-/** What a bus, a device and a driver are to each other. */
+/** The interfaces of a bus, a device and a driver. */
 import type { AddressSpace, DmaAccess } from '../dma/address-space.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
@@ -15,254 +15,274 @@ import type { Pool } from '../memory/pool/pool.js';
 import type { PoolMapping } from './map-pool.js';
 import type { MemoryPart } from '../memory/part.js';
 
-/** An access of a device that its IOMMU, or the device itself, reported as failed. */
+/** A memory access of a device that its IOMMU, or the device itself, reported as failed. */
 export interface DeviceFault {
   /** The address that the device used. */
   readonly iova: Iova;
-  /** What it tried; `undefined` when that was not told. */
+  /** The kind of access; `undefined` if the report does not say. */
   readonly access: DmaAccess | undefined;
-  /** Who told: `kernel log`, `iommufd` ... */
+  /** Where the report comes from: `kernel log`, `iommufd` ... */
   readonly source: string;
 }
 
 /** A device that its bus has opened. */
 export interface OpenedDevice {
-  /** Its PCI ids, when it has any. */
+  /** Its PCI ids, if it has any. */
   readonly ids: Required<IdMatch> | undefined;
-  /** What drivers work it through; `undefined` for devices without registers. */
+  /** The interface through which drivers use it; `undefined` for devices without registers. */
   readonly access: DeviceAccess | undefined;
-  /** What its driver works it through besides, or instead of, registers; the driver knows the type. */
+  /** An object of the bus for the driver, besides or instead of registers. The driver knows its type. */
   readonly handle?: unknown;
-  /** What it says of itself besides ids, registers and its domain: see {@link Device.describe}. Absent: nothing. */
+  /** Describes the device beyond ids, registers and domain: see {@link Device.describe}. Absent: nothing. */
   describe?(): Promise<Description> | Description;
-  /** The failed accesses that were reported since it was opened, oldest first. Absent where nobody reports them. */
+  /** The failed accesses reported since it was opened, oldest first. Absent if this bus has no source of reports. */
   faults?(): readonly DeviceFault[];
-  /** Calls back when the device reports an error of its own that it may survive. Absent where devices do not. */
+  /** Sets the callback for errors of the device that it may survive. Absent if devices of this bus report none. */
   onError?(failed: (error: DmaError) => void): void;
-  /** Calls back, once, when the device is gone without having been asked to go. */
+  /** Sets the callback for the loss of the device: called once if the device goes away without being closed. */
   onLost(lost: (error: DmaError) => void): void;
   /** Closes it. Idempotent. */
   close(): Promise<void> | void;
 }
 
-/** How to open a device. */
+/** Options of {@link Bus.open}. */
 export interface OpenOptions {
-  /** What the program asked the device to be put into; only a bus that {@link Bus.takesContainers} is given one. It checks which. */
+  /**
+   * The container that the program chose. Given only to a bus with {@link Bus.takesContainers}, which checks its type.
+   */
   readonly container?: { readonly name: string };
 }
 
 /** A bus. */
 export interface Bus {
   readonly name: string;
-  /** Keys of names that its `open` knows. When it and all its drivers say theirs, `probe` refuses others. */
+  /** Name keys that `open` accepts. If the bus and all its drivers list their keys, `probe` refuses all other keys. */
   readonly keys?: readonly string[];
-  /** The full name of the device that `name` names, or `undefined` when no device of this bus can be called so. */
+  /** The full form of the device name `name`; `undefined` if no device of this bus can have that name. */
   parse(name: string): string | undefined;
-  /** Can its devices be put into a container that the program chooses? Default: no. */
+  /** Whether the program can choose the container of its devices. Default: no. */
   readonly takesContainers?: boolean;
-  /** What names of its devices look like, for the hint about a wrong name: a clause. */
+  /** What the names of its devices look like, as a clause for the hint about a wrong name. */
   readonly naming?: string;
   /**
-   * Does `parse` take names that say nothing of the bus? Then a name without a bus can be meant otherwise, and other buses are
-   * asked first. Default: no.
+   * Whether `parse` accepts names that could also belong to other buses, such as paths. If so, other buses are asked
+   * first about a name without a bus. Default: no.
    */
   readonly takesAnyName?: boolean;
-  /** Names of the devices that are there without being asked for. Absent: devices are only opened by name. */
+  /** Names of the devices that the bus finds by itself. Absent: devices can only be opened by name. */
   scan?(): Promise<readonly string[]>;
-  /** What it says of itself and of the devices that it sees, for `anydma devices`. Absent: nothing but their names. */
+  /** Describes the bus and the devices that it sees, for `anydma devices`. Absent: only their names are listed. */
   describe?(): Promise<Description> | Description;
   /**
-   * Opens the device `name` (as `parse` gave it).
+   * Opens the device `name` (as returned by `parse`).
    *
-   * @param args keys given with the name; unknown ones are the driver's
-   * @throws DmaError ENODEV or what else keeps it from being opened; nothing is left open then
+   * @param args the keys given with the name; the bus ignores keys of the driver
+   * @throws DmaError ENODEV if the device does not exist, or another code if it can not be opened; nothing stays open
+   *   then
    */
   open(name: string, args: ReadonlyMap<string, string>, options?: OpenOptions): Promise<OpenedDevice>;
-  /** Does the driver match, beyond its bus name and ids? Default: yes. */
+  /** Whether the driver matches the device, beyond its bus name and ids. Default: yes. */
   match?(opened: OpenedDevice, driver: Driver): boolean;
   /**
-   * What its devices need as addresses of the library's own memory: `pa` without an IOMMU, `va` where only that works. One
-   * vote in the decision on the IOVA mode. Absent, or `undefined`: either will do.
+   * Which addresses its devices need for the library's own memory: `pa` without an IOMMU, `va` if only that works. It
+   * counts as one vote in the decision on the IOVA mode. Absent, or `undefined`: either mode works.
    */
   iovaWish?(): IovaMode | undefined;
   /**
-   * The address space that a device of its is in. Devices for which this is the same object share what is mapped. Absent: its
-   * devices can not be mapped for, unless their driver brings an address space.
+   * The address space that a device is in. Devices that get the same object share their mappings. Absent: memory can
+   * not be mapped for its devices, unless their driver provides an address space.
    */
   spaceOf?(device: Device): AddressSpace;
 }
 
-/** A device that was opened, and the vendor-agnostic way to map memory for it. Made by `Eal.probe`. */
+/** A device that was opened. It maps memory in the same way for every kind of device. Created by `Eal.probe`. */
 export interface Device {
   /** `bus:name` */
   readonly name: string;
   readonly bus: Bus;
-  /** Its name in the bus. */
+  /** Its name on the bus. */
   readonly busName: string;
-  /** Keys that were given with its name. */
+  /** The keys that were given with its name. */
   readonly args: ReadonlyMap<string, string>;
   /**
-   * `opening`: its driver is being looked for; `probed`: it has one, and works; `gone`: it was removed or lost. Mapping works
-   * while a driver probes, too.
+   * `opening`: a driver is being searched; `probed`: it has a driver and works; `gone`: it was removed or lost. Memory can
+   * be mapped also while a driver probes.
    */
   readonly state: 'opening' | 'probed' | 'gone';
-  /** Why it went without being asked to; `undefined` when it did not. */
+  /** Why the device was lost; `undefined` if it was not. */
   readonly lost: DmaError | undefined;
   /** Its PCI ids; `undefined` when it has none. */
   readonly ids: Required<IdMatch> | undefined;
-  /** Its registers and interrupts. Reading this throws a DmaError ENOTSUP for a device without. */
+  /** Its registers and interrupts. Throws a DmaError ENOTSUP for a device without registers. */
   readonly access: DeviceAccess;
-  /** What its bus gives its driver to work it through besides, or instead of, registers; `undefined` where there is nothing. */
+  /** An object that its bus provides for the driver, besides or instead of registers; `undefined` if there is none. */
   readonly handle: unknown;
-  /** Its driver; `undefined` before one took it, and after it is gone. */
+  /** Its driver; `undefined` before a driver took the device, and after the device is gone. */
   readonly driver: Driver | undefined;
-  /** The domain it is in; `undefined` when it can not be mapped. */
+  /** The domain it is in; `undefined` if memory can not be mapped for it. */
   readonly domain: Domain | undefined;
   /**
-   * What it says of itself besides ids, registers and its domain, for people and for programs, as its bus tells it; `undefined`
-   * when that is nothing, and once it is gone.
+   * How its bus describes it beyond ids, registers and domain, for people and for programs; `undefined` if the bus has
+   * nothing to add, and after the device is gone.
    */
   describe(): Promise<Description | undefined>;
-  /** What `driver` made of it. @throws DmaError EINVAL when it has another driver, or none */
+  /** The object that `driver` provides for this device. @throws DmaError EINVAL if it has another driver, or none */
   use<T>(driver: Driver<T>): T;
   /**
-   * Makes memory reachable by the device: the same call for every kind.
+   * Maps memory so that the device can access it: the same call for every kind of device.
    *
    * @param target registered memory, or a part of it as `{ va, length }`
-   * @throws DmaError, before any side effect: EINVAL (no driver has the device; impossible, misaligned or unregistered range; an
-   *   IOVA that would be ignored or that contradicts the area's table; remote writes to memory that the device may only read),
-   *   ENOTSUP (neither its driver nor its bus can map; remote rights or paging that the device does not have), EACCES (writing to
-   *   read-only memory), ERANGE (IOVA outside the windows), EEXIST (another mapping in the way, by VA or IOVA), EBUSY (that
-   *   mapping is being made or undone), ENOSPC (entry limit, or no free IOVA), ENOMEM (locked-memory limit), ENODEV (the device
-   *   was lost); after undoing: errors of the address space
+   * @throws DmaError, before any side effect: EINVAL (the device has no driver; impossible, misaligned or unregistered
+   *   range; an IOVA that would be ignored or that contradicts the area's table; remote writes to memory that is
+   *   read-only for the device), ENOTSUP (neither its driver nor its bus can map; remote access or on-demand paging
+   *   that the device does not support), EACCES (writing to read-only memory), ERANGE (IOVA outside the windows),
+   *   EEXIST (another mapping overlaps by VA or IOVA), EBUSY (such a mapping is being made or undone), ENOSPC (entry
+   *   limit, or no free IOVA), ENOMEM (locked-memory limit), ENODEV (the device was lost); after undoing: errors of the
+   *   address space
    */
   dmaMap(target: MemoryPart, options?: MapOptions): Mapping;
-  /** As {@link Device.dmaMap}, without blocking, with progress and abort. @throws DmaError also ECANCELED once `signal` is aborted */
+  /**
+   * As {@link Device.dmaMap}, without blocking the event loop, with progress and abort.
+   *
+   * @throws DmaError also ECANCELED once `signal` is aborted
+   */
   dmaMapAsync(target: MemoryPart, options?: MapAsyncOptions): Promise<Mapping>;
   /**
-   * Undoes {@link Device.dmaMap}: by the handle, or by exactly what was mapped; a part, where the domain can cut.
+   * Undoes {@link Device.dmaMap}: for a mapping, for exactly a mapped range, or for a part of one if the domain can cut
+   * mappings.
    *
-   * @throws DmaError EINVAL: impossible or misaligned range, nothing of this device mapped exactly there, another IOVA, or the
-   *   mapping of another device; ENOTSUP: a part, and the domain can not cut; EBUSY: a part of what another device maps too;
-   *   ENOSPC: cutting would pass the entry limit; else as `Mapping.unmap`
+   * @throws DmaError EINVAL: impossible or misaligned range, no mapping of this device at exactly this range, a
+   *   different IOVA, or the mapping of another device; ENOTSUP: a part, and the domain can not cut mappings; EBUSY: a
+   *   part that is also mapped for another device; ENOSPC: cutting would exceed the entry limit; else as
+   *   `Mapping.unmap`
    */
   dmaUnmap(target: Mapping | (MemoryPart & { readonly iova?: IovaLike })): void;
   /**
-   * Unmaps all that was mapped for this device by `dmaMap` and its relatives, last first. What is mapped for every device
-   * (`eal.dmaMapAll`, memory of the library and of heaps) stays, and so does what other devices have of the same domain.
+   * Unmaps everything that `dmaMap`, `dmaMapAsync`, `dmaMapPool` and `mapOnMiss` mapped for this device, last first.
+   * Memory that is mapped for every device (`eal.dmaMapAll`, memory of the library and of heaps) stays mapped, and so
+   * do the mappings of other devices in the same domain.
    *
-   * @throws DmaError as `Mapping.unmap`: the first error, with the others in `undo`, once all was tried; another call tries what is
-   *   left
+   * @throws DmaError as `Mapping.unmap`: the first error, with the others in `undo`, after all mappings were tried;
+   *   call it again to retry what is still mapped
    */
   dmaUnmapAll(): void;
-  /** As {@link Device.dmaUnmapAll}, without blocking the event loop where the address space can. */
+  /** As {@link Device.dmaUnmapAll}, without blocking the event loop if the address space supports that. */
   dmaUnmapAllAsync(): Promise<void>;
   /**
-   * Maps the external memory of a pool, each area once, all or nothing. (A pool of the library's memory, or of a heap, is mapped for
-   * every device already.) Unmap it before the pool's memory is unregistered.
+   * Maps the external memory of a pool, each area once, all or nothing. (Memory of the library or of a heap is mapped
+   * for every device already.) Unmap it before the pool's memory is unregistered.
    *
-   * @throws DmaError EINVAL when the pool is freed or not for devices; else as `dmaMap`
+   * @throws DmaError EINVAL if the pool was freed or is not for devices; else as `dmaMap`
    */
   dmaMapPool(pool: Pool, options?: Pick<MapOptions, 'access'>): PoolMapping;
-  /** As {@link Device.dmaMapPool}, without blocking, with progress over all of it, and abort. */
+  /**
+   * As {@link Device.dmaMapPool}, without blocking the event loop, with progress over the whole pool, and with abort.
+   */
   dmaMapPoolAsync(pool: Pool, options?: Omit<MapAsyncOptions, 'iova'>): Promise<PoolMapping>;
   /**
-   * Maps registered external memory when the data path meets it: let the option `miss` of a queue pair call its `map`. Off
-   * unless it is asked for, unlike in DPDK. Close it after the last queue.
+   * Maps registered external memory when the data path first uses it: let the option
+   * `miss` of a queue pair call its `map`. Off by default, unlike in DPDK. Close it after the last queue is closed.
    *
-   * @param options.unit how much is mapped around an address that has no key: `area` (the default), all of its area, as DPDK does,
-   *   or, where a part of that is mapped already, only the pages of the I/O; `pages`, always only these. Pages that overlap with
-   *   what is mapped already can not be mapped again, so that `pages` fits programs whose buffers do not overlap
-   * @throws DmaError EINVAL, ENOTSUP for a device that can not be mapped
+   * @param options.unit how much is mapped around an address that has no key. `area` (default): its whole area, as DPDK
+   *   does; if a part of the area is mapped already, only the pages of the I/O. `pages`: always only the pages of the
+   *   I/O. Pages that overlap an existing mapping can not be mapped again, so `pages` is for programs whose buffers share
+   *   no pages
+   * @throws DmaError EINVAL if the device has no driver; ENOTSUP if memory can not be mapped for it
    */
   mapOnMiss(options?: { readonly unit?: 'area' | 'pages' }): MapOnMiss;
   /**
-   * What this device uses for the first byte of some memory, the rest of which follows there; or for one byte at a VA. Exact
-   * as long as the memory stays mapped for it, which blocks, zones and pools are from the moment they are made: so ask once,
-   * and keep it. It takes some nanoseconds and allocates nothing. (For a device of verbs, it is the VA.)
+   * The address that this device uses for the first byte of some memory, or for the byte at a VA. The following bytes
+   * of the memory follow without a gap. The address is valid as long as the memory stays mapped for the device; blocks,
+   * zones and pools are mapped from their creation on. So ask once and keep the address. A call takes some nanoseconds
+   * and allocates nothing. For an RDMA device the address is the VA.
    *
-   * @throws DmaError EINVAL when some of it is not mapped for the device, when it is in pieces for the device (ask for a block
-   *   that is `contiguous`, or page by page), when it was freed, and for what is no address; EINVAL, ENOTSUP for a device
-   *   that has no domain
+   * @throws DmaError EINVAL if some of the memory is not mapped for the device, if it is mapped in several pieces (ask
+   *   for a `contiguous` block, or page by page), if it was freed, if the value is not an address, or if the device has
+   *   no driver; ENOTSUP if memory can not be mapped for the device
    */
   iovaOf(memory: MemoryPart | VaLike): Iova;
-  /** What is known about an address that this device used: see `Domain.explain`. */
+  /** Explains an address that this device used: see `Domain.explain`. */
   explain(iova: IovaLike, length?: number, access?: DmaAccess): Explanation;
   /**
-   * What is known about the accesses of this device that failed, oldest first: those that its IOMMU reported since it was
-   * opened, each explained. Empty when there were none, or nobody here can tell (reading the kernel's log is a privilege).
+   * Explains the failed accesses that were reported for this device since it was opened, oldest first. Empty if there
+   * were none, or if no reports can be read here (reading the kernel log needs a privilege).
    */
   explainFaults(): ExplainedFault[];
   /**
-   * The same, once there are more than `after` of them, or the time is over: what an IOMMU blocked reaches the kernel's log
-   * some time after the device has gone on. Does not wait where nobody reports faults.
+   * The same, but waits until there are more than `after` failed accesses or the time is over: the report of an access
+   * that the IOMMU blocked reaches the kernel log some time after the access. Does not wait if this device has no
+   * source of reports.
    *
-   * @throws DmaError EINVAL for a time that is none; ECANCELED once `signal` is aborted, its reason as the cause
+   * @throws DmaError EINVAL for an invalid time; ECANCELED once `signal` is aborted, with its reason as the cause
    */
   explainFaultsAsync(options?: {
-    /** So many had been reported before what is waited for. Default 0. */
+    /** The number of failed accesses that are known already: waits for one more. Default 0. */
     readonly after?: number;
-    /** milliseconds. Default 1000 */
+    /** Milliseconds. Default 1000. */
     readonly timeoutMs?: number;
     readonly signal?: AbortSignal;
   }): Promise<ExplainedFault[]>;
 }
 
-/** A failed access, and what is known about its address. */
+/** A failed access, and the explanation of its address. */
 export interface ExplainedFault extends DeviceFault {
   readonly explanation: Explanation;
 }
 
-/** PCI ids that a driver takes; what is left out matches any. */
+/** PCI ids that a driver matches; an id that is left out matches any. */
 export interface IdMatch {
   readonly vendor?: number;
   readonly device?: number;
   readonly subsystemVendor?: number;
   readonly subsystem?: number;
-  /** 24 bits: base class, sub-class, programming interface */
+  /** 24 bits: base class, sub-class, programming interface. */
   readonly classCode?: number;
 }
 
-/** What a driver's `probe` returns when the device is not for it after all, so that the next matching driver is tried. */
+/**
+ * Returned by a driver's `probe` if it does not take the device after all, so that the next matching driver is tried.
+ */
 export const TRY_NEXT: unique symbol = Symbol('try the next driver');
 
-/** What drivers may use while they probe. */
+/** What a driver may use while it probes. */
 export interface ProbeContext {
-  /** For memory of the driver's own: rings and such. */
+  /** Provides memory for the driver itself, such as rings. */
   readonly external: External;
 }
 
 /**
  * A driver.
  *
- * @typeParam T what it makes of a device: the object that the program then works with
+ * @typeParam T the object that it provides for a device, and that the program works with
  */
 export interface Driver<T = unknown> {
   readonly name: string;
-  /** Keys of names that it knows: see {@link Bus.keys}. */
+  /** The name keys that it accepts: see {@link Bus.keys}. */
   readonly keys?: readonly string[];
-  /** Names of the buses it works on. Absent: all; it is tried after the drivers that name the device's bus. */
+  /**
+   * Names of the buses it works on. Absent: all buses; it is then tried after the drivers that name the device's bus.
+   */
   readonly buses?: readonly string[];
-  /** Ids it takes; absent: every device of those buses. */
+  /** Ids it matches; absent: every device of those buses. */
   readonly ids?: readonly IdMatch[];
-  /** Does it take this device, of those buses and ids? Absent: yes. */
+  /** Whether it takes this device, once bus and ids match. Absent: yes. */
   takes?(opened: OpenedDevice): boolean;
-  /** What its devices are: `dma`, `net`, `storage`, `test` ... */
+  /** The class of its devices: `dma`, `net`, `storage`, `test` ... */
   readonly deviceClass?: string;
   /**
-   * Address bits that the device can emit: IOVAs are kept below 2^bits. Absent, or `undefined`: all.
+   * How many address bits the device can use: IOVAs are kept below 2^bits. Absent, or `undefined`: no limit.
    *
-   * @param args keys that were given with the device's name
+   * @param args the keys that were given with the device's name
    */
   dmaAddressBits?(args: ReadonlyMap<string, string>): number | undefined;
-  /** The address space that a device is in, instead of the one that its bus tells: see {@link Bus.spaceOf}. */
+  /** The address space of a device, instead of the one that its bus provides: see {@link Bus.spaceOf}. */
   spaceOf?(device: Device): AddressSpace;
   /**
-   * Takes the device. It can be mapped already. What it throws ends the probing, and the device is closed.
+   * Takes the device. Memory can be mapped for it already. If it throws, probing ends and the device is closed.
    *
-   * @returns what the program works with, or {@link TRY_NEXT}
+   * @returns the object for the program, or {@link TRY_NEXT}
    */
   probe(device: Device, context: ProbeContext): Promise<T | typeof TRY_NEXT> | T | typeof TRY_NEXT;
-  /** Lets go of the device, which may be gone already. All that `probe` took is given back. */
+  /** Releases the device, which may be lost already, and everything that `probe` allocated. */
   remove?(device: Device, instance: T): Promise<void> | void;
 }

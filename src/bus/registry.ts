@@ -1,5 +1,5 @@
 /**
- * Buses, drivers and devices of one `Eal`: registering, scanning, probing, removing, iterating, and what is mapped for
+ * Buses, drivers and devices of one `Eal`: registering, scanning, probing, removing, listing, and mapping memory for
  * every device, present and future.
  */
 import { Domain, type BookSettings, type DomainOptions, type MapAsyncOptions } from '../dma/domain.js';
@@ -29,19 +29,19 @@ import { parseDeviceSpec, type DeviceSpec } from './device-name.js';
 import { GroupMapping, mapOnAll } from './fan-out.js';
 import type { MemoryPart } from '../memory/part.js';
 
-/** What happened to a device. `failed`: it reported an error of its own; `lost`: it went without being asked to. */
+/** What happened to a device. `failed`: it reported an error of its own; `lost`: it went away without being removed. */
 export type DeviceChange = 'probed' | 'failed' | 'removed' | 'lost';
 
-/** What a registry works with. */
+/** What a registry needs. */
 export interface RegistryOptions extends BookSettings, Pick<DomainOptions, 'now' | 'pages'> {
   readonly areas: AreaIndex;
   readonly limits: Pick<LimitsPort, 'lockedMemory'>;
   readonly context: ProbeContext;
-  /** Told after every change. */
+  /** Called after every change. */
   readonly changed?: (change: DeviceChange, device: Device, error?: DmaError) => void;
 }
 
-/** Who holds the memory of a group of {@link Registry.mapAll}, for messages. */
+/** The holder of the memory of a group that {@link Registry.mapAll} made, for messages. */
 const EVERY_DEVICE = 'eal.dmaMapAll (every device, now and later)';
 
 /** All buses, drivers and devices. */
@@ -51,20 +51,23 @@ export class Registry {
   readonly #drivers: Driver[] = [];
   readonly #devices = new Map<string, BoundDevice>();
   readonly #domains = new Map<AddressSpace, Domain>();
-  /** How many domains there are of each granule, of which there are few. */
+  /** The number of domains with each granule. */
   readonly #granules = new Map<number, number>();
 
-  /** What every device maps comes in multiples of so many bytes, a power of two. */
+  /**
+   * The largest granule of all domains, in bytes (a power of two): a range that is a multiple of it can be mapped on
+   * every device.
+   */
   get granule(): number {
     return Math.max(1, ...this.#granules.keys());
   }
 
   readonly #standing = new Set<GroupMapping>();
-  /** Devices that are being opened or removed, by name, and what resolves when that has ended. */
+  /** Devices that are being opened or removed, by name; the promise resolves when that is over. */
   readonly #inTransition = new Map<string, Promise<void>>();
   /** Devices of this registry that were lost. */
   readonly #lost = new WeakSet<Device>();
-  /** Where lists of devices were mapped for. */
+  /** The places in the program that mapped a range on a list of devices. */
   readonly #origins: OriginNotes;
   #closed = false;
 
@@ -75,7 +78,7 @@ export class Registry {
 
   // --- registering ---
 
-  /** @throws DmaError EEXIST for a bus of the same name; EINVAL for what is no bus */
+  /** @throws DmaError EEXIST if a bus of this name is registered; EINVAL for an object that is not a bus */
   registerBus(bus: Bus): void {
     mustHandle(bus, ['parse', 'scan', 'describe', 'open', 'match', 'spaceOf', 'iovaWish'], 'registerBus');
     mustBeString(bus.name, 'the name of a bus', 'registerBus');
@@ -91,17 +94,20 @@ export class Registry {
     mustBeString(driver.name, 'the name of a driver', 'registerDriver');
     mustBeFunction(driver.probe, 'probe', 'registerDriver');
     if (driver.buses !== undefined && !Array.isArray(driver.buses))
-      throw invalid('registerDriver', 'buses is a list of names of buses');
+      throw invalid('registerDriver', 'buses must be an array of bus names');
     if (this.#drivers.some((other) => other.name === driver.name)) throw twice('driver', driver.name);
     this.#drivers.push(driver);
   }
 
-  /** All buses, in the order they are asked: as they were registered, but for those that take any name, which are last. */
+  /**
+   * All buses, in the order in which they are asked: the order of registration, but buses that accept any name come
+   * last.
+   */
   get buses(): readonly Bus[] {
     return [...this.#buses.values()].sort((a, b) => Number(a.takesAnyName ?? false) - Number(b.takesAnyName ?? false));
   }
 
-  /** All drivers, in the order they are tried. */
+  /** All drivers, in the order in which they are tried. */
   get drivers(): readonly Driver[] {
     return this.#drivers;
   }
@@ -116,10 +122,10 @@ export class Registry {
   }
 
   /**
-   * The devices that are probed, in the order they were.
+   * The probed devices, in the order in which they were probed.
    *
    * @param filter a device name, or DPDK's layered form with parts left out: `bus=vfio-user`, `driver=edu`, `class=dma`;
-   *   other keys are compared with those that the device was probed with
+   *   other keys are compared with the keys that the device was probed with
    * @throws DmaError EINVAL for a malformed filter; ENODEV for a bus that does not exist
    */
   devices(filter?: string): Device[] {
@@ -138,14 +144,14 @@ export class Registry {
     );
   }
 
-  /** The probed device called `text`, if there is one. @throws DmaError EINVAL, ENODEV for a text that can name none */
+  /** The probed device called `text`, if any. @throws DmaError EINVAL, or ENODEV for a name that no device can have */
   find(text: string): Device | undefined {
     const { bus, name } = this.#locate(parseDeviceSpec(text), text, 'find');
     const device = this.#devices.get(`${bus.name}:${name}`);
     return device?.state === 'probed' ? device : undefined;
   }
 
-  /** The domain of what is mapped in an address space, while devices are in it. */
+  /** The domain of an address space, while devices are in it. */
   domainOf(space: AddressSpace): Domain | undefined {
     return this.#domains.get(space);
   }
@@ -153,12 +159,12 @@ export class Registry {
   // --- plug and unplug ---
 
   /**
-   * Opens the device called `text` and gives it to the first driver that takes it; then maps for it what is mapped for
-   * every device. When any of that fails, everything is undone.
+   * Opens the device called `text` and gives it to the first driver that takes it. Then maps everything for it that is
+   * mapped for every device. If any step fails, all steps are undone.
    *
-   * @throws DmaError EINVAL for a malformed name; ENODEV when no bus knows such devices, or it is not there; EEXIST when it
-   *   is probed already; EBUSY while it is being probed or removed; ENOTSUP when no driver takes it; ECANCELED when the
-   *   registry is closed meanwhile; and what bus, driver and mappings throw
+   * @throws DmaError EINVAL for a malformed name; ENODEV if no bus accepts the name, or the device does not exist;
+   *   EEXIST if it is probed already; EBUSY while it is being probed or removed; ENOTSUP if no driver takes it;
+   *   ECANCELED if the registry is closed meanwhile; and the errors of bus, driver and mappings
    */
   async probe(text: string, options: OpenOptions = {}): Promise<Device> {
     const spec = parseDeviceSpec(text);
@@ -172,7 +178,7 @@ export class Registry {
         operation: 'probe',
         device: fullName,
         reason: 'the device is probed already',
-        hint: 'eal.find(name) gives it; eal.remove(device) takes it away',
+        hint: 'eal.find(name) returns it; eal.remove(device) removes it',
       });
     return this.#exclusively(fullName, 'probe', (end) => this.#open(bus, name, spec, options, end)).catch(
       (error: unknown) => {
@@ -183,26 +189,26 @@ export class Registry {
   }
 
   /**
-   * Takes a device away: its driver lets go, its mappings are unmapped, it is closed.
+   * Removes a device: its driver releases it, its mappings are unmapped, and it is closed.
    *
-   * Does nothing but wait until it is gone when it was lost.
+   * For a device that was lost, only waits until it is gone.
    *
-   * @throws DmaError EINVAL when it is not probed; EBUSY while it is being probed or removed; the first thing that could not
-   *   be undone, once all was tried: the device is gone all the same
+   * @throws DmaError EINVAL if it is not probed; EBUSY while it is being probed or removed; the first error while
+   *   undoing, after all was tried: the device is removed all the same
    */
   async remove(device: Device): Promise<void> {
-    mustBe(device, BoundDevice, 'what is removed', 'remove', 'Device');
+    mustBe(device, BoundDevice, 'the device', 'remove', 'Device');
     const { name } = device;
     const own = this.#devices.get(name);
-    // It goes, or has gone, by itself: what is asked for comes about.
+    // A lost device goes away by itself: only wait for it.
     if (this.#lost.has(device)) return own === device ? this.#inTransition.get(name) : undefined;
     if (own === undefined || own !== device || (own.state !== 'probed' && !this.#inTransition.has(name)))
       throw invalid('remove', 'the device is not probed', {
         device: name,
         hint:
           own === undefined
-            ? 'it was removed before, or not probed here'
-            : 'it was removed before, and probed again since',
+            ? 'it was removed before, or was never probed by this Eal'
+            : 'it was removed, and then probed again as a new Device',
       });
     const errors = await this.#exclusively(name, 'remove', () => this.#takeDown(own));
     debug?.(`removed: ${name}`);
@@ -211,9 +217,9 @@ export class Registry {
   }
 
   /**
-   * Takes all devices away, last first, also those that are still being probed. No device is probed afterwards.
+   * Removes all devices, last first, also those that are still being probed. No device is probed afterwards.
    *
-   * @returns what could not be undone
+   * @returns the errors while undoing
    */
   async close(): Promise<unknown[]> {
     this.#closed = true;
@@ -223,7 +229,7 @@ export class Registry {
       const all = [...this.#devices.values()].filter(({ state }) => state === 'probed').reverse();
       if (all.length === 0 && this.#inTransition.size === 0) return errors;
       for (const device of all) {
-        // Those that go by themselves meanwhile are waited for in the next turn.
+        // A device that was lost meanwhile is waited for on the next pass.
         if (device.state !== 'probed') continue;
         device.stopped = true;
         await this.remove(device).catch((error: unknown) => errors.push(error));
@@ -234,11 +240,11 @@ export class Registry {
   // --- one range on many devices ---
 
   /**
-   * Maps a range on each of `devices`, or on none. Without a list: on every device there is and every one that is probed
-   * from now on, until the group is unmapped; a device on which that fails is not probed. Those that can not be mapped for
-   * at all, because neither their driver nor their bus can do it, are left out then.
+   * Maps a range on each of `devices`, or on none. Without a list: on every probed device, and on every device that is
+   * probed later, until the group is unmapped; a device on which mapping fails is not probed. Devices that no address
+   * space exists for, because neither their driver nor their bus provides one, are then left out.
    *
-   * @throws DmaError of the device that failed; what was mapped before is unmapped again
+   * @throws DmaError of the device that failed; mappings made before it are undone
    */
   mapAll(target: MemoryPart, devices?: Iterable<Device>, options?: MapOptions): GroupMapping {
     const operation = 'dmaMapAll';
@@ -250,12 +256,17 @@ export class Registry {
     }
     const { group, area } = this.#standingGroup(wanted, how, operation);
     this.#stand(group);
-    // Held also where there is no device yet: those to come get this memory, and not what is at its address by then.
+    // Hold the memory even if there is no device yet: devices probed later must get this memory, not other memory at
+    // its address.
     area.hold(EVERY_DEVICE);
     return group;
   }
 
-  /** As {@link Registry.mapAll}, while the event loop goes on. @throws DmaError also ECANCELED once `work.signal` is aborted */
+  /**
+   * As {@link Registry.mapAll}, without blocking the event loop.
+   *
+   * @throws DmaError also ECANCELED once `work.signal` is aborted
+   */
   async mapAllAsync(
     target: MemoryPart,
     devices: Iterable<Device> | undefined,
@@ -303,9 +314,9 @@ export class Registry {
   }
 
   /**
-   * As {@link Registry.mapAll} on every device, for memory that something else keeps from going away.
+   * As {@link Registry.mapAll} on every device, for memory whose owner keeps it until the group is unmapped.
    *
-   * @param keeper what ends it, for messages
+   * @param keeper the call that unmaps it, for messages
    */
   reach(target: MemoryPart, keeper: string): GroupMapping {
     const ends = (): void => void this.#standing.delete(group);
@@ -314,22 +325,22 @@ export class Registry {
     return group;
   }
 
-  /** As {@link reach}, while the event loop goes on. @throws DmaError ECANCELED once `signal` is aborted */
+  /** As {@link reach}, without blocking the event loop. @throws DmaError ECANCELED once `signal` is aborted */
   async reachAsync(target: MemoryPart, keeper: string, work: LongWorkOptions): Promise<GroupMapping> {
     const ends = (): void => void this.#standing.delete(group);
     const group: GroupMapping = new GroupMapping(target, undefined, { keeper, ends });
     return this.#standAsync(group, work, 'reach');
   }
 
-  /** As {@link #stand}, while the event loop goes on; when it fails the group ends. */
+  /** As {@link #stand}, without blocking the event loop. If it fails, the group is unmapped. */
   async #standAsync(group: GroupMapping, work: MapAsyncOptions, operation: string): Promise<GroupMapping> {
-    // From here on devices that are probed get it.
+    // From now on, devices that are being probed map the group themselves.
     this.#standing.add(group);
     let before = 0;
     try {
       const isOpen = (device: Device): boolean =>
         device.state === 'probed' && device.domain !== undefined && group.of(device) === undefined;
-      // Devices come and go while the event loop goes on; the last look finds all that there are.
+      // Devices come and go while the event loop runs: repeat until no device is left to map.
       for (let open = this.devices().filter(isOpen); open.length > 0; open = this.devices().filter(isOpen)) {
         const report = progressOf(work.onProgress, group.target.length * (before + open.length));
         for (const device of open) {
@@ -339,7 +350,7 @@ export class Registry {
             await group.addAsync(device, { ...work, onProgress: ({ doneBytes }) => report(done + doneBytes) });
             before++;
           } catch (error) {
-            // A device that goes meanwhile is none of those that have to have it.
+            // A device that was removed or lost meanwhile does not need the mapping.
             if (device.state === 'probed' || work.signal?.aborted === true) throw error;
           }
         }
@@ -355,7 +366,7 @@ export class Registry {
   /**
    * Unmaps groups that `mapAll` made for every device, last first.
    *
-   * @throws DmaError of the device that failed; what was unmapped before is mapped again
+   * @throws DmaError of the device that failed; groups unmapped before it are mapped again
    */
   unmapAll(groups: readonly GroupMapping[]): void {
     const undo: (() => void)[] = [];
@@ -369,7 +380,7 @@ export class Registry {
     }
   }
 
-  /** As {@link unmapAll}, while the event loop goes on. */
+  /** As {@link unmapAll}, without blocking the event loop. */
   async unmapAllAsync(groups: readonly GroupMapping[]): Promise<void> {
     const undo: (() => void)[] = [];
     try {
@@ -389,7 +400,7 @@ export class Registry {
 
   // --- inside ---
 
-  /** Maps a group on every device that it is not on, and on those to come. */
+  /** Maps a group on every device that does not have it yet, and on devices that are probed later. */
   #stand(group: GroupMapping): void {
     mapOnAll(
       group,
@@ -398,7 +409,7 @@ export class Registry {
     this.#standing.add(group);
   }
 
-  /** What `probe` does, while it has the device to itself. */
+  /** The steps of `probe`. The device is locked for other transitions until `end` is called. */
   async #open(bus: Bus, name: string, spec: DeviceSpec, options: OpenOptions, end: () => void): Promise<BoundDevice> {
     this.#mustBeOpen(bus, name);
     let device: BoundDevice | undefined;
@@ -409,7 +420,7 @@ export class Registry {
       device = new BoundDevice(bus, name, args, opened, this.#options.areas);
       this.#devices.set(device.name, device);
       await this.#bringUp(device, opened, spec);
-      // It may have gone in the turn that this took to come back here.
+      // The device may have been lost while the event loop ran.
       this.#mustGoOn(device);
     } catch (error) {
       const failure = withUndo(
@@ -420,7 +431,7 @@ export class Registry {
       if (failure.device !== undefined) throw failure;
       throw failure.with({ device: `${bus.name}:${name}`, cause: failure });
     }
-    // All at once: a device that is lost from here on is one that was probed, and nothing is in the way of taking it down.
+    // Without awaiting in between: a device that is lost after this counts as probed, and #lose can take it down.
     device.state = 'probed';
     end();
     debug?.(`probed: ${device.name}, driver ${device.driver?.name ?? 'none'}, ${device.domain?.kind ?? 'no DMA'}`);
@@ -438,7 +449,7 @@ export class Registry {
     opened.onError?.((error) => this.#options.changed?.('failed', device, error));
     await this.#bind(device, opened, spec);
     this.#mustGoOn(device);
-    // Groups come and go while the event loop goes on; the last look finds all that there are.
+    // Groups come and go while the event loop runs: repeat until none is left to map.
     const isOpen = (group: GroupMapping): boolean => device.domain !== undefined && group.of(device) === undefined;
     for (let group = this.#first(isOpen); group !== undefined; group = this.#first(isOpen)) {
       await group.addAsync(device);
@@ -452,7 +463,7 @@ export class Registry {
     return undefined;
   }
 
-  /** A device that is being probed. @throws why it can not be any more */
+  /** @throws the reason why probing the device can not continue */
   #mustGoOn(device: BoundDevice): void {
     if (device.lost !== undefined) throw device.lost;
     this.#mustBeOpen(device.bus, device.busName);
@@ -464,7 +475,7 @@ export class Registry {
     throw stopped('probe').with({ device });
   }
 
-  /** Finds the driver, and the domain that goes with it. */
+  /** Finds the driver of the device, and with it the domain. */
   async #bind(device: BoundDevice, opened: OpenedDevice, spec: DeviceSpec): Promise<void> {
     const { bus } = device;
     const candidates = this.#driversOf(bus).filter(
@@ -489,15 +500,16 @@ export class Registry {
       code: 'ENOTSUP',
       operation: 'probe',
       device: device.name,
-      reason: candidates.length === 0 ? 'no driver matches the device' : 'every driver that matches declined it',
-      hint: `drivers here: ${this.#drivers.map((driver) => driver.name).join(', ')}`,
+      reason:
+        candidates.length === 0 ? 'no driver matches the device' : 'every driver that matches declined the device',
+      hint: `registered drivers: ${this.#drivers.map((driver) => driver.name).join(', ')}`,
     });
   }
 
   /**
-   * Undoes all that probing did, as far as it got.
+   * Undoes the steps of probing that were done.
    *
-   * @returns what failed; nothing for a device that is lost, where that says nothing that the loss does not
+   * @returns the errors; none for a lost device, because the loss explains them
    */
   async #takeDown(device: BoundDevice): Promise<unknown[]> {
     const errors: unknown[] = [];
@@ -509,9 +521,9 @@ export class Registry {
       }
     };
     const { binding } = device;
-    // From here on nothing new is mapped for it.
+    // From now on nothing new is mapped for it.
     device.state = 'gone';
-    // The driver goes first, so that a device which still works its rings does not lose them under it.
+    // The driver goes first: a device that still uses its rings must not lose their mappings.
     if (binding !== undefined && 'instance' in binding)
       await attempt(() => binding.driver.remove?.(device, binding.instance));
     for (const group of [...this.#standing]) errors.push(...(await group.dropAsync([device.name])));
@@ -522,7 +534,7 @@ export class Registry {
     return device.lost === undefined ? errors : [];
   }
 
-  /** The device is gone, and its mappings with it. Other devices of its domain, if there are any, keep theirs. */
+  /** Takes down a lost device. Other devices in its domain keep their mappings. */
   #cutOff(device: BoundDevice, error: DmaError): void {
     device.domain?.lose(device.name, error);
   }
@@ -533,7 +545,7 @@ export class Registry {
     this.#options.changed?.('lost', device, error);
   }
 
-  /** Puts the device into the domain of its address space; `undefined` when neither driver nor bus can map. */
+  /** Puts the device into the domain of its address space; `undefined` if neither driver nor bus provides one. */
   #join(device: BoundDevice, driver: Driver): Domain | undefined {
     const bits = driver.dmaAddressBits?.(device.args) ?? Infinity;
     const space = driver.spaceOf?.(device) ?? device.bus.spaceOf?.(device);
@@ -566,15 +578,19 @@ export class Registry {
     await device.domain?.detach(device.name, device.lost);
   }
 
-  /** @param work is given what ends the transition before it returns */
+  /**
+   * Runs `work` while no other transition of this device can begin.
+   *
+   * @param work may call its argument to end the transition before it returns
+   */
   async #exclusively<T>(name: string, operation: string, work: (end: () => void) => Promise<T>): Promise<T> {
     if (this.#inTransition.has(name))
       throw new DmaError({
         code: 'EBUSY',
         operation,
         device: name,
-        reason: 'it is being probed or removed',
-        hint: 'wait for that first',
+        reason: 'the device is being probed or removed',
+        hint: 'wait until that is finished',
       });
     let resolve = (): void => undefined;
     const transition = new Promise<void>((ended) => (resolve = ended));
@@ -590,13 +606,19 @@ export class Registry {
     }
   }
 
-  /** The drivers that work on a bus, in the order they are tried: those that name it, then those of every bus. */
+  /**
+   * The drivers that work on a bus, in the order in which they are tried: first those that name the bus, then those for
+   * every bus.
+   */
   #driversOf({ name }: Bus): Driver[] {
     const named = this.#drivers.filter(({ buses }) => buses?.includes(name) === true);
     return [...named, ...this.#drivers.filter(({ buses }) => buses === undefined)];
   }
 
-  /** @throws DmaError EINVAL for a key that neither the bus nor any driver of it knows, if they all say which they know */
+  /**
+   * @throws DmaError EINVAL for a key that is known neither to the bus nor to its drivers, if all of them list their
+   * keys
+   */
   #checkKeys(bus: Bus, name: string, spec: DeviceSpec): void {
     const { args, driver } = spec;
     const drivers = this.#driversOf(bus).filter(({ name: each }) => driver === undefined || each === driver);
@@ -604,9 +626,9 @@ export class Registry {
     if (known.includes('*')) return;
     for (const key of args.keys()) {
       if (known.includes(key)) continue;
-      const hint = known.length === 0 ? 'such devices have none' : `there are: ${known.join(', ')}`;
+      const hint = known.length === 0 ? 'names of such devices have no keys' : `known keys: ${known.join(', ')}`;
       const device = `${bus.name}:${name}`;
-      const error = invalid('probe', `there is no key ${show(key)} in names of such devices`, { device, hint });
+      const error = invalid('probe', `unknown key ${show(key)} in the device name`, { device, hint });
       throw isGuess(spec, bus) ? unnamed(error, name, bus) : error;
     }
   }
@@ -614,11 +636,13 @@ export class Registry {
   #busNamed(name: string, operation: string): Bus {
     const bus = this.#buses.get(name);
     if (bus !== undefined) return bus;
-    const hint = `buses here: ${this.buses.map((each) => each.name).join(', ')}`;
+    const hint = `registered buses: ${this.buses.map((each) => each.name).join(', ')}`;
     throw new DmaError({ code: 'ENODEV', operation, reason: `there is no bus "${name}"`, hint });
   }
 
-  /** The bus and full name that a text speaks of; without a bus, the first one that can have such a device. */
+  /**
+   * The bus and the full device name that a text means; a text without a bus means the first bus that accepts the name.
+   */
   #locate(spec: DeviceSpec, text: string, operation: string): { bus: Bus; name: string } {
     if (spec.name === undefined)
       throw invalid(operation, `"${text}" names no device`, { hint: 'add name=... or addr=...' });
@@ -640,44 +664,49 @@ export class Registry {
 
 const WRITE_BUS = 'write bus:name, such as vfio-user:/run/device.sock or vdev:edu0';
 
-/** Was a bus that takes any name tried because none was named? Then it need not have been meant. */
+/** Whether the text named no bus and a bus that accepts any name was tried. The user may have meant another bus. */
 function isGuess(spec: DeviceSpec, bus: Bus): boolean {
   return spec.bus === undefined && bus.takesAnyName === true;
 }
 
-/** What a bus said of a name that need not have been meant for it. */
+/** The error for such a text: the user may not have meant this bus. */
 function unnamed(error: DmaError, name: string, bus: Bus): DmaError {
-  const reason = `"${name}" names no bus, and as a device of ${bus.name} it can not be opened: ${error.reason}`;
+  const reason = `"${name}" names no bus, and opening it as a device of ${bus.name} failed: ${error.reason}`;
   return error.with({ operation: 'probe', device: undefined, reason, hint: WRITE_BUS, cause: error });
 }
 
-/** The devices that a caller lists. @throws DmaError EINVAL when one is none */
+/** The devices of the caller's list. @throws DmaError EINVAL if an item is not a device */
 function listOf(devices: Iterable<Device>, operation: string): Device[] {
   const list = reading(operation, 'the list of devices', () => [...devices]);
-  for (const device of list) mustBe(device, BoundDevice, 'what is in the list of devices', operation, 'Device');
+  for (const device of list) mustBe(device, BoundDevice, 'every item of the list of devices', operation, 'Device');
   return list;
 }
 
-/** @throws DmaError EINVAL for what is no address space: a driver's or a bus's mistake */
+/** @throws DmaError EINVAL for an incomplete address space: an error in the driver or the bus */
 function mustBeSpace(space: AddressSpace, { name, bus }: BoundDevice): void {
   const missing = (['map', 'unmap', 'close'] as const).filter((call) => typeof space[call] !== 'function');
   if (missing.length === 0) return;
   throw invalid('probe', `the address space of the device has no ${missing.join(' and no ')}`, {
     device: name,
-    hint: `spaceOf of its driver, or of the bus ${bus.name}, returns an AddressSpace`,
+    hint: `spaceOf of its driver, or of the bus ${bus.name}, must return an AddressSpace`,
   });
 }
 
 function twice(what: string, name: string): DmaError {
-  const hint = `each ${what} has a name of its own; eal.${what === 'bus' ? 'buses' : 'drivers'} has those there are`;
-  return new DmaError({ code: 'EEXIST', operation: 'register', reason: `there is a ${what} ${name} already`, hint });
+  const hint = `names must be unique; eal.${what === 'bus' ? 'buses' : 'drivers'} lists the registered ones`;
+  return new DmaError({
+    code: 'EEXIST',
+    operation: 'register',
+    reason: `a ${what} ${name} is registered already`,
+    hint,
+  });
 }
 
-/** @throws DmaError EINVAL unless a container can be chosen for the device, and only one was */
+/** @throws DmaError EINVAL if the bus does not support containers, or if two are given */
 function checkContainer(bus: Bus, name: string, { args }: DeviceSpec): void {
   const device = `${bus.name}:${name}`;
   if (bus.takesContainers !== true)
     throw invalid('probe', `devices of the bus ${bus.name} are not put into containers`, { device });
   if (args.has('container'))
-    throw invalid('probe', 'two containers are given, by the name of the device and by the options', { device });
+    throw invalid('probe', 'two containers are given: one in the device name and one in the options', { device });
 }

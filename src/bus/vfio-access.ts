@@ -1,4 +1,4 @@
-/** A device that speaks VFIO, by a vfio-user connection or the kernel, worked as drivers work any device. */
+/** The driver's interface to a device that speaks VFIO, through a vfio-user connection or the kernel. */
 import { mustBe, mustBeOneOf } from '../check.js';
 import { DmaError, invalid, undoAll } from '../errors.js';
 import type { EventsPort, Platform, Watch } from '../platform/ports.js';
@@ -14,21 +14,21 @@ import {
   type RegionInfo,
 } from './device-access.js';
 
-/** What `VfioUserClient` and `VfioDevice` have in common. */
+/** The members that `VfioUserClient` and `VfioDevice` have in common. */
 export interface VfioLike {
   readonly info: { readonly resettable: boolean };
-  /** By index. Those that the device does not have have size 0. */
+  /** By index. A region that the device does not have has size 0. */
   readonly regions: readonly RegionInfo[];
   /** By index. */
   readonly interrupts: readonly { readonly count: number; readonly automasked: boolean }[];
-  /** Why a region is reached by message although it could be mapped. Absent where all are mapped. */
+  /** Why a region is accessed by messages although it could be mapped. Absent if all such regions are mapped. */
   notMapped?(region: number): string | undefined;
-  /** Why it can not be worked any more. */
+  /** Why the device can no longer be used. */
   readonly failure: DmaError | undefined;
   registers(region: number): Registers;
   regionRead(region: number, offset: number, into: Uint8Array): void;
   regionWrite(region: number, offset: number, from: Uint8Array): void;
-  /** With neither `eventfds` nor `count`, `trigger` switches the whole kind off. */
+  /** `trigger` with neither `eventfds` nor `count` disables the whole kind. */
   setInterrupts(request: {
     readonly index: number;
     readonly action: 'trigger' | 'unmask';
@@ -38,7 +38,7 @@ export interface VfioLike {
   reset(): void;
 }
 
-/** VFIO_PCI_INTX_IRQ_INDEX and on (include/uapi/linux/vfio.h). */
+/** Interrupt indexes, from VFIO_PCI_INTX_IRQ_INDEX on (include/uapi/linux/vfio.h). */
 const IRQ_INDEX: Record<InterruptKind, number> = { intx: 0, msi: 1, msix: 2 };
 
 /** Registers, configuration space and interrupts of one device. */
@@ -72,7 +72,7 @@ export class VfioAccess implements DeviceAccess {
   }
 
   writeRegion(region: number, offset: number, bytes: Uint8Array): void {
-    mustBe(bytes, Uint8Array, 'what is written', 'writeRegion');
+    mustBe(bytes, Uint8Array, 'the bytes to write', 'writeRegion');
     checkRegionAccess(this.regions, region, offset, bytes.length);
     this.#device.regionWrite(region, offset, bytes);
   }
@@ -93,7 +93,7 @@ export class VfioAccess implements DeviceAccess {
     const isOn = (): boolean => undo.length > 0 && this.#device.failure === undefined;
     const afterwards = this.#device.interrupts[index].automasked
       ? () => {
-          // The handler has made the device take its interrupt back, or switched interrupts off.
+          // The handler has cleared the interrupt in the device, or disabled interrupts.
           if (isOn()) this.#unmask(index);
         }
       : undefined;
@@ -127,12 +127,12 @@ export class VfioAccess implements DeviceAccess {
     this.#device.reset();
   }
 
-  /** Gives back what interrupts took. The connection, or the device, is the bus's to close. */
+  /** Disables interrupts. The bus closes the connection or the device. */
   close(): void {
     this.#enabled?.close();
   }
 
-  /** A new eventfd whose signals call `handler`, and then `afterwards`, whatever the handler throws. */
+  /** Creates an eventfd. Each signal calls `handler`, and then `afterwards` even if the handler throws. */
   #listen(handler: () => void, afterwards: (() => void) | undefined, undo: (() => void)[], watches: Watch[]): number {
     const { events, files, readiness } = this.#platform;
     const fd = events.create();
@@ -150,18 +150,21 @@ export class VfioAccess implements DeviceAccess {
     return fd;
   }
 
-  /** Lets a kind that is masked with each signal be signalled again. */
+  /** Unmasks a kind of interrupt that is masked by each signal. */
   #unmask(index: number): void {
     try {
       this.#device.setInterrupts({ index, action: 'unmask', count: 1 });
     } catch (error) {
-      // A device that went away meanwhile is reported by who watches it.
+      // The loss of the device is reported elsewhere.
       if (this.#device.failure === undefined) throw error;
     }
   }
 }
 
-/** Was it signalled? When that can not be told, an interrupt too many does less harm than one that is missed. */
+/**
+ * Whether it was signalled. If reading the eventfd fails: true, because a missed interrupt does more harm than a
+ * spurious one.
+ */
 function signalled(events: EventsPort, fd: number): boolean {
   try {
     return events.take(fd) > 0;
