@@ -345,9 +345,9 @@ it('devices and drivers say which would do', { skip }, async () => {
     'a bus twice': [
       'EEXIST',
       () => eal.registerBus(text({ name: 'vdev', parse: () => '', open: () => '' })),
-      /name of its own/,
+      /names must be unique/,
     ],
-    'a driver twice': ['EEXIST', () => eal.registerDriver(copyEngineDriver), /name of its own/],
+    'a driver twice': ['EEXIST', () => eal.registerDriver(copyEngineDriver), /names must be unique/],
   });
 
   function mapSome(on: Device, { va }: { readonly va: Va }): ReturnType<Device['dmaMap']> {
@@ -377,8 +377,8 @@ it('device names, registers and kinds of devices say which values there are', { 
     'a key of a name without a bus': ['EINVAL', () => eal.probe('undefined,mmap=maybe'), /write bus:name/],
     'a kind without a name': ['EINVAL', () => eal.vdev.define('', model), /my-nic/],
     'a kind that is a number': ['EINVAL', () => eal.vdev.define('nic0', model), /my-nic/],
-    'a kind twice': ['EEXIST', () => eal.vdev.define('nic', model), /there are: edu, .*nic$/],
-    'a kind that is built in': ['EEXIST', () => eal.vdev.define('copy', model), /there are: edu/],
+    'a kind twice': ['EEXIST', () => eal.vdev.define('nic', model), /kinds: edu, .*nic$/],
+    'a kind that is built in': ['EEXIST', () => eal.vdev.define('copy', model), /kinds: edu/],
     'a kind that nothing makes': ['EINVAL', () => eal.vdev.define('x', text(undefined)), /left out/],
     'a model that is none': ['EINVAL', () => eal.probe('vdev:nic0'), /DeviceModel/],
     'a driver that is none': ['EINVAL', () => device.use(text({})), /copyEngineDriver/],

@@ -82,7 +82,7 @@ describe('a malformed text', () => {
       );
     });
 
-  it('never is anything but a DmaError', () => {
+  it('always throws a DmaError', () => {
     const token = fc.constantFrom(
       'bus=vdev',
       'bus=',

@@ -66,7 +66,7 @@ describe('one range on a list of devices', () => {
     memory.unregister();
   });
 
-  it('what was there before stays, when it fails', async () => {
+  it('mappings that existed before stay when it fails', async () => {
     const { registry, memory } = bench({ keyOf: sharedKey });
     const devices = [await registry.probe('fake:a'), await registry.probe('fake:b')];
     const before = devices[0].dmaMap(memory);
@@ -86,7 +86,7 @@ describe('one range on a list of devices', () => {
     assert.equal(spaces.mapped.size, 0);
   });
 
-  it('a device that goes is no longer in it, and does not come back by itself', async () => {
+  it('a device that was removed is no longer in the group, also after it is probed again', async () => {
     const { registry, memory } = bench();
     const a = await registry.probe('fake:a');
     const b = await registry.probe('fake:b');
@@ -99,7 +99,7 @@ describe('one range on a list of devices', () => {
     memory.unregister();
   });
 
-  it('what could not be unmapped can be tried again', async () => {
+  it('an unmap that failed can be tried again', async () => {
     const { registry, script, memory } = bench();
     const devices = [await registry.probe('fake:a'), await registry.probe('fake:b'), await registry.probe('fake:c')];
     const group = registry.mapAll(memory, devices);
@@ -114,7 +114,7 @@ describe('one range on a list of devices', () => {
     memory.unregister();
   });
 
-  it('a mapping that was unmapped alone is no hindrance', async () => {
+  it('a mapping that was unmapped before does not disturb the group', async () => {
     const { registry, script, memory } = bench();
     const devices = [await registry.probe('fake:a'), await registry.probe('fake:b')];
     const group = registry.mapAll(memory, devices);
@@ -126,7 +126,7 @@ describe('one range on a list of devices', () => {
 });
 
 describe('what is mapped for every device', () => {
-  it('is mapped for late devices, before they are probed, and goes with them', async () => {
+  it('is mapped for devices that are probed later, and unmapped when they are removed', async () => {
     const { registry, script, memory } = bench();
     const a = await registry.probe('fake:a');
     const group = registry.mapAll(memory, undefined, { access: 'read' });
@@ -148,7 +148,7 @@ describe('what is mapped for every device', () => {
     memory.unregister();
   });
 
-  it('when it can not be mapped for a late device, that is not probed, and the others keep theirs', async () => {
+  it('if it can not be mapped for a device that is probed later, probing fails, and other devices keep their mappings', async () => {
     const { registry, script, memory } = bench();
     const other = registry.external.allocate(4096);
     const a = await registry.probe('fake:a');
@@ -184,7 +184,7 @@ describe('what is mapped for every device', () => {
     other.unregister();
   });
 
-  it('when it fails for one of those that are there, it stands for none', async () => {
+  it('if it fails for one present device, it is mapped for none, now and later', async () => {
     const { registry, script, memory, spaces } = bench();
     await registry.probe('fake:a');
     await registry.probe('fake:b');
@@ -198,7 +198,7 @@ describe('what is mapped for every device', () => {
     memory.unregister();
   });
 
-  it('holds its memory from the start, also where there is no device yet', async () => {
+  it('holds its memory from the start, even if there is no device yet', async () => {
     const { registry, memory } = bench();
     const group = registry.mapAll(memory);
     assert.throws(() => memory.unregister(), dmaError('EBUSY', /mapped by eal\.dmaMapAll/));
@@ -213,7 +213,7 @@ describe('what is mapped for every device', () => {
     await registry.probe('fake:a');
   });
 
-  it('is refused without any device when no device could ever get it', () => {
+  it('is refused even without a device, if it could be mapped for no device', () => {
     const { registry, memory } = bench();
     const { va, length } = memory;
     const beyond = { va, length: length + 4096 };
@@ -227,7 +227,7 @@ describe('what is mapped for every device', () => {
     memory.unregister();
   });
 
-  it('keeps what was asked for, and not the objects of the caller', async () => {
+  it('keeps the requested values, not the objects of the caller', async () => {
     const { registry, memory } = bench();
     const target = { va: memory.va, length: 4096 };
     const options: { access: 'read' | 'write' } = { access: 'read' };
@@ -240,7 +240,7 @@ describe('what is mapped for every device', () => {
     assert.deepEqual([second.of(a)?.va, second.of(a)?.access], [memory.va + 4096, 'write']);
   });
 
-  it('can not be taken from one device alone, by address or by handle; what the program mapped itself can', async () => {
+  it('can not be unmapped from one device alone, by address or by handle; mappings of the program can', async () => {
     const { registry, memory } = bench();
     const a = await registry.probe('fake:a');
     const standing = registry.mapAll(memory);

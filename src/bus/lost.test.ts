@@ -16,7 +16,7 @@ import {
 const turn = (): Promise<void> => new Promise(setImmediate);
 
 describe('a device that is lost', () => {
-  it('has no mappings any more, its driver lets go, and it can come back', async () => {
+  it('loses its mappings, is released by its driver, and can be probed again', async () => {
     const { registry, script, bus, memory } = bench();
     const device = await registry.probe('fake:a');
     const mapping = device.dmaMap(memory);
@@ -45,7 +45,7 @@ describe('a device that is lost', () => {
     assert.deepEqual(registry.events.slice(2), ['probed fake:a', 'lost fake:a']);
   });
 
-  it('has nothing left to clean up, and says so quietly; all other calls are ENODEV with the cause', async () => {
+  it('calls that undo something succeed; all other calls are ENODEV with the cause', async () => {
     for (const keyOf of [undefined, sharedKey]) {
       const { registry, bus, memory, script } = bench({ keyOf });
       const device = await registry.probe('fake:a');
@@ -83,7 +83,7 @@ describe('a device that is lost', () => {
     }
   });
 
-  it('that was removed on purpose is none: its mappings can not be unmapped twice', async () => {
+  it('a removed device is not a lost one: its mappings can not be unmapped twice', async () => {
     const { registry, memory } = bench();
     const device = await registry.probe('fake:a');
     const mapping = device.dmaMap(memory);
@@ -93,7 +93,7 @@ describe('a device that is lost', () => {
     await assert.rejects(registry.remove(device), dmaError('EINVAL'));
   });
 
-  it('tells why, once all of it is gone, so that a listener can probe it again', async () => {
+  it('reports the loss after everything is released, so that a listener can probe it again', async () => {
     const script = new Script();
     let why: DmaError | undefined;
     let again: Promise<unknown> | undefined;
@@ -115,7 +115,7 @@ describe('a device that is lost', () => {
     assert.equal(registry.devices().length, 1);
   });
 
-  it('is taken away whatever fails', async () => {
+  it('is removed even if every step fails', async () => {
     const { registry, script, bus } = bench();
     await registry.probe('fake:a');
     for (const step of ['one.remove a', 'closeDomain a', 'close a']) script.failing.set(step, 'EIO');
@@ -155,7 +155,7 @@ describe('a device that is lost', () => {
     assert.deepEqual(registry.devices(), []);
   });
 
-  it('while it is being opened, before anybody listens', async () => {
+  it('while it is being opened, before a listener is set', async () => {
     const { registry, script, bus } = bench();
     const { open } = bus;
     bus.open = async (name) => ({
@@ -166,7 +166,7 @@ describe('a device that is lost', () => {
     assert.ok(script.take().includes('close a'));
   });
 
-  it('in any microtask around the one in which it becomes probed: it is told once, and can be probed again', async () => {
+  it('in any microtask around the one in which it becomes probed: reported once, and it can be probed again', async () => {
     const seen = new Set<string>();
     for (let gap = 0; gap < 40; gap++) {
       const { registry, bus, memory } = bench();
@@ -200,7 +200,7 @@ describe('a device that is lost', () => {
     assert.deepEqual(registry.events, ['probed fake:a', 'removed fake:a']);
   });
 
-  it('while a replay maps for it', async () => {
+  it('while standing groups are mapped for it', async () => {
     const { registry, script, bus, memory } = bench();
     const group = registry.mapAll(memory);
     script.during.set('map a', () => bus.lose('a'));
@@ -234,7 +234,7 @@ describe('a device that is lost', () => {
     assert.deepEqual(registry.devices(), []);
   });
 
-  it('in the middle of an unmap: what was asked for has come about', async () => {
+  it('in the middle of an unmap: the unmap succeeds', async () => {
     const { registry, script, bus, memory } = bench();
     const device = await registry.probe('fake:a');
     const mapping = device.dmaMap(memory, { iova: 0x1000 });

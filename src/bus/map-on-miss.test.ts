@@ -78,7 +78,7 @@ describe('MapOnMiss', () => {
     assert.deepEqual(calls(), ['map 72 8']);
   });
 
-  it('stays inside the area, of which the pages of the device need not be multiples', () => {
+  it('stays inside the area, even if its bounds are no multiples of the device page size', () => {
     for (const unit of ['area', 'pages'] as const) {
       const { made, queue, calls } = bench(unit, 16 * PAGE);
       made.area(A + 33 * PAGE, 47);
@@ -113,7 +113,7 @@ describe('MapOnMiss', () => {
     assert.deepEqual(calls(), []);
   });
 
-  it('does not map again what has no key all the same', () => {
+  it('does not map memory again if it has no key although it is mapped', () => {
     const made = new Bench();
     made.area(A, 16);
     const { domain } = made;
@@ -124,7 +124,7 @@ describe('MapOnMiss', () => {
     assert.equal(made.space.calls.length, 1);
   });
 
-  it('tells when the memory can not be mapped', () => {
+  it('reports memory that can not be mapped', () => {
     const { made, queue, onMiss } = bench();
     made.space.fail('map', 1, 'ENOMEM');
     assert.throws(() => queue.keyOf(A, 1), dmaError('ENOMEM'));
@@ -132,7 +132,7 @@ describe('MapOnMiss', () => {
     assert.equal(queue.keyOf(A, 1), 101);
   });
 
-  it('lets go of a part of the memory, and maps it again when it is met again', () => {
+  it('releases a part of the memory, and maps it again when it is used again', () => {
     const { made, queue, onMiss, calls } = bench();
     made.area(A + 32 * PAGE, 1);
     queue.keyOf(A, 1);
@@ -149,7 +149,7 @@ describe('MapOnMiss', () => {
     assert.equal(onMiss.mappings.length, 2);
   });
 
-  it('starts anew when its device came back', async () => {
+  it('starts again after its device was probed again', async () => {
     const { made, queue, onMiss } = bench();
     queue.keyOf(A, 1);
     made.domain.attach('d1');

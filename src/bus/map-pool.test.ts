@@ -59,7 +59,7 @@ describe('dmaMapPool', () => {
     assert.deepEqual(calls(), []);
   });
 
-  it('has nothing to do for memory that every device has', () => {
+  it('maps nothing for memory that is mapped for every device', () => {
     const { made, device, calls } = bench();
     made.area(A, 8, { owner: 'owned' });
     made.area(A + 8 * PAGE, 8, { owner: 'heap' });
@@ -84,7 +84,7 @@ describe('dmaMapPool', () => {
     assert.deepEqual([made.domain.entries, made.differences()], [0, []]);
   });
 
-  it('maps without blocking too: one registration an area, progress over all of them, and abort', async () => {
+  it('maps without blocking: one registration for each area, progress over all, and abort', async () => {
     const { made, device, calls } = bench(true);
     made.area(A, 200_000);
     made.area(A + 300_000 * PAGE, 100_000);
@@ -113,7 +113,7 @@ describe('dmaMapPool', () => {
     assert.deepEqual([made.domain.entries, made.differences()], [0, []]);
   });
 
-  it('refuses pools that are not for devices, are freed, or are of somebody else', async () => {
+  it('refuses pools that are not for devices, are freed, or belong to another Eal', async () => {
     const { made, device, calls } = bench();
     made.area(A, 8);
     const pool = poolOf([0, 1]);

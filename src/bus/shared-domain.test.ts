@@ -29,7 +29,7 @@ describe('devices whose spaces have the same key', () => {
     memory.unregister();
   });
 
-  it('the last one closes it; one that leaves first takes only its own mappings', async () => {
+  it('the last device closes it; a device that leaves earlier removes only its own mappings', async () => {
     const { registry, script, memory } = bench({ keyOf: sharedKey });
     const other = registry.external.allocate(4096);
     const a = await registry.probe('fake:a');
@@ -87,7 +87,7 @@ describe('devices whose spaces have the same key', () => {
     assert.deepEqual(registry.events.slice(2), ['lost fake:a', 'removed fake:b']);
   });
 
-  it('one is lost while the other is slow to be removed', async () => {
+  it('one is lost while the other is still being removed', async () => {
     const wait = gate();
     const { registry, bus, memory, script } = bench({
       keyOf: sharedKey,
@@ -130,7 +130,7 @@ describe('devices whose spaces have the same key', () => {
     ]);
   });
 
-  it('the narrowest device says how far IOVAs go, for as long as it is there', async () => {
+  it('the device with the fewest address bits limits IOVAs, as long as it is there', async () => {
     const { registry } = bench({
       keyOf: sharedKey,
       drivers: (script) => [fakeDriver(script, 'one', BITS)],
@@ -150,7 +150,7 @@ describe('devices whose spaces have the same key', () => {
     assert.equal(a.dmaMap(memory, { iova: 2 ** 28 }).iova, 2 ** 28);
   });
 
-  it('a driver that declined narrows nothing', async () => {
+  it('a driver that declined limits no IOVAs', async () => {
     const { registry } = bench({
       keyOf: sharedKey,
       drivers: (script) => [
@@ -162,7 +162,7 @@ describe('devices whose spaces have the same key', () => {
     assert.equal(a.domain?.constraints.windows[0].end, 2 ** 48);
   });
 
-  it('windows that no bit reaches: ENOSPC says so', async () => {
+  it('windows beyond the address bits of the device: ENOSPC', async () => {
     const { registry, memory } = bench({
       drivers: (script) => [fakeDriver(script, 'one', { dmaAddressBits: () => 20 })],
       constraints: { ...FREE, windows: [new Range((2 ** 32) as Iova, GiB)] },
@@ -173,7 +173,7 @@ describe('devices whose spaces have the same key', () => {
 });
 
 describe('leaving a shared domain', () => {
-  it('with what can not be unmapped: the error says so, and the memory stays', async () => {
+  it('with a mapping that can not be unmapped: an error, and the memory stays', async () => {
     const { registry, script, memory } = bench({ keyOf: sharedKey });
     const a = await registry.probe('fake:a');
     const b = await registry.probe('fake:b');

@@ -90,7 +90,7 @@ describe('access to a device of VFIO', { skip }, () => {
       assert.equal(kernel.connected, 0);
     }));
 
-  it('does not unmask what its handler switched off, or what is gone', () =>
+  it('does not unmask what its handler disabled, or a device that is gone', () =>
     withAccess(async ({ access, device, kernel }) => {
       const requests = (): number => kernel.ioctls.filter((name) => name === 'VFIO_DEVICE_SET_IRQS').length;
       const interrupts = access.enableInterrupts('intx', [() => interrupts.close()]);
@@ -135,7 +135,7 @@ describe('access to a device of VFIO', { skip }, () => {
       assert.throws(() => access.enableInterrupts('intx', []), dmaError('EINVAL'));
     }));
 
-  it('closes what is left of a device that is gone', () =>
+  it('releases everything of a device that is gone', () =>
     withAccess(({ access, device, kernel }) => {
       access.enableInterrupts('msi', [() => 0]);
       const registers = access.registers(0);
@@ -146,7 +146,7 @@ describe('access to a device of VFIO', { skip }, () => {
       assert.equal(kernel.ioctls.length, before);
     }));
 
-  it('leaves nothing of interrupts that could not be enabled', async () => {
+  it('leaves nothing open if interrupts can not be enabled', async () => {
     let failures = 0;
     for (let n = 1, failed = true; failed; n++) {
       await withAccess(({ access, platform, kernel }) => {

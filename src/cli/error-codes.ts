@@ -1,39 +1,39 @@
-/** What each error code means in this library, what usually causes it, and what helps. The one place that says so. */
+/** What each error code means in this library, its usual causes, and what helps. Defined only here. */
 import { getSystemErrorMap } from 'node:util';
 import { ERRNO, type ErrorCode } from '../errors.js';
 
-/** About one code. Sentences without a full stop. */
+/** The explanation of one code, in sentences without a full stop. */
 export interface CodeGuide {
   readonly meaning: string;
   readonly causes: readonly string[];
   readonly next: readonly string[];
 }
 
-/** About any code: those that this library gives a meaning of its own, and the others of Linux in the system's words. */
+/** The explanation of any code: this library's, or else the system's text. */
 export function guideTo(code: ErrorCode): CodeGuide {
   const known = ERROR_CODES[code];
   if (known !== undefined) return known;
   return {
-    meaning: getSystemErrorMap().get(-ERRNO[code])?.[1] ?? 'a number of the kernel that has no words',
-    causes: ['the system, or a driver, said so; anydma adds nothing to it'],
+    meaning: getSystemErrorMap().get(-ERRNO[code])?.[1] ?? 'an error number of the kernel without a description',
+    causes: ['the system or a driver returned it; anydma adds no meaning of its own'],
     next: [
-      'see which call it was: the error names it, and its manual page or driver knows more',
+      'find out which call failed: the error names it, and its manual page or driver explains more',
       'look at the kernel log',
     ],
   };
 }
 
-/** Every code that errors of this library itself can have, and those of the system that are met most. */
+/** All codes of this library's own errors, and common codes of the system. */
 export const ERROR_CODES: Readonly<Partial<Record<ErrorCode, CodeGuide>>> = {
   EPERM: {
     meaning: 'the system does not permit it',
-    causes: ['it needs a privilege that this process lacks', 'a file is sealed against it'],
-    next: ['see which call it was: the error names it', 'run it as a user who may do that'],
+    causes: ['this process lacks a privilege', 'a file is sealed against the operation'],
+    next: ['find out which call failed: the error names it', 'run it as a user with that privilege'],
   },
   ENOENT: {
-    meaning: 'there is no such thing',
-    causes: ['no socket or file is at that path', 'no external memory is exactly that range'],
-    next: ['is the server running, and the path right?', 'unregister exactly the range that was registered'],
+    meaning: 'something that was named does not exist',
+    causes: ['there is no socket or file at that path', 'no external memory is exactly that range'],
+    next: ['check that the server runs, and the path', 'unregister exactly the range that was registered'],
   },
   EINTR: {
     meaning: 'a system call was interrupted by a signal',
@@ -41,38 +41,38 @@ export const ERROR_CODES: Readonly<Partial<Record<ErrorCode, CodeGuide>>> = {
     next: ['try again'],
   },
   EIO: {
-    meaning: 'something below failed, in a way that has no code of its own',
+    meaning: 'an operation below failed, without a more specific code',
     causes: [
       'the device failed to read or write memory',
-      'the other side unmapped another number of bytes than it was asked to',
+      'the other side unmapped a different number of bytes than requested',
       'a device process did not start',
     ],
-    next: ['read the reason and the cause of the error', 'do not reuse that memory before the device was reset'],
+    next: ['read the reason and the cause of the error', 'do not reuse that memory before the device has been reset'],
   },
   ENXIO: {
-    meaning: 'nothing is behind that name',
+    meaning: 'there is no device behind that name',
     causes: ['a device file without its device', 'a named pipe or socket that was opened as a file'],
     next: ['check the path, and that the driver of the device is loaded'],
   },
   E2BIG: {
-    meaning: 'there is too much of something in one request',
+    meaning: 'one request contains too many parts',
     causes: ['a device name with more than three layers'],
     next: ['write bus=...,name=.../class=.../driver=..., each layer once'],
   },
   EBADF: {
-    meaning: 'that descriptor is not open, or not for this',
-    causes: ['the descriptor was closed before', 'the rings of a copy engine are gone'],
-    next: ['keep descriptors and views until nothing uses them any more'],
+    meaning: 'the descriptor is not open, or does not support the operation',
+    causes: ['the descriptor was closed before', 'the memory of the rings of a copy engine was freed'],
+    next: ['keep descriptors and views until nothing uses them'],
   },
   EAGAIN: {
-    meaning: 'not now: something is full',
-    causes: ['the server takes no more messages, or no more connections, at the moment'],
-    next: ['wait for what is under way, then try again'],
+    meaning: 'a resource is full at the moment',
+    causes: ['the server accepts no more messages or connections at the moment'],
+    next: ['wait until requests in progress are finished, then try again'],
   },
   ENOMEM: {
-    meaning: 'there is not enough memory, or not enough that may be locked',
+    meaning: 'there is not enough memory, or not enough memory may be locked',
     causes: [
-      'mapping pins memory, and would pass RLIMIT_MEMLOCK',
+      'mapping pins memory, and would exceed RLIMIT_MEMLOCK',
       'too few hugepages of that size are free',
       'the system has no more memory or address space',
     ],
@@ -83,112 +83,112 @@ export const ERROR_CODES: Readonly<Partial<Record<ErrorCode, CodeGuide>>> = {
     ],
   },
   EACCES: {
-    meaning: 'the memory, file or socket is there, but not for that kind of access',
+    meaning: 'the memory, file or socket exists, but does not allow that kind of access',
     causes: [
       'a device is to write memory that is read-only, such as a file that was opened for reading',
-      'a device did what its mapping does not grant',
-      'a peer of RDMA was refused: memory that was unmapped, another key, past the end, or a right it does not have',
+      'a device used an access that its mapping does not grant',
+      'an RDMA peer was refused: unmapped memory, a wrong key, a range beyond the end, or a missing right',
       'the socket or file belongs to another user',
-      'another user serves at a socket of vfio-user, in a folder that others may write to',
+      'another user serves at a vfio-user socket, in a folder that others can write to',
     ],
     next: [
       "map with access: 'read' (--access read)",
-      'map again with the access that the device needs, and with remote: for what peers need',
-      'the hint of a refused request of RDMA has what the other side knows: device.explainPeer',
-      'see "ls -l"',
-      'if that user is meant: vfio-user:PATH,user=NUMBER',
+      'map again with the access that the device needs, and with remote: for peers',
+      'read the hint of a refused RDMA request: it contains what the other side knows (device.explainPeer)',
+      'check the owner and the mode with "ls -l"',
+      'if that user is intended: vfio-user:PATH,user=NUMBER',
     ],
   },
   EFAULT: {
-    meaning: 'memory is not there: an address that is not mapped',
+    meaning: 'an address is not mapped',
     causes: [
-      'the device used an IOVA that is not mapped, or not any more',
-      'it went past the end of a mapping, or across two of them',
+      'the device used an IOVA that is not mapped, or no longer mapped',
+      'it accessed memory beyond the end of a mapping, or across two mappings',
       'memory that was registered by address is not mapped in this process',
     ],
     next: [
-      'device.explain(iova) tells what is, or was, at that address',
-      'keep memory mapped until the device is done with it',
-      'for addresses in this process see /proc/self/maps',
+      'device.explain(iova) tells what is or was mapped at that address',
+      'keep memory mapped until the device has finished using it',
+      'for addresses in this process, see /proc/self/maps',
     ],
   },
   EBUSY: {
-    meaning: 'it is in use, or just being changed',
+    meaning: 'something is in use, or is being changed',
     causes: [
-      'memory is still mapped by a device, or a view of it is pinned',
-      'a device is just being probed or removed, a mapping made or undone',
+      'memory is still mapped for a device, or a view of it is pinned',
+      'a device is being probed or removed, or a mapping is being made or undone',
     ],
-    next: ['the error names who holds it: unmap there first', 'wait for the call that is under way'],
+    next: ['unmap it there first: the error names the user', 'wait for the call in progress'],
   },
   EEXIST: {
-    meaning: 'something else is there already',
+    meaning: 'something else exists there already',
     causes: [
-      'other memory is mapped at that IOVA, or this memory otherwise: another range, access or IOVA',
-      'memory overlaps what is registered',
+      'other memory is mapped at that IOVA, or this memory is mapped differently: another range, access or IOVA',
+      'memory overlaps memory that is registered',
       'the device is probed already',
-      'a file that is no socket is where a socket shall be',
+      'a file that is not a socket is at the path for a socket',
     ],
     next: [
-      'the error names the mapping in the way: unmap it, or use it',
-      'leave the IOVA out, and the domain chooses one that is free',
+      'unmap or use the existing mapping: the error names it',
+      'leave the IOVA out; then the domain chooses a free one',
     ],
   },
   ENODEV: {
-    meaning: 'there is no such device, or it is gone',
+    meaning: 'there is no such device, or it was removed',
     causes: [
-      'no bus has a device of that name',
+      'no bus has a device with that name',
       'the server of the device ended, or the connection to it is closed',
-      'it is not the device that the driver is for',
+      'the driver does not support the device',
     ],
-    next: ['"anydma devices" lists the buses', 'is the server running? then probe the device again'],
+    next: ['"anydma devices" lists buses and devices', 'check that the server runs, then probe the device again'],
   },
   ENOTDIR: {
-    meaning: 'a part of a path is no directory',
-    causes: ['a file is where the path has a directory'],
+    meaning: 'a part of a path is not a directory',
+    causes: ['the path has a file where a directory is needed'],
     next: ['check the path'],
   },
   EISDIR: {
-    meaning: 'it is a directory, where a file is needed',
+    meaning: 'a directory was given instead of a file',
     causes: ['a directory was to be opened for writing'],
-    next: ['name a file'],
+    next: ['give the path of a file'],
   },
   EINVAL: {
-    meaning: 'an argument makes no sense; nothing was done',
+    meaning: 'an argument is not valid; nothing was done',
     causes: [
       'an address or length that is not a multiple of the page size or of the granule of the domain',
       'memory that is not registered, or not all in one area',
       'something was unmapped or unregistered twice',
       'an IOVA that the domain would ignore',
     ],
-    next: ['the reason says which argument, and the hint what would do'],
+    next: ['the reason names the argument, and the hint says what is valid'],
   },
   ENFILE: {
     meaning: 'the system has too many files open',
     causes: ['all processes together have reached the limit of the kernel'],
-    next: ['end what is not needed', 'raise fs.file-max with sysctl'],
+    next: ['stop programs that are not needed', 'raise fs.file-max with sysctl'],
   },
   EMFILE: {
     meaning: 'this process has too many descriptors open',
-    causes: ['each memfd is one descriptor here, and one in the process of the device', 'RLIMIT_NOFILE is low'],
+    causes: ['each memfd uses one descriptor here, and one in the process of the device', 'RLIMIT_NOFILE is low'],
     next: ['map fewer and larger pieces', 'raise the limit: "ulimit -n"'],
   },
   ENOTTY: {
-    meaning: 'that request is not known to what it was sent to',
+    meaning: 'the receiver does not support that request',
     causes: ['an ioctl for another kind of file, or for a newer kernel'],
     next: ['check that the path names the right device'],
   },
   EFBIG: {
     meaning: 'a file would become too large',
-    causes: ['RLIMIT_FSIZE, or what its file system can hold'],
+    causes: ['RLIMIT_FSIZE, or the limit of its file system'],
     next: ['raise the limit: "ulimit -f"', 'use less memory at once'],
   },
   ENOSPC: {
-    meaning: 'no room: for one more mapping, for its IOVAs, or on a file system',
+    meaning: 'there is no space left: for another mapping, for its IOVAs, or on a file system',
     causes: [
-      'the domain takes no more mappings: its entry limit is reached',
-      'its windows have no free range of that length, since others are mapped or were until a moment ago',
+      'the entry limit of the domain is reached',
+      'the windows of the domain have no free range of that length; IOVAs unmapped a moment ago can still be reserved',
       'a device with few address bits, such as edu, has few IOVAs',
-      'a server of RDMA has given its memory to other clients',
+      'an RDMA server has given its memory to other clients',
     ],
     next: [
       'map fewer and larger ranges',
@@ -197,24 +197,24 @@ export const ERROR_CODES: Readonly<Partial<Record<ErrorCode, CodeGuide>>> = {
     ],
   },
   ESPIPE: {
-    meaning: 'what has no positions was to be read or written at one',
+    meaning: 'a file without positions was to be read or written at a position',
     causes: ['a pipe or socket was given where a file is needed'],
     next: ['use a file or a memfd'],
   },
   EROFS: {
     meaning: 'the file system is read-only',
-    causes: ['a file on it was to be opened for writing, or a socket to be made on it'],
+    causes: ['a file on it was to be opened for writing, or a socket was to be created on it'],
     next: ["open the file for reading, and map it with access: 'read'", 'choose a path on another file system'],
   },
   EPIPE: {
-    meaning: 'the other side does not listen any more',
+    meaning: 'the other side no longer reads',
     causes: ['the process at the other end of a connection has ended'],
-    next: ['see why it ended, then connect again'],
+    next: ['find out why it ended, then connect again'],
   },
   ERANGE: {
-    meaning: 'a number is outside of what can be used',
-    causes: ['an IOVA outside of the windows of the domain', 'a 64-bit register whose value passes 2^53'],
-    next: ['leave the IOVA out, and the domain chooses one', '"anydma devices --device NAME" shows the windows'],
+    meaning: 'a number is outside of its range',
+    causes: ['an IOVA outside of the windows of the domain', 'a 64-bit register with a value of 2^53 or more'],
+    next: ['leave the IOVA out; then the domain chooses one', '"anydma devices --device NAME" shows the windows'],
   },
   ENAMETOOLONG: {
     meaning: 'a path is too long',
@@ -228,64 +228,67 @@ export const ERROR_CODES: Readonly<Partial<Record<ErrorCode, CodeGuide>>> = {
   },
   ELOOP: {
     meaning: 'too many symbolic links',
-    causes: ['links in the path point at each other'],
+    causes: ['links in the path point to each other'],
     next: ['check the path'],
   },
   EPROTO: {
-    meaning: 'the other side broke the protocol',
+    meaning: 'the other side violated the protocol',
     causes: [
-      'what answers at the socket is no vfio-user server, or has a defect',
+      'the process at the socket is not a vfio-user server, or has a defect',
       'the device reported something impossible',
     ],
     next: ['check the path', 'the connection is closed: probe the device again'],
   },
   EOVERFLOW: {
-    meaning: 'a value does not fit',
+    meaning: 'a value is too large',
     causes: ['a size or an offset that the system can not represent'],
-    next: ['use smaller ones'],
+    next: ['use a smaller value'],
   },
   ENOTSOCK: {
-    meaning: 'it is no socket',
+    meaning: 'the descriptor is not a socket',
     causes: ['a descriptor of another kind was used as a socket'],
     next: ['check the path or descriptor'],
   },
   EDESTADDRREQ: {
-    meaning: 'a message has no address to go to',
-    causes: ['a socket that is not connected'],
+    meaning: 'a message has no destination',
+    causes: ['the socket is not connected'],
     next: ['connect it first'],
   },
   EMSGSIZE: {
     meaning: 'a message is too long',
-    causes: ['more in one message than the other side takes', 'a message of RDMA is longer than the receive for it'],
+    causes: ['the other side accepts less in one message', 'an RDMA message is longer than the receive for it'],
     next: ['transfer less at once'],
   },
   ENOTSUP: {
-    meaning: 'this machine, domain or device can not do that',
+    meaning: 'this machine, domain or device does not support that',
     causes: [
-      'no system calls can be made here: not Linux, or koffi is missing',
-      'a part of a mapping was to be unmapped, and the domain can only unmap all of it',
-      'no driver takes the device, or it can not be mapped',
+      'system calls are not available here: the system is not Linux, or koffi is missing',
+      'a part of a mapping was to be unmapped, but the domain can only unmap whole mappings',
+      'no driver takes the device, or memory can not be mapped for it',
     ],
-    next: ['"anydma devices" tells the platform and what it lacks', 'unmap whole mappings'],
+    next: ['"anydma devices" shows the platform and what it lacks', 'unmap whole mappings'],
   },
   EADDRINUSE: {
-    meaning: 'somebody serves there already',
+    meaning: 'another server uses the address',
     causes: ['a server listens at that socket'],
-    next: ['use that server, end it, or choose another path'],
+    next: ['use that server, stop it, or choose another path'],
   },
   ECONNABORTED: {
     meaning: 'this side ended the connection',
-    causes: ['a call was not answered in time, so that the connection was given up', 'the server was stopped'],
-    next: ['see why the other side was slow, then probe the device again'],
+    causes: ['a call was not answered in time, so the connection was closed', 'the server was stopped'],
+    next: ['find out why the other side was slow, then probe the device again'],
   },
   ECONNRESET: {
     meaning: 'the other side ended the connection',
-    causes: ['the process that serves the device ended or crashed', 'the server has a client already, and serves one'],
-    next: ['all mappings on it are gone: probe the device again once it is served', 'end the other client'],
+    causes: [
+      'the process that serves the device ended or crashed',
+      'the server has a client already, and accepts only one',
+    ],
+    next: ['probe the device again when it is served: all mappings on it are lost', 'stop the other client'],
   },
   ENOTCONN: {
     meaning: 'there is no connection',
-    causes: ['the device was removed, or its client is gone'],
+    causes: ['the device was removed, or its client was closed'],
     next: ['probe the device again'],
   },
   ETIMEDOUT: {
@@ -293,39 +296,39 @@ export const ERROR_CODES: Readonly<Partial<Record<ErrorCode, CodeGuide>>> = {
     causes: [
       'the process of the device hangs, is stopped, or is very busy',
       'the device lost its interrupt or its work',
-      'requests of RDMA were tried again as often as may be: the peer is gone, its queue pair has failed, or no network path leads there',
+      'RDMA requests were retried up to the limit: the peer is gone, its queue pair has failed, or there is no network path to it',
     ],
     next: [
-      'see what it does',
-      'give it more time, for connecting as well: vfio-user:PATH,timeout=MS',
-      'see that both ports are active, and their GIDs in one network: "anydma devices"; UDP port 4791 must pass firewalls',
+      'find out what the process of the device does',
+      'allow more time, also for connecting: vfio-user:PATH,timeout=MS',
+      'check that both ports are active and have GIDs in one network ("anydma devices"), and that firewalls allow UDP port 4791',
     ],
   },
   ECONNREFUSED: {
-    meaning: 'nobody serves there',
+    meaning: 'no server listens there',
     causes: [
-      'the socket is there, but its server has ended',
-      'what is there is a folder or a plain file, and no socket',
-      'nobody listens at that TCP port',
+      'the socket exists, but its server has ended',
+      'the path is a folder or a plain file, not a socket',
+      'no process listens at that TCP port',
     ],
     next: [
-      'start the server again; a dead socket is replaced',
-      'name the socket itself: vfio-user:FOLDER/cntrl for SPDK',
-      'is "anydma rdma serve" running there, at that port?',
+      'start the server again; it replaces an unused socket',
+      'give the socket itself: vfio-user:FOLDER/cntrl for SPDK',
+      'check that "anydma rdma serve" runs there, at that port',
     ],
   },
   EALREADY: {
-    meaning: 'that is under way already',
-    causes: ['the same was asked for before, and has not ended'],
-    next: ['wait for it'],
+    meaning: 'the operation is in progress already',
+    causes: ['the same operation was started before, and has not ended'],
+    next: ['wait for it to end'],
   },
   ECANCELED: {
-    meaning: 'it was given up, and what it had done is undone',
+    meaning: 'the operation was cancelled, and what it had done was undone',
     causes: [
-      'an AbortSignal was aborted, or the command interrupted',
+      'an AbortSignal was aborted, or the command was interrupted',
       'the device or its driver was closed meanwhile',
-      'an earlier request of that queue pair of RDMA failed, and it does nothing more since',
+      'an earlier request of that RDMA queue pair failed, so the queue pair stopped',
     ],
-    next: ['nothing, if you wanted that', 'see what failed first: queuePair.failure, or the cause of the error'],
+    next: ['nothing, if that was intended', 'find out what failed first: queuePair.failure, or the cause of the error'],
   },
 };

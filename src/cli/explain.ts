@@ -5,14 +5,14 @@ import { ERROR_CODES, guideTo } from './error-codes.js';
 import type { Output } from './shared/output.js';
 
 const ALL = Object.keys(ERRNO) as ErrorCode[];
-/** Those that are listed. */
+/** The codes in the list. */
 const CODES = ALL.filter((code) => Object.hasOwn(ERROR_CODES, code));
 
 export const explain: CommandSpec<object> = {
   name: 'explain [code...]',
   summary: 'say what an error code means here, what causes it, and what to do',
   description: paragraphs(
-    `Explains error codes as anydma uses them. A code is given by name or by number, as messages and logs have it: EEXIST,
+    `Explains the error codes of anydma. A code is given by name or by number, as in messages and logs: EEXIST,
     17, -17. Without one, all are listed.`,
     `About a device address, ask the program that mapped it: device.explain(iova).`,
   ),
@@ -22,7 +22,7 @@ export const explain: CommandSpec<object> = {
     ['anydma explain -- -14', 'what "error -14" of a log means'],
   ],
   async run(_options, { output, args, usage }) {
-    const wanted = args.map((text) => codeOf(text) ?? usage(`"${text}" is no error code of Linux`));
+    const wanted = args.map((text) => codeOf(text) ?? usage(`"${text}" is not an error code of Linux`));
     const codes = wanted.length === 0 ? CODES : wanted;
     const list = codes.map((code) => ({ code, errno: ERRNO[code], ...guideTo(code) }));
     output.document({ ok: true, codes: list });
@@ -31,7 +31,7 @@ export const explain: CommandSpec<object> = {
   },
 };
 
-/** The code that `EEXIST`, `eexist`, `17` or `-17` names. */
+/** The code for `EEXIST`, `eexist`, `17` or `-17`. */
 function codeOf(text: string): ErrorCode | undefined {
   const name = text.toUpperCase();
   if (name === 'EOPNOTSUPP') return 'ENOTSUP';

@@ -154,10 +154,10 @@ describe('anydma hugepages on a made-up machine', { skip }, () => {
     const machine = new Machine(t, TWO_NODES);
     assert.equal(
       machine.run({ clear: true, pagesize: 2 * MiB, node: 1 }).said,
-      'gave up the hugepages of 2 MiB on node 1\n',
+      'released the hugepages of 2 MiB on node 1\n',
     );
     assert.deepEqual(machine.changes, ['0 into node1 2048kB']);
-    assert.equal(machine.run({ clear: true }).said, 'gave up the hugepages on each node\n');
+    assert.equal(machine.run({ clear: true }).said, 'released the hugepages on each node\n');
     assert.deepEqual(machine.changes.slice(1), ['0 into node0 2048kB', '0 into node1 1048576kB']);
   });
 
@@ -174,7 +174,7 @@ describe('anydma hugepages on a made-up machine', { skip }, () => {
     assert.equal(machine.run(owned).said, 'mounted hugepages of 2 MiB at /dev/hugepages\n');
     const again = machine.run(owned);
     assert.equal(again.said, 'already mounted: hugepages of 2 MiB at /dev/hugepages\n');
-    assert.match(again.notes, /owner of \/dev\/hugepages is what it was/);
+    assert.match(again.notes, /owner of \/dev\/hugepages was not changed/);
     throwsDma('EBUSY', () => machine.run({ mount: true, pagesize: GiB }), /2 MiB pages/);
     assert.equal(machine.run({ unmount: true, directory: '/dev/hugepages/' }).said, 'unmounted /dev/hugepages\n');
     throwsDma('ENOENT', () => machine.run({ unmount: true }), /no hugetlbfs is mounted at \/dev\/hugepages/);
@@ -188,7 +188,7 @@ describe('anydma hugepages on a made-up machine', { skip }, () => {
     const machine = new Machine(t, TWO_NODES);
     const { said } = machine.run({ setup: 2 * GiB, directory: '/huge', show: true });
     assert.deepEqual(said.split('\n').slice(0, 5), [
-      'gave up the hugepages on each node',
+      'released the hugepages on each node',
       'reserved 1024 pages of 2 MiB on each node',
       'mounted hugepages of 2 MiB at /huge',
       '',
@@ -226,7 +226,7 @@ describe('anydma hugepages on a made-up machine', { skip }, () => {
     );
     throwsDma('EINVAL', () => machine.run({ setup: MiB }), /hint: 2 MiB is\)/);
     throwsDma('EINVAL', () => machine.run({ clear: true, unmount: true, pagesize: 16 * MiB }), /2 MiB, 1 GiB/);
-    throwsDma('EINVAL', () => machine.run({ setup: GiB, node: 2 }), /nodes are: 0, 1/);
+    throwsDma('EINVAL', () => machine.run({ setup: GiB, node: 2 }), /nodes: 0, 1/);
     throwsDma('ENOTSUP', () => new Machine(t, []).run({ clear: true }), /no hugepages/);
     assert.deepEqual(machine.changes, []);
   });
@@ -259,11 +259,11 @@ describe('anydma hugepages, the command', { concurrency: 4 }, () => {
     ['a size that no address reaches', ['-r', '8PiB'], /too large: sizes are below 2\^53 bytes/],
     ['a size beyond all units', ['-r', '3EiB'], /too large/],
     ['two sizes to reserve', ['--setup', '1G', '--reserve', '1G'], /cannot be used with/],
-    ['a page size for nothing', ['-p', '1G', '-s'], /--pagesize says nothing without --clear or --reserve/],
-    ['a node for a mount', ['--mount', '--node', '0'], /--node says nothing without/],
+    ['a page size for nothing', ['-p', '1G', '-s'], /--pagesize needs --clear or --reserve/],
+    ['a node for a mount', ['--mount', '--node', '0'], /--node needs/],
     ['a node that is no number', ['-c', '-n', 'first'], /whole number/],
-    ['a directory for nothing', ['-c', '-d', '/huge'], /--directory says nothing without --unmount or --mount/],
-    ['an owner of nothing', ['--unmount', '-U', '0'], /--user says nothing without --mount or --setup/],
+    ['a directory for nothing', ['-c', '-d', '/huge'], /--directory needs --unmount or --mount/],
+    ['an owner of nothing', ['--unmount', '-U', '0'], /--user needs --mount or --setup/],
     ['an owner by name', ['--mount', '-G', 'root'], /whole number/],
   ];
   for (const [why, args, says] of wrong)

@@ -9,17 +9,17 @@ import { paragraphs, type CommandSpec } from './shared/command.js';
 import type { Output } from './shared/output.js';
 import { integerValue, sizeValue } from './shared/values.js';
 
-/** What is to be done; `setup` is all but `show`. */
+/** The actions; `setup` is all except `show`. */
 export interface HugePagesOptions {
   readonly show?: boolean;
   readonly clear?: boolean;
   readonly unmount?: boolean;
-  /** bytes */
+  /** Bytes. */
   readonly reserve?: number;
   readonly mount?: boolean;
-  /** bytes */
+  /** Bytes. */
   readonly setup?: number;
-  /** bytes */
+  /** Bytes. */
   readonly pagesize?: number;
   readonly node?: number;
   readonly directory?: string;
@@ -29,7 +29,7 @@ export interface HugePagesOptions {
 
 const DIRECTORY = '/dev/hugepages';
 
-/** Options that say nothing by themselves, and those that they say something about. */
+/** Options that only refine others, and the options that they refine. */
 const DETAILS: readonly (readonly [detail: keyof HugePagesOptions, of: readonly (keyof HugePagesOptions)[]])[] = [
   ['pagesize', ['clear', 'reserve', 'mount', 'setup']],
   ['node', ['clear', 'reserve', 'setup']],
@@ -38,7 +38,7 @@ const DETAILS: readonly (readonly [detail: keyof HugePagesOptions, of: readonly 
   ['group', ['mount', 'setup']],
 ];
 
-/** Those of dpdk-hugepages.py, and one more. */
+/** The columns of dpdk-hugepages.py, and one more. */
 const COLUMNS = ['Node', 'Pages', 'Size', 'Total', 'Free'].map((head) => ({ head, align: 'right' as const }));
 
 const identity = integerValue(0, 2 ** 32 - 2);
@@ -77,13 +77,13 @@ export const hugepages: CommandSpec<HugePagesOptions> = {
     ['anydma hugepages', 'shows hugepages and mounts'],
     ['anydma hugepages --reserve 1G', 'reserves 1 GiB on each NUMA node'],
     ['anydma hugepages -p 1G -n 0 -r 4G -s', 'reserves four pages of 1 GiB on node 0, and shows what there is then'],
-    ['anydma hugepages --setup 2G', 'gives up all, reserves 2 GiB on each node, and mounts hugetlbfs'],
-    ['anydma hugepages --clear --unmount', 'gives all of it back'],
+    ['anydma hugepages --setup 2G', 'releases all, reserves 2 GiB on each node, and mounts hugetlbfs'],
+    ['anydma hugepages --clear --unmount', 'releases everything'],
   ],
   async run(options, { output, usage }) {
     for (const [detail, actions] of DETAILS)
       if (options[detail] !== undefined && actions.every((action) => options[action] === undefined))
-        usage(`--${detail} says nothing without ${actions.map((action) => `--${action}`).join(' or ')}`);
+        usage(`--${detail} needs ${actions.map((action) => `--${action}`).join(' or ')}`);
     const { kernel, limitation } = openPlatform();
     if (limitation !== undefined) throw new DmaError({ code: 'ENOTSUP', operation: 'hugepages', reason: limitation });
     carryOut(new HugePages(kernel), options, output);
@@ -91,9 +91,9 @@ export const hugepages: CommandSpec<HugePagesOptions> = {
 };
 
 /**
- * Does what the options say, and tells it.
+ * Carries out the options, and prints the result.
  *
- * @throws DmaError EINVAL, before anything was changed, for a size or node that can not be; those of {@link HugePages}
+ * @throws DmaError EINVAL, before anything was changed, for an impossible size or node; the errors of {@link HugePages}
  */
 export function carryOut(pages: HugePages, options: HugePagesOptions, output: Output): void {
   const { setup, node, pagesize, user, group } = options;
@@ -104,15 +104,15 @@ export function carryOut(pages: HugePages, options: HugePagesOptions, output: Ou
   const pageSize = changes ? checkChoice(pages, options) : 0;
   const where = node !== undefined ? ` on node ${node}` : pages.nodes().length > 1 ? ' on each node' : '';
 
-  // Before anything is changed. What a mount that goes now hides is seen only afterwards.
+  // Before anything is changed. Mounts that are hidden by the one unmounted here appear only afterwards.
   if (mount && !(unmount && pages.isMounted(directory))) pages.checkMount(directory, { pageSize, user, group });
 
   if (clear) {
     const left = pages.release({ pageSize: pagesize, node });
-    output.text(`gave up the hugepages${pagesize === undefined ? '' : ` of ${formatSize(pagesize)}`}${where}`);
-    if (left > 0) output.note(`${left} of them are in use, and go when their users are done with them`);
+    output.text(`released the hugepages${pagesize === undefined ? '' : ` of ${formatSize(pagesize)}`}${where}`);
+    if (left > 0) output.note(`${left} of them are in use, and are released when their users free them`);
   }
-  // What is not mounted is as --setup wants it.
+  // --setup does not fail if nothing is mounted.
   if (unmount && (!all || pages.isMounted(directory))) {
     pages.unmount(directory);
     output.text(`unmounted ${directory}`);
@@ -125,26 +125,26 @@ export function carryOut(pages: HugePages, options: HugePagesOptions, output: Ou
   if (mount) {
     const done = pages.mount(directory, { pageSize, user, group });
     output.text(`${done ? 'mounted' : 'already mounted:'} hugepages of ${formatSize(pageSize)} at ${directory}`);
-    if (!done && (user ?? group) !== undefined) output.note(`the owner of ${directory} is what it was`);
+    if (!done && (user ?? group) !== undefined) output.note(`the owner of ${directory} was not changed`);
   }
   if (changes && options.show === true) output.text();
   if (!changes || options.show === true) show(pages, output);
   output.document({ ok: true, sizes: pages.sizes(), mounts: pages.mounts() });
 }
 
-/** The page size to reserve or to mount. @throws DmaError before anything was changed, as {@link carryOut} says */
+/** The page size to reserve or to mount. @throws DmaError before anything was changed, as {@link carryOut} */
 function checkChoice(pages: HugePages, { pagesize, node, reserve, setup }: HugePagesOptions): number {
   const operation = 'hugepages';
   const sizes = pages.sizes().map((size) => size.pageSize);
   if (sizes.length === 0) throw new DmaError({ code: 'ENOTSUP', operation, reason: 'this kernel has no hugepages' });
   const pageSize = pagesize ?? pages.defaultPageSize ?? sizes[0];
   if (!sizes.includes(pageSize)) {
-    const hint = `it has: ${sizes.map(formatSize).join(', ')}`;
+    const hint = `page sizes: ${sizes.map(formatSize).join(', ')}`;
     throw invalid(operation, `the machine has no pages of ${formatSize(pageSize)}`, { hint });
   }
   const nodes = pages.nodes();
   if (node !== undefined && !nodes.includes(node))
-    throw invalid(operation, `there is no NUMA node ${node}`, { hint: `the nodes are: ${nodes.join(', ')}` });
+    throw invalid(operation, `there is no NUMA node ${node}`, { hint: `nodes: ${nodes.join(', ')}` });
   const wanted = reserve ?? setup ?? 0;
   if (wanted % pageSize !== 0) {
     const near = [alignDown(wanted, pageSize), alignUp(wanted, pageSize)].filter((size) => size > 0);
@@ -154,7 +154,7 @@ function checkChoice(pages: HugePages, { pagesize, node, reserve, setup }: HugeP
   return pageSize;
 }
 
-/** What dpdk-hugepages.py shows, and how many pages are free. */
+/** Prints what dpdk-hugepages.py prints, and the number of free pages. */
 function show(pages: HugePages, output: Output): void {
   const rows = pages
     .sizes()
@@ -177,7 +177,9 @@ function show(pages: HugePages, output: Output): void {
   );
 }
 
-/** `2Mb`, `1Gb`, as dpdk-hugepages.py writes sizes, but never rounded: in the largest unit that makes a whole number. */
+/**
+ * `2Mb`, `1Gb`, as dpdk-hugepages.py formats sizes, but never rounded: in the largest unit that gives a whole number.
+ */
 function shortSize(bytes: number): string {
   for (const [unit, name] of [
     [TiB, 'Tb'],

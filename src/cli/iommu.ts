@@ -1,10 +1,10 @@
-/** `--iommu`: which way PCI devices get at their IOMMU. */
+/** `--iommu`: how PCI devices reach their IOMMU. */
 import { Option } from 'commander';
 import type { ContainerChoice } from '../entry/driver.js';
 
 const CHOICES: readonly ContainerChoice[] = ['auto', 'iommufd', 'type1', 'spapr', 'noiommu'];
 
-/** Commands that open devices take it. */
+/** The option for commands that open devices. */
 export function iommuOption(): Option {
   return new Option(
     '--iommu <way>',

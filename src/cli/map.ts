@@ -1,4 +1,4 @@
-/** `anydma map`: maps memory for a device, tells what happened, and unmaps it. */
+/** `anydma map`: maps memory for a device, prints the result, and unmaps it. */
 import { Option } from 'commander';
 import { Eal, formatSize, hex, type Device, type DmaAccess, type Iova } from '../index.js';
 import type { ContainerChoice } from '../entry/driver.js';
@@ -15,7 +15,7 @@ import { addressValue, integerValue, sizeValue } from './shared/values.js';
 
 interface MapCommandOptions {
   readonly device: string;
-  /** bytes */
+  /** Bytes. */
   readonly size?: number;
   readonly mode: ModeChoice;
   readonly file?: string;
@@ -26,36 +26,36 @@ interface MapCommandOptions {
   readonly iommu: ContainerChoice;
 }
 
-/** One piece of memory, as the document tells it. */
+/** One piece of memory, as in the document. */
 interface Row {
   readonly mode: Mode;
   readonly va: string;
-  /** Of the first byte. */
+  /** The address of the first byte. */
   readonly iova: string;
-  /** Of each run of addresses that follow each other, for the device. */
+  /** The device addresses of each contiguous run. */
   readonly iovas: readonly string[];
-  /** bytes */
+  /** Bytes. */
   readonly length: number;
-  /** bytes */
+  /** Bytes. */
   readonly pageSize: number;
   readonly access: DmaAccess;
-  /** What it is, such as `memfd`. */
+  /** The kind of memory, such as `memfd`. */
   readonly source: string;
-  /** Mapping entries of the domain that were made for it. */
+  /** Entries added to the domain. */
   readonly entries: number;
-  /** What local requests of an RDMA device name it by. */
+  /** The key for local requests of an RDMA device. */
   readonly lkey?: string;
   readonly mapMicroseconds: number;
   unmapMicroseconds?: number;
 }
 
-/** Why the program maps nothing in these modes. */
+/** Why the program has nothing to map in these modes. */
 const UNMAPPED = {
-  heap: 'nothing had to be mapped by the program; heaps.addMemory maps for every device, now and later',
-  owned: 'nothing had to be mapped by the program; every device can reach what malloc returns',
+  heap: 'the program has nothing to map; heaps.addMemory maps for every device, now and later',
+  owned: 'the program has nothing to map; every device can access what malloc returns',
 } as const;
 
-/** Rows of the table; a document has all. */
+/** Most rows of the table; a document has all. */
 const MOST_ROWS = 16;
 
 export const map: CommandSpec<MapCommandOptions> = {
@@ -140,12 +140,12 @@ export const map: CommandSpec<MapCommandOptions> = {
   },
 };
 
-/** The file that is named, if one is; the device may write it only if that is asked for. */
+/** The file that is named, if any. It is only writable for the device if `--access` says so. */
 function openNamed({ file, access = 'read' }: MapCommandOptions): InputFile | undefined {
   return file === undefined ? undefined : openInput(file, access !== 'read');
 }
 
-/** Piece `n`. */
+/** Maps piece `n`. */
 async function reach(
   mode: Mode,
   reacher: Reacher,
@@ -164,7 +164,7 @@ async function reach(
 
 function rowOf(memory: Reached, device: Device): Row {
   const { mode, va, iova, length, pageSize, access, source, entries, mapMicroseconds } = memory;
-  // Entry by entry: memory can have any number of pages.
+  // Read by entry, because memory can have very many pages.
   const iovas = [...(device.domain?.runsOf(va, length) ?? [iova])].map(hex);
   const key = device.domain?.table.keyOfRange(va, length) ?? -1;
   const lkey = key < 0 ? undefined : hex(key);
@@ -218,5 +218,5 @@ function printRows(output: Output, rows: readonly Row[]): void {
         ],
       ),
   );
-  if (rows.length > MOST_ROWS) output.text(`and ${rows.length - MOST_ROWS} more; --json tells all`);
+  if (rows.length > MOST_ROWS) output.text(`and ${rows.length - MOST_ROWS} more; --json lists all`);
 }

@@ -1,4 +1,4 @@
-/** The `anydma` command as a function: its arguments in, what it says on two streams, its exit status out. */
+/** The `anydma` command as a function: it takes arguments, writes to two streams, and returns the exit status. */
 import { createRequire } from 'node:module';
 import { Command, CommanderError } from 'commander';
 import { bind } from './devices/bind.js';
@@ -17,9 +17,9 @@ import { unbind } from './devices/unbind.js';
 const { version } = createRequire(import.meta.url)('anydma/package.json') as { version: string };
 
 /**
- * Runs one command. Signals to this process interrupt it meanwhile.
+ * Runs one command. Meanwhile, signals to this process interrupt it.
  *
- * @param args what follows the program's name
+ * @param args the arguments after the program's name
  * @returns the exit status
  */
 export async function runProgram(args: readonly string[], streams: Streams = process): Promise<number> {
@@ -57,7 +57,7 @@ Start with: anydma demo`,
     await program.parseAsync(args, { from: 'user' });
     return run.status;
   } catch (error) {
-    // Commander has told the user what is wrong.
+    // Commander has printed the error.
     if (!(error instanceof CommanderError)) throw error;
     return error.exitCode === 0 ? STATUS.OK : STATUS.USAGE;
   }

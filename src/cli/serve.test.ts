@@ -128,7 +128,7 @@ describe('anydma serve and map', { concurrency: 2 }, () => {
     const { status, stdout } = await room.call(args);
     assert.equal(status, 0);
     assert.match(stdout, /^MODE +VA +IOVA +LENGTH +PAGES OF +ENTRIES +ACCESS +MEMORY +MAP TIME +UNMAP TIME$/m);
-    assert.match(stdout, /^heap: nothing had to be mapped by the program.*\nowned: nothing had to be mapped/m);
+    assert.match(stdout, /^heap: the program has nothing to map.*\nowned: the program has nothing to map/m);
     server.child.kill('SIGTERM');
     await server.ended;
     assert.deepEqual(room.leftovers(), []);

@@ -1,4 +1,4 @@
-/** `anydma serve`: an embedded device for any vfio-user client. */
+/** `anydma serve`: serves an emulated device to any vfio-user client. */
 import { Argument } from 'commander';
 import { absolutePath } from '../check.js';
 import { DmaError } from '../index.js';
@@ -99,11 +99,11 @@ function describe(event: ServerEvent): string {
     case 'connected':
       return 'a client has connected';
     case 'refused':
-      return 'another client was sent away: one is served at a time';
+      return 'another client was refused: the server accepts one at a time';
     case 'disconnected':
-      return `the client is gone (${event.error.reason}); all that it had is taken back`;
+      return `the client is gone (${event.error.reason}); all its resources are released`;
     case 'rejected':
-      return `the client was not told, nor is it of more like this: ${event.error.message}`;
+      return `a command without a reply was refused (only the first is reported): ${event.error.message}`;
     case 'failed':
       return `failed: ${event.error.message}`;
   }

@@ -1,8 +1,8 @@
 /** Addresses of PCI functions: `0000:00:02.0` is domain, bus, device and function, in hexadecimal. */
 
 /**
- * The full address that `text` names, as sysfs writes it; `undefined` when it is none. The domain may be left out, and so
- * may leading zeros: `00:02.0`, `0:2.0` and `0000:00:02.0` are the same.
+ * The full address that `text` means, as sysfs writes it; `undefined` if it is not an address. The domain and leading
+ * zeros may be left out: `00:02.0`, `0:2.0` and `0000:00:02.0` are the same.
  */
 export function parsePciAddress(text: string): string | undefined {
   const match = /^(?:([\da-f]{1,8}):)?([\da-f]{1,2}):([01]?[\da-f])\.([0-7])$/i.exec(text);
@@ -12,7 +12,7 @@ export function parsePciAddress(text: string): string | undefined {
   return `${digits(domain, 4)}:${digits(bus, 2)}:${digits(device, 2)}.${fn}`;
 }
 
-/** What a bus calls a function: bus, device and function number as one, 16 bits (requester ID). */
+/** The requester ID of a function: bus, device and function number in 16 bits. */
 export function requesterId(address: string): number {
   const [, bus = '0', device = '0', fn = '0'] = /([\da-f]+):([\da-f]+)\.(\d)$/.exec(address) ?? [];
   return parseInt(bus, 16) * 256 + parseInt(device, 16) * 8 + Number(fn);

@@ -1,9 +1,12 @@
-/** Devices with numbers that a PCI function's driver made: those below it in sysfs, and those that are shown elsewhere. */
+/**
+ * The block and character devices that the driver of a PCI function created: those below it in sysfs, and those shown
+ * elsewhere.
+ */
 import type { KernelPort } from '../../platform/ports.js';
 import type { SysNode } from './disks.js';
 import type { Asking } from './found.js';
 
-/** The devices among `all` that go with the function at `address`, whatever buses are between. */
+/** The devices among `all` that belong to the function at `address`, also through other buses. */
 export function nodesOfFunction(
   kernel: KernelPort,
   asking: Asking,
@@ -18,7 +21,7 @@ export function nodesOfFunction(
   return [...own, ...headsOf(kernel, asking, all, controllers), ...nvidiaNodes(kernel, asking, address)];
 }
 
-/** With several ways to one disk, NVMe puts it above its controllers. */
+/** With several paths to one disk, NVMe shows the disk under its subsystem, not under its controllers. */
 function headsOf(
   kernel: KernelPort,
   asking: Asking,
@@ -35,7 +38,9 @@ function headsOf(
   return all.filter(({ path }) => subsystems.some((name) => path.includes(`/nvme-subsystem/${name}/`)));
 }
 
-/** NVMe controllers behind a Fibre Channel adapter: they name it by its port, and are not below it. */
+/**
+ * NVMe controllers behind a Fibre Channel adapter: sysfs shows them elsewhere, and they name the adapter by its port.
+ */
 function overFibreChannel(kernel: KernelPort, asking: Asking, address: string): string[] {
   const hosts = '/sys/class/fc_host';
   const ports = asking
@@ -54,7 +59,7 @@ function overFibreChannel(kernel: KernelPort, asking: Asking, address: string): 
     });
 }
 
-/** Major number of the nodes of NVIDIA's own driver, which has none of them in sysfs. */
+/** The major number of the device files of NVIDIA's own driver, which does not show them in sysfs. */
 const NVIDIA_MAJOR = 195;
 
 function nvidiaNodes(kernel: KernelPort, asking: Asking, address: string): SysNode[] {

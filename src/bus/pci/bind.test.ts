@@ -60,13 +60,13 @@ describe('binding', () => {
     assert.equal(machine.driver(B), 'ahci');
   });
 
-  it('what has no driver', () => {
+  it('a function without a driver', () => {
     const { machine, binder } = setUp();
     const { from, to } = only(bind(binder, ['01:00.0']));
     assert.deepEqual([from, to, machine.override(C)], [undefined, 'vfio-pci', undefined]);
   });
 
-  it('what has the driver already is fine, and left alone', () => {
+  it('a function that has the driver already stays unchanged', () => {
     const { machine, binder } = setUp();
     bind(binder, [A]);
     machine.writes.length = 0;
@@ -122,7 +122,7 @@ describe('binding', () => {
 });
 
 describe('a driver that does not take the device', () => {
-  it('what was set as its only driver before is set again when the driver does not take it', () => {
+  it('an override that was set before is set again if the driver does not take it', () => {
     const { machine, binder } = setUp();
     machine.files.set(`/sys/bus/pci/devices/${A}/driver_override`, 'e1000e\n');
     machine.failing.set(`vfio-pci ${A}`, 'EINVAL');
@@ -130,7 +130,7 @@ describe('a driver that does not take the device', () => {
     assert.deepEqual([to, error?.code, machine.override(A)], ['e1000e', 'EINVAL', 'e1000e']);
   });
 
-  it('the old one has it again; the error is what the new one said', () => {
+  it('the old driver gets it back; the error is that of the new driver', () => {
     const { machine, binder } = setUp();
     machine.failing.set(`vfio-pci ${A}`, 'EBUSY');
     const result = only(bind(binder, [A]));
@@ -140,7 +140,7 @@ describe('a driver that does not take the device', () => {
     assert.match(error.hint ?? '', /sriov_numvfs/);
   });
 
-  it('and the old one does not take it back: the error says that, too', () => {
+  it('the old driver does not take it back: the error says that, too', () => {
     const { machine, binder } = setUp();
     machine.failing.set(`vfio-pci ${A}`, 'EINVAL').set(`e1000e ${A}`, 'ENOMEM');
     const result = only(bind(binder, [A]));
@@ -150,7 +150,7 @@ describe('a driver that does not take the device', () => {
     assert.equal(errorOf(result).undo.length, 1);
   });
 
-  it('others are bound all the same', () => {
+  it('other functions are still bound', () => {
     const { machine, binder } = setUp();
     machine.failing.set(`vfio-pci ${A}`, 'EINVAL');
     assert.deepEqual(
@@ -182,7 +182,7 @@ describe('a driver that does not take the device', () => {
       throw new DmaError({ code: 'EACCES', operation: 'open', reason: `${path}: permission denied` });
     };
     const error = errorOf(only(bind(binder, [A])));
-    assert.deepEqual([error.code, error.hint], ['EACCES', 'changing drivers takes root']);
+    assert.deepEqual([error.code, error.hint], ['EACCES', 'changing drivers needs root']);
   });
 
   it('a bridge is refused for VFIO', () => {
@@ -196,7 +196,7 @@ describe('what is refused before anything is changed', () => {
   const cases: [what: string, options: BindOptions, machine: FakeMachineOptions, code: string, says: RegExp][] = [
     ['a driver that is a device', { driver: '00:02.0' }, {}, 'EINVAL', /is a device, not a driver/],
     ['a driver that is an interface', { driver: 'eth0' }, {}, 'EINVAL', /is a device, not a driver/],
-    ['a driver that is a path', { driver: '../x' }, {}, 'EINVAL', /no name of a driver/],
+    ['a driver that is a path', { driver: '../x' }, {}, 'EINVAL', /not a driver.s name/],
     ['vfio-pci, not loaded', {}, { drivers: [] }, 'ENOTSUP', /vfio-pci is not loaded .*modprobe vfio-pci/],
     ['another driver, not loaded', { driver: 'igb_uio' }, {}, 'ENOTSUP', /hint: modprobe igb_uio/],
     ['no IOMMU', {}, { iommu: false }, 'ENODEV', /no IOMMU.*--noiommu-mode/],
@@ -290,7 +290,7 @@ describe('a device that is in use', () => {
     );
   });
 
-  it('what can not be asked is not "unused"; the code is that of the cause', () => {
+  it('a question that can not be answered does not mean "unused"; the code is that of the cause', () => {
     for (const [path, code] of [
       ['/proc/swaps', 'EACCES'],
       ['/proc/self/mountinfo', 'EMFILE'],
@@ -303,7 +303,7 @@ describe('a device that is in use', () => {
       machine.unreadable.set(path, code);
       const { to, error } = only(bind(binder, [B]));
       assert.deepEqual([to, error?.code], ['ahci', code], path);
-      assert.match(error?.message ?? '', /can not be told whether it is in use: .*--force/, path);
+      assert.match(error?.message ?? '', /is not known whether it is in use: .*--force/, path);
       assert.deepEqual(machine.writes, []);
       assert.equal(only(bind(binder, [B], { force: true })).to, 'vfio-pci');
     }
@@ -312,7 +312,7 @@ describe('a device that is in use', () => {
     assert.equal(errorOf(only(bind(binder, [A]))).code, 'EPERM');
   });
 
-  it('a disk is nobody else’s from the last look until the driver has left it', () => {
+  it('a disk is claimed from the last check until it is unbound', () => {
     const { machine, binder } = setUp();
     machine.addNode(DISK);
     const write = machine.writeText.bind(machine);
@@ -330,7 +330,7 @@ describe('a device that is in use', () => {
     ]);
   });
 
-  it('somebody begins to use it after the plan was made: it is refused all the same', () => {
+  it('a use that begins after the plan was made: it is refused', () => {
     const { machine, binder } = setUp();
     machine.addNode(DISK);
     const functions = binder.resolve([B]);
@@ -341,7 +341,7 @@ describe('a device that is in use', () => {
     assert.deepEqual([machine.writes, machine.claimed], [[], []]);
   });
 
-  it('another device has taken its place after the plan was made: that one is left alone', () => {
+  it('another device has taken its place after the plan was made: that device stays unchanged', () => {
     const { machine, binder } = setUp();
     const functions = binder.resolve([A, B]);
     const plans = binder.plan(functions);
@@ -350,7 +350,7 @@ describe('a device that is in use', () => {
       machine.unplug(A);
       machine.plug({ address: A, group: 5, ...other });
       const [refused, done] = binder.bind(functions, {}, plans);
-      assert.match(errorOf(refused).reason, /another device is there now: .*, and 8086:10d3 .* was meant/);
+      assert.match(errorOf(refused).reason, /a different device is at this address now: .* instead of 8086:10d3/);
       assert.deepEqual([errorOf(refused).code, refused.to, done.error], ['ENODEV', 'e1000e', undefined]);
       assert.match(errorOf(refused).hint ?? '', /anydma devices/);
       assert.equal(errorOf(binder.unbind(functions, {}, back)[0]).code, 'ENODEV');
@@ -378,11 +378,11 @@ describe('a device that is in use', () => {
     }
   });
 
-  it('of a whole group nothing is taken when one of it is in use', () => {
+  it('no member of a group is taken if one is in use', () => {
     const { machine, binder } = inUse();
     const [a, b] = bind(binder, [A], { wholeGroup: true });
     assert.deepEqual([a.to, b.to, errorOf(a).code], ['e1000e', 'ahci', 'EBUSY']);
-    assert.match(errorOf(a).message, /0000:00:03\.0 can not be taken: it is in use: its disk sda/);
+    assert.match(errorOf(a).message, /0000:00:03\.0 in its IOMMU group can not be taken: it is in use: its disk sda/);
     assert.deepEqual(machine.writes, []);
   });
 
@@ -423,7 +423,7 @@ describe('unbinding', () => {
     assert.equal(only(binder.unbind(binder.resolve([A]))).to, 'e1000e');
   });
 
-  it('what the kernel has is left alone; what nobody wants is no error', () => {
+  it('a function with a kernel driver stays unchanged; no driver taking it is not an error', () => {
     const { machine, binder } = setUp();
     const [a, c] = binder.unbind(binder.resolve([A, C]));
     assert.deepEqual(
@@ -433,7 +433,7 @@ describe('unbinding', () => {
     assert.ok(machine.writes.every((line) => !line.includes(`${A} >`)));
   });
 
-  it('a device whose id vfio-pci was told is taken again: no success', () => {
+  it('a device whose id was added to vfio-pci is taken again: an error', () => {
     const { machine, binder } = setUp();
     bind(binder, [A]);
     machine.vfioClaims.add(A);
@@ -458,7 +458,7 @@ describe('unbinding', () => {
     assert.equal(only(binder.unbind(binder.resolve([A]), { force: true })).to, 'e1000e');
   });
 
-  it('a group that is open somewhere out of sight is in use, too', () => {
+  it('a group that an invisible process has open is in use, too', () => {
     const { machine, binder } = setUp();
     bind(binder, [A]);
     machine.held.add('/dev/vfio/5');

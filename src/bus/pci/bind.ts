@@ -1,6 +1,6 @@
 /**
- * Which kernel driver has a PCI function: handing it to vfio-pci, and back. By driver_override and drivers_probe
- * (Documentation/ABI/testing/sysfs-bus-pci), so that no other device is touched. What is done stays done when this process ends.
+ * Changes which kernel driver a PCI function is bound to: to vfio-pci, and back. Uses driver_override and drivers_probe
+ * (Documentation/ABI/testing/sysfs-bus-pci), so that no other device is affected. The change outlives this process.
  */
 import { DmaError, invalid, isDmaError, undoAll, withUndo, type ErrorCode } from '../../errors.js';
 import type { KernelPort } from '../../platform/ports.js';
@@ -15,68 +15,68 @@ import { MachineUses, usesText, usesTodo, type FunctionUses, type Unasked, type 
 
 /** Options of {@link PciBinder.bind}. */
 export interface BindOptions {
-  /** The driver that shall have them; `none` for no driver at all. Default `vfio-pci`. */
+  /** The driver to bind the functions to; `none` for no driver. Default `vfio-pci`. */
   readonly driver?: string;
-  /** Take a function away even when it is in use, or when that can not be told. */
+  /** Take a function away even if it is in use, or if that can not be found out. */
   readonly force?: boolean;
-  /** Bind the other members of their IOMMU groups as well. */
+  /** Also bind the other members of their IOMMU groups. */
   readonly wholeGroup?: boolean;
-  /** Switch VFIO's no-IOMMU mode on when the machine has no IOMMU. It protects nothing and taints the kernel. */
+  /** Enable VFIO's no-IOMMU mode if the machine has no IOMMU. It gives no protection and taints the kernel. */
   readonly noIommuMode?: boolean;
-  /** Who shall own VFIO's device files, by number. What is left out stays as it is. */
+  /** User and group (by number) that shall own VFIO's device files. A part that is left out stays unchanged. */
   readonly owner?: { readonly user?: number; readonly group?: number };
 }
 
-/** What would be done with one function. */
+/** The planned action for one function. */
 export interface BindPlan {
   readonly address: string;
-  /** The device that was there when the plan was made. */
+  /** The ids of the device when the plan was made. */
   readonly ids: PciFunction['ids'];
-  /** The driver now; `undefined` for none. */
+  /** The current driver; `undefined` for none. */
   readonly from: string | undefined;
   /**
-   * `bind`: it would be given to `to`; `take`: it would be left without a driver; `release`: it would be given to whichever of
-   * the kernel's own drivers wants it; `leave`: nothing, it is as it should be.
+   * `bind`: bind it to `to`; `take`: leave it without a driver; `release`: let the kernel choose one of its own
+   * drivers; `leave`: do nothing, because it has the right driver already.
    */
   readonly action: 'bind' | 'take' | 'release' | 'leave';
-  /** The driver that it would be given to. */
+  /** The driver that it would be bound to. */
   readonly to: string | undefined;
-  /** Who uses it: it would be taken from them. */
+  /** The current uses of the function, which would end. */
   readonly uses: readonly Use[];
-  /** What could not be asked about who uses it. */
+  /** Questions about its uses that could not be answered. */
   readonly unknown: readonly Unasked[];
   /** Why nothing would be done. */
   readonly error: DmaError | undefined;
 }
 
-/** What became of one function. */
+/** The result for one function. */
 export interface BindResult {
   readonly address: string;
   /** The driver before; `undefined` for none. */
   readonly from: string | undefined;
   /** The driver now; `undefined` for none. */
   readonly to: string | undefined;
-  /** Why it does not have the driver that it should have; its old driver has it again, when that was possible. */
+  /** Why it does not have the requested driver. Its old driver was bound again if possible. */
   readonly error: DmaError | undefined;
 }
 
 const DEFAULT_DRIVER = 'vfio-pci';
 const NO_DRIVER = 'none';
 
-/** Who uses nothing, and nothing that could not be asked. */
+/** No uses, and no open questions. */
 const UNUSED: FunctionUses = { uses: [], unknown: [] };
 
-/** Drivers that only hand a device to user space. */
+/** Drivers whose only purpose is to give a device to user space. */
 const USER_SPACE_DRIVERS: readonly string[] = ['uio_pci_generic', 'igb_uio', 'pci-stub'];
 
-/** Moves PCI functions from driver to driver. */
+/** Binds PCI functions to other drivers. */
 export class PciBinder {
   readonly #sysfs: PciSysfs;
   readonly #kernel: KernelPort;
   readonly #modules: KernelModules;
   readonly #operation: 'bind' | 'unbind';
 
-  /** @param operation what errors call it */
+  /** @param operation the operation that errors name */
   constructor(kernel: KernelPort, operation: 'bind' | 'unbind' = 'bind') {
     this.#operation = operation;
     this.#kernel = kernel;
@@ -85,10 +85,10 @@ export class PciBinder {
   }
 
   /**
-   * The functions that texts name: by address, with or without the domain; by a network interface; or by a shell-style
-   * pattern of either, which leaves bridges out. Each is there once.
+   * The functions that the texts name: an address, with or without the domain; a network interface; or a shell-style
+   * pattern for either, which does not match bridges. Each function appears once.
    *
-   * @throws DmaError ENODEV for a text that names nothing that is there
+   * @throws DmaError ENODEV for a text that names no function
    */
   resolve(texts: readonly string[]): PciFunction[] {
     const all = this.#sysfs.scan();
@@ -102,20 +102,20 @@ export class PciBinder {
       if (found.length > 0) return found;
       const reason = `there is no PCI device "${text}"`;
       const hint = this.#sysfs.hasDriver(text)
-        ? `that is a driver: anydma bind --driver ${text} DEVICE`
-        : 'anydma devices lists what there is';
+        ? `${text} is a driver: anydma bind --driver ${text} DEVICE`
+        : 'anydma devices lists all devices';
       throw new DmaError({ code: 'ENODEV', operation: this.#operation, reason, hint });
     });
     return [...new Map(chosen.map((fn) => [fn.address, fn])).values()];
   }
 
   /**
-   * Gives functions to a driver, one after the other; a function that has it already is left as it is. What can not be
-   * done for one does not keep it from being done for the others.
+   * Binds functions to a driver, one after the other. A function that has the driver already is left unchanged. If one
+   * function fails, the others are still tried.
    *
-   * @param plans what {@link plan} said to the same, when that was asked already
-   * @throws DmaError, before anything was changed: EINVAL for a driver that is no name of one; ENOTSUP when there is no such
-   *   driver; ENODEV when it is VFIO's, and the machine has no IOMMU
+   * @param plans the result of {@link plan} for the same arguments, if the caller has it already
+   * @throws DmaError, before anything is changed: EINVAL for a text that can not be a driver's name; ENOTSUP if there
+   *   is no such driver; ENODEV for a VFIO driver on a machine without an IOMMU
    */
   bind(
     functions: readonly PciFunction[],
@@ -134,9 +134,9 @@ export class PciBinder {
   }
 
   /**
-   * What {@link bind} would do, and why not; nothing is changed. A function that is in use, or of which that can not be told,
-   * is refused (EBUSY, or what kept it from being asked) unless `force` is given; with `wholeGroup`, nothing is done to a group
-   * of which one is refused.
+   * What {@link bind} would do, and why not; changes nothing. A function that is in use is refused with EBUSY unless
+   * `force` is given. If its uses can not be found out, it is refused with the error of that question. With
+   * `wholeGroup`, one refused function blocks its whole group.
    *
    * @throws DmaError as `bind`
    */
@@ -168,14 +168,14 @@ export class PciBinder {
       const { code, hint, reason } = culprit.error;
       return {
         ...plan,
-        error: this.#refused(fn, code, `of its IOMMU group, ${culprit.address} can not be taken: ${reason}`, hint),
+        error: this.#refused(fn, code, `${culprit.address} in its IOMMU group can not be taken: ${reason}`, hint),
       };
     });
   }
 
   /**
-   * Gives functions back to whichever of the kernel's own drivers wants them. A function that such a driver has is left as
-   * it is. That no driver wants it is no error; that a driver of VFIO's takes it again is EBUSY.
+   * Gives functions back to the kernel's own drivers. A function that has such a driver is left unchanged. It is not an
+   * error if no driver takes it. EBUSY if a VFIO driver takes it again.
    */
   unbind(
     functions: readonly PciFunction[],
@@ -192,7 +192,10 @@ export class PciBinder {
     );
   }
 
-  /** What {@link unbind} would do, and why not; nothing is changed. A function that a program has open is EBUSY, unless `force` is given. */
+  /**
+   * What {@link unbind} would do, and why not; changes nothing. EBUSY for a function that a program has open, unless
+   * `force` is given.
+   */
   unbindPlan(functions: readonly PciFunction[], options: Pick<BindOptions, 'force'> = {}): BindPlan[] {
     const machine = new MachineUses(this.#kernel);
     return functions.map((fn) => {
@@ -210,7 +213,7 @@ export class PciBinder {
     });
   }
 
-  /** Modules that could drive a function, for the hint if no driver took it. */
+  /** Modules that could drive a function: for the hint after no driver took it. */
   modulesFor({ modalias }: PciFunction): string[] {
     return this.#modules.forModalias(modalias);
   }
@@ -224,12 +227,12 @@ export class PciBinder {
         throw new DmaError({
           code: 'ENODEV',
           operation: this.#operation,
-          reason: 'it is gone',
-          hint: 'anydma devices lists what there is',
+          reason: 'the device was removed',
+          hint: 'anydma devices lists all devices',
         });
       if (modelOf(fn.ids) !== modelOf(ids)) {
-        const reason = `another device is there now: ${modelOf(fn.ids)}, and ${modelOf(ids)} was meant`;
-        const hint = 'look at what is there with "anydma devices", and name it again';
+        const reason = `a different device is at this address now: ${modelOf(fn.ids)} instead of ${modelOf(ids)}`;
+        const hint = 'run "anydma devices", and name the device again';
         throw new DmaError({ code: 'ENODEV', operation: this.#operation, reason, hint });
       }
       work(fn);
@@ -246,13 +249,13 @@ export class PciBinder {
     const { address, driver: old, driverOverride } = fn;
     const undo: (() => void)[] = [];
     try {
-      // Until it has left its driver, nobody else gets its disks.
+      // While the disks are claimed, no other program can begin to use them before the driver is unbound.
       using claimed = force ? undefined : this.#claim(fn);
       undo.unshift(() => this.#override(address, driverOverride));
       this.#override(address, driver);
       if (old !== undefined) {
         undo.unshift(() => {
-          // A driver can not have the names of its disks again while they are claimed.
+          // The driver can not create its disks again while they are claimed.
           claimed?.[Symbol.dispose]();
           this.#restore(address, old);
         });
@@ -260,7 +263,7 @@ export class PciBinder {
       }
       claimed?.[Symbol.dispose]();
       this.#probe(address);
-      // The kernel does not tell why a driver that it tried did not take the device; binding by name does.
+      // drivers_probe reports no error if a driver declines the device; binding by name does.
       if (this.#sysfs.driver(address) !== driver) this.#bindTo(driver, address);
       this.#mustHave(fn, driver);
     } catch (error) {
@@ -269,7 +272,7 @@ export class PciBinder {
     this.#override(address, undefined);
   }
 
-  /** Leaves it without a driver. */
+  /** Leaves the function without a driver. */
   #take(fn: PciFunction, force: boolean): void {
     const { address, driver } = fn;
     if (driver !== undefined) {
@@ -280,7 +283,11 @@ export class PciBinder {
     this.#override(address, undefined);
   }
 
-  /** Claims its disks until this is disposed of. @throws DmaError as `bind`, if something uses it */
+  /**
+   * Claims the disks of the function until the result is disposed of.
+   *
+   * @throws DmaError as `bind`, if the function is in use
+   */
   #claim(fn: PciFunction): Disposable {
     const claimed = new MachineUses(this.#kernel).claim(fn);
     const error = this.#refusal(fn, claimed);
@@ -289,19 +296,19 @@ export class PciBinder {
     throw error;
   }
 
-  /** Checks what the kernel did with the command. */
+  /** Checks that the function has the expected driver. */
   #mustHave(fn: PciFunction, driver: string | undefined): void {
     const now = this.#sysfs.driver(fn.address);
     if (now === driver) return;
     throw this.#refused(
       fn,
       'EBUSY',
-      `the kernel did as it was told, and ${now ?? 'no driver'} has it`,
+      `the kernel accepted the command, but ${now ?? 'no driver'} has the device`,
       'the kernel log (dmesg) says why',
     );
   }
 
-  /** A driver of VFIO's that was told its id takes it whenever it is free. */
+  /** A VFIO driver that knows the device's id (new_id or ids=) takes the device as soon as it has no driver. */
   #mustBeReleased(fn: PciFunction): void {
     const { address, ids } = fn;
     const now = this.#sysfs.driver(address);
@@ -311,9 +318,9 @@ export class PciBinder {
       fn,
       'EBUSY',
       `${now} took it again: it claims all devices with the id ${hex4(ids.vendor)}:${hex4(ids.device)}`,
-      `echo "${hex4(ids.vendor)} ${hex4(ids.device)}" > /sys/bus/pci/drivers/${now}/remove_id, when the id came by new_id; when it ` +
-        `came by an option (ids=), take it out of /etc/modprobe.d or of the kernel's command line (${now}.ids=) and load ${module} ` +
-        'anew; or name the driver: anydma bind --driver DRIVER ' +
+      `echo "${hex4(ids.vendor)} ${hex4(ids.device)}" > /sys/bus/pci/drivers/${now}/remove_id, if the id was added by new_id; if it ` +
+        `was given as an option (ids=), remove it from /etc/modprobe.d or from the kernel's command line (${now}.ids=) and load ` +
+        `${module} again; or name the driver: anydma bind --driver DRIVER ` +
         address,
     );
   }
@@ -325,8 +332,8 @@ export class PciBinder {
         hint: 'anydma bind --driver vfio-pci DEVICE',
       });
     if (!/^[\w-]+$/.test(driver))
-      throw invalid(this.#operation, `"${driver}" is no name of a driver`, {
-        hint: 'such as vfio-pci: letters, digits, dashes and underscores; /sys/bus/pci/drivers has those that are loaded',
+      throw invalid(this.#operation, `"${driver}" is not a driver's name`, {
+        hint: 'such as vfio-pci: letters, digits, dashes and underscores; /sys/bus/pci/drivers lists the loaded drivers',
       });
     if (this.#sysfs.hasDriver(driver)) return;
     const hint = isVfioDriver(driver) ? loadVfio(this.#modules) : `modprobe ${driver}`;
@@ -338,7 +345,7 @@ export class PciBinder {
     });
   }
 
-  /** @param change switch the mode on; else only see whether that could be done */
+  /** @param change enable the mode; false: only check whether that is possible */
   #checkIommu(switchOn: boolean, change: boolean): void {
     if (this.#sysfs.hasIommu()) return;
     const mode = noIommuMode(this.#kernel);
@@ -352,9 +359,9 @@ export class PciBinder {
       operation: this.#operation,
       reason: 'the machine has no IOMMU, or it is off',
       hint: switchOn
-        ? 'this kernel was built without no-IOMMU mode, too (CONFIG_VFIO_NOIOMMU)'
-        : 'switch it on in the firmware and on the kernel command line (intel_iommu=on); or, where nothing needs to be ' +
-          'protected from the device: --noiommu-mode',
+        ? 'this kernel was built without no-IOMMU mode (CONFIG_VFIO_NOIOMMU)'
+        : 'enable it in the firmware and on the kernel command line (intel_iommu=on); or use --noiommu-mode if nothing needs ' +
+          'protection from the device',
     });
   }
 
@@ -367,7 +374,7 @@ export class PciBinder {
     return chosen.filter((fn) => !isBridge(fn) || functions.some(({ address }) => address === fn.address));
   }
 
-  /** Gives it back to the driver that it was taken from. */
+  /** Binds the function to its old driver again. */
   #restore(address: string, driver: string): void {
     const now = this.#sysfs.driver(address);
     if (now === driver) return;
@@ -377,7 +384,7 @@ export class PciBinder {
   }
 
   #override(address: string, driver: string | undefined): void {
-    // A line without anything on it takes the override away.
+    // An empty line removes the override.
     this.#kernel.writeText(`${this.#sysfs.directory(address)}/driver_override`, `${driver ?? ''}\n`);
   }
 
@@ -393,7 +400,7 @@ export class PciBinder {
     this.#kernel.writeText(`/sys/bus/pci/drivers/${driver}/unbind`, address);
   }
 
-  /** The device files of its own: those that devices share stay whose they are. */
+  /** Changes the owner of the device files that belong to this function alone. Shared files keep their owner. */
   #own(address: string, { user, group }: NonNullable<BindOptions['owner']>): void {
     const fn = this.#sysfs.read(address);
     if (fn === undefined) return;
@@ -401,14 +408,14 @@ export class PciBinder {
       if (this.#kernel.mayOpen(node) !== 'no-such-file') this.#kernel.changeOwner(node, user ?? -1, group ?? -1);
   }
 
-  /** Why a function with these uses is not taken; `undefined` when nobody uses it. */
+  /** Why a function with these uses is refused; `undefined` if it is not in use. */
   #refusal(fn: PciFunction, { uses, unknown }: FunctionUses): DmaError | undefined {
     if (uses.length > 0)
       return this.#refused(
         fn,
         'EBUSY',
         `it is in use: ${usesText(uses)}`,
-        `end that first (${usesTodo(uses)}), or take it all the same with --force`,
+        `stop that first (${usesTodo(uses)}), or take the device anyway with --force`,
       );
     if (unknown.length === 0) return undefined;
     const [{ code }] = unknown;
@@ -416,8 +423,8 @@ export class PciBinder {
     return this.#refused(
       fn,
       code,
-      `it can not be told whether it is in use: ${usesText(reasons)}`,
-      'ask as root, on the machine itself rather than in a container; or take it all the same with --force',
+      `it is not known whether it is in use: ${usesText(reasons)}`,
+      'ask as root, on the host instead of in a container; or take the device anyway with --force',
     );
   }
 
@@ -431,8 +438,8 @@ function matches({ address, interfaces }: PciFunction, pattern: RegExp): boolean
 }
 
 function hintFor({ code }: DmaError): string | undefined {
-  if (code === 'EACCES' || code === 'EPERM') return 'changing drivers takes root';
-  if (code === 'EBUSY') return 'is SR-IOV switched on for it? Then write 0 into its sriov_numvfs first';
+  if (code === 'EACCES' || code === 'EPERM') return 'changing drivers needs root';
+  if (code === 'EBUSY') return 'if SR-IOV is enabled for it, write 0 to its sriov_numvfs first';
   return undefined;
 }
 
@@ -440,7 +447,7 @@ function hex4(number: number): string {
   return number.toString(16).padStart(4, '0');
 }
 
-/** What a device is, as lspci writes it: its ids, those of its maker's subsystem, and its class. */
+/** The ids of a device: its own, those of its subsystem, and its class. */
 function modelOf({ vendor, device, subsystemVendor, subsystem, classCode }: PciFunction['ids']): string {
   const whose = `${hex4(subsystemVendor)}:${hex4(subsystem)}`;
   return `${hex4(vendor)}:${hex4(device)} (${whose}, class ${classCode.toString(16).padStart(6, '0')})`;

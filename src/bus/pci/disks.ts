@@ -1,21 +1,24 @@
-/** Who uses block devices: file systems, swap, and other block devices that are built upon them (Documentation/ABI/stable/sysfs-block). */
+/**
+ * The uses of block devices: file systems, swap, and other block devices that use them
+ * (Documentation/ABI/stable/sysfs-block).
+ */
 import { isDmaError } from '../../errors.js';
 import type { KernelPort } from '../../platform/ports.js';
 import type { Asking, Use } from './found.js';
 import { mountOf, withoutDeleted, type Mount, type Swap } from './mounts.js';
 
-/** A device with a number, by /sys/dev. */
+/** A block or character device of /sys/dev. */
 export interface SysNode {
   readonly kind: 'block' | 'character';
-  /** As /dev has it. */
+  /** Its name in /dev. */
   readonly name: string;
   /** `259:0` */
   readonly number: string;
-  /** Where it is below /sys. */
+  /** Its path below /sys. */
   readonly path: string;
 }
 
-/** All devices with numbers. */
+/** All block and character devices. */
 export function readNodes(kernel: KernelPort, asking: Asking): SysNode[] {
   return (['block', 'character'] as const).flatMap((kind) => {
     const directory = kind === 'block' ? '/sys/dev/block' : '/sys/dev/char';
@@ -29,23 +32,23 @@ export function readNodes(kernel: KernelPort, asking: Asking): SysNode[] {
   });
 }
 
-/** A block device with what to call it. */
+/** A block device with its description. */
 interface Named {
   readonly node: SysNode;
   /** `its disk nvme0n1`, `dm-0 (LVM volume vg-root) above its disk nvme0n1` */
   readonly label: string;
-  /** What it is by itself, and what to call that which it is directly upon; `undefined` for those of the function itself. */
+  /** Its own description, and that of the device that it uses; `undefined` for the devices of the function itself. */
   readonly upon?: { readonly title: string; readonly label: string };
 }
 
-/** What is asked once for all disks. */
+/** Facts that are collected once for all disks. */
 export interface DiskFacts {
   readonly nodes: readonly SysNode[];
   readonly mounts: readonly Mount[];
   readonly swaps: readonly Swap[];
 }
 
-/** The block devices of one function, and all that is built upon them. */
+/** The block devices of one function, and all block devices that use them. */
 export class Disks {
   readonly #kernel: KernelPort;
   readonly #asking: Asking;
@@ -54,7 +57,7 @@ export class Disks {
   readonly #found = new Map<string, Named>();
   readonly uses: Use[] = [];
 
-  /** @param own the block devices of the function, its partitions among them */
+  /** @param own the block devices of the function, including their partitions */
   constructor(kernel: KernelPort, asking: Asking, facts: DiskFacts, own: readonly SysNode[]) {
     this.#kernel = kernel;
     this.#asking = asking;
@@ -65,7 +68,7 @@ export class Disks {
     }));
     for (const named of this.#own) this.#found.set(named.node.number, named);
     if (own.length === 0) return;
-    // What is added is visited as well, and a loop's file is on what may have been found after the loop was looked at.
+    // Repeats until nothing is added: a loop device's file may be on a device that is found only later.
     for (let before = -1; before !== this.#found.size;) {
       before = this.#found.size;
       for (const named of this.#found.values()) this.#climb(named);
@@ -74,21 +77,21 @@ export class Disks {
     this.uses.push(...this.#mountUses(), ...this.#swapUses(), ...this.#holderUses());
   }
 
-  /** All that was found, those of the function first. */
+  /** All devices found, those of the function first. */
   get all(): SysNode[] {
     return [...this.#found.values()].map(({ node }) => node);
   }
 
   /**
-   * Takes the disks of the function for this process alone, which nobody can who shares them: the last word on whether the
-   * kernel holds them for somebody, seen or unseen.
+   * Opens the disks of the function exclusively, which fails if anything in the kernel holds them. This also finds uses
+   * that sysfs does not show.
    *
-   * @returns what ends that, one by one; `uses` has those that were found to be held besides
+   * @returns the claims; disposing one ends it. Devices that turn out to be held are added to `uses`
    */
   claim(): Disposable[] {
     const claims: Disposable[] = [];
     for (const { node, label } of this.#own) {
-      // A claim of a disk is one of its partitions, too.
+      // A claim of a disk includes its partitions.
       if (this.#isPartOf(node)) continue;
       if (!this.#isHeld(node, claims)) continue;
       const parts = this.#own.filter((part) => part.node.path.startsWith(`${node.path}/`));
@@ -99,14 +102,14 @@ export class Disks {
       for (const each of labels)
         if (!this.uses.some(({ text }) => text.startsWith(`${each} `) || text.includes(` above ${each} `)))
           this.uses.push({
-            text: `${each} is held by the kernel for somebody${this.#suspects()}`,
-            todo: `find out what it is (lsblk, zpool status, a file system that was unmounted while in use), and end it`,
+            text: `${each} is held by the kernel for an unknown purpose${this.#suspects()}`,
+            todo: `find what holds it (lsblk, zpool status, a file system that was unmounted while in use), and stop that`,
           });
     }
     return claims;
   }
 
-  /** Does the kernel hold it for somebody? If not, it is claimed. */
+  /** Whether the kernel holds it for another user. If not, it is claimed. */
   #isHeld({ kind, name, number }: SysNode, claims: Disposable[]): boolean {
     return this.#asking.ask(() => {
       try {
@@ -114,7 +117,7 @@ export class Disks {
         return false;
       } catch (error) {
         if (isDmaError(error, 'EBUSY')) return true;
-        // There is nothing in the drive (ENOMEDIUM).
+        // The drive contains no medium (ENOMEDIUM).
         if (isDmaError(error) && error.errno === 123) return false;
         throw error;
       }
@@ -125,7 +128,7 @@ export class Disks {
     return this.#own.some((other) => node.path.startsWith(`${other.node.path}/`));
   }
 
-  /** Adds what is directly upon it. */
+  /** Adds the devices that use it directly, and its partitions. */
   #climb({ node, label }: Named): void {
     const holders = this.#asking.ask(() => this.#kernel.list(`/sys/dev/block/${node.number}/holders`), []);
     for (const name of holders) this.#add(this.#nodeOf(name), label);
@@ -133,7 +136,7 @@ export class Disks {
       if (part.kind === 'block' && part.path.startsWith(`${node.path}/`)) this.#add(part, label);
   }
 
-  /** Loop devices whose file, or device, is on what was found. */
+  /** Adds the loop devices whose backing file or device is on a device found so far. */
   #addLoops(): void {
     for (const node of this.#facts.nodes) {
       if (node.kind !== 'block' || !/\/loop\d+$/.test(node.path) || this.#found.has(node.number)) continue;
@@ -144,7 +147,7 @@ export class Disks {
     }
   }
 
-  /** What was found that a file is on, or is. */
+  /** The device found so far that a file is on, or that the path names. */
   #below(path: string): Named | undefined {
     const node = this.#asking.ask(() => this.#kernel.nodeAt(path), undefined);
     if (node?.kind === 'block') return this.#found.get(node.number);
@@ -162,7 +165,10 @@ export class Disks {
     return this.#facts.nodes.find((node) => node.kind === 'block' && node.name === name.replaceAll('!', '/'));
   }
 
-  /** What was found that a file system is on: by number, or, when it has none or several, by the names of its devices. */
+  /**
+   * The devices found so far that a file system is on: by number, or, if it has none or several, by the names of its
+   * devices.
+   */
   #under({ number, source, type }: Mount): Named[] {
     const direct = this.#found.get(number);
     if (direct !== undefined) return [direct];
@@ -175,7 +181,7 @@ export class Disks {
     return members.flatMap((each) => this.#found.get(each) ?? []);
   }
 
-  /** The numbers of all devices of the btrfs file system that has one of these. */
+  /** The numbers of all devices of the btrfs file system that contains one of these. */
   #btrfsWith(numbers: readonly string[]): string[] {
     const directory = '/sys/fs/btrfs';
     const sets = this.#asking
@@ -223,7 +229,7 @@ export class Disks {
     );
   }
 
-  /** Swap areas whose device can not be told: their names are gone. */
+  /** Deleted swap areas: their names no longer tell which device they are on. */
   #suspects(): string {
     const lost = this.#facts.swaps.filter(({ deleted, kind }) => deleted && kind === 'partition');
     return lost.length === 0 ? '' : `, perhaps for the swap area ${lost.map(({ path }) => path).join(', ')}`;

@@ -1,4 +1,4 @@
-/** PCI functions, as they are told to people and to programs. */
+/** PCI functions, as shown to people and as JSON. */
 import type { KernelPort } from '../../platform/ports.js';
 import { hex } from '../../units.js';
 import { groupMembers, type GroupMember } from '../../vfio/facts.js';
@@ -10,17 +10,17 @@ import { PciSysfs, type PciFunction } from './sysfs.js';
 import { usability, type PciUsability, type PciWay } from './usable.js';
 import { MachineUses } from './uses.js';
 
-/** All that is told about a function. */
+/** Everything that is shown about a function. */
 export interface PciFacts {
   readonly fn: PciFunction;
-  /** Of its vendor and device, as far as they are known. */
+  /** Names of its vendor and device, where pci.ids has them. */
   readonly name: string;
   /** The other members of its IOMMU group. */
   readonly neighbours: readonly GroupMember[];
   readonly usability: PciUsability;
 }
 
-/** Collects facts; what the system's lists say is read once. */
+/** Collects the facts. Lists of the system are read once. */
 export class PciReader {
   readonly #kernel: KernelPort;
   readonly #sysfs: PciSysfs;
@@ -36,12 +36,12 @@ export class PciReader {
     this.#uses = new MachineUses(kernel);
   }
 
-  /** All functions there are. */
+  /** All functions. */
   all(): PciFacts[] {
     return this.#sysfs.scan().map((fn) => this.#about(fn));
   }
 
-  /** Those of these addresses, as they are now; one that is not there any more is left out. */
+  /** The current facts of the functions at these addresses; functions that no longer exist are left out. */
   some(addresses: readonly string[]): PciFacts[] {
     return addresses.flatMap((address) => {
       const fn = this.#sysfs.read(address);
@@ -60,7 +60,7 @@ export class PciReader {
   }
 }
 
-/** A function for programs. */
+/** A function as JSON. */
 export function pciDocument({ fn, name, neighbours, usability }: PciFacts): object {
   const { uses, unknown, ...usable } = usability;
   const { address, ids, revision, driver, driverOverride, group, node, interfaces, vfioName, resources } = fn;
@@ -85,7 +85,7 @@ export function pciDocument({ fn, name, neighbours, usability }: PciFacts): obje
   };
 }
 
-/** Functions by kind, each with what it takes to use it; bridges come last. */
+/** A table of functions by kind, and what to do before they can be used; bridges come last. */
 export function pciText(all: readonly PciFacts[]): DescriptionPart[] {
   if (all.length === 0) return [];
   const kinds = new Map<string, PciFacts[]>();
@@ -108,16 +108,15 @@ export function pciText(all: readonly PciFacts[]): DescriptionPart[] {
         usableText(usability),
       ]);
   }
-  // Nobody who only looks is told to unmount the root, or to take the network down.
+  // A list must not suggest commands that unmount the root or take the network down.
   const free = all.filter(({ usability }) => !usability.inUse);
   const text = [{ columns, rows }, ...todoLines(free)];
   if (free.length === all.length) return text;
-  const nothing =
-    'Nothing is proposed for those that are in use: "anydma bind --dry-run DEVICE" says what would end that.';
+  const nothing = 'For devices in use, "anydma bind --dry-run DEVICE" shows what would end their use.';
   return [...text, '', nothing];
 }
 
-/** Nobody wants to use one; what keeps others from being used says so itself. */
+/** Bridges are left out: if one keeps other functions from being used, that is said with those functions. */
 function isBridge({ fn }: PciFacts): boolean {
   return classKind(fn.ids.classCode) === 'bridge';
 }
@@ -128,13 +127,13 @@ const WAYS: Readonly<Record<PciWay, string>> = {
   'no-iommu': 'without any protection',
 };
 
-/** `yes, by iommufd or by its group`, or `no: ` and why. */
+/** `yes, by iommufd or by its group`, or `no: ` and the reason. */
 export function usableText({ usable, ways, problems }: PciUsability): string {
   if (usable) return `yes, ${ways.map((way) => WAYS[way]).join(' or ')}`;
-  return `no: ${problems[0]?.reason ?? 'it is not known why'}`;
+  return `no: ${problems[0]?.reason ?? 'the reason is unknown'}`;
 }
 
-/** What there is to do before the functions can be used: each thing once, with the functions that it is for. */
+/** The steps before the functions can be used: each step once, with the functions that need it. */
 export function todoLines(all: readonly PciFacts[]): string[] {
   const unusable = all.filter((each) => !each.usability.usable && !isBridge(each));
   const steps = new Map<string, string[]>();
@@ -149,7 +148,9 @@ export function todoLines(all: readonly PciFacts[]): string[] {
   return ['', 'To use those that can not be used now:', ...lines];
 }
 
-/** `anydma bind DEVICE, for DEVICE 0000:00:02.0 0000:00:03.0`; nobody is named where it is for all. */
+/**
+ * `anydma bind DEVICE, for DEVICE 0000:00:02.0 0000:00:03.0`; without the addresses if the step is for all functions.
+ */
 function stepText(step: string, addresses: readonly string[], all: number): string {
   const [first] = addresses;
   if (!step.includes('DEVICE')) return addresses.length === all ? step : `${step} (for ${addresses.join(' ')})`;

@@ -96,13 +96,13 @@ describe('what is new in the kernel log', () => {
     assert.equal(mark.newer(lines(50, 103)), lines(100, 103), 'the kernel has dropped old lines');
   });
 
-  it('is told by time when the mark was dropped', () => {
+  it('is found by time if the mark was dropped', () => {
     const mark = new LogMark(lines(1, 100));
     assert.equal(mark.newer(lines(100, 200)).trim(), lines(100, 200).trim());
     assert.equal(mark.newer(lines(98, 102)).trim(), lines(100, 102).trim());
   });
 
-  it('is all of it when there was none', () => {
+  it('is the whole log if there was no mark', () => {
     for (const before of [undefined, '']) assert.equal(new LogMark(before).newer(line(1)), line(1));
   });
 });

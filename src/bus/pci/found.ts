@@ -1,32 +1,32 @@
-/** What was found when it was asked who uses a device, and what could not be found out. */
+/** Answers about the uses of a device, and questions that could not be answered. */
 import { isDmaError, type ErrorCode } from '../../errors.js';
 
-/** Somebody uses a device. */
+/** One use of a device. */
 export interface Use {
   /** A clause: `its disk nvme0n1 is mounted at /mnt`. */
   readonly text: string;
-  /** What ends it: a command, or a clause. */
+  /** What ends it: a command or a clause. */
   readonly todo: string;
 }
 
-/** Something could not be asked, so that nobody knows whether there is a use of that kind. */
+/** A question that could not be answered: it is not known whether there is a use of that kind. */
 export interface Unasked {
   readonly code: ErrorCode;
   /** A clause. */
   readonly reason: string;
 }
 
-/** Facts, with what is missing from them. */
+/** Facts, and the questions that could not be answered. */
 export interface Facts<T> {
   readonly value: T;
   readonly unknown: readonly Unasked[];
 }
 
-/** Collects facts: "can not be read" is kept apart from "is not there". */
+/** Collects facts. It distinguishes "can not be read" from "does not exist". */
 export class Asking {
   readonly unknown: Unasked[] = [];
 
-  /** What `call` returns; when it fails, `otherwise`, and that it is not known. */
+  /** The result of `call`. If it fails: `otherwise`, and the error is noted as an open question. */
   ask<T>(call: () => T, otherwise: T): T {
     try {
       return call();
@@ -39,7 +39,7 @@ export class Asking {
   }
 }
 
-/** Facts that are collected once, when they are first asked for. */
+/** Facts that are collected once, on first use. */
 export function once<T>(collect: (asking: Asking) => T): () => Facts<T> {
   let facts: Facts<T> | undefined;
   return () => {

@@ -1,6 +1,6 @@
-/** Shell-style patterns, as users write them for devices and the kernel for modules. */
+/** Shell-style patterns: users write them for devices, and the kernel for modules. */
 
-/** What matches a pattern of `*`, `?` and `[...]`, all of a text. */
+/** A regular expression for a pattern of `*`, `?` and `[...]`. It matches the whole text. */
 export function glob(pattern: string): RegExp {
   const parts = pattern.match(/\[!?[^\]]+\]|[^]/g) ?? [];
   return new RegExp(`^${parts.map(source).join('')}$`, 's');
@@ -15,12 +15,12 @@ function source(part: string): string {
     new RegExp(`[${set}]`);
     return `[${set}]`;
   } catch {
-    // A range that goes backwards matches only itself.
+    // A range whose ends are in the wrong order matches only its own characters.
     return escaped(part);
   }
 }
 
-/** A text as a part of a regular expression that matches just that. */
+/** A regular expression source that matches exactly this text. */
 export function escaped(text: string): string {
   return text.replace(/[\\^$.*+?()[\]{}|]/g, '\\$&');
 }

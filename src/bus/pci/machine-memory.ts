@@ -1,16 +1,18 @@
-/** Memory of the machine that comes through a PCI function, and goes with it: of CXL devices, and what a host gives by virtio-mem. */
+/**
+ * Memory of the machine that depends on a PCI function: CXL memory, and memory that a host provides through virtio-mem.
+ */
 import type { KernelPort } from '../../platform/ports.js';
 import type { Asking, Use } from './found.js';
 import { virtioBelow } from './virtio.js';
 
 const DEVICES = '/sys/bus/cxl/devices';
 
-/** What memory the kernel has through a function. */
+/** The memory that the kernel has through a function. */
 export function memoryUses(kernel: KernelPort, asking: Asking, address: string): Use[] {
   return [...cxlUses(kernel, asking, address), ...virtioUses(kernel, asking, address)];
 }
 
-/** The regions that have memory of a function (Documentation/ABI/testing/sysfs-bus-cxl). */
+/** The CXL regions that contain memory of a function (Documentation/ABI/testing/sysfs-bus-cxl). */
 function cxlUses(kernel: KernelPort, asking: Asking, address: string): Use[] {
   const linkOf = (path: string): string => asking.ask(() => kernel.readLink(`${DEVICES}/${path}`), undefined) ?? '';
   const names = asking.ask(() => kernel.list(DEVICES), []);
@@ -36,7 +38,7 @@ function cxlUses(kernel: KernelPort, asking: Asking, address: string): Use[] {
   );
 }
 
-/** Its driver: with a reset of the device the host takes the memory back, whoever uses it. */
+/** virtio-mem: if the device is reset, the host takes the memory back, even if it is in use. */
 const VIRTIO_MEMORY = 'virtio_mem';
 
 function virtioUses(kernel: KernelPort, asking: Asking, address: string): Use[] {
@@ -46,7 +48,7 @@ function virtioUses(kernel: KernelPort, asking: Asking, address: string): Use[] 
       return driver?.split('/').at(-1) === VIRTIO_MEMORY;
     })
     .map(() => ({
-      text: 'memory of this virtual machine comes through it',
-      todo: 'take that memory away on the host',
+      text: 'it provides memory of this virtual machine',
+      todo: 'remove that memory on the host',
     }));
 }

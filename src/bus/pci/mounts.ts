@@ -1,37 +1,37 @@
-/** What is mounted, in every mount namespace that can be seen, and what is swapped to (proc_pid_mountinfo(5), proc_swaps(5)). */
+/** Mounted file systems in every visible mount namespace, and swap areas (proc_pid_mountinfo(5), proc_swaps(5)). */
 import type { KernelPort } from '../../platform/ports.js';
 import type { Asking } from './found.js';
 import { askProcesses } from './processes.js';
 
 /** A mounted file system. */
 export interface Mount {
-  /** The number of its device: `259:1`; with 0 before the colon it has none, or several. */
+  /** The number of its device: `259:1`; a number that begins with `0:` means no device, or several. */
   readonly number: string;
-  /** The directory, as its namespace sees it. */
+  /** The mount point, as its namespace sees it. */
   readonly target: string;
   readonly type: string;
-  /** What was mounted: a device, a tag, or any text. */
+  /** The source of the mount: a device, a tag, or any text. */
   readonly source: string;
-  /** A process that sees it; `undefined`: this one. */
+  /** A process in the namespace that has the mount; `undefined`: this process. */
   readonly process: number | undefined;
 }
 
-/** An area that the kernel swaps to. */
+/** A swap area. */
 export interface Swap {
   readonly path: string;
   readonly kind: 'partition' | 'file';
-  /** Its name is gone: what has that name now is something else. */
+  /** Its file was deleted: another file may have this name now. */
   readonly deleted: boolean;
 }
 
-/** All mounts of this process, of the first one, and of one process of each other mount namespace. */
+/** All mounts of this process, of process 1, and of one process in each other mount namespace. */
 export function readMounts(kernel: KernelPort, asking: Asking): Mount[] {
   const mounts = asking.ask(() => parse(kernel.readText('/proc/self/mountinfo') ?? '', undefined), []);
   const own = asking.ask(() => kernel.readLink('/proc/self/ns/mnt'), undefined);
   const seen = new Set([own]);
   askProcesses(kernel, asking, (process, ask) => {
     const space = ask(() => kernel.readLink(`/proc/${process}/ns/mnt`), undefined);
-    // This process may be confined to a part of what the first one sees.
+    // This process may see only a part of process 1's file systems (chroot).
     if (space === undefined || (seen.has(space) && process !== 1)) return;
     const text = ask(() => kernel.readText(`/proc/${process}/mountinfo`), undefined);
     if (text === undefined) return;
@@ -51,7 +51,7 @@ function parse(text: string, process: number | undefined): Mount[] {
   });
 }
 
-/** All areas that are swapped to. */
+/** All swap areas. */
 export function readSwaps(kernel: KernelPort): Swap[] {
   const lines = (kernel.readText('/proc/swaps') ?? '').split('\n').slice(1);
   return lines.flatMap((line) => {
@@ -63,15 +63,15 @@ export function readSwaps(kernel: KernelPort): Swap[] {
   });
 }
 
-/** What the kernel adds to the name of what was removed while it is in use. */
+/** The kernel adds this to the name of a deleted file that is still in use. */
 const DELETED = ' (deleted)';
 
-/** A name as it was before it was removed. */
+/** The name that a file had before it was deleted. */
 export function withoutDeleted(path: string): string {
   return path.endsWith(DELETED) ? path.slice(0, -DELETED.length) : path;
 }
 
-/** Where a file is mounted from, by its name in this process's namespace: the last of the mounts with the longest target. */
+/** The mount that a path of this process's namespace is on: the last of the mounts with the longest target. */
 export function mountOf(mounts: readonly Mount[], path: string): Mount | undefined {
   let best: Mount | undefined;
   for (const mount of mounts) {
@@ -83,7 +83,9 @@ export function mountOf(mounts: readonly Mount[], path: string): Mount | undefin
   return best;
 }
 
-/** Blanks and such are written as three octal digits; the bytes are UTF-8, mostly. */
+/**
+ * Decodes blanks and similar characters, which are written as three octal digits; the bytes are UTF-8 in most cases.
+ */
 function unescaped(text: string): string {
   const bytes = text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)));
   return Buffer.from(bytes, 'latin1').toString('utf8');

@@ -36,7 +36,7 @@ describe('names of PCI devices', () => {
       assert.equal(names.describe({ vendor, device }), text);
     });
 
-  it('without a list there are ids', () => {
+  it('without a list the ids are shown', () => {
     assert.equal(new PciNames(new FakeMachine()).describe({ vendor: 0x1af4, device: 1 }), '1af4:0001');
   });
 
@@ -63,7 +63,7 @@ describe('kernel modules', () => {
   };
   const modules = new KernelModules(new FakeMachine({ files }));
 
-  it('which are there', () => {
+  it('which modules exist', () => {
     assert.deepEqual(
       ['vfio-pci', 'vfio_pci', 'b-c', 'ext4', 'ext', 'uio'].map((name) => modules.has(name)),
       [true, true, true, true, false, false],
@@ -71,7 +71,7 @@ describe('kernel modules', () => {
     assert.equal(new KernelModules(new FakeMachine()).has('vfio-pci'), undefined);
   });
 
-  it('which are for a device', () => {
+  it('which modules support a device', () => {
     assert.deepEqual(modules.forModalias('pci:v00008086d000010D3sv00008086sd00000000bc02sc00i00'), [
       'e1000e',
       'generic',

@@ -1,9 +1,9 @@
-/** Names for people: of vendors and devices by the system's pci.ids, of classes by what is built in. */
+/** Names for people: of vendors and devices from the system's pci.ids, of classes from the tables below. */
 import { NO_PERMISSION, unlessFails } from '../../errors.js';
 import type { KernelPort } from '../../platform/ports.js';
 import type { IdMatch } from '../model.js';
 
-/** Where systems keep pci.ids (https://pci-ids.ucw.cz); the first that is there is read. */
+/** Where systems keep pci.ids (https://pci-ids.ucw.cz); the first file that exists is used. */
 const PLACES = [
   '/usr/share/misc/pci.ids',
   '/usr/share/hwdata/pci.ids',
@@ -11,7 +11,7 @@ const PLACES = [
   '/var/lib/pciutils/pci.ids',
 ];
 
-/** Base classes, and of their sub-classes those that are met (PCI Code and ID Assignment Specification 1.11). */
+/** Base classes and common sub-classes (PCI Code and ID Assignment Specification 1.11). */
 const CLASSES: Readonly<Record<string, string>> = {
   '00': 'old device',
   '01': 'storage',
@@ -57,18 +57,18 @@ const CLASSES: Readonly<Record<string, string>> = {
   ff: 'unclassified',
 };
 
-/** Which kind of device a class code (24 bits) says: `network`, `storage` ... by its base class. */
+/** The kind of device of a class code (24 bits), by its base class: `network`, `storage` ... */
 export function classKind(classCode: number): string {
   const base = (classCode >>> 16).toString(16).padStart(2, '0');
   return CLASSES[base] ?? `class ${base}`;
 }
 
-/** The same, as exactly as is known: `Ethernet`, `NVMe`. */
+/** The most exact name of a class code: `Ethernet`, `NVMe`. */
 export function className(classCode: number): string {
   return CLASSES[(classCode >>> 8).toString(16).padStart(4, '0')] ?? classKind(classCode);
 }
 
-/** Names out of the system's pci.ids, which is read when the first name is asked for. */
+/** Names from the system's pci.ids, which is read on first use. */
 export class PciNames {
   readonly #kernel: KernelPort;
   #text: string | undefined;
@@ -77,13 +77,13 @@ export class PciNames {
     this.#kernel = kernel;
   }
 
-  /** Vendor and device; `undefined` where the system does not know it. */
+  /** The names of vendor and device; `undefined` for a name that the list does not contain. */
   of({ vendor, device }: IdMatch): { readonly vendor: string | undefined; readonly device: string | undefined } {
-    // The list was made with UTF-8; the kernel's files are not, so the port gives bytes.
+    // The port returns bytes, one per character, but pci.ids is UTF-8.
     const text = (this.#text ??= this.#read());
     const at = text.indexOf(`\n${id(vendor)}  `);
     if (at < 0) return { vendor: undefined, device: undefined };
-    // A vendor's devices are the lines after it that begin with a tab.
+    // A vendor's devices are the following lines that begin with a tab.
     const block = /^\n[^\n]*(?:\n(?:[\t#][^\n]*)?)*/.exec(text.slice(at, at + LONGEST_BLOCK))?.[0] ?? '';
     const name = (start: string, width: number): string | undefined => {
       const found = block.indexOf(start);
@@ -94,7 +94,7 @@ export class PciNames {
     return { vendor: name(`\n${id(vendor)}  `, 7), device: name(`\n\t${id(device)}  `, 8) };
   }
 
-  /** The first list that this user may read, after a line feed. Without one there are numbers. */
+  /** The first list that this user may read, with a line feed in front; empty if there is none. */
   #read(): string {
     for (const path of PLACES) {
       const text = unlessFails(NO_PERMISSION, () => this.#kernel.readText(path));
@@ -103,7 +103,7 @@ export class PciNames {
     return '\n';
   }
 
-  /** Vendor and device as one text: names where there are any, else ids. */
+  /** Vendor and device in one text: names, or ids where there is no name. */
   describe(ids: IdMatch): string {
     const { vendor, device } = this.of(ids);
     if (vendor === undefined) return `${id(ids.vendor)}:${id(ids.device)}`;
@@ -111,7 +111,7 @@ export class PciNames {
   }
 }
 
-/** The vendor with the most devices has some 300 KiB. bytes */
+/** Limit for the entries of one vendor, in bytes: the largest vendor has about 300 KiB. */
 const LONGEST_BLOCK = 2 ** 20;
 
 /** Four hexadecimal digits. */

@@ -1,24 +1,24 @@
-/** Which processes have nodes of devices open, by /proc/PID/fd. */
+/** The processes that have device files open, from /proc/PID/fd. */
 import type { KernelPort } from '../../platform/ports.js';
 import type { Asking } from './found.js';
 import { askProcesses } from './processes.js';
 
-/** A process that has a node open. */
+/** A process that has a device file open. */
 export interface Opener {
   readonly process: number;
-  /** Its name; empty when it can not be read. */
+  /** Its name; empty if it can not be read. */
   readonly name: string;
-  /** What it opened, as it is called there. */
+  /** The name of the file, as the process opened it. */
   readonly path: string;
 }
 
-/** They look at every new device for a moment. */
+/** udev opens every new device for a moment. */
 const PASSERS_BY: readonly string[] = ['systemd-udevd', '(udev-worker)', 'udevd', 'mdev'];
 
-/** The first PID namespace of every Linux since 3.8 (PID_NS_INIT_INO of include/uapi/linux/nsfs.h). */
+/** The inode of the first PID namespace since Linux 3.8 (PID_NS_INIT_INO of include/uapi/linux/nsfs.h). */
 const FIRST_NAMESPACE = 'pid:[4026531836]';
 
-/** Processes, besides this one, by the kind and the number of the node: `block 259:0`. */
+/** Processes other than this one, by kind and number of the device: `block 259:0`. */
 export function readOpenNodes(kernel: KernelPort, asking: Asking): Map<string, Opener[]> {
   const found = new Map<string, Opener[]>();
   const namespace = asking.ask(() => kernel.readLink('/proc/self/ns/pid'), undefined) ?? FIRST_NAMESPACE;
@@ -31,7 +31,7 @@ export function readOpenNodes(kernel: KernelPort, asking: Asking): Map<string, O
     const paths = new Map<string, string>();
     for (const fd of ask(() => kernel.list(directory), [])) {
       const path = ask(() => kernel.readLink(`${directory}/${fd}`), undefined);
-      // A process with another root has its nodes below that.
+      // A process with another root (chroot) has a path in front of /dev.
       if (path?.includes('/dev/') === true) paths.set(path, `${directory}/${fd}`);
     }
     if (paths.size === 0) return;

@@ -170,7 +170,7 @@ describe('a PCI function that stays with its kernel driver', { skip }, () => {
     },
   });
 
-  it('is opened by the first who claims it, and by nobody else', () =>
+  it('is opened by the first claimer that takes it, and by no other', () =>
     withBus(
       async (bench) => {
         const opened = await bench.open(KERNELS);
@@ -189,7 +189,7 @@ describe('a PCI function that stays with its kernel driver', { skip }, () => {
 });
 
 describe('opening a PCI function', { skip }, () => {
-  it('lets it answer and do DMA; closing ends its DMA first, and gives everything back', () =>
+  it('enables memory decoding and DMA; closing ends its DMA first, then releases everything', () =>
     withBus(async (bench) => {
       const { kernel } = bench;
       kernel.config.set([0x01, 0x05], COMMAND);
@@ -234,7 +234,7 @@ describe('opening a PCI function', { skip }, () => {
     ['one that is not there', '0000:00:09.0', [], 'ENODEV', /no such PCI device.*pci:0000:00:09\.0.*anydma devices/],
     ['one of the kernel', KERNELS, [], 'EBUSY', /the driver e1000e has it.*anydma bind 0000:00:04\.0/],
     ['a bridge', BRIDGE, [], 'ENOTSUP', /it is a bridge/],
-    ['a container that there is not', A, [['container', 'x']], 'ENOENT', /no container "x".*there are: default/],
+    ['a container that does not exist', A, [['container', 'x']], 'ENOENT', /no container "x".*containers: default/],
   ];
   for (const [what, name, args, code, says] of refused)
     it(`refuses ${what}`, () =>
@@ -243,16 +243,16 @@ describe('opening a PCI function', { skip }, () => {
         assert.deepEqual(bench.nodes, []);
       }));
 
-  it('what VFIO says keeps its hint, and gets one where it has none', () =>
+  it('errors of VFIO keep their hint, or get one if they have none', () =>
     withBus(async (bench) => {
       bench.refusal = new DmaError({ code: 'EPERM', operation: 'x', reason: 'no', hint: 'do this', device: A });
       await assert.rejects(bench.open(), dmaError('EPERM', /no on pci:0000:00:02\.0 \(hint: do this\)/));
       bench.refusal = new DmaError({ code: 'EPERM', operation: 'x', reason: 'no' });
       bench.machine.nodes.clear();
-      await assert.rejects(bench.open(), dmaError('EPERM', /hint: see that devtmpfs is mounted/));
+      await assert.rejects(bench.open(), dmaError('EPERM', /hint: check that devtmpfs is mounted/));
     }));
 
-  it('one that does not answer is given back', () =>
+  it('one that does not answer is closed again', () =>
     withBus(async (bench) => {
       bench.kernel.config.fill(0xff);
       await assert.rejects(bench.open(), dmaError('ENODEV', /does not answer/));
@@ -285,7 +285,7 @@ describe('opening a PCI function', { skip }, () => {
 });
 
 describe('what the kernel tells about an open PCI function', { skip }, () => {
-  it('it wants it back: DMA ends, the device is lost, once', () =>
+  it('it wants the device back: DMA ends, and the device is lost, once', () =>
     withBus(async (bench) => {
       const opened = await bench.open();
       const lost: DmaError[] = [];
@@ -303,7 +303,7 @@ describe('what the kernel tells about an open PCI function', { skip }, () => {
       assert.equal(lost.length, 1);
     }));
 
-  it('before anybody listens: it is told when somebody does', () =>
+  it('before a listener is set: reported as soon as one is set', () =>
     withBus(async (bench) => {
       const opened = await bench.open();
       bench.kernel.signalIndex(REQUEST);
@@ -361,7 +361,7 @@ describe('a PCI function in a registry', { skip }, () => {
     return registry;
   }
 
-  it('one that the kernel wants back takes its own mappings along, and no others', () =>
+  it('one that the kernel wants back loses its own mappings, and no others', () =>
     withBus(async (bench) => {
       const registry = registryOf(bench);
       bench.containers.create({ name: 'mine' });
@@ -404,7 +404,7 @@ describe('a PCI function in a registry', { skip }, () => {
       await registry.remove(device);
     }));
 
-  it('physical addresses are wished for only where functions are used without an IOMMU', () => {
+  it('physical addresses are wanted only if functions are used without an IOMMU', () => {
     const files = { '/sys/kernel/iommu_groups/5/name': 'vfio-noiommu\n' };
     const wish = (choice: 'auto' | 'noiommu', machine: FakeMachine): string | undefined => {
       const platform = { ...openPlatform(), kernel: machine };

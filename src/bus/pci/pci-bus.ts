@@ -1,4 +1,4 @@
-/** The bus of PCI functions that VFIO hands to this process: `pci:0000:00:02.0`, `pci:00:02.0,container=mine`. */
+/** The bus of PCI functions that a VFIO driver has: `pci:0000:00:02.0`, `pci:00:02.0,container=mine`. */
 import { mustBe } from '../../check.js';
 import type { AddressSpace } from '../../dma/address-space.js';
 import { DmaError, forPeople, isDmaError, throwFirst, undoAll, withUndo, type DmaErrorDetails } from '../../errors.js';
@@ -23,18 +23,21 @@ import { faultsInLog, LogMark } from './faults.js';
 import { isBridge, isVfio, PciSysfs, type PciFunction } from './sysfs.js';
 import { usability } from './usable.js';
 
-/** What the bus is made of. */
+/** What the bus needs. */
 export interface PciBusOptions {
   readonly platform: Platform;
   /** @internal */
   readonly containers: Pick<Containers, 'default' | 'find' | 'open' | typeof Symbol.iterator>;
-  /** Who opens functions that stay with their kernel drivers; the first one that does has it. Default: nobody. */
+  /**
+   * Vendors' ways to open functions that stay with their kernel drivers; the first that takes a function opens it.
+   * Default: none.
+   */
   readonly claimers?: readonly PciClaimer[];
 }
 
 /**
- * The bus `pci`. Key of device names: `container=NAME`, the container that the device is put into; without it,
- * the default one. Devices of one container share what is mapped.
+ * The bus `pci`. Key of device names: `container=NAME`, the container that the device is put into; default: the default
+ * container. Devices in one container share their mappings.
  */
 export class PciBus implements Bus {
   readonly name = 'pci';
@@ -44,7 +47,7 @@ export class PciBus implements Bus {
   readonly takesContainers = true;
   readonly #options: PciBusOptions;
   readonly #sysfs: PciSysfs;
-  /** Those of open functions, by address: a container's is one for all that are in it. */
+  /** Address spaces of open functions, by address. Functions in one container have the same one. */
   readonly #spaces = new Map<string, KernelSpace>();
 
   constructor(options: PciBusOptions) {
@@ -52,12 +55,12 @@ export class PciBus implements Bus {
     this.#sysfs = new PciSysfs(options.platform.kernel);
   }
 
-  /** An address, with or without the domain. */
+  /** Accepts a PCI address, with or without the domain. */
   parse(name: string): string | undefined {
     return parsePciAddress(name);
   }
 
-  /** All functions but bridges, whichever driver has them. */
+  /** All functions except bridges, with any driver or none. */
   async scan(): Promise<readonly string[]> {
     return this.#sysfs
       .scan()
@@ -66,11 +69,11 @@ export class PciBus implements Bus {
   }
 
   /**
-   * Opens a function that a VFIO driver has, and lets it answer to loads and stores and be a bus master.
+   * Opens a function that a VFIO driver has, and enables memory decoding and bus mastering.
    *
-   * @throws DmaError ENOTSUP: there is no VFIO in this build; ENODEV: it is not there, or no driver has it; EBUSY: a driver of the kernel's has it, or its IOMMU group
-   *   is not viable; ENOENT: there is no such container; ENOTSUP: it is a bridge; and all that `Containers.open` throws;
-   *   each with what to do about it
+   * @throws DmaError ENOTSUP: VFIO is not available here, or it is a bridge; ENODEV: it does not exist, or no driver
+   *   has it; EBUSY: another kernel driver has it, or its IOMMU group is not viable; ENOENT: there is no such
+   *   container; and all errors of `Containers.open`; each with a hint
    */
   async open(address: string, args: ReadonlyMap<string, string>, options: OpenOptions = {}): Promise<OpenedDevice> {
     const { platform, containers } = this.#options;
@@ -80,7 +83,7 @@ export class PciBus implements Bus {
         code: 'ENOTSUP',
         operation: 'open',
         device: `pci:${address}`,
-        reason: `PCI devices are opened through Linux's VFIO, which is not available here: ${limitation}`,
+        reason: `PCI devices need Linux's VFIO, which is not available here: ${limitation}`,
         hint: 'vdev devices work everywhere: "anydma demo" uses one',
       });
     const claimed = this.#openClaimed(address);
@@ -117,14 +120,14 @@ export class PciBus implements Bus {
     }
   }
 
-  /** That of the container that it is in. */
+  /** The address space of the container that the device is in. */
   spaceOf({ name, busName }: Device): AddressSpace {
     const space = this.#spaces.get(busName);
     if (space !== undefined) return space;
     throw closedDevice(name);
   }
 
-  /** All functions of the machine, with what it takes to use each. */
+  /** All functions of the machine, with what to do before each can be used. */
   describe(): Description {
     const { platform } = this.#options;
     const all = platform.limitation === undefined ? new PciReader(platform.kernel).all() : [];
@@ -133,7 +136,7 @@ export class PciBus implements Bus {
     return { document: { pci: all.map(pciDocument) }, text: pciText(all), summary };
   }
 
-  /** Without an IOMMU devices use physical addresses. */
+  /** Without an IOMMU, devices use physical addresses. */
   iovaWish(): 'pa' | undefined {
     if (this.#options.containers.default.choice !== 'noiommu') return undefined;
     const exposed = (fn: PciFunction): boolean =>
@@ -144,18 +147,18 @@ export class PciBus implements Bus {
   #containerOf(args: ReadonlyMap<string, string>, options: OpenOptions): Container {
     const { containers } = this.#options;
     if (options.container !== undefined) {
-      mustBe(options.container, Container, 'what a device is put into', 'open');
+      mustBe(options.container, Container, 'container', 'open');
       return options.container;
     }
     const name = args.get('container');
     if (name === undefined) return containers.default;
     const container = containers.find(name);
     if (container !== undefined) return container;
-    const hint = `there are: ${[...containers].map((each) => each.name).join(', ')}; others have to be made first`;
+    const hint = `containers: ${[...containers].map((each) => each.name).join(', ')}; create others first`;
     throw new DmaError({ code: 'ENOENT', operation: 'open', reason: `there is no container "${name}"`, hint });
   }
 
-  /** A function that stays with its kernel driver, opened by who can use it so. */
+  /** Opens a function that stays with its kernel driver, through the first vendor that takes it. */
   #openClaimed(address: string): OpenedDevice | undefined {
     const { claimers = [] } = this.#options;
     if (claimers.length === 0) return undefined;
@@ -168,12 +171,12 @@ export class PciBus implements Bus {
     return undefined;
   }
 
-  /** The function, when a VFIO driver has it. */
+  /** The function, if a VFIO driver has it. */
   #find(address: string): PciFunction {
     const fn = this.#sysfs.read(address);
     const details = { operation: 'open', device: `pci:${address}` };
     if (fn === undefined) {
-      const hint = 'anydma devices lists what there is';
+      const hint = 'anydma devices lists all devices';
       throw new DmaError({ code: 'ENODEV', reason: 'there is no such PCI device', hint, ...details });
     }
     if (!isVfio(fn)) throw new DmaError({ ...details, ...this.#advice(fn) });
@@ -189,10 +192,10 @@ export class PciBus implements Bus {
     }
   }
 
-  /** What keeps the function from being used, as far as can be seen. */
+  /** The most basic reason why the function can not be used, with a hint. */
   #advice(fn: PciFunction): Pick<DmaErrorDetails, 'code' | 'reason' | 'hint'> {
     const { problems } = usability(this.#sysfs, fn);
-    if (problems.length === 0) return { code: 'EIO', reason: 'it can not be used', hint: undefined };
+    if (problems.length === 0) return { code: 'EIO', reason: 'the device can not be used', hint: undefined };
     const [{ code }] = problems;
     const hint = [...new Set(problems.map(({ todo }) => todo))].join('; then: ');
     return { code, reason: problems.map(({ reason }) => reason).join(', and '), hint };
@@ -200,12 +203,12 @@ export class PciBus implements Bus {
 }
 
 function nodeOf({ address, group, vfioName }: PciFunction): VfioNode {
-  // A character device without an IOMMU is of no use to iommufd as it is used here.
+  // Without an IOMMU, this library does not use the character device of iommufd.
   const named = vfioName !== undefined && !vfioName.startsWith('noiommu-');
   return { name: address, group, device: named ? `/dev/vfio/devices/${vfioName}` : undefined };
 }
 
-/** The command register: whether the function answers to loads and stores, and may do DMA. */
+/** The command register: enables memory decoding and DMA (bus mastering). */
 class Command {
   readonly #device: VfioDevice;
   readonly #word = new Uint8Array(2);
@@ -214,7 +217,7 @@ class Command {
     this.#device = device;
   }
 
-  /** @throws DmaError ENODEV when the function does not answer */
+  /** @throws DmaError ENODEV if the function does not answer */
   start(): void {
     const command = this.#read();
     if (command === 0xffff)
@@ -222,12 +225,12 @@ class Command {
         code: 'ENODEV',
         operation: 'open',
         reason: 'the device does not answer: its configuration space reads as all ones',
-        hint: 'it may have lost its power or its link; write 1 into its "remove" and then into /sys/bus/pci/rescan',
+        hint: 'it may have lost power or its link; write 1 to its "remove" and then to /sys/bus/pci/rescan',
       });
     this.#write(command | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
   }
 
-  /** Ends its DMA. Nothing happens when it can not be reached any more. */
+  /** Disables its DMA. Does nothing if the function can no longer be reached. */
   stop(): void {
     if (this.#device.failure !== undefined) return;
     const command = this.#read();
@@ -246,7 +249,7 @@ class Command {
   }
 }
 
-/** What the kernel tells about a device by interrupts of VFIO's own: that it wants it back, and that it reported an error. */
+/** Requests of the kernel for a device, sent as VFIO interrupts: release the device, and an error was reported. */
 class Notices {
   readonly #platform: Platform;
   readonly #device: VfioDevice;
@@ -262,7 +265,7 @@ class Notices {
     this.#command = command;
   }
 
-  /** Begins to listen. What it took when it throws is given back by `close`. */
+  /** Begins to listen. If it throws, `close` still has to be called. */
   listen(): void {
     this.#connect(VFIO_PCI_REQ_IRQ_INDEX, () => this.#givenBack());
     this.#connect(VFIO_PCI_ERR_IRQ_INDEX, () =>
@@ -272,7 +275,7 @@ class Notices {
           operation: 'pci',
           device: `pci:${this.#device.name}`,
           reason: 'the device reported an error that the bus could not correct (PCI Express AER)',
-          hint: 'the kernel log says which; reset the device before it is used again',
+          hint: 'the kernel log shows the error; reset the device before it is used again',
         }),
       ),
     );
@@ -293,13 +296,13 @@ class Notices {
     if (errors.length > 0) throw errors[0];
   }
 
-  /** The kernel repeats this until the device is closed, and waits for that. */
+  /** The kernel repeats this until the device is closed, and waits for it. */
   #givenBack(): void {
     if (this.#lost !== undefined) return;
     const device = `pci:${this.#device.name}`;
-    const reason = 'the kernel wants the device back: it is being unplugged, or taken from its driver';
+    const reason = 'the kernel wants the device back: it is being unplugged, or unbound from its driver';
     this.#lost = new DmaError({ code: 'ENODEV', operation: 'pci', device, reason });
-    // Its memory will be taken from it. What is gone already can not be stopped.
+    // Its memory will be taken away, so stop its DMA. If the device is unplugged already, that fails.
     undoAll([() => this.#command.stop(), () => this.close()]);
     this.#device.fail(this.#lost);
     this.#tellLost?.(this.#lost);
@@ -315,7 +318,7 @@ class Notices {
       if (events.take(fd) > 0) notice();
     });
     this.#undo.push(() => watch.close());
-    // A program that has nothing left to do may end.
+    // Listening alone does not keep the program alive.
     watch.setRef(false);
     this.#device.setInterrupts({ index, action: 'trigger', eventfds: [fd] });
     this.#undo.push(() => {

@@ -1,14 +1,14 @@
-/** What is asked of all processes that can be seen (proc(5)). */
+/** Questions about all visible processes (proc(5)). */
 import { isDmaError, type DmaError } from '../../errors.js';
 import type { KernelPort } from '../../platform/ports.js';
 import type { Asking } from './found.js';
 
-/** What `call` returns; when it fails, `otherwise`. */
+/** The result of `call`; `otherwise` if it fails. */
 export type Ask = <T>(call: () => T, otherwise: T) => T;
 
 /**
- * Calls `each` with every process. What fails then is not known, unless its process has ended meanwhile; what fails alike,
- * for one process or many, is told once, with a count.
+ * Calls `each` for every process. A failure is noted as an open question, unless the process has ended meanwhile. Equal
+ * failures are noted once, with a count.
  */
 export function askProcesses(kernel: KernelPort, asking: Asking, each: (process: number, ask: Ask) => void): void {
   const failures: { readonly process: number; readonly error: DmaError }[] = [];
@@ -38,7 +38,7 @@ export function askProcesses(kernel: KernelPort, asking: Asking, each: (process:
   }
 }
 
-/** The numbers of all processes that can be seen. */
+/** The numbers of all visible processes. */
 function processes(kernel: KernelPort): number[] {
   return kernel
     .list('/proc')

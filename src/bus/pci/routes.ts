@@ -1,15 +1,15 @@
-/** Network interfaces that are in use: those that routes lead through, that have addresses, or that others are built upon. */
+/** Network interfaces in use: with routes, with addresses, or used by other interfaces. */
 import type { KernelPort, KernelRoute } from '../../platform/ports.js';
 import type { Asking, Facts, Use } from './found.js';
 
 const CLASS = '/sys/class/net';
 
-/** What is asked once for all interfaces. */
+/** Facts that are collected once for all interfaces. */
 export interface NetworkFacts {
   readonly routes: readonly KernelRoute[];
-  /** Indexes of the interfaces that programs receive raw packets of. */
+  /** Indexes of the interfaces that programs receive raw packets from. */
   readonly listened: ReadonlySet<number>;
-  /** Names of the interfaces that PPPoE runs over, which need neither addresses nor routes for that. */
+  /** Names of the interfaces that PPPoE runs over: they need neither addresses nor routes. */
   readonly dialled: ReadonlySet<string>;
 }
 
@@ -21,22 +21,22 @@ export function readNetwork(kernel: KernelPort, asking: Asking): NetworkFacts {
       .split('\n')
       .slice(1)
       .map((line) => line.trim().split(/\s+/));
-  // Pointer, references, type, protocol, interface.
+  // Columns: pointer, references, type, protocol, interface.
   const listened = rowsOf('/proc/net/packet').map(([, , , , index]) => Number(index));
   return {
     routes: asking.ask(() => kernel.routes(), []),
     listened: new Set(listened.filter((index) => index > 0)),
-    // Session, address, interface.
+    // Columns: session, address, interface.
     dialled: new Set(rowsOf('/proc/net/pppoe').flatMap(([, , name]) => name ?? [])),
   };
 }
 
-/** Names of the interfaces below a directory of /sys/devices that has this part in its path. */
+/** Names of the interfaces whose path in /sys/devices contains this part. */
 export function interfacesBelow(kernel: KernelPort, part: string): string[] {
   return kernel.list(CLASS).filter((name) => kernel.readLink(`${CLASS}/${name}`)?.includes(part) === true);
 }
 
-/** Who uses the interface `name`. */
+/** The uses of the interface `name`. */
 export function interfaceUses(
   kernel: KernelPort,
   asking: Asking,
@@ -62,30 +62,30 @@ export function interfaceUses(
     if (listened.has(index))
       uses.push({
         text: `a program receives the packets of its interface ${name}${by}`,
-        todo: `end the program ("ss -0p" names it)`,
+        todo: `stop the program ("ss -0p" shows it)`,
       });
     if (dialled.has(each))
-      uses.push({ text: `PPPoE runs over its interface ${name}${by}`, todo: 'end that connection ("poff -a")' });
+      uses.push({ text: `PPPoE runs over its interface ${name}${by}`, todo: 'stop that connection ("poff -a")' });
   }
   return uses;
 }
 
-/** The interface, and those above it. */
+/** The interface, and all interfaces that use it. */
 function withUppers(kernel: KernelPort, asking: Asking, name: string): Set<string> {
   const names = new Set([name]);
-  // What is added is visited as well.
+  // Interfaces added in the loop are visited too.
   for (const each of names)
     for (const entry of asking.ask(() => kernel.list(`${CLASS}/${each}`), []))
       if (entry.startsWith('upper_')) names.add(entry.slice('upper_'.length));
   return names;
 }
 
-/** What is in one has routes of its own; being in it carries nothing. */
+/** Whether it is a VRF. An interface in a VRF has its own routes; being in one is not a use. */
 function isVrf(kernel: KernelPort, asking: Asking, name: string): boolean {
   return /^DEVTYPE=vrf$/m.test(asking.ask(() => kernel.readText(`${CLASS}/${name}/uevent`), undefined) ?? '');
 }
 
-/** What the routes of one interface say, by the one that matters most; `undefined` when none does. */
+/** The most important use by routes or addresses of one interface; `undefined` if there is none. */
 function mostTelling(routes: readonly KernelRoute[]): string | undefined {
   const used = routes.filter((route) => route.type !== 'other' && !isOfEveryInterface(route));
   const unicast = used.filter(({ type }) => type === 'unicast');
@@ -95,7 +95,7 @@ function mostTelling(routes: readonly KernelRoute[]): string | undefined {
   return address === undefined ? undefined : `has the address ${address.destination.split('/')[0]}`;
 }
 
-/** Link-local addresses, and multicast. */
+/** Link-local addresses and multicast, which are no use. */
 function isOfEveryInterface({ family, destination }: KernelRoute): boolean {
   return family === 4 ? /^(?:169\.254|22[4-9]|23\d)\./.test(destination) : /^(?:fe[89ab]|ff)/.test(destination);
 }

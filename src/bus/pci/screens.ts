@@ -1,12 +1,14 @@
-/** Where people see the machine, and type: its primary display, the text console on a frame buffer, its consoles. */
+/**
+ * Display and consoles of the machine: its primary display, the text console on a frame buffer, its serial consoles.
+ */
 import type { KernelPort } from '../../platform/ports.js';
 import type { SysNode } from './disks.js';
 import type { Asking, Use } from './found.js';
 import { virtioBelow } from './virtio.js';
 
-const FORCE = 'see that the machine can be reached without it, and use --force';
+const FORCE = 'make sure that the machine can be reached without it, then use --force';
 
-/** What of that is on a function. @param nodes the devices that its driver made */
+/** Which of these a function provides. @param nodes the devices that its driver created */
 export function screenUses(kernel: KernelPort, asking: Asking, address: string, nodes: readonly SysNode[]): Use[] {
   const read = (path: string): string => asking.ask(() => kernel.readText(path), undefined)?.trim() ?? '';
   const uses: Use[] = [];
@@ -33,7 +35,7 @@ export function screenUses(kernel: KernelPort, asking: Asking, address: string, 
 /** The number of virtio consoles (VIRTIO_ID_CONSOLE of include/uapi/linux/virtio_ids.h). */
 const VIRTIO_CONSOLE = 3;
 
-/** Any of them may be `hvc0`: the kernel does not say which is. */
+/** Any virtio console may be `hvc0`: the kernel does not say which one is. */
 function isVirtioConsole(kernel: KernelPort, asking: Asking, address: string, name: string): boolean {
   return (
     /^hvc\d+$/.test(name) &&

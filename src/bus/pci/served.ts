@@ -1,6 +1,6 @@
 /**
- * Devices that the kernel serves to other machines: NVMe targets, and SCSI targets over files. It opens them as any program
- * would, without claiming them, and no process has them open.
+ * Devices that the kernel serves to other machines: NVMe targets, and SCSI targets over files. The kernel opens them
+ * without claiming them, and no process has them open.
  */
 import type { DeviceNode, KernelPort } from '../../platform/ports.js';
 import type { Asking } from './found.js';
@@ -8,18 +8,20 @@ import type { Asking } from './found.js';
 /** A device that is served. */
 export interface Served {
   readonly node: DeviceNode;
-  /** What it was given as. */
+  /** Its path in the configuration. */
   readonly path: string;
   /** What serves it: `the NVMe target nqn.2026-01.org.example:disk` */
   readonly by: string;
-  /** What ends that. */
+  /** What ends it. */
   readonly todo: string;
 }
 
 const NVME_TARGETS = '/sys/kernel/config/nvmet/subsystems';
 const SCSI_BACKSTORES = '/sys/kernel/config/target/core';
 
-/** All that are served, by configfs (drivers/nvme/target/configfs.c, drivers/target/target_core_configfs.c of Linux). */
+/**
+ * All served devices, from configfs (drivers/nvme/target/configfs.c, drivers/target/target_core_configfs.c of Linux).
+ */
 export function readServed(kernel: KernelPort, asking: Asking): Served[] {
   const list = (directory: string): string[] => asking.ask(() => kernel.list(directory), []);
   const read = (path: string): string | undefined => asking.ask(() => kernel.readText(path), undefined)?.trim();

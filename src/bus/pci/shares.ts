@@ -1,20 +1,23 @@
 /**
- * File systems that come from the host of a virtual machine: they have a tag in place of a disk, so that nothing can be
- * claimed, and one that is mounted where nobody sees it (below the root, as an initramfs leaves it) shows nowhere.
+ * File systems that the host of a virtual machine provides. They have a tag instead of a disk, so they can not be
+ * claimed. One that is mounted below the root (as an initramfs leaves it) is not listed anywhere.
  */
 import type { KernelPort } from '../../platform/ports.js';
 import type { Asking, Use } from './found.js';
 import type { Mount } from './mounts.js';
 import { virtioBelow } from './virtio.js';
 
-/** Their types by the drivers of virtio that bring them. */
+/** File system types by the virtio drivers that provide them. */
 const TYPES: ReadonlyMap<string, string> = new Map([
   ['9pnet_virtio', '9p'],
   ['virtiofs', 'virtiofs'],
   ['virtio_fs', 'virtiofs'],
 ]);
 
-/** Those that come through a function; one that is mounted nowhere is put among what is not known. */
+/**
+ * The file systems that come through a function. For one that is not mounted visibly, it stays an open question whether
+ * it is used.
+ */
 export function shareUses(kernel: KernelPort, asking: Asking, address: string, mounts: () => readonly Mount[]): Use[] {
   return virtioBelow(kernel, asking, address).flatMap((directory) => {
     const driver = asking
@@ -28,7 +31,7 @@ export function shareUses(kernel: KernelPort, asking: Asking, address: string, m
     if (seen.length === 0)
       asking.unknown.push({
         code: 'EBUSY',
-        reason: `the host's file system ${tag ?? '(virtiofs)'} comes through it, and may be mounted where nobody sees it`,
+        reason: `the host's file system ${tag ?? '(virtiofs)'} comes through it, and may be mounted invisibly`,
       });
     return seen.map(({ target, source }) => ({
       text: `the host's file system ${source}, mounted at ${target}, comes through it`,

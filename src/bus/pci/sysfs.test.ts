@@ -40,7 +40,7 @@ describe('PCI functions in sysfs', () => {
     });
   });
 
-  it('a function without a driver is there, too', () => {
+  it('a function without a driver is listed, too', () => {
     const machine = new FakeMachine({ functions: [{ address: B, driver: null }, { address: A }] });
     const all = new PciSysfs(machine).scan();
     assert.deepEqual(
@@ -73,7 +73,7 @@ describe('PCI functions in sysfs', () => {
     assert.deepEqual([read().ids.vendor, read().ids.classCode, read().ids.device], [0xffff, 0xffffff, 0x10d3]);
   });
 
-  it('what is not there, and what is no address', () => {
+  it('a missing function, and a text that is no address', () => {
     const { machine } = only();
     machine.files.set('/sys/bus/pci/devices/nonsense/vendor', '0x1\n');
     const sysfs = new PciSysfs(machine);
@@ -90,7 +90,7 @@ describe('PCI functions in sysfs', () => {
     assert.deepEqual(read().interfaces, ['ens3']);
   });
 
-  it('a VFIO driver is known by its name, or by what it made', () => {
+  it('a VFIO driver is recognised by its name, or by its VFIO device', () => {
     const { machine, read } = only({ group: 1 });
     assert.equal(isVfio(read()), false);
     machine.writeText(`/sys/bus/pci/drivers/e1000e/unbind`, A);
@@ -104,7 +104,7 @@ describe('PCI functions in sysfs', () => {
       assert.equal(isVfioDriver(name), false, name);
   });
 
-  it('a group of those that no IOMMU translates for', () => {
+  it('a group without an IOMMU', () => {
     const files = {
       '/sys/kernel/iommu_groups/7/name': 'dma\n',
       '/sys/kernel/iommu_groups/8/name': 'vfio-noiommu\n',

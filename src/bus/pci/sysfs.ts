@@ -1,63 +1,69 @@
-/** What the kernel tells about PCI functions: /sys/bus/pci and /sys/kernel/iommu_groups (Documentation/ABI/testing/sysfs-bus-pci). */
+/**
+ * What the kernel shows about PCI functions: /sys/bus/pci and /sys/kernel/iommu_groups
+ * (Documentation/ABI/testing/sysfs-bus-pci).
+ */
 import type { KernelPort } from '../../platform/ports.js';
 import type { IdMatch } from '../model.js';
 import { parsePciAddress } from './address.js';
 
 /** One base address register, or the ROM. */
 export interface PciResource {
-  /** 0 to 5 are BARs, 6 is the ROM */
+  /** 0 to 5: BARs; 6: the ROM. */
   readonly index: number;
-  /** physical address; above 2^53 it is rounded */
+  /** Physical address; rounded above 2^53. */
   readonly start: number;
-  /** bytes */
+  /** Bytes. */
   readonly size: number;
   readonly kind: 'memory' | 'io';
 }
 
-/** One function of a PCI device, as it was when it was read. */
+/** One function of a PCI device, at the time it was read. */
 export interface PciFunction {
   /** `0000:00:02.0` */
   readonly address: string;
-  /** What can not be read is all ones, as a bus answers for what is not there. */
+  /** An id that can not be read is all ones, as the bus answers for a missing device. */
   readonly ids: Required<IdMatch>;
   readonly revision: number;
-  /** NUMA node; `undefined` when the kernel names none */
+  /** NUMA node; `undefined` if the kernel names none. */
   readonly node: number | undefined;
   /** The BARs and the ROM that it has. */
   readonly resources: readonly PciResource[];
-  /** The kernel driver that has it. */
+  /** Its current kernel driver. */
   readonly driver: string | undefined;
-  /** The only driver that may take it, when one was set. */
+  /** The only driver that may take it (driver_override), if one is set. */
   readonly driverOverride: string | undefined;
-  /** IOMMU group; `undefined` when no IOMMU translates for it */
+  /** IOMMU group; `undefined` if no IOMMU translates for it. */
   readonly group: number | undefined;
-  /** Its name as a VFIO device, such as `vfio0`, when a VFIO driver has it and the kernel is new enough to tell. */
+  /** Its VFIO device name, such as `vfio0`, if a VFIO driver has it and the kernel shows the name. */
   readonly vfioName: string | undefined;
-  /** Network interfaces that its driver made of it. */
+  /** Network interfaces that its driver created. */
   readonly interfaces: readonly string[];
-  /** SR-IOV virtual functions that are switched on. */
+  /** Number of enabled SR-IOV virtual functions. */
   readonly virtualFunctions: number;
-  /** What modules are found by; empty when it can not be read. */
+  /** The key by which modules are found; empty if it can not be read. */
   readonly modalias: string;
 }
 
-/** A bridge forwards for the devices behind it. VFIO does not take it, and it does not keep a group from being used. */
+/**
+ * Whether it is a bridge, which forwards for the devices behind it. VFIO does not take it, and it does not make a group
+ * unusable.
+ */
 export function isBridge({ ids }: PciFunction): boolean {
   const subClass = ids.classCode >>> 8;
   return subClass === 0x0604 || subClass === 0x0609;
 }
 
-/** Drivers that hand a device to user space by VFIO; there are variants for some devices, such as `mlx5-vfio-pci`. */
+/** Drivers that give a device to user space by VFIO; some devices have variants, such as `mlx5-vfio-pci`. */
 export function isVfioDriver(driver: string | undefined): boolean {
   return driver !== undefined && /(?:^|[-_])vfio[-_]pci(?:$|[-_])/.test(driver);
 }
 
-/** Is the function with a VFIO driver? */
+/** Whether a VFIO driver has the function. */
 export function isVfio({ driver, vfioName }: PciFunction): boolean {
   return driver !== undefined && (vfioName !== undefined || isVfioDriver(driver));
 }
 
-/** PCI as sysfs shows it, read anew by every call. A file that is missing leaves one fact out and nothing else. */
+/** PCI devices in sysfs, read again by every call. A missing file only leaves one fact out. */
 export class PciSysfs {
   readonly kernel: KernelPort;
 
@@ -80,23 +86,23 @@ export class PciSysfs {
     return this.addresses().map((address) => this.#read(address));
   }
 
-  /** One function; `undefined` when it is not there. */
+  /** One function; `undefined` if it does not exist. */
   read(address: string): PciFunction | undefined {
-    // A directory that is gone reads like one without files.
+    // A missing directory reads like an empty one.
     return this.kernel.list(this.directory(address)).length === 0 ? undefined : this.#read(address);
   }
 
-  /** The driver that has a function now. */
+  /** The current driver of a function. */
   driver(address: string): string | undefined {
     return this.#linkName(`${this.directory(address)}/driver`);
   }
 
-  /** Is there such a driver, loaded or built in? */
+  /** Whether such a driver exists, loaded or built in. */
   hasDriver(driver: string): boolean {
     return this.kernel.list(`/sys/bus/pci/drivers/${driver}`).length > 0;
   }
 
-  /** Has the kernel found any IOMMU? */
+  /** Whether the kernel has found any IOMMU. */
   hasIommu(): boolean {
     return this.kernel.list('/sys/class/iommu').length > 0;
   }
@@ -129,19 +135,19 @@ export class PciSysfs {
     };
   }
 
-  /** The last part of where a link points to. */
+  /** The last part of a link's target. */
   #linkName(path: string): string | undefined {
     return this.kernel.readLink(path)?.split('/').at(-1);
   }
 }
 
-/** The network interfaces of the function in `directory`. A virtio function has them under the virtio device that it carries. */
+/** The network interfaces of the function in `directory`. A virtio function has them under its virtio device. */
 export function interfacesOf(kernel: Pick<KernelPort, 'list'>, directory: string): string[] {
   const carried = kernel.list(directory).filter((name) => /^virtio\d+$/.test(name));
   return ['', ...carried.map((name) => `/${name}`)].flatMap((part) => kernel.list(`${directory}${part}/net`));
 }
 
-/** `0x8086` or `-1`; `undefined` when it is no number. */
+/** `0x8086` or `-1`; `undefined` for a text that is not a number. */
 function readNumber(text: string | undefined): number | undefined {
   const number = text === undefined || text.trim() === '' ? NaN : Number(text);
   return Number.isSafeInteger(number) ? number : undefined;
@@ -150,7 +156,7 @@ function readNumber(text: string | undefined): number | undefined {
 const IORESOURCE_IO = 0x100;
 const IORESOURCE_MEM = 0x200;
 
-/** Lines of start, end and flags (include/linux/ioport.h), all zero for what is not there. */
+/** Lines of start, end and flags (include/linux/ioport.h); all zero for a missing resource. */
 function readResources(text: string): PciResource[] {
   return text
     .split('\n')

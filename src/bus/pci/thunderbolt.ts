@@ -1,10 +1,16 @@
-/** What is plugged into a Thunderbolt or USB4 controller: its PCI functions are on other buses, and go with a reset of it. */
+/**
+ * Devices plugged into a Thunderbolt or USB4 controller: their PCI functions are on other buses, and a reset of the
+ * controller removes them.
+ */
 import type { KernelPort } from '../../platform/ports.js';
 import type { Asking, Use } from './found.js';
 
 const DEVICES = '/sys/bus/thunderbolt/devices';
 
-/** The devices behind the controller at `address` (Documentation/admin-guide/thunderbolt.rst): `0-0` is itself, `0-1` the first. */
+/**
+ * The devices behind the controller at `address` (Documentation/admin-guide/thunderbolt.rst): `0-0` is the controller,
+ * `0-1` the first device.
+ */
 export function thunderboltUses(kernel: KernelPort, asking: Asking, address: string): Use[] {
   return asking
     .ask(() => kernel.list(DEVICES), [])

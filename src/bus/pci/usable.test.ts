@@ -58,7 +58,7 @@ describe('can a PCI function be used now?', () => {
     assert.match(found.problems[0].reason, /the driver e1000e has it/);
   });
 
-  it('nobody has it: bind', () => {
+  it('no driver has it: bind', () => {
     assert.deepEqual(todo(look(machineWith({ group: 5, driver: null }))), [`ENODEV: anydma bind ${A}`]);
   });
 
@@ -110,7 +110,7 @@ describe('can a PCI function be used now?', () => {
       assert.equal(look(bound({}, { functions })).usable, true);
     });
 
-  it('neither is one that is VFIO too, or one of another bus that has no driver', () => {
+  it('nor is one with a VFIO driver, or one of another bus without a driver', () => {
     const machine = bound({}, { functions: [{ address: B, group: 5 }] });
     machine.files.set('/sys/kernel/iommu_groups/5/devices/platform0', '');
     const binder = new PciBinder(machine);

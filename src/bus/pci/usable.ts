@@ -1,11 +1,11 @@
-/** Could a PCI function be used through VFIO now? If not: why, and exactly what to do about it. */
+/** Whether a PCI function can be used through VFIO now. If not: why, and what to do about it. */
 import { DmaError, NO_DESCRIPTORS, type ErrorCode } from '../../errors.js';
 import { blocksGroup, groupMembers, isNoIommuGroup, noIommuMode, type GroupMember } from '../../vfio/facts.js';
 import { KernelModules } from './modules.js';
 import { isBridge, isVfio, type PciFunction, type PciSysfs } from './sysfs.js';
 import { MachineUses, usesText, usesTodo, type Unasked, type Use } from './uses.js';
 
-/** One thing that keeps a function from being used. */
+/** One reason why a function can not be used. */
 export interface UseProblem {
   readonly code: ErrorCode;
   /** A clause. */
@@ -14,28 +14,28 @@ export interface UseProblem {
   readonly todo: string;
 }
 
-/** A way to a function: iommufd and its own character device, its IOMMU group, or its group without an IOMMU. */
+/** A way to open a function: iommufd and its own character device, its IOMMU group, or its group without an IOMMU. */
 export type PciWay = 'iommufd' | 'group' | 'no-iommu';
 
 /** The answer of {@link usability}. */
 export interface PciUsability {
   readonly usable: boolean;
-  /** The ways that are open. */
+  /** The ways that work. */
   readonly ways: readonly PciWay[];
-  /** What is in the way, the most basic first; empty when it is usable. */
+  /** The problems, the most basic first; empty if it is usable. */
   readonly problems: readonly UseProblem[];
-  /** Who uses it through the driver that it has, or has it open. */
+  /** Its uses through its current driver, and the programs that have it open. */
   readonly uses: readonly Use[];
-  /** What this user can not ask about who uses it. */
+  /** Questions about its uses that this user can not answer. */
   readonly unknown: readonly Unasked[];
-  /** Does somebody use it, or what would have to be taken along? */
+  /** Whether it, or a function that would have to be taken with it, is in use. */
   readonly inUse: boolean;
 }
 
 /**
- * Looks at all that VFIO will look at, and at who uses the function now.
+ * Checks everything that VFIO checks, and the current uses of the function.
  *
- * @throws DmaError EMFILE, ENFILE: without descriptors nobody can tell who uses it; ask again later
+ * @throws DmaError EMFILE, ENFILE: its uses can not be found out without file descriptors; try again later
  */
 export function usability(
   sysfs: PciSysfs,
@@ -47,7 +47,7 @@ export function usability(
   const about = bridge ? { uses: [], unknown: [] } : machine.of(fn);
   const neighbours = bridge ? [] : neighboursInTheWay(sysfs, fn, machine);
   mustHaveAsked([about, ...neighbours]);
-  // Taking a device away would harm who uses it, so that nobody is told how to.
+  // Taking a device that is in use would do harm, so the command is not suggested.
   const uses = [...about.uses, ...neighbours.flatMap((each) => each.uses)];
   const facts = { ...about, inUse: uses.length > 0 };
   const command = `anydma bind ${neighbours.length === 0 ? '' : '--group '}${fn.address}`;
@@ -84,7 +84,7 @@ function iommuProblems(sysfs: PciSysfs, { group, vfioName }: PciFunction): UsePr
       {
         code: 'ENODEV',
         reason: 'the IOMMU does not translate for it',
-        todo: 'boot without iommu=pt or iommu=off if they were given; some devices are behind no IOMMU on any setting',
+        todo: 'boot without iommu=pt or iommu=off if they were given; some devices are never behind an IOMMU',
       },
     ];
   return [
@@ -92,9 +92,8 @@ function iommuProblems(sysfs: PciSysfs, { group, vfioName }: PciFunction): UsePr
       code: 'ENODEV',
       reason: 'the machine has no IOMMU, or it is off',
       todo:
-        'switch it on in the firmware (VT-d, AMD-Vi, SMMU) and boot with intel_iommu=on on Intel machines; a virtual ' +
-        'machine must be given a virtual IOMMU; without one only no-IOMMU mode is left, where nothing is protected ' +
-        '(anydma bind --noiommu-mode)',
+        'enable it in the firmware (VT-d, AMD-Vi, SMMU) and boot with intel_iommu=on on Intel machines; give a virtual machine a ' +
+        'virtual IOMMU; without an IOMMU only no-IOMMU mode is left, which protects nothing (anydma bind --noiommu-mode)',
     },
   ];
 }
@@ -117,14 +116,14 @@ function usesProblems(uses: readonly Use[]): UseProblem[] {
   return uses.length === 0 ? [] : [{ code: 'EBUSY', reason: usesText(uses), todo: usesTodo(uses) }];
 }
 
-/** How to get vfio-pci. */
+/** How to load vfio-pci. */
 export function loadVfio(modules: KernelModules): string {
   return modules.has('vfio-pci') === false
-    ? 'install a kernel that was built with VFIO (CONFIG_VFIO_PCI): this one has no such module'
+    ? 'install a kernel that was built with VFIO (CONFIG_VFIO_PCI): this kernel has no such module'
     : 'modprobe vfio-pci';
 }
 
-/** A member of the same group that has to go along. */
+/** The problem that another member of the group is not with a VFIO driver. */
 interface Neighbour extends GroupMember {
   readonly uses: readonly Use[];
   readonly unknown: readonly Unasked[];
@@ -143,12 +142,12 @@ function neighbourProblem({ group }: PciFunction, { name, driver, uses }: Neighb
   return { code: 'EBUSY', reason: `its IOMMU group ${group ?? ''} is shared with ${name}, ${has}`, todo };
 }
 
-/** The members of a group, besides `address`, whose drivers keep it from being given to user space. */
+/** The members of a group, other than `address`, whose drivers keep the group from being opened by user space. */
 export function blockingNeighbours(sysfs: PciSysfs, address: string, group: number): GroupMember[] {
   return groupMembers(sysfs.kernel, group).filter(({ name, driver }) => name !== address && blocksGroup(driver));
 }
 
-/** The files under /dev that VFIO opens for a function, way by way. */
+/** The files under /dev that VFIO opens for a function, for each way. */
 export function nodesOf(sysfs: PciSysfs, { group, vfioName }: PciFunction): Map<PciWay, readonly [string, string]> {
   const nodes = new Map<PciWay, readonly [string, string]>();
   if (vfioName !== undefined && !vfioName.startsWith('noiommu-'))
@@ -159,7 +158,7 @@ export function nodesOf(sysfs: PciSysfs, { group, vfioName }: PciFunction): Map<
   return nodes;
 }
 
-/** Which ways this process may go; when there is none, why. */
+/** The ways that this process may use; if there are none, the reason. */
 function openWays(sysfs: PciSysfs, fn: PciFunction): { ways: PciWay[]; problem: UseProblem | undefined } {
   const ways: PciWay[] = [];
   const missing: string[] = [];
@@ -170,7 +169,7 @@ function openWays(sysfs: PciSysfs, fn: PciFunction): { ways: PciWay[]; problem: 
     missing.push(...states.flatMap(([node, state]) => (state === 'no-such-file' ? [node] : [])));
     forbidden.push(...states.flatMap(([node, state]) => (state === 'no-permission' ? [node] : [])));
   }
-  // The way by the group is the one that every kernel has, so its nodes are the ones to speak of.
+  // Every kernel has the way by the group, so errors name its files.
   const problem: UseProblem =
     forbidden.length > 0
       ? {
@@ -180,8 +179,8 @@ function openWays(sysfs: PciSysfs, fn: PciFunction): { ways: PciWay[]; problem: 
         }
       : {
           code: 'ENOENT',
-          reason: missing.length > 0 ? `there is no ${missing.at(-1) ?? ''}` : 'VFIO has no device file for it',
-          todo: 'see that devtmpfs is mounted at /dev, and that a container was given the files under /dev/vfio',
+          reason: missing.length > 0 ? `there is no ${missing.at(-1) ?? ''}` : 'VFIO has no device file for the device',
+          todo: 'check that devtmpfs is mounted at /dev, and that the container has the files under /dev/vfio',
         };
   return { ways, problem };
 }

@@ -56,7 +56,7 @@ describe('what uses a disk', () => {
     assert.deepEqual(usesOf(setUp()), []);
   });
 
-  it('a mount, of the disk or of a partition, by its number: names may lie', () => {
+  it('a mount, of the disk or of a partition, by its number, because names may be wrong', () => {
     const machine = setUp([DISK, PART]);
     machine.files.set('/proc/self/mountinfo', mounted('30 20 259:1 / /mnt/a\\040b rw shared:1 - ext4 /dev/root rw'));
     assert.deepEqual(usesOf(machine), ['its partition nvme0n1p1 is mounted at /mnt/a b']);
@@ -89,11 +89,11 @@ describe('what uses a disk', () => {
       assert.deepEqual(usesOf(machine), ['its partition nvme0n1p1 is swapped to']);
     });
 
-  it('swap whose node was removed and had a name of its own: the kernel holds the disk, and this may be why', () => {
+  it('swap whose device file was removed: the kernel holds the disk, possibly for it', () => {
     const machine = setUp([DISK]);
     machine.files.set('/proc/swaps', 'Filename Type Size Used Priority\n/tmp/x\\040(deleted) partition 1024 0 -2\n');
     assert.deepEqual(usesOf(machine), [
-      'its disk nvme0n1 is held by the kernel for somebody, perhaps for the swap area /tmp/x',
+      'its disk nvme0n1 is held by the kernel for an unknown purpose, perhaps for the swap area /tmp/x',
     ]);
   });
 
@@ -104,7 +104,7 @@ describe('what uses a disk', () => {
     assert.ok(usesOf(machine).includes('its disk nvme0n1 has the swap file /mnt/swap'));
   });
 
-  it('volumes and arrays upon it, and what they carry', () => {
+  it('volumes and arrays on it, and their own uses', () => {
     const machine = setUp([
       { ...DISK, holders: ['md0'] },
       { ...PART, holders: ['dm-0'] },
@@ -159,10 +159,12 @@ describe('what uses a disk', () => {
     assert.deepEqual(usesOf(machine), ['its disk nvme0n1 is mounted at /p']);
   });
 
-  it('what is seen nowhere (ZFS, a lazy unmount): the kernel holds it', () => {
-    assert.deepEqual(usesOf(setUp([{ ...DISK, held: true }])), ['its disk nvme0n1 is held by the kernel for somebody']);
+  it('a use that is not listed anywhere (ZFS, a lazy unmount): the kernel holds the disk', () => {
+    assert.deepEqual(usesOf(setUp([{ ...DISK, held: true }])), [
+      'its disk nvme0n1 is held by the kernel for an unknown purpose',
+    ]);
     const machine = setUp([DISK, PART, { number: '259:2', path: `${PART.path.slice(0, -1)}2` }]);
-    assert.deepEqual(usesOf(machine), ['its partition nvme0n1p1 is held by the kernel for somebody']);
+    assert.deepEqual(usesOf(machine), ['its partition nvme0n1p1 is held by the kernel for an unknown purpose']);
   });
 
   it('behind whatever buses: USB, SCSI, virtio, a domain of its own', () => {
@@ -183,7 +185,7 @@ describe('what uses a disk', () => {
       { number: '259:7', path: 'virtual/nvme-subsystem/nvme-subsys0/nvme0n1', held: true },
     ]);
     machine.files.set('/sys/class/nvme-subsystem/nvme-subsys0/nvme0/dev', '');
-    assert.deepEqual(usesOf(machine), ['its disk nvme0n1 is held by the kernel for somebody']);
+    assert.deepEqual(usesOf(machine), ['its disk nvme0n1 is held by the kernel for an unknown purpose']);
   });
 
   it('NVMe over Fibre Channel, whose controllers are not below the adapter that they name', () => {
@@ -200,7 +202,7 @@ describe('what uses a disk', () => {
         'traddr=nn-0x1:pn-0x2,host_traddr=nn-0x20000090FA945C1A:pn-0x10000090FA945C1A\n',
       )
       .set('/sys/class/nvme/nvme5/address', 'traddr=nn-0x1:pn-0x2,host_traddr=nn-0x3:pn-0x4\n');
-    assert.deepEqual(usesOf(machine), ['its disk nvme4n1 is held by the kernel for somebody']);
+    assert.deepEqual(usesOf(machine), ['its disk nvme4n1 is held by the kernel for an unknown purpose']);
   });
 
   it('what the kernel serves to other machines without claiming it', () => {
@@ -228,7 +230,7 @@ describe('what uses a disk', () => {
     ]);
   });
 
-  it('a node of /dev that is not there, or is another device: that is not known', () => {
+  it('a file of /dev that is missing, or is another device: the use is not known', () => {
     for (const node of [undefined, { kind: 'block', number: '1:1' } as const]) {
       const machine = setUp([{ ...DISK, held: false }]);
       if (node === undefined) machine.devices.delete('/dev/nvme0n1');
@@ -259,7 +261,7 @@ describe('other uses', () => {
     ]);
   });
 
-  it('files of processes that can not be read: told once a cause, with a count', () => {
+  it('files of processes that can not be read: reported once for each cause, with a count', () => {
     const machine = setUp([{ ...DISK, held: false }]);
     let lists = 0;
     const list = machine.list.bind(machine);
@@ -303,14 +305,14 @@ describe('other uses', () => {
     assert.deepEqual(usesOf(machine), []);
   });
 
-  it('a program with a root of its own', () => {
+  it('a program with another root directory', () => {
     const machine = setUp([{ ...DISK, held: false }]);
     machine.devices.set('/srv/root/dev/disk', { kind: 'block', number: '259:0' });
     machine.addProcess(7, 'qemu', ['/srv/root/dev/disk']);
     assert.deepEqual(usesOf(machine), ['process 7 (qemu) has /srv/root/dev/disk open']);
   });
 
-  it('programs that work a graphics card by nodes that sysfs does not show', () => {
+  it('programs that use a graphics card through device files that sysfs does not show', () => {
     const machine = setUp();
     machine.files.set(`/proc/driver/nvidia/gpus/${NVME}/information`, 'Model: \t X\nDevice Minor: \t 1\n');
     for (const minor of [0, 1])
@@ -329,7 +331,7 @@ describe('other uses', () => {
     }
     machine.links.set('/sys/class/dma/dma1chan0', `../../devices/pci0000:00/${NET}/dma/dma1chan0`);
     machine.files.set('/sys/class/dma/dma1chan0/in_use', '1\n');
-    assert.deepEqual(usesOf(machine), ['the kernel copies by its DMA channel dma0chan1']);
+    assert.deepEqual(usesOf(machine), ['the kernel uses its DMA channel dma0chan1']);
   });
 
   it('the kernel itself, by memory of a CXL device', () => {
@@ -348,12 +350,12 @@ describe('other uses', () => {
     assert.deepEqual(usesOf(machine), ['its memory is a part of region0']);
   });
 
-  it('the kernel itself, by memory that a host gives', () => {
+  it('the kernel itself, by memory that a host provides', () => {
     const machine = setUp();
     machine.links.set('/sys/bus/virtio/devices/virtio2', `../../../devices/pci0000:00/${NVME}/virtio2`);
     assert.deepEqual(usesOf(machine), []);
     machine.links.set('/sys/bus/virtio/devices/virtio2/driver', '../../bus/virtio/drivers/virtio_mem');
-    assert.deepEqual(usesOf(machine), ['memory of this virtual machine comes through it']);
+    assert.deepEqual(usesOf(machine), ['it provides memory of this virtual machine']);
   });
 
   it('what is plugged into a Thunderbolt controller', () => {
@@ -374,7 +376,7 @@ describe('other uses', () => {
     ]);
   });
 
-  it('in a container: programs outside of it are not seen, which is said; what can be claimed is known all the same', () => {
+  it('in a container: programs outside are invisible, which is said; devices that can be claimed are known to be unused', () => {
     const machine = setUp([{ ...DISK, held: false }]);
     machine.links.set('/proc/self/ns/pid', 'pid:[4026532281]');
     const unknownOf = (address: string): string[] => {
@@ -401,8 +403,8 @@ describe('other uses', () => {
     machine.files.set(`/sys/bus/pci/devices/${NVME}/sriov_numvfs`, '1\n');
     machine.links.set(`/sys/bus/pci/devices/${NVME}/virtfn0`, `../${VF}`);
     assert.deepEqual(usesOf(machine), [
-      '1 virtual function of it is switched on',
-      `virtual function ${VF}: its disk nvme0n1 is held by the kernel for somebody`,
+      '1 virtual function of it is enabled',
+      `virtual function ${VF}: its disk nvme0n1 is held by the kernel for an unknown purpose`,
     ]);
   });
 
@@ -480,7 +482,7 @@ describe('what uses an interface', () => {
       assert.deepEqual(usesOf(machine, NET), says === undefined ? [] : [`its interface eth0 ${says}`]);
     });
 
-  it('what is built upon it: a VLAN above a bond', () => {
+  it('interfaces that use it: a VLAN above a bond', () => {
     const machine = setUp();
     machine.files
       .set('/sys/class/net/eth0/upper_bond0/mtu', '')

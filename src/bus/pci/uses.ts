@@ -1,6 +1,7 @@
 /**
- * Who uses a PCI function through the driver that it has, so that taking it away would cost data, the network, the screen, or
- * somebody's work. Asked of sysfs, /proc and rtnetlink; what can not be asked is told apart from what is not there.
+ * The uses of a PCI function through its current driver: taking it away would cost data, the network, the display, or a
+ * user's work. Read from sysfs, /proc and rtnetlink. Questions that could not be answered are kept apart from "not
+ * used".
  */
 import { isDmaError } from '../../errors.js';
 import type { DeviceNode, KernelPort } from '../../platform/ports.js';
@@ -20,17 +21,20 @@ import { thunderboltUses } from './thunderbolt.js';
 
 export type { Unasked, Use } from './found.js';
 
-/** Who uses a function. */
+/** The uses of a function. */
 export interface FunctionUses {
   readonly uses: readonly Use[];
-  /** What could not be asked; empty when `uses` is all there is. */
+  /** Questions that could not be answered; empty if `uses` is complete. */
   readonly unknown: readonly Unasked[];
 }
 
-/** With the function's disks claimed for this process, so that nobody begins to use them meanwhile. */
+/** The uses, while the function's disks are claimed for this process, so that no new use can begin. */
 export interface ClaimedUses extends FunctionUses, Disposable {}
 
-/** Who uses the functions of a machine: what is asked for one is kept for the others, so make a new one for each look. */
+/**
+ * The uses of a machine's functions. Answers are kept and reused for the next function, so make a new object for each
+ * look.
+ */
 export class MachineUses {
   readonly #kernel: KernelPort;
   readonly #sysfs: PciSysfs;
@@ -47,7 +51,7 @@ export class MachineUses {
     this.#sysfs = new PciSysfs(kernel);
   }
 
-  /** Who uses it, as far as this user may ask. */
+  /** The uses of a function, as far as this user may ask. */
   of(fn: PciFunction): FunctionUses {
     let about = this.#known.get(fn.address);
     if (about === undefined) {
@@ -58,7 +62,7 @@ export class MachineUses {
     return about;
   }
 
-  /** The same; the function's disks stay claimed until this is disposed of, those that nobody holds. */
+  /** The same, and claims those of the function's disks that are not in use until the result is disposed of. */
   claim(fn: PciFunction): ClaimedUses {
     const asking = new Asking();
     const uses: Use[] = [];
@@ -109,14 +113,16 @@ export class MachineUses {
     if (all.length === 0) {
       if (fn.driver === undefined || !this.#hasHiddenInterface(fn, asking)) return [];
       const text = 'its network interface is in another network namespace';
-      return [{ text, todo: 'end what has that namespace ("lsns -t net" lists them)' }];
+      return [{ text, todo: 'stop the programs in that namespace ("lsns -t net" lists them)' }];
     }
     const network = this.#network();
     this.#know(network, asking);
     return all.flatMap((name) => interfaceUses(this.#kernel, asking, network, name));
   }
 
-  /** The directory of its interfaces is there, and shows none: sysfs shows those of this network namespace. */
+  /**
+   * Whether its interfaces are in another network namespace: sysfs then shows the directory, but no interface in it.
+   */
   #hasHiddenInterface({ address }: PciFunction, asking: Asking): boolean {
     const directory = this.#sysfs.directory(address);
     const parts = asking.ask(() => this.#kernel.list(directory), []).filter((name) => /^virtio\d+$/.test(name));
@@ -127,7 +133,7 @@ export class MachineUses {
     );
   }
 
-  /** Who has them open: processes, and what the kernel serves to others. */
+  /** The processes that have its devices open, and the devices that the kernel serves to others. */
   #openerUses(nodes: readonly DeviceNode[], asking: Asking): Use[] {
     if (nodes.length === 0) return [];
     const isAmong = (one: DeviceNode): boolean =>
@@ -150,11 +156,12 @@ export class MachineUses {
     );
   }
 
-  /** Programs that drive it. */
+  /** The programs that drive it. */
   #vfioUses({ group, vfioName, address }: PciFunction, asking: Asking): Use[] {
     const pathsOfGroup = group === undefined ? [] : [`/dev/vfio/${group}`, `/dev/vfio/noiommu-${group}`];
     const ofGroup = this.#nodesAt(pathsOfGroup, asking);
-    // Processes may be out of sight, but a group is opened by one at a time, and not while its devices are open otherwise.
+    // The processes may be invisible, but only one program at a time can open a group, and not while a device of it is
+    // open by iommufd.
     const states = ofGroup.map((node) => asking.ask(() => this.#isTaken(node), undefined));
     if (states.length > 0 && states.every((isTaken) => isTaken === false)) return [];
     const nodes = [
@@ -165,7 +172,7 @@ export class MachineUses {
     const uses = this.#processUses(nodes, asking);
     const taken = ofGroup.find((_, n) => states[n] === true);
     if (uses.length > 0 || taken === undefined) return uses;
-    return [{ text: `another program has ${taken.path} open, or the device by iommufd`, todo: 'end that program' }];
+    return [{ text: `another program has ${taken.path} open, or the device by iommufd`, todo: 'stop that program' }];
   }
 
   #nodesAt(paths: readonly string[], asking: Asking): (DeviceNode & { readonly path: string })[] {
@@ -185,14 +192,14 @@ export class MachineUses {
     }
   }
 
-  /** Its virtual functions go with its driver, and what they are used for. */
+  /** Its virtual functions disappear with its driver, so their uses count too. */
   #virtualUses(fn: PciFunction, asking: Asking): Use[] {
     const { address, virtualFunctions: count } = fn;
     if (count === 0) return [];
     const directory = this.#sysfs.directory(address);
     const uses: Use[] = [
       {
-        text: `${count} virtual ${count === 1 ? 'function of it is' : 'functions of it are'} switched on`,
+        text: `${count} virtual ${count === 1 ? 'function of it is' : 'functions of it are'} enabled`,
         todo: `echo 0 > ${directory}/sriov_numvfs`,
       },
     ];
@@ -218,12 +225,12 @@ export class MachineUses {
   }
 }
 
-/** What the path of all below it in /sys/devices has. */
+/** The part that the paths of all devices below it in /sys/devices contain. */
 function part({ address }: PciFunction): string {
   return `/${address}/`;
 }
 
-/** How many uses one sentence names. */
+/** How many uses one sentence lists. */
 const MOST = 4;
 
 /** Uses as one clause. */
@@ -233,7 +240,7 @@ export function usesText(uses: readonly Pick<Use, 'text'>[]): string {
   return [...told, ...(more > 0 ? [`and ${more} more`] : [])].join('; ');
 }
 
-/** What to do about uses, as one clause. */
+/** What ends the uses, as one clause. */
 export function usesTodo(uses: readonly Use[]): string {
   return [...new Set(uses.map(({ todo }) => todo))].slice(0, MOST).join('; ');
 }

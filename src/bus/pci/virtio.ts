@@ -1,4 +1,4 @@
-/** The virtio devices that a PCI function carries. */
+/** The virtio devices of a PCI function. */
 import type { KernelPort } from '../../platform/ports.js';
 import type { Asking } from './found.js';
 

@@ -1,4 +1,4 @@
-/** RDMA devices, as they are told to people and to programs. */
+/** RDMA devices, as shown to people and as JSON. */
 import { errorDocument, isDmaError, type DmaError } from '../../errors.js';
 import { IBV_ODP_SUPPORT, IBV_ODP_SUPPORT_IMPLICIT } from '../../platform/rdma/abi/devices.js';
 import type { VerbsPort } from '../../platform/rdma/verbs-port.js';
@@ -12,24 +12,24 @@ import { ipv4Of } from '../../rdma/gid.js';
 import { formatSize } from '../../units.js';
 import type { Description, DescriptionPart, DescriptionTable, TableCell, TableColumn } from '../description.js';
 
-/** All that is told about a device. */
+/** Everything that is shown about a device. */
 export interface RdmaFacts {
   readonly device: VerbsDevice;
-  /** What it says of itself, or why it can not be opened to be asked. */
+  /** Its attributes, or the error of opening it. */
   readonly answers: RdmaAnswers | DmaError;
 }
 
 interface RdmaAnswers {
   readonly attributes: VerbsDeviceAttributes;
-  /** Port 1 and so on. */
+  /** The ports, from port 1 on. */
   readonly ports: readonly VerbsPortAttributes[];
   readonly gids: readonly VerbsGid[];
 }
 
 /**
- * The RDMA devices of this machine; none where there can be none. Each is opened, asked and closed.
+ * The RDMA devices of this machine; empty if RDMA is not available. Each device is opened, queried and closed.
  *
- * @param only the kernel's name of the one that is asked for
+ * @param only the kernel's name of a single device
  */
 export function rdmaFacts(verbs: VerbsPort, only?: string): RdmaFacts[] {
   if (verbs.limitation !== undefined) return [];
@@ -51,7 +51,7 @@ export function rdmaFacts(verbs: VerbsPort, only?: string): RdmaFacts[] {
   });
 }
 
-/** A device for programs. Limits are counts unless they are named bytes. */
+/** A device as JSON. Limits are counts, or bytes if their name says so. */
 export function rdmaDocument({ device, answers }: RdmaFacts): object {
   const { name, guid, node, transport, devicePath, parent } = device;
   const facts = { name: `rdma:${name}`, guid, node, transport, devicePath, parent };
@@ -80,7 +80,7 @@ export function rdmaDocument({ device, answers }: RdmaFacts): object {
   };
 }
 
-/** All devices, or what there has to be installed for them. */
+/** All devices, or what to install for RDMA. */
 export function describeRdma(verbs: VerbsPort): Description {
   const { limitation } = verbs;
   const facts = rdmaFacts(verbs);
@@ -88,7 +88,7 @@ export function describeRdma(verbs: VerbsPort): Description {
   return { document, text: limitation === undefined ? rdmaText(facts) : [`RDMA: ${limitation}`] };
 }
 
-/** One device. @param name as the kernel calls it */
+/** One device. @param name the kernel's name of it */
 export function describeRdmaDevice(verbs: VerbsPort, name: string): Description {
   const facts = rdmaFacts(verbs, name);
   return { document: { rdma: facts.map(rdmaDocument)[0] }, text: rdmaText(facts) };
@@ -124,7 +124,7 @@ export function rdmaText(all: readonly RdmaFacts[]): DescriptionPart[] {
   return [devices, '', { columns: heads('PORT', 'STATE', 'LINK', 'MTU', 'GID INDEX', 'GID', 'TYPE', 'IPV4'), rows }];
 }
 
-/** A row for the port, and one for each address but the first. */
+/** A row for the port with its first address, and one for each further address. */
 function portRows(
   { name }: VerbsDevice,
   { state, linkLayer, activeMtu }: VerbsPortAttributes,

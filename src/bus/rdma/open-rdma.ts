@@ -1,11 +1,11 @@
-/** What a bus hands out for an RDMA device of the kernel. */
+/** What a bus returns for an RDMA device of the kernel. */
 import { DmaError } from '../../errors.js';
 import type { VerbsAsyncEvent } from '../../platform/rdma/verbs-types.js';
 import type { RdmaContexts } from '../../rdma/context.js';
 import type { IdMatch, OpenedDevice } from '../model.js';
 import { describeRdmaDevice } from './facts.js';
 
-/** Events that a program should hear of, although the device is still there. */
+/** Events that are reported as errors of the device. The device may continue to work after them. */
 const ERRORS: readonly string[] = [
   'PORT_ERR',
   'CQ_ERR',
@@ -17,9 +17,10 @@ const ERRORS: readonly string[] = [
 ];
 
 /**
- * Opens the RDMA device `name`. It stays with its kernel driver, and whoever opens it again shares its protection domain.
+ * Opens the RDMA device `name`. It stays with its kernel driver. If it is opened several times, its protection domain
+ * is shared.
  *
- * @param ids of the PCI function that it is, when it is one
+ * @param ids the ids of the PCI function, if the device is one
  * @throws DmaError as `RdmaContexts.open`
  */
 export function openRdma(contexts: RdmaContexts, name: string, ids?: Required<IdMatch>): OpenedDevice {

@@ -1,4 +1,4 @@
-/** The bus of the kernel's RDMA devices, by the names that the kernel gives them: `rdma:mlx5_0`, `rdma:rxe0`. */
+/** The bus of the kernel's RDMA devices, by their kernel names: `rdma:mlx5_0`, `rdma:rxe0`. */
 import { DmaError } from '../../errors.js';
 import type { RdmaContexts } from '../../rdma/context.js';
 import type { Description } from '../description.js';
@@ -20,7 +20,7 @@ export class RdmaBus implements Bus {
     this.#contexts = contexts;
   }
 
-  /** The name of a device that is there; after `rdma:` any name that one could have. */
+  /** Accepts every text that can be a kernel name of an RDMA device. */
   parse(name: string): string | undefined {
     return /^[A-Za-z][\w.-]{0,62}$/.test(name) ? name : undefined;
   }
@@ -29,7 +29,7 @@ export class RdmaBus implements Bus {
     return this.#contexts.devices().map(({ name }) => name);
   }
 
-  /** What each device says of itself; it is opened for that, asked and closed. */
+  /** The attributes of every device: each is opened, queried and closed. */
   describe(): Description {
     return describeRdma(this.#contexts.verbs);
   }
@@ -42,8 +42,8 @@ export class RdmaBus implements Bus {
       const names = this.#contexts.devices().map((device) => device.name);
       const hint =
         names.length === 0
-          ? 'the kernel has no RDMA devices; "rdma link add rxe0 type rxe netdev NAME" makes one of a network interface'
-          : `RDMA devices here: ${names.join(', ')}`;
+          ? 'the kernel has no RDMA devices; "rdma link add rxe0 type rxe netdev NAME" creates one on a network interface'
+          : `RDMA devices: ${names.join(', ')}`;
       throw new DmaError({
         code: 'ENODEV',
         operation: 'open',

@@ -40,7 +40,7 @@ describe('the RDMA device of a PCI function', () => {
     assert.equal(verbsDeviceOf(siw, '0000:03:00.0'), 'siw0');
   });
 
-  it('is none where there is none', () => {
+  it('is undefined if there is none', () => {
     assert.equal(verbsDeviceOf(sysfs({}), '0000:03:00.0'), undefined);
     assert.equal(verbsDeviceOf(sysfs({ [`${PCI}/net/eth0/x`]: '' }), '0000:03:00.0'), undefined);
     const other = sysfs({ [`${PCI}/net/eth0/x`]: '', [`${CLASS}/rxe0/parent`]: 'eth1\n' });

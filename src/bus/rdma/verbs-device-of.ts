@@ -1,4 +1,4 @@
-/** Which RDMA device a PCI function has, by sysfs. */
+/** The RDMA device of a PCI function, found in sysfs. */
 import { unlessFails } from '../../errors.js';
 import type { KernelPort } from '../../platform/ports.js';
 import { interfacesOf } from '../pci/sysfs.js';
@@ -6,9 +6,9 @@ import { interfacesOf } from '../pci/sysfs.js';
 const CLASS = '/sys/class/infiniband';
 
 /**
- * The name of the RDMA device that the kernel's driver of a PCI function offers, or that software (rxe, siw) has made of its
- * network interface; `undefined` when there is none. Such a function can stay with its kernel driver and still be used for
- * RDMA from here.
+ * The name of the RDMA device that belongs to a PCI function: created by its kernel driver, or by software (rxe, siw)
+ * on its network interface; `undefined` if there is none. Such a function can be used for RDMA while it stays with its
+ * kernel driver.
  *
  * @param address such as `0000:03:00.0`
  */
@@ -24,9 +24,10 @@ export function verbsDeviceOf(kernel: Pick<KernelPort, 'list' | 'readText'>, add
   });
 }
 
-/** The network interfaces that an RDMA device works through. */
+/** The network interfaces that an RDMA device uses. */
 function* netdevsOf(kernel: Pick<KernelPort, 'list' | 'readText'>, name: string): Generator<string> {
-  // rxe says it in one line; the tables of others have an entry for each address of an interface, and empty ones.
+  // rxe names its interface in one file; other drivers have a table with an entry for each address, and some entries
+  // are empty.
   const parent = kernel.readText(`${CLASS}/${name}/parent`)?.trim();
   if (parent !== undefined && parent !== '') yield parent;
   for (const port of kernel.list(`${CLASS}/${name}/ports`)) {

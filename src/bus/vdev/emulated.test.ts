@@ -21,7 +21,7 @@ function segment(iovaPage: number, pages: number, vaPage: number, access: DmaAcc
 }
 
 describe('the emulated IOMMU', () => {
-  it('is a page table: the same as one entry a page', () => {
+  it('is a page table: it behaves like one entry for each page', () => {
     const PAGES = 24;
     const step = fc.record({
       what: fc.constantFrom('map', 'map', 'unmap', 'unmap'),
@@ -61,7 +61,7 @@ describe('the emulated IOMMU', () => {
     );
   });
 
-  it('says how much is in one piece', () => {
+  it('says how much is contiguous', () => {
     const iommu = new EmulatedIommu();
     iommu.map(segment(0, 2, 10));
     iommu.map(segment(2, 1, 50));
@@ -91,7 +91,7 @@ describe('DMA through a translator', () => {
       ? memory.subarray(va - 100 * PAGE, va - 100 * PAGE + length)
       : undefined;
 
-  it('goes piece by piece, over what is contiguous for the device only', () => {
+  it('moves piece by piece what is contiguous only for the device', () => {
     const iommu = new EmulatedIommu();
     iommu.map(segment(1, 1, 102));
     iommu.map(segment(2, 1, 100));
@@ -106,7 +106,7 @@ describe('DMA through a translator', () => {
     assert.deepEqual([...memory.subarray(3 * PAGE - 2, 3 * PAGE), memory[0], memory[1]], [1, 2, 3, 4]);
   });
 
-  it('moves nothing unless all of it may be reached', () => {
+  it('moves nothing unless the whole range can be accessed', () => {
     const iommu = new EmulatedIommu();
     iommu.map(segment(1, 1, 100));
     iommu.map(segment(2, 1, 101, 'read'));
@@ -139,7 +139,7 @@ describe('DMA through a translator', () => {
     assert.ok(data.every((byte) => byte === 0xee));
   });
 
-  it('an address past all addresses is EFAULT', () => {
+  it('a range beyond the last address is EFAULT', () => {
     const dma = translatedDma(new EmulatedIommu(), bytesAt);
     assert.equal(
       codeOf(() => dma.read(2 ** 53 - 1, new Uint8Array(8))),
@@ -152,7 +152,7 @@ describe('DMA through a translator', () => {
     );
   });
 
-  it('without an IOMMU reaches what is registered, mapped or not', () => {
+  it('without an IOMMU accesses all registered memory, mapped or not', () => {
     const dma = translatedDma(new IdentitySpace(), bytesAt);
     const into = new Uint8Array(4);
     void dma.read(101 * PAGE, into);

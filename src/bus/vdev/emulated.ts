@@ -1,6 +1,6 @@
 /**
- * An IOMMU in software, for devices that are emulated in this process: it has a page table of its own and lets a device
- * reach what is mapped, in the way it is mapped, and nothing else.
+ * An IOMMU in software, for devices that are emulated in this process. It has its own page table: a device can access
+ * only what is mapped, and only with the access that was mapped.
  */
 import { DmaError } from '../../errors.js';
 import { grants, type DmaAccess, type AddressSpace, type Constraints, type Segment } from '../../dma/address-space.js';
@@ -8,18 +8,18 @@ import { RangeMap } from '../../range-map.js';
 import { Range } from '../../ranges.js';
 import type { Iova, Va } from '../../units.js';
 
-/** Where a device's access goes, for the device's side of a software IOMMU. */
+/** Translates the accesses of a device: the device's side of a software IOMMU. */
 export interface Translator {
   /**
-   * @returns the address of `length` bytes at `iova`, and how many of them are there in one piece
-   * @throws DmaError EFAULT when the first byte is not mapped; EACCES when it is mapped without `access`
+   * @returns the address of the byte at `iova`, and how many of the `length` bytes follow it contiguously
+   * @throws DmaError EFAULT if the first byte is not mapped; EACCES if it is mapped without `access`
    */
   translate(iova: number, length: number, access: 'read' | 'write'): { va: Va; length: number };
 }
 
 /** Settings of an emulated IOMMU. */
 export interface EmulatedOptions {
-  /** bytes, a power of two. Default 4096. */
+  /** Bytes, a power of two. Default 4096. */
   readonly granule?: number;
   /** Default: everything below 2^48. */
   readonly windows?: readonly Range<Iova>[];
@@ -43,7 +43,12 @@ export class EmulatedIommu implements AddressSpace, Translator {
     const entry = { va, iova, length, access, backing };
     if (this.#pages.insert(iova, length, entry) === undefined) return;
     const range = new Range(iova, length);
-    throw new DmaError({ code: 'EEXIST', operation: 'emulated map', range, reason: 'some of it is mapped already' });
+    throw new DmaError({
+      code: 'EEXIST',
+      operation: 'emulated map',
+      range,
+      reason: 'part of the range is mapped already',
+    });
   }
 
   unmap({ iova, length }: Segment): number {
@@ -63,8 +68,8 @@ export class EmulatedIommu implements AddressSpace, Translator {
     const here = this.#pages.at(iova);
     const refuse = (code: 'EFAULT' | 'EACCES', reason: string): DmaError =>
       new DmaError({ code, operation: 'device DMA', range: new Range(iova, length), reason });
-    if (here === undefined) throw refuse('EFAULT', 'the device may reach nothing there');
-    if (!grants(here.access, access)) throw refuse('EACCES', `the device may not ${access} there`);
+    if (here === undefined) throw refuse('EFAULT', 'the address is not mapped for the device');
+    if (!grants(here.access, access)) throw refuse('EACCES', `the mapping does not let the device ${access}`);
     const offset = iova - here.iova;
     return { va: (here.va + offset) as Va, length: Math.min(length, here.length - offset) };
   }
@@ -77,7 +82,7 @@ export class EmulatedIommu implements AddressSpace, Translator {
     return this.#pages.overlapping(iova, iova + length);
   }
 
-  /** What is left of an entry that was cut: its IOVAs from `from` up to `to`. */
+  /** Keeps a part of an entry that was cut: its IOVAs from `from` up to `to`. */
   #keep(entry: Segment, from: number, to: number): void {
     if (from >= to) return;
     const va = (entry.va + (from - entry.iova)) as Va;

@@ -1,4 +1,4 @@
-/** A device model in this process, worked as drivers work any device. */
+/** The driver's interface to a device model in this process. */
 import { mustBe, mustBeOneOf } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
 import { RegionRegisters, type RegionCalls } from '../../platform/registers/region-registers.js';
@@ -27,7 +27,7 @@ import {
 } from '../device-access.js';
 import { setImmediate } from '../../timers.js';
 
-/** Hosts a model, and gives access to it. */
+/** Hosts a model, and lets a driver use it. */
 export class ModelAccess implements DeviceAccess, ModelHost {
   readonly dma: DeviceDma;
   readonly regions: readonly RegionInfo[];
@@ -73,7 +73,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
     return bytes;
   }
 
-  /** Fills `into` from a region. */
+  /** Reads from a region until `into` is full. */
   load(region: number, offset: number, into: Uint8Array): void {
     this.#check(region, offset, into.length);
     const memory = this.#memoryAt(region, offset, into.length);
@@ -83,7 +83,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
   }
 
   writeRegion(region: number, offset: number, bytes: Uint8Array): void {
-    mustBe(bytes, Uint8Array, 'what is written', 'writeRegion');
+    mustBe(bytes, Uint8Array, 'the bytes to write', 'writeRegion');
     this.#check(region, offset, bytes.length);
     const memory = this.#memoryAt(region, offset, bytes.length);
     if (region === PCI_REGION.CONFIG) this.#config.write(offset, bytes);
@@ -113,7 +113,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
     this.#config.reset();
   }
 
-  /** Ends all access; running transfers write nothing more. */
+  /** Ends all access and resets the model: running transfers write nothing more. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -144,7 +144,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
     return memory;
   }
 
-  /** @throws DmaError EIO for what the model throws, with that as the cause */
+  /** @throws DmaError EIO if the model throws, with its error as the cause */
   #ask(operation: string, call: () => void): void {
     try {
       call();
@@ -168,8 +168,8 @@ export class ModelAccess implements DeviceAccess, ModelHost {
       throw new DmaError({
         code: 'EIO',
         operation: 'registers',
-        reason: `the device's model transferred the memory of region ${region} away`,
-        hint: 'ArrayBuffer.transfer and readers of byte streams do that: the model has to give such calls a copy',
+        reason: `the device's model transferred the memory of region ${region} (ArrayBuffer.transfer)`,
+        hint: 'ArrayBuffer.transfer and byte stream readers detach the memory: the model must pass them a copy',
       });
     return memory.subarray(from, from + length);
   }
@@ -182,7 +182,7 @@ export class ModelAccess implements DeviceAccess, ModelHost {
 
   #check(region: number, offset: number, length: number): void {
     if (this.#closed) {
-      const hint = 'it was removed, or its Eal stopped: eal.probe(name) opens it';
+      const hint = 'the device was removed, or its Eal was stopped: eal.probe(name) opens it again';
       throw new DmaError({ code: 'ENODEV', operation: 'registers', reason: 'the device is closed', hint });
     }
     const size = this.#sizeOf(region);

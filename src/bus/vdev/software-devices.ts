@@ -1,4 +1,4 @@
-/** The software devices that come with the library, and the address spaces that they can be put into. */
+/** The software devices that come with the library, and their address spaces. */
 import { invalid } from '../../errors.js';
 import { parseSize } from '../../units.js';
 import { deviceModel, isDeviceName } from '../../vfio-user/devices/catalog.js';
@@ -10,7 +10,7 @@ import { IdentitySpace } from './identity.js';
 import { translatedDma, type BytesAt } from './translated-dma.js';
 import type { VdevBusOptions } from './vdev-bus.js';
 
-/** The embedded devices, as kinds of software devices. The edu driver has the same key, for the same setting. */
+/** The models of vfio-user servers, as software devices. The edu driver has the same key for the same setting. */
 export function softwareModel(kind: string, args: ReadonlyMap<string, string>): ModelFactory | undefined {
   if (kind === 'edu') return deviceModel(kind, { dmaMaskBits: eduMaskBits(args) });
   if (kind === 'nvme') return deviceModel(kind, diskOptions(args));
@@ -31,9 +31,9 @@ function diskOptions(args: ReadonlyMap<string, string>): NvmeModelOptions {
 }
 
 /**
- * Makes the address space of a device as its key `iommu` says: behind an emulated IOMMU, or none.
+ * Creates the address space of a device as its key `iommu` says: an emulated IOMMU, or none.
  *
- * @param pageSize bytes
+ * @param pageSize in bytes
  */
 export function softwareSpaces(pageSize: number, bytesAt: BytesAt): VdevBusOptions['space'] {
   return (args) => {
@@ -45,5 +45,5 @@ export function softwareSpaces(pageSize: number, bytesAt: BytesAt): VdevBusOptio
 function softwareSpace(kind: string, pageSize: number): EmulatedIommu | IdentitySpace {
   if (kind === 'emulated') return new EmulatedIommu({ granule: pageSize });
   if (kind === 'identity') return new IdentitySpace(pageSize);
-  throw invalid('open', `there is no iommu=${kind}`, { hint: 'it is emulated or identity' });
+  throw invalid('open', `iommu=${kind} is not supported`, { hint: 'use emulated or identity' });
 }

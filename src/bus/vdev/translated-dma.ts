@@ -1,20 +1,25 @@
-/** How a device that is emulated in this process reaches memory: through a translator, to views of registered areas. */
+/**
+ * How a device that is emulated in this process accesses memory: a translator finds the registered bytes of an IOVA.
+ */
 import { DmaError } from '../../errors.js';
 import { Range } from '../../ranges.js';
 import { isAddress, type Va } from '../../units.js';
 import type { DeviceDma } from '../../vfio-user/devices/model.js';
 import type { Translator } from './emulated.js';
 
-/** The bytes at [va, va + length) of registered memory; `undefined` when there are none for that, or not in one area. */
+/**
+ * The bytes at [va, va + length) of registered memory; `undefined` if they do not allow that access, or are not in one
+ * area.
+ */
 export type BytesAt = (va: Va, length: number, access: 'read' | 'write') => Uint8Array | undefined;
 
 /** The DMA port of a device behind `translator`. */
 export function translatedDma(translator: Translator, bytesAt: BytesAt): DeviceDma {
-  /** All of the range, piece by piece, before the first byte moves. */
+  /** All pieces of the range. They are found before the first byte moves. */
   const pieces = (iova: number, length: number, access: 'read' | 'write'): Uint8Array[] => {
     const found: Uint8Array[] = [];
     if (!isAddress(iova + length))
-      throw new DmaError({ code: 'EFAULT', operation: 'device DMA', reason: 'it goes past all addresses' });
+      throw new DmaError({ code: 'EFAULT', operation: 'device DMA', reason: 'the range ends beyond the last address' });
     for (let at = 0; at < length;) {
       const { va, length: here } = translator.translate(iova + at, length - at, access);
       const bytes = bytesAt(va, here, access);
@@ -24,7 +29,7 @@ export function translatedDma(translator: Translator, bytesAt: BytesAt): DeviceD
           code: 'EFAULT',
           operation: 'device DMA',
           range,
-          reason: `no registered memory is there to ${access}`,
+          reason: `the mapped memory is not registered, or does not allow the device to ${access}`,
         });
       }
       found.push(bytes);

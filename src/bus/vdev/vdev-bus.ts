@@ -10,15 +10,15 @@ import { ModelAccess } from './model-access.js';
 import { shortForm } from '../../short-form.js';
 import { show } from '../../show.js';
 
-/** The address space that a software device is put into: the side of the program, and the side of the device. */
+/** The address space of a software device: the program's side, and the device's side. */
 export interface VdevSpace {
   readonly space: AddressSpace;
   readonly dma: DeviceDma;
 }
 
-/** Its keys, for help pages. */
+/** Explains its keys, for help pages. */
 export const VDEV_KEYS =
-  `vdev:NAME takes iommu=emulated|identity: an IOMMU of its own, or none (emulated). ` +
+  `vdev:NAME takes iommu=emulated|identity: its own emulated IOMMU, or none (default: emulated). ` +
   `vdev:nvmeN also takes file=PATH, size=SIZE and blocksize=512|4096.`;
 
 /** Keys that only devices of one kind have. */
@@ -27,17 +27,17 @@ const KIND_KEYS: Readonly<Record<string, readonly string[]>> = {
   nvme: ['file', 'size', 'blocksize'],
 };
 
-/** What the bus is made of. */
+/** What the bus needs. */
 export interface VdevBusOptions {
-  /** The model of devices whose names begin with `kind` (`edu` for `edu0`); `undefined` for unknown kinds. */
+  /** The built-in model of a kind (`edu` for the device `edu0`); `undefined` for unknown kinds. */
   readonly model: (kind: string, args: ReadonlyMap<string, string>) => ModelFactory | undefined;
-  /** Makes the address space of a device. */
+  /** Creates the address space of a device. */
   readonly space: (args: ReadonlyMap<string, string>) => VdevSpace;
-  /** Asked before a kind is added. */
+  /** Called before a kind is added. */
   readonly gate?: Gate;
 }
 
-/** The bus `vdev`. Names are letters and dashes, which say the kind, and then a number. */
+/** The bus `vdev`. A name is a kind (letters and dashes) and a number. */
 export class VdevBus implements Bus {
   readonly name = 'vdev';
   readonly keys = ['iommu', ...Object.values(KIND_KEYS).flat()];
@@ -51,27 +51,27 @@ export class VdevBus implements Bus {
   }
 
   /**
-   * Adds a kind of device, made by `factory`; devices of this kind are called `<kind><number>`.
+   * Adds a kind of device: `factory` creates its models, and its devices are called `<kind><number>`.
    *
-   * @throws DmaError EINVAL for a kind that is not lower-case letters and dashes, EEXIST for one that there is
+   * @throws DmaError EINVAL for a kind that is not lower-case letters and dashes, EEXIST for a kind that exists already
    */
   define(kind: string, factory: ModelFactory): void {
     const operation = 'vdev.define';
     this.#options.gate?.(operation);
     mustBeString(kind, 'a kind of device', operation);
-    mustBeFunction(factory, 'what makes a device', operation);
+    mustBeFunction(factory, 'the factory of a kind of device', operation);
     if (kindOf(`${kind}0`) !== kind)
-      throw invalid(operation, `${show(kind)} is no kind of device: it is lower-case letters and dashes`, {
+      throw invalid(operation, `${show(kind)} can not be a kind of device: use lower-case letters and dashes`, {
         hint: 'such as "my-nic", whose devices are vdev:my-nic0, vdev:my-nic1 and so on',
       });
     if (this.#has(kind)) {
-      const reason = `there is a kind of vdev called ${kind}`;
-      throw new DmaError({ code: 'EEXIST', operation, reason, hint: `there are: ${this.#allKinds().join(', ')}` });
+      const reason = `a vdev kind ${kind} exists already`;
+      throw new DmaError({ code: 'EEXIST', operation, reason, hint: `kinds: ${this.#allKinds().join(', ')}` });
     }
     this.#kinds.set(kind, factory);
   }
 
-  /** Those of the program and those that are built in, each with a number. */
+  /** All kinds, each with a number. */
   get naming(): string {
     const kinds = this.#allKinds().map((kind) => `${kind}0`);
     return `by its kind and a number: ${kinds.join(', ')}`;
@@ -89,12 +89,12 @@ export class VdevBus implements Bus {
       const key = keys.find((each) => args.has(each));
       if (owner !== kind && key !== undefined)
         throw invalid('open', `vdev devices of the kind ${kind} have no key ${key}`, {
-          hint: `those of the kind ${owner} have`,
+          hint: `only the kind ${owner} has it`,
         });
     }
     const factory = this.#kinds.get(kind) ?? this.#options.model(kind, args);
     if (factory === undefined)
-      throw new DmaError({ code: 'ENODEV', operation: 'open', reason: `there is no kind of vdev called ${kind}` });
+      throw new DmaError({ code: 'ENODEV', operation: 'open', reason: `there is no vdev kind ${kind}` });
     const space = this.#options.space(args);
     let failed: (error: DmaError) => void = () => undefined;
     const access = new ModelAccess(
@@ -115,14 +115,14 @@ export class VdevBus implements Bus {
     };
   }
 
-  /** Each has one of its own. */
+  /** Every device has its own address space. */
   spaceOf({ name, busName }: Device): AddressSpace {
     const space = this.#spaces.get(busName)?.space;
     if (space !== undefined) return space;
     throw closedDevice(name);
   }
 
-  /** Their IOMMU is software: every address will do, and few devices could reach physical ones. */
+  /** Their IOMMU is software and supports every address; few devices could use physical addresses. */
   iovaWish(): 'va' {
     return 'va';
   }
@@ -136,7 +136,10 @@ export class VdevBus implements Bus {
   }
 }
 
-/** `dma` that also reports why an access failed, unless nothing was mapped: models have error codes of their own. */
+/**
+ * Like `dma`, but also reports why an access failed. EFAULT and EACCES are left to the models, which have their own
+ * error codes.
+ */
 function telling(dma: DeviceDma, failed: (error: DmaError) => void): DeviceDma {
   const told = <T>(access: () => T): T => {
     try {

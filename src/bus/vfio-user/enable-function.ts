@@ -1,6 +1,6 @@
 /**
- * The little enumeration that a PCI function wants before its regions answer and it may do DMA. QEMU's vfio-user server
- * refuses region accesses until the base address registers have been given an address and memory decoding is on.
+ * The initialization that a PCI function needs before its regions can be accessed and it may do DMA. QEMU's vfio-user
+ * server refuses region accesses until the base address registers have addresses and memory decoding is enabled.
  */
 import { alignUp } from '../../units.js';
 import type { VfioUserClient } from '../../vfio-user/client.js';
@@ -13,10 +13,10 @@ const COMMAND_MEMORY_AND_MASTER = 0x6;
 const BAR_IO = 0x1;
 const BAR_TYPE = 0x6;
 const BAR_TYPE_64 = 0x4;
-/** Any address serves, since regions are reached by index. This one is where PCs have their PCI hole. */
+/** Any address works, because regions are accessed by index. This one is in the usual PCI hole of PCs. */
 const FIRST_ADDRESS = 0xe000_0000;
 
-/** Gives every memory region of the function an address, and switches memory decoding and bus mastering on. */
+/** Gives every memory region of the function an address, and enables memory decoding and bus mastering. */
 export function enableFunction(client: VfioUserClient): void {
   const config = new Config(client);
   let next = FIRST_ADDRESS;
@@ -32,7 +32,7 @@ export function enableFunction(client: VfioUserClient): void {
   config.write32(COMMAND, (config.read32(COMMAND) & 0xffff) | COMMAND_MEMORY_AND_MASTER);
 }
 
-/** Configuration space, by 32-bit accesses. */
+/** Accesses configuration space in 32-bit units. */
 class Config {
   readonly #word = new Uint32Array(1);
   readonly #bytes = new Uint8Array(this.#word.buffer);

@@ -1,4 +1,7 @@
-/** The bus of devices in other processes, each behind the UNIX socket of a vfio-user server: `vfio-user:/run/device.sock`. */
+/**
+ * The bus of devices in other processes, each behind the UNIX socket of a vfio-user server:
+ * `vfio-user:/run/device.sock`.
+ */
 import { absolutePath } from '../../check.js';
 import type { AddressSpace } from '../../dma/address-space.js';
 import { VfioUserSpace } from '../../vfio-user/space.js';
@@ -20,29 +23,29 @@ import { PCI_REGION } from '../device-access.js';
 import { VfioAccess } from '../vfio-access.js';
 import { enableFunction } from './enable-function.js';
 
-/** Its keys, for help pages; docs/vfio-user.md has more. */
+/** Explains its keys, for help pages; docs/vfio-user.md explains more. */
 export const VFIO_USER_KEYS = `vfio-user:PATH takes timeout=MS, for connecting and for each call (5000);
   mmap=auto|trust|sealed|never, which registers are mapped: auto maps those of servers of this user and of root, and all others are
   accessed by messages (about 100 us each); share=always|never, whether the server gets file descriptors of memory, which give it
   the whole file for good, or asks for each access; user=NUMBER, the user that must run the server.`;
 
-/** What the bus is made of. */
+/** What the bus needs. */
 export interface VfioUserBusOptions {
   readonly platform: Platform;
-  /** Registered memory, for what a device reads and writes by message. */
+  /** Registered memory, for accesses that a device makes by messages. */
   readonly bytesAt: (va: Va, length: number, access: 'read' | 'write') => Uint8Array | undefined;
 }
 
 interface Connection {
   readonly space: AddressSpace;
-  /** Known once the device is being probed. */
+  /** Set when the device is probed. */
   device: Device | undefined;
 }
 
 /**
- * Finds and opens these devices. Keys of device names: `timeout=MS` for each call and for connecting (default 5000), `mmap=` which
- * regions are mapped (`auto`, `trust`, `sealed`, `never`: see `ClientOptions.mmap`), `share=` whether it gets descriptors of memory
- * (`always`, `never`), `user=NUMBER` the user that must run the server.
+ * Opens these devices. Keys of device names: `timeout=MS` for connecting and for each call (default 5000), `mmap=`
+ * which regions are mapped (`auto`, `trust`, `sealed`, `never`: see `ClientOptions.mmap`), `share=` whether the server
+ * gets file descriptors of memory (`always`, `never`), `user=NUMBER` the user that must run the server.
  */
 export class VfioUserBus implements Bus {
   readonly name = 'vfio-user';
@@ -56,7 +59,7 @@ export class VfioUserBus implements Bus {
 
   readonly naming = 'by the path of its socket, with a slash in it: /run/device.sock, ./device.sock';
 
-  /** Anything with a slash in it can be the path of a socket. @throws DmaError ENOENT, see {@link absolutePath} */
+  /** Accepts every name that contains a slash. @throws DmaError ENOENT, see {@link absolutePath} */
   parse(name: string): string | undefined {
     return name.includes('/') ? absolutePath(name, 'probe') : undefined;
   }
@@ -103,7 +106,7 @@ export class VfioUserBus implements Bus {
     }
   }
 
-  /** Each connection is one of its own. */
+  /** Every connection is its own address space. */
   spaceOf(device: Device): AddressSpace {
     const connection = this.#connections.get(device.busName);
     if (connection === undefined) throw closedDevice(device.name);
@@ -111,12 +114,12 @@ export class VfioUserBus implements Bus {
     return connection.space;
   }
 
-  /** Devices in other processes get descriptors: a physical address says nothing there. */
+  /** Devices in other processes get file descriptors; they could not use physical addresses. */
   iovaWish(): 'va' {
     return 'va';
   }
 
-  /** Where the device's own accesses by message go: what its domain has mapped. */
+  /** The memory for accesses that the device makes by messages: what its domain has mapped. */
   #target(path: string): DmaTarget {
     return (iova, length, access) => {
       const where = this.#connections.get(path)?.device?.domain?.resolve(iova, length, access) ?? 'EFAULT';
@@ -132,11 +135,13 @@ function readArgs(
   const timeout = args.get('timeout');
   const user = args.get('user');
   if (timeout !== undefined && !(Number(timeout) > 0 && Number(timeout) < 2 ** 31))
-    throw invalid('open', `there is no timeout=${timeout}`, {
-      hint: 'it is a number of milliseconds, above 0 and below 2^31',
+    throw invalid('open', `timeout=${timeout} is not valid`, {
+      hint: 'a timeout is a number of milliseconds, above 0 and below 2^31',
     });
   if (user !== undefined && !/^\d{1,10}$/.test(user))
-    throw invalid('open', `there is no user=${user}`, { hint: 'it is the number of a user, as "id -u NAME" tells' });
+    throw invalid('open', `user=${user} is not valid`, {
+      hint: 'give the number of a user, as "id -u NAME" prints it',
+    });
   const timeoutMs = timeout === undefined ? undefined : Number(timeout);
   return {
     timeoutMs,
@@ -147,7 +152,7 @@ function readArgs(
   };
 }
 
-/** @throws DmaError EINVAL for another value than these */
+/** @throws DmaError EINVAL for a value that is not one of these */
 function choiceOf<T extends string>(
   args: ReadonlyMap<string, string>,
   key: string,
@@ -156,12 +161,12 @@ function choiceOf<T extends string>(
   const value = args.get(key);
   const choice = choices.find((each) => each === value);
   if (value === undefined || choice !== undefined) return choice;
-  throw invalid('open', `there is no ${key}=${value}`, {
-    hint: `it is ${choices.slice(0, -1).join(', ')} or ${choices.at(-1) ?? ''}`,
+  throw invalid('open', `${key}=${value} is not valid`, {
+    hint: `use ${choices.slice(0, -1).join(', ')} or ${choices.at(-1) ?? ''}`,
   });
 }
 
-/** Tells once which regions are slow, and what to do. */
+/** Warns once about regions that are not mapped and therefore slow, and says what to do. */
 function noteUnmapped(path: string, client: VfioUserClient): void {
   const refused = client.regions.flatMap(({ index }) => {
     const why = client.notMapped(index);
@@ -169,8 +174,8 @@ function noteUnmapped(path: string, client: VfioUserClient): void {
   });
   if (refused.length === 0) return;
   const warning =
-    `vfio-user:${path}: not mapped: ${refused.join(', ')}. Every register access there is a message, some 100 us each; ` +
-    'mmap=trust in the name of the device maps it, and a server that makes its file shorter then ends this process';
+    `vfio-user:${path}: not mapped: ${refused.join(', ')}. Every register access there is a message of about 100 us. mmap=trust ` +
+    'in the name of the device maps it, but then a server that truncates its file kills this process';
   process.emitWarning(warning, { code: 'ANYDMA_NOT_MAPPED' });
 }
 

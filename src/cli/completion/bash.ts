@@ -1,4 +1,4 @@
-/** Completion for bash. It needs nothing but bash 4: the words are in the script, and no other program is started. */
+/** Completion for bash. It only needs bash 4: the script contains all words and starts no other program. */
 import { allCommands, type CommandNode, type ValueNode } from './tree.js';
 
 /** The script. @param root the program */
@@ -49,7 +49,7 @@ ${nodes.map((node) => `          ${quoted(node.path)}) ${argumentWords(node)} ;;
     pci) mapfile -t COMPREPLY < <(compgen -W "$(cd /sys/bus/pci/devices 2>/dev/null && echo *)" -- "$word") ;;
     *) mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word") ;;
   esac
-  # bash replaces what follows the last ":" or "=" only, where it splits words there.
+  # bash splits words at ":" and "=", and replaces only the part after the last of them.
   if [[ $COMP_WORDBREAKS == *:* && $word == *:* ]]; then
     COMPREPLY=("\${COMPREPLY[@]#"\${word%:*}:"}")
   elif [[ -n $option && $COMP_WORDBREAKS != *=* ]]; then

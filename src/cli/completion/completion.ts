@@ -9,10 +9,10 @@ import { zshCompletion } from './zsh.js';
 
 const SHELLS = { bash: bashCompletion, zsh: zshCompletion, fish: fishCompletion } as const;
 
-/** Where values are found, by their names in the help. */
+/** Where the values of options and arguments come from, by their names in the help. */
 export const VALUE_SOURCES: ValueSources = { path: 'file', device: 'pci', code: Object.keys(ERRNO) };
 
-/** @param program the whole program: the script is made of its commands as they are when this one runs */
+/** @param program the whole program: the script contains its commands as they are when this command runs */
 export function completion(program: Command): CommandSpec<object> {
   return {
     name: 'completion',

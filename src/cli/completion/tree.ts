@@ -1,7 +1,7 @@
-/** A program of commander as data: what completion scripts and the man page are made of. */
+/** The commands of the program as data, for completion scripts and the man page. */
 import type { Argument, Command, Option } from 'commander';
 
-/** A command with what can follow it. */
+/** A command with its options, arguments and commands. */
 export interface CommandNode {
   /** `anydma rdma serve` */
   readonly path: string;
@@ -19,31 +19,31 @@ export interface OptionNode {
   /** `--node` */
   readonly long: string;
   readonly description: string;
-  /** What it takes; `undefined` for a switch. */
+  /** Its value; `undefined` for a switch. */
   readonly value: ValueNode | undefined;
 }
 
-/** An argument that belongs to no option. */
+/** A positional argument. */
 export interface ArgumentNode extends ValueNode {
   readonly variadic: boolean;
 }
 
-/** What can be typed as a value. */
+/** The value of an option or argument. */
 export interface ValueNode {
-  /** As the help has it: `size` of `--size <size>`. */
+  /** Its name in the help: `size` of `--size <size>`. */
   readonly name: string;
-  /** All values, where they are known. */
+  /** All values, if they are known. */
   readonly choices: readonly string[];
   readonly kind: ValueKind;
 }
 
-/** Where a shell looks for values. `pci`: addresses of PCI devices. */
+/** Where a shell finds values. `pci`: addresses of PCI devices. */
 export type ValueKind = 'choices' | 'file' | 'pci' | 'none';
 
-/** How values are found whose choices commander does not know, by their name in the help. */
+/** Where values come from that commander does not know, by their name in the help. */
 export type ValueSources = Readonly<Record<string, ValueKind | readonly string[]>>;
 
-/** Reads a command and all below it, in the order of the help. */
+/** Reads a command and all commands below it, in the order of the help. */
 export function commandTree(command: Command, sources: ValueSources): CommandNode {
   const help = command.createHelp();
   return {
@@ -56,7 +56,7 @@ export function commandTree(command: Command, sources: ValueSources): CommandNod
   };
 }
 
-/** A command and all below it. */
+/** A command and all commands below it. */
 export function allCommands(node: CommandNode): CommandNode[] {
   return [node, ...node.commands.flatMap(allCommands)];
 }

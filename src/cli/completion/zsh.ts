@@ -1,7 +1,7 @@
-/** Completion for zsh, by its `_arguments`. */
+/** Completion for zsh, with `_arguments`. */
 import { allCommands, type ArgumentNode, type CommandNode, type OptionNode, type ValueNode } from './tree.js';
 
-/** The script: for a file `_anydma` in a folder of `$fpath`, or to be read by `source`. @param root the program */
+/** The script: for a file `_anydma` in a folder of `$fpath`, or for `source`. @param root the program */
 export function zshCompletion(root: CommandNode): string {
   return `#compdef ${root.name}
 # Completion of ${root.name} for zsh, made by "${root.name} completion zsh".

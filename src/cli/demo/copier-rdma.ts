@@ -1,14 +1,14 @@
-/** An RDMA device as one that copies: it writes memory of this process to memory of this process. */
+/** An RDMA device as a copier: it writes from memory of this process to other memory of this process. */
 import { isDmaError, MiB, type Device, type LongWorkOptions, type Va } from '../../index.js';
 import type { QueuePair, RdmaDevice } from '../../entry/rdma.js';
 import { Range } from '../../ranges.js';
 import { Pump } from '../rdma/pump.js';
 
-/** Bytes of a request, and requests under way. */
+/** Bytes of a request, and the number of requests in progress. */
 const BLOCK = MiB;
 const DEPTH = 16;
 
-/** Two queue pairs of one device, connected with each other; only the second lets itself be written through. */
+/** Connects two queue pairs of one device with each other. Only the second accepts remote writes. */
 class Loop {
   readonly #from: QueuePair;
   readonly #to: QueuePair;
@@ -30,10 +30,10 @@ class Loop {
   }
 }
 
-/** Makes a `Copier` (copier.ts) of it. The queue pairs go with the device. */
+/** Makes the device a `Copier` (copier.ts). The queue pairs are closed with the device. */
 export function rdmaCopier(device: Device, rdma: RdmaDevice) {
   let loop: Loop | undefined;
-  // By address: what the device was given for memory when it still had it.
+  // By address: the keys that memory had while it was mapped.
   const keys = new Map<number, number>();
 
   const copy = async (from: number, to: number, length: number, watch: LongWorkOptions = {}): Promise<void> => {
@@ -41,7 +41,7 @@ export function rdmaCopier(device: Device, rdma: RdmaDevice) {
     const { pair } = loop;
     const known = pair.keys.keyOf(from, length);
     if (known >= 0) keys.set(from, known);
-    // Of memory that was unmapped the key is tried that it had: so it is the device that refuses.
+    // After an unmap, the old key is used again, so that the device itself has to refuse it.
     const lkey = keys.get(from);
     const access = { verb: 'write', block: BLOCK, depth: DEPTH, lkey } as const;
     using target = targetAt(device, rdma, to, length);
@@ -49,11 +49,11 @@ export function rdmaCopier(device: Device, rdma: RdmaDevice) {
       const remote = { address: to, rkey: target.rkey };
       await new Pump(pair, { ...access, local: { va: from, length }, remote }).run(1, watch);
     } catch (error) {
-      // After a failure a queue pair does nothing more.
+      // After a failure a queue pair can not be used again.
       loop.close();
       loop = undefined;
       if (!isDmaError(error)) throw error;
-      // Soft-RoCE stops the queue pair for a key that is not good, and does not say which request had it.
+      // For an invalid key, Soft-RoCE stops the queue pair and does not say which request used it.
       const isStale = known < 0 && isDmaError(error, 'ECANCELED') && watch.signal?.aborted !== true;
       const code = isStale ? 'EACCES' : error.code;
       throw error.with({ device: device.name, code });
@@ -68,7 +68,7 @@ export function rdmaCopier(device: Device, rdma: RdmaDevice) {
   };
 }
 
-/** The key for writing to memory: that of its mapping, or of a region just for this, where the library has mapped it. */
+/** The key for writing to memory: that of its mapping, or of a temporary region if the library has mapped it. */
 function targetAt(
   device: Device,
   rdma: RdmaDevice,

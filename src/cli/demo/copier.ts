@@ -1,4 +1,4 @@
-/** Devices that can copy memory, each in its own way. */
+/** Devices that can copy memory, each with its own way. */
 import {
   copyEngineDriver,
   DmaError,
@@ -17,19 +17,21 @@ import { rdmaCopier } from './copier-rdma.js';
 
 /** A device that copies. */
 export interface Copier {
-  /** What it is. */
+  /** A description of it. */
   readonly kind: string;
-  /** How much to copy unless the user says it, in bytes: what takes no longer than a few seconds. */
+  /** Default number of bytes to copy: takes at most a few seconds. */
   readonly usualSize: number;
-  /** How it wants external memory to be mapped that it shall write to. */
+  /** How external memory must be mapped as the destination of a copy. */
   readonly destination?: MapOptions;
   /** Has the device copy `length` bytes from one of its addresses to another. */
   copy(from: number, to: number, length: number, watch?: LongWorkOptions): Promise<void>;
-  /** Does an error of `copy` say that the device may not go there? Devices that say nothing of it move nothing. */
+  /**
+   * Whether an error of `copy` means that the device was denied access. Devices without such errors just move nothing.
+   */
   isRefusal(error: unknown): boolean;
 }
 
-/** The device as one that copies. @throws DmaError ENOTSUP when it can not */
+/** The device as a copier. @throws DmaError ENOTSUP if it can not copy */
 export function copierOf(device: Device): Copier {
   if (device.driver === copyEngineDriver) {
     const engine = device.use(copyEngineDriver);
@@ -54,12 +56,12 @@ export function copierOf(device: Device): Copier {
     code: 'ENOTSUP',
     operation: 'demo',
     device: device.name,
-    reason: `nothing is known of how this device copies; its driver is ${device.driver?.name ?? 'none'}`,
+    reason: `this command can not make the device copy; its driver is ${device.driver?.name ?? 'none'}`,
     hint: `"anydma map --device ${device.name} --size 64MiB" maps memory on any device; "anydma serve copy" serves a copy engine`,
   });
 }
 
-/** Bytes that an edu device moves in one go. */
+/** The largest transfer of an edu device, in bytes. */
 const EDU_PIECE = 2 * KiB;
 
 async function copyByBuffer(

@@ -1,4 +1,4 @@
-/** `anydma demo`: the whole way of memory to a device and back, each step checked. */
+/** `anydma demo`: lets a device use memory, and takes it away again; every step is checked. */
 import { createHash, randomFillSync } from 'node:crypto';
 import { readSync } from 'node:fs';
 import { Option } from 'commander';
@@ -19,7 +19,7 @@ import { formatMicroseconds } from './timing.js';
 import { sizeValue } from '../shared/values.js';
 
 interface DemoOptions {
-  /** bytes; default: what suits the device */
+  /** Bytes; default: depends on the device. */
   readonly size?: number;
   readonly mode: ModeChoice;
   readonly file?: string;
@@ -27,32 +27,34 @@ interface DemoOptions {
   readonly iommu: ContainerChoice;
 }
 
-/** What happened to one area, as the document tells it. */
+/** The result for one area, as in the document. */
 interface AreaReport {
   readonly name: string;
-  /** Which way the memory was had. */
+  /** How the memory was allocated. */
   readonly mode: Mode;
   readonly va: string;
   readonly iova: string;
-  /** bytes that the device reaches: of external memory and heaps whole pages, of the library's own what was asked for */
+  /**
+   * Bytes that the device can access: whole pages for external memory and heaps, the requested size for owned memory.
+   */
   readonly length: number;
-  /** How long it took to let the device reach it; see {@link Reached.mapMicroseconds}. */
+  /** The time until the device could access it; see {@link Reached.mapMicroseconds}. */
   readonly mapMicroseconds: number;
-  /** bytes of the copy that is measured */
+  /** Bytes of the measured copy. */
   readonly bytesMoved: number;
-  /** 10^9 bytes a second */
+  /** 10^9 bytes per second. */
   readonly gigabytesPerSecond: number;
-  /** of what the device read */
+  /** SHA-256 of the source. */
   readonly sha256: string;
-  /** Is what the device wrote the very same, and nothing else was written? */
+  /** Whether the destination equals the source, and nothing else was written. */
   readonly verified: boolean;
 }
 
-/** What the device's access to memory that was taken from it came to. */
+/** The result of the device's access to memory that was unmapped. */
 interface Afterwards {
   readonly refused: boolean;
   readonly explain: string;
-  /** Who reported it; `undefined` when the device moved nothing, and that was all. */
+  /** What reported it; `undefined` if the only sign was that the device moved nothing. */
   readonly reportedBy: string | undefined;
 }
 
@@ -60,30 +62,30 @@ interface Afterwards {
 interface Source {
   readonly name: string;
   readonly mode: Mode;
-  /** bytes of it that count: files do not end on page boundaries */
+  /** Bytes to copy: files do not end on page boundaries. */
   readonly bytes: number;
   readonly open: (reacher: Reacher) => Promise<Reached>;
-  /** Fills or reads a piece of the memory: the bytes at `offset` of what is copied. */
+  /** Fills or reads a part of the memory: the bytes at `offset` of the data. */
   readonly fill: (piece: Uint8Array, offset: number) => void;
 }
 
-/** What happened to one area, and what came after that. */
+/** The result for one area, and the access after it was unmapped. */
 interface Moved {
   readonly report: AreaReport;
   readonly after: Afterwards;
 }
 
-/** What takes memory of each mode from the device, for people. */
+/** How memory of each mode is taken from the device, for people. */
 const WITHDRAWAL = {
   external: 'unmapping',
   heap: 'taking it out of the heap',
   owned: 'freeing it and giving it back',
 } as const;
 
-/** What destinations are filled with, so that what the device did not write is noticed. */
+/** Destinations are filled with this, so that bytes that the device did not write are noticed. */
 const UNTOUCHED = 0xa5;
 
-/** Bytes of the access that has to be refused, at most. */
+/** Most bytes of the access that must be refused. */
 const LATE_ACCESS = 4096;
 
 export const demo: CommandSpec<DemoOptions> = {
@@ -157,7 +159,7 @@ export const demo: CommandSpec<DemoOptions> = {
   },
 };
 
-/** Where the device is, and what stands between it and memory. */
+/** Where the device is, and what translates its memory accesses. */
 function whereIs(served: DeviceProcess | undefined, { domain, bus }: Device): string {
   if (served !== undefined) return ` that runs in process ${served.pid}`;
   return bus.name === 'pci' && domain !== undefined ? `; its memory accesses go by ${domain.kind}` : '';
@@ -171,7 +173,7 @@ function memorySource(mode: Mode, bytes: number): Source {
   return { name: 'memory', mode, bytes, open, fill: (piece) => void randomFillSync(piece) };
 }
 
-/** A file, itself where it can be mapped, else a copy of it. */
+/** A file: the file itself if it can be mapped, else a copy of it. */
 function fileSource({ external, platform }: Eal, path: string, { fd, size: bytes }: InputFile): Source {
   const mapped = platform.limitation === undefined;
   const label = `the file ${path}`;
@@ -188,13 +190,13 @@ function fileSource({ external, platform }: Eal, path: string, { fd, size: bytes
   };
 }
 
-/** What areas are moved with. */
+/** What copying an area needs. */
 interface Mover extends Reacher {
   readonly copier: Copier;
   readonly context: CommandContext;
 }
 
-/** The way of one area: lets the device reach it and as much new memory, and copy; verifies, takes it back, and tries again. */
+/** Copies one area: maps it and a destination, copies twice, verifies, unmaps both, and tries the copy again. */
 async function moveArea(mover: Mover, { name, mode, bytes, open, fill }: Source): Promise<Moved> {
   const { copier, context } = mover;
   const { output, signal } = context;
@@ -250,19 +252,19 @@ async function digestOf(memory: Reached, bytes: number, context: CommandContext)
   return hash.digest('hex');
 }
 
-/** Is everything from `end` on as it was before the copy? */
+/** Whether everything from `end` on is unchanged. */
 function isUntouched(memory: Reached, end: number): boolean {
   return end === memory.length || memory.bytes(end).every((byte) => byte === UNTOUCHED);
 }
 
-/** How long an IOMMU's report of a blocked access is waited for, milliseconds. Not every one comes. */
+/** How long to wait for an IOMMU's report of a blocked access, in milliseconds. Not every access is reported. */
 const REPORT_MS = 500;
 
-/** Takes both from the device, and lets it read `source` once more. */
+/** Unmaps source and destination, and lets the device read `source` once more. */
 async function tryAgain(mover: Mover, source: Reached, destination: Reached, length: number): Promise<Afterwards> {
   const { device, copier } = mover;
   const { iova } = source;
-  // Of its own: blocks can share the pages that go, so that both have to be freed.
+  // Always external: blocks can share pages, which stay mapped until all blocks on them are freed.
   await using target = await takeMemory('external', mover, length, { ...copier.destination, access: 'write' });
   target.bytes().fill(UNTOUCHED);
   const content = Buffer.from(source.bytes(0, length));
@@ -276,7 +278,7 @@ async function tryAgain(mover: Mover, source: Reached, destination: Reached, len
     if (!copier.isRefusal(error)) throw error;
     isTold = true;
   }
-  // The device tells at once, when it tells; the report of its IOMMU may be on its way.
+  // Errors of the device come at once; the report of the IOMMU may take a moment.
   const told = await device.explainFaultsAsync({ after: earlier, timeoutMs: isTold ? 0 : REPORT_MS });
   const faults = told.slice(earlier);
   const fault = faults.find((each) => each.iova >= iova && each.iova < iova + length);
@@ -288,14 +290,14 @@ async function tryAgain(mover: Mover, source: Reached, destination: Reached, len
 }
 
 function notVerified({ name, sha256 }: AreaReport, device: Device): DmaError {
-  const reason = `what the device wrote is not what ${name} is, whose SHA-256 is ${sha256}`;
-  const hint = 'if the file was written meanwhile, that is why; else the device, or the way to it, is broken';
+  const reason = `the data that the device wrote differs from ${name}, whose SHA-256 is ${sha256}`;
+  const hint = 'if the file was written meanwhile, that is the cause; else the device, or the path to it, is broken';
   return new DmaError({ code: 'EIO', operation: 'demo', device: device.name, reason, hint });
 }
 
 function notRefused(device: Device): DmaError {
-  const reason = 'the device still reaches memory that was unmapped';
-  const hint = `its domain is ${device.domain?.kind ?? 'none'}: without an IOMMU nothing keeps devices out`;
+  const reason = 'the device can still access memory that was unmapped';
+  const hint = `its domain is ${device.domain?.kind ?? 'none'}: without an IOMMU, devices can access all memory`;
   return new DmaError({ code: 'EIO', operation: 'demo', device: device.name, reason, hint });
 }
 
@@ -339,7 +341,7 @@ function printReport(output: Output, moves: readonly Moved[]): void {
   }
 }
 
-/** Slow devices have more zeros behind the point. */
+/** More decimal places for slow devices. */
 function rateText(gigabytesPerSecond: number): string {
   return gigabytesPerSecond >= 0.01 ? gigabytesPerSecond.toFixed(2) : String(Number(gigabytesPerSecond.toPrecision(2)));
 }

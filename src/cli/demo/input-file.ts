@@ -1,33 +1,32 @@
-/** A file that the user names, to be mapped. */
+/** A file that the user names as memory to map. */
 import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { DmaError, errorCode, invalid, isDmaError } from '../../errors.js';
 
-/** An open file with something in it. Disposing it closes it. */
+/** An open, non-empty file. Disposing it closes it. */
 export interface InputFile extends Disposable {
   readonly fd: number;
-  /** bytes, at least 1 */
+  /** Bytes, at least 1. */
   readonly size: number;
 }
 
 /**
  * Opens the file at `path`.
  *
- * @throws DmaError of open(2); EINVAL for what is not a regular file, or empty
+ * @throws DmaError of open(2); EINVAL for a file that is not regular, or is empty
  */
 export function openInput(path: string, writable = false): InputFile {
   const operation = 'open';
   let fd: number;
   try {
-    // Without O_NONBLOCK a named pipe would be waited for.
+    // Without O_NONBLOCK, opening a named pipe would block.
     fd = openSync(path, (writable ? constants.O_RDWR : constants.O_RDONLY) | constants.O_NONBLOCK);
   } catch (error) {
     throw systemError(error, operation, path);
   }
   try {
     const status = fstatSync(fd);
-    if (!status.isFile()) throw invalid(operation, `${path} is not a regular file, so that it can not be mapped`);
-    if (status.size === 0)
-      throw invalid(operation, `${path} is empty: there is nothing to map`, { hint: 'name a file of 1 byte or more' });
+    if (!status.isFile()) throw invalid(operation, `${path} is not a regular file and can not be mapped`);
+    if (status.size === 0) throw invalid(operation, `${path} is empty`, { hint: 'give a file of at least 1 byte' });
     return { fd, size: status.size, [Symbol.dispose]: () => closeSync(fd) };
   } catch (error) {
     closeSync(fd);
@@ -35,7 +34,7 @@ export function openInput(path: string, writable = false): InputFile {
   }
 }
 
-/** An error of node:fs as the library tells errors. */
+/** An error of node:fs as a DmaError. */
 function systemError(error: unknown, operation: string, path: string): DmaError {
   const { errno = 0, message } = error as NodeJS.ErrnoException;
   // `ENOENT: no such file or directory, open '/x'`

@@ -1,4 +1,4 @@
-/** The three ways to have memory for DMA, each from taking memory to a device that reaches it, and back. */
+/** The three ways to have memory for DMA: each allocates memory that a device can access, and frees it again. */
 import { Option } from 'commander';
 import {
   DmaError,
@@ -16,56 +16,56 @@ import { timedAsync } from './timing.js';
 
 const MODES = ['external', 'heap', 'owned'] as const;
 
-/** A way to have memory for DMA; `--help` says what each is. */
+/** A way to have memory for DMA; `--help` explains each. */
 export type Mode = (typeof MODES)[number];
 
-/** What `--mode` takes. */
+/** The values of `--mode`. */
 export type ModeChoice = Mode | 'all';
 
 /** The heap for memory of mode `heap`. */
 const HEAP = 'demo';
 
-/** What each mode is, for help pages. */
+/** Explains the modes, for help pages. */
 export const MODES_TEXT = `Modes: external is memory of the program, which registers it and maps it for the device (external.allocateAsync,
   dmaMapAsync). heap is memory of the program that was added to a heap: the library maps it for every device and allocates blocks from it
   (heaps.addMemoryAsync, malloc). owned is memory of the library, mapped for every device already (mallocAsync).`;
 
-/** What is measured in each mode, for help pages. */
+/** Explains what is measured in each mode, for help pages. */
 export const TIMES_TEXT = `MAP TIME is the time of dmaMapAsync for external memory; for heap and owned it is the time to get a block
   (addMemoryAsync and malloc, or mallocAsync), including the mapping that the library does.`;
 
-/** `--mode`, which is `external` unless it is given. */
+/** `--mode`; default: `external`. */
 export function modeOption(): Option {
   return new Option('--mode <mode>', 'how to have the memory').choices([...MODES, 'all']).default('external');
 }
 
-/** The modes that are chosen, in the order they are shown. */
+/** The chosen modes, in the order in which they are shown. */
 export function modesOf(choice: ModeChoice): readonly Mode[] {
   return choice === 'all' ? MODES : [choice];
 }
 
-/** Memory that a device reaches. Disposing it takes it from the device, unless that was done, and gives it back. */
+/** Memory that a device can access. Disposing it unmaps it if necessary, and frees it. */
 export interface Reached extends AsyncDisposable {
   readonly mode: Mode;
   readonly va: Va;
-  /** Where the device finds the first byte. */
+  /** The device address of the first byte. */
   readonly iova: Iova;
-  /** bytes, at least what was asked for */
+  /** Bytes, at least the requested size. */
   readonly length: number;
   readonly access: DmaAccess;
-  /** bytes */
+  /** Bytes. */
   readonly pageSize: number;
-  /** What the memory is, such as `memfd`. */
+  /** The kind of memory, such as `memfd`. */
   readonly source: string;
-  /** How long the step took that let the device reach it. */
+  /** The time of the step that let the device access it. */
   readonly mapMicroseconds: number;
-  /** Entries of the device's domain that were made for it: none when it could be reached already. */
+  /** Entries added to the device's domain: 0 if the device could access it already. */
   readonly entries: number;
-  /** What peers name it by, if they may use it: see `MapOptions.remote`. */
+  /** The key for peers, if they may use it: see `MapOptions.remote`. */
   readonly rkey?: number;
   /** The bytes [offset, offset + length); see `ExternalMemory.bytes` and `Block.bytes`. */
   bytes(offset?: number, length?: number): Uint8Array;
-  /** Takes it from the device. Of blocks nothing is left then. */
+  /** Takes it from the device. A block is freed by this. */
   withdraw(): Promise<void>;
 }
 
@@ -73,21 +73,21 @@ export interface Reached extends AsyncDisposable {
 export interface Reacher {
   readonly eal: Eal;
   readonly device: Device;
-  /** Gives up, within one piece of the work. */
+  /** Aborts the work, within one piece of it. */
   readonly signal?: AbortSignal;
 }
 
-/** How external memory is taken. The library maps memory of the other modes as it needs to. */
+/** How external memory is allocated and mapped. The other modes need no choice: the library maps their memory. */
 export interface ExternalOptions extends MapOptions {
   readonly source?: 'memfd' | 'anonymous';
-  /** What messages call it. */
+  /** Its name in messages. */
   readonly label?: string;
 }
 
 /**
- * New memory in `mode` that the device reaches. What fails half-way goes with the `Eal`.
+ * Allocates memory in `mode` that the device can access. If it fails half-way, the rest is released with the `Eal`.
  *
- * @param bytes how much, at least
+ * @param bytes the least size
  */
 export async function takeMemory(
   mode: Mode,
@@ -98,7 +98,7 @@ export async function takeMemory(
   const { eal, signal } = reacher;
   if (mode === 'owned') {
     const take = async (): Promise<Block> => eal.mallocAsync(bytes, { contiguous: true, signal });
-    // Else the library would keep the memory, for the next block.
+    // Otherwise the library would keep the freed memory for the next block.
     return reachBlock(mode, reacher, take, async () => {
       await eal.memory.trimAsync();
     });
@@ -109,7 +109,7 @@ export async function takeMemory(
   if (eal.heaps.find(HEAP) === undefined) eal.heaps.create(HEAP);
   const take = async (): Promise<Block> => {
     await eal.heaps.addMemoryAsync(HEAP, memory, { signal });
-    // All of it, so that no other block comes into this piece.
+    // The whole memory, so that no other block is allocated in it.
     return eal.malloc(memory.length, { heap: HEAP, contiguous: true });
   };
   const takeAway = async (): Promise<void> =>
@@ -117,7 +117,7 @@ export async function takeMemory(
   return reachBlock(mode, reacher, take, takeAway, memory);
 }
 
-/** Maps external memory, and owns it from then on. */
+/** Maps external memory, and frees it at the end. */
 export async function reachExternal(
   { device, signal }: Reacher,
   memory: ExternalMemory,
@@ -140,8 +140,8 @@ export async function reachExternal(
 }
 
 /**
- * @param takeAway takes from the device what the block was in, once that is freed
- * @param memory what the heap was given, which is unregistered at the end
+ * @param takeAway unmaps the memory of the block from the device, after the block is freed
+ * @param memory the memory that was added to the heap; it is unregistered at the end
  */
 async function reachBlock(
   mode: Mode,
@@ -155,7 +155,7 @@ async function reachBlock(
   const { pageSize, backing } = block.area;
   const source = backing === undefined ? 'anonymous' : 'memfd';
   if (device.domain === undefined) {
-    const reason = `the device can not reach memory of mode ${mode}: nothing maps memory for it`;
+    const reason = `memory of mode ${mode} can not be mapped for the device: neither its driver nor its bus can map`;
     throw new DmaError({ code: 'ENOTSUP', operation: 'malloc', device: device.name, reason });
   }
   const iova = device.iovaOf(block);
@@ -174,7 +174,7 @@ async function reachBlock(
   };
 }
 
-/** What `take` returns, its time in microseconds, and how many entries of the device's domain it made. */
+/** The result of `take`, its time in microseconds, and how many entries it added to the device's domain. */
 async function measured<T>(
   { domain }: Device,
   take: () => Promise<T>,

@@ -1,15 +1,15 @@
-/** Work on much memory, piece by piece, so that signals are heard and progress is seen. */
+/** Processes much memory piece by piece, so that signals are handled and progress is shown. */
 import { MiB } from '../../units.js';
 import type { CommandContext } from '../shared/command.js';
 
-/** What is worked on between two turns of the event loop: some milliseconds. */
+/** Bytes processed between two turns of the event loop: a few milliseconds of work. */
 const PIECE = 16 * MiB;
 
 /**
  * Calls `visit` for each piece of `length` bytes, in order.
  *
- * @param what the work, for the progress bar
- * @throws the reason of the signal, once that is aborted
+ * @param what the name of the work, for the progress bar
+ * @throws the reason of the signal, once it is aborted
  */
 export async function inPieces(
   what: string,

@@ -124,11 +124,11 @@ describe('anydma bind on a made-up machine', () => {
   test('what can not be asked is said before it is forced, too', () => {
     const machine = new FakeMachine(MACHINE);
     machine.unreadable.set('routes', 'EPERM');
-    assert.match(bound(machine, [A]).notes, /can not be told whether it is in use/);
+    assert.match(bound(machine, [A]).notes, /is not known whether it is in use/);
     assert.equal(machine.driver(A), 'e1000e');
     assert.match(
       bound(machine, [A], { force: true }).notes,
-      /02\.0 is taken although it can not be told whether it is in use: .*routes/,
+      /02\.0 is taken although it is not known whether it is in use: .*routes/,
     );
   });
 
@@ -146,14 +146,15 @@ describe('anydma bind on a made-up machine', () => {
       () => bound(machine, [A]),
       (error) => isDmaError(error, 'ENODEV') && /--noiommu-mode/.test(error.message),
     );
-    assert.match(bound(machine, [A], { noiommuMode: true }).notes, /reaches all memory/);
+    assert.match(bound(machine, [A], { noiommuMode: true }).notes, /can access all memory/);
   });
 
   test('a driver in place of a device', () => {
     const machine = new FakeMachine(MACHINE);
     assert.throws(
       () => bound(machine, ['vfio-pci', A]),
-      (error) => isDmaError(error, 'ENODEV') && error.hint === 'that is a driver: anydma bind --driver vfio-pci DEVICE',
+      (error) =>
+        isDmaError(error, 'ENODEV') && error.hint === 'vfio-pci is a driver: anydma bind --driver vfio-pci DEVICE',
     );
     assert.deepEqual(machine.writes, []);
   });
@@ -248,7 +249,7 @@ describe('PCI devices as anydma devices lists them', () => {
     assert.match(text, /03\.0 .* no: its disk nvme0n1 is swapped to\n/);
     assert.doesNotMatch(text, /swapoff/);
     assert.deepEqual(text.match(/- .*DEVICE.*|- anydma.*/g), ['- anydma bind 0000:00:04.0']);
-    assert.match(text, /Nothing is proposed for those that are in use/);
+    assert.match(text, /For devices in use, .*dry-run/);
     const [, disk] = new PciReader(machine).all().map(pciDocument) as Record<string, unknown>[];
     assert.deepEqual(disk['usedBy'], ['its disk nvme0n1 is swapped to']);
   });

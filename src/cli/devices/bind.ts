@@ -50,7 +50,7 @@ export const bind: CommandSpec<BindCommandOptions> = {
   examples: [
     ['anydma bind 0000:00:02.0', 'gives one device to vfio-pci'],
     ['anydma bind --dry-run 0000:00:02.0', 'says whether that would work, and what is in the way'],
-    ['anydma bind --group -U alice 03:00.0', 'all of its IOMMU group, to be used by the user alice'],
+    ['anydma bind --group -U alice 03:00.0', 'a whole IOMMU group, for the user alice'],
     ["anydma bind eth1 '0000:81:*'", 'a device by its interface, and all of a bus'],
     ['anydma bind --driver e1000e 0000:00:02.0', 'back to a driver of your choice'],
   ],
@@ -59,14 +59,14 @@ export const bind: CommandSpec<BindCommandOptions> = {
   },
 };
 
-/** The kernel of this machine. @throws DmaError ENOTSUP where there is none that could be asked */
+/** The kernel of this machine. @throws DmaError ENOTSUP if it can not be accessed */
 export function kernelOf(operation: string): KernelPort {
   const { kernel, limitation } = openPlatform();
   if (limitation !== undefined) throw new DmaError({ code: 'ENOTSUP', operation, reason: limitation });
   return kernel;
 }
 
-/** Does what the options say, and tells it. @throws DmaError before anything was changed: see `PciBinder` */
+/** Carries out the options, and prints the result. @throws DmaError before anything was changed: see `PciBinder` */
 export function bindDevices(
   kernel: KernelPort,
   names: readonly string[],
@@ -86,7 +86,7 @@ export function bindDevices(
   const functions = binder.resolve(names);
   const plans = binder.plan(functions, options);
   if (noiommuMode === true)
-    output.note('no-IOMMU mode: a device that is used that way reaches all memory of the machine, and so who uses it');
+    output.note('no-IOMMU mode: a device used this way, and its user, can access all memory of the machine');
   if (dryRun) return tellPlans(kernel, plans, output);
   noteForced(plans, output);
   const todo = driver === undefined || isVfioDriver(driver);
@@ -95,16 +95,16 @@ export function bindDevices(
 
 const LARGEST_ID = 2 ** 32 - 2;
 
-/** The number of a user or a group that is named, or given by number. @throws DmaError EINVAL when there is none */
+/** The number of a user or a group, given by name or number. @throws DmaError EINVAL if it does not exist */
 function identityOf(kernel: KernelPort, kind: 'user' | 'group', text: string | undefined): number | undefined {
   if (text === undefined) return undefined;
   const number = /^\d+$/.test(text) ? Number(text) : text === '' ? undefined : kernel.idOf(kind, text);
   if (number !== undefined && number <= LARGEST_ID) return number;
-  const hint = `"getent ${kind === 'user' ? 'passwd' : 'group'}" lists them; a number will do as well`;
+  const hint = `"getent ${kind === 'user' ? 'passwd' : 'group'}" lists them; a number works, too`;
   throw invalid('bind', `there is no ${kind} "${text}"`, { hint });
 }
 
-/** Says what is taken from whom, and what is taken unseen, before it is: there may be no time afterwards. */
+/** Prints which uses will end, and which are not known, before the change: the change may end this session. */
 export function noteForced(plans: readonly BindPlan[], output: Output): void {
   for (const { address, uses, unknown, error } of plans) {
     if (error !== undefined) continue;
@@ -112,7 +112,7 @@ export function noteForced(plans: readonly BindPlan[], output: Output): void {
     if (unknown.length > 0) {
       const reasons = usesText(unknown.map(({ reason }) => ({ text: reason })));
       output.note(
-        `${address} is taken although it can not be told ${uses.length > 0 ? 'who else uses it' : 'whether it is in use'}: ${reasons}`,
+        `${address} is taken although it is not known ${uses.length > 0 ? 'who else uses it' : 'whether it is in use'}: ${reasons}`,
       );
     }
   }
@@ -125,7 +125,7 @@ const DOING: Readonly<Record<BindPlan['action'], string>> = {
   leave: 'stays with',
 };
 
-/** Tells what would be done with devices. */
+/** Prints what would be done with each device. */
 export function tellPlans(kernel: KernelPort, plans: readonly BindPlan[], output: Output): void {
   const facts = new PciReader(kernel).some(plans.map(({ address }) => address));
   const nameOf = (address: string): string => facts.find(({ fn }) => fn.address === address)?.name ?? 'is gone';
@@ -158,9 +158,9 @@ export function tellPlans(kernel: KernelPort, plans: readonly BindPlan[], output
 }
 
 /**
- * Tells what became of devices.
+ * Prints the result for each device.
  *
- * @param options.todo also say what else it takes to use them
+ * @param options.todo also print what else is needed to use them
  */
 export function tell(
   kernel: KernelPort,

@@ -1,4 +1,4 @@
-/** `anydma devices`: buses, drivers, what there is, and what a device is like. */
+/** `anydma devices`: buses, drivers and devices, and the details of some devices. */
 import type { Description } from '../../bus/description.js';
 import { idsDocument } from '../../bus/match.js';
 import { unlessFails } from '../../errors.js';
@@ -17,7 +17,7 @@ interface DevicesOptions {
 
 const INTERRUPT_KINDS: readonly InterruptKind[] = ['intx', 'msi', 'msix'];
 
-/** Names of regions, by the index that VFIO gives them. */
+/** Names of regions, by their VFIO index. */
 const REGION_NAMES = ['BAR0', 'BAR1', 'BAR2', 'BAR3', 'BAR4', 'BAR5', 'ROM', 'config', 'VGA'];
 
 export const devices: CommandSpec<DevicesOptions> = {
@@ -89,7 +89,7 @@ export const devices: CommandSpec<DevicesOptions> = {
   },
 };
 
-/** A document with what buses and devices say; their fields follow its own and never take their place. */
+/** A document with the fields of buses and devices added; they do not overwrite its own fields. */
 function withOwn(own: object, ...told: readonly (object | undefined)[]): object {
   return told.reduce<object>((all, fields) => ({ ...all, ...fields, ...own }), own);
 }
@@ -99,7 +99,7 @@ function foundOn(bus: string, found: readonly string[], described: ReadonlyMap<s
   return names.length === 0 ? 'none' : (described.get(bus)?.summary ?? names.join(', '));
 }
 
-/** @param all what the buses of a driver are that works on every bus */
+/** @param all the text for a driver that works on every bus */
 function driverDocument({ name, deviceClass, buses, ids }: Driver, all: readonly { readonly name: string }[]): object {
   return { name, class: deviceClass, buses: buses ?? all.map((bus) => bus.name), ids: ids?.map(idsDocument) };
 }
@@ -124,7 +124,7 @@ function deviceDocument(device: Device): object {
   };
 }
 
-/** What a device has of registers; some have none. */
+/** The registers and interrupts of a device, if it has any. */
 function registersOf(device: Device): Device['access'] | undefined {
   return unlessFails(['ENOTSUP'], () => device.access);
 }

@@ -1,8 +1,8 @@
-/** What a device's domain is like, for people and for programs. */
+/** Facts about a device's domain, for people and as JSON. */
 import { formatSize, type Domain } from '../../index.js';
 import { rangeDocument } from '../shared/values.js';
 
-/** The document about a domain. `entryLimit` is `null` when there is none. */
+/** The JSON about a domain. `entryLimit` is `null` if there is no limit. */
 export function domainDocument(domain: Domain): object {
   const { granule, windows, entryLimit, iova, partialUnmap, pins } = domain.constraints;
   return {
@@ -17,7 +17,7 @@ export function domainDocument(domain: Domain): object {
   };
 }
 
-/** The same in lines for people. */
+/** The same as lines for people. */
 export function domainLines(domain: Domain): string[] {
   const { granule, windows, entryLimit, iova, partialUnmap, pins } = domain.constraints;
   const limit = Number.isFinite(entryLimit) ? `at most ${entryLimit} mappings` : 'any number of mappings';
@@ -29,8 +29,8 @@ export function domainLines(domain: Domain): string[] {
 }
 
 const IOVA_CHOICE = {
-  table: "those of the memory's own table",
+  table: "from the memory's own table",
   free: 'free to choose',
   identity: 'always the virtual addresses',
-  ignored: 'paid no attention to; devices use virtual addresses',
+  ignored: 'ignored; devices use virtual addresses',
 } as const;

@@ -35,7 +35,7 @@ export const unbind: CommandSpec<UnbindCommandOptions> = {
   },
 };
 
-/** Does it, and tells it. @throws DmaError before anything was changed: see `PciBinder` */
+/** Carries out the options, and prints the result. @throws DmaError before anything was changed: see `PciBinder` */
 export function unbindDevices(
   kernel: KernelPort,
   names: readonly string[],

@@ -1,15 +1,15 @@
-/** Which RDMA device a command uses. */
+/** Chooses the RDMA device that a command uses. */
 import { Option } from 'commander';
 import { DmaError, type Device, type Eal } from '../../index.js';
 import { verbsDriver, type RdmaDevice } from '../../entry/rdma.js';
 
-/** A device, as the bus and as its driver see it. */
+/** A device, as its bus and its driver provide it. */
 export interface OpenRdma {
   readonly device: Device;
   readonly rdma: RdmaDevice;
 }
 
-/** `--device` of the commands of RDMA. */
+/** `--device` of the RDMA commands. */
 export function rdmaDeviceOption(): Option {
   return new Option(
     '--device <name>',
@@ -20,7 +20,7 @@ export function rdmaDeviceOption(): Option {
 /**
  * Opens the device of that name, or the first one with an active port.
  *
- * @throws DmaError ENODEV, ENOTSUP when there is none; as `Eal.probe`
+ * @throws DmaError ENODEV or ENOTSUP if there is none; as `Eal.probe`
  */
 export async function openRdmaDevice(eal: Eal, name: string | undefined): Promise<OpenRdma> {
   if (name !== undefined) {
@@ -42,7 +42,7 @@ export async function openRdmaDevice(eal: Eal, name: string | undefined): Promis
     reason: names.length === 0 ? 'this machine has no RDMA device' : `no port of ${names.join(', ')} is active`,
     hint:
       names.length === 0
-        ? '"rdma link add rxe0 type rxe netdev NAME" (as root) makes one of any network interface'
+        ? '"rdma link add rxe0 type rxe netdev NAME" (as root) creates one on any network interface'
         : 'bring the network interface up, or plug in the cable; "anydma devices" shows the ports',
   });
 }

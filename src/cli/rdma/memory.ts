@@ -1,20 +1,20 @@
-/** Memory that peers may use, had in any of the three ways. */
+/** Memory that peers may use, allocated in any of the three ways. */
 import type { DmaAccess } from '../../index.js';
 import type { ExtraRegion, RdmaDevice } from '../../entry/rdma.js';
 import { takeMemory, type Mode, type Reached, type Reacher } from '../demo/modes.js';
 
-/** Memory that peers can reach. Disposing it unmaps it if necessary, and frees it. */
+/** Memory that peers can access. Disposing it unmaps it if necessary, and frees it. */
 export interface Shared extends AsyncDisposable {
   readonly memory: Reached;
-  /** What peers name it by. */
+  /** The key for peers. */
   readonly rkey: number;
-  /** Takes it from peers and device. */
+  /** Takes it from peers and the device. */
   withdraw(): Promise<void>;
 }
 
 /**
- * New memory in `mode` that peers may use as `remote` says. External memory is mapped so; of the other modes, whose memory
- * the library has mapped for every device but for no peer, the part is exposed.
+ * Allocates memory in `mode` that peers may use as `remote` says. External memory is mapped with that right. Memory of
+ * the other modes is mapped for every device but for no peer, so it is exposed by another region.
  */
 export async function shareMemory(
   mode: Mode,

@@ -1,4 +1,4 @@
-/** `anydma rdma write`, `read` and `send`: the client's side. */
+/** The client commands `anydma rdma write`, `read` and `send`. */
 import { randomInt } from 'node:crypto';
 import { DmaError, Eal, formatSize, hex, isDmaError, type Device } from '../../index.js';
 import type { Platform } from '../../entry/driver.js';
@@ -13,7 +13,7 @@ import { MOST, PATIENCE, refusalOf, type Verb } from './protocol.js';
 import { LOCAL_ACCESS, Pump } from './pump.js';
 import { formatMicroseconds } from '../demo/timing.js';
 
-/** Where a server is. */
+/** The address of a server. */
 export interface Place {
   readonly host: string;
   readonly port: number;
@@ -24,16 +24,16 @@ export interface RdmaMoveOptions {
   readonly device?: string;
   readonly gidIndex?: number;
   readonly mode: Mode;
-  /** bytes of memory */
+  /** Bytes of memory. */
   readonly size: number;
-  /** bytes of a request */
+  /** Bytes of a request. */
   readonly block: number;
   readonly depth: number;
   readonly iterations: number;
   readonly afterUnmap?: boolean;
 }
 
-/** How long single requests take, as the document tells it; microseconds. */
+/** Times of single requests, as in the document; in microseconds. */
 interface Latency {
   readonly requests: number;
   readonly least: number;
@@ -42,7 +42,7 @@ interface Latency {
   readonly percentile99: number;
 }
 
-/** What trying once more came to, after the server had unmapped its memory. */
+/** The result of one more access after the server had unmapped its memory. */
 interface AfterUnmap {
   readonly refused: boolean;
   readonly code?: string;
@@ -50,20 +50,20 @@ interface AfterUnmap {
   readonly explain?: string;
 }
 
-/** Blocks up to this size have their latency measured. bytes */
+/** Latency is measured for blocks up to this size, in bytes. */
 const SMALL = 64 * KiB;
-/** By so many requests. */
+/** The number of requests for a latency measurement. */
 const SAMPLES = 1000;
-/** Bytes of the access that has to be refused, at most. */
+/** Most bytes of the access that must be refused. */
 const LATE_ACCESS = 4 * KiB;
 
-/** How much later than its queue pair's the end of a server is heard of, in milliseconds. */
+/** How much later the end of a server's session can arrive than the end of its queue pair, in milliseconds. */
 const PARTING = 500;
 
-/** What each does, for people. */
+/** What each command does, for people. */
 const DID: Readonly<Record<Verb, string>> = { write: 'written to', read: 'read from', send: 'sent to' };
 
-/** Moves data between memory of this process and memory of the server, checks it, and tells how fast that was. */
+/** Moves data between memory of this process and memory of the server, verifies it, and prints the speed. */
 export async function moveRdma(
   verb: Verb,
   options: RdmaMoveOptions,
@@ -78,7 +78,7 @@ export async function moveRdma(
   const { device, rdma } = await openRdmaDevice(eal, options.device);
   const label = `${formatSize(size)} of memory`;
   await using memory = await takeMemory(mode, { eal, device, signal }, size, { label, access: LOCAL_ACCESS[verb] });
-  // The server can do nothing to memory here.
+  // The server needs no access to memory here.
   using pair = rdma.createQueuePair({ sends: depth, receives: 1, gidIndex, remote: 'none' });
   using session = await connectToPeer({
     ...options.to,
@@ -131,7 +131,7 @@ export async function moveRdma(
   if (after?.refused === false) output.complain(notRefused(device));
 }
 
-/** Where the server's memory is. @throws DmaError EPROTO when it does not say, or says too little */
+/** The address of the server's memory. @throws DmaError EPROTO if the server sends none, or it is too small */
 function remoteMemory(verb: Verb, { hello, peer }: PeerSession, size: number): AnnouncedMemory | undefined {
   const [memory] = hello.memory;
   if (verb === 'send') return undefined;
@@ -139,24 +139,24 @@ function remoteMemory(verb: Verb, { hello, peer }: PeerSession, size: number): A
   throw new DmaError({
     code: 'EPROTO',
     operation: 'rdma',
-    reason: `${peer} has not told of memory of ${formatSize(size)}`,
+    reason: `${peer} did not offer memory of ${formatSize(size)}`,
   });
 }
 
-/** What a transfer came to. */
+/** The result of a transfer. */
 interface Result {
   readonly verified: boolean;
-  /** The first byte that is not as it should be; -1 when there is none */
+  /** The first wrong byte; -1 if there is none. */
   readonly wrongAt: number;
   readonly seconds: number;
-  /** 10^9 bytes a second */
+  /** 10^9 bytes per second. */
   readonly gigabytesPerSecond: number;
   readonly requestsPerSecond: number;
-  /** Of small requests only. */
+  /** Only for small requests. */
   readonly latency: Latency | undefined;
 }
 
-/** How a transfer is done. */
+/** The parameters of a transfer. */
 interface Plan {
   readonly verb: Verb;
   readonly size: number;
@@ -165,7 +165,7 @@ interface Plan {
   readonly iterations: number;
 }
 
-/** What a transfer is done with. */
+/** What a transfer needs. */
 interface Means {
   readonly device: Device;
   readonly memory: Reached;
@@ -182,7 +182,7 @@ class Transfer {
   readonly #pump: Pump;
   readonly #seed = randomInt(2 ** 32);
 
-  /** @param context its signal is also that of the server's leaving */
+  /** @param context its signal is also aborted when the server leaves */
   constructor(plan: Plan, means: Means, context: CommandContext) {
     this.#plan = plan;
     this.#means = means;
@@ -230,7 +230,7 @@ class Transfer {
     };
   }
 
-  /** Has the server unmap its memory, and tries it once more. */
+  /** Lets the server unmap its memory, and accesses it once more. */
   async tryAfterUnmap(): Promise<AfterUnmap> {
     const { verb, size } = this.#plan;
     const { memory, remote, pair, session } = this.#means;
@@ -256,7 +256,7 @@ class Transfer {
     return this.#means.session.ask(name, { seed: this.#seed, offset, length, messages });
   }
 
-  /** Works on the memory piece by piece, so that signals are heard and progress is seen. */
+  /** Processes the memory piece by piece, so that signals are handled and progress is shown. */
   async #pieces(what: string, work: (offset: number, length: number) => unknown): Promise<void> {
     const { size } = this.#plan;
     const { output, signal } = this.#context;
@@ -270,7 +270,7 @@ class Transfer {
     }
   }
 
-  /** Adds to the failure of a request what is known about the memory: by the server, when it was the one that refused. */
+  /** Adds to a request's error what the server knows about the memory, if the server refused it. */
   async #explained<T>(work: Promise<T>): Promise<T> {
     try {
       return await work;
@@ -281,7 +281,7 @@ class Transfer {
       const { offset, length, isByPeer } = failed;
       const named = error.with({ device: device.name });
       if (error.code === 'ETIMEDOUT') {
-        // Was it the server that left? It may be heard of a little later.
+        // If the server left, its session ends a little later.
         const late = new Promise<undefined>((resolve) => setTimeout(resolve, PARTING, undefined));
         const gone = await Promise.race([session.ended, late]);
         if (gone !== undefined) throw gone.with({ cause: named });
@@ -344,8 +344,8 @@ function printResult(output: Output, plan: Plan & { readonly mode: Mode }, resul
   if (verified)
     output.text(
       verb === 'read'
-        ? 'All that was read is what the server had put there.'
-        : `All that was ${DID[verb]} the server is there, as the server finds.`,
+        ? 'The data that was read is the data that the server had written.'
+        : `The server has verified all data that was ${DID[verb]} it.`,
     );
   if (latency === undefined) return;
   const { requests, least, median, average, percentile99 } = latency;
@@ -367,12 +367,12 @@ function notVerified(verb: Verb, device: Device, at: number): DmaError {
     code: 'EIO',
     operation: verb,
     device: device.name,
-    reason: `byte ${at} of what arrived is not what it should be`,
-    hint: 'requests were acknowledged, so that a device, or the way to memory on either side, is broken',
+    reason: `byte ${at} of the received data is wrong`,
+    hint: 'all requests were acknowledged, so a device, or the path to memory on one side, is broken',
   });
 }
 
 function notRefused(device: Device): DmaError {
-  const reason = 'the server still lets its memory be used after it was unmapped';
+  const reason = "the server's memory can still be used after it was unmapped";
   return new DmaError({ code: 'EIO', operation: 'rdma', device: device.name, reason });
 }

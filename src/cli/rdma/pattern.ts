@@ -1,6 +1,6 @@
-/** Data that either side of a transfer can make and check by itself: each word follows from a seed and its place. */
+/** Data that each side can generate and check by itself: each word follows from a seed and its position. */
 
-/** Of a block of words, in bytes. */
+/** The size of a block of words, in bytes. */
 const WORD = 4;
 
 function wordAt(seed: number, index: number): number {
@@ -13,7 +13,7 @@ function byteAt(seed: number, offset: number): number {
   return (wordAt(seed, Math.floor(offset / WORD)) >>> ((offset % WORD) * 8)) & 0xff;
 }
 
-/** How many whole words `bytes`, at `offset` of the data, can be taken as: none when it does not begin with one. */
+/** How many whole words the `bytes` at `offset` of the data contain: 0 if they do not begin at a word. */
 function wordsOf(bytes: Uint8Array, offset: number): Uint32Array {
   const isAligned = offset % WORD === 0 && bytes.byteOffset % WORD === 0;
   return new Uint32Array(
@@ -31,7 +31,10 @@ export function fillPattern(bytes: Uint8Array, seed: number, offset: number): vo
   for (let at = words.length * WORD; at < bytes.length; at++) bytes[at] = byteAt(seed, offset + at);
 }
 
-/** Where `bytes`, which should be the data of `seed` from `offset` on, are not: an offset of the data; -1 when they are. */
+/**
+ * The first position at which `bytes` differ from the data of `seed` from `offset` on, as an offset in the data; -1 if
+ * none.
+ */
 export function wrongAt(bytes: Uint8Array, seed: number, offset: number): number {
   const words = wordsOf(bytes, offset);
   const first = Math.floor(offset / WORD);

@@ -1,56 +1,56 @@
 /**
- * What the two sides of `anydma rdma` tell each other, in the session of `rdma/exchange.ts`. The client's hello says what it
- * wants to do, the server's hello where, or why not. Then the client asks the server to `fill` and `check` pieces of its
- * memory, and at the end perhaps to `withdraw` it. Whatever comes is checked here before it is used.
+ * The messages between the two sides of `anydma rdma`, in the session of `rdma/exchange.ts`. The client's hello says
+ * what it wants to do. The server's hello says where, or why not. Then the client asks the server to `fill` and `check`
+ * pieces of its memory, and optionally to `withdraw` it at the end. All messages are checked here before they are used.
  */
 import { DmaError, invalid, isErrorCode } from '../../errors.js';
 import { formatSize, GiB, MiB } from '../../units.js';
 
-/** The TCP port of a server when nobody says another. */
+/** The default TCP port of a server. */
 export const DEFAULT_PORT = 18540;
 
 export const VERBS = ['write', 'read', 'send'] as const;
 
-/** What a client does: it writes to the server's memory, reads from it, or sends it messages. */
+/** What a client does: write to the server's memory, read from it, or send messages. */
 export type Verb = (typeof VERBS)[number];
 
 /** What a client wants. */
 export interface Wish {
   readonly verb: Verb;
-  /** bytes of memory at the server */
+  /** Bytes of memory at the server. */
   readonly size: number;
-  /** bytes of a request; the last one of the memory may be shorter */
+  /** Bytes of a request; the last one may be shorter. */
   readonly block: number;
-  /** requests under way at once */
+  /** Requests in progress at once. */
   readonly depth: number;
 }
 
-/** Bounds of a wish, whoever checks it. */
+/** Limits of a request for memory. */
 export const MOST = { block: GiB, depth: 4096, piece: 16 * MiB } as const;
 
-/** How long a side waits for the other, which may have to get much memory ready. milliseconds */
+/** How long a side waits for the other, which may have to prepare much memory, in milliseconds. */
 export const PATIENCE = 30_000;
 
-/** A part of the memory, and the seed of what is in it. */
+/** A part of the memory, and the seed of its data. */
 export interface Piece {
   readonly seed: number;
   readonly offset: number;
   readonly length: number;
-  /** Messages that have to have come before it is looked at. */
+  /** The number of messages that must have arrived before it is checked. */
   readonly messages: number;
 }
 
-/** @throws DmaError EINVAL when `data` is no wish */
+/** @throws DmaError EINVAL if `data` is not a valid wish */
 export function readWish(data: unknown): Wish {
   const { verb, size, block, depth } = fieldsOf(data);
   const known = VERBS.find((each) => each === verb);
-  if (known === undefined) throw invalid('rdma', 'it wants to do something that is not known here');
+  if (known === undefined) throw invalid('rdma', 'the client asks for an unknown action');
   if (!isWhole(size, 1) || !isWhole(block, 1, MOST.block) || block > size || !isWhole(depth, 1, MOST.depth))
-    throw invalid('rdma', `it wants memory, blocks or requests of a size that can not be`);
+    throw invalid('rdma', `the client asks for an impossible size of memory, blocks or requests`);
   return { verb: known, size, block, depth };
 }
 
-/** @throws DmaError EINVAL when `question` is not about a part of `size` bytes, or of too many */
+/** @throws DmaError EINVAL if `question` is not about a part of `size` bytes, or the part is too large */
 export function readPiece(question: unknown, size: number): Piece {
   const { seed, offset, length, messages } = fieldsOf(question);
   if (
@@ -59,17 +59,17 @@ export function readPiece(question: unknown, size: number): Piece {
     !isWhole(length, 1, MOST.piece) ||
     !isWhole(messages, 0)
   )
-    throw invalid('rdma', `a piece has a seed, an offset, and at most ${formatSize(MOST.piece)}`);
-  if (offset + length > size) throw invalid('rdma', `it asks for more than the ${formatSize(size)} that it has`);
+    throw invalid('rdma', `a piece needs a seed, an offset, and a length of at most ${formatSize(MOST.piece)}`);
+  if (offset + length > size) throw invalid('rdma', `the piece is outside of the ${formatSize(size)} of the client`);
   return { seed, offset, length, messages };
 }
 
-/** What a server says instead of serving. */
+/** The server's hello if it refuses a client. */
 export function refusal({ code, reason, hint }: DmaError): object {
   return { refused: { code, reason, hint } };
 }
 
-/** The refusal that a server's hello is, as an error; `undefined` when it is none. */
+/** The refusal in a server's hello, as an error; `undefined` if it does not refuse. */
 export function refusalOf(data: unknown, peer: string): DmaError | undefined {
   const { refused } = fieldsOf(data);
   if (refused === undefined) return undefined;
@@ -77,12 +77,12 @@ export function refusalOf(data: unknown, peer: string): DmaError | undefined {
   return new DmaError({
     code: isErrorCode(code) ? code : 'EIO',
     operation: 'rdma',
-    reason: `${peer} refused: ${printable(reason) ?? 'it does not say why'}`,
+    reason: `${peer} refused: ${printable(reason) ?? 'no reason was given'}`,
     hint: printable(hint),
   });
 }
 
-/** A text of the other side that a terminal may get to see. */
+/** A text of the other side, made safe for a terminal. */
 function printable(text: unknown): string | undefined {
   return typeof text === 'string' ? text.slice(0, 1000).replace(/\p{C}/gu, ' ') : undefined;
 }

@@ -1,6 +1,6 @@
 /**
- * Keeps a queue pair busy: as many requests as may be under way, posted in batches from arrays that are made once, with a
- * completion for some of them only. Nothing is allocated for a request, and nobody is promised anything.
+ * Keeps a queue pair busy: posts as many requests as allowed, in batches from preallocated arrays, and asks for a
+ * completion only for some of them. It allocates nothing per request and uses no promises.
  */
 import { completionError } from '../../rdma/completion-error.js';
 import { IBV_SEND_SIGNALED, IBV_WC_SUCCESS } from '../../platform/rdma/abi/requests.js';
@@ -9,50 +9,50 @@ import { completionStatusName, type QueuePair, type RemoteMemory, type SendReque
 import { progressOf } from '../../long-work.js';
 import type { Verb, Wish } from './protocol.js';
 
-/** How long to ask for completions again and again before waiting for the device to tell; milliseconds. */
+/** How long to poll for completions before waiting for a notification of the device, in milliseconds. */
 const SPIN = 0.1;
-/** How long to keep the event loop from its other work, at most; milliseconds. */
+/** How long to block the event loop at most, in milliseconds. */
 const TURN = 10;
-/** What latencies are measured for, at most; milliseconds. */
+/** How long a latency measurement may take, in milliseconds. */
 const LATENCY_TIME = 2000;
-/** So many completions are asked for while that many requests are under way. */
+/** How many of the requests in progress ask for a completion. */
 const SIGNALS = 4;
 
 /** What is moved. */
 export interface Flow extends Omit<Wish, 'size'> {
-  /** All of it in one registration of the device. */
+  /** The local memory, all in one registration of the device. */
   readonly local: MemoryPart;
-  /** Where to or from; of messages there is none. */
+  /** The remote memory; absent for messages. */
   readonly remote: RemoteMemory | undefined;
-  /** Of the local memory; default: the one it has now */
+  /** The key of the local memory; default: its current key. */
   readonly lkey?: number;
 }
 
 /** A request that failed. */
 export interface FailedRequest {
-  /** bytes from the beginning of the memory */
+  /** Bytes from the beginning of the memory. */
   readonly offset: number;
-  /** bytes */
+  /** Bytes. */
   readonly length: number;
-  /** Was it the other side that did not allow it? */
+  /** Whether the other side refused it. */
   readonly isByPeer: boolean;
 }
 
-/** Moves blocks over one queue pair, which it owns and closes before the memory is freed. */
+/** Moves blocks over one queue pair. It owns the queue pair, and closes it before the memory is freed. */
 export class Pump {
   readonly #pair: QueuePair;
   readonly #flow: Flow;
   readonly #lkey: number;
   readonly #requests: SendRequests;
-  /** Requests for all of the memory. */
+  /** The number of requests for the whole memory. */
   readonly #blocks: number;
-  /** Every so many requests, one asks for a completion. */
+  /** One in this many requests asks for a completion. */
   readonly #stride: number;
   #posted = 0;
   #done = 0;
   #failed: FailedRequest | undefined;
 
-  /** @throws DmaError EFAULT when the local memory is not in one registration */
+  /** @throws DmaError EFAULT if the local memory is not in one registration */
   constructor(pair: QueuePair, flow: Flow) {
     const { local, block, depth, verb, lkey = pair.keys.keyOf(local.va, local.length) } = flow;
     if (lkey < 0)
@@ -65,20 +65,21 @@ export class Pump {
     this.#stride = Math.max(1, Math.floor(depth / SIGNALS));
   }
 
-  /** Requests that have been done so far. */
+  /** Requests completed so far. */
   get requests(): number {
     return this.#done;
   }
 
-  /** The first request that failed, if one did. */
+  /** The first request that failed, if any. */
   get failed(): FailedRequest | undefined {
     return this.#failed;
   }
 
   /**
-   * Moves all of the memory, `times` times.
+   * Moves the whole memory, `times` times.
    *
-   * @throws DmaError when a request fails, as the methods of queue pairs do; {@link Pump.failed} tells which; what the signal says
+   * @throws DmaError if a request fails, as the methods of queue pairs do ({@link Pump.failed} says which); the
+   *   signal's reason
    */
   async run(times: number, { onProgress, signal }: LongWorkOptions = {}): Promise<void> {
     const { depth, block, local } = this.#flow;
@@ -99,9 +100,9 @@ export class Pump {
   }
 
   /**
-   * Does one request after the other, and takes the time of each, from posting it until its completion is seen.
+   * Does one request after the other, and measures the time of each, from posting to its completion.
    *
-   * @returns microseconds; fewer than `count` when they take long
+   * @returns microseconds; fewer than `count` times if the requests are slow
    */
   async latencies(count: number, { signal }: LongWorkOptions = {}): Promise<Float64Array> {
     const times = new Float64Array(count);
@@ -123,7 +124,7 @@ export class Pump {
     return times;
   }
 
-  /** Posts up to `count` requests, the next ones of the memory; the last one before `end` asks for a completion. */
+  /** Posts up to `count` requests, the next ones of the memory. The last request before `end` asks for a completion. */
   #post(count: number, end: number): void {
     const { depth, verb, block, local, remote } = this.#flow;
     const requests = this.#requests;
@@ -141,7 +142,7 @@ export class Pump {
     this.#posted += this.#pair.post(requests, this.#posted % depth, count);
   }
 
-  /** Waits for completions: some time in a loop, which is quickest, then until the device tells. */
+  /** Waits for completions: first polls, which is fastest, then waits for a notification of the device. */
   async #complete(signal: AbortSignal | undefined): Promise<void> {
     const { completions } = this.#pair;
     let count = completions.poll();
@@ -169,7 +170,7 @@ export class Pump {
     return completionError(status, vendorError, { operation: verb });
   }
 
-  /** Lets a signal end what is under way: it comes back, as given up. */
+  /** Lets a signal abort the requests in progress: they complete as flushed. */
   #haltedBy(signal: AbortSignal | undefined): Disposable {
     const halt = (): void => {
       if (this.#pair.live) this.#pair.halt();
@@ -179,5 +180,5 @@ export class Pump {
   }
 }
 
-/** What a request of each kind does with local memory. */
+/** How a request of each kind accesses local memory. */
 export const LOCAL_ACCESS: Readonly<Record<Verb, 'read' | 'write'>> = { write: 'read', read: 'write', send: 'read' };

@@ -123,14 +123,14 @@ describe('anydma rdma, between two emulated hosts', () => {
     );
     assert.ok(all.every(({ document }) => document.ok && document.verified));
     assert.ok((await move('send')).document.verified);
-    await until(() => said.notes.split('all that it had is taken back').length === 6);
+    await until(() => said.notes.split('all its resources are released').length === 6);
   });
 
   test('what is more than the server has is refused, with the figures; the server goes on', async (t) => {
     const { move } = await network(t, { memory: 4 * MiB });
     await assert.rejects(
       move('write', { size: 5 * MiB }),
-      dmaError('ENOSPC', /refused: it asks for 5 MiB, and 4 MiB of 4 MiB are left/),
+      dmaError('ENOSPC', /refused: the client asks for 5 MiB, and 4 MiB of 4 MiB are left/),
     );
     assert.ok((await move('write', { size: 4 * MiB })).document.ok);
     assert.ok((await move('write', { size: 4 * MiB })).document.ok);

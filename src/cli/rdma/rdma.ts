@@ -1,4 +1,4 @@
-/** `anydma rdma`: data between the memories of two processes or two hosts, by RDMA. */
+/** `anydma rdma`: moves data between the memories of two processes or hosts by RDMA. */
 import { Option, type Command } from 'commander';
 import { formatSize, GiB, KiB, MiB } from '../../index.js';
 import { openPlatform } from '../../platform/open.js';
@@ -10,7 +10,7 @@ import { DEFAULT_PORT, MOST, type Verb } from './protocol.js';
 import { serveRdma, type RdmaServeOptions } from './serve.js';
 import { integerValue, placeValue, sizeValue } from '../shared/values.js';
 
-/** Adds the commands of RDMA to the program, as one group. */
+/** Adds the RDMA commands to the program, as one group. */
 export function addRdma(program: Command, run: Run): void {
   const group = program
     .command('rdma')

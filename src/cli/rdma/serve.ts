@@ -1,6 +1,7 @@
 /**
- * `anydma rdma serve`: memory that clients write to, read from or send messages to. Each client has memory and a queue pair of
- * its own, which go when it leaves, however it leaves: first the queue pair, then the peers' right, then the memory.
+ * `anydma rdma serve`: memory that clients write to, read from or send messages to. Each client has its own memory and
+ * queue pair. However the client leaves, first the queue pair is closed, then the peer's right ends, then the memory is
+ * freed.
  */
 import { invalid } from '../../errors.js';
 import { DmaError, Eal, formatSize, isDmaError } from '../../index.js';
@@ -20,14 +21,14 @@ export interface RdmaServeOptions {
   readonly mode: Mode;
   readonly host?: string;
   readonly port: number;
-  /** bytes that all clients together may have */
+  /** Most bytes of all clients together. */
   readonly memory: number;
 }
 
-/** How long messages that the client says it has sent may take to be seen, in milliseconds. */
+/** How long to wait for messages that the client says it has sent, in milliseconds. */
 const LATE = 5000;
 
-/** What a client does to its memory here. */
+/** What a client does with its memory here. */
 const DOES = { write: 'writes to', read: 'reads from', send: 'sends to' } as const;
 
 /** Serves until it is interrupted, or the device is gone. */
@@ -38,7 +39,7 @@ export async function serveRdma(options: RdmaServeOptions, context: CommandConte
   const opened = await openRdmaDevice(eal, options.device);
   const { device, rdma } = opened;
   const host = new Host(eal, opened, options, (line) => output.note(line));
-  // Makes sure, before anybody comes, that there is such an address.
+  // Fails before the first client if there is no such address.
   const { gid } = probeAddress(opened, options);
 
   const { promise: ended, resolve: end } = settled();
@@ -66,7 +67,7 @@ export async function serveRdma(options: RdmaServeOptions, context: CommandConte
   if (failure !== undefined) throw failure;
 }
 
-/** What a queue pair of this device is reached at. */
+/** The address of this device's queue pairs. */
 function probeAddress({ rdma }: OpenRdma, { gidIndex }: RdmaServeOptions): QueuePair['address'] {
   using pair = rdma.createQueuePair({ sends: 1, receives: 1, gidIndex });
   return pair.address;
@@ -78,14 +79,14 @@ function settled(): { readonly promise: Promise<void>; readonly resolve: () => v
   return { promise, resolve };
 }
 
-/** Who serves the clients. */
+/** Serves the clients. */
 class Host {
   readonly #eal: Eal;
   readonly #opened: OpenRdma;
   readonly #options: RdmaServeOptions;
   readonly #tell: (line: string) => void;
   readonly #sessions = new Map<PeerSession, Promise<void>>();
-  /** bytes that clients have */
+  /** Bytes in use by clients. */
   #given = 0;
 
   constructor(eal: Eal, opened: OpenRdma, options: RdmaServeOptions, tell: (line: string) => void) {
@@ -95,14 +96,14 @@ class Host {
     this.#tell = tell;
   }
 
-  /** Serves one client to its end. Never rejects. */
+  /** Serves one client until it leaves. Never rejects. */
   serve(session: PeerSession): Promise<void> {
     const served = this.#serve(session).finally(() => this.#sessions.delete(session));
     this.#sessions.set(session, served);
     return served;
   }
 
-  /** Sends all clients away; all that they had is given back then. */
+  /** Ends all sessions; everything that clients had is then freed. */
   async close(): Promise<void> {
     const all = [...this.#sessions];
     for (const [session] of all) session.close();
@@ -116,7 +117,7 @@ class Host {
       size = wish.size;
       this.#given += size;
       const { reason } = await this.#attend(session, wish);
-      this.#tell(`${reason}; all that it had is taken back`);
+      this.#tell(`${reason}; all its resources are released`);
     } catch (error) {
       const told = isDmaError(error)
         ? error
@@ -129,14 +130,14 @@ class Host {
     }
   }
 
-  /** Gives the client what it wants, until it leaves. @returns why it left */
+  /** Gives the client what it asks for, until it leaves. @returns why it left */
   async #attend(session: PeerSession, wish: Wish): Promise<DmaError> {
     await using memory = await memoryFor({ eal: this.#eal, ...this.#opened }, this.#options.mode, wish, session);
     using client = new Client(this.#opened, this.#options, memory, wish, session);
     await client.join();
     const { verb, size, block } = wish;
     this.#tell(`${session.peer} ${DOES[verb]} ${formatSize(size)}, ${formatSize(block)} at a time`);
-    // Awaited here: what the client has goes when this returns.
+    // Awaited here, because the client's resources are released when this returns.
     return await session.ended;
   }
 
@@ -145,31 +146,34 @@ class Host {
     const { memory } = this.#options;
     const left = memory - this.#given;
     if (wish.size > left) {
-      const reason = `it asks for ${formatSize(wish.size)}, and ${formatSize(left)} of ${formatSize(memory)} are left for clients`;
+      const reason = `the client asks for ${formatSize(wish.size)}, and ${formatSize(left)} of ${formatSize(memory)} are left for clients`;
       throw new DmaError({
         code: 'ENOSPC',
         operation: 'serve',
         reason,
-        hint: '--memory of "anydma rdma serve" says how much there is',
+        hint: 'the option --memory of "anydma rdma serve" sets the limit',
       });
     }
     const { maxRequests } = this.#opened.rdma.attributes;
     if (wish.depth > maxRequests)
-      throw invalid('serve', `it wants ${wish.depth} requests under way; the device has ${maxRequests}`);
+      throw invalid(
+        'serve',
+        `the client asks for ${wish.depth} requests in progress; the device supports ${maxRequests}`,
+      );
     return wish;
   }
 }
 
-/** Tells the client why, if it is still there to hear it. */
+/** Sends the client the reason, if it is still connected. */
 function refuse(session: PeerSession, error: DmaError): void {
   try {
     session.greet({ pairs: [], memory: [], data: refusal(error) });
   } catch {
-    // It is gone.
+    // The client is gone.
   }
 }
 
-/** What a client works on: memory that it may reach by itself, or of messages what they are put into. */
+/** The memory of a client: memory that it can access remotely, or the receive buffers for its messages. */
 async function memoryFor(
   reacher: OpenRdma & { readonly eal: Eal },
   mode: Mode,
@@ -181,17 +185,17 @@ async function memoryFor(
   return shareMemory(mode, reacher, size, { label, remote: verb });
 }
 
-/** One client, and what it has. */
+/** One client, and its resources. */
 class Client implements Disposable {
   readonly #session: PeerSession;
   readonly #wish: Wish;
   readonly #memory: Reached;
-  /** What the client may reach by itself; of messages nothing. */
+  /** The memory that the client can access remotely; none for messages. */
   readonly #shared: Shared | undefined;
   readonly #pair: QueuePair;
   #isLive = true;
   #isBusy = false;
-  /** Messages that have come. */
+  /** The number of messages received. */
   #received = 0;
 
   constructor(
@@ -218,7 +222,7 @@ class Client implements Disposable {
     session.answer('withdraw', () => this.#withdraw());
   }
 
-  /** Tells the client where its memory is, and waits until both sides are connected. */
+  /** Sends the client the address of its memory, and waits until both sides are connected. */
   async join(): Promise<void> {
     const { verb, size } = this.#wish;
     const { va, mode } = this.#memory;
@@ -237,7 +241,7 @@ class Client implements Disposable {
     return this.#memory.bytes(offset, length);
   }
 
-  /** Works on a piece, in a turn of its own: one client can not have this process to itself. */
+  /** Processes a piece in its own turn of the event loop, so that one client can not block the others. */
   async #piece<T>(question: unknown, work: (piece: Piece) => T): Promise<T> {
     const piece = readPiece(question, this.#wish.size);
     if (this.#isBusy) throw new DmaError({ code: 'EBUSY', operation: 'serve', reason: 'one piece at a time' });
@@ -252,7 +256,7 @@ class Client implements Disposable {
         throw new DmaError({
           code: 'EIO',
           operation: 'serve',
-          reason: `${this.#received} of ${piece.messages} messages have come`,
+          reason: `${this.#received} of ${piece.messages} messages have arrived`,
         });
       return work(piece);
     } finally {
@@ -261,12 +265,12 @@ class Client implements Disposable {
   }
 
   async #withdraw(): Promise<void> {
-    if (this.#shared === undefined) throw invalid('withdraw', 'it has no memory of its own to reach');
+    if (this.#shared === undefined) throw invalid('withdraw', 'the client has no memory for remote access');
     this.#isLive = false;
     await this.#shared.withdraw();
   }
 
-  /** Posts receives for the blocks of the memory, one after the other and from the first again, as they are used up. */
+  /** Posts receives for the blocks of the memory, in order and cyclically, as they are used up. */
   #receiveAll(): void {
     const { depth, block, size } = this.#wish;
     const pair = this.#pair;
@@ -295,7 +299,7 @@ class Client implements Disposable {
         this.#received += count;
         post(count);
       } catch {
-        // The device, or the queue pair, is gone; what comes of that is told elsewhere.
+        // The device or the queue pair is gone; that is reported elsewhere.
         this.#session.close();
       }
     });

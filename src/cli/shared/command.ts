@@ -1,4 +1,4 @@
-/** What all commands share: how they are declared, how they end, and what a signal does. */
+/** What all commands share: how they are declared, how they end, and how they handle signals. */
 import type { Command } from 'commander';
 import { CommanderError } from 'commander';
 import { DmaError } from '../../errors.js';
@@ -7,47 +7,47 @@ import { failureDocument, Output, type Streams } from './output.js';
 /** Exit statuses; those of signals are 128 and the signal's number. */
 export const STATUS = { OK: 0, FAILED: 1, USAGE: 2 } as const;
 
-/** Numbers of the signals that end a command, of signal(7). They are the same on every system that has them. */
+/** Numbers of the signals that end a command (signal(7)), equal on every system that has them. */
 const SIGNALS = { SIGHUP: 1, SIGINT: 2, SIGTERM: 15 } as const;
 
-/** How long a command has to clean up after a signal, in milliseconds. Then the process just ends. */
+/** How long a command may clean up after a signal, in milliseconds. Then the process exits. */
 const GRACE = 3000;
 
-/** What a command runs in. */
+/** What a command needs to run. */
 export interface CommandContext {
   readonly output: Output;
-  /** Aborted by SIGINT and its like; the reason is a DmaError (ECANCELED). */
+  /** Aborted by SIGINT and similar signals; the reason is a DmaError (ECANCELED). */
   readonly signal: AbortSignal;
-  /** Arguments that belong to no option. */
+  /** Positional arguments. */
   readonly args: readonly string[];
-  /** Ends the command as wrongly used. */
+  /** Ends the command with a usage error. */
   usage(message: string): never;
 }
 
 /** The program while it runs one of its commands. */
 export interface Run {
   readonly streams: Streams;
-  /** The exit status of the command, once it has run. */
+  /** The exit status of the command, after it has run. */
   status: number;
 }
 
 /** A command. @typeParam O its options, as commander collects them */
 export interface CommandSpec<O extends object> {
-  /** Its name, with its arguments as commander writes them. */
+  /** Its name and arguments, in commander's notation. */
   readonly name: string;
-  /** One line, for the list of commands. */
+  /** One line for the list of commands. */
   readonly summary: string;
-  /** More, for its own help: {@link paragraphs} of whole sentences. */
+  /** The description in its own help: {@link paragraphs} of whole sentences. */
   readonly description: string;
-  /** Adds the options. `--json` is every command's and is added already. */
+  /** Adds its options. `--json` is added to every command. */
   readonly options: (command: Command) => Command;
-  /** What to type, and what that does. */
+  /** Command lines, and what each does. */
   readonly examples: readonly (readonly [line: string, what: string])[];
   /** Runs the command. If it throws, the error is printed and the exit status is 1. */
   readonly run: (options: O, context: CommandContext) => Promise<void>;
 }
 
-/** Text of a help page, which commander breaks into lines as wide as the terminal. */
+/** Text of a help page; commander wraps it to the width of the terminal. */
 export function paragraphs(...texts: readonly string[]): string {
   return texts.map((text) => text.replace(/\s+/g, ' ')).join('\n\n');
 }
@@ -72,13 +72,16 @@ function fullName(command: Command): string {
   return command.parent === null ? command.name() : `${fullName(command.parent)} ${command.name()}`;
 }
 
-/** `rdma-serve/1`: which document of docs/json.schema.json the command prints. A change that could break a reader has a new number. */
+/**
+ * `rdma-serve/1`: the document of docs/json.schema.json that the command prints. A change that could break a reader
+ * gets a new number.
+ */
 function schemaOf(command: Command): string {
   const [, ...names] = fullName(command).split(' ');
   return `${names.join('-')}/1`;
 }
 
-/** Runs what `run` does, tells its failure, and says which exit status that makes. */
+/** Calls `run`, reports its failure, and sets the exit status. */
 async function execute(
   command: Command,
   output: Output,
@@ -115,7 +118,7 @@ async function execute(
   }
 }
 
-/** When cleaning up failed as well, the first failure is the one to tell. */
+/** If cleaning up failed as well, the first failure is reported. */
 function rootOf(error: unknown): unknown {
   let root = error;
   while (root instanceof Error && root.name === 'SuppressedError' && 'suppressed' in root) root = root.suppressed;

@@ -1,4 +1,4 @@
-/** What can be said of a device behind its name, for help pages: in the words of buses and drivers. */
+/** The keys of device names, for help pages: explained by buses and drivers. */
 import { BUS_KEYS } from '../../bus/builtin.js';
 import { DRIVER_KEYS } from '../../drivers/builtin.js';
 
@@ -6,5 +6,5 @@ export const DEVICE_KEYS_TEXT = [
   'Keys follow the name, with commas.',
   ...BUS_KEYS,
   ...DRIVER_KEYS,
-  'A key that is not known is refused.',
+  'An unknown key is refused.',
 ].join(' ');

@@ -1,4 +1,4 @@
-/** What a command says: tables and text for people, or one JSON document for programs; never both. */
+/** The output of a command: tables and text for people, or one JSON document for programs; never both. */
 import { SingleBar } from 'cli-progress';
 import Table from 'cli-table3';
 import type { DescriptionPart, TableCell, TableColumn } from '../../bus/description.js';
@@ -6,10 +6,10 @@ import { DmaError, errorDocument, isDmaError } from '../../errors.js';
 import { isError } from '../../realms.js';
 import { formatSize } from '../../units.js';
 
-/** Work that takes less than this shows no progress bar. milliseconds */
+/** Work shorter than this shows no progress bar, in milliseconds. */
 const PATIENCE = 300;
 
-/** Where a command says it: a process is one. */
+/** The streams that a command writes to; a process has them. */
 export interface Streams {
   readonly stdout: Stream;
   readonly stderr: Stream;
@@ -17,18 +17,18 @@ export interface Streams {
 
 type Stream = NodeJS.WritableStream & { readonly isTTY?: boolean };
 
-/** How far a long piece of work is. Disposing it takes the bar away. */
+/** Shows the progress of long work. Disposing it removes the bar. */
 export interface Progress extends Disposable {
   /** @param done bytes so far */
   update(done: number): void;
 }
 
-/** Where a command says what it has to say. With `json`, text and tables go nowhere, and documents to standard output. */
+/** Writes the output of a command. With `json`, text and tables are dropped, and documents go to standard output. */
 export class Output {
-  /** Reasons of interruptions that were told. */
+  /** Reasons of interruptions that were reported. */
   readonly #told = new Set<string>();
   readonly json: boolean;
-  /** Was anything complained about? */
+  /** Whether an error was reported. */
   failed = false;
   readonly #streams: Streams;
   readonly #colour: boolean;
@@ -70,25 +70,27 @@ export class Output {
     }
   }
 
-  /** The document for programs, and the only one. */
+  /** Writes the only document for programs. */
   document(value: object): void {
     if (this.json) this.#streams.stdout.write(`${JSON.stringify({ schema: this.#schema, ...value }, undefined, 2)}\n`);
   }
 
-  /** A document on one line, for a command that goes on running: who waits for it can read up to the line's end. */
+  /**
+   * Writes a document on one line, for a command that continues to run: its reader can read up to the end of the line.
+   */
   line(value: object): void {
     if (this.json) this.#streams.stdout.write(`${JSON.stringify({ schema: this.#schema, ...value })}\n`);
   }
 
-  /** A remark for people that does not belong to the result; on standard error, with or without `json`. */
+  /** A remark for people that is not part of the result; on standard error, with or without `json`. */
   note(line: string): void {
     this.#streams.stderr.write(`anydma: ${line}\n`);
   }
 
-  /** Says what failed, and what to do about it, on standard error. The command will end with status 1. */
+  /** Reports an error and its hint on standard error. The command will exit with status 1. */
   complain(error: unknown): void {
     this.failed = true;
-    // An interruption is the outcome of all that it ended: said once.
+    // An interruption ends several operations, and is reported once.
     if (isDmaError(error, 'ECANCELED')) {
       if (this.#told.has(error.reason)) return;
       this.#told.add(error.reason);
@@ -99,14 +101,14 @@ export class Output {
       return;
     }
     this.note(error.with({ hint: undefined }).message);
-    // Who interrupted it knows why.
+    // The user interrupted it, so a hint is not needed.
     if (error.code === 'ECANCELED') return;
     this.#streams.stderr.write(
       `hint: ${error.hint ?? `"anydma explain ${error.code}" tells what that usually means`}\n`,
     );
   }
 
-  /** A bar on standard error, when that is a terminal and the work takes long. @param total bytes */
+  /** A progress bar on standard error, if that is a terminal and the work takes long. @param total bytes */
   progress(what: string, total: number): Progress {
     if (!this.#streams.stderr.isTTY) return { update: () => undefined, [Symbol.dispose]: () => undefined };
     const started = performance.now();
@@ -148,7 +150,7 @@ export class Output {
   }
 }
 
-/** The document that a failed command gives to programs. */
+/** The JSON document of a failed command. */
 export function failureDocument(error: unknown): object {
   return { ok: false, error: errorDocument(isDmaError(error) ? error : internal(error)) };
 }
@@ -158,7 +160,7 @@ function internal(error: unknown): DmaError {
   return new DmaError({ code: 'EIO', operation: 'anydma', reason: `internal error: ${reason}`, cause: error });
 }
 
-/** Columns are told apart by two spaces. */
+/** Columns are separated by two spaces. */
 const NO_LINES = {
   top: '',
   'top-mid': '',

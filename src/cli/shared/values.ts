@@ -1,11 +1,11 @@
-/** The values of options: read from what the user typed, refused when they make no sense. */
+/** The values of options: parsed from the user's text, and refused if they are not valid. */
 import { InvalidArgumentError } from 'commander';
 import { hex, isAddress, parseSize } from '../../units.js';
 
 /** A length: `64MiB`, `2M`, `0x1000`, `4096`. @returns bytes, at least 1 */
 export function sizeValue(text: string): number {
   const bytes = parseSize(text);
-  // What is written as a size, and is none, is one that no address reaches.
+  // A text in the form of a size that is not accepted is too large.
   if (bytes === undefined && /^(0x[0-9a-f]+|\d+\s*([kmgtpezy]i?)?b?)$/i.test(text.trim()))
     throw new InvalidArgumentError('That is too large: sizes are below 2^53 bytes, which is 8 PiB.');
   if (bytes === undefined || bytes === 0) throw new InvalidArgumentError('A size is written like 64MiB, 4k or 4096.');
@@ -28,7 +28,7 @@ export function integerValue(least: number, most: number): (text: string) => num
   };
 }
 
-/** `[0x1000, 0x3000)`, as a document tells it. */
+/** `[0x1000, 0x3000)`, as in a document. */
 export function rangeDocument({ start, end }: { readonly start: number; readonly end: number }): object {
   return { start: hex(start), end: hex(end) };
 }

@@ -113,7 +113,7 @@ test('swap by a node that was removed since', () => {
   });
   assert.match(
     refusal(DISK),
-    /its disk nvme0n1 is held by the kernel for somebody, perhaps for the swap area \/dev\/another/,
+    /its disk nvme0n1 is held by the kernel for an unknown purpose, perhaps for the swap area \/dev\/another/,
   );
 });
 
@@ -123,7 +123,7 @@ test('a file system, also one that only other processes see, or nobody any more'
   assert.match(refusal(DISK), /its disk nvme0n1 is mounted at \/run\/in-use.*umount \/run\/in-use/);
   const reader = await background(`exec 3>${MOUNT}/file`);
   run('umount', '-l', MOUNT);
-  assert.match(refusal(DISK), /its disk nvme0n1 is held by the kernel for somebody/);
+  assert.match(refusal(DISK), /its disk nvme0n1 is held by the kernel for an unknown purpose/);
   await end(reader);
   await until(() => usesOf(DISK).length === 0, 'the file system is gone');
   const other = await background(`mount ${NODE} ${MOUNT}`, 'unshare', '-m');
@@ -179,7 +179,7 @@ test('the file systems that this very guest lives on: one is seen, the other is 
   const guest = addresses.get(SHARES.GUEST) ?? assert.fail('no share');
   assert.match(refusal(guest), /it is in use: the host's file system \w+, mounted at \S+, comes through it/);
   const host = addresses.get(SHARES.HOST) ?? assert.fail('no root');
-  assert.match(refusal(host), /can not be told whether it is in use: the host's file system \w+ comes through it/);
+  assert.match(refusal(host), /is not known whether it is in use: the host's file system \w+ comes through it/);
 });
 
 test('routes of other tables and of VRFs, addresses, ports of bridges, other network namespaces', async () => {

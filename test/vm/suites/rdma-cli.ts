@@ -111,7 +111,7 @@ for (const mode of ['external', 'heap', 'owned'])
       );
     }
     const { stderr } = await end(server);
-    assert.equal(stderr.match(/all that it had is taken back/g)?.length, verbs.length, stderr);
+    assert.equal(stderr.match(/all its resources are released/g)?.length, verbs.length, stderr);
     assert.equal(resources(), '');
   });
 
