@@ -802,17 +802,20 @@ describe('requests in batches', () => {
       message();
     }
     assert.equal(seen, 3);
-    const handled = new Promise<number>((resolve) => {
-      let count = 0;
-      b.completions.onCompletions((_, more) => {
-        count += more;
-        if (count === 2) resolve(count);
-      });
+    let handled = 0;
+    let both = (): void => undefined;
+    const done = new Promise<void>((resolve) => (both = resolve));
+    const handler = b.completions.onCompletions((_, more) => {
+      handled += more;
+      if (handled === 2) both();
     });
     message();
     message();
-    assert.equal(await handled, 2);
-    b.completions.onCompletions(undefined);
+    await done;
+    handler[Symbol.dispose]();
+    message();
+    assert.equal(await b.completions.next(), 1);
+    assert.equal(handled, 2, 'it is told of no more once it is removed');
     await stop();
   });
 

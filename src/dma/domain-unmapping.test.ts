@@ -30,7 +30,7 @@ test('what a command uses is not unmapped, in whole or in part, and its error na
   bench.area(16 * PAGE, 4);
   const mapping = domain.mapFor('a', part(16 * PAGE, 4 * PAGE));
   let busy: number | undefined = 17 * PAGE;
-  const end = domain.addUser({
+  const use = domain.addUser({
     device: 'a',
     uses: (start, stop) => (busy !== undefined && start <= busy && busy < stop ? 'a read of block 7' : undefined),
   });
@@ -47,6 +47,6 @@ test('what a command uses is not unmapped, in whole or in part, and its error na
   other.unmap();
   busy = undefined;
   mapping.unmap();
-  end();
-  end();
+  use[Symbol.dispose]();
+  use[Symbol.dispose]();
 });

@@ -205,12 +205,14 @@ export class Domain {
    * Adds a driver that works on memory through this domain: while it does, that memory can not be unmapped or freed
    * (EBUSY). Its commands then need no pin each.
    *
-   * @returns ends it; idempotent
+   * @returns disposing it ends that; idempotent
    */
-  addUser(user: MemoryUser): () => void {
+  addUser(user: MemoryUser): Disposable {
     const ends = [this.#users.add(user), this.#areas.users.add(user)];
-    return () => {
-      for (const end of ends) end();
+    return {
+      [Symbol.dispose]: () => {
+        for (const end of ends) end();
+      },
     };
   }
 

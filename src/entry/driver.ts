@@ -23,6 +23,7 @@ export {
   type RegionInfo,
 } from '../bus/device-access.js';
 export type { Registers } from '../platform/registers/registers.js';
+export { openPlatform } from '../platform/open.js';
 export type { Platform } from '../platform/ports.js';
 
 export { ERRNO, errorCode, type DmaErrorDetails, type ErrorRange } from '../errors.js';

@@ -214,17 +214,25 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
   }
 
   /**
-   * Calls `handler` from the event loop with new completions; `undefined` removes it. An exception in it is uncaught.
+   * Calls `handler` from the event loop with new completions, instead of the one before. An exception in it is uncaught.
    *
+   * @returns disposing it removes the handler
    * @throws DmaError ENOTSUP for a queue without events; EBUSY while it is awaited
    */
-  onCompletions(handler: ((completions: Completions, count: number) => void) | undefined): void {
-    if (handler !== undefined) mustBeFunction(handler, 'a handler', 'onCompletions');
+  onCompletions(handler: (completions: Completions, count: number) => void): Disposable {
+    mustBeFunction(handler, 'a handler', 'onCompletions');
     if (this.#channel === undefined) throw this.#error('ENOTSUP', 'it was created without events');
     if (this.#wake !== undefined) throw this.#error('EBUSY', 'another caller takes its completions');
     this.#handler = handler;
     this.#hold();
-    if (handler !== undefined) setImmediate(() => this.#serve());
+    setImmediate(() => this.#serve());
+    return {
+      [Symbol.dispose]: () => {
+        if (this.#handler !== handler) return;
+        this.#handler = undefined;
+        this.#hold();
+      },
+    };
   }
 
   /**

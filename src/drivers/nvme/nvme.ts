@@ -152,7 +152,7 @@ export class Nvme {
   #why: DmaError | undefined;
   readonly #aborts: (() => void)[] = [];
   #abortsRunning = 0;
-  readonly #endUse: (() => void) | undefined;
+  readonly #use: Disposable | undefined;
 
   private constructor(device: Device, context: ProbeContext) {
     this.#device = device;
@@ -172,7 +172,7 @@ export class Nvme {
     this.#bounce = new Bounce((length) => this.#allocate(length, 'copies'));
     this.#adminRecord = this.#makeQueue(0, ADMIN_ENTRIES, MOST_ADMIN_TRANSFER, 2, undefined, undefined);
     this.#admin = new Commands(this.#adminRecord.queue, this.#host(), pageSize, true);
-    this.#endUse = device.domain?.addUser({ device: device.name, uses: (start, end) => this.#usesOf(start, end) });
+    this.#use = device.domain?.addUser({ device: device.name, uses: (start, end) => this.#usesOf(start, end) });
   }
 
   /** @internal Takes the controller: resets it, and brings it up. @throws DmaError when it can not be worked */
@@ -394,7 +394,7 @@ export class Nvme {
    * @param why the error of those. Default ECANCELED
    */
   async close(why: DmaError = closedDriver('nvme')): Promise<void> {
-    if (this.#state === 'ended' && this.#endUse === undefined) return;
+    if (this.#state === 'ended' && this.#use === undefined) return;
     await this.#resetting?.catch(() => undefined);
     const isLost = why.code === 'ENODEV';
     const wasReady = this.#state === 'ready';
@@ -413,7 +413,7 @@ export class Nvme {
     }
     this.#settleAll(this.#why);
     this.#feed.end();
-    this.#endUse?.();
+    this.#use?.[Symbol.dispose]();
     const records = [...this.#records.values(), this.#adminRecord];
     this.#records.clear();
     errors.push(
