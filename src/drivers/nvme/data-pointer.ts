@@ -8,7 +8,7 @@ import { mustBeObject } from '../../check.js';
 import { invalid } from '../../errors.js';
 import { SGL, SQE } from '../../nvme/commands.js';
 import { show } from '../../show.js';
-import { alignUp, isAddress, type Va } from '../../units.js';
+import { alignUp, isAddress } from '../../units.js';
 import { USES_SGL } from './queue.js';
 
 /** Memory of a command: a block, a zone, external memory, or a part as `{ va, length }`; or several of them, in order. */
@@ -80,13 +80,13 @@ function addPieces(
   if (whole >= 0) return addPiece(whole, bytes, iovas, lengths);
   // It is in pieces for the device, or says why there is no address.
   if (table === undefined || !isLive || table.iovaOf(va) < 0) {
-    device.iovaOf(isLive ? { va: va as Va, length: 1 } : memory);
+    device.iovaOf(isLive ? { va, length: 1 } : memory);
     return;
   }
   for (let at = va; at < va + bytes;) {
     const step = Math.min(va + bytes - at, TABLE_PAGE - (at % TABLE_PAGE));
     const iova = table.iovaOf(at);
-    if (iova < 0) device.iovaOf({ va: at as Va, length: step });
+    if (iova < 0) device.iovaOf({ va: at, length: step });
     addPiece(iova, step, iovas, lengths);
     at += step;
   }

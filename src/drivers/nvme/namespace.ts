@@ -11,6 +11,7 @@ import {
   type NvmeNamespaceIdentity,
 } from '../../nvme/identify.js';
 import { shortForm } from '../../short-form.js';
+import { show } from '../../show.js';
 import type { Bounce, BounceMemory } from './bounce.js';
 import type { Commands } from './commands.js';
 import { piecesOf, type NvmeMemory } from './data-pointer.js';
@@ -494,7 +495,7 @@ export class NvmeNamespace {
       mustBeWhole(applicationMask, 0, 0xffff, 'protection.applicationMask', operation);
       let info = action ? PRINFO.action : 0;
       for (const each of check) {
-        if (!Object.hasOwn(PRINFO, each)) throw invalid(operation, `protection.check: there is no ${String(each)}`);
+        if (!Object.hasOwn(PRINFO, each)) throw invalid(operation, `protection.check: there is no ${show(each)}`);
         info |= PRINFO[each];
       }
       entry[SQE.CDW12 / 4] |= info << IO_CDW12.PRINFO_SHIFT;

@@ -38,7 +38,7 @@ import { EventFeed, eventOf, type NvmeEvent } from './events.js';
 import { NvmeNamespace, type NamespaceFacts, type NamespaceHost } from './namespace.js';
 import type { Data, NvmeCallOptions, NvmeResult } from './operation.js';
 import { Poller } from './poller.js';
-import { listBytesFor, NvmeQueue } from './queue.js';
+import { GARBAGE, listBytesFor, NvmeQueue } from './queue.js';
 import { commandOf, limitsOf, type NvmeCommand, type RequestContext } from './requests.js';
 
 /** What a controller takes, and has. */
@@ -150,6 +150,8 @@ export class Nvme {
   /** Why it was reset last. */
   #resetReason: DmaError | undefined;
   #why: DmaError | undefined;
+  /** What went wrong while it was being brought up. */
+  #broke: DmaError | undefined;
   readonly #aborts: (() => void)[] = [];
   #abortsRunning = 0;
   readonly #use: Disposable | undefined;
@@ -186,7 +188,7 @@ export class Nvme {
       nvme.#listen();
       return nvme;
     } catch (error) {
-      const failure = withUndo(nvme.#why ?? error, 'nvme.open', []);
+      const failure = withUndo(nvme.#why ?? nvme.#broke ?? error, 'nvme.open', []);
       const undo: unknown[] = [];
       await nvme.close(failure).catch((why: unknown) => undo.push(why));
       throw withUndo(failure.with({ device: device.name }), 'nvme.open', undo);
@@ -741,7 +743,7 @@ export class Nvme {
       ...{ id, entries, submissions, completions, listBytes, pageSize, maxTransfer, tail, head },
       lists: memory.part(listsAt, length - listsAt),
       formatOf: (nsid) => this.#formatOf(nsid),
-      garbage: (error) => void this.#recover(error),
+      failed: (error) => this.#failed(error),
     });
     const poller = onCompletions === undefined ? undefined : this.#pollerOf(queue, onCompletions, vector);
     return {
@@ -837,7 +839,7 @@ export class Nvme {
   }
 
   #check(): void {
-    if (this.#state !== 'ready') return;
+    if (this.#state === 'ended') return;
     try {
       this.#bar.check();
     } catch (error) {
@@ -849,7 +851,8 @@ export class Nvme {
   #failed(error: unknown): void {
     const why = withUndo(error, 'nvme', []);
     if (this.#state === 'ended') return;
-    if (isGone(why)) this.#end(why);
+    // What a controller did wrong (EPROTO) it may do right after a reset.
+    if (isGone(why) && why.operation !== GARBAGE) this.#end(why);
     else void this.#recover(why);
   }
 
@@ -875,7 +878,7 @@ export class Nvme {
   #recover(why: DmaError): Promise<void> {
     if (this.#state === 'starting' || this.#state === 'resetting') {
       // It went wrong while it was being brought up: what waits there ends.
-      this.#resetReason = why;
+      this.#resetReason = this.#broke = why;
       this.#admin.abandon();
       return this.#resetting ?? Promise.resolve();
     }
@@ -909,11 +912,12 @@ export class Nvme {
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       try {
         if (attempt > 0) await this.#stop();
+        this.#broke = undefined;
         await this.#bringUp();
         failure = undefined;
         break;
       } catch (error) {
-        failure = withUndo(error, 'nvme', []);
+        failure = withUndo(this.#broke ?? error, 'nvme', []);
         if (isGone(failure)) break;
       }
     }

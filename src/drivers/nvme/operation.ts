@@ -1,5 +1,5 @@
 /** One call of the program that commands are made for: one, or as many as its data needs. */
-import { DmaError, type DmaErrorDetails } from '../../errors.js';
+import type { DmaError, DmaErrorDetails } from '../../errors.js';
 import { now } from '../../timers.js';
 import { putPointer, type Cut, type Pieces } from './data-pointer.js';
 import { outcomeError, statusError, type NvmeOutcome } from './nvme-error.js';

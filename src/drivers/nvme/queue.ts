@@ -22,6 +22,9 @@ const COMPLETION_WORDS = ENTRY.COMPLETION / 4;
  */
 export const ABORTED_BY_HOST = 0x371;
 
+/** The operation of errors about completions that can not be. */
+export const GARBAGE = 'nvmeQueue.poll';
+
 const FREE = 0;
 const RUNNING = 1;
 /** The controller was stopped while it ran; `poll` has not returned it yet. */
@@ -54,8 +57,8 @@ export interface QueueParts {
   readonly remote?: { readonly registers: Registers; readonly offset: number };
   /** The format of namespace `nsid`. @throws DmaError EINVAL if there is none */
   readonly formatOf: (nsid: number) => BlockFormat;
-  /** Told of a completion that is none of a running command. */
-  readonly garbage: (error: DmaError) => void;
+  /** Told of a completion that is none of a running command, and of a register that can not be reached. */
+  readonly failed: (error: unknown) => void;
 }
 
 /**
@@ -204,7 +207,7 @@ export class NvmeQueue {
 
   /** Tells the controller of all that was submitted since the last call: one store, or none if there is nothing new. */
   ring(): void {
-    if (this.#rung === this.#tail) return;
+    if (this.#rung === this.#tail || this.#halted !== undefined) return;
     if (this.#parts.remote !== undefined) this.#copyToController();
     this.#rung = this.#tail;
     this.#tailBell.write(this.#tail);
@@ -226,6 +229,7 @@ export class NvmeQueue {
     let phase = this.#phase;
     let found = 0;
     let taken = 0;
+    let failure: unknown;
     // At most one turn of the ring: a controller gone wild must not keep this side here.
     for (; taken < entries; taken++) {
       // The phase first, the rest after it.
@@ -239,7 +243,7 @@ export class NvmeQueue {
         phase ^= 1;
       }
       if (queue !== this.id || this.#states[slot] !== RUNNING) {
-        this.#garbage(slot, queue);
+        failure = this.#garbage(slot, queue);
         continue;
       }
       this.#states[slot] = FREE;
@@ -253,7 +257,14 @@ export class NvmeQueue {
     if (taken === 0) return 0;
     this.#head = at;
     this.#phase = phase;
-    this.#headBell.write(at);
+    try {
+      // A controller that is being reset has no queues.
+      if (this.#halted === undefined) this.#headBell.write(at);
+    } catch (error) {
+      failure = error;
+    }
+    // What has completed is returned all the same.
+    if (failure !== undefined) this.#parts.failed(failure);
     return found;
   }
 
@@ -434,21 +445,19 @@ export class NvmeQueue {
     return found;
   }
 
-  #garbage(slot: number, queue: number): void {
+  #garbage(slot: number, queue: number): DmaError {
     const what =
       queue !== this.id
         ? `it is about queue ${queue}`
         : slot < this.capacity
           ? `command ${slot} is not running: it has completed before, or was never sent`
           : `there is no command ${slot}`;
-    this.#parts.garbage(
-      new DmaError({
-        code: 'EPROTO',
-        operation: 'nvme',
-        reason: `the controller put a completion into queue ${this.id} that can not be: ${what}`,
-        hint: 'the controller is reset, because it may have mistaken the memory of another command for this one’s',
-      }),
-    );
+    return new DmaError({
+      code: 'EPROTO',
+      operation: GARBAGE,
+      reason: `the controller put a completion into queue ${this.id} that can not be: ${what}`,
+      hint: 'the controller is reset, because it may have mistaken the memory of another command for this one’s',
+    });
   }
 
   #noSlot(slot: number): DmaError {

@@ -1,7 +1,7 @@
 /** Blocks as streams: several commands run ahead of who reads, or behind who writes. */
 import { Readable, Writable } from 'node:stream';
 import { mustBeWhole, optionsOf, type Shape } from '../../check.js';
-import { invalid } from '../../errors.js';
+import { invalid, withUndo, type DmaError } from '../../errors.js';
 import { KiB } from '../../units.js';
 import type { Bounce } from './bounce.js';
 import type { DmaMemory } from './dma-memory.js';
@@ -115,7 +115,7 @@ class BlockWriter extends Writable {
   #current: DmaMemory | undefined;
   #filled = 0;
   #written = 0;
-  #failure: unknown;
+  #failure: DmaError | undefined;
 
   constructor(of: StreamedBlocks, bounce: Bounce, plan: Plan) {
     super();
@@ -173,7 +173,7 @@ class BlockWriter extends Writable {
     const done = this.#of.write({ ...call, lba: lba + this.#written, blocks: count, from: memory.range(this.#filled) });
     const run = done
       .catch((error: unknown) => {
-        this.#failure ??= error;
+        this.#failure ??= withUndo(error, 'nvme.writable', []);
       })
       .finally(() => {
         this.#running.delete(run);

@@ -3,6 +3,7 @@ import { optionsOf, type Shape } from '../../check.js';
 import { invalid } from '../../errors.js';
 import { NVM } from '../../nvme/commands.js';
 import { numberAt } from '../../nvme/identify.js';
+import { show } from '../../show.js';
 import type { NvmeMemory } from './data-pointer.js';
 import type { DmaMemory } from './dma-memory.js';
 import type { Data, NvmeCallOptions, NvmeResult } from './operation.js';
@@ -127,10 +128,10 @@ export class ZoneCalls {
 
   /** Does something to the zone that begins at `zone`, or to all zones. @throws DmaError as `NvmeNamespace.read` */
   async manage(action: ZoneAction, zone: number | 'all', options?: NvmeCallOptions): Promise<void> {
-    const operation = `nvme.zones.${String(action)}`;
+    const operation = 'nvme.zones.manage';
     const call = optionsOf<NvmeCallOptions>(options, CALL, operation);
     if (!Object.hasOwn(ACTIONS, action))
-      throw invalid('nvme.zones.manage', `there is no ${String(action)}`, {
+      throw invalid(operation, `there is no ${show(action)}`, {
         hint: `it is ${Object.keys(ACTIONS).join(', ')}`,
       });
     const lba = zone === 'all' ? 0 : zone;

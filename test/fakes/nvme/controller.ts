@@ -31,8 +31,8 @@ export type Misbehaviour =
   | 'lose-for-good'
   /** It completes with this status. */
   | { readonly status: number }
-  /** It is done and completed after so many milliseconds. */
-  | { readonly lateMs: number }
+  /** It is done when the test says so: `letGo`. */
+  | 'hold'
   /** It is done, and completed twice. */
   | 'twice'
   /** It is done, and completed with an identifier that there is not. */
@@ -124,6 +124,7 @@ export class FakeNvme implements DeviceModel {
   /** Commands that were lost but can be aborted, by queue and id. */
   readonly #lost = new Map<string, FakeCommand>();
   readonly #events: FakeCommand[] = [];
+  readonly #kept: FakeCommand[] = [];
   #told: number[] = [];
   #unplugged = false;
   #epoch = 0;
@@ -173,6 +174,11 @@ export class FakeNvme implements DeviceModel {
   /** Fails: CSTS.CFS. */
   fail(): void {
     this.#set(REG.CSTS, this.#get(REG.CSTS) | CSTS.CFS);
+  }
+
+  /** Does the commands that were held. */
+  letGo(): void {
+    for (const command of this.#kept.splice(0)) this.#do(command);
   }
 
   /** Puts a completion into queue `queue` that no command has. */
@@ -267,6 +273,7 @@ export class FakeNvme implements DeviceModel {
     this.#submissions.clear();
     this.#completions.clear();
     this.#lost.clear();
+    this.#kept.length = 0;
     this.#events.length = 0;
     this.#shadow = undefined;
     if (this.follows) this.#set(REG.CSTS, 0);
@@ -301,7 +308,7 @@ export class FakeNvme implements DeviceModel {
     if (queue === undefined) return;
     if (this.#shadow !== undefined && id > 0)
       queue.tail = this.#word(this.#shadow.values + 2 * id * this.#options.doorbellStride);
-    while (queue.head !== queue.tail && epoch === this.#epoch) {
+    while (queue.head !== queue.tail && epoch === this.#epoch && !this.#unplugged) {
       const bytes = this.#memory(queue.iova + queue.head * ENTRY.SUBMISSION, ENTRY.SUBMISSION);
       queue.head = (queue.head + 1) % queue.entries;
       const entry = new DataView(bytes.slice().buffer);
@@ -326,9 +333,9 @@ export class FakeNvme implements DeviceModel {
     this.log.push(command);
     const what = this.misbehave(command);
     const key = `${command.queue}:${command.id}`;
-    const epoch = this.#epoch;
     if (what === 'lose') this.#lost.set(key, command);
     else if (what === 'lose-for-good') return;
+    else if (what === 'hold') this.#kept.push(command);
     else if (what === 'fatal') this.fail();
     else if (what === 'unplugged') this.#unplugged = true;
     else if (what === 'unknown-id') this.#complete({ ...command, id: 0xfff0 }, 0, 0);
@@ -337,11 +344,7 @@ export class FakeNvme implements DeviceModel {
       this.#do(command);
       this.#complete(command, 0, 0);
     } else if (what === undefined) this.#do(command);
-    else if ('status' in what) this.#complete(command, what.status, 0);
-    else
-      setTimeout(() => {
-        if (epoch === this.#epoch) this.#do(command);
-      }, what.lateMs);
+    else this.#complete(command, what.status, 0);
   }
 
   #do(command: FakeCommand): void {
