@@ -12,6 +12,7 @@ import type { Effort, Result } from './harness/harness.js';
 import { benchLkey } from './lkey.js';
 import { benchMap } from './map.js';
 import { benchMemory } from './memory.js';
+import { benchNvme } from './nvme.js';
 import { benchRdma } from './rdma.js';
 import { benchRdmaCalls } from './rdma-calls.js';
 import { benchTranslate } from './translate.js';
@@ -25,6 +26,7 @@ const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new
   ['lkey', benchLkey],
   ['vfio-user', benchVfioUser],
   ['vfio', benchVfio],
+  ['nvme', benchNvme],
   ['rdma', benchRdma],
   ['rdma-calls', benchRdmaCalls],
   ['copy', benchCopy],

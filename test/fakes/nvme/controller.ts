@@ -165,6 +165,25 @@ export class FakeNvme implements DeviceModel {
     return [...this.#submissions.keys()].filter((id) => id > 0).length;
   }
 
+  /** The rings of queue pair `id`, for a benchmark that completes commands by itself. */
+  ringsOf(id: number): {
+    readonly submissions: Uint32Array;
+    readonly completions: Uint32Array;
+    readonly entries: number;
+  } {
+    const [sq, cq] = [this.#submissions.get(id), this.#completions.get(id)];
+    if (sq === undefined || cq === undefined) throw new Error(`there is no queue ${id}`);
+    const words = (iova: number, length: number): Uint32Array => {
+      const bytes = this.#memory(iova, length, 'write');
+      return new Uint32Array(bytes.buffer, bytes.byteOffset, length / 4);
+    };
+    return {
+      submissions: words(sq.iova, sq.entries * ENTRY.SUBMISSION),
+      completions: words(cq.iova, cq.entries * ENTRY.COMPLETION),
+      entries: sq.entries,
+    };
+  }
+
   /** Tells the host of an asynchronous event. @param result dword 0 */
   tell(result: number): void {
     this.#told.push(result);
