@@ -1,0 +1,255 @@
+/** The NVMe driver and the served controller together, in one process and in two. */
+import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, it } from 'node:test';
+import { Random } from '../../../test/fuzz/vfio-user-fuzzer.js';
+import type { Device } from '../../bus/model.js';
+import { Eal } from '../../eal.js';
+import { isDmaError } from '../../errors.js';
+import { openPlatform } from '../../platform/open.js';
+import { KiB, MiB, type Va } from '../../units.js';
+import { spawnDevice } from '../../vfio-user/device-process.js';
+import type { NvmeFault } from '../../vfio-user/devices/nvme/faults.js';
+import { nvmeModel } from '../../vfio-user/devices/nvme/nvme.js';
+import type { NvmeModelOptions } from '../../vfio-user/devices/nvme/options.js';
+import type { NvmeNamespace } from './namespace.js';
+import type { Nvme } from './nvme.js';
+import { nvmeDriver } from './nvme-driver.js';
+
+const QUIET = { memory: { onNotice: () => undefined } };
+const linux = { skip: openPlatform().limitation ?? false };
+const sum = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
+
+interface Room {
+  readonly eal: Eal;
+  readonly device: Device;
+  readonly ssd: Nvme;
+  readonly disk: NvmeNamespace;
+}
+
+/** In this process. */
+async function inProcess(options: NvmeModelOptions, work: (room: Room) => Promise<void>): Promise<void> {
+  await using eal = await Eal.start(QUIET);
+  eal.vdev.define('disk', nvmeModel(options));
+  const device = await eal.probe('vdev:disk0');
+  const ssd = device.use(nvmeDriver);
+  await work({ eal, device, ssd, disk: ssd.namespaces[0] });
+}
+
+/** In a process of its own. */
+async function served(
+  options: NvmeModelOptions,
+  work: (room: Room & { readonly pid: number }) => Promise<void>,
+): Promise<void> {
+  await using server = await spawnDevice('nvme', { device: options });
+  await using eal = await Eal.start(QUIET);
+  const device = await eal.probe(`vfio-user:${server.socketPath}`);
+  const ssd = device.use(nvmeDriver);
+  await work({ eal, device, ssd, disk: ssd.namespaces[0], pid: server.pid });
+}
+
+/** Every transfer size, at odd alignments, is read back as it was written. */
+async function everySize({ eal, disk }: Room): Promise<void> {
+  const block = eal.malloc(4 * MiB, { align: 4096 });
+  const bytes = block.bytes();
+  for (let i = 0; i < bytes.length; i++) bytes[i] = Math.imul(i, 2654435761) >>> 13;
+  const back = eal.malloc(2 * MiB, { align: 4096 });
+  for (const [blocks, offset] of [
+    [1, 0],
+    [1, 4],
+    [2, 4092],
+    [7, 512],
+    [8, 0],
+    [9, 4],
+    [16, 1024],
+    [33, 4],
+    [255, 8],
+    [256, 0],
+    [2048, 4],
+    [2049, 0],
+    [3000, 20],
+  ]) {
+    const length = blocks * 512;
+    const from = { va: (block.va + offset) as Va, length };
+    const into = { va: (back.va + offset) as Va, length };
+    await disk.write({ lba: blocks, blocks, from });
+    back.bytes().fill(0);
+    await disk.read({ lba: blocks, blocks, into });
+    assert.equal(sum(back.bytes(offset, length)), sum(block.bytes(offset, length)), `${blocks} blocks at ${offset}`);
+  }
+  block.free();
+  back.free();
+}
+
+/** Random commands against a plain array; every byte is compared at the end, and of every read. */
+async function againstModel({ eal, disk }: Room, commands: number): Promise<void> {
+  const random = new Random(9);
+  const { blockSize } = disk;
+  const model = new Uint8Array(MiB);
+  const block = eal.malloc(256 * KiB, { align: 4096 });
+  for (let n = 0; n < commands; n++) {
+    const blocks = 1 + random.below(Math.min(64, (128 * KiB) / blockSize));
+    const lba = random.below(model.length / blockSize - blocks + 1);
+    const content = model.subarray(lba * blockSize, (lba + blocks) * blockSize);
+    const range = { va: (block.va + 4 * random.below(1024)) as Va, length: content.length };
+    const bytes = block.bytes(range.va - block.va, range.length);
+    switch (random.below(5)) {
+      case 0:
+        bytes.fill(random.below(256));
+        bytes[random.below(bytes.length)] ^= 0x55;
+        content.set(bytes);
+        await disk.write({ lba, blocks, from: range, fua: random.oneIn(4) });
+        break;
+      case 1:
+        await disk.read({ lba, blocks, into: range });
+        assert.equal(Buffer.compare(bytes, content), 0, `command ${n}`);
+        break;
+      case 2:
+        await disk.writeZeroes({ lba, blocks, deallocate: random.oneIn(2) });
+        content.fill(0);
+        break;
+      case 3:
+        await disk.deallocate([{ lba, blocks }]);
+        content.fill(0);
+        break;
+      default:
+        bytes.set(content);
+        await disk.compare({ lba, blocks, to: range });
+        await disk.verify({ lba, blocks });
+    }
+  }
+  const whole = eal.malloc(MiB, { align: 4096 });
+  await disk.read({ lba: 0, blocks: MiB / blockSize, into: whole });
+  assert.equal(sum(whole.bytes()), sum(model));
+  whole.free();
+  block.free();
+}
+
+describe('driver and served controller', linux, () => {
+  for (const [how, run] of [
+    ['in one process', inProcess],
+    ['in two', served],
+  ] as const) {
+    it(`every size and alignment, ${how}`, () => run({ size: 8 * MiB }, everySize));
+
+    it(`every size and alignment without SGLs and shadow doorbells, ${how}`, () =>
+      run({ size: 8 * MiB, sgl: false, shadowDoorbells: false, maxTransfer: 64 * KiB, doorbellStride: 16 }, everySize));
+
+    for (const blockSize of [512, 4096])
+      it(`random commands against a plain array, blocks of ${blockSize}, ${how}`, () =>
+        run({ size: MiB, blockSize }, (room) => againstModel(room, 150)));
+  }
+
+  it('thousands of commands at depth 31 by numbers', () =>
+    served({ size: MiB }, async ({ eal, device, ssd }) => {
+      const queue = await ssd.openQueue({ entries: 32 });
+      const block = eal.malloc(128 * KiB, { align: 4096 });
+      const iova = device.iovaOf(block);
+      let [sent, done] = [0, 0];
+      for (; sent < 31; sent++) queue.read(sent, 1, sent, 8, iova + sent * 4096);
+      queue.ring();
+      while (done < 5000) {
+        const count = queue.poll();
+        for (let n = 0; n < count; n++) {
+          assert.equal(queue.statuses[n], 0);
+          done++;
+          if (sent < 5000) queue.read(queue.slots[n], 1, sent++ % 2000, 8, iova + queue.slots[n] * 4096);
+        }
+        if (count > 0) queue.ring();
+        else await new Promise((resolve) => setImmediate(resolve));
+      }
+      await ssd.closeQueue(queue);
+      block.free();
+    }));
+
+  it('several namespaces; events when one goes', () =>
+    inProcess(
+      {
+        namespaces: [{ size: MiB }, { size: 2 * MiB, blockSize: 4096 }],
+        faults: [{ do: 'detach', nsid: 2, opcode: 2, nth: 2 }],
+      },
+      async ({ eal, ssd, disk }) => {
+        assert.deepEqual(
+          ssd.namespaces.map(({ id, blockSize, blocks }) => [id, blockSize, blocks]),
+          [
+            [1, 512, 2048],
+            [2, 4096, 512],
+          ],
+        );
+        const events = ssd.events();
+        const block = eal.malloc(4096);
+        await disk.read({ lba: 0, blocks: 1, into: block });
+        await disk.read({ lba: 0, blocks: 1, into: block });
+        const { value } = await events.next();
+        assert.ok(value !== undefined);
+        assert.deepEqual(
+          ssd.namespaces.map(({ id }) => id),
+          [1],
+        );
+        await events.return();
+        block.free();
+      },
+    ));
+
+  it('the controller is killed: a typed error, and what was flushed is in the image', async () => {
+    const directory = mkdtempSync(join(tmpdir(), 'anydma-nvme-'));
+    const file = join(directory, 'disk.img');
+    try {
+      await served({ file, size: MiB }, async ({ eal, device, disk, pid }) => {
+        const block = eal.malloc(4096);
+        block.bytes().fill(0x5a);
+        await disk.write({ lba: 16, blocks: 8, from: block });
+        await disk.flush();
+        process.kill(pid, 'SIGKILL');
+        await assert.rejects(
+          async () => {
+            for (;;) await disk.write({ lba: 24, blocks: 8, from: block });
+          },
+          (error) => isDmaError(error),
+        );
+        assert.ok(device.lost !== undefined);
+        block.free();
+      });
+      assert.ok(
+        readFileSync(file)
+          .subarray(8192, 8192 + 4096)
+          .every((byte) => byte === 0x5a),
+      );
+      await served({ file }, async ({ eal, disk }) => {
+        const block = eal.malloc(4096);
+        await disk.read({ lba: 16, blocks: 8, into: block });
+        assert.ok(block.bytes().every((byte) => byte === 0x5a));
+        block.free();
+      });
+    } finally {
+      rmSync(directory, { recursive: true, force: true });
+    }
+  });
+
+  for (const fault of [
+    { do: 'lose' },
+    { do: 'unknown-id' },
+    { do: 'twice' },
+    { do: 'wrong-queue' },
+    { do: 'fatal' },
+    { do: 'fail', status: 0x281 },
+  ] as const satisfies readonly NvmeFault[])
+    it(`goes on after a command that goes wrong: ${fault.do}`, () =>
+      inProcess({ size: MiB, faults: [{ ...fault, opcode: 2, nth: 2 }] }, async ({ eal, ssd, disk }) => {
+        ssd.configure({ timeoutMs: 50, abortMs: 50 });
+        const block = eal.malloc(4096);
+        block.bytes().fill(7);
+        await disk.write({ lba: 0, blocks: 8, from: block });
+        await disk.read({ lba: 0, blocks: 8, into: block });
+        await disk.read({ lba: 0, blocks: 8, into: block }).catch((error: unknown) => assert.ok(isDmaError(error)));
+        // Whatever has happened, the disk is there again.
+        for (let left = 200; !ssd.ready && left > 0; left--) await new Promise((resolve) => setTimeout(resolve, 5));
+        block.bytes().fill(0);
+        await disk.read({ lba: 0, blocks: 8, into: block });
+        assert.ok(block.bytes().every((byte) => byte === 7));
+        block.free();
+      }));
+});
