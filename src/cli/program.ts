@@ -10,6 +10,7 @@ import { explain } from './explain.js';
 import { hugepages } from './hugepages.js';
 import { map } from './map.js';
 import type { Streams } from './shared/output.js';
+import { addNvme } from './nvme/nvme.js';
 import { addRdma } from './rdma/rdma.js';
 import { serve } from './serve.js';
 import { unbind } from './devices/unbind.js';
@@ -49,6 +50,7 @@ Start with: anydma demo`,
   addCommand(program, unbind, run);
   addCommand(program, hugepages, run);
   addCommand(program, serve, run);
+  addNvme(program, run);
   addRdma(program, run);
   addCommand(program, explain, run);
   addCommand(program, completion(program), run);

@@ -23,6 +23,11 @@ export interface Progress extends Disposable {
   update(done: number): void;
 }
 
+/** A line that replaces itself. Disposing it takes it away. */
+export interface LiveLine extends Disposable {
+  show(text: string): void;
+}
+
 /** Writes the output of a command. With `json`, text and tables are dropped, and documents go to standard output. */
 export class Output {
   /** Reasons of interruptions that were reported. */
@@ -130,6 +135,25 @@ export class Output {
         bar.update(done);
       },
       [Symbol.dispose]: () => bar?.stop(),
+    };
+  }
+
+  /** A line on standard error that replaces itself, when that is a terminal. */
+  live(): LiveLine {
+    const { stderr } = this.#streams;
+    if (stderr.isTTY !== true) return { show: () => undefined, [Symbol.dispose]: () => undefined };
+    let shown = 0;
+    const put = (text: string): void => {
+      stderr.write(`\r${text.padEnd(shown)}`);
+      shown = text.length;
+    };
+    return {
+      show: put,
+      [Symbol.dispose]: () => {
+        if (shown === 0) return;
+        put('');
+        stderr.write('\r');
+      },
     };
   }
 
