@@ -31,6 +31,7 @@ import { AddressHandle } from './address-handle.js';
 import { CompletionQueue, type CompletionQueueOptions } from './completion-queue.js';
 import type { RdmaContext } from './context.js';
 import { ExtraRegion } from './extra-region.js';
+import { ExtraRegions } from './extra-regions.js';
 import {
   connectByManager,
   RdmaListener,
@@ -46,7 +47,6 @@ import { pathTo } from './queue-pair-connect.js';
 import { queuePairOptions, type QueuePairAddress, type QueuePairOptions } from './queue-pair-options.js';
 import { shortForm } from '../short-form.js';
 import { show } from '../show.js';
-import { now } from '../timers.js';
 import { rangeOf, type MemoryPart } from '../memory/part.js';
 
 /** A port and its current attributes. */
@@ -88,9 +88,6 @@ const DMABUF_OPTIONS: Shape<DmabufOptions> = {
   remote: REMOTES,
 };
 
-/** How many deregistered regions `explainPeer` remembers. */
-const REMEMBERED = 256;
-
 /** An RDMA device. Returned by `device.use(verbsDriver)`; it is closed with the device. */
 export class RdmaDevice {
   /** The kernel's name, such as `mlx5_0`. */
@@ -105,11 +102,10 @@ export class RdmaDevice {
   readonly #queues = new Set<CompletionQueue>();
   /** Open windows, regions and address handles. */
   readonly #others = new Set<Disposable>();
-  readonly #exposed = new Set<ExtraRegion>();
+  readonly #regions = new ExtraRegions();
   #closed = false;
   /** Objects that another thread is creating. */
   readonly #making = new Set<Promise<unknown>>();
-  readonly #retired: { readonly region: ExtraRegion; readonly at: number }[] = [];
   readonly #ends: (() => void)[];
   readonly #listeners = new Set<(event: VerbsAsyncEvent) => void>();
 
@@ -419,17 +415,8 @@ export class RdmaDevice {
     mustBeWhole(rkey, 0, 2 ** 32 - 1, 'rkey', operation);
     if (!isAddress(address) || !isAddress(length) || length === 0 || !isAddress(address + length))
       return `${show(length)} bytes at ${show(address)} is not a range of memory`;
-    const exposed = [...this.#exposed].find((region) => region.rkey === rkey);
-    if (exposed?.range !== undefined) {
-      if (exposed.range.covers(new Range(address, length)))
-        return `${hex(address)} is in ${exposed.toString()}, which allows less`;
-      return `${length} bytes at ${hex(address)} are not inside ${exposed.toString()}, which is ${exposed.range.toString()}`;
-    }
-    const gone = this.#retired.find(({ region }) => region.rkey === rkey && region.range?.contains(address) === true);
-    if (gone !== undefined) {
-      const ms = Math.round(now() - gone.at);
-      return `${hex(address)} was in ${gone.region.toString()}, which was closed ${ms} ms ago`;
-    }
+    const known = this.#regions.explain(address, length, rkey);
+    if (known !== undefined) return known;
     const mapping = [...this.#domain.mappings()].find(({ live, range }) => live && range.contains(address));
     if (mapping !== undefined && mapping.rkey !== rkey)
       return `${hex(address)} does not have rkey 0x${rkey.toString(16)}: that mapping was unmapped, or never existed here`;
@@ -470,12 +457,10 @@ export class RdmaDevice {
       ...parts,
       closed: (closed) => {
         this.#others.delete(closed);
-        this.#exposed.delete(closed);
-        this.#retired.unshift({ region: closed, at: now() });
-        this.#retired.length = Math.min(this.#retired.length, REMEMBERED);
+        this.#regions.closed(closed);
       },
     });
-    this.#exposed.add(region);
+    this.#regions.add(region);
     return this.#keep(region);
   }
 

@@ -72,7 +72,7 @@ export async function moveRdma(
 ): Promise<void> {
   const { output, signal } = context;
   const { size, depth, iterations, mode, gidIndex } = options;
-  const block = Math.min(options.block, size, MOST.block);
+  const plan: Plan = { verb, size, block: Math.min(options.block, size, MOST.block), depth, iterations };
   const onNotice = (text: string): void => output.text(`Note: ${text}.`);
   await using eal = await Eal.start({ platform, origins: false, onForgotten: () => undefined, memory: { onNotice } });
   const { device, rdma } = await openRdmaDevice(eal, options.device);
@@ -83,52 +83,34 @@ export async function moveRdma(
   using session = await connectToPeer({
     ...options.to,
     timeoutMs: PATIENCE,
-    hello: { pairs: [pair.address], memory: [], data: { verb, size, block, depth } },
+    hello: { pairs: [pair.address], memory: [], data: { verb, size, block: plan.block, depth } },
   });
-  const { peer } = session;
-  const refused = refusalOf(session.hello.data, peer);
+  const refused = refusalOf(session.hello.data, session.peer);
   if (refused !== undefined) throw refused;
   const remote = remoteMemory(verb, session, size);
   await session.join(pair);
-  output.text(`${output.strong(device.name)} (${pair.address.gid}) is connected with ${peer}.`);
+  output.text(`${output.strong(device.name)} (${pair.address.gid}) is connected with ${session.peer}.`);
 
-  const stop = new AbortController();
-  signal.addEventListener('abort', () => stop.abort(signal.reason), { once: true });
-  void session.ended.then((error) => stop.abort(error));
-  const transfer = new Transfer(
-    { verb, size, block, depth, iterations },
-    { device, memory, pair, remote, session },
-    { ...context, signal: stop.signal },
-  );
+  const means: Means = { device, memory, pair, remote, session };
+  const transfer = new Transfer(plan, means, { ...context, signal: endOf(session, signal) });
   const result = await transfer.run();
   const after = options.afterUnmap === true ? await transfer.tryAfterUnmap() : undefined;
   signal.throwIfAborted();
 
-  const { verified, seconds, gigabytesPerSecond, requestsPerSecond, latency } = result;
-  const ok = verified && after?.refused !== false;
   output.text();
-  printResult(output, { verb, mode, size, block, depth, iterations }, result);
+  printResult(output, { ...plan, mode }, result);
   if (after !== undefined) printAfter(output, after);
-  output.document({
-    ok,
-    verb,
-    device: rdma.name,
-    gid: pair.address.gid,
-    peer,
-    ...{ mode, size, block, depth, iterations },
-    local: {
-      va: hex(memory.va),
-      length: memory.length,
-      source: memory.source,
-      mapMicroseconds: memory.mapMicroseconds,
-    },
-    remote: remote && { address: hex(remote.address), length: remote.length, rkey: hex(remote.rkey) },
-    bytesMoved: size * iterations,
-    ...{ seconds, gigabytesPerSecond, requestsPerSecond, latency, verified },
-    afterUnmap: after,
-  });
-  if (!verified) output.complain(notVerified(verb, device, result.wrongAt));
+  output.document(documentOf({ ...plan, mode }, rdma.name, means, result, after));
+  if (!result.verified) output.complain(notVerified(verb, device, result.wrongAt));
   if (after?.refused === false) output.complain(notRefused(device));
+}
+
+/** Aborted when the command is, and when the server leaves. */
+function endOf(session: PeerSession, signal: AbortSignal): AbortSignal {
+  const stop = new AbortController();
+  signal.addEventListener('abort', () => stop.abort(signal.reason), { once: true });
+  void session.ended.then((error) => stop.abort(error));
+  return stop.signal;
 }
 
 /** The address of the server's memory. @throws DmaError EPROTO if the server sends none, or it is too small */
@@ -296,6 +278,34 @@ class Transfer {
       throw text === undefined ? named : named.with({ hint: `the server says: ${text}` });
     }
   }
+}
+
+/** The command's document. */
+function documentOf(
+  { verb, mode, size, block, depth, iterations }: Plan & { readonly mode: Mode },
+  device: string,
+  { memory, pair, remote, session }: Means,
+  { verified, seconds, gigabytesPerSecond, requestsPerSecond, latency }: Result,
+  after: AfterUnmap | undefined,
+): Parameters<Output['document']>[0] {
+  return {
+    ok: verified && after?.refused !== false,
+    verb,
+    device,
+    gid: pair.address.gid,
+    peer: session.peer,
+    ...{ mode, size, block, depth, iterations },
+    local: {
+      va: hex(memory.va),
+      length: memory.length,
+      source: memory.source,
+      mapMicroseconds: memory.mapMicroseconds,
+    },
+    remote: remote && { address: hex(remote.address), length: remote.length, rkey: hex(remote.rkey) },
+    bytesMoved: size * iterations,
+    ...{ seconds, gigabytesPerSecond, requestsPerSecond, latency, verified },
+    afterUnmap: after,
+  };
 }
 
 function latencyOf(times: Float64Array): Latency {
