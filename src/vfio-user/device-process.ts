@@ -66,23 +66,10 @@ export async function spawnDevice<N extends DeviceName>(name: N, options?: Spawn
   // Options that the process would refuse are refused here: its model is made here as well.
   deviceModel(name, device);
   if (maxDmaMaps !== undefined) checkMaxDmaMaps(maxDmaMaps, operation);
-  const main = PROGRAMS.find((path) => existsSync(path));
-  if (main === undefined)
-    throw new DmaError({
-      code: 'ENOTSUP',
-      operation,
-      reason: `the program of devices is not there (${PROGRAMS[1]}), as in a bundle`,
-      hint:
-        'leave anydma out of the bundle (esbuild --external:anydma), or bundle its dist/src/vfio-user/device-process-main.js ' +
-        'into the same folder as a program of its own',
-    });
+  const main = programOfDevices(operation);
   // Node leaks descriptors if it runs out of them while it starts a process.
   needDescriptors(operation, FORK_DESCRIPTORS);
-  const folder = tmpdir();
-  const directory = callNode(`a folder in ${folder}`, () => mkdtempSync(join(folder, 'anydma-')), {
-    operation,
-    hint: 'the socket of the device needs a temporary folder: set TMPDIR to one that is there and can be written',
-  });
+  const directory = temporaryDirectory(operation);
   const socketPath = join(directory, `${name}.sock`);
   let child: ChildProcess | undefined;
   const removeAll = (): void => {
@@ -100,24 +87,51 @@ export async function spawnDevice<N extends DeviceName>(name: N, options?: Spawn
     removeAll();
     throw isDmaError(error) ? error : fromNode(error, process.execPath, { operation });
   }
-  const running = child;
-  const exited = new Promise<void>((resolve) => running.once('exit', () => resolve()));
-  running.unref();
-  running.channel?.unref();
+  return running(child, socketPath, removeAll);
+}
+
+/** @throws DmaError ENOTSUP if it is not there */
+function programOfDevices(operation: string): string {
+  const main = PROGRAMS.find((path) => existsSync(path));
+  if (main !== undefined) return main;
+  throw new DmaError({
+    code: 'ENOTSUP',
+    operation,
+    reason: `the program of devices is not there (${PROGRAMS[1]}), as in a bundle`,
+    hint:
+      'leave anydma out of the bundle (esbuild --external:anydma), or bundle its dist/src/vfio-user/device-process-main.js ' +
+      'into the same folder as a program of its own',
+  });
+}
+
+/** A new directory for a socket. @throws DmaError ENOENT, EACCES ... */
+function temporaryDirectory(operation: string): string {
+  const folder = tmpdir();
+  return callNode(`a folder in ${folder}`, () => mkdtempSync(join(folder, 'anydma-')), {
+    operation,
+    hint: 'the socket of the device needs a temporary folder: set TMPDIR to one that is there and can be written',
+  });
+}
+
+/** A child that serves. @param removeAll kills it and removes what it left */
+function running(child: ChildProcess, socketPath: string, removeAll: () => void): DeviceProcess {
+  const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+  child.unref();
+  child.channel?.unref();
 
   let closing: Promise<void> | undefined;
   const close = (): Promise<void> =>
     (closing ??= (async () => {
-      if (running.exitCode === null && running.signalCode === null) {
-        running.ref();
-        if (running.connected) running.disconnect();
-        const timer = setTimeout(() => running.kill('SIGKILL'), END_TIMEOUT);
+      if (child.exitCode === null && child.signalCode === null) {
+        child.ref();
+        if (child.connected) child.disconnect();
+        const timer = setTimeout(() => child.kill('SIGKILL'), END_TIMEOUT);
         await exited;
         clearTimeout(timer);
       }
       removeAll();
     })());
-  return { socketPath, pid: running.pid ?? 0, close, [Symbol.asyncDispose]: close };
+  return { socketPath, pid: child.pid ?? 0, close, [Symbol.asyncDispose]: close };
 }
 
 /** Resolves when the child serves; rejects if it fails, ends or does not answer. */
