@@ -176,22 +176,12 @@ export class Eal implements AsyncDisposable {
         else if (error !== undefined) this.#tell(change, device, error);
       },
     });
-    const bytesAt = (va: Va, length: number, access: 'read' | 'write'): Uint8Array | undefined => {
-      // A store to a read-only page would kill this process.
-      if (access === 'write' && this.#areas.at(va)?.writable !== true) return undefined;
-      return (
-        this.memory.bytesAt(va, length) ??
-        this.external.bytesAt(va, length) ??
-        this.#driverMemory.bytesAt(va, length) ??
-        this.heaps.bytesAt(va, length)
-      );
-    };
     const { buses, vdev, containers } = builtinBuses({
       platform: this.platform,
       iommu: options.iommu,
       gate,
       domainOf: (space) => this.#registry.domainOf(space),
-      bytesAt,
+      bytesAt: (va, length, access) => this.#bytesAt(va, length, access),
     });
     this.vdev = vdev;
     this.containers = containers;
@@ -522,6 +512,18 @@ export class Eal implements AsyncDisposable {
         });
       }
     }
+  }
+
+  /** The memory at `va`, for a device in this process; `undefined` if the library does not know it. */
+  #bytesAt(va: Va, length: number, access: 'read' | 'write'): Uint8Array | undefined {
+    // A store to a read-only page would kill this process.
+    if (access === 'write' && this.#areas.at(va)?.writable !== true) return undefined;
+    return (
+      this.memory.bytesAt(va, length) ??
+      this.external.bytesAt(va, length) ??
+      this.#driverMemory.bytesAt(va, length) ??
+      this.heaps.bytesAt(va, length)
+    );
   }
 
   #mustRun(operation: string): void {

@@ -30,30 +30,8 @@ type Descriptors = Pick<
 
 /** Makes the descriptors of this worker thread end with it. */
 export function descriptorsOfWorker(libc: Libc): Descriptors {
-  const owned = new Set<number>();
-
-  const own = (fd: number): number => {
-    if (fd === -1) return -1;
-    let number: number;
-    try {
-      number = openSync('/dev/null', 'r');
-    } catch (error) {
-      const errno = errnoOf(error);
-      // Where Node's permission model forbids opening files, the descriptor is used as it is.
-      if (errno !== ERRNO.EMFILE && errno !== ERRNO.ENFILE) return fd;
-      libc.close(fd);
-      libc.setErrno(errno);
-      return -1;
-    }
-    if (libc.dup3(fd, number, O_CLOEXEC) === -1) {
-      closeSync(number);
-      return fd;
-    }
-    libc.close(fd);
-    owned.add(number);
-    return number;
-  };
-
+  const owned = new OwnedDescriptors(libc);
+  const own = (fd: number): number => owned.own(fd);
   return {
     own,
     open: (path, flags, mode) => own(libc.open(path, flags, mode)),
@@ -75,7 +53,7 @@ export function descriptorsOfWorker(libc: Libc): Descriptors {
         fds.set([first, second]);
         return 0;
       }
-      for (const fd of [first, second]) if (fd !== -1) close(fd);
+      for (const fd of [first, second]) if (fd !== -1) owned.close(fd);
       libc.setErrno(ERRNO.EMFILE);
       return -1;
     },
@@ -88,16 +66,49 @@ export function descriptorsOfWorker(libc: Libc): Descriptors {
       view.setUint32(IOMMU_FAULT_ALLOC.out_fault_fd, queue, true);
       return queue === -1 ? -1 : result;
     },
-    close,
+    close: (fd) => owned.close(fd),
   };
+}
 
-  function close(fd: number): number {
-    if (!owned.delete(fd)) return libc.close(fd);
+/** The descriptors that Node closes when this worker thread ends. */
+class OwnedDescriptors {
+  readonly #libc: Libc;
+  readonly #owned = new Set<number>();
+
+  constructor(libc: Libc) {
+    this.#libc = libc;
+  }
+
+  /** Gives `fd` a number that Node closes. @returns it; -1, with errno, if there is none */
+  own(fd: number): number {
+    if (fd === -1) return -1;
+    let number: number;
+    try {
+      number = openSync('/dev/null', 'r');
+    } catch (error) {
+      const errno = errnoOf(error);
+      // Where Node's permission model forbids opening files, the descriptor is used as it is.
+      if (errno !== ERRNO.EMFILE && errno !== ERRNO.ENFILE) return fd;
+      this.#libc.close(fd);
+      this.#libc.setErrno(errno);
+      return -1;
+    }
+    if (this.#libc.dup3(fd, number, O_CLOEXEC) === -1) {
+      closeSync(number);
+      return fd;
+    }
+    this.#libc.close(fd);
+    this.#owned.add(number);
+    return number;
+  }
+
+  close(fd: number): number {
+    if (!this.#owned.delete(fd)) return this.#libc.close(fd);
     try {
       closeSync(fd);
       return 0;
     } catch (error) {
-      libc.setErrno(errnoOf(error) ?? ERRNO.EIO);
+      this.#libc.setErrno(errnoOf(error) ?? ERRNO.EIO);
       return -1;
     }
   }
