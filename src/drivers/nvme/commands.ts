@@ -1,7 +1,7 @@
 /** Operations over a queue: each gets slots when there are some, and its promise settles when all its commands are back. */
 import { DmaError } from '../../errors.js';
 import { now, queueMicrotask } from '../../timers.js';
-import { Operation, type NvmeResult, type OperationParts, type Sent } from './operation.js';
+import { Operation, type NvmeResult, type OperationParts, type Sent, type Settle } from './operation.js';
 import { Poller } from './poller.js';
 import { ABORTED_BY_HOST, type NvmeQueue } from './queue.js';
 
@@ -86,23 +86,25 @@ export class Commands {
   /** Runs an operation. @param standing does it complete only when something happens? */
   run(parts: OperationParts, standing = false): Promise<NvmeResult> {
     return new Promise((resolve, reject) => {
-      if (this.#dead !== undefined) throw this.#dead.with({ operation: parts.operation });
-      const operation = new Operation(parts, standing, resolve, reject);
-      const { signal } = parts;
-      if (signal !== undefined) {
-        operation.onAbort = () => this.#aborted(operation, signal);
-        if (signal.aborted) {
-          operation.onAbort();
-          return;
-        }
-        signal.addEventListener('abort', operation.onAbort);
-      }
-      if (standing) this.#standing++;
-      if (this.#waiting.length === 0 && !this.#held) this.#feed(operation);
-      if (operation.hasMore) this.#waiting.push(operation);
-      else if (operation.running === 0) operation.settle();
-      this.#soon();
+      this.start(parts, (error, result) => (error === undefined ? resolve(result) : reject(error)), standing);
     });
+  }
+
+  /** As {@link run}, for who has a promise already. @throws DmaError when nothing can be sent any more */
+  start(parts: OperationParts, settle: Settle, standing = false): void {
+    if (this.#dead !== undefined) throw this.#dead.with({ operation: parts.operation });
+    const operation = new Operation(parts, standing, settle);
+    const { signal } = parts;
+    if (signal !== undefined) {
+      operation.onAbort = () => this.#aborted(operation, signal);
+      if (signal.aborted) return operation.onAbort();
+      signal.addEventListener('abort', operation.onAbort);
+    }
+    if (standing) this.#standing++;
+    if (this.#waiting.length === 0 && !this.#held) this.#feed(operation);
+    if (operation.hasMore) this.#waiting.push(operation);
+    else if (operation.running === 0) operation.settle();
+    this.#soon();
   }
 
   /** The controller has something. */
@@ -233,7 +235,7 @@ export class Commands {
     while (this.#freeCount > 0 && operation.hasMore) {
       const slot = this.#free[this.#freeCount - 1];
       try {
-        operation.send(queue, slot, this.#pageSize);
+        operation.send(queue, slot, this.#pageSize, this.#commands[slot]);
       } catch (error) {
         operation.running--;
         operation.error ??=
@@ -244,11 +246,6 @@ export class Commands {
       }
       this.#freeCount--;
       this.#owners[slot] = operation;
-      const command = this.#commands[slot];
-      const { sent } = operation;
-      command.done = sent.done;
-      command.index = sent.index;
-      command.blocks = sent.blocks;
     }
   }
 

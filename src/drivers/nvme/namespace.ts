@@ -2,7 +2,7 @@
 import type { Readable, Writable } from 'node:stream';
 import type { MemoryPart } from '../../memory/part.js';
 import { mustBeObject, mustBeWhole, optionsOf, type Shape } from '../../check.js';
-import { DmaError, invalid } from '../../errors.js';
+import { DmaError, invalid, withUndo } from '../../errors.js';
 import { COMMAND_SET, DSM, IO_CDW12, NVM, SQE } from '../../nvme/commands.js';
 import {
   ONCS,
@@ -12,15 +12,17 @@ import {
 } from '../../nvme/identify.js';
 import { shortForm } from '../../short-form.js';
 import { show } from '../../show.js';
-import type { Bounce, BounceMemory } from './bounce.js';
+import type { Bounce, BounceCopy, BounceMemory } from './bounce.js';
 import type { Commands } from './commands.js';
 import { piecesOf, type NvmeMemory } from './data-pointer.js';
 import type { DmaMemory } from './dma-memory.js';
-import type { Data, NvmeCallOptions, NvmeResult } from './operation.js';
+import type { Data, NvmeCallOptions, NvmeResult, OperationParts, Settle } from './operation.js';
 import { ENTRY_WORDS } from './queue.js';
 import {
   commandOf,
+  dataIn,
   dataOf,
+  deadlineOf,
   limitsOf,
   mustBeBlocks,
   putMetadata,
@@ -82,6 +84,9 @@ export interface NvmeCompareOptions extends Omit<NvmeWriteOptions, 'from'> {
   /** What the blocks are compared with. */
   readonly to: NvmeMemory | BounceMemory;
 }
+
+/** What reading, writing and comparing have in common. */
+type TransferOptions = Omit<NvmeWriteOptions, 'from'>;
 
 /** A range of blocks. */
 export interface NvmeRange {
@@ -170,6 +175,7 @@ export class NvmeNamespace {
   readonly #host: NamespaceHost;
   #facts: NamespaceFacts;
   #zones: ZoneCalls | undefined;
+  readonly #entries = new Map<number, Uint32Array>();
   /** Set when it is gone. */
   #gone: DmaError | undefined;
 
@@ -249,25 +255,31 @@ export class NvmeNamespace {
    *   can not point to), ERANGE (blocks past the end); then an `NvmeError` with what the controller said; ECANCELED (aborted, or
    *   the controller was reset or closed meanwhile), ETIMEDOUT, ENODEV. When it rejects, the controller uses the memory no more
    */
-  async read(options: NvmeReadOptions): Promise<void> {
+  read(options: NvmeReadOptions): Promise<void> {
     const operation = 'nvme.read';
-    const { into, ...rest } = optionsOf<NvmeReadOptions>(options, READ, operation);
-    await this.#transfer(NVM.READ, rest, into, 'into', operation);
+    return this.#promise((settle) => {
+      const checked = optionsOf<NvmeReadOptions>(options, READ, operation);
+      this.#transfer(NVM.READ, checked, checked.into, 'into', operation, settle);
+    });
   }
 
   /** Writes blocks from memory. Otherwise as {@link read}; a write is durable once `flush` has resolved, or with `fua`. */
-  async write(options: NvmeWriteOptions): Promise<void> {
+  write(options: NvmeWriteOptions): Promise<void> {
     const operation = 'nvme.write';
-    const { from, ...rest } = optionsOf<NvmeWriteOptions>(options, WRITE, operation);
-    await this.#transfer(NVM.WRITE, rest, from, 'from', operation);
+    return this.#promise((settle) => {
+      const checked = optionsOf<NvmeWriteOptions>(options, WRITE, operation);
+      this.#transfer(NVM.WRITE, checked, checked.from, 'from', operation, settle);
+    });
   }
 
   /** Compares blocks with memory; otherwise as {@link read}. @throws DmaError also EBADE when they differ; ENOTSUP */
-  async compare(options: NvmeCompareOptions): Promise<void> {
+  compare(options: NvmeCompareOptions): Promise<void> {
     const operation = 'nvme.compare';
-    const { to, ...rest } = optionsOf<NvmeCompareOptions>(options, COMPARE, operation);
-    this.#mustHave('compare', operation);
-    await this.#transfer(NVM.COMPARE, rest, to, 'to', operation);
+    return this.#promise((settle) => {
+      const checked = optionsOf<NvmeCompareOptions>(options, COMPARE, operation);
+      this.#mustHave('compare', operation);
+      this.#transfer(NVM.COMPARE, checked, checked.to, 'to', operation, settle);
+    });
   }
 
   /** Makes all that was written, and has resolved, durable. */
@@ -428,39 +440,67 @@ export class NvmeNamespace {
     });
   }
 
-  async #transfer(
+  /** One promise for a call, and no more: there are many of them a second. */
+  #promise(start: (settle: Settle) => void): Promise<void> {
+    return new Promise<void>((resolve, reject) => start((error) => (error === undefined ? resolve() : reject(error))));
+  }
+
+  #transfer(
     opcode: number,
-    options: Partial<Omit<NvmeWriteOptions, 'from'>>,
+    options: Partial<TransferOptions>,
     memory: NvmeMemory | BounceMemory | undefined,
     name: string,
     operation: string,
-  ): Promise<void> {
+    settle: Settle,
+  ): void {
     const { lba = NaN, metadata, protection, fua = false, bounce = false } = options;
     this.#mustBeThere(operation);
     const unit = this.transferSize;
-    const { context } = this.#host;
+    const { context, io } = this.#host;
     const blocks = options.blocks ?? Math.floor(bytesIn(memory, name, operation) / unit);
     mustBeBlocks(lba, blocks, this.blocks, operation);
-    const { signal, deadline } = limitsOf(context, options, operation);
     const length = blocks * unit;
-    using copied = bounce ? this.#host.bounce.take(memory, length, opcode !== NVM.READ, name, operation) : undefined;
-    if (copied === undefined && memory instanceof Uint8Array) throw notMapped(context, name, operation);
-    const target = copied?.memory ?? (memory as NvmeMemory);
-    const data = dataOf(context, piecesOf(context.device, target, length, name, operation), length, unit, operation);
-    const entry = new Uint32Array(ENTRY_WORDS);
-    entry[0] = opcode;
-    entry[1] = this.id;
-    entry[12] = fua ? IO_CDW12.FUA : 0;
-    const maxBlocks = Math.min(65536, Math.floor(context.rules.maxTransfer / unit));
-    const parts = {
-      operation,
-      device: context.device.name,
-      ...{ entry, lba, blocks, unit, maxBlocks, data, signal, deadline },
-      repeatable: opcode === NVM.READ || opcode === NVM.COMPARE,
-    };
-    if (metadata === undefined && protection === undefined) await this.#host.io.run(parts);
-    else await this.#host.io.run({ ...parts, ...this.#metadata(entry, blocks, metadata, protection, operation) });
-    copied?.finish();
+    const copied = bounce ? this.#host.bounce.take(memory, length, opcode !== NVM.READ, name, operation) : undefined;
+    try {
+      if (copied === undefined && memory instanceof Uint8Array) throw notMapped(context, name, operation);
+      const target = copied?.memory ?? (memory as NvmeMemory);
+      const isPlain = metadata === undefined && protection === undefined;
+      const entry = isPlain ? this.#entryOf(opcode, fua) : this.#entryOf(opcode, fua).slice();
+      const parts: OperationParts = {
+        operation,
+        device: context.device.name,
+        entry,
+        lba,
+        blocks,
+        unit,
+        maxBlocks: Math.min(65536, Math.floor(context.rules.maxTransfer / unit)),
+        data: dataIn(context, target, length, unit, name, operation),
+        ranges: undefined,
+        signal: options.signal,
+        deadline: deadlineOf(context, options.timeoutMs, operation),
+        repeatable: opcode === NVM.READ || opcode === NVM.COMPARE,
+        perCommand: undefined,
+      };
+      const all = isPlain ? parts : { ...parts, ...this.#metadata(entry, blocks, metadata, protection, operation) };
+      io.start(all, copied === undefined ? settle : finishing(copied, settle));
+    } catch (error) {
+      copied?.[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /** The words that all commands of this kind have; not to be changed. */
+  #entryOf(opcode: number, fua: boolean): Uint32Array {
+    const key = opcode * 2 + (fua ? 1 : 0);
+    let entry = this.#entries.get(key);
+    if (entry === undefined) {
+      entry = new Uint32Array(ENTRY_WORDS);
+      entry[0] = opcode;
+      entry[1] = this.id;
+      entry[12] = fua ? IO_CDW12.FUA : 0;
+      this.#entries.set(key, entry);
+    }
+    return entry;
   }
 
   /** What metadata and protection information add to a transfer. */
@@ -610,6 +650,19 @@ function bytesIn(memory: unknown, name: string, operation: string): number {
     sum += typeof length === 'number' ? length : NaN;
   }
   return sum;
+}
+
+/** Ends a call over a copy: what came is copied out, and the copy given back. */
+function finishing(copied: BounceCopy, settle: Settle): Settle {
+  return (error, result) => {
+    try {
+      if (error === undefined) copied.finish();
+      copied[Symbol.dispose]();
+      settle(error, result);
+    } catch (failure) {
+      settle(error ?? withUndo(failure, 'nvme', []), result);
+    }
+  };
 }
 
 function notMapped({ device }: RequestContext, name: string, operation: string): DmaError {

@@ -44,14 +44,14 @@ export interface OperationParts {
   readonly maxBlocks: number;
   readonly data: Data;
   /** VAs of other memory that it uses, such as metadata: start and length of each range. */
-  readonly ranges?: readonly number[];
+  readonly ranges?: readonly number[] | undefined;
   readonly signal: AbortSignal | undefined;
   /** When it is given up, by `now`. */
   readonly deadline: number;
   /** May it be sent again after a reset, because that changes nothing? */
   readonly repeatable: boolean;
   /** Does its protection information or its metadata count blocks? Called with each command's first block, from 0 on. */
-  readonly perCommand?: (entry: Uint32Array, done: number) => void;
+  readonly perCommand?: ((entry: Uint32Array, done: number) => void) | undefined;
 }
 
 /** A command of an operation: the blocks before it, which cut it is, its blocks. */
@@ -61,6 +61,9 @@ export interface Sent {
   blocks: number;
 }
 
+/** Ends a call: with an error, or with a result. */
+export type Settle = (error: DmaError | undefined, result: NvmeResult) => void;
+
 /** An operation that has not settled. */
 export class Operation {
   readonly parts: OperationParts;
@@ -68,10 +71,8 @@ export class Operation {
   #sent = 0;
   /** Commands that have been sent, which are the next ones of `cuts`. */
   #next = 0;
-  /** The command that was sent last. */
-  readonly sent: Sent = { done: 0, index: 0, blocks: 0 };
   /** Commands that are to be sent again. */
-  readonly #again: Sent[] = [];
+  #again: Sent[] | undefined;
   /** The status of the last command that did not succeed. */
   #stopped = 0;
   /** Commands that run. */
@@ -82,28 +83,21 @@ export class Operation {
   abortedAt = 0;
   #result = 0;
   #resultHigh = 0;
-  readonly #resolve: (result: NvmeResult) => void;
-  readonly #reject: (error: DmaError) => void;
+  readonly #settle: Settle;
   onAbort: (() => void) | undefined;
   /** Does it complete only when something happens? */
   readonly standing: boolean;
 
-  constructor(
-    parts: OperationParts,
-    standing: boolean,
-    resolve: (result: NvmeResult) => void,
-    reject: (error: DmaError) => void,
-  ) {
+  constructor(parts: OperationParts, standing: boolean, settle: Settle) {
     this.parts = parts;
     this.standing = standing;
-    this.#resolve = resolve;
-    this.#reject = reject;
+    this.#settle = settle;
   }
 
   /** Is there something to send? */
   get hasMore(): boolean {
     if (this.error !== undefined) return false;
-    return this.#again.length > 0 || (this.parts.blocks === 0 ? this.#next === 0 : this.#sent < this.parts.blocks);
+    return this.#again !== undefined || (this.parts.blocks === 0 ? this.#next === 0 : this.#sent < this.parts.blocks);
   }
 
   /** Has nothing of it been sent? */
@@ -111,18 +105,20 @@ export class Operation {
     return this.#next === 0;
   }
 
-  /** Puts its next command into a slot, and tells of it in {@link sent}. */
-  send(queue: NvmeQueue, slot: number, pageSize: number): void {
+  /** Puts its next command into a slot, and tells in `sent` which one that was. */
+  send(queue: NvmeQueue, slot: number, pageSize: number, sent: Sent): void {
     const { entry, data, lba, unit, perCommand, blocks } = this.parts;
-    const again = this.#again.pop();
-    const sent = this.sent;
+    const again = this.#again?.pop();
     if (again === undefined) {
       sent.done = this.#sent;
       sent.index = this.#next;
       sent.blocks = this.#blocksOf(this.#next);
       this.#sent += sent.blocks;
       this.#next++;
-    } else Object.assign(sent, again);
+    } else {
+      Object.assign(sent, again);
+      if (this.#again?.length === 0) this.#again = undefined;
+    }
     const { done, index, blocks: count } = sent;
     this.running++;
     if (data.kind === 'run' && perCommand === undefined && blocks > 0)
@@ -152,7 +148,7 @@ export class Operation {
    * A command has come back, and has failed.
    *
    * @param what the command, as a noun phrase
-   * @param command which one, as `sent` told
+   * @param command which one, as `send` told
    * @param field its status, without the phase
    * @param reset why the controller was reset, when that ended it
    * @param resubmits is it to be sent again then, if that changes nothing?
@@ -160,7 +156,7 @@ export class Operation {
   failed(what: string, command: Sent, field: number, reset: DmaError | undefined, resubmits: boolean): void {
     this.running--;
     if (reset !== undefined && resubmits && this.parts.repeatable && this.error === undefined) {
-      this.#again.push({ ...command });
+      (this.#again ??= []).push({ ...command });
       return;
     }
     this.#stopped = field;
@@ -173,8 +169,7 @@ export class Operation {
     if (this.running > 0 || this.hasMore) return false;
     const { signal } = this.parts;
     if (this.onAbort !== undefined) signal?.removeEventListener('abort', this.onAbort);
-    if (this.error === undefined) this.#resolve({ result: this.#result, resultHigh: this.#resultHigh });
-    else this.#reject(this.error);
+    this.#settle(this.error, { result: this.#result, resultHigh: this.#resultHigh });
     return true;
   }
 

@@ -6,7 +6,7 @@ import { DmaError, invalid } from '../../errors.js';
 import { SQE } from '../../nvme/commands.js';
 import { show } from '../../show.js';
 import { now } from '../../timers.js';
-import { hex } from '../../units.js';
+import { hex, isAddress } from '../../units.js';
 import {
   cutsOf,
   mustHaveBytes,
@@ -141,6 +141,30 @@ export function dataOf(
   });
 }
 
+/**
+ * As {@link dataOf} of {@link piecesOf}, at once for memory that is in one piece for the device.
+ *
+ * @param name of the argument, for messages
+ */
+export function dataIn(
+  context: RequestContext,
+  memory: NvmeMemory,
+  length: number,
+  unit: number,
+  name: string,
+  operation: string,
+): Data {
+  if (!Array.isArray(memory)) {
+    const { va, length: has, live } = memory as MemoryPart;
+    const table = context.device.domain?.table;
+    if (table !== undefined && live !== false && has >= length && isAddress(va) && isAddress(has)) {
+      const iova = table.iovaOfRange(va, length);
+      if (iova >= 0 && iova % 4 === 0) return { kind: 'run', iova, va };
+    }
+  }
+  return dataOf(context, piecesOf(context.device, memory, length, name, operation), length, unit, operation);
+}
+
 function whyNot({ iovas }: Pieces, unit: number, { sgl, pageSize, maxDescriptors }: PointerRules): string {
   const odd = iovas.find((iova) => iova % 4 !== 0);
   if (odd !== undefined)
@@ -173,15 +197,24 @@ export function putMetadata(
   return [Number(metadata.va), length];
 }
 
-/** When a call is given up. @throws DmaError EINVAL for what is no time, or no signal */
-export function limitsOf(
+/** When a call is given up, by `now`. @throws DmaError EINVAL for what is no time */
+export function deadlineOf(
   { timeoutMs: usual }: RequestContext,
+  timeoutMs: number | undefined,
+  operation: string,
+): number {
+  if (timeoutMs !== undefined) mustBeMs(timeoutMs, 'timeoutMs', operation);
+  return now() + (timeoutMs ?? usual);
+}
+
+/** When a call is given up, or aborted. @throws DmaError EINVAL for what is no time, or no signal */
+export function limitsOf(
+  context: RequestContext,
   { signal, timeoutMs }: NvmeCallOptions,
   operation: string,
 ): { readonly signal: AbortSignal | undefined; readonly deadline: number } {
   if (signal !== undefined && !isSignal(signal)) throw noSignal('signal', signal, operation);
-  if (timeoutMs !== undefined) mustBeMs(timeoutMs, 'timeoutMs', operation);
-  return { signal, deadline: now() + (timeoutMs ?? usual) };
+  return { signal, deadline: deadlineOf(context, timeoutMs, operation) };
 }
 
 /** @throws DmaError EINVAL */
