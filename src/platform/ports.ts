@@ -275,8 +275,12 @@ export interface FilesPort {
   sealedAgainstShrinking(fd: number, add: boolean): boolean;
   /** pread(2) into `into` until it is full or the file ends. Returns the bytes read. */
   readAt(fd: number, offset: number, into: Uint8Array): number;
-  /** pwrite(2) of all of `from`, but never past the end of a file. Returns the bytes written. */
-  writeAt(fd: number, offset: number, from: Uint8Array): number;
+  /**
+   * pwrite(2) of all of `from`, but never past the end of a file. Returns the bytes written.
+   *
+   * @param end where the file ends, if the caller knows it, so that it is not asked each time
+   */
+  writeAt(fd: number, offset: number, from: Uint8Array, end?: number): number;
   /**
    * One read(2), for files without offsets such as the kernel's queues. Returns the bytes read, 0 if there are none.
    */

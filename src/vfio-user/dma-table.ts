@@ -202,8 +202,13 @@ export class DmaTable implements DeviceDma {
 
   /** Checks a whole access. Returns the region if one region contains it. */
   #check(iova: number, length: number, access: 'read' | 'write'): Region | undefined {
+    const first = isAddress(iova) ? this.#regions.at(iova) : undefined;
+    // What nearly every access is: inside of one region that grants it.
+    if (first !== undefined && length > 0 && isAddress(length) && iova + length <= first.end) {
+      const { readable, writable } = first.request;
+      if (access === 'read' ? readable : writable) return first;
+    }
     const range = new Range(iova, length, 'device DMA');
-    const first = this.#regions.at(iova);
     for (let region = first, at = iova; ; region = this.#regions.at(at)) {
       if (region === undefined) throw notMapped(range);
       if (!(access === 'read' ? region.request.readable : region.request.writable))

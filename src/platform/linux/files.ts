@@ -176,11 +176,11 @@ class LinuxFiles implements FilesPort {
     return readOrWriteAll(this.#libc, 'pread', fd, offset, into, into.byteLength);
   }
 
-  writeAt(fd: number, offset: number, from: Uint8Array): number {
+  writeAt(fd: number, offset: number, from: Uint8Array, end?: number): number {
     checkFd(fd, 'pwrite');
     if (!isAddress(offset)) throw invalid('pwrite', `${offset} is not a valid offset`);
     // pwrite past the end makes a file longer; a device has a fixed end.
-    const room = Math.max(0, this.#status.end(fd) - offset);
+    const room = Math.max(0, (end ?? this.#status.end(fd)) - offset);
     return readOrWriteAll(this.#libc, 'pwrite', fd, offset, from, Math.min(from.byteLength, room));
   }
 

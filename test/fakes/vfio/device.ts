@@ -393,7 +393,8 @@ export class FakeDeviceFile extends FakeVfioDevice {
           if (this.#open.delete(fd)) this.closed();
         },
         readAt: (fd, offset, into) => (isOpen(fd) ? this.readAt(offset, into) : files.readAt(fd, offset, into)),
-        writeAt: (fd, offset, from) => (isOpen(fd) ? this.writeAt(offset, from) : files.writeAt(fd, offset, from)),
+        writeAt: (fd, offset, from, end) =>
+          isOpen(fd) ? this.writeAt(offset, from) : files.writeAt(fd, offset, from, end),
       },
       ioctl: ioctlPort((fd, request, argument, name) => {
         if (!isOpen(fd)) return ioctl.call(fd, request, argument, name);

@@ -388,7 +388,8 @@ class FakeKernel implements VfioKernel {
           this.#closed(file);
         },
         readAt: (fd, offset, into) => this.#device(fd)?.readAt(offset, into) ?? base.files.readAt(fd, offset, into),
-        writeAt: (fd, offset, from) => this.#device(fd)?.writeAt(offset, from) ?? base.files.writeAt(fd, offset, from),
+        writeAt: (fd, offset, from, end) =>
+          this.#device(fd)?.writeAt(offset, from) ?? base.files.writeAt(fd, offset, from, end),
         read: (fd, into) => this.#faults(fd, (queue) => readFaults(queue, into)) ?? base.files.read(fd, into),
         write: (fd, from) => this.#faults(fd, (queue) => answerFault(queue, from)) ?? base.files.write(fd, from),
       },

@@ -423,7 +423,7 @@ export class Engine {
     let taken = 0;
     while (taken < count && this.#running && queue.onIdle === undefined && this.#sliceBytes < SLICE_BYTES) {
       const command = this.#command(queue);
-      command.words.set(words.subarray(taken * 16, taken * 16 + 16));
+      for (let word = 0, at = taken * 16; word < 16; word++) command.words[word] = words[at + word];
       taken++;
       queue.head = queue.head + 1 === queue.size ? 0 : queue.head + 1;
       queue.outstanding++;

@@ -69,6 +69,8 @@ export class Image {
   /** An earlier sync failed: what it should have written may be lost. */
   #lost = false;
   #closing = false;
+  /** Where the file ends, in this turn; -1 until it was asked. */
+  #knownEnd = -1;
 
   /**
    * Opens an image, and finds out what would go wrong later.
@@ -117,7 +119,7 @@ export class Image {
   writeNow(position: number, from: Uint8Array): number {
     this.#dirty = true;
     try {
-      const count = this.#platform.files.writeAt(this.#fd, position, from);
+      const count = this.#platform.files.writeAt(this.#fd, position, from, this.#end());
       // The file has become shorter: what was behind its end is lost.
       return count === from.length ? STATUS.SUCCESS : STATUS.WRITE_FAULT;
     } catch (error) {
@@ -157,8 +159,9 @@ export class Image {
     this.#writes.push({ position, bytes: from, done });
   }
 
-  /** Begins what was asked for since the last call. */
+  /** Begins what was asked for since the last call. A turn of the event loop ends with it. */
   submit(): void {
+    this.#knownEnd = -1;
     while (this.#running < LANES && (this.#reads.length > 0 || this.#writes.length > 0)) {
       // In turn, so that neither waits for ever.
       const reads = this.#reads.length > 0 && (this.#writes.length === 0 || this.#running % 2 === 0);
@@ -265,11 +268,18 @@ export class Image {
 
   /** Has somebody made the file shorter? A write behind its end would hide that. */
   #hasShrunk(): boolean {
+    return this.#end() < this.bytes;
+  }
+
+  /** Where the file ends, as it was found in this turn of the event loop. */
+  #end(): number {
+    if (this.#knownEnd >= 0) return this.#knownEnd;
     try {
-      return this.#platform.files.status(this.#fd).size < this.bytes;
+      this.#knownEnd = this.#platform.files.status(this.#fd).size;
     } catch {
-      return true;
+      this.#knownEnd = 0;
     }
+    return this.#knownEnd;
   }
 
   /** A transfer of which only `moved` bytes were moved by a call: goes on with the rest, up to the end of the file. */

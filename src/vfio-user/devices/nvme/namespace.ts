@@ -10,8 +10,10 @@ export class Namespace {
   attached = true;
   /** Is it being formatted? */
   formatting = false;
-  /** Index in {@link FORMATS}. */
-  format: number;
+  /** bytes */
+  blockSize: number;
+  blocks: number;
+  #format: number;
 
   constructor(
     readonly id: number,
@@ -20,15 +22,19 @@ export class Namespace {
     /** 16 bytes that no other namespace has */
     readonly nguid: Uint8Array,
   ) {
-    this.format = FORMATS.findIndex((power) => 2 ** power === blockSize);
+    this.#format = FORMATS.findIndex((power) => 2 ** power === blockSize);
+    this.blockSize = blockSize;
+    this.blocks = Math.floor(image.bytes / blockSize);
   }
 
-  /** bytes */
-  get blockSize(): number {
-    return 2 ** FORMATS[this.format];
+  /** Index in {@link FORMATS}. */
+  get format(): number {
+    return this.#format;
   }
 
-  get blocks(): number {
-    return Math.floor(this.image.bytes / this.blockSize);
+  set format(index: number) {
+    this.#format = index;
+    this.blockSize = 2 ** FORMATS[index];
+    this.blocks = Math.floor(this.image.bytes / this.blockSize);
   }
 }
