@@ -52,7 +52,7 @@ class Card {
   call(command: Command): number {
     Atomics.store(this.#answer, 0, 0);
     this.#worker.postMessage(command);
-    if (Atomics.wait(this.#answer, 0, 0, 5000) === 'timed-out')
+    if (Atomics.wait(this.#answer, 0, 0, 30_000) === 'timed-out')
       throw new DmaError({ code: 'ETIMEDOUT', operation: 'card', reason: 'the device does not answer' });
     return Atomics.load(this.#answer, 1);
   }

@@ -58,8 +58,7 @@ export class Mapping implements Disposable, AsyncDisposable {
   /** bytes */
   readonly length: number;
   readonly #terms: Terms;
-  /** Where in the program it was made, if that was noted. Set by the library only. */
-  origin: Origin | undefined;
+  #origin: Origin | undefined;
   /** @internal the ledger entries behind it, in VA order; only the domain changes them */
   entries: Entry[];
   /** @internal its neighbours in the {@link MappingList} of its device */
@@ -84,7 +83,17 @@ export class Mapping implements Disposable, AsyncDisposable {
     this.length = range.length;
     this.#terms = termsOf(access, region);
     this.entries = entries;
-    this.origin = origin;
+    this.#origin = origin;
+  }
+
+  /** Where in the program it was made, if that was noted. */
+  get origin(): Origin | undefined {
+    return this.#origin;
+  }
+
+  /** @internal */
+  set origin(origin: Origin | undefined) {
+    this.#origin = origin;
   }
 
   /** The range that was asked for. */

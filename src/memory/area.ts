@@ -51,11 +51,7 @@ export class Area {
   readonly range: Range<Va>;
   /** bytes */
   readonly pageSize: number;
-  /**
-   * Who owns the memory: the library, a heap (it is the user's memory, added to that heap), or the user alone. Changes when
-   * external memory is added to a heap, and when it is removed.
-   */
-  owner: 'owned' | 'heap' | 'external';
+  #owner: 'owned' | 'heap' | 'external';
   #label: string | (() => string);
   /** NUMA node; -1 if unknown */
   readonly node: number;
@@ -63,11 +59,7 @@ export class Area {
   readonly backing: Backing | undefined;
   /** One IOVA per page; `undefined` if the area has no table. */
   readonly iovas: Float64Array | undefined;
-  /**
-   * Must every device use the same IOVA: that of the table, or without a table the VA? A device that can not use it is
-   * refused. Changes when external memory is added to a heap that requires this, and when it is removed.
-   */
-  sameIova: boolean;
+  #sameIova: boolean;
   /** The first holder, nearly always the only one, and its number of holds; 0 if there is none. */
   #holder = '';
   #holds = 0;
@@ -94,13 +86,39 @@ export class Area {
     if (iovas !== undefined) checkTable(iovas, range, pageSize, operation);
     this.range = range;
     this.pageSize = pageSize;
-    this.owner = details.owner;
+    this.#owner = details.owner;
     this.#label = details.label;
     this.node = details.node ?? -1;
     this.writable = details.writable ?? true;
     this.backing = details.backing;
     this.iovas = iovas === undefined ? undefined : new Float64Array(iovas);
-    this.sameIova = details.sameIova ?? false;
+    this.#sameIova = details.sameIova ?? false;
+  }
+
+  /**
+   * Who owns the memory: the library, a heap (it is the user's memory, added to that heap), or the user alone. Changes when
+   * external memory is added to a heap, and when it is removed.
+   */
+  get owner(): 'owned' | 'heap' | 'external' {
+    return this.#owner;
+  }
+
+  /** @internal */
+  set owner(owner: 'owned' | 'heap' | 'external') {
+    this.#owner = owner;
+  }
+
+  /**
+   * Must every device use the same IOVA: that of the table, or without a table the VA? A device that can not use it is
+   * refused. Changes when external memory is added to a heap that requires this, and when it is removed.
+   */
+  get sameIova(): boolean {
+    return this.#sameIova;
+  }
+
+  /** @internal */
+  set sameIova(same: boolean) {
+    this.#sameIova = same;
   }
 
   /** The name in messages. */

@@ -80,8 +80,7 @@ export class RdmaConnection implements Disposable {
   readonly peer: CmAddress | undefined;
   /** Resolves with the reason when it has ended, in whatever way. */
   readonly ended: Promise<DmaError>;
-  /** Data from the peer's program; on InfiniBand and RoCE padded with zeros. */
-  data: Uint8Array = NO_DATA;
+  #data: Uint8Array = NO_DATA;
   readonly #rdma: RdmaContext;
   readonly #id: CmId;
   readonly #pair: QueuePair;
@@ -104,6 +103,11 @@ export class RdmaConnection implements Disposable {
     if (id !== undefined) rdma.cm.adopt(id, listening);
     this.peer = id === undefined ? undefined : rdma.cm.cm.remote(id);
     pair.connection = this;
+  }
+
+  /** Data from the peer's program; on InfiniBand and RoCE padded with zeros. */
+  get data(): Uint8Array {
+    return this.#data;
   }
 
   /** Is it connected? */
@@ -143,11 +147,11 @@ export class RdmaConnection implements Disposable {
       const parameters = this.#parameters(data, options);
       if (rdma.isIwarp) {
         const { data: answer } = await this.#after('ESTABLISHED', timeoutMs, () => cm.connect(id, parameters));
-        this.data = answer;
+        this.#data = answer;
         return;
       }
       const { data: answer } = await this.#after('CONNECT_RESPONSE', timeoutMs, () => cm.connect(id, parameters));
-      this.data = answer;
+      this.#data = answer;
       this.#ready(options);
       cm.establish(id);
     });
@@ -164,7 +168,7 @@ export class RdmaConnection implements Disposable {
       responderDepth: Math.min(own.responderDepth, request.responderDepth),
       initiatorDepth: Math.min(own.initiatorDepth, request.initiatorDepth),
     };
-    this.data = request.data;
+    this.#data = request.data;
     await this.#steps(async () => {
       if (!rdma.isIwarp) this.#ready(options);
       await this.#after('ESTABLISHED', timeoutMs, () => cm.accept(this.#id, parameters));
