@@ -24,8 +24,9 @@ export type { NvmeStreamOptions } from '../drivers/nvme/streams.js';
 export type { NvmeZone, ZoneAction, ZoneCalls } from '../drivers/nvme/zones.js';
 
 // The words of the specification.
-export { ADMIN, CNS, COMMAND_SET, FEATURE, IO_CDW12, LOG, NVM } from '../nvme/commands.js';
+export { ADMIN, CNS, COMMAND_SET, EVENT_CONFIG, FEATURE, IO_CDW12, LOG, NVM } from '../nvme/commands.js';
 export { STATUS, STATUS_FIELD, statusOf, type NvmeStatus } from '../nvme/status.js';
+export { LPA, OACS, ONCS } from '../nvme/identify.js';
 export type { NvmeControllerIdentity, NvmeDescriptors, NvmeFormat, NvmeNamespaceIdentity } from '../nvme/identify.js';
-export { errorEntriesOf, firmwareOf, healthOf } from '../nvme/log-pages.js';
+export { CRITICAL_WARNING, errorEntriesOf, firmwareOf, healthOf } from '../nvme/log-pages.js';
 export type { NvmeErrorEntry, NvmeFirmware, NvmeHealth } from '../nvme/log-pages.js';

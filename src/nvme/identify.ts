@@ -153,9 +153,9 @@ export interface NvmeControllerIdentity {
   readonly version: number;
   /** Most bytes a command are 2^mdts of the least pages; 0: no limit. */
   readonly mdts: number;
-  /** optional admin commands, {@link OACS} */
+  /** optional admin commands, `OACS` */
   readonly oacs: number;
-  /** optional I/O commands, {@link ONCS} */
+  /** optional I/O commands, `ONCS` */
   readonly oncs: number;
   /** aborts that may be outstanding at once (not 0-based) */
   readonly abortLimit: number;
@@ -163,9 +163,9 @@ export interface NvmeControllerIdentity {
   readonly eventLimit: number;
   /** entries of the error log (not 0-based) */
   readonly errorLogEntries: number;
-  /** log page attributes, {@link LPA} */
+  /** log page attributes, `LPA` */
   readonly lpa: number;
-  /** asynchronous events that are offered, as {@link EVENT_CONFIG} has them */
+  /** asynchronous events that are offered, as `EVENT_CONFIG` has them */
   readonly events: number;
   /** the largest namespace id that may be valid */
   readonly namespaces: number;

@@ -69,7 +69,7 @@ export const EFFECTS = {
 
 /** The health of a controller. Counters are not exact from 2^53 on. */
 export interface NvmeHealth {
-  /** {@link CRITICAL_WARNING} */
+  /** `CRITICAL_WARNING` */
   readonly criticalWarning: number;
   /** kelvins */
   readonly temperature: number;

@@ -30,6 +30,7 @@ export interface NvmeFailure {
 export class NvmeError extends DmaError {
   readonly nvme: NvmeFailure;
 
+  /** @internal */
   constructor(details: DmaErrorDetails, nvme: NvmeFailure) {
     super(details);
     this.nvme = nvme;
