@@ -1,6 +1,9 @@
 /**
- * Runs the compiled tests with Node's test runner: `node scripts/test.js [--again] [text...]`. With texts, only the files
- * whose path contains one of them. After each run it says what was skipped, and why.
+ * Runs the compiled tests with Node's test runner: `node scripts/test.js [--slow] [--again] [text...]`. With texts, only the
+ * files whose path contains one of them. After each run it says what was skipped, and why.
+ *
+ * Files that start dozens of processes or run tens of thousands of rounds are called `*.slow.test.ts`. They run with `--slow`, alone,
+ * and when a text names them.
  *
  * With `--again`, as in CI, files that failed run once more, alone. A file that passes then is named as unsteady and does not
  * fail the run: on a busy machine a test that waits for the system can be late. A file that fails twice fails the run.
@@ -30,10 +33,12 @@ const OWN_PROCESS =
 const TOGETHER = 11;
 
 const again = process.argv.includes('--again');
-const wanted = process.argv.slice(2).filter((text) => text !== '--again');
+const slow = process.argv.includes('--slow');
+const wanted = process.argv.slice(2).filter((text) => !text.startsWith('--'));
 const files = ['src', 'bench', 'test']
   .flatMap((folder) => readdirSync(folder, { recursive: true, encoding: 'utf8' }).map((file) => join(folder, file)))
   .filter((file) => file.endsWith('.test.ts'))
+  .filter((file) => wanted.length > 0 || slow === file.endsWith('.slow.test.ts'))
   .filter((file) => wanted.length === 0 || wanted.some((text) => file.includes(text)))
   .sort();
 
