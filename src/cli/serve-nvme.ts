@@ -14,11 +14,23 @@ export interface ServeNvmeOptions {
   readonly thin?: boolean;
   readonly namespace?: readonly NvmeNamespaceOptions[];
   readonly queues?: number;
+  readonly memoryBuffer?: number;
   readonly serial?: string;
   readonly fault?: readonly NvmeFault[];
 }
 
-const KEYS = ['file', 'size', 'blockSize', 'readOnly', 'thin', 'namespace', 'queues', 'serial', 'fault'] as const;
+const KEYS = [
+  'file',
+  'size',
+  'blockSize',
+  'readOnly',
+  'thin',
+  'namespace',
+  'queues',
+  'memoryBuffer',
+  'serial',
+  'fault',
+] as const;
 
 const word = (text: string): string => text;
 const status = integerValue(0, 2 ** 31);
@@ -49,6 +61,7 @@ export function addNvmeOptions(command: Command): Command {
       (text: string, before: NvmeNamespaceOptions[] | undefined) => [...(before ?? []), namespaceValue(text)],
     )
     .option('--queues <n>', 'nvme: number of I/O queue pairs (default: 32)', integerValue(1, 255))
+    .option('--memory-buffer <size>', 'nvme: a controller memory buffer of this size (default: none)', sizeValue)
     .option('--serial <text>', 'nvme: serial number (default: made of the path of the image)')
     .option(
       '--fault <do=kind[,key=value...]>',
@@ -67,8 +80,9 @@ export function givenNvmeOptions(options: ServeNvmeOptions): string[] {
 
 /** The options of the model. */
 export function nvmeModelOptions(options: ServeNvmeOptions): NvmeModelOptions {
-  const { file, size, blockSize, readOnly, thin, namespace: namespaces, queues, serial, fault: faults } = options;
-  return { file, size, blockSize, readOnly, thin, namespaces, queues, serial, faults };
+  const { file, size, blockSize, readOnly, thin, namespace: namespaces, fault: faults } = options;
+  const { queues, memoryBuffer, serial } = options;
+  return { file, size, blockSize, readOnly, thin, namespaces, queues, memoryBuffer, serial, faults };
 }
 
 function faultValue(text: string): NvmeFault {

@@ -102,6 +102,7 @@ export class FakeDma implements DeviceDma {
 export class FakeModelHost implements ModelHost {
   readonly dma: FakeDma;
   readonly model: DeviceModel;
+  readonly #memory = new Map<number, Uint8Array>();
   /** Interrupts that the model has signalled. */
   interrupts = 0;
   /** Called on each interrupt. */
@@ -117,8 +118,15 @@ export class FakeModelHost implements ModelHost {
     this.onInterrupt(vector);
   }
 
-  regionMemory(): Uint8Array {
-    throw new Error('these models have no region memory');
+  /** All of a region, which is plain memory as far as the model says so. */
+  regionMemory(region: number): Uint8Array {
+    const known = this.#memory.get(region);
+    if (known !== undefined) return known;
+    const described = this.model.regions.find(({ index }) => index === region);
+    if (described?.memory === undefined) throw new Error(`region ${region} has no memory`);
+    const memory = new Uint8Array(described.size);
+    this.#memory.set(region, memory);
+    return memory;
   }
 
   /** Loads `length` bytes of region 0. */

@@ -21,6 +21,7 @@ import { Engine, type EngineOwner } from './engine.js';
 import type { Faults, Rule } from './faults.js';
 import { NVME_IDENTITY, VERSION } from './identify-pages.js';
 import { executeIo } from './io.js';
+import { BUFFER_REGION, MemoryBuffer } from './memory-buffer.js';
 import type { Namespace } from './namespace.js';
 import { CompletionQueue, SubmissionQueue } from './queues.js';
 
@@ -47,6 +48,7 @@ export class NvmeController implements DeviceModel, EngineOwner {
   readonly #engine: Engine;
   readonly #core: Core;
   readonly #faults: Faults | undefined;
+  readonly #buffer: MemoryBuffer | undefined;
   readonly #capabilities: { readonly low: number; readonly high: number };
   #cc = 0;
   /** AQA, ASQ and ACQ, as they were written. */
@@ -68,7 +70,8 @@ export class NvmeController implements DeviceModel, EngineOwner {
     faults: Faults | undefined,
   ) {
     this.#host = host;
-    this.#engine = new Engine(host, this);
+    this.#buffer = settings.memoryBuffer > 0 ? new MemoryBuffer(host, settings.memoryBuffer) : undefined;
+    this.#engine = new Engine(this.#buffer ?? host.dma, this);
     this.#core = new Core(settings, namespaces, this.#engine);
     this.#faults = faults;
     this.#capabilities = capabilityWords({
@@ -81,10 +84,14 @@ export class NvmeController implements DeviceModel, EngineOwner {
       commandSets: 1 << COMMAND_SETS.NVM,
       minPageSize: LEAST_PAGE,
       maxPageSize: MOST_PAGE,
-      memoryBuffer: false,
+      memoryBuffer: this.#buffer !== undefined,
     });
     const doorbells = 2 * (settings.queues + 1) * settings.doorbellStride;
-    this.regions = [{ index: 0, size: 2 ** Math.ceil(Math.log2(REG.DOORBELLS + doorbells)) }];
+    const size = settings.memoryBuffer;
+    this.regions = [
+      { index: 0, size: 2 ** Math.ceil(Math.log2(REG.DOORBELLS + doorbells)) },
+      ...(size > 0 ? [{ index: BUFFER_REGION, size, memory: [{ offset: 0, length: size }] }] : []),
+    ];
     this.interrupts = { intx: 1, msi: 0, msix: settings.queues + 1 };
   }
 
@@ -115,6 +122,7 @@ export class NvmeController implements DeviceModel, EngineOwner {
     this.#cc = 0;
     this.#aqa = 0;
     this.#bases.fill(0);
+    this.#buffer?.reset();
     this.#ready = false;
     this.#core.health.powerCycles++;
   }
@@ -197,6 +205,14 @@ export class NvmeController implements DeviceModel, EngineOwner {
       case REG.ACQ:
       case REG.ACQ + 4:
         return this.#bases[(offset - REG.ASQ) / 4];
+      case REG.CMBLOC:
+        return this.#buffer?.location ?? 0;
+      case REG.CMBSZ:
+        return this.#buffer?.size ?? 0;
+      case REG.CMBMSC:
+        return this.#buffer?.control[0] ?? 0;
+      case REG.CMBMSC + 4:
+        return this.#buffer?.control[1] ?? 0;
       default:
         return 0;
     }
@@ -225,6 +241,10 @@ export class NvmeController implements DeviceModel, EngineOwner {
       case REG.ASQ + 4:
       case REG.ACQ + 4:
         if (!this.#isEnabled) this.#bases[(offset - REG.ASQ) / 4] = value;
+        return;
+      case REG.CMBMSC:
+      case REG.CMBMSC + 4:
+        this.#buffer?.setControl(offset === REG.CMBMSC ? 0 : 1, value);
         return;
     }
     if (offset >= REG.DOORBELLS && this.#ready && !this.#fatal) this.#doorbell(offset - REG.DOORBELLS, value & 0xffff);

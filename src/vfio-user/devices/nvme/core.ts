@@ -25,6 +25,8 @@ export interface Settings {
   readonly doorbellStride: number;
   readonly sgl: boolean;
   readonly shadowDoorbells: boolean;
+  /** bytes of the controller memory buffer; 0: there is none */
+  readonly memoryBuffer: number;
 }
 
 /** Bytes of the least page of the host, in which MDTS counts. */

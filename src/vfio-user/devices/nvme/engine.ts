@@ -8,7 +8,7 @@ import { ENTRY } from '../../../nvme/registers.js';
 import { STATUS } from '../../../nvme/status.js';
 import { clearTimeout, setImmediate } from '../../../timers.js';
 import { MiB } from '../../../units.js';
-import type { ModelHost } from '../model.js';
+import type { DeviceDma } from '../model.js';
 import { Command } from './command.js';
 import { Lists, WAIT } from './lists.js';
 import { walkPrp } from './prp.js';
@@ -55,7 +55,8 @@ export class Engine {
   /** Counts lives: commands of earlier ones end without a trace. */
   epoch = 0;
 
-  readonly #host: ModelHost;
+  /** The host's memory, and what the controller has of its own. */
+  readonly dma: DeviceDma;
   readonly #owner: EngineOwner;
   /** As `sqs`, for going through it. */
   #order: SubmissionQueue[] = [];
@@ -81,14 +82,10 @@ export class Engine {
   /** Commands that do nothing now, but could be aborted: delayed or lost on purpose, or waiting for an event. */
   readonly held = new Set<Command>();
 
-  constructor(host: ModelHost, owner: EngineOwner) {
-    this.#host = host;
+  constructor(dma: DeviceDma, owner: EngineOwner) {
+    this.dma = dma;
     this.#owner = owner;
-    this.#lists = new Lists(host.dma, false);
-  }
-
-  get dma(): ModelHost['dma'] {
-    return this.#host.dma;
+    this.#lists = new Lists(dma, false);
   }
 
   /** Is something under way that began in this life or in an earlier one? */

@@ -1,7 +1,7 @@
 /** How a served NVMe controller is made. */
 import { mustBeObject, mustBeString, mustBeWhole, optionsOf, type Shape } from '../../../check.js';
 import { invalid } from '../../../errors.js';
-import { isAddress, isPowerOfTwo, MiB } from '../../../units.js';
+import { GiB, isAddress, isPowerOfTwo, KiB, MiB } from '../../../units.js';
 import { LEAST_PAGE, type Settings } from './core.js';
 import { faultRule, type NvmeFault, type Rule } from './faults.js';
 import type { ImageOptions } from './image.js';
@@ -44,6 +44,11 @@ export interface NvmeModelOptions extends NvmeNamespaceOptions {
   readonly sgl?: boolean;
   /** Offer doorbells in memory (Doorbell Buffer Config)? Default true. */
   readonly shadowDoorbells?: boolean;
+  /**
+   * Bytes of a controller memory buffer for queues, lists and data, a power of two from 64 KiB to 1 GiB. Default 0: there is
+   * none.
+   */
+  readonly memoryBuffer?: number;
   /** What goes wrong on purpose, for tests of drivers. */
   readonly faults?: readonly NvmeFault[];
 }
@@ -67,6 +72,7 @@ const MODEL: Shape<NvmeModelOptions> = {
   doorbellStride: 'number',
   sgl: 'boolean',
   shadowDoorbells: 'boolean',
+  memoryBuffer: 'number',
   faults: 'array',
 };
 
@@ -94,7 +100,14 @@ const MOST_NAMESPACES = 1024;
 export function nvmeSettings(options: NvmeModelOptions | undefined): NvmeSettings {
   const given = optionsOf(options, MODEL, OPERATION);
   const { serial, model = 'anydma NVMe', queues = 32, queueEntries = 4096, maxTransfer = MiB } = given;
-  const { doorbellStride = 4, sgl = true, shadowDoorbells = true, faults = [], namespaces = [] } = given;
+  const {
+    doorbellStride = 4,
+    sgl = true,
+    shadowDoorbells = true,
+    memoryBuffer = 0,
+    faults = [],
+    namespaces = [],
+  } = given;
   mustBeWhole(queues, 1, 255, 'queues', OPERATION);
   mustBeWhole(queueEntries, 2, 65536, 'queueEntries', OPERATION);
   if (!isPowerOfTwo(maxTransfer) || maxTransfer < LEAST_PAGE || maxTransfer > 4 * MiB)
@@ -105,6 +118,8 @@ export function nvmeSettings(options: NvmeModelOptions | undefined): NvmeSetting
     throw invalid(OPERATION, `doorbells of ${queues} queues ${doorbellStride} bytes apart do not fit into a page`, {
       hint: 'have fewer queues, a smaller stride, or no shadowDoorbells',
     });
+  if (memoryBuffer !== 0 && (!isPowerOfTwo(memoryBuffer) || memoryBuffer < 64 * KiB || memoryBuffer > GiB))
+    throw invalid(OPERATION, `memoryBuffer is ${memoryBuffer}, not a power of two from 64 KiB to 1 GiB`);
   if (serial !== undefined) checkText(serial, 20, 'serial');
   checkText(model, 40, 'model');
   const own = (Object.keys(NAMESPACE) as (keyof NvmeNamespaceOptions)[]).some((key) => given[key] !== undefined);
@@ -125,6 +140,7 @@ export function nvmeSettings(options: NvmeModelOptions | undefined): NvmeSetting
     doorbellStride,
     sgl,
     shadowDoorbells,
+    memoryBuffer,
     namespaces: all,
     faults: faults.map((fault) => faultRule(fault, OPERATION)),
   };
