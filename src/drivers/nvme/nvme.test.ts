@@ -60,6 +60,8 @@ describe('a controller', () => {
           [2, 4096, 100, 409600],
         ],
       );
+      assert.equal(ssd.namespace(2), ssd.namespaces[1]);
+      throwsDma('ENXIO', () => ssd.namespace(3), /there are: 1, 2/);
       await eal.remove(device);
       assert.equal(fake.wasShutDown, true);
       const raw = await eal.probe('bus=vdev,name=fake-nvme0/driver=raw');

@@ -27,6 +27,7 @@ import {
 } from '../../nvme/identify.js';
 import { completionDoorbell, ENTRY, submissionDoorbell } from '../../nvme/registers.js';
 import { shortForm } from '../../short-form.js';
+import { show } from '../../show.js';
 import { alignUp, KiB, MiB } from '../../units.js';
 import { ControllerBar } from './bar.js';
 import { Bounce } from './bounce.js';
@@ -198,6 +199,19 @@ export class Nvme {
   /** Its namespaces, by their numbers. */
   get namespaces(): readonly NvmeNamespace[] {
     return [...this.#namespaces.values()].sort((a, b) => a.id - b.id);
+  }
+
+  /** The namespace `id`. @throws DmaError ENXIO if it is not there */
+  namespace(id: number): NvmeNamespace {
+    const namespace = this.#namespaces.get(id);
+    if (namespace !== undefined) return namespace;
+    throw new DmaError({
+      code: 'ENXIO',
+      operation: 'nvme.namespace',
+      device: this.#device.name,
+      reason: `there is no namespace ${show(id)}`,
+      hint: `there are: ${[...this.#namespaces.keys()].join(', ') || 'none'}`,
+    });
   }
 
   /** Does it work? False while it is being reset, and once it is closed or gone. */
