@@ -90,6 +90,53 @@ describe('a session', () => {
     await assert.rejects(a.ask('x', 1), dmaError('ECANCELED'));
   });
 
+  it('answers who asks much at once one question in each turn of the event loop, so that others get theirs', async () => {
+    const { a, b, close } = await both();
+    let turns = 0;
+    const count = (): void => {
+      turns++;
+      immediate = setImmediate(count);
+    };
+    let immediate = setImmediate(count);
+    const seen: number[] = [];
+    b.answer('when', () => void seen.push(turns));
+    await Promise.all(Array.from({ length: 50 }, () => a.ask('when', 0)));
+    clearImmediate(immediate);
+    assert.equal(seen.length, 50);
+    assert.ok(new Set(seen).size >= 49, seen.join(' '));
+    await close();
+  });
+
+  it('answers nothing more to a peer that does not read', async () => {
+    let answers = 0;
+    let ended: Promise<DmaError> | undefined;
+    const server = await listenForPeers({ host: '127.0.0.1', timeoutMs: 500 }, (session) => {
+      ended = session.ended;
+      session.answer('big', () => {
+        answers++;
+        return 'x'.repeat(2 ** 19);
+      });
+      session.greet({ pairs: [], memory: [] });
+    });
+    const socket = connect(server.port, '127.0.0.1');
+    socket.on('error', () => undefined).pause();
+    socket.write(`${HELLO_LINE}\n`);
+    for (let id = 0; id < 200; id++) socket.write(`{"id":${id},"call":"big"}\n`);
+    while (ended === undefined) await turn();
+    assert.match((await ended).reason, /to read what it asked for/);
+    assert.ok(answers > 0 && answers < 200, `${answers} answers`);
+    socket.destroy();
+    await server.close();
+  });
+
+  it('takes 256 arrays inside of each other, and brackets in texts', async () => {
+    const nested = (depth: number): string => `${'['.repeat(depth)}${']'.repeat(depth)}`;
+    const asks = (depth: number): string =>
+      `${HELLO_LINE}\n{"id":1,"call":"x","with":${nested(depth)},"more":"${'[{'.repeat(300)}\\"${'['.repeat(300)}"}\n`;
+    assert.match((await says(asks(256))).reason ?? '', /more than 256 arrays inside of each other/);
+    assert.match((await says(`${asks(255)}[]\n`)).reason ?? '', /not an object/);
+  });
+
   it('answers questions, with errors too', async () => {
     const { a, b, close } = await both();
     b.answer('double', (value) => Number(value) * 2);
