@@ -196,7 +196,7 @@ describe('a device in another process', SKIP, () => {
       const path = eduProcess.socketPath;
       for (const args of [
         ...['timeout=0', 'timeout=x', 'timeout=Infinity', 'timeout=1e12', 'mmap=maybe', 'mmap=', 'dma-mask=3'],
-        ...['share=maybe', 'share', 'user=root', 'user=-1', 'trust=1', 'mmaps=never'],
+        ...['share=maybe', 'share', 'stores=maybe', 'user=root', 'user=-1', 'trust=1', 'mmaps=never'],
       ])
         await assert.rejects(eal.probe(`${path},${args}`), dmaError('EINVAL'), args);
       const device = await eal.probe(`${path},timeout=900,mmap=trust,dma-mask=30`);

@@ -22,6 +22,11 @@ export type ShareChoice = 'always' | 'never';
 
 export const SHARE_CHOICES: readonly ShareChoice[] = ['always', 'never'];
 
+/** See {@link ClientOptions.stores}. */
+export type StoresChoice = 'posted' | 'answered';
+
+export const STORES_CHOICES: readonly StoresChoice[] = ['posted', 'answered'];
+
 /** How to connect, and what for. Times in milliseconds. */
 export interface ClientOptions {
   /** Answers what the device reads and writes by message; without it, such accesses are answered with EFAULT. */
@@ -43,6 +48,11 @@ export interface ClientOptions {
    */
   readonly share?: ShareChoice;
   /**
+   * Do stores to registers that are reached by message wait for the server? `answered`: each does, and throws what the
+   * server refuses. `posted`: they do not, and the protocol has no way to tell what is refused. Default `posted`.
+   */
+  readonly stores?: StoresChoice;
+  /**
    * Number of the user that must run the server (else EACCES). Default: anybody, but where others may write to the folder of
    * the socket, this user or root.
    */
@@ -59,6 +69,7 @@ const CLIENT_OPTIONS: Shape<ClientOptions> = {
   timeoutMs: 'number',
   mmap: 'string',
   share: 'string',
+  stores: 'string',
   user: 'number',
   onDisconnect: 'function',
   lostAs: 'function',
@@ -112,5 +123,7 @@ export function checkedOptions(platform: Platform, asked: ClientOptions | undefi
     throw invalid(operation, `mmap is ${show(options.mmap)}: it is ${MMAP_CHOICES.join(', ')}`);
   if (options.share !== undefined && !SHARE_CHOICES.includes(options.share))
     throw invalid(operation, `share is ${show(options.share)}: it is ${SHARE_CHOICES.join(', ')}`);
+  if (options.stores !== undefined && !STORES_CHOICES.includes(options.stores))
+    throw invalid(operation, `stores is ${show(options.stores)}: it is ${STORES_CHOICES.join(', ')}`);
   return options;
 }

@@ -324,6 +324,33 @@ describe('calls', { skip }, () => {
     );
   });
 
+  test('what a server refuses of stores is thrown when they are answered, which posted ones are not', async () => {
+    for (const [stores, code] of [
+      ['answered', 'EACCES'],
+      ['posted', undefined],
+      [undefined, undefined],
+    ] as const) {
+      const script: Script = (message, s) =>
+        message.command !== COMMAND.REGION_WRITE
+          ? undefined
+          : stores === 'answered'
+            ? s.error(message, 'EACCES')
+            : 'nothing';
+      const { client, server, end } = await ofFakeServer(script, { stores }, undefined, true);
+      const registers = client.registers(0);
+      if (code === undefined) registers.write32(8, 1);
+      else assert.throws(() => registers.write32(8, 1), dmaError(code));
+      registers.flush(8);
+      assert.equal(server.seen.filter(({ command }) => command === COMMAND.REGION_WRITE).length, 1);
+      end();
+    }
+    const options: unknown = { stores: 'sometimes' };
+    await assert.rejects(
+      VfioUserClient.connect(openPlatform(), '/nowhere', options as ClientOptions),
+      dmaError('EINVAL'),
+    );
+  });
+
   test('register stores by message are posted, and every so often one waits for the server', async () => {
     const { client, server, end } = await ofFakeServer(undefined, {}, () => undefined, true);
     const registers = client.registers(0);

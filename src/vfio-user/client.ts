@@ -44,6 +44,7 @@ import { delay, now } from '../timers.js';
 export {
   MMAP_CHOICES,
   SHARE_CHOICES,
+  STORES_CHOICES,
   type CallOptions,
   type ClientOptions,
   type ClientRegion,
@@ -52,6 +53,7 @@ export {
   type InterruptRequest,
   type MmapChoice,
   type ShareChoice,
+  type StoresChoice,
 } from './client-options.js';
 
 /** The six base address registers of a PCI device are regions 0 to 5 (VFIO_PCI_BAR0_REGION_INDEX and up). */
@@ -433,7 +435,8 @@ export class VfioUserClient {
   /** A store to a register. */
   #store(region: number, offset: number, from: Uint8Array): void {
     const isBar = region <= LAST_BAR || !this.info.pci;
-    if (isBar && this.#connection.mayPost && (this.#posted < MAX_POSTED || this.#connection.isDispatching)) {
+    const isPosted = this.options.stores !== 'answered' && this.#posted < MAX_POSTED;
+    if (isBar && this.#connection.mayPost && (isPosted || this.#connection.isDispatching)) {
       this.#postWrite(region, offset, from);
       this.#posted++;
     } else {

@@ -13,6 +13,7 @@ import type { Va } from '../../units.js';
 import {
   MMAP_CHOICES,
   SHARE_CHOICES,
+  STORES_CHOICES,
   VfioUserClient,
   type ClientOptions,
   type DmaTarget,
@@ -27,7 +28,8 @@ import { enableFunction } from './enable-function.js';
 export const VFIO_USER_KEYS = `vfio-user:PATH takes timeout=MS, for connecting and for each call (5000);
   mmap=auto|trust|sealed|never, which registers are mapped: auto maps those of servers of this user and of root, and all others are
   accessed by messages (about 100 us each); share=always|never, whether the server gets file descriptors of memory, which give it
-  the whole file for good, or asks for each access; user=NUMBER, the user that must run the server.`;
+  the whole file for good, or asks for each access; stores=posted|answered, whether stores to registers by message wait for the
+  server, which can tell only then that it refuses them; user=NUMBER, the user that must run the server.`;
 
 /** What the bus needs. */
 export interface VfioUserBusOptions {
@@ -45,11 +47,12 @@ interface Connection {
 /**
  * Opens these devices. Keys of device names: `timeout=MS` for connecting and for each call (default 5000), `mmap=`
  * which regions are mapped (`auto`, `trust`, `sealed`, `never`: see `ClientOptions.mmap`), `share=` whether the server
- * gets file descriptors of memory (`always`, `never`), `user=NUMBER` the user that must run the server.
+ * gets file descriptors of memory (`always`, `never`), `stores=` whether stores to registers by message wait for the
+ * server (`posted`, `answered`), `user=NUMBER` the user that must run the server.
  */
 export class VfioUserBus implements Bus {
   readonly name = 'vfio-user';
-  readonly keys = ['timeout', 'mmap', 'share', 'user'];
+  readonly keys = ['timeout', 'mmap', 'share', 'stores', 'user'];
   readonly #options: VfioUserBusOptions;
   readonly #connections = new Map<string, Connection>();
 
@@ -131,7 +134,7 @@ export class VfioUserBus implements Bus {
 
 function readArgs(
   args: ReadonlyMap<string, string>,
-): Pick<ClientOptions, 'timeoutMs' | 'handshakeTimeoutMs' | 'mmap' | 'share' | 'user'> {
+): Pick<ClientOptions, 'timeoutMs' | 'handshakeTimeoutMs' | 'mmap' | 'share' | 'stores' | 'user'> {
   const timeout = args.get('timeout');
   const user = args.get('user');
   if (timeout !== undefined && !(Number(timeout) > 0 && Number(timeout) < 2 ** 31))
@@ -148,6 +151,7 @@ function readArgs(
     handshakeTimeoutMs: timeoutMs,
     mmap: choiceOf(args, 'mmap', MMAP_CHOICES),
     share: choiceOf(args, 'share', SHARE_CHOICES),
+    stores: choiceOf(args, 'stores', STORES_CHOICES),
     user: user === undefined ? undefined : Number(user),
   };
 }
