@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { attackServer } from '../../test/hostile/battery.js';
 import { attackClient } from '../../test/hostile/servers.js';
+import { Times } from '../../test/hostile/times.js';
 import { openPlatform } from '../platform/open.js';
 
 const platform = openPlatform();
@@ -15,9 +16,11 @@ for (const [what, attack] of [
 ] as const)
   test(what, { skip: platform.limitation ?? false }, async (t) => {
     const folder = mkdtempSync(join(tmpdir(), 'hostile-'));
+    const times = new Times();
     try {
-      t.diagnostic(`${await attack(platform, folder, { every: 29, some: 23 })} attacks`);
+      t.diagnostic(`${await attack(platform, folder, { every: 29, some: 23, times })} attacks`);
     } finally {
       rmSync(folder, { recursive: true });
     }
+    for (const line of times.lines(3)) t.diagnostic(line);
   });

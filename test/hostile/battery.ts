@@ -13,15 +13,17 @@ import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { isDmaError } from '../../src/errors.js';
 import type { Platform } from '../../src/platform/ports.js';
+import { loadLibc } from '../../src/platform/linux/libc.js';
 import { hugePagesForTest } from '../shared/real-hugepages.js';
 import type { Va } from '../../src/units.js';
 import { VfioUserClient } from '../../src/vfio-user/client.js';
 import { EDU_BUFFER, EDU_REGISTER } from '../../src/vfio-user/devices/edu-layout.js';
 import * as m from '../../src/vfio-user/messages.js';
-import { descriptorKinds, type Kind } from './kinds.js';
+import { descriptorKinds, tcpPair, type Kind } from './kinds.js';
 import { asNobody } from './nobody.js';
+import { Times } from './times.js';
 
-/** Milliseconds within which the next client is served: one second, and more for a machine that is busy with other tests. */
+/** Milliseconds within which the next client is served, on a machine that is busy with other tests. {@link Times} tells what it took. */
 const SOON = 5000;
 
 /** A served device in a process of its own. */
@@ -120,9 +122,9 @@ interface Step {
 }
 
 /** One attack on the server: connects, does the steps, leaves. */
-async function attack(platform: Platform, connect: () => number, steps: readonly Step[]): Promise<void> {
+async function attack(platform: Platform, connect: () => Promise<number>, steps: readonly Step[]): Promise<void> {
   const { sockets, files, readiness } = platform;
-  const fd = connect();
+  const fd = await connect();
   const into = new Uint8Array(65536);
   const drain = (): void => {
     while (readiness.wait([{ fd, readable: true, writable: false }], 0)) {
@@ -181,6 +183,9 @@ function wrong(bytes: Uint8Array): Uint8Array[] {
   for (const flags of [0x1, 0x2, 0xf, 0x10, 0x20, 0x21, 0x30, 0xffffffff]) change((copy) => m.put32(copy, 8, flags));
   for (let at = m.HEADER_SIZE; at + 4 <= bytes.length; at += 4)
     for (const value of [0, 1, 0x7fffffff, 0xffffffff]) change((copy) => m.put32(copy, at, value));
+  for (let at = m.HEADER_SIZE; at + 8 <= bytes.length; at += 8)
+    for (const value of [2n ** 53n - 1n, 2n ** 53n, 2n ** 63n, 2n ** 64n - 4096n, 2n ** 64n - 1n])
+      change((copy) => new DataView(copy.buffer).setBigUint64(at, value, true));
   return copies;
 }
 
@@ -245,6 +250,8 @@ class Toggler {
 export interface Thoroughness {
   readonly every: number;
   readonly some: number;
+  /** Told how long each took. */
+  readonly times?: Times;
 }
 
 /** All attacks on a served device: on one that trusts nobody, and as root on one of this user by clients of another. */
@@ -268,18 +275,31 @@ async function attackAs(
   platform: Platform,
   path: string,
   kinds: readonly Kind[],
-  { every, some }: Thoroughness,
+  { every, some, times = new Times() }: Thoroughness,
   stranger: boolean,
 ): Promise<number> {
   const { files, memory, sockets } = platform;
   const victim = await Victim.start(platform, path, stranger);
   const toggler = new Toggler();
-  const connect = (): number => (stranger ? asNobody(() => sockets.connect(path)) : sockets.connect(path));
+  /** The other ends of sockets, closed when all is over. */
+  const others: number[] = [];
+  const connect = async (): Promise<number> => {
+    for (;;) {
+      try {
+        return stranger ? asNobody(() => sockets.connect(path)) : sockets.connect(path);
+      } catch (error) {
+        // More wait already than the server lets.
+        if (!isDmaError(error, 'EAGAIN')) throw error;
+        await delay(1);
+      }
+    }
+  };
   let done = 0;
-  const tryIt = async (name: string, steps: readonly Step[]): Promise<void> => {
+  const whose = stranger ? ' of another user' : '';
+  const tryIt = async (name: string, steps: readonly Step[], kind = name): Promise<void> => {
     done++;
     await attack(platform, connect, steps);
-    await victim.serves(stranger ? `${name} of another user` : name);
+    await times.noting(`server: ${kind}${whose}`, () => victim.serves(`${name}${whose}`));
   };
   let turn = Math.floor(Math.random() * some);
   /** One of several is enough in the short form. */
@@ -297,26 +317,40 @@ async function attackAs(
         const fd = kind.make();
         const then = (): void => kind.afterwards?.(fd);
         try {
-          await tryIt(`${kind.name} with ${name}`, [version, { bytes, fds: [fd], then }, ...touching()]);
+          await tryIt(`${kind.name} with ${name}`, [version, { bytes, fds: [fd], then }, ...touching()], kind.name);
         } finally {
           kind.calm?.(fd);
           files.closeForeign(fd);
         }
       }
     for (const { name, bytes } of all) {
-      await tryIt(`${name} first`, [{ bytes }]);
-      await tryIt(`${name} repeated`, [version, ...Array.from({ length: 50 }, () => ({ bytes }))]);
-      await tryIt(`${name} late`, [
-        version,
-        { bytes: bytes.slice(0, 9), then: () => delay(20) },
-        { bytes: bytes.slice(9) },
-      ]);
+      await tryIt(`${name} first`, [{ bytes }], 'first');
+      await tryIt(`${name} repeated`, [version, ...Array.from({ length: 50 }, () => ({ bytes }))], 'repeated');
+      const parts = [{ bytes: bytes.slice(0, 9), then: () => delay(20) }, { bytes: bytes.slice(9) }];
+      await tryIt(`${name} late`, [version, ...parts], 'late');
       for (let at = 1; at < bytes.length; at += every)
-        await tryIt(`${name} torn at ${at}`, [version, { bytes: bytes.slice(0, at) }]);
+        await tryIt(`${name} torn at ${at}`, [version, { bytes: bytes.slice(0, at) }], 'torn');
       for (const [n, copy] of wrong(bytes).entries())
-        if (!skips()) await tryIt(`${name} wrong in way ${n}`, [version, { bytes: copy }, { bytes }]);
+        if (!skips()) await tryIt(`${name} wrong in way ${n}`, [version, { bytes: copy }, { bytes }], 'wrong');
     }
     await tryIt('all in reverse', [version, ...all.slice(1).reverse()]);
+    const event = platform.events.create();
+    for (const count of [2, 16, 17, 253])
+      await tryIt(`${count} descriptors`, [
+        version,
+        ...[map, ...all].map(({ bytes }) => ({ bytes, fds: new Array<number>(count).fill(event) })),
+      ]);
+    await tryIt('descriptors with every part of a message', [
+      version,
+      ...[...map.bytes].map((byte) => ({ bytes: Uint8Array.of(byte), fds: [event] })),
+    ]);
+    files.close(event);
+    const read = all.find(({ name }) => name === 'REGION_READ') ?? assert.fail();
+    await tryIt('a flood', [version, ...new Array<Step>(5000).fill(read)]);
+    for (let n = 0; n < 2000 / some; n++) files.close(await connect());
+    await tryIt('many connections', [version]);
+    await tryLingering(platform, connect, victim, [version, map], others);
+    await times.noting(`server: sockets that linger${whose}`, () => victim.serves('sockets that linger'));
     for (let n = 0; n < Math.max(3, 60 / some); n++) {
       const fd = memory.memfd({ name: 'race', length: 4096, sealed: false });
       toggler.toggle(fd);
@@ -329,12 +363,37 @@ async function attackAs(
       const bytes = out.slice(0, m.encodeDmaMap(out, 4, 0, pageSize, 'read-write', 0));
       await tryIt('hugepages that are taken away', [version, { bytes, fds: [huge], then: take }, ...touching()]);
     });
-    await victim.settles(before, 'all of it');
+    await times.noting(`server: nothing left${whose}`, () => victim.settles(before, 'all of it'));
     return done;
   } finally {
+    others.forEach(files.close);
     await toggler.stop();
     await victim.stop();
   }
+}
+
+/** Sockets that linger for hours, and that nobody has but the server, which is stopped until that is so. */
+async function tryLingering(
+  { sockets, files }: Platform,
+  connect: () => Promise<number>,
+  { child }: Victim,
+  [version, map]: readonly { readonly bytes: Uint8Array }[],
+  others: number[],
+): Promise<void> {
+  const libc = loadLibc();
+  assert.ok(typeof libc !== 'string');
+  const tcp = tcpPair(libc, others);
+  const fd = await connect();
+  child.kill('SIGSTOP');
+  sockets.send(fd, version.bytes, 0, []);
+  // The second one ends the connection: the others stay in its queue.
+  for (const count of [1, 2, 1, 1, 2]) {
+    const lingering = Array.from({ length: count }, tcp.lingering);
+    sockets.send(fd, map.bytes, 0, lingering);
+    lingering.forEach((each) => void libc.close(each));
+  }
+  child.kill('SIGCONT');
+  files.close(fd);
 }
 
 /** With a hugepage, where one can be had, and what takes it away and all others too until `attack` has ended. */

@@ -12,10 +12,14 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { connectToPeer } from '../../src/rdma/exchange.js';
 import type { VictimFacts } from './exchange-victim.js';
+import { Times } from './times.js';
 
 /** What the process may have grown by, with all its garbage. bytes */
 const GROWTH = 200 * 2 ** 20;
-/** The server gives up peers after 1.5 s, and looks for a port for one. milliseconds */
+/**
+ * The server gives up peers after 1.5 s, and looks for a port for one second, on a machine that is busy. {@link Times} tells what it
+ * took. milliseconds
+ */
 const PATIENCE = 6000;
 
 const PAIR = { number: 17, psn: 5, lid: 0, mtu: 1024, reads: 16, qkey: 0 };
@@ -46,6 +50,31 @@ const SAYINGS: Readonly<Record<string, string | Buffer>> = {
   'a deep array': `${'['.repeat(100_000)}${']'.repeat(100_000)}\n`,
   'a deep object': `${'{"a":'.repeat(40_000)}1${'}'.repeat(40_000)}\n`,
   'a wide array': `{"id":1,"call":"echo","with":[${'[],'.repeat(60_000)}1]}\n`,
+  'a megabyte in a line': `{"anydma-rdma":1,"pairs":[],"memory":[],"data":"${'z'.repeat(2 ** 20)}"}\n`,
+  'a line of the longest kind': `{"id":1,"call":"echo","with":"${'z'.repeat(2 ** 18 - 40)}"}\n`,
+  'numbers of 100,000 digits': `{"anydma-rdma":1,"pairs":[],"memory":[{"address":${'9'.repeat(100_000)},"length":1e999,"rkey":-0}]}\n`,
+  'zeros in a line': '{"anydma-rdma":1,\0"pairs":[],"memory":[]}\n{"id":1,"call":"ec\0ho"}\n',
+  'half of a surrogate':
+    '{"id":1,"call":"echo","with":"\\ud800"}\n{"id":2,"error":"\\udfff","reason":"\\ud800\\u0000"}\n',
+  'another version': `{"anydma-rdma":2,"pairs":[],"memory":[]}\n{"anydma-rdma":"1","pairs":[],"memory":[]}\n`,
+  'lists that are objects': '{"anydma-rdma":1,"pairs":{"length":3},"memory":{"length":1e9}}\n',
+  'addresses at the limits': hello({
+    memory: [0, 2 ** 53 - 1].flatMap((address) =>
+      [0, 1, 2 ** 53 - 1].map((length) => ({ address, length, rkey: 0xffffffff })),
+    ),
+  }),
+  'pairs at the limits': hello({
+    pairs: [
+      { number: 2 ** 24 },
+      { psn: 2 ** 24 },
+      { lid: 65536 },
+      { mtu: 1 },
+      { reads: 1e9 },
+      { qkey: 2 ** 32 },
+      { gid: 'x' },
+    ].map((wrong) => ({ ...PAIR, gid: NOWHERE(1), ...wrong })),
+  }),
+  'the same id again and again': many(300, () => ask(1, 'never')),
   'a key twice': '{"anydma-rdma":1,"anydma-rdma":2,"pairs":[],"pairs":5,"memory":[],"id":1,"id":{}}\n',
   prototypes:
     '{"__proto__":{"live":false},"constructor":{"prototype":{"x":1}},"anydma-rdma":1,"pairs":[],"memory":[]}\n',
@@ -157,7 +186,7 @@ async function write(socket: Socket, bytes: string | Buffer): Promise<void> {
  *
  * @param every tear what is said at every n-th part of a hundred
  */
-export async function attackExchange(every: number): Promise<void> {
+export async function attackExchange(every: number, times = new Times()): Promise<void> {
   const victim = await Victim.start();
   try {
     const { port } = victim;
@@ -189,11 +218,11 @@ export async function attackExchange(every: number): Promise<void> {
         socket[LEAVES[part % LEAVES.length]]();
         staying.push(socket);
       }
-      await victim.serves(name);
+      await times.noting(`exchange: ${name}`, () => victim.serves(name));
       for (const socket of staying) socket.destroy();
     }
-    await victim.settles(before, 'all that can be said');
-    await crowds(victim, before);
+    await times.noting('exchange: nothing left', () => victim.settles(before, 'all that can be said'));
+    await crowds(victim, before, times);
     await victim.ends();
   } finally {
     victim.child.kill('SIGKILL');
@@ -201,7 +230,7 @@ export async function attackExchange(every: number): Promise<void> {
 }
 
 /** Peers that are many, slow, deaf or nowhere, at once; and who means well in between. */
-async function crowds(victim: Victim, before: Awaited<ReturnType<Victim['facts']>>): Promise<void> {
+async function crowds(victim: Victim, before: Awaited<ReturnType<Victim['facts']>>, times: Times): Promise<void> {
   const { port } = victim;
   const crowd = async (
     name: string,
@@ -210,9 +239,9 @@ async function crowds(victim: Victim, before: Awaited<ReturnType<Victim['facts']
   ): Promise<void> => {
     const sockets = await Promise.all(Array.from({ length: count }, () => open(port)));
     await Promise.all(sockets.map(each));
-    await victim.serves(name);
+    await times.noting(`exchange: ${name}`, () => victim.serves(name));
     for (const socket of sockets) socket.destroy();
-    await victim.settles(before, name);
+    await times.noting(`exchange: nothing left of ${name}`, () => victim.settles(before, name));
   };
   await crowd('silent peers', 100, async () => undefined);
   await crowd('peers that begin a line', 100, (socket) => write(socket, '{"anydma'));

@@ -4,6 +4,7 @@ import { constants, mkdirSync, openSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { loadLibc, type Libc } from '../../src/platform/linux/libc.js';
 import type { Platform } from '../../src/platform/ports.js';
+import { MissingPage } from './locks.js';
 
 /** A descriptor to send, and what it is after all. */
 export interface Kind {
@@ -14,6 +15,8 @@ export interface Kind {
   readonly afterwards?: (fd: number) => void;
   /** Called before it is closed here, so that this process does not suffer from it. */
   readonly calm?: (fd: number) => void;
+  /** Can it make wait who adds a seal to it or reads it? Then it is for those who trust nobody, since others may do that. */
+  readonly locks?: boolean;
 }
 
 /** Options of setsockopt(2), which the library does not need: include/uapi/asm-generic/socket.h. */
@@ -26,6 +29,15 @@ const SO_RCVTIMEO = 20;
 const AF_INET = 2;
 const SOCK_STREAM = 1;
 const O_PATH = 0x200000;
+const O_TMPFILE = 0x410000;
+const SOCK_DGRAM = 2;
+const AF_UNIX = 1;
+const AF_NETLINK = 16;
+/** From include/uapi/linux/fcntl.h. */
+const F_SETPIPE_SZ = 1031;
+const F_ADD_SEALS = 1033;
+const F_SEAL_WRITE = 8;
+const F_SEAL_FUTURE_WRITE = 16;
 /** From include/uapi/linux/eventpoll.h. */
 const EPOLL_CTL_ADD = 1;
 
@@ -58,6 +70,58 @@ export function descriptorKinds(platform: Platform, folder: string): { readonly 
   writeFileSync(plain, new Uint8Array(65536));
   mkdirSync(join(folder, 'folder'));
   assert.equal(c.func('mkfifo', 'int', 'void *', 'uint')(text(fifo), 0o600), 0);
+  const syscall = c.func('syscall', 'intptr_t', 'intptr_t', 'intptr_t', 'intptr_t', 'intptr_t', 'intptr_t', 'intptr_t');
+  /** The descriptor that a system call gives, with this argument; no kind where it gives none. */
+  const given = (name: string, x64: number, others: number, ...args: readonly number[]): Kind[] => {
+    const call = (): number => syscall(process.arch === 'x64' ? x64 : others, ...[...args, 0, 0, 0, 0, 0].slice(0, 5));
+    const fd = call();
+    if (fd < 0) return [];
+    libc.close(fd);
+    return [{ name, make: () => made(call()) }];
+  };
+  const opened = (path: string): Kind[] => {
+    try {
+      files.close(files.open(path, 'read-write'));
+    } catch {
+      return [];
+    }
+    return [{ name: path, make: () => files.open(path, 'read-write') }];
+  };
+  /** A descriptor with a lock that is never given back. */
+  const locked = (name: string, call: 'write' | 'recv', make: () => number): Kind[] => {
+    let page = MissingPage.make(libc);
+    if (page === undefined) return [];
+    page.giveUp();
+    return [
+      {
+        name,
+        make: () => {
+          const fd = make();
+          page = MissingPage.make(libc);
+          page?.use(call, fd);
+          return fd;
+        },
+        calm: () => page?.giveUp(),
+        locks: true,
+      },
+    ];
+  };
+  const sealed = (name: string, seals: number): Kind => ({
+    name,
+    make: () => {
+      const fd = memory.memfd({ name: 'ok', length: 65536 });
+      libc.fcntl(fd, F_ADD_SEALS, seals);
+      return fd;
+    },
+  });
+  const withBytes = (): number => {
+    const [keep, other] = sockets.pair();
+    sockets.send(other, new Uint8Array(64), 0, []);
+    inherited.push(other);
+    return keep;
+  };
+  const pipe = new Int32Array(2);
+  let listening = 0;
   const timerfd = c.func('timerfd_create', 'int', 'int', 'int');
   const inotify = c.func('inotify_init1', 'int', 'int');
   const signalfd = c.func('signalfd', 'int', 'int', 'void *', 'int');
@@ -107,6 +171,60 @@ export function descriptorKinds(platform: Platform, folder: string): { readonly 
     { name: 'an inotify', make: () => made(inotify(0)) },
     { name: 'a signalfd', make: () => made(signalfd(-1, signals, 0)) },
     { name: 'a pidfd', make: () => made(libc.pidfd_open(process.pid, 0)) },
+    sealed('a memfd sealed against writing', F_SEAL_WRITE),
+    sealed('a memfd sealed against writing from now on', F_SEAL_FUTURE_WRITE),
+    {
+      name: 'a memfd of 2^62 bytes',
+      make: () => {
+        const fd = memory.memfd({ name: 'ok', length: 0, sealed: false });
+        assert.equal(libc.ftruncate(fd, 2 ** 62), 0);
+        return fd;
+      },
+    },
+    {
+      name: 'a large pipe',
+      make: () => {
+        assert.equal(c.func('pipe', 'int', 'void *')(pipe), 0);
+        inherited.push(pipe[0]);
+        libc.fcntl(pipe[1], F_SETPIPE_SZ, 1 << 20);
+        return pipe[1];
+      },
+    },
+    { name: 'a listening socket', make: () => sockets.listen(join(folder, `listens${listening++}`), 1) },
+    { name: 'a datagram socket', make: () => made(libc.socket(AF_UNIX, SOCK_DGRAM, 0)) },
+    { name: 'a netlink socket', make: () => made(libc.socket(AF_NETLINK, SOCK_DGRAM, 0)) },
+    {
+      name: 'a socket that lies in its own queue',
+      make: () => {
+        const [keep, other] = sockets.pair();
+        sockets.send(other, new Uint8Array(16), 0, [keep, other]);
+        inherited.push(other);
+        return keep;
+      },
+    },
+    {
+      name: 'a socket without another end',
+      make: () => {
+        const [keep, other] = sockets.pair();
+        files.close(other);
+        return keep;
+      },
+    },
+    { name: 'a TCP socket that nobody connected', make: () => made(libc.socket(AF_INET, SOCK_STREAM, 0)) },
+    { name: 'a file without a name', make: () => openSync(folder, constants.O_RDWR | O_TMPFILE, 0o600) },
+    { name: 'a namespace', make: () => files.open('/proc/self/ns/net', 'read') },
+    ...opened('/dev/mem'),
+    ...opened('/dev/kvm'),
+    ...opened('/dev/userfaultfd'),
+    ...given('a userfaultfd', 323, 282, 1),
+    ...given('secret memory', 447, 447, 0),
+    ...given('a fanotify', 300, 262, 0, 0),
+    ...locked('a memfd that is being written', 'write', () =>
+      memory.memfd({ name: 'shrinks', length: 65536, sealed: false }),
+    ),
+    ...locked('a file that is being written', 'write', () => openSync(plain, 'r+')),
+    ...locked('a UNIX socket that is being read', 'recv', withBytes),
+    ...locked('a TCP socket that is being written', 'write', tcp.lingering),
     ...fuse(libc, c, join(folder, 'folder'), inherited),
   ];
   return {

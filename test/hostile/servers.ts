@@ -17,8 +17,9 @@ import { serveScripted, type FakeServer } from '../fakes/vfio-user/server.js';
 import type { Thoroughness } from './battery.js';
 import { descriptorKinds } from './kinds.js';
 import { asNobody, NOBODY } from './nobody.js';
+import { Times } from './times.js';
 
-/** Milliseconds within which the process that was attacked is as before: one second, and more for a machine that is busy. */
+/** Milliseconds within which the process that was attacked is as before, on a machine that is busy. {@link Times} tells what it took. */
 const SOON = 5000;
 /** Milliseconds that it waits for an answer. */
 const PATIENCE = 300;
@@ -28,6 +29,8 @@ interface Attack {
   readonly name: string;
   /** The command that it answers so; the first of its kind. */
   readonly command: number;
+  /** Only for servers of another user: this user's may make it wait. */
+  readonly strangers?: boolean;
   readonly act: (server: FakeServer, message: m.Message, good: Uint8Array) => void;
 }
 
@@ -87,6 +90,127 @@ const ANSWERS: Readonly<Record<string, (good: Uint8Array) => Uint8Array>> = {
   nonsense: () => new Uint8Array(64).fill(0xee),
 };
 
+/** Capabilities that VERSION is answered with. */
+const TEXTS: Readonly<Record<string, string | Uint8Array>> = {
+  'numbers that can not be': '{"capabilities":{"max_msg_fds":1e999,"max_data_xfer_size":-1,"pgsizes":1e-5}}\0',
+  'numbers of 10,000 digits': `{"capabilities":{"pgsizes":${'9'.repeat(10_000)}}}\0`,
+  'no transfers at all': '{"capabilities":{"max_data_xfer_size":1,"max_msg_fds":0,"max_dma_maps":1}}\0',
+  'the same key twice': '{"capabilities":{},"capabilities":{"max_msg_fds":{}}}\0',
+  prototypes:
+    '{"__proto__":{"capabilities":{}},"constructor":1,"capabilities":{"__proto__":{"pgsizes":0},"toString":1}}\0',
+  'a deep array': `${'['.repeat(8000)}${']'.repeat(8000)}\0`,
+  'a deep object': `${'{"capabilities":'.repeat(1000)}1${'}'.repeat(1000)}\0`,
+  'zeros in the middle': '{"capabilities"\0:{}}\0',
+  'no end': '{"capabilities":{}}',
+  'no UTF-8': Uint8Array.of(0x7b, 0x22, 0xff, 0xc0, 0x80, 0x22, 0x3a, 0x31, 0x7d, 0),
+  'a megabyte': `{"x":"${'x'.repeat(2 ** 20 - 100)}"}\0`,
+  'a version of the future': '{"capabilities":{}}\0',
+};
+
+/** An answer to VERSION with this text. */
+function withText(good: Uint8Array, name: string, text: string | Uint8Array): Uint8Array {
+  const bytes = typeof text === 'string' ? Buffer.from(text) : text;
+  const answer = new Uint8Array(20 + bytes.length);
+  answer.set(good.subarray(0, 16));
+  m.put32(answer, 4, answer.length);
+  m.put16(answer, 16, name.includes('future') ? 0xffff : 0);
+  m.put16(answer, 18, 1);
+  answer.set(bytes, 20);
+  return answer;
+}
+
+/** One more capability of a region, that begins at `at` of the payload. */
+const capability = (at: number, id: number, next: number): readonly [number, number][] => [
+  [at, id | (1 << 16)],
+  [at + 4, next],
+];
+const FLAGS_ALL = 0xf;
+/** 64-bit words of the answer to GET_REGION_INFO, and then 32-bit words, by their offset in the payload; and how long it is. */
+const REGION_LIES: Readonly<
+  Record<
+    string,
+    {
+      readonly longs?: readonly [number, bigint][];
+      readonly words?: readonly (readonly [number, number])[];
+      readonly length?: number;
+    }
+  >
+> = {
+  'of 2^63 bytes': { longs: [[16, 2n ** 63n]] },
+  'of 2^53 bytes': { longs: [[16, 2n ** 53n]] },
+  'of all but a page of 2^53 bytes': { longs: [[16, 2n ** 53n - 4096n]], words: [[4, 7]] },
+  'at the end of all files': { longs: [[24, 2n ** 64n - 4096n]] },
+  'at an odd place': { longs: [[24, 1n]], words: [[4, 7]] },
+  'that is another one': { words: [[8, 5]] },
+  'that needs 4 GiB to tell of': {
+    words: [
+      [0, 0xffffffff],
+      [4, 7],
+    ],
+  },
+  'that needs a megabyte to tell of': {
+    words: [
+      [0, 2 ** 20],
+      [4, 7],
+    ],
+  },
+  'with capabilities outside': {
+    words: [
+      [4, FLAGS_ALL],
+      [12, 0x10000],
+    ],
+    length: 64,
+  },
+  'with capabilities in its head': {
+    words: [
+      [4, FLAGS_ALL],
+      [12, 4],
+    ],
+    length: 64,
+  },
+  'with capabilities at an odd place': {
+    words: [
+      [4, FLAGS_ALL],
+      [12, 33],
+    ],
+    length: 64,
+  },
+  'with capabilities in a circle': {
+    words: [[4, FLAGS_ALL], [12, 32], ...capability(32, 7, 48), ...capability(48, 7, 32)],
+    length: 96,
+  },
+  'with 2^32 areas': { words: [[4, FLAGS_ALL], [12, 32], ...capability(32, 1, 0), [40, 0xffffffff]], length: 96 },
+  'with areas outside': {
+    longs: [
+      [48, 2n ** 40n],
+      [56, 4096n],
+    ],
+    words: [[4, FLAGS_ALL], [12, 32], ...capability(32, 1, 0), [40, 1]],
+    length: 64,
+  },
+  'with areas that pass 2^64': {
+    longs: [
+      [48, 2n ** 64n - 4096n],
+      [56, 8192n],
+    ],
+    words: [[4, FLAGS_ALL], [12, 32], ...capability(32, 1, 0), [40, 1]],
+    length: 64,
+  },
+  'with the same area 1024 times': {
+    longs: Array.from({ length: 2048 }, (_, n): [number, bigint] => [48 + n * 8, n % 2 === 0 ? 0n : 4096n]),
+    words: [[4, FLAGS_ALL], [12, 32], ...capability(32, 1, 0), [40, 1024]],
+    length: 48 + 1024 * 16,
+  },
+};
+
+function lying(good: Uint8Array, { longs = [], words = [], length = 0 }: (typeof REGION_LIES)[string]): Uint8Array {
+  const answer = padded(good, Math.max(good.length, 16 + length));
+  const view = new DataView(answer.buffer);
+  for (const [at, value] of longs) view.setBigUint64(16 + at, value, true);
+  for (const [at, value] of words) view.setUint32(16 + at, value, true);
+  return answer;
+}
+
 function headed(bytes: Uint8Array, size: number, flags: number, errno: number): void {
   m.put32(bytes, 4, size);
   m.put32(bytes, 8, flags);
@@ -110,8 +234,13 @@ function questions(): Uint8Array[] {
   ];
 }
 
-/** All attacks. @param every answers are torn at every n-th byte */
-function attacks(platform: Platform, kinds: ReturnType<typeof descriptorKinds>['kinds'], every: number): Attack[] {
+/** All attacks. @param every answers are torn at every n-th byte. @param after gets what to do when the client is through */
+function attacks(
+  platform: Platform,
+  kinds: ReturnType<typeof descriptorKinds>['kinds'],
+  every: number,
+  after: (() => void)[],
+): Attack[] {
   const { sockets, files } = platform;
   /** Past what queues: these bytes, as they are, if there is room. */
   const raw = (server: FakeServer, bytes: Uint8Array): void => {
@@ -119,7 +248,8 @@ function attacks(platform: Platform, kinds: ReturnType<typeof descriptorKinds>['
   };
   const list: Attack[] = [];
   for (const [name, command] of COMMANDS) {
-    const add = (how: string, act: Attack['act']): void => void list.push({ name: `${name}: ${how}`, command, act });
+    const add = (how: string, act: Attack['act'], strangers = false): void =>
+      void list.push({ name: `${name}: ${how}`, command, act, strangers });
     for (const [how, answer] of Object.entries(ANSWERS))
       add(`an answer ${how}`, (server, _message, good) => void server.channel.send(answer(good)));
     for (let at = 0; at < 16 + 32; at += every)
@@ -150,19 +280,58 @@ function attacks(platform: Platform, kinds: ReturnType<typeof descriptorKinds>['
       for (let n = 0; n < 200; n++)
         for (const question of questions()) if (question.length < 256) server.channel.send(question);
     });
+    if (command === m.COMMAND.VERSION)
+      for (const [what, text] of Object.entries(TEXTS))
+        add(`an answer with ${what}`, (server, _message, good) => void server.channel.send(withText(good, what, text)));
+    if (command === m.COMMAND.GET_REGION_INFO)
+      for (const [what, lie] of Object.entries(REGION_LIES))
+        add(`a region ${what}`, (server, _message, good) => {
+          const fd = platform.memory.memfd({ name: 'ok', length: 2 ** 22 });
+          server.channel.send(lying(good, lie), [fd]);
+          files.close(fd);
+        });
+    if (command === m.COMMAND.GET_INFO || command === m.COMMAND.GET_IRQ_INFO)
+      for (const [what, value] of Object.entries({ '64': 64, '65': 65, '2^31': 2 ** 31, '2^32 - 1': 2 ** 32 - 1 }))
+        add(
+          `${what} of each`,
+          (server, _message, good) =>
+            void server.channel.send(
+              changed(good, (b) => {
+                if (command === m.COMMAND.GET_INFO) m.put32(b, 24, value);
+                m.put32(b, 28, value);
+              }),
+            ),
+        );
+    add('twice, and different', (server, _message, good) => {
+      server.channel.send(good);
+      server.channel.send(changed(good, (b) => b.fill(0x11, 16)));
+    });
+    add('a stop of reading', (server, _message, good) => {
+      server.channel.send(good);
+      server.channel.pause();
+    });
+    for (const count of [1, 17, 253])
+      add(`with ${count} descriptors that nobody asked for`, (server, _message, good) => {
+        const fd = platform.events.create();
+        sockets.send(server.channel.fd, good, 0, new Array<number>(count).fill(fd));
+        files.close(fd);
+      });
     for (const kind of kinds) {
       if (command === m.COMMAND.GET_INFO || command > m.COMMAND.REGION_READ) continue;
-      add(`with ${kind.name}`, (server, message, good) => {
+      const act: Attack['act'] = (server, message, good) => {
         const fd = kind.make();
         try {
           // Where the descriptor has a meaning: another socket, and memory to map.
           server.channel.send(meaningful(message, good), [fd]);
           kind.afterwards?.(fd);
         } finally {
-          kind.calm?.(fd);
-          files.closeForeign(fd);
+          after.push(() => {
+            kind.calm?.(fd);
+            files.closeForeign(fd);
+          });
         }
-      });
+      };
+      add(`with ${kind.name}`, act, kind.locks);
     }
   }
   return list;
@@ -235,7 +404,11 @@ class Victim {
 }
 
 /** All attacks on a client, by servers of this user, and as root of another one. */
-export async function attackClient(platform: Platform, folder: string, { every, some }: Thoroughness): Promise<number> {
+export async function attackClient(
+  platform: Platform,
+  folder: string,
+  { every, some, times = new Times() }: Thoroughness,
+): Promise<number> {
   const descriptors = join(folder, 'descriptors');
   mkdirSync(descriptors);
   const { kinds, close } = descriptorKinds(platform, descriptors);
@@ -245,7 +418,9 @@ export async function attackClient(platform: Platform, folder: string, { every, 
   const good = serveScripted(platform, join(folder, 'good'), () => undefined);
   /** The next server is one to rely on. */
   const isServed = async (what: string): Promise<void> => {
-    const outcome = await victim.use(`${join(folder, 'good')},timeout=5000`, what);
+    const outcome = await times.noting('client: the next server', () =>
+      victim.use(`${join(folder, 'good')},timeout=5000`, what),
+    );
     assert.deepEqual(
       outcome.filter((each) => !each.endsWith(': ok')),
       [],
@@ -258,9 +433,11 @@ export async function attackClient(platform: Platform, folder: string, { every, 
     const before = victim.has();
     let done = 0;
     const begin = some > 1 ? Math.floor(Math.random() * some) : 0;
-    const all = attacks(platform, kinds, every);
+    const after: (() => void)[] = [];
+    const all = attacks(platform, kinds, every, after);
     for (let n = begin; n < all.length; n += some) {
-      const { name, command, act } = all[n];
+      const { name, command, act, strangers = false } = all[n];
+      if (strangers && process.getuid?.() !== 0) continue;
       const path = join(folder, `bad${n}`);
       let acted = false;
       const serving = (): (() => void) =>
@@ -271,16 +448,18 @@ export async function attackClient(platform: Platform, folder: string, { every, 
           return 'nothing';
         });
       // Another user's server in every other round, with what is mapped by default; else one of this user's, that nothing is mapped of.
-      const stranger = process.getuid?.() === 0 && done % 2 === 1;
+      const stranger = strangers || (process.getuid?.() === 0 && done % 2 === 1);
       const end = stranger ? asNobody(serving) : serving();
       try {
         const trust = stranger ? `user=${NOBODY}` : 'mmap=sealed';
-        const [first] = await victim.use(`${path},timeout=${PATIENCE},${trust}`, name);
+        const kind = `client: ${name.replace(/^.*?: /, '').replace(/ \d+$/, '')}${stranger ? ' by another user' : ''}`;
+        const [first] = await times.noting(kind, () => victim.use(`${path},timeout=${PATIENCE},${trust}`, name));
         // On a machine that is busy the server may have been too slow to get that far.
         assert.ok(acted || first === 'probe: ETIMEDOUT', `${name} never happened`);
       } catch (error) {
         throw isDmaError(error) ? error : new Error(`${name}${stranger ? ' of another user' : ''}`, { cause: error });
       } finally {
+        for (const undo of after.splice(0)) undo();
         end();
         rmSync(path, { force: true });
       }
