@@ -208,7 +208,8 @@ async function mapper(
   iovas: Iovas,
   n: number,
 ): Promise<{ eal: Eal; device: Device; at: (i: number) => Va; target: (i: number) => MemoryPart }> {
-  const eal = await Eal.start(BARE);
+  // Otherwise what comes after IOVAs were held back is a part only of phases that take longer than that.
+  const eal = await Eal.start({ ...BARE, holdBackMs: 0 });
   const device = await eal.probe(`bench:one,iovas=${iovas}`);
   const { memory, at } = somePages(eal, n);
   const targets = Array.from({ length: n }, (_, i) => ({ va: at(i), length: PAGE }));

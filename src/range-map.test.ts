@@ -40,7 +40,7 @@ function roomOf({ start, end }: { start: number; end: number }, alignment: numbe
 
 const ALIGNMENTS = [1, 8, 64];
 
-type Step = [kind: 'insert' | 'delete' | 'pop', place: number, length: number];
+type Step = [kind: 'insert' | 'delete' | 'pop' | 'resize', place: number, length: number];
 
 /** Where steps take place: at `base + place * stride`, `length * unit` long. */
 interface Shape {
@@ -65,6 +65,11 @@ function compare(steps: Iterable<Step>, shape: Shape): RangeMap<string> {
       assert.equal(map.insert(start, length * unit, value), model.insert(start, length * unit, value));
     } else if (kind === 'delete') {
       assert.equal(map.delete(start), model.delete(start));
+    } else if (kind === 'resize' && model.ranges.length > 0) {
+      const at = place % model.ranges.length;
+      const range = model.ranges[at];
+      map.floor(range.start);
+      map.setFoundEnd((range.end = Math.min(range.start + length * unit, model.ranges[at + 1]?.start ?? Infinity)));
     } else if (model.ranges.length > 0) {
       const victim = model.ranges[place % model.ranges.length].start;
       assert.equal(map.delete(victim), model.delete(victim));
@@ -98,7 +103,7 @@ function compare(steps: Iterable<Step>, shape: Shape): RangeMap<string> {
 }
 
 function steps(places: number, lengths: number, most: number): fc.Arbitrary<Step[]> {
-  const kind = fc.constantFrom<Step[0][]>('insert', 'insert', 'insert', 'delete', 'pop');
+  const kind = fc.constantFrom<Step[0][]>('insert', 'insert', 'insert', 'delete', 'pop', 'resize');
   const step = fc.tuple(kind, fc.nat(places - 1), fc.integer({ min: 1, max: lengths }));
   return fc.array(step, { maxLength: most, size: 'max' });
 }

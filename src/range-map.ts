@@ -223,6 +223,18 @@ export class RangeMap<V> {
     return this.#ends[this.#found];
   }
 
+  /** Makes that range longer or shorter. It must not be empty then, nor overlap the next one. */
+  setFoundEnd(end: number): void {
+    const at = this.#found;
+    const start = this.#starts[at];
+    const before = this.#ends[at];
+    this.#ends[at] = end;
+    if (this.#alignments.length === 0) return;
+    this.#descend(start);
+    if (end > before) this.#raiseRooms(start, end);
+    else this.#lowerRooms(start, before);
+  }
+
   /** Replaces the value of the range that the last search found. */
   replaceFound(value: V): void {
     this.#values[this.#found] = value;

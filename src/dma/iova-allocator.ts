@@ -308,14 +308,13 @@ class AddressSet {
   add(start: number, end: number): void {
     const { ranges } = this;
     this.bytes += end - start;
-    let from = start;
     let to = end;
-    if (ranges.at(start - 1) !== undefined) ranges.delete((from = ranges.foundStart));
     if (ranges.at(end) !== undefined) {
       to = ranges.foundEnd;
       ranges.delete(end);
     }
-    ranges.insert(from, to - from, true);
+    if (ranges.at(start - 1) !== undefined) ranges.setFoundEnd(to);
+    else ranges.insert(start, to - start, true);
   }
 
   /** Removes `[start, end)`, as far as it is in the set. */
@@ -324,8 +323,8 @@ class AddressSet {
     while (ranges.overlapping(start, end) !== undefined) {
       const from = ranges.foundStart;
       const to = ranges.foundEnd;
-      ranges.delete(from);
-      if (from < start) ranges.insert(from, start - from, true);
+      if (from < start) ranges.setFoundEnd(start);
+      else ranges.delete(from);
       if (to > end) ranges.insert(end, to - end, true);
       this.bytes -= Math.min(end, to) - Math.max(start, from);
     }
