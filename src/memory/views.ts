@@ -53,10 +53,13 @@ export class Views {
    * The only window, if one covers all of the memory. Not used for devices: their windows are checked before each use.
    */
   #whole: ArrayBuffer | undefined;
-  /** Windows by their first byte. There is one, unless the memory is longer than an ArrayBuffer can be. */
-  readonly #windows = new Map<number, ArrayBuffer>();
+  /**
+   * Windows by their first byte. There is one, unless the memory is longer than an ArrayBuffer can be; and none of most memory,
+   * which only devices look at.
+   */
+  #windows: Map<number, ArrayBuffer> | undefined;
   /** ArrayBuffers of parts that are longer than half a window. */
-  readonly #parts: ArrayBuffer[] = [];
+  #parts: ArrayBuffer[] | undefined;
 
   /**
    * @param handedOut notes what was handed out; `undefined` for views that never leave the library
@@ -84,18 +87,19 @@ export class Views {
     const half = this.#length <= maxView ? this.#length : maxView / 2;
     if (length > half) {
       const part = this.#view(offset, length);
-      this.#parts.push(part);
+      (this.#parts ??= []).push(part);
       return new Uint8Array(part);
     }
     const start = Math.floor(offset / half) * half;
-    let window = this.#windows.get(start);
+    const windows = (this.#windows ??= new Map<number, ArrayBuffer>());
+    let window = windows.get(start);
     if (this.#forDevices && window?.byteLength === 0) {
       this.#handedOut?.escape();
       window = undefined;
     }
     if (window === undefined) {
       window = this.#view(start, Math.min(maxView, this.#length - start));
-      this.#windows.set(start, window);
+      windows.set(start, window);
       if (half === this.#length && !this.#forDevices) this.#whole = window;
     }
     return this.#within(window, offset - start, length);
@@ -117,21 +121,25 @@ export class Views {
 
   /** Did somebody else transfer a view? Then the receiver can reach the memory for ever. */
   get escaped(): boolean {
-    for (const window of this.#windows.values()) if (window.byteLength === 0) return true;
-    return this.#parts.some((part) => part.byteLength === 0);
+    for (const window of this.#windows?.values() ?? []) if (window.byteLength === 0) return true;
+    return this.#parts?.some((part) => part.byteLength === 0) === true;
   }
 
   /** Detaches every view that was handed out. New ones can be made afterwards. */
   detach(): void {
     this.#whole = undefined;
-    for (const [start, window] of this.#windows) {
-      this.#detach(window);
-      this.#windows.delete(start);
-    }
-    for (let part = this.#parts.at(-1); part !== undefined; part = this.#parts.at(-1)) {
-      this.#detach(part);
-      this.#parts.pop();
-    }
+    const windows = this.#windows;
+    if (windows !== undefined)
+      for (const [start, window] of windows) {
+        this.#detach(window);
+        windows.delete(start);
+      }
+    const parts = this.#parts;
+    if (parts !== undefined)
+      for (let part = parts.at(-1); part !== undefined; part = parts.at(-1)) {
+        this.#detach(part);
+        parts.pop();
+      }
   }
 
   #detach(buffer: ArrayBuffer): void {
