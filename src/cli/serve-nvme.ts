@@ -15,6 +15,7 @@ export interface ServeNvmeOptions {
   readonly namespace?: readonly NvmeNamespaceOptions[];
   readonly queues?: number;
   readonly memoryBuffer?: number;
+  readonly hostMemory?: number;
   readonly serial?: string;
   readonly fault?: readonly NvmeFault[];
 }
@@ -28,6 +29,7 @@ const KEYS = [
   'namespace',
   'queues',
   'memoryBuffer',
+  'hostMemory',
   'serial',
   'fault',
 ] as const;
@@ -62,6 +64,7 @@ export function addNvmeOptions(command: Command): Command {
     )
     .option('--queues <n>', 'nvme: number of I/O queue pairs (default: 32)', integerValue(1, 255))
     .option('--memory-buffer <size>', 'nvme: a controller memory buffer of this size (default: none)', sizeValue)
+    .option('--host-memory <size>', 'nvme: so much of the memory of its host is asked for (default: none)', sizeValue)
     .option('--serial <text>', 'nvme: serial number (default: made of the path of the image)')
     .option(
       '--fault <do=kind[,key=value...]>',
@@ -81,8 +84,8 @@ export function givenNvmeOptions(options: ServeNvmeOptions): string[] {
 /** The options of the model. */
 export function nvmeModelOptions(options: ServeNvmeOptions): NvmeModelOptions {
   const { file, size, blockSize, readOnly, thin, namespace: namespaces, fault: faults } = options;
-  const { queues, memoryBuffer, serial } = options;
-  return { file, size, blockSize, readOnly, thin, namespaces, queues, memoryBuffer, serial, faults };
+  const { queues, memoryBuffer, hostMemory, serial } = options;
+  return { file, size, blockSize, readOnly, thin, namespaces, queues, memoryBuffer, hostMemory, serial, faults };
 }
 
 function faultValue(text: string): NvmeFault {

@@ -60,7 +60,7 @@ const VALUES = [
   2 ** 31,
   2 ** 32 - 1,
 ];
-const REGISTERS = [REG.CAP, REG.INTMS, REG.INTMC, REG.CC, REG.CSTS, REG.AQA, REG.ASQ, REG.ACQ, REG.NSSR];
+const REGISTERS = [REG.CAP, REG.INTMS, REG.INTMC, REG.CC, REG.CSTS, REG.AQA, REG.ASQ, REG.ACQ, REG.NSSR, REG.CMBMSC];
 const ADMIN_OPCODES = [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 0x7c, 0x80];
 const IO_OPCODES = [0, 1, 2, 5, 8, 9, 0xc];
 
@@ -93,6 +93,8 @@ async function oneBatch(random: Random, inputs: number, report: NvmeFuzzReport):
     doorbellStride: random.pick([4, 4, 16, 32]),
     maxTransfer: random.pick([4096, 65536, 2 ** 20]),
     sgl: !random.oneIn(4),
+    memoryBuffer: random.pick([0, 65536]),
+    hostMemory: random.pick([0, 8192]),
   };
   const nvme = new NvmeHost(
     options,

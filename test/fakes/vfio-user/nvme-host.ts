@@ -33,6 +33,8 @@ export interface Entry {
   readonly cdw11?: number;
   readonly cdw12?: number;
   readonly cdw13?: number;
+  readonly cdw14?: number;
+  readonly cdw15?: number;
 }
 
 /** A completion, as the host saw it. */
@@ -147,6 +149,8 @@ export class NvmeHost {
     view.setUint32(at + SQE.CDW11, entry.cdw11 ?? 0, true);
     view.setUint32(at + SQE.CDW12, entry.cdw12 ?? 0, true);
     view.setUint32(at + SQE.CDW13, entry.cdw13 ?? 0, true);
+    view.setUint32(at + SQE.CDW14, entry.cdw14 ?? 0, true);
+    view.setUint32(at + SQE.CDW15, entry.cdw15 ?? 0, true);
     queue.tail = (queue.tail + 1) % queue.size;
     return cid;
   }

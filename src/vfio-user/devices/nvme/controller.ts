@@ -59,6 +59,8 @@ export class NvmeController implements DeviceModel, EngineOwner {
   #shutdown: number = SHUTDOWN_STATUS.NORMAL;
   /** Has the device been removed, on purpose? */
   #gone = false;
+  /** Has a command failed since the last turn? */
+  #hasFailed = false;
   /** Interrupts that the host has masked, and those that came meanwhile. */
   #masked = 0;
   #pending = 0;
@@ -148,6 +150,13 @@ export class NvmeController implements DeviceModel, EngineOwner {
     else this.#goWrong(command, fault);
   }
 
+  inTurn(): void {
+    if (!this.#hasFailed) return;
+    this.#hasFailed = false;
+    const { hostMemory, health } = this.#core;
+    if (hostMemory.isEnabled) hostMemory.store(health.errorPage());
+  }
+
   submit(): void {
     for (const { image } of this.#core.namespaces.values()) image.submit();
   }
@@ -165,6 +174,7 @@ export class NvmeController implements DeviceModel, EngineOwner {
 
   failed(command: Command, status: number): void {
     this.#core.health.failed(command, status);
+    this.#hasFailed = true;
   }
 
   idle(): void {

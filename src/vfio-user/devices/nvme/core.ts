@@ -8,6 +8,7 @@ import type { Engine } from './engine.js';
 import { Events } from './events.js';
 import { Features } from './features.js';
 import { Health } from './health.js';
+import { HostMemory } from './host-memory.js';
 import { WAIT } from './lists.js';
 import type { Namespace } from './namespace.js';
 
@@ -27,6 +28,8 @@ export interface Settings {
   readonly shadowDoorbells: boolean;
   /** bytes of the controller memory buffer; 0: there is none */
   readonly memoryBuffer: number;
+  /** bytes of the host's memory that the controller asks for; 0: none */
+  readonly hostMemory: number;
 }
 
 /** Bytes of the least page of the host, in which MDTS counts. */
@@ -37,6 +40,7 @@ export class Core {
   readonly features = new Features();
   readonly health = new Health();
   readonly events: Events;
+  readonly hostMemory: HostMemory;
   /** Namespaces that have come or gone since the host has read the log page. */
   readonly changed = new Set<number>();
 
@@ -46,6 +50,7 @@ export class Core {
     readonly engine: Engine,
   ) {
     this.events = new Events(engine);
+    this.hostMemory = new HostMemory(engine, settings.hostMemory);
   }
 
   /** I/O queue pairs */
@@ -77,6 +82,7 @@ export class Core {
   reset(): void {
     this.features.reset();
     this.events.clear();
+    this.hostMemory.disable();
     this.changed.clear();
   }
 

@@ -30,6 +30,8 @@ const IDLE_TURNS = 16;
 export interface EngineOwner {
   /** Carries out a command, which calls {@link Engine.complete} now or later. */
   execute(command: Command): void;
+  /** In a turn, in which the host's memory may be touched. */
+  inTurn(): void;
   /** A turn is over: begins what was gathered in it. */
   submit(): void;
   /** Memory of a queue can not be reached: the controller can not go on. */
@@ -259,6 +261,19 @@ export class Engine {
     });
   }
 
+  /** A transfer by message that belongs to no command. @param failed called if it fails */
+  track(wait: Promise<void>, failed: () => void): void {
+    this.#transfers++;
+    const ended = (): void => {
+      this.#transferEnded();
+      if (!this.isBusy) this.#owner.idle();
+    };
+    wait.then(ended, () => {
+      failed();
+      ended();
+    });
+  }
+
   /** Counts bytes that were moved at once, so that a turn does not take too long. */
   moved(bytes: number): void {
     this.#sliceBytes += bytes;
@@ -332,6 +347,7 @@ export class Engine {
         found ||= count > 0;
       }
     }
+    this.#owner.inTurn();
     this.#owner.submit();
     this.#flush();
     this.#inSlice = false;

@@ -26,7 +26,7 @@ export function getFeatures(core: Core, command: Command): void {
     if (isCapabilities) return answer(word.mask === 0 ? 0 : CHANGEABLE);
     return answer(isCurrent ? features.word(feature) : word.initial);
   }
-  if (isCapabilities && isKnown(feature)) return answer(CHANGEABLE);
+  if (isCapabilities && isKnown(core, feature)) return answer(CHANGEABLE);
   switch (feature) {
     case FEATURE.TEMPERATURE: {
       const wanted = command.dword(11);
@@ -52,18 +52,27 @@ export function getFeatures(core: Core, command: Command): void {
       const length = (command.dword(11) & 1) === 1 ? 16 : 8;
       return core.send(command, isCurrent ? features.hostIdentifier : new Uint8Array(16), length);
     }
+    case FEATURE.HOST_MEMORY:
+      if (core.hostMemory.isOffered)
+        return core.send(
+          command,
+          isCurrent ? core.hostMemory.page() : new Uint8Array(4096),
+          4096,
+          isCurrent && core.hostMemory.isEnabled ? 1 : 0,
+        );
   }
   return engine.complete(command, STATUS.INVALID_FIELD);
 }
 
 /** Is it a feature that is more than one word? */
-function isKnown(feature: number): boolean {
+function isKnown(core: Core, feature: number): boolean {
   return (
     feature === FEATURE.TEMPERATURE ||
     feature === FEATURE.QUEUES ||
     feature === FEATURE.VECTOR ||
     feature === FEATURE.TIMESTAMP ||
-    feature === FEATURE.HOST_IDENTIFIER
+    feature === FEATURE.HOST_IDENTIFIER ||
+    (feature === FEATURE.HOST_MEMORY && core.hostMemory.isOffered)
   );
 }
 
@@ -122,6 +131,8 @@ export function setFeatures(core: Core, command: Command): void {
         end(STATUS.SUCCESS);
       });
     }
+    case FEATURE.HOST_MEMORY:
+      if (core.hostMemory.isOffered) return core.hostMemory.set(command);
   }
   return end(STATUS.INVALID_FIELD);
 }

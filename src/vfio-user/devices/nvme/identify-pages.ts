@@ -53,6 +53,8 @@ export function controllerPage(core: Core): Uint8Array {
   bytes[CONTROLLER.ELPE] = ERROR_ENTRIES - 1;
   view.setUint16(CONTROLLER.WCTEMP, TEMPERATURE.WARNING, true);
   view.setUint16(CONTROLLER.CCTEMP, TEMPERATURE.CRITICAL, true);
+  view.setUint32(CONTROLLER.HMPRE, settings.hostMemory / 4096, true);
+  view.setUint32(CONTROLLER.HMMIN, settings.hostMemory / 4096, true);
   const capacity = [...namespaces.values()].reduce((sum, { image }) => sum + image.bytes, 0);
   put64(view, CONTROLLER.TNVMCAP, capacity);
   bytes[CONTROLLER.SQES] = 0x66;

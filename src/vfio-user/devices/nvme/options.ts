@@ -49,6 +49,8 @@ export interface NvmeModelOptions extends NvmeNamespaceOptions {
    * none.
    */
   readonly memoryBuffer?: number;
+  /** Bytes of the host's memory that the controller asks for, a multiple of 4 KiB up to 1 GiB. Default 0: none. */
+  readonly hostMemory?: number;
   /** What goes wrong on purpose, for tests of drivers. */
   readonly faults?: readonly NvmeFault[];
 }
@@ -73,6 +75,7 @@ const MODEL: Shape<NvmeModelOptions> = {
   sgl: 'boolean',
   shadowDoorbells: 'boolean',
   memoryBuffer: 'number',
+  hostMemory: 'number',
   faults: 'array',
 };
 
@@ -105,6 +108,7 @@ export function nvmeSettings(options: NvmeModelOptions | undefined): NvmeSetting
     sgl = true,
     shadowDoorbells = true,
     memoryBuffer = 0,
+    hostMemory = 0,
     faults = [],
     namespaces = [],
   } = given;
@@ -120,6 +124,9 @@ export function nvmeSettings(options: NvmeModelOptions | undefined): NvmeSetting
     });
   if (memoryBuffer !== 0 && (!isPowerOfTwo(memoryBuffer) || memoryBuffer < 64 * KiB || memoryBuffer > GiB))
     throw invalid(OPERATION, `memoryBuffer is ${memoryBuffer}, not a power of two from 64 KiB to 1 GiB`);
+  mustBeWhole(hostMemory, 0, GiB, 'hostMemory', OPERATION);
+  if (hostMemory % LEAST_PAGE !== 0)
+    throw invalid(OPERATION, `hostMemory is ${hostMemory}, not a multiple of ${LEAST_PAGE}`);
   if (serial !== undefined) checkText(serial, 20, 'serial');
   checkText(model, 40, 'model');
   const own = (Object.keys(NAMESPACE) as (keyof NvmeNamespaceOptions)[]).some((key) => given[key] !== undefined);
@@ -141,6 +148,7 @@ export function nvmeSettings(options: NvmeModelOptions | undefined): NvmeSetting
     sgl,
     shadowDoorbells,
     memoryBuffer,
+    hostMemory,
     namespaces: all,
     faults: faults.map((fault) => faultRule(fault, OPERATION)),
   };
