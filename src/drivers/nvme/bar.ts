@@ -4,14 +4,17 @@ import { DmaError } from '../../errors.js';
 import {
   capabilitiesOf,
   CC,
+  CMB,
   COMMAND_SETS,
   CSTS,
   ENTRY,
+  memoryBufferOf,
   NVME_REGISTER as REG,
   SHUTDOWN,
   SHUTDOWN_STATUS,
   versionText,
   type NvmeCapabilities,
+  type NvmeMemoryBuffer,
 } from '../../nvme/registers.js';
 import type { Registers } from '../../platform/registers/registers.js';
 import { hex } from '../../units.js';
@@ -28,6 +31,9 @@ export interface EnableOptions {
   /** CC.AMS: 0 round robin, 1 weighted. */
   readonly arbitration: number;
 }
+
+/** Where the memory buffer is for the controller: past all addresses that memory is mapped at. */
+export const BUFFER_ADDRESS = 2 ** 52;
 
 /** CAP.TO is 0 with some controllers that need a moment all the same. */
 const LEAST_READY_MS = 1000;
@@ -110,6 +116,22 @@ export class ControllerBar {
         (ENTRY.COMPLETION_POWER << CC.IOCQES_SHIFT),
     );
     await this.#wait(CSTS.RDY | CSTS.CFS, CSTS.RDY, 'starting');
+  }
+
+  /**
+   * Switches the controller memory buffer on (NVMe 1.4, sections 3.1.11 to 3.1.14): memory in one of its BARs, which it takes for
+   * addresses from {@link BUFFER_ADDRESS} on.
+   *
+   * @returns where it is; `undefined` if there is none that submission queues may be in
+   */
+  enableMemoryBuffer(): NvmeMemoryBuffer | undefined {
+    const { registers } = this;
+    if (!this.capabilities.memoryBuffer) return undefined;
+    this.write64(REG.CMBMSC, CMB.CRE);
+    const buffer = memoryBufferOf(registers.read32(REG.CMBLOC), registers.read32(REG.CMBSZ));
+    if (buffer === undefined || (buffer.uses & CMB.SQS) === 0) return undefined;
+    this.write64(REG.CMBMSC, BUFFER_ADDRESS + (CMB.CRE | CMB.CMSE));
+    return (registers.read32(REG.CMBSTS) & 1) === 0 ? buffer : undefined;
   }
 
   /** Tells the controller that it will be switched off, so that it makes everything durable. Resolves when it has. */

@@ -7,8 +7,9 @@ import { dmaError, throwsDma } from '../../../test/shared/errors.js';
 import { until } from '../../../test/shared/until.js';
 import type { Device } from '../../bus/model.js';
 import { Eal } from '../../eal.js';
-import { NVM, SQE } from '../../nvme/commands.js';
+import { ADMIN, FEATURE, NVM, SQE } from '../../nvme/commands.js';
 import { KiB, MiB, type Va } from '../../units.js';
+import { deviceModel } from '../../vfio-user/devices/catalog.js';
 import type { NvmeNamespace } from './namespace.js';
 import type { Nvme } from './nvme.js';
 import { nvmeDriver } from './nvme-driver.js';
@@ -441,6 +442,84 @@ describe('a queue of the program’s own', () => {
       });
       await finished;
       assert.equal(done, 100);
+      block.free();
+    }));
+});
+
+describe('a controller’s own memory', () => {
+  it('is a buffer that a submission ring can be in', async () => {
+    await using eal = await Eal.start(QUIET);
+    eal.vdev.define('buffered', deviceModel('nvme', { memoryBuffer: 64 * KiB, size: MiB }));
+    const device = await eal.probe('vdev:buffered0');
+    const ssd = device.use(nvmeDriver);
+    using block = eal.malloc(64 * KiB, { align: 4096 });
+    const iova = device.iovaOf(block);
+    fill(block.bytes(), 6);
+    await ssd.namespace(1).write({ lba: 0, from: block });
+    const wanted = sum(block.bytes());
+    for (let opened = 0; opened < 2; opened++) {
+      const queue = await ssd.openQueue({ entries: 16, controllerMemory: true });
+      block.bytes().fill(0);
+      // Around the ring more than once.
+      for (let at = 0; at < 128; at += 8) {
+        for (let slot = 0; slot < 8; slot++) queue.read(slot, 1, at + slot, 1, iova + (at + slot) * 512);
+        queue.ring();
+        let back = 0;
+        await until(() => (back += queue.poll()) === 8, 'they are back');
+      }
+      assert.equal(sum(block.bytes()), wanted);
+      // Its place is free again, or is in use until the reset has put it there anew.
+      if (opened === 0) await ssd.closeQueue(queue);
+      else {
+        await ssd.reset();
+        queue.read(0, 1, 3, 1, iova);
+        queue.ring();
+        await until(() => queue.poll() === 1, 'it works after a reset');
+        assert.equal(queue.statuses[0], 0);
+      }
+    }
+    await assert.rejects(
+      ssd.openQueue({ entries: 1024, controllerMemory: true }),
+      dmaError('ENOSPC', /64 KiB is full/),
+    );
+  });
+
+  it('is asked for in vain where there is none', () =>
+    withDisk({}, async ({ eal, ssd }) => {
+      await assert.rejects(ssd.openQueue({ controllerMemory: true }), dmaError('ENOTSUP', /no memory buffer/));
+      using block = eal.malloc(4096, { align: 4096 });
+      await assert.rejects(ssd.lendMemory(block), dmaError('ENOTSUP', /wants no memory/));
+    }));
+
+  it('is lent to it, stays lent over a reset, and can not be freed until it is taken back', () =>
+    withDisk({ hostMemory: 4 }, async ({ eal, device, ssd, fake }) => {
+      using small = eal.malloc(8 * KiB, { align: 4096 });
+      await assert.rejects(ssd.lendMemory(small), dmaError('EINVAL', /needs 16 KiB/));
+      using block = eal.malloc(64 * KiB, { align: 4096 });
+      const range = (offset: number, length: number): { va: Va; length: number } => ({
+        va: (block.va + offset) as Va,
+        length,
+      });
+      await assert.rejects(ssd.lendMemory(range(512, 16 * KiB)), dmaError('EINVAL', /whole pages/));
+      await ssd.lendMemory([range(0, 8 * KiB), range(32 * KiB, 8 * KiB)]);
+      const given = (): FakeNvme['log'] =>
+        fake.log.filter(
+          ({ queue, opcode, cdw10 }) => queue === 0 && opcode === ADMIN.SET_FEATURES && cdw10 === FEATURE.HOST_MEMORY,
+        );
+      const { entry, cdw11, cdw12 } = given().at(-1) ?? assert.fail();
+      assert.deepEqual([cdw11, cdw12, entry.getUint32(SQE.CDW15, true)], [1, 4, 2]);
+      const list = entry.getUint32(SQE.CDW13, true) + entry.getUint32(SQE.CDW14, true) * 2 ** 32;
+      const view = new DataView(fake.bytesAt(list, 32).slice().buffer);
+      assert.deepEqual(
+        [0, 16].map((at) => [Number(view.getBigUint64(at, true)), view.getUint32(at + 8, true)]),
+        [range(0, 0), range(32 * KiB, 0)].map(({ va }) => [device.iovaOf(va), 2]),
+      );
+      throwsDma('EBUSY', () => block.free(), /lent to \(lendMemory\)/);
+      await assert.rejects(ssd.lendMemory(block), dmaError('EBUSY', /takeMemoryBack/));
+      await ssd.reset();
+      assert.equal(given().at(-1)?.cdw11, 3, 'enabled, and what was there before');
+      await ssd.takeMemoryBack();
+      assert.equal(given().at(-1)?.cdw11, 0);
       block.free();
     }));
 });

@@ -25,14 +25,15 @@ import {
   OACS,
   type NvmeControllerIdentity,
 } from '../../nvme/identify.js';
-import { completionDoorbell, ENTRY, submissionDoorbell } from '../../nvme/registers.js';
+import { completionDoorbell, ENTRY, submissionDoorbell, type NvmeMemoryBuffer } from '../../nvme/registers.js';
+import type { Registers } from '../../platform/registers/registers.js';
 import { shortForm } from '../../short-form.js';
 import { show } from '../../show.js';
-import { alignUp, KiB, MiB } from '../../units.js';
-import { ControllerBar } from './bar.js';
+import { alignUp, formatSize, KiB, MiB } from '../../units.js';
+import { BUFFER_ADDRESS, ControllerBar } from './bar.js';
 import { Bounce } from './bounce.js';
 import { Commands, type CommandsHost } from './commands.js';
-import type { PointerRules } from './data-pointer.js';
+import { piecesOf, putAddress, type NvmeMemory, type PointerRules } from './data-pointer.js';
 import { DmaMemory } from './dma-memory.js';
 import { Doorbell, type ShadowDoorbells } from './doorbells.js';
 import { EventFeed, eventOf, type NvmeEvent } from './events.js';
@@ -40,7 +41,7 @@ import { NvmeNamespace, type NamespaceFacts, type NamespaceHost } from './namesp
 import type { Data, NvmeCallOptions, NvmeResult } from './operation.js';
 import { Poller } from './poller.js';
 import { GARBAGE, listBytesFor, NvmeQueue } from './queue.js';
-import { commandOf, limitsOf, type NvmeCommand, type RequestContext } from './requests.js';
+import { bytesOf, commandOf, limitsOf, type NvmeCommand, type RequestContext } from './requests.js';
 
 /** What a controller takes, and has. */
 export interface NvmeLimits {
@@ -76,6 +77,8 @@ export interface NvmeQueueOptions {
   readonly onCompletions?: (count: number, queue: NvmeQueue) => void;
   /** Does the controller interrupt for it? Default: if there is `onCompletions`. */
   readonly interrupts?: boolean;
+  /** Put its submission ring into the controller's memory buffer. Default false; ENOTSUP where there is none. */
+  readonly controllerMemory?: boolean;
   /** For weighted round robin, where that was asked for. Default `medium`. */
   readonly priority?: 'urgent' | 'high' | 'medium' | 'low';
 }
@@ -86,6 +89,7 @@ const QUEUE_OPTIONS: Shape<NvmeQueueOptions> = {
   entries: 'number',
   onCompletions: 'function',
   interrupts: 'boolean',
+  controllerMemory: 'boolean',
   priority: PRIORITIES,
 };
 
@@ -107,6 +111,24 @@ const EVENT_REQUESTS = 4;
 const ATTEMPTS = 2;
 const MOST_DESCRIPTORS = 256;
 
+/** Memory that the controller has on loan. */
+interface HostMemory {
+  readonly list: DmaMemory;
+  /** VAs: start and length of each range. */
+  readonly ranges: readonly number[];
+  readonly count: number;
+  readonly pages: number;
+}
+
+/** The feature "host memory buffer" (NVMe 1.4, section 5.21.1.13): bits of CDW11, and bytes of a descriptor. */
+const HMB = { ENABLE: 1 << 0, AGAIN: 1 << 1, DESCRIPTOR: 16 } as const;
+
+/** Bytes of the controller's memory buffer. */
+interface BufferPart {
+  readonly offset: number;
+  readonly length: number;
+}
+
 /** A queue pair, and what it is made of at the controller. */
 interface QueueRecord {
   readonly queue: NvmeQueue;
@@ -117,8 +139,11 @@ interface QueueRecord {
   readonly vector: number | undefined;
   readonly priority: number;
   readonly doorbells: readonly [tail: Doorbell, head: Doorbell];
+  /** Its part of the controller's memory buffer. */
+  readonly buffer: BufferPart | undefined;
   /** Looks after it, when the program does not poll. */
   readonly poller: Poller | undefined;
+  readonly onInterrupt: (() => void) | undefined;
 }
 
 /** An NVMe controller. Made by `nvmeDriver`. */
@@ -143,6 +168,8 @@ export class Nvme {
   #interrupts: Interrupts | undefined;
   readonly #vectors: Set<() => void>[] = [];
   #requests: { device: Device; rules: PointerRules; timeoutMs: number };
+  #buffer: NvmeMemoryBuffer | undefined;
+  #hostMemory: HostMemory | undefined;
   #abortMs = 5000;
   #resubmitReads = false;
   #shadow: { readonly memory: DmaMemory; readonly doorbells: ShadowDoorbells } | undefined;
@@ -348,6 +375,56 @@ export class Nvme {
   }
 
   /**
+   * Lends the controller memory for tables of its own (host memory buffer; NVMe 1.4, section 8.9), for disks without any. It must not
+   * be touched meanwhile, and can not be freed or unmapped. Blocks of `eal.malloc` that begin and end on pages will do.
+   *
+   * @throws DmaError (rejects): ENOTSUP when the controller wants none; EINVAL when it is less than it needs, or not whole pages; EBUSY
+   *   when it has some already; as {@link Nvme.admin}
+   */
+  async lendMemory(memory: NvmeMemory): Promise<void> {
+    const operation = 'nvme.lendMemory';
+    this.#mustWork(operation);
+    const { hostMemoryMinimum, hostMemoryPreferred } = this.identity;
+    const refuse = (code: 'ENOTSUP' | 'EINVAL' | 'EBUSY', reason: string, hint?: string): DmaError =>
+      new DmaError({ code, operation, device: this.#device.name, reason, hint });
+    if (hostMemoryPreferred === 0) throw refuse('ENOTSUP', 'the controller wants no memory of the host');
+    if (this.#hostMemory !== undefined)
+      throw refuse('EBUSY', 'it has memory of the host already', 'takeMemoryBack ends that');
+    const length = bytesOf(memory, operation);
+    const least = formatSize(hostMemoryMinimum);
+    if (length < hostMemoryMinimum)
+      throw refuse('EINVAL', `it needs ${least}`, `it would like ${formatSize(hostMemoryPreferred)}`);
+    const pieces = piecesOf(this.#device, memory, length, 'memory', operation);
+    const { iovas, lengths, ranges } = pieces;
+    if (iovas.some((iova) => iova % this.#pageSize !== 0) || lengths.some((bytes) => bytes % this.#pageSize !== 0))
+      throw refuse('EINVAL', `it takes whole pages of ${this.#pageSize} bytes`, 'eal.malloc(bytes, { align: 4096 })');
+    const list = this.#allocate(iovas.length * HMB.DESCRIPTOR, 'host memory');
+    const { bytes } = list.part(0, iovas.length * HMB.DESCRIPTOR);
+    const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+    for (const [index, iova] of iovas.entries()) {
+      putAddress(words, index * 4, iova);
+      words[index * 4 + 2] = lengths[index] / this.#pageSize;
+    }
+    const given: HostMemory = { list, ranges, count: iovas.length, pages: length / this.#pageSize };
+    try {
+      await this.#giveHostMemory(given, 0);
+    } catch (error) {
+      throw withUndo(error, operation, undoAll([() => list[Symbol.dispose]()]));
+    }
+  }
+
+  /** Takes back what {@link lendMemory} lent; does nothing if that is nothing. @throws DmaError (rejects) as {@link Nvme.admin} */
+  async takeMemoryBack(): Promise<void> {
+    const operation = 'nvme.takeMemoryBack';
+    const given = this.#hostMemory;
+    if (given === undefined) return;
+    this.#mustWork(operation);
+    await this.#command(operation, { opcode: ADMIN.SET_FEATURES, cdw10: FEATURE.HOST_MEMORY, cdw11: 0 });
+    this.#hostMemory = undefined;
+    given.list[Symbol.dispose]();
+  }
+
+  /**
    * Opens a queue pair of the program's own, for many commands a second: see {@link NvmeQueue}. Close it by
    * {@link closeQueue}, or with the device.
    *
@@ -358,14 +435,15 @@ export class Nvme {
     const asked = optionsOf<NvmeQueueOptions>(options, QUEUE_OPTIONS, operation);
     this.#mustWork(operation);
     const { onCompletions, interrupts = onCompletions !== undefined, priority = 'medium' } = asked;
-    const { entries = Math.min(IO_ENTRIES, this.limits.queueEntries) } = asked;
+    const { controllerMemory = false, entries = Math.min(IO_ENTRIES, this.limits.queueEntries) } = asked;
     mustBeWhole(entries, 2, this.limits.queueEntries, 'entries', operation);
-    const record = this.#makeIoQueue(entries, interrupts, PRIORITIES.indexOf(priority), onCompletions, operation);
+    const buffer = controllerMemory ? this.#bufferPart(entries * ENTRY.SUBMISSION, operation) : undefined;
+    const which = PRIORITIES.indexOf(priority);
+    const record = this.#makeIoQueue(entries, interrupts, which, onCompletions, operation, buffer);
     try {
       await this.#createQueue(record);
     } catch (error) {
-      this.#records.delete(record.queue.id);
-      throw withUndo(error, operation, undoAll([() => record.memory[Symbol.dispose]()]));
+      throw withUndo(error, operation, undoAll([() => this.#dropQueue(record)]));
     }
     return record.queue;
   }
@@ -385,10 +463,9 @@ export class Nvme {
         hint: 'poll until queue.running is 0',
       });
     queue.halt(closedDriver('nvmeQueue').with({ reason: 'the queue was closed' }));
-    this.#records.delete(queue.id);
     await this.#command(operation, { opcode: ADMIN.DELETE_SQ, cdw10: queue.id });
     await this.#command(operation, { opcode: ADMIN.DELETE_CQ, cdw10: queue.id });
-    record.memory[Symbol.dispose]();
+    this.#dropQueue(record);
   }
 
   /**
@@ -436,6 +513,7 @@ export class Nvme {
       ...undoAll([
         () => this.#interrupts?.close(),
         () => this.#shadow?.memory[Symbol.dispose](),
+        () => this.#hostMemory?.list[Symbol.dispose](),
         ...records.map(
           ({ memory }) =>
             () =>
@@ -453,7 +531,9 @@ export class Nvme {
     const { queue, entries, submissions, completions } = record;
     queue.restart();
     this.#admin.resume();
-    await this.#bar.enable({ entries, submissions, completions, pageSize: this.#pageSize, arbitration: 0 });
+    const arbitration = this.#bar.capabilities.weightedRoundRobin ? 1 : 0;
+    await this.#bar.enable({ entries, submissions, completions, pageSize: this.#pageSize, arbitration });
+    this.#buffer = this.#bar.enableMemoryBuffer();
     this.#learn(controllerIdentityOf(await this.#identify(CNS.CONTROLLER, 0)));
     await this.#agreeOnQueues();
     await this.#useShadowDoorbells();
@@ -469,6 +549,7 @@ export class Nvme {
     }
     await this.#scan();
     await this.#switchEventsOn();
+    if (this.#hostMemory !== undefined) await this.#giveHostMemory(this.#hostMemory, HMB.AGAIN);
   }
 
   #learn(identity: NvmeControllerIdentity): void {
@@ -593,6 +674,21 @@ export class Nvme {
     };
   }
 
+  /** @param flags how it is given: for the first time, or again after a reset, with what the controller had put there */
+  async #giveHostMemory(given: HostMemory, flags: number): Promise<void> {
+    const { list, count, pages } = given;
+    // From here on the controller may use it.
+    this.#hostMemory = given;
+    const address = { cdw13: list.iova % 2 ** 32, cdw14: Math.floor(list.iova / 2 ** 32) };
+    const feature = { opcode: ADMIN.SET_FEATURES, cdw10: FEATURE.HOST_MEMORY, cdw11: HMB.ENABLE | flags };
+    try {
+      await this.#command('nvme.lendMemory', { ...feature, cdw12: pages, ...address, cdw15: count });
+    } catch (error) {
+      if (flags === 0) this.#hostMemory = undefined;
+      throw error;
+    }
+  }
+
   // --- events ---
 
   async #switchEventsOn(): Promise<void> {
@@ -714,6 +810,7 @@ export class Nvme {
     priority: number,
     onCompletions: NvmeQueueOptions['onCompletions'],
     operation: string,
+    buffer?: BufferPart,
   ): QueueRecord {
     let id = 1;
     while (this.#records.has(id)) id++;
@@ -727,7 +824,7 @@ export class Nvme {
       });
     const vectors = this.#vectors.length;
     const vector = !interrupts || vectors === 0 ? undefined : vectors === 1 ? 0 : 1 + ((id - 1) % (vectors - 1));
-    const record = this.#makeQueue(id, entries, this.limits.maxTransfer, priority, vector, onCompletions);
+    const record = this.#makeQueue(id, entries, this.limits.maxTransfer, priority, vector, onCompletions, buffer);
     this.#records.set(id, record);
     this.#shadowed(id, record.doorbells, this.#bar.capabilities.doorbellStride, this.#pageSize);
     return record;
@@ -740,6 +837,7 @@ export class Nvme {
     priority: number,
     vector: number | undefined,
     onCompletions: NvmeQueueOptions['onCompletions'],
+    buffer?: BufferPart,
   ): QueueRecord {
     const pageSize = this.#pageSize;
     const stride = this.#bar.capabilities.doorbellStride;
@@ -755,14 +853,17 @@ export class Nvme {
     const completions = memory.part(submissionBytes, completionBytes);
     const queue = new NvmeQueue({
       ...{ id, entries, submissions, completions, listBytes, pageSize, maxTransfer, tail, head },
+      ...(buffer === undefined ? {} : { remote: this.#remoteRing(buffer) }),
       lists: memory.part(listsAt, length - listsAt),
       formatOf: (nsid) => this.#formatOf(nsid),
       failed: (error) => this.#failed(error),
     });
     const poller = onCompletions === undefined ? undefined : this.#pollerOf(queue, onCompletions, vector);
+    const onInterrupt = poller === undefined ? undefined : (): void => poller.interrupt();
+    if (vector !== undefined && onInterrupt !== undefined) this.#vectors[vector].add(onInterrupt);
     return {
-      ...{ queue, memory, entries, vector, priority, poller },
-      submissions: submissions.iova,
+      ...{ queue, memory, entries, vector, priority, poller, onInterrupt, buffer },
+      submissions: buffer === undefined ? submissions.iova : BUFFER_ADDRESS + buffer.offset,
       completions: completions.iova,
       doorbells: [tail, head],
     };
@@ -789,8 +890,36 @@ export class Nvme {
       vector !== undefined,
     );
     queue.onRing = () => poller.start();
-    if (vector !== undefined) this.#vectors[vector].add(() => poller.interrupt());
     return poller;
+  }
+
+  /** Room for a ring in the memory buffer. @throws DmaError ENOTSUP, ENOSPC */
+  #bufferPart(bytes: number, operation: string): BufferPart {
+    const buffer = this.#buffer;
+    const refuse = (code: 'ENOTSUP' | 'ENOSPC', reason: string): DmaError =>
+      new DmaError({ code, operation, device: this.#device.name, reason, hint: 'leave controllerMemory out' });
+    if (buffer === undefined) throw refuse('ENOTSUP', 'the controller has no memory buffer for submission queues');
+    const length = alignUp(bytes, this.#pageSize);
+    const taken = [...this.#records.values()].flatMap(({ buffer: part }) => (part === undefined ? [] : [part]));
+    let offset = 0;
+    for (const part of taken.sort((a, b) => a.offset - b.offset)) {
+      if (part.offset - offset >= length) break;
+      offset = part.offset + part.length;
+    }
+    if (offset + length <= buffer.length) return { offset, length };
+    throw refuse('ENOSPC', `its memory buffer of ${formatSize(buffer.length)} is full`);
+  }
+
+  #remoteRing(part: BufferPart): { readonly registers: Registers; readonly offset: number } {
+    const { bar = 0, offset = 0 } = this.#buffer ?? {};
+    return { registers: this.#device.access.registers(bar), offset: offset + part.offset };
+  }
+
+  #dropQueue(record: QueueRecord): void {
+    this.#records.delete(record.queue.id);
+    if (record.vector !== undefined && record.onInterrupt !== undefined)
+      this.#vectors[record.vector].delete(record.onInterrupt);
+    record.memory[Symbol.dispose]();
   }
 
   #formatOf(nsid: number): { readonly blockBytes: number } {
@@ -997,6 +1126,9 @@ export class Nvme {
   /** What commands use of [start, end). */
   #usesOf(start: number, end: number): string | undefined {
     const { domain } = this.#device;
+    const lent = this.#state === 'ended' ? [] : (this.#hostMemory?.ranges ?? []);
+    for (let i = 0; i < lent.length; i += 2)
+      if (lent[i] < end && lent[i] + lent[i + 1] > start) return 'the controller, which it was lent to (lendMemory),';
     for (const commands of [this.#io, this.#admin]) {
       const work = commands?.usesOf(start, end);
       if (work !== undefined) return work;

@@ -113,7 +113,8 @@ export function commandOf(
   return { entry, data, unit, ranges };
 }
 
-function bytesOf(memory: NvmeMemory, operation: string): number {
+/** How many bytes of memory were given. @throws DmaError EINVAL for what is no memory */
+export function bytesOf(memory: NvmeMemory, operation: string): number {
   const list = Array.isArray(memory) ? (memory as readonly MemoryPart[]) : [memory as MemoryPart];
   return list.reduce((sum, each) => sum + mustHaveBytes(each, 'the data', operation), 0);
 }

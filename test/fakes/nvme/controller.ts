@@ -67,6 +67,8 @@ export interface FakeNvmeOptions {
   /** OACS besides. Default: format. */
   readonly oacs?: number;
   readonly oncs?: number;
+  /** HMPRE and HMMIN, in units of 4 KiB. Default 0. */
+  readonly hostMemory?: number;
   /** Asked about each command. */
   readonly misbehave?: (command: FakeCommand) => Misbehaviour;
   /** Metadata bytes a block, kept apart. Default 0. */
@@ -146,12 +148,13 @@ export class FakeNvme implements DeviceModel {
       oncs = ONCS.COMPARE | ONCS.DATASET_MANAGEMENT | ONCS.WRITE_ZEROES | ONCS.VERIFY | ONCS.COPY,
       metadataSize = 0,
       protection = 0,
+      hostMemory = 0,
       misbehave = () => undefined,
     } = options;
     this.#host = host;
     this.#options = {
       ...{ blockSize, blocks, namespaces, mdts, maxEntries, doorbellStride, queues, vectors, sgls, oacs, oncs },
-      ...{ metadataSize, protection },
+      ...{ metadataSize, protection, hostMemory },
     };
     this.interrupts = { intx: 0, msi: 0, msix: vectors };
     this.misbehave = misbehave;
@@ -163,6 +166,11 @@ export class FakeNvme implements DeviceModel {
   /** The number of queue pairs for I/O that were created. */
   get ioQueues(): number {
     return [...this.#submissions.keys()].filter((id) => id > 0).length;
+  }
+
+  /** Memory that the host has mapped for it. */
+  bytesAt(iova: number, length: number): Uint8Array {
+    return this.#memory(iova, length);
   }
 
   /** The rings of queue pair `id`, for a benchmark that completes commands by itself. */
@@ -439,7 +447,8 @@ export class FakeNvme implements DeviceModel {
   }
 
   #identify(command: FakeCommand, cns: number, nsid: number): number {
-    const { namespaces, blocks, blockSize, mdts, sgls, oacs, oncs, metadataSize, protection } = this.#options;
+    const { namespaces, blocks, blockSize, mdts, sgls, oacs, oncs, metadataSize, protection, hostMemory } =
+      this.#options;
     const bytes = new Uint8Array(IDENTIFY_BYTES);
     const view = new DataView(bytes.buffer);
     if (cns === CNS.CONTROLLER) {
@@ -455,6 +464,8 @@ export class FakeNvme implements DeviceModel {
       view.setUint32(CONTROLLER.OAES, 1 << 8, true);
       view.setUint32(CONTROLLER.NN, namespaces, true);
       view.setUint32(CONTROLLER.SGLS, sgls, true);
+      view.setUint32(CONTROLLER.HMPRE, hostMemory, true);
+      view.setUint32(CONTROLLER.HMMIN, hostMemory, true);
     } else if (cns === CNS.ACTIVE_NAMESPACES) {
       let at = 0;
       for (let id = nsid + 1; id <= this.disks.length; id++, at += 4) view.setUint32(at, id, true);
