@@ -299,7 +299,7 @@ async function attackAs(
   const tryIt = async (name: string, steps: readonly Step[], kind = name): Promise<void> => {
     done++;
     await attack(platform, connect, steps);
-    await times.noting(`server: ${kind}${whose}`, () => victim.serves(`${name}${whose}`));
+    await times.noting(`server: ${kind}${whose}`, victim.child.pid, () => victim.serves(`${name}${whose}`));
   };
   let turn = Math.floor(Math.random() * some);
   /** One of several is enough in the short form. */
@@ -350,7 +350,9 @@ async function attackAs(
     for (let n = 0; n < 2000 / some; n++) files.close(await connect());
     await tryIt('many connections', [version]);
     await tryLingering(platform, connect, victim, [version, map], others);
-    await times.noting(`server: sockets that linger${whose}`, () => victim.serves('sockets that linger'));
+    await times.noting(`server: sockets that linger${whose}`, victim.child.pid, () =>
+      victim.serves('sockets that linger'),
+    );
     for (let n = 0; n < Math.max(3, 60 / some); n++) {
       const fd = memory.memfd({ name: 'race', length: 4096, sealed: false });
       toggler.toggle(fd);
@@ -363,7 +365,7 @@ async function attackAs(
       const bytes = out.slice(0, m.encodeDmaMap(out, 4, 0, pageSize, 'read-write', 0));
       await tryIt('hugepages that are taken away', [version, { bytes, fds: [huge], then: take }, ...touching()]);
     });
-    await times.noting(`server: nothing left${whose}`, () => victim.settles(before, 'all of it'));
+    await times.noting(`server: nothing left${whose}`, victim.child.pid, () => victim.settles(before, 'all of it'));
     return done;
   } finally {
     others.forEach(files.close);

@@ -218,10 +218,12 @@ export async function attackExchange(every: number, times = new Times()): Promis
         socket[LEAVES[part % LEAVES.length]]();
         staying.push(socket);
       }
-      await times.noting(`exchange: ${name}`, () => victim.serves(name));
+      await times.noting(`exchange: ${name}`, victim.child.pid, () => victim.serves(name));
       for (const socket of staying) socket.destroy();
     }
-    await times.noting('exchange: nothing left', () => victim.settles(before, 'all that can be said'));
+    await times.noting('exchange: nothing left', victim.child.pid, () =>
+      victim.settles(before, 'all that can be said'),
+    );
     await crowds(victim, before, times);
     await victim.ends();
   } finally {
@@ -239,9 +241,9 @@ async function crowds(victim: Victim, before: Awaited<ReturnType<Victim['facts']
   ): Promise<void> => {
     const sockets = await Promise.all(Array.from({ length: count }, () => open(port)));
     await Promise.all(sockets.map(each));
-    await times.noting(`exchange: ${name}`, () => victim.serves(name));
+    await times.noting(`exchange: ${name}`, victim.child.pid, () => victim.serves(name));
     for (const socket of sockets) socket.destroy();
-    await times.noting(`exchange: nothing left of ${name}`, () => victim.settles(before, name));
+    await times.noting(`exchange: nothing left of ${name}`, victim.child.pid, () => victim.settles(before, name));
   };
   await crowd('silent peers', 100, async () => undefined);
   await crowd('peers that begin a line', 100, (socket) => write(socket, '{"anydma'));

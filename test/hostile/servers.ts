@@ -364,6 +364,10 @@ class Victim {
     });
   }
 
+  get pid(): number | undefined {
+    return this.#child.pid;
+  }
+
   /** Uses the device of that name. Returns how each step ended: a code, or `ok`. */
   async use(device: string, what: string): Promise<readonly string[]> {
     const child = this.#child;
@@ -418,7 +422,7 @@ export async function attackClient(
   const good = serveScripted(platform, join(folder, 'good'), () => undefined);
   /** The next server is one to rely on. */
   const isServed = async (what: string): Promise<void> => {
-    const outcome = await times.noting('client: the next server', () =>
+    const outcome = await times.noting('client: the next server', victim.pid, () =>
       victim.use(`${join(folder, 'good')},timeout=5000`, what),
     );
     assert.deepEqual(
@@ -453,7 +457,9 @@ export async function attackClient(
       try {
         const trust = stranger ? `user=${NOBODY}` : 'mmap=sealed';
         const kind = `client: ${name.replace(/^.*?: /, '').replace(/ \d+$/, '')}${stranger ? ' by another user' : ''}`;
-        const [first] = await times.noting(kind, () => victim.use(`${path},timeout=${PATIENCE},${trust}`, name));
+        const [first] = await times.noting(kind, victim.pid, () =>
+          victim.use(`${path},timeout=${PATIENCE},${trust}`, name),
+        );
         // On a machine that is busy the server may have been too slow to get that far.
         assert.ok(acted || first === 'probe: ETIMEDOUT', `${name} never happened`);
       } catch (error) {
