@@ -224,14 +224,14 @@ describe('a device in another process', SKIP, () => {
 
   for (const [what, make, why] of [
     ['a folder', (path: string) => mkdirSync(path), /is a directory: give the socket in it/],
-    ['a plain file', (path: string) => writeFileSync(path, ''), /is a file and no socket/],
+    ['a plain file', (path: string) => writeFileSync(path, ''), /is a file, not a socket/],
     [
       'a socket that nobody listens at any more',
       (path: string) => {
         const { sockets, files } = openPlatform();
         files.close(sockets.listen(path, 1));
       },
-      /nobody listens there any more/,
+      /no server listens there any more/,
     ],
   ] as const)
     it(`that is ${what} is ECONNREFUSED, and says so`, () =>

@@ -12,7 +12,7 @@ export class Call<T> {
 
   constructor(
     readonly command: number,
-    /** Takes what is wanted out of a good reply; what it throws means that the reply is nonsense. */
+    /** Takes the result out of a good reply. If it throws, the reply is invalid. */
     readonly decode: (reply: Message) => T,
   ) {}
 
@@ -24,21 +24,21 @@ export class Call<T> {
 
   /** The outcome of a call that is done. */
   result(): T {
-    // Each caller gets an error of its own, with its own stack.
+    // Each caller gets its own error, with its own stack.
     if (this.error !== undefined) throw this.error.with({ operation: operationOf(this.command) });
     return this.value as T;
   }
 }
 
-/** For replies that say nothing but that it is done. */
+/** For replies without a result. */
 export const nothing = (): void => undefined;
 
-/** `error` with the addresses that the call was about. */
+/** `error` with the addresses of the call. */
 export function withRange(error: unknown, iova: number, length: number): unknown {
   return isDmaError(error) && error.range === undefined ? error.with({ range: new Range(iova, length) }) : error;
 }
 
-/** EIO: a reply that is not for what was asked. */
+/** EIO: a reply that does not match the command. */
 export function answersOther({ command }: Message, how: string): DmaError {
   return new DmaError({ code: 'EIO', operation: operationOf(command), reason: `the server answers ${how}` });
 }

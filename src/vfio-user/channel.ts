@@ -15,20 +15,21 @@ const NONE: readonly Channel[] = [];
 /** While more bytes of replies than this wait, nothing is read from the peer, because it could ask for more. */
 const MAX_REPLIES = MAX_MESSAGE;
 
-/** Receive calls in one turn of the event loop, so that a flood leaves time for other work. */
+/** Receive calls in one turn of the event loop, so that many messages leave time for other work. */
 const RECEIVES_A_TURN = 4;
 
 /** If this process can open no more descriptors, the kernel delivers fewer than were sent. */
 function noDescriptors(): DmaError {
-  const reason = 'no descriptor is left for one that came with a message';
-  const hint = 'close what is not needed, or raise RLIMIT_NOFILE with "ulimit -n" or LimitNOFILE= of the service';
+  const reason = 'this process can not open the descriptor that came with a message';
+  const hint =
+    'close descriptors that are not needed, or raise RLIMIT_NOFILE with "ulimit -n" or LimitNOFILE= of the service';
   return new DmaError({ code: 'EMFILE', operation: 'recvmsg', reason, hint });
 }
 
-/** What a channel tells its owner. */
+/** What a channel reports to its owner. */
 export interface ChannelOwner {
   /**
-   * A whole message. Its payload is valid until this returns; descriptors that were not taken out are closed then. An
+   * A whole message. Its payload is valid until this returns. Descriptors that are still in it are closed then. An
    * exception closes the channel.
    */
   onMessage(message: Message): void;
@@ -36,10 +37,10 @@ export interface ChannelOwner {
   onClose(error: DmaError): void;
 }
 
-/** Server ends in this thread. */
+/** The servers' ends of channels in this thread. */
 const servedHere = new Set<Channel>();
 
-/** Does this thread serve a client now? */
+/** Whether this thread serves a client now. */
 export function servesHere(): boolean {
   return servedHere.size > 0;
 }
@@ -48,7 +49,7 @@ interface Waiting {
   readonly bytes: Uint8Array;
   readonly isReply: boolean;
   offset: number;
-  /** Descriptors of our own, closed when they are sent. */
+  /** Descriptors of our own, closed after they are sent. */
   fds: number[];
 }
 
@@ -68,9 +69,10 @@ export class Channel {
   #failure: DmaError | undefined;
 
   /**
-   * @param fd a connected socket, the channel's from here on
-   * @param options.keepAlive shall the open channel keep the process alive? Default true
-   * @param options.served is this a server's end? Then it goes on while a client of this thread waits: see {@link pump}
+   * @param fd a connected socket; the channel owns it from now on
+   * @param options.keepAlive whether the open channel keeps the process alive. Default true
+   * @param options.served whether this is a server's end, which continues while a client of this thread waits: see
+   *   {@link pump} closed on another thread. Default false
    */
   constructor(
     private readonly platform: Platform,
@@ -96,16 +98,17 @@ export class Channel {
     return this.#failure;
   }
 
-  /** Is a message being handled right now? Then nothing can wait for another one. */
+  /** Whether a message is being handled. Then no call can wait for another one. */
   get dispatching(): boolean {
     return this.#dispatching;
   }
 
   /**
-   * Sends one message, or queues what the socket does not take now. `bytes` can be used again at once, and `fds` stay the
-   * caller's and can be closed at once.
+   * Sends one message, or queues the part that the socket does not take now. `bytes` can be reused at once. `fds` stay
+   * the caller's, and can be closed at once.
    *
-   * @returns false when too much is waiting already: nothing was sent. On a closed channel nothing happens.
+   * @returns false if too much is queued already: nothing was sent. On a closed channel it does nothing and returns
+   *   true.
    */
   send(bytes: Uint8Array, fds: readonly number[] = []): boolean {
     if (this.#failure !== undefined) return true;
@@ -120,18 +123,18 @@ export class Channel {
     return true;
   }
 
-  /** Would it take a message now? */
+  /** Whether it would handle a message now. */
   get receives(): boolean {
     return this.#failure === undefined && !this.#paused && !this.#dispatching;
   }
 
-  /** Takes no more messages from the socket, nor from what was read ahead, until {@link resume}. */
+  /** Stops handling messages, also those that were received already, until {@link resume}. */
   pause(): void {
     this.#paused = true;
     this.#tryRewatch();
   }
 
-  /** Handles what was read ahead, and then goes on receiving. */
+  /** Handles the messages that were received already, and then receives again. */
   resume(): void {
     if (!this.#paused) return;
     this.#paused = false;
@@ -139,13 +142,13 @@ export class Channel {
     if (!this.#dispatching) this.#dispatch();
   }
 
-  /** Sends what can be sent and handles what has come. Called when the socket is ready; harmless at any time. */
+  /** Sends what can be sent, and handles what has arrived. Called when the socket is ready; harmless at any time. */
   service(): void {
     if (this.interest.writable) this.#flush();
     for (let i = 0; i < RECEIVES_A_TURN && this.#receive(); i++);
   }
 
-  /** Closes the socket and all descriptors that are queued or not taken. Idempotent; only the first error counts. */
+  /** Closes the socket and all descriptors that are queued or unused. Idempotent; only the first error counts. */
   close(error: DmaError): void {
     if (this.#failure !== undefined) return;
     this.#failure = error;
@@ -169,7 +172,7 @@ export class Channel {
     this.#rewatchIfChanged();
   }
 
-  /** Does it take nothing more at present? */
+  /** Whether it receives nothing at the moment. */
   get #holds(): boolean {
     return this.#paused || this.#queuedReplies > MAX_REPLIES;
   }
@@ -192,11 +195,11 @@ export class Channel {
     } catch (error) {
       this.#sendFailed(error);
     }
-    // What was read ahead while too many replies were waiting.
+    // Messages that were received while too many replies were queued.
     if (!this.#dispatching && !this.#holds) this.#dispatch();
   }
 
-  /** The other side may have said why before it went: listen first. */
+  /** The other side may have sent the reason before it closed: receive first. */
   #sendFailed(error: unknown): void {
     if (!this.#dispatching) while (this.#failure === undefined && this.#receive());
     this.#lost(error);
@@ -231,7 +234,7 @@ export class Channel {
     return bytes === space.length || fds.length > 0;
   }
 
-  /** Handles the whole messages that are there. */
+  /** Handles the whole messages that have arrived. */
   #dispatch(): void {
     this.#dispatching = true;
     try {
@@ -253,7 +256,7 @@ export class Channel {
   }
 
   #broken(error: unknown): void {
-    this.close(isDmaError(error) ? error : protocolError('what could not be handled', error));
+    this.close(isDmaError(error) ? error : protocolError('a message that could not be handled', error));
   }
 
   #lost(cause: unknown): void {
@@ -297,19 +300,19 @@ export class Channel {
       try {
         this.platform.files.close(fd);
       } catch {
-        // A descriptor that can not be closed is gone.
+        // A descriptor whose close fails is closed all the same.
       }
     }
   }
 }
 
 /**
- * Waits, without the event loop, until `call.done`: serves the channels in both directions meanwhile, so that the other
- * side can ask for memory before it answers. Not while one of them handles a message. Clients of servers in this very
- * thread are served meanwhile, because they may be who waits.
+ * Waits, without the event loop, until `call.done`. Meanwhile it serves the channels in both directions, so that the
+ * other side can access memory before it answers. Not allowed while one of them handles a message. Clients of servers
+ * in this thread are served too, because the call may be waiting for one of these servers.
  *
- * @param timeoutMs milliseconds
- * @returns false when the time is over
+ * @param timeoutMs in milliseconds
+ * @returns false on timeout
  */
 export function pump(
   platform: Platform,
@@ -322,7 +325,8 @@ export function pump(
   for (;;) {
     if (call.done) return true;
     const left = deadline - now();
-    // Looked up each time: a server's end may have closed. What handles a message now can not go on before this returns.
+    // Looked up each time, because a server's end may have closed. A channel that handles a message can not continue
+    // before this returns.
     const served = servedHere.size === 0 ? NONE : [...servedHere].filter((channel) => channel.receives);
     const interests = served === NONE ? own : [...own, ...served.map((channel) => channel.interest)];
     if (left <= 0 || !platform.readiness.wait(interests, Math.ceil(left))) return call.done;

@@ -640,7 +640,7 @@ describe('mapped regions', { skip }, () => {
           amongStrangers(),
         );
         client.registers(0);
-        assert.equal(client.notMapped(0), sealed ? undefined : 'the server could make its file shorter');
+        assert.equal(client.notMapped(0), sealed ? undefined : 'the server could truncate its file');
         assert.equal(platform.files.sealedAgainstShrinking(server.regionFd ?? -1, false), sealed);
         end();
       }
@@ -679,7 +679,7 @@ describe('mapped regions', { skip }, () => {
 
   test('nothing is mapped with mmap: never, and the reason is told', async () => {
     for (const [mmap, why] of [
-      ['never', 'mmap=never was asked for'],
+      ['never', 'mmap=never is set'],
       ['auto', undefined],
     ] as const) {
       const { client, end } = await ofFakeServer(undefined, { mmap }, (s) => {

@@ -1,19 +1,20 @@
 /**
- * From received bytes to whole messages. A stream socket keeps no message boundaries; the header's size field makes them.
+ * Splits received bytes into messages. A stream socket keeps no message boundaries; the size in each header defines
+ * them.
  *
- * Descriptors are attached to the first byte of the message that was sent with them, and one recvmsg(2) never reads past
- * the bytes that carried descriptors. So those that a chunk brought belong to the last message that begins in it.
+ * Descriptors are attached to the first byte of their message, and one recvmsg(2) never reads beyond the bytes that
+ * carried descriptors. So the descriptors of a chunk belong to the last message that begins in it.
  */
 import { DmaError } from '../errors.js';
 import { FLAG, get16, get32, HEADER_SIZE, operationOf } from './messages.js';
 import type { Message } from './messages.js';
 
-/** What is read ahead, in bytes: enough for many small messages a system call. */
+/** How many bytes are received at once: enough for many small messages per system call. */
 const READ_AHEAD = 65536;
 
 const NO_FDS: number[] = [];
 
-/** The other side broke the protocol: code EPROTO. */
+/** The other side violated the protocol: code EPROTO. */
 export function protocolError(reason: string, cause?: unknown): DmaError {
   return new DmaError({
     code: 'EPROTO',
@@ -23,7 +24,7 @@ export function protocolError(reason: string, cause?: unknown): DmaError {
   });
 }
 
-/** Is the message a command (and not a reply)? @throws DmaError EPROTO when its flags say neither */
+/** Whether the message is a command (not a reply). @throws DmaError EPROTO if its flags say neither */
 export function isCommand({ command, flags }: Message): boolean {
   const type = flags & FLAG.TYPE;
   if (type === FLAG.REPLY) return false;
@@ -32,23 +33,23 @@ export function isCommand({ command, flags }: Message): boolean {
 }
 
 /**
- * The receive buffer of one connection. It begins small, grows only as bytes really arrive, and never past the largest
- * message allowed: a header that announces more is refused at once.
+ * The receive buffer of one connection. It starts small, grows only when bytes arrive, and never beyond the largest
+ * allowed message: a header that announces more is refused at once.
  */
 export class Framer {
   #buffer = new Uint8Array(READ_AHEAD);
-  /** The first byte of `#buffer` that is in no message taken yet, and one past the last received. */
+  /** The first byte in `#buffer` of the messages that are not taken yet, and the end of the received bytes. */
   #start = 0;
   #end = 0;
-  /** Position in the stream of `#buffer[0]`. */
+  /** Position of `#buffer[0]` in the stream. */
   #base = 0;
-  /** Descriptors of messages not taken yet, in order, by the position where their message begins. */
+  /** Descriptors of messages that are not taken yet, in order, by the position where their message begins. */
   #fds: { readonly at: number; readonly fds: number[] }[] = [];
 
   /** @param maxMessage the largest message accepted, in bytes */
   constructor(private readonly maxMessage: number) {}
 
-  /** Where to receive into; never empty. Ends the life of all payloads given out before. */
+  /** Where to receive into; never empty. It makes all payloads returned before invalid. */
   space(): Uint8Array {
     if (this.#start === this.#end) {
       this.#base += this.#start;
@@ -72,10 +73,10 @@ export class Framer {
   }
 
   /**
-   * `bytes` bytes have been put into {@link space}, and `fds` came with them. The framer owns the descriptors from here,
-   * error or not.
+   * Tells the framer that {@link space} received `bytes` bytes and `fds` with them. The framer owns the descriptors
+   * from now on, also if it throws.
    *
-   * @throws DmaError EPROTO when a message's size is impossible, or no message begins in a chunk with descriptors
+   * @throws DmaError EPROTO if a message's size is impossible, or no message begins in a chunk with descriptors
    */
   received(bytes: number, fds: readonly number[]): void {
     const chunk = this.#end;
@@ -92,9 +93,9 @@ export class Framer {
   }
 
   /**
-   * The next whole message; `undefined` when more bytes are needed first.
+   * The next whole message; `undefined` if more bytes are needed first.
    *
-   * @throws DmaError EPROTO when its size is impossible
+   * @throws DmaError EPROTO if its size is impossible
    */
   next(): Message | undefined {
     const at = this.#start;
@@ -112,14 +113,14 @@ export class Framer {
     };
   }
 
-  /** All descriptors of messages that have not been taken; they are the caller's now. */
+  /** All descriptors of messages that are not taken. The caller owns them from now on. */
   takeFds(): number[] {
     const fds = this.#fds.flatMap((entry) => entry.fds);
     this.#fds = [];
     return fds;
   }
 
-  /** The size of the message that begins at `at` of the buffer; `undefined` when its header is not complete. */
+  /** The size of the message that begins at `at` in the buffer; `undefined` if its header is not complete. */
   #sizeAt(at: number): number | undefined {
     if (this.#end - at < HEADER_SIZE) return undefined;
     const size = get32(this.#buffer, at + 4);

@@ -1,4 +1,4 @@
-/** What a client agrees on with a server, and learns of its device, when it connects. */
+/** The handshake of a client: it agrees with a server on limits, and reads the description of its device. */
 import type { Platform } from '../platform/ports.js';
 import type { Call } from './call.js';
 import type { CallOptions, ClientRegion } from './client-options.js';
@@ -54,7 +54,7 @@ export class RegionFiles {
   }
 }
 
-/** What a server tells of its device. */
+/** What a server reports about its device. */
 export interface DeviceDescription {
   readonly info: DeviceInfo;
   /** By index. Regions that the device does not have have size 0. */

@@ -1,27 +1,27 @@
-/** How a connection is closed in which descriptors may lie that nobody took. */
+/** Closes a connection whose socket may hold descriptors that were not received. */
 import { isDmaError } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { ALL_FDS } from './messages.js';
 
-/** Messages that are looked through: more than fit into the queue of a socket with the default buffer. */
+/** Most messages that are received: more than fit into the queue of a socket with the default buffer. */
 const MOST = 512;
 
 /**
- * Closes a connected socket of this process. The other side can put descriptors into its queue of which closing blocks,
- * and close(2) of the socket closes them all: so they are taken out first. Never throws.
+ * Closes a connected socket of this process. The other side can send descriptors whose close blocks, and closing the
+ * socket closes all descriptors in its queue. So they are received first, and closed on another thread. Never throws.
  */
 export function hangUp({ sockets, files }: Platform, fd: number): void {
   try {
-    // From here on the other side can not send any more.
+    // After this the other side can not send more.
     sockets.shutdown(fd);
   } catch {
-    // The other side was faster.
+    // The other side has closed it already.
   }
   if (isEmptied({ sockets, files }, fd)) files.close(fd);
   else files.closeForeign(fd);
 }
 
-/** Takes all out of its queue. */
+/** Receives everything in its queue. @returns whether the queue is empty */
 function isEmptied({ sockets, files }: Pick<Platform, 'sockets' | 'files'>, fd: number): boolean {
   const into = new Uint8Array(65536);
   try {

@@ -84,7 +84,7 @@ export class HostedDevice implements ModelHost {
     }
   }
 
-  /** The answer of GET_REGION_INFO, with the descriptor to send. EINVAL for an index that PCI devices do not have. */
+  /** The reply to GET_REGION_INFO, with the descriptor to send. EINVAL for an index that PCI devices do not have. */
   describeRegion(index: number): RegionDescription & { readonly fd: number | undefined } {
     const region = this.#regionOf(index, 'vfio-user GET_REGION_INFO');
     const areas: SparseArea[] = region.parts.map(({ offset, end }) => ({ offset, length: end - offset }));
@@ -138,7 +138,7 @@ export class HostedDevice implements ModelHost {
     return part.memory.lend();
   }
 
-  /** A client has connected. @param trusted is it trusted with what it shares: its memory and its eventfds? */
+  /** A client has connected. @param trusted whether its memory and its eventfds are trusted */
   admit(trusted: boolean): void {
     this.dma.trusted = trusted;
     this.interrupts.trusted = trusted;

@@ -12,9 +12,9 @@ export const IRQ_KINDS = 5;
 const MAX_VECTORS = 2048;
 
 interface Vector {
-  /** The client's eventfd, ours to close. */
+  /** The client's eventfd. We close it. */
   trigger: number | undefined;
-  /** The client signals this one to unmask, instead of sending a message. */
+  /** The client can signal this eventfd to unmask, instead of sending a message. */
   unmask: { readonly fd: number; readonly watch: Watch } | undefined;
   masked: boolean;
   /** Signalled while masked. */
@@ -23,7 +23,7 @@ interface Vector {
 
 /** All vectors of a device. */
 export class InterruptLines {
-  /** Is the client trusted not to make its eventfds block? */
+  /** Whether the client is trusted not to make its eventfds block. */
   trusted = false;
   readonly #kinds: readonly Vector[][];
 
@@ -31,7 +31,7 @@ export class InterruptLines {
     private readonly platform: Platform,
     counts: InterruptCounts,
   ) {
-    // Errors and requests to let go of the device are never signalled; clients connect them all the same.
+    // Error and request interrupts are never signalled, but clients connect them anyway.
     this.#kinds = [Math.min(counts.intx, 1), counts.msi, counts.msix, 1, 1].map((count) => {
       if (!Number.isInteger(count) || count < 0 || count > MAX_VECTORS)
         throw invalid('vfio-user device', `${count} interrupt vectors`);
@@ -44,16 +44,17 @@ export class InterruptLines {
     });
   }
 
-  /** What GET_IRQ_INFO tells. EINVAL for a kind that PCI devices do not have. */
+  /** The answer of GET_IRQ_INFO. EINVAL for a kind that PCI devices do not have. */
   describe(index: number): IrqDescription {
     const count = this.#kind(index, COMMAND.GET_IRQ_INFO).length;
     return { index, count, eventfd: true, maskable: true, automasked: false };
   }
 
   /**
-   * Does what SET_IRQS asks for. Takes the descriptors it keeps out of `fds`.
+   * Carries out SET_IRQS. Takes the descriptors that it keeps out of `fds`.
    *
-   * @throws DmaError EINVAL for vectors that are not there, or descriptors that are not one a vector; nothing changed then
+   * @throws DmaError EINVAL for vectors that do not exist, or if there is not one descriptor for each; nothing is
+   *   changed then
    */
   set(request: SetIrqs, fds: number[]): void {
     const { index, start, count, action, data } = request;
@@ -84,7 +85,7 @@ export class InterruptLines {
     });
   }
 
-  /** The device signals vector `vector` of the kind in use; with INTx all vectors are the one pin. */
+  /** The device signals vector `vector` of the enabled kind. With INTx, all vectors are the one pin. */
   signal(vector: number): void {
     for (const index of [IRQ.MSIX, IRQ.MSI]) {
       const kind = this.#kinds[index];
@@ -130,7 +131,7 @@ export class InterruptLines {
           this.platform.events.take(fd);
           this.#setMask(vector, false);
         } catch {
-          // It is not an eventfd, and would stay ready for ever.
+          // It is not an eventfd, and would stay readable for ever.
           this.#setUnmask(vector, undefined);
         }
       });
@@ -157,7 +158,7 @@ export class InterruptLines {
     }
     const { events, readiness } = this.platform;
     try {
-      // A full one gets no more information by one more signal.
+      // The eventfd is full, so the client has been notified already.
       if (!readiness.wait([{ fd, readable: false, writable: true }], 0)) return;
       if (this.trusted) events.signal(fd);
       else events.signalForeign(fd);

@@ -24,7 +24,7 @@ export interface MapChoice {
   readonly seals: boolean;
 }
 
-/** Maps the parts of a region that can be mapped; the rest is accessed by message. */
+/** Maps the parts of a region that can be mapped; the rest is accessed by messages. */
 export function mapAreas(platform: Platform, region: Mappable, choice: MapChoice): MappedArea[] {
   const { memory } = platform;
   const { fd, fdOffset } = region;
@@ -41,7 +41,7 @@ export function mapAreas(platform: Platform, region: Mappable, choice: MapChoice
   return mapped;
 }
 
-/** Why a region is accessed by message although its server allows mapping it; `undefined` if it is mapped. */
+/** Why a region is accessed by messages although its server allows mapping it; `undefined` if it is mapped. */
 export function whyNotMapped(platform: Platform, region: Mappable, choice: MapChoice): string | undefined {
   if (!region.mappable || region.fd === undefined) return undefined;
   try {
@@ -54,23 +54,23 @@ export function whyNotMapped(platform: Platform, region: Mappable, choice: MapCh
   }
 }
 
-/** Which parts of a region can be mapped, or why none can. */
+/** The parts of a region that can be mapped, or why none can. */
 function lookAt(
   { files, memory }: Platform,
   { fd, fdOffset }: Mappable,
   { mmap, seals }: MapChoice,
 ): string | { readonly page: number; readonly takes: (area: SparseArea) => boolean } {
-  if (fd === undefined) return 'it came without a descriptor';
-  if (mmap === 'never') return 'mmap=never was asked for';
+  if (fd === undefined) return 'the server sent no descriptor for it';
+  if (mmap === 'never') return 'mmap=never is set';
   const what = files.foreign(fd);
   if (mmap === 'sealed' && what !== 'memory') return `its descriptor is a ${what}, not a memfd`;
   if (what === 'socket' || what === 'eventfd') return `its descriptor is a ${what}`;
-  // The seal is checked before the size, which can not shrink any more then.
+  // The seal is checked before the size, because a sealed file can not shrink.
   const sealed = what === 'memory' && files.sealedAgainstShrinking(fd, seals);
   const { kind, size, writable, pageSize: page } = files.status(fd);
   if (!writable) return 'its descriptor is read-only';
-  if (mmap === 'sealed' && !sealed) return 'the server could make its file shorter';
-  if (mmap === 'sealed' && page > memory.pageSize) return 'the server could take hugepages out of its file';
+  if (mmap === 'sealed' && !sealed) return 'the server could truncate its file';
+  if (mmap === 'sealed' && page > memory.pageSize) return 'the server could remove hugepages from its file';
   const takes = (area: SparseArea): boolean => {
     const start = fdOffset + area.offset;
     if (start % page !== 0 || area.offset % page !== 0 || area.length % page !== 0 || area.length > memory.maxView)

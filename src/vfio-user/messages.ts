@@ -1,10 +1,11 @@
 /**
- * The messages of the vfio-user protocol, version 0.1: numbers, layouts and codecs. Integers are little-endian; offsets
- * in payload layouts count from the byte after the 16-byte header. Where a layout comes from: the protocol's "Commands"
- * chapter, whose structs are those of include/uapi/linux/vfio.h with the same names.
+ * The messages of the vfio-user protocol, version 0.1: numbers, layouts and codecs. Integers are little-endian. Offsets
+ * in payload layouts count from the byte after the 16-byte header. The layouts come from the protocol's "Commands"
+ * chapter; its structs are those of include/uapi/linux/vfio.h with the same names.
  *
- * Decoders throw `DmaError` EINVAL for what is malformed and never read past the payload. Encoders write into a buffer of
- * the caller and return the message's size, so that a connection can use one buffer for all it sends.
+ * Decoders throw `DmaError` EINVAL for malformed messages, and never read beyond the payload. Encoders write into a
+ * buffer of the caller and return the message's size, so that a connection can use one buffer for all messages that it
+ * sends.
  */
 import { DmaError, ERRNO, errorCode, invalid } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
@@ -14,26 +15,29 @@ import type { DmaAccess } from '../dma/address-space.js';
 /** The version that both ends here speak. */
 export const PROTOCOL_VERSION = { major: 0, minor: 1 } as const;
 
-/** bytes of the header that begins every message */
+/** The size of the header of every message, in bytes. */
 export const HEADER_SIZE = 16;
 
 /** The largest `count` of region and DMA accesses that both ends here accept, in bytes; also the protocol's default. */
 export const MAX_DATA = 1 * MiB;
 
 /**
- * Data that one message carries to the other side at most, in bytes, whatever that announces. libvfio-user and QEMU announce
- * 1 MiB, but the one needs a message to arrive in one piece and the other forgets what the socket's send buffer (208 KiB)
- * did not take at once.
+ * The most data that one message carries to the other side, in bytes, even if that announces more. libvfio-user and
+ * QEMU announce 1 MiB. But libvfio-user needs a message to arrive in one piece, and QEMU loses what the socket's send
+ * buffer (208 KiB) does not take at once.
  */
 export const SAFE_TRANSFER = 64 * KiB;
 
 /** The largest message that both ends here accept, in bytes: an access of {@link MAX_DATA} bytes. */
 export const MAX_MESSAGE = HEADER_SIZE + 16 + MAX_DATA;
 
-/** Descriptors that both ends here accept in one message. Some peers refuse to talk to who announces more. */
+/** Descriptors that both ends here accept in one message. Some peers refuse a connection that announces more. */
 export const MAX_FDS = 16;
 
-/** The most descriptors that a message can have. All are received, so that unwanted ones are closed here and not by the kernel. */
+/**
+ * The most descriptors that a message can have. All are received, so that unused ones are closed here and not by the
+ * kernel.
+ */
 export const ALL_FDS = 253;
 
 /** Command numbers. From 14 on they belong to later versions (migration, dirty page tracking). */
@@ -67,15 +71,15 @@ export const FLAG = { TYPE: 0xf, COMMAND: 0, REPLY: 1, NO_REPLY: 0x10, ERROR: 0x
 
 /** One whole message. */
 export interface Message {
-  /** Chosen by who sent the command, echoed in the reply. Each direction counts for itself. */
+  /** Chosen by the sender of the command, and repeated in the reply. Each direction has its own ids. */
   readonly id: number;
   readonly command: number;
   readonly flags: number;
-  /** Linux error number when `flags` has ERROR; some peers leave it 0 even then. */
+  /** Linux error number if `flags` has ERROR; some peers leave it 0 even then. */
   readonly errno: number;
-  /** The bytes after the header. They are the connection's, good only until it receives again. */
+  /** The bytes after the header. They belong to the connection, and are valid only until it receives again. */
   readonly payload: Uint8Array;
-  /** Descriptors that came along. A receiver takes what it keeps out of the array; what is left is closed for it. */
+  /** The descriptors of the message. A receiver takes those that it keeps out of the array; the rest is closed. */
   readonly fds: number[];
 }
 
@@ -87,7 +91,7 @@ export function get32(bytes: Uint8Array, at: number): number {
   return (bytes[at] | (bytes[at + 1] << 8) | (bytes[at + 2] << 16) | (bytes[at + 3] << 24)) >>> 0;
 }
 
-/** A 64-bit integer as a Number. 2^53 and more come out rounded but never below 2^53, so that `isAddress` tells. */
+/** A 64-bit integer as a Number. 2^53 and more are rounded but never below 2^53, so that `isAddress` refuses them. */
 export function get64(bytes: Uint8Array, at: number): number {
   return get32(bytes, at + 4) * 4294967296 + get32(bytes, at);
 }
@@ -118,28 +122,27 @@ function putHeader(into: Uint8Array, id: number, command: number, size: number, 
   return size;
 }
 
-/** Writes the header of a command whose payload has `payload` bytes. Returns the whole size. */
+/** Writes the header of a command with a payload of `payload` bytes. Returns the size of the message. */
 export function putCommand(into: Uint8Array, id: number, command: number, payload: number, noReply = false): number {
   return putHeader(into, id, command, HEADER_SIZE + payload, noReply ? FLAG.NO_REPLY : FLAG.COMMAND, 0);
 }
 
-/** Writes the header of a reply whose payload has `payload` bytes. Returns the whole size. */
+/** Writes the header of a reply with a payload of `payload` bytes. Returns the size of the message. */
 export function putReply(into: Uint8Array, id: number, command: number, payload: number): number {
   return putHeader(into, id, command, HEADER_SIZE + payload, FLAG.REPLY, 0);
 }
 
-/** Writes an error reply, which is a header and nothing more. Returns its size. */
+/** Writes an error reply, which is only a header. Returns its size. */
 export function putErrorReply(into: Uint8Array, id: number, command: number, code: ErrorCode): number {
   return putHeader(into, id, command, HEADER_SIZE, FLAG.REPLY | FLAG.ERROR, ERRNO[code]);
 }
 
-/** The error that an error reply stands for; `undefined` for a good reply. EIO where the peer names no error. */
+/** The error in a reply; `undefined` for a good reply. EIO if the peer gives no error number. */
 export function errorOfReply(message: Message): DmaError | undefined {
   if ((message.flags & FLAG.ERROR) === 0) return undefined;
   const { command, errno } = message;
   const code = errorCode(errno);
-  const reason =
-    errno === 0 ? 'refused by the other side, which did not say why' : `refused by the other side (${code})`;
+  const reason = errno === 0 ? 'refused by the other side, without a reason' : `refused by the other side (${code})`;
   return new DmaError({ code, errno: errno === 0 ? ERRNO.EIO : errno, operation: operationOf(command), reason });
 }
 
@@ -151,7 +154,7 @@ export function needPayload(message: Message, size: number): Uint8Array {
   return payload;
 }
 
-/** As {@link needPayload}, for payloads that begin with `argsz`, which must be at least `size` too. */
+/** As {@link needPayload}, for payloads that begin with `argsz`, which must also be at least `size`. */
 export function needStruct(message: Message, size: number): Uint8Array {
   const payload = needPayload(message, size);
   const argsz = get32(payload, 0);
@@ -161,21 +164,21 @@ export function needStruct(message: Message, size: number): Uint8Array {
 
 // VERSION: 0:2 major, 2:2 minor, 4: JSON text, NUL.
 
-/** What one end can do. What it does not mention has the protocol's default. */
+/** The capabilities of one end. An absent one has the protocol's default. */
 export interface Capabilities {
   /** Descriptors that it can receive in one message. */
   readonly maxMsgFds: number;
   /** The largest count of region and DMA accesses that it accepts, in bytes. */
   readonly maxDataXferSize: number;
-  /** DMA regions at once. */
+  /** Most DMA regions at a time. */
   readonly maxDmaMaps: number;
-  /** Page sizes for DMA regions, or-ed, in bytes. */
+  /** Page sizes for DMA regions in bytes, combined by OR. */
   readonly pgsizes: number;
-  /** A second socket for what the server asks: offered (client) or given, as descriptor `fdIndex` (server). */
+  /** A second socket for the server's commands: offered (client) or given, as descriptor `fdIndex` (server). */
   readonly twinSocket: { readonly fdIndex: number | undefined } | undefined;
 }
 
-/** What holds for an end that mentions nothing (protocol, "Version"). */
+/** The defaults of the protocol ("Version"). */
 export const DEFAULT_CAPABILITIES: Capabilities = {
   maxMsgFds: 1,
   maxDataXferSize: MAX_DATA,
@@ -184,17 +187,17 @@ export const DEFAULT_CAPABILITIES: Capabilities = {
   twinSocket: undefined,
 };
 
-/** VERSION, either way. */
+/** VERSION, in either direction. */
 export interface Version {
   readonly major: number;
   readonly minor: number;
   readonly capabilities: Capabilities;
 }
 
-/** Longest VERSION payload that is looked at, in bytes. */
+/** Longest VERSION payload that is accepted, in bytes. */
 const MAX_VERSION = 16384;
 
-/** The payload of VERSION. Mentions only what differs from the default, because a peer's buffer may be short. */
+/** The payload of VERSION. Contains only what differs from the default, because a peer's buffer may be short. */
 export function encodeVersion(version: Version): Uint8Array {
   const { maxMsgFds, maxDataXferSize, maxDmaMaps, pgsizes, twinSocket } = version.capabilities;
   const named: Record<string, unknown> = { max_msg_fds: maxMsgFds, max_data_xfer_size: maxDataXferSize };
@@ -209,7 +212,7 @@ export function encodeVersion(version: Version): Uint8Array {
   return payload;
 }
 
-/** VERSION as the other side sent it. Unknown keys are ignored, missing ones have their defaults, wrong types are EINVAL. */
+/** Decodes VERSION. Unknown keys are ignored, missing ones have their defaults, wrong types are EINVAL. */
 export function decodeVersion(message: Message): Version {
   const payload = needPayload(message, 4);
   return { major: get16(payload, 0), minor: get16(payload, 2), capabilities: decodeCapabilities(payload.subarray(4)) };
@@ -244,7 +247,7 @@ function decodeCapabilities(bytes: Uint8Array): Capabilities {
   };
 }
 
-/** Page sizes, or-ed: 64 bits, of which a Number may have lost the lowest, which then is what it has. */
+/** Page sizes, combined by OR: 64 bits. If a Number can not hold them, only the smallest one is returned. */
 function pageSizes(value: unknown, text: string): number {
   if (value === undefined) return DEFAULT_CAPABILITIES.pgsizes;
   if (typeof value === 'number' && isAddress(value) && value > 0) return value;
@@ -277,14 +280,14 @@ export const DMA_MAP_SIZE = 32;
 export const DMA_UNMAP_SIZE = 24;
 const DMA_READABLE = 1;
 const DMA_WRITEABLE = 2;
-/** Advice of one implementation's clients on how to reach the memory ("map it", "read and write the file"). */
+/** Advice of one implementation's clients how to access the memory ("map it", "read and write the file"). */
 const DMA_ADVICE = 4 | 8;
 const UNMAP_ALL = 2;
 
-/** A DMA region as DMA_MAP tells it. */
+/** A DMA region, as in DMA_MAP. */
 export interface DmaMapRequest {
   readonly iova: number;
-  /** bytes */
+  /** Bytes. */
   readonly length: number;
   readonly readable: boolean;
   readonly writable: boolean;
@@ -292,7 +295,7 @@ export interface DmaMapRequest {
   readonly offset: number;
 }
 
-/** What `access` means in flags. */
+/** The flags that mean `access`. */
 export function encodeDmaMap(
   into: Uint8Array,
   id: number,
@@ -330,7 +333,7 @@ export function encodeDmaUnmap(into: Uint8Array, id: number, iova: number, lengt
   return putCommand(into, id, COMMAND.DMA_UNMAP, DMA_UNMAP_SIZE);
 }
 
-/** What to unmap: one region that was mapped exactly so, or all. */
+/** What to unmap: exactly one region that was mapped, or all. */
 export function decodeDmaUnmap(message: Message): { readonly iova: number; readonly length: number } | 'all' {
   const payload = needStruct(message, DMA_UNMAP_SIZE);
   const flags = get32(payload, 4);
@@ -347,11 +350,11 @@ export function decodeDmaUnmap(message: Message): { readonly iova: number; reado
 
 export const DEVICE_INFO_SIZE = 16;
 
-/** What GET_INFO tells. */
+/** The content of GET_INFO. */
 export interface DeviceInfo {
-  /** Does the device have a reset? */
+  /** Whether the device has a reset. */
   readonly resettable: boolean;
-  /** Is it a PCI device, whose regions and interrupts are numbered as VFIO numbers them? */
+  /** Whether it is a PCI device, with regions and interrupts numbered as in VFIO. */
   readonly pci: boolean;
   readonly regionCount: number;
   /** Kinds of interrupt (INTx, MSI, ...), not vectors. */
@@ -392,20 +395,20 @@ const REGION_WRITE = 2;
 const REGION_MMAP = 4;
 const REGION_CAPS = 8;
 const CAP_SPARSE_MMAP = 1;
-/** Far more than any device has; keeps a peer from making us walk or build long lists. */
+/** Far more than any device has; limits how long a list of a peer can keep us busy. */
 const MAX_CAPS = 16;
 const MAX_AREAS = 1024;
 
-/** A part of a region that can be mapped; bytes, from the beginning of the region. */
+/** A part of a region that can be mapped, in bytes from the beginning of the region. */
 export interface SparseArea {
   readonly offset: number;
   readonly length: number;
 }
 
-/** What GET_REGION_INFO tells. */
+/** The content of GET_REGION_INFO. */
 export interface RegionDescription {
   readonly index: number;
-  /** bytes; 0 when the device does not have it */
+  /** Bytes; 0 if the device does not have it. */
   readonly size: number;
   readonly readable: boolean;
   readonly writable: boolean;
@@ -414,7 +417,7 @@ export interface RegionDescription {
   readonly fdOffset: number;
   /** The parts that can be mapped. */
   readonly areas: readonly SparseArea[];
-  /** The bytes that the whole answer needs; more than was asked for when `areas` are missing. */
+  /** The size of the complete answer in bytes; larger than requested if `areas` are missing. */
   readonly argsz: number;
 }
 
@@ -425,7 +428,10 @@ export function encodeRegionInfoRequest(into: Uint8Array, id: number, index: num
   return putCommand(into, id, COMMAND.GET_REGION_INFO, REGION_INFO_SIZE);
 }
 
-/** The reply. The areas are left out (and `argsz` tells what they need) when the client's `argsz` has no room for them. */
+/**
+ * The reply. If the client's `argsz` has no room for the areas, they are left out, and `argsz` tells the size that they
+ * need.
+ */
 export function encodeRegionInfo(into: Uint8Array, id: number, region: RegionDescription, room: number): number {
   const { areas, mappable, readable, writable } = region;
   const full = REGION_INFO_SIZE + (areas.length === 0 ? 0 : 16 + areas.length * 16);
@@ -504,7 +510,7 @@ function decodeAreas(payload: Uint8Array, at: number, size: number): SparseArea[
 
 export const IO_FDS_SIZE = 16;
 
-/** The reply that says: this region has no descriptors for its registers. */
+/** The reply for a region without descriptors for its registers. */
 export function encodeNoIoFds(into: Uint8Array, id: number, region: number): number {
   put32(into, 16, IO_FDS_SIZE);
   put32(into, 20, 0);
@@ -517,18 +523,18 @@ export function encodeNoIoFds(into: Uint8Array, id: number, region: number): num
 
 export const IRQ_INFO_SIZE = 16;
 
-/** Kinds of interrupt as VFIO numbers them for PCI devices (VFIO_PCI_INTX_IRQ_INDEX ...). */
+/** Kinds of interrupts, numbered as VFIO does for PCI devices (VFIO_PCI_INTX_IRQ_INDEX ...). */
 export const IRQ = { INTX: 0, MSI: 1, MSIX: 2, ERR: 3, REQ: 4 } as const;
 
-/** What GET_IRQ_INFO tells of one kind of interrupt. */
+/** The content of GET_IRQ_INFO for one kind of interrupt. */
 export interface IrqDescription {
   readonly index: number;
-  /** vectors */
+  /** Number of vectors. */
   readonly count: number;
-  /** Can it be signalled through eventfds? */
+  /** Whether it can be signalled through eventfds. */
   readonly eventfd: boolean;
   readonly maskable: boolean;
-  /** Is it masked whenever it is signalled? */
+  /** Whether each signal masks it. */
   readonly automasked: boolean;
 }
 
@@ -565,13 +571,16 @@ export const SET_IRQS_SIZE = 20;
 const IRQ_DATA = { none: 1, bool: 2, eventfd: 4 } as const;
 const IRQ_ACTION = { mask: 8, unmask: 16, trigger: 32 } as const;
 
-/** What to do to interrupt vectors. */
+/** An action on interrupt vectors. */
 export interface SetIrqs {
   readonly index: number;
   readonly start: number;
   readonly count: number;
   readonly action: 'mask' | 'unmask' | 'trigger';
-  /** Which: all of them (`none`), those whose byte is not 0, or: connect them to the descriptors that come along. */
+  /**
+   * `none`: act on all of them; bytes: act on those whose byte is not 0; `eventfd`: connect them to the descriptors of
+   * the message.
+   */
   readonly data: 'none' | 'eventfd' | Uint8Array;
 }
 
@@ -651,7 +660,7 @@ export function encodeRegionWrite(
   return putCommand(into, id, COMMAND.REGION_WRITE, REGION_ACCESS_SIZE + from.length, noReply);
 }
 
-/** The reply to an access; for REGION_READ, `count` bytes of data have been written at byte 32 by the caller. */
+/** The reply to an access. For REGION_READ, the caller has written `count` bytes of data at byte 32. */
 export function encodeRegionReply(into: Uint8Array, message: Message, access: RegionAccess): number {
   putRegionAccess(into, access.region, access.offset, access.count);
   const data = message.command === COMMAND.REGION_READ ? access.count : 0;
@@ -688,7 +697,7 @@ export function encodeDmaWrite(into: Uint8Array, id: number, iova: number, from:
   return putCommand(into, id, COMMAND.DMA_WRITE, DMA_ACCESS_SIZE + from.length);
 }
 
-/** The reply to a DMA_READ; `data` goes along. */
+/** The reply to a DMA_READ, with `data`. */
 export function encodeDmaReadReply(into: Uint8Array, message: Message, iova: number, data: Uint8Array): number {
   put64(into, 16, iova);
   put64(into, 24, data.length);
@@ -696,7 +705,7 @@ export function encodeDmaReadReply(into: Uint8Array, message: Message, iova: num
   return putReply(into, message.id, message.command, DMA_ACCESS_SIZE + data.length);
 }
 
-/** The reply to a DMA_WRITE. The specification's table gives it a count of 4 bytes; every implementation sends 8. */
+/** The reply to a DMA_WRITE. The specification's table gives its count 4 bytes; all implementations send 8. */
 export function encodeDmaWriteReply(into: Uint8Array, message: Message, access: DmaMessageAccess): number {
   put64(into, 16, access.iova);
   put64(into, 24, access.count);

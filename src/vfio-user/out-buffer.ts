@@ -1,16 +1,19 @@
-/** Where one end of a connection writes the message that it is about to send. */
+/** The buffer in which one end of a connection writes the message that it will send next. */
 import { MAX_MESSAGE } from './messages.js';
 
 /** Messages up to this many bytes keep their view of the buffer. */
 const SMALL = 256;
 
-/** A buffer that grows to the largest message needed, and gives out no new objects for the small ones that are most. */
+/**
+ * A buffer that grows to the largest message needed. It reuses its views for small messages, which are the most
+ * frequent.
+ */
 export class OutBuffer {
-  /** Write here. Changes with {@link reserve}. */
+  /** Write here. {@link reserve} can replace it. */
   bytes = new Uint8Array(4096);
   readonly #small: (Uint8Array | undefined)[] = [];
 
-  /** Makes sure that a message of `size` bytes fits; what was written before may be gone. Returns {@link bytes}. */
+  /** Makes room for a message of `size` bytes; earlier content may be lost. Returns {@link bytes}. */
   reserve(size: number): Uint8Array {
     if (this.bytes.length < size) {
       this.bytes = new Uint8Array(Math.max(size, Math.min(this.bytes.length * 2, MAX_MESSAGE)));

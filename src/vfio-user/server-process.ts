@@ -1,24 +1,24 @@
-/** The process that serves a device: what it was given by descriptor it may reach until it has ended. */
+/** The process that serves a device: until it has ended, it can access all memory that it got a descriptor of. */
 import { isDmaError } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
 import { setImmediate } from '../timers.js';
 
-/** The 256 bytes and their writable bits. */
+/** A process, watched until it ends. */
 export class ServerProcess {
   readonly #platform: Platform;
-  /** A pidfd; `undefined` for one that is not seen from here, and so never known to have ended. */
+  /** A pidfd; `undefined` for a process that is not visible from here, whose end can therefore not be known. */
   #fd: number | undefined;
   #watch: Watch | undefined;
   #ended = false;
   #whenEnded: Promise<void> | undefined;
-  /** How many wait for its end. */
+  /** How many calls wait for its end. */
   #waiting = 0;
 
-  /** @param fd the connection */
+  /** @param fd the connection to it */
   constructor(platform: Platform, fd: number) {
     this.#platform = platform;
     try {
-      // Who serves itself knows what it has given back.
+      // If client and server are one process, no other process has the memory.
       if (platform.sockets.peer(fd).pid === process.pid) {
         this.#ended = true;
         return;
@@ -31,7 +31,11 @@ export class ServerProcess {
     }
   }
 
-  /** Has it ended? Where that can not be found out, it has not. @param waitMs milliseconds to wait for that, if need be */
+  /**
+   * Whether it has ended; false if that can not be found out.
+   *
+   * @param waitMs how long to wait for its end, in milliseconds
+   */
   ended(waitMs = 0): boolean {
     if (this.#fd === undefined) return this.#ended;
     try {
@@ -43,10 +47,11 @@ export class ServerProcess {
   }
 
   /**
-   * Resolves when it has ended; never, for one that is not seen from here or can not be watched. Does not keep this process
-   * alive.
+   * Resolves when it has ended; never resolves for a process that is not visible from here or can not be watched. Does
+   * not keep this process alive.
    *
-   * @param unneeded aborted when nobody has to know any more: once all who asked have said so, it is forgotten
+   * @param unneeded aborted when the caller no longer needs the result; after all callers have aborted, the process is
+   *   no longer watched
    */
   whenEnded(unneeded: AbortSignal): Promise<void> {
     if (this.#ended) return Promise.resolve();
@@ -62,7 +67,7 @@ export class ServerProcess {
     return promise;
   }
 
-  /** Forgets it, unless somebody waits for its end. */
+  /** Stops watching it, unless a call waits for its end. */
   close(): void {
     if (this.#watch === undefined) this.#release();
   }
@@ -83,7 +88,7 @@ export class ServerProcess {
 
   #end(): void {
     this.#ended = true;
-    // Who waits hears of it from the event loop, and then the descriptor goes.
+    // Callers are notified in the event loop; the descriptor is closed after that.
     if (this.#watch === undefined) this.#release();
     else setImmediate(() => this.#release());
   }

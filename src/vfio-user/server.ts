@@ -11,17 +11,17 @@ import { hangUp } from './hang-up.js';
 import { peerOf } from './server-at.js';
 import { MAX_CLOSING, Session } from './session.js';
 
-/** What happens at a server, for logs and tests. */
+/** An event of a server, for logs and tests. */
 export type ServerEvent =
   | { readonly kind: 'connected' }
   /**
-   * A second client connected while one was there, and was disconnected; or one of a user whose earlier clients have
-   * left many descriptors that wait to be closed.
+   * A second client connected while another one was connected, and was disconnected; or a client of a user whose
+   * earlier clients have left many descriptors that still have to be closed.
    */
   | { readonly kind: 'refused' }
   /** The client is gone, and its mappings and interrupts were removed; `error` is the reason. */
   | { readonly kind: 'disconnected'; readonly error: DmaError }
-  /** A command was refused that has no answer, such as a store to a register: the first one of this client. */
+  /** A command without a reply was refused, such as a store to a register: only the first one of each client. */
   | { readonly kind: 'rejected'; readonly error: DmaError }
   /**
    * A client could not be accepted, or the device's model threw: then the client got EIO, and `error.cause` is the
@@ -106,7 +106,7 @@ export function serve(platform: Platform, options: ServeOptions): Server {
     onEvent,
   } = given;
   if (socketPath === undefined || model === undefined)
-    throw invalid(operation, 'it takes at least a socketPath and a model');
+    throw invalid(operation, 'the options must contain a socketPath and a model');
   checkMaxDmaMaps(maxDmaMaps, operation);
   mustBeMs(handshakeTimeoutMs, 'handshakeTimeoutMs', operation);
   mustBeMs(dmaTimeoutMs, 'dmaTimeoutMs', operation);

@@ -51,11 +51,11 @@ import { OutBuffer } from './out-buffer.js';
 import type { DmaMessages } from './dma-table.js';
 import { clearTimeout, setTimeout } from '../timers.js';
 
-/** Commands that may wait while one is carried out, because replies to this side must be read past them. */
+/** Most commands that may wait while one is carried out: replies to this side must be read past them. */
 const MAX_BACKLOG = 256;
-/** bytes in them */
+/** Most bytes in them. */
 const MAX_BACKLOG_BYTES = 4 * MAX_MESSAGE;
-/** descriptors with them */
+/** Most descriptors with them. */
 const MAX_BACKLOG_FDS = 4 * MAX_FDS;
 
 /** Descriptors of one client that may wait to be closed. */
@@ -67,11 +67,11 @@ export interface SessionOptions {
   readonly handshakeTimeoutMs: number;
   /** For the answer to a DMA access. */
   readonly dmaTimeoutMs: number;
-  /** Is the client trusted with what it shares: its memory and its descriptors? */
+  /** Whether the client is trusted with its memory and its descriptors. */
   readonly trusted: boolean;
   /** Called with errors of the device itself, which no client caused. */
   readonly onFault?: (error: DmaError) => void;
-  /** Called when a command is refused that has no answer, such as a posted store: once per client. */
+  /** Called when a command without a reply is refused, such as a posted store: once per client. */
   readonly onRefused?: (error: DmaError) => void;
 }
 
@@ -98,7 +98,7 @@ export class Session implements DmaMessages {
   readonly #main: Channel;
   #twin: Channel | undefined;
   #version = false;
-  /** Does the client take descriptors, and how much data in one message? */
+  /** Whether the client accepts descriptors, and how much data in one message. */
   #takesFds = false;
   #maxData = SAFE_TRANSFER;
   readonly #replies = new OutBuffer();
@@ -134,7 +134,7 @@ export class Session implements DmaMessages {
     return this.#failure;
   }
 
-  /** Has the client left many descriptors that are not closed yet, because closing them waits for it? */
+  /** Whether the client has left many descriptors that are not closed yet, because closing them blocks. */
   get clings(): boolean {
     return !this.options.trusted && this.platform.files.closing() - this.#closingBefore > MAX_CLOSING;
   }
@@ -144,7 +144,7 @@ export class Session implements DmaMessages {
     return this.#running;
   }
 
-  /** Handles what has arrived already. */
+  /** Handles the messages that have arrived already. */
   service(): void {
     this.#main.service();
   }
@@ -251,7 +251,7 @@ export class Session implements DmaMessages {
         }
       }
     } catch (error) {
-      this.close(isDmaError(error) ? error : protocolError('what could not be handled', error));
+      this.close(isDmaError(error) ? error : protocolError('a message that could not be handled', error));
     }
     if (this.#running === undefined) this.#main.resume();
   }
@@ -270,7 +270,8 @@ export class Session implements DmaMessages {
       else if (!wantsReply) this.#tellRefused(error.with({ operation: operationOf(command) }));
       done(putErrorReply(this.#replies.bytes, id, command, code));
       // Without a version nothing else is possible.
-      if (!this.#version) this.close(isDmaError(error) ? error : protocolError('what could not be handled', error));
+      if (!this.#version)
+        this.close(isDmaError(error) ? error : protocolError('a message that could not be handled', error));
     };
     try {
       const later = this.#execute(message, done);

@@ -28,15 +28,15 @@ const FACTORIES: { readonly [N in DeviceName]: (options?: DeviceOptions[N]) => M
 /** All names, for messages to people. */
 export const DEVICE_NAMES = Object.keys(FACTORIES) as readonly DeviceName[];
 
-/** Is `name` the name of a device? */
+/** Whether `name` is the name of a device. */
 export function isDeviceName(name: string): name is DeviceName {
   return Object.hasOwn(FACTORIES, name);
 }
 
 /**
- * Makes the device that has this name.
+ * Creates the device with this name.
  *
- * @throws DmaError EINVAL for a name that is not known, or options out of range
+ * @throws DmaError EINVAL for an unknown name, or options out of range
  */
 export function deviceModel<N extends DeviceName>(name: N, options?: DeviceOptions[N]): ModelFactory {
   if (!isDeviceName(name))

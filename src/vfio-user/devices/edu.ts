@@ -267,7 +267,7 @@ function newDmaRegisters(): ReadonlyMap<number, Wide> {
   return new Map([DMA_SOURCE, DMA_DESTINATION, DMA_COUNT, DMA_COMMAND].map((offset) => [offset, { low: 0, high: 0 }]));
 }
 
-/** Is it an access that reaches the device at all? Others read as 0. */
+/** Whether the device supports the access. Unsupported loads return 0. */
 function isAccess(offset: number, length: number): boolean {
   return (length === 4 || length === 8) && offset % length === 0;
 }
@@ -280,7 +280,7 @@ function factorial(n: number): number {
   return product >>> 0;
 }
 
-/** Calls `work` after `ms` milliseconds, or when the event loop turns. Returns what cancels it. */
+/** Calls `work` after `ms` milliseconds, or in the next turn of the event loop. Returns a function that cancels it. */
 function after(ms: number, work: () => void): () => void {
   if (ms === 0) {
     const immediate = setImmediate(work);
