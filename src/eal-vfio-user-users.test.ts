@@ -35,7 +35,7 @@ test('a server of another user in a folder for all is refused, unless it is name
     try {
       await assert.rejects(probe(), (error) => {
         assert.ok(isDmaError(error, 'EACCES'), String(error));
-        assert.match(error.reason, new RegExp(`the number ${NOBODY}`));
+        assert.match(error.reason, new RegExp(`as user ${NOBODY}`));
         assert.ok(error.hint?.includes(`user=${NOBODY}`), error.hint);
         return true;
       });

@@ -57,8 +57,8 @@ export interface EalOptions extends LongWorkOptions {
   /** How many retired mappings `device.explain` remembers. Default 1024. */
   readonly remember?: number;
   /**
-   * Note where each mapping was made, and external memory registered? That costs some microseconds. Default: for the first 1000,
-   * then for one in 64.
+   * Whether to note where each mapping was made and each external memory was registered. Noting costs some
+   * microseconds. Default: for the first 1000, then for one in 64.
    */
   readonly origins?: boolean;
   /** System calls. Default: this machine's; tests pass others. */
@@ -219,8 +219,8 @@ export class Eal implements AsyncDisposable {
    *
    * @param name `bus:name[,key=value...]`, such as `vfio-user:/run/device.sock` or `vdev:edu0`; DPDK's layered form
    * (`bus=vfio-user,name=/run/device.sock/driver=edu`) works too
-   * @param options.container the container that a PCI device is put in; `container=NAME` in its name says one by its name.
-   *   Default: `eal.containers.default`
+   * @param options.container the container for a PCI device; `container=NAME` in its name chooses one by name. Default:
+   *   `eal.containers.default`
    */
   async probe(name: string, options?: { readonly container?: Container }): Promise<Device> {
     this.#mustRun('probe');
@@ -252,23 +252,27 @@ export class Eal implements AsyncDisposable {
     return this.#registry.scan();
   }
 
-  /** The buses, in the order they are searched. */
+  /** The buses, in the order in which they are searched. */
   get buses(): readonly Bus[] {
     return this.#registry.buses;
   }
 
-  /** The drivers, in the order they are tried. */
+  /** The drivers, in the order in which they are tried. */
   get drivers(): readonly Driver[] {
     return this.#registry.drivers;
   }
 
-  /** Adds a driver; it is tried after the others. @throws DmaError EEXIST if the name is taken; EINVAL for what is no driver */
+  /**
+   * Adds a driver; it is tried after the others.
+   *
+   * @throws DmaError EEXIST if the name is taken; EINVAL if it is not a driver
+   */
   registerDriver(driver: Driver): void {
     this.#mustRun('registerDriver');
     this.#registry.registerDriver(driver);
   }
 
-  /** Adds a bus. @throws DmaError EEXIST if the name is taken; EINVAL for what is no bus */
+  /** Adds a bus. @throws DmaError EEXIST if the name is taken; EINVAL if it is not a bus */
   registerBus(bus: Bus): void {
     this.#mustRun('registerBus');
     this.#registry.registerBus(bus);
@@ -425,11 +429,11 @@ export class Eal implements AsyncDisposable {
     }
   }
 
-  /** `stop` removes devices, so any left at exit were forgotten. Those in this process end with it. */
+  /** `stop` removes devices, so any left at exit were forgotten. Devices in this process end with it. */
   *#devicesLeft(): Iterable<Forgotten> {
     for (const device of this.devices()) {
       if (device.bus === this.vdev) continue;
-      const text = `device ${device.name}, for want of eal.stop()`;
+      const text = `device ${device.name}: eal.stop() was not called`;
       yield { kind: ['device', 'devices'], text, verb: 'probed', bytes: 0, origin: this.#probed.get(device) };
     }
   }
@@ -539,7 +543,7 @@ shortForm(Eal, 'Eal', (eal) => ({
   pools: [...eal.pools].map(({ name }) => name),
 }));
 
-/** Do these options name a heap? @throws DmaError EINVAL if they are invalid */
+/** Whether these options name a heap. @throws DmaError EINVAL if they are invalid */
 function isPlaced(options: MallocOptions, operation: string): boolean {
   mustBeObject(options, 'options', operation);
   return reading(operation, 'the options', () => options.heap) !== undefined;
@@ -555,7 +559,7 @@ function checkedOptions(options: EalOptions | undefined): EalOptions {
     });
   if (!isAddress(remember))
     throw invalid(START, `remember: ${remember} is not a number of mappings`, {
-      hint: 'it is a whole number, 0 or more',
+      hint: 'use a whole number, 0 or more',
     });
   checkLongWork(checked, START);
   const { platform } = checked;
@@ -586,7 +590,7 @@ const HEAP_KEEPER = 'the heap that this memory is in';
 
 const NOT_NOTED = 'start with memory: { origins: true } to see where they were created';
 
-/** Process warnings are not printed any more at exit. */
+/** Process warnings are no longer printed at exit. */
 function tell(forgotten: readonly string[]): void {
   for (const each of forgotten) process.stderr.write(`anydma: forgotten: ${each}\n`);
 }

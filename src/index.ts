@@ -1,8 +1,8 @@
 /**
  * Map any memory for DMA on any device. Start with {@link Eal.start}.
  *
- * This entry has what every program needs. Types that its signatures name and that few programs write down are in the entry
- * whose subject they are: `anydma/driver`, `anydma/model`, `anydma/rdma`.
+ * This entry exports what every program needs. Types that appear in its signatures, but that few programs name, are
+ * exported by the entry of their subject: `anydma/driver`, `anydma/model`, `anydma/rdma`.
  */
 import './disposables.js';
 
@@ -56,7 +56,7 @@ export type { Explanation } from './dma/explain.js';
 export type { TranslationTable } from './dma/translation-table.js';
 export type { Container, ContainerOptions, Containers } from './vfio/containers.js';
 
-// Drivers that come along.
+// Built-in drivers.
 export { copyEngineDriver } from './drivers/copy-engine-driver.js';
 export { eduDriver } from './drivers/edu-driver.js';
 export { rawDriver } from './drivers/raw-driver.js';

@@ -1,6 +1,6 @@
 /**
- * `anydma/driver`: to write drivers, buses and address spaces, and what drivers work devices with: registers, regions,
- * interrupts. Also the classes of the drivers that come along.
+ * `anydma/driver`: for writing drivers, buses and address spaces, with the interfaces that drivers use: registers,
+ * regions and interrupts. Also the classes of the built-in drivers.
  */
 import '../disposables.js';
 

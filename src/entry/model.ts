@@ -1,4 +1,4 @@
-/** `anydma/model`: to write devices in software and serve them over vfio-user, and to run those that come with anydma. */
+/** `anydma/model`: for writing emulated devices and serving them over vfio-user, and for running the built-in ones. */
 import '../disposables.js';
 
 export type {

@@ -1,4 +1,7 @@
-/** `anydma/nvme`: NVMe controllers: their namespaces read and written into any memory, any command, queues for hot paths. */
+/**
+ * `anydma/nvme`: NVMe controllers: read and write namespaces with any memory, send any command, and use queues in hot
+ * paths.
+ */
 import '../disposables.js';
 
 export { nvmeDriver } from '../drivers/nvme/nvme-driver.js';

@@ -1,4 +1,7 @@
-/** `anydma/rdma`: RDMA devices over libibverbs: queue pairs, completion queues, memory windows, and how two ends meet. */
+/**
+ * `anydma/rdma`: RDMA devices through libibverbs: queue pairs, completion queues, memory windows, and connecting two
+ * ends.
+ */
 import '../disposables.js';
 
 export { verbsDriver } from '../drivers/verbs-driver.js';

@@ -1,6 +1,6 @@
 /**
- * External memory: the user's, registered so that it can be mapped for DMA, device by device, by the user. Nothing is
- * written into it and no allocator works in it. DPDK: rte_extmem_*.
+ * External memory: memory of the user, registered so that the user can map it for DMA, device by device. The library
+ * writes nothing into it, and no allocator uses it. DPDK: rte_extmem_*.
  */
 import { ended, type Gate, mustBeNumber, mustBeString, open, optionsOf, rest, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, throwFirst, undoAll, withUndo, type ErrorCode } from '../errors.js';
@@ -34,48 +34,50 @@ import { explainShortage, settle, settling } from './settle.js';
 import { checkPart, viewMoved, Views } from './views.js';
 import { shortForm } from '../short-form.js';
 
-/** What every way to register memory takes. */
+/** Options of every way to register memory. */
 export interface RegisterOptions {
-  /** Page size in bytes, a power of two; the memory begins and ends on multiples. Default: the system's. */
+  /** Page size in bytes, a power of two; the memory must begin and end on multiples of it. Default: the system's. */
   readonly pageSize?: number;
-  /** One IOVA a page, for memory whose device addresses are given: mappings then use these. */
+  /** One IOVA for each page, for memory with predefined device addresses: mappings then use these. */
   readonly iovas?: ArrayLike<number>;
-  /** NUMA node it is on, when known. */
+  /** The NUMA node of the memory, if known. */
   readonly node?: number;
-  /** What messages call it. Default: its source and address. */
+  /** Its name in messages. Default: its source and address. */
   readonly label?: string;
 }
 
 /** Options of {@link External.allocate}. */
 export interface AllocateOptions extends Omit<RegisterOptions, 'pageSize' | 'node'> {
   /**
-   * `'memfd'` (the default) can be passed to devices in other processes by descriptor; `'anonymous'` memory is reached by
-   * them through messages only.
+   * `'memfd'` (the default) can be passed to devices in other processes by descriptor; such devices access
+   * `'anonymous'` memory only by messages.
    */
   readonly source?: 'memfd' | 'anonymous';
   /** Take hugetlb pages of this size in bytes (2 MiB, 1 GiB ...) instead of ordinary ones. */
   readonly hugePageSize?: number;
-  /** The NUMA node that all of it comes from. Default: any. */
+  /** The NUMA node for all pages. Default: any. */
   readonly node?: number;
-  /** It begins at a multiple of so many bytes, a power of two, for devices that map in larger units. Default: its page size. */
+  /** Alignment in bytes, a power of two, for devices that map in larger units. Default: its page size. */
   readonly align?: number;
   /**
-   * Allocate every page now? Default true: a missing page is an error. With false, pages are allocated when they are touched, for
-   * memory of which only a small part is used: if there is no page then, the process ends (SIGBUS, or the kernel's OOM killer).
+   * Whether to allocate every page now. Default true: a missing page is an error. With false, pages are allocated when
+   * they are first used, for memory of which only a small part is used. If there is no page then, the process is killed
+   * (SIGBUS, or the kernel's OOM killer).
    */
   readonly populate?: boolean;
 }
 
 /** Options of {@link External.fromFd}. */
 export interface FromFdOptions extends RegisterOptions, Pick<AllocateOptions, 'populate'> {
-  /** Where in the file the memory begins; bytes, a multiple of the page size. Default 0. */
+  /** Offset of the memory in the file, in bytes, a multiple of the page size. Default 0. */
   readonly offset?: number;
-  /** bytes. Default: up to the end of the file, rounded up to a page. */
+  /** Length in bytes. Default: up to the end of the file, rounded up to a page. */
   readonly length?: number;
   /**
-   * May devices write it, and do stores through views reach the file? Default: as the descriptor was opened. Otherwise devices
-   * of every kind read the file, and a store through `bytes()` stays in this process: neither the file nor any device gets it.
-   * (Of hugepages `bytes()` is a copy then, made when it is first asked for: each page that is stored to needs another one.)
+   * Whether devices may write it, and stores through views reach the file. Default: as the descriptor was opened. With
+   * false, devices of every kind read the file, and a store through `bytes()` stays in this process: neither the file
+   * nor any device sees it. (For hugepages `bytes()` is then a copy, made on first use; each stored-to page needs
+   * another hugepage.)
    */
   readonly writable?: boolean;
 }
@@ -110,33 +112,33 @@ const FD_OPTIONS: Shape<FromFdOptions> = {
 interface Parts {
   readonly area: Area;
   readonly source: ExternalMemory['source'];
-  /** What the process may touch through views; for a Buffer, the user's own bytes. */
+  /** The bytes for views; for a Buffer, the user's own bytes. */
   readonly views: Views | Uint8Array;
-  /** What reaches the memory. */
+  /** Tracks what was handed out and can access the memory. */
   readonly handedOut: HandedOut;
-  /** Drops what is in it, which takes most of the time of giving it back. Absent: it is not the library's to drop. */
+  /** Discards the content, which is the slow part of freeing it. Absent if the memory is not the library's. */
   readonly empty: LongStep | undefined;
-  /** Gives the memory back, when it is the library's to give back. When it fails, nothing has happened. */
+  /** Frees the memory, if it is the library's. If it throws, nothing was changed. */
   readonly giveBack: () => void;
-  /** What comes after that. Each step runs. */
+  /** The steps after that. All of them run. */
   readonly release: readonly (() => void)[];
   readonly origin: Origin | undefined;
 }
 
-/** Where memory is registered. */
+/** The registry of a memory. */
 interface Registry {
-  /** It was unregistered. */
+  /** Called after it was unregistered. */
   gone(memory: ExternalMemory): void;
 }
 
 /** One piece of registered external memory. Disposing it unregisters it; see {@link ExternalMemory.unregister}. */
 export class ExternalMemory implements Disposable {
   readonly area: Area;
-  /** Where it comes from. */
+  /** The kind of its source. */
   readonly source: 'memfd' | 'anonymous' | 'file' | 'buffer' | 'address';
-  /** Where in the program it was registered; `undefined` when that was not noted (see `EalOptions.origins`). */
+  /** Where in the program it was registered; `undefined` if that was not noted (see `EalOptions.origins`). */
   readonly origin: Origin | undefined;
-  /** @internal what reaches it; the views of its blocks count while it is in a heap */
+  /** @internal The views that can access it; while it is in a heap, the views of its blocks count too */
   readonly handedOut: HandedOut;
   readonly #index: AreaIndex;
   readonly #views: Views | Uint8Array;
@@ -148,10 +150,10 @@ export class ExternalMemory implements Disposable {
   readonly #pins = new Pins();
   readonly #registry: Registry;
   #registered = true;
-  /** It is being unregistered. */
+  /** Whether `unregisterAsync` is in progress. */
   #leaving = false;
 
-  /** @internal Made by {@link External}. */
+  /** @internal Created by {@link External}. */
   constructor(parts: Parts, index: AreaIndex, running: RunningWorks, registry: Registry) {
     this.area = parts.area;
     this.source = parts.source;
@@ -172,12 +174,12 @@ export class ExternalMemory implements Disposable {
     return this.area.range.start;
   }
 
-  /** bytes */
+  /** Length in bytes. */
   get length(): number {
     return this.area.range.length;
   }
 
-  /** The descriptor behind it, for `memfd` and `file`; it stays the memory's. */
+  /** The descriptor of a `memfd` or `file`; the memory owns it. */
   get fd(): number | undefined {
     return this.area.backing?.fd;
   }
@@ -187,23 +189,24 @@ export class ExternalMemory implements Disposable {
     return this.#registered;
   }
 
-  /** @internal Is it registered there? */
+  /** @internal Whether it is registered there. */
   isOf(registry: Registry): boolean {
     return this.#registry === registry && this.#registered;
   }
 
   /**
-   * The memory as bytes. The view can not outlive the memory: once that is freed the view is empty, reads give
-   * `undefined`, and nothing faults. (For a registered Buffer it is the Buffer's own bytes, which live as long as anybody
-   * refers to them.)
+   * The memory as bytes. The view can not outlive the memory: after the memory is freed, the view is empty, reads
+   * return `undefined`, and nothing faults. (For a registered Buffer these are the Buffer's own bytes, which live as
+   * long as they are referenced.)
    *
-   * For what works on bytes in another thread (`crypto.randomFill`, `fs.read`, `zlib`), use {@link ExternalMemory.lend}.
-   * When the memory is freed under such work, what it still writes is lost, and zlib ends the process.
+   * For calls that use bytes in another thread (`crypto.randomFill`, `fs.read`, `zlib`), use {@link
+   * ExternalMemory.lend}. If the memory is freed during such a call, what it still writes is lost, and zlib kills the
+   * process.
    *
    * @param offset bytes from the start
-   * @param length bytes; default: all that follow `offset`
-   * @throws DmaError EINVAL when the part is not inside, the memory is gone, or its ArrayBuffer was transferred away; ENOTSUP
-   *   when it is longer than one ArrayBuffer can be (4 GiB on Node 20): ask for parts
+   * @param length bytes; default: all bytes after `offset`
+   * @throws DmaError EINVAL if the part is not inside, the memory was freed, or its ArrayBuffer was transferred;
+   *   ENOTSUP if it is longer than one ArrayBuffer can be (4 GiB on Node 20): ask for parts
    */
   bytes(offset = 0, length = rest(this.length, offset)): Uint8Array {
     this.#mustBeRegistered('bytes');
@@ -214,8 +217,8 @@ export class ExternalMemory implements Disposable {
   }
 
   /**
-   * @internal What a device in this process reads and writes, in an ArrayBuffer of their own: what the program does with
-   * its own does not disturb them.
+   * @internal The bytes that a device in this process reads and writes, in a separate ArrayBuffer: what the program
+   *   does with its own ArrayBuffer does not affect the device.
    */
   bytesForDevice(offset: number, length: number): Uint8Array {
     if (this.#views instanceof PrivateViews) return this.#views.copy(offset, length);
@@ -225,38 +228,38 @@ export class ExternalMemory implements Disposable {
   }
 
   /**
-   * Runs `work` on the bytes of the memory, or a part of them, and pins it meanwhile: unregistering is EBUSY until what
-   * `work` returns has settled. This is the way to give bytes to other threads:
-   * `await memory.lend((bytes) => file.read(bytes))`.
+   * Runs `work` on the bytes of the memory, or on a part of them, and pins it meanwhile: unregistering fails with EBUSY
+   * until the result of `work` has settled. Use it to give bytes to other threads: `await memory.lend((bytes) =>
+   * file.read(bytes))`.
    *
-   * @returns what `work` returns
-   * @throws DmaError as {@link ExternalMemory.bytes}; what `work` throws
+   * @returns the result of `work`
+   * @throws DmaError as {@link ExternalMemory.bytes}; the exception of `work`
    */
   async lend<T>(work: (bytes: Uint8Array) => T, options?: LendOptions): Promise<Awaited<T>> {
     return lend(this, work, options);
   }
 
-  /** Was a view of it transferred away, so that whoever has it now reaches the memory for good? */
+  /** Whether a view of it was transferred: its new owner can then access the memory for good. */
   get escaped(): boolean {
     const views = this.#views;
     const moved = views instanceof Views ? views.escaped : views.length === 0;
     return moved || this.#forDevices?.escaped === true || this.handedOut.escaped;
   }
 
-  /** @internal Notes that something unknown can reach it for ever. */
+  /** @internal Notes that something unknown can access it for ever. */
   escape(): void {
     this.handedOut.escape();
   }
 
-  /** Why it can not be unregistered now, when something holds it by a pin; `undefined` when nothing does. */
+  /** Why a pin keeps it from being unregistered now; `undefined` if it is not pinned. */
   get pinned(): string | undefined {
     return this.#pins.reason;
   }
 
   /**
-   * Holds the memory while something works on its views: unregistering is EBUSY until the pin is disposed.
+   * Pins the memory while its views are in use: unregistering fails with EBUSY until the pin is disposed of.
    *
-   * @param reason shows up in that error
+   * @param reason is shown in that error
    */
   pin(reason = 'a running transfer'): Pin {
     this.#mustBeRegistered('pin');
@@ -265,15 +268,16 @@ export class ExternalMemory implements Disposable {
   }
 
   /**
-   * Forgets the memory, detaches its views, and gives back what the library had taken (its mapping, its descriptor). The
-   * bytes of a Buffer or of `fromAddress` stay what they are.
+   * Unregisters the memory, detaches its views, and releases what the library had allocated for it (its mapping, its
+   * descriptor). The bytes of a Buffer or of `fromAddress` stay unchanged.
    *
-   * When views were handed out, the memory goes back at once and the addresses once the views are collected, so that nothing
-   * that still works on them meets the next owner; `External.retired` has the figures.
+   * If views were created, the memory is freed at once, but its addresses are reused only after the views were
+   * collected, so that a view that is still in use never accesses other memory; `External.retired` has the figures.
    *
-   * @throws DmaError EBUSY while a device has it mapped (the error names the devices) or a view is pinned, and when too many
-   *   addresses wait for views to be collected; EINVAL when it was unregistered before; ENOMEM when the system can not give
-   *   it back now (`vm.max_map_count`). It is still registered then, its views are empty, and it can be tried again.
+   * @throws DmaError EBUSY while it is mapped for a device (the error names the devices) or a view is pinned, and if
+   *   too many addresses wait for views to be collected; EINVAL if it was unregistered before; ENOMEM if the system can
+   *   not free it now (`vm.max_map_count`). After ENOMEM it is still registered, its views are empty, and the call can
+   *   be repeated
    */
   unregister(): void {
     this.#mustBeIdle('unregister');
@@ -284,8 +288,9 @@ export class ExternalMemory implements Disposable {
   }
 
   /**
-   * As {@link ExternalMemory.unregister}, without blocking the event loop: other threads give the pages back. From the call on
-   * nothing can be begun with it; when it fails after all, it is as after a failed `unregister`, and its content may be gone.
+   * As {@link ExternalMemory.unregister}, without blocking the event loop: other threads free the pages. From the call
+   * on it can not be used for anything new. If it fails, the state is as after a failed `unregister`, and its content
+   * may be lost.
    *
    * @throws DmaError as `unregister`
    */
@@ -320,24 +325,24 @@ export class ExternalMemory implements Disposable {
     if (pinned !== undefined) throw pinnedError(operation, area.label, pinned, range);
   }
 
-  /** When this fails, a view could still reach the memory, so that it has to stay. */
+  /** If this throws, a view could still access the memory, so it must stay. */
   #detach(): void {
     if (this.#views instanceof Views) this.#views.detach();
     this.#forDevices?.detach();
   }
 
-  /** It has gone. */
+  /** Completes the removal. */
   #end(operation: string): void {
     this.#registered = false;
     this.area.registration = undefined;
     const errors = undoAll(this.#release);
     this.area.gone();
-    // Told last: who hears it may use the addresses.
+    // Notified last: the listener may reuse the addresses.
     this.#registry.gone(this);
     throwFirst(errors, operation);
   }
 
-  /** Unregisters; does nothing when that was done before. @throws DmaError EBUSY as {@link ExternalMemory.unregister} */
+  /** Unregisters it, unless it was unregistered before. @throws DmaError EBUSY as {@link ExternalMemory.unregister} */
   [Symbol.dispose](): void {
     if (this.#registered) this.unregister();
   }
@@ -346,7 +351,7 @@ export class ExternalMemory implements Disposable {
     const { area } = this;
     const { range } = area;
     if (this.#leaving) {
-      const hint = 'await what unregisterAsync returned';
+      const hint = 'await the result of unregisterAsync';
       throw new DmaError({ code: 'EBUSY', operation, range, reason: `${area.label} is being unregistered`, hint });
     }
     if (!this.#registered) throw ended(operation, `${area.label} is not registered any more`, 'memory.live', { range });
@@ -361,8 +366,9 @@ shortForm(ExternalMemory, 'ExternalMemory', ({ area, live }) => ({
 }));
 
 /**
- * What is registered, in the order of registration. The youngest is beside the Set: one that comes and goes again and again
- * leaves the Set unchanged, which V8 would make anew whenever it becomes empty.
+ * The registered memory, in the order of registration. The newest one is kept beside the Set: if one memory is
+ * registered and unregistered repeatedly, the Set stays unchanged. V8 would reallocate a Set each time it becomes
+ * empty.
  */
 class Registered implements Iterable<ExternalMemory> {
   readonly #older = new Set<ExternalMemory>();
@@ -384,7 +390,7 @@ class Registered implements Iterable<ExternalMemory> {
   }
 }
 
-/** The external memory of one `Eal`: every way to get some, and what there is now. */
+/** The external memory of one `Eal`: registers it, and lists what is registered. */
 export class External implements Iterable<ExternalMemory> {
   readonly #platform: Platform;
   readonly #index: AreaIndex;
@@ -402,10 +408,10 @@ export class External implements Iterable<ExternalMemory> {
   readonly #running: RunningWorks;
 
   /**
-   * @internal @param changed told after every registration and removal
-   * @param origins note where each was registered? Default: as `EalOptions.origins`
-   * @param gate asked before each registration
-   * @param running ends long work when the Eal stops. Default: nothing does
+   * @internal @param changed called after every registration and removal
+   * @param origins whether to note where each was registered. Default: as `EalOptions.origins`
+   * @param gate called before each registration
+   * @param running cancels long work when the Eal stops. Default: nothing does
    */
   constructor(
     platform: Platform,
@@ -425,31 +431,32 @@ export class External implements Iterable<ExternalMemory> {
   }
 
   /**
-   * Addresses of memory that was freed while views of it were about, in this thread (also by other `Eal`s). Those that wait
-   * go back when the views are collected; those that escaped stay, because a view was transferred away.
+   * Addresses of memory that was freed while views of it existed, in this thread (also of other `Eal`s). Addresses that
+   * wait are released after the views were collected. Addresses that escaped stay in use, because a view was
+   * transferred.
    */
   get retired(): {
-    /** Given back once their views are collected. */
+    /** Released after their views were collected. */
     readonly waiting: { readonly ranges: number; readonly bytes: number };
-    /** A view was transferred: they stay until the process ends. */
+    /** A view was transferred: they stay in use until the process ends. */
     readonly escaped: { readonly ranges: number; readonly bytes: number };
   } {
     return retired.facts();
   }
 
-  /** All that is registered now, in the order of registration. */
+  /** All registered memory, in the order of registration. */
   [Symbol.iterator](): IterableIterator<ExternalMemory> {
     return this.#live[Symbol.iterator]();
   }
 
   /**
-   * New zeroed memory of at least `length` bytes, rounded up to whole pages; freed when it is unregistered. Its pages are
-   * there when this returns.
+   * Allocates at least `length` zeroed bytes, rounded up to whole pages, and registers them; they are freed when
+   * unregistered. All pages are allocated when this returns, unless `populate` is false.
    *
    * @param length bytes
-   * @throws DmaError EINVAL for an impossible length, page size, alignment, node or table; ENOMEM when the system has no such memory, with
-   *   what it has; EMFILE when the process has no descriptor left, of which each memfd takes one; ENOTSUP where memory of that
-   *   kind is not available, such as hugepages of a size that the machine does not have
+   * @throws DmaError EINVAL for an impossible length, page size, alignment, node or table; ENOMEM if the system has not
+   *   enough such memory, with figures; EMFILE if the process can open no more descriptors (each memfd uses one);
+   *   ENOTSUP if memory of that kind is not available, such as hugepages of a size that the machine does not support
    */
   allocate(length: number, options?: AllocateOptions): ExternalMemory {
     const operation = 'external.allocate';
@@ -459,11 +466,11 @@ export class External implements Iterable<ExternalMemory> {
   }
 
   /**
-   * As {@link External.allocate}, without blocking the event loop: its pages are got on other threads, several pieces at once,
-   * with progress.
+   * As {@link External.allocate}, without blocking the event loop: pages are allocated on other threads, several pieces
+   * at a time, with progress.
    *
-   * @throws DmaError as `allocate`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then all is
-   *   undone
+   * @throws DmaError as `allocate`; ECANCELED if `options.signal` is aborted or the Eal stops, within one piece: then
+   *   everything is undone
    */
   async allocateAsync(length: number, options: AllocateOptions & LongWorkOptions = {}): Promise<ExternalMemory> {
     const operation = 'external.allocateAsync';
@@ -473,9 +480,9 @@ export class External implements Iterable<ExternalMemory> {
   }
 
   /**
-   * Gets memory while the event loop goes on.
+   * Allocates memory without blocking the event loop.
    *
-   * @param call what the program called, which `operation` names: the places where memory was made are above it
+   * @param call the function that the program called, named by `operation`: the origin of the memory is its caller
    */
   async #later<T extends LongWorkOptions>(
     operation: string,
@@ -509,10 +516,10 @@ export class External implements Iterable<ExternalMemory> {
     if (!isPowerOfTwo(pageSize)) throw noPageSize(pageSize, operation);
     if (!isPowerOfTwo(align))
       throw invalid(operation, `an alignment of ${align} bytes is not a power of two`, {
-        hint: 'leave it out, and it begins on a page; 2 * MiB, GiB and the like are larger ones',
+        hint: 'leave it out to align to pages, or use a larger power of two such as 2 * MiB or GiB',
       });
     if (!isAddress(length) || length === 0 || !isAddress(length + pageSize + align)) {
-      const hint = `it is a whole number of bytes from 1 on, and is rounded up to pages of ${formatSize(pageSize)}`;
+      const hint = `use a whole number of bytes, 1 or more; it is rounded up to pages of ${formatSize(pageSize)}`;
       throw invalid(operation, `a length of ${length} bytes is not possible`, { hint });
     }
     const whole = alignUp(length, pageSize);
@@ -550,15 +557,15 @@ export class External implements Iterable<ExternalMemory> {
   }
 
   /**
-   * Memory that is a memfd or file. The descriptor is duplicated; the caller keeps its own.
+   * Registers memory that is a memfd or file. The descriptor is duplicated; the caller keeps its own.
    *
-   * What can be made shorter by others is not safe to look at: touching a page past the new end kills the process
-   * (SIGBUS). Seal memfds (F_SEAL_SHRINK), and do not truncate files while they are registered. Holes of the file get
-   * storage first, so that touching them does no harm; see {@link AllocateOptions.populate}.
+   * Memory that others can truncate is not safe to access: an access beyond the new end kills the process (SIGBUS).
+   * Seal memfds (F_SEAL_SHRINK), and do not truncate files while they are registered. Holes of the file are allocated
+   * first, so that accessing them is safe; see {@link AllocateOptions.populate}.
    *
-   * @throws DmaError EINVAL: no file or memfd, offset or length no multiple of the page size (that of hugetlbfs is larger),
-   *   the range not inside the file, impossible page size or table; EACCES: writable asked of a read-only descriptor; ENOSPC,
-   *   ENOMEM: no room for what the file has holes for, with figures; EBADF
+   * @throws DmaError EINVAL: not a file or memfd, offset or length not a multiple of the page size (hugetlbfs has
+   *   larger pages), the range not inside the file, impossible page size or table; EACCES: writable requested for a
+   *   read-only descriptor; ENOSPC, ENOMEM: no space for the holes of the file, with figures; EBADF
    */
   fromFd(fd: number, options?: FromFdOptions): ExternalMemory {
     const operation = 'external.fromFd';
@@ -568,11 +575,11 @@ export class External implements Iterable<ExternalMemory> {
   }
 
   /**
-   * As {@link External.fromFd}, without blocking the event loop: holes get storage and pages are got on other threads, piece by
-   * piece, with progress. The descriptor is duplicated before this returns.
+   * As {@link External.fromFd}, without blocking the event loop: holes and pages are allocated on other threads, piece
+   * by piece, with progress. The descriptor is duplicated before this returns.
    *
-   * @throws DmaError as `fromFd`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then nothing is
-   *   registered, and holes that have got storage keep it, which changes no byte of the file
+   * @throws DmaError as `fromFd`; ECANCELED if `options.signal` is aborted or the Eal stops, within one piece: then
+   *   nothing is registered. Holes that were allocated stay allocated, which changes no byte of the file
    */
   async fromFdAsync(fd: number, options: FromFdOptions & LongWorkOptions = {}): Promise<ExternalMemory> {
     const operation = 'external.fromFdAsync';
@@ -599,12 +606,12 @@ export class External implements Iterable<ExternalMemory> {
       throw new DmaError({ code: 'EACCES', operation, reason, hint: 'open it read-write, or pass writable: false' });
     }
     if (!status.readable) {
-      const reason = `descriptor ${fd} is open for writing only, and memory is read too`;
+      const reason = `descriptor ${fd} is open for writing only, but memory must be readable`;
       throw new DmaError({
         code: 'EACCES',
         operation,
         reason,
-        hint: "open it for both, as with fs.openSync(path, 'r+')",
+        hint: "open it for reading and writing, as with fs.openSync(path, 'r+')",
       });
     }
     const release: (() => void)[] = [];
@@ -642,11 +649,11 @@ export class External implements Iterable<ExternalMemory> {
   }
 
   /**
-   * A page-aligned part of an existing Buffer, typed array or ArrayBuffer. It is kept alive while it is registered; do not
-   * transfer or detach its ArrayBuffer meanwhile.
+   * Registers a page-aligned part of an existing Buffer, typed array or ArrayBuffer. It stays alive while it is
+   * registered; do not transfer or detach its ArrayBuffer meanwhile.
    *
-   * @throws DmaError EINVAL when it does not begin and end on page boundaries: `registerPagesOf` takes the part that does.
-   *   EINVAL for a resizable ArrayBuffer, whose memory can go away
+   * @throws DmaError EINVAL if it does not begin and end on page boundaries (`registerPagesOf` registers the pages
+   *   inside), or for a resizable ArrayBuffer, whose memory can go away
    */
   register(view: ArrayBufferView | ArrayBufferLike, options?: RegisterOptions): ExternalMemory {
     const operation = 'external.register';
@@ -664,11 +671,12 @@ export class External implements Iterable<ExternalMemory> {
   }
 
   /**
-   * The whole pages of an existing Buffer, typed array or ArrayBuffer, wherever it begins and ends; otherwise as `register`.
+   * Registers the whole pages inside an existing Buffer, typed array or ArrayBuffer, wherever it begins and ends; else
+   * as `register`.
    *
-   * @returns the memory, and `view`: the pages as a part of what was given, the same bytes as `memory.bytes()`. Disposing it
-   *   unregisters the memory
-   * @throws DmaError EINVAL when there is no whole page in it, or no such page size; EINVAL as `register`
+   * @returns the memory, and `view`: its pages as a part of the argument, the same bytes as `memory.bytes()`. Disposing
+   *   the result unregisters the memory
+   * @throws DmaError EINVAL if it contains no whole page, or for an impossible page size; EINVAL as `register`
    */
   registerPagesOf(
     view: ArrayBufferView | ArrayBufferLike,
@@ -685,8 +693,8 @@ export class External implements Iterable<ExternalMemory> {
     const range = new Range(va, bytes.length, operation);
     const inside = range.alignedInside(pageSize);
     if (inside === undefined) {
-      const reason = `no whole page of ${formatSize(pageSize)} is in the ${bytes.length} bytes at ${hex(va)}`;
-      const hint = `${formatSize(2 * pageSize)} less 1 byte always hold one; external.allocate gives whole pages`;
+      const reason = `the ${bytes.length} bytes at ${hex(va)} contain no whole page of ${formatSize(pageSize)}`;
+      const hint = `${formatSize(2 * pageSize)} less 1 byte always contain one; external.allocate returns whole pages`;
       throw invalid(operation, reason, { range, hint });
     }
     const from = inside.start - va;
@@ -696,11 +704,12 @@ export class External implements Iterable<ExternalMemory> {
   }
 
   /**
-   * Memory that is mapped at `va` already, by whatever means: the caller keeps it mapped and owns it.
+   * Registers memory that is mapped at `va` already, by any means. The caller owns it, and must keep it mapped.
    *
-   * @param options.writable may it be written? Default true. Give false for memory that is mapped read-only: devices may only
-   *   read it then, and a store through a view of it kills the process, as it would in C
-   * @throws DmaError EINVAL for address 0, or when it is not on page boundaries; EFAULT when not all of it is mapped in this process
+   * @param options.writable whether it may be written. Default true. Give false for memory that is mapped read-only:
+   *   devices may then only read it, and a store through a view of it kills the process, as it would in C
+   * @throws DmaError EINVAL for address 0, or if it is not on page boundaries; EFAULT if not all of it is mapped in
+   *   this process
    */
   fromAddress(va: VaLike, length: number, options?: RegisterOptions & { readonly writable?: boolean }): ExternalMemory {
     const operation = 'external.fromAddress';
@@ -714,8 +723,8 @@ export class External implements Iterable<ExternalMemory> {
         const reason = allowed === 'none' ? 'not all of it is mapped readable' : 'some of it is not writable';
         const hint =
           allowed === 'none'
-            ? '/proc/self/maps lists what is mapped; external.allocate gets new memory'
-            : 'pass writable: false, and devices may only read it';
+            ? '/proc/self/maps lists what is mapped; external.allocate allocates new memory'
+            : 'pass writable: false; devices may then only read it';
         throw new DmaError({ code: 'EFAULT', operation, range, reason, hint });
       }
     }
@@ -741,7 +750,7 @@ export class External implements Iterable<ExternalMemory> {
       reason: 'no external memory is exactly this range',
       hint:
         near === undefined
-          ? 'nothing is registered there: it was unregistered, or never registered (eal.external lists what is)'
+          ? 'nothing is registered there: it was unregistered, or never registered (iterate eal.external to list all)'
           : `the ${near.owner} area ${near.label} is ${near.range.toString()}`,
     });
   }
@@ -755,12 +764,12 @@ export class External implements Iterable<ExternalMemory> {
     return this.#registeredAs(this.#index.exact(range));
   }
 
-  /** @internal Is this registered here now? */
+  /** @internal Whether this is registered here now. */
   has(memory: ExternalMemory): boolean {
     return memory.isOf(this.#registry);
   }
 
-  /** @internal The bytes at [va, va + length), when they are all in one piece of external memory. */
+  /** @internal The bytes at [va, va + length), if they are all in one external memory. */
   bytesAt(va: Va, length: number): Uint8Array | undefined {
     const area = this.#index.at(va);
     if (area === undefined || va + length > area.range.end) return undefined;
@@ -784,7 +793,7 @@ export class External implements Iterable<ExternalMemory> {
     }
   }
 
-  /** What the program may store to, of a file that it may not write. */
+  /** The private copy that the program can store to, for a file that it may not write. */
   #mapPrivately(fd: number, offset: number, length: number, { pageSize }: FileStatus): Range<Va> {
     const { memory } = this.#platform;
     const va = memory.map({ length, fd, offset, writable: false });
@@ -805,13 +814,13 @@ export class External implements Iterable<ExternalMemory> {
       operation: string;
       backing?: Backing;
       empty?: LongStep;
-      /** Noted already. */
+      /** Whether it is noted already. */
       origin?: Origin;
       bytes?: Uint8Array;
       views?: PrivateViews;
       writable?: boolean;
       release?: readonly (() => void)[];
-      /** Is the mapping ours? */
+      /** Whether the library made the mapping. */
       owned?: boolean;
     },
   ): ExternalMemory {
@@ -852,7 +861,7 @@ export class External implements Iterable<ExternalMemory> {
     throw invalid(operation, `there is no NUMA node ${node}`, { hint: `the nodes are: ${nodes.join(', ')}` });
   }
 
-  /** A way out when descriptors are taken; `undefined` when it is not registered memory that holds them. */
+  /** The hint if no descriptors are left; `undefined` if registered memory does not use them. */
   #descriptorHint(): string | undefined {
     const held = [...this.#live].filter(({ fd }) => fd !== undefined).length;
     if (held === 0) return undefined;
@@ -865,7 +874,10 @@ export class External implements Iterable<ExternalMemory> {
 
 shortForm(External, 'External', (external) => ({ live: [...external].length }));
 
-/** What is common to all ways to register, with the page size. (V8 makes a new kind of object for each `registering(options, pageSize)`.) */
+/**
+ * The common options of all ways to register, with the page size. (V8 would create a new object shape for each
+ * `registering(options, pageSize)`.)
+ */
 function registering(
   { iovas, node, label }: RegisterOptions,
   pageSize: number,
@@ -875,7 +887,7 @@ function registering(
 
 function checkView(view: unknown, operation: string): void {
   if (!ArrayBuffer.isView(view) && !isArrayBuffer(view) && !isSharedArrayBuffer(view))
-    throw invalid(operation, `a Buffer, typed array or ArrayBuffer is wanted, not ${show(view)}`, {
+    throw invalid(operation, `expected a Buffer, typed array or ArrayBuffer, not ${show(view)}`, {
       hint: 'external.fromFd takes descriptors, external.fromAddress addresses',
     });
 }
@@ -886,16 +898,19 @@ function bytesOf(view: ArrayBufferView | ArrayBufferLike): Uint8Array {
 }
 
 function rangeAt(va: VaLike, length: number, operation: string): Range<Va> {
-  if (va === 0) throw invalid(operation, 'there is no memory at address 0', { hint: 'did what was to map it fail?' });
+  if (va === 0)
+    throw invalid(operation, 'there is no memory at address 0', {
+      hint: 'check whether the call that mapped it failed',
+    });
   return new Range(va as Va, length, operation);
 }
 
-/** Drops the pages of new memory, of a memfd or of nothing, piece by piece; later, on another thread. */
+/** Discards the pages of new memory (of a memfd or anonymous), piece by piece on another thread. */
 function emptying({ memory, files }: Platform, range: Range<Va>, pageSize: number, backing?: Backing): LongStep {
   const piece = async (offset: number, bytes: number): Promise<void> => {
     const at = (range.start + offset) as Va;
     const dropped = backing === undefined ? memory.dropAsync(at, bytes) : files.punchAsync(backing.fd, offset, bytes);
-    // What can not be dropped now goes with all of it.
+    // Pages that can not be discarded now are freed with the memory.
     await dropped.catch(() => undefined);
   };
   return dropStep(range.length, pageSize, piece);
@@ -903,11 +918,11 @@ function emptying({ memory, files }: Platform, range: Range<Va>, pageSize: numbe
 
 function mustBeDescriptor(fd: unknown, operation: string): void {
   if (typeof fd === 'number' && Number.isInteger(fd) && Math.abs(fd) < 2 ** 31) return;
-  const hint = "it is a number, such as fs.openSync(path, 'r+') returns, or the property fd of a FileHandle";
-  throw invalid(operation, `${show(fd)} is no descriptor`, { hint });
+  const hint = "pass a number, such as fs.openSync(path, 'r+') returns, or the property fd of a FileHandle";
+  throw invalid(operation, `${show(fd)} is not a file descriptor`, { hint });
 }
 
-/** What a descriptor is. @throws DmaError EBADF when it is none */
+/** The kind of a descriptor. @throws DmaError EBADF if it is not open */
 function statusOf({ files }: Platform, fd: number, operation: string): FileStatus {
   try {
     return files.status(fd);
@@ -923,10 +938,10 @@ function statusOf({ files }: Platform, fd: number, operation: string): FileStatu
 }
 
 /**
- * Gives the holes of a file storage, so that a store does not find its file system full.
+ * Allocates storage for the holes of a file, so that a later store does not find the file system full.
  *
- * @returns false when that can not be done here, so that only faulting in the pages shows whether there is room
- * @throws DmaError ENOSPC when the file system has no room; ENOMEM when it is in memory and that has none
+ * @returns false if that is not possible here; then only populating the pages shows whether there is space
+ * @throws DmaError ENOSPC if the file system has no space left; ENOMEM if it is in memory, and there is no memory left
  */
 function* fillingHoles(
   { files }: Platform,
@@ -946,8 +961,8 @@ function* fillingHoles(
     new DmaError({
       code: 'ENOSPC',
       operation,
-      reason: `the file has holes, and its file system has no room for the ${formatSize(least)} that are missing`,
-      hint: `${figures}; populate: false takes it as it is, and a store that finds no room then ends the process`,
+      reason: `the file has holes, and its file system has no space for the missing ${formatSize(least)}`,
+      hint: `${figures}; with populate: false it is registered as it is, and a store that finds no space then kills the process`,
       cause,
     });
   if (least > alignUp(fileSystem.left, pageSize)) throw full();
@@ -966,13 +981,13 @@ function* fillingHoles(
     return true;
   } catch (error) {
     if (isDmaError(error, 'ENOSPC')) throw full(error);
-    // A file system that can not do this (or a seal against it) is left to the kernel.
+    // A file system without fallocate (or a seal against it): populating allocates the pages.
     if (!isDmaError(error, 'ENOTSUP') && !isDmaError(error, 'EPERM')) throw error;
     return false;
   }
 }
 
-/** Does reading a file need memory for pages that it does not have? Only those that live in memory do: others read zeros. */
+/** Whether reading a hole needs memory for new pages: only in file systems that live in memory. Others read zeros. */
 function readsNeedPages({ files }: Platform, fd: number, { size, allocated }: FileStatus): boolean {
   return allocated < size && files.fileSystem(fd).kind !== 'other';
 }
@@ -984,36 +999,36 @@ function checkFilePart(status: FileStatus, offset: number, length: number, opera
       hint:
         status.kind === 'directory'
           ? 'open a file in it; external.allocate() makes memory without one'
-          : `what a ${status.kind} delivers can be read into the bytes of external.allocate(), which devices reach`,
+          : `read the data of the ${status.kind} into the bytes of external.allocate(), which devices can access`,
     });
   if (!isAddress(offset))
     throw invalid(operation, `an offset of ${offset} bytes is not possible`, {
-      hint: `it is 0 or a multiple of ${pageSize}; the file has ${status.size} bytes`,
+      hint: `use 0 or a multiple of ${pageSize}; the file has ${status.size} bytes`,
     });
   if (offset % pageSize !== 0)
     throw invalid(operation, `offset ${offset} is not a multiple of the page size ${hex(pageSize)}`, {
-      hint: `${alignDown(offset, pageSize)} would do, and then byte ${offset % pageSize} of the memory is meant`,
+      hint: `use ${alignDown(offset, pageSize)}; the byte at the offset is then byte ${offset % pageSize} of the memory`,
     });
   if (status.size === 0)
     throw invalid(operation, 'the file is empty', {
-      hint: 'fs.ftruncateSync(fd, length) makes it longer; files of /proc, which are made when they are read, have no memory',
+      hint: 'fs.ftruncateSync(fd, length) makes it longer; files of /proc are generated when they are read and have no memory',
     });
   if (!isAddress(length) || (length === 0 && offset < status.size))
     throw invalid(operation, `a length of ${length} bytes is not possible`, {
-      hint: `it is a multiple of ${pageSize}, and all that follows the offset when left out; the file has ${status.size} bytes`,
+      hint: `use a multiple of ${pageSize}, or leave it out to register the rest of the file; the file has ${status.size} bytes`,
     });
   if (length % pageSize !== 0)
     throw invalid(operation, `a length of ${length} bytes is not a multiple of the page size ${hex(pageSize)}`, {
-      hint: `the file's pages have ${formatSize(pageSize)}, and are mapped as a whole: ${alignUp(length, pageSize)} would do`,
+      hint: `the file has pages of ${formatSize(pageSize)}, which are mapped as a whole: use ${alignUp(length, pageSize)}`,
     });
   if (length === 0 || offset + length > alignUp(status.size, pageSize)) {
     throw invalid(operation, `${length} bytes at offset ${offset} are not inside the file`, {
-      hint: `the file has ${status.size} bytes; touching memory past its end would kill the process`,
+      hint: `the file has ${status.size} bytes; an access beyond its end would kill the process`,
     });
   }
 }
 
-/** Maps a part of a file. @throws DmaError as the system, which says of some files only that they can not be mapped */
+/** Maps a part of a file. @throws DmaError of the system, with a better reason for files that can not be mapped */
 function mapFile(
   memory: MemoryPort,
   what: Parameters<MemoryPort['map']>[0],
@@ -1031,16 +1046,16 @@ function mapFile(
 
 const WHY_NOT_MAPPED: Partial<Record<ErrorCode, { readonly reason: string; readonly hint: string }>> = {
   EBADF: {
-    reason: 'was opened by O_PATH, which says where a file is and gives no access to its bytes',
-    hint: "open it for both, as with fs.openSync(path, 'r+')",
+    reason: 'was opened with O_PATH, which gives no access to the bytes of the file',
+    hint: "open it for reading and writing, as with fs.openSync(path, 'r+')",
   },
   ENODEV: {
-    reason: 'is of a file system whose files can not be mapped, such as sysfs',
-    hint: 'read it into the bytes of external.allocate(), which devices reach',
+    reason: 'is a file of a file system without mmap, such as sysfs',
+    hint: 'read it into the bytes of external.allocate(), which devices can access',
   },
   EPERM: {
-    reason: 'may not be mapped this way: it is sealed, or its file system forbids it',
-    hint: 'with writable: false a memfd that is sealed against writing can be had',
+    reason: 'can not be mapped this way: it is sealed, or its file system forbids it',
+    hint: 'a memfd that is sealed against writing can be registered with writable: false',
   },
 };
 
@@ -1051,7 +1066,7 @@ function misalignedView(range: Range<Va>, pageSize: number, operation: string): 
     range,
     hint:
       inside === undefined
-        ? 'no whole page of it is inside; allocate more, or use external.allocate'
-        : `bytes ${from} up to ${from + inside.length} of it would do: view.subarray(${from}, ${from + inside.length}), or registerPagesOf`,
+        ? 'it contains no whole page; allocate more, or use external.allocate'
+        : `bytes ${from} up to ${from + inside.length} of it are on pages: view.subarray(${from}, ${from + inside.length}), or registerPagesOf`,
   });
 }

@@ -1,4 +1,6 @@
-/** The pools of one `Eal`: creates them, finds them by name, and tells handlers when they come and go. */
+/**
+ * The pools of one `Eal`: creates them, finds them by name, and notifies handlers when they are created and destroyed.
+ */
 import { mustBe, mustBeObject, mustBeString, mustHandle, optionsOf, type Shape } from '../../check.js';
 import { DmaError, invalid, isDmaError, throwFirst, undoAll, withUndo } from '../../errors.js';
 import { longWorkOf, mustGoOn, Turns, type LongWorkOptions } from '../../long-work.js';
@@ -24,42 +26,47 @@ import { thrown } from '../../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
 import { MiB } from '../../units.js';
 
-/** What a pool is to be like, and where its memory comes from: the library's own, a heap, or external memory. */
+/** The properties of a pool, and the source of its memory: the library's own, a heap, or external memory. */
 export interface PoolOptions extends Pick<MallocOptions, 'heap' | 'node' | 'pageSizes' | 'pageSizeHint'> {
-  /** No other pool has it meanwhile. Default: made up. */
+  /** A unique name. Default: a generated one. */
   readonly name?: string;
-  /** How many, 1 to 2^28. */
+  /** Number of elements, 1 to 2^28. */
   readonly elements: number;
-  /** bytes */
+  /** Bytes. */
   readonly elementSize: number;
-  /** Elements begin at multiples of this power of two, in bytes. Default 64. */
+  /** Alignment of elements in bytes, a power of two. Default 64. */
   readonly align?: number;
-  /** Bytes in front of each element that are its own, for headers that are put before what is in it. Default 0. */
+  /** Bytes before each element that belong to it, for headers that are put in front of its content. Default 0. */
   readonly headroom?: number;
-  /** How many free elements each thread keeps for itself, 1 to 512, or 0 for none. Default 0. */
+  /** How many free elements each thread caches, 1 to 512, or 0 for none. Default 0. */
   readonly cache?: number;
-  /** The user's memory, as much of it as it takes, instead of that of a heap. It can be in no other pool, and in no heap. */
+  /**
+   * External memory for the elements, used as far as needed, instead of a heap's. It can be in no other pool and no
+   * heap.
+   */
   readonly external?: readonly ExternalMemory[];
   /**
-   * Will devices use the elements? Then each is contiguous for them. Default true. Without, elements may lie where no device
-   * would find them in one piece, and there are no IOVAs.
+   * Whether devices will use the elements. Default true: each is contiguous for them. With false, an element may not be
+   * contiguous for devices, and there are no IOVAs.
    */
   readonly forDevices?: boolean;
-  /** Fill them with zeros? Default false: what is in them then is whatever was there before. */
+  /** Whether to fill them with zeros. Default false: their content is undefined. */
   readonly zero?: boolean;
-  /** For debugging: refuse at once what is put twice. Default false. */
+  /** For debugging: refuse an element that is put back twice. Default false. */
   readonly checked?: boolean;
 }
 
-/** Told of pools, in the order handlers were added. */
+/** Notified about pools, in the order in which handlers were added. */
 export interface PoolHandler {
-  /** The pool has all its elements, and nobody has it yet. What this throws refuses it: all is undone. */
+  /**
+   * The pool has all its elements, and is not in use yet. If this throws, the pool is refused and everything is undone.
+   */
   ready?(pool: Pool): void;
-  /** Nobody can use it any more, and its memory is about to go. What this throws is an uncaught exception. */
+  /** The pool can no longer be used, and its memory will be freed next. If this throws, it is an uncaught exception. */
   destroy?(pool: Pool): void;
 }
 
-/** bytes that are cleared in a turn of the event loop: some milliseconds */
+/** Bytes that are cleared in one turn of the event loop: some milliseconds. */
 const IN_A_TURN = 8 * MiB;
 
 const POOL_OPTIONS: Shape<PoolOptions> = {
@@ -85,7 +92,7 @@ export class Pools {
   readonly #port: Pick<MemoryPort, 'keeper'> | undefined;
   readonly #pools = new Map<string, Pool>();
   readonly #handlers = new Handlers<PoolHandler>();
-  /** External memory that is in a pool, and the name of that. */
+  /** External memory that is in a pool, and the name of the pool. */
   readonly #external = new Map<Area, string>();
   #made = 0;
 
@@ -95,24 +102,24 @@ export class Pools {
     this.#port = port;
   }
 
-  /** All pools, in the order they were made. */
+  /** All pools, in the order of creation. */
   [Symbol.iterator](): IterableIterator<Pool> {
     return this.#pools.values();
   }
 
-  /** The pool of that name, if there is one. @throws DmaError EINVAL for what is no name */
+  /** The pool with that name, if any. @throws DmaError EINVAL if the name is not a string */
   find(name: string): Pool | undefined {
     mustBeString(name, 'the name of a pool', 'pools.find');
     return this.#pools.get(name);
   }
 
   /**
-   * Makes a pool; all of its elements are free.
+   * Creates a pool; all of its elements are free.
    *
-   * @throws DmaError EINVAL for what is not possible, and for external memory that is not registered any more; EEXIST for a
-   *   name that is in use, and for external memory that is in a heap or another pool; EACCES for external memory that can
-   *   not be written; ENOENT if the heap does not exist; ENOMEM when not all elements have room; of the handler that refuses.
-   *   When it throws, nothing has happened.
+   * @throws DmaError EINVAL for impossible values, and for external memory that is no longer registered; EEXIST for a
+   *   name that is in use, and for external memory that is in a heap or another pool; EACCES for external memory that
+   *   can not be written; ENOENT if the heap does not exist; ENOMEM if there is not enough memory for all elements; the
+   *   error of a handler that refuses. After an error nothing has changed
    */
   create(options: PoolOptions): Pool {
     const operation = 'pools.create';
@@ -122,10 +129,10 @@ export class Pools {
   }
 
   /**
-   * As {@link Pools.create}, without blocking the event loop: memory that has to grow for it is got on other threads.
+   * As {@link Pools.create}, without blocking the event loop: new memory is allocated on other threads.
    *
-   * @throws DmaError as `create`; ECANCELED when `options.signal` is aborted or the Eal stops, within one piece: then all is
-   *   undone
+   * @throws DmaError as `create`; ECANCELED if `options.signal` is aborted or the Eal stops, within one piece: then
+   *   everything is undone
    */
   async createAsync(options: PoolOptions & LongWorkOptions): Promise<Pool> {
     const operation = 'pools.createAsync';
@@ -142,7 +149,7 @@ export class Pools {
     for (const memory of options.external ?? []) mustBe(memory, ExternalMemory, 'external', operation);
     const { elements, elementSize, align = 64, headroom = 0, cache: cacheSize = 0, forDevices = true } = options;
     const { name = this.#newName() } = options;
-    if (name === '') throw invalid(operation, 'a pool has a name', { hint: 'leave it out, and one is made up' });
+    if (name === '') throw invalid(operation, 'the name of a pool is empty', { hint: 'leave it out to generate one' });
     const shape = elementShape(elementSize, headroom, align, operation);
     const stack = ElementStack.create(elements, options, operation);
     const cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize, operation);
@@ -152,7 +159,7 @@ export class Pools {
     const memory = yield* this.#memoryFor(options, { elements, shape, forDevices, iovaMode, operation }, name);
     const { chunks } = memory;
     try {
-      // Somebody may have taken the name meanwhile.
+      // The name may have been taken while the event loop ran.
       if (this.#pools.has(name)) throw this.#nameTaken(name, operation);
       if (options.zero === true)
         for (let chunk = 0; chunk < chunks.length; chunk++) yield clearing(memory.view(chunk), operation);
@@ -160,7 +167,7 @@ export class Pools {
     } catch (error) {
       throw withUndo(error, operation, undoAll([() => this.#release(memory)]));
     }
-    /** Who has to know when it does not come after all. */
+    /** Handlers that must be notified if it is not created after all. */
     let told: PoolHandler[] | undefined = [];
     let pool: Pool;
     try {
@@ -197,7 +204,11 @@ export class Pools {
     }
   }
 
-  /** Lets `handler` follow pools that come and go, until the result is disposed. @throws DmaError EEXIST */
+  /**
+   * Adds a handler that is notified of created and destroyed pools, until the result is disposed of.
+   *
+   * @throws DmaError EEXIST
+   */
   addHandler(handler: PoolHandler): Disposable {
     const operation = 'pools.addHandler';
     this.#sources.gate?.(operation);
@@ -206,9 +217,9 @@ export class Pools {
   }
 
   /**
-   * @internal Frees all pools, whoever has their elements, but for those that other threads have attached to.
+   * @internal Frees all pools, even with elements in use, except pools that other threads have attached to.
    *
-   * @returns what failed; while that is not nothing, the memory has to stay
+   * @returns the errors; if there are any, the memory must stay
    */
   close(): unknown[] {
     return [...this.#pools.values()]
@@ -235,7 +246,9 @@ export class Pools {
         throw exists(
           request.operation,
           `${area.label} is in the pool ${other} already`,
-          seen.has(area) ? 'it is in the list twice' : `pools.find(${JSON.stringify(other)})?.free() lets it go`,
+          seen.has(area)
+            ? 'the list contains it twice'
+            : `pools.find(${JSON.stringify(other)})?.free() frees that pool`,
         );
       seen.add(area);
     }
@@ -253,8 +266,8 @@ export class Pools {
     const { elements, elementSize } = this.#pools.get(name) ?? {};
     return exists(
       operation,
-      `there is a pool ${JSON.stringify(name)} already`,
-      `it has ${elements} elements of ${elementSize} bytes: pools.find(name) finds it; free it, or take another name`,
+      `a pool ${JSON.stringify(name)} exists already`,
+      `it has ${elements} elements of ${elementSize} bytes: pools.find(name) returns it; free it, or use another name`,
     );
   }
 
@@ -288,7 +301,7 @@ function checkSource({ external, heap, node, pageSizes, pageSizeHint }: PoolOpti
   for (const [name, value] of Object.entries({ heap, node, pageSizes, pageSizeHint }))
     if (value !== undefined)
       throw invalid(operation, `external memory and ${name} contradict each other`, {
-        hint: `external memory is where it is: leave ${name} out, or external`,
+        hint: `external memory has a fixed place: leave out ${name}, or external`,
       });
 }
 
