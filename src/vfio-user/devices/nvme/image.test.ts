@@ -253,6 +253,6 @@ describe('NVMe model options', () => {
       [{ namespaces: [{ blocksize: 512 }] }, /blocksize/],
       [{ namespaces: [1] }, /namespace/],
     ] as readonly (readonly [object, RegExp])[])
-      assert.throws(() => nvmeModel(options as NvmeModelOptions), refused('EINVAL', reason));
+      assert.throws(() => nvmeModel(options), refused('EINVAL', reason));
   });
 });
