@@ -315,7 +315,7 @@ async function heaps({ each }: Round): Promise<void> {
 async function zones({ n, each }: Round): Promise<void> {
   await using eal = await Eal.start(stocked(n * 64));
   await each('reserve', (i) => eal.zones.reserve(`zone ${i}`, 64));
-  await each('lookup', (i) => eal.zones.find(`zone ${i}`));
+  await each('find', (i) => eal.zones.find(`zone ${i}`));
   await each('free', (i) => eal.zones.free(`zone ${i}`));
 }
 
