@@ -241,7 +241,7 @@ async function runsOfOne({ n, each, all }: Round): Promise<void> {
   const memory = eal.external.allocate(n * PAGE, { source: 'anonymous', populate: false, iovas });
   let mapping: ReturnType<Device['dmaMap']> | undefined;
   await all('dmaMap', () => (mapping = device.dmaMap(memory)));
-  await each('mapping.iovaOf', (i) => mapping?.iovaOf((memory.va + i * PAGE) as Va));
+  await each('mapping.iovaOf', (i) => mapping?.iovaOf(memory.va + i * PAGE));
   await each('device.iovaOf', (i) => device.iovaOf(memory.va + i * PAGE));
   await all('unmap', () => mapping?.unmap());
 }

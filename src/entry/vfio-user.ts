@@ -11,5 +11,6 @@ export {
   type InterruptRequest,
   type MmapChoice,
   type ShareChoice,
+  type StoresChoice,
 } from '../vfio-user/client.js';
 export type { Capabilities, DeviceInfo, IrqDescription, RegionDescription, SparseArea } from '../vfio-user/messages.js';

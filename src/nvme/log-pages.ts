@@ -25,7 +25,7 @@ export const SMART = {
   CRITICAL_MINUTES: 196,
 } as const;
 
-/** Bits of {@link SMART.CRITICAL_WARNING}. */
+/** Bits of `SMART.CRITICAL_WARNING`. */
 export const CRITICAL_WARNING = {
   SPARE: 1 << 0,
   TEMPERATURE: 1 << 1,
