@@ -464,6 +464,16 @@ export class Domain {
     return { va: (entry.va + (iova - entry.iova)) as Va, area: entry.area };
   }
 
+  /** @internal May devices use all of [iova, iova + length) in this way? One look-up for each mapping entry. */
+  mayUse(iova: number, length: number, access: DmaAccess): boolean {
+    for (let at = iova; at < iova + length;) {
+      const entry = this.#ledger.atIova(at);
+      if (entry === undefined || !grants(entry.access, access)) return false;
+      at = entry.iova + entry.length;
+    }
+    return true;
+  }
+
   /**
    * Tells what a device address is: mapped, recently unmapped (and by whom), just past the end of a mapping, or never
    * mapped. For use after a DMA fault.

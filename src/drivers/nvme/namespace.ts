@@ -407,6 +407,7 @@ export class NvmeNamespace {
             piecesOf(this.#host.context.device, memory, length, 'from', operation),
             length,
             length,
+            'read',
             operation,
           ),
       }));
@@ -474,7 +475,7 @@ export class NvmeNamespace {
         blocks,
         unit,
         maxBlocks: Math.min(65536, Math.floor(context.rules.maxTransfer / unit)),
-        data: dataIn(context, target, length, unit, name, operation),
+        data: dataIn(context, target, length, unit, name, opcode === NVM.READ ? 'write' : 'read', operation),
         ranges: undefined,
         signal: options.signal,
         deadline: deadlineOf(context, options.timeoutMs, operation),

@@ -446,6 +446,28 @@ describe('a queue of the program’s own', () => {
     }));
 });
 
+it('a queue knows the new format of a namespace', async () => {
+  await using eal = await Eal.start(QUIET);
+  eal.vdev.define('formatted', deviceModel('nvme', { size: MiB, blockSize: 512 }));
+  const device = await eal.probe('vdev:formatted0');
+  const ssd = device.use(nvmeDriver);
+  const disk = ssd.namespace(1);
+  const queue = await ssd.openQueue({ entries: 4 });
+  using block = eal.malloc(16 * KiB, { align: 4096 });
+  const read = async (): Promise<void> => {
+    block.bytes().fill(9);
+    queue.read(0, 1, 0, 2, device.iovaOf(block));
+    queue.ring();
+    await until(() => queue.poll() === 1, 'it is back');
+    assert.equal(queue.statuses[0], 0);
+    assert.equal(block.bytes().indexOf(9), 2 * disk.blockSize);
+  };
+  await read();
+  await ssd.format(disk, { format: disk.identity.formats.findIndex(({ blockSize }) => blockSize === 4096) });
+  assert.equal(disk.blockSize, 4096);
+  await read();
+});
+
 describe('a controller’s own memory', () => {
   it('is a buffer that a submission ring can be in', async () => {
     await using eal = await Eal.start(QUIET);
@@ -525,6 +547,17 @@ describe('a controller’s own memory', () => {
 });
 
 describe('memory', () => {
+  it('that is mapped for something else is EACCES before anything is sent', () =>
+    withDisk({}, async ({ eal, device, disk, fake }) => {
+      using memory = eal.external.allocate(64 * KiB);
+      using _mapping = device.dmaMap(memory, { access: 'read' });
+      await disk.write({ lba: 0, from: memory });
+      const before = fake.log.length;
+      await assert.rejects(disk.read({ lba: 0, into: memory }), dmaError('EACCES', /may write it.*dmaMap/));
+      await assert.rejects(disk.io({ opcode: NVM.READ, into: memory, length: 512 }), dmaError('EACCES'));
+      assert.equal(fake.log.length, before);
+    }));
+
   it('is not freed or unmapped under a running command, which the error names', () =>
     withDisk({}, async ({ eal, device, ssd, disk, fake }) => {
       using memory = eal.external.allocate(64 * KiB);

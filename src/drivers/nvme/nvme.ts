@@ -640,6 +640,7 @@ export class Nvme {
       if (known === undefined) this.#namespaces.set(id, new NvmeNamespace(this.#namespaceHost(), facts));
       else known.update(facts);
     }
+    for (const { queue } of this.#records.values()) queue.forgetFormat();
     for (const [id, namespace] of this.#namespaces) {
       if (found.has(id)) continue;
       namespace.end();

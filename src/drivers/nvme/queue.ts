@@ -348,6 +348,11 @@ export class NvmeQueue {
     return { words, iova: this.#listIova(slot) };
   }
 
+  /** @internal Namespaces may have another format now. */
+  forgetFormat(): void {
+    this.#nsid = -1;
+  }
+
   /** @internal Takes nothing more, because of `why`. */
   halt(why: DmaError): void {
     this.#halted = why;

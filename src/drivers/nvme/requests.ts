@@ -108,7 +108,7 @@ export function commandOf(
   const unit = command.length ?? bytesOf(memory, operation);
   mustBeWhole(unit, 1, context.rules.maxTransfer, 'the length of the data', operation);
   const pieces = piecesOf(context.device, memory, unit, into === undefined ? 'from' : 'into', operation);
-  const data = dataOf(context, pieces, unit, unit, operation);
+  const data = dataOf(context, pieces, unit, unit, into === undefined ? 'read' : 'write', operation);
   if (data.kind === 'cuts' && data.cuts.length > 1) throw inPieces(context, operation);
   return { entry, data, unit, ranges };
 }
@@ -119,19 +119,25 @@ export function bytesOf(memory: NvmeMemory, operation: string): number {
   return list.reduce((sum, each) => sum + mustHaveBytes(each, 'the data', operation), 0);
 }
 
+/** What the controller does with memory. */
+export type MemoryUse = 'read' | 'write';
+
 /**
  * How `length` bytes are pointed to.
  *
  * @param unit bytes that are not cut
- * @throws DmaError EINVAL when there is no way
+ * @throws DmaError EINVAL when there is no way; EACCES when the memory was mapped for something else
  */
 export function dataOf(
   { device, rules }: RequestContext,
   pieces: Pieces,
   length: number,
   unit: number,
+  use: MemoryUse,
   operation: string,
 ): Data {
+  for (const [index, each] of pieces.iovas.entries())
+    if (device.domain?.mayUse(each, pieces.lengths[index], use) === false) throw notGranted(device, use, operation);
   const [iova] = pieces.iovas;
   if (pieces.iovas.length === 1 && iova % 4 === 0) return { kind: 'run', iova, va: pieces.ranges[0] };
   const cuts = cutsOf(pieces, length, unit, rules);
@@ -153,17 +159,24 @@ export function dataIn(
   length: number,
   unit: number,
   name: string,
+  use: MemoryUse,
   operation: string,
 ): Data {
   if (!Array.isArray(memory)) {
     const { va, length: has, live } = memory as MemoryPart;
-    const table = context.device.domain?.table;
-    if (table !== undefined && live !== false && has >= length && isAddress(va) && isAddress(has)) {
-      const iova = table.iovaOfRange(va, length);
-      if (iova >= 0 && iova % 4 === 0) return { kind: 'run', iova, va };
+    const { domain } = context.device;
+    if (domain !== undefined && live !== false && has >= length && isAddress(va) && isAddress(has)) {
+      const iova = domain.table.iovaOfRange(va, length);
+      if (iova >= 0 && iova % 4 === 0 && domain.mayUse(iova, length, use)) return { kind: 'run', iova, va };
     }
   }
-  return dataOf(context, piecesOf(context.device, memory, length, name, operation), length, unit, operation);
+  return dataOf(context, piecesOf(context.device, memory, length, name, operation), length, unit, use, operation);
+}
+
+function notGranted({ name }: Device, use: MemoryUse, operation: string): DmaError {
+  const reason = `the memory is not mapped so that the device may ${use} it`;
+  const hint = `device.dmaMap(memory, { access: 'read-write' }) maps it for both`;
+  return new DmaError({ code: 'EACCES', operation, device: name, reason, hint });
 }
 
 function whyNot({ iovas }: Pieces, unit: number, { sgl, pageSize, maxDescriptors }: PointerRules): string {
