@@ -1,4 +1,4 @@
-/** How long the event loop is held up at most while much memory is got, mapped and given back; and getting it in one thread and in several. */
+/** The longest delay of the event loop while much memory is allocated, mapped and freed; and allocating in one thread and in several. */
 import { freemem } from 'node:os';
 import { Eal, formatSize, GiB, MiB, type Device } from '../src/index.js';
 import { spawnDevice } from '../src/entry/model.js';

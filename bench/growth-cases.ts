@@ -1,4 +1,4 @@
-/** Every operation that keeps books, with n things in the books; and every kind of object that there may be many of. */
+/** Every operation that uses a data structure, with n entries in it; and every kind of object that can be numerous. */
 import { Eal, KiB, MiB, type Device, type EalOptions, type ExternalMemory, type Va } from '../src/index.js';
 import { randomNumbers } from './harness/areas.js';
 import { benchBus, benchDriver } from './harness/bus.js';
@@ -7,7 +7,7 @@ import type { MemoryPart } from '../src/memory/part.js';
 /** How things are visited. */
 export type Order = 'in order' | 'at random';
 
-/** One set of books, with `n` things in it. What is done outside of its methods is not measured. */
+/** One data structure with `n` entries. Work outside of its methods is not measured. */
 export interface Round {
   readonly n: number;
   /** Calls `work` for each of 0 to n - 1; the phase takes the time of all. */
@@ -33,7 +33,7 @@ interface Held {
 
 const PAGE = 4096;
 const SIZES = [1000, 10_000, 100_000];
-/** Of what takes a mapping of the process each: the kernel allows 65,530. */
+/** For entries that need one mapping of the process each: the kernel allows 65,530. */
 const FEW = [500, 5000, 50_000];
 /** Of addresses that are freed apart from each other: more than 16,384 do not wait at a time. */
 const APART = [160, 1600, 16_000];
@@ -380,7 +380,7 @@ async function unsuitableBlocks({ n, each }: Round): Promise<void> {
     try {
       heap.malloc(3 * PAGE, { contiguous: true, align: 16 * PAGE, boundary: 16 * PAGE });
     } catch {
-      // There is none.
+      // As expected.
     }
   });
   last.free();

@@ -1,8 +1,8 @@
-/** A bus without hardware: its devices take every mapping and do nothing, so that what is measured is the library. */
+/** A bus without hardware: its devices accept every mapping and do nothing, so that only the library is measured. */
 import { Range, type Iova } from '../../src/index.js';
 import type { AddressSpace, Bus, Constraints, Driver, Segment } from '../../src/entry/driver.js';
 
-/** How IOVAs are had: `any` lets the library use the VA; `low` has room only below all VAs, so that it must allocate. */
+/** The source of IOVAs: `any` lets the library use the VA; `low` has a window below all VAs, so the library must allocate. */
 const WINDOWS = {
   any: [new Range(0 as Iova, 2 ** 48)],
   low: [new Range((2 ** 20) as Iova, 2 ** 40)],

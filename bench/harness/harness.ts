@@ -26,13 +26,13 @@ export interface Case {
   readonly to?: string;
   /** What the ratio to that one is wanted to be at most; without one, the value in `unit`. */
   readonly goal?: Goal;
-  /** Something to know about it, such as why there is nothing to compare it with. */
+  /** A remark, such as why there is no case to compare it with. */
   readonly note?: string;
   /** What it depends on besides Node.js, such as `Linux 7.3.4`. */
   readonly versions?: string;
 }
 
-/** What was measured. Values are in `unit`, over all rounds. */
+/** A result. Values are in `unit`, over all rounds. */
 export interface Result {
   readonly name: string;
   readonly unit: Unit;
@@ -49,7 +49,7 @@ export interface Result {
 
 /** How much to measure. */
 export interface Effort {
-  /** A few seconds for all there is? */
+  /** Whether to measure only for a few seconds in all. */
   readonly quick: boolean;
   /** Told what is being done. */
   readonly progress: (text: string) => void;

@@ -47,7 +47,7 @@ export class Peer implements AsyncDisposable {
     return new Peer(spawn(program, { stdio: ['pipe', 'pipe', 'pipe'] }), directory);
   }
 
-  /** Sends an order. @returns the numbers of the answer @throws Error when the peer has ended, with what it said last */
+  /** Sends an order. @returns the numbers of the answer @throws Error if the peer has ended, with its last output */
   async ask(order: string): Promise<number[]> {
     return (await this.askText(order)).split(' ').map(Number);
   }

@@ -4,7 +4,7 @@ import { spawnSync } from 'node:child_process';
 /**
  * Keeps this process's main thread and the processes `others` on one CPU until the result is disposed.
  *
- * @returns the reason why that can not be done, where it can not
+ * @returns the reason, if that is not possible
  */
 export function onOneCpu(others: readonly number[]): Disposable | string {
   const before = taskset(['-c', '-p', String(process.pid)])?.match(/: (\S+)\s*$/)?.[1];

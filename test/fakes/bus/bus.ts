@@ -1,4 +1,4 @@
-/** For tests of the bus model: a bus and drivers that do what a test says, and tell what was done to them. */
+/** For tests of the bus model: a bus and drivers that follow the test's script and log what was done to them. */
 import type { AddressSpace, Constraints, Segment } from '../../../src/dma/address-space.js';
 import { DmaError, type ErrorCode } from '../../../src/errors.js';
 import { AreaIndex } from '../../../src/memory/area-index.js';
@@ -9,13 +9,13 @@ import type { Iova } from '../../../src/units.js';
 import type { Bus, Device, Driver, IdMatch, OpenedDevice, ProbeContext } from '../../../src/bus/model.js';
 import { Registry, type RegistryOptions } from '../../../src/bus/registry.js';
 
-/** What happened, in order, and what shall fail. */
+/** A log of the steps, in order, and the steps that shall fail. */
 export class Script {
   /** `open a`, `map a`, `unmap a`, `close a` ... */
   readonly log: string[] = [];
-  /** Steps, as they are in the log, that throw a DmaError of this code for as long as they are in here. */
+  /** Steps, named as in the log, that throw a DmaError of this code while they are in this map. */
   readonly failing = new Map<string, ErrorCode>();
-  /** What runs in the middle of a step. */
+  /** Functions that run in the middle of a step. */
   readonly during = new Map<string, () => void>();
 
   /** Notes a step. @throws DmaError when it shall fail */
@@ -26,7 +26,7 @@ export class Script {
     if (code !== undefined) throw new DmaError({ code, operation: what, reason: 'made to fail by the test' });
   }
 
-  /** What was noted since the last time. */
+  /** The steps logged since the last call. */
   take(): string[] {
     return this.log.splice(0);
   }
@@ -48,7 +48,7 @@ export interface FakeSpaces {
   readonly spaceOf: (device: Device) => AddressSpace;
 }
 
-/** Address spaces by what `keyOf` says: devices with the same key are in the same one. */
+/** Address spaces by key: devices for which `keyOf` returns the same key share one. */
 export function fakeSpaces(
   script: Script,
   {
@@ -93,7 +93,7 @@ export function fakeSpaces(
   };
 }
 
-/** A bus whose devices are there when a test says so. */
+/** A bus whose devices exist while the test says so. */
 export class FakeBus implements Bus {
   readonly name: string;
   readonly spaceOf?: (device: Device) => AddressSpace;

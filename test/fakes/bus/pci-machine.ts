@@ -2,7 +2,7 @@
 import { DmaError, type ErrorCode } from '../../../src/errors.js';
 import type { DeviceNode, KernelPort, KernelRoute } from '../../../src/platform/ports.js';
 
-/** A function of the machine. What is left out is what most functions have. */
+/** A function of the machine. Options that are left out have common values. */
 export interface FakeFunction {
   readonly address: string;
   /** Default 8086:10d3 */
@@ -10,7 +10,7 @@ export interface FakeFunction {
   readonly device?: number;
   /** Default 020000: Ethernet */
   readonly classCode?: number;
-  /** The driver that has it at the start, and wants it unless it is one of VFIO's. Default `e1000e`; `null` for none. */
+  /** Its driver at the start, which takes it again by itself unless it is a VFIO driver. Default `e1000e`; `null` for none. */
   readonly driver?: string | null;
   /** Default: none */
   readonly group?: number;
@@ -32,14 +32,14 @@ export interface FakeNode {
   readonly holders?: readonly string[];
   /** Other files of its directory. */
   readonly files?: Readonly<Record<string, string>>;
-  /** Does the kernel hold it for somebody? Default: when it has holders. */
+  /** Whether the kernel holds it. Default: if it has holders. */
   readonly held?: boolean;
 }
 
 /** What the machine is like. */
 export interface FakeMachineOptions {
   readonly functions?: readonly FakeFunction[];
-  /** Drivers that are there, besides those of the functions. Default: vfio-pci. */
+  /** Loaded drivers, besides those of the functions. Default: vfio-pci. */
   readonly drivers?: readonly string[];
   /** Has it an IOMMU? Default: when a function has a group. */
   readonly iommu?: boolean;
@@ -59,12 +59,12 @@ export class FakeMachine implements KernelPort {
   readonly nodes = new Map<string, 'yes' | 'no-permission'>();
   /** What `nodeAt` says, by path. */
   readonly devices = new Map<string, DeviceNode>();
-  /** Paths of nodes that the kernel holds for somebody. */
+  /** Paths of device files that the kernel holds. */
   readonly held = new Set<string>();
   /** Paths of nodes that are claimed now. */
   readonly claimed: string[] = [];
   readonly routeTable: KernelRoute[] = [];
-  /** Functions whose ids vfio-pci was told (new_id). */
+  /** Functions whose ids were added to vfio-pci (new_id). */
   readonly vfioClaims = new Set<string>();
   /** Names of users and groups: `user alice`. */
   readonly ids = new Map<string, number>();
@@ -297,7 +297,7 @@ export class FakeMachine implements KernelPort {
     if (this.driver(address) !== undefined) return;
     const wanted = this.override(address) ?? (this.vfioClaims.has(address) ? 'vfio-pci' : ownDriver(fn));
     if (wanted === null || !this.files.has(`/sys/bus/pci/drivers/${wanted}/bind`)) return;
-    // What a driver says when it is probed is told to nobody.
+    // drivers_probe does not report the error of a driver.
     if (!this.failing.has(`${wanted} ${address}`) && this.refusesToBind(wanted, address) === undefined)
       this.#attach(wanted, address);
   }

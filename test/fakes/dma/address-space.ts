@@ -1,4 +1,4 @@
-/** For tests: a space that does what a test says, and a domain around it over memory that is only addresses. */
+/** For tests: an address space that fails as the test says, and a domain on it over memory that consists only of addresses. */
 import { DmaError, type ErrorCode } from '../../../src/errors.js';
 import { Area, type AreaDetails } from '../../../src/memory/area.js';
 import { AreaIndex } from '../../../src/memory/area-index.js';
@@ -39,7 +39,7 @@ export class FakeSpace implements AddressSpace {
   readonly calls: FakeCall[] = [];
   /** How often it was closed. */
   closed = 0;
-  /** What it was asked to do that its constraints or its table forbid. Stays empty when the domain is right. */
+  /** Calls that violated its constraints or its table. Stays empty if the domain is correct. */
   readonly violations: string[] = [];
   readonly mapAsync?: (segment: Segment) => Promise<MapKeys | undefined>;
   readonly unmapAsync?: (segment: Segment) => Promise<number>;
@@ -80,7 +80,7 @@ export class FakeSpace implements AddressSpace {
     this.#faults.push({ call, left: n, fault });
   }
 
-  /** Forgets faults that did not come about. @returns how many there were */
+  /** Removes faults that did not occur. @returns their number */
   calm(): number {
     return this.#faults.splice(0).length;
   }
@@ -189,7 +189,7 @@ export class Bench {
     return area;
   }
 
-  /** What the ledger, the table and the space say must be the same. @returns how they differ */
+  /** Compares the ledger, the table and the space, which must agree. @returns the differences */
   differences(): string[] {
     const { space, domain } = this;
     const differences = [...space.violations];

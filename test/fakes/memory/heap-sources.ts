@@ -1,4 +1,4 @@
-/** For tests of what is built on heaps: the memory of one `Eal`, without devices, on a machine that seems to have hugepages. */
+/** For tests of code that uses heaps: the memory of one `Eal`, without devices, on a machine with simulated hugepages. */
 import assert from 'node:assert/strict';
 import { briefStep } from '../../../src/long-work.js';
 import { openPlatform } from '../../../src/platform/open.js';
@@ -22,11 +22,11 @@ export interface TestSources extends HeapSources {
   readonly external: External;
   readonly areas: AreaIndex;
   readonly handlers: MemoryHandlers;
-  /** Gives everything back, and checks that nothing is left. */
+  /** Frees everything, and checks that nothing is left. */
   close(): void;
 }
 
-/** How {@link testSources} are. */
+/** Options of {@link testSources}. */
 export interface TestSourcesOptions {
   readonly pages?: readonly FakePages[];
   readonly memory?: MemoryOptions;

@@ -1,9 +1,9 @@
-/** For tests of memory: a machine that seems to have hugepages and NUMA nodes. */
+/** For tests of memory: a machine with simulated hugepages and NUMA nodes. */
 import { DmaError } from '../../../src/errors.js';
 import type { CommitOptions, MemfdOptions, Platform } from '../../../src/platform/ports.js';
 import { KiB, MiB, type Va } from '../../../src/units.js';
 
-/** How many hugepages there are: `pages[node]` of `pageSize` bytes. */
+/** The number of hugepages: `pages[node]` of `pageSize` bytes. */
 export interface FakePages {
   readonly pageSize: number;
   readonly pages: number[];

@@ -1,4 +1,4 @@
-/** Platforms for tests: one whose calls fail on demand, one that knows what was left behind. Either wraps any platform. */
+/** Platforms for tests: one whose calls fail on demand, and one that reports leaks. Either wraps any platform. */
 import { DmaError } from '../../../src/errors.js';
 import type { ErrorCode } from '../../../src/errors.js';
 import { hex } from '../../../src/units.js';
@@ -37,7 +37,7 @@ function intercept<P extends Platform>(platform: P, around: (call: Call) => unkn
         if (typeof value !== 'function') return value;
         if (!methods.has(key))
           methods.set(key, (...args: unknown[]) => {
-            // Which ioctl it is says more than that it is one.
+            // The name of the ioctl instead of the method.
             const name = `${owner}.${String(owner === 'ioctl' ? args[3] : key)}`;
             const result = around({
               name,
@@ -144,7 +144,7 @@ export function failingPlatform(platform: Platform, options: { readonly cleanup?
   });
 }
 
-/** A platform that knows what is open. */
+/** A platform that tracks what is open. */
 export interface TrackingPlatform extends Platform {
   /**
    * A line for each mapping, reservation, descriptor, view, watch and RDMA handle that was made and has not been given back, oldest

@@ -11,7 +11,7 @@ import type {
 import type { VerbsHandle, VerbsQpStatus } from '../../../src/platform/rdma/verbs-types.js';
 import { IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS } from '../../../src/platform/rdma/abi/queues.js';
 
-/** A device as the manager knows it. */
+/** The parts of a device that the manager needs. */
 export interface CmDevice {
   readonly name: string;
   readonly ipv4: string;
@@ -19,7 +19,7 @@ export interface CmDevice {
   readonly isIwarp: boolean;
 }
 
-/** What a fabric's manager keeps: who listens, by host and port. */
+/** The state of a fabric's manager: listeners by host and port. */
 export type CmListeners = Map<string, FakeId>;
 
 /** What the manager needs of a fabric. */

@@ -1,4 +1,4 @@
-/** For tests: a device of an emulated fabric, and what it says of itself. See fabric.ts. */
+/** For tests: a device of an emulated fabric, and its attributes. See fabric.ts. */
 import { DmaError } from '../../../src/errors.js';
 import {
   IBV_DEVICE_MEM_WINDOW,
@@ -44,7 +44,7 @@ export const RESET: VerbsQpStatus = {
   responderDepth: 0,
 };
 
-/** What all ports say of themselves. */
+/** The attributes of all ports. */
 export const PORT: VerbsPortAttributes = {
   state: 'active',
   linkLayer: 'ethernet',
@@ -122,7 +122,7 @@ export function checkAccess({ options }: FakeDevice, access: number, operation: 
     throw new DmaError({ code: 'ENOTSUP', operation, reason: 'no on-demand paging' });
 }
 
-/** Does the kernel let a queue pair make this change? */
+/** Whether the kernel allows this state change of a queue pair. */
 export function mayBecome(qp: FakeQp, { state, port, peer, path }: VerbsQpAttributes): boolean {
   const now = qp.status.state;
   if (state === undefined || state === IBV_QPS_ERR || state === IBV_QPS_RESET) return true;

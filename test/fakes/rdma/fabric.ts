@@ -1,7 +1,7 @@
 /**
- * For tests: RDMA without RDMA. A fabric has hosts, each a platform whose verbs are emulated in this process: regions with
- * keys, connected queue pairs and datagrams that move real bytes, protection errors, events, devices that go. Requests are
- * done while they are posted; one that has to wait for a receive of the peer is done when that is posted.
+ * For tests: RDMA emulated in this process. A fabric has hosts; each is a platform with emulated verbs: regions with keys,
+ * connected queue pairs and datagrams that move real bytes, protection errors, events, and the loss of devices. A request is
+ * carried out when it is posted; if it needs a receive of the peer, it is carried out when that receive is posted.
  */
 import { DmaError, invalid, type ErrorCode } from '../../../src/errors.js';
 import type { Platform } from '../../../src/platform/ports.js';
@@ -36,7 +36,7 @@ export type { FakeDeviceOptions } from './objects.js';
 /** A platform with emulated verbs. */
 export interface FakeRdmaPlatform extends Platform {
   readonly verbs: VerbsPort;
-  /** What is open on its devices: a line each. */
+  /** One line for each open object of its devices. */
   verbsLeaks(): string[];
   /** The device fails for good; what is open on it can only be closed. */
   unplug(name: string): void;
@@ -48,7 +48,7 @@ export interface FakeRdmaPlatform extends Platform {
 export class Fabric {
   /** All queue pairs, by GID and number. */
   readonly pairs = new Map<string, FakeQp>();
-  /** Who listens by the connection manager. */
+  /** The listeners of the connection manager. */
   readonly listeners: CmListeners = new Map();
   /** The addresses of all ports. */
   readonly gids = new Set<string>();
@@ -64,7 +64,7 @@ export class Fabric {
     return fakeHost(this, base, devices);
   }
 
-  /** A number nobody else has: addresses of handles, keys, numbers of queue pairs. */
+  /** A unique number: for addresses of handles, keys, numbers of queue pairs. */
   number(): number {
     return this.#next++;
   }
