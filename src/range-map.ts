@@ -61,6 +61,10 @@ function unused(room: number): Float64Array<ArrayBuffer> {
   return new Float64Array(room).fill(UNUSED);
 }
 
+/** The arrays of all maps that nothing was added to. Never changed. */
+const NO_STARTS = unused(ROW);
+const NO_ENDS = new Float64Array(ROW);
+
 /** Moves `count` numbers from `from` on, of those up to `fromEnd`, into a gap that it opens at `to`, of those up to `toEnd`. */
 function move(
   source: Float64Array,
@@ -91,9 +95,9 @@ export class RangeMap<V> {
   /** Where in the arrays the result of the last search is. */
   #found = 0;
   /** Leaf: the starts of the ranges. Inner node: the separators. Row r begins at r times {@link ROW}. */
-  #starts = unused(ROW);
+  #starts = NO_STARTS;
   /** Leaf: the ends of the ranges. Inner node: the rows of the children. */
-  #ends = new Float64Array(ROW);
+  #ends = NO_ENDS;
   /** Leaf: the values. */
   #values: (V | undefined)[] = [];
   /** How many entries each row has. */
@@ -129,6 +133,10 @@ export class RangeMap<V> {
     let row = this.#descend(start);
     const obstacle = this.#inTheWay(row, row * ROW + this.#slots[0], start, end);
     if (obstacle !== undefined) return obstacle;
+    if (this.#starts === NO_STARTS) {
+      this.#starts = unused(ROW);
+      this.#ends = new Float64Array(ROW);
+    }
     if (this.#counts[row] === FAN_OUT) {
       this.#split(0);
       row = this.#path[0];
@@ -157,8 +165,8 @@ export class RangeMap<V> {
 
   /** Removes all ranges. */
   clear(): void {
-    this.#starts = unused(ROW);
-    this.#ends = new Float64Array(ROW);
+    this.#starts = NO_STARTS;
+    this.#ends = NO_ENDS;
     this.#values = [];
     this.#counts = [0];
     this.#previous = [NONE];
