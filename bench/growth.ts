@@ -22,7 +22,7 @@ export async function benchGrowth({ quick, progress }: Effort): Promise<Result[]
     for (const order of orders) {
       progress(`growth: ${name}, ${order}`);
       const all = quick ? sizes.slice(0, 2) : sizes;
-      const times = (await child('time', name, order, all.join(), quick ? '2' : '5')) as Times;
+      const times = (await child('time', name, order, all.join(), quick ? '2' : '3')) as Times;
       for (const [phase, bySize] of Object.entries(times))
         results.push(...resultsOf(`${name}: ${phase}, ${order}`, all, bySize, GOALS[order]));
     }
