@@ -10,7 +10,7 @@ import { isDmaError } from '../../errors.js';
 import { briefStep } from '../../long-work.js';
 import { openPlatform } from '../../platform/open.js';
 import { failingPlatform, trackingPlatform } from '../../../test/fakes/platform/platforms.js';
-import { KiB, MiB, type Va } from '../../units.js';
+import { KiB, MiB } from '../../units.js';
 import type { Area } from '../area.js';
 import { AreaIndex } from '../area-index.js';
 import { External } from '../external.js';
@@ -97,10 +97,10 @@ for (const withTable of [true, false]) {
       throwsDma('EINVAL', () => heaps.removeMemory(NAME, { va: A, length: 0 }));
     });
     it('EM-A19 addMemory at address 0: EINVAL', () => {
-      throwsDma('EINVAL', () => heaps.addMemory(NAME, { va: 0 as Va, length: L }));
+      throwsDma('EINVAL', () => heaps.addMemory(NAME, { va: 0, length: L }));
     });
     it('EM-A20 removeMemory at address 0: EINVAL', () => {
-      throwsDma('EINVAL', () => heaps.removeMemory(NAME, { va: 0 as Va, length: L }));
+      throwsDma('EINVAL', () => heaps.removeMemory(NAME, { va: 0, length: L }));
     });
     if (withTable) {
       it('EM-A23 addMemory with a table of no pages: EINVAL', () => {
@@ -274,7 +274,7 @@ describe('heaps over the user’s memory', SKIP, () => {
     readOnly.unregister();
     throwsDma('EINVAL', () => heaps.addMemory('h', readOnly), /not registered/);
     throwsDma('EINVAL', () => heaps.addMemory('h', bench().external.allocate(P)), /not registered/);
-    throwsDma('EFAULT', () => heaps.addMemory('h', { va: (2 ** 46) as Va, length: P }));
+    throwsDma('EFAULT', () => heaps.addMemory('h', { va: 2 ** 46, length: P }));
     platform.files.close(fd);
   });
 

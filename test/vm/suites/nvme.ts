@@ -284,7 +284,7 @@ test('two controllers share one domain; one that is unplugged in the middle of I
   await disk.write({ lba: 0, from: block });
   await Promise.all([
     disk.read({ lba: 0, into: block }),
-    other.read({ lba: 0, blocks: 8, into: { va: (block.va + 512 * KiB) as Va, length: 4096 } }),
+    other.read({ lba: 0, blocks: 8, into: { va: block.va + 512 * KiB, length: 4096 } }),
   ]);
   // QEMU's controller has a memory buffer for submission queues only; what is read there are zeroes.
   const ring = await late.use(nvmeDriver).openQueue({ entries: 16, controllerMemory: true });
