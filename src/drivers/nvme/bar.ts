@@ -127,10 +127,11 @@ export class ControllerBar {
   enableMemoryBuffer(): NvmeMemoryBuffer | undefined {
     const { registers } = this;
     if (!this.capabilities.memoryBuffer) return undefined;
-    this.write64(REG.CMBMSC, CMB.CRE);
+    // As one store: QEMU's controller looks at the address when its low half is written.
+    registers.write64(REG.CMBMSC, CMB.CRE);
     const buffer = memoryBufferOf(registers.read32(REG.CMBLOC), registers.read32(REG.CMBSZ));
     if (buffer === undefined || (buffer.uses & CMB.SQS) === 0) return undefined;
-    this.write64(REG.CMBMSC, BUFFER_ADDRESS + (CMB.CRE | CMB.CMSE));
+    registers.write64(REG.CMBMSC, BUFFER_ADDRESS + (CMB.CRE | CMB.CMSE));
     return (registers.read32(REG.CMBSTS) & 1) === 0 ? buffer : undefined;
   }
 

@@ -301,7 +301,7 @@ describe('a full queue', () => {
     withDisk({ maxEntries: 4 }, async ({ disk, fake, block }) => {
       fake.disks[0].forEach((_, i, bytes) => (bytes[i] = (i >> 9) & 0xff));
       const calls = Array.from({ length: 128 }, (_, i) =>
-        disk.read({ lba: i, blocks: 1, into: { va: (block.va + i * 512) as typeof block.va, length: 512 } }),
+        disk.read({ lba: i, blocks: 1, into: { va: block.va + i * 512, length: 512 } }),
       );
       await Promise.all(calls);
       assert.deepEqual(Uint8Array.from(block.bytes()), fake.disks[0].slice(0, 64 * 1024));

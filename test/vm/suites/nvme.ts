@@ -162,7 +162,10 @@ test('a queue of the program’s own, polled and by interrupts; two queues at on
     void ssd
       .openQueue({
         entries: 16,
-        onCompletions: (count, queue) => void ((done += count), done === 10 && queue.running === 0 && resolve()),
+        onCompletions: (count, queue) => {
+          done += count;
+          if (done === 10 && queue.running === 0) resolve();
+        },
       })
       .then((queue) => {
         for (let slot = 0; slot < 10; slot++) queue.read(slot, 1, 0, 1, iova);
