@@ -51,8 +51,12 @@ export const ERROR_CODES: Readonly<Partial<Record<ErrorCode, CodeGuide>>> = {
   },
   ENXIO: {
     meaning: 'there is no device behind that name',
-    causes: ['a device file without its device', 'a named pipe or socket that was opened as a file'],
-    next: ['check the path, and that the driver of the device is loaded'],
+    causes: [
+      'a device file without its device',
+      'a named pipe or socket that was opened as a file',
+      'an NVMe namespace that the controller does not have, or has no more',
+    ],
+    next: ['check the path, and that the driver of the device is loaded', 'anydma nvme info lists the namespaces'],
   },
   E2BIG: {
     meaning: 'one request contains too many parts',
@@ -203,8 +207,26 @@ export const ERROR_CODES: Readonly<Partial<Record<ErrorCode, CodeGuide>>> = {
   },
   EROFS: {
     meaning: 'the file system is read-only',
-    causes: ['a file on it was to be opened for writing, or a socket was to be created on it'],
+    causes: [
+      'a file on it was to be opened for writing, or a socket was to be created on it',
+      'an NVMe namespace or zone is write protected',
+    ],
     next: ["open the file for reading, and map it with access: 'read'", 'choose a path on another file system'],
+  },
+  EBADE: {
+    meaning: 'what was compared differs',
+    causes: ['NVMe: the blocks are not those that a compare was given'],
+    next: ['read the blocks to see what is there'],
+  },
+  EILSEQ: {
+    meaning: 'data and its check do not fit together',
+    causes: ['NVMe: a guard, application tag or reference tag is not the one that is stored with a block'],
+    next: ['compare the protection information of the call with what the block was written with'],
+  },
+  ENODATA: {
+    meaning: 'there is nothing to read',
+    causes: ['NVMe: a block was never written, or was deallocated'],
+    next: ['write the block first'],
   },
   EPIPE: {
     meaning: 'the other side no longer reads',
