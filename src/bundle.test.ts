@@ -100,7 +100,7 @@ describe('a bundle of esbuild', { skip }, () => {
     const program = `
       import { copyEngineDriver, Eal, MiB } from ${JSON.stringify(at('./index.js'))};
       async function main() {
-        const eal = await Eal.start({ onForgotten: () => undefined });
+        const eal = await Eal.start({ onForgotten: () => undefined, memory: { noHuge: true } });
         const device = await eal.probe('vdev:copy0');
         const [from, to] = [eal.external.allocate(MiB), eal.external.allocate(MiB)];
         await device.use(copyEngineDriver).copy(device.dmaMap(from).iova, device.dmaMap(to).iova, MiB);
