@@ -38,8 +38,12 @@ for module in /modules/*.ko; do insmod "$module"; done
 say() { echo "GUEST: $*"; }
 check() { name=$1; shift; if "$@" >/tmp/out 2>&1; then say "$name ok"; else say "$name wrong"; tail -5 /tmp/out; dmesg | tail -20; poweroff -f; fi; }
 n=0
-while [ ! -e /dev/nvme0n2 ] && [ $n -lt 60 ]; do sleep 1; n=$((n + 1)); done
+while { [ ! -e /dev/nvme0n1 ] || [ ! -e /dev/nvme0n2 ]; } && [ $n -lt 60 ]; do sleep 1; n=$((n + 1)); done
 mkdir -p /disk
+# Linux looks at namespaces all at once, so that the names of their disks are in any order.
+disk_of() { for each in /sys/block/nvme0n*; do [ "$(cat "$each/nsid")" = "$1" ] && echo "\${each##*/}"; done; }
+A=$(disk_of 1)
+B=$(disk_of 2)
 . /script
 poweroff -f
 `;
@@ -47,9 +51,9 @@ poweroff -f
 /** Files with random content and their sums, flushed; then writes that go on until the controller is gone. */
 const FIRST = `
 say "model $(cat /sys/class/nvme/nvme0/model)"
-say "sizes $(cat /sys/block/nvme0n1/size) $(cat /sys/block/nvme0n2/queue/logical_block_size) $(cat /sys/block/nvme0n1/queue/write_cache)"
-check mkfs mkfs.ext4 -q /dev/nvme0n1
-check mount mount -o discard /dev/nvme0n1 /disk
+say "sizes $(cat /sys/block/$A/size) $(cat /sys/block/$B/queue/logical_block_size) $(cat /sys/block/$A/queue/write_cache)"
+check mkfs mkfs.ext4 -q /dev/$A
+check mount mount -o discard /dev/$A /disk
 cd /disk
 mkdir kept
 for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
@@ -60,7 +64,7 @@ rm kept/7
 md5sum kept/* >kept.sums
 check flush sync
 dd if=/dev/urandom of=/tmp/raw bs=4096 count=64 2>/dev/null
-check raw dd if=/tmp/raw of=/dev/nvme0n2 bs=4096 conv=fsync
+check raw dd if=/tmp/raw of=/dev/$B bs=4096 conv=fsync
 say "raw sum $(md5sum /tmp/raw | cut -c1-32)"
 say flushed
 n=0
@@ -74,10 +78,10 @@ done
 
 /** The journal is replayed, nothing that was flushed is lost, and the disk goes on being used. */
 const SECOND = `
-check replay mount /dev/nvme0n1 /disk
+check replay mount /dev/$A /disk
 cd /disk
 check kept md5sum -c kept.sums
-say "raw sum $(dd if=/dev/nvme0n2 bs=4096 count=64 2>/dev/null | md5sum | cut -c1-32)"
+say "raw sum $(dd if=/dev/$B bs=4096 count=64 2>/dev/null | md5sum | cut -c1-32)"
 n=0
 while [ $n -lt 30 ]; do
   n=$((n + 1))
@@ -89,7 +93,7 @@ done
 say "pieces ok"
 cd /
 check unmount umount /disk
-check fsck fsck.ext4 -f -n /dev/nvme0n1
+check fsck fsck.ext4 -f -n /dev/$A
 say done
 `;
 

@@ -205,7 +205,7 @@ function sharedDirectory(): { readonly outside: string; readonly inside: string 
 const KINDS: readonly MemoryKind[] = ['memfd', 'file', 'private'];
 const HOW: { readonly [K in MemoryKind]: string } = {
   memfd: 'guest memory that the server maps',
-  file: 'guest memory that the server reads and writes by system calls, because the file is not sealed',
+  file: 'guest memory that the server maps and copies by system calls, because the file is not sealed',
   private: 'guest memory that the server reaches by messages only',
 };
 
@@ -517,7 +517,7 @@ for (const memory of KINDS) {
     it('quits or is killed, and the next one is served', async () => {
       let first: readonly number[] | undefined;
       for (const server of servers)
-        assert.equal(server.holds().mappings > 0, memory === 'memfd', 'guest memory is mapped only when that is safe');
+        assert.equal(server.holds().mappings > 0, memory !== 'private', 'guest memory with a descriptor is mapped');
       for (const way of ['quit', 'kill', 'quit', 'kill'] as const) {
         const gone = servers.map((server) => server.times(SAID.GONE));
         const copier = new Copier(qemu());

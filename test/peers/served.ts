@@ -9,11 +9,11 @@ import { until } from '../shared/until.js';
 
 const CLI = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 
-/** What the server says when a client comes, leaves, or is sent away. */
+/** What the server says when a client comes, leaves, or is refused. */
 export const SAID = {
   CONNECTED: 'a client has connected',
   GONE: 'the client is gone',
-  REFUSED: 'was sent away',
+  REFUSED: 'another client was refused',
 } as const;
 
 /** A device at a socket, served by a process of its own until disposed. */
