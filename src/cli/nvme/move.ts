@@ -7,9 +7,8 @@ import type { NvmeNamespace } from '../../entry/nvme.js';
 import { DmaError, formatSize } from '../../index.js';
 import { callNode, fromNode } from '../../platform/linux/node-errors.js';
 import { paragraphs, type CommandContext, type CommandSpec } from '../shared/command.js';
-import { integerValue } from '../shared/values.js';
 import { forceOption, mayDestroy } from './guard.js';
-import { namespaceOf, namespaceOptions, withController, type NamespaceOptions } from './open.js';
+import { blocksValue, lbaValue, namespaceOf, namespaceOptions, withController, type NamespaceOptions } from './open.js';
 
 interface MoveOptions extends NamespaceOptions {
   readonly lba: number;
@@ -25,9 +24,6 @@ const PIPE = '-';
 /** The same file as the process's standard streams. */
 const STDIN = 0;
 const STDOUT = 1;
-
-const lbaValue = integerValue(0, 2 ** 53 - 1);
-const blocksValue = integerValue(1, 2 ** 53 - 1);
 
 export const nvmeRead: CommandSpec<MoveOptions> = {
   name: 'read',

@@ -37,6 +37,12 @@ export function namespaceOptions(command: Command): Command {
   return controllerOptions(command).addOption(nsidOption());
 }
 
+/** `--lba`: a block, counted from 0. */
+export const lbaValue = integerValue(0, 2 ** 53 - 1);
+
+/** `--blocks`: how many. */
+export const blocksValue = integerValue(1, 2 ** 53 - 1);
+
 export function nsidOption(): Option {
   return new Option('--nsid <n>', 'the namespace; default: the only one').argParser(integerValue(1, 0xfffffffe));
 }

@@ -6,7 +6,9 @@ import { paragraphs, type CommandSpec } from '../shared/command.js';
 import { integerValue } from '../shared/values.js';
 import { forceOption, mayDestroy } from './guard.js';
 import {
+  blocksValue,
   controllerOptions,
+  lbaValue,
   namespaceOf,
   namespaceOptions,
   withController,
@@ -19,9 +21,6 @@ interface RangeOptions extends NamespaceOptions {
   readonly blocks: number;
   readonly force?: boolean;
 }
-
-const lbaValue = integerValue(0, 2 ** 53 - 1);
-const blocksValue = integerValue(1, 2 ** 53 - 1);
 
 export const nvmeFlush: CommandSpec<NamespaceOptions> = {
   name: 'flush',
