@@ -55,6 +55,7 @@ const ROOMS = [
   ['rdma'],
   ['bus'],
   ['drivers'],
+  ['share'],
   ['eal'],
   // What the package exports.
   ['index', 'entry'],

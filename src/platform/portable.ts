@@ -230,6 +230,10 @@ class PortableMemory implements MemoryPort {
     throw this.#unsupported('mmap', 'reserving addresses without memory is not supported');
   }
 
+  reserveAt(): never {
+    throw this.#unsupported('mmap', 'reserving addresses without memory is not supported');
+  }
+
   commit(): never {
     throw this.#unsupported('mmap', 'mapping at a given address is not supported');
   }

@@ -90,6 +90,13 @@ export interface MemoryPort {
    */
   reserve(length: number, alignment: number, low?: boolean): Va;
   /**
+   * As `reserve`, at exactly these addresses, for memory that another process has there.
+   *
+   * @throws DmaError EEXIST if something of this process is there: `reason` says what; ENOTSUP in a worker thread, whose
+   *   addresses end with it
+   */
+  reserveAt(va: Va, length: number): void;
+  /**
    * Maps memory over a part of a reservation (mmap with MAP_FIXED). Its pages are not reserved (MAP_NORESERVE): do not
    * touch any before `populate`, because a missing hugepage would kill the process. On failure the part stays reserved.
    * EINVAL unless the part is inside one reservation of this port.
@@ -478,8 +485,12 @@ export interface KernelPort {
   changeOwner(path: string, user: number, group: number): void;
   /** realpath(3): the absolute path without symbolic links; `undefined` if it does not exist. */
   realPath(path: string): string | undefined;
-  /** Creates a directory and its parents; does nothing if it exists. ENOTDIR if a file is in the way. */
-  makeDirectory(path: string): void;
+  /**
+   * Creates a directory and its parents; does nothing if it exists. ENOTDIR if a file is in the way.
+   *
+   * @param mode the permission bits of new directories. Default: those that the process's umask leaves
+   */
+  makeDirectory(path: string, mode?: number): void;
   /** mount(2). */
   mount(options: MountOptions): void;
   /** umount2(2). EBUSY while a file in it is open or mapped. */

@@ -94,9 +94,9 @@ class LinuxKernel implements KernelPort {
     callNode(path, () => chownSync(path, user, group));
   }
 
-  makeDirectory(path: string): void {
+  makeDirectory(path: string, mode?: number): void {
     checkPath(path, 'mkdir');
-    makeAll(absolutePath(path, 'mkdir'));
+    makeAll(absolutePath(path, 'mkdir'), mode);
   }
 
   mount({ source, target, type, options }: MountOptions): void {
@@ -169,14 +169,14 @@ function nodeOf(stats: Stats): DeviceNode | undefined {
  * Creates the directory `path` and its parents. (mkdirSync with `recursive` never returns where the system call fails
  * with ENOENT, as in /proc.)
  */
-function makeAll(path: string): void {
+function makeAll(path: string, mode: number | undefined): void {
   const missing: string[] = [];
   const statusOf = (at: string): Stats | undefined =>
     callNode(path, () => statSync(at, { throwIfNoEntry: false }), { operation: 'mkdir' });
   for (let at = path; statusOf(at) === undefined && at !== dirname(at); at = dirname(at)) missing.unshift(at);
   for (const each of missing)
     try {
-      callNode(each, () => mkdirSync(each));
+      callNode(each, () => mkdirSync(each, { mode }));
     } catch (error) {
       // Another process may have created it meanwhile.
       if (!isDmaError(error, 'EEXIST')) throw error;

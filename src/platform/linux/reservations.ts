@@ -1,11 +1,14 @@
 /** Reserved addresses that get their memory piece by piece, on Linux. */
-import { invalid } from '../../errors.js';
+import { isMainThread } from 'node:worker_threads';
+import { DmaError, invalid } from '../../errors.js';
+import { Range } from '../../ranges.js';
 import { RangeMap } from '../../range-map.js';
 import { alignUp, GiB, hex, isAddress, isPowerOfTwo } from '../../units.js';
 import type { Va } from '../../units.js';
 import { BARE, holdBare, makeBare } from './bare-addresses.js';
 import { check, checkFd, fail } from './libc.js';
 import type { Libc } from './libc.js';
+import { readKernelText } from './proc.js';
 import { checkPages, checkRange, hugePageFlag } from './page-checks.js';
 import type { CommitOptions, MemoryPort } from '../ports.js';
 import {
@@ -28,7 +31,7 @@ const LOWEST = 4 * GiB;
 const LOW_TRIES = 16;
 
 /** What {@link Reservations} has. */
-export type ReservationsPort = Pick<MemoryPort, 'reserve' | 'commit' | 'decommit' | 'retire' | 'unmap'>;
+export type ReservationsPort = Pick<MemoryPort, 'reserve' | 'reserveAt' | 'commit' | 'decommit' | 'retire' | 'unmap'>;
 
 /**
  * The part of the {@link MemoryPort} about reservations. It remembers the addresses it reserved, because mapping over
@@ -64,6 +67,20 @@ export class Reservations implements ReservationsPort {
     if (va > start) this.#libc.munmap(start, va - start);
     if (tail > 0) this.#libc.munmap(va + length, tail);
     return this.#keep(va, length);
+  }
+
+  reserveAt(va: Va, length: number): void {
+    checkRange('mmap', va, length, this.#pageSize);
+    if (!isMainThread) {
+      const reason = 'a worker thread can not choose addresses: they have to end with it';
+      throw new DmaError({ code: 'ENOTSUP', operation: 'mmap', reason, hint: 'call it in the main thread' });
+    }
+    if (holdBare(this.#libc, va, length)) return void this.#keep(va, length);
+    const range = new Range(va, length);
+    const [other] = mappingsIn(range);
+    // Another thread may have given them back meanwhile.
+    const what = other === undefined ? 'something' : other;
+    throw new DmaError({ code: 'EEXIST', operation: 'mmap', range, reason: `these addresses are taken by ${what}` });
   }
 
   commit(va: Va, options: CommitOptions): void {
@@ -143,5 +160,14 @@ export class Reservations implements ReservationsPort {
   #keep(va: number, length: number): Va {
     this.#reservations.insert(va, length, { start: va, length });
     return va as Va;
+  }
+}
+
+/** What is mapped in these addresses of this process, each as a phrase; by /proc/self/maps. */
+function* mappingsIn({ start, end }: Range<Va>): Generator<string, void, undefined> {
+  const maps = readKernelText('/proc/self/maps') ?? '';
+  for (const [, from, to, name] of maps.matchAll(/^([0-9a-f]+)-([0-9a-f]+)(?: +\S+){4} *(.*)$/gm)) {
+    if (parseInt(to, 16) <= start || parseInt(from, 16) >= end) continue;
+    yield `${name === '' ? 'memory without a name' : name} at [0x${from}, 0x${to})`;
   }
 }

@@ -227,6 +227,11 @@ export function trackingPlatform(platform: Platform): TrackingPlatform {
       const text = `mapping at ${describe(result)} of ${describe(what)}`;
       open.set(text, text);
       mapped.add(Number(result), Number(result) + length, text);
+    } else if (name === 'memory.reserveAt') {
+      const [va, length] = args as Parameters<MemoryPort['reserveAt']>;
+      const text = `mapping at ${describe(va)} of ${describe(length)}`;
+      open.set(text, text);
+      mapped.add(va, va + length, text);
     } else if (name === 'memory.commit') {
       const [va, options] = args as Parameters<MemoryPort['commit']>;
       committed.add(va, va + options.length, `memory at ${hex(va)} of ${describe(options)}`);

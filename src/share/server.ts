@@ -1,0 +1,377 @@
+/**
+ * The socket of a primary: it admits processes of the same user, checks who they are before it answers anything, and
+ * gives back what they had when they end.
+ *
+ * A process that connects has some seconds to say hello; there is a limit of processes, and one of those that have not
+ * said hello. A process that is admitted is watched by a pidfd, so that its end is noticed at once, however it ends.
+ */
+import { statSync, unlinkSync, type Stats } from 'node:fs';
+import { atExit } from '../at-exit.js';
+import { DmaError, forPeople, isDmaError, NO_DESCRIPTORS } from '../errors.js';
+import type { Platform, Watch } from '../platform/ports.js';
+import { clearTimeout, setTimeout } from '../timers.js';
+import { thrown } from '../show.js';
+import { hangUp } from '../vfio-user/hang-up.js';
+import { peerOf } from '../vfio-user/server-at.js';
+import { Peer, type Answer, type Question } from './peer.js';
+import { folderOf, processText, socketIn, whoListens } from './places.js';
+import { PROTOCOL } from './wire.js';
+
+/** Processes that are attached at the same time, as long as the program does not say otherwise. */
+export const MOST_SECONDARIES = 64;
+/** Connections that have not said hello. */
+const MOST_STRANGERS = 16;
+/** Milliseconds that a process has to say hello. */
+const HELLO_MS = 5000;
+/** Connections that are accepted in one turn of the event loop. */
+const ACCEPTS_A_TURN = 8;
+/** Pause before listening again after no descriptor was left for a connection, in milliseconds. */
+const RETRY_MS = 100;
+
+const OPERATION = 'Eal.attach';
+
+/** Answers one kind of question of a secondary. An error is sent to it. */
+export type Method = (session: Session, question: Question) => Answer | undefined | Promise<Answer | undefined>;
+
+/** What a server needs. */
+export interface ServerOptions {
+  /** The name of the Eal. */
+  readonly name: string;
+  /** The version of the library, for people. */
+  readonly version: string;
+  /** How long a secondary has to answer what the primary waits for, in milliseconds. */
+  readonly timeoutMs: number;
+  /** What secondaries may ask, by name. Methods can be added later. */
+  readonly methods: ReadonlyMap<string, Method>;
+  /** A secondary said hello. */
+  readonly joined: (session: Session) => void;
+  /** A secondary has ended, or was dropped; what it had is given back after this. */
+  readonly left: (session: Session, error: DmaError) => void;
+}
+
+/** One secondary, as its primary sees it. */
+export class Session {
+  /** Process id of the secondary. */
+  readonly pid: number;
+  /** The process in words. */
+  readonly label: string;
+  readonly peer: Peer;
+  /** Resolves when its process has ended: nothing in it can reach memory any more. */
+  readonly ended: Promise<void>;
+  readonly #owned = new Set<() => void>();
+
+  /** @internal */
+  constructor(pid: number, label: string, peer: Peer, ended: Promise<void>) {
+    this.pid = pid;
+    this.label = label;
+    this.peer = peer;
+    this.ended = ended;
+  }
+
+  /** Why it has ended; `undefined` while it is connected. */
+  get failure(): DmaError | undefined {
+    return this.peer.failure;
+  }
+
+  /**
+   * Calls `giveBack` when the secondary ends, in reverse order, unless the result was called before.
+   *
+   * @returns forgets it
+   */
+  own(giveBack: () => void): () => void {
+    const own = (): void => giveBack();
+    this.#owned.add(own);
+    return () => void this.#owned.delete(own);
+  }
+
+  /** @internal Gives everything back. @returns the errors */
+  release(): unknown[] {
+    const errors: unknown[] = [];
+    for (const each of [...this.#owned].reverse()) {
+      this.#owned.delete(each);
+      try {
+        each();
+      } catch (error) {
+        errors.push(error);
+      }
+    }
+    return errors;
+  }
+}
+
+/** A process that said hello. It is watched until it ends, also when it is not connected any more: it may have memory. */
+interface Watched {
+  readonly fd: number;
+  readonly watch: Watch;
+  readonly ended: Promise<void>;
+  readonly end: () => void;
+}
+
+/** A connection, before and after its hello. */
+class Visitor {
+  session: Session | undefined;
+  timer: NodeJS.Timeout | undefined;
+
+  constructor(
+    readonly pid: number,
+    readonly peer: Peer,
+  ) {}
+}
+
+/** Listens for secondaries. */
+export class Server {
+  readonly path: string;
+  readonly #platform: Platform;
+  readonly #options: ServerOptions;
+  readonly #listener: number;
+  readonly #socket: Stats | undefined;
+  readonly #forgetExit: () => void;
+  readonly #visitors = new Set<Visitor>();
+  /** By process id, which is not used again while it is watched. */
+  readonly #processes = new Map<number, Watched>();
+  #watch: Watch | undefined;
+  #retry: NodeJS.Timeout | undefined;
+  #closed = false;
+
+  /**
+   * @throws DmaError EADDRINUSE if a process has this name already, with its number; EACCES if the folder of sockets is
+   * not this user's alone
+   */
+  constructor(platform: Platform, options: ServerOptions) {
+    this.#platform = platform;
+    this.#options = options;
+    const folder = folderOf(platform, true, 'Eal.start');
+    if (folder === undefined)
+      throw new DmaError({ code: 'ENOENT', operation: 'Eal.start', reason: 'the folder of sockets was removed' });
+    this.path = socketIn(folder, options.name);
+    try {
+      this.#listener = platform.sockets.listen(this.path, 16);
+    } catch (error) {
+      throw isDmaError(error, 'EADDRINUSE') ? this.#taken(error) : error;
+    }
+    this.#socket = statSync(this.path, { throwIfNoEntry: false });
+    this.#forgetExit = atExit(() => this.#removeSocket());
+    try {
+      this.#listen();
+    } catch (error) {
+      this.#removeSocket();
+      platform.files.close(this.#listener);
+      throw error;
+    }
+  }
+
+  /** The secondaries, in the order in which they attached. */
+  get sessions(): Session[] {
+    return [...this.#visitors].flatMap(({ session }) => session ?? []);
+  }
+
+  /**
+   * Ends the connection to a secondary, and gives back what it had.
+   *
+   * @param error what it is told, and why
+   */
+  drop(session: Session, error: DmaError): void {
+    session.peer.close(error);
+  }
+
+  /** Ends all connections and removes the socket. Idempotent. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#watch?.close();
+    clearTimeout(this.#retry);
+    this.#removeSocket();
+    this.#platform.files.close(this.#listener);
+    const error = new DmaError({ code: 'ECONNRESET', operation: OPERATION, reason: 'the primary stops' });
+    for (const { peer } of [...this.#visitors]) peer.close(error);
+    for (const pid of [...this.#processes.keys()]) this.#forgetProcess(pid);
+  }
+
+  #taken(cause: DmaError): DmaError {
+    const { name } = this.#options;
+    const peer = whoListens(this.#platform, this.path);
+    const who = peer === undefined ? 'another process' : processText(this.#platform, peer.pid);
+    return new DmaError({
+      code: 'EADDRINUSE',
+      operation: 'Eal.start',
+      reason: `${who} is the primary with the name ${JSON.stringify(name)}`,
+      hint: `Eal.attach(${JSON.stringify(name)}) attaches to it; a second primary needs another name`,
+      cause,
+    });
+  }
+
+  #listen(): void {
+    this.#watch = this.#platform.readiness.watch(this.#listener, { readable: true }, () => this.#accept());
+    // A primary lives as long as its program has work to do.
+    this.#watch.setRef(false);
+  }
+
+  #accept(): void {
+    try {
+      for (let n = 0; n < ACCEPTS_A_TURN && !this.#closed; n++) {
+        const fd = this.#platform.sockets.accept(this.#listener);
+        if (fd === undefined) return;
+        this.#admit(fd);
+      }
+    } catch (error) {
+      if (!isDmaError(error)) throw error;
+      this.#acceptLater(error);
+    }
+  }
+
+  /** A waiting connection that can not be accepted would keep the event loop busy. */
+  #acceptLater(error: DmaError): void {
+    if (!NO_DESCRIPTORS.includes(error.code) && error.code !== 'ENOMEM' && error.code !== 'ENOBUFS')
+      process.emitWarning(`no process can attach: ${error.message}`, { code: 'ANYDMA_SHARE' });
+    this.#watch?.close();
+    this.#watch = undefined;
+    this.#retry = setTimeout(() => {
+      if (this.#closed) return;
+      try {
+        this.#listen();
+      } catch (again) {
+        if (!isDmaError(again)) throw again;
+        this.#acceptLater(again);
+      }
+    }, RETRY_MS);
+    this.#retry.unref();
+  }
+
+  /** Who is it? Other users can not even reach the socket; root can hand one to anybody. */
+  #admit(fd: number): void {
+    const platform = this.#platform;
+    const who = peerOf(platform, fd);
+    if (who?.trusted !== true || who.pid <= 0) {
+      hangUp(platform, fd);
+      return;
+    }
+    // The oldest stranger makes room for the next one, so that connections that say nothing keep nobody out.
+    const strangers = [...this.#visitors].filter(({ session }) => session === undefined);
+    if (strangers.length >= MOST_STRANGERS)
+      strangers[0].peer.close(refusal('EBUSY', 'too many processes try to attach'));
+    const { timeoutMs } = this.#options;
+    const peer: Peer = new Peer(
+      platform,
+      fd,
+      { answer: (question) => this.#answer(visitor, question), closed: (error) => this.#left(visitor, error) },
+      { operation: OPERATION, timeoutMs, keepAlive: false },
+    );
+    const visitor: Visitor = new Visitor(who.pid, peer);
+    this.#visitors.add(visitor);
+    visitor.timer = setTimeout(() => peer.close(refusal('ETIMEDOUT', 'no hello came in time')), HELLO_MS);
+    visitor.timer.unref();
+  }
+
+  #answer(visitor: Visitor, question: Question): Answer | undefined | Promise<Answer | undefined> {
+    if (visitor.session === undefined) {
+      if (question.name !== 'hello') {
+        const error = refusal('EPROTO', `${JSON.stringify(question.name)} came before the hello`);
+        visitor.peer.close(error);
+        throw error;
+      }
+      return this.#hello(visitor, question);
+    }
+    const method = this.#options.methods.get(question.name);
+    if (method === undefined)
+      throw new DmaError({ code: 'ENOSYS', operation: OPERATION, reason: `there is no call ${question.name}` });
+    return method(visitor.session, question);
+  }
+
+  #hello(visitor: Visitor, { fields }: Question): Answer {
+    const { name, version } = this.#options;
+    const platform = this.#platform;
+    const protocol = fields.number('protocol');
+    if (protocol !== PROTOCOL) {
+      const theirs = fields.has('version') ? fields.string('version', 64) : 'unknown';
+      throw refusal(
+        'EPROTONOSUPPORT',
+        `the primary speaks version ${PROTOCOL} of the protocol (anydma ${version}), this process ${protocol} (anydma ${theirs})`,
+        'use the same version of anydma in both',
+      );
+    }
+    const [ours, theirs] = ['self', visitor.pid].map((pid) =>
+      forPeople(() => platform.kernel.readLink(`/proc/${pid}/ns/pid`)),
+    );
+    if (ours !== theirs)
+      throw refusal(
+        'ENOTSUP',
+        'the primary is in another pid namespace',
+        'run both in the same container, or share its pid namespace (docker: --pid=container:NAME)',
+      );
+    if (this.sessions.length >= MOST_SECONDARIES)
+      throw refusal('EBUSY', `${MOST_SECONDARIES} processes are attached already, which are the most`);
+    const label = processText(platform, visitor.pid, fields.has('label') ? fields.string('label', 64) : undefined);
+    const ended = this.#watchProcess(visitor);
+    const session = new Session(visitor.pid, label, visitor.peer, ended);
+    visitor.session = session;
+    clearTimeout(visitor.timer);
+    this.#options.joined(session);
+    return { result: { protocol: PROTOCOL, version, name, pid: process.pid } };
+  }
+
+  /** Notices the end of the process, even if something else still holds its socket. @returns resolves at its end */
+  #watchProcess({ pid, peer }: Visitor): Promise<void> {
+    const known = this.#processes.get(pid);
+    if (known !== undefined) return known.ended;
+    const { sockets, readiness, files } = this.#platform;
+    const fd = sockets.peerProcess(peer.fd);
+    if (fd === undefined || fd === 'ended') throw refusal('ESRCH', 'the process has ended');
+    try {
+      const watch = readiness.watch(fd, { readable: true }, () => this.#processEnded(pid));
+      watch.setRef(false);
+      let end = (): void => undefined;
+      const ended = new Promise<void>((resolve) => (end = resolve));
+      this.#processes.set(pid, { fd, watch, ended, end });
+      return ended;
+    } catch (error) {
+      files.close(fd);
+      throw error;
+    }
+  }
+
+  #processEnded(pid: number): void {
+    for (const visitor of [...this.#visitors])
+      if (visitor.pid === pid) visitor.peer.close(refusal('ESRCH', 'the process has ended'));
+    this.#forgetProcess(pid);
+  }
+
+  #forgetProcess(pid: number): void {
+    const watched = this.#processes.get(pid);
+    if (watched === undefined) return;
+    this.#processes.delete(pid);
+    watched.watch.close();
+    this.#platform.files.close(watched.fd);
+    watched.end();
+  }
+
+  #left(visitor: Visitor, error: DmaError): void {
+    clearTimeout(visitor.timer);
+    this.#visitors.delete(visitor);
+    const { session } = visitor;
+    if (session === undefined) return;
+    this.#options.left(session, error);
+    for (const failure of session.release())
+      process.emitWarning(`what ${session.label} had could not be given back: ${thrown(failure)}`, {
+        code: 'ANYDMA_SHARE',
+      });
+  }
+
+  /** While this listens, another primary can have the path only if somebody removed the socket. */
+  #removeSocket(): void {
+    this.#forgetExit();
+    try {
+      const now = statSync(this.path, { throwIfNoEntry: false });
+      if (now !== undefined && now.ino === this.#socket?.ino && now.dev === this.#socket.dev) unlinkSync(this.path);
+    } catch {
+      // The folder is gone: the next primary makes it again.
+    }
+  }
+}
+
+function refusal(
+  code: 'EBUSY' | 'ETIMEDOUT' | 'EPROTO' | 'EPROTONOSUPPORT' | 'ENOTSUP' | 'ESRCH',
+  reason: string,
+  hint?: string,
+): DmaError {
+  return new DmaError({ code, operation: OPERATION, reason, hint });
+}
