@@ -45,6 +45,8 @@ const ROOMS = [
   ['platform/linux'],
   ['platform/rdma'],
   ['platform/linux.ts', 'platform/open'],
+  // Words that threads and processes share, and who uses them.
+  ['memory/shared'],
   ['memory'],
   ['memory/heap'],
   ['memory/owned'],
@@ -55,6 +57,7 @@ const ROOMS = [
   ['rdma'],
   ['bus'],
   ['drivers'],
+  // What other threads and processes attach to.
   ['share'],
   ['eal'],
   // What the package exports.

@@ -39,6 +39,7 @@ import { Pools } from './memory/pool/pools.js';
 import { Zones } from './memory/owned/zones.js';
 import { Heaps } from './memory/heap/heaps.js';
 import { hasPhysicalAddresses, decideIovaMode, hasIommuGroups, type IovaDecision } from './memory/iova-mode.js';
+import { Shares } from './memory/shared/shares.js';
 import { MemoryHandlers } from './memory/memory-events.js';
 import { memorySettings, START, type MemoryOptions } from './memory/owned/memory-settings.js';
 import { OwnedMemory } from './memory/owned/owned.js';
@@ -118,7 +119,9 @@ export class Eal implements AsyncDisposable {
   /** The bus of software devices in this process. */
   readonly vdev: VdevBus;
   readonly #emitter = new EventEmitter<EalEvents>();
-  readonly #areas = new AreaIndex();
+  readonly #areas: AreaIndex;
+  /** What is shared with other threads. */
+  readonly #shares: Shares;
   /** Memory of drivers, such as rings. It is freed with the device, so the program can not forget it. */
   readonly #driverMemory: External;
   readonly #registry: Registry;
@@ -136,6 +139,8 @@ export class Eal implements AsyncDisposable {
 
   private constructor(options: EalOptions) {
     this.platform = options.platform ?? openPlatform();
+    this.#shares = new Shares(this.platform);
+    this.#areas = new AreaIndex(this.#shares);
     this.events = this.#emitter;
     this.#onForgotten = options.onForgotten;
     const tellChange = (change: 'registered' | 'unregistered', memory: ExternalMemory): void =>
@@ -363,8 +368,8 @@ export class Eal implements AsyncDisposable {
    * Stops: removes the devices, last first, and unregisters all memory. Reports what the program still held.
    * Idempotent.
    *
-   * @throws DmaError the first failure to release something, after everything was tried, such as EBUSY for pinned
-   * memory. Afterwards nothing can be started; another call retries what is left.
+   * @throws DmaError EBUSY, before anything is released, while other threads hold what this Eal shares; the first failure
+   * to release something, after everything was tried, such as EBUSY for pinned memory. Afterwards nothing can be started; another call retries what is left.
    */
   async stop(): Promise<void> {
     this.#stopping ??= this.#stop().catch((error: unknown) => {
@@ -385,6 +390,8 @@ export class Eal implements AsyncDisposable {
     this.#stopped = true;
     this.memory.end();
     await this.#running.end();
+    // Before anything is released: what other threads hold is in use, all of it.
+    this.#shares.close('stop');
     for (const group of [...this.#registry.standing])
       if (!this.#reached.has(group)) await group.unmapAsync().catch((error: unknown) => errors.push(error));
     errors.push(...(await this.#registry.close()), ...this.containers.close());

@@ -22,6 +22,11 @@ export {
   type Va,
   type VaLike,
 } from './units.js';
+export { attach } from './share/attach.js';
+export type { Shared } from './memory/shared/shared.js';
+export type { AttachedMemory } from './memory/attached-memory.js';
+export type { AttachedMapping } from './dma/attached-mapping.js';
+export type { AttachedDevice } from './bus/attached-device.js';
 export { Range } from './ranges.js';
 export type { LongWorkOptions, Progress } from './long-work.js';
 export type { Origin } from './origin.js';

@@ -1,6 +1,6 @@
 /** The devices of a registry: how a call on a device finds its domain. */
 import { isA, mustBeObject, optionsOf, reading, stopped } from '../check.js';
-import { DmaError, invalid, throwFirst, undoAll } from '../errors.js';
+import { DmaError, invalid, named, throwFirst, undoAll } from '../errors.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
 import { lostDevice, Mapping } from '../dma/mapping.js';
@@ -13,6 +13,9 @@ import { isAddress, type Iova, type IovaLike, type Va, type VaLike } from '../un
 import type { Description } from './description.js';
 import type { DeviceAccess } from './device-access.js';
 import type { Pool } from '../memory/pool/pool.js';
+import type { Shared } from '../memory/shared/shared.js';
+import { notShareable, type Share } from '../memory/shared/shares.js';
+import type { AttachedDevice, DeviceFacts } from './attached-device.js';
 import { MapOnMiss } from './map-on-miss.js';
 import { dmaMapPool, dmaMapPoolAsync, type PoolMapping } from './map-pool.js';
 import type { AreaIndex } from '../memory/area-index.js';
@@ -51,6 +54,7 @@ export class BoundDevice implements Device {
   #binding: Binding | undefined;
   /** The last domain it was in. It can still explain addresses after the device is lost. */
   #lastDomain: Domain | undefined;
+  #share: Share<AttachedDevice> | undefined;
 
   constructor(bus: Bus, busName: string, args: ReadonlyMap<string, string>, opened: OpenedDevice, areas: AreaIndex) {
     this.#areas = areas;
@@ -205,6 +209,44 @@ export class BoundDevice implements Device {
       if (iova >= 0) return iova as Iova;
     }
     throw this.#noIova(domain, new Range<Va>(va as Va, length, 'iovaOf'), isLive);
+  }
+
+  share(): Shared<AttachedDevice> {
+    if (this.#share?.open === true) return this.#share.description;
+    if (this.state !== 'probed' || this.lost !== undefined) throw this.#hasNoDriver('share');
+    const { shares } = this.#areas;
+    if (shares === undefined) throw notShareable('share');
+    const { name, driver, domain } = this;
+    const facts: DeviceFacts = {
+      name,
+      driver: driver?.name,
+      domain: domain === undefined ? undefined : { name: domain.name, kind: domain.kind },
+    };
+    const what = `the device ${name}`;
+    this.#share = shares.add({ kind: 'device', what, facts: { ...facts }, more: domain?.sharedTable });
+    return this.#share.description;
+  }
+
+  /**
+   * Ends what of it other threads can attach to, its mappings included.
+   *
+   * @throws DmaError EBUSY, naming them, while any have; then nothing has changed
+   */
+  unshare(operation: string): void {
+    const mappings = this.domain?.mappingsFor(this.name) ?? [];
+    try {
+      this.#share?.mustBeFree(operation);
+      for (const mapping of mappings) mapping.mustBeUnshared(operation);
+      this.#share?.end(operation);
+      for (const mapping of mappings) mapping.unshare(operation);
+    } catch (error) {
+      throw named(error, this.name);
+    }
+  }
+
+  /** It is gone, whoever has attached to it. */
+  loseShare(): void {
+    this.#share?.lose();
   }
 
   explain(iova: IovaLike, length?: number, access?: DmaAccess): Explanation {

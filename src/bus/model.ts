@@ -1,4 +1,6 @@
 /** The interfaces of a bus, a device and a driver. */
+import type { AttachedDevice } from './attached-device.js';
+import type { Shared } from '../memory/shared/shared.js';
 import type { AddressSpace, DmaAccess } from '../dma/address-space.js';
 import type { Domain, MapAsyncOptions } from '../dma/domain.js';
 import type { Explanation } from '../dma/explain.js';
@@ -126,6 +128,13 @@ export interface Device {
    * nothing to add, and after the device is gone.
    */
   describe(): Promise<Description | undefined>;
+  /**
+   * What another thread needs to look up the addresses that the device uses: send it there by `postMessage` or as `workerData`, any number
+   * of times, and give it to `attach`. While a thread has it, removing the device is EBUSY and names the thread.
+   *
+   * @throws DmaError EINVAL if it is not probed; ENODEV if it was lost; ENOTSUP where system calls are not available
+   */
+  share(): Shared<AttachedDevice>;
   /** The object that `driver` provides for this device. @throws DmaError EINVAL if it has another driver, or none */
   use<T>(driver: Driver<T>): T;
   /**

@@ -210,7 +210,10 @@ export class Registry {
             ? 'it was removed before, or was never probed by this Eal'
             : 'it was removed, and then probed again as a new Device',
       });
-    const errors = await this.#exclusively(name, 'remove', () => this.#takeDown(own));
+    const errors = await this.#exclusively(name, 'remove', () => {
+      own.unshare('remove');
+      return this.#takeDown(own);
+    });
     debug?.(`removed: ${name}`);
     this.#options.changed?.('removed', device);
     throwFirst(errors, 'remove');
@@ -523,6 +526,9 @@ export class Registry {
     const { binding } = device;
     // From now on nothing new is mapped for it.
     device.state = 'gone';
+    // The program's calls have asked before. Now it goes, whoever has attached to it.
+    device.loseShare();
+    for (const mapping of device.domain?.mappingsFor(device.name) ?? []) mapping.loseShare();
     // The driver goes first: a device that still uses its rings must not lose their mappings.
     if (binding !== undefined && 'instance' in binding)
       await attempt(() => binding.driver.remove?.(device, binding.instance));
@@ -536,6 +542,7 @@ export class Registry {
 
   /** Takes down a lost device. Other devices in its domain keep their mappings. */
   #cutOff(device: BoundDevice, error: DmaError): void {
+    device.loseShare();
     device.domain?.lose(device.name, error);
   }
 

@@ -11,6 +11,7 @@ import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, named, naming, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
+import { notShareable, type Share } from '../memory/shared/shares.js';
 import { MemoryUsers, type MemoryUser } from '../memory/users.js';
 import { OriginNotes } from '../origin.js';
 import {
@@ -34,6 +35,7 @@ import { explain, type Explanation } from './explain.js';
 import { IovaAllocator } from './iova-allocator.js';
 import { Entry, Ledger } from './ledger.js';
 import { LockedBudget } from './locked-budget.js';
+import { factsOf, nameOf, type AttachedMapping } from './attached-mapping.js';
 import { lostDevice, Mapping, MappingList, mustNotBeBusy } from './mapping.js';
 import { enterInTurns, getPages, isLook, pieceSizes, PINNING_MS, removeInTurns, TABLE_PIECE } from './pieces.js';
 import {
@@ -50,6 +52,7 @@ import {
 } from './plan.js';
 import { Reach } from './reach.js';
 import { RetiredMappings } from './retired.js';
+import { logBuffers, TableLog } from './table-log.js';
 import { TranslationTable } from './translation-table.js';
 import { shortForm } from '../short-form.js';
 import { now as clock } from '../timers.js';
@@ -144,6 +147,7 @@ export class Domain {
   #books: Books | undefined;
   #windows: readonly Range<Iova>[];
   #failure: DmaError | undefined;
+  #sharedTable: Domain['sharedTable'] | undefined;
   /** Did the other side keep memory when the domain failed? */
   #lingers = false;
   #closed = false;
@@ -390,8 +394,10 @@ export class Domain {
       const reason = `it is mapped at IOVA ${hex(mapping.iovaOf(range.start))}, not ${hex(wanted.iova)}`;
       throw invalid(operation, reason, { range, device, hint: 'leave the IOVA out, or give what mapping.iova says' });
     }
-    if (part === undefined) this.#release(mapping, operation);
-    else this.#cut(mapping, part, operation);
+    if (part === undefined) {
+      mapping.unshare(operation);
+      this.#release(mapping, operation);
+    } else this.#cut(mapping, part, operation);
   }
 
   /** @internal Maps for the domain itself and not for one of its devices, until its last device leaves: see `Container.map`. */
@@ -421,6 +427,24 @@ export class Domain {
     } finally {
       this.#running.delete(run);
     }
+  }
+
+  /** @internal for `Mapping` */
+  share(mapping: Mapping): Share<AttachedMapping> {
+    const { shares } = this.#areas;
+    if (shares === undefined) throw notShareable('share');
+    const facts = factsOf(mapping);
+    return shares.add({ kind: 'mapping', what: nameOf(facts), facts: { ...facts } });
+  }
+
+  /** @internal The translation table, for other threads. From now on they are told of every change. */
+  get sharedTable(): readonly [changes: SharedArrayBuffer, pieces: SharedArrayBuffer] {
+    if (this.#sharedTable === undefined) {
+      const buffers = logBuffers();
+      this.table.log = new TableLog(buffers, this.table.runs());
+      this.#sharedTable = [buffers.changes, buffers.pieces];
+    }
+    return this.#sharedTable;
   }
 
   /** The IOVA of `va`; -1 if it is not mapped. For hot paths: no checks, no allocation. */
@@ -888,6 +912,7 @@ export class Domain {
 
   #endIfEmpty(mapping: Mapping, area: Area): void {
     if (mapping.live) return;
+    mapping.loseShare();
     this.#mappingsOf(mapping.device)?.delete(mapping);
     area.release(mapping.device);
   }
@@ -933,6 +958,7 @@ export class Domain {
     const { device } = mapping;
     const { name, constraints } = this;
     const cuts = planCut({ name, constraints, entries: this.#ledger.size }, mapping, part, operation);
+    mapping.unshare(operation);
     for (const { cut } of cuts) this.#users.mustBeIdle(operation, cut.va, cut.length);
     for (const { entry, cut } of cuts) {
       this.#unmapInSpace(cut, device, operation);

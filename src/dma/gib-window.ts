@@ -26,6 +26,12 @@ export class GibWindow {
     return place < places.length ? places[place] : 0;
   }
 
+  /** The GiBs that have a number, with it. */
+  *entries(): Generator<[gib: number, value: number]> {
+    for (let place = 0; place < this.#places.length; place++)
+      if (this.#places[place] !== 0) yield [this.#base + place, this.#places[place]];
+  }
+
   /** Sets the number of a GiB inside the window; 0 removes it. */
   set(gib: number, value: number): void {
     this.#used += value === 0 ? -1 : 1;

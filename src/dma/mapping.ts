@@ -2,11 +2,14 @@
 import { ended } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import type { IovaRun } from '../memory/area.js';
+import type { Shared } from '../memory/shared/shared.js';
+import type { Share } from '../memory/shared/shares.js';
 import type { Origin } from '../origin.js';
 import { Range } from '../ranges.js';
 import { show } from '../show.js';
 import { hex, isAddress, type Iova, type Va, type VaLike } from '../units.js';
 import type { DmaAccess, RegionTraits } from './address-space.js';
+import type { AttachedMapping } from './attached-mapping.js';
 import { termsOf, type Entry, type Terms } from './ledger.js';
 import { shortForm } from '../short-form.js';
 
@@ -35,6 +38,7 @@ interface Seldom {
   readonly lost?: DmaError;
   readonly unmapping?: Promise<void>;
   readonly whole?: boolean;
+  readonly share?: Share<AttachedMapping>;
 }
 
 /** What a mapping needs of its domain. */
@@ -43,6 +47,7 @@ export interface MappingOwner {
   iovaOf(va: number): number;
   release(mapping: Mapping): void;
   releaseAsync(mapping: Mapping): Promise<void>;
+  share(mapping: Mapping): Share<AttachedMapping>;
 }
 
 /**
@@ -190,10 +195,41 @@ export class Mapping implements Disposable, AsyncDisposable {
   }
 
   /**
+   * What another thread needs to use the mapping (its IOVA, its keys): send it there by `postMessage` or as `workerData`, any number of times,
+   * and give it to `attach`. While a thread has it, `unmap` and removing the device are EBUSY and name the thread.
+   *
+   * @throws DmaError EINVAL once it is unmapped; ENOTSUP where system calls are not available
+   */
+  share(): Shared<AttachedMapping> {
+    Mapping.#first(this, 'share');
+    let share = this.#seldom?.share;
+    if (share?.open !== true) {
+      share = this.#owner.share(this);
+      this.#seldom = { ...this.#seldom, share };
+    }
+    return share.description;
+  }
+
+  /** @internal @throws DmaError EBUSY, naming them, while other threads have attached to it */
+  mustBeUnshared(operation: string): void {
+    this.#seldom?.share?.mustBeFree(operation);
+  }
+
+  /** @internal Nobody can attach to it any more. @throws DmaError as {@link Mapping.mustBeUnshared} */
+  unshare(operation: string): void {
+    this.#seldom?.share?.end(operation);
+  }
+
+  /** @internal It went away, whoever has attached to it. */
+  loseShare(): void {
+    this.#seldom?.share?.lose();
+  }
+
+  /**
    * Unmaps it. When this throws, what is still mapped stays on the books, and `unmap` can be tried again. Does nothing
    * if its device was lost, because that ended the mapping.
    *
-   * @throws DmaError EINVAL if it is unmapped already; EBUSY while `unmapAsync` runs, and if it is one mapping of a
+   * @throws DmaError EINVAL if it is unmapped already; EBUSY while `unmapAsync` runs or another thread has attached to it, and if it is one mapping of a
    *   group for every device (`eal.dmaMapAll`, memory of the library and of heaps), which is only unmapped as a whole;
    *   EIO if the other side unmapped a different number of bytes; else the error of the address space
    */
@@ -215,6 +251,7 @@ export class Mapping implements Disposable, AsyncDisposable {
       });
     if (Mapping.#endedByLoss(this)) return;
     Mapping.#first(this, 'unmap');
+    if (this.#seldom?.share !== undefined) this.unshare('unmap');
     this.#owner.release(this);
   }
 
@@ -232,6 +269,7 @@ export class Mapping implements Disposable, AsyncDisposable {
     Mapping.#first(this, 'unmap');
     let unmapping = this.#seldom?.unmapping;
     if (unmapping === undefined) {
+      if (this.#seldom?.share !== undefined) this.unshare('unmap');
       unmapping = this.#owner.releaseAsync(this).finally(() => {
         this.#seldom = { ...this.#seldom, unmapping: undefined };
       });

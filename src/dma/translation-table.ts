@@ -60,6 +60,10 @@ export class TranslationTable {
   /** Offsets of leaves that became empty. */
   readonly #spare: number[] = [];
   #generation = 0;
+  /** @internal Told of all changes, once other threads read the table. */
+  log:
+    | { add(va: number, length: number, iova: number, key: number): void; remove(va: number, length: number): void }
+    | undefined;
 
   /** Changes with every unmap. Cached answers are valid as long as it is unchanged. */
   get generation(): number {
@@ -161,6 +165,7 @@ export class TranslationTable {
     if (!Number.isInteger(key) || key < NO_KEY) throw invalid(operation, `${key} is not a key`, { range });
     this.#reserve(range, operation);
     this.#set(va, range.end, iova - va, key);
+    this.log?.add(va, length, iova, key);
   }
 
   /**
@@ -190,6 +195,30 @@ export class TranslationTable {
     }
     this.#set(va, range.end, UNMAPPED, NO_KEY);
     this.#generation++;
+    this.log?.remove(va, length);
+  }
+
+  /** @internal What is mapped, in VA order; neighbours with the same key that are contiguous for the device are one. */
+  *runs(): Generator<{ readonly va: number; readonly length: number; readonly iova: number; readonly key: number }> {
+    let run = { va: 0, length: 0, iova: 0, key: NO_KEY };
+    for (const [gib, leaf] of [...this.#near.entries(), ...this.#far.entries()].sort(([a], [b]) => a - b))
+      for (let huge = 0; huge < LEAF; huge += 2) {
+        const slot = leaf + huge;
+        const isSplit = this.#pairs[slot + 1] === SPLIT;
+        const first = isSplit ? this.#pairs[slot] : slot;
+        const unit = isSplit ? PAGE : HUGE;
+        for (let i = 0; i < (isSplit ? LEAF : 2); i += 2) {
+          const [delta, key] = [this.#pairs[first + i], this.#pairs[first + i + 1]];
+          if (delta === UNMAPPED) continue;
+          const va = gib * GiB + (huge / 2) * HUGE + (i / 2) * PAGE;
+          if (va === run.va + run.length && va + delta === run.iova + run.length && key === run.key) run.length += unit;
+          else {
+            if (run.length > 0) yield run;
+            run = { va, length: unit, iova: va + delta, key };
+          }
+        }
+      }
+    if (run.length > 0) yield run;
   }
 
   /** The index of the pair of an address's huge slot. Bit operators see the low 32 bits of an address. */

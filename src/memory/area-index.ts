@@ -4,6 +4,7 @@ import { RangeMap } from '../range-map.js';
 import type { Range } from '../ranges.js';
 import { formatSize, type Va } from '../units.js';
 import type { Area } from './area.js';
+import type { Shares } from './shared/shares.js';
 import { MemoryUsers } from './users.js';
 
 /** The areas of one `Eal`. */
@@ -11,6 +12,12 @@ export class AreaIndex {
   readonly #areas = new RangeMap<Area>();
   /** What works on the memory of all areas. */
   readonly users = new MemoryUsers();
+  /** What is shared with other threads; `undefined` if nothing can be. */
+  readonly shares: Shares | undefined;
+
+  constructor(shares?: Shares) {
+    this.shares = shares;
+  }
 
   /** How many areas there are. */
   get size(): number {

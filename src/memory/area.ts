@@ -137,6 +137,12 @@ export class Area {
     return (iovas[Math.floor(offset / pageSize)] + (offset % pageSize)) as Iova;
   }
 
+  /** The IOVA that all of `part` begins at for every device, in one piece; `undefined` if there is no such address. */
+  iovaOf(part: Range<Va>): Iova | undefined {
+    const [first, ...others] = this.iovaRuns(part) ?? [];
+    return others.length === 0 ? first?.iova : undefined;
+  }
+
   /** The descriptor and offset behind `va`, an address of this area. */
   backingAt(va: Va): Backing | undefined {
     if (this.backing === undefined) return undefined;

@@ -2,6 +2,7 @@
  * External memory: memory of the user, registered so that the user can map it for DMA, device by device. The library
  * writes nothing into it, and no allocator uses it. DPDK: rte_extmem_*.
  */
+import { isMainThread } from 'node:worker_threads';
 import { ended, type Gate, mustBeNumber, mustBeString, open, optionsOf, rest, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, throwFirst, undoAll, withUndo, type ErrorCode } from '../errors.js';
 import {
@@ -31,6 +32,9 @@ import { PrivateViews } from './private-views.js';
 import { giveMappingBack, HandedOut, retired } from './retired.js';
 import { OrdinaryMemory } from './ordinary-memory.js';
 import { explainShortage, settle, settling } from './settle.js';
+import type { AttachedMemory, MemoryFacts } from './attached-memory.js';
+import type { Shared } from './shared/shared.js';
+import { notShareable, type Share } from './shared/shares.js';
 import { checkPart, viewMoved, Views } from './views.js';
 import { shortForm } from '../short-form.js';
 
@@ -123,6 +127,8 @@ interface Parts {
   /** The steps after that. All of them run. */
   readonly release: readonly (() => void)[];
   readonly origin: Origin | undefined;
+  /** What keeps it in place when this thread ends; `undefined`: its addresses tell. */
+  readonly keepers: readonly SharedArrayBuffer[] | undefined;
 }
 
 /** The registry of a memory. */
@@ -149,6 +155,8 @@ export class ExternalMemory implements Disposable {
   readonly #running: RunningWorks;
   readonly #pins = new Pins();
   readonly #registry: Registry;
+  readonly #keepers: readonly SharedArrayBuffer[] | undefined;
+  #share: Share<AttachedMemory> | undefined;
   #registered = true;
   /** Whether `unregisterAsync` is in progress. */
   #leaving = false;
@@ -166,6 +174,7 @@ export class ExternalMemory implements Disposable {
     this.#index = index;
     this.#running = running;
     this.#registry = registry;
+    this.#keepers = parts.keepers;
     this.area.registration = this;
   }
 
@@ -268,14 +277,41 @@ export class ExternalMemory implements Disposable {
   }
 
   /**
+   * What another thread needs to use the memory: send it there by `postMessage` or as `workerData`, any number of times, and give it to
+   * `attach`. While a thread has it, `unregister` is EBUSY and names the thread.
+   *
+   * @throws DmaError EINVAL if it was unregistered, or is a Buffer of a worker, which ends with that worker; ENOTSUP where system calls
+   *   are not available
+   */
+  share(): Shared<AttachedMemory> {
+    const operation = 'share';
+    this.#mustBeRegistered(operation);
+    if (this.#share?.open === true) return this.#share.description;
+    const { area } = this;
+    const { range, label } = area;
+    const { shares } = this.#index;
+    if (shares === undefined) throw notShareable(operation);
+    if (this.source === 'buffer' && this.#keepers === undefined && !isMainThread)
+      throw invalid(operation, `${label} is a Buffer of this worker thread, and ends with it`, {
+        range,
+        hint: 'share what external.allocate returns, or register a SharedArrayBuffer',
+      });
+    const viewsAt = this.#views instanceof PrivateViews ? this.#views.place : undefined;
+    const facts: MemoryFacts = { label, va: range.start, length: range.length, iova: area.iovaOf(range), viewsAt };
+    const vas = viewsAt === undefined ? [range.start] : [range.start, viewsAt];
+    this.#share = shares.add({ kind: 'memory', what: label, facts: { ...facts }, vas, keepers: this.#keepers });
+    return this.#share.description;
+  }
+
+  /**
    * Unregisters the memory, detaches its views, and releases what the library had allocated for it (its mapping, its
    * descriptor). The bytes of a Buffer or of `fromAddress` stay unchanged.
    *
    * If views were created, the memory is freed at once, but its addresses are reused only after the views were
    * collected, so that a view that is still in use never accesses other memory; `External.retired` has the figures.
    *
-   * @throws DmaError EBUSY while it is mapped for a device (the error names the devices) or a view is pinned, and if
-   *   too many addresses wait for views to be collected; EINVAL if it was unregistered before; ENOMEM if the system can
+   * @throws DmaError EBUSY while it is mapped for a device (the error names the devices), a view is pinned, or another
+   *   thread has attached to it (the error names that), and if too many addresses wait for views to be collected; EINVAL if it was unregistered before; ENOMEM if the system can
    *   not free it now (`vm.max_map_count`). After ENOMEM it is still registered, its views are empty, and the call can
    *   be repeated
    */
@@ -323,6 +359,11 @@ export class ExternalMemory implements Disposable {
       throw new DmaError({ code: 'EBUSY', operation, range, reason, hint });
     }
     if (pinned !== undefined) throw pinnedError(operation, area.label, pinned, range);
+    if (this.#share === undefined) return;
+    this.#share.end(operation);
+    if (this.#views instanceof PrivateViews) this.#views.shared(this.#share);
+    else this.handedOut.shared(this.#share);
+    this.#share = undefined;
   }
 
   /** If this throws, a view could still access the memory, so it must stay. */
@@ -839,7 +880,8 @@ export class External implements Iterable<ExternalMemory> {
       if (owned) giveMappingBack(port, range, handedOut);
     };
     const origin = 'origin' in extra ? extra.origin : this.#origins.note(this.#register);
-    const parts = { area, source, views, handedOut, empty: extra.empty, giveBack, release, origin };
+    const keepers = bytes !== undefined && isSharedArrayBuffer(bytes.buffer) ? [bytes.buffer] : undefined;
+    const parts = { area, source, views, handedOut, empty: extra.empty, giveBack, release, origin, keepers };
     const memory = new ExternalMemory(parts, this.#index, this.#running, this.#registry);
     this.#live.add(memory);
     this.#changed('registered', memory);

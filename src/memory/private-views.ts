@@ -4,6 +4,7 @@
 import type { MemoryPort } from '../platform/ports.js';
 import type { Range } from '../ranges.js';
 import type { Va } from '../units.js';
+import type { Share } from './shared/shares.js';
 import { giveMappingBack, HandedOut } from './retired.js';
 import { Views } from './views.js';
 
@@ -25,12 +26,24 @@ export class PrivateViews extends Views {
   }
 
   override bytes(offset: number, length: number): Uint8Array {
-    if (this.#made === undefined) {
-      const range = this.#map();
-      const handedOut = new HandedOut();
-      this.#made = { range, handedOut, views: new Views(this.#port, range.start, range.length, handedOut) };
-    }
-    return this.#made.views.bytes(offset, length);
+    return this.#making().views.bytes(offset, length);
+  }
+
+  /** The address of the private mapping. */
+  get place(): Va {
+    return this.#making().range.start;
+  }
+
+  /** Other threads had views of the private mapping. */
+  shared(share: Share): void {
+    this.#made?.handedOut.shared(share);
+  }
+
+  #making(): { readonly range: Range<Va>; readonly views: Views; readonly handedOut: HandedOut } {
+    if (this.#made !== undefined) return this.#made;
+    const range = this.#map();
+    const handedOut = new HandedOut();
+    return (this.#made = { range, handedOut, views: new Views(this.#port, range.start, range.length, handedOut) });
   }
 
   /**

@@ -15,6 +15,7 @@ import type { MemoryPort } from '../platform/ports.js';
 import { Range } from '../ranges.js';
 import { formatSize, TiB, type Va } from '../units.js';
 import { queueMicrotask, setImmediate } from '../timers.js';
+import type { Share } from './shared/shares.js';
 
 /**
  * Limits of what may wait. Collection needs turns of the event loop: a loop without any would fill the address space
@@ -55,6 +56,16 @@ export class HandedOut {
   emptied(buffer: ArrayBuffer): void {
     this.#left++;
     collected.register(buffer, this);
+  }
+
+  /**
+   * Other threads had views of it, and have let go of it.
+   *
+   * @param share who they are
+   */
+  shared(share: Pick<Share, 'escaped' | 'whenUnreachable'>): void {
+    if (share.escaped) this.escape();
+    else if (share.whenUnreachable(() => this.collected())) this.#left++;
   }
 
   /** One was transferred by somebody else. */

@@ -294,6 +294,10 @@ class PortableMemory implements MemoryPort {
     return undefined;
   }
 
+  secret(): undefined {
+    return undefined;
+  }
+
   protection(va: Va, length: number): 'none' | 'read-write' {
     for (const [start, { buffer }] of this.#mappings) if (covers(start, buffer, va, length)) return 'read-write';
     for (const [start, buffer] of this.#foreign) if (covers(start, buffer.deref(), va, length)) return 'read-write';

@@ -160,6 +160,11 @@ export interface MemoryPort {
    */
   keeper(va: Va): readonly SharedArrayBuffer[] | undefined;
   /**
+   * 16 random bytes that the kernel gave this process when its program started: the same in all of its threads, others in every
+   * other process. `undefined` where there are none.
+   */
+  secret(): Uint8Array | undefined;
+  /**
    * Copies from mapped memory by a system call: a page that is gone (a hugepage removed from its file) is EFAULT, where
    * touching it would kill the process.
    */

@@ -21,6 +21,9 @@ import { BlockAllocator } from './block-allocator.js';
 import type { IovaMode } from '../iova-mode.js';
 import { lend, pinnedError, Pins, type LendOptions, type Pin } from '../pins.js';
 import type { HandedOut } from '../retired.js';
+import type { AttachedMemory, MemoryFacts } from '../attached-memory.js';
+import type { Shared } from '../shared/shared.js';
+import { notShareable, type Share } from '../shared/shares.js';
 import type { MemoryUsers } from '../users.js';
 import { checkPart, Views } from '../views.js';
 import { shortForm } from '../../short-form.js';
@@ -120,6 +123,7 @@ export interface Room {
 class BlockExtra {
   views: Views | undefined;
   pins: Pins | undefined;
+  share: Share<AttachedMemory> | undefined;
   /** Address and bytes of a block that was freed. */
   va = 0;
   length = 0;
@@ -236,10 +240,33 @@ export class Block implements Disposable {
   }
 
   /**
+   * What another thread needs to use the block: send it there by `postMessage` or as `workerData`, any number of times, and give it to
+   * `attach`. While a thread has it, `free` is EBUSY and names the thread.
+   *
+   * @throws DmaError EINVAL once it is freed; ENOTSUP where system calls are not available
+   */
+  share(): Shared<AttachedMemory> {
+    return this.shareAs(undefined);
+  }
+
+  /** @internal As {@link Block.share}, for a block with a name. */
+  shareAs(name: string | undefined): Shared<AttachedMemory> {
+    Block.#mustBeLive(this, 'share');
+    const extra = Block.#more(this);
+    if (extra.share?.open === true) return extra.share.description;
+    const { va, length, heap, iova } = this;
+    const label = name === undefined ? `the block at ${hex(va)}` : `the zone ${name}`;
+    const facts: MemoryFacts = { name, label, va, length, iova };
+    extra.share = heap.share(va, label, facts);
+    return extra.share.description;
+  }
+
+  /**
    * Frees the block, and detaches its views.
    *
    * @param options.wipe fill it with zeros before? Default false: the next owner of the memory may see its content
-   * @throws DmaError EINVAL if it was freed before; EBUSY while it is pinned, or a command of a device uses it
+   * @throws DmaError EINVAL if it was freed before; EBUSY while it is pinned, a command of a device uses it, or another
+   *   thread has attached to it
    */
   free(options?: { readonly wipe?: boolean }): void {
     if (options === undefined) return this.heap.free(this, false);
@@ -295,9 +322,17 @@ export class Block implements Disposable {
     const reason = this.#extra?.pins?.reason;
     if (reason !== undefined) throw pinnedError(operation, `the block at ${hex(this.va)}`, reason);
     this.heap.users.mustBeIdle(operation, this.va, this.length);
+    if (this.#extra?.share !== undefined) Block.#endShare(this, this.#extra, this.#extra.share, operation);
   }
 
   // Functions, not private methods: those would cost each object a word in V8.
+
+  static #endShare(block: Block, extra: BlockExtra, share: Share, operation: string): void {
+    share.end(operation);
+    extra.share = undefined;
+    if (share.escaped) block.escape();
+    else block.heap.shared(block.va, share);
+  }
 
   static #newViews(block: Block): Views | undefined {
     const views = block.heap.viewsOf(block);
@@ -697,6 +732,18 @@ export class Heap {
   escape(block: Block): void {
     this.#escapedElsewhere.add(block);
     this.#memory.at(block.va)?.handedOut.escape();
+  }
+
+  /** @internal Shares a part of its memory. */
+  share(va: Va, what: string, facts: MemoryFacts): Share<AttachedMemory> {
+    const { shares } = this.#options.areas;
+    if (shares === undefined || !this.#options.ownViews) throw notShareable('share');
+    return shares.add({ kind: 'memory', what, facts: { ...facts }, vas: [va] });
+  }
+
+  /** @internal Other threads had views of memory at `va`, and let go of it. */
+  shared(va: Va, share: Share): void {
+    this.#memory.at(va)?.handedOut.shared(share);
   }
 
   #hasEscaped(block: Block): boolean {

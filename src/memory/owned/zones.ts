@@ -11,7 +11,9 @@ import { alignUp, hex, isAddress, type Iova, type Va } from '../../units.js';
 import { allocatingFrom, chooseHeaps, toldOf, type Allocation, type HeapSources } from './heap-choice.js';
 import { MALLOC_OPTIONS, type MallocOptions } from '../heap/malloc-request.js';
 import type { Block, Heap } from '../heap/heap.js';
+import type { AttachedMemory } from '../attached-memory.js';
 import type { LendOptions, Pin } from '../pins.js';
+import type { Shared } from '../shared/shared.js';
 import { shortForm } from '../../short-form.js';
 
 /** Longest name in bytes, as in DPDK (RTE_MEMZONE_NAMESIZE). */
@@ -87,6 +89,11 @@ export class Zone implements Disposable {
   /** Pins the zone while something works on its views: `free` throws EBUSY until the pin is disposed. */
   pin(reason?: string): Pin {
     return this.#block.pin(reason);
+  }
+
+  /** What another thread needs to use the zone: see `Block.share`. There `name` is its name. */
+  share(): Shared<AttachedMemory> {
+    return this.#block.shareAs(this.name);
   }
 
   /**

@@ -26,6 +26,8 @@ export type Pointer = number | ArrayBufferView | null;
  */
 export interface Libc {
   readonly getpagesize: () => number;
+  /** A value that the kernel passed to the program when it started; 0 if there is none of that type. */
+  readonly getauxval: (type: number) => number;
   readonly mmap: (va: number, length: number, prot: number, flags: number, fd: number, offset: number) => number;
   readonly munmap: (va: number, length: number) => number;
   readonly memfd_create: (name: string, flags: number) => number;
@@ -266,6 +268,7 @@ function declare(koffi: Koffi): Libc {
 
   return {
     getpagesize: int('getpagesize'),
+    getauxval: long('getauxval', 'ulong'),
     mmap: long('mmap', 'intptr_t', 'size_t', 'int', 'int', 'int', 'int64_t'),
     munmap: int('munmap', 'intptr_t', 'size_t'),
     memfd_create: int('memfd_create', 'str', 'uint'),

@@ -16,6 +16,7 @@ import { Reservations, type ReservationsPort } from './reservations.js';
 import type { MmapOptions, MemfdOptions, MemoryPort } from '../ports.js';
 import { F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK } from '../uapi/fcntl.js';
 import { MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB } from '../uapi/memfd.js';
+import { AT_RANDOM, RANDOM_BYTES } from '../uapi/auxvec.js';
 import {
   MAP_ANONYMOUS,
   MAP_HUGE_SHIFT,
@@ -46,7 +47,17 @@ export function linuxMemory(libc: Libc): MemoryPort {
 
 type MappingsPort = Pick<
   MemoryPort,
-  'pageSize' | 'maxView' | 'map' | 'memfd' | 'view' | 'detach' | 'copyFrom' | 'copyTo' | 'addressOf' | 'keeper'
+  | 'pageSize'
+  | 'maxView'
+  | 'map'
+  | 'memfd'
+  | 'view'
+  | 'detach'
+  | 'copyFrom'
+  | 'copyTo'
+  | 'addressOf'
+  | 'keeper'
+  | 'secret'
 >;
 
 /** The part of the {@link MemoryPort} about whole mappings, memfds and views. */
@@ -138,6 +149,15 @@ class Mappings implements MappingsPort {
 
   keeper(va: Va): readonly SharedArrayBuffer[] | undefined {
     return this.#libc.keeper(va);
+  }
+
+  secret(): Uint8Array | undefined {
+    const at = this.#libc.getauxval(AT_RANDOM);
+    if (at <= 0) return undefined;
+    const view = this.#libc.view(at, RANDOM_BYTES);
+    const secret = new Uint8Array(view).slice();
+    detach(view);
+    return secret;
   }
 
   /** The kernel copies, so a missing page is an error instead of a signal. */

@@ -1,0 +1,174 @@
+/**
+ * What one `Eal` shares with other threads, at the side of the maker: who holds each thing, and whether it can be freed. The other side
+ * is hold.ts.
+ */
+import { stopped } from '../../check.js';
+import { DmaError, invalid } from '../../errors.js';
+import type { KernelPort, MemoryPort } from '../../platform/ports.js';
+import { setTimeout } from '../../timers.js';
+import type { Va } from '../../units.js';
+import { Holders, type HoldersKernel } from './holders.js';
+import { ENDED, ENDING, Holds, LOST, OPEN } from './holds.js';
+import { sealed, type Shared, type SharedFacts, type SharedKind } from './shared.js';
+
+/** What sharing needs of the platform. */
+export interface SharesPlatform {
+  readonly kernel: HoldersKernel & Pick<KernelPort, 'readText'>;
+  readonly memory: Pick<MemoryPort, 'addressOf' | 'keeper' | 'secret'>;
+}
+
+/** What is shared. */
+export interface Sharing {
+  readonly kind: SharedKind;
+  /** Its name in messages. */
+  readonly what: string;
+  readonly facts: SharedFacts;
+  /** An address in each piece of memory that the holders will reach. */
+  readonly vas?: readonly Va[];
+  /** What kinds need besides. */
+  readonly more?: readonly SharedArrayBuffer[];
+  /** What keeps the memory in place, if its owner knows. Default: asked by address. */
+  readonly keepers?: readonly SharedArrayBuffer[];
+}
+
+/** How often it is asked whether what holders could reach after they let go is collected, in milliseconds. */
+const LINGER_POLL_MS = 50;
+
+/** Everything that one `Eal` shares. */
+export class Shares {
+  readonly #platform: SharesPlatform;
+  readonly #shares = new Set<Share>();
+  #holders: Holders | undefined;
+  #closed = false;
+
+  constructor(platform: SharesPlatform) {
+    this.#platform = platform;
+  }
+
+  /** The threads and processes that use what this `Eal` shares. Made on first use, and this thread is in it. */
+  get holders(): Holders {
+    if (this.#holders === undefined) {
+      this.#holders = Holders.create(this.#platform.kernel);
+      this.#holders.enter();
+    }
+    return this.#holders;
+  }
+
+  /** Shares something. @throws DmaError ENOTSUP where memory can not be shared; ECANCELED after `Eal.stop` */
+  add<T>({ kind, what, facts, vas = [], more = [], keepers }: Sharing, operation = 'share'): Share<T> {
+    if (this.#closed) throw stopped(operation);
+    const { memory } = this.#platform;
+    const { holders } = this;
+    const { buffer, capacity } = holders;
+    if (!(buffer instanceof SharedArrayBuffer)) throw invalid(operation, 'the holders are not those of one process');
+    const words = new SharedArrayBuffer(Holds.bytesFor(capacity));
+    const holds = Holds.create(words, capacity, holders.mine);
+    const kept = keepers ?? [...new Set(vas.flatMap((va) => memory.keeper(va) ?? []))];
+    const description = sealed<T>(memory, { kind, facts, holds: words, holders: buffer, more, keepers: kept });
+    const share = new Share<T>(what, description, holds, holders, () => this.#shares.delete(share));
+    this.#shares.add(share);
+    return share;
+  }
+
+  /**
+   * Ends all of it, so that everything can be freed: nobody can attach any more.
+   *
+   * @throws DmaError EBUSY, naming the holders, while any of it is held; then nothing has changed
+   */
+  close(operation: string): void {
+    for (const share of this.#shares) share.mustBeFree(operation);
+    for (const share of [...this.#shares]) share.end(operation);
+    this.#closed = true;
+  }
+}
+
+/** One shared thing. */
+export class Share<T = unknown> {
+  /** What is sent. */
+  readonly description: Shared<T>;
+  readonly #what: string;
+  readonly #holds: Holds;
+  readonly #holders: Holders;
+  readonly #forget: () => void;
+
+  /** @internal made by {@link Shares.add} */
+  constructor(what: string, description: Shared<T>, holds: Holds, holders: Holders, forget: () => void) {
+    this.#what = what;
+    this.description = description;
+    this.#holds = holds;
+    this.#holders = holders;
+    this.#forget = forget;
+  }
+
+  /** Can others still attach? */
+  get open(): boolean {
+    return this.#holds.state === OPEN;
+  }
+
+  /** Did a holder transfer a view away? Then something can reach the memory for good. */
+  get escaped(): boolean {
+    return this.#holds.escaped;
+  }
+
+  /** @throws DmaError EBUSY, naming the holders, while anybody has attached */
+  mustBeFree(operation: string): void {
+    const living = this.#holds.living(this.#holders, 'held');
+    if (living.length > 0) throw this.#busy(living, operation);
+  }
+
+  /** Ends it, so that it can be freed. @throws DmaError EBUSY as {@link Share.mustBeFree}; then nothing has changed */
+  end(operation: string): void {
+    if (!this.#holds.change(OPEN, ENDING)) return;
+    try {
+      this.mustBeFree(operation);
+    } catch (error) {
+      this.#holds.change(ENDING, OPEN);
+      throw error;
+    }
+    this.#holds.change(ENDING, ENDED);
+    this.#forget();
+  }
+
+  /** It is gone, whoever holds it: they are told. */
+  lose(): void {
+    if (this.#holds.change(OPEN, LOST)) this.#forget();
+  }
+
+  /**
+   * Calls `over` when nothing that former holders had made can reach the memory any more: their views are collected, or they ended.
+   *
+   * @returns false if that is so already
+   */
+  whenUnreachable(over: () => void): boolean {
+    if (!this.#lingers()) return false;
+    const look = (): void => {
+      if (this.#lingers()) setTimeout(look, LINGER_POLL_MS).unref();
+      else over();
+    };
+    setTimeout(look, LINGER_POLL_MS).unref();
+    return true;
+  }
+
+  #lingers(): boolean {
+    return this.#holds.living(this.#holders, 'lingering').length > 0;
+  }
+
+  #busy(living: readonly number[], operation: string): DmaError {
+    const [first] = living;
+    const place = this.#holds.placeOf(first);
+    const others = living.length === 1 ? '' : ` and ${living.length - 1} more`;
+    const where = place === undefined ? '' : `, which attached at ${place}`;
+    return new DmaError({
+      code: 'EBUSY',
+      operation,
+      reason: `${this.#what} is shared, and held by ${this.#holders.describe(first)}${where}${others}`,
+      hint: 'let go of it there (dispose what attach returned), or end that thread; a thread that has ended holds nothing',
+    });
+  }
+}
+
+/** ENOTSUP for a thing that belongs to no `Eal`. */
+export function notShareable(operation: string): DmaError {
+  const reason = 'what belongs to no Eal can not be shared';
+  return new DmaError({ code: 'ENOTSUP', operation, reason, hint: 'Eal.start() makes one' });
+}

@@ -1,0 +1,52 @@
+/** Opens what another thread shares. */
+import { AttachedDevice, deviceFacts } from '../bus/attached-device.js';
+import { AttachedMapping, mappingFacts, nameOf } from '../dma/attached-mapping.js';
+import { AttachedMemory, memoryFacts } from '../memory/attached-memory.js';
+import { Hold } from '../memory/shared/hold.js';
+import { unsealed, type Shared } from '../memory/shared/shared.js';
+import { captureOrigin, placeOf } from '../origin.js';
+import { openPlatform } from '../platform/open.js';
+import type { Platform } from '../platform/ports.js';
+
+/** The system calls of this thread, for threads that have no `Eal`. */
+let ours: Platform | undefined;
+
+/**
+ * Opens what another thread of this process shares: memory, a block or a zone ({@link AttachedMemory}), a mapping, a device. The bytes are the
+ * same, at the same addresses; nothing is copied or mapped again.
+ *
+ * While it is open, the thread that shares it can not free it (EBUSY, naming this thread). Dispose it to let go of it; when this thread ends, in
+ * whatever way, it lets go of everything.
+ *
+ * @param shared what `share()` returned, as it arrived
+ * @param platform system calls of this thread. Default: this machine's; tests pass others
+ * @throws DmaError EINVAL if `share()` did not return this in this process, or what was shared was freed; ENODEV if the device was lost;
+ *   EAGAIN if as many threads use it as there is room for; ENOTSUP where system calls are not available
+ */
+export function attach<T>(shared: Shared<T>, platform: Platform = (ours ??= openPlatform())): T {
+  const operation = 'attach';
+  const checked = unsealed(platform.memory, shared, operation);
+  const place = placeOf(captureOrigin(attach));
+  const opened = open(checked, platform, place, operation);
+  // The kind says what it is, and `share` typed it.
+  return opened as T;
+}
+
+function open(shared: Shared<unknown>, platform: Platform, place: string, operation: string): unknown {
+  const { kind } = shared;
+  switch (kind) {
+    case 'memory': {
+      const facts = memoryFacts(shared.facts, operation);
+      return new AttachedMemory(facts, Hold.take(shared, platform, facts.label, place, operation), platform.memory);
+    }
+    case 'mapping': {
+      const facts = mappingFacts(shared.facts, operation);
+      return new AttachedMapping(facts, Hold.take(shared, platform, nameOf(facts), place, operation));
+    }
+    case 'device': {
+      const facts = deviceFacts(shared.facts, operation);
+      const hold = Hold.take(shared, platform, `the device ${facts.name}`, place, operation);
+      return new AttachedDevice(facts, hold, shared.more);
+    }
+  }
+}
