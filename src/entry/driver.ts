@@ -40,6 +40,9 @@ export type {
 } from '../dma/address-space.js';
 export type { MemoryUser } from '../memory/users.js';
 export type { IovaDecision, IovaMode } from '../memory/iova-mode.js';
+export type { SharedKind } from '../memory/shared/shared.js';
+export type { AttachedDomain } from '../bus/attached-device.js';
+export type { AttachedTable } from '../dma/attached-table.js';
 export type { PoolDevice } from '../memory/pool/pool.js';
 export type { ContainerChoice, ContainerKind } from '../vfio/containers.js';
 export type { DirtyPages, DirtyTracking } from '../vfio/dirty.js';

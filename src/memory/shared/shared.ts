@@ -77,7 +77,10 @@ export function unsealed<T>(port: SealPort, shared: Shared<T>, operation: string
   const buffers = [holds, holders, ...more, ...keepers];
   if (!buffers.every(isSharedArrayBuffer))
     throw noDescription(operation, 'its SharedArrayBuffers are missing: only threads of one process can have them');
-  const [given, wanted] = [Buffer.from(typeof seal === 'string' ? seal : ''), Buffer.from(sealOf(port, copy, operation))];
+  const [given, wanted] = [
+    Buffer.from(typeof seal === 'string' ? seal : ''),
+    Buffer.from(sealOf(port, copy, operation)),
+  ];
   if (given.length !== wanted.length || !timingSafeEqual(given, wanted))
     throw noDescription(
       operation,
