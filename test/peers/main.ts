@@ -7,8 +7,9 @@
  *
  * They run in a small Debian of their own, which is made at the first run in $ANYDMA_PEERS_CACHE, or else in anydma-peers
  * below $XDG_CACHE_HOME or /var/tmp, and kept there. That takes a few minutes, 700 MB of disk, and Debian packages from the
- * mirror that apt-get uses; later runs take some seconds. It needs Linux on x86-64, root (for chroot), setpriv and
- * debootstrap; no KVM and no guest system.
+ * mirror that apt-get uses; later runs take some minutes. It needs Linux on x86-64, root (for chroot), setpriv and
+ * debootstrap; no KVM. The virtual machine with a disk boots Debian's kernel (test/vm/kernels.ts) and has this machine's busybox-static,
+ * e2fsprogs and fio; without them it is left out.
  *
  * Exit status: 0 all is well, 1 a test failed, 77 it can not be run here, and the reason is on standard error.
  */

@@ -24,12 +24,24 @@ const LIMIT = 900_000;
 
 /** What Linux needs for the disk and its file system. */
 const MODULES = ['nvme', 'ext4', 'crc32c_generic'];
-const PROGRAMS = ['/usr/sbin/mkfs.ext4', '/usr/sbin/fsck.ext4'];
+/** Programs of this machine that the guest has too, and their Debian packages. */
+const PROGRAMS = [
+  ['/usr/sbin/mkfs.ext4', 'e2fsprogs'],
+  ['/usr/sbin/fsck.ext4', 'e2fsprogs'],
+  ['/usr/bin/fio', 'fio'],
+] as const;
+/** What else is needed here. */
+const NEEDS = [
+  ...PROGRAMS,
+  [BUSYBOX, 'busybox-static'],
+  ['/usr/bin/cpio', 'cpio'],
+  ['/usr/sbin/modprobe', 'kmod'],
+] as const;
 
 /** Before each script: devices, modules, and the disk. `ok` and `wrong` end the line that the test waits for. */
 const INIT = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin:/sbin:/usr/sbin
+export PATH=/bin:/sbin:/usr/sbin:/usr/bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -48,14 +60,32 @@ B=$(disk_of 2)
 poweroff -f
 `;
 
-/** Files with random content and their sums, flushed; then writes that go on until the controller is gone. */
-const FIRST = `
+/** fio on files of the disk: direct I/O in blocks of 4 KiB, of which each says where it belongs and has its check sum. */
+const FIO = `
+fio() {
+  /usr/bin/fio --name=work --directory=/disk --filename=fio --ioengine=io_uring --direct=1 --bs=4k --size=16m \\
+    --verify=crc32c --verify_fatal=1 --output-format=terse "$@"
+}
+`;
+
+/**
+ * fio reads and writes for a minute, flushes after each 16 writes, and reads soon what it wrote; then it writes all of the file, and
+ * reads it once that is done. Then files with random content and their sums, flushed. After that, fio goes on writing, and files
+ * that are flushed one by one are told of, until the controller is gone.
+ */
+const FIRST = `${FIO}
 say "model $(cat /sys/class/nvme/nvme0/model)"
 say "sizes $(cat /sys/block/$A/size) $(cat /sys/block/$B/queue/logical_block_size) $(cat /sys/block/$A/queue/write_cache)"
 check mkfs mkfs.ext4 -q /dev/$A
 check mount mount -o discard /dev/$A /disk
+check fio-minute fio --rw=randrw --iodepth=16 --fsync=16 --verify_backlog=64 --time_based --runtime=60
+say "fio: $(tail -1 /tmp/out | cut -d';' -f 6,8,47,49)"
+check fio-all fio --rw=randwrite --iodepth=16 --fsync=64
+check unmount umount /disk
+check fsck fsck.ext4 -f -n /dev/$A
+check mount-again mount -o discard /dev/$A /disk
 cd /disk
-mkdir kept
+mkdir kept synced
 for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
   dd if=/dev/urandom of=kept/$n bs=$((n * 5003)) count=7 2>/dev/null
 done
@@ -67,21 +97,27 @@ dd if=/dev/urandom of=/tmp/raw bs=4096 count=64 2>/dev/null
 check raw dd if=/tmp/raw of=/dev/$B bs=4096 conv=fsync
 say "raw sum $(md5sum /tmp/raw | cut -c1-32)"
 say flushed
+fio --rw=randrw --iodepth=8 --fsync=32 --time_based --runtime=3600 >/tmp/fio 2>&1 &
 n=0
 while true; do
   n=$((n + 1))
+  dd if=/dev/urandom of=/tmp/piece bs=$((n % 19 * 977 + 1)) count=3 2>/dev/null
+  dd if=/tmp/piece of=synced/$n bs=4096 conv=fsync 2>/dev/null || break
+  say "synced $n $(md5sum /tmp/piece | cut -c1-32)"
   dd if=/dev/urandom of=unflushed.$((n % 50)) bs=30011 count=9 2>/dev/null
-  dd if=/dev/urandom of=fsynced bs=4096 count=3 conv=fsync 2>/dev/null
-  say "round $n"
 done
+sleep 3600
 `;
 
-/** The journal is replayed, nothing that was flushed is lost, and the disk goes on being used. */
-const SECOND = `
+/** The journal is replayed, nothing that was flushed is lost, no block is torn, and the disk goes on being used. */
+const SECOND = `${FIO}
 check replay mount /dev/$A /disk
 cd /disk
 check kept md5sum -c kept.sums
 say "raw sum $(dd if=/dev/$B bs=4096 count=64 2>/dev/null | md5sum | cut -c1-32)"
+for each in synced/*; do say "found \${each##*/} $(md5sum $each | cut -c1-32)"; done
+check fio-blocks fio --rw=read --iodepth=16
+check fio-again fio --rw=randrw --iodepth=16 --fsync=16
 n=0
 while [ $n -lt 30 ]; do
   n=$((n + 1))
@@ -97,6 +133,9 @@ check fsck fsck.ext4 -f -n /dev/$A
 say done
 `;
 
+/** After so many files that were flushed one by one the controller is killed. */
+const SYNCED = 25;
+
 describe('a virtual machine on our NVMe controller', () => {
   const outside = mkdtempSync(join(root, 'run', 'anydma-'));
   const inside = outside.slice(root.length);
@@ -108,6 +147,11 @@ describe('a virtual machine on our NVMe controller', () => {
 
   before(
     async () => {
+      const lacking = NEEDS.filter(([program]) => !existsSync(program)).map(([, name]) => name);
+      if (lacking.length > 0) {
+        missing = `install what is missing: apt-get install ${[...new Set(lacking)].join(' ')}`;
+        return;
+      }
       const kernel = await prepareKernel(
         'debian',
         cacheDirectory('ANYDMA_VM_CACHE', 'anydma-vm'),
@@ -125,7 +169,7 @@ describe('a virtual machine on our NVMe controller', () => {
         for (const each of ['bin', 'sbin', 'dev', 'proc', 'sys', 'tmp', 'modules', 'usr/sbin', 'etc'])
           mkdirSync(join(directory, each), { recursive: true });
         copyFileSync(BUSYBOX, join(directory, 'bin/busybox'));
-        for (const program of PROGRAMS) copyWithLibraries(program, directory);
+        for (const [program] of PROGRAMS) copyWithLibraries(program, directory);
         writeFileSync(join(directory, 'etc/mtab'), '');
         writeFileSync(join(directory, 'script'), script);
         writeFileSync(join(directory, 'init'), INIT);
@@ -144,37 +188,49 @@ describe('a virtual machine on our NVMe controller', () => {
       ...['--namespace', `${second},size=16MiB,blocksize=4096`],
     ]);
 
-  it('nothing that was flushed is lost when the controller is killed', { timeout: LIMIT }, async (test) => {
-    if (missing !== undefined) {
-      test.skip(missing);
-      return;
-    }
-    const server = await serve();
-    const first = new Guest(image, join(inside, 'first.gz'), join(inside, 'disk.sock'));
-    try {
-      await first.until(/flushed/);
-      assert.match(first.line(/model/), /anydma NVMe/);
-      assert.match(first.line(/sizes/), /sizes 262144 4096 write back/);
-      await first.until(/round [3-9]/);
-    } finally {
-      await server.kill();
-      await first.kill();
-    }
-    assert.deepEqual(first.wrong, []);
+  it(
+    'Linux works with it, and nothing that was flushed is lost when the controller is killed',
+    { timeout: LIMIT },
+    async (test) => {
+      if (missing !== undefined) {
+        test.skip(missing);
+        return;
+      }
+      const server = await serve();
+      const first = new Guest(image, join(inside, 'first.gz'), join(inside, 'disk.sock'));
+      try {
+        await first.until(/flushed/);
+        assert.match(first.line(/model/), /anydma NVMe/);
+        assert.match(first.line(/sizes/), /sizes 262144 4096 write back/);
+        for (const what of ['fio-minute', 'fio-all', 'unmount', 'fsck'])
+          assert.ok(first.said.includes(`${what} ok`), `${what}: ${first.console.slice(-30).join('\n')}`);
+        test.diagnostic(first.line(/^fio:/));
+        await first.until(new RegExp(`synced ${SYNCED} `));
+      } finally {
+        await server.kill();
+        await first.kill();
+      }
+      assert.deepEqual(first.wrong, []);
 
-    await using again = await serve();
-    const guest = new Guest(image, join(inside, 'second.gz'), join(inside, 'disk.sock'));
-    try {
-      await guest.until(/done/);
-    } finally {
-      await guest.kill();
-    }
-    assert.deepEqual(guest.wrong, []);
-    assert.equal(guest.line(/raw sum/), first.line(/raw sum/));
-    for (const what of ['replay', 'kept', 'pieces', 'unmount', 'fsck'])
-      assert.ok(guest.said.includes(`${what} ok`), `${what}: ${guest.console.slice(-30).join('\n')}`);
-    assert.ok(again.alive);
-  });
+      await using again = await serve();
+      const guest = new Guest(image, join(inside, 'second.gz'), join(inside, 'disk.sock'));
+      try {
+        await guest.until(/done/);
+      } finally {
+        await guest.kill();
+      }
+      assert.deepEqual(guest.wrong, []);
+      assert.equal(guest.line(/raw sum/), first.line(/raw sum/));
+      const found = new Set(guest.said.filter((line) => line.startsWith('found ')));
+      const synced = first.said.filter((line) => line.startsWith('synced '));
+      assert.ok(synced.length >= SYNCED);
+      const lost = synced.filter((line) => !found.has(line.replace('synced', 'found')));
+      assert.deepEqual(lost, [], 'files that were flushed');
+      for (const what of ['replay', 'kept', 'fio-blocks', 'fio-again', 'pieces', 'unmount', 'fsck'])
+        assert.ok(guest.said.includes(`${what} ok`), `${what}: ${guest.console.slice(-30).join('\n')}`);
+      assert.ok(again.alive);
+    },
+  );
 });
 
 /** A virtual machine, and what it says. */
