@@ -7,6 +7,7 @@ import { parseArgs } from 'node:util';
 import Table from 'cli-table3';
 import { benchCopy } from './copy.js';
 import { benchDelay } from './delay.js';
+import { benchFio } from './fio.js';
 import { benchGrowth } from './growth.js';
 import type { Effort, Result } from './harness/harness.js';
 import { benchLkey } from './lkey.js';
@@ -27,6 +28,7 @@ const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new
   ['vfio-user', benchVfioUser],
   ['vfio', benchVfio],
   ['nvme', benchNvme],
+  ['fio', benchFio],
   ['rdma', benchRdma],
   ['rdma-calls', benchRdmaCalls],
   ['copy', benchCopy],

@@ -1,7 +1,7 @@
 /**
- * `npm run bench:vm -- [--only vfio|rdma] [--guest NAME] [--quick] [--json]`: a benchmark inside a virtual machine (test/vm).
- * `vfio`, the default: with an IOMMU and some devices given to VFIO; `rdma`: with an RDMA device in software. The C programs
- * are compiled here: a compiler is slow in there.
+ * `npm run bench:vm -- [--only vfio|rdma|fio] [--guest NAME] [--quick] [--json]`: a benchmark inside a virtual machine (test/vm).
+ * `vfio`, the default: with an IOMMU and some devices given to VFIO; `rdma`: with an RDMA device in software; `fio`: with an NVMe
+ * disk. The C programs are compiled here: a compiler is slow in there.
  *
  * Exit status: as test/vm/main.ts.
  */
@@ -29,7 +29,7 @@ const { only, guest, quick, json, help } = parseArgs({
 }).values;
 
 if (help) {
-  process.stdout.write('npm run bench:vm -- [--only vfio|rdma] [--guest NAME] [--quick] [--json]\n');
+  process.stdout.write('npm run bench:vm -- [--only vfio|rdma|fio] [--guest NAME] [--quick] [--json]\n');
   process.exit();
 }
 
@@ -50,6 +50,7 @@ const SUBJECTS: Readonly<Record<string, { readonly peers: readonly string[]; rea
       'sleep 1',
     ].join(' && '),
   },
+  fio: { peers: [], before: `export ANYDMA_BENCH_DISK=${DEVICES.disk0}` },
 };
 if (!(only in SUBJECTS)) throw new Error(`there is no benchmark "${only}" for virtual machines`);
 const subject = SUBJECTS[only];

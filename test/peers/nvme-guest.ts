@@ -64,7 +64,7 @@ poweroff -f
 const FIO = `
 fio() {
   /usr/bin/fio --name=work --directory=/disk --filename=fio --ioengine=io_uring --direct=1 --bs=4k --size=16m \\
-    --verify=crc32c --verify_fatal=1 --output-format=terse "$@"
+    --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output-format=terse "$@"
 }
 `;
 
