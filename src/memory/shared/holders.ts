@@ -216,8 +216,9 @@ export class Holders {
         if (Atomics.load(words, at + STATE) !== UNUSED || !this.#hasProc || this.#runs(claim, claim, 0)) continue;
       }
       if (Atomics.compareExchange(words, at + TID, claim, tid) !== claim) continue;
-      for (let highest = this.#highest(); highest < id; highest = this.#highest())
-        Atomics.compareExchange(words, HIGHEST_AT, highest, id);
+      // As it is, not clamped: of nonsense, the exchange would never succeed.
+      for (let seen = Atomics.load(words, HIGHEST_AT); seen < id; seen = Atomics.load(words, HIGHEST_AT))
+        Atomics.compareExchange(words, HIGHEST_AT, seen, id);
       return id;
     }
     throw new DmaError({
