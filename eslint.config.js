@@ -24,6 +24,7 @@ const ROOMS = [
     'range-map',
     'origin',
     'short-form',
+    'stays',
     'steps',
     'long-work',
     'forgotten',

@@ -50,6 +50,7 @@ import type { Platform } from './platform/ports.js';
 import { shortForm } from './short-form.js';
 import { queueMicrotask } from './timers.js';
 import type { MemoryPart } from './memory/part.js';
+import { STAYS } from './stays.js';
 
 /** Options of {@link Eal.start}, all optional. */
 export interface EalOptions extends LongWorkOptions {
@@ -100,6 +101,8 @@ export interface EalEvents {
 
 /** The environment abstraction layer. Made by {@link Eal.start}; the caller must stop it. */
 export class Eal implements AsyncDisposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** The system calls of this machine. */
   readonly platform: Platform;
   /** External memory, owned by the user: allocate, register and find it. */

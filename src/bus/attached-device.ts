@@ -9,6 +9,7 @@ import type { WordMemory } from '../memory/shared/words.js';
 import { Range } from '../ranges.js';
 import { shortForm } from '../short-form.js';
 import { isAddress, type Iova, type Va, type VaLike } from '../units.js';
+import { STAYS } from '../stays.js';
 
 /** What a description says of a device. */
 export interface DeviceFacts {
@@ -34,6 +35,8 @@ export interface AttachedDomain {
  * removed (EBUSY). Disposing it lets go of it.
  */
 export class AttachedDevice implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** `bus:name` */
   readonly name: string;
   /** The name of its driver. */

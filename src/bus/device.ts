@@ -23,6 +23,7 @@ import type { Bus, Device, Driver, ExplainedFault, IdMatch, OpenedDevice } from 
 import { shortForm } from '../short-form.js';
 import { delay, now } from '../timers.js';
 import type { MemoryPart } from '../memory/part.js';
+import { STAYS } from '../stays.js';
 
 /** The driver that a device is bound to, and what came of it. */
 interface Binding {
@@ -40,6 +41,8 @@ const FAULT_POLL_MS = 20;
 
 /** A device that a registry has opened. See {@link Device} for its members. */
 export class BoundDevice implements Device {
+  /** @internal */
+  readonly stays = STAYS;
   readonly name: string;
   readonly bus: Bus;
   readonly busName: string;

@@ -9,6 +9,7 @@ import type { Device } from './model.js';
 import { shortForm } from '../short-form.js';
 import { hex } from '../units.js';
 import type { MemoryPart } from '../memory/part.js';
+import { STAYS } from '../stays.js';
 
 /** Options of a group that is mapped for every device, present and future. */
 export interface Standing {
@@ -20,6 +21,8 @@ export interface Standing {
 
 /** One range, mapped on several devices. Disposing it unmaps it from all of them. */
 export class GroupMapping implements Disposable, AsyncDisposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** The requested range, as it was at the time of the call. */
   readonly target: MemoryPart;
   /** The requested options, as they were at the time of the call. */

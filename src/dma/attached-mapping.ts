@@ -7,6 +7,7 @@ import { shortForm } from '../short-form.js';
 import { show } from '../show.js';
 import { hex, isAddress, type Iova, type Va, type VaLike } from '../units.js';
 import type { DmaAccess } from './address-space.js';
+import { STAYS } from '../stays.js';
 
 /** What a description says of a mapping. */
 export interface MappingFacts {
@@ -35,6 +36,8 @@ export function nameOf({ device, va, length }: Pick<MappingFacts, 'device' | 'va
  * freed. Disposing it lets go of it.
  */
 export class AttachedMapping implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   readonly device: string;
   /** Address of the first byte. */
   readonly va: Va;

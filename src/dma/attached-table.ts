@@ -18,6 +18,7 @@ import {
   UNMAPPED,
 } from './table-log.js';
 import { TranslationTable } from './translation-table.js';
+import { STAYS } from '../stays.js';
 
 /** How often a copy is begun again, because more changed meanwhile than the ring has. */
 const MOST_TRIES = 1000;
@@ -29,6 +30,8 @@ const MOST_LOOKS = 1_000_000;
  * that unmapped it has returned. A look-up costs one atomic load more than in the thread that has the device.
  */
 export class AttachedTable {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #changes: Int32Array;
   readonly #buffer: WordMemory;
   #table = new TranslationTable();

@@ -57,6 +57,7 @@ import { TranslationTable } from './translation-table.js';
 import { shortForm } from '../short-form.js';
 import { now as clock } from '../timers.js';
 import type { MemoryPart } from '../memory/part.js';
+import { STAYS } from '../stays.js';
 
 /** Options of mapping without blocking. */
 export interface MapAsyncOptions extends MapOptions, LongWorkOptions {
@@ -113,6 +114,8 @@ class Lost extends Error {
 
 /** One DMA address space, with its devices and everything mapped in it. */
 export class Domain {
+  /** @internal */
+  readonly stays = STAYS;
   readonly name: string;
   /** From VA to IOVA and key, for hot paths. */
   readonly table = new TranslationTable();

@@ -15,6 +15,7 @@ import { Range } from '../ranges.js';
 import { GiB, isAddress, KiB, MiB } from '../units.js';
 import { shortForm } from '../short-form.js';
 import { GibWindow } from './gib-window.js';
+import { STAYS } from '../stays.js';
 
 const PAGE = 4 * KiB;
 const HUGE = 2 * MiB;
@@ -49,6 +50,8 @@ for (let slot = 0; slot < LEAF; slot += 2) {
  * next to none before the first mapping. Leaves that become empty are reused.
  */
 export class TranslationTable {
+  /** @internal */
+  readonly stays = STAYS;
   /** The directory: the offset of each GiB's leaf. `#near` covers one part of the address space, `#far` another. */
   readonly #near = new GibWindow();
   readonly #far = new GibWindow();

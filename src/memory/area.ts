@@ -3,6 +3,7 @@ import { invalid, type DmaError } from '../errors.js';
 import type { Range } from '../ranges.js';
 import { formatSize, hex, isAddress, isPowerOfTwo, type Iova, type Va } from '../units.js';
 import { shortForm } from '../short-form.js';
+import { STAYS } from '../stays.js';
 
 /** The descriptor behind a piece of memory, for devices that get it passed. The area owns it. */
 export interface Backing {
@@ -48,6 +49,8 @@ const PAGES_A_LOOK = 0x10000;
  * One VA range with its page size, its owner, its IOVAs (if given) and its holders. The memory itself is never written.
  */
 export class Area {
+  /** @internal */
+  readonly stays = STAYS;
   readonly range: Range<Va>;
   /** bytes */
   readonly pageSize: number;

@@ -9,6 +9,7 @@ import { HandedOut } from './retired.js';
 import type { Hold } from './shared/hold.js';
 import { checkPart, Views } from './views.js';
 import { shortForm } from '../short-form.js';
+import { STAYS } from '../stays.js';
 
 /** What a description says of memory. */
 export interface MemoryFacts {
@@ -33,6 +34,8 @@ const kept = new WeakMap<ArrayBufferLike, readonly unknown[]>();
  * (EBUSY). Disposing it lets go of it; when the thread ends in whatever way, that is the same.
  */
 export class AttachedMemory implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** The name, if it is a zone. */
   readonly name: string | undefined;
   /** Address of the first byte: the same in all threads. */

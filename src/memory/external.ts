@@ -37,6 +37,7 @@ import type { Shared } from './shared/shared.js';
 import { notShareable, type Share } from './shared/shares.js';
 import { checkPart, viewMoved, Views } from './views.js';
 import { shortForm } from '../short-form.js';
+import { STAYS } from '../stays.js';
 
 /** Options of every way to register memory. */
 export interface RegisterOptions {
@@ -433,6 +434,8 @@ class Registered implements Iterable<ExternalMemory> {
 
 /** The external memory of one `Eal`: registers it, and lists what is registered. */
 export class External implements Iterable<ExternalMemory> {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #platform: Platform;
   readonly #index: AreaIndex;
   readonly #live = new Registered();

@@ -9,6 +9,7 @@ import { ENDINGS, SharingWorker, WorkerFailure } from '../../test/shared/sharing
 import { until } from '../../test/shared/until.js';
 import type { Device } from '../bus/model.js';
 import { Eal } from '../eal.js';
+import { Holders } from '../memory/shared/holders.js';
 import type { Shared } from '../memory/shared/shared.js';
 import { openPlatform } from '../platform/open.js';
 import { KiB, MiB } from '../units.js';
@@ -281,6 +282,49 @@ describe('what is shared with a worker thread', SKIP, () => {
     const again = eal.external.allocate(64 * KiB);
     throwsDma('EINVAL', () => attach(shared), /was freed .*share\(\)/);
     again.unregister();
+  });
+
+  it('is no object of the library: those stay in their thread, and sending one says so', async () => {
+    const device = await eal.probe('vdev:edu0');
+    const memory = eal.external.allocate(64 * KiB);
+    const mapping = device.dmaMap(memory);
+    const group = eal.dmaMapAll(memory, []);
+    const pool = eal.pools.create({ elements: 4, elementSize: 64, cache: 2 });
+    const [block, zone] = [eal.malloc(64), eal.zones.reserve('sent', 64)];
+    using attached = attach(memory.share());
+    using attachedMapping = attach(mapping.share());
+    using attachedDevice = attach(device.share());
+    const objects = {
+      ...{ eal, device, memory, mapping, group, pool, block, zone, attached, attachedMapping, attachedDevice },
+      ...{ domain: device.domain, table: device.domain?.table, cache: pool.cache, heap: block.heap, area: memory.area },
+      ...{ external: eal.external, heaps: eal.heaps, zones: eal.zones, pools: eal.pools, owned: eal.memory },
+      ...{ containers: eal.containers, attachedTable: attachedDevice.domain?.table },
+    };
+    for (const [name, object] of Object.entries(objects))
+      assert.throws(
+        () => structuredClone(object),
+        { name: 'DataCloneError', message: /stays in the thread|could not be cloned/ },
+        name,
+      );
+    for (const each of [attached, attachedMapping, attachedDevice]) each[Symbol.dispose]();
+    pool.free();
+    block.free();
+    zone.free();
+    await eal.remove(device);
+    memory.unregister();
+  });
+
+  it('leaves no trace of threads that ended: their places are given to others', async () => {
+    const memory = eal.external.allocate(64 * KiB);
+    const shared = memory.share();
+    const kernel = eal.platform.kernel;
+    const count = (): number => [...Holders.attach(kernel, shared.holders).gone()].length;
+    for (let i = 0; i < 3; i++) {
+      await using worker = new SharingWorker();
+      await worker.attach(shared);
+    }
+    await until(() => count() === 0, 'all who are gone are forgotten');
+    memory.unregister();
   });
 
   it('stops its Eal only when no thread has it, and releases nothing before', async () => {

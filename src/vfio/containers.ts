@@ -15,6 +15,7 @@ import { SpaprSpace } from './spapr.js';
 import type { ContainerChoice, KernelSpace, VfioNode } from './space.js';
 import { Type1Space } from './type1.js';
 import { shortForm } from '../short-form.js';
+import { STAYS } from '../stays.js';
 
 export { Container } from './container.js';
 export type { ContainerChoice, ContainerKind, KernelSpace, VfioNode } from './space.js';
@@ -48,6 +49,8 @@ const DEFAULT = 'default';
 
 /** All containers of one program. All devices of one IOMMU group must be in one container; this is checked here. */
 export class Containers {
+  /** @internal */
+  readonly stays = STAYS;
   /** The container of devices for which no other was requested. */
   readonly default: Container;
   readonly #platform: Platform;

@@ -37,6 +37,7 @@ import {
   checkedProduct,
   zeroed,
 } from './malloc-request.js';
+import { STAYS } from '../../stays.js';
 
 /** Memory that a heap allocates from. */
 export interface HeapMemory {
@@ -107,6 +108,7 @@ const IN_A_TURN = 8 * MiB;
 
 /** All memory of a heap that has one page size. @internal */
 export interface Room {
+  readonly stays: typeof STAYS;
   readonly heap: Heap;
   /** bytes */
   readonly pageSize: number;
@@ -353,6 +355,8 @@ shortForm(Block, 'Block', ({ heap, va, length, live }) => ({ heap: heap.name, va
 
 /** A heap. Made by `Eal.heaps` and `Eal.memory`. */
 export class Heap {
+  /** @internal */
+  readonly stays = STAYS;
   readonly name: string;
   /** The NUMA node for a heap of the library's own memory; 256, 257, ... for others. Never reused. */
   readonly id: number;
@@ -574,7 +578,7 @@ export class Heap {
     let room = this.#rooms.find((each) => each.pageSize === pageSize);
     if (room === undefined) {
       const allocator = new BlockAllocator();
-      room = { heap: this, pageSize, allocator, blocks: [], escaped: new Map(), withheld: new Map() };
+      room = { stays: STAYS, heap: this, pageSize, allocator, blocks: [], escaped: new Map(), withheld: new Map() };
       this.#rooms = [...this.#rooms, room].sort((a, b) => a.pageSize - b.pageSize);
     }
     room.allocator.addRange(range.start, range.length);

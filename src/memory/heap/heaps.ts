@@ -28,6 +28,7 @@ import type { MemoryChange, MemoryHandlers, Reach, ReachAsync } from '../memory-
 import { rangeOf, type MemoryPart } from '../part.js';
 import { pinnedError, type Pin } from '../pins.js';
 import { shortForm } from '../../short-form.js';
+import { STAYS } from '../../stays.js';
 
 /** First id of heaps over the user's memory; smaller ids are NUMA nodes. */
 const FIRST_ID = 256;
@@ -68,6 +69,8 @@ interface Part extends HeapMemory {
 
 /** The heaps of one `Eal`. */
 export class Heaps {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #options: HeapsOptions;
   /** Registers memory that was given by address. */
   readonly #adopted: External;

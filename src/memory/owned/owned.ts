@@ -49,6 +49,7 @@ import { Views } from '../views.js';
 import { shortForm } from '../../short-form.js';
 import { show, thrown } from '../../show.js';
 import { clearTimeout, now, setTimeout } from '../../timers.js';
+import { STAYS } from '../../stays.js';
 
 /** Up to this much empty memory is kept for the next allocation, in bytes, however little else the heap has. */
 const KEPT = 64 * MiB;
@@ -151,6 +152,8 @@ class Part implements HeapMemory {
 
 /** The memory that the library owns. Costs nothing until first use. Made by `Eal.start`. */
 export class OwnedMemory {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #platform: Platform;
   readonly #areas: AreaIndex;
   readonly #settings: MemorySettings;

@@ -15,6 +15,7 @@ import type { AttachedMemory } from '../attached-memory.js';
 import type { LendOptions, Pin } from '../pins.js';
 import type { Shared } from '../shared/shared.js';
 import { shortForm } from '../../short-form.js';
+import { STAYS } from '../../stays.js';
 
 /** Longest name in bytes, as in DPDK (RTE_MEMZONE_NAMESIZE). */
 const LONGEST_NAME = 31;
@@ -23,6 +24,8 @@ const LINE = 64;
 
 /** A named block of memory. Disposing it frees the block and the name. */
 export class Zone implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   readonly name: string;
   /** NUMA node; -1 if unknown */
   readonly node: number;
@@ -117,6 +120,8 @@ shortForm(Zone, 'Zone', ({ name, heap, va, length, live }) => ({ name, heap: hea
 
 /** The zones of one `Eal`, in any number. A look-up by name takes constant time. */
 export class Zones {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #sources: HeapSources;
   /** Includes zones whose blocks were freed in another way than by {@link Zone.free}. */
   readonly #zones = new Map<string, Zone>();

@@ -5,6 +5,7 @@
 import { invalid } from '../../errors.js';
 import { show } from '../../show.js';
 import { checkBurst, copyNumbers, copyReversed, type ElementStack } from './element-stack.js';
+import { STAYS } from '../../stays.js';
 
 /** The largest cache (DPDK: `RTE_MEMPOOL_CACHE_MAX_SIZE`). */
 const MOST = 512;
@@ -16,6 +17,8 @@ const MOST = 512;
  * thread is done.
  */
 export class PoolCache {
+  /** @internal */
+  readonly stays = STAYS;
   /** Elements in it after it was filled or drained. */
   readonly size: number;
   readonly #stack: ElementStack;

@@ -19,6 +19,7 @@ import type { ElementShape, PoolChunk } from './pool-layout.js';
 import { HandedOut } from '../retired.js';
 import { Views } from '../views.js';
 import { shortForm } from '../../short-form.js';
+import { STAYS } from '../../stays.js';
 
 /** What another thread needs to use the pool. It can be sent (`workerData`, `postMessage`) any number of times. */
 export interface PoolDescription {
@@ -82,6 +83,8 @@ const kept = new WeakMap<ArrayBufferLike, readonly SharedArrayBuffer[]>();
 
 /** A pool. Made by `Pools.create`, and in other threads by {@link Pool.attach}. Disposing it frees it. */
 export class Pool implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   readonly name: string;
   /** Number of elements; their numbers begin with 0. */
   readonly elements: number;

@@ -25,6 +25,7 @@ import { shortForm } from '../../short-form.js';
 import { thrown } from '../../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
 import { MiB } from '../../units.js';
+import { STAYS } from '../../stays.js';
 
 /** The properties of a pool, and the source of its memory: the library's own, a heap, or external memory. */
 export interface PoolOptions extends Pick<MallocOptions, 'heap' | 'node' | 'pageSizes' | 'pageSizeHint'> {
@@ -88,6 +89,8 @@ const POOL_OPTIONS: Shape<PoolOptions> = {
 
 /** The pools of one `Eal`. */
 export class Pools {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #sources: HeapSources;
   readonly #port: Pick<MemoryPort, 'keeper'> | undefined;
   readonly #pools = new Map<string, Pool>();

@@ -3,7 +3,7 @@
  * is hold.ts.
  */
 import { stopped } from '../../check.js';
-import { DmaError, invalid } from '../../errors.js';
+import { DmaError, invalid, undoAll } from '../../errors.js';
 import type { KernelPort, MemoryPort } from '../../platform/ports.js';
 import { setTimeout } from '../../timers.js';
 import type { Va } from '../../units.js';
@@ -34,11 +34,16 @@ export interface Sharing {
 /** How often it is asked whether what holders could reach after they let go is collected, in milliseconds. */
 const LINGER_POLL_MS = 50;
 
+/** How often it is asked who has ended, while something is shared, in milliseconds. */
+const REAP_MS = 1000;
+
 /** Everything that one `Eal` shares. */
 export class Shares {
   readonly #platform: SharesPlatform;
   readonly #shares = new Set<Share>();
+  readonly #recovering = new Set<(id: number) => void>();
   #holders: Holders | undefined;
+  #reaping = false;
   #closed = false;
 
   constructor(platform: SharesPlatform) {
@@ -67,7 +72,40 @@ export class Shares {
     const description = sealed<T>(memory, { kind, facts, holds: words, holders: buffer, more, keepers: kept });
     const share = new Share<T>(what, description, holds, holders, () => this.#shares.delete(share));
     this.#shares.add(share);
+    this.#reapLater();
     return share;
+  }
+
+  /**
+   * Adds what gives back the things of a holder that has ended, beyond its holds; it is called once for each.
+   *
+   * @returns ends it; idempotent
+   */
+  addRecovery(recover: (id: number) => void): () => void {
+    this.#recovering.add(recover);
+    return () => void this.#recovering.delete(recover);
+  }
+
+  /** Gives back what holders that have ended had, so that their places in the table can be taken by others. */
+  reap(): void {
+    const { holders } = this;
+    for (const id of holders.gone()) {
+      for (const recover of this.#recovering) recover(id);
+      for (const share of this.#shares) share.drop(id);
+      holders.release(id);
+    }
+  }
+
+  /** Threads come and go while nothing is called here. */
+  #reapLater(): void {
+    if (this.#reaping || this.#shares.size === 0) return;
+    this.#reaping = true;
+    setTimeout(() => {
+      this.#reaping = false;
+      // When the kernel can not tell now who lives, it is asked again.
+      undoAll([() => this.reap()]);
+      this.#reapLater();
+    }, REAP_MS).unref();
   }
 
   /**
@@ -126,12 +164,17 @@ export class Share<T = unknown> {
       throw error;
     }
     this.#holds.change(ENDING, ENDED);
-    this.#forget();
+    if (!this.whenUnreachable(this.#forget)) this.#forget();
   }
 
   /** It is gone, whoever holds it: they are told. */
   lose(): void {
     if (this.#holds.change(OPEN, LOST)) this.#forget();
+  }
+
+  /** A holder has ended. */
+  drop(id: number): void {
+    for (const set of ['held', 'lingering'] as const) this.#holds.clear(id, set);
   }
 
   /**
