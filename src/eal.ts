@@ -18,8 +18,8 @@ import { Registry } from './bus/registry.js';
 import type { MapAsyncOptions } from './dma/domain.js';
 import type { MapOptions } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
-import { mustBe, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
-import { type DmaError, invalid, NO_PERMISSION, throwFirst, undoAll, unlessFails, withUndo } from './errors.js';
+import { mustBe, mustBeMs, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
+import { DmaError, invalid, NO_PERMISSION, throwFirst, undoAll, unlessFails, withUndo } from './errors.js';
 import { forgottenLines, type Forgotten } from './forgotten.js';
 import {
   checkLongWork,
@@ -47,6 +47,10 @@ import { captureOrigin, type Origin } from './origin.js';
 import { formatSize, isAddress, type Va } from './units.js';
 import { openPlatform } from './platform/open.js';
 import type { Platform } from './platform/ports.js';
+import { checkEalName } from './share/places.js';
+import { Primary } from './share/primary.js';
+import { Secondary, type AttachOptions } from './share/secondary.js';
+import { AddressWindow } from './share/window.js';
 import { shortForm } from './short-form.js';
 import { queueMicrotask } from './timers.js';
 import type { MemoryPart } from './memory/part.js';
@@ -54,6 +58,16 @@ import { STAYS } from './stays.js';
 
 /** Options of {@link Eal.start}, all optional. */
 export interface EalOptions extends LongWorkOptions {
+  /**
+   * Its name for other processes of this user, which attach to it by {@link Eal.attach}: 1 to 31 letters, digits, dots,
+   * dashes and underscores. Default: none, and nobody can attach.
+   */
+  readonly name?: string;
+  /**
+   * With a name: how long a process that is attached may take to map or unmap memory, in milliseconds, before it is
+   * given up. Default 5000.
+   */
+  readonly secondaryTimeoutMs?: number;
   /** How long a freed IOVA is held back from reuse, in milliseconds. Default 100. */
   readonly holdBackMs?: number;
   /** How many retired mappings `device.explain` remembers. Default 1024. */
@@ -135,35 +149,49 @@ export class Eal implements AsyncDisposable {
   readonly #running = new RunningWorks();
   /** Where in the program each device was probed. */
   readonly #probed = new WeakMap<Device, Origin>();
+  readonly #handlers = new MemoryHandlers();
+  readonly #window: AddressWindow | undefined;
+  #primary: Primary | undefined;
+  /** Do other processes go on with its memory after it has stopped? */
+  #keepsContent = false;
   #forgetExit: () => void = () => undefined;
   /** `stop` in progress, or successful. */
   #stopping: Promise<void> | undefined;
   #stopped = false;
 
-  private constructor(options: EalOptions) {
-    this.platform = options.platform ?? openPlatform();
-    this.#shares = new Shares(this.platform);
+  private constructor(options: EalOptions, platform: Platform, window: AddressWindow | undefined) {
+    this.platform = platform;
+    this.#window = window;
+    this.#shares = new Shares(platform);
     this.#areas = new AreaIndex(this.#shares);
+    // Memory that other processes map is where they can map it too.
+    const placed = window === undefined ? platform : { ...platform, memory: window.memory };
     this.events = this.#emitter;
     this.#onForgotten = options.onForgotten;
     const tellChange = (change: 'registered' | 'unregistered', memory: ExternalMemory): void =>
       this.#tell(change, memory);
     const gate = (operation: string): void => this.#mustRun(operation);
     const running = this.#running;
-    this.external = new External(this.platform, this.#areas, tellChange, options.origins, gate, running);
-    this.#driverMemory = new External(this.platform, this.#areas, undefined, options.origins);
+    this.external = new External(placed, this.#areas, tellChange, options.origins, gate, running);
+    this.#driverMemory = new External(placed, this.#areas, undefined, options.origins);
     const settings = memorySettings(options.memory ?? {});
     const own = {
       platform: this.platform,
       areas: this.#areas,
       gate,
       running,
-      handlers: new MemoryHandlers(),
+      handlers: this.#handlers,
       reach: (areas: readonly Area[]) => this.#reach(areas),
       reachAsync: (areas: readonly Area[], work: LongWorkOptions) => this.#reachAsync(areas, work),
     };
     const unit = (): number => this.#registry.granule;
-    this.memory = new OwnedMemory({ ...own, settings, decideIova: () => this.#decideIova(settings), unit });
+    this.memory = new OwnedMemory({
+      ...own,
+      platform: placed,
+      settings,
+      decideIova: () => this.#decideIova(settings),
+      unit,
+    });
     this.heaps = new Heaps({
       ...own,
       iovaMode: () => this.memory.iova.mode,
@@ -205,12 +233,16 @@ export class Eal implements AsyncDisposable {
    * everything else throws ENOTSUP with the reason in `platform.limitation`.
    *
    * @throws DmaError EEXIST, EINVAL for buses and drivers that can not be registered; EINVAL for invalid memory
-   * options; ENOMEM if the initial memory is not available
+   * options; ENOMEM if the initial memory is not available; with a name: EADDRINUSE if another process of this user has
+   * it, EEXIST if the addresses for its memory are taken, EACCES if the folder of sockets is not this user's alone,
+   * ENOTSUP in a worker thread and without system calls
    */
   static async start(options?: EalOptions): Promise<Eal> {
     const checked = checkedOptions(options);
-    const eal = new Eal(checked);
+    const platform = checked.platform ?? openPlatform();
+    const eal = Eal.#make(checked, platform);
     try {
+      eal.#becomePrimary(checked);
       await eal.memory.startAsync(checked);
       return eal;
     } catch (error) {
@@ -220,6 +252,20 @@ export class Eal implements AsyncDisposable {
       );
       throw withUndo(error, START, undo);
     }
+  }
+
+  /**
+   * Attaches to the Eal of that name in another process of this user: its memory is then mapped here at the same
+   * addresses, and everything else is asked of it. Close the result, or declare it with `await using`.
+   *
+   * @param name what `Eal.start({ name })` was given there
+   * @throws DmaError EINVAL for an impossible name; ENOENT if no process has it, with the names there are; EEXIST if the
+   *   addresses of its memory are taken in this process, with what is there; EPROTONOSUPPORT for another version;
+   *   EACCES for another user's; ENOTSUP in a worker thread, in another pid namespace, and without system calls;
+   *   ETIMEDOUT
+   */
+  static async attach(name: string, options?: AttachOptions): Promise<Secondary> {
+    return Secondary.attach(name, options, openPlatform);
   }
 
   /**
@@ -387,10 +433,48 @@ export class Eal implements AsyncDisposable {
     await this.stop();
   }
 
+  static #make(options: EalOptions, platform: Platform): Eal {
+    const window = windowFor(options, platform);
+    try {
+      return new Eal(options, platform, window);
+    } catch (error) {
+      window?.close();
+      throw error;
+    }
+  }
+
+  #becomePrimary({ name, secondaryTimeoutMs = 5000 }: EalOptions): void {
+    const window = this.#window;
+    if (name === undefined || window === undefined) return;
+    const { platform, memory, heaps, zones, external } = this;
+    this.#primary = new Primary({
+      platform,
+      name,
+      timeoutMs: secondaryTimeoutMs,
+      window,
+      memory,
+      handlers: this.#handlers,
+      heaps,
+      zones,
+      external,
+      devices: () => this.devices(),
+      find: (device) => this.find(device),
+      probe: (device) => this.probe(device),
+      remove: (device) => this.remove(device),
+      mallocAsync: (size, options) => this.mallocAsync(size, options),
+    });
+  }
+
+  /** The processes that are attached to this Eal, if it has a name. */
+  get secondaries(): readonly { readonly pid: number; readonly label: string }[] {
+    return this.#primary?.secondaries ?? [];
+  }
+
   async #stop(): Promise<void> {
     this.#forgetExit();
     const errors = this.#stopped ? [] : undoAll([() => this.#report(warn)]);
     this.#stopped = true;
+    if ((await this.#primary?.close()) === true) this.#keepsContent = true;
     this.memory.end();
     await this.#running.end();
     // Before anything is released: what other threads hold is in use, all of it.
@@ -401,10 +485,11 @@ export class Eal implements AsyncDisposable {
     const pools = this.pools.close();
     errors.push(...pools);
     // A pool that other threads still use keeps its memory: unmapping it would crash them.
-    if (pools.length === 0) errors.push(...this.heaps.close(), ...(await this.memory.closeAsync()));
+    if (pools.length === 0) errors.push(...this.heaps.close(), ...(await this.memory.closeAsync(this.#keepsContent)));
     for (const external of [this.external, this.#driverMemory])
       for (const memory of [...external].reverse())
         await memory.unregisterAsync().catch((error: unknown) => errors.push(error));
+    if (errors.length === 0) this.#window?.close();
     throwFirst(errors, 'stop');
   }
 
@@ -553,6 +638,15 @@ shortForm(Eal, 'Eal', (eal) => ({
   pools: [...eal.pools].map(({ name }) => name),
 }));
 
+/** The addresses of an Eal that other processes attach to. */
+function windowFor({ name, memory = {} }: EalOptions, platform: Platform): AddressWindow | undefined {
+  if (name === undefined) return undefined;
+  if (platform.limitation !== undefined)
+    throw new DmaError({ code: 'ENOTSUP', operation: START, reason: platform.limitation });
+  const { baseAddress, sameIova = false, iovaMode } = memorySettings(memory);
+  return new AddressWindow(platform, { name, baseAddress, low: sameIova && iovaMode !== 'pa' });
+}
+
 /** Whether these options name a heap. @throws DmaError EINVAL if they are invalid */
 function isPlaced(options: MallocOptions, operation: string): boolean {
   mustBeObject(options, 'options', operation);
@@ -572,7 +666,13 @@ function checkedOptions(options: EalOptions | undefined): EalOptions {
       hint: 'use a whole number, 0 or more',
     });
   checkLongWork(checked, START);
-  const { platform } = checked;
+  const { platform, name, secondaryTimeoutMs, memory } = checked;
+  if (name !== undefined) checkEalName(name, START);
+  if (secondaryTimeoutMs !== undefined) mustBeMs(secondaryTimeoutMs, 'secondaryTimeoutMs', START);
+  if (name === undefined && memory?.baseAddress !== undefined)
+    throw invalid(START, 'memory.baseAddress is for an Eal with a name', {
+      hint: 'give it a name, so that other processes can attach',
+    });
   if (platform !== undefined)
     reading(START, 'the platform', () => {
       for (const port of [platform.memory, platform.files, platform.limits])
@@ -582,6 +682,8 @@ function checkedOptions(options: EalOptions | undefined): EalOptions {
 }
 
 const OPTIONS: Shape<EalOptions> = {
+  name: 'string',
+  secondaryTimeoutMs: 'number',
   holdBackMs: 'number',
   remember: 'number',
   origins: 'boolean',

@@ -147,6 +147,8 @@ export class ExternalMemory implements Disposable {
   readonly origin: Origin | undefined;
   /** @internal The views that can access it; while it is in a heap, the views of its blocks count too */
   readonly handedOut: HandedOut;
+  /** @internal Does another process go on with its content? Then it is not discarded before it is unmapped. */
+  contentStays = false;
   readonly #index: AreaIndex;
   readonly #views: Views | Uint8Array;
   #forDevices: Views | undefined;
@@ -338,7 +340,9 @@ export class ExternalMemory implements Disposable {
     this.#index.remove(this.area);
     this.#leaving = true;
     try {
-      await this.#running.run(undefined, operation, async () => this.#empty?.later(UNATTENDED));
+      await this.#running.run(undefined, operation, async () => {
+        if (!this.contentStays) await this.#empty?.later(UNATTENDED);
+      });
       this.#giveBack();
     } catch (error) {
       this.#index.add(this.area, operation);

@@ -20,9 +20,9 @@ const platform = openPlatform();
 const folder = ownPlaces();
 
 describe('the channel of a primary', { skip: platform.limitation ?? false }, () => {
-  const open: { close(): void }[] = [];
-  afterEach(() => {
-    for (const each of open.splice(0).reverse()) each.close();
+  const open: { close(): unknown }[] = [];
+  afterEach(async () => {
+    for (const each of open.splice(0).reverse()) await each.close();
   });
 
   const nothing: PeerOwner = { answer: () => undefined, closed: () => undefined };
@@ -92,7 +92,7 @@ describe('the channel of a primary', { skip: platform.limitation ?? false }, () 
 
   it('leaves no socket, and replaces that of a dead primary', async () => {
     const path = socketIn(join(folder, 'anydma'), 'store');
-    serve().close();
+    await serve().close();
     assert.ok(!existsSync(path));
     // A listening socket that is closed without removing its path, as by a process that is killed.
     platform.files.close(platform.sockets.listen(path, 1));
@@ -187,7 +187,7 @@ describe('the channel of a primary', { skip: platform.limitation ?? false }, () 
     platform.files.close(fd);
     peer.close(new DmaError({ code: 'ECANCELED', operation: 'x', reason: 'y' }));
     await until(() => server.sessions.length === 0);
-    server.close();
+    await server.close();
     assert.deepEqual(tracking.leaks(), []);
   });
 
@@ -202,11 +202,25 @@ describe('the channel of a primary', { skip: platform.limitation ?? false }, () 
       },
     });
     const { peer } = await attach();
+    server.sessions[0].clean = true;
     for (const what of ['first', 'forgotten', 'second']) await peer.ask('take', { what });
     assert.match(server.sessions[0].label, /^process \d+ \(worker\)$/);
     peer.close(new DmaError({ code: 'ECANCELED', operation: 'x', reason: 'y' }));
-    await until(() => server.left.length === 1);
+    await until(() => back.length === 2);
     assert.deepEqual(back, ['second', 'first']);
+    assert.equal(server.left.length, 1);
+  });
+
+  it('keeps what a secondary had as long as its process goes on, if it did not let go', async () => {
+    const back: string[] = [];
+    const server = serve({ take: (session) => (session.own(() => void back.push('it')), {}) });
+    const { peer } = await attach();
+    await peer.ask('take');
+    peer.close(new DmaError({ code: 'ECANCELED', operation: 'x', reason: 'y' }));
+    await until(() => server.left.length === 1);
+    assert.deepEqual([back, server.isUsed], [[], true]);
+    await server.close();
+    assert.deepEqual([back, server.isUsed], [['it'], false]);
   });
 
   it('tells a secondary once that the primary stops, and fails its calls', async () => {
@@ -216,7 +230,7 @@ describe('the channel of a primary', { skip: platform.limitation ?? false }, () 
     const { peer } = await attach({ answer: () => undefined, closed: (error) => void told.push(error) });
     const asked = peer.ask('never', {}, [], Infinity);
     await until(() => arrived);
-    server.close();
+    await server.close();
     await assert.rejects(asked, dmaError('ECONNRESET'));
     await assert.rejects(peer.ask('never'), dmaError('ECONNRESET'));
     assert.equal(told.length, 1);

@@ -23,6 +23,9 @@ const MAX_RUNNING = 64;
 /** Questions of this side that wait for their answers. */
 const MAX_PENDING = 4096;
 
+/** The longest time of a timer, in milliseconds. */
+const LONGEST_TIMER = 2 ** 31 - 1;
+
 /** What is answered: an object, and descriptors, which stay the caller's until they are sent. */
 export interface Answer {
   readonly result?: JsonObject;
@@ -129,7 +132,13 @@ export class Peer {
     const limit = timeoutMs ?? this.#timeoutMs;
     if (!pending.done)
       await new Promise<void>((resolve) => {
-        const timer = limit === Infinity ? undefined : setTimeout(() => this.#expire(id, pending, limit), limit);
+        // A question that waits for ever keeps the process alive, too.
+        const timer = setTimeout(
+          () => {
+            if (limit !== Infinity) this.#expire(id, pending, limit);
+          },
+          Math.min(limit, LONGEST_TIMER),
+        );
         pending.onDone = () => {
           clearTimeout(timer);
           resolve();
@@ -284,6 +293,11 @@ export class Begun {
 
   get done(): boolean {
     return this.pending.done;
+  }
+
+  /** Resolves when it is answered, or can not be any more. */
+  async settled(): Promise<void> {
+    if (!this.pending.done) await new Promise<void>((resolve) => (this.pending.onDone = resolve));
   }
 }
 

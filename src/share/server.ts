@@ -15,7 +15,7 @@ import { hangUp } from '../vfio-user/hang-up.js';
 import { peerOf } from '../vfio-user/server-at.js';
 import { Peer, type Answer, type Question } from './peer.js';
 import { folderOf, processText, socketIn, whoListens } from './places.js';
-import { PROTOCOL } from './wire.js';
+import { errorToWire, PROTOCOL } from './wire.js';
 
 /** Processes that are attached at the same time, as long as the program does not say otherwise. */
 export const MOST_SECONDARIES = 64;
@@ -58,7 +58,9 @@ export class Session {
   readonly peer: Peer;
   /** Resolves when its process has ended: nothing in it can reach memory any more. */
   readonly ended: Promise<void>;
-  readonly #owned = new Set<() => void>();
+  /** Has it let go of all memory before it left? Otherwise it may use what it had until its process ends. */
+  clean = false;
+  readonly #owned = new Set<() => void | Promise<void>>();
 
   /** @internal */
   constructor(pid: number, label: string, peer: Peer, ended: Promise<void>) {
@@ -74,23 +76,24 @@ export class Session {
   }
 
   /**
-   * Calls `giveBack` when the secondary ends, in reverse order, unless the result was called before.
+   * Calls `giveBack` when the secondary has ended, in reverse order, one after the other, unless the result was called
+   * before.
    *
    * @returns forgets it
    */
-  own(giveBack: () => void): () => void {
-    const own = (): void => giveBack();
+  own(giveBack: () => void | Promise<void>): () => void {
+    const own = (): void | Promise<void> => giveBack();
     this.#owned.add(own);
     return () => void this.#owned.delete(own);
   }
 
   /** @internal Gives everything back. @returns the errors */
-  release(): unknown[] {
+  async release(): Promise<unknown[]> {
     const errors: unknown[] = [];
     for (const each of [...this.#owned].reverse()) {
-      this.#owned.delete(each);
+      if (!this.#owned.delete(each)) continue;
       try {
-        each();
+        await each();
       } catch (error) {
         errors.push(error);
       }
@@ -129,6 +132,8 @@ export class Server {
   readonly #visitors = new Set<Visitor>();
   /** By process id, which is not used again while it is watched. */
   readonly #processes = new Map<number, Watched>();
+  /** Secondaries that have left, and still have something. */
+  readonly #lost = new Set<Session>();
   #watch: Watch | undefined;
   #retry: NodeJS.Timeout | undefined;
   #closed = false;
@@ -171,11 +176,17 @@ export class Server {
    * @param error what it is told, and why
    */
   drop(session: Session, error: DmaError): void {
+    session.peer.tell('ended', errorToWire(error));
     session.peer.close(error);
   }
 
-  /** Ends all connections and removes the socket. Idempotent. */
-  close(): void {
+  /** Does a process still have something? */
+  get isUsed(): boolean {
+    return this.#lost.size > 0 || this.sessions.length > 0;
+  }
+
+  /** Ends all connections, removes the socket, and gives back what secondaries had. Idempotent. */
+  async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
     this.#watch?.close();
@@ -183,8 +194,12 @@ export class Server {
     this.#removeSocket();
     this.#platform.files.close(this.#listener);
     const error = new DmaError({ code: 'ECONNRESET', operation: OPERATION, reason: 'the primary stops' });
-    for (const { peer } of [...this.#visitors]) peer.close(error);
+    for (const { peer, session } of [...this.#visitors])
+      if (session === undefined) peer.close(error);
+      else this.drop(session, error);
+    // Whether they end is not known from here on.
     for (const pid of [...this.#processes.keys()]) this.#forgetProcess(pid);
+    await Promise.all([...this.#lost].map((session) => this.#release(session)));
   }
 
   #taken(cause: DmaError): DmaError {
@@ -332,16 +347,16 @@ export class Server {
   #processEnded(pid: number): void {
     for (const visitor of [...this.#visitors])
       if (visitor.pid === pid) visitor.peer.close(refusal('ESRCH', 'the process has ended'));
-    this.#forgetProcess(pid);
+    this.#forgetProcess(pid)?.end();
   }
 
-  #forgetProcess(pid: number): void {
+  #forgetProcess(pid: number): Watched | undefined {
     const watched = this.#processes.get(pid);
-    if (watched === undefined) return;
+    if (watched === undefined) return undefined;
     this.#processes.delete(pid);
     watched.watch.close();
     this.#platform.files.close(watched.fd);
-    watched.end();
+    return watched;
   }
 
   #left(visitor: Visitor, error: DmaError): void {
@@ -350,10 +365,19 @@ export class Server {
     const { session } = visitor;
     if (session === undefined) return;
     this.#options.left(session, error);
-    for (const failure of session.release())
+    this.#lost.add(session);
+    // A process that goes on may use what it had.
+    if (session.clean || this.#closed) void this.#release(session);
+    else void session.ended.then(() => this.#release(session));
+  }
+
+  async #release(session: Session): Promise<void> {
+    if (!this.#lost.has(session)) return;
+    for (const failure of await session.release())
       process.emitWarning(`what ${session.label} had could not be given back: ${thrown(failure)}`, {
         code: 'ANYDMA_SHARE',
       });
+    this.#lost.delete(session);
   }
 
   /** While this listens, another primary can have the path only if somebody removed the socket. */

@@ -125,7 +125,7 @@ export class Fields {
     });
   }
 
-  object_(key: string): Fields {
+  objectAt(key: string): Fields {
     const value = field(this.object, key);
     if (!isJsonObject(value)) throw this.#wrong(key, 'an object');
     return new Fields(value, this.operation);

@@ -66,6 +66,12 @@ export interface MemoryOptions {
    */
   readonly sameIova?: boolean;
   /**
+   * For an Eal with a name: the first address of its memory, a multiple of 1 GiB. 1 TiB from there on has to be free in
+   * all of its processes (64 GiB with `sameIova`). Default: far from all other memory, by name; with `sameIova` 4 GiB,
+   * as devices with few address bits reach it.
+   */
+  readonly baseAddress?: number;
+  /**
    * Note where each block is allocated, to report blocks that were never freed? Default false: it costs a microsecond
    * per block.
    */
@@ -91,6 +97,7 @@ export interface MemorySettings {
   readonly matchAllocations: boolean;
   readonly iovaMode: IovaMode | undefined;
   readonly sameIova: boolean;
+  readonly baseAddress: number | undefined;
   readonly origins: boolean;
   readonly onNotice: (text: string) => void;
 }
@@ -121,6 +128,7 @@ const OPTIONS: Shape<MemoryOptions> = {
   matchAllocations: 'boolean',
   iovaMode: 'any',
   sameIova: 'boolean',
+  baseAddress: 'number',
   origins: 'boolean',
   onNotice: 'function',
 };
@@ -183,6 +191,7 @@ export function memorySettings(asked: MemoryOptions): MemorySettings {
     matchAllocations: options.matchAllocations ?? false,
     iovaMode,
     sameIova: options.sameIova ?? false,
+    baseAddress: options.baseAddress,
     origins: options.origins ?? false,
     onNotice: options.onNotice ?? ((text) => process.emitWarning(text, { code: 'ANYDMA_NOTICE' })),
   };

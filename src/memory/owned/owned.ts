@@ -448,12 +448,16 @@ export class OwnedMemory {
     return runSteps(this.#closing(), (step) => step.now());
   }
 
-  /** @internal As {@link close}, without blocking the event loop. */
-  async closeAsync(): Promise<unknown[]> {
-    return runStepsAsync(this.#closing(), (step) => step.later(UNATTENDED));
+  /**
+   * @internal As {@link close}, without blocking the event loop.
+   *
+   * @param keep do other processes go on with its content? Default false
+   */
+  async closeAsync(keep = false): Promise<unknown[]> {
+    return runStepsAsync(this.#closing(keep), (step) => step.later(UNATTENDED));
   }
 
-  *#closing(): Steps<LongStep, unknown[]> {
+  *#closing(keep = false): Steps<LongStep, unknown[]> {
     this.end();
     const errors: unknown[] = [];
     for (const part of [...this.#parts.values()].reverse()) {
@@ -469,7 +473,7 @@ export class OwnedMemory {
     // A view that is left would fault.
     if (errors.length > 0) return errors;
     this.#parts.clear();
-    return yield* this.#lists.closing();
+    return yield* this.#lists.closing(keep);
   }
 
   // --- growing ---

@@ -257,14 +257,19 @@ export class PageLists {
     });
   }
 
-  /** Frees all pages and addresses. @returns the errors; a later call tries again */
-  *closing(): Steps<LongStep, unknown[]> {
+  /**
+   * Frees all pages and addresses.
+   *
+   * @param keep do the pages stay in their files, for other processes that have them mapped?
+   * @returns the errors; a later call tries again
+   */
+  *closing(keep = false): Steps<LongStep, unknown[]> {
     const errors: unknown[] = [];
     for (const [key, lists] of this.#lists) {
       const left: SegmentList[] = [];
       for (const list of lists) {
         try {
-          yield* list.closing();
+          yield* list.closing(keep);
         } catch (error) {
           errors.push(error);
           left.push(list);

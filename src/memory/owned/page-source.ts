@@ -57,11 +57,13 @@ export interface PageSource {
    * taken.
    *
    * @param retire leave addresses that can be touched (`MemoryPort.retire`)? Default false
+   * @param keep do the pages stay as they are in their file, for another process that has it mapped? They are freed with
+   *   the file. Default false
    * @throws DmaError EINVAL for pages that are not taken
    */
-  giveBack(va: Va, pages: number, index: number, retire?: boolean): void;
+  giveBack(va: Va, pages: number, index: number, retire?: boolean, keep?: boolean): void;
   /** {@link giveBack} in steps. */
-  givingBack(va: Va, pages: number, index: number, retire?: boolean): Steps<LongStep, void>;
+  givingBack(va: Va, pages: number, index: number, retire?: boolean, keep?: boolean): Steps<LongStep, void>;
   /**
    * Closes descriptors and removes files; with `never`, files that have pages stay. Pages that are still mapped live
    * until they are unmapped. Idempotent.
@@ -186,6 +188,8 @@ interface DropOptions {
   readonly last: boolean;
   /** Can the addresses still be touched afterwards? */
   readonly retire: boolean;
+  /** Do they stay in their file? */
+  readonly keep: boolean;
 }
 
 /** Returns committed addresses to the reservation, or replaces them by zero pages that can be touched. */
@@ -228,8 +232,8 @@ class Source implements PageSource {
     return runSteps(this.taking(va, pages, index), (step) => step.now());
   }
 
-  giveBack(va: Va, pages: number, index: number, retire?: boolean): void {
-    runSteps(this.givingBack(va, pages, index, retire), (step) => step.now());
+  giveBack(va: Va, pages: number, index: number, retire?: boolean, keep?: boolean): void {
+    runSteps(this.givingBack(va, pages, index, retire, keep), (step) => step.now());
   }
 
   *taking(va: Va, pages: number, index: number): Steps<LongStep, PageRun[]> {
@@ -248,7 +252,7 @@ class Source implements PageSource {
         if (this.#store.empty !== undefined) yield this.#store.empty(pages, index);
         const undo: unknown[] = [];
         try {
-          yield* this.#store.drop(va, pages, index, { last: this.#count === pages, retire: false });
+          yield* this.#store.drop(va, pages, index, { last: this.#count === pages, retire: false, keep: false });
         } catch (failure) {
           undo.push(failure);
         }
@@ -262,12 +266,12 @@ class Source implements PageSource {
     }
   }
 
-  *givingBack(va: Va, pages: number, index: number, retire = false): Steps<LongStep, void> {
+  *givingBack(va: Va, pages: number, index: number, retire = false, keep = false): Steps<LongStep, void> {
     const operation = `${this.kind}.giveBack`;
     const range = this.#check(operation, va, pages, index, 1);
     try {
-      if (!retire && this.#store.empty !== undefined) yield this.#store.empty(pages, index);
-      yield* this.#store.drop(va, pages, index, { last: this.#count === pages, retire });
+      if (!retire && !keep && this.#store.empty !== undefined) yield this.#store.empty(pages, index);
+      yield* this.#store.drop(va, pages, index, { last: this.#count === pages, retire, keep });
     } catch (error) {
       throw withUndo(error, operation, []).with({ operation, range, cause: error });
     }
@@ -357,7 +361,7 @@ class SingleFile implements Store {
   }
 
   // eslint-disable-next-line require-yield -- it is one short step
-  *drop(va: Va, pages: number, index: number, { last, retire }: DropOptions): Steps<LongStep, void> {
+  *drop(va: Va, pages: number, index: number, { last, retire, keep }: DropOptions): Steps<LongStep, void> {
     const file = this.#file;
     if (file === undefined) return;
     const length = pages * this.#pageSize;
@@ -366,7 +370,7 @@ class SingleFile implements Store {
     if (last) this.#removeName();
     leave(this.#memory, va, length, retire);
     try {
-      this.#files.punch(file.fd, offset, length);
+      if (!keep) this.#files.punch(file.fd, offset, length);
     } catch (error) {
       const recommit = (): void => {
         this.#memory.commit(va, { length, fd: file.fd, offset });

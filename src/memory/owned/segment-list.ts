@@ -154,8 +154,8 @@ export class SegmentList {
     runSteps(this.givingBack(extent), (step) => step.now());
   }
 
-  /** {@link giveBack} in steps. */
-  *givingBack(extent: Extent): Steps<LongStep, void> {
+  /** {@link giveBack} in steps. @param keep do the pages stay in their file, for other processes? */
+  *givingBack(extent: Extent, keep = false): Steps<LongStep, void> {
     const { range, areas } = extent;
     if (this.#extents.get(range.start) !== extent) throw invalid('giveBack', 'no such extent', { range });
     const held = areas.flatMap((area) => [...area.holders.keys()]);
@@ -167,7 +167,7 @@ export class SegmentList {
     // Nobody can start to use it meanwhile.
     for (const area of areas) this.#index.remove(area);
     try {
-      yield* this.source.givingBack(range.start, pages, this.#pageIndex(range.start), reachable);
+      yield* this.source.givingBack(range.start, pages, this.#pageIndex(range.start), reachable, keep);
     } catch (error) {
       for (const area of areas) this.#index.add(area, 'giveBack');
       throw error;
@@ -187,13 +187,13 @@ export class SegmentList {
     runSteps(this.closing(), (step) => step.now());
   }
 
-  /** {@link close} in steps. */
-  *closing(): Steps<LongStep, void> {
+  /** {@link close} in steps. @param keep as for {@link givingBack} */
+  *closing(keep = false): Steps<LongStep, void> {
     const { memory } = this.#platform;
     const errors: unknown[] = [];
     for (const extent of [...this.#extents.values()]) {
       try {
-        yield* this.givingBack(extent);
+        yield* this.givingBack(extent, keep);
       } catch (error) {
         errors.push(error);
       }
