@@ -175,6 +175,10 @@ export class Eal implements AsyncDisposable {
     this.external = new External(placed, this.#areas, tellChange, options.origins, gate, running);
     this.#driverMemory = new External(placed, this.#areas, undefined, options.origins);
     const settings = memorySettings(options.memory ?? {});
+    if (settings.baseAddress !== undefined && options.name === undefined)
+      throw invalid(START, 'memory.baseAddress is for an Eal with a name', {
+        hint: 'give it a name, so that other processes can attach',
+      });
     const own = {
       platform: this.platform,
       areas: this.#areas,
@@ -666,13 +670,9 @@ function checkedOptions(options: EalOptions | undefined): EalOptions {
       hint: 'use a whole number, 0 or more',
     });
   checkLongWork(checked, START);
-  const { platform, name, secondaryTimeoutMs, memory } = checked;
+  const { platform, name, secondaryTimeoutMs } = checked;
   if (name !== undefined) checkEalName(name, START);
   if (secondaryTimeoutMs !== undefined) mustBeMs(secondaryTimeoutMs, 'secondaryTimeoutMs', START);
-  if (name === undefined && memory?.baseAddress !== undefined)
-    throw invalid(START, 'memory.baseAddress is for an Eal with a name', {
-      hint: 'give it a name, so that other processes can attach',
-    });
   if (platform !== undefined)
     reading(START, 'the platform', () => {
       for (const port of [platform.memory, platform.files, platform.limits])
