@@ -16,6 +16,7 @@ import type { Pool } from '../memory/pool/pool.js';
 import { formatSize } from '../units.js';
 import { shortForm } from '../short-form.js';
 import type { MemoryPart } from '../memory/part.js';
+import { STAYS } from '../stays.js';
 
 /** The parts of a device that mapping a pool needs. */
 interface PoolTaker {
@@ -31,6 +32,8 @@ export type MappablePool = Pick<Pool, 'name' | 'forDevices' | 'live' | 'chunks'>
  * The memory of a pool, mapped for one device. Disposing it unmaps it. Do so before the pool's memory is unregistered.
  */
 export class PoolMapping implements Disposable, AsyncDisposable {
+  /** @internal */
+  readonly stays = STAYS;
   /**
    * One for each area of external memory, in the order of the pool's chunks; empty if the pool uses no external memory.
    */

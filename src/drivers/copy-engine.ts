@@ -25,6 +25,7 @@ import { Bell, SPIN_TURNS, until } from './wait.js';
 import { shortForm } from '../short-form.js';
 import { show } from '../show.js';
 import { now } from '../timers.js';
+import { STAYS } from '../stays.js';
 
 export type { CopyEngineRings, RingMemory } from './copy-engine-ring.js';
 export { copyError } from './copy-error.js';
@@ -60,6 +61,8 @@ const SLEEP_MS = { polling: 1, interrupts: 20 } as const;
  * Copies run in the order of submission. Their memory must stay mapped until they have completed.
  */
 export class CopyEngine implements AsyncDisposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** The PCI identity of this driver's devices. */
   static readonly matches = COPY_IDENTITY;
 

@@ -17,6 +17,7 @@ import {
 } from '../vfio-user/devices/edu-layout.js';
 import { Bell, until } from './wait.js';
 import { shortForm } from '../short-form.js';
+import { STAYS } from '../stays.js';
 
 /** Options of an edu device. */
 export interface EduOptions {
@@ -44,6 +45,8 @@ const USABLE = EDU_BUFFER.LENGTH - 1;
  * complete.
  */
 export class Edu implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** The PCI identity of this driver's devices. */
   static readonly matches = EDU_IDENTITY;
 

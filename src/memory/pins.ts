@@ -4,6 +4,7 @@ import { DmaError } from '../errors.js';
 import type { Range } from '../ranges.js';
 import { shortForm } from '../short-form.js';
 import type { Va } from '../units.js';
+import { STAYS } from '../stays.js';
 
 /** Keeps memory from being freed while something works on it; disposing is idempotent. */
 export interface Pin extends Disposable {
@@ -49,6 +50,8 @@ export class Pins {
 }
 
 class Link implements Pin {
+  /** @internal */
+  readonly stays = STAYS;
   #pins: Pins | undefined;
   newer: Link | undefined;
 

@@ -13,6 +13,7 @@ import { IBV_WC_SUCCESS } from '../platform/rdma/abi/requests.js';
 import type { RdmaContext } from './context.js';
 import { shortForm } from '../short-form.js';
 import { now, queueMicrotask, setImmediate } from '../timers.js';
+import { STAYS } from '../stays.js';
 
 /** Options of a completion queue. */
 export interface CompletionQueueOptions {
@@ -56,6 +57,8 @@ const POLLS = 64;
 
 /** A completion queue. Created by `RdmaDevice.createCompletionQueue`; close it after its queue pairs. */
 export class CompletionQueue implements Disposable, AsyncIterable<number> {
+  /** @internal */
+  readonly stays = STAYS;
   /** The completions of the last poll, from slot 0 on. Valid until the next poll. */
   readonly completions: Completions;
   /** @internal */

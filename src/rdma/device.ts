@@ -48,6 +48,7 @@ import { queuePairOptions, type QueuePairAddress, type QueuePairOptions } from '
 import { shortForm } from '../short-form.js';
 import { show } from '../show.js';
 import { rangeOf, type MemoryPart } from '../memory/part.js';
+import { STAYS } from '../stays.js';
 
 /** A port and its current attributes. */
 export interface RdmaPort extends VerbsPortAttributes {
@@ -90,6 +91,8 @@ const DMABUF_OPTIONS: Shape<DmabufOptions> = {
 
 /** An RDMA device. Returned by `device.use(verbsDriver)`; it is closed with the device. */
 export class RdmaDevice {
+  /** @internal */
+  readonly stays = STAYS;
   /** The kernel's name, such as `mlx5_0`. */
   readonly name: string;
   /** Its features and limits. */

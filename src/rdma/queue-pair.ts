@@ -53,6 +53,7 @@ import {
 import { OutstandingRequests, type Request } from './outstanding-requests.js';
 import { connectSteps, READS, type QueuePairPort } from './queue-pair-connect.js';
 import type { MemoryPart } from '../memory/part.js';
+import { STAYS } from '../stays.js';
 
 /** What a queue pair is created from. */
 export interface QueuePairParts extends QueuePairPort {
@@ -72,6 +73,8 @@ const GRH = 40;
 
 /** A queue pair. Created by `RdmaDevice.createQueuePair`; close it when no longer needed. */
 export class QueuePair implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   readonly type: 'rc' | 'uc' | 'ud';
   /** Queue of its completions. */
   readonly completions: CompletionQueue;

@@ -31,6 +31,7 @@ import {
 } from './requests.js';
 import { readableOf, writableOf, type NvmeStreamOptions } from './streams.js';
 import { ZoneCalls } from './zones.js';
+import { STAYS } from '../../stays.js';
 
 /** Protection information of a namespace that has it (NVMe 1.4, section 8.3). */
 export interface NvmeProtection {
@@ -172,6 +173,8 @@ const COPY_LIMITS = { ranges: 128, bytes: 32, blocksARange: 65536 } as const;
 
 /** A namespace of a controller. */
 export class NvmeNamespace {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #host: NamespaceHost;
   #facts: NamespaceFacts;
   #zones: ZoneCalls | undefined;

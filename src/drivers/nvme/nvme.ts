@@ -42,6 +42,7 @@ import type { Data, NvmeCallOptions, NvmeResult } from './operation.js';
 import { Poller } from './poller.js';
 import { GARBAGE, listBytesFor, NvmeQueue } from './queue.js';
 import { bytesOf, commandOf, limitsOf, type NvmeCommand, type RequestContext } from './requests.js';
+import { STAYS } from '../../stays.js';
 
 /** What a controller takes, and has. */
 export interface NvmeLimits {
@@ -148,6 +149,8 @@ interface QueueRecord {
 
 /** An NVMe controller. Made by `nvmeDriver`. */
 export class Nvme {
+  /** @internal */
+  readonly stays = STAYS;
   /** What it says of itself. */
   identity: NvmeControllerIdentity;
   limits: NvmeLimits;

@@ -11,6 +11,7 @@ import { show } from '../../show.js';
 import { hex, type IovaLike } from '../../units.js';
 import type { Doorbell } from './doorbells.js';
 import type { DmaPart } from './dma-memory.js';
+import { STAYS } from '../../stays.js';
 
 /** The words of a submission entry. */
 export const ENTRY_WORDS = ENTRY.SUBMISSION / 4;
@@ -71,6 +72,8 @@ export interface QueueParts {
  * Memory of running commands must stay mapped: it can not be unmapped or freed meanwhile.
  */
 export class NvmeQueue {
+  /** @internal */
+  readonly stays = STAYS;
   /** Its number at the controller. */
   readonly id: number;
   /** Slots: most commands that can run. */

@@ -73,7 +73,7 @@ export async function begin({ random, gc }: Weather): Promise<Storm> {
 
   return {
     seen,
-    // koffi keeps the stack of its calls for each worker that has used it, also without this library; see docs/threads.md.
+    // koffi keeps the stack of its calls for each worker that has used it, also without this library; see docs/threads-and-processes.md.
     allowed: () => ({ mappings: 3 * gone, addresses: 3080 * gone, rss: 64 * gone }),
     async round(number) {
       const all = devices.map((device, slot) => {
