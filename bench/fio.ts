@@ -158,7 +158,7 @@ class Reader implements AsyncDisposable {
         align: 2 * MiB,
         contiguous: true,
       });
-      const queue = await ssd.openQueue({ entries: 64 });
+      const queue = await ssd.openQueue({ interrupts: false });
       return new Reader(eal, device, memory, queue, disk);
     } catch (error) {
       await eal.stop();

@@ -53,6 +53,8 @@ export interface PerfResult {
   readonly checked: number;
 }
 
+/** Entries of a queue beside those of commands that run: the controller is told once in so many of what was taken. */
+const ROOM = 128;
 /** Milliseconds between two turns of the event loop, which timers and signals need. */
 const TURN_MS = 2;
 /** How long commands have to come back at the end, milliseconds. */
@@ -85,7 +87,10 @@ export async function runPerf({ eal, device, ssd, ns }: PerfTarget, options: Per
     const units = Math.floor(Math.min(ns.blocks, Math.floor((options.bytes ?? ns.size) / ns.blockSize)) / blocks);
     const each = Math.floor(units / numjobs);
     for (let n = 0; n < numjobs; n++) {
-      const queue = await ssd.openQueue({ entries: Math.min(iodepth + 1, ssd.limits.queueEntries), interrupts: false });
+      const queue = await ssd.openQueue({
+        entries: Math.min(iodepth + ROOM, ssd.limits.queueEntries),
+        interrupts: false,
+      });
       queues.push(queue);
       const memory = eal.malloc(bs * iodepth, { align: 4096, contiguous: true });
       memories.push(memory);

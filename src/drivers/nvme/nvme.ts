@@ -857,6 +857,7 @@ export class Nvme {
     const completions = memory.part(submissionBytes, completionBytes);
     const queue = new NvmeQueue({
       ...{ id, entries, submissions, completions, listBytes, pageSize, maxTransfer, tail, head },
+      interrupts: id === 0 || vector !== undefined,
       ...(buffer === undefined ? {} : { remote: this.#remoteRing(buffer) }),
       lists: memory.part(listsAt, length - listsAt),
       formatOf: (nsid) => this.#formatOf(nsid),

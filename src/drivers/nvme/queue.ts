@@ -54,6 +54,8 @@ export interface QueueParts {
   readonly maxTransfer: number;
   readonly tail: Doorbell;
   readonly head: Doorbell;
+  /** Does the controller interrupt for it? */
+  readonly interrupts: boolean;
   /** The submission ring in the controller's memory buffer, if it is there: entries are copied to it. */
   readonly remote?: { readonly registers: Registers; readonly offset: number };
   /** The format of namespace `nsid`. @throws DmaError EINVAL if there is none */
@@ -115,6 +117,8 @@ export class NvmeQueue {
   #rung = 0;
   #head = 0;
   #phase = 1;
+  /** Completions that were taken and that the controller was not told of. */
+  #untold = 0;
   #running = 0;
   /** The namespace of the last command, and the bytes of its blocks. */
   #nsid = -1;
@@ -212,6 +216,8 @@ export class NvmeQueue {
   ring(): void {
     if (this.#rung === this.#tail || this.#halted !== undefined) return;
     if (this.#parts.remote !== undefined) this.#copyToController();
+    // There is room for the completions of all that runs, whenever they come.
+    if (this.#untold + this.#running >= this.#entries) this.#tellHead();
     this.#rung = this.#tail;
     this.#tailBell.write(this.#tail);
     this.onRing?.();
@@ -219,7 +225,7 @@ export class NvmeQueue {
 
   /**
    * Takes what has completed into {@link slots}, {@link statuses} and {@link results}. Reads memory only, but for one store that
-   * tells the controller.
+   * tells the controller. A queue without interrupts tells it in {@link ring}, and only when there would be no room for more.
    *
    * @returns how many entries of the arrays are filled
    */
@@ -260,9 +266,10 @@ export class NvmeQueue {
     if (taken === 0) return 0;
     this.#head = at;
     this.#phase = phase;
+    this.#untold += taken;
     try {
       // A controller that is being reset has no queues.
-      if (this.#halted === undefined) this.#headBell.write(at);
+      if (this.#parts.interrupts && this.#halted === undefined) this.#tellHead();
     } catch (error) {
       failure = error;
     }
@@ -374,7 +381,7 @@ export class NvmeQueue {
   /** @internal The controller has it anew. */
   restart(): void {
     this.#cq.fill(0);
-    this.#tail = this.#rung = this.#head = 0;
+    this.#tail = this.#rung = this.#head = this.#untold = 0;
     this.#phase = 1;
     this.#nsid = -1;
     this.#halted = undefined;
@@ -423,6 +430,11 @@ export class NvmeQueue {
     this.#states[slot] = RUNNING;
     this.#running++;
     this.#tail = this.#tail + 1 === this.#entries ? 0 : this.#tail + 1;
+  }
+
+  #tellHead(): void {
+    this.#untold = 0;
+    this.#headBell.write(this.#head);
   }
 
   #select(nsid: number): void {

@@ -111,6 +111,8 @@ export class FakeNvme implements DeviceModel {
   readonly log: FakeCommand[] = [];
   /** Stores to doorbells, by offset. */
   readonly doorbells = new Map<number, number>();
+  /** Completions that were put where the host had not said that there is room. */
+  overruns = 0;
   misbehave: (command: FakeCommand) => Misbehaviour;
   /** Times that it was enabled. */
   enabled = 0;
@@ -638,6 +640,7 @@ export class FakeNvme implements DeviceModel {
     view.setUint16(CQE.CID, command.id, true);
     view.setUint16(CQE.STATUS, (status << 1) | queue.phase, true);
     queue.tail = (queue.tail + 1) % queue.entries;
+    if (queue.tail === queue.head && this.#shadow === undefined) this.overruns++;
     if (queue.tail === 0) queue.phase ^= 1;
     if (queue.vector !== undefined) this.#host.interrupt(queue.vector);
   }
