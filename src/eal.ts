@@ -204,7 +204,8 @@ export class Eal implements AsyncDisposable {
     });
     const sources = { memory: this.memory, heaps: this.heaps, gate, running };
     this.zones = new Zones(sources);
-    this.pools = new Pools(sources, this.platform.memory);
+    const sharing = { port: this.platform.memory, holders: () => this.#shares.holders };
+    this.pools = new Pools(sources, sharing);
     this.#registry = new Registry({
       ...options,
       areas: this.#areas,

@@ -1,35 +1,36 @@
 /**
- * Which elements of a pool are free: a stack of their numbers, 0 to n - 1, in memory that all worker threads share.
+ * Which elements of a pool are free: a stack of their numbers, 0 to n - 1, in words that threads and processes may share.
  *
- * A lock guards it. It is held while at most a few hundred numbers are copied; DPDK's ring would reserve, copy and wait
+ * A lock guards it once it is shared. It is held while at most a few hundred numbers are copied; DPDK's ring would reserve, copy and wait
  * for slower threads to commit. A stack hands out what was used last, which is still in the processor's cache. (A stack
  * without a lock needs a 64-bit compare-and-swap against ABA. JavaScript has that only for BigInts, which are garbage.)
  * Threads seldom meet here, because each has a `PoolCache`.
+ *
+ * **A shared stack survives deaths and nonsense.** Each element has an owner: 0 while it is in the stack, else the number of the thread
+ * that has it, in hand or in its cache. An owner changes from and to 0 only under the lock, and before the count of the stack does. So
+ * owners are always right, and the stack can be made anew from them: when the owner of the lock has died in the middle, and when a
+ * number or the count is impossible. What a dead thread had comes back by {@link ElementStack.recover}.
  */
 import { isA } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
 import { typedArrayName } from '../../realms.js';
 import { show } from '../../show.js';
-import { now } from '../../timers.js';
+import { NOBODY, type Holders } from '../shared/holders.js';
+import { RobustLock } from '../shared/robust-lock.js';
+import { sharedBuffers, wordsIn, type WordMemory, type WordSource } from '../shared/words.js';
 
 // The header, in 32-bit words; words that change have cache lines of their own.
 const MAGIC_AT = 0;
 const ELEMENTS_AT = 1;
 const CHECKED_AT = 2;
+/** 1 once other threads may use it. */
+const SHARED_AT = 3;
 const LOCK_AT = 16;
 const COUNT_AT = 17;
 const HEADER_WORDS = 32;
 
 const MAGIC = 0x454c4d53;
-
-/** The lock is free, held, or held with a sleeping waiter (Drepper, "Futexes are tricky", 2011). */
-const UNLOCKED = 0;
-const LOCKED = 1;
-const CONTENDED = 2;
-/** How often a held lock is tried before the thread sleeps: longer than a running thread holds it. */
-const SPINS = 200;
-/** The longest sleep, in milliseconds: a thread that holds the lock longer was terminated. */
-const PATIENCE_MS = 10_000;
+const MOST_ELEMENTS = 2 ** 28;
 
 /** Numbers of elements. Both kinds of array work; a caller that always uses the same kind is faster. */
 export type ElementNumbers = Int32Array | Uint32Array;
@@ -44,15 +45,12 @@ export interface ElementStackOptions {
 }
 
 /**
- * The free elements of a pool; each thread has an object of its own over the same shared memory. {@link get} and {@link
- * put} make no garbage. A thread that finds the lock held spins, then sleeps (Node allows that on the main thread too).
- *
- * If `worker.terminate()` ends a worker while it holds the lock, the lock stays held: other threads get ETIMEDOUT, and
- * the pool must be created again. Elements that the worker had taken are lost in any case.
+ * The free elements of a pool; each thread has an object of its own over the same words. {@link get} and {@link put} make no garbage.
+ * Before {@link share} only the thread that made it may use it, without a lock.
  */
 export class ElementStack {
-  /** What other threads need for {@link attach}. */
-  readonly shared: SharedArrayBuffer;
+  /** What other threads need for {@link attach}, after {@link share}. */
+  readonly memory: WordMemory;
   /** Number of elements of the pool. */
   readonly elements: number;
   /** {@link ElementStackOptions.checked} */
@@ -62,56 +60,99 @@ export class ElementStack {
   readonly #stack: Int32Array;
   /** A bit for each element that no user has; empty unless checked. */
   readonly #isFree: Int32Array;
+  /** Who has each element, once it is shared. */
+  readonly #owners: Uint16Array;
+  #lock: RobustLock | undefined;
+  #me = NOBODY;
 
-  private constructor(shared: SharedArrayBuffer) {
-    this.shared = shared;
-    this.#header = new Int32Array(shared, 0, HEADER_WORDS);
-    this.elements = this.#header[ELEMENTS_AT];
-    this.checked = this.#header[CHECKED_AT] === 1;
-    this.#stack = new Int32Array(shared, HEADER_WORDS * 4, this.elements);
-    this.#isFree = new Int32Array(shared, (HEADER_WORDS + this.elements) * 4, bitWords(this.elements, this.checked));
+  private constructor(memory: WordMemory, words: Int32Array, elements: number, checked: boolean) {
+    this.memory = memory;
+    this.elements = elements;
+    this.checked = checked;
+    this.#header = words.subarray(0, HEADER_WORDS);
+    this.#stack = words.subarray(HEADER_WORDS, HEADER_WORDS + elements);
+    const bitsAt = HEADER_WORDS + elements;
+    const ownersAt = bitsAt + bitWords(elements, checked);
+    this.#isFree = words.subarray(bitsAt, ownersAt);
+    this.#owners = new Uint16Array(words.buffer, words.byteOffset + ownersAt * 4, elements);
   }
 
   /**
    * A new pool with all elements free; element 0 is taken first.
    *
    * @param elements number of elements, 1 to 2^28
-   * @throws DmaError EINVAL for another number
+   * @param source of its words. Default: a SharedArrayBuffer
+   * @throws DmaError EINVAL for another number; ENOMEM if there is no room for the words
    */
-  static create(elements: number, { checked = false }: ElementStackOptions = {}, operation = 'pool'): ElementStack {
-    if (!Number.isInteger(elements) || elements < 1 || elements > 2 ** 28) {
+  static create(
+    elements: number,
+    { checked = false }: ElementStackOptions = {},
+    operation = 'pool',
+    source: WordSource = sharedBuffers,
+  ): ElementStack {
+    if (!Number.isInteger(elements) || elements < 1 || elements > MOST_ELEMENTS) {
       throw invalid(operation, `${show(elements)} elements are not possible`, {
         hint: 'a pool has 1 to 2^28 elements, all of them from the start: the option "elements" says how many',
       });
     }
-    const shared = new SharedArrayBuffer((HEADER_WORDS + elements + bitWords(elements, checked)) * 4);
-    const header = new Int32Array(shared, 0, HEADER_WORDS);
-    header[MAGIC_AT] = MAGIC;
-    header[ELEMENTS_AT] = elements;
-    header[CHECKED_AT] = checked ? 1 : 0;
-    header[COUNT_AT] = elements;
-    const stack = new ElementStack(shared);
+    const memory = source.allocate(wordsFor(elements, checked) * 4);
+    const words = wordsIn(memory, 'elements', operation);
+    words[MAGIC_AT] = MAGIC;
+    words[ELEMENTS_AT] = elements;
+    words[CHECKED_AT] = checked ? 1 : 0;
+    words[COUNT_AT] = elements;
+    const stack = new ElementStack(memory, words, elements, checked);
     for (let i = 0; i < elements; i++) stack.#stack[i] = elements - 1 - i;
     stack.#isFree.fill(-1);
     return stack;
   }
 
-  /** Opens the pool in `shared`, which another thread made. @throws DmaError EINVAL if it holds no pool */
-  static attach(shared: SharedArrayBuffer): ElementStack {
-    const header = shared.byteLength < HEADER_WORDS * 4 ? undefined : new Int32Array(shared, 0, HEADER_WORDS);
-    const elements = header?.[ELEMENTS_AT] ?? 0;
-    const words = HEADER_WORDS + elements + bitWords(elements, header?.[CHECKED_AT] === 1);
-    if (header?.[MAGIC_AT] !== MAGIC || shared.byteLength !== words * 4) {
+  /**
+   * Opens the pool in `memory`, which another thread or process made and shared.
+   *
+   * @throws DmaError EINVAL if it holds no shared pool
+   */
+  static attach(memory: WordMemory, holders: Holders): ElementStack {
+    const words = wordsIn(memory, 'elements', 'pool.attach');
+    // Read once: others may change them at any time.
+    const [elements, checked] = words.length < HEADER_WORDS ? [0, 0] : [words[ELEMENTS_AT], words[CHECKED_AT]];
+    const isPossible = elements >= 1 && elements <= MOST_ELEMENTS && (checked === 0 || checked === 1);
+    const fits = isPossible && words.length >= wordsFor(elements, checked === 1);
+    if (!fits || words[MAGIC_AT] !== MAGIC || Atomics.load(words, SHARED_AT) !== 1) {
       throw invalid('pool', 'the shared memory holds no pool', {
         hint: 'pool.share() gives what another thread attaches to',
       });
     }
-    return new ElementStack(shared);
+    const stack = new ElementStack(memory, words, elements, checked === 1);
+    stack.#useWith(holders);
+    return stack;
+  }
+
+  /**
+   * Allows other threads to attach. From now on a lock is taken, and each element has an owner: those that are not in the stack belong to
+   * this thread.
+   */
+  share(holders: Holders): void {
+    if (this.#lock !== undefined) return;
+    this.#useWith(holders);
+    this.#owners.fill(this.#me);
+    for (let i = 0; i < this.#header[COUNT_AT]; i++) this.#owners[this.#stack[i]] = NOBODY;
+    Atomics.store(this.#header, SHARED_AT, 1);
+  }
+
+  /** Is it used with a lock? */
+  get isShared(): boolean {
+    return this.#lock !== undefined;
+  }
+
+  #useWith(holders: Holders): void {
+    this.#lock = new RobustLock(this.#header, LOCK_AT, holders, 'the pool');
+    this.#me = holders.enter();
   }
 
   /** How many elements are free now, without those in caches. */
   get available(): number {
-    return Atomics.load(this.#header, COUNT_AT);
+    return Math.max(0, Math.min(this.elements, Atomics.load(this.#header, COUNT_AT)));
   }
 
   /**
@@ -119,7 +160,7 @@ export class ElementStack {
    * `at`.
    *
    * @returns false if fewer are available
-   * @throws DmaError EINVAL if `into` is too short; ETIMEDOUT if a terminated thread holds the lock
+   * @throws DmaError EINVAL if `into` is too short; ETIMEDOUT if a thread that is stopped holds the lock
    */
   get(into: ElementNumbers, count: number, at = 0): boolean {
     if (!this.take(into, count, at)) return false;
@@ -130,8 +171,8 @@ export class ElementStack {
   /**
    * Returns `count` elements, whose numbers are in `from` from index `at`.
    *
-   * @throws DmaError EINVAL if `from` is too short, if there would be more elements than the pool has, or (checked) if
-   *   one of them is free already or does not exist; then none is put. ETIMEDOUT if a terminated thread holds the lock.
+   * @throws DmaError EINVAL if `from` is too short, if there would be more elements than the pool has, or (checked or
+   *   shared) if one of them is free already or does not exist; then none is put. ETIMEDOUT as {@link get}
    */
   put(from: ElementNumbers, count: number, at = 0): void {
     if (this.checked) this.markFree(from, count, at);
@@ -141,38 +182,172 @@ export class ElementStack {
   /** As {@link get}, for elements that stay free, in a cache. @internal */
   take(into: ElementNumbers, count: number, at: number): boolean {
     checkBurst(into, count, at);
-    const header = this.#header;
-    const stack = this.#stack;
-    this.#lock();
-    try {
-      const left = header[COUNT_AT] - count;
-      if (left < 0) return false;
-      copyReversed(into, at, stack, left + count, count);
-      header[COUNT_AT] = left;
-      return true;
-    } finally {
-      this.#unlock();
-    }
+    if (this.#lock !== undefined) return this.#takeShared(this.#lock, into, count, at);
+    const left = this.#header[COUNT_AT] - count;
+    if (left < 0) return false;
+    copyReversed(into, at, this.#stack, left + count, count);
+    this.#header[COUNT_AT] = left;
+    return true;
   }
 
   /** As {@link put}, for elements that were free, in a cache. @internal */
   give(from: ElementNumbers, count: number, at: number): void {
     checkBurst(from, count, at);
-    const header = this.#header;
-    const stack = this.#stack;
-    this.#lock();
+    if (this.#lock !== undefined) {
+      this.#giveShared(this.#lock, from, count, at);
+      return;
+    }
+    const before = this.#header[COUNT_AT];
+    if (before + count > this.elements) throw this.#tooMany();
+    copyNumbers(this.#stack, before, from, at, count);
+    this.#header[COUNT_AT] = before + count;
+  }
+
+  #takeShared(lock: RobustLock, into: ElementNumbers, count: number, at: number): boolean {
+    if (lock.lock('pool.get')) this.#rebuild();
     try {
-      const before = header[COUNT_AT];
-      if (before + count <= stack.length) {
-        copyNumbers(stack, before, from, at, count);
-        header[COUNT_AT] = before + count;
-        return;
+      for (let isRebuilt = false; ; isRebuilt = true) {
+        const before = this.#header[COUNT_AT];
+        if (before >= 0 && before <= this.elements) {
+          if (before < count) return false;
+          if (this.#takeFrom(before, into, count, at)) return true;
+        }
+        if (isRebuilt) throw this.#overwritten('pool.get');
+        this.#rebuild();
       }
     } finally {
-      this.#unlock();
+      lock.unlock();
     }
-    throw invalid('pool.put', `the pool would have more than its ${stack.length} elements`, {
+  }
+
+  /** @returns false, and takes none, if a number is impossible */
+  #takeFrom(before: number, into: ElementNumbers, count: number, at: number): boolean {
+    const stack = this.#stack;
+    const owners = this.#owners;
+    const { elements } = this;
+    const me = this.#me;
+    for (let i = 0; i < count; i++) {
+      // Read once, as others could change it after the check.
+      const number = stack[before - 1 - i];
+      if (number < 0 || number >= elements || owners[number] !== NOBODY) {
+        for (let j = 0; j < i; j++) owners[into[at + j]] = NOBODY;
+        return false;
+      }
+      owners[number] = me;
+      into[at + i] = number;
+    }
+    this.#header[COUNT_AT] = before - count;
+    return true;
+  }
+
+  #giveShared(lock: RobustLock, from: ElementNumbers, count: number, at: number): void {
+    if (lock.lock('pool.put')) this.#rebuild();
+    try {
+      let before = this.#header[COUNT_AT];
+      // Each element of the burst has an owner, so there is room unless the count is nonsense, or the burst is.
+      if (before < 0 || before + count > this.elements) before = this.#rebuild();
+      if (before + count > this.elements) throw this.#tooMany();
+      const stack = this.#stack;
+      const owners = this.#owners;
+      for (let i = 0; i < count; i++) {
+        const number = from[at + i];
+        if (number < 0 || number >= this.elements || owners[number] === NOBODY) {
+          for (let j = 0; j < i; j++) owners[from[at + j]] = this.#me;
+          throw this.#notOut(number);
+        }
+        stack[before + i] = number;
+        owners[number] = NOBODY;
+      }
+      this.#header[COUNT_AT] = before + count;
+    } finally {
+      lock.unlock();
+    }
+  }
+
+  /** Makes the stack anew from the owners. The lock is held. @returns the count */
+  #rebuild(): number {
+    const owners = this.#owners;
+    let count = 0;
+    for (let number = this.elements - 1; number >= 0; number--)
+      if (owners[number] === NOBODY) this.#stack[count++] = number;
+    this.#header[COUNT_AT] = count;
+    return count;
+  }
+
+  /**
+   * Shared pools: notes that this thread has these elements, which it may have got from another one.
+   *
+   * @returns -1; the index of the first that is free or does not exist: those before it are this thread's then
+   * @internal
+   */
+  claim(numbers: ElementNumbers, count: number, at: number): number {
+    const owners = this.#owners;
+    const { elements } = this;
+    const me = this.#me;
+    for (let i = at; i < at + count; i++) {
+      const number = numbers[i];
+      if (number < 0 || number >= elements || owners[number] === NOBODY) return i;
+      owners[number] = me;
+    }
+    return -1;
+  }
+
+  /** As {@link claim}. @throws DmaError EINVAL for the first that is free or does not exist @internal */
+  mustClaim(numbers: ElementNumbers, count: number, at: number): void {
+    const wrong = this.claim(numbers, count, at);
+    if (wrong >= 0) throw this.#notOut(numbers[wrong]);
+  }
+
+  /**
+   * Frees what a thread has that has ended: the elements in its hand and in its cache. The count is put right in any case.
+   *
+   * @param inRings numbers of elements that are in rings, read from them after the thread had ended: they become this thread's
+   * @returns how many elements came back
+   * @throws DmaError ETIMEDOUT as {@link get}
+   */
+  recover(id: number, inRings: Iterable<number> = []): number {
+    const lock = this.#lock;
+    if (lock === undefined || id === NOBODY || id === this.#me) return 0;
+    const owners = this.#owners;
+    // Whoever takes one out of its ring meanwhile becomes its owner, before or after this: then it is not the dead one's.
+    for (const number of inRings)
+      if (number >= 0 && number < this.elements) Atomics.compareExchange(owners, number, id, this.#me);
+    lock.lock('pool.recover');
+    try {
+      let found = 0;
+      for (let number = 0; number < this.elements; number++) {
+        if (owners[number] !== id) continue;
+        if (this.checked) Atomics.or(this.#isFree, number >>> 5, 1 << (number & 31));
+        if (Atomics.compareExchange(owners, number, id, NOBODY) === id) found++;
+      }
+      this.#rebuild();
+      return found;
+    } finally {
+      lock.unlock();
+    }
+  }
+
+  #tooMany(): DmaError {
+    return invalid('pool.put', `the pool would have more than its ${this.elements} elements`, {
       hint: 'an element was put twice; create the pool with { checked: true } to find out which',
+    });
+  }
+
+  #overwritten(operation: string): DmaError {
+    return new DmaError({
+      code: 'EIO',
+      operation,
+      reason: 'the words of the pool are overwritten as fast as they are repaired',
+      hint: 'one of the threads or processes that share it is broken: end it',
+    });
+  }
+
+  #notOut(number: number): DmaError {
+    const exists = number >= 0 && number < this.elements;
+    return invalid('pool.put', exists ? `element ${number} is free already` : `there is no element ${number}`, {
+      hint: exists
+        ? 'it was put twice: after put, an element no longer belongs to the caller'
+        : `elements have the numbers 0 to ${this.elements - 1}, which get() gives`,
     });
   }
 
@@ -192,47 +367,13 @@ export class ElementStack {
       const bit = 1 << (number & 31);
       if (exists && (Atomics.or(this.#isFree, number >>> 5, bit) & bit) === 0) continue;
       this.markTaken(numbers, i - at, at);
-      throw invalid('pool.put', exists ? `element ${number} is free already` : `there is no element ${number}`, {
-        hint: exists
-          ? 'it was put twice: after put, an element no longer belongs to the caller'
-          : `elements have the numbers 0 to ${this.elements - 1}, which get() gives`,
-      });
+      throw this.#notOut(number);
     }
   }
+}
 
-  #lock(): void {
-    const header = this.#header;
-    if (Atomics.compareExchange(header, LOCK_AT, UNLOCKED, LOCKED) === UNLOCKED) return;
-    for (let spin = 0; spin < SPINS; spin++) {
-      // Waiters only read: a failed attempt to write would take the cache line from the holder.
-      if (Atomics.load(header, LOCK_AT) !== UNLOCKED) continue;
-      if (Atomics.compareExchange(header, LOCK_AT, UNLOCKED, LOCKED) === UNLOCKED) return;
-    }
-    this.#lockAsleep();
-  }
-
-  #lockAsleep(): void {
-    const header = this.#header;
-    const deadline = now() + PATIENCE_MS;
-    // A thread that slept does not know whether others sleep, so it leaves the lock contended: at worst one needless
-    // wake-up.
-    while (Atomics.exchange(header, LOCK_AT, CONTENDED) !== UNLOCKED) {
-      const left = deadline - now();
-      if (left > 0) Atomics.wait(header, LOCK_AT, CONTENDED, left);
-      else {
-        throw new DmaError({
-          code: 'ETIMEDOUT',
-          operation: 'pool',
-          reason: `the lock of the pool was held for ${PATIENCE_MS} ms`,
-          hint: 'a worker that used the pool was terminated, or its thread is stopped; make the pool anew',
-        });
-      }
-    }
-  }
-
-  #unlock(): void {
-    if (Atomics.exchange(this.#header, LOCK_AT, UNLOCKED) === CONTENDED) Atomics.notify(this.#header, LOCK_AT, 1);
-  }
+function wordsFor(elements: number, checked: boolean): number {
+  return HEADER_WORDS + elements + bitWords(elements, checked) + Math.ceil(elements / 2);
 }
 
 function bitWords(elements: number, checked: boolean): number {

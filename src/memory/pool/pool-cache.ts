@@ -85,6 +85,7 @@ export class PoolCache {
   put(from: Int32Array | Uint32Array, count: number, at = 0): void {
     checkBurst(from, count, at);
     if (this.#stack.checked) this.#stack.markFree(from, count, at);
+    if (this.#stack.isShared) this.#stack.mustClaim(from, count, at);
     if (count > this.size) {
       this.#stack.give(from, count, at);
       return;
@@ -141,6 +142,7 @@ export class PoolCache {
       });
     }
     if (this.#stack.checked) this.#stack.markFree(this.numbers, count, start);
+    if (this.#stack.isShared) this.#stack.mustClaim(this.numbers, count, start);
     this.#length = start + count;
   }
 

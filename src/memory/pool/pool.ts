@@ -6,17 +6,22 @@
  * Nothing is written into the elements: which of them are free is kept outside (element-stack.ts), and each thread has
  * a cache (pool-cache.ts).
  */
-import { ended, mustBe, mustBeObject, mustBeString, mustBeWhole, mustHave, optionsOf, reading } from '../../check.js';
+import { ended, mustBeObject, mustBeString, mustBeWhole, mustHave, optionsOf, reading } from '../../check.js';
 import { DmaError, invalid, throwFirst, undoAll } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import { Range } from '../../ranges.js';
 import { show } from '../../show.js';
+import { now } from '../../timers.js';
 import type { Va } from '../../units.js';
 import type { Area } from '../area.js';
 import { ElementStack } from './element-stack.js';
 import { PoolCache } from './pool-cache.js';
 import type { ElementShape, PoolChunk } from './pool-layout.js';
 import { HandedOut } from '../retired.js';
+import { Hold } from '../shared/hold.js';
+import { Holders } from '../shared/holders.js';
+import { ENDED, ENDING, Holds, OPEN } from '../shared/holds.js';
+import { wordsIn, type WordMemory } from '../shared/words.js';
 import { Views } from '../views.js';
 import { shortForm } from '../../short-form.js';
 import { STAYS } from '../../stays.js';
@@ -35,12 +40,11 @@ export interface PoolDescription {
   /** @internal {@link Pool.cacheSize} */
   readonly cacheSize: number;
   /** @internal Which elements are free. */
-  readonly stack: SharedArrayBuffer;
-  /**
-   * @internal Number of threads that have attached; -1 once the pool is freed. Second word: 1 once one of them transferred a
-   * view.
-   */
-  readonly threads: SharedArrayBuffer;
+  readonly stack: WordMemory;
+  /** @internal Who has attached: the words of `Holds`. */
+  readonly threads: WordMemory;
+  /** @internal The table of all threads and processes that share. */
+  readonly holders: WordMemory;
   /** @internal They keep the memory alive, even after the thread that made the pool has ended. See `MemoryPort.keeper`. */
   readonly keepers: readonly SharedArrayBuffer[];
 }
@@ -60,9 +64,22 @@ export interface PoolDevice {
     | undefined;
 }
 
+/** Who has attached to a pool, for the thread that made it. */
+export interface PoolSharing {
+  readonly holders: Holders;
+  readonly holds: Holds;
+  readonly description: PoolDescription;
+}
+
 /** The parts of a pool in one thread. */
 interface PoolParts {
-  readonly description: PoolDescription;
+  readonly facts: Omit<PoolDescription, 'stack' | 'threads' | 'holders'>;
+  /** How it is shared, if it is: made on first use. */
+  readonly sharing: (stack: ElementStack) => PoolSharing;
+  /** The description that this thread attached to. */
+  readonly attached?: PoolSharing;
+  /** Brings back what threads had that ended. */
+  readonly recover?: () => number;
   readonly stack: ElementStack;
   readonly cache: PoolCache | undefined;
   readonly view: (chunk: number) => Uint8Array;
@@ -74,7 +91,8 @@ interface PoolParts {
   readonly made: boolean;
 }
 
-const FREED = -1;
+/** How often a get that finds too few elements asks whether threads have ended that had some, in milliseconds. */
+const RECOVER_MS = 20;
 
 const FREE_OPTIONS = { force: 'boolean' } as const;
 
@@ -111,10 +129,13 @@ export class Pool implements Disposable {
   readonly #firsts: Int32Array;
   /** Does every element have one IOVA for all devices? */
   readonly #isSame: boolean;
-  readonly #description: PoolDescription;
+  readonly #shape: ElementShape;
   readonly #stack: ElementStack;
   readonly #cache: PoolCache | undefined;
-  readonly #threads: Int32Array;
+  readonly #share: PoolParts['sharing'];
+  #sharing: PoolSharing | undefined;
+  readonly #recover: (() => number) | undefined;
+  #recovered = -Infinity;
   readonly #view: (chunk: number) => Uint8Array;
   readonly #mustBeIdle: ((operation: string) => void) | undefined;
   readonly #end: () => void;
@@ -126,23 +147,25 @@ export class Pool implements Disposable {
   #live = true;
 
   /** @internal */
-  constructor({ description, stack, cache, view, mustBeIdle, end, made }: PoolParts) {
-    const { shape, chunks, cacheSize } = description;
+  constructor({ facts, sharing, attached, recover, stack, cache, view, mustBeIdle, end, made }: PoolParts) {
+    const { shape, chunks, cacheSize } = facts;
     const { elements } = stack;
     this.#cache = cache;
-    this.name = description.name;
+    this.name = facts.name;
     this.elements = elements;
     this.elementSize = shape.size;
     this.headroom = shape.headroom;
     this.cacheSize = cacheSize;
-    this.forDevices = description.forDevices;
-    this.owner = description.owner;
+    this.forDevices = facts.forDevices;
+    this.owner = facts.owner;
     this.chunks = chunks;
     this.#firsts = new Int32Array(chunks.length);
     this.#isSame = chunks.every(({ iova }) => iova !== undefined);
-    this.#description = description;
+    this.#shape = shape;
     this.#stack = stack;
-    this.#threads = new Int32Array(description.threads);
+    this.#share = sharing;
+    this.#sharing = attached;
+    this.#recover = recover;
     this.#view = view;
     this.#mustBeIdle = mustBeIdle;
     this.#end = end;
@@ -183,7 +206,7 @@ export class Pool implements Disposable {
     valueOf: (chunk: PoolChunk, index: number, offset: number) => number,
   ): T {
     const table = new kind(this.elements);
-    const { headroom, stride } = this.#description.shape;
+    const { headroom, stride } = this.#shape;
     let element = 0;
     this.chunks.forEach((chunk, index) => {
       for (let i = 0; i < chunk.count; i++) table[element++] = valueOf(chunk, index, headroom + i * stride);
@@ -211,23 +234,27 @@ export class Pool implements Disposable {
    * @param platform of this thread
    * @throws DmaError EINVAL if the pool was freed, or `description` does not describe a pool
    */
-  static attach(description: PoolDescription, platform: Pick<Platform, 'memory'>): Pool {
+  static attach(description: PoolDescription, platform: Pick<Platform, 'memory' | 'kernel'>): Pool {
     const operation = 'pool.attach';
-    mustHave(platform, ['memory'], 'platform', operation);
+    mustHave(platform, ['memory', 'kernel'], 'platform', operation);
     checkDescription(description, operation);
-    const { cacheSize } = description;
-    const stack = ElementStack.attach(description.stack);
-    const cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize);
-    const placed = description.chunks.reduce((sum, { count }) => sum + count, 0);
-    if (placed !== stack.elements)
-      throw invalid('pool.attach', `the chunks have ${placed} elements, the pool ${stack.elements} elements`);
-    const threads = new Int32Array(description.threads);
-    for (let seen = Atomics.load(threads, 0); ;) {
-      if (seen === FREED) throw poolGone(description);
-      const now = Atomics.compareExchange(threads, 0, seen, seen + 1);
-      if (now === seen) break;
-      seen = now;
+    const { cacheSize, name, keepers } = description;
+    const holders = Holders.attach(platform.kernel, description.holders);
+    const shared = { holds: description.threads, holders: description.holders, keepers, more: [] };
+    const hold = Hold.take(shared, platform, `the pool ${name}`, '', operation);
+    let stack: ElementStack;
+    let cache: PoolCache | undefined;
+    try {
+      stack = ElementStack.attach(description.stack, holders);
+      cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize);
+      const placed = description.chunks.reduce((sum, { count }) => sum + count, 0);
+      if (placed !== stack.elements)
+        throw invalid(operation, `the chunks have ${placed} elements, the pool ${stack.elements} elements`);
+    } catch (error) {
+      hold.leave();
+      throw error;
     }
+    const holds = Holds.attach(description.threads, holders.capacity, operation);
     const views = new Map<number, Views>();
     const handedOut = new HandedOut();
     const view = (chunk: number): Uint8Array => {
@@ -243,10 +270,11 @@ export class Pool implements Disposable {
       // Views that are left would fault once the memory is freed.
       throwFirst(errors, 'pool.free');
       // The receiver of a transferred view can reach the memory for ever, so the maker must keep it.
-      if (handedOut.escaped) Atomics.store(threads, 1, 1);
-      leave(threads);
+      if (handedOut.escaped) holds.escape();
+      hold.leave();
     };
-    return new Pool({ description, stack, cache, view, end, made: false });
+    const attached: PoolSharing = { holders, holds, description };
+    return new Pool({ facts: description, sharing: () => attached, attached, stack, cache, view, end, made: false });
   }
 
   /** Can it be used? False once it was freed. */
@@ -267,31 +295,60 @@ export class Pool implements Disposable {
     return this.#cache;
   }
 
-  /** How many threads have attached, not counting the one that made it. */
+  /** How many threads and processes have attached and live, not counting the one that made it. */
   get threads(): number {
-    return Math.max(0, Atomics.load(this.#threads, 0));
+    const sharing = this.#sharing;
+    return sharing === undefined ? 0 : sharing.holds.living(sharing.holders, 'held').length;
+  }
+
+  /**
+   * Brings elements back that threads or processes had which have ended, in hand or in their caches. Elements in rings of this pool stay
+   * there. `get` does so by itself when it finds too few elements, at most every 20 ms. Only in the thread that made the pool.
+   *
+   * @returns how many came back
+   * @throws DmaError ETIMEDOUT if a thread that is stopped is inside `get` or `put`
+   */
+  recover(): number {
+    this.#mustBeLive('pool.recover');
+    return this.#recover?.() ?? 0;
+  }
+
+  /** @internal The stack, for rings. */
+  get stack(): ElementStack {
+    return this.#stack;
   }
 
   /**
    * Takes `count` elements, all or none, and writes their numbers to `into` from index `at`. Makes no garbage.
    *
    * @returns false if fewer are available, or the pool is freed
-   * @throws DmaError EINVAL if `into` is too short; ETIMEDOUT if a worker was terminated inside `get` or `put`
+   * @throws DmaError EINVAL if `into` is too short; ETIMEDOUT if a thread that is stopped is inside `get` or `put`
    */
   get(into: Int32Array | Uint32Array, count: number, at = 0): boolean {
     if (!this.#live) return false;
-    const cache = this.#cache;
-    return cache === undefined ? this.#stack.get(into, count, at) : cache.get(into, count, at);
+    const user = this.#cache ?? this.#stack;
+    if (user.get(into, count, at)) return true;
+    return this.#recoverSeldom() > 0 && user.get(into, count, at);
+  }
+
+  /** A loop that waits for elements does not ask the kernel each time. */
+  #recoverSeldom(): number {
+    if (this.#sharing === undefined || this.#recover === undefined) return 0;
+    const time = now();
+    if (time - this.#recovered < RECOVER_MS) return 0;
+    this.#recovered = time;
+    return this.#recover();
   }
 
   /**
    * Returns `count` elements, whose numbers are in `from` from index `at`. Makes no garbage. Any thread may return what
    * another one took.
    *
-   * @throws DmaError EINVAL if `from` is too short, or the pool would have too many elements; with `checked`, also for
-   *   an element that is free already or does not exist. ETIMEDOUT as `get`
+   * @throws DmaError EINVAL if `from` is too short, the pool is freed or would have too many elements; with `checked`, also for
+   *   an element that is free already or does not exist, and in a pool that is shared for one that is in no hand. ETIMEDOUT as `get`
    */
   put(from: Int32Array | Uint32Array, count: number, at = 0): void {
+    if (!this.#live) this.#mustBeLive('pool.put');
     const cache = this.#cache;
     if (cache === undefined) this.#stack.put(from, count, at);
     else cache.put(from, count, at);
@@ -348,7 +405,7 @@ export class Pool implements Disposable {
         hint: 'it was made with forDevices: false; elements of one that is for devices are contiguous for them',
       });
     const { headroom, elementSize } = this;
-    const { stride } = this.#description.shape;
+    const { stride } = this.#shape;
     const iovas = new Float64Array(this.elements);
     let element = 0;
     for (const chunk of this.chunks) {
@@ -371,7 +428,13 @@ export class Pool implements Disposable {
   /** What other threads need for {@link Pool.attach}. @throws DmaError EINVAL if it is freed */
   share(): PoolDescription {
     this.#mustBeLive('pool.share');
-    return this.#description;
+    this.#sharing ??= this.#share(this.#stack);
+    return this.#sharing.description;
+  }
+
+  /** @internal Who shares it, if it is shared. */
+  get sharing(): PoolSharing | undefined {
+    return this.#sharing;
   }
 
   /**
@@ -404,21 +467,27 @@ export class Pool implements Disposable {
   #close(force: boolean, operation: string): void {
     const { name, elements } = this;
     const busy = (reason: string, hint: string): DmaError => new DmaError({ code: 'EBUSY', operation, reason, hint });
+    const { threads } = this;
+    this.#recover?.();
     const out = elements - this.available;
-    if (out > 0 && !force && this.threads === 0) {
+    if (out > 0 && !force && threads === 0) {
       const which = out === 1 ? '1 element' : `${out} elements`;
       throw busy(`${which} of the pool ${name} are out`, 'put them back first');
     }
-    const attached = Atomics.compareExchange(this.#threads, 0, 0, FREED);
-    if (attached === 0) return;
-    if (!force) {
-      const which = attached === 1 ? '1 thread has' : `${attached} threads have`;
-      throw busy(
-        `${which} attached to the pool ${name}`,
-        'free it there first; { force: true } if they were terminated',
-      );
+    const holds = this.#sharing?.holds;
+    if (holds === undefined || force) {
+      holds?.change(OPEN, ENDED);
+      return;
     }
-    Atomics.store(this.#threads, 0, FREED);
+    holds.change(OPEN, ENDING);
+    const attached = this.threads;
+    if (attached === 0) {
+      holds.change(ENDING, ENDED);
+      return;
+    }
+    holds.change(ENDING, OPEN);
+    const which = attached === 1 ? '1 thread has' : `${attached} threads have`;
+    throw busy(`${which} attached to the pool ${name}`, 'free it there first, or end that thread');
   }
 
   #newBytes(element: number): Uint8Array {
@@ -428,7 +497,7 @@ export class Pool implements Disposable {
         hint: `elements have the numbers 0 to ${this.elements - 1}, which get() gives`,
       });
     const chunk = this.#chunkOf(element);
-    const { headroom, stride } = this.#description.shape;
+    const { headroom, stride } = this.#shape;
     const offset = headroom + (element - this.#firsts[chunk]) * stride;
     const bytes = this.chunkBytes(chunk).subarray(offset, offset + this.elementSize);
     // Filled at once: with holes that large, V8 would make the array a dictionary.
@@ -483,11 +552,11 @@ function domainOf(device: PoolDevice, operation: string): PoolDevice['domain'] {
 function checkDescription(description: PoolDescription, operation: string): void {
   mustBeObject(description, 'descriptions of pools', operation);
   reading(operation, 'the description', () => {
-    const { name, shape, chunks, cacheSize, stack, threads } = description;
+    const { name, shape, chunks, cacheSize, stack, threads, holders } = description;
     mustBeString(name, 'the name of a pool', operation);
-    mustBe(stack, SharedArrayBuffer, 'the stack of a pool', operation);
-    mustBe(threads, SharedArrayBuffer, 'the count of threads', operation);
-    mustBeWhole(threads.byteLength, 8, 8, 'the size of the count of threads', operation);
+    wordsIn(stack, 'the stack of a pool', operation);
+    wordsIn(threads, 'the holds of a pool', operation);
+    wordsIn(holders, 'the holders of a pool', operation);
     mustBeWhole(cacheSize, 0, 2 ** 28, 'the size of the cache', operation);
     for (const size of [shape.size, shape.headroom, shape.stride])
       mustBeWhole(size, 0, Number.MAX_SAFE_INTEGER, 'a size of the elements', operation);
@@ -497,19 +566,4 @@ function checkDescription(description: PoolDescription, operation: string): void
       mustBeWhole(count, 1, 2 ** 28, 'the number of elements of a chunk', operation);
     }
   });
-}
-
-/** EINVAL of `attach` after the pool was freed. */
-function poolGone({ name }: PoolDescription): DmaError {
-  const hint = 'it has to live until its threads have left it: pool.threads tells how many are attached';
-  return invalid('pool.attach', `the pool ${name} was freed`, { hint });
-}
-
-/** Subtracts one attached thread, unless the pool was freed by force meanwhile. */
-function leave(threads: Int32Array): void {
-  for (let seen = Atomics.load(threads, 0); seen !== FREED;) {
-    const now = Atomics.compareExchange(threads, 0, seen, seen - 1);
-    if (now === seen) return;
-    seen = now;
-  }
 }

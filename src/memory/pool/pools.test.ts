@@ -2,19 +2,22 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { describe, it } from 'node:test';
-import { isMainThread, Worker, workerData } from 'node:worker_threads';
+import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
 import { throwsDma } from '../../../test/shared/errors.js';
+import { until } from '../../../test/shared/until.js';
 import fc from 'fast-check';
 import { DmaError } from '../../errors.js';
 import { openPlatform } from '../../platform/open.js';
 import { portablePlatform } from '../../platform/portable.js';
+import type { Platform } from '../../platform/ports.js';
 import { failingPlatform, type FailingPlatform } from '../../../test/fakes/platform/platforms.js';
 import { GiB, KiB, MiB, type Va } from '../../units.js';
 import { AreaIndex } from '../area-index.js';
 import { External, type ExternalMemory } from '../external.js';
 import { chunksIn, elementShape, runsIn } from './pool-layout.js';
 import { Pool, type PoolDescription, type PoolDevice } from './pool.js';
-import { Pools, type PoolHandler, type PoolOptions } from './pools.js';
+import { Holders } from '../shared/holders.js';
+import { Pools, type PoolHandler, type PoolOptions, type PoolsSharing } from './pools.js';
 import { testSources, type TestSources, type TestSourcesOptions } from '../../../test/fakes/memory/heap-sources.js';
 
 const PAGE = 4 * KiB;
@@ -24,7 +27,7 @@ const SKIP = { skip: openPlatform().limitation ?? false };
 function withPools(work: (pools: Pools, sources: TestSources) => void, options?: TestSourcesOptions): () => void {
   return () => {
     const sources = testSources(options);
-    const pools = new Pools(sources);
+    const pools = new Pools(sources, sharingOf(sources));
     work(pools, sources);
     assert.deepEqual(pools.close(), []);
     sources.close();
@@ -456,7 +459,7 @@ function tests(): void {
 
     it('goes back also when a handler throws, which is an uncaught exception later', async () => {
       const sources = testSources();
-      const pools = new Pools(sources);
+      const pools = new Pools(sources, sharingOf(sources));
       const pool = pools.create({ elements: 4, elementSize: 64 });
       pools.addHandler({
         destroy: () => {
@@ -483,7 +486,7 @@ function tests(): void {
     it('goes back whichever system call fails', () => {
       let failing: FailingPlatform | undefined;
       const sources = testSources({ wrap: (platform) => (failing = failingPlatform(platform)) });
-      const pools = new Pools(sources);
+      const pools = new Pools(sources, sharingOf(sources));
       assert.ok(failing !== undefined);
       const make = (): void => {
         using own = sources.external.allocate(PAGE);
@@ -510,7 +513,7 @@ function tests(): void {
 
     it('ends with the Eal: whoever has elements, their views are empty', () => {
       const sources = testSources();
-      const pools = new Pools(sources);
+      const pools = new Pools(sources, sharingOf(sources));
       const pool = pools.create({ elements: 4, elementSize: 64 });
       const bytes = pool.bytes(0);
       assert.ok(pool.get(new Int32Array(3), 3));
@@ -592,12 +595,38 @@ function tests(): void {
         assert.equal(bytes.length, 0);
         assert.equal(pool.available, 30);
         const description = pool.share();
+        throwsDma('EINVAL', () => Pool.attach({ ...description, chunks: [] }, platform), /30 elements/);
         pool.free();
         throwsDma('EINVAL', () => Pool.attach(description, platform), /was freed/);
         throwsDma('EINVAL', () => Pool.attach({ ...description, stack: new SharedArrayBuffer(8) }, platform));
-        throwsDma('EINVAL', () => Pool.attach({ ...description, chunks: [] }, platform), /30 elements/);
       }),
     );
+
+    it('gets back what a worker had that was terminated, which no longer holds it', { timeout: 60_000 }, async () => {
+      const sources = testSources();
+      const pools = new Pools(sources, sharingOf(sources));
+      const pool = pools.create({ elements: 20, elementSize: 64, cache: 4 });
+      const inRing = 2;
+      pools.ringsOf = (of) => (of === pool ? [inRing] : []);
+      const worker = new Worker(new URL(import.meta.url), {
+        workerData: { pool: pool.share(), id: 0 } satisfies Orders,
+      });
+      const [taken] = (await once(worker, 'message')) as [number[]];
+      assert.ok(taken.includes(inRing));
+      assert.equal(pool.threads, 1);
+      const burst = new Int32Array(20);
+      assert.equal(pool.get(burst, 19 - pool.threads), false);
+      await worker.terminate();
+      // All but the one in a ring.
+      await until(() => pool.get(burst, 19));
+      assert.ok(!burst.subarray(0, 19).includes(inRing));
+      assert.equal(pool.threads, 0);
+      pool.put(burst, 19);
+      throwsDma('EBUSY', () => pool.free(), /1 element of/);
+      pool.put(Int32Array.of(inRing), 1);
+      pool.free();
+      sources.close();
+    });
 
     it(
       'can be freed by force, when they are gone',
@@ -613,7 +642,7 @@ function tests(): void {
 
     it('is used by three at once: no element is in two hands, and all come back', { timeout: 60_000 }, async () => {
       const sources = testSources();
-      const pools = new Pools(sources);
+      const pools = new Pools(sources, sharingOf(sources));
       for (const from of ['owned', 'external'] as const) {
         const pool = pools.create({
           elements: 600,
@@ -640,7 +669,7 @@ function tests(): void {
   describe('pools against a model', SKIP, () => {
     it('100,000 bursts: every element is in one hand, and all come back', () => {
       const sources = testSources();
-      const pools = new Pools(sources);
+      const pools = new Pools(sources, sharingOf(sources));
       let state = 12345;
       const random = (below: number): number => {
         state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
@@ -789,6 +818,12 @@ function nextBreak(va: number, iovaAt: (va: number) => number): number {
 }
 
 /** What a worker of this file is told. */
+/** What an `Eal` gives its pools. */
+function sharingOf({ platform }: { platform: Platform }): PoolsSharing {
+  let holders: Holders | undefined;
+  return { port: platform.memory, holders: () => (holders ??= Holders.create(platform.kernel)) };
+}
+
 interface Orders {
   readonly pool: PoolDescription;
   readonly id: number;
@@ -819,6 +854,15 @@ function useElements(pool: Pool, id: number): void {
 if (isMainThread) tests();
 else {
   const { pool, id } = workerData as Orders;
-  using attached = Pool.attach(pool, openPlatform());
-  useElements(attached, id);
+  const attached = Pool.attach(pool, openPlatform());
+  if (id === 0) {
+    // Until it is terminated, with elements in hand and in its cache.
+    const burst = new Int32Array(10);
+    attached.get(burst, 10);
+    parentPort?.postMessage([...burst]);
+    parentPort?.on('message', () => undefined);
+  } else {
+    useElements(attached, id);
+    attached.free();
+  }
 }

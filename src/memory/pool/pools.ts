@@ -12,8 +12,12 @@ import { Handlers, tellHandler } from '../handlers.js';
 import type { MallocOptions } from '../heap/malloc-request.js';
 import { chooseHeaps, type Allocation, type HeapSources } from '../owned/heap-choice.js';
 import type { IovaMode } from '../iova-mode.js';
+import type { Holders } from '../shared/holders.js';
+import { Holds } from '../shared/holds.js';
+import { notShareable } from '../shared/shares.js';
+import { sharedBuffers, type WordSource } from '../shared/words.js';
 import { PoolCache } from './pool-cache.js';
-import { Pool } from './pool.js';
+import { Pool, type PoolDescription, type PoolSharing } from './pool.js';
 import { elementShape } from './pool-layout.js';
 import {
   poolMemoryFromBlocks,
@@ -87,12 +91,21 @@ const POOL_OPTIONS: Shape<PoolOptions> = {
   checked: 'boolean',
 };
 
+/** What pools need to be shared. */
+export interface PoolsSharing {
+  readonly port: Pick<MemoryPort, 'keeper'>;
+  /** The threads and processes that share what the `Eal` has; made on first use. */
+  readonly holders: () => Holders;
+  /** Where words are put that others use. Default: SharedArrayBuffers. */
+  readonly words?: WordSource;
+}
+
 /** The pools of one `Eal`. */
 export class Pools {
   /** @internal */
   readonly stays = STAYS;
   readonly #sources: HeapSources;
-  readonly #port: Pick<MemoryPort, 'keeper'> | undefined;
+  readonly #sharing: PoolsSharing | undefined;
   readonly #pools = new Map<string, Pool>();
   readonly #handlers = new Handlers<PoolHandler>();
   /** External memory that is in a pool, and the name of the pool. */
@@ -100,10 +113,13 @@ export class Pools {
   #made = 0;
 
   /** @internal */
-  constructor(sources: HeapSources, port?: Pick<MemoryPort, 'keeper'>) {
+  constructor(sources: HeapSources, sharing?: PoolsSharing) {
     this.#sources = sources;
-    this.#port = port;
+    this.#sharing = sharing;
   }
+
+  /** @internal Tells which elements of a pool are in rings, for recovery. */
+  ringsOf: (pool: Pool) => Iterable<number> = () => [];
 
   /** All pools, in the order of creation. */
   [Symbol.iterator](): IterableIterator<Pool> {
@@ -154,12 +170,27 @@ export class Pools {
     const { name = this.#newName() } = options;
     if (name === '') throw invalid(operation, 'the name of a pool is empty', { hint: 'leave it out to generate one' });
     const shape = elementShape(elementSize, headroom, align, operation);
-    const stack = ElementStack.create(elements, options, operation);
-    const cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize, operation);
     checkSource(options, operation);
     if (this.#pools.has(name)) throw this.#nameTaken(name, operation);
+    const words = this.#sharing?.words ?? sharedBuffers;
+    const stack = ElementStack.create(elements, options, operation, words);
+    let cache: PoolCache | undefined;
+    try {
+      cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize, operation);
+    } catch (error) {
+      words.free(stack.memory);
+      throw error;
+    }
     const iovaMode = (): IovaMode => this.#sources.memory.iova.mode;
-    const memory = yield* this.#memoryFor(options, { elements, shape, forDevices, iovaMode, operation }, name);
+    let memory: PoolMemory;
+    try {
+      memory = yield* this.#memoryFor(options, { elements, shape, forDevices, iovaMode, operation }, name);
+    } catch (error) {
+      words.free(stack.memory);
+      throw error;
+    }
+    const release = (): void =>
+      throwFirst(undoAll([() => this.#release(memory), () => words.free(stack.memory)]), 'pool.free');
     const { chunks } = memory;
     try {
       // The name may have been taken while the event loop ran.
@@ -168,28 +199,29 @@ export class Pools {
         for (let chunk = 0; chunk < chunks.length; chunk++) yield clearing(memory.view(chunk), operation);
       this.#sources.gate?.(operation);
     } catch (error) {
-      throw withUndo(error, operation, undoAll([() => this.#release(memory)]));
+      throw withUndo(error, operation, undoAll([release]));
     }
     /** Handlers that must be notified if it is not created after all. */
     let told: PoolHandler[] | undefined = [];
     let pool: Pool;
     try {
       const owner = options.external === undefined ? memory.areas[0].owner : 'external';
-      const threads = new SharedArrayBuffer(2 * Int32Array.BYTES_PER_ELEMENT);
-      const keepers = [...new Set(chunks.flatMap(({ va }) => this.#port?.keeper(va) ?? []))];
-      const shared = { stack: stack.shared, threads, keepers };
-      const description = { name, shape, forDevices, owner, chunks, cacheSize, ...shared };
+      const keepers = [...new Set(chunks.flatMap(({ va }) => this.#sharing?.port.keeper(va) ?? []))];
+      const facts = { name, shape, forDevices, owner, chunks, cacheSize, keepers };
+      const sharing = (shared: ElementStack): PoolSharing => this.#share(facts, shared);
       const end = (): void => {
         for (const handler of told ?? this.#handlers) tellHandler(() => handler.destroy?.(pool));
         this.#pools.delete(name);
-        if (Atomics.load(new Int32Array(threads), 1) === 1) memory.escape();
-        this.#release(memory);
+        if (pool.sharing?.holds.escaped === true) memory.escape();
+        const threads = pool.sharing?.description.threads;
+        throwFirst(undoAll([release, () => threads !== undefined && words.free(threads)]), 'pool.free');
       };
+      const recover = (): number => this.#recover(pool);
       const view = (chunk: number): Uint8Array => memory.view(chunk);
       const mustBeIdle = (of: string): void => memory.mustBeIdle(of);
-      pool = new Pool({ description, stack, cache, view, mustBeIdle, end, made: true });
+      pool = new Pool({ facts, sharing, recover, stack, cache, view, mustBeIdle, end, made: true });
     } catch (error) {
-      throw withUndo(error, operation, undoAll([() => this.#release(memory)]));
+      throw withUndo(error, operation, undoAll([release]));
     }
     this.#pools.set(name, pool);
     try {
@@ -258,6 +290,27 @@ export class Pools {
     const memory = poolMemoryFromExternal(request, external, name);
     for (const area of memory.areas) this.#external.set(area, name);
     return memory;
+  }
+
+  /** Makes what other threads and processes attach to. */
+  #share(facts: Omit<PoolDescription, 'stack' | 'threads' | 'holders'>, stack: ElementStack): PoolSharing {
+    if (this.#sharing === undefined) throw notShareable('pool.share');
+    const holders = this.#sharing.holders();
+    const me = holders.enter();
+    const threads = (this.#sharing.words ?? sharedBuffers).allocate(Holds.bytesFor(holders.capacity));
+    const holds = Holds.create(threads, holders.capacity, me);
+    stack.share(holders);
+    return { holders, holds, description: { ...facts, stack: stack.memory, threads, holders: holders.buffer } };
+  }
+
+  #recover(pool: Pool): number {
+    const { sharing, stack } = pool;
+    if (sharing === undefined) return 0;
+    const gone = [...sharing.holders.gone()];
+    if (gone.length === 0) return 0;
+    // What is in rings is read after it is known who has ended: those put nothing into them any more.
+    const inRings = [...this.ringsOf(pool)];
+    return gone.reduce((sum, id) => sum + stack.recover(id, inRings), 0);
   }
 
   #release(memory: PoolMemory): void {

@@ -4,6 +4,7 @@ import type { MemoryPort } from '../../platform/ports.js';
 import { Holders, type HoldersKernel } from './holders.js';
 import { ENDED, ENDING, Holds, LOST, OPEN } from './holds.js';
 import type { Shared } from './shared.js';
+import type { WordMemory } from './words.js';
 
 /** What a hold needs of the platform. */
 export interface HoldPlatform {
@@ -56,7 +57,7 @@ export class Hold {
    * @throws DmaError EINVAL if it was freed; ENODEV if it was lost; EAGAIN if there are too many holders
    */
   static take(
-    shared: Pick<Shared<unknown>, 'holds' | 'holders' | 'keepers' | 'more'>,
+    shared: Pick<Shared<unknown>, 'keepers' | 'more'> & { readonly holds: WordMemory; readonly holders: WordMemory },
     platform: HoldPlatform,
     what: string,
     place: string,
