@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { readdirSync, readlinkSync } from 'node:fs';
 import { afterEach, beforeEach, describe, it } from 'node:test';
 import { codeOf, dmaError, throwsDma } from '../test/shared/errors.js';
+import { Room } from '../test/shared/command.js';
 import { ownPlaces } from '../test/shared/places.js';
 import { SecondaryProcess } from '../test/shared/secondary-process.js';
 import { until } from '../test/shared/until.js';
@@ -267,6 +268,103 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
     await until(() => codeOf(() => eal.zones.free('early')) !== 'EBUSY');
     assert.equal(eal.zones.find('early'), undefined);
     await until(() => open() <= descriptors - 2);
+  });
+
+  it('attach and detach memory of a heap as DPDK does: EM-A06, EM-A07, EM-A12, EM-A13, EM-A17, EM-A18, EM-A21, EM-A22', async () => {
+    eal.heaps.create('valid');
+    const memory = eal.external.allocate(4 * MiB);
+    const part = { va: memory.va, length: memory.length };
+    const codes = await store.run(async ({ store }, { va, length }) => {
+      const of = async (work: Promise<unknown>): Promise<string> =>
+        work.then(
+          () => 'done',
+          (error: { code: string }) => error.code,
+        );
+      const { heaps } = store;
+      const part = { va, length };
+      const long = 'x'.repeat(32);
+      return {
+        badAttach: await Promise.all(['', long, null].map((name) => of(heaps.attachMemory(name as string, part)))),
+        badDetach: await Promise.all(['', long, null].map((name) => of(heaps.detachMemory(name as string, part)))),
+        noHeap: [await of(heaps.attachMemory('none', part)), await of(heaps.detachMemory('none', part))],
+        empty: [
+          await of(heaps.attachMemory('valid', { va, length: 0 })),
+          await of(heaps.detachMemory('valid', { va, length: 0 })),
+        ],
+        zero: [
+          await of(heaps.attachMemory('valid', { va: 0 as never, length })),
+          await of(heaps.detachMemory('valid', { va: 0 as never, length })),
+        ],
+        native: await of(heaps.attachMemory('socket_0', part)),
+        notInIt: await of(heaps.attachMemory('valid', part)),
+      };
+    }, part);
+    assert.deepEqual(codes.badAttach, ['EINVAL', 'EINVAL', 'EINVAL']);
+    assert.deepEqual(codes.badDetach, ['EINVAL', 'EINVAL', 'EINVAL']);
+    assert.deepEqual(codes.noHeap, ['ENOENT', 'ENOENT']);
+    assert.deepEqual(codes.empty, ['EINVAL', 'EINVAL']);
+    assert.deepEqual(codes.zero, ['EINVAL', 'EINVAL']);
+    assert.deepEqual([codes.native, codes.notInIt], ['EPERM', 'ENOENT']);
+    eal.heaps.addMemory('valid', memory);
+    assert.match(await mapsOf(store.pid, memory.va), /rw-s/, 'memory of heaps is attached by itself');
+    const steps = await store.run(async ({ store }, part) => {
+      const codes: string[] = [];
+      for (const step of ['attachMemory', 'detachMemory', 'detachMemory', 'attachMemory'] as const)
+        await store.heaps[step]('valid', part).then(
+          () => codes.push('done'),
+          (error: { code: string }) => codes.push(error.code),
+        );
+      return codes;
+    }, part);
+    assert.deepEqual(steps, ['EEXIST', 'done', 'ENOENT', 'done']);
+    assert.match(await mapsOf(store.pid, memory.va), /rw-s/);
+    eal.heaps.removeMemory('valid', part);
+    assert.doesNotMatch(await mapsOf(store.pid, part.va), /rw-s/);
+    eal.heaps.destroy('valid');
+  });
+
+  it('are told which external memory there is not: EM-C02, EM-C03, EM-C06, EM-C09', async () => {
+    const codes = await store.run(async ({ store }) => {
+      const A = 0x7000_0000_0000 as never;
+      const of = async (work: Promise<unknown>): Promise<string> =>
+        work.then(
+          () => 'done',
+          (error: { code: string }) => error.code,
+        );
+      const length = 4 * 2 ** 20;
+      return [
+        await of(store.external.attach({ va: A, length })),
+        await of(store.external.attach({ va: A, length })),
+        await of(store.external.detach({ va: A, length })),
+        await of(store.external.attach({ va: A, length: 0 })),
+        await of(store.external.attach({ va: A, length: 0 })),
+        await of(store.external.attach({ va: 0 as never, length })),
+        await of(store.external.attach({ va: 0 as never, length })),
+      ];
+    });
+    assert.deepEqual(codes, ['ENOENT', 'ENOENT', 'ENOENT', 'EINVAL', 'EINVAL', 'EINVAL', 'EINVAL']);
+  });
+
+  it('are shown by "anydma attach", with what is in their primary', async () => {
+    using room = new Room();
+    await eal.probe('vdev:edu0');
+    const env = { XDG_RUNTIME_DIR: String(process.env['XDG_RUNTIME_DIR']) };
+    const shown = await room.run(['attach', 'store'], env);
+    assert.equal(shown.status, 0, shown.stderr);
+    for (const text of [/^store: process \d+/m, /early/, /vdev:edu0/, /process \d+ \(worker\)/, /socket_0/])
+      assert.match(shown.stdout, text);
+    const listed = JSON.parse((await room.run(['attach', '--json'], env)).stdout) as { running: unknown[] };
+    assert.equal(listed.running.length, 1);
+    const facts = JSON.parse((await room.run(['attach', 'store', '--json'], env)).stdout) as {
+      eal: { secondaries: { pid: number }[] };
+    };
+    assert.deepEqual(
+      facts.eal.secondaries.map(({ pid }) => pid),
+      [store.pid],
+    );
+    const none = await room.run(['attach', 'none'], env);
+    assert.equal(none.status, 1);
+    assert.match(none.stderr, /no process of this user is a primary with the name "none"[^]*the names are: store/);
   });
 
   it('are given up when they do not answer in time, and hold nothing up', async () => {

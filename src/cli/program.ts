@@ -1,6 +1,7 @@
 /** The `anydma` command as a function: it takes arguments, writes to two streams, and returns the exit status. */
 import { createRequire } from 'node:module';
 import { Command, CommanderError } from 'commander';
+import { attach } from './attach.js';
 import { bind } from './devices/bind.js';
 import { addCommand, STATUS, type Run } from './shared/command.js';
 import { completion } from './completion/completion.js';
@@ -50,6 +51,7 @@ Start with: anydma demo`,
   addCommand(program, unbind, run);
   addCommand(program, hugepages, run);
   addCommand(program, serve, run);
+  addCommand(program, attach, run);
   addNvme(program, run);
   addRdma(program, run);
   addCommand(program, explain, run);

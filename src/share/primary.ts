@@ -4,7 +4,6 @@
  * secondary has is given back when it ends, however it ends.
  */
 import type { Device } from '../bus/model.js';
-import type { MapAsyncOptions } from '../dma/domain.js';
 import { DmaError, invalid } from '../errors.js';
 import type { LongWorkOptions } from '../long-work.js';
 import type { External, ExternalMemory } from '../memory/external.js';
@@ -238,7 +237,7 @@ export class Primary {
       'devices.map': (session, { fields }) => this.#map(session, fields),
       'devices.iovaOf': (_, { fields }) => {
         const device = this.#device(fields, 'iovaOf');
-        return { result: { iova: device.iovaOf({ va: fields.number('va') as Va, length: fields.number('length') }) } };
+        return { result: { iova: device.iovaOf({ va: fields.number('va'), length: fields.number('length') }) } };
       },
     };
   }
@@ -457,7 +456,7 @@ export class Primary {
     const device = this.#device(fields, 'dmaMap');
     const target = { va: fields.raw['va'] as Va, length: fields.raw['length'] as number };
     const mapping = await this.#work(session, fields, (work) =>
-      device.dmaMapAsync(target, { ...(optionsIn(fields) as MapAsyncOptions), ...work }),
+      device.dmaMapAsync(target, { ...optionsIn(fields), ...work }),
     );
     try {
       const id = this.#of(session).keep({
@@ -475,7 +474,7 @@ export class Primary {
 
   /** What is in it, for people and programs. */
   #facts(): JsonObject {
-    const { name, platform, memory, heaps, zones, external, devices, window } = this.#sources;
+    const { name, memory, heaps, zones, external, devices, window } = this.#sources;
     const regions = [...this.#regions.changes()].map(({ heap, range, pageSize, node, areas }) => ({
       heap,
       va: range.start,
@@ -488,14 +487,18 @@ export class Primary {
       name,
       pid: process.pid,
       version: libraryVersion(),
-      platform: platform.name,
       window: { va: window.range.start, length: window.range.length },
       iovaMode: memory.facts().iova?.mode,
-      heaps: [...memory.heapsInUse, ...heaps.made].map((heap) => ({ name: heap.name, ...heap.statistics() })),
+      heaps: [...memory.heapsInUse, ...heaps.made].map((heap) => {
+        const { total, free, allocated, allocatedBlocks } = heap.statistics();
+        return { name: heap.name, total, free, allocated, allocatedBlocks };
+      }),
       memory: regions,
-      zones: [...zones].map(zoneFacts),
-      external: [...external].map(externalFacts),
-      devices: devices().map(deviceFacts),
+      zones: [...zones].map(({ name, heap, va, length }) => ({ name, heap: heap.name, va, length })),
+      external: [...external].map(({ area, va, length, fd }) => {
+        return { label: area.label, va, length, pageSize: area.pageSize, shareable: fd !== undefined };
+      }),
+      devices: devices().map(({ name, driver, domain }) => ({ name, driver: driver?.name, domain: domain?.name })),
       secondaries: [...this.#holdings.values()].map(({ session, handles }) => ({
         pid: session.pid,
         label: session.label,

@@ -116,14 +116,14 @@ export class Secondary implements AsyncDisposable {
         reason: 'a worker thread can not attach, because its addresses end with it',
         hint: 'attach in the main thread, and share what workers need with them',
       });
-    let secondary: Secondary | undefined;
+    const made: { secondary?: Secondary } = {};
     const owner = {
       answer: (question: Question): Answer | undefined => {
-        if (secondary === undefined) throw nonsense(OPERATION, `${question.name} before the hello was answered`);
-        return secondary.#answer(question);
+        if (made.secondary === undefined) throw nonsense(OPERATION, `${question.name} before the hello was answered`);
+        return made.secondary.#answer(question);
       },
       closed: (error: DmaError): void => {
-        if (secondary !== undefined) secondary.#ended(error);
+        if (made.secondary !== undefined) made.secondary.#ended(error);
       },
     };
     const { peer, pid } = await connectToPrimary(platform, name, owner, {
@@ -132,7 +132,8 @@ export class Secondary implements AsyncDisposable {
       version: libraryVersion(),
       keepAlive: false,
     });
-    secondary = new Secondary(platform, name, pid, peer);
+    const secondary = new Secondary(platform, name, pid, peer);
+    made.secondary = secondary;
     try {
       await peer.ask('attach', {}, [], timeoutMs);
       return secondary;
@@ -217,7 +218,9 @@ export class Secondary implements AsyncDisposable {
       get mirror() {
         return mirrorOf();
       },
-      release: async (id, operation, options) => void (await this.#ask('release', { id, operation, ...options })),
+      release: async (id, operation, options) => {
+        await this.#ask('release', { id, operation, ...options });
+      },
       map: async (device, part, options: MapAsyncOptions) => {
         const { fields } = await this.#work('devices.map', { device, ...part }, options, 'dmaMap');
         return new SecondaryMapping(this.#connection.keeper, fields.objectAt('mapping'));
@@ -343,7 +346,13 @@ export interface SharedFacts {
   /** The addresses that all processes reserve for it. */
   readonly window: { readonly va: number; readonly length: number };
   readonly iovaMode?: string;
-  readonly heaps: readonly ({ readonly name: string } & HeapStatistics)[];
+  readonly heaps: readonly {
+    readonly name: string;
+    readonly total: number;
+    readonly free: number;
+    readonly allocated: number;
+    readonly allocatedBlocks: number;
+  }[];
   /** The pieces of memory of heaps; `shared` tells whether secondaries can map one. */
   readonly memory: readonly {
     readonly heap: string;
