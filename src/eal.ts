@@ -211,7 +211,7 @@ export class Eal implements AsyncDisposable {
       areas: this.#areas,
       limits: this.platform.limits,
       pages: this.platform.memory,
-      context: { external: this.#driverMemory },
+      context: { external: this.#driverMemory, shares: this.#shares },
       changed: (change, device, error) => {
         if (change === 'probed' || change === 'removed') this.#tell(change, device);
         else if (error !== undefined) this.#tell(change, device, error);

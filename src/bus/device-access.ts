@@ -6,6 +6,8 @@ import { mustBeFunction, reading } from '../check.js';
 import { invalid, isDmaError, type DmaError, type ErrorCode } from '../errors.js';
 import { show } from '../show.js';
 import { hex } from '../units.js';
+import type { Holders } from '../memory/shared/holders.js';
+import type { RegisterLoan } from './lent-registers.js';
 import type { Registers } from '../platform/registers/registers.js';
 
 /** PCI region indexes, as VFIO numbers them (include/uapi/linux/vfio.h, VFIO_PCI_BAR0_REGION_INDEX ...). */
@@ -53,6 +55,13 @@ export interface DeviceAccess {
    * enabling another kind disables the first. EINVAL for more handlers than vectors.
    */
   enableInterrupts(kind: InterruptKind, handlers: readonly (() => void)[]): Interrupts;
+  /**
+   * @internal Lends registers to other threads of this process, for stores: bytes [offset, offset + length) of a region. Absent if they can
+   * not be reached from there.
+   *
+   * @throws DmaError ENOTSUP with the reason
+   */
+  lendRegisters?(region: number, offset: number, length: number, holders: Holders): RegisterLoan;
   /** Resets the device; mappings and interrupts stay. ENOTSUP if the device has no reset. */
   reset(): void;
 }

@@ -7,6 +7,7 @@ import type { Explanation } from '../dma/explain.js';
 import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions } from '../dma/plan.js';
 import type { DmaError } from '../errors.js';
+import type { Shares } from '../memory/shared/shares.js';
 import type { External } from '../memory/external.js';
 import type { IovaMode } from '../memory/iova-mode.js';
 import type { Iova, IovaLike, VaLike } from '../units.js';
@@ -257,6 +258,8 @@ export const TRY_NEXT: unique symbol = Symbol('try the next driver');
 export interface ProbeContext {
   /** Provides memory for the driver itself, such as rings. */
   readonly external: External;
+  /** @internal What drivers share with other threads; absent in tests of drivers alone. */
+  readonly shares?: Shares;
 }
 
 /**
@@ -278,6 +281,8 @@ export interface Driver<T = unknown> {
   takes?(opened: OpenedDevice): boolean;
   /** The class of its devices: `dma`, `net`, `storage`, `test` ... */
   readonly deviceClass?: string;
+  /** May the device be removed now? @throws DmaError EBUSY, if another thread works it */
+  mayRemove?(device: Device, instance: T): void;
   /**
    * How many address bits the device can use: IOVAs are kept below 2^bits. Absent, or `undefined`: no limit.
    *

@@ -193,8 +193,8 @@ export class Registry {
    *
    * For a device that was lost, only waits until it is gone.
    *
-   * @throws DmaError EINVAL if it is not probed; EBUSY while it is being probed or removed; the first error while
-   *   undoing, after all was tried: the device is removed all the same
+   * @throws DmaError EINVAL if it is not probed; EBUSY while it is being probed or removed, or another thread works it; the first error
+   *   while undoing, after all was tried: the device is removed all the same
    */
   async remove(device: Device): Promise<void> {
     mustBe(device, BoundDevice, 'the device', 'remove', 'Device');
@@ -210,9 +210,15 @@ export class Registry {
             ? 'it was removed before, or was never probed by this Eal'
             : 'it was removed, and then probed again as a new Device',
       });
+    mayRemove(own);
+    await this.#remove(own);
+  }
+
+  async #remove(device: BoundDevice): Promise<void> {
+    const { name } = device;
     const errors = await this.#exclusively(name, 'remove', () => {
-      own.unshare('remove');
-      return this.#takeDown(own);
+      device.unshare('remove');
+      return this.#takeDown(device);
     });
     debug?.(`removed: ${name}`);
     this.#options.changed?.('removed', device);
@@ -235,7 +241,7 @@ export class Registry {
         // A device that was lost meanwhile is waited for on the next pass.
         if (device.state !== 'probed') continue;
         device.stopped = true;
-        await this.remove(device).catch((error: unknown) => errors.push(error));
+        await this.#remove(device).catch((error: unknown) => errors.push(error));
       }
     }
   }
@@ -716,4 +722,11 @@ function checkContainer(bus: Bus, name: string, { args }: DeviceSpec): void {
     throw invalid('probe', `devices of the bus ${bus.name} are not put into containers`, { device });
   if (args.has('container'))
     throw invalid('probe', 'two containers are given: one in the device name and one in the options', { device });
+}
+
+/** @throws DmaError EBUSY if the driver of the device can not let go of it now */
+function mayRemove(device: BoundDevice): void {
+  const { binding } = device;
+  if (binding !== undefined && 'instance' in binding && device.lost === undefined)
+    binding.driver.mayRemove?.(device, binding.instance);
 }

@@ -2,6 +2,9 @@
 import { mustBe, mustBeOneOf } from '../check.js';
 import { DmaError, invalid, undoAll } from '../errors.js';
 import type { EventsPort, Platform, Watch } from '../platform/ports.js';
+import type { Holders } from '../memory/shared/holders.js';
+import type { LentRegisters } from '../platform/registers/region-registers.js';
+import type { RegisterLoan } from './lent-registers.js';
 import type { Registers } from '../platform/registers/registers.js';
 import {
   checkRegionAccess,
@@ -26,6 +29,10 @@ export interface VfioLike {
   /** Why the device can no longer be used. */
   readonly failure: DmaError | undefined;
   registers(region: number): Registers;
+  /** Keeps mapped registers for another thread; `undefined` if they are not mapped. */
+  lendRegisters(region: number, offset: number, length: number): LentRegisters | undefined;
+  /** Lets another thread store to registers by message. Absent, or throws ENOTSUP, if that can not be. */
+  lendStores?(region: number, holders: Holders): RegisterLoan;
   regionRead(region: number, offset: number, into: Uint8Array): void;
   regionWrite(region: number, offset: number, from: Uint8Array): void;
   /** `trigger` with neither `eventfds` nor `count` disables the whole kind. */
@@ -62,6 +69,25 @@ export class VfioAccess implements DeviceAccess {
   registers(region: number): Registers {
     if (!this.regions.some((info) => info.index === region)) throw noRegion(this.regions, region);
     return this.#device.registers(region);
+  }
+
+  lendRegisters(region: number, offset: number, length: number, holders: Holders): RegisterLoan {
+    checkRegionAccess(this.regions, region, offset, length);
+    const lent = this.#device.lendRegisters(region, offset, length);
+    if (lent !== undefined) {
+      const { va, offset: from, length: bytes } = lent;
+      return {
+        stores: { kind: 'mapped', va: va + from, offset: from, length: bytes },
+        [Symbol.dispose]: () => lent[Symbol.dispose](),
+      };
+    }
+    const loan = this.#device.lendStores?.(region, holders);
+    if (loan !== undefined) return loan;
+    throw new DmaError({
+      code: 'ENOTSUP',
+      operation: 'lendRegisters',
+      reason: `region ${region} is not mapped there, so that no other thread can reach its registers`,
+    });
   }
 
   readRegion(region: number, offset: number, length: number): Uint8Array {

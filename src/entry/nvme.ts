@@ -16,7 +16,7 @@ export {
   type NvmeReadOptions,
   type NvmeWriteOptions,
 } from '../drivers/nvme/namespace.js';
-export { ABORTED_BY_HOST, NvmeQueue } from '../drivers/nvme/queue.js';
+export { ABORTED_BY_HOST, NvmeQueue, type AttachedNvmeQueue } from '../drivers/nvme/queue.js';
 export { NvmeError, statusError, type NvmeFailure, type NvmeOutcome } from '../drivers/nvme/nvme-error.js';
 export type { NvmeEvent } from '../drivers/nvme/events.js';
 export type { BounceMemory } from '../drivers/nvme/bounce.js';

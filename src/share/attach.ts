@@ -2,6 +2,7 @@
 import { AttachedDevice, deviceFacts } from '../bus/attached-device.js';
 import { AttachedMapping, mappingFacts, nameOf } from '../dma/attached-mapping.js';
 import { AttachedMemory, memoryFacts } from '../memory/attached-memory.js';
+import { nvmeQueueFacts, NvmeQueueOfThread, queueName } from '../drivers/nvme/attached-queue.js';
 import { Hold } from '../memory/shared/hold.js';
 import { unsealed, type Shared } from '../memory/shared/shared.js';
 import { captureOrigin, placeOf } from '../origin.js';
@@ -12,8 +13,8 @@ import type { Platform } from '../platform/ports.js';
 let ours: Platform | undefined;
 
 /**
- * Opens what another thread of this process shares: memory, a block or a zone ({@link AttachedMemory}), a mapping, a device. The bytes are the
- * same, at the same addresses; nothing is copied or mapped again.
+ * Opens what another thread of this process shares: memory, a block or a zone ({@link AttachedMemory}), a mapping, a device, a queue. The bytes are
+ * the same, at the same addresses; nothing is copied or mapped again.
  *
  * While it is open, the thread that shares it can not free it (EBUSY, naming this thread). Dispose it to let go of it; when this thread ends, in
  * whatever way, it lets go of everything.
@@ -47,6 +48,11 @@ function open(shared: Shared<unknown>, platform: Platform, place: string, operat
       const facts = deviceFacts(shared.facts, operation);
       const hold = Hold.take(shared, platform, `the device ${facts.name}`, place, operation);
       return new AttachedDevice(facts, hold, shared.more);
+    }
+    case 'queue': {
+      const facts = nvmeQueueFacts(shared.facts);
+      const hold = Hold.take(shared, platform, queueName(facts), place, operation);
+      return NvmeQueueOfThread.attach(shared, facts, hold, platform);
     }
   }
 }

@@ -5,6 +5,7 @@ import { Framer, protocolError } from './framing.js';
 import { hangUp } from './hang-up.js';
 import { ALL_FDS, FLAG, MAX_FDS, MAX_MESSAGE } from './messages.js';
 import type { Message } from './messages.js';
+import { SHORT_MESSAGE } from './short-message.js';
 import { now } from '../timers.js';
 
 /** Bytes that may wait for a peer that does not read: a few of the largest messages. */
@@ -53,6 +54,12 @@ interface Waiting {
   fds: number[];
 }
 
+/** Held while a long message is being sent. */
+export interface SendLock {
+  lock(): void;
+  unlock(): void;
+}
+
 /** One connected socket. Owns it. */
 export class Channel {
   /** The events that {@link pump} waits for. */
@@ -64,6 +71,7 @@ export class Channel {
   #queuedReplies = 0;
   #watch: Watch | undefined;
   readonly #keepAlive: boolean;
+  #locked = false;
   #paused = false;
   #dispatching = false;
   #failure: DmaError | undefined;
@@ -93,6 +101,9 @@ export class Channel {
     if (served) servedHere.add(this);
   }
 
+  /** What a long message needs while it is being sent, once other threads send short ones. */
+  lock: SendLock | undefined;
+
   /** Why the channel is closed; `undefined` while it is open. */
   get failure(): DmaError | undefined {
     return this.#failure;
@@ -114,7 +125,7 @@ export class Channel {
     if (this.#failure !== undefined) return true;
     if (this.#queued + bytes.length > MAX_QUEUED) return false;
     try {
-      const sent = this.#queue.length === 0 ? this.platform.sockets.send(this.fd, bytes, 0, fds) : 0;
+      const sent = this.#queue.length === 0 ? this.#sendPart(bytes, 0, fds) : 0;
       const isReply = (bytes[8] & FLAG.TYPE) === FLAG.REPLY;
       if (sent < bytes.length) this.#enqueue(bytes.slice(sent), isReply, sent === 0 ? fds : []);
     } catch (error) {
@@ -156,6 +167,7 @@ export class Channel {
     this.#watch?.close();
     this.#watch = undefined;
     hangUp(this.platform, this.fd);
+    this.#unlock();
     this.#closeAll(this.#framer.takeFds());
     for (const { fds } of this.#queue) this.#closeOwn(fds);
     this.#queue = [];
@@ -180,7 +192,7 @@ export class Channel {
   #flush(): void {
     try {
       for (let first = this.#queue.at(0); first !== undefined; first = this.#queue.at(0)) {
-        const sent = this.platform.sockets.send(this.fd, first.bytes, first.offset, first.fds);
+        const sent = this.#sendPart(first.bytes, first.offset, first.fds);
         if (sent === 0) break;
         this.#closeOwn(first.fds);
         first.fds = [];
@@ -197,6 +209,28 @@ export class Channel {
     }
     // Messages that were received while too many replies were queued.
     if (!this.#dispatching && !this.#holds) this.#dispatch();
+  }
+
+  /** Sends as much as the socket takes; behind a part of a message no other thread sends. @returns bytes */
+  #sendPart(bytes: Uint8Array, offset: number, fds: readonly number[]): number {
+    const { lock } = this;
+    const isLong = lock !== undefined && bytes.length > SHORT_MESSAGE;
+    if (isLong && !this.#locked) {
+      lock.lock();
+      this.#locked = true;
+    }
+    let sent = 0;
+    try {
+      return (sent = this.platform.sockets.send(this.fd, bytes, offset, fds));
+    } finally {
+      if (isLong && (offset + sent === 0 || offset + sent === bytes.length)) this.#unlock();
+    }
+  }
+
+  #unlock(): void {
+    if (!this.#locked) return;
+    this.#locked = false;
+    this.lock?.unlock();
   }
 
   /** The other side may have sent the reason before it closed: receive first. */

@@ -3,7 +3,7 @@ import { mustBeString } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { Peer, Platform } from '../platform/ports.js';
 import { RegionRegisters } from '../platform/registers/region-registers.js';
-import type { MappedArea, RegionCalls } from '../platform/registers/region-registers.js';
+import type { LentRegisters, MappedArea, RegionCalls } from '../platform/registers/region-registers.js';
 import type { Registers } from '../platform/registers/registers.js';
 import { Range } from '../ranges.js';
 import { runSteps, runStepsAsync, type Steps } from '../steps.js';
@@ -37,6 +37,8 @@ import {
   putCommand,
 } from './messages.js';
 import type { Capabilities, DeviceInfo, IrqDescription, SetIrqs } from './messages.js';
+import type { Holders } from '../memory/shared/holders.js';
+import type { PostedLoan } from './posted-stores.js';
 import { checkServer, peerOf, whoRefuses, whyNoSocket } from './server-at.js';
 import { ServerProcess } from './server-process.js';
 import { delay, now } from '../timers.js';
@@ -87,7 +89,7 @@ export class VfioUserClient {
   interrupts: readonly IrqDescription[] = [];
 
   readonly #connection: Connection;
-  readonly #registers = new Map<number, Registers>();
+  readonly #registers = new Map<number, RegionRegisters>();
   readonly #registerCalls: RegionCalls = {
     regionRead: (region, offset, into) => {
       this.regionRead(region, offset, into);
@@ -291,6 +293,28 @@ export class VfioUserClient {
     const registers = new RegionRegisters(this.#registerCalls, region, described.size, areas);
     this.#registers.set(region, registers);
     return registers;
+  }
+
+  /** @internal Keeps mapped registers for another thread; `undefined` if they are not mapped. */
+  lendRegisters(region: number, offset: number, length: number): LentRegisters | undefined {
+    this.registers(region);
+    return this.#registers.get(region)?.lend(offset, length);
+  }
+
+  /**
+   * @internal Lets another thread store to the registers of a region by messages over the same socket.
+   *
+   * @throws DmaError ENOTSUP if the server takes no stores that nobody waits for
+   */
+  lendStores(region: number, holders: Holders): PostedLoan {
+    if (this.options.stores === 'answered')
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation: 'vfio-user lendStores',
+        reason: 'stores=answered is set, and another thread can not wait for the answers',
+        hint: 'leave stores out of the name of the device',
+      });
+    return this.#connection.lend(region, holders);
   }
 
   /**

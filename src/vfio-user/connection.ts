@@ -1,6 +1,7 @@
 /** A client's connection to a server: its sockets, the commands that wait for replies, and how it ends. */
 import { DmaError, isDmaError, NO_DESCRIPTORS } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
+import type { Holders } from '../memory/shared/holders.js';
 import type { Platform } from '../platform/ports.js';
 import { clearTimeout, setTimeout } from '../timers.js';
 import { Call } from './call.js';
@@ -10,6 +11,7 @@ import { DeviceRequests } from './device-requests.js';
 import { isCommand, protocolError } from './framing.js';
 import { COMMAND, FLAG, errorOfReply, operationOf, type Message } from './messages.js';
 import { OutBuffer } from './out-buffer.js';
+import { mayNotPost, SharedSocket, type PostedLoan } from './posted-stores.js';
 
 /** Errors from decoding a reply that are passed on unchanged; any other means that the reply makes no sense. */
 const GIVEN_ON: readonly ErrorCode[] = ['EPROTO', 'ENOMEM', ...NO_DESCRIPTORS];
@@ -39,6 +41,8 @@ export class Connection {
   /** Does the server ask for memory by message? */
   #asks = false;
   #failure: DmaError | undefined;
+  /** Once other threads store to registers. */
+  #shared: SharedSocket | undefined;
 
   constructor(
     platform: Platform,
@@ -75,6 +79,18 @@ export class Connection {
   /** The server will have to ask for memory. */
   willBeAsked(): void {
     this.#asks = true;
+    if (!this.mayPost) this.#shared?.refuse();
+  }
+
+  /** Lets other threads send stores to the registers of a region. @throws DmaError ENOTSUP; why the connection ended */
+  lend(region: number, holders: Holders): PostedLoan {
+    this.#mustBeOpen(COMMAND.REGION_WRITE);
+    if (!this.mayPost) throw mayNotPost('vfio-user lendStores');
+    if (this.#shared === undefined) {
+      this.#shared = new SharedSocket(holders);
+      this.#main.lock = this.#shared.lock;
+    }
+    return this.#shared.lend(this.#platform, this.#main.fd, region);
   }
 
   /** The server's commands come over this socket from now on. */
@@ -149,7 +165,7 @@ export class Connection {
       {
         onMessage: (message) => {
           if (isCommand(message)) {
-            if (main) this.#asks = true;
+            if (main) this.willBeAsked();
             this.#requests.serve(channel, message);
           } else if (main) this.#settle(message);
           else throw protocolError('a reply on the twin socket');

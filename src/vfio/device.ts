@@ -3,7 +3,7 @@ import { lostDevice } from '../dma/mapping.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { MappedArea, RegionRegisters } from '../platform/registers/region-registers.js';
-import type { RegionPart } from '../platform/registers/region-registers.js';
+import type { LentRegisters, RegionPart } from '../platform/registers/region-registers.js';
 import type { Registers } from '../platform/registers/registers.js';
 import { Struct } from '../platform/struct.js';
 import {
@@ -46,7 +46,7 @@ export class VfioDevice {
   readonly interrupts: readonly VfioIrq[];
 
   readonly #platform: Platform;
-  readonly #registers = new Map<number, Registers>();
+  readonly #registers = new Map<number, RegionRegisters>();
   readonly #mapped: MappedArea[] = [];
   /** Only for PCI devices. */
   readonly #decoding: MemoryDecoding | undefined;
@@ -124,6 +124,12 @@ export class VfioDevice {
     const registers = new RegionRegisters(this, index, region.size, mapped);
     this.#registers.set(index, registers);
     return registers;
+  }
+
+  /** Keeps mapped registers for another thread; `undefined` if they are not mapped. */
+  lendRegisters(index: number, offset: number, length: number): LentRegisters | undefined {
+    this.registers(index);
+    return this.#registers.get(index)?.lend(offset, length);
   }
 
   /** Reads `into` from `offset` of a region or of configuration space. */

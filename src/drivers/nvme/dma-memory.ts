@@ -3,6 +3,7 @@ import type { Device, ProbeContext } from '../../bus/model.js';
 import type { Mapping } from '../../dma/mapping.js';
 import { throwFirst, undoAll } from '../../errors.js';
 import type { ExternalMemory } from '../../memory/external.js';
+import type { SharedPart } from './shared-queue.js';
 import { alignUp, type Va } from '../../units.js';
 
 /** A part of memory that the controller reaches in one piece. */
@@ -36,6 +37,21 @@ export class DmaMemory implements Disposable {
   /** Where it begins for the controller. */
   get iova(): number {
     return this.#mapping.iova;
+  }
+
+  /** A part, for another thread. */
+  shared(offset: number, length: number): SharedPart {
+    return { va: this.#memory.va + offset, length, iova: this.#mapping.iova + offset };
+  }
+
+  /** The address of its first byte. */
+  get va(): Va {
+    return this.#memory.va;
+  }
+
+  /** Keeps it from being freed. @param reason for the error */
+  pin(reason: string): Disposable {
+    return this.#memory.pin(reason);
   }
 
   /** The part of `length` bytes at `offset`. */

@@ -1,6 +1,6 @@
 /** How a queue tells the controller of its tail or head: by a register, or by memory that the controller looks at. */
 import { needsDoorbell } from '../../nvme/registers.js';
-import type { Registers } from '../../platform/registers/registers.js';
+import type { RegisterStores } from '../../platform/registers/registers.js';
 
 /** Memory that stands for the doorbells (Doorbell Buffer Config; NVMe 1.4, sections 5.7 and 7.13). */
 export interface ShadowDoorbells {
@@ -12,14 +12,14 @@ export interface ShadowDoorbells {
 
 /** One doorbell. */
 export class Doorbell {
-  readonly #registers: Registers;
+  readonly #registers: RegisterStores;
   readonly #offset: number;
   #shadow: ShadowDoorbells | undefined;
   #index = 0;
   #last = 0;
 
   /** @param offset of its register, bytes */
-  constructor(registers: Registers, offset: number) {
+  constructor(registers: RegisterStores, offset: number) {
     this.#registers = registers;
     this.#offset = offset;
   }
@@ -29,6 +29,11 @@ export class Doorbell {
     this.#shadow = shadow;
     this.#index = index;
     this.#last = 0;
+  }
+
+  /** Goes on with the value that another thread wrote last. */
+  load(): void {
+    this.#last = this.#shadow === undefined ? 0 : Atomics.load(this.#shadow.values, this.#index);
   }
 
   /**

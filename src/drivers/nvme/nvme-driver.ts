@@ -12,5 +12,6 @@ export const nvmeDriver: Driver<Nvme> = {
   ids: [{ classCode: 0x010802 }],
   deviceClass: 'storage',
   probe: (device, context) => Nvme.open(device, context),
+  mayRemove: (_device, nvme) => nvme.mustBeFree('remove'),
   remove: ({ name, lost }, nvme) => nvme.close(lost === undefined ? undefined : lostDevice('nvme', name, lost)),
 };

@@ -1,6 +1,8 @@
 /** A controller: brought up, its queues, its namespaces, and started anew when something goes wrong. */
+import { isMainThread } from 'node:worker_threads';
 import { closedDriver } from '../../bus/closed-device.js';
-import { isGone, type InterruptKind, type Interrupts } from '../../bus/device-access.js';
+import { isGone, PCI_REGION, type InterruptKind, type Interrupts } from '../../bus/device-access.js';
+import type { LentStores } from '../../bus/lent-registers.js';
 import type { Device, ProbeContext } from '../../bus/model.js';
 import { mustBeMs, mustBeObject, mustBeWhole, optionsOf, type Shape } from '../../check.js';
 import { DmaError, forPeople, invalid, isDmaError, throwFirst, undoAll, withUndo } from '../../errors.js';
@@ -25,11 +27,20 @@ import {
   OACS,
   type NvmeControllerIdentity,
 } from '../../nvme/identify.js';
-import { completionDoorbell, ENTRY, submissionDoorbell, type NvmeMemoryBuffer } from '../../nvme/registers.js';
+import {
+  completionDoorbell,
+  ENTRY,
+  NVME_REGISTER as REG,
+  submissionDoorbell,
+  type NvmeMemoryBuffer,
+} from '../../nvme/registers.js';
+import type { Shared } from '../../memory/shared/shared.js';
+import { notShareable } from '../../memory/shared/shares.js';
 import type { Registers } from '../../platform/registers/registers.js';
 import { shortForm } from '../../short-form.js';
 import { show } from '../../show.js';
 import { alignUp, formatSize, KiB, MiB } from '../../units.js';
+import { queueName } from './attached-queue.js';
 import { BUFFER_ADDRESS, ControllerBar } from './bar.js';
 import { Bounce } from './bounce.js';
 import { Commands, type CommandsHost } from './commands.js';
@@ -39,10 +50,14 @@ import { Doorbell, type ShadowDoorbells } from './doorbells.js';
 import { EventFeed, eventOf, type NvmeEvent } from './events.js';
 import { NvmeNamespace, type NamespaceFacts, type NamespaceHost } from './namespace.js';
 import type { Data, NvmeCallOptions, NvmeResult } from './operation.js';
+import { Lending } from './lending.js';
 import { Poller } from './poller.js';
-import { GARBAGE, listBytesFor, NvmeQueue } from './queue.js';
+import { GARBAGE, listBytesFor, NvmeQueue, type AttachedNvmeQueue } from './queue.js';
+import { RUN } from './queue-state.js';
 import { bytesOf, commandOf, limitsOf, type NvmeCommand, type RequestContext } from './requests.js';
 import { STAYS } from '../../stays.js';
+import type { NvmeQueueFacts } from './shared-queue.js';
+import { clearTimeout, setTimeout } from '../../timers.js';
 
 /** What a controller takes, and has. */
 export interface NvmeLimits {
@@ -106,6 +121,8 @@ const USUAL_TRANSFER = MiB;
 /** How many queue pairs are asked for. */
 const WANTED_QUEUES = 64;
 const MOST_VECTORS = 32;
+/** How often it looks whether the threads that have queues know that the controller is stopped, milliseconds. */
+const QUIET_MS = 10;
 /** Outstanding requests for events. */
 const EVENT_REQUESTS = 4;
 /** How often the controller is brought up again after a reset that failed. */
@@ -145,6 +162,8 @@ interface QueueRecord {
   /** Looks after it, when the program does not poll. */
   readonly poller: Poller | undefined;
   readonly onInterrupt: (() => void) | undefined;
+  /** For another thread. */
+  readonly shared: Pick<NvmeQueueFacts, 'submissions' | 'completions' | 'lists' | 'listBytes'>;
 }
 
 /** An NVMe controller. Made by `nvmeDriver`. */
@@ -167,6 +186,10 @@ export class Nvme {
   readonly #admin: Commands;
   #io: Commands | undefined;
   readonly #records = new Map<number, QueueRecord>();
+  /** Queues that were offered to other threads, by their numbers. */
+  readonly #lendings = new Map<number, Lending>();
+  /** Until queues are looked after whose threads did not know of a reset. */
+  #later: ReturnType<typeof setTimeout> | undefined;
   readonly #namespaces = new Map<number, NvmeNamespace>();
   #interrupts: Interrupts | undefined;
   readonly #vectors: Set<() => void>[] = [];
@@ -451,13 +474,37 @@ export class Nvme {
     return record.queue;
   }
 
-  /** Closes a queue pair. @throws DmaError (rejects): EBUSY while commands run in it; EINVAL */
+  /**
+   * Takes a queue back that `queue.share()` offered to other threads. Commands that run go on here. If the thread that had it has
+   * ended, in whatever way, the controller makes the queue anew, so that it reaches no memory of that thread's commands any more: the
+   * next `poll` returns them with the status `ABORTED_BY_HOST`.
+   *
+   * @throws DmaError (rejects): EBUSY while a thread has it, which the error names; EINVAL; as {@link Nvme.admin}
+   */
+  async takeBack(queue: NvmeQueue): Promise<void> {
+    const operation = 'nvme.takeBack';
+    const record = this.#recordOf(queue, operation);
+    this.#mustWork(operation);
+    const lending = this.#lendings.get(queue.id);
+    if (lending === undefined) return;
+    if (this.#state !== 'ready') throw this.#beingReset(operation);
+    if (!lending.take(operation)) await this.#makeAnew(record, lending, operation);
+    queue.load();
+    this.#lendings.delete(queue.id);
+    throwFirst(lending.end(), operation);
+  }
+
+  /**
+   * Closes a queue pair.
+   *
+   * @throws DmaError (rejects): EBUSY while commands run in it, or another thread has it; EINVAL; as {@link Nvme.admin}
+   */
   async closeQueue(queue: NvmeQueue): Promise<void> {
     const operation = 'nvme.closeQueue';
-    const record = queue instanceof NvmeQueue ? this.#records.get(queue.id) : undefined;
-    if (record === undefined || record.queue !== queue || record.queue === this.#io?.queue)
-      throw invalid(operation, 'this is no queue that openQueue gave, or it was closed before');
+    const record = this.#recordOf(queue, operation);
     this.#mustWork(operation);
+    await this.takeBack(queue);
+    if (queue.hasAbandoned) queue.poll();
     if (queue.running > 0)
       throw new DmaError({
         code: 'EBUSY',
@@ -466,9 +513,13 @@ export class Nvme {
         hint: 'poll until queue.running is 0',
       });
     queue.halt(closedDriver('nvmeQueue').with({ reason: 'the queue was closed' }));
-    await this.#command(operation, { opcode: ADMIN.DELETE_SQ, cdw10: queue.id });
-    await this.#command(operation, { opcode: ADMIN.DELETE_CQ, cdw10: queue.id });
+    await this.#deleteQueue(queue.id, operation);
     this.#dropQueue(record);
+  }
+
+  /** @throws DmaError EBUSY, naming it, while another thread has a queue of the controller */
+  mustBeFree(operation: string): void {
+    for (const lending of this.#lendings.values()) if (lending.user !== undefined) throw lending.busy(operation);
   }
 
   /**
@@ -512,9 +563,10 @@ export class Nvme {
     this.#use?.[Symbol.dispose]();
     const records = [...this.#records.values(), this.#adminRecord];
     this.#records.clear();
-    errors.push(
+    errors.push(...undoAll([() => this.#interrupts?.close()]));
+    const release = (): unknown[] => [
+      ...this.#takeLendings().flatMap((lending) => lending.end()),
       ...undoAll([
-        () => this.#interrupts?.close(),
         () => this.#shadow?.memory[Symbol.dispose](),
         () => this.#hostMemory?.list[Symbol.dispose](),
         ...records.map(
@@ -523,7 +575,10 @@ export class Nvme {
               memory[Symbol.dispose](),
         ),
       ]),
-    );
+    ];
+    // A thread that has a queue of a lost device does not know it yet.
+    if ([...this.#lendings.values()].every(({ isQuiet }) => isQuiet)) errors.push(...release());
+    else this.#whenQuiet(release);
     throwFirst(errors, 'nvme.close');
   }
 
@@ -547,9 +602,11 @@ export class Nvme {
       if (io.vector !== undefined) this.#vectors[io.vector].add(() => this.#io?.interrupt());
     }
     for (const each of this.#records.values()) {
+      if (this.#lendings.has(each.queue.id)) continue;
       each.queue.restart();
       await this.#createQueue(each);
     }
+    await this.#restartLendings();
     await this.#scan();
     await this.#switchEventsOn();
     if (this.#hostMemory !== undefined) await this.#giveHostMemory(this.#hostMemory, HMB.AGAIN);
@@ -606,7 +663,7 @@ export class Nvme {
     } catch (error) {
       // It works without, as all controllers do.
       if (!isDmaError(error, 'ENOTSUP') && !isDmaError(error, 'EINVAL')) throw error;
-      memory[Symbol.dispose]();
+      if (this.#lendings.size === 0) memory[Symbol.dispose]();
       this.#shadow = undefined;
       return;
     }
@@ -644,6 +701,7 @@ export class Nvme {
       else known.update(facts);
     }
     for (const { queue } of this.#records.values()) queue.forgetFormat();
+    for (const { queue } of this.#lendings.values()) queue.state.setFormats(this.#formats());
     for (const [id, namespace] of this.#namespaces) {
       if (found.has(id)) continue;
       namespace.end();
@@ -862,12 +920,19 @@ export class Nvme {
       lists: memory.part(listsAt, length - listsAt),
       formatOf: (nsid) => this.#formatOf(nsid),
       failed: (error) => this.#failed(error),
+      share: (of) => this.#share(of),
     });
     const poller = onCompletions === undefined ? undefined : this.#pollerOf(queue, onCompletions, vector);
     const onInterrupt = poller === undefined ? undefined : (): void => poller.interrupt();
     if (vector !== undefined && onInterrupt !== undefined) this.#vectors[vector].add(onInterrupt);
     return {
       ...{ queue, memory, entries, vector, priority, poller, onInterrupt, buffer },
+      shared: {
+        submissions: memory.shared(0, submissionBytes),
+        completions: memory.shared(submissionBytes, completionBytes),
+        lists: memory.shared(listsAt, length - listsAt),
+        listBytes,
+      },
       submissions: buffer === undefined ? submissions.iova : BUFFER_ADDRESS + buffer.offset,
       completions: completions.iova,
       doorbells: [tail, head],
@@ -918,6 +983,209 @@ export class Nvme {
   #remoteRing(part: BufferPart): { readonly registers: Registers; readonly offset: number } {
     const { bar = 0, offset = 0 } = this.#buffer ?? {};
     return { registers: this.#device.access.registers(bar), offset: offset + part.offset };
+  }
+
+  // --- queues of other threads ---
+
+  #recordOf(queue: NvmeQueue, operation: string): QueueRecord {
+    const record = queue instanceof NvmeQueue ? this.#records.get(queue.id) : undefined;
+    if (record === undefined || record.queue !== queue || record.queue === this.#io?.queue)
+      throw invalid(operation, 'this is no queue that openQueue gave, or it was closed before');
+    return record;
+  }
+
+  #share(queue: NvmeQueue): Shared<AttachedNvmeQueue> {
+    const operation = 'nvmeQueue.share';
+    const record = this.#recordOf(queue, operation);
+    this.#mustWork(operation);
+    const known = this.#lendings.get(queue.id);
+    if (known !== undefined) return known.share.description;
+    this.#mustBeShareable(record, operation);
+    const { access, name: device } = this.#device;
+    const { id, maxTransfer } = queue;
+    const stride = this.#bar.capabilities.doorbellStride;
+    const [tail, head] = [submissionDoorbell(id, stride), completionDoorbell(id, stride)];
+    const { shares } = this.#context;
+    if (shares === undefined) throw notShareable(operation);
+    const { holders } = shares;
+    const more: SharedArrayBuffer[] = [];
+    const loans: Disposable[] = [];
+    const lend = (bar: number, offset: number, length: number): LentStores => {
+      if (access.lendRegisters === undefined)
+        throw new DmaError({
+          code: 'ENOTSUP',
+          operation,
+          device,
+          reason: 'the registers of the device can only be reached from the thread that opened it',
+          hint: 'serve the device in another process, and use it by the bus vfio-user',
+        });
+      const loan = access.lendRegisters(bar, offset, length, holders);
+      loans.push(loan);
+      if (loan.words !== undefined && !more.includes(loan.words)) more.push(loan.words);
+      return loan.stores;
+    };
+    try {
+      const registers = lend(PCI_REGION.BAR0, tail, head + 4 - tail);
+      const { buffer } = record;
+      const remote =
+        buffer === undefined || this.#buffer === undefined
+          ? undefined
+          : {
+              registers: lend(this.#buffer.bar, this.#buffer.offset + buffer.offset, buffer.length),
+              offset: this.#buffer.offset + buffer.offset,
+            };
+      for (const memory of [record.memory, this.#shadow?.memory])
+        if (memory !== undefined) loans.push(memory.pin(`queue ${id} of ${device} is offered to other threads`));
+      const facts: NvmeQueueFacts = {
+        ...{
+          device,
+          id,
+          entries: record.entries,
+          interrupts: record.vector !== undefined,
+          pageSize: this.#pageSize,
+          maxTransfer,
+          ...record.shared,
+        },
+        ...{ registers, tail, head, shadow: this.#sharedShadow(tail, head), remote },
+      };
+      const share = shares.add<AttachedNvmeQueue>(
+        {
+          kind: 'queue',
+          what: queueName(facts),
+          facts: { text: JSON.stringify(facts) },
+          more: [queue.state.buffer, ...more],
+        },
+        operation,
+      );
+      const lending = new Lending(this.#device, queue, share, holders, loans);
+      queue.state.setFormats(this.#formats());
+      lending.tell(RUN.ON, this.#shadow !== undefined);
+      this.#lendings.set(id, lending);
+      lending.offer();
+      return share.description;
+    } catch (error) {
+      throw withUndo(error, operation, undoAll(loans.map((loan) => () => loan[Symbol.dispose]())));
+    }
+  }
+
+  #mustBeShareable({ poller, queue }: QueueRecord, operation: string): void {
+    const device = this.#device.name;
+    if (!isMainThread)
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation,
+        device,
+        reason: 'the memory of the queue ends with this worker thread',
+        hint: 'open the device in the main thread, and share its queues from there',
+      });
+    if (poller !== undefined)
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation,
+        device,
+        reason: `queue ${queue.id} is polled from the event loop of this thread`,
+        hint: 'open a queue without onCompletions for another thread',
+      });
+    if (this.#state !== 'ready') throw this.#beingReset(operation);
+  }
+
+  #beingReset(operation: string): DmaError {
+    const reason = 'the controller is being reset';
+    return new DmaError({ code: 'EAGAIN', operation, device: this.#device.name, reason, hint: 'try again later' });
+  }
+
+  #sharedShadow(tail: number, head: number): NvmeQueueFacts['shadow'] {
+    if (this.#shadow === undefined) return undefined;
+    const { memory } = this.#shadow;
+    const length = this.#pageSize;
+    const indexes = [tail, head].map((offset) => (offset - REG.DOORBELLS) / 4);
+    if (indexes.some((index) => index * 4 + 4 > length)) return undefined;
+    return { values: memory.va, events: memory.va + length, length, indexes };
+  }
+
+  #formats(): (readonly [nsid: number, blockBytes: number])[] {
+    return [...this.#namespaces.values()].map(({ id, transferSize }) => [id, transferSize] as const);
+  }
+
+  /** Tells the threads that have queues what the controller does: it has none of them then. */
+  #tell(run: number): void {
+    for (const lending of this.#lendings.values()) {
+      lending.exists = false;
+      lending.tell(run, this.#shadow !== undefined);
+    }
+  }
+
+  #takeLendings(): Lending[] {
+    const all = [...this.#lendings.values()];
+    this.#lendings.clear();
+    return all;
+  }
+
+  /**
+   * Makes the queues of other threads after a reset: those whose thread does not know of it yet, and may still be at the rings, later.
+   */
+  async #restartLendings(): Promise<void> {
+    let isLate = false;
+    for (const lending of this.#lendings.values()) {
+      const record = this.#records.get(lending.queue.id);
+      if (lending.exists || record === undefined) continue;
+      if (lending.isQuiet) await this.#makeAnew(record, lending, 'nvme.open');
+      else isLate = true;
+    }
+    if (isLate) this.#restartLater();
+  }
+
+  #restartLater(): void {
+    clearTimeout(this.#later);
+    const again = (): void => {
+      if (this.#state === 'ended') return;
+      if (this.#state !== 'ready') return this.#restartLater();
+      this.#restartLendings().catch((error: unknown) => {
+        if (this.#state === 'ready') this.#failed(error);
+      });
+    };
+    this.#later = setTimeout(again, QUIET_MS).unref();
+  }
+
+  /** Lets the controller make a queue that nobody is at. What ran in it, and nobody knows of, is returned by the next `poll`. */
+  async #makeAnew(record: QueueRecord, lending: Lending, operation: string): Promise<void> {
+    lending.making ??= this.#make(record, lending, operation).finally(() => (lending.making = undefined));
+    await lending.making;
+  }
+
+  async #make(record: QueueRecord, lending: Lending, operation: string): Promise<void> {
+    const { queue } = record;
+    if (lending.exists) await this.#deleteQueue(queue.id, operation);
+    lending.exists = false;
+    if (lending.user === undefined) queue.abandon();
+    queue.restart();
+    this.#clearShadow(queue.id);
+    queue.save();
+    await this.#createQueue(record);
+    lending.exists = true;
+    lending.tell(RUN.ON, this.#shadow !== undefined);
+  }
+
+  async #deleteQueue(id: number, operation: string): Promise<void> {
+    await this.#command(operation, { opcode: ADMIN.DELETE_SQ, cdw10: id });
+    await this.#command(operation, { opcode: ADMIN.DELETE_CQ, cdw10: id });
+  }
+
+  /** The doorbells of a new queue are 0. */
+  #clearShadow(id: number): void {
+    if (this.#shadow === undefined) return;
+    const stride = this.#bar.capabilities.doorbellStride;
+    const { values, events } = this.#shadow.doorbells;
+    for (const words of [values, events]) for (const which of [0, 1]) words[((2 * id + which) * stride) / 4] = 0;
+  }
+
+  /** Runs `work` once no thread is at the rings of a queue any more. */
+  #whenQuiet(work: () => void): void {
+    const look = (): void => {
+      if ([...this.#lendings.values()].every(({ isQuiet }) => isQuiet)) work();
+      else this.#whenQuiet(work);
+    };
+    setTimeout(look, QUIET_MS).unref();
   }
 
   #dropQueue(record: QueueRecord): void {
@@ -1049,6 +1317,7 @@ export class Nvme {
     });
     for (const commands of [this.#admin, this.#io]) commands?.hold();
     for (const { queue } of [this.#adminRecord, ...this.#records.values()]) queue.halt(halted);
+    this.#tell(RUN.HALTED);
     try {
       await this.#stop();
     } catch (error) {
@@ -1056,6 +1325,7 @@ export class Nvme {
     }
     // It reaches no memory any more: what was running can end.
     this.#abandonAll();
+    this.#tell(RUN.STOPPED);
     let failure: DmaError | undefined;
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       try {
@@ -1092,7 +1362,7 @@ export class Nvme {
     this.#admin.abandon();
     this.#io?.abandon();
     for (const { queue, poller } of this.#records.values()) {
-      if (queue === this.#io?.queue) continue;
+      if (queue === this.#io?.queue || this.#lendings.has(queue.id)) continue;
       queue.abandon();
       poller?.start();
     }
@@ -1113,6 +1383,7 @@ export class Nvme {
     for (const commands of [this.#admin, this.#io]) commands?.end(why);
     for (const { queue } of this.#records.values()) queue.halt(why);
     this.#abandonAll();
+    this.#tell(RUN.ENDED);
   }
 
   /** A controller that can not be stopped must not reach memory that is used for something else. */

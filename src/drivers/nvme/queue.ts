@@ -5,13 +5,15 @@
 import { DmaError, invalid } from '../../errors.js';
 import { CQE, NVM, PSDT, SQE, commandName } from '../../nvme/commands.js';
 import { ENTRY } from '../../nvme/registers.js';
-import type { Registers } from '../../platform/registers/registers.js';
+import type { Shared } from '../../memory/shared/shared.js';
+import type { RegisterStores } from '../../platform/registers/registers.js';
 import { shortForm } from '../../short-form.js';
 import { show } from '../../show.js';
 import { hex, type IovaLike } from '../../units.js';
 import type { Doorbell } from './doorbells.js';
 import type { DmaPart } from './dma-memory.js';
 import { STAYS } from '../../stays.js';
+import { QUEUE_WORD, QueueState, SLOT } from './queue-state.js';
 
 /** The words of a submission entry. */
 export const ENTRY_WORDS = ENTRY.SUBMISSION / 4;
@@ -26,10 +28,7 @@ export const ABORTED_BY_HOST = 0x371;
 /** The operation of errors about completions that can not be. */
 export const GARBAGE = 'nvmeQueue.poll';
 
-const FREE = 0;
-const RUNNING = 1;
-/** The controller was stopped while it ran; `poll` has not returned it yet. */
-const ABANDONED = 2;
+const { FREE, RUNNING, ABANDONED } = SLOT;
 
 /** What a queue needs to know of a namespace. */
 export interface BlockFormat {
@@ -57,11 +56,23 @@ export interface QueueParts {
   /** Does the controller interrupt for it? */
   readonly interrupts: boolean;
   /** The submission ring in the controller's memory buffer, if it is there: entries are copied to it. */
-  readonly remote?: { readonly registers: Registers; readonly offset: number };
+  readonly remote?: { readonly registers: RegisterStores; readonly offset: number };
   /** The format of namespace `nsid`. @throws DmaError EINVAL if there is none */
   readonly formatOf: (nsid: number) => BlockFormat;
   /** Told of a completion that is none of a running command, and of a register that can not be reached. */
   readonly failed: (error: unknown) => void;
+  /** What another thread made. Default: a new one. */
+  readonly state?: QueueState;
+  /** Offers it to other threads. @throws DmaError */
+  readonly share?: (queue: NvmeQueue) => Shared<AttachedNvmeQueue>;
+}
+
+/** A queue pair of another thread's controller, in the thread that attached to it. Disposing it gives the queue back. */
+export interface AttachedNvmeQueue extends NvmeQueue, Disposable {
+  /** The name of its device. */
+  readonly device: string;
+  /** Is it this thread's? False once it was given back. */
+  readonly live: boolean;
 }
 
 /**
@@ -102,7 +113,7 @@ export class NvmeQueue {
   readonly #pageSize: number;
   readonly #tailBell: Doorbell;
   readonly #headBell: Doorbell;
-  /** Of each slot: is it running? What it does, on which blocks and addresses, for messages and for checks. */
+  readonly #state: QueueState;
   readonly #states: Uint8Array;
   readonly #opcodes: Uint8Array;
   readonly #nsids: Uint32Array;
@@ -125,6 +136,8 @@ export class NvmeQueue {
   #blockBytes = 0;
   /** Why nothing can be submitted now. */
   #halted: DmaError | undefined;
+  /** The error of all calls while another thread has it. */
+  #refuse: (() => DmaError) | undefined;
   /** Commands that the next `poll` returns because the controller was stopped. */
   #abandoned = 0;
   /** For the event loop: called by `ring` when there is something new. */
@@ -150,26 +163,45 @@ export class NvmeQueue {
     this.#pageSize = pageSize;
     this.#tailBell = parts.tail;
     this.#headBell = parts.head;
-    this.#states = new Uint8Array(capacity);
-    this.#opcodes = new Uint8Array(capacity);
-    this.#nsids = new Uint32Array(capacity);
-    this.#lbas = new Float64Array(capacity);
-    this.#blocks = new Uint32Array(capacity);
-    this.#iovas = new Float64Array(capacity);
-    this.#lengths = new Float64Array(capacity);
+    const state = (this.#state = parts.state ?? new QueueState(capacity));
+    this.#states = state.states;
+    this.#opcodes = state.opcodes;
+    this.#nsids = state.nsids;
+    this.#lbas = state.lbas;
+    this.#blocks = state.blocks;
+    this.#iovas = state.iovas;
+    this.#lengths = state.lengths;
     this.#listed = new Float64Array(capacity);
     this.#listCounts = new Uint32Array(capacity);
-    this.#cq.fill(0);
+    if (parts.state === undefined) this.#cq.fill(0);
   }
 
-  /** How many commands run. */
+  /** How many commands run, or wait to be returned by {@link poll}. */
   get running(): number {
-    return this.#running;
+    return this.#refuse === undefined ? this.#running : this.capacity - this.#state.count(FREE);
   }
 
   /** Is a command in this slot running? */
   isRunning(slot: number): boolean {
     return this.#states[slot] === RUNNING;
+  }
+
+  /**
+   * Offers the queue to another thread: what this returns can be sent there any number of times, and the first one that attaches
+   * to it (`attach(shared)`) has the queue. From now on all calls here are EBUSY, until `nvme.takeBack(queue)` has it back.
+   * Commands that run go on, and are returned by `poll` to whoever has the queue then.
+   *
+   * @throws DmaError ENOTSUP for a queue with `onCompletions`, and where another thread can not reach the doorbells
+   */
+  share(): Shared<AttachedNvmeQueue> {
+    const { share } = this.#parts;
+    if (share !== undefined) return share(this);
+    throw new DmaError({
+      code: 'EBUSY',
+      operation: 'nvmeQueue.share',
+      reason: 'only the thread that opened a queue can offer it to others',
+      hint: 'dispose it here first',
+    });
   }
 
   /**
@@ -214,6 +246,7 @@ export class NvmeQueue {
 
   /** Tells the controller of all that was submitted since the last call: one store, or none if there is nothing new. */
   ring(): void {
+    if (this.#refuse !== undefined) throw this.#refuse();
     if (this.#rung === this.#tail || this.#halted !== undefined) return;
     if (this.#parts.remote !== undefined) this.#copyToController();
     // There is room for the completions of all that runs, whenever they come.
@@ -230,6 +263,7 @@ export class NvmeQueue {
    * @returns how many entries of the arrays are filled
    */
   poll(): number {
+    if (this.#refuse !== undefined) throw this.#refuse();
     if (this.#abandoned > 0) return this.#takeAbandoned();
     const cq = this.#cq;
     const head = this.#head;
@@ -294,7 +328,7 @@ export class NvmeQueue {
    * @param vaOf the VA of an IOVA
    */
   usesOf(start: number, end: number, vaOf: (iova: number) => number | undefined): string | undefined {
-    if (this.#running === 0) return undefined;
+    if (this.#running === 0 && this.#refuse === undefined) return undefined;
     for (let slot = 0; slot < this.capacity; slot++) {
       if (this.#states[slot] !== RUNNING || this.#lengths[slot] === 0) continue;
       const va = vaOf(this.#iovas[slot]);
@@ -368,6 +402,47 @@ export class NvmeQueue {
     this.#halted = why;
   }
 
+  /** @internal Refuses all calls with this error from now on, as another thread has it; `undefined`: takes them again. */
+  refuse(error: (() => DmaError) | undefined): void {
+    this.#refuse = error;
+  }
+
+  /** @internal Will the next `poll` return commands that were abandoned? */
+  get hasAbandoned(): boolean {
+    return this.#abandoned > 0;
+  }
+
+  /** @internal For another thread, and for who lends it. */
+  get state(): QueueState {
+    return this.#state;
+  }
+
+  /** @internal Stores where its rings are, for another thread. */
+  save(): void {
+    const state = this.#state;
+    state.store(QUEUE_WORD.TAIL, this.#tail);
+    state.store(QUEUE_WORD.RUNG, this.#rung);
+    state.store(QUEUE_WORD.HEAD, this.#head);
+    state.store(QUEUE_WORD.PHASE, this.#phase);
+    state.store(QUEUE_WORD.UNTOLD, this.#untold);
+  }
+
+  /** @internal Goes on where another thread stopped. */
+  load(): void {
+    const state = this.#state;
+    this.#tail = state.load(QUEUE_WORD.TAIL);
+    this.#rung = state.load(QUEUE_WORD.RUNG);
+    this.#head = state.load(QUEUE_WORD.HEAD);
+    this.#phase = state.load(QUEUE_WORD.PHASE);
+    this.#untold = state.load(QUEUE_WORD.UNTOLD);
+    this.#running = this.capacity - state.count(FREE);
+    this.#abandoned = state.count(ABANDONED);
+    // The other thread has filled lists of its own.
+    this.#listCounts.fill(0);
+    this.#nsid = -1;
+    for (const bell of [this.#tailBell, this.#headBell]) bell.load();
+  }
+
   /** @internal The controller is stopped: all that runs ends, with the next `poll`. */
   abandon(): void {
     for (let slot = 0; slot < this.capacity; slot++) {
@@ -381,6 +456,11 @@ export class NvmeQueue {
   /** @internal The controller has it anew. */
   restart(): void {
     this.#cq.fill(0);
+    this.resume();
+  }
+
+  /** @internal As {@link restart}, when the ring of completions is empty already. */
+  resume(): void {
     this.#tail = this.#rung = this.#head = this.#untold = 0;
     this.#phase = 1;
     this.#nsid = -1;
@@ -407,6 +487,7 @@ export class NvmeQueue {
 
   /** The entry at the tail, cleared, for a command in `slot`. @returns its first word */
   #begin(slot: number, opcode: number, flags: number, nsid: number): number {
+    if (this.#refuse !== undefined) throw this.#refuse();
     if (this.#halted !== undefined) throw this.#halted;
     if (this.#states[slot] !== FREE) throw this.#noSlot(slot);
     const at = this.#tail * ENTRY_WORDS;

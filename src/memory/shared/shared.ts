@@ -16,9 +16,9 @@ import { show } from '../../show.js';
 const VERSION = 1;
 
 /** What is shared. */
-export type SharedKind = 'memory' | 'mapping' | 'device';
+export type SharedKind = 'memory' | 'mapping' | 'device' | 'queue';
 
-const KINDS: readonly unknown[] = ['memory', 'mapping', 'device'] satisfies SharedKind[];
+const KINDS: readonly unknown[] = ['memory', 'mapping', 'device', 'queue'] satisfies SharedKind[];
 
 /** What a description says, as plain data. */
 export type SharedFacts = Readonly<Record<string, unknown>>;

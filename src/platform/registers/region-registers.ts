@@ -20,6 +20,18 @@ export interface RegionPart {
   readonly length: number;
 }
 
+/** Registers that are mapped into this process, for another thread of it: no copy, and no mapping of its own. */
+export interface LentRegisters extends Disposable {
+  /** Where the register at offset 0 of the region is, or would be. */
+  readonly va: number;
+  /** The part of the region that is mapped. */
+  readonly offset: number;
+  readonly length: number;
+  /** What is mapped, for another process: the descriptor, and where the part begins in it. */
+  readonly fd: number;
+  readonly fdOffset: number;
+}
+
 /** A part of a region that is mapped into this process. */
 export class MappedArea {
   readonly offset: number;
@@ -27,6 +39,10 @@ export class MappedArea {
   end: number;
   readonly registers: MappedRegisters;
   readonly #release: () => void;
+  readonly #close: () => void;
+  readonly #lent: Omit<LentRegisters, typeof Symbol.dispose>;
+  /** It is unmapped when it is closed and nobody has it on loan. */
+  #users = 1;
 
   /**
    * Maps `area` of the region that begins at `regionOffset` of `fd`. Bytes of the last page beyond the area are not
@@ -49,17 +65,35 @@ export class MappedArea {
     this.offset = offset;
     this.end = offset + length;
     this.registers = new MappedRegisters(buffer, 0, length);
+    this.#lent = { va: va - offset, offset, length, fd, fdOffset: regionOffset + offset };
     this.#release = () => {
+      if (--this.#users === 0) memory.unmap(va, mapped);
+    };
+    this.#close = () => {
       if (this.end === 0) return;
       this.end = 0;
       memory.detach(buffer);
-      memory.unmap(va, mapped);
+      this.#release();
     };
   }
 
-  /** Idempotent. */
+  /** Idempotent. What was lent stays mapped until it is given back. */
   close(): void {
-    this.#release();
+    this.#close();
+  }
+
+  /** Keeps the area mapped for another thread. */
+  lend(): LentRegisters {
+    this.#users++;
+    let ended = false;
+    return {
+      ...this.#lent,
+      [Symbol.dispose]: () => {
+        if (ended) return;
+        ended = true;
+        this.#release();
+      },
+    };
   }
 }
 
@@ -161,6 +195,11 @@ export class RegionRegisters implements Registers {
     const area = this.#areaOf(offset, 4);
     if (area !== undefined) area.registers.flush(offset - area.offset);
     else this.calls.regionRead(this.region, offset, this.#bytes4);
+  }
+
+  /** The mapped area with all of these bytes, for another thread; `undefined` if calls make some of the accesses. */
+  lend(offset: number, length: number): LentRegisters | undefined {
+    return this.areas.find((area) => offset >= area.offset && offset + length <= area.end)?.lend();
   }
 
   /**

@@ -9,6 +9,9 @@ import { DmaError, invalid } from '../../errors.js';
 import { show } from '../../show.js';
 import { hex, isAddress } from '../../units.js';
 
+/** Registers that are only stored to, such as doorbells. */
+export type RegisterStores = Pick<Registers, 'write32'>;
+
 /**
  * The registers of one region of a device. Offsets are in bytes, naturally aligned; values are little-endian unsigned.
  *

@@ -1,0 +1,305 @@
+/** A queue pair that another thread opened, in the thread that works it. */
+import { attachStores, type AttachedStores, type LentStores } from '../../bus/lent-registers.js';
+import { closedDriver } from '../../bus/closed-device.js';
+import { DmaError, invalid, throwFirst, undoAll, withUndo } from '../../errors.js';
+import { Holders } from '../../memory/shared/holders.js';
+import type { Hold } from '../../memory/shared/hold.js';
+import type { Shared, SharedFacts } from '../../memory/shared/shared.js';
+import type { Platform } from '../../platform/ports.js';
+import { shortForm } from '../../short-form.js';
+import { show } from '../../show.js';
+import type { IovaLike, Va } from '../../units.js';
+import type { DmaPart } from './dma-memory.js';
+import { Doorbell, type ShadowDoorbells } from './doorbells.js';
+import { NvmeQueue, type AttachedNvmeQueue } from './queue.js';
+import type { NvmeQueueFacts, SharedPart } from './shared-queue.js';
+import { OWNER, QUEUE_WORD as WORD, QueueState, RUN } from './queue-state.js';
+
+/**
+ * A queue pair of another thread's controller, which this thread works: see {@link NvmeQueue}. Commands are stores to memory and to
+ * the controller; the other thread takes no part in it. Disposing it gives the queue back, with what still runs.
+ *
+ * While the controller is being reset, commands are refused (EAGAIN), and those that ran are returned by `poll` with the status
+ * `ABORTED_BY_HOST`, as in the thread that opened the queue. It works again once that thread's event loop has started it again.
+ */
+export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
+  /** The name of its device. */
+  readonly device: string;
+  readonly #queueState: QueueState;
+  readonly #words: Int32Array;
+  readonly #own: OwnParts;
+  readonly #hold: Hold;
+  readonly #owner: number;
+  #epoch = -1;
+  /** Is the controller stopped? */
+  #stopped = false;
+  #ended = false;
+
+  private constructor(facts: NvmeQueueFacts, hold: Hold, owner: number, state: QueueState, own: OwnParts) {
+    const { id, entries, interrupts, listBytes, pageSize, maxTransfer } = facts;
+    super({
+      ...{ id, entries, interrupts, listBytes, pageSize, maxTransfer, state },
+      ...own.parts,
+      formatOf: (nsid) => formatOf(state, nsid),
+      failed: (error) => this.#broke(error),
+    });
+    this.device = facts.device;
+    this.#hold = hold;
+    this.#queueState = state;
+    this.#words = state.words;
+    this.#own = own;
+    this.#owner = owner;
+    this.#look();
+  }
+
+  /**
+   * @internal For `attach`.
+   *
+   * @param hold of this thread, which ends with it
+   * @throws DmaError EBUSY while another thread has the queue, or its maker took it back
+   */
+  static attach(
+    { holders: table, more: [buffer, words] }: Pick<Shared<unknown>, 'holders' | 'more'>,
+    facts: NvmeQueueFacts,
+    hold: Hold,
+    platform: Platform,
+  ): NvmeQueueOfThread {
+    const operation = 'attach';
+    const holders = Holders.attach(platform.kernel, table);
+    const owner = holders.enter();
+    const state = new QueueState(facts.entries - 1, buffer);
+    const before = Atomics.compareExchange(state.words, WORD.OWNER, OWNER.OFFERED, owner);
+    if (before !== OWNER.OFFERED) {
+      hold.leave();
+      throw taken(facts, before, holders, operation);
+    }
+    const own = new OwnParts(platform, facts, words, holders);
+    try {
+      own.open();
+      return new NvmeQueueOfThread(facts, hold, owner, state, own);
+    } catch (error) {
+      const undo = undoAll([() => own.close()]);
+      hold.leave();
+      state.store(WORD.OWNER, OWNER.OFFERED);
+      throw withUndo(error, operation, undo);
+    }
+  }
+
+  /** Is it this thread's? False once it was given back. */
+  get live(): boolean {
+    return !this.#ended;
+  }
+
+  override transfer(
+    slot: number,
+    opcode: number,
+    nsid: number,
+    lba: number,
+    blocks: number,
+    iova: IovaLike,
+    flags: number,
+  ): void {
+    if (Atomics.load(this.#words, WORD.EPOCH) !== this.#epoch) this.#look();
+    super.transfer(slot, opcode, nsid, lba, blocks, iova, flags);
+  }
+
+  override flush(slot: number, nsid: number): void {
+    if (Atomics.load(this.#words, WORD.EPOCH) !== this.#epoch) this.#look();
+    super.flush(slot, nsid);
+  }
+
+  override submit(slot: number, entry: Uint32Array): void {
+    if (Atomics.load(this.#words, WORD.EPOCH) !== this.#epoch) this.#look();
+    super.submit(slot, entry);
+  }
+
+  override ring(): void {
+    if (Atomics.load(this.#words, WORD.EPOCH) !== this.#epoch) this.#look();
+    super.ring();
+  }
+
+  override poll(): number {
+    if (Atomics.load(this.#words, WORD.EPOCH) !== this.#epoch) this.#look();
+    // The ring is the other thread's now, until it has started the controller again.
+    if (this.#stopped && !this.hasAbandoned) return 0;
+    return super.poll();
+  }
+
+  /** Gives the queue back: its maker, or another thread, goes on with it. Idempotent. */
+  [Symbol.dispose](): void {
+    if (this.#ended) return;
+    if (Atomics.load(this.#words, WORD.EPOCH) !== this.#epoch) this.#look();
+    // The controller has none of what it was stopped in.
+    if (this.#stopped) this.resume();
+    this.#ended = true;
+    this.save();
+    this.refuse(() => this.#gone());
+    this.#epoch = this.#queueState.load(WORD.EPOCH);
+    const errors = undoAll([() => this.#own.close()]);
+    this.#hold.leave();
+    Atomics.compareExchange(this.#words, WORD.OWNER, this.#owner, OWNER.OFFERED);
+    throwFirst(errors, 'nvmeQueue.dispose');
+  }
+
+  /** Looks at what the thread that opened it has told. */
+  #look(): void {
+    if (this.#ended) return;
+    const state = this.#queueState;
+    const epoch = state.load(WORD.EPOCH);
+    const run = state.load(WORD.RUN);
+    if (this.#epoch === -1) this.load();
+    this.forgetFormat();
+    this.#own.useShadow(state.load(WORD.SHADOW) === 1);
+    if (run !== RUN.ON) {
+      this.halt(run === RUN.ENDED ? closedDriver('nvmeQueue').with({ device: this.device }) : beingReset(this.device));
+      if (run !== RUN.HALTED && !this.#stopped) this.abandon();
+    } else if (this.#stopped) this.resume();
+    this.#stopped = run === RUN.STOPPED || run === RUN.ENDED;
+    this.#epoch = epoch;
+    // From here on the rings are left alone until the next epoch, unless the controller works.
+    state.store(WORD.SEEN, epoch);
+  }
+
+  #broke(error: unknown): void {
+    const why = withUndo(error, 'nvmeQueue', []).with({ device: this.device });
+    this.halt(why);
+    this.#queueState.store(WORD.BROKEN, 1);
+  }
+
+  #gone(): DmaError {
+    return new DmaError({
+      code: 'EBADF',
+      operation: 'nvmeQueue',
+      device: this.device,
+      reason: `queue ${this.id} was given back by this thread`,
+      hint: 'attach to it again',
+    });
+  }
+}
+
+/** @internal The facts of a shared queue, which the seal says `share` made. */
+export function nvmeQueueFacts({ text }: SharedFacts): NvmeQueueFacts {
+  return JSON.parse(String(text)) as NvmeQueueFacts;
+}
+
+/** @internal Its name in messages. */
+export function queueName({ id, device }: NvmeQueueFacts): string {
+  return `queue ${id} of ${device}`;
+}
+
+/** What this thread has of its own: views of the memory, and doorbells. */
+class OwnParts {
+  readonly #platform: Platform;
+  readonly #facts: NvmeQueueFacts;
+  readonly #words: SharedArrayBuffer | undefined;
+  readonly #holders: Holders;
+  readonly #undo: (() => void)[] = [];
+  #parts: Parts | undefined;
+  #shadow: ShadowDoorbells | undefined;
+
+  constructor(platform: Platform, facts: NvmeQueueFacts, words: SharedArrayBuffer | undefined, holders: Holders) {
+    this.#platform = platform;
+    this.#facts = facts;
+    this.#words = words;
+    this.#holders = holders;
+  }
+
+  get parts(): Parts {
+    if (this.#parts === undefined) throw closedDriver('nvmeQueue');
+    return this.#parts;
+  }
+
+  open(): void {
+    const { submissions, completions, lists, tail, head, registers, shadow, remote } = this.#facts;
+    const stores = this.#attach(registers);
+    if (shadow !== undefined) {
+      const words = (va: number): Uint32Array => new Uint32Array(this.#view(va, shadow.length));
+      this.#shadow = { values: words(shadow.values), events: words(shadow.events) };
+    }
+    this.#parts = {
+      submissions: this.#part(submissions),
+      completions: this.#part(completions),
+      lists: this.#part(lists),
+      tail: new Doorbell(stores, tail),
+      head: new Doorbell(stores, head),
+      ...(remote === undefined ? {} : { remote: { registers: this.#attach(remote.registers), offset: remote.offset } }),
+    };
+  }
+
+  /** Do the doorbells go to memory? */
+  useShadow(isUsed: boolean): void {
+    const { tail, head } = this.parts;
+    const [tailAt = 0, headAt = 0] = this.#facts.shadow?.indexes ?? [];
+    const shadow = isUsed ? this.#shadow : undefined;
+    for (const [bell, index] of [[tail, tailAt] as const, [head, headAt] as const]) {
+      bell.useShadow(shadow, index);
+      bell.load();
+    }
+  }
+
+  close(): void {
+    throwFirst(undoAll(this.#undo.splice(0).reverse()), 'nvmeQueue.dispose');
+  }
+
+  #attach(stores: LentStores): AttachedStores {
+    const attached = attachStores(this.#platform, stores, this.#words, this.#holders);
+    this.#undo.push(() => attached[Symbol.dispose]());
+    return attached;
+  }
+
+  #part({ va, length, iova }: SharedPart): DmaPart {
+    return { bytes: new Uint8Array(this.#view(va, length)), iova };
+  }
+
+  #view(va: number, length: number): ArrayBuffer {
+    const { memory } = this.#platform;
+    const buffer = memory.view(va as Va, length);
+    this.#undo.push(() => memory.detach(buffer));
+    return buffer;
+  }
+}
+
+interface Parts {
+  readonly submissions: DmaPart;
+  readonly completions: DmaPart;
+  readonly lists: DmaPart;
+  readonly tail: Doorbell;
+  readonly head: Doorbell;
+  readonly remote?: { readonly registers: AttachedStores; readonly offset: number };
+}
+
+function formatOf(state: QueueState, nsid: number): { readonly blockBytes: number } {
+  const blockBytes = state.formatOf(nsid);
+  if (blockBytes !== undefined) return { blockBytes };
+  throw invalid('nvmeQueue', `there is no namespace ${show(nsid)}`, {
+    hint: 'the thread that opened the device knows which there are: disk.namespaces',
+  });
+}
+
+function beingReset(device: string): DmaError {
+  return new DmaError({
+    code: 'EAGAIN',
+    operation: 'nvmeQueue',
+    device,
+    reason: 'the controller is being reset',
+    hint: 'poll the queue, and submit again',
+  });
+}
+
+/** EBUSY, as `before` has the queue. */
+function taken({ id, device }: NvmeQueueFacts, before: number, holders: Holders, operation: string): DmaError {
+  const isMaker = before === OWNER.MAKER;
+  return new DmaError({
+    code: 'EBUSY',
+    operation,
+    device,
+    reason: isMaker
+      ? `the thread that opened queue ${id} works it itself, or has closed it`
+      : `${holders.describe(before)} has queue ${id}${holders.isAlive(before) ? '' : ', and has ended'}`,
+    hint: isMaker
+      ? 'queue.share() offers it again'
+      : 'it is free once that thread disposes it, or takeBack(queue) returned',
+  });
+}
+
+shortForm(NvmeQueueOfThread, 'AttachedNvmeQueue', ({ id, device, capacity, live }) => ({ id, device, capacity, live }));

@@ -1,0 +1,122 @@
+/** A queue pair that is offered to other threads, in the thread that opened it. */
+import type { Device } from '../../bus/model.js';
+import { DmaError, undoAll } from '../../errors.js';
+import type { Holders } from '../../memory/shared/holders.js';
+import type { Share } from '../../memory/shared/shares.js';
+import type { AttachedNvmeQueue, NvmeQueue } from './queue.js';
+import { OWNER, QUEUE_WORD as WORD, RUN } from './queue-state.js';
+
+/** What was lent with a queue, and who has it. */
+export class Lending {
+  readonly queue: NvmeQueue;
+  /** What other threads get. */
+  readonly share: Share<AttachedNvmeQueue>;
+  /** Does the controller have it? */
+  exists = true;
+  /** While the controller makes it anew. */
+  making: Promise<void> | undefined;
+  readonly #device: Device;
+  readonly #holders: Holders;
+  readonly #loans: Disposable[];
+
+  /** @param loans what has to stay while other threads can use the queue: given back by {@link end} */
+  constructor(
+    device: Device,
+    queue: NvmeQueue,
+    share: Share<AttachedNvmeQueue>,
+    holders: Holders,
+    loans: Disposable[],
+  ) {
+    this.#device = device;
+    this.queue = queue;
+    this.share = share;
+    this.#holders = holders;
+    this.#loans = loans;
+  }
+
+  /** Lets another thread have it, from where it is. */
+  offer(): void {
+    const { queue } = this;
+    queue.save();
+    queue.refuse(() => this.busy('nvmeQueue'));
+    queue.state.store(WORD.OWNER, OWNER.OFFERED);
+  }
+
+  /** Is it out of the maker's hands? */
+  get isOut(): boolean {
+    return this.#owner !== OWNER.MAKER;
+  }
+
+  /** The thread that has it, as a text; `undefined` if it has ended, or nobody has it. */
+  get user(): string | undefined {
+    const owner = this.#owner;
+    const isThere = owner !== OWNER.MAKER && owner !== OWNER.OFFERED && this.#holders.isAlive(owner);
+    return isThere ? this.#holders.describe(owner) : undefined;
+  }
+
+  /**
+   * Is nobody at its rings? So it is when no thread has it, or the one that has it knows that the controller is stopped.
+   * Afterwards only {@link tell} lets a thread use them again.
+   */
+  get isQuiet(): boolean {
+    const { state } = this.queue;
+    return this.user === undefined || state.load(WORD.SEEN) === state.load(WORD.EPOCH);
+  }
+
+  /** Tells the thread that has it what the controller does. */
+  tell(run: number, shadow: boolean): void {
+    const { state } = this.queue;
+    state.store(WORD.BROKEN, run === RUN.ON ? 0 : state.load(WORD.BROKEN));
+    state.tell(run, shadow);
+  }
+
+  /**
+   * Takes it out of the hands of nobody, or of a thread that has ended.
+   *
+   * @returns can it go on as it is? False: the controller has to make it anew
+   * @throws DmaError EBUSY while a thread has it
+   */
+  take(operation: string): boolean {
+    const { state } = this.queue;
+    // Whoever attaches at the same time has it.
+    const before = Atomics.compareExchange(state.words, WORD.OWNER, OWNER.OFFERED, OWNER.MAKER);
+    if (before === OWNER.MAKER || before === OWNER.OFFERED) return this.exists && state.load(WORD.BROKEN) === 0;
+    if (this.#holders.isAlive(before)) throw this.busy(operation);
+    state.store(WORD.OWNER, OWNER.MAKER);
+    return false;
+  }
+
+  /** EBUSY, naming who has it. */
+  busy(operation: string): DmaError {
+    const { user, queue } = this;
+    const isOffered = this.#owner === OWNER.OFFERED;
+    return new DmaError({
+      code: 'EBUSY',
+      operation,
+      device: this.#device.name,
+      reason:
+        user !== undefined
+          ? `queue ${queue.id} is with ${user}`
+          : isOffered
+            ? `queue ${queue.id} is offered to other threads`
+            : `queue ${queue.id} was with a thread that has ended`,
+      hint:
+        user !== undefined
+          ? 'it is free when that thread disposes it, or ends'
+          : 'takeBack(queue) gives it back to this thread',
+    });
+  }
+
+  /** Gives back all that was lent with it: nobody can use it any more. */
+  end(): unknown[] {
+    this.queue.refuse(undefined);
+    // Who has it of a lost device knows that, and uses it no more.
+    if (this.user === undefined) this.share.end('nvme.takeBack');
+    else this.share.lose();
+    return undoAll(this.#loans.splice(0).map((loan) => () => loan[Symbol.dispose]()));
+  }
+
+  get #owner(): number {
+    return this.queue.state.load(WORD.OWNER);
+  }
+}
