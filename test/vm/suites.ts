@@ -29,6 +29,7 @@ export const SUITES: readonly Suite[] = [
   { name: 'machine', iommus: ['48', '39', 'none'] },
   { name: 'dma', backends: ['type1', 'iommufd'] },
   { name: 'nvme', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 900 },
+  { name: 'nvme-threads', kernels: ['built'], backends: ['type1', 'iommufd'] },
   { name: 'ledger', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 600 },
   { name: 'containers', kernels: ['built'], backends: ['type1', 'iommufd'] },
   { name: 'explained', kernels: ['built'], iommus: ['48'], backends: ['type1', 'iommufd'] },
