@@ -208,6 +208,47 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
     eal.heaps.removeMemory('pool', part);
   });
 
+  it('take elements of pools and put them back, and lose those that they have when they are killed', async () => {
+    const pool = eal.pools.create({ name: 'packets', elements: 64, elementSize: 256, cache: 8 });
+    const numbers = new Int32Array(64);
+    assert.ok(pool.get(numbers, 10));
+    pool.put(numbers, 10);
+    const taken = await store.run(async ({ store, kept }) => {
+      const pool = await store.pools.find('packets');
+      if (pool === undefined) throw new Error('no pool');
+      const numbers = new Int32Array(20);
+      const got = pool.get(numbers, 20);
+      pool.bytes(numbers[0])[0] = 99;
+      Object.assign(kept, { pool, numbers });
+      return { got, first: numbers[0], va: pool.vas[numbers[0]], all: [...numbers] };
+    });
+    assert.equal(taken.got, true);
+    assert.equal(new Set(taken.all).size, 20);
+    assert.equal(taken.va, pool.vas[taken.first]);
+    assert.equal(pool.bytes(taken.first)[0], 99);
+    throwsDma('EBUSY', () => pool.free());
+    await store.run(({ kept }) => {
+      const { pool, numbers } = kept as never as { pool: { put(n: Int32Array, c: number): void }; numbers: Int32Array };
+      pool.put(numbers, 5);
+    });
+    await store.kill();
+    await until(() => pool.get(numbers, 64));
+    assert.equal(new Set(numbers).size, 64);
+    pool.put(numbers, 64);
+    const next = await SecondaryProcess.attach('store');
+    more.push(next);
+    const made = await next.run(async ({ store }) => {
+      const pool = await store.pools.create({ name: 'own', elements: 8, elementSize: 64 });
+      const known = await store.pools.list();
+      pool.free();
+      return known;
+    });
+    assert.deepEqual(made, ['packets', 'own']);
+    pool.free();
+    await next.run(({ store }) => store.pools.free('own'));
+    assert.equal(eal.pools.find('own'), undefined);
+  });
+
   it('map memory for devices through the primary', async () => {
     const device = await eal.probe('vdev:edu0');
     const got = await store.run(async ({ store, kept }) => {
@@ -387,10 +428,11 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
   });
 
   it('are told once that the primary stops, and keep their memory until they let go', async () => {
+    eal.pools.create({ name: 'held', elements: 4, elementSize: 64 });
     await store.run(async ({ store, kept }) => {
       const told: string[] = [];
       store.events.on('ended', (error) => void told.push(`${error.code} ${error.message}`));
-      Object.assign(kept, { told, zone: await store.zones.find('early') });
+      Object.assign(kept, { told, zone: await store.zones.find('early'), pool: await store.pools.find('held') });
     });
     await eal.stop();
     const heard = async (): Promise<string[]> =>

@@ -39,6 +39,7 @@ import { Pools } from './memory/pool/pools.js';
 import { Zones } from './memory/owned/zones.js';
 import { Heaps } from './memory/heap/heaps.js';
 import { hasPhysicalAddresses, decideIovaMode, hasIommuGroups, type IovaDecision } from './memory/iova-mode.js';
+import type { Holders } from './memory/shared/holders.js';
 import { Shares } from './memory/shared/shares.js';
 import { MemoryHandlers } from './memory/memory-events.js';
 import { memorySettings, START, type MemoryOptions } from './memory/owned/memory-settings.js';
@@ -50,6 +51,7 @@ import type { Platform } from './platform/ports.js';
 import { checkEalName } from './share/places.js';
 import { Primary } from './share/primary.js';
 import { Secondary, type AttachOptions } from './share/secondary.js';
+import { SharedWords } from './share/shared-words.js';
 import { AddressWindow } from './share/window.js';
 import { shortForm } from './short-form.js';
 import { queueMicrotask } from './timers.js';
@@ -151,6 +153,7 @@ export class Eal implements AsyncDisposable {
   readonly #probed = new WeakMap<Device, Origin>();
   readonly #handlers = new MemoryHandlers();
   readonly #window: AddressWindow | undefined;
+  readonly #words: SharedWords | undefined;
   #primary: Primary | undefined;
   /** Do other processes go on with its memory after it has stopped? */
   #keepsContent = false;
@@ -204,8 +207,10 @@ export class Eal implements AsyncDisposable {
     });
     const sources = { memory: this.memory, heaps: this.heaps, gate, running };
     this.zones = new Zones(sources);
-    const sharing = { port: this.platform.memory, holders: () => this.#shares.holders };
-    this.pools = new Pools(sources, sharing);
+    const words = window === undefined ? undefined : new SharedWords(this.#driverMemory, platform.kernel);
+    this.#words = words;
+    const holders = (): Holders => words?.holders ?? this.#shares.holders;
+    this.pools = new Pools(sources, { port: platform.memory, holders, words });
     this.#registry = new Registry({
       ...options,
       areas: this.#areas,
@@ -450,8 +455,9 @@ export class Eal implements AsyncDisposable {
 
   #becomePrimary({ name, secondaryTimeoutMs = 5000 }: EalOptions): void {
     const window = this.#window;
-    if (name === undefined || window === undefined) return;
-    const { platform, memory, heaps, zones, external } = this;
+    const words = this.#words;
+    if (name === undefined || window === undefined || words === undefined) return;
+    const { platform, memory, heaps, zones, pools, external } = this;
     this.#primary = new Primary({
       platform,
       name,
@@ -461,6 +467,8 @@ export class Eal implements AsyncDisposable {
       handlers: this.#handlers,
       heaps,
       zones,
+      pools,
+      words,
       external,
       devices: () => this.devices(),
       find: (device) => this.find(device),

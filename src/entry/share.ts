@@ -10,5 +10,6 @@ export {
   type SecondaryZones,
   type SharedFacts,
 } from '../share/secondary.js';
+export type { SecondaryPools } from '../share/secondary-pools.js';
 export { SecondaryDevice, SecondaryMapping } from '../share/secondary-devices.js';
 export { SecondaryBlock, SecondaryExternal, SecondaryMemory, SecondaryZone } from '../share/secondary-memory.js';

@@ -13,6 +13,8 @@ import type { MallocOptions } from '../memory/heap/malloc-request.js';
 import type { MemoryHandlers } from '../memory/memory-events.js';
 import type { OwnedMemory } from '../memory/owned/owned.js';
 import type { Zone, Zones } from '../memory/owned/zones.js';
+import type { Pool } from '../memory/pool/pool.js';
+import type { PoolOptions, Pools } from '../memory/pool/pools.js';
 import { rangeOf } from '../memory/part.js';
 import type { Pin } from '../memory/pins.js';
 import type { Mapping } from '../dma/mapping.js';
@@ -22,6 +24,7 @@ import type { Answer, Question } from './peer.js';
 import { pieceOf, Regions } from './regions.js';
 import { Server, type Method, type Session } from './server.js';
 import type { Fields, Json, JsonObject } from './wire.js';
+import type { SharedWords } from './shared-words.js';
 import { libraryVersion } from './version.js';
 import type { AddressWindow } from './window.js';
 
@@ -36,6 +39,8 @@ export interface PrimarySources {
   readonly handlers: MemoryHandlers;
   readonly heaps: Heaps;
   readonly zones: Zones;
+  readonly pools: Pools;
+  readonly words: SharedWords;
   readonly external: External;
   readonly devices: () => readonly Device[];
   readonly find: (name: string) => Device | undefined;
@@ -57,6 +62,8 @@ class Holdings {
   /** Does it want to know of memory? From its `attach` on. */
   joined = false;
   readonly handles = new Map<number, { readonly handle: Handle; readonly forget: () => void }>();
+  /** Pools that it has opened. */
+  readonly pools = new Set<Pool>();
   /** External memory that it has attached. */
   readonly external = new Map<ExternalMemory, number>();
   /** Long calls that it can cancel, by the number that it gave them. */
@@ -98,6 +105,8 @@ export class Primary {
   readonly #regions: Regions;
   readonly #handler: Disposable;
   readonly #holdings = new Map<Session, Holdings>();
+  /** Who has words of pools mapped. */
+  readonly #wordUsers = new Map<ExternalMemory, Set<Session>>();
   readonly #methods: Map<string, Method>;
 
   /** @throws DmaError as {@link Server} */
@@ -115,6 +124,12 @@ export class Primary {
       left: (session) => this.#left(session),
     });
     this.#handler = sources.handlers.add(this.#regions);
+    sources.words.gone = (memory) => {
+      // Nobody uses them any more; what takes their place is told later.
+      for (const { peer } of this.#wordUsers.get(memory) ?? [])
+        peer.tell('memory.remove', { va: memory.va, length: memory.length });
+      this.#wordUsers.delete(memory);
+    };
   }
 
   /** The secondaries, in words. */
@@ -147,6 +162,7 @@ export class Primary {
     this.#holdings.delete(session);
     for (const work of holdings.works.values()) work.abort();
     this.#regions.leave(session);
+    for (const users of this.#wordUsers.values()) users.delete(session);
   }
 
   #of(session: Session): Holdings {
@@ -156,7 +172,7 @@ export class Primary {
   }
 
   #calls(): Record<string, Method> {
-    const { window, zones, heaps, external, devices } = this.#sources;
+    const { window, zones, pools, heaps, external, devices } = this.#sources;
     return {
       attach: (session) => this.#attach(session, window),
       bye: (session) => {
@@ -193,6 +209,29 @@ export class Primary {
       },
       'zones.free': (_, { fields }) => {
         zones.free(nameIn(fields));
+        return {};
+      },
+      'pools.list': () => ({ result: { pools: [...pools].map(({ name }) => ({ name })) } }),
+      'pools.find': (session, { fields }) => {
+        const pool = pools.find(nameIn(fields));
+        return pool === undefined ? {} : this.#sharePool(session, pool);
+      },
+      'pools.create': async (session, { fields }) => {
+        const pool = await this.#work(session, fields, (work) =>
+          pools.createAsync({ ...(optionsIn(fields) as PoolOptions & JsonObject), external: undefined, ...work }),
+        );
+        return this.#sharePool(session, pool);
+      },
+      'pools.free': (_, { fields }) => {
+        const name = nameIn(fields);
+        const pool = pools.find(name);
+        if (pool === undefined)
+          throw new DmaError({
+            code: 'ENOENT',
+            operation: 'pools.free',
+            reason: `there is no pool ${JSON.stringify(name)}`,
+          });
+        pool.free();
         return {};
       },
       'heaps.list': () => ({
@@ -323,6 +362,51 @@ export class Primary {
       },
     });
     return { id, ...zoneFacts(zone) };
+  }
+
+  /** What another process needs to use a pool. What it has of it comes back when it ends. */
+  #sharePool(session: Session, pool: Pool): Answer {
+    const holdings = this.#of(session);
+    for (const { va } of pool.chunks)
+      if (
+        !this.#regions.has(session, va) &&
+        ![...holdings.external.keys()].some(({ area }) => va >= area.range.start && va < area.range.end)
+      )
+        throw new DmaError({
+          code: 'ENOTSUP',
+          operation: 'pools.find',
+          reason: `the memory of the pool ${pool.name} is not attached in this process`,
+          hint: 'attach the external memory that it is in first; memory without a descriptor can not be attached',
+        });
+    const { name, shape, forDevices, owner, chunks, cacheSize, stack, threads, holders } = pool.share();
+    const words = [stack, threads, holders].map((each) => ({
+      bytes: each.byteLength,
+      memory: this.#sources.words.memoryOf(each),
+    }));
+    if (!holdings.pools.has(pool)) {
+      holdings.pools.add(pool);
+      session.own(() => {
+        if (pool.live) pool.recover();
+      });
+    }
+    for (const { memory } of words) {
+      const users = this.#wordUsers.get(memory) ?? new Set<Session>();
+      this.#wordUsers.set(memory, users.add(session));
+    }
+    return {
+      result: {
+        pool: {
+          name,
+          forDevices,
+          owner,
+          cacheSize,
+          shape: { ...shape },
+          chunks: chunks.map((chunk) => ({ ...chunk })),
+        },
+        words: words.map(({ bytes, memory }) => ({ bytes, ...pieceOf(memory.area) })),
+      },
+      fds: words.flatMap(({ memory }) => memory.fd ?? []),
+    };
   }
 
   async #heapMemory(session: Session, fields: Fields, attach: boolean): Promise<Answer> {

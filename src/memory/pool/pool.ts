@@ -301,6 +301,14 @@ export class Pool implements Disposable {
     return sharing === undefined ? 0 : sharing.holds.living(sharing.holders, 'held').length;
   }
 
+  /** @internal How many of them are threads of this process: they reach its memory by this process's mapping. */
+  get threadsHere(): number {
+    const sharing = this.#sharing;
+    if (sharing === undefined) return 0;
+    const { holds, holders } = sharing;
+    return holds.living(holders, 'held').filter((id) => holders.isHere(id)).length;
+  }
+
   /**
    * Brings elements back that threads or processes had which have ended, in hand or in their caches. Elements in rings of this pool stay
    * there. `get` does so by itself when it finds too few elements, at most every 20 ms. Only in the thread that made the pool.

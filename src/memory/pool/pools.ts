@@ -252,14 +252,14 @@ export class Pools {
   }
 
   /**
-   * @internal Frees all pools, even with elements in use, except pools that other threads have attached to.
+   * @internal Frees all pools, even with elements in use, except pools that other threads of this process have attached to.
    *
    * @returns the errors; if there are any, the memory must stay
    */
   close(): unknown[] {
     return [...this.#pools.values()]
       .reverse()
-      .flatMap((pool) => undoAll([() => pool.free({ force: pool.threads === 0 })]));
+      .flatMap((pool) => undoAll([() => pool.free({ force: pool.threadsHere === 0 })]));
   }
 
   *#memoryFor(

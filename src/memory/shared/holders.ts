@@ -175,6 +175,11 @@ export class Holders {
     return `${thread === 0 ? '' : `worker thread ${thread} of `}${process}${more}`;
   }
 
+  /** Is it a thread of this process? */
+  isHere(id: number): boolean {
+    return this.#exists(id) && this.#words[id * ENTRY_WORDS + PID] === this.#me().pid;
+  }
+
   /** The numbers of all that live. */
   *living(): IterableIterator<number> {
     for (let id = 1; id <= this.#highest(); id++) if (this.isAlive(id)) yield id;

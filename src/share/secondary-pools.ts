@@ -1,0 +1,107 @@
+/** Pools of a primary in a secondary: elements are taken and put back in shared memory, without a message. */
+import type { Area } from '../memory/area.js';
+import { Pool, type PoolDescription } from '../memory/pool/pool.js';
+import type { PoolOptions } from '../memory/pool/pools.js';
+import type { LongWorkOptions } from '../long-work.js';
+import type { Platform } from '../platform/ports.js';
+import type { Iova, Va } from '../units.js';
+import type { Mirror } from './mirror.js';
+import type { Reply } from './peer.js';
+import { nonsense, type Fields, type JsonObject } from './wire.js';
+
+/** What pools need of the connection. */
+export interface PoolConnection {
+  ask(name: string, question: JsonObject): Promise<Reply>;
+  work(name: string, question: JsonObject, options: object, operation: string): Promise<Reply>;
+  readonly keeper: { readonly mirror: Mirror };
+  readonly platform: Platform;
+}
+
+/** The pools of a primary. */
+export class SecondaryPools {
+  readonly #connection: PoolConnection;
+  readonly #attached = new Set<Pool>();
+
+  /** @internal */
+  constructor(connection: PoolConnection) {
+    this.#connection = connection;
+  }
+
+  /** The names of all pools. */
+  async list(): Promise<string[]> {
+    const { fields } = await this.#connection.ask('pools.list', {});
+    return fields.list('pools').map((pool) => pool.string('name'));
+  }
+
+  /**
+   * Opens the pool of that name here; `undefined` if there is none. Elements have the same numbers and addresses as in the
+   * primary. Free it to let go of it: the primary's pool stays. What this process has of it when it ends goes back.
+   *
+   * @throws DmaError ENOTSUP if its memory can not be mapped here; EAGAIN if too many processes use pools
+   */
+  async find(name: string): Promise<Pool | undefined> {
+    return this.#open(await this.#connection.ask('pools.find', { name }));
+  }
+
+  /** Lets the primary create a pool, and opens it here; it stays when this process ends. @throws DmaError as `Pools.createAsync` */
+  async create(options: Omit<PoolOptions, 'external'> & LongWorkOptions): Promise<Pool> {
+    const pool = this.#open(await this.#connection.work('pools.create', {}, options, 'pools.create'));
+    if (pool === undefined) throw nonsense('pools.create', 'no pool');
+    return pool;
+  }
+
+  /** Lets the primary free a pool. @throws DmaError ENOENT; EBUSY while a process has it, this one included */
+  async free(name: string): Promise<void> {
+    await this.#connection.ask('pools.free', { name });
+  }
+
+  /** @internal Lets go of all pools, before the memory is unmapped. */
+  close(): void {
+    for (const pool of this.#attached) if (pool.live) pool.free({ force: true });
+    this.#attached.clear();
+  }
+
+  #open({ fields, fds }: Reply): Pool | undefined {
+    const { platform, keeper } = this.#connection;
+    try {
+      if (!fields.has('pool')) return undefined;
+      const facts = fields.objectAt('pool');
+      const { mirror } = keeper;
+      const words = fields.list('words').map((piece, n) => {
+        const [va, length] = [piece.number('va') as Va, piece.number('length')];
+        // Those of all pools are shared, and those of this one may be here from an earlier time.
+        if (!mirror.has(va, length)) mirror.add([piece], fds.slice(n, n + 1));
+        return mirror.views(va, length).views.bytes(0, piece.number('bytes'));
+      });
+      const [stack, threads, holders] = words;
+      const pool = Pool.attach({ ...described(facts), stack, threads, holders, keepers: [] }, platform);
+      for (const each of this.#attached) if (!each.live) this.#attached.delete(each);
+      this.#attached.add(pool);
+      return pool;
+    } finally {
+      for (const fd of fds) platform.files.close(fd);
+    }
+  }
+}
+
+function described(facts: Fields): Omit<PoolDescription, 'stack' | 'threads' | 'holders' | 'keepers'> {
+  const shape = facts.objectAt('shape');
+  return {
+    name: facts.string('name'),
+    forDevices: facts.boolean('forDevices'),
+    owner: facts.string('owner') as Area['owner'],
+    cacheSize: facts.number('cacheSize'),
+    shape: {
+      size: shape.number('size'),
+      headroom: shape.number('headroom'),
+      align: shape.number('align'),
+      stride: shape.number('stride'),
+    },
+    chunks: facts.list('chunks').map((chunk) => ({
+      va: chunk.number('va') as Va,
+      length: chunk.number('length'),
+      count: chunk.number('count'),
+      iova: chunk.has('iova') ? (chunk.number('iova') as Iova) : undefined,
+    })),
+  };
+}

@@ -1,0 +1,52 @@
+/** Words of pools that other processes use too: in memory with a descriptor, at addresses that all of them have. */
+import type { External, ExternalMemory } from '../memory/external.js';
+import { Holders, type HoldersKernel } from '../memory/shared/holders.js';
+import type { WordMemory, WordSource } from '../memory/shared/words.js';
+import { invalid } from '../errors.js';
+
+/** Threads and processes that can use the pools of one `Eal` at the same time. */
+const MOST_HOLDERS = 1023;
+
+/** The words of one `Eal` with a name. */
+export class SharedWords implements WordSource {
+  /** Called before words end: other processes unmap them. */
+  gone: (memory: ExternalMemory) => void = () => undefined;
+  readonly #external: External;
+  readonly #kernel: HoldersKernel;
+  readonly #memories = new Map<WordMemory, ExternalMemory>();
+  #holders: Holders | undefined;
+
+  /** @param external where the memory is from */
+  constructor(external: External, kernel: HoldersKernel) {
+    this.#external = external;
+    this.#kernel = kernel;
+  }
+
+  /** The threads and processes that share. Made on first use. */
+  get holders(): Holders {
+    this.#holders ??= Holders.create(this.#kernel, this.allocate(Holders.bytesFor(MOST_HOLDERS)));
+    return this.#holders;
+  }
+
+  allocate(bytes: number): WordMemory {
+    const memory = this.#external.allocate(bytes, { label: 'words of pools' });
+    const words = memory.bytes(0, bytes);
+    this.#memories.set(words, memory);
+    return words;
+  }
+
+  free(words: WordMemory): void {
+    const memory = this.#memories.get(words);
+    if (memory?.live !== true) return;
+    this.gone(memory);
+    memory.unregister();
+    this.#memories.delete(words);
+  }
+
+  /** The memory that these words are in. */
+  memoryOf(words: WordMemory): ExternalMemory {
+    const memory = this.#memories.get(words);
+    if (memory === undefined) throw invalid('pool.share', 'the words of the pool are not in shared memory');
+    return memory;
+  }
+}
