@@ -7,7 +7,7 @@ import { NVM, QUEUE, SQE } from '../../src/nvme/commands.js';
 import { NVME_REGISTER as REG, submissionDoorbell } from '../../src/nvme/registers.js';
 import { BASE, NvmeHost } from '../fakes/vfio-user/nvme-host.js';
 import { pattern, turn } from '../fakes/vfio-user/model-host.js';
-import { Random } from './vfio-user-fuzzer.js';
+import { Random } from '../shared/random.js';
 
 /** What a run did. */
 export interface NvmeFuzzReport {

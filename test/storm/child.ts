@@ -5,7 +5,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { Random } from '../fuzz/vfio-user-fuzzer.js';
+import { Random } from '../shared/random.js';
 import { figuresNow, grown, openDescriptors, type Figures } from './figures.js';
 import type { Storm, StormFile } from './storm.js';
 

@@ -5,7 +5,8 @@ import { isDmaError } from '../../src/errors.js';
 import { openPlatform } from '../../src/platform/open.js';
 import { isCommand, Framer } from '../../src/vfio-user/framing.js';
 import * as m from '../../src/vfio-user/messages.js';
-import { mutate, Random, serverReply } from '../fuzz/vfio-user-fuzzer.js';
+import { mutate, serverReply } from '../fuzz/vfio-user-fuzzer.js';
+import { Random } from '../shared/random.js';
 import { shrinkable } from './shrinkable.js';
 
 /** Its kinds, in the order in which clients meet them. */

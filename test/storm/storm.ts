@@ -1,5 +1,5 @@
 /** What a storm is: rounds of abuse, after which a process has to have no more than before. */
-import type { Random } from '../fuzz/vfio-user-fuzzer.js';
+import type { Random } from '../shared/random.js';
 import type { Figures } from './figures.js';
 
 /** What a storm is made with. */

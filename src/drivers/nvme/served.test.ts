@@ -5,7 +5,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
-import { Random } from '../../../test/fuzz/vfio-user-fuzzer.js';
+import { againstModel } from '../../../test/shared/nvme-model.js';
 import type { Device } from '../../bus/model.js';
 import { Eal } from '../../eal.js';
 import { isDmaError } from '../../errors.js';
@@ -84,50 +84,6 @@ async function everySize({ eal, disk }: Room): Promise<void> {
   back.free();
 }
 
-/** Random commands against a plain array; every byte is compared at the end, and of every read. */
-async function againstModel({ eal, disk }: Room, commands: number): Promise<void> {
-  const random = new Random(9);
-  const { blockSize } = disk;
-  const model = new Uint8Array(MiB);
-  const block = eal.malloc(256 * KiB, { align: 4096 });
-  for (let n = 0; n < commands; n++) {
-    const blocks = 1 + random.below(Math.min(64, (128 * KiB) / blockSize));
-    const lba = random.below(model.length / blockSize - blocks + 1);
-    const content = model.subarray(lba * blockSize, (lba + blocks) * blockSize);
-    const range = { va: (block.va + 4 * random.below(1024)) as Va, length: content.length };
-    const bytes = block.bytes(range.va - block.va, range.length);
-    switch (random.below(5)) {
-      case 0:
-        bytes.fill(random.below(256));
-        bytes[random.below(bytes.length)] ^= 0x55;
-        content.set(bytes);
-        await disk.write({ lba, blocks, from: range, fua: random.oneIn(4) });
-        break;
-      case 1:
-        await disk.read({ lba, blocks, into: range });
-        assert.equal(Buffer.compare(bytes, content), 0, `command ${n}`);
-        break;
-      case 2:
-        await disk.writeZeroes({ lba, blocks, deallocate: random.oneIn(2) });
-        content.fill(0);
-        break;
-      case 3:
-        await disk.deallocate([{ lba, blocks }]);
-        content.fill(0);
-        break;
-      default:
-        bytes.set(content);
-        await disk.compare({ lba, blocks, to: range });
-        await disk.verify({ lba, blocks });
-    }
-  }
-  const whole = eal.malloc(MiB, { align: 4096 });
-  await disk.read({ lba: 0, blocks: MiB / blockSize, into: whole });
-  assert.equal(sum(whole.bytes()), sum(model));
-  whole.free();
-  block.free();
-}
-
 describe('driver and served controller', linux, () => {
   for (const [how, run] of [
     ['in one process', inProcess],
@@ -139,8 +95,11 @@ describe('driver and served controller', linux, () => {
       run({ size: 8 * MiB, sgl: false, shadowDoorbells: false, maxTransfer: 64 * KiB, doorbellStride: 16 }, everySize));
 
     for (const blockSize of [512, 4096])
-      it(`random commands against a plain array, blocks of ${blockSize}, ${how}`, () =>
-        run({ size: MiB, blockSize }, (room) => againstModel(room, 150)));
+      it(`random commands against a model of the disk, blocks of ${blockSize}, ${how}`, () =>
+        run({ size: 4 * MiB, blockSize, maxTransfer: 16 * KiB }, async ({ eal, disk }) => {
+          const counts = await againstModel(eal, disk, { seed: blockSize, commands: 600, span: disk.blocks });
+          for (const [kind, count] of Object.entries(counts)) assert.ok(count > 0, kind);
+        }));
   }
 
   it('thousands of commands at depth 31 by numbers', () =>

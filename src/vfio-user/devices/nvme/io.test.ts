@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { NvmeHost, type HostQueue } from '../../../../test/fakes/vfio-user/nvme-host.js';
 import { pattern, turn, type Reach } from '../../../../test/fakes/vfio-user/model-host.js';
-import { Random } from '../../../../test/fuzz/vfio-user-fuzzer.js';
+import { Random } from '../../../../test/shared/random.js';
 import { ADMIN, ALL_NAMESPACES, FEATURE, IO_CDW12, NVM } from '../../../nvme/commands.js';
 import { STATUS } from '../../../nvme/status.js';
 import { type ImageCalls, NODE_CALLS } from './image.js';
