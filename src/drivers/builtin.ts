@@ -2,7 +2,7 @@
 import type { Driver } from '../bus/model.js';
 import { copyEngineDriver } from './copy-engine-driver.js';
 import { EDU_KEYS, eduDriver } from './edu-driver.js';
-import { nvmeDriver } from './nvme/nvme-driver.js';
+import { NVME_KEYS, nvmeDriver } from './nvme/nvme-driver.js';
 import { rawDriver } from './raw-driver.js';
 import { verbsDriver } from './verbs-driver.js';
 
@@ -13,4 +13,4 @@ import { verbsDriver } from './verbs-driver.js';
 export const builtinDrivers: readonly Driver[] = [verbsDriver, copyEngineDriver, eduDriver, nvmeDriver, rawDriver];
 
 /** What the keys of device names mean that these drivers know, in sentences for help pages. */
-export const DRIVER_KEYS: readonly string[] = [EDU_KEYS];
+export const DRIVER_KEYS: readonly string[] = [EDU_KEYS, NVME_KEYS];

@@ -24,7 +24,7 @@ export type { NvmeMemory } from '../drivers/nvme/data-pointer.js';
 export type { NvmeCallOptions, NvmeResult } from '../drivers/nvme/operation.js';
 export type { NvmeCommand } from '../drivers/nvme/requests.js';
 export type { NvmeStreamOptions } from '../drivers/nvme/streams.js';
-export type { NvmeZone, ZoneAction, ZoneCalls } from '../drivers/nvme/zones.js';
+export type { NvmeAppendOptions, NvmeZone, NvmeZoneLimits, ZoneAction, ZoneCalls } from '../drivers/nvme/zones.js';
 
 // The words of the specification.
 export { ADMIN, CNS, COMMAND_SET, EVENT_CONFIG, FEATURE, IO_CDW12, LOG, NVM } from '../nvme/commands.js';

@@ -136,6 +136,23 @@ export const NAMESPACE = {
 /** Bits of NSFEAT. */
 export const NSFEAT = { THIN: 1 << 0, ATOMICITY: 1 << 1, DEALLOCATED_ERROR: 1 << 2, OPTIMAL_IO: 1 << 4 } as const;
 
+/**
+ * Offsets in bytes of what the zoned command set has of its own: of a namespace (CNS 05h), and of a controller (CNS 06h; Zoned
+ * Namespace Command Set 1.1, sections 4.1.5.1 and 4.1.5.2).
+ */
+export const ZONED = {
+  /** bit 0: reads may go over the end of a zone; 16 bits */
+  OZCS: 2,
+  /** zones that may be active, and open, 0-based; all ones: without a limit */
+  MAR: 4,
+  MOR: 8,
+  /** formats of 16 bytes, of which the first 8 are the blocks of a zone */
+  LBAFE: 2816,
+  LBAFE_BYTES: 16,
+  /** of the controller: most bytes of an append are 2^ZASL pages of CAP.MPSMIN; 0: those of MDTS */
+  ZASL: 0,
+} as const;
+
 /** Types of a namespace's descriptors (CNS 03h). */
 export const DESCRIPTOR_TYPE = { EUI64: 1, NGUID: 2, UUID: 3, CSI: 4 } as const;
 
@@ -324,6 +341,38 @@ export function descriptorsOf(bytes: Uint8Array): NvmeDescriptors {
     else if (type === DESCRIPTOR_TYPE.CSI && length === 1) commandSet = bytes[value];
   }
   return { eui64, nguid, uuid, commandSet };
+}
+
+/** What a zoned namespace says of its zones. */
+export interface NvmeZonedNamespace {
+  /** blocks from the beginning of one zone to the next */
+  readonly zoneSize: number;
+  /** zones that may be open at once; `Infinity` without a limit */
+  readonly maxOpen: number;
+  /** zones that may be open or closed at once; `Infinity` without a limit */
+  readonly maxActive: number;
+  /** May a read go over the end of a zone? */
+  readonly readAcross: boolean;
+}
+
+/** Reads the answer of CNS 05h of the zoned command set. @param bytes 4096 of them; @param format index of the one in use */
+export function zonedNamespaceOf(bytes: Uint8Array, format: number): NvmeZonedNamespace {
+  const view = viewOf(bytes);
+  const limit = (at: number): number => {
+    const most = view.getUint32(at, true);
+    return most === 0xffffffff ? Infinity : most + 1;
+  };
+  return {
+    zoneSize: numberAt(view, ZONED.LBAFE + format * ZONED.LBAFE_BYTES, 8),
+    maxOpen: limit(ZONED.MOR),
+    maxActive: limit(ZONED.MAR),
+    readAcross: (view.getUint16(ZONED.OZCS, true) & 1) !== 0,
+  };
+}
+
+/** Reads the answer of CNS 06h of the zoned command set. @param bytes 4096 of them */
+export function zonedControllerOf(bytes: Uint8Array): { readonly appendPower: number } {
+  return { appendPower: bytes[ZONED.ZASL] };
 }
 
 /** Reads a list of namespace ids (CNS 02h): up to the first 0. */

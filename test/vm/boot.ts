@@ -3,12 +3,11 @@ import { once } from 'node:events';
 import { existsSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { MiB } from '../../src/units.js';
 import { spawnTied } from '../shared/tied.js';
 import { START } from './initramfs.js';
 import type { Kernel } from './kernels.js';
-import { machineArguments } from './machine.js';
-import type { IommuName } from './machine.js';
+import { DISKS, machineArguments } from './machine.js';
+import type { DiskName, IommuName } from './machine.js';
 import { RequestService } from './requests.js';
 import { startScript } from './start-script.js';
 import type { GuestJob } from './start-script.js';
@@ -37,24 +36,27 @@ export interface JobResult {
 /** Booting and switching off; in seconds. A loaded machine needs a minute. */
 const BOOT_SECONDS = 240;
 
-const DISK_BYTES = 64 * MiB;
-
 /** Boots a guest, has it run the jobs, and resolves when it is switched off or has been ended. */
 export async function runGuest(options: GuestOptions): Promise<readonly JobResult[]> {
   const { kernel, iommu, initramfs, directory, jobs, print, signal } = options;
   const share = join(directory, 'share');
-  const disk = join(directory, 'disk');
+  const disks = Object.fromEntries(Object.keys(DISKS).map((name) => [name, join(directory, `${name}.img`)])) as Record<
+    DiskName,
+    string
+  >;
   const monitor = join(directory, 'monitor');
   mkdirSync(share);
-  writeFileSync(disk, '');
-  truncateSync(disk, DISK_BYTES);
+  for (const [name, file] of Object.entries(disks)) {
+    writeFileSync(file, '');
+    truncateSync(file, DISKS[name as DiskName]);
+  }
   const modules = kernel.modular ? join(kernel.directory, 'lib/modules') : undefined;
   writeFileSync(join(share, START), startScript({ jobs, directory: process.cwd(), modules, headers: kernel.headers }));
 
   signal.throwIfAborted();
   const qemu = spawnTied(
     'qemu-system-x86_64',
-    machineArguments({ iommu, image: kernel.image, initramfs, share, disk, monitor }),
+    machineArguments({ iommu, image: kernel.image, initramfs, share, disks, monitor }),
   );
   const closed = once(qemu, 'close');
   using _service = new RequestService(share, monitor);

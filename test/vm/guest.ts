@@ -7,7 +7,7 @@ import { DEVICES, HOTPLUG } from './machine.js';
 import type { IommuName } from './machine.js';
 import type { BackendName } from './suites.js';
 
-const { ANYDMA_VM_BACKEND, ANYDMA_VM_KERNEL, ANYDMA_VM_IOMMU } = process.env;
+const { ANYDMA_VM_BACKEND, ANYDMA_VM_KERNEL, ANYDMA_VM_IOMMU, ANYDMA_VM_WHOLE } = process.env;
 
 export const kernel = ANYDMA_VM_KERNEL as KernelName;
 export const iommu = ANYDMA_VM_IOMMU as IommuName;
@@ -16,6 +16,9 @@ export const iommu = ANYDMA_VM_IOMMU as IommuName;
 export const CHOICE = (ANYDMA_VM_BACKEND ?? 'type1') as BackendName;
 /** And what the domains are then. */
 export const KIND = ({ type1: 'vfio-type1', iommufd: 'iommufd', noiommu: 'vfio-noiommu' } as const)[CHOICE];
+
+/** Is this the whole of random work (`--whole`), and not only a part? */
+export const WHOLE = ANYDMA_VM_WHOLE !== undefined;
 
 /** Two edu devices, each in a group of its own. */
 export const EDU = DEVICES.edu0;

@@ -2,6 +2,7 @@
  * The machine that QEMU makes for a guest: a q35 board with an Intel IOMMU, in software alone, and PCI devices of every kind
  * that the suites need.
  */
+import { KiB, MiB } from '../../src/units.js';
 import { SHARES } from './initramfs.js';
 
 /**
@@ -34,7 +35,7 @@ export const DEVICES = {
   edu1: '0000:00:03.0',
   /** An e1000e network interface; what it sends goes nowhere. */
   net0: '0000:00:04.0',
-  /** An NVMe disk of 64 MiB. */
+  /** An NVMe controller with a disk of 64 MiB, and with {@link DETACHED}. */
   disk0: '0000:00:05.0',
   /** A root port with an empty slot, for devices that come and go: they are at {@link HOTPLUG}. */
   port0: '0000:00:06.0',
@@ -48,6 +49,20 @@ type DeviceName = keyof typeof DEVICES;
 /** Where the guest sees what is put into the slot of {@link DEVICES.port0}. */
 export const HOTPLUG = '0000:01:00.0';
 
+/** The images that the namespaces of {@link DEVICES.disk0} are in, and their bytes. */
+export const DISKS = { disk: 64 * MiB, zoned: 16 * MiB, protected: 8 * MiB, inline: 8 * MiB } as const;
+export type DiskName = keyof typeof DISKS;
+
+/** Namespaces of disk0 that are detached, so that nobody sees them: a test attaches them, and detaches them again. */
+export const DETACHED = {
+  /** 16 zones of 1 MiB, of which 768 KiB can be written; 3 may be open, and 5 active. */
+  zoned: { id: 2, zoneBytes: MiB, zoneCapacity: 768 * KiB, maxOpen: 3, maxActive: 5 },
+  /** Metadata of 8 bytes apart, which is protection information of type 1. */
+  protected: { id: 3, metadata: 8 },
+  /** Metadata of 16 bytes behind each block, without protection information. */
+  inline: { id: 4, metadata: 16 },
+} as const;
+
 /** What a guest's machine is made of. Paths are of the host. */
 export interface MachineParts {
   readonly iommu: IommuName;
@@ -55,8 +70,7 @@ export interface MachineParts {
   readonly initramfs: string;
   /** The directory that is {@link SHARES.GUEST}. */
   readonly share: string;
-  /** The disk's content. */
-  readonly disk: string;
+  readonly disks: Readonly<Record<DiskName, string>>;
   /** The socket for QEMU's monitor protocol. */
   readonly monitor: string;
 }
@@ -79,7 +93,7 @@ const KERNEL_ARGUMENTS = [
 ];
 
 /** The arguments of qemu-system-x86_64. The guest's console is its standard output. */
-export function machineArguments({ iommu, image, initramfs, share, disk, monitor }: MachineParts): string[] {
+export function machineArguments({ iommu, image, initramfs, share, disks, monitor }: MachineParts): string[] {
   const at = (name: DeviceName): string => {
     const [slot] = DEVICES[name].split(':').slice(-1);
     return `id=${name},addr=${slot ?? ''}`;
@@ -90,7 +104,10 @@ export function machineArguments({ iommu, image, initramfs, share, disk, monitor
     `edu,${at('edu0')}`,
     `edu,${at('edu1')}`,
     `e1000e,${at('net0')},netdev=nowhere,romfile=`,
-    `nvme,${at('disk0')},drive=disk,serial=anydma`,
+    'nvme-subsys,id=subsystem0',
+    `nvme,${at('disk0')},serial=anydma,subsys=subsystem0`,
+    'nvme-ns,bus=disk0,nsid=1,drive=disk,shared=off',
+    ...detachedNamespaces(),
     `pcie-root-port,${at('port0')},chassis=1,slot=1`,
     `pcie-pci-bridge,${at('bridge0')}`,
     `edu,${at('edu2')},bus=bridge0`,
@@ -106,8 +123,20 @@ export function machineArguments({ iommu, image, initramfs, share, disk, monitor
     ...['-fsdev', 'local,id=host,path=/,security_model=none,readonly=on,multidevs=remap'],
     ...['-fsdev', `local,id=guest,path=${share},security_model=none`],
     ...['-netdev', 'hubport,id=nowhere,hubid=0'],
-    ...['-drive', `if=none,id=disk,format=raw,file=${disk}`],
+    ...Object.entries(disks).flatMap(([id, file]) => ['-drive', `if=none,id=${id},format=raw,file=${file}`]),
     ...devices.flatMap((each) => ['-device', each]),
+  ];
+}
+
+function detachedNamespaces(): string[] {
+  const { zoned, protected: guarded, inline } = DETACHED;
+  const common = (name: DiskName, id: number): string =>
+    `nvme-ns,bus=disk0,nsid=${id},drive=${name},shared=off,detached=on`;
+  return [
+    `${common('zoned', zoned.id)},zoned=on,zoned.zone_size=${zoned.zoneBytes},zoned.zone_capacity=${zoned.zoneCapacity},` +
+      `zoned.max_open=${zoned.maxOpen},zoned.max_active=${zoned.maxActive}`,
+    `${common('protected', guarded.id)},ms=${guarded.metadata},mset=0,pi=1`,
+    `${common('inline', inline.id)},ms=${inline.metadata},mset=1`,
   ];
 }
 

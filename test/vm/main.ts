@@ -37,6 +37,7 @@ const USAGE = `npm run test:vm -- [options]
 
   --only TEXT   only the runs whose name (see --list) contains TEXT; several: contains all of them
   --list        print the names and stop
+  --whole       all of the random commands of suites that have a part of them only: a million of NVMe, which take hours
   --run COMMAND run this command of the shell in the guests instead of suites
   --jobs N      so many guests at a time; default: as memory and processors allow
   --keep        keep the guests' files, with the kernel's log, and say where they are
@@ -81,9 +82,10 @@ function plan(jobsOf: (kernel: KernelName, iommu: IommuName, name: string) => re
   ).filter(({ jobs }) => jobs.length > 0);
 }
 
-function suiteJobs(kernel: KernelName, iommu: IommuName, guest: string): readonly GuestJob[] {
-  return SUITES.flatMap(({ name, kernels = KERNELS, iommus = ['48', '39'], backends = [undefined], seconds = 300 }) =>
-    kernels.includes(kernel) && iommus.includes(iommu)
+function suiteJobs(kernel: KernelName, iommu: IommuName, guest: string, whole: boolean): readonly GuestJob[] {
+  return SUITES.flatMap((suite) => {
+    const { name, kernels = KERNELS, iommus = ['48', '39'], backends = [undefined], seconds = 300 } = suite;
+    return kernels.includes(kernel) && iommus.includes(iommu)
       ? backends
           .filter((backend) => exists(kernel, iommu, backend))
           .map((backend) => ({
@@ -97,11 +99,12 @@ function suiteJobs(kernel: KernelName, iommu: IommuName, guest: string): readonl
               ANYDMA_VM_KERNEL: kernel,
               ANYDMA_VM_IOMMU: iommu,
               ...(backend === undefined ? {} : { ANYDMA_VM_BACKEND: backend }),
+              ...(whole ? { ANYDMA_VM_WHOLE: '1' } : {}),
             },
-            seconds,
+            seconds: whole ? (suite.wholeSeconds ?? seconds) : seconds,
           }))
-      : [],
-  );
+      : [];
+  });
 }
 
 function checkNeeds(): void {
@@ -131,6 +134,7 @@ function options() {
         jobs: { type: 'string' },
         keep: { type: 'boolean', default: false },
         prepare: { type: 'boolean', default: false },
+        whole: { type: 'boolean', default: false },
         help: { type: 'boolean', short: 'h', default: false },
       },
     }).values;
@@ -143,7 +147,7 @@ function options() {
 async function main(): Promise<number> {
   const given = options();
   if (given === undefined) return 2;
-  const { only, list, run, keep, prepare, help } = given;
+  const { only, list, run, keep, prepare, whole, help } = given;
   const atOnce = given.jobs === undefined ? roomForGuests() : Number(given.jobs);
   if (!Number.isInteger(atOnce) || atOnce < 1) {
     console.error('--jobs takes a number from 1 up');
@@ -156,7 +160,7 @@ async function main(): Promise<number> {
   const wanted = ({ title }: GuestJob): boolean => only.every((text) => title.includes(text));
   const guests = plan((kernel, iommu, guest) =>
     (run === undefined
-      ? suiteJobs(kernel, iommu, guest)
+      ? suiteJobs(kernel, iommu, guest, whole)
       : [{ title: guest, command: ['sh', '-c', run], environment: {}, seconds: 3600 }]
     ).filter(wanted),
   );

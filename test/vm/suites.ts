@@ -22,14 +22,17 @@ export interface Suite {
   readonly backends?: readonly BackendName[];
   /** It is ended after so many seconds. Default: 300. */
   readonly seconds?: number;
+  /** The same with `--whole`. Default: as `seconds`. */
+  readonly wholeSeconds?: number;
 }
 
 /** In the order that they run in. */
 export const SUITES: readonly Suite[] = [
   { name: 'machine', iommus: ['48', '39', 'none'] },
   { name: 'dma', backends: ['type1', 'iommufd'] },
-  { name: 'nvme', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 900 },
+  { name: 'nvme', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 900, wholeSeconds: 14_400 },
   { name: 'nvme-threads', kernels: ['built'], backends: ['type1', 'iommufd'] },
+  { name: 'nvme-namespaces', kernels: ['built'], backends: ['type1', 'iommufd'] },
   { name: 'ledger', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 600 },
   { name: 'containers', kernels: ['built'], backends: ['type1', 'iommufd'] },
   { name: 'explained', kernels: ['built'], iommus: ['48'], backends: ['type1', 'iommufd'] },

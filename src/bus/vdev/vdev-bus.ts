@@ -24,7 +24,7 @@ export const VDEV_KEYS =
 /** Keys that only devices of one kind have. */
 const KIND_KEYS: Readonly<Record<string, readonly string[]>> = {
   edu: ['dma-mask'],
-  nvme: ['file', 'size', 'blocksize'],
+  nvme: ['file', 'size', 'blocksize', 'dma-mask'],
 };
 
 /** What the bus needs. */
@@ -40,7 +40,7 @@ export interface VdevBusOptions {
 /** The bus `vdev`. A name is a kind (letters and dashes) and a number. */
 export class VdevBus implements Bus {
   readonly name = 'vdev';
-  readonly keys = ['iommu', ...Object.values(KIND_KEYS).flat()];
+  readonly keys = [...new Set(['iommu', ...Object.values(KIND_KEYS).flat()])];
   readonly #options: VdevBusOptions;
   readonly #kinds = new Map<string, ModelFactory>();
   readonly #spaces = new Map<string, VdevSpace>();
@@ -85,11 +85,12 @@ export class VdevBus implements Bus {
 
   async open(name: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice> {
     const kind = kindOf(name) ?? name;
-    for (const [owner, keys] of Object.entries(KIND_KEYS)) {
-      const key = keys.find((each) => args.has(each));
-      if (owner !== kind && key !== undefined)
+    for (const key of args.keys()) {
+      const owners = Object.keys(KIND_KEYS).filter((owner) => KIND_KEYS[owner]?.includes(key));
+      if (owners.length > 0 && !owners.includes(kind))
         throw invalid('open', `vdev devices of the kind ${kind} have no key ${key}`, {
-          hint: `only the kind ${owner} has it`,
+          hint:
+            owners.length === 1 ? `only the kind ${owners[0]} has it` : `only the kinds ${owners.join(', ')} have it`,
         });
     }
     const factory = this.#kinds.get(kind) ?? this.#options.model(kind, args);

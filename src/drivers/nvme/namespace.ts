@@ -35,11 +35,14 @@ import { STAYS } from '../../stays.js';
 
 /** Protection information of a namespace that has it (NVMe 1.4, section 8.3). */
 export interface NvmeProtection {
-  /** The controller makes it when writing, and takes it off when reading. Default false: it is in the metadata. */
+  /**
+   * The controller makes it when writing, and takes it off when reading: metadata that is nothing else (8 bytes) is not transferred.
+   * Default false: it is in the metadata.
+   */
   readonly action?: boolean;
   /** What is checked: `guard`, `application`, `reference`. Default: nothing. */
   readonly check?: readonly ('guard' | 'application' | 'reference')[];
-  /** The reference tag of the first block; it counts up in types 1 and 2. */
+  /** The reference tag of the first block; it counts up in types 1 and 2. Default: the block's number; 0 in type 3. */
   readonly reference?: number;
   /** The application tag, and which bits of it are checked. */
   readonly application?: number;
@@ -58,7 +61,10 @@ export interface NvmeReadOptions extends NvmeBlocks {
   readonly blocks?: number;
   /** Where they go: memory that is mapped for the device; with `bounce`, any bytes. */
   readonly into: NvmeMemory | BounceMemory;
-  /** Memory for the metadata of a namespace that keeps it apart. */
+  /**
+   * Memory for the metadata of a namespace that keeps it apart, in one piece for the device. It has to be given, unless the metadata is
+   * protection information and nothing else: then the controller makes it and takes it off.
+   */
   readonly metadata?: MemoryPart;
   readonly protection?: NvmeProtection;
   /** Read from the media and not from a cache. */
@@ -73,6 +79,7 @@ export interface NvmeWriteOptions extends NvmeBlocks {
   readonly blocks?: number;
   /** Where they come from: as `into` of {@link NvmeReadOptions}. */
   readonly from: NvmeMemory | BounceMemory;
+  /** As in {@link NvmeReadOptions}; a comparison always needs it. */
   readonly metadata?: MemoryPart;
   readonly protection?: NvmeProtection;
   /** Durable when this resolves ("force unit access"). Default false: `flush` makes it so. */
@@ -117,6 +124,8 @@ export interface NamespaceHost {
   readonly identity: NvmeControllerIdentity;
   readonly io: Commands;
   readonly bounce: Bounce;
+  /** Bytes of a page of CAP.MPSMIN. */
+  readonly minPageSize: number;
   /** Memory of the driver's own for one call. */
   page(length: number): DmaMemory;
   /** IDENTIFY with a CNS, for this namespace. */
@@ -164,6 +173,9 @@ const COPY: Shape<NvmeCallOptions & { readonly to: number; readonly from: readon
   to: 'number',
   from: 'array',
 };
+
+/** Bytes of protection information (NVMe 1.4, section 8.3). */
+const PROTECTION_BYTES = 8;
 
 /** Bits of PRINFO (NVMe 1.4, figure 384). */
 const PRINFO = { action: 8, guard: 4, application: 2, reference: 1 } as const;
@@ -219,6 +231,11 @@ export class NvmeNamespace {
     return blockSize + (metadataInline ? metadataSize : 0);
   }
 
+  /** Does it have metadata that is kept apart from the data? Each read and write transfers it too: see `metadata`. */
+  get hasMetadataApart(): boolean {
+    return this.metadataSize > 0 && !this.identity.metadataInline;
+  }
+
   /** All that it says of itself. */
   get identity(): NvmeNamespaceIdentity {
     return this.#facts.identity;
@@ -234,17 +251,21 @@ export class NvmeNamespace {
     return this.#gone === undefined;
   }
 
+  get #isZoned(): boolean {
+    return this.#facts.descriptors.commandSet === COMMAND_SET.ZONED;
+  }
+
   /** What it can do. */
   get capabilities(): NvmeNamespaceCapabilities {
     const { oncs } = this.#host.identity;
-    const { identity, descriptors } = this.#facts;
+    const { identity } = this.#facts;
     return {
       compare: (oncs & ONCS.COMPARE) !== 0,
       writeZeroes: (oncs & ONCS.WRITE_ZEROES) !== 0,
       deallocate: (oncs & ONCS.DATASET_MANAGEMENT) !== 0,
       verify: (oncs & ONCS.VERIFY) !== 0,
       copy: (oncs & ONCS.COPY) !== 0,
-      zoned: descriptors.commandSet === COMMAND_SET.ZONED,
+      zoned: this.#isZoned,
       deallocatedZeroes: identity.deallocatedZeroes,
       writeProtected: identity.writeProtected,
       protection: identity.protection,
@@ -266,7 +287,10 @@ export class NvmeNamespace {
     });
   }
 
-  /** Writes blocks from memory. Otherwise as {@link read}; a write is durable once `flush` has resolved, or with `fua`. */
+  /**
+   * Writes blocks from memory. Otherwise as {@link read}; a write is durable once `flush` has resolved, or with `fua`. Of a zoned
+   * namespace one call writes its blocks in order; calls that run at once are better appends (`zones.append`).
+   */
   write(options: NvmeWriteOptions): Promise<void> {
     const operation = 'nvme.write';
     return this.#promise((settle) => {
@@ -398,16 +422,21 @@ export class NvmeNamespace {
 
   /** Its zones. @throws DmaError ENOTSUP unless it is a zoned namespace */
   get zones(): ZoneCalls {
-    if (this.capabilities.zoned)
+    this.#mustBeThere('nvme.zones');
+    const { context, minPageSize } = this.#host;
+    if (this.#isZoned)
       return (this.#zones ??= new ZoneCalls(this, {
+        format: this.identity.format,
+        minPageSize,
+        maxTransfer: context.rules.maxTransfer,
         page: (length) => this.#host.page(length),
         identify: (cns) => this.#host.identify(cns, this.id, COMMAND_SET.ZONED),
         send: (operation, opcode, words, call, data, length) =>
           this.#plain(operation, opcode, words, call, data, length),
         dataOf: (memory, length, operation) =>
           dataOf(
-            this.#host.context,
-            piecesOf(this.#host.context.device, memory, length, 'from', operation),
+            context,
+            piecesOf(context.device, memory, length, 'from', operation),
             length,
             length,
             'read',
@@ -459,7 +488,7 @@ export class NvmeNamespace {
   ): void {
     const { lba = NaN, metadata, protection, fua = false, bounce = false } = options;
     this.#mustBeThere(operation);
-    const unit = this.transferSize;
+    const unit = this.#unitOf(protection);
     const { context, io } = this.#host;
     const blocks = options.blocks ?? Math.floor(bytesIn(memory, name, operation) / unit);
     mustBeBlocks(lba, blocks, this.blocks, operation);
@@ -468,7 +497,7 @@ export class NvmeNamespace {
     try {
       if (copied === undefined && memory instanceof Uint8Array) throw notMapped(context, name, operation);
       const target = copied?.memory ?? (memory as NvmeMemory);
-      const isPlain = metadata === undefined && protection === undefined;
+      const isPlain = metadata === undefined && protection === undefined && !this.hasMetadataApart;
       const entry = isPlain ? this.#entryOf(opcode, fua) : this.#entryOf(opcode, fua).slice();
       const parts: OperationParts = {
         operation,
@@ -483,9 +512,11 @@ export class NvmeNamespace {
         signal: options.signal,
         deadline: deadlineOf(context, options.timeoutMs, operation),
         repeatable: opcode === NVM.READ || opcode === NVM.COMPARE,
+        // Zones are written at their write pointers.
+        inOrder: opcode === NVM.WRITE && this.#isZoned,
         perCommand: undefined,
       };
-      const all = isPlain ? parts : { ...parts, ...this.#metadata(entry, blocks, metadata, protection, operation) };
+      const all = isPlain ? parts : { ...parts, ...this.#metadata(parts, metadata, protection) };
       io.start(all, copied === undefined ? settle : finishing(copied, settle));
     } catch (error) {
       copied?.[Symbol.dispose]();
@@ -507,20 +538,27 @@ export class NvmeNamespace {
     return entry;
   }
 
+  /** Bytes of a block in a transfer: protection information that the controller makes and takes off is not transferred. */
+  #unitOf(protection: NvmeProtection | undefined): number {
+    return protection?.action === true && this.#isOnlyProtection ? this.blockSize : this.transferSize;
+  }
+
+  /** Has it metadata that is protection information, and nothing else? */
+  get #isOnlyProtection(): boolean {
+    return this.identity.protection !== 0 && this.metadataSize === PROTECTION_BYTES;
+  }
+
   /** What metadata and protection information add to a transfer. */
   #metadata(
-    entry: Uint32Array,
-    blocks: number,
+    { operation, entry, lba, blocks }: OperationParts,
     metadata: MemoryPart | undefined,
     protection: NvmeProtection | undefined,
-    operation: string,
   ): { ranges: readonly number[]; perCommand: (entry: Uint32Array, done: number) => void } {
-    const { identity } = this.#facts;
-    const { metadataSize, metadataInline } = identity;
+    const { identity, metadataSize } = this;
     let ranges: readonly number[] = [];
     let pointer = 0;
     if (metadata !== undefined) {
-      if (metadataSize === 0 || metadataInline)
+      if (!this.hasMetadataApart)
         throw invalid(
           operation,
           metadataSize === 0 ? 'the namespace has no metadata' : 'its metadata is behind each block’s data',
@@ -528,35 +566,56 @@ export class NvmeNamespace {
       ranges = putMetadata(this.#host.context, entry, metadata, blocks * metadataSize, operation);
       pointer = this.#host.context.device.iovaOf(metadata);
     }
-    let reference = 0;
-    if (protection !== undefined) {
-      const asked = optionsOf<NvmeProtection>(protection, PROTECTION, operation);
-      const { action = false, check = [], application = 0, applicationMask = 0xffff } = asked;
-      if (identity.protection === 0) throw invalid(operation, 'the namespace has no protection information');
-      ({ reference = 0 } = asked);
-      mustBeWhole(reference, 0, 2 ** 32 - 1, 'protection.reference', operation);
-      mustBeWhole(application, 0, 0xffff, 'protection.application', operation);
-      mustBeWhole(applicationMask, 0, 0xffff, 'protection.applicationMask', operation);
-      let info = action ? PRINFO.action : 0;
-      for (const each of check) {
-        if (!Object.hasOwn(PRINFO, each)) throw invalid(operation, `protection.check: there is no ${show(each)}`);
-        info |= PRINFO[each];
-      }
-      entry[SQE.CDW12 / 4] |= info << IO_CDW12.PRINFO_SHIFT;
-      entry[SQE.CDW14 / 4] = reference;
-      entry[SQE.CDW15 / 4] = application | (applicationMask << 16);
-    }
-    const counts = identity.protection === 1 || identity.protection === 2;
+    // Without a place for it the controller would use address 0.
+    const isLeftOut = metadata === undefined && this.hasMetadataApart;
+    const canMake = this.#isOnlyProtection && entry[0] !== NVM.COMPARE;
+    const asked = protection ?? (isLeftOut && canMake ? { action: true } : undefined);
+    if (isLeftOut && !(canMake && asked?.action === true)) throw this.#needsMetadata(operation);
+    const reference = asked === undefined ? 0 : this.#putProtection(entry, asked, lba, operation);
+    const counts = asked !== undefined && (identity.protection === 1 || identity.protection === 2);
     return {
       ranges,
       perCommand: (words, done) => {
-        if (protection !== undefined && counts) words[SQE.CDW14 / 4] = reference + done;
+        if (counts) words[SQE.CDW14 / 4] = reference + done;
         if (pointer === 0) return;
         const at = pointer + done * metadataSize;
         words[SQE.MPTR / 4] = at;
         words[SQE.MPTR / 4 + 1] = at / 4294967296;
       },
     };
+  }
+
+  /** Puts protection information into an entry. @returns the reference tag of the first block. @throws DmaError EINVAL */
+  #putProtection(entry: Uint32Array, protection: NvmeProtection, lba: number, operation: string): number {
+    const asked = optionsOf<NvmeProtection>(protection, PROTECTION, operation);
+    const { action = false, check = [], application = 0, applicationMask = 0xffff } = asked;
+    const type = this.identity.protection;
+    if (type === 0) throw invalid(operation, 'the namespace has no protection information');
+    const { reference = type === 3 ? 0 : lba % 2 ** 32 } = asked;
+    mustBeWhole(reference, 0, 2 ** 32 - 1, 'protection.reference', operation);
+    mustBeWhole(application, 0, 0xffff, 'protection.application', operation);
+    mustBeWhole(applicationMask, 0, 0xffff, 'protection.applicationMask', operation);
+    let info = action ? PRINFO.action : 0;
+    for (const each of check) {
+      if (!Object.hasOwn(PRINFO, each)) throw invalid(operation, `protection.check: there is no ${show(each)}`);
+      info |= PRINFO[each];
+    }
+    entry[SQE.CDW12 / 4] |= info << IO_CDW12.PRINFO_SHIFT;
+    entry[SQE.CDW14 / 4] = reference;
+    entry[SQE.CDW15 / 4] = application | (applicationMask << 16);
+    return reference;
+  }
+
+  #needsMetadata(operation: string): DmaError {
+    const { id, metadataSize } = this;
+    return invalid(
+      operation,
+      `namespace ${id} has ${metadataSize} bytes of metadata for each block, which are transferred too`,
+      {
+        device: this.#host.context.device.name,
+        hint: 'give memory for them: metadata',
+      },
+    );
   }
 
   /** A command over blocks that transfers none, in as many parts as it needs. */
@@ -574,10 +633,18 @@ export class NvmeNamespace {
     entry[0] = opcode;
     entry[1] = this.id;
     entry[12] = flags;
+    let perCommand: OperationParts['perCommand'];
+    if (opcode === NVM.WRITE_ZEROES && this.identity.protection !== 0) {
+      // Zeroes have protection information too, so that later reads can check them.
+      const reference = this.#putProtection(entry, { action: true }, Number(lba), operation);
+      if (this.identity.protection !== 3) perCommand = (words, done) => (words[SQE.CDW14 / 4] = reference + done);
+    }
     await this.#host.io.run({
       ...this.#base(operation, entry, call),
       ...{ lba: Number(lba), blocks: Number(blocks), unit: 0, maxBlocks: 65536 },
       ...{ data: { kind: 'none' } as const, repeatable: opcode === NVM.VERIFY },
+      inOrder: opcode === NVM.WRITE_ZEROES && this.#isZoned,
+      perCommand,
     });
   }
 

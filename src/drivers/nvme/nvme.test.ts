@@ -1,46 +1,16 @@
 /** The NVMe driver, by a controller that does what it is told, through the doors that programs use. */
 import assert from 'node:assert/strict';
-import { createHash } from 'node:crypto';
 import { describe, it } from 'node:test';
-import { fakeNvme, type FakeNvme, type FakeNvmeOptions } from '../../../test/fakes/nvme/controller.js';
+import type { FakeNvme } from '../../../test/fakes/nvme/controller.js';
+import { fill, QUIET, sum, withDisk } from '../../../test/fakes/nvme/disk.js';
 import { dmaError, throwsDma } from '../../../test/shared/errors.js';
 import { until } from '../../../test/shared/until.js';
-import type { Device } from '../../bus/model.js';
 import { Eal } from '../../eal.js';
 import { ADMIN, FEATURE, NVM, SQE } from '../../nvme/commands.js';
 import { KiB, MiB, type Va } from '../../units.js';
 import { deviceModel } from '../../vfio-user/devices/catalog.js';
-import type { NvmeNamespace } from './namespace.js';
-import type { Nvme } from './nvme.js';
 import { nvmeDriver } from './nvme-driver.js';
 import type { NvmeQueue } from './queue.js';
-
-const QUIET = { memory: { onNotice: () => undefined } };
-
-interface Room {
-  readonly eal: Eal;
-  readonly device: Device;
-  readonly ssd: Nvme;
-  readonly disk: NvmeNamespace;
-  readonly fake: FakeNvme;
-}
-
-async function withDisk(options: FakeNvmeOptions, work: (room: Room) => Promise<void>): Promise<void> {
-  await using eal = await Eal.start(QUIET);
-  const { factory, controller } = fakeNvme(options);
-  eal.vdev.define('fake-nvme', factory);
-  const device = await eal.probe('vdev:fake-nvme0');
-  const ssd = device.use(nvmeDriver);
-  const [disk] = ssd.namespaces;
-  await work({ eal, device, ssd, disk, fake: controller() });
-}
-
-function fill(bytes: Uint8Array, seed: number): Uint8Array {
-  for (let i = 0; i < bytes.length; i++) bytes[i] = (i * 31 + seed * 17 + (i >> 8)) & 0xff;
-  return bytes;
-}
-
-const sum = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
 describe('a controller', () => {
   it('is taken by its class, and says who it is; driver=raw opts out', () =>
@@ -65,7 +35,7 @@ describe('a controller', () => {
       throwsDma('ENXIO', () => ssd.namespace(3), /there are: 1, 2/);
       await eal.remove(device);
       assert.equal(fake.wasShutDown, true);
-      const raw = await eal.probe('bus=vdev,name=fake-nvme0/driver=raw');
+      const raw = await eal.probe('bus=vdev,name=disk0/driver=raw');
       assert.equal(raw.driver?.name, 'raw');
     }));
 

@@ -26,6 +26,7 @@ import {
   namespaceListOf,
   OACS,
   type NvmeControllerIdentity,
+  type NvmeNamespaceIdentity,
 } from '../../nvme/identify.js';
 import {
   completionDoorbell,
@@ -691,9 +692,11 @@ export class Nvme {
     }
     const found = new Set<number>();
     for (const id of ids) {
-      const identity = namespaceIdentityOf(await this.#identify(CNS.NAMESPACE, id));
-      if (identity.blocks === 0 || identity.blockSize === 0) continue;
       const descriptors = await this.#descriptors(id);
+      const { commandSet = COMMAND_SET.NVM } = descriptors;
+      if (commandSet !== COMMAND_SET.NVM && commandSet !== COMMAND_SET.ZONED) continue;
+      const identity = await this.#namespaceIdentity(id);
+      if (identity === undefined) continue;
       found.add(id);
       const facts: NamespaceFacts = { id, identity, descriptors };
       const known = this.#namespaces.get(id);
@@ -709,12 +712,23 @@ export class Nvme {
     }
   }
 
-  /** Controllers before 1.3 have none. */
+  /** `undefined` if it is not there (any more), or has a format without blocks. */
+  async #namespaceIdentity(id: number): Promise<NvmeNamespaceIdentity | undefined> {
+    try {
+      const identity = namespaceIdentityOf(await this.#identify(CNS.NAMESPACE, id));
+      return identity.blocks === 0 || identity.blockSize === 0 ? undefined : identity;
+    } catch (error) {
+      if (isDmaError(error, 'ENXIO')) return undefined;
+      throw error;
+    }
+  }
+
+  /** Controllers before 1.3 have none, and a namespace that has gone meanwhile has none either. */
   async #descriptors(id: number): Promise<NamespaceFacts['descriptors']> {
     try {
       return descriptorsOf(await this.#identify(CNS.NAMESPACE_DESCRIPTORS, id));
     } catch (error) {
-      if (!isDmaError(error, 'EINVAL') && !isDmaError(error, 'ENOTSUP')) throw error;
+      if (!isDmaError(error, 'EINVAL') && !isDmaError(error, 'ENOTSUP') && !isDmaError(error, 'ENXIO')) throw error;
       return { eui64: undefined, nguid: undefined, uuid: undefined, commandSet: undefined };
     }
   }
@@ -731,6 +745,7 @@ export class Nvme {
       },
       io,
       bounce: this.#bounce,
+      minPageSize: this.#bar.capabilities.minPageSize,
       page: (length) => this.#allocate(length, 'lists'),
       identify: (cns, nsid, commandSet) => this.#identify(cns, nsid, commandSet),
     };
@@ -1201,6 +1216,14 @@ export class Nvme {
       throw invalid('nvmeQueue', `there is no namespace ${nsid}`, {
         hint: `there are: ${[...this.#namespaces.keys()].join(', ')}`,
       });
+    if (namespace.hasMetadataApart)
+      throw invalid(
+        'nvmeQueue',
+        `namespace ${nsid} has metadata apart from the data, for which there is no memory here`,
+        {
+          hint: 'submit an entry of your own, with its metadata pointer; or use namespace.read and write',
+        },
+      );
     return { blockBytes: namespace.transferSize };
   }
 

@@ -50,6 +50,8 @@ export interface OperationParts {
   readonly deadline: number;
   /** May it be sent again after a reset, because that changes nothing? */
   readonly repeatable: boolean;
+  /** Must each of its commands have succeeded before the next one is sent? Default false. */
+  readonly inOrder?: boolean;
   /** Does its protection information or its metadata count blocks? Called with each command's first block, from 0 on. */
   readonly perCommand?: ((entry: Uint32Array, done: number) => void) | undefined;
 }
@@ -96,7 +98,7 @@ export class Operation {
 
   /** Is there something to send? */
   get hasMore(): boolean {
-    if (this.error !== undefined) return false;
+    if (this.error !== undefined || (this.parts.inOrder === true && this.running > 0)) return false;
     return this.#again !== undefined || (this.parts.blocks === 0 ? this.#next === 0 : this.#sent < this.parts.blocks);
   }
 

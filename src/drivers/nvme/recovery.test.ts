@@ -1,49 +1,22 @@
 /** What becomes of calls when an NVMe controller misbehaves. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import {
-  fakeNvme,
-  type FakeCommand,
-  type FakeNvme,
-  type FakeNvmeOptions,
-  type Misbehaviour,
-} from '../../../test/fakes/nvme/controller.js';
+import { fakeNvme, type FakeCommand, type Misbehaviour } from '../../../test/fakes/nvme/controller.js';
+import { QUIET, withDisk as withAnyDisk } from '../../../test/fakes/nvme/disk.js';
 import { dmaError, throwsDma } from '../../../test/shared/errors.js';
 import { until } from '../../../test/shared/until.js';
-import type { Device } from '../../bus/model.js';
 import { Eal } from '../../eal.js';
 import { isDmaError } from '../../errors.js';
-import type { Block } from '../../memory/heap/heap.js';
 import { ADMIN, NVM } from '../../nvme/commands.js';
 import { STATUS, STATUS_FIELD } from '../../nvme/status.js';
 import { NvmeError, type NvmeOutcome } from './nvme-error.js';
-import type { NvmeNamespace } from './namespace.js';
-import type { Nvme } from './nvme.js';
-import { nvmeDriver } from './nvme-driver.js';
 import { ABORTED_BY_HOST } from './queue.js';
 
-const QUIET = { memory: { onNotice: () => undefined } };
-
-interface Room {
-  readonly eal: Eal;
-  readonly device: Device;
-  readonly ssd: Nvme;
-  readonly disk: NvmeNamespace;
-  readonly fake: FakeNvme;
-  readonly block: Block;
-}
-
-async function withDisk(options: FakeNvmeOptions, work: (room: Room) => Promise<void>): Promise<void> {
-  await using eal = await Eal.start(QUIET);
-  const { factory, controller } = fakeNvme(options);
-  eal.vdev.define('fake-nvme', factory);
-  const device = await eal.probe('vdev:fake-nvme0');
-  const ssd = device.use(nvmeDriver);
-  ssd.configure({ abortMs: 20 });
-  const [disk] = ssd.namespaces;
-  using block = eal.malloc(64 * 1024, { align: 4096 });
-  await work({ eal, device, ssd, disk, fake: controller(), block });
-}
+const withDisk: typeof withAnyDisk = (options, work) =>
+  withAnyDisk(options, async (room) => {
+    room.ssd.configure({ abortMs: 20 });
+    await work(room);
+  });
 
 /** Misbehaves with the first I/O command of this opcode, or for this block. */
 function once(what: Misbehaviour, wanted: (command: FakeCommand) => boolean): (command: FakeCommand) => Misbehaviour {
@@ -77,7 +50,7 @@ describe('a command', () => {
       assert.ok(
         dmaError(
           'EIO',
-          /read of 2 blocks at LBA 5 of namespace 1 failed: unrecovered read error.*on vdev:fake-nvme0/,
+          /read of 2 blocks at LBA 5 of namespace 1 failed: unrecovered read error.*on vdev:disk0/,
         )(error),
       );
       assert.ok(error instanceof NvmeError);

@@ -16,12 +16,13 @@ export interface NvmeStreamOptions extends NvmeCallOptions {
   readonly blocks?: number;
   /** bytes of one command, rounded down to whole blocks. Default 256 KiB. */
   readonly chunkBytes?: number;
-  /** Commands that run at once. Default 4. */
+  /** Commands that run at once. Default 4; a zoned namespace is written by one at a time. */
   readonly ahead?: number;
 }
 
 /** What is streamed. */
 export interface StreamedBlocks {
+  readonly capabilities: { readonly zoned: boolean };
   readonly blocks: number;
   readonly transferSize: number;
   read(options: { lba: number; blocks: number; into: ReturnType<DmaMemory['range']> } & NvmeCallOptions): Promise<void>;
@@ -102,7 +103,9 @@ async function* chunksOf(of: StreamedBlocks, bounce: Bounce, plan: Plan): AsyncG
 
 /** @throws DmaError EINVAL, ERANGE */
 export function writableOf(of: StreamedBlocks, bounce: Bounce, options: NvmeStreamOptions): Writable {
-  return new BlockWriter(of, bounce, planOf(of, options, 'nvme.writable'));
+  const plan = planOf(of, options, 'nvme.writable');
+  // Zones are written at their write pointers: each command has to be over before the next one.
+  return new BlockWriter(of, bounce, of.capabilities.zoned ? { ...plan, ahead: 1 } : plan);
 }
 
 /** Collects bytes into commands. */

@@ -3,10 +3,20 @@
  * device model, so that it is reached as any device of the bus vdev: by registers, and by DMA through an IOMMU in software.
  */
 import type { DeviceModel, ModelFactory, ModelHost, PciIdentity } from '../../../src/vfio-user/devices/model.js';
-import { ADMIN, CNS, CQE, DSM, FEATURE, NVM, SGL, SQE } from '../../../src/nvme/commands.js';
-import { CONTROLLER, IDENTIFY_BYTES, NAMESPACE, OACS, ONCS, putPadded } from '../../../src/nvme/identify.js';
+import { ADMIN, CNS, COMMAND_SET, CQE, DSM, FEATURE, NVM, SGL, SQE } from '../../../src/nvme/commands.js';
+import {
+  CONTROLLER,
+  DESCRIPTOR_TYPE,
+  IDENTIFY_BYTES,
+  NAMESPACE,
+  OACS,
+  ONCS,
+  putPadded,
+  ZONED,
+} from '../../../src/nvme/identify.js';
 import { capabilityWords, CC, CSTS, ENTRY, NVME_REGISTER as REG, versionWord } from '../../../src/nvme/registers.js';
 import { STATUS } from '../../../src/nvme/status.js';
+import { FakeZones, type FakeZoneOptions } from './zones.js';
 
 /** A command that the controller has fetched. */
 export interface FakeCommand {
@@ -73,8 +83,20 @@ export interface FakeNvmeOptions {
   readonly misbehave?: (command: FakeCommand) => Misbehaviour;
   /** Metadata bytes a block, kept apart. Default 0. */
   readonly metadataSize?: number;
+  /** The metadata is behind each block's data instead. Default false. */
+  readonly metadataInline?: boolean;
   /** DPS, the type of the protection information. Default 0. */
   readonly protection?: number;
+  /** CAP.MPSMIN, bytes. Default 4096. */
+  readonly minPageSize?: number;
+  /** Offers weighted round robin. Default false. */
+  readonly weighted?: boolean;
+  /** Makes the namespaces zoned. */
+  readonly zones?: FakeZoneOptions;
+  /** ZASL: a power of two of pages of CAP.MPSMIN; 0: as MDTS. Default 0. */
+  readonly zasl?: number;
+  /** What the descriptors of a namespace name as its command set. Default: none; 2 of zoned ones. */
+  readonly commandSet?: number;
 }
 
 interface Queue {
@@ -88,8 +110,6 @@ interface Completions extends Queue {
   readonly vector: number | undefined;
   phase: number;
 }
-
-const PAGE = 4096;
 
 /** A controller, and what a test sees and does of it. */
 export class FakeNvme implements DeviceModel {
@@ -107,6 +127,8 @@ export class FakeNvme implements DeviceModel {
   /** The content of each namespace, and its metadata. */
   readonly disks: Uint8Array[];
   readonly metadata: Uint8Array[];
+  /** The zones of each namespace, if it has any. */
+  readonly zones: readonly FakeZones[];
   /** Every command that was fetched. */
   readonly log: FakeCommand[] = [];
   /** Stores to doorbells, by offset. */
@@ -120,8 +142,16 @@ export class FakeNvme implements DeviceModel {
   follows = true;
   /** Was it told of a shutdown? */
   wasShutDown = false;
+  /** CC.AMS as it was enabled with. */
+  arbitration = 0;
+  /** The priority of each I/O submission queue: 0 urgent to 3 low. */
+  readonly priorities = new Map<number, number>();
   readonly #host: ModelHost;
-  readonly #options: Required<Omit<FakeNvmeOptions, 'misbehave'>>;
+  readonly #options: Required<Omit<FakeNvmeOptions, 'misbehave' | 'zones'>>;
+  /** Bytes of a page, as CC.MPS says. */
+  #page = 4096;
+  /** Bytes of a block as it is transferred. */
+  readonly #unit: number;
   readonly #registers = new DataView(new ArrayBuffer(0x1000));
   readonly #submissions = new Map<number, Queue & { readonly completions: number }>();
   readonly #completions = new Map<number, Completions>();
@@ -151,16 +181,24 @@ export class FakeNvme implements DeviceModel {
       metadataSize = 0,
       protection = 0,
       hostMemory = 0,
+      metadataInline = false,
+      minPageSize = 4096,
+      weighted = false,
+      zones,
+      zasl = 0,
+      commandSet = zones === undefined ? -1 : COMMAND_SET.ZONED,
       misbehave = () => undefined,
     } = options;
     this.#host = host;
     this.#options = {
       ...{ blockSize, blocks, namespaces, mdts, maxEntries, doorbellStride, queues, vectors, sgls, oacs, oncs },
-      ...{ metadataSize, protection, hostMemory },
+      ...{ metadataSize, metadataInline, protection, hostMemory, minPageSize, weighted, zasl, commandSet },
     };
+    this.#unit = blockSize + (metadataInline ? metadataSize : 0);
     this.interrupts = { intx: 0, msi: 0, msix: vectors };
     this.misbehave = misbehave;
-    this.disks = Array.from({ length: namespaces }, () => new Uint8Array(blocks * blockSize));
+    this.disks = Array.from({ length: namespaces }, () => new Uint8Array(blocks * this.#unit));
+    this.zones = zones === undefined ? [] : this.disks.map(() => new FakeZones(blocks, zones));
     this.metadata = Array.from({ length: namespaces }, () => new Uint8Array(blocks * metadataSize));
     this.#powerOn();
   }
@@ -252,17 +290,18 @@ export class FakeNvme implements DeviceModel {
   }
 
   #powerOn(): void {
-    const { maxEntries, doorbellStride } = this.#options;
+    const { maxEntries, doorbellStride, weighted, minPageSize } = this.#options;
     const { low, high } = capabilityWords({
       maxEntries,
       doorbellStride,
       contiguous: true,
-      weightedRoundRobin: false,
+      weightedRoundRobin: weighted,
       readyTimeoutMs: 500,
       subsystemReset: false,
-      commandSets: 1,
-      minPageSize: PAGE,
-      maxPageSize: PAGE,
+      // NVM, and those that namespaces name.
+      commandSets: this.zones.length === 0 ? 1 : 0x41,
+      minPageSize,
+      maxPageSize: minPageSize,
       memoryBuffer: false,
     });
     this.#set(REG.CAP, low);
@@ -288,6 +327,10 @@ export class FakeNvme implements DeviceModel {
 
   #start(): void {
     this.enabled++;
+    const configuration = this.#get(REG.CC);
+    this.arbitration = (configuration >>> CC.AMS_SHIFT) & CC.AMS_MASK;
+    this.#page = 2 ** (12 + ((configuration >>> CC.MPS_SHIFT) & CC.MPS_MASK));
+    if (this.#page < this.#options.minPageSize) return this.fail();
     const attributes = this.#get(REG.AQA);
     const address = (offset: number): number => this.#get(offset + 4) * 2 ** 32 + this.#get(offset);
     const entries = (attributes & 0xfff) + 1;
@@ -394,7 +437,7 @@ export class FakeNvme implements DeviceModel {
     const entries = (cdw10 >>> 16) + 1;
     switch (opcode) {
       case ADMIN.IDENTIFY:
-        return this.#identify(command, cdw10 & 0xff, nsid);
+        return this.#identify(command, cdw10 & 0xff, nsid, cdw11 >>> 24);
       case ADMIN.SET_FEATURES:
         return (cdw10 & 0xff) === FEATURE.QUEUES ? (this.#options.queues - 1) * 0x10001 : 0;
       case ADMIN.GET_FEATURES:
@@ -409,6 +452,7 @@ export class FakeNvme implements DeviceModel {
       case ADMIN.CREATE_SQ:
         if (id === 0 || this.#submissions.has(id)) return -STATUS.INVALID_QUEUE_ID;
         if (!this.#completions.has(cdw11 >>> 16)) return -STATUS.INVALID_CQ;
+        this.priorities.set(id, (cdw11 >>> 1) & 3);
         this.#submissions.set(id, {
           iova: this.#pointer(command),
           entries,
@@ -448,9 +492,11 @@ export class FakeNvme implements DeviceModel {
     }
   }
 
-  #identify(command: FakeCommand, cns: number, nsid: number): number {
+  #identify(command: FakeCommand, cns: number, nsid: number, set: number): number {
     const { namespaces, blocks, blockSize, mdts, sgls, oacs, oncs, metadataSize, protection, hostMemory } =
       this.#options;
+    const { metadataInline, zasl, commandSet } = this.#options;
+    const zones = this.zones.at(0)?.options;
     const bytes = new Uint8Array(IDENTIFY_BYTES);
     const view = new DataView(bytes.buffer);
     if (cns === CNS.CONTROLLER) {
@@ -475,9 +521,17 @@ export class FakeNvme implements DeviceModel {
       if (nsid < 1 || nsid > this.disks.length) return -STATUS.INVALID_NAMESPACE;
       for (const at of [NAMESPACE.NSZE, NAMESPACE.NCAP, NAMESPACE.NUSE]) view.setUint32(at, blocks, true);
       view.setUint32(NAMESPACE.LBAF, (Math.log2(blockSize) << 16) | metadataSize, true);
+      bytes[NAMESPACE.FLBAS] = metadataInline ? 1 << 4 : 0;
       bytes[NAMESPACE.DPS] = protection;
       bytes[NAMESPACE.DLFEAT] = 1;
-    } else if (cns !== CNS.NAMESPACE_DESCRIPTORS) return -STATUS.INVALID_FIELD;
+    } else if (cns === CNS.NAMESPACE_DESCRIPTORS) {
+      if (commandSet >= 0) bytes.set([DESCRIPTOR_TYPE.CSI, 1, 0, 0, commandSet]);
+    } else if (cns === CNS.IO_NAMESPACE && set === COMMAND_SET.ZONED && zones !== undefined) {
+      view.setUint32(ZONED.MAR, zones.maxActive - 1, true);
+      view.setUint32(ZONED.MOR, zones.maxOpen - 1, true);
+      view.setUint32(ZONED.LBAFE, zones.size, true);
+    } else if (cns === CNS.IO_CONTROLLER && set === COMMAND_SET.ZONED && zones !== undefined) bytes[ZONED.ZASL] = zasl;
+    else return -STATUS.INVALID_FIELD;
     this.#toHost(command, bytes);
     return 0;
   }
@@ -487,7 +541,11 @@ export class FakeNvme implements DeviceModel {
     if (opcode === NVM.FLUSH) return 0;
     const disk = this.disks.at(nsid - 1);
     if (disk === undefined || nsid === 0) return -STATUS.INVALID_NAMESPACE;
-    const { blockSize, blocks: all, metadataSize, mdts } = this.#options;
+    const { blocks: all, mdts, minPageSize } = this.#options;
+    const metadataSize = this.#options.metadataInline ? 0 : this.#options.metadataSize;
+    const blockSize = this.#unit;
+    const zones = this.zones.at(nsid - 1);
+    if (zones !== undefined && opcode === NVM.ZONE_SEND) return zones.manage(command);
     if (opcode === NVM.DATASET_MANAGEMENT) {
       const ranges = this.#fromHost(command, ((command.cdw10 & 0xff) + 1) * DSM.RANGE_BYTES);
       const view = new DataView(ranges.buffer, ranges.byteOffset);
@@ -510,10 +568,22 @@ export class FakeNvme implements DeviceModel {
       }
       return 0;
     }
+    if (zones !== undefined && opcode === NVM.ZONE_RECEIVE) {
+      this.#toHost(command, zones.report(lba, (cdw12 + 1) * 4));
+      return 0;
+    }
     const blocks = (cdw12 & 0xffff) + 1;
     if (lba + blocks > all) return -STATUS.LBA_OUT_OF_RANGE;
+    if (zones !== undefined && (opcode === NVM.WRITE || opcode === NVM.ZONE_APPEND || opcode === NVM.WRITE_ZEROES)) {
+      const to = zones.write(lba, blocks, opcode === NVM.ZONE_APPEND);
+      if (to < 0) return to;
+      if (opcode === NVM.ZONE_APPEND) {
+        disk.set(this.#fromHost(command, blocks * blockSize), to * blockSize);
+        return to;
+      }
+    }
     const place = disk.subarray(lba * blockSize, (lba + blocks) * blockSize);
-    if (mdts > 0 && opcode <= NVM.COMPARE && place.length > 2 ** mdts * PAGE) return -STATUS.INVALID_FIELD;
+    if (mdts > 0 && opcode <= NVM.COMPARE && place.length > 2 ** mdts * minPageSize) return -STATUS.INVALID_FIELD;
     const metadata = this.metadata[nsid - 1].subarray(lba * metadataSize, (lba + blocks) * metadataSize);
     const pointer = entry.getUint32(SQE.MPTR + 4, true) * 2 ** 32 + entry.getUint32(SQE.MPTR, true);
     switch (opcode) {
@@ -553,33 +623,34 @@ export class FakeNvme implements DeviceModel {
 
   #pieces(command: FakeCommand, length: number): [iova: number, length: number][] {
     if (((command.entry.getUint8(SQE.FLAGS) >>> 6) & 3) !== 0) return this.#sglPieces(command, length);
+    const pageSize = this.#page;
     const first = this.#pointer(command);
     if (first % 4 !== 0) throw new Error('the first PRP entry is not a multiple of 4');
-    const pieces: [number, number][] = [[first, Math.min(length, PAGE - (first % PAGE))]];
+    const pieces: [number, number][] = [[first, Math.min(length, pageSize - (first % pageSize))]];
     let left = length - pieces[0][1];
     if (left === 0) return pieces;
     const second = this.#pointer(command, SQE.PRP2);
-    const page = (iova: number): void => {
-      if (iova % PAGE !== 0) throw new Error('a PRP entry after the first has an offset');
-      pieces.push([iova, Math.min(left, PAGE)]);
-      left -= Math.min(left, PAGE);
+    const add = (iova: number): void => {
+      if (iova % pageSize !== 0) throw new Error('a PRP entry after the first has an offset');
+      pieces.push([iova, Math.min(left, pageSize)]);
+      left -= Math.min(left, pageSize);
     };
-    if (left <= PAGE) {
-      page(second);
+    if (left <= pageSize) {
+      add(second);
       return pieces;
     }
     if (second % 8 !== 0) throw new Error('a list of PRP entries is not a multiple of 8');
     for (let list = second; left > 0;) {
-      const inPage = (PAGE - (list % PAGE)) / 8;
-      const entries = this.#memory(list, Math.min(inPage, Math.ceil(left / PAGE)) * 8).slice();
+      const inPage = (pageSize - (list % pageSize)) / 8;
+      const entries = this.#memory(list, Math.min(inPage, Math.ceil(left / pageSize)) * 8).slice();
       const view = new DataView(entries.buffer);
       for (let index = 0; index * 8 < entries.length && left > 0; index++) {
         const value = Number(view.getBigUint64(index * 8, true));
-        if (index === inPage - 1 && left > PAGE) {
+        if (index === inPage - 1 && left > pageSize) {
           list = value;
           break;
         }
-        page(value);
+        add(value);
       }
     }
     return pieces;
