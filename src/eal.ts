@@ -210,7 +210,9 @@ export class Eal implements AsyncDisposable {
     const words = window === undefined ? undefined : new SharedWords(this.#driverMemory, platform.kernel);
     this.#words = words;
     const holders = (): Holders => words?.holders ?? this.#shares.holders;
-    this.pools = new Pools(sources, { port: platform.memory, holders, words });
+    this.pools = new Pools(sources, { port: platform.memory, holders, words, shares: this.#shares });
+    // A primary has a table of its own, of processes.
+    if (words === undefined) this.#shares.addRecovery((id) => this.pools.recoverFrom(id));
     this.#registry = new Registry({
       ...options,
       areas: this.#areas,

@@ -263,6 +263,11 @@ export class ExternalMemory implements Disposable {
     this.handedOut.escape();
   }
 
+  /** @internal Other threads had views of it, and have let go of it. */
+  shared(share: Share): void {
+    this.handedOut.shared(share);
+  }
+
   /** Why a pin keeps it from being unregistered now; `undefined` if it is not pinned. */
   get pinned(): string | undefined {
     return this.#pins.reason;

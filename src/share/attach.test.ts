@@ -236,6 +236,48 @@ describe('what is shared with a worker thread', SKIP, () => {
     await worker.run('state.moved.fill(9);');
   });
 
+  for (const how of ENDINGS)
+    it(`is a pool, whose elements come back from a thread that ended: ${how}`, async () => {
+      const pool = eal.pools.create({ elements: 64, elementSize: 128, cache: 16 });
+      const shared = pool.share();
+      await using worker = new SharingWorker();
+      await worker.attach(shared);
+      const element = await worker.run(`
+        const burst = new Int32Array(10);
+        held[0].get(burst, 10);
+        held[0].bytes(burst[0]).fill(9);
+        return burst[0];`);
+      assert.equal(pool.bytes(Number(element))[127], 9);
+      throwsDma('EBUSY', () => pool.free());
+      assert.equal(pool.threads, 1);
+      await worker.end(how);
+      const all = new Int32Array(64);
+      await until(() => pool.get(all, 64), 'all elements are back');
+      assert.equal(new Set(all).size, 64);
+      pool.put(all, 64);
+      pool.free();
+      assert.throws(() => attach(shared), dmaError('EINVAL', /was freed/));
+    });
+
+  it('is no pool that was changed on its way', () => {
+    const pool = eal.pools.create({ elements: 8, elementSize: 64 });
+    const shared = pool.share();
+    const { sealed } = shared;
+    assert.ok(sealed);
+    const [chunk] = pool.chunks;
+    for (const facts of [
+      { ...sealed.facts, chunks: [{ ...chunk, va: 4096 }] },
+      { ...sealed.facts, chunks: [{ ...chunk, count: 1000 }] },
+      { ...sealed.facts, shape: { size: 64, headroom: 0, align: 64, stride: 2 ** 30 } },
+    ])
+      throwsDma('EINVAL', () => attach({ ...shared, sealed: { ...sealed, facts } }));
+    const [own] = [attach(shared)];
+    assert.equal(own.elements, 8);
+    throwsDma('EBUSY', () => pool.free(), /1 thread has attached/);
+    own.free();
+    pool.free();
+  });
+
   it('is refused when it says something else than what was shared', async () => {
     const memory = eal.external.allocate(64 * KiB);
     const other = eal.external.allocate(64 * KiB);
@@ -245,7 +287,7 @@ describe('what is shared with a worker thread', SKIP, () => {
       'another address': { ...shared, facts: { ...facts, va: 4096 } },
       'another length': { ...shared, facts: { ...facts, length: 2 ** 40 } },
       'another kind': { ...shared, kind: 'device' },
-      'a kind that there is not': { ...shared, kind: 'queue' },
+      'a kind that there is not': { ...shared, kind: 'heap' },
       'another version': { ...shared, version: 2 },
       'words of its own': { ...shared, holds: new SharedArrayBuffer(shared.holds.byteLength) },
       'words of another': { ...shared, holds: other.share().holds },

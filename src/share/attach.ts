@@ -3,11 +3,15 @@ import { AttachedDevice, deviceFacts } from '../bus/attached-device.js';
 import { AttachedMapping, mappingFacts, nameOf } from '../dma/attached-mapping.js';
 import { AttachedMemory, memoryFacts } from '../memory/attached-memory.js';
 import { nvmeQueueFacts, NvmeQueueOfThread, queueName } from '../drivers/nvme/attached-queue.js';
+import { reading } from '../check.js';
+import { Pool, type PoolDescription } from '../memory/pool/pool.js';
 import { Hold } from '../memory/shared/hold.js';
 import { unsealed, type Shared } from '../memory/shared/shared.js';
 import { captureOrigin, placeOf } from '../origin.js';
 import { openPlatform } from '../platform/open.js';
 import type { Platform } from '../platform/ports.js';
+
+type PoolFacts = Omit<PoolDescription, 'stack' | 'threads' | 'holders' | 'keepers' | 'sealed'>;
 
 /** The system calls of this thread, for threads that have no `Eal`. */
 let ours: Platform | undefined;
@@ -24,13 +28,26 @@ let ours: Platform | undefined;
  * @throws DmaError EINVAL if `share()` did not return this in this process, or what was shared was freed; ENODEV if the device was lost;
  *   EAGAIN if as many threads use it as there is room for; ENOTSUP where system calls are not available
  */
-export function attach<T>(shared: Shared<T>, platform: Platform = (ours ??= openPlatform())): T {
+export function attach<T>(shared: Shared<T>, platform?: Platform): T;
+export function attach(shared: PoolDescription, platform?: Platform): Pool;
+export function attach(
+  shared: Shared<unknown> | PoolDescription,
+  platform: Platform = (ours ??= openPlatform()),
+): unknown {
   const operation = 'attach';
-  const checked = unsealed(platform.memory, shared, operation);
+  const checked = unsealed(platform.memory, sealedPart(shared), operation);
   const place = placeOf(captureOrigin(attach));
-  const opened = open(checked, platform, place, operation);
   // The kind says what it is, and `share` typed it.
-  return opened as T;
+  return open(checked, platform, place, operation);
+}
+
+/** Pools have another form, which processes can have, too. */
+function sealedPart(shared: Shared<unknown> | PoolDescription): Shared<unknown> {
+  return reading('attach', 'what is attached', () =>
+    typeof shared === 'object' && shared !== null && 'sealed' in shared && shared.sealed !== undefined
+      ? shared.sealed
+      : (shared as Shared<unknown>),
+  );
 }
 
 function open(shared: Shared<unknown>, platform: Platform, place: string, operation: string): unknown {
@@ -43,6 +60,12 @@ function open(shared: Shared<unknown>, platform: Platform, place: string, operat
     case 'mapping': {
       const facts = mappingFacts(shared.facts, operation);
       return new AttachedMapping(facts, Hold.take(shared, platform, nameOf(facts), place, operation));
+    }
+    case 'pool': {
+      const { holds: threads, holders, keepers, more } = shared;
+      // Everything that the seal covers, and nothing else.
+      const description = { ...(shared.facts as PoolFacts), stack: more[0], threads, holders, keepers };
+      return Pool.attach(description, platform, place);
     }
     case 'device': {
       const facts = deviceFacts(shared.facts, operation);

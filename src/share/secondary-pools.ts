@@ -87,6 +87,7 @@ export class SecondaryPools {
 function described(facts: Fields): Omit<PoolDescription, 'stack' | 'threads' | 'holders' | 'keepers'> {
   const shape = facts.objectAt('shape');
   return {
+    kind: 'pool',
     name: facts.string('name'),
     forDevices: facts.boolean('forDevices'),
     owner: facts.string('owner') as Area['owner'],

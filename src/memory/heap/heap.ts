@@ -302,6 +302,11 @@ export class Block implements Disposable {
     this.heap.escape(this);
   }
 
+  /** @internal Other threads had views of it, and have let go of it. */
+  shared(share: Share): void {
+    this.heap.shared(this.va, share);
+  }
+
   /** @internal The allocator's number of a live block. */
   get number(): number {
     return this.#number;

@@ -4,6 +4,7 @@ import { Range } from '../../ranges.js';
 import { formatSize, type Va } from '../../units.js';
 import type { Area } from '../area.js';
 import type { ExternalMemory } from '../external.js';
+import type { Share } from '../shared/shares.js';
 import type { Steps } from '../../steps.js';
 import { allocatingFrom, type Allocation } from '../owned/heap-choice.js';
 import type { Block, Heap } from '../heap/heap.js';
@@ -36,6 +37,8 @@ export interface PoolMemory {
   mustBeIdle(operation: string): void;
   /** Somebody reaches it for good: nobody else may get it. */
   escape(): void;
+  /** Other threads had views of it, and have let go of it. */
+  shared(share: Share): void;
   /** Gives it back. Each step of it is tried. */
   release(): unknown[];
 }
@@ -49,6 +52,7 @@ interface Piece {
   /** Only of what goes with the pool. */
   mustBeIdle?(operation: string): void;
   escape(): void;
+  shared(share: Share): void;
 }
 
 class Pieces implements PoolMemory {
@@ -85,6 +89,10 @@ class Pieces implements PoolMemory {
 
   escape(): void {
     for (const place of new Set(this.#places)) place.escape();
+  }
+
+  shared(share: Share): void {
+    for (const place of new Set(this.#places)) place.shared(share);
   }
 
   release(): unknown[] {

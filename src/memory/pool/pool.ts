@@ -21,6 +21,8 @@ import { HandedOut } from '../retired.js';
 import { Hold } from '../shared/hold.js';
 import { Holders } from '../shared/holders.js';
 import { ENDED, ENDING, Holds, OPEN } from '../shared/holds.js';
+import type { Shared } from '../shared/shared.js';
+import type { Share } from '../shared/shares.js';
 import { wordsIn, type WordMemory } from '../shared/words.js';
 import { Views } from '../views.js';
 import { shortForm } from '../../short-form.js';
@@ -28,7 +30,10 @@ import { STAYS } from '../../stays.js';
 
 /** What another thread needs to use the pool. It can be sent (`workerData`, `postMessage`) any number of times. */
 export interface PoolDescription {
+  readonly kind: 'pool';
   readonly name: string;
+  /** @internal What `attach` opens; absent where only processes can have it. */
+  readonly sealed?: Shared<Pool>;
   /** @internal */
   readonly shape: ElementShape;
   /** @internal {@link Pool.forDevices} */
@@ -69,6 +74,8 @@ export interface PoolSharing {
   readonly holders: Holders;
   readonly holds: Holds;
   readonly description: PoolDescription;
+  /** What the `Eal` knows of it; absent in other threads. */
+  readonly share?: Share;
 }
 
 /** The parts of a pool in one thread. */
@@ -234,14 +241,14 @@ export class Pool implements Disposable {
    * @param platform of this thread
    * @throws DmaError EINVAL if the pool was freed, or `description` does not describe a pool
    */
-  static attach(description: PoolDescription, platform: Pick<Platform, 'memory' | 'kernel'>): Pool {
+  static attach(description: PoolDescription, platform: Pick<Platform, 'memory' | 'kernel'>, place = ''): Pool {
     const operation = 'pool.attach';
     mustHave(platform, ['memory', 'kernel'], 'platform', operation);
     checkDescription(description, operation);
     const { cacheSize, name, keepers } = description;
     const holders = Holders.attach(platform.kernel, description.holders);
     const shared = { holds: description.threads, holders: description.holders, keepers, more: [] };
-    const hold = Hold.take(shared, platform, `the pool ${name}`, '', operation);
+    const hold = Hold.take(shared, platform, `the pool ${name}`, place, operation);
     let stack: ElementStack;
     let cache: PoolCache | undefined;
     try {
@@ -271,7 +278,7 @@ export class Pool implements Disposable {
       throwFirst(errors, 'pool.free');
       // The receiver of a transferred view can reach the memory for ever, so the maker must keep it.
       if (handedOut.escaped) holds.escape();
-      hold.leave();
+      hold.leave(handedOut);
     };
     const attached: PoolSharing = { holders, holds, description };
     return new Pool({ facts: description, sharing: () => attached, attached, stack, cache, view, end, made: false });

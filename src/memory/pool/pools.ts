@@ -14,7 +14,8 @@ import { chooseHeaps, type Allocation, type HeapSources } from '../owned/heap-ch
 import type { IovaMode } from '../iova-mode.js';
 import type { Holders } from '../shared/holders.js';
 import { Holds } from '../shared/holds.js';
-import { notShareable } from '../shared/shares.js';
+import { notShareable, type Shares } from '../shared/shares.js';
+import { isSharedArrayBuffer } from '../../realms.js';
 import { sharedBuffers, type WordSource } from '../shared/words.js';
 import { PoolCache } from './pool-cache.js';
 import { Pool, type PoolDescription, type PoolSharing } from './pool.js';
@@ -96,6 +97,8 @@ export interface PoolsSharing {
   readonly port: Pick<MemoryPort, 'keeper'>;
   /** The threads and processes that share what the `Eal` has; made on first use. */
   readonly holders: () => Holders;
+  /** What the `Eal` shares; absent: threads are asked for by pools alone. */
+  readonly shares?: Shares;
   /** Where words are put that others use. Default: SharedArrayBuffers. */
   readonly words?: WordSource;
 }
@@ -207,12 +210,15 @@ export class Pools {
     try {
       const owner = options.external === undefined ? memory.areas[0].owner : 'external';
       const keepers = [...new Set(chunks.flatMap(({ va }) => this.#sharing?.port.keeper(va) ?? []))];
-      const facts = { name, shape, forDevices, owner, chunks, cacheSize, keepers };
+      const facts = { kind: 'pool' as const, name, shape, forDevices, owner, chunks, cacheSize, keepers };
       const sharing = (shared: ElementStack): PoolSharing => this.#share(facts, shared);
       const end = (): void => {
         for (const handler of told ?? this.#handlers) tellHandler(() => handler.destroy?.(pool));
         this.#pools.delete(name);
+        const share = pool.sharing?.share;
         if (pool.sharing?.holds.escaped === true) memory.escape();
+        else if (share !== undefined) memory.shared(share);
+        share?.ended();
         const threads = pool.sharing?.description.threads;
         throwFirst(undoAll([release, () => threads !== undefined && words.free(threads)]), 'pool.free');
       };
@@ -300,7 +306,25 @@ export class Pools {
     const threads = (this.#sharing.words ?? sharedBuffers).allocate(Holds.bytesFor(holders.capacity));
     const holds = Holds.create(threads, holders.capacity, me);
     stack.share(holders);
-    return { holders, holds, description: { ...facts, stack: stack.memory, threads, holders: holders.buffer } };
+    const words = { stack: stack.memory, threads, holders: holders.buffer };
+    const { shares } = this.#sharing;
+    const isOfThreads =
+      isSharedArrayBuffer(words.stack) && isSharedArrayBuffer(threads) && isSharedArrayBuffer(words.holders);
+    if (shares === undefined || !isOfThreads) return { holders, holds, description: { ...facts, ...words } };
+    const { keepers, kind, ...told } = facts;
+    const parts = { kind, facts: told, holds: threads, holders: words.holders, more: [words.stack], keepers };
+    const share = shares.adopt<Pool>(
+      `the pool ${facts.name}`,
+      holds,
+      parts as Parameters<typeof shares.adopt<Pool>>[2],
+    );
+    return { holders, holds, share, description: { ...facts, ...words, sealed: share.description } };
+  }
+
+  /** @internal Brings back what a thread or process had that has ended. */
+  recoverFrom(id: number): void {
+    for (const pool of this.#pools.values())
+      if (pool.sharing !== undefined) pool.stack.recover(id, [...this.ringsOf(pool)]);
   }
 
   #recover(pool: Pool): number {

@@ -132,7 +132,7 @@ export class Holds {
   /** Where a holder attached, if that is known. */
   placeOf(id: number): string | undefined {
     const at = NOTES_AT + (id % NOTES) * NOTE_WORDS;
-    if (Atomics.load(this.#words, at) !== id) return undefined;
+    if (Atomics.load(this.#words, at) !== id || this.#words[at + 1] === 0) return undefined;
     const length = Math.max(0, Math.min(NOTE_BYTES, this.#words[at + 1]));
     const bytes = new Uint8Array(this.#words.slice(at + 2, at + NOTE_WORDS).buffer, 0, length);
     return new TextDecoder().decode(bytes).replaceAll(/[^\p{L}\p{N}\p{P}\p{S} ]/gu, '?');

@@ -69,8 +69,18 @@ export class Shares {
     const words = new SharedArrayBuffer(Holds.bytesFor(capacity));
     const holds = Holds.create(words, capacity, holders.mine);
     const kept = keepers ?? [...new Set(vas.flatMap((va) => memory.keeper(va) ?? []))];
-    const description = sealed<T>(memory, { kind, facts, holds: words, holders: buffer, more, keepers: kept });
-    const share = new Share<T>(what, description, holds, holders, () => this.#shares.delete(share));
+    return this.adopt<T>(what, holds, { kind, facts, holds: words, holders: buffer, more, keepers: kept });
+  }
+  /**
+   * Shares something that has made its own words.
+   *
+   * @param parts what is sealed and sent
+   * @throws DmaError ENOTSUP where memory can not be shared
+   */
+  adopt<T>(what: string, holds: Holds, parts: Parameters<typeof sealed<T>>[1]): Share<T> {
+    const share = new Share<T>(what, sealed<T>(this.#platform.memory, parts), holds, this.holders, () =>
+      this.#shares.delete(share),
+    );
     this.#shares.add(share);
     this.#reapLater();
     return share;
@@ -117,6 +127,7 @@ export class Shares {
     for (const share of this.#shares) share.mustBeFree(operation);
     for (const share of [...this.#shares]) share.end(operation);
     this.#closed = true;
+    this.#recovering.clear();
   }
 }
 
@@ -164,6 +175,11 @@ export class Share<T = unknown> {
       throw error;
     }
     this.#holds.change(ENDING, ENDED);
+    this.ended();
+  }
+
+  /** It has ended already: its owner has asked who holds it. */
+  ended(): void {
     if (!this.whenUnreachable(this.#forget)) this.#forget();
   }
 
