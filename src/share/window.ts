@@ -15,9 +15,9 @@ import { invalid } from '../errors.js';
  * with a name while something still uses addresses of the last one.
  */
 const FIRST = 65 * TiB;
-const SLOTS = 20;
-/** Bytes of addresses in a window; they cost nothing. */
-const LENGTH = TiB;
+const SLOTS = 40;
+/** Bytes of addresses in a window; they cost nothing. As much as DPDK's processes can have by default. */
+const LENGTH = TiB / 2;
 /** For memory whose addresses are IOVAs, devices with few address bits count: from 4 GiB on, as in DPDK. */
 const LOW_FIRST = 4 * GiB;
 const LOW_LENGTH = 64 * GiB;

@@ -66,7 +66,7 @@ export interface MemoryOptions {
    */
   readonly sameIova?: boolean;
   /**
-   * For an Eal with a name: the first address of its memory, a multiple of 1 GiB. 1 TiB from there on has to be free in
+   * For an Eal with a name: the first address of its memory, a multiple of 1 GiB. 512 GiB from there on has to be free in
    * all of its processes (64 GiB with `sameIova`). Default: far from all other memory, by name; with `sameIova` 4 GiB,
    * as devices with few address bits reach it.
    */
