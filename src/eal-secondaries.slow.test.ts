@@ -84,7 +84,7 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
     assert.equal(heap?.blockAt(va)?.length, length);
     assert.equal(heap.blockAt(va)?.bytes()[7], 70);
     const after = await store.run(async ({ kept }) => {
-      const block = Reflect.get(kept, 'block') as never as { free(): Promise<void>; bytes(): Uint8Array };
+      const block = Reflect.get(kept, 'block') as { free(): Promise<void>; bytes(): Uint8Array };
       const view = block.bytes();
       await block.free();
       let second = '';
@@ -144,8 +144,8 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
       }),
       dmaError('EBUSY', /worker/),
     );
-    await other.run(({ kept }) => (Reflect.get(kept, 'zone') as never as { detach(): Promise<void> }).detach());
-    await store.run(async ({ kept }) => (Reflect.get(kept, 'zone') as never as { free(): Promise<void> }).free());
+    await other.run(({ kept }) => (Reflect.get(kept, 'zone') as { detach(): Promise<void> }).detach());
+    await store.run(async ({ kept }) => (Reflect.get(kept, 'zone') as { free(): Promise<void> }).free());
     assert.equal(eal.zones.find('early'), undefined);
     await assert.rejects(
       other.run(({ store }) => store.zones.free('early')),
@@ -162,7 +162,7 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
       Object.assign(kept, { memory });
       const seen = memory.bytes()[0];
       let again = '';
-      await store.external.attach('frames').catch((error: { code: string }) => (again = error.code));
+      await store.external.attach('frames').catch((error: unknown) => (again = (error as { code: string }).code));
       return { seen, again };
     }, part);
     assert.deepEqual(first, { seen: 5, again: 'EEXIST' });
@@ -172,7 +172,9 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
       store.run(({ store }, part) => store.external.detach(part), part),
       dmaError('ENOENT', /not attached/),
     );
-    await store.run(async ({ store }) => void (await store.external.attach('frames')));
+    await store.run(async ({ store }) => {
+      await store.external.attach('frames');
+    });
     await store.run(({ store }, part) => store.external.detach(part), part);
     memory.unregister();
     assert.doesNotMatch(await mapsOf(store.pid, part.va), /memfd/);
@@ -181,13 +183,17 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
   it('can not attach memory without a descriptor, and say so', async () => {
     const memory = eal.external.allocate(64 * KiB, { source: 'anonymous', label: 'private' });
     await assert.rejects(
-      store.run(async ({ store }) => void (await store.external.attach('private'))),
+      store.run(async ({ store }) => {
+        await store.external.attach('private');
+      }),
       dmaError('ENOTSUP', /has no descriptor/),
     );
     eal.heaps.create('hidden');
     eal.heaps.addMemory('hidden', memory);
     await assert.rejects(
-      store.run(async ({ store }) => void (await store.malloc(64, { heap: 'hidden' }))),
+      store.run(async ({ store }) => {
+        await store.malloc(64, { heap: 'hidden' });
+      }),
       dmaError('ENOTSUP', /has no descriptor/),
     );
     assert.equal(eal.heaps.find('hidden')?.statistics().allocatedBlocks, 0);
@@ -263,12 +269,12 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
     await assert.rejects(
       store.run(async ({ store }) => {
         const device = await store.find('vdev:edu0');
-        await device?.dmaMap({ va: 0x10000 as never, length: 4096 });
+        await device?.dmaMap({ va: 0x10000, length: 4096 });
       }),
       dmaError('ENOTSUP', /only in this process/),
     );
     await store.run(async ({ kept }) => {
-      await (Reflect.get(kept, 'mapping') as never as { unmap(): Promise<void> }).unmap();
+      await (Reflect.get(kept, 'mapping') as { unmap(): Promise<void> }).unmap();
     });
     throwsDma('EINVAL', () => device.iovaOf({ va: got.va, length: 16 * KiB }));
   });
@@ -319,7 +325,7 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
       const of = async (work: Promise<unknown>): Promise<string> =>
         work.then(
           () => 'done',
-          (error: { code: string }) => error.code,
+          (error: unknown) => (error as { code: string }).code,
         );
       const { heaps } = store;
       const part = { va, length };
@@ -333,8 +339,8 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
           await of(heaps.detachMemory('valid', { va, length: 0 })),
         ],
         zero: [
-          await of(heaps.attachMemory('valid', { va: 0 as never, length })),
-          await of(heaps.detachMemory('valid', { va: 0 as never, length })),
+          await of(heaps.attachMemory('valid', { va: 0, length })),
+          await of(heaps.detachMemory('valid', { va: 0, length })),
         ],
         native: await of(heaps.attachMemory('socket_0', part)),
         notInIt: await of(heaps.attachMemory('valid', part)),
@@ -353,7 +359,7 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
       for (const step of ['attachMemory', 'detachMemory', 'detachMemory', 'attachMemory'] as const)
         await store.heaps[step]('valid', part).then(
           () => codes.push('done'),
-          (error: { code: string }) => codes.push(error.code),
+          (error: unknown) => codes.push((error as { code: string }).code),
         );
       return codes;
     }, part);
@@ -370,7 +376,7 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
       const of = async (work: Promise<unknown>): Promise<string> =>
         work.then(
           () => 'done',
-          (error: { code: string }) => error.code,
+          (error: unknown) => (error as { code: string }).code,
         );
       const length = 4 * 2 ** 20;
       return [
@@ -379,8 +385,8 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
         await of(store.external.detach({ va: A, length })),
         await of(store.external.attach({ va: A, length: 0 })),
         await of(store.external.attach({ va: A, length: 0 })),
-        await of(store.external.attach({ va: 0 as never, length })),
-        await of(store.external.attach({ va: 0 as never, length })),
+        await of(store.external.attach({ va: 0, length })),
+        await of(store.external.attach({ va: 0, length })),
       ];
     });
     assert.deepEqual(codes, ['ENOENT', 'ENOENT', 'ENOENT', 'EINVAL', 'EINVAL', 'EINVAL', 'EINVAL']);
@@ -422,7 +428,7 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
     assert.deepEqual(eal.secondaries, []);
     await slow.kill('SIGCONT');
     await until(async () => slow.run(({ kept }) => 'why' in kept));
-    const why = await slow.run(({ kept }) => Reflect.get(kept, 'why') as never as string);
+    const why = await slow.run(({ kept }) => Reflect.get(kept, 'why') as string);
     assert.match(why, /given this process up: .* did not answer within 100 ms/);
     block.free();
   });
@@ -435,17 +441,16 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
       Object.assign(kept, { told, zone: await store.zones.find('early'), pool: await store.pools.find('held') });
     });
     await eal.stop();
-    const heard = async (): Promise<string[]> =>
-      store.run(({ kept }) => Reflect.get(kept, 'told') as never as string[]);
+    const heard = async (): Promise<string[]> => store.run(({ kept }) => Reflect.get(kept, 'told') as string[]);
     await until(async () => (await heard()).length > 0);
     const told = await heard();
     assert.equal(told.length, 1);
     assert.match(told[0], /^ECONNRESET .*the primary "store" \(process \d+\) was stopped/);
     const kept = await store.run(async ({ kept, store }) => {
-      const zone = Reflect.get(kept, 'zone') as never as { bytes(): Uint8Array };
+      const zone = Reflect.get(kept, 'zone') as { bytes(): Uint8Array };
       const bytes = [...zone.bytes().subarray(0, 3)];
       zone.bytes()[9] = 9;
-      const failed = await store.malloc(64).catch((error: { code: string }) => error.code);
+      const failed = await store.malloc(64).catch((error: unknown) => (error as { code: string }).code);
       await store.close();
       return { bytes, failed, after: zone.bytes.length };
     });
@@ -474,9 +479,9 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
       Object.assign(kept, { told, zone: await store.zones.find('zone') });
     });
     await primary.kill();
-    await until(async () => attached.run(({ kept }) => (Reflect.get(kept, 'told') as never as string[]).length === 1));
+    await until(async () => attached.run(({ kept }) => (Reflect.get(kept, 'told') as string[]).length === 1));
     assert.equal(
-      await attached.run(({ kept }) => (Reflect.get(kept, 'zone') as never as { bytes(): Uint8Array }).bytes()[0]),
+      await attached.run(({ kept }) => (Reflect.get(kept, 'zone') as { bytes(): Uint8Array }).bytes()[0]),
       11,
     );
     await using next = await Eal.start({ name: 'killed', memory: { noHuge: true } });
@@ -495,7 +500,9 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
     });
     await using own = await Eal.start({ name: 'mine', memory: { baseAddress: 96 * 2 ** 40 } });
     await assert.rejects(
-      other.run(async ({ anydma }) => void (await anydma.Eal.attach('mine'))),
+      other.run(async ({ anydma }) => {
+        await anydma.Eal.attach('mine');
+      }),
       dmaError('EEXIST', /these addresses are taken by memory without a name at \[0x600000000000.*baseAddress/),
     );
     await until(() => own.secondaries.length === 0);
@@ -507,7 +514,7 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
     const codes = await other.run(async ({ anydma }) =>
       anydma.Eal.attach('store').then(
         () => 'attached',
-        (error: { code: string }) => error.code,
+        (error: unknown) => (error as { code: string }).code,
       ),
     );
     assert.match(codes, /^E(ACCES|NOENT)$/);

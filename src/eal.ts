@@ -654,11 +654,11 @@ shortForm(Eal, 'Eal', (eal) => ({
 }));
 
 /** The addresses of an Eal that other processes attach to. */
-function windowFor({ name, memory = {} }: EalOptions, platform: Platform): AddressWindow | undefined {
+function windowFor({ name, memory }: EalOptions, platform: Platform): AddressWindow | undefined {
   if (name === undefined) return undefined;
   if (platform.limitation !== undefined)
     throw new DmaError({ code: 'ENOTSUP', operation: START, reason: platform.limitation });
-  const { baseAddress, sameIova = false, iovaMode } = memorySettings(memory);
+  const { baseAddress, sameIova, iovaMode } = memorySettings(memory ?? {});
   return new AddressWindow(platform, { name, baseAddress, low: sameIova && iovaMode !== 'pa' });
 }
 
