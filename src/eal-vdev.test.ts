@@ -224,7 +224,8 @@ describe('names of software devices', () => {
       ['vdev:edu0,dma-mask=11', 'EINVAL'],
       ['vdev:edu0,dma-mask=53', 'EINVAL'],
       ['vdev:copy0,file=x', 'EINVAL'],
-      ['vdev:nvme0,dma-mask=40', 'EINVAL'],
+      ['vdev:nvme0,dma-mask=11', 'EINVAL'],
+      ['vdev:copy0,dma-mask=40', 'EINVAL'],
       ['vdev:nvme0,blocksize=1000', 'EINVAL'],
       ['vdev:nvme0,size=large', 'EINVAL'],
     ];

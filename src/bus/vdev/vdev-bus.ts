@@ -19,7 +19,7 @@ export interface VdevSpace {
 /** Explains its keys, for help pages. */
 export const VDEV_KEYS =
   `vdev:NAME takes iommu=emulated|identity: its own emulated IOMMU, or none (default: emulated). ` +
-  `vdev:nvmeN also takes file=PATH, size=SIZE and blocksize=512|4096.`;
+  `vdev:nvmeN also takes file=PATH, size=SIZE, blocksize=512|4096 and dma-mask=BITS.`;
 
 /** Keys that only devices of one kind have. */
 const KIND_KEYS: Readonly<Record<string, readonly string[]>> = {
