@@ -10,7 +10,8 @@ import { iommuOption } from './iommu.js';
 import { modeOption, MODES_TEXT, modesOf, reachExternal, takeMemory, TIMES_TEXT } from './demo/modes.js';
 import type { Mode, ModeChoice, Reached, Reacher } from './demo/modes.js';
 import type { Output } from './shared/output.js';
-import { formatMicroseconds, timedAsync } from './demo/timing.js';
+import { timedAsync } from './demo/timing.js';
+import { formatTime } from './shared/format-time.js';
 import { addressValue, integerValue, sizeValue } from './shared/values.js';
 
 interface MapCommandOptions {
@@ -213,8 +214,8 @@ function printRows(output: Output, rows: readonly Row[]): void {
           access,
           ...(isKeyed ? [lkey ?? ''] : []),
           source,
-          formatMicroseconds(mapMicroseconds),
-          unmapMicroseconds === undefined ? '' : formatMicroseconds(unmapMicroseconds),
+          formatTime(mapMicroseconds),
+          unmapMicroseconds === undefined ? '' : formatTime(unmapMicroseconds),
         ],
       ),
   );

@@ -15,7 +15,7 @@ import { modeOption, MODES_TEXT, modesOf, reachExternal, takeMemory, TIMES_TEXT 
 import type { Mode, ModeChoice, Reached, Reacher } from './modes.js';
 import type { Output } from '../shared/output.js';
 import { inPieces } from './pieces.js';
-import { formatMicroseconds } from './timing.js';
+import { formatTime } from '../shared/format-time.js';
 import { sizeValue } from '../shared/values.js';
 
 interface DemoOptions {
@@ -319,7 +319,7 @@ function printReport(output: Output, moves: readonly Moved[]): void {
       each.va,
       each.iova,
       formatSize(each.length),
-      formatMicroseconds(each.mapMicroseconds),
+      formatTime(each.mapMicroseconds),
       String(each.bytesMoved),
       rateText(each.gigabytesPerSecond),
       each.verified ? output.good('yes') : output.bad('NO'),

@@ -1,4 +1,4 @@
-/** Measures times, and formats them. */
+/** Measures times. */
 
 /** The result of `work`, and its time in microseconds, to a tenth. */
 export function timed<T>(work: () => T): [value: T, microseconds: number] {
@@ -12,9 +12,4 @@ export async function timedAsync<T>(work: () => Promise<T>): Promise<[value: T, 
   const started = performance.now();
   const value = await work();
   return [value, Math.round((performance.now() - started) * 1e4) / 10];
-}
-
-/** `950 µs`, `1.2 ms` */
-export function formatMicroseconds(microseconds: number): string {
-  return microseconds < 1000 ? `${Math.round(microseconds)} µs` : `${(microseconds / 1000).toFixed(1)} ms`;
 }

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { formatTime, Latencies, picture } from './latencies.js';
+import { Latencies, picture } from './latencies.js';
 
 test('what was recorded is told in microseconds', () => {
   const latencies = new Latencies();
@@ -37,15 +37,4 @@ test('impossible times are no reason to stop', () => {
   const latencies = new Latencies();
   for (const ms of [0, -1, 1e12]) latencies.record(ms);
   assert.equal(latencies.count, 3);
-});
-
-test('times for people', () => {
-  assert.deepEqual([0.5, 1.25, 99.6, 1500, 25_000, 2e6].map(formatTime), [
-    '500 ns',
-    '1.3 us',
-    '100 us',
-    '1.5 ms',
-    '25 ms',
-    '2.0 s',
-  ]);
 });

@@ -1,5 +1,6 @@
 /** How long commands took: what fio's users look at, from a histogram of the runtime. */
 import { createHistogram } from 'node:perf_hooks';
+import { formatTime } from '../shared/format-time.js';
 
 /** The percentiles that are told. */
 const PERCENTILES = [50, 90, 95, 99, 99.9, 99.99] as const;
@@ -75,12 +76,4 @@ export function picture({ histogram }: LatencyDocument, width = 40): string[] {
     rows.push(`< ${formatTime(2 ** power).padStart(8)}  ${bar.padEnd(width)}  ${share.padStart(8)}`);
   }
   return rows;
-}
-
-/** A time for people. @param us microseconds */
-export function formatTime(us: number): string {
-  if (us < 1) return `${Math.round(us * 1000)} ns`;
-  if (us < 1000) return `${us < 10 ? us.toFixed(1) : us.toFixed(0)} us`;
-  if (us < 1e6) return `${us < 10_000 ? (us / 1000).toFixed(1) : (us / 1000).toFixed(0)} ms`;
-  return `${(us / 1e6).toFixed(1)} s`;
 }

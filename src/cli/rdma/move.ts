@@ -11,7 +11,7 @@ import { openRdmaDevice } from './device.js';
 import { fillPattern, wrongAt } from './pattern.js';
 import { MOST, PATIENCE, refusalOf, type Verb } from './protocol.js';
 import { LOCAL_ACCESS, Pump } from './pump.js';
-import { formatMicroseconds } from '../demo/timing.js';
+import { formatTime } from '../shared/format-time.js';
 
 /** The address of a server. */
 export interface Place {
@@ -359,7 +359,7 @@ function printResult(output: Output, plan: Plan & { readonly mode: Mode }, resul
     );
   if (latency === undefined) return;
   const { requests, least, median, average, percentile99 } = latency;
-  const [a, b, c, d] = [least, median, average, percentile99].map(formatMicroseconds);
+  const [a, b, c, d] = [least, median, average, percentile99].map(formatTime);
   output.text(`Latency of ${requests} single requests: least ${a}, median ${b}, average ${c}, 99% within ${d}.`);
 }
 
