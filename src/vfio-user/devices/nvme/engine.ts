@@ -6,8 +6,8 @@ import { isDmaError } from '../../../errors.js';
 import { PSDT } from '../../../nvme/commands.js';
 import { ENTRY } from '../../../nvme/registers.js';
 import { STATUS } from '../../../nvme/status.js';
-import { clearTimeout, setImmediate } from '../../../timers.js';
-import { MiB } from '../../../units.js';
+import { clearTimeout, now, setImmediate } from '../../../timers.js';
+import { KiB, MiB } from '../../../units.js';
 import type { DeviceDma } from '../model.js';
 import { Command } from './command.js';
 import { Lists, WAIT } from './lists.js';
@@ -18,13 +18,24 @@ import type { ShadowDoorbells } from './shadow-doorbells.js';
 
 /** Most commands and bytes of one turn, before the host gets its own. */
 const SLICE_COMMANDS = 256;
-const SLICE_BYTES = 16 * MiB;
-/** Most commands that are taken from one queue before the next one has its turn. */
+const SLICE_BYTES = 4 * MiB;
+/**
+ * Most commands that are taken from one queue before the next one has its turn. No more than half of what is ready, but some:
+ * so the host deals with the completions of one half while the other one is carried out.
+ */
 const BURST = 32;
+const LEAST_BURST = 8;
+/** And bytes of data. */
+const BURST_BYTES = 512 * KiB;
 /** Most bytes of buffers for data under way; then no command is fetched until some are free. */
 const MOST_BUFFERED = 64 * MiB;
-/** Turns of the event loop without work until the host is asked to ring. */
-const IDLE_TURNS = 16;
+/**
+ * Milliseconds without work until the host is asked to ring, after which this side sleeps. More when there was work soon after that,
+ * whatever woke it cost, and less when there was none for long.
+ */
+const LEAST_IDLE_MS = 0.05;
+const MOST_IDLE_MS = 0.5;
+const SOON_MS = 2;
 
 /** What the engine asks of the rest of the controller. */
 export interface EngineOwner {
@@ -68,7 +79,11 @@ export class Engine {
   readonly #lists: Lists;
   #running = false;
   #scheduled = false;
-  #idleTurns = 0;
+  /** When something was done last, by `now`; and for how long nothing must be done until the host is asked to ring. */
+  #workedAt = 0;
+  #idleMs = LEAST_IDLE_MS;
+  /** Was the host asked to ring since? */
+  #hasSlept = false;
   #inSlice = false;
   /** Has the host stopped transfers? */
   #paused = false;
@@ -93,6 +108,11 @@ export class Engine {
   /** Is something under way that began in this life or in an earlier one? */
   get isBusy(): boolean {
     return this.#calls > 0 || this.#transfers > 0;
+  }
+
+  /** Are commands handed out now, so that what they gather is submitted before the host gets its turn? */
+  get inTurn(): boolean {
+    return this.#inSlice;
   }
 
   // --- the life of the controller ---
@@ -336,41 +356,60 @@ export class Engine {
     this.#sliceBytes = 0;
     if (this.shadow?.open() === false) this.shadow = undefined;
     let left = SLICE_COMMANDS;
-    for (let found = true; found && left > 0 && this.#running && this.#sliceBytes < SLICE_BYTES;) {
-      found = false;
-      this.#readTails();
-      for (let n = this.#order.length; n > 0 && left > 0 && this.#running; n--) {
-        this.#turn = this.#turn + 1 < this.#order.length ? this.#turn + 1 : 0;
-        const queue = this.#order[this.#turn];
-        const count = this.#mayFetch(queue) ? this.#fetch(queue, Math.min(left, BURST)) : 0;
-        left -= count;
-        found ||= count > 0;
-      }
+    let worked = false;
+    while (this.#running && left > 0 && this.#sliceBytes < SLICE_BYTES) {
+      const count = this.#round(left);
+      this.#owner.submit();
+      // The host deals with these while the next ones are carried out.
+      worked = this.#flush() || worked;
+      if (count === 0) break;
+      worked = true;
+      left -= count;
     }
     this.#owner.inTurn();
-    this.#owner.submit();
-    this.#flush();
     this.#inSlice = false;
-    const worked = left < SLICE_COMMANDS;
     this.#rest(worked);
     this.shadow?.close();
+  }
+
+  /** Fetches commands from all queues in turn, at most `most`, and hands them out. Returns how many. */
+  #round(most: number): number {
+    this.#readTails();
+    let left = most;
+    for (let n = this.#order.length; n > 0 && left > 0 && this.#running; n--) {
+      this.#turn = this.#turn + 1 < this.#order.length ? this.#turn + 1 : 0;
+      const queue = this.#order[this.#turn];
+      if (!this.#mayFetch(queue)) continue;
+      const burst = Math.max(LEAST_BURST, Math.min(BURST, queue.ready >>> 1));
+      left -= this.#fetch(queue, Math.min(left, burst));
+    }
+    return most - left;
   }
 
   /** After a turn: takes the next one, or sleeps until the host rings. */
   #rest(worked: boolean): void {
     if (!this.#running) return;
+    if (worked) this.#noteWork();
     if (
       this.#order.some((queue) => this.#mayFetch(queue)) ||
       this.#dirty.some((queue) => !queue.writing && !queue.isFull)
-    ) {
-      this.#idleTurns = 0;
+    )
       this.schedule();
-      return;
+    else if (this.shadow !== undefined) {
+      if (now() - this.#workedAt < this.#idleMs || this.#armDoorbells()) this.schedule();
+      else this.#hasSlept = true;
     }
-    if (this.shadow === undefined) return;
-    this.#idleTurns = worked ? 0 : this.#idleTurns + 1;
-    if (this.#idleTurns < IDLE_TURNS || this.#armDoorbells()) this.schedule();
-    else this.#idleTurns = 0;
+  }
+
+  /** Looks longer before it sleeps if the last sleep was hardly worth it, and less long if it was. */
+  #noteWork(): void {
+    const at = now();
+    if (this.#hasSlept) {
+      this.#hasSlept = false;
+      const isSoon = at - this.#workedAt < SOON_MS;
+      this.#idleMs = Math.min(MOST_IDLE_MS, Math.max(LEAST_IDLE_MS, this.#idleMs * (isSoon ? 2 : 0.5)));
+    }
+    this.#workedAt = at;
   }
 
   #mayFetch(queue: SubmissionQueue): boolean {
@@ -434,7 +473,8 @@ export class Engine {
 
   #take(queue: SubmissionQueue, words: Uint32Array, count: number): number {
     let taken = 0;
-    while (taken < count && this.#running && queue.onIdle === undefined && this.#sliceBytes < SLICE_BYTES) {
+    const most = this.#sliceBytes + BURST_BYTES;
+    while (taken < count && this.#running && queue.onIdle === undefined && this.#sliceBytes < most) {
       const command = this.#command(queue);
       for (let word = 0, at = taken * 16; word < 16; word++) command.words[word] = words[at + word];
       taken++;
@@ -482,15 +522,17 @@ export class Engine {
     if (!this.#dirty.includes(queue)) this.#dirty.push(queue);
   }
 
-  /** Posts completions, and one interrupt for each queue that got some. */
-  #flush(): void {
-    if (this.#paused || !this.#running) return;
+  /** Posts completions, and one interrupt for each queue that got some. Returns whether there were any. */
+  #flush(): boolean {
+    const had = this.#dirty.length > 0;
+    if (this.#paused || !this.#running) return false;
     for (let n = this.#dirty.length - 1; n >= 0; n--) {
       const queue = this.#dirty[n];
       if (!queue.writing) this.#post(queue);
-      if (!this.#running) return;
+      if (!this.#running) break;
       if (queue.waiting === 0) this.#dirty.splice(n, 1);
     }
+    return had;
   }
 
   #post(queue: CompletionQueue): void {
@@ -498,8 +540,12 @@ export class Engine {
     let wait: Promise<void> | undefined;
     try {
       if (queue.isFull) this.#findRoom(queue);
+      this.#mindHead(queue);
       wait = queue.post(this.dma);
-      if (wait === undefined && queue.isFull && queue.waiting > 0 && this.#findRoom(queue)) wait = queue.post(this.dma);
+      if (wait === undefined && queue.isFull && queue.waiting > 0 && this.#findRoom(queue)) {
+        this.#mindHead(queue);
+        wait = queue.post(this.dma);
+      }
     } catch (error) {
       if (!isDmaError(error)) throw error;
       this.#owner.fatal();
@@ -540,8 +586,11 @@ export class Engine {
     for (const queue of this.#order) {
       if (queue.id === 0) continue;
       const tail = shadow.tail(queue.id);
-      if (tail < queue.size) queue.tail = tail;
-      else this.#badDoorbell();
+      if (tail === queue.tail) continue;
+      if (tail >= queue.size) return this.#badDoorbell();
+      queue.tail = tail;
+      // It is looked at again soon: no message, unless the host goes once around.
+      shadow.askAtTail(queue.id, tail === 0 ? queue.size - 1 : tail - 1);
     }
   }
 
@@ -549,10 +598,27 @@ export class Engine {
   #findRoom(queue: CompletionQueue): boolean {
     const { shadow } = this;
     if (shadow === undefined || queue.id === 0) return !queue.isFull;
-    const head = shadow.wakeAtHead(queue.id, queue.head);
+    this.#takeHead(queue, shadow.head(queue.id));
+    // Only a host that has taken nothing is asked to tell.
+    if (queue.isFull && this.shadow !== undefined) {
+      queue.mindedHead = -1;
+      this.#takeHead(queue, shadow.wakeAtHead(queue.id, queue.head));
+    }
+    return !queue.isFull;
+  }
+
+  /** The head of a queue, as the host has put it into memory. */
+  #takeHead(queue: CompletionQueue, head: number): void {
     if (head >= queue.size) this.#badDoorbell();
     else if ((queue.tail - head + queue.size) % queue.size <= queue.unseen) queue.head = head;
-    return !queue.isFull;
+  }
+
+  /** The head is of interest only when there is no room: no message for one that is where it can not get. */
+  #mindHead(queue: CompletionQueue): void {
+    const { head, size } = queue;
+    if (this.shadow === undefined || queue.id === 0 || queue.mindedHead === head || queue.isFull) return;
+    this.shadow.askAtHead(queue.id, head === 0 ? size - 1 : head - 1);
+    queue.mindedHead = head;
   }
 
   /** Asks the host to ring. Returns whether something has come meanwhile. */

@@ -13,6 +13,8 @@ export class CompletionQueue {
   head = 0;
   /** The next entry to post. */
   tail = 0;
+  /** The head for which the event index was set to one that does not come; -1: there is none. */
+  mindedHead = -1;
   /** Submission queues that complete here. */
   users = 0;
   /** Completions that were posted, for interrupts. */

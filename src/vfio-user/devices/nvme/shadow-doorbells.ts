@@ -72,6 +72,16 @@ export class ShadowDoorbells {
     return this.#arm((2 * queue + 1) * this.#step, head);
   }
 
+  /** Asks for a message when the tail goes beyond `tail`, which the host has not reached or has passed already. */
+  askAtTail(queue: number, tail: number): void {
+    this.#ask(2 * queue * this.#step, tail);
+  }
+
+  /** As {@link askAtTail}, for the head. */
+  askAtHead(queue: number, head: number): void {
+    this.#ask((2 * queue + 1) * this.#step, head);
+  }
+
   /** Sets the doorbells of a queue, and asks for a message when they change. */
   set(queue: number, tail: number, head: number): void {
     this.#set(2 * queue * this.#step, tail);
@@ -87,9 +97,13 @@ export class ShadowDoorbells {
     return this.#values === undefined ? 0 : Atomics.load(this.#values, at);
   }
 
+  #ask(at: number, value: number): void {
+    if (this.#wanted !== undefined) Atomics.store(this.#wanted, at, value);
+  }
+
   #arm(at: number, value: number): number {
     // The store is seen before the load is done: either the host sees the event index, or we see its doorbell.
-    if (this.#wanted !== undefined) Atomics.store(this.#wanted, at, value);
+    this.#ask(at, value);
     return this.#value(at);
   }
 }
