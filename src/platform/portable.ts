@@ -39,6 +39,7 @@ export function portablePlatform(reason: string): Platform {
       status: refuse('statx'),
       fileSystem: refuse('fstatfs'),
       sealedAgainstShrinking: refuse('fcntl'),
+      batch: () => undefined,
       readAt: refuse('pread'),
       writeAt: refuse('pwrite'),
       read: refuse('read'),

@@ -218,6 +218,32 @@ export interface FileSystem {
   readonly filesLeft: number;
 }
 
+/**
+ * Reads and writes of files that the kernel gets together: few calls for many transfers. They are done when {@link FileBatch.run}
+ * returns, so it is for files whose pages are in memory.
+ */
+export interface FileBatch {
+  /** Most transfers that it holds. */
+  readonly capacity: number;
+  /** How many it holds. */
+  readonly count: number;
+  /** What came of each transfer of the last `run`: the bytes that were moved, or an errno as a negative number. */
+  readonly results: Int32Array;
+  /**
+   * Adds a read. It holds less than `capacity`.
+   *
+   * @param va memory that stays mapped until `run` has returned
+   * @param cached only if that needs no disk? Otherwise its result is EAGAIN, or EOPNOTSUPP where the file system can not tell
+   */
+  read(fd: number, offset: number, va: number, length: number, cached: boolean): void;
+  /** Adds a write, as {@link FileBatch.read}. A file may become longer by it. */
+  write(fd: number, offset: number, va: number, length: number): void;
+  /** Carries all out, in any order, and is empty then. Never throws. */
+  run(): void;
+  /** Gives its context back. Idempotent. */
+  close(): void;
+}
+
 /** Files and descriptors. */
 export interface FilesPort {
   /**
@@ -285,6 +311,8 @@ export interface FilesPort {
    * without seals.
    */
   sealedAgainstShrinking(fd: number, add: boolean): boolean;
+  /** `undefined` where the kernel has no asynchronous I/O, a sandbox forbids it, or a limit is reached. */
+  batch(): FileBatch | undefined;
   /** pread(2) into `into` until it is full or the file ends. Returns the bytes read. */
   readAt(fd: number, offset: number, into: Uint8Array): number;
   /**

@@ -144,6 +144,12 @@ export class DmaTable implements DeviceDma {
     return region?.lend(iova - region.request.iova, length);
   }
 
+  address(iova: number, length: number, access: 'read' | 'write'): number {
+    const region = this.#check(iova, length, access);
+    if (region?.mapping === undefined || region.mapping.guarded) return -1;
+    return region.mapping.va + region.mapping.skip + iova - region.request.iova;
+  }
+
   read(iova: number, into: Uint8Array): Promise<void> | undefined {
     return this.#transfer(iova, into, 'read');
   }

@@ -42,6 +42,10 @@ export function translatedDma(translator: Translator, bytesAt: BytesAt): DeviceD
       const [first, ...rest] = pieces(iova, length, access);
       return rest.length === 0 ? first : undefined;
     },
+    address(iova, length, access) {
+      const { va, length: here } = translator.translate(iova, length, access);
+      return here === length && bytesAt(va, length, access) !== undefined ? va : -1;
+    },
     read(iova, into) {
       let at = 0;
       for (const bytes of pieces(iova, into.length, 'read')) {

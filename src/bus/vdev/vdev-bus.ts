@@ -152,6 +152,7 @@ function telling(dma: DeviceDma, failed: (error: DmaError) => void): DeviceDma {
   };
   return {
     direct: (iova, length, access) => told(() => dma.direct(iova, length, access)),
+    address: (iova, length, access) => told(() => dma.address?.(iova, length, access) ?? -1),
     read: (iova, into) => told(() => dma.read(iova, into)),
     write: (iova, from) => told(() => dma.write(iova, from)),
   };

@@ -1,7 +1,7 @@
 /** The NVMe driver and the served controller together, in one process and in two. */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, truncateSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
@@ -123,6 +123,68 @@ describe('driver and served controller', linux, () => {
       await ssd.closeQueue(queue);
       block.free();
     }));
+
+  for (const [how, run] of [
+    ['in this process', inProcess],
+    ['in its own process', served],
+  ] as const)
+    it(`other work goes on at depth 128, ${how}`, () =>
+      run({ size: 8 * MiB }, async ({ eal, disk }) => {
+        const depth = 128;
+        const commands = 20_000;
+        const block = eal.malloc(depth * 4 * KiB, { align: 4096 });
+        let [left, turns, timers] = [commands, 0, 0];
+        const immediate = (): void => {
+          turns++;
+          if (left > 0) setImmediate(immediate);
+        };
+        setImmediate(immediate);
+        const timer = setInterval(() => timers++, 1);
+        await Promise.all(
+          Array.from({ length: depth }, async (_, n) => {
+            while (left > 0) {
+              const lba = (left-- * 8) % 8192;
+              await disk.read({ lba, blocks: 8, into: { va: block.va + n * 4 * KiB, length: 4 * KiB } });
+            }
+          }),
+        );
+        clearInterval(timer);
+        block.free();
+        // No turn has more than a few queues full of commands.
+        assert.ok(turns >= commands / (4 * depth), `${turns} turns for ${commands} commands`);
+        assert.ok(timers > 0, 'a timer had its turn');
+      }));
+
+  for (const place of [tmpdir(), '/dev/shm'].filter((each) => existsSync(each)))
+    it(`an image that becomes shorter is told, and not made longer, below ${place}`, async () => {
+      const directory = mkdtempSync(join(place, 'anydma-shrinks-'));
+      const file = join(directory, 'disk.img');
+      try {
+        await inProcess({ file, size: 2 * MiB }, async ({ eal, disk }) => {
+          const block = eal.malloc(64 * KiB, { align: 4096 });
+          const part = (n: number): { va: Va; length: number } => ({
+            va: (block.va + n * 4 * KiB) as Va,
+            length: 4 * KiB,
+          });
+          block.bytes().fill(9);
+          truncateSync(file, MiB);
+          // Several at a time, some of them behind the end.
+          const all = await Promise.allSettled(
+            Array.from({ length: 8 }, (_, n) => disk.read({ lba: n * 512, blocks: 8, into: part(n) })),
+          );
+          assert.deepEqual(
+            all.map(({ status }) => status),
+            [...Array<string>(4).fill('fulfilled'), ...Array<string>(4).fill('rejected')],
+          );
+          assert.deepEqual([block.bytes()[0], block.bytes()[4 * 4 * KiB]], [0, 9]);
+          await assert.rejects(disk.write({ lba: 2048, blocks: 8, from: part(0) }), { code: 'EIO' });
+          assert.equal(statSync(file).size, MiB);
+          block.free();
+        });
+      } finally {
+        rmSync(directory, { recursive: true });
+      }
+    });
 
   it('several namespaces; events when one goes', () =>
     inProcess(

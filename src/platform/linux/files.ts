@@ -3,10 +3,11 @@ import { readFileSync, readlinkSync } from 'node:fs';
 import { ERRNO, invalid } from '../../errors.js';
 import { isAddress } from '../../units.js';
 import { bound } from './bound.js';
+import { LinuxFileBatch } from './file-batch.js';
 import { FileStatusReader } from './file-status.js';
 import { check, checkFd, checkPath, fail } from './libc.js';
 import type { Libc } from './libc.js';
-import type { FilesPort, FileStatus, FileSystem, Foreign } from '../ports.js';
+import type { FileBatch, FilesPort, FileStatus, FileSystem, Foreign } from '../ports.js';
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE } from '../uapi/falloc.js';
 import {
   F_ADD_SEALS,
@@ -168,6 +169,10 @@ class LinuxFiles implements FilesPort {
       fail(errno, 'fcntl', `F_GET_SEALS of fd ${fd}`);
     }
     return (seals & F_SEAL_SHRINK) !== 0 || (add && this.#libc.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) === 0);
+  }
+
+  batch(): FileBatch | undefined {
+    return LinuxFileBatch.make(this.#libc);
   }
 
   readAt(fd: number, offset: number, into: Uint8Array): number {

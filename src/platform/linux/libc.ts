@@ -62,8 +62,9 @@ export interface Libc {
   /** Asynchronous I/O, by syscall(2): `into` gets the context, a u64. */
   readonly io_setup: (operations: number, into: Pointer) => number;
   readonly io_submit: (context: number, count: number, operations: Pointer) => number;
-  /** Does not wait. */
-  readonly io_getevents: (context: number, least: number, most: number, into: Pointer) => number;
+  readonly io_destroy: (context: number) => number;
+  /** Takes what has ended. Waits for the first `least` of it only if `patient`. */
+  readonly io_getevents: (context: number, least: number, most: number, into: Pointer, patient?: boolean) => number;
 
   readonly open: (path: string, flags: number, mode: number) => number;
   readonly close: (fd: number) => number;
@@ -240,7 +241,9 @@ function declare(koffi: Koffi): Libc {
   // Each thread has its own errno and its own copy of this module.
   const location: unknown = c.func('__errno_location', 'void *', [])();
   const errno = new Int32Array(koffi.view(location, 4));
-  const { mbind, move_pages, pidfd_open, preadv2, io_setup, io_submit, io_getevents } = syscallNumbers(process.arch);
+  const { mbind, move_pages, pidfd_open, preadv2, io_setup, io_destroy, io_submit, io_getevents } = syscallNumbers(
+    process.arch,
+  );
   const syscall = (...args: string[]) => c.func('syscall', 'long', ['long', ...args]);
   const background = new Background();
   const closing = new Background(1);
@@ -262,6 +265,7 @@ function declare(koffi: Koffi): Libc {
   const callPidfdOpen = syscall('long', 'ulong');
   const callPreadv2 = syscall('long', 'void *', 'ulong', 'long', 'long', 'long');
   const callIoSetup = syscall('ulong', 'void *');
+  const callIoDestroy = syscall('ulong');
   const callIoSubmit = syscall('ulong', 'long', 'void *');
   const callIoGetevents = syscall('ulong', 'long', 'long', 'void *', 'void *');
   const callMovePages = syscall('long', 'ulong', 'void *', 'void *', 'void *', 'long');
@@ -283,8 +287,9 @@ function declare(koffi: Koffi): Libc {
     preadv2: (fd, vectors, count, flags) => Number(callPreadv2(preadv2, fd, vectors, count, -1, -1, flags)),
     io_setup: (...args) => Number(callIoSetup(io_setup, ...args)),
     io_submit: (...args) => Number(callIoSubmit(io_submit, ...args)),
-    io_getevents: (context, least, most, into) =>
-      Number(callIoGetevents(io_getevents, context, least, most, into, NO_TIME)),
+    io_destroy: (context) => Number(callIoDestroy(io_destroy, context)),
+    io_getevents: (context, least, most, into, patient = false) =>
+      Number(callIoGetevents(io_getevents, context, least, most, into, patient ? null : NO_TIME)),
     open: int('open', 'str', 'int', 'uint'),
     close: int('close', 'int'),
     fcntl: int('fcntl', 'int', 'int', 'long'),

@@ -2,12 +2,19 @@
 
 /** Read at an offset. */
 export const IOCB_CMD_PREAD = 0;
+/** Write at an offset. */
+export const IOCB_CMD_PWRITE = 1;
 /** In `aio_flags`: count the end of the operation in the eventfd `aio_resfd`. */
 export const IOCB_FLAG_RESFD = 1;
 
-/** `struct iocb`: aio_lio_opcode u16; aio_fildes, aio_flags and aio_resfd u32; aio_buf, aio_nbytes and aio_offset u64. */
+/**
+ * `struct iocb`: aio_lio_opcode u16; aio_rw_flags, aio_fildes, aio_flags and aio_resfd u32; aio_data, aio_buf, aio_nbytes and
+ * aio_offset u64.
+ */
 export const IOCB = {
   sizeof: 64,
+  aio_data: 0,
+  aio_rw_flags: 12,
   aio_lio_opcode: 16,
   aio_fildes: 20,
   aio_buf: 24,
@@ -17,5 +24,5 @@ export const IOCB = {
   aio_resfd: 60,
 } as const;
 
-/** `struct io_event`: four u64. */
-export const IO_EVENT = { sizeof: 32 } as const;
+/** `struct io_event`: four u64, of which `data` is that of the operation; `res` is signed. */
+export const IO_EVENT = { sizeof: 32, data: 0, res: 16 } as const;

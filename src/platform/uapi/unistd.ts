@@ -8,6 +8,7 @@ interface SyscallNumbers {
   readonly preadv2: number;
   readonly pidfd_open: number;
   readonly io_setup: number;
+  readonly io_destroy: number;
   readonly io_submit: number;
   readonly io_getevents: number;
 }
@@ -21,8 +22,18 @@ export function syscallNumbers(arch: string): SyscallNumbers {
         preadv2: 327,
         pidfd_open: 434,
         io_setup: 206,
+        io_destroy: 207,
         io_submit: 209,
         io_getevents: 208,
       }
-    : { mbind: 235, move_pages: 239, preadv2: 286, pidfd_open: 434, io_setup: 0, io_submit: 2, io_getevents: 4 };
+    : {
+        mbind: 235,
+        move_pages: 239,
+        preadv2: 286,
+        pidfd_open: 434,
+        io_setup: 0,
+        io_destroy: 1,
+        io_submit: 2,
+        io_getevents: 4,
+      };
 }

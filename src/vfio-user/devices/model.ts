@@ -51,6 +51,11 @@ export interface DeviceDma {
    * them the view is empty; work that still uses it neither faults nor reaches memory of another owner.
    */
   direct(iova: number, length: number, access: 'read' | 'write'): Uint8Array | undefined;
+  /**
+   * The address in this process of the memory at [iova, iova + length), for calls of the system, if the host has it mapped in one piece;
+   * -1 if not. Valid as long as {@link DeviceDma.direct}; the memory may be of another process, and change at any time.
+   */
+  address?(iova: number, length: number, access: 'read' | 'write'): number;
   /** Reads memory at `iova` into `into`. `undefined` if the bytes are there already, else resolves when they are. */
   read(iova: number, into: Uint8Array): Promise<void> | undefined;
   /** Writes `from` to memory at `iova`. `undefined` if the other side has them already, else resolves when it has. */

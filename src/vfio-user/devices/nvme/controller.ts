@@ -14,13 +14,15 @@ import {
 import { setTimeout } from '../../../timers.js';
 import type { DeviceModel, InterruptCounts, ModelHost, ModelRegion, PciIdentity } from '../model.js';
 import { loadWord } from '../words.js';
+import type { FileBatch } from '../../../platform/ports.js';
 import { executeAdmin } from './admin.js';
+import { Batch } from './batch.js';
 import type { Command } from './command.js';
 import { Core, LEAST_PAGE, type Settings } from './core.js';
 import { Engine, type EngineOwner } from './engine.js';
 import type { Faults, Rule } from './faults.js';
 import { NVME_IDENTITY, VERSION } from './identify-pages.js';
-import { executeIo } from './io.js';
+import { executeIo, moved } from './io.js';
 import { BUFFER_REGION, MemoryBuffer } from './memory-buffer.js';
 import type { Namespace } from './namespace.js';
 import { CompletionQueue, SubmissionQueue } from './queues.js';
@@ -70,11 +72,17 @@ export class NvmeController implements DeviceModel, EngineOwner {
     settings: Settings,
     namespaces: ReadonlyMap<number, Namespace>,
     faults: Faults | undefined,
+    files?: FileBatch,
   ) {
     this.#host = host;
     this.#buffer = settings.memoryBuffer > 0 ? new MemoryBuffer(host, settings.memoryBuffer) : undefined;
     this.#engine = new Engine(this.#buffer ?? host.dma, this);
-    this.#core = new Core(settings, namespaces, this.#engine);
+    const core = new Core(settings, namespaces, this.#engine);
+    this.#core = core;
+    if (files !== undefined)
+      core.batch = new Batch(files, this.#engine.dma, (command, namespace, toHost, whole) =>
+        moved(core, command, namespace, toHost, whole),
+      );
     this.#faults = faults;
     this.#capabilities = capabilityWords({
       maxEntries: settings.entries,
@@ -139,6 +147,7 @@ export class NvmeController implements DeviceModel, EngineOwner {
 
   close(): void {
     this.#stop();
+    this.#core.batch?.close();
     for (const { image } of this.#core.namespaces.values()) image.close();
   }
 
@@ -158,6 +167,7 @@ export class NvmeController implements DeviceModel, EngineOwner {
   }
 
   submit(): void {
+    this.#core.batch?.run();
     for (const { image } of this.#core.namespaces.values()) image.submit();
   }
 

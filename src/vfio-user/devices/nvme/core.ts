@@ -3,6 +3,7 @@ import { EVENT, EVENT_CONFIG, EVENT_TYPE, eventResult, LOG } from '../../../nvme
 import { CRITICAL_WARNING } from '../../../nvme/log-pages.js';
 import { STATUS } from '../../../nvme/status.js';
 import { now } from '../../../timers.js';
+import type { Batch } from './batch.js';
 import type { Command } from './command.js';
 import type { Engine } from './engine.js';
 import { Events } from './events.js';
@@ -41,6 +42,8 @@ export class Core {
   readonly health = new Health();
   readonly events: Events;
   readonly hostMemory: HostMemory;
+  /** For what can be moved without waiting; `undefined` where the system has no such thing. */
+  batch: Batch | undefined;
   /** Namespaces that have come or gone since the host has read the log page. */
   readonly changed = new Set<number>();
 

@@ -1,8 +1,8 @@
 /** The file behind a namespace. */
 import { fdatasync, read, readv, readvSync, write, writev, writevSync } from 'node:fs';
-import { DmaError, isDmaError } from '../../../errors.js';
+import { DmaError, ERRNO, isDmaError } from '../../../errors.js';
 import { STATUS } from '../../../nvme/status.js';
-import type { Platform } from '../../../platform/ports.js';
+import type { FileBatch, Platform } from '../../../platform/ports.js';
 import { formatSize, MiB } from '../../../units.js';
 
 /** A file, as the options name it. */
@@ -53,6 +53,8 @@ export class Image {
   readonly readOnly: boolean;
   /** Is the file in memory, so that reading and writing it never waits for a disk? */
   readonly instant: boolean;
+  /** Is it worth trying to read what may be in memory, without waiting for the disk? */
+  triesCached: boolean;
   /** Can it have holes, which read as zeroes? */
   readonly canPunch: boolean;
   readonly #platform: Platform;
@@ -89,6 +91,7 @@ export class Image {
       const { bytes, instant } = checkImage(platform, this.#fd, options);
       this.bytes = bytes;
       this.instant = instant;
+      this.triesCached = !instant;
       this.canPunch = !this.readOnly && canPunch(platform, this.#fd, this.bytes);
     } catch (error) {
       files.close(this.#fd);
@@ -103,6 +106,21 @@ export class Image {
     } catch {
       return this.bytes;
     }
+  }
+
+  /**
+   * Adds a transfer to a batch: of an image that is not {@link instant} a read of what is in memory. A write must not follow after
+   * {@link hasShrunk}.
+   */
+  addTo(batch: FileBatch, position: number, va: number, length: number, toHost: boolean): void {
+    if (toHost) return batch.read(this.#fd, position, va, length, !this.instant);
+    this.#dirty = true;
+    batch.write(this.#fd, position, va, length);
+  }
+
+  /** A transfer of a batch was not done as a whole. @param result what the kernel said of it */
+  failedBatch(result: number): void {
+    if (result === -ERRNO.ENOTSUP || result === -ERRNO.EINVAL) this.triesCached = false;
   }
 
   /** Reads at once; for images that are {@link instant}. Returns a status. */
@@ -139,7 +157,7 @@ export class Image {
   /** As {@link writeNow}, from several parts. */
   writePartsNow(position: number, parts: readonly Uint8Array[], length: number): number {
     this.#dirty = true;
-    if (this.#hasShrunk()) return STATUS.WRITE_FAULT;
+    if (this.hasShrunk()) return STATUS.WRITE_FAULT;
     try {
       // A file system that becomes full takes a part of it.
       return writevSync(this.#fd, parts, position) === length ? STATUS.SUCCESS : STATUS.CAPACITY_EXCEEDED;
@@ -157,6 +175,11 @@ export class Image {
   write(position: number, from: Uint8Array, done: Finished): void {
     this.#dirty = true;
     this.#writes.push({ position, bytes: from, done });
+  }
+
+  /** Has somebody made the file shorter? A write behind its end would hide that. */
+  hasShrunk(): boolean {
+    return this.#end() < this.bytes;
   }
 
   /** Begins what was asked for since the last call. A turn of the event loop ends with it. */
@@ -242,7 +265,7 @@ export class Image {
     )
       bytes += queue[count++].bytes.length;
     const parts = queue.splice(0, count);
-    if (!reads && this.#hasShrunk()) {
+    if (!reads && this.hasShrunk()) {
       for (const part of parts) part.done(STATUS.WRITE_FAULT);
       return;
     }
@@ -264,11 +287,6 @@ export class Image {
     const buffers = parts.map((part) => part.bytes);
     if (reads) calls.readv(fd, buffers, first.position, ended);
     else calls.writev(fd, buffers, first.position, ended);
-  }
-
-  /** Has somebody made the file shorter? A write behind its end would hide that. */
-  #hasShrunk(): boolean {
-    return this.#end() < this.bytes;
   }
 
   /** Where the file ends, as it was found in this turn of the event loop. */

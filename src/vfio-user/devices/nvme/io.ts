@@ -91,11 +91,15 @@ function prepare(core: Core, command: Command, namespace: Namespace, toHost: boo
 
 function read(core: Core, command: Command, namespace: Namespace): void {
   if (!prepare(core, command, namespace, true, read)) return;
-  const { engine, health } = core;
+  core.health.readCommands++;
+  core.health.read += command.length / 512;
+  if (!take(core, command, namespace, true)) readAlone(core, command, namespace);
+}
+
+function readAlone(core: Core, command: Command, namespace: Namespace): void {
+  const { engine } = core;
   const { image } = namespace;
   const { length } = command;
-  health.readCommands++;
-  health.read += length / 512;
   if (image.instant && moveNow(core, command, namespace, true)) return;
   const buffer = engine.buffer(length);
   const end = (status: number): void => {
@@ -112,11 +116,15 @@ function read(core: Core, command: Command, namespace: Namespace): void {
 
 function write(core: Core, command: Command, namespace: Namespace): void {
   if (refuseReadOnly(core, command, namespace) || !prepare(core, command, namespace, false, write)) return;
-  const { engine, health } = core;
+  core.health.writeCommands++;
+  core.health.written += command.length / 512;
+  if (!take(core, command, namespace, false)) writeAlone(core, command, namespace);
+}
+
+function writeAlone(core: Core, command: Command, namespace: Namespace): void {
+  const { engine } = core;
   const { image } = namespace;
   const { length } = command;
-  health.writeCommands++;
-  health.written += length / 512;
   if (image.instant && moveNow(core, command, namespace, false)) return;
   const buffer = engine.buffer(length);
   const end = (status: number): void => {
@@ -128,6 +136,27 @@ function write(core: Core, command: Command, namespace: Namespace): void {
     else if (image.instant) end(image.writeNow(command.position, buffer));
     else engine.call(command, (done) => image.write(command.position, buffer, done), end);
   });
+}
+
+/** Puts a read or a write into the batch of this turn. Returns false if it can not go that way. */
+function take({ batch, engine }: Core, command: Command, namespace: Namespace, toHost: boolean): boolean {
+  if (batch === undefined || !engine.inTurn) return false;
+  try {
+    if (!batch.take(command, namespace, toHost)) return false;
+  } catch (error) {
+    if (!isDmaError(error)) throw error;
+    engine.complete(command, STATUS.DATA_TRANSFER_ERROR);
+    return true;
+  }
+  engine.moved(command.length);
+  return true;
+}
+
+/** A read or a write of the batch is over. What was not moved as a whole goes the other way, which tells why. */
+export function moved(core: Core, command: Command, namespace: Namespace, toHost: boolean, whole: boolean): void {
+  if (!whole) (toHost ? readAlone : writeAlone)(core, command, namespace);
+  else if (toHost) ended(core, command, STATUS.SUCCESS);
+  else written(core, command, namespace, STATUS.SUCCESS);
 }
 
 /**

@@ -59,6 +59,11 @@ export class MemoryBuffer implements DeviceDma {
     return this.#at(iova, length) ?? this.#host.dma.direct(iova, length, access);
   }
 
+  address(iova: number, length: number, access: 'read' | 'write'): number {
+    // Of its own memory it has a view only.
+    return this.#at(iova, length) === undefined ? (this.#host.dma.address?.(iova, length, access) ?? -1) : -1;
+  }
+
   read(iova: number, into: Uint8Array): Promise<void> | undefined {
     const own = this.#at(iova, into.length);
     if (own === undefined) return this.#host.dma.read(iova, into);

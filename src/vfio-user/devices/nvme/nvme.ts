@@ -37,7 +37,7 @@ export function nvmeModel(
         namespaces.set(id, new Namespace(id, image, namespace.blockSize, bytesOf(`${serial} ${id}`)));
       }
       const faults = settings.faults.length === 0 ? undefined : new Faults(settings.faults);
-      return new NvmeController(host, { ...settings, serial }, namespaces, faults);
+      return new NvmeController(host, { ...settings, serial }, namespaces, faults, system.files.batch());
     } catch (error) {
       undoAll(
         [...namespaces.values()].map(
