@@ -14,6 +14,7 @@ import { benchLkey } from './lkey.js';
 import { benchMap } from './map.js';
 import { benchMemory } from './memory.js';
 import { benchNvme } from './nvme.js';
+import { benchNvmeServed } from './nvme-served.js';
 import { benchRdma } from './rdma.js';
 import { benchRdmaCalls } from './rdma-calls.js';
 import { benchTranslate } from './translate.js';
@@ -28,6 +29,7 @@ const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new
   ['vfio-user', benchVfioUser],
   ['vfio', benchVfio],
   ['nvme', benchNvme],
+  ['nvme-served', benchNvmeServed],
   ['fio', benchFio],
   ['rdma', benchRdma],
   ['rdma-calls', benchRdmaCalls],
