@@ -27,7 +27,7 @@ try {
   );
   const { status } = spawnSync(
     process.execPath,
-    ['--test', '--test-reporter=spec', '--test-concurrency=1', '--test-timeout=120000', ...files],
+    ['--test', '--test-reporter=spec', '--test-concurrency=1', '--test-timeout=400000', ...files],
     { stdio: 'inherit', env: { ...process.env, ANYDMA_PEERS_ROOT: machine.root } },
   );
   process.exitCode = status ?? 1;
