@@ -22,6 +22,7 @@ const ROOMS = [
     'ranges',
     'any-of',
     'range-map',
+    'address-set',
     'origin',
     'short-form',
     'stays',

@@ -5,10 +5,11 @@
  * before `allocate` reuses them: a device that still writes to memory that was just unmapped then causes an IOMMU
  * fault, which is visible, instead of silently corrupting the memory of the next owner.
  */
+import { AddressSet } from '../address-set.js';
 import { invalid } from '../errors.js';
 import { RangeMap } from '../range-map.js';
 import { joined, Range } from '../ranges.js';
-import { ADDRESS_LIMIT, alignUp, isAddress, isMultiple, isPowerOfTwo } from '../units.js';
+import { ADDRESS_LIMIT, isAddress, isMultiple, isPowerOfTwo } from '../units.js';
 import type { Iova } from '../units.js';
 import { now as clock } from '../timers.js';
 
@@ -95,15 +96,13 @@ export class IovaAllocator {
     const least = Math.max(alignment, this.#granule);
     let boundary = Math.max(preferred, least);
     this.#giveBackExpired();
-    let range = this.#free.ranges.fit(bytes, boundary);
-    if (range === undefined && boundary > least) range = this.#free.ranges.fit(bytes, (boundary = least));
-    while (range === undefined && this.#heldBackBytes > 0 && bytes <= this.#free.bytes + this.#heldBackBytes) {
+    let start = this.#free.take(bytes, boundary);
+    if (start === -1 && boundary > least) start = this.#free.take(bytes, (boundary = least));
+    while (start === -1 && this.#heldBackBytes > 0 && bytes <= this.#free.bytes + this.#heldBackBytes) {
       this.#giveBack(this.#queue.next);
-      range = this.#free.ranges.fit(bytes, boundary);
+      start = this.#free.take(bytes, boundary);
     }
-    if (range === undefined) return undefined;
-    const start = alignUp(this.#free.ranges.foundStart, boundary);
-    this.#free.remove(start, start + bytes);
+    if (start === -1) return undefined;
     this.#taken.insert(start, bytes, ALLOCATED);
     return start as Iova;
   }
@@ -292,41 +291,4 @@ const ALLOCATED = new Held();
 /** Is it held back, and may `tenant` have it nevertheless? */
 function isFor(taken: Held, tenant: object | undefined): boolean {
   return taken !== ALLOCATED && (tenant === undefined || tenant === taken.tenant);
-}
-
-/** A set of addresses, as ranges that neither overlap nor touch. */
-class AddressSet {
-  readonly ranges = new RangeMap<true>();
-  /** Number of addresses. */
-  bytes = 0;
-
-  covers(start: number, end: number): boolean {
-    return this.ranges.at(start) !== undefined && this.ranges.foundEnd >= end;
-  }
-
-  /** Adds `[start, end)`, none of which is in the set. */
-  add(start: number, end: number): void {
-    const { ranges } = this;
-    this.bytes += end - start;
-    let to = end;
-    if (ranges.at(end) !== undefined) {
-      to = ranges.foundEnd;
-      ranges.delete(end);
-    }
-    if (ranges.at(start - 1) !== undefined) ranges.setFoundEnd(to);
-    else ranges.insert(start, to - start, true);
-  }
-
-  /** Removes `[start, end)`, as far as it is in the set. */
-  remove(start: number, end: number): void {
-    const { ranges } = this;
-    while (ranges.overlapping(start, end) !== undefined) {
-      const from = ranges.foundStart;
-      const to = ranges.foundEnd;
-      if (from < start) ranges.setFoundEnd(start);
-      else ranges.delete(from);
-      if (to > end) ranges.insert(end, to - end, true);
-      this.bytes -= Math.min(end, to) - Math.max(start, from);
-    }
-  }
 }

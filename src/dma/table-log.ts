@@ -12,7 +12,7 @@
  * reader that meets the writer sees that. All words are read and written by Atomics, which keep their order.
  */
 import { RangeMap } from '../range-map.js';
-import { LINE_WORDS, wordsIn, type WordMemory } from '../memory/shared/words.js';
+import { isOfKind, LINE_WORDS, setKind, wordsIn, type WordMemory } from '../memory/shared/words.js';
 
 /** Words of a record: its sequence number, what it says, and four doubles of two words each: VA, length, IOVA, key. */
 export const RECORD = 10;
@@ -26,9 +26,9 @@ export const NOTHING = 0;
 export const MAPPED = 1;
 export const UNMAPPED = 2;
 
-const MAGIC = 0x54626c65;
-/** Words of the header of the changes. */
-export const MAGIC_AT = 0;
+const KIND = 0x54626c65;
+
+// Words of the header of the changes.
 /** How many changes there were, by the last 32 bits. */
 export const COUNT_AT = LINE_WORDS;
 /** How many pieces are in use: those after them are empty. */
@@ -82,7 +82,7 @@ export function logBuffers(): LogBuffers & { readonly changes: SharedArrayBuffer
 
 /** Checks the changes of a log. */
 export function isLog(changes: Int32Array): boolean {
-  return changes.length >= CHANGES_BYTES / 4 && Atomics.load(changes, MAGIC_AT) === MAGIC;
+  return changes.length >= CHANGES_BYTES / 4 && isOfKind(changes, KIND);
 }
 
 /** The writer. */
@@ -102,7 +102,7 @@ export class TableLog {
     this.#changes = wordsIn(buffers.changes, 'changes of a table', 'share');
     this.#pieces = piecesIn(buffers.pieces);
     for (const run of mapped) this.add(run.va, run.length, run.iova, run.key);
-    Atomics.store(this.#changes, MAGIC_AT, MAGIC);
+    setKind(this.#changes, KIND);
   }
 
   /** Something was mapped. */

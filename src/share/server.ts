@@ -5,13 +5,12 @@
  * A process that connects has some seconds to say hello; there is a limit of processes, and one of those that have not
  * said hello. A process that is admitted is watched by a pidfd, so that its end is noticed at once, however it ends.
  */
-import { statSync, unlinkSync, type Stats } from 'node:fs';
-import { atExit } from '../at-exit.js';
-import { DmaError, forPeople, isDmaError, NO_DESCRIPTORS } from '../errors.js';
+import { DmaError, forPeople, isDmaError } from '../errors.js';
 import type { Platform, Watch } from '../platform/ports.js';
 import { clearTimeout, setTimeout } from '../timers.js';
 import { thrown } from '../show.js';
 import { hangUp } from '../vfio-user/hang-up.js';
+import { isShortage, SocketListener } from '../vfio-user/listener.js';
 import { peerOf } from '../vfio-user/server-at.js';
 import { Peer, type Answer, type Question } from './peer.js';
 import { folderOf, processText, socketIn, whoListens } from './places.js';
@@ -23,10 +22,6 @@ export const MOST_SECONDARIES = 64;
 const MOST_STRANGERS = 16;
 /** Milliseconds that a process has to say hello. */
 const HELLO_MS = 5000;
-/** Connections that are accepted in one turn of the event loop. */
-const ACCEPTS_A_TURN = 8;
-/** Pause before listening again after no descriptor was left for a connection, in milliseconds. */
-const RETRY_MS = 100;
 
 const OPERATION = 'Eal.attach';
 
@@ -126,16 +121,12 @@ export class Server {
   readonly path: string;
   readonly #platform: Platform;
   readonly #options: ServerOptions;
-  readonly #listener: number;
-  readonly #socket: Stats | undefined;
-  readonly #forgetExit: () => void;
+  readonly #listener: SocketListener;
   readonly #visitors = new Set<Visitor>();
   /** By process id, which is not used again while it is watched. */
   readonly #processes = new Map<number, Watched>();
   /** Secondaries that have left, and still have something. */
   readonly #lost = new Set<Session>();
-  #watch: Watch | undefined;
-  #retry: NodeJS.Timeout | undefined;
   #closed = false;
 
   /**
@@ -150,18 +141,15 @@ export class Server {
       throw new DmaError({ code: 'ENOENT', operation: 'Eal.start', reason: 'the folder of sockets was removed' });
     this.path = socketIn(folder, options.name);
     try {
-      this.#listener = platform.sockets.listen(this.path, 16);
+      // A primary lives as long as its program has work to do.
+      this.#listener = new SocketListener(platform, this.path, {
+        backlog: 16,
+        keepAlive: false,
+        admit: (fd) => this.#admit(fd),
+        failed: (error) => notAccepted(error),
+      });
     } catch (error) {
       throw isDmaError(error, 'EADDRINUSE') ? this.#taken(error) : error;
-    }
-    this.#socket = statSync(this.path, { throwIfNoEntry: false });
-    this.#forgetExit = atExit(() => this.#removeSocket());
-    try {
-      this.#listen();
-    } catch (error) {
-      this.#removeSocket();
-      platform.files.close(this.#listener);
-      throw error;
     }
   }
 
@@ -189,10 +177,7 @@ export class Server {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    this.#watch?.close();
-    clearTimeout(this.#retry);
-    this.#removeSocket();
-    this.#platform.files.close(this.#listener);
+    this.#listener.close();
     const error = new DmaError({ code: 'ECONNRESET', operation: OPERATION, reason: 'the primary stops' });
     for (const { peer, session } of [...this.#visitors])
       if (session === undefined) peer.close(error);
@@ -213,43 +198,6 @@ export class Server {
       hint: `Eal.attach(${JSON.stringify(name)}) attaches to it; a second primary needs another name`,
       cause,
     });
-  }
-
-  #listen(): void {
-    this.#watch = this.#platform.readiness.watch(this.#listener, { readable: true }, () => this.#accept());
-    // A primary lives as long as its program has work to do.
-    this.#watch.setRef(false);
-  }
-
-  #accept(): void {
-    try {
-      for (let n = 0; n < ACCEPTS_A_TURN && !this.#closed; n++) {
-        const fd = this.#platform.sockets.accept(this.#listener);
-        if (fd === undefined) return;
-        this.#admit(fd);
-      }
-    } catch (error) {
-      if (!isDmaError(error)) throw error;
-      this.#acceptLater(error);
-    }
-  }
-
-  /** A waiting connection that can not be accepted would keep the event loop busy. */
-  #acceptLater(error: DmaError): void {
-    if (!NO_DESCRIPTORS.includes(error.code) && error.code !== 'ENOMEM' && error.code !== 'ENOBUFS')
-      process.emitWarning(`no process can attach: ${error.message}`, { code: 'ANYDMA_SHARE' });
-    this.#watch?.close();
-    this.#watch = undefined;
-    this.#retry = setTimeout(() => {
-      if (this.#closed) return;
-      try {
-        this.#listen();
-      } catch (again) {
-        if (!isDmaError(again)) throw again;
-        this.#acceptLater(again);
-      }
-    }, RETRY_MS);
-    this.#retry.unref();
   }
 
   /** Who is it? Other users can not even reach the socket; root can hand one to anybody. */
@@ -379,17 +327,11 @@ export class Server {
       });
     this.#lost.delete(session);
   }
+}
 
-  /** While this listens, another primary can have the path only if somebody removed the socket. */
-  #removeSocket(): void {
-    this.#forgetExit();
-    try {
-      const now = statSync(this.path, { throwIfNoEntry: false });
-      if (now !== undefined && now.ino === this.#socket?.ino && now.dev === this.#socket.dev) unlinkSync(this.path);
-    } catch {
-      // The folder is gone: the next primary makes it again.
-    }
-  }
+/** A shortage ends, and the process that wants to attach waits for that. */
+function notAccepted(error: DmaError): void {
+  if (!isShortage(error)) process.emitWarning(`no process can attach: ${error.message}`, { code: 'ANYDMA_SHARE' });
 }
 
 function refusal(

@@ -2,12 +2,11 @@
  * The addresses of memory that other processes map: one range, which the primary reserves at its start, and each
  * secondary when it attaches, before anything else can be placed there. All memory with a descriptor is inside.
  */
-import { DmaError, isDmaError, undoAll, withUndo } from '../errors.js';
+import { AddressSet } from '../address-set.js';
+import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
 import type { MmapOptions, Platform, MemoryPort } from '../platform/ports.js';
-import { RangeMap } from '../range-map.js';
 import { Range } from '../ranges.js';
-import { alignUp, formatSize, GiB, hex, isAddress, TiB, type Va } from '../units.js';
-import { invalid } from '../errors.js';
+import { formatSize, GiB, hex, isAddress, TiB, type Va } from '../units.js';
 
 /**
  * Where windows are: between the places of V8's heap (below 64 TiB) and those of programs (from 85.3 TiB on) and
@@ -21,46 +20,6 @@ const LENGTH = TiB / 2;
 /** For memory whose addresses are IOVAs, devices with few address bits count: from 4 GiB on, as in DPDK. */
 const LOW_FIRST = 4 * GiB;
 const LOW_LENGTH = 64 * GiB;
-
-/** Which addresses of a range are free. */
-class FreeRanges {
-  readonly #free = new RangeMap<Range>();
-
-  constructor(whole: Range) {
-    this.#insert(whole.start, whole.end);
-  }
-
-  /** @returns -1 if there is no room */
-  take(length: number, alignment: number): number {
-    const free = this.#free.fit(length, alignment);
-    if (free === undefined) return -1;
-    const at = alignUp(free.start, alignment);
-    this.#free.delete(free.start);
-    this.#insert(free.start, at);
-    this.#insert(at + length, free.end);
-    return at;
-  }
-
-  give(va: number, length: number): void {
-    let start = va;
-    let end = va + length;
-    const before = this.#free.floor(va);
-    if (before?.end === va) {
-      this.#free.delete(before.start);
-      ({ start } = before);
-    }
-    const after = this.#free.above(va);
-    if (after?.start === end) {
-      this.#free.delete(after.start);
-      ({ end } = after);
-    }
-    this.#insert(start, end);
-  }
-
-  #insert(start: number, end: number): void {
-    if (end > start) this.#free.insert(start, end - start, new Range(start, end - start));
-  }
-}
 
 /** What decides where a window is. */
 export interface WindowOptions {
@@ -79,9 +38,8 @@ export class AddressWindow {
   /** A {@link MemoryPort} that places memory with descriptors in the window, and all other memory anywhere. */
   readonly memory: MemoryPort;
   readonly #platform: Platform;
-  readonly #free: FreeRanges;
-  /** Bytes of addresses that are in use. */
-  #used = 0;
+  /** Addresses that nothing uses. */
+  readonly #free = new AddressSet();
   #closed = false;
 
   /**
@@ -93,7 +51,7 @@ export class AddressWindow {
   constructor(platform: Platform, options: WindowOptions) {
     this.#platform = platform;
     this.range = reserved(platform.memory, options);
-    this.#free = new FreeRanges(this.range);
+    this.#free.add(this.range.start, this.range.end);
     const { memory } = platform;
     this.memory = {
       ...memory,
@@ -106,7 +64,7 @@ export class AddressWindow {
   /** Gives the addresses back, once all memory in them is gone: some may wait until its views are collected. */
   close(): void {
     this.#closed = true;
-    if (this.#used === 0) this.#platform.memory.unmap(this.range.start, this.range.length);
+    if (this.#free.bytes === this.range.length) this.#platform.memory.unmap(this.range.start, this.range.length);
   }
 
   #take(length: number, alignment: number): Va {
@@ -122,7 +80,6 @@ export class AddressWindow {
         reason: `${formatSize(length)} of addresses are not free among the ${formatSize(this.range.length)} that other processes know`,
         hint: 'free memory, or start Eals with other names for the rest',
       });
-    this.#used += length;
     return va as Va;
   }
 
@@ -148,9 +105,8 @@ export class AddressWindow {
     const { memory } = this.#platform;
     if (va < this.range.start || va >= this.range.end) return memory.unmap(va, length);
     memory.decommit(va, length);
-    this.#free.give(va, length);
-    this.#used -= length;
-    if (this.#closed && this.#used === 0) this.close();
+    this.#free.add(va, va + length);
+    if (this.#closed) this.close();
   }
 }
 

@@ -1,5 +1,6 @@
 /** One vfio-user socket: sends and receives whole messages, never blocks, and uses bounded memory. */
 import { DmaError, isDmaError } from '../errors.js';
+import type { RobustLock } from '../memory/shared/robust-lock.js';
 import type { Platform, ReceivedBytes, Watch } from '../platform/ports.js';
 import { Framer, protocolError } from './framing.js';
 import { hangUp } from './hang-up.js';
@@ -54,12 +55,6 @@ interface Waiting {
   fds: number[];
 }
 
-/** Held while a long message is being sent. */
-export interface SendLock {
-  lock(): void;
-  unlock(): void;
-}
-
 /** One connected socket. Owns it. */
 export class Channel {
   /** The events that {@link pump} waits for. */
@@ -102,7 +97,7 @@ export class Channel {
   }
 
   /** What a long message needs while it is being sent, once other threads send short ones. */
-  lock: SendLock | undefined;
+  lock: RobustLock | undefined;
 
   /** Why the channel is closed; `undefined` while it is open. */
   get failure(): DmaError | undefined {
@@ -216,7 +211,7 @@ export class Channel {
     const { lock } = this;
     const isLong = lock !== undefined && bytes.length > SHORT_MESSAGE;
     if (isLong && !this.#locked) {
-      lock.lock();
+      lock.lock('vfio-user');
       this.#locked = true;
     }
     let sent = 0;

@@ -7,10 +7,10 @@
  * part of a long one must nobody send: those are sent under a lock, and short ones from other threads as well.
  */
 import { DmaError } from '../errors.js';
-import { NOBODY, type Holders } from '../memory/shared/holders.js';
+import type { Holders } from '../memory/shared/holders.js';
+import { RobustLock } from '../memory/shared/robust-lock.js';
 import type { Platform } from '../platform/ports.js';
 import { now } from '../timers.js';
-import type { SendLock } from './channel.js';
 import { encodeRegionWrite, HEADER_SIZE, REGION_ACCESS_SIZE } from './messages.js';
 
 /** Words of {@link PostedLoan.words}. The lock has a cache line of its own. */
@@ -36,7 +36,8 @@ export interface PostedLoan extends Disposable {
 
 /** What the threads that send over one socket share, in the thread that is connected. */
 export class SharedSocket {
-  readonly lock: SendLock;
+  /** Held while a long message is being sent. */
+  readonly lock: RobustLock;
   readonly #buffer = new SharedArrayBuffer(WORD.COUNT * 4);
   readonly #words = new Int32Array(this.#buffer);
 
@@ -70,7 +71,7 @@ export class PostedStores implements Disposable {
   readonly #fd: number;
   readonly #region: number;
   readonly #words: Int32Array;
-  readonly #lock: SendLock;
+  readonly #lock: RobustLock;
   readonly #value = new Uint32Array(1);
   readonly #bytes = new Uint8Array(this.#value.buffer);
   readonly #message = new Uint8Array(HEADER_SIZE + REGION_ACCESS_SIZE + 4);
@@ -96,7 +97,8 @@ export class PostedStores implements Disposable {
     // Nobody waits for the answer, so any id will do.
     encodeRegionWrite(this.#message, 0, this.#region, offset, this.#bytes, true);
     for (const end = now() + ROOM_MS; ;) {
-      this.#lock.lock();
+      // The message of a thread that died with the lock was sent or not: there is nothing to repair.
+      this.#lock.lock(operation);
       try {
         if (sockets.send(this.#fd, this.#message, 0, NO_FDS) > 0) return;
       } finally {
@@ -126,33 +128,12 @@ export function mayNotPost(operation: string): DmaError {
   });
 }
 
-/** A lock whose word says who has it: that of a thread that has ended is taken over, as a short message was sent or not. */
-function lockOf(words: Int32Array, holders: Holders): SendLock {
-  const mine = holders.enter();
-  return {
-    lock(): void {
-      for (let tries = 1; ; tries++) {
-        const owner = Atomics.compareExchange(words, WORD.LOCK, NOBODY, mine);
-        if (owner === NOBODY) return;
-        if (tries % SPINS !== 0) continue;
-        if (!holders.isAlive(owner)) Atomics.compareExchange(words, WORD.LOCK, owner, NOBODY);
-        else if (tries >= MOST_SPINS)
-          throw new DmaError({
-            code: 'ETIMEDOUT',
-            operation: 'posted store',
-            reason: `${holders.describe(owner)} is in the middle of a message to the server, which does not read it`,
-          });
-        else Atomics.wait(SLEEP, 0, 0, 0.05);
-      }
-    },
-    unlock(): void {
-      Atomics.compareExchange(words, WORD.LOCK, mine, NOBODY);
-    },
-  };
+function lockOf(words: Int32Array, holders: Holders): RobustLock {
+  return new RobustLock(
+    words,
+    WORD.LOCK,
+    holders,
+    'the socket',
+    'it is in the middle of a message that the server does not read',
+  );
 }
-
-/** Tries before the owner is looked at, and before it is given up: some seconds. */
-const SPINS = 100;
-const MOST_SPINS = SPINS * 50_000;
-/** Nobody wakes who waits here. */
-const SLEEP = new Int32Array(new SharedArrayBuffer(4));

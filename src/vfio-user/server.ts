@@ -1,13 +1,11 @@
 /** Serves one emulated device over vfio-user, to one client at a time. */
-import { statSync, unlinkSync, type Stats } from 'node:fs';
 import { mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check.js';
-import { DmaError, invalid, isDmaError } from '../errors.js';
-import { atExit } from '../at-exit.js';
-import type { Peer, Platform, Watch } from '../platform/ports.js';
+import { DmaError, invalid } from '../errors.js';
+import type { Peer, Platform } from '../platform/ports.js';
 import type { ModelFactory } from './devices/model.js';
-import { clearTimeout, setTimeout } from '../timers.js';
 import { HostedDevice } from './hosted-device.js';
 import { hangUp } from './hang-up.js';
+import { SocketListener } from './listener.js';
 import { peerOf } from './server-at.js';
 import { MAX_CLOSING, Session } from './session.js';
 
@@ -131,29 +129,15 @@ export function checkMaxDmaMaps(maxDmaMaps: number, operation: string): void {
   mustBeWhole(maxDmaMaps, 1, 65535, 'maxDmaMaps', operation);
 }
 
-/** Pause before listening again after no descriptor was left for a connection, in milliseconds. */
-const RETRY_MS = 100;
-
-/** Is it a shortage that may end soon? */
-function isShortage({ code }: DmaError): boolean {
-  return code === 'EMFILE' || code === 'ENFILE' || code === 'ENOMEM' || code === 'ENOBUFS';
-}
-
 class DeviceServer implements Server {
   readonly closed: Promise<void>;
-  readonly #listener: number;
-  readonly #socket: Stats | undefined;
-  /** A program that ends without `close` leaves no socket either. */
-  readonly #forgetExit: () => void;
-  #watch: Watch | undefined;
+  readonly #listener: SocketListener;
   #session: Session | undefined;
   /** The last client's mappings and interrupts are being removed. */
   #releasing: Promise<void> | undefined;
   #closing = false;
   /** Users, by number, whose clients have left descriptors that can not be closed. */
   readonly #clinging = new Set<number>();
-  /** Timer to listen again when there may be descriptors or memory for another connection. */
-  #retry: NodeJS.Timeout | undefined;
   #resolveClosed: () => void = () => undefined;
 
   constructor(
@@ -162,26 +146,18 @@ class DeviceServer implements Server {
     private readonly options: Settings,
   ) {
     this.closed = new Promise((resolve) => (this.#resolveClosed = resolve));
-    this.#listener = platform.sockets.listen(options.socketPath, 8);
-    this.#socket = statSync(options.socketPath, { throwIfNoEntry: false });
-    this.#forgetExit = atExit(() => this.#removeSocket());
-    try {
-      this.#listen();
-    } catch (error) {
-      this.#removeSocket();
-      platform.files.close(this.#listener);
-      throw error;
-    }
+    this.#listener = new SocketListener(platform, options.socketPath, {
+      backlog: 8,
+      keepAlive: true,
+      admit: (fd) => this.#accepted(fd),
+      failed: (error) => this.options.onEvent?.({ kind: 'failed', error }),
+    });
   }
 
   close(): Promise<void> {
     if (this.#closing) return this.closed;
     this.#closing = true;
-    this.#watch?.close();
-    this.#watch = undefined;
-    this.#removeSocket();
-    clearTimeout(this.#retry);
-    this.platform.files.close(this.#listener);
+    this.#listener.close();
     this.#session?.close(ended());
     void Promise.resolve(this.#releasing).then(() => {
       this.device.close();
@@ -197,75 +173,14 @@ class DeviceServer implements Server {
     else onEvent({ kind: 'failed', error });
   }
 
-  /** While this listens, another server can have the path only if somebody removed the socket. */
-  #removeSocket(): void {
-    this.#forgetExit();
-    const { socketPath } = this.options;
-    try {
-      const now = statSync(socketPath, { throwIfNoEntry: false });
-      if (now !== undefined && now.ino === this.#socket?.ino && now.dev === this.#socket.dev) unlinkSync(socketPath);
-    } catch {
-      // The directory is gone or not writable any more: the next server replaces what is left.
-    }
+  #accepted(fd: number): void {
+    // The next client may arrive before the last one's disconnection is noticed.
+    this.#session?.service();
+    if (this.#releasing === undefined) this.#admit(fd);
+    else void this.#releasing.then(() => this.#admit(fd)).catch((error: unknown) => this.#listener.failed(error));
   }
 
-  #listen(): void {
-    this.#watch = this.platform.readiness.watch(this.#listener, { readable: true }, () => {
-      this.#accept();
-    });
-  }
-
-  /** A server that can not watch its socket any more ends. */
-  #listenAgain(): void {
-    try {
-      this.#listen();
-    } catch (error) {
-      if (!isDmaError(error)) throw error;
-      if (isShortage(error)) return this.#listenLater(error);
-      this.options.onEvent?.({ kind: 'failed', error });
-      void this.close();
-    }
-  }
-
-  /** A waiting connection that can not be accepted would keep the event loop busy: try again later. Reported once. */
-  #listenLater(error: DmaError): void {
-    this.#watch?.close();
-    this.#watch = undefined;
-    const isNews = this.#retry === undefined;
-    this.#retry = setTimeout(() => {
-      if (!this.#closing && this.#releasing === undefined) this.#listenAgain();
-    }, RETRY_MS);
-    if (isNews) this.options.onEvent?.({ kind: 'failed', error });
-  }
-
-  #accept(): void {
-    try {
-      // While a client is being cleaned up, nobody is accepted: new clients wait.
-      for (let n = 0; n < 8 && !this.#closing && this.#releasing === undefined; n++) {
-        const fd = this.platform.sockets.accept(this.#listener);
-        if (fd === undefined) return;
-        this.#retry = undefined;
-        // The next client may arrive before the last one's disconnection is noticed.
-        this.#session?.service();
-        const releasing = this.#beingReleased();
-        if (releasing === undefined) this.#admit(fd);
-        else void releasing.then(() => this.#admit(fd));
-      }
-    } catch (error) {
-      this.#notAccepted(error);
-    }
-  }
-
-  #beingReleased(): Promise<void> | undefined {
-    return this.#releasing;
-  }
-
-  #notAccepted(error: unknown): void {
-    if (!isDmaError(error)) throw error;
-    if (isShortage(error)) this.#listenLater(error);
-    else this.options.onEvent?.({ kind: 'failed', error });
-  }
-
+  /** @throws DmaError if there is not enough for another client */
   #admit(fd: number): void {
     const peer = peerOf(this.platform, fd);
     const trusted = this.options.untrusted !== true && peer?.trusted === true;
@@ -286,13 +201,9 @@ class DeviceServer implements Server {
       this.device.admit(trusted);
     } catch (error) {
       hangUp(this.platform, fd);
-      return this.#notAccepted(error);
+      throw error;
     }
-    try {
-      this.#session = new Session(this.platform, fd, this.device, options, (error) => this.#leave(error, peer));
-    } catch (error) {
-      return this.#notAccepted(error);
-    }
+    this.#session = new Session(this.platform, fd, this.device, options, (error) => this.#leave(error, peer));
     this.options.onEvent?.({ kind: 'connected' });
   }
 
@@ -311,7 +222,7 @@ class DeviceServer implements Server {
       this.#releasing = undefined;
       this.options.onEvent?.({ kind: 'disconnected', error });
       if (this.options.once === true) void this.close();
-      else if (!this.#closing && this.#watch === undefined) this.#listenAgain();
+      else this.#listener.resume();
     };
     const release = (): Promise<void> | undefined => this.device.release();
     const running = session?.idle;
@@ -320,8 +231,8 @@ class DeviceServer implements Server {
       finish();
       return;
     }
-    this.#watch?.close();
-    this.#watch = undefined;
+    // While a client is being cleaned up, nobody is accepted: new clients wait.
+    this.#listener.pause();
     this.#releasing = releasing.then(finish);
   }
 }

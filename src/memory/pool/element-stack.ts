@@ -17,10 +17,9 @@ import { typedArrayName } from '../../realms.js';
 import { show } from '../../show.js';
 import { NOBODY, type Holders } from '../shared/holders.js';
 import { RobustLock } from '../shared/robust-lock.js';
-import { sharedBuffers, wordsIn, type WordMemory, type WordSource } from '../shared/words.js';
+import { isOfKind, setKind, sharedBuffers, wordsIn, type WordMemory, type WordSource } from '../shared/words.js';
 
 // The header, in 32-bit words; words that change have cache lines of their own.
-const MAGIC_AT = 0;
 const ELEMENTS_AT = 1;
 const CHECKED_AT = 2;
 /** 1 once other threads may use it. */
@@ -29,7 +28,7 @@ const LOCK_AT = 16;
 const COUNT_AT = 17;
 const HEADER_WORDS = 32;
 
-const MAGIC = 0x454c4d53;
+const KIND = 0x454c4d53;
 const MOST_ELEMENTS = 2 ** 28;
 
 /** Numbers of elements. Both kinds of array work; a caller that always uses the same kind is faster. */
@@ -97,13 +96,13 @@ export class ElementStack {
     }
     const memory = source.allocate(wordsFor(elements, checked) * 4);
     const words = wordsIn(memory, 'elements', operation);
-    words[MAGIC_AT] = MAGIC;
     words[ELEMENTS_AT] = elements;
     words[CHECKED_AT] = checked ? 1 : 0;
     words[COUNT_AT] = elements;
     const stack = new ElementStack(memory, words, elements, checked);
     for (let i = 0; i < elements; i++) stack.#stack[i] = elements - 1 - i;
     stack.#isFree.fill(-1);
+    setKind(words, KIND);
     return stack;
   }
 
@@ -118,7 +117,7 @@ export class ElementStack {
     const [elements, checked] = words.length < HEADER_WORDS ? [0, 0] : [words[ELEMENTS_AT], words[CHECKED_AT]];
     const isPossible = elements >= 1 && elements <= MOST_ELEMENTS && (checked === 0 || checked === 1);
     const fits = isPossible && words.length >= wordsFor(elements, checked === 1);
-    if (!fits || words[MAGIC_AT] !== MAGIC || Atomics.load(words, SHARED_AT) !== 1) {
+    if (!fits || !isOfKind(words, KIND) || Atomics.load(words, SHARED_AT) !== 1) {
       throw invalid('pool', 'the shared memory holds no pool', {
         hint: 'pool.share() gives what another thread attaches to',
       });

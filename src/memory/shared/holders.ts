@@ -9,7 +9,7 @@ import { threadId } from 'node:worker_threads';
 import { DmaError, invalid, isDmaError } from '../../errors.js';
 import type { KernelPort } from '../../platform/ports.js';
 import { show } from '../../show.js';
-import { LINE_WORDS, wordsIn, type WordMemory } from './words.js';
+import { isOfKind, LINE_WORDS, setKind, wordsIn, type WordMemory } from './words.js';
 
 /** The number of nobody. */
 export const NOBODY = 0;
@@ -18,8 +18,7 @@ export const MOST_HOLDERS = 0xffff;
 /** How many holders a table has room for, unless it is made in given memory. */
 const USUAL_HOLDERS = 4095;
 
-const MAGIC = 0x484f4c44;
-const MAGIC_AT = 0;
+const KIND = 0x484f4c44;
 const CAPACITY_AT = 1;
 /** No number above this one was ever given out. */
 const HIGHEST_AT = 2;
@@ -83,7 +82,7 @@ export class Holders {
         hint: `each takes ${ENTRY_WORDS * 4} bytes, and so does the header`,
       });
     words[CAPACITY_AT] = capacity;
-    Atomics.store(words, MAGIC_AT, MAGIC);
+    setKind(words, KIND);
     return new Holders(kernel, memory, words, capacity);
   }
 
@@ -97,8 +96,7 @@ export class Holders {
     // Read once: who has the memory may change it at any time.
     const capacity = words.length < ENTRY_WORDS ? 0 : words[CAPACITY_AT];
     const fits = capacity >= 1 && capacity <= MOST_HOLDERS && (capacity + 1) * ENTRY_WORDS <= words.length;
-    if (!fits || Atomics.load(words, MAGIC_AT) !== MAGIC)
-      throw invalid('holders.attach', 'the shared memory has no table of holders');
+    if (!fits || !isOfKind(words, KIND)) throw invalid('holders.attach', 'the shared memory has no table of holders');
     return new Holders(kernel, buffer, words, capacity);
   }
 

@@ -7,10 +7,9 @@
  */
 import { invalid } from '../../errors.js';
 import type { Holders } from './holders.js';
-import { LINE_WORDS, wordsIn, type WordMemory } from './words.js';
+import { isOfKind, LINE_WORDS, setKind, wordsIn, type WordMemory } from './words.js';
 
-const MAGIC = 0x486f6c64;
-const MAGIC_AT = 0;
+const KIND = 0x486f6c64;
 const STATE_AT = 1;
 /** The holder that made it. */
 const MAKER_AT = 2;
@@ -59,8 +58,8 @@ export class Holds {
     const words = wordsIn(memory, 'holds', 'share');
     words[CAPACITY_AT] = capacity;
     words[MAKER_AT] = maker;
-    words[MAGIC_AT] = MAGIC;
     Atomics.store(words, STATE_AT, OPEN);
+    setKind(words, KIND);
     return new Holds(words);
   }
 
@@ -68,7 +67,7 @@ export class Holds {
   static attach(memory: WordMemory, capacity: number, operation: string): Holds {
     const words = wordsIn(memory, 'holds', operation);
     const fits = words.length >= Holds.bytesFor(capacity) / 4 && words[CAPACITY_AT] === capacity;
-    if (!fits || words[MAGIC_AT] !== MAGIC) throw invalid(operation, 'the shared memory does not say who holds it');
+    if (!fits || !isOfKind(words, KIND)) throw invalid(operation, 'the shared memory does not say who holds it');
     return new Holds(words);
   }
 

@@ -29,14 +29,26 @@ export class RobustLock {
   /** This thread, which is in the table. */
   readonly #me: number;
   readonly #what: string;
+  readonly #why: string;
 
-  /** @param at index of the word @param what has the lock, for messages */
-  constructor(words: Int32Array, at: number, holders: Holders, what: string) {
+  /**
+   * @param at index of the word
+   * @param what has the lock, for messages
+   * @param why it may be held too long, for messages
+   */
+  constructor(
+    words: Int32Array,
+    at: number,
+    holders: Holders,
+    what: string,
+    why = 'it is stopped (a debugger, SIGSTOP), or gets no time to run',
+  ) {
     this.#words = words;
     this.#at = at;
     this.#holders = holders;
     this.#me = holders.enter();
     this.#what = what;
+    this.#why = why;
   }
 
   /**
@@ -89,7 +101,7 @@ export class RobustLock {
       code: 'ETIMEDOUT',
       operation,
       reason: `the lock of ${this.#what} was held for ${PATIENCE_MS} ms by ${who}`,
-      hint: 'it is stopped (a debugger, SIGSTOP), or gets no time to run; when it ends, the lock is free',
+      hint: `${this.#why}; when it ends, the lock is free`,
     });
   }
 }

@@ -13,6 +13,19 @@ export const LINE = 64;
 /** 32-bit words of a cache line. */
 export const LINE_WORDS = LINE / Int32Array.BYTES_PER_ELEMENT;
 
+/** The word that says what the words of a structure are. */
+const KIND_AT = 0;
+
+/** Says of which kind a structure is, in its first word, once the words behind it are there. @param kind an arbitrary number */
+export function setKind(words: Int32Array, kind: number): void {
+  Atomics.store(words, KIND_AT, kind);
+}
+
+/** Has a structure of this kind been made in these words? What it says is still to be checked: others may write it. */
+export function isOfKind(words: Int32Array, kind: number): boolean {
+  return words.length > KIND_AT && Atomics.load(words, KIND_AT) === kind;
+}
+
 /** A SharedArrayBuffer, an ArrayBuffer over mapped memory, or a part of one. It begins at a multiple of 64 bytes. */
 export type WordMemory = ArrayBufferLike | Uint8Array;
 

@@ -8,6 +8,7 @@
  * thread holds the buffer of its addresses ({@link WorkerAddresses.keeper}), and does not fault if the owner ends
  * first.
  */
+import { AddressSet } from '../../address-set.js';
 import { RangeMap } from '../../range-map.js';
 import { Range } from '../../ranges.js';
 import { alignUp, GiB, MiB } from '../../units.js';
@@ -35,7 +36,7 @@ export class WorkerAddresses {
   readonly #libc: Libc;
   readonly #pageSize: number;
   readonly #arenas = new RangeMap<Arena>();
-  readonly #free = new RangeMap<Range>();
+  readonly #free = new AddressSet();
   readonly #status = new Uint32Array(STATX.sizeof / 4);
 
   constructor(libc: Libc) {
@@ -90,39 +91,19 @@ export class WorkerAddresses {
 
   /** @returns -1 if no addresses are left */
   #take(length: number, alignment: number): number {
-    const fits = (): Range | undefined => this.#free.fit(length, alignment);
-    const free = fits() ?? (this.#grow(length + alignment + this.#pageSize) ? fits() : undefined);
-    if (free === undefined) return -1;
-    const at = alignUp(free.start, alignment);
-    this.#free.delete(free.start);
-    this.#insert(free.start, at);
-    this.#insert(at + length, free.end);
-    return at;
+    const at = this.#free.take(length, alignment);
+    if (at !== -1 || !this.#grow(length + alignment + this.#pageSize)) return at;
+    return this.#free.take(length, alignment);
   }
 
   #give(va: number, length: number): void {
-    const arena = this.#arenas.at(va);
-    if (arena === undefined) return;
-    let start = va;
-    let end = va + length;
-    const before = this.#free.floor(va);
-    if (before?.end === va && before.start >= arena.range.start) {
-      this.#free.delete(before.start);
-      ({ start } = before);
-    }
-    const after = this.#free.above(va);
-    if (after?.start === end && after.end <= arena.range.end) {
-      this.#free.delete(after.start);
-      ({ end } = after);
-    }
+    const range = this.#arenas.at(va)?.range;
+    if (range === undefined) return;
+    this.#free.add(va, va + length);
     // An arena of the usual size is kept for the next mapping.
-    if (start === arena.range.start && end === arena.range.end && arena.range.length > ARENA)
-      this.#arenas.delete(arena.range.start);
-    else this.#insert(start, end);
-  }
-
-  #insert(start: number, end: number): void {
-    if (end > start) this.#free.insert(start, end - start, new Range(start, end - start));
+    if (range.length <= ARENA || !this.#free.covers(range.start, range.end)) return;
+    this.#free.remove(range.start, range.end);
+    this.#arenas.delete(range.start);
   }
 
   /** Reserves at least `length` bytes more. */
@@ -132,7 +113,8 @@ export class WorkerAddresses {
     if (arena === undefined) return false;
     const { start, end } = arena.range;
     this.#arenas.insert(start, end - start, arena);
-    this.#insert(start, end);
+    // Arenas never touch: the first page of each is its buffer's own.
+    this.#free.add(start, end);
     return true;
   }
 
