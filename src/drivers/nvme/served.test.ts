@@ -13,6 +13,7 @@ import { openPlatform } from '../../platform/open.js';
 import { KiB, MiB, type Va } from '../../units.js';
 import { spawnDevice } from '../../vfio-user/device-process.js';
 import type { NvmeFault } from '../../vfio-user/devices/nvme/faults.js';
+import { NODE_CALLS, type ImageCalls } from '../../vfio-user/devices/nvme/image.js';
 import { nvmeModel } from '../../vfio-user/devices/nvme/nvme.js';
 import type { NvmeModelOptions } from '../../vfio-user/devices/nvme/options.js';
 import type { NvmeNamespace } from './namespace.js';
@@ -31,9 +32,13 @@ interface Room {
 }
 
 /** In this process. */
-async function inProcess(options: NvmeModelOptions, work: (room: Room) => Promise<void>): Promise<void> {
+async function inProcess(
+  options: NvmeModelOptions,
+  work: (room: Room) => Promise<void>,
+  calls?: ImageCalls,
+): Promise<void> {
   await using eal = await Eal.start(QUIET);
-  eal.vdev.define('disk', nvmeModel(options));
+  eal.vdev.define('disk', nvmeModel(options, undefined, calls));
   const device = await eal.probe('vdev:disk0');
   const ssd = device.use(nvmeDriver);
   await work({ eal, device, ssd, disk: ssd.namespaces[0] });
@@ -214,6 +219,29 @@ describe('driver and served controller', linux, () => {
         block.free();
       },
     ));
+
+  it('a flush that came together with a write does not stand for the next one', () => {
+    let syncs = 0;
+    const fdatasync = (fd: number, done: (error: Error | null) => void): void => {
+      syncs++;
+      NODE_CALLS.fdatasync(fd, (error) => done(error));
+    };
+    return inProcess(
+      { size: MiB },
+      async ({ eal, disk }) => {
+        const block = eal.malloc(4096);
+        await disk.write({ lba: 0, blocks: 8, from: block });
+        await Promise.all([disk.write({ lba: 8, blocks: 8, from: block }), disk.flush()]);
+        assert.equal(syncs, 1);
+        await disk.flush();
+        assert.equal(syncs, 2, 'the second write may not have been on the disk at the first flush');
+        await disk.flush();
+        assert.equal(syncs, 2);
+        block.free();
+      },
+      { ...NODE_CALLS, fdatasync: fdatasync as ImageCalls['fdatasync'] },
+    );
+  });
 
   it('the controller is killed: a typed error, and what was flushed is in the image', async () => {
     const directory = mkdtempSync(join(tmpdir(), 'anydma-nvme-'));

@@ -68,11 +68,13 @@ export class Batch {
     for (let n = 0; n < count; n++) {
       const command = this.#commands[n];
       const { segments } = command;
+      const { image } = this.#namespaces[n];
+      if (!this.#toHost[n]) image.wroteBatch();
       let moved = true;
       for (let part = 0; part < segments.count; part++, at++)
         if (results[at] !== segments.lengths[part]) {
           moved = false;
-          this.#namespaces[n].image.failedBatch(results[at]);
+          image.failedBatch(results[at]);
         }
       this.#ended(command, this.#namespaces[n], this.#toHost[n], moved);
     }

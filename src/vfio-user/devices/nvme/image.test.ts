@@ -21,12 +21,14 @@ import { NVM } from '../../../nvme/commands.js';
 import { namespaceIdentityOf } from '../../../nvme/identify.js';
 import { STATUS } from '../../../nvme/status.js';
 import { openPlatform } from '../../../platform/open.js';
+import type { FileSystem, Platform } from '../../../platform/ports.js';
 import { FakeModelHost } from '../../../../test/fakes/vfio-user/model-host.js';
 import { Image, type ImageCalls, NODE_CALLS } from './image.js';
 import { nvmeModel } from './nvme.js';
 import type { NvmeModelOptions } from './options.js';
 
 const BYTES = 256 * 1024;
+const WRITABLE = { readOnly: false, thin: false };
 
 async function inDirectory(work: (directory: string) => Promise<void> | void, where = tmpdir()): Promise<void> {
   const directory = mkdtempSync(join(where, 'anydma-image-'));
@@ -45,6 +47,35 @@ const refused =
     assert.match(`${error.message} ${error.hint ?? ''}`, reason);
     return true;
   };
+
+/** As if files were on a disk, wherever they are. */
+function onDisk(): Platform {
+  const platform = openPlatform();
+  const fileSystem = (fd: number): FileSystem => ({ ...platform.files.fileSystem(fd), kind: 'other' });
+  return { ...platform, files: { ...platform.files, fileSystem } };
+}
+
+/** Calls that end when the test says so, in the order that they came. */
+function heldCalls(): { readonly calls: ImageCalls; readonly held: Held[] } {
+  const held: Held[] = [];
+  const vector =
+    (what: 'read' | 'write') =>
+    (_fd: number, parts: Uint8Array[], _position: number, done: (error: null, count: number) => void): void => {
+      const bytes = parts.reduce((sum, part) => sum + part.length, 0);
+      held.push({ what, parts, end: () => done(null, bytes) });
+    };
+  const fdatasync = (_fd: number, done: (error: null) => void): void => {
+    held.push({ what: 'sync', parts: [], end: () => done(null) });
+  };
+  const calls = { ...NODE_CALLS, readv: vector('read'), writev: vector('write'), fdatasync };
+  return { held, calls: calls as unknown as ImageCalls };
+}
+
+interface Held {
+  readonly what: 'read' | 'write' | 'sync';
+  readonly parts: readonly Uint8Array[];
+  end(): void;
+}
 
 const make = (options: NvmeModelOptions): FakeModelHost => new FakeModelHost(nvmeModel(options));
 
@@ -156,6 +187,13 @@ describe('NVMe disk image', () => {
         const page = nvme.pages(2);
         assert.equal((await nvme.write(queue, 64, 8, page)).status, STATUS.WRITE_FAULT);
         assert.equal((await nvme.write(queue, 64, 8, page + 512)).status, STATUS.WRITE_FAULT);
+        for (const [lba, flags] of [
+          [64, 0],
+          [64, 1 << 25],
+        ] as const) {
+          const zeroes = { opcode: NVM.WRITE_ZEROES, nsid: 1, cdw10: lba, cdw12: 7 | flags };
+          assert.equal(await nvme.status(zeroes, queue), STATUS.WRITE_FAULT, `flags ${flags}`);
+        }
         assert.equal((await nvme.read(queue, 64, 8, page)).status, STATUS.UNRECOVERED_READ);
         assert.equal((await nvme.read(queue, 0, 8, page)).status, 0);
         assert.equal(statSync(file).size, 4096);
@@ -193,16 +231,7 @@ describe('NVMe disk image', () => {
           NODE_CALLS.readv(fd, parts, position, done);
         }) as never,
       };
-      const platform = openPlatform();
-      // As if it were on a disk, wherever it is.
-      const disk = {
-        ...platform,
-        files: {
-          ...platform.files,
-          fileSystem: (fd: number) => ({ ...platform.files.fileSystem(fd), kind: 'other' as const }),
-        },
-      };
-      const image = new Image(disk, { file, size: undefined, readOnly: true, thin: false }, calls);
+      const image = new Image(onDisk(), { file, size: undefined, readOnly: true, thin: false }, calls);
       assert.equal(image.instant, false);
       const buffers = Array.from({ length: 40 }, () => new Uint8Array(4096));
       const done = buffers.map(
@@ -216,6 +245,68 @@ describe('NVMe disk image', () => {
         const at = (n < 30 ? n : n + 10) * 4096;
         assert.deepEqual(buffer, whole.subarray(at, at + 4096));
       }
+      image.close();
+    }));
+
+  it('a write that was under way when a sync began is covered by the next one', () =>
+    inDirectory((directory) => {
+      const { held, calls } = heldCalls();
+      const image = new Image(onDisk(), { file: join(directory, 'disk.img'), size: BYTES, ...WRITABLE }, calls);
+      const ended: string[] = [];
+      const end = (what: string): void =>
+        held
+          .splice(
+            held.findIndex((each) => each.what === what),
+            1,
+          )[0]
+          .end();
+      for (const at of [0, 8192]) image.write(at, new Uint8Array(4096), () => ended.push('write'));
+      image.submit();
+      end('write');
+      image.sync(() => ended.push('sync'));
+      end('sync');
+      end('write');
+      assert.deepEqual(ended, ['write', 'sync', 'write']);
+      image.sync(() => ended.push('sync'));
+      assert.deepEqual(
+        held.map(({ what }) => what),
+        ['sync'],
+        'the second write is not on the disk yet',
+      );
+      end('sync');
+      image.sync(() => ended.push('sync'));
+      assert.deepEqual([ended.length, held.length], [5, 0], 'there is nothing more to do');
+      image.close();
+    }));
+
+  it('reads and writes take turns, however many wait', () =>
+    inDirectory((directory) => {
+      const { held, calls } = heldCalls();
+      const image = new Image(onDisk(), { file: join(directory, 'disk.img'), size: BYTES, ...WRITABLE }, calls);
+      for (let n = 0; n < 20; n++) {
+        image.read(n * 8192, new Uint8Array(512), () => undefined);
+        image.write(n * 8192, new Uint8Array(512), () => undefined);
+      }
+      image.submit();
+      const begun = held.map(({ what }) => what);
+      for (let n = 0; n < 8; n++) {
+        held.shift()?.end();
+        begun.push(held[held.length - 1].what);
+      }
+      for (const what of ['read', 'write'] as const)
+        assert.equal(begun.filter((each) => each === what).length, 6, what);
+      while (held.length > 0) held.shift()?.end();
+      image.close();
+    }));
+
+  it('zeroes that wait to be written take no memory each', () =>
+    inDirectory((directory) => {
+      const { held, calls } = heldCalls();
+      const image = new Image(onDisk(), { file: join(directory, 'disk.img'), size: BYTES, ...WRITABLE }, calls);
+      for (const at of [0, 131072]) image.zero(at, 65536, () => undefined);
+      assert.equal(held.length, 2);
+      assert.equal(held[0].parts[0].buffer, held[1].parts[0].buffer);
+      while (held.length > 0) held.shift()?.end();
       image.close();
     }));
 

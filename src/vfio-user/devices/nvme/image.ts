@@ -2,8 +2,8 @@
 import { fdatasync, read, readv, readvSync, write, writev, writevSync } from 'node:fs';
 import { DmaError, ERRNO, isDmaError } from '../../../errors.js';
 import { STATUS } from '../../../nvme/status.js';
-import type { FileBatch, Platform } from '../../../platform/ports.js';
-import { formatSize, MiB } from '../../../units.js';
+import type { FileBatch, FilesPort, Platform } from '../../../platform/ports.js';
+import { formatSize, KiB, MiB } from '../../../units.js';
 
 /** A file, as the options name it. */
 export interface ImageOptions {
@@ -38,8 +38,8 @@ const LANES = 4;
 /** Most parts and bytes of one call. */
 const MOST_PARTS = 64;
 const MOST_BYTES = MiB;
-/** Bytes of zeroes that are written at a time where a file can have no holes. */
-const ZEROES = 256 * 1024;
+/** What is written where a file can have no holes, as much as at a time. */
+const ZEROES = new Uint8Array(256 * KiB);
 
 interface Transfer {
   readonly position: number;
@@ -63,10 +63,12 @@ export class Image {
   readonly #reads: Transfer[] = [];
   readonly #writes: Transfer[] = [];
   #running = 0;
+  /** Do reads have the next turn, where there are writes too? */
+  #readsNext = true;
   /** Those that wait for the sync that runs, and for the one after it. */
   #syncing: Finished[] | undefined;
   #syncNext: Finished[] = [];
-  /** Writes that a sync has not covered yet. */
+  /** Has a write ended since the last sync began? A sync may miss what was still under way when it began. */
   #dirty = false;
   /** An earlier sync failed: what it should have written may be lost. */
   #lost = false;
@@ -113,9 +115,13 @@ export class Image {
    * {@link hasShrunk}.
    */
   addTo(batch: FileBatch, position: number, va: number, length: number, toHost: boolean): void {
-    if (toHost) return batch.read(this.#fd, position, va, length, !this.instant);
+    if (toHost) batch.read(this.#fd, position, va, length, !this.instant);
+    else batch.write(this.#fd, position, va, length);
+  }
+
+  /** A batch with writes of {@link addTo} was carried out. */
+  wroteBatch(): void {
     this.#dirty = true;
-    batch.write(this.#fd, position, va, length);
   }
 
   /** A transfer of a batch was not done as a whole. @param result what the kernel said of it */
@@ -173,7 +179,6 @@ export class Image {
 
   /** Writes `from`, which must stay as it is until `done`. See {@link submit}. */
   write(position: number, from: Uint8Array, done: Finished): void {
-    this.#dirty = true;
     this.#writes.push({ position, bytes: from, done });
   }
 
@@ -184,12 +189,13 @@ export class Image {
 
   /** Begins what was asked for since the last call. A turn of the event loop ends with it. */
   submit(): void {
-    this.#knownEnd = -1;
     while (this.#running < LANES && (this.#reads.length > 0 || this.#writes.length > 0)) {
       // In turn, so that neither waits for ever.
-      const reads = this.#reads.length > 0 && (this.#writes.length === 0 || this.#running % 2 === 0);
+      const reads = this.#reads.length > 0 && (this.#writes.length === 0 || this.#readsNext);
+      this.#readsNext = !reads;
       this.#begin(reads ? this.#reads : this.#writes, reads);
     }
+    this.#knownEnd = -1;
   }
 
   /** `done` when all that was written before is on the disk. */
@@ -212,35 +218,19 @@ export class Image {
 
   /** Makes a range read as zeroes, without storage if that is possible. */
   deallocate(position: number, length: number, done: Finished): void {
-    this.#dirty = true;
-    if (!this.canPunch) {
-      this.#writeZeroes(position, length, done);
-      return;
-    }
-    this.#running++;
-    void this.#platform.files.punchAsync(this.#fd, position, length).then(
-      () => this.#ended(done, STATUS.SUCCESS),
-      (error: unknown) => this.#ended(done, writeStatus(error)),
-    );
+    if (!this.canPunch) this.#writeZeroes(position, length, done);
+    else this.#change((files) => files.punchAsync(this.#fd, position, length), done);
   }
 
   /** Makes a range read as zeroes, and keeps storage for it. */
   zero(position: number, length: number, done: Finished): void {
-    if (!this.canPunch || length <= ZEROES) {
-      this.#dirty = true;
+    if (!this.canPunch || length <= ZEROES.length) {
       this.#writeZeroes(position, length, done);
       return;
     }
     this.deallocate(position, length, (status) => {
-      if (status !== 0) {
-        done(status);
-        return;
-      }
-      this.#running++;
-      void this.#platform.files.allocateRangeAsync(this.#fd, position, length).then(
-        () => this.#ended(done, STATUS.SUCCESS),
-        (error: unknown) => this.#ended(done, writeStatus(error)),
-      );
+      if (status !== 0) done(status);
+      else this.#change((files) => files.allocateRangeAsync(this.#fd, position, length), done);
     });
   }
 
@@ -272,6 +262,7 @@ export class Image {
     this.#running++;
     const ended = (error: Error | null, moved: number): void => {
       this.#running--;
+      if (!reads) this.#dirty = true;
       const status = error === null ? STATUS.SUCCESS : reads ? STATUS.UNRECOVERED_READ : writeStatus(error);
       let end = 0;
       for (const part of parts) {
@@ -310,6 +301,7 @@ export class Image {
     const left = bytes.subarray(moved);
     const next = (error: Error | null, count: number): void => {
       this.#running--;
+      if (!reads) this.#dirty = true;
       if (error !== null) done(reads ? STATUS.UNRECOVERED_READ : writeStatus(error));
       else if (count === 0) done(reads ? STATUS.UNRECOVERED_READ : STATUS.WRITE_FAULT);
       else this.#rest({ position: position + moved, bytes: left, done }, count, reads);
@@ -321,8 +313,8 @@ export class Image {
   }
 
   #writeZeroes(position: number, length: number, done: Finished): void {
-    const here = Math.min(length, ZEROES);
-    this.write(position, new Uint8Array(here), (status) => {
+    const here = Math.min(length, ZEROES.length);
+    this.write(position, ZEROES.subarray(0, here), (status) => {
       if (status !== 0 || here === length) done(status);
       else this.#writeZeroes(position + here, length - here, done);
     });
@@ -348,11 +340,24 @@ export class Image {
     });
   }
 
-  #ended(done: Finished, status: number): void {
-    this.#running--;
-    done(status);
-    this.submit();
-    this.#closeIfIdle();
+  /** Changes where the file has storage. */
+  #change(begin: (files: FilesPort) => Promise<void>, done: Finished): void {
+    if (this.hasShrunk()) {
+      done(STATUS.WRITE_FAULT);
+      return;
+    }
+    this.#running++;
+    const ended = (status: number): void => {
+      this.#running--;
+      this.#dirty = true;
+      done(status);
+      this.submit();
+      this.#closeIfIdle();
+    };
+    void begin(this.#platform.files).then(
+      () => ended(STATUS.SUCCESS),
+      (error: unknown) => ended(writeStatus(error)),
+    );
   }
 
   #closeIfIdle(): void {
