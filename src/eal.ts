@@ -211,8 +211,13 @@ export class Eal implements AsyncDisposable {
     this.#words = words;
     const holders = (): Holders => words?.holders ?? this.#shares.holders;
     this.pools = new Pools(sources, { port: platform.memory, holders, words, shares: this.#shares });
-    // A primary has a table of its own, of processes.
-    if (words === undefined) this.#shares.addRecovery((id) => this.pools.recoverFrom(id));
+    const recover = (id: number): void => this.pools.recoverFrom(id);
+    if (words === undefined) this.#shares.addRecovery(recover);
+    else {
+      // A primary has a second table, which other processes see.
+      words.addRecovery(recover);
+      this.#shares.alsoReap(() => words.reap());
+    }
     this.#registry = new Registry({
       ...options,
       areas: this.#areas,
@@ -489,6 +494,8 @@ export class Eal implements AsyncDisposable {
     this.#forgetExit();
     const errors = this.#stopped ? [] : undoAll([() => this.#report(warn)]);
     this.#stopped = true;
+    // Before other processes are told.
+    this.#shares.mustBeFree('stop');
     if ((await this.#primary?.close()) === true) this.#keepsContent = true;
     this.memory.end();
     await this.#running.end();

@@ -6,12 +6,15 @@ import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { dmaError, throwsDma } from '../../test/shared/errors.js';
 import { ENDINGS, SharingWorker, WorkerFailure } from '../../test/shared/sharing-worker.js';
+import { ownPlaces } from '../../test/shared/places.js';
+import { SecondaryProcess } from '../../test/shared/secondary-process.js';
 import { until } from '../../test/shared/until.js';
 import { copyEngineDriver } from '../drivers/copy-engine-driver.js';
 import { eduDriver } from '../drivers/edu-driver.js';
 import type { Device } from '../bus/model.js';
 import { Eal } from '../eal.js';
 import { Holders } from '../memory/shared/holders.js';
+import type { Pool } from '../memory/pool/pool.js';
 import type { Shared } from '../memory/shared/shared.js';
 import { openPlatform } from '../platform/open.js';
 import { KiB, MiB } from '../units.js';
@@ -259,6 +262,66 @@ describe('what is shared with a worker thread', SKIP, () => {
       assert.throws(() => attach(shared), dmaError('EINVAL', /was freed/));
     });
 
+  it('is a pool, whose elements come back to a worker while the thread that made it does nothing', async () => {
+    const pool = eal.pools.create({ elements: 64, elementSize: 64, cache: 8 });
+    const shared = pool.share();
+    await using one = new SharingWorker();
+    await using other = new SharingWorker();
+    await one.attach(shared);
+    await other.attach(shared);
+    await one.run('held[0].get(new Int32Array(64), 64);');
+    const said = new Int32Array(new SharedArrayBuffer(4));
+    other.tell(
+      `const [pool, burst] = [held[0], new Int32Array(64)];
+       for (const end = Date.now() + 8000; Date.now() < end && !pool.get(burst, 64); ) ;
+       Atomics.store(args[0], 0, new Set(burst).size);
+       Atomics.notify(args[0], 0);`,
+      said,
+    );
+    const ended = one.end('process.exit()');
+    // From here on nothing runs in this thread.
+    Atomics.wait(said, 0, 0, 10_000);
+    assert.equal(Atomics.load(said, 0), 64);
+    await ended;
+    await other.end();
+    await until(() => pool.recover() >= 0 && pool.available === 64);
+    pool.free();
+  });
+
+  it('leaves places in the table to more threads than it has room for', { timeout: 60_000 }, async () => {
+    const pool = eal.pools.create({ elements: 16, elementSize: 64 });
+    const { holders } = pool.share();
+    const { kernel } = eal.platform;
+    // Threads that have ended: no thread has such a number.
+    let tid = 5_000_000;
+    const ofDead = {
+      readText: () => undefined,
+      readLink: () => `${process.pid}/task/${tid++}`,
+    };
+    const enter = (): number => Holders.attach(ofDead, holders as SharedArrayBuffer).enter();
+    const room = Holders.attach(kernel, holders as SharedArrayBuffer).capacity;
+    let entered = 0;
+    const seen = new Set<number>();
+    await until(() => {
+      try {
+        for (; entered < room + 100; entered++) seen.add(enter());
+      } catch (error) {
+        assert.ok(dmaError('EAGAIN', /places of threads that ended/)(error));
+      }
+      return entered === room + 100;
+    });
+    assert.ok(seen.size < entered, 'places were given out twice');
+    for (let n = 0; n < 12; n++) {
+      await using worker = new SharingWorker();
+      await worker.attach(pool.share());
+      await worker.run('held[0].get(new Int32Array(16), 4);');
+      await worker.end('process.exit()');
+    }
+    await until(() => [...Holders.attach(kernel, holders as SharedArrayBuffer).gone()].length === 0);
+    assert.equal(pool.available, 16);
+    pool.free();
+  });
+
   it('is no pool that was changed on its way', () => {
     const pool = eal.pools.create({ elements: 8, elementSize: 64 });
     const shared = pool.share();
@@ -428,6 +491,81 @@ describe('what is shared with a worker thread', SKIP, () => {
     using late = attach(shared[0]);
     assert.equal(late.bytes()[0], 4);
     for (const each of [memory, block, shares, mapping, device]) each[Symbol.dispose]();
+  });
+});
+
+describe('a pool of an Eal with a name', SKIP, () => {
+  ownPlaces();
+
+  it('is opened by a worker, too, which has it until it ends', async () => {
+    const eal = await Eal.start({ name: 'pools', memory: { noHuge: true }, onForgotten: () => undefined });
+    const pool = eal.pools.create({ elements: 32, elementSize: 128, cache: 4 });
+    await using worker = new SharingWorker();
+    await using other = new SharingWorker();
+    await worker.attach(pool.share());
+    await other.attach(structuredClone(pool.share()));
+    const element = await worker.run(`
+      const burst = new Int32Array(8);
+      held[0].get(burst, 8);
+      held[0].bytes(burst[0]).fill(5);
+      return burst[0];`);
+    assert.equal(pool.bytes(Number(element))[127], 5);
+    assert.equal(pool.threads, 2);
+    await other.run('state.bytes = held[0].chunkBytes(0); state.cache = held[0].cache; held[0].free();');
+    assert.deepEqual(await other.run('return [state.bytes.length, held[0].available, held[0].threads];'), [0, 0, 0]);
+    for (const call of ['getInPlace(1)', 'roomFor(1)', 'put(new Int32Array(1), 1)', 'get(new Int32Array(1), 1)'])
+      await assert.rejects(
+        other.run(`return state.cache.${call};`),
+        (error) => error instanceof WorkerFailure && error.code === 'EINVAL',
+        call,
+      );
+    await other.end();
+    throwsDma('EBUSY', () => pool.free(), /1 thread has attached/);
+    // Nothing is released before: other processes are told nothing.
+    await assert.rejects(eal.stop(), dmaError('EBUSY', /the pool pool_0 is shared, and held by worker thread/));
+    assert.equal(pool.live, true);
+    await using child = await SecondaryProcess.attach('pools');
+    assert.equal(await child.run(async ({ store }) => (await store.pools.find('pool_0'))?.elements), 32);
+    await child.kill();
+    const { holders } = pool.sharing ?? {};
+    assert.ok(holders);
+    await worker.end();
+    await until(() => pool.available === 32 && [...holders.gone()].length === 0, 'places are given to others');
+    const shared = pool.share();
+    pool.free();
+    assert.throws(() => attach(shared), dmaError('EINVAL', /was freed/));
+    await eal.stop();
+  });
+
+  it('comes back to a secondary when its primary and another secondary were killed', async () => {
+    await using primary = await SecondaryProcess.start();
+    await primary.run(async ({ anydma, kept }) => {
+      const eal = await anydma.Eal.start({ name: 'dying', memory: { noHuge: true } });
+      const pool = eal.pools.create({ name: 'packets', elements: 32, elementSize: 64 });
+      pool.share();
+      pool.get(new Int32Array(10), 10);
+      Object.assign(kept, { eal, pool });
+    });
+    await using one = await SecondaryProcess.attach('dying');
+    await using other = await SecondaryProcess.attach('dying');
+    for (const each of [one, other])
+      await each.run(async ({ store, kept }) => {
+        const pool = await store.pools.find('packets');
+        pool?.get(new Int32Array(10), 10);
+        Object.assign(kept, { pool });
+      });
+    await primary.kill();
+    await other.kill();
+    const all = await one.run(async ({ kept }) => {
+      const pool = Reflect.get(kept, 'pool') as Pool;
+      const burst = new Int32Array(22);
+      for (let tries = 0; tries < 200; tries++) {
+        if (pool.get(burst, 22)) return [...burst];
+        await new Promise((resolve) => setTimeout(resolve, 10));
+      }
+      return [];
+    });
+    assert.equal(new Set(all).size, 22);
   });
 });
 

@@ -63,9 +63,17 @@ function open(shared: Shared<unknown>, platform: Platform, place: string, operat
     }
     case 'pool': {
       const { holds: threads, holders, keepers, more } = shared;
+      const facts = shared.facts as PoolFacts;
       // Everything that the seal covers, and nothing else.
-      const description = { ...(shared.facts as PoolFacts), stack: more[0], threads, holders, keepers };
-      return Pool.attach(description, platform, place);
+      if (more.length > 0) return Pool.attach({ ...facts, stack: more[0], threads, holders, keepers }, platform, place);
+      // The words are in the memory of an Eal with a name: that is held first.
+      const hold = Hold.take(shared, platform, `the pool ${facts.name}`, place, operation);
+      try {
+        return Pool.attach({ ...(facts as PoolDescription), keepers }, platform, place, hold);
+      } catch (error) {
+        hold.leave();
+        throw error;
+      }
     }
     case 'device': {
       const facts = deviceFacts(shared.facts, operation);

@@ -62,8 +62,8 @@ class Holdings {
   /** Does it want to know of memory? From its `attach` on. */
   joined = false;
   readonly handles = new Map<number, { readonly handle: Handle; readonly forget: () => void }>();
-  /** Pools that it has opened. */
-  readonly pools = new Set<Pool>();
+  /** Has it opened a pool? */
+  hasPools = false;
   /** External memory that it has attached. */
   readonly external = new Map<ExternalMemory, number>();
   /** Long calls that it can cancel, by the number that it gave them. */
@@ -378,16 +378,17 @@ export class Primary {
           reason: `the memory of the pool ${pool.name} is not attached in this process`,
           hint: 'attach the external memory that it is in first; memory without a descriptor can not be attached',
         });
-    const { name, shape, forDevices, owner, chunks, cacheSize, stack, threads, holders } = pool.share();
+    const { name, shape, forDevices, owner, chunks, cacheSize } = pool.share();
+    const { sharing } = pool;
+    if (sharing === undefined) throw invalid('pools.find', `the pool ${name} can not be shared`);
+    const { stack, threads, holders } = sharing.words;
     const words = [stack, threads, holders].map((each) => ({
       bytes: each.byteLength,
       memory: this.#sources.words.memoryOf(each),
     }));
-    if (!holdings.pools.has(pool)) {
-      holdings.pools.add(pool);
-      session.own(() => {
-        if (pool.live) pool.recover();
-      });
+    if (!holdings.hasPools) {
+      holdings.hasPools = true;
+      session.own(() => this.#sources.words.reap());
     }
     for (const { memory } of words) {
       const users = this.#wordUsers.get(memory) ?? new Set<Session>();

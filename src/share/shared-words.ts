@@ -1,6 +1,7 @@
 /** Words of pools that other processes use too: in memory with a descriptor, at addresses that all of them have. */
 import type { External, ExternalMemory } from '../memory/external.js';
 import { Holders, type HoldersKernel } from '../memory/shared/holders.js';
+import { Recovery } from '../memory/shared/recovery.js';
 import type { WordMemory, WordSource } from '../memory/shared/words.js';
 import { invalid } from '../errors.js';
 
@@ -14,6 +15,7 @@ export class SharedWords implements WordSource {
   readonly #external: External;
   readonly #kernel: HoldersKernel;
   readonly #memories = new Map<WordMemory, ExternalMemory>();
+  readonly #recovering = new Set<(id: number) => void>();
   #holders: Holders | undefined;
 
   /** @param external where the memory is from */
@@ -26,6 +28,19 @@ export class SharedWords implements WordSource {
   get holders(): Holders {
     this.#holders ??= Holders.create(this.#kernel, this.allocate(Holders.bytesFor(MOST_HOLDERS)));
     return this.#holders;
+  }
+
+  /** Adds what gives back the things of a thread or process that has ended. */
+  addRecovery(recover: (id: number) => void): void {
+    this.#recovering.add(recover);
+  }
+
+  /** Gives back what threads and processes had that have ended, so that others can have their places in the table. */
+  reap(): void {
+    if (this.#holders === undefined) return;
+    new Recovery(this.#holders).release((id) => {
+      for (const recover of this.#recovering) recover(id);
+    });
   }
 
   allocate(bytes: number): WordMemory {

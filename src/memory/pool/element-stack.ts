@@ -24,6 +24,8 @@ const ELEMENTS_AT = 1;
 const CHECKED_AT = 2;
 /** 1 once other threads may use it. */
 const SHARED_AT = 3;
+/** 1 once rings carry elements: who recovers has to look into them. */
+const RINGED_AT = 4;
 const LOCK_AT = 16;
 const COUNT_AT = 17;
 const HEADER_WORDS = 32;
@@ -137,6 +139,16 @@ export class ElementStack {
     this.#owners.fill(this.#me);
     for (let i = 0; i < this.#header[COUNT_AT]; i++) this.#owners[this.#stack[i]] = NOBODY;
     Atomics.store(this.#header, SHARED_AT, 1);
+  }
+
+  /** Do rings carry elements of it, which only the thread that made the pool knows all of? */
+  get isRinged(): boolean {
+    return Atomics.load(this.#header, RINGED_AT) === 1;
+  }
+
+  /** A ring is about to carry elements of it. */
+  noteRing(): void {
+    Atomics.store(this.#header, RINGED_AT, 1);
   }
 
   /** Is it used with a lock? */

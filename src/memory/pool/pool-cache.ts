@@ -2,6 +2,7 @@
  * One thread's cache of free elements, so that most bursts touch nothing that threads share (DPDK:
  * `rte_mempool_cache`).
  */
+import { ended } from '../../check.js';
 import { invalid } from '../../errors.js';
 import { show } from '../../show.js';
 import { checkBurst, copyNumbers, copyReversed, type ElementStack } from './element-stack.js';
@@ -22,7 +23,7 @@ export class PoolCache {
   /** Elements in it after it was filled or drained. */
   readonly size: number;
   readonly #stack: ElementStack;
-  readonly #threshold: number;
+  #threshold: number;
   /**
    * The numbers in the cache, from index 0; the next one to go is the last. Only for {@link getInPlace} and {@link
    * putInPlace}: read and write only the places that they allow, and do not pass it to another thread.
@@ -68,6 +69,7 @@ export class PoolCache {
     let cached = count;
     if (count > this.#length) {
       if (count > this.size) {
+        this.#mustBeLive('pool.get');
         cached = this.#length;
         if (!this.#stack.take(into, count - cached, at + cached)) return false;
       } else if (!this.#fill(count)) return false;
@@ -84,6 +86,7 @@ export class PoolCache {
    */
   put(from: Int32Array | Uint32Array, count: number, at = 0): void {
     checkBurst(from, count, at);
+    this.#mustBeLive('pool.put');
     if (this.#stack.checked) this.#stack.markFree(from, count, at);
     if (this.#stack.isShared) this.#stack.mustClaim(from, count, at);
     if (count > this.size) {
@@ -123,6 +126,7 @@ export class PoolCache {
    */
   roomFor(count: number): number {
     this.#checkInPlace(count);
+    this.#mustBeLive('pool.put');
     if (this.#length + count > this.#threshold) this.#drain(count);
     return this.#length;
   }
@@ -137,6 +141,7 @@ export class PoolCache {
   putInPlace(start: number, count: number): void {
     this.#checkInPlace(count);
     if (start !== this.#length || start + count > this.#threshold) {
+      this.#mustBeLive('pool.put');
       throw invalid('pool.put', `there is no room for ${count} elements from place ${start} on`, {
         hint: 'ask roomFor just before',
       });
@@ -152,6 +157,17 @@ export class PoolCache {
     this.#length = 0;
   }
 
+  /** @internal Returns all of it; the pool ends in this thread. */
+  end(): void {
+    this.flush();
+    // So that each use asks whether there is still a pool.
+    this.#threshold = -1;
+  }
+
+  #mustBeLive(operation: string): void {
+    if (this.#threshold < 0) throw ended(operation, 'the pool of this cache was freed', 'pool.live');
+  }
+
   /** {@link flush} */
   [Symbol.dispose](): void {
     this.flush();
@@ -162,6 +178,7 @@ export class PoolCache {
    * nothing.
    */
   #fill(count: number): boolean {
+    this.#mustBeLive('pool.get');
     const length = this.#length;
     const missing = count - length;
     let more = missing + this.size;

@@ -7,7 +7,7 @@
  * a cache (pool-cache.ts).
  */
 import { ended, mustBeObject, mustBeString, mustBeWhole, mustHave, optionsOf, reading } from '../../check.js';
-import { DmaError, invalid, throwFirst, undoAll } from '../../errors.js';
+import { DmaError, invalid, isDmaError, NO_DESCRIPTORS, throwFirst, undoAll } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import { Range } from '../../ranges.js';
 import { show } from '../../show.js';
@@ -21,8 +21,10 @@ import { HandedOut } from '../retired.js';
 import { Hold } from '../shared/hold.js';
 import { Holders } from '../shared/holders.js';
 import { ENDED, ENDING, Holds, OPEN } from '../shared/holds.js';
+import { Recovery } from '../shared/recovery.js';
 import type { Shared } from '../shared/shared.js';
 import type { Share } from '../shared/shares.js';
+import { WordViews, type WordsOrPlace } from '../shared/word-places.js';
 import { wordsIn, type WordMemory } from '../shared/words.js';
 import { Views } from '../views.js';
 import { shortForm } from '../../short-form.js';
@@ -32,7 +34,7 @@ import { STAYS } from '../../stays.js';
 export interface PoolDescription {
   readonly kind: 'pool';
   readonly name: string;
-  /** @internal What `attach` opens; absent where only processes can have it. */
+  /** @internal What `attach` opens; absent in what another process is told. */
   readonly sealed?: Shared<Pool>;
   /** @internal */
   readonly shape: ElementShape;
@@ -45,11 +47,11 @@ export interface PoolDescription {
   /** @internal {@link Pool.cacheSize} */
   readonly cacheSize: number;
   /** @internal Which elements are free. */
-  readonly stack: WordMemory;
+  readonly stack: WordsOrPlace;
   /** @internal Who has attached: the words of `Holds`. */
-  readonly threads: WordMemory;
+  readonly threads: WordsOrPlace;
   /** @internal The table of all threads and processes that share. */
-  readonly holders: WordMemory;
+  readonly holders: WordsOrPlace;
   /** @internal They keep the memory alive, even after the thread that made the pool has ended. See `MemoryPort.keeper`. */
   readonly keepers: readonly SharedArrayBuffer[];
 }
@@ -73,9 +75,13 @@ export interface PoolDevice {
 export interface PoolSharing {
   readonly holders: Holders;
   readonly holds: Holds;
+  /** What it is shared by, in this thread. */
+  readonly words: { readonly stack: WordMemory; readonly threads: WordMemory; readonly holders: WordMemory };
   readonly description: PoolDescription;
   /** What the `Eal` knows of it; absent in other threads. */
   readonly share?: Share;
+  /** Are threads told where the words are, as they are in no SharedArrayBuffer? Then `share` has holds of its own. */
+  readonly isByPlace?: boolean;
 }
 
 /** The parts of a pool in one thread. */
@@ -96,6 +102,16 @@ interface PoolParts {
   readonly end: () => void;
   /** Did this thread make it? */
   readonly made: boolean;
+}
+
+/** What a thread that attaches to a pool has made. */
+interface AttachedParts {
+  readonly holders: Holders;
+  readonly stack: ElementStack;
+  readonly cache: PoolCache | undefined;
+  readonly hold: Hold;
+  readonly wordHold: Hold | undefined;
+  readonly wordViews: WordViews;
 }
 
 /** How often a get that finds too few elements asks whether threads have ended that had some, in milliseconds. */
@@ -241,27 +257,52 @@ export class Pool implements Disposable {
    * @param platform of this thread
    * @throws DmaError EINVAL if the pool was freed, or `description` does not describe a pool
    */
-  static attach(description: PoolDescription, platform: Pick<Platform, 'memory' | 'kernel'>, place = ''): Pool {
+  static attach(
+    description: PoolDescription,
+    platform: Pick<Platform, 'memory' | 'kernel'>,
+    place = '',
+    /** @internal keeps the words in place; the pool leaves it */
+    wordHold?: Hold,
+  ): Pool {
     const operation = 'pool.attach';
     mustHave(platform, ['memory', 'kernel'], 'platform', operation);
-    checkDescription(description, operation);
+    mustBeObject(description, 'descriptions of pools', operation);
     const { cacheSize, name, keepers } = description;
-    const holders = Holders.attach(platform.kernel, description.holders);
-    const shared = { holds: description.threads, holders: description.holders, keepers, more: [] };
-    const hold = Hold.take(shared, platform, `the pool ${name}`, place, operation);
-    let stack: ElementStack;
-    let cache: PoolCache | undefined;
+    const wordViews = new WordViews(platform.memory);
+    let hold: Hold | undefined;
     try {
-      stack = ElementStack.attach(description.stack, holders);
-      cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize);
+      const words = reading(operation, 'the description', () => ({
+        stack: wordViews.open(description.stack, operation),
+        threads: wordViews.open(description.threads, operation),
+        holders: wordViews.open(description.holders, operation),
+      }));
+      checkDescription(description, words, operation);
+      const holders = Holders.attach(platform.kernel, words.holders);
+      const shared = { holds: words.threads, holders: words.holders, keepers, more: [] };
+      hold = Hold.take(shared, platform, `the pool ${name}`, place, operation);
+      const stack = ElementStack.attach(words.stack, holders);
+      const cache = cacheSize === 0 ? undefined : new PoolCache(stack, cacheSize);
       const placed = description.chunks.reduce((sum, { count }) => sum + count, 0);
       if (placed !== stack.elements)
         throw invalid(operation, `the chunks have ${placed} elements, the pool ${stack.elements} elements`);
+      return Pool.#attached(description, words, { holders, stack, cache, hold, wordHold, wordViews }, platform);
     } catch (error) {
-      hold.leave();
+      hold?.leave();
+      wordViews.end();
       throw error;
     }
-    const holds = Holds.attach(description.threads, holders.capacity, operation);
+  }
+
+  static #attached(
+    description: PoolDescription,
+    words: PoolSharing['words'],
+    { holders, stack, cache, hold, wordHold, wordViews }: AttachedParts,
+    platform: Pick<Platform, 'memory'>,
+  ): Pool {
+    const holds = Holds.attach(words.threads, holders.capacity, 'pool.attach');
+    const recovery = new Recovery(holders);
+    // Who has ended is known before it is asked for rings: they put nothing into any more.
+    const recover = (): number => recovery.run((id) => (stack.isRinged ? 0 : stack.recover(id)));
     const views = new Map<number, Views>();
     const handedOut = new HandedOut();
     const view = (chunk: number): Uint8Array => {
@@ -278,10 +319,13 @@ export class Pool implements Disposable {
       throwFirst(errors, 'pool.free');
       // The receiver of a transferred view can reach the memory for ever, so the maker must keep it.
       if (handedOut.escaped) holds.escape();
-      hold.leave(handedOut);
+      hold.leave(wordHold === undefined ? handedOut : undefined);
+      wordViews.end();
+      wordHold?.leave(handedOut);
     };
-    const attached: PoolSharing = { holders, holds, description };
-    return new Pool({ facts: description, sharing: () => attached, attached, stack, cache, view, end, made: false });
+    const attached: PoolSharing = { holders, holds, words, description };
+    const sharing = (): PoolSharing => attached;
+    return new Pool({ facts: description, sharing, attached, recover, stack, cache, view, end, made: false });
   }
 
   /** Can it be used? False once it was freed. */
@@ -291,6 +335,7 @@ export class Pool implements Disposable {
 
   /** How many elements this thread could take now. Those in the caches of other threads do not count. */
   get available(): number {
+    if (!this.#live) return 0;
     return this.#stack.available + (this.#cache?.length ?? 0);
   }
 
@@ -305,7 +350,7 @@ export class Pool implements Disposable {
   /** How many threads and processes have attached and live, not counting the one that made it. */
   get threads(): number {
     const sharing = this.#sharing;
-    return sharing === undefined ? 0 : sharing.holds.living(sharing.holders, 'held').length;
+    return sharing === undefined || !this.#live ? 0 : sharing.holds.living(sharing.holders, 'held').length;
   }
 
   /** @internal How many of them are threads of this process: they reach its memory by this process's mapping. */
@@ -318,7 +363,8 @@ export class Pool implements Disposable {
 
   /**
    * Brings elements back that threads or processes had which have ended, in hand or in their caches. Elements in rings of this pool stay
-   * there. `get` does so by itself when it finds too few elements, at most every 20 ms. Only in the thread that made the pool.
+   * there. `get` does so by itself when it finds too few elements, at most every 20 ms, in whatever thread or process has the pool; and
+   * the `Eal` that made it does so within a second. While the pool has rings, only the thread that made it can: others get 0.
    *
    * @returns how many came back
    * @throws DmaError ETIMEDOUT if a thread that is stopped is inside `get` or `put`
@@ -352,7 +398,13 @@ export class Pool implements Disposable {
     const time = now();
     if (time - this.#recovered < RECOVER_MS) return 0;
     this.#recovered = time;
-    return this.#recover();
+    try {
+      return this.#recover();
+    } catch (error) {
+      // The kernel can not tell now who lives: the pool has too few elements until it can.
+      if (isDmaError(error) && NO_DESCRIPTORS.includes(error.code)) return 0;
+      throw error;
+    }
   }
 
   /**
@@ -470,7 +522,7 @@ export class Pool implements Disposable {
     this.#live = false;
     this.#chunkBytes = [];
     this.#bytes = [];
-    throwFirst(undoAll([() => this.#cache?.flush(), this.#end]), operation);
+    throwFirst(undoAll([() => this.#cache?.end(), this.#end]), operation);
   }
 
   /** Frees it, unless it was freed before. @throws DmaError EBUSY as {@link Pool.free} */
@@ -497,6 +549,13 @@ export class Pool implements Disposable {
     holds.change(OPEN, ENDING);
     const attached = this.threads;
     if (attached === 0) {
+      try {
+        // Threads that have the words only by their address hold those first.
+        if (this.#sharing?.isByPlace === true) this.#sharing.share?.end(operation);
+      } catch (error) {
+        holds.change(ENDING, OPEN);
+        throw error;
+      }
       holds.change(ENDING, ENDED);
       return;
     }
@@ -564,10 +623,10 @@ function domainOf(device: PoolDevice, operation: string): PoolDevice['domain'] {
 }
 
 /** @throws DmaError EINVAL if it was not made by {@link Pool.share} */
-function checkDescription(description: PoolDescription, operation: string): void {
-  mustBeObject(description, 'descriptions of pools', operation);
+function checkDescription(description: PoolDescription, words: PoolSharing['words'], operation: string): void {
   reading(operation, 'the description', () => {
-    const { name, shape, chunks, cacheSize, stack, threads, holders } = description;
+    const { name, shape, chunks, cacheSize } = description;
+    const { stack, threads, holders } = words;
     mustBeString(name, 'the name of a pool', operation);
     wordsIn(stack, 'the stack of a pool', operation);
     wordsIn(threads, 'the holds of a pool', operation);

@@ -14,9 +14,11 @@ import { chooseHeaps, type Allocation, type HeapSources } from '../owned/heap-ch
 import type { IovaMode } from '../iova-mode.js';
 import type { Holders } from '../shared/holders.js';
 import { Holds } from '../shared/holds.js';
+import { Recovery } from '../shared/recovery.js';
 import { notShareable, type Shares } from '../shared/shares.js';
 import { isSharedArrayBuffer } from '../../realms.js';
-import { sharedBuffers, type WordSource } from '../shared/words.js';
+import type { WordPlace } from '../shared/word-places.js';
+import { sharedBuffers, type WordMemory, type WordSource } from '../shared/words.js';
 import { PoolCache } from './pool-cache.js';
 import { Pool, type PoolDescription, type PoolSharing } from './pool.js';
 import { elementShape } from './pool-layout.js';
@@ -29,7 +31,7 @@ import {
 import { shortForm } from '../../short-form.js';
 import { thrown } from '../../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
-import { MiB } from '../../units.js';
+import { MiB, type Va } from '../../units.js';
 import { STAYS } from '../../stays.js';
 
 /** The properties of a pool, and the source of its memory: the library's own, a heap, or external memory. */
@@ -94,7 +96,7 @@ const POOL_OPTIONS: Shape<PoolOptions> = {
 
 /** What pools need to be shared. */
 export interface PoolsSharing {
-  readonly port: Pick<MemoryPort, 'keeper'>;
+  readonly port: Pick<MemoryPort, 'keeper' | 'addressOf'>;
   /** The threads and processes that share what the `Eal` has; made on first use. */
   readonly holders: () => Holders;
   /** What the `Eal` shares; absent: threads are asked for by pools alone. */
@@ -219,7 +221,7 @@ export class Pools {
         if (pool.sharing?.holds.escaped === true) memory.escape();
         else if (share !== undefined) memory.shared(share);
         share?.ended();
-        const threads = pool.sharing?.description.threads;
+        const threads = pool.sharing?.words.threads;
         throwFirst(undoAll([release, () => threads !== undefined && words.free(threads)]), 'pool.free');
       };
       const recover = (): number => this.#recover(pool);
@@ -308,17 +310,25 @@ export class Pools {
     stack.share(holders);
     const words = { stack: stack.memory, threads, holders: holders.buffer };
     const { shares } = this.#sharing;
-    const isOfThreads =
-      isSharedArrayBuffer(words.stack) && isSharedArrayBuffer(threads) && isSharedArrayBuffer(words.holders);
-    if (shares === undefined || !isOfThreads) return { holders, holds, description: { ...facts, ...words } };
+    if (shares === undefined) return { holders, holds, words, description: { ...facts, ...words } };
+    const what = `the pool ${facts.name}`;
     const { keepers, kind, ...told } = facts;
-    const parts = { kind, facts: told, holds: threads, holders: words.holders, more: [words.stack], keepers };
-    const share = shares.adopt<Pool>(
-      `the pool ${facts.name}`,
-      holds,
-      parts as Parameters<typeof shares.adopt<Pool>>[2],
-    );
-    return { holders, holds, share, description: { ...facts, ...words, sealed: share.description } };
+    const { stack: numbers } = words;
+    if (isSharedArrayBuffer(numbers) && isSharedArrayBuffer(threads) && isSharedArrayBuffer(words.holders)) {
+      const parts = { kind, facts: told, holds: threads, holders: words.holders, more: [numbers], keepers };
+      const share = shares.adopt<Pool>(what, holds, parts);
+      return { holders, holds, words, share, description: { ...facts, ...words, sealed: share.description } };
+    }
+    const { port } = this.#sharing;
+    const placeOf = (memory: WordMemory): WordPlace => ({
+      va: port.addressOf(memory) as Va,
+      length: memory.byteLength,
+    });
+    // Threads of this process reach them where they are mapped.
+    const places = { stack: placeOf(words.stack), threads: placeOf(threads), holders: placeOf(words.holders) };
+    const share = shares.add<Pool>({ kind, what, facts: { ...told, ...places }, keepers }, 'pool.share');
+    const description = { ...facts, ...places, sealed: share.description };
+    return { holders, holds, words, share, isByPlace: true, description };
   }
 
   /** @internal Brings back what a thread or process had that has ended. */
@@ -330,11 +340,8 @@ export class Pools {
   #recover(pool: Pool): number {
     const { sharing, stack } = pool;
     if (sharing === undefined) return 0;
-    const gone = [...sharing.holders.gone()];
-    if (gone.length === 0) return 0;
     // What is in rings is read after it is known who has ended: those put nothing into them any more.
-    const inRings = [...this.ringsOf(pool)];
-    return gone.reduce((sum, id) => sum + stack.recover(id, inRings), 0);
+    return new Recovery(sharing.holders).run((id) => stack.recover(id, [...this.ringsOf(pool)]));
   }
 
   #release(memory: PoolMemory): void {

@@ -22,6 +22,8 @@ const KIND = 0x484f4c44;
 const CAPACITY_AT = 1;
 /** No number above this one was ever given out. */
 const HIGHEST_AT = 2;
+/** The lock of {@link Holders.recoveryLock}. */
+const RECOVERY_AT = 3;
 
 // An entry, in words. Entry 0 is the header.
 const ENTRY_WORDS = LINE_WORDS;
@@ -158,6 +160,11 @@ export class Holders {
     const words = this.#words;
     if (Atomics.load(words, at + STATE) !== LIVING) return false;
     return id === this.#mine || this.#runs(words[at + PID], words[at + TID], this.#startAt(at));
+  }
+
+  /** @internal The lock of those who give back what others had: see recovery.ts. */
+  get recoveryLock(): { readonly words: Int32Array; readonly at: number } {
+    return { words: this.#words, at: RECOVERY_AT };
   }
 
   /** Who has this number, as a text: `worker thread 3 of process 1234 (tid 1240)`, `process 1234 (store-worker)`. */

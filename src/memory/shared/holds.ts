@@ -99,6 +99,8 @@ export class Holds {
 
   /** Clears the bit of a holder. */
   clear(id: number, set: HoldSet): void {
+    // A process that has let go of the words tells nobody any more.
+    if (this.#words.length === 0) return;
     Atomics.and(this.#words, this.#wordOf(id, set), ~(1 << (id & 31)));
   }
 

@@ -9,6 +9,7 @@ import { setTimeout } from '../../timers.js';
 import type { Va } from '../../units.js';
 import { Holders, type HoldersKernel } from './holders.js';
 import { ENDED, ENDING, Holds, LOST, OPEN } from './holds.js';
+import { Recovery } from './recovery.js';
 import { sealed, type Shared, type SharedFacts, type SharedKind } from './shared.js';
 
 /** What sharing needs of the platform. */
@@ -34,8 +35,8 @@ export interface Sharing {
 /** How often it is asked whether what holders could reach after they let go is collected, in milliseconds. */
 const LINGER_POLL_MS = 50;
 
-/** How often it is asked who has ended, while something is shared, in milliseconds. */
-const REAP_MS = 1000;
+/** How often it is asked who has ended, while something is shared, in milliseconds: it is promised within a second. */
+const REAP_MS = 250;
 
 /** Everything that one `Eal` shares. */
 export class Shares {
@@ -43,6 +44,7 @@ export class Shares {
   readonly #shares = new Set<Share>();
   readonly #recovering = new Set<(id: number) => void>();
   #holders: Holders | undefined;
+  #others: (() => void) | undefined;
   #reaping = false;
   #closed = false;
 
@@ -96,14 +98,18 @@ export class Shares {
     return () => void this.#recovering.delete(recover);
   }
 
+  /** Also called whenever it is asked who has ended, for another table. */
+  alsoReap(reap: () => void): void {
+    this.#others = reap;
+  }
+
   /** Gives back what holders that have ended had, so that their places in the table can be taken by others. */
   reap(): void {
-    const { holders } = this;
-    for (const id of holders.gone()) {
+    new Recovery(this.holders).release((id) => {
       for (const recover of this.#recovering) recover(id);
       for (const share of this.#shares) share.drop(id);
-      holders.release(id);
-    }
+    });
+    this.#others?.();
   }
 
   /** Threads come and go while nothing is called here. */
@@ -118,13 +124,18 @@ export class Shares {
     }, REAP_MS).unref();
   }
 
+  /** @throws DmaError EBUSY, naming the holders, while any of it is held */
+  mustBeFree(operation: string): void {
+    for (const share of this.#shares) share.mustBeFree(operation);
+  }
+
   /**
    * Ends all of it, so that everything can be freed: nobody can attach any more.
    *
    * @throws DmaError EBUSY, naming the holders, while any of it is held; then nothing has changed
    */
   close(operation: string): void {
-    for (const share of this.#shares) share.mustBeFree(operation);
+    this.mustBeFree(operation);
     for (const share of [...this.#shares]) share.end(operation);
     this.#closed = true;
     this.#recovering.clear();
