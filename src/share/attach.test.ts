@@ -311,7 +311,7 @@ describe('what is shared with a worker thread', SKIP, () => {
       return entered === room + 100;
     });
     assert.ok(seen.size < entered, 'places were given out twice');
-    for (let n = 0; n < 12; n++) {
+    for (let n = 0; n < 4; n++) {
       await using worker = new SharingWorker();
       await worker.attach(pool.share());
       await worker.run('held[0].get(new Int32Array(16), 4);');

@@ -24,7 +24,7 @@ import { ENDED, ENDING, Holds, OPEN } from '../shared/holds.js';
 import { Recovery } from '../shared/recovery.js';
 import type { Shared } from '../shared/shared.js';
 import type { Share } from '../shared/shares.js';
-import { WordViews, type WordsOrPlace } from '../shared/word-places.js';
+import { WordViews, type WordsOrPlace } from './word-places.js';
 import { wordsIn, type WordMemory } from '../shared/words.js';
 import { Views } from '../views.js';
 import { shortForm } from '../../short-form.js';

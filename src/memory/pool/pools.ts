@@ -17,7 +17,7 @@ import { Holds } from '../shared/holds.js';
 import { Recovery } from '../shared/recovery.js';
 import { notShareable, type Shares } from '../shared/shares.js';
 import { isSharedArrayBuffer } from '../../realms.js';
-import type { WordPlace } from '../shared/word-places.js';
+import type { WordPlace } from './word-places.js';
 import { sharedBuffers, type WordMemory, type WordSource } from '../shared/words.js';
 import { PoolCache } from './pool-cache.js';
 import { Pool, type PoolDescription, type PoolSharing } from './pool.js';
@@ -31,7 +31,7 @@ import {
 import { shortForm } from '../../short-form.js';
 import { thrown } from '../../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
-import { MiB, type Va } from '../../units.js';
+import { MiB } from '../../units.js';
 import { STAYS } from '../../stays.js';
 
 /** The properties of a pool, and the source of its memory: the library's own, a heap, or external memory. */
@@ -321,7 +321,7 @@ export class Pools {
     }
     const { port } = this.#sharing;
     const placeOf = (memory: WordMemory): WordPlace => ({
-      va: port.addressOf(memory) as Va,
+      va: port.addressOf(memory),
       length: memory.byteLength,
     });
     // Threads of this process reach them where they are mapped.

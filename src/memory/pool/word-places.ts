@@ -3,7 +3,7 @@ import { invalid } from '../../errors.js';
 import type { MemoryPort } from '../../platform/ports.js';
 import { isAddress, type Va } from '../../units.js';
 import { Views } from '../views.js';
-import type { WordMemory } from './words.js';
+import type { WordMemory } from '../shared/words.js';
 
 /** Where words are. */
 export interface WordPlace {
