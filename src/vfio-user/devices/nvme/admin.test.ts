@@ -279,6 +279,9 @@ describe('NVMe events', () => {
         assert.deepEqual(namespaceListOf(await nvme.identify(CNS.ALLOCATED_NAMESPACES)), [1, 2]);
         const entry = { ...nvme.io(NVM.READ, 0, 1, page), nsid: 2 };
         assert.equal(await nvme.status(entry, queue), STATUS.INVALID_NAMESPACE);
+        // What did not reach the host is told again.
+        const nowhere = { opcode: ADMIN.GET_LOG_PAGE, prp1: 0x1000, cdw10: LOG.CHANGED_NAMESPACES | (1023 << 16) };
+        assert.equal(await nvme.status(nowhere), STATUS.DATA_TRANSFER_ERROR);
         assert.deepEqual(namespaceListOf(await logPage(nvme, LOG.CHANGED_NAMESPACES, 4096)), [2]);
         assert.deepEqual(namespaceListOf(await logPage(nvme, LOG.CHANGED_NAMESPACES, 4096)), []);
       },

@@ -125,10 +125,7 @@ function deleteCompletionQueue(core: Core, command: Command): void {
   const queue = id === 0 ? undefined : engine.cqs.get(id);
   if (queue === undefined) engine.complete(command, STATUS.INVALID_QUEUE_ID | DNR);
   else if (queue.users > 0) engine.complete(command, STATUS.INVALID_QUEUE_DELETION | DNR);
-  else {
-    engine.deleteCompletionQueue(queue);
-    engine.complete(command, STATUS.SUCCESS);
-  }
+  else engine.deleteCompletionQueue(queue, () => engine.complete(command, STATUS.SUCCESS));
 }
 
 function abort(core: Core, command: Command): void {
@@ -202,10 +199,12 @@ function getLogPage(core: Core, command: Command): void {
   }
   const part = new Uint8Array(length);
   part.set(page.subarray(offset, offset + length));
-  core.send(command, part, length);
-  if (keep) return;
-  if (log === LOG.CHANGED_NAMESPACES) core.changed.clear();
-  core.events.seen(log);
+  const told = [...core.changed];
+  core.send(command, part, length, 0, () => {
+    if (keep) return;
+    if (log === LOG.CHANGED_NAMESPACES) for (const id of told) core.changed.delete(id);
+    core.events.seen(log);
+  });
 }
 
 function logPage(core: Core, log: number): Uint8Array | undefined {
@@ -259,7 +258,8 @@ function configureDoorbells(core: Core, command: Command): void {
     return;
   }
   // The host goes on from the values that there are.
-  for (const queue of engine.sqs.values()) if (queue.id !== 0) shadow.set(queue.id, queue.tail, queue.cq.head);
+  for (const { id, tail } of engine.sqs.values()) if (id !== 0) shadow.setTail(id, tail);
+  for (const { id, head } of engine.cqs.values()) if (id !== 0) shadow.setHead(id, head);
   engine.shadow?.close();
   engine.shadow = shadow;
   engine.complete(command, STATUS.SUCCESS);

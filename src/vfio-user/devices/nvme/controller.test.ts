@@ -178,6 +178,55 @@ describe('NVMe controller: reset and shutdown', () => {
     );
   });
 
+  it('a host that does not wait for that gets a controller that works all the same', async () => {
+    const waiting: (() => void)[] = [];
+    const calls: ImageCalls = {
+      ...NODE_CALLS,
+      fdatasync: ((_fd: number, done: (error: null) => void) => void waiting.push(() => done(null))) as never,
+    };
+    await withHost(
+      async (nvme) => {
+        await nvme.enable();
+        const queue = await nvme.createQueue();
+        await nvme.write(queue, 0, 1, nvme.pages());
+        nvme.put(queue, { opcode: NVM.FLUSH, nsid: 1 });
+        nvme.ring(queue);
+        await nvme.until(() => waiting.length === 1);
+        nvme.host.write32(REG.CC, 0);
+        const enabled = nvme.enable();
+        assert.equal(csts(nvme), 0, 'not ready before the last life has ended');
+        waiting.shift()?.();
+        await enabled;
+        assert.equal(controllerIdentityOf(await nvme.identify(1)).model, 'anydma NVMe');
+      },
+      undefined,
+      calls,
+    );
+  });
+
+  it('resets in the middle of transfers do not use up the room for data', async () => {
+    const nvme = await new NvmeHost({ size: 2 ** 20 }, 'copied').enable();
+    const memory = nvme.pages(256);
+    const prps = nvme.prps(memory, 2 ** 20);
+    const held: (() => void)[] = [];
+    const write = nvme.memory.write.bind(nvme.memory);
+    nvme.memory.write = (iova, bytes) =>
+      iova === memory && bytes.length === 2 ** 20 ? new Promise((resolve) => held.push(resolve)) : write(iova, bytes);
+    for (let round = 0; round < 4; round++) {
+      const queue = await nvme.createQueue();
+      for (let n = 0; n < 40; n++) nvme.put(queue, { opcode: NVM.READ, nsid: 1, ...prps, cdw12: 2047 });
+      nvme.ring(queue);
+      await nvme.until(() => held.length >= 20);
+      nvme.host.write32(REG.CC, 0);
+      for (const resolve of held.splice(0)) resolve();
+      await nvme.disable();
+      await nvme.enable();
+    }
+    const queue = await nvme.createQueue();
+    assert.equal((await nvme.read(queue, 0, 1, memory)).status, 0);
+    nvme.close();
+  });
+
   it('a shutdown is complete when the disks have everything', async () => {
     const waiting: (() => void)[] = [];
     const calls: ImageCalls = {

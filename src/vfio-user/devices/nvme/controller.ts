@@ -281,7 +281,8 @@ export class NvmeController implements DeviceModel, EngineOwner {
     this.#cc = value & 0x00fffff1;
     const enabled = (value & CC.EN) !== 0;
     if (enabled && (before & CC.EN) === 0) {
-      // What is under way from before could still change the disk.
+      // What is under way from before could still change the disk; a host that did not wait for that sees that it is not ready.
+      this.#ready = false;
       if (!this.#engine.isBusy) this.#start();
     } else if (!enabled && (before & CC.EN) !== 0) {
       this.#stop();

@@ -89,15 +89,16 @@ export class Core {
     this.changed.clear();
   }
 
-  /** Answers with the first `length` bytes of `page`. */
-  send(command: Command, page: Uint8Array, length: number, result = 0): void {
+  /** Answers with the first `length` bytes of `page`. @param sent called when the host has them */
+  send(command: Command, page: Uint8Array, length: number, result = 0, sent?: () => void): void {
     const { engine } = this;
-    const status = engine.point(command, length, true, () => this.send(command, page, length, result));
+    const status = engine.point(command, length, true, () => this.send(command, page, length, result, sent));
     if (status === WAIT) return;
     if (status !== 0) engine.complete(command, status);
     else
       engine.scatter(command, page.subarray(0, length), (ended) => {
         engine.complete(command, ended, ended === 0 ? result : 0);
+        if (ended === 0) sent?.();
       });
   }
 

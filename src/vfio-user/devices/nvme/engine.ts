@@ -27,6 +27,8 @@ const BURST = 32;
 const LEAST_BURST = 8;
 /** And bytes of data. */
 const BURST_BYTES = 512 * KiB;
+/** Most commands of a queue under way: a host that takes no completions, or has a slow disk, must not fill the memory. */
+const MOST_OUTSTANDING = 8192;
 /** Most bytes of buffers for data under way; then no command is fetched until some are free. */
 const MOST_BUFFERED = 64 * MiB;
 /**
@@ -130,6 +132,8 @@ export class Engine {
     this.#order = [];
     this.#dirty.length = 0;
     this.#afterPause.length = 0;
+    // What is under way ends without giving its buffers back.
+    this.#buffered = 0;
     this.shadow = undefined;
     for (const command of this.held) this.#forget(command);
     this.held.clear();
@@ -157,14 +161,14 @@ export class Engine {
 
   addCompletionQueue(queue: CompletionQueue): void {
     this.cqs.set(queue.id, queue);
-    this.#clearShadow(queue.id);
+    this.#clearShadow((shadow) => shadow.setHead(queue.id, 0), queue.id);
   }
 
   addSubmissionQueue(queue: SubmissionQueue): void {
     this.sqs.set(queue.id, queue);
     queue.cq.users++;
     this.#order = [...this.sqs.values()];
-    this.#clearShadow(queue.id);
+    this.#clearShadow((shadow) => shadow.setTail(queue.id, 0), queue.id);
   }
 
   deleteSubmissionQueue(queue: SubmissionQueue): void {
@@ -173,10 +177,13 @@ export class Engine {
     this.#order = [...this.sqs.values()];
   }
 
-  deleteCompletionQueue(queue: CompletionQueue): void {
+  /** @param done called when nothing is on its way into the queue any more */
+  deleteCompletionQueue(queue: CompletionQueue, done: () => void): void {
     this.cqs.delete(queue.id);
     const at = this.#dirty.indexOf(queue);
     if (at >= 0) this.#dirty.splice(at, 1);
+    if (queue.writing) queue.onWritten = done;
+    else done();
   }
 
   /** The host says that completion queue `queue` has room again. */
@@ -418,6 +425,7 @@ export class Engine {
       !queue.fetching &&
       queue.onIdle === undefined &&
       queue.cq.waiting < 64 &&
+      queue.outstanding < MOST_OUTSTANDING &&
       this.#buffered < MOST_BUFFERED
     );
   }
@@ -443,7 +451,7 @@ export class Engine {
       const ended = (came: boolean): void => {
         queue.fetching = false;
         this.#transferEnded();
-        if (epoch === this.epoch) {
+        if (this.#isThere(queue, epoch)) {
           if (!came) this.#owner.fatal();
           else if (this.#paused) this.#afterPause.push(() => this.#took(queue, copy, count));
           else this.#took(queue, copy, count);
@@ -461,9 +469,14 @@ export class Engine {
     return 0;
   }
 
+  /** Is this queue of that life there? It may have been deleted while entries were on their way. */
+  #isThere(queue: SubmissionQueue, epoch: number): boolean {
+    return epoch === this.epoch && this.sqs.get(queue.id) === queue;
+  }
+
   /** Commands came by message. */
   #took(queue: SubmissionQueue, words: Uint32Array, count: number): void {
-    if (!this.#running) return;
+    if (!this.#running || !this.#isThere(queue, this.epoch)) return;
     this.#inSlice = true;
     this.#take(queue, words, count);
     this.#inSlice = false;
@@ -560,9 +573,12 @@ export class Engine {
     const ended = (came: boolean): void => {
       this.#transferEnded();
       if (epoch === this.epoch) {
-        if (!came) this.#owner.fatal();
-        else if (queue.interrupts) this.#owner.signal(queue.vector);
-        if (queue.waiting > 0) this.#markDirty(queue);
+        if (this.cqs.get(queue.id) === queue) {
+          if (!came) this.#owner.fatal();
+          else if (queue.interrupts) this.#owner.signal(queue.vector);
+          if (queue.waiting > 0) this.#markDirty(queue);
+        }
+        queue.onWritten?.();
         this.schedule();
       }
       if (!this.isBusy) this.#owner.idle();
@@ -573,11 +589,13 @@ export class Engine {
     );
   }
 
-  #clearShadow(queue: number): void {
-    if (this.shadow === undefined || queue === 0) return;
-    const { isOpen } = this.shadow;
-    if (isOpen || this.shadow.open()) this.shadow.set(queue, 0, 0);
-    if (!isOpen) this.shadow.close();
+  /** Clears a doorbell in memory of a new queue, which is `queue`. */
+  #clearShadow(clear: (shadow: ShadowDoorbells) => void, queue: number): void {
+    const { shadow } = this;
+    if (shadow === undefined || queue === 0) return;
+    const { isOpen } = shadow;
+    if (isOpen || shadow.open()) clear(shadow);
+    if (!isOpen) shadow.close();
   }
 
   #readTails(): void {

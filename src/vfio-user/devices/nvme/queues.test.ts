@@ -112,6 +112,76 @@ describe('NVMe queues', () => {
       nvme.close();
     });
 
+  /** Holds messages about one address, until they are let go. */
+  function hold(nvme: NvmeHost, what: 'read' | 'write', at: number): () => void {
+    let letGo: () => void = () => undefined;
+    const gate = new Promise<void>((resolve) => {
+      letGo = resolve;
+    });
+    const move = nvme.memory[what].bind(nvme.memory);
+    nvme.memory[what] = (iova: number, bytes: Uint8Array) =>
+      iova === at ? gate.then(() => void move(iova, bytes)) : move(iova, bytes);
+    return letGo;
+  }
+
+  it('commands that come after their queue was deleted are not carried out', async () => {
+    const nvme = await new NvmeHost(undefined, 'copied').enable();
+    const queue = await nvme.createQueue();
+    const letGo = hold(nvme, 'read', queue.sq);
+    nvme.put(queue, nvme.io(NVM.READ, 0, 1, nvme.pages()));
+    nvme.ring(queue);
+    await turn(3);
+    assert.equal(await nvme.status({ opcode: ADMIN.DELETE_SQ, cdw10: 1 }), 0);
+    assert.equal(await nvme.status({ opcode: ADMIN.DELETE_CQ, cdw10: 1 }), 0);
+    // The host uses the memory for something else.
+    nvme.at(queue.cq, 1024).fill(0xee);
+    letGo();
+    await turn(5);
+    assert.ok(nvme.at(queue.cq, 1024).every((byte) => byte === 0xee));
+    nvme.close();
+  });
+
+  it('a completion queue is gone when nothing is on its way into it', async () => {
+    const nvme = await new NvmeHost(undefined, 'copied').enable();
+    const queue = await nvme.createQueue();
+    const letGo = hold(nvme, 'write', queue.cq);
+    nvme.put(queue, nvme.io(NVM.READ, 0, 1, nvme.pages()));
+    nvme.ring(queue);
+    await turn(3);
+    assert.equal(await nvme.status({ opcode: ADMIN.DELETE_SQ, cdw10: 1 }), 0);
+    nvme.put(nvme.admin, { opcode: ADMIN.DELETE_CQ, cdw10: 1 });
+    nvme.ring(nvme.admin);
+    await turn(3);
+    assert.deepEqual(nvme.take(nvme.admin), []);
+    letGo();
+    assert.equal((await nvme.finish(nvme.admin))[0].status, 0);
+    nvme.close();
+  });
+
+  it('doorbells in memory are those of each queue, whatever it is paired with', async () => {
+    const nvme = await new NvmeHost().enable();
+    const first = await nvme.createQueue(1, 16, 64);
+    const page = nvme.pages();
+    const second = nvme.queue(2, 16);
+    const createSq = (id: number, sq: number): Promise<number> =>
+      nvme.status({ opcode: ADMIN.CREATE_SQ, prp1: sq, cdw10: id | (15 << 16), cdw11: 1 | (1 << 16) });
+    assert.equal(await createSq(2, second.sq), 0);
+    await nvme.read(first, 0, 1, page);
+    await nvme.read(first, 0, 1, page);
+    nvme.put(second, nvme.io(NVM.READ, 0, 1, page));
+    nvme.ring(second);
+    await nvme.finish(first);
+    const [doorbells, events] = [nvme.pages(), nvme.pages()];
+    assert.equal(await nvme.status({ opcode: ADMIN.DOORBELL_BUFFER_CONFIG, prp1: doorbells, prp2: events }), 0);
+    const words = (): number[] => [2, 3, 4, 5].map((n) => nvme.view.getUint32(doorbells - BASE + 4 * n, true));
+    assert.deepEqual(words(), [2, 3, 1, 0], 'tails and heads of queues 1 and 2');
+    // A submission queue that is made anew leaves the head of the completion queue with the same number.
+    assert.equal(await nvme.status({ opcode: ADMIN.DELETE_SQ, cdw10: 1 }), 0);
+    assert.equal(await createSq(1, first.sq), 0);
+    assert.deepEqual(words(), [0, 3, 1, 0]);
+    nvme.close();
+  });
+
   it('two submission queues share a completion queue', async () => {
     const nvme = await new NvmeHost().enable();
     const first = await nvme.createQueue(1, 16, 64);

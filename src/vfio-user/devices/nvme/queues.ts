@@ -21,6 +21,8 @@ export class CompletionQueue {
   posted = 0;
   /** Are completions under way by message? */
   writing = false;
+  /** Called when those are there, of a queue that was deleted meanwhile. */
+  onWritten: (() => void) | undefined;
   #phase = PHASE;
   /** Completions that wait: entries without the phase, in a ring. */
   #words = new Uint32Array(64 * WORDS);
@@ -68,7 +70,7 @@ export class CompletionQueue {
   }
 
   /**
-   * Posts as many as the host has room for. `undefined` if that is done, else resolves when the client has them.
+   * Posts as many as the host has room for. `undefined` if that is done, else resolves when the client has some of them.
    *
    * @throws DmaError if the queue's memory can not be reached
    */
@@ -87,7 +89,6 @@ export class CompletionQueue {
         return wait.then(
           () => {
             this.writing = false;
-            return this.post(dma);
           },
           (error: unknown) => {
             this.writing = false;

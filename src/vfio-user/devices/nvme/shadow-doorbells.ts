@@ -82,9 +82,13 @@ export class ShadowDoorbells {
     this.#ask((2 * queue + 1) * this.#step, head);
   }
 
-  /** Sets the doorbells of a queue, and asks for a message when they change. */
-  set(queue: number, tail: number, head: number): void {
+  /** Sets the tail of submission queue `queue`, and asks for a message when it changes. */
+  setTail(queue: number, tail: number): void {
     this.#set(2 * queue * this.#step, tail);
+  }
+
+  /** Sets the head of completion queue `queue`, and asks for a message when it changes. */
+  setHead(queue: number, head: number): void {
     this.#set((2 * queue + 1) * this.#step, head);
   }
 
