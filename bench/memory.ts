@@ -23,8 +23,17 @@ const BLOCKS = [
   { size: 64 * KiB, count: 5000 },
   { size: MiB, count: 500 },
 ];
-/** The pool of `peers/dpdk-memory.c`. */
-const POOL = { elements: 8192, cache: 256, burst: 32, count: 20_000 };
+/** The pool of `peers/dpdk-memory.c`, and how many elements a call takes: bursts, and one by one. */
+const POOL = {
+  elements: 8192,
+  cache: 256,
+  bursts: [
+    { burst: 32, count: 20_000 },
+    { burst: 1, count: 100_000 },
+  ],
+};
+/** At most so many times the time of DPDK. */
+const POOL_GOAL = 3;
 const PAGE = 2 * MiB;
 /** Pages that a heap grows by in a round, one by one. */
 const GROWTH = 64;
@@ -122,19 +131,22 @@ async function benchBlocks(huge: boolean, rounds: Rounds): Promise<Result[]> {
       ...peerCase(peer, { ...common, name: c }, `pairs ${count} ${size}`),
     ];
   });
-  return await measure([...cases, ...poolCases(peer, pages)], rounds);
+  const pools = POOL.bursts.flatMap(({ burst, count }) => poolCases(peer, pages, burst, count));
+  return await measure([...cases, ...pools], rounds);
 }
 
-function poolCases(peer: Peer | string, pages: string): Case[] {
-  const { elements, cache: size, burst, count } = POOL;
+/** @param burst elements in a call @param count pairs of calls in a round */
+function poolCases(peer: Peer | string, pages: string, burst: number, count: number): Case[] {
+  const { elements, cache: size } = POOL;
   const cache = new PoolCache(ElementStack.create(elements), size);
   const taken = new Int32Array(burst);
   const c = `rte_mempool get + put of ${burst}, each, ${pages}`;
   const common = { unit: 'ns', count: count * burst } as const;
+  const compared = { ...against(peer, c), ...(typeof peer === 'string' ? {} : { goal: POOL_GOAL }) };
   return [
     {
       ...common,
-      ...against(peer, c),
+      ...compared,
       name: `pool get + put of ${burst}, each, ${pages}`,
       round: () =>
         timeWork(() => {
@@ -146,7 +158,7 @@ function poolCases(peer: Peer | string, pages: string): Case[] {
     },
     {
       ...common,
-      ...against(peer, c),
+      ...compared,
       name: `pool get + put of ${burst} in place, each read, ${pages}`,
       round: () =>
         timeWork(() => {

@@ -75,7 +75,9 @@ export class PoolCache {
       } else if (!this.#fill(count)) return false;
     }
     const length = this.#length;
-    copyReversed(into, at, this.numbers, length, cached);
+    // What is handed out one by one needs no loop.
+    if (cached === 1) into[at] = this.numbers[length - 1];
+    else copyReversed(into, at, this.numbers, length, cached);
     this.#length = length - cached;
     if (this.#stack.checked) this.#stack.markTaken(into, count, at);
     return true;
@@ -95,7 +97,8 @@ export class PoolCache {
     }
     if (this.#length + count > this.#threshold) this.#drain(count);
     const length = this.#length;
-    copyNumbers(this.numbers, length, from, at, count);
+    if (count === 1) this.numbers[length] = from[at];
+    else copyNumbers(this.numbers, length, from, at, count);
     this.#length = length + count;
   }
 
