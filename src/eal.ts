@@ -210,7 +210,8 @@ export class Eal implements AsyncDisposable {
     const words = window === undefined ? undefined : new SharedWords(this.#driverMemory, platform.kernel);
     this.#words = words;
     const holders = (): Holders => words?.holders ?? this.#shares.holders;
-    this.pools = new Pools(sources, { port: platform.memory, holders, words, shares: this.#shares });
+    const ofPools = { ...sources, users: this.#areas.users };
+    this.pools = new Pools(ofPools, { port: platform.memory, holders, words, shares: this.#shares });
     const recover = (id: number): void => this.pools.recoverFrom(id);
     if (words === undefined) this.#shares.addRecovery(recover);
     else {

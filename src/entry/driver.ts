@@ -38,7 +38,7 @@ export type {
   RemoteAccess,
   Segment,
 } from '../dma/address-space.js';
-export type { MemoryUser } from '../memory/users.js';
+export type { ElementUser, MemoryUser } from '../memory/users.js';
 export type { IovaDecision, IovaMode } from '../memory/iova-mode.js';
 export type { SharedKind } from '../memory/shared/shared.js';
 export type { AttachedDomain } from '../bus/attached-device.js';

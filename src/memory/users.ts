@@ -15,16 +15,74 @@ export interface MemoryUser {
    * nothing does. Addresses are VAs.
    */
   uses(start: number, end: number): string | undefined;
+  /**
+   * The same for pools, which ask whenever elements are put back, so that it has to be quick. Work whose programs look after
+   * their memory themselves may be left out. Absent: pools do not ask.
+   */
+  readonly elements?: ElementUser;
+}
+
+/** What pools ask before they take elements back. */
+export interface ElementUser {
+  /** Does nothing work on any memory now? */
+  isIdle(): boolean;
+  /** As {@link MemoryUser.uses}. */
+  uses(start: number, end: number): string | undefined;
+}
+
+/** A user of elements, and its device. */
+interface Asked {
+  readonly device: string;
+  readonly elements: ElementUser;
 }
 
 /** The users of all memory of one `Eal`, or of one domain. */
 export class MemoryUsers {
   readonly #users = new Set<MemoryUser>();
+  /** Those that pools ask. */
+  #asked: readonly Asked[] = [];
+  readonly #watchers = new Set<(some: boolean) => void>();
 
   /** @returns ends it; idempotent */
   add(user: MemoryUser): () => void {
+    const { device, elements } = user;
     this.#users.add(user);
-    return () => void this.#users.delete(user);
+    if (elements !== undefined) this.#ask([...this.#asked, { device, elements }]);
+    return () => {
+      this.#users.delete(user);
+      this.#ask(this.#asked.filter((each) => each.elements !== elements));
+    };
+  }
+
+  /**
+   * Calls back now, and whenever it changes: are there any that pools have to ask?
+   *
+   * @returns ends it
+   */
+  watch(watcher: (some: boolean) => void): () => void {
+    this.#watchers.add(watcher);
+    watcher(this.#asked.length > 0);
+    return () => void this.#watchers.delete(watcher);
+  }
+
+  #ask(users: readonly Asked[]): void {
+    this.#asked = users;
+    for (const watcher of this.#watchers) watcher(users.length > 0);
+  }
+
+  /** Does none of those that pools ask work on anything? */
+  get areIdle(): boolean {
+    for (let i = 0; i < this.#asked.length; i++) if (!this.#asked[i].elements.isIdle()) return false;
+    return true;
+  }
+
+  /** What works on an element in [start, end), VAs, and by which device: of those that pools ask. */
+  workOn(start: number, end: number): { readonly work: string; readonly device: string } | undefined {
+    for (const { device, elements } of this.#asked) {
+      const work = elements.uses(start, end);
+      if (work !== undefined) return { work, device };
+    }
+    return undefined;
   }
 
   /**

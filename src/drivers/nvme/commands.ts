@@ -2,6 +2,7 @@
 import { DmaError } from '../../errors.js';
 import { now, queueMicrotask } from '../../timers.js';
 import { Operation, type NvmeResult, type OperationParts, type Sent, type Settle } from './operation.js';
+import type { BusyPages } from './busy-pages.js';
 import { Poller } from './poller.js';
 import { ABORTED_BY_HOST, type NvmeQueue } from './queue.js';
 
@@ -39,6 +40,7 @@ export class Commands {
   readonly queue: NvmeQueue;
   readonly #host: CommandsHost;
   readonly #pageSize: number;
+  readonly #pages: BusyPages;
   readonly #poller: Poller;
   readonly #free: Uint16Array;
   #freeCount: number;
@@ -57,11 +59,13 @@ export class Commands {
   /** Why nothing can be sent any more. */
   #dead: DmaError | undefined;
 
-  constructor(queue: NvmeQueue, host: CommandsHost, pageSize: number, interrupts: boolean) {
+  /** @param pages where the memory of its operations is counted */
+  constructor(queue: NvmeQueue, host: CommandsHost, pageSize: number, interrupts: boolean, pages: BusyPages) {
     const { capacity } = queue;
     this.queue = queue;
     this.#host = host;
     this.#pageSize = pageSize;
+    this.#pages = pages;
     this.#free = Uint16Array.from({ length: capacity }, (_, i) => capacity - 1 - i);
     this.#freeCount = capacity;
     this.#aborting = new Uint8Array(capacity);
@@ -93,7 +97,7 @@ export class Commands {
   /** As {@link run}, for who has a promise already. @throws DmaError when nothing can be sent any more */
   start(parts: OperationParts, settle: Settle, standing = false): void {
     if (this.#dead !== undefined) throw this.#dead.with({ operation: parts.operation });
-    const operation = new Operation(parts, standing, settle);
+    const operation = new Operation(parts, standing, settle, this.#pages);
     const { signal } = parts;
     if (signal !== undefined) {
       operation.onAbort = () => this.#aborted(operation, signal);

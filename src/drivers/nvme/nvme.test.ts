@@ -584,4 +584,89 @@ describe('memory', () => {
       block.free();
       mapping.unmap();
     }));
+
+  it('of several places that are one for the device is held in all of them', () =>
+    withDisk({}, async ({ eal, device, disk, fake }) => {
+      const [first, second] = [eal.external.allocate(8 * KiB), eal.external.allocate(8 * KiB)];
+      const [low] = [device.dmaMap(first, { iova: 0x4000_0000 })];
+      const high = device.dmaMap(second, { iova: 0x4000_2000 });
+      fake.misbehave = ({ queue }) => (queue > 0 ? 'hold' : undefined);
+      const into = [
+        { va: (first.va + 4096) as Va, length: 4096 },
+        { va: second.va, length: 4096 },
+      ];
+      const read = disk.read({ lba: 0, blocks: 16, into });
+      throwsDma('EBUSY', () => low.unmap(), /read of 16 blocks at LBA 0/);
+      throwsDma('EBUSY', () => high.unmap(), /read of 16 blocks at LBA 0/);
+      await until(() => fake.log.some(({ queue }) => queue > 0), 'it runs');
+      fake.letGo();
+      await read;
+      for (const mapping of [low, high]) mapping.unmap();
+      for (const memory of [first, second]) memory.unregister();
+    }));
+});
+
+describe('elements of a pool', () => {
+  for (const cache of [0, 8])
+    it(`are not put back while a call uses them, and can be afterwards${cache > 0 ? ' (with a cache)' : ''}`, () =>
+      withDisk({}, async ({ eal, ssd, disk, fake }) => {
+        using pool = eal.pools.create({ name: 'data', elements: 16, elementSize: 4096, headroom: 64, cache });
+        const numbers = new Int32Array(4);
+        assert.ok(pool.get(numbers, 4));
+        const part = (index: number, offset: number, length: number): { va: Va; length: number } => ({
+          va: (pool.vas[numbers[index]] + offset) as Va,
+          length,
+        });
+        const before = pool.available;
+        fake.misbehave = ({ queue }) => (queue > 0 ? 'hold' : undefined);
+        const abort = new AbortController();
+        const calls = Promise.allSettled([
+          // The last byte, a part in the middle, and several of them.
+          disk.read({ lba: 64, blocks: 1, into: part(0, 3584, 512) }),
+          disk.write({ lba: 7, blocks: 2, from: [part(1, 512, 512), part(2, 1024, 512)], signal: abort.signal }),
+        ]);
+        throwsDma('EBUSY', () => pool.put(numbers, 1), /read of 1 block at LBA 64.* uses element \d+ of the pool data/);
+        throwsDma('EBUSY', () => pool.put(numbers, 1, 1), /LBA 7/);
+        throwsDma('EBUSY', () => pool.put(numbers, 1, 2), /LBA/);
+        // All or none, and what can not be is said first.
+        throwsDma('EBUSY', () => pool.put(Int32Array.of(numbers[3], numbers[0]), 2), /LBA 64/);
+        throwsDma('EINVAL', () => pool.put(numbers, 5), /4/);
+        assert.equal(pool.available, before);
+        pool.put(numbers, 1, 3);
+        assert.equal(pool.available, before + 1);
+        // What waits for a slot counts, and so does what was given up until it is back.
+        const waiting = Array.from({ length: 2000 }, (_, i) => disk.read({ lba: i, blocks: 1, into: part(0, 0, 512) }));
+        throwsDma('EBUSY', () => pool.put(numbers, 1), /LBA/);
+        abort.abort();
+        throwsDma('EBUSY', () => pool.put(numbers, 1, 1), /LBA 7/);
+        fake.misbehave = () => undefined;
+        await until(() => fake.log.filter(({ queue }) => queue > 0).length > 2, 'they run');
+        fake.letGo();
+        await Promise.all([calls, ...waiting]);
+        pool.put(numbers, 3);
+        assert.equal(pool.available, 16);
+        // By any command.
+        assert.ok(pool.get(numbers, 1));
+        fake.misbehave = () => 'hold';
+        const admin = assert.rejects(
+          ssd.admin({ opcode: ADMIN.IDENTIFY, cdw10: 1, into: part(0, 0, 4096) }),
+          dmaError('ECANCELED'),
+        );
+        throwsDma('EBUSY', () => pool.put(numbers, 1), /^pool.put: identify uses element/);
+        fake.misbehave = () => undefined;
+        await ssd.reset();
+        await admin;
+        pool.put(numbers, 1);
+      }));
+
+  it('that were lent to the controller are not put back', () =>
+    withDisk({ hostMemory: 4 }, async ({ eal, ssd }) => {
+      using pool = eal.pools.create({ elements: 2, elementSize: 16 * KiB, align: 4096 });
+      const numbers = new Int32Array(1);
+      assert.ok(pool.get(numbers, 1));
+      await ssd.lendMemory({ va: pool.vas[numbers[0]], length: 16 * KiB });
+      throwsDma('EBUSY', () => pool.put(numbers, 1), /lent to \(lendMemory\), uses element/);
+      await ssd.takeMemoryBack();
+      pool.put(numbers, 1);
+    }));
 });

@@ -43,6 +43,7 @@ import { show } from '../../show.js';
 import { alignUp, formatSize, KiB, MiB } from '../../units.js';
 import { queueName } from './attached-queue.js';
 import { BUFFER_ADDRESS, ControllerBar } from './bar.js';
+import { BusyPages } from './busy-pages.js';
 import { Bounce } from './bounce.js';
 import { Commands, type CommandsHost } from './commands.js';
 import { piecesOf, putAddress, type NvmeMemory, type PointerRules } from './data-pointer.js';
@@ -185,6 +186,8 @@ export class Nvme {
   readonly #bounce: Bounce;
   readonly #adminRecord: QueueRecord;
   readonly #admin: Commands;
+  /** What calls use, for pools. */
+  readonly #busyPages = new BusyPages();
   #io: Commands | undefined;
   readonly #records = new Map<number, QueueRecord>();
   /** Queues that were offered to other threads, by their numbers. */
@@ -228,8 +231,16 @@ export class Nvme {
     this.limits = { maxTransfer: pageSize, queues: 0, queueEntries: 0, pageSize, sgl: false, vectors: 0 };
     this.#bounce = new Bounce((length) => this.#allocate(length, 'copies'));
     this.#adminRecord = this.#makeQueue(0, ADMIN_ENTRIES, MOST_ADMIN_TRANSFER, 2, undefined, undefined);
-    this.#admin = new Commands(this.#adminRecord.queue, this.#host(), pageSize, true);
-    this.#use = device.domain?.addUser({ device: device.name, uses: (start, end) => this.#usesOf(start, end) });
+    this.#admin = new Commands(this.#adminRecord.queue, this.#host(), pageSize, true, this.#busyPages);
+    this.#use = device.domain?.addUser({
+      device: device.name,
+      uses: (start, end) => this.#usesOf(start, end),
+      elements: {
+        isIdle: () => this.#busyPages.isIdle && this.#hostMemory === undefined,
+        uses: (start, end) =>
+          this.#lentUsing(start, end) ?? (this.#busyPages.has(start, end) ? this.#callUsing(start, end) : undefined),
+      },
+    });
   }
 
   /** @internal Takes the controller: resets it, and brings it up. @throws DmaError when it can not be worked */
@@ -599,7 +610,7 @@ export class Nvme {
     if (this.#io === undefined) {
       const entriesWanted = Math.min(IO_ENTRIES, this.limits.queueEntries);
       const io = this.#makeIoQueue(entriesWanted, this.limits.vectors > 0, 2, undefined, 'nvme.open');
-      this.#io = new Commands(io.queue, this.#host(), this.#pageSize, io.vector !== undefined);
+      this.#io = new Commands(io.queue, this.#host(), this.#pageSize, io.vector !== undefined, this.#busyPages);
       if (io.vector !== undefined) this.#vectors[io.vector].add(() => this.#io?.interrupt());
     }
     for (const each of this.#records.values()) {
@@ -1422,16 +1433,24 @@ export class Nvme {
     if (this.#why !== undefined) throw this.#why.with({ operation });
   }
 
-  /** What commands use of [start, end). */
-  #usesOf(start: number, end: number): string | undefined {
-    const { domain } = this.#device;
+  /** The controller, if some of [start, end) was lent to it. */
+  #lentUsing(start: number, end: number): string | undefined {
     const lent = this.#state === 'ended' ? [] : (this.#hostMemory?.ranges ?? []);
     for (let i = 0; i < lent.length; i += 2)
       if (lent[i] < end && lent[i] + lent[i + 1] > start) return 'the controller, which it was lent to (lendMemory),';
-    for (const commands of [this.#io, this.#admin]) {
-      const work = commands?.usesOf(start, end);
-      if (work !== undefined) return work;
-    }
+    return undefined;
+  }
+
+  /** The call that uses some of [start, end). */
+  #callUsing(start: number, end: number): string | undefined {
+    return this.#io?.usesOf(start, end) ?? this.#admin.usesOf(start, end);
+  }
+
+  /** What commands use of [start, end). */
+  #usesOf(start: number, end: number): string | undefined {
+    const { domain } = this.#device;
+    const other = this.#lentUsing(start, end) ?? this.#callUsing(start, end);
+    if (other !== undefined) return other;
     for (const { queue } of this.#records.values()) {
       if (queue === this.#io?.queue) continue;
       const work = queue.usesOf(start, end, (iova) => domain?.vaOf(iova));

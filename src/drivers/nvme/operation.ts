@@ -1,6 +1,7 @@
 /** One call of the program that commands are made for: one, or as many as its data needs. */
 import type { DmaError, DmaErrorDetails } from '../../errors.js';
 import { now } from '../../timers.js';
+import type { BusyPages } from './busy-pages.js';
 import { putPointer, type Cut, type Pieces } from './data-pointer.js';
 import { outcomeError, statusError, type NvmeOutcome } from './nvme-error.js';
 import { ENTRY_WORDS, type NvmeQueue } from './queue.js';
@@ -86,14 +87,20 @@ export class Operation {
   #result = 0;
   #resultHigh = 0;
   readonly #settle: Settle;
+  /** Where its memory is counted, and whether it is. */
+  readonly #pages: BusyPages;
+  #holds = true;
   onAbort: (() => void) | undefined;
   /** Does it complete only when something happens? */
   readonly standing: boolean;
 
-  constructor(parts: OperationParts, standing: boolean, settle: Settle) {
+  /** @param pages where its memory is counted, until it settles */
+  constructor(parts: OperationParts, standing: boolean, settle: Settle, pages: BusyPages) {
     this.parts = parts;
     this.standing = standing;
     this.#settle = settle;
+    this.#pages = pages;
+    this.#count(1);
   }
 
   /** Is there something to send? */
@@ -169,6 +176,8 @@ export class Operation {
   /** Ends it, if nothing of it is outstanding. @returns did it? */
   settle(): boolean {
     if (this.running > 0 || this.hasMore) return false;
+    if (this.#holds) this.#count(-1);
+    this.#holds = false;
     const { signal } = this.parts;
     if (this.onAbort !== undefined) signal?.removeEventListener('abort', this.onAbort);
     this.#settle(this.error, { result: this.#result, resultHigh: this.#resultHigh });
@@ -197,13 +206,25 @@ export class Operation {
 
   /** Does it use any of [start, end), VAs? */
   uses(start: number, end: number): boolean {
+    let isUsed = false;
+    this.#eachRange((va, length) => (isUsed ||= va < end && va + length > start));
+    return isUsed;
+  }
+
+  /** Calls back for each range of VAs that it uses. */
+  #eachRange(call: (va: number, length: number) => void): void {
     const { data, blocks, unit, ranges } = this.parts;
-    const isIn = (va: number, length: number): boolean => va < end && va + length > start;
-    if (data.kind === 'run' && isIn(data.va, Math.max(1, blocks) * unit)) return true;
+    if (data.kind === 'run') call(data.va, Math.max(1, blocks) * unit);
     const all = data.kind === 'cuts' ? data.pieces.ranges : [];
-    for (const list of [all, ranges ?? []])
-      for (let i = 0; i < list.length; i += 2) if (isIn(list[i], list[i + 1])) return true;
-    return false;
+    for (const list of [all, ranges ?? []]) for (let i = 0; i < list.length; i += 2) call(list[i], list[i + 1]);
+  }
+
+  /** Its memory is used now, or not any more. */
+  #count(by: 1 | -1): void {
+    const { data, blocks, unit, ranges } = this.parts;
+    // Nearly always it is this; the rest would only cost time.
+    if (data.kind === 'run' && ranges === undefined) this.#pages.count(data.va, Math.max(1, blocks) * unit, by);
+    else this.#eachRange((va, length) => this.#pages.count(va, length, by));
   }
 
   #failure(what: string, field: number, reset: DmaError | undefined): DmaError {

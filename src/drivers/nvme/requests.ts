@@ -139,7 +139,9 @@ export function dataOf(
   for (const [index, each] of pieces.iovas.entries())
     if (device.domain?.mayUse(each, pieces.lengths[index], use) === false) throw notGranted(device, use, operation);
   const [iova] = pieces.iovas;
-  if (pieces.iovas.length === 1 && iova % 4 === 0) return { kind: 'run', iova, va: pieces.ranges[0] };
+  // Ranges of several addresses here may be one for the device; but a run has one address.
+  if (pieces.iovas.length === 1 && pieces.ranges.length === 2 && iova % 4 === 0)
+    return { kind: 'run', iova, va: pieces.ranges[0] };
   const cuts = cutsOf(pieces, length, unit, rules);
   if (cuts !== undefined) return { kind: 'cuts', pieces, cuts };
   throw invalid(operation, whyNot(pieces, unit, rules), {

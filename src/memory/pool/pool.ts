@@ -14,7 +14,8 @@ import { show } from '../../show.js';
 import { now } from '../../timers.js';
 import type { Va } from '../../units.js';
 import type { Area } from '../area.js';
-import { ElementStack } from './element-stack.js';
+import type { MemoryUsers } from '../users.js';
+import { checkBurst, ElementStack } from './element-stack.js';
 import { PoolCache } from './pool-cache.js';
 import type { ElementShape, PoolChunk } from './pool-layout.js';
 import { HandedOut } from '../retired.js';
@@ -98,6 +99,8 @@ interface PoolParts {
   readonly view: (chunk: number) => Uint8Array;
   /** @throws DmaError EBUSY while some of the memory is pinned */
   readonly mustBeIdle?: (operation: string) => void;
+  /** What may work on elements without a pin; only the thread that made the pool knows. */
+  readonly users?: MemoryUsers;
   /** Frees the memory; `free` rethrows its errors. */
   readonly end: () => void;
   /** Did this thread make it? */
@@ -161,6 +164,10 @@ export class Pool implements Disposable {
   #recovered = -Infinity;
   readonly #view: (chunk: number) => Uint8Array;
   readonly #mustBeIdle: ((operation: string) => void) | undefined;
+  readonly #users: MemoryUsers | undefined;
+  /** Has `put` to look before it takes elements back? Also when it was freed, so that it looks at one place only. */
+  #looks = false;
+  readonly #unwatch: (() => void) | undefined;
   readonly #end: () => void;
   readonly #made: boolean;
   /** Views of chunks and of elements, made when they are first asked for. */
@@ -170,7 +177,7 @@ export class Pool implements Disposable {
   #live = true;
 
   /** @internal */
-  constructor({ facts, sharing, attached, recover, stack, cache, view, mustBeIdle, end, made }: PoolParts) {
+  constructor({ facts, sharing, attached, recover, stack, cache, view, mustBeIdle, users, end, made }: PoolParts) {
     const { shape, chunks, cacheSize } = facts;
     const { elements } = stack;
     this.#cache = cache;
@@ -191,6 +198,8 @@ export class Pool implements Disposable {
     this.#recover = recover;
     this.#view = view;
     this.#mustBeIdle = mustBeIdle;
+    this.#users = users;
+    this.#unwatch = users?.watch((some) => (this.#looks = some));
     this.#end = end;
     this.#made = made;
     let first = 0;
@@ -411,11 +420,15 @@ export class Pool implements Disposable {
    * Returns `count` elements, whose numbers are in `from` from index `at`. Makes no garbage. Any thread may return what
    * another one took.
    *
+   * An element that a call of a driver uses, such as a read of an NVMe namespace, is not taken back. That is seen in the thread
+   * that made the pool only, not by {@link PoolCache.putInPlace}, and not for commands of a queue of the program's own.
+   *
    * @throws DmaError EINVAL if `from` is too short, the pool is freed or would have too many elements; with `checked`, also for
-   *   an element that is free already or does not exist, and in a pool that is shared for one that is in no hand. ETIMEDOUT as `get`
+   *   an element that is free already or does not exist, and in a pool that is shared for one that is in no hand. EBUSY,
+   *   naming the call, while one uses an element. ETIMEDOUT as `get`. After an error nothing was put back
    */
   put(from: Int32Array | Uint32Array, count: number, at = 0): void {
-    if (!this.#live) this.#mustBeLive('pool.put');
+    if (this.#looks) this.#look(from, count, at);
     const cache = this.#cache;
     if (cache === undefined) this.#stack.put(from, count, at);
     else cache.put(from, count, at);
@@ -520,6 +533,8 @@ export class Pool implements Disposable {
     this.#mustBeIdle?.(operation);
     if (this.#made) this.#close(force, operation);
     this.#live = false;
+    this.#unwatch?.();
+    this.#looks = true;
     this.#chunkBytes = [];
     this.#bytes = [];
     throwFirst(undoAll([() => this.#cache?.end(), this.#end]), operation);
@@ -562,6 +577,28 @@ export class Pool implements Disposable {
     holds.change(ENDING, OPEN);
     const which = attached === 1 ? '1 thread has' : `${attached} threads have`;
     throw busy(`${which} attached to the pool ${name}`, 'free it there first, or end that thread');
+  }
+
+  /** @throws DmaError EINVAL if the pool is freed or `from` too short; EBUSY while a driver uses one of the elements */
+  #look(from: Int32Array | Uint32Array, count: number, at: number): void {
+    this.#mustBeLive('pool.put');
+    if (this.#users === undefined || this.#users.areIdle) return;
+    checkBurst(from, count, at);
+    const { vas, headroom, elementSize, name } = this;
+    for (let i = at; i < at + count; i++) {
+      const va = vas[from[i]];
+      // What does not exist is not used.
+      const used = va === undefined ? undefined : this.#users.workOn(va - headroom, va + elementSize);
+      if (used === undefined) continue;
+      throw new DmaError({
+        code: 'EBUSY',
+        operation: 'pool.put',
+        range: new Range((va - headroom) as Va, headroom + elementSize),
+        device: used.device,
+        reason: `${used.work} uses element ${from[i]} of the pool ${name}`,
+        hint: 'put it back when that has ended; aborting its signal, or resetting the device, ends it early',
+      });
+    }
   }
 
   #newBytes(element: number): Uint8Array {

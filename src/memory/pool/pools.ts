@@ -33,6 +33,7 @@ import { thrown } from '../../show.js';
 import { runSteps, runStepsAsync, type Steps } from '../../steps.js';
 import { MiB } from '../../units.js';
 import { STAYS } from '../../stays.js';
+import type { MemoryUsers } from '../users.js';
 
 /** The properties of a pool, and the source of its memory: the library's own, a heap, or external memory. */
 export interface PoolOptions extends Pick<MallocOptions, 'heap' | 'node' | 'pageSizes' | 'pageSizeHint'> {
@@ -105,11 +106,16 @@ export interface PoolsSharing {
   readonly words?: WordSource;
 }
 
+/** Where the memory of pools is from, and what may work on it: absent, nothing does. */
+export interface PoolSources extends HeapSources {
+  readonly users?: MemoryUsers;
+}
+
 /** The pools of one `Eal`. */
 export class Pools {
   /** @internal */
   readonly stays = STAYS;
-  readonly #sources: HeapSources;
+  readonly #sources: PoolSources;
   readonly #sharing: PoolsSharing | undefined;
   readonly #pools = new Map<string, Pool>();
   readonly #handlers = new Handlers<PoolHandler>();
@@ -118,7 +124,7 @@ export class Pools {
   #made = 0;
 
   /** @internal */
-  constructor(sources: HeapSources, sharing?: PoolsSharing) {
+  constructor(sources: PoolSources, sharing?: PoolsSharing) {
     this.#sources = sources;
     this.#sharing = sharing;
   }
@@ -227,7 +233,8 @@ export class Pools {
       const recover = (): number => this.#recover(pool);
       const view = (chunk: number): Uint8Array => memory.view(chunk);
       const mustBeIdle = (of: string): void => memory.mustBeIdle(of);
-      pool = new Pool({ facts, sharing, recover, stack, cache, view, mustBeIdle, end, made: true });
+      const { users } = this.#sources;
+      pool = new Pool({ facts, sharing, recover, stack, cache, view, mustBeIdle, users, end, made: true });
     } catch (error) {
       throw withUndo(error, operation, undoAll([release]));
     }
