@@ -31,8 +31,21 @@ export type InterruptKind = 'intx' | 'msi' | 'msix';
 export interface Interrupts {
   /** Whether they keep the process alive. They do at first. */
   setRef(keepAlive: boolean): void;
+  /**
+   * @internal Lends a vector to another thread of this process: its handler is not called until the loan is disposed, and once then, for
+   * what came meanwhile. Absent if only the thread that opened the device can wait for it.
+   */
+  lend?(vector: number): InterruptLoan;
   /** Disables them; no handler is called afterwards. */
   close(): void;
+}
+
+/** A vector on loan. It stays open until this is disposed, also when the device is closed or gone before; then nothing comes. */
+export interface InterruptLoan extends Disposable {
+  /** An eventfd, of this loan: who uses it longer keeps a duplicate. */
+  readonly fd: number;
+  /** Wakes who waits, as the device does. */
+  signal(): void;
 }
 
 /**

@@ -118,6 +118,28 @@ describe('access to a device of VFIO', { skip }, () => {
       assert.equal(kernel.ioctls.length, before);
     }));
 
+  it('lends a vector: its handler is called again when the loan has ended, also for what came meanwhile', () =>
+    withAccess(async ({ access, kernel, platform }) => {
+      const rung: number[] = [];
+      const interrupts = access.enableInterrupts('msix', [() => rung.push(0), () => rung.push(1)]);
+      const loan = interrupts.lend?.(1);
+      assert.ok(loan);
+      kernel.signal('msix', 1);
+      kernel.signal('msix', 0);
+      await soon(() => rung.length === 1);
+      assert.deepEqual(rung, [0]);
+      assert.equal(platform.events.take(loan.fd), 1);
+      loan[Symbol.dispose]();
+      assert.deepEqual(rung, [0, 1]);
+      kernel.signal('msix', 1);
+      await soon(() => rung.length === 3);
+      // A loan that ends after the interrupts gives its descriptor back all the same.
+      const late = interrupts.lend?.(1);
+      interrupts.close();
+      late?.[Symbol.dispose]();
+      assert.equal(rung.length, 3);
+    }));
+
   it('enabling another kind, or more vectors, replaces what was enabled', () =>
     withAccess(async ({ access, kernel }) => {
       const rung: string[] = [];

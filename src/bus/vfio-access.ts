@@ -13,6 +13,7 @@ import {
   noRegion,
   type DeviceAccess,
   type InterruptKind,
+  type InterruptLoan,
   type Interrupts,
   type RegionInfo,
 } from './device-access.js';
@@ -115,7 +116,7 @@ export class VfioAccess implements DeviceAccess {
     if (own.length === 0) throw invalid('enableInterrupts', `no handlers for the ${count} vectors of ${kind}`);
     this.#enabled?.close();
     const undo: (() => void)[] = [];
-    const watches: Watch[] = [];
+    const vectors: Vector[] = [];
     const isOn = (): boolean => undo.length > 0 && this.#device.failure === undefined;
     const afterwards = this.#device.interrupts[index].automasked
       ? () => {
@@ -124,7 +125,7 @@ export class VfioAccess implements DeviceAccess {
         }
       : undefined;
     try {
-      const eventfds = own.map((handler) => this.#listen(handler, afterwards, undo, watches));
+      const eventfds = own.map((handler) => this.#listen(handler, afterwards, undo, vectors));
       this.#device.setInterrupts({ index, action: 'trigger', eventfds });
       undo.push(() => {
         if (this.#device.failure === undefined) this.#device.setInterrupts({ index, action: 'trigger' });
@@ -135,8 +136,10 @@ export class VfioAccess implements DeviceAccess {
     }
     const enabled: Interrupts = {
       setRef: (keepAlive) => {
-        for (const watch of watches) watch.setRef(keepAlive);
+        for (const vector of vectors) vector.setRef(keepAlive);
       },
+      // One that is masked by each signal is unmasked by this thread.
+      ...(afterwards === undefined ? { lend: (vector: number) => vectors[vector].lend() } : {}),
       close: () => {
         const errors = undoAll(undo.splice(0).reverse());
         if (this.#enabled === enabled) this.#enabled = undefined;
@@ -159,20 +162,20 @@ export class VfioAccess implements DeviceAccess {
   }
 
   /** Creates an eventfd. Each signal calls `handler`, and then `afterwards` even if the handler throws. */
-  #listen(handler: () => void, afterwards: (() => void) | undefined, undo: (() => void)[], watches: Watch[]): number {
-    const { events, files, readiness } = this.#platform;
+  #listen(handler: () => void, afterwards: (() => void) | undefined, undo: (() => void)[], vectors: Vector[]): number {
+    const { events, files } = this.#platform;
     const fd = events.create();
     undo.push(() => files.close(fd));
-    const watch = readiness.watch(fd, { readable: true }, () => {
-      if (!signalled(events, fd)) return;
+    const vector = new Vector(this.#platform, fd, () => {
       try {
         handler();
       } finally {
         afterwards?.();
       }
     });
-    undo.push(() => watch.close());
-    watches.push(watch);
+    undo.push(() => vector.close());
+    vector.start();
+    vectors.push(vector);
     return fd;
   }
 
@@ -184,6 +187,61 @@ export class VfioAccess implements DeviceAccess {
       // The loss of the device is reported elsewhere.
       if (this.#device.failure === undefined) throw error;
     }
+  }
+}
+
+/** One vector: its eventfd, which this thread waits for, unless another one does. */
+class Vector {
+  readonly #platform: Platform;
+  readonly #fd: number;
+  readonly #signalled: () => void;
+  #watch: Watch | undefined;
+  #keepAlive = true;
+  #closed = false;
+
+  constructor(platform: Platform, fd: number, onSignal: () => void) {
+    this.#platform = platform;
+    this.#fd = fd;
+    this.#signalled = onSignal;
+  }
+
+  start(): void {
+    const { events, readiness } = this.#platform;
+    const fd = this.#fd;
+    this.#watch = readiness.watch(fd, { readable: true }, () => {
+      if (signalled(events, fd)) this.#signalled();
+    });
+    if (!this.#keepAlive) this.#watch.setRef(false);
+  }
+
+  setRef(keepAlive: boolean): void {
+    this.#keepAlive = keepAlive;
+    this.#watch?.setRef(keepAlive);
+  }
+
+  lend(): InterruptLoan {
+    const { files } = this.#platform;
+    const fd = files.duplicate(this.#fd);
+    this.#watch?.close();
+    this.#watch = undefined;
+    let isLent = true;
+    return {
+      fd,
+      signal: () => this.#platform.events.signal(fd),
+      [Symbol.dispose]: () => {
+        if (!isLent) return;
+        isLent = false;
+        files.close(fd);
+        if (this.#closed) return;
+        this.start();
+        this.#signalled();
+      },
+    };
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#watch?.close();
   }
 }
 

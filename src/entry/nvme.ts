@@ -21,7 +21,13 @@ export { NvmeError, statusError, type NvmeFailure, type NvmeOutcome } from '../d
 export type { NvmeEvent } from '../drivers/nvme/events.js';
 export type { BounceMemory } from '../drivers/nvme/bounce.js';
 export type { NvmeMemory } from '../drivers/nvme/data-pointer.js';
-export type { NvmeCallOptions, NvmeResult } from '../drivers/nvme/operation.js';
+export type {
+  AttachedNvmeNamespace,
+  AttachedReadOptions,
+  AttachedWriteOptions,
+} from '../drivers/nvme/attached-namespace.js';
+export type { NvmeCallOptions } from '../drivers/nvme/call-options.js';
+export type { NvmeResult } from '../drivers/nvme/operation.js';
 export type { NvmeCommand } from '../drivers/nvme/requests.js';
 export type { NvmeStreamOptions } from '../drivers/nvme/streams.js';
 export type { NvmeAppendOptions, NvmeZone, NvmeZoneLimits, ZoneAction, ZoneCalls } from '../drivers/nvme/zones.js';

@@ -1,6 +1,8 @@
 /** A queue pair that another thread opened, in the thread that works it. */
 import { attachStores, type AttachedStores, type LentStores } from '../../bus/lent-registers.js';
 import { closedDriver } from '../../bus/closed-device.js';
+import { AttachedDevice } from '../../bus/attached-device.js';
+import { mustBeMs } from '../../check.js';
 import { DmaError, invalid, throwFirst, undoAll, withUndo } from '../../errors.js';
 import { Holders } from '../../memory/shared/holders.js';
 import type { Hold } from '../../memory/shared/hold.js';
@@ -8,16 +10,21 @@ import type { Shared, SharedFacts } from '../../memory/shared/shared.js';
 import type { Platform } from '../../platform/ports.js';
 import { shortForm } from '../../short-form.js';
 import { show } from '../../show.js';
-import type { IovaLike, Va } from '../../units.js';
-import type { DmaPart } from './dma-memory.js';
+import type { MemoryPart } from '../../memory/part.js';
+import type { Iova, IovaLike, Va, VaLike } from '../../units.js';
+import type { AttachedNvmeNamespace } from './attached-namespace.js';
+import type { DmaPart, SharedPart } from './dma-memory.js';
 import { Doorbell, type ShadowDoorbells } from './doorbells.js';
-import { NvmeQueue, type AttachedNvmeQueue } from './queue.js';
-import type { NvmeQueueFacts, SharedPart } from './shared-queue.js';
-import { OWNER, QUEUE_WORD as WORD, QueueState, RUN } from './queue-state.js';
+import { hasMetadataApart, NvmeQueue, type AttachedNvmeQueue } from './queue.js';
+import { QueueCalls } from './queue-calls.js';
+import type { NvmeQueueFacts } from './shared-queue.js';
+import { ABORT, METADATA_APART, OWNER, QUEUE_WORD as WORD, QueueState, RUN } from './queue-state.js';
 
 /**
  * A queue pair of another thread's controller, which this thread works: see {@link NvmeQueue}. Commands are stores to memory and to
  * the controller; the other thread takes no part in it. Disposing it gives the queue back, with what still runs.
+ *
+ * Either the program works it by slots, or {@link NvmeQueueOfThread.namespace} gives calls.
  *
  * While the controller is being reset, commands are refused (EAGAIN), and those that ran are returned by `poll` with the status
  * `ABORTED_BY_HOST`, as in the thread that opened the queue. It works again once that thread's event loop has started it again.
@@ -30,6 +37,11 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
   readonly #own: OwnParts;
   readonly #hold: Hold;
   readonly #owner: number;
+  readonly #facts: NvmeQueueFacts;
+  /** Works the queue by calls, with a queue object of their own over the same rings. */
+  #calls: { readonly queue: NvmeQueueOfThread; readonly calls: QueueCalls } | undefined;
+  /** Told what the other thread has told. */
+  #changed: ((run: number, ended: DmaError | undefined) => void) | undefined;
   #epoch = -1;
   /** Is the controller stopped? */
   #stopped = false;
@@ -44,6 +56,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
       failed: (error) => this.#broke(error),
     });
     this.device = facts.device;
+    this.#facts = facts;
     this.#hold = hold;
     this.#queueState = state;
     this.#words = state.words;
@@ -59,7 +72,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
    * @throws DmaError EBUSY while another thread has the queue, or its maker took it back
    */
   static attach(
-    { holders: table, more: [buffer, words] }: Pick<Shared<unknown>, 'holders' | 'more'>,
+    { holders: table, more: [buffer, ...more] }: Pick<Shared<unknown>, 'holders' | 'more'>,
     facts: NvmeQueueFacts,
     hold: Hold,
     platform: Platform,
@@ -73,7 +86,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
       hold.leave();
       throw taken(facts, before, holders, operation);
     }
-    const own = new OwnParts(platform, facts, words, holders);
+    const own = new OwnParts(platform, facts, more, holders, hold);
     try {
       own.open();
       return new NvmeQueueOfThread(facts, hold, owner, state, own);
@@ -88,6 +101,25 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
   /** Is it this thread's? False once it was given back. */
   get live(): boolean {
     return !this.#ended;
+  }
+
+  iovaOf(memory: MemoryPart | VaLike): Iova {
+    return this.#own.addresses.iovaOf(memory);
+  }
+
+  namespace(id: number): AttachedNvmeNamespace {
+    if (this.#ended) throw this.#gone();
+    if (Atomics.load(this.#words, WORD.EPOCH) !== this.#epoch && this.#calls === undefined) this.#look();
+    formatOf(this.#queueState, id);
+    return this.#callsOf('nvmeQueue.namespace').namespace(id);
+  }
+
+  wait(timeoutMs: number): boolean {
+    const operation = 'nvmeQueue.wait';
+    mustBeMs(timeoutMs, 'timeoutMs', operation);
+    if (this.#ended) throw this.#gone();
+    if (this.#calls !== undefined) throw this.#isOfCalls();
+    return this.#own.wait(timeoutMs, operation);
   }
 
   override transfer(
@@ -128,6 +160,15 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
   /** Gives the queue back: its maker, or another thread, goes on with it. Idempotent. */
   [Symbol.dispose](): void {
     if (this.#ended) return;
+    if (this.#calls !== undefined) {
+      const { queue, calls } = this.#calls;
+      if (calls.size > 0) throw this.#isOfCalls(calls.size);
+      calls.end(this.#gone());
+      this.#ended = true;
+      this.refuse(() => this.#gone());
+      queue[Symbol.dispose]();
+      return;
+    }
     if (Atomics.load(this.#words, WORD.EPOCH) !== this.#epoch) this.#look();
     // The controller has none of what it was stopped in.
     if (this.#stopped) this.resume();
@@ -145,25 +186,86 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
   #look(): void {
     if (this.#ended) return;
     const state = this.#queueState;
+    const wasStopped = this.#stopped;
     const epoch = state.load(WORD.EPOCH);
     const run = state.load(WORD.RUN);
     if (this.#epoch === -1) this.load();
     this.forgetFormat();
     this.#own.useShadow(state.load(WORD.SHADOW) === 1);
     if (run !== RUN.ON) {
-      this.halt(run === RUN.ENDED ? closedDriver('nvmeQueue').with({ device: this.device }) : beingReset(this.device));
-      if (run !== RUN.HALTED && !this.#stopped) this.abandon();
-    } else if (this.#stopped) this.resume();
+      this.halt(run === RUN.ENDED ? this.#closed() : beingReset(this.device));
+      if (run !== RUN.HALTED && !wasStopped) this.abandon();
+    } else if (wasStopped) this.resume();
     this.#stopped = run === RUN.STOPPED || run === RUN.ENDED;
     this.#epoch = epoch;
     // From here on the rings are left alone until the next epoch, unless the controller works.
     state.store(WORD.SEEN, epoch);
+    this.#changed?.(run, run === RUN.ENDED ? this.#closed() : undefined);
+  }
+
+  #closed(): DmaError {
+    return closedDriver('nvmeQueue').with({ device: this.device });
+  }
+
+  /** From now on the queue is worked by calls. */
+  #callsOf(operation: string): QueueCalls {
+    if (this.#calls !== undefined) return this.#calls.calls;
+    if (this.running > 0)
+      throw new DmaError({
+        code: 'EBUSY',
+        operation,
+        device: this.device,
+        reason: `${this.running} commands run in queue ${this.id}`,
+        hint: 'poll until queue.running is 0, or use another queue for calls',
+      });
+    this.save();
+    const own = this.#own;
+    const state = this.#queueState;
+    const queue = new NvmeQueueOfThread(this.#facts, this.#hold, this.#owner, state, own);
+    const { rules, timeoutMs, abortMs } = this.#facts;
+    const calls = new QueueCalls({
+      ...{ queue, abortMs, interrupts: own.interrupts },
+      context: { device: own.addresses, rules, timeoutMs },
+      blockBytes: (nsid) => formatOf(state, nsid).blockBytes,
+      look: () => {
+        if (Atomics.load(this.#words, WORD.EPOCH) !== queue.#epoch) queue.#look();
+      },
+      abort: (slot) => {
+        Atomics.store(state.aborts, slot, ABORT.WANTED);
+        own.callMaker();
+      },
+      isAborting: (slot) => Atomics.load(state.aborts, slot) !== ABORT.NONE,
+      reset: (why) => queue.#broke(why),
+    });
+    queue.#changed = (run, ended) => calls.changed(run, ended);
+    own.watch(() => calls.interrupt());
+    this.#calls = { queue, calls };
+    this.refuse(() => this.#isOfCalls());
+    return calls;
+  }
+
+  #isOfCalls(running?: number): DmaError {
+    return new DmaError({
+      code: 'EBUSY',
+      operation: 'nvmeQueue',
+      device: this.device,
+      reason:
+        running === undefined
+          ? `queue ${this.id} is worked by calls of its namespaces`
+          : `${running} calls run in queue ${this.id}`,
+      hint:
+        running === undefined
+          ? 'use namespace(id).read and write; or dispose the queue, and attach to it again'
+          : 'wait until they have settled, or abort them',
+    });
   }
 
   #broke(error: unknown): void {
     const why = withUndo(error, 'nvmeQueue', []).with({ device: this.device });
     this.halt(why);
     this.#queueState.store(WORD.BROKEN, 1);
+    this.#queueState.store(WORD.RESET, 1);
+    this.#own.callMaker();
   }
 
   #gone(): DmaError {
@@ -193,15 +295,35 @@ class OwnParts {
   readonly #facts: NvmeQueueFacts;
   readonly #words: SharedArrayBuffer | undefined;
   readonly #holders: Holders;
+  readonly #hold: Hold;
+  readonly #tables: readonly SharedArrayBuffer[];
+  #addresses: AttachedDevice | undefined;
+  #interrupt: number | undefined;
+  #calls = -1;
   readonly #undo: (() => void)[] = [];
   #parts: Parts | undefined;
   #shadow: ShadowDoorbells | undefined;
 
-  constructor(platform: Platform, facts: NvmeQueueFacts, words: SharedArrayBuffer | undefined, holders: Holders) {
+  constructor(
+    platform: Platform,
+    facts: NvmeQueueFacts,
+    more: readonly SharedArrayBuffer[],
+    holders: Holders,
+    hold: Hold,
+  ) {
+    const tables = facts.domain === undefined ? 0 : 2;
     this.#platform = platform;
     this.#facts = facts;
-    this.#words = words;
+    this.#words = more.at(tables);
     this.#holders = holders;
+    this.#tables = more.slice(0, tables);
+    this.#hold = hold;
+  }
+
+  /** The addresses of memory for the device. @throws DmaError as `AttachedTable` */
+  get addresses(): AttachedDevice {
+    const { device: name, driver, domain } = this.#facts;
+    return (this.#addresses ??= new AttachedDevice({ name, driver, domain }, this.#hold, this.#tables));
   }
 
   get parts(): Parts {
@@ -210,7 +332,9 @@ class OwnParts {
   }
 
   open(): void {
-    const { submissions, completions, lists, tail, head, registers, shadow, remote } = this.#facts;
+    const { submissions, completions, lists, tail, head, registers, shadow, remote, interrupt, calls } = this.#facts;
+    this.#calls = this.#duplicate(calls);
+    if (interrupt !== undefined) this.#interrupt = this.#duplicate(interrupt);
     const stores = this.#attach(registers);
     if (shadow !== undefined) {
       const words = (va: number): Uint32Array => new Uint32Array(this.#view(va, shadow.length));
@@ -235,6 +359,45 @@ class OwnParts {
       bell.useShadow(shadow, index);
       bell.load();
     }
+  }
+
+  /** Is there an interrupt for this queue alone? */
+  get interrupts(): boolean {
+    return this.#interrupt !== undefined;
+  }
+
+  /** Blocks until the controller interrupts. */
+  wait(timeoutMs: number, operation: string): boolean {
+    const fd = this.#interrupt;
+    const { events, readiness } = this.#platform;
+    if (fd === undefined) throw noInterrupt(this.#facts, operation);
+    const isReady = readiness.wait([{ fd, readable: true, writable: false }], timeoutMs);
+    if (isReady) events.take(fd);
+    return isReady;
+  }
+
+  /** Calls `interrupt` from the event loop for each interrupt, if there are any. They do not keep the process alive. */
+  watch(interrupt: () => void): void {
+    const fd = this.#interrupt;
+    const { events, readiness } = this.#platform;
+    if (fd === undefined) return;
+    const watch = readiness.watch(fd, { readable: true }, () => {
+      if (events.take(fd) > 0) interrupt();
+    });
+    this.#undo.push(() => watch.close());
+    watch.setRef(false);
+  }
+
+  /** Calls the thread that has the controller. */
+  callMaker(): void {
+    this.#platform.events.signal(this.#calls);
+  }
+
+  #duplicate(fd: number): number {
+    const { files } = this.#platform;
+    const own = files.duplicate(fd);
+    this.#undo.push(() => files.close(own));
+    return own;
   }
 
   close(): void {
@@ -270,9 +433,24 @@ interface Parts {
 
 function formatOf(state: QueueState, nsid: number): { readonly blockBytes: number } {
   const blockBytes = state.formatOf(nsid);
+  if (blockBytes === METADATA_APART) throw hasMetadataApart(nsid);
   if (blockBytes !== undefined) return { blockBytes };
   throw invalid('nvmeQueue', `there is no namespace ${show(nsid)}`, {
     hint: 'the thread that opened the device knows which there are: disk.namespaces',
+  });
+}
+
+function noInterrupt({ device, id, interrupts }: NvmeQueueFacts, operation: string): DmaError {
+  return new DmaError({
+    code: 'ENOTSUP',
+    operation,
+    device,
+    reason: interrupts
+      ? `the interrupt of queue ${id} is that of other queues, too, or it can not be waited for in another thread`
+      : `queue ${id} has no interrupt`,
+    hint: interrupts
+      ? 'limits.vectors says how many there are; share queues before others are opened'
+      : 'openQueue({ interrupts: true })',
   });
 }
 

@@ -72,7 +72,7 @@ export class Commands {
     this.#owners = new Array<Operation | undefined>(capacity).fill(undefined);
     this.#commands = Array.from({ length: capacity }, () => ({ done: 0, index: 0, blocks: 0 }));
     this.#poller = new Poller(
-      { poll: () => this.#poll(), busy: () => this.busy, check: () => this.#check() },
+      { poll: () => this.#poll(), busy: () => this.busy, check: () => this.check() },
       interrupts,
     );
   }
@@ -293,8 +293,13 @@ export class Commands {
     this.#poller.start();
   }
 
+  /** Is the controller being reset, so that what is new waits? */
+  get isHeld(): boolean {
+    return this.#held;
+  }
+
   /** Looks after what does not come back. */
-  #check(): void {
+  check(): void {
     this.#host.check();
     const at = now();
     if (at - this.#lookedAt < LIMITS_MS) return;

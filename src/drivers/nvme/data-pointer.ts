@@ -2,7 +2,6 @@
  * Where the data of a command is: memory of the program as the controller reaches it, cut into commands, and written down as
  * PRP entries or SGL descriptors (NVMe 1.4, sections 4.3 and 4.4).
  */
-import type { Device } from '../../bus/model.js';
 import type { MemoryPart } from '../../memory/part.js';
 import { mustBeObject } from '../../check.js';
 import { invalid } from '../../errors.js';
@@ -13,6 +12,20 @@ import { USES_SGL } from './queue.js';
 
 /** Memory of a command: a block, a zone, external memory, or a part as `{ va, length }`; or several of them, in order. */
 export type NvmeMemory = MemoryPart | readonly MemoryPart[];
+
+/** What tells addresses of memory: a device, or one of another thread. */
+export interface Addresses {
+  readonly name: string;
+  readonly domain?:
+    | {
+        readonly table: { iovaOf(va: number): number; iovaOfRange(va: number, length: number): number };
+        /** Absent if only the thread that has the device knows what it may do. */
+        mayUse?(iova: number, length: number, use: 'read' | 'write'): boolean;
+      }
+    | undefined;
+  /** @throws DmaError EINVAL if it is not mapped in one piece */
+  iovaOf(memory: MemoryPart): number;
+}
 
 /** Memory as the controller sees it: pieces, each contiguous for it. */
 export interface Pieces {
@@ -32,7 +45,13 @@ const TABLE_PAGE = 4096;
  * @param name of the argument, for messages
  * @throws DmaError EINVAL when there is less of it, or some of it is not mapped for the device or was freed
  */
-export function piecesOf(device: Device, memory: NvmeMemory, length: number, name: string, operation: string): Pieces {
+export function piecesOf(
+  device: Addresses,
+  memory: NvmeMemory,
+  length: number,
+  name: string,
+  operation: string,
+): Pieces {
   const list: readonly MemoryPart[] = Array.isArray(memory)
     ? (memory as readonly MemoryPart[])
     : [memory as MemoryPart];
@@ -67,7 +86,7 @@ export function mustHaveBytes({ va, length }: MemoryPart, name: string, operatio
 }
 
 function addPieces(
-  device: Device,
+  device: Addresses,
   memory: MemoryPart,
   va: number,
   bytes: number,

@@ -3,13 +3,19 @@ import type { Device, ProbeContext } from '../../bus/model.js';
 import type { Mapping } from '../../dma/mapping.js';
 import { throwFirst, undoAll } from '../../errors.js';
 import type { ExternalMemory } from '../../memory/external.js';
-import type { SharedPart } from './shared-queue.js';
 import { alignUp, type Va } from '../../units.js';
 
 /** A part of memory that the controller reaches in one piece. */
 export interface DmaPart {
   readonly bytes: Uint8Array;
   /** The address of the first byte for the controller. */
+  readonly iova: number;
+}
+
+/** Memory for another thread. Plain data. */
+export interface SharedPart {
+  readonly va: number;
+  readonly length: number;
   readonly iova: number;
 }
 

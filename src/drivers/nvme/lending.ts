@@ -4,7 +4,7 @@ import { DmaError, undoAll } from '../../errors.js';
 import type { Holders } from '../../memory/shared/holders.js';
 import type { Share } from '../../memory/shared/shares.js';
 import type { AttachedNvmeQueue, NvmeQueue } from './queue.js';
-import { OWNER, QUEUE_WORD as WORD, RUN } from './queue-state.js';
+import { ABORT, OWNER, QUEUE_WORD as WORD, RUN } from './queue-state.js';
 
 /** What was lent with a queue, and who has it. */
 export class Lending {
@@ -18,26 +18,34 @@ export class Lending {
   readonly #device: Device;
   readonly #holders: Holders;
   readonly #loans: Disposable[];
+  readonly #wake: () => void;
 
-  /** @param loans what has to stay while other threads can use the queue: given back by {@link end} */
+  /**
+   * @param wake wakes the thread that waits for its interrupt
+   * @param loans what has to stay while other threads can use the queue: given back by {@link end}
+   */
   constructor(
     device: Device,
     queue: NvmeQueue,
     share: Share<AttachedNvmeQueue>,
     holders: Holders,
     loans: Disposable[],
+    wake: () => void,
   ) {
     this.#device = device;
     this.queue = queue;
     this.share = share;
     this.#holders = holders;
     this.#loans = loans;
+    this.#wake = wake;
   }
 
   /** Lets another thread have it, from where it is. */
   offer(): void {
     const { queue } = this;
     queue.save();
+    queue.state.aborts.fill(ABORT.NONE);
+    queue.state.store(WORD.RESET, 0);
     queue.refuse(() => this.busy('nvmeQueue'));
     queue.state.store(WORD.OWNER, OWNER.OFFERED);
   }
@@ -68,6 +76,8 @@ export class Lending {
     const { state } = this.queue;
     state.store(WORD.BROKEN, run === RUN.ON ? 0 : state.load(WORD.BROKEN));
     state.tell(run, shadow);
+    // It may be too late: the loan has ended, or nobody waits.
+    undoAll([this.#wake]);
   }
 
   /**

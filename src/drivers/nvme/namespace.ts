@@ -16,7 +16,8 @@ import type { Bounce, BounceCopy, BounceMemory } from './bounce.js';
 import type { Commands } from './commands.js';
 import { piecesOf, type NvmeMemory } from './data-pointer.js';
 import type { DmaMemory } from './dma-memory.js';
-import type { Data, NvmeCallOptions, NvmeResult, OperationParts, Settle } from './operation.js';
+import type { NvmeCallOptions } from './call-options.js';
+import type { Data, NvmeResult, OperationParts, Settle } from './operation.js';
 import { ENTRY_WORDS } from './queue.js';
 import {
   commandOf,

@@ -1,7 +1,13 @@
 /** A controller: brought up, its queues, its namespaces, and started anew when something goes wrong. */
 import { isMainThread } from 'node:worker_threads';
 import { closedDriver } from '../../bus/closed-device.js';
-import { isGone, PCI_REGION, type InterruptKind, type Interrupts } from '../../bus/device-access.js';
+import {
+  isGone,
+  PCI_REGION,
+  type InterruptKind,
+  type InterruptLoan,
+  type Interrupts,
+} from '../../bus/device-access.js';
 import type { LentStores } from '../../bus/lent-registers.js';
 import type { Device, ProbeContext } from '../../bus/model.js';
 import { mustBeMs, mustBeObject, mustBeWhole, optionsOf, type Shape } from '../../check.js';
@@ -51,11 +57,12 @@ import { DmaMemory } from './dma-memory.js';
 import { Doorbell, type ShadowDoorbells } from './doorbells.js';
 import { EventFeed, eventOf, type NvmeEvent } from './events.js';
 import { NvmeNamespace, type NamespaceFacts, type NamespaceHost } from './namespace.js';
-import type { Data, NvmeCallOptions, NvmeResult } from './operation.js';
+import type { NvmeCallOptions } from './call-options.js';
+import type { Data, NvmeResult } from './operation.js';
 import { Lending } from './lending.js';
 import { Poller } from './poller.js';
-import { GARBAGE, listBytesFor, NvmeQueue, type AttachedNvmeQueue } from './queue.js';
-import { RUN } from './queue-state.js';
+import { GARBAGE, hasMetadataApart, listBytesFor, NvmeQueue, type AttachedNvmeQueue } from './queue.js';
+import { ABORT, METADATA_APART, QUEUE_WORD, RUN } from './queue-state.js';
 import { bytesOf, commandOf, limitsOf, type NvmeCommand, type RequestContext } from './requests.js';
 import { STAYS } from '../../stays.js';
 import type { NvmeQueueFacts } from './shared-queue.js';
@@ -197,6 +204,8 @@ export class Nvme {
   readonly #namespaces = new Map<number, NvmeNamespace>();
   #interrupts: Interrupts | undefined;
   readonly #vectors: Set<() => void>[] = [];
+  /** Those that other threads wait for. */
+  readonly #lentVectors = new Set<number>();
   #requests: { device: Device; rules: PointerRules; timeoutMs: number };
   #buffer: NvmeMemoryBuffer | undefined;
   #hostMemory: HostMemory | undefined;
@@ -910,12 +919,22 @@ export class Nvme {
         reason: `the controller has ${this.limits.queues} queue pairs, and all are in use`,
         hint: 'close one by closeQueue',
       });
-    const vectors = this.#vectors.length;
-    const vector = !interrupts || vectors === 0 ? undefined : vectors === 1 ? 0 : 1 + ((id - 1) % (vectors - 1));
+    const vector = interrupts ? this.#vectorFor(id) : undefined;
     const record = this.#makeQueue(id, entries, this.limits.maxTransfer, priority, vector, onCompletions, buffer);
     this.#records.set(id, record);
     this.#shadowed(id, record.doorbells, this.#bar.capabilities.doorbellStride, this.#pageSize);
     return record;
+  }
+
+  /** A vector for queue `id`: not that of the admin queue if there are more, and none that another thread waits for. */
+  #vectorFor(id: number): number | undefined {
+    const vectors = this.#vectors.length;
+    if (vectors === 0) return undefined;
+    for (let each = 0; each < vectors - 1; each++) {
+      const vector = 1 + ((id - 1 + each) % (vectors - 1));
+      if (!this.#lentVectors.has(vector)) return vector;
+    }
+    return 0;
   }
 
   #makeQueue(
@@ -1034,7 +1053,8 @@ export class Nvme {
     const { shares } = this.#context;
     if (shares === undefined) throw notShareable(operation);
     const { holders } = shares;
-    const more: SharedArrayBuffer[] = [];
+    const { domain, driver } = this.#device;
+    const more: SharedArrayBuffer[] = [...(domain?.sharedTable ?? [])];
     const loans: Disposable[] = [];
     const lend = (bar: number, offset: number, length: number): LentStores => {
       if (access.lendRegisters === undefined)
@@ -1062,9 +1082,21 @@ export class Nvme {
             };
       for (const memory of [record.memory, this.#shadow?.memory])
         if (memory !== undefined) loans.push(memory.pin(`queue ${id} of ${device} is offered to other threads`));
+      const interrupt = this.#lendVector(record);
+      if (interrupt !== undefined) loans.push(interrupt);
+      const calls = shares.callFrom(() => this.#calledFrom(record));
+      loans.push(calls);
+      const { rules, timeoutMs } = this.#requests;
       const facts: NvmeQueueFacts = {
         ...{
           device,
+          driver: driver?.name,
+          domain: domain === undefined ? undefined : { name: domain.name, kind: domain.kind },
+          interrupt: interrupt?.fd,
+          calls: calls.fd,
+          timeoutMs,
+          abortMs: this.#abortMs,
+          rules: { ...rules, maxTransfer },
           id,
           entries: record.entries,
           interrupts: record.vector !== undefined,
@@ -1083,7 +1115,7 @@ export class Nvme {
         },
         operation,
       );
-      const lending = new Lending(this.#device, queue, share, holders, loans);
+      const lending = new Lending(this.#device, queue, share, holders, loans, () => interrupt?.signal());
       queue.state.setFormats(this.#formats());
       lending.tell(RUN.ON, this.#shadow !== undefined);
       this.#lendings.set(id, lending);
@@ -1091,6 +1123,38 @@ export class Nvme {
       return share.description;
     } catch (error) {
       throw withUndo(error, operation, undoAll(loans.map((loan) => () => loan[Symbol.dispose]())));
+    }
+  }
+
+  /** The interrupt of a queue, for another thread; `undefined` if it is not the queue's alone. */
+  #lendVector({ queue, vector }: QueueRecord): InterruptLoan | undefined {
+    const isShared = [...this.#records.values()].some((other) => other.queue !== queue && other.vector === vector);
+    if (vector === undefined || vector === 0 || isShared) return undefined;
+    const loan = this.#interrupts?.lend?.(vector);
+    if (loan === undefined) return undefined;
+    this.#lentVectors.add(vector);
+    return {
+      fd: loan.fd,
+      signal: () => loan.signal(),
+      [Symbol.dispose]: () => {
+        this.#lentVectors.delete(vector);
+        loan[Symbol.dispose]();
+      },
+    };
+  }
+
+  /** The thread that has a queue wants something. */
+  #calledFrom({ queue }: QueueRecord): void {
+    const { state, id } = queue;
+    const lending = this.#lendings.get(id);
+    const isThere = (): boolean => this.#lendings.get(id) === lending;
+    if (Atomics.exchange(state.words, QUEUE_WORD.RESET, 0) !== 0 && this.#state === 'ready') {
+      const reason = `the thread that has queue ${id} asked for a reset: a command did not come back, or could not be`;
+      this.#failed(new DmaError({ code: 'ECANCELED', operation: 'nvme', reason }));
+    }
+    for (let slot = 0; slot < queue.capacity; slot++) {
+      if (Atomics.compareExchange(state.aborts, slot, ABORT.WANTED, ABORT.SENT) !== ABORT.WANTED) continue;
+      void this.#abort(id, slot, isThere).finally(() => Atomics.store(state.aborts, slot, ABORT.NONE));
     }
   }
 
@@ -1130,7 +1194,9 @@ export class Nvme {
   }
 
   #formats(): (readonly [nsid: number, blockBytes: number])[] {
-    return [...this.#namespaces.values()].map(({ id, transferSize }) => [id, transferSize] as const);
+    return [...this.#namespaces.values()].map(
+      ({ id, transferSize, hasMetadataApart: isApart }) => [id, isApart ? METADATA_APART : transferSize] as const,
+    );
   }
 
   /** Tells the threads that have queues what the controller does: it has none of them then. */
@@ -1227,14 +1293,7 @@ export class Nvme {
       throw invalid('nvmeQueue', `there is no namespace ${nsid}`, {
         hint: `there are: ${[...this.#namespaces.keys()].join(', ')}`,
       });
-    if (namespace.hasMetadataApart)
-      throw invalid(
-        'nvmeQueue',
-        `namespace ${nsid} has metadata apart from the data, for which there is no memory here`,
-        {
-          hint: 'submit an entry of your own, with its metadata pointer; or use namespace.read and write',
-        },
-      );
+    if (namespace.hasMetadataApart) throw hasMetadataApart(nsid);
     return { blockBytes: namespace.transferSize };
   }
 

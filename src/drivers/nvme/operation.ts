@@ -6,14 +6,6 @@ import { putPointer, type Cut, type Pieces } from './data-pointer.js';
 import { outcomeError, statusError, type NvmeOutcome } from './nvme-error.js';
 import { ENTRY_WORDS, type NvmeQueue } from './queue.js';
 
-/** What every operation takes. */
-export interface NvmeCallOptions {
-  /** Aborts it: what has not been sent is not, and the controller is asked to abort what was. */
-  readonly signal?: AbortSignal;
-  /** Time limit in milliseconds, after which it is aborted. Default: see `Nvme.configure`. */
-  readonly timeoutMs?: number;
-}
-
 /** What a finished operation tells. */
 export interface NvmeResult {
   /** Dword 0 of the last completion. */
@@ -26,7 +18,13 @@ export interface NvmeResult {
 export type Data =
   | { readonly kind: 'none' }
   | { readonly kind: 'run'; readonly iova: number; readonly va: number }
-  | { readonly kind: 'cuts'; readonly pieces: Pieces; readonly cuts: readonly Cut[] };
+  | {
+      readonly kind: 'cuts';
+      readonly pieces: Pieces;
+      readonly cuts: readonly Cut[];
+      /** Where all of it begins, for who looks after its memory by its commands. */
+      readonly va?: number;
+    };
 
 /** What an operation is made of. */
 export interface OperationParts {
@@ -142,7 +140,8 @@ export class Operation {
       words[12] |= count - 1;
     }
     perCommand?.(words, done);
-    queue.put(slot, words, lba + done, count);
+    const va = data.kind === 'cuts' && data.va !== undefined ? data.va + done * unit : 0;
+    queue.put(slot, words, lba + done, count, va, va === 0 ? 0 : count * unit);
   }
 
   /** A command has come back, and all is well with it. */

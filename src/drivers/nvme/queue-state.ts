@@ -6,6 +6,9 @@
 /** Namespaces whose format a thread that attaches can look up. */
 export const MOST_FORMATS = 128;
 
+/** Instead of the bytes of a block: each block has metadata apart, for which a queue has no memory. */
+export const METADATA_APART = 0;
+
 /** Words at the beginning of the buffer. */
 export const QUEUE_WORD = {
   /** Changes with `RUN`, with the formats and with `SHADOW`: who uses the queue looks at the others then. */
@@ -25,6 +28,8 @@ export const QUEUE_WORD = {
   PHASE: 9,
   /** Completions that the controller was not told of. */
   UNTOLD: 10,
+  /** 1: the thread that has it asks for a reset of the controller. */
+  RESET: 12,
   /** How many formats follow. */
   FORMATS: 11,
   /** The number of a namespace, and the bytes of its blocks. */
@@ -54,8 +59,17 @@ export const SLOT = {
   ABANDONED: 2,
 } as const;
 
+/** In the array of aborts. */
+export const ABORT = {
+  NONE: 0,
+  /** The thread that has the queue asks for it. */
+  WANTED: 1,
+  /** The thread that has the controller has asked that for it. */
+  SENT: 2,
+} as const;
+
 const HEADER_BYTES = 4 * (QUEUE_WORD.FORMAT + 2 * MOST_FORMATS);
-const SLOT_BYTES = 3 * 8 + 2 * 4 + 2;
+const SLOT_BYTES = 3 * 8 + 2 * 4 + 3;
 
 /** The state of one queue. Each thread has an object of its own over the same buffer. */
 export class QueueState {
@@ -64,9 +78,12 @@ export class QueueState {
   /** Of each slot: is it running? What it does, on which blocks and addresses, for messages and for checks. */
   readonly states: Uint8Array;
   readonly opcodes: Uint8Array;
+  /** Of each slot: is its command to be aborted? `ABORT`. */
+  readonly aborts: Uint8Array;
   readonly nsids: Uint32Array;
   readonly lbas: Float64Array;
   readonly blocks: Uint32Array;
+  /** Where its memory is for the device; below 0: at this VA, negated, in this process. */
   readonly iovas: Float64Array;
   readonly lengths: Float64Array;
 
@@ -83,6 +100,7 @@ export class QueueState {
     this.blocks = new Uint32Array(buffer, next(4), capacity);
     this.states = new Uint8Array(buffer, next(1), capacity);
     this.opcodes = new Uint8Array(buffer, next(1), capacity);
+    this.aborts = new Uint8Array(buffer, next(1), capacity);
   }
 
   /** How many slots are in this state. */
@@ -120,7 +138,7 @@ export class QueueState {
     Atomics.add(this.words, QUEUE_WORD.EPOCH, 1);
   }
 
-  /** Bytes of a block of namespace `nsid`; `undefined` if it is not there. */
+  /** Bytes of a block of namespace `nsid`; `undefined` if it is not there, {@link METADATA_APART} if queues do not transfer its blocks. */
   formatOf(nsid: number): number | undefined {
     const count = Math.min(MOST_FORMATS, this.load(QUEUE_WORD.FORMATS));
     for (let n = 0; n < count; n++)

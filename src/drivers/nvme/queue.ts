@@ -9,7 +9,9 @@ import type { Shared } from '../../memory/shared/shared.js';
 import type { RegisterStores } from '../../platform/registers/registers.js';
 import { shortForm } from '../../short-form.js';
 import { show } from '../../show.js';
-import { hex, type IovaLike } from '../../units.js';
+import { hex, type Iova, type IovaLike, type VaLike } from '../../units.js';
+import type { MemoryPart } from '../../memory/part.js';
+import type { AttachedNvmeNamespace } from './attached-namespace.js';
 import type { Doorbell } from './doorbells.js';
 import type { DmaPart } from './dma-memory.js';
 import { STAYS } from '../../stays.js';
@@ -24,6 +26,13 @@ const COMPLETION_WORDS = ENTRY.COMPLETION / 4;
  * Whether it was done is not known.
  */
 export const ABORTED_BY_HOST = 0x371;
+
+/** EINVAL for blocks with metadata that is kept apart. */
+export function hasMetadataApart(nsid: number): DmaError {
+  const reason = `namespace ${nsid} has metadata apart from the data, for which there is no memory here`;
+  const hint = 'submit an entry of your own, with its metadata pointer; or use namespace.read and write';
+  return invalid('nvmeQueue', reason, { hint });
+}
 
 /** The operation of errors about completions that can not be. */
 export const GARBAGE = 'nvmeQueue.poll';
@@ -73,6 +82,24 @@ export interface AttachedNvmeQueue extends NvmeQueue, Disposable {
   readonly device: string;
   /** Is it this thread's? False once it was given back. */
   readonly live: boolean;
+  /**
+   * A namespace, whose blocks are read and written by calls with a promise each. From the first use on the queue is worked by those calls:
+   * its own (`read`, `submit`, `poll` ...) are EBUSY until it is attached again.
+   *
+   * @throws DmaError EINVAL if there is none; EBUSY while commands run in the queue
+   */
+  namespace(id: number): AttachedNvmeNamespace;
+  /** The IOVA of memory that is mapped for the device: as `AttachedDevice.iovaOf`. */
+  iovaOf(memory: MemoryPart | VaLike): Iova;
+  /**
+   * Blocks this thread until the controller interrupts for the queue, or what it does changes (a reset). Poll until nothing comes, then
+   * wait: what completes in between is not missed.
+   *
+   * @param timeoutMs milliseconds
+   * @returns false when the time is over
+   * @throws DmaError ENOTSUP for a queue without `interrupts`, and where other queues have the same interrupt
+   */
+  wait(timeoutMs: number): boolean;
 }
 
 /**
@@ -331,7 +358,8 @@ export class NvmeQueue {
     if (this.#running === 0 && this.#refuse === undefined) return undefined;
     for (let slot = 0; slot < this.capacity; slot++) {
       if (this.#states[slot] !== RUNNING || this.#lengths[slot] === 0) continue;
-      const va = vaOf(this.#iovas[slot]);
+      const at = this.#iovas[slot];
+      const va = at < 0 ? -at : vaOf(at);
       if (va !== undefined && va < end && va + this.#lengths[slot] > start) return this.describe(slot);
     }
     return undefined;
@@ -376,12 +404,13 @@ export class NvmeQueue {
    * @internal Puts an entry into the ring, for the driver: `entry` has all but the identifier.
    *
    * @param blocks for messages, with `lba`; 0 if it is about none
+   * @param va of its memory, which must stay then, with `length`, bytes; 0: somebody else looks after it
    */
-  put(slot: number, entry: Uint32Array, lba: number, blocks: number): void {
+  put(slot: number, entry: Uint32Array, lba: number, blocks: number, va = 0, length = 0): void {
     const at = this.#begin(slot, entry[0] & 0xff, 0, entry[1]);
     this.#sq.set(entry, at);
     this.#sq[at] = (entry[0] & 0xffff) | (slot << 16);
-    this.#note(slot, entry[0] & 0xff, entry[1], lba, blocks, 0, 0);
+    this.#note(slot, entry[0] & 0xff, entry[1], lba, blocks, -va, length);
     this.#advance(slot);
   }
 

@@ -1,5 +1,4 @@
 /** Makes operations of what programs ask for. */
-import type { Device } from '../../bus/model.js';
 import type { MemoryPart } from '../../memory/part.js';
 import { isSignal, mustBeMs, mustBeWhole, noSignal } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
@@ -12,16 +11,18 @@ import {
   mustHaveBytes,
   piecesOf,
   putAddress,
+  type Addresses,
   type NvmeMemory,
   type Pieces,
   type PointerRules,
 } from './data-pointer.js';
-import type { Data, NvmeCallOptions } from './operation.js';
+import type { NvmeCallOptions } from './call-options.js';
+import type { Data } from './operation.js';
 import { ENTRY_WORDS } from './queue.js';
 
 /** What requests are made with. */
 export interface RequestContext {
-  readonly device: Device;
+  readonly device: Addresses;
   readonly rules: PointerRules;
   /** The time limit of operations that give none, in milliseconds. */
   readonly timeoutMs: number;
@@ -137,7 +138,7 @@ export function dataOf(
   operation: string,
 ): Data {
   for (const [index, each] of pieces.iovas.entries())
-    if (device.domain?.mayUse(each, pieces.lengths[index], use) === false) throw notGranted(device, use, operation);
+    if (device.domain?.mayUse?.(each, pieces.lengths[index], use) === false) throw notGranted(device, use, operation);
   const [iova] = pieces.iovas;
   // Ranges of several addresses here may be one for the device; but a run has one address.
   if (pieces.iovas.length === 1 && pieces.ranges.length === 2 && iova % 4 === 0)
@@ -169,13 +170,13 @@ export function dataIn(
     const { domain } = context.device;
     if (domain !== undefined && live !== false && has >= length && isAddress(va) && isAddress(has)) {
       const iova = domain.table.iovaOfRange(va, length);
-      if (iova >= 0 && iova % 4 === 0 && domain.mayUse(iova, length, use)) return { kind: 'run', iova, va };
+      if (iova >= 0 && iova % 4 === 0 && domain.mayUse?.(iova, length, use) !== false) return { kind: 'run', iova, va };
     }
   }
   return dataOf(context, piecesOf(context.device, memory, length, name, operation), length, unit, use, operation);
 }
 
-function notGranted({ name }: Device, use: MemoryUse, operation: string): DmaError {
+function notGranted({ name }: Addresses, use: MemoryUse, operation: string): DmaError {
   const reason = `the memory is not mapped so that the device may ${use} it`;
   const hint = `device.dmaMap(memory, { access: 'read-write' }) maps it for both`;
   return new DmaError({ code: 'EACCES', operation, device: name, reason, hint });

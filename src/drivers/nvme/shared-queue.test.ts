@@ -310,3 +310,206 @@ describe('a queue pair in a worker thread', linux, () => {
     await polled(queue);
   });
 });
+
+const CALLS = `
+  const { attach } = await load('index.js');
+  kept.queue = attach(data.queue);
+  kept.memory = data.memory === undefined ? undefined : attach(data.memory);
+  kept.disk = kept.queue.namespace(1);
+  kept.sleep = (await import('node:timers/promises')).setTimeout;`;
+
+/** What a rejected promise says, as plain data. */
+const TOLD = `const told = ({ code, message, nvme }) => ({ code, message, outcome: nvme?.outcome });`;
+
+describe('calls over a queue pair in a worker thread', linux, () => {
+  for (const interrupts of [true, false])
+    it(`read and write with memory that the worker attached, ${interrupts ? 'by interrupts' : 'polled'}`, () =>
+      room({ shadowDoorbells: interrupts }, async ({ eal, device, ssd, block, content, thread }) => {
+        const queue = await ssd.openQueue({ entries: 8, interrupts });
+        // Longer than a command can be, and not in one piece for a command.
+        using memory = eal.external.allocate(2 * MiB);
+        using mapping = device.dmaMap(memory);
+        await thread.run(CALLS, { queue: queue.share(), memory: mapping.share() });
+        const calls = thread.run<number>(
+          `
+          const { disk } = kept;
+          const { va } = kept.memory;
+          // More calls at once than there are slots.
+          await Promise.all([...Array(64).keys()].map((n) => disk.read({ lba: n * 32, into: { va: va + n * 16384, length: 16384 } })));
+          await disk.write({ lba: 65536 / disk.blockSize * 100, from: { va, length: 1048576 }, fua: true });
+          await disk.flush();
+          await disk.read({ lba: 65536 / disk.blockSize * 100, into: { va: va + 1048576 + 512, length: 524288 } });
+          return disk.blockSize;`,
+        );
+        assert.equal(await calls, 512);
+        assert.equal(Buffer.compare(memory.bytes(0, MiB), content), 0);
+        assert.equal(Buffer.compare(memory.bytes(MiB + 512, MiB / 2), content.subarray(0, MiB / 2)), 0);
+        assert.equal(queue.running, 0);
+        await thread.run('kept.queue[Symbol.dispose](); kept.memory[Symbol.dispose]()');
+        await ssd.takeBack(queue);
+        queue.read(0, 1, 8, 8, device.iovaOf(block));
+        queue.ring();
+        assert.equal(await polled(queue), 1);
+        await ssd.closeQueue(queue);
+      }));
+
+  it('say what is wrong before anything is sent, and what the controller said', () =>
+    room({}, async ({ eal, ssd, device, thread }) => {
+      const queue = await ssd.openQueue({ entries: 8 });
+      using memory = eal.external.allocate(MiB);
+      using mapping = device.dmaMap(memory);
+      const unmapped = eal.external.allocate(MiB);
+      await thread.run(CALLS, { queue: queue.share(), memory: mapping.share() });
+      const told = await thread.run<{ code: string; message: string }[]>(
+        `${TOLD}
+        const { queue, disk } = kept;
+        const { va } = kept.memory;
+        const calls = [
+          () => disk.read({ lba: 0, into: { va: data, length: 4096 } }),
+          () => disk.read({ lba: -1, into: { va, length: 4096 } }),
+          () => disk.read({ lba: 0, blocks: 16, into: { va, length: 4096 } }),
+          () => disk.write({ lba: 2 ** 40, from: { va, length: 4096 } }),
+          async () => queue.namespace(7),
+          async () => queue.poll(),
+          async () => queue.read(0, 1, 0, 8, 4096),
+          async () => queue.wait(1),
+        ];
+        const said = [];
+        for (const call of calls) said.push(await call().then(() => ({}), told));
+        return said;`,
+        unmapped.va,
+      );
+      await thread.run('kept.queue[Symbol.dispose](); kept.memory[Symbol.dispose]()');
+      const codes = ['EINVAL', 'EINVAL', 'EINVAL', 'ERANGE', 'EINVAL', 'EBUSY', 'EBUSY', 'EBUSY'];
+      assert.deepEqual(
+        told.map(({ code }) => code),
+        codes,
+        JSON.stringify(told),
+      );
+      assert.match(told[0].message, /not mapped/);
+      assert.match(told[5].message, /worked by calls/);
+      unmapped.unregister();
+    }));
+
+  it('are aborted by a signal and by a time limit, which the thread with the controller does', () =>
+    room({ faults: [{ do: 'lose', opcode: 2, times: 2 }] }, async ({ ssd, block, thread }) => {
+      const queue = await ssd.openQueue({ entries: 8, interrupts: true });
+      await thread.run(CALLS, { queue: queue.share(), memory: undefined });
+      const running = thread.run(
+        `${TOLD}
+        const { disk } = kept;
+        const va = data;
+        const stop = new AbortController();
+        const first = disk.read({ lba: 0, into: { va, length: 4096 }, signal: stop.signal }).then(() => ({}), told);
+        const second = disk.read({ lba: 8, into: { va: va + 4096, length: 4096 }, timeoutMs: 50 }).then(() => ({}), told);
+        await kept.sleep(20);
+        stop.abort();
+        const said = [await first, await second];
+        await disk.read({ lba: 16, into: { va, length: 4096 } });
+        return said;`,
+        block.va,
+      );
+      await until(() => queue.running === 2);
+      throwsDma('EBUSY', () => block.free(), /read of 8 blocks at LBA/);
+      const [aborted, late] = (await running) as { code: string; outcome: string }[];
+      assert.deepEqual([aborted.code, aborted.outcome], ['ECANCELED', 'aborted']);
+      assert.deepEqual([late.code, late.outcome], ['ETIMEDOUT', 'aborted']);
+      await thread.end();
+      await ssd.closeQueue(queue);
+      block.free();
+    }));
+
+  it('settle when the controller is reset, and what waits is sent afterwards', () =>
+    room({ faults: [{ do: 'lose', opcode: 2, times: 1 }] }, async ({ eal, ssd, device, content, thread }) => {
+      const queue = await ssd.openQueue({ entries: 2, interrupts: true });
+      using memory = eal.external.allocate(MiB);
+      using mapping = device.dmaMap(memory);
+      await thread.run(CALLS, { queue: queue.share(), memory: mapping.share() });
+      const running = thread.run(
+        `${TOLD}
+        const { disk } = kept;
+        const { va } = kept.memory;
+        const read = (n) => disk.read({ lba: n * 8, into: { va: va + n * 4096, length: 4096 } }).then(() => ({}), told);
+        return Promise.all([read(0), read(1), read(2)]);`,
+      );
+      await until(() => queue.running === 1);
+      await ssd.reset();
+      const [ran, ...waited] = (await running) as { code?: string; outcome?: string; message?: string }[];
+      assert.deepEqual([ran.code, ran.outcome], ['ECANCELED', 'unknown']);
+      assert.match(String(ran.message), /reset/);
+      assert.deepEqual(waited, [{}, {}]);
+      assert.equal(Buffer.compare(memory.bytes(4096, 8192), content.subarray(4096, 12288)), 0);
+      await thread.run('kept.queue[Symbol.dispose](); kept.memory[Symbol.dispose]()');
+      await ssd.closeQueue(queue);
+    }));
+
+  it('have the controller reset when it does what can not be', () =>
+    room({ faults: [{ do: 'twice', opcode: 2, times: 1 }] }, async ({ eal, ssd, device, thread }) => {
+      const queue = await ssd.openQueue({ entries: 8 });
+      using memory = eal.external.allocate(MiB);
+      using mapping = device.dmaMap(memory);
+      await thread.run(CALLS, { queue: queue.share(), memory: mapping.share() });
+      let resets = 0;
+      void (async () => {
+        for await (const { kind } of ssd.events()) if (kind === 'reset') resets++;
+      })();
+      // A completion that can not be: the thread can not reset the controller, and asks for it.
+      await thread.run(`
+        const { disk } = kept;
+        const { va } = kept.memory;
+        for (let n = 0; n < 9; n++) await disk.read({ lba: 0, into: { va, length: 4096 } }).catch(() => undefined);`);
+      await until(() => resets === 1);
+      await thread.run('await kept.disk.read({ lba: 8, into: { va: kept.memory.va, length: 4096 } });');
+      await thread.run('kept.queue[Symbol.dispose](); kept.memory[Symbol.dispose]()');
+      await ssd.closeQueue(queue);
+    }));
+
+  it('reject once the device is lost, and giving back what runs is refused', () =>
+    room({ faults: [{ do: 'lose', opcode: 2, times: 9 }] }, async ({ eal, ssd, device, server, thread }) => {
+      const queue = await ssd.openQueue({ entries: 8, interrupts: true });
+      const memory = eal.external.allocate(MiB);
+      const mapping = device.dmaMap(memory);
+      await thread.run(CALLS, { queue: queue.share(), memory: mapping.share() });
+      const running = thread.run<{ code: string }>(
+        `${TOLD}
+        return kept.disk.read({ lba: 0, into: { va: kept.memory.va, length: 4096 } }).then(() => ({}), told);`,
+      );
+      await until(() => queue.running === 1);
+      await assert.rejects(thread.run('kept.queue[Symbol.dispose]()'), { code: 'EBUSY', message: /1 calls run/ });
+      process.kill(server.pid, 'SIGKILL');
+      assert.match((await running).code, /ECANCELED|ENODEV/);
+      const later = await thread.run<{ code: string }>(
+        `${TOLD}
+        return kept.disk.read({ lba: 0, into: { va: kept.memory.va, length: 4096 } }).then(() => ({}), told);`,
+      );
+      assert.match(later.code, /ECANCELED|ENODEV|EINVAL/);
+      await thread.run('kept.queue[Symbol.dispose](); kept.memory[Symbol.dispose]()');
+      await until(() => eal.find(device.name) === undefined);
+    }));
+
+  it('a polled queue waits for its interrupt in the worker, and a reset wakes it', () =>
+    room({}, async ({ ssd, iova, thread }) => {
+      const queue = await ssd.openQueue({ entries: 8, interrupts: true });
+      await take(thread, queue);
+      await thread.run(
+        `const { queue } = kept;
+        queue.read(0, 1, 0, 8, data);
+        queue.ring();
+        while (queue.poll() === 0) queue.wait(60_000);`,
+        iova,
+      );
+      // An interrupt for what was polled before may be left.
+      const waiting = thread.run<number>(
+        'let waits = 0; for (;;) { waits++; if (!kept.queue.wait(60_000)) return -1; try { kept.queue.read(1, 1, 0, 8, data); kept.queue.ring(); while (kept.queue.poll() === 0) kept.queue.wait(60_000); } catch (error) { if (error.code === "EAGAIN") return waits; throw error; } }',
+        iova,
+      );
+      await ssd.reset();
+      assert.notEqual(await waiting, -1);
+      await thread.run('kept.queue.poll(); kept.queue[Symbol.dispose]()');
+      await ssd.takeBack(queue);
+      const plain = await ssd.openQueue();
+      await take(thread, plain);
+      await assert.rejects(thread.run('kept.queue.wait(1)'), { code: 'ENOTSUP', message: /has no interrupt/ });
+      await thread.run('kept.queue[Symbol.dispose]()');
+    }));
+});

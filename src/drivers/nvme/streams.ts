@@ -5,7 +5,7 @@ import { invalid, withUndo, type DmaError } from '../../errors.js';
 import { KiB } from '../../units.js';
 import type { Bounce } from './bounce.js';
 import type { DmaMemory } from './dma-memory.js';
-import type { NvmeCallOptions } from './operation.js';
+import type { NvmeCallOptions } from './call-options.js';
 import { mustBeBlocks } from './requests.js';
 
 /** Options of `NvmeNamespace.readable` and `writable`. */

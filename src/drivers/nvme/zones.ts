@@ -6,7 +6,8 @@ import { numberAt, zonedControllerOf, zonedNamespaceOf } from '../../nvme/identi
 import { show } from '../../show.js';
 import type { NvmeMemory } from './data-pointer.js';
 import type { DmaMemory } from './dma-memory.js';
-import type { Data, NvmeCallOptions, NvmeResult } from './operation.js';
+import type { NvmeCallOptions } from './call-options.js';
+import type { Data, NvmeResult } from './operation.js';
 import { mustBeBlocks } from './requests.js';
 
 /** A zone, as the controller reports it. */

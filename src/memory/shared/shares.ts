@@ -4,7 +4,7 @@
  */
 import { stopped } from '../../check.js';
 import { DmaError, invalid, undoAll } from '../../errors.js';
-import type { KernelPort, MemoryPort } from '../../platform/ports.js';
+import type { EventsPort, FilesPort, KernelPort, MemoryPort, ReadinessPort, Watch } from '../../platform/ports.js';
 import { setTimeout } from '../../timers.js';
 import type { Va } from '../../units.js';
 import { Holders, type HoldersKernel } from './holders.js';
@@ -16,6 +16,15 @@ import { sealed, type Shared, type SharedFacts, type SharedKind } from './shared
 export interface SharesPlatform {
   readonly kernel: HoldersKernel & Pick<KernelPort, 'readText'>;
   readonly memory: Pick<MemoryPort, 'addressOf' | 'keeper' | 'secret'>;
+  readonly events: Pick<EventsPort, 'create' | 'take'>;
+  readonly files: Pick<FilesPort, 'close'>;
+  readonly readiness: Pick<ReadinessPort, 'watch'>;
+}
+
+/** How other threads call this one. */
+export interface CallFrom extends Disposable {
+  /** An eventfd: a signal calls. */
+  readonly fd: number;
 }
 
 /** What is shared. */
@@ -86,6 +95,35 @@ export class Shares {
     this.#shares.add(share);
     this.#reapLater();
     return share;
+  }
+
+  /**
+   * Opens a way for other threads to call this one.
+   *
+   * @param called from the event loop, once or more often after each signal
+   */
+  callFrom(called: () => void): CallFrom {
+    const { events, files, readiness } = this.#platform;
+    const fd = events.create();
+    let watch: Watch | undefined;
+    try {
+      watch = readiness.watch(fd, { readable: true }, () => {
+        if (events.take(fd) > 0) called();
+      });
+    } catch (error) {
+      files.close(fd);
+      throw error;
+    }
+    watch.setRef(false);
+    return {
+      fd,
+      [Symbol.dispose]: () => {
+        if (watch === undefined) return;
+        watch.close();
+        watch = undefined;
+        files.close(fd);
+      },
+    };
   }
 
   /**
