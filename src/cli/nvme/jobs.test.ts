@@ -141,4 +141,6 @@ test('a command that fails ends it, and is named', () => {
     },
     (error) => isDmaError(error, 'EIO') && error.message.includes('read of 1 block at LBA 104: 641'),
   );
+  // What came back together with it is back as well.
+  assert.equal(job.running, queue.running);
 });

@@ -99,7 +99,15 @@ export class Job {
   step(now: number, more: boolean): number {
     const queue = this.#queue;
     const found = queue.poll();
-    for (let n = 0; n < found; n++) this.#take(queue.slots[n], queue.statuses[n], now);
+    let failure: unknown;
+    for (let n = 0; n < found; n++)
+      try {
+        this.#take(queue.slots[n], queue.statuses[n], now);
+      } catch (error) {
+        // The others of this batch are back all the same.
+        failure ??= error;
+      }
+    if (failure !== undefined) throw failure;
     if (more && this.#freeCount > 0) this.#fill(now);
     return found;
   }

@@ -133,6 +133,8 @@ export const nvmeVerify: CommandSpec<MoveOptions> = {
       if (length !== undefined && options.blocks === undefined)
         checkLength(length, unit, most * unit, { ...options, pad: true });
       const compared = await compare(ns, lba, blocks, from, context);
+      if (compared.bytes === 0 || (options.blocks !== undefined && compared.bytes <= (blocks - 1) * unit))
+        throw shorter(compared.bytes, blocks, unit);
       tell(context, { device: device.name, ns, lba, blocks: Math.ceil(compared.bytes / unit), ...compared }, false);
     });
   },
@@ -288,6 +290,15 @@ function longer(ns: NvmeNamespace, lba: number, blocks: number): DmaError {
     operation: 'nvme verify',
     reason: `the file is longer than ${count(blocks)} at LBA ${lba} of namespace ${ns.id}`,
     hint: 'what the namespace has is the same as in the file',
+  });
+}
+
+function shorter(bytes: number, blocks: number, unit: number): DmaError {
+  return new DmaError({
+    code: 'EINVAL',
+    operation: 'nvme verify',
+    reason: `the file has ${bytes} bytes, and ${count(blocks)} of ${unit} bytes were to be compared`,
+    hint: 'what the file has is the same as on the disk; without --blocks, as much is compared as the file has',
   });
 }
 

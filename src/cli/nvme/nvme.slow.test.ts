@@ -36,6 +36,10 @@ describe('anydma nvme', { concurrency: 2 }, () => {
     assert.equal(read['bytes'], 5860 * 512);
     const same = documentOf(await room.call(['nvme', 'verify', ...on, '--lba', '7', '--file', room.file('in')]));
     assert.equal(same['sha256'], written['sha256']);
+    // The same as far as it goes, and it does not go as far as was asked for.
+    const more = ['--lba', '7', '--blocks', '7000', '--file', room.file('in')];
+    const short = await room.call(['nvme', 'verify', ...on, ...more]);
+    assert.match(short.stderr, /the file has \d+ bytes, and 7000 blocks of 512 bytes were to be compared/);
     documentOf(await room.call(['nvme', 'write-zeroes', ...on, '--lba', '8', '--blocks', '1']));
     const differs = await room.call(['nvme', 'verify', ...on, '--lba', '7', '--file', room.file('in')]);
     assert.equal(differs.status, 1);
@@ -83,6 +87,7 @@ describe('anydma nvme', { concurrency: 2 }, () => {
     const read = ['--opcode', '2', '--nsid', '1', '--cdw10', '0', '--cdw12', '7', '--data-len', '4096'];
     const text = await room.call(['nvme', 'io', '--device', device, ...read]);
     assert.match(text.stdout, /done, result 0x00000000\n000000 {2}00 00.*\n\*\n000ff0/);
+    documentOf(await room.call(['nvme', 'io', ...on, '--opcode', '0', '--nsid', '0xffffffff']));
     const bad = await room.call(['nvme', 'admin', ...on, '--opcode', '0xc1']);
     assert.equal(bad.status, 1);
     assert.match(bad.stderr, /hint: /);

@@ -2,7 +2,7 @@
 import { closeSync, fstatSync, openSync, readFileSync } from 'node:fs';
 import type { NvmeCommand } from '../../entry/nvme.js';
 import { DmaError } from '../../index.js';
-import { ADMIN, DATA_DIRECTION, NVM } from '../../nvme/commands.js';
+import { ADMIN, ALL_NAMESPACES, DATA_DIRECTION, NVM } from '../../nvme/commands.js';
 import { callNode } from '../../platform/linux/node-errors.js';
 import { paragraphs, type CommandContext, type CommandSpec } from '../shared/command.js';
 import { sizeValue } from '../shared/values.js';
@@ -109,7 +109,9 @@ async function send(
       ...(timeout === undefined ? {} : { timeoutMs: timeout }),
       signal,
     };
-    const { result } = await (isAdmin ? ssd.admin(command) : namespaceOf(ssd, nsid).io(command));
+    const { result } = await (isAdmin
+      ? ssd.admin(command)
+      : namespaceOf(ssd, nsid === ALL_NAMESPACES ? ssd.namespaces.at(0)?.id : nsid).io(command));
     const bytes = memory !== undefined && isFrom ? memory.bytes() : new Uint8Array(0);
     if (rawBinary === true) {
       process.stdout.write(Buffer.from(bytes));

@@ -117,7 +117,7 @@ export async function runPerf({ eal, device, ssd, ns }: PerfTarget, options: Per
     }
     return await measured(jobs, options, reads, writes);
   } finally {
-    await drain(jobs);
+    await drain(jobs).catch(() => undefined);
     if (jobs.every(({ running }) => running === 0)) {
       for (const queue of queues) await ssd.closeQueue(queue).catch(() => undefined);
       for (const memory of memories) memory.free();
@@ -145,8 +145,10 @@ function checkSizes({ limits }: Nvme, ns: NvmeNamespace, { bs, iodepth, bytes, n
       `--iodepth ${iodepth} is more than a queue holds`,
       `the controller's queues hold ${limits.queueEntries - 1}`,
     );
-  if (numjobs > limits.queues)
-    refuse(`--numjobs ${numjobs}, and the controller has ${limits.queues} queues for programs`, 'use fewer jobs');
+  // One is the library's own.
+  const queues = limits.queues - 1;
+  if (numjobs > queues)
+    refuse(`--numjobs ${numjobs}, and the controller has ${queues} queues for programs`, 'use fewer jobs');
   const size = Math.min(bytes ?? ns.size, ns.size);
   if (Math.floor(size / bs) < numjobs)
     refuse(
@@ -224,12 +226,18 @@ async function checkWritten(jobs: readonly Job[], { verify, signal, onChecking }
   }
 }
 
-/** Waits until nothing runs any more. A command that failed meanwhile has been told already, or is at the end. */
+/** Waits until nothing runs any more. @throws DmaError of the first command that failed meanwhile */
 async function drain(jobs: readonly Job[]): Promise<void> {
   const end = performance.now() + DRAIN_MS;
+  let failure: unknown;
   for (const job of jobs)
     while (job.running > 0 && performance.now() < end) {
-      job.step(performance.now(), false);
+      try {
+        job.step(performance.now(), false);
+      } catch (error) {
+        failure ??= error;
+      }
       await new Promise((resolve) => setImmediate(resolve));
     }
+  if (failure !== undefined) throw failure;
 }

@@ -2,7 +2,7 @@
 import type { Readable, Writable } from 'node:stream';
 import type { MemoryPart } from '../../memory/part.js';
 import { mustBeObject, mustBeWhole, optionsOf, type Shape } from '../../check.js';
-import { DmaError, invalid, withUndo } from '../../errors.js';
+import { DmaError, invalid, undoAll, withUndo } from '../../errors.js';
 import { COMMAND_SET, DSM, IO_CDW12, NVM, SQE } from '../../nvme/commands.js';
 import {
   ONCS,
@@ -727,13 +727,9 @@ function bytesIn(memory: unknown, name: string, operation: string): number {
 /** Ends a call over a copy: what came is copied out, and the copy given back. */
 function finishing(copied: BounceCopy, settle: Settle): Settle {
   return (error, result) => {
-    try {
-      if (error === undefined) copied.finish();
-      copied[Symbol.dispose]();
-      settle(error, result);
-    } catch (failure) {
-      settle(error ?? withUndo(failure, 'nvme', []), result);
-    }
+    const undo = undoAll([() => (error === undefined ? copied.finish() : undefined), () => copied[Symbol.dispose]()]);
+    const failure = undo.length === 0 ? undefined : withUndo(undo[0], 'nvme', undo.slice(1));
+    settle(error ?? failure, result);
   };
 }
 

@@ -5,12 +5,16 @@ import type { FakeNvme } from '../../../test/fakes/nvme/controller.js';
 import { fill, QUIET, sum, withDisk } from '../../../test/fakes/nvme/disk.js';
 import { dmaError, throwsDma } from '../../../test/shared/errors.js';
 import { until } from '../../../test/shared/until.js';
+import type { Device } from '../../bus/model.js';
 import { Eal } from '../../eal.js';
-import { ADMIN, FEATURE, NVM, SQE } from '../../nvme/commands.js';
+import { ADMIN, CNS, FEATURE, NVM, SQE } from '../../nvme/commands.js';
 import { KiB, MiB, type Va } from '../../units.js';
 import { deviceModel } from '../../vfio-user/devices/catalog.js';
 import { nvmeDriver } from './nvme-driver.js';
 import type { NvmeQueue } from './queue.js';
+
+/** Mappings of a device, those of the driver itself included. */
+const mapped = ({ domain }: Device): number => [...(domain?.mappings() ?? [])].length;
 
 describe('a controller', () => {
   it('is taken by its class, and says who it is; driver=raw opts out', () =>
@@ -66,6 +70,42 @@ describe('a controller', () => {
         return true;
       });
       page.free();
+    }));
+
+  it('a log page in several parts is read whole before its event may come again', () =>
+    withDisk({}, async ({ ssd, fake }) => {
+      await ssd.logPage(2, 12_288);
+      const reads = fake.log.filter(({ queue, opcode }) => queue === 0 && opcode === ADMIN.GET_LOG_PAGE);
+      assert.deepEqual(
+        reads.map(({ cdw10 }) => (cdw10 & (1 << 15)) !== 0),
+        [true, true, false],
+        'retain asynchronous event, in all but the last',
+      );
+    }));
+
+  it('an older list of namespaces does not end one that a newer list has', () =>
+    withDisk({}, async ({ ssd, fake }) => {
+      let isHeld = false;
+      fake.misbehave = ({ queue, opcode, cdw10 }) => {
+        if (isHeld || queue !== 0 || opcode !== ADMIN.IDENTIFY || cdw10 !== CNS.NAMESPACE) return undefined;
+        isHeld = true;
+        return 'hold';
+      };
+      const older = ssd.rescan();
+      await until(() => isHeld);
+      fake.disks.push(new Uint8Array(8192 * 512));
+      fake.metadata.push(new Uint8Array(0));
+      const newer = ssd.rescan();
+      for (let turn = 0; turn < 50; turn++) await new Promise((resolve) => setImmediate(resolve));
+      fake.letGo();
+      await Promise.all([older, newer]);
+      assert.deepEqual(
+        ssd.namespaces.map(({ id, live }) => [id, live]),
+        [
+          [1, true],
+          [2, true],
+        ],
+      );
     }));
 
   it('tells of events, and of namespaces that come and go', () =>
@@ -322,6 +362,33 @@ describe('data', () => {
       const failed = new Promise((resolve) => short.on('error', resolve));
       short.end(Buffer.alloc(700));
       assert.ok(dmaError('EINVAL', /ends 188 bytes into a block/)(await failed));
+    }));
+
+  it('a stream that is destroyed while a chunk waits writes nothing more, and keeps no memory', () =>
+    withDisk({}, async ({ device, disk, fake }) => {
+      const before = mapped(device);
+      fake.misbehave = ({ queue, opcode }) => (queue > 0 && opcode === NVM.WRITE ? 'hold' : undefined);
+      const writer = disk.writable({ lba: 0, chunkBytes: 4096, ahead: 1 });
+      writer.write(Buffer.alloc(3 * 4096));
+      const writes = (): number => fake.log.filter(({ queue, opcode }) => queue > 0 && opcode === NVM.WRITE).length;
+      await until(() => writes() === 1);
+      const closed = new Promise((resolve) => writer.once('close', resolve));
+      writer.destroy();
+      fake.letGo();
+      await closed;
+      for (let turn = 0; turn < 20; turn++) await new Promise((resolve) => setImmediate(resolve));
+      assert.equal(writes(), 1);
+      assert.equal(mapped(device), before);
+    }));
+
+  it('a copy that can not be delivered gives its memory back', () =>
+    withDisk({}, async ({ device, disk }) => {
+      const before = mapped(device);
+      const target = new Uint8Array(512);
+      const reading = disk.read({ lba: 0, into: target, bounce: true });
+      structuredClone(target.buffer, { transfer: [target.buffer] });
+      await assert.rejects(reading);
+      assert.equal(mapped(device), before);
     }));
 
   it('has its metadata apart, and its protection information counts', () =>

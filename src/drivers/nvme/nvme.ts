@@ -202,6 +202,7 @@ export class Nvme {
   /** Until queues are looked after whose threads did not know of a reset. */
   #later: ReturnType<typeof setTimeout> | undefined;
   readonly #namespaces = new Map<number, NvmeNamespace>();
+  #scanning: Promise<void> = Promise.resolve();
   #interrupts: Interrupts | undefined;
   readonly #vectors: Set<() => void>[] = [];
   /** Those that other threads wait for. */
@@ -336,7 +337,9 @@ export class Nvme {
       const part = Math.min(most, length - at);
       const words = part / 4 - 1;
       const from = offset + at;
-      const cdw = { cdw10: page | (keepEvent ? 1 << 15 : 0) | ((words & 0xffff) << 16), cdw11: words >>> 16 };
+      // The event stays until all of the page is here.
+      const keep = keepEvent || at + part < length;
+      const cdw = { cdw10: page | (keep ? 1 << 15 : 0) | ((words & 0xffff) << 16), cdw11: words >>> 16 };
       const where = { cdw12: from % 2 ** 32, cdw13: Math.floor(from / 2 ** 32) };
       bytes.set(await this.#read(operation, { opcode: ADMIN.GET_LOG_PAGE, nsid, ...cdw, ...where }, part), at);
     }
@@ -480,6 +483,8 @@ export class Nvme {
   async openQueue(options?: NvmeQueueOptions): Promise<NvmeQueue> {
     const operation = 'nvme.openQueue';
     const asked = optionsOf<NvmeQueueOptions>(options, QUEUE_OPTIONS, operation);
+    // The controller is brought up with the queues that there were before.
+    await this.#resetting;
     this.#mustWork(operation);
     const { onCompletions, interrupts = onCompletions !== undefined, priority = 'medium' } = asked;
     const { controllerMemory = false, entries = Math.min(IO_ENTRIES, this.limits.queueEntries) } = asked;
@@ -609,9 +614,9 @@ export class Nvme {
     const record = this.#adminRecord;
     const { queue, entries, submissions, completions } = record;
     queue.restart();
-    this.#admin.resume();
     const arbitration = this.#bar.capabilities.weightedRoundRobin ? 1 : 0;
     await this.#bar.enable({ entries, submissions, completions, pageSize: this.#pageSize, arbitration });
+    this.#admin.resume();
     this.#buffer = this.#bar.enableMemoryBuffer();
     this.#learn(controllerIdentityOf(await this.#identify(CNS.CONTROLLER, 0)));
     await this.#agreeOnQueues();
@@ -684,8 +689,9 @@ export class Nvme {
     } catch (error) {
       // It works without, as all controllers do.
       if (!isDmaError(error, 'ENOTSUP') && !isDmaError(error, 'EINVAL')) throw error;
-      if (this.#lendings.size === 0) memory[Symbol.dispose]();
       this.#shadow = undefined;
+      for (const { doorbells } of this.#records.values()) for (const each of doorbells) each.useShadow(undefined, 0);
+      if (this.#lendings.size === 0) memory[Symbol.dispose]();
       return;
     }
     for (const { queue, doorbells } of [this.#adminRecord, ...this.#records.values()])
@@ -702,7 +708,14 @@ export class Nvme {
     }
   }
 
-  async #scan(): Promise<void> {
+  /** One after the other: an older list must not end a namespace that a newer one has. */
+  #scan(): Promise<void> {
+    const scan = this.#scanning.then(() => this.#scanOnce());
+    this.#scanning = scan.catch(() => undefined);
+    return scan;
+  }
+
+  async #scanOnce(): Promise<void> {
     const ids: number[] = [];
     for (let from = 0; ;) {
       const list = namespaceListOf(await this.#identify(CNS.ACTIVE_NAMESPACES, from));
@@ -1305,7 +1318,17 @@ export class Nvme {
     const cq = { opcode: ADMIN.CREATE_CQ, cdw10, cdw11: QUEUE.CONTIGUOUS | interrupts, prp: [completions, 0] as const };
     await this.#command(operation, cq);
     const cdw11 = QUEUE.CONTIGUOUS | (priority << QUEUE.PRIORITY_SHIFT) | (queue.id << 16);
-    await this.#command(operation, { opcode: ADMIN.CREATE_SQ, cdw10, cdw11, prp: [submissions, 0] });
+    try {
+      await this.#command(operation, { opcode: ADMIN.CREATE_SQ, cdw10, cdw11, prp: [submissions, 0] });
+    } catch (error) {
+      // Its memory will be used for something else; a controller that is reset has no queues anyway.
+      const undo: unknown[] = [];
+      if (this.#state !== 'resetting')
+        await this.#command(operation, { opcode: ADMIN.DELETE_CQ, cdw10: queue.id }).catch((why: unknown) =>
+          undo.push(why),
+        );
+      throw withUndo(error, operation, undo);
+    }
   }
 
   #enableInterrupts(): void {

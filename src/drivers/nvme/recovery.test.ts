@@ -7,7 +7,7 @@ import { dmaError, throwsDma } from '../../../test/shared/errors.js';
 import { until } from '../../../test/shared/until.js';
 import { Eal } from '../../eal.js';
 import { isDmaError } from '../../errors.js';
-import { ADMIN, NVM } from '../../nvme/commands.js';
+import { ADMIN, FEATURE, NVM } from '../../nvme/commands.js';
 import { STATUS, STATUS_FIELD } from '../../nvme/status.js';
 import { NvmeError, type NvmeOutcome } from './nvme-error.js';
 import { ABORTED_BY_HOST } from './queue.js';
@@ -211,6 +211,23 @@ describe('a controller', () => {
       assert.ok(isDmaError(await running));
       await assert.rejects(disk.write({ lba: 0, blocks: 1, from: block }), dmaError('EIO', /internal error/));
       await eal.remove(device);
+    }));
+
+  it('that is being reset gets what was called meanwhile when it is ready, and not before', () =>
+    withDisk({}, async ({ ssd, fake }) => {
+      const resetting = ssd.reset();
+      const [, queue] = await Promise.all([ssd.feature(FEATURE.WRITE_CACHE), ssd.openQueue(), resetting]);
+      assert.equal(fake.enabled, 2, 'once from the start, and once more');
+      await ssd.closeQueue(queue);
+    }));
+
+  it('that refuses a submission queue has no completion queue for it either', () =>
+    withDisk({}, async ({ ssd, fake }) => {
+      let refused = 0;
+      fake.misbehave = ({ queue, opcode }) =>
+        queue === 0 && opcode === ADMIN.CREATE_SQ && refused++ === 0 ? { status: STATUS.INTERNAL_ERROR } : undefined;
+      await assert.rejects(ssd.openQueue(), dmaError('EIO'));
+      await ssd.closeQueue(await ssd.openQueue());
     }));
 
   it('that is reset on demand keeps its queues, those of the program too', () =>

@@ -278,6 +278,17 @@ describe('driver and served controller', linux, () => {
     }
   });
 
+  it('goes on without doorbells in memory, when they are refused after a reset', () => {
+    const faults = [{ do: 'fail', queue: 'admin', opcode: 0x7c, nth: 2, status: 1 }] as const;
+    return inProcess({ size: MiB, faults }, async ({ eal, ssd, disk }) => {
+      const block = eal.malloc(4096);
+      await disk.write({ lba: 0, blocks: 8, from: block });
+      await ssd.reset();
+      await disk.read({ lba: 0, blocks: 8, into: block, timeoutMs: 1000 });
+      block.free();
+    });
+  });
+
   for (const fault of [
     { do: 'lose' },
     { do: 'unknown-id' },

@@ -1,6 +1,7 @@
 /** Blocks as streams: several commands run ahead of who reads, or behind who writes. */
 import { Readable, Writable } from 'node:stream';
 import { mustBeWhole, optionsOf, type Shape } from '../../check.js';
+import { closedDriver } from '../../bus/closed-device.js';
 import { invalid, withUndo, type DmaError } from '../../errors.js';
 import { KiB } from '../../units.js';
 import type { Bounce } from './bounce.js';
@@ -115,6 +116,8 @@ class BlockWriter extends Writable {
   readonly #plan: Plan;
   readonly #idle: DmaMemory[] = [];
   readonly #running = new Set<Promise<void>>();
+  /** Settles when what was written last has been taken. */
+  #taking: Promise<void> = Promise.resolve();
   #current: DmaMemory | undefined;
   #filled = 0;
   #written = 0;
@@ -128,7 +131,8 @@ class BlockWriter extends Writable {
   }
 
   override _write(chunk: Buffer, _encoding: string, callback: (error?: Error | null) => void): void {
-    this.#take(chunk).then(() => callback(), callback);
+    this.#taking = this.#take(chunk);
+    this.#taking.then(() => callback(), callback);
   }
 
   override _final(callback: (error?: Error | null) => void): void {
@@ -136,12 +140,13 @@ class BlockWriter extends Writable {
   }
 
   override _destroy(error: Error | null, callback: (error?: Error | null) => void): void {
-    const end = (): void => {
+    const end = async (): Promise<void> => {
+      await this.#taking.catch(() => undefined);
+      await Promise.allSettled(this.#running);
       for (const memory of [...this.#idle.splice(0), this.#current]) memory?.[Symbol.dispose]();
       this.#current = undefined;
-      callback(error);
     };
-    void Promise.allSettled(this.#running).then(end);
+    end().then(() => callback(error), callback);
   }
 
   async #take(bytes: Uint8Array): Promise<void> {
@@ -196,5 +201,6 @@ class BlockWriter extends Writable {
 
   #mustBeWell(): void {
     if (this.#failure !== undefined) throw this.#failure;
+    if (this.destroyed) throw closedDriver('nvme.writable').with({ reason: 'the stream was destroyed' });
   }
 }
