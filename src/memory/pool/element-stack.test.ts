@@ -7,7 +7,7 @@ import { isDmaError } from '../../errors.js';
 import { openPlatform } from '../../platform/open.js';
 import { Holders } from '../shared/holders.js';
 import type { WordMemory } from '../shared/words.js';
-import { ElementStack } from './element-stack.js';
+import { ElementStack, MANY } from './element-stack.js';
 import { PoolCache } from './pool-cache.js';
 
 /** What a worker of this file is told. */
@@ -474,15 +474,19 @@ function tests(): void {
       const cache = new PoolCache(stack, 40);
       const all = new Int32Array(100);
       assert.ok(stack.get(all, 100));
-      for (let count = 0; count <= 40; count++) {
-        const burst = new Int32Array(50).fill(-1);
+      const counts = Array.from({ length: 41 }, (_, count) => count);
+      // Again from places where large bursts began before, as long as those and of other lengths.
+      for (const count of [...counts, ...counts.toReversed(), ...counts])
         for (const user of [cache, stack]) {
-          user.put(all, count, 7);
+          const put = all.slice(7, 7 + count);
+          if (count % 2 === 0) user.put(put, count);
+          else user.put(all, count, 7);
+          const burst = new Int32Array(50).fill(-1);
           assert.ok(user.get(burst, count, 3));
-          const put = [...all.subarray(7, 7 + count)];
-          assert.deepEqual([...burst.subarray(0, 4 + count)], [-1, -1, -1, ...put.reverse(), -1]);
+          // Large ones come out of a cache as they were put.
+          if (user === stack || count < MANY) put.reverse();
+          assert.deepEqual([...burst.subarray(0, 4 + count)], [-1, -1, -1, ...put, -1]);
         }
-      }
     });
 
     void it('hands out and takes elements in its own memory', () => {

@@ -419,8 +419,8 @@ function checkUnusual(numbers: ElementNumbers, count: number, at: number): void 
   throw invalid('pool', `${show(count)} elements from place ${show(at)} on do not fit an array of ${length}`, { hint });
 }
 
-/** From so many numbers on, calling `set` takes less time than a loop. */
-const MANY = 24;
+/** From so many numbers on, calling `set` takes less time than a loop. @internal */
+export const MANY = 24;
 
 /**
  * Copies `count` numbers from `from[start]` to `to[at]`.
