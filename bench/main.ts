@@ -5,6 +5,7 @@
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
 import Table from 'cli-table3';
+import { benchAttach } from './attach.js';
 import { benchCopy } from './copy.js';
 import { benchDelay } from './delay.js';
 import { benchFio } from './fio.js';
@@ -35,6 +36,7 @@ const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new
   ['rdma-calls', benchRdmaCalls],
   ['copy', benchCopy],
   ['memory', benchMemory],
+  ['attach', benchAttach],
   ['delay', benchDelay],
 ]);
 
