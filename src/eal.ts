@@ -36,6 +36,7 @@ import { Block, type Heap } from './memory/heap/heap.js';
 import { MALLOC_OPTIONS, type MallocOptions } from './memory/heap/malloc-request.js';
 import { chooseHeaps } from './memory/owned/heap-choice.js';
 import { Pools } from './memory/pool/pools.js';
+import { Rings } from './memory/pool/rings.js';
 import { Zones } from './memory/owned/zones.js';
 import { Heaps } from './memory/heap/heaps.js';
 import { hasPhysicalAddresses, decideIovaMode, hasIommuGroups, type IovaDecision } from './memory/iova-mode.js';
@@ -129,6 +130,8 @@ export class Eal implements AsyncDisposable {
   readonly zones: Zones;
   /** Pools of elements of one size, such as packet buffers. */
   readonly pools: Pools;
+  /** Rings of numbers, such as elements of a pool, which pass between threads and processes without a message. */
+  readonly rings: Rings;
   /** Memory owned by the library: its use, events and limits. */
   readonly memory: OwnedMemory;
   /** Events of devices and memory. An exception in a listener is uncaught, and does not disturb the library. */
@@ -210,9 +213,13 @@ export class Eal implements AsyncDisposable {
     const words = window === undefined ? undefined : new SharedWords(this.#driverMemory, platform.kernel);
     this.#words = words;
     const holders = (): Holders => words?.holders ?? this.#shares.holders;
-    const ofPools = { ...sources, users: this.#areas.users };
-    this.pools = new Pools(ofPools, { port: platform.memory, holders, words, shares: this.#shares });
-    const recover = (id: number): void => this.pools.recoverFrom(id);
+    const sharing = { port: platform.memory, holders, words, shares: this.#shares };
+    this.pools = new Pools({ ...sources, users: this.#areas.users }, sharing);
+    this.rings = new Rings(platform, sharing, gate);
+    const recover = (id: number): void => {
+      this.rings.forget(id);
+      this.pools.recoverFrom(id);
+    };
     if (words === undefined) this.#shares.addRecovery(recover);
     else {
       // A primary has a second table, which other processes see.
@@ -465,7 +472,7 @@ export class Eal implements AsyncDisposable {
     const window = this.#window;
     const words = this.#words;
     if (name === undefined || window === undefined || words === undefined) return;
-    const { platform, memory, heaps, zones, pools, external } = this;
+    const { platform, memory, heaps, zones, pools, rings, external } = this;
     this.#primary = new Primary({
       platform,
       name,
@@ -476,6 +483,7 @@ export class Eal implements AsyncDisposable {
       heaps,
       zones,
       pools,
+      rings,
       words,
       external,
       devices: () => this.devices(),
@@ -505,9 +513,9 @@ export class Eal implements AsyncDisposable {
     for (const group of [...this.#registry.standing])
       if (!this.#reached.has(group)) await group.unmapAsync().catch((error: unknown) => errors.push(error));
     errors.push(...(await this.#registry.close()), ...this.containers.close());
-    const pools = this.pools.close();
+    const pools = [...this.rings.close(), ...this.pools.close()];
     errors.push(...pools);
-    // A pool that other threads still use keeps its memory: unmapping it would crash them.
+    // What other threads still use keeps its memory: unmapping it would crash them.
     if (pools.length === 0) errors.push(...this.heaps.close(), ...(await this.memory.closeAsync(this.#keepsContent)));
     for (const external of [this.external, this.#driverMemory])
       for (const memory of [...external].reverse())
@@ -659,6 +667,7 @@ shortForm(Eal, 'Eal', (eal) => ({
   heaps: eal.memory.heapsInUse.length + [...eal.heaps.made].length,
   zones: eal.zones.size,
   pools: [...eal.pools].map(({ name }) => name),
+  rings: [...eal.rings].map(({ name }) => name),
 }));
 
 /** The addresses of an Eal that other processes attach to. */

@@ -44,6 +44,7 @@ export { Pool, type PoolDescription } from './memory/pool/pool.js';
 export type { PoolCache } from './memory/pool/pool-cache.js';
 export type { PoolChunk } from './memory/pool/pool-layout.js';
 export type { PoolHandler, PoolOptions, Pools } from './memory/pool/pools.js';
+export { Ring } from './memory/pool/ring.js';
 export type { MemoryOptions } from './memory/owned/memory-settings.js';
 export type { OwnedMemory, OwnedMemoryFacts } from './memory/owned/owned.js';
 export type { MemoryChange, MemoryHandler, MemoryValidator } from './memory/memory-events.js';

@@ -1,7 +1,8 @@
 /** Node's timers and clock as they were at import, so that tests with fake timers do not stop devices. */
 import { setTimeout as sleep } from 'node:timers/promises';
 
-export const { setTimeout, clearTimeout, setImmediate, clearImmediate, queueMicrotask } = globalThis;
+export const { setTimeout, clearTimeout, setInterval, clearInterval, setImmediate, clearImmediate, queueMicrotask } =
+  globalThis;
 /** `timers/promises.setTimeout` */
 export const delay = sleep;
 /** `performance.now` */

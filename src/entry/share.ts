@@ -10,6 +10,9 @@ export {
   type SecondaryZones,
   type SharedFacts,
 } from '../share/secondary.js';
-export type { SecondaryPools } from '../share/secondary-pools.js';
+export type { SecondaryPools, SecondaryRings } from '../share/secondary-pools.js';
+export type { RingOptions, Rings } from '../memory/pool/rings.js';
+export type { RingDescription } from '../memory/pool/ring.js';
+export type { RingSide } from '../memory/pool/ring-words.js';
 export { SecondaryDevice, SecondaryMapping } from '../share/secondary-devices.js';
 export { SecondaryBlock, SecondaryExternal, SecondaryMemory, SecondaryZone } from '../share/secondary-memory.js';

@@ -4,7 +4,9 @@ import { AttachedMapping, mappingFacts, nameOf } from '../dma/attached-mapping.j
 import { AttachedMemory, memoryFacts } from '../memory/attached-memory.js';
 import { nvmeQueueFacts, NvmeQueueOfThread, queueName } from '../drivers/nvme/attached-queue.js';
 import { reading } from '../check.js';
+import { invalid } from '../errors.js';
 import { Pool, type PoolDescription } from '../memory/pool/pool.js';
+import { Ring, type PoolOpening, type RingDescription } from '../memory/pool/ring.js';
 import { Hold } from '../memory/shared/hold.js';
 import { unsealed, type Shared } from '../memory/shared/shared.js';
 import { captureOrigin, placeOf } from '../origin.js';
@@ -13,12 +15,18 @@ import type { Platform } from '../platform/ports.js';
 
 type PoolFacts = Omit<PoolDescription, 'stack' | 'threads' | 'holders' | 'keepers' | 'sealed'>;
 
+/** What the description of a ring says besides, and where its words are unless they are in SharedArrayBuffers. */
+type RingFacts = Pick<RingDescription, 'name' | 'event'> & {
+  /** The seal of its pool. */
+  readonly pool: string | null;
+} & Partial<Pick<RingDescription, 'words' | 'threads' | 'holders'>>;
+
 /** The system calls of this thread, for threads that have no `Eal`. */
 let ours: Platform | undefined;
 
 /**
- * Opens what another thread of this process shares: memory, a block or a zone ({@link AttachedMemory}), a mapping, a device, a queue. The bytes are
- * the same, at the same addresses; nothing is copied or mapped again.
+ * Opens what another thread of this process shares: memory, a block or a zone ({@link AttachedMemory}), a mapping, a device, a queue, a
+ * pool, a ring with its pool. The bytes are the same, at the same addresses; nothing is copied or mapped again.
  *
  * While it is open, the thread that shares it can not free it (EBUSY, naming this thread). Dispose it to let go of it; when this thread ends, in
  * whatever way, it lets go of everything.
@@ -30,19 +38,20 @@ let ours: Platform | undefined;
  */
 export function attach<T>(shared: Shared<T>, platform?: Platform): T;
 export function attach(shared: PoolDescription, platform?: Platform): Pool;
+export function attach(shared: RingDescription, platform?: Platform): Ring;
 export function attach(
-  shared: Shared<unknown> | PoolDescription,
+  shared: Shared<unknown> | PoolDescription | RingDescription,
   platform: Platform = (ours ??= openPlatform()),
 ): unknown {
   const operation = 'attach';
   const checked = unsealed(platform.memory, sealedPart(shared), operation);
   const place = placeOf(captureOrigin(attach));
   // The kind says what it is, and `share` typed it.
-  return open(checked, platform, place, operation);
+  return open(checked, shared, platform, place);
 }
 
-/** Pools have another form, which processes can have, too. */
-function sealedPart(shared: Shared<unknown> | PoolDescription): Shared<unknown> {
+/** Pools and rings have another form, which processes can have, too. */
+function sealedPart(shared: Shared<unknown> | PoolDescription | RingDescription): Shared<unknown> {
   return reading('attach', 'what is attached', () =>
     typeof shared === 'object' && shared !== null && 'sealed' in shared && shared.sealed !== undefined
       ? shared.sealed
@@ -50,7 +59,9 @@ function sealedPart(shared: Shared<unknown> | PoolDescription): Shared<unknown> 
   );
 }
 
-function open(shared: Shared<unknown>, platform: Platform, place: string, operation: string): unknown {
+/** @param given what it came in */
+function open(shared: Shared<unknown>, given: unknown, platform: Platform, place: string): unknown {
+  const operation = 'attach';
   const { kind } = shared;
   switch (kind) {
     case 'memory': {
@@ -65,16 +76,18 @@ function open(shared: Shared<unknown>, platform: Platform, place: string, operat
       const { holds: threads, holders, keepers, more } = shared;
       const facts = shared.facts as PoolFacts;
       // Everything that the seal covers, and nothing else.
-      if (more.length > 0) return Pool.attach({ ...facts, stack: more[0], threads, holders, keepers }, platform, place);
+      if (more.length > 0) return Pool.open({ ...facts, stack: more[0], threads, holders, keepers }, platform, place);
       // The words are in the memory of an Eal with a name: that is held first.
       const hold = Hold.take(shared, platform, `the pool ${facts.name}`, place, operation);
       try {
-        return Pool.attach({ ...(facts as PoolDescription), keepers }, platform, place, hold);
+        return Pool.open({ ...(facts as PoolDescription), keepers }, platform, place, hold);
       } catch (error) {
         hold.leave();
         throw error;
       }
     }
+    case 'ring':
+      return openRing(shared, given, platform, place);
     case 'device': {
       const facts = deviceFacts(shared.facts, operation);
       const hold = Hold.take(shared, platform, `the device ${facts.name}`, place, operation);
@@ -86,4 +99,33 @@ function open(shared: Shared<unknown>, platform: Platform, place: string, operat
       return NvmeQueueOfThread.attach(shared, facts, hold, platform);
     }
   }
+}
+
+function openRing(shared: Shared<unknown>, given: unknown, platform: Platform, place: string): Ring {
+  const operation = 'attach';
+  const { name, event, pool: seal, ...places } = shared.facts as RingFacts;
+  const { holds: threads, holders, more } = shared;
+  const pool = seal === null ? undefined : poolOfRing(given, seal, platform, place);
+  const facts = { kind: 'ring' as const, name, event, pool: undefined };
+  if (more.length > 0) return Ring.attach({ ...facts, words: more[0], threads, holders }, platform, { place, pool });
+  const wordHold = Hold.take(shared, platform, `the ring ${name}`, place, operation);
+  try {
+    return Ring.attach({ ...facts, ...(places as Required<typeof places>) }, platform, { place, pool, wordHold });
+  } catch (error) {
+    wordHold.leave();
+    throw error;
+  }
+}
+
+/** The pool that came with a ring. @param seal of the one that the ring was made for @throws DmaError EINVAL if it is another one */
+function poolOfRing(given: unknown, seal: string, platform: Platform, place: string): PoolOpening {
+  const operation = 'attach';
+  const { pool } = given as RingDescription;
+  const shared = pool === undefined ? undefined : unsealed(platform.memory, sealedPart(pool), operation);
+  if (shared?.seal !== seal)
+    throw invalid(operation, 'the pool of this ring did not come with it', {
+      hint: 'send the result of ring.share() as it is: it contains the pool',
+    });
+  // It is a pool, as the ring was made for one.
+  return { key: seal, open: () => open(shared, pool, platform, place) as Pool };
 }

@@ -13,17 +13,18 @@ import type { MallocOptions } from '../memory/heap/malloc-request.js';
 import type { MemoryHandlers } from '../memory/memory-events.js';
 import type { OwnedMemory } from '../memory/owned/owned.js';
 import type { Zone, Zones } from '../memory/owned/zones.js';
-import type { Pool } from '../memory/pool/pool.js';
-import type { PoolOptions, Pools } from '../memory/pool/pools.js';
+import type { Pools } from '../memory/pool/pools.js';
+import type { Rings } from '../memory/pool/rings.js';
 import { rangeOf } from '../memory/part.js';
 import type { Pin } from '../memory/pins.js';
 import type { Mapping } from '../dma/mapping.js';
 import type { Platform } from '../platform/ports.js';
 import type { Va } from '../units.js';
 import type { Answer, Question } from './peer.js';
+import { PrimaryPools } from './primary-pools.js';
 import { pieceOf, Regions } from './regions.js';
 import { Server, type Method, type Session } from './server.js';
-import type { Fields, Json, JsonObject } from './wire.js';
+import { nameIn, optionsIn, type Fields, type JsonObject } from './wire.js';
 import type { SharedWords } from './shared-words.js';
 import { libraryVersion } from './version.js';
 import type { AddressWindow } from './window.js';
@@ -40,6 +41,7 @@ export interface PrimarySources {
   readonly heaps: Heaps;
   readonly zones: Zones;
   readonly pools: Pools;
+  readonly rings: Rings;
   readonly words: SharedWords;
   readonly external: External;
   readonly devices: () => readonly Device[];
@@ -62,8 +64,6 @@ class Holdings {
   /** Does it want to know of memory? From its `attach` on. */
   joined = false;
   readonly handles = new Map<number, { readonly handle: Handle; readonly forget: () => void }>();
-  /** Has it opened a pool? */
-  hasPools = false;
   /** External memory that it has attached. */
   readonly external = new Map<ExternalMemory, number>();
   /** Long calls that it can cancel, by the number that it gave them. */
@@ -105,14 +105,20 @@ export class Primary {
   readonly #regions: Regions;
   readonly #handler: Disposable;
   readonly #holdings = new Map<Session, Holdings>();
-  /** Who has words of pools mapped. */
-  readonly #wordUsers = new Map<ExternalMemory, Set<Session>>();
+  readonly #pools: PrimaryPools;
   readonly #methods: Map<string, Method>;
 
   /** @throws DmaError as {@link Server} */
   constructor(sources: PrimarySources) {
     this.#sources = sources;
-    const { platform, name, timeoutMs } = sources;
+    const { platform, name, timeoutMs, pools, rings, words } = sources;
+    this.#pools = new PrimaryPools({
+      pools,
+      rings,
+      words,
+      reaches: (session, va) => this.#reaches(session, va),
+      work: (session, fields, run) => this.#work(session, fields, run),
+    });
     this.#methods = new Map(Object.entries(this.#calls()));
     this.#regions = new Regions(platform, timeoutMs, (session, error) => this.#server.drop(session, error));
     this.#server = new Server(platform, {
@@ -120,16 +126,14 @@ export class Primary {
       version: libraryVersion(),
       timeoutMs,
       methods: this.#methods,
-      joined: (session) => void this.#holdings.set(session, new Holdings(session)),
+      joined: (session) => {
+        this.#holdings.set(session, new Holdings(session));
+        // The last that is given back.
+        session.own(() => words.reap());
+      },
       left: (session) => this.#left(session),
     });
     this.#handler = sources.handlers.add(this.#regions);
-    sources.words.gone = (memory) => {
-      // Nobody uses them any more; what takes their place is told later.
-      for (const { peer } of this.#wordUsers.get(memory) ?? [])
-        peer.tell('memory.remove', { va: memory.va, length: memory.length });
-      this.#wordUsers.delete(memory);
-    };
   }
 
   /** The secondaries, in words. */
@@ -162,7 +166,7 @@ export class Primary {
     this.#holdings.delete(session);
     for (const work of holdings.works.values()) work.abort();
     this.#regions.leave(session);
-    for (const users of this.#wordUsers.values()) users.delete(session);
+    this.#pools.left(session);
   }
 
   #of(session: Session): Holdings {
@@ -172,7 +176,7 @@ export class Primary {
   }
 
   #calls(): Record<string, Method> {
-    const { window, zones, pools, heaps, external, devices } = this.#sources;
+    const { window, zones, heaps, external, devices } = this.#sources;
     return {
       attach: (session) => this.#attach(session, window),
       bye: (session) => {
@@ -211,29 +215,7 @@ export class Primary {
         zones.free(nameIn(fields));
         return {};
       },
-      'pools.list': () => ({ result: { pools: [...pools].map(({ name }) => ({ name })) } }),
-      'pools.find': (session, { fields }) => {
-        const pool = pools.find(nameIn(fields));
-        return pool === undefined ? {} : this.#sharePool(session, pool);
-      },
-      'pools.create': async (session, { fields }) => {
-        const pool = await this.#work(session, fields, (work) =>
-          pools.createAsync({ ...(optionsIn(fields) as PoolOptions & JsonObject), external: undefined, ...work }),
-        );
-        return this.#sharePool(session, pool);
-      },
-      'pools.free': (_, { fields }) => {
-        const name = nameIn(fields);
-        const pool = pools.find(name);
-        if (pool === undefined)
-          throw new DmaError({
-            code: 'ENOENT',
-            operation: 'pools.free',
-            reason: `there is no pool ${JSON.stringify(name)}`,
-          });
-        pool.free();
-        return {};
-      },
+      ...this.#pools.calls(),
       'heaps.list': () => ({
         result: { heaps: [...heaps].map((heap) => ({ name: heap.name, ...heap.statistics() })) },
       }),
@@ -364,50 +346,12 @@ export class Primary {
     return { id, ...zoneFacts(zone) };
   }
 
-  /** What another process needs to use a pool. What it has of it comes back when it ends. */
-  #sharePool(session: Session, pool: Pool): Answer {
-    const holdings = this.#of(session);
-    for (const { va } of pool.chunks)
-      if (
-        !this.#regions.has(session, va) &&
-        ![...holdings.external.keys()].some(({ area }) => va >= area.range.start && va < area.range.end)
-      )
-        throw new DmaError({
-          code: 'ENOTSUP',
-          operation: 'pools.find',
-          reason: `the memory of the pool ${pool.name} is not attached in this process`,
-          hint: 'attach the external memory that it is in first; memory without a descriptor can not be attached',
-        });
-    const { name, shape, forDevices, owner, chunks, cacheSize } = pool.share();
-    const { sharing } = pool;
-    if (sharing === undefined) throw invalid('pools.find', `the pool ${name} can not be shared`);
-    const { stack, threads, holders } = sharing.words;
-    const words = [stack, threads, holders].map((each) => ({
-      bytes: each.byteLength,
-      memory: this.#sources.words.memoryOf(each),
-    }));
-    if (!holdings.hasPools) {
-      holdings.hasPools = true;
-      session.own(() => this.#sources.words.reap());
-    }
-    for (const { memory } of words) {
-      const users = this.#wordUsers.get(memory) ?? new Set<Session>();
-      this.#wordUsers.set(memory, users.add(session));
-    }
-    return {
-      result: {
-        pool: {
-          name,
-          forDevices,
-          owner,
-          cacheSize,
-          shape: { ...shape },
-          chunks: chunks.map((chunk) => ({ ...chunk })),
-        },
-        words: words.map(({ bytes, memory }) => ({ bytes, ...pieceOf(memory.area) })),
-      },
-      fds: words.flatMap(({ memory }) => memory.fd ?? []),
-    };
+  /** Is memory at this address mapped in the secondary? */
+  #reaches(session: Session, va: number): boolean {
+    return (
+      this.#regions.has(session, va) ||
+      [...this.#of(session).external.keys()].some(({ area }) => va >= area.range.start && va < area.range.end)
+    );
   }
 
   async #heapMemory(session: Session, fields: Fields, attach: boolean): Promise<Answer> {
@@ -604,21 +548,6 @@ function noDescriptor(operation: string, what: string): DmaError {
 
 function notAttached(operation: string, what: string): DmaError {
   return new DmaError({ code: 'ENOENT', operation, reason: `${what} is not attached in this process` });
-}
-
-/** A name, which the call that gets it checks. */
-function nameIn(fields: Fields): string {
-  return fields.raw['name'] as string;
-}
-
-/** Options of a caller, which the call that gets them checks. */
-function optionsIn(fields: Fields): Record<string, Json | undefined> {
-  const {
-    signal: _signal,
-    onProgress: _onProgress,
-    ...options
-  } = fields.has('options') ? fields.objectAt('options').raw : {};
-  return options;
 }
 
 function blockFacts({ va, length, heap, area, iova }: Block): JsonObject {

@@ -1,7 +1,10 @@
-/** Pools of a primary in a secondary: elements are taken and put back in shared memory, without a message. */
+/** Pools and rings of a primary in a secondary: they are used in shared memory, without a message. */
 import type { Area } from '../memory/area.js';
 import { Pool, type PoolDescription } from '../memory/pool/pool.js';
 import type { PoolOptions } from '../memory/pool/pools.js';
+import { Ring } from '../memory/pool/ring.js';
+import type { RingOptions } from '../memory/pool/rings.js';
+import { optionsOf } from '../check.js';
 import type { LongWorkOptions } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
 import type { Iova, Va } from '../units.js';
@@ -66,14 +69,7 @@ export class SecondaryPools {
     try {
       if (!fields.has('pool')) return undefined;
       const facts = fields.objectAt('pool');
-      const { mirror } = keeper;
-      const words = fields.list('words').map((piece, n) => {
-        const [va, length] = [piece.number('va') as Va, piece.number('length')];
-        // Those of all pools are shared, and those of this one may be here from an earlier time.
-        if (!mirror.has(va, length)) mirror.add([piece], fds.slice(n, n + 1));
-        return mirror.views(va, length).views.bytes(0, piece.number('bytes'));
-      });
-      const [stack, threads, holders] = words;
+      const [stack, threads, holders] = mapWords(keeper.mirror, fields, fds);
       const pool = Pool.attach({ ...described(facts), stack, threads, holders, keepers: [] }, platform);
       for (const each of this.#attached) if (!each.live) this.#attached.delete(each);
       this.#attached.add(pool);
@@ -82,6 +78,95 @@ export class SecondaryPools {
       for (const fd of fds) platform.files.close(fd);
     }
   }
+}
+
+/** The rings of a primary. */
+export class SecondaryRings {
+  readonly #connection: PoolConnection;
+  readonly #attached = new Set<Ring>();
+
+  /** @internal */
+  constructor(connection: PoolConnection) {
+    this.#connection = connection;
+  }
+
+  /** The names of all rings. */
+  async list(): Promise<string[]> {
+    const { fields } = await this.#connection.ask('rings.list', {});
+    return fields.list('rings').map((ring) => ring.string('name'));
+  }
+
+  /**
+   * Opens the ring of that name here, with its pool; `undefined` if there is none. Free it to let go of it: the primary's ring stays.
+   *
+   * @throws DmaError ENOTSUP if the memory of its pool can not be mapped here; EAGAIN if too many processes use pools and rings
+   */
+  async find(name: string): Promise<Ring | undefined> {
+    return this.#open(await this.#connection.ask('rings.find', { name }));
+  }
+
+  /**
+   * Lets the primary create a ring, and opens it here; it stays when this process ends.
+   *
+   * @param options.pool a pool of the primary, opened here
+   * @throws DmaError as `Rings.create`; ENOENT if the primary has no such pool
+   */
+  async create(name: string, options: RingOptions): Promise<Ring> {
+    const { pool, ...others } = { ...options };
+    optionsOf({ pool }, { pool: Pool }, 'rings.create');
+    const ring = this.#open(
+      await this.#connection.work('rings.create', { name }, { ...others, pool: pool?.name }, 'rings.create'),
+    );
+    if (ring === undefined) throw nonsense('rings.create', 'no ring');
+    return ring;
+  }
+
+  /** Lets the primary free a ring. @throws DmaError ENOENT; EBUSY while a process has it, this one included */
+  async free(name: string): Promise<void> {
+    await this.#connection.ask('rings.free', { name });
+  }
+
+  /** @internal Lets go of all rings, before the memory is unmapped. */
+  close(): void {
+    for (const ring of this.#attached) ring[Symbol.dispose]();
+    this.#attached.clear();
+  }
+
+  #open({ fields, fds }: Reply): Ring | undefined {
+    const { platform, keeper } = this.#connection;
+    try {
+      if (!fields.has('ring')) return undefined;
+      const facts = fields.objectAt('ring');
+      const [words, threads, holders, stack, threadsOfPool] = mapWords(keeper.mirror, fields, fds);
+      const pool: PoolDescription | undefined = facts.has('pool')
+        ? { ...described(facts.objectAt('pool')), stack, threads: threadsOfPool, holders, keepers: [] }
+        : undefined;
+      const event = fds.at(-1);
+      if (event === undefined) throw nonsense('rings.find', 'no event');
+      const name = facts.string('name');
+      const opening =
+        pool === undefined
+          ? undefined
+          : { key: platform.memory.addressOf(stack), open: () => Pool.attach(pool, platform) };
+      const description = { kind: 'ring' as const, name, words, threads, holders, event, pool };
+      const ring = Ring.attach(description, platform, { pool: opening });
+      for (const each of this.#attached) if (!each.live) this.#attached.delete(each);
+      this.#attached.add(ring);
+      return ring;
+    } finally {
+      for (const fd of fds) platform.files.close(fd);
+    }
+  }
+}
+
+/** Words of the primary, mapped here. */
+function mapWords(mirror: Mirror, fields: Fields, fds: readonly number[]): Uint8Array[] {
+  return fields.list('words').map((piece, n) => {
+    const [va, length] = [piece.number('va') as Va, piece.number('length')];
+    // Those of all are shared, and those of this one may be here from an earlier time.
+    if (!mirror.has(va, length)) mirror.add([piece], fds.slice(n, n + 1));
+    return mirror.views(va, length).views.bytes(0, piece.number('bytes'));
+  });
 }
 
 function described(facts: Fields): Omit<PoolDescription, 'stack' | 'threads' | 'holders' | 'keepers'> {

@@ -22,7 +22,7 @@ import { connectToPrimary } from './connect.js';
 import { Mirror, type Mapped } from './mirror.js';
 import type { Answer, Peer, Question, Reply } from './peer.js';
 import { SecondaryDevice, SecondaryMapping, type DeviceKeeper } from './secondary-devices.js';
-import { SecondaryPools } from './secondary-pools.js';
+import { SecondaryPools, SecondaryRings } from './secondary-pools.js';
 import { SecondaryBlock, SecondaryExternal, SecondaryZone } from './secondary-memory.js';
 import { errorFromWire, nonsense, type Fields, type Json, type JsonObject } from './wire.js';
 import { libraryVersion } from './version.js';
@@ -71,6 +71,8 @@ export class Secondary implements AsyncDisposable {
   readonly zones: SecondaryZones;
   /** Pools of the primary. */
   readonly pools: SecondaryPools;
+  /** Rings of the primary. */
+  readonly rings: SecondaryRings;
   /** Heaps of the primary. */
   readonly heaps: SecondaryHeaps;
   /** External memory of the primary. */
@@ -101,6 +103,7 @@ export class Secondary implements AsyncDisposable {
     this.#connection = connection;
     this.zones = new SecondaryZones(connection);
     this.pools = new SecondaryPools(connection);
+    this.rings = new SecondaryRings(connection);
     this.heaps = new SecondaryHeaps(connection);
     this.external = new SecondaryExternals(connection);
   }
@@ -200,6 +203,7 @@ export class Secondary implements AsyncDisposable {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    this.rings.close();
     this.pools.close();
     const mirror = this.#mirror;
     this.#mirror = undefined;

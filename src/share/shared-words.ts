@@ -1,11 +1,11 @@
-/** Words of pools that other processes use too: in memory with a descriptor, at addresses that all of them have. */
+/** Words of pools and rings that other processes use too: in memory with a descriptor, at addresses that all of them have. */
 import type { External, ExternalMemory } from '../memory/external.js';
 import { Holders, type HoldersKernel } from '../memory/shared/holders.js';
 import { Recovery } from '../memory/shared/recovery.js';
 import type { WordMemory, WordSource } from '../memory/shared/words.js';
 import { invalid } from '../errors.js';
 
-/** Threads and processes that can use the pools of one `Eal` at the same time. */
+/** Threads and processes that can use the pools and rings of one `Eal` at the same time. */
 const MOST_HOLDERS = 1023;
 
 /** The words of one `Eal` with a name. */
@@ -44,7 +44,7 @@ export class SharedWords implements WordSource {
   }
 
   allocate(bytes: number): WordMemory {
-    const memory = this.#external.allocate(bytes, { label: 'words of pools' });
+    const memory = this.#external.allocate(bytes, { label: 'words of pools and rings' });
     const words = memory.bytes(0, bytes);
     this.#memories.set(words, memory);
     return words;
@@ -61,7 +61,7 @@ export class SharedWords implements WordSource {
   /** The memory that these words are in. */
   memoryOf(words: WordMemory): ExternalMemory {
     const memory = this.#memories.get(words);
-    if (memory === undefined) throw invalid('pool.share', 'the words of the pool are not in shared memory');
+    if (memory === undefined) throw invalid('share', 'these words are not in shared memory');
     return memory;
   }
 }

@@ -216,3 +216,18 @@ function rangeFromWire(wire: Json | undefined): ErrorRange | undefined {
 function cut(words: string): string {
   return words.length > MOST_TEXT ? `${words.slice(0, MOST_TEXT)}...` : words;
 }
+
+/** A name, which the call that gets it checks. */
+export function nameIn(fields: Fields): string {
+  return fields.raw['name'] as string;
+}
+
+/** Options of a caller, which the call that gets them checks. */
+export function optionsIn(fields: Fields): Record<string, Json | undefined> {
+  const {
+    signal: _signal,
+    onProgress: _onProgress,
+    ...options
+  } = fields.has('options') ? fields.objectAt('options').raw : {};
+  return options;
+}

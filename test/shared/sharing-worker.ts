@@ -1,6 +1,7 @@
 /** A worker thread that attaches to what it is sent, and does what it is told, for tests. */
 import { Worker } from 'node:worker_threads';
 import type { PoolDescription } from '../../src/memory/pool/pool.js';
+import type { RingDescription } from '../../src/memory/pool/ring.js';
 import type { Shared } from '../../src/memory/shared/shared.js';
 
 const INDEX = JSON.stringify(new URL('../../src/index.js', import.meta.url).href);
@@ -63,7 +64,9 @@ export class SharingWorker implements AsyncDisposable {
   }
 
   /** Attaches to these. @returns their places in `held` */
-  async attach(...shared: readonly (Shared<unknown> | PoolDescription)[]): Promise<readonly number[]> {
+  async attach(
+    ...shared: readonly (Shared<unknown> | PoolDescription | RingDescription)[]
+  ): Promise<readonly number[]> {
     const code = 'return args.map((shared) => held.push(anydma.attach(shared)) - 1);';
     return (await this.run(code, ...shared)) as number[];
   }

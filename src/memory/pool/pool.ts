@@ -129,6 +129,8 @@ const kept = new WeakMap<ArrayBufferLike, readonly SharedArrayBuffer[]>();
 export class Pool implements Disposable {
   /** @internal */
   readonly stays = STAYS;
+  /** @internal Rings of the same `Eal` that carry its elements. */
+  readonly rings = new Set<{ readonly name: string; numbers(): Iterable<number> }>();
   readonly name: string;
   /** Number of elements; their numbers begin with 0. */
   readonly elements: number;
@@ -266,11 +268,21 @@ export class Pool implements Disposable {
    * @param platform of this thread
    * @throws DmaError EINVAL if the pool was freed, or `description` does not describe a pool
    */
-  static attach(
+  static attach(description: PoolDescription, platform: Pick<Platform, 'memory' | 'kernel'>): Pool {
+    return Pool.open(description, platform);
+  }
+
+  /**
+   * As {@link Pool.attach}.
+   *
+   * @internal
+   * @param place where in the program, for messages of the maker
+   * @param wordHold keeps the words in place; the pool leaves it
+   */
+  static open(
     description: PoolDescription,
     platform: Pick<Platform, 'memory' | 'kernel'>,
     place = '',
-    /** @internal keeps the words in place; the pool leaves it */
     wordHold?: Hold,
   ): Pool {
     const operation = 'pool.attach';
@@ -523,8 +535,8 @@ export class Pool implements Disposable {
    *
    * @param options.force free it although elements are in use or threads are attached? Only if the program knows that
    *   they were terminated: a thread that touches an element afterwards faults. Default false
-   * @throws DmaError EINVAL if it was freed before; EBUSY while other threads are attached, and while elements are in
-   *   use or in the caches of other threads; EBUSY, even with force, while a block behind it is pinned
+   * @throws DmaError EINVAL if it was freed before; EBUSY while a ring carries its elements, while other threads are attached, and while
+   *   elements are in use or in the caches of other threads; EBUSY, even with force, while a block behind it is pinned
    */
   free(options?: { readonly force?: boolean }): void {
     const operation = 'pool.free';
@@ -549,6 +561,9 @@ export class Pool implements Disposable {
   #close(force: boolean, operation: string): void {
     const { name, elements } = this;
     const busy = (reason: string, hint: string): DmaError => new DmaError({ code: 'EBUSY', operation, reason, hint });
+    const [ring] = this.rings;
+    if (ring !== undefined && !force)
+      throw busy(`the ring ${ring.name} carries elements of the pool ${name}`, 'free the ring first');
     const { threads } = this;
     this.#recover?.();
     const out = elements - this.available;

@@ -607,7 +607,8 @@ function tests(): void {
       const pools = new Pools(sources, sharingOf(sources));
       const pool = pools.create({ elements: 20, elementSize: 64, cache: 4 });
       const inRing = 2;
-      pools.ringsOf = (of) => (of === pool ? [inRing] : []);
+      const ring = { name: 'ring', numbers: () => [inRing] };
+      pool.rings.add(ring);
       const worker = new Worker(new URL(import.meta.url), {
         workerData: { pool: pool.share(), id: 0 } satisfies Orders,
       });
@@ -622,6 +623,8 @@ function tests(): void {
       assert.ok(!burst.subarray(0, 19).includes(inRing));
       assert.equal(pool.threads, 0);
       pool.put(burst, 19);
+      throwsDma('EBUSY', () => pool.free(), /the ring ring carries elements/);
+      pool.rings.delete(ring);
       throwsDma('EBUSY', () => pool.free(), /1 element of/);
       pool.put(Int32Array.of(inRing), 1);
       pool.free();

@@ -17,8 +17,8 @@ import { Holds } from '../shared/holds.js';
 import { Recovery } from '../shared/recovery.js';
 import { notShareable, type Shares } from '../shared/shares.js';
 import { isSharedArrayBuffer } from '../../realms.js';
-import type { WordPlace } from './word-places.js';
-import { sharedBuffers, type WordMemory, type WordSource } from '../shared/words.js';
+import { placesOf } from './word-places.js';
+import { sharedBuffers, type WordSource } from '../shared/words.js';
 import { PoolCache } from './pool-cache.js';
 import { Pool, type PoolDescription, type PoolSharing } from './pool.js';
 import { elementShape } from './pool-layout.js';
@@ -128,9 +128,6 @@ export class Pools {
     this.#sources = sources;
     this.#sharing = sharing;
   }
-
-  /** @internal Tells which elements of a pool are in rings, for recovery. */
-  ringsOf: (pool: Pool) => Iterable<number> = () => [];
 
   /** All pools, in the order of creation. */
   [Symbol.iterator](): IterableIterator<Pool> {
@@ -326,13 +323,8 @@ export class Pools {
       const share = shares.adopt<Pool>(what, holds, parts);
       return { holders, holds, words, share, description: { ...facts, ...words, sealed: share.description } };
     }
-    const { port } = this.#sharing;
-    const placeOf = (memory: WordMemory): WordPlace => ({
-      va: port.addressOf(memory),
-      length: memory.byteLength,
-    });
     // Threads of this process reach them where they are mapped.
-    const places = { stack: placeOf(words.stack), threads: placeOf(threads), holders: placeOf(words.holders) };
+    const places = placesOf(this.#sharing.port, words);
     const share = shares.add<Pool>({ kind, what, facts: { ...told, ...places }, keepers }, 'pool.share');
     const description = { ...facts, ...places, sealed: share.description };
     return { holders, holds, words, share, isByPlace: true, description };
@@ -341,14 +333,17 @@ export class Pools {
   /** @internal Brings back what a thread or process had that has ended. */
   recoverFrom(id: number): void {
     for (const pool of this.#pools.values())
-      if (pool.sharing !== undefined) pool.stack.recover(id, [...this.ringsOf(pool)]);
+      if (pool.sharing !== undefined) {
+        pool.stack.recover(id, inRingsOf(pool));
+        for (const set of ['held', 'lingering'] as const) pool.sharing.holds.clear(id, set);
+      }
   }
 
   #recover(pool: Pool): number {
     const { sharing, stack } = pool;
     if (sharing === undefined) return 0;
     // What is in rings is read after it is known who has ended: those put nothing into them any more.
-    return new Recovery(sharing.holders).run((id) => stack.recover(id, [...this.ringsOf(pool)]));
+    return new Recovery(sharing.holders).run((id) => stack.recover(id, inRingsOf(pool)));
   }
 
   #release(memory: PoolMemory): void {
@@ -374,6 +369,11 @@ export class Pools {
 }
 
 shortForm(Pools, 'Pools', (pools) => ({ names: [...pools].map(({ name }) => name) }));
+
+/** The elements of a pool that are in rings now. */
+function inRingsOf(pool: Pool): number[] {
+  return [...pool.rings].flatMap((ring) => [...ring.numbers()]);
+}
 
 /** Fills bytes with zeros. */
 function clearing(bytes: Uint8Array, operation: string): Allocation {

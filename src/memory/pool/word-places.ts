@@ -15,6 +15,16 @@ export interface WordPlace {
 /** Words, or where they are. */
 export type WordsOrPlace = WordMemory | WordPlace;
 
+/** Where these words are, for threads of this process. */
+export function placesOf<T extends Readonly<Record<string, WordMemory>>>(
+  port: Pick<MemoryPort, 'addressOf'>,
+  words: T,
+): { readonly [K in keyof T]: WordPlace } {
+  const placeOf = (memory: WordMemory): WordPlace => ({ va: port.addressOf(memory), length: memory.byteLength });
+  const places = Object.entries(words).map(([name, memory]) => [name, placeOf(memory)] as const);
+  return Object.fromEntries(places) as { [K in keyof T]: WordPlace };
+}
+
 /** Views of words at places; they end together, before the memory is freed. */
 export class WordViews {
   readonly #port: MemoryPort;
