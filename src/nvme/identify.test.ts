@@ -39,6 +39,7 @@ describe('NVMe identify', () => {
     view.setUint32(CONTROLLER.VER, 0x00010400, true);
     view.setUint32(CONTROLLER.NN, 256, true);
     view.setUint32(CONTROLLER.HMPRE, 16, true);
+    view.setUint32(CONTROLLER.RTD3E, 8_000_000, true);
     view.setUint32(CONTROLLER.TNVMCAP + 4, 2, true);
     bytes[CONTROLLER.MDTS] = 7;
     bytes[CONTROLLER.ACL] = 3;
@@ -61,6 +62,7 @@ describe('NVMe identify', () => {
     assert.equal(of.writeCache, true);
     assert.equal(of.namespaces, 256);
     assert.equal(of.hostMemoryPreferred, 65536);
+    assert.equal(of.shutdownMs, 8000);
     assert.equal(of.capacity, 2 ** 33);
   });
 

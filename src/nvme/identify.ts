@@ -16,18 +16,14 @@ export const CONTROLLER = {
   MN: 24,
   /** firmware revision, 8 characters */
   FR: 64,
-  RAB: 72,
-  IEEE: 73,
-  CMIC: 76,
   /** most bytes a command: 2^MDTS pages of CAP.MPSMIN, or 0 for no limit */
   MDTS: 77,
   CNTLID: 78,
   VER: 80,
-  RTD3R: 84,
+  /** how long a shutdown takes, microseconds, 32 bits */
   RTD3E: 88,
   /** asynchronous events that are offered, 32 bits */
   OAES: 92,
-  CTRATT: 96,
   CNTRLTYPE: 111,
   /** optional admin commands, 16 bits */
   OACS: 256,
@@ -39,8 +35,6 @@ export const CONTROLLER = {
   LPA: 261,
   /** entries of the error log, 0-based */
   ELPE: 262,
-  /** power states, 0-based */
-  NPSS: 263,
   /** warning and critical temperature, kelvins */
   WCTEMP: 266,
   CCTEMP: 268,
@@ -51,21 +45,14 @@ export const CONTROLLER = {
   /** entry sizes, least in the low four bits, most in the high ones */
   SQES: 512,
   CQES: 513,
-  MAXCMD: 514,
   /** namespaces */
   NN: 516,
   /** optional I/O commands, 16 bits */
   ONCS: 520,
-  FUSES: 522,
-  FNA: 524,
   /** volatile write cache: bit 0 there, bits 2:1 what a flush of all namespaces does */
   VWC: 525,
-  AWUN: 526,
-  AWUPF: 528,
-  ICSVSCC: 530,
   /** SGLs: bits 1:0, 0 none, 1 any, 2 of whole words */
   SGLS: 536,
-  MNAN: 540,
   SUBNQN: 768,
   POWER_STATES: 2048,
 } as const;
@@ -109,22 +96,14 @@ export const NAMESPACE = {
   NLBAF: 25,
   /** the format in use: bits 3:0, and bit 4, metadata behind each block's data */
   FLBAS: 26,
-  MC: 27,
-  DPC: 28,
   DPS: 29,
-  NMIC: 30,
-  FPI: 32,
   /** how deallocated blocks read: bits 2:0, 1 zeroes; bit 3, write zeroes may deallocate */
   DLFEAT: 33,
-  NAWUN: 34,
-  NABSN: 38,
-  NOIOB: 46,
   NVMCAP: 48,
   NPWG: 64,
   NPWA: 66,
   NPDG: 68,
   NPDA: 70,
-  NOWS: 72,
   /** bit 0: write protected */
   NSATTR: 99,
   NGUID: 104,
@@ -134,7 +113,7 @@ export const NAMESPACE = {
 } as const;
 
 /** Bits of NSFEAT. */
-export const NSFEAT = { THIN: 1 << 0, ATOMICITY: 1 << 1, DEALLOCATED_ERROR: 1 << 2, OPTIMAL_IO: 1 << 4 } as const;
+export const NSFEAT = { THIN: 1 << 0, OPTIMAL_IO: 1 << 4 } as const;
 
 /**
  * Offsets in bytes of what the zoned command set has of its own: of a namespace (CNS 05h), and of a controller (CNS 06h; Zoned
@@ -196,6 +175,8 @@ export interface NvmeControllerIdentity {
   /** kelvins; 0: not told */
   readonly warningTemperature: number;
   readonly criticalTemperature: number;
+  /** milliseconds that a shutdown may take (RTD3E); 0: not told */
+  readonly shutdownMs: number;
   /** bytes in all; 0: not told */
   readonly capacity: number;
   /** powers of two of the bytes of entries: least and most */
@@ -281,6 +262,7 @@ export function controllerIdentityOf(bytes: Uint8Array): NvmeControllerIdentity 
     hostMemoryMinimum: u32(CONTROLLER.HMMIN) * 4096,
     warningTemperature: u16(CONTROLLER.WCTEMP),
     criticalTemperature: u16(CONTROLLER.CCTEMP),
+    shutdownMs: u32(CONTROLLER.RTD3E) / 1000,
     capacity: numberAt(view, CONTROLLER.TNVMCAP, 16),
     submissionEntry: [u8(CONTROLLER.SQES) & 0xf, u8(CONTROLLER.SQES) >>> 4],
     completionEntry: [u8(CONTROLLER.CQES) & 0xf, u8(CONTROLLER.CQES) >>> 4],

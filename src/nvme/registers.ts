@@ -74,14 +74,7 @@ export const CSTS = {
   CFS: 1 << 1,
   SHST_SHIFT: 2,
   SHST_MASK: 0x3,
-  /** an NVM subsystem reset has occurred */
-  NSSRO: 1 << 4,
-  /** processing paused */
-  PP: 1 << 5,
 } as const;
-
-/** What is written to NSSR to reset the subsystem: "NVMe". */
-export const SUBSYSTEM_RESET = 0x4e564d65;
 
 /** The bytes of a submission entry and of a completion, and their powers of two, as CC has them. */
 export const ENTRY = { SUBMISSION: 64, COMPLETION: 16, SUBMISSION_POWER: 6, COMPLETION_POWER: 4 } as const;

@@ -37,8 +37,9 @@ export const BUFFER_ADDRESS = 2 ** 52;
 
 /** CAP.TO is 0 with some controllers that need a moment all the same. */
 const LEAST_READY_MS = 1000;
-/** How long a normal shutdown may take, when the controller does not say. */
-const SHUTDOWN_MS = 5000;
+/** How long a shutdown may take at least and at most, whatever the controller says. */
+const LEAST_SHUTDOWN_MS = 5000;
+const MOST_SHUTDOWN_MS = 60_000;
 const ALL_ONES = 0xffffffff;
 
 /** The registers of a controller. */
@@ -135,16 +136,27 @@ export class ControllerBar {
     return (registers.read32(REG.CMBSTS) & 1) === 0 ? buffer : undefined;
   }
 
-  /** Tells the controller that it will be switched off, so that it makes everything durable. Resolves when it has. */
-  async shutdown(): Promise<void> {
+  /**
+   * Tells the controller that it will be switched off, so that it makes everything durable. Resolves when it has.
+   *
+   * @param ms how long that may take, as the controller says; 0: it does not
+   * @throws DmaError ETIMEDOUT; EIO when it fails; ENODEV
+   */
+  async shutdown(ms: number): Promise<void> {
     const { registers } = this;
     const configuration = registers.read32(REG.CC);
     if (configuration === ALL_ONES || (configuration & CC.EN) === 0) return;
     registers.write32(REG.CC, (configuration & ~(CC.SHN_MASK << CC.SHN_SHIFT)) | (SHUTDOWN.NORMAL << CC.SHN_SHIFT));
-    await until(() => ((this.status() >>> CSTS.SHST_SHIFT) & CSTS.SHST_MASK) === SHUTDOWN_STATUS.COMPLETE, {
+    const isOver = (): boolean => {
+      const status = this.status();
+      if (((status >>> CSTS.SHST_SHIFT) & CSTS.SHST_MASK) === SHUTDOWN_STATUS.COMPLETE) return true;
+      if ((status & CSTS.CFS) !== 0) throw fatal('nvme.close');
+      return false;
+    };
+    await until(isOver, {
       operation: 'nvme.close',
       what: 'the shutdown of the controller',
-      timeoutMs: SHUTDOWN_MS,
+      timeoutMs: Math.min(MOST_SHUTDOWN_MS, Math.max(LEAST_SHUTDOWN_MS, ms)),
     });
   }
 

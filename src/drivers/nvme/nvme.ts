@@ -577,7 +577,11 @@ export class Nvme {
     const errors: unknown[] = [];
     if (!isLost) {
       try {
-        if (wasReady) await this.#bar.shutdown().catch(() => undefined);
+        // It is switched off all the same; but what was written may not be durable.
+        if (wasReady)
+          await this.#bar.shutdown(this.identity.shutdownMs).catch((error: unknown) => {
+            if (!isGone(error)) errors.push(error);
+          });
         await this.#bar.disable();
       } catch (error) {
         if (!isGone(error)) errors.push(error);

@@ -243,6 +243,23 @@ describe('driver and served controller', linux, () => {
     );
   });
 
+  it('removing a disk that could not store everything says so, and lets go of it all the same', () => {
+    const fdatasync = (_fd: number, done: (error: Error) => void): void => {
+      setImmediate(() => done(Object.assign(new Error('broken'), { code: 'EIO' })));
+    };
+    return inProcess(
+      { size: MiB },
+      async ({ eal, device, disk }) => {
+        const block = eal.malloc(4096);
+        await disk.write({ lba: 0, blocks: 8, from: block });
+        await assert.rejects(eal.remove(device), (error) => isDmaError(error, 'EIO') && /CSTS.CFS/.test(error.message));
+        block.free();
+        await eal.remove(await eal.probe('vdev:disk0'));
+      },
+      { ...NODE_CALLS, fdatasync: fdatasync as ImageCalls['fdatasync'] },
+    );
+  });
+
   it('the controller is killed: a typed error, and what was flushed is in the image', async () => {
     const directory = mkdtempSync(join(tmpdir(), 'anydma-nvme-'));
     const file = join(directory, 'disk.img');

@@ -1,14 +1,14 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { BASE, NvmeHost } from '../../../../test/fakes/vfio-user/nvme-host.js';
+import { heldCalls } from '../../../../test/fakes/vfio-user/image-calls.js';
 import { pattern, turn } from '../../../../test/fakes/vfio-user/model-host.js';
 import { ADMIN, EVENT_TYPE, LOG, NVM } from '../../../nvme/commands.js';
 import { controllerIdentityOf } from '../../../nvme/identify.js';
 import { healthOf } from '../../../nvme/log-pages.js';
 import { capabilitiesOf, CC, CSTS, NVME_REGISTER as REG, submissionDoorbell } from '../../../nvme/registers.js';
 import { STATUS } from '../../../nvme/status.js';
-import type { ImageCalls } from './image.js';
-import { NODE_CALLS } from './image.js';
+import { NODE_CALLS, type ImageCalls } from './image.js';
 import type { NvmeModelOptions } from './options.js';
 
 async function withHost(
@@ -151,11 +151,7 @@ describe('NVMe controller: reset and shutdown', () => {
     }));
 
   it('it stays ready until what is under way in files has ended, and so does the next life begin', async () => {
-    const waiting: (() => void)[] = [];
-    const calls: ImageCalls = {
-      ...NODE_CALLS,
-      fdatasync: ((_fd: number, done: (error: null) => void) => void waiting.push(() => done(null))) as never,
-    };
+    const { calls, held } = heldCalls('sync');
     await withHost(
       async (nvme) => {
         await nvme.enable();
@@ -164,11 +160,11 @@ describe('NVMe controller: reset and shutdown', () => {
         await nvme.write(queue, 0, 1, page);
         nvme.put(queue, { opcode: NVM.FLUSH, nsid: 1 });
         nvme.ring(queue);
-        await nvme.until(() => waiting.length === 1);
+        await nvme.until(() => held.length === 1);
         nvme.host.write32(REG.CC, 0);
         await turn(3);
         assert.equal(csts(nvme), CSTS.RDY, 'a write of before could still reach the disk');
-        waiting.shift()?.();
+        held.shift()?.end();
         assert.equal(csts(nvme), 0);
         await turn(3);
         assert.deepEqual(nvme.take(queue, true), []);
@@ -179,11 +175,7 @@ describe('NVMe controller: reset and shutdown', () => {
   });
 
   it('a host that does not wait for that gets a controller that works all the same', async () => {
-    const waiting: (() => void)[] = [];
-    const calls: ImageCalls = {
-      ...NODE_CALLS,
-      fdatasync: ((_fd: number, done: (error: null) => void) => void waiting.push(() => done(null))) as never,
-    };
+    const { calls, held } = heldCalls('sync');
     await withHost(
       async (nvme) => {
         await nvme.enable();
@@ -191,11 +183,11 @@ describe('NVMe controller: reset and shutdown', () => {
         await nvme.write(queue, 0, 1, nvme.pages());
         nvme.put(queue, { opcode: NVM.FLUSH, nsid: 1 });
         nvme.ring(queue);
-        await nvme.until(() => waiting.length === 1);
+        await nvme.until(() => held.length === 1);
         nvme.host.write32(REG.CC, 0);
         const enabled = nvme.enable();
         assert.equal(csts(nvme), 0, 'not ready before the last life has ended');
-        waiting.shift()?.();
+        held.shift()?.end();
         await enabled;
         assert.equal(controllerIdentityOf(await nvme.identify(1)).model, 'anydma NVMe');
       },
@@ -228,11 +220,7 @@ describe('NVMe controller: reset and shutdown', () => {
   });
 
   it('a shutdown is complete when the disks have everything', async () => {
-    const waiting: (() => void)[] = [];
-    const calls: ImageCalls = {
-      ...NODE_CALLS,
-      fdatasync: ((_fd: number, done: (error: null) => void) => void waiting.push(() => done(null))) as never,
-    };
+    const { calls, held } = heldCalls('sync');
     await withHost(
       async (nvme) => {
         await nvme.enable();
@@ -240,15 +228,32 @@ describe('NVMe controller: reset and shutdown', () => {
         await nvme.write(queue, 0, 1, nvme.pages());
         nvme.host.write32(REG.CC, nvme.host.read32(REG.CC) | (1 << CC.SHN_SHIFT));
         assert.equal((csts(nvme) >>> 2) & 3, 1);
-        await nvme.until(() => waiting.length === 1);
+        await nvme.until(() => held.length === 1);
         assert.equal((csts(nvme) >>> 2) & 3, 1);
-        waiting.shift()?.();
+        held.shift()?.end();
         assert.equal((csts(nvme) >>> 2) & 3, 2);
         nvme.host.model.reset();
         assert.equal(csts(nvme), 0);
       },
       undefined,
       calls,
+    );
+  });
+
+  it('a shutdown that could not store everything is fatal, and not complete', async () => {
+    const fdatasync = (_fd: number, done: (error: Error) => void): void => {
+      setImmediate(() => done(Object.assign(new Error('broken'), { code: 'EIO' })));
+    };
+    await withHost(
+      async (nvme) => {
+        await nvme.enable();
+        await nvme.write(await nvme.createQueue(), 0, 1, nvme.pages());
+        nvme.host.write32(REG.CC, nvme.host.read32(REG.CC) | (1 << CC.SHN_SHIFT));
+        await nvme.until(() => (csts(nvme) & CSTS.CFS) !== 0);
+        assert.equal((csts(nvme) >>> 2) & 3, 1);
+      },
+      undefined,
+      { ...NODE_CALLS, fdatasync: fdatasync as ImageCalls['fdatasync'] },
     );
   });
 
@@ -281,11 +286,7 @@ describe('NVMe controller: the host may take memory away', () => {
     }));
 
   it('a read from a disk that ends meanwhile is delivered after resume', async () => {
-    const waiting: (() => void)[] = [];
-    const calls: ImageCalls = {
-      ...NODE_CALLS,
-      fdatasync: ((_fd: number, done: (error: null) => void) => void waiting.push(() => done(null))) as never,
-    };
+    const { calls, held } = heldCalls('sync');
     await withHost(
       async (nvme) => {
         await nvme.enable();
@@ -293,10 +294,10 @@ describe('NVMe controller: the host may take memory away', () => {
         await nvme.write(queue, 0, 1, nvme.pages());
         nvme.put(queue, { opcode: NVM.FLUSH, nsid: 1 });
         nvme.ring(queue);
-        await nvme.until(() => waiting.length === 1);
+        await nvme.until(() => held.length === 1);
         assert.equal(nvme.host.model.quiesce(), undefined);
         const { calls: before } = nvme.memory;
-        waiting.shift()?.();
+        held.shift()?.end();
         await turn(5);
         assert.equal(nvme.memory.calls, before);
         nvme.host.model.resume();

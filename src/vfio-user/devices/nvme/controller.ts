@@ -337,8 +337,10 @@ export class NvmeController implements DeviceModel, EngineOwner {
 
   #finishShutdown(): void {
     const { epoch } = this.#engine;
-    this.#core.syncAll(() => {
-      if (epoch === this.#engine.epoch) this.#shutdown = SHUTDOWN_STATUS.COMPLETE;
+    this.#core.syncAll((status) => {
+      if (epoch !== this.#engine.epoch) return;
+      if (status === 0) this.#shutdown = SHUTDOWN_STATUS.COMPLETE;
+      else this.fatal();
     });
   }
 

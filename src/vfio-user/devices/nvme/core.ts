@@ -2,7 +2,6 @@
 import { EVENT, EVENT_CONFIG, EVENT_TYPE, eventResult, LOG } from '../../../nvme/commands.js';
 import { CRITICAL_WARNING } from '../../../nvme/log-pages.js';
 import { STATUS } from '../../../nvme/status.js';
-import { now } from '../../../timers.js';
 import type { Batch } from './batch.js';
 import type { Command } from './command.js';
 import type { Engine } from './engine.js';
@@ -77,10 +76,6 @@ export class Core {
     return [...this.namespaces.values()].filter(({ attached }) => attached).map(({ id }) => id);
   }
 
-  now(): number {
-    return now();
-  }
-
   /** Resets what a reset of the controller resets. */
   reset(): void {
     this.features.reset();
@@ -123,11 +118,22 @@ export class Core {
     let left = this.namespaces.size;
     let worst: number = STATUS.SUCCESS;
     if (left === 0) done(worst);
-    for (const { image } of this.namespaces.values())
-      image.sync((status) => {
+    for (const namespace of this.namespaces.values())
+      this.sync(namespace, (status) => {
         if (status !== 0) worst = status;
         if (--left === 0) done(worst);
       });
+  }
+
+  /** Brings all that was written to a namespace to its disk. What can not be is lost, and the host is told. */
+  sync({ image }: Namespace, done: (status: number) => void): void {
+    image.sync((status) => {
+      if (status !== 0 && (this.health.warning & CRITICAL_WARNING.RELIABILITY) === 0) {
+        this.health.warning |= CRITICAL_WARNING.RELIABILITY;
+        this.checkHealth();
+      }
+      done(status);
+    });
   }
 
   /** A namespace goes, or comes back. */

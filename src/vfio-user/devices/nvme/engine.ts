@@ -232,8 +232,7 @@ export class Engine {
   /** Completes a command that is held. */
   abort(command: Command, status: number): void {
     if (!this.held.delete(command)) return;
-    clearTimeout(command.timer);
-    command.timer = undefined;
+    this.#forget(command);
     this.complete(command, status);
   }
 

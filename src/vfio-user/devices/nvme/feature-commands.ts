@@ -1,6 +1,7 @@
 /** GET_FEATURES and SET_FEATURES (NVM Express Base Specification 1.4, sections 5.13 and 5.21). */
 import { FEATURE, FEATURE_SAVE, FEATURE_SELECT } from '../../../nvme/commands.js';
 import { STATUS } from '../../../nvme/status.js';
+import { now } from '../../../timers.js';
 import type { Command } from './command.js';
 import type { Core } from './core.js';
 import { WORDS } from './features.js';
@@ -47,7 +48,7 @@ export function getFeatures(core: Core, command: Command): void {
       return answer(isCurrent ? features.vector(vector) : vector);
     }
     case FEATURE.TIMESTAMP:
-      return core.send(command, isCurrent ? features.timestampNow(core.now()) : new Uint8Array(8), 8);
+      return core.send(command, isCurrent ? features.timestampNow(now()) : new Uint8Array(8), 8);
     case FEATURE.HOST_IDENTIFIER: {
       const length = (command.dword(11) & 1) === 1 ? 16 : 8;
       return core.send(command, isCurrent ? features.hostIdentifier : new Uint8Array(16), length);
@@ -120,7 +121,7 @@ export function setFeatures(core: Core, command: Command): void {
       return end(STATUS.SUCCESS);
     case FEATURE.TIMESTAMP:
       return core.receive(command, 8, (bytes) => {
-        features.setTimestamp(bytes, core.now());
+        features.setTimestamp(bytes, now());
         end(STATUS.SUCCESS);
       });
     case FEATURE.HOST_IDENTIFIER: {

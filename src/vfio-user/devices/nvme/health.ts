@@ -11,7 +11,7 @@ export const TEMPERATURE = { NORMAL: 303, WARNING: 343, CRITICAL: 358 } as const
 /** Counters and errors of a controller, from its making on: resets leave them. */
 export class Health {
   temperature: number = TEMPERATURE.NORMAL;
-  /** Bits of {@link CRITICAL_WARNING} that the content of disks causes. */
+  /** Bits of {@link CRITICAL_WARNING} that stay once they are set. */
   warning = 0;
   /** blocks of 512 bytes */
   read = 0;

@@ -13,6 +13,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { heldCalls } from '../../../../test/fakes/vfio-user/image-calls.js';
 import { NvmeHost } from '../../../../test/fakes/vfio-user/nvme-host.js';
 import { pattern } from '../../../../test/fakes/vfio-user/model-host.js';
 import { trackingPlatform } from '../../../../test/fakes/platform/platforms.js';
@@ -53,28 +54,6 @@ function onDisk(): Platform {
   const platform = openPlatform();
   const fileSystem = (fd: number): FileSystem => ({ ...platform.files.fileSystem(fd), kind: 'other' });
   return { ...platform, files: { ...platform.files, fileSystem } };
-}
-
-/** Calls that end when the test says so, in the order that they came. */
-function heldCalls(): { readonly calls: ImageCalls; readonly held: Held[] } {
-  const held: Held[] = [];
-  const vector =
-    (what: 'read' | 'write') =>
-    (_fd: number, parts: Uint8Array[], _position: number, done: (error: null, count: number) => void): void => {
-      const bytes = parts.reduce((sum, part) => sum + part.length, 0);
-      held.push({ what, parts, end: () => done(null, bytes) });
-    };
-  const fdatasync = (_fd: number, done: (error: null) => void): void => {
-    held.push({ what: 'sync', parts: [], end: () => done(null) });
-  };
-  const calls = { ...NODE_CALLS, readv: vector('read'), writev: vector('write'), fdatasync };
-  return { held, calls: calls as unknown as ImageCalls };
-}
-
-interface Held {
-  readonly what: 'read' | 'write' | 'sync';
-  readonly parts: readonly Uint8Array[];
-  end(): void;
 }
 
 const make = (options: NvmeModelOptions): FakeModelHost => new FakeModelHost(nvmeModel(options));
@@ -147,6 +126,21 @@ describe('NVMe disk image', () => {
       assert.throws(() => new Image(full, options), refused('ENOSPC', /1 GiB of it are holes.*room for 1 MiB.*thin/));
       new Image(full, { ...options, thin: true }).close();
       new Image(full, { ...options, readOnly: true }).close();
+    }));
+
+  it('what is refused leaves no file that was not there, and an empty one as it was', () =>
+    inDirectory((directory) => {
+      const platform = openPlatform();
+      const fileSystem = (fd: number): FileSystem => ({ ...platform.files.fileSystem(fd), left: 2 ** 20 });
+      const full: Platform = { ...platform, files: { ...platform.files, fileSystem } };
+      const file = join(directory, 'disk.img');
+      const options = { file, size: 2 ** 30, ...WRITABLE };
+      assert.throws(() => new Image(full, options), refused('ENOSPC', /1 GiB of it are holes/));
+      assert.ok(!existsSync(file));
+      writeFileSync(file, '');
+      assert.throws(() => new Image(full, options), refused('ENOSPC', /1 GiB of it are holes/));
+      assert.equal(statSync(file).size, 0);
+      assert.throws(() => make({ file }), refused('EINVAL', /0 bytes, less than a block of 512.*say a size/));
     }));
 
   it('a full file system is told before a write is acknowledged; shorter calls go on', () =>
@@ -250,7 +244,7 @@ describe('NVMe disk image', () => {
 
   it('a write that was under way when a sync began is covered by the next one', () =>
     inDirectory((directory) => {
-      const { held, calls } = heldCalls();
+      const { held, calls } = heldCalls('read', 'write', 'sync');
       const image = new Image(onDisk(), { file: join(directory, 'disk.img'), size: BYTES, ...WRITABLE }, calls);
       const ended: string[] = [];
       const end = (what: string): void =>
@@ -281,7 +275,7 @@ describe('NVMe disk image', () => {
 
   it('reads and writes take turns, however many wait', () =>
     inDirectory((directory) => {
-      const { held, calls } = heldCalls();
+      const { held, calls } = heldCalls('read', 'write', 'sync');
       const image = new Image(onDisk(), { file: join(directory, 'disk.img'), size: BYTES, ...WRITABLE }, calls);
       for (let n = 0; n < 20; n++) {
         image.read(n * 8192, new Uint8Array(512), () => undefined);
@@ -301,7 +295,7 @@ describe('NVMe disk image', () => {
 
   it('zeroes that wait to be written take no memory each', () =>
     inDirectory((directory) => {
-      const { held, calls } = heldCalls();
+      const { held, calls } = heldCalls('read', 'write', 'sync');
       const image = new Image(onDisk(), { file: join(directory, 'disk.img'), size: BYTES, ...WRITABLE }, calls);
       for (const at of [0, 131072]) image.zero(at, 65536, () => undefined);
       assert.equal(held.length, 2);

@@ -1,6 +1,6 @@
 /** The file behind a namespace. */
 import { fdatasync, read, readv, readvSync, write, writev, writevSync } from 'node:fs';
-import { DmaError, ERRNO, isDmaError } from '../../../errors.js';
+import { DmaError, ERRNO, isDmaError, undoAll, withUndo } from '../../../errors.js';
 import { STATUS } from '../../../nvme/status.js';
 import type { FileBatch, FilesPort, Platform } from '../../../platform/ports.js';
 import { formatSize, KiB, MiB } from '../../../units.js';
@@ -85,19 +85,21 @@ export class Image {
    */
   constructor(platform: Platform, options: ImageOptions, calls: ImageCalls = NODE_CALLS) {
     const { files } = platform;
+    const { fd, isNew } = openImage(platform, options);
     this.#platform = platform;
     this.#calls = calls;
     this.readOnly = options.readOnly;
-    this.#fd = openImage(platform, options);
+    this.#fd = fd;
     try {
-      const { bytes, instant } = checkImage(platform, this.#fd, options);
+      const { bytes, instant } = checkImage(platform, fd, options);
       this.bytes = bytes;
       this.instant = instant;
       this.triesCached = !instant;
-      this.canPunch = !this.readOnly && canPunch(platform, this.#fd, this.bytes);
+      this.canPunch = !this.readOnly && canPunch(platform, fd, this.bytes);
     } catch (error) {
-      files.close(this.#fd);
-      throw error;
+      const { file } = options;
+      const undo = [() => files.close(fd), () => (isNew && file !== undefined ? files.remove(file) : undefined)];
+      throw withUndo(error, OPERATION, undoAll(undo));
     }
   }
 
@@ -377,13 +379,17 @@ function writeStatus(error: unknown): number {
 
 const OPERATION = 'disk image';
 
-function openImage({ files, memory }: Platform, { file, size, readOnly }: ImageOptions): number {
-  if (file === undefined) return memory.memfd({ name: 'nvme', length: size ?? DEFAULT_SIZE });
+function openImage(
+  { files, memory }: Platform,
+  { file, size, readOnly }: ImageOptions,
+): { fd: number; isNew: boolean } {
+  if (file === undefined) return { fd: memory.memfd({ name: 'nvme', length: size ?? DEFAULT_SIZE }), isNew: true };
   try {
-    return files.open(file, readOnly ? 'read' : 'read-write');
+    return { fd: files.open(file, readOnly ? 'read' : 'read-write'), isNew: false };
   } catch (error) {
     if (!isDmaError(error)) throw error;
-    if (error.code === 'ENOENT' && size !== undefined && !readOnly) return files.create(file, { exclusive: true });
+    if (error.code === 'ENOENT' && size !== undefined && !readOnly)
+      return { fd: files.create(file, { exclusive: true }), isNew: true };
     const readable = error.code === 'EACCES' || error.code === 'EROFS' || error.code === 'EPERM';
     throw error.with({
       operation: OPERATION,
@@ -402,7 +408,7 @@ function checkImage(
   fd: number,
   { file, size, readOnly, thin }: ImageOptions,
 ): { readonly bytes: number; readonly instant: boolean } {
-  let status = files.status(fd);
+  const status = files.status(fd);
   const refuse = (code: 'EINVAL' | 'EBUSY' | 'ENOSPC', reason: string, hint: string): never => {
     throw new DmaError({ code, operation: OPERATION, reason: `${file ?? 'memory'}: ${reason}`, hint });
   };
@@ -415,25 +421,23 @@ function checkImage(
       'another process uses it',
       'an image is served once, or any number of times to be read only',
     );
-  if (status.size === 0 && size !== undefined && !readOnly) {
-    files.truncate(fd, size);
-    status = files.status(fd);
-  }
-  if (size !== undefined && status.size !== size)
+  const bytes = status.size === 0 && size !== undefined && !readOnly ? size : status.size;
+  if (size !== undefined && bytes !== size)
     return refuse(
       'EINVAL',
       `it has ${formatSize(status.size)} (${status.size}), where a size of ${formatSize(size)} (${size}) was asked for`,
       'leave the size out to use the file as it is, or make the file longer with truncate',
     );
   const { kind, left } = files.fileSystem(fd);
-  const missing = status.size - status.allocated;
+  const missing = bytes - status.allocated;
   if (file !== undefined && !readOnly && !thin && missing > left)
     return refuse(
       'ENOSPC',
       `${formatSize(missing)} of it are holes, and the file system has room for ${formatSize(left)}`,
       'make room, or ask for a thin image, whose writes fail with CAPACITY_EXCEEDED when the file system is full',
     );
-  return { bytes: status.size, instant: kind === 'tmpfs' || kind === 'hugetlbfs' };
+  if (bytes !== status.size) files.truncate(fd, bytes);
+  return { bytes, instant: kind === 'tmpfs' || kind === 'hugetlbfs' };
 }
 
 /** Can the file have holes? Tried behind its end, where nothing is. */

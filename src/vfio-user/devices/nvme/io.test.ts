@@ -4,9 +4,11 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { NvmeHost, type HostQueue } from '../../../../test/fakes/vfio-user/nvme-host.js';
+import { heldCalls } from '../../../../test/fakes/vfio-user/image-calls.js';
 import { pattern, turn, type Reach } from '../../../../test/fakes/vfio-user/model-host.js';
 import { Random } from '../../../../test/shared/random.js';
-import { ADMIN, ALL_NAMESPACES, FEATURE, IO_CDW12, NVM } from '../../../nvme/commands.js';
+import { ADMIN, ALL_NAMESPACES, FEATURE, IO_CDW12, LOG, NVM } from '../../../nvme/commands.js';
+import { CRITICAL_WARNING, healthOf } from '../../../nvme/log-pages.js';
 import { STATUS } from '../../../nvme/status.js';
 import { type ImageCalls, NODE_CALLS } from './image.js';
 
@@ -178,28 +180,24 @@ describe('NVMe write cache', () => {
   });
 
   it('a flush covers writes that ended while another flush was under way', async () => {
-    const waiting: (() => void)[] = [];
-    const calls: ImageCalls = {
-      ...NODE_CALLS,
-      fdatasync: ((_fd: number, done: (error: null) => void) => void waiting.push(() => done(null))) as never,
-    };
+    const { calls, held } = heldCalls('sync');
     const nvme = await new NvmeHost({ size: BYTES }, 'direct', calls).enable();
     const queue = await nvme.createQueue();
     const page = nvme.pages();
     await nvme.write(queue, 0, 1, page);
     nvme.put(queue, { opcode: NVM.FLUSH, nsid: 1 });
     nvme.ring(queue);
-    await nvme.until(() => waiting.length === 1);
+    await nvme.until(() => held.length === 1);
     await nvme.write(queue, 1, 1, page);
     const ids = [1, 2, 3].map(() => nvme.put(queue, { opcode: NVM.FLUSH, nsid: 1 }));
     nvme.ring(queue);
     await turn(5);
-    assert.equal(waiting.length, 1);
-    waiting.shift()?.();
+    assert.equal(held.length, 1);
+    held.shift()?.end();
     await nvme.finish(queue, 1);
     assert.deepEqual(nvme.take(queue), [], 'the others wait for a sync that began after the write');
-    assert.equal(waiting.length, 1, 'one for all of them');
-    waiting.shift()?.();
+    assert.equal(held.length, 1, 'one for all of them');
+    held.shift()?.end();
     const got = await nvme.finish(queue, 3);
     assert.deepEqual(new Set(got.map(({ cid }) => cid)), new Set(ids));
     nvme.close();
@@ -220,6 +218,9 @@ describe('NVMe write cache', () => {
     assert.equal(await nvme.status({ opcode: NVM.FLUSH, nsid: 1 }, queue), STATUS.WRITE_FAULT);
     broken = false;
     assert.equal(await nvme.status({ opcode: NVM.FLUSH, nsid: 1 }, queue), STATUS.WRITE_FAULT);
+    const page = nvme.pages();
+    await nvme.run(nvme.admin, { opcode: ADMIN.GET_LOG_PAGE, prp1: page, cdw10: LOG.SMART | (127 << 16) });
+    assert.equal(healthOf(nvme.at(page, 512)).criticalWarning, CRITICAL_WARNING.RELIABILITY);
     nvme.close();
   });
 });

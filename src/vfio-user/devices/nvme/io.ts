@@ -212,7 +212,7 @@ function written(core: Core, command: Command, namespace: Namespace, status: num
   }
   core.engine.call(
     command,
-    (done) => namespace.image.sync(done),
+    (done) => core.sync(namespace, done),
     (synced) => ended(core, command, synced),
   );
 }
@@ -226,7 +226,7 @@ function refuseReadOnly(core: Core, command: Command, namespace: Namespace): boo
 function flush(core: Core, command: Command, namespace: Namespace): void {
   core.engine.call(
     command,
-    (done) => namespace.image.sync(done),
+    (done) => core.sync(namespace, done),
     (status) => ended(core, command, status),
   );
 }

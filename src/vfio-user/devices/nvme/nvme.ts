@@ -1,7 +1,7 @@
 /** A model of an NVMe controller over disk images. */
 import { createHash } from 'node:crypto';
 import { resolve } from 'node:path';
-import { DmaError, undoAll } from '../../../errors.js';
+import { DmaError, invalid, undoAll } from '../../../errors.js';
 import { openPlatform } from '../../../platform/open.js';
 import type { Platform } from '../../../platform/ports.js';
 import type { ModelFactory } from '../model.js';
@@ -34,7 +34,12 @@ export function nvmeModel(
       for (const [index, namespace] of settings.namespaces.entries()) {
         const id = index + 1;
         const image = new Image(system, namespace, calls);
-        namespaces.set(id, new Namespace(id, image, namespace.blockSize, bytesOf(`${serial} ${id}`)));
+        const { file = 'memory', blockSize } = namespace;
+        namespaces.set(id, new Namespace(id, image, blockSize, bytesOf(`${serial} ${id}`)));
+        if (image.bytes < blockSize)
+          throw invalid('nvmeModel', `${file}: it has ${image.bytes} bytes, less than a block of ${blockSize}`, {
+            hint: 'say a size, and an empty file gets it',
+          });
       }
       const faults = settings.faults.length === 0 ? undefined : new Faults(settings.faults);
       return new NvmeController(host, { ...settings, serial }, namespaces, faults, system.files.batch());
