@@ -14,6 +14,9 @@ class Rings implements Disposable {
   readonly #memory: ExternalMemory;
   readonly #mapping: Mapping;
   readonly #ringBytes = RING_ENTRIES * COPY_ENTRY.BYTES;
+  /** Threads that work on it. */
+  #pins = 0;
+  #isReleased = false;
 
   constructor(device: Device, external: External) {
     this.#memory = external.allocate(2 * this.#ringBytes, { label: `rings of ${device.name}` });
@@ -30,7 +33,31 @@ class Rings implements Disposable {
     return { bytes: this.#memory.bytes(offset, this.#ringBytes), iova: this.#mapping.iova + offset };
   }
 
+  vaOf(index: 0 | 1): number {
+    return this.#memory.va + index * this.#ringBytes;
+  }
+
+  /** Keeps it while another thread can reach it. */
+  pin(): Disposable {
+    this.#pins++;
+    let isPinned = true;
+    return {
+      [Symbol.dispose]: () => {
+        if (!isPinned) return;
+        isPinned = false;
+        this.#pins--;
+        if (this.#isReleased) this.#release();
+      },
+    };
+  }
+
   [Symbol.dispose](): void {
+    this.#isReleased = true;
+    this.#release();
+  }
+
+  #release(): void {
+    if (this.#pins > 0) return;
     const errors = undoAll([() => this.#mapping[Symbol.dispose](), () => this.#memory[Symbol.dispose]()]);
     throwFirst(errors, 'rings');
   }
@@ -45,7 +72,7 @@ export const copyEngineDriver: Driver<CopyEngine> = {
   buses: ['vdev', 'vfio-user'],
   ids: [CopyEngine.matches],
   deviceClass: 'dma',
-  async probe(device, { external }) {
+  async probe(device, { external, shares }) {
     const rings = new Rings(device, external);
     const explain = (iova: number, access: 'read' | 'write'): string | undefined =>
       forPeople(() => device.explain(iova, 1, access).text);
@@ -54,6 +81,7 @@ export const copyEngineDriver: Driver<CopyEngine> = {
         device.access,
         { descriptors: rings.ring(0), completions: rings.ring(1) },
         { explain },
+        { device, shares, descriptors: rings.vaOf(0), completions: rings.vaOf(1), pin: () => rings.pin() },
       );
       ringsOf.set(engine, rings);
       return engine;
@@ -62,6 +90,7 @@ export const copyEngineDriver: Driver<CopyEngine> = {
       throw error;
     }
   },
+  mayRemove: (_device, engine) => engine.mustBeFree('remove'),
   async remove(device, engine) {
     try {
       const { lost } = device;

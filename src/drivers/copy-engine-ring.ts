@@ -1,8 +1,9 @@
 /** The rings of the copy engine: descriptors for the device, and completions of it. Allocates nothing. */
 import { mustBe, mustBeObject, reading } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
-import type { Registers } from '../platform/registers/registers.js';
+import type { RegisterStores } from '../platform/registers/registers.js';
 import { Range } from '../ranges.js';
+import { show } from '../show.js';
 import { alignDown } from '../units.js';
 import {
   COMPLETION,
@@ -12,6 +13,7 @@ import {
   COPY_REGISTER as REG,
   DESCRIPTOR,
 } from '../vfio-user/devices/copy-engine-layout.js';
+import { COPY_ABANDONED, ENGINE_WORD } from './copy-engine-state.js';
 
 /** Memory of a ring, mapped for the device. */
 export interface RingMemory {
@@ -53,7 +55,7 @@ export class CopyRing {
   readonly bytes: Uint32Array;
   readonly faults: Float64Array;
 
-  readonly #registers: Registers;
+  readonly #registers: RegisterStores;
   readonly #descriptorWords: Uint32Array;
   readonly #completionWords: Uint32Array;
   /** The submitter of each entry. */
@@ -65,8 +67,10 @@ export class CopyRing {
   #rung = 0;
   /** Entries of the result arrays that were not fetched yet. */
   #found = 0;
+  /** Where progress is told, while another thread is interested. */
+  #told: Int32Array | undefined;
 
-  constructor(registers: Registers, rings: CopyEngineRings, capacity: number) {
+  constructor(registers: RegisterStores, rings: CopyEngineRings, capacity: number) {
     const words = ({ bytes }: RingMemory): Uint32Array =>
       new Uint32Array(bytes.buffer, bytes.byteOffset, capacity * COPY_ENTRY.WORDS);
     this.capacity = capacity;
@@ -114,8 +118,7 @@ export class CopyRing {
     if (((tail - this.#head) >>> 0) + this.#found >= this.capacity) return -1;
     const slot = tail & (this.capacity - 1);
     const at = slot * COPY_ENTRY.WORDS;
-    // Small integers only, so that V8 does not allocate cookies.
-    const cookie = tail & 0x3fff_ffff;
+    const cookie = tail & COOKIE_BITS;
     const words = this.#descriptorWords;
     words[at + DESCRIPTOR.SOURCE_LOW] = source;
     words[at + DESCRIPTOR.SOURCE_HIGH] = source / 4294967296;
@@ -135,6 +138,7 @@ export class CopyRing {
   ring(): void {
     if (this.#rung === this.#tail) return;
     this.#rung = this.#tail;
+    if (this.#told !== undefined) Atomics.store(this.#told, ENGINE_WORD.RUNG, this.#tail);
     // Stores to memory and registers leave the processor in program order on x86, and JavaScript engines keep that
     // order.
     this.#registers.write32(REG.PRODUCER, this.#tail);
@@ -175,8 +179,92 @@ export class CopyRing {
         owner.completed(this.#offsets[slot], last & 0xff, words[at + COMPLETION.BYTES]);
       }
     }
+    if (this.#told !== undefined && taken > 0) Atomics.store(this.#told, ENGINE_WORD.HEAD, head);
     return taken;
   }
+
+  /** Has the program fetched all that was found? */
+  get isFetched(): boolean {
+    return this.#found === 0;
+  }
+
+  /** Stores where it is, for another thread, which goes on there. */
+  save(words: Int32Array): void {
+    Atomics.store(words, ENGINE_WORD.TAIL, this.#tail);
+    Atomics.store(words, ENGINE_WORD.RUNG, this.#rung);
+    Atomics.store(words, ENGINE_WORD.HEAD, this.#head);
+  }
+
+  /** Goes on where another thread stopped. @param tells does it tell of its progress in `words`? */
+  load(words: Int32Array, tells: boolean): void {
+    this.#tail = Atomics.load(words, ENGINE_WORD.TAIL) >>> 0;
+    this.#rung = Atomics.load(words, ENGINE_WORD.RUNG) >>> 0;
+    this.#head = Atomics.load(words, ENGINE_WORD.HEAD) >>> 0;
+    this.#told = tells ? words : undefined;
+  }
+
+  /**
+   * The device was reset, after the thread that had it ended: what was running becomes a result with the code {@link COPY_ABANDONED},
+   * and both rings begin anew.
+   */
+  restart(words: Int32Array): void {
+    this.load(words, false);
+    // What was not announced never ran.
+    this.#tail = this.#rung;
+    this.reap();
+    for (; this.#head !== this.#tail; this.#head = (this.#head + 1) >>> 0) {
+      const found = this.#found++;
+      this.cookies[found] = this.#head & COOKIE_BITS;
+      this.codes[found] = COPY_ABANDONED;
+      this.bytes[found] = this.faults[found] = 0;
+    }
+    this.#tail = this.#head = this.#rung = 0;
+    this.#completionWords.fill(0);
+  }
+
+  /**
+   * The first copy between `head` and `rung` whose source or destination has a byte of the range [start, end) of VAs.
+   *
+   * @param vaOf the VA of an IOVA
+   */
+  usesOf(
+    words: Int32Array,
+    start: number,
+    end: number,
+    vaOf: (iova: number) => number | undefined,
+  ): string | undefined {
+    const rung = Atomics.load(words, ENGINE_WORD.RUNG) >>> 0;
+    let head = Atomics.load(words, ENGINE_WORD.HEAD) >>> 0;
+    for (let count = 0; head !== rung && count < this.capacity; count++, head = (head + 1) >>> 0) {
+      const slot = head & (this.capacity - 1);
+      const at = slot * COPY_ENTRY.WORDS;
+      // It has completed, and was not taken yet.
+      if (this.#completionWords[at + COMPLETION.CODE] >>> 31 === completionPhase(head, this.capacity)) continue;
+      const descriptor = this.#descriptorWords;
+      const length = descriptor[at + DESCRIPTOR.LENGTH];
+      for (const low of [DESCRIPTOR.SOURCE_LOW, DESCRIPTOR.DESTINATION_LOW]) {
+        const va = vaOf(descriptor[at + low + 1] * 4294967296 + descriptor[at + low]);
+        if (va !== undefined && va < end && va + length > start) return `a copy of ${length} bytes`;
+      }
+    }
+    return undefined;
+  }
+}
+
+/** Small integers only, so that V8 does not allocate cookies. */
+const COOKIE_BITS = 0x3fff_ffff;
+
+/** @throws DmaError EINVAL for what no descriptor can have; the device decides which addresses are valid */
+export function mustBeCopy(source: number, destination: number, length: number, most: number): void {
+  if (Number.isInteger(length) && length > 0 && length <= most && isWhole(source) && isWhole(destination)) return;
+  throw invalid(
+    'copyEngine.submit',
+    `${show(length)} bytes from ${show(source)} to ${show(destination)}; the device takes 1 to ${most} bytes`,
+  );
+}
+
+function isWhole(value: number): boolean {
+  return Number.isInteger(value) && value >= 0;
 }
 
 /** Copies the rings of a caller, who may change the objects. @throws DmaError EINVAL */

@@ -2,7 +2,7 @@
 import { closedDriver } from '../bus/closed-device.js';
 import { isGone, type DeviceAccess, type InterruptKind, type Interrupts } from '../bus/device-access.js';
 import { mustBe, mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check.js';
-import { DmaError, invalid, withUndo } from '../errors.js';
+import { DmaError, invalid, throwFirst, withUndo } from '../errors.js';
 import { progressOf, type LongWorkOptions } from '../long-work.js';
 import type { Registers } from '../platform/registers/registers.js';
 import { Range } from '../ranges.js';
@@ -19,15 +19,19 @@ import {
   COPY_VERSION,
 } from '../vfio-user/devices/copy-engine-layout.js';
 import { Copy, PIECE_BYTES } from './copy-engine-copy.js';
-import { CopyRing, ringCapacity, ringsOf, type CopyEngineRings } from './copy-engine-ring.js';
+import { CopyRing, mustBeCopy, ringCapacity, ringsOf, type CopyEngineRings } from './copy-engine-ring.js';
+import { CopyEngineLending, type CopyEngineLender } from './copy-engine-lending.js';
+import type { AttachedCopyEngine } from './attached-copy-engine.js';
+import type { Shared } from '../memory/shared/shared.js';
 import { copyError } from './copy-error.js';
 import { Bell, SPIN_TURNS, until } from './wait.js';
 import { shortForm } from '../short-form.js';
-import { show } from '../show.js';
 import { now } from '../timers.js';
 import { STAYS } from '../stays.js';
 
 export type { CopyEngineRings, RingMemory } from './copy-engine-ring.js';
+export { AttachedCopyEngine } from './attached-copy-engine.js';
+export { COPY_ABANDONED } from './copy-engine-state.js';
 export { copyError } from './copy-error.js';
 
 /** Options of a copy engine. */
@@ -92,11 +96,22 @@ export class CopyEngine implements AsyncDisposable {
   /** Those that have not settled. */
   readonly #copies = new Set<Copy>();
   #driving = false;
-  /** Why nothing can be submitted any more. */
+  /** What offers the engine to other threads; absent if nobody can. */
+  readonly #lender: CopyEngineLender | undefined;
+  #lending: CopyEngineLending | undefined;
+  /** Starts the device with the rings, after a reset. */
+  #restart: (() => void) | undefined;
+  /** Why nothing can be submitted now: for good, or while another thread has the engine. */
   #dead: DmaError | undefined;
   #closing: Promise<void> | undefined;
 
-  private constructor(registers: Registers, rings: CopyEngineRings, capacity: number, options: CopyEngineOptions) {
+  private constructor(
+    registers: Registers,
+    rings: CopyEngineRings,
+    capacity: number,
+    options: CopyEngineOptions,
+    lender: CopyEngineLender | undefined,
+  ) {
     const ring = new CopyRing(registers, rings, capacity);
     this.capacity = capacity;
     this.maxTransfer = registers.read32(REG.MAX_TRANSFER);
@@ -109,6 +124,7 @@ export class CopyEngine implements AsyncDisposable {
     this.#pieceBytes = Math.min(PIECE_BYTES, this.maxTransfer);
     this.#timeoutMs = options.timeoutMs ?? 10_000;
     this.#explain = options.explain;
+    this.#lender = lender;
   }
 
   /**
@@ -117,8 +133,15 @@ export class CopyEngine implements AsyncDisposable {
    *
    * Rejects with ENODEV if it is not a copy engine of this version, EINVAL for memory that can not be a ring, ETIMEDOUT
    * if the reset does not end.
+   *
+   * @param lender internal: for {@link share}
    */
-  static async open(access: DeviceAccess, memory: CopyEngineRings, options?: CopyEngineOptions): Promise<CopyEngine> {
+  static async open(
+    access: DeviceAccess,
+    memory: CopyEngineRings,
+    options?: CopyEngineOptions,
+    lender?: CopyEngineLender,
+  ): Promise<CopyEngine> {
     const operation = 'copyEngine.open';
     mustHave(access, ['registers', 'enableInterrupts', 'interruptCount'], 'access to a device', operation);
     const checked = optionsOf(options, ENGINE_OPTIONS, operation);
@@ -139,7 +162,7 @@ export class CopyEngine implements AsyncDisposable {
       throw new DmaError({ code: 'ENODEV', operation, reason: 'the device reports a maximum transfer of 0 bytes' });
     const capacity = ringCapacity(rings, maxRing, operation);
 
-    const engine = new CopyEngine(registers, rings, capacity, checked);
+    const engine = new CopyEngine(registers, rings, capacity, checked, lender);
     await engine.#reset(operation);
     try {
       rings.completions.bytes.fill(0);
@@ -170,7 +193,7 @@ export class CopyEngine implements AsyncDisposable {
       const from = new Range(source, length, 'copy');
       const to = new Range(destination, length, 'copy');
       if (from.overlaps(to)) throw invalid('copy', `source ${from.toString()} overlaps the destination`, { range: to });
-      if (this.#dead !== undefined) throw this.#dead;
+      if (this.#dead !== undefined) throw this.#unusable(this.#dead);
       if (signal?.aborted === true) throw aborted(signal);
 
       const onAbort = (): void => {
@@ -204,23 +227,14 @@ export class CopyEngine implements AsyncDisposable {
    * stopped or closed
    */
   submit(source: IovaLike, destination: IovaLike, length: number, interrupt = false): number {
-    if (this.#dead !== undefined) throw this.#dead;
-    if (!(
-      Number.isInteger(length) &&
-      length > 0 &&
-      length <= this.maxTransfer &&
-      isWhole(source) &&
-      isWhole(destination)
-    ))
-      throw invalid(
-        'copyEngine.submit',
-        `${show(length)} bytes from ${show(source)} to ${show(destination)}; the device takes 1 to ${this.maxTransfer} bytes`,
-      );
+    if (this.#dead !== undefined) throw this.#unusable(this.#dead);
+    mustBeCopy(source, destination, length, this.maxTransfer);
     return this.#ring.put(source, destination, length, interrupt, undefined, 0);
   }
 
   /** Announces new submissions to the device: one register store, none if there are no new ones. */
   ring(): void {
+    if (this.#lending !== undefined) throw this.#lending.busy('copyEngine');
     this.#ring.ring();
   }
 
@@ -232,12 +246,78 @@ export class CopyEngine implements AsyncDisposable {
    * @throws DmaError the error that stopped the engine once it is stopped or closed
    */
   poll(): number {
-    if (this.#dead !== undefined) throw this.#dead;
+    if (this.#dead !== undefined) throw this.#unusable(this.#dead);
     this.#ring.reap();
     const found = this.#ring.takeFound();
     // A copy may be waiting for space in the ring, or for a completion just taken.
     if (this.#copies.size > 0) this.#bell.ring();
     return found;
+  }
+
+  /**
+   * Offers the engine to another thread: what this returns can be sent there any number of times, and the first one that attaches to it
+   * (`attach(shared)`) has the engine. From now on all calls here are EBUSY, until {@link takeBack}. Copies of {@link submit} that run go on,
+   * and are returned by `poll` to whoever has the engine then.
+   *
+   * @throws DmaError EBUSY while calls of {@link copy} run, or results wait for {@link poll}; ENOTSUP where another thread can not reach
+   *   the registers; the error that stopped the engine
+   */
+  share(): Shared<AttachedCopyEngine> {
+    const operation = 'copyEngine.share';
+    if (this.#lending !== undefined) return this.#lending.description;
+    if (this.#dead !== undefined) throw this.#dead;
+    if (this.#copies.size > 0 || !this.#ring.isFetched)
+      throw new DmaError({
+        code: 'EBUSY',
+        operation,
+        reason: this.#copies.size > 0 ? `${this.#copies.size} copies run` : 'results of copies were not fetched',
+        hint: 'await the copies, and call poll()',
+      });
+    if (this.#lender === undefined)
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation,
+        reason: 'the rings of this engine are the caller’s',
+        hint: 'device.use(copyEngineDriver) of a probed device gives an engine that can be shared',
+      });
+    const lending = new CopyEngineLending(this.#lender, this.#ring, this.capacity, this.maxTransfer, operation);
+    this.#lending = lending;
+    this.#dead = lending.busy('copyEngine');
+    return lending.description;
+  }
+
+  /**
+   * Takes the engine back that {@link share} offered. Copies that run go on here. If the thread that had it has ended without disposing
+   * it, the device is reset first, so that it reaches no memory of that thread's copies any more: the next {@link poll} returns those with
+   * the code `COPY_ABANDONED`.
+   *
+   * @throws DmaError (rejects): EBUSY while a thread has it, which the error names; ETIMEDOUT if the reset does not end
+   */
+  async takeBack(): Promise<void> {
+    const operation = 'copyEngine.takeBack';
+    const lending = this.#lending;
+    if (lending === undefined) return;
+    const isWhole = lending.take(operation);
+    try {
+      if (!isWhole) {
+        await this.#reset(operation);
+        this.#ring.restart(lending.words);
+        this.#restart?.();
+      } else this.#ring.load(lending.words, false);
+    } catch (error) {
+      // It is nobody's now: only closing it helps.
+      await this.#end(withUndo(error, operation, [])).catch(() => undefined);
+      throw error;
+    }
+    if (this.#lending !== lending) return;
+    this.#lending = undefined;
+    this.#dead = undefined;
+    throwFirst(lending.end(), operation);
+  }
+
+  /** @throws DmaError EBUSY, naming it, while another thread has the engine */
+  mustBeFree(operation: string): void {
+    if (this.#lending?.user !== undefined) throw this.#lending.busy(operation);
   }
 
   /**
@@ -272,14 +352,8 @@ export class CopyEngine implements AsyncDisposable {
     return this.close();
   }
 
-  #start(access: DeviceAccess, { descriptors, completions }: CopyEngineRings, options: CopyEngineOptions): void {
+  #start(access: DeviceAccess, rings: CopyEngineRings, options: CopyEngineOptions): void {
     const registers = this.#registers;
-    registers.write32(REG.RING_LOW, descriptors.iova);
-    registers.write32(REG.RING_HIGH, Math.floor(descriptors.iova / 2 ** 32));
-    registers.write32(REG.DONE_LOW, completions.iova);
-    registers.write32(REG.DONE_HIGH, Math.floor(completions.iova / 2 ** 32));
-    registers.write32(REG.RING_SIZE, this.capacity);
-    registers.write32(REG.COALESCE, options.coalesce ?? 1);
     const kind = options.interrupts === false ? undefined : interruptKind(access);
     if (kind !== undefined) {
       this.#interrupts = access.enableInterrupts(kind, [
@@ -294,8 +368,21 @@ export class CopyEngine implements AsyncDisposable {
       ]);
       // A pending copy has a timer; an idle engine must not keep the process alive.
       this.#interrupts.setRef(false);
-      registers.write32(REG.INTERRUPT_ENABLE, COPY_INTERRUPT.COMPLETION | COPY_INTERRUPT.ERROR);
     }
+    this.#restart = () => this.#enable(rings, options, kind !== undefined);
+    this.#restart();
+  }
+
+  /** Gives the device its rings, and starts it. */
+  #enable({ descriptors, completions }: CopyEngineRings, options: CopyEngineOptions, interrupts: boolean): void {
+    const registers = this.#registers;
+    registers.write32(REG.RING_LOW, descriptors.iova);
+    registers.write32(REG.RING_HIGH, Math.floor(descriptors.iova / 2 ** 32));
+    registers.write32(REG.DONE_LOW, completions.iova);
+    registers.write32(REG.DONE_HIGH, Math.floor(completions.iova / 2 ** 32));
+    registers.write32(REG.RING_SIZE, this.capacity);
+    registers.write32(REG.COALESCE, options.coalesce ?? 1);
+    if (interrupts) registers.write32(REG.INTERRUPT_ENABLE, COPY_INTERRUPT.COMPLETION | COPY_INTERRUPT.ERROR);
     registers.write32(REG.CONTROL, COPY_CONTROL.ENABLE);
   }
 
@@ -338,7 +425,9 @@ export class CopyEngine implements AsyncDisposable {
 
   /** Stops the device, then ends the copies, whose memory it no longer accesses. */
   async #end(error: DmaError): Promise<void> {
-    this.#dead ??= error;
+    if (this.#dead === undefined || this.#lending !== undefined) this.#dead = error;
+    const lending = this.#lending;
+    this.#lending = undefined;
     try {
       await this.#reset('copyEngine.close');
     } catch (failure) {
@@ -348,7 +437,13 @@ export class CopyEngine implements AsyncDisposable {
       for (const copy of this.#copies) copy.abandon(error);
       this.#interrupts?.close();
       this.#interrupts = undefined;
+      lending?.close();
     }
+  }
+
+  /** The error of calls now. */
+  #unusable(why: DmaError): DmaError {
+    return this.#lending?.busy('copyEngine') ?? why;
   }
 
   #reset(operation: string): Promise<void> {
@@ -372,9 +467,4 @@ function aborted(signal: AbortSignal): DmaError {
 function interruptKind(access: DeviceAccess): InterruptKind | undefined {
   const kinds: readonly InterruptKind[] = ['msix', 'msi', 'intx'];
   return kinds.find((kind) => access.interruptCount(kind) > 0);
-}
-
-/** A non-negative integer; the device decides which are valid addresses. */
-function isWhole(value: unknown): boolean {
-  return typeof value === 'number' && Number.isInteger(value) && value >= 0;
 }

@@ -1,9 +1,11 @@
 /** Errors of copies by the copy engine. */
 import { DmaError, type ErrorCode } from '../errors.js';
 import type { Range } from '../ranges.js';
+import { COPY_ABANDONED } from './copy-engine-state.js';
 import { COPY_CODE } from '../vfio-user/devices/copy-engine-layout.js';
 
-const CODES: ReadonlyMap<number, readonly [ErrorCode, string]> = new Map([
+const CODES: ReadonlyMap<number, readonly [ErrorCode, string]> = new Map<number, readonly [ErrorCode, string]>([
+  [COPY_ABANDONED, ['ECANCELED', 'the thread that had the engine ended, and the engine was reset']],
   [COPY_CODE.BAD_DESCRIPTOR, ['EINVAL', 'the device refuses the descriptor']],
   [COPY_CODE.READ_UNMAPPED, ['EFAULT', 'the device can not read memory that is not mapped']],
   [COPY_CODE.READ_DENIED, ['EACCES', 'the device may not read this memory']],

@@ -49,6 +49,8 @@ export type { DirtyPages, DirtyTracking } from '../vfio/dirty.js';
 export type { PageRequest, PageRequestQueue } from '../vfio/page-requests.js';
 
 export {
+  AttachedCopyEngine,
+  COPY_ABANDONED,
   CopyEngine,
   copyError,
   type CopyEngineOptions,

@@ -2,6 +2,7 @@
 import { AttachedDevice, deviceFacts } from '../bus/attached-device.js';
 import { AttachedMapping, mappingFacts, nameOf } from '../dma/attached-mapping.js';
 import { AttachedMemory, memoryFacts } from '../memory/attached-memory.js';
+import { AttachedCopyEngine, copyEngineFacts, engineName } from '../drivers/attached-copy-engine.js';
 import { nvmeQueueFacts, NvmeQueueOfThread, queueName } from '../drivers/nvme/attached-queue.js';
 import { reading } from '../check.js';
 import { invalid } from '../errors.js';
@@ -25,8 +26,8 @@ type RingFacts = Pick<RingDescription, 'name' | 'event'> & {
 let ours: Platform | undefined;
 
 /**
- * Opens what another thread of this process shares: memory, a block or a zone ({@link AttachedMemory}), a mapping, a device, a queue, a
- * pool, a ring with its pool. The bytes are the same, at the same addresses; nothing is copied or mapped again.
+ * Opens what another thread of this process shares: memory, a block or a zone ({@link AttachedMemory}), a mapping, a device, a queue, a copy
+ * engine, a pool, a ring with its pool. The bytes are the same, at the same addresses; nothing is copied or mapped again.
  *
  * While it is open, the thread that shares it can not free it (EBUSY, naming this thread). Dispose it to let go of it; when this thread ends, in
  * whatever way, it lets go of everything.
@@ -97,6 +98,11 @@ function open(shared: Shared<unknown>, given: unknown, platform: Platform, place
       const facts = nvmeQueueFacts(shared.facts);
       const hold = Hold.take(shared, platform, queueName(facts), place, operation);
       return NvmeQueueOfThread.attach(shared, facts, hold, platform);
+    }
+    case 'copy-engine': {
+      const facts = copyEngineFacts(shared.facts);
+      const hold = Hold.take(shared, platform, engineName(facts), place, operation);
+      return AttachedCopyEngine.attach(shared, facts, hold, platform);
     }
   }
 }

@@ -18,7 +18,8 @@ import { Doorbell, type ShadowDoorbells } from './doorbells.js';
 import { hasMetadataApart, NvmeQueue, type AttachedNvmeQueue } from './queue.js';
 import { QueueCalls } from './queue-calls.js';
 import type { NvmeQueueFacts } from './shared-queue.js';
-import { ABORT, METADATA_APART, OWNER, QUEUE_WORD as WORD, QueueState, RUN } from './queue-state.js';
+import { Turn, TURN } from '../../memory/shared/turn.js';
+import { ABORT, METADATA_APART, QUEUE_WORD as WORD, QueueState, RUN } from './queue-state.js';
 
 /**
  * A queue pair of another thread's controller, which this thread works: see {@link NvmeQueue}. Commands are stores to memory and to
@@ -36,6 +37,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
   readonly #words: Int32Array;
   readonly #own: OwnParts;
   readonly #hold: Hold;
+  readonly #turn: Turn;
   readonly #owner: number;
   readonly #facts: NvmeQueueFacts;
   /** Works the queue by calls, with a queue object of their own over the same rings. */
@@ -47,7 +49,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
   #stopped = false;
   #ended = false;
 
-  private constructor(facts: NvmeQueueFacts, hold: Hold, owner: number, state: QueueState, own: OwnParts) {
+  private constructor(facts: NvmeQueueFacts, hold: Hold, turn: Turn, owner: number, state: QueueState, own: OwnParts) {
     const { id, entries, interrupts, listBytes, pageSize, maxTransfer } = facts;
     super({
       ...{ id, entries, interrupts, listBytes, pageSize, maxTransfer, state },
@@ -61,6 +63,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
     this.#queueState = state;
     this.#words = state.words;
     this.#own = own;
+    this.#turn = turn;
     this.#owner = owner;
     this.#look();
   }
@@ -81,19 +84,20 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
     const holders = Holders.attach(platform.kernel, table);
     const owner = holders.enter();
     const state = new QueueState(facts.entries - 1, buffer);
-    const before = Atomics.compareExchange(state.words, WORD.OWNER, OWNER.OFFERED, owner);
-    if (before !== OWNER.OFFERED) {
+    const turn = new Turn(state.words, WORD.OWNER, holders);
+    const before = turn.take(owner);
+    if (before !== TURN.OFFERED) {
       hold.leave();
       throw taken(facts, before, holders, operation);
     }
     const own = new OwnParts(platform, facts, more, holders, hold);
     try {
       own.open();
-      return new NvmeQueueOfThread(facts, hold, owner, state, own);
+      return new NvmeQueueOfThread(facts, hold, turn, owner, state, own);
     } catch (error) {
       const undo = undoAll([() => own.close()]);
       hold.leave();
-      state.store(WORD.OWNER, OWNER.OFFERED);
+      turn.leave(owner);
       throw withUndo(error, operation, undo);
     }
   }
@@ -178,7 +182,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
     this.#epoch = this.#queueState.load(WORD.EPOCH);
     const errors = undoAll([() => this.#own.close()]);
     this.#hold.leave();
-    Atomics.compareExchange(this.#words, WORD.OWNER, this.#owner, OWNER.OFFERED);
+    this.#turn.leave(this.#owner);
     throwFirst(errors, 'nvmeQueue.dispose');
   }
 
@@ -221,7 +225,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
     this.save();
     const own = this.#own;
     const state = this.#queueState;
-    const queue = new NvmeQueueOfThread(this.#facts, this.#hold, this.#owner, state, own);
+    const queue = new NvmeQueueOfThread(this.#facts, this.#hold, this.#turn, this.#owner, state, own);
     const { rules, timeoutMs, abortMs } = this.#facts;
     const calls = new QueueCalls({
       ...{ queue, abortMs, interrupts: own.interrupts },
@@ -466,7 +470,7 @@ function beingReset(device: string): DmaError {
 
 /** EBUSY, as `before` has the queue. */
 function taken({ id, device }: NvmeQueueFacts, before: number, holders: Holders, operation: string): DmaError {
-  const isMaker = before === OWNER.MAKER;
+  const isMaker = before === TURN.MAKER;
   return new DmaError({
     code: 'EBUSY',
     operation,

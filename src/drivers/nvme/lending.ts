@@ -4,7 +4,8 @@ import { DmaError, undoAll } from '../../errors.js';
 import type { Holders } from '../../memory/shared/holders.js';
 import type { Share } from '../../memory/shared/shares.js';
 import type { AttachedNvmeQueue, NvmeQueue } from './queue.js';
-import { ABORT, OWNER, QUEUE_WORD as WORD, RUN } from './queue-state.js';
+import { Turn, TURN } from '../../memory/shared/turn.js';
+import { ABORT, QUEUE_WORD as WORD, RUN } from './queue-state.js';
 
 /** What was lent with a queue, and who has it. */
 export class Lending {
@@ -16,7 +17,7 @@ export class Lending {
   /** While the controller makes it anew. */
   making: Promise<void> | undefined;
   readonly #device: Device;
-  readonly #holders: Holders;
+  readonly #turn: Turn;
   readonly #loans: Disposable[];
   readonly #wake: () => void;
 
@@ -35,7 +36,7 @@ export class Lending {
     this.#device = device;
     this.queue = queue;
     this.share = share;
-    this.#holders = holders;
+    this.#turn = new Turn(queue.state.words, WORD.OWNER, holders);
     this.#loans = loans;
     this.#wake = wake;
   }
@@ -47,19 +48,17 @@ export class Lending {
     queue.state.aborts.fill(ABORT.NONE);
     queue.state.store(WORD.RESET, 0);
     queue.refuse(() => this.busy('nvmeQueue'));
-    queue.state.store(WORD.OWNER, OWNER.OFFERED);
+    this.#turn.offer();
   }
 
   /** Is it out of the maker's hands? */
   get isOut(): boolean {
-    return this.#owner !== OWNER.MAKER;
+    return this.#turn.isOut;
   }
 
   /** The thread that has it, as a text; `undefined` if it has ended, or nobody has it. */
   get user(): string | undefined {
-    const owner = this.#owner;
-    const isThere = owner !== OWNER.MAKER && owner !== OWNER.OFFERED && this.#holders.isAlive(owner);
-    return isThere ? this.#holders.describe(owner) : undefined;
+    return this.#turn.user;
   }
 
   /**
@@ -88,18 +87,15 @@ export class Lending {
    */
   take(operation: string): boolean {
     const { state } = this.queue;
-    // Whoever attaches at the same time has it.
-    const before = Atomics.compareExchange(state.words, WORD.OWNER, OWNER.OFFERED, OWNER.MAKER);
-    if (before === OWNER.MAKER || before === OWNER.OFFERED) return this.exists && state.load(WORD.BROKEN) === 0;
-    if (this.#holders.isAlive(before)) throw this.busy(operation);
-    state.store(WORD.OWNER, OWNER.MAKER);
-    return false;
+    const how = this.#turn.takeBack();
+    if (how === 'busy') throw this.busy(operation);
+    return how === 'whole' && this.exists && state.load(WORD.BROKEN) === 0;
   }
 
   /** EBUSY, naming who has it. */
   busy(operation: string): DmaError {
     const { user, queue } = this;
-    const isOffered = this.#owner === OWNER.OFFERED;
+    const isOffered = this.#turn.owner === TURN.OFFERED;
     return new DmaError({
       code: 'EBUSY',
       operation,
@@ -124,9 +120,5 @@ export class Lending {
     if (this.user === undefined) this.share.end('nvme.takeBack');
     else this.share.lose();
     return undoAll(this.#loans.splice(0).map((loan) => () => loan[Symbol.dispose]()));
-  }
-
-  get #owner(): number {
-    return this.queue.state.load(WORD.OWNER);
   }
 }

@@ -13,6 +13,7 @@ export const METADATA_APART = 0;
 export const QUEUE_WORD = {
   /** Changes with `RUN`, with the formats and with `SHADOW`: who uses the queue looks at the others then. */
   EPOCH: 0,
+  /** Whose turn it is: see `Turn`. */
   OWNER: 1,
   RUN: 2,
   /** The epoch that the thread which has the queue saw last. From then on it leaves the rings alone until the next one. */
@@ -35,9 +36,6 @@ export const QUEUE_WORD = {
   /** The number of a namespace, and the bytes of its blocks. */
   FORMAT: 16,
 } as const;
-
-/** Who has the queue, in `QUEUE_WORD.OWNER`: other values are numbers of holders. */
-export const OWNER = { MAKER: 0, OFFERED: 0x10000 } as const;
 
 /** What the controller does, in `QUEUE_WORD.RUN`. */
 export const RUN = {

@@ -16,9 +16,17 @@ import { show } from '../../show.js';
 const VERSION = 1;
 
 /** What is shared. */
-export type SharedKind = 'memory' | 'mapping' | 'device' | 'queue' | 'pool' | 'ring';
+export type SharedKind = 'memory' | 'mapping' | 'device' | 'queue' | 'copy-engine' | 'pool' | 'ring';
 
-const KINDS: readonly unknown[] = ['memory', 'mapping', 'device', 'queue', 'pool', 'ring'] satisfies SharedKind[];
+const KINDS: readonly unknown[] = [
+  'memory',
+  'mapping',
+  'device',
+  'queue',
+  'copy-engine',
+  'pool',
+  'ring',
+] satisfies SharedKind[];
 
 /** What a description says, as plain data. */
 export type SharedFacts = Readonly<Record<string, unknown>>;
