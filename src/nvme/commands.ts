@@ -242,3 +242,35 @@ export function commandName(opcode: number, admin: boolean): string {
 function namesOf(table: Readonly<Record<string, number>>): ReadonlyMap<number, string> {
   return new Map(Object.entries(table).map(([name, code]) => [code, name.toLowerCase().replaceAll('_', ' ')]));
 }
+
+/**
+ * How many bytes of data a command transfers, where its words tell; else 0.
+ *
+ * @param entry the words of its submission entry
+ * @param blockBytes of the namespace; 0 for the admin queue
+ */
+export function dataBytes(entry: Uint32Array, blockBytes: number): number {
+  const [cdw10, cdw11, cdw12] = [SQE.CDW10, SQE.CDW11, SQE.CDW12].map((offset) => entry[offset / 4]);
+  const opcode = entry[0] & 0xff;
+  if (blockBytes === 0) {
+    if (opcode === ADMIN.IDENTIFY) return IDENTIFY_DATA;
+    return opcode === ADMIN.GET_LOG_PAGE ? ((((cdw11 & 0xffff) << 16) | (cdw10 >>> 16)) + 1) * 4 : 0;
+  }
+  switch (opcode) {
+    case NVM.READ:
+    case NVM.WRITE:
+    case NVM.COMPARE:
+    case NVM.ZONE_APPEND:
+      return ((cdw12 & IO_CDW12.BLOCKS_MASK) + 1) * blockBytes;
+    case NVM.DATASET_MANAGEMENT:
+      return ((cdw10 & 0xff) + 1) * DSM.RANGE_BYTES;
+    case NVM.COPY:
+      return ((cdw12 & 0xff) + 1) * COPY_RANGE_BYTES;
+    default:
+      return 0;
+  }
+}
+
+/** Identify answers with one page of data (section 5.15), and a source range of copy has 32 bytes. */
+const IDENTIFY_DATA = 4096;
+const COPY_RANGE_BYTES = 32;

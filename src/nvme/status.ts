@@ -91,6 +91,9 @@ export const STATUS = {
 
   PATH_ERROR: 0x300,
   PATH_INACCESSIBLE: 0x302,
+  CONTROLLER_PATH_ERROR: 0x360,
+  HOST_PATH_ERROR: 0x370,
+  ABORTED_BY_HOST: 0x371,
 } as const;
 
 /** Bits of the status field as it is in a completion, without the phase. */
@@ -220,6 +223,12 @@ const TEXTS: Readonly<Record<keyof typeof STATUS, string | readonly [text: strin
 
   PATH_ERROR: 'internal path error',
   PATH_INACCESSIBLE: 'asymmetric access inaccessible',
+  CONTROLLER_PATH_ERROR: 'controller pathing error',
+  HOST_PATH_ERROR: 'host pathing error',
+  ABORTED_BY_HOST: [
+    'command aborted by host',
+    'the controller was reset while it ran, or is gone: whether it was done is not known',
+  ],
 };
 
 const NAMES: ReadonlyMap<number, keyof typeof STATUS> = new Map(

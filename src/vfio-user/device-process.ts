@@ -1,8 +1,7 @@
 /** An emulated device in a process of its own: real DMA by another process, on any machine, without privileges. */
 import { fork } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { existsSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { atExit } from '../at-exit.js';
@@ -10,7 +9,8 @@ import { optionsOf } from '../check.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import { HERE } from '../here.js';
 import { needDescriptors } from '../platform/linux/libc.js';
-import { callNode, fromNode } from '../platform/linux/node-errors.js';
+import { fromNode } from '../platform/linux/node-errors.js';
+import { temporaryFolder } from '../platform/linux/temporary-folder.js';
 import { show } from '../show.js';
 import { DEVICE_NAMES, deviceModel, type DeviceName, type DeviceOptions } from './devices/catalog.js';
 import { checkMaxDmaMaps } from './server.js';
@@ -69,7 +69,7 @@ export async function spawnDevice<N extends DeviceName>(name: N, options?: Spawn
   const main = programOfDevices(operation);
   // Node leaks descriptors if it runs out of them while it starts a process.
   needDescriptors(operation, FORK_DESCRIPTORS);
-  const directory = temporaryDirectory(operation);
+  const directory = temporaryFolder(operation, 'the socket of the device');
   const socketPath = join(directory, `${name}.sock`);
   let child: ChildProcess | undefined;
   const removeAll = (): void => {
@@ -101,15 +101,6 @@ function programOfDevices(operation: string): string {
     hint:
       'leave anydma out of the bundle (esbuild --external:anydma), or bundle its dist/src/vfio-user/device-process-main.js ' +
       'into the same folder as a program of its own',
-  });
-}
-
-/** A new directory for a socket. @throws DmaError ENOENT, EACCES ... */
-function temporaryDirectory(operation: string): string {
-  const folder = tmpdir();
-  return callNode(`a folder in ${folder}`, () => mkdtempSync(join(folder, 'anydma-')), {
-    operation,
-    hint: 'the socket of the device needs a temporary folder: set TMPDIR to one that is there and can be written',
   });
 }
 

@@ -144,3 +144,27 @@ test('a command that fails ends it, and is named', () => {
   // What came back together with it is back as well.
   assert.equal(job.running, queue.running);
 });
+
+test('what came back together with a command that failed has come back, too', () => {
+  const { job, queue } = jobOf('read');
+  queue.bad = 100;
+  job.begin(0);
+  job.step(0, true);
+  assert.throws(
+    () => job.step(1, false),
+    (error) => isDmaError(error, 'EIO'),
+  );
+  while (queue.running > 0) job.step(2, false);
+  assert.equal(job.running, 0);
+});
+
+test('a command that does not come back is named once it is late', () => {
+  const { job, queue } = jobOf('write', { depth: 1 });
+  job.begin(0);
+  job.step(5, true);
+  assert.equal(queue.running, 1);
+  assert.equal(job.late(104, 100), undefined);
+  assert.equal(job.late(105, 100), 'write of 1 block at LBA 100');
+  job.step(106, false);
+  assert.equal(job.late(1000, 100), undefined);
+});

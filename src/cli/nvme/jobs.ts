@@ -72,7 +72,7 @@ export class Job {
     this.#options = options;
     this.#reads = reads;
     this.#writes = writes;
-    this.#started = new Float64Array(depth);
+    this.#started = new Float64Array(depth).fill(Infinity);
     this.#units = new Float64Array(depth);
     this.#isWrite = new Uint8Array(depth);
     this.#free = Uint16Array.from({ length: depth }, (_, slot) => slot);
@@ -99,17 +99,22 @@ export class Job {
   step(now: number, more: boolean): number {
     const queue = this.#queue;
     const found = queue.poll();
-    let failure: unknown;
-    for (let n = 0; n < found; n++)
-      try {
-        this.#take(queue.slots[n], queue.statuses[n], now);
-      } catch (error) {
-        // The others of this batch are back all the same.
-        failure ??= error;
-      }
+    let failure: DmaError | undefined;
+    for (let n = 0; n < found; n++) {
+      const error = this.#take(queue.slots[n], queue.statuses[n], now);
+      failure ??= error;
+    }
     if (failure !== undefined) throw failure;
     if (more && this.#freeCount > 0) this.#fill(now);
     return found;
+  }
+
+  /** What runs for longer than `ms`, as a noun phrase; `undefined` if nothing does. @param now `performance.now()` */
+  late(now: number, ms: number): string | undefined {
+    if (this.running === 0) return undefined;
+    const { depth } = this.#options;
+    for (let slot = 0; slot < depth; slot++) if (now - this.#started[slot] >= ms) return this.#describe(slot);
+    return undefined;
   }
 
   /** From now on every unit that was written is read once. @returns how many that are */
@@ -123,25 +128,35 @@ export class Job {
     return this.#checking?.length ?? 0;
   }
 
-  #take(slot: number, status: number, now: number): void {
+  /** @returns its error, if it failed or read something else than was written */
+  #take(slot: number, status: number, now: number): DmaError | undefined {
     const { blocks, bytes, firstLba, memory, verify, failure } = this.#options;
     const isWrite = this.#isWrite[slot] === 1;
     const unit = this.#units[slot];
     const lba = firstLba + unit * blocks;
+    const started = this.#started[slot];
     this.#free[this.#freeCount++] = slot;
-    if (status !== 0)
-      throw failure(status, `${isWrite ? 'write' : 'read'} of ${blocks} block${blocks === 1 ? '' : 's'} at LBA ${lba}`);
-    if (this.#checking === undefined) (isWrite ? this.#writes : this.#reads).record(now - this.#started[slot]);
+    this.#started[slot] = Infinity;
+    if (status !== 0) return failure(status, this.#describe(slot));
+    if (this.#checking === undefined) (isWrite ? this.#writes : this.#reads).record(now - started);
     if (isWrite) this.writesDone++;
     else this.readsDone++;
-    if (!verify) return;
+    if (!verify) return undefined;
     this.#busy.delete(unit);
     if (isWrite) this.#written.add(unit);
     else if (this.#written.has(unit)) {
       const wrong = wrongStamp(memory.bytes.subarray(slot * bytes, (slot + 1) * bytes), lba);
-      if (wrong !== undefined) throw differs(lba, blocks, wrong);
+      if (wrong !== undefined) return differs(lba, blocks, wrong);
       this.checked++;
     }
+    return undefined;
+  }
+
+  /** `read of 8 blocks at LBA 64` */
+  #describe(slot: number): string {
+    const { blocks, firstLba } = this.#options;
+    const lba = firstLba + this.#units[slot] * blocks;
+    return `${this.#isWrite[slot] === 1 ? 'write' : 'read'} of ${blocks} block${blocks === 1 ? '' : 's'} at LBA ${lba}`;
   }
 
   #fill(now: number): void {

@@ -1,7 +1,7 @@
 /** `anydma nvme read`, `write` and `verify`: between a file or a pipe and a range of blocks. */
 import { createHash, type Hash } from 'node:crypto';
 import { createReadStream, createWriteStream, statSync } from 'node:fs';
-import { Transform, type Readable, type Writable } from 'node:stream';
+import type { Writable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import type { NvmeNamespace } from '../../entry/nvme.js';
 import { DmaError, formatSize } from '../../index.js';
@@ -49,8 +49,10 @@ export const nvmeRead: CommandSpec<MoveOptions> = {
       const { lba } = options;
       const blocks = rangeOf(ns, options);
       const to = file === PIPE ? createWriteStream('', { fd: STDOUT, autoClose: false }) : createWriteStream(file);
-      const moved = await move(ns.readable({ lba, blocks, signal: context.signal }), to, {
-        ...{ context, name: 'read', total: blocks * ns.transferSize },
+      const from = ns.readable({ lba, blocks, signal: context.signal });
+      const how = { context, name: 'read', total: blocks * ns.transferSize };
+      const moved = await move(from, to, how).catch((error: unknown) => {
+        throw fromNode(error, file === PIPE ? 'standard output' : file);
       });
       tell(context, { device: device.name, ns, lba, blocks, ...moved }, file === PIPE);
     });
@@ -68,7 +70,7 @@ export const nvmeWrite: CommandSpec<MoveOptions> = {
   options: (command) =>
     namespaceOptions(command)
       .option('--lba <n>', 'the first block', lbaValue, 0)
-      .option('--blocks <n>', 'most blocks to write (default: all that the file has)', blocksValue)
+      .option('--blocks <n>', 'write no more blocks than this (default: all that the file has)', blocksValue)
       .requiredOption('--file <path>', 'the file to read; - is standard input')
       .option('--pad', 'fill up the last block with zeroes, if the file does not end with a block')
       .addOption(forceOption()),
@@ -83,15 +85,16 @@ export const nvmeWrite: CommandSpec<MoveOptions> = {
       const { lba } = options;
       const unit = ns.transferSize;
       const space = rangeOf(ns, options) * unit;
-      const length = file === PIPE ? undefined : lengthOf(file);
-      if (length !== undefined) checkLength(length, unit, space, options);
-      const what = `writing ${length === undefined ? 'standard input' : formatSize(length)} at LBA ${lba}`;
+      const input = inputOf(file, options.blocks === undefined ? undefined : space);
+      checkLength('nvme write', input, unit, space, options);
+      const what = `writing ${input.length === undefined ? 'standard input' : formatSize(input.length)} at LBA ${lba}`;
       await mayDestroy(open, { what, nsid: ns.id }, options.force);
-      const from = file === PIPE ? createReadStream('', { fd: STDIN, autoClose: false }) : createReadStream(file);
-      const blocks = length === undefined ? space / unit : Math.ceil(length / unit);
-      const moved = await move(from, ns.writable({ lba, blocks, signal: context.signal }), {
-        ...{ context, name: 'write', total: length ?? space, unit, pad: options.pad === true },
-      });
+      const moved = await move(
+        within(space, lba, bytesOf(input, 'nvme write', context.signal)),
+        ns.writable({ lba, blocks: space / unit, signal: context.signal }),
+        { context, name: 'write', total: input.length ?? space },
+        (bytes) => paddingOf(bytes, unit, options.pad === true),
+      );
       await ns.flush({ signal: context.signal });
       tell(context, { device: open.device.name, ns, lba, blocks: Math.ceil(moved.bytes / unit), ...moved }, false);
     });
@@ -125,16 +128,12 @@ export const nvmeVerify: CommandSpec<MoveOptions> = {
         context.output.document({ ok: true, device: device.name, nsid: ns.id, lba, blocks });
         return;
       }
-      const from = file === PIPE ? createReadStream('', { fd: STDIN, autoClose: false }) : createReadStream(file);
       const unit = ns.transferSize;
-      const length = file === PIPE ? undefined : lengthOf(file);
       const most = rangeOf(ns, options);
-      const blocks = Math.min(most, options.blocks ?? (length === undefined ? most : Math.ceil(length / unit)));
-      if (length !== undefined && options.blocks === undefined)
-        checkLength(length, unit, most * unit, { ...options, pad: true });
-      const compared = await compare(ns, lba, blocks, from, context);
-      if (compared.bytes === 0 || (options.blocks !== undefined && compared.bytes <= (blocks - 1) * unit))
-        throw shorter(compared.bytes, blocks, unit);
+      const input = inputOf(file, options.blocks === undefined ? undefined : most * unit);
+      checkLength('nvme verify', input, unit, most * unit, { ...options, pad: true });
+      const blocks = input.length === undefined ? most : Math.ceil(input.length / unit);
+      const compared = await compare(ns, options, blocks, input, context);
       tell(context, { device: device.name, ns, lba, blocks: Math.ceil(compared.bytes / unit), ...compared }, false);
     });
   },
@@ -155,16 +154,50 @@ function fileOf({ file }: MoveOptions, { usage }: CommandContext): string {
   return file === undefined || file === '' ? usage('--file needs the path of a file, or -') : file;
 }
 
-/** Bytes of a file; `undefined` for what has no length, such as a pipe. */
-function lengthOf(file: string): number | undefined {
-  const stats = callNode(file, () => statSync(file));
-  return stats.isFile() ? stats.size : undefined;
+/** What is read from a file or a pipe. */
+interface Input {
+  readonly file: string;
+  /** Bytes of the file that are taken; `undefined` for a pipe. */
+  readonly length: number | undefined;
+  /** Bytes that are taken, at most. */
+  readonly most: number;
 }
 
-function checkLength(length: number, unit: number, space: number, { pad, lba }: MoveOptions): void {
-  const operation = 'nvme write';
-  if (length === 0)
-    throw new DmaError({ code: 'EINVAL', operation, reason: 'the file is empty', hint: 'there is nothing to write' });
+/** @param most bytes that are taken of it, at most. Default: all. @throws DmaError ENOENT ... */
+function inputOf(file: string, most = Infinity): Input {
+  const stats = file === PIPE ? undefined : callNode(file, () => statSync(file));
+  return { file, most, length: stats?.isFile() === true ? Math.min(stats.size, most) : undefined };
+}
+
+/** The bytes of an input. @throws DmaError (rejects) EINVAL if there are none; EIO for a file that became shorter; those of read(2) */
+async function* bytesOf({ file, length, most }: Input, operation: string, signal: AbortSignal): AsyncGenerator<Buffer> {
+  const from =
+    file === PIPE ? createReadStream('', { fd: STDIN, autoClose: false, signal }) : createReadStream(file, { signal });
+  let bytes = 0;
+  try {
+    for await (const chunk of from as AsyncIterable<Buffer>) {
+      const part = chunk.subarray(0, Math.min(chunk.length, (length ?? most) - bytes));
+      bytes += part.length;
+      if (part.length > 0) yield part;
+      if (bytes === (length ?? most)) return;
+    }
+  } catch (error) {
+    throw fromNode(error, nameOf(file));
+  }
+  if (bytes === 0) throw isEmpty(operation, file);
+  if (length !== undefined)
+    throw new DmaError({ code: 'EIO', operation, reason: `${file} had ${length} bytes, and ended after ${bytes}` });
+}
+
+function checkLength(
+  operation: string,
+  { file, length }: Input,
+  unit: number,
+  space: number,
+  { pad, lba }: MoveOptions,
+): void {
+  if (length === undefined) return;
+  if (length === 0) throw isEmpty(operation, file);
   if (length % unit !== 0 && pad !== true)
     throw new DmaError({
       code: 'EINVAL',
@@ -172,13 +205,17 @@ function checkLength(length: number, unit: number, space: number, { pad, lba }: 
       reason: `the file has ${length} bytes, which is not a multiple of the block size of ${unit}`,
       hint: '--pad fills up the last block with zeroes',
     });
-  if (length > space)
-    throw new DmaError({
-      code: 'ENOSPC',
-      operation,
-      reason: `the file has ${formatSize(length)}, and from LBA ${lba} on there are ${formatSize(space)}`,
-      hint: 'choose another --lba, or fewer bytes',
-    });
+  if (length > space) throw noRoom(operation, 'the file', formatSize(length), space, lba);
+}
+
+/** No input is more often a mistake before the pipe than what was meant. */
+function isEmpty(operation: string, file: string): DmaError {
+  const reason = `${nameOf(file)} is empty`;
+  return new DmaError({ code: 'EINVAL', operation, reason, hint: 'has what was to fill it failed?' });
+}
+
+function nameOf(file: string): string {
+  return file === PIPE ? 'standard input' : file;
 }
 
 interface Moved {
@@ -191,49 +228,71 @@ interface MoveHow {
   readonly context: CommandContext;
   readonly name: string;
   readonly total: number;
-  /** Bytes of a block, when what arrives has to be whole blocks. */
-  readonly unit?: number;
-  readonly pad?: boolean;
 }
 
 /** Moves all of a stream, counted and hashed. */
 async function move(
-  from: Readable,
+  from: AsyncIterable<Buffer>,
   to: Writable,
-  { context, name, total, unit, pad = false }: MoveHow,
+  { context, name, total }: MoveHow,
+  rest: (bytes: number) => Buffer | undefined = () => undefined,
 ): Promise<Moved> {
   using progress = context.output.progress(name, total);
   const hash = createHash('sha256');
   const started = performance.now();
   let bytes = 0;
-  const counting = new Transform({
-    transform(chunk: Buffer, _encoding, done) {
+  const counted = async function* (): AsyncGenerator<Buffer> {
+    for await (const chunk of from) {
       bytes += chunk.length;
       hash.update(chunk);
       progress.update(bytes);
-      done(undefined, chunk);
-    },
-    flush(done) {
-      const rest = unit === undefined ? 0 : bytes % unit;
-      if (rest === 0) done();
-      else if (pad) done(undefined, Buffer.alloc((unit ?? 0) - rest));
-      else done(notWhole(bytes, unit ?? 0));
-    },
-  });
-  try {
-    await pipeline(from, counting, to, { signal: context.signal });
-  } catch (error) {
-    throw fileError(error);
-  }
+      yield chunk;
+    }
+    const more = rest(bytes);
+    if (more !== undefined) yield more;
+  };
+  await pipeline(counted, to, { signal: context.signal });
   return { bytes, sha256: hash.digest('hex'), milliseconds: performance.now() - started };
 }
 
-/** Reads blocks and compares them with a stream. */
+/** As `from`, and no more than there is room for. @throws DmaError (rejects) ENOSPC */
+async function* within(space: number, lba: number, from: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
+  let bytes = 0;
+  for await (const chunk of from) {
+    bytes += chunk.length;
+    if (bytes > space) throw noRoom('nvme write', 'the input', `more than ${formatSize(space)}`, space, lba);
+    yield chunk;
+  }
+}
+
+function noRoom(operation: string, what: string, length: string, space: number, lba: number): DmaError {
+  return new DmaError({
+    code: 'ENOSPC',
+    operation,
+    reason: `${what} has ${length}, and from LBA ${lba} on there are ${formatSize(space)}`,
+    hint: 'choose another --lba, or take less of it by --blocks',
+  });
+}
+
+/** What fills up the last block. @throws DmaError EINVAL when it is not whole, and is not to be filled up */
+function paddingOf(bytes: number, unit: number, pad: boolean): Buffer | undefined {
+  const rest = bytes % unit;
+  if (rest === 0) return undefined;
+  if (pad) return Buffer.alloc(unit - rest);
+  throw new DmaError({
+    code: 'EINVAL',
+    operation: 'nvme write',
+    reason: `the input ended after ${bytes} bytes, in the middle of a block of ${unit}`,
+    hint: 'whole blocks were written; --pad fills up the last one with zeroes',
+  });
+}
+
+/** Reads blocks and compares them with an input. */
 async function compare(
   ns: NvmeNamespace,
-  lba: number,
+  { lba, blocks: asked }: MoveOptions,
   blocks: number,
-  from: Readable,
+  input: Input,
   { output, signal }: CommandContext,
 ): Promise<Moved> {
   using progress = output.progress('verify', blocks * ns.transferSize);
@@ -243,11 +302,11 @@ async function compare(
   let there: Uint8Array = new Uint8Array(0);
   let bytes = 0;
   try {
-    for await (const chunk of from as AsyncIterable<Buffer>) {
+    for await (const chunk of bytesOf(input, 'nvme verify', signal)) {
       for (let at = 0; at < chunk.length;) {
         if (there.length === 0) {
           const next = (await disk.next()) as IteratorResult<Buffer, undefined>;
-          if (next.done === true) throw longer(ns, lba, blocks);
+          if (next.done === true) throw longer(ns, lba, blocks, input);
           there = next.value;
         }
         const length = Math.min(there.length, chunk.length - at);
@@ -255,7 +314,7 @@ async function compare(
         if (!expected.equals(there.subarray(0, length))) {
           let byte = 0;
           while (expected[byte] === there[byte]) byte++;
-          throw differ(ns, lba, bytes + byte, expected[byte], there[byte]);
+          throw differ(ns, lba, bytes + byte, expected[byte], there[byte], input);
         }
         hash.update(expected);
         there = there.subarray(length);
@@ -264,32 +323,37 @@ async function compare(
         progress.update(bytes);
       }
     }
-  } catch (error) {
-    throw fileError(error);
   } finally {
     await disk.return?.();
-    from.destroy();
   }
+  if (asked !== undefined && bytes <= (asked - 1) * ns.transferSize) throw shorter(bytes, asked, ns.transferSize);
   return { bytes, sha256: hash.digest('hex'), milliseconds: performance.now() - started };
 }
 
-function differ(ns: NvmeNamespace, lba: number, byte: number, expected: number, there: number): DmaError {
+function differ(
+  ns: NvmeNamespace,
+  lba: number,
+  byte: number,
+  expected: number,
+  there: number,
+  { file }: Input,
+): DmaError {
   const at = lba + Math.floor(byte / ns.transferSize);
   const hex = (value: number): string => `0x${value.toString(16).padStart(2, '0')}`;
   return new DmaError({
     code: 'EILSEQ',
     operation: 'nvme verify',
-    reason: `byte ${byte} differs: the file has ${hex(expected)}, the disk ${hex(there)}, at byte ${byte % ns.transferSize} of LBA ${at}`,
+    reason: `byte ${byte} differs: ${nameOf(file)} has ${hex(expected)}, the disk ${hex(there)}, at byte ${byte % ns.transferSize} of LBA ${at}`,
     hint: 'what comes before it is the same',
   });
 }
 
-function longer(ns: NvmeNamespace, lba: number, blocks: number): DmaError {
+function longer(ns: NvmeNamespace, lba: number, blocks: number, { file }: Input): DmaError {
   return new DmaError({
     code: 'ERANGE',
     operation: 'nvme verify',
-    reason: `the file is longer than ${count(blocks)} at LBA ${lba} of namespace ${ns.id}`,
-    hint: 'what the namespace has is the same as in the file',
+    reason: `${nameOf(file)} is longer than the ${count(blocks)} at LBA ${lba} of namespace ${ns.id}`,
+    hint: 'what the namespace has is the same',
   });
 }
 
@@ -300,21 +364,6 @@ function shorter(bytes: number, blocks: number, unit: number): DmaError {
     reason: `the file has ${bytes} bytes, and ${count(blocks)} of ${unit} bytes were to be compared`,
     hint: 'what the file has is the same as on the disk; without --blocks, as much is compared as the file has',
   });
-}
-
-function notWhole(bytes: number, unit: number): DmaError {
-  return new DmaError({
-    code: 'EINVAL',
-    operation: 'nvme write',
-    reason: `the input ended after ${bytes} bytes, in the middle of a block of ${unit}`,
-    hint: 'whole blocks were written; --pad fills up the last one with zeroes',
-  });
-}
-
-/** An error of Node's file streams, as the library tells errors. */
-function fileError(error: unknown): unknown {
-  const path = error instanceof Error && 'path' in error ? String(error.path) : 'the file';
-  return fromNode(error, path);
 }
 
 interface Told extends Moved {

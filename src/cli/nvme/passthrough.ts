@@ -1,14 +1,18 @@
 /** `anydma nvme admin` and `io`: any command, as the passthrough commands of nvme-cli send it. */
-import { closeSync, fstatSync, openSync, readFileSync } from 'node:fs';
-import type { NvmeCommand } from '../../entry/nvme.js';
-import { DmaError } from '../../index.js';
-import { ADMIN, ALL_NAMESPACES, DATA_DIRECTION, NVM } from '../../nvme/commands.js';
+import { closeSync, openSync, readSync } from 'node:fs';
+import type { Nvme, NvmeCommand, NvmeNamespace } from '../../entry/nvme.js';
+import { DmaError, formatSize, MiB } from '../../index.js';
+import { ADMIN, DATA_DIRECTION, NVM } from '../../nvme/commands.js';
 import { callNode } from '../../platform/linux/node-errors.js';
 import { paragraphs, type CommandContext, type CommandSpec } from '../shared/command.js';
 import { sizeValue } from '../shared/values.js';
 import { forceOption, mayDestroy } from './guard.js';
 import { controllerOptions, namespaceOf, withController, type ControllerOptions, type OpenController } from './open.js';
 import { InvalidArgumentError } from 'commander';
+
+/** More than any command takes. */
+const MOST_INPUT = 64 * MiB;
+const STDIN = 0;
 
 const WORDS = ['cdw2', 'cdw3', 'cdw10', 'cdw11', 'cdw12', 'cdw13', 'cdw14', 'cdw15'] as const;
 
@@ -109,9 +113,7 @@ async function send(
       ...(timeout === undefined ? {} : { timeoutMs: timeout }),
       signal,
     };
-    const { result } = await (isAdmin
-      ? ssd.admin(command)
-      : namespaceOf(ssd, nsid === ALL_NAMESPACES ? ssd.namespaces.at(0)?.id : nsid).io(command));
+    const { result } = await (isAdmin ? ssd.admin(command) : pathOf(ssd, nsid).io(command));
     const bytes = memory !== undefined && isFrom ? memory.bytes() : new Uint8Array(0);
     if (rawBinary === true) {
       process.stdout.write(Buffer.from(bytes));
@@ -128,6 +130,13 @@ async function send(
   } finally {
     memory?.free();
   }
+}
+
+/** A namespace to send a command by, which may be about all of them, or about one that is not there. */
+function pathOf(ssd: Nvme, nsid: number | undefined): NvmeNamespace {
+  const { namespaces } = ssd;
+  const other = nsid === undefined ? undefined : (namespaces.find(({ id }) => id === nsid) ?? namespaces.at(0));
+  return other ?? namespaceOf(ssd, nsid);
 }
 
 /** Rows of 16 bytes, with text; rows that repeat are left out, as hexdump does. */
@@ -149,10 +158,11 @@ export function dump(bytes: Uint8Array): string[] {
   return lines;
 }
 
-/** What is sent: the whole file, or its first `length` bytes. */
+/** What is sent: the whole input, or its first `length` bytes. @throws DmaError E2BIG, EINVAL; those of open(2) and read(2) */
 function inputOf(path: string, length: number | undefined): Uint8Array {
-  const bytes = callNode(path, () => (path === '-' ? readFileSync(0) : contents(path)));
-  if (bytes.length >= (length ?? 1)) return bytes.subarray(0, length);
+  if (length !== undefined && length > MOST_INPUT) throw tooMuch(`--data-len ${formatSize(length)} is`);
+  const bytes = callNode(path === '-' ? 'standard input' : path, () => contents(path, length));
+  if (bytes.length >= (length ?? 1)) return bytes;
   throw new DmaError({
     code: 'EINVAL',
     operation: 'nvme',
@@ -161,19 +171,32 @@ function inputOf(path: string, length: number | undefined): Uint8Array {
   });
 }
 
-function contents(path: string): Buffer {
-  const fd = openSync(path, 'r');
+function tooMuch(what: string): DmaError {
+  return new DmaError({
+    code: 'E2BIG',
+    operation: 'nvme',
+    reason: `${what} more than ${formatSize(MOST_INPUT)}, which no command takes`,
+    hint: '--data-len takes the first bytes of an input; "anydma nvme write" moves files of any size',
+  });
+}
+
+/** Reads the first `length` bytes, or all. Some inputs never end, such as /dev/zero. */
+function contents(path: string, length: number | undefined): Uint8Array {
+  const fd = path === '-' ? STDIN : openSync(path, 'r');
   try {
-    const { size } = fstatSync(fd);
-    if (size <= 2 ** 26) return readFileSync(fd);
-    throw new DmaError({
-      code: 'E2BIG',
-      operation: 'nvme',
-      reason: `${path} has ${size} bytes, more than any command takes`,
-      hint: '"anydma nvme write" moves files of any size',
-    });
+    const parts: Uint8Array[] = [];
+    let bytes = 0;
+    while (bytes < (length ?? MOST_INPUT + 1)) {
+      const part = new Uint8Array(Math.min((length ?? MOST_INPUT + 1) - bytes, MiB));
+      const count = readSync(fd, part);
+      if (count === 0) break;
+      parts.push(part.subarray(0, count));
+      bytes += count;
+    }
+    if (length === undefined && bytes > MOST_INPUT) throw tooMuch(`${path} has`);
+    return Buffer.concat(parts);
   } finally {
-    closeSync(fd);
+    if (fd !== STDIN) closeSync(fd);
   }
 }
 

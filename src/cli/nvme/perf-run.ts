@@ -1,6 +1,6 @@
 /** The run of `anydma nvme perf`: queues are opened, kept full for some time, and what came of it is counted. */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
-import { statusError, type Nvme, type NvmeNamespace, type NvmeQueue } from '../../entry/nvme.js';
+import { ABORTED_BY_HOST, statusError, type Nvme, type NvmeNamespace, type NvmeQueue } from '../../entry/nvme.js';
 import { DmaError, formatSize, type Block, type Device, type Eal } from '../../index.js';
 import { setImmediate } from '../../timers.js';
 import { Job } from './jobs.js';
@@ -57,8 +57,10 @@ export interface PerfResult {
 const ROOM = 128;
 /** Milliseconds between two turns of the event loop, which timers and signals need. */
 const TURN_MS = 2;
-/** How long commands have to come back at the end, milliseconds. */
-const DRAIN_MS = 30_000;
+/** How long a command may take, milliseconds. */
+const COMMAND_MS = 30_000;
+/** How long commands have to come back when the run has failed, milliseconds. The controller is closed then. */
+const FAILED_MS = 500;
 
 /** What is measured. */
 export interface PerfTarget {
@@ -84,7 +86,7 @@ export async function runPerf({ eal, device, ssd, ns }: PerfTarget, options: Per
   const jobs: Job[] = [];
   try {
     const blocks = bs / ns.transferSize;
-    const units = Math.floor(Math.min(ns.blocks, Math.floor((options.bytes ?? ns.size) / ns.blockSize)) / blocks);
+    const units = Math.floor(Math.floor((options.bytes ?? ns.size) / ns.blockSize) / blocks);
     const each = Math.floor(units / numjobs);
     for (let n = 0; n < numjobs; n++) {
       const queue = await ssd.openQueue({
@@ -108,7 +110,9 @@ export async function runPerf({ eal, device, ssd, ns }: PerfTarget, options: Per
           memory: { bytes: memory.bytes(), iova: device.iovaOf(memory) },
           verify: options.verify,
           seed: options.seed,
-          failure: (status, what) => statusError(status, what),
+          // It was nobody's wish.
+          failure: (status, what) =>
+            status === ABORTED_BY_HOST ? statusError(status, what).with({ code: 'EIO' }) : statusError(status, what),
         },
         reads,
         writes,
@@ -117,8 +121,7 @@ export async function runPerf({ eal, device, ssd, ns }: PerfTarget, options: Per
     }
     return await measured(jobs, options, reads, writes);
   } finally {
-    await drain(jobs).catch(() => undefined);
-    if (jobs.every(({ running }) => running === 0)) {
+    if (await drain(jobs, FAILED_MS)) {
       for (const queue of queues) await ssd.closeQueue(queue).catch(() => undefined);
       for (const memory of memories) memory.free();
     }
@@ -149,7 +152,13 @@ function checkSizes({ limits }: Nvme, ns: NvmeNamespace, { bs, iodepth, bytes, n
   const queues = limits.queues - 1;
   if (numjobs > queues)
     refuse(`--numjobs ${numjobs}, and the controller has ${queues} queues for programs`, 'use fewer jobs');
-  const size = Math.min(bytes ?? ns.size, ns.size);
+  const { size: most } = ns;
+  const size = bytes ?? most;
+  if (size > most)
+    refuse(
+      `--size ${formatSize(size)} is more than namespace ${ns.id} has`,
+      `it has ${formatSize(most)}, which is the default`,
+    );
   if (Math.floor(size / bs) < numjobs)
     refuse(
       `${formatSize(size)} is less than --bs ${formatSize(bs)} for each job`,
@@ -176,6 +185,7 @@ async function measured(
     signal.throwIfAborted();
     for (const turn = now + TURN_MS; now < turn; now = performance.now()) for (const job of jobs) job.step(now, true);
     if (now - second >= 1000) {
+      mustComeBack(jobs, now);
       const done = commandsOf(jobs);
       const passed = (now - second) / 1000;
       onSecond?.({
@@ -189,7 +199,7 @@ async function measured(
     await new Promise((resolve) => setImmediate(resolve));
     now = performance.now();
   }
-  await drain(jobs);
+  await finish(jobs, signal);
   const seconds = (performance.now() - begun) / 1000;
   const used = process.cpuUsage(cpu);
   delay.disable();
@@ -219,25 +229,48 @@ async function checkWritten(jobs: readonly Job[], { verify, signal, onChecking }
   if (!verify) return;
   onChecking?.(jobs.reduce((sum, job) => sum + job.checkAll(), 0));
   for (const job of jobs) job.begin(performance.now());
-  while (jobs.some((job) => job.unchecked > 0 || job.running > 0)) {
-    signal.throwIfAborted();
-    for (const job of jobs) job.step(performance.now(), true);
-    await new Promise((resolve) => setImmediate(resolve));
+  while (jobs.some((job) => job.unchecked > 0 || job.running > 0)) await turn(jobs, signal, true);
+}
+
+/** Waits until nothing runs any more. @throws DmaError of a command that failed, or did not come back */
+async function finish(jobs: readonly Job[], signal: AbortSignal): Promise<void> {
+  while (jobs.some(({ running }) => running > 0)) await turn(jobs, signal, false);
+}
+
+async function turn(jobs: readonly Job[], signal: AbortSignal, more: boolean): Promise<void> {
+  signal.throwIfAborted();
+  const now = performance.now();
+  for (const job of jobs) job.step(now, more);
+  mustComeBack(jobs, now);
+  await new Promise((resolve) => setImmediate(resolve));
+}
+
+/** @throws DmaError ETIMEDOUT naming a command that has been running for too long */
+function mustComeBack(jobs: readonly Job[], now: number): void {
+  for (const job of jobs) {
+    const late = job.late(now, COMMAND_MS);
+    if (late === undefined) continue;
+    throw new DmaError({
+      code: 'ETIMEDOUT',
+      operation: 'nvme perf',
+      reason: `the ${late} did not come back within ${COMMAND_MS / 1000} s`,
+      hint: 'is the device stuck? look at "anydma nvme log error", or try "anydma nvme reset"',
+    });
   }
 }
 
-/** Waits until nothing runs any more. @throws DmaError of the first command that failed meanwhile */
-async function drain(jobs: readonly Job[]): Promise<void> {
-  const end = performance.now() + DRAIN_MS;
-  let failure: unknown;
-  for (const job of jobs)
-    while (job.running > 0 && performance.now() < end) {
+/** Waits for a while until nothing runs any more, whatever came of it: what failed was told before. @returns is it so? */
+async function drain(jobs: readonly Job[], ms: number): Promise<boolean> {
+  const end = performance.now() + ms;
+  const isIdle = (): boolean => jobs.every(({ running }) => running === 0);
+  while (!isIdle() && performance.now() < end) {
+    for (const job of jobs)
       try {
         job.step(performance.now(), false);
-      } catch (error) {
-        failure ??= error;
+      } catch {
+        // The run has failed already.
       }
-      await new Promise((resolve) => setImmediate(resolve));
-    }
-  if (failure !== undefined) throw failure;
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  return isIdle();
 }

@@ -1,12 +1,14 @@
 /** `anydma nvme perf`: how fast a disk is, in fio's words. */
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { Option } from 'commander';
+import { atExit } from '../../at-exit.js';
 import type { ContainerChoice } from '../../entry/driver.js';
 import { nvmeDriver, type NvmeNamespace } from '../../entry/nvme.js';
 import { spawnDevice } from '../../entry/model.js';
 import { Eal, formatSize, KiB, MiB, type Device } from '../../index.js';
+import { alignUp } from '../../units.js';
+import { temporaryFolder } from '../../platform/linux/temporary-folder.js';
 import { iommuOption } from '../iommu.js';
 import { paragraphs, type CommandContext, type CommandSpec } from '../shared/command.js';
 import { integerValue, sizeValue } from '../shared/values.js';
@@ -34,7 +36,7 @@ interface PerfCommandOptions {
   readonly force?: boolean;
 }
 
-/** The disk that is made when no device is named. */
+/** The disk that is made when no device is named, unless `--size` asks for a larger one. */
 const OWN_DISK = 256 * MiB;
 
 export const nvmePerf: CommandSpec<PerfCommandOptions> = {
@@ -54,10 +56,14 @@ export const nvmePerf: CommandSpec<PerfCommandOptions> = {
       .addOption(iommuOption())
       .addOption(new Option('--rw <pattern>', 'what to do').choices(PATTERNS).default('randread'))
       .option('--rwmixread <percent>', 'rw and randrw: how many of 100 commands read', integerValue(0, 100), 50)
-      .option('--bs <size>', 'bytes of a command (default: 4k)', sizeValue, 4 * KiB)
+      .option('--bs <size>', 'bytes of a command', sizeValue, 4 * KiB)
       .option('--iodepth <n>', 'commands that run at a time, for each job', integerValue(1, 4095), 32)
       .option('--runtime <seconds>', 'how long', integerValue(1, 86_400), 5)
-      .option('--size <size>', 'use only the first part of the namespace', sizeValue)
+      .option(
+        '--size <size>',
+        'use only the first part of the namespace (default: all; of our own, 256 MiB)',
+        sizeValue,
+      )
       .option('--numjobs <n>', 'queue pairs, each with its own part of the disk', integerValue(1, 64), 1)
       .option('--rate-iops <n>', 'most commands a second, for each job', integerValue(1, 1e8))
       .addOption(new Option('--verify <how>', 'check what is read against what was written').choices(['sha256']))
@@ -73,30 +79,44 @@ export const nvmePerf: CommandSpec<PerfCommandOptions> = {
     if (options.verify !== undefined && !writes(options.rw))
       context.usage('--verify checks what this run has written: it needs --rw write, randwrite, rw or randrw');
     const { output, signal } = context;
-    const directory = options.device === undefined ? mkdtempSync(join(tmpdir(), 'anydma-nvme-')) : undefined;
-    try {
-      await using own =
-        directory === undefined
-          ? undefined
-          : await spawnDevice('nvme', {
-              device: { namespaces: [{ file: join(directory, 'disk.img'), size: OWN_DISK }] },
-            });
-      const onNotice = (text: string): void => output.note(`note: ${text}`);
-      const { iommu } = options;
-      await using eal = await Eal.start({ iommu, origins: false, onForgotten: () => undefined, memory: { onNotice } });
-      signal.throwIfAborted();
-      const device = await eal.probe(own === undefined ? (options.device ?? '') : `vfio-user:${own.socketPath}`);
-      const ssd = device.use(nvmeDriver);
-      const ns = namespaceOf(ssd, options.nsid);
-      if (writes(options.rw))
-        await mayDestroy({ eal, device, ssd }, { what: `--rw ${options.rw}`, nsid: ns.id }, options.force);
-      const result = await measure({ eal, device, ssd, ns }, options, context);
-      report(context, device, ns, options, own !== undefined, result);
-    } finally {
-      if (directory !== undefined) rmSync(directory, { recursive: true, force: true });
-    }
+    await using own = options.device === undefined ? await ownDisk(options.size) : undefined;
+    const onNotice = (text: string): void => output.note(`note: ${text}`);
+    const { iommu } = options;
+    await using eal = await Eal.start({ iommu, origins: false, onForgotten: () => undefined, memory: { onNotice } });
+    signal.throwIfAborted();
+    const device = await eal.probe(own === undefined ? (options.device ?? '') : `vfio-user:${own.socketPath}`);
+    const ssd = device.use(nvmeDriver);
+    const ns = namespaceOf(ssd, options.nsid);
+    if (writes(options.rw))
+      await mayDestroy({ eal, device, ssd }, { what: `--rw ${options.rw}`, nsid: ns.id }, options.force);
+    const result = await measure({ eal, device, ssd, ns }, options, context);
+    report(context, device, ns, options, own !== undefined, result);
   },
 };
+
+/** A controller of our own in another process, over a temporary file. Disposing it ends it and removes the file. */
+async function ownDisk(size = 0): Promise<{ readonly socketPath: string } & AsyncDisposable> {
+  const directory = temporaryFolder('nvme perf', 'the disk image');
+  const remove = (): void => {
+    forgetExit();
+    rmSync(directory, { recursive: true, force: true });
+  };
+  const forgetExit = atExit(remove);
+  try {
+    const namespaces = [{ file: join(directory, 'disk.img'), size: Math.max(OWN_DISK, alignUp(size, 4 * KiB)) }];
+    const served = await spawnDevice('nvme', { device: { namespaces } });
+    return {
+      socketPath: served.socketPath,
+      [Symbol.asyncDispose]: async () => {
+        await served.close();
+        remove();
+      },
+    };
+  } catch (error) {
+    remove();
+    throw error;
+  }
+}
 
 async function measure(
   target: PerfTarget,
@@ -114,7 +134,7 @@ async function measure(
       live.show(
         `${Math.round(commands)} commands/s, ${formatSize(Math.round(bytes))}/s  [${seconds.toFixed(0)} of ${options.runtime} s]`,
       ),
-    onChecking: (units) => live.show(`checking ${units} that were written`),
+    onChecking: (units) => live.show(`checking the ${units} units that were written`),
   };
   return await runPerf(target, run);
 }

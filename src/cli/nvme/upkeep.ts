@@ -126,7 +126,7 @@ export const nvmeFormat: CommandSpec<FormatOptions> = {
       .option('--lba-format <n>', 'the format, by its number; default: the present one', integerValue(0, 63))
       .option('--block-size <bytes>', 'the format, by its block size, without metadata', integerValue(512, 2 ** 20))
       .option('--erase <how>', 'none, user (all user data), or cryptographic (its key)', eraseValue, 0)
-      .option('--all', 'all namespaces')
+      .option('--all', 'all namespaces, each with its own present format if none is given')
       .addOption(forceOption()),
   examples: [
     ['anydma nvme format --device pci:0000:04:00.0 --block-size 4096 --force', 'blocks of 4096 bytes, if it has them'],
@@ -137,26 +137,33 @@ export const nvmeFormat: CommandSpec<FormatOptions> = {
     await withController(options, context, async (open) => {
       const { ssd, device } = open;
       const namespaces = all === true ? ssd.namespaces : [namespaceOf(ssd, options.nsid)];
-      const ns = namespaces[0] ?? namespaceOf(ssd, undefined);
-      const format = lbaFormat ?? (blockSize === undefined ? ns.identity.format : formatOf(ns, blockSize));
-      await mayDestroy(open, { what: 'formatting', nsid: all === true ? undefined : ns.id }, force);
-      for (const each of namespaces)
-        await ssd.format(each, { format, erase, timeoutMs: 600_000, signal: context.signal });
-      context.output.text(`${device.name}: formatted ${namespaces.map(({ id }) => `namespace ${id}`).join(', ')}`);
-      context.output.document({ ok: true, device: device.name, nsids: namespaces.map(({ id }) => id), format });
+      if (namespaces.length === 0) namespaceOf(ssd, undefined);
+      const formats = namespaces.map((ns) => formatOf(ns, options));
+      await mayDestroy(open, { what: 'formatting', nsid: all === true ? undefined : namespaces[0].id }, force);
+      for (const [n, ns] of namespaces.entries())
+        await ssd.format(ns, { format: formats[n], erase, timeoutMs: 600_000, signal: context.signal });
+      const nsids = namespaces.map(({ id }) => id);
+      context.output.text(`${device.name}: formatted ${nsids.map((id) => `namespace ${id}`).join(', ')}`);
+      context.output.document({ ok: true, device: device.name, nsids, format: formats[0], formats });
     });
   },
 };
 
-function formatOf(ns: NvmeNamespace, blockSize: number): number {
-  const { formats } = ns.identity;
-  const found = formats.findIndex((format) => format.blockSize === blockSize && format.metadataSize === 0);
+/** The format that was asked for; else the one that it has. @throws DmaError EINVAL when it has none like that */
+function formatOf(ns: NvmeNamespace, { lbaFormat, blockSize }: FormatOptions): number {
+  const { formats, format: present } = ns.identity;
+  if (lbaFormat === undefined && blockSize === undefined) return present;
+  const found = formats.findIndex((format, n) =>
+    lbaFormat === undefined ? format.blockSize === blockSize && format.metadataSize === 0 : n === lbaFormat,
+  );
   if (found >= 0) return found;
   const there = formats.map((format, n) => `${n} (${format.blockSize} + ${format.metadataSize} bytes)`).join(', ');
+  const what =
+    lbaFormat === undefined ? `format with blocks of ${blockSize} bytes and no metadata` : `format ${lbaFormat}`;
   throw new DmaError({
     code: 'EINVAL',
     operation: 'nvme format',
-    reason: `namespace ${ns.id} has no format with blocks of ${blockSize} bytes and no metadata`,
+    reason: `namespace ${ns.id} has no ${what}`,
     hint: `it has ${there}`,
   });
 }

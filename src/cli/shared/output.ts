@@ -15,7 +15,7 @@ export interface Streams {
   readonly stderr: Stream;
 }
 
-type Stream = NodeJS.WritableStream & { readonly isTTY?: boolean };
+type Stream = NodeJS.WritableStream & { readonly isTTY?: boolean; readonly columns?: number };
 
 /** Shows the progress of long work. Disposing it removes the bar. */
 export interface Progress extends Disposable {
@@ -144,8 +144,10 @@ export class Output {
     if (stderr.isTTY !== true) return { show: () => undefined, [Symbol.dispose]: () => undefined };
     let shown = 0;
     const put = (text: string): void => {
-      stderr.write(`\r${text.padEnd(shown)}`);
-      shown = text.length;
+      // A line that is wrapped could not be replaced.
+      const line = text.slice(0, Math.max(0, (stderr.columns ?? Infinity) - 1));
+      stderr.write(`\r${line.padEnd(shown)}`);
+      shown = line.length;
     };
     return {
       show: put,

@@ -414,7 +414,7 @@ export class NvmeNamespace {
     mustBeObject(command, 'a command', operation);
     this.#mustBeThere(operation);
     const { context, io } = this.#host;
-    const { entry, data, unit, ranges } = commandOf(context, command, this.id, operation);
+    const { entry, data, unit, ranges } = commandOf(context, command, this.id, operation, this.blockSize);
     return io.run({
       ...this.#base(operation, entry, command),
       ...{ lba: 0, blocks: 0, unit, maxBlocks: 1, data, ranges, repeatable: false },

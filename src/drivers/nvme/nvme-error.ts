@@ -88,6 +88,13 @@ const CODES: ReadonlyMap<number, ErrorCode> = new Map<number, ErrorCode>([
   [ABORTED_BY_HOST, 'ECANCELED'],
 ]);
 
+/** What is known of commands that ended with these statuses; all others have failed. */
+const OUTCOMES: ReadonlyMap<number, NvmeOutcome> = new Map<number, NvmeOutcome>([
+  [STATUS.ABORT_REQUESTED, 'aborted'],
+  [STATUS.ABORT_SQ_DELETED, 'aborted'],
+  [ABORTED_BY_HOST, 'unknown'],
+]);
+
 /**
  * The error of a status.
  *
@@ -104,8 +111,15 @@ export function statusError(field: number, what: string, more: Partial<DmaErrorD
     code: CODES.get(status) ?? 'EIO',
     reason: `${what} failed: ${text} (status type ${type}, code 0x${code.toString(16)}${dnr ? ', do not retry' : ''})`,
   };
-  const outcome = status === STATUS.ABORT_REQUESTED || status === STATUS.ABORT_SQ_DELETED ? 'aborted' : 'failed';
-  return new NvmeError(details, { outcome, type, code, name, text, dnr, more: isMore });
+  return new NvmeError(details, {
+    outcome: OUTCOMES.get(status) ?? 'failed',
+    type,
+    code,
+    name,
+    text,
+    dnr,
+    more: isMore,
+  });
 }
 
 /** An error of a command without a status that says more. */

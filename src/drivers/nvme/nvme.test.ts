@@ -54,7 +54,7 @@ describe('a controller', () => {
     }));
 
   it('any admin command; features, log pages, format', () =>
-    withDisk({}, async ({ eal, ssd, disk, fake }) => {
+    withDisk({}, async ({ eal, ssd, disk, fake, block }) => {
       const page = eal.malloc(4096, { align: 4096 });
       await ssd.admin({ opcode: 0x06, cdw10: 1, into: page });
       assert.equal(Buffer.from(page.bytes(4, 6)).toString(), 'FAKE 1');
@@ -63,6 +63,19 @@ describe('a controller', () => {
       fake.disks[0].fill(7);
       await ssd.format(disk);
       assert.ok(fake.disks[0].every((byte) => byte === 0));
+      // PRP entries have no end: the controller would write behind it.
+      const small = { va: block.va, length: 512 };
+      for (const [send, bytes] of [
+        [() => ssd.admin({ opcode: 0x06, cdw10: 1, into: small }), 4096],
+        [() => ssd.admin({ opcode: 0x02, cdw10: 2 | (255 << 16), into: small }), 1024],
+        [() => disk.io({ opcode: 0x02, cdw12: 7, into: small }), 4096],
+        [() => disk.io({ opcode: 0x01, cdw12: 1, from: block, length: 512 }), 1024],
+        [() => disk.io({ opcode: 0x09, cdw10: 32, cdw11: 4, from: small }), 528],
+      ] as const)
+        await assert.rejects(
+          send(),
+          dmaError('EINVAL', new RegExp(`transfers ${bytes} bytes, and the memory has 512`)),
+        );
       await assert.rejects(ssd.admin({ opcode: 0xc3 }), (error: unknown) => {
         assert.ok(dmaError('ENOTSUP', /invalid command opcode/)(error));
         const { nvme } = error as { nvme: { type: number; code: number; name: string; dnr: boolean } };

@@ -66,7 +66,7 @@ import { ABORT, METADATA_APART, QUEUE_WORD, RUN } from './queue-state.js';
 import { bytesOf, commandOf, limitsOf, type NvmeCommand, type RequestContext } from './requests.js';
 import { STAYS } from '../../stays.js';
 import type { NvmeQueueFacts } from './shared-queue.js';
-import { clearTimeout, setTimeout } from '../../timers.js';
+import { clearTimeout, now, setTimeout } from '../../timers.js';
 
 /** What a controller takes, and has. */
 export interface NvmeLimits {
@@ -132,6 +132,8 @@ const WANTED_QUEUES = 64;
 const MOST_VECTORS = 32;
 /** How often it looks whether the threads that have queues know that the controller is stopped, milliseconds. */
 const QUIET_MS = 10;
+/** How often a queue that is polled by the program has the controller looked at, at most, milliseconds. */
+const LOOK_MS = 20;
 /** Outstanding requests for events. */
 const EVENT_REQUESTS = 4;
 /** How often the controller is brought up again after a reset that failed. */
@@ -222,6 +224,7 @@ export class Nvme {
   #broke: DmaError | undefined;
   readonly #aborts: (() => void)[] = [];
   #abortsRunning = 0;
+  #lookedAt = 0;
   readonly #use: Disposable | undefined;
 
   private constructor(device: Device, context: ProbeContext) {
@@ -982,6 +985,7 @@ export class Nvme {
       lists: memory.part(listsAt, length - listsAt),
       formatOf: (nsid) => this.#formatOf(nsid),
       failed: (error) => this.#failed(error),
+      look: () => this.#look(),
       share: (of) => this.#share(of),
     });
     const poller = onCompletions === undefined ? undefined : this.#pollerOf(queue, onCompletions, vector);
@@ -1381,6 +1385,14 @@ export class Nvme {
     } catch (error) {
       this.#failed(error);
     }
+  }
+
+  /** For queues that the program polls, which nothing else looks after while they run alone. */
+  #look(): void {
+    const at = now();
+    if (at - this.#lookedAt < LOOK_MS) return;
+    this.#lookedAt = at;
+    this.#check();
   }
 
   /** A register could not be reached, or says that all is lost. */

@@ -5,6 +5,7 @@
 import { DmaError, invalid } from '../../errors.js';
 import { CQE, NVM, PSDT, SQE, commandName } from '../../nvme/commands.js';
 import { ENTRY } from '../../nvme/registers.js';
+import { STATUS } from '../../nvme/status.js';
 import type { Shared } from '../../memory/shared/shared.js';
 import type { RegisterStores } from '../../platform/registers/registers.js';
 import { shortForm } from '../../short-form.js';
@@ -25,7 +26,10 @@ const COMPLETION_WORDS = ENTRY.COMPLETION / 4;
  * The status of a command that was running when the controller was reset: "command aborted by host" (path related, NVMe 2.0).
  * Whether it was done is not known.
  */
-export const ABORTED_BY_HOST = 0x371;
+export const ABORTED_BY_HOST = STATUS.ABORTED_BY_HOST;
+
+/** In so many calls of `poll` that find nothing, though something runs, the controller is looked at once: a power of two. */
+const LOOK_POLLS = 1024;
 
 /** EINVAL for blocks with metadata that is kept apart. */
 export function hasMetadataApart(nsid: number): DmaError {
@@ -70,6 +74,8 @@ export interface QueueParts {
   readonly formatOf: (nsid: number) => BlockFormat;
   /** Told of a completion that is none of a running command, and of a register that can not be reached. */
   readonly failed: (error: unknown) => void;
+  /** Looks whether the controller is alive: called while nothing comes, again and again. */
+  readonly look?: () => void;
   /** What another thread made. Default: a new one. */
   readonly state?: QueueState;
   /** Offers it to other threads. @throws DmaError */
@@ -158,8 +164,10 @@ export class NvmeQueue {
   /** Completions that were taken and that the controller was not told of. */
   #untold = 0;
   #running = 0;
+  /** Calls of `poll` that found nothing. */
+  #empty = 0;
   /** The namespace of the last command, and the bytes of its blocks. */
-  #nsid = -1;
+  #nsid = NaN;
   #blockBytes = 0;
   /** Why nothing can be submitted now. */
   #halted: DmaError | undefined;
@@ -324,7 +332,10 @@ export class NvmeQueue {
       this.resultsHigh[found] = cq[first + 1];
       found++;
     }
-    if (taken === 0) return 0;
+    if (taken === 0) {
+      if ((++this.#empty & (LOOK_POLLS - 1)) === 0 && this.#running > 0) this.#parts.look?.();
+      return 0;
+    }
     this.#head = at;
     this.#phase = phase;
     this.#untold += taken;
@@ -423,7 +434,7 @@ export class NvmeQueue {
 
   /** @internal Namespaces may have another format now. */
   forgetFormat(): void {
-    this.#nsid = -1;
+    this.#nsid = NaN;
   }
 
   /** @internal Takes nothing more, because of `why`. */
@@ -468,7 +479,7 @@ export class NvmeQueue {
     this.#abandoned = state.count(ABANDONED);
     // The other thread has filled lists of its own.
     this.#listCounts.fill(0);
-    this.#nsid = -1;
+    this.#nsid = NaN;
     for (const bell of [this.#tailBell, this.#headBell]) bell.load();
   }
 
@@ -492,7 +503,7 @@ export class NvmeQueue {
   resume(): void {
     this.#tail = this.#rung = this.#head = this.#untold = 0;
     this.#phase = 1;
-    this.#nsid = -1;
+    this.#nsid = NaN;
     this.#halted = undefined;
   }
 

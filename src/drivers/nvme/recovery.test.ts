@@ -251,6 +251,23 @@ describe('a controller', () => {
       assert.equal(queue.statuses[0], 0);
     }));
 
+  for (const what of ['fatal', 'unplugged'] as const)
+    it(`that is ${what} while nothing but a queue of the program runs is noticed by polling`, () =>
+      withDisk({}, async ({ device, ssd, fake, block }) => {
+        const queue = await ssd.openQueue({ entries: 8 });
+        fake.misbehave = once(what, isRead);
+        queue.read(2, 1, 0, 1, device.iovaOf(block));
+        queue.ring();
+        const polls = (): boolean => {
+          for (let n = 0; n < 1024; n++) if (queue.poll() > 0) return true;
+          return false;
+        };
+        await until(polls, 'its command ends');
+        assert.deepEqual([queue.slots[0], queue.statuses[0], queue.running], [2, ABORTED_BY_HOST, 0]);
+        if (what === 'fatal') await until(() => ssd.ready, 'it works again');
+        else throwsDma('ENODEV', () => queue.read(2, 1, 0, 1, device.iovaOf(block)), /all ones/);
+      }));
+
   it('that is removed while commands run: they end, and nothing is left', () =>
     withDisk({}, async ({ eal, device, disk, fake, block }) => {
       fake.misbehave = ({ queue }) => (queue > 0 ? 'lose' : undefined);

@@ -2,7 +2,7 @@
 import type { MemoryPart } from '../../memory/part.js';
 import { isSignal, mustBeMs, mustBeWhole, noSignal } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
-import { SQE } from '../../nvme/commands.js';
+import { commandName, dataBytes, SQE } from '../../nvme/commands.js';
 import { show } from '../../show.js';
 import { now } from '../../timers.js';
 import { hex, isAddress } from '../../units.js';
@@ -73,12 +73,16 @@ export interface CheckedCommand {
   readonly ranges: readonly number[];
 }
 
-/** @throws DmaError EINVAL */
+/**
+ * @param blockBytes of namespace `nsid`, as they are transferred at least; 0 for an admin command
+ * @throws DmaError EINVAL
+ */
 export function commandOf(
   context: RequestContext,
   command: Partial<NvmeCommand>,
   nsid: number,
   operation: string,
+  blockBytes = 0,
 ): CheckedCommand {
   const { opcode, into, from, prp, metadata } = command;
   mustBeWhole(opcode, 0, 0xff, 'opcode', operation);
@@ -108,6 +112,16 @@ export function commandOf(
   if (memory === undefined) return { entry, data: { kind: 'none' }, unit: 0, ranges };
   const unit = command.length ?? bytesOf(memory, operation);
   mustBeWhole(unit, 1, context.rules.maxTransfer, 'the length of the data', operation);
+  // PRP entries do not say where memory ends: the controller would go on behind it.
+  const needed = given === nsid || blockBytes === 0 ? dataBytes(entry, blockBytes) : 0;
+  if (unit < needed)
+    throw invalid(
+      operation,
+      `${commandName(opcode, blockBytes === 0)} transfers ${needed} bytes, and the memory has ${unit}`,
+      {
+        hint: 'the double words of the command say how much it transfers: compare NLB, NUMD or NR',
+      },
+    );
   const pieces = piecesOf(context.device, memory, unit, into === undefined ? 'from' : 'into', operation);
   const data = dataOf(context, pieces, unit, unit, into === undefined ? 'read' : 'write', operation);
   if (data.kind === 'cuts' && data.cuts.length > 1) throw inPieces(context, operation);
