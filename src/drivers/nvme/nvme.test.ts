@@ -466,6 +466,7 @@ describe('a queue of the program’s own', () => {
       ])
         throwsDma('EINVAL', () => queue.read(0, 1, 0, blocks, at), /1 to 256 blocks/);
       throwsDma('EINVAL', () => queue.read(7, 1, 0, 1, iova), /no slot 7/);
+      throwsDma('EINVAL', () => queue.read(0, -1, 0, 1, iova), /no namespace -1/);
       throwsDma('EINVAL', () => queue.read(0, 9, 0, 1, iova), /no namespace 9/);
       await ssd.closeQueue(queue);
       assert.equal(fake.ioQueues, 1);
