@@ -87,9 +87,9 @@ export class Core {
   /** Answers with the first `length` bytes of `page`. @param sent called when the host has them */
   send(command: Command, page: Uint8Array, length: number, result = 0, sent?: () => void): void {
     const { engine } = this;
-    const status = engine.point(command, length, true, () => this.send(command, page, length, result, sent));
-    if (status === WAIT) return;
-    if (status !== 0) engine.complete(command, status);
+    const status = engine.point(command, length, true);
+    if (status === WAIT) engine.whenListed(command, () => this.send(command, page, length, result, sent));
+    else if (status !== 0) engine.complete(command, status);
     else
       engine.scatter(command, page.subarray(0, length), (ended) => {
         engine.complete(command, ended, ended === 0 ? result : 0);
@@ -100,8 +100,11 @@ export class Core {
   /** Gets `length` bytes that come with a command; `use` completes it. */
   receive(command: Command, length: number, use: (bytes: Uint8Array) => void): void {
     const { engine } = this;
-    const status = engine.point(command, length, false, () => this.receive(command, length, use));
-    if (status === WAIT) return;
+    const status = engine.point(command, length, false);
+    if (status === WAIT) {
+      engine.whenListed(command, () => this.receive(command, length, use));
+      return;
+    }
     if (status !== 0) {
       engine.complete(command, status);
       return;

@@ -237,10 +237,10 @@ export class Engine {
   }
 
   /**
-   * Finds the memory of a command, `length` bytes of it. Returns a status, or WAIT: then it calls `again` when it is
-   * worth trying again.
+   * Finds the memory of a command, `length` bytes of it. Returns a status, or WAIT: then it is worth trying again when
+   * {@link whenListed} says so.
    */
-  point(command: Command, length: number, toHost: boolean, again: () => void): number {
+  point(command: Command, length: number, toHost: boolean): number {
     const lists = command.lists ?? this.#lists;
     const psdt = command.flags >>> PSDT.SHIFT;
     const status =
@@ -251,12 +251,15 @@ export class Engine {
     if (command.lists === undefined) {
       // Once more, and by message.
       command.lists = new Lists(this.dma, true);
-      return this.point(command, length, toHost, again);
+      return this.point(command, length, toHost);
     }
-    const wait = command.lists.wait;
-    if (wait === undefined) return STATUS.DATA_TRANSFER_ERROR;
-    this.#transfer(wait, command, () => again());
-    return WAIT;
+    return command.lists.wait === undefined ? STATUS.DATA_TRANSFER_ERROR : WAIT;
+  }
+
+  /** Calls `again` when the lists have come that {@link point} waits for. */
+  whenListed(command: Command, again: () => void): void {
+    const wait = command.lists?.wait;
+    if (wait !== undefined) this.#transfer(wait, command, again);
   }
 
   /** Copies `from` to a command's memory, then calls `done` with a status. */

@@ -81,8 +81,11 @@ function prepare(core: Core, command: Command, namespace: Namespace, toHost: boo
   let status = locate(command, namespace);
   if (status === 0 && command.length > core.maxTransfer) status = STATUS.INVALID_FIELD | DNR;
   if (status === 0) {
-    status = core.engine.point(command, command.length, toHost, () => handler(core, command, namespace));
-    if (status === WAIT) return false;
+    status = core.engine.point(command, command.length, toHost);
+    if (status === WAIT) {
+      core.engine.whenListed(command, () => handler(core, command, namespace));
+      return false;
+    }
   }
   if (status === 0) return true;
   core.engine.complete(command, status);
