@@ -447,12 +447,23 @@ export class NvmeNamespace {
     throw this.#lacks('zones', 'nvme.zones');
   }
 
-  /** The blocks from `lba` on as a stream, read ahead of who takes them. */
+  /**
+   * The blocks from `lba` on as a stream, read ahead of who takes them. Its memory is the library's own, and given back when it ends or is
+   * destroyed. It fails as {@link read} does.
+   *
+   * @throws DmaError EINVAL, ERANGE
+   */
   readable(options: NvmeStreamOptions): Readable {
     return readableOf(this, this.#host.bounce, options);
   }
 
-  /** A stream that writes the blocks from `lba` on; what does not fill a block at its end is an error. */
+  /**
+   * A stream that writes the blocks from `lba` on. It has finished when all of them are written, which `flush` then makes durable. It
+   * fails as {@link write} does, and with EINVAL for what does not fill a block at its end, or is more than `blocks`. What has been
+   * written by then stays; a stream that is destroyed writes nothing more.
+   *
+   * @throws DmaError EINVAL, ERANGE
+   */
   writable(options: NvmeStreamOptions): Writable {
     return writableOf(this, this.#host.bounce, options);
   }

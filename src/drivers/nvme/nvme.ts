@@ -44,6 +44,7 @@ import {
 import type { Shared } from '../../memory/shared/shared.js';
 import { notShareable } from '../../memory/shared/shares.js';
 import type { Registers } from '../../platform/registers/registers.js';
+import { PCI_COMMAND, PCI_COMMAND_MASTER } from '../../platform/uapi/pci-regs.js';
 import { shortForm } from '../../short-form.js';
 import { show } from '../../show.js';
 import { alignUp, formatSize, KiB, MiB } from '../../units.js';
@@ -1522,8 +1523,8 @@ export class Nvme {
   #cutOff(): void {
     forPeople(() => {
       const { access } = this.#device;
-      const [low, high] = access.readRegion(PCI_CONFIG, PCI_COMMAND, 2);
-      access.writeRegion(PCI_CONFIG, PCI_COMMAND, Uint8Array.of(low & ~PCI_BUS_MASTER, high));
+      const [low, high] = access.readRegion(PCI_REGION.CONFIG, PCI_COMMAND, 2);
+      access.writeRegion(PCI_REGION.CONFIG, PCI_COMMAND, Uint8Array.of(low & ~PCI_COMMAND_MASTER, high));
     });
   }
 
@@ -1557,10 +1558,6 @@ export class Nvme {
     return undefined;
   }
 }
-
-const PCI_CONFIG = 7;
-const PCI_COMMAND = 4;
-const PCI_BUS_MASTER = 1 << 2;
 
 shortForm(Nvme, 'Nvme', ({ identity: { model, serial, firmware }, version, limits, namespaces, ready }) => ({
   ...{ model, serial, firmware, version, ready, limits },
