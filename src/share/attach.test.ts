@@ -20,6 +20,9 @@ import { openPlatform } from '../platform/open.js';
 import { KiB, MiB } from '../units.js';
 import { attach } from './attach.js';
 
+/** Turns that two threads take. */
+const ROUNDS = 300;
+
 const SKIP = { skip: openPlatform().limitation ?? false };
 
 /** Something that can be shared, and what frees it. */
@@ -311,7 +314,7 @@ describe('what is shared with a worker thread', SKIP, () => {
       return entered === room + 100;
     });
     assert.ok(seen.size < entered, 'places were given out twice');
-    for (let n = 0; n < 4; n++) {
+    for (let n = 0; n < 2; n++) {
       await using worker = new SharingWorker();
       await worker.attach(pool.share());
       await worker.run('held[0].get(new Int32Array(16), 4);');
@@ -454,7 +457,7 @@ describe('what is shared with a worker thread', SKIP, () => {
   });
 
   it('outlives the worker that made it', async () => {
-    const maker = new SharingWorker();
+    const maker = new SharingWorker('package');
     const shared = (await maker.run(`
       state.eal = await anydma.Eal.start({ onForgotten: () => undefined, memory: { onNotice: () => undefined } });
       state.memory = state.eal.external.allocate(1 << 20);
@@ -612,29 +615,31 @@ describe('the addresses of a device in a worker thread', SKIP, () => {
     await using worker = new SharingWorker();
     await worker.attach(device.share());
     const word = new Int32Array(new SharedArrayBuffer(8));
-    // The worker looks addresses up without a pause: after each unmap it says what it saw last.
+    // The worker looks the address up as soon as it is mapped, and as soon as it is unmapped, and says if it saw something else.
     worker.tell(
       `const [word, va] = args;
        const { table } = held[0].domain;
-       for (let round = 0; round < 2000; round++) {
-         while (Atomics.load(word, 0) === round) ;
+       for (let round = 0; round < ${ROUNDS}; round++) {
+         Atomics.wait(word, 0, round);
          // The main thread says: mapped (even) or unmapped (odd).
          const iova = table.iovaOfRange(va, 4096);
          if ((iova >= 0) !== ((round & 1) === 0)) { Atomics.store(word, 1, round + 1); }
-         Atomics.add(word, 0, 0);
          Atomics.store(word, 0, -round - 1);
-         while (Atomics.load(word, 0) === -round - 1) ;
+         Atomics.notify(word, 0);
+         Atomics.wait(word, 0, -round - 1);
        }`,
       word,
       memory.va,
     );
     let mapping: ReturnType<Device['dmaMap']> | undefined;
-    for (let round = 0; round < 2000; round++) {
+    for (let round = 0; round < ROUNDS; round++) {
       if ((round & 1) === 0) mapping = device.dmaMap({ va: memory.va, length: 4096 });
       else mapping?.unmap();
       Atomics.store(word, 0, round + 1);
-      while (Atomics.load(word, 0) === round + 1) await new Promise((resolve) => setImmediate(resolve));
+      Atomics.notify(word, 0);
+      Atomics.wait(word, 0, round + 1);
       Atomics.store(word, 0, round + 1);
+      Atomics.notify(word, 0);
     }
     assert.equal(Atomics.load(word, 1), 0);
     await worker.end();

@@ -4,15 +4,13 @@ import type { PoolDescription } from '../../src/memory/pool/pool.js';
 import type { RingDescription } from '../../src/memory/pool/ring.js';
 import type { Shared } from '../../src/memory/shared/shared.js';
 
-const INDEX = JSON.stringify(new URL('../../src/index.js', import.meta.url).href);
-
 /**
- * What is told is the body of an async function: `anydma` is the package, `held` has what was attached, `args` what was given, and
+ * What is told is the body of an async function: `anydma` is what was loaded, `held` has what was attached, `args` what was given, and
  * `state` is an object for whatever it wants to keep.
  */
-const SOURCE = `
+const sourceFor = (file: string): string => `
   import { parentPort } from 'node:worker_threads';
-  import * as anydma from ${INDEX};
+  import * as anydma from ${JSON.stringify(new URL(`../../src/${file}`, import.meta.url).href)};
   const AsyncFunction = Object.getPrototypeOf(async () => undefined).constructor;
   const held = [];
   const state = {};
@@ -50,9 +48,11 @@ export class SharingWorker implements AsyncDisposable {
   readonly #worker: Worker;
   readonly #exited: Promise<unknown>;
 
-  constructor() {
-    const options = { stderr: true, resourceLimits: { maxOldGenerationSizeMb: 40, maxYoungGenerationSizeMb: 2 } };
-    this.#worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(SOURCE)}`), options);
+  /** @param loads only what attaches, which takes half the time, or all that the package exports */
+  constructor(loads: 'attach' | 'package' = 'attach') {
+    const source = sourceFor(loads === 'attach' ? 'share/attach.js' : 'index.js');
+    const options = { stderr: true, resourceLimits: { maxOldGenerationSizeMb: 24, maxYoungGenerationSizeMb: 2 } };
+    this.#worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(source)}`), options);
     this.#worker.on('error', () => undefined);
     // `once` of node:events rejects when the worker has an error.
     this.#exited = new Promise((resolve) => this.#worker.once('exit', resolve));
