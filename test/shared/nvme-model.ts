@@ -34,6 +34,8 @@ export interface ModelCounts {
   rejected: number;
 }
 
+/** What commands do, as often as it is here. */
+const KINDS = ['write', 'write', 'write', 'read', 'read', 'read', 'zeroes', 'deallocate', 'compare'] as const;
 /** Commands between two calls of `onProgress`. */
 const STEP = 10_000;
 /** Bytes that content is cut from, at any place. */
@@ -53,6 +55,7 @@ export async function againstModel(eal: Eal, disk: NvmeNamespace, options: Model
   const most = Math.min(options.most ?? 64, share);
   const model = Buffer.alloc(span * unit);
   const content = Buffer.from(random.bytes(CONTENT + most * unit));
+  const zeroes = Buffer.alloc(unit);
   const counts: ModelCounts = { read: 0, write: 0, zeroes: 0, deallocate: 0, compare: 0, rejected: 0 };
   await disk.writeZeroes({ lba: 0, blocks: span });
 
@@ -75,7 +78,7 @@ export async function againstModel(eal: Eal, disk: NvmeNamespace, options: Model
     for (let at = 0; at < bytes.length; at += unit) {
       const block = bytes.subarray(at, at + unit);
       const place = model.subarray(lba * unit + at, lba * unit + at + unit);
-      if (block.every((byte) => byte === 0)) place.fill(0);
+      if (zeroes.equals(block)) place.fill(0);
       else if (Buffer.compare(block, place) !== 0)
         assert.fail(`seed ${seed}: block ${lba + at / unit} was deallocated, and is neither zero nor as it was`);
     }
@@ -96,7 +99,7 @@ export async function againstModel(eal: Eal, disk: NvmeNamespace, options: Model
         const memory = { va: (block.va + offset) as typeof block.va, length };
         const bytes = block.bytes(offset, length);
         const place = model.subarray(lba * unit, lba * unit + length);
-        switch (random.pick(['write', 'write', 'write', 'read', 'read', 'read', 'zeroes', 'deallocate', 'compare'])) {
+        switch (random.pick(KINDS)) {
           case 'write': {
             const from = random.below(CONTENT);
             bytes.set(content.subarray(from, from + length));

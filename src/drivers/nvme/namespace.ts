@@ -15,10 +15,10 @@ import { show } from '../../show.js';
 import type { Bounce, BounceCopy, BounceMemory } from './bounce.js';
 import type { Commands } from './commands.js';
 import { piecesOf, type NvmeMemory } from './data-pointer.js';
-import type { DmaMemory } from './dma-memory.js';
 import type { NvmeCallOptions } from './call-options.js';
 import type { Data, NvmeResult, OperationParts, Settle } from './operation.js';
 import { ENTRY_WORDS } from './queue.js';
+import type { LentPart } from './spare-memory.js';
 import {
   commandOf,
   dataIn,
@@ -128,7 +128,7 @@ export interface NamespaceHost {
   /** Bytes of a page of CAP.MPSMIN. */
   readonly minPageSize: number;
   /** Memory of the driver's own for one call. */
-  page(length: number): DmaMemory;
+  page(length: number): LentPart;
   /** IDENTIFY with a CNS, for this namespace. */
   identify(cns: number, nsid: number, commandSet: number): Promise<Uint8Array>;
 }
@@ -360,7 +360,7 @@ export class NvmeNamespace {
     for (let at = 0; at < checked.length; at += DSM.MAX_RANGES) {
       const some = checked.slice(at, at + DSM.MAX_RANGES);
       using page = this.#host.page(DSM.MAX_RANGES * DSM.RANGE_BYTES);
-      const { bytes, iova } = page.part(0, DSM.MAX_RANGES * DSM.RANGE_BYTES);
+      const { bytes, iova } = page;
       const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
       for (const [index, { lba, blocks }] of some.entries()) {
         view.setUint32(index * DSM.RANGE_BYTES + DSM.RANGE_LENGTH, blocks, true);
@@ -391,7 +391,7 @@ export class NvmeNamespace {
       operation,
     );
     using page = this.#host.page(COPY_LIMITS.ranges * COPY_LIMITS.bytes);
-    const { bytes, iova } = page.part(0, COPY_LIMITS.ranges * COPY_LIMITS.bytes);
+    const { bytes, iova } = page;
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
     for (const [index, { lba, blocks }] of ranges.entries()) {
       view.setBigUint64(index * COPY_LIMITS.bytes + 8, BigInt(lba), true);

@@ -639,6 +639,18 @@ describe('memory', () => {
       assert.equal(fake.log.length, before);
     }));
 
+  it('of the driver’s own is used again, so that looked-up addresses stay valid', () =>
+    withDisk({}, async ({ device, ssd, disk }) => {
+      await disk.deallocate([{ lba: 0, blocks: 1 }]);
+      await ssd.logPage(2, 512);
+      const { domain } = device;
+      const before = [domain?.table.generation, domain?.entries];
+      for (let lba = 0; lba < 20; lba++) await disk.deallocate([{ lba, blocks: 1 }]);
+      await ssd.logPage(2, 512);
+      // Nothing was mapped or unmapped.
+      assert.deepEqual([domain?.table.generation, domain?.entries], before);
+    }));
+
   it('is not freed or unmapped under a running command, which the error names', () =>
     withDisk({}, async ({ eal, device, ssd, disk, fake }) => {
       using memory = eal.external.allocate(64 * KiB);

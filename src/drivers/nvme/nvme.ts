@@ -67,6 +67,7 @@ import { ABORT, METADATA_APART, QUEUE_WORD, RUN } from './queue-state.js';
 import { bytesOf, commandOf, limitsOf, type NvmeCommand, type RequestContext } from './requests.js';
 import { STAYS } from '../../stays.js';
 import type { NvmeQueueFacts } from './shared-queue.js';
+import { SpareMemory } from './spare-memory.js';
 import { clearTimeout, now, setTimeout } from '../../timers.js';
 
 /** What a controller takes, and has. */
@@ -196,6 +197,8 @@ export class Nvme {
   readonly #bounce: Bounce;
   readonly #adminRecord: QueueRecord;
   readonly #admin: Commands;
+  /** Lists of commands, and pages for their answers. */
+  readonly #spare = new SpareMemory((length) => this.#allocate(length, 'lists'));
   /** What calls use, for pools. */
   readonly #busyPages = new BusyPages();
   #io: Commands | undefined;
@@ -602,6 +605,7 @@ export class Nvme {
       ...this.#takeLendings().flatMap((lending) => lending.end()),
       ...undoAll([
         () => this.#shadow?.memory[Symbol.dispose](),
+        () => throwFirst(this.#spare.end(), 'nvme.close'),
         () => this.#hostMemory?.list[Symbol.dispose](),
         ...records.map(
           ({ memory }) =>
@@ -787,7 +791,7 @@ export class Nvme {
       io,
       bounce: this.#bounce,
       minPageSize: this.#bar.capabilities.minPageSize,
-      page: (length) => this.#allocate(length, 'lists'),
+      page: (length) => this.#spare.take(length),
       identify: (cns, nsid, commandSet) => this.#identify(cns, nsid, commandSet),
     };
   }
@@ -904,9 +908,9 @@ export class Nvme {
 
   /** A command whose answer is `length` bytes. */
   async #read(operation: string, command: NvmeCommand, length: number): Promise<Uint8Array> {
-    using memory = this.#allocate(length, 'an answer');
+    using memory = this.#spare.take(length);
     const { entry } = commandOf(this.#requests, command, 0, operation);
-    const { bytes, iova } = memory.part(0, length);
+    const { bytes, iova } = memory;
     await this.#send(operation, entry, { kind: 'run', iova, va: NaN }, length, command, []);
     return Uint8Array.from(bytes);
   }

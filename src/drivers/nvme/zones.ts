@@ -5,10 +5,10 @@ import { CNS, NVM } from '../../nvme/commands.js';
 import { numberAt, zonedControllerOf, zonedNamespaceOf } from '../../nvme/identify.js';
 import { show } from '../../show.js';
 import type { NvmeMemory } from './data-pointer.js';
-import type { DmaMemory } from './dma-memory.js';
 import type { NvmeCallOptions } from './call-options.js';
 import type { Data, NvmeResult } from './operation.js';
 import { mustBeBlocks } from './requests.js';
+import type { LentPart } from './spare-memory.js';
 
 /** A zone, as the controller reports it. */
 export interface NvmeZone {
@@ -67,7 +67,7 @@ export interface ZoneHost {
   /** Most bytes of a command. */
   readonly maxTransfer: number;
   /** Memory of the driver's own for one call. */
-  page(length: number): DmaMemory;
+  page(length: number): LentPart;
   /** IDENTIFY with the zoned command set. */
   identify(cns: number): Promise<Uint8Array>;
   /** One command; `length` is the bytes of its data. */
@@ -133,7 +133,7 @@ export class ZoneCalls {
     const zones: NvmeZone[] = [];
     const length = Math.min(REPORT.BYTES, this.#host.maxTransfer);
     using page = this.#host.page(length);
-    const { bytes, iova } = page.part(0, length);
+    const { bytes, iova } = page;
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
     for (let from = lba; from < this.#of.blocks;) {
       const words = {
