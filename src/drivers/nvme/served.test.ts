@@ -5,11 +5,14 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, truncateSync }
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
+import { throwsDma } from '../../../test/shared/errors.js';
 import { againstModel } from '../../../test/shared/nvme-model.js';
 import type { Device } from '../../bus/model.js';
 import { Eal } from '../../eal.js';
 import { isDmaError } from '../../errors.js';
 import { openPlatform } from '../../platform/open.js';
+import { ADMIN, FEATURE, LOG } from '../../nvme/commands.js';
+import { errorEntriesOf } from '../../nvme/log-pages.js';
 import { KiB, MiB, type Va } from '../../units.js';
 import { spawnDevice } from '../../vfio-user/device-process.js';
 import type { NvmeFault } from '../../vfio-user/devices/nvme/faults.js';
@@ -21,6 +24,8 @@ import type { Nvme } from './nvme.js';
 import { nvmeDriver } from './nvme-driver.js';
 
 const QUIET = { memory: { onNotice: () => undefined } };
+/** Is any lent? */
+const GET_HOST_MEMORY = { opcode: ADMIN.GET_FEATURES, cdw10: FEATURE.HOST_MEMORY };
 const linux = { skip: openPlatform().limitation ?? false };
 const sum = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
@@ -106,6 +111,49 @@ describe('driver and served controller', linux, () => {
           for (const [kind, count] of Object.entries(counts)) assert.ok(count > 0, kind);
         }));
   }
+
+  for (const [how, run] of [
+    ['in one process', inProcess],
+    ['in two', served],
+  ] as const)
+    it(`memory that is lent to it is used, given back, and lent again after a reset, ${how}`, () =>
+      run({ size: MiB, hostMemory: 64 * KiB }, async ({ eal, device, ssd }) => {
+        const { hostMemoryPreferred, hostMemoryMinimum } = ssd.identity;
+        assert.deepEqual([hostMemoryPreferred, hostMemoryMinimum], [64 * KiB, 64 * KiB]);
+        using block = eal.malloc(128 * KiB, { align: 4096 });
+        const part = (offset: number, length: number): { va: Va; length: number } => ({
+          va: (block.va + offset) as Va,
+          length,
+        });
+        const failed = async (nsid: number): Promise<number[]> => {
+          await assert.rejects(ssd.admin({ opcode: 0xfe, nsid }));
+          return errorEntriesOf(await ssd.logPage(LOG.ERROR, 4096)).map(({ namespace }) => namespace);
+        };
+        const there = (): number[] =>
+          errorEntriesOf(Uint8Array.from(block.bytes(64 * KiB, 4096))).map(({ namespace }) => namespace);
+        await ssd.lendMemory([part(64 * KiB, 8 * KiB), part(0, 56 * KiB)]);
+        assert.deepEqual(await failed(21), [21]);
+        assert.deepEqual(await failed(22), [22, 21]);
+        assert.deepEqual(there(), [22, 21]);
+        assert.equal((await ssd.admin({ ...GET_HOST_MEMORY, into: part(60 * KiB, 4096) })).result, 1);
+        throwsDma('EBUSY', () => block.free(), /lent to \(lendMemory\)/);
+        await ssd.reset();
+        assert.deepEqual(await failed(23), [23, 22, 21]);
+        assert.deepEqual(there(), [23, 22, 21]);
+        // Somebody writes there, which the controller notices.
+        const events = ssd.events();
+        block.bytes(64 * KiB, 64).fill(0xff);
+        assert.deepEqual(errorEntriesOf(await ssd.logPage(LOG.ERROR, 4096)).length, 3);
+        assert.equal((await events.next()).value?.what, 'transient internal error');
+        await ssd.takeMemoryBack();
+        block.bytes().fill(0);
+        assert.deepEqual(await failed(24), [24, 23, 22, 21]);
+        assert.ok(block.bytes().every((byte) => byte === 0));
+        // Of a controller that is gone nothing is lent.
+        await ssd.lendMemory(part(0, 64 * KiB));
+        await eal.remove(device);
+        block.bytes().fill(0);
+      }));
 
   it('thousands of commands at depth 31 by numbers', () =>
     served({ size: MiB }, async ({ eal, device, ssd }) => {

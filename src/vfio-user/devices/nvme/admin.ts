@@ -1,5 +1,17 @@
 /** The commands of the admin queue (NVM Express Base Specification 1.4, section 5). */
-import { ADMIN, ALL_NAMESPACES, CNS, FORMAT, FUSED_MASK, LOG, PSDT, QUEUE } from '../../../nvme/commands.js';
+import {
+  ADMIN,
+  ALL_NAMESPACES,
+  CNS,
+  EVENT,
+  EVENT_TYPE,
+  eventResult,
+  FORMAT,
+  FUSED_MASK,
+  LOG,
+  PSDT,
+  QUEUE,
+} from '../../../nvme/commands.js';
 import { CHANGED_NAMESPACES, EFFECTS, FIRMWARE_LOG } from '../../../nvme/log-pages.js';
 import { IDENTIFY_BYTES, putPadded } from '../../../nvme/identify.js';
 import { STATUS, STATUS_FIELD } from '../../../nvme/status.js';
@@ -197,14 +209,23 @@ function getLogPage(core: Core, command: Command): void {
     engine.complete(command, STATUS.INVALID_FIELD | DNR);
     return;
   }
-  const part = new Uint8Array(length);
-  part.set(page.subarray(offset, offset + length));
-  const told = [...core.changed];
-  core.send(command, part, length, 0, () => {
-    if (keep) return;
-    if (log === LOG.CHANGED_NAMESPACES) for (const id of told) core.changed.delete(id);
-    core.events.seen(log);
-  });
+  const answer = (bytes: Uint8Array): void => {
+    const part = new Uint8Array(length);
+    part.set(bytes.subarray(offset, offset + length));
+    const told = [...core.changed];
+    core.send(command, part, length, 0, () => {
+      if (keep) return;
+      if (log === LOG.CHANGED_NAMESPACES) for (const id of told) core.changed.delete(id);
+      core.events.seen(log);
+    });
+  };
+  if (log !== LOG.ERROR) return answer(page);
+  // What is in the host's memory is as old as the last turn.
+  core.hostMemory.recall(
+    command,
+    (found) => answer(found !== undefined && Buffer.compare(found, page) === 0 ? found : page),
+    () => core.events.tell(eventResult(EVENT_TYPE.ERROR, EVENT.ERROR.TRANSIENT, LOG.ERROR)),
+  );
 }
 
 function logPage(core: Core, log: number): Uint8Array | undefined {

@@ -337,6 +337,7 @@ export class NvmeController implements DeviceModel, EngineOwner {
 
   #finishShutdown(): void {
     const { epoch } = this.#engine;
+    this.#core.hostMemory.disable();
     this.#core.syncAll((status) => {
       if (epoch !== this.#engine.epoch) return;
       if (status === 0) this.#shutdown = SHUTDOWN_STATUS.COMPLETE;

@@ -267,9 +267,9 @@ export class Engine {
     this.whenRunning(command, () => this.#move(command, () => command.segments.scatter(this.dma, from), done));
   }
 
-  /** Fills `into` from a command's memory, then calls `done` with a status. */
-  gather(command: Command, into: Uint8Array, done: (status: number) => void): void {
-    this.whenRunning(command, () => this.#move(command, () => command.segments.gather(this.dma, into), done));
+  /** Fills `into` from a command's memory, or from other pieces, then calls `done` with a status. */
+  gather(command: Command, into: Uint8Array, done: (status: number) => void, from = command.segments): void {
+    this.whenRunning(command, () => this.#move(command, () => from.gather(this.dma, into), done));
   }
 
   /** Runs what touches the host's memory: now, or when transfers may begin again; never after the command's life. */

@@ -133,7 +133,7 @@ export function setFeatures(core: Core, command: Command): void {
       });
     }
     case FEATURE.HOST_MEMORY:
-      if (core.hostMemory.isOffered) return core.hostMemory.set(command);
+      if (core.hostMemory.isOffered) return core.hostMemory.set(command, () => core.health.errorPage());
   }
   return end(STATUS.INVALID_FIELD);
 }
