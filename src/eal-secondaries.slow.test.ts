@@ -317,6 +317,30 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
     await until(() => open() <= descriptors - 2);
   });
 
+  it('lose what others still use when those let go of it: another secondary, a mapping of the primary', async () => {
+    const device = await eal.probe('vdev:edu0');
+    const other = await SecondaryProcess.attach('store', 'other\u001b[31m');
+    more.push(other);
+    assert.ok(eal.secondaries.some(({ label }) => label.endsWith('(other?[31m)')));
+    const vas = await store.run(async ({ store, kept }) => {
+      const [one, two] = [await store.external.allocate(65536), await store.external.allocate(65536)];
+      Object.assign(kept, { one, two });
+      return [one.va, two.va];
+    });
+    await other.run(async ({ store, kept }, va) => {
+      Object.assign(kept, { memory: await store.external.attach({ va: va, length: 65536 }) });
+    }, vas[0]);
+    const mapping = device.dmaMap({ va: vas[1], length: 65536 });
+    const left = (): number[] => [...eal.external].map(({ va }) => va);
+    await store.kill();
+    await until(() => eal.secondaries.length === 1);
+    assert.deepEqual(left(), vas);
+    await other.run(async ({ kept }) => (Reflect.get(kept, 'memory') as { detach(): Promise<void> }).detach());
+    await until(() => left().length === 1);
+    mapping.unmap();
+    await until(() => left().length === 0);
+  });
+
   it('attach and detach memory of a heap as DPDK does: EM-A06, EM-A07, EM-A12, EM-A13, EM-A17, EM-A18, EM-A21, EM-A22', async () => {
     eal.heaps.create('valid');
     const memory = eal.external.allocate(4 * MiB);

@@ -35,6 +35,19 @@ export interface Answer {
   readonly sent?: () => void;
 }
 
+/** Copies of descriptors for an answer: their files can be closed before it is sent, and others have their numbers. */
+export function copiesOf({ files }: Pick<Platform, 'files'>, fds: readonly number[]): Pick<Answer, 'fds' | 'sent'> {
+  const copies: number[] = [];
+  const sent = (): void => copies.splice(0).forEach((fd) => files.close(fd));
+  try {
+    for (const fd of fds) copies.push(files.duplicate(fd));
+    return { fds: [...copies], sent };
+  } catch (error) {
+    sent();
+    throw error;
+  }
+}
+
 /** A question of the other side. */
 export interface Question {
   readonly name: string;

@@ -7,7 +7,8 @@ import type { PoolOptions, Pools } from '../memory/pool/pools.js';
 import type { Ring } from '../memory/pool/ring.js';
 import type { RingOptions, Rings } from '../memory/pool/rings.js';
 import type { WordMemory } from '../memory/shared/words.js';
-import type { Answer } from './peer.js';
+import type { Platform } from '../platform/ports.js';
+import { copiesOf, type Answer } from './peer.js';
 import { pieceOf } from './regions.js';
 import type { Method, Session } from './server.js';
 import type { SharedWords } from './shared-words.js';
@@ -18,6 +19,7 @@ export interface PrimaryPoolsSources {
   readonly pools: Pools;
   readonly rings: Rings;
   readonly words: SharedWords;
+  readonly platform: Pick<Platform, 'files'>;
   /** Is memory at this address mapped in the secondary? */
   readonly reaches: (session: Session, va: number) => boolean;
   /** Long work that the secondary can cancel. */
@@ -100,7 +102,7 @@ export class PrimaryPools {
     this.#mustReach(session, pool, 'pools.find');
     const facts = factsOf(pool.share());
     const { words, fds } = this.#send(session, wordsOf(pool));
-    return { result: { pool: facts, words }, fds };
+    return { result: { pool: facts, words }, ...copiesOf(this.#sources.platform, fds) };
   }
 
   #shareRing(session: Session, ring: Ring): Answer {
@@ -109,7 +111,7 @@ export class PrimaryPools {
     const ofPool = ring.pool === undefined ? [] : wordsOf(ring.pool);
     const { words, fds } = this.#send(session, [...wordsOf(ring), ...ofPool]);
     const facts = pool === undefined ? undefined : factsOf(pool);
-    return { result: { ring: { name, pool: facts }, words }, fds: [...fds, event] };
+    return { result: { ring: { name, pool: facts }, words }, ...copiesOf(this.#sources.platform, [...fds, event]) };
   }
 
   /** @throws DmaError ENOTSUP unless the secondary has the memory of the pool */

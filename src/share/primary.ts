@@ -20,7 +20,7 @@ import type { Pin } from '../memory/pins.js';
 import type { Mapping } from '../dma/mapping.js';
 import type { Platform } from '../platform/ports.js';
 import type { Va } from '../units.js';
-import type { Answer, Question } from './peer.js';
+import { copiesOf, type Answer, type Question } from './peer.js';
 import { PrimaryPools } from './primary-pools.js';
 import { pieceOf, Regions } from './regions.js';
 import { Server, type Method, type Session } from './server.js';
@@ -116,6 +116,7 @@ export class Primary {
       pools,
       rings,
       words,
+      platform,
       reaches: (session, va) => this.#reaches(session, va),
       work: (session, fields, run) => this.#work(session, fields, run),
     });
@@ -434,6 +435,7 @@ export class Primary {
       });
     const piece = pieceOf(area);
     if (piece === undefined || area.backing === undefined) throw noDescriptor(operation, area.label);
+    const copies = copiesOf(this.#sources.platform, [area.backing.fd]);
     const pin = memory.pin(`${session.label} has attached it`);
     const id = this.#of(session).keep({
       what: area.label,
@@ -443,7 +445,7 @@ export class Primary {
       },
     });
     attached.set(memory, id);
-    return { result: { memory: { id, ...externalFacts(memory) }, pieces: [piece] }, fds: [area.backing.fd] };
+    return { result: { memory: { id, ...externalFacts(memory) }, pieces: [piece] }, ...copies };
   }
 
   /** Memory that a secondary made: it is unregistered when the secondary lets go of it. */
@@ -453,6 +455,7 @@ export class Primary {
     try {
       if (piece === undefined || area.backing === undefined) throw noDescriptor(operation, area.label);
       const holdings = this.#of(session);
+      const copies = copiesOf(this.#sources.platform, [area.backing.fd]);
       const id = holdings.keep({
         what: area.label,
         giveBack: () => {
@@ -461,7 +464,7 @@ export class Primary {
         },
       });
       holdings.external.set(memory, id);
-      return { result: { memory: { id, ...externalFacts(memory) }, pieces: [piece] }, fds: [area.backing.fd] };
+      return { result: { memory: { id, ...externalFacts(memory) }, pieces: [piece] }, ...copies };
     } catch (error) {
       memory.unregister();
       throw error;

@@ -22,6 +22,8 @@ export const MOST_SECONDARIES = 64;
 const MOST_STRANGERS = 16;
 /** Milliseconds that a process has to say hello. */
 const HELLO_MS = 5000;
+/** Pause before what somebody else used is given back again, in milliseconds. */
+const AGAIN_MS = 250;
 
 const OPERATION = 'Eal.attach';
 
@@ -56,6 +58,7 @@ export class Session {
   /** Has it let go of all memory before it left? Otherwise it may use what it had until its process ends. */
   clean = false;
   readonly #owned = new Set<() => void | Promise<void>>();
+  #releasing: Promise<unknown[]> | undefined;
 
   /** @internal */
   constructor(pid: number, label: string, peer: Peer, ended: Promise<void>) {
@@ -82,17 +85,34 @@ export class Session {
     return () => void this.#owned.delete(own);
   }
 
-  /** @internal Gives everything back. @returns the errors */
+  /** @internal Is there something that is still to be given back? */
+  get owes(): boolean {
+    return this.#owned.size > 0;
+  }
+
+  /**
+   * @internal Gives everything back. What another one still uses (EBUSY) stays owed.
+   *
+   * @returns the other errors
+   */
   async release(): Promise<unknown[]> {
+    this.#releasing ??= this.#release().finally(() => (this.#releasing = undefined));
+    return this.#releasing;
+  }
+
+  async #release(): Promise<unknown[]> {
     const errors: unknown[] = [];
+    const inUse: (() => void | Promise<void>)[] = [];
     for (const each of [...this.#owned].reverse()) {
       if (!this.#owned.delete(each)) continue;
       try {
         await each();
       } catch (error) {
-        errors.push(error);
+        if (isDmaError(error, 'EBUSY')) inUse.unshift(each);
+        else errors.push(error);
       }
     }
+    for (const each of inUse) this.#owned.add(each);
     return errors;
   }
 }
@@ -263,7 +283,9 @@ export class Server {
       );
     if (this.sessions.length >= MOST_SECONDARIES)
       throw refusal('EBUSY', `${MOST_SECONDARIES} processes are attached already, which are the most`);
-    const label = processText(platform, visitor.pid, fields.has('label') ? fields.string('label', 64) : undefined);
+    const given = fields.has('label') ? fields.string('label', 64) : undefined;
+    // It is shown to people, in terminals.
+    const label = processText(platform, visitor.pid, given?.replaceAll(/[^\p{L}\p{N}\p{P}\p{S} ]/gu, '?'));
     const ended = this.#watchProcess(visitor);
     const session = new Session(visitor.pid, label, visitor.peer, ended);
     visitor.session = session;
@@ -325,7 +347,13 @@ export class Server {
       process.emitWarning(`what ${session.label} had could not be given back: ${thrown(failure)}`, {
         code: 'ANYDMA_SHARE',
       });
-    this.#lost.delete(session);
+    if (!session.owes) this.#lost.delete(session);
+    else if (!this.#closed) this.#releaseLater(session);
+  }
+
+  /** Another process, or the primary's program, still uses some of it: its mapping, say. They say nothing when they let go. */
+  #releaseLater(session: Session): void {
+    setTimeout(() => void this.#release(session), AGAIN_MS).unref();
   }
 }
 

@@ -3,10 +3,14 @@ import type { External, ExternalMemory } from '../memory/external.js';
 import { Holders, type HoldersKernel } from '../memory/shared/holders.js';
 import { Recovery } from '../memory/shared/recovery.js';
 import type { WordMemory, WordSource } from '../memory/shared/words.js';
-import { invalid } from '../errors.js';
+import { invalid, isDmaError } from '../errors.js';
+import { setTimeout } from '../timers.js';
 
 /** Threads and processes that can use the pools and rings of one `Eal` at the same time. */
 const MOST_HOLDERS = 1023;
+
+/** Pause before words that were in use are given back again, in milliseconds. */
+const AGAIN_MS = 250;
 
 /** The words of one `Eal` with a name. */
 export class SharedWords implements WordSource {
@@ -54,8 +58,18 @@ export class SharedWords implements WordSource {
     const memory = this.#memories.get(words);
     if (memory?.live !== true) return;
     this.gone(memory);
-    memory.unregister();
-    this.#memories.delete(words);
+    this.#unregister(words, memory);
+  }
+
+  /** A secondary that has mapped it for a device does not keep a pool from being freed: it ends with that mapping. */
+  #unregister(words: WordMemory, memory: ExternalMemory): void {
+    try {
+      if (memory.live) memory.unregister();
+      this.#memories.delete(words);
+    } catch (error) {
+      if (!isDmaError(error, 'EBUSY')) throw error;
+      setTimeout(() => this.#unregister(words, memory), AGAIN_MS).unref();
+    }
   }
 
   /** The memory that these words are in. */
