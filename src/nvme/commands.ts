@@ -229,7 +229,15 @@ export const SGL = {
 } as const;
 
 /** FORMAT (section 5.23): fields of CDW10. */
-export const FORMAT = { LBAF_MASK: 0xf, METADATA_INLINE: 1 << 4, PI_SHIFT: 5, SES_SHIFT: 9, SES_MASK: 0x7 } as const;
+export const FORMAT = {
+  LBAF_MASK: 0xf,
+  METADATA_INLINE: 1 << 4,
+  PI_SHIFT: 5,
+  /** the protection information is the first bytes of the metadata, and not the last */
+  PI_FIRST: 1 << 8,
+  SES_SHIFT: 9,
+  SES_MASK: 0x7,
+} as const;
 
 const ADMIN_NAMES = namesOf(ADMIN);
 const NVM_NAMES = namesOf(NVM);

@@ -1,4 +1,5 @@
 /** What calls take. */
+import type { Shape } from '../../check.js';
 
 /** What every operation takes. */
 export interface NvmeCallOptions {
@@ -7,3 +8,6 @@ export interface NvmeCallOptions {
   /** Time limit in milliseconds, after which it is aborted. Default: see `Nvme.configure`. */
   readonly timeoutMs?: number;
 }
+
+/** @internal For checking them. */
+export const CALL: Shape<NvmeCallOptions> = { signal: 'signal', timeoutMs: 'number' };

@@ -15,7 +15,7 @@ import { show } from '../../show.js';
 import type { Bounce, BounceCopy, BounceMemory } from './bounce.js';
 import type { Commands } from './commands.js';
 import { piecesOf, type NvmeMemory } from './data-pointer.js';
-import type { NvmeCallOptions } from './call-options.js';
+import { CALL, type NvmeCallOptions } from './call-options.js';
 import type { Data, NvmeResult, OperationParts, Settle } from './operation.js';
 import { ENTRY_WORDS } from './queue.js';
 import type { LentPart } from './spare-memory.js';
@@ -161,7 +161,6 @@ const PROTECTION: Shape<NvmeProtection> = {
   application: 'number',
   applicationMask: 'number',
 };
-const CALL: Shape<NvmeCallOptions> = { signal: 'signal', timeoutMs: 'number' };
 const ZEROES: Shape<NvmeBlocks & { readonly blocks: number; readonly deallocate?: boolean; readonly fua?: boolean }> = {
   ...CALL,
   lba: 'number',

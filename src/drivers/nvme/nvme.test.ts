@@ -85,6 +85,20 @@ describe('a controller', () => {
       page.free();
     }));
 
+  it('formats its own namespaces only, as they were', () =>
+    withDisk({ metadataSize: 8, protection: 2 | 8, metadataInline: true }, ({ ssd, disk, fake }) =>
+      withDisk({}, async ({ disk: another }) => {
+        await assert.rejects(ssd.format(another), dmaError('EINVAL', /of this controller/));
+        await assert.rejects(ssd.format(disk, { fromat: 1 } as object), dmaError('EINVAL', /fromat/));
+        const formats = (): number[] =>
+          fake.log.filter(({ queue, opcode }) => queue === 0 && opcode === ADMIN.FORMAT).map(({ cdw10 }) => cdw10);
+        assert.deepEqual(formats(), []);
+        await ssd.format(disk, { erase: 1 });
+        // Metadata in line, protection information of type 2 in its first bytes, user data erased.
+        assert.deepEqual(formats(), [0x10 | (2 << 5) | (1 << 8) | (1 << 9)]);
+      }),
+    ));
+
   it('a log page in several parts is read whole before its event may come again', () =>
     withDisk({}, async ({ ssd, fake }) => {
       await ssd.logPage(2, 12_288);

@@ -21,6 +21,7 @@ import {
   EVENT,
   FEATURE,
   FEATURE_SELECT,
+  FORMAT,
   LOG,
   QUEUE,
 } from '../../nvme/commands.js';
@@ -58,7 +59,7 @@ import { DmaMemory } from './dma-memory.js';
 import { Doorbell, type ShadowDoorbells } from './doorbells.js';
 import { EventFeed, eventOf, type NvmeEvent } from './events.js';
 import { NvmeNamespace, type NamespaceFacts, type NamespaceHost } from './namespace.js';
-import type { NvmeCallOptions } from './call-options.js';
+import { CALL, type NvmeCallOptions } from './call-options.js';
 import type { Data, NvmeResult } from './operation.js';
 import { Lending } from './lending.js';
 import { Poller } from './poller.js';
@@ -390,16 +391,18 @@ export class Nvme {
   /**
    * Formats a namespace: all that is in it is lost.
    *
-   * @param options.format index of the format, as `namespace.identity.formats` has them. Default: the one in use
+   * @param options.format index of the format, as `namespace.identity.formats` has them. Default: the one in use, with its protection
+   *   information; another one has none
    * @param options.erase 1: user data; 2: the key of its encryption. Default 0
-   * @throws DmaError as {@link Nvme.admin}; ENOTSUP
+   * @throws DmaError as {@link Nvme.admin}; EINVAL also for a namespace of another controller; ENOTSUP
    */
   async format(
     namespace: NvmeNamespace,
-    options: NvmeCallOptions & { readonly format?: number; readonly erase?: number } = {},
+    options?: NvmeCallOptions & { readonly format?: number; readonly erase?: number },
   ): Promise<void> {
     const operation = 'nvme.format';
-    if (!(namespace instanceof NvmeNamespace)) throw invalid(operation, 'it takes a namespace of this controller');
+    if (!(namespace instanceof NvmeNamespace) || this.#namespaces.get(namespace.id) !== namespace)
+      throw invalid(operation, 'it takes a namespace of this controller');
     if ((this.identity.oacs & OACS.FORMAT) === 0)
       throw new DmaError({
         code: 'ENOTSUP',
@@ -407,16 +410,16 @@ export class Nvme {
         device: this.#device.name,
         reason: 'the controller can not format',
       });
-    const { format = namespace.identity.format, erase = 0, ...call } = options;
+    const { identity, id: nsid } = namespace;
+    const shape: Shape<NonNullable<typeof options>> = { ...CALL, format: 'number', erase: 'number' };
+    const { format = identity.format, erase = 0, ...call } = optionsOf(options, shape, operation);
     mustBeWhole(format, 0, 15, 'format', operation);
     mustBeWhole(erase, 0, 2, 'erase', operation);
-    const inline = namespace.identity.metadataInline ? 1 << 4 : 0;
-    await this.#command(operation, {
-      ...call,
-      opcode: ADMIN.FORMAT,
-      nsid: namespace.id,
-      cdw10: format | inline | (erase << 9),
-    });
+    const inline = identity.metadataInline ? FORMAT.METADATA_INLINE : 0;
+    const first = identity.protectionFirst ? FORMAT.PI_FIRST : 0;
+    const protection = format === identity.format ? (identity.protection << FORMAT.PI_SHIFT) | first : 0;
+    const cdw10 = format | inline | protection | (erase << FORMAT.SES_SHIFT);
+    await this.#command(operation, { ...call, opcode: ADMIN.FORMAT, nsid, cdw10 });
     await this.rescan();
   }
 
@@ -749,12 +752,12 @@ export class Nvme {
       else known.update(facts);
     }
     for (const { queue } of this.#records.values()) queue.forgetFormat();
-    for (const { queue } of this.#lendings.values()) queue.state.setFormats(this.#formats());
     for (const [id, namespace] of this.#namespaces) {
       if (found.has(id)) continue;
       namespace.end();
       this.#namespaces.delete(id);
     }
+    for (const { queue } of this.#lendings.values()) queue.state.setFormats(this.#formats());
   }
 
   /** `undefined` if it is not there (any more), or has a format without blocks. */

@@ -6,7 +6,7 @@ import { IO_CDW12, NVM } from '../../nvme/commands.js';
 import { shortForm } from '../../short-form.js';
 import { clearTimeout, queueMicrotask, setTimeout } from '../../timers.js';
 import type { AttachedNvmeNamespace, AttachedReadOptions, AttachedWriteOptions } from './attached-namespace.js';
-import type { NvmeCallOptions } from './call-options.js';
+import { CALL, type NvmeCallOptions } from './call-options.js';
 import { BusyPages } from './busy-pages.js';
 import { Commands } from './commands.js';
 import type { Data } from './operation.js';
@@ -45,7 +45,6 @@ const READ: Shape<AttachedReadOptions> = {
   timeoutMs: 'number',
 };
 const WRITE: Shape<AttachedWriteOptions> = (({ into, ...rest }) => ({ ...rest, from: into }))(READ);
-const CALL: Shape<NvmeCallOptions> = { signal: 'signal', timeoutMs: 'number' };
 
 /** The calls of one queue. */
 export class QueueCalls {

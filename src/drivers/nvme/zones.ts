@@ -5,7 +5,7 @@ import { CNS, NVM } from '../../nvme/commands.js';
 import { numberAt, zonedControllerOf, zonedNamespaceOf } from '../../nvme/identify.js';
 import { show } from '../../show.js';
 import type { NvmeMemory } from './data-pointer.js';
-import type { NvmeCallOptions } from './call-options.js';
+import { CALL, type NvmeCallOptions } from './call-options.js';
 import type { Data, NvmeResult } from './operation.js';
 import { mustBeBlocks } from './requests.js';
 import type { LentPart } from './spare-memory.js';
@@ -98,7 +98,6 @@ const SELECT_ALL = 1 << 8;
 const PARTIAL_REPORT = 1 << 16;
 /** Bytes of a report's header, of a zone in it, and of a whole report. */
 const REPORT = { HEADER: 64, ZONE: 64, BYTES: 16384 } as const;
-const CALL: Shape<NvmeCallOptions> = { signal: 'signal', timeoutMs: 'number' };
 const APPEND: Shape<NvmeAppendOptions> = { ...CALL, zone: 'number', from: 'object', blocks: 'number' };
 
 /** The calls about the zones of one namespace: `namespace.zones`. */
