@@ -30,6 +30,7 @@ const ROOMS = [
     'long-work',
     'forgotten',
     'at-exit',
+    'feed',
   ],
   // The words of a specification that a driver and a model share.
   ['nvme'],
@@ -58,6 +59,8 @@ const ROOMS = [
   ['vfio'],
   ['rdma'],
   ['bus'],
+  // Packets, Ethernet ports, and the engine that forwards.
+  ['net'],
   ['drivers'],
   // What other threads and processes attach to.
   ['share'],

@@ -12,6 +12,7 @@ import type { LentStores } from '../../bus/lent-registers.js';
 import type { Device, ProbeContext } from '../../bus/model.js';
 import { mustBeMs, mustBeObject, mustBeWhole, optionsOf, type Shape } from '../../check.js';
 import { DmaError, forPeople, invalid, isDmaError, throwFirst, undoAll, withUndo } from '../../errors.js';
+import { Feed } from '../../feed.js';
 import {
   ADMIN,
   CNS,
@@ -57,7 +58,7 @@ import { Commands, type CommandsHost } from './commands.js';
 import { piecesOf, putAddress, type NvmeMemory, type PointerRules } from './data-pointer.js';
 import { DmaMemory } from './dma-memory.js';
 import { Doorbell, type ShadowDoorbells } from './doorbells.js';
-import { EventFeed, eventOf, type NvmeEvent } from './events.js';
+import { eventOf, type NvmeEvent } from './events.js';
 import { NvmeNamespace, type NamespaceFacts, type NamespaceHost } from './namespace.js';
 import { CALL, type NvmeCallOptions } from './call-options.js';
 import type { Data, NvmeResult } from './operation.js';
@@ -194,7 +195,7 @@ export class Nvme {
   readonly #context: ProbeContext;
   readonly #bar: ControllerBar;
   readonly #pageSize: number;
-  readonly #feed = new EventFeed();
+  readonly #feed = new Feed<NvmeEvent>();
   readonly #bounce: Bounce;
   readonly #adminRecord: QueueRecord;
   readonly #admin: Commands;
