@@ -7,3 +7,5 @@ export const { setTimeout, clearTimeout, setInterval, clearInterval, setImmediat
 export const delay = sleep;
 /** `performance.now` */
 export const now = performance.now.bind(performance);
+/** Milliseconds since 1970, with fractions. */
+export const wallClock = (): number => performance.timeOrigin + now();

@@ -3,6 +3,7 @@ import type { Driver } from '../bus/model.js';
 import { copyEngineDriver } from './copy-engine-driver.js';
 import { EDU_KEYS, eduDriver } from './edu-driver.js';
 import { NVME_KEYS, nvmeDriver } from './nvme/nvme-driver.js';
+import { nullPortDriver, pcapPortDriver, PORT_KEYS } from './ports/software-ports.js';
 import { rawDriver } from './raw-driver.js';
 import { verbsDriver } from './verbs-driver.js';
 
@@ -10,7 +11,15 @@ import { verbsDriver } from './verbs-driver.js';
  * `verbs` is first, because it takes functions that keep their kernel driver; `raw` is last, because it takes any
  * device.
  */
-export const builtinDrivers: readonly Driver[] = [verbsDriver, copyEngineDriver, eduDriver, nvmeDriver, rawDriver];
+export const builtinDrivers: readonly Driver[] = [
+  verbsDriver,
+  copyEngineDriver,
+  eduDriver,
+  nvmeDriver,
+  nullPortDriver,
+  pcapPortDriver,
+  rawDriver,
+];
 
 /** What the keys of device names mean that these drivers know, in sentences for help pages. */
-export const DRIVER_KEYS: readonly string[] = [EDU_KEYS, NVME_KEYS];
+export const DRIVER_KEYS: readonly string[] = [EDU_KEYS, NVME_KEYS, PORT_KEYS];

@@ -25,7 +25,12 @@ export const VDEV_KEYS =
 const KIND_KEYS: Readonly<Record<string, readonly string[]>> = {
   edu: ['dma-mask'],
   nvme: ['file', 'size', 'blocksize', 'dma-mask'],
+  null: ['size'],
+  pcap: ['rx', 'tx', 'link'],
 };
+
+/** Kinds without registers: their driver is the device, and gets the kind as the handle. */
+const PLAIN_KINDS: readonly string[] = ['null', 'pcap'];
 
 /** What the bus needs. */
 export interface VdevBusOptions {
@@ -93,6 +98,7 @@ export class VdevBus implements Bus {
             owners.length === 1 ? `only the kind ${owners[0]} has it` : `only the kinds ${owners.join(', ')} have it`,
         });
     }
+    if (!this.#kinds.has(kind) && PLAIN_KINDS.includes(kind)) return this.#openPlain(name, kind, args);
     const factory = this.#kinds.get(kind) ?? this.#options.model(kind, args);
     if (factory === undefined)
       throw new DmaError({ code: 'ENODEV', operation: 'open', reason: `there is no vdev kind ${kind}` });
@@ -116,6 +122,17 @@ export class VdevBus implements Bus {
     };
   }
 
+  #openPlain(name: string, kind: string, args: ReadonlyMap<string, string>): OpenedDevice {
+    this.#spaces.set(name, this.#options.space(args));
+    return {
+      ids: undefined,
+      access: undefined,
+      handle: { kind },
+      onLost: () => undefined,
+      close: () => void this.#spaces.delete(name),
+    };
+  }
+
   /** Every device has its own address space. */
   spaceOf({ name, busName }: Device): AddressSpace {
     const space = this.#spaces.get(busName)?.space;
@@ -129,11 +146,11 @@ export class VdevBus implements Bus {
   }
 
   #allKinds(): string[] {
-    return [...new Set<string>([...DEVICE_NAMES, ...this.#kinds.keys()])];
+    return [...new Set<string>([...DEVICE_NAMES, ...PLAIN_KINDS, ...this.#kinds.keys()])];
   }
 
   #has(kind: string): boolean {
-    return this.#kinds.has(kind) || this.#options.model(kind, new Map()) !== undefined;
+    return this.#kinds.has(kind) || PLAIN_KINDS.includes(kind) || this.#options.model(kind, new Map()) !== undefined;
   }
 }
 
