@@ -8,7 +8,19 @@ import { openPlatform } from '../platform/open.js';
 import type { CodeGuide } from './error-codes.js';
 import { documentOf, Room } from '../../test/shared/command.js';
 
-const COMMANDS = ['demo', 'map', 'devices', 'bind', 'unbind', 'hugepages', 'serve', 'attach', 'explain', 'completion'];
+const COMMANDS = [
+  'demo',
+  'map',
+  'devices',
+  'bind',
+  'unbind',
+  'hugepages',
+  'serve',
+  'attach',
+  'forward',
+  'explain',
+  'completion',
+];
 
 describe('anydma', { concurrency: 4 }, () => {
   test('lists its commands, and only those that there are', async () => {

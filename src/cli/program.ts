@@ -8,6 +8,7 @@ import { completion } from './completion/completion.js';
 import { demo } from './demo/demo.js';
 import { devices } from './devices/devices.js';
 import { explain } from './explain.js';
+import { forward } from './forward/forward.js';
 import { hugepages } from './hugepages.js';
 import { map } from './map.js';
 import type { Streams } from './shared/output.js';
@@ -53,6 +54,7 @@ Start with: anydma demo`,
   addCommand(program, serve, run);
   addCommand(program, attach, run);
   addNvme(program, run);
+  addCommand(program, forward, run);
   addRdma(program, run);
   addCommand(program, explain, run);
   addCommand(program, completion(program), run);

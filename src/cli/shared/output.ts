@@ -28,6 +28,11 @@ export interface LiveLine extends Disposable {
   show(text: string): void;
 }
 
+/** Lines that replace themselves. Disposing it takes them away. */
+export interface LiveLines extends Disposable {
+  show(lines: readonly string[]): void;
+}
+
 /** Writes the output of a command. With `json`, text and tables are dropped, and documents go to standard output. */
 export class Output {
   /** Reasons of interruptions that were reported. */
@@ -155,6 +160,26 @@ export class Output {
         if (shown === 0) return;
         put('');
         stderr.write('\r');
+      },
+    };
+  }
+
+  /** Lines on standard error that replace themselves, when that is a terminal. */
+  liveLines(): LiveLines {
+    const { stderr } = this.#streams;
+    if (stderr.isTTY !== true) return { show: () => undefined, [Symbol.dispose]: () => undefined };
+    let shown = 0;
+    // To the first line that was shown, and nothing below it (ECMA-48: CPL, ED).
+    const clear = (): string => (shown === 0 ? '' : `\x1b[${shown}F\x1b[J`);
+    return {
+      show: (lines) => {
+        const width = 'columns' in stderr && typeof stderr.columns === 'number' ? stderr.columns : 80;
+        stderr.write(clear() + lines.map((line) => `${line.slice(0, width - 1)}\n`).join(''));
+        shown = lines.length;
+      },
+      [Symbol.dispose]: () => {
+        stderr.write(clear());
+        shown = 0;
       },
     };
   }

@@ -1,0 +1,166 @@
+/** `anydma forward`, with captures that tshark reads too. */
+import assert from 'node:assert/strict';
+import { spawn, spawnSync } from 'node:child_process';
+import { createReadStream, createWriteStream, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { describe, test } from 'node:test';
+import { documentOf, Room, type Ended } from '../../../test/shared/command.js';
+import { CaptureReader, CaptureWriter } from '../../entry/net.js';
+
+const tshark = spawnSync('tshark', ['--version']).error === undefined;
+const SKIP = { skip: tshark ? false : 'without tshark' };
+
+/** A capture of `count` frames of UDP, of all lengths. */
+function capture(count: number, seed = 1): Uint8Array {
+  const parts: Uint8Array[] = [];
+  const writer = new CaptureWriter('pcap', 1, (bytes) => parts.push(bytes.slice()));
+  for (let i = 0; i < count; i++) {
+    const length = 60 + ((i * 97 * seed) % 1455);
+    const frame = Uint8Array.from({ length }, (_, byte) => (i + byte * seed) & 255);
+    frame.set([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0]);
+    writer.begin({ seconds: 1_700_000_000 + i, nanos: (i * 1_234_567) % 1e9, wire: length + (i % 3) }, length);
+    writer.add(frame);
+    writer.end(length);
+  }
+  writer.flush();
+  return Uint8Array.from(Buffer.concat(parts));
+}
+
+/** All frames, as texts. */
+function framesOf(path: string): string[] {
+  const reader = new CaptureReader();
+  reader.push(readFileSync(path));
+  const frames: string[] = [];
+  for (let frame = reader.next(); frame !== undefined; frame = reader.next())
+    frames.push(`${frame.seconds}.${frame.nanos} ${frame.wire} ${Buffer.from(frame.data).toString('hex')}`);
+  reader.end();
+  return frames;
+}
+
+/** What tshark reads in a capture. */
+function asTshark(path: string): string {
+  // A line with time and length for each frame, and all its bytes.
+  const { stdout, status, stderr } = spawnSync('tshark', ['-n', '-t', 'e', '-x', '-r', path], {
+    encoding: 'utf8',
+    maxBuffer: 2 ** 28,
+  });
+  assert.equal(status, 0, stderr);
+  return stdout;
+}
+
+function good(ended: Ended): Ended {
+  assert.equal(ended.status, 0, ended.stderr);
+  return ended;
+}
+
+describe('anydma forward', { concurrency: 2 }, () => {
+  for (const memory of ['owned', 'heap', 'anon', 'xmem'])
+    for (const kind of ['pcap', 'pcapng'])
+      test(`a capture as it is, to ${kind}, ${memory} memory`, async () => {
+        using room = new Room();
+        writeFileSync(room.file('in.pcap'), capture(3000));
+        const args = [
+          'forward',
+          '--port',
+          `vdev:pcap0,rx=${room.file('in.pcap')},tx=${room.file(`out.${kind}`)}`,
+          '--memory',
+          memory,
+        ];
+        const document = documentOf(good(await room.call([...args, '--json'])));
+        assert.deepEqual(document.streams, [
+          { from: 'vdev:pcap0', to: 'vdev:pcap0', received: 3000, sent: 3000, dropped: 0 },
+        ]);
+        assert.deepEqual(framesOf(room.file(`out.${kind}`)), framesOf(room.file('in.pcap')));
+      });
+
+  test('tshark reads the same in what was written', SKIP, async () => {
+    using room = new Room();
+    writeFileSync(room.file('in.pcap'), capture(500));
+    for (const [rx, tx] of [
+      ['in.pcap', 'out.pcapng'],
+      ['out.pcapng', 'again.pcap'],
+    ])
+      good(await room.call(['forward', '--port', `vdev:pcap0,rx=${room.file(rx)},tx=${room.file(tx)}`]));
+    const before = asTshark(room.file('in.pcap'));
+    assert.ok(before.split('\n').length > 500);
+    assert.equal(asTshark(room.file('out.pcapng')), before);
+    assert.equal(asTshark(room.file('again.pcap')), before);
+  });
+
+  test('two ports, each to the other, changed on the way, and what passes as a capture', async () => {
+    using room = new Room();
+    writeFileSync(room.file('a.pcap'), capture(200, 1));
+    writeFileSync(room.file('b.pcap'), capture(300, 3));
+    const ports = ['a', 'b'].flatMap((name, i) => [
+      '--port',
+      `vdev:pcap${i},rx=${room.file(`${name}.pcap`)},tx=${room.file(`${name}.out`)}`,
+    ]);
+    good(
+      await room.call(['forward', ...ports, '--mode', 'macswap', '--capture', room.file('all.pcapng'), '--burst', '7']),
+    );
+    const swapped = (frames: string[]): string[] =>
+      frames.map((text) => text.replace(/ ([0-9a-f]{12})([0-9a-f]{12})/, ' $2$1'));
+    assert.deepEqual(framesOf(room.file('b.out')), swapped(framesOf(room.file('a.pcap'))));
+    assert.deepEqual(framesOf(room.file('a.out')), swapped(framesOf(room.file('b.pcap'))));
+    assert.equal(framesOf(room.file('all.pcapng')).length, 500);
+  });
+
+  test('from a pipe, and to one', async () => {
+    using room = new Room();
+    writeFileSync(room.file('in.pcap'), capture(1000));
+    for (const name of ['from', 'to']) assert.equal(spawnSync('mkfifo', [room.file(name)]).status, 0);
+    const reader = spawn('cat', [room.file('to')], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const read = new Promise<void>((resolve) =>
+      reader.stdout.pipe(createWriteStream(room.file('out'))).on('close', resolve),
+    );
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    const running = room.start(['forward', '--port', 'vdev:pcap0,rx=from,tx=to']);
+    createReadStream(room.file('in.pcap'), { highWaterMark: 1000 }).pipe(createWriteStream(room.file('from')));
+    good(await running.ended);
+    await read;
+    assert.deepEqual(framesOf(room.file('out')), framesOf(room.file('in.pcap')));
+  });
+
+  test('Ctrl-C ends it cleanly, with what was done', async () => {
+    using room = new Room();
+    const running = room.start(['forward', '--port', 'vdev:null0,size=64', '--capture', 'all.pcapng']);
+    while (statSync(room.file('all.pcapng'), { throwIfNoEntry: false })?.size === undefined)
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    running.child.kill('SIGINT');
+    const { status, stdout } = await running.ended;
+    assert.equal(status, 130);
+    assert.match(stdout, /vdev:null0/);
+    assert.ok(framesOf(room.file('all.pcapng')).length > 0);
+  });
+
+  for (const [why, port, code, says] of [
+    ['a file that is not there', 'vdev:pcap0,rx=nothing.pcap', 'ENOENT', /nothing\.pcap/],
+    ['a directory', 'vdev:pcap0,rx=folder', 'EISDIR', /folder/],
+    ['the same file twice', 'vdev:pcap0,rx=in.pcap,tx=./in.pcap', 'EINVAL', /the same file/],
+    ['a port without files', 'vdev:pcap0', 'EINVAL', /name them/],
+    ['no capture', 'vdev:pcap0,rx=text', 'EINVAL', /no capture that is known/],
+    ['a capture that is cut off', 'vdev:pcap0,rx=cut.pcap', 'EINVAL', /ends in the middle/],
+    ['another kind of frames', 'vdev:pcap0,rx=other.pcap', 'EINVAL', /link=113/],
+    ['a full disk', 'vdev:pcap0,rx=in.pcap,tx=/dev/full', 'ENOSPC', /\/dev\/full/],
+    ['a device that is no port', 'vdev:copy0', 'EINVAL', /none of Ethernet ports/],
+    ['a size that no frame has', 'vdev:null0,size=20', 'EINVAL', /size=20/],
+    ['a key that there is not', 'vdev:null0,rx=/x', 'EINVAL', /only the kind pcap/],
+  ] as const)
+    test(`refuses ${why}`, async () => {
+      using room = new Room();
+      mkdirSync(room.file('folder'));
+      const all = capture(100);
+      writeFileSync(room.file('in.pcap'), all);
+      writeFileSync(room.file('cut.pcap'), all.subarray(0, -5));
+      const other = all.slice();
+      other[20] = 113;
+      writeFileSync(room.file('other.pcap'), other);
+      writeFileSync(room.file('text'), 'this is no capture');
+      const there = port.replace(/(rx|tx)=(?!\/)/g, `$1=${room.path}/`);
+      const ended = await room.call(['forward', '--port', there, '--json']);
+      assert.equal(ended.status, 1);
+      assert.equal((documentOf(ended).error as { code: string }).code, code);
+      assert.match(ended.stderr, says);
+      assert.deepEqual(Uint8Array.from(readFileSync(room.file('in.pcap'))), all);
+    });
+});
