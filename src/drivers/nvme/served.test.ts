@@ -15,6 +15,7 @@ import { ADMIN, FEATURE, LOG } from '../../nvme/commands.js';
 import { errorEntriesOf } from '../../nvme/log-pages.js';
 import { KiB, MiB, type Va } from '../../units.js';
 import { spawnDevice } from '../../vfio-user/device-process.js';
+import type { ModelHost } from '../../vfio-user/devices/model.js';
 import type { NvmeFault } from '../../vfio-user/devices/nvme/faults.js';
 import { NODE_CALLS, type ImageCalls } from '../../vfio-user/devices/nvme/image.js';
 import { nvmeModel } from '../../vfio-user/devices/nvme/nvme.js';
@@ -154,6 +155,56 @@ describe('driver and served controller', linux, () => {
         await eal.remove(device);
         block.bytes().fill(0);
       }));
+
+  it('interrupts that cover several completions, or come late, lose nothing', async () => {
+    await using eal = await Eal.start(QUIET);
+    // Late commands complete while the driver sleeps, in bursts.
+    const faults: NvmeFault[] = [{ do: 'late', opcode: 2, ms: 30, nth: 100, times: 400 }];
+    let interrupts = 0;
+    eal.vdev.define('disk', (host) => {
+      const counted: ModelHost = {
+        dma: host.dma,
+        interrupt: (vector) => {
+          if (vector > 0) interrupts++;
+          host.interrupt(vector);
+        },
+        regionMemory: (region, offset) => host.regionMemory(region, offset),
+      };
+      return nvmeModel({ size: MiB, faults })(counted);
+    });
+    const device = await eal.probe('vdev:disk0');
+    const ssd = device.use(nvmeDriver);
+    const [disk] = ssd.namespaces;
+    const block = eal.malloc(32 * KiB, { align: 4096 });
+    const read = (n: number): Promise<void> => disk.read({ lba: n, into: { va: block.va + n * 512, length: 512 } });
+    for (let n = 0; n < 40; n++) await read(n);
+    const before = interrupts;
+    // After 8 of them, or 25.5 ms: later than the driver looks by itself.
+    await ssd.setFeature(FEATURE.COALESCING, 7 | (255 << 8));
+    interrupts = 0;
+    for (let n = 0; n < 40; n++) await read(n);
+    assert.ok(interrupts < before, `${interrupts} instead of ${before}`);
+    for (let round = 0; round < 6; round++)
+      await Promise.all(Array.from({ length: round === 5 ? 3 : 60 }, (_, n) => read(n)));
+    // A queue of the program's own, which is called from interrupts.
+    let done = 0;
+    await new Promise<void>((resolve, reject) => {
+      void ssd
+        .openQueue({
+          entries: 32,
+          onCompletions: (count, queue) => {
+            for (let i = 0; i < count; i++) if (queue.statuses[i] !== 0) reject(new Error('a read failed'));
+            if ((done += count) === 13) resolve();
+          },
+        })
+        .then((queue) => {
+          const iova = device.iovaOf(block);
+          for (let slot = 0; slot < 13; slot++) queue.read(slot, 1, slot, 1, iova + slot * 512);
+          queue.ring();
+        });
+    });
+    block.free();
+  });
 
   it('thousands of commands at depth 31 by numbers', () =>
     served({ size: MiB }, async ({ eal, device, ssd }) => {

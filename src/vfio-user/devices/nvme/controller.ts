@@ -77,7 +77,7 @@ export class NvmeController implements DeviceModel, EngineOwner {
     this.#host = host;
     this.#buffer = settings.memoryBuffer > 0 ? new MemoryBuffer(host, settings.memoryBuffer) : undefined;
     this.#engine = new Engine(this.#buffer ?? host.dma, this);
-    const core = new Core(settings, namespaces, this.#engine);
+    const core = new Core(settings, namespaces, this.#engine, (vector) => this.#interrupt(vector));
     this.#core = core;
     if (files !== undefined)
       core.batch = new Batch(files, this.#engine.dma, (command, namespace, toHost, whole) =>
@@ -176,7 +176,14 @@ export class NvmeController implements DeviceModel, EngineOwner {
     this.#engine.halt();
   }
 
-  signal(vector: number): void {
+  signal(queue: CompletionQueue, count: number): void {
+    const { coalescing } = this.#core;
+    // Those of the admin queue are told at once.
+    if (queue.id === 0) coalescing.raise(queue.vector);
+    else coalescing.posted(queue.vector, count);
+  }
+
+  #interrupt(vector: number): void {
     // Masks are for pins and MSI, which have at most 32 vectors.
     if (vector < 32 && (this.#masked & (1 << vector)) !== 0) this.#pending |= 1 << vector;
     else this.#host.interrupt(vector);

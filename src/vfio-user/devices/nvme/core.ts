@@ -3,6 +3,7 @@ import { EVENT, EVENT_CONFIG, EVENT_TYPE, eventResult, LOG } from '../../../nvme
 import { CRITICAL_WARNING } from '../../../nvme/log-pages.js';
 import { STATUS } from '../../../nvme/status.js';
 import type { Batch } from './batch.js';
+import { Coalescing } from './coalescing.js';
 import type { Command } from './command.js';
 import type { Engine } from './engine.js';
 import { Events } from './events.js';
@@ -41,6 +42,7 @@ export class Core {
   readonly health = new Health();
   readonly events: Events;
   readonly hostMemory: HostMemory;
+  readonly coalescing: Coalescing;
   /** For what can be moved without waiting; `undefined` where the system has no such thing. */
   batch: Batch | undefined;
   /** Namespaces that have come or gone since the host has read the log page. */
@@ -50,7 +52,9 @@ export class Core {
     readonly settings: Settings,
     readonly namespaces: ReadonlyMap<number, Namespace>,
     readonly engine: Engine,
+    interrupt: (vector: number) => void,
   ) {
+    this.coalescing = new Coalescing(this.features, interrupt);
     this.events = new Events(engine);
     this.hostMemory = new HostMemory(engine, settings.hostMemory);
   }
@@ -78,6 +82,7 @@ export class Core {
 
   /** Resets what a reset of the controller resets. */
   reset(): void {
+    this.coalescing.reset();
     this.features.reset();
     this.events.clear();
     this.hostMemory.disable();

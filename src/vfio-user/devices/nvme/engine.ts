@@ -49,8 +49,8 @@ export interface EngineOwner {
   submit(): void;
   /** Memory of a queue can not be reached: the controller can not go on. */
   fatal(): void;
-  /** Signals the interrupt of a completion queue. */
-  signal(vector: number): void;
+  /** Signals the interrupt of a queue that has got `count` completions. */
+  signal(queue: CompletionQueue, count: number): void;
   /** A command has failed. */
   failed(command: Command, status: number): void;
   /** Nothing is under way any more: no call to a file, no transfer. */
@@ -567,7 +567,7 @@ export class Engine {
       return;
     }
     if (wait === undefined) {
-      if (queue.posted !== before && queue.interrupts) this.#owner.signal(queue.vector);
+      if (queue.posted !== before && queue.interrupts) this.#owner.signal(queue, queue.posted - before);
       return;
     }
     this.#transfers++;
@@ -577,7 +577,7 @@ export class Engine {
       if (epoch === this.epoch) {
         if (this.cqs.get(queue.id) === queue) {
           if (!came) this.#owner.fatal();
-          else if (queue.interrupts) this.#owner.signal(queue.vector);
+          else if (queue.interrupts) this.#owner.signal(queue, queue.posted - before);
           if (queue.waiting > 0) this.#markDirty(queue);
         }
         queue.onWritten?.();

@@ -91,6 +91,7 @@ export function setFeatures(core: Core, command: Command): void {
     const before = features.word(feature);
     features.setWord(feature, (value & word.mask) >>> 0);
     if (feature === FEATURE.ASYNC_EVENTS) core.checkHealth();
+    if (feature === FEATURE.COALESCING) core.coalescing.changed();
     // What was cached is written before the cache is off.
     if (feature === FEATURE.WRITE_CACHE && before === 1 && !features.writeCache)
       return engine.call(command, (ended) => core.syncAll(ended), end);
@@ -118,6 +119,7 @@ export function setFeatures(core: Core, command: Command): void {
     case FEATURE.VECTOR:
       if ((value & 0xffff) > core.queues) return end(STATUS.INVALID_FIELD);
       features.setVector(value & 0xffff, value);
+      core.coalescing.changed();
       return end(STATUS.SUCCESS);
     case FEATURE.TIMESTAMP:
       return core.receive(command, 8, (bytes) => {

@@ -32,7 +32,7 @@ export class Features {
   under = 0;
   /** I/O queues that the host has asked for; `undefined` until it has. */
   queues: number | undefined;
-  /** Vectors whose interrupts are not coalesced; nothing is, so that it is only kept. */
+  /** Vectors whose interrupts are not coalesced: bit 16 of the word that the host has set. */
   readonly #vectors = new Map<number, number>();
   timestamp = new Uint8Array(8);
   #timestampSet = 0;
@@ -65,6 +65,13 @@ export class Features {
 
   vector(vector: number): number {
     return vector | (this.#vectors.get(vector) ?? 0);
+  }
+
+  /** How interrupts of a vector are coalesced: after so many completions, or so many times 100 microseconds; 0: at once. */
+  coalescing(vector: number): { readonly least: number; readonly time: number } {
+    const word = this.word(FEATURE.COALESCING);
+    const isOff = (this.#vectors.get(vector) ?? 0) !== 0;
+    return { least: (word & 0xff) + 1, time: isOff ? 0 : word >>> 8 };
   }
 
   setVector(vector: number, word: number): void {
