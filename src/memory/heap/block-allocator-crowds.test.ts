@@ -75,6 +75,18 @@ void describe('BlockAllocator in a crowd', () => {
     assert.ok(looks < 20);
   });
 
+  void it('finds what was too small for a greater request, also when smaller ones were looked for before', () => {
+    const runOf = contiguity(new Set([8 * 22 + 1]));
+    const allocator = crowd(40, () => 2 * UNIT + 64);
+    const place = BASE + 22 * PLACE + UNIT;
+    const ask = (length: number): number => allocator.allocate(length, 64, 0, runOf);
+    // From now on the blocks that were tried before this one are known to be unsuitable.
+    assert.equal(ask(UNIT + 64), place);
+    allocator.free(place);
+    assert.equal(ask(UNIT + 128), -1);
+    assert.equal(ask(UNIT + 64), place);
+  });
+
   void it('finds the largest block again and again without looking at all', () => {
     const sizes = Array.from({ length: 500 }, (_, i) => 4 * KiB + 64 * ((i * 7) % 2));
     const allocator = crowd(500, (i) => sizes[i]);

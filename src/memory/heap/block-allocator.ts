@@ -453,7 +453,7 @@ export class BlockAllocator {
    */
   #passOver(sizes: number, found: number, wanted: Wanted): void {
     const examined = (this.#examined ??= new Examined(CLASSES));
-    if (!examined.covers(sizes, wanted)) examined.begin(sizes, wanted);
+    examined.begin(sizes, wanted);
     const first = this.#heads[sizes];
     const end = examined.from[sizes];
     if (found >= 0) {

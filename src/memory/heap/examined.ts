@@ -43,9 +43,12 @@ export class Examined {
     );
   }
 
-  /** Starts again for this request: no block of the class is examined. */
+  /**
+   * Goes on with this request: blocks that are examined now are unsuitable for it, but perhaps not for one that asks for less. Those that
+   * were examined before stay if they are unsuitable for it too.
+   */
   begin(sizes: number, wanted: Wanted): void {
+    if (!this.covers(sizes, wanted)) this.from[sizes] = -1;
     this.#wanted[sizes] = wanted;
-    this.from[sizes] = -1;
   }
 }
