@@ -608,6 +608,25 @@ describe('a controller’s own memory', () => {
       await assert.rejects(ssd.lendMemory(block), dmaError('ENOTSUP', /wants no memory/));
     }));
 
+  it('is taken back, when the call that lent it was given up and done all the same', () =>
+    withDisk({ hostMemory: 4 }, async ({ eal, ssd, fake }) => {
+      const given = (): number[] =>
+        fake.log
+          .filter(
+            ({ queue, opcode, cdw10 }) => queue === 0 && opcode === ADMIN.SET_FEATURES && cdw10 === FEATURE.HOST_MEMORY,
+          )
+          .map(({ cdw11 }) => cdw11);
+      fake.misbehave = ({ cdw10, cdw11 }) => (cdw10 === FEATURE.HOST_MEMORY && cdw11 === 1 ? 'hold' : undefined);
+      ssd.configure({ timeoutMs: 20, abortMs: 60_000 });
+      using block = eal.malloc(16 * KiB, { align: 4096 });
+      const lending = ssd.lendMemory(block);
+      await until(() => fake.log.some(({ queue, opcode }) => queue === 0 && opcode === ADMIN.ABORT));
+      ssd.configure({ timeoutMs: 30_000 });
+      fake.letGo();
+      await assert.rejects(lending, dmaError('ETIMEDOUT', /done all the same/));
+      assert.deepEqual(given(), [1, 0]);
+    }));
+
   it('is lent to it, stays lent over a reset, and can not be freed until it is taken back', () =>
     withDisk({ hostMemory: 4 }, async ({ eal, device, ssd, fake }) => {
       using small = eal.malloc(8 * KiB, { align: 4096 });

@@ -810,7 +810,12 @@ export class Nvme {
     try {
       await this.#command('nvme.lendMemory', { ...feature, cdw12: pages, ...address, cdw15: count });
     } catch (error) {
-      if (flags === 0) this.#hostMemory = undefined;
+      if (flags === 0) {
+        this.#hostMemory = undefined;
+        // What was given up may have been done all the same, and the memory is free again soon. After a reset the controller has none.
+        const undo = this.#command('nvme.lendMemory', { opcode: ADMIN.SET_FEATURES, cdw10: FEATURE.HOST_MEMORY });
+        await undo.catch(() => undefined);
+      }
       throw error;
     }
   }
