@@ -31,6 +31,8 @@ const ROOMS = [
     'forgotten',
     'at-exit',
     'feed',
+    'fields',
+    'handed',
   ],
   // The words of a specification that a driver and a model share.
   ['nvme'],

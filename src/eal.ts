@@ -19,7 +19,7 @@ import type { MapAsyncOptions } from './dma/domain.js';
 import type { MapOptions } from './dma/plan.js';
 import { builtinDrivers } from './drivers/builtin.js';
 import { mustBe, mustBeMs, mustBeObject, optionsOf, reading, type Shape, stopped } from './check.js';
-import { DmaError, invalid, NO_PERMISSION, throwFirst, undoAll, unlessFails, withUndo } from './errors.js';
+import { DmaError, invalid, isDmaError, NO_PERMISSION, throwFirst, undoAll, unlessFails, withUndo } from './errors.js';
 import { forgottenLines, type Forgotten } from './forgotten.js';
 import {
   checkLongWork,
@@ -49,13 +49,17 @@ import { captureOrigin, type Origin } from './origin.js';
 import { formatSize, isAddress, type Va } from './units.js';
 import { openPlatform } from './platform/open.js';
 import type { Platform } from './platform/ports.js';
+import type { Range } from './ranges.js';
+import { Offer, pauseAll, type Successor } from './share/hand-over.js';
 import { checkEalName } from './share/places.js';
 import { Primary } from './share/primary.js';
 import { Secondary, type AttachOptions } from './share/secondary.js';
 import { SharedWords } from './share/shared-words.js';
+import { continueAll, Taken, type Continued } from './share/take-over.js';
 import { AddressWindow } from './share/window.js';
 import { shortForm } from './short-form.js';
 import { queueMicrotask } from './timers.js';
+import type { Paused } from './handed.js';
 import type { MemoryPart } from './memory/part.js';
 import { STAYS } from './stays.js';
 
@@ -98,6 +102,25 @@ export interface EalOptions extends LongWorkOptions {
    * warning (code `ANYDMA_FORGOTTEN`). It is released in any case.
    */
   readonly onForgotten?: (forgotten: readonly string[]) => void;
+}
+
+/** Options of {@link Eal.takeOver}. */
+export interface TakeOverOptions extends Omit<EalOptions, 'name'> {
+  /** How long the running program may take for each answer, in milliseconds. Default 30000. */
+  readonly timeoutMs?: number;
+}
+
+/** Options of {@link Eal.handOver}. */
+export interface HandOverOptions {
+  /**
+   * Called when a program asks, before anything is stopped: the time to finish what should not be handed over. If it throws,
+   * nothing is handed over, and the other program gets the error.
+   */
+  readonly prepare?: (successor: Successor) => void | Promise<void>;
+  /** How long the other program may take from its request on, in milliseconds. Default 30000. */
+  readonly timeoutMs?: number;
+  /** Ends the readiness to hand over, or a hand-over that is not committed. */
+  readonly signal?: AbortSignal;
 }
 
 /** Events of `Eal.events`, emitted afterwards. */
@@ -158,9 +181,12 @@ export class Eal implements AsyncDisposable {
   readonly #window: AddressWindow | undefined;
   readonly #words: SharedWords | undefined;
   #primary: Primary | undefined;
+  #offer: Offer | undefined;
   /** Do other processes go on with its memory after it has stopped? */
   #keepsContent = false;
   #forgetExit: () => void = () => undefined;
+  /** Why nothing can be called: another process takes everything over, or has done so. */
+  #handedOver: DmaError | undefined;
   /** `stop` in progress, or successful. */
   #stopping: Promise<void> | undefined;
   #stopped = false;
@@ -294,6 +320,105 @@ export class Eal implements AsyncDisposable {
   }
 
   /**
+   * Takes everything over from the running program whose Eal has that name: its external memory at the same addresses, its
+   * mappings, and its devices, which go on doing DMA meanwhile. The running program must have called {@link Eal.handOver}.
+   * If this fails at any step before the last one, or this process ends, the running program goes on as before. Other
+   * processes then attach to this Eal by the same name.
+   *
+   * `eal.devices()` has the devices, with the drivers of this program; `domain.mappings()` of a device its mappings, and
+   * `eal.external` the memory, found by range or label. Interrupts that were enabled stay enabled: the first
+   * `enableInterrupts` of the same kind gets them, with those that came meanwhile.
+   *
+   * @param name what `Eal.start({ name })` was given there
+   * @throws DmaError ENOENT if no process has this name; EBUSY if it does not hand over now, with what keeps it; ENOTSUP if
+   *   something of it can not be handed over, which the error names, or this program lacks a driver; EEXIST if the
+   *   addresses are taken in this process; ENOMEM if this process may not lock the memory (`ulimit -l`); ETIMEDOUT; as
+   *   `Eal.start`
+   */
+  static async takeOver(name: string, options?: TakeOverOptions): Promise<Eal> {
+    const { timeoutMs = TAKE_OVER_MS, ...others } = optionsOf<TakeOverOptions>(options, TAKE_OVER_OPTIONS, TAKE_OVER);
+    const checked = checkedOptions({ ...others, name });
+    mustBeMs(timeoutMs, 'timeoutMs', TAKE_OVER);
+    const platform = checked.platform ?? openPlatform();
+    const taken = await Taken.from(platform, name, timeoutMs);
+    let eal: Eal | undefined;
+    let continued: Continued | undefined;
+    try {
+      eal = Eal.#make(checked, platform, taken.window);
+      continued = eal.#continue(taken);
+      await eal.memory.startAsync(checked);
+      await taken.commit();
+    } catch (error) {
+      const undo = undoAll([() => continued?.abandon(gaveUp(error)), () => taken.giveUp()]);
+      await eal?.stop().catch((failure: unknown) => undo.push(failure));
+      throw withUndo(error, TAKE_OVER, undo);
+    }
+    continued.start();
+    await eal.#registry.mapStanding();
+    try {
+      eal.#becomePrimary(checked);
+    } catch (error) {
+      // The devices are worth more than the name.
+      if (!isDmaError(error)) throw error;
+      process.emitWarning(`no process can attach: ${error.message}`, { code: 'ANYDMA_SHARE' });
+    }
+    return eal;
+  }
+
+  /**
+   * Hands everything over to the first program that calls {@link Eal.takeOver} with the name of this Eal: resolves when
+   * that program has it. This Eal then only remains to be stopped, or the process to be ended: neither unmaps or resets
+   * anything, and views of memory stay valid until then. Every other call fails with ECANCELED, which names the program.
+   *
+   * If it fails, because the other program fails or ends at any step, because `prepare` throws or time runs out, everything
+   * goes on here as before, and it can be called again. While a program takes over, calls that change something fail with
+   * EBUSY; devices go on.
+   *
+   * External memory with a descriptor is handed over (of `allocate` and `fromFd`), mappings, devices on the buses `pci`
+   * (with iommufd, Linux 6.14 or later) and `vfio-user` with the drivers `raw`, `edu` and `copy` and those of the program
+   * that know how, and interrupts.
+   *
+   * @throws DmaError EINVAL if this Eal has no name; EBUSY if it hands over already, other processes are attached, other
+   *   threads hold something, or memory is pinned; ENOTSUP for what can not be handed over: the error names it; ECANCELED;
+   *   ETIMEDOUT
+   */
+  async handOver(options?: HandOverOptions): Promise<Successor> {
+    this.#mustRun(HAND_OVER);
+    const { prepare, timeoutMs = TAKE_OVER_MS, signal } = optionsOf(options, HAND_OVER_OPTIONS, HAND_OVER);
+    mustBeMs(timeoutMs, 'timeoutMs', HAND_OVER);
+    const primary = this.#primary;
+    const window = this.#window;
+    if (primary === undefined || window === undefined)
+      throw invalid(HAND_OVER, 'this Eal has no name, so that no program can find it', {
+        hint: 'Eal.start({ name }) gives it one',
+      });
+    if (this.#offer !== undefined)
+      throw new DmaError({ code: 'EBUSY', operation: HAND_OVER, reason: 'it hands over already' });
+    const { platform } = this;
+    const offer = new Offer({
+      platform,
+      timeoutMs,
+      prepare,
+      pause: async () => this.#pause(primary, window),
+      over: ({ label }) => (this.#handedOver = handedOver(label)),
+      drop: (session, error) => primary.drop(session, error),
+    });
+    this.#offer = offer;
+    primary.offer(offer);
+    try {
+      return await this.#running.run(signal, HAND_OVER, async (either) => {
+        const successor = await offer.taken(either);
+        this.#forgetExit();
+        await primary.close();
+        return successor;
+      });
+    } finally {
+      this.#offer = undefined;
+      primary.offer(undefined);
+    }
+  }
+
+  /**
    * Opens the device `name` and attaches the first driver that takes it: see `Registry.probe` for the steps and errors.
    *
    * @param name `bus:name[,key=value...]`, such as `vfio-user:/run/device.sock` or `vdev:edu0`; DPDK's layered form
@@ -312,6 +437,7 @@ export class Eal implements AsyncDisposable {
 
   /** Removes a device: detaches its driver and unmaps its memory. @throws DmaError as `Registry.remove` */
   async remove(device: Device): Promise<void> {
+    if (this.#handedOver !== undefined) throw this.#handedOver.with({ operation: 'remove' });
     await this.#registry.remove(device);
   }
 
@@ -458,8 +584,64 @@ export class Eal implements AsyncDisposable {
     await this.stop();
   }
 
-  static #make(options: EalOptions, platform: Platform): Eal {
-    const window = windowFor(options, platform);
+  /** Stops using everything, so that another process can continue. @throws DmaError EBUSY, ENOTSUP */
+  async #pause(primary: Primary, window: AddressWindow): Promise<Paused> {
+    const why = new DmaError({ code: 'EBUSY', operation: HAND_OVER, reason: 'another program takes everything over' });
+    mayHandOver(this.#obstacles(primary));
+    this.#shares.mustBeFree(HAND_OVER);
+    this.#handedOver = why;
+    try {
+      const { external, containers } = this;
+      const paused = await pauseAll(
+        {
+          window,
+          external,
+          driverMemory: [...this.#driverMemory].filter((memory) => this.#words?.has(memory) !== true),
+          containers,
+          registry: this.#registry,
+          leave: (group) => this.#reached.has(group),
+        },
+        why,
+      );
+      const resume = (): void => {
+        this.#handedOver = undefined;
+        paused.resume();
+      };
+      return { ...paused, resume };
+    } catch (error) {
+      this.#handedOver = undefined;
+      throw error;
+    }
+  }
+
+  /** What can not be handed over now, and what can not be at all. */
+  #obstacles(primary: Primary): { readonly busy: readonly string[]; readonly never: readonly string[] } {
+    const busy = primary.users.map((label) => `${label} is attached`);
+    const never = this.#registry.handOverObstacles();
+    for (const memory of [...this.external, ...this.#driverMemory]) {
+      const obstacle = External.handOverObstacle(memory);
+      if (obstacle !== undefined) (memory.pinned === undefined ? never : busy).push(obstacle);
+    }
+    for (const heap of [...this.memory.heapsInUse, ...this.heaps.made]) {
+      const { total } = heap.statistics();
+      if (total > 0) never.push(`the heap ${heap.name} has ${formatSize(total)}, and heaps stay in their process`);
+    }
+    for (const { name } of this.pools) never.push(`the pool ${name} stays in its process`);
+    for (const { name } of this.rings) never.push(`the ring ${name} stays in its process`);
+    return { busy, never };
+  }
+
+  /** Makes what another process has handed over its own. */
+  #continue(taken: Taken): Continued {
+    const { platform, external, containers } = this;
+    return continueAll(
+      { platform, external, driverMemory: this.#driverMemory, containers, registry: this.#registry },
+      taken,
+    );
+  }
+
+  static #make(options: EalOptions, platform: Platform, taken?: Range<Va>): Eal {
+    const window = windowFor(options, platform, taken);
     try {
       return new Eal(options, platform, window);
     } catch (error) {
@@ -501,7 +683,8 @@ export class Eal implements AsyncDisposable {
 
   async #stop(): Promise<void> {
     this.#forgetExit();
-    const errors = this.#stopped ? [] : undoAll([() => this.#report(warn)]);
+    const isDone = this.#stopped || this.#handedOver !== undefined;
+    const errors = isDone ? [] : undoAll([() => this.#report(warn)]);
     this.#stopped = true;
     // Before other processes are told.
     this.#shares.mustBeFree('stop');
@@ -657,6 +840,7 @@ export class Eal implements AsyncDisposable {
   }
 
   #mustRun(operation: string): void {
+    if (this.#handedOver !== undefined) throw this.#handedOver.with({ operation });
     if (this.#stopped) throw stopped(operation);
   }
 }
@@ -671,12 +855,16 @@ shortForm(Eal, 'Eal', (eal) => ({
 }));
 
 /** The addresses of an Eal that other processes attach to. */
-function windowFor({ name, memory }: EalOptions, platform: Platform): AddressWindow | undefined {
+function windowFor(
+  { name, memory }: EalOptions,
+  platform: Platform,
+  taken: Range<Va> | undefined,
+): AddressWindow | undefined {
   if (name === undefined) return undefined;
   if (platform.limitation !== undefined)
     throw new DmaError({ code: 'ENOTSUP', operation: START, reason: platform.limitation });
   const { baseAddress, sameIova, iovaMode } = memorySettings(memory ?? {});
-  return new AddressWindow(platform, { name, baseAddress, low: sameIova && iovaMode !== 'pa' });
+  return new AddressWindow(platform, { name, baseAddress, low: sameIova && iovaMode !== 'pa', taken });
 }
 
 /** Whether these options name a heap. @throws DmaError EINVAL if they are invalid */
@@ -724,6 +912,35 @@ const OPTIONS: Shape<EalOptions> = {
   onProgress: 'function',
   signal: 'signal',
 };
+
+const { name: _name, ...UNNAMED } = OPTIONS;
+const TAKE_OVER_OPTIONS: Shape<TakeOverOptions> = { ...UNNAMED, timeoutMs: 'number' };
+const HAND_OVER_OPTIONS: Shape<HandOverOptions> = { prepare: 'function', timeoutMs: 'number', signal: 'signal' };
+
+const TAKE_OVER = 'Eal.takeOver';
+const HAND_OVER = 'handOver';
+
+/** How long handing over may take, in milliseconds. */
+const TAKE_OVER_MS = 30_000;
+
+/** The error of everything that was handed over. */
+function handedOver(label: string): DmaError {
+  const reason = `everything was handed over to ${label}`;
+  return new DmaError({ code: 'ECANCELED', operation: HAND_OVER, reason, hint: 'stop this Eal, or end the process' });
+}
+
+/** Why this process does not take over after all. */
+function gaveUp(cause: unknown): DmaError {
+  return new DmaError({ code: 'ECANCELED', operation: TAKE_OVER, reason: 'this process did not take over', cause });
+}
+
+/** @throws DmaError EBUSY, ENOTSUP */
+function mayHandOver({ busy, never }: { readonly busy: readonly string[]; readonly never: readonly string[] }): void {
+  const [code, why] = never.length > 0 ? (['ENOTSUP', never] as const) : (['EBUSY', busy] as const);
+  if (why.length === 0) return;
+  const reason = `${why.slice(0, 5).join('; ')}${why.length > 5 ? `; and ${why.length - 5} more` : ''}`;
+  throw new DmaError({ code, operation: HAND_OVER, reason });
+}
 
 /** The owner of the mappings of heap memory, for messages. */
 const HEAP_KEEPER = 'the heap that this memory is in';

@@ -6,7 +6,7 @@
  */
 import './disposables.js';
 
-export { Eal, type EalEvents, type EalOptions } from './eal.js';
+export { Eal, type EalEvents, type EalOptions, type HandOverOptions, type TakeOverOptions } from './eal.js';
 
 export { DmaError, isDmaError, type ErrorCode } from './errors.js';
 export {

@@ -52,6 +52,8 @@ export class BoundDevice implements Device {
   lost: DmaError | undefined;
   /** Whether it was removed because the registry was closed. */
   stopped = false;
+  /** Why it can not be used any more: another process has it. */
+  handedOver: DmaError | undefined;
   readonly #opened: OpenedDevice;
   readonly #areas: AreaIndex;
   #binding: Binding | undefined;
@@ -82,6 +84,7 @@ export class BoundDevice implements Device {
   }
 
   get access(): DeviceAccess {
+    if (this.handedOver !== undefined) throw this.handedOver.with({ operation: 'access', device: this.name });
     // A lost device stays accessible to its driver until the driver has released it.
     if (this.lost !== undefined && this.binding === undefined) throw lostDevice('access', this.name, this.lost);
     const { access } = this.#opened;
@@ -94,6 +97,11 @@ export class BoundDevice implements Device {
       reason: 'the device has no registers',
       hint,
     });
+  }
+
+  /** What its bus opened. */
+  get opened(): OpenedDevice {
+    return this.#opened;
   }
 
   get handle(): unknown {
@@ -330,6 +338,7 @@ export class BoundDevice implements Device {
   }
 
   #hasNoDriver(operation: string): DmaError {
+    if (this.handedOver !== undefined) return this.handedOver.with({ operation, device: this.name });
     if (this.lost !== undefined) return lostDevice(operation, this.name, this.lost);
     if (this.stopped) return stopped(operation).with({ device: this.name });
     const reason = this.state === 'gone' ? 'the device was removed' : 'the device has no driver';

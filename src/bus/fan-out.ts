@@ -77,6 +77,17 @@ export class GroupMapping implements Disposable, AsyncDisposable {
     this.#add(device, device.dmaMap(this.target, this.options));
   }
 
+  /** @internal Notes a mapping of a device that another process made. */
+  takeOver(device: Device, mapping: Mapping): void {
+    this.#add(device, mapping);
+  }
+
+  /** @internal Another process has its mappings: forgets it. */
+  abandon(): void {
+    this.#standing?.ends();
+    this.#byDevice.clear();
+  }
+
   /** @internal As {@link GroupMapping.add}, without blocking the event loop. */
   async addAsync(device: Device, work: MapAsyncOptions = {}): Promise<void> {
     this.#add(device, await device.dmaMapAsync(this.target, { ...this.options, ...work }));

@@ -8,6 +8,8 @@ import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions } from '../dma/plan.js';
 import type { DmaError } from '../errors.js';
 import type { Shares } from '../memory/shared/shares.js';
+import type { Fields } from '../fields.js';
+import type { Paused } from '../handed.js';
 import type { External } from '../memory/external.js';
 import type { IovaMode } from '../memory/iova-mode.js';
 import type { Iova, IovaLike, VaLike } from '../units.js';
@@ -44,8 +46,25 @@ export interface OpenedDevice {
   onError?(failed: (error: DmaError) => void): void;
   /** Sets the callback for the loss of the device: called once if the device goes away without being closed. */
   onLost(lost: (error: DmaError) => void): void;
+  /**
+   * Stops using the device, so that another process can continue with it: see {@link Bus.takeOver}. Absent: it can not be
+   * handed over.
+   *
+   * @param why of the calls that are refused meanwhile
+   * @throws DmaError EBUSY if it can not be handed over now; nothing has changed then
+   */
+  handOver?(why: DmaError): Promise<Paused>;
   /** Closes it. Idempotent. */
   close(): Promise<void> | void;
+}
+
+/** A device that another process has handed over, and that this process may not access before `start`. */
+export interface TakenDevice {
+  readonly opened: OpenedDevice;
+  /** The other process has let go of it. */
+  start(): void;
+  /** The other process keeps it: gives up this process's share, and changes nothing for the device. */
+  abandon(error: DmaError): void;
 }
 
 /** Options of {@link Bus.open}. */
@@ -84,6 +103,17 @@ export interface Bus {
    *   then
    */
   open(name: string, args: ReadonlyMap<string, string>, options?: OpenOptions): Promise<OpenedDevice>;
+  /**
+   * Continues with a device that another process has handed over (see {@link OpenedDevice.handOver}). Absent: devices of
+   * this bus can not be taken over.
+   *
+   * @param handed.fds belong to the bus from now on, also if it throws
+   */
+  takeOver?(
+    name: string,
+    args: ReadonlyMap<string, string>,
+    handed: { readonly state: Fields; readonly fds: readonly number[] },
+  ): TakenDevice;
   /** Whether the driver matches the device, beyond its bus name and ids. Default: yes. */
   match?(opened: OpenedDevice, driver: Driver): boolean;
   /**
@@ -262,6 +292,13 @@ export interface ProbeContext {
   readonly shares?: Shares;
 }
 
+/** What a driver makes of a device that another process has handed over. */
+export interface TakenInstance<T> {
+  readonly instance: T;
+  /** The other process has let go of the device. Absent: nothing is to be done then. */
+  start?(): void;
+}
+
 /**
  * A driver.
  *
@@ -297,6 +334,19 @@ export interface Driver<T = unknown> {
    * @returns the object for the program, or {@link TRY_NEXT}
    */
   probe(device: Device, context: ProbeContext): Promise<T | typeof TRY_NEXT> | T | typeof TRY_NEXT;
+  /**
+   * Stops using the device, which goes on with what it has, so that the same driver of another process can continue. Absent:
+   * its devices can not be handed over.
+   *
+   * @param why of the calls that are refused meanwhile
+   * @throws DmaError EBUSY if it can not be handed over now; nothing has changed then
+   */
+  handOver?(device: Device, instance: T, why: DmaError): Promise<Paused> | Paused;
+  /**
+   * Continues with a device that another process has handed over. Its memory is registered, and its mappings are there. The
+   * device must not be accessed before `start`.
+   */
+  takeOver?(device: Device, context: ProbeContext, state: Fields): TakenInstance<T>;
   /** Releases the device, which may be lost already, and everything that `probe` allocated. */
   remove?(device: Device, instance: T): Promise<void> | void;
 }

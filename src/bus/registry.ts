@@ -2,12 +2,20 @@
  * Buses, drivers and devices of one `Eal`: registering, scanning, probing, removing, listing, and mapping memory for
  * every device, present and future.
  */
-import { Domain, type BookSettings, type DomainOptions, type MapAsyncOptions } from '../dma/domain.js';
+import {
+  Domain,
+  type BookSettings,
+  type DomainOptions,
+  type HandedMapping,
+  type MapAsyncOptions,
+} from '../dma/domain.js';
 import type { AddressSpace } from '../dma/address-space.js';
-import { checkTarget, MAP_OPTIONS, targetOf, type MapOptions } from '../dma/plan.js';
+import { ACCESSES, checkTarget, MAP_OPTIONS, targetOf, type MapOptions } from '../dma/plan.js';
 import { mustBe, mustBeFunction, mustBeString, mustHandle, optionsOf, reading, stopped } from '../check.js';
 import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, throwFirst, toldAs, undoAll, withUndo } from '../errors.js';
+import type { Fields, JsonObject } from '../fields.js';
+import type { Paused } from '../handed.js';
 import { progressOf, type LongWorkOptions } from '../long-work.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
@@ -21,6 +29,7 @@ import {
   type OpenedDevice,
   type OpenOptions,
   type ProbeContext,
+  type TakenDevice,
 } from './model.js';
 import { show } from '../show.js';
 import { BoundDevice } from './device.js';
@@ -246,6 +255,215 @@ export class Registry {
     }
   }
 
+  // --- from one process to another ---
+
+  /**
+   * What keeps the devices from being handed over to another process, as clauses; none if nothing does. Nothing changes.
+   */
+  handOverObstacles(): string[] {
+    const obstacles = [...this.#inTransition.keys()].map((name) => `${name} is being probed or removed`);
+    for (const { name, bus, driver, opened } of this.#devices.values()) {
+      if (opened.handOver === undefined || bus.takeOver === undefined)
+        obstacles.push(`${name} is on the bus ${bus.name}, whose devices can not be handed over`);
+      else if (driver !== undefined && (driver.handOver === undefined || driver.takeOver === undefined))
+        obstacles.push(`${name} is driven by ${driver.name}, whose devices can not be handed over`);
+    }
+    return obstacles;
+  }
+
+  /**
+   * Stops using all devices, so that another process can continue with them. They go on with what they have, and stay
+   * mapped. `resume` or `end` of the result follows.
+   *
+   * @param why of the calls that are refused meanwhile
+   * @param leave is this group not handed over here?
+   * @throws DmaError of a device, a driver or a domain; then all devices go on
+   */
+  async handOver(why: DmaError, leave: (group: GroupMapping) => boolean): Promise<Paused> {
+    const undo: (() => void)[] = [];
+    const paused: Paused[] = [];
+    try {
+      for (const domain of this.#domains.values()) {
+        undo.unshift(() => domain.resume());
+        await domain.pause(why);
+      }
+      const groups = [...this.#standing].filter((group) => !leave(group));
+      const described = new Set<Domain>();
+      const devices: JsonObject[] = [];
+      const fds: number[] = [];
+      for (const device of this.#devices.values()) {
+        const { domain, driver, instance } = device.binding ?? {};
+        const driverPart = await driver?.handOver?.(device, instance, why);
+        if (driverPart !== undefined) paused.push(driverPart);
+        undo.unshift(() => driverPart?.resume());
+        const busPart = await device.opened.handOver?.(why);
+        if (busPart !== undefined) paused.push(busPart);
+        undo.unshift(() => busPart?.resume());
+        fds.push(...(busPart?.fds ?? []));
+        // What the domain maps for all its devices goes along with the first of them.
+        const own = domain === undefined || described.has(domain) ? [] : domain.handedMappings();
+        if (domain !== undefined) described.add(domain);
+        const mappings = domain?.mappingsFor(device.name) ?? [];
+        devices.push({
+          name: device.busName,
+          bus: device.bus.name,
+          args: [...device.args].map(([key, value]) => ({ key, value })),
+          driver: driver?.name,
+          driverState: driverPart?.state,
+          fds: busPart?.fds.length,
+          state: busPart?.state,
+          mappings: (domain?.handedMappings(device.name) ?? []).map((mapping, i) => {
+            const group = groups.findIndex((each) => each.of(device) === mappings[i]);
+            return { ...mappingState(mapping), group: group < 0 ? undefined : group };
+          }),
+          own: own.map(mappingState),
+        });
+      }
+      const standing = groups.map(({ target: { va, length }, options }) => ({ va, length, options: { ...options } }));
+      return {
+        state: { devices, standing },
+        fds,
+        resume: () => throwFirst(undoAll(undo), 'handOver'),
+        end: (error) => throwFirst(this.#endHanded(paused, error), 'handOver'),
+      };
+    } catch (error) {
+      throw withUndo(error, 'handOver', undoAll(undo));
+    }
+  }
+
+  /** Another process has all devices. @returns the errors */
+  #endHanded(paused: readonly Paused[], error: DmaError): unknown[] {
+    this.#closed = true;
+    const devices = [...this.#devices.values()];
+    const domains = [...this.#domains.values()];
+    for (const device of devices) device.handedOver = error;
+    const errors = undoAll([
+      ...domains.map((domain) => () => domain.abandon(error)),
+      ...paused.map((each) => () => each.end(error)),
+    ]);
+    for (const device of devices) {
+      device.state = 'gone';
+      device.binding = undefined;
+    }
+    this.#devices.clear();
+    this.#domains.clear();
+    this.#granules.clear();
+    for (const group of [...this.#standing]) group.abandon();
+    return errors;
+  }
+
+  /**
+   * Continues with devices that another process has handed over. None is accessed before `start` of the result; `abandon`
+   * gives them up, and leaves them to the other process.
+   *
+   * @param fds the descriptors; they belong to the registry from now on, also if it throws
+   * @param close closes one of them
+   */
+  takeOver(
+    state: Fields,
+    fds: readonly number[],
+    close: (fd: number) => void,
+  ): { readonly start: () => void; readonly abandon: (error: DmaError) => void } {
+    const left = [...fds];
+    const taken: { readonly device: BoundDevice; readonly bus: TakenDevice; readonly start?: () => void }[] = [];
+    const abandon = (error: DmaError): void =>
+      throwFirst(
+        this.#endHanded(
+          taken.map(({ bus }) => ({ state: {}, fds: [], resume: () => undefined, end: (why) => bus.abandon(why) })),
+          error,
+        ),
+        'takeOver',
+      );
+    try {
+      const groups = state.list('standing', Infinity).map((group) => this.#takeOverGroup(group));
+      for (const each of state.list('devices')) taken.push(this.#takeOverDevice(each, left, groups));
+    } catch (error) {
+      const failure = withUndo(error, 'takeOver', undoAll(left.map((fd) => () => close(fd))));
+      throw withUndo(failure, 'takeOver', undoAll([() => abandon(failure)]));
+    }
+    return {
+      abandon,
+      start: () => {
+        for (const { device, bus, start } of taken) {
+          // It is too late to refuse: a device that can not be used any more is lost.
+          for (const error of undoAll([() => bus.start(), () => start?.()]))
+            device.lost ??= withUndo(error, 'takeOver', []);
+          device.state = 'probed';
+          debug?.(`taken over: ${device.name}, driver ${device.driver?.name ?? 'none'}`);
+          if (device.lost === undefined) this.#options.changed?.('probed', device);
+          else this.#wasLost(device, device.lost);
+        }
+      },
+    };
+  }
+
+  /**
+   * Maps what is mapped for every device on those devices that were taken over and do not have it. A device on which that
+   * fails stays, and is told as failed.
+   */
+  async mapStanding(): Promise<void> {
+    for (const device of this.devices())
+      for (const group of [...this.#standing])
+        if (device.domain !== undefined && group.of(device) === undefined)
+          await group.addAsync(device).catch((error: unknown) => {
+            this.#options.changed?.('failed', device, withUndo(error, 'takeOver', []));
+          });
+  }
+
+  #takeOverGroup(state: Fields): GroupMapping {
+    const { group, area } = this.#standingGroup(
+      { va: state.number('va'), length: state.number('length') },
+      state.objectAt('options').raw,
+      'takeOver',
+    );
+    this.#standing.add(group);
+    area.hold(EVERY_DEVICE);
+    return group;
+  }
+
+  #takeOverDevice(
+    state: Fields,
+    left: number[],
+    groups: readonly GroupMapping[],
+  ): { readonly device: BoundDevice; readonly bus: TakenDevice; readonly start?: () => void } {
+    const bus = this.#busNamed(state.string('bus'), 'takeOver');
+    const name = state.string('name');
+    const args = new Map(state.list('args').map((each) => [each.string('key'), each.string('value')]));
+    const driverName = state.string('driver');
+    const driver = this.#drivers.find((each) => each.name === driverName);
+    if (bus.takeOver === undefined || driver?.takeOver === undefined)
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation: 'takeOver',
+        device: `${bus.name}:${name}`,
+        reason: `this program has no driver ${show(driverName)} that takes devices over`,
+        hint: `registered drivers: ${this.#drivers.map((each) => each.name).join(', ')}`,
+      });
+    const handed = { state: state.objectAt('state'), fds: left.splice(0, state.number('fds')) };
+    const taken = bus.takeOver(name, args, handed);
+    const { opened } = taken;
+    const device = new BoundDevice(bus, name, args, opened, this.#options.areas);
+    try {
+      this.#devices.set(device.name, device);
+      this.#listen(device, opened);
+      const domain = this.#join(device, driver);
+      device.binding = { driver, domain };
+      for (const mapping of state.list('mappings', Infinity)) {
+        const made = domain?.takeOver(device.name, mappingOf(mapping));
+        const group = mapping.has('group') ? groups.at(mapping.number('group')) : undefined;
+        if (group !== undefined && made !== undefined) group.takeOver(device, made);
+      }
+      for (const mapping of state.list('own', Infinity)) domain?.takeOver(undefined, mappingOf(mapping));
+      const { instance, start } = driver.takeOver(device, this.#options.context, state.objectAt('driverState'));
+      device.binding = { driver, domain, instance };
+      return { device, bus: taken, ...(start === undefined ? {} : { start }) };
+    } catch (error) {
+      this.#devices.delete(device.name);
+      const failure = withUndo(error, 'takeOver', []);
+      throw withUndo(failure, 'takeOver', undoAll([() => taken.abandon(failure)])).with({ device: device.name });
+    }
+  }
+
   // --- one range on many devices ---
 
   /**
@@ -449,13 +667,7 @@ export class Registry {
   }
 
   async #bringUp(device: BoundDevice, opened: OpenedDevice, spec: DeviceSpec): Promise<void> {
-    opened.onLost((error) => {
-      device.lost = error;
-      this.#lost.add(device);
-      this.#cutOff(device, error);
-      if (device.state === 'probed') void this.#lose(device, error);
-    });
-    opened.onError?.((error) => this.#options.changed?.('failed', device, error));
+    this.#listen(device, opened);
     await this.#bind(device, opened, spec);
     this.#mustGoOn(device);
     // Groups come and go while the event loop runs: repeat until none is left to map.
@@ -465,6 +677,19 @@ export class Registry {
       if (!this.#standing.has(group)) await group.dropAsync([device.name]);
       this.#mustGoOn(device);
     }
+  }
+
+  /** Notices what its bus tells about the device. */
+  #listen(device: BoundDevice, opened: OpenedDevice): void {
+    opened.onLost((error) => this.#wasLost(device, error));
+    opened.onError?.((error) => this.#options.changed?.('failed', device, error));
+  }
+
+  #wasLost(device: BoundDevice, error: DmaError): void {
+    device.lost = error;
+    this.#lost.add(device);
+    this.#cutOff(device, error);
+    if (device.state === 'probed') void this.#lose(device, error);
   }
 
   #first(wanted: (group: GroupMapping) => boolean): GroupMapping | undefined {
@@ -729,4 +954,21 @@ function mayRemove(device: BoundDevice): void {
   const { binding } = device;
   if (binding !== undefined && 'instance' in binding && device.lost === undefined)
     binding.driver.mayRemove?.(device, binding.instance);
+}
+
+/** A mapping, as {@link mappingOf} reads it. */
+function mappingState({ va, length, access, pieces }: HandedMapping): JsonObject {
+  return { va, length, access, pieces: pieces.map((piece) => ({ ...piece })) };
+}
+
+/** A mapping that another process has handed over. @throws DmaError EPROTO */
+function mappingOf(state: Fields): HandedMapping {
+  return {
+    va: state.number('va'),
+    length: state.number('length'),
+    access: state.word('access', ACCESSES),
+    pieces: state
+      .list('pieces', Infinity)
+      .map((piece) => ({ va: piece.number('va'), iova: piece.number('iova'), length: piece.number('length') })),
+  };
 }

@@ -1,11 +1,13 @@
 /** The driver's interface to a device that speaks VFIO, through a vfio-user connection or the kernel. */
 import { mustBe, mustBeOneOf } from '../check.js';
-import { DmaError, invalid, undoAll } from '../errors.js';
-import type { EventsPort, Platform, Watch } from '../platform/ports.js';
 import type { Holders } from '../memory/shared/holders.js';
 import type { LentRegisters } from '../platform/registers/region-registers.js';
 import type { RegisterLoan } from './lent-registers.js';
+import { DmaError, invalid, throwFirst, undoAll } from '../errors.js';
+import { nonsense, type Fields, type JsonObject } from '../fields.js';
+import type { Platform } from '../platform/ports.js';
 import type { Registers } from '../platform/registers/registers.js';
+import { ArmedInterrupts } from './armed-interrupts.js';
 import {
   checkRegionAccess,
   handlersOf,
@@ -13,7 +15,6 @@ import {
   noRegion,
   type DeviceAccess,
   type InterruptKind,
-  type InterruptLoan,
   type Interrupts,
   type RegionInfo,
 } from './device-access.js';
@@ -54,7 +55,13 @@ export class VfioAccess implements DeviceAccess {
   readonly regions: readonly RegionInfo[];
   readonly #platform: Platform;
   readonly #device: VfioLike;
-  #enabled: Interrupts | undefined;
+  #enabled: ArmedInterrupts | undefined;
+  /** The kind of `#enabled`. */
+  #kind: InterruptKind | undefined;
+  /** May the device not be accessed yet, because another process has it? */
+  #isHeld = false;
+  /** What another process had enabled. */
+  #taken: { readonly kind: InterruptKind; readonly fds: readonly number[] } | undefined;
 
   constructor(platform: Platform, device: VfioLike) {
     this.#platform = platform;
@@ -114,40 +121,95 @@ export class VfioAccess implements DeviceAccess {
     const index = IRQ_INDEX[kind];
     const own = handlersOf(handlers, count, kind);
     if (own.length === 0) throw invalid('enableInterrupts', `no handlers for the ${count} vectors of ${kind}`);
-    this.#enabled?.close();
-    const undo: (() => void)[] = [];
-    const vectors: Vector[] = [];
-    const isOn = (): boolean => undo.length > 0 && this.#device.failure === undefined;
     const afterwards = this.#device.interrupts[index].automasked
       ? () => {
           // The handler has cleared the interrupt in the device, or disabled interrupts.
-          if (isOn()) this.#unmask(index);
+          if (this.#enabled === enabled && this.#device.failure === undefined) this.#unmask(index);
         }
       : undefined;
-    try {
-      const eventfds = own.map((handler) => this.#listen(handler, afterwards, undo, vectors));
-      this.#device.setInterrupts({ index, action: 'trigger', eventfds });
-      undo.push(() => {
+    const fds = this.#takenFds(kind, own.length);
+    this.#enabled?.close();
+    const enabled: ArmedInterrupts = new ArmedInterrupts(this.#platform, {
+      ...{ handlers: own, afterwards, fds },
+      disable: () => {
         if (this.#device.failure === undefined) this.#device.setInterrupts({ index, action: 'trigger' });
-      });
+      },
+      closed: () => {
+        if (this.#enabled === enabled) this.#enabled = this.#kind = undefined;
+      },
+    });
+    try {
+      if (fds !== undefined) enabled.armed();
+      if (!this.#isHeld) enabled.listen();
+      if (fds === undefined) this.#device.setInterrupts({ index, action: 'trigger', eventfds: enabled.fds });
+      enabled.armed();
     } catch (error) {
-      undoAll(undo.splice(0).reverse());
+      undoAll([() => enabled.close()]);
       throw error;
     }
-    const enabled: Interrupts = {
-      setRef: (keepAlive) => {
-        for (const vector of vectors) vector.setRef(keepAlive);
-      },
-      // One that is masked by each signal is unmasked by this thread.
-      ...(afterwards === undefined ? { lend: (vector: number) => vectors[vector].lend() } : {}),
-      close: () => {
-        const errors = undoAll(undo.splice(0).reverse());
-        if (this.#enabled === enabled) this.#enabled = undefined;
-        if (errors.length > 0) throw errors[0];
-      },
-    };
     this.#enabled = enabled;
+    this.#kind = kind;
     return enabled;
+  }
+
+  /**
+   * @internal Takes no interrupts from now on: another process, which gets the eventfds, can. {@link resume} or
+   *   {@link abandon} follows.
+   */
+  handOver(): { readonly state: JsonObject; readonly fds: readonly number[] } {
+    const handed = this.#enabled === undefined ? this.#taken : { kind: this.#kind, fds: this.#enabled.fds };
+    this.#enabled?.pause();
+    return { state: { kind: handed?.kind ?? null }, fds: handed?.fds ?? [] };
+  }
+
+  /** @internal It was not handed over. */
+  resume(): void {
+    this.#enabled?.listen();
+  }
+
+  /** @internal Another process has the eventfds. */
+  abandon(): void {
+    this.#enabled?.abandon();
+    this.#dropTaken();
+  }
+
+  /**
+   * @internal Interrupts that another process has handed over: the first `enableInterrupts` of the same kind, with as many
+   *   handlers, continues with them, so that none is lost.
+   *
+   * @param fds the eventfds; they belong to this object from now on. No handler is called before {@link start}
+   */
+  takeOver(state: Fields, fds: readonly number[]): void {
+    this.#isHeld = true;
+    const kind = state.has('kind') ? state.word('kind', INTERRUPT_KINDS) : undefined;
+    this.#taken = kind === undefined ? undefined : { kind, fds };
+  }
+
+  /** @internal Ends {@link takeOver}: the other process has let go of the device. */
+  start(): void {
+    this.#isHeld = false;
+    this.#enabled?.listen();
+  }
+
+  /** Eventfds of {@link takeOver}, if they are for these interrupts. Other ones are disabled by the request that follows. */
+  #takenFds(kind: InterruptKind, count: number): readonly number[] | undefined {
+    const taken = this.#taken;
+    if (taken === undefined) return undefined;
+    if (taken.kind === kind && taken.fds.length === count) {
+      this.#taken = undefined;
+      return taken.fds;
+    }
+    if (this.#isHeld) throw nonsense('takeOver', `${taken.fds.length} vectors of ${taken.kind}`);
+    if (this.#device.failure === undefined)
+      this.#device.setInterrupts({ index: IRQ_INDEX[taken.kind], action: 'trigger' });
+    this.#dropTaken();
+    return undefined;
+  }
+
+  #dropTaken(): void {
+    const fds = this.#taken?.fds ?? [];
+    this.#taken = undefined;
+    throwFirst(undoAll(fds.map((fd) => () => this.#platform.files.close(fd))), 'close');
   }
 
   reset(): void {
@@ -159,24 +221,7 @@ export class VfioAccess implements DeviceAccess {
   /** Disables interrupts. The bus closes the connection or the device. */
   close(): void {
     this.#enabled?.close();
-  }
-
-  /** Creates an eventfd. Each signal calls `handler`, and then `afterwards` even if the handler throws. */
-  #listen(handler: () => void, afterwards: (() => void) | undefined, undo: (() => void)[], vectors: Vector[]): number {
-    const { events, files } = this.#platform;
-    const fd = events.create();
-    undo.push(() => files.close(fd));
-    const vector = new Vector(this.#platform, fd, () => {
-      try {
-        handler();
-      } finally {
-        afterwards?.();
-      }
-    });
-    undo.push(() => vector.close());
-    vector.start();
-    vectors.push(vector);
-    return fd;
+    if (this.#taken !== undefined) this.#takenFds(this.#taken.kind, -1);
   }
 
   /** Unmasks a kind of interrupt that is masked by each signal. */
@@ -187,72 +232,5 @@ export class VfioAccess implements DeviceAccess {
       // The loss of the device is reported elsewhere.
       if (this.#device.failure === undefined) throw error;
     }
-  }
-}
-
-/** One vector: its eventfd, which this thread waits for, unless another one does. */
-class Vector {
-  readonly #platform: Platform;
-  readonly #fd: number;
-  readonly #signalled: () => void;
-  #watch: Watch | undefined;
-  #keepAlive = true;
-  #closed = false;
-
-  constructor(platform: Platform, fd: number, onSignal: () => void) {
-    this.#platform = platform;
-    this.#fd = fd;
-    this.#signalled = onSignal;
-  }
-
-  start(): void {
-    const { events, readiness } = this.#platform;
-    const fd = this.#fd;
-    this.#watch = readiness.watch(fd, { readable: true }, () => {
-      if (signalled(events, fd)) this.#signalled();
-    });
-    if (!this.#keepAlive) this.#watch.setRef(false);
-  }
-
-  setRef(keepAlive: boolean): void {
-    this.#keepAlive = keepAlive;
-    this.#watch?.setRef(keepAlive);
-  }
-
-  lend(): InterruptLoan {
-    const { files } = this.#platform;
-    const fd = files.duplicate(this.#fd);
-    this.#watch?.close();
-    this.#watch = undefined;
-    let isLent = true;
-    return {
-      fd,
-      signal: () => this.#platform.events.signal(fd),
-      [Symbol.dispose]: () => {
-        if (!isLent) return;
-        isLent = false;
-        files.close(fd);
-        if (this.#closed) return;
-        this.start();
-        this.#signalled();
-      },
-    };
-  }
-
-  close(): void {
-    this.#closed = true;
-    this.#watch?.close();
-  }
-}
-
-/**
- * Whether it was signalled. If reading the eventfd fails: true, because a missed interrupt does more harm than a
- * spurious one.
- */
-function signalled(events: EventsPort, fd: number): boolean {
-  try {
-    return events.take(fd) > 0;
-  } catch {
-    return true;
   }
 }

@@ -6,7 +6,7 @@ import { connectToPrimary } from '../share/connect.js';
 import { runningEals } from '../share/places.js';
 import type { SharedFacts } from '../share/secondary.js';
 import { libraryVersion } from '../share/version.js';
-import type { JsonObject } from '../share/wire.js';
+import type { JsonObject } from '../fields.js';
 import { formatSize, hex } from '../units.js';
 import { paragraphs, type CommandSpec } from './shared/command.js';
 import type { Output } from './shared/output.js';

@@ -108,6 +108,8 @@ export interface AddressSpace {
    * because the memory is never handed out again: stop watching the other side then.
    */
   lingering?(unneeded: AbortSignal): Promise<void> | undefined;
+  /** Notes a segment that another process mapped in it, and handed over with it. Absent: nothing has to be noted. */
+  takeOver?(segment: Segment): void;
   /** Drops what is still mapped, after the last device left. Devices may join again later. */
   close(): void;
 }

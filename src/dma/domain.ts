@@ -76,6 +76,15 @@ export interface BookSettings {
   readonly origins?: boolean;
 }
 
+/** A mapping as another process knows it. Addresses and lengths are in bytes. */
+export interface HandedMapping {
+  readonly va: number;
+  readonly length: number;
+  readonly access: DmaAccess;
+  /** What the address space maps, in VA order: each by a call of its own. */
+  readonly pieces: readonly { readonly va: number; readonly iova: number; readonly length: number }[];
+}
+
 /** Settings of a domain. */
 export interface DomainOptions extends BookSettings {
   /** The name in messages. */
@@ -151,6 +160,9 @@ export class Domain {
   #windows: readonly Range<Iova>[];
   #failure: DmaError | undefined;
   #sharedTable: Domain['sharedTable'] | undefined;
+  #isHandedOver = false;
+  /** Why nothing can be mapped or unmapped for now. */
+  #paused: DmaError | undefined;
   /** Did the other side keep memory when the domain failed? */
   #lingers = false;
   #closed = false;
@@ -284,6 +296,69 @@ export class Domain {
     throwFirst(errors, 'detach');
   }
 
+  /**
+   * @internal Waits for the calls that run, and refuses new ones until {@link resume}: the books stay as they are.
+   *
+   * @param why of the calls that are refused
+   */
+  async pause(why: DmaError): Promise<void> {
+    this.#paused = why;
+    while (this.#running.size > 0) await Promise.allSettled(this.#running.keys());
+  }
+
+  /** @internal Ends {@link pause}. */
+  resume(): void {
+    this.#paused = undefined;
+  }
+
+  /**
+   * @internal What a device has mapped, for another process; without a device, what the domain itself has.
+   *
+   * @throws DmaError EBUSY for what could not be unmapped, which the other process could not know
+   */
+  handedMappings(device?: string): HandedMapping[] {
+    const [stuck] = this.#stuck;
+    if (stuck !== undefined) {
+      const reason = 'it could not be unmapped, and the device may still reach it';
+      throw new DmaError({ code: 'EBUSY', operation: 'handOver', device, range: stuck.entry.vaRange, reason });
+    }
+    const list = device === undefined ? this.#own : this.#devices.get(device);
+    return (list?.toArray() ?? []).map(({ va, length, access, entries }) => ({
+      ...{ va, length, access },
+      pieces: entries.map((entry) => ({ va: entry.va, iova: entry.iova, length: entry.length })),
+    }));
+  }
+
+  /**
+   * @internal Enters a mapping that another process made in the address space, and that this process has now.
+   *
+   * @param device `undefined`: the domain itself
+   * @throws DmaError as {@link mapFor}; nothing is entered then
+   */
+  takeOver(device: string | undefined, { va, length, access, pieces }: HandedMapping): Mapping {
+    const operation = 'takeOver';
+    const [first] = pieces;
+    if (first === undefined) throw invalid(operation, 'a mapping has no pieces', { device });
+    const who = device ?? this.#self;
+    const options = this.constraints.iova === 'ignored' ? { access } : { access, iova: first.iova };
+    const plan = this.#plan(who, { va, length }, options, operation, this.takeOver);
+    if (plan.shared !== undefined) return this.#publish(plan, [...plan.shared.entries]);
+    const entries = this.#reserve(plan, piecesOf(pieces));
+    try {
+      for (const entry of entries) this.#space.takeOver?.(entry);
+      return this.#publish(plan, entries);
+    } catch (error) {
+      for (const entry of entries) this.#unreserve(entry);
+      throw error;
+    }
+  }
+
+  /** @internal Another process has it, with all mappings: clears the books. Every later call throws `error`. */
+  abandon(error: DmaError): void {
+    this.#isHandedOver = true;
+    this.fail(error);
+  }
+
   /** @internal Notes that a device is lost; it leaves later. If all are lost, {@link fail} follows. */
   lose(device: string, error: DmaError): void {
     if (!this.#devices.has(device)) return;
@@ -312,6 +387,7 @@ export class Domain {
 
   /** Memory that the other side has by descriptor is not handed out again until the other side can not reach it. */
   #noteLingering(): void {
+    if (this.#isHandedOver) return;
     const shared = new Set([...this.#ledger].filter(({ area }) => area.backing !== undefined).map(({ area }) => area));
     if (shared.size === 0) return;
     const unneeded = new AbortController();
@@ -423,6 +499,7 @@ export class Domain {
 
   /** @internal for `Mapping` */
   async releaseAsync(mapping: Mapping): Promise<void> {
+    this.#mustNotBePaused('unmap', mapping.device);
     const run = this.#releasePieces(mapping);
     this.#running.set(run, { device: mapping.device });
     try {
@@ -535,6 +612,7 @@ export class Domain {
     when: 'now' | 'later' = 'now',
   ): Plan {
     if (this.#failure !== undefined) throw lostDevice(operation, device, this.#failure);
+    this.#mustNotBePaused(operation, device);
     const books = this.#newBooks();
     const origin = this.#origins.note(called);
     try {
@@ -853,7 +931,12 @@ export class Domain {
 
   // --- unmapping ---
 
+  #mustNotBePaused(operation: string, device: string): void {
+    if (this.#paused !== undefined) throw this.#paused.with({ operation, device });
+  }
+
   #release(mapping: Mapping, operation: string): void {
+    this.#mustNotBePaused(operation, mapping.device);
     mustNotBeBusy(mapping, operation);
     for (const entry of mapping.entries) this.#mustBeIdle(mapping, entry, operation);
     for (let entry = mapping.entries.at(-1); entry !== undefined; entry = mapping.entries.at(-1)) {
@@ -959,6 +1042,7 @@ export class Domain {
   /** Unmaps a part of a mapping. Each entry that is cut leaves up to two entries. */
   #cut(mapping: Mapping, part: Range<Va>, operation: string): void {
     const { device } = mapping;
+    this.#mustNotBePaused(operation, device);
     const { name, constraints } = this;
     const cuts = planCut({ name, constraints, entries: this.#ledger.size }, mapping, part, operation);
     mapping.unshare(operation);
@@ -1051,6 +1135,11 @@ shortForm(Domain, 'Domain', ({ name, kind, devices, entries, bytes }) => ({
   entries,
   bytes,
 }));
+
+/** The pieces of a mapping that another process made, in the terms of a plan. */
+function piecesOf(pieces: HandedMapping['pieces']): PlannedPiece[] {
+  return pieces.map(({ va, iova, length }) => ({ va: va as Va, iova: iova as Iova, length }));
+}
 
 /** @throws DmaError EINVAL */
 function checkAsync(options: MapAsyncOptions, operation: string): void {

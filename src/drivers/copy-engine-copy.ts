@@ -46,6 +46,11 @@ export class Copy implements Submitter {
     this.#explain = explain;
   }
 
+  /** Is the device working on it? */
+  get isUnderWay(): boolean {
+    return this.#underWay > 0;
+  }
+
   /** Submits no more; it will fail because of `error`, unless it has failed already. */
   fail(error: unknown): void {
     this.#error ??= error;

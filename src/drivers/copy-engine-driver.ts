@@ -1,40 +1,65 @@
 /** Makes a {@link CopyEngine} of a device: allocates and maps its rings, and releases them. */
-import type { Device, Driver } from '../bus/model.js';
+import type { Device, Driver, ProbeContext } from '../bus/model.js';
 import { lostDevice, type Mapping } from '../dma/mapping.js';
 import { forPeople, throwFirst, undoAll } from '../errors.js';
-import type { External, ExternalMemory } from '../memory/external.js';
+import { nonsense, type Fields } from '../fields.js';
+import type { ExternalMemory } from '../memory/external.js';
 import { COPY_ENTRY } from '../vfio-user/devices/copy-engine-layout.js';
-import { CopyEngine, type RingMemory } from './copy-engine.js';
+import type { Va } from '../units.js';
+import type { CopyEngineLender } from './copy-engine-lending.js';
+import { CopyEngine, type CopyEngineOptions, type CopyEngineRings, type RingMemory } from './copy-engine.js';
 
 /** Entries of each ring: allows thousands of outstanding descriptors. */
 const RING_ENTRIES = 4096;
+const RING_BYTES = RING_ENTRIES * COPY_ENTRY.BYTES;
 
 /** The two rings, in one mapping. */
 class Rings implements Disposable {
   readonly #memory: ExternalMemory;
   readonly #mapping: Mapping;
-  readonly #ringBytes = RING_ENTRIES * COPY_ENTRY.BYTES;
   /** Threads that work on it. */
   #pins = 0;
   #isReleased = false;
 
-  constructor(device: Device, external: External) {
-    this.#memory = external.allocate(2 * this.#ringBytes, { label: `rings of ${device.name}` });
+  private constructor(memory: ExternalMemory, mapping: Mapping) {
+    this.#memory = memory;
+    this.#mapping = mapping;
+  }
+
+  static make(device: Device, { external }: ProbeContext): Rings {
+    const memory = external.allocate(2 * RING_BYTES, { label: `rings of ${device.name}` });
     try {
-      this.#mapping = device.dmaMap(this.#memory);
+      return new Rings(memory, device.dmaMap(memory));
     } catch (error) {
-      this.#memory.unregister();
+      memory.unregister();
       throw error;
     }
   }
 
+  /** Those that another process has handed over. */
+  static takeOver(device: Device, { external }: ProbeContext, state: Fields): Rings {
+    const part = { va: state.number('va') as Va, length: 2 * RING_BYTES };
+    const memory = external.find(part);
+    const mapping = device.domain?.mappingsFor(device.name).find(({ va }) => va === part.va);
+    if (memory === undefined || mapping === undefined) throw nonsense('takeOver', `no rings of ${device.name}`);
+    return new Rings(memory, mapping);
+  }
+
+  get va(): Va {
+    return this.#memory.va;
+  }
+
   ring(index: 0 | 1): RingMemory {
-    const offset = index * this.#ringBytes;
-    return { bytes: this.#memory.bytes(offset, this.#ringBytes), iova: this.#mapping.iova + offset };
+    const offset = index * RING_BYTES;
+    return { bytes: this.#memory.bytes(offset, RING_BYTES), iova: this.#mapping.iova + offset };
+  }
+
+  get both(): CopyEngineRings {
+    return { descriptors: this.ring(0), completions: this.ring(1) };
   }
 
   vaOf(index: 0 | 1): number {
-    return this.#memory.va + index * this.#ringBytes;
+    return this.#memory.va + index * RING_BYTES;
   }
 
   /** Keeps it while another thread can reach it. */
@@ -65,6 +90,14 @@ class Rings implements Disposable {
 
 const ringsOf = new WeakMap<CopyEngine, Rings>();
 
+function optionsFor(device: Device): CopyEngineOptions {
+  return { explain: (iova, access) => forPeople(() => device.explain(iova, 1, access).text) };
+}
+
+function lenderOf(device: Device, { shares }: ProbeContext, rings: Rings): CopyEngineLender {
+  return { device, shares, descriptors: rings.vaOf(0), completions: rings.vaOf(1), pin: () => rings.pin() };
+}
+
 /** The driver of the embedded copy engine, on any bus. */
 export const copyEngineDriver: Driver<CopyEngine> = {
   name: 'copy',
@@ -72,16 +105,14 @@ export const copyEngineDriver: Driver<CopyEngine> = {
   buses: ['vdev', 'vfio-user'],
   ids: [CopyEngine.matches],
   deviceClass: 'dma',
-  async probe(device, { external, shares }) {
-    const rings = new Rings(device, external);
-    const explain = (iova: number, access: 'read' | 'write'): string | undefined =>
-      forPeople(() => device.explain(iova, 1, access).text);
+  async probe(device, context) {
+    const rings = Rings.make(device, context);
     try {
       const engine = await CopyEngine.open(
         device.access,
-        { descriptors: rings.ring(0), completions: rings.ring(1) },
-        { explain },
-        { device, shares, descriptors: rings.vaOf(0), completions: rings.vaOf(1), pin: () => rings.pin() },
+        rings.both,
+        optionsFor(device),
+        lenderOf(device, context, rings),
       );
       ringsOf.set(engine, rings);
       return engine;
@@ -89,6 +120,22 @@ export const copyEngineDriver: Driver<CopyEngine> = {
       undoAll([() => rings[Symbol.dispose]()]);
       throw error;
     }
+  },
+  async handOver(_, engine, why) {
+    const paused = await engine.handOver(why);
+    return { ...paused, state: { ...paused.state, va: ringsOf.get(engine)?.va } };
+  },
+  takeOver(device, context, state) {
+    const rings = Rings.takeOver(device, context, state);
+    const engine = CopyEngine.takeOver(
+      device.access,
+      rings.both,
+      optionsFor(device),
+      state,
+      lenderOf(device, context, rings),
+    );
+    ringsOf.set(engine, rings);
+    return { instance: engine };
   },
   mayRemove: (_device, engine) => engine.mustBeFree('remove'),
   async remove(device, engine) {

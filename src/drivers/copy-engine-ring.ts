@@ -90,6 +90,18 @@ export class CopyRing {
     return this.#tail;
   }
 
+  /** @internal Where it is, for another process that continues with it. */
+  get place(): { readonly tail: number; readonly head: number; readonly rung: number } {
+    return { tail: this.#tail, head: this.#head, rung: this.#rung };
+  }
+
+  /** @internal Continues where another process was. Only in a new ring. */
+  takeOver({ tail, head, rung }: CopyRing['place']): void {
+    this.#tail = tail;
+    this.#head = head;
+    this.#rung = rung;
+  }
+
   /** Is no descriptor outstanding? */
   get isEmpty(): boolean {
     return this.#head === this.#tail;

@@ -3,6 +3,8 @@ import { closedDriver } from '../bus/closed-device.js';
 import { isGone, type DeviceAccess, type InterruptKind, type Interrupts } from '../bus/device-access.js';
 import { mustBe, mustBeMs, mustBeWhole, mustHave, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, throwFirst, withUndo } from '../errors.js';
+import type { Fields } from '../fields.js';
+import type { Paused } from '../handed.js';
 import { progressOf, type LongWorkOptions } from '../long-work.js';
 import type { Registers } from '../platform/registers/registers.js';
 import { Range } from '../ranges.js';
@@ -26,7 +28,7 @@ import type { Shared } from '../memory/shared/shared.js';
 import { copyError } from './copy-error.js';
 import { Bell, SPIN_TURNS, until } from './wait.js';
 import { shortForm } from '../short-form.js';
-import { now } from '../timers.js';
+import { delay, now } from '../timers.js';
 import { STAYS } from '../stays.js';
 
 export type { CopyEngineRings, RingMemory } from './copy-engine-ring.js';
@@ -103,18 +105,20 @@ export class CopyEngine implements AsyncDisposable {
   #restart: (() => void) | undefined;
   /** Why nothing can be submitted now: for good, or while another thread has the engine. */
   #dead: DmaError | undefined;
+  /** Why nothing can be submitted for now. */
+  #held: DmaError | undefined;
   #closing: Promise<void> | undefined;
 
   private constructor(
     registers: Registers,
     rings: CopyEngineRings,
-    capacity: number,
+    { capacity, maxTransfer }: Pick<CopyEngine, 'capacity' | 'maxTransfer'>,
     options: CopyEngineOptions,
     lender: CopyEngineLender | undefined,
   ) {
     const ring = new CopyRing(registers, rings, capacity);
     this.capacity = capacity;
-    this.maxTransfer = registers.read32(REG.MAX_TRANSFER);
+    this.maxTransfer = maxTransfer;
     this.cookies = ring.cookies;
     this.codes = ring.codes;
     this.bytes = ring.bytes;
@@ -158,11 +162,12 @@ export class CopyEngine implements AsyncDisposable {
         reason: known ? `its version is ${hex(version)}` : 'it is not a copy engine',
       });
     const maxRing = registers.read32(REG.MAX_RING);
-    if (maxRing < 2 || registers.read32(REG.MAX_TRANSFER) === 0)
+    const maxTransfer = registers.read32(REG.MAX_TRANSFER);
+    if (maxRing < 2 || maxTransfer === 0)
       throw new DmaError({ code: 'ENODEV', operation, reason: 'the device reports a maximum transfer of 0 bytes' });
     const capacity = ringCapacity(rings, maxRing, operation);
 
-    const engine = new CopyEngine(registers, rings, capacity, checked, lender);
+    const engine = new CopyEngine(registers, rings, { capacity, maxTransfer }, checked, lender);
     await engine.#reset(operation);
     try {
       rings.completions.bytes.fill(0);
@@ -173,6 +178,61 @@ export class CopyEngine implements AsyncDisposable {
       await engine.close().catch((failure: unknown) => undo.push(failure));
       throw withUndo(error, operation, undo);
     }
+    return engine;
+  }
+
+  /**
+   * @internal Waits for what `copy` has submitted, and submits nothing from then on, so that another process can continue.
+   *   The device goes on with what `submit` has announced. Copies that wait begin when it is resumed, and fail when it is
+   *   ended.
+   *
+   * @param why of the calls that are refused meanwhile
+   * @throws DmaError EBUSY while `poll` has results that were not fetched; then nothing has changed
+   */
+  async handOver(why: DmaError): Promise<Paused> {
+    if (this.#lending !== undefined) throw this.#lending.busy('handOver');
+    this.#held = why;
+    const resume = (): void => {
+      this.#held = undefined;
+      this.#bell.ring();
+    };
+    try {
+      const end = now() + this.#timeoutMs;
+      for (; [...this.#copies].some(({ isUnderWay }) => isUnderWay); await delay(1))
+        if (now() > end) throw this.#timedOut();
+      if (this.#dead !== undefined) throw this.#dead;
+      if (!this.#ring.isFetched) {
+        const reason = 'poll() has results that were not fetched';
+        throw new DmaError({ code: 'EBUSY', operation: 'handOver', reason, hint: 'call poll() before' });
+      }
+    } catch (error) {
+      resume();
+      throw error;
+    }
+    const { capacity, maxTransfer } = this;
+    const end = (error: DmaError): void => {
+      this.#dead ??= error;
+      for (const copy of this.#copies) copy.abandon(error);
+      this.#bell.ring();
+    };
+    const state = { capacity, maxTransfer, interrupts: this.#interrupts !== undefined, ...this.#ring.place };
+    return { state, fds: [], resume, end };
+  }
+
+  /** @internal Continues with a device that another process has handed over, with its rings; it is not accessed. */
+  static takeOver(
+    access: DeviceAccess,
+    rings: CopyEngineRings,
+    options: CopyEngineOptions,
+    state: Fields,
+    lender: CopyEngineLender,
+  ): CopyEngine {
+    const facts = { capacity: state.number('capacity'), maxTransfer: state.number('maxTransfer') };
+    const engine = new CopyEngine(access.registers(COPY_REGION.INDEX), rings, facts, options, lender);
+    engine.#ring.takeOver({ tail: state.number('tail'), head: state.number('head'), rung: state.number('rung') });
+    const kind = state.boolean('interrupts') ? interruptKind(access) : undefined;
+    if (kind !== undefined) engine.#listen(access, kind);
+    engine.#restart = () => engine.#enable(rings, options, kind !== undefined);
     return engine;
   }
 
@@ -227,7 +287,7 @@ export class CopyEngine implements AsyncDisposable {
    * stopped or closed
    */
   submit(source: IovaLike, destination: IovaLike, length: number, interrupt = false): number {
-    if (this.#dead !== undefined) throw this.#unusable(this.#dead);
+    this.#mustGoOn();
     mustBeCopy(source, destination, length, this.maxTransfer);
     return this.#ring.put(source, destination, length, interrupt, undefined, 0);
   }
@@ -246,12 +306,17 @@ export class CopyEngine implements AsyncDisposable {
    * @throws DmaError the error that stopped the engine once it is stopped or closed
    */
   poll(): number {
-    if (this.#dead !== undefined) throw this.#unusable(this.#dead);
+    this.#mustGoOn();
     this.#ring.reap();
     const found = this.#ring.takeFound();
     // A copy may be waiting for space in the ring, or for a completion just taken.
     if (this.#copies.size > 0) this.#bell.ring();
     return found;
+  }
+
+  #mustGoOn(): void {
+    if (this.#dead !== undefined) throw this.#unusable(this.#dead);
+    if (this.#held !== undefined) throw this.#held;
   }
 
   /**
@@ -356,18 +421,8 @@ export class CopyEngine implements AsyncDisposable {
     const registers = this.#registers;
     const kind = options.interrupts === false ? undefined : interruptKind(access);
     if (kind !== undefined) {
-      this.#interrupts = access.enableInterrupts(kind, [
-        () => {
-          try {
-            registers.write32(REG.INTERRUPT_ACK, COPY_INTERRUPT.COMPLETION | COPY_INTERRUPT.ERROR);
-          } catch {
-            // The device is gone; waiting copies will notice.
-          }
-          this.#bell.ring();
-        },
-      ]);
-      // A pending copy has a timer; an idle engine must not keep the process alive.
-      this.#interrupts.setRef(false);
+      this.#listen(access, kind);
+      registers.write32(REG.INTERRUPT_ENABLE, COPY_INTERRUPT.COMPLETION | COPY_INTERRUPT.ERROR);
     }
     this.#restart = () => this.#enable(rings, options, kind !== undefined);
     this.#restart();
@@ -386,6 +441,22 @@ export class CopyEngine implements AsyncDisposable {
     registers.write32(REG.CONTROL, COPY_CONTROL.ENABLE);
   }
 
+  #listen(access: DeviceAccess, kind: InterruptKind): void {
+    const registers = this.#registers;
+    this.#interrupts = access.enableInterrupts(kind, [
+      () => {
+        try {
+          registers.write32(REG.INTERRUPT_ACK, COPY_INTERRUPT.COMPLETION | COPY_INTERRUPT.ERROR);
+        } catch {
+          // The device is gone; waiting copies will notice.
+        }
+        this.#bell.ring();
+      },
+    ]);
+    // A pending copy has a timer; an idle engine must not keep the process alive.
+    this.#interrupts.setRef(false);
+  }
+
   /** Serves the copies until there are none. */
   async #drive(): Promise<void> {
     this.#driving = true;
@@ -396,13 +467,13 @@ export class CopyEngine implements AsyncDisposable {
       while (this.#copies.size > 0 && this.#dead === undefined) {
         const taken = this.#ring.reap();
         for (const copy of this.#copies) copy.settleIfFinished();
-        for (const copy of this.#copies) if (!copy.feed(this.#ring)) break;
+        if (this.#held === undefined) for (const copy of this.#copies) if (!copy.feed(this.#ring)) break;
         const fed = this.#ring.isBehind;
         this.#ring.ring();
         // While the ring is full of results that `poll` has to fetch, the device is not slow.
-        if (taken > 0 || this.#ring.isEmpty) lastTaken = now();
+        if (taken > 0 || this.#ring.isEmpty || this.#held !== undefined) lastTaken = now();
         if (taken > 0 || fed) idleTurns = 0;
-        else if (++idleTurns > SPIN_TURNS) {
+        else if (++idleTurns > SPIN_TURNS && this.#held === undefined) {
           this.check();
           if (now() - lastTaken >= this.#timeoutMs) throw this.#timedOut();
         }

@@ -16,5 +16,7 @@ export const eduDriver: Driver<Edu> = {
   deviceClass: 'test',
   dmaAddressBits: eduMaskBits,
   probe: (device) => Edu.open(device.access, { dmaMaskBits: eduMaskBits(device.args) }),
+  handOver: (_, edu) => edu.handOver(),
+  takeOver: ({ access, args }) => ({ instance: Edu.takeOver(access, { dmaMaskBits: eduMaskBits(args) }) }),
   remove: ({ name, lost }, edu) => edu.close(lost === undefined ? undefined : lostDevice('edu', name, lost)),
 };

@@ -15,6 +15,7 @@ import {
   EDU_REGISTER,
   EDU_STATUS,
 } from '../vfio-user/devices/edu-layout.js';
+import type { Paused } from '../handed.js';
 import { Bell, until } from './wait.js';
 import { shortForm } from '../short-form.js';
 import { STAYS } from '../stays.js';
@@ -56,6 +57,10 @@ export class Edu implements Disposable {
   readonly #timeoutMs: number;
   readonly #bell = new Bell();
   #last: Promise<unknown> = Promise.resolve();
+  /** What the device does now. */
+  #step: Promise<unknown> = Promise.resolve();
+  /** Resolves when the next step may begin, while it may not. */
+  #held: Promise<void> | undefined;
   #interrupts: Interrupts | undefined;
   /** Why no operation can start any more. */
   #closed: DmaError | undefined;
@@ -90,6 +95,30 @@ export class Edu implements Disposable {
     return new Edu(access, registers, checked);
   }
 
+  /** @internal Continues with a device that another process has handed over; it is not accessed. */
+  static takeOver(access: DeviceAccess, options: EduOptions): Edu {
+    return new Edu(access, access.registers(EDU_REGION.INDEX), options);
+  }
+
+  /**
+   * @internal Waits for the transfer that runs, and begins no other one, so that another process can continue. What is
+   *   waiting begins when it is resumed, and fails when it is ended. Interrupts are not the driver's to hand over.
+   */
+  async handOver(): Promise<Paused> {
+    let go = (): void => undefined;
+    this.#held = new Promise((resolve) => (go = resolve));
+    const resume = (): void => {
+      this.#held = undefined;
+      go();
+    };
+    await this.#step;
+    const end = (error: DmaError): void => {
+      this.#closed ??= error;
+      resume();
+    };
+    return { state: {}, fds: [], resume, end };
+  }
+
   /** The identification register: `0xRRrr00ed`, major and minor version. */
   get identification(): number {
     return this.#open('edu.identification').read32(EDU_REGISTER.IDENTIFICATION);
@@ -112,12 +141,14 @@ export class Edu implements Disposable {
   factorial(n: number): Promise<number> {
     return this.#inTurn(async () => {
       mustBeWhole(n, 0, 2 ** 32 - 1, 'n', 'edu.factorial');
-      await this.#computed();
-      const registers = this.#open('edu.factorial');
-      registers.write32(EDU_REGISTER.STATUS, this.#interrupts === undefined ? 0 : EDU_STATUS.INTERRUPT_AFTER);
-      registers.write32(EDU_REGISTER.FACTORIAL, n);
-      await this.#computed();
-      return registers.read32(EDU_REGISTER.FACTORIAL);
+      return this.#begin(async () => {
+        await this.#computed();
+        const registers = this.#open('edu.factorial');
+        registers.write32(EDU_REGISTER.STATUS, this.#interrupts === undefined ? 0 : EDU_STATUS.INTERRUPT_AFTER);
+        registers.write32(EDU_REGISTER.FACTORIAL, n);
+        await this.#computed();
+        return registers.read32(EDU_REGISTER.FACTORIAL);
+      });
     });
   }
 
@@ -213,14 +244,24 @@ export class Edu implements Disposable {
           hint: `map the memory at an IOVA that ends at or below ${hex(this.#addressLimit)}, or give the device a larger DMA mask`,
         });
       for (let at = 0; at < length; at += CHUNK)
-        await this.#transfer(
-          operation,
-          iova + at,
-          EDU_BUFFER.ADDRESS + offset + at,
-          Math.min(CHUNK, length - at),
-          toMemory,
+        await this.#begin(() =>
+          this.#transfer(
+            operation,
+            iova + at,
+            EDU_BUFFER.ADDRESS + offset + at,
+            Math.min(CHUNK, length - at),
+            toMemory,
+          ),
         );
     });
+  }
+
+  /** Runs one step of the device, once it may. */
+  async #begin<T>(work: () => Promise<T>): Promise<T> {
+    while (this.#held !== undefined) await this.#held;
+    const step = work();
+    this.#step = step.catch(() => undefined);
+    return step;
   }
 
   async #transfer(operation: string, iova: number, buffer: number, length: number, toMemory: boolean): Promise<void> {

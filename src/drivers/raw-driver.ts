@@ -12,4 +12,7 @@ export const rawDriver: Driver<DeviceAccess> = {
   deviceClass: 'raw',
   takes: ({ access }) => access !== undefined,
   probe: (device) => device.access,
+  // The device's registers and interrupts are all that there is, and its bus hands those over.
+  handOver: () => ({ state: {}, fds: [], resume: () => undefined, end: () => undefined }),
+  takeOver: (device) => ({ instance: device.access }),
 };

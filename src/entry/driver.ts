@@ -13,6 +13,8 @@ export {
   type OpenedDevice,
   type OpenOptions,
   type ProbeContext,
+  type TakenDevice,
+  type TakenInstance,
 } from '../bus/model.js';
 export type { Description, DescriptionPart, DescriptionTable, TableCell, TableColumn } from '../bus/description.js';
 export {
@@ -26,6 +28,8 @@ export type { Registers } from '../platform/registers/registers.js';
 export { openPlatform } from '../platform/open.js';
 export type { Platform } from '../platform/ports.js';
 
+export type { Fields, JsonObject, Json } from '../fields.js';
+export type { Paused } from '../handed.js';
 export { ERRNO, errorCode, type DmaErrorDetails, type ErrorRange } from '../errors.js';
 
 export type {

@@ -16,3 +16,4 @@ export type { RingDescription } from '../memory/pool/ring.js';
 export type { RingSide } from '../memory/pool/ring-words.js';
 export { SecondaryDevice, SecondaryMapping } from '../share/secondary-devices.js';
 export { SecondaryBlock, SecondaryExternal, SecondaryMemory, SecondaryZone } from '../share/secondary-memory.js';
+export type { Successor } from '../share/hand-over.js';

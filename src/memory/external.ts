@@ -16,6 +16,7 @@ import {
   type LongStep,
   type LongWorkOptions,
 } from '../long-work.js';
+import type { Fields, JsonObject } from '../fields.js';
 import { OriginNotes, type Origin } from '../origin.js';
 import type { CommitOptions, FileStatus, MemoryPort, Platform } from '../platform/ports.js';
 import { Range } from '../ranges.js';
@@ -782,6 +783,69 @@ export class External implements Iterable<ExternalMemory> {
       }
     }
     return this.#register('address', range, registering(checked, pageSize), { operation, writable });
+  }
+
+  /**
+   * @internal Why this memory can not be handed over to another process, as a clause; `undefined` if it can.
+   */
+  static handOverObstacle({ area, source, pinned }: ExternalMemory): string | undefined {
+    const { label } = area;
+    if (area.owner !== 'external') return `${label} is in a heap, and heaps can not be handed over`;
+    if (area.backing === undefined || source === 'buffer' || source === 'address')
+      return `${label} has no descriptor, so that another process can not have it`;
+    return pinned === undefined ? undefined : `${label} is pinned: ${pinned}`;
+  }
+
+  /** @internal What another process needs to have this memory at the same addresses, besides its descriptor. */
+  static handOver({ area, source }: ExternalMemory): JsonObject {
+    const { range, pageSize, label, node, writable, iovas, backing } = area;
+    return {
+      ...{ va: range.start, length: range.length, source, pageSize, label, writable, node: node < 0 ? null : node },
+      ...{ offset: backing?.offset ?? 0, iovas: iovas === undefined ? null : [...iovas] },
+    };
+  }
+
+  /**
+   * @internal Registers memory that another process has handed over, at the same addresses.
+   *
+   * @param fd its descriptor, which belongs to the memory from now on, also if this throws
+   * @throws DmaError EEXIST if something of this process is at these addresses; ENOMEM; EPROTO
+   */
+  takeOver(state: Fields, fd: number): ExternalMemory {
+    const operation = 'takeOver';
+    const { memory, files } = this.#platform;
+    const release = [() => files.close(fd)];
+    try {
+      const range = new Range(state.number('va') as Va, state.number('length'), operation);
+      const source = state.word('source', ['memfd', 'file']);
+      const [offset, pageSize, writable] = [
+        state.number('offset'),
+        state.number('pageSize'),
+        state.boolean('writable'),
+      ];
+      const node = state.has('node') ? state.number('node') : undefined;
+      const iovas = state.has('iovas') ? state.numbers('iovas') : undefined;
+      const { start, length } = range;
+      memory.reserveAt(start, length);
+      try {
+        memory.commit(start, { length, fd, offset, writable });
+        const backing = { fd, offset };
+        const views = writable
+          ? undefined
+          : new PrivateViews(memory, range, () => this.#mapPrivately(fd, offset, length, files.status(fd)));
+        const empty = source === 'memfd' ? emptying(this.#platform, range, pageSize, backing) : undefined;
+        return this.#register(
+          source,
+          range,
+          { pageSize, iovas, node, label: state.string('label') },
+          { backing, release, operation, writable, owned: true, views, empty },
+        );
+      } catch (error) {
+        throw withUndo(error, operation, undoAll([() => memory.unmap(start, length)]));
+      }
+    } catch (error) {
+      throw withUndo(error, operation, undoAll(release));
+    }
   }
 
   /**

@@ -112,7 +112,7 @@ class RetiredAddresses {
   mustHaveRoom(va: Va, length: number, operation: string): void {
     if (this.#ready.length > 0) this.#release();
     if (this.#fullness(length) <= 1) return;
-    this.#hurry();
+    this.hurry();
     const { ranges, bytes } = this.#waiting;
     throw new DmaError({
       code: 'EBUSY',
@@ -141,7 +141,7 @@ class RetiredAddresses {
         this.#release();
       });
     });
-    if (this.#fullness(0) >= this.#hasteAt) this.#hurry();
+    if (this.#fullness(0) >= this.#hasteAt) this.hurry();
   }
 
   #note(va: number, length: number, sign: 1 | -1): void {
@@ -183,7 +183,7 @@ class RetiredAddresses {
   /**
    * Collects garbage in a later turn of the event loop. V8 would do so late, because what waits uses next to no memory.
    */
-  #hurry(): void {
+  hurry(): void {
     if (this.#hurrying) return;
     this.#hurrying = true;
     setImmediate(() => {

@@ -1,6 +1,6 @@
 /** How a process attaches to a primary: finds its socket, checks whose it is, and says hello. */
 import { DmaError, isDmaError } from '../errors.js';
-import type { Platform } from '../platform/ports.js';
+import type { Peer as SocketPeer, Platform } from '../platform/ports.js';
 import { delay, now } from '../timers.js';
 import { checkEalName, folderOf, runningEals, socketIn } from './places.js';
 import { Peer, type PeerOwner, type Reply } from './peer.js';
@@ -46,12 +46,7 @@ export async function connectToPrimary(
   const folder = folderOf(platform, false, operation);
   if (folder === undefined) throw absent(platform, name);
   const fd = await connected(platform, socketIn(folder, name), name, timeoutMs);
-  const server = platform.sockets.peer(fd);
-  if (!server.trusted) {
-    platform.files.close(fd);
-    const reason = `the process with the name ${JSON.stringify(name)} runs as user ${server.user}`;
-    throw new DmaError({ code: 'EACCES', operation, reason, hint: 'only processes of one user share memory' });
-  }
+  const server = checkedPeer(platform, fd, name, operation);
   const peer = new Peer(platform, fd, owner, { operation, timeoutMs, keepAlive });
   try {
     const { fields } = await peer.ask('hello', { protocol: PROTOCOL, version, name, label });
@@ -60,6 +55,19 @@ export async function connectToPrimary(
     const failure = isDmaError(error) ? error : new DmaError({ code: 'EIO', operation, reason: String(error) });
     peer.close(failure);
     throw failure;
+  }
+}
+
+/** Whose socket it is. The descriptor is closed if this throws. @throws DmaError EACCES for another user's */
+function checkedPeer({ sockets, files }: Platform, fd: number, name: string, operation: string): SocketPeer {
+  try {
+    const server = sockets.peer(fd);
+    if (server.trusted) return server;
+    const reason = `the process with the name ${JSON.stringify(name)} runs as user ${server.user}`;
+    throw new DmaError({ code: 'EACCES', operation, reason, hint: 'only processes of one user share memory' });
+  } catch (error) {
+    files.close(fd);
+    throw error;
   }
 }
 

@@ -7,7 +7,7 @@ import { RangeMap } from '../range-map.js';
 import { Range } from '../ranges.js';
 import type { Va } from '../units.js';
 import { addressesTaken } from './window.js';
-import { nonsense, type Fields } from './wire.js';
+import { nonsense, type Fields } from '../fields.js';
 
 const OPERATION = 'Eal.attach';
 

@@ -11,8 +11,8 @@ import { clearTimeout, now, queueMicrotask, setTimeout } from '../timers.js';
 import { Channel } from '../vfio-user/channel.js';
 import { isCommand } from '../vfio-user/framing.js';
 import type { Message } from '../vfio-user/messages.js';
-import { answerMessage, documentIn, errorFromWire, errorToWire, field, isJsonObject, nonsense } from './wire.js';
-import { Fields, questionMessage, type JsonObject } from './wire.js';
+import { field, Fields, isJsonObject, nonsense, type JsonObject } from '../fields.js';
+import { answerMessage, documentIn, errorFromWire, errorToWire, questionMessage } from './wire.js';
 
 /** The most descriptors that one message carries. */
 export const MAX_MESSAGE_FDS = 16;

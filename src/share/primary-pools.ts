@@ -12,7 +12,8 @@ import { copiesOf, type Answer } from './peer.js';
 import { pieceOf } from './regions.js';
 import type { Method, Session } from './server.js';
 import type { SharedWords } from './shared-words.js';
-import { nameIn, optionsIn, type Fields, type JsonObject } from './wire.js';
+import type { Fields, JsonObject } from '../fields.js';
+import { nameIn, optionsIn } from './wire.js';
 
 /** What it needs of the primary. */
 export interface PrimaryPoolsSources {

@@ -24,7 +24,9 @@ import { copiesOf, type Answer, type Question } from './peer.js';
 import { PrimaryPools } from './primary-pools.js';
 import { pieceOf, Regions } from './regions.js';
 import { Server, type Method, type Session } from './server.js';
-import { nameIn, optionsIn, type Fields, type JsonObject } from './wire.js';
+import { nameIn, optionsIn } from './wire.js';
+import type { Fields, JsonObject } from '../fields.js';
+import type { Offer } from './hand-over.js';
 import type { SharedWords } from './shared-words.js';
 import { libraryVersion } from './version.js';
 import type { AddressWindow } from './window.js';
@@ -107,6 +109,7 @@ export class Primary {
   readonly #holdings = new Map<Session, Holdings>();
   readonly #pools: PrimaryPools;
   readonly #methods: Map<string, Method>;
+  #offer: Offer | undefined;
 
   /** @throws DmaError as {@link Server} */
   constructor(sources: PrimarySources) {
@@ -132,7 +135,7 @@ export class Primary {
         // The last that is given back.
         session.own(() => words.reap());
       },
-      left: (session) => this.#left(session),
+      left: (session, error) => this.#left(session, error),
     });
     this.#handler = sources.handlers.add(this.#regions);
   }
@@ -145,6 +148,21 @@ export class Primary {
   /** Adds a call that secondaries may make. What it takes for a secondary it gives back by {@link Session.own}. */
   serve(name: string, method: Method): void {
     this.#methods.set(name, method);
+  }
+
+  /** Hands everything over to the first program that asks, from now on. */
+  offer(offer: Offer | undefined): void {
+    this.#offer = offer;
+  }
+
+  /** Ends the connection to a process. */
+  drop(session: Session, error: DmaError): void {
+    this.#server.drop(session, error);
+  }
+
+  /** The processes that use what it has: all but those that only ask. */
+  get users(): string[] {
+    return [...this.#holdings.values()].filter(({ joined }) => joined).map(({ session }) => session.label);
   }
 
   /**
@@ -161,7 +179,8 @@ export class Primary {
     return isUsed;
   }
 
-  #left(session: Session): void {
+  #left(session: Session, error: DmaError): void {
+    this.#offer?.left(session, error);
     const holdings = this.#holdings.get(session);
     if (holdings === undefined) return;
     this.#holdings.delete(session);
@@ -180,6 +199,11 @@ export class Primary {
     const { window, zones, heaps, external, devices } = this.#sources;
     return {
       attach: (session) => this.#attach(session, window),
+      'takeOver.begin': (session) => this.#offered().begin(session),
+      'takeOver.describe': (session, { fields }) => this.#offered().describe(session, fields),
+      'takeOver.descriptors': (session, { fields }) => this.#offered().descriptors(session, fields),
+      'takeOver.withdraw': (session) => this.#offer?.withdraw(session),
+      'takeOver.commit': (session) => this.#offered().commit(session),
       bye: (session) => {
         session.clean = true;
         return {};
@@ -262,6 +286,12 @@ export class Primary {
         return { result: { iova: device.iovaOf({ va: fields.number('va'), length: fields.number('length') }) } };
       },
     };
+  }
+
+  #offered(): Offer {
+    if (this.#offer !== undefined) return this.#offer;
+    const reason = 'the running program does not hand over';
+    throw new DmaError({ code: 'EBUSY', operation: 'Eal.takeOver', reason, hint: 'it calls eal.handOver() for that' });
   }
 
   async #attach(session: Session, { range }: AddressWindow): Promise<Answer> {

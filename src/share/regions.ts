@@ -10,7 +10,7 @@ import type { Platform } from '../platform/ports.js';
 import { formatSize } from '../units.js';
 import { MAX_MESSAGE_FDS, waitForAll, type Begun } from './peer.js';
 import type { Session } from './server.js';
-import type { JsonObject } from './wire.js';
+import type { JsonObject } from '../fields.js';
 
 const OPERATION = 'grow';
 

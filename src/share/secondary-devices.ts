@@ -7,7 +7,7 @@ import type { IovaRun } from '../memory/area.js';
 import { rangeOf, type MemoryPart } from '../memory/part.js';
 import { shortForm } from '../short-form.js';
 import { hex, type Iova, type Va } from '../units.js';
-import type { Fields } from './wire.js';
+import type { Fields } from '../fields.js';
 import type { MemoryKeeper } from './secondary-memory.js';
 
 /** What devices need of their secondary. */

@@ -6,7 +6,7 @@ import { checkPart, type Views } from '../memory/views.js';
 import { Range } from '../ranges.js';
 import { shortForm } from '../short-form.js';
 import { hex, type Iova, type Va } from '../units.js';
-import type { Fields, JsonObject } from './wire.js';
+import type { Fields, JsonObject } from '../fields.js';
 import type { Mapped, Mirror } from './mirror.js';
 
 /** What memory needs of its secondary. */

@@ -10,7 +10,7 @@ import type { Platform } from '../platform/ports.js';
 import type { Iova, Va } from '../units.js';
 import type { Mirror } from './mirror.js';
 import type { Reply } from './peer.js';
-import { nonsense, type Fields, type JsonObject } from './wire.js';
+import { nonsense, type Fields, type JsonObject } from '../fields.js';
 
 /** What pools need of the connection. */
 export interface PoolConnection {

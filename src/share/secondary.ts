@@ -24,7 +24,8 @@ import type { Answer, Peer, Question, Reply } from './peer.js';
 import { SecondaryDevice, SecondaryMapping, type DeviceKeeper } from './secondary-devices.js';
 import { SecondaryPools, SecondaryRings } from './secondary-pools.js';
 import { SecondaryBlock, SecondaryExternal, SecondaryZone } from './secondary-memory.js';
-import { errorFromWire, nonsense, type Fields, type Json, type JsonObject } from './wire.js';
+import { nonsense, type Fields, type Json, type JsonObject } from '../fields.js';
+import { errorFromWire } from './wire.js';
 import { libraryVersion } from './version.js';
 
 const OPERATION = 'Eal.attach';

@@ -72,6 +72,11 @@ export class SharedWords implements WordSource {
     }
   }
 
+  /** Is this memory of words? */
+  has(memory: ExternalMemory): boolean {
+    return [...this.#memories.values()].includes(memory);
+  }
+
   /** The memory that these words are in. */
   memoryOf(words: WordMemory): ExternalMemory {
     const memory = this.#memories.get(words);

@@ -29,6 +29,8 @@ export interface WindowOptions {
   readonly baseAddress?: number;
   /** Are addresses of the process used as IOVAs by all devices? */
   readonly low: boolean;
+  /** The window of another process, whose memory this one takes over. Default: a new one. */
+  readonly taken?: Range<Va>;
 }
 
 /** A window of addresses in the primary. */
@@ -56,6 +58,7 @@ export class AddressWindow {
     this.memory = {
       ...memory,
       reserve: (length, alignment) => this.#take(length, Math.max(alignment, memory.pageSize)),
+      reserveAt: (va, length) => this.#takeAt(va, length),
       map: (wanted) => this.#map(wanted),
       unmap: (va, length) => this.#unmap(va, length),
     };
@@ -81,6 +84,14 @@ export class AddressWindow {
         hint: 'free memory, or start Eals with other names for the rest',
       });
     return va as Va;
+  }
+
+  #takeAt(va: Va, length: number): void {
+    if (va < this.range.start || va >= this.range.end) return this.#platform.memory.reserveAt(va, length);
+    const range = new Range(va, length);
+    if (!this.#free.covers(range.start, range.end))
+      throw new DmaError({ code: 'EEXIST', operation: 'mmap', range, reason: 'the addresses are in use' });
+    this.#free.remove(range.start, range.end);
   }
 
   #map(wanted: MmapOptions): Va {
@@ -110,8 +121,9 @@ export class AddressWindow {
   }
 }
 
-function reserved(memory: MemoryPort, { name, baseAddress, low }: WindowOptions): Range<Va> {
+function reserved(memory: MemoryPort, { name, baseAddress, low, taken }: WindowOptions): Range<Va> {
   const operation = 'Eal.start';
+  if (taken !== undefined) return reserve(memory, taken.start, taken.length);
   const length = low ? LOW_LENGTH : LENGTH;
   if (baseAddress !== undefined) {
     if (!isAddress(baseAddress) || baseAddress === 0 || baseAddress % GiB !== 0)

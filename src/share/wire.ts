@@ -3,6 +3,7 @@
  * with everything that they know. docs/protocol.md describes it.
  */
 import { DmaError, ERRNO, isDmaError, isErrorCode, type ErrorRange } from '../errors.js';
+import { field, isJsonObject, nonsense, type Fields, type Json, type JsonObject } from '../fields.js';
 import { Range } from '../ranges.js';
 import { text, thrown } from '../show.js';
 import { isAddress } from '../units.js';
@@ -16,14 +17,6 @@ export const MAX_DOCUMENT = 256 * 1024;
 
 /** The only command in the headers: what is asked is in the document. */
 const CALL = 1;
-
-/** A value of a document. */
-export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json | undefined };
-
-/** An object of a document. */
-export interface JsonObject {
-  readonly [key: string]: Json | undefined;
-}
 
 /** Causes of causes, and errors of undoing, that go along with an error. */
 const MOST_CAUSES = 4;
@@ -71,80 +64,6 @@ export function documentIn(payload: Uint8Array, operation: string): JsonObject {
   }
   if (!isJsonObject(value)) throw nonsense(operation, 'a document that is no object');
   return value;
-}
-
-/** The other side violated the protocol: EPROTO. */
-export function nonsense(operation: string, what: string, cause?: unknown): DmaError {
-  return new DmaError({ code: 'EPROTO', operation, reason: `the other process sent nonsense: ${what}`, cause });
-}
-
-/** Is it an object of a document? What JSON.parse returns has no other kinds of objects. */
-export function isJsonObject(value: unknown): value is JsonObject {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
-}
-
-/** The own property `key` of an object of a document. */
-export function field(object: JsonObject, key: string): Json | undefined {
-  return Object.hasOwn(object, key) ? object[key] : undefined;
-}
-
-/** Reads what the other side sent, of the types that are expected. Each method throws EPROTO for anything else. */
-export class Fields {
-  constructor(
-    private readonly object: JsonObject,
-    private readonly operation: string,
-  ) {}
-
-  /** A whole number from 0 to 2^53. */
-  number(key: string, most = Number.MAX_SAFE_INTEGER): number {
-    const value = field(this.object, key);
-    if (typeof value !== 'number' || !isAddress(value) || value > most) throw this.#wrong(key, 'a number');
-    return value;
-  }
-
-  /** A text of at most `most` characters. */
-  string(key: string, most = 4096): string {
-    const value = field(this.object, key);
-    if (typeof value !== 'string' || value.length > most) throw this.#wrong(key, 'a text');
-    return value;
-  }
-
-  boolean(key: string): boolean {
-    const value = field(this.object, key);
-    if (typeof value !== 'boolean') throw this.#wrong(key, 'true or false');
-    return value;
-  }
-
-  /** A list of at most `most` objects. */
-  list(key: string, most = 65_536): Fields[] {
-    const value = field(this.object, key);
-    if (!Array.isArray(value) || value.length > most) throw this.#wrong(key, 'a list');
-    return value.map((each: unknown) => {
-      if (!isJsonObject(each)) throw this.#wrong(key, 'a list of objects');
-      return new Fields(each, this.operation);
-    });
-  }
-
-  objectAt(key: string): Fields {
-    const value = field(this.object, key);
-    if (!isJsonObject(value)) throw this.#wrong(key, 'an object');
-    return new Fields(value, this.operation);
-  }
-
-  /** Is it there? */
-  has(key: string): boolean {
-    const value = field(this.object, key);
-    return value !== undefined && value !== null;
-  }
-
-  /** The object itself, for calls that check it as they check what a program gives them. */
-  get raw(): JsonObject {
-    return this.object;
-  }
-
-  #wrong(key: string, wanted: string): DmaError {
-    return nonsense(this.operation, `${JSON.stringify(key)} is not ${wanted}`);
-  }
 }
 
 /** An error as a document, with its causes. */

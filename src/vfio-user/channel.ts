@@ -76,13 +76,19 @@ export class Channel {
    * @param options.keepAlive whether the open channel keeps the process alive. Default true
    * @param options.served whether this is a server's end, which continues while a client of this thread waits: see
    *   {@link pump} closed on another thread. Default false
+   * @param options.paused whether it handles nothing before {@link resume}. Default false
    */
   constructor(
     private readonly platform: Platform,
     readonly fd: number,
     private readonly owner: ChannelOwner,
-    { keepAlive = true, served = false }: { readonly keepAlive?: boolean; readonly served?: boolean } = {},
+    {
+      keepAlive = true,
+      served = false,
+      paused = false,
+    }: { readonly keepAlive?: boolean; readonly served?: boolean; readonly paused?: boolean } = {},
   ) {
+    this.#paused = paused;
     this.#served = served;
     this.#keepAlive = keepAlive;
     this.interest = { fd, readable: true, writable: false };
@@ -152,6 +158,39 @@ export class Channel {
   service(): void {
     if (this.interest.writable) this.#flush();
     for (let i = 0; i < RECEIVES_A_TURN && this.#receive(); i++);
+  }
+
+  /** Is everything sent that was to be sent? */
+  get isSent(): boolean {
+    return this.#queue.length === 0;
+  }
+
+  /**
+   * Takes what was received and not handled, while it is paused: another process, which has the socket too, handles it.
+   *
+   * @throws DmaError EBUSY if descriptors came with it
+   */
+  takeRest(): Uint8Array {
+    if (this.#framer.hasFds) {
+      const reason = 'a message of the other side is not handled yet';
+      throw new DmaError({ code: 'EBUSY', operation: 'handOver', reason, hint: 'hand over again' });
+    }
+    return this.#framer.takeRest();
+  }
+
+  /** Puts back what {@link takeRest} took, here or in the process that has the socket now. */
+  restore(rest: Uint8Array): void {
+    if (rest.length > 0) this.#framer.restore(rest);
+  }
+
+  /** Closes this process's descriptor of the socket. The connection goes on in the process that has another one. */
+  abandon(error: DmaError): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = error;
+    this.#watch?.close();
+    this.#watch = undefined;
+    this.platform.files.close(this.fd);
+    this.owner.onClose(error);
   }
 
   /** Closes the socket and all descriptors that are queued or unused. Idempotent; only the first error counts. */

@@ -1,5 +1,6 @@
 /** The client's end of vfio-user: uses a device that another process serves. */
 import { mustBeString } from '../check.js';
+import { nonsense, type Fields, type JsonObject } from '../fields.js';
 import { DmaError, invalid, isDmaError } from '../errors.js';
 import type { Peer, Platform } from '../platform/ports.js';
 import { RegionRegisters } from '../platform/registers/region-registers.js';
@@ -18,6 +19,7 @@ import {
   type InterruptRequest,
 } from './client-options.js';
 import { Connection, type ConnectionOwner } from './connection.js';
+import { handedBytes, readHanded, restOf } from './handed-client.js';
 import { Handshake, RegionFiles } from './handshake.js';
 import { mapAreas, whyNotMapped, type MapChoice } from './map-areas.js';
 import {
@@ -112,12 +114,13 @@ export class VfioUserClient {
     private readonly platform: Platform,
     fd: number,
     private readonly options: ClientOptions,
+    paused = false,
   ) {
     this.#files = new RegionFiles(platform);
     this.#peer = peerOf(platform, fd);
     this.#process = new ServerProcess(platform, fd);
     try {
-      this.#connection = new Connection(platform, fd, this.#connectionOwner(), options);
+      this.#connection = new Connection(platform, fd, this.#connectionOwner(), options, paused);
     } catch (error) {
       this.#process.close();
       throw error;
@@ -178,6 +181,79 @@ export class VfioUserClient {
       if (!isDmaError(error, 'ETIMEDOUT') && !isDmaError(error, 'ECONNRESET')) throw error;
       throw error.with({ hint: 'the server may have another client already: most serve one at a time' });
     }
+  }
+
+  /**
+   * @internal Continues a connection that another process has handed over; it sends nothing before `start`.
+   *
+   * @param fds the descriptors of {@link handOver}; they belong to the client from now on, also if it throws
+   * @throws DmaError EPROTO
+   */
+  static takeOver(
+    platform: Platform,
+    state: Fields,
+    fds: readonly number[],
+    options?: ClientOptions,
+  ): { readonly client: VfioUserClient; readonly start: () => void } {
+    const left = new Set(fds);
+    let client: VfioUserClient | undefined;
+    try {
+      const checked = checkedOptions(platform, options);
+      const { regions, files, sockets, interrupts, info, capabilities } = readHanded(state, fds);
+      left.delete(sockets[0]);
+      client = new VfioUserClient(platform, sockets[0], checked, true);
+      for (const twin of sockets.slice(1)) {
+        left.delete(twin);
+        client.#connection.addTwin(twin, true);
+      }
+      for (const fd of files) {
+        left.delete(fd);
+        client.#files.add(fd);
+      }
+      Object.assign(client, { capabilities, info, regions, interrupts });
+      client.#dmaMaps = state.number('dmaMaps');
+      client.#hasShared = state.boolean('hasShared');
+      client.#connected = true;
+      const connection = client.#connection;
+      const handed = { nextId: state.number('nextId'), asks: state.boolean('asks'), rest: restOf(state) };
+      return { client, start: () => connection.resume(handed) };
+    } catch (error) {
+      client?.abandon(nonsense('takeOver', 'a connection to a vfio-user server'));
+      for (const fd of left) platform.files.close(fd);
+      throw error;
+    }
+  }
+
+  /**
+   * @internal Waits until no call is outstanding, and then stops: another process can continue. `resume` or {@link abandon}
+   *   follows.
+   *
+   * @param why of the calls that are refused meanwhile
+   * @throws DmaError why the connection ended; EBUSY
+   */
+  async handOver(why: DmaError): Promise<{
+    readonly state: JsonObject;
+    readonly fds: readonly number[];
+    readonly resume: () => void;
+  }> {
+    const connection = await this.#connection.pause(why);
+    const regions = this.regions.map(({ fd, ...described }) => ({ ...described, hasFd: fd !== undefined }));
+    const state = {
+      ...{ nextId: connection.nextId, asks: connection.asks, rest: connection.rest.map(handedBytes) },
+      ...{ dmaMaps: this.#dmaMaps, hasShared: this.#hasShared },
+      capabilities: { ...this.capabilities, twinSocket: undefined },
+      info: { ...this.info },
+      regions: regions.map((region) => ({ ...region, areas: region.areas.map((area) => ({ ...area })) })),
+      interrupts: this.interrupts.map((irq) => ({ ...irq })),
+      sockets: this.#connection.fds.length,
+    };
+    const fds = [...this.#connection.fds, ...this.regions.flatMap(({ fd }) => fd ?? [])];
+    return { state, fds, resume: () => this.#connection.resume(connection) };
+  }
+
+  /** @internal Another process has the connection: ends this client, which the server does not notice. */
+  abandon(error: DmaError): void {
+    this.#connection.abandon(error);
   }
 
   /** Why the connection ended; `undefined` while it is open. */

@@ -3,7 +3,7 @@ import { DmaError, isDmaError, NO_DESCRIPTORS } from '../errors.js';
 import type { ErrorCode } from '../errors.js';
 import type { Holders } from '../memory/shared/holders.js';
 import type { Platform } from '../platform/ports.js';
-import { clearTimeout, setTimeout } from '../timers.js';
+import { clearTimeout, delay, setTimeout } from '../timers.js';
 import { Call } from './call.js';
 import { Channel, pump, servesHere } from './channel.js';
 import type { CallOptions, DmaTarget } from './client-options.js';
@@ -26,6 +26,14 @@ export interface ConnectionOwner {
   ended(error: DmaError, wanted: boolean): void;
 }
 
+/** What another process needs to continue a connection, besides its sockets: that of commands first, then the twin. */
+export interface HandedConnection {
+  readonly nextId: number;
+  readonly asks: boolean;
+  /** What was received and not handled, socket by socket. */
+  readonly rest: readonly Uint8Array[];
+}
+
 /** One connection. Owns its sockets. */
 export class Connection {
   /** Where the next command is written, with the id of {@link id}. */
@@ -41,6 +49,8 @@ export class Connection {
   /** Does the server ask for memory by message? */
   #asks = false;
   #failure: DmaError | undefined;
+  /** Why nothing can be sent for now. */
+  #paused: DmaError | undefined;
   /** Once other threads store to registers. */
   #shared: SharedSocket | undefined;
 
@@ -49,12 +59,13 @@ export class Connection {
     fd: number,
     owner: ConnectionOwner,
     options: { readonly timeoutMs?: number; readonly dmaTarget?: DmaTarget },
+    paused = false,
   ) {
     this.#platform = platform;
     this.#owner = owner;
     this.#timeoutMs = options.timeoutMs ?? 5000;
     this.#requests = new DeviceRequests(options.dmaTarget);
-    this.#main = this.#channel(fd, true);
+    this.#main = this.#channel(fd, true, paused);
     this.#channels = [this.#main];
   }
 
@@ -94,8 +105,54 @@ export class Connection {
   }
 
   /** The server's commands come over this socket from now on. */
-  addTwin(fd: number): void {
-    this.#channels = [this.#main, this.#channel(fd, false)];
+  addTwin(fd: number, paused = false): void {
+    this.#channels = [this.#main, this.#channel(fd, false, paused)];
+  }
+
+  /** The sockets, in the order of {@link HandedConnection}. */
+  get fds(): readonly number[] {
+    return this.#channels.map(({ fd }) => fd);
+  }
+
+  /**
+   * Waits until nothing is outstanding, and handles nothing from then on: another process can continue. {@link resume} or
+   * {@link abandon} follows.
+   *
+   * @param why of the calls that are refused meanwhile
+   * @throws DmaError why it ended; EBUSY if the server sends descriptors
+   */
+  async pause(why: DmaError): Promise<HandedConnection> {
+    this.#paused = why;
+    const rest: Uint8Array[] = [];
+    try {
+      // Every call has a time limit of its own.
+      while (this.#failure === undefined && (this.#pending.size > 0 || this.#channels.some(({ isSent }) => !isSent)))
+        await delay(1);
+      if (this.#failure !== undefined) throw this.#failure;
+      for (const channel of this.#channels) channel.pause();
+      for (const channel of this.#channels) rest.push(channel.takeRest());
+      return { nextId: this.#nextId, asks: this.#asks, rest };
+    } catch (error) {
+      this.resume({ nextId: this.#nextId, asks: this.#asks, rest });
+      throw error;
+    }
+  }
+
+  /** Continues what was paused, here or in another process. */
+  resume({ nextId, asks, rest }: HandedConnection): void {
+    this.#paused = undefined;
+    this.#nextId = nextId;
+    this.#asks = asks;
+    this.#channels.forEach((channel, i) => {
+      const left = rest.at(i);
+      if (left !== undefined) channel.restore(left);
+      channel.resume();
+    });
+  }
+
+  /** Another process has it: ends it here, which the server does not notice. */
+  abandon(error: DmaError): void {
+    this.#end(error, true, (channel) => channel.abandon(error));
   }
 
   /** An id for the next command. */
@@ -109,8 +166,9 @@ export class Connection {
   /** Sends {@link out}, which has the id of the last {@link id}, as a command. */
   send<T>(command: number, size: number, fds: readonly number[], decode: (reply: Message) => T): Call<T> {
     const call = new Call(command, decode);
-    if (this.#failure !== undefined) {
-      call.settle(this.#failure);
+    const refused = this.#failure ?? this.#paused;
+    if (refused !== undefined) {
+      call.settle(refused);
       return call;
     }
     if (this.#pending.size >= 0x8000 || !this.#main.send(this.out.message(size), fds)) {
@@ -146,10 +204,14 @@ export class Connection {
 
   /** Ends the connection, once. */
   end(error: DmaError, wanted: boolean): void {
+    this.#end(error, wanted, (channel) => channel.close(error));
+  }
+
+  #end(error: DmaError, wanted: boolean, close: (channel: Channel) => void): void {
     if (this.#failure !== undefined) return;
     const failure = this.#owner.failureOf(error, wanted);
     this.#failure = failure;
-    for (const channel of this.#channels) channel.close(error);
+    for (const channel of this.#channels) close(channel);
     this.#owner.release();
     const calls = [...this.#pending.values()];
     this.#pending.clear();
@@ -157,7 +219,7 @@ export class Connection {
     this.#owner.ended(error, wanted);
   }
 
-  #channel(fd: number, main: boolean): Channel {
+  #channel(fd: number, main: boolean, paused: boolean): Channel {
     // Calls that wait have a timer; an idle connection does not keep the process alive.
     const channel = new Channel(
       this.#platform,
@@ -174,13 +236,13 @@ export class Connection {
           this.end(error, false);
         },
       },
-      { keepAlive: false },
+      { keepAlive: false, paused },
     );
     return channel;
   }
 
   #mustBeOpen(command: number): void {
-    const failure = this.#failure;
+    const failure = this.#failure ?? this.#paused;
     if (failure !== undefined) throw failure.with({ operation: operationOf(command) });
   }
 

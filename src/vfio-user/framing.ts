@@ -113,6 +113,26 @@ export class Framer {
     };
   }
 
+  /** Takes the bytes of messages that are not taken, which another process continues with; see {@link restore}. */
+  takeRest(): Uint8Array {
+    const rest = this.#buffer.slice(this.#start, this.#end);
+    this.#base += this.#end;
+    this.#start = this.#end = 0;
+    return rest;
+  }
+
+  /** Puts bytes of {@link takeRest} before all others. Only before anything was received. */
+  restore(rest: Uint8Array): void {
+    this.#buffer = new Uint8Array(rest.length + READ_AHEAD);
+    this.#buffer.set(rest);
+    this.#end = rest.length;
+  }
+
+  /** Are there descriptors of messages that are not taken? */
+  get hasFds(): boolean {
+    return this.#fds.length > 0;
+  }
+
   /** All descriptors of messages that are not taken. The caller owns them from now on. */
   takeFds(): number[] {
     const fds = this.#fds.flatMap((entry) => entry.fds);

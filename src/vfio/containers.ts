@@ -4,7 +4,10 @@
  */
 import { type Gate, open, optionsOf, type Shape } from '../check.js';
 import { DmaError, invalid, isDmaError, naming, throwFirst, undoAll, withUndo } from '../errors.js';
+import { nonsense, type Fields, type JsonObject } from '../fields.js';
 import type { Platform } from '../platform/ports.js';
+import { Range } from '../ranges.js';
+import type { Iova } from '../units.js';
 import { Container, type ContainerParts } from './container.js';
 import type { VfioDevice } from './device.js';
 import { groupMembers, isNoIommuGroup } from './facts.js';
@@ -12,7 +15,7 @@ import { IommufdContext, IOMMUFD } from './iommufd-context.js';
 import { IommufdSpace } from './iommufd.js';
 import { NoIommuSpace } from './noiommu.js';
 import { SpaprSpace } from './spapr.js';
-import type { ContainerChoice, KernelSpace, VfioNode } from './space.js';
+import type { ContainerChoice, ContainerKind, KernelSpace, VfioNode } from './space.js';
 import { Type1Space } from './type1.js';
 import { shortForm } from '../short-form.js';
 import { STAYS } from '../stays.js';
@@ -131,6 +134,10 @@ export class Containers {
         throw withUndo(error, 'open', isFirst ? undoAll([() => space.end()]) : []);
       }
     });
+    return this.#keep(container, node, space, device);
+  }
+
+  #keep(container: Container, node: VfioNode, space: KernelSpace, device: VfioDevice): OpenedNode {
     container.space = space;
     container.nodes.set(node.name, node);
     if (node.group !== undefined) this.#groups.set(node.group, container);
@@ -143,6 +150,82 @@ export class Containers {
     };
     this.#opened.add(opened);
     return opened;
+  }
+
+  /**
+   * @internal What another process needs to continue with the containers and their address spaces; their devices are handed
+   *   over one by one.
+   *
+   * @returns `fds`: iommufd, if it is open
+   * @throws DmaError ENOTSUP for what can not be handed over: the error names it. Nothing changes
+   */
+  handOver(): { readonly state: JsonObject; readonly fds: readonly number[] } {
+    const containers = [...this.#containers.values()].map((container) => {
+      const { name, choice, takesPageRequests, allowed, space } = container;
+      if (space !== undefined && !(space instanceof IommufdSpace)) throw notHanded(container, space.kind);
+      return {
+        ...{ name, choice, takesPageRequests, space: space?.handOver() ?? null },
+        allowed: allowed.map(({ start, length }) => ({ start, length })),
+      };
+    });
+    return { state: { containers, made: this.#made }, fds: this.#iommufd.spaces.size > 0 ? [this.#iommufd.fd] : [] };
+  }
+
+  /**
+   * @internal Continues with containers that another process has handed over. Only in a new object.
+   *
+   * @param fds belong to this object from now on, also if it throws
+   */
+  takeOver(state: Fields, fds: readonly number[]): void {
+    const [fd] = fds;
+    if (fd !== undefined) this.#iommufd.takeOver(fd);
+    for (const each of state.list('containers')) {
+      const name = each.string('name');
+      const choice = each.word('choice', CONTAINER_CHOICES);
+      const pageRequests = each.boolean('takesPageRequests');
+      const container = this.#containers.get(name) ?? this.create({ name, kind: choice, pageRequests });
+      container.allowed = each
+        .list('allowed')
+        .map((range) => new Range(range.number('start') as Iova, range.number('length')));
+      if (each.has('space'))
+        container.space = new IommufdSpace(
+          this.#platform,
+          this.#iommufd,
+          { name, pageRequests },
+          each.objectAt('space'),
+        );
+    }
+    this.#made = state.number('made');
+  }
+
+  /** @internal As {@link open}, for a device that another process has handed over. @param fd belongs to the device, also if it throws */
+  takeOverDevice(container: Container, node: VfioNode, fd: number): OpenedNode {
+    const { space } = container;
+    if (!(space instanceof IommufdSpace)) {
+      this.#platform.files.close(fd);
+      throw nonsense('takeOver', `${node.name} is in a container without an address space`);
+    }
+    return this.#keep(container, node, space, space.takeOverDevice(node, fd));
+  }
+
+  /**
+   * @internal The pinned pages of all mappings count for this process from now on: see
+   *   {@link IommufdContext.changeProcess}. Does nothing while iommufd is not open.
+   */
+  changeProcess(): void {
+    if (this.#iommufd.spaces.size > 0) this.#iommufd.changeProcess();
+  }
+
+  /** @internal Another process has everything: closes this process's descriptor of iommufd. The devices were closed before. */
+  abandon(): void {
+    for (const container of this.#containers.values()) {
+      if (container.space instanceof IommufdSpace) container.space.abandon();
+      container.space = undefined;
+      container.nodes.clear();
+    }
+    this.#groups.clear();
+    this.#opened.clear();
+    this.#iommufd.abandon();
   }
 
   /** @internal Releases all devices and closes all containers. @returns what failed */
@@ -265,3 +348,17 @@ export class Containers {
 }
 
 shortForm(Containers, 'Containers', (containers) => ({ names: [...containers].map(({ name }) => name) }));
+
+/** Why a container can not be handed over. */
+function notHanded({ name }: Container, kind: ContainerKind): DmaError {
+  const why =
+    kind === 'vfio-type1'
+      ? 'VFIO type 1 counts pinned pages for the process that mapped them, and maps by its addresses'
+      : `the kernel has no way to hand over an address space of kind ${kind}`;
+  return new DmaError({
+    code: 'ENOTSUP',
+    operation: 'handOver',
+    reason: `container "${name}": ${why}`,
+    hint: "start with iommu: 'iommufd' (Linux 6.14 or later), whose mappings can change their process",
+  });
+}

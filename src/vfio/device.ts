@@ -1,6 +1,7 @@
 /** A device opened through VFIO: regions, interrupts and reset, by its descriptor. */
 import { lostDevice } from '../dma/mapping.js';
 import { DmaError, invalid, isDmaError, undoAll, withUndo } from '../errors.js';
+import type { Fields, JsonObject } from '../fields.js';
 import type { Platform } from '../platform/ports.js';
 import { MappedArea, RegionRegisters } from '../platform/registers/region-registers.js';
 import type { LentRegisters, RegionPart } from '../platform/registers/region-registers.js';
@@ -223,6 +224,18 @@ export class VfioDevice {
     this.#failure ??= new DmaError({ code: 'ENODEV', operation: 'vfio device', reason: 'the device has been closed' });
     const errors = [...this.#unmap(), ...undoAll([() => files.close(this.fd)])];
     if (errors.length > 0) throw errors[0];
+  }
+
+  /**
+   * The vectors that the kernel has set up, kind by kind, for another process.
+   */
+  handOver(): JsonObject {
+    return { enabled: [...this.#enabled].map(([index, vectors]) => ({ index, vectors })) };
+  }
+
+  /** Continues with a device that another process has handed over. */
+  takeOver(state: Fields): void {
+    for (const each of state.list('enabled')) this.#enabled.set(each.number('index'), each.number('vectors'));
   }
 
   [Symbol.dispose](): void {

@@ -5,7 +5,7 @@
 import { DmaError } from '../errors.js';
 import type { Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
-import { IOCTL, IOMMU_DESTROY } from '../platform/uapi/iommufd.js';
+import { IOCTL, IOMMU_DESTROY, IOMMU_IOAS_CHANGE_PROCESS as CHANGE } from '../platform/uapi/iommufd.js';
 import { openNode } from './facts.js';
 
 /** The device node of iommufd. */
@@ -28,6 +28,41 @@ export class IommufdContext<Space> {
   get fd(): number {
     if (this.#fd < 0) throw new DmaError({ code: 'EBADF', operation: 'iommufd', reason: `${IOMMUFD} is not open` });
     return this.#fd;
+  }
+
+  /**
+   * Uses an open iommufd that another process has handed over, instead of opening one. Only while it has no users.
+   *
+   * @param fd belongs to the context from now on
+   */
+  takeOver(fd: number): void {
+    this.#fd = fd;
+  }
+
+  /** Forgets all users, and closes this process's descriptor: another process has it, with all that is in it. */
+  abandon(): void {
+    this.spaces.clear();
+    const fd = this.#fd;
+    this.#fd = -1;
+    if (fd >= 0) this.#platform.files.close(fd);
+  }
+
+  /**
+   * IOMMU_IOAS_CHANGE_PROCESS (Linux 6.14): from now on the pinned pages of all mappings in this iommufd count for this
+   * process. It is called by the process that takes over, with a descriptor of the same iommufd. The kernel changes nothing
+   * when it refuses.
+   *
+   * What it asks for was seen on Linux 7.3: each mapping of each IOAS was made by IOMMU_IOAS_MAP_FILE (or copied from one
+   * that was), else EINVAL. Devices may be attached and do DMA meanwhile. The pages of a process without CAP_IPC_LOCK move
+   * from VmPin of the one process to that of the other; those of a process that had it when it mapped are not checked
+   * against a limit, and its VmPin keeps them.
+   *
+   * @throws DmaError EINVAL for a mapping that is not by descriptor; ENOMEM beyond RLIMIT_MEMLOCK of this process; ENOTTY
+   *   before Linux 6.14
+   */
+  changeProcess(): void {
+    const argument = new Struct(CHANGE.sizeof).set32(CHANGE.size, CHANGE.sizeof);
+    this.call(IOCTL.IOMMU_IOAS_CHANGE_PROCESS, argument, 'IOMMU_IOAS_CHANGE_PROCESS');
   }
 
   /** Adds a user; the first one opens it. @throws DmaError ENOENT, EACCES */

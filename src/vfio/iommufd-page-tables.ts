@@ -3,6 +3,7 @@
  * IOMMUs that track dirty pages, and for page requests, this library allocates them.
  */
 import { DmaError, isDmaError, throwFirst, undoAll, withUndo } from '../errors.js';
+import type { Fields, JsonObject } from '../fields.js';
 import type { Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
 import * as iommufd from '../platform/uapi/iommufd.js';
@@ -102,6 +103,26 @@ export class PageTables implements DirtyTracking {
     if (tracks || this.#ioas.pageRequests !== undefined) this.#attachToOwn(fd, id, node, tracks);
     else attachDevice(this.#platform, fd, this.#ioas.id, node);
     this.#devices.add(node.name);
+  }
+
+  /** The page tables, for another process. */
+  handOver(): JsonObject {
+    const tables = this.#tables.map(({ id, tracksDirtyPages, devices }) => ({
+      id,
+      tracksDirtyPages,
+      devices: [...devices],
+    }));
+    return { tables, devices: [...this.#devices], tracking: this.#tracking };
+  }
+
+  /** Continues with page tables that another process has handed over. Only before anything was attached. */
+  takeOver(state: Fields): void {
+    for (const table of state.list('tables')) {
+      const devices = new Set(table.strings('devices'));
+      this.#tables.push({ id: table.number('id'), tracksDirtyPages: table.boolean('tracksDirtyPages'), devices });
+    }
+    for (const name of state.strings('devices')) this.#devices.add(name);
+    this.#tracking = state.boolean('tracking');
   }
 
   /** Forgets a closed device, and destroys the page table that only it used. */

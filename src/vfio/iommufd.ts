@@ -5,6 +5,7 @@
  */
 import type { Constraints, DmaAccess, Segment } from '../dma/address-space.js';
 import { DmaError, isDmaError, throwFirst, undoAll, withUndo } from '../errors.js';
+import type { Fields, JsonObject } from '../fields.js';
 import type { Platform } from '../platform/ports.js';
 import { Struct } from '../platform/struct.js';
 import * as iommufd from '../platform/uapi/iommufd.js';
@@ -66,6 +67,8 @@ export class IommufdSpace implements KernelSpace {
   readonly #context: SharedIommufd;
   /** Arguments of synchronous calls; calls on other threads have their own. */
   readonly #arguments: Arguments;
+  /** Those of them that the kernel did not map by their descriptor, by VA. */
+  readonly #notByFile = new Map<Va, MapSegment>();
   /** Segments mapped by {@link map}, by VA. */
   readonly #placed = new RangeMap<MapSegment>();
   readonly #pageTables: PageTables;
@@ -76,8 +79,11 @@ export class IommufdSpace implements KernelSpace {
   #constraints: Constraints | undefined;
   #closed = false;
 
-  /** @throws DmaError ENOENT, EACCES from /dev/iommu; errors of the kernel for lack of memory */
-  constructor(platform: Platform, context: SharedIommufd, options: IommufdOptions = {}) {
+  /**
+   * @param taken the address space that another process has handed over, with the context; default: a new one
+   * @throws DmaError ENOENT, EACCES from /dev/iommu; errors of the kernel for lack of memory; EPROTO for `taken`
+   */
+  constructor(platform: Platform, context: SharedIommufd, options: IommufdOptions = {}, taken?: Fields) {
     this.#platform = platform;
     this.name = options.name;
     this.#context = context;
@@ -85,16 +91,18 @@ export class IommufdSpace implements KernelSpace {
     context.enter(this);
     const undo: (() => void)[] = [() => context.leave(this)];
     try {
-      const alloc = new Struct(ALLOC.sizeof).set32(ALLOC.size, ALLOC.sizeof);
-      context.call(IOCTL.IOMMU_IOAS_ALLOC, alloc, 'IOMMU_IOAS_ALLOC');
-      const id = alloc.u32(ALLOC.out_ioas_id);
-      undo.unshift(() => context.destroy(id));
+      const id = taken?.number('id') ?? allocate(context);
+      if (taken === undefined) undo.unshift(() => context.destroy(id));
       this.id = id;
       this.#arguments = newArguments(id);
       this.#refresh();
       this.pageRequests =
         options.pageRequests === true ? new PageRequests(platform, context, (id) => this.#nameOf(id)) : undefined;
       this.#pageTables = new PageTables(platform, context, this);
+      if (taken !== undefined) {
+        this.#pageTables.takeOver(taken.objectAt('pageTables'));
+        for (const device of taken.list('devices')) this.#devices.set(device.string('name'), device.number('id'));
+      }
     } catch (error) {
       throw withUndo(error, 'iommufd', undoAll(undo));
     }
@@ -144,6 +152,44 @@ export class IommufdSpace implements KernelSpace {
     }
   }
 
+  /**
+   * What another process needs to continue with it.
+   *
+   * @throws DmaError ENOTSUP if it takes page requests, or has mappings that are not by descriptor: the error names them
+   */
+  handOver(): JsonObject {
+    const refuse = (reason: string, hint?: string): DmaError =>
+      new DmaError({ code: 'ENOTSUP', operation: 'handOver', reason: `${this.name ?? 'iommufd'}: ${reason}`, hint });
+    if (this.pageRequests !== undefined) throw refuse('page requests can not be handed over');
+    const others = [...this.#notByFile.values()].map(({ va, length }) => new Range(va, length).toString());
+    if (others.length > 0)
+      throw refuse(
+        `${others.length} of its mappings ${others.length === 1 ? 'is' : 'are'} not by descriptor: ${others.slice(0, 5).join(', ')}${others.length > 5 ? ', ...' : ''}`,
+        'the kernel counts their pages for the process that mapped them (IOMMU_IOAS_CHANGE_PROCESS): unmap them first, and ' +
+          'map memory of memfds instead, such as that of external.allocate',
+      );
+    const devices = [...this.#devices].map(([name, id]) => ({ name, id }));
+    return { id: this.id, devices, pageTables: this.#pageTables.handOver() };
+  }
+
+  /** Notes a segment that another process mapped in it. */
+  takeOver({ va, iova, length, access, backing }: Segment): void {
+    this.#notePlaced({ va, iova, length, access, backing });
+  }
+
+  /** Another process has it: this object has no devices and mappings any more. */
+  abandon(): void {
+    this.#closed = true;
+    this.#devices.clear();
+    this.#placed.clear();
+    this.#notByFile.clear();
+  }
+
+  /** Continues with a device that another process has handed over. @param fd belongs to the result, also if it throws */
+  takeOverDevice({ name }: VfioNode, fd: number): VfioDevice {
+    return VfioDevice.fromFd(this.#platform, fd, name);
+  }
+
   release({ name }: VfioNode): void {
     if (!this.#devices.has(name)) return;
     this.#forget(name);
@@ -182,7 +228,7 @@ export class IommufdSpace implements KernelSpace {
     const { unmap } = this.#arguments;
     unmap.set64(UNMAP.iova, iova).set64(UNMAP.length, length);
     this.#context.call(IOCTL.IOMMU_IOAS_UNMAP, unmap, 'IOMMU_IOAS_UNMAP');
-    if (va !== undefined) this.#placed.delete(va);
+    if (va !== undefined) this.#forgetPlaced(va);
     return unmap.u64(UNMAP.length);
   }
 
@@ -191,7 +237,7 @@ export class IommufdSpace implements KernelSpace {
     const { unmap } = newArguments(this.id);
     unmap.set64(UNMAP.iova, iova).set64(UNMAP.length, length);
     await this.#context.callAsync(IOCTL.IOMMU_IOAS_UNMAP, unmap, 'IOMMU_IOAS_UNMAP');
-    if (va !== undefined) this.#placed.delete(va);
+    if (va !== undefined) this.#forgetPlaced(va);
     return unmap.u64(UNMAP.length);
   }
 
@@ -238,6 +284,7 @@ export class IommufdSpace implements KernelSpace {
       throw error;
     }
     this.#placed.clear();
+    this.#notByFile.clear();
     return unmap.u64(UNMAP.length);
   }
 
@@ -289,6 +336,7 @@ export class IommufdSpace implements KernelSpace {
     }
     this.#closed = true;
     this.#placed.clear();
+    this.#notByFile.clear();
     throwFirst(
       undoAll([
         () => this.#pageTables.close(),
@@ -309,7 +357,10 @@ export class IommufdSpace implements KernelSpace {
     const placed =
       (!isAlone && (yield* this.#placingAsCopy(segment, structs))) || (yield* this.#placingByFile(segment, structs));
     const { va, iova, length, access } = segment;
-    if (!placed) yield mapCall(structs, va, iova, length, access);
+    if (!placed) {
+      yield mapCall(structs, va, iova, length, access);
+      this.#notByFile.set(va, segment);
+    }
     this.#notePlaced(segment);
   }
 
@@ -317,7 +368,12 @@ export class IommufdSpace implements KernelSpace {
   #notePlaced(segment: MapSegment): void {
     const { va, length } = segment;
     let other = this.#placed.insert(va, length, segment);
-    for (; other !== undefined; other = this.#placed.insert(va, length, segment)) this.#placed.delete(other.va);
+    for (; other !== undefined; other = this.#placed.insert(va, length, segment)) this.#forgetPlaced(other.va);
+  }
+
+  #forgetPlaced(va: Va): void {
+    this.#placed.delete(va);
+    if (this.#notByFile.size > 0) this.#notByFile.delete(va);
   }
 
   *#placingAsCopy(segment: MapSegment, structs: Arguments): Steps<MappingCall, boolean> {
@@ -328,6 +384,7 @@ export class IommufdSpace implements KernelSpace {
       if (there === undefined || !isSame(there, segment)) continue;
       try {
         yield copyCall(structs, space.id, there.iova, iova, length, access);
+        if (space.#notByFile.has(va)) this.#notByFile.set(va, segment);
         return true;
       } catch (error) {
         // The other space no longer maps it, or with less access: pin it again.
@@ -408,4 +465,11 @@ export class IommufdSpace implements KernelSpace {
       return;
     }
   }
+}
+
+/** IOMMU_IOAS_ALLOC. @returns the number of the IOAS */
+function allocate(context: SharedIommufd): number {
+  const alloc = new Struct(ALLOC.sizeof).set32(ALLOC.size, ALLOC.sizeof);
+  context.call(IOCTL.IOMMU_IOAS_ALLOC, alloc, 'IOMMU_IOAS_ALLOC');
+  return alloc.u32(ALLOC.out_ioas_id);
 }

@@ -9,7 +9,8 @@ import { join } from 'node:path';
 import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises';
 import { isDmaError } from '../../src/errors.js';
 import { openPlatform } from '../../src/platform/open.js';
-import { answerMessage, PROTOCOL, questionMessage, type Json, type JsonObject } from '../../src/share/wire.js';
+import type { Json, JsonObject } from '../../src/fields.js';
+import { answerMessage, PROTOCOL, questionMessage } from '../../src/share/wire.js';
 import { HEADER_SIZE } from '../../src/vfio-user/messages.js';
 import { Random } from '../shared/random.js';
 

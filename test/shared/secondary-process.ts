@@ -13,7 +13,7 @@ export interface Inside {
   readonly anydma: typeof Anydma;
   /** Connected by {@link SecondaryProcess.attach}. */
   store: Secondary;
-  readonly kept: Record<string, never>;
+  readonly kept: object;
 }
 
 const PROGRAM = `

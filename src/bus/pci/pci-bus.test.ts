@@ -74,6 +74,7 @@ class Bench {
         default: standard,
         [Symbol.iterator]: () => this.containers[Symbol.iterator](),
         find: (name) => this.containers.find(name),
+        takeOverDevice: () => assert.fail('nothing is taken over here'),
         open: ({ name }, node) => {
           const space = spaces.get(name) ?? this.#space(name);
           spaces.set(name, space);

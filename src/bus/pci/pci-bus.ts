@@ -2,6 +2,7 @@
 import { mustBe } from '../../check.js';
 import type { AddressSpace } from '../../dma/address-space.js';
 import { DmaError, forPeople, isDmaError, throwFirst, undoAll, withUndo, type DmaErrorDetails } from '../../errors.js';
+import { nonsense, type Fields } from '../../fields.js';
 import type { Platform } from '../../platform/ports.js';
 import { PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from '../../platform/uapi/pci-regs.js';
 import {
@@ -13,8 +14,10 @@ import { Container, type Containers, type KernelSpace, type VfioNode } from '../
 import type { VfioDevice } from '../../vfio/device.js';
 import { isNoIommuGroup } from '../../vfio/facts.js';
 import { closedDevice } from '../closed-device.js';
-import type { Bus, Device, OpenedDevice, OpenOptions } from '../model.js';
+import { handedIds, readIds } from '../handed-ids.js';
+import type { Bus, Device, IdMatch, OpenedDevice, OpenOptions, TakenDevice } from '../model.js';
 import type { Description } from '../description.js';
+import { ArmedInterrupts } from '../armed-interrupts.js';
 import { VfioAccess } from '../vfio-access.js';
 import { parsePciAddress } from './address.js';
 import type { PciClaimer } from './claimer.js';
@@ -27,7 +30,7 @@ import { usability } from './usable.js';
 export interface PciBusOptions {
   readonly platform: Platform;
   /** @internal */
-  readonly containers: Pick<Containers, 'default' | 'find' | 'open' | typeof Symbol.iterator>;
+  readonly containers: Pick<Containers, 'default' | 'find' | 'open' | 'takeOverDevice' | typeof Symbol.iterator>;
   /**
    * Vendors' ways to open functions that stay with their kernel drivers; the first that takes a function opens it.
    * Default: none.
@@ -105,19 +108,95 @@ export class PciBus implements Bus {
       notices.listen();
       this.#spaces.set(address, space);
       undo.unshift(() => void this.#spaces.delete(address));
-      return {
-        ids: fn.ids,
-        access,
-        faults: () => faultsInLog(mark.newer(platform.kernel.log() ?? ''), address),
-        onError: (failed) => notices.onError(failed),
-        onLost: (lost) => notices.onLost(lost),
-        close: () => {
-          throwFirst(undoAll(undo.splice(0)), 'close');
-        },
-      };
+      return this.#opened({ address, ids: fn.ids, container, device, access, notices, mark, undo });
     } catch (error) {
       throw withUndo(error, 'open', undoAll(undo)).with({ device: `pci:${address}` });
     }
+  }
+
+  /** Continues with a function that another process has handed over, in the container of the same name. */
+  takeOver(
+    address: string,
+    _args: ReadonlyMap<string, string>,
+    { state, fds }: { readonly state: Fields; readonly fds: readonly number[] },
+  ): TakenDevice {
+    const { platform, containers } = this.#options;
+    const left = new Set(fds);
+    const undo: (() => void)[] = [];
+    try {
+      const container = containers.find(state.string('container'));
+      const [fd, ...others] = fds;
+      if (container === undefined || fd === undefined)
+        throw nonsense('takeOver', `pci:${address} without its container`);
+      left.delete(fd);
+      const { device, space, release } = containers.takeOverDevice(container, nodeOf(this.#find(address)), fd);
+      undo.unshift(() => device.close());
+      device.takeOver(state.objectAt('device'));
+      const access = new VfioAccess(platform, device);
+      undo.unshift(() => access.abandon());
+      const signals = others.splice(0, state.number('interruptFds'));
+      for (const each of signals) left.delete(each);
+      access.takeOver(state.objectAt('interrupts'), signals);
+      const notices = new Notices(platform, device, new Command(device));
+      undo.unshift(() => notices.abandon());
+      for (const each of others) left.delete(each);
+      notices.takeOver(state.numbers('notices'), others);
+      this.#spaces.set(address, space);
+      undo.unshift(() => void this.#spaces.delete(address));
+      const mark = new LogMark(forPeople(() => platform.kernel.log()));
+      const closing = [
+        () => void this.#spaces.delete(address),
+        () => notices.close(),
+        () => access.close(),
+        () => new Command(device).stop(),
+        release,
+      ];
+      const ids = readIds(state, 'ids');
+      return {
+        opened: this.#opened({ address, ids, container, device, access, notices, mark, undo: closing }),
+        start: () => {
+          access.start();
+          notices.resume();
+        },
+        abandon: () => throwFirst(undoAll(undo), 'takeOver'),
+      };
+    } catch (error) {
+      const errors = undoAll([...undo, ...[...left].map((fd) => () => platform.files.close(fd))]);
+      throw withUndo(error, 'takeOver', errors).with({ device: `pci:${address}` });
+    }
+  }
+
+  #opened({ address, ids, container, device, access, notices, mark, undo }: Parts): OpenedDevice {
+    const { platform } = this.#options;
+    return {
+      ids,
+      access,
+      faults: () => faultsInLog(mark.newer(platform.kernel.log() ?? ''), address),
+      onError: (failed) => notices.onError(failed),
+      onLost: (lost) => notices.onLost(lost),
+      handOver: async () => {
+        const interrupts = access.handOver();
+        const { indexes, fds } = notices.handOver();
+        return {
+          state: {
+            ...{ container: container.name, ids: handedIds(ids), device: device.handOver() },
+            ...{ interrupts: interrupts.state, interruptFds: interrupts.fds.length, notices: indexes },
+          },
+          fds: [device.fd, ...interrupts.fds, ...fds],
+          resume: () => {
+            access.resume();
+            notices.resume();
+          },
+          end: () => {
+            this.#spaces.delete(address);
+            throwFirst(undoAll([() => notices.abandon(), () => access.abandon(), () => device.close()]), 'handOver');
+          },
+        };
+      },
+      close: () => {
+        throwFirst(undoAll(undo.splice(0)), 'close');
+      },
+    };
   }
 
   /** The address space of the container that the device is in. */
@@ -202,6 +281,19 @@ export class PciBus implements Bus {
   }
 }
 
+/** What an open function is made of. */
+interface Parts {
+  readonly address: string;
+  readonly ids: Required<IdMatch> | undefined;
+  readonly container: Container;
+  readonly device: VfioDevice;
+  readonly access: VfioAccess;
+  readonly notices: Notices;
+  readonly mark: LogMark;
+  /** What closing it does. */
+  readonly undo: (() => void)[];
+}
+
 function nodeOf({ address, group, vfioName }: PciFunction): VfioNode {
   // Without an IOMMU, this library does not use the character device of iommufd.
   const named = vfioName !== undefined && !vfioName.startsWith('noiommu-');
@@ -254,7 +346,7 @@ class Notices {
   readonly #platform: Platform;
   readonly #device: VfioDevice;
   readonly #command: Command;
-  readonly #undo: (() => void)[] = [];
+  readonly #armed = new Map<number, ArmedInterrupts>();
   #lost: DmaError | undefined;
   #tellLost: ((error: DmaError) => void) | undefined;
   #tellError: ((error: DmaError) => void) | undefined;
@@ -267,18 +359,41 @@ class Notices {
 
   /** Begins to listen. If it throws, `close` still has to be called. */
   listen(): void {
-    this.#connect(VFIO_PCI_REQ_IRQ_INDEX, () => this.#givenBack());
-    this.#connect(VFIO_PCI_ERR_IRQ_INDEX, () =>
-      this.#tellError?.(
-        new DmaError({
-          code: 'EIO',
-          operation: 'pci',
-          device: `pci:${this.#device.name}`,
-          reason: 'the device reported an error that the bus could not correct (PCI Express AER)',
-          hint: 'the kernel log shows the error; reset the device before it is used again',
-        }),
-      ),
-    );
+    for (const index of NOTICES) {
+      const irq = this.#device.interrupts.at(index);
+      if (irq === undefined || irq.count === 0 || !irq.eventfd) continue;
+      const armed = this.#arm(index);
+      armed.listen();
+      // Listening alone does not keep the program alive.
+      armed.setRef(false);
+      this.#device.setInterrupts({ index, action: 'trigger', eventfds: armed.fds });
+      armed.armed();
+    }
+  }
+
+  /** Hears nothing from now on: another process, which gets the eventfds, can. */
+  handOver(): { readonly indexes: readonly number[]; readonly fds: readonly number[] } {
+    for (const armed of this.#armed.values()) armed.pause();
+    return { indexes: [...this.#armed.keys()], fds: [...this.#armed.values()].flatMap(({ fds }) => fds) };
+  }
+
+  /** Continues with what another process listened to. @param fds the eventfds, which belong to this object from now on */
+  takeOver(indexes: readonly number[], fds: readonly number[]): void {
+    for (const [i, index] of indexes.entries()) {
+      const armed = this.#arm(index, fds.slice(i, i + 1));
+      armed.setRef(false);
+      armed.armed();
+    }
+  }
+
+  /** Ends {@link handOver}, or begins to listen after {@link takeOver}. */
+  resume(): void {
+    for (const armed of this.#armed.values()) armed.listen();
+  }
+
+  /** Another process has the eventfds. */
+  abandon(): void {
+    throwFirst(undoAll([...this.#armed.values()].map((armed) => () => armed.abandon())), 'close');
   }
 
   onLost(lost: (error: DmaError) => void): void {
@@ -292,8 +407,7 @@ class Notices {
 
   /** Idempotent. */
   close(): void {
-    const errors = undoAll(this.#undo.splice(0).reverse());
-    if (errors.length > 0) throw errors[0];
+    throwFirst(undoAll([...this.#armed.values()].reverse().map((armed) => () => armed.close())), 'close');
   }
 
   /** The kernel repeats this until the device is closed, and waits for it. */
@@ -308,21 +422,32 @@ class Notices {
     this.#tellLost?.(this.#lost);
   }
 
-  #connect(index: number, notice: () => void): void {
-    const irq = this.#device.interrupts.at(index);
-    if (irq === undefined || irq.count === 0 || !irq.eventfd) return;
-    const { events, files, readiness } = this.#platform;
-    const fd = events.create();
-    this.#undo.push(() => files.close(fd));
-    const watch = readiness.watch(fd, { readable: true }, () => {
-      if (events.take(fd) > 0) notice();
+  #arm(index: number, fds?: readonly number[]): ArmedInterrupts {
+    const armed = new ArmedInterrupts(this.#platform, {
+      handlers: [index === VFIO_PCI_REQ_IRQ_INDEX ? () => this.#givenBack() : () => this.#failed()],
+      afterwards: undefined,
+      ...(fds === undefined ? {} : { fds }),
+      disable: () => {
+        if (this.#device.failure === undefined) this.#device.setInterrupts({ index, action: 'trigger' });
+      },
+      closed: () => void this.#armed.delete(index),
     });
-    this.#undo.push(() => watch.close());
-    // Listening alone does not keep the program alive.
-    watch.setRef(false);
-    this.#device.setInterrupts({ index, action: 'trigger', eventfds: [fd] });
-    this.#undo.push(() => {
-      if (this.#device.failure === undefined) this.#device.setInterrupts({ index, action: 'trigger' });
-    });
+    this.#armed.set(index, armed);
+    return armed;
+  }
+
+  #failed(): void {
+    this.#tellError?.(
+      new DmaError({
+        code: 'EIO',
+        operation: 'pci',
+        device: `pci:${this.#device.name}`,
+        reason: 'the device reported an error that the bus could not correct (PCI Express AER)',
+        hint: 'the kernel log shows the error; reset the device before it is used again',
+      }),
+    );
   }
 }
+
+/** The interrupts of {@link Notices}. */
+const NOTICES = [VFIO_PCI_REQ_IRQ_INDEX, VFIO_PCI_ERR_IRQ_INDEX] as const;

@@ -6,8 +6,8 @@ import { absolutePath } from '../../check.js';
 import type { AddressSpace } from '../../dma/address-space.js';
 import { VfioUserSpace } from '../../vfio-user/space.js';
 import { lostDevice } from '../../dma/mapping.js';
-import type { DmaError } from '../../errors.js';
-import { invalid } from '../../errors.js';
+import { invalid, throwFirst, undoAll, withUndo, type DmaError } from '../../errors.js';
+import { nonsense, type Fields } from '../../fields.js';
 import type { Platform } from '../../platform/ports.js';
 import type { Va } from '../../units.js';
 import {
@@ -19,7 +19,8 @@ import {
   type DmaTarget,
 } from '../../vfio-user/client.js';
 import { closedDevice } from '../closed-device.js';
-import type { Bus, Device, IdMatch, OpenedDevice } from '../model.js';
+import { handedIds, readIds } from '../handed-ids.js';
+import type { Bus, Device, IdMatch, OpenedDevice, TakenDevice } from '../model.js';
 import { PCI_REGION } from '../device-access.js';
 import { VfioAccess } from '../vfio-access.js';
 import { enableFunction } from './enable-function.js';
@@ -69,44 +70,88 @@ export class VfioUserBus implements Bus {
 
   async open(path: string, args: ReadonlyMap<string, string>): Promise<OpenedDevice> {
     const { platform } = this.#options;
-    let lost: ((error: DmaError) => void) | undefined;
-    let early: DmaError | undefined;
-    const client = await VfioUserClient.connect(platform, path, {
-      ...readArgs(args),
-      dmaTarget: this.#target(path),
-      lostAs: (error) => lostDevice('vfio-user', `vfio-user:${path}`, error),
-      onDisconnect: (error) => {
-        if (lost === undefined) early = error;
-        else lost(error);
-      },
-    });
+    const loss = new Loss();
+    const client = await VfioUserClient.connect(platform, path, this.#clientOptions(path, args, loss));
     try {
       const isPci = client.info.pci && (client.regions.at(PCI_REGION.CONFIG)?.size ?? 0) > 0;
       if (isPci) enableFunction(client);
       if (args.get('mmap') !== 'never') noteUnmapped(path, client);
-      const ids = isPci ? readIds(client) : undefined;
-      const access = new VfioAccess(platform, client);
-      this.#connections.set(path, { space: new VfioUserSpace(client), device: undefined });
-      return {
-        ids,
-        access,
-        onLost: (callback) => {
-          lost = callback;
-          if (early !== undefined) callback(early);
-        },
-        close: () => {
-          this.#connections.delete(path);
-          try {
-            access.close();
-          } finally {
-            client.close();
-          }
-        },
-      };
+      const ids = isPci ? idsOf(client) : undefined;
+      return this.#opened({ path, client, ids, access: new VfioAccess(platform, client), loss });
     } catch (error) {
       client.close();
       throw error;
     }
+  }
+
+  /** Continues with a connection that another process has handed over. */
+  takeOver(
+    path: string,
+    args: ReadonlyMap<string, string>,
+    { state, fds }: { readonly state: Fields; readonly fds: readonly number[] },
+  ): TakenDevice {
+    const { platform } = this.#options;
+    const loss = new Loss();
+    const own = state.number('clientFds');
+    const options = this.#clientOptions(path, args, loss);
+    const { client, start } = VfioUserClient.takeOver(platform, state.objectAt('client'), fds.slice(0, own), options);
+    const access = new VfioAccess(platform, client);
+    access.takeOver(state.objectAt('interrupts'), fds.slice(own));
+    const abandon = (error: DmaError): void => {
+      this.#connections.delete(path);
+      throwFirst(undoAll([() => access.abandon(), () => client.abandon(error)]), 'takeOver');
+    };
+    try {
+      const opened = this.#opened({ path, client, ids: readIds(state, 'ids'), access, loss });
+      return { opened, start: () => (start(), access.start()), abandon };
+    } catch (error) {
+      throw withUndo(error, 'takeOver', undoAll([() => abandon(nonsense('takeOver', 'ids'))]));
+    }
+  }
+
+  #clientOptions(path: string, args: ReadonlyMap<string, string>, loss: Loss): ClientOptions {
+    return {
+      ...readArgs(args),
+      dmaTarget: this.#target(path),
+      lostAs: (error) => lostDevice('vfio-user', `vfio-user:${path}`, error),
+      onDisconnect: (error) => loss.tell(error),
+    };
+  }
+
+  #opened({ path, client, ids, access, loss }: Parts): OpenedDevice {
+    this.#connections.set(path, { space: new VfioUserSpace(client), device: undefined });
+    return {
+      ids,
+      access,
+      onLost: (callback) => loss.listen(callback),
+      handOver: async (why) => {
+        const connection = await client.handOver(why);
+        const interrupts = access.handOver();
+        return {
+          state: {
+            ...{ client: connection.state, clientFds: connection.fds.length },
+            ...{ interrupts: interrupts.state, ids: handedIds(ids) },
+          },
+          fds: [...connection.fds, ...interrupts.fds],
+          resume: () => {
+            connection.resume();
+            access.resume();
+          },
+          end: (error) => {
+            this.#connections.delete(path);
+            throwFirst(undoAll([() => access.abandon(), () => client.abandon(error)]), 'handOver');
+          },
+        };
+      },
+      close: () => {
+        this.#connections.delete(path);
+        try {
+          access.close();
+        } finally {
+          client.close();
+        }
+      },
+    };
   }
 
   /** Every connection is its own address space. */
@@ -129,6 +174,31 @@ export class VfioUserBus implements Bus {
       if (typeof where === 'string') return where;
       return this.#options.bytesAt(where.va, length, access) ?? 'EFAULT';
     };
+  }
+}
+
+/** What a device of this bus is made of. */
+interface Parts {
+  readonly path: string;
+  readonly client: VfioUserClient;
+  readonly ids: Required<IdMatch> | undefined;
+  readonly access: VfioAccess;
+  readonly loss: Loss;
+}
+
+/** The loss of a connection, which may come before anybody listens. */
+class Loss {
+  #error: DmaError | undefined;
+  #listener: ((error: DmaError) => void) | undefined;
+
+  tell(error: DmaError): void {
+    if (this.#listener === undefined) this.#error = error;
+    else this.#listener(error);
+  }
+
+  listen(listener: (error: DmaError) => void): void {
+    this.#listener = listener;
+    if (this.#error !== undefined) listener(this.#error);
   }
 }
 
@@ -184,7 +254,7 @@ function noteUnmapped(path: string, client: VfioUserClient): void {
 }
 
 /** Type 0 configuration header (PCI Local Bus Specification 3.0, 6.1). */
-function readIds(client: VfioUserClient): Required<IdMatch> {
+function idsOf(client: VfioUserClient): Required<IdMatch> {
   const header = new Uint8Array(0x30);
   client.regionRead(PCI_REGION.CONFIG, 0, header);
   const word = (offset: number): number => header[offset] + header[offset + 1] * 256;
