@@ -35,6 +35,7 @@ export const SUITES: readonly Suite[] = [
   { name: 'nvme-namespaces', kernels: ['built'], backends: ['type1', 'iommufd'] },
   { name: 'ledger', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 600 },
   { name: 'containers', kernels: ['built'], backends: ['type1', 'iommufd'] },
+  { name: 'hand-over', kernels: ['built'], iommus: ['48'], backends: ['type1', 'iommufd'], seconds: 900 },
   { name: 'explained', kernels: ['built'], iommus: ['48'], backends: ['type1', 'iommufd'] },
   { name: 'unsafe', kernels: ['built'], iommus: ['unsafe'], backends: ['type1', 'iommufd'] },
   { name: 'firmware', kernels: ['built'], iommus: ['firmware'], backends: ['type1', 'iommufd'] },
