@@ -107,19 +107,25 @@ function programOfDevices(operation: string): string {
 /** A child that serves. @param removeAll kills it and removes what it left */
 function running(child: ChildProcess, socketPath: string, removeAll: () => void): DeviceProcess {
   const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+  const disconnected = new Promise<void>((resolve) => {
+    if (child.connected) child.once('disconnect', () => resolve());
+    else resolve();
+  });
   child.unref();
   child.channel?.unref();
 
   let closing: Promise<void> | undefined;
   const close = (): Promise<void> =>
     (closing ??= (async () => {
+      // Of a process that was killed, the end may be known before that of its channel, which has a descriptor.
+      if (child.connected) child.disconnect();
       if (child.exitCode === null && child.signalCode === null) {
         child.ref();
-        if (child.connected) child.disconnect();
         const timer = setTimeout(() => child.kill('SIGKILL'), END_TIMEOUT);
         await exited;
         clearTimeout(timer);
       }
+      await disconnected;
       removeAll();
     })());
   return { socketPath, pid: child.pid ?? 0, close, [Symbol.asyncDispose]: close };

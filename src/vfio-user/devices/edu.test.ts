@@ -298,10 +298,15 @@ describe('edu model: transfers', () => {
   });
 
   it('takes as long as it was told', async () => {
-    const host = edu({ dmaDelayMs: 20 });
+    const slow = edu({ dmaDelayMs: 60_000 });
+    slow.dma.map(0, new Uint8Array(64));
+    toDevice(slow, 0, 0, 64, EDU_COMMAND.INTERRUPT);
+    await turn(3);
+    assert.equal(slow.read32(REG.DMA_COMMAND) & EDU_COMMAND.RUN, EDU_COMMAND.RUN);
+    slow.model.reset();
+    const host = edu({ dmaDelayMs: 5 });
     host.dma.map(0, new Uint8Array(64));
     toDevice(host, 0, 0, 64, EDU_COMMAND.INTERRUPT);
-    await turn(3);
     assert.equal(host.read32(REG.DMA_COMMAND) & EDU_COMMAND.RUN, EDU_COMMAND.RUN);
     await new Promise<void>((resolve) => (host.onInterrupt = () => resolve()));
     assert.equal(host.read32(REG.DMA_COMMAND) & EDU_COMMAND.RUN, 0);
@@ -338,7 +343,10 @@ describe('edu model: transfers', () => {
     toDevice(host, 0, 0, 64, EDU_COMMAND.INTERRUPT);
     host.model.reset();
     toDevice(host, 0, 0, 64, EDU_COMMAND.INTERRUPT);
-    await new Promise((resolve) => setTimeout(resolve, 40));
+    await new Promise<void>((resolve) => (host.onInterrupt = () => resolve()));
+    // Timers end in their order, so that both delays are over after this.
+    await new Promise((resolve) => setTimeout(resolve, 10));
+    await turn(3);
     assert.equal(host.dma.calls, 1);
     assert.equal(host.interrupts, 1);
   });
