@@ -10,11 +10,11 @@ export class Feed<T> {
 
   /** Those from now on, until the feed ends. */
   listen(): AsyncGenerator<T, void> {
-    const listener = new Listener<T>();
     // It hears from the call on, and not only from the first `next`.
+    const listener = new Listener<T>(() => this.#listeners.delete(listener));
     this.#listeners.add(listener);
     if (this.#ended) listener.end();
-    return this.#heardBy(listener);
+    return listener;
   }
 
   tell(event: T): void {
@@ -25,41 +25,59 @@ export class Feed<T> {
     this.#ended = true;
     for (const listener of this.#listeners) listener.end();
   }
-
-  async *#heardBy(listener: Listener<T>): AsyncGenerator<T, void> {
-    try {
-      for (;;) {
-        const event = await listener.next();
-        if (event === undefined) return;
-        yield event.value;
-      }
-    } finally {
-      this.#listeners.delete(listener);
-    }
-  }
 }
 
-class Listener<T> {
-  readonly #kept: { readonly value: T }[] = [];
-  #wake: (() => void) | undefined;
+/** What one listener hears. A generator function would do, but it is left only when the next thing happens, if it waits for one. */
+class Listener<T> implements AsyncGenerator<T, void> {
+  readonly #kept: IteratorYieldResult<T>[] = [];
+  readonly #waiting: ((result: IteratorResult<T, void>) => void)[] = [];
+  readonly #left: () => void;
   #ended = false;
 
-  add(value: T): void {
-    if (this.#kept.length === MOST_KEPT) this.#kept.shift();
-    this.#kept.push({ value });
-    this.#wake?.();
+  /** @param left called when it ends */
+  constructor(left: () => void) {
+    this.#left = left;
   }
 
+  add(value: T): void {
+    const first = this.#waiting.shift();
+    if (first !== undefined) return first({ done: false, value });
+    if (this.#kept.length === MOST_KEPT) this.#kept.shift();
+    this.#kept.push({ done: false, value });
+  }
+
+  /** Nothing more will come; what is kept can still be taken. */
   end(): void {
     this.#ended = true;
-    this.#wake?.();
+    this.#left();
+    for (const resolve of this.#waiting.splice(0)) resolve(DONE);
   }
 
-  async next(): Promise<{ readonly value: T } | undefined> {
-    while (this.#kept.length === 0 && !this.#ended)
-      await new Promise<void>((resolve) => {
-        this.#wake = resolve;
-      });
-    return this.#kept.shift();
+  next(): Promise<IteratorResult<T, void>> {
+    const kept = this.#kept.shift();
+    if (kept !== undefined) return Promise.resolve(kept);
+    if (this.#ended) return Promise.resolve(DONE);
+    return new Promise((resolve) => this.#waiting.push(resolve));
+  }
+
+  return(): Promise<IteratorResult<T, void>> {
+    this.#kept.length = 0;
+    this.end();
+    return Promise.resolve(DONE);
+  }
+
+  async throw(error: unknown): Promise<never> {
+    await this.return();
+    throw error;
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.return();
   }
 }
+
+const DONE = { done: true, value: undefined } as const;

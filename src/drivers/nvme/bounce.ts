@@ -51,7 +51,11 @@ export class Bounce {
     return {
       memory: own.range(length),
       finish: () => {
-        if (!isWritten) eachPart(parts, length, (part, at) => part.set(bytes.subarray(at, at + part.length)));
+        if (isWritten) return;
+        // The program may have transferred it away meanwhile.
+        if (parts.reduce((sum, part) => sum + part.length, 0) < length)
+          throw invalid(operation, `the memory of ${name} was detached while the command ran`);
+        eachPart(parts, length, (part, at) => part.set(bytes.subarray(at, at + part.length)));
       },
       [Symbol.dispose]: () => own[Symbol.dispose](),
     };

@@ -1,5 +1,6 @@
 /** The NVMe driver, by a controller that does what it is told, through the doors that programs use. */
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
 import type { FakeNvme } from '../../../test/fakes/nvme/controller.js';
 import { fill, QUIET, sum, withDisk } from '../../../test/fakes/nvme/disk.js';
@@ -11,7 +12,7 @@ import { ADMIN, CNS, FEATURE, NVM, SQE } from '../../nvme/commands.js';
 import { KiB, MiB, type Va } from '../../units.js';
 import { deviceModel } from '../../vfio-user/devices/catalog.js';
 import { nvmeDriver } from './nvme-driver.js';
-import type { NvmeQueue } from './queue.js';
+import { ABORTED_BY_HOST, type NvmeQueue } from './queue.js';
 
 /** Mappings of a device, those of the driver itself included. */
 const mapped = ({ domain }: Device): number => [...(domain?.mappings() ?? [])].length;
@@ -133,6 +134,41 @@ describe('a controller', () => {
           [2, true],
         ],
       );
+    }));
+
+  it('stops telling of events at once, also who waits for one', () =>
+    withDisk({}, async ({ ssd }) => {
+      const events = ssd.events();
+      const waiting = events.next();
+      assert.deepEqual(await events.return(), { done: true, value: undefined });
+      assert.deepEqual(await waiting, { done: true, value: undefined });
+      await ssd.reset();
+      assert.equal((await events.next()).done, true);
+      const never = ssd.events();
+      await never.return();
+      await ssd.reset();
+      assert.equal((await never.next()).done, true);
+      const leaving = ssd.events();
+      await ssd.reset();
+      for await (const { kind } of leaving) {
+        assert.equal(kind, 'reset');
+        break;
+      }
+      await assert.rejects(ssd.events().throw(new Error('mine')), /mine/);
+    }));
+
+  it('takes a signal and a time limit with each call', () =>
+    withDisk({}, async ({ ssd, disk }) => {
+      const signal = AbortSignal.abort();
+      for (const call of [
+        () => ssd.logPage(2, 512, { signal }),
+        () => ssd.feature(6, { signal }),
+        () => ssd.setFeature(6, 1, { signal }),
+        () => ssd.format(disk, { signal }),
+        () => disk.flush({ signal }),
+      ])
+        await assert.rejects(call(), dmaError('ECANCELED', /aborted/));
+      await assert.rejects(ssd.feature(6, { timeoutMs: -1 }), dmaError('EINVAL', /timeoutMs is -1/));
     }));
 
   it('tells of events, and of namespaces that come and go', () =>
@@ -301,6 +337,10 @@ describe('data', () => {
       assert.deepEqual(fake.disks[0].slice(7 * 512, 9 * 512), Uint8Array.from(bytes.subarray(3)));
       const back = [Buffer.alloc(100), Buffer.alloc(924)];
       await disk.read({ lba: 7, blocks: 2, into: back, bounce: true });
+      const away = new Uint8Array(512);
+      const reading = disk.read({ lba: 7, blocks: 1, into: away, bounce: true });
+      structuredClone(away.buffer, { transfer: [away.buffer] });
+      await assert.rejects(reading, dmaError('EINVAL', /into was detached while the command ran/));
       assert.deepEqual(Buffer.concat(back), Buffer.from(bytes.subarray(3)));
       assert.equal(device.domain?.mappings().next().done, false);
     }));
@@ -447,6 +487,7 @@ describe('a queue of the program’s own', () => {
     withDisk({ maxEntries: 8 }, async ({ eal, device, ssd, fake }) => {
       const queue = await ssd.openQueue({ entries: 8 });
       assert.equal(queue.capacity, 7);
+      throwsDma('EINVAL', () => queue.read(0, -1, 0, 1, 4096), /no namespace -1/);
       const block = eal.malloc(64 * KiB, { align: 4096 });
       const iova = device.iovaOf(block);
       fake.disks[0].forEach((_, i, disk) => (disk[i] = (i >> 9) & 0xff));
@@ -480,7 +521,6 @@ describe('a queue of the program’s own', () => {
       ])
         throwsDma('EINVAL', () => queue.read(0, 1, 0, blocks, at), /1 to 256 blocks/);
       throwsDma('EINVAL', () => queue.read(7, 1, 0, 1, iova), /no slot 7/);
-      throwsDma('EINVAL', () => queue.read(0, -1, 0, 1, iova), /no namespace -1/);
       throwsDma('EINVAL', () => queue.read(0, 9, 0, 1, iova), /no namespace 9/);
       await ssd.closeQueue(queue);
       assert.equal(fake.ioQueues, 1);
@@ -517,6 +557,48 @@ describe('a queue of the program’s own', () => {
       assert.equal(fake.overruns, 0);
       block.free();
     }));
+
+  it('can be polled when it is closed, and when its device is: what ran is returned, and then nothing', () =>
+    withDisk({}, async ({ eal, device, ssd, fake, block }) => {
+      const closed = await ssd.openQueue({ entries: 4 });
+      await ssd.closeQueue(closed);
+      assert.equal(closed.poll(), 0);
+      const queue = await ssd.openQueue({ entries: 4 });
+      fake.misbehave = ({ queue: id }) => (id > 0 ? 'lose' : undefined);
+      queue.read(2, 1, 0, 1, device.iovaOf(block));
+      queue.ring();
+      await eal.remove(device);
+      assert.equal(queue.poll(), 1);
+      assert.deepEqual([queue.slots[0], queue.statuses[0], queue.running], [2, ABORTED_BY_HOST, 0]);
+      assert.equal(queue.poll(), 0);
+    }));
+
+  it('goes on when what it calls throws, which is an uncaught exception', () => {
+    const program = `
+      import { Eal } from ${JSON.stringify(new URL('../../index.js', import.meta.url).href)};
+      import { nvmeDriver } from ${JSON.stringify(new URL('../../entry/nvme.js', import.meta.url).href)};
+      process.on('uncaughtException', (error) => console.log('uncaught', error.message));
+      const eal = await Eal.start({ memory: { noHuge: true } });
+      const device = await eal.probe('vdev:nvme0');
+      const ssd = device.use(nvmeDriver);
+      const block = eal.malloc(4096, { align: 4096 });
+      const onCompletions = (count, { slots: [slot] }) => {
+        if (slot === 1) return console.log('the next one');
+        throw new Error('oops');
+      };
+      const queue = await ssd.openQueue({ onCompletions });
+      for (const slot of [0, 1]) {
+        queue.read(slot, 1, 0, 1, device.iovaOf(block));
+        queue.ring();
+        for (let turn = 0; queue.running > 0 && turn < 2000; turn++) await new Promise((resolve) => setTimeout(resolve, 1));
+      }
+      block.free();
+      await eal.stop();`;
+    const args = ['--input-type=module', '--eval', program];
+    const { status, stdout, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8' });
+    assert.equal(status, 0, stderr);
+    assert.deepEqual(stdout.trim().split('\n'), ['uncaught oops', 'the next one']);
+  });
 
   it('calls back with completions', () =>
     withDisk({}, async ({ eal, device, ssd }) => {

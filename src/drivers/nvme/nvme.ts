@@ -43,6 +43,7 @@ import {
   submissionDoorbell,
   type NvmeMemoryBuffer,
 } from '../../nvme/registers.js';
+import { tellHandler } from '../../memory/handlers.js';
 import type { Shared } from '../../memory/shared/shared.js';
 import { notShareable } from '../../memory/shared/shares.js';
 import type { Registers } from '../../platform/registers/registers.js';
@@ -102,7 +103,10 @@ export interface NvmeSettings {
 export interface NvmeQueueOptions {
   /** Entries of its rings: one more than commands can run. Default 256, or the most that the controller has. */
   readonly entries?: number;
-  /** Called from the event loop with what has completed, which is in the arrays of the queue. Default: the program polls. */
+  /**
+   * Called from the event loop with what has completed, which is in the arrays of the queue. An exception in it is uncaught, and does
+   * not disturb the queue. Default: the program polls.
+   */
   readonly onCompletions?: (count: number, queue: NvmeQueue) => void;
   /** Does the controller interrupt for it? Default: if there is `onCompletions`. */
   readonly interrupts?: boolean;
@@ -331,11 +335,16 @@ export class Nvme {
   async logPage(
     page: number,
     length: number,
-    options: { readonly nsid?: number; readonly offset?: number; readonly keepEvent?: boolean } = {},
+    options: NvmeCallOptions & {
+      readonly nsid?: number;
+      readonly offset?: number;
+      readonly keepEvent?: boolean;
+    } = {},
   ): Promise<Uint8Array> {
     const operation = 'nvme.logPage';
-    const shape: Shape<typeof options> = { nsid: 'number', offset: 'number', keepEvent: 'boolean' };
-    const { nsid = 0xffffffff, offset = 0, keepEvent = false } = optionsOf<typeof options>(options, shape, operation);
+    const shape: Shape<typeof options> = { ...CALL, nsid: 'number', offset: 'number', keepEvent: 'boolean' };
+    const asked = optionsOf<typeof options>(options, shape, operation);
+    const { nsid = 0xffffffff, offset = 0, keepEvent = false, ...call } = asked;
     mustBeWhole(page, 0, 0xff, 'the log page', operation);
     mustBeWhole(length, 4, 64 * MiB, 'the length of a log page', operation);
     mustBeWhole(offset, 0, Number.MAX_SAFE_INTEGER, 'offset', operation);
@@ -350,7 +359,7 @@ export class Nvme {
       const keep = keepEvent || at + part < length;
       const cdw = { cdw10: page | (keep ? 1 << 15 : 0) | ((words & 0xffff) << 16), cdw11: words >>> 16 };
       const where = { cdw12: from % 2 ** 32, cdw13: Math.floor(from / 2 ** 32) };
-      bytes.set(await this.#read(operation, { opcode: ADMIN.GET_LOG_PAGE, nsid, ...cdw, ...where }, part), at);
+      bytes.set(await this.#read(operation, { ...call, opcode: ADMIN.GET_LOG_PAGE, nsid, ...cdw, ...where }, part), at);
     }
     return bytes;
   }
@@ -358,20 +367,21 @@ export class Nvme {
   /** The value of a feature. @throws DmaError as {@link Nvme.admin} */
   async feature(
     id: number,
-    options: {
+    options: NvmeCallOptions & {
       readonly nsid?: number;
       readonly select?: 'current' | 'default' | 'saved';
       readonly cdw11?: number;
     } = {},
   ): Promise<number> {
     const operation = 'nvme.feature';
-    const shape: Shape<typeof options> = { nsid: 'number', select: ['current', 'default', 'saved'], cdw11: 'number' };
-    const { nsid = 0, select = 'current', cdw11 = 0 } = optionsOf<typeof options>(options, shape, operation);
+    const selects = ['current', 'default', 'saved'] as const;
+    const shape: Shape<typeof options> = { ...CALL, nsid: 'number', select: selects, cdw11: 'number' };
+    const { nsid = 0, select = 'current', cdw11 = 0, ...call } = optionsOf<typeof options>(options, shape, operation);
     mustBeWhole(id, 0, 0xff, 'the feature', operation);
     const which = { current: FEATURE_SELECT.CURRENT, default: FEATURE_SELECT.DEFAULT, saved: FEATURE_SELECT.SAVED }[
       select
     ];
-    const command = { opcode: ADMIN.GET_FEATURES, nsid, cdw10: id | (which << FEATURE_SELECT.SHIFT), cdw11 };
+    const command = { ...call, opcode: ADMIN.GET_FEATURES, nsid, cdw10: id | (which << FEATURE_SELECT.SHIFT), cdw11 };
     return (await this.#command(operation, command)).result;
   }
 
@@ -379,14 +389,14 @@ export class Nvme {
   async setFeature(
     id: number,
     value: number,
-    options: { readonly nsid?: number; readonly save?: boolean } = {},
+    options: NvmeCallOptions & { readonly nsid?: number; readonly save?: boolean } = {},
   ): Promise<number> {
     const operation = 'nvme.setFeature';
-    const shape: Shape<typeof options> = { nsid: 'number', save: 'boolean' };
-    const { nsid = 0, save = false } = optionsOf<typeof options>(options, shape, operation);
+    const shape: Shape<typeof options> = { ...CALL, nsid: 'number', save: 'boolean' };
+    const { nsid = 0, save = false, ...call } = optionsOf<typeof options>(options, shape, operation);
     mustBeWhole(id, 0, 0xff, 'the feature', operation);
     const cdw10 = id | (save ? 1 << 31 : 0);
-    return (await this.#command(operation, { opcode: ADMIN.SET_FEATURES, nsid, cdw10, cdw11: value })).result;
+    return (await this.#command(operation, { ...call, opcode: ADMIN.SET_FEATURES, nsid, cdw10, cdw11: value })).result;
   }
 
   /**
@@ -1032,7 +1042,7 @@ export class Nvme {
       } catch (error) {
         this.#failed(error);
       }
-      if (count > 0) onCompletions(count, queue);
+      if (count > 0) tellHandler(() => onCompletions(count, queue));
       return count;
     };
     const poller = new Poller(

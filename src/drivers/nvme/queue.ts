@@ -301,6 +301,8 @@ export class NvmeQueue {
     if (this.#refuse !== undefined) throw this.#refuse();
     if (this.#abandoned > 0) return this.#takeAbandoned();
     const cq = this.#cq;
+    // The queue was closed: its memory is freed.
+    if (cq.length === 0) return 0;
     const head = this.#head;
     const entries = this.#entries;
     let at = head;

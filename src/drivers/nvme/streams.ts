@@ -53,7 +53,7 @@ interface Plan {
 function planOf(of: StreamedBlocks, asked: NvmeStreamOptions, operation: string): Plan {
   const options = optionsOf<NvmeStreamOptions>(asked, STREAM, operation);
   const { lba = NaN, blocks = of.blocks - lba, chunkBytes = 256 * KiB, ahead = 4, signal, timeoutMs } = options;
-  mustBeBlocks(lba, blocks, of.blocks, operation);
+  mustBeBlocks(lba, options.blocks ?? Math.max(1, blocks), of.blocks, operation);
   mustBeWhole(ahead, 1, 1024, 'ahead', operation);
   if (!(chunkBytes >= of.transferSize))
     throw invalid(operation, `chunkBytes is ${chunkBytes}, less than a block of ${of.transferSize} bytes`);
