@@ -74,6 +74,7 @@ export async function spawnDevice<N extends DeviceName>(name: N, options?: Spawn
   let child: ChildProcess | undefined;
   const removeAll = (): void => {
     forgetExit();
+    if (child?.connected === true) child.disconnect();
     child?.kill('SIGKILL');
     rmSync(directory, { recursive: true, force: true });
   };
