@@ -18,6 +18,7 @@ import { benchNvme } from './nvme.js';
 import { benchNvmeServed } from './nvme-served.js';
 import { benchRdma } from './rdma.js';
 import { benchRdmaCalls } from './rdma-calls.js';
+import { benchRings } from './rings.js';
 import { benchTranslate } from './translate.js';
 import { benchVfio } from './vfio.js';
 import { benchVfioUser } from './vfio-user.js';
@@ -36,6 +37,7 @@ const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new
   ['rdma-calls', benchRdmaCalls],
   ['copy', benchCopy],
   ['memory', benchMemory],
+  ['rings', benchRings],
   ['attach', benchAttach],
   ['delay', benchDelay],
 ]);

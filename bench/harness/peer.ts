@@ -31,20 +31,21 @@ export class Peer implements AsyncDisposable {
   /**
    * Compiles and starts `peers/NAME.c`; or only starts it, where $ANYDMA_BENCH_PEERS is a directory that has it.
    *
+   * @param args of the program
    * @returns the peer, which the caller closes; or the reason why there is none
    */
-  static start(name: string): Peer | string {
+  static start(name: string, args: readonly string[] = []): Peer | string {
     const { ANYDMA_BENCH_PEERS: ready } = process.env;
-    if (ready !== undefined && existsSync(join(ready, name))) return Peer.#spawn(join(ready, name), undefined);
+    if (ready !== undefined && existsSync(join(ready, name))) return Peer.#spawn(join(ready, name), undefined, args);
     const directory = mkdtempSync(join(tmpdir(), 'anydma-bench-'));
     const reason = compilePeer(name, directory);
-    if (reason === undefined) return Peer.#spawn(join(directory, name), directory);
+    if (reason === undefined) return Peer.#spawn(join(directory, name), directory, args);
     rmSync(directory, { recursive: true, force: true });
     return reason;
   }
 
-  static #spawn(program: string, directory: string | undefined): Peer {
-    return new Peer(spawn(program, { stdio: ['pipe', 'pipe', 'pipe'] }), directory);
+  static #spawn(program: string, directory: string | undefined, args: readonly string[]): Peer {
+    return new Peer(spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'] }), directory);
   }
 
   /** Sends an order. @returns the numbers of the answer @throws Error if the peer has ended, with its last output */

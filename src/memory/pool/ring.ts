@@ -142,6 +142,10 @@ export class Ring implements Disposable {
   #bell: Bell | undefined;
   #tailLock: RobustLock | undefined;
   #headLock: RobustLock | undefined;
+  // What this thread last saw of the other side's index, which only goes on. While this thread is its side alone, it is looked at again when
+  // it is not enough, as each look takes the cache line from the other side. With others at this side it could be as old as 2^32 numbers.
+  #headSeen = 0;
+  #tailSeen = 0;
   #live = true;
 
   /** @internal */
@@ -303,7 +307,11 @@ export class Ring implements Disposable {
   #add(from: ElementNumbers, count: number, at: number, all: boolean): number {
     const words = this.#words;
     const tail = words[TAIL_AT];
-    const room = this.size - this.#used(tail, Atomics.load(words, HEAD_AT), 'ring.enqueue');
+    let room = this.size - ((tail - this.#headSeen) | 0);
+    if (this.#tailLock !== undefined || room < count || room > this.size) {
+      this.#headSeen = Atomics.load(words, HEAD_AT);
+      room = this.size - this.#used(tail, this.#headSeen, 'ring.enqueue');
+    }
     const n = count <= room ? count : all ? 0 : room;
     if (n === 0) return 0;
     const { pool } = this;
@@ -316,9 +324,11 @@ export class Ring implements Disposable {
     const first = Math.min(n, slots.length - start);
     copyNumbers(slots, start, from, at, first);
     if (first < n) copyNumbers(slots, 0, from, at + first, n - first);
-    Atomics.store(words, TAIL_AT, (tail + n) | 0);
+    const isShared = this.#me !== NOBODY;
+    if (isShared) Atomics.store(words, TAIL_AT, (tail + n) | 0);
+    else words[TAIL_AT] = tail + n;
     // After that store: see bell.ts.
-    if (Atomics.load(words, BELL_AT) !== 0) this.#theBell('ring.enqueue').ring();
+    if ((isShared ? Atomics.load(words, BELL_AT) : words[BELL_AT]) !== 0) this.#theBell('ring.enqueue').ring();
     return n;
   }
 
@@ -341,7 +351,11 @@ export class Ring implements Disposable {
   #remove(into: ElementNumbers, count: number, at: number, all: boolean): number {
     const words = this.#words;
     const head = words[HEAD_AT];
-    const used = this.#used(Atomics.load(words, TAIL_AT), head, 'ring.dequeue');
+    let used = (this.#tailSeen - head) | 0;
+    if (this.#headLock !== undefined || used < count || used > this.size) {
+      this.#tailSeen = Atomics.load(words, TAIL_AT);
+      used = this.#used(this.#tailSeen, head, 'ring.dequeue');
+    }
     let n = count <= used ? count : all ? 0 : used;
     if (n === 0) return 0;
     const slots = this.#slots;
@@ -358,7 +372,8 @@ export class Ring implements Disposable {
         n = wrong - at;
       }
     }
-    Atomics.store(words, HEAD_AT, (head + n) | 0);
+    if (this.#me === NOBODY) words[HEAD_AT] = head + n;
+    else Atomics.store(words, HEAD_AT, (head + n) | 0);
     return n;
   }
 
@@ -407,11 +422,15 @@ export class Ring implements Disposable {
     if (holders === undefined) return;
     for (;;) {
       const other = Atomics.compareExchange(this.#words, at, NOBODY, me);
-      if (other === NOBODY || other === me) return;
-      if (!holders.isAlive(other)) {
-        if (Atomics.compareExchange(this.#words, at, other, me) === other) return;
-        continue;
+      const isMine = other === NOBODY || other === me;
+      const isDead = !isMine && !holders.isAlive(other);
+      if (isMine || (isDead && Atomics.compareExchange(this.#words, at, other, me) === other)) {
+        // What this thread saw at an earlier time is too old.
+        this.#headSeen = Atomics.load(this.#words, HEAD_AT);
+        this.#tailSeen = Atomics.load(this.#words, TAIL_AT);
+        return;
       }
+      if (isDead) continue;
       throw new DmaError({
         code: 'EBUSY',
         operation: side === 'producer' ? 'ring.enqueue' : 'ring.dequeue',
