@@ -14,6 +14,6 @@ export type { SecondaryPools, SecondaryRings } from '../share/secondary-pools.js
 export type { RingOptions, Rings } from '../memory/pool/rings.js';
 export type { RingDescription } from '../memory/pool/ring.js';
 export type { RingSide } from '../memory/pool/ring-words.js';
-export { SecondaryDevice, SecondaryMapping } from '../share/secondary-devices.js';
+export { SecondaryDevice, SecondaryMapping, type SecondaryQueueOptions } from '../share/secondary-devices.js';
 export { SecondaryBlock, SecondaryExternal, SecondaryMemory, SecondaryZone } from '../share/secondary-memory.js';
 export type { Successor } from '../share/hand-over.js';

@@ -97,7 +97,8 @@ function open(shared: Shared<unknown>, given: unknown, platform: Platform, place
     case 'queue': {
       const facts = nvmeQueueFacts(shared.facts);
       const hold = Hold.take(shared, platform, queueName(facts), place, operation);
-      return NvmeQueueOfThread.attach(shared, facts, hold, platform);
+      const [state, ...more] = shared.more;
+      return NvmeQueueOfThread.attach({ holders: shared.holders, state, more }, facts, hold, platform);
     }
     case 'copy-engine': {
       const facts = copyEngineFacts(shared.facts);

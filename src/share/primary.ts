@@ -4,6 +4,8 @@
  * secondary has is given back when it ends, however it ends.
  */
 import type { Device } from '../bus/model.js';
+import { optionsOf, type Shape } from '../check.js';
+import { nvmeDriver } from '../drivers/nvme/nvme-driver.js';
 import { DmaError, invalid } from '../errors.js';
 import type { LongWorkOptions } from '../long-work.js';
 import type { External, ExternalMemory } from '../memory/external.js';
@@ -30,6 +32,8 @@ import type { Offer } from './hand-over.js';
 import type { SharedWords } from './shared-words.js';
 import { libraryVersion } from './version.js';
 import type { AddressWindow } from './window.js';
+
+const QUEUE_OPTIONS: Shape<{ entries?: number }> = { entries: 'number' };
 
 /** What of an `Eal` its secondaries reach. */
 export interface PrimarySources {
@@ -75,12 +79,12 @@ class Holdings {
   constructor(readonly session: Session) {}
 
   /** Keeps something until the secondary gives it back, or ends. @returns its number */
-  keep(handle: Handle): number {
+  keep(handle: Handle, isFirst = false): number {
     const id = this.#next++;
     const forget = this.session.own(() => {
       this.handles.delete(id);
       return handle.giveBack({});
-    });
+    }, isFirst);
     this.handles.set(id, { handle, forget });
     return id;
   }
@@ -241,6 +245,7 @@ export class Primary {
         return {};
       },
       ...this.#pools.calls(),
+      'queues.open': (session, { fields }) => this.#openQueue(session, fields),
       'heaps.list': () => ({
         result: { heaps: [...heaps].map((heap) => ({ name: heap.name, ...heap.statistics() })) },
       }),
@@ -530,6 +535,31 @@ export class Primary {
       return { result: { mapping: { id, ...mappingFacts(mapping) } } };
     } catch (error) {
       await mapping.unmapAsync();
+      throw error;
+    }
+  }
+
+  /** A queue pair that the secondary works. When it ends, the controller gives up what runs before anything else is given back. */
+  async #openQueue(session: Session, fields: Fields): Promise<Answer> {
+    const operation = 'openQueue';
+    const device = this.#device(fields, operation);
+    const { words } = this.#sources;
+    const { entries } = optionsOf<{ entries?: number }>(optionsIn(fields), QUEUE_OPTIONS, operation);
+    const opened = await device.use(nvmeDriver).openForProcess(entries, words.holders);
+    try {
+      const table = words.memoryOf(words.holders.buffer);
+      const memories = [table, ...opened.memories];
+      const id = this.#of(session).keep({ what: `a queue of ${device.name}`, giveBack: () => opened.close() }, true);
+      return {
+        result: {
+          id,
+          facts: JSON.stringify(opened.facts),
+          pieces: memories.map(({ area, length }) => ({ bytes: length, ...pieceOf(area) })),
+        },
+        fds: [...memories.flatMap(({ area }) => area.backing?.fd ?? []), opened.calls],
+      };
+    } catch (error) {
+      await opened.close();
       throw error;
     }
   }

@@ -1,5 +1,6 @@
 /** Devices of a primary, and what is mapped for them, as a secondary uses them. */
 import { ended } from '../check.js';
+import type { AttachedNvmeQueue } from '../drivers/nvme/queue.js';
 import type { DmaAccess } from '../dma/address-space.js';
 import type { MapAsyncOptions } from '../dma/domain.js';
 import { DmaError } from '../errors.js';
@@ -15,6 +16,13 @@ export interface DeviceKeeper extends MemoryKeeper {
   /** Asks the primary to map memory. */
   map(device: string, part: { va: number; length: number }, options: MapAsyncOptions): Promise<SecondaryMapping>;
   iovaOf(device: string, part: { va: number; length: number }): Promise<Iova>;
+  openQueue(device: string, options: SecondaryQueueOptions): Promise<AttachedNvmeQueue>;
+}
+
+/** Options of {@link SecondaryDevice.openQueue}. */
+export interface SecondaryQueueOptions {
+  /** Entries of its rings: one more than commands can run. Default 256, or the most that the controller has. */
+  readonly entries?: number;
 }
 
 /** A device of the primary. Memory is mapped for it by the primary. */
@@ -58,6 +66,20 @@ export class SecondaryDevice {
         hint: 'memory with a descriptor can be mapped: external.allocate(), external.fromFd() and external.attach()',
       });
     return this.#keeper.map(this.name, { va: range.start, length: range.length }, options);
+  }
+
+  /**
+   * Opens a queue pair of an NVMe controller of the primary, which this process works by slots, with stores of its own: see `NvmeQueue`.
+   * Addresses come from {@link iovaOf} or from a mapping. Where the controller has doorbells in memory (Doorbell Buffer Config) a busy one
+   * needs no more; else the primary stores them, when this process wakes it.
+   *
+   * It is closed when it is disposed, or when this process ends, in whatever way: the controller then gives up what runs before the
+   * primary gives memory of this process back.
+   *
+   * @throws DmaError EINVAL; ENOTSUP for devices that are no NVMe controllers; as `Nvme.openQueue`; why the connection ended
+   */
+  async openQueue(options: SecondaryQueueOptions = {}): Promise<AttachedNvmeQueue> {
+    return this.#keeper.openQueue(this.name, options);
   }
 
   /** The IOVA of memory that is mapped for the device. @throws DmaError as `Device.iovaOf` */

@@ -22,6 +22,7 @@ import { connectToPrimary } from './connect.js';
 import { Mirror, type Mapped } from './mirror.js';
 import type { Answer, Peer, Question, Reply } from './peer.js';
 import { SecondaryDevice, SecondaryMapping, type DeviceKeeper } from './secondary-devices.js';
+import { SecondaryQueues } from './secondary-queues.js';
 import { SecondaryPools, SecondaryRings } from './secondary-pools.js';
 import { SecondaryBlock, SecondaryExternal, SecondaryZone } from './secondary-memory.js';
 import { nonsense, type Fields, type Json, type JsonObject } from '../fields.js';
@@ -79,6 +80,7 @@ export class Secondary implements AsyncDisposable {
   /** External memory of the primary. */
   readonly external: SecondaryExternals;
   readonly #emitter = new EventEmitter<SecondaryEvents>();
+  readonly #queues: SecondaryQueues;
   readonly #connection: Connection;
   readonly #works = new Map<number, (doneBytes: number, totalBytes: number) => void>();
   readonly #platform: Platform;
@@ -102,6 +104,7 @@ export class Secondary implements AsyncDisposable {
       keeper: this.#keeper(),
     };
     this.#connection = connection;
+    this.#queues = new SecondaryQueues(connection);
     this.zones = new SecondaryZones(connection);
     this.pools = new SecondaryPools(connection);
     this.rings = new SecondaryRings(connection);
@@ -204,6 +207,7 @@ export class Secondary implements AsyncDisposable {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    this.#queues.close();
     this.rings.close();
     this.pools.close();
     const mirror = this.#mirror;
@@ -235,6 +239,8 @@ export class Secondary implements AsyncDisposable {
         const { fields } = await this.#work('devices.map', { device, ...part }, options, 'dmaMap');
         return new SecondaryMapping(this.#connection.keeper, fields.objectAt('mapping'));
       },
+      openQueue: async (device, options) =>
+        this.#queues.open(await this.#ask('queues.open', { device, options: plain(options) })),
       iovaOf: async (device, part) => {
         const { fields } = await this.#ask('devices.iovaOf', { device, ...part });
         return fields.number('iova') as Iova;
@@ -329,6 +335,7 @@ export class Secondary implements AsyncDisposable {
       cause: error,
     });
     const failure = this.#failure;
+    this.#queues.lose(failure);
     for (const listener of this.#emitter.rawListeners('ended')) {
       try {
         Reflect.apply(listener, this.#emitter, [failure]);

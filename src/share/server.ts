@@ -58,6 +58,8 @@ export class Session {
   /** Has it let go of all memory before it left? Otherwise it may use what it had until its process ends. */
   clean = false;
   readonly #owned = new Set<() => void | Promise<void>>();
+  /** What is given back before the rest. */
+  readonly #first = new Set<() => void | Promise<void>>();
   #releasing: Promise<unknown[]> | undefined;
 
   /** @internal */
@@ -77,17 +79,19 @@ export class Session {
    * Calls `giveBack` when the secondary has ended, in reverse order, one after the other, unless the result was called
    * before.
    *
+   * @param isFirst before everything else: what could still use the rest
    * @returns forgets it
    */
-  own(giveBack: () => void | Promise<void>): () => void {
+  own(giveBack: () => void | Promise<void>, isFirst = false): () => void {
     const own = (): void | Promise<void> => giveBack();
-    this.#owned.add(own);
-    return () => void this.#owned.delete(own);
+    const set = isFirst ? this.#first : this.#owned;
+    set.add(own);
+    return () => void set.delete(own);
   }
 
   /** @internal Is there something that is still to be given back? */
   get owes(): boolean {
-    return this.#owned.size > 0;
+    return this.#owned.size + this.#first.size > 0;
   }
 
   /**
@@ -103,8 +107,8 @@ export class Session {
   async #release(): Promise<unknown[]> {
     const errors: unknown[] = [];
     const inUse: (() => void | Promise<void>)[] = [];
-    for (const each of [...this.#owned].reverse()) {
-      if (!this.#owned.delete(each)) continue;
+    for (const each of [...this.#owned, ...this.#first].reverse()) {
+      if (!this.#owned.delete(each) && !this.#first.delete(each)) continue;
       try {
         await each();
       } catch (error) {

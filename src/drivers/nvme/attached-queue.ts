@@ -5,9 +5,11 @@ import { AttachedDevice } from '../../bus/attached-device.js';
 import { mustBeMs } from '../../check.js';
 import { DmaError, invalid, throwFirst, undoAll, withUndo } from '../../errors.js';
 import { Holders } from '../../memory/shared/holders.js';
-import type { Hold } from '../../memory/shared/hold.js';
-import type { Shared, SharedFacts } from '../../memory/shared/shared.js';
+import { Hold } from '../../memory/shared/hold.js';
+import type { SharedFacts } from '../../memory/shared/shared.js';
+import type { WordMemory } from '../../memory/shared/words.js';
 import type { Platform } from '../../platform/ports.js';
+import type { RegisterStores } from '../../platform/registers/registers.js';
 import { shortForm } from '../../short-form.js';
 import { show } from '../../show.js';
 import type { MemoryPart } from '../../memory/part.js';
@@ -36,7 +38,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
   readonly #queueState: QueueState;
   readonly #words: Int32Array;
   readonly #own: OwnParts;
-  readonly #hold: Hold;
+  readonly #hold: Pick<Hold, 'leave'>;
   readonly #turn: Turn;
   readonly #owner: number;
   readonly #facts: NvmeQueueFacts;
@@ -49,7 +51,14 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
   #stopped = false;
   #ended = false;
 
-  private constructor(facts: NvmeQueueFacts, hold: Hold, turn: Turn, owner: number, state: QueueState, own: OwnParts) {
+  private constructor(
+    facts: NvmeQueueFacts,
+    hold: Pick<Hold, 'leave'>,
+    turn: Turn,
+    owner: number,
+    state: QueueState,
+    own: OwnParts,
+  ) {
     const { id, entries, interrupts, listBytes, pageSize, maxTransfer } = facts;
     super({
       ...{ id, entries, interrupts, listBytes, pageSize, maxTransfer, state },
@@ -75,12 +84,12 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
    * @throws DmaError EBUSY while another thread has the queue, or its maker took it back
    */
   static attach(
-    { holders: table, more: [buffer, ...more] }: Pick<Shared<unknown>, 'holders' | 'more'>,
+    { holders: table, state: buffer, more }: SharedWithQueue,
     facts: NvmeQueueFacts,
-    hold: Hold,
+    hold: Pick<Hold, 'leave'>,
     platform: Platform,
+    operation = 'attach',
   ): NvmeQueueOfThread {
-    const operation = 'attach';
     const holders = Holders.attach(platform.kernel, table);
     const owner = holders.enter();
     const state = new QueueState(facts.entries - 1, buffer);
@@ -90,7 +99,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
       hold.leave();
       throw taken(facts, before, holders, operation);
     }
-    const own = new OwnParts(platform, facts, more, holders, hold);
+    const own = new OwnParts(platform, facts, state, more, holders, hold);
     try {
       own.open();
       return new NvmeQueueOfThread(facts, hold, turn, owner, state, own);
@@ -159,6 +168,11 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
     // The ring is the other thread's now, until it has started the controller again.
     if (this.#stopped && !this.hasAbandoned) return 0;
     return super.poll();
+  }
+
+  /** @internal The process that has the controller has ended: nothing can be submitted any more. */
+  lose(why: DmaError): void {
+    this.refuse(() => why.with({ operation: 'nvmeQueue' }));
   }
 
   /** Gives the queue back: its maker, or another thread, goes on with it. Idempotent. */
@@ -283,6 +297,13 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
   }
 }
 
+/** What comes with a queue: the table of holders, its state, and what threads need besides. */
+interface SharedWithQueue {
+  readonly holders: WordMemory;
+  readonly state: WordMemory;
+  readonly more: readonly SharedArrayBuffer[];
+}
+
 /** @internal The facts of a shared queue, which the seal says `share` made. */
 export function nvmeQueueFacts({ text }: SharedFacts): NvmeQueueFacts {
   return JSON.parse(String(text)) as NvmeQueueFacts;
@@ -298,8 +319,9 @@ class OwnParts {
   readonly #platform: Platform;
   readonly #facts: NvmeQueueFacts;
   readonly #words: SharedArrayBuffer | undefined;
+  readonly #state: QueueState;
   readonly #holders: Holders;
-  readonly #hold: Hold;
+  readonly #hold: Pick<Hold, 'leave'>;
   readonly #tables: readonly SharedArrayBuffer[];
   #addresses: AttachedDevice | undefined;
   #interrupt: number | undefined;
@@ -311,13 +333,15 @@ class OwnParts {
   constructor(
     platform: Platform,
     facts: NvmeQueueFacts,
+    state: QueueState,
     more: readonly SharedArrayBuffer[],
     holders: Holders,
-    hold: Hold,
+    hold: Pick<Hold, 'leave'>,
   ) {
     const tables = facts.domain === undefined ? 0 : 2;
     this.#platform = platform;
     this.#facts = facts;
+    this.#state = state;
     this.#words = more.at(tables);
     this.#holders = holders;
     this.#tables = more.slice(0, tables);
@@ -327,6 +351,14 @@ class OwnParts {
   /** The addresses of memory for the device. @throws DmaError as `AttachedTable` */
   get addresses(): AttachedDevice {
     const { device: name, driver, domain } = this.#facts;
+    if (!(this.#hold instanceof Hold))
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation: 'nvmeQueue',
+        device: name,
+        reason: 'addresses are looked up by the process that has the device',
+        hint: 'await device.iovaOf(memory) once, and work the queue by slots',
+      });
     return (this.#addresses ??= new AttachedDevice({ name, driver, domain }, this.#hold, this.#tables));
   }
 
@@ -339,7 +371,7 @@ class OwnParts {
     const { submissions, completions, lists, tail, head, registers, shadow, remote, interrupt, calls } = this.#facts;
     this.#calls = this.#duplicate(calls);
     if (interrupt !== undefined) this.#interrupt = this.#duplicate(interrupt);
-    const stores = this.#attach(registers);
+    const stores = registers === undefined ? this.#storesByCall(tail) : this.#attach(registers);
     if (shadow !== undefined) {
       const words = (va: number): Uint32Array => new Uint32Array(this.#view(va, shadow.length));
       this.#shadow = { values: words(shadow.values), events: words(shadow.events) };
@@ -406,6 +438,17 @@ class OwnParts {
 
   close(): void {
     throwFirst(undoAll(this.#undo.splice(0).reverse()), 'nvmeQueue.dispose');
+  }
+
+  /** The thread that has the controller stores what is asked for. */
+  #storesByCall(tail: number): RegisterStores {
+    const { words } = this.#state;
+    return {
+      write32: (offset, value) => {
+        Atomics.store(words, offset === tail ? WORD.TAIL_BELL : WORD.HEAD_BELL, value + 1);
+        this.callMaker();
+      },
+    };
   }
 
   #attach(stores: LentStores): AttachedStores {

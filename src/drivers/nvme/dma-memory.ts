@@ -50,6 +50,11 @@ export class DmaMemory implements Disposable {
     return { va: this.#memory.va + offset, length, iova: this.#mapping.iova + offset };
   }
 
+  /** The memory itself, for another process. */
+  get external(): ExternalMemory {
+    return this.#memory;
+  }
+
   /** The address of its first byte. */
   get va(): Va {
     return this.#memory.va;

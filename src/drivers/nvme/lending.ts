@@ -10,8 +10,8 @@ import { ABORT, QUEUE_WORD as WORD, RUN } from './queue-state.js';
 /** What was lent with a queue, and who has it. */
 export class Lending {
   readonly queue: NvmeQueue;
-  /** What other threads get. */
-  readonly share: Share<AttachedNvmeQueue>;
+  /** What other threads get; `undefined` for the one process that has it. */
+  readonly share: Share<AttachedNvmeQueue> | undefined;
   /** Does the controller have it? */
   exists = true;
   /** While the controller makes it anew. */
@@ -28,7 +28,7 @@ export class Lending {
   constructor(
     device: Device,
     queue: NvmeQueue,
-    share: Share<AttachedNvmeQueue>,
+    share: Share<AttachedNvmeQueue> | undefined,
     holders: Holders,
     loans: Disposable[],
     wake: () => void,
@@ -104,7 +104,7 @@ export class Lending {
         user !== undefined
           ? `queue ${queue.id} is with ${user}`
           : isOffered
-            ? `queue ${queue.id} is offered to other threads`
+            ? `queue ${queue.id} is offered to other threads or processes`
             : `queue ${queue.id} was with a thread that has ended`,
       hint:
         user !== undefined
@@ -117,8 +117,8 @@ export class Lending {
   end(): unknown[] {
     this.queue.refuse(undefined);
     // Who has it of a lost device knows that, and uses it no more.
-    if (this.user === undefined) this.share.end('nvme.takeBack');
-    else this.share.lose();
+    if (this.user === undefined) this.share?.end('nvme.takeBack');
+    else this.share?.lose();
     return undoAll(this.#loans.splice(0).map((loan) => () => loan[Symbol.dispose]()));
   }
 }

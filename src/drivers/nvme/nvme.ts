@@ -44,6 +44,8 @@ import {
   type NvmeMemoryBuffer,
 } from '../../nvme/registers.js';
 import { tellHandler } from '../../memory/handlers.js';
+import type { ExternalMemory } from '../../memory/external.js';
+import type { Holders } from '../../memory/shared/holders.js';
 import type { Shared } from '../../memory/shared/shared.js';
 import { notShareable } from '../../memory/shared/shares.js';
 import type { Registers } from '../../platform/registers/registers.js';
@@ -66,7 +68,7 @@ import type { Data, NvmeResult } from './operation.js';
 import { Lending } from './lending.js';
 import { Poller } from './poller.js';
 import { GARBAGE, hasMetadataApart, listBytesFor, NvmeQueue, type AttachedNvmeQueue } from './queue.js';
-import { ABORT, METADATA_APART, QUEUE_WORD, RUN } from './queue-state.js';
+import { ABORT, METADATA_APART, QUEUE_WORD, QueueState, RUN } from './queue-state.js';
 import { bytesOf, commandOf, limitsOf, type NvmeCommand, type RequestContext } from './requests.js';
 import { STAYS } from '../../stays.js';
 import type { NvmeQueueFacts } from './shared-queue.js';
@@ -183,6 +185,23 @@ interface QueueRecord {
   readonly onInterrupt: (() => void) | undefined;
   /** For another thread. */
   readonly shared: Pick<NvmeQueueFacts, 'submissions' | 'completions' | 'lists' | 'listBytes'>;
+}
+
+/** @internal A queue for another process. */
+export interface QueueForProcess {
+  readonly facts: NvmeQueueFacts;
+  /** The eventfd that calls this thread. */
+  readonly calls: number;
+  /** What the process maps: the state first. */
+  readonly memories: readonly ExternalMemory[];
+  /** The process lets go of it, or has ended. Once it resolves the controller reaches no memory of its commands. */
+  close(): Promise<void>;
+}
+
+/** The state of a queue that threads share. */
+function stateOf({ state: { buffer } }: NvmeQueue): SharedArrayBuffer {
+  if (buffer instanceof SharedArrayBuffer) return buffer;
+  throw invalid('nvmeQueue.share', 'the queue is for another process');
 }
 
 /** An NVMe controller. Made by `nvmeDriver`. */
@@ -564,6 +583,91 @@ export class Nvme {
     this.#dropQueue(record);
   }
 
+  /**
+   * @internal Opens a queue for another process, which works it from then on: see `NvmeQueueOfThread`. Its rings and its state are in memory
+   * with descriptors. Doorbells that are not in memory are stored by this thread, which it calls.
+   *
+   * @param holders of the processes
+   * @throws DmaError (rejects) as {@link Nvme.openQueue}
+   */
+  async openForProcess(entries: number | undefined, holders: Holders): Promise<QueueForProcess> {
+    const operation = 'openQueue';
+    this.#mustWork(operation);
+    const { shares } = this.#context;
+    if (shares === undefined) throw notShareable(operation);
+    const asked = entries ?? Math.min(IO_ENTRIES, this.limits.queueEntries);
+    mustBeWhole(asked, 2, this.limits.queueEntries, 'entries', operation);
+    const { name: device, driver } = this.#device;
+    const stateBytes = QueueState.bytesFor(asked - 1);
+    const stateMemory = this.#context.external.allocate(stateBytes, { label: `state of a queue of ${device}` });
+    const undo: (() => void)[] = [() => stateMemory.unregister()];
+    try {
+      const state = new QueueState(asked - 1, stateMemory.bytes(0, stateBytes));
+      const record = this.#makeIoQueue(asked, false, 2, undefined, operation, undefined, state);
+      undo.push(() => this.#dropQueue(record));
+      await this.#createQueue(record);
+      const { queue } = record;
+      const calls = shares.callFrom(() => this.#calledFrom(record));
+      undo.push(() => calls[Symbol.dispose]());
+      const stride = this.#bar.capabilities.doorbellStride;
+      const [tail, head] = [submissionDoorbell(queue.id, stride), completionDoorbell(queue.id, stride)];
+      const { rules, timeoutMs } = this.#requests;
+      const { maxTransfer, id } = queue;
+      const facts: NvmeQueueFacts = {
+        ...{
+          device,
+          driver: driver?.name,
+          domain: undefined,
+          interrupts: false,
+          interrupt: undefined,
+          calls: calls.fd,
+        },
+        ...{ timeoutMs, abortMs: this.#abortMs, rules: { ...rules, maxTransfer }, id, entries: asked },
+        ...{ pageSize: this.#pageSize, maxTransfer, ...record.shared, registers: undefined, tail, head },
+        ...{ shadow: this.#sharedShadow(tail, head), remote: undefined },
+      };
+      const lending = new Lending(this.#device, queue, undefined, holders, [calls], () => undefined);
+      state.setFormats(this.#formats());
+      lending.tell(RUN.ON, this.#shadow !== undefined);
+      this.#lendings.set(id, lending);
+      lending.offer();
+      const shadow = facts.shadow === undefined ? [] : [this.#shadow?.memory.external ?? []].flat();
+      return {
+        facts,
+        calls: calls.fd,
+        memories: [stateMemory, record.memory.external, ...shadow],
+        close: () => this.#closeForProcess(record, lending, () => stateMemory[Symbol.dispose]()),
+      };
+    } catch (error) {
+      throw withUndo(error, operation, undoAll(undo.reverse()));
+    }
+  }
+
+  /** The process let go of its queue, or has ended: what runs in it is given up, and its memory can be freed then. */
+  async #closeForProcess(record: QueueRecord, lending: Lending, release: () => void): Promise<void> {
+    const operation = 'closeQueue';
+    const { queue } = record;
+    await this.#resetting?.catch(() => undefined);
+    if (this.#lendings.get(queue.id) === lending) {
+      // When this process stops sharing, the other one may still be there: it is told.
+      if (lending.user === undefined) lending.take(operation);
+      else lending.tell(RUN.ENDED, false);
+      if (this.#state !== 'ended' && lending.exists) {
+        queue.halt(closedDriver('nvmeQueue').with({ reason: 'the queue was closed' }));
+        try {
+          await this.#deleteQueue(queue.id, operation);
+        } catch (error) {
+          // A controller that was reset or closed meanwhile has it no more.
+          if (this.#state === 'ready' && lending.exists) throw error;
+        }
+      }
+      this.#lendings.delete(queue.id);
+      throwFirst(lending.end(), operation);
+      if (this.#records.get(queue.id) === record) this.#dropQueue(record);
+    }
+    release();
+  }
+
   /** @throws DmaError EBUSY, naming it, while another thread has a queue of the controller */
   mustBeFree(operation: string): void {
     for (const lending of this.#lendings.values()) if (lending.user !== undefined) throw lending.busy(operation);
@@ -629,7 +733,9 @@ export class Nvme {
       ]),
     ];
     // A thread that has a queue of a lost device does not know it yet.
-    if ([...this.#lendings.values()].every(({ isQuiet }) => isQuiet)) errors.push(...release());
+    // A process has a mapping of its own, which stays.
+    const all = [...this.#lendings.values()];
+    if (all.every(({ share, isQuiet }) => share === undefined || isQuiet)) errors.push(...release());
     else this.#whenQuiet(release);
     throwFirst(errors, 'nvme.close');
   }
@@ -952,6 +1058,7 @@ export class Nvme {
     onCompletions: NvmeQueueOptions['onCompletions'],
     operation: string,
     buffer?: BufferPart,
+    state?: QueueState,
   ): QueueRecord {
     let id = 1;
     while (this.#records.has(id)) id++;
@@ -964,7 +1071,16 @@ export class Nvme {
         hint: 'close one by closeQueue',
       });
     const vector = interrupts ? this.#vectorFor(id) : undefined;
-    const record = this.#makeQueue(id, entries, this.limits.maxTransfer, priority, vector, onCompletions, buffer);
+    const record = this.#makeQueue(
+      id,
+      entries,
+      this.limits.maxTransfer,
+      priority,
+      vector,
+      onCompletions,
+      buffer,
+      state,
+    );
     this.#records.set(id, record);
     this.#shadowed(id, record.doorbells, this.#bar.capabilities.doorbellStride, this.#pageSize);
     return record;
@@ -989,6 +1105,7 @@ export class Nvme {
     vector: number | undefined,
     onCompletions: NvmeQueueOptions['onCompletions'],
     buffer?: BufferPart,
+    state?: QueueState,
   ): QueueRecord {
     const pageSize = this.#pageSize;
     const stride = this.#bar.capabilities.doorbellStride;
@@ -1004,6 +1121,7 @@ export class Nvme {
     const completions = memory.part(submissionBytes, completionBytes);
     const queue = new NvmeQueue({
       ...{ id, entries, submissions, completions, listBytes, pageSize, maxTransfer, tail, head },
+      ...(state === undefined ? {} : { state }),
       interrupts: id === 0 || vector !== undefined,
       ...(buffer === undefined ? {} : { remote: this.#remoteRing(buffer) }),
       lists: memory.part(listsAt, length - listsAt),
@@ -1089,7 +1207,8 @@ export class Nvme {
     const record = this.#recordOf(queue, operation);
     this.#mustWork(operation);
     const known = this.#lendings.get(queue.id);
-    if (known !== undefined) return known.share.description;
+    if (known?.share !== undefined) return known.share.description;
+    if (known !== undefined) throw known.busy(operation);
     this.#mustBeShareable(record, operation);
     const { access, name: device } = this.#device;
     const { id, maxTransfer } = queue;
@@ -1156,7 +1275,7 @@ export class Nvme {
           kind: 'queue',
           what: queueName(facts),
           facts: { text: JSON.stringify(facts) },
-          more: [queue.state.buffer, ...more],
+          more: [stateOf(queue), ...more],
         },
         operation,
       );
@@ -1188,11 +1307,31 @@ export class Nvme {
     };
   }
 
+  /** Stores the doorbells for who can not. */
+  #ringFor({ queue, entries }: QueueRecord): void {
+    const stride = this.#bar.capabilities.doorbellStride;
+    const bells = [
+      [QUEUE_WORD.TAIL_BELL, submissionDoorbell(queue.id, stride)],
+      [QUEUE_WORD.HEAD_BELL, completionDoorbell(queue.id, stride)],
+    ] as const;
+    for (const [word, offset] of bells) {
+      const value = Atomics.exchange(queue.state.words, word, 0) - 1;
+      if (value < 0 || value >= entries || this.#lendings.get(queue.id)?.exists !== true) continue;
+      try {
+        this.#bar.registers.write32(offset, value);
+      } catch (error) {
+        this.#failed(error);
+      }
+    }
+  }
+
   /** The thread that has a queue wants something. */
-  #calledFrom({ queue }: QueueRecord): void {
+  #calledFrom(record: QueueRecord): void {
+    const { queue } = record;
     const { state, id } = queue;
     const lending = this.#lendings.get(id);
     const isThere = (): boolean => this.#lendings.get(id) === lending;
+    this.#ringFor(record);
     if (Atomics.exchange(state.words, QUEUE_WORD.RESET, 0) !== 0 && this.#state === 'ready') {
       const reason = `the thread that has queue ${id} asked for a reset: a command did not come back, or could not be`;
       this.#failed(new DmaError({ code: 'ECANCELED', operation: 'nvme', reason }));

@@ -3,6 +3,8 @@
  * slot. One buffer, so that it can be sent to another thread.
  */
 
+import { wordsIn, type WordMemory } from '../../memory/shared/words.js';
+
 /** Namespaces whose format a thread that attaches can look up. */
 export const MOST_FORMATS = 128;
 
@@ -31,6 +33,9 @@ export const QUEUE_WORD = {
   UNTOLD: 10,
   /** 1: the thread that has it asks for a reset of the controller. */
   RESET: 12,
+  // Doorbells that the thread which has the controller stores: one more than the value; 0: there is nothing to store.
+  TAIL_BELL: 13,
+  HEAD_BELL: 14,
   /** How many formats follow. */
   FORMATS: 11,
   /** The number of a namespace, and the bytes of its blocks. */
@@ -71,7 +76,7 @@ const SLOT_BYTES = 3 * 8 + 2 * 4 + 3;
 
 /** The state of one queue. Each thread has an object of its own over the same buffer. */
 export class QueueState {
-  readonly buffer: SharedArrayBuffer;
+  readonly buffer: WordMemory;
   readonly words: Int32Array;
   /** Of each slot: is it running? What it does, on which blocks and addresses, for messages and for checks. */
   readonly states: Uint8Array;
@@ -85,11 +90,12 @@ export class QueueState {
   readonly iovas: Float64Array;
   readonly lengths: Float64Array;
 
-  /** @param buffer what another thread made; absent: a new one */
-  constructor(capacity: number, buffer = new SharedArrayBuffer(HEADER_BYTES + capacity * SLOT_BYTES)) {
-    this.buffer = buffer;
-    this.words = new Int32Array(buffer, 0, HEADER_BYTES / 4);
-    let at = HEADER_BYTES;
+  /** @param memory what another thread made, or zeros; absent: a new one */
+  constructor(capacity: number, memory: WordMemory = new SharedArrayBuffer(QueueState.bytesFor(capacity))) {
+    this.buffer = memory;
+    const { buffer, byteOffset } = wordsIn(memory, 'the state of a queue', 'nvmeQueue');
+    this.words = new Int32Array(buffer, byteOffset, HEADER_BYTES / 4);
+    let at = byteOffset + HEADER_BYTES;
     const next = (bytes: number): number => (at += bytes * capacity) - bytes * capacity;
     this.lbas = new Float64Array(buffer, next(8), capacity);
     this.iovas = new Float64Array(buffer, next(8), capacity);
@@ -99,6 +105,11 @@ export class QueueState {
     this.states = new Uint8Array(buffer, next(1), capacity);
     this.opcodes = new Uint8Array(buffer, next(1), capacity);
     this.aborts = new Uint8Array(buffer, next(1), capacity);
+  }
+
+  /** Bytes for so many slots. */
+  static bytesFor(capacity: number): number {
+    return HEADER_BYTES + capacity * SLOT_BYTES;
   }
 
   /** How many slots are in this state. */

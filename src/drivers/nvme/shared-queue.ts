@@ -29,8 +29,9 @@ export interface NvmeQueueFacts {
   readonly submissions: SharedPart;
   readonly completions: SharedPart;
   readonly lists: SharedPart;
-  /** Its doorbells: where they are in the registers, bytes. */
-  readonly registers: LentStores;
+  /** How it stores to the doorbells; absent: the thread that has the controller does, when it is called. */
+  readonly registers: LentStores | undefined;
+  /** Where they are in the registers, bytes. */
   readonly tail: number;
   readonly head: number;
   /** Memory instead of doorbells, and their indexes in it. */
