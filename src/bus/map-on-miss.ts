@@ -11,6 +11,7 @@ import type { AreaIndex } from '../memory/area-index.js';
 import { RangeMap } from '../range-map.js';
 import { isAddress, alignDown, alignUp, type Va } from '../units.js';
 import type { MemoryPart } from '../memory/part.js';
+import { STAYS } from '../stays.js';
 
 /** See `Device.mapOnMiss`. */
 export type MissUnit = 'area' | 'pages';
@@ -26,6 +27,8 @@ interface MissTaker {
  * queue is closed.
  */
 export class MapOnMiss implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #device: MissTaker;
   readonly #areas: AreaIndex;
   readonly #unit: MissUnit;

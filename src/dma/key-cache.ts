@@ -14,6 +14,7 @@ import type { Pool } from '../memory/pool/pool.js';
 import { Range } from '../ranges.js';
 import type { Va } from '../units.js';
 import type { TranslationTable } from './translation-table.js';
+import { STAYS } from '../stays.js';
 
 /**
  * Byte order of keys: `native` numbers for work requests of verbs; `big-endian` for programs that write descriptors
@@ -42,6 +43,8 @@ export type KeyedPool = Pick<Pool, 'name' | 'vas' | 'headroom' | 'elementSize' |
 
 /** The keys for one queue. Holds nothing that must be released. */
 export class KeyCache {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #device: string;
   readonly #table: KeyCacheOptions['table'];
   readonly #isSwapped: boolean;

@@ -1,9 +1,12 @@
 /** Destinations of datagrams. */
 import type { VerbsAh } from '../platform/rdma/verbs-types.js';
 import type { RdmaContext } from './context.js';
+import { STAYS } from '../stays.js';
 
 /** The path to a port. Created by `RdmaDevice.createAddress`. Close it after the last send to it has ended. */
 export class AddressHandle implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** @internal */
   readonly handle: VerbsAh;
   readonly #rdma: RdmaContext;

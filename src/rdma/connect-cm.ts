@@ -14,6 +14,7 @@ import { checkTimes, type ConnectOptions } from './queue-pair-options.js';
 import { QueuePair } from './queue-pair.js';
 import { thrown } from '../show.js';
 import { clearTimeout, setTimeout } from '../timers.js';
+import { STAYS } from '../stays.js';
 
 /** Options of a connection. */
 export interface CmConnectOptions extends Pick<ConnectOptions, 'timeout' | 'retries' | 'rnrRetries'> {
@@ -76,6 +77,8 @@ const PORTS_TO_TRY = 8;
 
 /** A connection of a queue pair. It is closed with the queue pair. */
 export class RdmaConnection implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** The peer's address. */
   readonly peer: CmAddress | undefined;
   /** Resolves with the reason when it has ended, in whatever way. */
@@ -287,6 +290,8 @@ const HARMLESS: readonly string[] = ['ESTABLISHED', 'ADDR_CHANGE', 'TIMEWAIT_EXI
 
 /** A connection request that waits for an answer. */
 export class ConnectionRequest {
+  /** @internal */
+  readonly stays = STAYS;
   /** The address of the requesting peer. */
   readonly peer: CmAddress | undefined;
   readonly #rdma: RdmaContext;
@@ -348,6 +353,8 @@ export class ConnectionRequest {
 
 /** Listens for requests. Closing it leaves existing connections open. */
 export class RdmaListener implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** Its address, with the port that was chosen. */
   readonly address: CmAddress;
   readonly #rdma: RdmaContext;

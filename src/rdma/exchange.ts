@@ -25,6 +25,7 @@ import {
 } from './peer-session.js';
 import { clearTimeout, setTimeout } from '../timers.js';
 import { Visitors } from './visitors.js';
+import { STAYS } from '../stays.js';
 
 export {
   EXCHANGE_VERSION,
@@ -78,6 +79,8 @@ export async function connectToPeer(
 
 /** Listens for peers. Close it when it should accept no more; existing sessions stay open. */
 export class PeerServer implements AsyncDisposable {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #server: Server;
   readonly #visitors: Visitors;
 

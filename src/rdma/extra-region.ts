@@ -5,9 +5,12 @@
 import type { VerbsMr } from '../platform/rdma/verbs-types.js';
 import type { Range } from '../ranges.js';
 import type { RdmaContext, Region } from './context.js';
+import { STAYS } from '../stays.js';
 
 /** A registered region. Disposing it deregisters it: its keys become invalid at once. */
 export class ExtraRegion implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** The addresses of its bytes in requests; `undefined` for all addresses of this process. */
   readonly range: Range | undefined;
   /** Its name in messages. */

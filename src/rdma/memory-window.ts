@@ -5,6 +5,7 @@
 import type { VerbsMw } from '../platform/rdma/verbs-types.js';
 import type { Range } from '../ranges.js';
 import type { RdmaContext, Region } from './context.js';
+import { STAYS } from '../stays.js';
 
 /** The binding of a window. */
 interface Binding {
@@ -14,6 +15,8 @@ interface Binding {
 
 /** A memory window. Created by `RdmaDevice.createWindow`, bound by `QueuePair.bind`; close it when no longer needed. */
 export class MemoryWindow implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** @internal */
   readonly mw: VerbsMw;
   readonly #rdma: RdmaContext;

@@ -27,6 +27,7 @@ import { isKey, type PeerExplainer, type RemoteMemory } from './queue-pair-reque
 import { QueuePair } from './queue-pair.js';
 import { thrown } from '../show.js';
 import { clearTimeout, now, setImmediate, setTimeout } from '../timers.js';
+import { STAYS } from '../stays.js';
 
 /** The protocol version. */
 export const EXCHANGE_VERSION = 1;
@@ -81,6 +82,8 @@ const KEEP_ALIVE = 30_000;
 
 /** One side of a session. Made by {@link connectToPeer} and {@link listenForPeers}. */
 export class PeerSession implements Disposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** The peer's `address:port`. */
   readonly peer: string;
   readonly #socket: Socket;

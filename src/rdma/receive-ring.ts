@@ -4,6 +4,7 @@ import { invalid } from '../errors.js';
 import { isAddress } from '../units.js';
 import { QueuePair } from './queue-pair.js';
 import type { Received } from './queue-pair-requests.js';
+import { STAYS } from '../stays.js';
 
 /** Memory of the messages. */
 export interface ReceiveRingOptions {
@@ -25,6 +26,8 @@ export interface RingMessage extends Received {
 
 /** Receives of one queue pair that are always posted. It ends with the queue pair. */
 export class ReceiveRing implements AsyncIterable<Received> {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #pair: QueuePair;
   readonly #size: number;
   /** Oldest first. */

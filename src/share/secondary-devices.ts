@@ -10,6 +10,7 @@ import { shortForm } from '../short-form.js';
 import { hex, type Iova, type Va } from '../units.js';
 import type { Fields } from '../fields.js';
 import type { MemoryKeeper } from './secondary-memory.js';
+import { STAYS } from '../stays.js';
 
 /** What devices need of their secondary. */
 export interface DeviceKeeper extends MemoryKeeper {
@@ -27,6 +28,8 @@ export interface SecondaryQueueOptions {
 
 /** A device of the primary. Memory is mapped for it by the primary. */
 export class SecondaryDevice {
+  /** @internal */
+  readonly stays = STAYS;
   /** `bus:name` */
   readonly name: string;
   /** The name of its bus. */
@@ -93,6 +96,8 @@ shortForm(SecondaryDevice, 'SecondaryDevice', ({ name, driver, domain }) => ({ n
 
 /** Memory that the primary has mapped for a device on behalf of this process. */
 export class SecondaryMapping implements AsyncDisposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** The name of the device. */
   readonly device: string;
   readonly va: Va;

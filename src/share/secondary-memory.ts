@@ -8,6 +8,7 @@ import { shortForm } from '../short-form.js';
 import { hex, type Iova, type Va } from '../units.js';
 import type { Fields, JsonObject } from '../fields.js';
 import type { Mapped, Mirror } from './mirror.js';
+import { STAYS } from '../stays.js';
 
 /** What memory needs of its secondary. */
 export interface MemoryKeeper {
@@ -18,6 +19,8 @@ export interface MemoryKeeper {
 
 /** Memory that the primary keeps for this process until this process lets go of it, or ends. */
 export abstract class SecondaryMemory implements AsyncDisposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** Address of the first byte: the same in all processes. */
   readonly va: Va;
   /** bytes */

@@ -11,6 +11,7 @@ import type { Iova, Va } from '../units.js';
 import type { Mirror } from './mirror.js';
 import type { Reply } from './peer.js';
 import { nonsense, type Fields, type JsonObject } from '../fields.js';
+import { STAYS } from '../stays.js';
 
 /** What pools need of the connection. */
 export interface PoolConnection {
@@ -22,6 +23,8 @@ export interface PoolConnection {
 
 /** The pools of a primary. */
 export class SecondaryPools {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #connection: PoolConnection;
   readonly #attached = new Set<Pool>();
 
@@ -82,6 +85,8 @@ export class SecondaryPools {
 
 /** The rings of a primary. */
 export class SecondaryRings {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #connection: PoolConnection;
   readonly #attached = new Set<Ring>();
 

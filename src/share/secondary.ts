@@ -28,6 +28,7 @@ import { SecondaryBlock, SecondaryExternal, SecondaryZone } from './secondary-me
 import { nonsense, type Fields, type Json, type JsonObject } from '../fields.js';
 import { errorFromWire } from './wire.js';
 import { libraryVersion } from './version.js';
+import { STAYS } from '../stays.js';
 
 const OPERATION = 'Eal.attach';
 
@@ -63,6 +64,8 @@ interface Connection {
 
 /** A connection to a primary. Made by `Eal.attach`; close it when it is not needed any more. */
 export class Secondary implements AsyncDisposable {
+  /** @internal */
+  readonly stays = STAYS;
   /** The name of the primary's Eal. */
   readonly name: string;
   /** Process id of the primary. */
@@ -409,6 +412,8 @@ function plain(options: object): JsonObject {
 
 /** The zones of a primary. */
 export class SecondaryZones {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #connection: Connection;
 
   /** @internal */
@@ -447,6 +452,8 @@ export class SecondaryZones {
 
 /** The heaps of a primary. Memory of heaps is attached by itself, as far as it has descriptors. */
 export class SecondaryHeaps {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #connection: Connection;
 
   /** @internal */
@@ -490,6 +497,8 @@ function bare(part: MemoryPart, operation: string): { va: number; length: number
 
 /** External memory of a primary. */
 export class SecondaryExternals {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #connection: Connection;
 
   /** @internal */

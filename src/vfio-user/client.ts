@@ -44,6 +44,7 @@ import type { PostedLoan } from './posted-stores.js';
 import { checkServer, peerOf, whoRefuses, whyNoSocket } from './server-at.js';
 import { ServerProcess } from './server-process.js';
 import { delay, now } from '../timers.js';
+import { STAYS } from '../stays.js';
 
 export {
   MMAP_CHOICES,
@@ -82,6 +83,8 @@ const END_MS = 50;
  * Calls that wait for their answer keep the process alive; the connection itself does not.
  */
 export class VfioUserClient {
+  /** @internal */
+  readonly stays = STAYS;
   /** What the server announced, with defaults; transfer sizes are limited to what both ends accept. */
   capabilities: Capabilities = DEFAULT_CAPABILITIES;
   info: DeviceInfo = { resettable: false, pci: false, regionCount: 0, interruptKinds: 0 };

@@ -14,6 +14,7 @@ import type { DirtyPages, DirtyTracking } from './dirty.js';
 import type { PageRequestQueue } from './page-requests.js';
 import type { ContainerChoice, ContainerKind, KernelSpace, VfioNode } from './space.js';
 import type { MemoryPart } from '../memory/part.js';
+import { STAYS } from '../stays.js';
 
 /** What a container is made with. */
 export interface ContainerParts {
@@ -29,6 +30,8 @@ const READ_OPTIONS: Shape<{ readonly keep?: boolean }> = { keep: 'boolean' };
 
 /** A named address space of the IOMMU. Made by `eal.containers.create`. */
 export class Container {
+  /** @internal */
+  readonly stays = STAYS;
   readonly name: string;
   /** The requested kind. */
   readonly choice: ContainerChoice;

@@ -2,9 +2,12 @@
 import { invalid } from '../errors.js';
 import { Range } from '../ranges.js';
 import { alignUp, formatSize, type Iova } from '../units.js';
+import { STAYS } from '../stays.js';
 
 /** The dirty pages in a range of IOVAs. */
 export class DirtyPages {
+  /** @internal */
+  readonly stays = STAYS;
   readonly range: Range<Iova>;
   /** page size in bytes */
   readonly pageSize: number;

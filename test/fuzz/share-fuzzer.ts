@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { isDmaError } from '../../src/errors.js';
 import { Eal, KiB, MiB, type Pool } from '../../src/index.js';
 import { NOISE, openDescriptors } from '../storm/figures.js';
 import { Random } from '../shared/random.js';
@@ -202,14 +203,22 @@ class Target {
     report.longestMs = Math.max(report.longestMs, Math.round(performance.now() - begin));
   }
 
-  /** Frees what has a name, and so stays when its maker ends. */
+  /** Frees what has a name, and so stays when its maker ends; once the last holds of that one have ended. */
   async #tidy(): Promise<void> {
     const { eal } = this;
-    for (const zone of [...eal.zones]) if (zone.name !== 'keep') zone.free();
-    for (const ring of [...eal.rings]) ring.free();
-    for (const pool of [...eal.pools]) if (pool.name !== 'own') pool.free();
-    const edu = eal.find('vdev:edu1');
-    if (edu !== undefined) await eal.remove(edu);
+    await until(async () => {
+      try {
+        for (const zone of [...eal.zones]) if (zone.name !== 'keep') zone.free();
+        for (const ring of [...eal.rings]) ring.free();
+        for (const pool of [...eal.pools]) if (pool.name !== 'own') pool.free();
+        const edu = eal.find('vdev:edu1');
+        if (edu !== undefined) await eal.remove(edu);
+        return true;
+      } catch (error) {
+        if (isDmaError(error, 'EBUSY')) return false;
+        throw error;
+      }
+    }, 'what has a name can be freed');
     eal.memory.trim();
   }
 

@@ -23,6 +23,12 @@ export const STORMS: readonly StormEntry[] = [
     short: 14,
   },
   {
+    name: 'attached-workers',
+    what: 'workers that attach, translate, get and put, and end at any moment',
+    rounds: 600,
+    short: 8,
+  },
+  {
     name: 'hostile-clients',
     what: 'clients that lie, flood, stay silent, shrink their files and reset in the middle of a message',
     rounds: 3_000,

@@ -9,6 +9,7 @@ import type { Bus, Device, OpenedDevice } from '../model.js';
 import { ModelAccess } from './model-access.js';
 import { shortForm } from '../../short-form.js';
 import { show } from '../../show.js';
+import { STAYS } from '../../stays.js';
 
 /** The address space of a software device: the program's side, and the device's side. */
 export interface VdevSpace {
@@ -44,6 +45,8 @@ export interface VdevBusOptions {
 
 /** The bus `vdev`. A name is a kind (letters and dashes) and a number. */
 export class VdevBus implements Bus {
+  /** @internal */
+  readonly stays = STAYS;
   readonly name = 'vdev';
   readonly keys = [...new Set(['iommu', ...Object.values(KIND_KEYS).flat()])];
   readonly #options: VdevBusOptions;

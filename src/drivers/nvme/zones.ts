@@ -9,6 +9,7 @@ import { CALL, type NvmeCallOptions } from './call-options.js';
 import type { Data, NvmeResult } from './operation.js';
 import { mustBeBlocks } from './requests.js';
 import type { LentPart } from './spare-memory.js';
+import { STAYS } from '../../stays.js';
 
 /** A zone, as the controller reports it. */
 export interface NvmeZone {
@@ -102,6 +103,8 @@ const APPEND: Shape<NvmeAppendOptions> = { ...CALL, zone: 'number', from: 'objec
 
 /** The calls about the zones of one namespace: `namespace.zones`. */
 export class ZoneCalls {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #of: ZonedBlocks;
   readonly #host: ZoneHost;
   #limits: Promise<NvmeZoneLimits> | undefined;

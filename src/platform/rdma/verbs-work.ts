@@ -10,6 +10,7 @@ import { show } from '../../show.js';
 import type { Va } from '../../units.js';
 import type { VerbsAh, VerbsMr, VerbsMw, VerbsPd } from './verbs-types.js';
 import * as abi from './abi/requests.js';
+import { STAYS } from '../../stays.js';
 
 const { RECV_WR, SEND_WR, SGE, WC } = abi;
 
@@ -23,6 +24,8 @@ type Target = VerbsAh | VerbsMr | VerbsMw;
 
 /** Common part of send and receive requests. */
 export abstract class Requests {
+  /** @internal */
+  readonly stays = STAYS;
   /** How many requests there are. */
   readonly slots: number;
   /** Most segments of a request. */
@@ -279,6 +282,8 @@ export class SendRequests extends Requests {
 
 /** Memory for completions, which `VerbsPort.pollCq` fills from slot 0 on. A slot is valid until the next poll. */
 export class Completions {
+  /** @internal */
+  readonly stays = STAYS;
   /** Most completions of one poll. */
   readonly slots: number;
   /** @internal For ports: the address of slot 0. */
