@@ -1,6 +1,7 @@
 /** Plain objects that come from another process, and how their values are read: each is checked before it is used. */
 import { DmaError } from './errors.js';
 import { isAddress } from './units.js';
+import { STAYS } from './stays.js';
 
 /** A value of a document. */
 export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json | undefined };
@@ -27,6 +28,8 @@ export function field(object: JsonObject, key: string): Json | undefined {
 
 /** Reads what the other side sent, of the types that are expected. Each method throws EPROTO for anything else. */
 export class Fields {
+  /** @internal */
+  readonly stays = STAYS;
   constructor(
     private readonly object: JsonObject,
     private readonly operation: string,

@@ -2,6 +2,7 @@
 import { mustHave } from '../check.js';
 import { invalid } from '../errors.js';
 import type { Pool, PoolDevice } from '../memory/pool/pool.js';
+import { STAYS } from '../stays.js';
 
 /** What it needs of `Packets`. */
 interface BuffersOf {
@@ -11,6 +12,8 @@ interface BuffersOf {
 
 /** By buffer: where a device finds its bytes. Made by `Packets.buffersFor`; drivers use it for one burst. */
 export class DeviceBuffers {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #packets: BuffersOf;
   readonly #device: PoolDevice;
   #elements: Float64Array = new Float64Array(0);

@@ -7,6 +7,7 @@ import { macBytes } from './mac-address.js';
 import { MODE_NAMES, MODES, type Mode, type ModeContext, type ModeName } from './modes.js';
 import { Packets } from './packets.js';
 import type { Port } from './port.js';
+import { STAYS } from '../stays.js';
 
 /** Packets of a burst, unless the program says otherwise: as testpmd. */
 export const BURST = 32;
@@ -69,6 +70,8 @@ export interface StreamStatistics {
 
 /** Moves packets between ports, until it is told to end or nothing more can come. */
 export class Forwarder {
+  /** @internal */
+  readonly stays = STAYS;
   readonly mode: ModeName;
   readonly #options: StreamOptions;
   #ports: Port[] = [];

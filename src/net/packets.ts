@@ -11,6 +11,7 @@ import { DmaError, invalid } from '../errors.js';
 import type { Pool, PoolDevice } from '../memory/pool/pool.js';
 import { show } from '../show.js';
 import { DeviceBuffers } from './device-buffers.js';
+import { STAYS } from '../stays.js';
 
 /** Bytes before the data of a received packet, unless the program says otherwise: as in DPDK. */
 export const HEADROOM = 128;
@@ -47,6 +48,8 @@ export interface ExternalBuffer {
 
 /** Packets over the elements of a pool. */
 export class Packets {
+  /** @internal */
+  readonly stays = STAYS;
   readonly pool: Pool;
   /** bytes */
   readonly headroom: number;

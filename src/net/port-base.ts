@@ -5,6 +5,7 @@ import { Feed } from '../feed.js';
 import { hex } from '../units.js';
 import { Packets } from './packets.js';
 import type { Link, Port, PortConfig, PortEvent, PortLimits, PortStatistics } from './port.js';
+import { STAYS } from '../stays.js';
 
 /** A configuration with every choice made. */
 export type CheckedConfig = Required<PortConfig>;
@@ -42,6 +43,8 @@ const CONFIG = {
 
 /** A port, without its device. */
 export abstract class PortBase implements Port {
+  /** @internal */
+  readonly stays = STAYS;
   readonly name: string;
   abstract readonly limits: PortLimits;
   abstract readonly mac: string;

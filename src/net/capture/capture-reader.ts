@@ -3,6 +3,7 @@ import { invalid } from '../../errors.js';
 import type { CaptureFormat, CaptureFrame } from './capture-frame.js';
 import { isPcap, PcapFormat } from './pcap.js';
 import { isPcapng, PcapngFormat } from './pcapng.js';
+import { STAYS } from '../../stays.js';
 
 /** Bytes that tell the format. */
 const MAGIC = 4;
@@ -12,6 +13,8 @@ const MAGIC = 4;
  * the file ends.
  */
 export class CaptureReader {
+  /** @internal */
+  readonly stays = STAYS;
   #format: CaptureFormat | undefined;
   #bytes: Uint8Array = new Uint8Array(0);
   #at = 0;

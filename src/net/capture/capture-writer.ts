@@ -2,6 +2,7 @@
 import type { FrameFacts } from './capture-frame.js';
 import { pcapHeader, putPcapFrame } from './pcap.js';
 import { pcapngHeader, putPcapngEnd, putPcapngFrame } from './pcapng.js';
+import { STAYS } from '../../stays.js';
 
 /** The formats that are written. */
 export type CaptureKind = 'pcap' | 'pcapng';
@@ -18,6 +19,8 @@ const AROUND = 64;
 
 /** Writes frames into a buffer, and gives it to `write` when it is full. */
 export class CaptureWriter {
+  /** @internal */
+  readonly stays = STAYS;
   readonly #kind: CaptureKind;
   readonly #write: (bytes: Uint8Array) => void;
   #bytes = new Uint8Array(BUFFER);
