@@ -108,7 +108,7 @@ export const copyEngineDriver: Driver<CopyEngine> = {
   async probe(device, context) {
     const rings = Rings.make(device, context);
     try {
-      const engine = await CopyEngine.open(
+      const engine = await CopyEngine.openLendable(
         device.access,
         rings.both,
         optionsFor(device),

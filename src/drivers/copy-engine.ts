@@ -137,10 +137,13 @@ export class CopyEngine implements AsyncDisposable {
    *
    * Rejects with ENODEV if it is not a copy engine of this version, EINVAL for memory that can not be a ring, ETIMEDOUT
    * if the reset does not end.
-   *
-   * @param lender internal: for {@link share}
    */
-  static async open(
+  static open(access: DeviceAccess, memory: CopyEngineRings, options?: CopyEngineOptions): Promise<CopyEngine> {
+    return CopyEngine.openLendable(access, memory, options);
+  }
+
+  /** @internal As {@link CopyEngine.open}, with what offers it to other threads. */
+  static async openLendable(
     access: DeviceAccess,
     memory: CopyEngineRings,
     options?: CopyEngineOptions,
