@@ -49,6 +49,7 @@ export class Fields {
     return value;
   }
 
+  /** @throws DmaError if it is not true or false */
   boolean(key: string): boolean {
     const value = field(this.object, key);
     if (typeof value !== 'boolean') throw this.#wrong(key, 'true or false');
@@ -62,6 +63,7 @@ export class Fields {
     );
   }
 
+  /** The fields of an object in it. @throws DmaError if there is none */
   objectAt(key: string): Fields {
     const value = field(this.object, key);
     if (!isJsonObject(value)) throw this.#wrong(key, 'an object');

@@ -21,6 +21,7 @@ const WAIT_MS = 100;
 
 /** How ports are put together: 0 with 1 and 2 with 3; each to the next; each to itself. */
 export const TOPOLOGIES = ['paired', 'chained', 'loop'] as const;
+/** The name of a way to put them together. */
 export type Topology = (typeof TOPOLOGIES)[number];
 
 /** What a forwarder does. */
@@ -29,7 +30,7 @@ export interface ForwarderOptions {
   readonly packets: Packets;
   /** Default `io`. */
   readonly mode?: ModeName;
-  /** Packets that are moved at once, 1 to 512. Default {@link BURST}. */
+  /** Packets that are moved at once, 1 to 512. Default 32. */
   readonly burst?: number;
   /** Default `paired`; a last port without a partner sends to itself. */
   readonly topology?: Topology;

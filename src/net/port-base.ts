@@ -57,6 +57,7 @@ export abstract class PortBase implements Port {
   #lost: DmaError | undefined;
   readonly #feed = new Feed<PortEvent>();
 
+  /** A port that is not started. @param name of its device */
   constructor(name: string) {
     this.name = name;
   }
@@ -191,6 +192,7 @@ export abstract class PortBase implements Port {
     };
   }
 
+  /** From now on they count from 0. */
   resetStatistics(): void {
     this.counters.fill(0);
   }

@@ -111,5 +111,6 @@ export interface Port {
   events(): AsyncIterableIterator<PortEvent>;
   /** Counters: read from hardware at this moment. */
   statistics(): PortStatistics;
+  /** From now on they count from 0. */
   resetStatistics(): void;
 }

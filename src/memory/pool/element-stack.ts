@@ -392,17 +392,23 @@ function bitWords(elements: number, checked: boolean): number {
 
 /** A typed array ignores writes past its end, so elements would get lost. @throws DmaError EINVAL @internal */
 export function checkBurst(numbers: ElementNumbers, count: number, at: number): void {
-  if (
-    // Other kinds of array would change the numbers, or throw. Those of this realm need no call.
-    (numbers instanceof Int32Array || numbers instanceof Uint32Array) &&
-    // `|` tells the compiler that they are small integers.
-    (count | 0) === count &&
-    (at | 0) === at &&
-    count >= 0 &&
-    at >= 0 &&
-    at + count <= numbers.length
-  )
-    return;
+  try {
+    if (
+      // Other kinds of array would change the numbers, or throw. Those of this realm need no call.
+      (numbers instanceof Int32Array || numbers instanceof Uint32Array) &&
+      typeof count === 'number' &&
+      typeof at === 'number' &&
+      // `|` tells the compiler that they are small integers.
+      (count | 0) === count &&
+      (at | 0) === at &&
+      count >= 0 &&
+      at >= 0 &&
+      at + count <= numbers.length
+    )
+      return;
+  } catch {
+    // A proxy that does not even tell what it is.
+  }
   checkUnusual(numbers, count, at);
 }
 

@@ -288,7 +288,11 @@ export class Pool implements Disposable {
     const operation = 'pool.attach';
     mustHave(platform, ['memory', 'kernel'], 'platform', operation);
     mustBeObject(description, 'descriptions of pools', operation);
-    const { cacheSize, name, keepers } = description;
+    const { cacheSize, name, keepers } = reading(operation, 'the description', () => ({
+      cacheSize: description.cacheSize,
+      name: description.name,
+      keepers: description.keepers,
+    }));
     const wordViews = new WordViews(platform.memory);
     let hold: Hold | undefined;
     try {

@@ -28,6 +28,8 @@ export class CaptureWriter {
   #at = 0;
 
   /**
+   * Begins a file.
+   *
    * @param link the LINKTYPE of all frames
    * @param write writes bytes to the file, all of them; they may be changed afterwards
    */
