@@ -568,34 +568,33 @@ export class Pool implements Disposable {
     const [ring] = this.rings;
     if (ring !== undefined && !force)
       throw busy(`the ring ${ring.name} carries elements of the pool ${name}`, 'free the ring first');
-    const { threads } = this;
-    this.#recover?.();
-    const out = elements - this.available;
-    if (out > 0 && !force && threads === 0) {
+    const mustBeBack = (): void => {
+      this.#recover?.();
+      const out = elements - this.available;
       const which = out === 1 ? '1 element' : `${out} elements`;
-      throw busy(`${which} of the pool ${name} are out`, 'put them back first');
-    }
+      if (out > 0) throw busy(`${which} of the pool ${name} are out`, 'put them back first');
+    };
     const holds = this.#sharing?.holds;
     if (holds === undefined || force) {
+      if (!force) mustBeBack();
       holds?.change(OPEN, ENDED);
       return;
     }
+    // From now on no thread attaches.
     holds.change(OPEN, ENDING);
-    const attached = this.threads;
-    if (attached === 0) {
-      try {
-        // Threads that have the words only by their address hold those first.
-        if (this.#sharing?.isByPlace === true) this.#sharing.share?.end(operation);
-      } catch (error) {
-        holds.change(ENDING, OPEN);
-        throw error;
-      }
-      holds.change(ENDING, ENDED);
-      return;
+    try {
+      const attached = this.threads;
+      const which = attached === 1 ? '1 thread has' : `${attached} threads have`;
+      if (attached > 0) throw busy(`${which} attached to the pool ${name}`, 'free it there first, or end that thread');
+      // Only now: a thread that has just ended may have had some.
+      mustBeBack();
+      // Threads that have the words only by their address hold those first.
+      if (this.#sharing?.isByPlace === true) this.#sharing.share?.end(operation);
+    } catch (error) {
+      holds.change(ENDING, OPEN);
+      throw error;
     }
-    holds.change(ENDING, OPEN);
-    const which = attached === 1 ? '1 thread has' : `${attached} threads have`;
-    throw busy(`${which} attached to the pool ${name}`, 'free it there first, or end that thread');
+    holds.change(ENDING, ENDED);
   }
 
   /** @throws DmaError EINVAL if the pool is freed or `from` too short; EBUSY while a driver uses one of the elements */

@@ -211,7 +211,8 @@ export class Holders {
     // Two that release the same number must not clear it when it was given out again in between.
     if (tid === 0 || Atomics.compareExchange(words, at + TID, tid, CLEARING) !== tid) return;
     Atomics.store(words, at + STATE, UNUSED);
-    Atomics.store(words, at + TID, 0);
+    // Unless a thread has claimed it already: from the state on it may.
+    Atomics.compareExchange(words, at + TID, CLEARING, 0);
   }
 
   /** Claims a free entry for the thread `tid`. */
