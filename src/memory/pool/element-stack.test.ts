@@ -370,6 +370,32 @@ function tests(): void {
       assertComplete(stack);
     });
 
+    void it('what is put belongs to who puts it, whichever element of the burst another one took', () => {
+      for (let other = 0; other < 19; other++) {
+        const { stack, holders, words } = shared(40);
+        const cache = new PoolCache(stack, 20);
+        const dead = 77;
+        const owners = new Uint16Array(words.buffer, (32 + 40) * 4, 40);
+        const burst = new Int32Array(19);
+        assert.ok(stack.get(burst, 19));
+        owners[burst[other]] = dead;
+        if (other % 2 === 0) cache.put(burst, 19);
+        else {
+          const start = cache.roomFor(19);
+          cache.numbers.set(burst, start);
+          cache.putInPlace(start, 19);
+        }
+        assert.equal(owners[burst[other]], holders.mine);
+        assert.equal(stack.recover(dead), 0);
+        cache.flush();
+        assertComplete(stack);
+        // One that is free is found at each place, too.
+        assert.ok(stack.get(burst, 19));
+        owners[burst[other]] = 0;
+        assert.throws(() => cache.put(burst, 19), isEinval);
+      }
+    });
+
     void it('repairs numbers, counts and locks that others overwrote', SKIP, () => {
       let state = 3;
       const random = (below: number): number => {
