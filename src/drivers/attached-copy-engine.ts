@@ -7,7 +7,7 @@ import type { MemoryPart } from '../memory/part.js';
 import type { Hold } from '../memory/shared/hold.js';
 import { Holders } from '../memory/shared/holders.js';
 import type { Shared, SharedFacts } from '../memory/shared/shared.js';
-import { Turn, TURN } from '../memory/shared/turn.js';
+import { Turn, TURN, whoHas } from '../memory/shared/turn.js';
 import type { Platform } from '../platform/ports.js';
 import { shortForm } from '../short-form.js';
 import { STAYS } from '../stays.js';
@@ -205,9 +205,7 @@ function taken({ device }: CopyEngineFacts, before: number, holders: Holders, op
     code: 'EBUSY',
     operation,
     device,
-    reason: isMaker
-      ? 'the thread that opened the engine works it itself'
-      : `${holders.describe(before)} has the engine${holders.isAlive(before) ? '' : ', and has ended'}`,
+    reason: isMaker ? 'the thread that opened the engine works it itself' : `${whoHas(before, holders)} the engine`,
     hint: isMaker
       ? 'engine.share() offers it again'
       : 'it is free once that thread disposes it, or takeBack() returned',

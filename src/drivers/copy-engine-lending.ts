@@ -52,7 +52,8 @@ export class CopyEngineLending {
     const buffer = new SharedArrayBuffer(WORD.COUNT * 4);
     this.words = new Int32Array(buffer);
     this.#device = device;
-    this.#turn = new Turn(this.words, WORD.OWNER, shares.holders);
+    const turn = new Turn(this.words, WORD.OWNER, shares.holders);
+    this.#turn = turn;
     const loan = access.lendRegisters(COPY_REGION.INDEX, 0, COPY_REGION.SIZE, shares.holders);
     this.#loans.push(loan, lender.pin(`${engineName({ device: name })} is offered to other threads`));
     try {
@@ -80,8 +81,9 @@ export class CopyEngineLending {
     } catch (error) {
       throw withUndo(error, operation, this.#giveBack());
     }
+    this.#loans.push({ [Symbol.dispose]: shares.addRecovery((id) => turn.forget(id)) });
     ring.save(this.words);
-    this.#turn.offer();
+    turn.offer();
   }
 
   /** What other threads get. */

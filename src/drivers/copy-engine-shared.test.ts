@@ -1,6 +1,7 @@
 /** Copy engines that worker threads drive, over served ones. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { dmaError, throwsDma } from '../../test/shared/errors.js';
 import { Thread } from '../../test/shared/thread.js';
 import { until } from '../../test/shared/until.js';
@@ -147,6 +148,23 @@ describe('a copy engine in a worker thread', linux, () => {
       await engine.copy(mapping.iova, mapping.iova + MiB, MiB);
       assert.ok(isCopied(memory));
       mapping.unmap();
+    }));
+
+  it('comes back, too, when another thread has the number of the one that ended by then', () =>
+    room(async (all) => {
+      const { engine, memory, mapping, thread } = all;
+      await take(thread, all);
+      await thread.end();
+      // What has ended is given back within a quarter of a second, and its place in the table of threads is given out again.
+      await sleep(700);
+      await using other = new Thread();
+      await other.run("kept.memory = (await load('index.js')).attach(data)", memory.share());
+      await assert.rejects(take(other, all), { code: 'EBUSY', message: /a thread that has ended had the engine/ });
+      await engine.takeBack();
+      await engine.copy(mapping.iova, mapping.iova + MiB, MiB);
+      await take(other, all);
+      assert.deepEqual(await other.run(COPY_ALL), []);
+      await other.end();
     }));
 
   it('is an error and no fault once the device is lost', () =>

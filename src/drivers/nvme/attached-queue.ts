@@ -20,7 +20,7 @@ import { Doorbell, type ShadowDoorbells } from './doorbells.js';
 import { hasMetadataApart, NvmeQueue, type AttachedNvmeQueue } from './queue.js';
 import { QueueCalls } from './queue-calls.js';
 import type { NvmeQueueFacts } from './shared-queue.js';
-import { Turn, TURN } from '../../memory/shared/turn.js';
+import { Turn, TURN, whoHas } from '../../memory/shared/turn.js';
 import { ABORT, METADATA_APART, QUEUE_WORD as WORD, QueueState, RUN } from './queue-state.js';
 
 /**
@@ -520,7 +520,7 @@ function taken({ id, device }: NvmeQueueFacts, before: number, holders: Holders,
     device,
     reason: isMaker
       ? `the thread that opened queue ${id} works it itself, or has closed it`
-      : `${holders.describe(before)} has queue ${id}${holders.isAlive(before) ? '' : ', and has ended'}`,
+      : `${whoHas(before, holders)} queue ${id}`,
     hint: isMaker
       ? 'queue.share() offers it again'
       : 'it is free once that thread disposes it, or takeBack(queue) returned',

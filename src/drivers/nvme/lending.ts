@@ -56,6 +56,11 @@ export class Lending {
     return this.#turn.isOut;
   }
 
+  /** A thread has ended. */
+  forget(holder: number): void {
+    this.#turn.forget(holder);
+  }
+
   /** The thread that has it, as a text; `undefined` if it has ended, or nobody has it. */
   get user(): string | undefined {
     return this.#turn.user;

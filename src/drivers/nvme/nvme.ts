@@ -1280,6 +1280,7 @@ export class Nvme {
         operation,
       );
       const lending = new Lending(this.#device, queue, share, holders, loans, () => interrupt?.signal());
+      loans.push({ [Symbol.dispose]: shares.addRecovery((holder) => lending.forget(holder)) });
       queue.state.setFormats(this.#formats());
       lending.tell(RUN.ON, this.#shadow !== undefined);
       this.#lendings.set(id, lending);

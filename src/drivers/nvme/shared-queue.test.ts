@@ -1,6 +1,7 @@
 /** Queue pairs that worker threads drive, over the served controller. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { dmaError, throwsDma } from '../../../test/shared/errors.js';
 import { Thread } from '../../../test/shared/thread.js';
 import { until } from '../../../test/shared/until.js';
@@ -165,6 +166,23 @@ describe('a queue pair in a worker thread', linux, () => {
       assert.deepEqual(ended.sort(), [5, 6, 7]);
       assert.equal(Buffer.compare(block.bytes(0, 12288), content.subarray(0, 12288)), 0);
       block.free();
+    }));
+
+  it('comes back, too, when another thread has the number of the one that ended by then', () =>
+    room({}, async ({ ssd, block, iova, thread }) => {
+      const queue = await ssd.openQueue({ entries: 16 });
+      await take(thread, queue);
+      await thread.end();
+      // What has ended is given back within a quarter of a second, and its place in the table of threads is given out again.
+      await sleep(700);
+      await using other = new Thread();
+      await other.run("kept.memory = (await load('index.js')).attach(data)", block.share());
+      await assert.rejects(take(other, queue), { code: 'EBUSY', message: /a thread that has ended had queue/ });
+      await ssd.takeBack(queue);
+      queue.read(3, 1, 0, 8, iova);
+      queue.ring();
+      assert.equal(await polled(queue), 1);
+      await other.end();
     }));
 
   it('comes back when its thread is ended, and its commands reach no memory any more', () =>

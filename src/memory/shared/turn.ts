@@ -7,7 +7,15 @@ export const TURN = {
   MAKER: 0,
   /** Whoever attaches first has it. Above all holders. */
   OFFERED: 0x10000,
+  /** Who had it has ended, and its number may be another thread's by now. */
+  ENDED: 0x10001,
 } as const;
+
+/** Who has it instead, for messages, when {@link Turn.take} was in vain; not for {@link TURN.MAKER}. */
+export function whoHas(owner: number, holders: Holders): string {
+  const isThere = owner !== TURN.ENDED && holders.isAlive(owner);
+  return isThere ? `${holders.describe(owner)} has` : 'a thread that has ended had';
+}
 
 /** The word of one thing. Each thread has an object of its own. */
 export class Turn {
@@ -47,6 +55,11 @@ export class Turn {
   /** Takes what is offered, for a thread. @returns who has it instead, {@link TURN.OFFERED} if this thread has it now */
   take(holder: number): number {
     return Atomics.compareExchange(this.#words, this.#at, TURN.OFFERED, holder);
+  }
+
+  /** @internal For `Shares.addRecovery`: a thread has ended. Its number is given to others after this. */
+  forget(holder: number): void {
+    Atomics.compareExchange(this.#words, this.#at, holder, TURN.ENDED);
   }
 
   /** A thread lets go of it. */
