@@ -33,13 +33,14 @@ export const verbsDriver: Driver<RdmaDevice> = {
     spaces.set(context, space);
     return space;
   },
-  probe(device) {
+  probe(device, { shares }) {
     const context = contextOf(device);
     const { name, domain } = device;
     if (domain === undefined)
       throw new DmaError({ code: 'ENODEV', operation: 'probe', device: name, reason: 'it has no domain' });
-    return new RdmaDevice(context, { name, domain });
+    return new RdmaDevice(context, { name, domain, shares });
   },
+  mayRemove: (_device, rdma) => rdma.mustBeFree('remove'),
   async remove(_device, rdma) {
     const errors = await rdma.close();
     throwFirst(errors, 'remove');

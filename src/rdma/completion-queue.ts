@@ -49,6 +49,14 @@ export interface Promised {
   fail(error: DmaError): void;
 }
 
+/** The queue is with another thread: what is asked meanwhile. */
+export interface CompletionsLent {
+  /** EBUSY, naming the thread. */
+  busy(operation: string): DmaError;
+  /** No completion will follow. */
+  failed(error: DmaError): void;
+}
+
 /** How many rounds in a row completions may keep the event loop from other work. */
 const ROUNDS = 16;
 
@@ -78,6 +86,8 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
   #wake: (() => void) | undefined;
   #armed = false;
   #failure: DmaError | undefined;
+  /** Set while another thread polls it. */
+  #lent: CompletionsLent | undefined;
   #open = true;
 
   /** @internal */
@@ -151,6 +161,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
    */
   poll(): number {
     if (this.#failure !== undefined) throw this.#failure;
+    if (this.#lent !== undefined) throw this.#lent.busy('poll');
     const count = this.#poll();
     if (this.#waiting > 0) for (let index = 0; index < count; index++) this.#settle(index);
     return count;
@@ -224,6 +235,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
    */
   onCompletions(handler: (completions: Completions, count: number) => void): Disposable {
     mustBeFunction(handler, 'a handler', 'onCompletions');
+    if (this.#lent !== undefined) throw this.#lent.busy('onCompletions');
     if (this.#channel === undefined) throw this.#error('ENOTSUP', 'it was created without events');
     if (this.#wake !== undefined) throw this.#error('EBUSY', 'another caller takes its completions');
     this.#handler = handler;
@@ -272,6 +284,7 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
   /** @internal No completion will follow: pending promises and callers fail with `error`. */
   fail(error: DmaError): void {
     this.#failure ??= error;
+    this.#lent?.failed(error);
     for (const each of [...this.#promised.values()]) each.fail(error);
     this.#waiting = 0;
     this.#wakeUp();
@@ -293,6 +306,29 @@ export class CompletionQueue implements Disposable, AsyncIterable<number> {
       throw new DmaError({ code: 'ENOSPC', operation, device: this.#rdma.name, reason, hint });
     }
     this.#reserved += count;
+  }
+
+  /**
+   * @internal Lets another thread poll it, until {@link takeBack}.
+   *
+   * @param lanes the directions of the queue pair that goes with it: nothing else may complete here
+   * @throws DmaError EBUSY while it is used here
+   */
+  lend(lent: CompletionsLent, lanes: number, operation: string): void {
+    const busy = (reason: string, hint: string): DmaError =>
+      new DmaError({ code: 'EBUSY', operation, device: this.#rdma.name, reason, hint });
+    if (this.#failure !== undefined) throw this.#failure;
+    if (this.#promised.size > lanes)
+      throw busy('another queue pair has the same completion queue', 'make each with a completion queue of its own');
+    if (this.#waiting > 0) throw busy(`${this.#waiting} requests with promises are pending`, 'await them before');
+    if (this.#wake !== undefined || this.#handler !== undefined)
+      throw busy('its completions are awaited here', 'end that, and dispose the handler, before');
+    this.#lent = lent;
+  }
+
+  /** @internal It is polled here again. */
+  takeBack(): void {
+    this.#lent = undefined;
   }
 
   /** @internal Adds a queue pair that will wait by promise. @returns the id of its slot 0 */

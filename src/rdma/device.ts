@@ -48,6 +48,7 @@ import { queuePairOptions, type QueuePairAddress, type QueuePairOptions } from '
 import { shortForm } from '../short-form.js';
 import { show } from '../show.js';
 import { rangeOf, type MemoryPart } from '../memory/part.js';
+import type { Shares } from '../memory/shared/shares.js';
 import { STAYS } from '../stays.js';
 
 /** A port and its current attributes. */
@@ -101,6 +102,7 @@ export class RdmaDevice {
   readonly rdma: RdmaContext;
   readonly #device: string;
   readonly #domain: Domain;
+  readonly #shares: Shares | undefined;
   readonly #pairs = new Set<QueuePair>();
   readonly #queues = new Set<CompletionQueue>();
   /** Open windows, regions and address handles. */
@@ -113,12 +115,16 @@ export class RdmaDevice {
   readonly #listeners = new Set<(event: VerbsAsyncEvent) => void>();
 
   /** @internal */
-  constructor(rdma: RdmaContext, { name, domain }: { readonly name: string; readonly domain: Domain }) {
+  constructor(
+    rdma: RdmaContext,
+    { name, domain, shares }: { readonly name: string; readonly domain: Domain; readonly shares?: Shares },
+  ) {
     this.rdma = rdma;
     this.name = rdma.name;
     this.attributes = rdma.attributes;
     this.#device = name;
     this.#domain = domain;
+    this.#shares = shares;
     this.#ends = [
       rdma.onEvent((event) => this.#heard(event)),
       rdma.onLost((error) => {
@@ -195,6 +201,7 @@ export class RdmaDevice {
           rdma: this.rdma,
           device: this.#device,
           domain: this.#domain,
+          shares: this.#shares,
           port,
           portAttributes,
           gid,
@@ -424,6 +431,11 @@ export class RdmaDevice {
     if (mapping !== undefined && mapping.rkey !== rkey)
       return `${hex(address)} does not have rkey 0x${rkey.toString(16)}: that mapping was unmapped, or never existed here`;
     return this.#domain.explain(address, length, access, 'peer').text;
+  }
+
+  /** @internal @throws DmaError EBUSY, naming it, while another thread has one of its queue pairs */
+  mustBeFree(operation: string): void {
+    for (const pair of this.#pairs) pair.mustBeFree(operation);
   }
 
   /** @internal Closes everything created from it, in a valid order. @returns what failed */

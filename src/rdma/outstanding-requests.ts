@@ -72,6 +72,8 @@ interface RequestQueue {
   /** Is it open? */
   readonly live: boolean;
   readonly explainPeer: PeerExplainer | undefined;
+  /** EBUSY while another thread has it. */
+  busy(operation: string): DmaError | undefined;
   halt(): void;
 }
 
@@ -129,6 +131,8 @@ export class OutstandingRequests {
       return request.failed(
         this.#failure.with({ code: 'ECANCELED', operation: request.operation, cause: this.#failure }),
       );
+    const busy = this.#queue.busy(request.operation);
+    if (busy !== undefined) return request.failed(busy);
     const slot = lane.waiting.length > 0 ? undefined : lane.take(request);
     if (slot === undefined) lane.waiting.push(request);
     else this.#start(lane, slot, request);

@@ -24,9 +24,12 @@ import {
   IBV_WC_WITH_IMM,
   IBV_WC_WITH_INV,
 } from '../platform/rdma/abi/requests.js';
+import type { Shared } from '../memory/shared/shared.js';
+import type { Shares } from '../memory/shared/shares.js';
 import { Range } from '../ranges.js';
 import { isAddress, type Va } from '../units.js';
 import { remoteFlags } from './access.js';
+import type { AttachedQueuePair } from './attached-queue-pair.js';
 import type { CompletionQueue } from './completion-queue.js';
 import type { RdmaContext } from './context.js';
 import { MemoryWindow } from './memory-window.js';
@@ -50,6 +53,7 @@ import {
   type Received,
   type RemoteMemory,
 } from './queue-pair-requests.js';
+import { QueuePairLending } from './queue-pair-lending.js';
 import { OutstandingRequests, type Request } from './outstanding-requests.js';
 import { connectSteps, READS, type QueuePairPort } from './queue-pair-connect.js';
 import type { MemoryPart } from '../memory/part.js';
@@ -61,6 +65,8 @@ export interface QueuePairParts extends QueuePairPort {
   /** The device's name, for messages and the domain */
   readonly device: string;
   readonly domain: Domain;
+  /** What shares it with other threads; absent for a device of no `Eal`. */
+  readonly shares: Shares | undefined;
   readonly completions: CompletionQueue;
   readonly receiveCompletions: CompletionQueue;
   /** Completion queues to close with it */
@@ -98,6 +104,8 @@ export class QueuePair implements Disposable {
   /** Resolves when no other thread changes its state any more; `undefined` if none does. */
   #changing: Promise<void> | undefined;
   #haltsLater = false;
+  /** Set from {@link share} until {@link takeBack}. */
+  #lending: QueuePairLending | undefined;
   #open = true;
 
   /** @internal */
@@ -298,6 +306,7 @@ export class QueuePair implements Disposable {
    */
   post(requests: SendRequests, first = 0, count?: number): number {
     if (!isA(requests, SendRequests)) throw noRequests('post', 'sendRequests');
+    if (this.#lending !== undefined) throw this.#lending.busy('post');
     this.#mustBeThere('post', this.completions);
     return this.#parts.rdma.verbs.postSend(this.qp, requests, first, count === undefined ? requests.slots : count);
   }
@@ -305,8 +314,62 @@ export class QueuePair implements Disposable {
   /** Posts receives, like {@link QueuePair.post}. */
   postReceives(requests: ReceiveRequests, first = 0, count?: number): number {
     if (!isA(requests, ReceiveRequests)) throw noRequests('postReceives', 'receiveRequests');
+    if (this.#lending !== undefined) throw this.#lending.busy('postReceives');
     this.#mustBeThere('postReceives', this.receiveCompletions);
     return this.#parts.rdma.verbs.postReceive(this.qp, requests, first, count === undefined ? requests.slots : count);
+  }
+
+  // --- other threads ---
+
+  /**
+   * Offers the queue pair, with its completion queues, to another thread: what this returns can be sent there any number of times, and the
+   * first one that attaches to it (`attach(shared)`) has it: it posts requests and polls by itself. From now on requests and polling are
+   * EBUSY here, until {@link takeBack}; connecting, `status` and `halt` stay here.
+   *
+   * @throws DmaError EBUSY while promises are pending, completions are awaited, or its completion queues serve other queue pairs, too;
+   *   ENOTSUP for datagrams, and in a worker thread; the error that stopped it
+   */
+  share(): Shared<AttachedQueuePair> {
+    const operation = 'queuePair.share';
+    this.#mustBeOpen(operation);
+    if (this.#lending !== undefined) return this.#lending.description;
+    const { failure } = this;
+    if (failure !== undefined) throw failure.with({ operation });
+    const { device, domain, shares, rdma } = this.#parts;
+    this.#lending = new QueuePairLending({ queue: this, device, domain, shares, verbs: rdma.verbs }, operation);
+    return this.#lending.description;
+  }
+
+  /**
+   * Takes the queue pair back that {@link share} offered, from nobody or from a thread that has ended. Requests that were posted there go on:
+   * their completions are polled here.
+   *
+   * @returns false if the thread that had it has ended without giving it back
+   * @throws DmaError EBUSY while a thread has it, which the error names
+   */
+  takeBack(): boolean {
+    const operation = 'queuePair.takeBack';
+    const lending = this.#lending;
+    if (lending === undefined) return true;
+    const isWhole = lending.take(operation);
+    lending.end(operation);
+    this.#endLending();
+    return isWhole;
+  }
+
+  #endLending(): void {
+    this.#lending = undefined;
+    for (const queue of new Set([this.completions, this.receiveCompletions])) queue.takeBack();
+  }
+
+  /** @internal EBUSY, naming it, while another thread has the queue pair, or it is offered. */
+  busy(operation: string): DmaError | undefined {
+    return this.#lending?.busy(operation);
+  }
+
+  /** @internal @throws DmaError EBUSY, naming it, while another thread has it */
+  mustBeFree(operation: string): void {
+    if (this.#lending?.user !== undefined) throw this.#lending.busy(operation);
   }
 
   // --- requests with promises ---
@@ -460,10 +523,15 @@ export class QueuePair implements Disposable {
    * Closes it and cancels outstanding requests (ECANCELED). If it is being connected, it is destroyed when that is
    * done. Idempotent.
    *
-   * @throws DmaError the first failure, after all steps were tried
+   * @throws DmaError EBUSY while another thread has it ({@link share}): nothing was closed then; the first failure, after all steps were tried
    */
   close(): void {
     if (!this.#open) return;
+    const { lost } = this.#parts.rdma;
+    // The completion queues may be told only after this.
+    if (lost !== undefined) this.#lending?.failed(lost);
+    this.#lending?.end('close');
+    this.#endLending();
     this.#open = false;
     if (this.#changing !== undefined) return;
     throwFirst(this.#finish(), 'close');

@@ -3,6 +3,7 @@ import { AttachedDevice, deviceFacts } from '../bus/attached-device.js';
 import { AttachedMapping, mappingFacts, nameOf } from '../dma/attached-mapping.js';
 import { AttachedMemory, memoryFacts } from '../memory/attached-memory.js';
 import { AttachedCopyEngine, copyEngineFacts, engineName } from '../drivers/attached-copy-engine.js';
+import { AttachedQueuePair, pairName, queuePairFacts } from '../rdma/attached-queue-pair.js';
 import { nvmeQueueFacts, NvmeQueueOfThread, queueName } from '../drivers/nvme/attached-queue.js';
 import { reading } from '../check.js';
 import { invalid } from '../errors.js';
@@ -99,6 +100,11 @@ function open(shared: Shared<unknown>, given: unknown, platform: Platform, place
       const hold = Hold.take(shared, platform, queueName(facts), place, operation);
       const [state, ...more] = shared.more;
       return NvmeQueueOfThread.attach({ holders: shared.holders, state, more }, facts, hold, platform);
+    }
+    case 'queue-pair': {
+      const facts = queuePairFacts(shared.facts);
+      const hold = Hold.take(shared, platform, pairName(facts), place, operation);
+      return AttachedQueuePair.attach(shared, facts, hold, platform);
     }
     case 'copy-engine': {
       const facts = copyEngineFacts(shared.facts);

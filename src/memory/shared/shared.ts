@@ -16,13 +16,14 @@ import { show } from '../../show.js';
 const VERSION = 1;
 
 /** What is shared. */
-export type SharedKind = 'memory' | 'mapping' | 'device' | 'queue' | 'copy-engine' | 'pool' | 'ring';
+export type SharedKind = 'memory' | 'mapping' | 'device' | 'queue' | 'queue-pair' | 'copy-engine' | 'pool' | 'ring';
 
 const KINDS: readonly unknown[] = [
   'memory',
   'mapping',
   'device',
   'queue',
+  'queue-pair',
   'copy-engine',
   'pool',
   'ring',

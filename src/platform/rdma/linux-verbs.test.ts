@@ -703,6 +703,46 @@ test('a request whose pointers lead nowhere is not posted', { skip }, () => {
   });
 });
 
+test('a queue pair that is lent to another port is called there, and stays where it was made', { skip }, () => {
+  const { libc, platform, live, said } = given();
+  // As another thread has it: it has not loaded the library.
+  const other = linuxVerbs(libc, () => 'not loaded');
+  onDevice(platform, (context, own) => {
+    const { pd, qp } = queuePair(platform, own, context);
+    const before = live();
+    const loan = JSON.parse(JSON.stringify(platform.verbs.lend(qp))) as ReturnType<typeof platform.verbs.lend>;
+    const borrowed = other.borrow(loan);
+    assert.equal(borrowed.sendCq, borrowed.receiveCq);
+    const shapeOf = ({ number, type, sends, receives, sendSges, receiveSges, inline }: VerbsQp): unknown[] => [
+      ...[number, type, sends, receives, sendSges, receiveSges, inline],
+    ];
+    assert.deepEqual(shapeOf(borrowed), shapeOf(qp));
+    said();
+    const requests = new SendRequests(platform.memory, 1);
+    requests.setId(0, 5);
+    requests.setLocal(0, 4096, 8, 6);
+    requests.send(0, work.IBV_SEND_SIGNALED);
+    assert.equal(other.postSend(borrowed, requests, 0, 1), 1);
+    const receives = new ReceiveRequests(platform.memory, 1);
+    receives.setId(0, 7);
+    assert.equal(other.postReceive(borrowed, receives, 0, 1), 1);
+    assert.deepEqual(said(), ['5 op2 f2 [1000 8 6]', '7']);
+    const completions = new Completions(platform.memory, 2);
+    assert.equal(other.pollCq(borrowed.sendCq, completions), 2);
+    other.giveBack(borrowed);
+    for (const call of [
+      () => other.postSend(borrowed, requests, 0, 1),
+      () => other.postReceive(borrowed, receives, 0, 1),
+      () => other.pollCq(borrowed.sendCq, completions),
+      () => other.giveBack(borrowed),
+    ])
+      assert.throws(call, { code: 'EINVAL' });
+    assert.equal(live(), before);
+    assert.equal(platform.verbs.postSend(qp, requests, 0, 1), 1);
+    assert.ok(pd.address !== 0);
+  });
+});
+
 test('completions are read as the C struct has them', { skip }, () => {
   const { platform } = given();
   const { verbs, memory } = platform;

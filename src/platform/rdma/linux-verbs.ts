@@ -24,13 +24,13 @@ import {
   writeQpAttributes,
 } from './verbs-attributes.js';
 import { checkRange, checkSame, checkSlots, isOpenCq, isOpenQp, refuse, use } from './verbs-checks.js';
-import { Ah, CompletionChannel, DeviceContext, contextFunctions, Cq, Mr, Mw, Pd, Qp } from './verbs-handles.js';
-import type { Part } from './verbs-handles.js';
+import { Ah, CompletionChannel, DeviceContext, contextFunctions, Cq, Mr, Mw, Part, Pd, Qp } from './verbs-handles.js';
 import type { VerbsPort } from './verbs-port.js';
 import type {
   VerbsAsyncEvent,
   VerbsDevice,
   VerbsHandle,
+  VerbsLoan,
   VerbsMrOptions,
   VerbsPath,
   VerbsQpAttributes,
@@ -456,6 +456,37 @@ class LinuxVerbs implements VerbsPort {
 
   destroyQp(qp: VerbsHandle): void {
     this.#giveBack(use(qp, Qp, 'ibv_destroy_qp'), this.#ibv('ibv_destroy_qp').destroyQp, 'ibv_destroy_qp');
+  }
+
+  lend(handle: VerbsHandle): VerbsLoan {
+    const { address, context, pd, sendCq, receiveCq, ...shape } = use(handle, Qp, 'ibv_post_send');
+    const addresses = {
+      context: context.address,
+      pd: pd.address,
+      qp: address,
+      sendCq: sendCq.address,
+      receiveCq: receiveCq.address,
+    };
+    return { ...shape, device: context.name, addresses };
+  }
+
+  borrow(loan: VerbsLoan): Qp {
+    const { device, type, addresses } = loan;
+    const functions = (this.#functionsOf ??= contextFunctions(this.#libc))(addresses.context);
+    // Apart from what this port has opened: its events have no part in it.
+    const context = new DeviceContext(addresses.context, device, -1, 0, functions);
+    const pd = new Pd(addresses.pd, context);
+    const sendCq = new Cq(addresses.sendCq, context, undefined, 0);
+    const isOne = addresses.receiveCq === addresses.sendCq;
+    const receiveCq = isOne ? sendCq : new Cq(addresses.receiveCq, context, undefined, 0);
+    return new Qp(addresses.qp, pd, type, sendCq, receiveCq, loan);
+  }
+
+  giveBack(handle: VerbsHandle): void {
+    const { context } = use(handle, Qp, 'ibv_post_send');
+    for (const part of context.parts.values()) if (part instanceof Part) part.address = 0;
+    context.parts.clear();
+    context.address = 0;
   }
 
   createAh(handle: VerbsHandle, path: VerbsPath): Ah {

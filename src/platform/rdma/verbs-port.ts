@@ -15,6 +15,7 @@ import type {
   VerbsDeviceAttributes,
   VerbsDmabufOptions,
   VerbsGid,
+  VerbsLoan,
   VerbsMr,
   VerbsMrOptions,
   VerbsMw,
@@ -122,6 +123,16 @@ export interface VerbsPort {
   modifyQpAsync(qp: VerbsQp, attributes: VerbsQpAttributes): Promise<void>;
   queryQp(qp: VerbsQp): VerbsQpStatus;
   destroyQp(qp: VerbsQp): void;
+  /** What another thread needs for {@link borrow}. */
+  lend(qp: VerbsQp): VerbsLoan;
+  /**
+   * A queue pair of another thread of this process, with its completion queues, for {@link postSend}, {@link postReceive} and {@link
+   * pollCq} only. It must stay there until {@link giveBack}, and only one thread may use it at a time. Does not load the library: the
+   * device's driver is called directly.
+   */
+  borrow(loan: VerbsLoan): VerbsQp;
+  /** The handles that {@link borrow} made can not be used any more. Nothing is destroyed. */
+  giveBack(qp: VerbsQp): void;
   /** ibv_create_ah. It may resolve the peer's link address, as `modifyQp` does. */
   createAh(pd: VerbsPd, path: VerbsPath): VerbsAh;
   /** Like `createAh`, on another thread. Keep the protection domain until it is done. */

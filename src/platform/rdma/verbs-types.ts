@@ -243,6 +243,20 @@ export interface VerbsQp extends VerbsHandle {
   readonly inline: number;
 }
 
+/** What another thread of this process needs to use a queue pair: plain data. Made by `VerbsPort.lend`. */
+export interface VerbsLoan extends Omit<VerbsQp, 'address' | 'pd' | 'sendCq' | 'receiveCq'> {
+  /** The device's name */
+  readonly device: string;
+  /** Addresses of C structs, which are the same in all threads */
+  readonly addresses: {
+    readonly context: number;
+    readonly pd: number;
+    readonly qp: number;
+    readonly sendCq: number;
+    readonly receiveCq: number;
+  };
+}
+
 /** The path to another port. */
 export interface VerbsPath {
   /** The local port */

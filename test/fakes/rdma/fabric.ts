@@ -370,6 +370,16 @@ function fakeHost(fabric: Fabric, base: Platform, list: readonly FakeDeviceOptio
       fabric.pairs.delete(`${qp.pd.context.device.gid} ${qp.number}`);
       drop(qp);
     },
+    lend(handle) {
+      const { address, pd, sendCq, receiveCq, number, type, sends, receives, sendSges, receiveSges, inline } =
+        need<FakeQp>(handle, 'ibv_post_send');
+      const addresses = { context: pd.context.address, pd: pd.address, qp: address };
+      const queues = { sendCq: sendCq.address, receiveCq: receiveCq.address };
+      const shape = { number, type, sends, receives, sendSges, receiveSges, inline };
+      return { ...shape, device: pd.context.name, addresses: { ...addresses, ...queues } };
+    },
+    borrow: ({ addresses }) => need<FakeQp>(open.get(addresses.qp), 'ibv_post_send'),
+    giveBack: () => undefined,
     createAh(handle, path) {
       const pd = need<FakePd>(handle, 'ibv_create_ah');
       alive(pd.context, 'ibv_create_ah');

@@ -3,6 +3,8 @@ import assert from 'node:assert/strict';
 import { chmodSync, readdirSync } from 'node:fs';
 import { after, before, describe, it } from 'node:test';
 import { dmaError } from '../../shared/errors.js';
+import { Thread } from '../../shared/thread.js';
+import { until } from '../../shared/until.js';
 import { Eal, KiB, type Block, type ExternalMemory, type Mapping, type Va } from '../../../src/index.js';
 import type { PeerSession, QueuePair } from '../../../src/entry/rdma.js';
 import { verbsDeviceOf } from '../../../src/bus/rdma/verbs-device-of.js';
@@ -117,7 +119,76 @@ for (const kind of ['external', 'heap', 'owned'])
     });
   });
 
+/** Writes the pieces from `data.from` to `data.to` to the peer, 4 KiB each, 16 at once; `data.endless`: again and again. */
+const WRITE = `
+  const { attach } = await load('index.js');
+  const [pair, mapping] = [attach(data.pair), attach(data.mapping)];
+  const requests = pair.sendRequests(1);
+  const started = new Int32Array(data.started);
+  for (let sent = 0, done = 0; data.endless || done < data.to - data.from; ) {
+    for (; (data.endless || sent < data.to - data.from) && sent - done < 16; sent++) {
+      const offset = (data.from + (sent % (data.to - data.from))) * 4096;
+      requests.setId(0, sent);
+      requests.setLocal(0, mapping.va + offset, 4096, pair.keys.keyOf(mapping.va + offset, 4096));
+      requests.write(0, data.remote.address + offset, data.remote.rkey, 2);
+      pair.post(requests);
+    }
+    const count = pair.spin(1000);
+    for (let i = 0; i < count; i++)
+      if (pair.completions.status(i) !== 0) throw new Error('status ' + pair.completions.status(i));
+    done += count;
+    Atomics.store(started, 0, 1);
+  }
+  mapping[Symbol.dispose]();
+  pair[Symbol.dispose]();`;
+
 describe('one host', () => {
+  it('two workers work two queue pairs at once; one that is ended in the middle gives its pair back', async () => {
+    const { eal, device, rdma } = await near();
+    const memory = eal.external.allocate(BYTES);
+    const target = eal.external.allocate(BYTES);
+    const mapping = device.dmaMap(memory);
+    const remote = { address: target.va, rkey: device.dmaMap(target, { remote: 'write' }).rkey ?? assert.fail() };
+    const connected = (): QueuePair => {
+      const [a, b] = [rdma.createQueuePair(), rdma.createQueuePair()];
+      a.connect(b.address);
+      b.connect(a.address);
+      return a;
+    };
+    const pairs = [connected(), connected()];
+    fill(memory.bytes(), 21);
+    const half = BYTES / 4096 / 2;
+    const started = new SharedArrayBuffer(4);
+    const jobs = pairs.map((pair, each) => ({
+      ...{ pair: pair.share(), mapping: mapping.share(), remote, started, endless: false },
+      ...{ from: each * half, to: (each + 1) * half },
+    }));
+    const [one, two] = [new Thread(), new Thread()];
+    try {
+      await Promise.all([one.run(WRITE, jobs[0]), two.run(WRITE, jobs[1])]);
+      assert.equal(wrongAt(target.bytes(), 21), -1);
+      Atomics.store(new Int32Array(started), 0, 0);
+      const endless = one.run(WRITE, { ...jobs[0], endless: true }).catch(() => undefined);
+      await until(() => Atomics.load(new Int32Array(started), 0) === 1);
+      const [pair] = pairs;
+      for (const call of [() => pair.takeBack(), () => pair.close(), () => pair.completions.poll()])
+        assert.throws(call, dmaError('EBUSY', /is with worker thread/));
+      await assert.rejects(eal.remove(device), dmaError('EBUSY', /worker thread/));
+      await one.end();
+      await endless;
+      assert.equal(pair.takeBack(), false);
+      // What it had posted completes here; and the pair works on.
+      fill(memory.bytes(), 22);
+      await pair.write({ local: { va: memory.va, length: BYTES }, remote });
+      assert.equal(wrongAt(target.bytes(), 22), -1);
+      assert.ok(pairs[1].takeBack());
+    } finally {
+      await one.end();
+      await two.end();
+    }
+    await eal.stop();
+  });
+
   it('a queue that knew a key sees the unmap', async () => {
     const { eal, device, rdma } = await near();
     const memory = eal.external.allocate(64 * KiB);
