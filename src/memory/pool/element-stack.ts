@@ -482,6 +482,30 @@ export function copyNumbers(to: ElementNumbers, at: number, from: ElementNumbers
   for (; i < end; i++, j++) to[i] = from[j];
 }
 
+/**
+ * Copies large bursts from places of one array by `set`, which takes half the time of a loop. The views that it needs stay, by their first
+ * place, so they are no garbage. @internal
+ */
+export class PartCopies {
+  readonly #numbers: Int32Array;
+  #views: (Int32Array | undefined)[] = [];
+
+  /** @param numbers as many views are made as it has places, at most */
+  constructor(numbers: Int32Array) {
+    this.#numbers = numbers;
+  }
+
+  /** Copies `count` numbers from place `start` on to `to[at]`: by one call where the burst is as long as the first one from there. */
+  copy(to: ElementNumbers, at: number, start: number, count: number): void {
+    const numbers = this.#numbers;
+    // Filled at once: with holes that large, V8 would make the array a dictionary.
+    if (this.#views.length === 0) this.#views = Array.from({ length: numbers.length }, () => undefined);
+    const view = (this.#views[start] ??= numbers.subarray(start, start + count));
+    if (view.length === count) to.set(view, at);
+    else copyNumbers(to, at, numbers, start, count);
+  }
+}
+
 /** As {@link copyNumbers}, in reverse order; `end` is the index after the first one that is copied. @internal */
 export function copyReversed(to: ElementNumbers, at: number, from: ElementNumbers, end: number, count: number): void {
   const last = at + count;

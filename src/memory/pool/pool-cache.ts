@@ -5,7 +5,7 @@
 import { ended } from '../../check.js';
 import { invalid } from '../../errors.js';
 import { show } from '../../show.js';
-import { checkBurst, copyNumbers, copyReversed, MANY, type ElementStack } from './element-stack.js';
+import { checkBurst, copyNumbers, copyReversed, MANY, PartCopies, type ElementStack } from './element-stack.js';
 import { STAYS } from '../../stays.js';
 
 /** The largest cache (DPDK: `RTE_MEMPOOL_CACHE_MAX_SIZE`). */
@@ -29,8 +29,7 @@ export class PoolCache {
    * putInPlace}: read and write only the places that they allow, and do not pass it to another thread.
    */
   readonly numbers: Int32Array;
-  /** Parts of {@link numbers} that a large burst was taken from, by their first place. They stay, so they are no garbage. */
-  #views: (Int32Array | undefined)[] = [];
+  readonly #parts: PartCopies;
   #length = 0;
 
   /**
@@ -54,6 +53,7 @@ export class PoolCache {
     this.#threshold = threshold;
     // A get that is no larger than the cache takes the missing elements and, in addition, the size.
     this.numbers = new Int32Array(size * 2);
+    this.#parts = new PartCopies(this.numbers);
   }
 
   /** Number of elements in it. */
@@ -80,7 +80,7 @@ export class PoolCache {
     // What is handed out one by one needs no loop.
     if (cached === 1) into[at] = this.numbers[length - 1];
     else if (cached < MANY) copyReversed(into, at, this.numbers, length, cached);
-    else this.#copyMany(into, at, length - cached, cached);
+    else this.#parts.copy(into, at, length - cached, cached);
     this.#length = length - cached;
     if (this.#stack.checked) this.#stack.markTaken(into, count, at);
     return true;
@@ -204,14 +204,6 @@ export class PoolCache {
     this.#stack.give(this.numbers, surplus, 0);
     this.numbers.copyWithin(0, surplus, this.#length);
     this.#length -= surplus;
-  }
-
-  /** Copies a large burst from place `start` on, by one call where the burst is as long as an earlier one from there. */
-  #copyMany(into: Int32Array | Uint32Array, at: number, start: number, count: number): void {
-    if (this.#views.length === 0) this.#views = Array.from({ length: this.numbers.length }, () => undefined);
-    const view = (this.#views[start] ??= this.numbers.subarray(start, start + count));
-    if (view.length === count) into.set(view, at);
-    else copyNumbers(into, at, this.numbers, start, count);
   }
 
   #checkInPlace(count: number): void {

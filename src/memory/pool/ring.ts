@@ -31,7 +31,7 @@ import type { Shared } from '../shared/shared.js';
 import type { Share } from '../shared/shares.js';
 import type { WordMemory } from '../shared/words.js';
 import { Bell, type WaitOptions } from './bell.js';
-import { checkBurst, copyNumbers, type ElementNumbers } from './element-stack.js';
+import { checkBurst, copyNumbers, MANY, PartCopies, type ElementNumbers } from './element-stack.js';
 import type { Pool, PoolDescription } from './pool.js';
 import {
   BELL_AT,
@@ -111,6 +111,9 @@ interface RingParts {
 const FREE_OPTIONS = { force: 'boolean' } as const;
 const READABLE_OPTIONS: Shape<WaitOptions> = { signal: 'signal', timeoutMs: 'number' };
 
+/** Views of slots, each of some 100 bytes, that a ring may have. */
+const MOST_PARTS = 4096;
+
 /** Pools that rings of this thread have opened: rings of one pool share it, and its cache. By {@link PoolOpening.key}. */
 const opened = new Map<string | number, { readonly pool: Pool; rings: number }>();
 
@@ -130,6 +133,8 @@ export class Ring implements Disposable {
   readonly pool: Pool | undefined;
   readonly #words: Int32Array;
   readonly #slots: Int32Array;
+  /** Copies from the slots; absent when there are so many that the views would take much memory. */
+  readonly #parts: PartCopies | undefined;
   readonly #mask: number;
   readonly #platform: RingPlatform;
   readonly #share: RingParts['share'];
@@ -157,6 +162,7 @@ export class Ring implements Disposable {
     this.pool = pool;
     this.#words = words.header;
     this.#slots = words.slots;
+    this.#parts = words.slots.length <= MOST_PARTS ? new PartCopies(words.slots) : undefined;
     this.#mask = words.slots.length - 1;
     this.#platform = platform;
     this.#share = share;
@@ -361,7 +367,8 @@ export class Ring implements Disposable {
     const slots = this.#slots;
     const start = head & this.#mask;
     const first = Math.min(n, slots.length - start);
-    copyNumbers(into, at, slots, start, first);
+    if (first < MANY || this.#parts === undefined) copyNumbers(into, at, slots, start, first);
+    else this.#parts.copy(into, at, start, first);
     if (first < n) copyNumbers(into, at + first, slots, 0, n - first);
     if (this.pool !== undefined) {
       // From the copy, which nobody else can change. Owners are set before the head moves: until then they are in the ring.
