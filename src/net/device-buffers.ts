@@ -1,5 +1,5 @@
 /** The addresses that one device uses for the buffers of packets. */
-import { mustHave } from '../check.js';
+import { mustBeObject } from '../check.js';
 import { invalid } from '../errors.js';
 import type { Pool, PoolDevice } from '../memory/pool/pool.js';
 import { STAYS } from '../stays.js';
@@ -23,7 +23,7 @@ export class DeviceBuffers {
 
   /** @internal */
   constructor(packets: BuffersOf, device: PoolDevice) {
-    mustHave(device, ['name', 'domain'], 'device', 'packets.buffersFor', 'a device that eal.probe returned');
+    mustBeObject(device, 'a device', 'packets.buffersFor');
     this.#packets = packets;
     this.#device = device;
   }
