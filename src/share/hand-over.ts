@@ -37,7 +37,7 @@ export interface HandedParts {
   readonly external: External;
   /** Memory of drivers. */
   readonly driverMemory: Iterable<ExternalMemory>;
-  readonly containers: Pick<Containers, 'handOver' | 'changeProcess' | 'abandon'>;
+  readonly containers: Containers;
   readonly registry: Pick<Registry, 'handOver'>;
   /** Is this standing mapping not handed over? */
   readonly leave: (group: GroupMapping) => boolean;

@@ -3,7 +3,6 @@ import { DmaError, invalid } from '../../errors.js';
 import type { MemoryPort } from '../../platform/ports.js';
 import { Holders, type HoldersKernel } from './holders.js';
 import { ENDED, ENDING, Holds, LOST, OPEN } from './holds.js';
-import type { Shared } from './shared.js';
 import type { WordMemory } from './words.js';
 
 /** What a hold needs of the platform. */
@@ -57,7 +56,12 @@ export class Hold {
    * @throws DmaError EINVAL if it was freed; ENODEV if it was lost; EAGAIN if there are too many holders
    */
   static take(
-    shared: Pick<Shared<unknown>, 'keepers' | 'more'> & { readonly holds: WordMemory; readonly holders: WordMemory },
+    shared: {
+      readonly holds: WordMemory;
+      readonly holders: WordMemory;
+      readonly more: readonly SharedArrayBuffer[];
+      readonly keepers: readonly SharedArrayBuffer[];
+    },
     platform: HoldPlatform,
     what: string,
     place: string,
