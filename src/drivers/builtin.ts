@@ -1,6 +1,7 @@
 /** The built-in drivers, in the order they are tried. To add one, create a file here and add a line below. */
 import type { Driver } from '../bus/model.js';
 import { copyEngineDriver } from './copy-engine-driver.js';
+import { e1000eDriver } from './e1000e/e1000e-driver.js';
 import { EDU_KEYS, eduDriver } from './edu-driver.js';
 import { NVME_KEYS, nvmeDriver } from './nvme/nvme-driver.js';
 import { nullPortDriver, pcapPortDriver, PORT_KEYS } from './ports/software-ports.js';
@@ -16,6 +17,7 @@ export const builtinDrivers: readonly Driver[] = [
   copyEngineDriver,
   eduDriver,
   nvmeDriver,
+  e1000eDriver,
   nullPortDriver,
   pcapPortDriver,
   rawDriver,

@@ -21,3 +21,4 @@ export { CaptureWriter, captureKindOf, type CaptureKind } from '../net/capture/c
 export { writePacket } from '../net/capture/packet-writer.js';
 export { LINK_ETHERNET, type CaptureFrame, type FrameFacts } from '../net/capture/capture-frame.js';
 export { nullPortDriver, pcapPortDriver } from '../drivers/ports/software-ports.js';
+export { e1000eDriver } from '../drivers/e1000e/e1000e-driver.js';

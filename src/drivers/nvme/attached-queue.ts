@@ -15,7 +15,7 @@ import { show } from '../../show.js';
 import type { MemoryPart } from '../../memory/part.js';
 import type { Iova, IovaLike, Va, VaLike } from '../../units.js';
 import type { AttachedNvmeNamespace } from './attached-namespace.js';
-import type { DmaPart, SharedPart } from './dma-memory.js';
+import type { DmaPart, SharedPart } from '../dma-memory.js';
 import { Doorbell, type ShadowDoorbells } from './doorbells.js';
 import { hasMetadataApart, NvmeQueue, type AttachedNvmeQueue } from './queue.js';
 import { QueueCalls } from './queue-calls.js';

@@ -2,7 +2,7 @@
 import type { MemoryPart } from '../../memory/part.js';
 import { invalid } from '../../errors.js';
 import type { NvmeMemory } from './data-pointer.js';
-import type { DmaMemory } from './dma-memory.js';
+import type { DmaMemory } from '../dma-memory.js';
 
 /** Bytes, or several pieces of them, in order: such as a Buffer, or memory with `bytes()`. */
 export type BounceMemory = Uint8Array | readonly Uint8Array[];

@@ -59,7 +59,7 @@ import { BusyPages } from './busy-pages.js';
 import { Bounce } from './bounce.js';
 import { Commands, type CommandsHost } from './commands.js';
 import { piecesOf, putAddress, type NvmeMemory, type PointerRules } from './data-pointer.js';
-import { DmaMemory } from './dma-memory.js';
+import { DmaMemory } from '../dma-memory.js';
 import { Doorbell, type ShadowDoorbells } from './doorbells.js';
 import { eventOf, type NvmeEvent } from './events.js';
 import { NvmeNamespace, type NamespaceFacts, type NamespaceHost } from './namespace.js';

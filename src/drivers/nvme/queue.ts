@@ -14,7 +14,7 @@ import { hex, type Iova, type IovaLike, type VaLike } from '../../units.js';
 import type { MemoryPart } from '../../memory/part.js';
 import type { AttachedNvmeNamespace } from './attached-namespace.js';
 import type { Doorbell } from './doorbells.js';
-import type { DmaPart } from './dma-memory.js';
+import type { DmaPart } from '../dma-memory.js';
 import { STAYS } from '../../stays.js';
 import { QUEUE_WORD, QueueState, SLOT } from './queue-state.js';
 

@@ -1,7 +1,7 @@
 /** What `queue.share()` tells another thread. */
 import type { DeviceFacts } from '../../bus/attached-device.js';
 import type { PointerRules } from './data-pointer.js';
-import type { SharedPart } from './dma-memory.js';
+import type { SharedPart } from '../dma-memory.js';
 import type { LentStores } from '../../bus/lent-registers.js';
 
 /** What another thread needs to work a queue: plain data. */

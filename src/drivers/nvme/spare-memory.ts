@@ -1,6 +1,6 @@
 /** Memory of the driver's own that one call after the other uses, as mapping it takes longer than the command that it is for. */
 import { undoAll } from '../../errors.js';
-import type { DmaMemory, DmaPart } from './dma-memory.js';
+import type { DmaMemory, DmaPart } from '../dma-memory.js';
 
 /** So much is kept for later calls. */
 const MOST = 16;

@@ -5,7 +5,7 @@ import { closedDriver } from '../../bus/closed-device.js';
 import { invalid, withUndo, type DmaError } from '../../errors.js';
 import { KiB } from '../../units.js';
 import type { Bounce } from './bounce.js';
-import type { DmaMemory } from './dma-memory.js';
+import type { DmaMemory } from '../dma-memory.js';
 import type { NvmeCallOptions } from './call-options.js';
 import { mustBeBlocks } from './requests.js';
 

@@ -1,14 +1,14 @@
-/** Memory of the driver's own that the controller reaches: queues, lists, and pages for identify and logs. */
-import type { Device, ProbeContext } from '../../bus/model.js';
-import type { Mapping } from '../../dma/mapping.js';
-import { throwFirst, undoAll } from '../../errors.js';
-import type { ExternalMemory } from '../../memory/external.js';
-import { alignUp, type Va } from '../../units.js';
+/** Memory of a driver's own that its device reaches: queues, lists and pages of its commands. */
+import type { Device, ProbeContext } from '../bus/model.js';
+import type { Mapping } from '../dma/mapping.js';
+import { throwFirst, undoAll } from '../errors.js';
+import type { ExternalMemory } from '../memory/external.js';
+import { alignUp, type Va } from '../units.js';
 
-/** A part of memory that the controller reaches in one piece. */
+/** A part of memory that the device reaches in one piece. */
 export interface DmaPart {
   readonly bytes: Uint8Array;
-  /** The address of the first byte for the controller. */
+  /** The address of the first byte for the device. */
   readonly iova: number;
 }
 
@@ -19,14 +19,14 @@ export interface SharedPart {
   readonly iova: number;
 }
 
-/** Memory in one piece, for this process and for the controller. Disposing it unmaps and frees it. */
+/** Memory in one piece, for this process and for the device. Disposing it unmaps and frees it. */
 export class DmaMemory implements Disposable {
   readonly #memory: ExternalMemory;
   readonly #mapping: Mapping;
 
   /**
    * @param length bytes
-   * @param pageSize the controller's: the memory begins on a page of it, for the controller too
+   * @param pageSize the device's: the memory begins on a page of it, for the device too
    */
   constructor(device: Device, { external }: ProbeContext, length: number, pageSize: number, label: string) {
     const bytes = alignUp(length, pageSize);
@@ -40,7 +40,7 @@ export class DmaMemory implements Disposable {
     }
   }
 
-  /** Where it begins for the controller. */
+  /** Where it begins for the device. */
   get iova(): number {
     return this.#mapping.iova;
   }
@@ -77,6 +77,6 @@ export class DmaMemory implements Disposable {
 
   [Symbol.dispose](): void {
     const errors = undoAll([() => this.#mapping[Symbol.dispose](), () => this.#memory[Symbol.dispose]()]);
-    throwFirst(errors, 'nvme');
+    throwFirst(errors, 'dmaUnmap');
   }
 }
