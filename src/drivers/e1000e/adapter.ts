@@ -171,9 +171,10 @@ export class Adapter {
     change(REG.GCR2, 1);
   }
 
-  /** The management engine has it back. */
+  /** It interrupts no more, and the management engine has it back. */
   release(): void {
     const { registers } = this;
+    registers.write32(REG.IMC, ALL_ONES);
     registers.write32(REG.CTRL_EXT, registers.read32(REG.CTRL_EXT) & ~CTRL_EXT.DRIVER_LOADED);
   }
 

@@ -374,7 +374,7 @@ export class E1000ePort extends PortBase {
         // What came before it was armed does not interrupt.
         if (this.#isReadable(queue) || this.lost !== undefined) continue;
         // A queue that has no descriptors gets none by an interrupt, but when the pool has elements again.
-        await bell.sleep(Math.min(left, this.#receive[queue]?.isDue === true ? SLEEP_MS.polling : sleepMs));
+        await bell.sleep(Math.min(left, this.#ringOf(queue)?.isDue === true ? SLEEP_MS.polling : sleepMs));
         this.#look();
         this.#feed(queue);
       }
@@ -386,11 +386,15 @@ export class E1000ePort extends PortBase {
 
   /** Has the queue packets, or can it get none? */
   #isReadable(queue: number): boolean {
-    return this.#receive[queue]?.isReady !== false;
+    return this.#ringOf(queue)?.isReady !== false;
+  }
+
+  #ringOf(queue: number): ReceiveRing | undefined {
+    return this.#receive[queue];
   }
 
   #feed(queue: number): void {
-    const ring = this.#receive[queue];
+    const ring = this.#ringOf(queue);
     const { config } = this;
     if (ring?.isDue === true && config !== undefined) this.#refill(ring, config.packets, true);
   }

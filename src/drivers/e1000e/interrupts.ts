@@ -64,9 +64,9 @@ export class AdapterInterrupts {
   arm(queue: number): void {
     if (this.kind === undefined) return;
     const { registers } = this.#adapter;
-    if (this.kind !== 'msix') return registers.write32(REG.IMS, ANY_RX);
-    registers.write32(REG.ICR, CAUSE.RX_QUEUE << queue);
-    registers.write32(REG.IMS, CAUSE.RX_QUEUE << queue);
+    const causes = this.kind === 'msix' ? CAUSE.RX_QUEUE << queue : ANY_RX;
+    registers.write32(REG.ICR, causes);
+    registers.write32(REG.IMS, causes);
   }
 
   #onQueue(queue: number): void {

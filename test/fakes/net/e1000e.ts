@@ -98,6 +98,8 @@ export class FakeE1000e implements DeviceModel {
   /** Stores to tails. */
   doorbells = 0;
   resets = 0;
+  /** Interrupts, by vector. */
+  readonly raised: number[] = [];
   /** Sends only what {@link step} says. */
   holds = false;
   /** It is unplugged: registers read as all ones. */
@@ -260,7 +262,7 @@ export class FakeE1000e implements DeviceModel {
   #interrupt(causes: number): void {
     const raised = causes & this.peek(REG.IMS);
     if (raised === 0) return;
-    if (this.interrupts.msix === 0) return this.#host.interrupt(0);
+    if (this.interrupts.msix === 0) return this.#signal(0);
     const ivar = this.peek(REG.IVAR);
     for (const [cause, shift] of [
       [CAUSE.RX_QUEUE, IVAR.RX0_SHIFT],
@@ -269,9 +271,14 @@ export class FakeE1000e implements DeviceModel {
     ] as const) {
       const field = (ivar >>> shift) & 0xf;
       if ((raised & cause) === 0 || (field & IVAR.VALID) === 0) continue;
-      this.#host.interrupt(field & 7);
+      this.#signal(field & 7);
       this.poke(REG.ICR, this.peek(REG.ICR) & ~(cause & this.peek(REG.EIAC)));
     }
+  }
+
+  #signal(vector: number): void {
+    this.raised.push(vector);
+    this.#host.interrupt(vector);
   }
 
   /** Counts as if it had happened `by` times. */
