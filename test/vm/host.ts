@@ -36,6 +36,21 @@ export const host = {
     await host.qmp('device_add', device);
   },
 
+  /** Makes a network backend whose other end echoes frames to who sent them: for `deviceAdd({ ..., netdev: id })`. */
+  async wire(id: string): Promise<void> {
+    await ask({ kind: 'wire', id }, 30_000);
+  },
+
+  /** Takes it away, once its device is gone. */
+  async unwire(id: string): Promise<void> {
+    await ask({ kind: 'unwire', id }, 30_000);
+  },
+
+  /** How many frames it has echoed. */
+  async echoed(id: string): Promise<number> {
+    return Number(await ask({ kind: 'echoed', id }, 30_000));
+  },
+
   /** Any command of QEMU's monitor; resolves with what it returns. */
   qmp(command: string, parameters: Readonly<Record<string, unknown>> = {}): Promise<unknown> {
     return ask({ kind: 'qmp', command, parameters }, 30_000);

@@ -6,13 +6,16 @@ import { readFileSync, renameSync, rmSync, watch, writeFileSync } from 'node:fs'
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Qmp } from './qmp.js';
+import { Wire } from './wire.js';
 
 /** What can be asked for. */
 export type Request =
   /** One command of QEMU's monitor. */
   | { readonly kind: 'qmp'; readonly command: string; readonly parameters: Readonly<Record<string, unknown>> }
   /** To be told when a device whose removal has been asked for is gone. */
-  | { readonly kind: 'gone'; readonly device: string; readonly timeoutMs: number };
+  | { readonly kind: 'gone'; readonly device: string; readonly timeoutMs: number }
+  /** For a network backend whose other end echoes frames; to have it taken away; how many frames it has echoed. */
+  | { readonly kind: 'wire' | 'unwire' | 'echoed'; readonly id: string };
 
 export type Answer = { readonly value: unknown } | { readonly error: string };
 
@@ -28,6 +31,7 @@ export class RequestService implements Disposable {
   readonly #share: string;
   readonly #qmp: Promise<Qmp>;
   readonly #gone = new Set<string>();
+  readonly #wires = new Map<string, Wire>();
   readonly #stop = new AbortController();
 
   constructor(share: string, socket: string) {
@@ -44,6 +48,7 @@ export class RequestService implements Disposable {
 
   [Symbol.dispose](): void {
     this.#stop.abort();
+    for (const wire of this.#wires.values()) wire[Symbol.dispose]();
     void this.#qmp.then(
       (qmp) => qmp.close(),
       () => undefined,
@@ -73,6 +78,7 @@ export class RequestService implements Disposable {
       if (command.startsWith('device_')) this.#gone.delete(String(parameters.id));
       return (await this.#qmp).execute(command, parameters);
     }
+    if (request.kind !== 'gone') return this.#wire(request.kind, request.id);
     const deadline = performance.now() + request.timeoutMs;
     while (!this.#gone.has(request.device)) {
       if (performance.now() > deadline)
@@ -80,5 +86,19 @@ export class RequestService implements Disposable {
       await delay(20, undefined, { signal: this.#stop.signal });
     }
     return null;
+  }
+
+  async #wire(kind: 'wire' | 'unwire' | 'echoed', id: string): Promise<unknown> {
+    const qmp = await this.#qmp;
+    const there = this.#wires.get(id);
+    if (kind === 'wire') {
+      this.#wires.set(id, await Wire.open(qmp, id));
+      return null;
+    }
+    if (there === undefined) throw new Error(`there is no wire ${id}`);
+    if (kind === 'echoed') return there.frames;
+    this.#wires.delete(id);
+    there[Symbol.dispose]();
+    return qmp.execute('netdev_del', { id });
   }
 }

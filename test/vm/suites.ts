@@ -31,6 +31,7 @@ export const SUITES: readonly Suite[] = [
   { name: 'machine', iommus: ['48', '39', 'none'] },
   { name: 'dma', backends: ['type1', 'iommufd'] },
   { name: 'nvme', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 900, wholeSeconds: 14_400 },
+  { name: 'e1000e', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 900, wholeSeconds: 7200 },
   { name: 'nvme-threads', kernels: ['built'], backends: ['type1', 'iommufd'] },
   { name: 'nvme-namespaces', kernels: ['built'], backends: ['type1', 'iommufd'] },
   { name: 'ledger', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 600 },
