@@ -20,7 +20,7 @@ export const OFFLOAD = {
   RX_CUT: 1 << 7,
   /** To be sent: insert the tag `vlan`. */
   TX_VLAN: 1 << 8,
-  /** To be sent: compute the check sum of the IPv4 header; `l2` and `l3` are set. */
+  /** To be sent: compute the check sum of the IPv4 header; `l2` and `l3` are set, and its field has 0. */
   TX_IP: 1 << 9,
   /** To be sent: compute the check sum of TCP; `l2` and `l3` are set, and its field has the sum of the pseudo header. */
   TX_TCP: 1 << 10,
