@@ -264,6 +264,25 @@ describe('it receives', () => {
   );
 
   it(
+    'not what says that it is longer than the buffer, although a frame may be',
+    withCard(
+      async (room) => {
+        await room.start();
+        room.card.receive(frameOf(200), { length: 257 });
+        assert.deepEqual(takeAll(room.port), []);
+        assert.equal(room.port.statistics().rxErrors, 1);
+        room.card.receive(frameOf(300), { length: 1000 });
+        assert.deepEqual(takeAll(room.port), [], 'as the last part of a chain');
+        assert.equal(room.port.statistics().rxErrors, 2);
+        room.card.receive(frameOf(200));
+        assert.deepEqual(takeOne(room).bytes, frameOf(200));
+        await room.port.stop();
+      },
+      { buffer: 256 },
+    ),
+  );
+
+  it(
     'long frames only if it was asked to',
     withCard(async ({ card, port, start, packets }) => {
       await start();
