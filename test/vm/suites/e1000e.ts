@@ -56,7 +56,10 @@ async function open(): Promise<Room> {
   const eal = await Eal.start({ iommu: CHOICE });
   try {
     const device = await eal.probe(`pci:${HOTPLUG}`);
-    return { eal, device, port: device.use(e1000eDriver), [Symbol.asyncDispose]: () => eal.stop() };
+    const port = device.use(e1000eDriver);
+    // The kernel's driver has left the PHY switched off: its link comes some time after it was switched on.
+    await until(() => port.link.up, 'the link is up');
+    return { eal, device, port, [Symbol.asyncDispose]: () => eal.stop() };
   } catch (error) {
     await eal.stop();
     throw error;
@@ -305,6 +308,7 @@ test('an adapter that is unplugged under load is lost, and gives everything back
   await plugIn();
   const again = await eal.probe(`pci:${HOTPLUG}`);
   const late = again.use(e1000eDriver);
+  await until(() => late.link.up, 'its link is up');
   const fresh = eal.pools.create({ elements: 1024, elementSize: 2176 });
   const other = new Packets(fresh);
   await late.start({ packets: other, maxFrame: MOST });
