@@ -8,6 +8,10 @@ import { spawnSync } from 'node:child_process';
 const DPDK: Readonly<Record<string, { readonly whole: readonly string[]; readonly others: readonly string[] }>> = {
   'dpdk-memory': { whole: ['mempool_ring'], others: ['mempool', 'ring', 'eal', 'telemetry', 'kvargs'] },
   'dpdk-rings': { whole: ['mempool_ring'], others: ['mempool', 'ring', 'eal', 'telemetry', 'kvargs'] },
+  'dpdk-net': {
+    whole: ['bus_vdev', 'mempool_ring', 'net_null'],
+    others: ['ethdev', 'mbuf', 'mempool', 'ring', 'net', 'meter', 'eal', 'telemetry', 'kvargs'],
+  },
   'dpdk-extmem': {
     whole: ['bus_pci', 'mempool_ring', 'net_e1000'],
     others: ['ethdev', 'mbuf', 'mempool', 'ring', 'net', 'meter', 'pci', 'eal', 'telemetry', 'kvargs'],

@@ -101,6 +101,18 @@ export function putU16(bytes: Uint8Array, at: number, value: number): void {
   bytes[at + 1] = value & 0xff;
 }
 
+/** A number of 24 bits in network order: half of a station address. */
+export function u24(bytes: Uint8Array, at: number): number {
+  return (bytes[at] << 16) | (bytes[at + 1] << 8) | bytes[at + 2];
+}
+
+/** Stores a number of 24 bits in network order. */
+export function putU24(bytes: Uint8Array, at: number, value: number): void {
+  bytes[at] = value >> 16;
+  bytes[at + 1] = value >> 8;
+  bytes[at + 2] = value;
+}
+
 /** Swaps `count` bytes at `a` with those at `b`. */
 export function swap(bytes: Uint8Array, a: number, b: number, count: number): void {
   for (let i = 0; i < count; i++) {

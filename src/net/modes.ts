@@ -10,10 +10,12 @@ import {
   newShape,
   PROTOCOL,
   putU16,
+  putU24,
   readShape,
   swap,
   TCP,
   u16,
+  u24,
   UDP,
 } from './frames.js';
 import { NONE, type Packets } from './packets.js';
@@ -121,15 +123,20 @@ function each(change: Change): Mode['change'] {
 }
 
 function newAddresses({ packets, from, to }: ModeContext, burst: Int32Array, count: number): number {
+  const toUpper = u24(to, 0);
+  const toLower = u24(to, 3);
+  const fromUpper = u24(from, 0);
+  const fromLower = u24(from, 3);
+  const { length } = packets;
   for (let i = 0; i < count; i++) {
-    const packet = burst[i] ?? NONE;
-    if ((packets.length[packet] ?? 0) < ETHERNET.BYTES) continue;
+    const packet = burst[i];
+    if (length[packet] < ETHERNET.BYTES) continue;
     const bytes = packets.view(packet);
     const at = packets.start(packet);
-    for (let byte = 0; byte < 6; byte++) {
-      bytes[at + byte] = to[byte] ?? 0;
-      bytes[at + 6 + byte] = from[byte] ?? 0;
-    }
+    putU24(bytes, at + ETHERNET.TO, toUpper);
+    putU24(bytes, at + ETHERNET.TO + 3, toLower);
+    putU24(bytes, at + ETHERNET.FROM, fromUpper);
+    putU24(bytes, at + ETHERNET.FROM + 3, fromLower);
   }
   return count;
 }
