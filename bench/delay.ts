@@ -3,27 +3,9 @@ import { freemem } from 'node:os';
 import { Eal, formatSize, GiB, MiB, type Device } from '../src/index.js';
 import { spawnDevice } from '../src/entry/model.js';
 import { measure, time, timeAsync, type Case, type Effort, type Result } from './harness/harness.js';
+import { longestDelay } from './harness/longest-delay.js';
 
 const SIZES = [512 * MiB, 2 * GiB, 8 * GiB];
-
-/** The longest time between two turns of a timer of 1 ms while `work` runs, in milliseconds. */
-async function longestDelay(work: () => Promise<unknown>): Promise<number> {
-  let last = performance.now();
-  let most = 0;
-  const look = (): void => {
-    const now = performance.now();
-    most = Math.max(most, now - last);
-    last = now;
-  };
-  const timer = setInterval(look, 1);
-  try {
-    await work();
-    look();
-    return most;
-  } finally {
-    clearInterval(timer);
-  }
-}
 
 export async function benchDelay({ quick, progress }: Effort): Promise<Result[]> {
   await using eal = await Eal.start({ memory: { noHuge: true }, origins: false, onForgotten: () => undefined });

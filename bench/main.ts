@@ -14,6 +14,7 @@ import type { Effort, Result } from './harness/harness.js';
 import { benchLkey } from './lkey.js';
 import { benchMap } from './map.js';
 import { benchMemory } from './memory.js';
+import { benchNet } from './net.js';
 import { benchNvme } from './nvme.js';
 import { benchNvmeServed } from './nvme-served.js';
 import { benchRdma } from './rdma.js';
@@ -38,6 +39,7 @@ const SUBJECTS: ReadonlyMap<string, (effort: Effort) => Promise<Result[]>> = new
   ['copy', benchCopy],
   ['memory', benchMemory],
   ['rings', benchRings],
+  ['net', benchNet],
   ['attach', benchAttach],
   ['delay', benchDelay],
 ]);

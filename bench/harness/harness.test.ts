@@ -20,6 +20,8 @@ test('a goal is for the ratio, or the median without one, or told by the share o
     taking('share without anything to compare with', [1], { goal: { times: 1.05, of: 'kernel' } }),
     taking('median, met', [0.3], { goal: 300 }),
     taking('median, missed', [0.31], { goal: 300 }),
+    taking('median beside a ratio, met', [0.3, 0.3], { to: 'theirs', goal: { most: 300 } }),
+    taking('median beside a ratio, missed', [0.31, 0.31], { to: 'theirs', goal: { most: 300 } }),
   ];
   const results = await measure(cases, { warmUp: 2, measured: 4 });
   assert.deepEqual(
@@ -33,6 +35,8 @@ test('a goal is for the ratio, or the median without one, or told by the share o
       { value: 0.525, met: false },
       undefined,
       undefined,
+      { value: 300, met: true },
+      { value: 300, met: false },
       { value: 300, met: true },
       { value: 300, met: false },
     ],

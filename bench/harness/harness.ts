@@ -10,9 +10,10 @@ export type Unit = '/s' | 'ns' | 'us' | 'GB/s' | 'B';
 
 /**
  * The ratio that is wanted at most: a number, or so many times the share that another case has of the time of the one that is
- * compared with. That is how a goal is told in terms of what the kernel alone takes in the same run.
+ * compared with. That is how a goal is told in terms of what the kernel alone takes in the same run. `most` is the value in `unit`, also
+ * of a case that is compared with another one.
  */
-export type Goal = number | { readonly times: number; readonly of: string };
+export type Goal = number | { readonly times: number; readonly of: string } | { readonly most: number };
 
 /** One thing to measure. */
 export interface Case {
@@ -41,7 +42,7 @@ export interface Result {
   readonly max: number;
   /** How many times the time of `to` one thing takes, whatever the unit: 1 is the same, 2 takes twice as long. */
   readonly ratio?: { readonly to: string; readonly value: number; readonly min: number; readonly max: number };
-  /** What the ratio, or without one the median, is wanted to be at most. */
+  /** What the ratio, or the median (without a ratio, or if the case says so), is wanted to be at most. */
   readonly goal?: { readonly value: number; readonly met: boolean };
   readonly note?: string;
   readonly versions?: string;
@@ -76,13 +77,13 @@ export async function measure(cases: readonly Case[], { warmUp, measured }: Roun
   });
 }
 
-/** As a number; `undefined` when the case that it is told by was not measured. */
+/** What {@link summary} takes; `undefined` when the case that it is told by was not measured. */
 function goalOf(
   goal: Goal | undefined,
   times: ReadonlyMap<string, readonly number[]>,
   theirs: readonly number[] | undefined,
-): number | undefined {
-  if (typeof goal !== 'object') return goal;
+): number | { readonly most: number } | undefined {
+  if (typeof goal !== 'object' || 'most' in goal) return goal;
   const share = times.get(goal.of);
   if (share === undefined || theirs === undefined) return undefined;
   return goal.times * spread(share.map((ms, round) => ms / theirs[round])).median;
@@ -95,7 +96,16 @@ function goalOf(
  * @param theirs the same of what it is compared with
  */
 export function summary(
-  { name, unit, to, goal, note, versions }: Omit<Case, 'round' | 'count' | 'goal'> & { readonly goal?: number },
+  {
+    name,
+    unit,
+    to,
+    goal,
+    note,
+    versions,
+  }: Omit<Case, 'round' | 'count' | 'goal'> & {
+    readonly goal?: number | { readonly most: number };
+  },
   own: readonly number[],
   theirs?: readonly number[],
 ): Result {
@@ -112,10 +122,19 @@ export function summary(
     unit,
     ...values,
     ...(ratio === undefined ? {} : { ratio }),
-    ...(goal === undefined ? {} : { goal: { value: goal, met: (ratio?.value ?? values.median) <= goal } }),
+    ...(goal === undefined ? {} : { goal: checked(goal, values.median, ratio?.value) }),
     ...(note === undefined ? {} : { note }),
     ...(versions === undefined ? {} : { versions }),
   };
+}
+
+function checked(
+  goal: number | { readonly most: number },
+  median: number,
+  ratio: number | undefined,
+): NonNullable<Result['goal']> {
+  if (typeof goal === 'object') return { value: goal.most, met: median <= goal.most };
+  return { value: goal, met: (ratio ?? median) <= goal };
 }
 
 /** The milliseconds of this thread's work that `work` takes; see `workClock`. */
