@@ -196,6 +196,13 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
       }),
       dmaError('ENOTSUP', /has no descriptor/),
     );
+    await assert.rejects(
+      store.run(async ({ store }) => {
+        await store.pools.create({ name: 'hidden', elements: 8, elementSize: 64, heap: 'hidden' });
+      }),
+      dmaError('ENOTSUP', /^pools.create: .* not attached in this process/),
+    );
+    assert.deepEqual([...eal.pools], []);
     assert.equal(eal.heaps.find('hidden')?.statistics().allocatedBlocks, 0);
     eal.heaps.removeMemory('hidden', memory);
   });
@@ -253,6 +260,27 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
     pool.free();
     await next.run(({ store }) => store.pools.free('own'));
     assert.equal(eal.pools.find('own'), undefined);
+  });
+
+  it('make rings of pools that they have opened from the same primary', async () => {
+    eal.pools.create({ name: 'packets', elements: 8, elementSize: 64 });
+    await using other = await Eal.start({ name: 'other', memory: { noHuge: true } });
+    using _of = other.pools.create({ name: 'packets', elements: 8, elementSize: 64 });
+    const pools = await store.run(async ({ store, anydma }) => {
+      const pool = await store.pools.find('packets');
+      const first = await store.rings.create('first', { size: 8, pool });
+      // That of a ring is as good.
+      const second = await store.rings.create('second', { size: 8, pool: first.pool });
+      const other = await anydma.Eal.attach('other');
+      const foreign = await other.pools.find('packets');
+      const refused = store.rings.create('third', { size: 8, pool: foreign });
+      const why = await refused.then(String, ({ code, message }) => `${code} ${message}`);
+      await other.close();
+      return [second.pool?.name, why];
+    });
+    assert.equal(pools[0], 'packets');
+    assert.match(pools[1] ?? '', /^EINVAL .*the pool packets was not opened by this secondary/);
+    assert.equal(eal.rings.find('third'), undefined);
   });
 
   it('map memory for devices through the primary', async () => {
@@ -419,10 +447,20 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
   it('are shown by "anydma attach", with what is in their primary', async () => {
     using room = new Room();
     await eal.probe('vdev:edu0');
+    const pool = eal.pools.create({ name: 'packets', elements: 48, elementSize: 64 });
+    eal.rings.create('work', { size: 24, consumers: 'one', pool }).enqueue(Int32Array.of(1, 2, 3), 3);
     const env = { XDG_RUNTIME_DIR: String(process.env['XDG_RUNTIME_DIR']) };
     const shown = await room.run(['attach', 'store'], env);
     assert.equal(shown.status, 0, shown.stderr);
-    for (const text of [/^store: process \d+/m, /early/, /vdev:edu0/, /process \d+ \(worker\)/, /socket_0/])
+    for (const text of [
+      /^store: process \d+/m,
+      /early/,
+      /vdev:edu0/,
+      /process \d+ \(worker\)/,
+      /socket_0/,
+      /^packets +48 +48 +64 bytes/m,
+      /^work +24 +3 +many +one +packets/m,
+    ])
       assert.match(shown.stdout, text);
     const listed = JSON.parse((await room.run(['attach', '--json'], env)).stdout) as { running: unknown[] };
     assert.equal(listed.running.length, 1);

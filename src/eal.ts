@@ -241,7 +241,7 @@ export class Eal implements AsyncDisposable {
     const holders = (): Holders => words?.holders ?? this.#shares.holders;
     const sharing = { port: platform.memory, holders, words, shares: this.#shares };
     this.pools = new Pools({ ...sources, users: this.#areas.users }, sharing);
-    this.rings = new Rings(platform, sharing, gate);
+    this.rings = new Rings(platform, this.pools, sharing, gate);
     const recover = (id: number): void => {
       this.rings.forget(id);
       this.pools.recoverFrom(id);

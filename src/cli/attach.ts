@@ -18,7 +18,7 @@ export const attach: CommandSpec<object> = {
   name: 'attach [name]',
   summary: 'show what is in the memory of a running program that others can attach to',
   description: paragraphs(
-    `Shows heaps, memory, zones, external memory, devices and attached processes of a program that was started with
+    `Shows heaps, memory, zones, pools, rings, external memory, devices and attached processes of a program that was started with
     Eal.start({ name }). Nothing is mapped, and nothing is changed. Without a name, the running programs of this user are listed.`,
   ),
   options: (command) => command,
@@ -66,7 +66,8 @@ async function factsOf(platform: Platform, name: string): Promise<SharedFacts> {
 }
 
 function show(facts: SharedFacts, output: Output): void {
-  const { name, pid, version, window, iovaMode, heaps, memory, zones, external, devices, secondaries } = facts;
+  const { name, pid, version, window, iovaMode, heaps, memory, zones, pools, rings, external, devices, secondaries } =
+    facts;
   output.text(`${output.strong(name)}: process ${pid}, anydma ${version}`);
   output.text(
     `addresses: ${formatSize(window.length)} from ${hex(window.va)} on; IOVA mode ${iovaMode ?? 'not decided'}`,
@@ -89,6 +90,20 @@ function show(facts: SharedFacts, output: Output): void {
     zone.heap,
     hex(zone.va),
     formatSize(zone.length),
+  ]);
+  table(output, 'Pools', ['NAME', 'ELEMENTS', 'AVAILABLE', 'SIZE'], pools, (pool) => [
+    pool.name,
+    String(pool.elements),
+    String(pool.available),
+    formatSize(pool.elementSize),
+  ]);
+  table(output, 'Rings', ['NAME', 'SIZE', 'USED', 'PRODUCERS', 'CONSUMERS', 'POOL'], rings, (ring) => [
+    ring.name,
+    String(ring.size),
+    String(ring.length),
+    ring.producers,
+    ring.consumers,
+    ring.pool ?? '',
   ]);
   table(output, 'External memory', ['LABEL', 'VA', 'LENGTH', 'SHAREABLE'], external, (each) => [
     each.label,

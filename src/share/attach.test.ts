@@ -4,7 +4,7 @@ import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
-import { dmaError, throwsDma } from '../../test/shared/errors.js';
+import { dmaError, throwsDma, throwsDmaOf } from '../../test/shared/errors.js';
 import { ENDINGS, SharingWorker, WorkerFailure } from '../../test/shared/sharing-worker.js';
 import { ownPlaces } from '../../test/shared/places.js';
 import { SecondaryProcess } from '../../test/shared/secondary-process.js';
@@ -387,6 +387,8 @@ describe('what is shared with a worker thread', SKIP, () => {
         (error) => dmaError('EINVAL')(error),
         name,
       );
+    for (const platform of [{}, 5, null, { ...openPlatform(), memory: undefined }])
+      throwsDmaOf('EINVAL', 'attach', () => attach(shared, platform as never), /this is no platform/);
     memory.unregister();
     other.unregister();
     const again = eal.external.allocate(64 * KiB);

@@ -5,7 +5,7 @@ import { AttachedMemory, memoryFacts } from '../memory/attached-memory.js';
 import { AttachedCopyEngine, copyEngineFacts, engineName } from '../drivers/attached-copy-engine.js';
 import { AttachedQueuePair, pairName, queuePairFacts } from '../rdma/attached-queue-pair.js';
 import { nvmeQueueFacts, NvmeQueueOfThread, queueName } from '../drivers/nvme/attached-queue.js';
-import { reading } from '../check.js';
+import { mustHave, reading } from '../check.js';
 import { invalid } from '../errors.js';
 import { Pool, type PoolDescription } from '../memory/pool/pool.js';
 import { Ring, type PoolOpening, type RingDescription } from '../memory/pool/ring.js';
@@ -46,6 +46,7 @@ export function attach(
   platform: Platform = (ours ??= openPlatform()),
 ): unknown {
   const operation = 'attach';
+  mustHave(platform, ['memory', 'kernel', 'events', 'readiness', 'files'], 'platform', operation);
   const checked = unsealed(platform.memory, sealedPart(shared), operation);
   const place = placeOf(captureOrigin(attach));
   // The kind says what it is, and `share` typed it.

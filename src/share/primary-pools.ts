@@ -1,5 +1,5 @@
 /** The primary's side of pools and rings: what a secondary gets to open one, and what comes back when it ends. */
-import { DmaError, invalid } from '../errors.js';
+import { DmaError, invalid, undoAll, withUndo } from '../errors.js';
 import type { LongWorkOptions } from '../long-work.js';
 import type { ExternalMemory } from '../memory/external.js';
 import type { Pool, PoolDescription } from '../memory/pool/pool.js';
@@ -61,13 +61,13 @@ export class PrimaryPools {
       'pools.list': () => ({ result: { pools: [...pools].map(({ name }) => ({ name })) } }),
       'pools.find': (session, { fields }) => {
         const pool = pools.find(nameIn(fields));
-        return pool === undefined ? {} : this.#sharePool(session, pool);
+        return pool === undefined ? {} : this.#sharePool(session, pool, 'pools.find');
       },
       'pools.create': async (session, { fields }) => {
         const pool = await work(session, fields, (more) =>
           pools.createAsync({ ...(optionsIn(fields) as PoolOptions & JsonObject), external: undefined, ...more }),
         );
-        return this.#sharePool(session, pool);
+        return orFree(pool, () => this.#sharePool(session, pool, 'pools.create'));
       },
       'pools.free': (_, { fields }) => {
         found(pools.find(nameIn(fields)), 'pool', fields, 'pools.free').free();
@@ -76,7 +76,7 @@ export class PrimaryPools {
       'rings.list': () => ({ result: { rings: [...rings].map(({ name }) => ({ name })) } }),
       'rings.find': (session, { fields }) => {
         const ring = rings.find(nameIn(fields));
-        return ring === undefined ? {} : this.#shareRing(session, ring);
+        return ring === undefined ? {} : this.#shareRing(session, ring, 'rings.find');
       },
       'rings.create': (session, { fields }) => {
         const { pool: poolName, ...options } = optionsIn(fields);
@@ -85,12 +85,7 @@ export class PrimaryPools {
             ? undefined
             : found(pools.find(poolName as string), 'pool', { raw: { name: poolName } }, 'rings.create');
         const ring = rings.create(nameIn(fields), { ...(options as RingOptions & JsonObject), pool });
-        try {
-          return this.#shareRing(session, ring);
-        } catch (error) {
-          ring.free();
-          throw error;
-        }
+        return orFree(ring, () => this.#shareRing(session, ring, 'rings.create'));
       },
       'rings.free': (_, { fields }) => {
         found(rings.find(nameIn(fields)), 'ring', fields, 'rings.free').free();
@@ -99,15 +94,15 @@ export class PrimaryPools {
     };
   }
 
-  #sharePool(session: Session, pool: Pool): Answer {
-    this.#mustReach(session, pool, 'pools.find');
+  #sharePool(session: Session, pool: Pool, operation: string): Answer {
+    this.#mustReach(session, pool, operation);
     const facts = factsOf(pool.share());
     const { words, fds } = this.#send(session, wordsOf(pool));
     return { result: { pool: facts, words }, ...copiesOf(this.#sources.platform, fds) };
   }
 
-  #shareRing(session: Session, ring: Ring): Answer {
-    if (ring.pool !== undefined) this.#mustReach(session, ring.pool, 'rings.find');
+  #shareRing(session: Session, ring: Ring, operation: string): Answer {
+    if (ring.pool !== undefined) this.#mustReach(session, ring.pool, operation);
     const { name, event, pool } = ring.share();
     const ofPool = ring.pool === undefined ? [] : wordsOf(ring.pool);
     const { words, fds } = this.#send(session, [...wordsOf(ring), ...ofPool]);
@@ -136,6 +131,15 @@ export class PrimaryPools {
       words: all.map(({ bytes, memory }) => ({ bytes, ...pieceOf(memory.area) })),
       fds: all.flatMap(({ memory }) => memory.fd ?? []),
     };
+  }
+}
+
+/** Shares what was just made; if that fails, it was not made. */
+function orFree(made: Pool | Ring, share: () => Answer): Answer {
+  try {
+    return share();
+  } catch (error) {
+    throw withUndo(error, 'share', undoAll([() => made.free()]));
   }
 }
 

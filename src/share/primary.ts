@@ -566,7 +566,7 @@ export class Primary {
 
   /** What is in it, for people and programs. */
   #facts(): JsonObject {
-    const { name, memory, heaps, zones, external, devices, window } = this.#sources;
+    const { name, memory, heaps, zones, pools, rings, external, devices, window } = this.#sources;
     const regions = [...this.#regions.changes()].map(({ heap, range, pageSize, node, areas }) => ({
       heap,
       va: range.start,
@@ -587,6 +587,12 @@ export class Primary {
       }),
       memory: regions,
       zones: [...zones].map(({ name, heap, va, length }) => ({ name, heap: heap.name, va, length })),
+      pools: [...pools].map(({ name, elements, elementSize, available }) => {
+        return { name, elements, elementSize, available };
+      }),
+      rings: [...rings].map(({ name, size, length, producers, consumers, pool }) => {
+        return { name, size, length, producers, consumers, pool: pool?.name };
+      }),
       external: [...external].map(({ area, va, length, fd }) => {
         return { label: area.label, va, length, pageSize: area.pageSize, shareable: fd !== undefined };
       }),

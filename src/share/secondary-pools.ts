@@ -5,6 +5,7 @@ import type { PoolOptions } from '../memory/pool/pools.js';
 import { Ring } from '../memory/pool/ring.js';
 import type { RingOptions } from '../memory/pool/rings.js';
 import { optionsOf } from '../check.js';
+import { invalid } from '../errors.js';
 import type { LongWorkOptions } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
 import type { Iova, Va } from '../units.js';
@@ -61,6 +62,11 @@ export class SecondaryPools {
     await this.#connection.ask('pools.free', { name });
   }
 
+  /** @internal Was it opened here? */
+  has(pool: Pool): boolean {
+    return this.#attached.has(pool);
+  }
+
   /** @internal Lets go of all pools, before the memory is unmapped. */
   close(): void {
     for (const pool of this.#attached) if (pool.live) pool.free({ force: true });
@@ -88,11 +94,13 @@ export class SecondaryRings {
   /** @internal */
   readonly stays = STAYS;
   readonly #connection: PoolConnection;
+  readonly #pools: SecondaryPools;
   readonly #attached = new Set<Ring>();
 
   /** @internal */
-  constructor(connection: PoolConnection) {
+  constructor(connection: PoolConnection, pools: SecondaryPools) {
     this.#connection = connection;
+    this.#pools = pools;
   }
 
   /** The names of all rings. */
@@ -119,6 +127,11 @@ export class SecondaryRings {
   async create(name: string, options: RingOptions): Promise<Ring> {
     const { pool, ...others } = { ...options };
     optionsOf({ pool }, { pool: Pool }, 'rings.create');
+    if (pool?.live === false) throw invalid('rings.create', `the pool ${pool.name} was freed`);
+    if (pool !== undefined && !this.#pools.has(pool) && ![...this.#attached].some((ring) => ring.pool === pool))
+      throw invalid('rings.create', `the pool ${pool.name} was not opened by this secondary`, {
+        hint: 'pools.find(name) opens it',
+      });
     const ring = this.#open(
       await this.#connection.work('rings.create', { name }, { ...others, pool: pool?.name }, 'rings.create'),
     );

@@ -110,7 +110,7 @@ export class Secondary implements AsyncDisposable {
     this.#queues = new SecondaryQueues(connection);
     this.zones = new SecondaryZones(connection);
     this.pools = new SecondaryPools(connection);
-    this.rings = new SecondaryRings(connection);
+    this.rings = new SecondaryRings(connection, this.pools);
     this.heaps = new SecondaryHeaps(connection);
     this.external = new SecondaryExternals(connection);
   }
@@ -387,6 +387,23 @@ export interface SharedFacts {
     readonly heap: string;
     readonly va: number;
     readonly length: number;
+  }[];
+  readonly pools: readonly {
+    readonly name: string;
+    readonly elements: number;
+    /** bytes */
+    readonly elementSize: number;
+    /** Those in caches of other threads and processes do not count. */
+    readonly available: number;
+  }[];
+  readonly rings: readonly {
+    readonly name: string;
+    readonly size: number;
+    /** How many numbers are in it. */
+    readonly length: number;
+    readonly producers: 'many' | 'one';
+    readonly consumers: 'many' | 'one';
+    readonly pool?: string;
   }[];
   readonly external: readonly {
     readonly label: string;

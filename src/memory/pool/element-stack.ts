@@ -447,7 +447,10 @@ function checkUnusual(numbers: ElementNumbers, count: number, at: number): void 
   }
   const { length } = numbers;
   if ([count, at].every((each) => Number.isInteger(each) && each >= 0) && at + count <= length) return;
-  const hint = `the array has places 0 to ${length - 1}: the second argument is how many, the third the first place`;
+  const hint =
+    length === 0
+      ? 'the array is empty: it was made so, or its ArrayBuffer was transferred'
+      : `the array has places 0 to ${length - 1}: the second argument is how many, the third the first place`;
   throw invalid('pool', `${show(count)} elements from place ${show(at)} on do not fit an array of ${length}`, { hint });
 }
 

@@ -7,6 +7,7 @@ import { failingPlatform } from '../../../test/fakes/platform/platforms.js';
 import { dmaError, throwsDma, throwsDmaOf } from '../../../test/shared/errors.js';
 import { Random } from '../../../test/shared/random.js';
 import { Eal } from '../../eal.js';
+import { attach } from '../../share/attach.js';
 import { openPlatform } from '../../platform/open.js';
 import { portablePlatform } from '../../platform/portable.js';
 import type { Platform } from '../../platform/ports.js';
@@ -126,6 +127,9 @@ describe('a ring', SKIP, () => {
       throwsDma('EINVAL', () => ring.dequeue(numbers, count, at));
       throwsDma('EINVAL', () => ring.dequeueAll(numbers, count, at));
     }
+    const gone = new Int32Array(4);
+    structuredClone(gone.buffer, { transfer: [gone.buffer] });
+    throwsDma('EINVAL', () => ring.enqueue(gone, 1), /the array is empty/);
     assert.equal(ring.length, 2);
     assert.equal(ring.enqueue(burst, 0, 4), 0);
   });
@@ -161,6 +165,17 @@ describe('a ring', SKIP, () => {
     ring.free();
     assert.equal(rings.find('r'), undefined);
     rings.create('r', { size: 6 });
+  });
+
+  it('carries elements of a pool of its own Eal only', async () => {
+    await using other = await start();
+    const pool = other.pools.create({ elements: 4, elementSize: 64 });
+    throwsDmaOf('EINVAL', 'rings.create', () => eal.rings.create('r', { size: 4, pool }), /was not made by this Eal/);
+    // An attached one has the same name, but the thread that made it does not know rings of this Eal.
+    const named = eal.pools.create({ name: pool.name, elements: 4, elementSize: 64 });
+    using attached = attach(pool.share());
+    throwsDma('EINVAL', () => eal.rings.create('r', { size: 4, pool: attached }), /was not made by this Eal/);
+    eal.rings.create('r', { size: 4, pool: named }).free();
   });
 
   it('can not be used after it was freed, and its Eal not after stop', async () => {

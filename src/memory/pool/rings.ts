@@ -7,7 +7,7 @@ import { STAYS } from '../../stays.js';
 import { Holds } from '../shared/holds.js';
 import { sharedBuffers, type WordMemory } from '../shared/words.js';
 import { Pool } from './pool.js';
-import type { PoolsSharing } from './pools.js';
+import type { Pools, PoolsSharing } from './pools.js';
 import { Ring, type RingPlatform, type RingSharing } from './ring.js';
 import { bytesForRing, formatRing, MOST_SLOTS, type RingSide } from './ring-words.js';
 import { placesOf } from './word-places.js';
@@ -21,7 +21,7 @@ export interface RingOptions {
   /** Do many threads dequeue, or one? Default `many`. */
   readonly consumers?: RingSide;
   /**
-   * The pool whose elements it carries: they are checked, they belong to who takes them out, and none is lost when a thread
+   * The pool of the same `Eal` whose elements it carries: they are checked, they belong to who takes them out, and none is lost when a thread
    * ends.
    */
   readonly pool?: Pool;
@@ -35,13 +35,15 @@ export class Rings {
   /** @internal */
   readonly stays = STAYS;
   readonly #platform: RingPlatform;
+  readonly #pools: Pools;
   readonly #sharing: PoolsSharing;
   readonly #gate: Gate | undefined;
   readonly #rings = new Map<string, Ring>();
 
   /** @internal */
-  constructor(platform: RingPlatform, sharing: PoolsSharing, gate?: Gate) {
+  constructor(platform: RingPlatform, pools: Pools, sharing: PoolsSharing, gate?: Gate) {
     this.#platform = platform;
+    this.#pools = pools;
     this.#sharing = sharing;
     this.#gate = gate;
   }
@@ -73,6 +75,11 @@ export class Rings {
     const { size, producers = 'many', consumers = 'many', pool } = optionsOf(options, RING_OPTIONS, operation);
     mustBeWhole(size, 1, MOST_SLOTS, 'the option "size"', operation);
     if (pool?.live === false) throw invalid(operation, `the pool ${pool.name} was freed`);
+    // Who brings elements back after a death has to know all rings of the pool.
+    if (pool !== undefined && this.#pools.find(pool.name) !== pool)
+      throw invalid(operation, `the pool ${pool.name} was not made by this Eal`, {
+        hint: 'make the ring where the pool was made, by the same Eal, and share the ring',
+      });
     const other = this.#rings.get(name);
     if (other !== undefined)
       throw new DmaError({
