@@ -8,6 +8,7 @@ import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions } from '../dma/plan.js';
 import type { DmaError } from '../errors.js';
 import type { Shares } from '../memory/shared/shares.js';
+import type { Rings } from '../memory/pool/rings.js';
 import type { Fields } from '../fields.js';
 import type { Paused } from '../handed.js';
 import type { External } from '../memory/external.js';
@@ -290,6 +291,8 @@ export interface ProbeContext {
   readonly external: External;
   /** @internal What drivers share with other threads; absent in tests of drivers alone. */
   readonly shares?: Shares;
+  /** @internal The rings of the `Eal`, where there is one. */
+  readonly rings?: Rings;
 }
 
 /** What a driver makes of a device that another process has handed over. */

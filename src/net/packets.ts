@@ -11,6 +11,7 @@ import { DmaError, invalid } from '../errors.js';
 import type { Pool, PoolDevice } from '../memory/pool/pool.js';
 import { show } from '../show.js';
 import { DeviceBuffers } from './device-buffers.js';
+import { ownTable, sharedTable, tableBytes } from './packet-table.js';
 import { STAYS } from '../stays.js';
 
 /** Bytes before the data of a received packet, unless the program says otherwise: as in DPDK. */
@@ -34,6 +35,12 @@ const ALONE = IN_USE + SHOWN;
 export interface PacketsOptions {
   /** Bytes of each element before the data of a received packet, for headers that are put in front. Default {@link HEADROOM}. */
   readonly headroom?: number;
+  /**
+   * Memory for the arrays that tell what packets are, {@link Packets.tableBytes} of it, such as a zone's: packets are the same then in all
+   * threads and processes that have the pool and this memory. The thread that made the pool makes its packets first. Default: memory of
+   * this thread alone.
+   */
+  readonly table?: Uint8Array;
 }
 
 /** Memory outside of the pool, for {@link Packets.attach}. */
@@ -55,6 +62,8 @@ export class Packets {
   readonly headroom: number;
   /** Bytes that one element can receive: its size without the headroom. */
   readonly room: number;
+  /** Are they in a table that other threads or processes may have? */
+  readonly isShared: boolean;
   /** By element: where its data begins, in bytes from the beginning of its buffer. */
   readonly offset: Uint16Array;
   /** By element: bytes of data in this segment. */
@@ -101,12 +110,14 @@ export class Packets {
 
   /**
    * @param pool where the elements come from. Programs may make several `Packets` over one pool, each with packets of its own
-   * @throws DmaError EINVAL if the pool is freed, the elements are larger than 65,535 bytes or not larger than the headroom
+   * @throws DmaError EINVAL if the pool is freed, the elements are larger than 65,535 bytes or not larger than the headroom, or
+   *   `options.table` is no memory for them
    */
   constructor(pool: Pool, options: PacketsOptions = {}) {
     const operation = 'packets';
     mustHave(pool, ['get', 'put', 'chunkBytes', 'iovasFor'], 'pool', operation, 'see eal.pools.create');
-    const { headroom = HEADROOM } = optionsOf(options, { headroom: 'number' }, operation);
+    const given = optionsOf(options, { headroom: 'number', table: Uint8Array }, operation);
+    const { headroom = HEADROOM, table: memory } = given;
     mustBeWhole(headroom, 0, MAX_ELEMENT, 'the headroom', operation);
     const { elements, elementSize } = pool;
     if (elementSize > MAX_ELEMENT || elementSize <= headroom)
@@ -120,23 +131,26 @@ export class Packets {
     this.pool = pool;
     this.headroom = headroom;
     this.room = elementSize - headroom;
-    this.offset = new Uint16Array(elements).fill(headroom);
-    this.length = new Uint16Array(elements);
-    this.total = new Uint32Array(elements);
-    this.next = new Int32Array(elements).fill(NONE);
-    this.segments = new Uint16Array(elements).fill(1);
-    this.flags = new Uint32Array(elements);
-    this.vlan = new Uint16Array(elements);
-    this.hash = new Uint32Array(elements);
-    this.seconds = new Float64Array(elements);
-    this.nanos = new Uint32Array(elements);
-    this.wire = new Uint32Array(elements);
-    this.l2 = new Uint8Array(elements);
-    this.l3 = new Uint16Array(elements);
-    this.l4 = new Uint8Array(elements);
-    this.segmentSize = new Uint16Array(elements);
+    const shape = { elements, elementSize, headroom };
+    const table = memory === undefined ? ownTable(shape) : sharedTable(memory, shape, pool.isMine, operation);
+    this.isShared = memory !== undefined;
+    this.offset = table.offset;
+    this.length = table.length;
+    this.total = table.total;
+    this.next = table.next;
+    this.segments = table.segments;
+    this.flags = table.flags;
+    this.vlan = table.vlan;
+    this.hash = table.hash;
+    this.seconds = table.seconds;
+    this.nanos = table.nanos;
+    this.wire = table.wire;
+    this.l2 = table.l2;
+    this.l3 = table.l3;
+    this.l4 = table.l4;
+    this.segmentSize = table.segmentSize;
+    this.#uses = table.uses;
     this.buffer = Int32Array.from({ length: elements }, (_, element) => element);
-    this.#uses = new Int32Array(elements);
     this.#viewOf = pool.chunkOf.slice();
     this.#startOf = pool.offsetOf.slice();
     pool.chunks.forEach((_, chunk) => this.#views.push(pool.chunkBytes(chunk)));
@@ -154,6 +168,7 @@ export class Packets {
     const uses = this.#uses;
     for (let i = at; i < at + count; i++) {
       const element = into[i] ?? 0;
+      if (uses[element] !== 0) this.#forget(element);
       uses[element] = ALONE;
       offset[element] = headroom;
       length[element] = 0;
@@ -161,6 +176,17 @@ export class Packets {
       flags[element] = 0;
     }
     return true;
+  }
+
+  /** The element came back from a thread that ended while it was a part of a packet. */
+  #forget(element: number): void {
+    this.next[element] = NONE;
+    this.segments[element] = 1;
+  }
+
+  /** Bytes of the option `table` for a pool of so many elements. */
+  static tableBytes(elements: number): number {
+    return tableBytes(elements);
   }
 
   /** Takes one empty packet: its number, or {@link NONE} if the pool has none left. */
@@ -257,6 +283,16 @@ export class Packets {
     return ((this.#uses[packet] ?? 0) & IN_USE) !== 0;
   }
 
+  /** Is it a packet in use, of one segment, that shares its bytes with no other one? */
+  isPlain(packet: number): boolean {
+    return this.#uses[packet] === ALONE && this.next[packet] === NONE && this.buffer[packet] === packet;
+  }
+
+  /** Does a segment in use show its own bytes, and no other packet them? */
+  isAlone(segment: number): boolean {
+    return this.#uses[segment] === ALONE && this.buffer[segment] === segment;
+  }
+
   /**
    * Makes `more` the continuation of `packet`, whose last segment's successor it becomes. From then on it belongs to
    * `packet`.
@@ -309,22 +345,28 @@ export class Packets {
       this.next[element] = i + 1 < count ? (taken[i + 1] ?? NONE) : NONE;
       from = this.next[from] ?? NONE;
     }
-    for (const of of [
-      this.total,
-      this.segments,
-      this.flags,
-      this.vlan,
-      this.hash,
-      this.seconds,
-      this.nanos,
-      this.wire,
-      this.l2,
-      this.l3,
-      this.l4,
-      this.segmentSize,
-    ])
-      of[first] = of[packet] ?? 0;
+    this.#copyFacts(packet, first);
+    this.total[first] = this.total[packet] ?? 0;
+    this.segments[first] = count;
     return first;
+  }
+
+  /** What is known of a packet besides its segments. */
+  #copyFacts(from: number, to: number): void {
+    const { flags, vlan, hash, seconds, nanos, wire, l2, l3, l4, segmentSize } = this;
+    for (const of of [flags, vlan, hash, seconds, nanos, wire, l2, l3, l4, segmentSize]) of[to] = of[from] ?? 0;
+  }
+
+  /**
+   * Another packet with bytes of its own, and all else as `packet` has it.
+   *
+   * @returns its number, or {@link NONE} if the pool has too few elements
+   * @throws DmaError EINVAL if `packet` is not in use
+   */
+  copied(packet: number): number {
+    const copy = this.from(this.copy(packet));
+    if (copy !== NONE) this.#copyFacts(packet, copy);
+    return copy;
   }
 
   /**

@@ -28,10 +28,11 @@ const KIND_KEYS: Readonly<Record<string, readonly string[]>> = {
   nvme: ['file', 'size', 'blocksize', 'dma-mask'],
   null: ['size'],
   pcap: ['rx', 'tx', 'link'],
+  ring: ['size', 'queues'],
 };
 
 /** Kinds without registers: their driver is the device, and gets the kind as the handle. */
-const PLAIN_KINDS: readonly string[] = ['null', 'pcap'];
+const PLAIN_KINDS: readonly string[] = ['null', 'pcap', 'ring'];
 
 /** What the bus needs. */
 export interface VdevBusOptions {

@@ -9,6 +9,9 @@ import { now } from '../../timers.js';
 /** How often a port without an interrupt is looked at while its reader waits, in milliseconds. */
 const LOOK_MS = 1;
 
+/** Queues that a port may have. */
+export const MOST_QUEUES = 64;
+
 /** The link of ports that have no cable. */
 export const NO_CABLE: Link = { up: true, speed: 10_000, fullDuplex: true };
 
@@ -25,15 +28,19 @@ export const SOFTWARE_LIMITS: PortLimits = {
 /** A port without hardware. */
 export abstract class SoftwarePort extends PortBase {
   readonly limits: PortLimits = SOFTWARE_LIMITS;
-  readonly link = NO_CABLE;
   readonly mac: string;
   promiscuous = true;
+  /** @internal Rung when somebody who waits shall look. */
   protected readonly bell = new Bell();
 
   /** @param number of the device: part of its address, which is a locally administered one (IEEE 802, bit 1) */
   constructor(name: string, number: number) {
     super(name);
     this.mac = `02:61:64:00:${hexByte(number >> 8)}:${hexByte(number)}`;
+  }
+
+  get link(): Link {
+    return NO_CABLE;
   }
 
   /** Closes it. @internal */

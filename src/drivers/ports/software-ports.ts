@@ -1,22 +1,34 @@
 /** The drivers of ports without hardware. */
-import type { Device, Driver } from '../../bus/model.js';
-import { invalid } from '../../errors.js';
+import type { Device, Driver, ProbeContext } from '../../bus/model.js';
+import { DmaError, invalid } from '../../errors.js';
 import { parseSize } from '../../units.js';
 import { LEAST_FRAME } from '../../net/port-base.js';
+import { MOST_QUEUES } from './software-port.js';
 import { NullPort } from './null-port.js';
 import { PcapPort } from './pcap-port.js';
+import { OwnRingPort } from './own-ring-port.js';
 import type { Port } from '../../net/port.js';
 import type { SoftwarePort } from './software-port.js';
 
 /** What their keys mean, for help pages. */
 export const PORT_KEYS =
   'vdev:nullN takes size=BYTES: it receives frames of zeros of this size (default: none). ' +
+  'vdev:ringN takes size=N, the numbers that each of its rings holds (default: 1024), and queues=N (default: 1): its other end is in another thread or program. ' +
   'vdev:pcapN takes rx=FILE, a capture that it receives, tx=FILE, where it writes what is sent (.pcap, else pcapng), and link=N, the LINKTYPE (default: 1, Ethernet).';
 
 /** `vdev:null0`. */
 export const nullPortDriver = softwarePort('null', ['size'], ({ name, args }, number) => {
   const size = args.has('size') ? numberOf(args, 'size', LEAST_FRAME, 65_535) : 0;
   return new NullPort(name, number, size);
+});
+
+/** `vdev:ring0`. */
+export const ringPortDriver = softwarePort('ring', ['size', 'queues'], ({ name, busName, args }, number, { rings }) => {
+  const size = numberOf(args, 'size', 1, 2 ** 20, 1024);
+  const queues = numberOf(args, 'queues', 1, MOST_QUEUES, 1);
+  if (rings === undefined)
+    throw new DmaError({ code: 'ENOTSUP', operation: 'open', device: name, reason: 'there are no rings here' });
+  return new OwnRingPort({ name, number, rings, ringName: busName, size, queues });
 });
 
 /** `vdev:pcap0`. */
@@ -34,7 +46,7 @@ export const pcapPortDriver = softwarePort('pcap', ['rx', 'tx', 'link'], ({ name
 function softwarePort(
   kind: string,
   keys: readonly string[],
-  open: (device: Device, number: number) => SoftwarePort,
+  open: (device: Device, number: number, context: ProbeContext) => SoftwarePort,
 ): Driver<Port> {
   const driver: Driver<SoftwarePort> = {
     name: `${kind}-port`,
@@ -42,7 +54,7 @@ function softwarePort(
     buses: ['vdev'],
     deviceClass: 'net',
     takes: ({ handle }) => typeof handle === 'object' && handle !== null && 'kind' in handle && handle.kind === kind,
-    probe: (device) => open(device, Number(/\d+$/.exec(device.busName)?.[0] ?? 0)),
+    probe: (device, context) => open(device, Number(/\d+$/.exec(device.busName)?.[0] ?? 0), context),
     async remove(_device, port) {
       try {
         await port.stop();

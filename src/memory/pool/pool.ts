@@ -399,6 +399,11 @@ export class Pool implements Disposable {
     return this.#recover?.() ?? 0;
   }
 
+  /** @internal Was it made in this thread? */
+  get isMine(): boolean {
+    return this.#made;
+  }
+
   /** @internal The stack, for rings. */
   get stack(): ElementStack {
     return this.#stack;

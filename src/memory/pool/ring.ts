@@ -508,6 +508,18 @@ export class Ring implements Disposable {
     for (let i = 0; i < length; i++) yield Atomics.load(this.#slots, (head + i) & this.#mask);
   }
 
+  /**
+   * Does a thread or process that lives work this side? Asks the kernel: some microseconds. Only a side of one that is shared is known:
+   * others are taken to be worked.
+   */
+  isWorked(side: 'producers' | 'consumers'): boolean {
+    if (!this.live) return false;
+    const holders = this.#sharing?.holders;
+    if (this[side] !== 'one' || holders === undefined) return true;
+    const who = Atomics.load(this.#words, side === 'producers' ? TAIL_LOCK_AT : HEAD_LOCK_AT);
+    return who !== NOBODY && holders.isAlive(who);
+  }
+
   /** @internal A holder that has ended has nothing of it any more, so that its number can be given out again. */
   forget(id: number): void {
     for (const at of [TAIL_LOCK_AT, HEAD_LOCK_AT]) Atomics.compareExchange(this.#words, at, id, NOBODY);
