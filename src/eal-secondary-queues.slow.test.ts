@@ -180,6 +180,105 @@ describe('a queue pair in a secondary process', { skip: openPlatform().limitatio
       assert.equal(code, 'ECONNRESET');
     }));
 
+  it('looks addresses up by itself, and follows what is mapped and unmapped', () =>
+    room({}, async ({ eal, store }) => {
+      await open(store);
+      const found = await store.run(async ({ store, kept }) => {
+        const { queue, block, iova } = Reflect.get(kept, 'all') as Kept & { block: { va: number; length: number } };
+        const codes: string[] = [];
+        const codeOf = (work: () => unknown): void => {
+          try {
+            work();
+            codes.push('none');
+          } catch (error) {
+            codes.push((error as { code: string }).code);
+          }
+        };
+        const same = queue.iovaOf(block as never) === iova && queue.iovaOf((block.va + 4096) as never) === iova + 4096;
+        const more = await store.external.allocate(65536);
+        codeOf(() => queue.iovaOf(more));
+        const [device] = await store.devices();
+        const mapping = await device.dmaMap(more);
+        const later = queue.iovaOf(more) === mapping.iova;
+        await mapping.unmap();
+        codeOf(() => queue.iovaOf(more));
+        queue[Symbol.dispose]();
+        codeOf(() => queue.iovaOf(block as never));
+        return { same, later, codes };
+      });
+      assert.deepEqual(found, { same: true, later: true, codes: ['EINVAL', 'EINVAL', 'EINVAL'] });
+      // The primary goes on telling nobody.
+      using memory = eal.external.allocate(65536);
+      const [device] = eal.devices();
+      device.dmaMap(memory).unmap();
+    }));
+
+  it('has calls with promises, and an interrupt of its own', () =>
+    room({}, async ({ store, content }) => {
+      const done = await store.run(async ({ store, kept }) => {
+        const [device] = await store.devices();
+        const block = await store.malloc(2 ** 20, { align: 4096, zero: true });
+        const queue = await device.openQueue({ entries: 16, interrupts: true });
+        const iova = queue.iovaOf(block);
+        const waits = [];
+        for (let round = 0; round < 20; round++) {
+          queue.read(0, 1, 0, 8, iova);
+          queue.ring();
+          while (queue.poll() === 0) waits.push(queue.wait(5000));
+        }
+        const [late, waited] = [waits.includes(false), waits.length > 10];
+        const disk = queue.namespace(1);
+        const size = disk.blockSize;
+        const calls = Array.from({ length: 32 }, (_, n) =>
+          disk.read({ lba: n * 64, blocks: 64, into: { va: (block.va + n * 64 * size) as never, length: 64 * size } }),
+        );
+        await Promise.all(calls);
+        const bytes = block.bytes();
+        let sum = 0;
+        for (let i = 0; i < bytes.length; i++) sum = (Math.imul(sum, 31) + bytes[i]) >>> 0;
+        bytes.fill(7);
+        await disk.write({ lba: 4096, blocks: 64, from: { va: block.va, length: 64 * size } });
+        await disk.flush();
+        const out = await disk
+          .read({ lba: 2 ** 40, blocks: 1, into: block })
+          .catch((error: unknown) => (error as { code: string }).code);
+        Object.assign(kept, { queue, disk, block });
+        return { late, waited, sum, out };
+      });
+      assert.deepEqual(done, { late: false, waited: true, sum: sumOf(content), out: 'ERANGE' });
+    }));
+
+  it('rejects calls that run when the primary stops, and when it is closed', () =>
+    room({ faults: [{ do: 'lose', opcode: 2, times: 2 }] }, async ({ eal, store }) => {
+      const begin = (target: SecondaryProcess): Promise<void> =>
+        target.run(async ({ store, kept }) => {
+          const [device] = await store.devices();
+          const block = await store.malloc(65536, { align: 4096 });
+          const queue = await device.openQueue({ entries: 16, interrupts: true });
+          const call = queue
+            .namespace(1)
+            .read({ lba: 0, blocks: 8, into: { va: block.va, length: 4096 }, timeoutMs: 600_000 })
+            .then(
+              () => 'read',
+              (error: unknown) => (error as { code: string }).code,
+            );
+          Object.assign(kept, { call, queue });
+        });
+      await begin(store);
+      await using other = await SecondaryProcess.attach('store', 'other');
+      await begin(other);
+      const closed = await other.run(async ({ store, kept }) => {
+        const { call, queue } = kept as { call: Promise<string>; queue: { live: boolean } };
+        await store.close();
+        return [await call, queue.live];
+      });
+      assert.deepEqual(closed, ['ECANCELED', false]);
+      await eal.stop();
+      const stopped = await store.run(({ kept }) => (kept as { call: Promise<string> }).call);
+      assert.match(stopped, /^(ECONNRESET|ECANCELED)$/);
+      assert.equal(await store.run(async ({ store }) => store.close()), undefined);
+    }));
+
   it('is refused for what is no NVMe controller, and what can not be', () =>
     room({}, async ({ eal, store }) => {
       await eal.probe('vdev:edu0');
@@ -187,10 +286,10 @@ describe('a queue pair in a secondary process', { skip: openPlatform().limitatio
         const devices = await store.devices();
         const codes: string[] = [];
         for (const device of devices)
-          for (const options of [{ entries: 1 }, { entries: 16, bogus: 1 }])
+          for (const options of [{ entries: 1 }, { entries: 16, bogus: 1 }, { interrupts: 1 as never }])
             await device.openQueue(options).catch((error: unknown) => codes.push((error as { code: string }).code));
         return codes;
       });
-      assert.deepEqual(codes, ['EINVAL', 'EINVAL', 'EINVAL', 'EINVAL']);
+      assert.deepEqual(codes, Array<string>(6).fill('EINVAL'));
     }));
 });

@@ -3,7 +3,7 @@ import { mustBeObject } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import { AttachedTable } from '../dma/attached-table.js';
 import type { MemoryPart } from '../memory/part.js';
-import type { Hold } from '../memory/shared/hold.js';
+import type { HoldOf } from '../memory/shared/hold.js';
 import type { SharedFacts } from '../memory/shared/shared.js';
 import type { WordMemory } from '../memory/shared/words.js';
 import { Range } from '../ranges.js';
@@ -43,14 +43,14 @@ export class AttachedDevice implements Disposable {
   readonly driver: string | undefined;
   /** Where its memory is mapped; `undefined` if memory can not be mapped for it. */
   readonly domain: AttachedDomain | undefined;
-  readonly #hold: Hold;
+  readonly #hold: HoldOf;
 
   /**
    * @internal made by `attach`
    *
    * @param table the changes and the pieces of its domain's table
    */
-  constructor(facts: DeviceFacts, hold: Hold, table: readonly WordMemory[]) {
+  constructor(facts: DeviceFacts, hold: HoldOf, table: readonly WordMemory[]) {
     this.name = facts.name;
     this.driver = facts.driver;
     const [changes, pieces] = table;

@@ -2,11 +2,12 @@
 import { mustBe, mustBeOneOf } from '../check.js';
 import type { Holders } from '../memory/shared/holders.js';
 import type { LentRegisters } from '../platform/registers/region-registers.js';
-import type { RegisterLoan } from './lent-registers.js';
+import type { RegisterFile, RegisterLoan } from './lent-registers.js';
 import { DmaError, invalid, throwFirst, undoAll } from '../errors.js';
 import { nonsense, type Fields, type JsonObject } from '../fields.js';
 import type { Platform } from '../platform/ports.js';
 import type { Registers } from '../platform/registers/registers.js';
+import { alignDown, alignUp } from '../units.js';
 import { ArmedInterrupts } from './armed-interrupts.js';
 import {
   checkRegionAccess,
@@ -83,9 +84,10 @@ export class VfioAccess implements DeviceAccess {
     checkRegionAccess(this.regions, region, offset, length);
     const lent = this.#device.lendRegisters(region, offset, length);
     if (lent !== undefined) {
-      const { va, offset: from, length: bytes } = lent;
+      const { va, offset: from, length: bytes, fd, fdOffset } = lent;
       return {
         stores: { kind: 'mapped', va: va + from, offset: from, length: bytes },
+        file: pagesOf({ fd, fdOffset, offset: from, length: bytes }, offset, length, this.#platform.memory.pageSize),
         [Symbol.dispose]: () => lent[Symbol.dispose](),
       };
     }
@@ -233,4 +235,16 @@ export class VfioAccess implements DeviceAccess {
       if (this.#device.failure === undefined) throw error;
     }
   }
+}
+
+/** The pages of a file in which bytes [offset, offset + length) of the region are. */
+function pagesOf(
+  { fd, fdOffset, offset: from, length: bytes }: RegisterFile,
+  offset: number,
+  length: number,
+  pageSize: number,
+): RegisterFile {
+  const skipped = alignDown(offset - from, pageSize);
+  const end = Math.min(bytes, alignUp(offset + length - from, pageSize));
+  return { fd, fdOffset: fdOffset + skipped, offset: from + skipped, length: end - skipped };
 }

@@ -11,6 +11,7 @@ import { debug } from '../debug.js';
 import { DmaError, invalid, isDmaError, named, naming, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { Area } from '../memory/area.js';
 import type { AreaIndex } from '../memory/area-index.js';
+import type { WordMemory, WordSource } from '../memory/shared/words.js';
 import { notShareable, type Share } from '../memory/shared/shares.js';
 import { MemoryUsers, type MemoryUser } from '../memory/users.js';
 import { OriginNotes } from '../origin.js';
@@ -52,7 +53,7 @@ import {
 } from './plan.js';
 import { Reach } from './reach.js';
 import { RetiredMappings } from './retired.js';
-import { logBuffers, TableLog } from './table-log.js';
+import { logBuffers, processBuffers, TableLog, type LogBuffers } from './table-log.js';
 import { TranslationTable } from './translation-table.js';
 import { shortForm } from '../short-form.js';
 import { now as clock } from '../timers.js';
@@ -121,6 +122,12 @@ class Lost extends Error {
   }
 }
 
+/** @internal The table of a domain, on loan to another process. */
+export interface TableLoan extends Disposable {
+  /** Changes and pieces. */
+  readonly words: readonly WordMemory[];
+}
+
 /** One DMA address space, with its devices and everything mapped in it. */
 export class Domain {
   /** @internal */
@@ -160,6 +167,8 @@ export class Domain {
   #windows: readonly Range<Iova>[];
   #failure: DmaError | undefined;
   #sharedTable: Domain['sharedTable'] | undefined;
+  /** The table for other processes, as long as one has it. */
+  #processTable: { readonly buffers: LogBuffers; readonly log: TableLog; users: number } | undefined;
   #isHandedOver = false;
   /** Why nothing can be mapped or unmapped for now. */
   #paused: DmaError | undefined;
@@ -521,10 +530,40 @@ export class Domain {
   get sharedTable(): readonly [changes: SharedArrayBuffer, pieces: SharedArrayBuffer] {
     if (this.#sharedTable === undefined) {
       const buffers = logBuffers();
-      this.table.log = new TableLog(buffers, this.table.runs());
+      this.table.logs.add(new TableLog(buffers, this.table.runs()));
       this.#sharedTable = [buffers.changes, buffers.pieces];
     }
     return this.#sharedTable;
+  }
+
+  /**
+   * @internal The translation table, for another process. It follows every change until each process has given it back.
+   *
+   * @param words of the `Eal`: memory that other processes can map
+   * @throws DmaError ENOMEM
+   */
+  lendTable(words: WordSource): TableLoan {
+    if (this.#processTable === undefined) {
+      const buffers = processBuffers(words);
+      const log = new TableLog(buffers, this.table.runs());
+      this.table.logs.add(log);
+      this.#processTable = { buffers, log, users: 0 };
+    }
+    const lent = this.#processTable;
+    const { changes, pieces } = lent.buffers;
+    lent.users++;
+    let isLent = true;
+    return {
+      words: [changes, pieces],
+      [Symbol.dispose]: () => {
+        if (!isLent) return;
+        isLent = false;
+        if (--lent.users > 0) return;
+        this.table.logs.delete(lent.log);
+        this.#processTable = undefined;
+        throwFirst(undoAll([() => words.free(changes), () => words.free(pieces)]), 'share');
+      },
+    };
   }
 
   /** The IOVA of `va`; -1 if it is not mapped. For hot paths: no checks, no allocation. */

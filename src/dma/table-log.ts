@@ -12,7 +12,7 @@
  * reader that meets the writer sees that. All words are read and written by Atomics, which keep their order.
  */
 import { RangeMap } from '../range-map.js';
-import { isOfKind, LINE_WORDS, setKind, wordsIn, type WordMemory } from '../memory/shared/words.js';
+import { isOfKind, LINE_WORDS, setKind, wordsIn, type WordMemory, type WordSource } from '../memory/shared/words.js';
 
 /** Words of a record: its sequence number, what it says, and four doubles of two words each: VA, length, IOVA, key. */
 export const RECORD = 10;
@@ -42,6 +42,8 @@ export const RING = 4096;
 /** How many pieces there can be: the addresses for them are reserved, and memory is taken as needed. */
 const MOST_PIECES = 2 ** 21;
 const FIRST_PIECES = 64;
+/** For processes, whose memory does not grow: 2.5 MiB. */
+const PROCESS_PIECES = 2 ** 16;
 
 /** The buffers of a log. */
 export interface LogBuffers {
@@ -78,6 +80,21 @@ export function logBuffers(): LogBuffers & { readonly changes: SharedArrayBuffer
     return true;
   };
   return { changes: new SharedArrayBuffer(CHANGES_BYTES), pieces, grow };
+}
+
+/**
+ * Buffers for other processes, in memory that all of them have. There is room for {@link PROCESS_PIECES} pieces.
+ *
+ * @throws DmaError ENOMEM
+ */
+export function processBuffers(words: WordSource): LogBuffers {
+  const changes = words.allocate(CHANGES_BYTES);
+  try {
+    return { changes, pieces: words.allocate(PROCESS_PIECES * RECORD * 4) };
+  } catch (error) {
+    words.free(changes);
+    throw error;
+  }
 }
 
 /** Checks the changes of a log. */

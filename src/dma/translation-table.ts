@@ -42,6 +42,12 @@ for (let slot = 0; slot < LEAF; slot += 2) {
   EMPTY_LEAF[slot + 1] = NO_KEY;
 }
 
+/** Is told of changes of a table. */
+interface TableListener {
+  add(va: number, length: number, iova: number, key: number): void;
+  remove(va: number, length: number): void;
+}
+
 /**
  * What is mapped in one domain, by page, for look-ups by VA. Addresses are plain numbers here, because VAs and IOVAs
  * meet.
@@ -63,10 +69,8 @@ export class TranslationTable {
   /** Offsets of leaves that became empty. */
   readonly #spare: number[] = [];
   #generation = 0;
-  /** @internal Told of all changes, once other threads read the table. */
-  log:
-    | { add(va: number, length: number, iova: number, key: number): void; remove(va: number, length: number): void }
-    | undefined;
+  /** @internal Told of all changes, for other threads and processes that read the table. */
+  readonly logs = new Set<TableListener>();
 
   /** Changes with every unmap. Cached answers are valid as long as it is unchanged. */
   get generation(): number {
@@ -168,7 +172,7 @@ export class TranslationTable {
     if (!Number.isInteger(key) || key < NO_KEY) throw invalid(operation, `${key} is not a key`, { range });
     this.#reserve(range, operation);
     this.#set(va, range.end, iova - va, key);
-    this.log?.add(va, length, iova, key);
+    for (const log of this.logs) log.add(va, length, iova, key);
   }
 
   /**
@@ -198,7 +202,7 @@ export class TranslationTable {
     }
     this.#set(va, range.end, UNMAPPED, NO_KEY);
     this.#generation++;
-    this.log?.remove(va, length);
+    for (const log of this.logs) log.remove(va, length);
   }
 
   /** @internal What is mapped, in VA order; neighbours with the same key that are contiguous for the device are one. */

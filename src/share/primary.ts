@@ -22,9 +22,11 @@ import type { Pin } from '../memory/pins.js';
 import type { Mapping } from '../dma/mapping.js';
 import type { Platform } from '../platform/ports.js';
 import type { Va } from '../units.js';
+import type { LentToProcess, ProcessLoan } from '../bus/lent-to-process.js';
 import { copiesOf, type Answer, type Question } from './peer.js';
 import { PrimaryPools } from './primary-pools.js';
 import { pieceOf, Regions } from './regions.js';
+import type { SecondaryQueueOptions } from './secondary-devices.js';
 import { Server, type Method, type Session } from './server.js';
 import { nameIn, optionsIn } from './wire.js';
 import type { Fields, JsonObject } from '../fields.js';
@@ -33,7 +35,7 @@ import type { SharedWords } from './shared-words.js';
 import { libraryVersion } from './version.js';
 import type { AddressWindow } from './window.js';
 
-const QUEUE_OPTIONS: Shape<{ entries?: number }> = { entries: 'number' };
+const QUEUE_OPTIONS: Shape<SecondaryQueueOptions> = { entries: 'number', interrupts: 'boolean' };
 
 /** What of an `Eal` its secondaries reach. */
 export interface PrimarySources {
@@ -543,23 +545,50 @@ export class Primary {
   async #openQueue(session: Session, fields: Fields): Promise<Answer> {
     const operation = 'openQueue';
     const device = this.#device(fields, operation);
-    const { words } = this.#sources;
-    const { entries } = optionsOf<{ entries?: number }>(optionsIn(fields), QUEUE_OPTIONS, operation);
-    const opened = await device.use(nvmeDriver).openForProcess(entries, words.holders);
+    const asked = optionsOf<SecondaryQueueOptions>(optionsIn(fields), QUEUE_OPTIONS, operation);
+    return this.#lend(session, device, (loan) => device.use(nvmeDriver).openForProcess(asked, loan));
+  }
+
+  /** Lends something of a device to a secondary, which works it. It is the first that is given back when the secondary ends. */
+  async #lend(session: Session, device: Device, open: (loan: ProcessLoan) => Promise<LentToProcess>): Promise<Answer> {
+    const { words, platform } = this.#sources;
+    const kept: { id?: number } = {};
+    const tell = (): void => {
+      if (kept.id !== undefined && session.failure === undefined) session.peer.tell('queues.look', { id: kept.id });
+    };
+    const table = device.domain?.lendTable(words);
+    let lent: LentToProcess | undefined;
+    let copies: Pick<Answer, 'fds' | 'sent'> | undefined;
     try {
-      const table = words.memoryOf(words.holders.buffer);
-      const memories = [table, ...opened.memories];
-      const id = this.#of(session).keep({ what: `a queue of ${device.name}`, giveBack: () => opened.close() }, true);
+      const { facts, memories, calls, interrupt, registers, close } = (lent = await open({
+        holders: words.holders,
+        tell,
+      }));
+      const [first, ...others] = memories;
+      const tables = (table?.words ?? []).map((each) => words.memoryOf(each));
+      const all = [words.memoryOf(words.holders.buffer), first, ...tables, ...others];
+      const fds = [...all.flatMap(({ area }) => area.backing?.fd ?? []), calls];
+      if (interrupt !== undefined) fds.push(interrupt);
+      if (registers !== undefined) fds.push(registers.fd);
+      copies = copiesOf(platform, fds);
+      const giveBack = async (): Promise<void> => {
+        await close();
+        table?.[Symbol.dispose]();
+      };
+      const id = (kept.id = this.#of(session).keep({ what: `a queue of ${device.name}`, giveBack }, true));
+      const { fdOffset, offset, length } = registers ?? {};
       return {
         result: {
-          id,
-          facts: JSON.stringify(opened.facts),
-          pieces: memories.map(({ area, length }) => ({ bytes: length, ...pieceOf(area) })),
+          ...{ id, facts: JSON.stringify(facts), hasTable: table !== undefined, hasInterrupt: interrupt !== undefined },
+          pieces: all.map(({ area, length }) => ({ bytes: length, ...pieceOf(area) })),
+          registers: registers === undefined ? undefined : { fdOffset, offset, length },
         },
-        fds: [...memories.flatMap(({ area }) => area.backing?.fd ?? []), opened.calls],
+        ...copies,
       };
     } catch (error) {
-      await opened.close();
+      copies?.sent?.();
+      await lent?.close();
+      table?.[Symbol.dispose]();
       throw error;
     }
   }

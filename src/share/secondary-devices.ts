@@ -24,6 +24,8 @@ export interface DeviceKeeper extends MemoryKeeper {
 export interface SecondaryQueueOptions {
   /** Entries of its rings: one more than commands can run. Default 256, or the most that the controller has. */
   readonly entries?: number;
+  /** An interrupt for this queue alone, for `wait` and for calls that wait. Default false. */
+  readonly interrupts?: boolean;
 }
 
 /** A device of the primary. Memory is mapped for it by the primary. */

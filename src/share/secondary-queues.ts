@@ -2,7 +2,10 @@
 import { NvmeQueueOfThread } from '../drivers/nvme/attached-queue.js';
 import type { AttachedNvmeQueue } from '../drivers/nvme/queue.js';
 import type { NvmeQueueFacts } from '../drivers/nvme/shared-queue.js';
+import { ended } from '../check.js';
+import type { FileStores } from '../bus/lent-registers.js';
 import { undoAll, withUndo, type DmaError } from '../errors.js';
+import type { HoldOf } from '../memory/shared/hold.js';
 import type { Platform } from '../platform/ports.js';
 import { queueMicrotask } from '../timers.js';
 import type { Va } from '../units.js';
@@ -21,7 +24,9 @@ export interface QueueConnection {
 /** The queues of one secondary. */
 export class SecondaryQueues {
   readonly #connection: QueueConnection;
-  readonly #open = new Set<NvmeQueueOfThread>();
+  readonly #open = new Map<number, NvmeQueueOfThread>();
+  /** Why none can be used any more. */
+  #why: DmaError | undefined;
   /** Memory that this process has mapped for queues, by address: several may have some of it. */
   readonly #memories = new Map<number, { readonly mapped: Mapped; users: number }>();
 
@@ -38,29 +43,33 @@ export class SecondaryQueues {
     const taken: (() => void)[] = [];
     try {
       const pieces = fields.list('pieces');
-      const calls = fds.at(-1);
-      if (pieces.length < 3 || fds.length !== pieces.length + 1 || calls === undefined)
+      const tables = fields.boolean('hasTable') ? 2 : 0;
+      const [calls, ...others] = fds.slice(pieces.length);
+      const registers = fields.has('registers') ? fields.objectAt('registers') : undefined;
+      const expected = [fields.boolean('hasInterrupt'), registers !== undefined].filter(Boolean).length;
+      if (pieces.length < 2 + tables || calls === undefined || others.length !== expected)
         throw nonsense(operation, 'a queue without its memory');
       // The table of processes is that of pools, too, and stays.
       for (const [n, piece] of pieces.entries()) taken.push(this.#map(piece, fds[n], n === 0));
-      const [holders, state] = pieces.map((piece) =>
-        keeper.mirror.views(piece.number('va') as Va, piece.number('length')).views.bytes(0, piece.number('bytes')),
-      );
+      const [holders, state, ...more] = pieces.slice(0, 2 + tables).map((piece) => this.#words(piece));
       // The primary has the same version of the protocol, and is trusted with memory.
-      const facts = { ...(JSON.parse(fields.string('facts', MAX_DOCUMENT)) as NvmeQueueFacts), calls };
-      const opened: { queue?: NvmeQueueOfThread } = {};
+      const facts = {
+        ...(JSON.parse(fields.string('facts', MAX_DOCUMENT)) as NvmeQueueFacts),
+        calls,
+        interrupt: fields.boolean('hasInterrupt') ? others[0] : undefined,
+        registers: registers === undefined ? undefined : fileOf(registers, others[others.length - 1]),
+      };
       const end = (): void => {
-        if (opened.queue !== undefined) this.#open.delete(opened.queue);
         undoAll(taken.reverse());
         release();
       };
       // The queue has still to say that it was let go of, in this memory.
       const leave = (): void => {
-        if (opened.queue !== undefined) queueMicrotask(end);
+        if (this.#open.delete(id)) queueMicrotask(end);
       };
-      const queue = NvmeQueueOfThread.attach({ holders, state, more: [] }, facts, { leave }, platform, operation);
-      opened.queue = queue;
-      this.#open.add(queue);
+      const hold = this.#holdOf(id, leave);
+      const queue = NvmeQueueOfThread.attach({ holders, state, more }, facts, hold, platform, operation);
+      this.#open.set(id, queue);
       return queue;
     } catch (error) {
       const undo = undoAll(taken.reverse());
@@ -71,14 +80,41 @@ export class SecondaryQueues {
     }
   }
 
-  /** The primary has ended. */
-  lose(why: DmaError): void {
-    for (const queue of this.#open) queue.lose(why);
+  /** The primary has told something about a queue, or about one that is closed by now. */
+  look(id: number): void {
+    this.#open.get(id)?.look();
   }
 
-  /** Gives all back, before the memory is unmapped. */
-  close(): void {
-    undoAll([...this.#open].map((queue) => () => queue[Symbol.dispose]()));
+  /** The primary has ended. */
+  lose(why: DmaError): void {
+    this.#why = why;
+    undoAll([...this.#open.values()].map((queue) => () => queue.lose(why)));
+  }
+
+  /** Gives all back, before the memory is unmapped. @param why the error of calls that run */
+  close(why: DmaError): void {
+    this.#why = why;
+    for (const queue of [...this.#open.values()]) undoAll([() => queue.lose(why), () => queue[Symbol.dispose]()]);
+  }
+
+  /** What the addresses of a queue need to know of it. */
+  #holdOf(id: number, leave: () => void): HoldOf {
+    const isThere = (): boolean => this.#why === undefined && this.#open.has(id);
+    return {
+      leave,
+      get live() {
+        return isThere();
+      },
+      mustBeThere: (operation, what) => {
+        if (this.#why !== undefined) throw this.#why.with({ operation });
+        if (!isThere()) throw ended(operation, `this process has let go of the queue of ${what}`, 'queue.live');
+      },
+    };
+  }
+
+  #words(piece: Fields): Uint8Array {
+    const { mirror } = this.#connection.keeper;
+    return mirror.views(piece.number('va') as Va, piece.number('length')).views.bytes(0, piece.number('bytes'));
   }
 
   /** Maps memory, unless another queue has. @returns undoes it */
@@ -98,4 +134,10 @@ export class SecondaryQueues {
       memory.mapped.unmap();
     };
   }
+}
+
+/** The registers that the primary lent. */
+function fileOf(registers: Fields, fd: number): FileStores {
+  const [fdOffset, offset, length] = ['fdOffset', 'offset', 'length'].map((key) => registers.number(key));
+  return { kind: 'file', fd, fdOffset, offset, length };
 }

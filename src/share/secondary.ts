@@ -210,7 +210,7 @@ export class Secondary implements AsyncDisposable {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    this.#queues.close();
+    this.#queues.close(this.#closedError('close'));
     this.rings.close();
     this.pools.close();
     const mirror = this.#mirror;
@@ -308,6 +308,9 @@ export class Secondary implements AsyncDisposable {
         return undefined;
       case 'memory.remove':
         this.#mirror?.remove(fields.number('va'), fields.number('length'));
+        return undefined;
+      case 'queues.look':
+        this.#queues.look(fields.number('id'));
         return undefined;
       case 'progress':
         this.#works.get(fields.number('work'))?.(fields.number('doneBytes'), fields.number('totalBytes'));

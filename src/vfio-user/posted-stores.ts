@@ -9,6 +9,7 @@
 import { DmaError } from '../errors.js';
 import type { Holders } from '../memory/shared/holders.js';
 import { RobustLock } from '../memory/shared/robust-lock.js';
+import { wordsIn, type WordMemory } from '../memory/shared/words.js';
 import type { Platform } from '../platform/ports.js';
 import { now } from '../timers.js';
 import { encodeRegionWrite, HEADER_SIZE, REGION_ACCESS_SIZE } from './messages.js';
@@ -76,11 +77,11 @@ export class PostedStores implements Disposable {
   readonly #bytes = new Uint8Array(this.#value.buffer);
   readonly #message = new Uint8Array(HEADER_SIZE + REGION_ACCESS_SIZE + 4);
 
-  constructor(platform: Platform, { fd, region }: PostedRegisters, words: SharedArrayBuffer, holders: Holders) {
+  constructor(platform: Platform, { fd, region }: PostedRegisters, words: WordMemory, holders: Holders) {
     this.#platform = platform;
     this.#fd = fd;
     this.#region = region;
-    this.#words = new Int32Array(words);
+    this.#words = wordsIn(words, 'the words of a socket', 'attach');
     this.#lock = lockOf(this.#words, holders);
   }
 

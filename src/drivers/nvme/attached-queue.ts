@@ -5,7 +5,7 @@ import { AttachedDevice } from '../../bus/attached-device.js';
 import { mustBeMs } from '../../check.js';
 import { DmaError, invalid, throwFirst, undoAll, withUndo } from '../../errors.js';
 import { Holders } from '../../memory/shared/holders.js';
-import { Hold } from '../../memory/shared/hold.js';
+import type { HoldOf } from '../../memory/shared/hold.js';
 import type { SharedFacts } from '../../memory/shared/shared.js';
 import type { WordMemory } from '../../memory/shared/words.js';
 import type { Platform } from '../../platform/ports.js';
@@ -38,7 +38,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
   readonly #queueState: QueueState;
   readonly #words: Int32Array;
   readonly #own: OwnParts;
-  readonly #hold: Pick<Hold, 'leave'>;
+  readonly #hold: HoldOf;
   readonly #turn: Turn;
   readonly #owner: number;
   readonly #facts: NvmeQueueFacts;
@@ -53,7 +53,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
 
   private constructor(
     facts: NvmeQueueFacts,
-    hold: Pick<Hold, 'leave'>,
+    hold: HoldOf,
     turn: Turn,
     owner: number,
     state: QueueState,
@@ -86,7 +86,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
   static attach(
     { holders: table, state: buffer, more }: SharedWithQueue,
     facts: NvmeQueueFacts,
-    hold: Pick<Hold, 'leave'>,
+    hold: HoldOf,
     platform: Platform,
     operation = 'attach',
   ): NvmeQueueOfThread {
@@ -172,7 +172,17 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
 
   /** @internal The process that has the controller has ended: nothing can be submitted any more. */
   lose(why: DmaError): void {
-    this.refuse(() => why.with({ operation: 'nvmeQueue' }));
+    const error = why.with({ operation: 'nvmeQueue' });
+    const errors = undoAll([() => this.#own.cutOff()]);
+    this.refuse(() => error);
+    this.#calls?.calls.lose(error);
+    throwFirst(errors, 'nvmeQueue');
+  }
+
+  /** @internal Looks at what the process that has the controller has told, which says that there is something. */
+  look(): void {
+    const queue = this.#calls?.queue ?? this;
+    if (Atomics.load(this.#words, WORD.EPOCH) !== queue.#epoch) queue.#look();
   }
 
   /** Gives the queue back: its maker, or another thread, goes on with it. Idempotent. */
@@ -213,6 +223,8 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
     if (run !== RUN.ON) {
       this.halt(run === RUN.ENDED ? this.#closed() : beingReset(this.device));
       if (run !== RUN.HALTED && !wasStopped) this.abandon();
+      // Nothing is stored to the controller any more.
+      if (run === RUN.ENDED) this.#own.cutOff();
     } else if (wasStopped) this.resume();
     this.#stopped = run === RUN.STOPPED || run === RUN.ENDED;
     this.#epoch = epoch;
@@ -301,7 +313,7 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
 interface SharedWithQueue {
   readonly holders: WordMemory;
   readonly state: WordMemory;
-  readonly more: readonly SharedArrayBuffer[];
+  readonly more: readonly WordMemory[];
 }
 
 /** @internal The facts of a shared queue, which the seal says `share` made. */
@@ -318,15 +330,16 @@ export function queueName({ id, device }: NvmeQueueFacts): string {
 class OwnParts {
   readonly #platform: Platform;
   readonly #facts: NvmeQueueFacts;
-  readonly #words: SharedArrayBuffer | undefined;
+  readonly #words: WordMemory | undefined;
   readonly #state: QueueState;
   readonly #holders: Holders;
-  readonly #hold: Pick<Hold, 'leave'>;
-  readonly #tables: readonly SharedArrayBuffer[];
+  readonly #hold: HoldOf;
+  readonly #tables: readonly WordMemory[];
   #addresses: AttachedDevice | undefined;
   #interrupt: number | undefined;
   #calls = -1;
   readonly #undo: (() => void)[] = [];
+  readonly #stores = new Set<AttachedStores>();
   #parts: Parts | undefined;
   #shadow: ShadowDoorbells | undefined;
 
@@ -334,9 +347,9 @@ class OwnParts {
     platform: Platform,
     facts: NvmeQueueFacts,
     state: QueueState,
-    more: readonly SharedArrayBuffer[],
+    more: readonly WordMemory[],
     holders: Holders,
-    hold: Pick<Hold, 'leave'>,
+    hold: HoldOf,
   ) {
     const tables = facts.domain === undefined ? 0 : 2;
     this.#platform = platform;
@@ -351,14 +364,6 @@ class OwnParts {
   /** The addresses of memory for the device. @throws DmaError as `AttachedTable` */
   get addresses(): AttachedDevice {
     const { device: name, driver, domain } = this.#facts;
-    if (!(this.#hold instanceof Hold))
-      throw new DmaError({
-        code: 'ENOTSUP',
-        operation: 'nvmeQueue',
-        device: name,
-        reason: 'addresses are looked up by the process that has the device',
-        hint: 'await device.iovaOf(memory) once, and work the queue by slots',
-      });
     return (this.#addresses ??= new AttachedDevice({ name, driver, domain }, this.#hold, this.#tables));
   }
 
@@ -429,6 +434,11 @@ class OwnParts {
     this.#platform.events.signal(this.#calls);
   }
 
+  /** Ends stores to the controller, whose registers may be gone. */
+  cutOff(): void {
+    throwFirst(undoAll([...this.#stores].map((stores) => () => stores[Symbol.dispose]())), 'nvmeQueue');
+  }
+
   #duplicate(fd: number): number {
     const { files } = this.#platform;
     const own = files.duplicate(fd);
@@ -453,6 +463,7 @@ class OwnParts {
 
   #attach(stores: LentStores): AttachedStores {
     const attached = attachStores(this.#platform, stores, this.#words, this.#holders);
+    this.#stores.add(attached);
     this.#undo.push(() => attached[Symbol.dispose]());
     return attached;
   }

@@ -153,6 +153,13 @@ export class Commands {
     }
   }
 
+  /** The controller is gone, and so may be the memory of the queue after this: all fails that waits or runs. */
+  lose(why: DmaError): void {
+    this.end(why);
+    this.abandon();
+    this.#poller.stop();
+  }
+
   #poll(): number {
     const { queue } = this;
     let found: number;

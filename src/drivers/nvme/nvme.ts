@@ -8,7 +8,8 @@ import {
   type InterruptLoan,
   type Interrupts,
 } from '../../bus/device-access.js';
-import type { LentStores } from '../../bus/lent-registers.js';
+import { registersFor, type LentStores } from '../../bus/lent-registers.js';
+import type { LentToProcess, ProcessLoan } from '../../bus/lent-to-process.js';
 import type { Device, ProbeContext } from '../../bus/model.js';
 import { mustBeMs, mustBeObject, mustBeWhole, optionsOf, type Shape } from '../../check.js';
 import { DmaError, forPeople, invalid, isDmaError, throwFirst, undoAll, withUndo } from '../../errors.js';
@@ -44,8 +45,6 @@ import {
   type NvmeMemoryBuffer,
 } from '../../nvme/registers.js';
 import { tellHandler } from '../../memory/handlers.js';
-import type { ExternalMemory } from '../../memory/external.js';
-import type { Holders } from '../../memory/shared/holders.js';
 import type { Shared } from '../../memory/shared/shared.js';
 import { notShareable } from '../../memory/shared/shares.js';
 import type { Registers } from '../../platform/registers/registers.js';
@@ -187,15 +186,10 @@ interface QueueRecord {
   readonly shared: Pick<NvmeQueueFacts, 'submissions' | 'completions' | 'lists' | 'listBytes'>;
 }
 
-/** @internal A queue for another process. */
-export interface QueueForProcess {
-  readonly facts: NvmeQueueFacts;
-  /** The eventfd that calls this thread. */
-  readonly calls: number;
-  /** What the process maps: the state first. */
-  readonly memories: readonly ExternalMemory[];
-  /** The process lets go of it, or has ended. Once it resolves the controller reaches no memory of its commands. */
-  close(): Promise<void>;
+/** @internal What another process asks of a queue. */
+export interface QueueForProcessOptions {
+  readonly entries?: number;
+  readonly interrupts?: boolean;
 }
 
 /** The state of a queue that threads share. */
@@ -585,60 +579,55 @@ export class Nvme {
 
   /**
    * @internal Opens a queue for another process, which works it from then on: see `NvmeQueueOfThread`. Its rings and its state are in memory
-   * with descriptors. Doorbells that are not in memory are stored by this thread, which it calls.
+   * with descriptors. Doorbells that are neither in memory nor in pages which can be mapped are stored by this thread, which it calls.
    *
-   * @param holders of the processes
    * @throws DmaError (rejects) as {@link Nvme.openQueue}
    */
-  async openForProcess(entries: number | undefined, holders: Holders): Promise<QueueForProcess> {
+  async openForProcess(asked: QueueForProcessOptions, { holders, tell }: ProcessLoan): Promise<LentToProcess> {
     const operation = 'openQueue';
     this.#mustWork(operation);
     const { shares } = this.#context;
     if (shares === undefined) throw notShareable(operation);
-    const asked = entries ?? Math.min(IO_ENTRIES, this.limits.queueEntries);
-    mustBeWhole(asked, 2, this.limits.queueEntries, 'entries', operation);
-    const { name: device, driver } = this.#device;
-    const stateBytes = QueueState.bytesFor(asked - 1);
+    const { entries = Math.min(IO_ENTRIES, this.limits.queueEntries), interrupts = false } = asked;
+    mustBeWhole(entries, 2, this.limits.queueEntries, 'entries', operation);
+    const { access, name: device } = this.#device;
+    const stateBytes = QueueState.bytesFor(entries - 1);
     const stateMemory = this.#context.external.allocate(stateBytes, { label: `state of a queue of ${device}` });
     const undo: (() => void)[] = [() => stateMemory.unregister()];
+    const loans: Disposable[] = [];
     try {
-      const state = new QueueState(asked - 1, stateMemory.bytes(0, stateBytes));
-      const record = this.#makeIoQueue(asked, false, 2, undefined, operation, undefined, state);
+      const state = new QueueState(entries - 1, stateMemory.bytes(0, stateBytes));
+      const record = this.#makeIoQueue(entries, interrupts, 2, undefined, operation, undefined, state);
       undo.push(() => this.#dropQueue(record));
       await this.#createQueue(record);
       const { queue } = record;
       const calls = shares.callFrom(() => this.#calledFrom(record));
-      undo.push(() => calls[Symbol.dispose]());
-      const stride = this.#bar.capabilities.doorbellStride;
-      const [tail, head] = [submissionDoorbell(queue.id, stride), completionDoorbell(queue.id, stride)];
-      const { rules, timeoutMs } = this.#requests;
-      const { maxTransfer, id } = queue;
-      const facts: NvmeQueueFacts = {
-        ...{
-          device,
-          driver: driver?.name,
-          domain: undefined,
-          interrupts: false,
-          interrupt: undefined,
-          calls: calls.fd,
-        },
-        ...{ timeoutMs, abortMs: this.#abortMs, rules: { ...rules, maxTransfer }, id, entries: asked },
-        ...{ pageSize: this.#pageSize, maxTransfer, ...record.shared, registers: undefined, tail, head },
-        ...{ shadow: this.#sharedShadow(tail, head), remote: undefined },
+      loans.push(calls);
+      const interrupt = this.#lendVector(record);
+      if (interrupt !== undefined) loans.push(interrupt);
+      const [tail, head] = this.#doorbellsOf(queue.id);
+      const registers = registersFor(access, PCI_REGION.BAR0, tail, head + 4 - tail, shares.holders);
+      if (registers !== undefined) loans.push(registers);
+      const facts = this.#factsOf(record, [tail, head], {
+        ...{ calls: calls.fd, interrupt: interrupt?.fd, registers: undefined, remote: undefined },
+      });
+      const wake = (): void => {
+        interrupt?.signal();
+        tell();
       };
-      const lending = new Lending(this.#device, queue, undefined, holders, [calls], () => undefined);
+      const lending = new Lending(this.#device, queue, undefined, holders, loans, wake);
       state.setFormats(this.#formats());
       lending.tell(RUN.ON, this.#shadow !== undefined);
-      this.#lendings.set(id, lending);
+      this.#lendings.set(queue.id, lending);
       lending.offer();
       const shadow = facts.shadow === undefined ? [] : [this.#shadow?.memory.external ?? []].flat();
       return {
-        facts,
-        calls: calls.fd,
+        ...{ facts, calls: calls.fd, interrupt: interrupt?.fd, registers: registers?.file },
         memories: [stateMemory, record.memory.external, ...shadow],
         close: () => this.#closeForProcess(record, lending, () => stateMemory[Symbol.dispose]()),
       };
     } catch (error) {
+      undo.push(...loans.map((loan) => () => loan[Symbol.dispose]()));
       throw withUndo(error, operation, undoAll(undo.reverse()));
     }
   }
@@ -1211,13 +1200,12 @@ export class Nvme {
     if (known !== undefined) throw known.busy(operation);
     this.#mustBeShareable(record, operation);
     const { access, name: device } = this.#device;
-    const { id, maxTransfer } = queue;
-    const stride = this.#bar.capabilities.doorbellStride;
-    const [tail, head] = [submissionDoorbell(id, stride), completionDoorbell(id, stride)];
+    const { id } = queue;
+    const [tail, head] = this.#doorbellsOf(id);
     const { shares } = this.#context;
     if (shares === undefined) throw notShareable(operation);
     const { holders } = shares;
-    const { domain, driver } = this.#device;
+    const { domain } = this.#device;
     const more: SharedArrayBuffer[] = [...(domain?.sharedTable ?? [])];
     const loans: Disposable[] = [];
     const lend = (bar: number, offset: number, length: number): LentStores => {
@@ -1250,26 +1238,9 @@ export class Nvme {
       if (interrupt !== undefined) loans.push(interrupt);
       const calls = shares.callFrom(() => this.#calledFrom(record));
       loans.push(calls);
-      const { rules, timeoutMs } = this.#requests;
-      const facts: NvmeQueueFacts = {
-        ...{
-          device,
-          driver: driver?.name,
-          domain: domain === undefined ? undefined : { name: domain.name, kind: domain.kind },
-          interrupt: interrupt?.fd,
-          calls: calls.fd,
-          timeoutMs,
-          abortMs: this.#abortMs,
-          rules: { ...rules, maxTransfer },
-          id,
-          entries: record.entries,
-          interrupts: record.vector !== undefined,
-          pageSize: this.#pageSize,
-          maxTransfer,
-          ...record.shared,
-        },
-        ...{ registers, tail, head, shadow: this.#sharedShadow(tail, head), remote },
-      };
+      const facts = this.#factsOf(record, [tail, head], {
+        ...{ calls: calls.fd, interrupt: interrupt?.fd, registers, remote },
+      });
       const share = shares.add<AttachedNvmeQueue>(
         {
           kind: 'queue',
@@ -1291,6 +1262,33 @@ export class Nvme {
     }
   }
 
+  /** Where the doorbells of a queue are in the registers: tail and head. */
+  #doorbellsOf(id: number): readonly [tail: number, head: number] {
+    const stride = this.#bar.capabilities.doorbellStride;
+    return [submissionDoorbell(id, stride), completionDoorbell(id, stride)];
+  }
+
+  /** What others need to work a queue. @param ways how they reach the controller, and this thread */
+  #factsOf(
+    { queue, entries, vector, shared }: QueueRecord,
+    [tail, head]: readonly [tail: number, head: number],
+    ways: Pick<NvmeQueueFacts, 'calls' | 'interrupt' | 'registers' | 'remote'>,
+  ): NvmeQueueFacts {
+    const { name: device, driver, domain } = this.#device;
+    const { rules, timeoutMs } = this.#requests;
+    const { id, maxTransfer } = queue;
+    return {
+      ...ways,
+      ...{ device, driver: driver?.name, id, entries, timeoutMs, abortMs: this.#abortMs, maxTransfer, tail, head },
+      domain: domain === undefined ? undefined : { name: domain.name, kind: domain.kind },
+      interrupts: vector !== undefined,
+      rules: { ...rules, maxTransfer },
+      pageSize: this.#pageSize,
+      ...shared,
+      shadow: this.#sharedShadow(tail, head),
+    };
+  }
+
   /** The interrupt of a queue, for another thread; `undefined` if it is not the queue's alone. */
   #lendVector({ queue, vector }: QueueRecord): InterruptLoan | undefined {
     const isShared = [...this.#records.values()].some((other) => other.queue !== queue && other.vector === vector);
@@ -1310,10 +1308,10 @@ export class Nvme {
 
   /** Stores the doorbells for who can not. */
   #ringFor({ queue, entries }: QueueRecord): void {
-    const stride = this.#bar.capabilities.doorbellStride;
+    const [tail, head] = this.#doorbellsOf(queue.id);
     const bells = [
-      [QUEUE_WORD.TAIL_BELL, submissionDoorbell(queue.id, stride)],
-      [QUEUE_WORD.HEAD_BELL, completionDoorbell(queue.id, stride)],
+      [QUEUE_WORD.TAIL_BELL, tail],
+      [QUEUE_WORD.HEAD_BELL, head],
     ] as const;
     for (const [word, offset] of bells) {
       const value = Atomics.exchange(queue.state.words, word, 0) - 1;

@@ -27,6 +27,7 @@ export class Poller {
   #turns = 0;
   #idle = 0;
   #active = false;
+  #isOver = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
 
   /** @param interrupts will `interrupt` be called? */
@@ -55,6 +56,12 @@ export class Poller {
     this.#turn();
   }
 
+  /** Looks no more. */
+  stop(): void {
+    this.#stopTimer();
+    this.#isOver = true;
+  }
+
   #now(): void {
     this.#stopTimer();
     setImmediate(this.#turn);
@@ -67,6 +74,7 @@ export class Poller {
 
   readonly #turn = (): void => {
     this.#timer = undefined;
+    if (this.#isOver) return;
     const polled = this.#polled;
     if (polled.poll() > 0) {
       this.#idle = 0;

@@ -62,8 +62,8 @@ export class QueueCalls {
     const host = {
       check: () => undefined,
       abort: async (_queue: number, slot: number) => this.#abort(slot),
-      recover: (why: DmaError) => link.reset(why),
-      failed: (error: unknown) => link.reset(error),
+      recover: (why: DmaError) => this.#reset(why),
+      failed: (error: unknown) => this.#reset(error),
       get resetReason() {
         return reason();
       },
@@ -103,10 +103,21 @@ export class QueueCalls {
     } else if (this.#commands.isHeld) queueMicrotask(() => this.#commands.resume());
   }
 
+  /** Who has the controller has ended, and the controller with it: so has all that runs. */
+  lose(why: DmaError): void {
+    clearTimeout(this.#timer);
+    this.#ended = why;
+    this.#commands.lose(why);
+  }
+
   /** No more of them. @param why the error of later calls */
   end(why: DmaError): void {
     clearTimeout(this.#timer);
     this.#commands.end(why);
+  }
+
+  #reset(why: unknown): void {
+    if (this.#ended === undefined) this.#link.reset(why);
   }
 
   #started(): void {

@@ -18,6 +18,9 @@ export interface Reached {
   whenUnreachable(work: () => void): void;
 }
 
+/** What a thing that is attached asks of its hold. */
+export type HoldOf = Pick<Hold, 'live' | 'mustBeThere' | 'leave'>;
+
 /** How often a thread has attached to one thing: its bit is cleared with the last hold. By the address of the words. */
 const counts = { held: new Map<number, number>(), lingering: new Map<number, number>() };
 
