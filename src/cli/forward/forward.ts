@@ -122,6 +122,8 @@ export const forward: CommandSpec<ForwardOptions> = {
       for (const [i, port] of ports.entries()) {
         const device = devices[i];
         if (device !== undefined) memory.map(device);
+        // What is forwarded is for others.
+        port.promiscuous = true;
         await port.start({
           packets,
           rxDescriptors: options.rxd,

@@ -18,6 +18,8 @@ import {
   EEPROM_SUM,
   EEPROM_WORDS,
   EERD,
+  GCR,
+  GCR2_COMPLETIONS,
   MDIC,
   MDIO_OWNED_BY_SOFTWARE,
   PHY_CONTROL,
@@ -87,10 +89,11 @@ export class Adapter {
     const { registers } = this;
     this.status();
     registers.write32(REG.IMC, ALL_ONES);
+    // First, as a receiver of an 82574 that is switched off in the middle of a frame may not come back.
+    await this.#endTransfers();
     registers.write32(REG.RCTL, 0);
     registers.write32(REG.TCTL, TCTL.PAD);
     registers.flush(REG.STATUS);
-    await this.#endTransfers();
     try {
       await this.#whileOwningMdio(async () => {
         registers.write32(REG.CTRL, registers.read32(REG.CTRL) | CTRL.RESET);
@@ -163,12 +166,12 @@ export class Adapter {
     const change = (register: number, set: number, clear = 0): void =>
       registers.write32(register, (registers.read32(register) & ~clear) | set);
     for (const queue of [0, 1]) change(TX_QUEUE.DCTL + queue * TX_QUEUE.STEP, TXDCTL_COUNT);
-    change(TX_QUEUE.ARBITRATION, TARC.RESERVED_26);
+    change(TX_QUEUE.ARBITRATION, TARC.RESERVED_26, TARC.RESERVED_27_TO_30);
     change(REG.CTRL, 0, CTRL.RESERVED_29);
     change(REG.CTRL_EXT, CTRL_EXT.RESERVED_22 | CTRL_EXT.DRIVER_LOADED, CTRL_EXT.RESERVED_23);
     // Completions of PCIe that come in a wrong way, above all with ASPM, stop the transmitter otherwise.
-    change(REG.GCR, 1 << 22);
-    change(REG.GCR2, 1);
+    change(REG.GCR, GCR.RESERVED_22 | GCR.L1_WITHOUT_L0S);
+    change(REG.GCR2, GCR2_COMPLETIONS);
   }
 
   /** It interrupts no more, and the management engine has it back. */

@@ -15,7 +15,19 @@ import type { Port, PortConfig, PortEvent } from '../../net/port.js';
 import { PCI_COMMAND, PCI_COMMAND_MASTER } from '../../platform/uapi/pci-regs.js';
 import type { InterruptCounts } from '../../vfio-user/devices/model.js';
 import { e1000eDriver } from './e1000e-driver.js';
-import { CTRL_EXT, PHY_CONTROL, RCTL, REG, RX, STATISTICS, TARC, TX_QUEUE, TXDCTL_COUNT } from './registers.js';
+import {
+  CTRL_EXT,
+  GCR,
+  GCR2_COMPLETIONS,
+  PHY_CONTROL,
+  RCTL,
+  REG,
+  RX,
+  STATISTICS,
+  TARC,
+  TX_QUEUE,
+  TXDCTL_COUNT,
+} from './registers.js';
 
 const MAC = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const ELEMENTS = 512;
@@ -112,6 +124,11 @@ function takeOne({ port, packets }: Room, queue = 0): { bytes: Uint8Array; flags
   return { bytes, flags, vlan, hash };
 }
 
+/** Packets in use of so many bytes. */
+function inUse(packets: Packets, bytes: number): number[] {
+  return Array.from({ length: ELEMENTS }, (_, i) => i).filter((i) => packets.inUse(i) && packets.total[i] === bytes);
+}
+
 function send(port: Port, ...burst: number[]): number {
   return port.tx(0, Int32Array.from(burst));
 }
@@ -125,7 +142,10 @@ describe('an adapter is opened', () => {
       assert.deepEqual(port.link, { up: true, speed: 1000, fullDuplex: true });
       for (const queue of [0, 1]) assert.ok((card.peek(TX_QUEUE.DCTL + 0x100 * queue) & TXDCTL_COUNT) !== 0);
       assert.ok((card.peek(TX_QUEUE.ARBITRATION) & TARC.RESERVED_26) !== 0);
-      assert.ok((card.peek(REG.GCR) & (1 << 22)) !== 0 && (card.peek(REG.GCR2) & 1) !== 0);
+      assert.equal(card.peek(TX_QUEUE.ARBITRATION) & TARC.RESERVED_27_TO_30, 0);
+      const gcr = GCR.RESERVED_22 | GCR.L1_WITHOUT_L0S;
+      assert.equal(card.peek(REG.GCR) & gcr, gcr);
+      assert.equal(card.peek(REG.GCR2) & GCR2_COMPLETIONS, GCR2_COMPLETIONS);
       assert.equal(card.peek(REG.CTRL_EXT) & (CTRL_EXT.RESERVED_22 | CTRL_EXT.RESERVED_23), CTRL_EXT.RESERVED_22);
       assert.ok((card.peek(REG.CTRL_EXT) & CTRL_EXT.DRIVER_LOADED) !== 0);
     }),
@@ -206,6 +226,17 @@ describe('it receives', () => {
       },
       { buffer: 256 },
     ),
+  );
+
+  it(
+    'no runts: they are counted',
+    withCard(async (room) => {
+      await room.start();
+      for (const length of [6, 13, 14, 59]) assert.equal(room.card.receive(frameOf(length)), -1);
+      assert.deepEqual(takeAll(room.port), []);
+      assert.equal(room.port.statistics().rxErrors, 4);
+      await room.port.stop();
+    }),
   );
 
   it(
@@ -527,6 +558,31 @@ describe('it sends', () => {
   );
 
   it(
+    'no segment of a chain that it has, nor a chain that runs in a circle; afterwards each is free again',
+    withCard(async ({ card, port, start, packets, pool }) => {
+      await start();
+      card.holds = true;
+      const [head, middle, end] = [packets.from(frameOf(60)), packets.from(frameOf(61)), packets.from(frameOf(62))];
+      packets.chain(middle, end);
+      packets.chain(head, middle);
+      assert.equal(send(port, head), 1);
+      for (const segment of [head, middle, end]) throwsDma('EINVAL', () => send(port, segment));
+      card.step();
+      port.statistics();
+      assert.equal(pool.available, ELEMENTS - 63, 'released once');
+      const [a, b] = [packets.from(frameOf(63)), packets.from(frameOf(64))];
+      packets.chain(a, b);
+      packets.next[b] = a;
+      throwsDma('EINVAL', () => send(port, a));
+      packets.next[b] = NONE;
+      assert.equal(send(port, a), 1);
+      card.step();
+      assert.equal(port.statistics().txPackets, 2);
+      await port.stop();
+    }),
+  );
+
+  it(
     'nothing while the link is down, in the middle of a burst too; then the rest in order',
     withCard(async ({ card, port, start, packets }) => {
       await start();
@@ -585,6 +641,7 @@ describe('offloads', () => {
       card.receive(ipFrame(17, { tag: 0xa123 }));
       const { bytes, flags, vlan } = takeOne(room);
       assert.deepEqual([bytes, flags, vlan], [ipFrame(17), OFFLOAD.RX_VLAN_STRIPPED, 0xa123]);
+      assert.equal(port.statistics().rxBytes, ipFrame(17, { tag: 0 }).length, 'a tag counts, stripped or not');
       card.receive(ipFrame(17));
       assert.equal(takeOne(room).flags, 0);
       await port.stop();
@@ -929,6 +986,34 @@ describe('interrupts, link and loss', () => {
         await port.stop();
       }),
     );
+
+  it('one that goes at any access to its registers leaves nothing behind', async () => {
+    /** Everything that a port does once. @returns how many accesses it took */
+    const once = async (accesses: number): Promise<number> => {
+      let used = 0;
+      await withCard(async ({ card, port, start, packets }) => {
+        card.accessesLeft = accesses;
+        try {
+          await start({ rxQueues: 2, txQueues: 2 });
+          card.receive(frameOf(60));
+          if (send(port, packets.from(frameOf(61))) === 0) packets.release(Int32Array.from(inUse(packets, 61)), 1);
+          for (const packet of takeAll(port)) packets.releaseOne(packet);
+          port.promiscuous = true;
+          void port.link;
+          port.statistics();
+          await port.stop();
+        } catch (error) {
+          assert.ok(isDmaError(error) && error.code === 'ENODEV', String(error));
+          await port.stop();
+        }
+        used = accesses - card.accessesLeft;
+        if (card.gone) assert.equal(port.lost?.code ?? 'ENODEV', 'ENODEV');
+      })();
+      return used;
+    };
+    const all = await once(1e6);
+    for (let left = all - 1; left >= 0; left -= 1 + Math.floor(left / 6)) await once(left);
+  });
 
   it(
     'removing the device stops the port',

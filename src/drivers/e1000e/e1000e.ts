@@ -289,10 +289,9 @@ export class E1000ePort extends PortBase {
     throwFirst(errors, 'port.stop');
   }
 
-  /** Ends reception, lets what was given to `tx` go out, and resets the adapter. */
+  /** Lets what was given to `tx` go out, and resets the adapter, which ends reception. */
   async #end(running: Running): Promise<void> {
     const adapter = this.#adapter;
-    adapter.registers.write32(REG.RCTL, 0);
     const isSent = (): boolean => {
       for (const ring of running.transmit) ring.reap();
       return running.transmit.every((ring) => ring.isEmpty) || !adapter.link.up;

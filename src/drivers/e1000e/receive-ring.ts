@@ -152,8 +152,8 @@ export class ReceiveRing {
         packet = this.#addPiece(element, size, status);
         if (packet === NONE) continue;
       }
-      if (offloads !== 0) this.#note(packet, status, last >>> 16, words[at], words[at + 1]);
       bytes += total[packet];
+      if (offloads !== 0) bytes += this.#note(packet, status, last >>> 16, words[at], words[at + 1]);
       burst[taken++] = packet;
     }
     this.#next = next;
@@ -199,8 +199,8 @@ export class ReceiveRing {
     this.#first = NONE;
   }
 
-  /** What the adapter found out. */
-  #note(packet: number, status: number, tag: number, type: number, hash: number): void {
+  /** What the adapter found out. @returns bytes that it took away from the frame */
+  #note(packet: number, status: number, tag: number, type: number, hash: number): number {
     const packets = this.#packets;
     const offloads = this.#offloads;
     let flags = 0;
@@ -219,6 +219,7 @@ export class ReceiveRing {
       packets.hash[packet] = hash;
     }
     packets.flags[packet] = flags;
+    return (flags & OFFLOAD.RX_VLAN_STRIPPED) !== 0 ? TAG : 0;
   }
 
   /** Gives the adapter elements for what it gave back, as far as the pool has any. */

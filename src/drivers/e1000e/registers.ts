@@ -193,7 +193,12 @@ export const TCTL = {
 
 /** Of TXDCTL: descriptors that are still to be processed are counted; has to be set. */
 export const TXDCTL_COUNT = 1 << 22;
-export const TARC = { ENABLE: 1 << 10, RESERVED_26: 1 << 26 } as const;
+export const TARC = { ENABLE: 1 << 10, RESERVED_26: 1 << 26, RESERVED_27_TO_30: 0xf << 27 } as const;
+
+/** `L1_WITHOUT_L0S`: L1 of ASPM is entered although the receiver is not in L0s. */
+export const GCR = { RESERVED_22: 1 << 22, L1_WITHOUT_L0S: 1 << 27 } as const;
+/** Completions of PCIe are taken as they come. */
+export const GCR2_COMPLETIONS = 1 << 0;
 
 export const RXCSUM = {
   IP: 1 << 8,

@@ -63,6 +63,8 @@ export class TransmitRing {
   readonly #lastOf: Int32Array;
   readonly #bytesOf: Uint32Array;
   readonly #done: Int32Array;
+  /** By descriptor: the segment that it shows, if it shows one. */
+  readonly #segmentOf: Int32Array;
   /** The first descriptor that the adapter may not have finished; the first that is free; and what it was told of. */
   #clean = 0;
   #tail = 0;
@@ -79,6 +81,7 @@ export class TransmitRing {
     this.#lastOf = new Int32Array(parts.descriptors);
     this.#bytesOf = new Uint32Array(parts.descriptors);
     this.#done = new Int32Array(parts.descriptors);
+    this.#segmentOf = new Int32Array(parts.descriptors).fill(NONE);
   }
 
   /** Tells the adapter where the ring is. */
@@ -115,31 +118,44 @@ export class TransmitRing {
       if (pieces <= MOST_SEGMENTS && pieces + MORE_DESCRIPTORS > free) break;
       if (pieces <= MOST_SEGMENTS && this.#describe(packet, buffers)) free = this.#free;
       else {
-        this.#queued[packet] = 0;
+        this.#disown(packet);
         packets.releaseOne(packet);
         this.#counters[COUNT.TX_ERRORS]++;
       }
     }
     // The rest stays the caller's.
-    for (let i = taken; i < count; i++) this.#queued[burst[i]] = 0;
+    for (let i = taken; i < count; i++) this.#disown(burst[i]);
     return taken;
   }
 
-  /** The packets are the queue's, if they can be. */
+  /** The packets are the queue's, with all of their segments, if they can be. */
   #claim(burst: Int32Array, count: number): void {
     const packets = this.#packets;
     const queued = this.#queued;
+    const { next } = packets;
     for (let i = 0; i < count; i++) {
       const packet = burst[i];
-      if (packets.inUse(packet) && queued[packet] === 0) queued[packet] = 1;
-      else {
-        for (let k = 0; k < i; k++) queued[burst[k]] = 0;
-        const before = packets.inUse(packet);
-        throw invalid('port.tx', before ? `packet ${packet} was sent before` : `${packet} is no packet in use`, {
-          hint: 'what tx takes belongs to the port until it was sent; packets.clone makes another packet of the same bytes',
-        });
+      let segment = packet;
+      let claimed = 0;
+      // A segment that is the queue's already ends it: also where a chain runs in a circle.
+      for (; packets.inUse(segment) && queued[segment] === 0; segment = next[segment]) {
+        queued[segment] = 1;
+        claimed++;
       }
+      if (segment === NONE && claimed > 0) continue;
+      for (let own = packet; claimed > 0; own = next[own], claimed--) queued[own] = 0;
+      for (let k = 0; k < i; k++) this.#disown(burst[k]);
+      const before = packets.inUse(segment);
+      throw invalid('port.tx', before ? `packet ${segment} was sent before` : `${segment} is no packet in use`, {
+        hint: 'what tx takes belongs to the port until it was sent; packets.clone makes another packet of the same bytes',
+      });
     }
+  }
+
+  /** The packet is not the queue's. */
+  #disown(packet: number): void {
+    const { next } = this.#packets;
+    for (let segment = packet; segment !== NONE; segment = next[segment]) this.#queued[segment] = 0;
   }
 
   get #free(): number {
@@ -184,8 +200,9 @@ export class TransmitRing {
       if (size > 0) {
         const iova = buffers.of(buffer[segment]);
         if (iova < 0) return this.#undo(first);
+        this.#segmentOf[this.#tail] = segment;
         this.#putData(iova + offset[segment] + skip, size, command, upper);
-      }
+      } else if (segment !== packet) this.#queued[segment] = 0;
       skip = 0;
     }
     if (bytes < LEAST_FRAME) {
@@ -201,6 +218,7 @@ export class TransmitRing {
   }
 
   #undo(first: number): false {
+    for (let at = first; at !== this.#tail; at = at + 1 === this.#size ? 0 : at + 1) this.#segmentOf[at] = NONE;
     this.#tail = first;
     return false;
   }
@@ -275,9 +293,7 @@ export class TransmitRing {
     while (clean !== told) {
       const last = this.#lastOf[clean];
       if ((words[last * 4 + 3] & TX.DONE) === 0) break;
-      const packet = this.#packetOf[clean];
-      this.#packetOf[clean] = NONE;
-      this.#queued[packet] = 0;
+      const packet = this.#takeBack(clean, last);
       // A program may have released what is not its own.
       if (packets.inUse(packet)) done[count++] = packet;
       sent++;
@@ -296,13 +312,24 @@ export class TransmitRing {
     this.#told = this.#tail;
     this.reap();
     while (this.#clean !== this.#tail) {
-      const packet = this.#packetOf[this.#clean];
-      this.#packetOf[this.#clean] = NONE;
-      this.#queued[packet] = 0;
+      const last = this.#lastOf[this.#clean];
+      const packet = this.#takeBack(this.#clean, last);
       if (this.#packets.inUse(packet)) this.#packets.releaseOne(packet);
       this.#counters[COUNT.TX_ERRORS]++;
-      this.#clean = this.#lastOf[this.#clean] + 1;
-      if (this.#clean === this.#size) this.#clean = 0;
+      this.#clean = last + 1 === this.#size ? 0 : last + 1;
+    }
+  }
+
+  /** The packet of the descriptors from `first` to `last` is not the queue's any more. @returns it */
+  #takeBack(first: number, last: number): number {
+    const packet = this.#packetOf[first];
+    this.#packetOf[first] = NONE;
+    this.#queued[packet] = 0;
+    for (let at = first; ; at = at + 1 === this.#size ? 0 : at + 1) {
+      const segment = this.#segmentOf[at];
+      if (segment !== NONE) this.#queued[segment] = 0;
+      this.#segmentOf[at] = NONE;
+      if (at === last) return packet;
     }
   }
 

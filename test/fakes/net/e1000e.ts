@@ -104,6 +104,8 @@ export class FakeE1000e implements DeviceModel {
   holds = false;
   /** It is unplugged: registers read as all ones. */
   gone = false;
+  /** It is unplugged after so many accesses to its registers. */
+  accessesLeft = Infinity;
   /** So many loads of STATUS after it was told to end, transfers still run: each writes a frame to a receive buffer. */
   lateLoads = 0;
   /** It never says that transfers have ended, or that the reset is over. */
@@ -134,12 +136,19 @@ export class FakeE1000e implements DeviceModel {
 
   read(_region: number, offset: number, into: Uint8Array): void {
     if (into.length !== 4) this.violations.push(`a load of ${into.length} bytes`);
+    this.#count();
     storeWord(into, 0, this.gone ? 0xffffffff : this.#load(offset));
   }
 
   write(_region: number, offset: number, from: Uint8Array): void {
     if (from.length !== 4) this.violations.push(`a store of ${from.length} bytes`);
+    this.#count();
     if (!this.gone) this.#store(offset, loadWord(from, 0));
+  }
+
+  #count(): void {
+    if (this.accessesLeft === 0) this.gone = true;
+    else this.accessesLeft--;
   }
 
   /** The value of a register, without the effects of a load. */
@@ -181,6 +190,13 @@ export class FakeE1000e implements DeviceModel {
         if ((value & CTRL.RESET) !== 0 && !this.neverResets) this.#resetMac();
         else this.poke(offset, value);
         return;
+      case REG.RCTL: {
+        // As an 82574 may not come back from that.
+        const isEnding = (this.peek(REG.CTRL) & CTRL.MASTER_DISABLE) !== 0;
+        if ((this.peek(offset) & ~value & RCTL.ENABLE) !== 0 && !isEnding)
+          this.violations.push('the receiver is switched off in the middle of a frame');
+        return this.poke(offset, value);
+      }
       case REG.CTRL_EXT:
         return this.poke(offset, value & ~CTRL_EXT.EEPROM_RESET);
       case REG.STATUS:
