@@ -13,6 +13,7 @@ import { Range } from '../ranges.js';
 import { connectToPrimary, type Connected } from './connect.js';
 import { MAX_MESSAGE_FDS, type Answer, type PeerOwner } from './peer.js';
 import { runningEals, socketIn } from './places.js';
+import { Regions } from './regions.js';
 import { Server, type Method, type Session } from './server.js';
 import { errorFromWire, errorToWire, PROTOCOL } from './wire.js';
 
@@ -191,6 +192,21 @@ describe('the channel of a primary', { skip: platform.limitation ?? false }, () 
     assert.deepEqual(tracking.leaks(), []);
   });
 
+  it('closes descriptors that come with answers to the primary', async () => {
+    const tracking = trackingPlatform(platform);
+    const server = serve({}, 'store', tracking);
+    const fd = platform.events.create();
+    await attach({ answer: () => ({ fds: [fd] }), closed: () => undefined });
+    const { peer } = server.sessions[0];
+    peer.tell('memory.remove');
+    const begun = peer.begin('memory.add', {}, []);
+    await peer.ask('window');
+    await begun.settled();
+    platform.files.close(fd);
+    await server.close();
+    assert.deepEqual(tracking.leaks(), []);
+  });
+
   it('gives back what a secondary had, in reverse, when its connection ends', async () => {
     const back: string[] = [];
     const server = serve({
@@ -221,6 +237,16 @@ describe('the channel of a primary', { skip: platform.limitation ?? false }, () 
     assert.deepEqual([back, server.isUsed], [[], true]);
     await server.close();
     assert.deepEqual([back, server.isUsed], [['it'], false]);
+  });
+
+  it('has no memory mapped in a secondary that has ended meanwhile', async () => {
+    const server = serve();
+    const { peer } = await attach();
+    const [session] = server.sessions;
+    peer.close(new DmaError({ code: 'ECANCELED', operation: 'x', reason: 'y' }));
+    await until(() => server.left.length === 1);
+    const regions = new Regions(platform, 5000, () => undefined);
+    await assert.rejects(regions.join(session), dmaError('ECONNRESET'));
   });
 
   it('tells a secondary once that the primary stops, and fails its calls', async () => {
@@ -308,6 +334,7 @@ describe('the channel of a primary', { skip: platform.limitation ?? false }, () 
       operation: 'Eal.attach',
       timeoutMs: 5000,
       keepAlive: false,
+      takesFds: true,
     });
     open.push({ close: () => peer.close(new DmaError({ code: 'ECANCELED', operation: 'x', reason: 'y' })) });
     await assert.rejects(

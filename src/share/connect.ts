@@ -47,7 +47,7 @@ export async function connectToPrimary(
   if (folder === undefined) throw absent(platform, name);
   const fd = await connected(platform, socketIn(folder, name), name, timeoutMs);
   const server = checkedPeer(platform, fd, name, operation);
-  const peer = new Peer(platform, fd, owner, { operation, timeoutMs, keepAlive });
+  const peer = new Peer(platform, fd, owner, { operation, timeoutMs, keepAlive, takesFds: true });
   try {
     const { fields } = await peer.ask('hello', { protocol: PROTOCOL, version, name, label });
     return { peer, hello: fields, pid: server.pid };

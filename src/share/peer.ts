@@ -93,6 +93,7 @@ export class Peer {
   readonly #owner: PeerOwner;
   readonly #operation: string;
   readonly #timeoutMs: number;
+  readonly #takesFds: boolean;
   readonly #channel: Channel;
   readonly #pending = new Map<number, Pending>();
   #nextId = 0;
@@ -104,17 +105,24 @@ export class Peer {
    * @param options.operation names the connection in errors
    * @param options.timeoutMs how long {@link ask} waits for an answer; Infinity for ever
    * @param options.keepAlive does the connection keep the process alive?
+   * @param options.takesFds does who asks take the descriptors of answers? Otherwise they are closed
    */
   constructor(
     platform: Platform,
     fd: number,
     owner: PeerOwner,
-    options: { readonly operation: string; readonly timeoutMs: number; readonly keepAlive: boolean },
+    options: {
+      readonly operation: string;
+      readonly timeoutMs: number;
+      readonly keepAlive: boolean;
+      readonly takesFds: boolean;
+    },
   ) {
     this.#platform = platform;
     this.#owner = owner;
     this.#operation = options.operation;
     this.#timeoutMs = options.timeoutMs;
+    this.#takesFds = options.takesFds;
     this.#channel = new Channel(
       platform,
       fd,
@@ -236,7 +244,8 @@ export class Peer {
     if (error === undefined && !isJsonObject(result)) throw nonsense(this.#operation, 'an answer that is no object');
     this.#pending.delete(id);
     if (error !== undefined) pending.settle(errorFromWire(error, this.#operation));
-    else if (isJsonObject(result)) pending.settle({ fields: new Fields(result, this.#operation), fds: fds.splice(0) });
+    else if (isJsonObject(result))
+      pending.settle({ fields: new Fields(result, this.#operation), fds: this.#takesFds ? fds.splice(0) : [] });
   }
 
   /** Answers after what runs now, because this side may be in the middle of a change. */

@@ -366,9 +366,10 @@ export class Primary {
   /** A zone that a secondary uses is not freed, unless the secondary itself frees it. */
   #shareZone(session: Session, zone: Zone, operation: string): JsonObject {
     this.#mustReach(session, zone, operation);
+    const holdings = this.#of(session);
     const pinned = (): Pin => zone.pin(`${session.label} uses it`);
     let pin = pinned();
-    const id = this.#of(session).keep({
+    const id = holdings.keep({
       what: `the zone ${zone.name}`,
       giveBack: (options) => {
         pin[Symbol.dispose]();

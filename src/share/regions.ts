@@ -39,16 +39,15 @@ export class Regions implements MemoryHandler {
   /**
    * Maps all memory in a new secondary; what is added meanwhile is mapped there too.
    *
-   * @throws DmaError of the secondary, such as EEXIST
+   * @throws DmaError of the secondary, such as EEXIST; why its connection has ended
    */
   async join(session: Session): Promise<void> {
+    // Nobody would call `leave` any more.
+    if (session.failure !== undefined) throw session.failure;
     this.#sessions.add(session);
     const begun: Begun[] = [];
     for (const region of this.#regions.values()) begun.push(...this.#add(session, region));
-    for (const each of begun) {
-      await each.settled();
-      each.outcome();
-    }
+    await outcomesOf(begun);
   }
 
   /** A secondary is gone. */
@@ -68,11 +67,7 @@ export class Regions implements MemoryHandler {
   async change(session: Session, va: number, mapped: boolean): Promise<void> {
     const region = this.#regions.get(va);
     if (region === undefined) return;
-    const begun = mapped ? this.#add(session, region) : this.#remove(session, region);
-    for (const each of begun) {
-      await each.settled();
-      each.outcome();
-    }
+    await outcomesOf(mapped ? this.#add(session, region) : this.#remove(session, region));
   }
 
   /** The piece of memory that is exactly this range, and the heap that it is in. */
@@ -189,6 +184,14 @@ export class Regions implements MemoryHandler {
     if (!region.sessions.delete(session)) return [];
     const { start, length } = region.change.range;
     return [session.peer.begin('memory.remove', { va: start, length }, [])];
+  }
+}
+
+/** Waits for questions one after the other. @throws DmaError of the secondary; why its connection has ended */
+async function outcomesOf(begun: readonly Begun[]): Promise<void> {
+  for (const each of begun) {
+    await each.settled();
+    each.outcome();
   }
 }
 

@@ -241,7 +241,7 @@ export class Server {
       platform,
       fd,
       { answer: (question) => this.#answer(visitor, question), closed: (error) => this.#left(visitor, error) },
-      { operation: OPERATION, timeoutMs, keepAlive: false },
+      { operation: OPERATION, timeoutMs, keepAlive: false, takesFds: false },
     );
     const visitor: Visitor = new Visitor(who.pid, peer);
     this.#visitors.add(visitor);
