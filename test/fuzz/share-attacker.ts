@@ -329,8 +329,8 @@ class Connection {
         break;
       case 13:
         this.ask(random.pick(['devices.probe', 'devices.remove']), {
-          name: random.pick(['vdev:edu1', 'vdev:none0', 'pci:0000:ff:1f.7', '', ':', 'vdev:edu0,x=y']),
-          device: random.pick(['vdev:edu1', 'vdev:none0']),
+          name: random.pick(['vdev:edu0', 'vdev:edu1', 'vdev:none0', 'pci:0000:ff:1f.7', '', ':', 'vdev:edu0,x=y']),
+          device: random.oneIn(8) ? 'vdev:edu0' : random.pick(['vdev:edu1', 'vdev:none0']),
         });
         break;
       case 14: {

@@ -43,6 +43,8 @@ export interface ShareFuzzOptions {
 const BATCH = 25_000;
 /** No call of a secondary that behaves takes longer, whatever others do. */
 const HANG_MS = 30_000;
+/** What attackers map on. */
+const DEVICE = 'vdev:edu0';
 const ATTACKER = fileURLToPath(new URL('share-attacker.js', import.meta.url));
 
 /**
@@ -102,7 +104,7 @@ class Target {
       onForgotten: () => undefined,
       secondaryTimeoutMs: 200,
     });
-    await eal.probe('vdev:edu0');
+    await eal.probe(DEVICE);
     eal.zones.reserve('keep', 4 * KiB);
     eal.external.allocate(64 * KiB, { label: 'frames' });
     eal.heaps.create('named');
@@ -129,11 +131,14 @@ class Target {
     const ended = once(child, 'exit') as Promise<[number | null, string | null]>;
     let over = false;
     void ended.then(() => (over = true));
-    const killAt = random.oneIn(2) ? 0.3 + random.below(60) / 100 : Infinity;
+    let killAt = random.oneIn(2) ? (0.3 + random.below(60) / 100) * inputs : Infinity;
     while (!over) {
       await this.#serve(report);
       // Killed in the middle, with whatever is in flight.
-      if (last.inputs > killAt * inputs && child.kill('SIGKILL')) report.killed++;
+      if (last.inputs > killAt && child.kill('SIGKILL')) {
+        report.killed++;
+        killAt = Infinity;
+      }
       await Promise.race([ended, sleep(20)]);
     }
     const [status, signal] = await ended;
@@ -146,6 +151,8 @@ class Target {
     report.answered += last.answered;
     await until(() => this.eal.secondaries.length === 1);
     await this.#tidy();
+    // One after the other, on another thread: thousands take a while on a busy machine.
+    await until(() => this.eal.platform.files.closing() === 0, 'descriptors of the attacker are closed', 10 * 60_000);
     await until(() => {
       // Addresses wait until views of them are collected.
       collect();
@@ -203,7 +210,7 @@ class Target {
     report.longestMs = Math.max(report.longestMs, Math.round(performance.now() - begin));
   }
 
-  /** Frees what has a name, and so stays when its maker ends; once the last holds of that one have ended. */
+  /** Makes named things and devices what they were: they stay when who made them ends. Waits until nobody holds them. */
   async #tidy(): Promise<void> {
     const { eal } = this;
     await until(async () => {
@@ -211,14 +218,15 @@ class Target {
         for (const zone of [...eal.zones]) if (zone.name !== 'keep') zone.free();
         for (const ring of [...eal.rings]) ring.free();
         for (const pool of [...eal.pools]) if (pool.name !== 'own') pool.free();
-        const edu = eal.find('vdev:edu1');
-        if (edu !== undefined) await eal.remove(edu);
+        // Any process may remove a device and probe another one; they are nobody's.
+        for (const device of eal.devices()) if (device.name !== DEVICE) await eal.remove(device);
+        if (eal.find(DEVICE) === undefined) await eal.probe(DEVICE);
         return true;
       } catch (error) {
         if (isDmaError(error, 'EBUSY')) return false;
         throw error;
       }
-    }, 'what has a name can be freed');
+    }, 'what has a name can be freed, and devices can be removed');
     eal.memory.trim();
   }
 
