@@ -17,8 +17,11 @@ import { checkMaxDmaMaps } from './server.js';
 import type { DeviceProcessArguments, DeviceProcessReport } from './device-process-main.js';
 import { clearTimeout, setTimeout } from '../timers.js';
 
-/** Milliseconds to wait for the socket, and for a child to end before it is killed. */
-const START_TIMEOUT = 15_000;
+/**
+ * Milliseconds to wait for the socket, and for a child to end before it is killed. The end of a child that can not start is noticed
+ * at once; the first one is for a child that hangs, and longer than a busy machine takes to load the program.
+ */
+const START_TIMEOUT = 60_000;
 const END_TIMEOUT = 2000;
 
 /** Where the program of a device process may be: in this library, or beside a bundle. */
