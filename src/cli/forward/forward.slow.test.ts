@@ -4,9 +4,13 @@ import { spawn, spawnSync } from 'node:child_process';
 import { createReadStream, createWriteStream, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { describe, test } from 'node:test';
 import { documentOf, Room, type Ended } from '../../../test/shared/command.js';
+import { until } from '../../../test/shared/until.js';
+import { openPlatform } from '../../platform/open.js';
+import { Eal } from '../../index.js';
 import { CaptureReader, CaptureWriter } from '../../entry/net.js';
 
 const tshark = spawnSync('tshark', ['--version']).error === undefined;
+const NEEDS_CALLS = { skip: openPlatform().limitation ?? false };
 const SKIP = { skip: tshark ? false : 'without tshark' };
 
 /** A capture of `count` frames of UDP, of all lengths. */
@@ -45,6 +49,19 @@ function asTshark(path: string): string {
   });
   assert.equal(status, 0, stderr);
   return stdout;
+}
+
+/** What it says on standard error besides notes. */
+function complaints({ stderr }: Ended): string {
+  return stderr.replace(/^anydma: note: .*\n/gm, '');
+}
+
+/** Waits until other programs can attach to it, and its ports are started. */
+async function attachable(room: Room, name: string): Promise<void> {
+  await until(async () => {
+    const { status, stdout } = await room.call(['attach', name, '--json']);
+    return status === 0 && stdout.includes('"packets"');
+  });
 }
 
 function good(ended: Ended): Ended {
@@ -132,6 +149,73 @@ describe('anydma forward', { concurrency: 2 }, () => {
     assert.match(stdout, /vdev:null0/);
     assert.ok(framesOf(room.file('all.pcapng')).length > 0);
   });
+
+  test('two programs, with rings between them: a capture goes through the other one', NEEDS_CALLS, async () => {
+    using room = new Room();
+    writeFileSync(room.file('in.pcap'), capture(3000));
+    const name = `through-${process.pid}`;
+    const ports = ['--port', 'vdev:pcap0,rx=in.pcap,tx=out.pcap', '--port', 'vdev:ring0,size=64'];
+    const left = room.start(['forward', '--name', name, ...ports]);
+    await attachable(room, name);
+    const right = room.start(['forward', '--attach', name, '--port', 'vdev:ring0', '--mode', 'macswap', '--json']);
+    const out = room.file('out.pcap');
+    // Whole blocks are written; the rest when it ends.
+    await until(() => (statSync(out, { throwIfNoEntry: false })?.size ?? 0) > 1_000_000);
+    left.child.kill('SIGINT');
+    const ended = await left.ended;
+    assert.deepEqual([ended.status, complaints(ended)], [130, '']);
+    const swapped = framesOf(room.file('in.pcap')).map((text) =>
+      text.replace(/ ([0-9a-f]{12})([0-9a-f]{12})/, ' $2$1'),
+    );
+    const through = framesOf(out);
+    assert.ok(through.length > 1000);
+    assert.deepEqual(through, swapped.slice(0, through.length));
+    const other = await right.ended;
+    assert.equal(other.status, 1);
+    assert.match(other.stderr, new RegExp(`the program ${name} .* has ended`));
+    assert.equal((documentOf(other).error as { code: string }).code, 'ENODEV');
+  });
+
+  test('of two programs one may be killed, and the next one goes on', NEEDS_CALLS, async () => {
+    using room = new Room();
+    const name = `killed-${process.pid}`;
+    const left = room.start(['forward', '--name', name, '--port', 'vdev:null0,size=64', '--port', 'vdev:ring0']);
+    await attachable(room, name);
+    const attach = ['forward', '--attach', name, '--port', 'vdev:ring0', '--mode', 'rxonly'];
+    for (let round = 0; round < 3; round++) {
+      const killed = room.start([...attach, '--capture', `${round}.pcap`]);
+      await until(() => (statSync(room.file(`${round}.pcap`), { throwIfNoEntry: false })?.size ?? 0) > 1_000_000);
+      killed.child.kill('SIGKILL');
+      await killed.ended;
+    }
+    const last = good(await room.call([...attach, '--duration', '1', '--json']));
+    const [port] = documentOf(last).ports as { rxPackets: number; rxBytes: number }[];
+    assert.ok(port.rxPackets > 1000);
+    assert.equal(port.rxBytes, port.rxPackets * 64);
+    left.child.kill('SIGINT');
+    const ended = await left.ended;
+    assert.deepEqual([ended.status, complaints(ended)], [130, '']);
+  });
+
+  test(
+    'refuses a program that is not there, that moves no packets, and adapters beside its packets',
+    NEEDS_CALLS,
+    async () => {
+      using room = new Room();
+      const ended = await room.call(['forward', '--attach', 'nobody', '--port', 'vdev:ring0']);
+      assert.equal(ended.status, 1);
+      assert.match(ended.stderr, /no process of this user .* "nobody"/);
+      const both = await room.call(['forward', '--attach', 'a', '--name', 'b', '--port', 'vdev:ring0']);
+      assert.equal(both.status, 2);
+      const name = `without-${process.pid}`;
+      await using eal = await Eal.start({ name, memory: { noHuge: true } });
+      using zone = eal.zones.reserve('other', 64);
+      assert.equal(zone.live, true);
+      const without = await room.start(['forward', '--attach', name, '--port', 'vdev:ring0']).ended;
+      assert.equal(without.status, 1);
+      assert.match(without.stderr, /has no packets that others can use/);
+    },
+  );
 
   for (const [why, port, code, says] of [
     ['a file that is not there', 'vdev:pcap0,rx=nothing.pcap', 'ENOENT', /nothing\.pcap/],

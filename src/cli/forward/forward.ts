@@ -1,7 +1,6 @@
 /** `anydma forward`: moves packets between Ethernet ports, as DPDK's testpmd. */
 import { closeSync, openSync, writeSync } from 'node:fs';
 import { InvalidArgumentError, Option } from 'commander';
-import type { ContainerChoice } from '../../entry/driver.js';
 import { fromNode } from '../../platform/linux/node-errors.js';
 import {
   CaptureWriter,
@@ -9,8 +8,7 @@ import {
   Forwarder,
   LINK_ETHERNET,
   MODE_NAMES,
-  Packets,
-  portOf,
+  type Packets,
   TOPOLOGIES,
   writePacket,
   type ModeName,
@@ -18,24 +16,20 @@ import {
   type StreamStatistics,
   type Topology,
 } from '../../entry/net.js';
-import { Eal, type Device } from '../../index.js';
 import { MODES } from '../../net/modes.js';
 import { iommuOption } from '../iommu.js';
 import { paragraphs, type CommandContext, type CommandSpec } from '../shared/command.js';
 import { integerValue, sizeValue } from '../shared/values.js';
-import { MEMORY_KIND_NAMES, MEMORY_KINDS, packetMemory, type MemoryKind } from './packet-memory.js';
+import { MEMORY_KIND_NAMES, MEMORY_KINDS } from './packet-memory.js';
+import { openPlace, type PlaceOptions } from './place.js';
 import { rateRow, RATE_COLUMNS, Rates } from './rates.js';
 
-interface ForwardOptions {
-  readonly port: readonly string[];
+interface ForwardOptions extends PlaceOptions {
   readonly mode: ModeName;
-  readonly memory: MemoryKind;
   readonly topology: Topology;
-  readonly iommu: ContainerChoice;
   readonly burst: number;
   readonly rxd?: number;
   readonly txd?: number;
-  readonly mbufSize: number;
   readonly totalNumMbufs?: number;
   readonly txpkts: readonly number[];
   readonly maxPktLen: number;
@@ -59,7 +53,8 @@ export const forward: CommandSpec<ForwardOptions> = {
   description: paragraphs(
     `Takes packets from ports and gives them to others: the first to the second and back, the third to the fourth, and so on; a last one
     without a partner to itself. Ports are Ethernet adapters (pci:...), and software: vdev:pcap0,rx=FILE,tx=FILE reads and writes
-    captures, vdev:null0 throws away.`,
+    captures, vdev:null0 throws away, vdev:ring0 is connected with another program: one is started with --name, the other one with
+    --attach, and each has an end of vdev:ring0. Packets pass between them without a copy.`,
     `It ends when nothing more can come (all captures have ended), after --duration, or by Ctrl-C, and gives everything back.`,
     `Modes: ${MODE_NAMES.map((name) => `${name} ${MODES[name].about}`).join('; ')}.`,
     `Kinds of memory: ${MEMORY_KIND_NAMES.map((name) => `${name}: ${MEMORY_KINDS[name]}`).join('; ')}.`,
@@ -87,25 +82,23 @@ export const forward: CommandSpec<ForwardOptions> = {
       .option('--drop', 'drop what a port does not take, as testpmd; default: wait for it')
       .option('--stats-period <seconds>', 'how often the live table is drawn', integerValue(1, 3600), 1)
       .option('--duration <seconds>', 'end after this time', integerValue(1, 86_400 * 365))
+      .option('--name <name>', 'let other programs have packets and the other ends of ring ports, by --attach')
+      .option('--attach <name>', 'use the packets of the program with this name')
       .option('--capture <path>', 'write what passes to a capture: .pcap, else pcapng'),
   examples: [
     ['anydma forward --port vdev:pcap0,rx=in.pcapng,tx=out.pcapng --mode macswap', 'a capture, changed; no hardware'],
     ['anydma forward --port pci:0000:03:00.0 --port pci:0000:03:00.1', 'two adapters, each to the other'],
     ['anydma forward --port pci:0000:03:00.0 --mode icmpecho', 'answers pings'],
+    ['anydma forward --name left --port pci:0000:03:00.0 --port vdev:ring0', 'an adapter, for another program'],
+    ['anydma forward --attach left --port vdev:ring0 --mode icmpecho', 'the other program'],
     ['anydma forward --port pci:0000:03:00.0 --mode txonly --memory xmem --duration 10 --json', 'for programs'],
   ],
   async run(options, context) {
     const { output, signal } = context;
-    const onNotice = (text: string): void => output.note(`note: ${text}`);
-    const { iommu } = options;
-    await using eal = await Eal.start({ iommu, origins: false, onForgotten: () => undefined, memory: { onNotice } });
-    signal.throwIfAborted();
-    const devices: Device[] = [];
-    for (const name of options.port) devices.push(await eal.probe(name));
-    const ports = devices.map((device) => portOf(device));
-    signal.throwIfAborted();
-    using memory = packetMemory(eal, options.memory, elementsOf(options), options.mbufSize);
-    const packets = new Packets(memory.pool);
+    if (options.name !== undefined && options.attach !== undefined)
+      context.usage('--name has memory of its own, --attach that of another program: give one of them');
+    await using place = await openPlace(options, elementsOf(options), { output, signal });
+    const { packets, ports } = place;
     using capture = new PassingCapture(options, packets);
     const forwarder = new Forwarder({
       packets,
@@ -119,9 +112,8 @@ export const forward: CommandSpec<ForwardOptions> = {
       ...capture.option,
     });
     try {
-      for (const [i, port] of ports.entries()) {
-        const device = devices[i];
-        if (device !== undefined) memory.map(device);
+      for (const port of ports) {
+        place.map(port);
         // What is forwarded is for others.
         port.promiscuous = true;
         await port.start({
@@ -132,13 +124,15 @@ export const forward: CommandSpec<ForwardOptions> = {
         });
         forwarder.add(port);
       }
-      const seconds = await work(forwarder, options, context);
+      const seconds = await work(forwarder, options, { output, signal: place.signal });
+      place.mustGoOn();
       // Packets that are still in queues are counted by those who have them.
       const statistics = ports.map((port) => port.statistics());
       for (const port of ports) await port.stop();
       report(context, options, forwarder, statistics, seconds);
-    } finally {
-      for (const port of ports) await port.stop();
+    } catch (error) {
+      place.mustGoOn();
+      throw error;
     }
   },
 };
@@ -147,7 +141,7 @@ export const forward: CommandSpec<ForwardOptions> = {
 async function work(
   forwarder: Forwarder,
   options: ForwardOptions,
-  { output, signal }: CommandContext,
+  { output, signal }: Pick<CommandContext, 'output' | 'signal'>,
 ): Promise<number> {
   const rates = new Rates(forwarder.ports);
   using live = output.liveLines();

@@ -16,6 +16,9 @@ export type MemoryKind = keyof typeof MEMORY_KINDS;
 /** The names of the kinds. */
 export const MEMORY_KIND_NAMES = Object.keys(MEMORY_KINDS) as readonly MemoryKind[];
 
+/** The name of the pool, and of the zone that has the table of packets, by which other programs find them. */
+export const PACKETS = 'packets';
+
 const HEAP = 'extmem';
 /** Room for what separates elements. */
 const MORE = 1.25;
@@ -35,7 +38,7 @@ export interface PacketMemory extends Disposable {
  * @throws DmaError as `pools.create`, `external.allocate` and `heaps.addMemory`
  */
 export function packetMemory(eal: Eal, kind: MemoryKind, elements: number, size: number): PacketMemory {
-  const common = { elements, elementSize: size, cache: 256 };
+  const common = { name: PACKETS, elements, elementSize: size, cache: 256 };
   if (kind === 'owned') return freed(eal.pools.create(common), [], () => undefined);
   const bytes = Math.ceil((elements * (size + 64) * MORE) / (2 * MiB)) * 2 * MiB;
   if (kind === 'anon') {
@@ -76,7 +79,8 @@ function freed(pool: Pool, undo: readonly (() => void)[], map: (device: Device) 
     pool,
     map,
     [Symbol.dispose]: () => {
-      pool.free();
+      // Other programs see that it is gone.
+      pool.free({ force: pool.threads > 0 && pool.threadsHere === 0 });
       for (const step of undo) step();
     },
   };
