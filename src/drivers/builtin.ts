@@ -7,6 +7,7 @@ import { NVME_KEYS, nvmeDriver } from './nvme/nvme-driver.js';
 import { nullPortDriver, pcapPortDriver, PORT_KEYS, ringPortDriver } from './ports/software-ports.js';
 import { rawDriver } from './raw-driver.js';
 import { verbsDriver } from './verbs-driver.js';
+import { virtioNetDriver } from './virtio-net/virtio-net-driver.js';
 
 /**
  * `verbs` is first, because it takes functions that keep their kernel driver; `raw` is last, because it takes any
@@ -18,6 +19,7 @@ export const builtinDrivers: readonly Driver[] = [
   eduDriver,
   nvmeDriver,
   e1000eDriver,
+  virtioNetDriver,
   nullPortDriver,
   pcapPortDriver,
   ringPortDriver,

@@ -26,3 +26,4 @@ export { RingPort } from '../drivers/ports/ring-port.js';
 export type { RingPair, RingPortBase } from '../drivers/ports/ring-port-base.js';
 export { openOtherEnd, type NamedRings, type OtherEndOptions } from '../drivers/ports/other-end.js';
 export { SoftwarePort } from '../drivers/ports/software-port.js';
+export { virtioNetDriver } from '../drivers/virtio-net/virtio-net-driver.js';

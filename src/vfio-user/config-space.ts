@@ -77,6 +77,8 @@ export class ConfigSpace {
     let link = CAPABILITIES;
     const capability = (id: number, length: number): number => {
       const here = at;
+      if (length < 2 || here + length > CONFIG_SPACE_SIZE)
+        throw invalid('vfio-user device', `no room in configuration space for a capability of ${length} bytes`);
       bytes[link] = here;
       bytes[here] = id;
       put16(bytes, STATUS, get16(bytes, STATUS) | STATUS_CAPABILITY_LIST);
@@ -99,6 +101,10 @@ export class ConfigSpace {
       put16(this.#writable, here + 2, 0xc000);
       put32(bytes, here + 4, msix.index);
       put32(bytes, here + 8, msix.pending | msix.index);
+    }
+    for (const own of model.capabilities ?? []) {
+      const here = capability(own[0], own.length);
+      bytes.set(own.subarray(2), here + 2);
     }
     this.reset();
   }

@@ -3,11 +3,12 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { FakeE1000e } from '../../../test/fakes/net/e1000e.js';
 import { dmaError, throwsDma } from '../../../test/shared/errors.js';
+import { frameOf, ipFrame, pseudo, put } from '../../../test/shared/frames.js';
 import type { Device } from '../../bus/model.js';
 import { Eal } from '../../eal.js';
 import { isDmaError } from '../../errors.js';
 import type { Pool } from '../../memory/pool/pool.js';
-import { checksum, sumOf } from '../../net/checksum.js';
+import { checksum } from '../../net/checksum.js';
 import { OFFLOAD } from '../../net/offloads.js';
 import { NONE, Packets } from '../../net/packets.js';
 import { portOf } from '../../net/port-of.js';
@@ -29,7 +30,6 @@ import {
   TXDCTL_COUNT,
 } from './registers.js';
 
-const MAC = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const ELEMENTS = 512;
 const HEADROOM = 64;
 
@@ -74,39 +74,6 @@ function withCard(work: (room: Room) => Promise<void>, options: RoomOptions = {}
     assert.equal(pool.available, ELEMENTS, 'elements are missing');
     pool.free();
   };
-}
-
-function frameOf(length: number, seed = 1): Uint8Array {
-  const frame = Uint8Array.from({ length }, (_, i) => (i * 7 + seed * 13) & 0xff);
-  frame.set(MAC.slice(0, length));
-  if (length > 13) frame.set([0x88, 0xb5], 12);
-  return frame;
-}
-
-/** A frame of TCP (6) or UDP (17) over IPv4, with right check sums. */
-function ipFrame(protocol: 6 | 17, { from = 1, to = 2, tag = -1, ports = [80, 443], data = 30 } = {}): Uint8Array {
-  const l4 = protocol === 6 ? 20 : 8;
-  const length = l4 + data;
-  const [a, b] = ports;
-  const head = [a >> 8, a & 255, b >> 8, b & 255];
-  const rest = protocol === 6 ? [0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0, 0, 0, 0, 0] : [0, length, 0, 0];
-  const ip = [0x45, 0, 0, 20 + length, 0, 1, 0, 0, 64, protocol, 0, 0, 10, 0, 0, from, 10, 0, 0, to];
-  const ether = [...MAC, 2, 0, 0, 0, 0, 9, ...(tag < 0 ? [] : [0x81, 0, tag >> 8, tag & 255]), 8, 0];
-  const payload = Array.from({ length: data }, (_, i) => (i * 11 + 3) & 0xff);
-  const frame = Uint8Array.from([...ether, ...ip, ...head, ...rest, ...payload]);
-  const l3 = ether.length;
-  put(frame, l3 + 10, checksum(sumOf(frame, l3, 20)));
-  const field = l3 + 20 + (protocol === 6 ? 16 : 6);
-  put(frame, field, checksum(sumOf(frame, l3 + 20, length, pseudo(frame, l3, protocol, length))));
-  return frame;
-}
-
-function pseudo(frame: Uint8Array, l3: number, protocol: number, length: number): number {
-  return sumOf(frame, l3 + 12, 8) + protocol + length;
-}
-
-function put(frame: Uint8Array, at: number, value: number): void {
-  frame.set([value >> 8, value & 0xff], at);
 }
 
 function takeAll(port: Port, queue = 0): number[] {

@@ -9,7 +9,7 @@ import { OFFLOAD } from '../../net/offloads.js';
 import { NONE, type Packets } from '../../net/packets.js';
 import { COUNT } from '../../net/port-base.js';
 import type { RegisterStores } from '../../platform/registers/registers.js';
-import { isShownIn } from './memory-use.js';
+import { isShownIn } from '../ports/memory-use.js';
 import { DESCRIPTOR_BYTES, RX, RX_QUEUE } from './registers.js';
 
 /** Descriptors that are given back together: the tail is a register, and a store to it is dear. */

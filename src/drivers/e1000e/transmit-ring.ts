@@ -10,7 +10,7 @@ import { OFFLOAD } from '../../net/offloads.js';
 import { NONE, type Packets } from '../../net/packets.js';
 import { COUNT, LEAST_FRAME } from '../../net/port-base.js';
 import type { RegisterStores } from '../../platform/registers/registers.js';
-import { isShownIn } from './memory-use.js';
+import { isShownIn } from '../ports/memory-use.js';
 import { DESCRIPTOR_BYTES, TX, TX_QUEUE } from './registers.js';
 
 /** Segments of a packet. */

@@ -87,6 +87,8 @@ export interface DeviceModel {
   readonly identity: PciIdentity;
   readonly regions: readonly ModelRegion[];
   readonly interrupts: InterruptCounts;
+  /** PCI capabilities besides those of interrupts: their bytes, read-only. The first is the id; the second, the link, is set by the host. */
+  readonly capabilities?: readonly Uint8Array[];
   /** The client loads `into.length` bytes at `offset` of region `region`; the host has checked that they are inside. */
   read(region: number, offset: number, into: Uint8Array): void;
   /** The client stores `from` at `offset` of region `region`; the host has checked that it is inside. */
