@@ -1,5 +1,5 @@
 /**
- * A transmit queue: a ring of descriptors. A packet has one for each segment, one before them (the context) if check sums are computed, one
+ * A transmit queue: a ring of descriptors. A packet has one for each page of each segment, one before them (the context) if check sums are computed, one
  * for a tag that the adapter does not insert, and one behind them that pads short frames with zeros. One descriptor of the ring always stays free, as a
  * tail that is equal to the head means that there is nothing to send.
  */
@@ -15,8 +15,15 @@ import { DESCRIPTOR_BYTES, TX, TX_QUEUE } from './registers.js';
 
 /** Segments of a packet. */
 export const MOST_SEGMENTS = 40;
-/** Descriptors of a packet besides those of its segments. */
+/** Descriptors of a packet besides those of the pages of its segments. */
 const MORE_DESCRIPTORS = 3;
+/**
+ * A descriptor shows bytes of one page. An adapter does not need that, but QEMU's drops a frame with a descriptor whose pages are not side by side
+ * in the machine's memory, as those of ordinary pages behind an IOMMU are.
+ */
+const PAGE = 4096;
+/** The pages of a frame besides one or two for each segment: as many as the longest frame fills. */
+const MORE_PAGES = 3;
 /** Bytes for each descriptor where the header is put together of a frame with a tag. */
 export const HEADER_BYTES = 16;
 
@@ -115,8 +122,12 @@ export class TransmitRing {
     for (; taken < count; taken++) {
       const packet = burst[taken];
       const pieces = segments[packet];
-      if (pieces <= MOST_SEGMENTS && pieces + MORE_DESCRIPTORS > free) break;
-      if (pieces <= MOST_SEGMENTS && this.#describe(packet, buffers)) free = this.#free;
+      // Most that it may need; counted only if that is more than there is.
+      let needed = 2 * pieces + MORE_PAGES + MORE_DESCRIPTORS;
+      if (needed > free) needed = this.#count(packet, buffers) + MORE_DESCRIPTORS;
+      const canBe = pieces <= MOST_SEGMENTS && needed < this.#size;
+      if (canBe && needed > free) break;
+      if (canBe && this.#describe(packet, buffers)) free = this.#free;
       else {
         this.#disown(packet);
         packets.releaseOne(packet);
@@ -126,6 +137,17 @@ export class TransmitRing {
     // The rest stays the caller's.
     for (let i = taken; i < count; i++) this.#disown(burst[i]);
     return taken;
+  }
+
+  /** Pages of the segments of a packet. */
+  #count(packet: number, buffers: DeviceBuffers): number {
+    const { buffer, offset, length, next } = this.#packets;
+    let pages = 0;
+    for (let segment = packet; segment !== NONE; segment = next[segment]) {
+      const start = (buffers.of(buffer[segment]) + offset[segment]) & (PAGE - 1);
+      pages += Math.ceil((start + length[segment]) / PAGE);
+    }
+    return pages;
   }
 
   /** The packets are the queue's, with all of their segments, if they can be. */
@@ -200,8 +222,7 @@ export class TransmitRing {
       if (size > 0) {
         const iova = buffers.of(buffer[segment]);
         if (iova < 0) return this.#undo(first);
-        this.#segmentOf[this.#tail] = segment;
-        this.#putData(iova + offset[segment] + skip, size, command, upper);
+        this.#putPieces(segment, iova + offset[segment] + skip, size, command, upper);
       } else if (segment !== packet) this.#queued[segment] = 0;
       skip = 0;
     }
@@ -221,6 +242,20 @@ export class TransmitRing {
     for (let at = first; at !== this.#tail; at = at + 1 === this.#size ? 0 : at + 1) this.#segmentOf[at] = NONE;
     this.#tail = first;
     return false;
+  }
+
+  /** A descriptor for each page that a segment is in. */
+  #putPieces(segment: number, iova: number, size: number, command: number, upper: number): void {
+    let at = iova;
+    let left = size;
+    while (left > 0) {
+      const room = PAGE - (at & (PAGE - 1));
+      const piece = left < room ? left : room;
+      this.#segmentOf[this.#tail] = segment;
+      this.#putData(at, piece, command, upper);
+      at += piece;
+      left -= piece;
+    }
   }
 
   #putData(iova: number, size: number, command: number, upper: number): void {

@@ -55,6 +55,7 @@ const MAC = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 const QUEUES = [0, 1];
 const CRC = 4;
 const LEAST = 60;
+const PAGE = 4096;
 /** Bytes of a frame with its check sum that is not long: 4 more with a tag. */
 const USUAL = 1518;
 const SIZE_BITS = RCTL.SIZE_TIMES_16 | (3 << RCTL.SIZE_SHIFT);
@@ -519,6 +520,8 @@ export class FakeE1000e implements DeviceModel {
         continue;
       }
       const part = new Uint8Array(command & TX.LENGTH_MASK);
+      // As QEMU's, which drops the frame if the pages are not side by side in memory.
+      if ((words[0] % PAGE) + part.length > PAGE) this.violations.push('a descriptor of more than one page');
       if (part.length === 0) this.violations.push('a descriptor of 0 bytes');
       else this.#reach(() => this.#host.dma.read(words[0] + words[1] * 2 ** 32, part));
       parts.push(part);
