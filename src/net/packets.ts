@@ -20,6 +20,9 @@ export const HEADROOM = 128;
 /** Sizes and offsets are kept in 16 bits. */
 const MAX_ELEMENT = 0xffff;
 
+/** Segments of a packet are counted in 16 bits. */
+const MAX_SEGMENTS = 0xffff;
+
 /** Bytes of a packet are counted in 32 bits. */
 const MAX_PACKET = 2 ** 32 - 1;
 
@@ -305,7 +308,8 @@ export class Packets {
     if (!this.inUse(more)) this.#mustBeInUse(more, 'chain');
     const { next, segments, total } = this;
     const count = (segments[packet] ?? 1) + (segments[more] ?? 1);
-    if (count > 0xffff) throw new DmaError({ code: 'ERANGE', operation, reason: `${count} segments are too many` });
+    if (count > MAX_SEGMENTS)
+      throw new DmaError({ code: 'ERANGE', operation, reason: `${count} segments are too many` });
     let last = packet;
     for (;;) {
       if (last === more) throw invalid(operation, `packet ${more} is a part of packet ${packet}`);
@@ -467,11 +471,14 @@ export class Packets {
   /**
    * Makes `bytes` the data of a new packet, in as many segments as it takes; at least one.
    *
-   * @returns its number, or {@link NONE} if the pool has too few elements
+   * @returns its number, or {@link NONE} if the pool has too few elements left
+   * @throws DmaError ERANGE for more bytes than 65,535 segments have room for
    */
   from(bytes: Uint8Array): number {
     const { room } = this;
     const count = Math.max(1, Math.ceil(bytes.length / room));
+    if (count > MAX_SEGMENTS)
+      throw new DmaError({ code: 'ERANGE', operation: 'packets.from', reason: `${count} segments are too many` });
     const taken = count === 1 ? this.#one : new Int32Array(count);
     if (!this.take(taken, count)) return NONE;
     const first = taken[0] ?? NONE;

@@ -29,6 +29,17 @@ function capture(count: number, seed = 1): Uint8Array {
   return Uint8Array.from(Buffer.concat(parts));
 }
 
+/** A capture of one frame. */
+function captureOf(seconds: number, length: number): Uint8Array {
+  const parts: Uint8Array[] = [];
+  const writer = new CaptureWriter('pcapng', 1, (bytes) => parts.push(bytes.slice()));
+  writer.begin({ seconds, nanos: 0, wire: length }, length);
+  writer.add(new Uint8Array(length));
+  writer.end(length);
+  writer.flush();
+  return Uint8Array.from(Buffer.concat(parts));
+}
+
 /** All frames, as texts. */
 function framesOf(path: string): string[] {
   const reader = new CaptureReader();
@@ -225,6 +236,8 @@ describe('anydma forward', { concurrency: 2 }, () => {
     ['no capture', 'vdev:pcap0,rx=text', 'EINVAL', /no capture that is known/],
     ['a capture that is cut off', 'vdev:pcap0,rx=cut.pcap', 'EINVAL', /ends in the middle/],
     ['another kind of frames', 'vdev:pcap0,rx=other.pcap', 'EINVAL', /link=113/],
+    ['a frame larger than the whole pool', 'vdev:pcap0,rx=large.pcapng', 'ENOMEM', /--total-num-mbufs/],
+    ['a time that the format has not', 'vdev:pcap0,rx=late.pcapng,tx=out.pcap', 'ERANGE', /\.pcapng/],
     ['a full disk', 'vdev:pcap0,rx=in.pcap,tx=/dev/full', 'ENOSPC', /\/dev\/full/],
     ['a device that is no port', 'vdev:copy0', 'EINVAL', /none of Ethernet ports/],
     ['a size that no frame has', 'vdev:null0,size=20', 'EINVAL', /size=20/],
@@ -240,6 +253,11 @@ describe('anydma forward', { concurrency: 2 }, () => {
       other[20] = 113;
       writeFileSync(room.file('other.pcap'), other);
       writeFileSync(room.file('text'), 'this is no capture');
+      for (const [name, seconds, length] of [
+        ['large.pcapng', 1, 6e6],
+        ['late.pcapng', 2 ** 33, 60],
+      ] as const)
+        if (port.includes(name)) writeFileSync(room.file(name), captureOf(seconds, length));
       const there = port.replace(/(rx|tx)=(?!\/)/g, `$1=${room.path}/`);
       const ended = await room.call(['forward', '--port', there, '--json']);
       assert.equal(ended.status, 1);

@@ -2,9 +2,9 @@
 import { CaptureSource, CaptureTarget } from './capture-files.js';
 import { writePacket } from '../../net/capture/packet-writer.js';
 import { LINK_ETHERNET, type CaptureFrame } from '../../net/capture/capture-frame.js';
-import { invalid, isDmaError, type DmaError } from '../../errors.js';
+import { DmaError, invalid, isDmaError } from '../../errors.js';
 import { COUNT } from '../../net/port-base.js';
-import { NONE } from '../../net/packets.js';
+import { NONE, type Packets } from '../../net/packets.js';
 import { OFFLOAD } from '../../net/offloads.js';
 import { SoftwarePort } from './software-port.js';
 
@@ -81,6 +81,7 @@ export class PcapPort extends SoftwarePort {
         if (frame.link !== this.#link) throw this.#otherLink(frame.link, source.path);
         const packet = packets.from(frame.data);
         if (packet === NONE) {
+          if (frame.data.length > packets.pool.elements * packets.room) throw this.#tooLong(frame, packets);
           // The bytes of a frame are only there until the next call.
           this.#waiting = frame === this.#waiting ? frame : { ...frame, data: frame.data.slice() };
           counters[COUNT.RX_NO_BUFFERS] = (counters[COUNT.RX_NO_BUFFERS] ?? 0) + 1;
@@ -133,6 +134,17 @@ export class PcapPort extends SoftwarePort {
   #failed(error: unknown): unknown {
     if (isDmaError(error)) this.lose(error);
     return error;
+  }
+
+  #tooLong({ data }: CaptureFrame, { pool, room }: Packets): DmaError {
+    const all = pool.elements * room;
+    return new DmaError({
+      code: 'ENOMEM',
+      operation: 'port.rx',
+      device: this.name,
+      reason: `a frame of ${data.length} bytes is larger than the whole pool, which has room for ${all}`,
+      hint: 'make a pool with more elements, or larger ones; "anydma forward" does by --total-num-mbufs and --mbuf-size',
+    });
   }
 
   #otherLink(link: number, path: string): DmaError {

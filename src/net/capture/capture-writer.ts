@@ -41,7 +41,7 @@ export class CaptureWriter {
     this.#at = header.length;
   }
 
-  /** Begins a frame of `captured` bytes, whose data follow by {@link CaptureWriter.add}. @throws what `write` throws */
+  /** Begins a frame of `captured` bytes, whose data follow by {@link CaptureWriter.add}. @throws DmaError ERANGE for a time that the format does not have; what `write` throws */
   begin(frame: FrameFacts, captured: number): void {
     if (this.#at + captured + AROUND > this.#bytes.length) this.flush();
     if (captured + AROUND > this.#bytes.length) {

@@ -171,6 +171,42 @@ describe('captures', () => {
       for (const size of [1, 7, 64, 10_000]) assert.deepEqual(framesOf(file, size), expected);
     });
 
+  it('pcap of versions that had the two lengths the other way round', () => {
+    for (const [minor, isSwapped] of [
+      [1, true],
+      [2, true],
+      [3, true],
+      [3, false],
+      [4, false],
+      [543, true],
+    ] as const) {
+      const file = pcap(true, 0xa1b2c3d4, [{ seconds: 1, part: 2, data: DATA, wire: 100 }]);
+      file[6] = minor & 255;
+      file[7] = minor >> 8;
+      if (isSwapped) file.splice(32, 8, ...file.slice(36, 40), ...file.slice(32, 36));
+      const expected = [{ seconds: 1, nanos: 2000, data: DATA, wire: 100, link: 1 }];
+      assert.deepEqual(framesOf(file, 7), expected, `version 2.${minor}`);
+    }
+  });
+
+  it('that are to have a time that their format does not have are refused, and nothing is written of the frame', () => {
+    for (const [kind, seconds] of [
+      ['pcap', -1],
+      ['pcap', 2 ** 32],
+      ['pcap', NaN],
+      ['pcapng', -1],
+      ['pcapng', 18_446_744_073],
+    ] as const) {
+      const file: number[] = [];
+      const writer = new CaptureWriter(kind, 1, (bytes) => file.push(...bytes));
+      throwsDma('ERANGE', () => writer.begin({ seconds, nanos: 0, wire: 0 }, 0), /no such time/);
+      writer.flush();
+      assert.deepEqual(framesOf(file), []);
+    }
+    const last = { seconds: 18_446_744_072, nanos: 999_999_999, wire: 0, data: [], link: 1 };
+    assert.deepEqual(framesOf(written('pcapng', 1, [last])), [last]);
+  });
+
   it('pcapng with units of time of any size, and seconds to add', () => {
     const times: [unit: number, ticks: bigint, seconds: number, nanos: number][] = [
       [0, 1_700_000_000n, 1_700_000_000, 0],

@@ -4,7 +4,7 @@
  */
 import { invalid } from '../../errors.js';
 import type { CaptureFormat, CaptureFrame, FrameFacts } from './capture-frame.js';
-import { MAX_CAPTURED } from './pcap.js';
+import { MAX_CAPTURED, mustHaveTime } from './pcap.js';
 
 const BLOCK = { SECTION: 0x0a0d0d0a, INTERFACE: 1, PACKET: 2, SIMPLE: 3, ENHANCED: 6 } as const;
 const BYTE_ORDER = 0x1a2b3c4d;
@@ -188,8 +188,16 @@ export function pcapngHeader(link: number): Uint8Array<ArrayBuffer> {
 /** Bytes in front of the data of a frame, and behind them: padding and the length again. */
 export const PCAPNG_FRAME = 28;
 
-/** Writes the header of a frame at `at`; its data and {@link putPcapngEnd} follow. Returns how many bytes it has. */
+/** The first second that 64 bits of nanoseconds do not have as a whole. */
+const END_OF_TIME = 18_446_744_073;
+
+/**
+ * Writes the header of a frame at `at`; its data and {@link putPcapngEnd} follow. Returns how many bytes it has.
+ *
+ * @throws DmaError ERANGE for a time that the format does not have
+ */
 export function putPcapngFrame(into: DataView, at: number, frame: FrameFacts, captured: number): number {
+  mustHaveTime(frame, END_OF_TIME, 'pcapng', 'it counts from 1970 to 2554: editcap -t moves the times of a capture');
   // In parts, because nanoseconds since 1970 are more than a Number holds exactly.
   const upper = Math.floor(frame.seconds / 0x1_0000) * 1e9;
   const lower = (upper % 0x1_0000) * 0x1_0000 + (frame.seconds % 0x1_0000) * 1e9 + frame.nanos;
