@@ -570,6 +570,69 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
     await until(() => own.secondaries.length === 0);
   });
 
+  it('attach once in a process, and again after they were closed, while their old views are still there', async () => {
+    const seen = await store.run(async ({ anydma, store, kept }) => {
+      const why = (error: Error): string => error.message;
+      const zone = await store.zones.find('early');
+      Object.assign(kept, { zone, bytes: zone?.bytes() });
+      const twice = await anydma.Eal.attach('store').then(String, why);
+      const found: unknown[] = [];
+      for (let n = 0; n < 3; n++) {
+        await store.close();
+        store = await anydma.Eal.attach('store');
+        const bytes = (await store.zones.find('early'))?.bytes() ?? new Uint8Array();
+        Object.assign(kept, { [n]: bytes });
+        found.push([...bytes.subarray(0, 3)]);
+      }
+      return { twice, found };
+    });
+    assert.match(seen.twice, /this process is attached to memory at these addresses already/);
+    assert.deepEqual(
+      seen.found,
+      [1, 1, 1].map(() => [1, 2, 3]),
+    );
+    await assert.rejects(Eal.attach('store', {}), dmaError('EINVAL', /this process is itself the primary/));
+    await until(() => eal.secondaries.length === 1);
+  });
+
+  it('let go of everything, also after they have put an element twice', async () => {
+    const pool = eal.pools.create({ name: 'packets', elements: 32, elementSize: 64, cache: 8 });
+    await store.run(async ({ store, kept }) => {
+      const zone = await store.zones.find('early');
+      const pool = await store.pools.find('packets');
+      const numbers = new Int32Array(4);
+      pool?.get(numbers, 4);
+      pool?.put(numbers, 4);
+      pool?.put(numbers, 2);
+      Object.assign(kept, { zone });
+      await store.close();
+    });
+    await until(() => eal.secondaries.length === 0);
+    eal.zones.free('early');
+    pool.free();
+  });
+
+  it('say that a connection broke for want of descriptors, not that the primary has ended', async () => {
+    eal.pools.create({ name: 'packets', elements: 8, elementSize: 64 });
+    await assert.rejects(
+      store.run(async ({ store }) => {
+        const { closeSync, openSync } = await import('node:fs');
+        const fds: number[] = [];
+        try {
+          for (;;) fds.push(openSync('/dev/null', 'r'));
+        } catch {
+          // There are no more.
+        }
+        try {
+          await store.pools.find('packets');
+        } finally {
+          for (const fd of fds) closeSync(fd);
+        }
+      }),
+      dmaError('EMFILE', /the connection to the primary "store" .* broke: this process can not open/),
+    );
+  });
+
   it('of another user get nothing', { skip: whyNotAsNobody() ?? false }, async () => {
     const other = await SecondaryProcess.start({ uid: NOBODY });
     more.push(other);

@@ -3,7 +3,7 @@ import { DmaError } from '../errors.js';
 import { openPlatform } from '../platform/open.js';
 import type { Platform } from '../platform/ports.js';
 import { connectToPrimary } from '../share/connect.js';
-import { runningEals } from '../share/places.js';
+import { folderFor, runningEals } from '../share/places.js';
 import type { SharedFacts } from '../share/secondary.js';
 import { libraryVersion } from '../share/version.js';
 import type { JsonObject } from '../fields.js';
@@ -39,7 +39,8 @@ export const attach: CommandSpec<object> = {
 function list(platform: Platform, output: Output): void {
   const running = runningEals(platform);
   output.document({ ok: true, running });
-  if (running.length === 0) return output.text('No program of this user was started with a name.');
+  if (running.length === 0)
+    return output.text(`No program of this user was started with a name: there is none in ${folderFor(platform)}.`);
   output.table(
     [{ head: 'NAME' }, { head: 'PROCESS', align: 'right' }, { head: 'PROGRAM' }],
     running.map(({ name, pid, program }) => [name, String(pid), program]),

@@ -92,8 +92,8 @@ export interface MemoryPort {
   /**
    * As `reserve`, at exactly these addresses, for memory that another process has there.
    *
-   * @throws DmaError EEXIST if something of this process is there: `reason` says what; ENOTSUP in a worker thread, whose
-   *   addresses end with it
+   * @throws DmaError EEXIST if something of this process is there: `reason` says what; ENOMEM if the process may not have so many
+   *   addresses; ENOTSUP in a worker thread, whose addresses end with it
    */
   reserveAt(va: Va, length: number): void;
   /**

@@ -325,6 +325,34 @@ describe('what is shared with a worker thread', SKIP, () => {
     pool.free();
   });
 
+  it('is a pool that goes on after an element was put twice', () => {
+    const pool = eal.pools.create({ elements: 32, elementSize: 64, cache: 8 });
+    const there = attach(pool.share());
+    const numbers = new Int32Array(4);
+    const putTwice = (): void => {
+      assert.ok(there.get(numbers, 4));
+      there.put(numbers, 4);
+      there.put(numbers, 2);
+    };
+    putTwice();
+    throwsDma('EINVAL', () => there.cache?.flush(), /was put twice/);
+    assert.equal(there.available, 32);
+    there.cache?.flush();
+    putTwice();
+    // A put that has to make room in the cache says so, and puts nothing; the next one succeeds.
+    const more = new Int32Array(8);
+    assert.ok(pool.get(more, 8));
+    throwsDma('EINVAL', () => there.put(more, 8), /was put twice/);
+    there.put(more, 8);
+    putTwice();
+    there.free();
+    const all = new Int32Array(32);
+    assert.ok(pool.get(all, 32));
+    assert.equal(new Set(all).size, 32);
+    pool.put(all, 32);
+    pool.free();
+  });
+
   it('is no pool that was changed on its way', () => {
     const pool = eal.pools.create({ elements: 8, elementSize: 64 });
     const shared = pool.share();

@@ -1,6 +1,6 @@
 /** The connection between a primary and its secondaries: who is admitted, what is passed on, and how it ends. */
 import assert from 'node:assert/strict';
-import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, symlinkSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, describe, it } from 'node:test';
 import { dmaError, throwsDma } from '../../test/shared/errors.js';
@@ -68,7 +68,7 @@ describe('the channel of a primary', { skip: platform.limitation ?? false }, () 
     assert.equal(statSync(join(folder, 'anydma')).mode & 0o777, 0o700);
   });
 
-  it('refuses a folder that others can enter, or that is a link', () => {
+  it('refuses a folder that others can enter, or that is a link or a file', async () => {
     const place = join(folder, 'anydma');
     rmSync(place, { recursive: true, force: true });
     mkdirSync(place, { mode: 0o700 });
@@ -77,8 +77,12 @@ describe('the channel of a primary', { skip: platform.limitation ?? false }, () 
     rmSync(place, { recursive: true });
     mkdirSync(join(folder, 'elsewhere'), { mode: 0o700 });
     symlinkSync(join(folder, 'elsewhere'), place);
-    assert.throws(() => serve());
+    throwsDma('EACCES', () => serve(), /the folder of sockets, .*, is a link/);
+    await assert.rejects(attach(), dmaError('EACCES', /is a link/));
     assert.deepEqual(readdirSync(join(folder, 'elsewhere')), []);
+    rmSync(place);
+    writeFileSync(place, '');
+    throwsDma('EACCES', () => serve(), /is no folder/);
     rmSync(place);
   });
 
@@ -105,7 +109,10 @@ describe('the channel of a primary', { skip: platform.limitation ?? false }, () 
 
   it('names the primaries that there are, where one is not found', async () => {
     serve();
-    await assert.rejects(attach(nothing, 'other'), dmaError('ENOENT', /the names are: store/));
+    await assert.rejects(
+      attach(nothing, 'other'),
+      dmaError('ENOENT', new RegExp(`the names are: store, in ${folder}`)),
+    );
     for (const name of ['', '../x', 'a/b', '.hidden', 'x'.repeat(32)])
       await assert.rejects(attach(nothing, name), dmaError('EINVAL'));
   });

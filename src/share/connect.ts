@@ -2,7 +2,7 @@
 import { DmaError, isDmaError } from '../errors.js';
 import type { Peer as SocketPeer, Platform } from '../platform/ports.js';
 import { delay, now } from '../timers.js';
-import { checkEalName, folderOf, runningEals, socketIn } from './places.js';
+import { checkEalName, folderFor, folderOf, runningEals, socketIn } from './places.js';
 import { Peer, type PeerOwner, type Reply } from './peer.js';
 import { PROTOCOL } from './wire.js';
 
@@ -89,14 +89,15 @@ async function connected(platform: Platform, path: string, name: string, timeout
 
 function absent(platform: Platform, name: string, cause?: unknown): DmaError {
   const names = runningEals(platform).map((each) => each.name);
+  const where = `in ${folderFor(platform)}; the primary has to have the same XDG_RUNTIME_DIR`;
   return new DmaError({
     code: 'ENOENT',
     operation: 'Eal.attach',
     reason: `no process of this user is a primary with the name ${JSON.stringify(name)}`,
     hint:
       names.length === 0
-        ? 'Eal.start({ name }) makes one; there is none'
-        : `the names are: ${names.slice(0, 8).join(', ')}`,
+        ? `Eal.start({ name }) makes one; there is none ${where}`
+        : `the names are: ${names.slice(0, 8).join(', ')}, ${where}`,
     cause,
   });
 }

@@ -1,5 +1,5 @@
 /** The memory of a primary in a secondary: the same pages at the same addresses. */
-import { DmaError, undoAll, withUndo } from '../errors.js';
+import { DmaError, throwFirst, undoAll, withUndo } from '../errors.js';
 import { HandedOut, retired } from '../memory/retired.js';
 import { Views } from '../memory/views.js';
 import type { Platform } from '../platform/ports.js';
@@ -53,6 +53,9 @@ class OverSeveral extends HandedOut {
   }
 }
 
+/** The open ones of this process, and those that were closed whose addresses are still waited for. */
+const mirrors = new Set<Mirror>();
+
 /** What a secondary has mapped. */
 export class Mirror {
   readonly #platform: Platform;
@@ -62,8 +65,31 @@ export class Mirror {
   #retired = 0;
   #closed = false;
 
-  /** @throws DmaError EEXIST if the addresses of the primary's memory are taken in this process, with what is there */
-  constructor(platform: Platform, window: Range<Va>) {
+  /**
+   * A place for the memory of a primary. After an earlier one at the same addresses was closed, views of that one may not be collected
+   * yet: its reservation is used again then, as addresses are used again within one connection.
+   *
+   * @throws DmaError EEXIST if the addresses of the primary's memory are taken in this process, with what is there
+   */
+  static open(platform: Platform, window: Range<Va>): Mirror {
+    for (const other of mirrors) {
+      if (!other.#window.overlaps(window)) continue;
+      if (!other.#closed)
+        throw new DmaError({
+          code: 'EEXIST',
+          operation: OPERATION,
+          range: window,
+          reason: 'this process is attached to memory at these addresses already',
+          hint: 'one connection serves a whole process: pass it on, or close it before',
+        });
+      if (other.#window.start !== window.start || other.#window.length !== window.length) continue;
+      other.#closed = false;
+      return other;
+    }
+    return new Mirror(platform, window);
+  }
+
+  private constructor(platform: Platform, window: Range<Va>) {
     this.#platform = platform;
     this.#window = window;
     try {
@@ -71,6 +97,7 @@ export class Mirror {
     } catch (error) {
       throw addressesTaken(OPERATION, error);
     }
+    mirrors.add(this);
   }
 
   /** Bytes that are mapped. */
@@ -182,13 +209,16 @@ export class Mirror {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    for (const piece of [...this.#pieces.values()]) this.#unmap(piece);
+    const errors = undoAll([...this.#pieces.values()].map((piece) => () => this.#unmap(piece)));
+    throwFirst(errors, 'close');
     this.#mayEnd();
   }
 
   /** Gives the addresses back, once nothing reaches them. */
   #mayEnd(): void {
-    if (this.#closed && this.#retired === 0) this.#platform.memory.unmap(this.#window.start, this.#window.length);
+    if (!this.#closed || this.#retired > 0) return;
+    mirrors.delete(this);
+    this.#platform.memory.unmap(this.#window.start, this.#window.length);
   }
 
   #unmap({ range, handedOut, views, apart }: Piece): void {

@@ -28,14 +28,16 @@ export function checkEalName(name: unknown, operation: string): asserts name is 
  * @throws DmaError EACCES if it is another user's, or others can enter it
  */
 export function folderOf(platform: Platform, create: boolean, operation: string): string | undefined {
-  const user = process.geteuid?.() ?? -1;
-  const folder = folderFor(platform, user);
-  if (create) platform.kernel.makeDirectory(folder, ONLY_OWNER);
+  const user = effectiveUser();
+  const folder = folderFor(platform);
+  // What is there instead is told below.
+  if (create) unlessFails(['ENOTDIR'], () => platform.kernel.makeDirectory(folder, ONLY_OWNER));
   const status = statusOf(platform, folder);
   if (status === undefined) return undefined;
   const hint = 'remove it, or set XDG_RUNTIME_DIR to a folder of this user only';
   const refuse = (why: string): DmaError =>
     new DmaError({ code: 'EACCES', operation, reason: `the folder of sockets, ${folder}, ${why}`, hint });
+  if (status === 'link') throw refuse('is a link');
   if (status.kind !== 'directory') throw refuse('is no folder');
   if (status.user !== user) throw refuse(`belongs to user ${status.user}, not to this one (${user})`);
   if ((status.mode & 0o077) !== 0)
@@ -43,21 +45,33 @@ export function folderOf(platform: Platform, create: boolean, operation: string)
   return folder;
 }
 
-function folderFor(platform: Platform, user: number): string {
+function effectiveUser(): number {
+  return process.geteuid?.() ?? -1;
+}
+
+/** The path of the folder. What is there is not checked. */
+export function folderFor(platform: Platform): string {
+  const user = effectiveUser();
   const runtime = process.env['XDG_RUNTIME_DIR'];
   if (runtime !== undefined && runtime.startsWith('/')) {
     const status = statusOf(platform, runtime);
     // A program that was started by sudo has the variable of another user.
-    if (status?.kind === 'directory' && status.user === user && (status.mode & 0o022) === 0)
+    if (status !== 'link' && status?.kind === 'directory' && status.user === user && (status.mode & 0o022) === 0)
       return join(runtime, 'anydma');
   }
   return join('/tmp', `anydma-${user}`);
 }
 
-/** Type, owner and mode of a directory or file, without following a link; `undefined` if it does not exist. */
-function statusOf({ files }: Platform, path: string): ReturnType<Platform['files']['status']> | undefined {
-  const fd = unlessFails(['ENOENT', 'ENOTDIR', 'ELOOP'], () => files.open(path, 'read', { follow: false }));
-  if (fd === undefined) return undefined;
+/** Type, owner and mode of a directory or file, which is not followed if it is a link; `undefined` if it does not exist. */
+function statusOf({ files }: Platform, path: string): ReturnType<Platform['files']['status']> | 'link' | undefined {
+  let fd: number;
+  try {
+    fd = files.open(path, 'read', { follow: false });
+  } catch (error) {
+    if (isDmaError(error, 'ELOOP')) return 'link';
+    if (isDmaError(error, 'ENOENT') || isDmaError(error, 'ENOTDIR')) return undefined;
+    throw error;
+  }
   try {
     return files.status(fd);
   } finally {

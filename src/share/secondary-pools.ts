@@ -5,7 +5,7 @@ import type { PoolOptions } from '../memory/pool/pools.js';
 import { Ring } from '../memory/pool/ring.js';
 import type { RingOptions } from '../memory/pool/rings.js';
 import { optionsOf } from '../check.js';
-import { invalid } from '../errors.js';
+import { invalid, throwFirst, undoAll } from '../errors.js';
 import type { LongWorkOptions } from '../long-work.js';
 import type { Platform } from '../platform/ports.js';
 import type { Iova, Va } from '../units.js';
@@ -69,8 +69,9 @@ export class SecondaryPools {
 
   /** @internal Lets go of all pools, before the memory is unmapped. */
   close(): void {
-    for (const pool of this.#attached) if (pool.live) pool.free({ force: true });
+    const pools = [...this.#attached];
     this.#attached.clear();
+    throwFirst(undoAll(pools.map((pool) => () => pool[Symbol.dispose]())), 'close');
   }
 
   #open({ fields, fds }: Reply): Pool | undefined {
@@ -146,8 +147,9 @@ export class SecondaryRings {
 
   /** @internal Lets go of all rings, before the memory is unmapped. */
   close(): void {
-    for (const ring of this.#attached) ring[Symbol.dispose]();
+    const rings = [...this.#attached];
     this.#attached.clear();
+    throwFirst(undoAll(rings.map((ring) => () => ring[Symbol.dispose]())), 'close');
   }
 
   #open({ fields, fds }: Reply): Ring | undefined {

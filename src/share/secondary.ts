@@ -6,7 +6,7 @@ import { EventEmitter } from 'node:events';
 import { isMainThread } from 'node:worker_threads';
 import { mustBeMs, optionsOf, stopped, type Shape } from '../check.js';
 import type { MapAsyncOptions } from '../dma/domain.js';
-import { DmaError, invalid, isDmaError } from '../errors.js';
+import { DmaError, invalid, isDmaError, throwFirst, undoAll } from '../errors.js';
 import { longWorkOf, tellProgress, remainingMs, type LongWorkOptions } from '../long-work.js';
 import type { AllocateOptions, FromFdOptions } from '../memory/external.js';
 import type { HeapStatistics } from '../memory/heap/heap.js';
@@ -146,6 +146,13 @@ export class Secondary implements AsyncDisposable {
       version: libraryVersion(),
       keepAlive: false,
     });
+    if (pid === process.pid) {
+      const error = invalid(OPERATION, `this process is itself the primary with the name ${JSON.stringify(name)}`, {
+        hint: 'use the Eal that Eal.start returned; its worker threads attach to what share() returns',
+      });
+      peer.close(error);
+      throw error;
+    }
     const secondary = new Secondary(platform, name, pid, peer);
     made.secondary = secondary;
     try {
@@ -210,15 +217,19 @@ export class Secondary implements AsyncDisposable {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    this.#queues.close(this.#closedError('close'));
-    this.rings.close();
-    this.pools.close();
     const mirror = this.#mirror;
     this.#mirror = undefined;
-    mirror?.close();
+    const errors = undoAll([
+      () => this.#queues.close(this.#closedError('close')),
+      () => this.rings.close(),
+      () => this.pools.close(),
+    ]);
+    const kept = undoAll([() => mirror?.close()]);
     // From then on the primary can give the memory to others.
-    if (this.#failure === undefined) await this.#peer.ask('bye', {}, [], 5000).catch(() => undefined);
+    if (this.#failure === undefined && kept.length === 0)
+      await this.#peer.ask('bye', {}, [], 5000).catch(() => undefined);
     this.#peer.close(new DmaError({ code: 'ECANCELED', operation: OPERATION, reason: 'the secondary was closed' }));
+    throwFirst([...kept, ...errors], 'close');
   }
 
   /** Calls {@link close}. */
@@ -298,7 +309,7 @@ export class Secondary implements AsyncDisposable {
     switch (name) {
       case 'window':
         if (this.#mirror !== undefined) throw nonsense(OPERATION, 'a second window');
-        this.#mirror = new Mirror(
+        this.#mirror = Mirror.open(
           this.#platform,
           new Range(fields.number('va') as Va, fields.number('length'), OPERATION),
         );
@@ -329,12 +340,14 @@ export class Secondary implements AsyncDisposable {
     const primary = `the primary ${JSON.stringify(this.name)} (process ${this.pid})`;
     const reason =
       why === undefined
-        ? `${primary} has ended: ${error.reason}`
+        ? error.code === 'ECONNRESET'
+          ? `${primary} has ended: ${error.reason}`
+          : `the connection to ${primary} broke: ${error.reason}`
         : why.code === 'ECONNRESET'
           ? `${primary} was stopped`
           : `${primary} has given this process up: ${why.reason}`;
     this.#failure = new DmaError({
-      code: why?.code ?? 'ECONNRESET',
+      code: (why ?? error).code,
       operation: OPERATION,
       reason,
       hint: 'memory stays as it is until close(); Eal.attach attaches to the next primary with this name',

@@ -302,6 +302,11 @@ export class ElementStack {
     return -1;
   }
 
+  /** Shared pools: does this thread have the element? @internal */
+  isMine(number: number): boolean {
+    return this.#owners[number] === this.#me;
+  }
+
   /**
    * As {@link claim}.
    *

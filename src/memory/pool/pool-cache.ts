@@ -3,7 +3,7 @@
  * `rte_mempool_cache`).
  */
 import { ended } from '../../check.js';
-import { invalid } from '../../errors.js';
+import { invalid, isDmaError, unlessFails, type DmaError } from '../../errors.js';
 import { show } from '../../show.js';
 import { checkBurst, copyNumbers, copyReversed, MANY, PartCopies, type ElementStack } from './element-stack.js';
 import { STAYS } from '../../stays.js';
@@ -157,15 +157,23 @@ export class PoolCache {
     this.#length = start + count;
   }
 
-  /** Returns all of it to the pool. */
+  /**
+   * Returns all of it to the pool.
+   *
+   * @throws DmaError EINVAL, naming one, if the pool does not take some back that were put twice: all others are back then
+   */
   flush(): void {
-    this.#stack.give(this.numbers, this.#length, 0);
-    this.#length = 0;
+    const wrong = this.#give(this.#length);
+    if (wrong === undefined) return;
+    // What is left can be returned.
+    this.#give(this.#length);
+    throw wrong;
   }
 
   /** @internal Returns all of it; the pool ends in this thread. */
   end(): void {
-    this.flush();
+    // The pool has what was put twice.
+    unlessFails(['EINVAL'], () => this.flush());
     // So that each use asks whether there is still a pool.
     this.#threshold = -1;
   }
@@ -200,10 +208,29 @@ export class PoolCache {
    * Returns elements to the pool so that the size is left once `count` are put; those that were used longest ago go.
    */
   #drain(count: number): void {
-    const surplus = this.#length + count - this.size;
-    this.#stack.give(this.numbers, surplus, 0);
-    this.numbers.copyWithin(0, surplus, this.#length);
-    this.#length -= surplus;
+    const wrong = this.#give(this.#length + count - this.size);
+    if (wrong !== undefined) throw wrong;
+  }
+
+  /**
+   * Returns the first `count` numbers of the cache. If the pool does not take one back, the cache drops all such numbers, so that the next
+   * call succeeds, and returns none.
+   *
+   * @returns the pool's EINVAL
+   */
+  #give(count: number): DmaError | undefined {
+    try {
+      this.#stack.give(this.numbers, count, 0);
+    } catch (error) {
+      if (!isDmaError(error, 'EINVAL') || !this.#stack.isShared) throw error;
+      const mine = new Set(this.numbers.subarray(0, this.#length).filter((number) => this.#stack.isMine(number)));
+      this.numbers.set([...mine]);
+      this.#length = mine.size;
+      return error;
+    }
+    this.numbers.copyWithin(0, count, this.#length);
+    this.#length -= count;
+    return undefined;
   }
 
   #checkInPlace(count: number): void {

@@ -141,6 +141,8 @@ test('impossible mappings are refused', { skip }, () => {
   throwsDmaOf('EBADF', 'mmap', () => memory.map({ length: PAGE, fd: NaN }));
   throwsDmaOf('EBADF', 'mmap', () => memory.map({ length: PAGE, fd: 99999 }));
   throwsDmaOf('ENOMEM', 'mmap', () => memory.map({ length: 2 ** 52 }));
+  // Not EEXIST: nothing is there, the process may not have so many.
+  throwsDmaOf('ENOMEM', 'mmap', () => memory.reserveAt((2 ** 40) as Va, 2 ** 52));
   throwsDmaOf('EINVAL', 'mmap', () => memory.map({ length: PAGE, hugePageSize: 2 * MiB }));
   throwsDmaOf('EINVAL', 'mmap', () => memory.map({ length: 3 * PAGE, hugePageSize: 3 * PAGE }));
   throwsDmaOf('EINVAL', 'munmap', () => memory.unmap(5 as Va, PAGE));

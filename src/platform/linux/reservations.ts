@@ -1,9 +1,9 @@
 /** Reserved addresses that get their memory piece by piece, on Linux. */
 import { isMainThread } from 'node:worker_threads';
-import { DmaError, invalid } from '../../errors.js';
+import { DmaError, ERRNO, invalid } from '../../errors.js';
 import { Range } from '../../ranges.js';
 import { RangeMap } from '../../range-map.js';
-import { alignUp, GiB, hex, isAddress, isPowerOfTwo } from '../../units.js';
+import { alignUp, formatSize, GiB, hex, isAddress, isPowerOfTwo } from '../../units.js';
 import type { Va } from '../../units.js';
 import { BARE, holdBare, makeBare } from './bare-addresses.js';
 import { check, checkFd, fail } from './libc.js';
@@ -76,6 +76,9 @@ export class Reservations implements ReservationsPort {
       throw new DmaError({ code: 'ENOTSUP', operation: 'mmap', reason, hint: 'call it in the main thread' });
     }
     if (holdBare(this.#libc, va, length)) return void this.#keep(va, length);
+    // Of the kernel's refusals only this one is about the process, not about what is there.
+    if (this.#libc.errno() === ERRNO.ENOMEM)
+      fail(ERRNO.ENOMEM, 'mmap', `${formatSize(length)} of addresses at ${hex(va)}`);
     const range = new Range(va, length);
     const [other] = mappingsIn(range);
     // Another thread may have given them back meanwhile.
