@@ -4,7 +4,7 @@ import { Eal } from '../../src/index.js';
 import { ADAPTERS, againstRings, type AdapterName, type RingsCounts } from '../shared/adapter-rings.js';
 
 const NAMES = Object.keys(ADAPTERS) as AdapterName[];
-const USAGE = `usage: npm run model:e1000e|model:virtio-net -- [options]
+const USAGE = `usage: npm run model:e1000e|model:virtio-net|model:virtio-net-packed -- [options]
   --steps N      so many steps; default: a million
   --seed S       repeat a run`;
 

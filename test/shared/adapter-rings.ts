@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import type { Driver } from '../../src/entry/driver.js';
 import { e1000eDriver, NONE, Packets, virtioNetDriver, type Port } from '../../src/entry/net.js';
+import { FEATURE } from '../../src/drivers/virtio-net/layout.js';
 import { TAG } from '../../src/net/frames.js';
 import type { Eal } from '../../src/index.js';
 import type { DeviceModel, ModelHost } from '../../src/vfio-user/devices/model.js';
@@ -23,6 +24,8 @@ interface Card extends DeviceModel {
   step(count: number, backwards: boolean): unknown;
 }
 
+const VIRTIO = { driver: virtioNetDriver, txDescriptors: 64, longest: MOST + TAG, counts: false } as const;
+
 /** The adapters, and what they differ in. */
 export const ADAPTERS = {
   e1000e: {
@@ -35,10 +38,15 @@ export const ADAPTERS = {
   },
   'virtio-net': {
     make: (host: ModelHost): Card => new FakeVirtioNet(host),
-    driver: virtioNetDriver,
-    txDescriptors: 64,
-    longest: MOST + TAG,
-    counts: false,
+    ...VIRTIO,
+  },
+  'virtio-net-packed': {
+    make: (host: ModelHost): Card => {
+      const made = new FakeVirtioNet(host);
+      made.offered.add(FEATURE.RING_PACKED);
+      return made;
+    },
+    ...VIRTIO,
   },
 } satisfies Record<string, AdapterKind>;
 export type AdapterName = keyof typeof ADAPTERS;

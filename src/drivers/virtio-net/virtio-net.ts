@@ -18,7 +18,8 @@ import { COMMAND_BYTES, CONTROL_DESCRIPTORS, ControlQueue } from './control-queu
 import { VirtioInterrupts } from './interrupts.js';
 import { COMMAND, CONFIG, FEATURE, HEADER, LINK_UP, MOST_DESCRIPTORS, NO_VECTOR, STATUS } from './layout.js';
 import { ReceiveQueue, RX_OFFLOADS } from './receive-queue.js';
-import type { Ring } from './ring.js';
+import { PackedRing, packedRingBytes } from './packed-ring.js';
+import type { Ring, RingMemory } from './ring.js';
 import { SplitRing, splitRingBytes } from './split-ring.js';
 import { HEADER_SLOT, MORE_DESCRIPTORS, MOST_SEGMENTS, TransmitQueue } from './transmit-queue.js';
 import { VirtioTransport, type Notifier } from './transport.js';
@@ -45,6 +46,7 @@ const ALWAYS: readonly number[] = [
   FEATURE.CTRL_MAC_ADDR,
   FEATURE.VERSION_1,
   FEATURE.ACCESS_PLATFORM,
+  FEATURE.RING_PACKED,
   FEATURE.ORDER_PLATFORM,
   FEATURE.SPEED_DUPLEX,
 ];
@@ -245,11 +247,15 @@ export class VirtioNetPort extends AdapterPort<ReceiveQueue, TransmitQueue> {
       : 0;
     if (hasControl && controlSize < 2)
       throw new DmaError({ code: 'EIO', operation: 'port.start', reason: 'the device has no control queue' });
+    const isPacked = transport.offered.has(FEATURE.RING_PACKED);
+    const bytesOf = (size: number): number => alignUp(isPacked ? packedRingBytes(size) : splitRingBytes(size), PAGE);
+    const ringOf = (size: number, of: RingMemory): Ring =>
+      isPacked ? new PackedRing(size, of) : new SplitRing(size, of);
     const shape = {
-      receive: alignUp(splitRingBytes(rxDescriptors), PAGE),
-      transmit: alignUp(splitRingBytes(txDescriptors), PAGE),
+      receive: bytesOf(rxDescriptors),
+      transmit: bytesOf(txDescriptors),
       headers: alignUp(txDescriptors * HEADER_SLOT, PAGE),
-      control: hasControl ? alignUp(splitRingBytes(controlSize), PAGE) + PAGE : 0,
+      control: hasControl ? bytesOf(controlSize) + PAGE : 0,
     };
     const all = rxQueues * shape.receive + txQueues * (shape.transmit + shape.headers) + shape.control + PAGE;
     const memory = new DmaMemory(this.device, this.context, all, PAGE, 'rings');
@@ -276,12 +282,12 @@ export class VirtioNetPort extends AdapterPort<ReceiveQueue, TransmitQueue> {
       const merges = transport.offered.has(FEATURE.MRG_RXBUF);
       const notifiers: Notifier[] = [];
       const receive = Array.from({ length: rxQueues }, (_, queue) => {
-        const ring = new SplitRing(rxDescriptors, part(shape.receive));
+        const ring = ringOf(rxDescriptors, part(shape.receive));
         notifiers.push(setUp(2 * queue, ring, this.#interrupts.vectorOf(queue)));
         return new ReceiveQueue({ queue, ring, packets, merges, maxFrame, offloads, counters });
       });
       const transmit = Array.from({ length: txQueues }, (_, queue) => {
-        const ring = new SplitRing(txDescriptors, part(shape.transmit));
+        const ring = ringOf(txDescriptors, part(shape.transmit));
         const headers = part(shape.headers);
         return new TransmitQueue({
           ...{ queue, ring, packets, queued, counters, notifier: setUp(2 * queue + 1, ring, NO_VECTOR) },
@@ -291,7 +297,7 @@ export class VirtioNetPort extends AdapterPort<ReceiveQueue, TransmitQueue> {
       });
       let control: ControlQueue | undefined;
       if (hasControl) {
-        const ring = new SplitRing(controlSize, part(shape.control - PAGE));
+        const ring = ringOf(controlSize, part(shape.control - PAGE));
         const notifier = setUp(this.#controlQueue(config), ring, NO_VECTOR);
         control = new ControlQueue(ring, notifier, memory.part(at, COMMAND_BYTES));
       }
