@@ -173,7 +173,6 @@ class RingsModel {
       }
     }
     await this.#stop();
-    for (const packet of this.#held.splice(0)) this.#packets.releaseOne(packet);
   }
 
   async #start(): Promise<void> {
@@ -201,19 +200,16 @@ class RingsModel {
     );
     this.#incoming = this.#incoming.map(() => []);
     this.#outgoing = this.#outgoing.map(() => []);
-    assert.equal(this.#packets.pool.available, ELEMENTS - this.#segmentsHeld(), 'the queues keep elements');
+    // A clone that is held keeps the element that it shows, so all are released before elements are counted.
+    for (const packet of this.#held.splice(0)) this.#packets.releaseOne(packet);
+    assert.equal(this.#packets.pool.available, ELEMENTS, 'the queues keep elements');
   }
 
   async #restart(): Promise<void> {
     await this.#stop();
-    for (const packet of this.#held.splice(0)) this.#packets.releaseOne(packet);
     this.counts.restarts++;
     await this.#start();
     this.#card.holds = false;
-  }
-
-  #segmentsHeld(): number {
-    return this.#held.reduce((sum, packet) => sum + this.#packets.segments[packet], 0);
   }
 
   /** Frames come; some are longer than the port takes. */
