@@ -194,7 +194,7 @@ describe('a queue pair in a secondary process', { skip: openPlatform().limitatio
             codes.push((error as { code: string }).code);
           }
         };
-        const same = queue.iovaOf(block as never) === iova && queue.iovaOf((block.va + 4096) as never) === iova + 4096;
+        const same = queue.iovaOf(block) === iova && queue.iovaOf(block.va + 4096) === iova + 4096;
         const more = await store.external.allocate(65536);
         codeOf(() => queue.iovaOf(more));
         const [device] = await store.devices();
@@ -203,7 +203,7 @@ describe('a queue pair in a secondary process', { skip: openPlatform().limitatio
         await mapping.unmap();
         codeOf(() => queue.iovaOf(more));
         queue[Symbol.dispose]();
-        codeOf(() => queue.iovaOf(block as never));
+        codeOf(() => queue.iovaOf(block));
         return { same, later, codes };
       });
       assert.deepEqual(found, { same: true, later: true, codes: ['EINVAL', 'EINVAL', 'EINVAL'] });
@@ -230,7 +230,7 @@ describe('a queue pair in a secondary process', { skip: openPlatform().limitatio
         const disk = queue.namespace(1);
         const size = disk.blockSize;
         const calls = Array.from({ length: 32 }, (_, n) =>
-          disk.read({ lba: n * 64, blocks: 64, into: { va: (block.va + n * 64 * size) as never, length: 64 * size } }),
+          disk.read({ lba: n * 64, blocks: 64, into: { va: block.va + n * 64 * size, length: 64 * size } }),
         );
         await Promise.all(calls);
         const bytes = block.bytes();

@@ -1,6 +1,5 @@
 /** Registers of a device that another thread of this process stores to, without a message to the thread that opened the device. */
 import { invalid, isDmaError, undoAll, withUndo } from '../errors.js';
-import type { DeviceAccess } from './device-access.js';
 import type { WordMemory } from '../memory/shared/words.js';
 import type { Holders } from '../memory/shared/holders.js';
 import type { Platform } from '../platform/ports.js';
@@ -108,7 +107,7 @@ class Mapped implements AttachedStores {
  * @param holders of the threads of this process
  */
 export function registersFor(
-  access: DeviceAccess,
+  access: { lendRegisters?(region: number, offset: number, length: number, holders: Holders): RegisterLoan },
   region: number,
   offset: number,
   length: number,

@@ -1,18 +1,19 @@
 /** A copy engine that another thread opened, in the thread that works it. */
 import { AttachedDevice } from '../bus/attached-device.js';
-import { attachStores } from '../bus/lent-registers.js';
+import { attachStores, type AttachedStores } from '../bus/lent-registers.js';
 import { closedDriver } from '../bus/closed-device.js';
 import { DmaError, throwFirst, undoAll, withUndo } from '../errors.js';
 import type { MemoryPart } from '../memory/part.js';
-import type { Hold } from '../memory/shared/hold.js';
+import type { HoldOf } from '../memory/shared/hold.js';
 import { Holders } from '../memory/shared/holders.js';
-import type { Shared, SharedFacts } from '../memory/shared/shared.js';
+import type { SharedFacts } from '../memory/shared/shared.js';
+import { wordsIn, type SharedWithQueue } from '../memory/shared/words.js';
 import { Turn, TURN, whoHas } from '../memory/shared/turn.js';
 import type { Platform } from '../platform/ports.js';
 import { shortForm } from '../short-form.js';
-import { STAYS } from '../stays.js';
 import type { Iova, IovaLike, Va, VaLike } from '../units.js';
 import { COPY_ENTRY } from '../vfio-user/devices/copy-engine-layout.js';
+import { CopyEngineResults } from './copy-engine-results.js';
 import { CopyRing, mustBeCopy } from './copy-engine-ring.js';
 import { ENGINE_WORD as WORD, type CopyEngineFacts } from './copy-engine-state.js';
 
@@ -31,25 +32,14 @@ export function copyEngineFacts({ text }: SharedFacts): CopyEngineFacts {
  * `attach`. Copies are stores to memory and to the device; the other thread takes no part in it. Disposing it gives the engine back, with
  * what still runs.
  */
-export class AttachedCopyEngine implements Disposable {
-  /** @internal */
-  readonly stays = STAYS;
+export class AttachedCopyEngine extends CopyEngineResults implements Disposable {
   /** The name of its device. */
   readonly device: string;
-  /** Most outstanding copies. */
-  readonly capacity: number;
-  /** Most bytes of one {@link submit}. */
-  readonly maxTransfer: number;
-  /** Results of {@link poll}, as those of `CopyEngine`. */
-  readonly cookies: Uint32Array;
-  readonly codes: Uint8Array;
-  readonly bytes: Uint32Array;
-  readonly faults: Float64Array;
   readonly #ring: CopyRing;
   readonly #words: Int32Array;
   readonly #turn: Turn;
   readonly #owner: number;
-  readonly #hold: Hold;
+  readonly #hold: HoldOf;
   readonly #addresses: () => AttachedDevice;
   readonly #undo: (() => void)[];
   /** Why it can not be used. */
@@ -59,17 +49,12 @@ export class AttachedCopyEngine implements Disposable {
     facts: CopyEngineFacts,
     ring: CopyRing,
     words: Int32Array,
-    [turn, owner, hold]: readonly [Turn, number, Hold],
+    [turn, owner, hold]: readonly [Turn, number, HoldOf],
     addresses: () => AttachedDevice,
     undo: (() => void)[],
   ) {
+    super(ring, facts.maxTransfer);
     this.device = facts.device;
-    this.capacity = facts.capacity;
-    this.maxTransfer = facts.maxTransfer;
-    this.cookies = ring.cookies;
-    this.codes = ring.codes;
-    this.bytes = ring.bytes;
-    this.faults = ring.faults;
     this.#ring = ring;
     this.#words = words;
     this.#turn = turn;
@@ -86,15 +71,15 @@ export class AttachedCopyEngine implements Disposable {
    * @throws DmaError EBUSY while another thread has the engine, or its maker took it back
    */
   static attach(
-    { holders: table, more: [buffer, ...more] }: Pick<Shared<unknown>, 'holders' | 'more'>,
+    { holders: table, state, more }: SharedWithQueue,
     facts: CopyEngineFacts,
-    hold: Hold,
+    hold: HoldOf,
     platform: Platform,
+    operation = 'attach',
   ): AttachedCopyEngine {
-    const operation = 'attach';
     const holders = Holders.attach(platform.kernel, table);
     const owner = holders.enter();
-    const words = new Int32Array(buffer);
+    const words = wordsIn(state, 'the state of an engine', operation);
     const turn = new Turn(words, WORD.OWNER, holders);
     const before = turn.take(owner);
     if (before !== TURN.OFFERED) {
@@ -104,7 +89,11 @@ export class AttachedCopyEngine implements Disposable {
     const undo: (() => void)[] = [];
     try {
       const tables = facts.domain === undefined ? 0 : 2;
-      const stores = attachStores(platform, facts.registers, more.at(tables), holders);
+      const { registers, calls } = facts;
+      const stores =
+        registers === undefined
+          ? storesByCall(platform, calls, undo)
+          : attachStores(platform, registers, more.at(tables), holders);
       undo.push(() => stores[Symbol.dispose]());
       const ringAt = (va: number): { bytes: Uint8Array; iova: number } => {
         const view = platform.memory.view(va as Va, facts.capacity * COPY_ENTRY.BYTES);
@@ -151,20 +140,20 @@ export class AttachedCopyEngine implements Disposable {
    * @throws DmaError EINVAL; EBADF once the engine was given back; ECANCELED once it is closed or gone
    */
   submit(source: IovaLike, destination: IovaLike, length: number): number {
-    if (Atomics.load(this.#words, WORD.ENDED) !== 0 || this.#dead !== undefined) throw this.#failure();
+    if (this.#dead !== undefined || Atomics.load(this.#words, WORD.ENDED) !== 0) throw this.#failure();
     mustBeCopy(source, destination, length, this.maxTransfer);
     return this.#ring.put(source, destination, length, false, undefined, 0);
   }
 
   /** Announces new submissions to the device: one store, none if there are no new ones. @throws DmaError as {@link submit} */
   ring(): void {
-    if (Atomics.load(this.#words, WORD.ENDED) !== 0 || this.#dead !== undefined) throw this.#failure();
+    if (this.#dead !== undefined || Atomics.load(this.#words, WORD.ENDED) !== 0) throw this.#failure();
     this.#ring.ring();
   }
 
   /** Takes new completions: as `CopyEngine.poll`. @throws DmaError as {@link submit} */
   poll(): number {
-    if (Atomics.load(this.#words, WORD.ENDED) !== 0 || this.#dead !== undefined) throw this.#failure();
+    if (this.#dead !== undefined || Atomics.load(this.#words, WORD.ENDED) !== 0) throw this.#failure();
     this.#ring.reap();
     return this.#ring.takeFound();
   }
@@ -176,6 +165,16 @@ export class AttachedCopyEngine implements Disposable {
     const reason = 'the engine was given back by this thread';
     const hint = 'attach to it again';
     this.#leave(new DmaError({ code: 'EBADF', operation: 'copyEngine', device: this.device, reason, hint }));
+  }
+
+  /** @internal Looks whether it was closed or is gone: the process that has the device says so. */
+  look(): void {
+    this.#look();
+  }
+
+  /** @internal The process that has the device has ended, or the connection to it. */
+  lose(why: DmaError): void {
+    if (this.#dead === undefined) this.#leave(why.with({ operation: 'copyEngine', device: this.device }));
   }
 
   #failure(): DmaError {
@@ -196,6 +195,18 @@ export class AttachedCopyEngine implements Disposable {
     this.#turn.leave(this.#owner);
     throwFirst(errors, 'copyEngine.dispose');
   }
+}
+
+/** The process that has the device stores the doorbell: it knows from the words what was announced. */
+function storesByCall(
+  { files, events }: Platform,
+  calls: number | undefined,
+  undo: (() => void)[],
+): Pick<AttachedStores, 'write32' | typeof Symbol.dispose> {
+  if (calls === undefined) throw closedDriver('copyEngine');
+  const own = files.duplicate(calls);
+  undo.push(() => files.close(own));
+  return { write32: () => events.signal(own), [Symbol.dispose]: () => undefined };
 }
 
 /** EBUSY, as `before` has the engine. */

@@ -62,6 +62,11 @@ class Rings implements Disposable {
     return this.#memory.va + index * RING_BYTES;
   }
 
+  /** What both are in. */
+  get memory(): ExternalMemory {
+    return this.#memory;
+  }
+
   /** Keeps it while another thread can reach it. */
   pin(): Disposable {
     this.#pins++;
@@ -94,8 +99,11 @@ function optionsFor(device: Device): CopyEngineOptions {
   return { explain: (iova, access) => forPeople(() => device.explain(iova, 1, access).text) };
 }
 
-function lenderOf(device: Device, { shares }: ProbeContext, rings: Rings): CopyEngineLender {
-  return { device, shares, descriptors: rings.vaOf(0), completions: rings.vaOf(1), pin: () => rings.pin() };
+function lenderOf(device: Device, { shares, external }: ProbeContext, rings: Rings): CopyEngineLender {
+  return {
+    ...{ device, shares, external, memory: rings.memory },
+    ...{ descriptors: rings.vaOf(0), completions: rings.vaOf(1), pin: () => rings.pin() },
+  };
 }
 
 /** The driver of the embedded copy engine, on any bus. */

@@ -1,12 +1,16 @@
-/** A copy engine that is offered to other threads, in the thread that opened it. */
+/** A copy engine that is offered to other threads or processes, in the thread that opened it. */
 import { isMainThread } from 'node:worker_threads';
+import { registersFor } from '../bus/lent-registers.js';
+import type { LentToProcess, ProcessLoan } from '../bus/lent-to-process.js';
 import type { Device } from '../bus/model.js';
 import { DmaError, undoAll, withUndo } from '../errors.js';
+import type { External, ExternalMemory } from '../memory/external.js';
+import type { Holders } from '../memory/shared/holders.js';
 import type { Shared } from '../memory/shared/shared.js';
 import { notShareable, type Share, type Shares } from '../memory/shared/shares.js';
 import { Turn } from '../memory/shared/turn.js';
 import { setTimeout } from '../timers.js';
-import { COPY_REGION } from '../vfio-user/devices/copy-engine-layout.js';
+import { COPY_REGION, COPY_REGISTER as REG } from '../vfio-user/devices/copy-engine-layout.js';
 import { engineName, type AttachedCopyEngine } from './attached-copy-engine.js';
 import type { CopyRing } from './copy-engine-ring.js';
 import { ENGINE_WORD as WORD, type CopyEngineFacts } from './copy-engine-state.js';
@@ -19,12 +23,27 @@ export interface CopyEngineLender {
   /** VAs of the two rings. */
   readonly descriptors: number;
   readonly completions: number;
+  /** The memory that both are in. */
+  readonly memory: ExternalMemory;
+  /** Memory for the driver. */
+  readonly external: External;
   /** Keeps the rings from being freed. */
-  pin(reason: string): Disposable;
+  readonly pin: (reason: string) => Disposable;
 }
 
 /** How often it looks whether the thread that has the engine knows that it was closed, milliseconds. */
 const QUIET_MS = 10;
+
+/** What comes from where the engine is lent to. */
+interface Ways {
+  /** Of {@link ENGINE_WORD}, all zeros. */
+  readonly words: Int32Array;
+  readonly holders: Holders;
+  /** What has to stay as long as the engine is lent. */
+  readonly loans: Disposable[];
+  /** Tells who has it to look at the words. */
+  readonly tell: () => void;
+}
 
 /** What was lent with an engine, and who has it. */
 export class CopyEngineLending {
@@ -32,16 +51,29 @@ export class CopyEngineLending {
   readonly words: Int32Array;
   readonly #device: Device;
   readonly #turn: Turn;
-  readonly #share: Share<AttachedCopyEngine>;
-  readonly #loans: Disposable[] = [];
+  readonly #loans: Disposable[];
+  readonly #tell: () => void;
+  #share: Share<AttachedCopyEngine> | undefined;
 
-  /** Offers the engine. @throws DmaError ENOTSUP; then nothing has changed */
-  constructor(lender: CopyEngineLender, ring: CopyRing, capacity: number, maxTransfer: number, operation: string) {
-    const { device, shares, descriptors, completions } = lender;
-    const { access, name, driver, domain } = device;
+  private constructor({ device }: CopyEngineLender, { words, holders, loans, tell }: Ways) {
+    this.words = words;
+    this.#device = device;
+    this.#turn = new Turn(words, WORD.OWNER, holders);
+    this.#loans = loans;
+    this.#tell = tell;
+  }
+
+  /** Offers the engine to other threads. @throws DmaError ENOTSUP; then nothing has changed */
+  static forThreads(
+    lender: CopyEngineLender,
+    ring: CopyRing,
+    maxTransfer: number,
+    operation: string,
+  ): CopyEngineLending & { readonly share: Share<AttachedCopyEngine> } {
+    const { device, shares } = lender;
+    const { access, domain } = device;
     if (shares === undefined) throw notShareable(operation);
-    if (!isMainThread)
-      throw refused(device, operation, 'the rings end with this worker thread', 'open the device in the main thread');
+    mustOutliveThread(device, operation);
     if (access.lendRegisters === undefined)
       throw refused(
         device,
@@ -50,19 +82,13 @@ export class CopyEngineLending {
         'serve the device in another process, and use it by the bus vfio-user',
       );
     const buffer = new SharedArrayBuffer(WORD.COUNT * 4);
-    this.words = new Int32Array(buffer);
-    this.#device = device;
-    const turn = new Turn(this.words, WORD.OWNER, shares.holders);
-    this.#turn = turn;
     const loan = access.lendRegisters(COPY_REGION.INDEX, 0, COPY_REGION.SIZE, shares.holders);
-    this.#loans.push(loan, lender.pin(`${engineName({ device: name })} is offered to other threads`));
-    try {
-      const facts: CopyEngineFacts = {
-        ...{ device: name, driver: driver?.name, capacity, maxTransfer, descriptors, completions },
-        domain: domain === undefined ? undefined : { name: domain.name, kind: domain.kind },
-        registers: loan.stores,
-      };
-      this.#share = shares.add<AttachedCopyEngine>(
+    const ways = { words: new Int32Array(buffer), holders: shares.holders, loans: [loan], tell: () => undefined };
+    const lending = new CopyEngineLending(lender, ways);
+    const facts = factsOf(lender, ring, maxTransfer, { registers: loan.stores });
+    const share = lending.#offer(lender, ring, operation, () => {
+      lending.#loans.push({ [Symbol.dispose]: shares.addRecovery((id) => lending.#turn.forget(id)) });
+      return (lending.#share = shares.add<AttachedCopyEngine>(
         {
           kind: 'copy-engine',
           what: engineName(facts),
@@ -70,7 +96,48 @@ export class CopyEngineLending {
           more: [buffer, ...(domain?.sharedTable ?? []), ...(loan.words === undefined ? [] : [loan.words])],
         },
         operation,
-      );
+      ));
+    });
+    return Object.assign(lending, { share });
+  }
+
+  /** Offers the engine to another process. @throws DmaError ENOTSUP; then nothing has changed */
+  static forProcess(
+    lender: CopyEngineLender,
+    ring: CopyRing,
+    maxTransfer: number,
+    { holders, tell }: ProcessLoan,
+    operation: string,
+  ): { readonly lending: CopyEngineLending; readonly lent: Omit<LentToProcess, 'close'> } {
+    const { device, shares, external, memory } = lender;
+    const { access, name } = device;
+    if (shares === undefined) throw notShareable(operation);
+    const state = external.allocate(WORD.COUNT * 4, { label: `state of ${engineName({ device: name })}` });
+    const loans: Disposable[] = [state];
+    const { buffer, byteOffset } = state.bytes();
+    const ways = { words: new Int32Array(buffer, byteOffset, WORD.COUNT), holders, loans, tell };
+    const lending = new CopyEngineLending(lender, ways);
+    return lending.#offer(lender, ring, operation, () => {
+      // A process that can not reach the doorbell calls this one, which stores it.
+      const calls = shares.callFrom(() => {
+        if (lending.#turn.isOut)
+          undoAll([() => access.registers(COPY_REGION.INDEX).write32(REG.PRODUCER, lending.#rung)]);
+      });
+      loans.push(calls);
+      const registers = registersFor(access, COPY_REGION.INDEX, REG.PRODUCER, 4, shares.holders);
+      if (registers !== undefined) loans.push(registers);
+      const facts = factsOf(lender, ring, maxTransfer, { calls: calls.fd });
+      const lent = { facts, memories: [state, memory], calls: calls.fd, interrupt: undefined };
+      return { lending, lent: { ...lent, registers: registers?.file } };
+    });
+  }
+
+  /** @param make what is sent. @throws DmaError of it; then nothing has changed */
+  #offer<T>({ device, pin }: CopyEngineLender, ring: CopyRing, operation: string, make: () => T): T {
+    const { domain, name } = device;
+    try {
+      this.#loans.push(pin(`${engineName({ device: name })} is offered to other threads or processes`));
+      const made = make();
       if (domain !== undefined)
         this.#loans.push(
           domain.addUser({
@@ -78,17 +145,22 @@ export class CopyEngineLending {
             uses: (start, end) => ring.usesOf(this.words, start, end, (iova) => domain.vaOf(iova)),
           }),
         );
+      ring.save(this.words);
+      this.#turn.offer();
+      return made;
     } catch (error) {
       throw withUndo(error, operation, this.#giveBack());
     }
-    this.#loans.push({ [Symbol.dispose]: shares.addRecovery((id) => turn.forget(id)) });
-    ring.save(this.words);
-    turn.offer();
   }
 
-  /** What other threads get. */
-  get description(): Shared<AttachedCopyEngine> {
-    return this.#share.description;
+  /** Descriptors that were announced. */
+  get #rung(): number {
+    return Atomics.load(this.words, WORD.RUNG) >>> 0;
+  }
+
+  /** What other threads get; absent if a process has it. */
+  get description(): Shared<AttachedCopyEngine> | undefined {
+    return this.#share?.description;
   }
 
   /** The living thread that has it, as a text. */
@@ -113,26 +185,33 @@ export class CopyEngineLending {
     const { user } = this;
     const reason =
       user === undefined
-        ? 'the engine is offered to other threads, or was with one that has ended'
+        ? 'the engine is offered to other threads or processes, or was with one that has ended'
         : `the engine is with ${user}`;
     const hint =
       user === undefined
         ? 'takeBack() gives it back to this thread'
-        : 'it is free when that thread disposes it, or ends';
+        : 'it is free when that thread or process disposes it, or ends';
     return new DmaError({ code: 'EBUSY', operation, device: this.#device.name, reason, hint });
   }
 
   /** Nobody can use it any more. @returns what went wrong */
   end(): unknown[] {
-    return [...undoAll([() => this.#share.end('copyEngine.takeBack')]), ...this.#giveBack()];
+    return [...undoAll([() => this.#share?.end('copyEngine.takeBack')]), ...this.#giveBack()];
+  }
+
+  /** Tells who has it that it is over. */
+  tellEnd(): void {
+    Atomics.store(this.words, WORD.ENDED, 1);
+    undoAll([this.#tell]);
   }
 
   /** The engine was closed, or is gone: a thread that has it is told, and then all that was lent is given back. */
   close(): void {
-    Atomics.store(this.words, WORD.ENDED, 1);
-    this.#share.lose();
+    this.tellEnd();
+    this.#share?.lose();
     const look = (): void => {
-      if (this.#turn.user === undefined) this.#giveBack();
+      // A process has mappings of its own, which stay.
+      if (this.#share === undefined || this.#turn.user === undefined) this.#giveBack();
       else setTimeout(look, QUIET_MS).unref();
     };
     look();
@@ -145,4 +224,24 @@ export class CopyEngineLending {
 
 function refused({ name: device }: Device, operation: string, reason: string, hint: string): DmaError {
   return new DmaError({ code: 'ENOTSUP', operation, device, reason, hint });
+}
+
+/** @throws DmaError ENOTSUP in a worker, whose memory ends with it */
+function mustOutliveThread(device: Device, operation: string): void {
+  if (!isMainThread)
+    throw refused(device, operation, 'the rings end with this worker thread', 'open the device in the main thread');
+}
+
+/** @param ways how the doorbell is stored */
+function factsOf(
+  { device: { name: device, driver, domain }, descriptors, completions }: CopyEngineLender,
+  { capacity }: CopyRing,
+  maxTransfer: number,
+  ways: Pick<CopyEngineFacts, 'registers' | 'calls'>,
+): CopyEngineFacts {
+  return {
+    ...{ device, driver: driver?.name, capacity, maxTransfer, descriptors, completions },
+    domain: domain === undefined ? undefined : { name: domain.name, kind: domain.kind },
+    ...ways,
+  };
 }

@@ -25,7 +25,10 @@ export interface CopyEngineFacts {
   /** VAs of the two rings. */
   readonly descriptors: number;
   readonly completions: number;
-  readonly registers: LentStores;
+  /** How it stores the doorbell; absent: the process that has the device does, when it is called. */
+  readonly registers?: LentStores;
+  /** The eventfd that calls it, for another process. */
+  readonly calls?: number;
 }
 
 /** The code of a copy that was given up because the thread that had the engine ended: how much of it was done is not known. */

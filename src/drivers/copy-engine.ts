@@ -21,7 +21,9 @@ import {
   COPY_VERSION,
 } from '../vfio-user/devices/copy-engine-layout.js';
 import { Copy, PIECE_BYTES } from './copy-engine-copy.js';
+import { CopyEngineResults } from './copy-engine-results.js';
 import { CopyRing, mustBeCopy, ringCapacity, ringsOf, type CopyEngineRings } from './copy-engine-ring.js';
+import type { LentToProcess, ProcessLoan } from '../bus/lent-to-process.js';
 import { CopyEngineLending, type CopyEngineLender } from './copy-engine-lending.js';
 import type { AttachedCopyEngine } from './attached-copy-engine.js';
 import type { Shared } from '../memory/shared/shared.js';
@@ -29,9 +31,9 @@ import { copyError } from './copy-error.js';
 import { Bell, SPIN_TURNS, until } from './wait.js';
 import { shortForm } from '../short-form.js';
 import { delay, now } from '../timers.js';
-import { STAYS } from '../stays.js';
 
 export type { CopyEngineRings, RingMemory } from './copy-engine-ring.js';
+export { CopyEngineResults } from './copy-engine-results.js';
 export { AttachedCopyEngine } from './attached-copy-engine.js';
 export { COPY_ABANDONED } from './copy-engine-state.js';
 export { copyError } from './copy-error.js';
@@ -66,26 +68,9 @@ const SLEEP_MS = { polling: 1, interrupts: 20 } as const;
  *
  * Copies run in the order of submission. Their memory must stay mapped until they have completed.
  */
-export class CopyEngine implements AsyncDisposable {
-  /** @internal */
-  readonly stays = STAYS;
+export class CopyEngine extends CopyEngineResults implements AsyncDisposable {
   /** The PCI identity of this driver's devices. */
   static readonly matches = COPY_IDENTITY;
-
-  /** Most outstanding copies: the entries of the rings. */
-  readonly capacity: number;
-  /** Most bytes of one {@link submit}. */
-  readonly maxTransfer: number;
-
-  // Results of `poll`, entry by entry. Valid until the caller returns to the event loop.
-  /** Cookies that `submit` returned. */
-  readonly cookies: Uint32Array;
-  /** Completion codes: `COPY_CODE`, 0 is success; {@link copyError} explains the others. */
-  readonly codes: Uint8Array;
-  /** Bytes copied; fewer than requested after a failure. */
-  readonly bytes: Uint32Array;
-  /** The IOVAs that could not be accessed; 0 after success. */
-  readonly faults: Float64Array;
 
   readonly #registers: Registers;
   readonly #ring: CopyRing;
@@ -117,12 +102,7 @@ export class CopyEngine implements AsyncDisposable {
     lender: CopyEngineLender | undefined,
   ) {
     const ring = new CopyRing(registers, rings, capacity);
-    this.capacity = capacity;
-    this.maxTransfer = maxTransfer;
-    this.cookies = ring.cookies;
-    this.codes = ring.codes;
-    this.bytes = ring.bytes;
-    this.faults = ring.faults;
+    super(ring, maxTransfer);
     this.#registers = registers;
     this.#ring = ring;
     this.#pieceBytes = Math.min(PIECE_BYTES, this.maxTransfer);
@@ -332,7 +312,36 @@ export class CopyEngine implements AsyncDisposable {
    */
   share(): Shared<AttachedCopyEngine> {
     const operation = 'copyEngine.share';
-    if (this.#lending !== undefined) return this.#lending.description;
+    const { description } = this.#lending ?? {};
+    if (description !== undefined) return description;
+    const lender = this.#mustBeLendable(operation);
+    const lending = CopyEngineLending.forThreads(lender, this.#ring, this.maxTransfer, operation);
+    this.#isLent(lending);
+    return lending.share.description;
+  }
+
+  /**
+   * @internal Lends the engine to another process, which works it until it lets go of it, or ends. The device is reset then, so that it
+   * reaches no memory of that process's copies any more.
+   *
+   * @throws DmaError as {@link share}
+   */
+  lendToProcess(loan: ProcessLoan): LentToProcess {
+    const operation = 'openCopyEngine';
+    const lender = this.#mustBeLendable(operation);
+    const { lending, lent } = CopyEngineLending.forProcess(lender, this.#ring, this.maxTransfer, loan, operation);
+    this.#isLent(lending);
+    return { ...lent, close: () => this.#takeFromProcess(lending) };
+  }
+
+  #isLent(lending: CopyEngineLending): void {
+    this.#lending = lending;
+    this.#dead = lending.busy('copyEngine');
+  }
+
+  /** @throws DmaError as {@link share} */
+  #mustBeLendable(operation: string): CopyEngineLender {
+    if (this.#lending !== undefined) throw this.#lending.busy(operation);
     if (this.#dead !== undefined) throw this.#dead;
     if (this.#copies.size > 0 || !this.#ring.isFetched)
       throw new DmaError({
@@ -341,17 +350,39 @@ export class CopyEngine implements AsyncDisposable {
         reason: this.#copies.size > 0 ? `${this.#copies.size} copies run` : 'results of copies were not fetched',
         hint: 'await the copies, and call poll()',
       });
-    if (this.#lender === undefined)
-      throw new DmaError({
-        code: 'ENOTSUP',
-        operation,
-        reason: 'the rings of this engine are the caller’s',
-        hint: 'device.use(copyEngineDriver) of a probed device gives an engine that can be shared',
-      });
-    const lending = new CopyEngineLending(this.#lender, this.#ring, this.capacity, this.maxTransfer, operation);
-    this.#lending = lending;
-    this.#dead = lending.busy('copyEngine');
-    return lending.description;
+    if (this.#lender !== undefined) return this.#lender;
+    throw new DmaError({
+      code: 'ENOTSUP',
+      operation,
+      reason: 'the rings of this engine are the caller’s',
+      hint: 'device.use(copyEngineDriver) of a probed device gives an engine that can be shared',
+    });
+  }
+
+  /** The process that had it let go of it, or has ended; or this one stops sharing. */
+  async #takeFromProcess(lending: CopyEngineLending): Promise<void> {
+    if (this.#lending === lending) {
+      lending.tellEnd();
+      await this.#beginAnew(lending, 'copyEngine.takeBack');
+      // Nobody waits for what that process had copied.
+      this.#ring.takeFound();
+      if (this.#lending !== lending) return;
+      this.#lending = undefined;
+      this.#dead = undefined;
+    }
+    throwFirst(lending.end(), 'copyEngine.takeBack');
+  }
+
+  /** Resets the device, which reaches no memory of what ran any more, and starts it again. When that fails, it can only be closed. */
+  async #beginAnew(lending: CopyEngineLending, operation: string): Promise<void> {
+    try {
+      await this.#reset(operation);
+      this.#ring.restart(lending.words);
+      this.#restart?.();
+    } catch (error) {
+      await this.#end(withUndo(error, operation, [])).catch(() => undefined);
+      throw error;
+    }
   }
 
   /**
@@ -365,18 +396,8 @@ export class CopyEngine implements AsyncDisposable {
     const operation = 'copyEngine.takeBack';
     const lending = this.#lending;
     if (lending === undefined) return;
-    const isWhole = lending.take(operation);
-    try {
-      if (!isWhole) {
-        await this.#reset(operation);
-        this.#ring.restart(lending.words);
-        this.#restart?.();
-      } else this.#ring.load(lending.words, false);
-    } catch (error) {
-      // It is nobody's now: only closing it helps.
-      await this.#end(withUndo(error, operation, [])).catch(() => undefined);
-      throw error;
-    }
+    if (lending.take(operation)) this.#ring.load(lending.words, false);
+    else await this.#beginAnew(lending, operation);
     if (this.#lending !== lending) return;
     this.#lending = undefined;
     this.#dead = undefined;

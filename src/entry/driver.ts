@@ -57,6 +57,7 @@ export {
   COPY_ABANDONED,
   CopyEngine,
   copyError,
+  type CopyEngineResults,
   type CopyEngineOptions,
   type CopyEngineRings,
   type RingMemory,

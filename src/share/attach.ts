@@ -110,7 +110,8 @@ function open(shared: Shared<unknown>, given: unknown, platform: Platform, place
     case 'copy-engine': {
       const facts = copyEngineFacts(shared.facts);
       const hold = Hold.take(shared, platform, engineName(facts), place, operation);
-      return AttachedCopyEngine.attach(shared, facts, hold, platform);
+      const [state, ...more] = shared.more;
+      return AttachedCopyEngine.attach({ holders: shared.holders, state, more }, facts, hold, platform);
     }
   }
 }

@@ -5,6 +5,7 @@
  */
 import type { Device } from '../bus/model.js';
 import { optionsOf, type Shape } from '../check.js';
+import { copyEngineDriver } from '../drivers/copy-engine-driver.js';
 import { nvmeDriver } from '../drivers/nvme/nvme-driver.js';
 import { DmaError, invalid } from '../errors.js';
 import type { LongWorkOptions } from '../long-work.js';
@@ -247,6 +248,12 @@ export class Primary {
         return {};
       },
       ...this.#pools.calls(),
+      'engines.open': (session, { fields }) => {
+        const device = this.#device(fields, 'openCopyEngine');
+        const open = async (loan: ProcessLoan): Promise<LentToProcess> =>
+          device.use(copyEngineDriver).lendToProcess(loan);
+        return this.#lend(session, device, open);
+      },
       'queues.open': (session, { fields }) => this.#openQueue(session, fields),
       'heaps.list': () => ({
         result: { heaps: [...heaps].map((heap) => ({ name: heap.name, ...heap.statistics() })) },

@@ -1,5 +1,6 @@
 /** Devices of a primary, and what is mapped for them, as a secondary uses them. */
 import { ended } from '../check.js';
+import type { AttachedCopyEngine } from '../drivers/attached-copy-engine.js';
 import type { AttachedNvmeQueue } from '../drivers/nvme/queue.js';
 import type { DmaAccess } from '../dma/address-space.js';
 import type { MapAsyncOptions } from '../dma/domain.js';
@@ -18,6 +19,7 @@ export interface DeviceKeeper extends MemoryKeeper {
   map(device: string, part: { va: number; length: number }, options: MapAsyncOptions): Promise<SecondaryMapping>;
   iovaOf(device: string, part: { va: number; length: number }): Promise<Iova>;
   openQueue(device: string, options: SecondaryQueueOptions): Promise<AttachedNvmeQueue>;
+  openCopyEngine(device: string): Promise<AttachedCopyEngine>;
 }
 
 /** Options of {@link SecondaryDevice.openQueue}. */
@@ -85,6 +87,18 @@ export class SecondaryDevice {
    */
   async openQueue(options: SecondaryQueueOptions = {}): Promise<AttachedNvmeQueue> {
     return this.#keeper.openQueue(this.name, options);
+  }
+
+  /**
+   * Opens a copy engine of the primary, which this process works by stores of its own: see `AttachedCopyEngine`. Until it is disposed, or this
+   * process ends in whatever way, calls of the engine are EBUSY in the primary. The device is reset then: copies that still run are given
+   * up before the primary gives memory of this process back.
+   *
+   * @throws DmaError EINVAL for devices that are no copy engines; EBUSY while it is used, or another thread or process has it; why the
+   *   connection ended
+   */
+  async openCopyEngine(): Promise<AttachedCopyEngine> {
+    return this.#keeper.openCopyEngine(this.name);
   }
 
   /** The IOVA of memory that is mapped for the device. @throws DmaError as `Device.iovaOf` */

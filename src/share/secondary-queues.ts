@@ -1,4 +1,6 @@
-/** Queue pairs of a primary's controllers that a secondary works: their rings are memory that both have at the same addresses. */
+/** Queues of a primary's devices that a secondary works: their rings are memory that both have at the same addresses. */
+import { AttachedCopyEngine } from '../drivers/attached-copy-engine.js';
+import type { CopyEngineFacts } from '../drivers/copy-engine-state.js';
 import { NvmeQueueOfThread } from '../drivers/nvme/attached-queue.js';
 import type { AttachedNvmeQueue } from '../drivers/nvme/queue.js';
 import type { NvmeQueueFacts } from '../drivers/nvme/shared-queue.js';
@@ -6,6 +8,7 @@ import { ended } from '../check.js';
 import type { FileStores } from '../bus/lent-registers.js';
 import { undoAll, withUndo, type DmaError } from '../errors.js';
 import type { HoldOf } from '../memory/shared/hold.js';
+import type { SharedWithQueue } from '../memory/shared/words.js';
 import type { Platform } from '../platform/ports.js';
 import { queueMicrotask } from '../timers.js';
 import type { Va } from '../units.js';
@@ -21,10 +24,27 @@ export interface QueueConnection {
   readonly platform: Platform;
 }
 
+/** A queue that is open here. */
+interface OpenQueue extends Disposable {
+  /** The primary has told something. */
+  look(): void;
+  /** The primary has ended. */
+  lose(why: DmaError): void;
+}
+
+/** What a queue is opened with. */
+interface QueueParts {
+  readonly with: SharedWithQueue;
+  readonly hold: HoldOf;
+  readonly platform: Platform;
+  /** Descriptors, which are duplicated: how it reaches the device, and the primary. */
+  readonly ways: Pick<NvmeQueueFacts, 'calls' | 'interrupt' | 'registers'>;
+}
+
 /** The queues of one secondary. */
 export class SecondaryQueues {
   readonly #connection: QueueConnection;
-  readonly #open = new Map<number, NvmeQueueOfThread>();
+  readonly #open = new Map<number, OpenQueue>();
   /** Why none can be used any more. */
   #why: DmaError | undefined;
   /** Memory that this process has mapped for queues, by address: several may have some of it. */
@@ -34,10 +54,33 @@ export class SecondaryQueues {
     this.#connection = connection;
   }
 
+  /** Opens the NVMe queue that the primary answered. */
+  openQueue(reply: Reply): AttachedNvmeQueue {
+    return this.#attach(
+      reply,
+      'openQueue',
+      (facts: NvmeQueueFacts, { with: shared, hold, platform, ways }, operation) =>
+        NvmeQueueOfThread.attach(shared, { ...facts, ...ways }, hold, platform, operation),
+    );
+  }
+
+  /** Opens the copy engine that the primary answered. */
+  openCopyEngine(reply: Reply): AttachedCopyEngine {
+    return this.#attach(
+      reply,
+      'openCopyEngine',
+      (facts: CopyEngineFacts, { with: shared, hold, platform, ways }, operation) =>
+        AttachedCopyEngine.attach(shared, { ...facts, ...ways }, hold, platform, operation),
+    );
+  }
+
   /** Opens what the primary answered. The descriptors are closed. */
-  open({ fields, fds }: Reply): AttachedNvmeQueue {
+  #attach<F, T extends OpenQueue>(
+    { fields, fds }: Reply,
+    operation: string,
+    open: (facts: F, parts: QueueParts, operation: string) => T,
+  ): T {
     const { platform, keeper } = this.#connection;
-    const operation = 'openQueue';
     const id = fields.number('id');
     const release = (): void => void keeper.release(id, operation, {}).catch(() => undefined);
     const taken: (() => void)[] = [];
@@ -46,17 +89,15 @@ export class SecondaryQueues {
       const tables = fields.boolean('hasTable') ? 2 : 0;
       const [calls, ...others] = fds.slice(pieces.length);
       const registers = fields.has('registers') ? fields.objectAt('registers') : undefined;
-      const expected = [fields.boolean('hasInterrupt'), registers !== undefined].filter(Boolean).length;
+      const hasInterrupt = fields.boolean('hasInterrupt');
+      const expected = [hasInterrupt, registers !== undefined].filter(Boolean).length;
       if (pieces.length < 2 + tables || calls === undefined || others.length !== expected)
         throw nonsense(operation, 'a queue without its memory');
       // The table of processes is that of pools, too, and stays.
       for (const [n, piece] of pieces.entries()) taken.push(this.#map(piece, fds[n], n === 0));
       const [holders, state, ...more] = pieces.slice(0, 2 + tables).map((piece) => this.#words(piece));
-      // The primary has the same version of the protocol, and is trusted with memory.
-      const facts = {
-        ...(JSON.parse(fields.string('facts', MAX_DOCUMENT)) as NvmeQueueFacts),
-        calls,
-        interrupt: fields.boolean('hasInterrupt') ? others[0] : undefined,
+      const ways = {
+        ...{ calls, interrupt: hasInterrupt ? others[0] : undefined },
         registers: registers === undefined ? undefined : fileOf(registers, others[others.length - 1]),
       };
       const end = (): void => {
@@ -67,8 +108,9 @@ export class SecondaryQueues {
       const leave = (): void => {
         if (this.#open.delete(id)) queueMicrotask(end);
       };
-      const hold = this.#holdOf(id, leave);
-      const queue = NvmeQueueOfThread.attach({ holders, state, more }, facts, hold, platform, operation);
+      const parts = { with: { holders, state, more }, hold: this.#holdOf(id, leave), platform, ways };
+      // The primary has the same version of the protocol, and is trusted with memory.
+      const queue = open(JSON.parse(fields.string('facts', MAX_DOCUMENT)) as F, parts, operation);
       this.#open.set(id, queue);
       return queue;
     } catch (error) {

@@ -254,7 +254,8 @@ export class Secondary implements AsyncDisposable {
         return new SecondaryMapping(this.#connection.keeper, fields.objectAt('mapping'));
       },
       openQueue: async (device, options) =>
-        this.#queues.open(await this.#ask('queues.open', { device, options: plain(options) })),
+        this.#queues.openQueue(await this.#ask('queues.open', { device, options: plain(options) })),
+      openCopyEngine: async (device) => this.#queues.openCopyEngine(await this.#ask('engines.open', { device })),
       iovaOf: async (device, part) => {
         const { fields } = await this.#ask('devices.iovaOf', { device, ...part });
         return fields.number('iova') as Iova;

@@ -7,7 +7,7 @@ import { DmaError, invalid, throwFirst, undoAll, withUndo } from '../../errors.j
 import { Holders } from '../../memory/shared/holders.js';
 import type { HoldOf } from '../../memory/shared/hold.js';
 import type { SharedFacts } from '../../memory/shared/shared.js';
-import type { WordMemory } from '../../memory/shared/words.js';
+import type { SharedWithQueue, WordMemory } from '../../memory/shared/words.js';
 import type { Platform } from '../../platform/ports.js';
 import type { RegisterStores } from '../../platform/registers/registers.js';
 import { shortForm } from '../../short-form.js';
@@ -307,13 +307,6 @@ export class NvmeQueueOfThread extends NvmeQueue implements AttachedNvmeQueue {
       hint: 'attach to it again',
     });
   }
-}
-
-/** What comes with a queue: the table of holders, its state, and what threads need besides. */
-interface SharedWithQueue {
-  readonly holders: WordMemory;
-  readonly state: WordMemory;
-  readonly more: readonly WordMemory[];
 }
 
 /** @internal The facts of a shared queue, which the seal says `share` made. */

@@ -72,3 +72,11 @@ export function wordsIn(memory: WordMemory, what: string, operation: string): In
     });
   return new Int32Array(buffer, byteOffset, Math.floor(byteLength / Int32Array.BYTES_PER_ELEMENT));
 }
+
+/** What comes with a queue of a device: the table of holders, its state, and what kinds need besides. */
+export interface SharedWithQueue {
+  readonly holders: WordMemory;
+  readonly state: WordMemory;
+  /** The two parts of the table of addresses, if the device has a domain; then words of stores by message. */
+  readonly more: readonly WordMemory[];
+}

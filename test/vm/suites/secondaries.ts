@@ -31,18 +31,18 @@ test('a secondary maps memory for edu and sees its DMA, and works a queue of a d
   const device = await eal.probe(`pci:${EDU}`);
   assert.equal(device.domain?.kind, KIND);
   const edu = device.use(eduDriver);
-  const before = [...device.domain.mappings()].length;
+  const isMapped = (): boolean => [...(device.domain?.mappings() ?? [])].some((each) => each.iova === iova);
   await using store = await SecondaryProcess.attach('guest', 'mapper');
   const iova = await store.run(async ({ store, kept }, part) => {
     const memory = await store.external.allocate(64 * 1024, { label: 'of the secondary' });
     memory.bytes(0, part).fill(0xa5);
     const device = (await store.devices()).find(({ driver }) => driver === 'edu');
-    const mapping = await device?.dmaMap(memory, { iova: 0x100000 as never });
+    const mapping = await device?.dmaMap(memory, { iova: 0x100000 });
     Object.assign(kept, { memory });
     return mapping?.iova;
   }, PART);
   assert.equal(iova, 0x100000);
-  assert.equal([...device.domain.mappings()].length, before + 1);
+  assert.ok(isMapped());
   await edu.copyIn(iova, 0, PART);
   await edu.copyOut(iova + 16 * KiB, 0, PART);
   const wrong = await store.run(({ kept }, part) => {
@@ -54,7 +54,7 @@ test('a secondary maps memory for edu and sees its DMA, and works a queue of a d
   const disk = await eal.probe(`pci:${DISK}`);
   const namespace = disk.use(nvmeDriver).namespace(1);
   using written = eal.external.allocate(MiB);
-  const mapping = disk.dmaMap(written);
+  using mapping = disk.dmaMap(written);
   const bytes = written.bytes();
   for (let i = 0; i < bytes.length; i++) bytes[i] = Math.imul(i, 2654435761) >>> 13;
   await namespace.write({ lba: 0, blocks: MiB / namespace.blockSize, from: written });
@@ -107,7 +107,7 @@ test('a secondary maps memory for edu and sees its DMA, and works a queue of a d
 
   await store.kill();
   await until(() => eal.secondaries.length === 0);
-  await until(() => [...(device.domain?.mappings() ?? [])].length === before);
+  await until(() => !isMapped());
   // The same IOVA is this process's now, and the controller has given up all of the other one's.
   using own = eal.external.allocate(64 * KiB);
   const mine = device.dmaMap(own, { iova });
@@ -134,7 +134,7 @@ test('two workers drive a device each, with mappings of their own at the same IO
       Atomics.add(data.there, 0, 1);
       while (Atomics.load(data.there, 0) < 2) await new Promise((resolve) => setTimeout(resolve, 5));
       let wrong = 0;
-      for (let round = 0; round < 4; round++) {
+      for (let round = 0; round < 2; round++) {
         bytes.fill(data.byte + round, 0, 1024);
         await edu.copyIn(iova, 0, 1024);
         await edu.copyOut(iova + 4096 * (round + 1), 0, 1024);
