@@ -257,7 +257,7 @@ export class Eal implements AsyncDisposable {
       areas: this.#areas,
       limits: this.platform.limits,
       pages: this.platform.memory,
-      context: { external: this.#driverMemory, shares: this.#shares, rings: this.rings },
+      context: { external: this.#driverMemory, shares: this.#shares, rings: this.rings, platform: this.platform },
       changed: (change, device, error) => {
         if (change === 'probed' || change === 'removed') this.#tell(change, device);
         else if (error !== undefined) this.#tell(change, device, error);

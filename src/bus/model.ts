@@ -8,6 +8,7 @@ import type { Mapping } from '../dma/mapping.js';
 import type { MapOptions } from '../dma/plan.js';
 import type { DmaError } from '../errors.js';
 import type { Shares } from '../memory/shared/shares.js';
+import type { Platform } from '../platform/ports.js';
 import type { Rings } from '../memory/pool/rings.js';
 import type { Fields } from '../fields.js';
 import type { Paused } from '../handed.js';
@@ -293,6 +294,8 @@ export interface ProbeContext {
   readonly shares?: Shares;
   /** @internal The rings of the `Eal`, where there is one. */
   readonly rings?: Rings;
+  /** @internal The system calls of the `Eal`, where there is one. */
+  readonly platform?: Platform;
 }
 
 /** What a driver makes of a device that another process has handed over. */

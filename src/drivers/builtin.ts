@@ -4,7 +4,7 @@ import { copyEngineDriver } from './copy-engine-driver.js';
 import { e1000eDriver } from './e1000e/e1000e-driver.js';
 import { EDU_KEYS, eduDriver } from './edu-driver.js';
 import { NVME_KEYS, nvmeDriver } from './nvme/nvme-driver.js';
-import { nullPortDriver, pcapPortDriver, PORT_KEYS, ringPortDriver } from './ports/software-ports.js';
+import { nullPortDriver, pcapPortDriver, PORT_KEYS, ringPortDriver, tapPortDriver } from './ports/software-ports.js';
 import { rawDriver } from './raw-driver.js';
 import { verbsDriver } from './verbs-driver.js';
 import { virtioNetDriver } from './virtio-net/virtio-net-driver.js';
@@ -23,6 +23,7 @@ export const builtinDrivers: readonly Driver[] = [
   nullPortDriver,
   pcapPortDriver,
   ringPortDriver,
+  tapPortDriver,
   rawDriver,
 ];
 

@@ -21,7 +21,8 @@ export { CaptureWriter, captureKindOf, type CaptureKind } from '../net/capture/c
 export { writePacket } from '../net/capture/packet-writer.js';
 export { LINK_ETHERNET, type CaptureFrame, type FrameFacts } from '../net/capture/capture-frame.js';
 export { e1000eDriver } from '../drivers/e1000e/e1000e-driver.js';
-export { nullPortDriver, pcapPortDriver, ringPortDriver } from '../drivers/ports/software-ports.js';
+export { nullPortDriver, pcapPortDriver, ringPortDriver, tapPortDriver } from '../drivers/ports/software-ports.js';
+export type { TapPort } from '../drivers/ports/tap-port.js';
 export { RingPort } from '../drivers/ports/ring-port.js';
 export type { RingPair, RingPortBase } from '../drivers/ports/ring-port-base.js';
 export { openOtherEnd, type NamedRings, type OtherEndOptions } from '../drivers/ports/other-end.js';

@@ -21,7 +21,7 @@ export function portOf(device: Device): Port {
     driver === undefined ? 'it has no driver' : `its driver ${driver.name} is none of Ethernet ports`,
     {
       device: device.name,
-      hint: 'ports are vdev:null0, vdev:pcap0,rx=FILE,tx=FILE, vdev:ring0, Intel 82574L adapters and virtio network devices',
+      hint: 'ports are vdev:null0, vdev:pcap0,rx=FILE,tx=FILE, vdev:ring0, vdev:tap0, Intel 82574L adapters and virtio network devices',
     },
   );
 }

@@ -29,10 +29,11 @@ const KIND_KEYS: Readonly<Record<string, readonly string[]>> = {
   null: ['size'],
   pcap: ['rx', 'tx', 'link'],
   ring: ['size', 'queues'],
+  tap: ['iface', 'mtu', 'queues'],
 };
 
 /** Kinds without registers: their driver is the device, and gets the kind as the handle. */
-const PLAIN_KINDS: readonly string[] = ['null', 'pcap', 'ring'];
+const PLAIN_KINDS: readonly string[] = ['null', 'pcap', 'ring', 'tap'];
 
 /** What the bus needs. */
 export interface VdevBusOptions {

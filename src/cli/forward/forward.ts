@@ -53,7 +53,7 @@ export const forward: CommandSpec<ForwardOptions> = {
   description: paragraphs(
     `Takes packets from ports and gives them to others: the first to the second and back, the third to the fourth, and so on; a last one
     without a partner to itself. Ports are Ethernet adapters (pci:...), and software: vdev:pcap0,rx=FILE,tx=FILE reads and writes
-    captures, vdev:null0 throws away, vdev:ring0 is connected with another program: one is started with --name, the other one with
+    captures, vdev:null0 throws away, vdev:tap0 is an interface of the kernel, vdev:ring0 is connected with another program: one is started with --name, the other one with
     --attach, and each has an end of vdev:ring0. Packets pass between them without a copy.`,
     `It ends when nothing more can come (all captures have ended), after --duration, or by Ctrl-C, and gives everything back.`,
     `Modes: ${MODE_NAMES.map((name) => `${name} ${MODES[name].about}`).join('; ')}.`,

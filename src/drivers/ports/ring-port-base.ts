@@ -11,13 +11,10 @@ import { NONE, type Packets } from '../../net/packets.js';
 import { COUNT, type CheckedConfig } from '../../net/port-base.js';
 import type { Link, PortLimits } from '../../net/port.js';
 import { clearInterval, setInterval } from '../../timers.js';
-import { NO_CABLE, SOFTWARE_LIMITS, SoftwarePort } from './software-port.js';
+import { NO_CABLE, NO_LINK, SOFTWARE_LIMITS, SoftwarePort } from './software-port.js';
 
 /** How often it is looked whether the other end is there, in milliseconds. */
 const LOOK_MS = 100;
-
-/** The link while nobody works the other end. */
-const DOWN: Link = { up: false, speed: 0, fullDuplex: false };
 
 /** The rings of a queue. Both carry elements of one pool, and both sides of each are of one thread. */
 export interface RingPair {
@@ -54,7 +51,7 @@ export abstract class RingPortBase extends SoftwarePort {
 
   /** Up while a thread or process that lives works the other end. */
   override get link(): Link {
-    return this.#isUp() ? NO_CABLE : DOWN;
+    return this.#isUp() ? NO_CABLE : NO_LINK;
   }
 
   #isUp(): boolean {
@@ -109,7 +106,7 @@ export abstract class RingPortBase extends SoftwarePort {
     const up = this.#isUp();
     if (up === this.#up) return;
     this.#up = up;
-    this.tell({ kind: 'link', link: up ? NO_CABLE : DOWN });
+    this.tell({ kind: 'link', link: up ? NO_CABLE : NO_LINK });
   }
 
   /** @throws DmaError EIO if the ring, or what is in it, was damaged: the port is lost then; EBUSY if another thread works this end */

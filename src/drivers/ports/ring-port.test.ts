@@ -210,6 +210,7 @@ describe('a ring port', { skip: openPlatform().limitation ?? false }, () => {
     };
     const first = await echo(port, zone.share());
     assert.equal(port.link.up, true);
+    await until(() => links.at(-1) === true);
     for (let i = 0; i < 50; i++) await round();
     // It dies with packets in its ring, which the next one gets.
     await first.run('kept.ends = true;');
@@ -218,8 +219,9 @@ describe('a ring port', { skip: openPlatform().limitation ?? false }, () => {
     assert.equal(sent, 10, 'of three segments each, in a ring of 32');
     packets.release(some, 20 - sent, sent);
     await first.end();
-    await until(() => !port.link.up);
+    await until(() => links.at(-1) === false);
     const second = await echo(port, zone.share());
+    await until(() => links.at(-1) === true);
     let back = 0;
     await until(() => {
       const count = port.rx(0, burst);

@@ -6,6 +6,8 @@ import { PortBase } from '../../net/port-base.js';
 import type { Link, PortLimits } from '../../net/port.js';
 import { now } from '../../timers.js';
 
+const READABLE = 'port.readable';
+
 /** How often a port without an interrupt is looked at while its reader waits, in milliseconds. */
 const LOOK_MS = 1;
 
@@ -14,6 +16,9 @@ export const MOST_QUEUES = 64;
 
 /** The link of ports that have no cable. */
 export const NO_CABLE: Link = { up: true, speed: 10_000, fullDuplex: true };
+
+/** The link of a port whose other end nobody has. */
+export const NO_LINK: Link = { up: false, speed: 0, fullDuplex: false };
 
 /** Limits of software. */
 export const SOFTWARE_LIMITS: PortLimits = {
@@ -53,21 +58,33 @@ export abstract class SoftwarePort extends PortBase {
     _queue: number,
     options: { readonly signal?: AbortSignal; readonly timeoutMs?: number } = {},
   ): Promise<void> {
-    const operation = 'port.readable';
-    const { signal, timeoutMs = Infinity } = optionsOf(options, { signal: 'signal', timeoutMs: 'number' }, operation);
+    const { signal, timeoutMs } = readableOptions(options);
     const until = now() + timeoutMs;
     while (this.started && !this.ended && !this.hasPackets && now() < until) {
-      if (signal?.aborted === true)
-        throw new DmaError({
-          code: 'ECANCELED',
-          operation,
-          device: this.name,
-          reason: 'it was aborted',
-          cause: signal.reason,
-        });
+      if (signal?.aborted === true) throw aborted(this.name, signal);
       await this.bell.sleep(Math.min(LOOK_MS, Math.max(0, until - now())));
     }
   }
+}
+
+/** @throws DmaError EINVAL */
+export function readableOptions(options: { readonly signal?: AbortSignal; readonly timeoutMs?: number }): {
+  readonly signal: AbortSignal | undefined;
+  readonly timeoutMs: number;
+} {
+  const { signal, timeoutMs = Infinity } = optionsOf(options, { signal: 'signal', timeoutMs: 'number' }, READABLE);
+  return { signal, timeoutMs };
+}
+
+/** What a wait that is given up rejects with. */
+export function aborted(device: string, signal: AbortSignal): DmaError {
+  return new DmaError({
+    code: 'ECANCELED',
+    operation: READABLE,
+    device,
+    reason: 'it was aborted',
+    cause: signal.reason,
+  });
 }
 
 function hexByte(value: number): string {

@@ -6,6 +6,8 @@ import { LEAST_FRAME } from '../../net/port-base.js';
 import { MOST_QUEUES } from './software-port.js';
 import { NullPort } from './null-port.js';
 import { PcapPort } from './pcap-port.js';
+import { TapInterface } from './tap-interface.js';
+import { TapPort } from './tap-port.js';
 import { OwnRingPort } from './own-ring-port.js';
 import type { Port } from '../../net/port.js';
 import type { SoftwarePort } from './software-port.js';
@@ -14,6 +16,7 @@ import type { SoftwarePort } from './software-port.js';
 export const PORT_KEYS =
   'vdev:nullN takes size=BYTES: it receives frames of zeros of this size (default: none). ' +
   'vdev:ringN takes size=N, the numbers that each of its rings holds (default: 1024), and queues=N (default: 1): its other end is in another thread or program. ' +
+  'vdev:tapN takes iface=NAME, the interface of the kernel (default: tapN), mtu=BYTES and queues=N (default: 1). ' +
   'vdev:pcapN takes rx=FILE, a capture that it receives, tx=FILE, where it writes what is sent (.pcap, else pcapng), and link=N, the LINKTYPE (default: 1, Ethernet).';
 
 /** `vdev:null0`. */
@@ -30,6 +33,29 @@ export const ringPortDriver = softwarePort('ring', ['size', 'queues'], ({ name, 
     throw new DmaError({ code: 'ENOTSUP', operation: 'open', device: name, reason: 'there are no rings here' });
   return new OwnRingPort({ name, number, rings, ringName: busName, size, queues });
 });
+
+/** `vdev:tap0`. */
+export const tapPortDriver = softwarePort(
+  'tap',
+  ['iface', 'mtu', 'queues'],
+  ({ name, busName, args }, number, { platform }) => {
+    const queues = numberOf(args, 'queues', 1, MOST_QUEUES, 1);
+    const mtu = args.has('mtu') ? numberOf(args, 'mtu', 68, 65_521) : undefined;
+    if (platform === undefined || platform.limitation !== undefined)
+      throw new DmaError({
+        code: 'ENOTSUP',
+        operation: 'open',
+        device: name,
+        reason: platform?.limitation ?? 'there are no system calls here',
+      });
+    return new TapPort(
+      name,
+      number,
+      platform,
+      new TapInterface(platform, { name: args.get('iface') ?? busName, queues, mtu }),
+    );
+  },
+);
 
 /** `vdev:pcap0`. */
 export const pcapPortDriver = softwarePort('pcap', ['rx', 'tx', 'link'], ({ name, args }, number) => {
