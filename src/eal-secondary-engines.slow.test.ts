@@ -192,4 +192,26 @@ describe('a copy engine in a secondary process', { skip: openPlatform().limitati
       assert.equal(code, 'EINVAL');
       block.free();
     }));
+
+  it('can also be its own: an Eal there maps memory of the primary for devices that it opens itself', () =>
+    room('here', async ({ eal, store }) => {
+      const memory = eal.external.allocate(65536, { label: 'common' });
+      memory.bytes(0, 4096).fill(8);
+      const done = await store.run(async ({ anydma, store }) => {
+        const attached = await store.external.attach('common');
+        const own = await anydma.Eal.start({ onForgotten: () => undefined });
+        const device = await own.probe('vdev:copy0');
+        const registered = own.external.fromAddress(attached.va, attached.length);
+        const mapping = device.dmaMap(registered);
+        await device.use(anydma.copyEngineDriver).copy(mapping.iova, mapping.iova + 4096, 4096);
+        mapping.unmap();
+        registered.unregister();
+        await own.stop();
+        await attached.detach();
+        return attached.live;
+      });
+      assert.equal(done, false);
+      assert.ok(memory.bytes(4096, 4096).every((byte) => byte === 8));
+      memory.unregister();
+    }));
 });

@@ -12,7 +12,13 @@ export { PROMISE_IDS, type CompletionQueue, type CompletionQueueOptions } from '
 export type { ExtraRegion } from '../rdma/extra-region.js';
 export type { MemoryWindow } from '../rdma/memory-window.js';
 export type { ConnectOptions, QueuePairAddress, QueuePairOptions } from '../rdma/queue-pair-options.js';
-export type { Destination, PeerExplainer, Received, RemoteMemory } from '../rdma/queue-pair-requests.js';
+export type {
+  Destination,
+  PeerExplainer,
+  QueuePairShareOptions,
+  Received,
+  RemoteMemory,
+} from '../rdma/queue-pair-requests.js';
 export { AttachedQueuePair } from '../rdma/attached-queue-pair.js';
 export type { QueuePair } from '../rdma/queue-pair.js';
 export { ReceiveRing, type ReceiveRingOptions, type RingMessage } from '../rdma/receive-ring.js';

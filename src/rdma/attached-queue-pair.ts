@@ -1,5 +1,5 @@
 /** A queue pair that another thread made, in the thread that works it. */
-import { isA, mustBeMs } from '../check.js';
+import { isA, mustBeMs, mustBeWhole } from '../check.js';
 import { AttachedTable } from '../dma/attached-table.js';
 import { KeyCache } from '../dma/key-cache.js';
 import { DmaError } from '../errors.js';
@@ -8,7 +8,7 @@ import { Holders } from '../memory/shared/holders.js';
 import type { Shared, SharedFacts } from '../memory/shared/shared.js';
 import { Turn, TURN, whoHas } from '../memory/shared/turn.js';
 import type { Platform } from '../platform/ports.js';
-import type { VerbsCq, VerbsQp } from '../platform/rdma/verbs-types.js';
+import type { VerbsAh, VerbsCq, VerbsQp } from '../platform/rdma/verbs-types.js';
 import { Completions, ReceiveRequests, SendRequests } from '../platform/rdma/verbs-work.js';
 import { shortForm } from '../short-form.js';
 import { STAYS } from '../stays.js';
@@ -41,7 +41,9 @@ export class AttachedQueuePair implements Disposable {
   readonly device: string;
   /** Its queue pair number on the device. */
   readonly number: number;
-  readonly type: 'rc' | 'uc';
+  readonly type: 'rc' | 'uc' | 'ud';
+  /** How many destinations came with it, for datagrams: see {@link setDestination}. */
+  readonly destinations: number;
   /** Most sends and receives that can be posted at once. */
   readonly sends: number;
   readonly receives: number;
@@ -54,6 +56,7 @@ export class AttachedQueuePair implements Disposable {
   /** The completions of the last {@link pollReceives}; the same as {@link completions} if one queue is for both. */
   readonly receiveCompletions: Completions;
   readonly #qp: VerbsQp;
+  readonly #destinations: readonly { readonly ah: VerbsAh; readonly number: number; readonly qkey: number }[];
   readonly #platform: Pick<Platform, 'verbs' | 'memory'>;
   readonly #words: Int32Array;
   readonly #turn: Turn;
@@ -72,7 +75,9 @@ export class AttachedQueuePair implements Disposable {
     const { device, batch, receiveBatch, loan } = facts;
     this.device = device;
     this.number = loan.number;
-    this.type = loan.type === 'uc' ? 'uc' : 'rc';
+    this.type = loan.type;
+    this.destinations = facts.destinations.length;
+    this.#destinations = facts.destinations.map(({ ah, ...to }) => ({ ah: { address: ah, pd: qp.pd }, ...to }));
     this.sends = loan.sends;
     this.receives = loan.receives;
     this.inline = loan.inline;
@@ -133,6 +138,23 @@ export class AttachedQueuePair implements Disposable {
   /** Creates `slots` receive requests, each of up to `sges` segments. */
   receiveRequests(slots: number, sges = this.#qp.receiveSges): ReceiveRequests {
     return new ReceiveRequests(this.#platform.memory, slots, sges);
+  }
+
+  /**
+   * Sends a datagram to one of the destinations of `QueuePair.share`: call it after `send`, which forgets the one before.
+   *
+   * @param destination its index there
+   * @throws DmaError EINVAL
+   */
+  setDestination(requests: SendRequests, slot: number, destination: number): void {
+    const operation = 'setDestination';
+    if (!isA(requests, SendRequests)) throw noRequests(operation, 'sendRequests');
+    mustBeWhole(slot, 0, requests.slots - 1, 'slot', operation);
+    if (this.destinations === 0)
+      throw this.#error('EINVAL', operation, 'it was shared without destinations', 'pair.share({ destinations })');
+    mustBeWhole(destination, 0, this.destinations - 1, 'destination', operation);
+    const { ah, number, qkey } = this.#destinations[destination];
+    requests.setDestination(slot, ah, number, qkey);
   }
 
   /**
@@ -234,7 +256,7 @@ export class AttachedQueuePair implements Disposable {
     Atomics.store(this.#words, WORD.INSIDE, 0);
   }
 
-  #error(code: 'EBADF' | 'EIO' | 'ENODEV', operation: string, reason: string, hint?: string): DmaError {
+  #error(code: 'EBADF' | 'EINVAL' | 'EIO' | 'ENODEV', operation: string, reason: string, hint?: string): DmaError {
     return new DmaError({ code, operation, device: this.device, reason: `queue pair ${this.number}: ${reason}`, hint });
   }
 }

@@ -10,6 +10,7 @@ import type { VerbsQp } from '../platform/rdma/verbs-types.js';
 import { now } from '../timers.js';
 import { pairName, type AttachedQueuePair } from './attached-queue-pair.js';
 import type { CompletionQueue } from './completion-queue.js';
+import type { Destination } from './queue-pair-requests.js';
 import { PAIR_RUN as RUN, PAIR_WORD as WORD, type QueuePairFacts } from './queue-pair-state.js';
 
 /** What is lent. */
@@ -40,20 +41,20 @@ export class QueuePairLending {
   readonly #turn: Turn;
   readonly #share: Share<AttachedQueuePair>;
   readonly #unwatch: () => void;
+  #pins: readonly Disposable[] = [];
 
   /** Offers the queue pair. @throws DmaError EBUSY, ENOTSUP; then nothing has changed */
-  constructor({ queue, device, domain, shares, verbs }: LentPair, operation: string) {
+  constructor(
+    { queue, device, domain, shares, verbs }: LentPair,
+    destinations: readonly Destination[],
+    operation: string,
+  ) {
     const { qp, completions, receiveCompletions } = queue;
     if (shares === undefined) throw notShareable(operation);
     const refused = (reason: string, hint: string): DmaError =>
       new DmaError({ code: 'ENOTSUP', operation, device, reason, hint });
     if (!isMainThread)
       throw refused('the queue pair ends with this worker thread', 'open the device in the main thread');
-    if (qp.type === 'ud')
-      throw refused(
-        'destinations of datagrams can only be used in the thread that made them',
-        'share a connected queue pair',
-      );
     this.#device = device;
     this.#words = new Int32Array(new SharedArrayBuffer(WORD.COUNT * 4));
     const turn = new Turn(this.#words, WORD.OWNER, shares.holders);
@@ -67,7 +68,11 @@ export class QueuePairLending {
       }
       const batch = completions.completions.slots;
       const receiveBatch = receiveCompletions.completions.slots;
-      const facts: QueuePairFacts = { device, loan: verbs.lend(qp), batch, receiveBatch };
+      this.#pins = destinations.map(({ address }) => address.pin());
+      const facts: QueuePairFacts = {
+        ...{ device, loan: verbs.lend(qp), batch, receiveBatch },
+        destinations: destinations.map(({ address, number, qkey }) => ({ ah: address.handle.address, number, qkey })),
+      };
       this.#share = shares.add<AttachedQueuePair>(
         {
           kind: 'queue-pair',
@@ -79,6 +84,7 @@ export class QueuePairLending {
       );
     } catch (error) {
       for (const each of lent) each.takeBack();
+      this.#unpin();
       throw error;
     }
     this.#unwatch = shares.addRecovery((id) => turn.forget(id));
@@ -139,6 +145,7 @@ export class QueuePairLending {
       this.take(operation);
       this.#share.end(operation);
       this.#unwatch();
+      this.#unpin();
       return;
     }
     // The thread looks at the word after it has said that it is inside. So it is outside for good once it was seen outside.
@@ -146,6 +153,11 @@ export class QueuePairLending {
       if (now() > end) throw this.busy(operation);
     this.#share.lose();
     this.#unwatch();
+    this.#unpin();
+  }
+
+  #unpin(): void {
+    for (const pin of this.#pins) pin[Symbol.dispose]();
   }
 
   get #isInside(): boolean {

@@ -1,9 +1,10 @@
 /** Requests of a queue pair as callers give them, checked and copied. */
-import { mustBe, mustBeObject, mustBeWhole } from '../check.js';
+import { mustBe, mustBeObject, mustBeWhole, optionsOf, type Shape } from '../check.js';
 import type { DmaAccess } from '../dma/address-space.js';
 import type { DmaError } from '../errors.js';
 import { invalid, isDmaError } from '../errors.js';
 import { isAddress } from '../units.js';
+import type { VerbsQp } from '../platform/rdma/verbs-types.js';
 import { AddressHandle } from './address-handle.js';
 import { show, thrown } from '../show.js';
 import type { MemoryPart } from '../memory/part.js';
@@ -29,6 +30,17 @@ export interface Received {
   /** The number of the sending queue pair, for datagrams */
   readonly sourceQp: number | undefined;
 }
+
+/** Options of `QueuePair.share`. */
+export interface QueuePairShareOptions {
+  /**
+   * For datagrams: where another thread can send them, as `pair.setDestination(requests, slot, index)`. Their addresses can not be closed
+   * meanwhile. Default none: it only receives.
+   */
+  readonly destinations?: readonly Destination[];
+}
+
+const SHARE_OPTIONS: Shape<QueuePairShareOptions> = { destinations: 'object' };
 
 /** The destination of a datagram. */
 export interface Destination {
@@ -107,6 +119,24 @@ export function checkedDestination(operation: string, to: Destination): Destinat
   mustBeWhole(number, 0, 2 ** 24 - 1, 'the number of a queue pair', operation);
   mustBeWhole(qkey, 0, 2 ** 32 - 1, 'qkey', operation);
   return { address, number, qkey };
+}
+
+/** The destinations of a shared queue pair. @throws DmaError EINVAL for what can not be, or can not be used with this queue pair */
+export function destinationsIn(
+  options: QueuePairShareOptions,
+  { type, pd }: Pick<VerbsQp, 'type' | 'pd'>,
+  operation: string,
+): Destination[] {
+  const { destinations = [] } = optionsOf<QueuePairShareOptions>(options, SHARE_OPTIONS, operation);
+  if (!Array.isArray(destinations)) throw invalid(operation, 'destinations are given as an array');
+  if (destinations.length > 0 && type !== 'ud')
+    throw invalid(operation, 'a connected queue pair takes no destinations');
+  return (destinations as readonly Destination[]).map((to) => {
+    const checked = checkedDestination(operation, to);
+    const { handle } = checked.address;
+    if (handle.address !== 0 && handle.pd === pd) return checked;
+    throw invalid(operation, 'the address of a destination was closed, or is of another device');
+  });
 }
 
 export function unreadable(operation: string, cause: unknown): DmaError {

@@ -26,6 +26,8 @@ export interface QueuePairFacts {
   /** The device's name. */
   readonly device: string;
   readonly loan: VerbsLoan;
+  /** For datagrams: addresses of `ibv_ah` structs, which stay as long as it is lent, and where they lead. */
+  readonly destinations: readonly { readonly ah: number; readonly number: number; readonly qkey: number }[];
   /** Most completions of one poll, of both completion queues. */
   readonly batch: number;
   readonly receiveBatch: number;

@@ -46,10 +46,12 @@ import {
   checkedLocal,
   checkedRequest,
   type Destination,
+  destinationsIn,
   isKey,
   mustBeWord,
   noRequests,
   type PeerExplainer,
+  type QueuePairShareOptions,
   type Received,
   type RemoteMemory,
 } from './queue-pair-requests.js';
@@ -327,16 +329,18 @@ export class QueuePair implements Disposable {
    * EBUSY here, until {@link takeBack}; connecting, `status` and `halt` stay here.
    *
    * @throws DmaError EBUSY while promises are pending, completions are awaited, or its completion queues serve other queue pairs, too;
-   *   ENOTSUP for datagrams, and in a worker thread; the error that stopped it
+   *   ENOTSUP in a worker thread; EINVAL for destinations that can not be; the error that stopped it
    */
-  share(): Shared<AttachedQueuePair> {
+  share(options: QueuePairShareOptions = {}): Shared<AttachedQueuePair> {
     const operation = 'queuePair.share';
     this.#mustBeOpen(operation);
+    const destinations = destinationsIn(options, this.qp, operation);
     if (this.#lending !== undefined) return this.#lending.description;
     const { failure } = this;
     if (failure !== undefined) throw failure.with({ operation });
     const { device, domain, shares, rdma } = this.#parts;
-    this.#lending = new QueuePairLending({ queue: this, device, domain, shares, verbs: rdma.verbs }, operation);
+    const pair = { queue: this, device, domain, shares, verbs: rdma.verbs };
+    this.#lending = new QueuePairLending(pair, destinations, operation);
     return this.#lending.description;
   }
 

@@ -274,9 +274,68 @@ describe('a shared queue pair', { skip: openPlatform().limitation ?? false }, ()
       // Offered to nobody who took it, it can be closed, and the completion queue is usable again.
       one?.close();
       assert.equal(queue.poll(), 0);
-      throwsDma('ENOTSUP', () => rdma.createQueuePair({ type: 'ud' }).share(), /datagrams/);
       here.close();
       throwsDma('EINVAL', () => here.share(), /closed/);
+    }));
+
+  it('of datagrams sends to the destinations that came with it, whose addresses stay meanwhile', () =>
+    hosts(async ({ platform, rdma, memory, pairs: [connected] }) => {
+      const [here, there] = [rdma.createQueuePair({ type: 'ud' }), rdma.createQueuePair({ type: 'ud', qkey: 7 })];
+      const address = rdma.createAddress(there.address);
+      const to = { address, number: there.address.number, qkey: there.address.qkey };
+      const closed = rdma.createAddress(there.address);
+      closed.close();
+      for (const destinations of [1, {}, [undefined], [{ ...to, qkey: -1 }], [{ ...to, address: closed }]] as never[])
+        throwsDma('EINVAL', () => here.share({ destinations }));
+      throwsDma('EINVAL', () => connected.share({ destinations: [to] }), /takes no destinations/);
+      throwsDma('EINVAL', () => here.share({ other: [] } as never));
+      using pair = attach(here.share({ destinations: [to] }), platform);
+      assert.deepEqual([pair.type, pair.destinations], ['ud', 1]);
+      throwsDma('EBUSY', () => address.close(), /offered to other threads/);
+      memory.bytes().fill(6, 0, 64);
+      const receiving = there.receive({ va: memory.va + 4096, length: 4096 });
+      const requests = pair.sendRequests(2);
+      requests.setId(0, 1);
+      requests.setLocal(0, memory.va, 64, pair.keys.keyOf(memory.va, 64));
+      requests.send(0, IBV_SEND_SIGNALED);
+      throwsDma('EINVAL', () => pair.post(requests, 0, 1));
+      for (const [slot, index] of [
+        [0, 1],
+        [0, -1],
+        [2, 0],
+        [0, 0.5],
+      ])
+        throwsDma('EINVAL', () => pair.setDestination(requests, slot, index));
+      throwsDma('EINVAL', () => pair.setDestination({} as never, 0, 0));
+      pair.setDestination(requests, 0, 0);
+      assert.equal(pair.post(requests, 0, 1), 1);
+      const { offset, length, sourceQp } = await receiving;
+      assert.deepEqual([offset, length, sourceQp], [40, 64, here.number]);
+      assert.ok(memory.bytes(4096 + offset, length).every((byte) => byte === 6));
+      assert.equal(pair.poll(), 1);
+      const receives = pair.receiveRequests(1);
+      receives.setLocal(0, memory.va + 8192, 4096, pair.keys.keyOf(memory.va + 8192, 4096));
+      assert.equal(pair.postReceives(receives), 1);
+      const back = rdma.createAddress(here.address);
+      await there.send({
+        local: { va: memory.va, length: 8 },
+        to: { address: back, number: here.address.number, qkey: here.address.qkey },
+      });
+      assert.equal(pair.pollReceives(), 1);
+      assert.equal(pair.receiveCompletions.byteLength(0), 48);
+      pair[Symbol.dispose]();
+      assert.ok(here.takeBack());
+      // Without destinations it only receives.
+      {
+        using again = attach(here.share(), platform);
+        throwsDma('EINVAL', () => again.setDestination(requests, 0, 0), /without destinations/);
+      }
+      here.takeBack();
+      address.close();
+      // Closing the pair lets go of them, too.
+      here.share({ destinations: [{ ...to, address: back }] });
+      here.close();
+      back.close();
     }));
 
   it('that another thread has is an error there, and no fault, once the device is lost or its queue has failed', () =>

@@ -1,7 +1,6 @@
 /**
  * Heaps over the user's memory. EM-Ann and EM-Bnn are the cases of DPDK's external_mem_autotest, groups A and B; those of
- * attaching and detaching (EM-A06, A07, A12, A13, A17, A18, A21, A22) are about secondary processes, which there are none
- * of yet.
+ * attaching and detaching (EM-A06, A07, A12, A13, A17, A18, A21, A22) are about secondary processes: see eal-secondaries.
  */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
