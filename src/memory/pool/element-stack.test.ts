@@ -136,6 +136,28 @@ function withoutCopy(user: ElementStack | PoolCache, most: number): User {
   };
 }
 
+/** Shares it. @returns it, for another holder: the next one that this thread is */
+function shareWithAnother(stack: ElementStack, holders: Holders): ElementStack {
+  stack.share(holders);
+  holders.leave(holders.mine);
+  return ElementStack.attach(stack.memory, holders);
+}
+
+function ownersOf({ memory, elements }: ElementStack): Uint16Array {
+  const { length } = new Uint16Array(memory as SharedArrayBuffer);
+  const room = Math.ceil(elements / 2) * 2;
+  return new Uint16Array(memory as SharedArrayBuffer, (length - room) * 2, elements);
+}
+
+/** What is in a cache belongs to its holder, 1 and 2; what is in a hand to somebody; and nobody has the rest. */
+function assertOwners(stack: ElementStack, caches: readonly PoolCache[], held: ReadonlySet<number>): void {
+  const owners = ownersOf(stack);
+  const expected = Array.from(owners, (owner, element) => (held.has(element) ? owner || -1 : 0));
+  for (const [index, { numbers, length }] of caches.entries())
+    for (const element of numbers.subarray(0, length)) expected[element] = index + 1;
+  assert.deepEqual([...owners], expected);
+}
+
 function isEinval(error: unknown): boolean {
   return isDmaError(error, 'EINVAL');
 }
@@ -173,32 +195,37 @@ function tests(): void {
           (elements, size, checked, steps) => {
             const stack = ElementStack.create(elements, { checked });
             const holders = Holders.create(kernel, new SharedArrayBuffer(Holders.bytesFor(3)));
-            // Half of the pools are shared, and have another object over the same words.
-            if (elements % 2 === 0) stack.share(holders);
-            const other = elements % 2 === 0 ? ElementStack.attach(stack.memory, holders) : stack;
+            // Half of the pools are shared with another holder.
+            const isShared = elements % 2 === 0;
+            const other = isShared ? shareWithAnother(stack, holders) : stack;
             const caches = [new PoolCache(stack, size), new PoolCache(other, size)];
             const users = [stack, ...caches];
             const held = new Set<number>();
+            let last: readonly number[] = [];
             for (const { cache, count, get, inPlace, flush } of steps) {
               const user = inPlace ? withoutCopy(users[cache], count) : users[cache];
-              const burst = new Int32Array(count + 2).fill(-1);
+              const burst = new Int32Array(count + 3).fill(-1);
               if (get) {
                 const reachable = stack.available + (cache === 0 ? 0 : caches[cache - 1].length);
                 const before = reachable - count;
-                assert.equal(user.get(burst, count, 1), before >= 0);
+                assert.equal(user.get(burst, count, 2), before >= 0);
                 if (before < 0) continue;
-                const got = burst.subarray(1, count + 1);
+                const got = burst.subarray(2, count + 2);
+                last = [...got];
                 for (const element of got) {
                   assert.ok(element >= 0 && element < elements && !held.has(element), `element ${element}`);
                   held.add(element);
                 }
               } else {
-                const back = [...held].slice(0, count);
-                burst.set(back, 1);
-                user.put(burst, back.length, 1);
+                // What was just got, by whomever; or any others.
+                const isLast = flush % 2 === 1 && last.length <= count && last.every((element) => held.has(element));
+                const back = isLast ? last : [...held].slice(0, count);
+                burst.set(back, 2);
+                user.put(burst, back.length, 2);
                 for (const element of back) held.delete(element);
               }
-              assert.deepEqual([burst[0], burst[count + 1]], [-1, -1]);
+              assert.deepEqual([burst[0], burst[1], burst[count + 2]], [-1, -1, -1]);
+              if (isShared) assertOwners(stack, caches, held);
               if (flush === 0) caches[cache % 2].flush();
               const cached = caches.reduce((sum, each) => sum + each.length, 0);
               assert.equal(stack.available + cached + held.size, elements);
@@ -209,7 +236,7 @@ function tests(): void {
             assertComplete(stack);
           },
         ),
-        { numRuns: 500 },
+        { numRuns: 300 },
       );
     });
 
@@ -355,9 +382,9 @@ function tests(): void {
     });
 
     void it('recovers what a dead thread had, but not what it left in rings or what others took over', () => {
-      const { stack, holders, words } = shared(10);
+      const { stack, holders } = shared(10);
       const dead = 77;
-      const owners = new Uint16Array(words.buffer, (32 + 10) * 4, 10);
+      const owners = ownersOf(stack);
       const burst = new Int32Array(10);
       assert.ok(stack.get(burst, 4));
       owners.fill(dead, 0, 4);
@@ -372,10 +399,10 @@ function tests(): void {
 
     void it('what is put belongs to who puts it, whichever element of the burst another one took', () => {
       for (let other = 0; other < 19; other++) {
-        const { stack, holders, words } = shared(40);
+        const { stack, holders } = shared(40);
         const cache = new PoolCache(stack, 20);
         const dead = 77;
-        const owners = new Uint16Array(words.buffer, (32 + 40) * 4, 40);
+        const owners = ownersOf(stack);
         const burst = new Int32Array(19);
         assert.ok(stack.get(burst, 19));
         owners[burst[other]] = dead;
@@ -394,6 +421,33 @@ function tests(): void {
         owners[burst[other]] = 0;
         assert.throws(() => cache.put(burst, 19), isEinval);
       }
+    });
+
+    void it('a cache takes nothing for its own because the place still has the number', () => {
+      const { stack, holders } = shared(24);
+      const cache = new PoolCache(stack, 4);
+      const other = shareWithAnother(stack, holders);
+      const owners = ownersOf(stack);
+      const burst = new Int32Array(4);
+      const theirs = new Int32Array(2);
+      assert.ok(other.get(theirs, 2) && cache.get(burst, 4));
+      // Written in place, but not put there.
+      cache.numbers.set(theirs, cache.roomFor(2));
+      cache.put(theirs, 2);
+      assert.deepEqual([owners[theirs[0]], owners[theirs[1]]], [1, 1]);
+      cache.put(burst, 4);
+      // What went on to the stack is free, and is refused wherever the cache is.
+      for (let out = 0; out <= 4; out++) {
+        assert.ok(cache.get(burst, 4));
+        cache.put(burst, 4);
+        assert.ok(cache.get(burst, out));
+        for (let element = 0; element < 24; element++)
+          if (owners[element] === 0) assert.throws(() => cache.put(Int32Array.of(element), 1), isEinval);
+        cache.put(burst, out);
+        cache.flush();
+        assert.throws(() => cache.put(burst, 1), isEinval);
+      }
+      assertComplete(stack);
     });
 
     void it('repairs numbers, counts and locks that others overwrote', SKIP, () => {

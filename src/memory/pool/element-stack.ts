@@ -27,7 +27,10 @@ const SHARED_AT = 3;
 const RINGED_AT = 4;
 const LOCK_AT = 16;
 const COUNT_AT = 17;
-const HEADER_WORDS = 32;
+/** How often others took over what a thread had, by the last bits of its number. */
+const CLAIMED_AT = 32;
+const CLAIMED_WORDS = 64;
+const HEADER_WORDS = CLAIMED_AT + CLAIMED_WORDS;
 
 const KIND = 0x454c4d53;
 const MOST_ELEMENTS = 2 ** 28;
@@ -63,12 +66,14 @@ export class ElementStack {
   /** Who has each element, once it is shared. */
   readonly #owners: Uint16Array;
   #lock: RobustLock | undefined;
+  #isPlain: boolean;
   #me = NOBODY;
 
   private constructor(memory: WordMemory, words: Int32Array, elements: number, checked: boolean) {
     this.memory = memory;
     this.elements = elements;
     this.checked = checked;
+    this.#isPlain = !checked;
     this.#header = words.subarray(0, HEADER_WORDS);
     this.#stack = words.subarray(HEADER_WORDS, HEADER_WORDS + elements);
     const bitsAt = HEADER_WORDS + elements;
@@ -155,7 +160,13 @@ export class ElementStack {
     return this.#lock !== undefined;
   }
 
+  /** Is it neither checked nor shared, so that nothing is noted of elements? @internal */
+  get isPlain(): boolean {
+    return this.#isPlain;
+  }
+
   #useWith(holders: Holders): void {
+    this.#isPlain = false;
     this.#lock = new RobustLock(this.#header, LOCK_AT, holders, 'the pool');
     this.#me = holders.enter();
   }
@@ -261,10 +272,12 @@ export class ElementStack {
       const owners = this.#owners;
       for (let i = 0; i < count; i++) {
         const number = from[at + i];
-        if (number < 0 || number >= this.elements || owners[number] === NOBODY) {
+        const owner = owners[number];
+        if (number < 0 || number >= this.elements || owner === NOBODY) {
           for (let j = 0; j < i; j++) owners[from[at + j]] = this.#me;
           throw this.#notOut(number);
         }
+        if (owner !== this.#me) this.#noteClaim(owner);
         stack[before + i] = number;
         owners[number] = NOBODY;
       }
@@ -294,9 +307,14 @@ export class ElementStack {
     const owners = this.#owners;
     const { elements } = this;
     const me = this.#me;
+    let last = me;
     for (let i = at; i < at + count; i++) {
       const number = numbers[i];
-      if (number < 0 || number >= elements || owners[number] === NOBODY) return i;
+      const owner = owners[number];
+      if (number < 0 || number >= elements || owner === NOBODY) return i;
+      if (owner === me) continue;
+      if (owner !== last) this.#noteClaim(owner);
+      last = owner;
       owners[number] = me;
     }
     return -1;
@@ -305,6 +323,19 @@ export class ElementStack {
   /** Shared pools: does this thread have the element? @internal */
   isMine(number: number): boolean {
     return this.#owners[number] === this.#me;
+  }
+
+  /** Before elements of another thread become this one's, so that who sees that they did sees this too. */
+  #noteClaim(owner: number): void {
+    Atomics.add(this.#header, CLAIMED_AT + (owner & (CLAIMED_WORDS - 1)), 1);
+  }
+
+  /**
+   * Changes whenever another thread takes over elements that this one had. Whatever hands one back to this thread orders the change before
+   * it, so that this needs no atomic load, which V8 calls a function for. @internal
+   */
+  get claimed(): number {
+    return this.#header[CLAIMED_AT + (this.#me & (CLAIMED_WORDS - 1))];
   }
 
   /**
@@ -429,12 +460,12 @@ export function checkBurst(numbers: ElementNumbers, count: number, at: number): 
       (numbers instanceof Int32Array || numbers instanceof Uint32Array) &&
       typeof count === 'number' &&
       typeof at === 'number' &&
-      // `|` tells the compiler that they are small integers.
+      // `|` tells the compiler that they are small integers, and that it need not look whether a length is.
       (count | 0) === count &&
       (at | 0) === at &&
       count >= 0 &&
       at >= 0 &&
-      at + count <= numbers.length
+      at + count <= (numbers.length | 0)
     )
       return;
   } catch {

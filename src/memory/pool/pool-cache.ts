@@ -31,6 +31,15 @@ export class PoolCache {
   readonly numbers: Int32Array;
   readonly #parts: PartCopies;
   #length = 0;
+  // What was handed out is still in the places behind the length, up to this one. See #isBack.
+  #out = 0;
+  /** What `ElementStack.claimed` was when the first of them was handed out. */
+  #claimed = 0;
+  /** {@link numbers}, two in each double. */
+  readonly #pairs: Float64Array;
+  /** The array that was put last, and the same of it. */
+  #from: Int32Array | Uint32Array | undefined;
+  #fromPairs: Float64Array = new Float64Array(0);
 
   /**
    * @internal @param size elements, 1 to 512; 1.5 times that is at most the number of elements of the pool
@@ -54,6 +63,7 @@ export class PoolCache {
     // A get that is no larger than the cache takes the missing elements and, in addition, the size.
     this.numbers = new Int32Array(size * 2);
     this.#parts = new PartCopies(this.numbers);
+    this.#pairs = new Float64Array(this.numbers.buffer);
   }
 
   /** Number of elements in it. */
@@ -68,20 +78,26 @@ export class PoolCache {
    */
   get(into: Int32Array | Uint32Array, count: number, at = 0): boolean {
     checkBurst(into, count, at);
-    let cached = count;
-    if (count > this.#length) {
-      if (count > this.size) {
-        this.#mustBeLive('pool.get');
-        cached = this.#length;
-        if (!this.#stack.take(into, count - cached, at + cached)) return false;
-      } else if (!this.#fill(count)) return false;
-    }
     const length = this.#length;
+    if (count > length) return this.#getMore(into, count, at);
+    if (length > this.#out) this.#out = length;
     // What is handed out one by one needs no loop.
-    if (cached === 1) into[at] = this.numbers[length - 1];
-    else if (cached < MANY) copyReversed(into, at, this.numbers, length, cached);
-    else this.#parts.copy(into, at, length - cached, cached);
-    this.#length = length - cached;
+    if (count === 1) into[at] = this.numbers[length - 1];
+    else if (count < MANY) copyReversed(into, at, this.numbers, length, count);
+    else this.#parts.copy(into, at, length - count, count);
+    this.#length = length - count;
+    if (this.#stack.checked) this.#stack.markTaken(into, count, at);
+    return true;
+  }
+
+  /** As {@link get}, of more than there are. It is apart, so that the compiler can put the rest into loops. */
+  #getMore(into: Int32Array | Uint32Array, count: number, at: number): boolean {
+    if (count <= this.size) return this.#fill(count) && this.get(into, count, at);
+    this.#mustBeLive('pool.get');
+    const cached = this.#length;
+    if (!this.#stack.take(into, count - cached, at + cached)) return false;
+    copyReversed(into, at, this.numbers, cached, cached);
+    this.#length = 0;
     if (this.#stack.checked) this.#stack.markTaken(into, count, at);
     return true;
   }
@@ -91,18 +107,84 @@ export class PoolCache {
    */
   put(from: Int32Array | Uint32Array, count: number, at = 0): void {
     checkBurst(from, count, at);
+    if (!this.#stack.isPlain && this.#isDone(from, count, at)) return;
+    const length = this.#length;
+    if (length + count > this.#threshold || count > this.size) {
+      this.#putMore(from, count, at);
+      return;
+    }
+    if (count === 1) this.numbers[length] = from[at];
+    else copyNumbers(this.numbers, length, from, at, count);
+    this.#length = length + count;
+  }
+
+  /** As {@link put}, of more than there is room for. */
+  #putMore(from: Int32Array | Uint32Array, count: number, at: number): void {
     this.#mustBeLive('pool.put');
-    if (this.#stack.checked) this.#stack.markFree(from, count, at);
-    if (this.#stack.isShared) this.#stack.mustClaim(from, count, at);
     if (count > this.size) {
       this.#stack.give(from, count, at);
       return;
     }
-    if (this.#length + count > this.#threshold) this.#drain(count);
+    this.#drain(count);
+    copyNumbers(this.numbers, this.#length, from, at, count);
+    this.#length += count;
+  }
+
+  /** Checked and shared pools: checks and notes what is put. @returns whether it is back in its places already */
+  #isDone(from: Int32Array | Uint32Array, count: number, at: number): boolean {
+    this.#mustBeLive('pool.put');
+    const stack = this.#stack;
+    if (stack.checked) stack.markFree(from, count, at);
+    if (!stack.isShared) return false;
+    if (this.#isBack(from, count, at)) {
+      this.#length += count;
+      return true;
+    }
+    stack.mustClaim(from, count, at);
+    return false;
+  }
+
+  /**
+   * In a shared pool: are these the last elements that were handed out, in the same order? They are in their places already, and each is
+   * still this thread's, unless another one has taken some over meanwhile. So nothing is written, and no owner is looked up: most
+   * programs put back what they have just got.
+   */
+  #isBack(from: Int32Array | Uint32Array, count: number, at: number): boolean {
+    const { claimed } = this.#stack;
+    if (claimed !== this.#claimed) {
+      this.#claimed = claimed;
+      this.#out = 0;
+    }
     const length = this.#length;
-    if (count === 1) this.numbers[length] = from[at];
-    else copyNumbers(this.numbers, length, from, at, count);
-    this.#length = length + count;
+    const end = length + count;
+    if (end > this.#out || end > this.#threshold) return false;
+    if (count === 1) return this.numbers[length] === from[at];
+    return ((length | at | count) & 1) === 0 && this.#arePairs(from, at, length, end);
+  }
+
+  /**
+   * Are the numbers from place `start` to `end` those from `from[at]` on? Two at a time, as one double: that takes half the time. Two
+   * numbers of elements are below 2^28 and not both 0, so they are a positive double, which is equal only to itself.
+   */
+  #arePairs(from: Int32Array | Uint32Array, at: number, start: number, end: number): boolean {
+    if (from !== this.#from) this.#usePairsOf(from);
+    const pairs = this.#pairs;
+    const theirs = this.#fromPairs;
+    for (let i = start >> 1, j = at >> 1; i < end >> 1; i++, j++) {
+      const pair = pairs[i];
+      if (pair !== theirs[j] || pair <= 0) return false;
+    }
+    return true;
+  }
+
+  /** Programs use the same array again and again. */
+  #usePairsOf(from: Int32Array | Uint32Array): void {
+    const { buffer, byteOffset, length } = from;
+    this.#from = from;
+    this.#fromPairs =
+      byteOffset % Float64Array.BYTES_PER_ELEMENT === 0
+        ? new Float64Array(buffer, byteOffset, length >> 1)
+        : new Float64Array(0);
   }
 
   /**
@@ -118,6 +200,7 @@ export class PoolCache {
     if (count > this.#length && !this.#fill(count)) return -1;
     const start = this.#length - count;
     if (this.#stack.checked) this.#stack.markTaken(this.numbers, count, start);
+    if (this.#length > this.#out) this.#out = this.#length;
     this.#length = start;
     return start;
   }
@@ -134,6 +217,8 @@ export class PoolCache {
     this.#checkInPlace(count);
     this.#mustBeLive('pool.put');
     if (this.#length + count > this.#threshold) this.#drain(count);
+    // The caller writes there.
+    this.#out = 0;
     return this.#length;
   }
 
@@ -194,6 +279,8 @@ export class PoolCache {
   #fill(count: number): boolean {
     this.#mustBeLive('pool.get');
     const length = this.#length;
+    // What the stack gives overwrites them.
+    this.#out = 0;
     const missing = count - length;
     let more = missing + this.size;
     if (!this.#stack.take(this.numbers, more, length)) {
@@ -219,6 +306,7 @@ export class PoolCache {
    * @returns the pool's EINVAL
    */
   #give(count: number): DmaError | undefined {
+    this.#out = 0;
     try {
       this.#stack.give(this.numbers, count, 0);
     } catch (error) {
