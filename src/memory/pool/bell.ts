@@ -3,7 +3,8 @@
  *
  * **No wake-up is lost.** A word has the number of the last who said that it will wait. A waiter *announces* itself (adds 1 to the
  * word), then looks whether there is something, then sleeps. A producer stores the ring's tail, then looks at the word, and *rings* if it
- * is not 0. Both are sequentially consistent, so that one of them sees the other's store. To ring is to signal the event, and
+ * is not 0. The producer does not wait until its store is seen, as that takes longer than a burst: if it has not seen an announcement just
+ * made, the waiter may not see its store yet. So who has announced itself looks again a millisecond later. To ring is to signal the event, and
  * then to set the word to 0 if it is still what was read: who announced itself before that has the signal, and who did so later has another
  * number there. The event stays signalled, so all sleepers wake. A waiter takes the signal away only between two announcements of its own,
  * and signals again when it stops waiting: the others may have slept through it. A waiter that is killed between taking
@@ -25,6 +26,15 @@ export interface WaitOptions {
 
 /** How often a waiter looks by itself, in milliseconds. */
 const LOOK_MS = 100;
+
+/** When it looks again after it has announced itself: a processor keeps a store to itself for less than a thousandth of that. */
+const SETTLE_MS = 1;
+
+/** Looks again soon, once. */
+function again(before: NodeJS.Timeout | undefined, look: () => void): NodeJS.Timeout {
+  clearTimeout(before);
+  return setTimeout(() => look(), SETTLE_MS);
+}
 
 /** One thread's end of it. */
 export class Bell {
@@ -66,12 +76,15 @@ export class Bell {
     const event = { fd: this.#fd, readable: true, writable: false };
     this.#announce();
     try {
-      for (;;) {
+      for (let ms = SETTLE_MS; ;) {
         if (isReady()) return true;
         const left = end - now();
         if (left <= 0) return false;
-        if (this.#platform.readiness.wait([event], Math.min(LOOK_MS, Math.ceil(left)))) this.#take();
-        else this.#announce();
+        const isRung = this.#platform.readiness.wait([event], Math.min(ms, Math.ceil(left)));
+        const isNew = isRung || ms === LOOK_MS;
+        if (isRung) this.#take();
+        else if (isNew) this.#announce();
+        ms = isNew ? SETTLE_MS : LOOK_MS;
       }
     } finally {
       this.ring();
@@ -87,11 +100,13 @@ export class Bell {
     return new Promise((resolve, reject) => {
       let watch: Watch | undefined;
       let deadline: NodeJS.Timeout | undefined;
+      let settle: NodeJS.Timeout | undefined;
       const over = (): void => {
         this.#waits.delete(fail);
         watch?.close();
         clearInterval(look);
         clearTimeout(deadline);
+        clearTimeout(settle);
         signal?.removeEventListener('abort', aborted);
         this.ring();
       };
@@ -99,11 +114,15 @@ export class Bell {
         over();
         reject(error);
       };
-      const check = (first?: () => void): void => {
+      /** @param announce announces this waiter */
+      const check = (announce?: () => void): void => {
         try {
-          first?.();
+          announce?.();
           mustGoOn(signal, operation);
-          if (!isReady()) return;
+          if (!isReady()) {
+            if (announce !== undefined) settle = again(settle, check);
+            return;
+          }
         } catch (error) {
           fail(error as Error);
           return;

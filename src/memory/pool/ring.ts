@@ -330,11 +330,9 @@ export class Ring implements Disposable {
     const first = Math.min(n, slots.length - start);
     copyNumbers(slots, start, from, at, first);
     if (first < n) copyNumbers(slots, 0, from, at + first, n - first);
-    const isShared = this.#me !== NOBODY;
-    if (isShared) Atomics.store(words, TAIL_AT, (tail + n) | 0);
-    else words[TAIL_AT] = tail + n;
+    publish(words, TAIL_AT, tail + n);
     // After that store: see bell.ts.
-    if ((isShared ? Atomics.load(words, BELL_AT) : words[BELL_AT]) !== 0) this.#theBell('ring.enqueue').ring();
+    if (words[BELL_AT] !== 0) this.#theBell('ring.enqueue').ring();
     return n;
   }
 
@@ -379,8 +377,7 @@ export class Ring implements Disposable {
         n = wrong - at;
       }
     }
-    if (this.#me === NOBODY) words[HEAD_AT] = head + n;
-    else Atomics.store(words, HEAD_AT, (head + n) | 0);
+    publish(words, HEAD_AT, head + n);
     return n;
   }
 
@@ -640,6 +637,18 @@ shortForm(Ring, 'Ring', ({ name, size, producers, consumers, length, live }) => 
   length,
   live,
 }));
+
+/** Does a thread see the stores of another one in their order, as on x86? */
+const STORES_IN_ORDER = process.arch === 'x64';
+
+/**
+ * Stores an index after all that was stored before. `Atomics.store` would wait besides until every other processor sees it, which takes
+ * longer than a burst: who waits for that store looks again a moment later.
+ */
+function publish(words: Int32Array, at: number, index: number): void {
+  if (STORES_IN_ORDER) words[at] = index;
+  else Atomics.store(words, at, index | 0);
+}
 
 /** Opens the pool of a ring that is attached to, once for all rings of this thread. */
 function openPool({ key, open }: PoolOpening): { readonly pool: Pool; readonly close: () => void } {
