@@ -80,7 +80,12 @@ function linkOf(fd: string): string[] {
   }
 }
 
-/** What is higher than `before` by more than noise and `allowed`. */
-export function grown(before: Figures, after: Figures, allowed: Partial<Figures> = {}): Figure[] {
-  return FIGURES.filter((figure) => after[figure] - before[figure] > NOISE[figure] + (allowed[figure] ?? 0));
+/** What is higher than `before` by more than noise and `allowed`. @param part of the noise: 1 is all of it */
+export function grown(before: Figures, after: Figures, allowed: Partial<Figures> = {}, part = 1): Figure[] {
+  return FIGURES.filter((figure) => after[figure] - before[figure] > NOISE[figure] * part + (allowed[figure] ?? 0));
+}
+
+/** Can noise alone explain that these have grown? Then as many rounds again say whether it goes on. */
+export function mayBeNoise(found: readonly Figure[]): boolean {
+  return found.length > 0 && found.every((figure) => NOISE[figure] > 0);
 }

@@ -24,6 +24,8 @@ const USAGE = `usage: npm run storm -- [options]
 const UNAVAILABLE = 77;
 /** Keeps what V8 has for new objects small, so that its size at the moment says little about growth. */
 const FLAG = '--max-semi-space-size=2';
+/** As little as possible does the C library keep: large buffers go back to the system when they are freed, whatever came before. */
+const KEEPS_LITTLE = { MALLOC_MMAP_THRESHOLD_: String(128 * 1024), MALLOC_ARENA_MAX: '2' };
 /** Seconds that one storm may take. */
 const LONG = 1200;
 const SHORT = 150;
@@ -100,7 +102,9 @@ output.table(
 output.text(
   '\nThe columns in the middle say what a process has more at the end than after the first fifth; rss, heap, addresses',
 );
-output.text('and hugepages in KiB. What differs by noise (see test/storm/figures.ts) is no growth.');
+output.text(
+  'and hugepages in KiB. What differs by noise (see test/storm/figures.ts) is no growth; what is more is looked at for as many rounds again.',
+);
 for (const { storm, seen } of outcomes)
   output.text(
     `${storm}: ${Object.entries(seen)
@@ -139,7 +143,7 @@ async function run(entry: StormEntry, node: { path: string; version: string }, g
   const limit = entry.descriptors === undefined ? '' : `ulimit -n ${entry.descriptors} && `;
   // In a group of its own, so that what it leaves can be found and ended.
   const child = spawn('/bin/sh', ['-c', `${limit}exec "$@"`, 'sh', ...command], {
-    env: { ...process.env, TMPDIR: folder },
+    env: { ...process.env, ...KEEPS_LITTLE, TMPDIR: folder },
     stdio: ['ignore', 2, 'pipe', 'ipc'],
     detached: true,
   });
