@@ -8,7 +8,7 @@ import { ownPlaces } from '../test/shared/places.js';
 import { SecondaryProcess } from '../test/shared/secondary-process.js';
 import { until } from '../test/shared/until.js';
 import { whyNotAsNobody, NOBODY } from '../test/shared/users.js';
-import { Eal, KiB, MiB } from './index.js';
+import { Eal, KiB, MiB, type Pool, type Ring } from './index.js';
 import { openPlatform } from './platform/open.js';
 
 const platform = openPlatform();
@@ -274,7 +274,10 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
       const other = await anydma.Eal.attach('other');
       const foreign = await other.pools.find('packets');
       const refused = store.rings.create('third', { size: 8, pool: foreign });
-      const why = await refused.then(String, ({ code, message }) => `${code} ${message}`);
+      const why = await refused.then(String, (error: unknown) => {
+        const { code, message } = error as { readonly code: string; readonly message: string };
+        return `${code} ${message}`;
+      });
       await other.close();
       return [second.pool?.name, why];
     });
@@ -610,6 +613,52 @@ describe('a primary and its secondaries', { skip: platform.limitation ?? false }
     await until(() => eal.secondaries.length === 0);
     eal.zones.free('early');
     pool.free();
+  });
+
+  it('are told that a pool is gone which the primary has freed by force, and can use the next one', async () => {
+    const make = (): void => {
+      const pool = eal.pools.create({ name: 'packets', elements: 32, elementSize: 64, cache: 8, checked: true });
+      eal.rings.create('work', { size: 32, pool });
+    };
+    make();
+    await store.run(async ({ store, kept }) => {
+      const [pool, ring] = [await store.pools.find('packets'), await store.rings.find('work')];
+      pool?.get(new Int32Array(4), 4);
+      Object.assign(kept, { pool, ring });
+    });
+    eal.rings.find('work')?.free({ force: true });
+    eal.pools.find('packets')?.free({ force: true });
+    type Kept = { readonly kept: { readonly pool: Pool; readonly ring: Ring } };
+    await until(() => store.run(({ kept }) => !(kept as Kept['kept']).pool.live));
+    const old = await store.run(({ kept }) => {
+      const { pool, ring } = kept as Kept['kept'];
+      const numbers = new Int32Array(32);
+      const put = (): string => {
+        try {
+          pool.put(numbers, 20);
+          return 'done';
+        } catch (error) {
+          return (error as Error).message;
+        }
+      };
+      return [pool.get(numbers, 20), put(), pool.available, pool.recover(), pool.threads, ring.live, ring.length];
+    });
+    assert.match(String(old[1]), /was freed/);
+    assert.deepEqual([old[0], ...old.slice(2)], [false, 0, 0, 0, false, 0]);
+    make();
+    const next = await store.run(async ({ store }) => {
+      const [pool, ring] = [await store.pools.find('packets'), await store.rings.find('work')];
+      const numbers = new Int32Array(4);
+      const seen = [pool?.get(numbers, 4), ring?.enqueue(numbers, 4), ring?.dequeue(numbers, 4), ring?.pool?.live];
+      pool?.put(numbers, 4);
+      ring?.free();
+      pool?.free();
+      return seen;
+    });
+    assert.deepEqual(next, [true, 4, 4, true]);
+    eal.rings.find('work')?.free();
+    eal.pools.find('packets')?.free();
+    await store.run(({ store }) => store.close());
   });
 
   it('say that a connection broke for want of descriptors, not that the primary has ended', async () => {

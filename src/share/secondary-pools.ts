@@ -81,7 +81,7 @@ export class SecondaryPools {
       const facts = fields.objectAt('pool');
       const [stack, threads, holders] = mapWords(keeper.mirror, fields, fds);
       const pool = Pool.attach({ ...described(facts), stack, threads, holders, keepers: [] }, platform);
-      for (const each of this.#attached) if (!each.live) this.#attached.delete(each);
+      endDead(this.#attached);
       this.#attached.add(pool);
       return pool;
     } finally {
@@ -170,12 +170,21 @@ export class SecondaryRings {
           : { key: platform.memory.addressOf(stack), open: () => Pool.attach(pool, platform) };
       const description = { kind: 'ring' as const, name, words, threads, holders, event, pool };
       const ring = Ring.attach(description, platform, { pool: opening });
-      for (const each of this.#attached) if (!each.live) this.#attached.delete(each);
+      endDead(this.#attached);
       this.#attached.add(ring);
       return ring;
     } finally {
       for (const fd of fds) platform.files.close(fd);
     }
+  }
+}
+
+/** Ends and forgets those that were freed, here or by force in the primary: nothing of them stays open. */
+function endDead(attached: Set<Pool | Ring>): void {
+  for (const each of attached) {
+    if (each.live) continue;
+    attached.delete(each);
+    undoAll([() => each[Symbol.dispose]()]);
   }
 }
 

@@ -155,11 +155,12 @@ function reserve(memory: MemoryPort, va: number, length: number): Range<Va> {
   }
 }
 
-/** EEXIST of reserving addresses, with what to do about it. */
+/** The error of reserving addresses, as that of `operation`; EEXIST with what to do about it. */
 export function addressesTaken(operation: string, error: unknown): unknown {
-  if (!isDmaError(error, 'EEXIST')) return error;
-  return error.with({
-    operation,
+  if (!isDmaError(error)) return error;
+  const named = error.with({ operation });
+  if (error.code !== 'EEXIST') return named;
+  return named.with({
     hint:
       'start the primary with memory: { baseAddress } at addresses that are free in all processes, such as ' +
       `${hex(FIRST)} or ${hex(2 * TiB)}; in a secondary attach early, before other memory is mapped`,

@@ -11,6 +11,7 @@
  * owners are always right, and the stack can be made anew from them: when the owner of the lock has died in the middle, and when a
  * number or the count is impossible. What a dead thread had comes back by {@link ElementStack.recover}.
  */
+import { ended } from '../../check.js';
 import { DmaError, invalid } from '../../errors.js';
 import { typedArrayName } from '../../realms.js';
 import { show } from '../../show.js';
@@ -147,7 +148,7 @@ export class ElementStack {
 
   /** Do rings carry elements of it, which only the thread that made the pool knows all of? */
   get isRinged(): boolean {
-    return Atomics.load(this.#header, RINGED_AT) === 1;
+    return !this.gone && Atomics.load(this.#header, RINGED_AT) === 1;
   }
 
   /** A ring is about to carry elements of it. */
@@ -171,8 +172,14 @@ export class ElementStack {
     this.#me = holders.enter();
   }
 
+  /** Were its words unmapped, because the process that made the pool has freed it by force? */
+  get gone(): boolean {
+    return this.#header.length === 0;
+  }
+
   /** How many elements are free now, without those in caches. */
   get available(): number {
+    if (this.gone) return 0;
     return Math.max(0, Math.min(this.elements, Atomics.load(this.#header, COUNT_AT)));
   }
 
@@ -225,6 +232,7 @@ export class ElementStack {
   }
 
   #takeShared(lock: RobustLock, into: ElementNumbers, count: number, at: number): boolean {
+    if (this.gone) return false;
     if (lock.lock('pool.get')) this.#rebuild();
     try {
       for (let isRebuilt = false; ; isRebuilt = true) {
@@ -262,6 +270,7 @@ export class ElementStack {
   }
 
   #giveShared(lock: RobustLock, from: ElementNumbers, count: number, at: number): void {
+    if (this.gone) throw this.#freed();
     if (lock.lock('pool.put')) this.#rebuild();
     try {
       let before = this.#header[COUNT_AT];
@@ -379,7 +388,7 @@ export class ElementStack {
    */
   recover(id: number, inRings: Iterable<number> = []): number {
     const lock = this.#lock;
-    if (lock === undefined || id === NOBODY || id === this.#me) return 0;
+    if (lock === undefined || id === NOBODY || id === this.#me || this.gone) return 0;
     const owners = this.#owners;
     // Whoever takes one out of its ring meanwhile becomes its owner, before or after this: then it is not the dead one's.
     for (const number of inRings)
@@ -397,6 +406,10 @@ export class ElementStack {
     } finally {
       lock.unlock();
     }
+  }
+
+  #freed(): DmaError {
+    return ended('pool.put', 'the pool was freed by the process that made it', 'pool.live');
   }
 
   #tooMany(): DmaError {
@@ -425,6 +438,7 @@ export class ElementStack {
 
   /** Checked pools: notes that a user has these elements. @internal */
   markTaken(numbers: ElementNumbers, count: number, at: number): void {
+    if (this.gone) return;
     for (let i = at; i < at + count; i++) Atomics.and(this.#isFree, numbers[i] >>> 5, ~(1 << (numbers[i] & 31)));
   }
 
@@ -432,6 +446,7 @@ export class ElementStack {
    * Checked pools: notes that no user has these elements any more. @throws DmaError EINVAL, and notes none @internal
    */
   markFree(numbers: ElementNumbers, count: number, at: number): void {
+    if (this.gone) throw this.#freed();
     checkBurst(numbers, count, at);
     for (let i = at; i < at + count; i++) {
       const number = numbers[i];

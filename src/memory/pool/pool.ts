@@ -353,14 +353,14 @@ export class Pool implements Disposable {
     return new Pool({ facts: description, sharing, attached, recover, stack, cache, view, end, made: false });
   }
 
-  /** Can it be used? False once it was freed. */
+  /** Can it be used? False once it was freed, here or by force in the process that made it. */
   get live(): boolean {
-    return this.#live;
+    return this.#live && !this.#stack.gone;
   }
 
   /** How many elements this thread could take now. Those in the caches of other threads do not count. */
   get available(): number {
-    if (!this.#live) return 0;
+    if (!this.live) return 0;
     return this.#stack.available + (this.#cache?.length ?? 0);
   }
 

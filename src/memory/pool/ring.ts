@@ -660,7 +660,7 @@ function openPool({ key, open }: PoolOpening): { readonly pool: Pool; readonly c
     entry.rings--;
     if (entry.rings > 0) return;
     if (opened.get(key) === entry) opened.delete(key);
-    if (entry.pool.live) entry.pool.free();
+    entry.pool[Symbol.dispose]();
   };
   return { pool: entry.pool, close };
 }

@@ -138,11 +138,15 @@ export class Hold {
 }
 
 function add(holds: Holds, id: number, key: number, set: 'held' | 'lingering'): void {
-  counts[set].set(key, (counts[set].get(key) ?? 0) + 1);
+  // Words at this address that were freed by force, with holds of this thread, leave a count behind.
+  const before = holds.has(id, set) ? (counts[set].get(key) ?? 0) : 0;
+  counts[set].set(key, before + 1);
   holds.set(id, set);
 }
 
 function drop(holds: Holds, id: number, key: number, set: 'held' | 'lingering'): void {
+  // Another thing's words may be at this address by now.
+  if (holds.gone) return;
   const count = (counts[set].get(key) ?? 1) - 1;
   if (count > 0) {
     counts[set].set(key, count);

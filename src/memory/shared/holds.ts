@@ -71,8 +71,13 @@ export class Holds {
     return new Holds(words);
   }
 
+  /** Were the words unmapped, because the process that made them has freed them? Then there is nothing to hold, and nobody to tell. */
+  get gone(): boolean {
+    return this.#words.length === 0;
+  }
+
   get state(): number {
-    return Atomics.load(this.#words, STATE_AT);
+    return this.gone ? ENDED : Atomics.load(this.#words, STATE_AT);
   }
 
   /** @returns whether it was in state `from` */
@@ -89,24 +94,28 @@ export class Holds {
   }
 
   escape(): void {
-    Atomics.store(this.#words, ESCAPED_AT, 1);
+    if (!this.gone) Atomics.store(this.#words, ESCAPED_AT, 1);
+  }
+
+  /** Is the bit of a holder set? */
+  has(id: number, set: HoldSet): boolean {
+    return !this.gone && (Atomics.load(this.#words, this.#wordOf(id, set)) & (1 << (id & 31))) !== 0;
   }
 
   /** Sets the bit of a holder. */
   set(id: number, set: HoldSet): void {
-    Atomics.or(this.#words, this.#wordOf(id, set), 1 << (id & 31));
+    if (!this.gone) Atomics.or(this.#words, this.#wordOf(id, set), 1 << (id & 31));
   }
 
   /** Clears the bit of a holder. */
   clear(id: number, set: HoldSet): void {
-    // A process that has let go of the words tells nobody any more.
-    if (this.#words.length === 0) return;
-    Atomics.and(this.#words, this.#wordOf(id, set), ~(1 << (id & 31)));
+    if (!this.gone) Atomics.and(this.#words, this.#wordOf(id, set), ~(1 << (id & 31)));
   }
 
   /** The holders that live. The bits of others are cleared. @throws DmaError if the kernel can not tell who lives */
   living(holders: Holders, set: HoldSet): number[] {
     const living: number[] = [];
+    if (this.gone) return living;
     const first = this.#wordOf(0, set);
     for (let word = 0; word < this.#bitWords; word++) {
       const bits = Atomics.load(this.#words, first + word);
