@@ -239,7 +239,7 @@ class Stream {
     this.to = to;
     this.#packets = packets;
     this.#mode = MODES[mode];
-    this.#context = { packets, from: macBytes(to.mac), to: peer };
+    this.#context = { packets, from: macBytes(to.mac), to: peer, offloads: to.limits.offloads };
     this.#burst = new Int32Array(burst);
     this.#waits = whenFull === 'wait';
     this.#observe = options.observe;

@@ -4,6 +4,7 @@ import { describe, it } from 'node:test';
 import { withPackets } from '../../test/shared/packets.js';
 import { checksum, sumOf } from './checksum.js';
 import { macBytes } from './mac-address.js';
+import { OFFLOAD } from './offloads.js';
 import { MODES, pseudoSum, type ModeName } from './modes.js';
 import type { Packets } from './packets.js';
 
@@ -77,7 +78,7 @@ function frame({ data = 21, tags = 0, v6 = false, sum = 0xdead, protocol = 17, f
 /** What comes out of a mode. */
 function through(packets: Packets, mode: ModeName, ...frames: readonly (readonly number[])[]): number[][] {
   const burst = Int32Array.from(frames, (bytes) => packets.from(Uint8Array.from(bytes)));
-  const context = { packets, from: macBytes(MAC.port), to: macBytes(MAC.peer) };
+  const context = { packets, from: macBytes(MAC.port), to: macBytes(MAC.peer), offloads: 0 };
   const count = MODES[mode].change(context, burst, burst.length);
   const out = Array.from(burst.subarray(0, count), (packet) => [...packets.copy(packet)]);
   packets.release(burst, count);
@@ -160,6 +161,46 @@ describe('modes', () => {
       // Room for the headers, and an odd number of bytes.
       { size: 32 + 75 },
     ),
+  );
+
+  it(
+    'csum leaves to the sending port what that can do: it finds the lengths of headers, and the sum of the pseudo header',
+    withPackets((packets) => {
+      const all = OFFLOAD.TX_IP | OFFLOAD.TX_TCP | OFFLOAD.TX_UDP | OFFLOAD.TX_IPV6;
+      for (const protocol of [6, 17])
+        for (const v6 of [false, true])
+          for (const can of [all, OFFLOAD.TX_IP, all & ~OFFLOAD.TX_IPV6, all & ~OFFLOAD.TX_IP, OFFLOAD.TX_TCP]) {
+            const bytes = frame({ protocol, v6, tags: 1 });
+            const [summed] = through(packets, 'csum', bytes);
+            const burst = Int32Array.of(packets.from(Uint8Array.from(bytes)));
+            const context = { packets, from: macBytes(MAC.port), to: macBytes(MAC.peer), offloads: can };
+            assert.equal(MODES.csum.change(context, burst, 1), 1);
+            const [packet] = burst;
+            const flags = packets.flags[packet];
+            const l4 = protocol === 6 ? OFFLOAD.TX_TCP : OFFLOAD.TX_UDP;
+            const wanted = v6 ? l4 | OFFLOAD.TX_IPV6 : l4;
+            const expected = ((can & wanted) === wanted ? wanted : 0) | (v6 ? 0 : can & OFFLOAD.TX_IP);
+            assert.equal(flags, expected);
+            // What a port does then.
+            const l3 = v6 ? 40 : 20;
+            const out = packets.copy(packet);
+            if (flags !== 0) assert.deepEqual([packets.l2[packet], packets.l3[packet]], [18, l3]);
+            const put = (at: number, from: number, length: number): void => {
+              const sum = checksum(sumOf(out, from, length));
+              out.set([sum >> 8, sum & 255], at);
+            };
+            if ((flags & OFFLOAD.TX_IP) !== 0) put(18 + 10, 18, 20);
+            if ((flags & l4) !== 0) put(18 + l3 + (protocol === 6 ? 16 : 6), 18 + l3, out.length - 18 - l3);
+            assert.deepEqual([...out], summed);
+            packets.release(burst, 1);
+          }
+      // A port sums up to the end of the frame, and so what is behind the packet would count.
+      const padded = Int32Array.of(packets.from(Uint8Array.from([...frame(), 1, 2, 3])));
+      const context = { packets, from: macBytes(MAC.port), to: macBytes(MAC.peer), offloads: all };
+      MODES.csum.change(context, padded, 1);
+      assert.equal(packets.flags[padded[0]], OFFLOAD.TX_IP);
+      packets.release(padded, 1);
+    }),
   );
 
   it(

@@ -18,6 +18,7 @@ import {
   u24,
   UDP,
 } from './frames.js';
+import { OFFLOAD } from './offloads.js';
 import { NONE, type Packets } from './packets.js';
 
 /** What a mode knows of the stream that it works for. */
@@ -27,6 +28,8 @@ export interface ModeContext {
   readonly from: Uint8Array;
   /** The address of the one that is behind that port. */
   readonly to: Uint8Array;
+  /** `OFFLOAD` bits that the port that sends can do. */
+  readonly offloads: number;
 }
 
 /** A mode. */
@@ -78,7 +81,7 @@ export const MODES = {
     change: each(swapAll),
   },
   csum: {
-    about: 'computes the check sums of IPv4, TCP and UDP anew',
+    about: 'computes the check sums of IPv4, TCP and UDP anew, or lets the sending port do it',
     receives: true,
     sends: true,
     generates: false,
@@ -108,15 +111,23 @@ export type ModeName = keyof typeof MODES;
 /** All names. */
 export const MODE_NAMES = Object.keys(MODES) as readonly ModeName[];
 
-type Change = (packets: Packets, packet: number, bytes: Uint8Array, at: number, length: number) => void;
+type Change = (
+  packets: Packets,
+  packet: number,
+  bytes: Uint8Array,
+  at: number,
+  length: number,
+  offloads: number,
+) => void;
 
 /** A mode that changes each packet for itself. Frames without a whole Ethernet header are passed on as they are. */
 function each(change: Change): Mode['change'] {
-  return ({ packets }, burst, count) => {
+  return ({ packets, offloads }, burst, count) => {
     for (let i = 0; i < count; i++) {
       const packet = burst[i] ?? NONE;
       const length = packets.length[packet] ?? 0;
-      if (length >= ETHERNET.BYTES) change(packets, packet, packets.view(packet), packets.start(packet), length);
+      if (length >= ETHERNET.BYTES)
+        change(packets, packet, packets.view(packet), packets.start(packet), length, offloads);
     }
     return count;
   };
@@ -165,23 +176,43 @@ function sumField(protocol: number): number {
   return protocol === PROTOCOL.UDP ? UDP.SUM : -1;
 }
 
-function newSums(packets: Packets, packet: number, bytes: Uint8Array, at: number, length: number): void {
+function newSums(
+  packets: Packets,
+  packet: number,
+  bytes: Uint8Array,
+  at: number,
+  length: number,
+  offloads: number,
+): void {
   const { type, l2, l3, protocol, payload, isFragment } = readShape(bytes, at, length, shape);
   if (l3 === 0) return;
   const ip = at + l2;
   const isV4 = type === ETHER_TYPE.IPV4;
+  packets.l2[packet] = l2;
+  packets.l3[packet] = l3;
   if (isV4) {
     putU16(bytes, ip + IPV4.SUM, 0);
-    putU16(bytes, ip + IPV4.SUM, checksum(sumOf(bytes, ip, l3)));
+    if ((offloads & OFFLOAD.TX_IP) === 0) putU16(bytes, ip + IPV4.SUM, checksum(sumOf(bytes, ip, l3)));
+    else packets.flags[packet] |= OFFLOAD.TX_IP;
   }
   const field = sumField(protocol);
   const l4 = ip + l3;
   if (field < 0 || isFragment || length < l2 + l3 + field + 2) return;
-  if ((packets.total[packet] ?? 0) < l2 + l3 + payload) return;
+  const total = packets.total[packet] ?? 0;
+  if (total < l2 + l3 + payload) return;
   // A sender of UDP over IPv4 may leave its sum out (RFC 768).
   if (isV4 && protocol === PROTOCOL.UDP && u16(bytes, l4 + field) === 0) return;
+  const pseudo = pseudoSum(bytes, ip, isV4, protocol, payload);
+  const offload = protocol === PROTOCOL.TCP ? OFFLOAD.TX_TCP : OFFLOAD.TX_UDP;
+  const wanted = isV4 ? offload : offload | OFFLOAD.TX_IPV6;
+  // Hardware sums up to the end of the frame: also what may be behind the packet.
+  if ((offloads & wanted) === wanted && total === l2 + l3 + payload) {
+    putU16(bytes, l4 + field, pseudo);
+    packets.flags[packet] |= wanted;
+    return;
+  }
   putU16(bytes, l4 + field, 0);
-  const sum = checksum(sumOfPacket(packets, packet, l2 + l3, payload, pseudoSum(bytes, ip, isV4, protocol, payload)));
+  const sum = checksum(sumOfPacket(packets, packet, l2 + l3, payload, pseudo));
   putU16(bytes, l4 + field, sum === 0 && protocol === PROTOCOL.UDP ? 0xffff : sum);
 }
 

@@ -6,7 +6,7 @@ import { dmaError, throwsDma } from '../../../test/shared/errors.js';
 import { Thread } from '../../../test/shared/thread.js';
 import { until } from '../../../test/shared/until.js';
 import { Eal } from '../../eal.js';
-import { NONE, OFFLOAD, Packets, portOf, RingPort, type RingPortBase } from '../../entry/net.js';
+import { NONE, OFFLOAD, Packets, RingPort, ringPortDriver, type RingPortBase } from '../../entry/net.js';
 import type { Pool } from '../../index.js';
 import { openPlatform } from '../../platform/open.js';
 
@@ -133,7 +133,7 @@ describe('a ring port', { skip: openPlatform().limitation ?? false }, () => {
 
   it('refuses packets that the other end can not know', async () => {
     const device = await eal.probe('vdev:ring0');
-    const port = portOf(device) as RingPortBase;
+    const port = device.use(ringPortDriver);
     await assert.rejects(port.start({ packets: new Packets(pool) }), dmaError('EINVAL', /can not know/));
     assert.deepEqual([...eal.rings], [], 'its rings are gone again');
     const other = eal.pools.create({ name: 'other', elements: 8, elementSize: 256 });
@@ -186,7 +186,7 @@ describe('a ring port', { skip: openPlatform().limitation ?? false }, () => {
   it('gives packets to a thread and takes them back, and goes on with the next one when that dies', async () => {
     const zone = eal.zones.reserve('packets', Packets.tableBytes(ELEMENTS));
     const packets = new Packets(pool, { headroom: 32, table: zone.bytes() });
-    const port = portOf(await eal.probe('vdev:ring0,size=32')) as RingPortBase;
+    const port = (await eal.probe('vdev:ring0,size=32')).use(ringPortDriver);
     await port.start({ packets });
     const links: boolean[] = [];
     void (async () => {
@@ -244,7 +244,7 @@ describe('a ring port', { skip: openPlatform().limitation ?? false }, () => {
   it('brings everything back that a dead thread had, and its packets are whole again', async () => {
     const zone = eal.zones.reserve('packets', Packets.tableBytes(ELEMENTS));
     const packets = new Packets(pool, { headroom: 32, table: zone.bytes() });
-    const port = portOf(await eal.probe('vdev:ring0,size=64')) as RingPortBase;
+    const port = (await eal.probe('vdev:ring0,size=64')).use(ringPortDriver);
     await port.start({ packets });
     const thread = await echo(port, zone.share());
     await thread.run('kept.ends = true;');
@@ -263,7 +263,7 @@ describe('a ring port', { skip: openPlatform().limitation ?? false }, () => {
 
   it('tells who does not share the table that it does not', async () => {
     const packets = new Packets(pool, { headroom: 32, table: table() });
-    const port = portOf(await eal.probe('vdev:ring0')) as RingPortBase;
+    const port = (await eal.probe('vdev:ring0')).use(ringPortDriver);
     await port.start({ packets });
     const [pair] = port.rings;
     const other = new RingPort('other', [{ rx: pair.tx, tx: pair.rx }]);

@@ -10,6 +10,7 @@ import { TapInterface } from './tap-interface.js';
 import { TapPort } from './tap-port.js';
 import { OwnRingPort } from './own-ring-port.js';
 import type { Port } from '../../net/port.js';
+import type { RingPortBase } from './ring-port-base.js';
 import type { SoftwarePort } from './software-port.js';
 
 /** What their keys mean, for help pages. */
@@ -20,22 +21,26 @@ export const PORT_KEYS =
   'vdev:pcapN takes rx=FILE, a capture that it receives, tx=FILE, where it writes what is sent (.pcap, else pcapng), and link=N, the LINKTYPE (default: 1, Ethernet).';
 
 /** `vdev:null0`. */
-export const nullPortDriver = softwarePort('null', ['size'], ({ name, args }, number) => {
+export const nullPortDriver: Driver<Port> = softwarePort('null', ['size'], ({ name, args }, number) => {
   const size = args.has('size') ? numberOf(args, 'size', LEAST_FRAME, 65_535) : 0;
   return new NullPort(name, number, size);
 });
 
 /** `vdev:ring0`. */
-export const ringPortDriver = softwarePort('ring', ['size', 'queues'], ({ name, busName, args }, number, { rings }) => {
-  const size = numberOf(args, 'size', 1, 2 ** 20, 1024);
-  const queues = numberOf(args, 'queues', 1, MOST_QUEUES, 1);
-  if (rings === undefined)
-    throw new DmaError({ code: 'ENOTSUP', operation: 'open', device: name, reason: 'there are no rings here' });
-  return new OwnRingPort({ name, number, rings, ringName: busName, size, queues });
-});
+export const ringPortDriver: Driver<RingPortBase> = softwarePort(
+  'ring',
+  ['size', 'queues'],
+  ({ name, busName, args }, number, { rings }) => {
+    const size = numberOf(args, 'size', 1, 2 ** 20, 1024);
+    const queues = numberOf(args, 'queues', 1, MOST_QUEUES, 1);
+    if (rings === undefined)
+      throw new DmaError({ code: 'ENOTSUP', operation: 'open', device: name, reason: 'there are no rings here' });
+    return new OwnRingPort({ name, number, rings, ringName: busName, size, queues });
+  },
+);
 
 /** `vdev:tap0`. */
-export const tapPortDriver = softwarePort(
+export const tapPortDriver: Driver<TapPort> = softwarePort(
   'tap',
   ['iface', 'mtu', 'queues'],
   ({ name, busName, args }, number, { platform }) => {
@@ -58,7 +63,7 @@ export const tapPortDriver = softwarePort(
 );
 
 /** `vdev:pcap0`. */
-export const pcapPortDriver = softwarePort('pcap', ['rx', 'tx', 'link'], ({ name, args }, number) => {
+export const pcapPortDriver: Driver<Port> = softwarePort('pcap', ['rx', 'tx', 'link'], ({ name, args }, number) => {
   const rx = args.get('rx');
   const tx = args.get('tx');
   if (rx === undefined && tx === undefined)
@@ -69,12 +74,12 @@ export const pcapPortDriver = softwarePort('pcap', ['rx', 'tx', 'link'], ({ name
   return new PcapPort(name, number, { rx, tx, link: numberOf(args, 'link', 0, 65_535, 1) });
 });
 
-function softwarePort(
+function softwarePort<T extends SoftwarePort>(
   kind: string,
   keys: readonly string[],
-  open: (device: Device, number: number, context: ProbeContext) => SoftwarePort,
-): Driver<Port> {
-  const driver: Driver<SoftwarePort> = {
+  open: (device: Device, number: number, context: ProbeContext) => T,
+): Driver<T> {
+  return {
     name: `${kind}-port`,
     keys,
     buses: ['vdev'],
@@ -89,7 +94,6 @@ function softwarePort(
       }
     },
   };
-  return driver;
 }
 
 /** @throws DmaError EINVAL */

@@ -1,5 +1,5 @@
 /** An interface of the kernel whose other end is this program: /dev/net/tun. */
-import { DmaError, invalid, isDmaError, undoAll } from '../../errors.js';
+import { invalid, isDmaError, undoAll, type ErrorCode } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import {
   IFF_MULTI_QUEUE,
@@ -87,7 +87,7 @@ export class TapInterface implements Disposable {
   #refused(error: unknown, several: boolean): unknown {
     if (!isDmaError(error)) return error;
     const { name } = this;
-    const hints: Partial<Record<DmaError['code'], string>> = {
+    const hints: Partial<Record<ErrorCode, string>> = {
       EPERM:
         `making an interface takes CAP_NET_ADMIN; root can make it for you: ip tuntap add dev ${name} mode tap user $USER` +
         (several ? ' multi_queue' : ''),

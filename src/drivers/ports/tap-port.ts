@@ -21,7 +21,7 @@ import type { TapInterface, TapPlatform } from './tap-interface.js';
 const HEADER = VNET_HDR.sizeof;
 /** Frames shorter than an Ethernet header are refused by the kernel. */
 const LEAST = 14;
-const OFFLOADS = OFFLOAD.TX_IP | OFFLOAD.TX_TCP | OFFLOAD.TX_UDP;
+const OFFLOADS = OFFLOAD.TX_IP | OFFLOAD.TX_TCP | OFFLOAD.TX_UDP | OFFLOAD.TX_IPV6;
 /** How often it is looked whether the interface is switched on, in milliseconds. */
 const LOOK_MS = 200;
 
