@@ -9,6 +9,7 @@
 import { mustBeFunction, mustBeObject, mustBeWhole, mustHave, optionsOf } from '../check.js';
 import { DmaError, invalid } from '../errors.js';
 import type { Pool, PoolDevice } from '../memory/pool/pool.js';
+import { checkBurst } from '../memory/pool/element-stack.js';
 import { show } from '../show.js';
 import { DeviceBuffers } from './device-buffers.js';
 import { ownTable, sharedTable, tableBytes } from './packet-table.js';
@@ -278,6 +279,29 @@ export class Packets {
       });
     throw invalid(`packets.${operation}`, `${show(element)} is no packet in use`, {
       hint: 'it was released before, or sent: what tx takes belongs to the port',
+    });
+  }
+
+  /**
+   * Are the first `count` numbers of a burst packets in use, each once? For ports, before they take any.
+   *
+   * @throws DmaError EINVAL; nothing has changed then
+   */
+  mustBeBurst(burst: Int32Array, count: number, operation = 'port.tx'): void {
+    checkBurst(burst, count, 0);
+    const uses = this.#uses;
+    let seen = 0;
+    for (; seen < count; seen++) {
+      const packet = burst[seen];
+      if ((uses[packet] & IN_USE) === 0) break;
+      // So that the same one is not in use when it comes again.
+      uses[packet] -= IN_USE;
+    }
+    for (let i = 0; i < seen; i++) uses[burst[i]] |= IN_USE;
+    if (seen === count) return;
+    const wrong = burst[seen];
+    throw invalid(operation, this.inUse(wrong) ? `packet ${wrong} twice` : `${show(wrong)} is no packet in use`, {
+      hint: 'what tx takes belongs to the port; packets.clone makes another packet of the same bytes',
     });
   }
 

@@ -39,10 +39,10 @@ export class NullPort extends SoftwarePort {
     this.endEvents();
   }
 
-  rx(_queue: number, burst: Int32Array, count = burst.length): number {
+  rx(queue: number, burst: Int32Array, count = burst.length): number {
     const { config } = this;
     const size = this.#size;
-    if (config === undefined || size === 0) return 0;
+    if (config === undefined || size === 0 || !(queue < config.rxQueues)) return 0;
     const { packets } = config;
     const { counters } = this;
     let taken = 0;
@@ -69,10 +69,11 @@ export class NullPort extends SoftwarePort {
     return taken;
   }
 
-  tx(_queue: number, burst: Int32Array, count = burst.length): number {
+  tx(queue: number, burst: Int32Array, count = burst.length): number {
     const { config, counters } = this;
-    if (config === undefined) return 0;
+    if (config === undefined || !(queue < config.txQueues)) return 0;
     const { packets } = config;
+    packets.mustBeBurst(burst, count);
     let bytes = 0;
     const { total } = packets;
     for (let i = 0; i < count; i++) bytes += total[burst[i]];

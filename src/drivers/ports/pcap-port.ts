@@ -3,6 +3,7 @@ import { CaptureSource, CaptureTarget } from './capture-files.js';
 import { writePacket } from '../../net/capture/packet-writer.js';
 import { LINK_ETHERNET, type CaptureFrame } from '../../net/capture/capture-frame.js';
 import { DmaError, invalid, isDmaError } from '../../errors.js';
+import { checkBurst } from '../../memory/pool/element-stack.js';
 import { COUNT } from '../../net/port-base.js';
 import { NONE, type Packets } from '../../net/packets.js';
 import { OFFLOAD } from '../../net/offloads.js';
@@ -67,10 +68,11 @@ export class PcapPort extends SoftwarePort {
   }
 
   /** @throws DmaError EINVAL if the capture is damaged, or has frames of another kind; as read(2): the port is lost then */
-  rx(_queue: number, burst: Int32Array, count = burst.length): number {
+  rx(queue: number, burst: Int32Array, count = burst.length): number {
     const { config, counters } = this;
     const source = this.#source;
-    if (config === undefined || source === undefined || this.lost !== undefined) return 0;
+    if (config === undefined || source === undefined || this.lost !== undefined || !(queue < config.rxQueues)) return 0;
+    checkBurst(burst, count, 0);
     const { packets } = config;
     let taken = 0;
     let bytes = 0;
@@ -106,10 +108,11 @@ export class PcapPort extends SoftwarePort {
   }
 
   /** @throws DmaError as write(2), such as ENOSPC: the port is lost then, and the packets stay the caller's */
-  tx(_queue: number, burst: Int32Array, count = burst.length): number {
+  tx(queue: number, burst: Int32Array, count = burst.length): number {
     const { config, counters } = this;
-    if (config === undefined || this.lost !== undefined) return 0;
+    if (config === undefined || this.lost !== undefined || !(queue < config.txQueues)) return 0;
     const { packets } = config;
+    packets.mustBeBurst(burst, count);
     const target = this.#target;
     let bytes = 0;
     let sent = 0;
