@@ -148,6 +148,14 @@ describe('anydma forward', { concurrency: 2 }, () => {
     assert.deepEqual(framesOf(room.file('out')), framesOf(room.file('in.pcap')));
   });
 
+  test('a pool of few elements', async () => {
+    using room = new Room();
+    writeFileSync(room.file('in.pcap'), capture(100));
+    const port = `vdev:pcap0,rx=${room.file('in.pcap')},tx=${room.file('out')}`;
+    good(await room.call(['forward', '--port', port, '--total-num-mbufs', '3']));
+    assert.deepEqual(framesOf(room.file('out')), framesOf(room.file('in.pcap')));
+  });
+
   test('Ctrl-C ends it cleanly, with what was done', async () => {
     using room = new Room();
     const running = room.start(['forward', '--port', 'vdev:null0,size=64', '--capture', 'all.pcapng']);
@@ -232,6 +240,20 @@ describe('anydma forward', { concurrency: 2 }, () => {
     ['a file that is not there', 'vdev:pcap0,rx=nothing.pcap', 'ENOENT', /nothing\.pcap/],
     ['a directory', 'vdev:pcap0,rx=folder', 'EISDIR', /folder/],
     ['the same file twice', 'vdev:pcap0,rx=in.pcap,tx=./in.pcap', 'EINVAL', /the same file/],
+    [
+      'a file that another port writes',
+      'vdev:pcap0,tx=o.pcap --port vdev:pcap1,tx=./o.pcap',
+      'EINVAL',
+      /the same file/,
+    ],
+    [
+      'a file that another port reads',
+      'vdev:pcap0,rx=in.pcap --port vdev:pcap1,tx=./in.pcap',
+      'EINVAL',
+      /the same file/,
+    ],
+    ['to empty a file that is read', 'vdev:pcap0,rx=in.pcap --capture ./in.pcap', 'EINVAL', /the same file/],
+    ['a station behind no port', 'vdev:pcap0,rx=in.pcap --eth-peer 1,02:00:00:00:00:01', 'EINVAL', /names port 1/],
     ['a port without files', 'vdev:pcap0', 'EINVAL', /name them/],
     ['no capture', 'vdev:pcap0,rx=text', 'EINVAL', /no capture that is known/],
     ['a capture that is cut off', 'vdev:pcap0,rx=cut.pcap', 'EINVAL', /ends in the middle/],
@@ -258,8 +280,8 @@ describe('anydma forward', { concurrency: 2 }, () => {
         ['late.pcapng', 2 ** 33, 60],
       ] as const)
         if (port.includes(name)) writeFileSync(room.file(name), captureOf(seconds, length));
-      const there = port.replace(/(rx|tx)=(?!\/)/g, `$1=${room.path}/`);
-      const ended = await room.call(['forward', '--port', there, '--json']);
+      const there = port.replace(/(rx=|tx=|--capture )(?!\/)/g, `$1${room.path}/`);
+      const ended = await room.call(['forward', '--json', ...`--port ${there}`.split(' ')]);
       assert.equal(ended.status, 1);
       assert.equal((documentOf(ended).error as { code: string }).code, code);
       assert.match(ended.stderr, says);

@@ -1,6 +1,8 @@
 /** `anydma forward`: moves packets between Ethernet ports, as DPDK's testpmd. */
-import { closeSync, openSync, writeSync } from 'node:fs';
+import { constants, writeSync } from 'node:fs';
 import { InvalidArgumentError, Option } from 'commander';
+import { closeCapture, openCapture } from '../../drivers/ports/capture-files.js';
+import { invalid } from '../../errors.js';
 import { fromNode } from '../../platform/linux/node-errors.js';
 import {
   CaptureWriter,
@@ -200,7 +202,13 @@ function elementsOf({
 
 function peersOf({ ethPeer = [], port }: ForwardOptions): string[] {
   const peers = port.map((_, i) => `02:00:00:00:00:${i.toString(16).padStart(2, '0')}`);
-  for (const [i, address] of ethPeer) peers[i] = address;
+  for (const [i, address] of ethPeer) {
+    if (i >= port.length)
+      throw invalid('forward', `--eth-peer names port ${i}, and there are ${port.length}`, {
+        hint: 'ports are numbered from 0, in the order of --port',
+      });
+    peers[i] = address;
+  }
   return peers;
 }
 
@@ -229,12 +237,8 @@ class PassingCapture implements Disposable {
 
   constructor({ capture: path, mode }: ForwardOptions, packets: Packets) {
     if (path === undefined) return;
-    try {
-      this.#fd = openSync(path, 'w');
-    } catch (error) {
-      throw fromNode(error, path, { operation: 'forward' });
-    }
-    const fd = this.#fd;
+    const fd = openCapture(path, constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC);
+    this.#fd = fd;
     const writer = new CaptureWriter(captureKindOf(path), LINK_ETHERNET, (bytes) => {
       try {
         for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at);
@@ -255,7 +259,7 @@ class PassingCapture implements Disposable {
     try {
       this.#writer?.flush();
     } finally {
-      if (this.#fd !== undefined) closeSync(this.#fd);
+      if (this.#fd !== undefined) closeCapture(this.#fd);
     }
   }
 }

@@ -19,6 +19,7 @@ export const MEMORY_KIND_NAMES = Object.keys(MEMORY_KINDS) as readonly MemoryKin
 /** The name of the pool, and of the zone that has the table of packets, by which other programs find them. */
 export const PACKETS = 'packets';
 
+const CACHE = 256;
 const HEAP = 'extmem';
 /** Room for what separates elements. */
 const MORE = 1.25;
@@ -38,7 +39,7 @@ export interface PacketMemory extends Disposable {
  * @throws DmaError as `pools.create`, `external.allocate` and `heaps.addMemory`
  */
 export function packetMemory(eal: Eal, kind: MemoryKind, elements: number, size: number): PacketMemory {
-  const common = { name: PACKETS, elements, elementSize: size, cache: 256 };
+  const common = { name: PACKETS, elements, elementSize: size, cache: cacheOf(elements) };
   if (kind === 'owned') return freed(eal.pools.create(common), [], () => undefined);
   const bytes = Math.ceil((elements * (size + 64) * MORE) / (2 * MiB)) * 2 * MiB;
   if (kind === 'anon') {
@@ -84,4 +85,9 @@ function freed(pool: Pool, undo: readonly (() => void)[], map: (device: Device) 
       for (const step of undo) step();
     },
   };
+}
+
+/** The cache of a pool: 1.5 times of it are at most what the pool has. */
+function cacheOf(elements: number): number {
+  return Math.min(CACHE, Math.floor(elements / 2));
 }

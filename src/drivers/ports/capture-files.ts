@@ -1,5 +1,5 @@
 /** The two files of a port whose cable is captures. Nothing here waits: a pipe without data, or without room, is asked again. */
-import { closeSync, constants, fstatSync, openSync, readSync, statSync, writeSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readSync, statSync, writeSync, type BigIntStats } from 'node:fs';
 import { DmaError, invalid } from '../../errors.js';
 import type { CaptureFrame } from '../../net/capture/capture-frame.js';
 import { CaptureReader } from '../../net/capture/capture-reader.js';
@@ -11,6 +11,51 @@ import { delay, now } from '../../timers.js';
 const CHUNK = 256 * 1024;
 /** How long a pipe may be full before the rest is given up, in milliseconds. */
 const PATIENCE_MS = 2000;
+
+/** A file that is open. */
+interface OpenFile {
+  readonly path: string;
+  readonly dev: bigint;
+  readonly ino: bigint;
+  readonly isWritten: boolean;
+}
+
+/** Regular files that are open as captures, by descriptor. */
+const files = new Map<number, OpenFile>();
+
+/**
+ * Opens a capture. Opening for writing empties a file, so it must not be open already, under whatever name; and what is written is not read.
+ *
+ * @throws DmaError EINVAL if it is the same file as another capture; as open(2)
+ */
+export function openCapture(path: string, flags: number, hint?: string): number {
+  const isWritten = (flags & constants.O_WRONLY) !== 0;
+  const there = statOf(path);
+  for (const other of there?.isFile() === true ? files.values() : [])
+    if (other.dev === there?.dev && other.ino === there.ino && (isWritten || other.isWritten))
+      throw invalid('open', `${other.path} and ${path} are the same file`, {
+        hint: 'a capture that is written needs a file of its own: give another one',
+      });
+  const fd = opened(path, flags, hint);
+  const stat = fstatSync(fd, { bigint: true });
+  if (stat.isFile()) files.set(fd, { path, dev: stat.dev, ino: stat.ino, isWritten });
+  return fd;
+}
+
+/** Closes a file that {@link openCapture} opened. */
+export function closeCapture(fd: number): void {
+  files.delete(fd);
+  closeSync(fd);
+}
+
+function statOf(path: string): BigIntStats | undefined {
+  try {
+    return statSync(path, { bigint: true });
+  } catch {
+    // Opening it tells why.
+    return undefined;
+  }
+}
 
 /** The capture that is received: a file or a pipe. */
 export class CaptureSource {
@@ -30,11 +75,11 @@ export class CaptureSource {
   constructor(path: string) {
     this.path = path;
     // A FIFO that nobody writes to yet would block.
-    this.fd = opened(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    this.fd = openCapture(path, constants.O_RDONLY | constants.O_NONBLOCK);
     const stat = fstatSync(this.fd);
     this.#isFile = stat.isFile();
     if (!stat.isDirectory()) return;
-    closeSync(this.fd);
+    closeCapture(this.fd);
     throw new DmaError({ code: 'EISDIR', operation: 'open', reason: `${path} is a directory` });
   }
 
@@ -89,7 +134,7 @@ export class CaptureSource {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    closeSync(this.fd);
+    closeCapture(this.fd);
   }
 }
 
@@ -102,11 +147,10 @@ export class CaptureTarget {
   #pending: Uint8Array = new Uint8Array(0);
   #closed = false;
 
-  /** @throws DmaError ENOENT, EACCES, ENXIO ...; EINVAL if it is the file of `source` */
-  constructor(path: string, link: number, source: CaptureSource | undefined) {
+  /** @throws DmaError ENOENT, EACCES, ENXIO ...; EINVAL if it is the file of another capture */
+  constructor(path: string, link: number) {
     this.path = path;
-    if (source !== undefined) mustDiffer(path, source);
-    this.#fd = opened(
+    this.#fd = openCapture(
       path,
       constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC | constants.O_NONBLOCK,
       'nobody reads from this pipe: start its reader first',
@@ -116,7 +160,7 @@ export class CaptureTarget {
       // A program that sends nothing leaves a capture too.
       this.writer.flush();
     } catch (error) {
-      closeSync(this.#fd);
+      closeCapture(this.#fd);
       throw error;
     }
   }
@@ -166,16 +210,8 @@ export class CaptureTarget {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    closeSync(this.#fd);
+    closeCapture(this.#fd);
   }
-}
-
-/** Opening for writing would empty the file that is read. */
-function mustDiffer(path: string, source: CaptureSource): void {
-  const from = fstatSync(source.fd, { bigint: true });
-  const to = statSync(path, { bigint: true, throwIfNoEntry: false });
-  if (to !== undefined && from.isFile() && from.dev === to.dev && from.ino === to.ino)
-    throw invalid('open', `rx=${source.path} and tx=${path} are the same file`, { hint: 'give another file as tx' });
 }
 
 function opened(path: string, flags: number, hint?: string): number {

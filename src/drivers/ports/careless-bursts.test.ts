@@ -68,7 +68,7 @@ describe('a burst to be sent that can not be is refused before any packet of it 
       [good, -3, /-3 elements/],
       [good, NaN, /NaN/],
       [good, 1.5, /1\.5/],
-      [[...good] as unknown as Int32Array, 8, /Int32Array/],
+      [[...good] as never, 8, /Int32Array/],
     ];
     for (const [burst, count, says] of refused) {
       throwsDma('EINVAL', () => port.tx(0, burst, count), says);
@@ -90,7 +90,7 @@ describe('packets are received into what they fit in', () => {
       [burst, 9, /9 elements/],
       [burst, -1, /-1 elements/],
       [burst, NaN, /NaN/],
-      [[] as unknown as Int32Array, 4, /Int32Array/],
+      [[] as never, 4, /Int32Array/],
     ] as const)
       throwsDma('EINVAL', () => port.rx(0, into, count), says);
     assert.equal(port.rx(1, burst), 0, 'there is one queue');

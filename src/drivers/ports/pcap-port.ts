@@ -27,13 +27,13 @@ export class PcapPort extends SoftwarePort {
   /** A frame that there was no packet for. */
   #waiting: CaptureFrame | undefined;
 
-  /** @throws DmaError ENOENT, EACCES ... for a file that can not be opened; EINVAL if both are the same */
+  /** @throws DmaError ENOENT, EACCES ... for a file that can not be opened; EINVAL if what is written is a capture already, of this port or another */
   constructor(name: string, number: number, { rx, tx, link = LINK_ETHERNET }: PcapFiles) {
     super(name, number);
     this.#link = link;
     this.#source = rx === undefined ? undefined : new CaptureSource(rx);
     try {
-      this.#target = tx === undefined ? undefined : new CaptureTarget(tx, link, this.#source);
+      this.#target = tx === undefined ? undefined : new CaptureTarget(tx, link);
     } catch (error) {
       this.#source?.close();
       throw error;
