@@ -1,7 +1,7 @@
 /** The built-in drivers, in the order they are tried. To add one, create a file here and add a line below. */
 import type { Driver } from '../bus/model.js';
 import { copyEngineDriver } from './copy-engine-driver.js';
-import { e1000eDriver } from './e1000e/e1000e-driver.js';
+import { E1000E_KEYS, e1000eDriver } from './e1000e/e1000e-driver.js';
 import { EDU_KEYS, eduDriver } from './edu-driver.js';
 import { NVME_KEYS, nvmeDriver } from './nvme/nvme-driver.js';
 import { nullPortDriver, pcapPortDriver, PORT_KEYS, ringPortDriver, tapPortDriver } from './ports/software-ports.js';
@@ -28,4 +28,4 @@ export const builtinDrivers: readonly Driver[] = [
 ];
 
 /** What the keys of device names mean that these drivers know, in sentences for help pages. */
-export const DRIVER_KEYS: readonly string[] = [EDU_KEYS, NVME_KEYS, PORT_KEYS];
+export const DRIVER_KEYS: readonly string[] = [EDU_KEYS, NVME_KEYS, E1000E_KEYS, PORT_KEYS];

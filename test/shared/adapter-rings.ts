@@ -65,6 +65,8 @@ export interface RingsOptions {
   readonly adapter: AdapterName;
   readonly seed: number;
   readonly steps: number;
+  /** With legacy descriptors, and then one receive queue? */
+  readonly isLegacy?: boolean;
   readonly onProgress?: (counts: RingsCounts) => void;
 }
 
@@ -110,7 +112,7 @@ export async function againstRings(eal: Eal, options: RingsOptions): Promise<Rin
     cards.push(made);
     return made;
   });
-  const device = await eal.probe('vdev:card0');
+  const device = await eal.probe(options.isLegacy === true ? 'vdev:card0,descriptors=legacy' : 'vdev:card0');
   const pool = eal.pools.create({ elements: ELEMENTS, elementSize: 256 + 64, checked: true });
   const packets = new Packets(pool, { headroom: 64 });
   const model = new RingsModel(options, device.use(kind.driver), cards[0], packets);
@@ -177,8 +179,9 @@ class RingsModel {
 
   async #start(): Promise<void> {
     const { txDescriptors } = this.#kind;
+    const rxQueues = Math.min(QUEUES, this.#port.limits.rxQueues);
     await this.#port.start({
-      ...{ packets: this.#packets, rxQueues: QUEUES, txQueues: QUEUES, rxDescriptors: 64, txDescriptors },
+      ...{ packets: this.#packets, rxQueues, txQueues: QUEUES, rxDescriptors: 64, txDescriptors },
       maxFrame: MOST,
     });
   }

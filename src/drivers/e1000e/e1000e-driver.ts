@@ -6,9 +6,13 @@ import { E1000ePort } from './e1000e.js';
 
 const INTEL = 0x8086;
 
+/** What its keys mean, for help pages. */
+export const E1000E_KEYS =
+  'e1000e adapters take descriptors=legacy: the older form of descriptors, with one receive queue and no hash (default: extended).';
+
 const driver: Driver<E1000ePort> = {
   name: 'e1000e',
-  keys: [],
+  keys: ['descriptors'],
   buses: ['pci', 'vfio-user', 'vdev'],
   ids: [
     { vendor: INTEL, device: 0x10d3 },

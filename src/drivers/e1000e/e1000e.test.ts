@@ -32,6 +32,7 @@ import {
 
 const ELEMENTS = 512;
 const HEADROOM = 64;
+const SUMS = OFFLOAD.RX_IP_GOOD | OFFLOAD.RX_IP_BAD | OFFLOAD.RX_L4_GOOD | OFFLOAD.RX_L4_BAD;
 
 interface Room {
   readonly eal: Eal;
@@ -46,6 +47,7 @@ interface Room {
 interface RoomOptions {
   readonly interrupts?: InterruptCounts;
   readonly buffer?: number;
+  readonly name?: string;
   /** Before the driver sees it. */
   readonly prepare?: (card: FakeE1000e) => void;
 }
@@ -61,7 +63,7 @@ function withCard(work: (room: Room) => Promise<void>, options: RoomOptions = {}
       cards.push(made);
       return made;
     });
-    const device = await eal.probe('vdev:card0');
+    const device = await eal.probe(options.name ?? 'vdev:card0');
     const [card] = cards;
     const port = device.use(e1000eDriver);
     const elementSize = HEADROOM + (options.buffer ?? 2048);
@@ -606,9 +608,59 @@ describe('it sends', () => {
   );
 });
 
-describe('offloads', () => {
-  const SUMS = OFFLOAD.RX_IP_GOOD | OFFLOAD.RX_IP_BAD | OFFLOAD.RX_L4_GOOD | OFFLOAD.RX_L4_BAD;
+describe('legacy descriptors', () => {
+  const LEGACY = { name: 'vdev:card0,descriptors=legacy' };
 
+  it(
+    'have one receive queue and no hash; frames, errors, sums and tags are as with others',
+    withCard(async (room) => {
+      const { card, port, start, packets } = room;
+      assert.equal(port.limits.rxQueues, 1);
+      await assert.rejects(start({ rxQueues: 2 }), dmaError('EINVAL'));
+      await assert.rejects(start({ offloads: OFFLOAD.RX_HASH }), dmaError('ENOTSUP'));
+      await start({ maxFrame: 9014, offloads: OFFLOAD.RX_VLAN_STRIPPED | SUMS });
+      for (const length of [60, 2048, 2049, 9014]) {
+        card.receive(frameOf(length, length));
+        assert.deepEqual(takeOne(room).bytes, frameOf(length, length));
+      }
+      card.receive(frameOf(100), { unfinished: true });
+      assert.deepEqual(takeAll(port), []);
+      card.finish();
+      assert.deepEqual(takeOne(room).bytes, frameOf(100));
+      card.receive(frameOf(100), { errors: 1 << 24 });
+      assert.deepEqual(takeAll(port), []);
+      assert.equal(port.statistics().rxErrors, 1);
+      const good = OFFLOAD.RX_IP_GOOD | OFFLOAD.RX_L4_GOOD;
+      card.receive(ipFrame(6, { tag: 0xa123 }));
+      const tagged = takeOne(room);
+      assert.deepEqual(
+        [tagged.bytes, tagged.flags, tagged.vlan],
+        [ipFrame(6), good | OFFLOAD.RX_VLAN_STRIPPED, 0xa123],
+      );
+      const wrong = ipFrame(17);
+      wrong[wrong.length - 1]++;
+      card.receive(wrong);
+      assert.equal(takeOne(room).flags, OFFLOAD.RX_IP_GOOD | OFFLOAD.RX_L4_BAD);
+      const [plain, long, tag] = [packets.from(frameOf(42)), packets.from(frameOf(9000)), packets.from(ipFrame(17))];
+      packets.flags[tag] = OFFLOAD.TX_VLAN;
+      packets.vlan[tag] = 0x2005;
+      assert.equal(send(port, plain, long, tag), 3);
+      const padded = new Uint8Array(60);
+      padded.set(frameOf(42));
+      assert.deepEqual(card.sent, [padded, frameOf(9000), ipFrame(17, { tag: 0x2005 })]);
+      assert.ok(card.legacySent >= 8, `${card.legacySent} legacy descriptors`);
+      await port.stop();
+    }, LEGACY),
+  );
+
+  it('and no others than the two', async () => {
+    await using eal = await Eal.start();
+    eal.vdev.define('card', (host) => new FakeE1000e(host));
+    await assert.rejects(eal.probe('vdev:card0,descriptors=new'), dmaError('EINVAL', /descriptors=new/));
+  });
+});
+
+describe('offloads', () => {
   it(
     'check sums of received frames are told, if they are asked for and were checked',
     withCard(async (room) => {

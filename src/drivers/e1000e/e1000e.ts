@@ -53,6 +53,13 @@ export const E1000E_LIMITS: PortLimits = {
   offloads: OFFLOAD.RX_VLAN_STRIPPED | IP_SUMS | L4_SUMS | OFFLOAD.RX_HASH | TX_OFFLOADS,
 };
 
+/** And with legacy descriptors. */
+export const LEGACY_LIMITS: PortLimits = {
+  ...E1000E_LIMITS,
+  rxQueues: 1,
+  offloads: E1000E_LIMITS.offloads & ~OFFLOAD.RX_HASH,
+};
+
 /** How often a queue that is idle, or full, looks whether the adapter is still there: once in so many calls. */
 const LOOK_CALLS = 4096;
 /** How long a reader sleeps before it looks again, in milliseconds: with interrupts only in case one was lost. */
@@ -90,12 +97,13 @@ interface Running {
 
 /** A port. Made by `e1000eDriver`. */
 export class E1000ePort extends PortBase {
-  readonly limits = E1000E_LIMITS;
+  readonly limits: PortLimits;
   readonly mac: string;
   readonly #device: Device;
   readonly #context: ProbeContext;
   readonly #adapter: Adapter;
   readonly #interrupts: AdapterInterrupts;
+  readonly #isLegacy: boolean;
   readonly #waiting: readonly Set<Bell>[] = Array.from({ length: QUEUES }, () => new Set());
   #running: Running | undefined;
   /** The queues that may be used, while it is started and not lost. */
@@ -119,6 +127,8 @@ export class E1000ePort extends PortBase {
     this.#context = context;
     this.#adapter = adapter;
     this.mac = mac;
+    this.#isLegacy = device.args.get('descriptors') === 'legacy';
+    this.limits = this.#isLegacy ? LEGACY_LIMITS : E1000E_LIMITS;
     this.#interrupts = new AdapterInterrupts(device.access, adapter, {
       received: (queue) => this.#wake(queue),
       changed: () => this.#look(),
@@ -127,6 +137,12 @@ export class E1000ePort extends PortBase {
 
   /** @internal Takes the adapter: resets it, and brings its link up. @throws DmaError when it can not be worked */
   static async open(device: Device, context: ProbeContext): Promise<E1000ePort> {
+    const descriptors = device.args.get('descriptors') ?? 'extended';
+    if (descriptors !== 'legacy' && descriptors !== 'extended')
+      throw invalid('e1000e.open', `there are no descriptors=${descriptors}`, {
+        device: device.name,
+        hint: 'they are legacy or extended',
+      });
     try {
       const adapter = new Adapter(device.access);
       await adapter.reset();
@@ -196,6 +212,7 @@ export class E1000ePort extends PortBase {
     const { packets, maxFrame, offloads, rxDescriptors, txDescriptors } = config;
     const { registers } = this.#adapter;
     const { counters } = this;
+    const isLegacy = this.#isLegacy;
     const rxBytes = alignUp(rxDescriptors * DESCRIPTOR_BYTES, PAGE);
     const txBytes = alignUp(txDescriptors * DESCRIPTOR_BYTES, PAGE);
     const headerBytes = alignUp(txDescriptors * HEADER_BYTES, PAGE);
@@ -215,7 +232,7 @@ export class E1000ePort extends PortBase {
       const { bytes, iova } = part(rxBytes);
       return new ReceiveRing({
         ...{ queue, descriptors: rxDescriptors, words: wordsOf(bytes), iova, registers, packets },
-        ...{ bufferBytes, maxFrame, offloads, counters },
+        ...{ bufferBytes, maxFrame, offloads, isLegacy, counters },
       });
     });
     const transmit = Array.from({ length: txs }, (_, queue) => {
@@ -224,7 +241,7 @@ export class E1000ePort extends PortBase {
       return new TransmitRing({
         ...{ queue, descriptors: txDescriptors, words: wordsOf(bytes), iova, registers, packets },
         ...{ headers: headers.bytes, headersIova: headers.iova, zerosIova, queued, insertsTags },
-        ...{ maxFrame: this.limits.maxFrame, counters },
+        ...{ maxFrame: this.limits.maxFrame, isLegacy, counters },
       });
     });
     const use = this.#device.domain?.addUser({
@@ -252,7 +269,8 @@ export class E1000ePort extends PortBase {
   #setUpReceive({ rxQueues, maxFrame, offloads }: CheckedConfig, sizeBits: number): void {
     const { registers } = this.#adapter;
     // IPv6 with extension headers that are malformed can stop the receiver: they are not looked into.
-    registers.write32(REG.RFCTL, RFCTL.EXTENDED | RFCTL.NO_IPV6_EXTENSIONS | RFCTL.NO_NEW_IPV6_EXTENSIONS);
+    const form = this.#isLegacy ? 0 : RFCTL.EXTENDED;
+    registers.write32(REG.RFCTL, form | RFCTL.NO_IPV6_EXTENSIONS | RFCTL.NO_NEW_IPV6_EXTENSIONS);
     const sums = ((offloads & IP_SUMS) !== 0 ? RXCSUM.IP : 0) | ((offloads & L4_SUMS) !== 0 ? RXCSUM.L4 : 0);
     // The hash is in place of a check sum that nobody reads.
     registers.write32(REG.RXCSUM, RXCSUM.HASH | sums);

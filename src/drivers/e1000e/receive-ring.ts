@@ -1,5 +1,5 @@
 /**
- * A receive queue: a ring of extended descriptors, each with an element of the pool. The adapter has those from its head up to the tail;
+ * A receive queue: a ring of descriptors, extended or legacy, each with an element of the pool. The adapter has those from its head up to the tail;
  * one always stays out, as a tail that is equal to the head means that it has none.
  */
 import { DmaError } from '../../errors.js';
@@ -10,7 +10,7 @@ import { NONE, type Packets } from '../../net/packets.js';
 import { COUNT } from '../../net/port-base.js';
 import type { RegisterStores } from '../../platform/registers/registers.js';
 import { isShownIn } from '../ports/memory-use.js';
-import { DESCRIPTOR_BYTES, RX, RX_QUEUE } from './registers.js';
+import { DESCRIPTOR_BYTES, extendedStatus, LEGACY_RX, RX, RX_QUEUE } from './registers.js';
 
 /** Descriptors that are given back together: the tail is a register, and a store to it is dear. */
 const BATCH = 16;
@@ -29,6 +29,8 @@ export interface ReceiveRingParts {
   readonly maxFrame: number;
   /** `OFFLOAD` bits that are wanted. */
   readonly offloads: number;
+  /** Are descriptors legacy ones? */
+  readonly isLegacy: boolean;
   /** By `COUNT`. */
   readonly counters: Float64Array;
 }
@@ -50,6 +52,9 @@ export class ReceiveRing {
   readonly #bufferBytes: number;
   readonly #most: number;
   readonly #offloads: number;
+  readonly #isLegacy: boolean;
+  /** The word of a descriptor that says whether it is done. */
+  readonly #statusWord: number;
   /** By descriptor: its element. */
   readonly #elements: Int32Array;
   readonly #fresh = new Int32Array(BATCH);
@@ -77,6 +82,8 @@ export class ReceiveRing {
     // A tag of 802.1Q comes on top.
     this.#most = parts.maxFrame + TAG;
     this.#offloads = parts.offloads;
+    this.#isLegacy = parts.isLegacy;
+    this.#statusWord = parts.isLegacy ? LEGACY_RX.STATUS : 2;
     this.#elements = new Int32Array(parts.descriptors).fill(NONE);
   }
 
@@ -106,7 +113,7 @@ export class ReceiveRing {
 
   /** Would `take` give something? */
   get isReady(): boolean {
-    return this.#given > 0 && (this.#words[this.#next * 4 + 2] & RX.DONE) !== 0;
+    return this.#given > 0 && (this.#words[this.#next * 4 + this.#statusWord] & RX.DONE) !== 0;
   }
 
   /** Has it fewer descriptors out than a batch less than it could? */
@@ -122,6 +129,8 @@ export class ReceiveRing {
     const bufferBytes = this.#bufferBytes;
     const most = this.#most;
     const offloads = this.#offloads;
+    const isLegacy = this.#isLegacy;
+    const statusWord = this.#statusWord;
     let next = this.#next;
     let given = this.#given;
     let taken = 0;
@@ -129,10 +138,11 @@ export class ReceiveRing {
     while (taken < count && given > 0) {
       const at = next * 4;
       // Whether it is done is read first: until then, the other words are of the one before.
-      const status = words[at + 2];
+      let status = words[at + statusWord];
       if ((status & RX.DONE) === 0) break;
       const last = words[at + 3];
-      const size = last & 0xffff;
+      const size = (isLegacy ? words[at + LEGACY_RX.LENGTH] : last) & 0xffff;
+      if (isLegacy) status = extendedStatus(status);
       const element = elements[next];
       elements[next] = NONE;
       if (++next === this.#size) next = 0;

@@ -241,9 +241,17 @@ export const RX = {
   IP_ERROR: 1 << 30,
 } as const;
 
+/** Legacy receive descriptor. Given back: the address; length; status, errors and VLAN tag. {@link extendedStatus} makes the status of it. */
+export const LEGACY_RX = { LENGTH: 2, STATUS: 3, TAG_SHIFT: 16 } as const;
+
+/** The status of a legacy receive descriptor, with its errors where an extended one has them. */
+export function extendedStatus(legacy: number): number {
+  return (legacy & 0xff) | ((legacy & 0xff00) << 16);
+}
+
 /**
  * Transmit descriptors, as four words. Data: the address; length, kind and command; status, options and VLAN tag. Context: where the sum of IP is; where
- * that of TCP or UDP is; kind and command; status.
+ * that of TCP or UDP is; kind and command; status. Legacy: as data, without {@link TX.DATA} and {@link TX.EXTENDED}.
  */
 export const TX = {
   DATA: 1 << 20,

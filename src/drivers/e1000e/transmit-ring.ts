@@ -52,6 +52,8 @@ export interface TransmitRingParts {
   readonly queued: Uint8Array;
   /** Does the adapter insert tags? It does only if it strips them, too. */
   readonly insertsTags: boolean;
+  /** Are packets without check sums to be computed shown by legacy descriptors? */
+  readonly isLegacy: boolean;
   readonly maxFrame: number;
   /** By `COUNT`. */
   readonly counters: Float64Array;
@@ -193,7 +195,8 @@ export class TransmitRing {
     const total = packets.total[packet];
     if (total < ETHERNET.BYTES || total > this.#parts.maxFrame) return false;
     const first = this.#tail;
-    let command = TX.DATA | TX.EXTENDED | TX.INSERT_CRC;
+    const isLegacy = this.#parts.isLegacy && (flags & SUMS) === 0;
+    let command = isLegacy ? TX.INSERT_CRC : TX.DATA | TX.EXTENDED | TX.INSERT_CRC;
     let upper = 0;
     let bytes = total;
     /** Bytes of the first segment that were copied. */

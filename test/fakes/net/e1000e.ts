@@ -96,6 +96,8 @@ export class FakeE1000e implements DeviceModel {
   readonly violations: string[] = [];
   /** Frames that were sent, without check sums. */
   readonly sent: Uint8Array[] = [];
+  /** Legacy descriptors of frames that were sent. */
+  legacySent = 0;
   /** Stores to tails. */
   doorbells = 0;
   resets = 0;
@@ -315,7 +317,7 @@ export class FakeE1000e implements DeviceModel {
     if (had + given > size - 1) this.violations.push(`the receive tail ${before} to ${tail} passes the head`);
     for (let i = 0; i < given; i++) {
       const words = this.#descriptor(RX_QUEUE, queue, (before + i) % size);
-      if (words[2] !== 0) this.violations.push(`a receive descriptor with the status ${words[2]}`);
+      if ((words[2] | words[3]) !== 0) this.violations.push(`a receive descriptor with ${words[2]}, ${words[3]}`);
       const iova = words[0] + words[1] * 2 ** 32;
       if (this.#buffers.has(iova)) this.violations.push(`the buffer ${iova} twice`);
       this.#buffers.add(iova);
@@ -385,17 +387,27 @@ export class FakeE1000e implements DeviceModel {
       const end = isLast && wrong.noEnd !== true ? RX.END | found | (wrong.errors ?? 0) : 0;
       const hasHash = (this.peek(REG.RXCSUM) & RXCSUM.HASH) !== 0;
       const back = new Uint8Array(DESCRIPTOR_BYTES);
-      storeWord(back, 0, (hasHash ? hash.type : 0) | (queue << 8));
-      storeWord(back, 4, hasHash ? hash.value : 0);
-      const status = end | RX.DONE;
-      storeWord(back, 8, wrong.unfinished === true ? status & ~RX.DONE : status);
-      storeWord(back, 12, length | (isLast ? tag << 16 : 0));
+      const isExtended = (this.peek(REG.RFCTL) & RFCTL.EXTENDED) !== 0;
+      let status = end | RX.DONE;
+      const upper = isLast ? tag << 16 : 0;
+      if (isExtended) {
+        storeWord(back, 0, (hasHash ? hash.type : 0) | (queue << 8));
+        storeWord(back, 4, hasHash ? hash.value : 0);
+        storeWord(back, 12, length | upper);
+      } else {
+        status = upper | ((status >>> 16) & 0xff00) | (status & 0xff);
+        for (let word = 0; word < 2; word++) storeWord(back, 4 * word, words[word]);
+        storeWord(back, 8, length);
+      }
+      const statusAt = isExtended ? 8 : 12;
+      storeWord(back, statusAt, wrong.unfinished === true ? status & ~RX.DONE : status);
       const where = this.#addressOf(RX_QUEUE, queue, at);
       this.#reach(() => this.#host.dma.write(where, back));
-      if (wrong.unfinished === true) this.#unfinished.push({ iova: where + 8, status });
+      if (wrong.unfinished === true) this.#unfinished.push({ iova: where + statusAt, status });
     }
     this.poke(RX_QUEUE.HEAD + queue * RX_QUEUE.STEP, (head + pieces) % size);
-    if ((this.peek(REG.RFCTL) & RFCTL.EXTENDED) === 0) this.violations.push('descriptors are not extended');
+    if ((this.peek(REG.RFCTL) & RFCTL.EXTENDED) === 0 && queue !== 0)
+      this.violations.push('a second queue without extended descriptors');
     if (wrong.unfinished !== true) this.#raise((CAUSE.RX_QUEUE << queue) | CAUSE.RX_TIMER);
     return true;
   }
@@ -509,9 +521,10 @@ export class FakeE1000e implements DeviceModel {
       const words = this.#descriptor(TX_QUEUE, queue, index);
       head = (head + 1) % size;
       const command = words[2];
-      if ((command & TX.EXTENDED) === 0) this.violations.push('a descriptor that is not extended');
+      const isExtended = (command & TX.EXTENDED) !== 0;
+      if (!isExtended) this.legacySent++;
       if ((words[3] & TX.DONE) !== 0) this.violations.push('a descriptor that is done already');
-      if ((command & TX.DATA) === 0) {
+      if (isExtended && (command & TX.DATA) === 0) {
         hasContext = true;
         this.#contexts[queue] = {
           ...{ ip: words[0] & 0xff, ipSum: (words[0] >>> 8) & 0xff, ipEnd: words[0] >>> 16 },
@@ -519,7 +532,7 @@ export class FakeE1000e implements DeviceModel {
         };
         continue;
       }
-      const part = new Uint8Array(command & TX.LENGTH_MASK);
+      const part = new Uint8Array(command & (isExtended ? TX.LENGTH_MASK : 0xffff));
       // As QEMU's, which drops the frame if the pages are not side by side in memory.
       if ((words[0] % PAGE) + part.length > PAGE) this.violations.push('a descriptor of more than one page');
       if (part.length === 0) this.violations.push('a descriptor of 0 bytes');
