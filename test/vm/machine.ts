@@ -33,7 +33,7 @@ export const DEVICES = {
   /** Two of QEMU's edu devices, each in an IOMMU group of its own. They reach 28 bits of addresses. */
   edu0: '0000:00:02.0',
   edu1: '0000:00:03.0',
-  /** An e1000e network interface; what it sends goes nowhere. */
+  /** An e1000e network interface; what it sends goes nowhere, unless something else is plugged into {@link NET0_HUB}. */
   net0: '0000:00:04.0',
   /** An NVMe controller with a disk of 64 MiB, and with {@link DETACHED}. */
   disk0: '0000:00:05.0',
@@ -43,11 +43,20 @@ export const DEVICES = {
   bridge0: '0000:00:07.0',
   edu2: '0000:02:01.0',
   edu3: '0000:02:02.0',
+  /** Two more root ports with empty slots. */
+  port1: '0000:00:08.0',
+  port2: '0000:00:09.0',
 } as const;
 type DeviceName = keyof typeof DEVICES;
 
 /** Where the guest sees what is put into the slot of {@link DEVICES.port0}. */
 export const HOTPLUG = '0000:01:00.0';
+/** And of the two others. */
+export const HOTPLUG_1 = '0000:03:00.0';
+export const HOTPLUG_2 = '0000:04:00.0';
+
+/** The hub that the cable of {@link DEVICES.net0} ends in. */
+export const NET0_HUB = 0;
 
 /** The images that the namespaces of {@link DEVICES.disk0} are in, and their bytes. */
 export const DISKS = { disk: 64 * MiB, zoned: 16 * MiB, protected: 8 * MiB, inline: 8 * MiB } as const;
@@ -112,6 +121,8 @@ export function machineArguments({ iommu, image, initramfs, share, disks, monito
     `pcie-pci-bridge,${at('bridge0')}`,
     `edu,${at('edu2')},bus=bridge0`,
     `edu,${at('edu3')},bus=bridge0`,
+    `pcie-root-port,${at('port1')},chassis=2,slot=2`,
+    `pcie-root-port,${at('port2')},chassis=3,slot=3`,
     `virtio-9p-pci,fsdev=host,mount_tag=${SHARES.HOST}`,
     `virtio-9p-pci,fsdev=guest,mount_tag=${SHARES.GUEST}`,
   ];
@@ -122,7 +133,7 @@ export function machineArguments({ iommu, image, initramfs, share, disks, monito
     ...['-kernel', image, '-initrd', initramfs, '-append', kernelArguments(iommu)],
     ...['-fsdev', 'local,id=host,path=/,security_model=none,readonly=on,multidevs=remap'],
     ...['-fsdev', `local,id=guest,path=${share},security_model=none`],
-    ...['-netdev', 'hubport,id=nowhere,hubid=0'],
+    ...['-netdev', `hubport,id=nowhere,hubid=${NET0_HUB}`],
     ...Object.entries(disks).flatMap(([id, file]) => ['-drive', `if=none,id=${id},format=raw,file=${file}`]),
     ...devices.flatMap((each) => ['-device', each]),
   ];

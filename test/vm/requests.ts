@@ -3,7 +3,7 @@
  * the answer. The host's end is here; the guest's is host.ts.
  */
 import { readFileSync, renameSync, rmSync, watch, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Qmp } from './qmp.js';
 import { Wire } from './wire.js';
@@ -29,6 +29,8 @@ export function leave(directory: string, name: string, content: Request | Answer
 /** Answers the requests in `share` by the monitor at `socket`, until disposed. */
 export class RequestService implements Disposable {
   readonly #share: string;
+  /** Where sockets are. */
+  readonly #directory: string;
   readonly #qmp: Promise<Qmp>;
   readonly #gone = new Set<string>();
   readonly #wires = new Map<string, Wire>();
@@ -36,6 +38,7 @@ export class RequestService implements Disposable {
 
   constructor(share: string, socket: string) {
     this.#share = share;
+    this.#directory = dirname(socket);
     this.#qmp = Qmp.connect(socket, ({ event, data }) => {
       if (event === 'DEVICE_DELETED' && typeof data?.device === 'string') this.#gone.add(data.device);
     });
@@ -92,7 +95,7 @@ export class RequestService implements Disposable {
     const qmp = await this.#qmp;
     const there = this.#wires.get(id);
     if (kind === 'wire') {
-      this.#wires.set(id, await Wire.open(qmp, id));
+      this.#wires.set(id, await Wire.open(qmp, id, this.#directory));
       return null;
     }
     if (there === undefined) throw new Error(`there is no wire ${id}`);

@@ -32,6 +32,7 @@ export const SUITES: readonly Suite[] = [
   { name: 'dma', backends: ['type1', 'iommufd'] },
   { name: 'nvme', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 900, wholeSeconds: 14_400 },
   { name: 'e1000e', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 900, wholeSeconds: 7200 },
+  { name: 'e1000e-kernel', kernels: ['built'], iommus: ['48'], backends: ['type1', 'iommufd'] },
   { name: 'nvme-threads', kernels: ['built'], backends: ['type1', 'iommufd'] },
   { name: 'secondaries', kernels: ['built'], iommus: ['48'], backends: ['iommufd'] },
   { name: 'nvme-namespaces', kernels: ['built'], backends: ['type1', 'iommufd'] },

@@ -1,73 +1,84 @@
 /**
- * The other end of a cable of a guest, on the host: a socket that QEMU's `dgram` backend sends each frame to. It sends frames back to who sent
- * them, with the addresses swapped.
+ * The other end of a cable of a guest, on the host: a socket that QEMU's `stream` backend is connected to. It sends frames back to who sent
+ * them, with the addresses swapped. Nothing is lost on the way: who can not take more makes the other one wait.
  */
-import { createSocket, type Socket } from 'node:dgram';
 import { once } from 'node:events';
+import { createServer, type Server, type Socket } from 'node:net';
+import { join } from 'node:path';
 import type { Qmp } from './qmp.js';
 
-const LOCALHOST = '127.0.0.1';
-/** What the system gives at most, so that a burst finds room. */
-const SOCKET_BYTES = 4 << 20;
+/** Bytes in front of a frame: its length, most significant byte first. */
+const LENGTH = 4;
+const ADDRESS = 6;
 
 /** A cable that is plugged in. */
 export class Wire implements Disposable {
   /** Frames that came, and went back. */
   frames = 0;
-  readonly #socket: Socket;
-  readonly #to: number;
+  readonly #server: Server;
+  #socket: Socket | undefined;
+  /** What came of a frame that is not whole yet. */
+  #rest: Buffer = Buffer.alloc(0);
 
-  private constructor(socket: Socket, to: number) {
-    this.#socket = socket;
-    this.#to = to;
-    socket.on('message', (frame) => this.#echo(frame));
-    // The guest may be gone.
-    socket.on('error', () => undefined);
+  private constructor(server: Server) {
+    this.#server = server;
+    server.on('connection', (socket) => {
+      this.#socket = socket;
+      socket.on('data', (bytes) => this.#take(bytes));
+      socket.on('drain', () => socket.resume());
+      // The guest may be gone.
+      socket.on('error', () => socket.destroy());
+    });
   }
 
-  /** Makes the network backend `id` of the machine, for `deviceAdd({ netdev: id })`. */
-  static async open(qmp: Qmp, id: string): Promise<Wire> {
-    const socket = await bound();
-    // A port for QEMU: nobody takes it in the moment between.
-    const probe = await bound();
-    const to = portOf(probe);
-    probe.close();
-    await once(probe, 'close');
+  /** Makes the network backend `id` of the machine, for `deviceAdd({ netdev: id })`. Its socket is in `directory`. */
+  static async open(qmp: Qmp, id: string, directory: string): Promise<Wire> {
+    const server = createServer();
+    const wire = new Wire(server);
+    const path = join(directory, `${id}.sock`);
+    server.listen(path);
+    await once(server, 'listening');
     try {
-      const end = (port: number): object => ({ type: 'inet', host: LOCALHOST, port: String(port) });
-      await qmp.execute('netdev_add', { type: 'dgram', id, local: end(to), remote: end(portOf(socket)) });
+      const connected = once(server, 'connection');
+      await qmp.execute('netdev_add', { type: 'stream', id, server: false, addr: { type: 'unix', path } });
+      await connected;
     } catch (error) {
-      socket.close();
+      wire[Symbol.dispose]();
       throw error;
     }
-    return new Wire(socket, to);
+    return wire;
   }
 
+  /** Takes the frames out of what came, and sends them back. */
+  #take(bytes: Buffer): void {
+    let all = this.#rest.length === 0 ? bytes : Buffer.concat([this.#rest, bytes]);
+    while (all.length >= LENGTH) {
+      const end = LENGTH + all.readUInt32BE(0);
+      if (all.length < end) break;
+      this.#echo(all.subarray(0, end));
+      all = all.subarray(end);
+    }
+    this.#rest = all;
+  }
+
+  /** @param frame with its length in front */
   #echo(frame: Buffer): void {
+    const to = LENGTH;
+    const from = to + ADDRESS;
     // What the guest's kernel sends to groups is not for us.
-    if (frame.length < 14 || (frame[0] & 1) !== 0) return;
+    if (frame.length < from + ADDRESS || (frame[to] & 1) !== 0) return;
     this.frames++;
-    const back = Buffer.concat([frame.subarray(6, 12), frame.subarray(0, 6), frame.subarray(12)]);
-    this.#socket.send(back, this.#to, LOCALHOST);
+    const back = Buffer.concat([
+      frame.subarray(0, LENGTH),
+      frame.subarray(from, from + ADDRESS),
+      frame.subarray(to, from),
+      frame.subarray(from + ADDRESS),
+    ]);
+    if (this.#socket?.write(back) === false) this.#socket.pause();
   }
 
   [Symbol.dispose](): void {
-    this.#socket.close();
+    this.#socket?.destroy();
+    this.#server.close();
   }
-}
-
-async function bound(): Promise<Socket> {
-  const socket = createSocket('udp4');
-  socket.bind(0, LOCALHOST);
-  await once(socket, 'listening');
-  try {
-    socket.setRecvBufferSize(SOCKET_BYTES);
-  } catch {
-    // The system's own size then.
-  }
-  return socket;
-}
-
-function portOf(socket: Socket): number {
-  return socket.address().port;
 }
