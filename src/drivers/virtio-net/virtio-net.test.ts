@@ -576,6 +576,35 @@ for (const packed of [false, true])
     );
 
     it(
+      'no segment of a chain that it has, nor a chain that runs in a circle; afterwards each is free again',
+      withCard(async ({ card, port, start, packets }) => {
+        await start();
+        card.holds = true;
+        const [head, middle, end, a, b, c] = Array.from({ length: 6 }, (_, i) => packets.from(frameOf(60 + i)));
+        packets.chain(middle, end);
+        packets.chain(head, middle);
+        assert.equal(send(port, head), 1);
+        for (const segment of [head, middle, end]) throwsDma('EINVAL', () => send(port, c, segment));
+        packets.chain(a, b);
+        packets.next[b] = a;
+        throwsDma('EINVAL', () => send(port, c, a));
+        packets.next[b] = NONE;
+        card.holds = false;
+        card.step();
+        assert.equal(send(port, c, a), 2, 'nothing of the burst before was taken');
+        // One with more segments than it tells would not find room in the ring.
+        const liar = packets.from(frameOf(60));
+        for (let i = 0; i < 70; i++) packets.chain(liar, packets.from(frameOf(60)));
+        packets.segments[liar] = 1;
+        throwsDma('EINVAL', () => send(port, liar));
+        packets.segments[liar] = 71;
+        assert.equal(send(port, liar, packets.from(frameOf(99))), 2);
+        assert.deepEqual([card.sent.at(-1), port.statistics().txErrors], [frameOf(99), 1]);
+        await port.stop();
+      }),
+    );
+
+    it(
       'nothing while the link is down, in the middle of a burst too; then the rest in order',
       withCard(async ({ card, port, start, packets }) => {
         await start();
