@@ -147,7 +147,7 @@ async function work(
 ): Promise<number> {
   const rates = new Rates(forwarder.ports);
   using live = output.liveLines();
-  const timer = setInterval(() => live.show(rates.lines()), options.statsPeriod * 1000);
+  const timer = setInterval(() => live.show(output.tableLines(RATE_COLUMNS, rates.rows())), options.statsPeriod * 1000);
   const begun = performance.now();
   try {
     const durationMs = options.duration === undefined ? undefined : options.duration * 1000;

@@ -45,8 +45,8 @@ export class Rates {
     this.#before = ports.map((port) => port.statistics());
   }
 
-  /** A table as plain lines. */
-  lines(): string[] {
+  /** The rows of a table. */
+  rows(): string[][] {
     const time = performance.now();
     const seconds = (time - this.#at) / 1000;
     const now = this.#ports.map((port) => port.statistics());
@@ -55,10 +55,6 @@ export class Rates {
     );
     this.#at = time;
     this.#before = now;
-    const table = [RATE_COLUMNS.map(({ head }) => head), ...rows];
-    const widths = RATE_COLUMNS.map((_, column) => Math.max(...table.map((row) => row[column]?.length ?? 0)));
-    return table.map((row) =>
-      row.map((cell, i) => (i === 0 ? cell.padEnd(widths[i] ?? 0) : cell.padStart(widths[i] ?? 0))).join('  '),
-    );
+    return rows;
   }
 }

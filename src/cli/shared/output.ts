@@ -60,16 +60,27 @@ export class Output {
 
   /** A table for people. */
   table(columns: readonly TableColumn[], rows: readonly (readonly TableCell[])[]): void {
-    if (this.json) return;
+    if (!this.json) for (const line of this.tableLines(columns, rows, (head) => this.strong(head))) this.text(line);
+  }
+
+  /** The lines of a table. @param heading what becomes of heads: lines that replace themselves are cut, and take plain ones */
+  tableLines(
+    columns: readonly TableColumn[],
+    rows: readonly (readonly TableCell[])[],
+    heading = (head: string): string => head,
+  ): string[] {
     const table = new Table({
-      head: columns.map(({ head }) => this.strong(head)),
+      head: columns.map(({ head }) => heading(head)),
       colAligns: columns.map(({ align = 'left' }) => align),
       style: { head: [], border: [], 'padding-left': 0, 'padding-right': 0 },
       chars: NO_LINES,
     });
     for (const row of rows)
       table.push(row.map((cell) => (typeof cell === 'string' ? cell : this[cell.tone](cell.text))));
-    for (const line of table.toString().split('\n')) this.text(line.trimEnd());
+    return table
+      .toString()
+      .split('\n')
+      .map((line) => line.trimEnd());
   }
 
   /** Lines and tables for people. */
