@@ -31,7 +31,7 @@ import type { WorkerOrders } from './participant.js';
 
 const PARTICIPANT = new URL('participant.js', import.meta.url);
 /** No operation in so many milliseconds: something hangs. */
-const STUCK_MS = 30_000;
+const STUCK_MS = 120_000;
 
 const USAGE = `Usage: npm run torture -- [--operations N] [--seed N] [--only workers|processes] [--kill-ms N]
 
