@@ -18,7 +18,7 @@ import type { Platform } from '../platform/ports.js';
 type PoolFacts = Omit<PoolDescription, 'stack' | 'threads' | 'holders' | 'keepers' | 'sealed'>;
 
 /** What the description of a ring says besides, and where its words are unless they are in SharedArrayBuffers. */
-type RingFacts = Pick<RingDescription, 'name' | 'event'> & {
+type RingFacts = Pick<RingDescription, 'name' | 'event' | 'roomEvent'> & {
   /** The seal of its pool. */
   readonly pool: string | null;
 } & Partial<Pick<RingDescription, 'words' | 'threads' | 'holders'>>;
@@ -118,10 +118,10 @@ function open(shared: Shared<unknown>, given: unknown, platform: Platform, place
 
 function openRing(shared: Shared<unknown>, given: unknown, platform: Platform, place: string): Ring {
   const operation = 'attach';
-  const { name, event, pool: seal, ...places } = shared.facts as RingFacts;
+  const { name, event, roomEvent, pool: seal, ...places } = shared.facts as RingFacts;
   const { holds: threads, holders, more } = shared;
   const pool = seal === null ? undefined : poolOfRing(given, seal, platform, place);
-  const facts = { kind: 'ring' as const, name, event, pool: undefined };
+  const facts = { kind: 'ring' as const, name, event, roomEvent, pool: undefined };
   if (more.length > 0) return Ring.attach({ ...facts, words: more[0], threads, holders }, platform, { place, pool });
   const wordHold = Hold.take(shared, platform, `the ring ${name}`, place, operation);
   try {

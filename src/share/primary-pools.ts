@@ -103,11 +103,12 @@ export class PrimaryPools {
 
   #shareRing(session: Session, ring: Ring, operation: string): Answer {
     if (ring.pool !== undefined) this.#mustReach(session, ring.pool, operation);
-    const { name, event, pool } = ring.share();
+    const { name, event, roomEvent, pool } = ring.share();
     const ofPool = ring.pool === undefined ? [] : wordsOf(ring.pool);
     const { words, fds } = this.#send(session, [...wordsOf(ring), ...ofPool]);
     const facts = pool === undefined ? undefined : factsOf(pool);
-    return { result: { ring: { name, pool: facts }, words }, ...copiesOf(this.#sources.platform, [...fds, event]) };
+    const copies = copiesOf(this.#sources.platform, [...fds, event, roomEvent]);
+    return { result: { ring: { name, pool: facts }, words }, ...copies };
   }
 
   /** @throws DmaError ENOTSUP unless the secondary has the memory of the pool */

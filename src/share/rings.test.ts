@@ -1,7 +1,7 @@
 /** Rings between threads: order, waiting, sides of one, and threads that end in the middle. */
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, it } from 'node:test';
-import { throwsDma } from '../../test/shared/errors.js';
+import { dmaError, throwsDma } from '../../test/shared/errors.js';
 import { ENDINGS, SharingWorker, WorkerFailure } from '../../test/shared/sharing-worker.js';
 import { until } from '../../test/shared/until.js';
 import { Eal } from '../eal.js';
@@ -210,6 +210,49 @@ describe('a ring between threads', SKIP, () => {
     await gone.end();
     for (let i = 0; i < 3; i++) assert.equal(ring.enqueue(Int32Array.of(i), 1), 1);
     assert.deepEqual(await taken, [0, 1, 2]);
+  });
+
+  it('lets producers wait for room, in a thread and in a loop, until the consumer takes something', async () => {
+    const ring = eal.rings.create('r', { size: 4, consumers: 'one' });
+    const [producer, consumer] = [await worker(ring.share()), await worker(ring.share())];
+    producer.tell(
+      `
+      const one = new Int32Array(1);
+      for (; one[0] < args[0]; one[0]++) while (held[0].enqueue(one, 1) === 0) held[0].waitForRoom(2 ** 31 - 1);`,
+      1000,
+    );
+    await until(() => ring.room === 0);
+    const first = ring.writable();
+    const taken = await consumer.run(TAKE, 1000);
+    assert.deepEqual(
+      taken,
+      Array.from({ length: 1000 }, (_, i) => i),
+    );
+    assert.equal(await first, true);
+    assert.equal(await ring.writable(), true);
+  });
+
+  it('lets producers wait when the consumer has ended: for another one, or until the time is over', async () => {
+    const ring = eal.rings.create('r', { size: 2, consumers: 'one' });
+    const [gone, next] = [await worker(ring.share()), await worker(ring.share())];
+    assert.equal(ring.enqueue(Int32Array.of(0), 1), 1);
+    assert.deepEqual(await gone.run(TAKE, 1), [0]);
+    assert.equal(ring.enqueue(Int32Array.of(1, 2), 2), 2);
+    await gone.end();
+    assert.equal(ring.waitForRoom(2), false);
+    assert.equal(await ring.writable({ timeoutMs: 2 }), false);
+    const room = ring.writable();
+    assert.deepEqual(await next.run(TAKE, 2), [1, 2]);
+    assert.equal(await room, true);
+    const aborted = new AbortController();
+    assert.equal(ring.enqueue(Int32Array.of(1, 2), 2), 2);
+    const waits = ring.writable({ signal: aborted.signal });
+    aborted.abort();
+    await assert.rejects(waits, dmaError('ECANCELED'));
+    const ended = ring.writable();
+    await next.end();
+    ring.free();
+    await assert.rejects(ended, dmaError('EINVAL'));
   });
 
   it('stops with its Eal only when no thread has it', async () => {

@@ -161,14 +161,14 @@ export class SecondaryRings {
       const pool: PoolDescription | undefined = facts.has('pool')
         ? { ...described(facts.objectAt('pool')), stack, threads: threadsOfPool, holders, keepers: [] }
         : undefined;
-      const event = fds.at(-1);
-      if (event === undefined) throw nonsense('rings.find', 'no event');
+      const [event, roomEvent] = [fds.at(-2), fds.at(-1)];
+      if (event === undefined || roomEvent === undefined) throw nonsense('rings.find', 'no event');
       const name = facts.string('name');
       const opening =
         pool === undefined
           ? undefined
           : { key: platform.memory.addressOf(stack), open: () => Pool.attach(pool, platform) };
-      const description = { kind: 'ring' as const, name, words, threads, holders, event, pool };
+      const description = { kind: 'ring' as const, name, words, threads, holders, event, roomEvent, pool };
       const ring = Ring.attach(description, platform, { pool: opening });
       endDead(this.#attached);
       this.#attached.add(ring);

@@ -18,6 +18,8 @@ export const TAIL_AT = LINE_WORDS + 1;
 export const HEAD_LOCK_AT = 2 * LINE_WORDS;
 export const HEAD_AT = 2 * LINE_WORDS + 1;
 export const BELL_AT = 3 * LINE_WORDS;
+/** That of producers that wait for room. */
+export const ROOM_BELL_AT = BELL_AT + 1;
 const SLOTS_AT = 4 * LINE_WORDS;
 
 /** The most numbers that a ring can hold. */

@@ -19,7 +19,7 @@ import {
   reading,
   type Shape,
 } from '../../check.js';
-import { DmaError, invalid, throwFirst, undoAll } from '../../errors.js';
+import { DmaError, invalid, throwFirst, undoAll, withUndo } from '../../errors.js';
 import type { Platform } from '../../platform/ports.js';
 import { shortForm } from '../../short-form.js';
 import { STAYS } from '../../stays.js';
@@ -38,6 +38,7 @@ import {
   HEAD_AT,
   HEAD_LOCK_AT,
   ringIn,
+  ROOM_BELL_AT,
   TAIL_AT,
   TAIL_LOCK_AT,
   type RingSide,
@@ -57,8 +58,10 @@ export interface RingDescription {
   readonly threads: WordsOrPlace;
   /** @internal The table of all threads and processes that share. */
   readonly holders: WordsOrPlace;
-  /** @internal A descriptor of the event, in this process. */
+  /** @internal A descriptor of the event that numbers came in, in this process. */
   readonly event: number;
+  /** @internal The same of the event that there is room again. */
+  readonly roomEvent: number;
   /** @internal */
   readonly pool: PoolDescription | undefined;
 }
@@ -94,6 +97,9 @@ export interface PoolOpening {
 /** What a ring needs of the platform. */
 export type RingPlatform = Pick<Platform, 'memory' | 'kernel' | 'events' | 'readiness' | 'files'>;
 
+/** The descriptors of its events. */
+export type RingEvents = Pick<RingDescription, 'event' | 'roomEvent'>;
+
 /** The parts of a ring in one thread. */
 interface RingParts {
   readonly name: string;
@@ -101,8 +107,8 @@ interface RingParts {
   readonly platform: RingPlatform;
   readonly pool: Pool | undefined;
   /** Makes what is needed to share it. */
-  readonly share: (event: number) => RingSharing;
-  readonly attached?: { readonly sharing: RingSharing; readonly event: number };
+  readonly share: (events: RingEvents) => RingSharing;
+  readonly attached?: { readonly sharing: RingSharing; readonly events: RingEvents };
   /** Gives back what it is made of. */
   readonly end: () => void;
   readonly made: boolean;
@@ -143,8 +149,8 @@ export class Ring implements Disposable {
   #sharing: RingSharing | undefined;
   /** This thread, once the ring is shared. */
   #me = NOBODY;
-  #event: number | undefined;
-  #bell: Bell | undefined;
+  #events: RingEvents | undefined;
+  #bells: { readonly filled: Bell; readonly room: Bell } | undefined;
   #tailLock: RobustLock | undefined;
   #headLock: RobustLock | undefined;
   // What this thread last saw of the other side's index, which only goes on. While this thread is its side alone, it is looked at again when
@@ -169,7 +175,7 @@ export class Ring implements Disposable {
     this.#end = end;
     this.#made = made;
     if (attached === undefined) return;
-    this.#event = attached.event;
+    this.#events = attached.events;
     this.#useWith(attached.sharing);
   }
 
@@ -207,10 +213,12 @@ export class Ring implements Disposable {
       if (opening !== undefined) undo.unshift(opening.close);
       const event = platform.files.duplicate(copy.event);
       undo.unshift(() => platform.files.close(event));
+      const roomEvent = platform.files.duplicate(copy.roomEvent);
+      undo.unshift(() => platform.files.close(roomEvent));
       const holds = Holds.attach(words.threads, holders.capacity, operation);
       const sharing: RingSharing = { holders, holds, words, description: copy };
       const end = (): void => throwFirst(undoAll([...undo, () => wordHold?.leave()]), 'ring.free');
-      const attached = { sharing, event };
+      const attached = { sharing, events: { event, roomEvent } };
       const share = (): RingSharing => sharing;
       return new Ring({ name, words: parts, platform, pool: opening?.pool, share, attached, end, made: false });
     } catch (error) {
@@ -332,7 +340,7 @@ export class Ring implements Disposable {
     if (first < n) copyNumbers(slots, 0, from, at + first, n - first);
     publish(words, TAIL_AT, tail + n);
     // After that store: see bell.ts.
-    if (words[BELL_AT] !== 0) this.#theBell('ring.enqueue').ring();
+    if (words[BELL_AT] !== 0) this.#theBells('ring.enqueue').filled.ring();
     return n;
   }
 
@@ -372,12 +380,16 @@ export class Ring implements Disposable {
       // From the copy, which nobody else can change. Owners are set before the head moves: until then they are in the ring.
       const wrong = this.#claim(this.pool, into, n, at);
       if (wrong >= 0) {
-        if (wrong === at) Atomics.store(words, HEAD_AT, (head + 1) | 0);
+        if (wrong === at) {
+          publish(words, HEAD_AT, head + 1);
+          if (words[ROOM_BELL_AT] !== 0) this.#theBells('ring.dequeue').room.ring();
+        }
         if (wrong === at || all) throw this.#wrongNumber(into[wrong], wrong === at);
         n = wrong - at;
       }
     }
     publish(words, HEAD_AT, head + n);
+    if (words[ROOM_BELL_AT] !== 0) this.#theBells('ring.dequeue').room.ring();
     return n;
   }
 
@@ -454,16 +466,38 @@ export class Ring implements Disposable {
    *   events
    */
   async readable(options?: { readonly signal?: AbortSignal; readonly timeoutMs?: number }): Promise<boolean> {
-    const operation = 'ring.readable';
+    return this.#until('filled', () => this.length > 0, options, 'ring.readable');
+  }
+
+  /**
+   * Resolves once there is room, without blocking the event loop: the other way round as {@link Ring.readable}. Another producer may fill it
+   * first.
+   *
+   * @param options.signal gives up
+   * @param options.timeoutMs gives up after so many milliseconds. Default: never
+   * @returns whether there is room: false when the time is over
+   * @throws DmaError ECANCELED if `options.signal` is aborted; EINVAL if the ring is freed, also meanwhile; ENOTSUP where there are no
+   *   events
+   */
+  async writable(options?: { readonly signal?: AbortSignal; readonly timeoutMs?: number }): Promise<boolean> {
+    return this.#until('room', () => this.room > 0, options, 'ring.writable');
+  }
+
+  async #until(
+    bell: 'filled' | 'room',
+    isSo: () => boolean,
+    options: WaitOptions | undefined,
+    operation: string,
+  ): Promise<boolean> {
     const { signal, timeoutMs } = optionsOf<WaitOptions>(options, READABLE_OPTIONS, operation);
     if (timeoutMs !== undefined) mustBeMs(timeoutMs, 'timeoutMs', operation);
-    this.#mustBeLive(operation);
-    if (signal?.aborted !== true && this.length > 0) return true;
     const isReady = (): boolean => {
       this.#mustBeLive(operation);
-      return this.length > 0;
+      return isSo();
     };
-    return this.#theBell(operation).readable(isReady, { signal, timeoutMs }, operation);
+    this.#mustBeLive(operation);
+    if (signal?.aborted !== true && isSo()) return true;
+    return this.#theBells(operation)[bell].readable(isReady, { signal, timeoutMs }, operation);
   }
 
   /**
@@ -477,19 +511,40 @@ export class Ring implements Disposable {
     const operation = 'ring.wait';
     mustBeMs(timeoutMs, 'timeoutMs', operation);
     this.#mustBeLive(operation);
-    return this.length > 0 || this.#theBell(operation).wait(() => this.length > 0, timeoutMs);
+    return this.length > 0 || this.#theBells(operation).filled.wait(() => this.length > 0, timeoutMs);
   }
 
-  #theBell(operation: string): Bell {
-    this.#event ??= this.#newEvent(operation);
-    return (this.#bell ??= new Bell(this.#platform, this.#words, BELL_AT, this.#event));
+  /**
+   * Blocks this thread until there is room, or the time is over: for workers.
+   *
+   * @param timeoutMs milliseconds, below 2^31
+   * @returns whether there is room
+   * @throws DmaError EINVAL if the ring is freed; ENOTSUP where there are no events
+   */
+  waitForRoom(timeoutMs: number): boolean {
+    const operation = 'ring.waitForRoom';
+    mustBeMs(timeoutMs, 'timeoutMs', operation);
+    this.#mustBeLive(operation);
+    return this.room > 0 || this.#theBells(operation).room.wait(() => this.room > 0, timeoutMs);
   }
 
-  #newEvent(operation: string): number {
+  #theBells(operation: string): { readonly filled: Bell; readonly room: Bell } {
+    const { event, roomEvent } = (this.#events ??= this.#newEvents(operation));
+    return (this.#bells ??= {
+      filled: new Bell(this.#platform, this.#words, BELL_AT, event),
+      room: new Bell(this.#platform, this.#words, ROOM_BELL_AT, roomEvent),
+    });
+  }
+
+  #newEvents(operation: string): RingEvents {
+    const { events, files } = this.#platform;
+    const made: number[] = [];
     try {
-      return this.#platform.events.create();
+      for (const _ of ['filled', 'room']) made.push(events.create());
+      return { event: made[0], roomEvent: made[1] };
     } catch (error) {
-      throw error instanceof DmaError ? error.with({ operation }) : error;
+      const failures = undoAll(made.map((fd) => () => files.close(fd)));
+      throw withUndo(error instanceof DmaError ? error.with({ operation }) : error, operation, failures);
     }
   }
 
@@ -532,8 +587,8 @@ export class Ring implements Disposable {
     const operation = 'ring.share';
     this.#mustBeLive(operation);
     if (this.#sharing !== undefined) return this.#sharing.description;
-    this.#event ??= this.#newEvent(operation);
-    const sharing = this.#share(this.#event);
+    this.#events ??= this.#newEvents(operation);
+    const sharing = this.#share(this.#events);
     this.#useWith(sharing);
     return sharing.description;
   }
@@ -615,9 +670,12 @@ export class Ring implements Disposable {
   }
 
   #closeEvent(operation: string): void {
-    this.#bell?.close(ended(operation, `the ring ${this.name} was freed`, 'ring.live'));
+    const error = ended(operation, `the ring ${this.name} was freed`, 'ring.live');
+    for (const bell of [this.#bells?.filled, this.#bells?.room]) bell?.close(error);
     this.#live = false;
-    if (this.#made && this.#event !== undefined) this.#platform.files.close(this.#event);
+    if (!this.#made || this.#events === undefined) return;
+    const { event, roomEvent } = this.#events;
+    throwFirst(undoAll([event, roomEvent].map((fd) => () => this.#platform.files.close(fd))), operation);
   }
 
   #mustBeLive(operation: string): void {
@@ -669,11 +727,11 @@ function openPool({ key, open }: PoolOpening): { readonly pool: Pool; readonly c
 export function checkRingDescription(description: RingDescription, operation: string): RingDescription {
   mustBeObject(description, 'descriptions of rings', operation);
   return reading(operation, 'the description', () => {
-    const { name, words, threads, holders, event, pool } = description;
+    const { name, words, threads, holders, event, roomEvent, pool } = description;
     mustBeString(name, 'the name of a ring', operation);
     for (const memory of [words, threads, holders])
       if (typeof memory !== 'object') throw invalid(operation, 'the description has no words of a ring');
-    mustBeWhole(event, 0, 2 ** 31 - 1, 'the descriptor of the event', operation);
-    return { kind: 'ring', name, words, threads, holders, event, pool };
+    for (const fd of [event, roomEvent]) mustBeWhole(fd, 0, 2 ** 31 - 1, 'the descriptor of an event', operation);
+    return { kind: 'ring', name, words, threads, holders, event, roomEvent, pool };
   });
 }

@@ -8,7 +8,7 @@ import { Holds } from '../shared/holds.js';
 import { sharedBuffers, type WordMemory } from '../shared/words.js';
 import { Pool } from './pool.js';
 import type { Pools, PoolsSharing } from './pools.js';
-import { Ring, type RingPlatform, type RingSharing } from './ring.js';
+import { Ring, type RingEvents, type RingPlatform, type RingSharing } from './ring.js';
 import { bytesForRing, formatRing, MOST_SLOTS, type RingSide } from './ring-words.js';
 import { placesOf } from './word-places.js';
 
@@ -92,7 +92,7 @@ export class Rings {
     const memory = source.allocate(bytesForRing(size));
     const words = formatRing(memory, size, producers, consumers);
     let shared: RingSharing | undefined;
-    const share = (event: number): RingSharing => (shared = this.#share(name, memory, event, pool));
+    const share = (events: RingEvents): RingSharing => (shared = this.#share(name, memory, events, pool));
     const end = (): void => {
       this.#rings.delete(name);
       pool?.rings.delete(ring);
@@ -109,7 +109,7 @@ export class Rings {
   }
 
   /** Makes what other threads and processes attach to. */
-  #share(name: string, memory: WordMemory, event: number, pool: Pool | undefined): RingSharing {
+  #share(name: string, memory: WordMemory, events: RingEvents, pool: Pool | undefined): RingSharing {
     const { holders: holdersOf, shares, port, words: source = sharedBuffers } = this.#sharing;
     const holders = holdersOf();
     const poolOf = pool?.share();
@@ -118,11 +118,11 @@ export class Rings {
       const holds = Holds.create(threads, holders.capacity, holders.enter());
       const words = { words: memory, threads, holders: holders.buffer };
       const kind = 'ring' as const;
-      const told = { kind, name, event, pool: poolOf };
+      const told = { kind, name, ...events, pool: poolOf };
       if (shares === undefined) return { holders, holds, words, description: { ...told, ...words } };
       const what = `the ring ${name}`;
       // Whoever has another pool than this one does not open it.
-      const facts = { name, event, pool: poolOf?.sealed?.seal ?? null };
+      const facts = { name, ...events, pool: poolOf?.sealed?.seal ?? null };
       const keepers = poolOf?.sealed?.keepers ?? [];
       if (isSharedArrayBuffer(memory) && isSharedArrayBuffer(threads) && isSharedArrayBuffer(words.holders)) {
         const parts = { kind, facts, holds: threads, holders: words.holders, more: [memory], keepers };
