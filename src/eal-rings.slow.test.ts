@@ -153,6 +153,34 @@ describe('rings between processes', { skip: openPlatform().limitation ?? false }
     assert.equal(ring.length, 2);
   });
 
+  it('let producers wait for room: in another process, and when the consumer was killed', async () => {
+    const ring = eal.rings.create('r', { size: 4, consumers: 'one' });
+    const [producer, consumer] = [await secondary('producer'), await secondary('consumer')];
+    const sent = producer.run(async ({ store }) => {
+      const ring = await store.rings.find('r');
+      const one = new Int32Array(1);
+      for (; one[0] < 100; one[0]++) while (ring?.enqueue(one, 1) === 0) await ring.writable();
+      return one[0];
+    });
+    const take = async ({ store }: { store: SecondaryStore }): Promise<number[]> => {
+      const ring = await store.rings.find('r');
+      const burst = new Int32Array(50);
+      for (let has = 0; has < 50; has += ring?.dequeue(burst, 50 - has, has) ?? 50) ring?.wait(1000);
+      return [...burst];
+    };
+    const first = await consumer.run(take);
+    await consumer.kill();
+    await until(() => ring.room === 0);
+    assert.equal(ring.waitForRoom(2), false);
+    const next = await secondary('next');
+    const all = [...first, ...(await next.run(take))];
+    assert.deepEqual(
+      all,
+      Array.from({ length: 100 }, (_, i) => i),
+    );
+    assert.equal(await sent, 100);
+  });
+
   it('lose nothing and double nothing when a process is killed that has elements everywhere', async () => {
     const pool = eal.pools.create({ name: 'packets', elements: 64, elementSize: 64, cache: 8 });
     const ring = eal.rings.create('r', { size: 32, pool });
