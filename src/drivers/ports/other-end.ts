@@ -14,6 +14,7 @@ const ASK_MS = 50;
 
 /** Rings by name: `secondary.rings`, or `eal.rings`. */
 export interface NamedRings {
+  /** The ring of that name; `undefined` if there is none. */
   find(name: string): Promise<Ring | undefined> | Ring | undefined;
 }
 

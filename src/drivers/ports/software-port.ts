@@ -38,7 +38,12 @@ export abstract class SoftwarePort extends PortBase {
   /** @internal Rung when somebody who waits shall look. */
   protected readonly bell = new Bell();
 
-  /** @param number of the device: part of its address, which is a locally administered one (IEEE 802, bit 1) */
+  /**
+   * Makes a port that is stopped.
+   *
+   * @param name of the device
+   * @param number of the device: part of its address, which is a locally administered one (IEEE 802, bit 1)
+   */
   constructor(name: string, number: number) {
     super(name);
     this.mac = `02:61:64:00:${hexByte(number >> 8)}:${hexByte(number)}`;

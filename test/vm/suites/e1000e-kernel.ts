@@ -51,6 +51,7 @@ before(async () => {
 });
 
 after(async () => {
+  await ip('address', 'flush', 'dev', interfaceOf(DEVICES.net0));
   await ip('netns', 'delete', FAR);
   for (const slot of ['port0', 'port1', 'port2']) await host.deviceDel(`nic-${slot}`);
   for (const slot of ['port0', 'port1', 'port2']) {
