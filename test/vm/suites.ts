@@ -33,6 +33,7 @@ export const SUITES: readonly Suite[] = [
   { name: 'nvme', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 900, wholeSeconds: 14_400 },
   { name: 'e1000e', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 900, wholeSeconds: 7200 },
   { name: 'e1000e-kernel', kernels: ['built'], iommus: ['48'], backends: ['type1', 'iommufd'] },
+  { name: 'virtio-net', kernels: ['built'], backends: ['type1', 'iommufd'], seconds: 600, wholeSeconds: 7200 },
   { name: 'nvme-threads', kernels: ['built'], backends: ['type1', 'iommufd'] },
   { name: 'secondaries', kernels: ['built'], iommus: ['48'], backends: ['iommufd'] },
   { name: 'nvme-namespaces', kernels: ['built'], backends: ['type1', 'iommufd'] },
