@@ -128,11 +128,12 @@ export class SecondaryRings {
   async create(name: string, options: RingOptions): Promise<Ring> {
     const { pool, ...others } = { ...options };
     optionsOf({ pool }, { pool: Pool }, 'rings.create');
-    if (pool?.live === false) throw invalid('rings.create', `the pool ${pool.name} was freed`);
+    // Only a pool that is known here is looked into: any object can say that it is one.
     if (pool !== undefined && !this.#pools.has(pool) && ![...this.#attached].some((ring) => ring.pool === pool))
-      throw invalid('rings.create', `the pool ${pool.name} was not opened by this secondary`, {
+      throw invalid('rings.create', `the pool ${pool.name} was not opened by this secondary, or was freed`, {
         hint: 'pools.find(name) opens it',
       });
+    if (pool?.live === false) throw invalid('rings.create', `the pool ${pool.name} was freed`);
     const ring = this.#open(
       await this.#connection.work('rings.create', { name }, { ...others, pool: pool?.name }, 'rings.create'),
     );

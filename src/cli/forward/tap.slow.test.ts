@@ -30,7 +30,7 @@ async function apart(room: Room, script: string): Promise<string> {
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 forward() { exec ${process.execPath} ${MAIN} forward "$@"; }
 finish() { kill -INT $1; wait $1 || test $? = 130; }
-ping() { ${PING?.join(' ') ?? 'false'} "$@"; }
+ping() { command ${PING?.join(' ') ?? 'false'} "$@"; }
 there() { until ip link show "$1" > /dev/null 2>&1; do sleep 0.05; done; }
 up() { there "$1"; ip link set "$1" up; }
 ${script}`,
@@ -79,8 +79,8 @@ describe('anydma forward, with interfaces of the kernel', { skip }, () => {
     wait $server
     cmp sent received
     cat sent
-    kill $other
     finish $f
+    kill $other
     cat result`;
 
   for (const mode of ['io', 'csum'] as const)
@@ -115,6 +115,7 @@ describe('anydma forward, with interfaces of the kernel', { skip }, () => {
       const out = await apart(room, transfer(mode));
       assert.match(out, /^20971520 [0-9a-f]{64}$/m);
       const { ports } = JSON.parse(out.slice(out.indexOf('{'))) as { ports: { rxBytes: number; txErrors: number }[] };
+      assert.ok(ports !== undefined, out);
       assert.ok(ports[0].rxBytes > 20 * 2 ** 20);
       for (const { txErrors } of ports) assert.equal(txErrors, 0);
     });
