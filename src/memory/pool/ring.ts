@@ -98,7 +98,12 @@ export interface PoolOpening {
 export type RingPlatform = Pick<Platform, 'memory' | 'kernel' | 'events' | 'readiness' | 'files'>;
 
 /** The descriptors of its events. */
-export type RingEvents = Pick<RingDescription, 'event' | 'roomEvent'>;
+export interface RingEvents {
+  /** The event that numbers came in. */
+  readonly event: number;
+  /** The event that there is room again. */
+  readonly roomEvent: number;
+}
 
 /** The parts of a ring in one thread. */
 interface RingParts {
